@@ -1,0 +1,1 @@
+//! Admission, approver, signer and standalone signer.
