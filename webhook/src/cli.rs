@@ -1,0 +1,47 @@
+//! The command line: one variant for each subcommand, each with arguments and a `run` of its own.
+
+use clap::{Parser, Subcommand};
+
+use crate::{admit, inject};
+
+/// What a subcommand fails with; `main` prints it with all its causes.
+pub type Error = Box<dyn std::error::Error + Send + Sync>;
+
+/// Worker threads at most: enough for the signer's work, and no thread for each core of a large node.
+const MAX_WORKERS: usize = 4;
+
+/// TLS certificates of its own for every etcd pod.
+#[derive(Debug, Parser)]
+#[command(name = "etcd-tls-webhook", version)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Answer the API server's admission reviews: inject the sidecar into pods that opted in.
+    Admit(admit::Args),
+    /// Inject into manifests, offline.
+    Inject(inject::Args),
+}
+
+impl Cli {
+    /// Installs the process's crypto provider, starts the runtime and runs the subcommand to its end.
+    ///
+    /// # Errors
+    /// The subcommand's.
+    pub fn run(self) -> Result<(), Error> {
+        rustls::crypto::aws_lc_rs::default_provider()
+            .install_default()
+            .map_err(|_| "a crypto provider is already installed in this process")?;
+        let workers = std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(MAX_WORKERS);
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build()?;
+        runtime.block_on(async {
+            match self.command {
+                Command::Admit(args) => args.run().await,
+                Command::Inject(args) => args.run().await,
+            }
+        })
+    }
+}
