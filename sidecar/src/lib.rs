@@ -15,6 +15,7 @@
 //!
 //! **Invariant.** Everything marked pure takes time and randomness as arguments and does no I/O.
 
+pub mod admin;
 pub mod args;
 pub mod certificate;
 pub mod csr;
@@ -23,3 +24,4 @@ pub mod names;
 pub mod policy;
 pub mod role;
 pub mod settings;
+pub mod telemetry;

@@ -1,0 +1,201 @@
+//! The admin port: `/live`, `/ready` and `/metrics` over plain HTTP/1.1, and nothing else.
+//!
+//! What is answered comes from a [`Status`], a value that the process's own loop keeps; asking costs no I/O. The server
+//! is bounded in every direction (connections, header bytes, time), since it listens on an address of the pod and
+//! authenticates nobody.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use http_body_util::Full;
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::Incoming,
+    header::{CONTENT_TYPE, HeaderValue},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{net::TcpListener, sync::Semaphore, time};
+
+/// Connections served at once; more wait in the kernel's queue.
+const MAX_CONNECTIONS: usize = 32;
+/// Bytes of a request's head; a probe's or a scraper's is far smaller.
+const MAX_HEAD: usize = 8 * 1024;
+/// How long a request's head may take.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a connection may live; scrapers and kubelet connect again.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What a process says of itself on its admin port.
+pub trait Status: Send + Sync + 'static {
+    /// Whether the process still does its work; an error restarts the container.
+    ///
+    /// # Errors
+    /// What stands still, for the operator.
+    fn live(&self) -> Result<(), String>;
+
+    /// Whether the process has what others need of it.
+    ///
+    /// # Errors
+    /// What is missing, for the operator.
+    fn ready(&self) -> Result<(), String>;
+
+    /// The metrics in the OpenMetrics text format.
+    fn metrics(&self) -> String;
+
+    /// A check under another path (`/etcd`); `None`, the default, is a 404. Unlike the others it may ask somebody.
+    fn check(&self, path: &str) -> Option<BoxFuture<'static, Result<(), String>>> {
+        let _ = path;
+        None
+    }
+}
+
+/// Serves `status` on `listener` until the future is dropped. It ends by itself never; a connection's error is that
+/// connection's alone.
+pub async fn serve(listener: TcpListener, status: Arc<dyn Status>) {
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of descriptors, most likely: the next accept would fail at once as well.
+                tracing::warn!(%error, "admin port: accept failed");
+                time::sleep(Duration::from_secs(1)).await;
+                continue;
+            }
+        };
+        let status = Arc::clone(&status);
+        tokio::spawn(async move {
+            let _slot = slot;
+            let service = service_fn(move |request: Request<Incoming>| {
+                let status = Arc::clone(&status);
+                async move {
+                    Ok::<_, std::convert::Infallible>(answer(request.method(), request.uri().path(), &*status).await)
+                }
+            });
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_TIMEOUT)
+                .max_buf_size(MAX_HEAD)
+                .serve_connection(TokioIo::new(stream), service);
+            match time::timeout(CONNECTION_TIMEOUT, connection).await {
+                Ok(Err(error)) => tracing::debug!(%error, "admin port: connection failed"),
+                Ok(Ok(())) | Err(_) => {}
+            }
+        });
+    }
+}
+
+async fn answer(method: &Method, path: &str, status: &dyn Status) -> Response<Full<Bytes>> {
+    if method != Method::GET && method != Method::HEAD {
+        return text(StatusCode::METHOD_NOT_ALLOWED, "GET only\n".to_owned());
+    }
+    match path {
+        "/live" => verdict(status.live()),
+        "/ready" => verdict(status.ready()),
+        "/metrics" => {
+            let mut response = text(StatusCode::OK, status.metrics());
+            response.headers_mut().insert(
+                CONTENT_TYPE,
+                HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8"),
+            );
+            response
+        }
+        other => match status.check(other) {
+            Some(check) => verdict(check.await),
+            None => text(StatusCode::NOT_FOUND, "not found\n".to_owned()),
+        },
+    }
+}
+
+fn verdict(result: Result<(), String>) -> Response<Full<Bytes>> {
+    match result {
+        Ok(()) => text(StatusCode::OK, "ok\n".to_owned()),
+        Err(reason) => text(StatusCode::SERVICE_UNAVAILABLE, reason + "\n"),
+    }
+}
+
+fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpStream,
+    };
+
+    use super::*;
+
+    struct Half;
+
+    impl Status for Half {
+        fn live(&self) -> Result<(), String> {
+            Ok(())
+        }
+
+        fn ready(&self) -> Result<(), String> {
+            Err("role peer: no certificate yet".to_owned())
+        }
+
+        fn metrics(&self) -> String {
+            "# EOF\n".to_owned()
+        }
+
+        fn check(&self, path: &str) -> Option<BoxFuture<'static, Result<(), String>>> {
+            (path == "/etcd").then(|| -> BoxFuture<'static, _> { Box::pin(async { Err("restart due".to_owned()) }) })
+        }
+    }
+
+    async fn ask(request: &str) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = tokio::spawn(serve(listener, Arc::new(Half)));
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        server.abort();
+        answer
+    }
+
+    fn get(path: &str) -> String {
+        format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    }
+
+    #[tokio::test]
+    async fn each_path_is_answered_from_the_status() {
+        for (path, code, word) in [
+            ("/live", "200", "ok"),
+            ("/ready", "503", "role peer: no certificate yet"),
+            ("/metrics", "200", "# EOF"),
+            ("/etcd", "503", "restart due"),
+            ("/", "404", "not found"),
+            ("/metrics/", "404", "not found"),
+        ] {
+            let answer = ask(&get(path)).await;
+            assert!(answer.starts_with(&format!("HTTP/1.1 {code} ")) && answer.contains(word), "{path}: {answer}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_head_without_end_is_cut_off() {
+        let answer = ask(&format!("GET /live HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(2 * MAX_HEAD))).await;
+        assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn nothing_is_written() {
+        let answer = ask("POST /live HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 405 "), "{answer}");
+    }
+}

@@ -1,0 +1,48 @@
+//! The log: one line an event on stderr, text for people or JSON for collectors.
+
+use std::str::FromStr;
+
+use tracing_subscriber::{filter::Targets, fmt, layer::SubscriberExt, util::SubscriberInitExt};
+
+/// The form of a log line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// One line of text.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The log cannot be set up as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    /// The filter does not parse.
+    #[error("log level {level:?}: {source}; write a level (info) or targets with levels (info,hyper=debug)")]
+    Filter {
+        /// What was asked.
+        level: String,
+        /// Why not.
+        source: tracing_subscriber::filter::ParseError,
+    },
+    /// Somebody set a subscriber before.
+    #[error("the log is set up twice: {0}")]
+    Twice(#[from] tracing_subscriber::util::TryInitError),
+}
+
+/// Sets the process's log up: lines of `format` for what `level` lets through, a level (`info`) or targets with levels
+/// (`info,kube_client=debug`).
+///
+/// # Errors
+/// `level` does not parse, or the log is set up already.
+pub fn init(format: Format, level: &str) -> Result<(), TelemetryError> {
+    let filter =
+        Targets::from_str(level).map_err(|source| TelemetryError::Filter { level: level.to_owned(), source })?;
+    let registry = tracing_subscriber::registry().with(filter);
+    let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+    match format {
+        Format::Text => registry.with(lines).try_init()?,
+        Format::Json => registry.with(lines.json().flatten_event(true)).try_init()?,
+    }
+    Ok(())
+}
