@@ -7,3 +7,6 @@ pub mod admit;
 pub mod cli;
 pub mod inject;
 pub mod tls;
+
+pub mod authority;
+pub mod issue;
