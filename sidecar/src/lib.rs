@@ -22,6 +22,7 @@ pub mod csr;
 pub mod identity;
 pub mod names;
 pub mod policy;
+pub mod restart;
 pub mod role;
 pub mod settings;
 pub mod telemetry;
