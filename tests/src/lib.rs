@@ -1,1 +1,53 @@
-//! x
+//! The harness of the integration tests: real processes, a real etcd and, where there is one, a real API server.
+//!
+//! The tests come in tiers, by what they need; one whose tier the machine cannot run says so in a line of its own:
+//!
+//! 1. real binaries, real sockets, a real etcd;
+//! 2. a real kube-apiserver, started and thrown away by [`apiserver`];
+//! 3. a cluster with a node, named by `KUBECONFIG`.
+//!
+//! Everything here panics with what went wrong, as a test wants it; what is started is killed when its value is
+//! dropped, and its log is shown when that happens in a panic.
+
+pub mod apiserver;
+pub mod etcd;
+pub mod etcd_client;
+pub mod pki;
+pub mod ports;
+pub mod process;
+pub mod temp;
+pub mod tier;
+
+use std::{
+    future::Future,
+    time::{Duration, Instant},
+};
+
+/// Polls `attempt` every 50 ms until it gives a value.
+///
+/// # Panics
+/// After `limit`, with `what` and the last error.
+pub async fn eventually<T, E, F>(what: &str, limit: Duration, mut attempt: impl FnMut() -> F) -> T
+where
+    E: std::fmt::Display,
+    F: Future<Output = Result<T, E>>,
+{
+    let start = Instant::now();
+    loop {
+        match attempt().await {
+            Ok(value) => return value,
+            Err(e) if start.elapsed() > limit => panic!("{what}: not within {limit:?}: {e}"),
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
+}
+
+/// The repository's root, where `manifests/` is.
+pub fn repository() -> std::path::PathBuf {
+    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("a workspace member has a parent").to_owned()
+}
+
+/// Makes aws-lc-rs the process's TLS provider; may be called again.
+pub fn install_crypto() {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+}

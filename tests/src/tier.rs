@@ -1,0 +1,53 @@
+//! What this machine can run. A test whose tier is missing says so and how to enable it, past the capture of the test
+//! runner, and returns.
+
+use std::{env, io::Write, path::PathBuf};
+
+use crate::etcd::EtcdBinary;
+
+/// Says in one line, even under the test runner's capture, that a test did not run, why, and what enables it.
+pub fn skip(tier: u8, reason: &str, enable: &str) {
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or("test");
+    // Not eprintln!, which the test runner captures.
+    let _ = writeln!(std::io::stderr(), "SKIPPED tier {tier}: {test}: {reason}; enable with: {enable}");
+}
+
+/// Tier 1's etcd: `ETCD` names the binary (`etcdctl` beside it), else PATH.
+pub fn etcd() -> Option<EtcdBinary> {
+    let found = EtcdBinary::find();
+    if found.is_none() {
+        skip(1, "no etcd", "apt-get install etcd-server etcd-client, or ETCD=/path/to/etcd");
+    }
+    found
+}
+
+/// Tier 2's directory with kube-apiserver, etcd and kubectl: `KUBEBUILDER_ASSETS`, else where envtest puts them.
+pub fn kubernetes() -> Option<PathBuf> {
+    let dir =
+        env::var_os("KUBEBUILDER_ASSETS").map_or_else(|| PathBuf::from("/usr/local/kubebuilder/bin"), PathBuf::from);
+    if dir.join("kube-apiserver").is_file() && dir.join("kubectl").is_file() {
+        return Some(dir);
+    }
+    skip(
+        2,
+        &format!("no kube-apiserver and kubectl in {}", dir.display()),
+        "KUBEBUILDER_ASSETS=<directory with kube-apiserver, kubectl and etcd> make test",
+    );
+    None
+}
+
+/// Tier 3's kubeconfig of a cluster with a node. `ETCD_TLS_CLUSTER_TESTS` is asked for besides `KUBECONFIG`, since these
+/// tests install into that cluster and delete from it.
+pub fn cluster() -> Option<PathBuf> {
+    let kubeconfig = env::var_os("KUBECONFIG").map(PathBuf::from).filter(|p| p.is_file());
+    if kubeconfig.is_some() && env::var_os("ETCD_TLS_CLUSTER_TESTS").is_some() {
+        return kubeconfig;
+    }
+    skip(
+        3,
+        "no cluster with a node",
+        "KUBECONFIG=<kubeconfig of a throw-away cluster that has the images> ETCD_TLS_CLUSTER_TESTS=1 make test",
+    );
+    None
+}
