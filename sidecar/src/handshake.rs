@@ -1,0 +1,248 @@
+//! What a TLS port really serves: asked by a handshake, never believed from a file.
+//!
+//! etcd reads its leaf anew at each handshake and its trust bundle never again, so whether a renewal arrived shows in
+//! the certificate it sends, and which CAs it has loaded in the CertificateRequest it sends. Both come before the
+//! client's own certificate is judged; it is sent all the same, so that etcd's log shows no rejected connection.
+
+use std::{
+    net::IpAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use hyper::Uri;
+use rustls::{
+    ClientConfig, DigitallySignedStruct, DistinguishedName, SignatureScheme,
+    client::{
+        ResolvesClientCert, Resumption,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
+    crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
+    sign::CertifiedKey,
+};
+use tokio::{io::AsyncWriteExt, net::TcpStream, time};
+use tokio_rustls::TlsConnector;
+use x509_cert::{Certificate, der::Decode as _};
+
+/// Where a handshake is made: an https URL's host and port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// A name or an address (without brackets).
+    pub host: String,
+    /// The port.
+    pub port: u16,
+}
+
+/// What the port showed of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Served {
+    /// The leaf's serial number, as in [`crate::certificate::Chain::serial`].
+    pub serial: String,
+    /// The leaf's DER.
+    pub leaf: Vec<u8>,
+    /// DER subjects of the CAs that the port takes client certificates of, in its order; `None` where it asks for no
+    /// client certificate.
+    pub trusted: Option<Vec<Vec<u8>>>,
+}
+
+/// Why nothing was seen.
+#[derive(Debug, thiserror::Error)]
+pub enum HandshakeError {
+    /// The URL does not name a TLS port.
+    #[error("{0:?} is not an https URL of a host and a port")]
+    Target(String),
+    /// Our own pair cannot be used.
+    #[error("own certificate: {0}")]
+    Identity(String),
+    /// No connection.
+    #[error("connect to {host} port {port}: {source}")]
+    Connect {
+        /// The host.
+        host: String,
+        /// The port.
+        port: u16,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A connection, but no certificate.
+    #[error("handshake with {host} port {port}: {source}")]
+    Handshake {
+        /// The host.
+        host: String,
+        /// The port.
+        port: u16,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Neither within the time given.
+    #[error("no handshake with {host} port {port} within {timeout:?}")]
+    Timeout {
+        /// The host.
+        host: String,
+        /// The port.
+        port: u16,
+        /// The time given.
+        timeout: Duration,
+    },
+}
+
+impl std::str::FromStr for Target {
+    type Err = HandshakeError;
+
+    fn from_str(s: &str) -> Result<Self, HandshakeError> {
+        let wrong = || HandshakeError::Target(s.to_owned());
+        let uri: Uri = s.parse().map_err(|_| wrong())?;
+        let (Some("https"), Some(host), Some(port)) = (uri.scheme_str(), uri.host(), uri.port_u16()) else {
+            return Err(wrong());
+        };
+        Ok(Self { host: host.trim_start_matches('[').trim_end_matches(']').to_owned(), port })
+    }
+}
+
+/// Shakes hands with `target` once, without resumption (a resumed session shows the old leaf), and says what it showed.
+/// Nothing is verified but that the port holds its leaf's key: judging is the caller's.
+///
+/// `identity` is a chain and a key in PEM for a port that asks for a client certificate.
+///
+/// # Errors
+/// No connection, no TLS, or not within `timeout`.
+pub async fn probe(
+    target: &Target,
+    identity: Option<(&str, &str)>,
+    timeout: Duration,
+) -> Result<Served, HandshakeError> {
+    let Target { host, port } = target.clone();
+    match time::timeout(timeout, shake(target, identity)).await {
+        Ok(result) => result,
+        Err(_) => Err(HandshakeError::Timeout { host, port, timeout }),
+    }
+}
+
+async fn shake(target: &Target, identity: Option<(&str, &str)>) -> Result<Served, HandshakeError> {
+    let Target { host, port } = target.clone();
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let seen = Arc::new(Observer {
+        provider: Arc::clone(&provider),
+        identity: identity.map(certified_key).transpose()?,
+        leaf: Mutex::default(),
+        trusted: Mutex::default(),
+    });
+    let handshake = |source| HandshakeError::Handshake { host: host.clone(), port, source };
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|e| handshake(std::io::Error::other(e)))?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::clone(&seen) as Arc<dyn ServerCertVerifier>)
+        .with_client_cert_resolver(Arc::clone(&seen) as Arc<dyn ResolvesClientCert>);
+    config.resumption = Resumption::disabled();
+    let name = match host.parse::<IpAddr>() {
+        Ok(ip) => ServerName::from(ip),
+        Err(_) => ServerName::try_from(host.clone()).map_err(|e| handshake(std::io::Error::other(e)))?,
+    };
+    let stream = TcpStream::connect((host.as_str(), port)).await.map_err(|source| HandshakeError::Connect {
+        host: host.clone(),
+        port,
+        source,
+    })?;
+    let finished = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
+    let leaf = take(&seen.leaf);
+    // TLS 1.2 tells a client that its certificate is refused before the handshake ends; what we came for was seen.
+    match (finished, leaf) {
+        (Ok(mut stream), Some(leaf)) => {
+            let _ = stream.shutdown().await;
+            served(leaf, &seen).map_err(handshake)
+        }
+        (Err(_), Some(leaf)) => served(leaf, &seen).map_err(handshake),
+        (Err(source), None) => Err(handshake(source)),
+        (Ok(_), None) => Err(handshake(std::io::Error::other("no certificate was sent"))),
+    }
+}
+
+fn served(leaf: Vec<u8>, seen: &Observer) -> Result<Served, std::io::Error> {
+    let certificate = Certificate::from_der(&leaf).map_err(std::io::Error::other)?;
+    let digits: String =
+        certificate.tbs_certificate().serial_number().as_bytes().iter().map(|b| format!("{b:02x}")).collect();
+    let serial = digits.trim_start_matches('0').to_owned();
+    Ok(Served { serial, leaf, trusted: take(&seen.trusted) })
+}
+
+fn certified_key((chain, key): (&str, &str)) -> Result<Arc<CertifiedKey>, HandshakeError> {
+    let chain = CertificateDer::pem_slice_iter(chain.as_bytes())
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|e| HandshakeError::Identity(e.to_string()))?;
+    // The error is not shown: it could quote the key.
+    let unreadable = || HandshakeError::Identity("the key cannot be used".to_owned());
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|_| unreadable())?;
+    let key = aws_lc_rs::sign::any_supported_type(&key).map_err(|_| unreadable())?;
+    Ok(Arc::new(CertifiedKey::new(chain, key)))
+}
+
+fn take<T>(slot: &Mutex<Option<T>>) -> Option<T> {
+    slot.lock().unwrap_or_else(PoisonError::into_inner).take()
+}
+
+fn put<T>(slot: &Mutex<Option<T>>, value: T) {
+    *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(value);
+}
+
+/// Takes any certificate and remembers it, and what CAs the server names.
+#[derive(Debug)]
+struct Observer {
+    provider: Arc<CryptoProvider>,
+    identity: Option<Arc<CertifiedKey>>,
+    leaf: Mutex<Option<Vec<u8>>>,
+    trusted: Mutex<Option<Vec<Vec<u8>>>>,
+}
+
+impl ServerCertVerifier for Observer {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        put(&self.leaf, end_entity.to_vec());
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+
+    fn root_hint_subjects(&self) -> Option<&[DistinguishedName]> {
+        None
+    }
+}
+
+impl ResolvesClientCert for Observer {
+    fn resolve(&self, root_hint_subjects: &[&[u8]], _sigschemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        put(&self.trusted, root_hint_subjects.iter().map(|s| s.to_vec()).collect());
+        self.identity.clone()
+    }
+
+    fn has_certs(&self) -> bool {
+        // Asked before the handshake begins: with false the CA names would never be shown to us.
+        true
+    }
+}

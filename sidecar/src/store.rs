@@ -1,0 +1,455 @@
+//! The files: one proven set for all roles of a pod, swapped by one rename.
+//!
+//! ```text
+//! <dir>/peer   -> ..data/peer          what etcd is told to read: peer/tls.crt, peer/tls.key, peer/ca.crt
+//! <dir>/..data -> ..7                  the one link that a renewal moves
+//! <dir>/..7/{peer,server}/…            a generation: every role, whole, synced before it is linked
+//! <dir>/..7/state.json                 what the certificates do not say themselves: when they were received
+//! <dir>/..pending/peer.key             a key whose request is under way, so that a restart asks no second time
+//! <dir>/..lock                         held for as long as a process works on the directory
+//! ```
+//!
+//! **Invariant.** At every instant, a crash at any system call included, the links lead to one whole generation, and
+//! every certificate in it was proven before it was written: [`Entry`] has no other constructor.
+//!
+//! Old generations go as soon as the link has moved; what a crash leaves behind goes before the next write.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File, TryLockError},
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use crate::{
+    certificate::{Bundle, CertificateError, Chain},
+    csr::PrivateKey,
+    names,
+    role::Role,
+    settings::Sans,
+    store::files::{Disk, Files},
+};
+
+pub mod files;
+#[cfg(test)]
+mod tests;
+
+const DATA: &str = "..data";
+const DATA_TMP: &str = "..data_tmp";
+const PENDING: &str = "..pending";
+const LOCK: &str = "..lock";
+const STATE: &str = "state.json";
+
+/// No file of a set is larger; more is not read (a chain of four RSA-4096 certificates is under 10 KiB).
+const MAX_FILE: u64 = 2 * 1024 * 1024;
+
+/// What a certificate does not say of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Record {
+    /// When the certificate was received, in seconds of the Unix epoch by this machine's clock: its life is counted from
+    /// here, not from a backdated notBefore.
+    pub received: u64,
+    /// Digest of the trust bundle under which the key was made; `key-rotation: on-ca-change` keeps the key while it is
+    /// the same.
+    pub key_bundle: String,
+}
+
+impl Record {
+    /// [`Self::received`] as a time.
+    pub fn received_at(&self) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(self.received)
+    }
+}
+
+/// One role's chain, key and bundle, proven to fit each other.
+pub struct Entry {
+    chain: Chain,
+    chain_pem: String,
+    key_pem: Zeroizing<String>,
+    bundle: Bundle,
+    record: Record,
+}
+
+/// Every role's entry: what one generation holds.
+#[derive(Clone, Default)]
+pub struct Set {
+    /// By role.
+    pub roles: BTreeMap<Role, Arc<Entry>>,
+}
+
+/// Why the files cannot be read or written. Whatever it is, the set that was in use still is.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Another process works on the directory.
+    #[error("{}: another etcd-tls-sidecar works on this directory; give each its own", .0.display())]
+    Locked(PathBuf),
+    /// Something that is not ours stands where a link of ours goes.
+    #[error("{}: is not a link of etcd-tls; move it away, or name another directory", .0.display())]
+    InTheWay(PathBuf),
+    /// The files do not hold together.
+    #[error("{}: {message}", path.display())]
+    Unusable {
+        /// Which file.
+        path: PathBuf,
+        /// Why not.
+        message: String,
+    },
+    /// The operating system's.
+    #[error("{}: {action}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which path.
+        path: PathBuf,
+        /// What came back.
+        source: io::Error,
+    },
+}
+
+impl Entry {
+    /// Proves a certificate that was just signed: the chain verifies against `bundle` at `now` as the role's peers would
+    /// do it, it is for `key`, and its names hold all of `asked`.
+    ///
+    /// # Errors
+    /// What a peer would refuse.
+    pub fn prove(
+        role: Role,
+        chain_pem: &str,
+        key: &PrivateKey,
+        bundle: &Bundle,
+        asked: &Sans,
+        record: Record,
+        now: SystemTime,
+    ) -> Result<Self, CertificateError> {
+        let chain = Chain::parse(chain_pem.as_bytes())?;
+        chain.verify(role, bundle, &key.public_key(), asked, now)?;
+        Ok(Self { chain, chain_pem: chain_pem.to_owned(), key_pem: key.to_pem(), bundle: bundle.clone(), record })
+    }
+
+    /// The same certificate and key under another bundle, if it verifies there as well.
+    ///
+    /// # Errors
+    /// The bundle lacks the certificate's CA.
+    pub fn with_bundle(&self, role: Role, bundle: &Bundle, now: SystemTime) -> Result<Self, CertificateError> {
+        // Whether the bundle holds the CA does not depend on the hour: a clock that was stepped refuses no bundle.
+        let at = now.clamp(self.chain.not_before, self.chain.not_after);
+        self.chain.verify(role, bundle, &self.chain.public_key, &Sans::default(), at)?;
+        Ok(self.moved_to(bundle))
+    }
+
+    /// The same certificate and key under a bundle that need not verify it: for a certificate that has expired.
+    pub(crate) fn moved_to(&self, bundle: &Bundle) -> Self {
+        Self {
+            chain: self.chain.clone(),
+            chain_pem: self.chain_pem.clone(),
+            key_pem: self.key_pem.clone(),
+            bundle: bundle.clone(),
+            record: self.record.clone(),
+        }
+    }
+
+    /// The chain, leaf first.
+    pub const fn chain(&self) -> &Chain {
+        &self.chain
+    }
+
+    /// The chain's PEM text.
+    pub fn chain_pem(&self) -> &str {
+        &self.chain_pem
+    }
+
+    /// The key's PKCS#8 PEM text. For a TLS configuration; never for a log.
+    pub fn key_pem(&self) -> &str {
+        &self.key_pem
+    }
+
+    /// The bundle that the role's peers are verified against.
+    pub const fn bundle(&self) -> &Bundle {
+        &self.bundle
+    }
+
+    /// What the certificate does not say itself.
+    pub const fn record(&self) -> &Record {
+        &self.record
+    }
+}
+
+impl std::fmt::Debug for Entry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Entry").field("serial", &self.chain.serial).field("bundle", &self.bundle.digest()).finish()
+    }
+}
+
+impl Set {
+    /// This set with `role`'s entry replaced.
+    pub fn with(&self, role: Role, entry: Entry) -> Self {
+        let mut roles = self.roles.clone();
+        roles.insert(role, Arc::new(entry));
+        Self { roles }
+    }
+
+    /// Whether every one of `roles` is there.
+    pub fn holds<'a>(&self, roles: impl IntoIterator<Item = &'a Role>) -> bool {
+        roles.into_iter().all(|role| self.roles.contains_key(role))
+    }
+}
+
+/// The directory, locked.
+pub struct Store<F = Disk> {
+    dir: PathBuf,
+    files: F,
+    _lock: File,
+}
+
+impl Store<Disk> {
+    /// Opens `dir`, made if missing, and takes its lock.
+    ///
+    /// # Errors
+    /// [`StoreError::Locked`] if another process has it.
+    pub fn open(dir: &Path) -> Result<Self, StoreError> {
+        Self::open_with(dir, Disk)
+    }
+}
+
+impl<F: Files> Store<F> {
+    /// [`Store::open`] over other system calls, for tests.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_with(dir: &Path, files: F) -> Result<Self, StoreError> {
+        fs::create_dir_all(dir).map_err(|e| io_error("make the directory", dir, e))?;
+        let path = dir.join(LOCK);
+        let lock = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .map_err(|e| io_error("open the lock", &path, e))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self { dir: dir.to_owned(), files, _lock: lock }),
+            Err(TryLockError::WouldBlock) => Err(StoreError::Locked(dir.to_owned())),
+            Err(TryLockError::Error(e)) => Err(io_error("lock", &path, e)),
+        }
+    }
+
+    /// The set in use; `None` where none was installed yet. Expired certificates are read all the same: they are what
+    /// etcd has.
+    ///
+    /// # Errors
+    /// The files cannot be read or do not hold together: to be asked for anew.
+    pub fn load(&self) -> Result<Option<Set>, StoreError> {
+        let generation = self.dir.join(DATA);
+        match fs::read_link(&generation) {
+            Ok(_) => {}
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(io_error("read the link", &generation, e)),
+        }
+        // A generation without its record (or with one of another build) is still a good set.
+        let records: BTreeMap<Role, Record> =
+            read(&generation.join(STATE)).ok().and_then(|s| serde_json::from_str(&s).ok()).unwrap_or_default();
+        let mut set = Set::default();
+        for role in Role::ALL {
+            let dir = generation.join(role.as_str());
+            if dir.is_dir() {
+                let record = records.get(&role).cloned().unwrap_or_default();
+                set.roles.insert(role, Arc::new(load_entry(&dir, record)?));
+            }
+        }
+        Ok(Some(set))
+    }
+
+    /// Writes `set` as a new generation and moves the link to it. When this returns an error, the set that was in use
+    /// still is, untouched.
+    ///
+    /// # Errors
+    /// The disk is full, read-only, or not ours; or something is in the way.
+    pub fn install(&self, set: &Set) -> Result<(), StoreError> {
+        let before = self.generations()?;
+        let current = fs::read_link(self.dir.join(DATA)).ok();
+        self.sweep(&before, current.as_deref())?;
+        let number = before.iter().filter_map(|name| number_of(name)).max().unwrap_or(0) + 1;
+        let name = format!("..{number}");
+        let generation = self.dir.join(&name);
+        if let Err(error) = self.write(&generation, &name, set) {
+            // Best effort: what remains is swept before the next write.
+            let _ = self.files.remove_dir_all(&generation);
+            return Err(error);
+        }
+        // The link has moved: whatever fails from here on is no failure of the swap.
+        if let Err(error) = self.files.sync_dir(&self.dir) {
+            tracing::warn!(%error, dir = %self.dir.display(), "the new files are in use, but not yet known to be on the medium");
+        }
+        if let Some(old) = current
+            && let Err(error) = self.files.remove_dir_all(&self.dir.join(&old))
+        {
+            tracing::warn!(%error, generation = %old.display(), "old files could not be removed; tried again at the next renewal");
+        }
+        Ok(())
+    }
+
+    fn write(&self, generation: &Path, name: &str, set: &Set) -> Result<(), StoreError> {
+        self.make_dir(generation)?;
+        let mut records = BTreeMap::new();
+        for (role, entry) in &set.roles {
+            let dir = generation.join(role.as_str());
+            self.make_dir(&dir)?;
+            self.write_file(&dir.join(names::CERT_FILE), 0o440, entry.chain_pem.as_bytes())?;
+            self.write_file(&dir.join(names::KEY_FILE), 0o440, entry.key_pem.as_bytes())?;
+            self.write_file(&dir.join(names::CA_FILE), 0o440, entry.bundle.to_pem().as_bytes())?;
+            self.sync_dir(&dir)?;
+            records.insert(*role, entry.record.clone());
+        }
+        let state = generation.join(STATE);
+        let text = serde_json::to_vec(&records).map_err(|e| io_error("write", &state, e.into()))?;
+        self.write_file(&state, 0o440, &text)?;
+        self.sync_dir(generation)?;
+        for role in set.roles.keys() {
+            self.link_role(*role)?;
+        }
+        let temporary = self.dir.join(DATA_TMP);
+        let data = self.dir.join(DATA);
+        self.files.symlink(Path::new(name), &temporary).map_err(|e| io_error("link", &temporary, e))?;
+        self.files.rename(&temporary, &data).map_err(|e| io_error("move the link", &data, e))
+    }
+
+    /// `<dir>/<role> -> ..data/<role>`, made once. Until the first generation is linked it leads nowhere.
+    fn link_role(&self, role: Role) -> Result<(), StoreError> {
+        let link = self.dir.join(role.as_str());
+        let target = Path::new(DATA).join(role.as_str());
+        match fs::read_link(&link) {
+            Ok(there) if there == target => Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                self.files.symlink(&target, &link).map_err(|e| io_error("link", &link, e))
+            }
+            _ => Err(StoreError::InTheWay(link)),
+        }
+    }
+
+    /// Removes what a crash left behind.
+    fn sweep(&self, generations: &[String], current: Option<&Path>) -> Result<(), StoreError> {
+        let temporary = self.dir.join(DATA_TMP);
+        if temporary.symlink_metadata().is_ok() {
+            self.files.remove_file(&temporary).map_err(|e| io_error("remove", &temporary, e))?;
+        }
+        for name in generations {
+            if current != Some(Path::new(name)) {
+                let path = self.dir.join(name);
+                self.files.remove_dir_all(&path).map_err(|e| io_error("remove", &path, e))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn generations(&self) -> Result<Vec<String>, StoreError> {
+        let entries = fs::read_dir(&self.dir).map_err(|e| io_error("list", &self.dir, e))?;
+        let mut names = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(|e| io_error("list", &self.dir, e))?;
+            if let Ok(name) = entry.file_name().into_string()
+                && number_of(&name).is_some()
+            {
+                names.push(name);
+            }
+        }
+        Ok(names)
+    }
+
+    /// The key of `role`'s request under way, if there is one.
+    pub fn pending(&self, role: Role) -> Option<PrivateKey> {
+        let path = self.pending_path(role);
+        match read(&path) {
+            Ok(pem) => PrivateKey::from_pem(&pem)
+                .map_err(|_| tracing::warn!(path = %path.display(), "a pending key cannot be read; a new one is made"))
+                .ok(),
+            Err(_) => None,
+        }
+    }
+
+    /// Keeps `key` while its request is under way, whole or not at all.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn keep_pending(&self, role: Role, key: &PrivateKey) -> Result<(), StoreError> {
+        let dir = self.dir.join(PENDING);
+        if !dir.is_dir() {
+            self.files.create_dir(&dir, 0o700).map_err(|e| io_error("make the directory", &dir, e))?;
+        }
+        let path = self.pending_path(role);
+        let temporary = path.with_extension("tmp");
+        if temporary.exists() {
+            self.files.remove_file(&temporary).map_err(|e| io_error("remove", &temporary, e))?;
+        }
+        self.write_file(&temporary, 0o400, key.to_pem().as_bytes())?;
+        self.files.rename(&temporary, &path).map_err(|e| io_error("rename", &path, e))
+    }
+
+    /// Forgets `role`'s pending key: its certificate is installed, or never will be.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn forget_pending(&self, role: Role) -> Result<(), StoreError> {
+        let path = self.pending_path(role);
+        match self.files.remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(io_error("remove", &path, e)),
+            _ => Ok(()),
+        }
+    }
+
+    fn pending_path(&self, role: Role) -> PathBuf {
+        self.dir.join(PENDING).join(format!("{role}.key"))
+    }
+
+    fn make_dir(&self, path: &Path) -> Result<(), StoreError> {
+        self.files.create_dir(path, 0o750).map_err(|e| io_error("make the directory", path, e))
+    }
+
+    fn write_file(&self, path: &Path, mode: u32, bytes: &[u8]) -> Result<(), StoreError> {
+        let mut file = self.files.create(path, mode).map_err(|e| io_error("create", path, e))?;
+        self.files.write(&mut file, bytes).map_err(|e| io_error("write", path, e))?;
+        self.files.sync(&file).map_err(|e| io_error("sync", path, e))
+    }
+
+    fn sync_dir(&self, path: &Path) -> Result<(), StoreError> {
+        self.files.sync_dir(path).map_err(|e| io_error("sync", path, e))
+    }
+}
+
+fn load_entry(dir: &Path, record: Record) -> Result<Entry, StoreError> {
+    let file = |name: &str| {
+        let path = dir.join(name);
+        read(&path).map_err(|e| io_error("read", &path, e))
+    };
+    let unusable = |name: &str, message: String| StoreError::Unusable { path: dir.join(name), message };
+    let chain_pem = file(names::CERT_FILE)?.as_str().to_owned();
+    let chain = Chain::parse(chain_pem.as_bytes()).map_err(|e| unusable(names::CERT_FILE, e.to_string()))?;
+    let key_pem = file(names::KEY_FILE)?;
+    let key = PrivateKey::from_pem(&key_pem).map_err(|_| unusable(names::KEY_FILE, "is no private key".to_owned()))?;
+    if key.public_key() != chain.public_key {
+        return Err(unusable(names::KEY_FILE, format!("is not the key of {}", names::CERT_FILE)));
+    }
+    let bundle =
+        Bundle::parse(file(names::CA_FILE)?.as_bytes()).map_err(|e| unusable(names::CA_FILE, e.to_string()))?;
+    Ok(Entry { chain, chain_pem, key_pem, bundle, record })
+}
+
+/// Reads a file of ours; wiped when dropped, since it may be a key.
+fn read(path: &Path) -> io::Result<Zeroizing<String>> {
+    if fs::metadata(path)?.len() > MAX_FILE {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "file too large"));
+    }
+    fs::read_to_string(path).map(Zeroizing::new)
+}
+
+fn number_of(name: &str) -> Option<u64> {
+    name.strip_prefix("..").and_then(|n| n.parse().ok())
+}
+
+fn io_error(action: &'static str, path: &Path, source: io::Error) -> StoreError {
+    StoreError::Io { action, path: path.to_owned(), source }
+}
