@@ -8,7 +8,7 @@ use clap::Args;
 use crate::{
     names,
     role::Role,
-    settings::{Issuer, KeyAlgorithm, KeyRotation, Reload},
+    settings::{Issuer, KeyAlgorithm, KeyRotation, Reload, format_duration},
 };
 
 /// What `init` and `run` are told of their pod. Everything that a user can say reaches them here, already validated.
@@ -96,6 +96,57 @@ pub struct DownwardArgs {
 impl PodArgs {
     /// The arguments that, parsed, give this value again; what equals its default is left out.
     pub fn render(&self) -> Vec<String> {
-        todo!()
+        // No `..`: a new field does not compile until it is rendered.
+        let Self {
+            roles,
+            cluster,
+            issuer,
+            duration,
+            key,
+            key_rotation,
+            extra_sans,
+            user,
+            reload,
+            can_signal,
+            dir,
+            trust_dir,
+            token_dir,
+            admin_port,
+            client_url,
+            peer_url,
+            metrics_url,
+            liveness_url,
+        } = self;
+        let words: Vec<&str> = roles.iter().map(|role| role.as_str()).collect();
+        let mut out = vec![format!("--roles={}", words.join(","))];
+        let mut unless = |name: &str, value: String, default: &str| {
+            if value != default {
+                out.push(format!("--{name}={value}"));
+            }
+        };
+        unless("cluster", cluster.clone(), names::DEFAULT_CLUSTER);
+        unless("issuer", issuer.to_string(), "csr");
+        unless("duration", format_duration(*duration), "24h");
+        unless("key", key.to_string(), "ecdsa-p256");
+        unless("key-rotation", key_rotation.to_string(), "always");
+        unless("extra-sans", extra_sans.join(","), "");
+        unless("reload", reload.to_string(), "auto");
+        unless("dir", dir.display().to_string(), names::CERTS_MOUNT_PATH);
+        unless("trust-dir", trust_dir.display().to_string(), names::TRUST_MOUNT_PATH);
+        unless("token-dir", token_dir.display().to_string(), names::TOKEN_MOUNT_PATH);
+        unless("admin-port", admin_port.to_string(), &names::DEFAULT_ADMIN_PORT.to_string());
+        if *can_signal {
+            out.push("--can-signal".to_owned());
+        }
+        for (name, value) in [
+            ("user", user),
+            ("client-url", client_url),
+            ("peer-url", peer_url),
+            ("metrics-url", metrics_url),
+            ("liveness-url", liveness_url),
+        ] {
+            out.extend(value.iter().map(|value| format!("--{name}={value}")));
+        }
+        out
     }
 }

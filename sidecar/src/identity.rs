@@ -1,88 +1,27 @@
 //! The whole law of who may be called what. Pure: values in, verdict out.
+//!
+//! Shared by the requester, which builds its request from [`requested_sans`], the approver, which judges by [`judge`], and
+//! the signer, which judges again and issues [`entitlement`], whole. Nothing in a request's own body is believed; it is only
+//! compared.
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+mod facts;
+mod grammar;
+mod requester;
 
+use std::time::Duration;
+
+pub use self::{
+    facts::{BoundPod, PodFacts, Requester, ServiceFacts},
+    grammar::{common_name, entitlement, opted_in, requested_sans, subject_common_name},
+    requester::{SERVICE_ACCOUNT_PREFIX, bound_pod},
+};
 use crate::{
     csr::Request,
-    names::SignerName,
+    names::{self, SignerName},
     policy::Policy,
     role::Role,
-    settings::{Sans, Settings},
+    settings::{Sans, Settings, format_duration},
 };
-
-/// Who asks, as the API server says it: `spec.username`, `uid`, `groups`, `extra` of the CertificateSigningRequest.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Requester {
-    /// `spec.username`.
-    pub username: String,
-    /// `spec.uid`.
-    pub uid: String,
-    /// `spec.groups`.
-    pub groups: Vec<String>,
-    /// `spec.extra`.
-    pub extra: BTreeMap<String, Vec<String>>,
-}
-
-/// A service-account token bound to a pod, recognised in a [`Requester`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BoundPod {
-    /// The service account's namespace, which is the pod's.
-    pub namespace: String,
-    /// The service account's name.
-    pub service_account: String,
-    /// `authentication.kubernetes.io/pod-name`.
-    pub pod: String,
-    /// `authentication.kubernetes.io/pod-uid`.
-    pub pod_uid: String,
-    /// `authentication.kubernetes.io/node-name`.
-    pub node: String,
-}
-
-/// A pod as the law sees it: read live by approver and signer, known from the downward API by the requester.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PodFacts {
-    /// `metadata.namespace`.
-    pub namespace: String,
-    /// `metadata.name`.
-    pub name: String,
-    /// `metadata.uid`.
-    pub uid: String,
-    /// `spec.serviceAccountName`.
-    pub service_account: String,
-    /// `spec.nodeName`.
-    pub node: String,
-    /// `spec.hostNetwork`.
-    pub host_network: bool,
-    /// `status.podIPs`, or on the host's network `status.hostIPs`; empty while not reported.
-    pub ips: Vec<IpAddr>,
-    /// `spec.hostname`, else the pod's name (without dots' tail, as kubelet makes it).
-    pub hostname: String,
-    /// `spec.subdomain`.
-    pub subdomain: Option<String>,
-    /// `metadata.labels`.
-    pub labels: BTreeMap<String, String>,
-    /// `metadata.annotations`.
-    pub annotations: BTreeMap<String, String>,
-    /// Names of `spec.containers`.
-    pub containers: Vec<String>,
-    /// Phase Succeeded or Failed.
-    pub finished: bool,
-    /// `metadata.deletionTimestamp` is set.
-    pub deleting: bool,
-    /// Whether the pod's namespace carries `etcd-tls=dynamic`.
-    pub namespace_opted_in: bool,
-}
-
-/// A Service of the pod's namespace as the law sees it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ServiceFacts {
-    /// `metadata.name`.
-    pub name: String,
-    /// `spec.clusterIPs`; empty for a headless one.
-    pub cluster_ips: Vec<IpAddr>,
-    /// `spec.selector`; an empty one selects nothing.
-    pub selector: BTreeMap<String, String>,
-}
 
 /// All that one role of one pod is entitled to. The signer issues this, whole; a request may ask for less of the names.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -119,55 +58,6 @@ pub struct Denial {
     pub message: String,
 }
 
-/// Whether a pod has opted in: its own label, or its namespace's unless the pod opted out; in a labelled namespace only a
-/// pod with a container `etcd` or an `etcd-tls.dev/roles` annotation.
-pub fn opted_in(
-    namespace_opted_in: bool,
-    labels: &BTreeMap<String, String>,
-    annotations: &BTreeMap<String, String>,
-    containers: &[&str],
-) -> bool {
-    let _ = (namespace_opted_in, labels, annotations, containers);
-    todo!()
-}
-
-/// Recognises a pod-bound service-account token in what the API server says of the requester.
-///
-/// # Errors
-/// Every reason why it is none.
-pub fn bound_pod(requester: &Requester) -> Result<BoundPod, Vec<Denial>> {
-    let _ = requester;
-    todo!()
-}
-
-/// The subject's CN for `role`: at most 64 characters (RFC 5280, ub-common-name); a longer pod name is cut and ended by a
-/// digest of the whole.
-pub fn common_name(role: Role, pod_name: &str) -> String {
-    let _ = (role, pod_name);
-    todo!()
-}
-
-/// What the requester itself knows to ask for: its IPs, its hostname, `localhost`. Always a subset of [`entitlement`].
-pub fn requested_sans(role: Role, pod: &PodFacts, settings: &Settings) -> Sans {
-    let _ = (role, pod, settings);
-    todo!()
-}
-
-/// The whole grammar: what `role` of `pod` is entitled to.
-///
-/// # Errors
-/// A denial verdict's reasons, or not yet.
-pub fn entitlement(
-    role: Role,
-    pod: &PodFacts,
-    services: &[ServiceFacts],
-    settings: &Settings,
-    policy: &Policy,
-) -> Result<Entitlement, Verdict> {
-    let _ = (role, pod, services, settings, policy);
-    todo!()
-}
-
 /// What a CertificateSigningRequest of ours asks, everything but the pod.
 #[derive(Clone, Debug)]
 pub struct Asked<'a> {
@@ -186,9 +76,191 @@ pub struct Asked<'a> {
 }
 
 /// The verdict, from the live pod (`None`: there is none of that name) and the Services of its namespace.
+///
+/// A requester that is no service account is judged by [`judge_host`].
 pub fn judge(asked: &Asked<'_>, pod: Option<&PodFacts>, services: &[ServiceFacts], policy: &Policy) -> Verdict {
-    let _ = (asked, pod, services, policy);
-    todo!()
+    if !asked.requester.username.starts_with(SERVICE_ACCOUNT_PREFIX) {
+        return judge_host(asked, policy);
+    }
+    let bound = match bound_pod(asked.requester) {
+        Ok(bound) => bound,
+        Err(denials) => return Verdict::Deny(denials),
+    };
+    let Some(pod) = pod else {
+        // The token was bound to it, so it was there; a name that comes back comes with another uid.
+        return deny("PodGone", format!("there is no pod {}/{}", bound.namespace, bound.pod));
+    };
+    let mut denials = live(&bound, pod);
+    let settings = Settings::parse(&pod.annotations).unwrap_or_else(|problems| {
+        denials.extend(problems.iter().map(|problem| denial("BadAnnotation", problem.to_string())));
+        Settings::default()
+    });
+    let role = match role_of(asked, Some(&pod.uid)) {
+        Ok(role) => role,
+        Err(d) => {
+            denials.push(d);
+            return Verdict::Deny(denials);
+        }
+    };
+    if !denials.is_empty() {
+        return Verdict::Deny(denials);
+    }
+    let mut entitlement = match entitlement(role, pod, services, &settings, policy) {
+        Ok(entitlement) => entitlement,
+        Err(Verdict::Deny(denials)) => return Verdict::Deny(denials),
+        // What no address will change is said now, not after it.
+        Err(other) => {
+            let denials = form(asked, role, &subject_common_name(role, pod, &settings), policy);
+            return if denials.is_empty() { other } else { Verdict::Deny(denials) };
+        }
+    };
+    denials.extend(form(asked, role, &entitlement.common_name, policy));
+    denials.extend(content(asked, &entitlement));
+    // The annotation may have been changed since; what was asked for counts, within policy.
+    entitlement.lifetime = asked.expiration.unwrap_or(entitlement.lifetime).min(policy.lifetime.max);
+    if denials.is_empty() { Verdict::Approve(entitlement) } else { Verdict::Deny(denials) }
+}
+
+/// The verdict on a host or static pod that policy lists by the name it authenticates with: its certificate holds what
+/// policy says, all of it, and its CSR's name ends with the role and the key's digest.
+pub fn judge_host(asked: &Asked<'_>, policy: &Policy) -> Verdict {
+    let requester = asked.requester;
+    let Some(host) = policy.host(&requester.username, &requester.groups) else {
+        return deny(
+            "BadRequester",
+            format!(
+                "{:?} is neither a pod nor a host that policy lists: a pod asks with a token of its own",
+                requester.username
+            ),
+        );
+    };
+    let role = match role_of(asked, None) {
+        Ok(role) => role,
+        Err(d) => return Verdict::Deny(vec![d]),
+    };
+    let signer = SignerName {
+        domain: role.domain(),
+        namespace: host.cluster.namespace.clone(),
+        cluster: host.cluster.cluster.clone(),
+    };
+    let lifetime = asked.expiration.unwrap_or(policy.lifetime.max).min(policy.lifetime.max);
+    let sans = if role == Role::Metrics { Sans::default() } else { host.sans() };
+    let entitlement = Entitlement { role, signer, common_name: common_name(role, &host.common_name), sans, lifetime };
+    let mut denials = Vec::new();
+    if !host.roles.contains(&role) {
+        denials.push(denial("WrongRole", format!("policy does not let the host {} be a {role}", host.username)));
+    }
+    denials.extend(form(asked, role, &entitlement.common_name, policy));
+    denials.extend(content(asked, &entitlement));
+    if denials.is_empty() { Verdict::Approve(entitlement) } else { Verdict::Deny(denials) }
+}
+
+fn denial(reason: &'static str, message: impl Into<String>) -> Denial {
+    Denial { reason, message: message.into() }
+}
+
+fn deny(reason: &'static str, message: impl Into<String>) -> Verdict {
+    Verdict::Deny(vec![denial(reason, message)])
+}
+
+/// Whether the live pod is the one that the token is bound to, is running, and has opted in.
+fn live(bound: &BoundPod, pod: &PodFacts) -> Vec<Denial> {
+    let mut denials = Vec::new();
+    let name = format!("{}/{}", pod.namespace, pod.name);
+    for (what, live, token) in [
+        ("namespace", &pod.namespace, &bound.namespace),
+        ("name", &pod.name, &bound.pod),
+        ("uid", &pod.uid, &bound.pod_uid),
+        ("service account", &pod.service_account, &bound.service_account),
+        ("node", &pod.node, &bound.node),
+    ] {
+        if live != token {
+            denials
+                .push(denial("WrongPod", format!("pod {name} has the {what} {live:?}, but the token says {token:?}")));
+        }
+    }
+    if pod.finished {
+        denials.push(denial("PodFinished", format!("pod {name} has finished")));
+    }
+    if pod.deleting {
+        denials.push(denial("PodDeleting", format!("pod {name} is being deleted")));
+    }
+    let containers: Vec<&str> = pod.containers.iter().map(String::as_str).collect();
+    if !opted_in(pod.namespace_opted_in, &pod.labels, &pod.annotations, &containers) {
+        denials.push(denial(
+            "NotOptedIn",
+            format!("pod {name} has not opted in: label it or its namespace {}={}", names::LABEL, names::DYNAMIC),
+        ));
+    }
+    denials
+}
+
+/// The role, from the CSR's name, which must be the one that [`names::csr_name`] gives for the pod's `uid` and the key.
+/// A host has no uid: there that part of the name is free.
+fn role_of(asked: &Asked<'_>, uid: Option<&str>) -> Result<Role, Denial> {
+    let digest = asked.request.key_digest();
+    let middle = asked.name.strip_prefix("etcd-tls-").and_then(|rest| rest.strip_suffix(&format!("-{digest}")));
+    let parts = middle.and_then(|middle| middle.rsplit_once('-'));
+    let role = parts.and_then(|(named, role)| {
+        let fits = uid.map_or(!named.is_empty(), |uid| named == uid);
+        role.parse::<Role>().ok().filter(|_| fits)
+    });
+    role.ok_or_else(|| {
+        let uid = uid.unwrap_or("<name>");
+        denial(
+            "WrongName",
+            format!("the request's name is not etcd-tls-{uid}-<role>-{digest}, of its pod, role and key"),
+        )
+    })
+}
+
+/// What is asked beside names and addresses: signer, subject, usages, key, life.
+fn form(asked: &Asked<'_>, role: Role, common_name: &str, policy: &Policy) -> Vec<Denial> {
+    let mut denials = Vec::new();
+    let request = asked.request;
+    if request.organization != role.organization() {
+        let message = format!("the subject's O is {:?}, not {:?}", request.organization, role.organization());
+        denials.push(denial("WrongSubject", message));
+    }
+    if request.common_name != common_name {
+        let message = format!("the subject's CN is {:?}, not {common_name:?}", request.common_name);
+        denials.push(denial("WrongSubject", message));
+    }
+    let mut asked_usages: Vec<&str> = asked.usages.iter().map(String::as_str).collect();
+    let mut needed = usages(role).to_vec();
+    asked_usages.sort_unstable();
+    needed.sort_unstable();
+    if asked_usages != needed {
+        let message = format!("the usages are not {}, as a {role} needs them", usages(role).join(", "));
+        denials.push(denial("WrongUsages", message));
+    }
+    if !policy.keys.allow(request.key) {
+        denials.push(denial("KeyNotAllowed", format!("policy's keys do not hold {}", request.key)));
+    }
+    if let Some(life) = asked.expiration
+        && !(policy.lifetime.min..=policy.lifetime.max).contains(&life)
+    {
+        let (min, max) = (format_duration(policy.lifetime.min), format_duration(policy.lifetime.max));
+        let message = format!("a life of {} is asked for; policy allows {min} to {max}", format_duration(life));
+        denials.push(denial("WrongLifetime", message));
+    }
+    denials
+}
+
+/// What is asked against what the pod is: signer, names and addresses.
+fn content(asked: &Asked<'_>, entitlement: &Entitlement) -> Vec<Denial> {
+    let mut denials = Vec::new();
+    if *asked.signer != entitlement.signer {
+        let message =
+            format!("the signer is {}, but this {} is of {}", asked.signer, entitlement.role, entitlement.signer);
+        denials.push(denial("WrongSigner", message));
+    }
+    let beyond = asked.request.sans.beyond(&entitlement.sans);
+    if !beyond.is_empty() {
+        let message = format!("asked for beyond what the pod is: {}", beyond.join(", "));
+        denials.push(denial("NameNotAllowed", message));
+    }
+    denials
 }
 
 /// `spec.usages` that `role` needs, in Kubernetes' words.

@@ -1,6 +1,6 @@
 //! The names that others depend on: labels, annotations, signer names, objects, files.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, net::IpAddr, str::FromStr};
 
 use crate::role::{Domain, Role};
 
@@ -137,6 +137,22 @@ pub fn is_dns_label(s: &str) -> bool {
 /// Whether `s` is a DNS subdomain as Kubernetes means it (RFC 1123: labels joined by dots, at most 253 characters).
 pub fn is_dns_subdomain(s: &str) -> bool {
     s.len() <= 253 && s.split('.').all(is_dns_label)
+}
+
+/// Whether `s` may stand in a certificate as a dNSName: a DNS subdomain whose last label is not a number, so that nobody
+/// takes it for an IP address.
+pub fn is_san_dns_name(s: &str) -> bool {
+    is_dns_subdomain(s) && s.rsplit('.').next().is_some_and(|last| !last.bytes().all(|b| b.is_ascii_digit()))
+}
+
+/// Whether `ip` may stand in a certificate: neither unspecified, multicast nor broadcast, and no IPv4 address in IPv6's
+/// clothes, which Go reads as the IPv4 address.
+pub fn is_san_ip(ip: IpAddr) -> bool {
+    let odd = match ip {
+        IpAddr::V4(v4) => v4.is_broadcast(),
+        IpAddr::V6(v6) => v6.to_ipv4_mapped().is_some(),
+    };
+    !(odd || ip.is_unspecified() || ip.is_multicast())
 }
 
 #[cfg(test)]
