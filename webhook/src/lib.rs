@@ -5,7 +5,15 @@
 
 pub mod admit;
 pub mod cli;
+pub mod client;
+pub mod csr_watch;
+pub mod events;
+pub mod facts;
 pub mod inject;
+pub mod lease;
+pub mod namespace_watch;
+pub mod policy_watch;
+pub mod shutdown;
 pub mod tls;
 
 pub mod authority;

@@ -1,0 +1,103 @@
+//! The client of the API server that `approve` and `sign` share the making of.
+
+use std::time::Duration;
+
+use kube::{Client, Config, config::InferConfigError, runtime::utils::Backoff};
+
+/// How long connecting may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long one request may take before it is tried again; watches are not bound by it.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// The API server cannot be reached from here.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Neither a kubeconfig nor a service account's files.
+    #[error("found neither a kubeconfig (KUBECONFIG) nor a pod's service account: {0}")]
+    Config(#[from] InferConfigError),
+    /// The configuration does not make a client.
+    #[error("the API server's configuration makes no client: {0}")]
+    Client(#[from] kube::Error),
+}
+
+/// Connects as `KUBECONFIG` says, or as the pod's service account. There is no rate limit of our own; concurrent requests
+/// are as many connections, kept open for the next ones.
+///
+/// # Errors
+/// No configuration, or one that makes no client. That the API server is away is no error here.
+pub async fn connect() -> Result<Client, ClientError> {
+    let mut config = Config::infer().await?;
+    config.connect_timeout = Some(CONNECT_TIMEOUT);
+    // kube's own repeats of 429, 503 and 504 double up to 1000 s inside one call. Each caller here has a backoff of its
+    // own with a cap of a minute, which is how soon a recovered API server must be noticed.
+    config.default_retry = false;
+    Ok(Client::try_from(config)?)
+}
+
+/// Bounds one request (not a watch) by [`REQUEST_TIMEOUT`].
+///
+/// # Errors
+/// The request's, or that it took too long.
+pub async fn within<T>(request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, RequestError> {
+    match tokio::time::timeout(REQUEST_TIMEOUT, request).await {
+        Ok(result) => Ok(result?),
+        Err(_) => Err(RequestError::Timeout),
+    }
+}
+
+/// A request to the API server that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestError {
+    /// No answer within [`REQUEST_TIMEOUT`].
+    #[error("the API server did not answer within {} s", REQUEST_TIMEOUT.as_secs())]
+    Timeout,
+    /// An answer that is none.
+    #[error(transparent)]
+    Api(#[from] kube::Error),
+}
+
+impl RequestError {
+    /// The HTTP status of the API server's answer.
+    pub fn code(&self) -> Option<u16> {
+        match self {
+            Self::Api(kube::Error::Api(status)) => Some(status.code),
+            _ => None,
+        }
+    }
+
+    /// Nothing of that name (any more).
+    pub fn is_not_found(&self) -> bool {
+        self.code() == Some(404)
+    }
+
+    /// The object is not the one that was looked at: resourceVersion (409) or uid (409 or 422) differ.
+    pub fn is_stale(&self) -> bool {
+        matches!(self.code(), Some(409 | 422))
+    }
+}
+
+/// Seconds after which a watch is opened anew: a connection that died silently is noticed within this.
+pub const WATCH_SECONDS: u32 = 50;
+
+/// The waits between a watch's attempts: from half a second, doubling, to 20 s, so that rights that were taken away and
+/// given back are noticed within a minute.
+#[derive(Debug, Default)]
+pub struct WatchBackoff {
+    attempts: u32,
+}
+
+impl Iterator for WatchBackoff {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let wait = Duration::from_millis(500) * (1 << self.attempts.min(6));
+        self.attempts += 1;
+        Some(wait.min(Duration::from_secs(20)))
+    }
+}
+
+impl Backoff for WatchBackoff {
+    fn reset(&mut self) {
+        self.attempts = 0;
+    }
+}

@@ -1,0 +1,101 @@
+//! The operator's policy, watched: ConfigMap `etcd-tls-policy` in the system namespace.
+//!
+//! An unreadable policy keeps the last good one and says so, by log, metric and an Event on the ConfigMap. While none was
+//! ever readable there is none, and whoever decides waits instead of denying.
+
+use std::sync::Arc;
+
+use etcd_tls_sidecar::{names, policy::Policy};
+use futures::{StreamExt, pin_mut};
+use k8s_openapi::api::core::v1::{ConfigMap, ObjectReference};
+use kube::{
+    Api, Client,
+    runtime::{WatchStreamExt, watcher::watch_object},
+};
+use prometheus_client::metrics::gauge::Gauge;
+use tokio::sync::watch;
+
+use crate::{
+    client::WatchBackoff,
+    events::{Notice, Recorder},
+};
+
+/// The policy in force; `None` while none was readable yet.
+pub type Current = watch::Receiver<Option<Arc<Policy>>>;
+
+/// Watches the policy in `namespace` for as long as the process lives. `readable` is 1 while the ConfigMap is what is in
+/// force, 0 while it cannot be read.
+pub fn spawn(client: Client, namespace: &str, recorder: Recorder, readable: Gauge) -> Current {
+    let (sender, receiver) = watch::channel(None);
+    let namespace = namespace.to_owned();
+    tokio::spawn(async move {
+        let api: Api<ConfigMap> = Api::namespaced(client, &namespace);
+        let stream = watch_object(api, names::POLICY_CONFIG_MAP).backoff(WatchBackoff::default());
+        pin_mut!(stream);
+        while let Some(event) = stream.next().await {
+            match event {
+                Ok(object) => match read(object.as_ref()) {
+                    Ok(policy) => {
+                        readable.set(1);
+                        sender.send_if_modified(|current| {
+                            let changed = current.as_deref() != Some(&policy);
+                            if changed {
+                                tracing::info!(?policy, "policy in force");
+                                *current = Some(Arc::new(policy));
+                            }
+                            changed
+                        });
+                    }
+                    Err(error) => {
+                        readable.set(0);
+                        let in_force =
+                            if sender.borrow().is_some() { "the last readable one stays in force" } else { NONE };
+                        tracing::error!(%error, "policy unreadable: {in_force}");
+                        if let Some(object) = object {
+                            recorder.warn(unreadable(&object, &format!("{error}; {in_force}"))).await;
+                        }
+                    }
+                },
+                Err(error) => tracing::warn!(%error, "cannot watch the policy; trying again"),
+            }
+        }
+    });
+    receiver
+}
+
+const NONE: &str = "no request is decided until it can be read";
+
+/// Reads the policy out of its ConfigMap.
+///
+/// # Errors
+/// Why not, for the operator.
+fn read(object: Option<&ConfigMap>) -> Result<Policy, String> {
+    let name = names::POLICY_CONFIG_MAP;
+    let key = names::POLICY_KEY;
+    let object = object.ok_or_else(|| {
+        format!(
+            "ConfigMap {name} is missing: apply the manifests again, or make one; an empty {key} is the default policy"
+        )
+    })?;
+    let text = object
+        .data
+        .as_ref()
+        .and_then(|data| data.get(key))
+        .ok_or_else(|| format!("ConfigMap {name} has no key {key}; an empty one is the default policy"))?;
+    Policy::parse(text).map_err(|error| error.to_string())
+}
+
+fn unreadable(object: &ConfigMap, note: &str) -> Notice {
+    Notice {
+        regarding: ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("ConfigMap".to_owned()),
+            namespace: object.metadata.namespace.clone(),
+            name: object.metadata.name.clone(),
+            uid: object.metadata.uid.clone(),
+            ..ObjectReference::default()
+        },
+        reason: "PolicyUnreadable",
+        note: note.to_owned(),
+    }
+}
