@@ -1,0 +1,128 @@
+//! The lock as a Kubernetes Lease. A holder is taken for gone when its Lease has not changed for the Lease's own
+//! duration *as watched from here*: no two clocks are compared.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::coordination::v1::{Lease, LeaseSpec},
+    apimachinery::pkg::apis::meta::v1::MicroTime,
+};
+use kube::{
+    Api, Client,
+    api::{ObjectMeta, PostParams},
+};
+use tokio::time::Instant;
+
+use super::{Attempt, LockLost, TTL};
+
+/// A Lease's name, and what was last seen of it.
+#[derive(Debug)]
+pub struct LeaseLock {
+    api: Api<Lease>,
+    name: String,
+    holder: String,
+}
+
+/// What an observer remembers of another holder's Lease.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    version: String,
+    at: Instant,
+}
+
+impl LeaseLock {
+    /// Tries once to take Lease `name` in `namespace` for `holder`. `observed` is kept by the caller from one attempt to the
+    /// next.
+    ///
+    /// # Errors
+    /// The API server's, but for a 403, which is [`Attempt::Unavailable`].
+    pub async fn acquire(
+        client: Client,
+        namespace: &str,
+        name: &str,
+        holder: &str,
+        observed: &mut Option<Observed>,
+    ) -> Result<Attempt<Self>, kube::Error> {
+        let lock = Self { api: Api::namespaced(client, namespace), name: name.to_owned(), holder: holder.to_owned() };
+        match lock.attempt(observed, Instant::now()).await {
+            Ok(None) => Ok(Attempt::Held(lock)),
+            Ok(Some(other)) => Ok(Attempt::HeldBy(other)),
+            Err(kube::Error::Api(status)) if status.code == 403 => Ok(Attempt::Unavailable(format!(
+                "{}; the component restart-lease of the manifests grants it to one namespace",
+                status.message
+            ))),
+            // Somebody was faster.
+            Err(kube::Error::Api(status)) if status.code == 409 => {
+                Ok(Attempt::HeldBy("another member, by a moment".to_owned()))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// `None` when it is ours now, else who has it.
+    async fn attempt(&self, observed: &mut Option<Observed>, now: Instant) -> Result<Option<String>, kube::Error> {
+        let Some(mut lease) = self.api.get_opt(&self.name).await? else {
+            let metadata = ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() };
+            let lease = Lease { metadata, spec: Some(self.spec()) };
+            self.api.create(&PostParams::default(), &lease).await?;
+            return Ok(None);
+        };
+        let version = lease.metadata.resource_version.clone().unwrap_or_default();
+        let spec = lease.spec.take().unwrap_or_default();
+        let seconds = spec.lease_duration_seconds.and_then(|s| u64::try_from(s).ok()).unwrap_or_else(|| TTL.into());
+        let other = spec.holder_identity.filter(|h| !h.is_empty() && *h != self.holder);
+        if let Some(other) = other {
+            let since = observed.as_ref().filter(|o| o.version == version).map_or(now, |o| o.at);
+            *observed = Some(Observed { version, at: since });
+            if now.duration_since(since) < Duration::from_secs(seconds) {
+                return Ok(Some(other));
+            }
+        }
+        lease.spec = Some(self.spec());
+        // Carries the resourceVersion read: of two that write, one gets a conflict.
+        self.api.replace(&self.name, &PostParams::default(), &lease).await?;
+        *observed = None;
+        Ok(None)
+    }
+
+    fn spec(&self) -> LeaseSpec {
+        let now = MicroTime(Timestamp::now());
+        LeaseSpec {
+            holder_identity: Some(self.holder.clone()),
+            lease_duration_seconds: i32::try_from(TTL).ok(),
+            acquire_time: Some(now.clone()),
+            renew_time: Some(now),
+            ..LeaseSpec::default()
+        }
+    }
+
+    /// See [`super::Guard::confirm`].
+    ///
+    /// # Errors
+    /// It is another's, or the API server does not answer.
+    pub async fn confirm(&mut self) -> Result<(), LockLost> {
+        self.write(Some(self.holder.clone())).await
+    }
+
+    /// See [`super::Guard::release`].
+    ///
+    /// # Errors
+    /// The API server does not answer.
+    pub async fn release(self) -> Result<(), LockLost> {
+        self.write(None).await
+    }
+
+    async fn write(&self, holder: Option<String>) -> Result<(), LockLost> {
+        let lost = |e: kube::Error| LockLost(e.to_string());
+        let mut lease = self.api.get(&self.name).await.map_err(lost)?;
+        let mut spec = lease.spec.take().unwrap_or_default();
+        if spec.holder_identity.as_deref() != Some(self.holder.as_str()) {
+            return Err(LockLost(format!("{} has it now", spec.holder_identity.as_deref().unwrap_or("nobody"))));
+        }
+        spec.holder_identity = holder;
+        spec.renew_time = Some(MicroTime(Timestamp::now()));
+        lease.spec = Some(spec);
+        self.api.replace(&self.name, &PostParams::default(), &lease).await.map_err(lost).map(|_| ())
+    }
+}

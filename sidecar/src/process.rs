@@ -1,0 +1,361 @@
+//! Finds etcd among the processes that this one sees, by what it is: its name, its user, the ports it listens on (on a
+//! host also its systemd unit or pid file). Never by a process id that was noted down: ids are given out again, so a
+//! process here is an id *and* a start time, and both are looked at once more before a signal goes out.
+//!
+//! Reads `/proc` alone. Names and start times are readable for every user; a process's sockets only for its own user, which
+//! is also the one who may signal it.
+
+use std::{
+    collections::HashSet,
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use nix::{
+    errno::Errno,
+    sys::signal::{Signal, kill},
+    unistd::{Pid, SysconfVar, sysconf},
+};
+
+/// Clock ticks a second in `/proc/<pid>/stat` where the system does not say: what every Linux has.
+const TICKS: u64 = 100;
+
+/// What to look for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// The program's name, the last part of its path.
+    pub program: String,
+    /// Ports that it listens on; any of them will do. Empty where none is known.
+    pub ports: Vec<u16>,
+    /// Where else to look than at the name.
+    pub place: Place,
+}
+
+/// How the process is told from others of its name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Place {
+    /// By its ports alone: a pod's shared process namespace.
+    #[default]
+    Anywhere,
+    /// It is in this systemd unit (`etcd.service`).
+    Unit(String),
+    /// Its id is in this file; it must be of that name all the same.
+    PidFile(PathBuf),
+}
+
+/// A process: an id, and since when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Process {
+    /// Its id in this process namespace.
+    pub pid: i32,
+    /// When it started, in clock ticks since the system did.
+    pub start_ticks: u64,
+}
+
+/// Why there is no process to signal.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessError {
+    /// None is there: it is starting, or the process namespace is not shared.
+    #[error(
+        "no process {program} is visible: is it starting, or does the pod not share its process namespace \
+         (shareProcessNamespace)?"
+    )]
+    Absent {
+        /// The name looked for.
+        program: String,
+    },
+    /// Several, and nothing tells them apart.
+    #[error("{count} processes {program} are visible and their ports do not tell which is meant; none is signalled")]
+    Ambiguous {
+        /// The name looked for.
+        program: String,
+        /// How many.
+        count: usize,
+    },
+    /// It is gone, or its id has passed on to another process.
+    #[error("process {pid} has ended")]
+    Ended {
+        /// Its id.
+        pid: i32,
+    },
+    /// It belongs to another user.
+    #[error("process {pid} cannot be signalled: the sidecar must run as etcd's user")]
+    Denied {
+        /// Its id.
+        pid: i32,
+    },
+    /// `/proc` cannot be read.
+    #[error("{path}: {source}")]
+    Proc {
+        /// What.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// What is known of one process of the right name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Candidate {
+    process: Process,
+    /// Whether it holds a listening socket of the wanted ports; `None` where that cannot be seen.
+    listens: Option<bool>,
+}
+
+/// Finds the one process that is `wanted`.
+///
+/// # Errors
+/// None, or more than one.
+pub fn find(wanted: &Wanted) -> Result<Process, ProcessError> {
+    find_in(Path::new("/proc"), wanted)
+}
+
+fn find_in(proc: &Path, wanted: &Wanted) -> Result<Process, ProcessError> {
+    let failed = |source| ProcessError::Proc { path: proc.to_owned(), source };
+    let sockets = listening(proc, &wanted.ports);
+    let listed = match &wanted.place {
+        Place::PidFile(path) => {
+            let text = fs::read_to_string(path).map_err(|source| ProcessError::Proc { path: path.clone(), source })?;
+            Some(text.trim().to_owned())
+        }
+        Place::Anywhere | Place::Unit(_) => None,
+    };
+    let mut candidates = Vec::new();
+    for entry in fs::read_dir(proc).map_err(failed)? {
+        let Ok(entry) = entry else { continue };
+        let name = entry.file_name();
+        let Some(pid) = name.to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
+        if listed.as_deref().is_some_and(|l| l != pid.to_string()) {
+            continue;
+        }
+        let dir = entry.path();
+        if !is_program(&dir, &wanted.program) || !in_place(&dir, &wanted.place) {
+            continue;
+        }
+        // A process that ends while it is looked at is none.
+        let Some(start_ticks) = start_ticks(&dir) else { continue };
+        let listens = if wanted.ports.is_empty() { None } else { holds(&dir, &sockets) };
+        candidates.push(Candidate { process: Process { pid, start_ticks }, listens });
+    }
+    choose(&candidates, &wanted.program)
+}
+
+/// One that listens beats those of which it is not known; one that does not listen, while its sockets can be seen, is
+/// another etcd, or this one before it listens.
+fn choose(candidates: &[Candidate], program: &str) -> Result<Process, ProcessError> {
+    let of = |listens| candidates.iter().filter(move |c| c.listens == listens).collect::<Vec<_>>();
+    let program = program.to_owned();
+    match (of(Some(true)).as_slice(), of(None).as_slice()) {
+        ([one], _) | ([], [one]) => Ok(one.process),
+        ([], []) => Err(ProcessError::Absent { program }),
+        ([], many) | (many, _) => Err(ProcessError::Ambiguous { program, count: many.len() }),
+    }
+}
+
+impl Process {
+    /// Sends `signal`, if this is still the same process.
+    ///
+    /// # Errors
+    /// It has ended, or belongs to another user.
+    pub fn signal(self, signal: Signal) -> Result<(), ProcessError> {
+        if !self.runs() {
+            return Err(ProcessError::Ended { pid: self.pid });
+        }
+        kill(Pid::from_raw(self.pid), signal).map_err(|e| match e {
+            Errno::ESRCH => ProcessError::Ended { pid: self.pid },
+            Errno::EPERM => ProcessError::Denied { pid: self.pid },
+            other => ProcessError::Proc { path: PathBuf::from("kill"), source: other.into() },
+        })
+    }
+
+    /// Whether it still runs; a zombie does not.
+    pub fn runs(self) -> bool {
+        let dir = PathBuf::from(format!("/proc/{}", self.pid));
+        start_ticks(&dir) == Some(self.start_ticks)
+    }
+
+    /// When it started, since the system did; a stepped clock does not move it.
+    pub fn started(self) -> Duration {
+        let hz = sysconf(SysconfVar::CLK_TCK).ok().flatten().and_then(|t| u64::try_from(t).ok()).unwrap_or(TICKS);
+        Duration::from_millis(self.start_ticks.saturating_mul(1000) / hz.max(1))
+    }
+}
+
+/// How long the system has been up, sleep included.
+///
+/// # Errors
+/// `/proc` cannot be read.
+pub fn uptime() -> io::Result<Duration> {
+    let text = fs::read_to_string("/proc/uptime")?;
+    let seconds = text.split(' ').next().and_then(|s| s.parse().ok());
+    seconds
+        .and_then(|s| Duration::try_from_secs_f64(s).ok())
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "/proc/uptime"))
+}
+
+/// When the system started, by its present clock, in seconds since 1970.
+///
+/// # Errors
+/// `/proc` cannot be read.
+pub fn boot_time() -> io::Result<f64> {
+    let text = fs::read_to_string("/proc/stat")?;
+    text.lines()
+        .find_map(|l| l.strip_prefix("btime ")?.trim().parse().ok())
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "/proc/stat"))
+}
+
+/// By the executable where it may be read, else by the first argument, else by the name that the kernel keeps.
+fn is_program(dir: &Path, program: &str) -> bool {
+    let last = |path: &Path| path.file_name().map(|n| n.to_string_lossy().trim_end_matches(" (deleted)").to_owned());
+    if let Ok(exe) = fs::read_link(dir.join("exe")) {
+        return last(&exe).as_deref() == Some(program);
+    }
+    let comm = fs::read_to_string(dir.join("comm")).unwrap_or_default();
+    let cmdline = fs::read(dir.join("cmdline")).unwrap_or_default();
+    let first = cmdline.split(|b| *b == 0).next().unwrap_or_default();
+    let first = last(Path::new(String::from_utf8_lossy(first).as_ref()));
+    // The kernel keeps 15 bytes.
+    let name: String = program.chars().take(15).collect();
+    comm.trim_end() == name && first.as_deref() == Some(program)
+}
+
+fn in_place(dir: &Path, place: &Place) -> bool {
+    match place {
+        Place::Anywhere | Place::PidFile(_) => true,
+        Place::Unit(unit) => fs::read_to_string(dir.join("cgroup"))
+            .unwrap_or_default()
+            .lines()
+            .any(|l| l.rsplit(':').next().is_some_and(|path| path.split('/').any(|part| part == unit))),
+    }
+}
+
+/// Field 22 of `stat`, counted after the name, which may hold spaces and parentheses; `None` for a zombie.
+fn start_ticks(dir: &Path) -> Option<u64> {
+    let stat = fs::read_to_string(dir.join("stat")).ok()?;
+    let (_, fields) = stat.rsplit_once(") ")?;
+    let mut fields = fields.split(' ');
+    let state = fields.next()?;
+    if matches!(state, "Z" | "X") {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
+}
+
+/// Inodes of the TCP sockets that listen on one of `ports`, in this network namespace.
+fn listening(proc: &Path, ports: &[u16]) -> HashSet<u64> {
+    const LISTEN: &str = "0A";
+    let mut inodes = HashSet::new();
+    for table in ["net/tcp", "net/tcp6"] {
+        let text = fs::read_to_string(proc.join("self").join(table)).unwrap_or_default();
+        for line in text.lines().skip(1) {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let [_, local, _, LISTEN, _, _, _, _, _, inode, ..] = fields.as_slice() else { continue };
+            let port = local.rsplit(':').next().and_then(|p| u16::from_str_radix(p, 16).ok());
+            if port.is_some_and(|p| ports.contains(&p)) {
+                inodes.extend(inode.parse::<u64>());
+            }
+        }
+    }
+    inodes
+}
+
+/// Whether a process holds one of `sockets`; `None` where its descriptors may not be seen.
+fn holds(dir: &Path, sockets: &HashSet<u64>) -> Option<bool> {
+    let mut any = false;
+    for entry in fs::read_dir(dir.join("fd")).ok()? {
+        // The link's target is `socket:[inode]`; following it gives the socket itself.
+        let Ok(entry) = entry else { continue };
+        any |= fs::metadata(entry.path()).is_ok_and(|m| sockets.contains(&m.ino()));
+    }
+    Some(any)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::{net::TcpListener, os::unix::process::CommandExt, process::Command};
+
+    use super::*;
+
+    fn own_name() -> String {
+        std::env::current_exe().unwrap().file_name().unwrap().to_string_lossy().into_owned()
+    }
+
+    fn wanted(program: &str, ports: &[u16]) -> Wanted {
+        Wanted { program: program.to_owned(), ports: ports.to_vec(), place: Place::Anywhere }
+    }
+
+    #[test]
+    fn a_process_is_found_by_name_and_port() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let found = find(&wanted(&own_name(), &[port])).unwrap();
+        assert_eq!(found.pid, i32::try_from(std::process::id()).unwrap());
+        assert!(found.runs() && found.started() <= uptime().unwrap());
+        // Of that name, but not on that port.
+        drop(listener);
+        assert!(matches!(find(&wanted(&own_name(), &[port])), Err(ProcessError::Absent { .. })));
+        assert!(matches!(find(&wanted("no-such-program", &[])), Err(ProcessError::Absent { .. })));
+    }
+
+    #[test]
+    fn a_process_that_only_calls_itself_so_is_not_taken() {
+        let mut child = Command::new("sleep").arg0("etcd-look-alike").arg("60").spawn().unwrap();
+        assert!(matches!(find(&wanted("etcd-look-alike", &[])), Err(ProcessError::Absent { .. })));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_pid_that_passed_on_is_not_signalled() {
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        let ticks = start_ticks(&PathBuf::from(format!("/proc/{pid}"))).unwrap();
+        let successor = Process { pid, start_ticks: ticks + 1 };
+        assert!(matches!(successor.signal(Signal::SIGKILL), Err(ProcessError::Ended { .. })));
+        assert!(child.try_wait().unwrap().is_none());
+        Process { pid, start_ticks: ticks }.signal(Signal::SIGTERM).unwrap();
+        assert!(!child.wait().unwrap().success());
+        assert!(!Process { pid, start_ticks: ticks }.runs());
+    }
+
+    #[test]
+    fn a_pid_file_and_a_unit_narrow_the_search() {
+        let dir = std::env::temp_dir().join(format!("etcd-tls-pid-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let file = dir.join("etcd.pid");
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        fs::write(&file, format!("{}\n", child.id())).unwrap();
+        let by_file = Wanted { place: Place::PidFile(file.clone()), ..wanted("sleep", &[]) };
+        assert_eq!(find(&by_file).unwrap().pid, i32::try_from(child.id()).unwrap());
+        let another = Wanted { program: "etcd".into(), ..by_file };
+        assert!(matches!(find(&another), Err(ProcessError::Absent { .. })));
+        let unit = Wanted { place: Place::Unit("no-such-unit.service".into()), ..wanted("sleep", &[]) };
+        assert!(matches!(find(&unit), Err(ProcessError::Absent { .. })));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn one_that_listens_beats_the_unseen_and_doubt_signals_nobody() {
+        let candidate = |pid, listens| Candidate { process: Process { pid, start_ticks: 1 }, listens };
+        let chosen = |all: &[Candidate]| choose(all, "etcd").ok().map(|p| p.pid);
+        let (yes, no, unseen) = (Some(true), Some(false), None);
+        for (all, expected) in [
+            (vec![], None),
+            (vec![candidate(1, unseen)], Some(1)),
+            (vec![candidate(1, no)], None),
+            (vec![candidate(1, yes)], Some(1)),
+            (vec![candidate(1, no), candidate(2, yes), candidate(3, unseen)], Some(2)),
+            (vec![candidate(1, no), candidate(2, unseen)], Some(2)),
+            (vec![candidate(1, unseen), candidate(2, unseen)], None),
+            (vec![candidate(1, yes), candidate(2, yes)], None),
+        ] {
+            assert_eq!(chosen(&all), expected, "{all:?}");
+        }
+    }
+}
