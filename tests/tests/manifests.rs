@@ -1,0 +1,203 @@
+//! The manifests as shipped, on a real API server: they apply, apply again without wiping what the processes and the
+//! operator keep in them, give exactly the rights that they should, and meet the Pod Security of their own namespace.
+
+use std::time::Duration;
+
+use k8s_openapi::api::{
+    admissionregistration::v1::MutatingWebhookConfiguration,
+    apps::v1::Deployment,
+    authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec},
+    core::v1::{ConfigMap, Pod},
+    rbac::v1::ClusterRoleBinding,
+};
+use kube::{
+    Api,
+    api::{Patch, PatchParams, PostParams},
+};
+use serde_json::{Value, json};
+use tests::{
+    apiserver::{ApiServer, from_json},
+    eventually,
+    process::run,
+    temp::TempDir,
+    tier,
+};
+
+const SYSTEM: &str = "etcd-tls-system";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn applying_again_wipes_nothing() {
+    let Some(api) = ApiServer::start().await else { return };
+    let first = api.apply_kustomization("manifests");
+    assert!(first.lines().all(|l| l.ends_with("created")), "{first}");
+
+    // What `approve`, `sign` and the operator write into shipped objects.
+    let bindings = Api::<ClusterRoleBinding>::all(api.client.clone());
+    let subject =
+        json!({"kind": "Group", "apiGroup": "rbac.authorization.k8s.io", "name": "system:serviceaccounts:prod"});
+    let patch = Patch::Merge(json!({"subjects": [subject]}));
+    bindings.patch("etcd-tls-requesters", &PatchParams::default(), &patch).await.expect("subjects");
+    let webhooks = Api::<MutatingWebhookConfiguration>::all(api.client.clone());
+    // The API server proves a bundle to be PEM.
+    let pem = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, &api.ca.pem);
+    let ca_bundle: Vec<_> = (0..2)
+        .map(|i| json!({"op": "add", "path": format!("/webhooks/{i}/clientConfig/caBundle"), "value": pem}))
+        .collect();
+    let ca_bundle = Value::from(ca_bundle).to_string();
+    api.kubectl(&["patch", "mutatingwebhookconfiguration", "etcd-tls", "--type=json", "--patch", &ca_bundle]);
+    let policies = Api::<ConfigMap>::namespaced(api.client.clone(), SYSTEM);
+    let patch = Patch::Merge(json!({"data": {"policy.yaml": "clusterDomain: example.test\n"}}));
+    policies.patch("etcd-tls-policy", &PatchParams::default(), &patch).await.expect("write the policy");
+
+    let second = api.apply_kustomization("manifests");
+    assert!(second.lines().all(|l| l.ends_with("unchanged") || l.ends_with("configured")), "{second}");
+    let binding = bindings.get("etcd-tls-requesters").await.expect("get");
+    assert_eq!(binding.subjects.expect("subjects")[0].name, "system:serviceaccounts:prod");
+    let webhook = webhooks.get("etcd-tls").await.expect("get");
+    for entry in webhook.webhooks.expect("two entries") {
+        assert!(entry.client_config.ca_bundle.is_some(), "{} lost its caBundle", entry.name);
+    }
+    let policy = policies.get("etcd-tls-policy").await.expect("get");
+    assert!(policy.data.expect("data").contains_key("policy.yaml"), "the operator's policy was wiped");
+}
+
+/// Whether the API server allows a service account of ours something, `group/resource` or `resource/subresource` as
+/// kubectl writes it.
+async fn may(api: &ApiServer, account: &str, verb: &str, resource: &str, name: &str, namespace: &str) -> bool {
+    let (resource, group) = resource.split_once('.').unwrap_or((resource, ""));
+    let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
+    let some = |s: &str| (!s.is_empty()).then(|| s.to_owned());
+    let review = SubjectAccessReview {
+        spec: SubjectAccessReviewSpec {
+            user: Some(format!("system:serviceaccount:{SYSTEM}:{account}")),
+            groups: Some(vec![
+                "system:serviceaccounts".into(),
+                format!("system:serviceaccounts:{SYSTEM}"),
+                "system:authenticated".into(),
+            ]),
+            resource_attributes: Some(ResourceAttributes {
+                verb: Some(verb.to_owned()),
+                group: some(group),
+                resource: some(resource),
+                subresource: some(subresource),
+                name: some(name),
+                namespace: some(namespace),
+                ..ResourceAttributes::default()
+            }),
+            ..SubjectAccessReviewSpec::default()
+        },
+        ..SubjectAccessReview::default()
+    };
+    let reviews = Api::<SubjectAccessReview>::all(api.client.clone());
+    reviews.create(&PostParams::default(), &review).await.expect("review").status.expect("a status").allowed
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_process_has_its_own_rights_and_no_other() {
+    let Some(api) = ApiServer::start().await else { return };
+    api.apply_kustomization("manifests");
+    let csr = "certificatesigningrequests.certificates.k8s.io";
+    let signers = "signers.certificates.k8s.io";
+    let ours = "peer.etcd-tls.dev/prod.etcd";
+    // RBAC is answered from a cache.
+    eventually("rights in force", Duration::from_secs(30), || async {
+        let all = may(&api, "etcd-tls-approve", "get", csr, "x", "").await
+            && may(&api, "etcd-tls-sign", "get", "secrets", "x", SYSTEM).await
+            && may(&api, "etcd-tls-approve", "update", "leases.coordination.k8s.io", "etcd-tls-approve", SYSTEM).await;
+        if all { Ok(()) } else { Err("not yet") }
+    })
+    .await;
+
+    let allowed = [
+        ("etcd-tls-approve", "patch", "certificatesigningrequests/approval.certificates.k8s.io", "", ""),
+        ("etcd-tls-approve", "approve", signers, "peer.etcd-tls.dev/*", ""),
+        ("etcd-tls-approve", "bind", "clusterroles.rbac.authorization.k8s.io", "etcd-tls-requester", ""),
+        ("etcd-tls-approve", "bind", "clusterroles.rbac.authorization.k8s.io", "etcd-tls-trust", ""),
+        ("etcd-tls-approve", "patch", "clusterrolebindings.rbac.authorization.k8s.io", "etcd-tls-requesters", ""),
+        ("etcd-tls-approve", "create", "rolebindings.rbac.authorization.k8s.io", "", "prod"),
+        ("etcd-tls-sign", "patch", "certificatesigningrequests/status.certificates.k8s.io", "", ""),
+        ("etcd-tls-sign", "delete", csr, "x", ""),
+        ("etcd-tls-sign", "sign", signers, "client.etcd-tls.dev/*", ""),
+        ("etcd-tls-sign", "create", "secrets", "", SYSTEM),
+        ("etcd-tls-sign", "patch", "mutatingwebhookconfigurations.admissionregistration.k8s.io", "etcd-tls", ""),
+    ];
+    for (account, verb, resource, name, namespace) in allowed {
+        assert!(
+            may(&api, account, verb, resource, name, namespace).await,
+            "{account} may not {verb} {resource} {name}"
+        );
+    }
+
+    let forbidden = [
+        ("etcd-tls-admit", "get", "pods", "p", "prod"),
+        ("etcd-tls-admit", "create", csr, "", ""),
+        ("etcd-tls-admit", "get", "secrets", "s", SYSTEM),
+        ("etcd-tls-admit", "get", "configmaps", "etcd-tls-policy", SYSTEM),
+        ("etcd-tls-approve", "patch", "certificatesigningrequests/status.certificates.k8s.io", "", ""),
+        ("etcd-tls-approve", "sign", signers, ours, ""),
+        ("etcd-tls-approve", "approve", signers, "kubernetes.io/kube-apiserver-client", ""),
+        ("etcd-tls-approve", "delete", csr, "x", ""),
+        ("etcd-tls-approve", "create", csr, "", ""),
+        ("etcd-tls-approve", "get", "secrets", "s", SYSTEM),
+        ("etcd-tls-approve", "list", "secrets", "", SYSTEM),
+        ("etcd-tls-approve", "bind", "clusterroles.rbac.authorization.k8s.io", "cluster-admin", ""),
+        ("etcd-tls-approve", "patch", "clusterrolebindings.rbac.authorization.k8s.io", "another", ""),
+        ("etcd-tls-approve", "create", "clusterrolebindings.rbac.authorization.k8s.io", "", ""),
+        ("etcd-tls-approve", "patch", "rolebindings.rbac.authorization.k8s.io", "another", "prod"),
+        ("etcd-tls-approve", "create", "pods", "", "prod"),
+        ("etcd-tls-approve", "create", "serviceaccounts/token", "etcd-tls-sign", SYSTEM),
+        ("etcd-tls-sign", "patch", "certificatesigningrequests/approval.certificates.k8s.io", "", ""),
+        ("etcd-tls-sign", "approve", signers, ours, ""),
+        ("etcd-tls-sign", "sign", signers, "kubernetes.io/kube-apiserver-client", ""),
+        ("etcd-tls-sign", "create", csr, "", ""),
+        ("etcd-tls-sign", "get", "secrets", "s", "prod"),
+        ("etcd-tls-sign", "list", "secrets", "", ""),
+        ("etcd-tls-sign", "create", "configmaps", "", "prod"),
+        ("etcd-tls-sign", "create", "configmaps", "", SYSTEM),
+        ("etcd-tls-sign", "patch", "mutatingwebhookconfigurations.admissionregistration.k8s.io", "another", ""),
+        ("etcd-tls-sign", "create", "rolebindings.rbac.authorization.k8s.io", "", "prod"),
+        ("etcd-tls-sign", "create", "pods", "", SYSTEM),
+    ];
+    for (account, verb, resource, name, namespace) in forbidden {
+        assert!(!may(&api, account, verb, resource, name, namespace).await, "{account} may {verb} {resource} {name}");
+    }
+}
+
+/// A ServiceAccount's admission plugin must not be what makes a pod of ours pass: the templates go in as they are.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn our_own_pods_meet_the_restricted_standard() {
+    let Some(api) = ApiServer::start().await else { return };
+    api.apply_kustomization("manifests");
+    let deployments = Api::<Deployment>::namespaced(api.client.clone(), SYSTEM);
+    let pods = Api::<Pod>::namespaced(api.client.clone(), SYSTEM);
+    let dry_run = PostParams { dry_run: true, ..PostParams::default() };
+    for name in ["etcd-tls-admit", "etcd-tls-approve", "etcd-tls-sign"] {
+        let template = deployments.get(name).await.expect("a deployment").spec.expect("a spec").template;
+        let mut pod: Value = serde_json::to_value(template).expect("JSON");
+        pod["metadata"]["name"] = name.into();
+        // The class is made a moment after an API server's start.
+        let create = || async { pods.create(&dry_run, &from_json(pod.clone())).await };
+        eventually(name, Duration::from_secs(30), create).await;
+        pod["spec"]["containers"][0]["securityContext"]["allowPrivilegeEscalation"] = true.into();
+        let refused = pods.create(&dry_run, &from_json(pod)).await.expect_err("restricted is not enforced");
+        assert!(refused.to_string().contains("restricted"), "{refused}");
+    }
+}
+
+/// The image that admission injects follows an overlay's `images:`, as every other image does.
+#[test]
+fn an_overlays_images_reach_the_injected_sidecar() {
+    let Some(assets) = tier::kubernetes() else { return };
+    let overlay = TempDir::new("overlay");
+    // kustomize takes no absolute path.
+    let up = "../".repeat(overlay.path().components().count());
+    let base = format!("{up}{}", tests::repository().join("manifests").display().to_string().trim_start_matches('/'));
+    overlay.write(
+        "kustomization.yaml",
+        format!("resources: [{base}]\nimages: [{{name: etcd-tls-sidecar, newName: example.com/s, newTag: v9}}]\n"),
+    );
+    let rendered = run(std::process::Command::new(assets.join("kubectl")).arg("kustomize").arg(overlay.path()));
+    assert!(rendered.contains("--sidecar-image=example.com/s:v9"), "{rendered}");
+    assert!(rendered.contains("image: example.com/s:v9"));
+    assert!(rendered.contains("image: etcd-tls-webhook:"), "the other image is left alone");
+}

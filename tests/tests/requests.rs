@@ -1,0 +1,178 @@
+//! The ValidatingAdmissionPolicy, on a real API server with real tokens: what it holds whom to, and whom it leaves alone.
+
+use std::time::Duration;
+
+use base64::Engine;
+use k8s_openapi::api::{
+    certificates::v1::CertificateSigningRequest,
+    rbac::v1::{ClusterRole, ClusterRoleBinding},
+};
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams, PostParams},
+};
+use serde_json::{Value, json};
+use tests::{
+    apiserver::{ApiServer, from_json},
+    eventually,
+};
+
+/// A request that the policy lets `uid`'s pod make.
+fn request(uid: &str, key: &str) -> Value {
+    let pair = rcgen::KeyPair::generate().expect("a key");
+    let pem = rcgen::CertificateParams::default().serialize_request(&pair).expect("a request").pem().expect("PEM");
+    json!({
+        "metadata": {"name": format!("etcd-tls-{uid}-peer-{key}")},
+        "spec": {
+            "signerName": "peer.etcd-tls.dev/prod.etcd",
+            "request": base64::engine::general_purpose::STANDARD.encode(pem),
+            "usages": ["digital signature", "client auth", "server auth"],
+            "expirationSeconds": 86400,
+        },
+    })
+}
+
+async fn create(client: &Client, request: Value) -> Result<(), String> {
+    let requests = Api::<CertificateSigningRequest>::all(client.clone());
+    match requests.create(&PostParams::default(), &from_json(request)).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) => Err(format!("{} {}", status.code, status.message)),
+        Err(e) => panic!("{e}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requesters_are_held_to_our_requests() {
+    let Some(api) = ApiServer::start().await else { return };
+    api.apply_kustomization("manifests");
+    api.namespace("prod", &[("etcd-tls", "dynamic")]).await;
+    api.service_account("prod", "free").await;
+    // The webhook is not running here: this pod opted out, and its token is a bound one all the same.
+    let pod = json!({
+        "metadata": {"name": "p", "labels": {"etcd-tls": "disabled"}},
+        "spec": {"containers": [{"name": "etcd", "image": "example/etcd"}]},
+    });
+    let pod = eventually("a pod", Duration::from_secs(30), || api.pod("prod", pod.clone())).await;
+    let uid = pod.metadata.uid.clone().expect("a uid");
+    let bound = api.client_with_token(&api.token("prod", "default", Some(&pod)).await).await;
+    let unbound = api.client_with_token(&api.token("prod", "default", None).await).await;
+
+    let refused =
+        create(&bound, request(&uid, "0")).await.expect_err("nobody may request before the namespace is bound");
+    assert!(refused.starts_with("403"), "{refused}");
+    let subjects = json!({"subjects": [
+        {"kind": "Group", "apiGroup": "rbac.authorization.k8s.io", "name": "system:serviceaccounts:prod"},
+        {"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": "host-1"},
+    ]});
+    Api::<ClusterRoleBinding>::all(api.client.clone())
+        .patch("etcd-tls-requesters", &PatchParams::default(), &Patch::Merge(subjects))
+        .await
+        .expect("bind");
+    let mut n = 0;
+    eventually("the right to request", Duration::from_secs(30), || {
+        n += 1;
+        let asked = request(&uid, &format!("good{n}"));
+        let bound = bound.clone();
+        async move { create(&bound, asked).await }
+    })
+    .await;
+
+    let with = |path: &str, value: Value| {
+        let mut asked = request(&uid, "bad");
+        *asked.pointer_mut(path).expect("a path of the request") = value;
+        asked
+    };
+    // The API server reads PEM after any text.
+    let engine = base64::engine::general_purpose::STANDARD;
+    let mut long = vec![b' '; 4097];
+    let valid =
+        request(&uid, "bad")["spec"]["request"].as_str().map(|r| engine.decode(r)).expect("a text").expect("base64");
+    long.push(b'\n');
+    long.extend(valid);
+    let long = engine.encode(long);
+    let mut forever = request(&uid, "bad");
+    forever["spec"].as_object_mut().expect("a spec").remove("expirationSeconds");
+    let mut nameless = with("/metadata/name", Value::Null);
+    nameless["metadata"] = json!({"generateName": "etcd-tls-"});
+    let cases = [
+        ("another's signer", with("/spec/signerName", "kubernetes.io/kube-apiserver-client".into()), "signer"),
+        ("a near miss", with("/spec/signerName", "peer.xetcd-tls.dev/prod.etcd".into()), "signer"),
+        ("another's subdomain", with("/spec/signerName", "peer.a.etcd-tls.dev/prod.etcd".into()), "signer"),
+        ("no cluster", with("/spec/signerName", "peer.etcd-tls.dev/prod".into()), "signer"),
+        (
+            "another pod's name",
+            with("/metadata/name", "etcd-tls-6cc1c6c0-0000-0000-0000-000000000000-peer-0".into()),
+            "uid",
+        ),
+        ("a name of its own", with("/metadata/name", "mine".into()), "uid"),
+        ("a generated name", nameless, "uid"),
+        ("more than 4 KiB", with("/spec/request", long.into()), "4 KiB"),
+        ("no lifetime", forever, "expirationSeconds"),
+        ("ten years", with("/spec/expirationSeconds", 315_360_000.into()), "expirationSeconds"),
+    ];
+    // In force within a moment of being applied; a request that the policy let through would be told by its answer.
+    eventually("the policy", Duration::from_secs(30), || async {
+        match create(&bound, with("/spec/signerName", "another.example.com/signer".into())).await {
+            Err(message) if message.contains("etcd-tls:") => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    for (what, asked, why) in cases {
+        let refused = create(&bound, asked).await.expect_err(what);
+        assert!(
+            refused.starts_with("403") && refused.contains("etcd-tls:") && refused.contains(why),
+            "{what}: {refused}"
+        );
+    }
+    let refused = create(&unbound, request(&uid, "unbound")).await.expect_err("a token of no pod");
+    assert!(refused.contains("not bound to a pod"), "{refused}");
+    create(&bound, request(&uid, "last")).await.expect("a request within bounds, still");
+
+    // Another signer, where somebody who may grant it has.
+    let role: ClusterRole = from_json(json!({
+        "metadata": {"name": "request-from-another"},
+        "rules": [{"apiGroups": ["certificates.k8s.io"], "resources": ["signers"], "verbs": ["request"],
+                   "resourceNames": ["another.example.com/signer"]}],
+    }));
+    Api::<ClusterRole>::all(api.client.clone()).create(&PostParams::default(), &role).await.expect("a role");
+    let binding: ClusterRoleBinding = from_json(json!({
+        "metadata": {"name": "request-from-another"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "request-from-another"},
+        "subjects": [{"kind": "ServiceAccount", "namespace": "prod", "name": "default"}],
+    }));
+    Api::<ClusterRoleBinding>::all(api.client.clone()).create(&PostParams::default(), &binding).await.expect("bind");
+    let mut n = 0;
+    eventually("a granted signer", Duration::from_secs(30), || {
+        n += 1;
+        let mut asked = with("/spec/signerName", "another.example.com/signer".into());
+        asked["metadata"]["name"] = format!("etcd-tls-{uid}-peer-another{n}").into();
+        let bound = bound.clone();
+        async move { create(&bound, asked).await }
+    })
+    .await;
+
+    // A host by its user name: no pod, so no name of a pod; the rest holds.
+    let host = impersonating(&api, "host-1").await;
+    let mut asked = request("", "0");
+    asked["metadata"]["name"] = "host-1-peer".into();
+    create(&host, asked.clone()).await.expect("a host's request");
+    asked["metadata"]["name"] = "host-1-other".into();
+    asked["spec"]["signerName"] = "kubernetes.io/kube-apiserver-client".into();
+    let refused = create(&host, asked).await.expect_err("a host asks another signer");
+    assert!(refused.contains("etcd-tls:"), "{refused}");
+
+    // Who may do everything is nobody's requester.
+    let mut asked = request("", "0");
+    asked["metadata"]["name"] = "admins".into();
+    asked["spec"]["signerName"] = "another.example.com/signer".into();
+    asked["spec"]["expirationSeconds"] = 315_360_000.into();
+    create(&api.client, asked).await.expect("an administrator's request");
+}
+
+async fn impersonating(api: &ApiServer, user: &str) -> Client {
+    let read = kube::config::Kubeconfig::read_from(&api.kubeconfig).expect("a kubeconfig");
+    let mut config = kube::Config::from_custom_kubeconfig(read, &Default::default()).await.expect("a kubeconfig");
+    config.auth_info.impersonate = Some(user.to_owned());
+    Client::try_from(config).expect("a client")
+}
