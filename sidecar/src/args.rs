@@ -6,9 +6,10 @@ use std::{net::IpAddr, path::PathBuf, time::Duration};
 use clap::Args;
 
 use crate::{
+    identity::PodFacts,
     names,
     role::Role,
-    settings::{Issuer, KeyAlgorithm, KeyRotation, Reload, format_duration},
+    settings::{Issuer, KeyAlgorithm, KeyRotation, Reload, Sans, Settings, format_duration, user},
 };
 
 /// What `init` and `run` are told of their pod. Everything that a user can say reaches them here, already validated.
@@ -94,6 +95,56 @@ pub struct DownwardArgs {
 }
 
 impl PodArgs {
+    /// The arguments that carry `settings`; everything that is not a user's to say has its default.
+    ///
+    /// `containers` and `mount_path` are the injector's alone and are not carried.
+    pub fn of(settings: &Settings) -> Self {
+        Self {
+            roles: settings.roles.iter().copied().collect(),
+            cluster: settings.cluster.clone(),
+            issuer: settings.issuer.clone(),
+            duration: settings.duration,
+            key: settings.key,
+            key_rotation: settings.key_rotation,
+            extra_sans: settings.extra_sans.texts(),
+            user: settings.user.clone(),
+            reload: settings.reload.clone(),
+            can_signal: false,
+            dir: names::CERTS_MOUNT_PATH.into(),
+            trust_dir: names::TRUST_MOUNT_PATH.into(),
+            token_dir: names::TOKEN_MOUNT_PATH.into(),
+            admin_port: settings.admin_port,
+            client_url: None,
+            peer_url: None,
+            metrics_url: None,
+            liveness_url: None,
+        }
+    }
+
+    /// The settings that these arguments carry, for [`crate::identity`].
+    ///
+    /// # Errors
+    /// `--extra-sans` or `--user` were not written by [`Self::render`] and do not parse.
+    pub fn settings(&self) -> Result<Settings, String> {
+        let extra_sans = match &self.extra_sans[..] {
+            [] => Ok(Sans::default()),
+            sans => sans.join(",").parse(),
+        };
+        Ok(Settings {
+            roles: self.roles.iter().copied().collect(),
+            cluster: self.cluster.clone(),
+            issuer: self.issuer.clone(),
+            duration: self.duration,
+            key: self.key,
+            key_rotation: self.key_rotation,
+            extra_sans: extra_sans.map_err(|e| format!("--extra-sans: {e}"))?,
+            user: self.user.as_deref().map(user).transpose().map_err(|e| format!("--user: {e}"))?,
+            admin_port: self.admin_port,
+            reload: self.reload.clone(),
+            ..Settings::default()
+        })
+    }
+
     /// The arguments that, parsed, give this value again; what equals its default is left out.
     pub fn render(&self) -> Vec<String> {
         // No `..`: a new field does not compile until it is rendered.
@@ -148,5 +199,21 @@ impl PodArgs {
             out.extend(value.iter().map(|value| format!("--{name}={value}")));
         }
         out
+    }
+}
+
+impl DownwardArgs {
+    /// The pod as it knows itself: no labels, no Services, and no subdomain, of which the downward API says nothing.
+    pub fn facts(&self) -> PodFacts {
+        PodFacts {
+            namespace: self.pod_namespace.clone(),
+            name: self.pod_name.clone(),
+            uid: self.pod_uid.clone(),
+            service_account: self.pod_service_account.clone(),
+            node: self.node_name.clone(),
+            ips: self.pod_ips.clone(),
+            hostname: self.pod_name.clone(),
+            ..PodFacts::default()
+        }
     }
 }

@@ -1,24 +1,25 @@
 //! Certificates and bundles as values: read strictly, compared, verified as a peer would.
+//!
+//! The peers are etcd and its clients, so Go's `crypto/x509` is the measure: where webpki is laxer (it takes a trust anchor
+//! for valid for ever and without bounds), the difference is checked here.
+
+mod pem;
+mod read;
 
 use std::{
     collections::BTreeMap,
-    net::IpAddr,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use aws_lc_rs::digest;
-use base64::{Engine as _, engine::general_purpose::STANDARD};
 use rustls::pki_types::{CertificateDer, UnixTime};
-use webpki::{ALL_VERIFICATION_ALGS, EndEntityCert, KeyUsage, anchor_from_trusted_cert};
-use x509_cert::{
-    Certificate, Version,
-    der::{
-        Decode as _, Encode as _,
-        asn1::{PrintableStringRef, Utf8StringRef},
-    },
-    ext::pkix::{BasicConstraints, KeyUsage as KeyUsageExtension, SubjectAltName, name::GeneralName},
-};
+use webpki::{ALL_VERIFICATION_ALGS, EndEntityCert, anchor_from_trusted_cert};
+use x509_cert::der::Encode as _;
 
+use self::{
+    pem::{blocks, to_pem},
+    read::{Authority, End},
+};
 use crate::{csr::hex, role::Role, settings::Sans};
 
 /// The longest bundle or chain that is read: what a ConfigMap holds.
@@ -79,7 +80,7 @@ impl Bundle {
         }
         let mut by_digest = BTreeMap::new();
         for (index, der) in certificates.into_iter().enumerate() {
-            authority(&der).map_err(|e| error(format!("certificate {} of the bundle {e}", index + 1)))?;
+            Authority::read(&der).map_err(|e| error(format!("certificate {} of the bundle {e}", index + 1)))?;
             by_digest.insert(sha256(&der), der);
         }
         Ok(Self { certificates: by_digest.into_values().collect() })
@@ -102,8 +103,7 @@ impl Bundle {
 
     /// Each certificate's DER subject, for comparison with what a TLS server's CertificateRequest names.
     pub fn subjects(&self) -> Vec<Vec<u8>> {
-        let subject = |der: &Vec<u8>| Certificate::from_der(der).ok()?.tbs_certificate().subject().to_der().ok();
-        self.certificates.iter().filter_map(subject).collect()
+        self.authorities().map(|(_, authority)| authority.subject).collect()
     }
 
     /// DER certificates.
@@ -129,12 +129,13 @@ impl Bundle {
     /// refuses the chain for ever.
     pub fn contains_issuer_of(&self, chain: &Chain) -> bool {
         // The last instant of the leaf: authorities live longer than what they sign.
-        chain.path(self.certificates.iter(), chain.not_after, KeyUsage::client_auth()).is_ok()
+        self.authorities().any(|(der, authority)| chain.leads_to(der, &authority, chain.not_after, End::Client).is_ok())
     }
 
-    /// Those of its certificates that are valid at `now`. webpki takes a trust anchor for valid for ever; Go does not.
-    fn valid_at(&self, now: SystemTime) -> impl Iterator<Item = &Vec<u8>> {
-        self.certificates.iter().filter(move |der| validity(der).is_some_and(|(from, to)| from <= now && now <= to))
+    /// Each certificate with what there is to know of it.
+    fn authorities(&self) -> impl Iterator<Item = (&[u8], Authority)> {
+        // Whoever made the bundle has read them all.
+        self.certificates.iter().filter_map(|der| Some((der.as_slice(), Authority::read(der).ok()?)))
     }
 }
 
@@ -155,9 +156,9 @@ impl Chain {
         let Some((leaf, rest)) = certificates.split_first() else {
             return Err(error("the chain holds no certificate"));
         };
-        let leaf = read(leaf).map_err(|e| error(format!("the leaf {e}")))?;
+        let leaf = read::certificate(leaf).map_err(|e| error(format!("the leaf {e}")))?;
         for (index, der) in rest.iter().enumerate() {
-            read(der).map_err(|e| error(format!("certificate {} of the chain {e}", index + 2)))?;
+            read::certificate(der).map_err(|e| error(format!("certificate {} of the chain {e}", index + 2)))?;
         }
         let tbs = leaf.tbs_certificate();
         let serial = hex(tbs.serial_number().as_bytes());
@@ -166,8 +167,8 @@ impl Chain {
             serial: serial.trim_start_matches('0').to_owned(),
             not_before: tbs.validity().not_before.to_system_time(),
             not_after: tbs.validity().not_after.to_system_time(),
-            common_name: common_name(&leaf),
-            sans: sans(&leaf)?,
+            common_name: read::common_name(&leaf),
+            sans: read::sans(&leaf)?,
             public_key,
             certificates,
         })
@@ -199,144 +200,50 @@ impl Chain {
         if !missing.is_empty() {
             return Err(error(format!("the certificate does not hold {}", missing.join(", "))));
         }
-        let client: &[(&str, KeyUsage)] = &[("client", KeyUsage::client_auth())];
-        let both: &[(&str, KeyUsage)] = &[("server", KeyUsage::server_auth()), ("client", KeyUsage::client_auth())];
-        let ends = match role {
-            Role::Peer | Role::Server => both,
-            Role::Client | Role::Metrics => client,
+        let ends: &[End] = match role {
+            Role::Peer | Role::Server => &[End::Server, End::Client],
+            Role::Client | Role::Metrics => &[End::Client],
         };
-        for (end, usage) in ends {
-            self.path(bundle.valid_at(now), now, *usage)
-                .map_err(|e| error(format!("a peer would refuse the certificate of this {end}: {e}")))?;
+        for end in ends {
+            let refused =
+                |e: String| error(format!("a peer would refuse the certificate of this {}: {e}", end.as_str()));
+            let mut last = "no certificate of the bundle is valid now".to_owned();
+            let mut valid = bundle.authorities().filter(|(_, authority)| authority.valid_at(now));
+            let found = valid.any(|(der, authority)| match self.leads_to(der, &authority, now, *end) {
+                Ok(()) => true,
+                Err(e) => {
+                    // "Signed by none of them" is the least that can be said; any other reason says more.
+                    if e != webpki::Error::UnknownIssuer || last.starts_with("no ") {
+                        last = e.to_string();
+                    }
+                    false
+                }
+            });
+            if !found {
+                return Err(refused(last));
+            }
         }
         Ok(())
     }
 
-    /// Whether there is a path from the leaf over the chain's certificates to one of `anchors`.
-    fn path<'a>(
-        &self,
-        anchors: impl Iterator<Item = &'a Vec<u8>>,
-        at: SystemTime,
-        usage: KeyUsage,
-    ) -> Result<(), webpki::Error> {
+    /// Verifies the leaf, presented as `end` at `at`, over the chain's other certificates up to one authority.
+    fn leads_to(&self, anchor: &[u8], authority: &Authority, at: SystemTime, end: End) -> Result<(), webpki::Error> {
         let der: Vec<CertificateDer<'_>> =
             self.certificates.iter().map(|der| CertificateDer::from(der.as_slice())).collect();
-        let anchors: Vec<CertificateDer<'_>> = anchors.map(|der| CertificateDer::from(der.as_slice())).collect();
-        let anchors = anchors.iter().map(anchor_from_trusted_cert).collect::<Result<Vec<_>, _>>()?;
-        let (leaf, intermediates) = der.split_first().ok_or(webpki::Error::BadDer)?;
+        let (leaf, rest) = der.split_first().ok_or(webpki::Error::BadDer)?;
+        let intermediates: Vec<CertificateDer<'_>> =
+            rest.iter().filter(|der| Authority::read(der).is_ok()).cloned().collect();
+        let anchor = CertificateDer::from(anchor);
+        let anchors = [anchor_from_trusted_cert(&anchor)?];
         let at = UnixTime::since_unix_epoch(at.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO));
+        let bounds = |path: &webpki::VerifiedPath<'_>| {
+            let bounded = authority.takes(path.intermediate_certificates().count(), end);
+            if bounded { Ok(()) } else { Err(webpki::Error::PathLenConstraintViolated) }
+        };
         EndEntityCert::try_from(leaf)?
-            .verify_for_usage(ALL_VERIFICATION_ALGS, &anchors, intermediates, at, usage, None, None)
+            .verify_for_usage(ALL_VERIFICATION_ALGS, &anchors, &intermediates, at, end.usage(), None, Some(&bounds))
             .map(|_| ())
     }
-}
-
-/// The DER of each CERTIFICATE block. Text between blocks is passed over; a block of another kind, or one that does not
-/// end, is an error: etcd exits on the one, and Go's reader silently drops the other.
-fn blocks(pem: &[u8], what: &str) -> Result<Vec<Vec<u8>>, CertificateError> {
-    if pem.len() > MAX_PEM {
-        return Err(error(format!("the {what} is {} bytes long; at most {MAX_PEM} are read", pem.len())));
-    }
-    let text = std::str::from_utf8(pem).map_err(|_| error(format!("the {what} is not PEM text")))?;
-    let mut found = Vec::new();
-    let mut block: Option<String> = None;
-    for (index, line) in text.lines().enumerate() {
-        let line = line.trim_end();
-        let at = |problem: &str| error(format!("line {} of the {what}: {problem}", index + 1));
-        match (&mut block, line) {
-            (None, "-----BEGIN CERTIFICATE-----") => block = Some(String::new()),
-            (Some(body), "-----END CERTIFICATE-----") => {
-                found.push(STANDARD.decode(body.as_bytes()).map_err(|_| at("the block that ends here is not base64"))?);
-                block = None;
-            }
-            (None, line) if line.contains("-----BEGIN") => return Err(at("a PEM block that is no CERTIFICATE")),
-            (None, line) if line.contains("-----END") => return Err(at("an END without its BEGIN")),
-            (None, _) => {}
-            (Some(_), line) if line.contains("-----") => return Err(at("a CERTIFICATE block that does not end")),
-            (Some(body), line) => body.push_str(line),
-        }
-    }
-    if block.is_some() {
-        return Err(error(format!("the {what} ends within a CERTIFICATE block: it is truncated")));
-    }
-    Ok(found)
-}
-
-fn to_pem(der: &[u8]) -> String {
-    let text = STANDARD.encode(der);
-    let mut pem = String::from("-----BEGIN CERTIFICATE-----\n");
-    for (index, c) in text.chars().enumerate() {
-        if index > 0 && index % 64 == 0 {
-            pem.push('\n');
-        }
-        pem.push(c);
-    }
-    pem.push_str("\n-----END CERTIFICATE-----\n");
-    pem
-}
-
-/// One certificate in strict DER. The errors continue a sentence that names it.
-fn read(der: &[u8]) -> Result<Certificate, String> {
-    let certificate = Certificate::from_der(der).map_err(|e| format!("is no certificate in DER: {e}"))?;
-    if certificate.to_der().ok().as_deref() != Some(der) {
-        return Err("is not in canonical DER".to_owned());
-    }
-    if certificate.tbs_certificate().version() != Version::V3 {
-        return Err("is not of X.509 version 3".to_owned());
-    }
-    Ok(certificate)
-}
-
-/// A certificate that may sign others.
-fn authority(der: &[u8]) -> Result<(), String> {
-    let certificate = read(der)?;
-    let tbs = certificate.tbs_certificate();
-    let unreadable = |e: x509_cert::der::Error| format!("has an extension that cannot be read: {e}");
-    let is_ca =
-        tbs.get_extension::<BasicConstraints>().map_err(unreadable)?.is_some_and(|(_, constraints)| constraints.ca);
-    let may_sign =
-        tbs.get_extension::<KeyUsageExtension>().map_err(unreadable)?.is_none_or(|(_, usage)| usage.key_cert_sign());
-    if !(is_ca && may_sign) {
-        return Err("is no CA: it must have CA:TRUE and, where it has a key usage, keyCertSign".to_owned());
-    }
-    Ok(())
-}
-
-fn validity(der: &[u8]) -> Option<(SystemTime, SystemTime)> {
-    let certificate = Certificate::from_der(der).ok()?;
-    let validity = certificate.tbs_certificate().validity();
-    Some((validity.not_before.to_system_time(), validity.not_after.to_system_time()))
-}
-
-fn common_name(certificate: &Certificate) -> String {
-    const COMMON_NAME: x509_cert::der::asn1::ObjectIdentifier =
-        x509_cert::der::asn1::ObjectIdentifier::new_unwrap("2.5.4.3");
-    let subject = certificate.tbs_certificate().subject();
-    let Some(attribute) = subject.iter().find(|attribute| attribute.oid == COMMON_NAME) else { return String::new() };
-    let utf8 = attribute.value.decode_as::<Utf8StringRef<'_>>().map(|s| s.as_str().to_owned());
-    let text = utf8.or_else(|_| attribute.value.decode_as::<PrintableStringRef<'_>>().map(|s| s.as_str().to_owned()));
-    text.unwrap_or_default()
-}
-
-fn sans(certificate: &Certificate) -> Result<Sans, CertificateError> {
-    let extension = certificate.tbs_certificate().get_extension::<SubjectAltName>();
-    let extension = extension.map_err(|e| error(format!("the leaf's subjectAltName cannot be read: {e}")))?;
-    let mut sans = Sans::default();
-    for name in extension.into_iter().flat_map(|(_, names)| names.0) {
-        match name {
-            GeneralName::DnsName(name) => {
-                sans.dns.insert(name.as_str().to_ascii_lowercase());
-            }
-            GeneralName::IpAddress(bytes) => {
-                let bytes = bytes.as_bytes();
-                let ip = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
-                let ip = ip.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from));
-                sans.ips.insert(ip.map_err(|_| error("the leaf has an IP address of odd length"))?);
-            }
-            _ => {}
-        }
-    }
-    Ok(sans)
 }
 
 fn sha256(bytes: &[u8]) -> Vec<u8> {

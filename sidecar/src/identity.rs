@@ -91,30 +91,30 @@ pub fn judge(asked: &Asked<'_>, pod: Option<&PodFacts>, services: &[ServiceFacts
         return deny("PodGone", format!("there is no pod {}/{}", bound.namespace, bound.pod));
     };
     let mut denials = live(&bound, pod);
-    let settings = Settings::parse(&pod.annotations).unwrap_or_else(|problems| {
-        denials.extend(problems.iter().map(|problem| denial("BadAnnotation", problem.to_string())));
-        Settings::default()
-    });
-    let role = match role_of(asked, Some(&pod.uid)) {
-        Ok(role) => role,
-        Err(d) => {
-            denials.push(d);
+    let settings = match Settings::parse(&pod.annotations) {
+        Ok(settings) => settings,
+        Err(problems) => {
+            denials.extend(problems.iter().map(|problem| denial("BadAnnotation", problem.to_string())));
             return Verdict::Deny(denials);
         }
     };
-    if !denials.is_empty() {
-        return Verdict::Deny(denials);
-    }
-    let mut entitlement = match entitlement(role, pod, services, &settings, policy) {
-        Ok(entitlement) => entitlement,
-        Err(Verdict::Deny(denials)) => return Verdict::Deny(denials),
-        // What no address will change is said now, not after it.
-        Err(other) => {
-            let denials = form(asked, role, &subject_common_name(role, pod, &settings), policy);
-            return if denials.is_empty() { other } else { Verdict::Deny(denials) };
+    let role = match role_of(asked, Some(&bound.pod_uid)) {
+        Ok(role) => role,
+        Err(wrong) => {
+            denials.push(wrong);
+            return Verdict::Deny(denials);
         }
     };
-    denials.extend(form(asked, role, &entitlement.common_name, policy));
+    denials.extend(form(asked, role, &subject_common_name(role, pod, &settings), policy));
+    let mut entitlement = match entitlement(role, pod, services, &settings, policy) {
+        Ok(entitlement) => entitlement,
+        Err(Verdict::Deny(more)) => {
+            denials.extend(more);
+            return Verdict::Deny(denials);
+        }
+        // What no address will change is said now.
+        Err(not_yet) => return if denials.is_empty() { not_yet } else { Verdict::Deny(denials) },
+    };
     denials.extend(content(asked, &entitlement));
     // The annotation may have been changed since; what was asked for counts, within policy.
     entitlement.lifetime = asked.expiration.unwrap_or(entitlement.lifetime).min(policy.lifetime.max);
@@ -214,7 +214,7 @@ fn role_of(asked: &Asked<'_>, uid: Option<&str>) -> Result<Role, Denial> {
     })
 }
 
-/// What is asked beside names and addresses: signer, subject, usages, key, life.
+/// What is asked beside signer, names and addresses: subject, usages, key, life.
 fn form(asked: &Asked<'_>, role: Role, common_name: &str, policy: &Policy) -> Vec<Denial> {
     let mut denials = Vec::new();
     let request = asked.request;

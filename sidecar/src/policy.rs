@@ -136,9 +136,20 @@ impl Policy {
         }
         self.lifetime.check()?;
         self.rollover.check()?;
-        for (index, host) in self.hosts.iter().enumerate() {
-            host.check().map_err(|e| format!("hosts[{index}]: {e}"))?;
+        if !KeyAlgorithm::ALL.into_iter().any(|key| self.keys.allow(key)) {
+            return Err("keys: name at least one".to_owned());
         }
+        let each = |what: &str, checks: Vec<Result<(), String>>| {
+            checks
+                .into_iter()
+                .enumerate()
+                .try_for_each(|(index, check)| check.map_err(|e| format!("{what}[{index}]: {e}")))
+        };
+        each("extraSans", self.extra_sans.iter().map(ExtraSans::check).collect())?;
+        each("users", self.users.iter().map(UserRule::check).collect())?;
+        each("crossNamespace", self.cross_namespace.iter().map(CrossNamespace::check).collect())?;
+        each("hosts", self.hosts.iter().map(Host::check).collect())?;
+        each("authorities", self.authorities.iter().map(AuthoritySecret::check).collect())?;
         let mut signers = BTreeSet::new();
         for (index, shared) in self.shared.iter().enumerate() {
             for signer in &shared.signers {

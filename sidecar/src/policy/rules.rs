@@ -81,6 +81,14 @@ impl Words {
     fn all() -> Self {
         Self(vec!["*".to_owned()])
     }
+
+    fn check(&self, what: &str, fine: fn(&str) -> bool) -> Result<(), String> {
+        match self.0.iter().find(|word| *word != "*" && !fine(word)) {
+            _ if self.0.is_empty() => Err(format!("{what}: name at least one, or \"*\"")),
+            Some(word) => Err(format!("{what}: {word:?} is no name that Kubernetes takes")),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Names and addresses that pods may have beyond the grammar.
@@ -92,8 +100,8 @@ pub struct ExtraSans {
     /// The clusters they belong to; default all.
     #[serde(default = "Words::all")]
     pub clusters: Words,
-    /// DNS names; one that begins with `*.` takes every name under it, itself included: a wildcard certificate is issued
-    /// only for exactly this text.
+    /// DNS names. `*.example.com` takes every name under `example.com`, at any depth, and the wildcard itself, as written;
+    /// no other wildcard.
     #[serde(default, deserialize_with = "texts")]
     pub dns_names: Vec<DnsPattern>,
     /// CIDR blocks.
@@ -102,6 +110,11 @@ pub struct ExtraSans {
 }
 
 impl ExtraSans {
+    pub(super) fn check(&self) -> Result<(), String> {
+        self.namespaces.check("namespaces", names::is_dns_label)?;
+        self.clusters.check("clusters", names::is_dns_label)
+    }
+
     pub(super) fn takes_name(&self, name: &str) -> bool {
         self.dns_names.iter().any(|pattern| pattern.takes(name))
     }
@@ -187,6 +200,19 @@ pub struct UserRule {
     pub users: Vec<String>,
 }
 
+impl UserRule {
+    pub(super) fn check(&self) -> Result<(), String> {
+        label("namespace", &self.namespace)?;
+        self.service_accounts.check("serviceAccounts", names::is_dns_subdomain)?;
+        self.users.iter().try_for_each(|user| settings::user(user).map(|_| ()).map_err(|e| format!("users: {e}")))
+    }
+}
+
+/// A namespace.
+fn label(what: &str, s: &str) -> Result<(), String> {
+    if names::is_dns_label(s) { Ok(()) } else { Err(format!("{what}: {s:?} is no name of a namespace")) }
+}
+
 /// `<namespace>/<cluster>`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClusterName {
@@ -220,6 +246,12 @@ pub struct CrossNamespace {
     pub to: ClusterName,
     /// What they may be there.
     pub roles: BTreeSet<Role>,
+}
+
+impl CrossNamespace {
+    pub(super) fn check(&self) -> Result<(), String> {
+        label("from", &self.from)
+    }
 }
 
 /// A host or static pod, which has no service account: who it is, and all that it may ask for.
@@ -307,6 +339,16 @@ pub struct AuthoritySecret {
     pub signer: SignerName,
     /// A `kubernetes.io/tls` Secret in the system namespace; intermediates follow the CA in `tls.crt`.
     pub secret_name: String,
+}
+
+impl AuthoritySecret {
+    pub(super) fn check(&self) -> Result<(), String> {
+        if names::is_dns_subdomain(&self.secret_name) {
+            Ok(())
+        } else {
+            Err(format!("secretName: {:?} is no name of a Secret", self.secret_name))
+        }
+    }
 }
 
 /// How an authority's key is replaced. The next CA is published at half of the life.
