@@ -16,8 +16,9 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use webpki::{ALL_VERIFICATION_ALGS, EndEntityCert, anchor_from_trusted_cert};
 use x509_cert::der::Encode as _;
 
+pub use self::pem::to_pem;
 use self::{
-    pem::{blocks, to_pem},
+    pem::blocks,
     read::{Authority, End},
 };
 use crate::{csr::hex, role::Role, settings::Sans};

@@ -7,17 +7,20 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use etcd_tls_sidecar::{certificate::Bundle, settings::KeyAlgorithm};
+use etcd_tls_sidecar::{
+    certificate::{self, Bundle, Chain},
+    settings::KeyAlgorithm,
+};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, KeyPair, KeyUsagePurpose, PublicKeyData as _,
     RsaKeySize,
 };
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
+use rustls::pki_types::{PrivateKeyDer, pem::PemObject as _};
 use time::OffsetDateTime;
 use x509_cert::{
     Certificate,
-    der::{Decode as _, Encode as _},
-    ext::pkix::{self, KeyUsage, NameConstraints, SubjectKeyIdentifier},
+    der::{Decode as _, Encode as _, asn1::ObjectIdentifier},
+    ext::pkix::{self, ExtendedKeyUsage, KeyUsage, NameConstraints, SubjectKeyIdentifier},
 };
 use zeroize::Zeroizing;
 
@@ -25,6 +28,11 @@ use crate::issue;
 
 /// How far a certificate's notBefore lies before its issue, for verifiers whose clock is late.
 pub const BACKDATE: Duration = Duration::from_secs(5 * 60);
+
+// RFC 5280, section 4.2.1.12.
+const ANY: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.29.37.0");
+const SERVER_AUTH: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.3.1");
+const CLIENT_AUTH: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.3.2");
 
 /// A certificate authority: its certificate, the intermediates above it, and its key.
 pub struct Authority {
@@ -85,6 +93,11 @@ pub enum AuthorityError {
          which verifiers might then refuse; give a CA without"
     )]
     NameConstraints(String),
+    /// Its extended key usages leave out what members need. Go holds leaves to those of the CAs above, an anchor's too.
+    #[error(
+        "certificate {0} of the CA is not for both server and client authentication: its extendedKeyUsage must have both"
+    )]
+    Narrow(String),
     /// BasicConstraints does not say CA:TRUE.
     #[error("certificate {0} is not a CA: basicConstraints does not say CA:TRUE")]
     NotCa(String),
@@ -161,10 +174,9 @@ impl Authority {
     /// What is wrong with it, for the person who gave it.
     pub fn load(cert_pem: &[u8], key_pem: &[u8], now: SystemTime) -> Result<Self, AuthorityError> {
         let mut chain: Vec<Vec<u8>> = Vec::new();
-        for certificate in CertificateDer::pem_slice_iter(cert_pem) {
-            let certificate = certificate.map_err(|e| AuthorityError::Certificate(e.to_string()))?;
-            if !chain.iter().any(|c| c == certificate.as_ref()) {
-                chain.push(certificate.as_ref().to_vec());
+        for der in Chain::parse(cert_pem).map_err(|e| AuthorityError::Certificate(e.to_string()))?.certificates {
+            if !chain.contains(&der) {
+                chain.push(der);
             }
         }
         let der = PrivateKeyDer::from_pem_slice(key_pem).map_err(|_| AuthorityError::Key)?;
@@ -207,9 +219,8 @@ impl Authority {
                 return Err(AuthorityError::Order { issued: subject_of(issued), next: subject_of(next) });
             }
         }
-        let anchor = chain.last().map(Vec::as_slice).unwrap_or_default();
-        let bundle = Bundle::parse(issue::pem_of(&[anchor]).as_bytes())
-            .map_err(|e| AuthorityError::Certificate(e.to_string()))?;
+        let anchor = chain.last().cloned().unwrap_or_default();
+        let bundle = Bundle::from_der(vec![anchor]).map_err(|e| AuthorityError::Certificate(e.to_string()))?;
         let key_identifier = first
             .tbs_certificate()
             .get_extension::<SubjectKeyIdentifier>()
@@ -236,7 +247,7 @@ impl Authority {
 
     /// The issuing certificate and what is above it, as they were given or made: PEM.
     pub fn certificate_pem(&self) -> String {
-        issue::pem_of(&self.chain)
+        self.chain.iter().map(|der| certificate::to_pem(der)).collect()
     }
 
     /// The private key's PEM: for the Secret that keeps it, and nothing else.
@@ -303,6 +314,12 @@ fn judge(certificate: &Certificate, below: usize, now: SystemTime) -> Result<(),
     if tbs.get_extension::<NameConstraints>().map_err(|e| unreadable(&e))?.is_some() {
         return Err(AuthorityError::NameConstraints(subject));
     }
+    if let Some((_, usages)) = tbs.get_extension::<ExtendedKeyUsage>().map_err(|e| unreadable(&e))?
+        && !usages.0.contains(&ANY)
+        && !(usages.0.contains(&SERVER_AUTH) && usages.0.contains(&CLIENT_AUTH))
+    {
+        return Err(AuthorityError::Narrow(subject));
+    }
     let validity = tbs.validity();
     if validity.not_after.to_system_time() <= now {
         return Err(AuthorityError::Expired { subject, not_after: validity.not_after.to_string() });
@@ -339,3 +356,6 @@ fn generate_key(key: KeyAlgorithm) -> Result<KeyPair, rcgen::Error> {
         KeyAlgorithm::Rsa4096 => KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, RsaKeySize::_4096),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,7 +9,6 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
 use etcd_tls_sidecar::{certificate::Chain, identity::Entitlement, role::Role, settings::Sans};
 use rcgen::{
     CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair,
@@ -71,8 +70,9 @@ impl IssueError {
     }
 }
 
-/// Issues `leaf` and verifies it as its peers will. `serial` is 128 random bits, of which 126 are used: the number is
-/// positive and its length always the same.
+/// Issues `leaf` and verifies it as its peers will; gives its chain up to, and without, the anchor.
+///
+/// `serial` is 128 random bits, of which 126 are used: the number is positive and its length always the same.
 ///
 /// # Errors
 /// See [`IssueError`]; none of them is the requester's to mend.
@@ -81,7 +81,7 @@ pub fn issue(
     leaf: &Leaf<'_>,
     now: SystemTime,
     mut serial: [u8; 16],
-) -> Result<String, IssueError> {
+) -> Result<Chain, IssueError> {
     if now < authority.not_before() || authority.not_after() <= now {
         return Err(IssueError::AuthorityNotValid);
     }
@@ -111,13 +111,13 @@ pub fn issue(
     let draft = params.signed_by(&public_key, &Issuer::new(issuer, Unsigned(pair))).map_err(IssueError::encoding)?;
     let der = sign_draft(draft.der(), &authority.parts.subject, &subject_name(leaf)?, pair)?;
 
-    let mut chain = vec![der.as_slice()];
-    chain.extend(authority.intermediates().iter().map(Vec::as_slice));
-    let pem = pem_of(&chain);
-    Chain::parse(pem.as_bytes())
-        .and_then(|chain| chain.verify(leaf.role, authority.bundle(), leaf.public_key, leaf.sans, now))
+    let mut certificates = vec![der];
+    certificates.extend_from_slice(authority.intermediates());
+    let chain = Chain::from_der(certificates).map_err(|e| IssueError::Refused(e.to_string()))?;
+    chain
+        .verify(leaf.role, authority.bundle(), leaf.public_key, leaf.sans, now)
         .map_err(|e| IssueError::Refused(e.to_string()))?;
-    Ok(pem)
+    Ok(chain)
 }
 
 /// Issues a throw-away leaf for each set of usages, to learn what verification thinks of `authority`.
@@ -266,17 +266,5 @@ pub(crate) fn date(t: SystemTime) -> Option<OffsetDateTime> {
     OffsetDateTime::from_unix_timestamp(i64::try_from(seconds).ok()?).ok()
 }
 
-/// PEM certificates.
-pub(crate) fn pem_of<T: AsRef<[u8]>>(certificates: &[T]) -> String {
-    let mut pem = String::new();
-    for certificate in certificates {
-        pem.push_str("-----BEGIN CERTIFICATE-----\n");
-        let text = STANDARD.encode(certificate.as_ref());
-        for line in text.as_bytes().chunks(64) {
-            pem.extend(line.iter().map(|b| char::from(*b)));
-            pem.push('\n');
-        }
-        pem.push_str("-----END CERTIFICATE-----\n");
-    }
-    pem
-}
+#[cfg(test)]
+mod tests;

@@ -4,17 +4,17 @@
 //! one needs: the process that answers admission has no credential for the API server at all.
 
 pub mod admit;
+pub mod authority;
 pub mod cli;
 pub mod client;
 pub mod csr_watch;
 pub mod events;
 pub mod facts;
 pub mod inject;
+pub mod issue;
 pub mod lease;
 pub mod namespace_watch;
 pub mod policy_watch;
+pub mod rollover;
 pub mod shutdown;
 pub mod tls;
-
-pub mod authority;
-pub mod issue;

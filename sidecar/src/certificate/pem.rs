@@ -35,7 +35,8 @@ pub(super) fn blocks(pem: &[u8], what: &str) -> Result<Vec<Vec<u8>>, Certificate
     Ok(found)
 }
 
-pub(super) fn to_pem(der: &[u8]) -> String {
+/// One DER certificate as PEM text.
+pub fn to_pem(der: &[u8]) -> String {
     let text = STANDARD.encode(der);
     let mut pem = String::from("-----BEGIN CERTIFICATE-----\n");
     for (index, c) in text.chars().enumerate() {

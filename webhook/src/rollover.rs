@@ -1,0 +1,467 @@
+//! From one CA to the next, as a pure state machine: what is known in, the next step out.
+//!
+//! ```text
+//! stable ──publish──▶ published ──change over──▶ signing ──retire──▶ stable
+//!                        │ abort
+//!                        └──────▶ stable
+//! ```
+//!
+//! *published*: the next CA stands beside the present one in the trust bundle, and signs nothing. *signing*: the next CA
+//! signs; the old one is still trusted, its key is gone. Each step is one write of the authority's Secret, so that a
+//! signer killed at any point is followed by one that goes on from there.
+//!
+//! **Invariant.** Bundle before leaf, loaded before signed: no leaf of a CA is issued before every live pod of the
+//! authority was seen to have loaded it. The one exception is a CA about to expire, where keeping to the old one loses
+//! every pod instead of those that did not load the new one; it is named [`ChangeOver::Expiring`] and said loudly.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    time::{Duration, SystemTime},
+};
+
+use etcd_tls_sidecar::role::{Domain, Role};
+use serde::{Deserialize, Serialize};
+
+// mod command;
+mod request;
+#[cfg(test)]
+mod tests;
+
+// pub use command::Args;
+pub use request::{Action, Answer, Report, Request, RequestError, request_annotation, status_annotation};
+
+/// How long before the old CA's end it is changed over even though not everybody trusts the new one: at most this, and a
+/// twentieth of the CA's life at most. Leaves of the old CA are cut to its end, so they are renewed within that time.
+const LAST_CALL: Duration = Duration::from_secs(60 * 60);
+/// How long the old CA stays beyond its last leaf's end while a pod is not known to have a leaf of the new one: the
+/// signer's clock may be wrong.
+const CLOCK_GRACE: Duration = Duration::from_secs(2 * 60 * 60);
+
+/// A rollover under way, as it is persisted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Rollover {
+    /// How far it is.
+    pub phase: Phase,
+    /// Why it began.
+    pub trigger: Trigger,
+    /// The generation that is being left.
+    pub old: String,
+    /// The generation that takes over.
+    pub new: String,
+    /// When it began.
+    #[serde(with = "rfc3339")]
+    pub started: SystemTime,
+    /// When its phase began.
+    #[serde(with = "rfc3339")]
+    pub since: SystemTime,
+    /// Digests of published bundles that hold the new CA: a pod that states one of them trusts it.
+    pub accepted: BTreeSet<String>,
+    /// An operator said that the clients outside trust the new CA.
+    #[serde(default)]
+    pub clients_confirmed: bool,
+    /// When the last leaf of the old CA ends; set at the changeover.
+    #[serde(default, with = "rfc3339::option")]
+    pub old_leaves_until: Option<SystemTime>,
+    /// What each pod was seen to do, by uid.
+    #[serde(default)]
+    pub pods: BTreeMap<String, PodProgress>,
+}
+
+/// See [`Rollover::phase`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// Both are trusted, the old one signs.
+    Published,
+    /// Both are trusted, the new one signs.
+    Signing,
+}
+
+/// Why a rollover began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Trigger {
+    /// By command.
+    Command,
+    /// The user gave another CA.
+    Replaced,
+    /// Half of the CA's life is over.
+    Schedule,
+}
+
+/// What a pod was seen to do. It only grows: etcd does not forget a CA that it has loaded.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodProgress {
+    /// Domains whose bundle with the new CA the pod's etcd was seen to have loaded.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub trusts: BTreeSet<Domain>,
+    /// Roles that have a leaf of the new CA.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub renewed: BTreeSet<Role>,
+}
+
+/// A pod that holds, or will ask for, certificates of the authority.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LivePod {
+    /// `metadata.uid`.
+    pub uid: String,
+    /// `<namespace>/<name>`, for people.
+    pub name: String,
+    /// Its roles that this authority signs.
+    pub roles: BTreeSet<Role>,
+}
+
+/// A CA's generation and its life.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Life {
+    /// Its digest.
+    pub generation: String,
+    /// From when.
+    pub not_before: SystemTime,
+    /// Until when.
+    pub not_after: SystemTime,
+}
+
+/// All that a decision depends on.
+#[derive(Clone, Debug)]
+pub struct Situation<'a> {
+    /// The time.
+    pub now: SystemTime,
+    /// The CA that signs.
+    pub active: &'a Life,
+    /// The next CA, while one is published.
+    pub next: Option<&'a Life>,
+    /// The user's CA, where policy names one and it can be read. Without one, CAs are made here.
+    pub given: Option<&'a Life>,
+    /// Policy says that the CA is the user's, whether it can be read or not: none is made here.
+    pub user_owned: bool,
+    /// Whether others than pods may hold leaves of this authority: clients outside.
+    pub outside_clients: bool,
+    /// After how long a published CA is taken to have reached the clients outside.
+    pub client_overlap: Option<Duration>,
+    /// The live pods of the authority.
+    pub pods: &'a [LivePod],
+    /// Every leaf issued by the active CA ends before this time.
+    pub leaves_until: Option<SystemTime>,
+    /// What an operator asks for.
+    pub request: Option<&'a Request>,
+}
+
+/// What is to be done next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// The step; `None`: stay.
+    pub step: Option<Step>,
+    /// What is waited for, for people.
+    pub waiting: Vec<Waiting>,
+    /// The answer to the operator's request, if there was one.
+    pub answer: Option<Answer>,
+}
+
+/// One write of the authority's Secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Take the next CA back out of the bundle.
+    Abort(Abort),
+    /// Let the next CA sign.
+    ChangeOver(ChangeOver),
+    /// Note that the clients outside trust the new CA.
+    ConfirmClients,
+    /// Publish a next CA: the user's where there is one, else one made now.
+    Publish(Trigger),
+    /// Take the old CA out of the bundle.
+    Retire,
+}
+
+/// Why a published CA is taken back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Abort {
+    /// By command.
+    Command,
+    /// It expired before everybody trusted it.
+    Expired,
+    /// The user gave yet another one, or the old one again.
+    Replaced,
+}
+
+/// With what justification the next CA takes over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChangeOver {
+    /// Everybody trusts it.
+    Trusted,
+    /// The old one is about to expire.
+    Expiring,
+}
+
+/// What a rollover waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Waiting {
+    /// An operator's word, or the overlap's end.
+    ClientsOutside {
+        /// When the overlap ends, where policy states one.
+        until: Option<SystemTime>,
+    },
+    /// The last leaf of the old CA.
+    OldLeaves {
+        /// When it ends at the latest.
+        until: SystemTime,
+    },
+    /// A pod whose etcd was not yet seen to have loaded the new CA.
+    Pod(String),
+    /// A pod that has no leaf of the new CA yet.
+    Renewal(String),
+    /// The user's new CA: half of the present one's life is over, and none is made here.
+    UserCa {
+        /// When the present one ends.
+        until: SystemTime,
+    },
+}
+
+impl Rollover {
+    /// The state after [`Step::Publish`]. `accepted` is the digest of the bundle with both.
+    pub fn publish(trigger: Trigger, old: &str, new: &str, accepted: BTreeSet<String>, now: SystemTime) -> Self {
+        Self {
+            phase: Phase::Published,
+            trigger,
+            old: old.to_owned(),
+            new: new.to_owned(),
+            started: now,
+            since: now,
+            accepted,
+            clients_confirmed: false,
+            old_leaves_until: None,
+            pods: BTreeMap::new(),
+        }
+    }
+
+    /// The state after [`Step::ChangeOver`].
+    #[must_use]
+    pub fn change_over(mut self, leaves_until: Option<SystemTime>, now: SystemTime) -> Self {
+        self.phase = Phase::Signing;
+        self.since = now;
+        self.old_leaves_until = Some(leaves_until.unwrap_or(now));
+        self
+    }
+
+    /// Notes that a pod's etcd has loaded a bundle. Whether anything is new, and must be persisted.
+    pub fn note_trusts(&mut self, uid: &str, domain: Domain, digest: &str) -> bool {
+        self.accepted.contains(digest) && self.pods.entry(uid.to_owned()).or_default().trusts.insert(domain)
+    }
+
+    /// Notes that a pod gets a leaf of the new CA. Whether anything is new, and must be persisted.
+    pub fn note_renewed(&mut self, uid: &str, role: Role) -> bool {
+        self.phase == Phase::Signing && self.pods.entry(uid.to_owned()).or_default().renewed.insert(role)
+    }
+
+    /// Forgets pods that are gone. Nothing waits for them, so this alone is no reason to write.
+    pub fn forget_all_but(&mut self, live: &[LivePod]) {
+        let live: BTreeSet<&str> = live.iter().map(|p| p.uid.as_str()).collect();
+        self.pods.retain(|uid, _| live.contains(uid.as_str()));
+    }
+}
+
+/// The next step.
+pub fn decide(state: Option<&Rollover>, s: &Situation<'_>) -> Decision {
+    let (requested, answer) = match s.request {
+        None => (None, None),
+        Some(request) => {
+            let (step, answer) = weigh(request, state, s);
+            (step, Some(answer))
+        }
+    };
+    let (step, waiting) = match (requested, state) {
+        (Some(step), _) => (Some(step), Vec::new()),
+        (None, None) => stable(s),
+        (None, Some(r)) if r.phase == Phase::Published => published(r, s),
+        (None, Some(r)) => signing(r, s),
+    };
+    Decision { step, waiting, answer }
+}
+
+/// What an operator's request comes to.
+fn weigh(request: &Request, state: Option<&Rollover>, s: &Situation<'_>) -> (Option<Step>, Answer) {
+    let accepted = |step, message: &str| (Some(step), Answer::accepted(request, message));
+    let refused = |message: &str| (None, Answer::refused(request, message));
+    match (request.action, state.map(|r| r.phase)) {
+        (Action::Start, Some(Phase::Published | Phase::Signing)) => {
+            refused("a rollover is under way already; see --status")
+        }
+        (Action::Start, None) if s.user_owned => {
+            refused("this CA is the user's: replace the Secret that policy names, and the rollover begins by itself")
+        }
+        (Action::Start, None) => accepted(Step::Publish(Trigger::Command), "a new CA is being published"),
+        (Action::Abort, Some(Phase::Published)) => accepted(
+            Step::Abort(Abort::Command),
+            "the new CA is being taken back; members that had loaded it restart once more",
+        ),
+        (Action::Abort, Some(Phase::Signing)) => refused(
+            "the new CA signs already and the old one's key is gone; to leave the new CA, start another rollover when this \
+             one is done",
+        ),
+        (Action::ConfirmClients, Some(Phase::Published)) => {
+            accepted(Step::ConfirmClients, "the clients outside are taken to trust the new CA")
+        }
+        (Action::ConfirmClients, Some(Phase::Signing)) => refused("the new CA signs already"),
+        (Action::Abort | Action::ConfirmClients, None) => refused("no rollover is under way"),
+    }
+}
+
+fn stable(s: &Situation<'_>) -> (Option<Step>, Vec<Waiting>) {
+    if let Some(given) = s.given
+        && given.generation != s.active.generation
+    {
+        return (Some(Step::Publish(Trigger::Replaced)), Vec::new());
+    }
+    if s.now < half(s.active) {
+        return (None, Vec::new());
+    }
+    if s.user_owned {
+        return (None, vec![Waiting::UserCa { until: s.active.not_after }]);
+    }
+    (Some(Step::Publish(Trigger::Schedule)), Vec::new())
+}
+
+fn published(r: &Rollover, s: &Situation<'_>) -> (Option<Step>, Vec<Waiting>) {
+    // Nothing is signed by the next CA yet: another one, or the old one again, costs no more than a restart.
+    if let Some(given) = s.given
+        && given.generation != r.new
+    {
+        return (Some(Step::Abort(Abort::Replaced)), Vec::new());
+    }
+    if s.next.is_none_or(|next| next.not_after <= s.now) {
+        return (Some(Step::Abort(Abort::Expired)), Vec::new());
+    }
+    let mut waiting = untrusting(r, s);
+    if s.outside_clients && !r.clients_confirmed {
+        let until = s.client_overlap.and_then(|overlap| r.since.checked_add(overlap));
+        if until.is_none_or(|until| s.now < until) {
+            waiting.push(Waiting::ClientsOutside { until });
+        }
+    }
+    if waiting.is_empty() {
+        return (Some(Step::ChangeOver(ChangeOver::Trusted)), waiting);
+    }
+    if s.now >= last_call(s.active) {
+        return (Some(Step::ChangeOver(ChangeOver::Expiring)), waiting);
+    }
+    (None, waiting)
+}
+
+fn signing(r: &Rollover, s: &Situation<'_>) -> (Option<Step>, Vec<Waiting>) {
+    let until = r.old_leaves_until.unwrap_or(r.since);
+    let mut waiting: Vec<Waiting> = s
+        .pods
+        .iter()
+        .filter(|pod| r.pods.get(&pod.uid).is_none_or(|seen| !pod.roles.is_subset(&seen.renewed)))
+        .map(|pod| Waiting::Renewal(pod.name.clone()))
+        .collect();
+    if s.now < until {
+        waiting.push(Waiting::OldLeaves { until });
+    } else if until.checked_add(CLOCK_GRACE).is_some_and(|end| end <= s.now) {
+        waiting.clear();
+    }
+    if waiting.is_empty() { (Some(Step::Retire), waiting) } else { (None, waiting) }
+}
+
+fn untrusting(r: &Rollover, s: &Situation<'_>) -> Vec<Waiting> {
+    let trusts = |pod: &LivePod| {
+        let domains: BTreeSet<Domain> = pod.roles.iter().map(|role| role.domain()).collect();
+        r.pods.get(&pod.uid).is_some_and(|seen| domains.is_subset(&seen.trusts))
+    };
+    s.pods.iter().filter(|pod| !trusts(pod)).map(|pod| Waiting::Pod(pod.name.clone())).collect()
+}
+
+fn half(life: &Life) -> SystemTime {
+    life.not_before + length(life) / 2
+}
+
+fn last_call(life: &Life) -> SystemTime {
+    life.not_after - LAST_CALL.min(length(life) / 20)
+}
+
+fn length(life: &Life) -> Duration {
+    life.not_after.duration_since(life.not_before).unwrap_or_default()
+}
+
+impl Phase {
+    /// The phase's word.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Published => "published",
+            Self::Signing => "signing",
+        }
+    }
+}
+
+impl fmt::Display for Waiting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ClientsOutside { until: None } => {
+                f.write_str("clients outside: an operator's --confirm-clients, once they trust the new CA")
+            }
+            Self::ClientsOutside { until: Some(until) } => {
+                write!(f, "clients outside: an operator's --confirm-clients, or {}", rfc3339::text(*until))
+            }
+            Self::OldLeaves { until } => {
+                write!(f, "the old CA's last leaf, which ends by {}", rfc3339::text(*until))
+            }
+            Self::Pod(name) => write!(f, "pod {name}: its process was not yet seen to have loaded the new CA"),
+            Self::Renewal(name) => write!(f, "pod {name}: no certificate of the new CA yet"),
+            Self::UserCa { until } => {
+                write!(
+                    f,
+                    "another CA in the Secret that policy names; the present one ends at {}",
+                    rfc3339::text(*until)
+                )
+            }
+        }
+    }
+}
+
+/// Times as RFC 3339 text, to the second: what is persisted is also read by people.
+pub mod rfc3339 {
+    use std::time::SystemTime;
+
+    use jiff::Timestamp;
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    /// The text.
+    pub fn text(t: SystemTime) -> String {
+        Timestamp::try_from(t)
+            .and_then(|t| Timestamp::from_second(t.as_second()))
+            .map_or_else(|_| "a time out of range".to_owned(), |t| t.to_string())
+    }
+
+    pub(super) fn serialize<S: Serializer>(t: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&text(*t))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SystemTime, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse::<Timestamp>().map(SystemTime::from).map_err(D::Error::custom)
+    }
+
+    pub(super) mod option {
+        use super::{Deserializer, Serializer, SystemTime};
+
+        pub(in super::super) fn serialize<S: Serializer>(
+            t: &Option<SystemTime>,
+            serializer: S,
+        ) -> Result<S::Ok, S::Error> {
+            match t {
+                Some(t) => super::serialize(t, serializer),
+                None => serializer.serialize_none(),
+            }
+        }
+
+        pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(
+            deserializer: D,
+        ) -> Result<Option<SystemTime>, D::Error> {
+            #[derive(serde::Deserialize)]
+            struct Text(#[serde(with = "super")] SystemTime);
+            Ok(<Option<Text> as serde::Deserialize>::deserialize(deserializer)?.map(|Text(t)| t))
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! `etcd-tls-webhook rollover <namespace>/<cluster>`: asks the signer for a step, or shows how it stands. It runs with the
+//! caller's kubeconfig and needs `get` and `patch` on the cluster's trust ConfigMap alone.
+
+use std::{io::Write as _, time::Duration};
+
+use etcd_tls_sidecar::{names, role::Domain};
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::{
+    Api,
+    api::{Patch, PatchParams},
+};
+use serde_json::json;
+use tokio::time::{Instant, sleep};
+
+use super::{Action, Report, Request, request_annotation, status_annotation};
+use crate::{cli::Error, client};
+
+/// How long the signer's answer is waited for.
+const PATIENCE: Duration = Duration::from_secs(30);
+const POLL: Duration = Duration::from_millis(200);
+
+/// Moves a cluster to a new CA, shows how that stands, or takes it back.
+#[derive(clap::Args, Debug)]
+#[command(group(clap::ArgGroup::new("what").args(["status", "abort", "confirm_clients"])))]
+pub struct Args {
+    /// The cluster, as <namespace>/<cluster>.
+    #[arg(value_parser = cluster)]
+    cluster: (String, String),
+    /// Which of the cluster's authorities: peer, client or metrics.
+    #[arg(long)]
+    domain: Domain,
+    /// Show how it stands, and change nothing.
+    #[arg(long)]
+    status: bool,
+    /// Take a published CA back; possible until the new CA signs.
+    #[arg(long)]
+    abort: bool,
+    /// Say that the clients outside the cluster trust the new CA.
+    #[arg(long)]
+    confirm_clients: bool,
+}
+
+fn cluster(s: &str) -> Result<(String, String), String> {
+    match s.split_once('/') {
+        Some((namespace, cluster)) if names::is_dns_label(namespace) && names::is_dns_label(cluster) => {
+            Ok((namespace.to_owned(), cluster.to_owned()))
+        }
+        _ => Err("not of the form <namespace>/<cluster>".to_owned()),
+    }
+}
+
+impl Args {
+    /// Writes the request and waits for the signer's answer, or prints the status.
+    ///
+    /// # Errors
+    /// No such cluster, no right to its ConfigMap, no answer, or a refusal.
+    pub async fn run(self) -> Result<(), Error> {
+        let Self { cluster: (namespace, cluster), domain, status, abort, confirm_clients } = self;
+        let api: Api<ConfigMap> = Api::namespaced(client::connect().await?, &namespace);
+        let name = names::trust_config_map(&cluster);
+        if status {
+            let report = report(&api, &name, domain).await?;
+            return say(&describe(&format!("{namespace}/{cluster} {domain}"), &report));
+        }
+        let action = match (abort, confirm_clients) {
+            (true, _) => Action::Abort,
+            (_, true) => Action::ConfirmClients,
+            _ => Action::Start,
+        };
+        let request = Request { action, id: id()? };
+        // Refuses a cluster that is not there, before anything is written.
+        report(&api, &name, domain).await?;
+        let patch = json!({"metadata": {"annotations": {request_annotation(domain): request.to_string()}}});
+        client::within(api.patch(&name, &PatchParams::default(), &Patch::Merge(patch))).await?;
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            let report = report(&api, &name, domain).await?;
+            if let Some(answer) = report.answer.as_ref().filter(|a| a.id == request.id) {
+                if !answer.accepted {
+                    return Err(format!("refused: {}", answer.message).into());
+                }
+                return say(&format!("{}\n{}", answer.message, describe(&format!("{namespace}/{cluster} {domain}"), &report)));
+            }
+            sleep(POLL).await;
+        }
+        Err(format!(
+            "the signer did not answer within {} s; the request stands: see --status, and the log of deployment \
+             etcd-tls-sign in {}",
+            PATIENCE.as_secs(),
+            names::SYSTEM_NAMESPACE
+        )
+        .into())
+    }
+}
+
+async fn report(api: &Api<ConfigMap>, name: &str, domain: Domain) -> Result<Report, Error> {
+    let object = client::within(api.get_opt(name)).await?.ok_or_else(|| {
+        format!("there is no ConfigMap {name} in this namespace: no pod of this cluster has opted in, or the signer is away")
+    })?;
+    let annotations = object.metadata.annotations.unwrap_or_default();
+    let text = annotations.get(&status_annotation(domain)).ok_or_else(|| {
+        format!("ConfigMap {name} says nothing of an authority {domain}: by policy it is another domain's, or the signer is away")
+    })?;
+    serde_json::from_str(text).map_err(|e| format!("the signer's report on ConfigMap {name} cannot be read: {e}").into())
+}
+
+fn describe(what: &str, report: &Report) -> String {
+    let mut text = format!("{what}: {}", report.phase);
+    if let Some(since) = &report.since {
+        text += &format!(" since {since}");
+    }
+    if let (Some(active), Some(until)) = (&report.active, &report.active_until) {
+        text += &format!("\nsigned by {active} until {until}");
+    }
+    if let Some(new) = &report.new {
+        text += &format!("\nnew CA {new}");
+    }
+    for line in &report.waiting {
+        text += &format!("\nwaits for {line}");
+    }
+    text
+}
+
+fn say(text: &str) -> Result<(), Error> {
+    writeln!(std::io::stdout(), "{text}")?;
+    Ok(())
+}
+
+fn id() -> Result<String, Error> {
+    let mut bytes = [0; 8];
+    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| "no random numbers")?;
+    Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn a_cluster_is_a_namespace_and_a_name() {
+        assert_eq!(cluster("prod/etcd").unwrap(), ("prod".to_owned(), "etcd".to_owned()));
+        for bad in ["prod", "prod/", "/etcd", "prod/etcd/x", "Prod/etcd", "prod/a.b"] {
+            cluster(bad).unwrap_err();
+        }
+    }
+}
