@@ -81,9 +81,8 @@ pub async fn serve(listener: TcpListener, status: Arc<dyn Status>) {
                 .header_read_timeout(HEAD_TIMEOUT)
                 .max_buf_size(MAX_HEAD)
                 .serve_connection(TokioIo::new(stream), service);
-            match time::timeout(CONNECTION_TIMEOUT, connection).await {
-                Ok(Err(error)) => tracing::debug!(%error, "admin port: connection failed"),
-                Ok(Ok(())) | Err(_) => {}
+            if let Ok(Err(error)) = time::timeout(CONNECTION_TIMEOUT, connection).await {
+                tracing::debug!(%error, "admin port: connection failed");
             }
         });
     }

@@ -15,19 +15,26 @@
 //!
 //! **Invariant.** Everything marked pure takes time and randomness as arguments and does no I/O.
 
+pub mod addresses;
 pub mod admin;
+pub mod api;
 pub mod args;
 pub mod certificate;
+pub mod clock;
 pub mod csr;
 pub mod etcd;
 pub mod handshake;
 pub mod identity;
 pub mod lock;
 pub mod names;
+pub mod order;
 pub mod policy;
 pub mod process;
+pub mod renew;
 pub mod restart;
 pub mod role;
+pub mod schedule;
 pub mod settings;
 pub mod store;
 pub mod telemetry;
+pub mod trust;

@@ -58,6 +58,9 @@ pub struct Record {
     /// Digest of the trust bundle under which the key was made; `key-rotation: on-ca-change` keeps the key while it is
     /// the same.
     pub key_bundle: String,
+    /// What the request stated in its [`names::TRUSTS_ANNOTATION`].
+    #[serde(default)]
+    pub trusts: Option<String>,
 }
 
 impl Record {

@@ -1,0 +1,81 @@
+//! The port to the API server: make a CertificateSigningRequest, look at it. No more rights are had, none are asked for.
+
+use std::{future::Future, time::Duration};
+
+use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
+
+pub mod http;
+pub mod pod;
+
+/// The two calls of a requester. One value serves one request of one role.
+pub trait Api {
+    /// POST.
+    ///
+    /// # Errors
+    /// See [`ApiError`].
+    fn create(
+        &mut self,
+        request: &CertificateSigningRequest,
+    ) -> impl Future<Output = Result<CertificateSigningRequest, ApiError>>;
+
+    /// GET by name.
+    ///
+    /// # Errors
+    /// See [`ApiError`].
+    fn get(&mut self, name: &str) -> impl Future<Output = Result<CertificateSigningRequest, ApiError>>;
+
+    /// Nothing is asked for some time: what is held open may be closed.
+    fn rest(&mut self) {}
+}
+
+/// Why a call gave no object, by whose fault.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ApiError {
+    /// The API server's answer.
+    #[error("the API server answers {code}: {message}")]
+    Status {
+        /// The HTTP status.
+        code: u16,
+        /// Its message; a few hundred characters at most.
+        message: String,
+        /// Retry-After, where it says so.
+        retry_after: Option<Duration>,
+    },
+    /// An answer that is no answer of an API server: a proxy's page, a cut body.
+    #[error("what answers at {address} is no API server: {message}")]
+    Malformed {
+        /// Where.
+        address: String,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// No answer.
+    #[error("the API server at {address} cannot be reached: {message}")]
+    Unreachable {
+        /// Where.
+        address: String,
+        /// Why not.
+        message: String,
+    },
+    /// We do not know where or with what to ask: no token, no CA.
+    #[error("{0}")]
+    Access(String),
+}
+
+impl ApiError {
+    /// The HTTP status, if there was one.
+    pub const fn code(&self) -> Option<u16> {
+        match self {
+            Self::Status { code, .. } => Some(*code),
+            Self::Malformed { .. } | Self::Unreachable { .. } | Self::Access(_) => None,
+        }
+    }
+
+    /// When the API server asks to be left alone until.
+    pub const fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Status { retry_after, .. } => *retry_after,
+            Self::Malformed { .. } | Self::Unreachable { .. } | Self::Access(_) => None,
+        }
+    }
+}

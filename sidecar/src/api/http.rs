@@ -1,0 +1,230 @@
+//! The API server over HTTP/1.1: one connection for one request's life, closed at rest.
+//!
+//! Hand-made on hyper, because a sidecar that stands beside every etcd member should weigh nothing between two renewals:
+//! no connection pool, no background task, no cache. Where and with what to ask is read anew for each connection, the
+//! token for each call, since kubelet replaces both under us.
+
+use std::{fmt::Write as _, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{
+    HeaderMap, Method, Request, StatusCode,
+    client::conn::http1::{self, SendRequest},
+    header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue, RETRY_AFTER, USER_AGENT},
+};
+use hyper_util::rt::TokioIo;
+use k8s_openapi::{api::certificates::v1::CertificateSigningRequest, apimachinery::pkg::apis::meta::v1::Status};
+use rustls::{
+    ClientConfig, RootCertStore,
+    client::Resumption,
+    crypto::aws_lc_rs,
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
+};
+use tokio::{net::TcpStream, time};
+use tokio_rustls::TlsConnector;
+use zeroize::Zeroizing;
+
+use super::{Api, ApiError};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// The API server stores no object over 1.5 MiB.
+const MAX_BODY: usize = 2 * 1024 * 1024;
+const PATH: &str = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
+const USER_AGENT_VALUE: &str = concat!("etcd-tls-sidecar/", env!("CARGO_PKG_VERSION"));
+
+/// Where the API server is, whom we take for it, and who we are.
+pub struct Access {
+    /// Host name or address, without brackets.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+    /// What stands before the API's own path; empty as a rule.
+    pub prefix: String,
+    /// PEM certificates of the CAs that the server's certificate may come of.
+    pub roots: Vec<u8>,
+    /// A bearer token.
+    pub token: Option<Zeroizing<String>>,
+    /// A client certificate's chain and key, PEM.
+    pub identity: Option<(Vec<u8>, Zeroizing<Vec<u8>>)>,
+    /// The name in the server's certificate, where it is not the host's.
+    pub server_name: Option<String>,
+}
+
+/// Where [`Access`] comes from: files that others replace.
+pub trait Credentials {
+    /// Reads it anew.
+    ///
+    /// # Errors
+    /// [`ApiError::Access`]: what is missing.
+    fn access(&self) -> Result<Access, ApiError>;
+}
+
+/// The API server.
+pub struct Kube<C> {
+    credentials: C,
+    connection: Option<SendRequest<Full<Bytes>>>,
+}
+
+impl<C: Credentials> Kube<C> {
+    /// Connects when first asked.
+    pub const fn new(credentials: C) -> Self {
+        Self { credentials, connection: None }
+    }
+
+    async fn call(&mut self, method: Method, name: &str, body: Bytes) -> Result<CertificateSigningRequest, ApiError> {
+        let access = self.credentials.access()?;
+        let address = format!("{}:{}", access.host, access.port);
+        let unreachable = |message: String| ApiError::Unreachable { address: address.clone(), message };
+        let kept = self.connection.take().filter(|c| !c.is_closed());
+        let was_kept = kept.is_some();
+        let mut connection = match kept {
+            Some(connection) => connection,
+            None => connect(&access).await.map_err(unreachable)?,
+        };
+        let mut answer = send(&mut connection, request(&access, &method, name, body.clone())?).await;
+        if answer.is_err() && was_kept {
+            // The server may close a connection just as we use it. To ask twice is harmless: a name is taken once.
+            connection = connect(&access).await.map_err(unreachable)?;
+            answer = send(&mut connection, request(&access, &method, name, body)?).await;
+        }
+        let (status, headers, body) = answer.map_err(unreachable)?;
+        let malformed = |message: String| ApiError::Malformed { address: address.clone(), message };
+        if status.is_success() {
+            let object = serde_json::from_slice(&body).map_err(|e| malformed(format!("the body is no object: {e}")))?;
+            self.connection = Some(connection);
+            return Ok(object);
+        }
+        self.connection = Some(connection);
+        Err(ApiError::Status { code: status.as_u16(), message: message_of(&body), retry_after: retry_after(&headers) })
+    }
+}
+
+impl<C: Credentials> Api for Kube<C> {
+    async fn create(&mut self, request: &CertificateSigningRequest) -> Result<CertificateSigningRequest, ApiError> {
+        let body =
+            serde_json::to_vec(request).map_err(|e| ApiError::Access(format!("the request cannot be written: {e}")))?;
+        self.call(Method::POST, "", body.into()).await
+    }
+
+    async fn get(&mut self, name: &str) -> Result<CertificateSigningRequest, ApiError> {
+        self.call(Method::GET, name, Bytes::new()).await
+    }
+
+    fn rest(&mut self) {
+        self.connection = None;
+    }
+}
+
+type Answer = (StatusCode, HeaderMap, Bytes);
+
+async fn send(connection: &mut SendRequest<Full<Bytes>>, request: Request<Full<Bytes>>) -> Result<Answer, String> {
+    let answer = async {
+        connection.ready().await.map_err(|e| chain(&e))?;
+        let response = connection.send_request(request).await.map_err(|e| chain(&e))?;
+        let (head, body) = response.into_parts();
+        let body = Limited::new(body, MAX_BODY).collect().await.map_err(|e| format!("the answer breaks off: {e}"))?;
+        Ok((head.status, head.headers, body.to_bytes()))
+    };
+    time::timeout(ANSWER_TIMEOUT, answer).await.map_err(|_| format!("no answer within {ANSWER_TIMEOUT:?}"))?
+}
+
+fn request(access: &Access, method: &Method, name: &str, body: Bytes) -> Result<Request<Full<Bytes>>, ApiError> {
+    let mut uri = format!("{}{PATH}", access.prefix);
+    if !name.is_empty() {
+        // A name of ours is a DNS subdomain: nothing in it needs escaping.
+        let _ = write!(uri, "/{name}");
+    }
+    let host = if access.host.contains(':') {
+        format!("[{}]:{}", access.host, access.port)
+    } else {
+        format!("{}:{}", access.host, access.port)
+    };
+    let mut builder = Request::builder()
+        .method(method)
+        .uri(uri)
+        .header(HOST, host)
+        .header(ACCEPT, "application/json")
+        .header(USER_AGENT, USER_AGENT_VALUE);
+    if !body.is_empty() {
+        builder = builder.header(CONTENT_TYPE, "application/json");
+    }
+    if let Some(token) = &access.token {
+        let text = Zeroizing::new(format!("Bearer {}", token.as_str()));
+        let mut value = HeaderValue::from_str(&text)
+            .map_err(|_| ApiError::Access("the token holds characters that no token holds".to_owned()))?;
+        value.set_sensitive(true);
+        builder = builder.header(AUTHORIZATION, value);
+    }
+    builder.body(Full::new(body)).map_err(|e| ApiError::Access(format!("the request cannot be written: {e}")))
+}
+
+async fn connect(access: &Access) -> Result<SendRequest<Full<Bytes>>, String> {
+    time::timeout(CONNECT_TIMEOUT, dial(access))
+        .await
+        .map_err(|_| format!("no connection within {CONNECT_TIMEOUT:?}"))?
+}
+
+async fn dial(access: &Access) -> Result<SendRequest<Full<Bytes>>, String> {
+    let mut roots = RootCertStore::empty();
+    let (added, _) = roots.add_parsable_certificates(CertificateDer::pem_slice_iter(&access.roots).flatten());
+    if added == 0 {
+        return Err("the CA file holds no certificate".to_owned());
+    }
+    let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|e| e.to_string())?
+        .with_root_certificates(roots);
+    let mut config = match &access.identity {
+        Some((chain, key)) => {
+            let chain = CertificateDer::pem_slice_iter(chain)
+                .collect::<Result<Vec<_>, _>>()
+                .map_err(|e| format!("own certificate: {e}"))?;
+            let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| "own key: cannot be read".to_owned())?;
+            builder.with_client_auth_cert(chain, key).map_err(|e| format!("own certificate: {e}"))?
+        }
+        None => builder.with_no_client_auth(),
+    };
+    config.resumption = Resumption::disabled();
+    let name = access.server_name.clone().unwrap_or_else(|| access.host.clone());
+    let name = ServerName::try_from(name).map_err(|e| e.to_string())?;
+    let stream = TcpStream::connect((access.host.as_str(), access.port)).await.map_err(|e| e.to_string())?;
+    stream.set_nodelay(true).map_err(|e| e.to_string())?;
+    let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(|e| e.to_string())?;
+    let (sender, connection) =
+        http1::Builder::new().max_buf_size(64 * 1024).handshake(TokioIo::new(stream)).await.map_err(|e| chain(&e))?;
+    // Ends when the sender is dropped or the server closes.
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "connection to the API server ended");
+        }
+    });
+    Ok(sender)
+}
+
+/// The message of a Status object, or the beginning of whatever it is.
+fn message_of(body: &[u8]) -> String {
+    let status: Option<Status> = serde_json::from_slice(body).ok();
+    let text = match status.and_then(|s| s.message) {
+        Some(message) => message,
+        None => String::from_utf8_lossy(&body[..body.len().min(1024)]).into_owned(),
+    };
+    let line: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    line.chars().take(400).collect()
+}
+
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+}
+
+/// An error with its causes: hyper's own text says "connection error" alone.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let _ = write!(text, ": {cause}");
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,140 @@
+//! Trust bundles as kubelet mounts them, and whether one is taken: bundle first, leaf later.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{self, Read as _},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::SystemTime,
+};
+
+use notify::{RecursiveMode, Watcher as _};
+use tokio::sync::Notify;
+
+use crate::{
+    certificate::Bundle,
+    role::{Domain, Role},
+    store::{Entry, Set},
+};
+
+/// A ConfigMap holds 1 MiB at most.
+const MAX_BUNDLE: u64 = 1024 * 1024;
+
+/// Why a bundle on offer is not taken; the one in use stays.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TrustError {
+    /// There is none.
+    #[error("{}: {message}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        message: String,
+    },
+    /// It is none.
+    #[error("{}: {message}; the bundle in use stays", path.display())]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        message: String,
+    },
+    /// It would cut us off from peers that hold what we hold.
+    #[error(
+        "the {domain} bundle on offer lacks the CA of the {role} certificate in use (serial {serial}); the bundle in use \
+         stays: publish the new CA beside the old one"
+    )]
+    LacksIssuer {
+        /// The bundle's domain.
+        domain: Domain,
+        /// Whose certificate.
+        role: Role,
+        /// Which.
+        serial: String,
+    },
+}
+
+/// The mounted directory: `peer.crt`, `client.crt`, `metrics.crt`.
+#[derive(Clone, Debug)]
+pub struct TrustDir(PathBuf);
+
+impl TrustDir {
+    /// The mounted directory `path`.
+    pub fn new(path: &Path) -> Self {
+        Self(path.to_owned())
+    }
+
+    /// The bundle on offer for `domain`.
+    ///
+    /// # Errors
+    /// There is none, or it is garbage, empty or huge.
+    pub fn read(&self, domain: Domain) -> Result<Bundle, TrustError> {
+        let path = self.0.join(domain.trust_key());
+        let pem =
+            read_bounded(&path).map_err(|e| TrustError::Unreadable { path: path.clone(), message: e.to_string() })?;
+        Bundle::parse(&pem).map_err(|e| TrustError::Unusable { path, message: e.to_string() })
+    }
+
+    /// Wakes `changed` whenever kubelet swaps the directory's contents. The directory is watched and not its files: they
+    /// are links, and what they lead to is replaced.
+    ///
+    /// # Errors
+    /// The kernel has no watch left; the directory is then looked at with each tick alone.
+    pub fn watch(&self, changed: Arc<Notify>) -> notify::Result<notify::RecommendedWatcher> {
+        let config = notify::Config::default().with_follow_symlinks(false);
+        let mut watcher = notify::RecommendedWatcher::new(
+            move |event: notify::Result<notify::Event>| {
+                // Our own reading is an event as well.
+                if !matches!(event, Ok(notify::Event { kind: notify::EventKind::Access(_), .. })) {
+                    changed.notify_one();
+                }
+            },
+            config,
+        )?;
+        watcher.watch(&self.0, RecursiveMode::NonRecursive)?;
+        Ok(watcher)
+    }
+}
+
+fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
+    let mut pem = Vec::new();
+    File::open(path)?.take(MAX_BUNDLE + 1).read_to_end(&mut pem)?;
+    Ok(pem)
+}
+
+/// The set with `offered` bundles in the place of those in use, for the domains where they differ and may be taken; `None`
+/// where nothing changes. With it every refusal.
+///
+/// A bundle is refused if it lacks the CA that issued a certificate in use: peers hold certificates of the same CA. One
+/// that has expired holds nothing back, since no peer takes it any more.
+pub fn take(set: &Set, offered: &BTreeMap<Domain, Bundle>, now: SystemTime) -> (Option<Set>, Vec<TrustError>) {
+    let mut next = set.clone();
+    let (mut changed, mut refused) = (false, Vec::new());
+    for (domain, bundle) in offered {
+        let entries: Vec<(Role, &Arc<Entry>)> =
+            set.roles.iter().filter(|(r, _)| r.domain() == *domain).map(|(r, e)| (*r, e)).collect();
+        if entries.iter().all(|(_, entry)| entry.bundle() == bundle) {
+            continue;
+        }
+        // All roles of a domain or none: peers of one domain must not trust differently.
+        let mut moved = Vec::new();
+        for (role, entry) in &entries {
+            match entry.with_bundle(*role, bundle, now) {
+                Ok(entry) => moved.push((*role, entry)),
+                Err(_) if entry.chain().not_after <= now => moved.push((*role, entry.moved_to(bundle))),
+                Err(_) => {
+                    let serial = entry.chain().serial.clone();
+                    refused.push(TrustError::LacksIssuer { domain: *domain, role: *role, serial });
+                }
+            }
+        }
+        if moved.len() == entries.len() {
+            for (role, entry) in moved {
+                next = next.with(role, entry);
+            }
+            changed = true;
+        }
+    }
+    (changed.then_some(next), refused)
+}
