@@ -37,17 +37,16 @@ pub fn kubernetes() -> Option<PathBuf> {
     None
 }
 
-/// Tier 3's kubeconfig of a cluster with a node. `ETCD_TLS_CLUSTER_TESTS` is asked for besides `KUBECONFIG`, since these
-/// tests install into that cluster and delete from it.
+/// Tier 3's kubeconfig of a cluster with a node, which `KUBECONFIG` names. These tests install into it and delete from it,
+/// so the default kubeconfig is not looked at.
 pub fn cluster() -> Option<PathBuf> {
     let kubeconfig = env::var_os("KUBECONFIG").map(PathBuf::from).filter(|p| p.is_file());
-    if kubeconfig.is_some() && env::var_os("ETCD_TLS_CLUSTER_TESTS").is_some() {
-        return kubeconfig;
+    if kubeconfig.is_none() {
+        skip(
+            3,
+            "KUBECONFIG names no cluster",
+            "KUBECONFIG=<kubeconfig of a cluster to throw away, which has the images> make test",
+        );
     }
-    skip(
-        3,
-        "no cluster with a node",
-        "KUBECONFIG=<kubeconfig of a throw-away cluster that has the images> ETCD_TLS_CLUSTER_TESTS=1 make test",
-    );
-    None
+    kubeconfig
 }

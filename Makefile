@@ -1,0 +1,65 @@
+# make help
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+CARGO ?= cargo
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+TAG ?= 0.1.0
+# Which image builder makes `make images`: docker, podman or buildah (as `buildah build`).
+BUILDER ?= $(firstword $(foreach b,docker podman buildah,$(if $(shell command -v $(b)),$(b))) docker)
+# Base images: an empty one to end with, and one with Rust and a C compiler to build in.
+BASE ?= scratch
+RUST_IMAGE ?= rust:1-bookworm
+
+.PHONY: help demo test check build bench images etcd clean
+
+help: ## what there is to make
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: etcd ## a three-member etcd under load changes every certificate; no cluster needed
+	@$(CARGO) build --locked --workspace --bins
+	$(TARGET)/debug/demo
+
+test: etcd ## everything that this machine can test, and one line for each thing that it cannot
+	@mkdir -p $(TARGET)
+	@$(CARGO) build --locked --workspace --bins
+	@status=0; $(CARGO) test --locked --workspace --no-fail-fast 2>&1 | tee $(TARGET)/test.log || status=$$?
+	@echo
+	@grep -ah '^SKIPPED ' $(TARGET)/test.log | sort -u || true
+	@awk '/^test result:/ {passed += $$4; failed += $$6} /^error: could not compile/ {failed++} \
+	  END {printf "%d passed, %d failed\n", passed, failed}' $(TARGET)/test.log
+	@exit $$status
+
+check: ## formatting and lints
+	@$(CARGO) fmt --all --check
+	@$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+build: ## the two binaries, as they are released
+	$(CARGO) build --locked --release -p etcd-tls-webhook -p etcd-tls-sidecar
+
+bench: etcd ## the figures, ours and the reference interleaved
+	@$(CARGO) build --locked --release --workspace --bins
+	$(TARGET)/release/bench
+
+images: ## both images, by $(BUILDER)
+	$(BUILDER) build --build-arg RUST_IMAGE=$(RUST_IMAGE) --build-arg BASE=$(BASE) -f Dockerfile.webhook -t etcd-tls-webhook:$(TAG) .
+	$(BUILDER) build --build-arg RUST_IMAGE=$(RUST_IMAGE) --build-arg BASE=$(BASE) -f Dockerfile.sidecar -t etcd-tls-sidecar:$(TAG) .
+
+# An etcd, where there is none: the distribution's. ETCD=<path> names another. (Debian starts a server of its own on the
+# well-known ports; ours are on others.)
+etcd:
+	@if [ -n "$${ETCD:-}" ] || command -v etcd >/dev/null; then exit 0; fi
+	@command -v apt-get >/dev/null || { echo "no etcd in PATH, and no apt-get to install one with: install etcd 3.4 or later"; exit 1; }
+	@sudo=; if [ "$$(id -u)" != 0 ]; then sudo=sudo; fi
+	@echo "installing etcd-server and etcd-client"
+	@export DEBIAN_FRONTEND=noninteractive
+	@$$sudo apt-get install -qq -y --no-install-recommends etcd-server etcd-client >/dev/null 2>&1 \
+	  || { $$sudo apt-get update -qq && $$sudo apt-get install -qq -y --no-install-recommends etcd-server etcd-client >/dev/null; }
+	@command -v etcd >/dev/null
+
+clean: ## what was built
+	$(CARGO) clean
