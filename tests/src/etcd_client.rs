@@ -2,6 +2,7 @@
 //! anew at each connection. It shows every failure: nothing is tried again.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -155,17 +156,24 @@ impl Connection {
         Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
     }
 
+    /// Every key with `prefix`, and its value.
+    ///
+    /// # Errors
+    /// What failed.
+    pub async fn list(&mut self, prefix: &str) -> Result<BTreeMap<String, String>, ClientError> {
+        let body = json!({"key": STANDARD.encode(prefix), "range_end": STANDARD.encode(after(prefix))});
+        let answer = self.post("/v3/kv/range", &body).await?;
+        let all = answer["kvs"].as_array().cloned().unwrap_or_default();
+        Ok(all.iter().map(|kv| (decoded(&kv["key"]), decoded(&kv["value"]))).collect())
+    }
+
     /// Starts a watch of all keys with `prefix` from `revision` on; each item is one event's key, value and revision.
     ///
     /// # Errors
     /// What failed.
     pub async fn watch(mut self, prefix: &str, start_revision: u64) -> Result<Watch, ClientError> {
-        let mut end = prefix.as_bytes().to_vec();
-        if let Some(last) = end.last_mut() {
-            *last += 1;
-        }
         let body = json!({"create_request": {
-            "key": STANDARD.encode(prefix), "range_end": STANDARD.encode(&end), "start_revision": start_revision.to_string(),
+            "key": STANDARD.encode(prefix), "range_end": STANDARD.encode(after(prefix)), "start_revision": start_revision.to_string(),
         }});
         let request = Request::post("/v3/watch")
             .header("host", &self.authority)
@@ -229,16 +237,12 @@ impl Watch {
                 if !answer["error"].is_null() {
                     return Err(ClientError(answer.to_string()));
                 }
-                let text = |v: &Value| {
-                    let bytes = STANDARD.decode(v.as_str().unwrap_or_default()).unwrap_or_default();
-                    String::from_utf8_lossy(&bytes).into_owned()
-                };
                 let events = answer["result"]["events"].as_array().cloned().unwrap_or_default();
                 return Ok(events
                     .iter()
                     .map(|e| Event {
-                        key: text(&e["kv"]["key"]),
-                        value: text(&e["kv"]["value"]),
+                        key: decoded(&e["kv"]["key"]),
+                        value: decoded(&e["kv"]["value"]),
                         revision: revision(&e["kv"]["mod_revision"]).unwrap_or_default(),
                     })
                     .collect());
@@ -268,6 +272,21 @@ pub fn serial_of(cert: &CertificateDer<'_>) -> String {
     let hex: String =
         certificate.tbs_certificate().serial_number().as_bytes().iter().map(|b| format!("{b:02x}")).collect();
     hex.trim_start_matches('0').to_owned()
+}
+
+/// The end of the range of all keys with `prefix`.
+fn after(prefix: &str) -> Vec<u8> {
+    let mut end = prefix.as_bytes().to_vec();
+    if let Some(last) = end.last_mut() {
+        *last += 1;
+    }
+    end
+}
+
+/// A base64 text of etcd's JSON; nothing where there is none, since it leaves empty fields out.
+fn decoded(value: &Value) -> String {
+    let bytes = STANDARD.decode(value.as_str().unwrap_or_default()).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 fn revision(value: &Value) -> Option<u64> {

@@ -17,6 +17,7 @@ pub mod ports;
 pub mod process;
 pub mod temp;
 pub mod tier;
+pub mod workload;
 
 use std::{
     future::Future,

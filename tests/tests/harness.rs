@@ -12,6 +12,7 @@ use tests::{
     pki::{Ca, LeafOptions},
     temp::TempDir,
     tier,
+    workload::{self, Workload},
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -52,11 +53,16 @@ async fn three_members_serve_over_tls() {
     let refused = EtcdClient::with_files(&stranger).put(&urls[0], "b", "3").await;
     assert!(refused.is_err(), "a client of another authority wrote");
 
+    let workload = Workload::start(workload::Options::new(urls.clone(), &client_files));
+    tokio::time::sleep(Duration::from_millis(500)).await;
     cluster.members[0].stop().await;
     assert!(!cluster.members[0].is_healthy().await);
     client.put(&urls[1], "a", "4").await.expect("two of three are a quorum");
     cluster.members[0].spawn();
     cluster.members[0].healthy(Duration::from_secs(60)).await;
+    let report = workload.stop().await.expect("an account");
+    assert!(report.writes > 0 && report.connections > 0, "{report}");
+    assert!(report.failed == 0 && report.lost.is_empty() && report.unseen.is_empty(), "{report}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
