@@ -25,8 +25,8 @@ const TICKS: u64 = 100;
 /// What to look for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
-    /// The program's name, the last part of its path.
-    pub program: String,
+    /// The program's name, the last part of its path; `None`: whoever listens on the ports.
+    pub program: Option<String>,
     /// Ports that it listens on; any of them will do. Empty where none is known.
     pub ports: Vec<u16>,
     /// Where else to look than at the name.
@@ -131,15 +131,19 @@ fn find_in(proc: &Path, wanted: &Wanted) -> Result<Process, ProcessError> {
             continue;
         }
         let dir = entry.path();
-        if !is_program(&dir, &wanted.program) || !in_place(&dir, &wanted.place) {
+        if wanted.program.as_ref().is_some_and(|p| !is_program(&dir, p)) || !in_place(&dir, &wanted.place) {
             continue;
         }
         // A process that ends while it is looked at is none.
         let Some(start_ticks) = start_ticks(&dir) else { continue };
         let listens = if wanted.ports.is_empty() { None } else { holds(&dir, &sockets) };
+        // Without a name, a process is what it listens on.
+        if wanted.program.is_none() && wanted.place == Place::Anywhere && listens != Some(true) {
+            continue;
+        }
         candidates.push(Candidate { process: Process { pid, start_ticks }, listens });
     }
-    choose(&candidates, &wanted.program)
+    choose(&candidates, wanted.program.as_deref().unwrap_or("that listens there"))
 }
 
 /// One that listens beats those of which it is not known; one that does not listen, while its sockets can be seen, is
@@ -285,7 +289,7 @@ mod tests {
     }
 
     fn wanted(program: &str, ports: &[u16]) -> Wanted {
-        Wanted { program: program.to_owned(), ports: ports.to_vec(), place: Place::Anywhere }
+        Wanted { program: Some(program.to_owned()), ports: ports.to_vec(), place: Place::Anywhere }
     }
 
     #[test]
@@ -295,6 +299,7 @@ mod tests {
         let found = find(&wanted(&own_name(), &[port])).unwrap();
         assert_eq!(found.pid, i32::try_from(std::process::id()).unwrap());
         assert!(found.runs() && found.started() <= uptime().unwrap());
+        assert_eq!(find(&Wanted { program: None, ..wanted("", &[port]) }).unwrap(), found);
         // Of that name, but not on that port.
         drop(listener);
         assert!(matches!(find(&wanted(&own_name(), &[port])), Err(ProcessError::Absent { .. })));
@@ -331,7 +336,7 @@ mod tests {
         fs::write(&file, format!("{}\n", child.id())).unwrap();
         let by_file = Wanted { place: Place::PidFile(file.clone()), ..wanted("sleep", &[]) };
         assert_eq!(find(&by_file).unwrap().pid, i32::try_from(child.id()).unwrap());
-        let another = Wanted { program: "etcd".into(), ..by_file };
+        let another = Wanted { program: Some("etcd".into()), ..by_file };
         assert!(matches!(find(&another), Err(ProcessError::Absent { .. })));
         let unit = Wanted { place: Place::Unit("no-such-unit.service".into()), ..wanted("sleep", &[]) };
         assert!(matches!(find(&unit), Err(ProcessError::Absent { .. })));

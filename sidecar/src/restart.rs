@@ -1,16 +1,66 @@
 //! Restarts etcd when its trust bundle has changed, which a running etcd does not notice: one member at a time, under a
 //! lock, and only while every other member is healthy and quorum stands without this one.
+//!
+//! ```text
+//! cluster    what is on disk, what etcd's ports show, how every member is      (eyes)
+//! decision   must etcd be restarted? may it be, now?                           (pure)
+//! act        lock, look again, hand leadership on, end etcd, wait for it       (hands)
+//! gate       the liveness probe that kubelet acts on, for `reload: probe`
+//! memory     what must survive the sidecar's own restart
+//! ```
+//!
+//! Whatever goes wrong on the way ends in waiting: the need stays visible in [`Status`], in the log and in the metrics
+//! `restart_due` and `restart_waits`, and all of it is looked at again a moment later.
+//!
+//! A sidecar that dies with the lock in its hand leaves a lock that lapses within [`crate::lock::TTL`] seconds, and the
+//! next one then finds a member that is down and waits for it.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+mod act;
+mod cluster;
+mod decision;
+mod gate;
+mod memory;
+mod metrics;
 
+use std::{
+    collections::BTreeMap,
+    hash::{DefaultHasher, Hash, Hasher},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use nix::sys::signal::Signal;
 use prometheus_client::registry::Registry;
-use tokio::sync::watch;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep},
+};
 
+pub use self::gate::{Cadence, Gate, PATH, PERIOD, cadence};
+use self::{
+    cluster::Eyes,
+    decision::{Permit, Trust, permit, trust},
+    memory::Memory,
+    metrics::Metrics,
+};
 use crate::{
     args::{DownwardArgs, PodArgs},
+    lock::{Attempt, EtcdLock, Guard, LeaseLock, Observed},
+    names,
+    process::{Place, uptime},
     role::{Domain, Role},
     settings::Reload,
 };
+
+/// How often etcd's ports are asked what they have loaded while nothing is known to have changed.
+const IDLE: Duration = Duration::from_secs(30);
+/// How soon a restart that has to wait is thought about again.
+const AGAIN: Duration = Duration::from_secs(3);
+/// kubelet forgets a container's restarts after ten minutes; a second one within them waits for a back-off.
+const PACE: Duration = Duration::from_secs(600);
+/// Between saying that a one-member cluster will be away and its being away.
+const NOTICE: Duration = Duration::from_secs(30);
 
 /// What a [`Restarter`] is told of its etcd.
 #[derive(Clone)]
@@ -23,6 +73,8 @@ pub struct Options {
     pub reload: Reload,
     /// Whether a signal reaches etcd.
     pub can_signal: bool,
+    /// How etcd's process is told from others of its name.
+    pub place: Place,
     /// etcd's client port.
     pub client_url: Option<String>,
     /// etcd's peer port.
@@ -33,6 +85,8 @@ pub struct Options {
     pub holder: String,
     /// The least time between two restarts of ours: kubelet delays a second one within ten minutes.
     pub pace: Duration,
+    /// How long before it a restart that is an outage is announced.
+    pub notice: Duration,
     /// Where a Lease may be had, when etcd itself gives no lock.
     pub lease: Option<LeaseOptions>,
 }
@@ -44,8 +98,13 @@ pub struct LeaseOptions {
     pub client: kube::Client,
     /// The pod's namespace.
     pub namespace: String,
-    /// `etcd-tls-restart-<cluster>`.
+    /// [`lease_name`].
     pub name: String,
+}
+
+/// The name of the Lease that stands in for etcd's own lock.
+pub fn lease_name(cluster: &str) -> String {
+    format!("etcd-tls-restart-{cluster}")
 }
 
 /// What is known of etcd's trust; sent whenever it changes.
@@ -58,58 +117,343 @@ pub struct Status {
     pub due: Option<String>,
 }
 
-/// Answers the liveness probe of `reload: probe`; kept by the admin server under `/etcd`.
-pub struct Gate {
-    liveness_url: Option<String>,
-}
-
 /// Watches what etcd has loaded, and restarts it when it may.
 pub struct Restarter {
     options: Options,
+    means: Means,
+    eyes: Eyes,
+    memory: Memory,
+    metrics: Metrics,
+    gate: Arc<Gate>,
+    status: watch::Sender<Status>,
+    unserved: watch::Sender<bool>,
+    observed: Option<Observed>,
+    announced: Option<Instant>,
+}
+
+/// How etcd is restarted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Means {
+    /// This signal ends it, and whoever started it starts it again.
+    End(Signal),
+    /// This signal makes a server that is not etcd read its files again; it stays up.
+    Tell(Signal),
+    /// kubelet does, when its liveness probe fails.
+    Probe,
+    /// Not by us; why.
+    ByHand(String),
+}
+
+/// A restart that has to wait.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Wait {
+    /// One word of a fixed set, for the metric.
+    word: &'static str,
+    text: String,
+    again: Duration,
+}
+
+/// What is to be loaded, and why: the bundles on disk of which etcd runs with others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Look {
+    due: BTreeMap<Domain, String>,
+    why: Vec<String>,
+    /// Not every port could be asked.
+    blind: bool,
 }
 
 impl Options {
     /// What the pod's arguments say.
     pub fn of_pod(args: &PodArgs, pod: &DownwardArgs, client: Option<kube::Client>) -> Self {
-        let _ = (args, pod, client);
-        todo!()
+        Self {
+            dir: args.dir.clone(),
+            roles: args.roles.clone(),
+            reload: args.reload.clone(),
+            can_signal: args.can_signal,
+            place: Place::Anywhere,
+            client_url: args.client_url.clone(),
+            peer_url: args.peer_url.clone(),
+            liveness_url: args.liveness_url.clone(),
+            holder: format!("{}/{}", pod.pod_name, pod.pod_uid),
+            pace: PACE,
+            notice: NOTICE,
+            lease: client.map(|client| LeaseOptions {
+                client,
+                namespace: pod.pod_namespace.clone(),
+                name: lease_name(&args.cluster),
+            }),
+        }
+    }
+
+    fn means(&self) -> Means {
+        let by_hand = |why: &str| Means::ByHand(why.to_owned());
+        match &self.reload {
+            Reload::None => by_hand("reload is none: restart etcd by hand, one member at a time"),
+            Reload::Probe => Means::Probe,
+            Reload::Auto if self.can_signal => Means::End(Signal::SIGTERM),
+            Reload::Auto => by_hand(
+                "the sidecar cannot signal etcd (no shared process namespace, or another user): restart the pods one at a \
+                 time, or set etcd-tls.dev/reload: probe",
+            ),
+            Reload::Signal(name) => {
+                let full = if name.starts_with("SIG") { name.clone() } else { format!("SIG{name}") };
+                match full.parse::<Signal>() {
+                    Ok(signal @ (Signal::SIGTERM | Signal::SIGINT)) => Means::End(signal),
+                    Ok(Signal::SIGKILL | Signal::SIGSTOP | Signal::SIGQUIT) | Err(_) => {
+                        by_hand(&format!("{full} is no signal to restart or tell a server with"))
+                    }
+                    Ok(signal) => Means::Tell(signal),
+                }
+            }
+        }
     }
 }
 
 impl Restarter {
-    /// For one etcd. `registry` gets its metrics.
+    /// For one etcd. `registry` gets its metrics: `restart_due`, `restart_waits`, `restarts`, `restart_downtime_seconds`.
     pub fn new(options: Options, registry: &mut Registry) -> Self {
-        let _ = registry;
-        Self { options }
+        let means = options.means();
+        // What is told to read its files again may be any program; what is ended is etcd and nothing else.
+        let program = if matches!(means, Means::Tell(_)) { None } else { Some(names::ETCD_CONTAINER.to_owned()) };
+        let eyes = Eyes::new(&options, program);
+        Self {
+            gate: Arc::new(Gate::new(options.liveness_url.clone(), eyes.identity())),
+            memory: Memory::open(&options.dir),
+            metrics: Metrics::register(registry),
+            status: watch::Sender::default(),
+            unserved: watch::Sender::default(),
+            observed: None,
+            announced: None,
+            means,
+            eyes,
+            options,
+        }
     }
 
     /// What etcd has loaded. The driver states it on its next request, and requests anew when it changes.
     pub fn status(&self) -> watch::Receiver<Status> {
-        let _ = &self.options;
-        todo!()
+        self.status.subscribe()
     }
 
-    /// The answer to the liveness probe, for the admin server's `/etcd`.
+    /// The answer to the liveness probe, for the admin server's [`PATH`].
     pub fn gate(&self) -> Arc<Gate> {
-        todo!()
+        Arc::clone(&self.gate)
+    }
+
+    /// Where to say that etcd does (true) or no longer does (false) serve an old leaf after its grace time, which a restart
+    /// cures.
+    pub fn leaf_unserved(&self) -> watch::Sender<bool> {
+        self.unserved.clone()
     }
 
     /// Runs until the sender of `installed` is dropped. Each value sent means: a set was installed, look now. The files are
     /// read from the directory.
-    pub async fn run(self, installed: watch::Receiver<u64>) {
-        let _ = installed;
-        todo!()
+    pub async fn run(mut self, mut installed: watch::Receiver<u64>) {
+        let mut unserved = self.unserved.subscribe();
+        loop {
+            let pause = self.tick().await;
+            tokio::select! {
+                () = sleep(pause) => {}
+                changed = installed.changed() => if changed.is_err() { return },
+                _ = unserved.changed() => {}
+            }
+        }
+    }
+
+    /// Looks once, and acts if it must and may; how long until the next look.
+    async fn tick(&mut self) -> Duration {
+        let look = self.look().await;
+        if look.due.is_empty() && look.why.is_empty() {
+            self.announced = None;
+            self.show(None);
+            return if look.blind { AGAIN } else { IDLE };
+        }
+        let why = look.why.join("; ");
+        match self.attempt(&look, &why).await {
+            Ok(()) => Duration::ZERO,
+            Err(wait) => {
+                self.show(Some((&why, &wait)));
+                wait.again
+            }
+        }
+    }
+
+    /// Compares what is on disk with what etcd shows, and states what is loaded.
+    async fn look(&mut self) -> Look {
+        let mut look = Look::default();
+        let Ok(now) = uptime() else { return Look { blind: true, ..look } };
+        // Of a server that reads its files again, the start tells nothing.
+        let started = if matches!(self.means, Means::Tell(_)) { None } else { self.eyes.started().await };
+        let mut loaded = self.status.borrow().loaded.clone();
+        for (domain, (bundle, port)) in self.eyes.bundles() {
+            let Some(port) = port else {
+                loaded.insert(domain, bundle.digest());
+                continue;
+            };
+            let installed = match self.memory.installed(domain, &bundle, now) {
+                Ok(installed) => installed,
+                Err(error) => {
+                    tracing::error!(%error, "what the restarter must remember cannot be written");
+                    look.blind = true;
+                    continue;
+                }
+            };
+            let seen = match self.eyes.seen(&port, started).await {
+                Ok(seen) => seen,
+                Err(error) => {
+                    tracing::debug!(%domain, error, "etcd's port shows nothing");
+                    look.blind = true;
+                    continue;
+                }
+            };
+            let state = trust(&installed, &seen, self.memory.tried(domain, &installed.digest));
+            self.metrics.due(domain, state == Trust::Due);
+            match state {
+                Trust::Loaded => {
+                    let before = loaded.insert(domain, installed.digest.clone());
+                    if before.as_ref() != Some(&installed.digest) {
+                        tracing::info!(%domain, digest = %installed.digest, "etcd has loaded the trust bundle");
+                    }
+                }
+                Trust::Due => {
+                    look.why.push(format!("the {domain} trust bundle has changed since etcd loaded it"));
+                    look.due.insert(domain, installed.digest);
+                }
+                Trust::Elsewhere => tracing::warn!(
+                    %domain,
+                    "etcd was started after its {domain} bundle was written and trusts other CAs: does it read another \
+                     file than ca.crt? A restart would change nothing"
+                ),
+            }
+        }
+        if *self.unserved.borrow() {
+            look.why.push("etcd still serves an old certificate".to_owned());
+        }
+        self.status.send_if_modified(|status| {
+            let changed = status.loaded != loaded;
+            status.loaded = loaded;
+            changed
+        });
+        look
+    }
+
+    async fn attempt(&mut self, look: &Look, why: &str) -> Result<(), Wait> {
+        let ends = match &self.means {
+            Means::ByHand(how) => return Err(Wait::new("by_hand", how.clone(), IDLE)),
+            Means::Tell(signal) => return self.tell(*signal, look),
+            Means::End(_) | Means::Probe => look,
+        };
+        self.keep_pace()?;
+        let seen = self.eyes.cluster().await.map_err(|e| Wait::new("cluster_unknown", e.to_string(), AGAIN))?;
+        let allowed = permit(seen.me, &seen.members).map_err(Wait::hindered)?;
+        if allowed.outage {
+            self.announce(why)?;
+            return self.restart(ends, &allowed, None, &seen.client_urls).await;
+        }
+        let mut guard = self.lock(&seen.client_urls).await?;
+        let done = self.restart(ends, &allowed, Some(&mut guard), &seen.client_urls).await;
+        if let Err(error) = guard.release(&seen.client_urls).await {
+            tracing::warn!(%error, "the restart lock was not given back; it lapses by itself");
+        }
+        done
+    }
+
+    fn keep_pace(&self) -> Result<(), Wait> {
+        let since = uptime().ok().and_then(|now| self.memory.since_restart(now));
+        match since.and_then(|since| self.options.pace.checked_sub(since)) {
+            Some(rest) if !rest.is_zero() => Err(Wait::new(
+                "pace",
+                format!(
+                    "etcd was restarted {} s ago; kubelet would delay another one, so it waits {} s more",
+                    since.unwrap_or_default().as_secs(),
+                    rest.as_secs()
+                ),
+                rest.min(IDLE),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Says in advance that the cluster will be away.
+    fn announce(&mut self, why: &str) -> Result<(), Wait> {
+        let first = self.announced.is_none();
+        let rest = self.options.notice.saturating_sub(self.announced.get_or_insert_with(Instant::now).elapsed());
+        if first {
+            tracing::warn!(
+                why,
+                seconds = self.options.notice.as_secs(),
+                "this cluster has one member: restarting it is an outage of some seconds, which begins soon"
+            );
+        }
+        if rest.is_zero() {
+            return Ok(());
+        }
+        let text = format!("this cluster has one member; its outage of some seconds begins in {} s", rest.as_secs());
+        Err(Wait::new("announced", text, rest.min(AGAIN)))
+    }
+
+    async fn lock(&mut self, client_urls: &[String]) -> Result<Guard, Wait> {
+        let refused = match self.eyes.identity() {
+            None => "the pod has no certificate to present to etcd (roles server or client)".to_owned(),
+            Some(dir) => match EtcdLock::acquire(&dir, client_urls, &self.options.holder).await {
+                Ok(Attempt::Held(lock)) => return Ok(Guard::Etcd(lock)),
+                Ok(Attempt::HeldBy(other)) => return Err(self.held_by(&other)),
+                Ok(Attempt::Unavailable(why)) => why,
+                Err(error) => return Err(Wait::new("no_lock", error.to_string(), AGAIN)),
+            },
+        };
+        let Some(LeaseOptions { client, namespace, name }) = self.options.lease.clone() else {
+            return Err(Wait::new("no_lock", format!("etcd gives no lock: {refused}"), IDLE));
+        };
+        match LeaseLock::acquire(client, &namespace, &name, &self.options.holder, &mut self.observed).await {
+            Ok(Attempt::Held(lock)) => Ok(Guard::Lease(Box::new(lock))),
+            Ok(Attempt::HeldBy(other)) => Err(self.held_by(&other)),
+            Ok(Attempt::Unavailable(why)) => {
+                let text = format!("etcd gives no lock ({refused}), and Kubernetes no Lease ({why})");
+                Err(Wait::new("no_lock", text, IDLE))
+            }
+            Err(error) => Err(Wait::new("no_lock", format!("Lease {name}: {error}"), AGAIN)),
+        }
+    }
+
+    /// Those who wait for the same lock ask at different times.
+    fn held_by(&self, other: &str) -> Wait {
+        let mut hasher = DefaultHasher::new();
+        self.options.holder.hash(&mut hasher);
+        let spread = Duration::from_millis(hasher.finish() % 1000);
+        Wait::new("locked", format!("{other} is being restarted"), AGAIN / 2 + spread)
+    }
+
+    /// Shows what a due restart waits for; `None`: nothing is due.
+    fn show(&self, waiting: Option<(&str, &Wait)>) {
+        self.metrics.waits(waiting.map(|(_, wait)| wait.word));
+        let due = waiting.map(|(why, wait)| format!("{why}; {}", wait.text));
+        // The log gets each word once, the status each text.
+        let word = |due: &Option<String>| {
+            due.as_deref().map(|d| d.chars().filter(|c| !c.is_ascii_digit()).collect::<String>())
+        };
+        self.status.send_if_modified(|status| {
+            if status.due == due {
+                return false;
+            }
+            if word(&status.due) != word(&due) {
+                match &due {
+                    Some(text) => tracing::warn!("etcd is to be restarted: {text}"),
+                    None => tracing::info!("etcd runs with the trust bundles on disk"),
+                }
+            }
+            status.due = due;
+            true
+        });
     }
 }
 
-impl Gate {
-    /// Whether kubelet shall leave etcd alone: fails only when a restart is due, allowed and locked, and only until etcd has
-    /// been restarted; else says what the user's own probe says, and yes where there is none.
-    ///
-    /// # Errors
-    /// Why not.
-    pub async fn check(&self) -> Result<(), String> {
-        let _ = &self.liveness_url;
-        todo!()
+impl Wait {
+    fn new(word: &'static str, text: String, again: Duration) -> Self {
+        Self { word, text, again }
+    }
+
+    fn hindered(hindrance: decision::Hindrance) -> Self {
+        Self::new(hindrance.word(), hindrance.to_string(), AGAIN)
     }
 }

@@ -1,0 +1,248 @@
+//! The hands: with the lock held, look once more, hand leadership on, end etcd, and wait until it is back, healthy and with
+//! the bundle on disk.
+
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use tokio::time::{Instant, sleep};
+
+use super::{AGAIN, IDLE, Look, Means, Permit, Restarter, Wait, decision::permit};
+use crate::{
+    etcd::EtcdError,
+    lock::{Guard, TTL},
+    process::uptime,
+};
+
+/// How long a leader may take to hand on; etcd itself tries again when it is ended.
+const HAND_ON_LIMIT: Duration = Duration::from_secs(3);
+/// How long etcd may take to end (its own limit is 8 s and grows with what it serves), start, load its data and be healthy,
+/// with a back-off of kubelet's in between.
+const BACK_LIMIT: Duration = Duration::from_secs(180);
+/// How long kubelet may take to act on a failing probe: [`super::cadence`]'s patience and the end of etcd.
+const PROBE_LIMIT: Duration = Duration::from_secs(900);
+/// How often a restart's progress is looked at.
+const GLANCE: Duration = Duration::from_millis(100);
+/// How often everything is looked at again while the probe fails and kubelet has not acted yet.
+const GLANCE_AT_CLUSTER: Duration = Duration::from_secs(5);
+
+impl Restarter {
+    /// Tells a server that is not etcd to read its files again. It stays up, so there is nothing to lock.
+    pub(super) fn tell(&mut self, signal: Signal, look: &Look) -> Result<(), Wait> {
+        // A changed bundle is told once; a leaf that is not served, again and again.
+        let since = uptime().ok().and_then(|now| self.memory.since_restart(now));
+        if look.due.is_empty() && since.is_some_and(|since| since < IDLE) {
+            return Err(Wait::new("told", format!("{signal} was sent"), AGAIN));
+        }
+        let process = self.eyes.process().map_err(|e| Wait::new("no_process", e.to_string(), AGAIN))?;
+        self.note_restart(look)?;
+        process.signal(signal).map_err(|e| Wait::new("no_process", e.to_string(), AGAIN))?;
+        tracing::info!(pid = process.pid, %signal, "told the server to read its files again");
+        self.metrics.restarted("told");
+        // Time to do so, before it is asked again.
+        Err(Wait::new("told", format!("{signal} was sent"), AGAIN))
+    }
+
+    /// Restarts etcd, with the lock in hand where there are other members.
+    pub(super) async fn restart(
+        &mut self,
+        look: &Look,
+        first: &Permit,
+        mut guard: Option<&mut Guard>,
+        client_urls: &[String],
+    ) -> Result<(), Wait> {
+        if guard.is_some() {
+            // What was seen before the lock was had may be what another member's restart looked like.
+            let seen = self.eyes.cluster().await.map_err(|e| Wait::new("cluster_unknown", e.to_string(), AGAIN))?;
+            let allowed = permit(seen.me, &seen.members).map_err(Wait::hindered)?;
+            if let (true, Some(to)) = (seen.leader, allowed.successor) {
+                self.hand_on(to).await;
+            }
+        } else if !first.outage {
+            return Err(Wait::new("no_lock", "no lock is held".to_owned(), AGAIN));
+        }
+        match self.means.clone() {
+            Means::End(signal) => self.end(signal, look, guard, client_urls).await,
+            Means::Probe => self.have_kubelet_end(look, &mut guard, client_urls).await,
+            Means::Tell(_) | Means::ByHand(_) => Ok(()),
+        }
+    }
+
+    /// So that no write waits for an election. Where it fails, etcd does it itself on its way down.
+    async fn hand_on(&self, to: u64) {
+        let outcome = self.eyes.move_leader(to).await;
+        match &outcome {
+            Ok(()) => {}
+            Err(error @ EtcdError::Forbidden { .. }) => tracing::debug!(%error, "etcd hands leadership on by itself"),
+            Err(error) => tracing::warn!(%error, "leadership was not handed on; etcd does so itself when it ends"),
+        }
+        let start = Instant::now();
+        while outcome.is_ok() && start.elapsed() < HAND_ON_LIMIT {
+            if matches!(self.eyes.leads().await, Ok(false)) {
+                tracing::info!(to = format!("{to:x}"), "handed leadership on");
+                return;
+            }
+            sleep(GLANCE).await;
+        }
+    }
+
+    async fn end(
+        &mut self,
+        signal: Signal,
+        look: &Look,
+        mut guard: Option<&mut Guard>,
+        client_urls: &[String],
+    ) -> Result<(), Wait> {
+        let process = self.eyes.process().map_err(|e| Wait::new("no_process", e.to_string(), AGAIN))?;
+        // The last to be asked before the signal: a lock that may have passed on ends nothing.
+        confirm(guard.as_deref_mut(), client_urls).await?;
+        self.note_restart(look)?;
+        process.signal(signal).map_err(|e| Wait::new("no_process", e.to_string(), IDLE))?;
+        tracing::info!(pid = process.pid, %signal, why = look.why.join("; "), "restarting etcd");
+        let started = process.started();
+        let start = Instant::now();
+        let mut confirmed = start;
+        while process.runs() {
+            if start.elapsed() > BACK_LIMIT {
+                self.metrics.restarted("not_ended");
+                return Err(Wait::new("not_ended", format!("etcd still runs after {signal}"), IDLE));
+            }
+            self.keep(guard.as_deref_mut(), client_urls, &mut confirmed).await;
+            sleep(GLANCE).await;
+        }
+        self.await_back(started, guard, client_urls).await
+    }
+
+    async fn have_kubelet_end(
+        &mut self,
+        look: &Look,
+        guard: &mut Option<&mut Guard>,
+        client_urls: &[String],
+    ) -> Result<(), Wait> {
+        let unknown = || Wait::new("cluster_unknown", "etcd does not say when it started".to_owned(), AGAIN);
+        let started = self.eyes.started().await.ok_or_else(unknown)?;
+        confirm(guard.as_deref_mut(), client_urls).await?;
+        self.gate.arm(&look.why.join("; "));
+        tracing::info!(why = look.why.join("; "), "failing etcd's liveness probe, so that kubelet restarts it");
+        let ended = self.await_kubelet(started, guard, client_urls).await;
+        self.gate.disarm();
+        if let Err(wait) = ended {
+            self.metrics.restarted("not_ended");
+            return Err(wait);
+        }
+        self.note_restart(look)?;
+        self.await_back(started, guard.as_deref_mut(), client_urls).await
+    }
+
+    /// Fails the probe for as long as a restart is allowed, and no longer.
+    async fn await_kubelet(
+        &mut self,
+        started: Duration,
+        guard: &mut Option<&mut Guard>,
+        client_urls: &[String],
+    ) -> Result<(), Wait> {
+        let start = Instant::now();
+        let mut confirmed = start;
+        loop {
+            sleep(GLANCE_AT_CLUSTER).await;
+            match self.eyes.started().await {
+                Some(now) if is_another(now, started) => return Ok(()),
+                // It is on its way down, or up: either way kubelet has acted.
+                None => return Ok(()),
+                Some(_) => {}
+            }
+            if start.elapsed() > PROBE_LIMIT {
+                let text = format!(
+                    "kubelet has not restarted etcd in {} s of failed probes: does its liveness probe ask the sidecar?",
+                    PROBE_LIMIT.as_secs()
+                );
+                return Err(Wait::new("not_ended", text, IDLE));
+            }
+            if confirmed.elapsed() > Duration::from_secs(u64::from(TTL) / 3) {
+                confirm(guard.as_deref_mut(), client_urls).await?;
+                confirmed = Instant::now();
+            }
+            if guard.is_some()
+                && let Ok(seen) = self.eyes.cluster().await
+            {
+                let allowed = permit(seen.me, &seen.members).map_err(Wait::hindered)?;
+                if let (true, Some(to)) = (seen.leader, allowed.successor) {
+                    self.hand_on(to).await;
+                }
+            }
+        }
+    }
+
+    async fn await_back(
+        &mut self,
+        before: Duration,
+        mut guard: Option<&mut Guard>,
+        client_urls: &[String],
+    ) -> Result<(), Wait> {
+        let down = Instant::now();
+        let mut confirmed = down;
+        let mut healthy = None;
+        loop {
+            if down.elapsed() > BACK_LIMIT {
+                self.metrics.restarted("not_back");
+                let text = format!(
+                    "etcd is not back and healthy {} s after its restart; the other members wait for it. See its log",
+                    BACK_LIMIT.as_secs()
+                );
+                tracing::error!("{text}");
+                return Err(Wait::new("not_back", text, IDLE));
+            }
+            self.keep(guard.as_deref_mut(), client_urls, &mut confirmed).await;
+            sleep(GLANCE).await;
+            if healthy.is_none() {
+                let another = self.eyes.started().await.is_some_and(|now| is_another(now, before));
+                if !another || self.eyes.healthy().await.is_err() {
+                    continue;
+                }
+                let downtime = down.elapsed().as_secs_f64();
+                healthy = Some(downtime);
+                self.metrics.downtime(downtime);
+            }
+            let look = self.look().await;
+            if look.blind {
+                continue;
+            }
+            if look.due.is_empty() {
+                self.metrics.restarted("done");
+                tracing::info!(seconds = healthy.unwrap_or_default(), "etcd is back, healthy and with the new trust");
+            } else {
+                // The bundle changed again meanwhile.
+                self.metrics.restarted("due_again");
+            }
+            return Ok(());
+        }
+    }
+
+    /// Keeps the lock while etcd is away. To lose it now changes nothing: the others see a member that is down.
+    async fn keep(&self, guard: Option<&mut Guard>, client_urls: &[String], confirmed: &mut Instant) {
+        if confirmed.elapsed() < Duration::from_secs(u64::from(TTL) / 3) {
+            return;
+        }
+        *confirmed = Instant::now();
+        if let Err(wait) = confirm(guard, client_urls).await {
+            tracing::warn!("{}; the other members wait all the same, until this one is healthy", wait.text);
+        }
+    }
+
+    fn note_restart(&mut self, look: &Look) -> Result<(), Wait> {
+        let failed = |e: std::io::Error| Wait::new("no_memory", format!("cannot note a restart: {e}"), AGAIN);
+        let now = uptime().map_err(failed)?;
+        self.memory.restarting(look.due.clone(), now).map_err(failed)
+    }
+}
+
+async fn confirm(guard: Option<&mut Guard>, client_urls: &[String]) -> Result<(), Wait> {
+    match guard {
+        Some(guard) => guard.confirm(client_urls).await.map_err(|e| Wait::new("lock_lost", e.to_string(), AGAIN)),
+        None => Ok(()),
+    }
+}
+
+/// Whether two starts are of two processes. Where the process is not visible, a start is known to a second.
+fn is_another(now: Duration, before: Duration) -> bool {
+    now.abs_diff(before) > Duration::from_millis(1500)
+}

@@ -1,0 +1,258 @@
+//! What one sidecar can see of its etcd and of the cluster around it.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use futures::future::join_all;
+
+use super::{
+    Options,
+    decision::{MemberSeen, Seen},
+};
+use crate::{
+    certificate::Bundle,
+    etcd::{Client, Endpoint, EtcdError, Member, ServerMetrics},
+    handshake::{self, Target},
+    process::{self, Process, ProcessError, Wanted},
+    role::{Domain, Role},
+};
+
+/// How long a handshake with etcd's own ports may take.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
+/// How much later than it says a process may have started, when told in seconds of the wall clock: the system's start is
+/// known to a second.
+const CLOCK_SLACK: f64 = 2.0;
+
+/// The cluster as it was just seen.
+#[derive(Clone, Debug)]
+pub(super) struct ClusterSeen {
+    pub(super) me: u64,
+    pub(super) leader: bool,
+    pub(super) members: Vec<MemberSeen>,
+    /// Every member's client URLs, our own first: whom to ask for the lock.
+    pub(super) client_urls: Vec<String>,
+}
+
+/// The eyes of the restarter.
+#[derive(Clone)]
+pub(super) struct Eyes {
+    pub(super) dir: PathBuf,
+    roles: Vec<Role>,
+    client_url: Option<String>,
+    peer_url: Option<String>,
+    /// Whether etcd's processes are visible.
+    processes: bool,
+    pub(super) wanted: Wanted,
+}
+
+impl Eyes {
+    pub(super) fn new(options: &Options, program: Option<String>) -> Self {
+        let port = |url: &Option<String>| url.as_ref().and_then(|u| Endpoint::parse(u).ok()).map(|e| e.port);
+        let ports = [port(&options.client_url), port(&options.peer_url)].into_iter().flatten().collect();
+        Self {
+            dir: options.dir.clone(),
+            roles: options.roles.clone(),
+            client_url: options.client_url.clone(),
+            peer_url: options.peer_url.clone(),
+            processes: options.can_signal,
+            wanted: Wanted { program, ports, place: options.place.clone() },
+        }
+    }
+
+    /// The bundle of each domain on disk, and the port that loads it, where one does.
+    pub(super) fn bundles(&self) -> BTreeMap<Domain, (Bundle, Option<Port>)> {
+        let mut bundles = BTreeMap::new();
+        for role in &self.roles {
+            let port = self.port(*role);
+            let domain = role.domain();
+            // A domain with a port of its own is what that port says; a client's copy of the bundle says nothing more.
+            if port.is_none() && bundles.contains_key(&domain) {
+                continue;
+            }
+            let path = self.dir.join(role.as_str()).join("ca.crt");
+            match fs::read(&path).map_err(|e| e.to_string()).and_then(|b| Bundle::parse(&b).map_err(|e| e.to_string()))
+            {
+                Ok(bundle) => drop(bundles.insert(domain, (bundle, port))),
+                Err(error) => tracing::debug!(path = %path.display(), error, "no bundle there yet"),
+            }
+        }
+        bundles
+    }
+
+    fn port(&self, role: Role) -> Option<Port> {
+        let url = match role {
+            Role::Peer => self.peer_url.as_ref(),
+            Role::Server => self.client_url.as_ref(),
+            Role::Client | Role::Metrics => None,
+        }?;
+        Some(Port { role, target: url.parse().ok()? })
+    }
+
+    /// What `port` shows of what it has loaded.
+    pub(super) async fn seen(&self, port: &Port, started: Option<Duration>) -> Result<Seen, String> {
+        let dir = self.dir.join(port.role.as_str());
+        let read = |name| fs::read_to_string(dir.join(name)).map_err(|e| format!("{}: {e}", dir.display()));
+        let (chain, key) = (read("tls.crt")?, zeroize::Zeroizing::new(read("tls.key")?));
+        let served =
+            handshake::probe(&port.target, Some((&chain, &key)), HANDSHAKE_LIMIT).await.map_err(|e| e.to_string())?;
+        let authorities = served.trusted.map(|mut names| {
+            names.sort();
+            names
+        });
+        Ok(Seen { authorities, started })
+    }
+
+    /// etcd's process, where processes are visible.
+    pub(super) fn process(&self) -> Result<Process, ProcessError> {
+        process::find(&self.wanted)
+    }
+
+    /// When etcd started: by its process, or else by what it says itself.
+    pub(super) async fn started(&self) -> Option<Duration> {
+        if self.processes
+            && let Ok(process) = self.process()
+        {
+            return Some(process.started());
+        }
+        let metrics = self.metrics().await.ok()?;
+        let since_boot = metrics.started? - process::boot_time().ok()? - CLOCK_SLACK;
+        Some(Duration::try_from_secs_f64(since_boot).unwrap_or_default())
+    }
+
+    async fn metrics(&self) -> Result<ServerMetrics, EtcdError> {
+        let url = self.own_url()?;
+        self.client(url)?.metrics(url).await
+    }
+
+    /// Whether etcd reaches quorum.
+    pub(super) async fn healthy(&self) -> Result<(), EtcdError> {
+        let url = self.own_url()?;
+        self.client(url)?.health(url).await
+    }
+
+    /// Hands leadership on.
+    pub(super) async fn move_leader(&self, to: u64) -> Result<(), EtcdError> {
+        let url = self.own_url()?;
+        self.client(url)?.move_leader(url, to).await
+    }
+
+    /// Whether etcd is the leader.
+    pub(super) async fn leads(&self) -> Result<bool, EtcdError> {
+        Ok(self.metrics().await?.leader)
+    }
+
+    fn own_url(&self) -> Result<&String, EtcdError> {
+        self.client_url.as_ref().ok_or_else(|| EtcdError::Unreachable {
+            url: "etcd".to_owned(),
+            reason: "its client port is not known to the sidecar".to_owned(),
+        })
+    }
+
+    /// The role directory that serves as a client of etcd.
+    pub(super) fn identity(&self) -> Option<PathBuf> {
+        let role = [Role::Server, Role::Client].into_iter().find(|r| self.roles.contains(r))?;
+        Some(self.dir.join(role.as_str()))
+    }
+
+    fn client(&self, url: &str) -> Result<Client, EtcdError> {
+        if url.starts_with("http:") {
+            return Ok(Client::plain());
+        }
+        retried(&self.identity().ok_or_else(|| EtcdError::Unreachable {
+            url: url.to_owned(),
+            reason: "the pod has no certificate to present (roles server or client)".to_owned(),
+        })?)
+    }
+
+    fn peer(&self, url: &str) -> Result<Client, EtcdError> {
+        if url.starts_with("http:") { Ok(Client::plain()) } else { retried(&self.dir.join(Role::Peer.as_str())) }
+    }
+
+    /// Looks at every member.
+    ///
+    /// # Errors
+    /// The own member does not say who it is or whom it knows.
+    pub(super) async fn cluster(&self) -> Result<ClusterSeen, EtcdError> {
+        let own = self.own_url()?;
+        let metrics = self.metrics().await?;
+        let me = metrics.id.ok_or_else(|| EtcdError::Answer {
+            url: own.clone(),
+            reason: "no etcd_server_id among its metrics".to_owned(),
+        })?;
+        let members = self.members().await?;
+        let mut client_urls = vec![own.clone()];
+        for member in members.iter().filter(|m| m.id != me) {
+            client_urls.extend(member.client_urls.iter().cloned());
+        }
+        let members = join_all(members.into_iter().map(|m| self.member(m, me))).await;
+        Ok(ClusterSeen { me, leader: metrics.leader, members, client_urls })
+    }
+
+    /// By the gateway, or by the peer port where auth shuts the gateway.
+    async fn members(&self) -> Result<Vec<Member>, EtcdError> {
+        let own = self.own_url()?;
+        match (self.client(own)?.members(own).await, &self.peer_url) {
+            (Ok(members), _) => Ok(members),
+            (Err(first), Some(peer)) => match self.peer(peer)?.members_of_peer(peer).await {
+                Ok(members) => Ok(members),
+                Err(second) => {
+                    tracing::debug!(error = %second, "no member list of the peer port either");
+                    Err(first)
+                }
+            },
+            (Err(error), None) => Err(error),
+        }
+    }
+
+    async fn member(&self, member: Member, me: u64) -> MemberSeen {
+        let (health, peer) = if member.id == me {
+            (Ok(()), Ok(()))
+        } else {
+            tokio::join!(
+                first(&member.client_urls, "no client URL: it has never started", async |url: &str| {
+                    self.client(url)?.health(url).await
+                }),
+                first(&member.peer_urls, "no peer URL", async |url: &str| {
+                    // Without a peer certificate of ours the peers' TLS is not ours to rotate.
+                    if url.starts_with("https:") && !self.roles.contains(&Role::Peer) {
+                        return Ok(());
+                    }
+                    self.peer(url)?.dial_peer(url).await
+                }),
+            )
+        };
+        MemberSeen { id: member.id, name: member.name, learner: member.learner, health, peer }
+    }
+}
+
+/// A port of etcd that verifies clients with a domain's bundle.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Port {
+    role: Role,
+    target: Target,
+}
+
+/// The first URL that does it will do.
+async fn first(
+    urls: &[String],
+    none: &str,
+    attempt: impl AsyncFn(&str) -> Result<(), EtcdError>,
+) -> Result<(), String> {
+    let mut failed = none.to_owned();
+    for url in urls {
+        match attempt(url).await {
+            Ok(()) => return Ok(()),
+            Err(error) => failed = error.to_string(),
+        }
+    }
+    Err(failed)
+}
+
+/// A set may be swapped between the reading of two of its files; the next look finds them whole.
+fn retried(dir: &Path) -> Result<Client, EtcdError> {
+    Client::from_dir(dir).or_else(|_| Client::from_dir(dir))
+}
