@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{admit, inject};
+use crate::{admit, approve, inject};
 
 /// What a subcommand fails with; `main` prints it with all its causes.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -22,6 +22,8 @@ pub struct Cli {
 enum Command {
     /// Answer the API server's admission reviews: inject the sidecar into pods that opted in.
     Admit(admit::Args),
+    /// Approve what says no more than its pod is, deny the rest.
+    Approve(approve::Args),
     /// Inject into manifests, offline.
     Inject(inject::Args),
 }
@@ -40,6 +42,7 @@ impl Cli {
         runtime.block_on(async {
             match self.command {
                 Command::Admit(args) => args.run().await,
+                Command::Approve(args) => args.run().await,
                 Command::Inject(args) => args.run().await,
             }
         })

@@ -100,6 +100,11 @@ impl Metrics {
         registry.register("queue_synced", "1 while leading with a complete list", metrics.synced.clone());
         metrics
     }
+
+    /// Whether this replica leads and has seen every CSR once.
+    pub fn is_synced(&self) -> bool {
+        self.synced.get() == 1
+    }
 }
 
 /// Watches CSRs and has `handler` handle them, `workers` at once, while `leader` says so and until `shutdown`; what is under

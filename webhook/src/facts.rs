@@ -17,7 +17,7 @@ use etcd_tls_sidecar::{
 use k8s_openapi::{
     ByteString,
     api::{
-        certificates::v1::CertificateSigningRequest,
+        certificates::v1::{CertificateSigningRequest, CertificateSigningRequestCondition},
         core::v1::{Namespace, Pod, Service},
     },
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
@@ -67,21 +67,10 @@ pub struct CsrSpec {
 #[serde(default)]
 pub struct CsrStatus {
     /// `status.conditions`.
-    pub conditions: Vec<CsrCondition>,
+    pub conditions: Vec<CertificateSigningRequestCondition>,
     /// Whether `status.certificate` is there.
     #[serde(rename = "certificate", deserialize_with = "is_there")]
     pub has_certificate: bool,
-}
-
-/// One condition of a CSR.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-pub struct CsrCondition {
-    /// `Approved`, `Denied`, `Failed`, or somebody's own.
-    #[serde(rename = "type")]
-    pub type_: String,
-    /// One CamelCase word.
-    pub reason: String,
 }
 
 impl Csr {

@@ -4,12 +4,14 @@
 //! one needs: the process that answers admission has no credential for the API server at all.
 
 pub mod admit;
+pub mod approve;
 pub mod authority;
 pub mod cli;
 pub mod client;
 pub mod csr_watch;
 pub mod events;
 pub mod facts;
+pub mod health;
 pub mod inject;
 pub mod issue;
 pub mod lease;

@@ -77,11 +77,8 @@ fn read(object: Option<&ConfigMap>) -> Result<Policy, String> {
             "ConfigMap {name} is missing: apply the manifests again, or make one; an empty {key} is the default policy"
         )
     })?;
-    let text = object
-        .data
-        .as_ref()
-        .and_then(|data| data.get(key))
-        .ok_or_else(|| format!("ConfigMap {name} has no key {key}; an empty one is the default policy"))?;
+    // The shipped ConfigMap has no such key, so that applying the manifests again leaves the operator's alone.
+    let text = object.data.as_ref().and_then(|data| data.get(key)).map_or("", String::as_str);
     Policy::parse(text).map_err(|error| error.to_string())
 }
 
@@ -97,5 +94,32 @@ fn unreadable(object: &ConfigMap, note: &str) -> Notice {
         },
         reason: "PolicyUnreadable",
         note: note.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn config_map(key: &str, text: &str) -> ConfigMap {
+        ConfigMap { data: Some(BTreeMap::from([(key.to_owned(), text.to_owned())])), ..ConfigMap::default() }
+    }
+
+    #[test]
+    fn no_key_is_the_default_policy_and_no_config_map_is_none() {
+        assert_eq!(read(Some(&ConfigMap::default())).unwrap(), Policy::default());
+        assert_eq!(read(Some(&config_map("policy.yaml.example", "nonsense: 1"))).unwrap(), Policy::default());
+        assert!(read(None).unwrap_err().contains("etcd-tls-policy is missing"));
+    }
+
+    #[test]
+    fn a_policy_is_read_strictly() {
+        let policy = read(Some(&config_map(names::POLICY_KEY, "clusterDomain: k8s.example"))).unwrap();
+        assert_eq!(policy.cluster_domain, "k8s.example");
+        assert!(read(Some(&config_map(names::POLICY_KEY, "clusterDomian: x"))).is_err());
     }
 }

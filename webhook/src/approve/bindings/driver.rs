@@ -1,0 +1,231 @@
+//! Watches what the bindings depend on and the bindings themselves, and writes the difference, while this replica leads.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    convert::Infallible,
+    pin::pin,
+    time::Duration,
+};
+
+use futures::StreamExt;
+use k8s_openapi::api::{
+    core::v1::Pod,
+    rbac::v1::{ClusterRoleBinding, RoleBinding},
+};
+use kube::{
+    Api, Client, ResourceExt,
+    api::{DeleteParams, Patch, PatchParams, Preconditions},
+    core::PartialObjectMeta,
+    runtime::{WatchStreamExt, watcher, watcher::Event},
+};
+use prometheus_client::metrics::counter::Counter;
+use serde_json::json;
+use tokio::{sync::watch, time::sleep};
+
+use super::{
+    Change, Observed, RBAC, REQUESTER_ROLE, REQUESTERS_BINDING, SIGN_BINDING, changes, lean_binding, opted_in,
+    sign_subject, trust_role,
+};
+use crate::{
+    client::{RequestError, WATCH_SECONDS, WatchBackoff, within},
+    namespace_watch, policy_watch,
+    shutdown::until,
+};
+use etcd_tls_sidecar::names::{DYNAMIC, LABEL};
+
+const FIELD_MANAGER: &str = "etcd-tls-approve";
+/// The longest wait after writes that failed.
+const MAX_WAIT: Duration = Duration::from_secs(30);
+
+/// Keeps the bindings while `leader` says so. Ends never; dropped, it stops.
+pub(in crate::approve) async fn run(
+    client: Client,
+    mut namespaces: namespace_watch::Current,
+    mut policy: policy_watch::Current,
+    mut leader: watch::Receiver<bool>,
+    writes: Counter,
+) {
+    loop {
+        until(&mut leader, true).await;
+        let term = Term { client: &client, writes: &writes };
+        tokio::select! {
+            never = term.keep(&mut namespaces, &mut policy) => match never {},
+            () = until(&mut leader, false) => {}
+        }
+    }
+}
+
+struct Term<'a> {
+    client: &'a Client,
+    writes: &'a Counter,
+}
+
+/// What the three watches of a term have brought.
+#[derive(Default)]
+struct Seen {
+    /// The uids of labelled pods by namespace.
+    pods: Listed<BTreeMap<String, BTreeSet<String>>>,
+    sign: Listed<BTreeMap<String, RoleBinding>>,
+    requesters: Listed<Option<ClusterRoleBinding>>,
+}
+
+/// A collection that is replaced as a whole by each list.
+#[derive(Default)]
+struct Listed<T> {
+    current: Option<T>,
+    listing: T,
+}
+
+impl<T: Default> Listed<T> {
+    /// Applies a watch's event; `set` and `unset` put an object in and take it out.
+    fn apply<K>(&mut self, event: Event<K>, set: impl Fn(&mut T, K), unset: impl Fn(&mut T, K)) {
+        match event {
+            Event::Init => self.listing = T::default(),
+            Event::InitApply(object) => set(&mut self.listing, object),
+            Event::InitDone => self.current = Some(std::mem::take(&mut self.listing)),
+            Event::Apply(object) => {
+                if let Some(current) = &mut self.current {
+                    set(current, object);
+                }
+            }
+            Event::Delete(object) => {
+                if let Some(current) = &mut self.current {
+                    unset(current, object);
+                }
+            }
+        }
+    }
+}
+
+impl Term<'_> {
+    async fn keep(&self, namespaces: &mut namespace_watch::Current, policy: &mut policy_watch::Current) -> Infallible {
+        let config = || watcher::Config::default().page_size(100).timeout(WATCH_SECONDS);
+        let pods: Api<PartialObjectMeta<Pod>> = Api::all(self.client.clone());
+        let pods = watcher(pods, config().labels(&format!("{LABEL}={DYNAMIC}"))).backoff(WatchBackoff::default());
+        let sign: Api<RoleBinding> = Api::all(self.client.clone());
+        let sign =
+            watcher(sign, config().fields(&format!("metadata.name={SIGN_BINDING}"))).backoff(WatchBackoff::default());
+        let requesters: Api<ClusterRoleBinding> = Api::all(self.client.clone());
+        let requesters = watcher(requesters, config().fields(&format!("metadata.name={REQUESTERS_BINDING}")))
+            .backoff(WatchBackoff::default());
+        let (mut pods, mut sign, mut requesters) = (pin!(pods), pin!(sign), pin!(requesters));
+        let mut seen = Seen::default();
+        let mut wait = None;
+        loop {
+            tokio::select! {
+                event = pods.next() => match event {
+                    Some(Ok(event)) => seen.pods.apply(event, pod_seen, pod_gone),
+                    Some(Err(error)) => tracing::warn!(%error, "cannot watch labelled pods; trying again"),
+                    None => {}
+                },
+                event = sign.next() => match event {
+                    Some(Ok(event)) => seen.sign.apply(
+                        event,
+                        |map, binding| { map.extend([lean_binding(binding)]); },
+                        |map, binding| { map.remove(&binding.namespace().unwrap_or_default()); },
+                    ),
+                    Some(Err(error)) => tracing::warn!(%error, "cannot watch RoleBindings; trying again"),
+                    None => {}
+                },
+                event = requesters.next() => match event {
+                    Some(Ok(event)) => seen.requesters.apply(event, |one, binding| *one = Some(binding), |one, _| *one = None),
+                    Some(Err(error)) => tracing::warn!(%error, "cannot watch the ClusterRoleBinding; trying again"),
+                    None => {}
+                },
+                Ok(()) = namespaces.changed() => {}
+                Ok(()) = policy.changed() => {}
+                () = async { match wait { Some(wait) => sleep(wait).await, None => std::future::pending().await } } => {}
+            }
+            wait = self.mend(&mut seen, namespaces, policy, wait).await;
+        }
+    }
+
+    /// Writes what differs; after a failure, how long to wait before the next try.
+    async fn mend(
+        &self,
+        seen: &mut Seen,
+        namespaces: &namespace_watch::Current,
+        policy: &policy_watch::Current,
+        waited: Option<Duration>,
+    ) -> Option<Duration> {
+        let (namespaces, policy) = (namespaces.borrow().clone()?, policy.borrow().clone()?);
+        let opted_in = opted_in(&namespaces, seen.pods.current.as_ref()?);
+        let mut observed = Observed { requesters: seen.requesters.current.clone()?, sign: seen.sign.current.take()? };
+        let mut failed = false;
+        for change in changes(&opted_in, &policy, &observed) {
+            match self.write(&change, &mut observed).await {
+                Ok(()) => {
+                    self.writes.inc();
+                    tracing::info!(?change, "bindings kept");
+                }
+                Err(error) => {
+                    failed = true;
+                    tracing::warn!(?change, %error, "cannot keep a binding; trying again");
+                }
+            }
+        }
+        seen.sign.current = Some(observed.sign);
+        seen.requesters.current = Some(observed.requesters);
+        failed.then(|| waited.map_or(Duration::from_millis(500), |waited| (waited * 2).min(MAX_WAIT)))
+    }
+
+    async fn write(&self, change: &Change, observed: &mut Observed) -> Result<(), RequestError> {
+        // Apply names its object even where it makes it, so that the right to do so is bound to the name.
+        let params = PatchParams::apply(FIELD_MANAGER).force();
+        match change {
+            Change::Requesters(subjects) => {
+                let api: Api<ClusterRoleBinding> = Api::all(self.client.clone());
+                let binding = json!({
+                    "apiVersion": format!("{RBAC}/v1"),
+                    "kind": "ClusterRoleBinding",
+                    "metadata": {"name": REQUESTERS_BINDING},
+                    "roleRef": {"apiGroup": RBAC, "kind": "ClusterRole", "name": REQUESTER_ROLE},
+                    "subjects": subjects,
+                });
+                let written = within(api.patch(REQUESTERS_BINDING, &params, &Patch::Apply(&binding))).await?;
+                observed.requesters = Some(written);
+            }
+            Change::Bind(namespace) => {
+                let api: Api<RoleBinding> = Api::namespaced(self.client.clone(), namespace);
+                let binding = json!({
+                    "apiVersion": format!("{RBAC}/v1"),
+                    "kind": "RoleBinding",
+                    "metadata": {"name": SIGN_BINDING, "labels": {"app.kubernetes.io/name": "etcd-tls"}},
+                    "roleRef": trust_role(),
+                    "subjects": [sign_subject()],
+                });
+                let written = within(api.patch(SIGN_BINDING, &params, &Patch::Apply(&binding))).await?;
+                observed.sign.extend([lean_binding(written)]);
+            }
+            Change::Unbind(namespace) => {
+                let api: Api<RoleBinding> = Api::namespaced(self.client.clone(), namespace);
+                let uid = observed.sign.get(namespace).and_then(|binding| binding.metadata.uid.clone());
+                let params = DeleteParams {
+                    preconditions: Some(Preconditions { uid, resource_version: None }),
+                    ..DeleteParams::default()
+                };
+                match within(api.delete(SIGN_BINDING, &params)).await {
+                    Ok(_) => {}
+                    Err(error) if error.is_not_found() => {}
+                    Err(error) => return Err(error),
+                }
+                observed.sign.remove(namespace);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn pod_seen(pods: &mut BTreeMap<String, BTreeSet<String>>, pod: PartialObjectMeta<Pod>) {
+    pods.entry(pod.namespace().unwrap_or_default()).or_default().insert(pod.uid().unwrap_or_default());
+}
+
+fn pod_gone(pods: &mut BTreeMap<String, BTreeSet<String>>, pod: PartialObjectMeta<Pod>) {
+    let namespace = pod.namespace().unwrap_or_default();
+    if let Some(uids) = pods.get_mut(&namespace) {
+        uids.remove(pod.uid().unwrap_or_default().as_str());
+        if uids.is_empty() {
+            pods.remove(&namespace);
+        }
+    }
+}
