@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use etcd_tls_sidecar::policy::Policy;
 use k8s_openapi::api::{
     admissionregistration::v1::MutatingWebhookConfiguration,
     apps::v1::Deployment,
@@ -182,6 +183,18 @@ async fn our_own_pods_meet_the_restricted_standard() {
         let refused = pods.create(&dry_run, &from_json(pod)).await.expect_err("restricted is not enforced");
         assert!(refused.to_string().contains("restricted"), "{refused}");
     }
+}
+
+/// What the shipped ConfigMap shows as an example is a policy.
+#[test]
+fn the_policy_example_is_a_policy() {
+    let path = tests::repository().join("manifests/policy.yaml");
+    let manifest: Value = serde_saphyr::from_str(&std::fs::read_to_string(path).expect("policy.yaml")).expect("YAML");
+    let example = manifest["data"]["policy.yaml.example"].as_str().expect("the example");
+    let policy = Policy::parse(example).expect("a policy");
+    assert_ne!(policy, Policy::default(), "the example says nothing");
+    assert_eq!(policy.hosts.len(), 1);
+    assert!(manifest["data"]["policy.yaml"].is_null(), "applying again would wipe the operator's policy");
 }
 
 /// The image that admission injects follows an overlay's `images:`, as every other image does.
