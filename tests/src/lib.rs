@@ -13,6 +13,7 @@ pub mod apiserver;
 pub mod etcd;
 pub mod etcd_client;
 pub mod pki;
+pub mod pod;
 pub mod ports;
 pub mod process;
 pub mod temp;
