@@ -143,18 +143,13 @@ impl Entry {
         // Whether the bundle holds the CA does not depend on the hour: a clock that was stepped refuses no bundle.
         let at = now.clamp(self.chain.not_before, self.chain.not_after);
         self.chain.verify(role, bundle, &self.chain.public_key, &Sans::default(), at)?;
-        Ok(self.moved_to(bundle))
-    }
-
-    /// The same certificate and key under a bundle that need not verify it: for a certificate that has expired.
-    pub(crate) fn moved_to(&self, bundle: &Bundle) -> Self {
-        Self {
+        Ok(Self {
             chain: self.chain.clone(),
             chain_pem: self.chain_pem.clone(),
             key_pem: self.key_pem.clone(),
             bundle: bundle.clone(),
             record: self.record.clone(),
-        }
+        })
     }
 
     /// The chain, leaf first.

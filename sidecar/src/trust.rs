@@ -106,9 +106,13 @@ fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
 /// The set with `offered` bundles in the place of those in use, for the domains where they differ and may be taken; `None`
 /// where nothing changes. With it every refusal.
 ///
-/// A bundle is refused if it lacks the CA that issued a certificate in use: peers hold certificates of the same CA. One
-/// that has expired holds nothing back, since no peer takes it any more.
-pub fn take(set: &Set, offered: &BTreeMap<Domain, Bundle>, now: SystemTime) -> (Option<Set>, Vec<TrustError>) {
+/// A bundle is refused if it lacks the CA that issued a certificate in use: peers hold certificates of the same CA. Where
+/// all of a CA's certificates have expired, the next certificate brings the bundle that it verifies under.
+pub fn take(
+    set: &Set,
+    offered: &BTreeMap<Domain, Bundle>,
+    now: SystemTime,
+) -> (Option<Set>, Vec<(Domain, TrustError)>) {
     let mut next = set.clone();
     let (mut changed, mut refused) = (false, Vec::new());
     for (domain, bundle) in offered {
@@ -122,10 +126,9 @@ pub fn take(set: &Set, offered: &BTreeMap<Domain, Bundle>, now: SystemTime) -> (
         for (role, entry) in &entries {
             match entry.with_bundle(*role, bundle, now) {
                 Ok(entry) => moved.push((*role, entry)),
-                Err(_) if entry.chain().not_after <= now => moved.push((*role, entry.moved_to(bundle))),
                 Err(_) => {
                     let serial = entry.chain().serial.clone();
-                    refused.push(TrustError::LacksIssuer { domain: *domain, role: *role, serial });
+                    refused.push((*domain, TrustError::LacksIssuer { domain: *domain, role: *role, serial }));
                 }
             }
         }
