@@ -33,7 +33,8 @@ use crate::{
     role::{Domain, Role},
     schedule,
     serving::{Port, Seen, look, ports},
-    status::Board,
+    settings::Reload,
+    status::{Board, PREFIX},
     store::{Entry, files::Files},
     trust::{TrustDir, TrustError},
 };
@@ -78,18 +79,22 @@ async fn in_pod(pod: &PodArgs, downward: &DownwardArgs) -> Result<(), Error> {
     let trust = TrustDir::new(&pod.trust_dir);
     let listener = listen(pod.admin_port).await?;
 
-    let mut registry = Registry::default();
+    let mut registry = Registry::with_prefix(PREFIX);
     // A pod without a port of etcd's has nothing to restart: what is installed is what its clients read.
     let restarter = (pod.client_url.is_some() || pod.peer_url.is_some())
-        .then(|| Restarter::new(restart::Options::of_pod(pod, downward, None), &mut registry));
+        .then(|| Restarter::new(restart::Options::of_pod(pod, downward, lease_client(pod)), &mut registry));
     let gate = restarter.as_ref().map(Restarter::gate);
     let loaded = restarter.as_ref().map(Restarter::status);
     let board = Arc::new(Board::new(&pod.roles, registry, gate));
     let (installed, installed_seen) = watch::channel(0);
     tokio::spawn(admin::serve(listener, Arc::clone(&board) as Arc<dyn admin::Status>));
-    if let Some(restarter) = restarter {
-        tokio::spawn(restarter.run(installed_seen));
-    }
+    let unserved = restarter.as_ref().map(Restarter::leaf_unserved);
+    let restarting = async {
+        if let Some(restarter) = restarter {
+            restarter.run(installed_seen).await;
+        }
+        pending::<()>().await;
+    };
 
     let changed = Arc::new(Notify::new());
     let watcher = trust.watch(Arc::clone(&changed));
@@ -103,6 +108,7 @@ async fn in_pod(pod: &PodArgs, downward: &DownwardArgs) -> Result<(), Error> {
         ports: ports(pod.client_url.as_deref(), pod.peer_url.as_deref(), pod.metrics_url.as_deref()),
         board,
         loaded,
+        unserved,
         installed,
         changed,
     };
@@ -112,9 +118,21 @@ async fn in_pod(pod: &PodArgs, downward: &DownwardArgs) -> Result<(), Error> {
             _ = interrupt.recv() => {}
         }
     };
-    driver.drive(stop).await;
+    tokio::select! {
+        () = driver.drive(stop) => {}
+        () = restarting => {}
+    }
     tracing::info!("told to stop; the files stay as they are");
     Ok(())
+}
+
+/// For the Lease that stands in for etcd's own lock where etcd gives none. Nothing is asked with it until then.
+fn lease_client(pod: &PodArgs) -> Option<kube::Client> {
+    if matches!(pod.reload, Reload::None) {
+        return None;
+    }
+    let made = PodCredentials::from_env(&pod.token_dir).map_err(|e| e.to_string()).and_then(|c| c.client());
+    made.inspect_err(|error| tracing::warn!(%error, "no Lease can stand in for etcd's own lock")).ok()
 }
 
 /// The admin port on every address of both families, or of IPv4 where there is no IPv6.
@@ -144,6 +162,8 @@ pub struct Driver<C, F, M, W> {
     pub board: Arc<Board>,
     /// What etcd was seen to have loaded; none where there is no etcd.
     pub loaded: Option<watch::Receiver<restart::Status>>,
+    /// Told when a port still serves an old certificate after its grace time; none where there is no etcd.
+    pub unserved: Option<watch::Sender<bool>>,
     /// Counts installs, for the restarter.
     pub installed: watch::Sender<u64>,
     /// Wakes the loop when the trust directory has changed.
@@ -153,7 +173,16 @@ pub struct Driver<C, F, M, W> {
 /// What a started piece of work ends with.
 enum Done {
     Obtained(Role, Result<Entry, Failure>),
-    Looked { port: Port, serial: String, seen: Seen, received: Duration },
+    Looked(Look, Seen),
+}
+
+/// A look at one port for one certificate.
+struct Look {
+    port: Port,
+    entry: Arc<Entry>,
+    received: Duration,
+    /// How often it was looked for in vain.
+    round: u32,
 }
 
 /// What the loop remembers of a role between two requests.
@@ -165,6 +194,8 @@ struct Desk {
     refusals: u32,
     /// Ports that are still to be seen serving the last certificate.
     unseen: usize,
+    /// Whether one of them was last seen serving another one.
+    other: bool,
     received: Duration,
 }
 
@@ -198,7 +229,7 @@ where
             let pause = if self.agent.is_dirty() { pause.min(self.until(write_again.get())) } else { pause };
             tokio::select! {
                 () = &mut stop => return,
-                Some(done) = work.next(), if !work.is_empty() => self.finish(done, &mut desks),
+                Some(done) = work.next(), if !work.is_empty() => self.finish(done, &mut desks, &work),
                 () = self.changed.notified() => {}
                 () = changed(&mut loaded) => {}
                 () = self.agent.clock().sleep(pause.max(Duration::from_millis(10))) => {}
@@ -264,16 +295,24 @@ where
         let (Some(entry), Some(desk)) = (self.agent.entry(role), desks.get_mut(&role)) else { return };
         let ports: Vec<&Port> = self.ports.iter().filter(|p| p.role == role).collect();
         desk.unseen = ports.len();
+        desk.other = false;
+        let received = desk.received;
         for port in ports {
-            let (entry, received) = (Arc::clone(&entry), desk.received);
-            work.push(
-                async move {
-                    let seen = look(port, &entry, self.agent.clock()).await;
-                    Done::Looked { port: port.clone(), serial: entry.chain().serial.clone(), seen, received }
-                }
-                .boxed_local(),
-            );
+            self.look_again(Look { port: port.clone(), entry: Arc::clone(&entry), received, round: 0 }, work);
         }
+    }
+
+    fn look_again<'a>(&'a self, this: Look, work: &FuturesUnordered<LocalBoxFuture<'a, Done>>) {
+        work.push(
+            async move {
+                if this.round > 0 {
+                    self.agent.clock().sleep(schedule::TICK).await;
+                }
+                let seen = look(&this.port, &this.entry, self.agent.clock()).await;
+                Done::Looked(this, seen)
+            }
+            .boxed_local(),
+        );
     }
 
     /// Starts the requests that are due; says how long nothing else is.
@@ -321,7 +360,12 @@ where
         }
     }
 
-    fn finish(&self, done: Done, desks: &mut BTreeMap<Role, Desk>) {
+    fn finish<'a>(
+        &'a self,
+        done: Done,
+        desks: &mut BTreeMap<Role, Desk>,
+        work: &FuturesUnordered<LocalBoxFuture<'a, Done>>,
+    ) {
         let clock = self.agent.clock();
         match done {
             Done::Obtained(role, result) => {
@@ -349,37 +393,63 @@ where
                     }
                 }
             }
-            Done::Looked { port, serial, seen, received } => self.looked(&port, &serial, &seen, received, desks),
+            Done::Looked(this, seen) => {
+                self.looked(this, &seen, desks, work);
+                if let Some(unserved) = &self.unserved {
+                    let any = desks.values().any(|desk| desk.other);
+                    unserved.send_if_modified(|before| std::mem::replace(before, any) != any);
+                }
+            }
         }
     }
 
-    fn looked(&self, port: &Port, serial: &str, seen: &Seen, received: Duration, desks: &mut BTreeMap<Role, Desk>) {
-        let role = port.role;
+    fn looked<'a>(
+        &'a self,
+        this: Look,
+        seen: &Seen,
+        desks: &mut BTreeMap<Role, Desk>,
+        work: &FuturesUnordered<LocalBoxFuture<'a, Done>>,
+    ) {
+        let (role, port, serial) = (this.port.role, this.port.name, this.entry.chain().serial.clone());
         let current = self.agent.entry(role).is_some_and(|e| e.chain().serial == serial);
         let Some(desk) = desks.get_mut(&role).filter(|_| current) else {
-            tracing::debug!(%role, %serial, port = port.name, "renewed again before it was seen");
+            tracing::debug!(%role, serial, port, "renewed again before it was seen");
             return;
         };
-        self.board.handshake(port.name, seen.word());
+        self.board.handshake(port, seen.word());
         match seen {
             Seen::Served => {
                 desk.unseen = desk.unseen.saturating_sub(1);
                 if desk.unseen == 0 {
-                    let delay = self.agent.clock().elapsed().saturating_sub(received);
+                    desk.other = false;
+                    let delay = self.agent.clock().elapsed().saturating_sub(this.received);
                     self.board.rotated(role, delay);
-                    tracing::info!(%role, %serial, delay_ms = delay.as_millis(), "rotated: the new certificate is served");
+                    let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
+                    tracing::info!(%role, serial, delay_ms, "rotated: the new certificate is served");
+                }
+                return;
+            }
+            Seen::Other(other) => {
+                desk.other = true;
+                if this.round == 0 {
+                    tracing::error!(
+                        %role, serial, served = other, port,
+                        "the new certificate is on disk, but etcd's port still serves another; does etcd read the files \
+                         of this pod's mount? A restart of the container loads them"
+                    );
                 }
             }
-            Seen::Other(other) => tracing::error!(
-                %role, %serial, served = %other, port = port.name,
-                "the new certificate is on disk, but etcd's port still serves another; does etcd read the files of this \
-                 pod's mount? A restart of the container loads them"
-            ),
-            Seen::Unreachable(error) => tracing::warn!(
-                %role, %serial, port = port.name, %error,
-                "the new certificate is on disk, but its port shows none; etcd reads it when it is up"
-            ),
+            Seen::Unreachable(error) => {
+                if this.round == 0 {
+                    tracing::warn!(
+                        %role, serial, port, error,
+                        "the new certificate is on disk, but its port shows none; etcd reads it when it is up"
+                    );
+                }
+            }
         }
+        let round = this.round.saturating_add(1);
+        self.look_again(Look { round, ..this }, work);
     }
 }
 

@@ -46,6 +46,9 @@ struct DomainLabel {
     domain: &'static str,
 }
 
+/// What every metric's name begins with.
+pub const PREFIX: &str = "etcd_tls";
+
 type Seconds = Gauge<f64, AtomicU64>;
 
 /// The state that probes and scrapers see. The driver writes it; the admin port reads it.
@@ -75,7 +78,7 @@ impl Board {
     /// For a sidecar that is to hold `roles`. Others' metrics are in `registry` already; `gate` answers `/etcd`.
     pub fn new(roles: &[Role], mut registry: Registry, gate: Option<Arc<Gate>>) -> Self {
         let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
-        registry.register("etcd_tls_sidecar_build", "The build of etcd-tls-sidecar", build);
+        registry.register("sidecar_build", "The build of etcd-tls-sidecar", build);
         let board = Self {
             roles: roles.to_vec(),
             seen: Mutex::new(Seen {
@@ -97,41 +100,33 @@ impl Board {
         };
         for (name, help, metric) in [
             (
-                "etcd_tls_certificate_expiry_timestamp_seconds",
+                "certificate_expiry_timestamp_seconds",
                 "notAfter of the certificate on disk, in seconds of the Unix epoch",
                 board.expiry.clone(),
             ),
-            (
-                "etcd_tls_request_pending_seconds",
-                "Age of the request under way; 0 where there is none",
-                board.pending.clone(),
-            ),
+            ("request_pending_seconds", "Age of the request under way; 0 where there is none", board.pending.clone()),
         ] {
             registry.register(name, help, metric);
         }
-        registry.register("etcd_tls_renewals", "Requests that ended, by result", board.renewals.clone());
+        registry.register("renewals", "Requests that ended, by result", board.renewals.clone());
         registry.register(
-            "etcd_tls_rotated",
+            "rotated",
             "Certificates that were seen to be served by all of their ports",
             board.rotated.clone(),
         );
         registry.register(
-            "etcd_tls_handshakes",
+            "handshakes",
             "Looks at etcd's own ports after a renewal, by what came of them",
             board.handshakes.clone(),
         );
         registry.register(
-            "etcd_tls_signed_to_served_seconds",
+            "signed_to_served_seconds",
             "From a certificate's receipt to its first being served",
             board.signed_to_served.clone(),
         );
+        registry.register("bundle_refusals", "Trust bundles on offer that were refused", board.refused_total.clone());
         registry.register(
-            "etcd_tls_bundle_refusals",
-            "Trust bundles on offer that were refused",
-            board.refused_total.clone(),
-        );
-        registry.register(
-            "etcd_tls_bundle_refused",
+            "bundle_refused",
             "1 while the trust bundle on offer is refused and the one before is kept",
             board.refused.clone(),
         );
