@@ -217,3 +217,116 @@ impl DownwardArgs {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Command {
+        #[command(flatten)]
+        pod: PodArgs,
+    }
+
+    fn parse(args: &[String]) -> PodArgs {
+        Command::try_parse_from(std::iter::once("init".to_owned()).chain(args.iter().cloned())).unwrap().pod
+    }
+
+    /// Every value that a field can have, and for text what a shell or a parser might trip over.
+    fn samples() -> Vec<PodArgs> {
+        let plain = PodArgs::of(&Settings::default());
+        let mut samples = vec![plain.clone()];
+        let mut with = |change: &dyn Fn(&mut PodArgs)| {
+            let mut args = plain.clone();
+            change(&mut args);
+            samples.push(args);
+        };
+        for roles in [&[Role::Metrics][..], &Role::ALL, &[Role::Server, Role::Peer]] {
+            with(&|args| args.roles = roles.to_vec());
+        }
+        for issuer in [
+            "csr:client.etcd-tls.dev/prod.etcd",
+            "csr:example.com/a.b",
+            "cert-manager:Issuer/a",
+            "cert-manager:ClusterIssuer/a",
+        ] {
+            with(&|args| args.issuer = issuer.parse().unwrap());
+        }
+        for seconds in [1, 600, 3601, 5415, 604_800] {
+            with(&|args| args.duration = Duration::from_secs(seconds));
+        }
+        for key in KeyAlgorithm::ALL {
+            with(&|args| args.key = key);
+        }
+        for reload in ["probe", "none", "signal:SIGTERM"] {
+            with(&|args| args.reload = reload.parse().unwrap());
+        }
+        for text in ["x", "-x", "--roles=peer", "a b", "a=b", "'\"$(id)", "*"] {
+            with(&|args| args.cluster = text.to_owned());
+            with(&|args| args.user = Some(text.to_owned()));
+            with(&|args| args.client_url = Some(text.to_owned()));
+            with(&|args| args.peer_url = Some(text.to_owned()));
+            with(&|args| args.metrics_url = Some(text.to_owned()));
+            with(&|args| args.liveness_url = Some(text.to_owned()));
+            with(&|args| args.dir = text.into());
+            with(&|args| args.trust_dir = text.into());
+            with(&|args| args.token_dir = text.into());
+            with(&|args| args.extra_sans = vec![text.to_owned(), "192.0.2.1".to_owned()]);
+        }
+        with(&|args| args.key_rotation = KeyRotation::OnCaChange);
+        with(&|args| args.can_signal = true);
+        with(&|args| args.admin_port = 65535);
+        samples
+    }
+
+    #[test]
+    fn what_is_rendered_is_parsed_to_the_same() {
+        let samples = samples();
+        for args in &samples {
+            assert_eq!(parse(&args.render()), *args);
+        }
+        // And two changes at once do not get in each other's way.
+        for pair in samples.windows(2) {
+            let both = PodArgs { user: pair[0].user.clone(), cluster: pair[0].cluster.clone(), ..pair[1].clone() };
+            assert_eq!(parse(&both.render()), both);
+        }
+    }
+
+    #[test]
+    fn defaults_are_left_out() {
+        assert_eq!(PodArgs::of(&Settings::default()).render(), ["--roles=peer,server"]);
+    }
+
+    #[test]
+    fn settings_survive_the_command_line() {
+        let annotations = [
+            ("roles", "server,client"),
+            ("cluster", "events"),
+            ("issuer", "csr:client.etcd-tls.dev/prod.etcd"),
+            ("duration", "1h30m"),
+            ("key", "ed25519"),
+            ("key-rotation", "on-ca-change"),
+            ("extra-sans", "*.etcd.example.com,etcd.example.com,2001:db8::1,192.0.2.1"),
+            ("user", "backup"),
+            ("admin-port", "9180"),
+            ("reload", "signal:SIGTERM"),
+        ];
+        let annotations = annotations.map(|(key, value)| (format!("etcd-tls.dev/{key}"), value.to_owned())).into();
+        let settings = Settings::parse(&annotations).unwrap();
+        assert_eq!(parse(&PodArgs::of(&settings).render()).settings().unwrap(), settings);
+        assert_eq!(parse(&PodArgs::of(&Settings::default()).render()).settings().unwrap(), Settings::default());
+    }
+
+    #[test]
+    fn arguments_that_were_not_rendered_here_are_judged_too() {
+        let bad = |args: &[&str]| {
+            parse(&args.iter().map(|arg| (*arg).to_owned()).collect::<Vec<_>>()).settings().unwrap_err()
+        };
+        assert!(bad(&["--roles=peer", "--extra-sans=a,a"]).starts_with("--extra-sans: "));
+        assert!(bad(&["--roles=client", "--user=system:masters"]).starts_with("--user: "));
+    }
+}

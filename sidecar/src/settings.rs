@@ -5,6 +5,8 @@ mod issuer;
 mod key;
 mod reload;
 mod sans;
+#[cfg(test)]
+mod tests;
 mod values;
 
 use std::{
