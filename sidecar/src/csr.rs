@@ -6,6 +6,8 @@
 
 mod key;
 mod read;
+#[cfg(test)]
+mod tests;
 
 use aws_lc_rs::digest;
 

@@ -7,6 +7,8 @@
 mod facts;
 mod grammar;
 mod requester;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 
