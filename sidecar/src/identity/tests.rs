@@ -489,7 +489,7 @@ fn names_and_addresses_of_others_are_denied() {
         "xn--tcd-9la.prod.svc",
         "example.com",
     ] {
-        let case = Case::with(|case| case.request.sans.dns.extend([name.to_owned(])));
+        let case = Case::with(|case| case.request.sans.dns.extend([name.to_owned()]));
         assert_eq!(case.denied(), ["NameNotAllowed"], "{name}");
     }
     for address in [
@@ -504,7 +504,7 @@ fn names_and_addresses_of_others_are_denied() {
         "8.8.8.8",
         "fe80::7",
     ] {
-        let case = Case::with(|case| case.request.sans.ips.extend([ip(address])));
+        let case = Case::with(|case| case.request.sans.ips.extend([ip(address)]));
         assert_eq!(case.denied(), ["NameNotAllowed"], "{address}");
     }
     // What the server may, a peer may not, and a client may nothing.
@@ -755,17 +755,9 @@ hosts:
             ("another host", |case| case.requester.username = "system:node:cp-2".to_owned(), "BadRequester"),
             ("not in the group", |case| case.requester.groups.clear(), "BadRequester"),
             ("no policy", |case| case.policy = Policy::default(), "BadRequester"),
-            (
-                "another's name",
-                |case| case.request.sans.dns.extend(["cp-2.example.com".to_owned(])),
-                "NameNotAllowed",
-            ),
-            ("another's address", |case| case.request.sans.ips.extend([ip("192.0.2.12"])), "NameNotAllowed"),
-            (
-                "loopback, which is not listed",
-                |case| case.request.sans.ips.extend([ip("127.0.0.1"])),
-                "NameNotAllowed",
-            ),
+            ("another's name", |case| case.request.sans.dns.extend(["cp-2.example.com".to_owned()]), "NameNotAllowed"),
+            ("another's address", |case| case.request.sans.ips.extend([ip("192.0.2.12")]), "NameNotAllowed"),
+            ("loopback, which is not listed", |case| case.request.sans.ips.extend([ip("127.0.0.1")]), "NameNotAllowed"),
             ("another CN", |case| case.request.common_name = "system:etcd-server:cp-2".to_owned(), "WrongSubject"),
             ("another cluster", |case| case.signer.cluster = "events".to_owned(), "WrongSigner"),
             ("another namespace", |case| case.signer.namespace = "prod".to_owned(), "WrongSigner"),
