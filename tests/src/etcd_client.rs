@@ -71,33 +71,11 @@ impl EtcdClient {
     /// # Errors
     /// What failed.
     pub async fn connect(&self, url: &str) -> Result<Connection, ClientError> {
-        timeout(REQUEST_LIMIT, self.connect_unbounded(url)).await.map_err(|e| failed(url, e))?
-    }
-
-    async fn connect_unbounded(&self, url: &str) -> Result<Connection, ClientError> {
-        let (scheme, authority) = url.split_once("://").ok_or_else(|| failed(url, "no URL"))?;
-        let address: SocketAddr = authority.parse().map_err(|e| failed(url, e))?;
-        let tcp = TcpStream::connect(address).await.map_err(|e| failed(&format!("connect {url}"), e))?;
-        tcp.set_nodelay(true).map_err(|e| failed("nodelay", e))?;
-        let authority = authority.to_owned();
-        if scheme == "http" {
-            let (sender, connection) =
-                hyper::client::conn::http1::handshake(TokioIo::new(tcp)).await.map_err(|e| failed(url, e))?;
-            tokio::spawn(connection);
-            return Ok(Connection { sender, authority, serial: String::new() });
-        }
-        let dir = self.files.as_ref().ok_or_else(|| failed(url, "https needs files"))?;
-        let config = read_config(dir)?;
-        let name = ServerName::IpAddress(address.ip().into());
-        let tls = TlsConnector::from(config)
-            .connect(name, tcp)
-            .await
-            .map_err(|e| failed(&format!("TLS handshake with {url}"), e))?;
-        let serial = tls.get_ref().1.peer_certificates().and_then(|c| c.first()).map(serial_of).unwrap_or_default();
-        let (sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(tls)).await.map_err(|e| failed(url, e))?;
-        tokio::spawn(connection);
-        Ok(Connection { sender, authority, serial })
+        let config = match &self.files {
+            Some(dir) if url.starts_with("https:") => Some(read_config(dir)?),
+            _ => None,
+        };
+        Connection::open(url, config).await
     }
 
     /// Whether `/health` at `url` says that the member reaches quorum.
@@ -127,6 +105,39 @@ impl EtcdClient {
 }
 
 impl Connection {
+    /// Connects to `http(s)://<ip>:<port>`, over TLS with `config`.
+    ///
+    /// # Errors
+    /// What failed.
+    pub async fn open(url: &str, config: Option<Arc<rustls::ClientConfig>>) -> Result<Self, ClientError> {
+        timeout(REQUEST_LIMIT, Self::open_unbounded(url, config)).await.map_err(|e| failed(url, e))?
+    }
+
+    async fn open_unbounded(url: &str, config: Option<Arc<rustls::ClientConfig>>) -> Result<Self, ClientError> {
+        let (scheme, authority) = url.split_once("://").ok_or_else(|| failed(url, "no URL"))?;
+        let address: SocketAddr = authority.parse().map_err(|e| failed(url, e))?;
+        let tcp = TcpStream::connect(address).await.map_err(|e| failed(&format!("connect {url}"), e))?;
+        tcp.set_nodelay(true).map_err(|e| failed("nodelay", e))?;
+        let authority = authority.to_owned();
+        if scheme == "http" {
+            let (sender, connection) =
+                hyper::client::conn::http1::handshake(TokioIo::new(tcp)).await.map_err(|e| failed(url, e))?;
+            tokio::spawn(connection);
+            return Ok(Self { sender, authority, serial: String::new() });
+        }
+        let config = config.ok_or_else(|| failed(url, "https needs files"))?;
+        let name = ServerName::IpAddress(address.ip().into());
+        let tls = TlsConnector::from(config)
+            .connect(name, tcp)
+            .await
+            .map_err(|e| failed(&format!("TLS handshake with {url}"), e))?;
+        let serial = tls.get_ref().1.peer_certificates().and_then(|c| c.first()).map(serial_of).unwrap_or_default();
+        let (sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(tls)).await.map_err(|e| failed(url, e))?;
+        tokio::spawn(connection);
+        Ok(Self { sender, authority, serial })
+    }
+
     /// GET of a path.
     ///
     /// # Errors
@@ -193,8 +204,11 @@ impl Connection {
     }
 
     async fn send(&mut self, request: hyper::http::request::Builder, body: Bytes) -> Result<String, ClientError> {
-        let request =
-            request.header("host", &self.authority).body(Full::new(body)).map_err(|e| failed("request", e))?;
+        let request = request
+            .header("host", &self.authority)
+            .header("content-type", "application/json")
+            .body(Full::new(body))
+            .map_err(|e| failed("request", e))?;
         let answer = async {
             let response = self.sender.send_request(request).await.map_err(|e| failed("request", e))?;
             let status = response.status();

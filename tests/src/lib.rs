@@ -9,6 +9,7 @@
 //! Everything here panics with what went wrong, as a test wants it; what is started is killed when its value is
 //! dropped, and its log is shown when that happens in a panic.
 
+pub mod admission;
 pub mod apiserver;
 pub mod etcd;
 pub mod etcd_client;

@@ -267,6 +267,8 @@ impl LocalPod {
     fn directory_arguments(&self, container: &Value) -> Vec<String> {
         let arguments = container["args"].as_array().cloned().unwrap_or_default();
         let mounts = container["volumeMounts"].as_array().cloned().unwrap_or_default();
+        let termination = (container["name"] == names::INIT_CONTAINER)
+            .then(|| ["--termination-log".to_owned(), self.directory.join("termination").display().to_string()]);
         [
             ("--dir", names::CERTS_MOUNT_PATH),
             ("--trust-dir", names::TRUST_MOUNT_PATH),
@@ -279,6 +281,7 @@ impl LocalPod {
             let mount = mounts.iter().find(|m| m["mountPath"] == path)?;
             Some([flag.to_owned(), self.volume(text(&mount["name"])).display().to_string()])
         })
+        .chain(termination)
         .flatten()
         .collect()
     }
