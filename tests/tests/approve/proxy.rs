@@ -1,0 +1,86 @@
+//! A proxy in front of the API server that does something at the worst moment: just before the first PATCH of one object
+//! goes through.
+
+use std::{
+    convert::Infallible,
+    net::Ipv4Addr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use http_body_util::BodyExt;
+use hyper::{Method, Request, Response, body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
+use kube::{Client, client::Body};
+use tokio::{net::TcpListener, task::JoinHandle};
+
+/// See the module. Ends when dropped.
+pub struct Proxy {
+    pub url: String,
+    fired: Arc<AtomicBool>,
+    task: JoinHandle<()>,
+}
+
+impl Proxy {
+    /// Passes everything on with `client`'s rights; before the first PATCH of a path that ends in `suffix`, `hook` runs.
+    pub async fn start<F>(client: Client, suffix: &str, hook: impl Fn() -> F + Clone + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = ()> + Send,
+    {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("bind");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        let fired = Arc::new(AtomicBool::new(false));
+        let (once, suffix) = (Arc::clone(&fired), suffix.to_owned());
+        let task = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let (client, once, suffix, hook) = (client.clone(), Arc::clone(&once), suffix.clone(), hook.clone());
+                let service = service_fn(move |request: Request<Incoming>| {
+                    let (client, once, suffix, hook) =
+                        (client.clone(), Arc::clone(&once), suffix.clone(), hook.clone());
+                    async move {
+                        let first = request.method() == Method::PATCH
+                            && request.uri().path().ends_with(&suffix)
+                            && !once.swap(true, Ordering::SeqCst);
+                        if first {
+                            hook().await;
+                        }
+                        Ok::<_, Infallible>(pass_on(&client, request).await)
+                    }
+                });
+                tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+            }
+        });
+        Self { url, fired, task }
+    }
+
+    /// Whether the moment came.
+    pub fn fired(&self) -> bool {
+        self.fired.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn pass_on(client: &Client, request: Request<Incoming>) -> Response<Body> {
+    let (parts, body) = request.into_parts();
+    let body = body.collect().await.expect("a body").to_bytes();
+    let path = parts.uri.path_and_query().expect("a path").as_str();
+    let mut on = Request::builder().method(parts.method).uri(path);
+    for name in ["accept", "content-type"] {
+        if let Some(value) = parts.headers.get(name) {
+            on = on.header(name, value);
+        }
+    }
+    let answer = client.send(on.body(Body::from(body.to_vec())).expect("a request")).await.expect("an answer");
+    let (mut parts, body) = answer.into_parts();
+    // Of this connection, not of the one to the API server.
+    parts.headers.remove("transfer-encoding");
+    parts.headers.remove("content-length");
+    Response::from_parts(parts, body)
+}
