@@ -13,6 +13,7 @@ pub mod events;
 pub mod facts;
 pub mod health;
 pub mod inject;
+pub mod injection;
 pub mod issue;
 pub mod lease;
 pub mod namespace_watch;

@@ -1,0 +1,152 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::injection::view::List;
+
+fn read(container: &Value) -> Options {
+    let object = container.as_object().unwrap();
+    Options::read(&Container { name: "etcd", list: List::Main, index: 0, object })
+}
+
+fn command(words: &[&str]) -> Options {
+    read(&json!({"name": "etcd", "command": words}))
+}
+
+fn text(s: &str) -> Option<Setting> {
+    Some(Setting::Text(s.to_owned()))
+}
+
+#[test]
+fn every_spelling_of_a_flag() {
+    let options =
+        command(&["/usr/local/bin/etcd", "--cert-file=/a", "-key-file", "/b", "--client-cert-auth", "--name", "x"]);
+    assert_eq!(options.untold, None);
+    assert!(options.etcd.runs);
+    assert_eq!(options.etcd.get("cert-file"), text("/a"));
+    assert_eq!(options.etcd.get("key-file"), text("/b"));
+    assert_eq!(options.etcd.get("client-cert-auth"), text("true"));
+    assert_eq!(options.etcd.get("name"), text("x"));
+    assert_eq!(options.etcd.get("peer-cert-file"), None);
+    assert_eq!(options.etcd.get("trusted-ca-file"), None);
+}
+
+#[test]
+fn a_value_that_looks_like_the_program_is_a_value() {
+    let options = command(&["tini", "--", "etcd", "--data-dir", "/var/lib/etcd", "--key-file=/k"]);
+    assert_eq!(options.etcd.get("data-dir"), text("/var/lib/etcd"));
+    assert_eq!(options.etcd.get("key-file"), text("/k"));
+    assert_eq!(options.untold, None);
+}
+
+#[test]
+fn what_the_image_starts_is_believed_and_its_flags_are_read() {
+    let none = read(&json!({"name": "etcd"}));
+    assert!(none.entrypoint && none.untold.is_none());
+    let flags = read(&json!({"name": "etcd", "args": ["--cert-file", "/a"]}));
+    assert!(flags.entrypoint && flags.untold.is_none());
+    assert_eq!(flags.etcd.get("cert-file"), text("/a"));
+    let bitnami = command(&["/opt/bitnami/scripts/etcd/entrypoint.sh", "/opt/bitnami/scripts/etcd/run.sh"]);
+    assert!(bitnami.entrypoint && bitnami.untold.is_none(), "{:?}", bitnami.untold);
+}
+
+#[test]
+fn flags_in_a_shells_string() {
+    for script in [
+        "exec etcd --cert-file=/a --name=$(hostname)",
+        "set -e\nIP=$(hostname -i)\nexec nice -n -19 ionice -c2 -n0 etcd \\\n  --cert-file=/a \\\n  --listen-client-urls=https://${IP}:2379 2>&1 | tee /log",
+        "ARGS=\"--name=${POD_NAME} --cert-file=/a\"; exec /usr/local/bin/etcd $ARGS",
+        "if [ -f /x ]; then A=existing; fi; ETCDCTL_API=3 etcd --initial-cluster-state $A --cert-file /a",
+        "ETCD=/usr/bin/etcd; $ETCD --cert-file /a",
+        "exec etcd \"$@\"",
+        "set -- etcd; set -- \"$@\" --cert-file=/a; exec \"$@\"",
+        "su etcd -s /bin/sh -c 'exec etcd --cert-file=/a'",
+        "BASE='--cert-file=/a'; ALL=\"$BASE --name x\"; etcd $ALL",
+    ] {
+        let options =
+            read(&json!({"name": "etcd", "command": ["/bin/sh", "-ec"], "args": [script, "sh", "--cert-file", "/a"]}));
+        assert_eq!(options.untold, None, "{script}");
+        assert!(options.etcd.get("cert-file").is_some(), "{script}");
+        assert_eq!(options.etcd.get("key-file"), None, "{script}");
+    }
+}
+
+#[test]
+fn what_cannot_be_told_is_said() {
+    for words in [
+        vec!["sh", "-c", "exec etcd $OPTS"],
+        vec!["sh", "-c", "exec etcd $(cat /flags)"],
+        vec!["sh", "-c", "/scripts/run && exec /usr/bin/supervisord"],
+        vec!["/scripts/run-etcd.sh"],
+        vec!["/bin/bash", "/scripts/start"],
+        vec!["bash", "-euo", "pipefail", "/scripts/start"],
+        vec!["/app/launcher"],
+        vec!["sh"],
+        vec!["sh", "-c", "F=$(cat /x); etcd $F"],
+    ] {
+        assert!(command(&words).untold.is_some(), "{words:?}");
+    }
+    let from = read(&json!({
+        "name": "etcd", "command": ["etcd", "$(ARGS)"],
+        "env": [{"name": "ARGS", "valueFrom": {"configMapKeyRef": {"name": "a", "key": "b"}}}],
+    }));
+    assert!(from.untold.unwrap().contains("ARGS"));
+    let envfrom = read(&json!({
+        "name": "etcd", "command": ["etcd", "$(ARGS)"], "envFrom": [{"configMapRef": {"name": "a"}}],
+    }));
+    assert!(envfrom.untold.is_some());
+}
+
+#[test]
+fn kubernetes_own_variables_are_put_in() {
+    let options = read(&json!({
+        "name": "etcd",
+        "command": ["etcd", "--name", "$(POD_NAME)", "--listen-client-urls=https://$(POD_IP):2379", "$(EXTRA)", "--x=$$(Y)"],
+        "env": [
+            {"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+            {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+            {"name": "EXTRA", "value": "--key-file=/k"},
+        ],
+    }));
+    assert_eq!(options.untold, None);
+    assert_eq!(options.etcd.get("listen-client-urls"), Some(Setting::Open("https://${POD_IP}:2379".into())));
+    assert_eq!(options.etcd.get("name"), Some(Setting::Open("${POD_NAME}".into())));
+    assert_eq!(options.etcd.get("key-file"), text("/k"));
+    assert_eq!(options.etcd.get("x"), text("$(Y)"));
+}
+
+#[test]
+fn the_clients_flags_are_its_own() {
+    let options = command(&[
+        "/bin/sh",
+        "-c",
+        "curl --cacert /x https://y; etcdctl --endpoints=$EP --key=/k put \"$k\" \"$v\"; etcdctl snapshot save /backup/$(date).db",
+    ]);
+    assert_eq!(options.untold_client, None);
+    assert_eq!(options.etcdctl.get("cacert"), None, "that was curl's");
+    assert_eq!(options.etcdctl.get("key"), text("/k"));
+    assert!(command(&["sh", "-c", "etcdctl $FLAGS get x"]).untold_client.is_some());
+    assert!(command(&["sh", "/scripts/backup.sh"]).untold_client.is_some());
+    assert!(command(&["/app/server", "--cert=/x"]).untold_client.is_none());
+}
+
+#[test]
+fn probes_share_the_environment() {
+    let options = read(&json!({
+        "name": "etcd", "command": ["etcd"],
+        "livenessProbe": {"exec": {"command": ["/bin/sh", "-ec", "ETCDCTL_API=3 etcdctl --cacert=/ca get foo"]}},
+    }));
+    assert_eq!(options.etcdctl.get("cacert"), text("/ca"));
+    assert!(options.script_sets.is_empty());
+    assert_eq!(options.untold, None);
+}
+
+#[test]
+fn a_name_within_another_is_not_that_name() {
+    assert!(mentions("a --cert-file=/x", "cert-file"));
+    assert!(mentions("-cert-file /x", "cert-file"));
+    for text in ["--peer-cert-file=/x", "--cert-file-x", "cert-file", "x--cert-file", "---cert-file"] {
+        assert!(!mentions(text, "cert-file"), "{text}");
+    }
+}

@@ -1,0 +1,92 @@
+//! What is injected, as JSON: two containers and three volumes, made to meet Pod Security `restricted`.
+
+use etcd_tls_sidecar::{args::PodArgs, names};
+use serde_json::{Value, json};
+
+use super::Config;
+
+/// How long the projected token lives; kubelet renews it at four fifths.
+const TOKEN_SECONDS: u32 = 3600;
+
+/// The volume of keys and certificates: in memory, and bounded.
+pub(super) fn certificates_volume() -> Value {
+    json!({"name": names::VOLUME, "emptyDir": {"medium": "Memory", "sizeLimit": "16Mi"}})
+}
+
+/// The volume with the trust bundles. Not optional: the pod waits for it, where an optional one would come a minute late.
+pub(super) fn trust_volume(config_map: &str) -> Value {
+    json!({"name": names::TRUST_VOLUME, "configMap": {"name": config_map}})
+}
+
+/// A token of our containers' own, so that `automountServiceAccountToken: false` stays the pod's word for its containers.
+pub(super) fn token_volume() -> Value {
+    json!({"name": names::TOKEN_VOLUME, "projected": {"sources": [
+        {"serviceAccountToken": {"path": "token", "expirationSeconds": TOKEN_SECONDS}},
+        {"configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
+        {"downwardAPI": {"items": [{"path": "namespace", "fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.namespace"}}]}},
+    ]}})
+}
+
+/// The mount of an etcd container.
+pub(super) fn mount(path: &str) -> Value {
+    json!({"name": names::VOLUME, "mountPath": path, "readOnly": true})
+}
+
+/// The init container, which obtains the first certificates.
+pub(super) fn init_container(config: &Config, args: &PodArgs, user: u64) -> Value {
+    let mut container = container(config, names::INIT_CONTAINER, "init", args, user);
+    container["resources"] = resources();
+    container
+}
+
+/// The native sidecar, which renews.
+pub(super) fn sidecar(config: &Config, args: &PodArgs, user: u64) -> Value {
+    let mut container = container(config, names::SIDECAR_CONTAINER, "run", args, user);
+    container["restartPolicy"] = json!("Always");
+    container["ports"] = json!([{"name": "etcd-tls-admin", "containerPort": args.admin_port, "protocol": "TCP"}]);
+    // The files are there before it starts, so it is ready at once or something is wrong with them.
+    container["startupProbe"] = json!({
+        "httpGet": {"path": "/ready", "port": args.admin_port, "scheme": "HTTP"},
+        "periodSeconds": 1, "timeoutSeconds": 3, "failureThreshold": 60,
+    });
+    container["resources"] = resources();
+    container
+}
+
+fn container(config: &Config, name: &str, subcommand: &str, args: &PodArgs, user: u64) -> Value {
+    let mut words = vec![subcommand.to_owned()];
+    words.extend(args.render());
+    let mut container = json!({"name": name, "image": config.sidecar_image});
+    if let Some(policy) = &config.image_pull_policy {
+        container["imagePullPolicy"] = json!(policy);
+    }
+    container["args"] = json!(words);
+    container["env"] = json!([
+        field("POD_NAME", "metadata.name"),
+        field("POD_NAMESPACE", "metadata.namespace"),
+        field("POD_UID", "metadata.uid"),
+        field("POD_SERVICE_ACCOUNT", "spec.serviceAccountName"),
+        field("NODE_NAME", "spec.nodeName"),
+        field("POD_IP", "status.podIP"),
+        field("POD_IPS", "status.podIPs"),
+    ]);
+    container["volumeMounts"] = json!([
+        {"name": names::VOLUME, "mountPath": names::CERTS_MOUNT_PATH},
+        {"name": names::TRUST_VOLUME, "mountPath": names::TRUST_MOUNT_PATH, "readOnly": true},
+        {"name": names::TOKEN_VOLUME, "mountPath": names::TOKEN_MOUNT_PATH, "readOnly": true},
+    ]);
+    container["securityContext"] = json!({
+        "runAsNonRoot": true, "runAsUser": user, "runAsGroup": names::FILES_GID,
+        "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
+        "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"},
+    });
+    container
+}
+
+fn field(name: &str, path: &str) -> Value {
+    json!({"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}})
+}
+
+fn resources() -> Value {
+    json!({"requests": {"cpu": "10m", "memory": "16Mi"}, "limits": {"cpu": "500m", "memory": "64Mi"}})
+}

@@ -1,0 +1,126 @@
+//! Whether what stands in the pod under our names is ours.
+//!
+//! Judged by containment: the API server adds defaults, other webhooks rewrite images, resources and probes, and a pod
+//! may have been injected offline by another version. What a name of ours must not hide is another program.
+
+use clap::Parser;
+use etcd_tls_sidecar::{args::PodArgs, names};
+use serde_json::{Map, Value};
+
+use super::view::{Container, List};
+
+/// What an injected container runs with.
+#[derive(Parser)]
+#[command(no_binary_name = true)]
+struct Line {
+    subcommand: String,
+    #[command(flatten)]
+    args: PodArgs,
+}
+
+/// What other webhooks may change in our containers: where they differ, they stay ours.
+const OTHERS_MAY_CHANGE: [&str; 5] = ["image", "imagePullPolicy", "resources", "startupProbe", "ports"];
+
+/// The arguments of an injected container, where it has arguments of ours.
+pub(super) fn arguments(container: &Container<'_>, subcommand: &str) -> Option<PodArgs> {
+    let line = Line::try_parse_from(container.words("args")).ok()?;
+    (line.subcommand == subcommand).then_some(line.args)
+}
+
+/// What `theirs`, which has a name of ours, lacks of `ours`; empty means that it is ours. Its arguments may tell of
+/// etcd's ports and of signals what an earlier look at the pod told.
+pub(super) fn differences(theirs: &Container<'_>, ours: &Value, args: &PodArgs, subcommand: &str) -> Vec<String> {
+    let mut differences = Vec::new();
+    if theirs.list != List::Init {
+        differences.push("is in spec.containers".to_owned());
+    }
+    for field in ["command", "lifecycle", "envFrom"] {
+        if theirs.object.get(field).is_some_and(|v| !is_empty(v)) {
+            differences.push(format!("has {field}"));
+        }
+    }
+    match arguments(theirs, subcommand) {
+        Some(theirs) if same_settings(&theirs, args) => {}
+        Some(_) => differences.push("has arguments of other settings".to_owned()),
+        None => differences.push("has other arguments".to_owned()),
+    }
+    let empty = Map::new();
+    for (field, ours) in ours.as_object().unwrap_or(&empty) {
+        if field == "args" || OTHERS_MAY_CHANGE.contains(&field.as_str()) {
+            continue;
+        }
+        let theirs = theirs.object.get(field).unwrap_or(&Value::Null);
+        let held = match field.as_str() {
+            "env" => all_contained(theirs, ours, "name"),
+            "volumeMounts" => all_contained(theirs, ours, "mountPath"),
+            "securityContext" => is_confined(theirs, ours),
+            _ => contains(theirs, ours),
+        };
+        if !held {
+            differences.push(format!("differs in {field}"));
+        }
+    }
+    differences
+}
+
+/// Whether `theirs` holds all of `ours`: objects by field, lists item by item.
+pub(super) fn contains(theirs: &Value, ours: &Value) -> bool {
+    match (theirs, ours) {
+        (Value::Object(theirs), Value::Object(ours)) => {
+            ours.iter().all(|(key, ours)| theirs.get(key).is_some_and(|theirs| contains(theirs, ours)))
+        }
+        (Value::Array(theirs), Value::Array(ours)) => {
+            theirs.len() == ours.len() && theirs.iter().zip(ours).all(|(theirs, ours)| contains(theirs, ours))
+        }
+        (theirs, ours) => theirs == ours,
+    }
+}
+
+/// Whether a volume of our name is ours: what we would add is in it, and no other source.
+pub(super) fn is_volume(theirs: &Value, ours: &Value) -> bool {
+    let fields = |v: &Value| v.as_object().map_or(0, |o| o.values().filter(|v| !v.is_null()).count());
+    contains(theirs, ours) && fields(theirs) == fields(ours)
+}
+
+fn all_contained(theirs: &Value, ours: &Value, key: &str) -> bool {
+    let none = Vec::new();
+    let theirs = theirs.as_array().unwrap_or(&none);
+    ours.as_array().unwrap_or(&none).iter().all(|ours| {
+        let mut same = theirs.iter().filter(|theirs| theirs.get(key) == ours.get(key));
+        same.next().is_some_and(|theirs| contains(theirs, ours)) && same.next().is_none()
+    })
+}
+
+/// A security context as strict as ours. The user may be another one that is not root: etcd's may have been declared
+/// since, and a cluster may give out users of its own.
+fn is_confined(theirs: &Value, ours: &Value) -> bool {
+    let mut ours = ours.clone();
+    if let Some(ours) = ours.as_object_mut() {
+        ours.shift_remove("runAsUser");
+    }
+    contains(theirs, &ours) && theirs.get("runAsUser").and_then(Value::as_u64).is_some_and(|user| user != 0)
+}
+
+fn same_settings(theirs: &PodArgs, ours: &PodArgs) -> bool {
+    let mut theirs = theirs.clone();
+    theirs.can_signal = ours.can_signal;
+    theirs.client_url.clone_from(&ours.client_url);
+    theirs.peer_url.clone_from(&ours.peer_url);
+    theirs.metrics_url.clone_from(&ours.metrics_url);
+    theirs.liveness_url.clone_from(&ours.liveness_url);
+    theirs == *ours
+}
+
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Array(list) => list.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        _ => false,
+    }
+}
+
+/// The subcommand of the injected container `name`.
+pub(super) fn subcommand(name: &str) -> &'static str {
+    if name == names::INIT_CONTAINER { "init" } else { "run" }
+}

@@ -1,0 +1,209 @@
+//! Whether and how the sidecar can restart etcd: by a signal in a shared process namespace, or through its liveness probe.
+//!
+//! A shared process namespace opens `/proc/<pid>/root`, and with it the keys, to every container of etcd's user. So it is
+//! opened only where no other container can have that user.
+
+use etcd_tls_sidecar::settings::{Reload, Settings};
+use serde_json::{Map, Value, json};
+
+use super::{
+    urls::{self, Url},
+    view::{Container, Pod},
+};
+
+/// The sidecar's path that stands in front of etcd's own liveness.
+const CHECK_PATH: &str = "/etcd";
+/// How long a liveness probe must fail before etcd is restarted by it. A sidecar that crashes comes back within five
+/// minutes, kubelet's longest back-off: etcd outlives that.
+const PATIENCE: u64 = 330;
+/// What etcd may need to stop, in seconds.
+const GRACE: u64 = 20;
+
+/// What the pod allows.
+#[derive(Debug, Default)]
+pub(super) struct Plan {
+    /// The sidecar may signal etcd.
+    pub(super) can_signal: bool,
+    /// The pod must get `shareProcessNamespace: true` for that.
+    pub(super) share: bool,
+    /// The liveness probe to put in: of which container, and whether one is replaced.
+    pub(super) probe: Option<Probe>,
+    pub(super) warnings: Vec<String>,
+    pub(super) problems: Vec<String>,
+}
+
+/// A liveness probe that asks the sidecar.
+#[derive(Debug)]
+pub(super) struct Probe {
+    pub(super) value: Value,
+    pub(super) replaces: bool,
+    /// What the pod's own probe asked.
+    pub(super) liveness_url: Option<String>,
+}
+
+/// Plans for `etcd`, the containers with etcd in them, the first of which is told of by `listeners`. `members`: they hold
+/// the certificates of a member.
+pub(super) fn plan(
+    pod: &Pod<'_>,
+    settings: &Settings,
+    etcd: &[Container<'_>],
+    members: bool,
+    listeners: &[Url],
+) -> Plan {
+    let mut plan = Plan::default();
+    match &settings.reload {
+        Reload::Auto if !members => {}
+        Reload::Auto => match obstacles(pod, etcd) {
+            Ok(share) => (plan.can_signal, plan.share) = (true, share),
+            Err(why) => plan.warnings.push(format!(
+                "a changed CA will be shown as \"restart needed\" and not acted upon: {}; see etcd-tls.dev/reload",
+                why.join("; ")
+            )),
+        },
+        Reload::Signal(signal) => match obstacles(pod, etcd) {
+            Ok(share) => (plan.can_signal, plan.share) = (true, share),
+            Err(why) => plan.problems.push(format!(
+                "annotation etcd-tls.dev/reload: signal:{signal} cannot be delivered: {}; write auto, probe or none, or \
+                 give each container a runAsUser of its own",
+                why.join("; ")
+            )),
+        },
+        Reload::Probe => match etcd.first() {
+            Some(container) => plan.probe(settings, container, listeners),
+            None => plan.problems.push("annotation etcd-tls.dev/reload: probe needs a container with etcd".to_owned()),
+        },
+        Reload::None => {}
+    }
+    let grace = pod.spec.get("terminationGracePeriodSeconds").and_then(Value::as_u64);
+    if let Some(grace) = grace.filter(|g| *g < GRACE && (plan.can_signal || plan.probe.is_some())) {
+        plan.warnings.push(format!(
+            "terminationGracePeriodSeconds is {grace}: etcd may need {GRACE} s to hand its leadership on when it is restarted"
+        ));
+    }
+    plan
+}
+
+/// Whether the process namespace is yet to be shared, or every reason why a signal cannot or must not reach etcd.
+fn obstacles(pod: &Pod<'_>, etcd: &[Container<'_>]) -> Result<bool, Vec<String>> {
+    let mut why = Vec::new();
+    if pod.flag("hostPID") {
+        why.push("hostPID shows the sidecar other pods' processes as well".to_owned());
+    }
+    let shared = pod.flag("shareProcessNamespace");
+    if pod.spec.get("shareProcessNamespace") == Some(&Value::Bool(false)) {
+        why.push("the pod says shareProcessNamespace: false".to_owned());
+    }
+    if pod.spec.get("restartPolicy").and_then(Value::as_str) == Some("Never") {
+        why.push("restartPolicy is Never".to_owned());
+    }
+    let mut users = Vec::new();
+    for container in etcd {
+        match pod.user(container) {
+            None => why.push(format!("container {} declares no runAsUser", container.name)),
+            Some(0) => why.push(format!("container {} runs as root", container.name)),
+            Some(user) => users.push(user),
+        }
+    }
+    users.dedup();
+    if users.len() > 1 {
+        why.push("the containers with etcd run as different users".to_owned());
+    }
+    if !shared {
+        let others = pod.containers.iter().filter(|c| c.runs_on() && !c.is_injected());
+        for other in others.filter(|c| !etcd.iter().any(|e| e.name == c.name)) {
+            match pod.user(other) {
+                None => why.push(format!("container {} declares no runAsUser, so it could have etcd's", other.name)),
+                Some(user) if users.contains(&user) => {
+                    why.push(format!("container {} has etcd's user {user} and could read its keys", other.name));
+                }
+                Some(0) => why.push(format!("container {} runs as root and could read etcd's keys", other.name)),
+                Some(_) => {}
+            }
+        }
+    }
+    if why.is_empty() && !etcd.is_empty() { Ok(!shared) } else { Err(why) }
+}
+
+impl Plan {
+    fn probe(&mut self, settings: &Settings, container: &Container<'_>, listeners: &[Url]) {
+        let ours = json!({"path": CHECK_PATH, "port": settings.admin_port, "scheme": "HTTP"});
+        let Some(theirs) = container.object.get("livenessProbe").and_then(Value::as_object) else {
+            let value =
+                json!({"httpGet": ours, "periodSeconds": 10, "timeoutSeconds": 5, "failureThreshold": PATIENCE / 10});
+            self.probe = Some(Probe { value, replaces: false, liveness_url: None });
+            return;
+        };
+        if is_ours(theirs, settings) {
+            return;
+        }
+        let liveness_url = match liveness_url(theirs, container, listeners) {
+            Ok(url) => url,
+            Err(why) => {
+                self.problems.push(format!(
+                    "annotation etcd-tls.dev/reload: probe: the liveness probe of container {} {why}; write an httpGet or \
+                     tcpSocket probe, or another etcd-tls.dev/reload",
+                    container.name
+                ));
+                return;
+            }
+        };
+        let mut value = theirs.clone();
+        value.shift_remove("tcpSocket");
+        value.insert("httpGet".to_owned(), ours);
+        let period = theirs.get("periodSeconds").and_then(Value::as_u64).unwrap_or(10).max(1);
+        let threshold = theirs.get("failureThreshold").and_then(Value::as_u64).unwrap_or(3);
+        value.insert("failureThreshold".to_owned(), json!(threshold.max(PATIENCE.div_ceil(period))));
+        self.warnings.push(format!(
+            "container {}: its liveness probe now asks etcd-tls-sidecar, which asks {liveness_url} in its place",
+            container.name
+        ));
+        self.probe = Some(Probe { value: Value::Object(value), replaces: true, liveness_url: Some(liveness_url) });
+    }
+}
+
+fn is_ours(probe: &Map<String, Value>, settings: &Settings) -> bool {
+    let get = probe.get("httpGet");
+    let field = |name| get.and_then(|g| g.get(name));
+    field("path").and_then(Value::as_str) == Some(CHECK_PATH)
+        && field("port").and_then(Value::as_u64) == Some(u64::from(settings.admin_port))
+}
+
+/// The URL that a probe asks, as the sidecar asks it.
+fn liveness_url(probe: &Map<String, Value>, container: &Container<'_>, listeners: &[Url]) -> Result<String, String> {
+    let (kind, handler) = if let Some(get) = probe.get("httpGet").filter(|v| !v.is_null()) {
+        ("httpGet", get)
+    } else if let Some(tcp) = probe.get("tcpSocket").filter(|v| !v.is_null()) {
+        ("tcpSocket", tcp)
+    } else {
+        return Err("is neither httpGet nor tcpSocket".to_owned());
+    };
+    let port =
+        port(handler.get("port"), container).ok_or_else(|| "has a port that no container port names".to_owned())?;
+    let text = |field: &str| handler.get(field).and_then(Value::as_str);
+    let host = match text("host").filter(|h| !h.is_empty()) {
+        Some(host) => urls::sidecar_host(host),
+        None => {
+            let listener = listeners.iter().find(|url| url.port == port).map_or("${POD_IP}", |url| url.host.as_str());
+            urls::sidecar_host(listener)
+        }
+    };
+    if kind == "tcpSocket" {
+        return Ok(format!("tcp://{host}:{port}"));
+    }
+    let scheme = text("scheme").unwrap_or("HTTP").to_ascii_lowercase();
+    let path = text("path").unwrap_or("/");
+    let slash = if path.starts_with('/') { "" } else { "/" };
+    Ok(format!("{scheme}://{host}:{port}{slash}{path}"))
+}
+
+/// A probe's port: a number, or the name of a container port.
+pub(super) fn port(port: Option<&Value>, container: &Container<'_>) -> Option<u16> {
+    match port? {
+        Value::Number(number) => number.as_u64()?.try_into().ok(),
+        Value::String(name) => name.parse().ok().or_else(|| {
+            let named = container.list("ports").iter().find(|p| p.get("name").and_then(Value::as_str) == Some(name))?;
+            named.get("containerPort")?.as_u64()?.try_into().ok()
+        }),
+        _ => None,
+    }
+}

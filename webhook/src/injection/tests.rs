@@ -1,0 +1,483 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use serde_json::{Value, json};
+
+use super::*;
+
+fn config() -> Config {
+    Config { sidecar_image: "etcd-tls-sidecar:test".into(), image_pull_policy: None }
+}
+
+const ORIGIN: Origin<'static> = Origin { namespace: "prod", namespace_opted_in: false, label: false };
+
+fn run(pod: &Value) -> Decision {
+    decide(pod, &config(), ORIGIN)
+}
+
+/// A member that nothing is wrong with.
+fn member() -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "etcd-0", "labels": {"etcd-tls": "dynamic"}},
+        "spec": {
+            "containers": [{
+                "name": "etcd", "image": "etcd",
+                "command": ["etcd", "--listen-client-urls=https://0.0.0.0:2379", "--listen-peer-urls=https://0.0.0.0:2380"],
+                "volumeMounts": [{"name": "data", "mountPath": "/var/lib/etcd"}],
+                "securityContext": {"runAsUser": 1001},
+            }],
+            "volumes": [{"name": "data", "emptyDir": {}}],
+            "futureField": {"kept": [1, 2, 3]},
+        },
+    })
+}
+
+fn with(change: impl FnOnce(&mut Value)) -> Value {
+    let mut pod = member();
+    change(&mut pod);
+    pod
+}
+
+fn annotated(key: &str, value: &str) -> Value {
+    with(|pod| pod["metadata"]["annotations"] = json!({format!("etcd-tls.dev/{key}"): value}))
+}
+
+/// The injected pod and the warnings; injected again, it must stay as it is.
+#[track_caller]
+fn injected(pod: &Value) -> (Value, Vec<String>) {
+    let Decision::Inject { patch, warnings } = run(pod) else { panic!("{:?}", run(pod)) };
+    for warning in &warnings {
+        assert!(warning.len() <= 256, "the API server cuts a warning at 256 bytes: {warning}");
+    }
+    let mut after = pod.clone();
+    json_patch::patch(&mut after, &patch).unwrap();
+    let Decision::Inject { patch: again, .. } = run(&after) else { panic!("{:?}", run(&after)) };
+    assert_eq!(again.0, [], "injecting twice changed something");
+    (after, warnings)
+}
+
+#[track_caller]
+fn refused(pod: &Value) -> String {
+    match run(pod) {
+        Decision::Refuse(problems) => problems.join("; "),
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+fn env(pod: &Value, container: usize, name: &str) -> Option<String> {
+    let env = pod["spec"]["containers"][container]["env"].as_array()?;
+    env.iter().find(|e| e["name"] == name)?["value"].as_str().map(str::to_owned)
+}
+
+fn sidecar_args(pod: &Value) -> Vec<String> {
+    let args = pod["spec"]["initContainers"][1]["args"].as_array().unwrap();
+    args.iter().map(|a| a.as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn a_member_gets_everything() {
+    let (pod, warnings) = injected(&member());
+    assert_eq!(warnings, [""; 0]);
+    let spec = &pod["spec"];
+    assert_eq!(spec["initContainers"][0]["name"], "etcd-tls-init");
+    assert_eq!(spec["initContainers"][1]["name"], "etcd-tls-sidecar");
+    assert_eq!(spec["initContainers"][1]["restartPolicy"], "Always");
+    assert_eq!(spec["shareProcessNamespace"], true);
+    assert_eq!(spec["securityContext"]["supplementalGroups"], json!([names::FILES_GID]));
+    assert_eq!(spec["futureField"], json!({"kept": [1, 2, 3]}));
+    assert_eq!(env(&pod, 0, "ETCD_CERT_FILE").unwrap(), "/etc/etcd/tls/server/tls.crt");
+    assert_eq!(env(&pod, 0, "ETCD_PEER_TRUSTED_CA_FILE").unwrap(), "/etc/etcd/tls/peer/ca.crt");
+    assert_eq!(env(&pod, 0, "ETCD_CLIENT_CERT_AUTH").unwrap(), "true");
+    let args = sidecar_args(&pod);
+    assert_eq!(args[0], "run");
+    for arg in ["--can-signal", "--client-url=https://127.0.0.1:2379", "--peer-url=https://127.0.0.1:2380"] {
+        assert!(args.iter().any(|a| a == arg), "{arg} is not in {args:?}");
+    }
+    assert_eq!(spec["initContainers"][1]["securityContext"]["runAsUser"], 1001);
+}
+
+#[test]
+fn the_patch_adds_and_nothing_else() {
+    let Decision::Inject { patch, .. } = run(&member()) else { panic!() };
+    for operation in &patch.0 {
+        assert!(matches!(operation, json_patch::PatchOperation::Add(_)), "{operation:?}");
+    }
+}
+
+#[test]
+fn null_empty_and_missing_lists_are_the_same() {
+    for (field, value) in [
+        ("initContainers", json!(null)),
+        ("initContainers", json!([])),
+        ("volumes", json!(null)),
+        ("volumes", json!([])),
+        ("securityContext", json!(null)),
+        ("securityContext", json!({})),
+        ("securityContext", json!({"supplementalGroups": null})),
+        ("securityContext", json!({"supplementalGroups": [7]})),
+    ] {
+        let (pod, _) = injected(&with(|p| p["spec"][field] = value.clone()));
+        assert_eq!(pod["spec"]["initContainers"].as_array().unwrap().len(), 2, "{field}: {value}");
+        assert!(
+            pod["spec"]["securityContext"]["supplementalGroups"].as_array().unwrap().contains(&json!(names::FILES_GID))
+        );
+    }
+    for field in ["volumeMounts", "env"] {
+        let (pod, _) = injected(&with(|p| p["spec"]["containers"][0][field] = json!(null)));
+        assert!(pod["spec"]["containers"][0][field].is_array());
+    }
+}
+
+#[test]
+fn ours_come_before_the_users_init_containers() {
+    let (pod, _) = injected(&with(|p| p["spec"]["initContainers"] = json!([{"name": "a"}, {"name": "b"}])));
+    let init: Vec<_> = pod["spec"]["initContainers"].as_array().unwrap().iter().map(|c| c["name"].clone()).collect();
+    assert_eq!(init, ["etcd-tls-init", "etcd-tls-sidecar", "a", "b"]);
+}
+
+#[test]
+fn malformed_pods_are_refused_with_every_reason() {
+    for (pod, word) in [
+        (json!({"metadata": {"labels": {"etcd-tls": "dynamic"}}}), "spec is missing"),
+        (json!([]), "no JSON object"),
+        (with(|p| p["spec"] = json!(null)), "spec is missing"),
+        (with(|p| p["spec"] = json!("x")), "spec is no object"),
+        (with(|p| p["spec"]["containers"] = json!(null)), "spec.containers is empty"),
+        (with(|p| p["spec"]["containers"] = json!([])), "spec.containers is empty"),
+        (with(|p| p["spec"]["containers"] = json!({})), "spec.containers is no list"),
+        (with(|p| p["spec"]["containers"][0] = json!("x")), "is no object"),
+        (with(|p| p["spec"]["containers"][0]["name"] = json!(null)), "has no name"),
+        (with(|p| p["spec"]["containers"][0]["env"] = json!({})), "env is no list"),
+        (with(|p| p["spec"]["containers"][0]["command"] = json!([1])), "no string"),
+        (with(|p| p["spec"]["volumes"] = json!("x")), "volumes is no list"),
+        (with(|p| p["metadata"]["annotations"] = json!({"etcd-tls.dev/roles": 1})), "is no string"),
+        (with(|p| p["metadata"]["annotations"] = json!([])), "annotations is no object"),
+        (with(|p| p["metadata"]["namespace"] = json!("other")), "other"),
+        (with(|p| p["spec"]["os"] = json!({"name": "windows"})), "windows"),
+    ] {
+        let message = refused(&pod);
+        assert!(message.contains(word), "{word:?} is not in {message:?}");
+    }
+    let both = refused(&with(|p| {
+        p["metadata"]["annotations"] = json!({"etcd-tls.dev/duration": "24", "etcd-tls.dev/key": "x"});
+    }));
+    assert!(both.contains("duration") && both.contains("key"), "{both}");
+}
+
+#[test]
+fn who_has_not_opted_in_is_left_alone() {
+    let namespace = Origin { namespace_opted_in: true, ..ORIGIN };
+    let bare = with(|p| p["metadata"] = json!({"name": "x"}));
+    assert!(matches!(decide(&bare, &config(), namespace), Decision::Inject { .. }));
+    assert_eq!(run(&bare), Decision::Leave(vec![]));
+    let web = with(|p| {
+        p["metadata"] = json!({"name": "x"});
+        p["spec"]["containers"][0]["name"] = json!("web");
+    });
+    let Decision::Leave(warnings) = decide(&web, &config(), namespace) else { panic!() };
+    assert_eq!(warnings.len(), 1);
+    let out = with(|p| p["metadata"]["labels"]["etcd-tls"] = json!("disabled"));
+    assert_eq!(decide(&out, &config(), namespace), Decision::Leave(vec![]));
+    let mirror = with(|p| p["metadata"]["annotations"] = json!({"kubernetes.io/config.mirror": "x"}));
+    assert_eq!(run(&mirror), Decision::Leave(vec![]));
+    for value in ["Dynamic", "dynamic ", "true", ""] {
+        let pod = with(|p| p["metadata"]["labels"]["etcd-tls"] = json!(value));
+        assert!(matches!(decide(&pod, &config(), namespace), Decision::Refuse(_)), "{value:?}");
+    }
+}
+
+#[test]
+fn a_flag_is_never_shadowed() {
+    let (pod, warnings) = injected(&with(|p| {
+        p["spec"]["containers"][0]["command"] =
+            json!(["etcd", "--listen-client-urls=https://[::]:2379", "--cert-file=/mine", "-peer-client-cert-auth"]);
+    }));
+    assert_eq!(env(&pod, 0, "ETCD_CERT_FILE"), None);
+    assert_eq!(env(&pod, 0, "ETCD_KEY_FILE"), None, "a certificate and another's key are no pair");
+    assert!(env(&pod, 0, "ETCD_TRUSTED_CA_FILE").is_some());
+    assert_eq!(env(&pod, 0, "ETCD_PEER_CLIENT_CERT_AUTH"), None);
+    assert!(env(&pod, 0, "ETCD_PEER_CERT_FILE").is_some());
+    assert!(warnings.iter().any(|w| w.contains("--cert-file=/mine")), "{warnings:?}");
+}
+
+#[test]
+fn a_flag_that_names_our_file_is_welcome() {
+    let (pod, warnings) = injected(&with(|p| {
+        p["spec"]["containers"][0]["command"] =
+            json!(["etcd", "--listen-client-urls=https://[::]:2379", "--cert-file=/etc/etcd/tls/server/tls.crt"]);
+    }));
+    assert_eq!(env(&pod, 0, "ETCD_CERT_FILE"), None);
+    assert!(env(&pod, 0, "ETCD_KEY_FILE").is_some());
+    assert_eq!(warnings, [""; 0]);
+}
+
+#[test]
+fn the_pods_own_variables_stay() {
+    let (pod, warnings) = injected(&with(|p| {
+        p["spec"]["containers"][0]["env"] = json!([{"name": "ETCD_CLIENT_CERT_AUTH", "value": "false"}]);
+    }));
+    assert_eq!(env(&pod, 0, "ETCD_CLIENT_CERT_AUTH").unwrap(), "false");
+    assert!(warnings.iter().any(|w| w.contains("ETCD_CLIENT_CERT_AUTH=false")), "{warnings:?}");
+}
+
+#[test]
+fn what_cannot_be_told_is_refused_with_a_way_out_that_works() {
+    let unknown = with(|p| p["spec"]["containers"][0]["command"] = json!(["/scripts/start.sh"]));
+    let message = refused(&unknown);
+    assert!(message.contains("/scripts/start.sh") && message.contains("ETCD_PEER_KEY_FILE="), "{message}");
+    let variables: Vec<Value> = message
+        .split_whitespace()
+        .filter_map(|word| word.strip_prefix("ETCD_").and_then(|w| w.split_once('=')))
+        .map(|(name, value)| json!({"name": format!("ETCD_{name}"), "value": value}))
+        .collect();
+    assert_eq!(variables.len(), 8);
+    injected(&with(|p| {
+        p["spec"]["containers"][0]["command"] = json!(["/scripts/start.sh"]);
+        p["spec"]["containers"][0]["env"] = json!(variables);
+    }));
+}
+
+#[test]
+fn a_configuration_file_gets_advice_and_no_environment() {
+    for change in [
+        json!({"command": ["etcd", "--config-file", "/etc/etcd.yaml"]}),
+        json!({"env": [{"name": "ETCD_CONFIG_FILE", "value": "/etc/etcd.yaml"}]}),
+    ] {
+        let (pod, warnings) = injected(&with(|p| {
+            for (key, value) in change.as_object().unwrap() {
+                p["spec"]["containers"][0][key] = value.clone();
+            }
+        }));
+        assert_eq!(env(&pod, 0, "ETCD_CERT_FILE"), None);
+        assert!(warnings.iter().any(|w| w.contains("client-transport-security")), "{warnings:?}");
+        assert!(warnings.iter().any(|w| w.contains("peer-transport-security")), "{warnings:?}");
+    }
+}
+
+#[test]
+fn clients_get_the_clients_variables() {
+    let (pod, _) = injected(&with(|p| {
+        p["metadata"]["annotations"] = json!({"etcd-tls.dev/roles": "client"});
+        p["spec"]["containers"][0]["name"] = json!("app");
+        p["spec"]["containers"][0]["command"] = json!(["/app"]);
+    }));
+    assert_eq!(env(&pod, 0, "ETCDCTL_CACERT").unwrap(), "/etc/etcd/tls/client/ca.crt");
+    assert_eq!(env(&pod, 0, "ETCD_CERT_FILE"), None);
+    assert_eq!(pod["spec"].get("shareProcessNamespace"), None);
+}
+
+#[test]
+fn several_containers_need_a_name_and_a_later_one_does_not_matter() {
+    let two = with(|p| {
+        p["spec"]["containers"] = json!([{"name": "a", "command": ["etcd"]}, {"name": "b"}]);
+    });
+    assert!(refused(&two).contains("etcd-tls.dev/containers"));
+    let one = with(|p| p["spec"]["containers"][0]["name"] = json!("db"));
+    let (mut pod, _) = injected(&one);
+    pod["spec"]["containers"]
+        .as_array_mut()
+        .unwrap()
+        .push(json!({"name": "proxy", "securityContext": {"runAsUser": 1337}}));
+    injected(&pod);
+    let missing = annotated("containers", "nobody");
+    assert!(refused(&missing).contains("nobody"));
+}
+
+#[test]
+fn members_and_clients_in_one_pod_get_their_own() {
+    let (pod, _) = injected(&with(|p| {
+        p["metadata"]["annotations"] =
+            json!({"etcd-tls.dev/roles": "peer,server,client", "etcd-tls.dev/containers": "etcd,backup"});
+        p["spec"]["containers"].as_array_mut().unwrap().push(json!({"name": "backup", "command": ["/backup"]}));
+    }));
+    assert!(env(&pod, 0, "ETCD_CERT_FILE").is_some() && env(&pod, 0, "ETCDCTL_CERT").is_some());
+    assert!(env(&pod, 1, "ETCD_CERT_FILE").is_none() && env(&pod, 1, "ETCDCTL_CERT").is_some());
+}
+
+#[test]
+fn names_of_ours_hide_nothing_else() {
+    for (pod, word) in [
+        (
+            with(|p| p["spec"]["containers"].as_array_mut().unwrap().push(json!({"name": "etcd-tls-sidecar"}))),
+            "spec.containers",
+        ),
+        (
+            with(|p| p["spec"]["initContainers"] = json!([{"name": "etcd-tls-init", "image": "evil"}])),
+            "other arguments",
+        ),
+        (with(|p| p["spec"]["volumes"] = json!([{"name": "etcd-tls", "hostPath": {"path": "/"}}])), "volume etcd-tls"),
+        (with(|p| p["spec"]["volumes"] = json!([{"name": "etcd-tls-token", "emptyDir": {}}])), "volume etcd-tls-token"),
+    ] {
+        let message = refused(&pod);
+        assert!(message.contains(word), "{word:?} is not in {message:?}");
+    }
+    let (good, _) = injected(&member());
+    for change in [
+        json!({"command": ["/evil"]}),
+        json!({"args": ["run", "--roles=client"]}),
+        json!({"args": ["run", "--roles=peer,server", "--user=root"]}),
+        json!({"securityContext": {"runAsUser": 0}}),
+        json!({"volumeMounts": []}),
+        json!({"env": []}),
+        json!({"restartPolicy": null}),
+        json!({"lifecycle": {"postStart": {"exec": {"command": ["x"]}}}}),
+    ] {
+        let mut forged = good.clone();
+        for (key, value) in change.as_object().unwrap() {
+            forged["spec"]["initContainers"][1][key] = value.clone();
+        }
+        assert!(refused(&forged).contains("etcd-tls-sidecar"), "{change}");
+    }
+}
+
+#[test]
+fn what_the_api_server_and_others_add_does_not_matter() {
+    let (mut pod, _) = injected(&member());
+    let spec = &mut pod["spec"];
+    for volume in spec["volumes"].as_array_mut().unwrap() {
+        for source in ["configMap", "projected"] {
+            if volume.get(source).is_some() {
+                volume[source]["defaultMode"] = json!(420);
+            }
+        }
+    }
+    for container in spec["initContainers"].as_array_mut().unwrap() {
+        container["image"] = json!("mirror.example/etcd-tls-sidecar:test");
+        container["imagePullPolicy"] = json!("Always");
+        container["terminationMessagePath"] = json!("/dev/termination-log");
+        container["resources"] = json!({"requests": {"cpu": "1"}});
+        container["env"].as_array_mut().unwrap().push(json!({"name": "HTTP_PROXY", "value": "x"}));
+        container["volumeMounts"].as_array_mut().unwrap().push(json!({"name": "extra", "mountPath": "/extra"}));
+    }
+    spec["initContainers"].as_array_mut().unwrap().insert(0, json!({"name": "istio-init"}));
+    spec["containers"].as_array_mut().unwrap().insert(0, json!({"name": "proxy"}));
+    let Decision::Inject { patch, .. } = run(&pod) else { panic!("{:?}", run(&pod)) };
+    assert_eq!(patch.0, []);
+}
+
+#[test]
+fn mounts_that_collide_are_refused() {
+    for (path, volume, refuse) in [
+        ("/etc/etcd/tls", json!({"emptyDir": {}}), true),
+        ("/etc/etcd/tls/", json!({"emptyDir": {}}), true),
+        ("/etc/etcd/tls/more", json!({"emptyDir": {}}), true),
+        ("/etc/etcd", json!({"configMap": {"name": "x"}}), true),
+        ("/etc/etcd", json!({"emptyDir": {}}), false),
+        ("/etc/etcd/tls-old", json!({"emptyDir": {}}), false),
+    ] {
+        let pod = with(|p| {
+            p["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "v", "mountPath": path}]);
+            let mut volume = volume.clone();
+            volume["name"] = json!("v");
+            p["spec"]["volumes"] = json!([volume]);
+        });
+        assert_eq!(matches!(run(&pod), Decision::Refuse(_)), refuse, "{path}");
+    }
+}
+
+#[test]
+fn the_process_namespace_is_shared_only_where_nobody_else_can_be_etcd() {
+    let share = |pod: &Value| injected(pod).0["spec"].get("shareProcessNamespace").cloned();
+    assert_eq!(share(&member()), Some(json!(true)));
+    let other = |user: Value| {
+        with(|p| {
+            p["spec"]["containers"]
+                .as_array_mut()
+                .unwrap()
+                .push(json!({"name": "x", "securityContext": {"runAsUser": user}}));
+        })
+    };
+    assert_eq!(share(&other(json!(7))), Some(json!(true)));
+    for unsafe_one in [
+        other(json!(1001)),
+        other(json!(null)),
+        other(json!(0)),
+        with(|p| p["spec"]["containers"][0]["securityContext"] = json!(null)),
+        with(|p| p["spec"]["containers"][0]["securityContext"]["runAsUser"] = json!(0)),
+        with(|p| p["spec"]["hostPID"] = json!(true)),
+        with(|p| p["spec"]["restartPolicy"] = json!("Never")),
+    ] {
+        let (pod, warnings) = injected(&unsafe_one);
+        assert_eq!(pod["spec"].get("shareProcessNamespace"), None);
+        assert!(warnings.iter().any(|w| w.contains("restart needed")), "{warnings:?}");
+        let mut signal = unsafe_one.clone();
+        signal["metadata"]["annotations"] = json!({"etcd-tls.dev/reload": "signal:SIGTERM"});
+        assert!(refused(&signal).contains("cannot be delivered"));
+    }
+    let (pod, _) = injected(&with(|p| p["spec"]["shareProcessNamespace"] = json!(true)));
+    assert!(sidecar_args(&pod).contains(&"--can-signal".to_owned()));
+}
+
+#[test]
+fn the_liveness_probe_moves_behind_the_sidecar_only_when_asked() {
+    let probed = |probe: Value| {
+        with(|p| {
+            p["metadata"]["annotations"] = json!({"etcd-tls.dev/reload": "probe"});
+            p["spec"]["containers"][0]["livenessProbe"] = probe;
+            p["spec"]["containers"][0]["ports"] = json!([{"name": "metrics", "containerPort": 2381}]);
+        })
+    };
+    let (pod, warnings) = injected(&probed(json!({
+        "httpGet": {"path": "/health", "port": "metrics", "scheme": "HTTP"}, "periodSeconds": 5, "failureThreshold": 8,
+    })));
+    let probe = &pod["spec"]["containers"][0]["livenessProbe"];
+    assert_eq!(probe["httpGet"], json!({"path": "/etcd", "port": 9179, "scheme": "HTTP"}));
+    assert_eq!(probe["periodSeconds"], 5);
+    assert_eq!(probe["failureThreshold"], 66);
+    assert!(sidecar_args(&pod).contains(&"--liveness-url=http://$(POD_IP):2381/health".to_owned()));
+    assert!(warnings.iter().any(|w| w.contains("liveness")));
+    let (pod, _) = injected(&probed(json!({"tcpSocket": {"port": 2379}})));
+    assert!(sidecar_args(&pod).contains(&"--liveness-url=tcp://127.0.0.1:2379".to_owned()));
+    assert!(pod["spec"]["containers"][0]["livenessProbe"].get("tcpSocket").is_none());
+    injected(&annotated("reload", "probe"));
+    assert!(refused(&probed(json!({"exec": {"command": ["x"]}}))).contains("httpGet"));
+    assert!(refused(&probed(json!({"httpGet": {"port": "nobody"}}))).contains("port"));
+}
+
+#[test]
+fn plain_urls_and_probes_that_must_fail_are_warned_of() {
+    let (pod, warnings) = injected(&with(|p| {
+        p["spec"]["containers"][0]["command"] = json!([
+            "etcd",
+            "--listen-client-urls=http://0.0.0.0:2379",
+            "--advertise-client-urls",
+            "http://$(POD_IP):2379",
+            "--initial-cluster=a=http://a:2380"
+        ]);
+        p["spec"]["containers"][0]["readinessProbe"] = json!({"httpGet": {"path": "/health", "port": 2379}});
+    }));
+    for word in ["--listen-client-urls", "--advertise-client-urls", "--initial-cluster", "readinessProbe"] {
+        assert!(warnings.iter().any(|w| w.contains(word)), "{word}: {warnings:?}");
+    }
+    assert!(!sidecar_args(&pod).iter().any(|a| a.starts_with("--client-url")), "nothing is served with TLS there");
+}
+
+#[test]
+fn a_port_is_had_once() {
+    let pod = with(|p| p["spec"]["containers"][0]["ports"] = json!([{"containerPort": 9179}]));
+    assert!(refused(&pod).contains("admin-port"));
+    let pod = annotated("admin-port", "2379");
+    assert!(refused(&pod).contains("admin-port"));
+}
+
+#[test]
+fn inject_labels() {
+    let origin = Origin { namespace: "default", namespace_opted_in: true, label: true };
+    for metadata in [json!(null), json!({}), json!({"labels": null}), json!({"labels": {"a": "b"}})] {
+        let mut pod = with(|p| p["metadata"] = metadata.clone());
+        let Decision::Inject { patch, .. } = decide(&pod, &config(), origin) else { panic!() };
+        json_patch::patch(&mut pod, &patch).unwrap();
+        assert_eq!(pod["metadata"]["labels"]["etcd-tls"], "dynamic", "{metadata}");
+        let Decision::Inject { patch, .. } = decide(&pod, &config(), origin) else { panic!() };
+        assert_eq!(patch.0, []);
+    }
+}
+
+#[test]
+fn three_hundred_containers() {
+    let pod = with(|p| {
+        let containers = p["spec"]["containers"].as_array_mut().unwrap();
+        containers.extend((0..300).map(|i| json!({"name": format!("c{i}"), "image": "x".repeat(4000)})));
+    });
+    injected(&pod);
+}

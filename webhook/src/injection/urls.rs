@@ -1,0 +1,97 @@
+//! The URLs that etcd listens at and advertises, as far as the pod writes them out.
+
+use super::{
+    options::{Options, Setting},
+    view::{Container, Variable},
+};
+
+/// What a sidecar's own arguments call the pod's address.
+const POD_IP: &str = "$(POD_IP)";
+
+/// One URL of a list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Url {
+    pub(super) https: bool,
+    /// As written, brackets included.
+    pub(super) host: String,
+    pub(super) port: u16,
+}
+
+impl Url {
+    /// The URL under which the sidecar, in the same network namespace, reaches it.
+    pub(super) fn seen_from_sidecar(&self) -> String {
+        let scheme = if self.https { "https" } else { "http" };
+        format!("{scheme}://{}:{}", sidecar_host(&self.host), self.port)
+    }
+}
+
+/// The host under which the sidecar reaches a listener on `host`.
+pub(super) fn sidecar_host(host: &str) -> String {
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    match bare.parse::<std::net::IpAddr>() {
+        Ok(ip) if ip.is_unspecified() => "127.0.0.1".to_owned(),
+        Ok(_) => host.to_owned(),
+        Err(_) if bare == "localhost" || bare.is_empty() => "127.0.0.1".to_owned(),
+        // A variable or a name of the pod: its address. Brackets are kept, they say that it is IPv6.
+        Err(_) if host.starts_with('[') => format!("[{POD_IP}]"),
+        Err(_) => POD_IP.to_owned(),
+    }
+}
+
+/// What the pod sets etcd's `option` to: by flag, else by environment variable.
+pub(super) fn setting(container: &Container<'_>, options: &Options, option: &str) -> Option<Setting> {
+    options.etcd.get(option).or_else(|| {
+        Some(match container.variable(&variable("ETCD", option))? {
+            Variable::Literal(text) => Setting::Text(text.to_owned()),
+            Variable::From => Setting::Unknown,
+        })
+    })
+}
+
+/// The environment variable of a tool's option.
+pub(super) fn variable(tool: &str, option: &str) -> String {
+    format!("{tool}_{}", option.to_ascii_uppercase().replace('-', "_"))
+}
+
+/// The URLs that are written out in a setting.
+pub(super) fn urls(setting: Option<&Setting>) -> Vec<Url> {
+    match setting {
+        Some(Setting::Text(text) | Setting::Open(text)) => text.split(',').filter_map(url).collect(),
+        Some(Setting::Unknown) | None => Vec::new(),
+    }
+}
+
+fn url(text: &str) -> Option<Url> {
+    // `name=https://…` in an initial cluster.
+    let at = text.find("://")?;
+    let (scheme, rest) = (text[..at].rsplit('=').next()?.trim(), &text[at + 3..]);
+    let rest = rest.split('/').next()?;
+    let (host, port) = rest.rsplit_once(':')?;
+    Some(Url { https: scheme == "https", host: host.to_owned(), port: port.trim().parse().ok()? })
+        .filter(|_| scheme == "https" || scheme == "http")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+    use super::*;
+
+    fn seen(text: &str) -> Vec<String> {
+        urls(Some(&Setting::Text(text.to_owned()))).iter().map(Url::seen_from_sidecar).collect()
+    }
+
+    #[test]
+    fn a_listener_is_reached_from_beside_it() {
+        assert_eq!(seen("https://0.0.0.0:2379"), ["https://127.0.0.1:2379"]);
+        assert_eq!(
+            seen("https://[::]:2379,http://127.0.0.1:2381"),
+            ["https://127.0.0.1:2379", "http://127.0.0.1:2381"]
+        );
+        assert_eq!(seen("https://${POD_IP}:2379"), ["https://$(POD_IP):2379"]);
+        assert_eq!(seen("https://[${POD_IP}]:2379"), ["https://[$(POD_IP)]:2379"]);
+        assert_eq!(seen("https://[fd00::1]:2379/"), ["https://[fd00::1]:2379"]);
+        assert_eq!(seen("a=https://etcd-0.etcd:2380"), ["https://$(POD_IP):2380"]);
+        assert!(seen("unix:///x,,2379,https://a:b").is_empty());
+    }
+}

@@ -1,0 +1,237 @@
+//! A pod as the decision reads it: borrowed from the raw object, whose unknown fields nobody has to know.
+//!
+//! A missing list and a null list are both empty, as the API server reads them; a field of a wrong type is a problem.
+
+use std::collections::BTreeMap;
+
+use etcd_tls_sidecar::names;
+use serde_json::{Map, Value};
+
+/// A pod, or the template of one.
+pub(super) struct Pod<'a> {
+    /// Whether `metadata` is an object.
+    pub(super) has_metadata: bool,
+    /// Whether `metadata.labels` is an object.
+    pub(super) has_labels: bool,
+    /// Our label alone, if there is one.
+    pub(super) labels: BTreeMap<String, String>,
+    /// Our annotations alone.
+    pub(super) annotations: BTreeMap<String, String>,
+    /// Made by a kubelet of a file on its node.
+    pub(super) mirror: bool,
+    /// `metadata.namespace`.
+    pub(super) namespace: Option<&'a str>,
+    /// `spec`.
+    pub(super) spec: &'a Map<String, Value>,
+    /// `spec.initContainers`, then `spec.containers`.
+    pub(super) containers: Vec<Container<'a>>,
+    /// `spec.volumes`.
+    pub(super) volumes: &'a [Value],
+}
+
+/// A container of either list.
+#[derive(Clone, Copy)]
+pub(super) struct Container<'a> {
+    /// `name`.
+    pub(super) name: &'a str,
+    /// Which list.
+    pub(super) list: List,
+    /// Where in its list.
+    pub(super) index: usize,
+    /// The whole object.
+    pub(super) object: &'a Map<String, Value>,
+}
+
+/// One of a pod's lists of containers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum List {
+    Init,
+    Main,
+}
+
+impl List {
+    /// The list's field in the spec.
+    pub(super) const fn field(self) -> &'static str {
+        match self {
+            Self::Init => "initContainers",
+            Self::Main => "containers",
+        }
+    }
+}
+
+impl<'a> Pod<'a> {
+    /// Reads `pod`.
+    ///
+    /// # Errors
+    /// Every field that is not of its type.
+    pub(super) fn read(pod: &'a Value) -> Result<Self, Vec<String>> {
+        let mut problems = Vec::new();
+        let Some(root) = pod.as_object() else { return Err(vec!["the object is no JSON object".to_owned()]) };
+        let empty = empty();
+        let metadata = object(root, "metadata", "", &mut problems).unwrap_or(empty);
+        let mirror = metadata
+            .get("annotations")
+            .is_some_and(|a| a.get("kubernetes.io/config.mirror").is_some_and(|v| !v.is_null()));
+        let labels = strings(metadata, "labels", |key| key == names::LABEL, &mut problems);
+        let annotations =
+            strings(metadata, "annotations", |key| key.starts_with(names::ANNOTATION_PREFIX), &mut problems);
+        let namespace = metadata.get("namespace").and_then(Value::as_str).filter(|n| !n.is_empty());
+        let Some(spec) = object(root, "spec", "", &mut problems) else {
+            problems.push("spec is missing".to_owned());
+            return Err(problems);
+        };
+        let mut containers = Vec::new();
+        for list in [List::Init, List::Main] {
+            let field = list.field();
+            for (index, value) in array(spec, field, "spec.", &mut problems).iter().enumerate() {
+                match (value.as_object(), value.get("name").and_then(Value::as_str)) {
+                    (Some(object), Some(name)) if !name.is_empty() => {
+                        check_container(object, name, &mut problems);
+                        containers.push(Container { name, list, index, object });
+                    }
+                    (Some(_), _) => problems.push(format!("spec.{field}[{index}] has no name")),
+                    (None, _) => problems.push(format!("spec.{field}[{index}] is no object")),
+                }
+            }
+        }
+        if !containers.iter().any(|c| c.list == List::Main) {
+            problems.push("spec.containers is empty".to_owned());
+        }
+        object(spec, "securityContext", "spec.", &mut problems);
+        let volumes = array(spec, "volumes", "spec.", &mut problems);
+        if problems.is_empty() {
+            let has_metadata = root.get("metadata").is_some_and(Value::is_object);
+            let has_labels = metadata.get("labels").is_some_and(Value::is_object);
+            Ok(Self { has_metadata, has_labels, labels, annotations, mirror, namespace, spec, containers, volumes })
+        } else {
+            Err(problems)
+        }
+    }
+
+    /// A field of the pod's security context.
+    pub(super) fn security(&self, field: &str) -> Option<&'a Value> {
+        self.spec.get("securityContext")?.get(field).filter(|v| !v.is_null())
+    }
+
+    /// A field of the spec that is `true`.
+    pub(super) fn flag(&self, field: &str) -> bool {
+        self.spec.get(field).and_then(Value::as_bool).unwrap_or(false)
+    }
+
+    /// The container of this name, in whichever list.
+    pub(super) fn container(&self, name: &str) -> Option<Container<'a>> {
+        self.containers.iter().find(|c| c.name == name).copied()
+    }
+
+    /// The user that `container` is declared to run as: its own, else the pod's.
+    pub(super) fn user(&self, container: &Container<'a>) -> Option<u64> {
+        let own = container.object.get("securityContext").and_then(|s| s.get("runAsUser")).and_then(Value::as_u64);
+        own.or_else(|| self.security("runAsUser").and_then(Value::as_u64))
+    }
+}
+
+impl<'a> Container<'a> {
+    /// A list of the container; checked when the pod was read.
+    pub(super) fn list(&self, field: &str) -> &'a [Value] {
+        self.object.get(field).and_then(Value::as_array).map_or(&[], Vec::as_slice)
+    }
+
+    /// `command` or `args`.
+    pub(super) fn words(&self, field: &str) -> impl Iterator<Item = &'a str> {
+        self.list(field).iter().filter_map(Value::as_str)
+    }
+
+    /// The environment variable of this name, the last one if there are several, as the kubelet takes it.
+    pub(super) fn variable(&self, name: &str) -> Option<Variable<'a>> {
+        let entry = self.list("env").iter().rev().find(|e| e.get("name").and_then(Value::as_str) == Some(name))?;
+        Some(match entry.get("valueFrom") {
+            Some(from) if !from.is_null() => Variable::From,
+            _ => Variable::Literal(entry.get("value").and_then(Value::as_str).unwrap_or_default()),
+        })
+    }
+
+    /// Whether it goes on running beside the pod's containers.
+    pub(super) fn runs_on(&self) -> bool {
+        self.list == List::Main || self.object.get("restartPolicy").and_then(Value::as_str) == Some("Always")
+    }
+
+    /// Whether it is one of ours by its name.
+    pub(super) fn is_injected(&self) -> bool {
+        self.name == names::INIT_CONTAINER || self.name == names::SIDECAR_CONTAINER
+    }
+}
+
+/// What an environment variable is set to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Variable<'a> {
+    /// `value`.
+    Literal(&'a str),
+    /// `valueFrom`: known only on the node.
+    From,
+}
+
+fn empty() -> &'static Map<String, Value> {
+    static EMPTY: std::sync::LazyLock<Map<String, Value>> = std::sync::LazyLock::new(Map::new);
+    &EMPTY
+}
+
+fn check_container(container: &Map<String, Value>, name: &str, problems: &mut Vec<String>) {
+    let path = format!("container {name}: ");
+    for field in ["command", "args"] {
+        if array(container, field, &path, problems).iter().any(|word| !word.is_string()) {
+            problems.push(format!("{path}{field} holds what is no string"));
+        }
+    }
+    for field in ["env", "volumeMounts", "ports"] {
+        if array(container, field, &path, problems).iter().any(|entry| !entry.is_object()) {
+            problems.push(format!("{path}{field} holds what is no object"));
+        }
+    }
+    object(container, "securityContext", &path, problems);
+}
+
+fn object<'a>(
+    parent: &'a Map<String, Value>,
+    field: &str,
+    path: &str,
+    problems: &mut Vec<String>,
+) -> Option<&'a Map<String, Value>> {
+    match parent.get(field) {
+        None | Some(Value::Null) => None,
+        Some(Value::Object(object)) => Some(object),
+        Some(_) => {
+            problems.push(format!("{path}{field} is no object"));
+            None
+        }
+    }
+}
+
+fn array<'a>(parent: &'a Map<String, Value>, field: &str, path: &str, problems: &mut Vec<String>) -> &'a [Value] {
+    match parent.get(field) {
+        None | Some(Value::Null) => &[],
+        Some(Value::Array(array)) => array,
+        Some(_) => {
+            problems.push(format!("{path}{field} is no list"));
+            &[]
+        }
+    }
+}
+
+fn strings(
+    metadata: &Map<String, Value>,
+    field: &str,
+    ours: impl Fn(&str) -> bool,
+    problems: &mut Vec<String>,
+) -> BTreeMap<String, String> {
+    let Some(map) = object(metadata, field, "metadata.", problems) else { return BTreeMap::new() };
+    let mut read = BTreeMap::new();
+    for (key, value) in map.iter().filter(|(key, _)| ours(key)) {
+        match value.as_str() {
+            Some(value) => {
+                read.insert(key.clone(), value.to_owned());
+            }
+            None => problems.push(format!("metadata.{field}: {key} is no string")),
+        }
+    }
+    read
+}
