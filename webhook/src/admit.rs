@@ -1,10 +1,62 @@
 //! The process that answers admission reviews.
+//!
+//! **Invariant.** It can neither read nor write anything in the cluster: it holds its serving pair, and no client of the
+//! API. An answer depends on the review and on this process's arguments alone, so a dry run has no effect.
 
-use crate::cli::Error;
+use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, sync::Arc};
+
+use etcd_tls_sidecar::{names, telemetry};
+use prometheus_client::registry::Registry;
+
+use crate::{
+    cli::Error,
+    health::Health,
+    injection, shutdown,
+    tls::{PairFiles, ServingPairs},
+};
+
+pub mod review;
+mod server;
 
 /// The arguments of `admit`.
 #[derive(clap::Args, Debug)]
-pub struct Args {}
+pub struct Args {
+    /// The image of the injected containers.
+    #[arg(long, env = "SIDECAR_IMAGE", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    sidecar_image: String,
+    /// Their imagePullPolicy [default: the API server's].
+    #[arg(long, env = "SIDECAR_PULL_POLICY", value_parser = ["Always", "IfNotPresent", "Never"])]
+    sidecar_pull_policy: Option<String>,
+    /// The directory of the serving pair, tls.crt and tls.key; it is watched.
+    #[arg(long, default_value = "/var/run/etcd-tls/serving")]
+    serving_dir: PathBuf,
+    /// Namespaces whose pods are never touched.
+    #[arg(long, value_delimiter = ',', default_values_t = ["kube-system".to_owned(), names::SYSTEM_NAMESPACE.to_owned()])]
+    leave_out: Vec<String>,
+    /// Where POST /mutate is served over TLS.
+    #[arg(long, default_value = "[::]:8443")]
+    address: SocketAddr,
+    /// Where /live, /ready and /metrics are served.
+    #[arg(long, default_value = "[::]:9179")]
+    admin_address: SocketAddr,
+    /// Threads that answer [default: one a core, four at most].
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=64))]
+    workers: Option<u16>,
+    /// The log's level, or targets with levels (info,actix_web=debug).
+    #[arg(long, env = "LOG_LEVEL", default_value = "info")]
+    log_level: String,
+    /// The form of the log's lines.
+    #[arg(long, default_value = "text")]
+    log_format: telemetry::Format,
+}
+
+/// The server could not listen.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address}: {source}; choose another one with --address")]
+pub struct ListenError {
+    address: SocketAddr,
+    source: std::io::Error,
+}
 
 impl Args {
     /// Serves until told to stop.
@@ -12,7 +64,53 @@ impl Args {
     /// # Errors
     /// What kept it from serving.
     pub async fn run(self) -> Result<(), Error> {
-        let Self {} = self;
-        todo!()
+        let Self {
+            sidecar_image,
+            sidecar_pull_policy,
+            serving_dir,
+            leave_out,
+            address,
+            admin_address,
+            workers,
+            log_level,
+            log_format,
+        } = self;
+        telemetry::init(log_format, &log_level)?;
+        let mut stop = shutdown::on_signals()?;
+        let mut registry = Registry::with_prefix("etcd_tls_admit");
+        let metrics = server::Metrics::register(&mut registry);
+        let health = Arc::new(Health::new(registry));
+        let (serving, is_serving) = tokio::sync::watch::channel(Err("no serving pair yet"));
+        health.require(move || (*is_serving.borrow()).map_err(str::to_owned));
+        health.serve(admin_address).await?;
+
+        let files = PairFiles::in_dir(&serving_dir);
+        tokio::select! {
+            () = files.wait() => {}
+            () = shutdown::until(&mut stop, true) => return Ok(()),
+        }
+        let pairs = ServingPairs::watch(vec![files])?;
+        let listener = server::listen(address).map_err(|source| ListenError { address, source })?;
+        let bound = listener.local_addr()?;
+        let injection = injection::Config { sidecar_image, image_pull_policy: sidecar_pull_policy };
+        let leave_out: BTreeSet<String> = leave_out.into_iter().filter(|namespace| !namespace.is_empty()).collect();
+        let workers = workers.map_or_else(default_workers, usize::from);
+        tracing::info!(address = %bound, sidecar_image = injection.sidecar_image, "serving admission");
+        let admission = review::Admission { injection, leave_out };
+        let server = server::serve(listener, pairs.server_config(None)?, workers, admission, metrics)?;
+        let handle = server.handle();
+        let _ = serving.send(Ok(()));
+        let mut server = std::pin::pin!(server);
+        tokio::select! {
+            ended = &mut server => return Ok(ended?),
+            () = shutdown::until(&mut stop, true) => {}
+        }
+        let _ = serving.send(Err("shutting down"));
+        let (ended, ()) = tokio::join!(server, handle.stop(true));
+        Ok(ended?)
     }
+}
+
+fn default_workers() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(4)
 }

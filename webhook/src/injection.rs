@@ -182,7 +182,8 @@ impl<'a> Work<'a> {
             self.label(&mut patch);
         }
         if self.problems.is_empty() {
-            Decision::Inject { patch: patch.patch(), warnings: self.warnings }
+            let warnings = self.warnings.into_iter().map(clipped).collect();
+            Decision::Inject { patch: patch.patch(), warnings }
         } else {
             Decision::Refuse(self.problems)
         }
@@ -470,6 +471,18 @@ impl<'a> Work<'a> {
             (true, true) => patch.set(&["metadata", "labels", names::LABEL], label),
         }
     }
+}
+
+/// The longest warning that the API server passes on whole, in bytes.
+const MAX_WARNING: usize = 256;
+
+fn clipped(mut warning: String) -> String {
+    if warning.len() > MAX_WARNING {
+        let end = (0..=MAX_WARNING - 3).rev().find(|at| warning.is_char_boundary(*at)).unwrap_or(0);
+        warning.truncate(end);
+        warning.push_str("...");
+    }
+    warning
 }
 
 fn config_file(target: &Target<'_>) -> Option<options::Setting> {

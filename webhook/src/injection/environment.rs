@@ -49,8 +49,10 @@ impl Environment {
         if setting(container, options, "config-file").is_some() {
             let section = if role == Role::Server { "client-transport-security" } else { "peer-transport-security" };
             self.warnings.push(format!(
-                "container {name}: a config file overrides the environment; write into it {section}: {{cert-file: {}, \
-                 key-file: {}, trusted-ca-file: {}, client-cert-auth: true}}",
+                "container {name}: a config file overrides the environment; its {section} must say what follows"
+            ));
+            self.warnings.push(format!(
+                "cert-file: {}, key-file: {}, trusted-ca-file: {}, client-cert-auth: true",
                 of(names::CERT_FILE),
                 of(names::KEY_FILE),
                 of(names::CA_FILE),

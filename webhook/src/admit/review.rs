@@ -1,0 +1,229 @@
+//! From the bytes of an AdmissionReview to the bytes of its answer. Pure.
+//!
+//! A body that is no review has nobody to answer to and is an HTTP error; everything with a uid gets an answer with that
+//! uid, a refusal where it must be one.
+
+use std::{borrow::Cow, collections::BTreeSet};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::injection::{Config, Decision, Origin, decide};
+
+/// The only version that is spoken.
+const API_VERSION: &str = "admission.k8s.io/v1";
+/// The longest uid that is echoed; the API server's have 36 characters.
+const MAX_UID: usize = 256;
+/// More JSON values than any pod of 1.5 MiB has; each takes some hundred bytes once read, which bounds the memory.
+const MAX_VALUES: usize = 200_000;
+
+/// What reviews are answered by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admission {
+    /// What is injected.
+    pub injection: Config,
+    /// Namespaces whose pods are never touched.
+    pub leave_out: BTreeSet<String>,
+}
+
+/// An answer, ready to be sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// The AdmissionReview, JSON.
+    pub body: Vec<u8>,
+    /// What was decided.
+    pub verdict: Verdict,
+}
+
+/// What was decided, for metrics and log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Verdict {
+    /// A patch was answered.
+    Inject,
+    /// Everything was in place already.
+    InPlace,
+    /// Not ours to touch.
+    Leave,
+    /// The pod was refused.
+    Refuse,
+}
+
+/// A body that is no AdmissionReview that could be answered.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadReview {
+    /// No JSON, or none of this shape.
+    #[error("the body is no AdmissionReview: {0}")]
+    Unreadable(String),
+    /// Another version or another kind.
+    #[error("the body is {0}, not an AdmissionReview of {API_VERSION}")]
+    Foreign(String),
+    /// More values than any pod has.
+    #[error("the body holds too many values")]
+    TooLarge,
+}
+
+impl Verdict {
+    /// Every verdict.
+    pub const ALL: [Self; 4] = [Self::Inject, Self::InPlace, Self::Leave, Self::Refuse];
+
+    /// The verdict's word in metrics and log.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Inject => "inject",
+            Self::InPlace => "in-place",
+            Self::Leave => "leave",
+            Self::Refuse => "refuse",
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Review<'a> {
+    #[serde(borrow)]
+    api_version: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    kind: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    request: Option<Request<'a>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Request<'a> {
+    #[serde(borrow)]
+    uid: Cow<'a, str>,
+    #[serde(borrow, default)]
+    resource: Resource<'a>,
+    #[serde(borrow)]
+    sub_resource: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    namespace: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    operation: Option<Cow<'a, str>>,
+    object: Option<Value>,
+}
+
+#[derive(Default, Deserialize)]
+struct Resource<'a> {
+    #[serde(borrow, default)]
+    group: Cow<'a, str>,
+    #[serde(borrow, default)]
+    resource: Cow<'a, str>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Answered<'a> {
+    api_version: &'a str,
+    kind: &'a str,
+    response: Response<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Response<'a> {
+    uid: &'a str,
+    allowed: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    patch_type: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    patch: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<Status>,
+}
+
+#[derive(Serialize)]
+struct Status {
+    status: &'static str,
+    code: u16,
+    reason: &'static str,
+    message: String,
+}
+
+/// Answers one review.
+///
+/// # Errors
+/// The body is none.
+pub fn review(body: &[u8], admission: &Admission) -> Result<Answer, BadReview> {
+    // Read as bytes, so that what is refused costs no memory.
+    if body.iter().filter(|byte| **byte == b',').count() > MAX_VALUES {
+        return Err(BadReview::TooLarge);
+    }
+    let unreadable = |why: &dyn std::fmt::Display| BadReview::Unreadable(why.to_string());
+    let review: Review<'_> = serde_json::from_slice(body).map_err(|e| unreadable(&e))?;
+    let (version, kind) = (review.api_version.unwrap_or_default(), review.kind.unwrap_or_default());
+    if version != API_VERSION || kind != "AdmissionReview" {
+        let clip = |s: &str| s.chars().take(80).collect::<String>();
+        return Err(BadReview::Foreign(format!("{:?} of {:?}", clip(&kind), clip(&version))));
+    }
+    let request = review.request.ok_or_else(|| unreadable(&"it has no request"))?;
+    if request.uid.is_empty() || request.uid.len() > MAX_UID {
+        return Err(unreadable(&"request.uid is empty or too long"));
+    }
+    let decision = decide_request(&request, admission);
+    answer(&request.uid, decision).map_err(|e| unreadable(&e))
+}
+
+/// A decision, and the code of the status if it is a refusal.
+fn decide_request(request: &Request<'_>, admission: &Admission) -> (Decision, u16) {
+    let pod = request.resource.group.is_empty() && request.resource.resource == "pods";
+    let whole = request.sub_resource.as_deref().unwrap_or_default().is_empty();
+    if !pod || !whole || request.operation.as_deref() != Some("CREATE") {
+        return (Decision::Leave(Vec::new()), 0);
+    }
+    let namespace = request.namespace.as_deref().unwrap_or_default();
+    if namespace.is_empty() {
+        return (Decision::Refuse(vec!["request.namespace is empty".to_owned()]), 400);
+    }
+    if admission.leave_out.contains(namespace) {
+        return (Decision::Leave(Vec::new()), 0);
+    }
+    let Some(object) = request.object.as_ref().filter(|object| !object.is_null()) else {
+        return (Decision::Refuse(vec!["request.object is missing".to_owned()]), 400);
+    };
+    if let Some(kind) = object.get("kind").filter(|kind| kind.as_str() != Some("Pod")) {
+        return (Decision::Refuse(vec![format!("request.object is no Pod but {kind}")]), 400);
+    }
+    // A pod without our label can only have come by the entry for labelled namespaces.
+    (decide(object, &admission.injection, Origin { namespace, namespace_opted_in: true, label: false }), 422)
+}
+
+fn answer(uid: &str, (decision, code): (Decision, u16)) -> Result<Answer, serde_json::Error> {
+    let mut response =
+        Response { uid, allowed: true, patch_type: None, patch: None, warnings: Vec::new(), status: None };
+    let verdict = match decision {
+        Decision::Leave(warnings) => {
+            response.warnings = warnings;
+            Verdict::Leave
+        }
+        Decision::Inject { patch, warnings } => {
+            response.warnings = warnings;
+            if patch.0.is_empty() {
+                Verdict::InPlace
+            } else {
+                response.patch_type = Some("JSONPatch");
+                response.patch = Some(STANDARD.encode(serde_json::to_vec(&patch)?));
+                Verdict::Inject
+            }
+        }
+        Decision::Refuse(problems) => {
+            response.allowed = false;
+            response.status = Some(Status {
+                status: "Failure",
+                code,
+                reason: if code == 400 { "BadRequest" } else { "Invalid" },
+                message: format!("etcd-tls: {}", problems.join("; ")),
+            });
+            Verdict::Refuse
+        }
+    };
+    let body = serde_json::to_vec(&Answered { api_version: API_VERSION, kind: "AdmissionReview", response })?;
+    Ok(Answer { body, verdict })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,179 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use serde_json::{Value, json};
+
+use super::*;
+
+fn admission() -> Admission {
+    Admission {
+        injection: Config { sidecar_image: "etcd-tls-sidecar:test".into(), image_pull_policy: None },
+        leave_out: ["kube-system".to_owned()].into(),
+    }
+}
+
+fn good() -> Value {
+    json!({
+        "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
+        "request": {
+            "uid": "705ab4f5-6393-11e8-b7cc-42010a800002",
+            "kind": {"group": "", "version": "v1", "kind": "Pod"},
+            "resource": {"group": "", "version": "v1", "resource": "pods"},
+            "namespace": "prod", "operation": "CREATE", "dryRun": false,
+            "userInfo": {"username": "admin"},
+            "object": {
+                "apiVersion": "v1", "kind": "Pod",
+                "metadata": {"generateName": "etcd-", "labels": {"etcd-tls": "dynamic"}},
+                "spec": {"containers": [{"name": "etcd", "image": "etcd"}], "automountServiceAccountToken": false},
+            },
+            "oldObject": null,
+        },
+    })
+}
+
+fn asked(change: impl FnOnce(&mut Value)) -> Result<(Value, Verdict), BadReview> {
+    let mut body = good();
+    change(&mut body);
+    let answer = review(&serde_json::to_vec(&body).unwrap(), &admission())?;
+    let read: Value = serde_json::from_slice(&answer.body).unwrap();
+    assert_eq!(read["apiVersion"], "admission.k8s.io/v1");
+    assert_eq!(read["kind"], "AdmissionReview");
+    assert_eq!(read["response"]["uid"], body["request"]["uid"]);
+    Ok((read["response"].clone(), answer.verdict))
+}
+
+#[test]
+fn a_pod_is_patched() {
+    let (response, verdict) = asked(|_| {}).unwrap();
+    assert_eq!((response["allowed"].clone(), verdict), (json!(true), Verdict::Inject));
+    assert_eq!(response["patchType"], "JSONPatch");
+    let patch = STANDARD.decode(response["patch"].as_str().unwrap()).unwrap();
+    let patch: json_patch::Patch = serde_json::from_slice(&patch).unwrap();
+    let mut pod = good()["request"]["object"].clone();
+    json_patch::patch(&mut pod, &patch).unwrap();
+    let (again, verdict) = asked(|body| body["request"]["object"] = pod).unwrap();
+    assert_eq!(verdict, Verdict::InPlace);
+    assert!(again.get("patch").is_none() && again.get("patchType").is_none());
+}
+
+#[test]
+fn a_dry_run_is_answered_alike() {
+    assert_eq!(asked(|_| {}), asked(|body| body["request"]["dryRun"] = json!(true)));
+}
+
+#[test]
+fn what_is_no_review_is_an_error() {
+    let mut nested = vec![b'['; 10_000];
+    nested.extend(vec![b']'; 10_000]);
+    let mut deep = serde_json::to_string(&good()).unwrap().replace("\"oldObject\":null", "\"oldObject\":DEEP");
+    deep = deep.replace(
+        "\"automountServiceAccountToken\":false",
+        &format!("\"x\":{}{}", "[".repeat(10_000), "]".repeat(10_000)),
+    );
+    let whole = serde_json::to_vec(&good()).unwrap();
+    let utf16: Vec<u8> = String::from_utf8(whole.clone()).unwrap().encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let trailing = [whole.as_slice(), b"{}"].concat();
+    let mut invalid = whole.clone();
+    let at = invalid.windows(4).position(|w| w == b"prod").unwrap();
+    invalid[at] = 0xff;
+    let many = format!("[{}1]", "1,".repeat(300_000));
+    for body in [
+        b"".as_slice(),
+        b"null",
+        b"[]",
+        b"\"x\"",
+        b"{}",
+        b"{\"request\":null}",
+        &whole[..whole.len() / 2],
+        &trailing,
+        &invalid,
+        &utf16,
+        &nested,
+        deep.as_bytes(),
+        many.as_bytes(),
+        b"\x1f\x8b\x08\x00",
+    ] {
+        assert!(review(body, &admission()).is_err(), "{}", String::from_utf8_lossy(&body[..body.len().min(60)]));
+    }
+    for change in [
+        json!({"apiVersion": "admission.k8s.io/v1beta1"}),
+        json!({"apiVersion": "x"}),
+        json!({"apiVersion": null}),
+        json!({"kind": "Pod"}),
+        json!({"request": null}),
+        json!({"request": {}}),
+        json!({"request": []}),
+        json!({"request": {"uid": null}}),
+        json!({"request": {"uid": 7}}),
+        json!({"request": {"uid": ""}}),
+        json!({"request": {"uid": "x".repeat(1 << 20)}}),
+    ] {
+        let mut body = good();
+        for (key, value) in change.as_object().unwrap() {
+            body[key] = value.clone();
+        }
+        assert!(review(&serde_json::to_vec(&body).unwrap(), &admission()).is_err());
+    }
+}
+
+#[test]
+fn a_pod_that_is_none_is_refused_with_its_uid() {
+    for (object, code) in [
+        (json!(null), 400),
+        (json!({"kind": "Secret"}), 400),
+        (json!("x"), 422),
+        (json!([]), 422),
+        (json!({"kind": "Pod", "metadata": {"labels": {"etcd-tls": "dynamic"}}}), 422),
+    ] {
+        let (response, verdict) = asked(|body| body["request"]["object"] = object.clone()).unwrap();
+        assert_eq!((response["allowed"].clone(), verdict), (json!(false), Verdict::Refuse), "{object}");
+        assert_eq!(response["status"]["code"], code, "{object}");
+        assert!(response["status"]["message"].as_str().unwrap().len() > 10);
+        assert!(response.get("patch").is_none());
+    }
+    let (response, _) = asked(|body| {
+        body["request"].as_object_mut().unwrap().remove("object");
+    })
+    .unwrap();
+    assert_eq!(response["status"]["code"], 400);
+    let (response, _) = asked(|body| body["request"]["namespace"] = json!(null)).unwrap();
+    assert_eq!(response["status"]["code"], 400);
+}
+
+#[test]
+fn what_is_no_creation_of_a_pod_is_left_alone() {
+    for change in [
+        json!({"operation": "UPDATE"}),
+        json!({"operation": "DELETE", "object": null}),
+        json!({"operation": "CONNECT"}),
+        json!({"subResource": "ephemeralcontainers"}),
+        json!({"subResource": "status"}),
+        json!({"subResource": "binding"}),
+        json!({"resource": {"group": "apps", "version": "v1", "resource": "deployments"}}),
+        json!({"namespace": "kube-system"}),
+    ] {
+        let (response, verdict) = asked(|body| {
+            for (key, value) in change.as_object().unwrap() {
+                body["request"][key] = value.clone();
+            }
+        })
+        .unwrap();
+        assert_eq!((response["allowed"].clone(), verdict), (json!(true), Verdict::Leave), "{change}");
+        assert!(response.get("patch").is_none());
+    }
+}
+
+#[test]
+fn mutilated_reviews_never_panic() {
+    // Every truncation, and every byte replaced by bytes that mean something to JSON.
+    let whole = serde_json::to_vec(&good()).unwrap();
+    for end in 0..whole.len() {
+        let _ = review(&whole[..end], &admission());
+    }
+    for at in 0..whole.len() {
+        for byte in [b'"', b'{', b'}', b'[', b']', b',', b':', b'0', 0, 0xff] {
+            let mut body = whole.clone();
+            body[at] = byte;
+            let _ = review(&body, &admission());
+        }
+    }
+}
