@@ -18,6 +18,8 @@ use crate::{
 };
 
 mod rules;
+#[cfg(test)]
+mod tests;
 
 /// The longest policy file that is read, in bytes.
 pub const MAX_POLICY: usize = 256 * 1024;
