@@ -17,6 +17,7 @@ pub mod pki;
 pub mod pod;
 pub mod ports;
 pub mod process;
+pub mod stack;
 pub mod temp;
 pub mod tier;
 pub mod workload;

@@ -267,7 +267,8 @@ impl LocalPod {
     fn directory_arguments(&self, container: &Value) -> Vec<String> {
         let arguments = container["args"].as_array().cloned().unwrap_or_default();
         let mounts = container["volumeMounts"].as_array().cloned().unwrap_or_default();
-        let termination = (container["name"] == names::INIT_CONTAINER)
+        let termination = [names::INIT_CONTAINER, names::SIDECAR_CONTAINER]
+            .contains(&text(&container["name"]))
             .then(|| ["--termination-log".to_owned(), self.directory.join("termination").display().to_string()]);
         [
             ("--dir", names::CERTS_MOUNT_PATH),

@@ -1,0 +1,73 @@
+//! `make demo`: a three-member etcd under load changes every certificate before one's eyes, with no cluster.
+//!
+//! What runs is what runs in a cluster: `admit` is sent the pods as AdmissionReviews over TLS, and what it injected is run,
+//! `etcd-tls-init`, the sidecar and etcd, as local processes. In the API server's place stands `standalone`, which
+//! judges the requests by the same law from the same pods. Certificates live for seconds. A client writes and watches all
+//! the time; a write that fails fails the demo.
+
+mod account;
+mod cluster;
+mod manifests;
+
+use std::{
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use tests::{
+    etcd::EtcdBinary,
+    workload::{Options, Workload},
+};
+
+use account::Account;
+use cluster::Cluster;
+
+/// The life of a certificate here.
+const LIFE: Duration = Duration::from_secs(12);
+/// How long the leaves are watched.
+const LEAVES: Duration = Duration::from_secs(40);
+
+/// A line of the demo's, with the time since its start.
+#[macro_export]
+macro_rules! say {
+    ($start:expr, $($text:tt)*) => {{
+        #[allow(clippy::print_stdout)]
+        {
+            println!("[{:5.1} s] {}", $start.elapsed().as_secs_f64(), format_args!($($text)*));
+        }
+    }};
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run().await {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(e) => {
+            #[allow(clippy::print_stderr)]
+            {
+                eprintln!("demo: {e}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs the demo; whether it held what it says.
+async fn run() -> Result<bool, String> {
+    let start = Instant::now();
+    let Some(etcd) = EtcdBinary::find() else {
+        return Err("no etcd: apt-get install etcd-server etcd-client, or ETCD=/path/to/etcd".into());
+    };
+    say!(start, "etcd {}; certificates live {} s", etcd.version, LIFE.as_secs());
+    let mut cluster = Cluster::start(&etcd, LIFE, start).await?;
+
+    let workload = Workload::start(Options::new(cluster.client_urls(), &cluster.client_files()));
+    let mut account = Account::default();
+    cluster.watch(&mut account, &workload, LEAVES).await?;
+    cluster.change_authorities(&mut account, &workload).await?;
+    let report = workload.stop().await.map_err(|e| format!("the account: {e}"))?;
+    let good = account.print(&report);
+    say!(start, "{}", if good { "done: no write failed, none was lost" } else { "FAILED" });
+    Ok(good)
+}

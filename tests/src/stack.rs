@@ -1,0 +1,268 @@
+//! etcd-tls as installed: the manifests applied to a real API server, and its three processes run here with the rights of
+//! their shipped service accounts. The webhook configuration is the shipped one: its Service has an endpoint of this
+//! machine, and its caBundle comes from `sign`.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, UdpSocket},
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use etcd_tls_sidecar::names::{self, SYSTEM_NAMESPACE};
+use k8s_openapi::api::{
+    admissionregistration::v1::MutatingWebhookConfiguration,
+    core::v1::{ConfigMap, Pod, Secret},
+};
+use kube::Api;
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+
+use crate::{
+    apiserver::{ApiServer, NODE, Options as ApiOptions},
+    eventually,
+    pod::{LocalPod, Surroundings, write_projected},
+    ports,
+    process::{Process, binary},
+    tier,
+};
+
+/// How long anything may take on a busy machine.
+pub const LIMIT: Duration = Duration::from_secs(90);
+/// How often a mounted Secret or ConfigMap is read. (A kubelet's takes up to a minute or two.)
+const SYNC: Duration = Duration::from_millis(200);
+/// The Secret with the webhook's serving pair, as the manifests mount it.
+const SERVING_SECRET: &str = "etcd-tls-admit-serving";
+
+/// The running system. Dropped, it is gone.
+pub struct Stack {
+    /// The signer.
+    pub sign: Process,
+    /// The approver.
+    pub approve: Process,
+    /// Admission.
+    pub admit: Process,
+    mounts: Vec<Mount>,
+    /// The API server.
+    pub api: ApiServer,
+}
+
+/// A Secret or ConfigMap kept in a directory, as kubelet does. Dropped, it stays as it is.
+struct Mount {
+    directory: PathBuf,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// How the system is started.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// More arguments of `sign`, such as `--max-lifetime`.
+    pub sign: Vec<String>,
+    /// How the API server is started.
+    pub api: ApiOptions,
+}
+
+impl Stack {
+    /// Installs and starts everything; `None`, having said so, where the machine has no API server.
+    pub async fn start(options: &Options) -> Option<Self> {
+        let Some(address) = own_address() else {
+            tier::skip(
+                2,
+                "no address but loopback, which an endpoint cannot have",
+                "a network interface with an address",
+            );
+            return None;
+        };
+        let api = ApiServer::start_with(&options.api).await?;
+        api.apply_kustomization("manifests");
+        let approve = controller(&api, "approve", &[]).await;
+        let sign = controller(&api, "sign", &options.sign).await;
+        let serving = api.directory().dir("serving");
+        let secrets = Api::<Secret>::namespaced(api.client.clone(), SYSTEM_NAMESPACE);
+        let mount = mount(serving.clone(), SERVING_SECRET, move |name| {
+            let secrets = secrets.clone();
+            async move {
+                let data = secrets.get_opt(&name).await.ok()??.data?;
+                Some(data.into_iter().map(|(k, v)| (k, String::from_utf8_lossy(&v.0).into_owned())).collect())
+            }
+        });
+        let port = ports::free(address);
+        let mut command = Command::new(binary("etcd-tls-webhook"));
+        command.args(["admit", "--sidecar-image", SIDECAR_IMAGE]).arg("--serving-dir").arg(&serving);
+        command.arg("--address").arg(format!("{address}:{port}"));
+        command.arg("--admin-address").arg(format!("127.0.0.1:{}", ports::loopback()));
+        let admit = Process::spawn("admit", &mut command, api.directory().path());
+        api.apply(&endpoint(address, port));
+        let mut stack = Self { sign, approve, admit, mounts: vec![mount], api };
+        stack.ready().await;
+        Some(stack)
+    }
+
+    /// Waits until a labelled pod can be created at all.
+    async fn ready(&mut self) {
+        let webhooks = Api::<MutatingWebhookConfiguration>::all(self.api.client.clone());
+        eventually("caBundle of the webhook", LIMIT, || async {
+            let entries = webhooks.get("etcd-tls").await.map_err(|e| e.to_string())?.webhooks.unwrap_or_default();
+            if !entries.is_empty() && entries.iter().all(|w| w.client_config.ca_bundle.is_some()) {
+                return Ok(());
+            }
+            Err("not written yet".to_owned())
+        })
+        .await;
+        self.api.namespace("stack-probe", &[]).await;
+        let pod = json!({
+            "metadata": {"generateName": "probe-", "labels": {"etcd-tls": "dynamic"}, "annotations": {"etcd-tls.dev/roles": "client"}},
+            "spec": {"containers": [{"name": "c", "image": "c"}]},
+        });
+        eventually("admission", LIMIT, || self.api.pod("stack-probe", pod.clone())).await;
+    }
+
+    /// Creates a pod, which the webhook looks at, and prepares to run its containers here. Its trust ConfigMap is mounted
+    /// once it is there.
+    ///
+    /// # Errors
+    /// The API server's refusal.
+    pub async fn local_pod(
+        &mut self,
+        namespace: &str,
+        manifest: Value,
+        ips: &[IpAddr],
+        programs: &[(&str, PathBuf)],
+    ) -> kube::Result<LocalPod> {
+        let pod = self.api.pod(namespace, manifest).await?;
+        let name = pod.metadata.name.clone().expect("a created pod has a name");
+        self.api.set_pod_ips(namespace, &name, ips).await;
+        let surroundings = self.surroundings(namespace, &pod, ips, programs).await;
+        Ok(LocalPod::new(serde_json::to_value(&pod).expect("a pod is JSON"), surroundings))
+    }
+
+    async fn surroundings(
+        &mut self,
+        namespace: &str,
+        pod: &Pod,
+        ips: &[IpAddr],
+        programs: &[(&str, PathBuf)],
+    ) -> Surroundings {
+        let spec = pod.spec.clone().unwrap_or_default();
+        let account = spec.service_account_name.unwrap_or_else(|| "default".into());
+        let token = self.api.token(namespace, &account, Some(pod)).await;
+        let uid = pod.metadata.uid.clone().expect("a created pod has a uid");
+        let wanted = spec.volumes.unwrap_or_default().into_iter().filter_map(|v| v.config_map);
+        let mut config_maps = BTreeMap::new();
+        for config_map in wanted.map(|c| c.name) {
+            let directory = self.config_map(namespace, &config_map).await;
+            config_maps.insert(config_map, directory);
+        }
+        let mut programs: BTreeMap<_, _> = programs.iter().map(|(k, v)| ((*k).to_owned(), v.clone())).collect();
+        programs.insert(SIDECAR_IMAGE.to_owned(), binary("etcd-tls-sidecar"));
+        Surroundings {
+            uid: uid.clone(),
+            namespace: namespace.to_owned(),
+            ips: ips.to_vec(),
+            node: NODE.to_owned(),
+            environment: self.api.pod_environment(),
+            token_directory: self.api.token_directory(&format!("token-{uid}"), namespace, &token),
+            config_maps,
+            programs,
+        }
+    }
+
+    /// A mounted ConfigMap's directory; waits, as a pod does, until it is there.
+    async fn config_map(&mut self, namespace: &str, name: &str) -> PathBuf {
+        let directory = self.api.directory().dir(&format!("config-maps/{namespace}/{name}"));
+        if !self.mounts.iter().any(|m| m.directory == directory) {
+            let api = Api::<ConfigMap>::namespaced(self.api.client.clone(), namespace);
+            self.mounts.push(mount(directory.clone(), name, move |name| {
+                let api = api.clone();
+                async move { api.get_opt(&name).await.ok()??.data }
+            }));
+        }
+        eventually(&format!("ConfigMap {namespace}/{name}"), LIMIT, || async {
+            if directory.join("..data").exists() { Ok(()) } else { Err("not there") }
+        })
+        .await;
+        directory
+    }
+
+    /// The trust bundle that is published for a cluster's domain.
+    pub async fn bundle(&self, namespace: &str, domain: &str) -> Option<String> {
+        let api = Api::<ConfigMap>::namespaced(self.api.client.clone(), namespace);
+        let name = names::trust_config_map(names::DEFAULT_CLUSTER);
+        api.get_opt(&name).await.ok()??.data?.remove(&format!("{domain}.crt"))
+    }
+
+    /// Ends `sign` at once and starts it again.
+    pub async fn restart_sign(&mut self, arguments: &[String]) {
+        self.sign.kill();
+        self.sign = controller(&self.api, "sign", arguments).await;
+    }
+}
+
+/// The image that admission injects here; for [`LocalPod`] the name of a program.
+pub const SIDECAR_IMAGE: &str = "etcd-tls-sidecar:test";
+
+/// Starts `approve` or `sign` with the rights of its service account and no others.
+async fn controller(api: &ApiServer, name: &str, arguments: &[String]) -> Process {
+    let token = api.token(SYSTEM_NAMESPACE, &format!("etcd-tls-{name}"), None).await;
+    let kubeconfig = api.token_kubeconfig(name, &token);
+    let mut command = Command::new(binary("etcd-tls-webhook"));
+    command.arg(name).arg("--admin-address").arg(format!("127.0.0.1:{}", ports::loopback()));
+    command.args(arguments).env("KUBECONFIG", kubeconfig).env("POD_NAME", format!("etcd-tls-{name}-0"));
+    Process::spawn(name, &mut command, api.directory().path())
+}
+
+/// Reads an object again and again, and writes its files when they have changed.
+fn mount<F>(directory: PathBuf, name: &str, read: impl Fn(String) -> F + Send + 'static) -> Mount
+where
+    F: Future<Output = Option<BTreeMap<String, String>>> + Send,
+{
+    let (name, target) = (name.to_owned(), directory.clone());
+    let task = tokio::spawn(async move {
+        let mut written = None;
+        loop {
+            let files = read(name.clone()).await;
+            if files.is_some() && files != written {
+                project(&target, files.as_ref());
+                written = files;
+            }
+            tokio::time::sleep(SYNC).await;
+        }
+    });
+    Mount { directory, task }
+}
+
+fn project(directory: &Path, files: Option<&BTreeMap<String, String>>) {
+    write_projected(directory, files.into_iter().flatten().map(|(name, content)| (name.as_str(), content.clone())));
+}
+
+/// An address of this machine that is not loopback's; nothing is sent.
+fn own_address() -> Option<IpAddr> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+    socket.connect(("192.0.2.1", 9)).ok()?;
+    let address = socket.local_addr().ok()?.ip();
+    (!address.is_loopback() && !address.is_unspecified()).then_some(address)
+}
+
+/// What the endpoint controllers would make of the webhook's Service, in the form of old and of new API servers.
+fn endpoint(address: IpAddr, port: u16) -> String {
+    let (name, labels) = ("etcd-tls-admit", json!({"kubernetes.io/service-name": "etcd-tls-admit"}));
+    let metadata = json!({"name": name, "namespace": SYSTEM_NAMESPACE});
+    let mut slice = json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": metadata, "addressType": "IPv4",
+        "endpoints": [{"addresses": [address], "conditions": {"ready": true}}],
+        "ports": [{"name": "webhook", "port": port, "protocol": "TCP"}],
+    });
+    slice["metadata"]["labels"] = labels;
+    let endpoints = json!({
+        "apiVersion": "v1", "kind": "Endpoints", "metadata": metadata,
+        "subsets": [{"addresses": [{"ip": address}], "ports": [{"name": "webhook", "port": port}]}],
+    });
+    json!({"apiVersion": "v1", "kind": "List", "items": [slice, endpoints]}).to_string()
+}
