@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{admit, approve, inject};
+use crate::{admit, approve, inject, standalone};
 
 /// What a subcommand fails with; `main` prints it with all its causes.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -26,6 +26,8 @@ enum Command {
     Approve(approve::Args),
     /// Inject into manifests, offline.
     Inject(inject::Args),
+    /// Sign for where there is no API server: serve the CSR resource itself.
+    Standalone(Box<standalone::Args>),
 }
 
 impl Cli {
@@ -44,6 +46,7 @@ impl Cli {
                 Command::Admit(args) => args.run().await,
                 Command::Approve(args) => args.run().await,
                 Command::Inject(args) => args.run().await,
+                Command::Standalone(args) => args.run().await,
             }
         })
     }

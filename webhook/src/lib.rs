@@ -20,4 +20,5 @@ pub mod namespace_watch;
 pub mod policy_watch;
 pub mod rollover;
 pub mod shutdown;
+pub mod standalone;
 pub mod tls;

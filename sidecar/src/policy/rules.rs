@@ -129,7 +129,8 @@ impl ExtraSans {
 pub struct DnsPattern(String);
 
 impl DnsPattern {
-    fn takes(&self, name: &str) -> bool {
+    /// Whether `name` is this name, or under it.
+    pub fn takes(&self, name: &str) -> bool {
         let under = |suffix: &str| !name.starts_with('*') && name.ends_with(suffix) && name.len() > suffix.len();
         name == self.0 || self.0.strip_prefix('*').is_some_and(under)
     }

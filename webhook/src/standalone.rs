@@ -1,0 +1,374 @@
+//! The signer for where there is no API server: the CertificateSigningRequest resource over TLS, for etcd that Kubernetes
+//! itself stands on.
+//!
+//! ```text
+//! auth        who calls: token, client certificate                clients: their CAs, hot-reloaded
+//! api         paths, methods, who may          discovery, table, watch, status: as kubectl expects them
+//! submit      a new request: read, given its caller's identity, judged, signed
+//! approval    what a group may ask for without a person           decision: /approval, by a person
+//! pods        the in-cluster law, for policy's hosts and for pods described in files
+//! profiles    which subjects there are, and which CA signs them
+//! store       the requests, in a journal
+//! ```
+//!
+//! **Invariant.** A certificate is issued only from a strictly read request whose subject fits a profile, after an approval
+//! that is stored in the same write; of the request, only its public key reaches the certificate.
+
+pub mod api;
+pub mod approval;
+pub mod auth;
+pub mod clients;
+pub mod decision;
+pub mod discovery;
+pub mod limits;
+pub mod metrics;
+pub mod pods;
+pub mod profiles;
+pub mod protobuf;
+pub mod status;
+pub mod store;
+pub mod submit;
+pub mod table;
+pub mod watch;
+
+use std::{
+    any::Any,
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use actix_tls::accept::rustls_0_23::TlsStream;
+use actix_web::{App, HttpServer, dev::Extensions, rt::net::TcpStream, web};
+use etcd_tls_sidecar::{
+    policy::{ClusterName, Policy},
+    role::Role,
+    settings::parse_duration,
+    telemetry,
+};
+use k8s_openapi::ByteString;
+use tokio::{sync::Semaphore, time};
+
+use crate::{
+    cli::Error,
+    standalone::{
+        api::{MAX_WATCHES, Server},
+        approval::Rule,
+        auth::{Authenticator, ConnectionIdentity, MASTERS, User},
+        clients::ClientCas,
+        limits::RateLimit,
+        metrics::Metrics,
+        pods::Law,
+        profiles::{AuthorityFiles, Profiles},
+        store::{Limits, Store, status_mut},
+        submit::{Outcome, check_again, condition},
+    },
+    tls::{PairFiles, ServingPairs},
+};
+
+/// How often the token file and the client CA file are looked at.
+const LOOK: Duration = Duration::from_secs(1);
+/// How often requests of pods that are not ready to be judged are judged again.
+const JUDGE_AGAIN: Duration = Duration::from_millis(250);
+/// How long open calls may take after SIGTERM.
+const DRAIN_SECONDS: u64 = 2;
+
+/// The arguments of `standalone`. The names of the etcd-certificate-generator are kept.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// CA certificate (PEM; intermediates may follow) of every profile that has none of its own.
+    #[arg(long, value_name = "FILE", requires = "cakey")]
+    pub cacrt: Option<PathBuf>,
+    /// Its private key.
+    #[arg(long, value_name = "FILE", requires = "cacrt")]
+    pub cakey: Option<PathBuf>,
+    /// CA certificate of peers.
+    #[arg(long, value_name = "FILE", requires = "peer_cakey")]
+    pub peer_cacrt: Option<PathBuf>,
+    /// Its private key.
+    #[arg(long, value_name = "FILE", requires = "peer_cacrt")]
+    pub peer_cakey: Option<PathBuf>,
+    /// CA certificate of servers; default that of clients, which etcd verifies by one bundle.
+    #[arg(long, value_name = "FILE", requires = "server_cakey")]
+    pub server_cacrt: Option<PathBuf>,
+    /// Its private key.
+    #[arg(long, value_name = "FILE", requires = "server_cacrt")]
+    pub server_cakey: Option<PathBuf>,
+    /// CA certificate of clients.
+    #[arg(long, value_name = "FILE", requires = "client_cakey")]
+    pub client_cacrt: Option<PathBuf>,
+    /// Its private key.
+    #[arg(long, value_name = "FILE", requires = "client_cacrt")]
+    pub client_cakey: Option<PathBuf>,
+    /// CA certificate of metrics; default that of clients.
+    #[arg(long, value_name = "FILE", requires = "metric_cakey")]
+    pub metric_cacrt: Option<PathBuf>,
+    /// Its private key.
+    #[arg(long, value_name = "FILE", requires = "metric_cacrt")]
+    pub metric_cakey: Option<PathBuf>,
+    /// Serving certificate; repeat it with --servkey for more, chosen by SNI. The first serves everybody else.
+    #[arg(long, value_name = "FILE", required = true)]
+    pub servcrt: Vec<PathBuf>,
+    /// Its private key, in the order of --servcrt.
+    #[arg(long, value_name = "FILE", required = true)]
+    pub servkey: Vec<PathBuf>,
+    /// Address to listen on.
+    #[arg(long, default_value = "0.0.0.0:6443")]
+    pub address: String,
+    /// Directory of the requests; one process each.
+    #[arg(long, value_name = "DIR")]
+    pub csrdir: PathBuf,
+    /// Longest life of peers' certificates.
+    #[arg(long, default_value = "8760h", value_parser = parse_duration, value_name = "DURATION")]
+    pub peercertdur: Duration,
+    /// Longest life of servers' certificates.
+    #[arg(long, default_value = "8760h", value_parser = parse_duration, value_name = "DURATION")]
+    pub servercertdur: Duration,
+    /// Longest life of metrics certificates.
+    #[arg(long, default_value = "8760h", value_parser = parse_duration, value_name = "DURATION")]
+    pub metriccertdur: Duration,
+    /// Longest life of clients' certificates.
+    #[arg(long, default_value = "8760h", value_parser = parse_duration, value_name = "DURATION")]
+    pub clientcertdur: Duration,
+    /// Tokens: lines of token,user,uid,"group1,group2"; read again when it changes.
+    #[arg(long, value_name = "FILE")]
+    pub token_auth_file: Option<PathBuf>,
+    /// CAs of client certificates, whose CN is the user and whose O are the groups; read again when it changes.
+    #[arg(long, value_name = "FILE")]
+    pub client_ca_file: Option<PathBuf>,
+    /// Take callers without a credential for system:anonymous, as the etcd-certificate-generator did: whoever reaches the
+    /// port may then ask.
+    #[arg(long)]
+    pub insecure_allow_anonymous: bool,
+    /// GROUP=PROFILE:SAN[,SAN...]: approve by itself what a group asks for, if every name is listed: exactly, by *.pattern
+    /// or by CIDR block. Profiles are peer, server, metrics, client; a client's name is its CN. Repeat it for more.
+    #[arg(long, value_name = "GROUP=PROFILE:SANS")]
+    pub approve_group: Vec<Rule>,
+    /// Who may approve, and see everything. Repeat it for more.
+    #[arg(long, value_name = "GROUP", default_value = MASTERS)]
+    pub admin_group: Vec<String>,
+    /// <namespace>/<cluster>: refuse the signer names of any other etcd cluster.
+    #[arg(long)]
+    pub cluster: Option<ClusterName>,
+    /// Policy, as in the ConfigMap etcd-tls-policy: its hosts are judged by it.
+    #[arg(long, value_name = "FILE")]
+    pub policy: Option<PathBuf>,
+    /// Directory of manifests of pods, Services and Namespaces with their status: requests of service accounts are judged
+    /// by them as in a cluster. The token file's fifth column then holds the tokens' extra fields.
+    #[arg(long, value_name = "DIR", requires = "cluster")]
+    pub pods: Option<PathBuf>,
+    /// Calls a second of each user, and twice as many at once; 0 for no limit.
+    #[arg(long, default_value_t = 200)]
+    pub rate_limit: u32,
+    /// Requests stored at most.
+    #[arg(long, default_value_t = 10_000)]
+    pub max_requests: usize,
+    /// Requests of one user that may wait for approval.
+    #[arg(long, default_value_t = 1_000)]
+    pub max_pending_per_user: usize,
+    /// Log level (info), or targets with levels.
+    #[arg(long, default_value = "info")]
+    pub log_level: String,
+    /// Form of the log.
+    #[arg(long, value_enum, default_value_t)]
+    pub log_format: telemetry::Format,
+}
+
+impl Args {
+    /// Serves until told to stop.
+    ///
+    /// # Errors
+    /// What kept it from serving.
+    pub async fn run(self) -> Result<(), Error> {
+        let now = SystemTime::now();
+        let files = self.authorities()?;
+        let Self {
+            servcrt,
+            servkey,
+            address,
+            csrdir,
+            token_auth_file,
+            client_ca_file,
+            insecure_allow_anonymous,
+            approve_group,
+            admin_group,
+            cluster,
+            policy,
+            pods,
+            rate_limit,
+            max_requests,
+            max_pending_per_user,
+            log_level,
+            log_format,
+            ..
+        } = self;
+        telemetry::init(log_format, &log_level)?;
+        if servcrt.len() != servkey.len() {
+            return Err(format!("{} --servcrt do not match {} --servkey", servcrt.len(), servkey.len()).into());
+        }
+        if token_auth_file.is_none() && client_ca_file.is_none() && !insecure_allow_anonymous {
+            return Err("nobody could call: give --token-auth-file, --client-ca-file or both".into());
+        }
+        if insecure_allow_anonymous {
+            tracing::warn!(
+                "--insecure-allow-anonymous: whoever reaches this port may ask for certificates as system:anonymous, group \
+                 system:unauthenticated; what --approve-group gives that group, it gives everybody"
+            );
+        }
+        let policy = match &policy {
+            Some(file) => {
+                let text = fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?;
+                Policy::parse(&text)?
+            }
+            None => Policy::default(),
+        };
+        let profiles = Profiles::load(&files, now)?;
+        let limits = Limits { requests: max_requests, pending_per_user: max_pending_per_user, ..Limits::default() };
+        let store = Store::open(&csrdir, limits)?;
+        let pairs: Vec<PairFiles> =
+            servcrt.into_iter().zip(servkey).map(|(certificate, key)| PairFiles { certificate, key }).collect();
+        let pairs = ServingPairs::watch(pairs)?;
+        let clients = client_ca_file.map(ClientCas::read).transpose()?;
+        let mut tls = pairs.server_config(clients.clone().map(|c| c as _))?;
+        // Each handshake shows the certificate anew: a resumed session would outlive the CA file's next version.
+        tls.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+        tls.send_tls13_tickets = 0;
+
+        let judges_pods = pods.is_some();
+        let server = web::Data::new(Server {
+            auth: Authenticator::new(token_auth_file.clone(), insecure_allow_anonymous)?,
+            store,
+            profiles,
+            rules: approve_group,
+            admin_groups: admin_group,
+            cluster,
+            law: Law::new(policy, pods),
+            limit: RateLimit::new(rate_limit),
+            watches: Arc::new(Semaphore::new(MAX_WATCHES)),
+            metrics: Metrics::default(),
+        });
+        tokio::spawn(look_at_files(server.clone(), token_auth_file, clients));
+        if judges_pods {
+            tokio::spawn(judge_again(server.clone()));
+        }
+        let http = HttpServer::new(move || App::new().app_data(server.clone()).default_service(web::to(api::handle)))
+            .on_connect(remember_client)
+            .client_request_timeout(Duration::from_secs(10))
+            .shutdown_timeout(DRAIN_SECONDS)
+            .bind_rustls_0_23(&address, tls)
+            .map_err(|e| format!("{address}: {e}"))?;
+        for address in http.addrs() {
+            tracing::info!(%address, "serving");
+        }
+        http.run().await?;
+        Ok(())
+    }
+
+    /// The files and the longest life of each profile that has an authority.
+    fn authorities(&self) -> Result<BTreeMap<Role, (AuthorityFiles, Duration)>, Error> {
+        let pair = |certificate: &Option<PathBuf>, key: &Option<PathBuf>| {
+            Some(AuthorityFiles { certificate: certificate.clone()?, key: key.clone()? })
+        };
+        let shared = pair(&self.cacrt, &self.cakey);
+        let clients = pair(&self.client_cacrt, &self.client_cakey).or_else(|| shared.clone());
+        let own = [
+            (Role::Peer, pair(&self.peer_cacrt, &self.peer_cakey).or(shared), self.peercertdur),
+            (
+                Role::Server,
+                pair(&self.server_cacrt, &self.server_cakey).or_else(|| clients.clone()),
+                self.servercertdur,
+            ),
+            (
+                Role::Metrics,
+                pair(&self.metric_cacrt, &self.metric_cakey).or_else(|| clients.clone()),
+                self.metriccertdur,
+            ),
+            (Role::Client, clients, self.clientcertdur),
+        ];
+        let files: BTreeMap<_, _> =
+            own.into_iter().filter_map(|(role, files, life)| Some((role, (files?, life)))).collect();
+        if files.is_empty() {
+            return Err("no CA: give --cacrt and --cakey, or those of single profiles".into());
+        }
+        Ok(files)
+    }
+}
+
+/// Keeps with a connection who made it, as its certificate says.
+fn remember_client(connection: &dyn Any, extensions: &mut Extensions) {
+    let identity = connection
+        .downcast_ref::<TlsStream<TcpStream>>()
+        .and_then(|stream| stream.get_ref().1.peer_certificates()?.first())
+        .and_then(|leaf| {
+            ConnectionIdentity::of(leaf)
+                .inspect_err(|error| tracing::warn!(error, "a client certificate identifies nobody"))
+                .ok()
+        });
+    extensions.insert(identity);
+}
+
+/// Reads the token file and the client CA file again when they change.
+async fn look_at_files(server: web::Data<Server>, tokens: Option<PathBuf>, clients: Option<Arc<ClientCas>>) {
+    let version = |path: &Path| fs::metadata(path).map(|m| (m.mtime(), m.mtime_nsec(), m.size(), m.ino())).ok();
+    let mut seen = (tokens.as_deref().and_then(version), clients.as_ref().and_then(|c| version(c.path())));
+    loop {
+        time::sleep(LOOK).await;
+        let now = (tokens.as_deref().and_then(version), clients.as_ref().and_then(|c| version(c.path())));
+        if now.0 != seen.0 {
+            server.auth.reload();
+        }
+        if now.1 != seen.1
+            && let Some(clients) = &clients
+        {
+            clients.reload();
+        }
+        seen = now;
+    }
+}
+
+/// Judges the requests of pods again that could not be judged before, and signs what is approved by now.
+async fn judge_again(server: web::Data<Server>) {
+    loop {
+        time::sleep(JUDGE_AGAIN).await;
+        let waiting: Vec<_> = server.store.with(|index, _| index.iter().filter(|r| !r.decided()).cloned().collect());
+        for stored in waiting {
+            let spec = &stored.csr.spec;
+            let user = User {
+                name: stored.owner().to_owned(),
+                uid: spec.uid.clone().unwrap_or_default(),
+                groups: spec.groups.clone().unwrap_or_default(),
+                extra: spec.extra.clone().unwrap_or_default(),
+            };
+            if !server.law.knows(&user) {
+                continue;
+            }
+            let Ok(checked) = check_again(&server, &stored.csr) else { continue };
+            let now = SystemTime::now();
+            let mut csr = stored.csr.clone();
+            let status = status_mut(&mut csr);
+            match server.judge(&user, &stored.csr, &checked, now) {
+                Ok(Outcome::Approved { reason, message, entitled }) => {
+                    let mut conditions = vec![condition("Approved", reason, &message)];
+                    match server.sign(&stored.csr, &checked, entitled.as_ref(), now) {
+                        Ok(certificate) => status.certificate = Some(ByteString(certificate.into_bytes())),
+                        Err(error) => conditions.push(condition("Failed", "SignerFailed", &error)),
+                    }
+                    status.conditions = Some(conditions);
+                }
+                Ok(Outcome::Denied(message)) => {
+                    status.conditions = Some(vec![condition("Denied", "NotEntitled", &message)]);
+                }
+                Ok(Outcome::Waiting(_)) | Err(_) => continue,
+            }
+            let (name, uid, revision) = (stored.name().to_owned(), stored.uid().to_owned(), stored.revision);
+            let change = server.store.change(move |index| decision::replace(index.get(&name), &uid, revision, csr));
+            match change.await {
+                Ok(stored) => server.tell(&stored, &checked, &user),
+                Err(error) => tracing::warn!(%error, request = stored.name(), "could not be decided on; tried again"),
+            }
+        }
+    }
+}

@@ -1,0 +1,571 @@
+//! The resource over HTTP: what a path and a method mean, who may, and what is answered.
+//!
+//! | caller | may |
+//! | --- | --- |
+//! | everybody who is recognised | create; get, list, watch and delete what is its own |
+//! | an administrator (`--admin-group`) | all of it on everything, and approve and deny |
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use actix_web::{
+    HttpRequest, HttpResponse,
+    http::{Method, StatusCode, header},
+    web,
+};
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use bytes::{Bytes, BytesMut};
+use etcd_tls_sidecar::policy::ClusterName;
+use futures::StreamExt as _;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use tokio::{sync::Semaphore, time};
+
+use crate::standalone::{
+    approval::Rule,
+    auth::{Authenticator, ConnectionIdentity, User},
+    decision, discovery,
+    discovery::Version,
+    limits::RateLimit,
+    metrics::Metrics,
+    pods::Law,
+    profiles::Profiles,
+    protobuf,
+    status::{self, ApiError, GROUP, RESOURCE},
+    store::{Mutation, Store, Stored},
+    submit,
+    table::{self, Form, Include},
+    watch::Watch,
+};
+
+/// The longest body that is read. A request of 4 KiB is 6 KiB in base64; labels and annotations have the rest.
+pub const MAX_BODY: usize = 64 * 1024;
+/// How long a body may take.
+const BODY_TIME: Duration = Duration::from_secs(10);
+/// Watches at once; each holds a connection.
+pub const MAX_WATCHES: usize = 1_000;
+/// The longest watch, and how long one is that does not say.
+const MAX_WATCH: u64 = 3600;
+
+/// All that a call is answered from.
+pub struct Server {
+    /// Recognises callers.
+    pub auth: Authenticator,
+    /// The requests.
+    pub store: Store,
+    /// What is signed, and by whom.
+    pub profiles: Profiles,
+    /// What is approved without a person.
+    pub rules: Vec<Rule>,
+    /// Who approves by hand.
+    pub admin_groups: Vec<String>,
+    /// The one cluster whose signer names are served; `None` for any.
+    pub cluster: Option<ClusterName>,
+    /// Policy, and the pods where there are any: judged as the in-cluster approver does.
+    pub law: Law,
+    /// Calls a second.
+    pub limit: RateLimit,
+    /// Watches at once.
+    pub watches: Arc<Semaphore>,
+    /// What the operator is told.
+    pub metrics: Metrics,
+}
+
+/// The query's parameters.
+pub type Query = HashMap<String, String>;
+
+/// What a path means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Route {
+    Live,
+    Ready,
+    Metrics,
+    Document(Value),
+    Collection(Version),
+    Item(Version, String),
+    Status(Version, String),
+    Approval(Version, String),
+    Trust { namespace: String, name: String },
+}
+
+impl Route {
+    fn of(path: &str) -> Option<Self> {
+        let segments: Vec<String> =
+            path.trim_start_matches('/').split('/').map(percent_decode).collect::<Option<_>>()?;
+        let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
+        Some(match segments.as_slice() {
+            ["livez" | "healthz"] => Self::Live,
+            ["readyz"] => Self::Ready,
+            ["metrics"] => Self::Metrics,
+            ["version"] => Self::Document(discovery::version()),
+            ["api"] => Self::Document(discovery::core_versions()),
+            ["api", "v1"] => Self::Document(discovery::core_resources()),
+            ["api", "v1", "namespaces", namespace, "configmaps", name] => {
+                Self::Trust { namespace: (*namespace).to_owned(), name: (*name).to_owned() }
+            }
+            ["apis"] => Self::Document(discovery::groups()),
+            ["apis", group] if *group == GROUP => Self::Document(discovery::group()),
+            ["openapi", "v3"] => Self::Document(discovery::openapi_index()),
+            ["openapi", "v3", "apis", group, version] if *group == GROUP => {
+                Self::Document(discovery::openapi(Version::of(version)?))
+            }
+            ["apis", group, version, rest @ ..] if *group == GROUP => {
+                let version = Version::of(version)?;
+                match rest {
+                    [] => Self::Document(discovery::resources(version)),
+                    [resource, rest @ ..] if *resource == RESOURCE => match rest {
+                        [] => Self::Collection(version),
+                        [name] => Self::Item(version, (*name).to_owned()),
+                        [name, "approval"] => Self::Approval(version, (*name).to_owned()),
+                        [name, "status"] => Self::Status(version, (*name).to_owned()),
+                        _ => return None,
+                    },
+                    _ => return None,
+                }
+            }
+            _ => return None,
+        })
+    }
+}
+
+/// `%41` and the like; `None` where a sequence is cut off or the result is no UTF-8.
+fn percent_decode(segment: &str) -> Option<String> {
+    let mut bytes = segment.bytes();
+    let mut out = Vec::with_capacity(segment.len());
+    while let Some(byte) = bytes.next() {
+        if byte == b'%' {
+            let digits = [bytes.next()?, bytes.next()?];
+            let digits = std::str::from_utf8(&digits).ok().filter(|d| d.bytes().all(|b| b.is_ascii_hexdigit()))?;
+            out.push(u8::from_str_radix(digits, 16).ok()?);
+        } else {
+            out.push(byte);
+        }
+    }
+    String::from_utf8(out).ok()
+}
+
+/// Which requests a caller asks for, and may see.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Selector {
+    /// Whose; `None` for an administrator.
+    owner: Option<String>,
+    name: Option<String>,
+    signer: Option<String>,
+    labels: Vec<(String, Option<String>, bool)>,
+}
+
+impl Selector {
+    fn parse(query: &Query, owner: Option<String>) -> Result<Self, ApiError> {
+        let mut selector = Self { owner, ..Self::default() };
+        for term in terms(query, "fieldSelector") {
+            match term.split_once('=').map(|(key, value)| (key, value.trim_start_matches('='))) {
+                Some(("metadata.name", value)) => selector.name = Some(value.to_owned()),
+                Some(("spec.signerName", value)) => selector.signer = Some(value.to_owned()),
+                _ => {
+                    return Err(ApiError::BadRequest(format!(
+                        "field selector {term:?} is not supported: only metadata.name= and spec.signerName= are"
+                    )));
+                }
+            }
+        }
+        for term in terms(query, "labelSelector") {
+            if term.contains(['(', ' ']) {
+                return Err(ApiError::BadRequest(format!(
+                    "label selector {term:?} is not supported: only key, !key, key=value and key!=value are"
+                )));
+            }
+            selector.labels.push(match term.split_once('=') {
+                Some((key, value)) => match key.strip_suffix('!') {
+                    Some(key) => (key.to_owned(), Some(value.to_owned()), false),
+                    None => (key.to_owned(), Some(value.trim_start_matches('=').to_owned()), true),
+                },
+                None => match term.strip_prefix('!') {
+                    Some(key) => (key.to_owned(), None, false),
+                    None => (term.to_owned(), None, true),
+                },
+            });
+        }
+        Ok(selector)
+    }
+
+    /// Whether it selects `request`.
+    pub fn takes(&self, request: &Stored) -> bool {
+        let is = |wanted: &Option<String>, value: &str| wanted.as_ref().is_none_or(|w| w == value);
+        let empty = BTreeMap::new();
+        let labels = request.csr.metadata.labels.as_ref().unwrap_or(&empty);
+        is(&self.owner, request.owner())
+            && is(&self.name, request.name())
+            && is(&self.signer, &request.csr.spec.signer_name)
+            && self.labels.iter().all(|(key, value, wanted)| {
+                let found = labels.get(key).is_some_and(|v| value.as_ref().is_none_or(|wanted| wanted == v));
+                found == *wanted
+            })
+    }
+}
+
+fn terms<'a>(query: &'a Query, key: &str) -> impl Iterator<Item = &'a str> {
+    query.get(key).map(|s| s.split(',')).into_iter().flatten().filter(|t| !t.is_empty())
+}
+
+/// Answers every call.
+pub async fn handle(request: HttpRequest, payload: web::Payload, server: web::Data<Server>) -> HttpResponse {
+    let started = Instant::now();
+    let answer = server.answer(&request, payload).await.unwrap_or_else(|error| {
+        if matches!(error, ApiError::Internal(_)) {
+            tracing::error!(%error, path = request.path(), "a call failed");
+        }
+        error.response()
+    });
+    server.metrics.call(answer.status().as_u16());
+    tracing::debug!(
+        method = %request.method(),
+        path = request.path(),
+        code = answer.status().as_u16(),
+        micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
+        "call"
+    );
+    answer
+}
+
+impl Server {
+    async fn answer(&self, request: &HttpRequest, payload: web::Payload) -> Result<HttpResponse, ApiError> {
+        let route = Route::of(request.path());
+        match &route {
+            // What a probe asks, and a client before it has a credential.
+            Some(Route::Live) => return Ok(text("ok")),
+            Some(Route::Ready) => return self.ready(),
+            _ => {}
+        }
+        let user = self.authenticate(request)?;
+        let caller = if user.is_in("system:unauthenticated") {
+            // Nobody in particular is told apart by address.
+            request.peer_addr().map_or_else(String::new, |a| a.ip().to_string())
+        } else {
+            user.name.clone()
+        };
+        self.limit.take(&caller, Instant::now())?;
+        let query = web::Query::<Query>::from_query(request.query_string())
+            .map_err(|_| ApiError::BadRequest("the query cannot be read".to_owned()))?
+            .into_inner();
+        let form = accepted(request, &query)?;
+        let method = request.method();
+        match route.ok_or(ApiError::NoSuchPath)? {
+            Route::Live | Route::Ready => Err(ApiError::NoSuchPath),
+            Route::Metrics => {
+                self.require_admin(&user, "read metrics")?;
+                let (stored, pending) =
+                    self.store.with(|index, _| (index.len(), index.iter().filter(|r| !r.decided()).count()));
+                Ok(text(&self.metrics.render(stored, pending)))
+            }
+            Route::Document(document) if *method == Method::GET => Ok(json_response(StatusCode::OK, &document)),
+            Route::Trust { namespace, name } if *method == Method::GET => self.trust(&namespace, &name),
+            Route::Collection(version) => match *method {
+                Method::POST => {
+                    let body = object(&content_type(request), &body(request, payload).await?)?;
+                    let stored = submit::create(self, &user, version, &query, body).await?;
+                    Ok(json_response(StatusCode::CREATED, &table::one(&stored, version, form, Timestamp::now())))
+                }
+                Method::GET => {
+                    let owner = (!self.is_admin(&user)).then(|| user.name.clone());
+                    let selector = Selector::parse(&query, owner)?;
+                    if flag(&query, "watch") {
+                        self.watch(selector, &query, version, form)
+                    } else {
+                        self.list(&selector, &query, version, form)
+                    }
+                }
+                _ => Err(ApiError::MethodNotAllowed),
+            },
+            Route::Item(version, name) | Route::Status(version, name) if *method == Method::GET => {
+                let stored = self.visible(&user, &name)?;
+                Ok(json_response(StatusCode::OK, &table::one(&stored, version, form, Timestamp::now())))
+            }
+            Route::Item(_, name) if *method == Method::DELETE => {
+                let body = body(request, payload).await?;
+                let options = if body.is_empty() { Value::Null } else { object(&content_type(request), &body)? };
+                self.delete(&user, &name, &query, &options).await
+            }
+            Route::Approval(version, name) => {
+                let stored = match *method {
+                    Method::GET => self.visible(&user, &name)?,
+                    Method::PUT | Method::PATCH => {
+                        self.require_admin(&user, "approve or deny requests")?;
+                        let kind = content_type(request);
+                        let body = body(request, payload).await?;
+                        let change = decision::Change::read(method == Method::PATCH, &kind, &body)?;
+                        decision::decide(self, &user, version, &name, change, flag(&query, "dryRun")).await?
+                    }
+                    _ => return Err(ApiError::MethodNotAllowed),
+                };
+                Ok(json_response(StatusCode::OK, &table::one(&stored, version, form, Timestamp::now())))
+            }
+            _ => Err(ApiError::MethodNotAllowed),
+        }
+    }
+
+    fn authenticate(&self, request: &HttpRequest) -> Result<User, ApiError> {
+        let connection = request.conn_data::<Option<ConnectionIdentity>>().and_then(Option::as_ref);
+        let authorization = request.headers().get(header::AUTHORIZATION).map(header::HeaderValue::as_bytes);
+        self.auth.authenticate(connection, authorization, SystemTime::now())
+    }
+
+    fn is_admin(&self, user: &User) -> bool {
+        self.admin_groups.iter().any(|group| user.is_in(group))
+    }
+
+    fn require_admin(&self, user: &User, what: &str) -> Result<(), ApiError> {
+        if self.is_admin(user) {
+            return Ok(());
+        }
+        let groups = self.admin_groups.join(", ");
+        Err(ApiError::Forbidden(format!("User {:?} cannot {what}: that is for members of {groups}", user.name)))
+    }
+
+    fn visible(&self, user: &User, name: &str) -> Result<Arc<Stored>, ApiError> {
+        let stored = self.store.get(name).ok_or_else(|| ApiError::NotFound(name.to_owned()))?;
+        if stored.owner() == user.name || self.is_admin(user) {
+            return Ok(stored);
+        }
+        Err(ApiError::Forbidden(format!("User {:?} cannot read request {name:?}, which is another's", user.name)))
+    }
+
+    fn ready(&self) -> Result<HttpResponse, ApiError> {
+        if !self.store.writable() {
+            return Err(ApiError::InsufficientStorage("see the log".to_owned()));
+        }
+        if self.profiles.not_after().is_none_or(|end| end <= SystemTime::now()) {
+            return Err(ApiError::Internal("a CA has expired".to_owned()));
+        }
+        Ok(text("ok"))
+    }
+
+    /// The trust bundles, in the form and under the name that a cluster's signer publishes them.
+    fn trust(&self, namespace: &str, name: &str) -> Result<HttpResponse, ApiError> {
+        use etcd_tls_sidecar::{names, role::Domain};
+        let cluster = name.strip_prefix(&names::trust_config_map("")).filter(|c| names::is_dns_label(c));
+        let served = cluster.is_some_and(|cluster| {
+            self.cluster.as_ref().is_none_or(|own| own.namespace == namespace && own.cluster == cluster)
+        });
+        if !served || !names::is_dns_label(namespace) {
+            return Err(ApiError::NoSuchPath);
+        }
+        let data: serde_json::Map<String, Value> = Domain::ALL
+            .into_iter()
+            .filter_map(|d| Some((d.trust_key().to_owned(), json!(self.profiles.bundle(d)?.to_pem()))))
+            .collect();
+        Ok(json_response(
+            StatusCode::OK,
+            &json!({
+                "kind": "ConfigMap",
+                "apiVersion": "v1",
+                "metadata": { "name": name, "namespace": namespace },
+                "data": data,
+            }),
+        ))
+    }
+
+    fn list(&self, selector: &Selector, query: &Query, version: Version, form: Form) -> Result<HttpResponse, ApiError> {
+        let limit = match query.get("limit").map(|l| l.parse::<usize>()) {
+            None => usize::MAX,
+            Some(Ok(0)) => usize::MAX,
+            Some(Ok(limit)) => limit,
+            Some(Err(_)) => return Err(ApiError::BadRequest("limit is not a number".to_owned())),
+        };
+        let after = match query.get("continue").filter(|c| !c.is_empty()) {
+            Some(token) => String::from_utf8(URL_SAFE_NO_PAD.decode(token).unwrap_or_default())
+                .ok()
+                .filter(|name| !name.is_empty())
+                .ok_or_else(|| ApiError::BadRequest("continue key is not valid".to_owned()))?,
+            None => String::new(),
+        };
+        let (page, remaining, revision) = self.store.with(|index, revision| {
+            let mut all = index.after(&after).filter(|r| selector.takes(r));
+            let page: Vec<Arc<Stored>> = all.by_ref().take(limit).cloned().collect();
+            (page, all.count(), revision)
+        });
+        let next = (remaining > 0).then(|| Some((URL_SAFE_NO_PAD.encode(page.last()?.name()), remaining))).flatten();
+        let list = table::list(page.iter().map(|r| &**r), revision, next, version, form, Timestamp::now());
+        Ok(json_response(StatusCode::OK, &list))
+    }
+
+    fn watch(&self, selector: Selector, query: &Query, version: Version, form: Form) -> Result<HttpResponse, ApiError> {
+        let permit = Arc::clone(&self.watches).try_acquire_owned().map_err(|_| ApiError::TooManyRequests {
+            message: format!("{MAX_WATCHES} watches are open, which is the limit"),
+            retry_after_seconds: 10,
+        })?;
+        let seconds = match query.get("timeoutSeconds").map(|t| t.parse::<u64>()) {
+            None => MAX_WATCH,
+            Some(Ok(seconds)) => seconds.min(MAX_WATCH),
+            Some(Err(_)) => return Err(ApiError::BadRequest("timeoutSeconds is not a number".to_owned())),
+        };
+        let send_initial = query.get("sendInitialEvents").map(String::as_str);
+        let from = query.get("resourceVersion").map_or("", String::as_str);
+        // Nothing or 0 means: what there is, then what comes. So does sendInitialEvents, with a mark in between.
+        let with_initial = send_initial == Some("true") || (send_initial.is_none() && matches!(from, "" | "0"));
+        let (initial, now) = self.store.with(|index, revision| {
+            let initial: Vec<_> = index.iter().filter(|r| with_initial && selector.takes(r)).cloned().collect();
+            (initial, revision)
+        });
+        let revision = match from {
+            "" | "0" => now,
+            _ if with_initial => now,
+            from => from.parse().map_err(|_| ApiError::BadRequest(format!("resourceVersion {from:?} is no number")))?,
+        };
+        let watch = Watch {
+            store: self.store.clone(),
+            selector,
+            version,
+            form,
+            revision,
+            initial,
+            mark_initial_end: send_initial == Some("true"),
+            bookmarks: flag(query, "allowWatchBookmarks"),
+            end: Instant::now() + Duration::from_secs(seconds),
+            permit,
+        };
+        Ok(HttpResponse::Ok().content_type("application/json").streaming(watch.into_stream()))
+    }
+
+    async fn delete(&self, user: &User, name: &str, query: &Query, options: &Value) -> Result<HttpResponse, ApiError> {
+        self.visible(user, name)?;
+        let precondition = |key: &str| options["preconditions"][key].as_str().map(str::to_owned);
+        let (uid, revision) = (precondition("uid"), precondition("resourceVersion"));
+        let dry_run = flag(query, "dryRun") || options["dryRun"].as_array().is_some_and(|d| !d.is_empty());
+        if dry_run {
+            let stored = self.visible(user, name)?;
+            return Ok(json_response(StatusCode::OK, &status::deleted(name, stored.uid())));
+        }
+        let wanted = name.to_owned();
+        let stored = self
+            .store
+            .change(move |index| {
+                let stored = index.get(&wanted).ok_or_else(|| ApiError::NotFound(wanted.clone()))?;
+                let differs = |given: &Option<String>, is: &str| given.as_deref().is_some_and(|given| given != is);
+                if differs(&uid, stored.uid()) || differs(&revision, &stored.revision.to_string()) {
+                    return Err(ApiError::Conflict {
+                        name: wanted,
+                        message: "the preconditions do not hold".to_owned(),
+                    });
+                }
+                Ok(Mutation::Delete(wanted))
+            })
+            .await?;
+        tracing::info!(request = name, by = user.name, "deleted");
+        Ok(json_response(StatusCode::OK, &status::deleted(name, stored.uid())))
+    }
+}
+
+/// Whether a parameter is given and not `false`.
+pub(super) fn flag(query: &Query, key: &str) -> bool {
+    query.get(key).is_some_and(|v| !matches!(v.as_str(), "" | "0" | "false"))
+}
+
+fn accepted(request: &HttpRequest, query: &Query) -> Result<Form, ApiError> {
+    let include = match query.get("includeObject").map(String::as_str) {
+        None | Some("" | "Metadata") => Include::Metadata,
+        Some("Object") => Include::Object,
+        Some("None") => Include::None,
+        Some(_) => return Err(ApiError::BadRequest("includeObject is None, Metadata or Object".to_owned())),
+    };
+    let headers: Vec<&str> = request.headers().get_all(header::ACCEPT).filter_map(|h| h.to_str().ok()).collect();
+    table::negotiate(&headers.join(","), include).ok_or(ApiError::NotAcceptable)
+}
+
+/// The body's media type without its parameters; empty where none is said.
+fn content_type(request: &HttpRequest) -> String {
+    let header = request.headers().get(header::CONTENT_TYPE).and_then(|h| h.to_str().ok()).unwrap_or_default();
+    header.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+}
+
+/// The object that a body stands for.
+pub(super) fn object(content_type: &str, body: &[u8]) -> Result<Value, ApiError> {
+    let unreadable = |e: String| ApiError::BadRequest(format!("the object provided is unrecognized: {e}"));
+    match content_type {
+        "" | "application/json" => serde_json::from_slice(body).map_err(|e| unreadable(e.to_string())),
+        protobuf::MEDIA_TYPE => protobuf::read(body).map_err(unreadable),
+        _ => Err(ApiError::UnsupportedMediaType("application/json, application/vnd.kubernetes.protobuf")),
+    }
+}
+
+async fn body(request: &HttpRequest, mut payload: web::Payload) -> Result<Bytes, ApiError> {
+    let declared = request.headers().get(header::CONTENT_LENGTH).and_then(|h| h.to_str().ok()?.parse::<u64>().ok());
+    if declared.is_some_and(|length| length > MAX_BODY as u64) {
+        return Err(ApiError::TooLarge(MAX_BODY));
+    }
+    let read = async {
+        let mut body = BytesMut::new();
+        while let Some(chunk) = payload.next().await {
+            let chunk = chunk.map_err(|e| ApiError::BadRequest(format!("the body cannot be read: {e}")))?;
+            if body.len() + chunk.len() > MAX_BODY {
+                return Err(ApiError::TooLarge(MAX_BODY));
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body.freeze())
+    };
+    time::timeout(BODY_TIME, read)
+        .await
+        .unwrap_or_else(|_| Err(ApiError::BadRequest("the body took too long".to_owned())))
+}
+
+fn text(text: &str) -> HttpResponse {
+    HttpResponse::Ok().content_type("text/plain; charset=utf-8").body(text.to_owned())
+}
+
+fn json_response(code: StatusCode, value: &Value) -> HttpResponse {
+    HttpResponse::build(code).content_type("application/json").body(value.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn a_path_means_one_thing_or_nothing() {
+        let v1 = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
+        assert_eq!(Route::of(v1), Some(Route::Collection(Version::V1)));
+        let item = |name: &str| Some(Route::Item(Version::V1, name.to_owned()));
+        assert_eq!(Route::of(&format!("{v1}/system:etcd-peer:m1")), item("system:etcd-peer:m1"));
+        assert_eq!(Route::of(&format!("{v1}/system%3Aetcd-peer%3am1")), item("system:etcd-peer:m1"));
+        assert_eq!(Route::of(&format!("{v1}/..%2f..%2fetc%2Fpasswd")), item("../../etc/passwd"), "a name of nothing");
+        assert_eq!(Route::of(&format!("{v1}/a/approval")), Some(Route::Approval(Version::V1, "a".to_owned())));
+        for nothing in [
+            "/",
+            "/apis/apps/v1",
+            "/apis/certificates.k8s.io/v2/certificatesigningrequests",
+            &format!("{v1}/a/b"),
+            &format!("{v1}/a/approval/x"),
+            &format!("{v1}/%zz"),
+            &format!("{v1}/%4"),
+            &format!("{v1}/%ff"),
+        ] {
+            assert_eq!(Route::of(nothing), None, "{nothing}");
+        }
+    }
+
+    #[test]
+    fn selectors_are_read_or_refused() {
+        let query = |key: &str, value: &str| Query::from([(key.to_owned(), value.to_owned())]);
+        let parsed = Selector::parse(&query("fieldSelector", "metadata.name=a"), None).unwrap();
+        assert_eq!(parsed.name.as_deref(), Some("a"));
+        let labels = Selector::parse(&query("labelSelector", "a=b,c!=d,e,!f,g==h"), None).unwrap().labels;
+        let is = |k: &str, v: Option<&str>, w: bool| (k.to_owned(), v.map(str::to_owned), w);
+        assert_eq!(
+            labels,
+            [
+                is("a", Some("b"), true),
+                is("c", Some("d"), false),
+                is("e", None, true),
+                is("f", None, false),
+                is("g", Some("h"), true)
+            ]
+        );
+        assert!(Selector::parse(&query("fieldSelector", "spec.username=a"), None).is_err());
+        assert!(Selector::parse(&query("labelSelector", "a in (b)"), None).is_err());
+    }
+}

@@ -1,0 +1,224 @@
+//! Who calls: a token of the token file, a client certificate, or, where that is explicitly allowed, nobody in particular.
+
+mod tokens;
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, PoisonError, RwLock},
+    time::SystemTime,
+};
+
+use etcd_tls_sidecar::{identity::Requester, role::Role};
+use rustls::pki_types::CertificateDer;
+use x509_cert::{
+    Certificate,
+    der::{Decode as _, asn1::ObjectIdentifier, asn1::PrintableStringRef, asn1::Utf8StringRef},
+};
+
+pub use tokens::{TokenFileError, Tokens};
+
+use crate::standalone::status::ApiError;
+
+/// Whoever is in this group may do everything here.
+pub const MASTERS: &str = "system:masters";
+const AUTHENTICATED: &str = "system:authenticated";
+const ANONYMOUS: &str = "system:anonymous";
+const UNAUTHENTICATED: &str = "system:unauthenticated";
+
+/// A caller. The identity fields of whatever it creates are these, whatever it says there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct User {
+    /// `spec.username`.
+    pub name: String,
+    /// `spec.uid`.
+    pub uid: String,
+    /// `spec.groups`.
+    pub groups: Vec<String>,
+    /// `spec.extra`.
+    pub extra: BTreeMap<String, Vec<String>>,
+}
+
+impl User {
+    /// Whether the caller is in `group`.
+    pub fn is_in(&self, group: &str) -> bool {
+        self.groups.iter().any(|g| g == group)
+    }
+
+    /// The host that the caller is, where it has a certificate as this signer issues it: organization and CN of a
+    /// member. `None` for a bootstrap token or a person.
+    pub fn host(&self) -> Option<&str> {
+        [Role::Peer, Role::Server, Role::Metrics].into_iter().find_map(|role| {
+            let host = self.name.strip_prefix(role.common_name_prefix())?;
+            self.is_in(role.organization()).then_some(host)
+        })
+    }
+
+    /// Whether the caller is a client of etcd by a certificate as this signer issues it; its name is that client's.
+    pub fn is_client(&self) -> bool {
+        self.is_in(Role::Client.organization())
+    }
+
+    /// The caller as the approver's law sees it.
+    pub fn requester(&self) -> Requester {
+        Requester {
+            username: self.name.clone(),
+            uid: self.uid.clone(),
+            groups: self.groups.clone(),
+            extra: self.extra.clone(),
+        }
+    }
+
+    fn anonymous() -> Self {
+        Self { name: ANONYMOUS.to_owned(), groups: vec![UNAUTHENTICATED.to_owned()], ..Self::default() }
+    }
+}
+
+/// The client certificate of a connection, verified by the TLS handshake.
+#[derive(Clone, Debug)]
+pub struct ConnectionIdentity {
+    user: User,
+    not_after: SystemTime,
+}
+
+impl ConnectionIdentity {
+    /// Reads CN and O of a verified leaf.
+    ///
+    /// # Errors
+    /// A leaf without a CN, or with values that are no text.
+    pub fn of(leaf: &CertificateDer<'_>) -> Result<Self, String> {
+        let certificate = Certificate::from_der(leaf).map_err(|e| e.to_string())?;
+        let mut names = Vec::new();
+        let mut groups = Vec::new();
+        let tbs = certificate.tbs_certificate();
+        for attribute in tbs.subject().iter() {
+            let list = match attribute.oid {
+                COMMON_NAME => &mut names,
+                ORGANIZATION => &mut groups,
+                _ => continue,
+            };
+            let value = &attribute.value;
+            let text = value
+                .decode_as::<Utf8StringRef<'_>>()
+                .map(|s| s.as_str().to_owned())
+                .or_else(|_| value.decode_as::<PrintableStringRef<'_>>().map(|s| s.as_str().to_owned()))
+                .map_err(|_| "a subject's attribute is neither UTF8String nor PrintableString")?;
+            list.push(text);
+        }
+        // Of several CNs, others take the last or the first: a subject that can be read in two ways identifies nobody.
+        let [name] = names.as_slice() else { return Err(format!("the subject has {} CNs, not one", names.len())) };
+        if name.is_empty() {
+            return Err("the subject's CN is empty".to_owned());
+        }
+        if [ANONYMOUS, UNAUTHENTICATED].contains(&name.as_str()) {
+            return Err(format!("{name} is nobody's name"));
+        }
+        groups.retain(|g| g != AUTHENTICATED && g != UNAUTHENTICATED);
+        groups.push(AUTHENTICATED.to_owned());
+        Ok(Self {
+            user: User { name: name.clone(), groups, ..User::default() },
+            not_after: tbs.validity().not_after.to_system_time(),
+        })
+    }
+}
+
+const COMMON_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.3");
+const ORGANIZATION: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.10");
+
+/// Recognises callers.
+#[derive(Debug)]
+pub struct Authenticator {
+    tokens: Option<(PathBuf, RwLock<Arc<Tokens>>)>,
+    anonymous: bool,
+}
+
+impl Authenticator {
+    /// Reads the token file, where there is one.
+    ///
+    /// # Errors
+    /// Every line that is wrong.
+    pub fn new(token_file: Option<PathBuf>, anonymous: bool) -> Result<Self, TokenFileError> {
+        let tokens = match token_file {
+            Some(path) => {
+                let tokens = Tokens::read(&path)?;
+                Some((path, RwLock::new(Arc::new(tokens))))
+            }
+            None => None,
+        };
+        Ok(Self { tokens, anonymous })
+    }
+
+    /// Reads the token file again; one that cannot be read leaves the last good one in force, and says so.
+    pub fn reload(&self) {
+        let Some((path, current)) = &self.tokens else { return };
+        let before = Arc::clone(&current.read().unwrap_or_else(PoisonError::into_inner));
+        match Tokens::read(path) {
+            Ok(tokens) if tokens == *before => {}
+            Ok(tokens) => {
+                tracing::info!(file = %path.display(), tokens = tokens.len(), "token file read again");
+                *current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(tokens);
+            }
+            Err(error) => tracing::error!(%error, "the token file cannot be taken; the last good one stays in force"),
+        }
+    }
+
+    /// The caller, from the connection's certificate, else the `Authorization` header.
+    ///
+    /// # Errors
+    /// [`ApiError::Unauthorized`]. A credential that is not known is never taken for none.
+    pub fn authenticate(
+        &self,
+        connection: Option<&ConnectionIdentity>,
+        authorization: Option<&[u8]>,
+        now: SystemTime,
+    ) -> Result<User, ApiError> {
+        if let Some(identity) = connection {
+            // Verified when the connection was made, which may be long ago.
+            return if now < identity.not_after { Ok(identity.user.clone()) } else { Err(ApiError::Unauthorized) };
+        }
+        match authorization {
+            Some(header) => {
+                let token = bearer(header).ok_or(ApiError::Unauthorized)?;
+                let tokens =
+                    self.tokens.as_ref().map(|(_, t)| Arc::clone(&t.read().unwrap_or_else(PoisonError::into_inner)));
+                tokens.and_then(|t| t.user(token)).ok_or(ApiError::Unauthorized)
+            }
+            None if self.anonymous => Ok(User::anonymous()),
+            None => Err(ApiError::Unauthorized),
+        }
+    }
+}
+
+fn bearer(header: &[u8]) -> Option<&[u8]> {
+    let (scheme, token) = header.split_at_checked(7)?;
+    (scheme.eq_ignore_ascii_case(b"bearer ") && !token.is_empty()).then_some(token.trim_ascii())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn member(name: &str, group: &str) -> User {
+        User { name: name.to_owned(), groups: vec![group.to_owned()], ..User::default() }
+    }
+
+    #[test]
+    fn a_host_is_known_by_organization_and_name_together() {
+        assert_eq!(member("system:etcd-peer:m1", "system:etcd-peers").host(), Some("m1"));
+        assert_eq!(member("system:etcd-server:m1", "system:etcd-servers").host(), Some("m1"));
+        assert_eq!(member("system:etcd-peer:m1", "system:etcd-clients").host(), None);
+        assert_eq!(member("backup", "system:etcd-clients").host(), None);
+    }
+
+    #[test]
+    fn an_unknown_credential_is_never_nobody() {
+        let open = Authenticator::new(None, true).unwrap();
+        assert_eq!(open.authenticate(None, None, SystemTime::now()).unwrap().name, ANONYMOUS);
+        for header in ["Bearer x", "Bearer ", "Basic eDp5", "bearer", ""] {
+            let answer = open.authenticate(None, Some(header.as_bytes()), SystemTime::now());
+            assert_eq!(answer, Err(ApiError::Unauthorized), "{header:?}");
+        }
+        let closed = Authenticator::new(None, false).unwrap();
+        assert_eq!(closed.authenticate(None, None, SystemTime::now()), Err(ApiError::Unauthorized));
+    }
+}

@@ -1,0 +1,409 @@
+//! The file in which requests outlive the process: a journal of batches, each written and made durable at once.
+//!
+//! A batch is a head line, `#<bytes> <digest>`, and one JSON line for each change. It is acknowledged after fdatasync, so
+//! one wait serves all who wrote meanwhile. A crash leaves at most one batch that nobody was told of, at the end: it is
+//! cut off at the next start. A batch that does not verify with others behind it is damage, and is never cut. What is
+//! superseded is dropped by writing the live requests to a new file, which replaces the old by one rename.
+//!
+//! **Invariant.** No name of a request is ever a path: there are three files, whose names are constants.
+
+use std::{
+    fs::{DirBuilder, File, OpenOptions},
+    io::{self, ErrorKind, Read as _, Seek as _, SeekFrom, Write as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use aws_lc_rs::digest::{SHA256, digest};
+use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+
+const JOURNAL: &str = "requests.journal";
+const NEW_JOURNAL: &str = "requests.journal.new";
+const LOCK: &str = "lock";
+/// Below this size a journal is left as it is.
+const COMPACT_FROM: u64 = 4 << 20;
+
+/// One change.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Entry {
+    /// The request as it is from now on.
+    Put(Box<CertificateSigningRequest>),
+    /// No request of this name any more.
+    Delete {
+        /// The name.
+        name: String,
+    },
+    /// The last revision given out when the journal was written anew.
+    Revision(u64),
+}
+
+/// Why the directory cannot be used at all.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Somebody else has it.
+    #[error("{} is in use by another process; give each signer a directory of its own", .0.display())]
+    InUse(PathBuf),
+    /// Damage that a crash does not explain.
+    #[error(
+        "{} is damaged at byte {offset}: {message}; restore it from a copy, or move it away to start with no requests",
+        .path.display()
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Where in it.
+        offset: u64,
+        /// What was found.
+        message: String,
+    },
+    /// The system's.
+    #[error("{}: {error}", .path.display())]
+    Io {
+        /// Which file.
+        path: PathBuf,
+        /// The system's error.
+        error: io::Error,
+    },
+}
+
+/// The open journal of one directory.
+pub(super) struct Journal {
+    dir: PathBuf,
+    /// `None` while the directory cannot be written.
+    open: Option<Open>,
+    /// Bytes that are known to be durable.
+    length: u64,
+    /// Bytes of the journal after it was last written anew.
+    base: u64,
+}
+
+struct Open {
+    file: File,
+    _lock: Flock<File>,
+}
+
+impl Journal {
+    /// Opens `dir`, making it where it is missing, and reads what is in it. A directory that can be read and not written
+    /// is opened all the same: each [`Self::append`] tries again.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub(super) fn open(dir: &Path) -> Result<(Self, Vec<Entry>), OpenError> {
+        let io = |path: &Path| {
+            let path = path.to_owned();
+            move |error| OpenError::Io { path, error }
+        };
+        match DirBuilder::new().mode(0o700).create(dir) {
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
+            made => made.map_err(io(dir))?,
+        }
+        let path = dir.join(JOURNAL);
+        let open = match lock_and_open(dir) {
+            Ok(open) => Some(open),
+            Err(e) if e.kind() == ErrorKind::WouldBlock => return Err(OpenError::InUse(dir.to_owned())),
+            Err(e) if cannot_write(&e) => {
+                tracing::error!(dir = %dir.display(), error = %e, "requests cannot be written; only reading is served");
+                None
+            }
+            Err(e) => return Err(io(dir)(e)),
+        };
+        let mut bytes = Vec::new();
+        match File::open(&path) {
+            Ok(mut file) => {
+                file.read_to_end(&mut bytes).map_err(io(&path))?;
+            }
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            Err(e) => return Err(io(&path)(e)),
+        }
+        let (entries, length) =
+            replay(&bytes).map_err(|(offset, message)| OpenError::Damaged { path: path.clone(), offset, message })?;
+        if length < bytes.len() as u64 {
+            tracing::warn!(
+                file = %path.display(),
+                bytes = bytes.len() as u64 - length,
+                "cutting off a batch that was being written when the process ended; nobody was told of it"
+            );
+        }
+        if let Some(open) = &open {
+            open.file.set_len(length).and_then(|()| open.file.sync_all()).map_err(io(&path))?;
+            sync_dir(dir).map_err(io(dir))?;
+        }
+        Ok((Self { dir: dir.to_owned(), open, length, base: length }, entries))
+    }
+
+    /// Whether the last write went well.
+    pub(super) const fn writable(&self) -> bool {
+        self.open.is_some()
+    }
+
+    /// Writes one batch; when this returns `Ok` it is durable, and otherwise it is not there.
+    ///
+    /// # Errors
+    /// The system's; the next call begins where this one began.
+    pub(super) fn append(&mut self, entries: &[Entry]) -> io::Result<()> {
+        let batch = batch(entries)?;
+        if self.open.is_none() {
+            let open = lock_and_open(&self.dir)?;
+            if open.file.metadata()?.len() < self.length {
+                return Err(io::Error::other("the journal was changed by somebody else; restart the signer"));
+            }
+            // Whatever a failed write left behind the last good batch.
+            open.file.set_len(self.length)?;
+            self.open = Some(open);
+        }
+        let written = match &mut self.open {
+            Some(open) => write_at(&mut open.file, self.length, &batch),
+            None => Err(ErrorKind::NotFound.into()),
+        };
+        match written {
+            Ok(()) => {
+                self.length += batch.len() as u64;
+                Ok(())
+            }
+            Err(e) => {
+                // A file whose fsync failed is not written again: it is opened anew and cut back to what is durable.
+                if let Some(open) = self.open.take() {
+                    open.file.set_len(self.length).unwrap_or_default();
+                }
+                Err(e)
+            }
+        }
+    }
+
+    /// Whether most of the journal is superseded.
+    pub(super) fn wants_compaction(&self) -> bool {
+        self.open.is_some() && self.length > COMPACT_FROM.max(self.base.saturating_mul(2))
+    }
+
+    /// Writes the journal anew with just `entries`. The old one stays in force until the new one is durable.
+    ///
+    /// # Errors
+    /// The system's; the old journal is still in force.
+    pub(super) fn compact(&mut self, entries: impl Iterator<Item = Entry>) -> io::Result<()> {
+        let new = self.dir.join(NEW_JOURNAL);
+        let result = self.write_anew(&new, entries);
+        if result.is_err() {
+            std::fs::remove_file(&new).unwrap_or_default();
+        }
+        result
+    }
+
+    fn write_anew(&mut self, new: &Path, entries: impl Iterator<Item = Entry>) -> io::Result<()> {
+        let Some(open) = &mut self.open else { return Err(ErrorKind::ReadOnlyFilesystem.into()) };
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(new)?;
+        let mut length = 0;
+        let mut chunk = Vec::new();
+        let mut entries = entries.peekable();
+        while entries.peek().is_some() {
+            chunk.clear();
+            chunk.extend(entries.by_ref().take(256));
+            let bytes = batch(&chunk)?;
+            file.write_all(&bytes)?;
+            length += bytes.len() as u64;
+        }
+        file.sync_all()?;
+        std::fs::rename(new, self.dir.join(JOURNAL))?;
+        // From here on the new file is the journal, whatever else fails.
+        open.file = file;
+        self.length = length;
+        self.base = length;
+        sync_dir(&self.dir)
+    }
+}
+
+/// Whether an error says that this directory takes no writes now, though it may later.
+fn cannot_write(e: &io::Error) -> bool {
+    matches!(
+        e.kind(),
+        ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied | ErrorKind::StorageFull | ErrorKind::QuotaExceeded
+    )
+}
+
+fn lock_and_open(dir: &Path) -> io::Result<Open> {
+    let file = |name: &str| {
+        OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(dir.join(name))
+    };
+    let lock = Flock::lock(file(LOCK)?, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| io::Error::from(e))?;
+    Ok(Open { file: file(JOURNAL)?, _lock: lock })
+}
+
+fn write_at(file: &mut File, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    file.seek(SeekFrom::Start(offset))?;
+    file.write_all(bytes)?;
+    file.sync_data()
+}
+
+fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+fn batch(entries: &[Entry]) -> io::Result<Vec<u8>> {
+    let mut lines = Vec::with_capacity(entries.len() * 4096);
+    for entry in entries {
+        serde_json::to_writer(&mut lines, entry)?;
+        lines.push(b'\n');
+    }
+    let mut batch = head(&lines).into_bytes();
+    batch.extend_from_slice(&lines);
+    Ok(batch)
+}
+
+fn head(lines: &[u8]) -> String {
+    use std::fmt::Write as _;
+    let mut head = format!("#{} ", lines.len());
+    for byte in &digest(&SHA256, lines).as_ref()[..16] {
+        // Writing to a String does not fail.
+        let _ = write!(head, "{byte:02x}");
+    }
+    head.push('\n');
+    head
+}
+
+/// The entries of all whole batches, and where the last of them ends.
+fn replay(bytes: &[u8]) -> Result<(Vec<Entry>, u64), (u64, String)> {
+    let mut entries = Vec::new();
+    let mut offset = 0;
+    while offset < bytes.len() {
+        match next_batch(&bytes[offset..]) {
+            Ok((lines, end)) => {
+                for line in lines.split(|b| *b == b'\n').filter(|l| !l.is_empty()) {
+                    let entry = serde_json::from_slice(line).map_err(|e| (offset as u64, e.to_string()))?;
+                    entries.push(entry);
+                }
+                offset += end;
+            }
+            Err(message) => {
+                // Only the last batch may be broken. A whole one further on was acknowledged, so this one was, too.
+                let rest = &bytes[offset..];
+                let later = (1..rest.len()).any(|i| rest[i] == b'#' && next_batch(&rest[i..]).is_ok());
+                if later {
+                    return Err((offset as u64, message));
+                }
+                break;
+            }
+        }
+    }
+    Ok((entries, offset as u64))
+}
+
+/// The lines of the batch at the beginning of `bytes`, and its length.
+fn next_batch(bytes: &[u8]) -> Result<(&[u8], usize), String> {
+    let newline = bytes.iter().take(64).position(|b| *b == b'\n').ok_or("no head line")?;
+    let text = std::str::from_utf8(&bytes[..=newline]).map_err(|_| "the head line is no text")?;
+    let length: usize = text
+        .strip_prefix('#')
+        .and_then(|t| t.split_once(' '))
+        .and_then(|(length, _)| length.parse().ok())
+        .ok_or("the head line has no length")?;
+    let end = newline.checked_add(1).and_then(|n| n.checked_add(length)).ok_or("the length is no length")?;
+    let lines = bytes.get(newline + 1..end).ok_or("the batch is cut off")?;
+    if head(lines) != text {
+        return Err("the digest does not match".to_owned());
+    }
+    Ok((lines, end))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic)]
+
+    use super::*;
+
+    struct Dir(PathBuf);
+
+    impl Dir {
+        fn new(name: &str) -> Self {
+            let dir = std::env::temp_dir().join(format!("etcd-tls-journal-{name}-{}", std::process::id()));
+            let _ = std::fs::remove_dir_all(&dir);
+            Self(dir)
+        }
+    }
+
+    impl Drop for Dir {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn put(name: &str) -> Entry {
+        let mut csr = CertificateSigningRequest::default();
+        csr.metadata.name = Some(name.to_owned());
+        Entry::Put(Box::new(csr))
+    }
+
+    fn names(entries: &[Entry]) -> Vec<String> {
+        entries
+            .iter()
+            .map(|e| match e {
+                Entry::Put(csr) => csr.metadata.name.clone().unwrap(),
+                Entry::Delete { name } => format!("-{name}"),
+                Entry::Revision(n) => n.to_string(),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn what_was_acknowledged_is_read_back() {
+        let dir = Dir::new("back");
+        let (mut journal, entries) = Journal::open(&dir.0).unwrap();
+        assert!(entries.is_empty());
+        journal.append(&[put("a"), put("../b")]).unwrap();
+        journal.append(&[Entry::Delete { name: "a".to_owned() }]).unwrap();
+        drop(journal);
+        let (mut journal, entries) = Journal::open(&dir.0).unwrap();
+        assert_eq!(names(&entries), ["a", "../b", "-a"]);
+        journal.compact([Entry::Revision(7), put("../b")].into_iter()).unwrap();
+        journal.append(&[put("c")]).unwrap();
+        drop(journal);
+        assert_eq!(names(&Journal::open(&dir.0).unwrap().1), ["7", "../b", "c"]);
+    }
+
+    #[test]
+    fn two_writers_are_told_apart() {
+        let dir = Dir::new("two");
+        let first = Journal::open(&dir.0).unwrap();
+        assert!(matches!(Journal::open(&dir.0), Err(OpenError::InUse(_))));
+        drop(first);
+        Journal::open(&dir.0).unwrap();
+    }
+
+    #[test]
+    fn a_crash_at_any_byte_loses_nothing_acknowledged() {
+        let whole = [batch(&[put("a")]).unwrap(), batch(&[put("b"), put("c")]).unwrap()];
+        let bytes = whole.concat();
+        for cut in whole[0].len()..bytes.len() {
+            let (entries, length) = replay(&bytes[..cut]).unwrap();
+            assert_eq!((names(&entries), length), (vec!["a".to_owned()], whole[0].len() as u64), "{cut}");
+        }
+        assert_eq!(names(&replay(&bytes).unwrap().0), ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn damage_before_the_last_batch_is_never_cut_off() {
+        let whole = [batch(&[put("a")]).unwrap(), batch(&[put("b")]).unwrap()];
+        for i in 0..whole[0].len() {
+            let mut bytes = whole.concat();
+            bytes[i] ^= 1;
+            assert!(replay(&bytes).is_err(), "byte {i}");
+        }
+    }
+
+    #[test]
+    fn a_failed_write_is_as_if_it_had_not_been() {
+        let dir = Dir::new("full");
+        let (mut journal, _) = Journal::open(&dir.0).unwrap();
+        journal.append(&[put("a")]).unwrap();
+        // Every write to this device fails for want of space.
+        let full = OpenOptions::new().read(true).write(true).open("/dev/full").unwrap();
+        let good = std::mem::replace(&mut journal.open.as_mut().unwrap().file, full);
+        assert_eq!(journal.append(&[put("b")]).unwrap_err().kind(), ErrorKind::StorageFull);
+        assert!(!journal.writable());
+        drop(good);
+        journal.append(&[put("c")]).unwrap();
+        drop(journal);
+        assert_eq!(names(&Journal::open(&dir.0).unwrap().1), ["a", "c"]);
+    }
+}
