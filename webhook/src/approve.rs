@@ -5,7 +5,7 @@
 //! `certificatesigningrequests/approval`, `approve` our signers, write events, and keep two bindings ([`bindings`]).
 //!
 //! **Invariant.** Denied is written only for what waiting cannot change: never for an error of ours or the API server's,
-//! never from a cache, never without a policy.
+//! never by what a cache says of pod, namespace or Services, never without a policy.
 
 use std::{net::SocketAddr, sync::Arc};
 

@@ -1,7 +1,13 @@
 //! Events for people: what went wrong with a pod's certificates, beside the pod. None on success.
 //!
 //! An event's name is a digest of what it says, so saying it again is an `AlreadyExists` and no second event: a pod that
-//! asks wrongly once a second fills no event list.
+//! asks wrongly once a second fills no event list. One that asks for something else each time is cut short after a few.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use k8s_openapi::{
@@ -10,6 +16,7 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 use kube::{Api, Client, api::PostParams};
+use tokio::time::Instant;
 
 use crate::client::{RequestError, within};
 
@@ -27,23 +34,64 @@ pub struct Notice {
     pub note: String,
 }
 
+/// Events on one object that are written at once.
+const BURST: u32 = 10;
+/// After the burst, one event an object in this time.
+const REFILL: Duration = Duration::from_secs(30);
+/// Objects whose events are counted; with more, nothing is written on a new one until an old one has been quiet.
+const MAX_OBJECTS: usize = 2048;
+
 /// Writes Warning events as one process of etcd-tls.
 #[derive(Clone)]
 pub struct Recorder {
     client: Client,
     controller: String,
     instance: String,
+    allowances: Arc<Mutex<Allowances>>,
+}
+
+/// How many events each object was given of late: by uid, the time at which its burst is whole again.
+#[derive(Debug, Default)]
+struct Allowances(HashMap<String, Instant>);
+
+impl Allowances {
+    /// Whether another event on the object may be written, and counts it.
+    fn take(&mut self, uid: &str, now: Instant) -> bool {
+        if self.0.len() >= MAX_OBJECTS && !self.0.contains_key(uid) {
+            self.0.retain(|_, whole_at| *whole_at > now);
+            if self.0.len() >= MAX_OBJECTS {
+                return false;
+            }
+        }
+        let whole_at = self.0.entry(uid.to_owned()).or_insert(now);
+        let next = (*whole_at).max(now) + REFILL;
+        let fits = next - now <= REFILL * BURST;
+        if fits {
+            *whole_at = next;
+        }
+        fits
+    }
 }
 
 impl Recorder {
     /// A recorder that reports as `etcd-tls.dev/<process>` (`approve`, `sign`), `instance` being the pod's name.
     pub fn new(client: Client, process: &str, instance: &str) -> Self {
-        Self { client, controller: format!("etcd-tls.dev/{process}"), instance: cut(instance, 128).to_owned() }
+        Self {
+            client,
+            controller: format!("etcd-tls.dev/{process}"),
+            instance: cut(instance, 128).to_owned(),
+            allowances: Arc::default(),
+        }
     }
 
     /// Writes the event; one that says the same of the same object is there for an hour and not written again. Best
     /// effort: a failure is logged and nothing waits for it.
     pub async fn warn(&self, notice: Notice) {
+        let uid = notice.regarding.uid.as_deref().unwrap_or_default();
+        if !self.allowances.lock().unwrap_or_else(PoisonError::into_inner).take(uid, Instant::now()) {
+            tracing::debug!(object = notice.regarding.name, "too many events on one object: left out");
+            return;
+        }
         let event = self.event(&notice, Timestamp::now());
         let namespace = event.metadata.namespace.clone().unwrap_or_default();
         let api: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
@@ -142,6 +190,25 @@ mod tests {
         assert_eq!(name(&notice("u", "no"), 1), name(&notice("u", "no"), 2));
         assert_ne!(name(&notice("u", "no"), 1), name(&notice("u", "never"), 1));
         assert_ne!(name(&notice("u", "no"), 1), name(&notice("v", "no"), 1));
+    }
+
+    #[test]
+    fn an_object_gets_a_burst_of_events_and_then_one_at_a_time() {
+        let now = Instant::now();
+        let mut allowances = Allowances::default();
+        for n in 0..BURST {
+            assert!(allowances.take("u", now), "{n}");
+        }
+        assert!(!allowances.take("u", now));
+        assert!(allowances.take("v", now), "another object's are its own");
+        assert!(!allowances.take("u", now + REFILL / 2));
+        assert!(allowances.take("u", now + REFILL));
+        assert!(!allowances.take("u", now + REFILL));
+        for n in 0..2 * MAX_OBJECTS {
+            allowances.take(&n.to_string(), now);
+        }
+        assert!(allowances.0.len() <= MAX_OBJECTS);
+        assert!(allowances.take("w", now + REFILL * 20), "the quiet ones make room");
     }
 
     #[tokio::test]

@@ -10,13 +10,13 @@ use futures::{StreamExt, pin_mut};
 use k8s_openapi::api::core::v1::{ConfigMap, ObjectReference};
 use kube::{
     Api, Client,
-    runtime::{WatchStreamExt, watcher::watch_object},
+    runtime::{WatchStreamExt, watcher},
 };
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::watch;
 
 use crate::{
-    client::WatchBackoff,
+    client::{WATCH_SECONDS, WatchBackoff},
     events::{Notice, Recorder},
 };
 
@@ -27,42 +27,62 @@ pub type Current = watch::Receiver<Option<Arc<Policy>>>;
 /// force, 0 while it cannot be read.
 pub fn spawn(client: Client, namespace: &str, recorder: Recorder, readable: Gauge) -> Current {
     let (sender, receiver) = watch::channel(None);
-    let namespace = namespace.to_owned();
+    let api: Api<ConfigMap> = Api::namespaced(client, namespace);
     tokio::spawn(async move {
-        let api: Api<ConfigMap> = Api::namespaced(client, &namespace);
-        let stream = watch_object(api, names::POLICY_CONFIG_MAP).backoff(WatchBackoff::default());
+        let config = watcher::Config::default()
+            .fields(&format!("metadata.name={}", names::POLICY_CONFIG_MAP))
+            .timeout(WATCH_SECONDS);
+        let stream = watcher(api, config).backoff(WatchBackoff::default());
         pin_mut!(stream);
+        let mut listed = None;
         while let Some(event) = stream.next().await {
-            match event {
-                Ok(object) => match read(object.as_ref()) {
-                    Ok(policy) => {
-                        readable.set(1);
-                        sender.send_if_modified(|current| {
-                            let changed = current.as_deref() != Some(&policy);
-                            if changed {
-                                tracing::info!(?policy, "policy in force");
-                                *current = Some(Arc::new(policy));
-                            }
-                            changed
-                        });
+            let object = match event {
+                Ok(watcher::Event::Init) => {
+                    listed = None;
+                    continue;
+                }
+                Ok(watcher::Event::InitApply(object)) => {
+                    listed = Some(object);
+                    continue;
+                }
+                Ok(watcher::Event::InitDone) => listed.take(),
+                Ok(watcher::Event::Apply(object)) => Some(object),
+                Ok(watcher::Event::Delete(_)) => None,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot watch the policy; trying again");
+                    continue;
+                }
+            };
+            match read(object.as_ref()) {
+                Ok(policy) => {
+                    readable.set(1);
+                    sender.send_if_modified(|current| put(current, policy));
+                }
+                Err(error) => {
+                    readable.set(0);
+                    let in_force = if sender.borrow().is_some() { KEPT } else { NONE };
+                    tracing::error!(%error, "policy unreadable: {in_force}");
+                    if let Some(object) = object {
+                        recorder.warn(unreadable(&object, &format!("{error}; {in_force}"))).await;
                     }
-                    Err(error) => {
-                        readable.set(0);
-                        let in_force =
-                            if sender.borrow().is_some() { "the last readable one stays in force" } else { NONE };
-                        tracing::error!(%error, "policy unreadable: {in_force}");
-                        if let Some(object) = object {
-                            recorder.warn(unreadable(&object, &format!("{error}; {in_force}"))).await;
-                        }
-                    }
-                },
-                Err(error) => tracing::warn!(%error, "cannot watch the policy; trying again"),
+                }
             }
         }
     });
     receiver
 }
 
+/// Puts a policy in force; whether it is another one.
+fn put(current: &mut Option<Arc<Policy>>, policy: Policy) -> bool {
+    let changed = current.as_deref() != Some(&policy);
+    if changed {
+        tracing::info!(?policy, "policy in force");
+        *current = Some(Arc::new(policy));
+    }
+    changed
+}
+
+const KEPT: &str = "the last readable one stays in force";
 const NONE: &str = "no request is decided until it can be read";
 
 /// Reads the policy out of its ConfigMap.

@@ -7,7 +7,10 @@
 //! What should be is computed from what is watched, compared with what is, and only the difference is written. Nothing is
 //! written before everything was listed once, so that ignorance takes nobody's rights away.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use etcd_tls_sidecar::{names::SYSTEM_NAMESPACE, policy::Policy};
 use k8s_openapi::api::rbac::v1::{ClusterRoleBinding, RoleBinding, RoleRef, Subject};
@@ -48,6 +51,16 @@ enum Change {
     /// Remove a namespace's RoleBinding: nobody there is opted in any more, or it binds another role, which cannot be
     /// changed.
     Unbind(String),
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Requesters(subjects) => write!(f, "{REQUESTERS_BINDING}: {} subjects", subjects.len()),
+            Self::Bind(namespace) => write!(f, "{namespace}/{SIGN_BINDING}: made or mended"),
+            Self::Unbind(namespace) => write!(f, "{namespace}/{SIGN_BINDING}: removed"),
+        }
+    }
 }
 
 /// The namespaces that are opted in: by their own label, or by that of a pod (`pods`: the namespaces with labelled pods).

@@ -156,11 +156,11 @@ impl Term<'_> {
             match self.write(&change, &mut observed).await {
                 Ok(()) => {
                     self.writes.inc();
-                    tracing::info!(?change, "bindings kept");
+                    tracing::info!(%change, "binding written");
                 }
                 Err(error) => {
                     failed = true;
-                    tracing::warn!(?change, %error, "cannot keep a binding; trying again");
+                    tracing::warn!(%change, %error, "cannot keep a binding; trying again");
                 }
             }
         }
