@@ -34,7 +34,7 @@ use review::Case;
 
 pub mod bindings;
 mod metrics;
-mod review;
+pub(crate) mod review;
 
 /// The Lease that the replicas share.
 const LEASE: &str = "etcd-tls-approve";

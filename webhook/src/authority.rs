@@ -34,6 +34,10 @@ const ANY: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.29.37.0");
 const SERVER_AUTH: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.3.1");
 const CLIENT_AUTH: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.3.2");
 
+const SECOND: Duration = Duration::from_secs(1);
+/// See [`Authority::generate`].
+const MAX_CA_BACKDATE: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// A certificate authority: its certificate, the intermediates above it, and its key.
 pub struct Authority {
     /// DER, the issuing certificate first, then what is above it as far as it was given.
@@ -136,8 +140,9 @@ pub enum AuthorityError {
 }
 
 impl Authority {
-    /// Makes a self-signed CA, valid from [`BACKDATE`] before `now` for `lifetime` after it. `common_name` must be unlike
-    /// that of any other generation: etcd names the CAs that it trusts by their subjects alone.
+    /// Makes a self-signed CA, valid for `lifetime` from `now`, and a tenth of it or a day before: a signer's clock that is
+    /// set back must not be left without a valid CA. `common_name` must be unlike that of any other generation: etcd names
+    /// the CAs that it trusts by their subjects alone.
     ///
     /// # Errors
     /// [`AuthorityError::Crypto`].
@@ -150,7 +155,7 @@ impl Authority {
         let crypto = |e: rcgen::Error| AuthorityError::Crypto(e.to_string());
         let pair = generate_key(key).map_err(crypto)?;
         let mut params = CertificateParams::default();
-        params.not_before = time_of(now - BACKDATE)?;
+        params.not_before = time_of(now - BACKDATE.max(lifetime / 10).min(MAX_CA_BACKDATE))?;
         params.not_after = time_of(
             now.checked_add(lifetime).ok_or_else(|| AuthorityError::Crypto("its life is too long".to_owned()))?,
         )?;
@@ -183,6 +188,22 @@ impl Authority {
         let pair = KeyPair::try_from(&der).map_err(|_| AuthorityError::Key)?;
         let text = std::str::from_utf8(key_pem).map_err(|_| AuthorityError::Key)?;
         Self::assemble(chain, pair, Zeroizing::new(text.to_owned()), now)
+    }
+
+    /// Reads an authority that was in use before: as [`Self::load`], at a time when it was valid. One that has expired is
+    /// still what a rollover starts from; [`issue::issue`] takes it no more.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn reload(cert_pem: &[u8], key_pem: &[u8], now: SystemTime) -> Result<Self, AuthorityError> {
+        let chain = Chain::parse(cert_pem).map_err(|e| AuthorityError::Certificate(e.to_string()))?;
+        let mut at = now;
+        for der in &chain.certificates {
+            let certificate = Certificate::from_der(der).map_err(|e| AuthorityError::Certificate(e.to_string()))?;
+            let validity = certificate.tbs_certificate().validity();
+            at = at.max(validity.not_before.to_system_time()).min(validity.not_after.to_system_time() - SECOND);
+        }
+        Self::load(cert_pem, key_pem, at)
     }
 
     /// Judges the parts, and issues a leaf on trial: what verification refuses is found out here, not in a pod.

@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{admit, approve, inject, standalone};
+use crate::{admit, approve, inject, rollover, sign, standalone};
 
 /// What a subcommand fails with; `main` prints it with all its causes.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -26,6 +26,10 @@ enum Command {
     Approve(approve::Args),
     /// Inject into manifests, offline.
     Inject(inject::Args),
+    /// Move a cluster to a new CA, show how that stands, or take it back.
+    Rollover(rollover::Args),
+    /// Sign what was approved, keep the CAs and publish the trust in them.
+    Sign(sign::Args),
     /// Sign for where there is no API server: serve the CSR resource itself.
     Standalone(Box<standalone::Args>),
 }
@@ -46,6 +50,8 @@ impl Cli {
                 Command::Admit(args) => args.run().await,
                 Command::Approve(args) => args.run().await,
                 Command::Inject(args) => args.run().await,
+                Command::Rollover(args) => args.run().await,
+                Command::Sign(args) => args.run().await,
                 Command::Standalone(args) => args.run().await,
             }
         })

@@ -20,5 +20,6 @@ pub mod namespace_watch;
 pub mod policy_watch;
 pub mod rollover;
 pub mod shutdown;
+pub mod sign;
 pub mod standalone;
 pub mod tls;

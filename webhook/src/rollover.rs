@@ -23,12 +23,12 @@ use std::{
 use etcd_tls_sidecar::role::{Domain, Role};
 use serde::{Deserialize, Serialize};
 
-// mod command;
+mod command;
 mod request;
 #[cfg(test)]
 mod tests;
 
-// pub use command::Args;
+pub use command::Args;
 pub use request::{Action, Answer, Report, Request, RequestError, request_annotation, status_annotation};
 
 /// How long before the old CA's end it is changed over even though not everybody trusts the new one: at most this, and a
@@ -434,31 +434,26 @@ pub mod rfc3339 {
             .map_or_else(|_| "a time out of range".to_owned(), |t| t.to_string())
     }
 
-    pub(super) fn serialize<S: Serializer>(t: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(t: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&text(*t))
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SystemTime, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SystemTime, D::Error> {
         let text = String::deserialize(deserializer)?;
         text.parse::<Timestamp>().map(SystemTime::from).map_err(D::Error::custom)
     }
 
-    pub(super) mod option {
+    pub(crate) mod option {
         use super::{Deserializer, Serializer, SystemTime};
 
-        pub(in super::super) fn serialize<S: Serializer>(
-            t: &Option<SystemTime>,
-            serializer: S,
-        ) -> Result<S::Ok, S::Error> {
+        pub(crate) fn serialize<S: Serializer>(t: &Option<SystemTime>, serializer: S) -> Result<S::Ok, S::Error> {
             match t {
                 Some(t) => super::serialize(t, serializer),
                 None => serializer.serialize_none(),
             }
         }
 
-        pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(
-            deserializer: D,
-        ) -> Result<Option<SystemTime>, D::Error> {
+        pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SystemTime>, D::Error> {
             #[derive(serde::Deserialize)]
             struct Text(#[serde(with = "super")] SystemTime);
             Ok(<Option<Text> as serde::Deserialize>::deserialize(deserializer)?.map(|Text(t)| t))

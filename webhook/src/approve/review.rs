@@ -15,16 +15,16 @@ use serde_json::{Value, json};
 use crate::facts::Csr;
 
 /// The reason of an Approved condition.
-pub(super) const APPROVED: &str = "EtcdTlsApproved";
+pub(crate) const APPROVED: &str = "EtcdTlsApproved";
 /// The reason of a Denied condition; what speaks against the request is in its message.
-pub(super) const DENIED: &str = "EtcdTlsDenied";
+pub(crate) const DENIED: &str = "EtcdTlsDenied";
 /// Bytes of one reason's message: names out of a request may be as long as a request.
 const MAX_MESSAGE: usize = 1024;
 /// Bytes of a condition's message.
 const MAX_MESSAGES: usize = 8 * 1024;
 
 /// Whether a CSR waits for our decision: addressed to us, and neither decided nor done with by anybody.
-pub(super) fn concerns_us(csr: &Csr) -> bool {
+pub(crate) fn concerns_us(csr: &Csr) -> bool {
     !(csr.approved() || csr.denied() || csr.failed() || csr.status.has_certificate) && is_ours(&csr.spec.signer_name)
 }
 
@@ -44,17 +44,17 @@ fn is_ours(signer_name: &str) -> bool {
 
 /// A CSR that concerns us, read as far as it can be without its pod.
 #[derive(Debug)]
-pub(super) struct Case {
+pub(crate) struct Case {
     requester: Requester,
     /// The pod that the requester's token is bound to.
-    pub(super) bound: Option<BoundPod>,
+    pub(crate) bound: Option<BoundPod>,
     /// What can be judged, or why it cannot.
     readable: Result<(SignerName, Request), Vec<Denial>>,
 }
 
 impl Case {
     /// Reads a CSR.
-    pub(super) fn open(csr: &Csr) -> Self {
+    pub(crate) fn open(csr: &Csr) -> Self {
         let requester = csr.requester();
         let bound = identity::bound_pod(&requester);
         let mut denials = Vec::new();
@@ -80,12 +80,17 @@ impl Case {
     }
 
     /// Whether the verdict depends on the pod, so that it has to be read.
-    pub(super) fn needs_pod(&self) -> Option<&BoundPod> {
+    pub(crate) fn needs_pod(&self) -> Option<&BoundPod> {
         self.readable.as_ref().ok().and(self.bound.as_ref())
     }
 
+    /// The only bytes of the request that a signer looks at: DER SubjectPublicKeyInfo.
+    pub(crate) fn public_key(&self) -> Option<&[u8]> {
+        self.readable.as_ref().ok().map(|(_, request)| request.public_key.as_slice())
+    }
+
     /// The verdict, given the live pod and the Services of its namespace.
-    pub(super) fn judge(
+    pub(crate) fn judge(
         &self,
         csr: &Csr,
         pod: Option<&PodFacts>,
@@ -110,7 +115,7 @@ impl Case {
 }
 
 /// Every reason in one text, for a condition or an event.
-pub(super) fn message(denials: &[Denial]) -> String {
+pub(crate) fn message(denials: &[Denial]) -> String {
     let mut text = String::new();
     for Denial { reason, message } in denials {
         if text.len() > MAX_MESSAGES {
@@ -138,7 +143,7 @@ pub(super) fn message(denials: &[Denial]) -> String {
 ///
 /// With uid and resourceVersion it cannot land on a CSR of the same name that was made in the meantime, nor on one that
 /// somebody else decided. Conditions that others set stay.
-pub(super) fn patch(csr: &Csr, type_: &str, reason: &str, message: &str) -> Value {
+pub(crate) fn patch(csr: &Csr, type_: &str, reason: &str, message: &str) -> Value {
     let mut conditions: Vec<Value> =
         csr.status.conditions.iter().filter_map(|c| serde_json::to_value(c).ok()).collect();
     conditions.push(json!({"type": type_, "status": "True", "reason": reason, "message": message}));

@@ -144,7 +144,7 @@ fn a_chain_that_is_no_chain_is_refused() {
 #[test]
 fn a_generated_ca_signs_leaves_alone_and_its_key_does_not_print() {
     let authority = Authority::generate("etcd-tls peer 1", KeyAlgorithm::EcdsaP256, DAY * 365, now()).unwrap();
-    assert_eq!((authority.not_before(), authority.not_after()), (now() - BACKDATE, now() + DAY * 365));
+    assert_eq!((authority.not_before(), authority.not_after()), (now() - DAY, now() + DAY * 365));
     let read = Certificate::from_der(&authority.chain[0]).unwrap();
     let (critical, constraints) = read.tbs_certificate().get_extension::<pkix::BasicConstraints>().unwrap().unwrap();
     assert!(critical && constraints.ca && constraints.path_len_constraint == Some(0));
@@ -154,6 +154,19 @@ fn a_generated_ca_signs_leaves_alone_and_its_key_does_not_print() {
     assert!(!printed.contains(secret) && printed.contains(&authority.generation()), "{printed}");
     let other = Authority::generate("etcd-tls peer 2", KeyAlgorithm::EcdsaP256, DAY * 365, now()).unwrap();
     assert_ne!(authority.generation(), other.generation());
+}
+
+#[test]
+fn an_expired_ca_is_read_back_but_signs_no_more() {
+    let short = Authority::generate("short", KeyAlgorithm::EcdsaP256, DAY, now()).unwrap();
+    let (certificate, key) = (short.certificate_pem(), short.key_pem());
+    let later = now() + DAY * 9;
+    let load = Authority::load(certificate.as_bytes(), key.as_bytes(), later);
+    assert!(matches!(load, Err(AuthorityError::Expired { .. })), "{load:?}");
+    for at in [now() - DAY * 9, now(), later] {
+        let read = Authority::reload(certificate.as_bytes(), key.as_bytes(), at).unwrap();
+        assert_eq!(read.generation(), short.generation());
+    }
 }
 
 #[test]

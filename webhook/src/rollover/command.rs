@@ -79,7 +79,11 @@ impl Args {
                 if !answer.accepted {
                     return Err(format!("refused: {}", answer.message).into());
                 }
-                return say(&format!("{}\n{}", answer.message, describe(&format!("{namespace}/{cluster} {domain}"), &report)));
+                return say(&format!(
+                    "{}\n{}",
+                    answer.message,
+                    describe(&format!("{namespace}/{cluster} {domain}"), &report)
+                ));
             }
             sleep(POLL).await;
         }
@@ -95,13 +99,16 @@ impl Args {
 
 async fn report(api: &Api<ConfigMap>, name: &str, domain: Domain) -> Result<Report, Error> {
     let object = client::within(api.get_opt(name)).await?.ok_or_else(|| {
-        format!("there is no ConfigMap {name} in this namespace: no pod of this cluster has opted in, or the signer is away")
+        format!(
+            "there is no ConfigMap {name} in this namespace: no pod of this cluster has opted in, or the signer is away"
+        )
     })?;
     let annotations = object.metadata.annotations.unwrap_or_default();
     let text = annotations.get(&status_annotation(domain)).ok_or_else(|| {
         format!("ConfigMap {name} says nothing of an authority {domain}: by policy it is another domain's, or the signer is away")
     })?;
-    serde_json::from_str(text).map_err(|e| format!("the signer's report on ConfigMap {name} cannot be read: {e}").into())
+    serde_json::from_str(text)
+        .map_err(|e| format!("the signer's report on ConfigMap {name} cannot be read: {e}").into())
 }
 
 fn describe(what: &str, report: &Report) -> String {

@@ -1,0 +1,424 @@
+//! The authorities, each kept by a Secret of the system namespace, held in memory by the leader alone.
+//!
+//! An authority is made once: by a create that fails where there is one already, and only where no trust in it was ever
+//! published. **Invariant.** A lost CA is never silently replaced: where trust is published and the Secret is missing,
+//! nothing is issued until the Secret is back.
+//!
+//! What a leaf or a statement changes in an authority's state is persisted before the leaf is issued.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex as StdMutex, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use etcd_tls_sidecar::{
+    certificate::Bundle,
+    names::{self, SignerName},
+    policy::Policy,
+    role::Role,
+    settings::KeyAlgorithm,
+};
+use k8s_openapi::{
+    api::core::v1::{ConfigMap, Secret},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use kube::{
+    Api, Client,
+    api::{DeleteParams, PostParams, Preconditions},
+};
+use tokio::sync::{Mutex, MutexGuard, Notify};
+
+use super::state::{Stored, common_name, secret_name};
+use crate::{
+    authority::Authority,
+    client::{RequestError, within},
+    namespace_watch, policy_watch,
+};
+
+/// The annotation of a Secret or ConfigMap with the uid of the namespace that it is for.
+pub(super) const UID_ANNOTATION: &str = "etcd-tls.dev/namespace-uid";
+/// The annotation of a Secret with the signer name of its authority.
+pub(super) const SIGNER_ANNOTATION: &str = "etcd-tls.dev/signer";
+/// The label of all that `sign` keeps.
+pub(super) const MANAGED_LABEL: (&str, &str) = ("app.kubernetes.io/managed-by", "etcd-tls");
+/// The label of an authority's Secret.
+pub(super) const CA_LABEL: (&str, &str) = ("app.kubernetes.io/component", "certificate-authority");
+
+/// Why there is no authority to sign with.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unavailable {
+    /// The API server failed us.
+    #[error(transparent)]
+    Api(#[from] RequestError),
+    /// It was there, and is not.
+    #[error("{0}")]
+    Lost(String),
+    /// Something that comes by itself is not there yet.
+    #[error("{0}")]
+    NotYet(String),
+    /// What is there cannot be used; an operator must mend it.
+    #[error("{0}")]
+    Unusable(String),
+}
+
+/// Every authority that was seen in this term.
+pub(super) struct Authorities {
+    client: Client,
+    system: String,
+    policy: policy_watch::Current,
+    namespaces: namespace_watch::Current,
+    slots: StdMutex<HashMap<SignerName, Arc<Slot>>>,
+    /// Rung whenever an authority's state changed by a leaf or a statement.
+    changed: Arc<Notify>,
+}
+
+/// One authority's place.
+pub(super) struct Slot {
+    pub(super) name: SignerName,
+    held: Mutex<Held>,
+}
+
+/// What is known of an authority.
+#[derive(Debug, Default)]
+pub(super) enum Held {
+    /// Not looked at yet, or to be looked at anew.
+    #[default]
+    Unknown,
+    /// Its Secret is missing while trust in it is published.
+    Lost,
+    /// In use.
+    Ready(Box<Ready>),
+    /// Its Secret, or the user's, cannot be used.
+    Unusable,
+}
+
+/// An authority in use, and its Secret as it was read or written last.
+#[derive(Debug)]
+pub(super) struct Ready {
+    pub(super) stored: Stored,
+    pub(super) secret: ObjectMeta,
+    /// The API server lets nobody change a Secret's type, and one restored by hand may have another.
+    type_: Option<String>,
+}
+
+/// What a leaf is issued with.
+pub(super) struct Grant<'a> {
+    /// The pod's uid; `None`: a host.
+    pub(super) pod_uid: Option<&'a str>,
+    pub(super) role: Role,
+    /// What the request states that etcd has loaded.
+    pub(super) trusts: Option<&'a str>,
+    pub(super) lifetime: Duration,
+}
+
+impl Authorities {
+    pub(super) fn new(
+        client: Client,
+        system: &str,
+        policy: policy_watch::Current,
+        namespaces: namespace_watch::Current,
+        changed: Arc<Notify>,
+    ) -> Self {
+        Self { client, system: system.to_owned(), policy, namespaces, slots: StdMutex::default(), changed }
+    }
+
+    /// Drops every key: at the end of a term.
+    pub(super) fn clear(&self) {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// An authority's place.
+    pub(super) fn slot(&self, name: &SignerName) -> Arc<Slot> {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let slot =
+            slots.entry(name.clone()).or_insert_with(|| Arc::new(Slot { name: name.clone(), held: Mutex::default() }));
+        Arc::clone(slot)
+    }
+
+    /// Every place there is.
+    pub(super) fn slots(&self) -> Vec<Arc<Slot>> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// Forgets an authority whose namespace is gone.
+    pub(super) fn forget(&self, name: &SignerName) {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+    }
+
+    /// The authority that issues a leaf now, after what the leaf changes was persisted.
+    ///
+    /// # Errors
+    /// None can issue now.
+    pub(super) async fn grant(
+        &self,
+        slot: &Slot,
+        grant: &Grant<'_>,
+        now: SystemTime,
+    ) -> Result<Arc<Authority>, Unavailable> {
+        let mut held = slot.held.lock().await;
+        let ready = self.ready(&slot.name, &mut held, now).await?;
+        let mut after = ready.stored.clone();
+        let end = after.active.not_after();
+        let not_after = now.checked_add(grant.lifetime).map_or(end, |t| t.min(end));
+        let mut changed = after.note_leaf(not_after, grant.lifetime);
+        if let (Some(uid), Some(rollover)) = (grant.pod_uid, &mut after.state.rollover) {
+            if let Some(digest) = grant.trusts {
+                changed |= rollover.note_trusts(uid, grant.role.domain(), digest);
+            }
+            changed |= rollover.note_renewed(uid, grant.role);
+        }
+        let authority = Arc::clone(&after.active);
+        if changed {
+            self.persist(&slot.name, &mut held, after).await?;
+            self.changed.notify_one();
+        }
+        Ok(authority)
+    }
+
+    /// Locks a place with what is known of it, looked up or made where nothing is.
+    pub(super) async fn look<'a>(
+        &self,
+        slot: &'a Slot,
+        now: SystemTime,
+    ) -> (MutexGuard<'a, Held>, Option<Unavailable>) {
+        let mut held = slot.held.lock().await;
+        let error = self.ready(&slot.name, &mut held, now).await.err();
+        (held, error)
+    }
+
+    /// What is published of an authority, without asking the API server.
+    pub(super) async fn bundle(&self, name: &SignerName) -> Option<Bundle> {
+        match &*self.slot(name).held.lock().await {
+            Held::Ready(ready) => Some(ready.stored.bundle()),
+            Held::Unknown | Held::Lost | Held::Unusable => None,
+        }
+    }
+
+    async fn ready<'h>(
+        &self,
+        name: &SignerName,
+        held: &'h mut Held,
+        now: SystemTime,
+    ) -> Result<&'h Ready, Unavailable> {
+        if !matches!(held, Held::Ready(_)) {
+            match self.load_or_make(name, now).await {
+                Ok(ready) => *held = Held::Ready(Box::new(ready)),
+                Err(error) => {
+                    match &error {
+                        Unavailable::Lost(_) => *held = Held::Lost,
+                        Unavailable::Unusable(_) => *held = Held::Unusable,
+                        Unavailable::Api(_) | Unavailable::NotYet(_) => {}
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        match held {
+            Held::Ready(ready) => Ok(ready),
+            Held::Unknown | Held::Lost | Held::Unusable => {
+                Err(Unavailable::NotYet(format!("authority {name} is not loaded yet")))
+            }
+        }
+    }
+
+    async fn load_or_make(&self, name: &SignerName, now: SystemTime) -> Result<Ready, Unavailable> {
+        let policy = self.policy.borrow().clone();
+        let policy = policy.ok_or_else(|| Unavailable::NotYet("no policy could be read yet".to_owned()))?;
+        let (uid, opted_in) = self.namespace(name)?;
+        let secret = secret_name(&uid, name);
+        if let Some(found) = within(self.secrets().get_opt(&secret)).await? {
+            return read(&found, now)
+                .map_err(|e| Unavailable::Unusable(format!("Secret {secret} of authority {name} is unusable: {e}")));
+        }
+        let published = self.published(name, &uid, opted_in).await?;
+        let given = self.given(&policy, name, now).await?;
+        let authority = match (given, published) {
+            (Some(given), None) => given,
+            // The user's own CA is still the one that is trusted: nothing is lost but our copy of it.
+            (Some(given), Some(published)) if published.contains(given.bundle()) => given,
+            (None, None) => generate(name, &policy, now)?,
+            (_, Some(_)) => {
+                return Err(Unavailable::Lost(format!(
+                    "the CA of {name} is lost: Secret {secret} in {} is missing, while pods trust it. Nothing is issued \
+                     for it. Restore that Secret; to begin anew with another CA, at the price of an outage, delete \
+                     ConfigMap {} in {}, then restart every pod of the cluster",
+                    self.system,
+                    names::trust_config_map(&name.cluster),
+                    name.namespace
+                )));
+            }
+        };
+        self.create(name, &uid, &secret, Stored::new(authority), now).await
+    }
+
+    /// Makes the Secret. Where another signer was faster, its CA is the one.
+    async fn create(
+        &self,
+        name: &SignerName,
+        uid: &str,
+        secret: &str,
+        stored: Stored,
+        now: SystemTime,
+    ) -> Result<Ready, Unavailable> {
+        let object = Secret {
+            metadata: ObjectMeta {
+                name: Some(secret.to_owned()),
+                labels: Some(
+                    [MANAGED_LABEL, CA_LABEL].into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect(),
+                ),
+                annotations: Some(BTreeMap::from([
+                    (UID_ANNOTATION.to_owned(), uid.to_owned()),
+                    (SIGNER_ANNOTATION.to_owned(), name.to_string()),
+                ])),
+                ..ObjectMeta::default()
+            },
+            type_: Some("kubernetes.io/tls".to_owned()),
+            data: Some(stored.data().map_err(|e| Unavailable::Unusable(e.to_string()))?),
+            ..Secret::default()
+        };
+        match within(self.secrets().create(&PostParams::default(), &object)).await {
+            Ok(made) => {
+                tracing::info!(authority = %name, secret, generation = stored.active.generation(), "made a CA");
+                self.changed.notify_one();
+                Ok(Ready { stored, secret: made.metadata, type_: made.type_ })
+            }
+            Err(error) if error.code() == Some(409) => {
+                let found = within(self.secrets().get(secret)).await?;
+                read(&found, now).map_err(|e| Unavailable::Unusable(format!("Secret {secret} is unusable: {e}")))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Writes a new state, and holds it only when it is written. One that somebody else wrote meanwhile is read anew.
+    pub(super) async fn persist(&self, name: &SignerName, held: &mut Held, stored: Stored) -> Result<(), Unavailable> {
+        let Held::Ready(ready) = &*held else {
+            return Err(Unavailable::NotYet(format!("authority {name} is not loaded yet")));
+        };
+        let secret = ready.secret.name.clone().unwrap_or_default();
+        let object = Secret {
+            metadata: ObjectMeta { managed_fields: None, ..ready.secret.clone() },
+            type_: ready.type_.clone(),
+            data: Some(stored.data().map_err(|e| Unavailable::Unusable(e.to_string()))?),
+            ..Secret::default()
+        };
+        match within(self.secrets().replace(&secret, &PostParams::default(), &object)).await {
+            Ok(written) => {
+                *held = Held::Ready(Box::new(Ready { stored, secret: written.metadata, type_: written.type_ }));
+                Ok(())
+            }
+            Err(error) => {
+                // Gone, changed, or an answer that was lost on the way: what is held is no more than a guess.
+                *held = Held::Unknown;
+                self.changed.notify_one();
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Deletes the CA of a namespace that is gone.
+    pub(super) async fn delete(&self, secret: &ObjectMeta) -> Result<(), RequestError> {
+        let name = secret.name.as_deref().unwrap_or_default();
+        let params = DeleteParams::default().preconditions(Preconditions {
+            uid: secret.uid.clone(),
+            resource_version: secret.resource_version.clone(),
+        });
+        within(self.secrets().delete(name, &params)).await?;
+        tracing::info!(secret = name, "deleted the CA of a namespace that is gone");
+        Ok(())
+    }
+
+    /// The namespace's uid, and whether it is opted in.
+    fn namespace(&self, name: &SignerName) -> Result<(String, bool), Unavailable> {
+        let namespaces = self.namespaces.borrow().clone();
+        let namespace = namespaces.as_ref().and_then(|n| n.get(&name.namespace));
+        match namespace {
+            Some(facts) if facts.deleting => {
+                Err(Unavailable::NotYet(format!("namespace {} is being deleted", name.namespace)))
+            }
+            Some(facts) => Ok((facts.uid.clone(), facts.opted_in)),
+            None => Err(Unavailable::NotYet(format!("there is no namespace {}", name.namespace))),
+        }
+    }
+
+    /// The bundle that is published of `name`, in the namespace of this uid.
+    async fn published(&self, name: &SignerName, uid: &str, opted_in: bool) -> Result<Option<Bundle>, Unavailable> {
+        let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), &name.namespace);
+        let config_map = names::trust_config_map(&name.cluster);
+        match within(api.get_opt(&config_map)).await {
+            Ok(Some(object)) => {
+                let of = object.metadata.annotations.as_ref().and_then(|a| a.get(UID_ANNOTATION));
+                if of.is_some_and(|of| of != uid) {
+                    return Ok(None);
+                }
+                let text = object.data.as_ref().and_then(|data| data.get(name.domain.trust_key()));
+                // What cannot be read was not written here.
+                Ok(text.and_then(|text| Bundle::parse(text.as_bytes()).ok()))
+            }
+            Ok(None) => Ok(None),
+            Err(error) if error.code() == Some(403) && opted_in => Err(Unavailable::NotYet(format!(
+                "no right to ConfigMaps in namespace {} yet; approve gives it to opted-in namespaces",
+                name.namespace
+            ))),
+            // Where nothing may be published, nothing is.
+            Err(error) if error.code() == Some(403) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The user's CA, where policy names its Secret.
+    pub(super) async fn given(
+        &self,
+        policy: &Policy,
+        name: &SignerName,
+        now: SystemTime,
+    ) -> Result<Option<Authority>, Unavailable> {
+        let Some(secret) = policy.given_secret(name) else { return Ok(None) };
+        let Some(object) = within(self.secrets().get_opt(secret)).await? else {
+            return Err(Unavailable::Unusable(format!(
+                "policy gives Secret {secret} as the CA of {name}, and there is none in {}",
+                self.system
+            )));
+        };
+        let data = object.data.unwrap_or_default();
+        let bytes = |key: &str| data.get(key).map(|b| b.0.as_slice()).unwrap_or_default();
+        // Where the root stands apart (cert-manager's way), it is the anchor.
+        let chain = [bytes("tls.crt"), b"\n", bytes("ca.crt")].concat();
+        Authority::load(&chain, bytes("tls.key"), now)
+            .map(Some)
+            .map_err(|e| Unavailable::Unusable(format!("Secret {secret}, the CA that policy gives {name}: {e}")))
+    }
+
+    fn secrets(&self) -> Api<Secret> {
+        Api::namespaced(self.client.clone(), &self.system)
+    }
+}
+
+impl Slot {
+    /// Has the Secret read anew, if it is not as it was read or written last.
+    pub(super) async fn changed_outside(&self, secret: Option<&ObjectMeta>) {
+        let mut held = self.held.lock().await;
+        let known = match &*held {
+            Held::Ready(ready) => ready.secret.resource_version.as_ref(),
+            Held::Unknown => return,
+            Held::Lost | Held::Unusable => None,
+        };
+        if secret.and_then(|s| s.resource_version.as_ref()) != known {
+            *held = Held::Unknown;
+        }
+    }
+}
+
+fn read(secret: &Secret, now: SystemTime) -> Result<Ready, super::state::StateError> {
+    let stored = Stored::read(secret.data.as_ref().unwrap_or(&BTreeMap::new()), now)?;
+    Ok(Ready { stored, secret: secret.metadata.clone(), type_: secret.type_.clone() })
+}
+
+/// A CA of our own making.
+pub(super) fn generate(name: &SignerName, policy: &Policy, now: SystemTime) -> Result<Authority, Unavailable> {
+    let mut random = [0; 6];
+    aws_lc_rs::rand::fill(&mut random).map_err(|_| Unavailable::Unusable("no random numbers".to_owned()))?;
+    Authority::generate(&common_name(name, random), KeyAlgorithm::EcdsaP256, policy.rollover.ca_lifetime, now)
+        .map_err(|e| Unavailable::Unusable(e.to_string()))
+}

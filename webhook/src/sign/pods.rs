@@ -1,0 +1,299 @@
+//! The pods that have opted in, watched: which trust they need, and who must have loaded a new CA.
+//!
+//! Pods of labelled namespaces are watched namespace by namespace, those with a label of their own by that label: the
+//! other pods of a cluster, by far the most, never pass by. Of a pod a few words are kept.
+//!
+//! A cache may be behind, so nothing is issued by it. It decides what is published, which is no secret, and whom a
+//! rollover waits for: there, a pod that it does not know yet starts with what is published already.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use etcd_tls_sidecar::{identity::opted_in, names, policy::Policy, role::Role, settings::Settings};
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api, Client,
+    runtime::{WatchStreamExt, watcher},
+};
+use tokio::{sync::Notify, task::AbortHandle};
+
+use super::{ClusterName, watches::Watches};
+use crate::{
+    client::{WATCH_SECONDS, WatchBackoff},
+    facts,
+    rollover::LivePod,
+};
+
+/// Pods in one page of a list.
+const PAGE: u32 = 50;
+
+/// Where a pod was seen.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Source {
+    Labelled,
+    Namespace(String),
+}
+
+/// What is kept of a pod that has opted in, has not finished and is not being deleted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Member {
+    /// `metadata.namespace`.
+    pub(super) namespace: String,
+    /// `metadata.name`.
+    pub(super) name: String,
+    /// Whose certificates it holds.
+    pub(super) cluster: ClusterName,
+    /// In which roles.
+    pub(super) roles: BTreeSet<Role>,
+    /// Whether it is on a node, with the sidecar that tells what its etcd has loaded. A pod that is on no node yet will
+    /// load what is published then.
+    pub(super) running: bool,
+}
+
+/// See the module.
+#[derive(Clone, Default)]
+pub(super) struct Pods {
+    seen: Arc<Mutex<HashMap<Source, HashMap<String, Member>>>>,
+}
+
+impl Pods {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Source, HashMap<String, Member>>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The clusters that pods need the trust of, by the pods' namespace.
+    pub(super) fn clusters(&self) -> BTreeMap<String, BTreeSet<ClusterName>> {
+        let mut clusters: BTreeMap<String, BTreeSet<ClusterName>> = BTreeMap::new();
+        for member in self.lock().values().flat_map(HashMap::values) {
+            clusters.entry(member.namespace.clone()).or_default().insert(member.cluster.clone());
+        }
+        clusters
+    }
+
+    /// Namespaces of pods that have opted in by a label of their own.
+    pub(super) fn labelled_namespaces(&self) -> BTreeSet<String> {
+        let seen = self.lock();
+        seen.get(&Source::Labelled).into_iter().flatten().map(|(_, member)| member.namespace.clone()).collect()
+    }
+
+    /// The running pods of each authority.
+    pub(super) fn by_authority(&self, policy: &Policy) -> HashMap<etcd_tls_sidecar::names::SignerName, Vec<LivePod>> {
+        let mut by_uid: BTreeMap<String, Member> = BTreeMap::new();
+        for (uid, member) in self.lock().values().flatten() {
+            by_uid.insert(uid.clone(), member.clone());
+        }
+        let mut authorities: HashMap<_, Vec<LivePod>> = HashMap::new();
+        for (uid, member) in by_uid.into_iter().filter(|(_, member)| member.running) {
+            let mut roles: BTreeMap<_, BTreeSet<Role>> = BTreeMap::new();
+            for role in &member.roles {
+                roles.entry(policy.authority(&member.cluster.signer(role.domain()))).or_default().insert(*role);
+            }
+            for (authority, roles) in roles {
+                let name = format!("{}/{}", member.namespace, member.name);
+                authorities.entry(authority).or_default().push(LivePod { uid: uid.clone(), name, roles });
+            }
+        }
+        authorities
+    }
+
+    /// Watches the labelled pods, until the task is aborted; says so on `changed` whenever something did.
+    pub(super) fn watch_labelled(&self, client: &Client, changed: &Arc<Notify>) -> AbortHandle {
+        let config = watcher::Config::default().labels(&format!("{}={}", names::LABEL, names::DYNAMIC));
+        self.watch(Api::all(client.clone()), config, Source::Labelled, changed)
+    }
+
+    /// Watches the pods of exactly these namespaces, which are labelled.
+    pub(super) fn watch_namespaces(
+        &self,
+        client: &Client,
+        namespaces: &BTreeSet<String>,
+        watches: &mut Watches,
+        changed: &Arc<Notify>,
+    ) {
+        let gone = watches.keep(namespaces, |namespace| {
+            let api = Api::namespaced(client.clone(), namespace);
+            self.watch(api, watcher::Config::default(), Source::Namespace(namespace.to_owned()), changed)
+        });
+        for namespace in gone {
+            self.lock().remove(&Source::Namespace(namespace));
+        }
+    }
+
+    fn watch(&self, api: Api<Pod>, config: watcher::Config, source: Source, changed: &Arc<Notify>) -> AbortHandle {
+        let (pods, changed) = (self.clone(), Arc::clone(changed));
+        let stream = watcher(api, config.page_size(PAGE).timeout(WATCH_SECONDS)).backoff(WatchBackoff::default());
+        let task = tokio::spawn(async move {
+            let mut stream = pin!(stream);
+            let mut listing = HashMap::new();
+            while let Some(event) = stream.next().await {
+                let event = match event {
+                    Ok(event) => event,
+                    Err(error) => {
+                        tracing::warn!(%error, ?source, "cannot watch pods; trying again");
+                        continue;
+                    }
+                };
+                if pods.take(&source, event, &mut listing) {
+                    changed.notify_one();
+                }
+            }
+        });
+        task.abort_handle()
+    }
+
+    /// Whether something changed.
+    fn take(&self, source: &Source, event: watcher::Event<Pod>, listing: &mut HashMap<String, Member>) -> bool {
+        let namespace_opted_in = matches!(source, Source::Namespace(_));
+        let of = |pod: &Pod| pod.metadata.uid.clone().zip(member(pod, namespace_opted_in));
+        match event {
+            watcher::Event::Init => {
+                listing.clear();
+                false
+            }
+            watcher::Event::InitApply(pod) => {
+                listing.extend(of(&pod));
+                // Pods that are new here are served before the list is complete.
+                match of(&pod) {
+                    Some((uid, member)) => self.put(source, uid, member),
+                    None => false,
+                }
+            }
+            watcher::Event::InitDone => {
+                let listed = std::mem::take(listing);
+                let mut seen = self.lock();
+                let before = seen.entry(source.clone()).or_default();
+                let changed = *before != listed;
+                *before = listed;
+                changed
+            }
+            watcher::Event::Apply(pod) => match of(&pod) {
+                Some((uid, member)) => self.put(source, uid, member),
+                None => self.remove(source, &pod),
+            },
+            watcher::Event::Delete(pod) => self.remove(source, &pod),
+        }
+    }
+
+    fn put(&self, source: &Source, uid: String, member: Member) -> bool {
+        let mut seen = self.lock();
+        let here = seen.entry(source.clone()).or_default();
+        if here.get(&uid) == Some(&member) {
+            return false;
+        }
+        here.insert(uid, member);
+        true
+    }
+
+    fn remove(&self, source: &Source, pod: &Pod) -> bool {
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        self.lock().get_mut(source).is_some_and(|here| here.remove(uid).is_some())
+    }
+}
+
+/// What is kept of `pod`; `None`: nothing.
+fn member(pod: &Pod, namespace_opted_in: bool) -> Option<Member> {
+    let facts = facts::pod(pod, namespace_opted_in);
+    let containers: Vec<&str> = facts.containers.iter().map(String::as_str).collect();
+    if facts.finished || facts.deleting || !opted_in(namespace_opted_in, &facts.labels, &facts.annotations, &containers)
+    {
+        return None;
+    }
+    let settings = Settings::parse(&facts.annotations).ok().filter(Settings::is_ours)?;
+    let (namespace, cluster) = settings.home(&facts.namespace);
+    let cluster = ClusterName { namespace: namespace.to_owned(), name: cluster.to_owned() };
+    let init = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
+    let injected = init.map(|c| c.name.as_str()).chain(containers).any(|name| name == names::SIDECAR_CONTAINER);
+    Some(Member {
+        running: injected && !facts.node.is_empty(),
+        cluster,
+        roles: settings.roles,
+        namespace: facts.namespace,
+        name: facts.name,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use etcd_tls_sidecar::role::Domain;
+    use serde_json::json;
+
+    use super::*;
+
+    fn pod(turn: impl FnOnce(&mut serde_json::Value)) -> Pod {
+        let mut value = json!({
+            "metadata": {"name": "etcd-0", "namespace": "prod", "uid": "u0", "annotations": {}, "labels": {}},
+            "spec": {"nodeName": "n", "containers": [{"name": "etcd"}], "initContainers": [{"name": "etcd-tls-sidecar"}]},
+            "status": {"phase": "Pending"}
+        });
+        turn(&mut value);
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn a_pod_counts_from_its_creation_to_its_end() {
+        let good = member(&pod(|_| {}), true).unwrap();
+        assert_eq!(good.cluster, ClusterName { namespace: "prod".to_owned(), name: "etcd".to_owned() });
+        assert!(good.running);
+        assert!(!member(&pod(|p| p["spec"]["nodeName"] = "".into()), true).unwrap().running);
+        assert!(!member(&pod(|p| p["spec"]["initContainers"] = json!([])), true).unwrap().running);
+        for gone in [
+            pod(|p| p["status"]["phase"] = "Succeeded".into()),
+            pod(|p| p["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into()),
+            pod(|p| p["metadata"]["labels"]["etcd-tls"] = "disabled".into()),
+            pod(|p| p["spec"]["containers"][0]["name"] = "web".into()),
+            pod(|p| p["metadata"]["annotations"]["etcd-tls.dev/issuer"] = "csr:example.com/ca".into()),
+            pod(|p| p["metadata"]["annotations"]["etcd-tls.dev/roles"] = "everything".into()),
+        ] {
+            assert_eq!(member(&gone, true), None);
+        }
+        assert_eq!(member(&pod(|_| {}), false), None);
+        assert!(member(&pod(|p| p["metadata"]["labels"]["etcd-tls"] = "dynamic".into()), false).is_some());
+    }
+
+    #[test]
+    fn a_pod_seen_twice_is_one() {
+        let pods = Pods::default();
+        let labelled = pod(|p| p["metadata"]["labels"]["etcd-tls"] = "dynamic".into());
+        let mut listing = HashMap::new();
+        let prod = Source::Namespace("prod".to_owned());
+        assert!(pods.take(&prod, watcher::Event::Apply(labelled.clone()), &mut listing));
+        assert!(pods.take(&Source::Labelled, watcher::Event::Apply(labelled.clone()), &mut listing));
+        assert!(!pods.take(&Source::Labelled, watcher::Event::Apply(labelled.clone()), &mut listing));
+        let policy = Policy::default();
+        let authorities = pods.by_authority(&policy);
+        let cluster = ClusterName { namespace: "prod".to_owned(), name: "etcd".to_owned() };
+        assert_eq!(authorities[&cluster.signer(Domain::Peer)].len(), 1);
+        assert_eq!(authorities[&cluster.signer(Domain::Client)].len(), 1);
+        assert!(pods.take(&prod, watcher::Event::Delete(labelled), &mut listing));
+        assert_eq!(pods.clusters().len(), 1, "the label still holds it");
+    }
+
+    #[test]
+    fn metrics_are_the_client_authoritys_by_default() {
+        let pods = Pods::default();
+        let scraper = pod(|p| p["metadata"]["annotations"]["etcd-tls.dev/roles"] = "server,metrics".into());
+        pods.take(&Source::Namespace("prod".to_owned()), watcher::Event::Apply(scraper), &mut HashMap::new());
+        let authorities = pods.by_authority(&Policy::default());
+        assert_eq!(authorities.len(), 1);
+        let own = Policy::parse("metricsAuthority: own").unwrap();
+        assert_eq!(pods.by_authority(&own).len(), 2);
+    }
+
+    #[test]
+    fn a_list_replaces_what_was_there() {
+        let pods = Pods::default();
+        let prod = Source::Namespace("prod".to_owned());
+        let mut listing = HashMap::new();
+        pods.take(&prod, watcher::Event::Apply(pod(|_| {})), &mut listing);
+        pods.take(&prod, watcher::Event::Init, &mut listing);
+        assert!(pods.take(&prod, watcher::Event::InitApply(pod(|p| p["metadata"]["uid"] = "u1".into())), &mut listing));
+        assert!(pods.take(&prod, watcher::Event::InitDone, &mut listing));
+        assert_eq!(pods.lock()[&prod].keys().collect::<Vec<_>>(), ["u1"]);
+    }
+}

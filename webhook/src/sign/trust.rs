@@ -1,0 +1,165 @@
+//! The trust ConfigMaps: what stands in one, and what must be written to make it so. Pure.
+//!
+//! A ConfigMap is mended key by key: a key whose authority is not known just now stays as it is, since trust that was
+//! published is taken away only by a rollover.
+
+use std::collections::BTreeMap;
+
+use etcd_tls_sidecar::{names, role::Domain};
+use k8s_openapi::{api::core::v1::ConfigMap, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use serde_json::{Value, json};
+
+use super::{
+    ClusterName,
+    authorities::{MANAGED_LABEL, UID_ANNOTATION},
+};
+use crate::rollover::{Report, status_annotation};
+
+/// What a ConfigMap shall say; what is not in here stays as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Desired {
+    /// PEM, by key.
+    pub(super) data: BTreeMap<&'static str, String>,
+    /// JSON, by annotation.
+    pub(super) annotations: BTreeMap<String, String>,
+}
+
+/// The name of the ConfigMap of `cluster` in `namespace`, as [`etcd_tls_sidecar::settings::Settings::trust_config_map`]
+/// has it.
+pub(super) fn config_map_name(namespace: &str, cluster: &ClusterName) -> String {
+    if cluster.namespace == namespace {
+        names::trust_config_map(&cluster.name)
+    } else {
+        names::trust_config_map(&format!("{}.{}", cluster.namespace, cluster.name))
+    }
+}
+
+/// The cluster whose trust the ConfigMap of this name in `namespace` holds; `None`: it is none of ours.
+pub(super) fn cluster_of(namespace: &str, config_map: &str) -> Option<ClusterName> {
+    let rest = config_map.strip_prefix(&names::trust_config_map(""))?;
+    let (home, name) = rest.split_once('.').unwrap_or((namespace, rest));
+    (names::is_dns_label(home) && names::is_dns_label(name))
+        .then(|| ClusterName { namespace: home.to_owned(), name: name.to_owned() })
+}
+
+impl Desired {
+    /// For the namespace of this uid.
+    pub(super) fn new(namespace_uid: &str) -> Self {
+        Self {
+            data: BTreeMap::new(),
+            annotations: BTreeMap::from([(UID_ANNOTATION.to_owned(), namespace_uid.to_owned())]),
+        }
+    }
+
+    /// Publishes a bundle.
+    pub(super) fn publish(&mut self, domain: Domain, pem: String) {
+        self.data.insert(domain.trust_key(), pem);
+    }
+
+    /// Says how an authority stands.
+    pub(super) fn say(&mut self, domain: Domain, report: &Report) {
+        if let Ok(text) = serde_json::to_string(report) {
+            self.annotations.insert(status_annotation(domain), text);
+        }
+    }
+
+    /// A new ConfigMap.
+    pub(super) fn object(&self, name: &str) -> ConfigMap {
+        ConfigMap {
+            metadata: ObjectMeta {
+                name: Some(name.to_owned()),
+                labels: Some(BTreeMap::from([(MANAGED_LABEL.0.to_owned(), MANAGED_LABEL.1.to_owned())])),
+                annotations: Some(self.annotations.clone()),
+                ..ObjectMeta::default()
+            },
+            data: Some(self.data.iter().map(|(k, v)| ((*k).to_owned(), v.clone())).collect()),
+            ..ConfigMap::default()
+        }
+    }
+
+    /// The merge patch that mends `object`; `None`: it is as it shall be. It carries the resourceVersion that was looked
+    /// at, so that it mends nothing else.
+    pub(super) fn patch(&self, object: &ConfigMap) -> Option<Value> {
+        let empty = BTreeMap::new();
+        let data = object.data.as_ref().unwrap_or(&empty);
+        let annotations = object.metadata.annotations.as_ref().unwrap_or(&empty);
+        let label = object.metadata.labels.as_ref().and_then(|l| l.get(MANAGED_LABEL.0));
+        let wrong_data: BTreeMap<_, _> = self.data.iter().filter(|(k, v)| data.get(**k) != Some(v)).collect();
+        let wrong_annotations: BTreeMap<_, _> =
+            self.annotations.iter().filter(|(k, v)| annotations.get(*k) != Some(v)).collect();
+        let label_fits = label.is_some_and(|value| value == MANAGED_LABEL.1);
+        if wrong_data.is_empty() && wrong_annotations.is_empty() && label_fits {
+            return None;
+        }
+        Some(json!({
+            "metadata": {
+                "resourceVersion": object.metadata.resource_version,
+                "labels": {MANAGED_LABEL.0: MANAGED_LABEL.1},
+                "annotations": wrong_annotations,
+            },
+            "data": wrong_data,
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn desired() -> Desired {
+        let mut desired = Desired::new("uid");
+        desired.publish(Domain::Peer, "PEER".to_owned());
+        desired.publish(Domain::Client, "CLIENT".to_owned());
+        desired
+    }
+
+    #[test]
+    fn what_is_as_it_shall_be_is_left_alone() {
+        assert_eq!(desired().patch(&desired().object("x")), None);
+    }
+
+    #[test]
+    fn each_alteration_is_mended_and_nothing_else() {
+        let good = desired().object("x");
+        let mut altered = good.clone();
+        altered.data.as_mut().unwrap().insert("peer.crt".to_owned(), "OTHER".to_owned());
+        altered.data.as_mut().unwrap().insert("mine".to_owned(), "kept".to_owned());
+        let patch = desired().patch(&altered).unwrap();
+        assert_eq!(patch["data"], json!({"peer.crt": "PEER"}));
+
+        let mut emptied = good.clone();
+        emptied.data = None;
+        assert_eq!(desired().patch(&emptied).unwrap()["data"], json!({"peer.crt": "PEER", "client.crt": "CLIENT"}));
+        let mut unlabelled = good.clone();
+        unlabelled.metadata.labels = None;
+        assert!(desired().patch(&unlabelled).is_some());
+        let mut other = good;
+        other.metadata.annotations.as_mut().unwrap().insert(UID_ANNOTATION.to_owned(), "older".to_owned());
+        assert!(desired().patch(&other).is_some());
+    }
+
+    #[test]
+    fn a_key_that_is_not_known_stays() {
+        let published = desired().object("x");
+        let mut less = Desired::new("uid");
+        less.publish(Domain::Client, "CLIENT".to_owned());
+        assert_eq!(less.patch(&published), None);
+    }
+
+    #[test]
+    fn names_are_read_back() {
+        let here = ClusterName { namespace: "prod".to_owned(), name: "etcd".to_owned() };
+        assert_eq!(config_map_name("prod", &here), "etcd-tls-trust-etcd");
+        assert_eq!(config_map_name("web", &here), "etcd-tls-trust-prod.etcd");
+        for namespace in ["prod", "web"] {
+            assert_eq!(cluster_of(namespace, &config_map_name(namespace, &here)), Some(here.clone()));
+        }
+        for other in
+            ["kube-root-ca.crt", "etcd-tls-trust-", "etcd-tls-trust-a.b.c", "etcd-tls-trust-A", "etcd-tls-trust"]
+        {
+            assert_eq!(cluster_of("prod", other), None, "{other}");
+        }
+    }
+}
