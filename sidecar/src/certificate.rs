@@ -18,12 +18,15 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use webpki::{ALL_VERIFICATION_ALGS, EndEntityCert, anchor_from_trusted_cert};
 use x509_cert::der::Encode as _;
 
-pub use self::pem::to_pem;
 use self::{
     pem::blocks,
     read::{Authority, End},
 };
-use crate::{csr::hex, role::Role, settings::Sans};
+use crate::{
+    encoding::{self, hex},
+    role::Role,
+    settings::Sans,
+};
 
 /// The longest bundle or chain that is read: what a ConfigMap holds.
 pub const MAX_PEM: usize = 1024 * 1024;
@@ -247,6 +250,11 @@ impl Chain {
             .verify_for_usage(ALL_VERIFICATION_ALGS, &anchors, &intermediates, at, end.usage(), None, Some(&bounds))
             .map(|_| ())
     }
+}
+
+/// One DER certificate as PEM text.
+pub fn to_pem(der: &[u8]) -> String {
+    encoding::pem("CERTIFICATE", der).to_string()
 }
 
 fn sha256(bytes: &[u8]) -> Vec<u8> {

@@ -12,7 +12,10 @@ mod tests;
 use aws_lc_rs::digest;
 
 pub use self::key::PrivateKey;
-use crate::settings::{KeyAlgorithm, Sans};
+use crate::{
+    encoding::hex,
+    settings::{KeyAlgorithm, Sans},
+};
 
 /// The longest request that is read, in bytes of PEM. An RSA-4096 request with a dozen names is half of it; the API
 /// server itself takes 1.3 MB.
@@ -62,14 +65,4 @@ impl Request {
 /// See [`Request::key_digest`].
 pub fn key_digest(public_key: &[u8]) -> String {
     hex(&digest::digest(&digest::SHA256, public_key).as_ref()[..16])
-}
-
-/// Lower-case hexadecimal digits.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

@@ -24,6 +24,7 @@ pub mod certificate;
 pub mod cli;
 pub mod clock;
 pub mod csr;
+mod encoding;
 pub mod etcd;
 pub mod handshake;
 pub mod identity;

@@ -1,4 +1,4 @@
-//! PEM certificates in and out.
+//! PEM certificates, read.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 
@@ -33,18 +33,4 @@ pub(super) fn blocks(pem: &[u8], what: &str) -> Result<Vec<Vec<u8>>, Certificate
         return Err(error(format!("the {what} ends within a CERTIFICATE block: it is truncated")));
     }
     Ok(found)
-}
-
-/// One DER certificate as PEM text.
-pub fn to_pem(der: &[u8]) -> String {
-    let text = STANDARD.encode(der);
-    let mut pem = String::from("-----BEGIN CERTIFICATE-----\n");
-    for (index, c) in text.chars().enumerate() {
-        if index > 0 && index % 64 == 0 {
-            pem.push('\n');
-        }
-        pem.push(c);
-    }
-    pem.push_str("\n-----END CERTIFICATE-----\n");
-    pem
 }

@@ -1,11 +1,13 @@
 //! A pod's private key, and the requests it signs.
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PublicKeyData, RsaKeySize, SanType};
 use zeroize::{Zeroize as _, Zeroizing};
 
 use super::read;
-use crate::settings::{KeyAlgorithm, Sans};
+use crate::{
+    encoding,
+    settings::{KeyAlgorithm, Sans},
+};
 
 /// A private key that never prints. Made in the pod; leaves it only into its own memory-backed volume.
 pub struct PrivateKey {
@@ -52,17 +54,7 @@ impl PrivateKey {
     /// The PKCS#8 PEM text, for the store alone.
     pub fn to_pem(&self) -> Zeroizing<String> {
         // Not rcgen's serialize_pem, which leaves copies behind that nobody wipes.
-        let text = Zeroizing::new(STANDARD.encode(self.pair.serialized_der()));
-        let mut pem = Zeroizing::new(String::with_capacity(text.len() + text.len() / 64 + 64));
-        pem.push_str("-----BEGIN PRIVATE KEY-----\n");
-        for (index, c) in text.chars().enumerate() {
-            if index > 0 && index % 64 == 0 {
-                pem.push('\n');
-            }
-            pem.push(c);
-        }
-        pem.push_str("\n-----END PRIVATE KEY-----\n");
-        pem
+        encoding::pem("PRIVATE KEY", self.pair.serialized_der())
     }
 
     /// The PKCS#8 DER bytes, for the TLS library alone.

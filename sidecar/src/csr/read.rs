@@ -224,7 +224,7 @@ fn attributes(attributes: &Attributes) -> Result<Sans, RequestError> {
     }
     let general: GeneralNames = canonical(extension.extn_value.as_bytes())
         .ok_or_else(|| error("BadName", "subjectAltName is not canonical DER"))?;
-    names(&general)
+    alternative_names(&general)
 }
 
 /// A value that is written back byte for byte.
@@ -234,7 +234,7 @@ fn canonical<T: for<'a> der::Decode<'a> + der::Encode>(bytes: &[u8]) -> Option<T
 }
 
 /// DNS names and IP addresses, at least one, none twice.
-fn names(general: &GeneralNames) -> Result<Sans, RequestError> {
+fn alternative_names(general: &GeneralNames) -> Result<Sans, RequestError> {
     let bad = |what: String| error("BadName", what);
     let mut sans = Sans::default();
     for name in general {

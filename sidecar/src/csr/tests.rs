@@ -88,6 +88,12 @@ fn each_key_that_we_make_is_read_back() {
 }
 
 #[test]
+fn the_keys_digest_is_the_first_half_of_its_sha_256() {
+    // SHA-256 of nothing is in every textbook; CSR names, and whoever compares them, depend on this form.
+    assert_eq!(key_digest(b""), "e3b0c44298fc1c149afbf4c8996fb924");
+}
+
+#[test]
 fn keys_of_others_are_read_or_refused() {
     for not_a_key in ["", "x", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", &Forge::good().pem()] {
         assert!(PrivateKey::from_pem(not_a_key).is_err());

@@ -9,7 +9,7 @@ use std::{
 
 use super::{Denial, Entitlement, PodFacts, ServiceFacts, Verdict};
 use crate::{
-    csr::hex,
+    encoding::hex,
     names,
     policy::Policy,
     role::Role,

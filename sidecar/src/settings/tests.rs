@@ -481,3 +481,60 @@ fn signer_and_trust_follow_from_the_issuer() {
     assert_eq!((ours.domain, ours.namespace.as_str()), (Domain::Metrics, "core"));
     assert_eq!(with("csr:example.com/ca").our_signer(Role::Peer, "prod"), None);
 }
+
+/// Words of the grammar and words that are none, put together at random (the same at each run).
+#[test]
+fn whatever_is_written_is_either_refused_or_survives_being_written_again() {
+    const PIECES: [&str; 32] = [
+        "a",
+        "b-1",
+        ".",
+        ",",
+        "/",
+        "*",
+        "-",
+        ":",
+        " ",
+        "\n",
+        "\0",
+        "é",
+        "٣",
+        "24",
+        "h",
+        "m",
+        "s",
+        "0",
+        "99999999999999999999",
+        "csr",
+        "cert-manager",
+        "Issuer",
+        "peer",
+        "client",
+        ".etcd-tls.dev/",
+        "example.com",
+        "192.0.2.1",
+        "2001:db8::",
+        "signal",
+        "SIGTERM",
+        "auto",
+        "..",
+    ];
+    let mut state: u64 = 0x9e37_79b9_7f4a_7c15;
+    let mut random = |below: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        usize::try_from(state >> 33).unwrap() % below
+    };
+    let mut taken = 0;
+    for _ in 0..50_000 {
+        let key = KEYS[random(KEYS.len())];
+        let value: String = (0..random(5)).map(|_| PIECES[random(PIECES.len())]).collect();
+        let Ok(settings) = parse(&[(key, &value), ("roles", "client")]) else { continue };
+        taken += 1;
+        let again = crate::args::PodArgs::of(&settings).settings().unwrap();
+        let carried = Settings { containers: Vec::new(), mount_path: again.mount_path.clone(), ..settings };
+        assert_eq!(again, carried, "{key}: {value:?}");
+    }
+    assert!(taken > 1000, "only {taken} were taken: the test tells little");
+}

@@ -1,0 +1,30 @@
+//! Text forms of bytes: hexadecimal digits and PEM.
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use zeroize::Zeroizing;
+
+/// Lower-case hexadecimal digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// A PEM block: base64 in lines of 64, as everybody writes it. What is held on the way is wiped, since it may be a key.
+pub(crate) fn pem(label: &str, der: &[u8]) -> Zeroizing<String> {
+    let text = Zeroizing::new(STANDARD.encode(der));
+    // Large enough at once: a String that grows leaves copies behind.
+    let mut pem = Zeroizing::new(String::with_capacity(text.len() + text.len() / 64 + 2 * label.len() + 64));
+    pem.extend(["-----BEGIN ", label, "-----\n"]);
+    let mut rest = text.as_str();
+    while !rest.is_empty() {
+        let (line, tail) = rest.split_at(rest.len().min(64));
+        pem.extend([line, "\n"]);
+        rest = tail;
+    }
+    pem.extend(["-----END ", label, "-----\n"]);
+    pem
+}
