@@ -239,6 +239,12 @@ pub async fn obtain<A: Api, C: Clock, F: Files>(mut errand: Errand<'_, A, C, F>)
             Outcome::Denied(reason) => Failure::Denied { name, reason },
             Outcome::Failed(reason) => Failure::Failed { name, reason },
             Outcome::Deleted => return Err(Failure::Deleted { name }),
+            // Made before a restart, when the pod had other addresses: it would not do any more.
+            Outcome::Replaced(reason) if resumed => {
+                tracing::info!(role = %errand.wish.role, %name, %reason, "the pending request is given up for a new one");
+                (key, resumed) = errand.key(false)?;
+                continue;
+            }
             Outcome::Replaced(reason) => Failure::Replaced { name, reason },
         };
         return Err(errand.forget(result));

@@ -1,0 +1,338 @@
+//! The sidecar's binary: first certificates, crashes at any instant, renewals, outages; against a stand-in for the API
+//! server that counts, and against a real one.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::Path,
+    process::Command,
+    time::{Duration, Instant, SystemTime},
+};
+
+use etcd_tls_sidecar::{
+    certificate::{Bundle, Chain},
+    csr::PrivateKey,
+    role::{Domain, Role},
+    settings::Sans,
+};
+use tests::{
+    csr_server::{CsrServer, authority},
+    eventually,
+    process::{Process, binary},
+    temp::TempDir,
+};
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// A pod's directories and the variables that it finds.
+struct Pod {
+    dir: TempDir,
+    environment: Vec<(String, String)>,
+}
+
+impl Pod {
+    fn new(server: &CsrServer) -> Self {
+        let dir = TempDir::new("pod");
+        server.token_directory(&dir);
+        server.trust_directory(&dir);
+        let variable = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let environment = vec![
+            variable("KUBERNETES_SERVICE_HOST", "127.0.0.1"),
+            variable("KUBERNETES_SERVICE_PORT", &server.port.to_string()),
+            variable("POD_NAME", "etcd-0"),
+            variable("POD_NAMESPACE", "prod"),
+            variable("POD_UID", "0d5f2e0c-9c2f-4a68-9e53-3b0a4f6d7c11"),
+            variable("POD_SERVICE_ACCOUNT", "default"),
+            variable("NODE_NAME", "node-1"),
+            variable("POD_IPS", "127.0.0.1"),
+        ];
+        Self { dir, environment }
+    }
+
+    fn command(&self, subcommand: &str, more: &[&str]) -> Command {
+        let mut command = Command::new(binary("etcd-tls-sidecar"));
+        command.arg(subcommand).args(["--roles=peer,server", "--log-level=info"]);
+        for (flag, name) in [("--dir", "certs"), ("--trust-dir", "trust"), ("--token-dir", "token")] {
+            command.arg(flag).arg(self.dir.join(name));
+        }
+        command.arg("--termination-log").arg(self.dir.join("termination-log"));
+        command.args(more).envs(self.environment.iter().map(|(k, v)| (k, v)));
+        command
+    }
+
+    fn start(&self, subcommand: &str, more: &[&str]) -> Process {
+        Process::spawn(subcommand, &mut self.command(subcommand, more), self.dir.path())
+    }
+
+    /// Gives the pod another address.
+    fn move_to(&mut self, address: &str) {
+        self.environment.retain(|(name, _)| name != "POD_IPS");
+        self.environment.push(("POD_IPS".to_owned(), address.to_owned()));
+    }
+
+    async fn init(&self) {
+        let mut init = self.start("init", &[]);
+        let status = init.wait(LIMIT).await;
+        assert!(status.success(), "{status}: {}", init.log());
+    }
+
+    fn run(&self, more: &[&str]) -> (Process, u16) {
+        let port = tests::ports::loopback();
+        let mut arguments = vec![format!("--admin-port={port}")];
+        arguments.extend(more.iter().map(|&s| s.to_owned()));
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        (self.start("run", &arguments), port)
+    }
+
+    fn serial(&self, role: Role) -> String {
+        set_of(&self.dir.join("certs")).expect("a whole set")[&role].clone()
+    }
+}
+
+/// Reads the directory as etcd would, and verifies it as a peer would: one generation, every key its certificate's, every
+/// chain good under its bundle. The serials by role, or what is wrong; `Ok` and empty where nothing was installed yet.
+fn set_of(dir: &Path) -> Result<BTreeMap<Role, String>, String> {
+    let mut serials = BTreeMap::new();
+    if !dir.join("..data").exists() {
+        return Ok(serials);
+    }
+    let mut generations = Vec::new();
+    for role in [Role::Peer, Role::Server] {
+        let role_dir = dir.join(role.as_str());
+        generations.push(fs::canonicalize(&role_dir).map_err(|e| format!("{role}: {e}"))?.parent().map(Path::to_owned));
+        let read = |name: &str| fs::read(role_dir.join(name)).map_err(|e| format!("{role}/{name}: {e}"));
+        let chain = Chain::parse(&read("tls.crt")?).map_err(|e| format!("{role}/tls.crt: {e}"))?;
+        let bundle = Bundle::parse(&read("ca.crt")?).map_err(|e| format!("{role}/ca.crt: {e}"))?;
+        let key =
+            PrivateKey::from_pem(&String::from_utf8_lossy(&read("tls.key")?)).map_err(|e| format!("{role}: {e}"))?;
+        chain
+            .verify(role, &bundle, &key.public_key(), &Sans::default(), SystemTime::now())
+            .map_err(|e| format!("{role}: {e}"))?;
+        serials.insert(role, chain.serial);
+    }
+    generations.dedup();
+    if generations.len() != 1 {
+        return Err(format!("a mixture of {generations:?}"));
+    }
+    Ok(serials)
+}
+
+async fn get(port: u16, path: &str) -> Result<String, String> {
+    let run =
+        Command::new("curl").args(["-sS", "-w", "\n%{http_code}", &format!("http://127.0.0.1:{port}{path}")]).output();
+    let output = run.map_err(|e| e.to_string())?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    match text.rsplit_once('\n') {
+        Some((body, "200")) => Ok(body.to_owned()),
+        _ => Err(format!("{text} {}", String::from_utf8_lossy(&output.stderr))),
+    }
+}
+
+/// kill -9 at instants all over a rotation, `ETCD_TLS_TEST_KILLS` times (200); after each the directory is one whole verified set, and at
+/// the end one more run puts everything right and leaves nothing behind.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_process_leaves_one_whole_set() {
+    let kills: u32 = std::env::var("ETCD_TLS_TEST_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(200);
+    let server = CsrServer::start(Duration::from_secs(3600)).await;
+    let mut pod = Pod::new(&server);
+    let certs = pod.dir.join("certs");
+    pod.init().await;
+    // How long a rotation takes here and now: kills are spread over a little more than that.
+    let began = Instant::now();
+    pod.move_to("10.0.0.1");
+    pod.init().await;
+    let mut whole = began.elapsed();
+    let (mut killed, mut finished) = (0, 0);
+    let mut seen = set_of(&certs).expect("a whole set");
+    let mut changes = 0;
+    for round in 0..kills {
+        // Another address each time: the certificates on disk lack it, so that each run rotates.
+        pod.move_to(&format!("10.0.{}.{}", round / 250 + 1, round % 250 + 1));
+        let began = Instant::now();
+        let mut init = pod.start("init", &[]);
+        tokio::time::sleep(whole.mul_f64(f64::from(round % 97) / 97.0 * 1.2)).await;
+        if let Some(status) = init.exited() {
+            assert!(status.success(), "round {round}: {status}: {}", init.log());
+            finished += 1;
+            whole = (whole * 15 + began.elapsed()) / 16;
+        } else {
+            init.kill();
+            killed += 1;
+            whole += whole / 200;
+        }
+        let now = set_of(&certs).unwrap_or_else(|e| panic!("round {round}: {e}"));
+        assert!(!now.is_empty(), "round {round}: the set is gone");
+        changes += u32::from(now != seen);
+        seen = now;
+        // One CSR a role and address at the most: who is killed finds its own again, or makes it for the first time.
+        let most = 2 * (usize::try_from(round).expect("small") + 3);
+        assert!(server.made() <= most, "round {round}: {} requests, {most} are explained", server.made());
+    }
+    eprintln!("{killed} killed, {finished} came to their end, {changes} sets in {:?}", began.elapsed());
+    assert!(killed > kills / 2 && changes > kills / 20, "the kills did not fall into rotations");
+
+    pod.init().await;
+    set_of(&certs).expect("a whole set");
+    let mut left: Vec<String> = fs::read_dir(&certs)
+        .expect("list")
+        .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
+        .filter(|name| !["..data", "..lock", "..pending", "peer", "server"].contains(&name.as_str()))
+        .collect();
+    assert_eq!(left.len(), 1, "one generation: {left:?}");
+    left.retain(|name| Path::new(name) != fs::read_link(certs.join("..data")).expect("a link"));
+    assert_eq!(left, Vec::<String>::new());
+    assert_eq!(fs::read_dir(certs.join("..pending")).expect("list").count(), 0, "no pending key is left");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn good_files_are_not_asked_for_again() {
+    let server = CsrServer::start(Duration::from_secs(3600)).await;
+    let pod = Pod::new(&server);
+    for _ in 0..20 {
+        pod.init().await;
+    }
+    for _ in 0..5 {
+        let (mut run, port) = pod.run(&[]);
+        eventually("ready", LIMIT, || get(port, "/ready")).await;
+        eventually("live", LIMIT, || get(port, "/live")).await;
+        assert!(run.terminate(LIMIT).await.success());
+    }
+    assert_eq!(server.made(), 2, "one request a role, ever");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_finds_its_pending_request() {
+    let server = CsrServer::start(Duration::from_secs(3600)).await;
+    server.state().idle = true;
+    let pod = Pod::new(&server);
+    for _ in 0..10 {
+        let mut init = pod.start("init", &[]);
+        eventually("two requests", LIMIT, || async { if server.made() == 2 { Ok(()) } else { Err(server.made()) } })
+            .await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        init.kill();
+    }
+    server.state().idle = false;
+    pod.init().await;
+    assert_eq!(server.made(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_verdict_is_told_to_kubelet() {
+    let server = CsrServer::start(Duration::from_secs(3600)).await;
+    server.state().deny = Some("127.0.0.1 is not an address of pod etcd-0".to_owned());
+    let pod = Pod::new(&server);
+    fs::write(pod.dir.join("termination-log"), "").expect("write");
+    let mut init = pod.start("init", &[]);
+    assert_eq!(init.wait(LIMIT).await.code(), Some(77), "{}", init.log());
+    let message = fs::read_to_string(pod.dir.join("termination-log")).expect("read");
+    assert!(message.contains("role peer: request etcd-tls-0d5f2e0c-9c2f-4a68-9e53-3b0a4f6d7c11-peer-"), "{message}");
+    assert!(message.contains("was denied: Test: 127.0.0.1 is not an address of pod etcd-0"), "{message}");
+
+    // The policy is mended: the next start asks anew.
+    server.state().deny = None;
+    pod.init().await;
+    assert_eq!(server.made(), 4);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_signer_that_is_away_is_a_timeout() {
+    let server = CsrServer::start(Duration::from_secs(3600)).await;
+    server.state().idle = true;
+    let pod = Pod::new(&server);
+    fs::write(pod.dir.join("termination-log"), "").expect("write");
+    let mut init = pod.start("init", &["--timeout=1s"]);
+    assert_eq!(init.wait(LIMIT).await.code(), Some(75), "{}", init.log());
+    let message = fs::read_to_string(pod.dir.join("termination-log")).expect("read");
+    assert!(message.contains("no certificate within 1s"), "{message}");
+    assert!(message.contains("is the signer running?"), "{message}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn certificates_are_renewed_and_recovered_by_themselves() {
+    let server = CsrServer::start(Duration::from_secs(8)).await;
+    let pod = Pod::new(&server);
+    pod.init().await;
+    let (mut run, port) = pod.run(&[]);
+    let first = (pod.serial(Role::Peer), pod.serial(Role::Server));
+    eventually("both roles renewed", LIMIT, || async {
+        let now = (pod.serial(Role::Peer), pod.serial(Role::Server));
+        if now.0 != first.0 && now.1 != first.1 { Ok(()) } else { Err("not yet") }
+    })
+    .await;
+
+    // An API server that is away until everything has expired.
+    server.state().outage = Some((502, "<html>Bad Gateway</html>".to_owned(), Vec::new()));
+    eventually("expired", LIMIT, || async {
+        match get(port, "/ready").await {
+            Err(e) if e.contains("has expired") => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    assert!(get(port, "/live").await.is_ok(), "an outage is no reason to be restarted");
+    let made = server.made();
+    server.state().outage = None;
+    eventually("ready again", LIMIT, || get(port, "/ready")).await;
+    set_of(&pod.dir.join("certs")).expect("a whole set");
+    assert!(server.made() <= made + 4, "no pile of requests");
+    let metrics = get(port, "/metrics").await.expect("metrics");
+    assert!(metrics.contains("etcd_tls_renewals_total{role=\"peer\",result=\"issued\"}"), "{metrics}");
+    assert!(run.terminate(LIMIT).await.success(), "{}", run.log());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bundles_are_taken_or_refused() {
+    let server = CsrServer::start(Duration::from_secs(3600)).await;
+    let pod = Pod::new(&server);
+    pod.init().await;
+    let (mut run, port) = pod.run(&[]);
+    eventually("ready", LIMIT, || get(port, "/ready")).await;
+    let trust = pod.dir.join("trust");
+    let ca = pod.dir.join("certs/peer/ca.crt");
+    let before = fs::read_to_string(&ca).expect("read");
+    let next = authority("next peer").bundle().to_pem();
+    let refused = || async {
+        let metrics = get(port, "/metrics").await?;
+        if metrics.contains("etcd_tls_bundle_refused{domain=\"peer\"} 1") { Ok(()) } else { Err(metrics) }
+    };
+    let bad = [
+        ("garbage", "no PEM at all".to_owned()),
+        ("empty", String::new()),
+        ("huge", "x".repeat(2 * 1024 * 1024)),
+        ("lacks the CA in use", next.clone()),
+    ];
+    for (name, bundle) in bad {
+        server.publish_trust(&trust, &BTreeMap::from([(Domain::Peer, bundle)]));
+        eventually(name, LIMIT, refused).await;
+        assert_eq!(fs::read_to_string(&ca).expect("read"), before, "{name}");
+        server.publish_trust(&trust, &BTreeMap::new());
+        eventually("the own one again", LIMIT, || async {
+            if refused().await.is_err() { Ok(()) } else { Err("still refused") }
+        })
+        .await;
+    }
+
+    let serials = (pod.serial(Role::Peer), pod.serial(Role::Server));
+    let both = format!("{before}{next}");
+    server.publish_trust(&trust, &BTreeMap::from([(Domain::Peer, both.clone())]));
+    eventually("both CAs on disk", LIMIT, || async {
+        let now = Bundle::parse(&fs::read(&ca).expect("read")).expect("a bundle");
+        if now == Bundle::parse(both.as_bytes()).expect("a bundle") { Ok(()) } else { Err("not yet") }
+    })
+    .await;
+    assert_eq!((pod.serial(Role::Peer), pod.serial(Role::Server)), serials, "bundle first, leaf later");
+    assert_eq!(server.made(), 2);
+    assert!(run.terminate(LIMIT).await.success(), "{}", run.log());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_sidecars_do_not_share_a_directory() {
+    let server = CsrServer::start(Duration::from_secs(3600)).await;
+    let pod = Pod::new(&server);
+    let (_run, port) = pod.run(&[]);
+    eventually("ready", LIMIT, || get(port, "/ready")).await;
+    let mut second = pod.start("init", &[]);
+    assert_eq!(second.wait(LIMIT).await.code(), Some(75));
+    assert!(second.log().contains("another etcd-tls-sidecar works on this directory"), "{}", second.log());
+}
