@@ -8,6 +8,7 @@
 use std::{
     collections::HashSet,
     fs, io,
+    net::{IpAddr, Ipv6Addr},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::Duration,
@@ -25,12 +26,21 @@ const TICKS: u64 = 100;
 /// What to look for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
-    /// The program's name, the last part of its path; `None`: whoever listens on the ports.
+    /// The program's name, the last part of its path; `None`: whoever listens there.
     pub program: Option<String>,
-    /// Ports that it listens on; any of them will do. Empty where none is known.
-    pub ports: Vec<u16>,
+    /// Where it listens; any of them will do. Empty where nothing is known.
+    pub listeners: Vec<Listener>,
     /// Where else to look than at the name.
     pub place: Place,
+}
+
+/// A TCP port that a process listens on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listener {
+    /// One address, reached through this one or all of them; `None`: any.
+    pub address: Option<IpAddr>,
+    /// The port.
+    pub port: u16,
 }
 
 /// How the process is told from others of its name.
@@ -114,7 +124,7 @@ pub fn find(wanted: &Wanted) -> Result<Process, ProcessError> {
 
 fn find_in(proc: &Path, wanted: &Wanted) -> Result<Process, ProcessError> {
     let failed = |source| ProcessError::Proc { path: proc.to_owned(), source };
-    let sockets = listening(proc, &wanted.ports);
+    let sockets = listening(proc, &wanted.listeners);
     let listed = match &wanted.place {
         Place::PidFile(path) => {
             let text = fs::read_to_string(path).map_err(|source| ProcessError::Proc { path: path.clone(), source })?;
@@ -136,7 +146,7 @@ fn find_in(proc: &Path, wanted: &Wanted) -> Result<Process, ProcessError> {
         }
         // A process that ends while it is looked at is none.
         let Some(start_ticks) = start_ticks(&dir) else { continue };
-        let listens = if wanted.ports.is_empty() { None } else { holds(&dir, &sockets) };
+        let listens = if wanted.listeners.is_empty() { None } else { holds(&dir, &sockets) };
         // Without a name, a process is what it listens on.
         if wanted.program.is_none() && wanted.place == Place::Anywhere && listens != Some(true) {
             continue;
@@ -247,8 +257,8 @@ fn start_ticks(dir: &Path) -> Option<u64> {
     fields.nth(18)?.parse().ok()
 }
 
-/// Inodes of the TCP sockets that listen on one of `ports`, in this network namespace.
-fn listening(proc: &Path, ports: &[u16]) -> HashSet<u64> {
+/// Inodes of the TCP sockets that listen at one of `listeners`, in this network namespace.
+fn listening(proc: &Path, listeners: &[Listener]) -> HashSet<u64> {
     const LISTEN: &str = "0A";
     let mut inodes = HashSet::new();
     for table in ["net/tcp", "net/tcp6"] {
@@ -256,13 +266,36 @@ fn listening(proc: &Path, ports: &[u16]) -> HashSet<u64> {
         for line in text.lines().skip(1) {
             let fields: Vec<&str> = line.split_whitespace().collect();
             let [_, local, _, LISTEN, _, _, _, _, _, inode, ..] = fields.as_slice() else { continue };
-            let port = local.rsplit(':').next().and_then(|p| u16::from_str_radix(p, 16).ok());
-            if port.is_some_and(|p| ports.contains(&p)) {
+            let Some((address, port)) = socket_address(local) else { continue };
+            if listeners.iter().any(|l| l.port == port && l.address.is_none_or(|a| reaches(a, address))) {
                 inodes.extend(inode.parse::<u64>());
             }
         }
     }
     inodes
+}
+
+/// `0100007F:094B`: an address in words of the machine's own byte order, and a port.
+fn socket_address(text: &str) -> Option<(IpAddr, u16)> {
+    let (address, port) = text.split_once(':')?;
+    let words: Vec<[u8; 4]> = (0..address.len())
+        .step_by(8)
+        .map(|at| Some(u32::from_str_radix(address.get(at..at + 8)?, 16).ok()?.to_ne_bytes()))
+        .collect::<Option<_>>()?;
+    let ip = match words.as_slice() {
+        [v4] => IpAddr::from(*v4),
+        [a, b, c, d] => {
+            let octets: [u8; 16] = [*a, *b, *c, *d].concat().try_into().ok()?;
+            Ipv6Addr::from(octets).to_canonical()
+        }
+        _ => return None,
+    };
+    Some((ip, u16::from_str_radix(port, 16).ok()?))
+}
+
+/// Whether a connection to `wanted` arrives at a socket bound to `bound`. Go binds `0.0.0.0` as `::`.
+fn reaches(wanted: IpAddr, bound: IpAddr) -> bool {
+    bound.is_unspecified() || bound == wanted.to_canonical()
 }
 
 /// Whether a process holds one of `sockets`; `None` where its descriptors may not be seen.
@@ -289,7 +322,9 @@ mod tests {
     }
 
     fn wanted(program: &str, ports: &[u16]) -> Wanted {
-        Wanted { program: Some(program.to_owned()), ports: ports.to_vec(), place: Place::Anywhere }
+        let address = Some(IpAddr::from([127, 0, 0, 1]));
+        let listeners = ports.iter().map(|port| Listener { address, port: *port }).collect();
+        Wanted { program: Some(program.to_owned()), listeners, place: Place::Anywhere }
     }
 
     #[test]
@@ -300,6 +335,10 @@ mod tests {
         assert_eq!(found.pid, i32::try_from(std::process::id()).unwrap());
         assert!(found.runs() && found.started() <= uptime().unwrap());
         assert_eq!(find(&Wanted { program: None, ..wanted("", &[port]) }).unwrap(), found);
+        // On that port of another address.
+        let elsewhere = Listener { address: Some(IpAddr::from([127, 0, 0, 9])), port };
+        let another = Wanted { listeners: vec![elsewhere], ..wanted(&own_name(), &[]) };
+        assert!(matches!(find(&another), Err(ProcessError::Absent { .. })));
         // Of that name, but not on that port.
         drop(listener);
         assert!(matches!(find(&wanted(&own_name(), &[port])), Err(ProcessError::Absent { .. })));
@@ -343,6 +382,21 @@ mod tests {
         child.kill().unwrap();
         child.wait().unwrap();
         fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn addresses_are_read_as_the_kernel_writes_them() {
+        let little = cfg!(target_endian = "little");
+        let v4 = if little { "0100007F:094B" } else { "7F000001:094B" };
+        assert_eq!(socket_address(v4), Some((IpAddr::from([127, 0, 0, 1]), 2379)));
+        let any = socket_address("00000000000000000000000000000000:094B").unwrap();
+        assert!(reaches(IpAddr::from([10, 0, 0, 1]), any.0) && any.1 == 2379);
+        let mapped =
+            if little { "0000000000000000FFFF00000100007F:094B" } else { "00000000000000000000FFFF7F000001:094B" };
+        assert_eq!(socket_address(mapped).unwrap().0, IpAddr::from([127, 0, 0, 1]));
+        for bad in ["", "0100007F", "01:1", "0100007F:", "zzzzzzzz:1", "0100007F0100007F:1"] {
+            assert_eq!(socket_address(bad), None, "{bad}");
+        }
     }
 
     #[test]

@@ -457,3 +457,47 @@ impl Wait {
         Self::new(hindrance.word(), hindrance.to_string(), AGAIN)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The driver spawns it.
+    #[test]
+    fn a_restarter_runs_on_any_thread() {
+        fn sends<F: Future + Send>(_: fn(Restarter, watch::Receiver<u64>) -> F) {}
+        sends(Restarter::run);
+    }
+
+    #[test]
+    fn reload_says_how_etcd_is_restarted() {
+        let means = |reload, can_signal| {
+            let options = Options {
+                dir: PathBuf::new(),
+                roles: vec![Role::Peer],
+                reload,
+                can_signal,
+                place: Place::Anywhere,
+                client_url: None,
+                peer_url: None,
+                liveness_url: None,
+                holder: String::new(),
+                pace: PACE,
+                notice: NOTICE,
+                lease: None,
+            };
+            options.means()
+        };
+        let signal = |name: &str| means(Reload::Signal(name.to_owned()), true);
+        assert_eq!(means(Reload::Auto, true), Means::End(Signal::SIGTERM));
+        assert!(matches!(means(Reload::Auto, false), Means::ByHand(why) if why.contains("reload: probe")));
+        assert_eq!(means(Reload::Probe, false), Means::Probe);
+        assert!(matches!(means(Reload::None, true), Means::ByHand(_)));
+        assert_eq!(signal("SIGTERM"), Means::End(Signal::SIGTERM));
+        assert_eq!(signal("INT"), Means::End(Signal::SIGINT));
+        assert_eq!(signal("HUP"), Means::Tell(Signal::SIGHUP));
+        for none in ["SIGKILL", "STOP", "QUIT", "NOPE", ""] {
+            assert!(matches!(signal(none), Means::ByHand(_)), "{none}");
+        }
+    }
+}

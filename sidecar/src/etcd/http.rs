@@ -88,6 +88,13 @@ impl Client {
     /// # Errors
     /// [`EtcdError::Files`].
     pub fn from_dir(dir: &Path) -> Result<Self, EtcdError> {
+        // By way of the links once, so that the three files are of one generation. One that is swept meanwhile has a
+        // successor.
+        let resolved = || fs::canonicalize(dir).unwrap_or_else(|_| dir.to_owned());
+        Self::from_generation(&resolved()).or_else(|_| Self::from_generation(&resolved()))
+    }
+
+    fn from_generation(dir: &Path) -> Result<Self, EtcdError> {
         let failed = |name: &str, e: &dyn Display| EtcdError::Files {
             path: dir.join(name).display().to_string(),
             reason: e.to_string(),

@@ -34,6 +34,10 @@ impl Restarter {
             return Err(Wait::new("told", format!("{signal} was sent"), AGAIN));
         }
         let process = self.eyes.process().map_err(|e| Wait::new("no_process", e.to_string(), AGAIN))?;
+        if self.eyes.is_etcd(process) {
+            let text = format!("the server is etcd, which {signal} kills or leaves as it is: set reload to auto");
+            return Err(Wait::new("by_hand", text, IDLE));
+        }
         self.note_restart(look)?;
         process.signal(signal).map_err(|e| Wait::new("no_process", e.to_string(), AGAIN))?;
         tracing::info!(pid = process.pid, %signal, "told the server to read its files again");
@@ -145,7 +149,7 @@ impl Restarter {
         loop {
             sleep(GLANCE_AT_CLUSTER).await;
             match self.eyes.started().await {
-                Some(now) if is_another(now, started) => return Ok(()),
+                Some(now) if self.eyes.is_another(now, started) => return Ok(()),
                 // It is on its way down, or up: either way kubelet has acted.
                 None => return Ok(()),
                 Some(_) => {}
@@ -194,7 +198,7 @@ impl Restarter {
             self.keep(guard.as_deref_mut(), client_urls, &mut confirmed).await;
             sleep(GLANCE).await;
             if healthy.is_none() {
-                let another = self.eyes.started().await.is_some_and(|now| is_another(now, before));
+                let another = self.eyes.started().await.is_some_and(|now| self.eyes.is_another(now, before));
                 if !another || self.eyes.healthy().await.is_err() {
                     continue;
                 }
@@ -240,9 +244,4 @@ async fn confirm(guard: Option<&mut Guard>, client_urls: &[String]) -> Result<()
         Some(guard) => guard.confirm(client_urls).await.map_err(|e| Wait::new("lock_lost", e.to_string(), AGAIN)),
         None => Ok(()),
     }
-}
-
-/// Whether two starts are of two processes. Where the process is not visible, a start is known to a second.
-fn is_another(now: Duration, before: Duration) -> bool {
-    now.abs_diff(before) > Duration::from_millis(1500)
 }

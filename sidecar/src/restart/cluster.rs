@@ -1,11 +1,6 @@
 //! What one sidecar can see of its etcd and of the cluster around it.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
 
 use futures::future::join_all;
 
@@ -17,7 +12,8 @@ use crate::{
     certificate::Bundle,
     etcd::{Client, Endpoint, EtcdError, Member, ServerMetrics},
     handshake::{self, Target},
-    process::{self, Process, ProcessError, Wanted},
+    names,
+    process::{self, Listener, Process, ProcessError, Wanted},
     role::{Domain, Role},
 };
 
@@ -51,15 +47,18 @@ pub(super) struct Eyes {
 
 impl Eyes {
     pub(super) fn new(options: &Options, program: Option<String>) -> Self {
-        let port = |url: &Option<String>| url.as_ref().and_then(|u| Endpoint::parse(u).ok()).map(|e| e.port);
-        let ports = [port(&options.client_url), port(&options.peer_url)].into_iter().flatten().collect();
+        let listener = |url: &Option<String>| {
+            let endpoint = Endpoint::parse(url.as_ref()?).ok()?;
+            Some(Listener { address: endpoint.host.parse().ok(), port: endpoint.port })
+        };
+        let listeners = [listener(&options.client_url), listener(&options.peer_url)].into_iter().flatten().collect();
         Self {
             dir: options.dir.clone(),
             roles: options.roles.clone(),
             client_url: options.client_url.clone(),
             peer_url: options.peer_url.clone(),
             processes: options.can_signal,
-            wanted: Wanted { program, ports, place: options.place.clone() },
+            wanted: Wanted { program, listeners, place: options.place.clone() },
         }
     }
 
@@ -95,6 +94,8 @@ impl Eyes {
     /// What `port` shows of what it has loaded.
     pub(super) async fn seen(&self, port: &Port, started: Option<Duration>) -> Result<Seen, String> {
         let dir = self.dir.join(port.role.as_str());
+        // One generation's files, whatever is swapped meanwhile.
+        let dir = fs::canonicalize(&dir).unwrap_or(dir);
         let read = |name| fs::read_to_string(dir.join(name)).map_err(|e| format!("{}: {e}", dir.display()));
         let (chain, key) = (read("tls.crt")?, zeroize::Zeroizing::new(read("tls.key")?));
         let served =
@@ -111,16 +112,26 @@ impl Eyes {
         process::find(&self.wanted)
     }
 
+    /// Whether a process that was found by its ports is etcd by its name as well.
+    pub(super) fn is_etcd(&self, process: Process) -> bool {
+        let etcd = Wanted { program: Some(names::ETCD_CONTAINER.to_owned()), ..self.wanted.clone() };
+        process::find(&etcd).is_ok_and(|found| found == process)
+    }
+
     /// When etcd started: by its process, or else by what it says itself.
     pub(super) async fn started(&self) -> Option<Duration> {
-        if self.processes
-            && let Ok(process) = self.process()
-        {
-            return Some(process.started());
+        if self.processes {
+            return self.process().ok().map(Process::started);
         }
         let metrics = self.metrics().await.ok()?;
         let since_boot = metrics.started? - process::boot_time().ok()? - CLOCK_SLACK;
         Some(Duration::try_from_secs_f64(since_boot).unwrap_or_default())
+    }
+
+    /// Whether two answers of [`Self::started`] are of two processes. Where processes are not visible, it is known to a
+    /// second only.
+    pub(super) fn is_another(&self, now: Duration, before: Duration) -> bool {
+        now.abs_diff(before) > if self.processes { Duration::ZERO } else { Duration::from_millis(1500) }
     }
 
     async fn metrics(&self) -> Result<ServerMetrics, EtcdError> {
@@ -162,14 +173,18 @@ impl Eyes {
         if url.starts_with("http:") {
             return Ok(Client::plain());
         }
-        retried(&self.identity().ok_or_else(|| EtcdError::Unreachable {
+        Client::from_dir(&self.identity().ok_or_else(|| EtcdError::Unreachable {
             url: url.to_owned(),
             reason: "the pod has no certificate to present (roles server or client)".to_owned(),
         })?)
     }
 
     fn peer(&self, url: &str) -> Result<Client, EtcdError> {
-        if url.starts_with("http:") { Ok(Client::plain()) } else { retried(&self.dir.join(Role::Peer.as_str())) }
+        if url.starts_with("http:") {
+            Ok(Client::plain())
+        } else {
+            Client::from_dir(&self.dir.join(Role::Peer.as_str()))
+        }
     }
 
     /// Looks at every member.
@@ -188,7 +203,7 @@ impl Eyes {
         for member in members.iter().filter(|m| m.id != me) {
             client_urls.extend(member.client_urls.iter().cloned());
         }
-        let members = join_all(members.into_iter().map(|m| self.member(m, me))).await;
+        let members = join_all(members.into_iter().map(|m| self.member(m, me)).collect::<Vec<_>>()).await;
         Ok(ClusterSeen { me, leader: metrics.leader, members, client_urls })
     }
 
@@ -212,20 +227,45 @@ impl Eyes {
         let (health, peer) = if member.id == me {
             (Ok(()), Ok(()))
         } else {
-            tokio::join!(
-                first(&member.client_urls, "no client URL: it has never started", async |url: &str| {
-                    self.client(url)?.health(url).await
-                }),
-                first(&member.peer_urls, "no peer URL", async |url: &str| {
-                    // Without a peer certificate of ours the peers' TLS is not ours to rotate.
-                    if url.starts_with("https:") && !self.roles.contains(&Role::Peer) {
-                        return Ok(());
-                    }
-                    self.peer(url)?.dial_peer(url).await
-                }),
-            )
+            tokio::join!(self.health_of(&member.client_urls), self.dialled(&member.peer_urls))
         };
         MemberSeen { id: member.id, name: member.name, learner: member.learner, health, peer }
+    }
+
+    /// Whether a member is healthy, by the first of its URLs that says so.
+    async fn health_of(&self, urls: &[String]) -> Result<(), String> {
+        let mut failed = "no client URL: it has never started".to_owned();
+        for url in urls {
+            let attempt = match self.client(url) {
+                Ok(client) => client.health(url).await,
+                Err(error) => Err(error),
+            };
+            match attempt {
+                Ok(()) => return Ok(()),
+                Err(error) => failed = error.to_string(),
+            }
+        }
+        Err(failed)
+    }
+
+    /// Whether a member takes us for a peer, by the first of its URLs that does.
+    async fn dialled(&self, urls: &[String]) -> Result<(), String> {
+        let mut failed = "no peer URL".to_owned();
+        for url in urls {
+            // Without a peer certificate of ours the peers' TLS is not ours to rotate.
+            if url.starts_with("https:") && !self.roles.contains(&Role::Peer) {
+                return Ok(());
+            }
+            let attempt = match self.peer(url) {
+                Ok(client) => client.dial_peer(url).await,
+                Err(error) => Err(error),
+            };
+            match attempt {
+                Ok(()) => return Ok(()),
+                Err(error) => failed = error.to_string(),
+            }
+        }
+        Err(failed)
     }
 }
 
@@ -234,25 +274,4 @@ impl Eyes {
 pub(super) struct Port {
     role: Role,
     target: Target,
-}
-
-/// The first URL that does it will do.
-async fn first(
-    urls: &[String],
-    none: &str,
-    attempt: impl AsyncFn(&str) -> Result<(), EtcdError>,
-) -> Result<(), String> {
-    let mut failed = none.to_owned();
-    for url in urls {
-        match attempt(url).await {
-            Ok(()) => return Ok(()),
-            Err(error) => failed = error.to_string(),
-        }
-    }
-    Err(failed)
-}
-
-/// A set may be swapped between the reading of two of its files; the next look finds them whole.
-fn retried(dir: &Path) -> Result<Client, EtcdError> {
-    Client::from_dir(dir).or_else(|_| Client::from_dir(dir))
 }

@@ -1,0 +1,239 @@
+//! etcd pods without a kubelet: for each member the sidecar's own store and restarter, in this process, against a real etcd;
+//! the test is the signer, and says what is in the bundle and who signs the next leaf.
+
+use std::{
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+use etcd_tls_sidecar::{
+    certificate::Bundle,
+    csr::PrivateKey,
+    process::Place,
+    restart::{Options, Restarter, Status},
+    role::{Domain, Role},
+    settings::{Reload, Sans},
+    store::{Entry, Record, Set, Store},
+    telemetry,
+};
+use prometheus_client::registry::Registry;
+use tokio::{sync::watch, task::JoinHandle};
+
+use crate::{
+    etcd::{EtcdBinary, EtcdCluster, Member, MemberTls},
+    pki::{Ca, LeafOptions},
+    supervisor::Supervisor,
+    temp::TempDir,
+};
+
+/// The roles of a member.
+const ROLES: [Role; 2] = [Role::Peer, Role::Server];
+
+/// One certificate directory, kept as the sidecar keeps it.
+pub struct Files {
+    store: Store,
+    set: Set,
+    options: LeafOptions,
+}
+
+/// A member's sidecar.
+pub struct Pod {
+    /// Its files.
+    pub files: Files,
+    installed: watch::Sender<u64>,
+    status: watch::Receiver<Status>,
+    task: Option<JoinHandle<()>>,
+    dir: PathBuf,
+    options: Options,
+}
+
+/// A cluster of them, with a client's files beside.
+pub struct Pods {
+    /// One for each member.
+    pub pods: Vec<Pod>,
+    /// The members.
+    pub supervisor: Supervisor,
+    /// The workload's client.
+    pub client: Files,
+    /// Where the client's role directory is.
+    pub client_dir: PathBuf,
+    /// The members' client URLs.
+    pub urls: Vec<String>,
+    _files: TempDir,
+}
+
+/// A PEM bundle of these CAs.
+pub fn bundle(cas: &[&Ca]) -> Bundle {
+    let pem: String = cas.iter().map(|ca| ca.pem.as_str()).collect();
+    Bundle::parse(pem.as_bytes()).expect("a bundle of CAs")
+}
+
+impl Files {
+    fn new(dir: &Path, options: LeafOptions) -> Self {
+        Self { store: Store::open(dir).expect("open a store"), set: Set::default(), options }
+    }
+
+    /// Installs new leaves of `ca`, with a life of `life`, and `bundle`, for `roles`.
+    pub fn issue(&mut self, roles: &[Role], ca: &Ca, bundle: &Bundle, life: Duration) {
+        let now = SystemTime::now();
+        for role in roles {
+            let leaf = ca.leaf(&LeafOptions { not_after: now + life, ..self.options.clone() });
+            let key = PrivateKey::from_pem(&leaf.key).expect("a key");
+            let entry = Entry::prove(*role, &leaf.cert, &key, bundle, &Sans::default(), Record::default(), now);
+            self.set = self.set.with(*role, entry.expect("a leaf that peers take"));
+        }
+        self.store.install(&self.set).expect("install");
+    }
+
+    /// Installs another bundle for all roles, the leaves kept.
+    pub fn trust(&mut self, bundle: &Bundle) {
+        for (role, entry) in self.set.roles.clone() {
+            let entry = entry.with_bundle(role, bundle, SystemTime::now()).expect("a bundle with the leaf's CA");
+            self.set = self.set.with(role, entry);
+        }
+        self.store.install(&self.set).expect("install");
+    }
+}
+
+impl Pod {
+    /// Tells the restarter that a set was installed.
+    pub fn installed(&self) {
+        self.installed.send_modify(|n| *n += 1);
+    }
+
+    /// What its restarter knows.
+    pub fn status(&self) -> Status {
+        self.status.borrow().clone()
+    }
+
+    /// Whether both of its domains have loaded `bundle`.
+    pub fn has_loaded(&self, bundle: &Bundle) -> bool {
+        let loaded = self.status().loaded;
+        [Domain::Peer, Domain::Client].iter().all(|d| loaded.get(d) == Some(&bundle.digest()))
+    }
+
+    /// Ends its restarter, as a sidecar that is killed ends.
+    pub fn kill_restarter(&mut self) {
+        if let Some(task) = self.task.take() {
+            task.abort();
+        }
+    }
+
+    /// Starts its restarter, anew after [`Self::kill_restarter`].
+    pub fn start_restarter(&mut self, change: impl FnOnce(&mut Options)) {
+        self.kill_restarter();
+        change(&mut self.options);
+        let restarter = Restarter::new(self.options.clone(), &mut Registry::default());
+        self.status = restarter.status();
+        self.task = Some(tokio::spawn(restarter.run(self.installed.subscribe())));
+    }
+
+    /// The directory with the role directories.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+}
+
+impl Drop for Pod {
+    fn drop(&mut self) {
+        self.kill_restarter();
+    }
+}
+
+impl Pods {
+    /// Starts `size` members with certificates of `ca`, and their restarters.
+    pub async fn start(binary: &EtcdBinary, size: u8, ca: &Ca) -> Self {
+        crate::install_crypto();
+        // For whoever looks for what happened: ETCD_TLS_TEST_LOG=debug.
+        if let Ok(level) = std::env::var("ETCD_TLS_TEST_LOG") {
+            let _ = telemetry::init(telemetry::Format::Text, &level);
+        }
+        let dir = TempDir::new("pods");
+        let trust = bundle(&[ca]);
+        let mut cluster = EtcdCluster::new(binary, size).with_tls(|member| {
+            let role = |role: Role| Some(dir.join(&member.name).join(role.as_str()));
+            MemberTls { server: role(Role::Server), peer: role(Role::Peer) }
+        });
+        let hour = Duration::from_secs(3600);
+        let mut pods: Vec<Pod> = cluster.members.iter().map(|m| pod(&dir, m)).collect();
+        for pod in &mut pods {
+            pod.files.issue(&ROLES, ca, &trust, hour);
+        }
+        let options = LeafOptions { server: false, common_name: "workload".into(), ..LeafOptions::default() };
+        let mut client = Files::new(&dir.dir("client"), options);
+        client.issue(&[Role::Client], ca, &trust, hour);
+        cluster.start().await;
+        let urls = cluster.members.iter().map(Member::client_url).collect();
+        for pod in &mut pods {
+            pod.start_restarter(|_| {});
+        }
+        let client_dir = dir.join("client").join(Role::Client.as_str());
+        Self { pods, supervisor: Supervisor::new(cluster), client, client_dir, urls, _files: dir }
+    }
+
+    /// Installs `bundle` everywhere.
+    pub fn trust(&mut self, bundle: &Bundle) {
+        self.client.trust(bundle);
+        for pod in &mut self.pods {
+            pod.files.trust(bundle);
+            pod.installed();
+        }
+    }
+
+    /// Installs leaves of `ca` everywhere.
+    pub fn issue(&mut self, ca: &Ca, bundle: &Bundle, life: Duration) {
+        self.client.issue(&[Role::Client], ca, bundle, life);
+        for pod in &mut self.pods {
+            pod.files.issue(&ROLES, ca, bundle, life);
+            pod.installed();
+        }
+    }
+
+    /// Waits until every member has loaded `bundle`.
+    pub async fn loaded(&self, bundle: &Bundle, limit: Duration) {
+        crate::eventually("every member has loaded the bundle", limit, || async {
+            let waiting: Vec<_> = self.pods.iter().filter(|p| !p.has_loaded(bundle)).map(Pod::status).collect();
+            if waiting.is_empty() { Ok(()) } else { Err(format!("{waiting:?}")) }
+        })
+        .await;
+    }
+
+    /// The whole of a rollover: trust both, sign with the new one, trust the new one alone.
+    pub async fn roll_over(&mut self, from: &Ca, to: &Ca, limit: Duration) {
+        let both = bundle(&[from, to]);
+        self.trust(&both);
+        self.loaded(&both, limit).await;
+        self.issue(to, &both, Duration::from_secs(3600));
+        let new = bundle(&[to]);
+        self.trust(&new);
+        self.loaded(&new, limit).await;
+    }
+}
+
+fn pod(dir: &TempDir, member: &Member) -> Pod {
+    let path = dir.dir(&member.name);
+    let options = LeafOptions {
+        ips: vec![member.address.into(), Ipv4Addr::LOCALHOST.into()],
+        common_name: member.name.clone(),
+        ..LeafOptions::default()
+    };
+    let options_of_restarter = Options {
+        dir: path.clone(),
+        roles: ROLES.to_vec(),
+        reload: Reload::Auto,
+        can_signal: true,
+        place: Place::Anywhere,
+        client_url: Some(member.client_url()),
+        peer_url: Some(member.peer_url()),
+        liveness_url: None,
+        holder: member.name.clone(),
+        // Nobody delays a restart here.
+        pace: Duration::ZERO,
+        notice: Duration::from_secs(1),
+        lease: None,
+    };
+    let (installed, _) = watch::channel(0);
+    let (_, status) = watch::channel(Status::default());
+    Pod { files: Files::new(&path, options), installed, status, task: None, dir: path, options: options_of_restarter }
+}
