@@ -44,4 +44,6 @@ pub mod settings;
 pub mod status;
 pub mod store;
 pub mod telemetry;
+#[cfg(test)]
+mod testing;
 pub mod trust;

@@ -21,6 +21,8 @@ pub struct Order {
     expected: Expected,
     stage: Stage,
     failures: u32,
+    /// [`Circumstances::elapsed`] when the object was first seen: from then on the signer is waited for.
+    since: Duration,
 }
 
 /// What must be in the object for it to be our request.
@@ -91,12 +93,12 @@ pub struct Circumstances {
 impl Order {
     /// A request that nobody has seen yet.
     pub const fn new(expected: Expected) -> Self {
-        Self { expected, stage: Stage::Create, failures: 0 }
+        Self { expected, stage: Stage::Create, failures: 0, since: Duration::ZERO }
     }
 
     /// A request that may have been made before a restart: looked for by name first.
     pub const fn resumed(expected: Expected) -> Self {
-        Self { expected, stage: Stage::Find, failures: 0 }
+        Self { expected, stage: Stage::Find, failures: 0, since: Duration::ZERO }
     }
 
     /// The first call.
@@ -155,6 +157,7 @@ impl Order {
                     return Step::Over(Outcome::Replaced(difference));
                 }
                 self.stage = Stage::Await { uid: Some(uid) };
+                self.since = circumstances.elapsed;
             }
         }
         let status = object.status.as_ref();
@@ -174,7 +177,7 @@ impl Order {
         }
         match status.and_then(|s| s.certificate.as_ref()) {
             Some(certificate) if !certificate.0.is_empty() => Step::Over(Outcome::Signed(certificate.0.clone())),
-            _ => Step::Next(Call::Get, schedule::poll(circumstances.elapsed)),
+            _ => Step::Next(Call::Get, schedule::poll(circumstances.elapsed.saturating_sub(self.since))),
         }
     }
 }

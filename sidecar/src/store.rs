@@ -80,7 +80,7 @@ pub struct Entry {
 }
 
 /// Every role's entry: what one generation holds.
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Set {
     /// By role.
     pub roles: BTreeMap<Role, Arc<Entry>>,

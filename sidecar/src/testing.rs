@@ -1,0 +1,129 @@
+//! Certificates and clocks for this crate's own tests.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::{
+    cell::Cell,
+    rc::Rc,
+    time::{Duration, SystemTime},
+};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    SanType, SubjectPublicKeyInfo,
+};
+
+use crate::{
+    certificate::Bundle,
+    clock::Clock,
+    csr::PrivateKey,
+    role::Role,
+    settings::{KeyAlgorithm, Sans},
+    store::{Entry, Record},
+};
+
+/// A certificate authority.
+pub(crate) struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    pem: String,
+}
+
+impl Authority {
+    pub(crate) fn new() -> Self {
+        Self::named("test CA")
+    }
+
+    pub(crate) fn named(name: &str) -> Self {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        params.not_before = time(SystemTime::UNIX_EPOCH);
+        let pem = params.self_signed(&key).unwrap().pem();
+        Self { issuer: Issuer::new(params, key), pem }
+    }
+
+    pub(crate) fn bundle(&self) -> Bundle {
+        Bundle::parse(self.pem.as_bytes()).unwrap()
+    }
+
+    pub(crate) fn pem(&self) -> &str {
+        &self.pem
+    }
+
+    /// A chain in PEM for `public_key`.
+    pub(crate) fn sign(&self, public_key: &[u8], sans: &Sans, not_before: SystemTime, not_after: SystemTime) -> String {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, "test");
+        let names = sans.dns.iter().map(|d| SanType::DnsName(d.as_str().try_into().unwrap()));
+        params.subject_alt_names = names.chain(sans.ips.iter().map(|ip| SanType::IpAddress(*ip))).collect();
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        (params.not_before, params.not_after) = (time(not_before), time(not_after));
+        let mut serial = [0; 16];
+        aws_lc_rs::rand::fill(&mut serial).unwrap();
+        serial[0] &= 0x7f;
+        params.serial_number = Some(serial.to_vec().into());
+        let key = SubjectPublicKeyInfo::from_der(public_key).unwrap();
+        params.signed_by(&key, &self.issuer).unwrap().pem()
+    }
+
+    /// A proven entry with a key of its own, good for an hour from now.
+    pub(crate) fn entry(&self, role: Role) -> Entry {
+        let now = SystemTime::now();
+        self.entry_at(role, now, Duration::from_secs(3600))
+    }
+
+    /// A proven entry with a key of its own, good from `now` for `life`.
+    pub(crate) fn entry_at(&self, role: Role, now: SystemTime, life: Duration) -> Entry {
+        let key = PrivateKey::generate(KeyAlgorithm::EcdsaP256).unwrap();
+        let chain = self.sign(&key.public_key(), &Sans::default(), now, now + life);
+        let received = now.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+        let record = Record { received, key_bundle: self.bundle().digest(), trusts: None };
+        Entry::prove(role, &chain, &key, &self.bundle(), &Sans::default(), record, now).unwrap()
+    }
+}
+
+fn time(at: SystemTime) -> ::time::OffsetDateTime {
+    at.into()
+}
+
+/// A clock on which a sleep passes at once.
+#[derive(Clone)]
+pub(crate) struct Fake {
+    elapsed: Rc<Cell<Duration>>,
+    /// What is between the wall clock and a right one.
+    pub(crate) began: Rc<Cell<SystemTime>>,
+}
+
+impl Fake {
+    pub(crate) fn new() -> Self {
+        // Whole seconds, as certificates have them.
+        let began = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        Self { elapsed: Rc::default(), began: Rc::new(Cell::new(began)) }
+    }
+
+    pub(crate) fn pass(&self, duration: Duration) {
+        self.elapsed.set(self.elapsed.get() + duration);
+    }
+}
+
+impl Clock for Fake {
+    fn now(&self) -> SystemTime {
+        self.began.get() + self.elapsed.get()
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.elapsed.get()
+    }
+
+    fn chance(&self) -> f64 {
+        0.5
+    }
+
+    async fn sleep(&self, duration: Duration) {
+        self.pass(duration);
+    }
+}
