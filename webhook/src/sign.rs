@@ -23,6 +23,7 @@ use std::{
 use etcd_tls_sidecar::{
     identity::{Denial, Entitlement, Verdict},
     names::{self, SignerName},
+    policy::Policy,
     role::Domain,
     settings::parse_duration,
     telemetry,
@@ -58,6 +59,7 @@ use metrics::Metrics;
 use objects::Objects;
 use pods::Pods;
 use services::Services;
+use serving::{Lifetimes, Serving};
 
 mod authorities;
 mod cleaner;
@@ -66,6 +68,7 @@ mod metrics;
 mod objects;
 mod pods;
 mod services;
+mod serving;
 mod state;
 mod trust;
 mod watches;
@@ -100,6 +103,12 @@ pub struct Args {
     /// The longest life of a leaf, whatever was asked for; may be less than the API server's ten minutes.
     #[arg(long, value_parser = parse_duration)]
     max_lifetime: Option<Duration>,
+    /// The life of the webhook's serving certificate; it is renewed at half of it.
+    #[arg(long, default_value = "720h", value_parser = parse_duration)]
+    serving_lifetime: Duration,
+    /// The life of the webhook's own CA; the next one is published at half of it.
+    #[arg(long, default_value = "17520h", value_parser = parse_duration)]
+    serving_ca_lifetime: Duration,
     /// Requests that are worked on at once.
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1024))]
     workers: u16,
@@ -120,7 +129,17 @@ impl Args {
     /// # Errors
     /// What kept it from starting.
     pub async fn run(self) -> Result<(), Error> {
-        let Self { namespace, identity, max_lifetime, workers, admin_address, log_level, log_format } = self;
+        let Self {
+            namespace,
+            identity,
+            max_lifetime,
+            serving_lifetime,
+            serving_ca_lifetime,
+            workers,
+            admin_address,
+            log_level,
+            log_format,
+        } = self;
         telemetry::init(log_format, &log_level)?;
         let shutdown = shutdown::on_signals()?;
         let identity = match identity {
@@ -153,6 +172,7 @@ impl Args {
             recorder,
             metrics: metrics.clone(),
             max_lifetime,
+            serving: Lifetimes { leaf: serving_lifetime, ca: serving_ca_lifetime },
             latest: Mutex::default(),
         });
         let terms = Arc::clone(&signer).terms(namespace, changed, candidate.leader());
@@ -199,6 +219,7 @@ struct Signer {
     recorder: Recorder,
     metrics: Metrics,
     max_lifetime: Option<Duration>,
+    serving: Lifetimes,
     /// The last request that was issued for each pod and role, by the part of its name that says these, and its uid:
     /// the next one supersedes it.
     latest: Mutex<HashMap<String, (String, String)>>,
@@ -253,6 +274,7 @@ impl Signer {
                 settled: HashMap::new(),
             };
             tasks.spawn(async move { match keeper.run().await {} });
+            tasks.spawn(Arc::clone(&self).serve(system.clone()));
             tasks.spawn(self.services.clone().watch(self.client.clone()));
             tokio::select! {
                 () = until(&mut leader, false) => {}
@@ -263,6 +285,27 @@ impl Signer {
             self.services.clear();
             self.metrics.forget_all();
             self.latest.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        }
+    }
+
+    /// Keeps the webhook's serving pair; the cluster's domain, which is one of its names, is policy's.
+    async fn serve(self: Arc<Self>, system: String) {
+        let mut policy = self.policy.clone();
+        loop {
+            let current = policy.borrow_and_update().clone();
+            let domain =
+                current.map_or_else(|| Policy::default().cluster_domain, |policy| policy.cluster_domain.clone());
+            let serving = Serving {
+                client: self.client.clone(),
+                system: system.clone(),
+                cluster_domain: domain,
+                lifetimes: self.serving,
+                metrics: self.metrics.clone(),
+            };
+            tokio::select! {
+                never = serving.run() => match never {},
+                changed = policy.changed() => if changed.is_err() { return },
+            }
         }
     }
 

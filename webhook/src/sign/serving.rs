@@ -1,0 +1,400 @@
+//! The webhook's own serving pair and the caBundle that the API server checks it by, so that an install needs nothing else.
+//!
+//! A CA of its own (Secret `etcd-tls-admit-ca`) signs the pair (Secret `etcd-tls-admit-serving`, which `admit` mounts: it
+//! never sees the CA's key). **Invariant.** A CA stands in caBundle before a certificate of it is served, and goes only
+//! after the last one of it has ended: no API server meets a certificate that it cannot check.
+//!
+//! This CA is trusted by API servers for this webhook and by nobody else, so one that is lost is made anew.
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use etcd_tls_sidecar::{
+    certificate::{Bundle, Chain},
+    csr::PrivateKey,
+    role::Role,
+    settings::{KeyAlgorithm, Sans},
+};
+use k8s_openapi::{
+    ByteString,
+    api::{admissionregistration::v1::MutatingWebhookConfiguration, core::v1::Secret},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams, PostParams},
+};
+use serde_json::{Value, json};
+
+use super::{
+    authorities::MANAGED_LABEL,
+    metrics::Metrics,
+    state::{Stored, life},
+};
+use crate::{
+    authority::Authority,
+    client::{RequestError, within},
+    issue::{Leaf, issue},
+    rollover::{ChangeOver, Phase, Step, Trigger},
+};
+
+/// The Service that the API server dials.
+const SERVICE: &str = "etcd-tls-admit";
+/// The webhook configuration.
+const CONFIGURATION: &str = "etcd-tls";
+const CA_SECRET: &str = "etcd-tls-admit-ca";
+const SERVING_SECRET: &str = "etcd-tls-admit-serving";
+/// How often everything is looked at.
+const EVERY: Duration = Duration::from_secs(10);
+/// How long a next CA stands in caBundle before it signs: every API server has heard of it by then.
+const OVERLAP: Duration = Duration::from_secs(10 * 60);
+
+/// Keeps pair and caBundle.
+pub(super) struct Serving {
+    pub(super) client: Client,
+    pub(super) system: String,
+    pub(super) cluster_domain: String,
+    pub(super) lifetimes: Lifetimes,
+    pub(super) metrics: Metrics,
+}
+
+/// How long the webhook's own certificates live.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Lifetimes {
+    /// The serving certificate's; renewed at half of it.
+    pub(super) leaf: Duration,
+    /// The CA's; the next one is published at half of it.
+    pub(super) ca: Duration,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum ServingError {
+    #[error(transparent)]
+    Api(#[from] RequestError),
+    #[error("{0}")]
+    Local(String),
+}
+
+impl Serving {
+    /// Works until it is dropped.
+    pub(super) async fn run(self) -> std::convert::Infallible {
+        let every = EVERY.min(self.lifetimes.leaf / 10).max(Duration::from_millis(200));
+        loop {
+            if let Err(error) = self.round().await {
+                tracing::warn!(%error, "the webhook's serving pair is not as it shall be; trying again");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            } else {
+                tokio::time::sleep(every).await;
+            }
+        }
+    }
+
+    async fn round(&self) -> Result<(), ServingError> {
+        let now = SystemTime::now();
+        let (mut stored, secret) = self.authority(now).await?;
+        let serving = within(self.secrets().get_opt(SERVING_SECRET)).await?;
+        let chain = serving.as_ref().and_then(pair_of);
+        if let Some(step) = due(&stored, chain.as_ref(), now, self.lifetimes) {
+            let next = match step {
+                Step::Publish(_) => Some(self.generate(now)?),
+                _ => None,
+            };
+            tracing::info!(?step, "the webhook's CA");
+            stored = stored.after(&step, next, now);
+            self.write_authority(&stored, &secret).await?;
+        }
+        // From here on every CA that may have signed what is served stands in caBundle.
+        self.publish(&stored.bundle(), chain.as_ref(), now).await?;
+        if self.needs_leaf(&stored, chain.as_ref(), now) {
+            let chain = self.renew(&mut stored, &secret, serving, now).await?;
+            self.show(chain.not_after);
+        } else if let Some(chain) = chain {
+            self.show(chain.not_after);
+        }
+        Ok(())
+    }
+
+    fn show(&self, not_after: SystemTime) {
+        let seconds = not_after.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        self.metrics.serving_until.set(i64::try_from(seconds).unwrap_or(i64::MAX));
+    }
+
+    /// The CA, read or made. One that cannot be read is made anew in its place.
+    async fn authority(&self, now: SystemTime) -> Result<(Stored, ObjectMeta), ServingError> {
+        let api = self.secrets();
+        if let Some(found) = within(api.get_opt(CA_SECRET)).await? {
+            match Stored::read(found.data.as_ref().unwrap_or(&BTreeMap::new()), now) {
+                Ok(stored) if now < stored.active.not_after() => return Ok((stored, found.metadata)),
+                Ok(_) => tracing::error!("the webhook's CA has expired; making another one"),
+                Err(error) => tracing::error!(%error, "the webhook's CA is unusable; making another one"),
+            }
+            let stored = Stored::new(self.generate(now)?);
+            let written = self.write_authority(&stored, &found.metadata).await?;
+            return Ok((stored, written));
+        }
+        let stored = Stored::new(self.generate(now)?);
+        let object = secret(CA_SECRET, data(&stored)?, None);
+        let made = within(api.create(&PostParams::default(), &object)).await?;
+        tracing::info!("made the webhook's CA");
+        Ok((stored, made.metadata))
+    }
+
+    async fn write_authority(&self, stored: &Stored, read: &ObjectMeta) -> Result<ObjectMeta, ServingError> {
+        let object = secret(CA_SECRET, data(stored)?, read.resource_version.clone());
+        Ok(within(self.secrets().replace(CA_SECRET, &PostParams::default(), &object)).await?.metadata)
+    }
+
+    fn generate(&self, now: SystemTime) -> Result<Authority, ServingError> {
+        let mut random = [0; 6];
+        aws_lc_rs::rand::fill(&mut random).map_err(|_| ServingError::Local("no random numbers".to_owned()))?;
+        let random: String = random.iter().map(|b| format!("{b:02x}")).collect();
+        Authority::generate(&format!("etcd-tls webhook {random}"), KeyAlgorithm::EcdsaP256, self.lifetimes.ca, now)
+            .map_err(|e| ServingError::Local(e.to_string()))
+    }
+
+    /// Has caBundle hold `bundle`, and what is served just now can be checked by.
+    async fn publish(&self, bundle: &Bundle, served: Option<&Chain>, now: SystemTime) -> Result<(), ServingError> {
+        let api: Api<MutatingWebhookConfiguration> = Api::all(self.client.clone());
+        let Some(configuration) = within(api.get_opt(CONFIGURATION)).await? else {
+            tracing::warn!("there is no MutatingWebhookConfiguration {CONFIGURATION}: apply the manifests again");
+            return Ok(());
+        };
+        let Some(patch) = ca_bundle_patch(&configuration, bundle, served, now) else { return Ok(()) };
+        within(api.patch(CONFIGURATION, &PatchParams::default(), &Patch::Strategic(patch))).await?;
+        tracing::info!("wrote caBundle of the webhook configuration");
+        Ok(())
+    }
+
+    /// Whether the pair is missing, past half of its life, for other names, or not of the CA that signs.
+    fn needs_leaf(&self, stored: &Stored, chain: Option<&Chain>, now: SystemTime) -> bool {
+        let Some(chain) = chain else { return true };
+        let half = chain.not_before + chain.not_after.duration_since(chain.not_before).unwrap_or_default() / 2;
+        let public_key = &chain.public_key;
+        now >= half
+            || chain.sans != self.sans()
+            || chain.verify(Role::Server, stored.active.bundle(), public_key, &self.sans(), now).is_err()
+    }
+
+    async fn renew(
+        &self,
+        stored: &mut Stored,
+        ca: &ObjectMeta,
+        serving: Option<Secret>,
+        now: SystemTime,
+    ) -> Result<Chain, ServingError> {
+        let local = |e: &dyn std::fmt::Display| ServingError::Local(e.to_string());
+        let key = PrivateKey::generate(KeyAlgorithm::EcdsaP256).map_err(|e| local(&e))?;
+        let (public_key, sans) = (key.public_key(), self.sans());
+        let leaf = Leaf {
+            role: Role::Server,
+            organizations: Vec::new(),
+            common_name: SERVICE,
+            sans: &sans,
+            public_key: &public_key,
+            lifetime: self.lifetimes.leaf,
+        };
+        let mut serial = [0; 16];
+        aws_lc_rs::rand::fill(&mut serial).map_err(|_| ServingError::Local("no random numbers".to_owned()))?;
+        let chain = issue(&stored.active, &leaf, now, serial).map_err(|e| local(&e))?;
+        if stored.note_leaf(chain.not_after, self.lifetimes.leaf) {
+            // Written since it was read, by a step of this round: the next one has the version to write with.
+            let read = within(self.secrets().get_metadata(CA_SECRET)).await?.metadata;
+            if read.uid != ca.uid {
+                return Err(ServingError::Local("the webhook's CA was replaced meanwhile".to_owned()));
+            }
+            self.write_authority(stored, &read).await?;
+        }
+        let pair = BTreeMap::from([
+            ("tls.crt".to_owned(), ByteString(chain.to_pem().into_bytes())),
+            ("tls.key".to_owned(), ByteString(key.to_pem().as_bytes().to_vec())),
+        ]);
+        let api = self.secrets();
+        match serving {
+            Some(read) => {
+                let mut object = secret(SERVING_SECRET, pair, read.metadata.resource_version);
+                object.type_ = read.type_;
+                within(api.replace(SERVING_SECRET, &PostParams::default(), &object)).await?;
+            }
+            None => {
+                within(api.create(&PostParams::default(), &secret(SERVING_SECRET, pair, None))).await?;
+            }
+        }
+        tracing::info!(x509.serial = chain.serial, "renewed the webhook's serving pair");
+        Ok(chain)
+    }
+
+    fn sans(&self) -> Sans {
+        let service = format!("{SERVICE}.{}.svc", self.system);
+        let full = format!("{service}.{}", self.cluster_domain);
+        Sans { dns: [service, full].into(), ips: [].into_iter().collect::<std::collections::BTreeSet<IpAddr>>() }
+    }
+
+    fn secrets(&self) -> Api<Secret> {
+        Api::namespaced(self.client.clone(), &self.system)
+    }
+}
+
+/// The step of the webhook's CA that is due. Pure.
+fn due(stored: &Stored, served: Option<&Chain>, now: SystemTime, lifetimes: Lifetimes) -> Option<Step> {
+    let Some(rollover) = &stored.state.rollover else {
+        let life = life(&stored.active);
+        let half = life.not_before + life.not_after.duration_since(life.not_before).unwrap_or_default() / 2;
+        return (now >= half).then_some(Step::Publish(Trigger::Schedule));
+    };
+    match rollover.phase {
+        Phase::Published => {
+            let overlap = OVERLAP.min(lifetimes.ca / 10);
+            (now >= rollover.since + overlap).then_some(Step::ChangeOver(ChangeOver::Trusted))
+        }
+        Phase::Signing => {
+            let is_new = served.is_some_and(|chain| stored.active.bundle().contains_issuer_of(chain));
+            let ended = rollover.old_leaves_until.is_none_or(|until| until <= now);
+            (is_new && ended).then_some(Step::Retire)
+        }
+    }
+}
+
+/// The strategic merge patch (entries are merged by name) that makes every entry's caBundle `bundle`; `None`: it is already. CAs that stand there and that
+/// what is served just now needs stay, whoever made them. Pure.
+fn ca_bundle_patch(
+    configuration: &MutatingWebhookConfiguration,
+    bundle: &Bundle,
+    served: Option<&Chain>,
+    now: SystemTime,
+) -> Option<Value> {
+    let mut entries = Vec::new();
+    for webhook in configuration.webhooks.iter().flatten() {
+        let present = webhook.client_config.ca_bundle.as_ref();
+        let published = present.and_then(|b| Bundle::parse(&b.0).ok());
+        let mut wanted = bundle.clone();
+        if let (Some(published), Some(served)) = (published, served)
+            && served.not_after > now
+            && !bundle.contains_issuer_of(served)
+            && published.contains_issuer_of(served)
+        {
+            wanted = wanted.union(&published);
+        }
+        let wanted = ByteString(wanted.to_pem().into_bytes());
+        if present == Some(&wanted) {
+            continue;
+        }
+        entries.push(json!({"name": webhook.name, "clientConfig": {"caBundle": wanted}}));
+    }
+    (!entries.is_empty()).then(|| json!({"webhooks": entries}))
+}
+
+/// The chain of a Secret whose key belongs to it.
+fn pair_of(secret: &Secret) -> Option<Chain> {
+    let data = secret.data.as_ref()?;
+    let chain = Chain::parse(&data.get("tls.crt")?.0).ok()?;
+    let key = PrivateKey::from_pem(std::str::from_utf8(&data.get("tls.key")?.0).ok()?).ok()?;
+    (key.public_key() == chain.public_key).then_some(chain)
+}
+
+fn data(stored: &Stored) -> Result<BTreeMap<String, ByteString>, ServingError> {
+    stored.data().map_err(|e| ServingError::Local(e.to_string()))
+}
+
+fn secret(name: &str, data: BTreeMap<String, ByteString>, resource_version: Option<String>) -> Secret {
+    Secret {
+        metadata: ObjectMeta {
+            name: Some(name.to_owned()),
+            labels: Some(BTreeMap::from([(MANAGED_LABEL.0.to_owned(), MANAGED_LABEL.1.to_owned())])),
+            resource_version,
+            ..ObjectMeta::default()
+        },
+        type_: Some("kubernetes.io/tls".to_owned()),
+        data: Some(data),
+        ..Secret::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    const DAY: Duration = Duration::from_secs(86400);
+    const LIFETIMES: Lifetimes =
+        Lifetimes { leaf: Duration::from_secs(86400 * 30), ca: Duration::from_secs(86400 * 700) };
+
+    fn now() -> SystemTime {
+        UNIX_EPOCH + DAY * 20_000
+    }
+
+    fn ca(name: &str, at: SystemTime) -> Authority {
+        Authority::generate(name, KeyAlgorithm::EcdsaP256, LIFETIMES.ca, at).unwrap()
+    }
+
+    fn leaf(stored: &mut Stored, at: SystemTime) -> Chain {
+        let key = PrivateKey::generate(KeyAlgorithm::EcdsaP256).unwrap();
+        let (public_key, sans) = (key.public_key(), Sans::default());
+        let leaf = Leaf {
+            role: Role::Server,
+            organizations: vec![],
+            common_name: SERVICE,
+            sans: &sans,
+            public_key: &public_key,
+            lifetime: LIFETIMES.leaf,
+        };
+        let chain = issue(&stored.active, &leaf, at, [1; 16]).unwrap();
+        stored.note_leaf(chain.not_after, LIFETIMES.leaf);
+        chain
+    }
+
+    #[test]
+    fn a_new_ca_is_published_before_it_signs_and_the_old_one_outlives_its_leaves() {
+        let mut stored = Stored::new(ca("one", now()));
+        let old = leaf(&mut stored, now());
+        assert_eq!(due(&stored, Some(&old), now(), LIFETIMES), None);
+        let half = now() + DAY * 351;
+        let old = leaf(&mut stored, half);
+        assert_eq!(due(&stored, Some(&old), half, LIFETIMES), Some(Step::Publish(Trigger::Schedule)));
+        stored = stored.after(&Step::Publish(Trigger::Schedule), Some(ca("two", half)), half);
+        assert!(stored.bundle().contains_issuer_of(&old) && stored.bundle().certificates().len() == 2);
+        assert_eq!(due(&stored, Some(&old), half + OVERLAP - Duration::from_secs(1), LIFETIMES), None);
+        let step = due(&stored, Some(&old), half + OVERLAP, LIFETIMES).unwrap();
+        stored = stored.after(&step, None, half + OVERLAP);
+        assert!(!stored.active.bundle().contains_issuer_of(&old), "so a new pair is due");
+        // What is served is still the old one, however late: nothing goes.
+        assert_eq!(due(&stored, Some(&old), half + DAY * 60, LIFETIMES), None);
+        let new = leaf(&mut stored, half + OVERLAP);
+        assert_eq!(due(&stored, Some(&new), half + OVERLAP, LIFETIMES), None, "another replica may serve the old one");
+        assert_eq!(due(&stored, Some(&new), half + DAY * 60, LIFETIMES), Some(Step::Retire));
+    }
+
+    #[test]
+    fn ca_bundles_are_written_where_they_differ_and_keep_what_is_served() {
+        let configuration = |bundles: &[Option<&Bundle>]| -> MutatingWebhookConfiguration {
+            let entry = |(i, bundle): (usize, &Option<&Bundle>)| {
+                let bundle = bundle.map(|b| ByteString(b.to_pem().into_bytes()));
+                json!({"name": format!("w{i}.etcd-tls.dev"), "clientConfig": {"caBundle": bundle}, "sideEffects": "None",
+                    "admissionReviewVersions": ["v1"]})
+            };
+            let entries: Vec<_> = bundles.iter().enumerate().map(entry).collect();
+            serde_json::from_value(json!({"metadata": {"name": "etcd-tls"}, "webhooks": entries})).unwrap()
+        };
+        let mut lost = Stored::new(ca("lost", now()));
+        let served = leaf(&mut lost, now());
+        let stored = Stored::new(ca("one", now()));
+        let (bundle, old) = (stored.bundle(), lost.bundle());
+
+        let patch = ca_bundle_patch(&configuration(&[None, Some(&bundle)]), &bundle, None, now()).unwrap();
+        assert_eq!(patch["webhooks"].as_array().unwrap().len(), 1);
+        assert_eq!(patch["webhooks"][0]["name"], "w0.etcd-tls.dev");
+        let both = bundle.union(&old);
+        let done = configuration(&[Some(&both), Some(&both)]);
+        assert_eq!(ca_bundle_patch(&done, &bundle, Some(&served), now()), None, "what is served can be checked");
+        let patch = ca_bundle_patch(&configuration(&[Some(&old)]), &bundle, Some(&served), now()).unwrap();
+        let written: ByteString =
+            serde_json::from_value(patch["webhooks"][0]["clientConfig"]["caBundle"].clone()).unwrap();
+        assert_eq!(Bundle::parse(&written.0).unwrap(), both);
+        // Once it has ended, its CA goes.
+        let patch = ca_bundle_patch(&done, &bundle, Some(&served), now() + DAY * 31).unwrap();
+        assert_eq!(patch["webhooks"].as_array().unwrap().len(), 2);
+    }
+}
