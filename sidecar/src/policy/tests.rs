@@ -190,3 +190,12 @@ fn a_bomb_of_aliases_is_refused() {
     }
     refused(&bomb);
 }
+
+#[test]
+fn the_shipped_example_is_the_documented_one() {
+    let manifest = include_str!("../../../manifests/policy.yaml");
+    let shipped = manifest.split("policy.yaml.example: |\n").nth(1).unwrap();
+    let shipped: String =
+        shipped.lines().map(|line| format!("{}\n", line.strip_prefix("    ").unwrap_or(line))).collect();
+    assert_eq!(Policy::parse(&shipped).unwrap(), Policy::parse(&example()).unwrap());
+}
