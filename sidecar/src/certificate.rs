@@ -220,7 +220,7 @@ impl Chain {
                 Err(e) => {
                     // "Signed by none of them" is the least that can be said; any other reason says more.
                     if e != webpki::Error::UnknownIssuer || last.starts_with("no ") {
-                        last = e.to_string();
+                        last = read::sentence(&e);
                     }
                     false
                 }

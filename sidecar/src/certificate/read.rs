@@ -4,12 +4,16 @@ use std::{net::IpAddr, time::SystemTime};
 
 use webpki::KeyUsage;
 use x509_cert::{
-    Certificate, Version,
+    Certificate, TbsCertificate, Version,
     der::{
         Decode as _, Encode as _,
         asn1::{ObjectIdentifier, PrintableStringRef, Utf8StringRef},
+        oid::AssociatedOid as _,
     },
-    ext::pkix::{BasicConstraints, ExtendedKeyUsage, KeyUsage as KeyUsageExtension, SubjectAltName, name::GeneralName},
+    ext::pkix::{
+        BasicConstraints, ExtendedKeyUsage, KeyUsage as KeyUsageExtension, NameConstraints, SubjectAltName,
+        name::GeneralName,
+    },
 };
 
 use super::{CertificateError, error};
@@ -18,6 +22,10 @@ use crate::settings::Sans;
 const SERVER_AUTH: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.3.1");
 const CLIENT_AUTH: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.3.2");
 const ANY_USAGE: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.29.37.0");
+/// Extensions that both Go and webpki handle where they are critical: key usage, subjectAltName, basic constraints, name
+/// constraints, extended key usage.
+const HANDLED: [ObjectIdentifier; 5] =
+    [KeyUsageExtension::OID, SubjectAltName::OID, BasicConstraints::OID, NameConstraints::OID, ExtendedKeyUsage::OID];
 const COMMON_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.3");
 
 /// An end of a TLS connection, in which a certificate is presented.
@@ -40,6 +48,28 @@ impl End {
             Self::Server => KeyUsage::server_auth(),
             Self::Client => KeyUsage::client_auth(),
         }
+    }
+}
+
+/// webpki's refusals as sentences; its own text is that of a debugger.
+pub(super) fn sentence(error: &webpki::Error) -> String {
+    match error {
+        webpki::Error::CertExpired { .. } => "it, or one between it and its authority, has expired".to_owned(),
+        webpki::Error::CertNotValidYet { .. } => "it, or one between it and its authority, is not valid yet".to_owned(),
+        webpki::Error::UnknownIssuer => {
+            "no authority of the bundle signed it, nor an intermediate that came with it".to_owned()
+        }
+        webpki::Error::RequiredEkuNotFoundContext(_) => {
+            "its extended key usages, or its authority's, do not allow that".to_owned()
+        }
+        webpki::Error::CaUsedAsEndEntity => "it is a CA's".to_owned(),
+        webpki::Error::PathLenConstraintViolated => "there are more intermediates than its authority allows".to_owned(),
+        webpki::Error::NameConstraintViolation => {
+            "its names are not among those that its authority may sign".to_owned()
+        }
+        webpki::Error::UnsupportedCriticalExtension => "it has a critical extension that nobody handles".to_owned(),
+        webpki::Error::InvalidSignatureForPublicKey => "its signature is not that of its authority's key".to_owned(),
+        other => format!("{other:?}"),
     }
 }
 
@@ -77,6 +107,9 @@ impl Authority {
         let Some(constraints) = constraints.filter(|constraints| constraints.ca && may_sign) else {
             return Err("is no CA: it must have CA:TRUE and, where it has a key usage, keyCertSign".to_owned());
         };
+        if let Some(oid) = unhandled(tbs).map_err(unreadable)? {
+            return Err(format!("has the critical extension {oid}, which etcd does not handle and so refuses"));
+        }
         let usages = tbs.get_extension::<ExtendedKeyUsage>().map_err(unreadable)?;
         Ok(Self {
             subject: tbs.subject().to_der().map_err(|e| format!("has a subject that cannot be written: {e}"))?,
@@ -100,6 +133,27 @@ impl Authority {
         self.path_length.is_none_or(|most| intermediates <= most)
             && (self.usages.is_empty() || self.usages.iter().any(|usage| *usage == wanted || *usage == ANY_USAGE))
     }
+}
+
+/// A critical extension that Go's verifier refuses in any certificate of a chain, the trust anchor included.
+fn unhandled(tbs: &TbsCertificate) -> Result<Option<ObjectIdentifier>, x509_cert::der::Error> {
+    let mut critical = tbs.extensions().into_iter().flatten().filter(|extension| extension.critical);
+    if let Some(extension) = critical.find(|extension| !HANDLED.contains(&extension.extn_id)) {
+        return Ok(Some(extension.extn_id));
+    }
+    // Of name constraints Go handles four kinds; webpki's others would hold for one end of a connection only.
+    let Some((true, constraints)) = tbs.get_extension::<NameConstraints>()? else { return Ok(None) };
+    let lists = [constraints.permitted_subtrees, constraints.excluded_subtrees];
+    let odd = lists.into_iter().flatten().flatten().any(|subtree| {
+        !matches!(
+            subtree.base,
+            GeneralName::DnsName(_)
+                | GeneralName::IpAddress(_)
+                | GeneralName::Rfc822Name(_)
+                | GeneralName::UniformResourceIdentifier(_)
+        )
+    });
+    Ok(odd.then_some(NameConstraints::OID))
 }
 
 /// The subject's CN; empty where there is none.
