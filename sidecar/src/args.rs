@@ -69,6 +69,9 @@ pub struct PodArgs {
     /// The user's own liveness probe of etcd, which `reload: probe` stands in front of: an http, https or tcp URL.
     #[arg(long)]
     pub liveness_url: Option<String>,
+    /// The least time between two restarts of etcd by the sidecar; kubelet delays a second one within ten minutes.
+    #[arg(long, default_value = "10m", value_parser = crate::settings::parse_duration)]
+    pub restart_pace: Duration,
 }
 
 /// What the downward API says of the pod.
@@ -118,6 +121,7 @@ impl PodArgs {
             peer_url: None,
             metrics_url: None,
             liveness_url: None,
+            restart_pace: crate::restart::PACE,
         }
     }
 
@@ -167,6 +171,7 @@ impl PodArgs {
             peer_url,
             metrics_url,
             liveness_url,
+            restart_pace,
         } = self;
         let words: Vec<&str> = roles.iter().map(|role| role.as_str()).collect();
         let mut out = vec![format!("--roles={}", words.join(","))];
@@ -186,6 +191,7 @@ impl PodArgs {
         unless("trust-dir", trust_dir.display().to_string(), names::TRUST_MOUNT_PATH);
         unless("token-dir", token_dir.display().to_string(), names::TOKEN_MOUNT_PATH);
         unless("admin-port", admin_port.to_string(), &names::DEFAULT_ADMIN_PORT.to_string());
+        unless("restart-pace", format_duration(*restart_pace), "10m");
         if *can_signal {
             out.push("--can-signal".to_owned());
         }

@@ -58,7 +58,7 @@ const IDLE: Duration = Duration::from_secs(30);
 /// How soon a restart that has to wait is thought about again.
 const AGAIN: Duration = Duration::from_secs(3);
 /// kubelet forgets a container's restarts after ten minutes; a second one within them waits for a back-off.
-const PACE: Duration = Duration::from_secs(600);
+pub const PACE: Duration = Duration::from_secs(600);
 /// Between saying that a one-member cluster will be away and its being away.
 const NOTICE: Duration = Duration::from_secs(30);
 
@@ -175,7 +175,7 @@ impl Options {
             peer_url: args.peer_url.clone(),
             liveness_url: args.liveness_url.clone(),
             holder: format!("{}/{}", pod.pod_name, pod.pod_uid),
-            pace: PACE,
+            pace: args.restart_pace,
             notice: NOTICE,
             lease: client.map(|client| LeaseOptions {
                 client,
