@@ -15,8 +15,22 @@ use etcd_tls_sidecar::{
     role::{Domain, Role},
     settings::Sans,
 };
+use k8s_openapi::{
+    api::{
+        certificates::v1::CertificateSigningRequest,
+        rbac::v1::{ClusterRole, ClusterRoleBinding},
+    },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use kube::{
+    Api,
+    api::{ListParams, Patch, PatchParams, PostParams},
+};
+use serde_json::json;
 use tests::{
+    apiserver::{ApiServer, from_json},
     csr_server::{CsrServer, authority},
+    etcd::{EtcdBinary, EtcdCluster, MemberTls},
     eventually,
     process::{Process, binary},
     temp::TempDir,
@@ -335,4 +349,121 @@ async fn two_sidecars_do_not_share_a_directory() {
     let mut second = pod.start("init", &[]);
     assert_eq!(second.wait(LIMIT).await.code(), Some(75));
     assert!(second.log().contains("another etcd-tls-sidecar works on this directory"), "{}", second.log());
+}
+
+/// etcd itself: after each renewal its ports are seen to serve the new serial, with no restart and no signal.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn etcd_is_seen_to_serve_each_renewal() {
+    let Some(etcd) = EtcdBinary::find() else {
+        println!("skipped: no etcd in PATH; install etcd-server, or name one in ETCD");
+        return;
+    };
+    let server = CsrServer::start(Duration::from_secs(10)).await;
+    let mut pod = Pod::new(&server);
+    pod.move_to("127.0.0.2");
+    // Peers connect from 127.0.0.1 on loopback, whatever they listen on.
+    let names = "--extra-sans=127.0.0.1,127.0.0.2,localhost";
+    let mut init = pod.start("init", &[names]);
+    assert!(init.wait(LIMIT).await.success(), "{}", init.log());
+    let certs = pod.dir.join("certs");
+    let mut cluster = EtcdCluster::new(&etcd, 1)
+        .with_tls(|_| MemberTls { server: Some(certs.join("server")), peer: Some(certs.join("peer")) });
+    let member = &cluster.members[0];
+    let urls = [format!("--client-url={}", member.client_url()), format!("--peer-url={}", member.peer_url())];
+    cluster.spawn();
+    let (mut run, port) = pod.run(&[names, &urls[0], &urls[1], "--reload=none"]);
+    let rotated = |role: &str, times: u32| {
+        let line = format!("etcd_tls_rotated_total{{role=\"{role}\"}} ");
+        async move {
+            let metrics = get(port, "/metrics").await?;
+            let seen = metrics.lines().find_map(|l| l.strip_prefix(&line)).and_then(|n| n.parse::<u32>().ok());
+            if seen.is_some_and(|n| n >= times) { Ok(()) } else { Err(metrics) }
+        }
+    };
+    for times in 1..=3 {
+        for role in ["peer", "server"] {
+            eventually("rotated", LIMIT, || rotated(role, times)).await;
+        }
+    }
+    let metrics = get(port, "/metrics").await.expect("metrics");
+    assert!(!metrics.contains("result=\"not_served\""), "{metrics}");
+    assert!(run.terminate(LIMIT).await.success(), "{}", run.log());
+}
+
+/// A real API server: the pod's token, a right that comes late, approval and signature by others; and how long it takes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_real_api_server_gives_certificates() {
+    let Some(api) = ApiServer::start().await else { return };
+    let server = CsrServer::start(Duration::from_secs(3600)).await;
+    api.namespace("prod", &[]).await;
+    let object =
+        json!({"metadata": {"name": "etcd-0"}, "spec": {"containers": [{"name": "etcd", "image": "example/etcd"}]}});
+    let object = eventually("a pod", LIMIT, || api.pod("prod", object.clone())).await;
+    let token = api.token("prod", "default", Some(&object)).await;
+    let mut pod = Pod::new(&server);
+    let directory = api.token_directory("token", "prod", &token);
+    for name in ["token", "ca.crt"] {
+        fs::copy(directory.join(name), pod.dir.join("token").join(name)).expect("copy");
+    }
+    let uid = object.metadata.uid.clone().expect("a uid");
+    pod.environment.retain(|(name, _)| name != "POD_UID");
+    pod.environment.push(("POD_UID".to_owned(), uid));
+    // The last one counts.
+    pod.environment.extend(api.pod_environment());
+
+    let mut init = pod.start("init", &[]);
+    init.logged("403", LIMIT).await;
+    let requests = Api::<CertificateSigningRequest>::all(api.client.clone());
+    let grant = async {
+        let role: ClusterRole = from_json(json!({
+            "metadata": {"name": "requester"},
+            "rules": [{"apiGroups": ["certificates.k8s.io"], "resources": ["certificatesigningrequests"], "verbs": ["create", "get"]}],
+        }));
+        Api::all(api.client.clone()).create(&PostParams::default(), &role).await.expect("a role");
+        let binding = ClusterRoleBinding {
+            metadata: ObjectMeta { name: Some("requester".into()), ..ObjectMeta::default() },
+            ..from_json(json!({
+                "metadata": {"name": "requester"},
+                "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "requester"},
+                "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": "system:serviceaccounts:prod"}],
+            }))
+        };
+        Api::all(api.client.clone()).create(&PostParams::default(), &binding).await.expect("a binding");
+    };
+    grant.await;
+    let signer = async {
+        loop {
+            for object in requests.list(&ListParams::default()).await.expect("list").items {
+                if object.status.as_ref().is_some_and(|s| s.certificate.is_some()) {
+                    continue;
+                }
+                let name = object.metadata.name.clone().expect("a name");
+                let (approval, status) = server.sign(object);
+                requests
+                    .patch_approval(&name, &PatchParams::default(), &Patch::Merge(approval))
+                    .await
+                    .expect("approve");
+                requests.patch_status(&name, &PatchParams::default(), &Patch::Merge(status)).await.expect("sign");
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let work = async {
+        let status = init.wait(LIMIT).await;
+        assert!(status.success(), "{status}: {}", init.log());
+        let mut times = Vec::new();
+        for round in 1..=15 {
+            pod.move_to(&format!("10.0.1.{round}"));
+            let began = Instant::now();
+            pod.init().await;
+            times.push(began.elapsed());
+        }
+        times.sort();
+        eprintln!("start to files on disk: median {:?}, all {times:?}", times[times.len() / 2]);
+    };
+    tokio::select! {
+        () = signer => unreachable!("it signs for ever"),
+        () = work => {}
+    }
+    set_of(&pod.dir.join("certs")).expect("a whole set");
 }
