@@ -41,9 +41,9 @@ check: ## formatting and lints
 build: ## the two binaries, as they are released
 	$(CARGO) build --locked --release -p etcd-tls-webhook -p etcd-tls-sidecar
 
-bench: etcd ## the figures, ours and the reference interleaved
+bench: etcd ## the figures, ours and the reference interleaved; SECTIONS="admission sidecar" for some alone
 	@$(CARGO) build --locked --release --workspace --bins
-	$(TARGET)/release/bench
+	$(TARGET)/release/bench $(SECTIONS)
 
 images: ## both images, by $(BUILDER)
 	$(BUILDER) build --build-arg RUST_IMAGE=$(RUST_IMAGE) --build-arg BASE=$(BASE) -f Dockerfile.webhook -t etcd-tls-webhook:$(TAG) .
