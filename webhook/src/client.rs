@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use kube::{Client, Config, config::InferConfigError, runtime::utils::Backoff};
+use tokio::time::Instant;
 
 /// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -80,24 +81,57 @@ impl RequestError {
 pub const WATCH_SECONDS: u32 = 50;
 
 /// The waits between a watch's attempts: from half a second, doubling, to 20 s, so that rights that were taken away and
-/// given back are noticed within a minute.
+/// given back are noticed within a minute. They begin anew after a minute without an error: a watcher says that it begins
+/// a list before the list fails, which is no success.
 #[derive(Debug, Default)]
 pub struct WatchBackoff {
     attempts: u32,
+    last: Option<Instant>,
+}
+
+impl WatchBackoff {
+    fn wait(&mut self, now: Instant) -> Duration {
+        if self.last.is_some_and(|last| now - last > Duration::from_secs(60)) {
+            self.attempts = 0;
+        }
+        self.last = Some(now);
+        let wait = Duration::from_millis(500) * (1 << self.attempts.min(6));
+        self.attempts += 1;
+        wait.min(Duration::from_secs(20))
+    }
 }
 
 impl Iterator for WatchBackoff {
     type Item = Duration;
 
     fn next(&mut self) -> Option<Duration> {
-        let wait = Duration::from_millis(500) * (1 << self.attempts.min(6));
-        self.attempts += 1;
-        Some(wait.min(Duration::from_secs(20)))
+        Some(self.wait(Instant::now()))
     }
 }
 
 impl Backoff for WatchBackoff {
-    fn reset(&mut self) {
-        self.attempts = 0;
+    fn reset(&mut self) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_watch_that_fails_is_tried_less_and_less_but_within_a_minute() {
+        let mut now = Instant::now();
+        let mut backoff = WatchBackoff::default();
+        let mut waits = Vec::new();
+        for _ in 0..20 {
+            let wait = backoff.wait(now);
+            waits.push(wait);
+            now += wait;
+            // The beginning of a list is no success.
+            backoff.reset();
+        }
+        assert_eq!(waits[..3], [500, 1000, 2000].map(Duration::from_millis));
+        assert_eq!(waits.iter().max(), Some(&Duration::from_secs(20)));
+        assert_eq!(waits.last(), Some(&Duration::from_secs(20)));
+        assert_eq!(backoff.wait(now + Duration::from_secs(61)), Duration::from_millis(500));
     }
 }

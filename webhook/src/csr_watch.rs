@@ -119,7 +119,10 @@ pub async fn run<H: Handler>(
 ) {
     loop {
         tokio::select! {
-            () = until(&mut leader, true) => {}
+            elected = leader.wait_for(|leads| *leads) => if elected.is_err() {
+                tracing::error!("nobody stands for leader in this process any more");
+                return;
+            },
             () = until(&mut shutdown, true) => return,
         }
         let mut term = Term {
@@ -241,10 +244,9 @@ impl<H: Handler> Term<H> {
 
     fn take(&self, queue: &mut Queue, event: watcher::Event<Csr>) {
         match event {
-            watcher::Event::Init => {
-                self.metrics.lists.inc();
-            }
+            watcher::Event::Init => {}
             watcher::Event::InitDone => {
+                self.metrics.lists.inc();
                 self.metrics.synced.set(1);
             }
             watcher::Event::Apply(csr) | watcher::Event::InitApply(csr) => {

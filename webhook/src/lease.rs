@@ -52,6 +52,7 @@ impl Candidate {
             leader: sender,
             held: None,
             seen: None,
+            failures: 0,
         };
         let task = tokio::spawn(campaign.run(released));
         Self { leader, release, task }
@@ -78,6 +79,15 @@ struct Campaign {
     held: Option<(Lease, Instant)>,
     /// The resourceVersion of somebody else's Lease, and when it was first seen here.
     seen: Option<(String, Instant)>,
+    /// Looks that failed in a row.
+    failures: u32,
+}
+
+impl Drop for Campaign {
+    /// However it ends: who does not stand does not lead.
+    fn drop(&mut self) {
+        self.leader.send_replace(false);
+    }
 }
 
 /// What a look at the Lease calls for.
@@ -162,7 +172,13 @@ impl Campaign {
         if let Some((lease, since)) = self.held.clone() {
             self.renew(lease, since).await;
         } else if let Err(error) = self.look().await {
-            tracing::warn!(lease = self.name, %error, "cannot stand for leader");
+            self.failures += 1;
+            // Once a second is too often for the log.
+            if self.failures.is_power_of_two() {
+                tracing::warn!(lease = self.name, %error, times = self.failures, "cannot stand for leader; trying again");
+            }
+        } else {
+            self.failures = 0;
         }
     }
 
