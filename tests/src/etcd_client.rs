@@ -210,6 +210,8 @@ impl Connection {
             .body(Full::new(body))
             .map_err(|e| failed("request", e))?;
         let answer = async {
+            // The end of the answer before may have reached us, and not yet the connection's own task.
+            self.sender.ready().await.map_err(|e| failed("connection", e))?;
             let response = self.sender.send_request(request).await.map_err(|e| failed("request", e))?;
             let status = response.status();
             let bytes = response.into_body().collect().await.map_err(|e| failed("answer", e))?.to_bytes();

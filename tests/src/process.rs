@@ -113,7 +113,8 @@ impl Process {
         .await;
     }
 
-    fn log_end(&self) -> String {
+    /// The end of [`Self::log`], for a message.
+    pub fn log_end(&self) -> String {
         let log = self.log();
         let mut from = log.len().saturating_sub(SHOWN_LOG_BYTES);
         while !log.is_char_boundary(from) {

@@ -166,6 +166,8 @@ impl Stack {
             uid: uid.clone(),
             namespace: namespace.to_owned(),
             ips: ips.to_vec(),
+            reached_at: None,
+            hurry: 0,
             node: NODE.to_owned(),
             environment: self.api.pod_environment(),
             token_directory: self.api.token_directory(&format!("token-{uid}"), namespace, &token),

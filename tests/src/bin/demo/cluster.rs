@@ -6,7 +6,10 @@ use std::{
     net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
     process::Command,
-    sync::atomic::Ordering,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -32,8 +35,13 @@ use crate::{
 
 /// How long anything may take to start on a busy machine.
 const START_LIMIT: Duration = Duration::from_secs(60);
-/// How often the ports are asked.
-const LOOK: Duration = Duration::from_millis(400);
+/// How often kubelet's part is played.
+const TICK: Duration = Duration::from_millis(50);
+/// Every so many ticks the ports are asked.
+const LOOK_EVERY: u32 = 10;
+/// With `reload: probe`, kubelet restarts a container after five and a half minutes of failed probes, so that a sidecar that
+/// is away takes no etcd down. Here it is this much faster.
+const HURRY: u32 = 100;
 /// The domains of trust; metrics is the clients' here, as by default.
 const DOMAINS: [&str; 2] = ["peer", "client"];
 
@@ -47,6 +55,7 @@ pub struct Cluster {
     authorities: BTreeMap<&'static str, Ca>,
     signer: Option<Process>,
     signer_port: u16,
+    most_down: Arc<AtomicUsize>,
     _admit: Process,
     directory: TempDir,
 }
@@ -65,21 +74,21 @@ impl Cluster {
         say!(start, "admit answers on 127.0.0.1:{admit_port}");
 
         let places: Vec<Place> = (0..3).map(place).collect();
-        let mut pods: Vec<(Value, Vec<IpAddr>)> = Vec::new();
+        let mut pods = Vec::new();
         for place in &places {
-            let pod = injected(&mut connection, manifests::member(place, &places), start).await?;
-            // On loopback every connection comes from 127.0.0.1, and etcd checks a peer's certificate against that.
-            pods.push((pod, vec![place.address.into(), Ipv4Addr::LOCALHOST.into()]));
+            pods.push(injected(&mut connection, manifests::member(place, &places), start).await?);
         }
-        let client = injected(&mut connection, manifests::client(ports::loopback()), start).await?;
-        pods.push((client, vec![Ipv4Addr::LOCALHOST.into()]));
+        let client_admin = ports::free(Ipv4Addr::UNSPECIFIED);
+        pods.push(injected(&mut connection, manifests::client(client_admin), start).await?);
 
         let signer_port = ports::loopback();
         let trust = directory.join("trust");
         write_trust(&trust, &[&authorities]);
         let mut tokens = String::new();
         let mut local = Vec::new();
-        for (pod, ips) in pods {
+        for (pod, n) in pods.into_iter().zip(2..) {
+            // An address for documentation, which nothing dials.
+            let ips = vec![IpAddr::from([192, 0, 2, n])];
             let uid = random_uid()?;
             let token = format!("{}{}", random_uid()?.replace('-', ""), random_uid()?.replace('-', ""));
             tokens += &token_line(&token, &pod, &uid);
@@ -91,6 +100,7 @@ impl Cluster {
             local.push(LocalPod::new(pod, surroundings(etcd, &trust, uid, ips, token_directory, signer_port)));
         }
         directory.write("tokens.csv", tokens);
+        directory.write("policy.yaml", manifests::POLICY);
         let client = local.pop().ok_or("no client")?;
         let mut cluster = Self {
             start,
@@ -101,6 +111,7 @@ impl Cluster {
             authorities,
             signer: None,
             signer_port,
+            most_down: Arc::default(),
             _admit: admit,
             directory,
         };
@@ -126,6 +137,7 @@ impl Cluster {
         command.arg("--servcrt").arg(file("serving/tls.crt")).arg("--servkey").arg(file("serving/tls.key"));
         command.arg("--csrdir").arg(self.directory.dir("requests"));
         command.arg("--token-auth-file").arg(file("tokens.csv")).arg("--pods").arg(file("pods"));
+        command.arg("--policy").arg(file("policy.yaml"));
         command.arg("--cluster").arg(format!("{NAMESPACE}/{}", names::DEFAULT_CLUSTER));
         for role in ["peer", "server", "client"] {
             command.arg(format!("--{role}certdur")).arg(&life);
@@ -156,6 +168,7 @@ impl Cluster {
             }
         }
         say!(self.start, "three members are healthy, TLS throughout");
+        tokio::spawn(sample_down(self.places.clone(), Arc::clone(&self.most_down)));
         Ok(())
     }
 
@@ -172,13 +185,19 @@ impl Cluster {
     /// Looks at everything for `time`, and says what changes.
     pub async fn watch(&mut self, account: &mut Account, workload: &Workload, time: Duration) -> Result<(), String> {
         let (began, mut said) = (Instant::now(), Instant::now());
-        while began.elapsed() < time {
-            self.look(account).await?;
+        for tick in 0_u32.. {
+            if began.elapsed() >= time {
+                break;
+            }
+            self.supervise(account).await?;
+            if tick.is_multiple_of(LOOK_EVERY) {
+                self.look(account).await;
+            }
             if said.elapsed() > Duration::from_secs(5) {
                 said = Instant::now();
                 self.say_figures(account, workload);
             }
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(TICK).await;
         }
         Ok(())
     }
@@ -196,10 +215,9 @@ impl Cluster {
         );
     }
 
-    /// Plays kubelet, and asks every port what it serves.
-    async fn look(&mut self, account: &mut Account) -> Result<(), String> {
-        let down = self.members_down().await;
-        account.most_down = account.most_down.max(down);
+    /// Plays kubelet: starts again what ended, and what its liveness probe gave up.
+    async fn supervise(&mut self, account: &mut Account) -> Result<(), String> {
+        account.most_down = self.most_down.load(Ordering::Relaxed);
         for pod in self.members.iter_mut().chain([&mut self.client]) {
             for restart in pod.supervise().await {
                 say!(self.start, "{}: {} started again: {}", pod.name(), restart.container, restart.reason);
@@ -215,6 +233,11 @@ impl Cluster {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Asks every port what it serves, by a handshake.
+    async fn look(&self, account: &mut Account) {
         for (place, pod) in self.places.iter().zip(&self.members) {
             let mount = pod.path("etcd", names::DEFAULT_MOUNT_PATH);
             for (role, url) in [("peer", place.peer_url()), ("server", place.client_url())] {
@@ -229,40 +252,37 @@ impl Cluster {
         }
         let mount = self.client.path("app", names::DEFAULT_MOUNT_PATH);
         note_on_disk(account, "client", "client", &mount);
-        Ok(())
-    }
-
-    async fn members_down(&mut self) -> usize {
-        self.members.iter_mut().map(|m| usize::from(!m.process("etcd").running())).sum()
     }
 
     /// Changes both authorities as a rollover does: the new one is published beside the old, every member restarts once to
-    /// load it, one at a time; then the signer changes over, the leaves follow, and the old authority goes.
+    /// load it, one at a time; then the signer changes over, the leaves follow, and the old authority leaves the bundle.
     pub async fn change_authorities(&mut self, account: &mut Account, workload: &Workload) -> Result<(), String> {
         let next: BTreeMap<_, _> = DOMAINS.into_iter().map(|d| (d, Ca::new(&format!("demo {d} 2")))).collect();
         let trust = self.directory.join("trust");
-        say!(self.start, "a new CA for peers and one for clients: published beside the old ones");
+        say!(
+            self.start,
+            "a new CA for peers and one for clients: published beside the old ones; each member restarts once"
+        );
         write_trust(&trust, &[&self.authorities, &next]);
-        self.loaded(account, workload, 1).await?;
+        self.loaded(account, workload).await?;
         say!(self.start, "every member has loaded both: the signer changes over");
-        let both = std::mem::replace(&mut self.authorities, next);
+        self.authorities = next;
         self.start_signer();
         // Each leaf of the old authorities is gone when its life is over.
         self.watch(account, workload, self.life + Duration::from_secs(3)).await?;
         say!(self.start, "the last certificate of the old CAs is gone: they leave the bundle");
         write_trust(&trust, &[&self.authorities]);
-        drop(both);
-        self.loaded(account, workload, 2).await?;
         account.authorities += u32::try_from(DOMAINS.len()).unwrap_or_default();
+        // What etcd still trusts beside the new ones signs nothing any more; its next restart forgets it.
         self.watch(account, workload, Duration::from_secs(5)).await
     }
 
-    /// Waits until every member has restarted `times` times and is healthy.
-    async fn loaded(&mut self, account: &mut Account, workload: &Workload, times: u32) -> Result<(), String> {
+    /// Waits until every member has restarted and is healthy.
+    async fn loaded(&mut self, account: &mut Account, workload: &Workload) -> Result<(), String> {
         let began = Instant::now();
         loop {
-            self.watch(account, workload, LOOK).await?;
-            let mut all = self.places.iter().all(|p| account.restarts.get(&p.name).is_some_and(|n| *n >= times));
+            self.watch(account, workload, TICK * LOOK_EVERY).await?;
+            let mut all = self.places.iter().all(|p| account.restarts.contains_key(&p.name));
             for place in &self.places {
                 all = all && EtcdClient::plain().healthy(&place.metrics_url()).await.is_ok();
             }
@@ -274,6 +294,16 @@ impl Cluster {
                 return Err(format!("not every member has loaded the bundle:\n{}", logs.join("\n---\n")));
             }
         }
+    }
+}
+
+/// Looks again and again how many members take no connection at the same moment.
+async fn sample_down(places: Vec<Place>, most: Arc<AtomicUsize>) {
+    loop {
+        let asks = places.iter().map(|p| tokio::net::TcpStream::connect((p.address, p.client)));
+        let down = futures::future::join_all(asks).await.into_iter().filter(Result::is_err).count();
+        most.fetch_max(down, Ordering::Relaxed);
+        tokio::time::sleep(TICK).await;
     }
 }
 
@@ -368,6 +398,8 @@ fn surroundings(
         uid,
         namespace: NAMESPACE.to_owned(),
         ips,
+        reached_at: None,
+        hurry: HURRY,
         node: "localhost".to_owned(),
         environment: vec![
             ("KUBERNETES_SERVICE_HOST".into(), "127.0.0.1".into()),

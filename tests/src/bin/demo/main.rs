@@ -25,7 +25,7 @@ use cluster::Cluster;
 /// The life of a certificate here.
 const LIFE: Duration = Duration::from_secs(12);
 /// How long the leaves are watched.
-const LEAVES: Duration = Duration::from_secs(40);
+const LEAVES: Duration = Duration::from_secs(25);
 
 /// A line of the demo's, with the time since its start.
 #[macro_export]

@@ -11,12 +11,15 @@ pub const ETCD: &str = "etcd";
 /// The image that admission injects.
 pub const SIDECAR_IMAGE: &str = "etcd-tls-sidecar:demo";
 
+/// What lets certificates name addresses of loopback.
+pub const POLICY: &str = "extraSans: [{namespaces: [demo], clusters: [etcd], ipBlocks: [127.0.0.0/8]}]\n";
+
 /// A member's address and ports.
 #[derive(Clone, Debug)]
 pub struct Place {
     /// `etcd-0`.
     pub name: String,
-    /// 127.0.0.2 and on.
+    /// 127.0.0.2 and on, where its process listens.
     pub address: Ipv4Addr,
     /// The client port.
     pub client: u16,
@@ -49,7 +52,11 @@ impl Place {
 /// processes share no process namespace of their own in which etcd could be sent a signal.
 pub fn member(place: &Place, all: &[Place]) -> Value {
     let initial: Vec<_> = all.iter().map(|p| format!("{}={}", p.name, p.peer_url())).collect();
-    let mut pod = pod(&place.name, place.admin, &[("etcd-tls.dev/reload", "probe")]);
+    // No pod has an address of loopback, and no certificate names one but by policy: this machine's stand in for the pod's.
+    // On loopback every connection comes from 127.0.0.1, and etcd checks a peer's certificate against that.
+    let addresses = format!("{},{}", place.address, Ipv4Addr::LOCALHOST);
+    let annotations = [("etcd-tls.dev/reload", "probe"), ("etcd-tls.dev/extra-sans", addresses.as_str())];
+    let mut pod = pod(&place.name, place.admin, &annotations);
     pod["spec"]["containers"] = json!([{
         "name": "etcd",
         "image": ETCD,
@@ -70,7 +77,7 @@ pub fn member(place: &Place, all: &[Place]) -> Value {
         "volumeMounts": [{"name": "data", "mountPath": "/var/lib/etcd"}],
         "livenessProbe": {
             "httpGet": {"path": "/health", "port": place.metrics, "scheme": "HTTP"},
-            "periodSeconds": 1, "timeoutSeconds": 2, "failureThreshold": 3, "initialDelaySeconds": 2,
+            "periodSeconds": 10, "timeoutSeconds": 2, "failureThreshold": 3, "initialDelaySeconds": 2,
         },
     }]);
     pod["spec"]["volumes"] = json!([{"name": "data", "emptyDir": {}}]);
