@@ -5,6 +5,7 @@ use std::{future::Future, time::Duration};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 
 pub mod http;
+pub mod kubeconfig;
 pub mod pod;
 
 /// The two calls of a requester. One value serves one request of one role.

@@ -55,14 +55,23 @@ pub enum TrustError {
     },
 }
 
-/// The mounted directory: `peer.crt`, `client.crt`, `metrics.crt`.
+/// Where the bundles on offer are: a mounted directory with `peer.crt`, `client.crt` and `metrics.crt`, or one file for
+/// all.
 #[derive(Clone, Debug)]
-pub struct TrustDir(PathBuf);
+pub struct TrustDir {
+    path: PathBuf,
+    is_file: bool,
+}
 
 impl TrustDir {
     /// The mounted directory `path`.
     pub fn new(path: &Path) -> Self {
-        Self(path.to_owned())
+        Self { path: path.to_owned(), is_file: false }
+    }
+
+    /// One file for every domain, where the CAs are shared.
+    pub fn file(path: &Path) -> Self {
+        Self { path: path.to_owned(), is_file: true }
     }
 
     /// The bundle on offer for `domain`.
@@ -70,7 +79,7 @@ impl TrustDir {
     /// # Errors
     /// There is none, or it is garbage, empty or huge.
     pub fn read(&self, domain: Domain) -> Result<Bundle, TrustError> {
-        let path = self.0.join(domain.trust_key());
+        let path = if self.is_file { self.path.clone() } else { self.path.join(domain.trust_key()) };
         let pem =
             read_bounded(&path).map_err(|e| TrustError::Unreadable { path: path.clone(), message: e.to_string() })?;
         Bundle::parse(&pem).map_err(|e| TrustError::Unusable { path, message: e.to_string() })
@@ -92,7 +101,8 @@ impl TrustDir {
             },
             config,
         )?;
-        watcher.watch(&self.0, RecursiveMode::NonRecursive)?;
+        let parent = self.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        watcher.watch(if self.is_file { parent } else { &self.path }, RecursiveMode::NonRecursive)?;
         Ok(watcher)
     }
 }

@@ -14,13 +14,17 @@ use hyper::{
     header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue, RETRY_AFTER, USER_AGENT},
 };
 use hyper_util::rt::TokioIo;
-use k8s_openapi::{api::certificates::v1::CertificateSigningRequest, apimachinery::pkg::apis::meta::v1::Status};
+use k8s_openapi::{
+    api::{certificates::v1::CertificateSigningRequest, core::v1::ConfigMap},
+    apimachinery::pkg::apis::meta::v1::Status,
+};
 use rustls::{
     ClientConfig, RootCertStore,
     client::Resumption,
     crypto::aws_lc_rs,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
 };
+use serde::de::DeserializeOwned;
 use tokio::{net::TcpStream, time};
 use tokio_rustls::TlsConnector;
 use zeroize::Zeroizing;
@@ -73,7 +77,15 @@ impl<C: Credentials> Kube<C> {
         Self { credentials, connection: None }
     }
 
-    async fn call(&mut self, method: Method, name: &str, body: Bytes) -> Result<CertificateSigningRequest, ApiError> {
+    /// A ConfigMap by name; the trust bundles are published in one.
+    ///
+    /// # Errors
+    /// See [`ApiError`].
+    pub async fn config_map(&mut self, namespace: &str, name: &str) -> Result<ConfigMap, ApiError> {
+        self.call(Method::GET, &format!("/api/v1/namespaces/{namespace}/configmaps/{name}"), Bytes::new()).await
+    }
+
+    async fn call<T: DeserializeOwned>(&mut self, method: Method, path: &str, body: Bytes) -> Result<T, ApiError> {
         let access = self.credentials.access()?;
         let address = format!("{}:{}", access.host, access.port);
         let unreachable = |message: String| ApiError::Unreachable { address: address.clone(), message };
@@ -83,11 +95,11 @@ impl<C: Credentials> Kube<C> {
             Some(connection) => connection,
             None => connect(&access).await.map_err(unreachable)?,
         };
-        let mut answer = send(&mut connection, request(&access, &method, name, body.clone())?).await;
+        let mut answer = send(&mut connection, request(&access, &method, path, body.clone())?).await;
         if answer.is_err() && was_kept {
             // The server may close a connection just as we use it. To ask twice is harmless: a name is taken once.
             connection = connect(&access).await.map_err(unreachable)?;
-            answer = send(&mut connection, request(&access, &method, name, body)?).await;
+            answer = send(&mut connection, request(&access, &method, path, body)?).await;
         }
         let (status, headers, body) = answer.map_err(unreachable)?;
         let malformed = |message: String| ApiError::Malformed { address: address.clone(), message };
@@ -105,11 +117,12 @@ impl<C: Credentials> Api for Kube<C> {
     async fn create(&mut self, request: &CertificateSigningRequest) -> Result<CertificateSigningRequest, ApiError> {
         let body =
             serde_json::to_vec(request).map_err(|e| ApiError::Access(format!("the request cannot be written: {e}")))?;
-        self.call(Method::POST, "", body.into()).await
+        self.call(Method::POST, PATH, body.into()).await
     }
 
     async fn get(&mut self, name: &str) -> Result<CertificateSigningRequest, ApiError> {
-        self.call(Method::GET, name, Bytes::new()).await
+        // A name of ours is a DNS subdomain: nothing in it needs escaping.
+        self.call(Method::GET, &format!("{PATH}/{name}"), Bytes::new()).await
     }
 
     fn rest(&mut self) {
@@ -130,12 +143,8 @@ async fn send(connection: &mut SendRequest<Full<Bytes>>, request: Request<Full<B
     time::timeout(ANSWER_TIMEOUT, answer).await.map_err(|_| format!("no answer within {ANSWER_TIMEOUT:?}"))?
 }
 
-fn request(access: &Access, method: &Method, name: &str, body: Bytes) -> Result<Request<Full<Bytes>>, ApiError> {
-    let mut uri = format!("{}{PATH}", access.prefix);
-    if !name.is_empty() {
-        // A name of ours is a DNS subdomain: nothing in it needs escaping.
-        let _ = write!(uri, "/{name}");
-    }
+fn request(access: &Access, method: &Method, path: &str, body: Bytes) -> Result<Request<Full<Bytes>>, ApiError> {
+    let uri = format!("{}{path}", access.prefix);
     let host = if access.host.contains(':') {
         format!("[{}]:{}", access.host, access.port)
     } else {
