@@ -158,6 +158,11 @@ impl<C: Clock, F: Files> Agent<C, F> {
         self.held.borrow().roles.get(&role).cloned()
     }
 
+    /// Holds nothing any more, so that everything is asked for anew; what is on disk stays until then.
+    pub fn forget(&self) {
+        self.held.borrow_mut().roles.clear();
+    }
+
     /// Whether something held is not on disk.
     pub fn is_dirty(&self) -> bool {
         self.dirty.get()

@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 
 use crate::{
     init::{Error, InitArgs},
+    request::RequestArgs,
     run::RunArgs,
     telemetry::{self, Format},
 };
@@ -28,8 +29,10 @@ pub struct Cli {
 enum Command {
     /// Gets the first certificates of a pod, and ends.
     Init(InitArgs),
-    /// Keeps the certificates of a pod fresh.
+    /// Keeps the certificates of a pod fresh, or with --kubeconfig those of a host.
     Run(RunArgs),
+    /// Gets certificates for a host once, and ends.
+    Request(RequestArgs),
 }
 
 impl Cli {
@@ -59,6 +62,7 @@ impl Command {
         match self {
             Self::Init(args) => args.run().await,
             Self::Run(args) => args.run().await,
+            Self::Request(args) => args.run().await,
         }
     }
 }

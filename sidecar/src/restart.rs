@@ -185,6 +185,25 @@ impl Options {
         }
     }
 
+    /// What the arguments say of a host's etcd, which is at `place`. Who names etcd's unit or pid file says that it may be
+    /// signalled.
+    pub fn of_host(args: &PodArgs, place: Place, holder: String) -> Self {
+        Self {
+            dir: args.dir.clone(),
+            roles: args.roles.clone(),
+            reload: args.reload.clone(),
+            can_signal: args.can_signal || place != Place::Anywhere,
+            place,
+            client_url: args.client_url.clone(),
+            peer_url: args.peer_url.clone(),
+            liveness_url: args.liveness_url.clone(),
+            holder,
+            pace: args.restart_pace,
+            notice: NOTICE,
+            lease: None,
+        }
+    }
+
     fn means(&self) -> Means {
         let by_hand = |why: &str| Means::ByHand(why.to_owned());
         match &self.reload {

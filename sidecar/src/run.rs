@@ -5,7 +5,7 @@
 
 use std::{
     cell::Cell,
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     future::{Future, pending},
     path::PathBuf,
     sync::Arc,
@@ -27,6 +27,7 @@ use crate::{
     api::{Api, http::Kube, pod::PodCredentials},
     args::{DownwardArgs, PodArgs},
     clock::{Clock, System},
+    host::{self, HostArgs},
     init::{Error, open, write_termination_message},
     renew::{Failure, Wish, life, need},
     restart::{self, Restarter},
@@ -42,13 +43,15 @@ use crate::{
 #[cfg(test)]
 mod tests;
 
-/// Arguments of `run` in a pod.
+/// Arguments of `run`: in a pod, or with `--kubeconfig` on a host.
 #[derive(Args, Clone, Debug)]
 pub struct RunArgs {
     #[command(flatten)]
     pod: PodArgs,
     #[command(flatten)]
-    downward: DownwardArgs,
+    downward: Option<DownwardArgs>,
+    #[command(flatten)]
+    host: HostArgs,
     /// Where the reason of a failure is written for kubelet.
     #[arg(long, default_value = "/dev/termination-log")]
     termination_log: PathBuf,
@@ -60,8 +63,15 @@ impl RunArgs {
     /// # Errors
     /// What keeps the process from its work for good; everything else is tried again.
     pub async fn run(self) -> Result<(), Error> {
-        let Self { pod, downward, termination_log } = self;
-        let result = in_pod(&pod, &downward).await;
+        let Self { pod, downward, host, termination_log } = self;
+        let result = match (host.kubeconfig.is_some(), downward) {
+            (true, _) => host::run(&pod, &host).await,
+            (false, Some(downward)) => in_pod(&pod, &downward).await,
+            (false, None) => Err(Error::Arguments(
+                "neither a pod's environment (POD_NAME and so on, by the downward API) nor --kubeconfig, for a host"
+                    .to_owned(),
+            )),
+        };
         if let Err(error) = &result {
             write_termination_message(&termination_log, &error.to_string());
         }
@@ -70,23 +80,66 @@ impl RunArgs {
 }
 
 async fn in_pod(pod: &PodArgs, downward: &DownwardArgs) -> Result<(), Error> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
     let subject = Subject::of(pod, downward).map_err(Error::Arguments)?;
     let credentials = PodCredentials::from_env(&pod.token_dir)?;
+    let work = Work {
+        args: pod,
+        roles: subject.settings.roles.clone(),
+        trust: TrustDir::new(&pod.trust_dir),
+        restart: || restart::Options::of_pod(pod, downward, lease_client(pod)),
+        api: || Kube::new(credentials.clone()),
+        wish: |role| subject.wish(role, subject.addresses()),
+    };
+    keep(work, |_| pending()).await
+}
+
+/// What is kept fresh: where the files are, whom to ask, and for what.
+pub struct Work<'a, O, M, W> {
+    /// Directory, ports, admin port.
+    pub args: &'a PodArgs,
+    /// The roles to hold.
+    pub roles: BTreeSet<Role>,
+    /// Where the bundles on offer are.
+    pub trust: TrustDir,
+    /// How etcd is restarted, where there is one.
+    pub restart: O,
+    /// Makes a client of the API server.
+    pub api: M,
+    /// What a role asks for now.
+    pub wish: W,
+}
+
+/// Keeps it fresh until SIGTERM or SIGINT; `beside` is told of each install and runs as long.
+///
+/// # Errors
+/// What keeps the process from its work for good.
+pub async fn keep<A, O, M, W, B>(
+    work: Work<'_, O, M, W>,
+    beside: impl FnOnce(watch::Receiver<u64>) -> B,
+) -> Result<(), Error>
+where
+    A: Api + 'static,
+    O: FnOnce() -> restart::Options,
+    M: Fn() -> A,
+    W: Fn(Role) -> Wish,
+    B: Future<Output = ()>,
+{
+    let Work { args, roles, trust, restart, api, wish } = work;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
     let clock = System::new();
-    let store = open(&pod.dir, &clock).await?;
-    let trust = TrustDir::new(&pod.trust_dir);
-    let listener = listen(pod.admin_port).await?;
+    let store = open(&args.dir, &clock).await?;
+    let listener = listen(args.admin_port).await?;
 
     let mut registry = Registry::with_prefix(PREFIX);
-    // A pod without a port of etcd's has nothing to restart: what is installed is what its clients read.
-    let restarter = (pod.client_url.is_some() || pod.peer_url.is_some())
-        .then(|| Restarter::new(restart::Options::of_pod(pod, downward, lease_client(pod)), &mut registry));
+    // Without a port of etcd's there is nothing to restart: what is installed is what its clients read.
+    let restarter =
+        (args.client_url.is_some() || args.peer_url.is_some()).then(|| Restarter::new(restart(), &mut registry));
     let gate = restarter.as_ref().map(Restarter::gate);
     let loaded = restarter.as_ref().map(Restarter::status);
-    let board = Arc::new(Board::new(&pod.roles, registry, gate));
+    let board = Arc::new(Board::new(&args.roles, registry, gate));
     let (installed, installed_seen) = watch::channel(0);
+    let beside = beside(installed_seen.clone());
     tokio::spawn(admin::serve(listener, Arc::clone(&board) as Arc<dyn admin::Status>));
     let unserved = restarter.as_ref().map(Restarter::leaf_unserved);
     let restarting = async {
@@ -102,10 +155,10 @@ async fn in_pod(pod: &PodArgs, downward: &DownwardArgs) -> Result<(), Error> {
         tracing::warn!(%error, "the trust directory cannot be watched; it is looked at every minute");
     }
     let driver = Driver {
-        agent: Agent::new(subject.settings.roles.clone(), clock, store, trust),
-        api: || Kube::new(credentials.clone()),
-        wish: |role| subject.wish(role, subject.addresses()),
-        ports: ports(pod.client_url.as_deref(), pod.peer_url.as_deref(), pod.metrics_url.as_deref()),
+        agent: Agent::new(roles, clock, store, trust),
+        api,
+        wish,
+        ports: ports(args.client_url.as_deref(), args.peer_url.as_deref(), args.metrics_url.as_deref()),
         board,
         loaded,
         unserved,
@@ -121,6 +174,7 @@ async fn in_pod(pod: &PodArgs, downward: &DownwardArgs) -> Result<(), Error> {
     tokio::select! {
         () = driver.drive(stop) => {}
         () = restarting => {}
+        () = beside => {}
     }
     tracing::info!("told to stop; the files stay as they are");
     Ok(())

@@ -101,7 +101,7 @@ impl TrustDir {
             },
             config,
         )?;
-        let parent = self.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let parent = self.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
         watcher.watch(if self.is_file { parent } else { &self.path }, RecursiveMode::NonRecursive)?;
         Ok(watcher)
     }

@@ -271,8 +271,9 @@ impl HostCredentials {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(ApiError::Access(format!("kubeconfig {}: {e}", self.kubeconfig.display()))),
         }
-        replace(&self.kubeconfig, &text)
-            .map_err(|e| ApiError::Access(format!("kubeconfig {} cannot be written: {e}", self.kubeconfig.display())))?;
+        replace(&self.kubeconfig, &text).map_err(|e| {
+            ApiError::Access(format!("kubeconfig {} cannot be written: {e}", self.kubeconfig.display()))
+        })?;
         Ok(Written::Now)
     }
 }
