@@ -1,18 +1,246 @@
 //! Injection without a cluster: manifests in, manifests out.
+//!
+//! Documents with nothing to inject into are given out byte for byte. A document that is injected into is written anew:
+//! its values and the order of its keys stay, its comments do not (but for those at its head).
 
-use crate::cli::Error;
+use std::{
+    io::{Read, Write},
+    path::PathBuf,
+};
+
+use serde_json::Value;
+
+use crate::{
+    cli::Error,
+    injection::{self, Decision, Origin},
+};
+
+mod documents;
+mod yaml;
+
+/// More bytes than any manifest has.
+const MAX_BYTES: u64 = 64 << 20;
+/// How deep Lists may hold Lists.
+const MAX_LISTS: usize = 4;
 
 /// The arguments of `inject`.
 #[derive(clap::Args, Debug)]
-pub struct Args {}
+pub struct Args {
+    /// A manifest, YAML or JSON, of one or more documents; - is standard input. May be given several times.
+    #[arg(short = 'f', long = "filename", required = true)]
+    filenames: Vec<PathBuf>,
+    /// The namespace of objects that name none.
+    #[arg(short, long, default_value = "default")]
+    namespace: String,
+    /// The image of the injected containers.
+    #[arg(long, env = "SIDECAR_IMAGE", default_value = concat!("etcd-tls-sidecar:", env!("CARGO_PKG_VERSION")))]
+    sidecar_image: String,
+    /// Their imagePullPolicy [default: the API server's].
+    #[arg(long, env = "SIDECAR_PULL_POLICY", value_parser = ["Always", "IfNotPresent", "Never"])]
+    sidecar_pull_policy: Option<String>,
+}
+
+/// Manifests that cannot be injected into.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .0.join("\n"))]
+pub struct InjectError(Vec<String>);
+
+/// How manifests are injected into.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// What is injected.
+    pub injection: injection::Config,
+    /// The namespace of objects that name none.
+    pub namespace: String,
+}
+
+/// Manifests, injected into.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Injected {
+    /// The manifests.
+    pub text: String,
+    /// What to say of them.
+    pub warnings: Vec<String>,
+}
 
 impl Args {
-    /// Reads, injects, writes.
+    /// Reads, injects, writes. Nothing is written unless all of it can be.
     ///
     /// # Errors
     /// What could not be read, or which pods cannot be injected into.
+    #[allow(clippy::unused_async)] // As every subcommand.
     pub async fn run(self) -> Result<(), Error> {
-        let Self {} = self;
-        todo!()
+        let Self { filenames, namespace, sidecar_image, sidecar_pull_policy } = self;
+        let injection = injection::Config { sidecar_image, image_pull_policy: sidecar_pull_policy };
+        let options = Options { injection, namespace };
+        let mut problems = Vec::new();
+        let mut out = String::new();
+        for filename in &filenames {
+            let name = filename.display();
+            let text = read(filename).map_err(|e| format!("{name}: {e}"))?;
+            match inject(&text, &options) {
+                Ok(injected) => {
+                    documents::join(&mut out, &injected.text);
+                    warn(&injected.warnings.iter().map(|w| format!("{name}: {w}")).collect::<Vec<_>>());
+                }
+                Err(InjectError(found)) => problems.extend(found.iter().map(|problem| format!("{name}: {problem}"))),
+            }
+        }
+        if !problems.is_empty() {
+            return Err(InjectError(problems).into());
+        }
+        std::io::stdout().lock().write_all(out.as_bytes())?;
+        Ok(())
     }
 }
+
+#[allow(clippy::print_stderr)] // The command's own words to its user; standard output is the manifest.
+fn warn(warnings: &[String]) {
+    for warning in warnings {
+        eprintln!("Warning: {warning}");
+    }
+}
+
+fn read(filename: &PathBuf) -> Result<String, Error> {
+    let mut bytes = Vec::new();
+    if filename.as_os_str() == "-" {
+        std::io::stdin().lock().take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
+    } else {
+        std::fs::File::open(filename)?.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
+    }
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err("larger than 64 MiB".into());
+    }
+    Ok(String::from_utf8(bytes).map_err(|_| "not UTF-8")?)
+}
+
+/// Injects into every pod and pod template of `text`.
+///
+/// # Errors
+/// Every document that cannot be read, and every pod that must be refused, with all reasons.
+pub fn inject(text: &str, options: &Options) -> Result<Injected, InjectError> {
+    let mut out = String::new();
+    let mut warnings = Vec::new();
+    let mut problems = Vec::new();
+    for (index, document) in documents::split(text).into_iter().enumerate() {
+        let place = format!("document {}", index + 1);
+        let mut value = match document.read() {
+            Ok(Some(value)) => value,
+            Ok(None) => {
+                out.push_str(document.raw);
+                continue;
+            }
+            Err(error) => {
+                problems.push(format!("{place}: {error}"));
+                continue;
+            }
+        };
+        let mut visit = Visit { options, warnings: &mut warnings, problems: &mut problems, changed: false };
+        visit.object(&mut value, 0);
+        if !visit.changed {
+            out.push_str(document.raw);
+            continue;
+        }
+        match document.write(&value) {
+            Ok(text) => out.push_str(&text),
+            Err(error) => problems.push(format!("{place}: {error}")),
+        }
+    }
+    if problems.is_empty() { Ok(Injected { text: out, warnings }) } else { Err(InjectError(problems)) }
+}
+
+struct Visit<'v> {
+    options: &'v Options,
+    warnings: &'v mut Vec<String>,
+    problems: &'v mut Vec<String>,
+    changed: bool,
+}
+
+impl Visit<'_> {
+    fn object(&mut self, object: &mut Value, depth: usize) {
+        let text = |field: &str| object.get(field).and_then(Value::as_str).unwrap_or_default();
+        let (group, kind) = (text("apiVersion").to_owned(), text("kind").to_owned());
+        let group = group.split_once('/').map_or("", |(group, _)| group);
+        let path: &[&str] = match (group, kind.as_str()) {
+            ("", "Pod") => &[],
+            ("", "PodTemplate") => &["template"],
+            ("", "ReplicationController")
+            | ("apps", "StatefulSet" | "Deployment" | "DaemonSet" | "ReplicaSet")
+            | ("batch", "Job") => &["spec", "template"],
+            ("batch", "CronJob") => &["spec", "jobTemplate", "spec", "template"],
+            ("" | "apps" | "batch", list) if list.ends_with("List") && depth < MAX_LISTS => {
+                let item_kind = list.strip_suffix("List").unwrap_or_default().to_owned();
+                for item in object.get_mut("items").and_then(Value::as_array_mut).into_iter().flatten() {
+                    self.item(item, &item_kind, group, depth + 1);
+                }
+                return;
+            }
+            _ => return,
+        };
+        let metadata = |field: &str| object.get("metadata").and_then(|m| m.get(field)).and_then(Value::as_str);
+        let name = metadata("name").or_else(|| metadata("generateName")).unwrap_or_default();
+        let what = format!("{kind} {name}");
+        let namespace = metadata("namespace").filter(|n| !n.is_empty()).unwrap_or(&self.options.namespace).to_owned();
+        let mut pod = object;
+        for field in path {
+            match pod.get_mut(*field) {
+                Some(inner) => pod = inner,
+                None => return self.problems.push(format!("{what}: {} is missing", path.join("."))),
+            }
+        }
+        self.pod(pod, &what, &namespace);
+    }
+
+    /// An item of a typed list may leave out its kind.
+    fn item(&mut self, item: &mut Value, kind: &str, group: &str, depth: usize) {
+        if item.get("kind").is_some() || kind.is_empty() || !item.is_object() {
+            return self.object(item, depth);
+        }
+        let version = if group.is_empty() { "v1".to_owned() } else { format!("{group}/v1") };
+        let mut typed = item.clone();
+        typed["apiVersion"] = version.into();
+        typed["kind"] = kind.into();
+        let before = self.changed;
+        self.changed = false;
+        self.object(&mut typed, depth);
+        if self.changed {
+            if let Some(map) = typed.as_object_mut() {
+                for field in ["apiVersion", "kind"] {
+                    if item.get(field).is_none() {
+                        map.shift_remove(field);
+                    }
+                }
+            }
+            *item = typed;
+        }
+        self.changed |= before;
+    }
+
+    fn pod(&mut self, pod: &mut Value, what: &str, namespace: &str) {
+        // A template's own namespace is not looked at by anybody.
+        let origin = Origin { namespace, namespace_opted_in: true, label: true };
+        match injection::decide(pod, &self.options.injection, origin) {
+            Decision::Leave(warnings) => self.warn(what, warnings),
+            Decision::Refuse(problems) => {
+                self.problems.extend(problems.iter().map(|problem| format!("{what}: {problem}")));
+            }
+            Decision::Inject { patch, warnings } => {
+                self.warn(what, warnings);
+                if patch.0.is_empty() {
+                    return;
+                }
+                match json_patch::patch(pod, &patch) {
+                    Ok(()) => self.changed = true,
+                    Err(error) => self.problems.push(format!("{what}: the patch does not fit: {error}")),
+                }
+            }
+        }
+    }
+
+    fn warn(&mut self, what: &str, warnings: Vec<String>) {
+        self.warnings.extend(warnings.into_iter().map(|warning| format!("{what}: {warning}")));
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -174,7 +174,7 @@ impl<'a> Work<'a> {
         self.groups(&mut patch);
         let user = etcd.first().and_then(|c| self.pod.user(c)).filter(|u| *u != 0);
         let share = reload.share;
-        let injected = self.containers(args, user.unwrap_or(u64::from(names::DEFAULT_UID)), share, &mut patch);
+        let injected = self.containers(args, user.unwrap_or_else(|| names::DEFAULT_UID.into()), share, &mut patch);
         if share && injected {
             patch.set(&["spec", "shareProcessNamespace"], Value::Bool(true));
         }

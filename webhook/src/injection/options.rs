@@ -235,7 +235,7 @@ impl Reader<'_, '_> {
                 .find(|(_, w)| Tool::of(w).is_some() || w.text().is_some_and(|t| SHELLS.contains(&basename(t))));
             return match inner {
                 Some((index, _)) => self.argv(&words[index..], depth + 1),
-                None if words.iter().skip(1).any(|w| is_positional(w)) => {
+                None if words.iter().skip(1).any(is_positional) => {
                     let rest = std::mem::take(&mut self.rest);
                     self.argv(&rest, depth + 1);
                     self.rest = rest;
@@ -527,12 +527,11 @@ fn expand(text: &str, container: &Container<'_>) -> Word {
         parts.push(Part::Literal(literal));
     }
     // What envFrom brings is expanded as well, and nobody here knows it.
-    if parts.len() == 1 && !container.list("envFrom").is_empty() {
-        if let Some(name) = text.strip_prefix("$(").and_then(|t| t.strip_suffix(')')) {
-            if container.variable(name).is_none() {
-                return Word(vec![Part::Variable { name: name.to_owned(), modifier: String::new(), quoted: true }]);
-            }
-        }
+    let brought = text.strip_prefix("$(").and_then(|t| t.strip_suffix(')'));
+    if let Some(name) =
+        brought.filter(|name| container.variable(name).is_none() && !container.list("envFrom").is_empty())
+    {
+        return Word(vec![Part::Variable { name: name.to_owned(), modifier: String::new(), quoted: true }]);
     }
     Word(parts)
 }

@@ -1,0 +1,118 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use super::*;
+
+fn options() -> Options {
+    Options {
+        injection: injection::Config { sidecar_image: "etcd-tls-sidecar:test".into(), image_pull_policy: None },
+        namespace: "default".into(),
+    }
+}
+
+#[track_caller]
+fn run(text: &str) -> String {
+    let injected = inject(text, &options()).unwrap();
+    assert_eq!(inject(&injected.text, &options()).unwrap().text, injected.text, "injecting twice changed something");
+    injected.text
+}
+
+const POD: &str =
+    "apiVersion: v1\nkind: Pod\nmetadata:\n  name: etcd\nspec:\n  containers:\n  - name: etcd\n    image: etcd\n";
+
+#[test]
+fn what_is_not_injected_into_stays_byte_for_byte() {
+    let others = "# head\n\n---\n# a ConfigMap\napiVersion: v1\nkind:   ConfigMap   # odd spacing\ndata: {a: \"yes\",\n  b: |2\n     x\n}\n...\n---\n---\r\nkind: Unknown\r\n--- # comment\napiVersion: example.com/v1\nkind: Deployment\n";
+    let valid = others.replace("data: {a: \"yes\",\n  b: |2\n     x\n}", "data: {a: \"yes\",\n  b: x}");
+    assert_eq!(inject(&valid, &options()).unwrap().text, valid);
+    let mixed = format!("{valid}---\n# the pod\n{POD}---\n# the end\n");
+    let out = run(&mixed);
+    assert!(out.starts_with(&valid));
+    assert!(out.contains("---\n# the pod\napiVersion: v1\nkind: Pod\n"));
+    assert!(out.ends_with("---\n# the end\n"));
+    assert!(out.contains("etcd-tls: dynamic"));
+}
+
+#[test]
+fn every_kind_with_pods_in_it() {
+    let pod = |indent: &str| {
+        let lines = ["metadata: {labels: {a: b}}", "spec:", "  containers:", "  - name: etcd", "    image: etcd"];
+        lines.iter().map(|line| format!("{indent}{line}\n")).collect::<String>()
+    };
+    for (version, kind) in [
+        ("apps/v1", "StatefulSet"),
+        ("apps/v1", "Deployment"),
+        ("apps/v1", "DaemonSet"),
+        ("apps/v1", "ReplicaSet"),
+        ("batch/v1", "Job"),
+        ("v1", "ReplicationController"),
+    ] {
+        let out = run(&format!("apiVersion: {version}\nkind: {kind}\nspec:\n  template:\n{}", pod("    ")));
+        assert!(out.contains("        etcd-tls: dynamic\n"), "{kind}: {out}");
+    }
+    let out = run(&format!(
+        "apiVersion: batch/v1\nkind: CronJob\nspec:\n  jobTemplate:\n    spec:\n      template:\n{}",
+        pod("        ")
+    ));
+    assert!(out.contains("etcd-tls-init"));
+    for list in ["v1\nkind: List", "v1\nkind: PodList"] {
+        let kind = if list.ends_with("PodList") { "" } else { "apiVersion: v1\n  kind: Pod\n  " };
+        let out = run(&format!(
+            "apiVersion: {list}\nitems:\n- {kind}metadata:\n    name: a\n  spec:\n    containers:\n    - name: etcd\n"
+        ));
+        assert!(out.contains("etcd-tls-init"), "{out}");
+        assert_eq!(out.contains("kind: Pod\n"), !kind.is_empty());
+    }
+}
+
+#[test]
+fn json_stays_json() {
+    let compact = r#"{"apiVersion":"v1","kind":"Pod","metadata":{"name":"a"},"spec":{"containers":[{"name":"etcd"}]}}"#;
+    let other = r#"{"kind":"ConfigMap",  "data":{}}"#;
+    let out = run(&format!("{other}\n{compact}\n{other}\n"));
+    assert!(out.starts_with(other) && out.ends_with(&format!("{other}\n")));
+    assert_eq!(out.lines().count(), 3);
+    let pretty = serde_json::to_string_pretty(&serde_json::from_str::<Value>(compact).unwrap()).unwrap();
+    assert!(run(&pretty).lines().count() > 50);
+}
+
+#[test]
+fn meanings_survive() {
+    let out = run(&format!(
+        "{POD}    env:\n    - {{name: A, value: \"yes\"}}\n    - {{name: B, value: '0777'}}\n    - {{name: C, value: \"1e3\"}}\n  volumes:\n  - name: s\n    secret: {{secretName: s, defaultMode: 0400}}\n"
+    ));
+    for line in ["value: 'yes'", "value: '0777'", "value: '1e3'", "defaultMode: 256"] {
+        assert!(out.contains(line), "{line}\n{out}");
+    }
+}
+
+#[test]
+fn every_refusal_is_said_at_once() {
+    let bad = format!(
+        "{POD}---\n{}",
+        POD.replace("name: etcd\nspec", "name: b\n  annotations: {etcd-tls.dev/key: x, etcd-tls.dev/roles: ''}\nspec")
+    );
+    let error = inject(&format!("{bad}---\n: : :\n  - [\n"), &options()).unwrap_err();
+    let text = error.to_string();
+    for word in ["Pod b", "etcd-tls.dev/key", "etcd-tls.dev/roles", "document 3"] {
+        assert!(text.contains(word), "{word}: {text}");
+    }
+}
+
+#[test]
+fn who_opted_out_stays_out_and_strangers_are_left() {
+    let out = POD.replace("name: etcd\nspec", "name: b\n  labels: {etcd-tls: disabled}\nspec");
+    assert_eq!(inject(&out, &options()).unwrap().text, out);
+    let web = POD.replace("- name: etcd", "- name: web");
+    let injected = inject(&web, &options()).unwrap();
+    assert_eq!(injected.text, web);
+    assert_eq!(injected.warnings.len(), 1);
+}
+
+#[test]
+fn files_are_joined_as_documents() {
+    let mut out = String::new();
+    documents::join(&mut out, "a: 1");
+    documents::join(&mut out, "b: 2\n");
+    documents::join(&mut out, "--- # c\nc: 3\n");
+    assert_eq!(out, "a: 1\n---\nb: 2\n--- # c\nc: 3\n");
+}
