@@ -104,6 +104,8 @@ fn left_alone(pod: &Pod<'_>, origin: Origin<'_>) -> Option<Decision> {
     Some(match pod.labels.get(names::LABEL).map(String::as_str) {
         Some(names::DISABLED) => Decision::Leave(Vec::new()),
         Some(other) => Decision::Refuse(vec![unknown_label(other)]),
+        // Whoever injects by hand means what runs etcd, whatever its container is called.
+        None if origin.label && pod.containers.iter().any(|c| Options::read(c).etcd.runs) => return None,
         None if origin.namespace_opted_in => Decision::Leave(vec![format!(
             "etcd-tls: left untouched, since no container is named {} and there is no annotation {}roles",
             names::ETCD_CONTAINER,
@@ -303,15 +305,13 @@ impl<'a> Work<'a> {
             }
             let setting = urls::setting(container, options, option);
             let plain: Vec<Url> = urls::urls(setting.as_ref()).into_iter().filter(|u| !u.https).collect();
-            // A plain listener on loopback beside one with TLS is somebody's choice.
-            let local = |u: &Url| u.host == "127.0.0.1" || u.host == "localhost" || u.host == "[::1]";
-            if setting.is_none() && option == "listen-client-urls" && options.etcd.runs && config_file(target).is_none()
-            {
+            let unset = setting.is_none() && option == "listen-client-urls" && options.etcd.runs;
+            if unset && !options.etcd.is_proxy() && config_file(target).is_none() {
                 self.warnings.push(format!(
                     "container {}: --listen-client-urls is not set, so etcd listens on http://localhost:2379",
                     container.name
                 ));
-            } else if let Some(url) = plain.iter().find(|u| !local(u)).or_else(|| plain.first()) {
+            } else if let Some(url) = plain.first() {
                 self.warnings.push(format!(
                     "container {}: --{option} still says http://{}:{}; write https://",
                     container.name, url.host, url.port

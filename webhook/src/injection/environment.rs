@@ -30,40 +30,43 @@ struct Unit {
 /// What `container` gets for `roles`, with its files under `mount`.
 pub(super) fn environment(container: &Container<'_>, options: &Options, roles: &[Role], mount: &str) -> Environment {
     let mut environment = Environment::default();
-    for &role in roles {
-        match role {
-            Role::Server | Role::Peer => environment.etcd(container, options, role, mount),
-            Role::Client => environment.etcdctl(container, options, mount),
-            // A reader of metrics is told where its files are by its own configuration.
-            Role::Metrics => {}
-        }
+    environment.etcd(container, options, roles, mount);
+    if roles.contains(&Role::Client) {
+        environment.etcdctl(container, options, mount);
     }
+    // A reader of metrics is told where its files are by its own configuration.
     environment
 }
 
 impl Environment {
-    fn etcd(&mut self, container: &Container<'_>, options: &Options, role: Role, mount: &str) {
+    fn etcd(&mut self, container: &Container<'_>, options: &Options, roles: &[Role], mount: &str) {
         let name = container.name;
-        let of = |file: &str| path(mount, role, file);
-        let units = if role == Role::Server { server_units(of) } else { peer_units(of) };
-        if setting(container, options, "config-file").is_some() {
-            let section = if role == Role::Server { "client-transport-security" } else { "peer-transport-security" };
-            self.warnings.push(format!(
-                "container {name}: a config file overrides the environment; its {section} must say what follows"
-            ));
-            self.warnings.push(format!(
-                "cert-file: {}, key-file: {}, trusted-ca-file: {}, client-cert-auth: true",
-                of(names::CERT_FILE),
-                of(names::KEY_FILE),
-                of(names::CA_FILE),
-            ));
-            return;
+        let file_overrides = setting(container, options, "config-file").is_some();
+        let mut wanted = Vec::new();
+        for &role in roles {
+            let of = |file: &str| path(mount, role, file);
+            let (units, section) = match role {
+                Role::Server => (server_units(of), "client-transport-security"),
+                Role::Peer => (peer_units(of), "peer-transport-security"),
+                Role::Client | Role::Metrics => continue,
+            };
+            if file_overrides {
+                self.warnings.push(format!(
+                    "container {name}: a config file overrides the environment; its {section} must say what follows"
+                ));
+                self.warnings.push(format!(
+                    "cert-file: {}, key-file: {}, trusted-ca-file: {}, client-cert-auth: true",
+                    of(names::CERT_FILE),
+                    of(names::KEY_FILE),
+                    of(names::CA_FILE),
+                ));
+            } else {
+                wanted.extend(units.iter().flat_map(|unit| unit.missing(container, options, &mut self.warnings)));
+            }
         }
-        let wanted: Vec<Value> =
-            units.iter().flat_map(|unit| unit.missing(container, options, &mut self.warnings)).collect();
         match &options.untold {
             Some(why) if !wanted.is_empty() => self.problems.push(untold(name, why, "etcd", &wanted)),
-            _ => self.add.extend(wanted),
+            _ => self.add.append(&mut wanted),
         }
     }
 
@@ -119,12 +122,12 @@ impl Unit {
         if foreign.is_empty() {
             return missing;
         }
-        let all: Vec<String> = self.options.iter().map(|(option, ours)| format!("{option} {ours}")).collect();
+        let ours: Vec<&str> = self.options.iter().map(|(_, ours)| ours.as_str()).collect();
         warnings.push(format!(
-            "container {}: the pod's own {} is left as it is, so etcd-tls does not set {}",
+            "container {}: {} is the pod's own and stays; etcd-tls would say {}",
             container.name,
             foreign.join(" and "),
-            all.join(" and ")
+            ours.join(" and ")
         ));
         Vec::new()
     }

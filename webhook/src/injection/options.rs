@@ -145,6 +145,11 @@ impl Flags {
             .or_else(|| self.loose.iter().any(|text| mentions(text, name)).then_some(Setting::Unknown))
     }
 
+    /// Whether it is etcd's gRPC proxy or gateway, which have options of their own.
+    pub(super) fn is_proxy(&self) -> bool {
+        self.loose.first().is_some_and(|word| word == "grpc-proxy" || word == "gateway")
+    }
+
     fn add(&mut self, name: &str, setting: Setting) {
         self.set.insert(name.to_owned(), setting);
     }

@@ -56,7 +56,7 @@ pub(super) fn plan(
         Reload::Auto => match obstacles(pod, etcd) {
             Ok(share) => (plan.can_signal, plan.share) = (true, share),
             Err(why) => {
-                let more = if why.len() > 1 { format!(" (and {} reasons more)", why.len() - 1) } else { String::new() };
+                let more = if why.len() > 1 { format!(" (and {} more)", why.len() - 1) } else { String::new() };
                 plan.warnings.push(format!(
                     "a changed CA will be shown as \"restart needed\" and not acted upon: {}{more}; see etcd-tls.dev/reload",
                     why.first().map_or("no container runs etcd", String::as_str),

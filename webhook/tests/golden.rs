@@ -1,0 +1,128 @@
+//! Real-world shapes of etcd pods, each with what it becomes: `X.yaml` -> `X.injected.yaml` and the warnings that go with
+//! it, or the reasons why it is refused. Each result is injected into once more and must not change.
+//!
+//! `UPDATE_GOLDEN=1 cargo test -p etcd-tls-webhook --test golden` writes the results anew, for review.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::{
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use etcd_tls_webhook::{
+    inject::{Options, inject},
+    injection::Config,
+};
+
+fn directory() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
+}
+
+fn options() -> Options {
+    let injection = Config { sidecar_image: "etcd-tls-sidecar:golden".to_owned(), image_pull_policy: None };
+    Options { injection, namespace: "default".to_owned() }
+}
+
+fn inputs() -> Vec<PathBuf> {
+    let mut inputs: Vec<PathBuf> = fs::read_dir(directory())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| {
+            let name = path.file_name().unwrap().to_str().unwrap();
+            !name.contains(".injected.") && !name.ends_with(".txt")
+        })
+        .collect();
+    inputs.sort();
+    inputs
+}
+
+/// Compares with the file, or writes it when told to; what differs.
+fn compare(path: &Path, text: &str) -> Option<String> {
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        if text.is_empty() {
+            let _ = fs::remove_file(path);
+        } else {
+            fs::write(path, text).unwrap();
+        }
+        return None;
+    }
+    let expected = fs::read_to_string(path).unwrap_or_default();
+    if expected == text {
+        return None;
+    }
+    let line = expected.lines().zip(text.lines()).position(|(a, b)| a != b);
+    let line = line.unwrap_or_else(|| expected.lines().count().min(text.lines().count()));
+    let at = |text: &str| text.lines().nth(line).unwrap_or("<end>").to_owned();
+    Some(format!("{}:{}: expected {:?}, got {:?}", path.display(), line + 1, at(&expected), at(text)))
+}
+
+#[test]
+fn every_shape_becomes_what_it_became() {
+    let inputs = inputs();
+    assert!(inputs.len() >= 30, "only {} shapes", inputs.len());
+    let mut differences = Vec::new();
+    for input in &inputs {
+        let stem = input.file_stem().unwrap().to_str().unwrap();
+        let extension = input.extension().unwrap().to_str().unwrap();
+        let beside = |name: String| input.with_file_name(name);
+        let text = fs::read_to_string(input).unwrap();
+        let refused = beside(format!("{stem}.refused.txt"));
+        match inject(&text, &options()) {
+            Ok(injected) => {
+                let again =
+                    inject(&injected.text, &options()).unwrap_or_else(|e| panic!("{stem}, injected twice: {e}"));
+                assert_eq!(again.text, injected.text, "{stem}: injecting twice changed something");
+                differences.extend(compare(&beside(format!("{stem}.injected.{extension}")), &injected.text));
+                let warnings: String = injected.warnings.iter().map(|warning| format!("{warning}\n")).collect();
+                differences.extend(compare(&beside(format!("{stem}.warnings.txt")), &warnings));
+                assert!(!refused.exists(), "{stem} was refused once and is not any more");
+            }
+            Err(error) => {
+                assert!(stem.starts_with("refused-"), "{stem}: {error}");
+                differences.extend(compare(&refused, &format!("{error}\n")));
+            }
+        }
+    }
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
+}
+
+fn binary() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_etcd-tls-webhook"));
+    command.env_remove("SIDECAR_IMAGE").env_remove("SIDECAR_PULL_POLICY").current_dir(directory());
+    command
+}
+
+#[test]
+fn the_command_reads_files_and_standard_input() {
+    let mut child = binary()
+        .args(["inject", "-f", "list.yaml", "--sidecar-image=etcd-tls-sidecar:golden", "-f", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(&fs::read(directory().join("ipv6.yaml")).unwrap()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{stderr}");
+    let file = |name: &str| fs::read_to_string(directory().join(name)).unwrap();
+    let expected = format!("{}---\n{}", file("list.injected.yaml"), file("ipv6.injected.yaml"));
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), expected);
+    assert!(stderr.lines().any(|line| line.starts_with("Warning: list.yaml: Pod web: ")), "{stderr}");
+    assert!(stderr.lines().any(|line| line.starts_with("Warning: -: Pod etcd: ")), "{stderr}");
+}
+
+#[test]
+fn a_refusal_writes_nothing_and_fails() {
+    let output = binary().args(["inject", "-f", "list.yaml", "-f", "refused-script-file.yaml"]).output().unwrap();
+    assert!(!output.status.success());
+    assert!(output.stdout.is_empty());
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("refused-script-file.yaml: Pod etcd: "), "{stderr}");
+    let output = binary().args(["inject", "-f", "missing.yaml"]).output().unwrap();
+    assert!(!output.status.success());
+    assert!(String::from_utf8_lossy(&output.stderr).contains("missing.yaml"));
+}
