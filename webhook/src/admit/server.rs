@@ -27,10 +27,10 @@ use super::review::{Admission, BadReview, Verdict, review};
 const MAX_BODY: usize = 3 * 1024 * 1024 + 64 * 1024;
 /// How long a body may take. The API server gives up after 30 s at the latest.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a request's head may take.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a request's head may take: long enough for a machine that is short of CPU.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a TLS handshake may take.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long an idle connection is kept. API servers keep theirs for 90 s.
 const KEEP_ALIVE: Duration = Duration::from_secs(120);
 /// Connections at once and worker: a cluster has a handful of API servers.

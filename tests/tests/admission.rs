@@ -1,0 +1,342 @@
+//! Tier 1: the real `admit` over TLS: reviews answered, everything that HTTP can do wrong, and a serving pair that changes
+//! under load with no connection dropped.
+
+use std::{
+    path::Path,
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use serde_json::{Value, json};
+use tests::{
+    eventually, pki,
+    pki::{Ca, LeafOptions},
+    ports,
+    process::{Process, binary},
+    temp::TempDir,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+/// One test at a time: each of them loads the machine, and the server's timeouts are of real time.
+static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+struct Admit {
+    process: Process,
+    port: u16,
+    admin: u16,
+    ca: Ca,
+    dir: TempDir,
+}
+
+fn leaf() -> LeafOptions {
+    LeafOptions { dns: vec!["admit.test".to_owned()], ..LeafOptions::default() }
+}
+
+impl Admit {
+    async fn start(name: &str) -> Self {
+        let dir = TempDir::new(name);
+        let ca = Ca::new("admit");
+        publish(&ca, &dir.dir("serving"));
+        let (port, admin) = (ports::loopback(), ports::loopback());
+        let process = Process::spawn(
+            "admit",
+            Command::new(binary("etcd-tls-webhook")).args([
+                "admit",
+                "--sidecar-image=etcd-tls-sidecar:test",
+                &format!("--address=127.0.0.1:{port}"),
+                &format!("--admin-address=127.0.0.1:{admin}"),
+                &format!("--serving-dir={}", dir.join("serving").display()),
+            ]),
+            dir.path(),
+        );
+        let this = Self { process, port, admin, ca, dir };
+        eventually("admit is ready", Duration::from_secs(30), || this.ready()).await;
+        this
+    }
+
+    async fn ready(&self) -> Result<(), String> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.admin)).await.map_err(|e| e.to_string())?;
+        stream
+            .write_all(b"GET /ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            .await
+            .map_err(|e| e.to_string())?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.map_err(|e| e.to_string())?;
+        if answer.starts_with("HTTP/1.1 200") { Ok(()) } else { Err(answer) }
+    }
+
+    async fn connect(&self) -> TlsStream<TcpStream> {
+        connect(self.port, &self.ca).await.expect("connect to admit")
+    }
+
+    /// Sends one request on a connection of its own; the status and the body.
+    async fn request(&self, head: &str, body: &[u8]) -> (u16, Vec<u8>) {
+        let mut stream = self.connect().await;
+        // A refusal may come, and the connection close, before all of a body is written.
+        let _ = stream.write_all(head.as_bytes()).await;
+        let _ = stream.write_all(body).await;
+        timeout(Duration::from_secs(30), answer(&mut stream)).await.expect("an answer in time").expect("an answer")
+    }
+
+    async fn post(&self, body: &[u8]) -> (u16, Vec<u8>) {
+        self.request(&head("Content-Type: application/json\r\n", body.len()), body).await
+    }
+}
+
+fn head(headers: &str, length: usize) -> String {
+    format!("POST /mutate HTTP/1.1\r\nHost: admit.test\r\n{headers}Content-Length: {length}\r\n\r\n")
+}
+
+async fn connect(port: u16, ca: &Ca) -> std::io::Result<TlsStream<TcpStream>> {
+    let connector = TlsConnector::from(pki::client_config(&ca.pem, None));
+    let stream = TcpStream::connect(("127.0.0.1", port)).await?;
+    connector.connect("admit.test".try_into().expect("a name"), stream).await
+}
+
+/// Reads one answer with a Content-Length.
+async fn answer(stream: &mut TlsStream<TcpStream>) -> std::io::Result<(u16, Vec<u8>)> {
+    let mut bytes = Vec::new();
+    loop {
+        if let Some(end) = bytes.windows(4).position(|w| w == b"\r\n\r\n") {
+            let head = String::from_utf8_lossy(&bytes[..end]).into_owned();
+            let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).expect("a status");
+            let length =
+                head.lines().find_map(|l| l.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok());
+            let mut body = bytes.split_off(end + 4);
+            let length: usize = length.unwrap_or(0);
+            while body.len() < length {
+                let mut chunk = vec![0; length - body.len()];
+                let read = stream.read(&mut chunk).await?;
+                assert_ne!(read, 0, "the answer broke off");
+                body.extend_from_slice(&chunk[..read]);
+            }
+            return Ok((status, body));
+        }
+        let mut chunk = [0; 4096];
+        match stream.read(&mut chunk).await? {
+            0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            read => bytes.extend_from_slice(&chunk[..read]),
+        }
+    }
+}
+
+/// Writes a new pair as kubelet does: a directory, then one rename of `..data`.
+fn publish(ca: &Ca, dir: &Path) {
+    let generation = format!("..{}", (0..).find(|n| !dir.join(format!("..{n}")).exists()).expect("a number"));
+    ca.write_role(&dir.join(&generation), &leaf());
+    std::os::unix::fs::symlink(&generation, dir.join("..data_tmp")).expect("link");
+    std::fs::rename(dir.join("..data_tmp"), dir.join("..data")).expect("rename");
+    for file in ["tls.crt", "tls.key"] {
+        if std::fs::symlink_metadata(dir.join(file)).is_err() {
+            std::os::unix::fs::symlink(format!("..data/{file}"), dir.join(file)).expect("link");
+        }
+    }
+}
+
+fn review() -> Value {
+    json!({
+        "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
+        "request": {
+            "uid": "u-1", "namespace": "prod", "operation": "CREATE",
+            "resource": {"group": "", "version": "v1", "resource": "pods"},
+            "object": {
+                "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "etcd-0", "labels": {"etcd-tls": "dynamic"}},
+                "spec": {"containers": [{"name": "etcd", "image": "etcd", "command": ["etcd"]}]},
+            },
+        },
+    })
+}
+
+fn body() -> Vec<u8> {
+    serde_json::to_vec(&review()).expect("JSON")
+}
+
+fn is_patch(answer: &(u16, Vec<u8>)) -> bool {
+    let read: Value = serde_json::from_slice(&answer.1).unwrap_or_default();
+    let patch = read["response"]["patch"].as_str().and_then(|p| STANDARD.decode(p).ok()).unwrap_or_default();
+    answer.0 == 200 && read["response"]["uid"] == "u-1" && serde_json::from_slice::<json_patch::Patch>(&patch).is_ok()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_bad_request_gets_a_clear_answer() {
+    let _alone = ALONE.lock().await;
+    let admit = Admit::start("admit-bad").await;
+    let good = body();
+    assert!(is_patch(&admit.post(&good).await));
+
+    let json = "Content-Type: application/json\r\n";
+    let large = vec![b' '; 4 << 20];
+    let chunked =
+        |headers: &str| format!("POST /mutate HTTP/1.1\r\nHost: x\r\n{headers}Transfer-Encoding: chunked\r\n\r\n");
+    let mut endless = Vec::new();
+    for _ in 0..64 {
+        endless.extend_from_slice(b"10000\r\n");
+        endless.extend_from_slice(&[b' '; 0x10000]);
+        endless.extend_from_slice(b"\r\n");
+    }
+    for (what, head, body, status) in [
+        ("no body", head(json, 0), b"".as_slice(), 400),
+        ("null", head(json, 4), b"null", 400),
+        ("half", head(json, good.len() / 2), &good[..good.len() / 2], 400),
+        ("no type", head("", good.len()), &good, 415),
+        ("another type", head("Content-Type: text/plain\r\n", good.len()), &good, 415),
+        ("gzip said", head(&format!("{json}Content-Encoding: gzip\r\n"), 3), b"\x1f\x8b\x08", 415),
+        ("gzip unsaid", head(json, 3), b"\x1f\x8b\x08", 400),
+        ("too large", head(json, large.len()), &large, 413),
+        ("too large, chunked", chunked(json), &endless, 413),
+        ("GET", "GET /mutate HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(), b"", 405),
+        ("elsewhere", "GET /else HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(), b"", 404),
+    ] {
+        let (got, text) = admit.request(&head, body).await;
+        assert_eq!(got, status, "{what}: {}", String::from_utf8_lossy(&text));
+    }
+    assert!(is_patch(&admit.post(&good).await), "it serves on");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_dawdles_is_cut_off_and_holds_nobody_up() {
+    let _alone = ALONE.lock().await;
+    let admit = Admit::start("admit-slow").await;
+    let mut slow = Vec::new();
+    for _ in 0..50 {
+        let mut stream = admit.connect().await;
+        stream.write_all(head("Content-Type: application/json\r\n", 1000).as_bytes()).await.expect("write");
+        stream.write_all(b"{").await.expect("write");
+        slow.push(stream);
+    }
+    let silent = TcpStream::connect(("127.0.0.1", admit.port)).await.expect("connect");
+    assert!(is_patch(&admit.post(&body()).await));
+    for mut stream in slow {
+        let ended = timeout(Duration::from_secs(60), answer(&mut stream)).await.expect("cut off in time");
+        if let Ok((status, _)) = ended {
+            assert_eq!(status, 408);
+        }
+    }
+    let mut silent = silent;
+    let mut byte = [0; 1];
+    let ended = timeout(Duration::from_secs(60), silent.read(&mut byte)).await.expect("cut off in time");
+    assert!(matches!(ended, Ok(0) | Err(_)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_serving_pair_drops_nobody() {
+    let _alone = ALONE.lock().await;
+    let admit = Arc::new(Admit::start("admit-reload").await);
+    let stop = Arc::new(AtomicBool::new(false));
+    let answered = Arc::new(AtomicUsize::new(0));
+    let mut clients = Vec::new();
+    for client in 0..8 {
+        let (admit, stop, answered) = (Arc::clone(&admit), Arc::clone(&stop), Arc::clone(&answered));
+        clients.push(tokio::spawn(async move {
+            let body = body();
+            let request = [head("Content-Type: application/json\r\n", body.len()).as_bytes(), &body].concat();
+            let mut stream = admit.connect().await;
+            while !stop.load(Ordering::Relaxed) {
+                if client % 2 == 0 {
+                    stream = admit.connect().await;
+                }
+                stream.write_all(&request).await.expect("write");
+                assert!(is_patch(&answer(&mut stream).await.expect("an answer")));
+                answered.fetch_add(1, Ordering::Relaxed);
+            }
+        }));
+    }
+    let serial =
+        |stream: &TlsStream<TcpStream>| stream.get_ref().1.peer_certificates().expect("a certificate")[0].to_vec();
+    let mut served = serial(&admit.connect().await);
+    for _ in 0..5 {
+        publish(&admit.ca, &admit.dir.join("serving"));
+        let old = served.clone();
+        served = eventually("the new pair is served", Duration::from_secs(30), || async {
+            let now = serial(&connect(admit.port, &admit.ca).await.map_err(|e| e.to_string())?);
+            if now == old { Err("the old one".to_owned()) } else { Ok(now) }
+        })
+        .await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    for client in clients {
+        client.await.expect("no client failed");
+    }
+    assert!(answered.load(Ordering::Relaxed) > 50);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_at_once() {
+    let _alone = ALONE.lock().await;
+    let admit = Admit::start("admit-thousand").await;
+    let body = body();
+    let request: Arc<[u8]> = [head("Content-Type: application/json\r\n", body.len()).as_bytes(), &body].concat().into();
+    let mut streams = Vec::new();
+    for _ in 0..1000 {
+        let mut stream = admit.connect().await;
+        // A connection that has been used is kept; a new one must say something soon.
+        stream.write_all(&request).await.expect("write");
+        assert!(is_patch(&answer(&mut stream).await.expect("an answer")));
+        streams.push(stream);
+    }
+    let all: Vec<_> = streams
+        .into_iter()
+        .map(|mut stream| {
+            let request = Arc::clone(&request);
+            tokio::spawn(async move {
+                stream.write_all(&request).await.expect("write");
+                is_patch(&answer(&mut stream).await.expect("an answer"))
+            })
+        })
+        .collect();
+    for one in all {
+        assert!(one.await.expect("a client"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_waits_for_its_pair_and_stops_when_told() {
+    let _alone = ALONE.lock().await;
+    let dir = TempDir::new("admit-wait");
+    let ca = Ca::new("admit");
+    dir.dir("serving");
+    let (port, admin) = (ports::loopback(), ports::loopback());
+    let process = Process::spawn(
+        "admit",
+        Command::new(binary("etcd-tls-webhook")).args([
+            "admit",
+            "--sidecar-image=x",
+            &format!("--address=127.0.0.1:{port}"),
+            &format!("--admin-address=127.0.0.1:{admin}"),
+            &format!("--serving-dir={}", dir.join("serving").display()),
+        ]),
+        dir.path(),
+    );
+    let mut admit = Admit { process, port, admin, ca, dir };
+    let waiting = eventually("not ready is said", Duration::from_secs(30), || async {
+        match admit.ready().await {
+            Err(answer) if answer.starts_with("HTTP/1.1 503") => Ok(answer),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    assert!(waiting.contains("no serving pair yet"), "{waiting}");
+    publish(&admit.ca, &admit.dir.join("serving"));
+    eventually("ready", Duration::from_secs(30), || admit.ready()).await;
+    assert!(is_patch(&admit.post(&body()).await));
+    admit.process.signal(nix::sys::signal::Signal::SIGTERM);
+    let mut status = None;
+    for _ in 0..600 {
+        status = admit.process.exited();
+        if status.is_some() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(status.expect("it ends").success());
+}
