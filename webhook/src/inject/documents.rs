@@ -20,10 +20,8 @@ enum Form {
 
 /// Splits `text`; the documents' raw texts, joined, are `text` again.
 pub(super) fn split(text: &str) -> Vec<Document<'_>> {
-    if text.trim_start().starts_with('{') {
-        if let Some(documents) = split_json(text) {
-            return documents;
-        }
+    if let Some(documents) = text.trim_start().starts_with('{').then(|| split_json(text)).flatten() {
+        return documents;
     }
     let mut documents = Vec::new();
     let mut start = 0;
@@ -46,7 +44,8 @@ pub(super) fn join(out: &mut String, text: &str) {
             out.push('\n');
         }
         let json = |text: &str| text.trim_start().starts_with('{');
-        if !text.starts_with("---") && !(json(out) && json(text)) {
+        let parted = text.starts_with("---") || (json(out) && json(text));
+        if !parted {
             out.push_str("---\n");
         }
     }

@@ -55,7 +55,7 @@ impl ClientCas {
                 tracing::info!(file = %self.path.display(), "client CA file read again");
             }
             Err(error) => {
-                tracing::error!(%error, "the client CA file cannot be taken; the last good one stays in force")
+                tracing::error!(%error, "the client CA file cannot be taken; the last good one stays in force");
             }
         }
     }
