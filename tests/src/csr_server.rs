@@ -42,6 +42,9 @@ use crate::{
 
 const PATH: &str = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
 
+/// A status, a body and headers.
+pub type Outage = (u16, String, Vec<(String, String)>);
+
 /// What is kept, and how it answers.
 pub struct State {
     /// Every CSR by name.
@@ -51,7 +54,7 @@ pub struct State {
     /// The life of what is signed.
     pub lifetime: Duration,
     /// Answered instead of everything, if set: a status, a body, and headers.
-    pub outage: Option<(u16, String, Vec<(String, String)>)>,
+    pub outage: Option<Outage>,
     /// Denied instead of signed, with this message.
     pub deny: Option<String>,
     /// Nothing is signed.
