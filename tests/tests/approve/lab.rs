@@ -240,6 +240,7 @@ pub struct Asking {
     usages: Vec<String>,
     copies: usize,
     named: bool,
+    trusts: Option<String>,
 }
 
 impl Asking {
@@ -262,6 +263,7 @@ impl Asking {
             usages: identity::usages(role).iter().map(|&u| u.to_owned()).collect(),
             copies: 1,
             named: false,
+            trusts: None,
         };
         asking.renamed()
     }
@@ -314,6 +316,12 @@ impl Asking {
         self
     }
 
+    /// States that etcd has loaded the bundle of this digest.
+    pub fn trusts(mut self, digest: &str) -> Self {
+        self.trusts = Some(digest.to_owned());
+        self
+    }
+
     /// Two PEM blocks, which the API server takes.
     pub fn twice(mut self) -> Self {
         self.copies = 2;
@@ -325,7 +333,7 @@ impl Asking {
         json!({
             "apiVersion": "certificates.k8s.io/v1",
             "kind": "CertificateSigningRequest",
-            "metadata": {"name": self.name},
+            "metadata": {"name": self.name, "annotations": self.trusts.as_ref().map(|t| json!({names::TRUSTS_ANNOTATION: t}))},
             "spec": {
                 "request": base64::engine::general_purpose::STANDARD.encode(pem.repeat(self.copies)),
                 "signerName": self.signer,

@@ -1,0 +1,342 @@
+//! The signer on a real API server, with the rights as shipped: what it issues and refuses, its authorities and their
+//! loss, the trust it publishes, the webhook's serving pair, its clean-up, and rollovers with the signer killed between.
+
+#[path = "approve/lab.rs"]
+#[allow(dead_code, reason = "the approver's tests use the rest")]
+mod lab;
+#[path = "sign/signer.rs"]
+mod signer;
+
+use std::{collections::BTreeSet, time::Duration};
+
+use etcd_tls_sidecar::{
+    certificate::{Bundle, Chain},
+    names::{self, SYSTEM_NAMESPACE},
+    role::Role,
+};
+use k8s_openapi::api::{
+    admissionregistration::v1::MutatingWebhookConfiguration,
+    core::v1::{ConfigMap, Secret, Service},
+};
+use kube::{
+    Api, ResourceExt,
+    api::{DeleteParams, Patch, PatchParams, PostParams},
+};
+use lab::{Asking, LIMIT, Lab};
+use serde_json::json;
+use signer::{bundle, cas, issue, issued, member, sign, trust, write_trust};
+use tests::{apiserver::from_json, eventually, pki};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn issues_what_the_pod_is_and_no_more() {
+    let Some(lab) = Lab::new().await else { return };
+    let approver = lab.approver("approve-a", &[]);
+    let signer = sign(&lab, "sign-a", &[]).await;
+    lab.ready(&approver).await;
+
+    issues_the_whole_grammar(&lab).await;
+    refuses_what_was_approved_wrongly(&lab).await;
+    follows_the_namespace(&lab).await;
+    keeps_published_trust(&lab).await;
+    stops_for_a_lost_ca(&lab).await;
+    cleans_up(&lab).await;
+
+    let log = signer.log();
+    assert!(!log.contains("PRIVATE KEY") && !log.contains("BEGIN CERTIFICATE"), "no key and no request in the log");
+}
+
+async fn issues_the_whole_grammar(lab: &Lab) {
+    lab.api.namespace("good", &[("etcd-tls", "dynamic")]).await;
+    // Trust is there because of the pod alone, before anything is asked for: the pod waits for it.
+    let pod = member(lab, "good", "etcd-0", Some("10.2.0.1")).await;
+    let [peer, client, metrics] = trust(lab, "good", "etcd").await;
+    assert_ne!(peer, client, "peers are apart from clients");
+    assert_eq!(client, metrics, "etcd's metrics port takes the client CA");
+    assert_eq!(cas(lab, "good").await.len(), 2);
+
+    let service = json!({"metadata": {"name": "db"}, "spec": {"selector": {"app": "etcd"}, "ports": [{"port": 2379}]}});
+    let services: Api<Service> = Api::namespaced(lab.api.client.clone(), "good");
+    let service = services.create(&PostParams::default(), &from_json(service)).await.expect("create a service");
+    let cluster_ip = service.spec.and_then(|s| s.cluster_ip).expect("a cluster IP");
+
+    let mut serials = BTreeSet::new();
+    for role in [Role::Peer, Role::Server] {
+        let asking = Asking::of(&pod, role);
+        asking.create_when_allowed(&lab.requester(&pod).await).await;
+        let chain = issued(lab, &asking.name).await;
+        let bundle = if role == Role::Peer { &peer } else { &client };
+        let now = std::time::SystemTime::now();
+        chain.verify(role, bundle, &chain.public_key, &chain.sans, now).expect("a chain that its peers take");
+        // The request did not ask for the Service's names; the signer knows them.
+        assert!(chain.sans.dns.contains("db.good.svc.cluster.local"), "{:?}", chain.sans);
+        assert!(chain.sans.ips.contains(&"10.2.0.1".parse().expect("an address")), "{:?}", chain.sans);
+        let has_cluster_ip = chain.sans.ips.contains(&cluster_ip.parse().expect("an address"));
+        assert_eq!(has_cluster_ip, role == Role::Server, "{:?}", chain.sans);
+        assert!(chain.sans.dns.iter().all(|name| name == "localhost" || name.contains(".good")), "{:?}", chain.sans);
+        let life = chain.not_after.duration_since(chain.not_before).expect("a life");
+        assert_eq!(life, Duration::from_secs(86_400 + 300), "a day from the issue, backdated by five minutes");
+        assert!(serials.insert(chain.serial), "serials are random");
+    }
+}
+
+async fn refuses_what_was_approved_wrongly(lab: &Lab) {
+    lab.api.namespace("wrong", &[("etcd-tls", "dynamic")]).await;
+    let pod = member(lab, "wrong", "etcd-0", Some("10.3.0.1")).await;
+    let requester = lab.requester(&pod).await;
+    Asking::of(&pod, Role::Peer).create_when_allowed(&requester).await;
+    // An administrator asks under the pod's name and approves at once, so that only the signer stands between.
+    for (what, asking, reason) in [
+        ("another IP", Asking::of(&pod, Role::Peer).sans(|s| s.ips = [[10, 9, 9, 9].into()].into()), "NameNotAllowed"),
+        ("masters", Asking::of(&pod, Role::Server).organization("system:masters"), "WrongSubject"),
+        ("another's signer", Asking::of(&pod, Role::Peer).signer("peer.etcd-tls.dev/good.etcd"), "WrongSigner"),
+        ("two requests", Asking::of(&pod, Role::Peer).twice(), ""),
+    ] {
+        asking.create(&requester).await;
+        // The approver may be faster with its denial; then there is nothing to sign anyway.
+        signer::approve_if_pending(lab, &asking.name).await;
+        let (condition, message) = signer::refused(lab, &asking.name).await;
+        assert!(message.contains(reason), "{what}: {condition}: {message}");
+    }
+    // A plain administrator, approved by hand: no pod, no certificate.
+    let asking = Asking::of(&pod, Role::Peer);
+    asking.create(&lab.api.client).await;
+    signer::approve_if_pending(lab, &asking.name).await;
+    let (_, message) = signer::refused(lab, &asking.name).await;
+    assert!(message.contains("BadRequester"), "{message}");
+    // The API server takes a certificate on a denied request; the signer gives none.
+    let all = signer::csrs(lab).await;
+    for csr in all.iter().filter(|csr| signer::has(csr, "Denied") || signer::has(csr, "Failed")) {
+        assert!(csr.status.as_ref().is_some_and(|s| s.certificate.is_none()), "{}", csr.name_any());
+    }
+}
+
+async fn follows_the_namespace(lab: &Lab) {
+    lab.api.namespace("again", &[("etcd-tls", "dynamic")]).await;
+    let pod = member(lab, "again", "etcd-0", Some("10.4.0.1")).await;
+    let first = trust(lab, "again", "etcd").await;
+    issue(lab, &pod, Role::Peer, None).await;
+    lab.api.delete_pod("again", "etcd-0").await;
+    signer::delete_namespace(lab, "again").await;
+    eventually("the CAs of a namespace that is gone to be gone", LIMIT, || async {
+        let left = cas(lab, "again").await;
+        if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+    })
+    .await;
+    lab.api.namespace("again", &[("etcd-tls", "dynamic")]).await;
+    member(lab, "again", "etcd-0", Some("10.4.0.1")).await;
+    let second = trust(lab, "again", "etcd").await;
+    assert_ne!(first, second, "a namespace made again inherits nothing");
+}
+
+async fn keeps_published_trust(lab: &Lab) {
+    let [peer, ..] = trust(lab, "good", "etcd").await;
+    let api: Api<ConfigMap> = Api::namespaced(lab.api.client.clone(), "good");
+    write_trust(lab, "good", "etcd", json!({"data": {"peer.crt": "tampered"}})).await;
+    eventually("an altered bundle to be restored", LIMIT, || bundle(lab, "good", "etcd", "peer.crt", &peer)).await;
+    write_trust(lab, "good", "etcd", json!({"metadata": {"labels": {"app.kubernetes.io/managed-by": null}}})).await;
+    write_trust(lab, "good", "etcd", json!({"data": {"peer.crt": null}})).await;
+    eventually("a bundle without a label to be restored", LIMIT, || bundle(lab, "good", "etcd", "peer.crt", &peer))
+        .await;
+    api.delete(&names::trust_config_map("etcd"), &DeleteParams::default()).await.expect("delete a ConfigMap");
+    eventually("a deleted bundle to be restored", LIMIT, || bundle(lab, "good", "etcd", "peer.crt", &peer)).await;
+}
+
+async fn stops_for_a_lost_ca(lab: &Lab) {
+    let secrets: Api<Secret> = Api::namespaced(lab.api.client.clone(), SYSTEM_NAMESPACE);
+    let name = cas(lab, "good").await.into_iter().find(|n| n.ends_with("-peer")).expect("the peers' CA");
+    let backup = secrets.get(&name).await.expect("read a Secret");
+    let before = trust(lab, "good", "etcd").await;
+    secrets.delete(&name, &DeleteParams::default()).await.expect("delete a Secret");
+    lab.event_of("good", &names::trust_config_map("etcd"), "is lost").await;
+
+    let pod = lab_pod(lab, "good", "etcd-0").await;
+    let asking = Asking::of(&pod, Role::Peer);
+    asking.create(&lab.requester(&pod).await).await;
+    lab.approved(&asking.name).await;
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert!(signer::certificate(lab, &asking.name).await.is_none(), "nothing is issued by a lost CA");
+    assert!(secrets.get_opt(&name).await.expect("look for a Secret").is_none(), "no new one is made");
+    assert_eq!(trust(lab, "good", "etcd").await, before, "the trust in it stays");
+    // The other domain's goes on.
+    issue(lab, &pod, Role::Server, None).await;
+
+    let mut restored = backup;
+    restored.metadata.resource_version = None;
+    restored.metadata.uid = None;
+    secrets.create(&PostParams::default(), &restored).await.expect("restore a Secret");
+    issued(lab, &asking.name).await;
+}
+
+async fn cleans_up(lab: &Lab) {
+    let pod = lab_pod(lab, "good", "etcd-0").await;
+    let first = issue(lab, &pod, Role::Peer, None).await;
+    issue(lab, &pod, Role::Peer, None).await;
+    eventually("the superseded request to be gone", LIMIT, || async {
+        let all = signer::csrs(lab).await;
+        if all.iter().any(|csr| csr.name_any() == first.0) { Err("still there") } else { Ok(()) }
+    })
+    .await;
+}
+
+async fn lab_pod(lab: &Lab, namespace: &str, name: &str) -> k8s_openapi::api::core::v1::Pod {
+    Api::namespaced(lab.api.client.clone(), namespace).get(name).await.expect("a pod")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_users_ca_signs_with_its_intermediates() {
+    let Some(lab) = Lab::new().await else { return };
+    let _approver = lab.approver("approve-a", &[]);
+    let _signer = sign(&lab, "sign-a", &[]).await;
+    lab.set_policy("authorities: [{signer: peer.etcd-tls.dev/own.etcd, secretName: own-peer-ca}]\n").await;
+    lab.api.namespace("own", &[("etcd-tls", "dynamic")]).await;
+    let pod = member(&lab, "own", "etcd-0", Some("10.5.0.1")).await;
+    let asking = Asking::of(&pod, Role::Peer);
+    asking.create_when_allowed(&lab.requester(&pod).await).await;
+    lab.approved(&asking.name).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(signer::certificate(&lab, &asking.name).await.is_none(), "no CA is made in the place of a user's");
+
+    let given = signer::chain("given");
+    signer::give(&lab, "own-peer-ca", &given.pem, &given.key_pem).await;
+    let chain = issued(&lab, &asking.name).await;
+    assert_eq!(chain.certificates.len(), 2, "the intermediate is sent, the root is not");
+    eventually("the root to be published", LIMIT, || bundle(&lab, "own", "etcd", "peer.crt", &given.root)).await;
+
+    // Replaced by garbage, the one in use stays; replaced by another, it is rolled over to.
+    signer::give(&lab, "own-peer-ca", &pki::Ca::new("x").pem, &given.key_pem).await;
+    lab.event_of("own", &names::trust_config_map("etcd"), "does not belong").await;
+    issue(&lab, &pod, Role::Peer, None).await;
+    let other = signer::chain("other");
+    signer::give(&lab, "own-peer-ca", &other.pem, &other.key_pem).await;
+    let both = given.root.union(&other.root);
+    eventually("both to be published", LIMIT, || bundle(&lab, "own", "etcd", "peer.crt", &both)).await;
+    let (_, chain) = issue(&lab, &pod, Role::Peer, None).await;
+    assert!(given.root.contains_issuer_of(&chain), "bundle before leaf");
+    let (_, chain) = issue(&lab, &pod, Role::Peer, Some(&both.digest())).await;
+    let now_signs = |chain: &Chain| other.root.contains_issuer_of(chain);
+    if !now_signs(&chain) {
+        eventually("the new CA to sign", LIMIT, || async {
+            let (_, chain) = issue(&lab, &pod, Role::Peer, Some(&both.digest())).await;
+            if now_signs(&chain) { Ok(()) } else { Err("the old one still does") }
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rollover_survives_a_killed_signer_in_each_phase() {
+    let Some(lab) = Lab::new().await else { return };
+    let _approver = lab.approver("approve-a", &[]);
+    let short = ["--max-lifetime", "8s"];
+    let mut killed = 0;
+    let mut signer = sign(&lab, "sign-0", &short).await;
+    let mut again = async |signer: &mut tests::process::Process| {
+        killed += 1;
+        signer.kill();
+        *signer = sign(&lab, &format!("sign-{killed}"), &short).await;
+    };
+    lab.api.namespace("roll", &[("etcd-tls", "dynamic")]).await;
+    let mut pods = Vec::new();
+    for n in 0..3 {
+        pods.push(member(&lab, "roll", &format!("etcd-{n}"), Some(&format!("10.6.0.1{n}"))).await);
+    }
+    let [old, ..] = trust(&lab, "roll", "etcd").await;
+    for pod in &pods {
+        issue(&lab, pod, Role::Peer, None).await;
+    }
+    assert!(signer::rollover(&lab, &["--abort"]).is_err(), "there is none to abort");
+    let said = signer::rollover(&lab, &[]).expect("begin a rollover");
+    assert!(said.contains("published"), "{said}");
+    assert!(signer::rollover(&lab, &[]).expect_err("a second one").contains("under way"));
+    again(&mut signer).await;
+
+    let both = eventually("both CAs to be published", LIMIT, || async {
+        let [peer, ..] = trust(&lab, "roll", "etcd").await;
+        if peer.certificates().len() == 2 { Ok(peer) } else { Err("one") }
+    })
+    .await;
+    assert!(both.contains(&old));
+    // Two state that they have loaded it; the third does not: the old CA goes on.
+    for pod in &pods[..2] {
+        issue(&lab, pod, Role::Peer, Some(&both.digest())).await;
+    }
+    let (_, chain) = issue(&lab, &pods[2], Role::Peer, Some(&old.digest())).await;
+    assert!(old.contains_issuer_of(&chain), "not everybody trusts the new CA");
+    signer::waits_for(&lab, "roll/etcd-2").await;
+    again(&mut signer).await;
+    signer::waits_for(&lab, "roll/etcd-2").await;
+    issue(&lab, &pods[2], Role::Peer, Some(&both.digest())).await;
+    signer::phase(&lab, "signing").await;
+    again(&mut signer).await;
+    assert!(signer::rollover(&lab, &["--abort"]).expect_err("too late").contains("signs already"));
+
+    for pod in &pods[..2] {
+        let (_, chain) = issue(&lab, pod, Role::Peer, Some(&both.digest())).await;
+        assert!(!old.contains_issuer_of(&chain), "the new CA signs");
+    }
+    assert_eq!(trust(&lab, "roll", "etcd").await[0], both, "a leaf of the old CA may be about");
+    again(&mut signer).await;
+    signer::waits_for(&lab, "roll/etcd-2").await;
+    issue(&lab, &pods[2], Role::Peer, Some(&both.digest())).await;
+    // The last old leaf lives for eight seconds; then its CA goes.
+    signer::phase(&lab, "stable").await;
+    eventually("the old CA to be gone", LIMIT, || async {
+        let [peer, ..] = trust(&lab, "roll", "etcd").await;
+        if peer.certificates().len() == 1 && !peer.contains(&old) { Ok(()) } else { Err("still there") }
+    })
+    .await;
+    let text = signer::secrets_text(&lab, &cas(&lab, "roll").await).await;
+    assert_eq!(text.matches("BEGIN PRIVATE KEY").count(), 2, "one key each: the old one is gone");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_signers_make_one_ca_and_a_killed_leader_is_succeeded() {
+    let Some(lab) = Lab::new().await else { return };
+    let _approver = lab.approver("approve-a", &[]);
+    let mut first = sign(&lab, "sign-a", &[]).await;
+    let mut second = sign(&lab, "sign-b", &[]).await;
+    lab.api.namespace("pair", &[("etcd-tls", "dynamic")]).await;
+    let pod = member(&lab, "pair", "etcd-0", Some("10.7.0.1")).await;
+    let before = trust(&lab, "pair", "etcd").await;
+    issue(&lab, &pod, Role::Peer, None).await;
+    first.kill();
+    issue(&lab, &pod, Role::Peer, None).await;
+    assert_eq!(trust(&lab, "pair", "etcd").await, before);
+    assert_eq!(cas(&lab, "pair").await.len(), 2);
+    assert!(second.running());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_webhooks_pair_is_renewed_and_its_bundle_is_always_ahead() {
+    let Some(lab) = Lab::new().await else { return };
+    lab.api.kubectl(&["apply", "-f", &tests::repository().join("manifests/webhook.yaml").display().to_string()]);
+    let _signer = sign(&lab, "sign-a", &["--serving-lifetime", "10s", "--serving-ca-lifetime", "40s"]).await;
+    let secrets: Api<Secret> = Api::namespaced(lab.api.client.clone(), SYSTEM_NAMESPACE);
+    let webhooks: Api<MutatingWebhookConfiguration> = Api::all(lab.api.client.clone());
+    let look = || async {
+        // The bundle is read after the pair: whatever was served then must be checked by it.
+        let secret = secrets.get_opt("etcd-tls-admit-serving").await.map_err(|e| e.to_string())?.ok_or("no pair")?;
+        let chain = Chain::parse(&secret.data.ok_or("no data")?["tls.crt"].0).map_err(|e| e.to_string())?;
+        let webhooks = webhooks.get("etcd-tls").await.map_err(|e| e.to_string())?.webhooks.unwrap_or_default();
+        let bundles: Option<Vec<_>> = webhooks.into_iter().map(|w| w.client_config.ca_bundle).collect();
+        Ok::<_, String>((chain, bundles.ok_or("an entry has no caBundle")?))
+    };
+    let (mut serials, mut generations) = (BTreeSet::new(), BTreeSet::new());
+    eventually("a first pair", LIMIT, look).await;
+    let end = tokio::time::Instant::now() + LIMIT;
+    while (serials.len() < 5 || generations.len() < 2) && tokio::time::Instant::now() < end {
+        let (chain, bundles) = look().await.expect("pair and bundle stay");
+        let bundle = Bundle::parse(&bundles[0].0).expect("a bundle");
+        let now = std::time::SystemTime::now();
+        chain.verify(Role::Server, &bundle, &chain.public_key, &chain.sans, now).expect("checked at any time");
+        assert!(chain.sans.dns.contains("etcd-tls-admit.etcd-tls-system.svc"), "{:?}", chain.sans);
+        serials.insert(chain.serial.clone());
+        generations.insert(signer::issuer(&chain));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(serials.len() >= 5 && generations.len() >= 2, "{serials:?} {generations:?}");
+    // A caBundle that somebody takes out comes back.
+    let nothing = json!({"webhooks": [{"name": "pod.etcd-tls.dev", "clientConfig": {"caBundle": null}}]});
+    webhooks.patch("etcd-tls", &PatchParams::default(), &Patch::Strategic(nothing)).await.expect("take caBundle out");
+    eventually("caBundle to come back", LIMIT, look).await;
+}
