@@ -122,7 +122,7 @@ async fn follows_the_namespace(lab: &Lab) {
         if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
     })
     .await;
-    lab.api.namespace("again", &[("etcd-tls", "dynamic")]).await;
+    signer::namespace_again(lab, "again").await;
     member(lab, "again", "etcd-0", Some("10.4.0.1")).await;
     let second = trust(lab, "again", "etcd").await;
     assert_ne!(first, second, "a namespace made again inherits nothing");

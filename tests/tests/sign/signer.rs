@@ -11,7 +11,7 @@ use k8s_openapi::{
     ByteString,
     api::{
         certificates::v1::CertificateSigningRequest as Csr,
-        core::v1::{ConfigMap, Namespace, Pod, Secret, ServiceAccount},
+        core::v1::{ConfigMap, Namespace, Pod, Secret},
     },
 };
 use kube::{
@@ -190,6 +190,13 @@ pub async fn delete_namespace(lab: &Lab, name: &str) {
         }
     })
     .await;
+}
+
+/// Makes a namespace again, in which its predecessor's service account is left: no controller empties it here.
+pub async fn namespace_again(lab: &Lab, name: &str) {
+    let namespace = json!({"metadata": {"name": name, "labels": {names::LABEL: names::DYNAMIC}}});
+    let namespaces: Api<Namespace> = Api::all(lab.api.client.clone());
+    namespaces.create(&PostParams::default(), &from_json(namespace)).await.expect("create a namespace");
 }
 
 /// `etcd-tls-webhook rollover roll/etcd --domain peer …` as cluster-admin: what it prints, or what it fails with.

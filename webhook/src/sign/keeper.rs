@@ -116,9 +116,9 @@ impl Keeper {
                 self.pods.watch_namespaces(&self.client, &opted_in, &mut pod_watches, &self.changed);
                 let mut watched = self.pods.labelled_namespaces();
                 watched.retain(|namespace| namespaces.contains_key(namespace));
-                watched.extend(opted_in);
+                watched.extend(opted_in.iter().cloned());
                 self.config_maps.watch_config_maps(&self.client, &watched, &mut config_map_watches, &self.changed);
-                self.round(&namespaces, &policy).await;
+                self.round(&namespaces, &opted_in, &policy).await;
             }
             let rung = async {
                 tokio::select! {
@@ -133,7 +133,7 @@ impl Keeper {
         }
     }
 
-    async fn round(&mut self, namespaces: &Namespaces, policy: &Policy) {
+    async fn round(&mut self, namespaces: &Namespaces, opted_in: &BTreeSet<String>, policy: &Policy) {
         // Until the Secrets are listed, what a Secret's absence would mean is not known.
         let Some(secrets) = self.secrets.of(&self.system) else { return };
         self.sweep(&secrets, namespaces).await;
@@ -141,11 +141,13 @@ impl Keeper {
         let names = self.authority_names(&secrets, &wanted, namespaces, policy);
         self.look_outside(&secrets).await;
         self.refresh_given(&names, policy).await;
+        // A pod that was not seen yet is waited for like any other: no step before all are listed.
+        let complete = self.pods.complete(opted_in);
         let mut pods = self.pods.by_authority(policy);
-        let work = names.into_iter().map(|name| (pods.remove(&name).unwrap_or_default(), name));
+        let work = names.into_iter().map(|name| (complete.then(|| pods.remove(&name).unwrap_or_default()), name));
         let this = &*self;
         let standings: Vec<Standing> = stream::iter(work)
-            .map(|(live, name)| async move { this.look_at(name, &live, policy).await })
+            .map(|(live, name)| async move { this.look_at(name, live.as_deref(), policy).await })
             .buffer_unordered(AT_ONCE)
             .collect()
             .await;
@@ -259,8 +261,8 @@ impl Keeper {
         }
     }
 
-    /// Looks at one authority and takes the step that is due.
-    async fn look_at(&self, name: SignerName, live: &[LivePod], policy: &Policy) -> Standing {
+    /// Looks at one authority and takes the step that is due. `live`: its pods; `None`: they are not known yet.
+    async fn look_at(&self, name: SignerName, live: Option<&[LivePod]>, policy: &Policy) -> Standing {
         let now = SystemTime::now();
         let slot = self.authorities.slot(&name);
         let (mut held, error) = self.authorities.look(&slot, now).await;
@@ -286,6 +288,11 @@ impl Keeper {
                 report.waiting = vec![error.clone()];
                 return standing(report, 1, None, Some(error), None);
             }
+        };
+        let Some(live) = live else {
+            let mut report = report_of(&stored, &[]);
+            report.waiting.push("the list of pods".to_owned());
+            return standing(report, 1, Some(stored.active.not_after()), None, None);
         };
         let (active, next) = (life(&stored.active), stored.next.as_deref().map(life));
         let given_secret = policy.given_secret(&name);

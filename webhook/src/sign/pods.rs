@@ -7,7 +7,7 @@
 //! rollover waits for: there, a pod that it does not know yet starts with what is published already.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -58,11 +58,24 @@ pub(super) struct Member {
 #[derive(Clone, Default)]
 pub(super) struct Pods {
     seen: Arc<Mutex<HashMap<Source, HashMap<String, Member>>>>,
+    listed: Arc<Mutex<HashSet<Source>>>,
 }
 
 impl Pods {
     fn lock(&self) -> MutexGuard<'_, HashMap<Source, HashMap<String, Member>>> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn listed(&self) -> MutexGuard<'_, HashSet<Source>> {
+        self.listed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether every pod of these labelled namespaces, and every labelled one, was seen. Until then nobody knows whom a
+    /// rollover waits for.
+    pub(super) fn complete(&self, namespaces: &BTreeSet<String>) -> bool {
+        let listed = self.listed();
+        listed.contains(&Source::Labelled)
+            && namespaces.iter().all(|namespace| listed.contains(&Source::Namespace(namespace.clone())))
     }
 
     /// The clusters that pods need the trust of, by the pods' namespace.
@@ -119,7 +132,9 @@ impl Pods {
             self.watch(api, watcher::Config::default(), Source::Namespace(namespace.to_owned()), changed)
         });
         for namespace in gone {
-            self.lock().remove(&Source::Namespace(namespace));
+            let source = Source::Namespace(namespace);
+            self.listed().remove(&source);
+            self.lock().remove(&source);
         }
     }
 
@@ -168,7 +183,8 @@ impl Pods {
                 let before = seen.entry(source.clone()).or_default();
                 let changed = *before != listed;
                 *before = listed;
-                changed
+                drop(seen);
+                self.listed().insert(source.clone()) || changed
             }
             watcher::Event::Apply(pod) => match of(&pod) {
                 Some((uid, member)) => self.put(source, uid, member),
@@ -293,7 +309,12 @@ mod tests {
         pods.take(&prod, watcher::Event::Apply(pod(|_| {})), &mut listing);
         pods.take(&prod, watcher::Event::Init, &mut listing);
         assert!(pods.take(&prod, watcher::Event::InitApply(pod(|p| p["metadata"]["uid"] = "u1".into())), &mut listing));
+        let prod_alone = BTreeSet::from(["prod".to_owned()]);
+        pods.take(&Source::Labelled, watcher::Event::InitDone, &mut HashMap::new());
+        assert!(!pods.complete(&prod_alone), "an event is no list");
         assert!(pods.take(&prod, watcher::Event::InitDone, &mut listing));
+        assert!(pods.complete(&prod_alone));
+        assert!(!pods.complete(&BTreeSet::from(["prod".to_owned(), "new".to_owned()])));
         assert_eq!(pods.lock()[&prod].keys().collect::<Vec<_>>(), ["u1"]);
     }
 }
