@@ -37,7 +37,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-pub use self::gate::{Cadence, Gate, PATH, PERIOD, cadence};
+pub use self::gate::{Gate, PATH};
 use self::{
     cluster::Eyes,
     decision::{Permit, Trust, permit, trust},

@@ -4,6 +4,7 @@
 use std::{
     net::Ipv4Addr,
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -11,7 +12,7 @@ use etcd_tls_sidecar::{
     certificate::Bundle,
     csr::PrivateKey,
     process::Place,
-    restart::{Options, Restarter, Status},
+    restart::{Gate, Options, Restarter, Status},
     role::{Domain, Role},
     settings::{Reload, Sans},
     store::{Entry, Record, Set, Store},
@@ -43,6 +44,8 @@ pub struct Pod {
     pub files: Files,
     installed: watch::Sender<u64>,
     status: watch::Receiver<Status>,
+    /// What its liveness probe would ask, under `reload: probe`.
+    pub gate: Option<Arc<Gate>>,
     task: Option<JoinHandle<()>>,
     dir: PathBuf,
     options: Options,
@@ -126,6 +129,7 @@ impl Pod {
         change(&mut self.options);
         let restarter = Restarter::new(self.options.clone(), &mut Registry::default());
         self.status = restarter.status();
+        self.gate = Some(restarter.gate());
         self.task = Some(tokio::spawn(restarter.run(self.installed.subscribe())));
     }
 
@@ -235,5 +239,13 @@ fn pod(dir: &TempDir, member: &Member) -> Pod {
     };
     let (installed, _) = watch::channel(0);
     let (_, status) = watch::channel(Status::default());
-    Pod { files: Files::new(&path, options), installed, status, task: None, dir: path, options: options_of_restarter }
+    Pod {
+        files: Files::new(&path, options),
+        installed,
+        status,
+        gate: None,
+        task: None,
+        dir: path,
+        options: options_of_restarter,
+    }
 }

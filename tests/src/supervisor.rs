@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::sys::signal::Signal;
 use tokio::{net::TcpStream, task::JoinHandle, time::sleep};
 
 use crate::etcd::EtcdCluster;
@@ -54,6 +55,11 @@ impl Supervisor {
     pub fn hold_down(&self, i: usize) {
         self.state(|s| s.held.insert(i));
         self.with(|c| c.members[i].kill());
+    }
+
+    /// Ends member `i` as kubelet ends a container whose liveness probe fails.
+    pub fn terminate(&self, i: usize) {
+        self.with(|c| c.members[i].process().signal(Signal::SIGTERM));
     }
 
     /// Starts member `i` again.

@@ -5,6 +5,7 @@
 //! and every etcd of `ETCD_VERSIONS`.
 
 use std::{
+    fs,
     io::Write,
     time::{Duration, Instant},
 };
@@ -12,13 +13,17 @@ use std::{
 use etcd_tls_sidecar::{
     etcd::{Client, Created},
     lock,
+    restart::{self, LeaseOptions},
     settings::Reload,
 };
+use serde_json::json;
 use tests::{
+    apiserver::ApiServer,
     etcd::EtcdBinary,
     eventually,
     pki::Ca,
     pods::{Pods, bundle},
+    temp::TempDir,
     tier,
     workload::{self, Report, Workload},
 };
@@ -279,4 +284,94 @@ async fn a_ca_that_takes_over_its_predecessors_name_is_restarted_for() {
         pods.roll_over(&old, &new, 3 * RESTART).await;
         assert_eq!((pods.supervisor.most_away(), pods.supervisor.ends().len()), (1, 6));
     }
+}
+
+/// kubelet's part of `reload: probe`: three failures in a row end the container. The count begins anew with it.
+async fn probe_until_loaded(pods: &Pods, trust: &etcd_tls_sidecar::certificate::Bundle) {
+    let mut failures = vec![0; pods.pods.len()];
+    let start = Instant::now();
+    while !pods.pods.iter().all(|p| p.has_loaded(trust)) {
+        assert!(start.elapsed() < 3 * RESTART, "{:?}", pods.pods.iter().map(|p| p.status()).collect::<Vec<_>>());
+        for (i, pod) in pods.pods.iter().enumerate() {
+            let answer = pod.gate.as_ref().expect("a gate").check().await;
+            failures[i] = if answer.is_err() { failures[i] + 1 } else { 0 };
+            if failures[i] == 3 {
+                assert!(answer.is_err_and(|why| why.contains("etcd is to be restarted")));
+                pods.supervisor.terminate(i);
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_no_signal_reaches_the_liveness_probe_does() {
+    for binary in binaries() {
+        let (old, new) = (Ca::new("old"), Ca::new("new"));
+        let mut pods = Pods::start(&binary, 3, &old).await;
+        for pod in &mut pods.pods {
+            pod.start_restarter(|options| (options.reload, options.can_signal) = (Reload::Probe, false));
+        }
+        pods.loaded(&bundle(&[&old]), RESTART).await;
+        let work = workload(&pods);
+        let both = bundle(&[&old, &new]);
+        pods.trust(&both);
+        probe_until_loaded(&pods, &both).await;
+        assert_eq!((pods.supervisor.most_away(), pods.supervisor.ends().len()), (1, 3));
+        for pod in &pods.pods {
+            assert_eq!(pod.gate.as_ref().expect("a gate").check().await, Ok(()), "open again");
+        }
+        nothing_lost(&work.stop().await.expect("read etcd"));
+    }
+}
+
+/// With etcd's auth on, its gateway serves nobody without a token: no lock there. A Kubernetes Lease stands in, where the
+/// component of the manifests gives the right to it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_auth_on_a_lease_is_the_lock() {
+    let Some(binary) = binaries().into_iter().next() else { return };
+    let (old, new) = (Ca::new("old"), Ca::new("new"));
+    let mut pods = Pods::start(&binary, 3, &old).await;
+    let etcd = Client::from_dir(&pods.client_dir).expect("a client");
+    for (path, body) in [
+        ("user/add", json!({"name": "root", "password": "secret"})),
+        ("role/add", json!({"name": "root"})),
+        ("user/grant", json!({"user": "root", "role": "root"})),
+        ("enable", json!({})),
+    ] {
+        etcd.call(&pods.urls[0], &format!("/v3/auth/{path}"), &body).await.expect(path);
+    }
+    let both = bundle(&[&old, &new]);
+    pods.trust(&both);
+    let says = async |pods: &Pods, words: &'static str| {
+        eventually(words, RESTART, || async {
+            let due: Vec<_> = pods.pods.iter().map(|p| p.status().due.unwrap_or_default()).collect();
+            if due.iter().all(|d| d.contains(words)) { Ok(()) } else { Err(format!("{due:?}")) }
+        })
+        .await;
+    };
+    says(&pods, "etcd gives no lock").await;
+
+    let Some(api) = ApiServer::start().await else { return };
+    api.namespace("prod", &[]).await;
+    let client = api.client_with_token(&api.token("prod", "default", None).await).await;
+    let lease = LeaseOptions { client, namespace: "prod".into(), name: restart::lease_name("etcd") };
+    for pod in &mut pods.pods {
+        let lease = lease.clone();
+        pod.start_restarter(|options| options.lease = Some(lease));
+    }
+    says(&pods, "and Kubernetes no Lease").await;
+    assert!(pods.supervisor.ends().is_empty(), "nothing is restarted without a lock");
+
+    // As a user adds it to the namespace's kustomization.
+    let dir = TempDir::new("lease-lock");
+    let component = tests::repository().join("manifests/components/lease-lock");
+    dir.dir("lease-lock");
+    for name in ["kustomization.yaml", "lease-lock.yaml"] {
+        fs::copy(component.join(name), dir.join("lease-lock").join(name)).expect("copy");
+    }
+    dir.write("kustomization.yaml", "namespace: prod\ncomponents: [lease-lock]\n");
+    api.kubectl(&["apply", "-k", &dir.path().display().to_string()]);
+    pods.loaded(&both, 3 * RESTART).await;
+    assert_eq!((pods.supervisor.most_away(), pods.supervisor.ends().len()), (1, 3));
 }

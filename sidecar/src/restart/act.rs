@@ -18,8 +18,9 @@ const HAND_ON_LIMIT: Duration = Duration::from_secs(3);
 /// How long etcd may take to end (its own limit is 8 s and grows with what it serves), start, load its data and be healthy,
 /// with a back-off of kubelet's in between.
 const BACK_LIMIT: Duration = Duration::from_secs(180);
-/// How long kubelet may take to act on a failing probe: [`super::cadence`]'s patience and the end of etcd.
-const PROBE_LIMIT: Duration = Duration::from_secs(900);
+/// How long kubelet may take to act on a failing probe: the webhook has it wait for five minutes and more, and a user who
+/// wrote a longer patience keeps it.
+const PROBE_LIMIT: Duration = Duration::from_secs(3600);
 /// How often a restart's progress is looked at.
 const GLANCE: Duration = Duration::from_millis(100);
 /// How often everything is looked at again while the probe fails and kubelet has not acted yet.

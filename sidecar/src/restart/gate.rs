@@ -2,14 +2,14 @@
 //! reaches it.
 //!
 //! To kubelet a sidecar that does not answer is a failed probe like any other (connection refused is a failure, not an
-//! unknown). So the probe that stands in front of the user's may not act on a few failures: a sidecar that crashes is
-//! started again at once, then after 10 s, 20 s and so on, 5 min at most, and each time it answers this path before it does
-//! anything else. [`cadence`] therefore gives kubelet a probe every [`PERIOD`] that acts only when it has failed for
-//! longer than that longest pause. One answer in between starts the count anew. The price is the same delay before
-//! kubelet acts on a restart that is due, which nobody waits for, and on a failure of the user's own probe.
+//! unknown). So the webhook writes a `failureThreshold` that outlasts a sidecar's absence: one that crashes is started again
+//! at once, then after 10 s, 20 s and so on, 5 min at most, and its admin port answers this path before it does anything
+//! else; one answer starts kubelet's count anew. The price is the same delay before kubelet acts on a restart that is
+//! due, which nobody waits for, and on a failure of the user's own probe. A sidecar that never comes back (an image that
+//! cannot be had any more) is beyond what an HTTP probe can tell from an etcd that is to be restarted.
 //!
-//! The probe's `initialDelaySeconds` and `terminationGracePeriodSeconds` stay the user's; so do the startup and readiness
-//! probes, which are not touched. kubelet runs no liveness probe in a pod that is being deleted, where the sidecar ends last.
+//! The startup and readiness probes are not touched. kubelet runs no liveness probe in a pod that is being deleted, where
+//! the sidecar ends last.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -22,37 +22,8 @@ use crate::etcd::{Client, Endpoint};
 
 /// Path of the check on the admin port.
 pub const PATH: &str = "/etcd";
-/// kubelet's `periodSeconds` for it.
-pub const PERIOD: Duration = Duration::from_secs(10);
-/// kubelet's longest pause before it starts a crashed container again.
-const LONGEST_BACK_OFF: Duration = Duration::from_secs(300);
-/// To start and to answer once, with a probe's period to be asked in.
-const MARGIN: Duration = Duration::from_secs(100);
-/// How long the user's own check may take here; kubelet's `timeoutSeconds` must be longer.
+/// How long the user's own check may take here; kubelet's `timeoutSeconds` mostly ends it before.
 const LIMIT: Duration = Duration::from_secs(8);
-
-/// What kubelet is told of the probe.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cadence {
-    /// `periodSeconds`.
-    pub period_seconds: i32,
-    /// `timeoutSeconds`: longer than the user's own check may take.
-    pub timeout_seconds: i32,
-    /// `failureThreshold`.
-    pub failure_threshold: i32,
-}
-
-/// The cadence of the probe that stands in front of one of `period` and `threshold` (kubelet's defaults, 10 s and 3, where
-/// the user wrote none): as patient as the user's, and at least as patient as a crashed sidecar needs.
-pub fn cadence(period: Duration, threshold: u32) -> Cadence {
-    let patience = period.saturating_mul(threshold).max(LONGEST_BACK_OFF + MARGIN);
-    let failures = patience.as_secs().div_ceil(PERIOD.as_secs());
-    Cadence {
-        period_seconds: i32::try_from(PERIOD.as_secs()).unwrap_or(10),
-        timeout_seconds: i32::try_from(LIMIT.as_secs() + 1).unwrap_or(9),
-        failure_threshold: i32::try_from(failures).unwrap_or(i32::MAX),
-    }
-}
 
 /// Answers the liveness probe of `reload: probe`; kept by the admin server under [`PATH`].
 pub struct Gate {
@@ -127,18 +98,6 @@ mod tests {
     };
 
     use super::*;
-
-    #[test]
-    fn kubelet_outwaits_the_longest_back_off_of_a_sidecar() {
-        for (period, threshold) in [(10, 3), (1, 1), (5, 8), (60, 20)] {
-            let cadence = cadence(Duration::from_secs(period), threshold);
-            let seconds = i64::from(cadence.period_seconds) * i64::from(cadence.failure_threshold);
-            assert!(seconds > 300 && seconds >= i64::try_from(period).unwrap() * i64::from(threshold));
-            assert!(cadence.timeout_seconds > 8);
-        }
-        assert_eq!(cadence(Duration::from_secs(10), 3).failure_threshold, 40);
-        assert_eq!(cadence(Duration::MAX, u32::MAX).failure_threshold, i32::MAX);
-    }
 
     async fn answering(status: &'static str) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
