@@ -229,8 +229,14 @@ impl EtcdError {
 
 /// Whether an answer means that the gateway is not for us, now or later.
 fn forbids(status: u16, reason: &str) -> bool {
-    const WORDS: [&str; 4] =
-        ["user name is empty", "permission denied", "invalid auth token", "client certificate authentication failed"];
+    const WORDS: [&str; 5] = [
+        // With auth on, a certificate's name is no user here: it would be the gateway's own.
+        "CommonName of client sending a request against gateway will be ignored",
+        "user name is empty",
+        "permission denied",
+        "invalid auth token",
+        "client certificate authentication failed",
+    ];
     (status == 404 && matches!(reason, "Not Found" | "404 page not found")) || WORDS.iter().any(|w| reason.contains(w))
 }
 
@@ -250,6 +256,11 @@ mod tests {
                 true,
             ),
             (400, r#"{"code":3, "message":"etcdserver: user name is empty"}"#, true),
+            (
+                400,
+                r#"{"code":3, "message":"CommonName of client sending a request against gateway will be ignored and not used as expected"}"#,
+                true,
+            ),
             (404, "Not Found\n", true),
             (404, r#"{"code":5, "message":"Not Found"}"#, true),
             (404, "404 page not found\n", true),
