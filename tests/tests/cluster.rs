@@ -77,16 +77,16 @@ impl Cluster {
     }
 
     /// `manifests/` with short lives.
-    fn install(&self) {
+    fn install(&self) -> Installed<'_> {
         let overlay = TempDir::new("install");
-        overlay.write(
-            "kustomization.yaml",
-            format!(
-                "resources: [{}]\npatches:\n- target: {{kind: Deployment, name: etcd-tls-sign}}\n  \
-                 patch: '[{{op: add, path: /spec/template/spec/containers/0/args/-, value: --max-lifetime={LIFE}}}]'\n",
-                relative(&overlay, "manifests")
-            ),
-        );
+        let path = "/spec/template/spec/containers/0/args/-";
+        let patch = json!([{"op": "add", "path": path, "value": format!("--max-lifetime={LIFE}")}]);
+        let kustomization = json!({
+            "resources": [relative(&overlay, "manifests")],
+            "patches": [{"target": {"kind": "Deployment", "name": "etcd-tls-sign"}, "patch": patch.to_string()}],
+        });
+        overlay.write("kustomization.yaml", kustomization.to_string());
+        let installed = Installed(self);
         self.run(&["apply", "-k", &overlay.path().display().to_string()]);
         for name in ["etcd-tls-approve", "etcd-tls-sign", "etcd-tls-admit"] {
             let target = format!("deployment/{name}");
@@ -95,6 +95,7 @@ impl Cluster {
                 self.try_run(&status).map(|_| ())
             });
         }
+        installed
     }
 
     /// Three disks that outlive a pod, of a directory of the node that everybody may write.
@@ -143,15 +144,15 @@ impl Cluster {
         let (name, tag) = image.rsplit_once(':').expect("an image with a tag");
         let overlay = TempDir::new("example");
         self.disks(&image);
-        let claims = format!("[{{op: add, path: /spec/volumeClaimTemplates/0/spec/storageClassName, value: {DISKS}}}]");
-        overlay.write(
-            "kustomization.yaml",
-            format!(
-                "namespace: {namespace}\nresources: [{}]\nimages: [{{name: etcd, newName: {name}, newTag: \"{tag}\"}}]\n\
-                 patches:\n- target: {{kind: StatefulSet}}\n  patch: '{claims}'\n",
-                relative(&overlay, "manifests/examples/cluster")
-            ),
-        );
+        let path = "/spec/volumeClaimTemplates/0/spec/storageClassName";
+        let patch = json!([{"op": "add", "path": path, "value": DISKS}]);
+        let kustomization = json!({
+            "namespace": namespace,
+            "resources": [relative(&overlay, "manifests/examples/cluster")],
+            "images": [{"name": "etcd", "newName": name, "newTag": tag}],
+            "patches": [{"target": {"kind": "StatefulSet"}, "patch": patch.to_string()}],
+        });
+        overlay.write("kustomization.yaml", kustomization.to_string());
         self.eventually("the webhook takes pods", namespace, || {
             self.try_run(&["apply", "-k", &overlay.path().display().to_string()]).map(|_| ())
         });
@@ -194,6 +195,18 @@ impl Cluster {
     }
 }
 
+/// An installation that is taken away at the end.
+struct Installed<'a>(&'a Cluster);
+
+impl Drop for Installed<'_> {
+    fn drop(&mut self) {
+        if env::var_os("ETCD_TLS_TEST_KEEP").is_none() {
+            let path = repository().join("manifests").display().to_string();
+            let _ = self.0.try_run(&["delete", "-k", &path, "--ignore-not-found", "--wait=true"]);
+        }
+    }
+}
+
 /// A namespace that is deleted at the end.
 struct Deleted<'a> {
     cluster: &'a Cluster,
@@ -223,7 +236,7 @@ fn relative(from: &TempDir, path: &str) -> String {
 #[test]
 fn the_example_becomes_a_cluster_and_stays_one() {
     let Some(cluster) = Cluster::find() else { return };
-    cluster.install();
+    let _installed = cluster.install();
     let namespace = "etcd-tls-test";
     let deleted = cluster.example(namespace, &["pod-security.kubernetes.io/enforce=restricted"]);
     cluster.pods_ready(namespace);
