@@ -92,7 +92,7 @@ impl Args {
         let pairs = ServingPairs::watch(vec![files])?;
         let listener = server::listen(address).map_err(|source| ListenError { address, source })?;
         let bound = listener.local_addr()?;
-        let injection = injection::Config { sidecar_image, image_pull_policy: sidecar_pull_policy };
+        let injection = injection::Config { sidecar_image, image_pull_policy: sidecar_pull_policy, host: None };
         let leave_out: BTreeSet<String> = leave_out.into_iter().filter(|namespace| !namespace.is_empty()).collect();
         let workers = workers.map_or_else(default_workers, usize::from);
         tracing::info!(address = %bound, sidecar_image = injection.sidecar_image, "serving admission");

@@ -12,10 +12,11 @@ use serde_json::Value;
 
 use crate::{
     cli::Error,
-    injection::{self, Decision, Origin},
+    injection::{self, Decision, Host, Origin},
 };
 
 mod documents;
+mod flags;
 mod yaml;
 
 /// More bytes than any manifest has.
@@ -38,6 +39,25 @@ pub struct Args {
     /// Their imagePullPolicy [default: the API server's].
     #[arg(long, env = "SIDECAR_PULL_POLICY", value_parser = ["Always", "IfNotPresent", "Never"])]
     sidecar_pull_policy: Option<String>,
+    /// The pods are static ones, which have no service account: a kubeconfig and directories of the host serve them, and
+    /// flags that name other certificates are made to name ours.
+    #[arg(long = "static")]
+    for_static: bool,
+    /// With --static: the kubeconfig on the host; its directory is mounted.
+    #[arg(long, value_name = "FILE", default_value = "/etc/kubernetes/etcd-tls/kubeconfig", value_parser = absolute)]
+    kubeconfig: String,
+    /// With --static: a kubeconfig with a token on the host, to ask with while there is no certificate.
+    #[arg(long, value_name = "FILE", requires = "for_static", value_parser = absolute)]
+    bootstrap_kubeconfig: Option<String>,
+    /// With --static: where keys and certificates are kept on the host.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/etcd-tls", value_parser = absolute)]
+    host_dir: String,
+}
+
+/// A path of a host.
+fn absolute(path: &str) -> Result<String, String> {
+    let clean = path.len() > 1 && path.starts_with('/') && !path.ends_with('/') && !path.contains("/../");
+    if clean { Ok(path.to_owned()) } else { Err("not an absolute path".to_owned()) }
 }
 
 /// Manifests that cannot be injected into.
@@ -70,8 +90,18 @@ impl Args {
     /// What could not be read, or which pods cannot be injected into.
     #[allow(clippy::unused_async)] // As every subcommand.
     pub async fn run(self) -> Result<(), Error> {
-        let Self { filenames, namespace, sidecar_image, sidecar_pull_policy } = self;
-        let injection = injection::Config { sidecar_image, image_pull_policy: sidecar_pull_policy };
+        let Self {
+            filenames,
+            namespace,
+            sidecar_image,
+            sidecar_pull_policy,
+            for_static,
+            kubeconfig,
+            bootstrap_kubeconfig,
+            host_dir,
+        } = self;
+        let host = for_static.then_some(Host { kubeconfig, bootstrap_kubeconfig, directory: host_dir });
+        let injection = injection::Config { sidecar_image, image_pull_policy: sidecar_pull_policy, host };
         let options = Options { injection, namespace };
         let mut problems = Vec::new();
         let mut out = String::new();
@@ -217,6 +247,14 @@ impl Visit<'_> {
     }
 
     fn pod(&mut self, pod: &mut Value, what: &str, namespace: &str) {
+        if self.options.injection.host.is_some() {
+            if !what.starts_with("Pod ") {
+                return self.warn(what, vec!["left untouched: only a Pod can be static".to_owned()]);
+            }
+            let said = flags::point_at_ours(pod);
+            self.changed |= !said.is_empty();
+            self.warn(what, said);
+        }
         // A template's own namespace is not looked at by anybody.
         let origin = Origin { namespace, namespace_opted_in: true, label: true };
         match injection::decide(pod, &self.options.injection, origin) {

@@ -39,6 +39,19 @@ pub struct Config {
     pub sidecar_image: String,
     /// Their `imagePullPolicy`; `None` leaves it to the API server.
     pub image_pull_policy: Option<String>,
+    /// For static pods; `None` for all others.
+    pub host: Option<Host>,
+}
+
+/// Where a static pod, which has no service account and no API objects, finds on its host what others are given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Host {
+    /// The kubeconfig to ask with; its directory is mounted.
+    pub kubeconfig: String,
+    /// What to ask with while there is no certificate.
+    pub bootstrap_kubeconfig: Option<String>,
+    /// Where the files are kept, so that etcd starts again before anybody can be asked.
+    pub directory: String,
 }
 
 /// Where a pod comes from.
@@ -174,9 +187,16 @@ impl<'a> Work<'a> {
         }
         self.volumes(&mut patch);
         self.groups(&mut patch);
+        // A host's directories are root's.
+        let default_user = if self.config.host.is_some() { 0 } else { names::DEFAULT_UID.into() };
         let user = etcd.first().and_then(|c| self.pod.user(c)).filter(|u| *u != 0);
+        let needs_user = self.config.host.is_some() && self.settings.roles.contains(&Role::Client);
+        if needs_user && self.settings.user.is_none() {
+            self.problems
+                .push("annotation etcd-tls.dev/user: a static pod has no service account; name the user".to_owned());
+        }
         let share = reload.share;
-        let injected = self.containers(args, user.unwrap_or_else(|| names::DEFAULT_UID.into()), share, &mut patch);
+        let injected = self.containers(args, user.unwrap_or(default_user), share, &mut patch);
         if share && injected {
             patch.set(&["spec", "shareProcessNamespace"], Value::Bool(true));
         }
@@ -390,7 +410,10 @@ impl<'a> Work<'a> {
 
     fn volumes(&mut self, patch: &mut Additions) {
         let trust = self.settings.trust_config_map(self.origin.namespace);
-        let ours = [parts::certificates_volume(), parts::trust_volume(&trust), parts::token_volume()];
+        let ours = match &self.config.host {
+            Some(host) => parts::host_volumes(host),
+            None => vec![parts::certificates_volume(), parts::trust_volume(&trust), parts::token_volume()],
+        };
         let mut missing = Vec::new();
         for volume in ours {
             let mut same = self.pod.volumes.iter().filter(|v| v.get("name") == volume.get("name"));
@@ -441,8 +464,8 @@ impl<'a> Work<'a> {
         let mut insert = Vec::new();
         let mut next = 0;
         for (name, ours) in [
-            (names::INIT_CONTAINER, parts::init_container(self.config, &args, user)),
-            (names::SIDECAR_CONTAINER, parts::sidecar(self.config, &args, user)),
+            (names::INIT_CONTAINER, parts::init_container(self.config, &args, user, self.origin.namespace)),
+            (names::SIDECAR_CONTAINER, parts::sidecar(self.config, &args, user, self.origin.namespace)),
         ] {
             let Some(theirs) = present(name) else {
                 insert.push((next, ours));
@@ -450,7 +473,10 @@ impl<'a> Work<'a> {
                 continue;
             };
             next = theirs.index + 1;
-            let differences = present::differences(&theirs, &ours, &args, present::subcommand(name));
+            let differences = match self.config.host {
+                Some(_) => present::plain_differences(&theirs, &ours),
+                None => present::differences(&theirs, &ours, &args, present::subcommand(name)),
+            };
             if !differences.is_empty() {
                 self.problems.push(format!(
                     "container {name} is not etcd-tls's own: it {}; give the pod's container another name, or take the \

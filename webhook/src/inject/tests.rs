@@ -4,7 +4,11 @@ use super::*;
 
 fn options() -> Options {
     Options {
-        injection: injection::Config { sidecar_image: "etcd-tls-sidecar:test".into(), image_pull_policy: None },
+        injection: injection::Config {
+            sidecar_image: "etcd-tls-sidecar:test".into(),
+            image_pull_policy: None,
+            host: None,
+        },
         namespace: "default".into(),
     }
 }
@@ -115,4 +119,41 @@ fn files_are_joined_as_documents() {
     documents::join(&mut out, "b: 2\n");
     documents::join(&mut out, "--- # c\nc: 3\n");
     assert_eq!(out, "a: 1\n---\nb: 2\n--- # c\nc: 3\n");
+}
+
+#[test]
+fn a_static_pod_is_served_by_its_host() {
+    let host = Host {
+        kubeconfig: "/etc/kubernetes/etcd-tls/kubeconfig".into(),
+        bootstrap_kubeconfig: Some("/etc/kubernetes/etcd-tls/bootstrap".into()),
+        directory: "/var/lib/etcd-tls".into(),
+    };
+    let mut options = options();
+    options.injection.host = Some(host);
+    let kubeadm = include_str!("../../tests/golden/kubeadm-static-pod.yaml");
+    let injected = inject(kubeadm, &options).unwrap();
+    assert_eq!(inject(&injected.text, &options).unwrap().text, injected.text);
+    for part in [
+        "- --cert-file=/etc/etcd/tls/server/tls.crt\n",
+        "- --peer-trusted-ca-file=/etc/etcd/tls/peer/ca.crt\n",
+        "- --assetsdir=/var/run/etcd-tls/certs\n",
+        "- --kubeconfig=/etc/kubernetes/etcd-tls/kubeconfig\n",
+        "- --bootstrap-kubeconfig=/etc/kubernetes/etcd-tls/bootstrap\n",
+        "- --ipaddrs=$(HOST_IPS)\n",
+        "- --namespace=kube-system\n",
+        "path: /var/lib/etcd-tls\n",
+        "livez",
+    ] {
+        assert!(injected.text.contains(part), "{part}\n{}", injected.text);
+    }
+    for part in ["configMap:", "serviceAccountToken", "emptyDir", "/etc/kubernetes/pki/etcd/server.crt", "name: ETCD_"]
+    {
+        assert!(!injected.text.contains(part), "{part}\n{}", injected.text);
+    }
+    assert_eq!(injected.warnings.iter().filter(|w| w.contains(" was /etc/kubernetes/pki/etcd/")).count(), 6);
+    let deployment =
+        "apiVersion: apps/v1\nkind: Deployment\nspec:\n  template:\n    spec:\n      containers: [{name: etcd}]\n";
+    let left = inject(deployment, &options).unwrap();
+    assert_eq!(left.text, deployment);
+    assert_eq!(left.warnings.len(), 1);
 }

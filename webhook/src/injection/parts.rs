@@ -3,7 +3,7 @@
 use etcd_tls_sidecar::{args::PodArgs, names};
 use serde_json::{Value, json};
 
-use super::Config;
+use super::{Config, Host};
 
 /// How long the projected token lives; kubelet renews it at four fifths.
 const TOKEN_SECONDS: u32 = 3600;
@@ -33,15 +33,15 @@ pub(super) fn mount(path: &str) -> Value {
 }
 
 /// The init container, which obtains the first certificates.
-pub(super) fn init_container(config: &Config, args: &PodArgs, user: u64) -> Value {
-    let mut container = container(config, names::INIT_CONTAINER, "init", args, user);
+pub(super) fn init_container(config: &Config, args: &PodArgs, user: u64, namespace: &str) -> Value {
+    let mut container = container(config, names::INIT_CONTAINER, "init", args, user, namespace);
     container["resources"] = resources();
     container
 }
 
 /// The native sidecar, which renews.
-pub(super) fn sidecar(config: &Config, args: &PodArgs, user: u64) -> Value {
-    let mut container = container(config, names::SIDECAR_CONTAINER, "run", args, user);
+pub(super) fn sidecar(config: &Config, args: &PodArgs, user: u64, namespace: &str) -> Value {
+    let mut container = container(config, names::SIDECAR_CONTAINER, "run", args, user, namespace);
     container["restartPolicy"] = json!("Always");
     container["ports"] = json!([{"name": "etcd-tls-admin", "containerPort": args.admin_port, "protocol": "TCP"}]);
     // The files are there before it starts, so it is ready at once or something is wrong with them.
@@ -53,34 +53,91 @@ pub(super) fn sidecar(config: &Config, args: &PodArgs, user: u64) -> Value {
     container
 }
 
-fn container(config: &Config, name: &str, subcommand: &str, args: &PodArgs, user: u64) -> Value {
-    let mut words = vec![subcommand.to_owned()];
-    words.extend(args.render());
+fn container(config: &Config, name: &str, subcommand: &str, args: &PodArgs, user: u64, namespace: &str) -> Value {
     let mut container = json!({"name": name, "image": config.sidecar_image});
     if let Some(policy) = &config.image_pull_policy {
         container["imagePullPolicy"] = json!(policy);
     }
-    container["args"] = json!(words);
-    container["env"] = json!([
-        field("POD_NAME", "metadata.name"),
-        field("POD_NAMESPACE", "metadata.namespace"),
-        field("POD_UID", "metadata.uid"),
-        field("POD_SERVICE_ACCOUNT", "spec.serviceAccountName"),
-        field("NODE_NAME", "spec.nodeName"),
-        field("POD_IP", "status.podIP"),
-        field("POD_IPS", "status.podIPs"),
-    ]);
-    container["volumeMounts"] = json!([
-        {"name": names::VOLUME, "mountPath": names::CERTS_MOUNT_PATH},
-        {"name": names::TRUST_VOLUME, "mountPath": names::TRUST_MOUNT_PATH, "readOnly": true},
-        {"name": names::TOKEN_VOLUME, "mountPath": names::TOKEN_MOUNT_PATH, "readOnly": true},
-    ]);
+    let mut mounts = vec![json!({"name": names::VOLUME, "mountPath": names::CERTS_MOUNT_PATH})];
+    if let Some(host) = &config.host {
+        container["args"] = json!(host_words(host, subcommand, args, namespace));
+        container["env"] = json!([
+            field("HOST_NAME", "spec.nodeName"),
+            field("POD_IP", "status.podIP"),
+            field("HOST_IPS", "status.podIPs"),
+        ]);
+        mounts.extend(host_directories(host).map(|(volume, path)| json!({"name": volume, "mountPath": path})));
+    } else {
+        let mut words = vec![subcommand.to_owned()];
+        words.extend(args.render());
+        container["args"] = json!(words);
+        container["env"] = json!([
+            field("POD_NAME", "metadata.name"),
+            field("POD_NAMESPACE", "metadata.namespace"),
+            field("POD_UID", "metadata.uid"),
+            field("POD_SERVICE_ACCOUNT", "spec.serviceAccountName"),
+            field("NODE_NAME", "spec.nodeName"),
+            field("POD_IP", "status.podIP"),
+            field("POD_IPS", "status.podIPs"),
+        ]);
+        mounts.extend([
+            json!({"name": names::TRUST_VOLUME, "mountPath": names::TRUST_MOUNT_PATH, "readOnly": true}),
+            json!({"name": names::TOKEN_VOLUME, "mountPath": names::TOKEN_MOUNT_PATH, "readOnly": true}),
+        ]);
+    }
+    container["volumeMounts"] = json!(mounts);
     container["securityContext"] = json!({
-        "runAsNonRoot": true, "runAsUser": user, "runAsGroup": names::FILES_GID,
+        "runAsNonRoot": user != 0, "runAsUser": user, "runAsGroup": names::FILES_GID,
         "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
         "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"},
     });
     container
+}
+
+/// A static pod's volumes: directories of its host.
+pub(super) fn host_volumes(host: &Host) -> Vec<Value> {
+    let volume =
+        |name: &str, path: &str| json!({"name": name, "hostPath": {"path": path, "type": "DirectoryOrCreate"}});
+    let mut volumes = vec![volume(names::VOLUME, &host.directory)];
+    volumes.extend(host_directories(host).map(|(name, path)| volume(name, path)));
+    volumes
+}
+
+/// The directories of the kubeconfigs, mounted where they are on the host: one is written beside, by a rename.
+fn host_directories(host: &Host) -> impl Iterator<Item = (&'static str, &str)> {
+    let own = parent(&host.kubeconfig);
+    let bootstrap = host.bootstrap_kubeconfig.as_deref().map(parent).filter(|dir| *dir != own);
+    std::iter::once(("etcd-tls-kubeconfig", own)).chain(bootstrap.map(|dir| ("etcd-tls-bootstrap", dir)))
+}
+
+fn parent(file: &str) -> &str {
+    match file.rsplit_once('/') {
+        Some(("", _)) | None => "/",
+        Some((dir, _)) => dir,
+    }
+}
+
+/// `request` once and `run` for ever, as on a host.
+fn host_words(host: &Host, subcommand: &str, args: &PodArgs, namespace: &str) -> Vec<String> {
+    let mut words = if subcommand == "init" {
+        let known = ["--roles=", "--cluster=", "--issuer=", "--duration=", "--key=", "--user="];
+        let mut words = vec!["request".to_owned(), format!("--assetsdir={}", names::CERTS_MOUNT_PATH)];
+        words.extend(args.render().into_iter().filter(|word| known.iter().any(|flag| word.starts_with(flag))));
+        words
+    } else {
+        let mut words = vec![subcommand.to_owned()];
+        words.extend(args.render());
+        words
+    };
+    words.push(format!("--kubeconfig={}", host.kubeconfig));
+    words.extend(host.bootstrap_kubeconfig.iter().map(|file| format!("--bootstrap-kubeconfig={file}")));
+    words.extend([
+        "--name=$(HOST_NAME)".to_owned(),
+        format!("--namespace={namespace}"),
+        "--dnsnames=$(HOST_NAME)".to_owned(),
+        "--ipaddrs=$(HOST_IPS)".to_owned(),
+    ]);
+    words
 }
 
 fn field(name: &str, path: &str) -> Value {

@@ -44,6 +44,26 @@ pub(super) fn differences(theirs: &Container<'_>, ours: &Value, args: &PodArgs, 
         Some(_) => differences.push("has arguments of other settings".to_owned()),
         None => differences.push("has other arguments".to_owned()),
     }
+    field_differences(theirs, ours, &mut differences);
+    differences
+}
+
+/// [`differences`] of a static pod's containers, whose arguments must be the same word by word.
+pub(super) fn plain_differences(theirs: &Container<'_>, ours: &Value) -> Vec<String> {
+    let mut differences = Vec::new();
+    for field in ["command", "lifecycle", "envFrom"] {
+        if theirs.object.get(field).is_some_and(|v| !is_empty(v)) {
+            differences.push(format!("has {field}"));
+        }
+    }
+    if theirs.list != List::Init || theirs.object.get("args") != ours.get("args") {
+        differences.push("has other arguments".to_owned());
+    }
+    field_differences(theirs, ours, &mut differences);
+    differences
+}
+
+fn field_differences(theirs: &Container<'_>, ours: &Value, differences: &mut Vec<String>) {
     let empty = Map::new();
     for (field, ours) in ours.as_object().unwrap_or(&empty) {
         if field == "args" || OTHERS_MAY_CHANGE.contains(&field.as_str()) {
@@ -60,7 +80,6 @@ pub(super) fn differences(theirs: &Container<'_>, ours: &Value, args: &PodArgs, 
             differences.push(format!("differs in {field}"));
         }
     }
-    differences
 }
 
 /// Whether `theirs` holds all of `ours`: objects by field, lists item by item.
@@ -98,7 +117,8 @@ fn is_confined(theirs: &Value, ours: &Value) -> bool {
     if let Some(ours) = ours.as_object_mut() {
         ours.shift_remove("runAsUser");
     }
-    contains(theirs, &ours) && theirs.get("runAsUser").and_then(Value::as_u64).is_some_and(|user| user != 0)
+    let as_root = ours.get("runAsNonRoot") == Some(&Value::Bool(false));
+    contains(theirs, &ours) && theirs.get("runAsUser").and_then(Value::as_u64).is_some_and(|user| user != 0 || as_root)
 }
 
 fn same_settings(theirs: &PodArgs, ours: &PodArgs) -> bool {

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::*;
 
 fn config() -> Config {
-    Config { sidecar_image: "etcd-tls-sidecar:test".into(), image_pull_policy: None }
+    Config { sidecar_image: "etcd-tls-sidecar:test".into(), image_pull_policy: None, host: None }
 }
 
 const ORIGIN: Origin<'static> = Origin { namespace: "prod", namespace_opted_in: false, label: false };

@@ -6,7 +6,7 @@ use super::*;
 
 fn admission() -> Admission {
     Admission {
-        injection: Config { sidecar_image: "etcd-tls-sidecar:test".into(), image_pull_policy: None },
+        injection: Config { sidecar_image: "etcd-tls-sidecar:test".into(), image_pull_policy: None, host: None },
         leave_out: ["kube-system".to_owned()].into(),
     }
 }
