@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{admit, approve, inject, rollover, sign, standalone};
+use crate::{admit, approve, inject, issue_command, rollover, sign, standalone};
 
 /// What a subcommand fails with; `main` prints it with all its causes.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -26,6 +26,8 @@ enum Command {
     Approve(approve::Args),
     /// Inject into manifests, offline.
     Inject(inject::Args),
+    /// Issue certificates for members of known names, with no signer running: Secret manifests or files.
+    Issue(Box<issue_command::Args>),
     /// Move a cluster to a new CA, show how that stands, or take it back.
     Rollover(rollover::Args),
     /// Sign what was approved, keep the CAs and publish the trust in them.
@@ -50,6 +52,7 @@ impl Cli {
                 Command::Admit(args) => args.run().await,
                 Command::Approve(args) => args.run().await,
                 Command::Inject(args) => args.run().await,
+                Command::Issue(args) => args.run().await,
                 Command::Rollover(args) => args.run().await,
                 Command::Sign(args) => args.run().await,
                 Command::Standalone(args) => args.run().await,

@@ -15,6 +15,7 @@ pub mod health;
 pub mod inject;
 pub mod injection;
 pub mod issue;
+pub mod issue_command;
 pub mod lease;
 pub mod namespace_watch;
 pub mod policy_watch;
