@@ -12,7 +12,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use clap::Args;
+use clap::{ArgMatches, Args, FromArgMatches};
 use futures::{FutureExt as _, StreamExt as _, future::LocalBoxFuture, stream::FuturesUnordered};
 use prometheus_client::registry::Registry;
 use tokio::{
@@ -49,7 +49,7 @@ pub struct RunArgs {
     #[command(flatten)]
     pod: PodArgs,
     #[command(flatten)]
-    downward: Option<DownwardArgs>,
+    downward: Downward,
     #[command(flatten)]
     host: HostArgs,
     /// Where the reason of a failure is written for kubelet.
@@ -64,18 +64,41 @@ impl RunArgs {
     /// What keeps the process from its work for good; everything else is tried again.
     pub async fn run(self) -> Result<(), Error> {
         let Self { pod, downward, host, termination_log } = self;
-        let result = match (host.kubeconfig.is_some(), downward) {
+        let result = match (host.kubeconfig.is_some(), downward.0) {
             (true, _) => host::run(&pod, &host).await,
-            (false, Some(downward)) => in_pod(&pod, &downward).await,
-            (false, None) => Err(Error::Arguments(
-                "neither a pod's environment (POD_NAME and so on, by the downward API) nor --kubeconfig, for a host"
-                    .to_owned(),
-            )),
+            (false, Ok(downward)) => in_pod(&pod, &downward).await,
+            (false, Err(error)) => Err(Error::Arguments(format!("on a host give --kubeconfig; in a pod: {error}"))),
         };
         if let Err(error) = &result {
             write_termination_message(&termination_log, &error.to_string());
         }
         result
+    }
+}
+
+/// [`DownwardArgs`] where they are all there; a host has none, and then they are not asked for.
+#[derive(Clone, Debug)]
+struct Downward(Result<DownwardArgs, String>);
+
+impl FromArgMatches for Downward {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        Ok(Self(DownwardArgs::from_arg_matches(matches).map_err(|e| e.to_string())))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl Args for Downward {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        // In an update nothing is required.
+        DownwardArgs::augment_args_for_update(command)
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        DownwardArgs::augment_args_for_update(command)
     }
 }
 

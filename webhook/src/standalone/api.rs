@@ -45,6 +45,8 @@ use crate::standalone::{
 pub const MAX_BODY: usize = 64 * 1024;
 /// How long a body may take.
 const BODY_TIME: Duration = Duration::from_secs(10);
+/// How long an unread body outlives its answer.
+const HOLD: Duration = Duration::from_secs(2);
 /// Watches at once; each holds a connection.
 pub const MAX_WATCHES: usize = 1_000;
 /// The longest watch, and how long one is that does not say.
@@ -211,9 +213,9 @@ fn terms<'a>(query: &'a Query, key: &str) -> impl Iterator<Item = &'a str> {
 }
 
 /// Answers every call.
-pub async fn handle(request: HttpRequest, payload: web::Payload, server: web::Data<Server>) -> HttpResponse {
+pub async fn handle(request: HttpRequest, mut payload: web::Payload, server: web::Data<Server>) -> HttpResponse {
     let started = Instant::now();
-    let answer = server.answer(&request, payload).await.unwrap_or_else(|error| {
+    let answer = server.answer(&request, &mut payload).await.unwrap_or_else(|error| {
         if matches!(error, ApiError::Internal(_)) {
             tracing::error!(%error, path = request.path(), "a call failed");
         }
@@ -227,11 +229,20 @@ pub async fn handle(request: HttpRequest, payload: web::Payload, server: web::Da
         micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
         "call"
     );
+    if request.headers().contains_key(header::TRANSFER_ENCODING) || answer.status() == StatusCode::PAYLOAD_TOO_LARGE {
+        // Of a chunked body that was dropped, actix would read the rest, without an end or a limit. Of one that is still
+        // held when the answer goes out, it reads nothing and closes the connection; and an HTTP/2 stream is not reset
+        // before the answer has gone out.
+        actix_web::rt::spawn(async move {
+            time::sleep(HOLD).await;
+            drop(payload);
+        });
+    }
     answer
 }
 
 impl Server {
-    async fn answer(&self, request: &HttpRequest, payload: web::Payload) -> Result<HttpResponse, ApiError> {
+    async fn answer(&self, request: &HttpRequest, payload: &mut web::Payload) -> Result<HttpResponse, ApiError> {
         let route = Route::of(request.path());
         match &route {
             // What a probe asks, and a client before it has a credential.
@@ -490,7 +501,7 @@ pub(super) fn object(content_type: &str, body: &[u8]) -> Result<Value, ApiError>
     }
 }
 
-async fn body(request: &HttpRequest, mut payload: web::Payload) -> Result<Bytes, ApiError> {
+async fn body(request: &HttpRequest, payload: &mut web::Payload) -> Result<Bytes, ApiError> {
     let declared = request.headers().get(header::CONTENT_LENGTH).and_then(|h| h.to_str().ok()?.parse::<u64>().ok());
     if declared.is_some_and(|length| length > MAX_BODY as u64) {
         return Err(ApiError::TooLarge(MAX_BODY));

@@ -183,10 +183,6 @@ impl ApiError {
             Self::Unauthorized => {
                 response.insert_header((header::WWW_AUTHENTICATE, "Bearer realm=\"etcd-tls\""));
             }
-            // What is left of such a body is never read.
-            Self::TooLarge(_) => {
-                response.force_close();
-            }
             _ => {}
         }
         response.content_type("application/json").body(self.status().to_string())
