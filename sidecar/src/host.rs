@@ -17,7 +17,10 @@ use std::{
 
 use clap::Args;
 use k8s_openapi::api::core::v1::ConfigMap;
-use tokio::{sync::watch, time::sleep};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
 
 use crate::{
     api::{
@@ -339,14 +342,15 @@ pub async fn run(args: &PodArgs, host_args: &HostArgs) -> Result<(), Error> {
     keep(work, beside).await
 }
 
-/// Writes the kubeconfig after each install, where it is not there as it should be.
+/// Writes the kubeconfig after each install, and when the bootstrap kubeconfig names another server or CA: a host is handed
+/// over to another signer so.
 async fn keep_kubeconfig(credentials: &HostCredentials, dir: &Path, mut installed: watch::Receiver<u64>) {
     loop {
         installed.borrow_and_update();
         if dir.join(names::CERT_FILE).exists() {
             write_kubeconfig(credentials, dir);
         }
-        if installed.changed().await.is_err() {
+        if let Ok(Err(_)) = timeout(schedule::TICK, installed.changed()).await {
             return;
         }
     }
@@ -357,7 +361,7 @@ pub fn write_kubeconfig(credentials: &HostCredentials, dir: &Path) {
     match credentials.write(dir) {
         Ok(Written::Now) => tracing::info!("kubeconfig written around the certificate"),
         Ok(Written::Before | Written::NotOurs) => {}
-        Err(error) => tracing::error!(%error, "the bootstrap kubeconfig stays in use"),
+        Err(error) => tracing::error!(%error, "the kubeconfig stays as it is"),
     }
 }
 
