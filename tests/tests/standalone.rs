@@ -19,6 +19,8 @@ use etcd_tls_sidecar::{
     role::Role,
     settings::{KeyAlgorithm, Sans},
 };
+use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
+use kube::{Api, api::ListParams};
 use serde_json::{Value, json};
 use tests::{
     etcd::{EtcdCluster, MemberTls},
@@ -27,6 +29,7 @@ use tests::{
     pki::{Ca, LeafOptions, client_config},
     ports,
     process::{Process, binary, run},
+    stack::{Options as StackOptions, Stack},
     temp::TempDir,
     tier,
 };
@@ -620,4 +623,93 @@ async fn known_members_are_issued_for_without_a_signer() {
     // Half a CA is never made whole by a new one.
     fs::remove_file(dir.join("ca/peer.key")).expect("remove");
     assert!(!issue(&["--member=etcd-2"]).output().expect("run").status.success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_is_handed_over_to_the_signer_in_the_cluster_and_its_etcd_stays_up() {
+    let Some(etcd) = tier::etcd() else { return };
+    let Some(stack) = Stack::start(&StackOptions::default()).await else { return };
+    let api = &stack.api;
+    let mut signer = Signer::started(&[
+        "--peercertdur=60s",
+        "--servercertdur=60s",
+        "--approve-group=system:bootstrappers:etcd=peer:127.0.0.0/8",
+        "--approve-group=system:bootstrappers:etcd=server:127.0.0.0/8",
+        "--approve-group=system:etcd-peers=peer:127.0.0.0/8",
+        "--approve-group=system:etcd-peers=server:127.0.0.0/8",
+    ])
+    .await;
+    let bootstrap = signer.kubeconfig("bootstrap.kubeconfig", BOOTSTRAP);
+    let mut cluster = EtcdCluster::new(&etcd, 1).with_tls(|member| MemberTls {
+        server: Some(signer.dir.join(&member.name).join("server")),
+        peer: Some(signer.dir.join(&member.name).join("peer")),
+    });
+    let arguments = [
+        "--ipaddrs=127.0.0.2,127.0.0.1".to_owned(),
+        format!("--client-url={}", cluster.members[0].client_url()),
+        "--reload=none".to_owned(),
+    ];
+    let mut running = sidecar(&signer, "etcd-0", &bootstrap, &arguments);
+    let kubeconfig = signer.dir.join("etcd-0.kubeconfig");
+    eventually("a kubeconfig around the certificate", LIMIT, || async {
+        if kubeconfig.exists() { Ok(()) } else { Err("not yet") }
+    })
+    .await;
+    cluster.start().await;
+
+    // The cluster is told of the host, is given the CA, and takes its certificates for credentials.
+    let pki = api.directory().join("pki/ca.crt");
+    let both = format!("{}{}", fs::read_to_string(&pki).expect("the API server's client CAs"), signer.ca.pem);
+    fs::write(&pki, both).expect("write");
+    let path = |name: &str| signer.dir.join(name).display().to_string();
+    for domain in ["peer", "client"] {
+        let name = format!("kube-system-etcd-{domain}");
+        let (cert, key) = (path("ca.crt"), path("ca.key"));
+        api.kubectl(&["-n", "etcd-tls-system", "create", "secret", "tls", &name, "--cert", &cert, "--key", &key]);
+    }
+    let shipped =
+        fs::read_to_string(tests::repository().join("manifests/examples/self-hosted/policy.yaml")).expect("read");
+    let policy = shipped
+        .replace("system:etcd-peer:cp-1", "system:etcd-peer:etcd-0")
+        .replace("192.0.2.11", "127.0.0.2")
+        .replace("commonName: cp-1", "commonName: etcd-0");
+    api.apply(&policy);
+
+    // The host is told where to ask from now on; the certificate it has is its credential there, too.
+    let text = fs::read_to_string(&bootstrap).expect("read");
+    let old = format!("https://127.0.0.1:{}", signer.port);
+    let text =
+        text.replace(&old, &api.url).replace(&STANDARD.encode(&signer.serving.pem), &STANDARD.encode(&api.ca.pem));
+    fs::write(&bootstrap, text).expect("write");
+    running.terminate(LIMIT).await;
+    let running = sidecar(&signer, "etcd-0", &bootstrap, &arguments);
+    signer.process().kill();
+
+    let user = "system:etcd-peer:etcd-0";
+    let requests = Api::<CertificateSigningRequest>::all(api.client.clone());
+    eventually("certificates from the cluster", LIMIT, || async {
+        let all = requests.list(&ListParams::default()).await.map_err(|e| e.to_string())?;
+        let issued = all.items.iter().filter(|r| {
+            r.spec.username.as_deref() == Some(user) && r.status.as_ref().is_some_and(|s| s.certificate.is_some())
+        });
+        let denied = all.items.iter().flat_map(|r| r.status.iter().flat_map(|s| s.conditions.iter().flatten()));
+        let denied: Vec<_> = denied.filter(|c| c.type_ == "Denied").map(|c| c.message.clone()).collect();
+        assert!(denied.is_empty(), "{denied:?}");
+        if issued.count() >= 2 { Ok(()) } else { Err(running.log()) }
+    })
+    .await;
+    let member = &mut cluster.members[0];
+    let role = signer.dir.join("etcd-0/server");
+    eventually("the cluster's certificate is served", LIMIT, || async {
+        let serial = served_serial(&member.client_url(), &role).await.map_err(|e| e.to_string())?;
+        let chain =
+            Chain::parse(&fs::read(role.join("tls.crt")).map_err(|e| e.to_string())?).map_err(|e| e.to_string())?;
+        let hours =
+            chain.not_after.duration_since(std::time::SystemTime::now()).map_or(0, |left| left.as_secs() / 3600);
+        if serial == chain.serial && hours >= 1 { Ok(()) } else { Err(format!("{serial}, {hours} h left")) }
+    })
+    .await;
+    assert!(fs::read_to_string(&kubeconfig).expect("read").contains(&api.url));
+    assert!(member.process().running());
+    assert!(member.is_healthy().await);
 }
