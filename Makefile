@@ -39,7 +39,8 @@ check: ## formatting and lints
 	@$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 
 build: ## the two binaries, as they are released
-	$(CARGO) build --locked --release -p etcd-tls-webhook -p etcd-tls-sidecar
+	$(CARGO) build --locked --release -p etcd-tls-webhook
+	$(CARGO) build --locked --profile sidecar -p etcd-tls-sidecar
 
 bench: etcd ## the figures, ours and the reference interleaved; SECTIONS="admission sidecar" for some alone
 	@$(CARGO) build --locked --release --workspace --bins
