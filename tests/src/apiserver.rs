@@ -138,6 +138,12 @@ impl ApiServer {
         self.etcd.running() && self.apiserver.running() && self.controller_manager.as_mut().is_none_or(Process::running)
     }
 
+    /// Starts kube-controller-manager with more flags, besides the one there may be; `None` where there is none.
+    pub fn start_controller_manager(&self, arguments: &[String]) -> Option<Process> {
+        let there = self.assets.join("kube-controller-manager").is_file();
+        there.then(|| start_controller_manager(&self.assets, &self.url, &self.directory, arguments))
+    }
+
     /// Where kubectl is.
     pub fn kubectl_path(&self) -> PathBuf {
         self.assets.join("kubectl")

@@ -2,32 +2,57 @@
 //!
 //! A machine's own speed cancels out of a ratio taken in turns (A B A B …), so the figures can be held to targets on any
 //! machine. A missed target is said, and is no failure of the command: the machine may be a slow or a busy one.
+//!
+//! `bench [section…]` measures some sections alone.
 
 #![allow(clippy::print_stdout, reason = "its output is what it is for")]
 
+mod admission;
+mod asks;
 mod report;
+mod sidecar;
+mod signing;
 mod size;
+mod stats;
+mod wire;
 
 use std::process::ExitCode;
 
+use futures::{FutureExt, future::BoxFuture};
 use report::Report;
 
-/// What there is to measure, in the order of the report.
-const SECTIONS: [&str; 1] = ["size"];
+type Measure = for<'a> fn(&'a mut Report) -> BoxFuture<'a, Result<(), String>>;
 
-fn main() -> ExitCode {
+/// What there is to measure, in the order of the report.
+const SECTIONS: [(&str, Measure); 4] = [
+    ("admission", |report| admission::measure(report).boxed()),
+    ("sidecar", |report| sidecar::measure(report).boxed()),
+    ("signing", |report| signing::measure(report).boxed()),
+    ("size", |report| async { size::measure(report) }.boxed()),
+];
+
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn main() -> ExitCode {
     let wanted: Vec<String> = std::env::args().skip(1).collect();
-    if let Some(unknown) = wanted.iter().find(|w| !SECTIONS.contains(&w.as_str())) {
-        println!("bench: there is no section {unknown}; there are: {}", SECTIONS.join(", "));
+    if let Some(unknown) = wanted.iter().find(|w| !SECTIONS.iter().any(|(name, _)| name == w)) {
+        let known: Vec<&str> = SECTIONS.iter().map(|(name, _)| *name).collect();
+        println!("bench: there is no section {unknown}; there are: {}", known.join(", "));
         return ExitCode::FAILURE;
     }
+    tests::install_crypto();
     let mut report = Report::default();
-    for section in SECTIONS {
-        if !wanted.is_empty() && !wanted.iter().any(|w| w == section) {
+    for (name, measure) in SECTIONS {
+        if !wanted.is_empty() && !wanted.iter().any(|w| w == name) {
             continue;
         }
-        report.section(section);
-        size::measure(&mut report);
+        report.section(name);
+        // The harness panics with what went wrong; the other sections go on.
+        let ended = std::panic::AssertUnwindSafe(measure(&mut report)).catch_unwind().await;
+        match ended {
+            Ok(Ok(())) => {}
+            Ok(Err(why)) => report.broke_off(&why),
+            Err(_) => report.broke_off("see above"),
+        }
     }
     report.print();
     ExitCode::SUCCESS

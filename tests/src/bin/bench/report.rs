@@ -35,6 +35,13 @@ impl Report {
         self.skipped.push(line);
     }
 
+    /// The section went wrong.
+    pub(crate) fn broke_off(&mut self, why: &str) {
+        let line = format!("BROKE OFF {}: {why}", self.section);
+        println!("  {line}");
+        self.skipped.push(line);
+    }
+
     fn add(&mut self, figure: String, measured: String, target: &str, verdict: &str) {
         println!("  {figure}: {measured}  {target}  {verdict}");
         self.rows.push(Row([self.section.to_owned(), figure, measured, target.to_owned(), verdict.to_owned()]));

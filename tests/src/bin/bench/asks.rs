@@ -1,0 +1,228 @@
+//! Requests as pods make them, and as they are brought through a real API server: by our approver and signer, by
+//! kube-controller-manager's, and by hand.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use bytes::Bytes;
+use etcd_tls_sidecar::{
+    csr::{PrivateKey, key_digest},
+    identity, names,
+    role::Role,
+    schedule,
+    settings::{KeyAlgorithm, Sans, Settings},
+};
+use etcd_tls_webhook::facts;
+use futures::{StreamExt, future::join_all, stream};
+use hyper::StatusCode;
+use k8s_openapi::api::core::v1::Pod;
+use rustls::ClientConfig;
+use serde_json::{Value, json};
+use tests::{
+    apiserver::ApiServer,
+    pki::{Ca, LeafOptions, client_config},
+};
+use tokio::time::sleep;
+
+use crate::wire::{Call, Wire};
+
+pub(crate) const CSRS: &str = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
+/// A signer that nobody answers for.
+const NOBODYS: &str = "bench.example.com/by-hand";
+/// How long a request may take before the measurement is given up.
+const LIMIT: Duration = Duration::from_secs(180);
+/// Pods that are made at once, ahead of a measurement.
+const MAKERS: usize = 8;
+
+/// A pod that can ask.
+pub(crate) struct Asker {
+    pod: Pod,
+    token: Arc<str>,
+}
+
+/// A request, ready to be sent.
+pub(crate) struct Ask {
+    pub(crate) name: String,
+    pub(crate) create: Call,
+    token: Option<Arc<str>>,
+}
+
+/// How a burst went.
+pub(crate) struct Burst {
+    /// Certificates a second.
+    pub(crate) rate: f64,
+    /// From the creation to the certificate in the requester's hands, in milliseconds.
+    pub(crate) latencies: Vec<f64>,
+}
+
+/// Makes pods in a namespace that is opted in, through admission, each with addresses and a token of its own.
+pub(crate) async fn askers(api: &ApiServer, namespace: &str, from: u32, count: u32) -> Vec<Asker> {
+    stream::iter(from..from + count)
+        .map(|n| async move {
+            let name = format!("etcd-{n}");
+            let manifest = json!({
+                "metadata": {"name": name},
+                "spec": {"containers": [{"name": "etcd", "image": "etcd", "command": ["etcd"]}]},
+            });
+            api.pod(namespace, manifest).await.unwrap_or_else(|e| panic!("create {namespace}/{name}: {e}"));
+            let [_, a, b, c] = n.to_be_bytes();
+            let pod = api.set_pod_ips(namespace, &name, &[IpAddr::from([10, a, b, c])]).await;
+            let token = api.token(namespace, "default", Some(&pod)).await.into();
+            Asker { pod, token }
+        })
+        .buffer_unordered(MAKERS)
+        .collect()
+        .await
+}
+
+impl Asker {
+    /// What its sidecar would ask with a new key.
+    pub(crate) fn ask(&self, role: Role) -> Ask {
+        let facts = facts::pod(&self.pod, true);
+        let settings = Settings::parse(&facts.annotations).expect("a pod without annotations");
+        let key = PrivateKey::generate(KeyAlgorithm::EcdsaP256).expect("make a key");
+        let common_name = identity::subject_common_name(role, &facts, &settings);
+        let sans = identity::requested_sans(role, &facts, &settings);
+        let name = names::csr_name(&facts.uid, role, &key_digest(&key.public_key()));
+        let signer = names::SignerName {
+            domain: role.domain(),
+            namespace: facts.namespace.clone(),
+            cluster: settings.cluster.clone(),
+        };
+        let pem = key.request(role.organization(), &common_name, &sans).expect("make a request");
+        let body = csr(&name, &signer.to_string(), identity::usages(role), &pem);
+        let create = Call::post(CSRS, body).token(&self.token);
+        Ask { name, create, token: Some(Arc::clone(&self.token)) }
+    }
+}
+
+/// A request of a node's for kube-controller-manager.
+pub(crate) fn node_ask(n: usize) -> Ask {
+    let key = PrivateKey::generate(KeyAlgorithm::EcdsaP256).expect("make a key");
+    let pem = key.request("system:nodes", "system:node:bench", &Sans::default()).expect("make a request");
+    let name = format!("node-{n}");
+    let body = csr(&name, "kubernetes.io/kube-apiserver-client-kubelet", &["digital signature", "client auth"], &pem);
+    Ask { name, create: Call::post(CSRS, body), token: None }
+}
+
+/// The object of a CSR.
+pub(crate) fn csr(name: &str, signer: &str, usages: &[&str], pem: &str) -> Bytes {
+    let object = json!({
+        "apiVersion": "certificates.k8s.io/v1", "kind": "CertificateSigningRequest", "metadata": {"name": name},
+        "spec": {
+            "request": STANDARD.encode(pem), "signerName": signer, "usages": usages, "expirationSeconds": 86_400,
+        },
+    });
+    Bytes::from(object.to_string())
+}
+
+/// Where the API server is.
+pub(crate) fn address(api: &ApiServer) -> SocketAddr {
+    api.url.trim_start_matches("https://").parse().expect("a URL with an address")
+}
+
+/// For bearers of tokens.
+pub(crate) fn nobody(api: &ApiServer) -> Arc<ClientConfig> {
+    client_config(&api.ca.pem, None)
+}
+
+/// cluster-admin.
+pub(crate) fn admin(api: &ApiServer) -> Arc<ClientConfig> {
+    let leaf = api.ca.leaf(&LeafOptions {
+        organizations: vec!["system:masters".to_owned()],
+        common_name: "bench".to_owned(),
+        ..LeafOptions::default()
+    });
+    client_config(&api.ca.pem, Some((&leaf.cert, &leaf.key)))
+}
+
+/// All of `asks` at once, each on a wire of its own, until each has its certificate, looked for as the sidecar does.
+pub(crate) async fn burst(wires: &mut [Wire], asks: &[Ask]) -> Result<Burst, String> {
+    assert!(wires.len() >= asks.len(), "a wire for each request");
+    let began = Instant::now();
+    let latencies = join_all(wires.iter_mut().zip(asks).map(|(wire, ask)| get_certificate(wire, ask))).await;
+    let took = began.elapsed().as_secs_f64();
+    let latencies = latencies.into_iter().collect::<Result<Vec<f64>, String>>()?;
+    Ok(Burst { rate: latencies.len() as f64 / took, latencies })
+}
+
+/// One request's way; how long it took, in milliseconds.
+pub(crate) async fn get_certificate(wire: &mut Wire, ask: &Ask) -> Result<f64, String> {
+    let began = Instant::now();
+    loop {
+        match wire.call(&ask.create).await? {
+            (StatusCode::CREATED, _) => break,
+            (StatusCode::TOO_MANY_REQUESTS | StatusCode::FORBIDDEN, _) if began.elapsed() < LIMIT => {
+                sleep(schedule::poll(began.elapsed())).await;
+            }
+            (status, body) => return Err(format!("{}: {status}: {}", ask.name, String::from_utf8_lossy(&body))),
+        }
+    }
+    let created = Instant::now();
+    let mut get = Call::get(format!("{CSRS}/{}", ask.name));
+    get.token.clone_from(&ask.token);
+    loop {
+        sleep(schedule::poll(created.elapsed())).await;
+        let (status, body) = wire.call(&get).await?;
+        let object: Value = serde_json::from_slice(&body).map_err(|e| format!("{}: {status}: {e}", ask.name))?;
+        if object["status"]["certificate"].is_string() {
+            return Ok(began.elapsed().as_secs_f64() * 1e3);
+        }
+        let conditions = &object["status"]["conditions"];
+        let refused = |c: &Value| c["type"] == "Denied" || c["type"] == "Failed";
+        if conditions.as_array().is_some_and(|all| all.iter().any(refused)) || began.elapsed() > LIMIT {
+            return Err(format!("{}: no certificate: {status} {conditions}", ask.name));
+        }
+    }
+}
+
+/// The three writes of a certificate and nothing else, by cluster-admin.
+pub(crate) struct ByHand {
+    creates: Vec<(String, Call)>,
+    certificate: String,
+}
+
+impl ByHand {
+    /// `count` cycles of names that begin with `prefix`.
+    pub(crate) fn new(prefix: &str, count: usize) -> Self {
+        let key = PrivateKey::generate(KeyAlgorithm::EcdsaP256).expect("make a key");
+        let sans: Sans = "10.0.0.1,localhost".parse().expect("names");
+        let pem = key.request("system:etcd-servers", "system:etcd-server:bench", &sans).expect("make a request");
+        let usages = ["digital signature", "server auth", "client auth"];
+        let creates = (0..count)
+            .map(|n| {
+                let name = format!("{prefix}-{n}");
+                let body = csr(&name, NOBODYS, &usages, &pem);
+                (name, Call::post(CSRS, body))
+            })
+            .collect();
+        let leaf = Ca::new("by-hand").leaf(&LeafOptions::default());
+        Self { creates, certificate: STANDARD.encode(leaf.cert) }
+    }
+
+    /// Cycle `n`, one write after the other; how long it took, in milliseconds.
+    pub(crate) async fn cycle(&self, wire: &mut Wire, n: usize) -> Result<f64, String> {
+        let began = Instant::now();
+        let (name, create) = &self.creates[n];
+        wire.succeed(create).await?;
+        let condition = json!({"type": "Approved", "status": "True", "reason": "ByHand", "message": "bench"});
+        let approval = json!({"status": {"conditions": [condition]}}).to_string();
+        wire.succeed(&Call::patch(format!("{CSRS}/{name}/approval"), approval)).await?;
+        let status = json!({"status": {"certificate": self.certificate}}).to_string();
+        wire.succeed(&Call::patch(format!("{CSRS}/{name}/status"), status)).await?;
+        Ok(began.elapsed().as_secs_f64() * 1e3)
+    }
+
+    /// All cycles at once, each on a wire of its own; cycles a second.
+    pub(crate) async fn rate(&self, wires: &mut [Wire]) -> Result<f64, String> {
+        let began = Instant::now();
+        let count = self.creates.len();
+        let all = wires.iter_mut().take(count).enumerate().map(|(n, wire)| self.cycle(wire, n));
+        let cycles = join_all(all).await.into_iter().collect::<Result<Vec<f64>, String>>()?;
+        Ok(cycles.len() as f64 / began.elapsed().as_secs_f64())
+    }
+}
