@@ -10,9 +10,11 @@
 mod admission;
 mod asks;
 mod report;
+mod rotation;
 mod sidecar;
 mod signing;
 mod size;
+mod standalone;
 mod stats;
 mod wire;
 
@@ -24,10 +26,12 @@ use report::Report;
 type Measure = for<'a> fn(&'a mut Report) -> BoxFuture<'a, Result<(), String>>;
 
 /// What there is to measure, in the order of the report.
-const SECTIONS: [(&str, Measure); 4] = [
+const SECTIONS: [(&str, Measure); 6] = [
     ("admission", |report| admission::measure(report).boxed()),
     ("sidecar", |report| sidecar::measure(report).boxed()),
     ("signing", |report| signing::measure(report).boxed()),
+    ("standalone", |report| standalone::measure(report).boxed()),
+    ("rotation", |report| rotation::measure(report).boxed()),
     ("size", |report| async { size::measure(report) }.boxed()),
 ];
 
