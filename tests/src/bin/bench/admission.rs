@@ -58,7 +58,7 @@ fn pod() -> Value {
 }
 
 fn in_process(report: &mut Report, body: &[u8]) -> Result<(), String> {
-    let injection = Config { sidecar_image: IMAGE.to_owned(), image_pull_policy: None };
+    let injection = Config { sidecar_image: IMAGE.to_owned(), image_pull_policy: None, host: None };
     let admission = Admission { injection, leave_out: ["kube-system".to_owned()].into() };
     let once = || match review(body, &admission) {
         Ok(answer) if answer.verdict == Verdict::Inject => Ok(answer.body.len()),

@@ -35,8 +35,13 @@ pub(crate) const CSRS: &str = "/apis/certificates.k8s.io/v1/certificatesigningre
 const NOBODYS: &str = "bench.example.com/by-hand";
 /// How long a request may take before the measurement is given up.
 const LIMIT: Duration = Duration::from_secs(180);
+/// The Retry-After of an API server that has no room in its queues.
+const TURNED_AWAY: Duration = Duration::from_secs(1);
 /// Pods that are made at once, ahead of a measurement.
 const MAKERS: usize = 8;
+/// Service accounts that share the pods: the API server queues the requests of one user in a few short queues, and turns
+/// away what does not fit.
+const ACCOUNTS: u32 = 10;
 
 /// A pod that can ask.
 pub(crate) struct Asker {
@@ -59,19 +64,26 @@ pub(crate) struct Burst {
     pub(crate) latencies: Vec<f64>,
 }
 
+/// Makes the service accounts of [`askers`].
+pub(crate) async fn accounts(api: &ApiServer, namespace: &str) {
+    for n in 0..ACCOUNTS {
+        api.service_account(namespace, &format!("account-{n}")).await;
+    }
+}
+
 /// Makes pods in a namespace that is opted in, through admission, each with addresses and a token of its own.
 pub(crate) async fn askers(api: &ApiServer, namespace: &str, from: u32, count: u32) -> Vec<Asker> {
     stream::iter(from..from + count)
         .map(|n| async move {
-            let name = format!("etcd-{n}");
+            let (name, account) = (format!("etcd-{n}"), format!("account-{}", n % ACCOUNTS));
             let manifest = json!({
                 "metadata": {"name": name},
-                "spec": {"containers": [{"name": "etcd", "image": "etcd", "command": ["etcd"]}]},
+                "spec": {"serviceAccountName": account, "containers": [{"name": "etcd", "image": "etcd", "command": ["etcd"]}]},
             });
             api.pod(namespace, manifest).await.unwrap_or_else(|e| panic!("create {namespace}/{name}: {e}"));
             let [_, a, b, c] = n.to_be_bytes();
             let pod = api.set_pod_ips(namespace, &name, &[IpAddr::from([10, a, b, c])]).await;
-            let token = api.token(namespace, "default", Some(&pod)).await.into();
+            let token = api.token(namespace, &account, Some(&pod)).await.into();
             Asker { pod, token }
         })
         .buffer_unordered(MAKERS)
@@ -155,10 +167,9 @@ pub(crate) async fn get_certificate(wire: &mut Wire, ask: &Ask) -> Result<f64, S
     let began = Instant::now();
     loop {
         match wire.call(&ask.create).await? {
-            (StatusCode::CREATED, _) => break,
-            (StatusCode::TOO_MANY_REQUESTS | StatusCode::FORBIDDEN, _) if began.elapsed() < LIMIT => {
-                sleep(schedule::poll(began.elapsed())).await;
-            }
+            (StatusCode::CREATED | StatusCode::CONFLICT, _) => break,
+            (StatusCode::FORBIDDEN, _) if began.elapsed() < LIMIT => sleep(schedule::poll(began.elapsed())).await,
+            (StatusCode::TOO_MANY_REQUESTS, _) if began.elapsed() < LIMIT => sleep(TURNED_AWAY).await,
             (status, body) => return Err(format!("{}: {status}: {}", ask.name, String::from_utf8_lossy(&body))),
         }
     }
@@ -168,6 +179,10 @@ pub(crate) async fn get_certificate(wire: &mut Wire, ask: &Ask) -> Result<f64, S
     loop {
         sleep(schedule::poll(created.elapsed())).await;
         let (status, body) = wire.call(&get).await?;
+        if status == StatusCode::TOO_MANY_REQUESTS && began.elapsed() < LIMIT {
+            sleep(TURNED_AWAY).await;
+            continue;
+        }
         let object: Value = serde_json::from_slice(&body).map_err(|e| format!("{}: {status}: {e}", ask.name))?;
         if object["status"]["certificate"].is_string() {
             return Ok(began.elapsed().as_secs_f64() * 1e3);

@@ -77,7 +77,7 @@ async fn signed_to_served(report: &mut Report, etcd: &EtcdBinary) -> Result<(), 
         return Ok(());
     };
     stack.api.namespace(NAMESPACE, &[(names::LABEL, names::DYNAMIC)]).await;
-    let address = Ipv4Addr::new(127, 0, 0, 2);
+    let address = Ipv4Addr::LOCALHOST;
     let manifest = sidecar::member("etcd-0", address);
     let urls: Vec<(&str, String)> = ["client", "peer"]
         .iter()
@@ -197,7 +197,7 @@ impl Files {
         if new_key_too {
             self.key = new_key()?;
         }
-        let sans: Sans = "127.0.0.1,127.0.0.2,localhost".parse().map_err(|e| e.to_string())?;
+        let sans = "127.0.0.1,127.0.0.2,localhost".parse::<Sans>().map_err(|e| e.to_string())?;
         let mut serial = [0; 16];
         aws_lc_rs::rand::fill(&mut serial).map_err(|e| e.to_string())?;
         let now = SystemTime::now();

@@ -158,10 +158,9 @@ async fn rest(report: &mut Report, stack: &mut Stack) -> Result<(), String> {
         report.skip("the sidecar at rest", "no etcd", "apt-get install etcd-server, or ETCD=<path>");
         return Ok(());
     };
-    let address = Ipv4Addr::new(127, 0, 0, 2);
-    let ips = [IpAddr::from(address), Ipv4Addr::LOCALHOST.into()];
+    let address = Ipv4Addr::LOCALHOST;
     let mut pod = stack
-        .local_pod(NAMESPACE, member("etcd-0", address), &ips, &[("etcd", etcd.etcd)])
+        .local_pod(NAMESPACE, member("etcd-0", address), &[IpAddr::from(address)], &[("etcd", etcd.etcd)])
         .await
         .map_err(|e| e.to_string())?;
     pod.start(LIMIT).await?;

@@ -38,6 +38,7 @@ pub(crate) async fn measure(report: &mut Report) -> Result<(), String> {
     };
     let api = &stack.api;
     api.namespace(NAMESPACE, &[(names::LABEL, names::DYNAMIC)]).await;
+    asks::accounts(api, NAMESPACE).await;
     let address = asks::address(api);
     let mut admins = Wire::open_many(AT_ONCE, address, &asks::admin(api)).await?;
     let mut pods = Wire::open_many(AT_ONCE, address, &asks::nobody(api)).await?;

@@ -14,7 +14,12 @@ use aws_lc_rs::{
     signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, RSA_PKCS1_SHA256, RsaKeyPair},
 };
 use bytes::Bytes;
-use etcd_tls_sidecar::{csr::PrivateKey, identity, role::Role, settings::KeyAlgorithm};
+use etcd_tls_sidecar::{
+    csr::PrivateKey,
+    identity,
+    role::Role,
+    settings::{KeyAlgorithm, Sans},
+};
 use etcd_tls_webhook::authority::Authority;
 use futures::future::join_all;
 use hyper::StatusCode;
@@ -102,7 +107,7 @@ impl Signer {
         let config = client_config(&serving.pem, None);
         Wire::open_when_up(address, &config).await?;
         let key = PrivateKey::generate(KeyAlgorithm::EcdsaP256).map_err(|e| text(&e))?;
-        let sans = "10.0.0.1".parse().map_err(|e| e.to_string())?;
+        let sans = "10.0.0.1".parse::<Sans>().map_err(|e| e.to_string())?;
         let pem = key.request(Role::Peer.organization(), "system:etcd-peer:host-1", &sans).map_err(|e| text(&e))?;
         Ok(Self { process, address, config, token: token.into(), authority, pem, directory })
     }

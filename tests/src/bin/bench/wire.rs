@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use futures::future::join_all;
 use http_body_util::{BodyExt, Full};
-use hyper::{Method, Request, StatusCode, client::conn::http1::SendRequest};
+use hyper::{Method, Request, Response, StatusCode, body::Incoming, client::conn::http1::SendRequest};
 use hyper_util::rt::TokioIo;
 use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::{
@@ -56,22 +56,17 @@ impl Call {
     }
 }
 
-/// A kept connection.
+/// A kept connection, made again when the server has closed it.
 pub(crate) struct Wire {
     sender: SendRequest<Full<Bytes>>,
-    authority: String,
+    address: SocketAddr,
+    config: Arc<ClientConfig>,
 }
 
 impl Wire {
     pub(crate) async fn open(address: SocketAddr, config: Arc<ClientConfig>) -> Result<Self, String> {
-        let stream = TcpStream::connect(address).await.map_err(|e| e.to_string())?;
-        stream.set_nodelay(true).map_err(|e| e.to_string())?;
-        let name = ServerName::IpAddress(address.ip().into());
-        let stream = TlsConnector::from(config).connect(name, stream).await.map_err(|e| e.to_string())?;
-        let (sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
-        tokio::spawn(connection);
-        Ok(Self { sender, authority: address.to_string() })
+        let sender = connect(address, Arc::clone(&config)).await?;
+        Ok(Self { sender, address, config })
     }
 
     /// Tries until the server listens.
@@ -105,22 +100,33 @@ impl Wire {
 
     /// One call, with its answer whole.
     pub(crate) async fn call(&mut self, call: &Call) -> Result<(StatusCode, Bytes), String> {
-        let mut request = Request::builder().method(&call.method).uri(&call.path).header("host", &self.authority);
+        let answer = async {
+            if self.sender.ready().await.is_err() {
+                self.sender = connect(self.address, Arc::clone(&self.config)).await?;
+            }
+            match self.sender.send_request(self.request(call)?).await {
+                Ok(answer) => read(answer).await,
+                // The server closes a connection just as it is used, now and then.
+                Err(e) if e.is_canceled() || e.is_closed() || e.is_incomplete_message() => {
+                    self.sender = connect(self.address, Arc::clone(&self.config)).await?;
+                    read(self.sender.send_request(self.request(call)?).await.map_err(|e| e.to_string())?).await
+                }
+                Err(e) => Err(e.to_string()),
+            }
+        };
+        timeout(CALL_LIMIT, answer).await.map_err(|_| format!("no answer within {CALL_LIMIT:?}"))?
+    }
+
+    fn request(&self, call: &Call) -> Result<Request<Full<Bytes>>, String> {
+        let host = self.address.to_string();
+        let mut request = Request::builder().method(&call.method).uri(&call.path).header("host", host);
         if !call.body.is_empty() {
             request = request.header("content-type", call.content_type);
         }
         if let Some(token) = &call.token {
             request = request.header("authorization", format!("Bearer {token}"));
         }
-        let request = request.body(Full::new(call.body.clone())).map_err(|e| e.to_string())?;
-        let answer = async {
-            self.sender.ready().await.map_err(|e| e.to_string())?;
-            let answer = self.sender.send_request(request).await.map_err(|e| e.to_string())?;
-            let status = answer.status();
-            let body = answer.into_body().collect().await.map_err(|e| e.to_string())?.to_bytes();
-            Ok((status, body))
-        };
-        timeout(CALL_LIMIT, answer).await.map_err(|_| format!("no answer within {CALL_LIMIT:?}"))?
+        request.body(Full::new(call.body.clone())).map_err(|e| e.to_string())
     }
 
     /// One call whose answer must be a success; its body.
@@ -132,6 +138,23 @@ impl Wire {
         let text = String::from_utf8_lossy(&body);
         Err(format!("{} {}: {status}: {}", call.method, call.path, text.chars().take(300).collect::<String>()))
     }
+}
+
+async fn connect(address: SocketAddr, config: Arc<ClientConfig>) -> Result<SendRequest<Full<Bytes>>, String> {
+    let stream = TcpStream::connect(address).await.map_err(|e| e.to_string())?;
+    stream.set_nodelay(true).map_err(|e| e.to_string())?;
+    let name = ServerName::IpAddress(address.ip().into());
+    let stream = TlsConnector::from(config).connect(name, stream).await.map_err(|e| e.to_string())?;
+    let (sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
+    tokio::spawn(connection);
+    Ok(sender)
+}
+
+async fn read(answer: Response<Incoming>) -> Result<(StatusCode, Bytes), String> {
+    let status = answer.status();
+    let body = answer.into_body().collect().await.map_err(|e| e.to_string())?.to_bytes();
+    Ok((status, body))
 }
 
 /// Calls again and again on every wire for `time`; the answers of `expected` status a second.
