@@ -43,8 +43,11 @@ build: ## the two binaries, as they are released
 	$(CARGO) build --locked --profile sidecar -p etcd-tls-sidecar
 
 bench: etcd ## the figures, ours and the reference interleaved; SECTIONS="admission sidecar" for some alone
-	@$(CARGO) build --locked --release --workspace --bins
-	$(TARGET)/release/bench $(SECTIONS)
+	@$(CARGO) build --locked --release -p etcd-tls-webhook -p tests --bin etcd-tls-webhook --bin bench
+	@$(CARGO) build --locked --profile sidecar -p etcd-tls-sidecar
+	@mkdir -p $(TARGET)/shipped
+	@ln -f $(TARGET)/release/etcd-tls-webhook $(TARGET)/sidecar/etcd-tls-sidecar $(TARGET)/shipped/
+	ETCD_TLS_BIN_DIR=$(abspath $(TARGET))/shipped $(TARGET)/release/bench $(SECTIONS)
 
 images: ## both images, by $(BUILDER)
 	$(BUILDER) build --build-arg RUST_IMAGE=$(RUST_IMAGE) --build-arg BASE=$(BASE) -f Dockerfile.webhook -t etcd-tls-webhook:$(TAG) .

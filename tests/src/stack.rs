@@ -245,7 +245,7 @@ fn project(directory: &Path, files: Option<&BTreeMap<String, String>>) {
 }
 
 /// An address of this machine that is not loopback's; nothing is sent.
-fn own_address() -> Option<IpAddr> {
+pub fn own_address() -> Option<IpAddr> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
     socket.connect(("192.0.2.1", 9)).ok()?;
     let address = socket.local_addr().ok()?.ip();

@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::SocketAddr,
     path::Path,
     sync::{
         Arc, Mutex,
@@ -33,7 +33,7 @@ use tests::{
     etcd_client::{EtcdClient, served_serial},
     pki::{Ca, client_config_of},
     pods::Pods,
-    stack::{LIMIT, Options, Stack},
+    stack::{LIMIT, Options, Stack, own_address},
     workload::{self, Workload},
 };
 use tokio::{net::TcpStream, time::sleep};
@@ -77,16 +77,17 @@ async fn signed_to_served(report: &mut Report, etcd: &EtcdBinary) -> Result<(), 
         return Ok(());
     };
     stack.api.namespace(NAMESPACE, &[(names::LABEL, names::DYNAMIC)]).await;
-    let address = Ipv4Addr::LOCALHOST;
+    let address = own_address().ok_or("no address but loopback")?;
     let manifest = sidecar::member("etcd-0", address);
     let urls: Vec<(&str, String)> = ["client", "peer"]
         .iter()
         .zip(["server", "peer"])
         .map(|(port, role)| (role, argument(&manifest, &format!("--listen-{port}-urls="))))
         .collect();
-    let ips = [IpAddr::from(address), Ipv4Addr::LOCALHOST.into()];
-    let mut pod =
-        stack.local_pod(NAMESPACE, manifest, &ips, &[("etcd", etcd.etcd.clone())]).await.map_err(|e| e.to_string())?;
+    let mut pod = stack
+        .local_pod(NAMESPACE, manifest, &[address], &[("etcd", etcd.etcd.clone())])
+        .await
+        .map_err(|e| e.to_string())?;
     pod.start(LIMIT).await?;
 
     let signed = Arc::<Mutex<BTreeMap<String, Instant>>>::default();

@@ -16,7 +16,7 @@ use tests::{
     pod::LocalPod,
     ports,
     process::Process,
-    stack::{LIMIT, Options, Stack},
+    stack::{LIMIT, Options, Stack, own_address},
 };
 
 use crate::{
@@ -158,9 +158,10 @@ async fn rest(report: &mut Report, stack: &mut Stack) -> Result<(), String> {
         report.skip("the sidecar at rest", "no etcd", "apt-get install etcd-server, or ETCD=<path>");
         return Ok(());
     };
-    let address = Ipv4Addr::LOCALHOST;
+    // Not loopback's, which no pod has.
+    let address = own_address().ok_or("no address but loopback")?;
     let mut pod = stack
-        .local_pod(NAMESPACE, member("etcd-0", address), &[IpAddr::from(address)], &[("etcd", etcd.etcd)])
+        .local_pod(NAMESPACE, member("etcd-0", address), &[address], &[("etcd", etcd.etcd)])
         .await
         .map_err(|e| e.to_string())?;
     pod.start(LIMIT).await?;
@@ -181,7 +182,7 @@ async fn rest(report: &mut Report, stack: &mut Stack) -> Result<(), String> {
 }
 
 /// The only member of a cluster, of local processes.
-pub(crate) fn member(name: &str, address: Ipv4Addr) -> Value {
+pub(crate) fn member(name: &str, address: IpAddr) -> Value {
     let url = |port: u16| format!("https://{address}:{port}");
     let (client, peer) = (url(ports::free(address)), url(ports::free(address)));
     json!({
