@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use etcd_tls_sidecar::policy::Policy;
+use etcd_tls_sidecar::{policy::Policy, restart::lease_name};
 use k8s_openapi::api::{
     admissionregistration::v1::MutatingWebhookConfiguration,
     apps::v1::Deployment,
@@ -62,18 +62,30 @@ async fn applying_again_wipes_nothing() {
     assert!(policy.data.expect("data").contains_key("policy.yaml"), "the operator's policy was wiped");
 }
 
-/// Whether the API server allows a service account of ours something, `group/resource` or `resource/subresource` as
+/// Whether the API server allows a service account of ours something, `resource.group` or `resource/subresource` as
 /// kubectl writes it.
 async fn may(api: &ApiServer, account: &str, verb: &str, resource: &str, name: &str, namespace: &str) -> bool {
+    service_account_may(api, (SYSTEM, account), verb, resource, name, namespace).await
+}
+
+/// The same for any service account, by namespace and name.
+async fn service_account_may(
+    api: &ApiServer,
+    (home, account): (&str, &str),
+    verb: &str,
+    resource: &str,
+    name: &str,
+    namespace: &str,
+) -> bool {
     let (resource, group) = resource.split_once('.').unwrap_or((resource, ""));
     let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
     let some = |s: &str| (!s.is_empty()).then(|| s.to_owned());
     let review = SubjectAccessReview {
         spec: SubjectAccessReviewSpec {
-            user: Some(format!("system:serviceaccount:{SYSTEM}:{account}")),
+            user: Some(format!("system:serviceaccount:{home}:{account}")),
             groups: Some(vec![
                 "system:serviceaccounts".into(),
-                format!("system:serviceaccounts:{SYSTEM}"),
+                format!("system:serviceaccounts:{home}"),
                 "system:authenticated".into(),
             ]),
             resource_attributes: Some(ResourceAttributes {
@@ -198,14 +210,23 @@ fn the_policy_example_is_a_policy() {
     assert!(manifest["data"]["policy.yaml"].is_null(), "applying again would wipe the operator's policy");
 }
 
+/// A path of the repository as an overlay may name it: kustomize takes no absolute path.
+fn relative(overlay: &TempDir, path: &str) -> String {
+    let up = "../".repeat(overlay.path().components().count());
+    format!("{up}{}", tests::repository().join(path).display().to_string().trim_start_matches('/'))
+}
+
+fn apply(api: &ApiServer, overlay: &TempDir, kustomization: &Value) {
+    overlay.write("kustomization.yaml", kustomization.to_string());
+    api.kubectl(&["apply", "-k", &overlay.path().display().to_string()]);
+}
+
 /// The image that admission injects follows an overlay's `images:`, as every other image does.
 #[test]
 fn an_overlays_images_reach_the_injected_sidecar() {
     let Some(assets) = tier::kubernetes() else { return };
     let overlay = TempDir::new("overlay");
-    // kustomize takes no absolute path.
-    let up = "../".repeat(overlay.path().components().count());
-    let base = format!("{up}{}", tests::repository().join("manifests").display().to_string().trim_start_matches('/'));
+    let base = relative(&overlay, "manifests");
     overlay.write(
         "kustomization.yaml",
         format!("resources: [{base}]\nimages: [{{name: etcd-tls-sidecar, newName: example.com/s, newTag: v9}}]\n"),
@@ -214,4 +235,77 @@ fn an_overlays_images_reach_the_injected_sidecar() {
     assert!(rendered.contains("--sidecar-image=example.com/s:v9"), "{rendered}");
     assert!(rendered.contains("image: example.com/s:v9"));
     assert!(rendered.contains("image: etcd-tls-webhook:"), "the other image is left alone");
+}
+
+/// The component, and what its comment says about more clusters and accounts.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_lease_lock_is_for_its_namespace_and_its_leases() {
+    let Some(api) = ApiServer::start().await else { return };
+    api.namespace("prod", &[]).await;
+    let overlay = TempDir::new("lease-lock");
+    let another = json!([{"op": "add", "path": "/rules/0/resourceNames/-", "value": "etcd-tls-restart-events"}]);
+    let subject = json!({"kind": "ServiceAccount", "name": "etcd", "namespace": "prod"});
+    let subject = json!([{"op": "add", "path": "/subjects/-", "value": subject}]);
+    let kustomization = json!({
+        "namespace": "prod",
+        "components": [relative(&overlay, "manifests/components/lease-lock")],
+        "patches": [
+            {"target": {"kind": "Role", "name": "etcd-tls-lease-lock"}, "patch": another.to_string()},
+            {"target": {"kind": "RoleBinding", "name": "etcd-tls-lease-lock"}, "patch": subject.to_string()},
+        ],
+    });
+    apply(&api, &overlay, &kustomization);
+
+    let leases = "leases.coordination.k8s.io";
+    let may = async |account: &str, verb: &str, name: &str, namespace: &str| {
+        service_account_may(&api, ("prod", account), verb, leases, name, namespace).await
+    };
+    // RBAC is answered from a cache.
+    eventually("the right to create in force", Duration::from_secs(30), async || {
+        if may("etcd", "create", "", "prod").await { Ok(()) } else { Err("not yet") }
+    })
+    .await;
+    for account in ["default", "etcd"] {
+        for name in [lease_name("etcd"), lease_name("events")] {
+            for verb in ["get", "update"] {
+                assert!(may(account, verb, &name, "prod").await, "{account} may not {verb} {name}");
+                assert!(!may(account, verb, &name, "other").await, "{account} may {verb} {name} in another namespace");
+            }
+            assert!(!may(account, "delete", &name, "prod").await, "{account} may delete {name}");
+        }
+        assert!(may(account, "create", "", "prod").await, "{account} may not create");
+        assert!(!may(account, "get", "another", "prod").await, "{account} may read another's Lease");
+        assert!(!may(account, "update", "another", "prod").await, "{account} may write another's Lease");
+        assert!(!may(account, "list", "", "prod").await, "{account} may list");
+    }
+    assert!(!may("another", "create", "", "prod").await, "another account may create");
+}
+
+/// Admission on the host's network: the API server takes its pods, and Service and probes come to where it listens.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn admission_goes_on_the_hosts_network() {
+    let Some(api) = ApiServer::start().await else { return };
+    let overlay = TempDir::new("host-network");
+    let kustomization = json!({
+        "resources": [relative(&overlay, "manifests")],
+        "components": [relative(&overlay, "manifests/components/host-network")],
+    });
+    apply(&api, &overlay, &kustomization);
+
+    let deployments = Api::<Deployment>::namespaced(api.client.clone(), SYSTEM);
+    let deployment = deployments.get("etcd-tls-admit").await.expect("a deployment").spec.expect("a spec");
+    let mut pod: Value = serde_json::to_value(deployment.template).expect("JSON");
+    pod["metadata"]["name"] = "etcd-tls-admit".into();
+    let pods = Api::<Pod>::namespaced(api.client.clone(), SYSTEM);
+    let dry_run = PostParams { dry_run: true, ..PostParams::default() };
+    let create = async || pods.create(&dry_run, &from_json(pod.clone())).await;
+    let made = eventually("a pod of admission's", Duration::from_secs(30), create).await.spec.expect("a spec");
+    assert_eq!(made.host_network, Some(true));
+    let container = &made.containers[0];
+    let args = container.args.as_deref().unwrap_or_default();
+    for (port, flag) in [("webhook", "--address"), ("admin", "--admin-address")] {
+        let ports = container.ports.as_deref().unwrap_or_default();
+        let number = ports.iter().find(|p| p.name.as_deref() == Some(port)).expect("the port").container_port;
+        assert!(args.contains(&format!("{flag}=[::]:{number}")), "{port} is {number}: {args:?}");
+    }
 }

@@ -49,7 +49,7 @@ impl LeaseLock {
             Ok(None) => Ok(Attempt::Held(lock)),
             Ok(Some(other)) => Ok(Attempt::HeldBy(other)),
             Err(kube::Error::Api(status)) if status.code == 403 => Ok(Attempt::Unavailable(format!(
-                "{}; the component restart-lease of the manifests grants it to one namespace",
+                "{}; manifests/components/lease-lock grants it to one namespace, by cluster names",
                 status.message
             ))),
             // Somebody was faster.
