@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! auth        who calls: token, client certificate                clients: their CAs, hot-reloaded
-//! api         paths, methods, who may          discovery, table, watch, status: as kubectl expects them
+//! route, api  paths, methods, who may          discovery, table, watch, status: as kubectl expects them
 //! submit      a new request: read, given its caller's identity, judged, signed
 //! approval    what a group may ask for without a person           decision: /approval, by a person
 //! pods        the in-cluster law, for policy's hosts and for pods described in files
@@ -25,6 +25,7 @@ pub mod metrics;
 pub mod pods;
 pub mod profiles;
 pub mod protobuf;
+pub mod route;
 pub mod status;
 pub mod store;
 pub mod submit;

@@ -6,7 +6,6 @@
 //! | an administrator (`--admin-group`) | all of it on everything, and approve and deny |
 
 use std::{
-    collections::{BTreeMap, HashMap},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -27,14 +26,15 @@ use tokio::{sync::Semaphore, time};
 use crate::standalone::{
     approval::Rule,
     auth::{Authenticator, ConnectionIdentity, User},
-    decision, discovery,
+    decision,
     discovery::Version,
     limits::RateLimit,
     metrics::Metrics,
     pods::Law,
     profiles::Profiles,
     protobuf,
-    status::{self, ApiError, GROUP, RESOURCE},
+    route::{Query, Route, Selector, flag},
+    status::{self, ApiError},
     store::{Mutation, Store, Stored},
     submit,
     table::{self, Form, Include},
@@ -74,142 +74,6 @@ pub struct Server {
     pub watches: Arc<Semaphore>,
     /// What the operator is told.
     pub metrics: Metrics,
-}
-
-/// The query's parameters.
-pub type Query = HashMap<String, String>;
-
-/// What a path means.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Route {
-    Live,
-    Ready,
-    Metrics,
-    Document(Value),
-    Collection(Version),
-    Item(Version, String),
-    Status(Version, String),
-    Approval(Version, String),
-    Trust { namespace: String, name: String },
-}
-
-impl Route {
-    fn of(path: &str) -> Option<Self> {
-        let segments: Vec<String> =
-            path.trim_start_matches('/').split('/').map(percent_decode).collect::<Option<_>>()?;
-        let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
-        Some(match segments.as_slice() {
-            ["livez" | "healthz"] => Self::Live,
-            ["readyz"] => Self::Ready,
-            ["metrics"] => Self::Metrics,
-            ["version"] => Self::Document(discovery::version()),
-            ["api"] => Self::Document(discovery::core_versions()),
-            ["api", "v1"] => Self::Document(discovery::core_resources()),
-            ["api", "v1", "namespaces", namespace, "configmaps", name] => {
-                Self::Trust { namespace: (*namespace).to_owned(), name: (*name).to_owned() }
-            }
-            ["apis"] => Self::Document(discovery::groups()),
-            ["apis", group] if *group == GROUP => Self::Document(discovery::group()),
-            ["openapi", "v3"] => Self::Document(discovery::openapi_index()),
-            ["openapi", "v3", "apis", group, version] if *group == GROUP => {
-                Self::Document(discovery::openapi(Version::of(version)?))
-            }
-            ["apis", group, version, rest @ ..] if *group == GROUP => {
-                let version = Version::of(version)?;
-                match rest {
-                    [] => Self::Document(discovery::resources(version)),
-                    [resource, rest @ ..] if *resource == RESOURCE => match rest {
-                        [] => Self::Collection(version),
-                        [name] => Self::Item(version, (*name).to_owned()),
-                        [name, "approval"] => Self::Approval(version, (*name).to_owned()),
-                        [name, "status"] => Self::Status(version, (*name).to_owned()),
-                        _ => return None,
-                    },
-                    _ => return None,
-                }
-            }
-            _ => return None,
-        })
-    }
-}
-
-/// `%41` and the like; `None` where a sequence is cut off or the result is no UTF-8.
-fn percent_decode(segment: &str) -> Option<String> {
-    let mut bytes = segment.bytes();
-    let mut out = Vec::with_capacity(segment.len());
-    while let Some(byte) = bytes.next() {
-        if byte == b'%' {
-            let digits = [bytes.next()?, bytes.next()?];
-            let digits = std::str::from_utf8(&digits).ok().filter(|d| d.bytes().all(|b| b.is_ascii_hexdigit()))?;
-            out.push(u8::from_str_radix(digits, 16).ok()?);
-        } else {
-            out.push(byte);
-        }
-    }
-    String::from_utf8(out).ok()
-}
-
-/// Which requests a caller asks for, and may see.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Selector {
-    /// Whose; `None` for an administrator.
-    owner: Option<String>,
-    name: Option<String>,
-    signer: Option<String>,
-    labels: Vec<(String, Option<String>, bool)>,
-}
-
-impl Selector {
-    fn parse(query: &Query, owner: Option<String>) -> Result<Self, ApiError> {
-        let mut selector = Self { owner, ..Self::default() };
-        for term in terms(query, "fieldSelector") {
-            match term.split_once('=').map(|(key, value)| (key, value.trim_start_matches('='))) {
-                Some(("metadata.name", value)) => selector.name = Some(value.to_owned()),
-                Some(("spec.signerName", value)) => selector.signer = Some(value.to_owned()),
-                _ => {
-                    return Err(ApiError::BadRequest(format!(
-                        "field selector {term:?} is not supported: only metadata.name= and spec.signerName= are"
-                    )));
-                }
-            }
-        }
-        for term in terms(query, "labelSelector") {
-            if term.contains(['(', ' ']) {
-                return Err(ApiError::BadRequest(format!(
-                    "label selector {term:?} is not supported: only key, !key, key=value and key!=value are"
-                )));
-            }
-            selector.labels.push(match term.split_once('=') {
-                Some((key, value)) => match key.strip_suffix('!') {
-                    Some(key) => (key.to_owned(), Some(value.to_owned()), false),
-                    None => (key.to_owned(), Some(value.trim_start_matches('=').to_owned()), true),
-                },
-                None => match term.strip_prefix('!') {
-                    Some(key) => (key.to_owned(), None, false),
-                    None => (term.to_owned(), None, true),
-                },
-            });
-        }
-        Ok(selector)
-    }
-
-    /// Whether it selects `request`.
-    pub fn takes(&self, request: &Stored) -> bool {
-        let is = |wanted: &Option<String>, value: &str| wanted.as_ref().is_none_or(|w| w == value);
-        let empty = BTreeMap::new();
-        let labels = request.csr.metadata.labels.as_ref().unwrap_or(&empty);
-        is(&self.owner, request.owner())
-            && is(&self.name, request.name())
-            && is(&self.signer, &request.csr.spec.signer_name)
-            && self.labels.iter().all(|(key, value, wanted)| {
-                let found = labels.get(key).is_some_and(|v| value.as_ref().is_none_or(|wanted| wanted == v));
-                found == *wanted
-            })
-    }
-}
-
-fn terms<'a>(query: &'a Query, key: &str) -> impl Iterator<Item = &'a str> {
-    query.get(key).map(|s| s.split(',')).into_iter().flatten().filter(|t| !t.is_empty())
 }
 
 /// Answers every call.
@@ -469,11 +333,6 @@ impl Server {
     }
 }
 
-/// Whether a parameter is given and not `false`.
-pub(super) fn flag(query: &Query, key: &str) -> bool {
-    query.get(key).is_some_and(|v| !matches!(v.as_str(), "" | "0" | "false"))
-}
-
 fn accepted(request: &HttpRequest, query: &Query) -> Result<Form, ApiError> {
     let include = match query.get("includeObject").map(String::as_str) {
         None | Some("" | "Metadata") => Include::Metadata,
@@ -528,55 +387,4 @@ fn text(text: &str) -> HttpResponse {
 
 fn json_response(code: StatusCode, value: &Value) -> HttpResponse {
     HttpResponse::build(code).content_type("application/json").body(value.to_string())
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-
-    use super::*;
-
-    #[test]
-    fn a_path_means_one_thing_or_nothing() {
-        let v1 = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
-        assert_eq!(Route::of(v1), Some(Route::Collection(Version::V1)));
-        let item = |name: &str| Some(Route::Item(Version::V1, name.to_owned()));
-        assert_eq!(Route::of(&format!("{v1}/system:etcd-peer:m1")), item("system:etcd-peer:m1"));
-        assert_eq!(Route::of(&format!("{v1}/system%3Aetcd-peer%3am1")), item("system:etcd-peer:m1"));
-        assert_eq!(Route::of(&format!("{v1}/..%2f..%2fetc%2Fpasswd")), item("../../etc/passwd"), "a name of nothing");
-        assert_eq!(Route::of(&format!("{v1}/a/approval")), Some(Route::Approval(Version::V1, "a".to_owned())));
-        for nothing in [
-            "/",
-            "/apis/apps/v1",
-            "/apis/certificates.k8s.io/v2/certificatesigningrequests",
-            &format!("{v1}/a/b"),
-            &format!("{v1}/a/approval/x"),
-            &format!("{v1}/%zz"),
-            &format!("{v1}/%4"),
-            &format!("{v1}/%ff"),
-        ] {
-            assert_eq!(Route::of(nothing), None, "{nothing}");
-        }
-    }
-
-    #[test]
-    fn selectors_are_read_or_refused() {
-        let query = |key: &str, value: &str| Query::from([(key.to_owned(), value.to_owned())]);
-        let parsed = Selector::parse(&query("fieldSelector", "metadata.name=a"), None).unwrap();
-        assert_eq!(parsed.name.as_deref(), Some("a"));
-        let labels = Selector::parse(&query("labelSelector", "a=b,c!=d,e,!f,g==h"), None).unwrap().labels;
-        let is = |k: &str, v: Option<&str>, w: bool| (k.to_owned(), v.map(str::to_owned), w);
-        assert_eq!(
-            labels,
-            [
-                is("a", Some("b"), true),
-                is("c", Some("d"), false),
-                is("e", None, true),
-                is("f", None, false),
-                is("g", Some("h"), true)
-            ]
-        );
-        assert!(Selector::parse(&query("fieldSelector", "spec.username=a"), None).is_err());
-        assert!(Selector::parse(&query("labelSelector", "a in (b)"), None).is_err());
-    }
 }

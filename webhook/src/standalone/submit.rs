@@ -24,11 +24,12 @@ use k8s_openapi::{
 use serde_json::{Value, json};
 
 use crate::standalone::{
-    api::{Query, Server, flag},
+    api::Server,
     approval::{self, Decision},
     auth::User,
     discovery::Version,
     profiles::{Recognised, recognise},
+    route::{Query, flag},
     status::{ApiError, Cause},
     store::{Stored, status_mut},
 };

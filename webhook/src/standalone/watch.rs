@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use tokio::{sync::OwnedSemaphorePermit, time};
 
 use crate::standalone::{
-    api::Selector,
     discovery::Version,
+    route::Selector,
     status::ApiError,
     store::{Event, Kind, Since, Store, Stored},
     table::{self, Form},

@@ -1,0 +1,129 @@
+//! One store, on a directory of its own.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::{path::PathBuf, time::Duration};
+
+use k8s_openapi::{api::certificates::v1::CertificateSigningRequestCondition, apimachinery::pkg::apis::meta::v1::Time};
+
+use jiff::Timestamp;
+
+use super::*;
+
+struct Dir(PathBuf);
+
+impl Dir {
+    fn new(name: &str) -> Self {
+        let dir = std::env::temp_dir().join(format!("etcd-tls-store-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&dir);
+        Self(dir)
+    }
+}
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn csr(name: &str, user: &str) -> CertificateSigningRequest {
+    let mut csr = CertificateSigningRequest::default();
+    csr.metadata.name = Some(name.to_owned());
+    csr.metadata.creation_timestamp = Some(Time(Timestamp::now()));
+    csr.spec.username = Some(user.to_owned());
+    csr
+}
+
+fn denied(name: &str, user: &str, age: Duration) -> CertificateSigningRequest {
+    let mut csr = csr(name, user);
+    let at = Time(Timestamp::now() - jiff::SignedDuration::try_from(age).unwrap());
+    csr.metadata.creation_timestamp = Some(at.clone());
+    status_mut(&mut csr).conditions = Some(vec![CertificateSigningRequestCondition {
+        type_: "Denied".to_owned(),
+        last_update_time: Some(at),
+        ..Default::default()
+    }]);
+    csr
+}
+
+fn names(store: &Store) -> Vec<String> {
+    store.with(|index, _| index.iter().map(|r| r.name().to_owned()).collect())
+}
+
+#[tokio::test]
+async fn one_of_two_requests_of_one_name_wins() {
+    let dir = Dir::new("name");
+    let store = Store::open(&dir.0, Limits::default()).unwrap();
+    let (a, b) = tokio::join!(store.create(csr("x", "a")), store.create(csr("x", "b")));
+    assert!(a.is_ok() != b.is_ok());
+    assert!(a.and(b).is_err_and(|e| e == ApiError::AlreadyExists("x".to_owned())));
+}
+
+#[tokio::test]
+async fn a_restart_forgets_nothing_and_repeats_no_revision() {
+    let dir = Dir::new("restart");
+    let store = Store::open(&dir.0, Limits::default()).unwrap();
+    let first = store.create(csr("a", "u")).await.unwrap().revision;
+    store.create(csr("b", "u")).await.unwrap();
+    store.change(|_| Ok(Mutation::Delete("a".to_owned()))).await.unwrap();
+    let last = store.with(|_, revision| revision);
+    drop(store);
+    // The writer ends with its last handle, a moment later.
+    let store = loop {
+        match Store::open(&dir.0, Limits::default()) {
+            Ok(store) => break store,
+            Err(OpenError::InUse(_)) => thread::sleep(Duration::from_millis(1)),
+            Err(e) => panic!("{e}"),
+        }
+    };
+    assert_eq!(names(&store), ["b"]);
+    let new = store.create(csr("c", "u")).await.unwrap().revision;
+    assert!(first < last && last < new, "{first} {last} {new}");
+    assert!(matches!(store.since(last), Since::Gone), "a watch of the old process begins anew");
+}
+
+#[tokio::test]
+async fn limits_hold_and_what_waits_is_never_removed() {
+    let dir = Dir::new("limits");
+    let limits = Limits { requests: 4, pending_per_user: 2, ..Limits::default() };
+    let store = Store::open(&dir.0, limits).unwrap();
+    store.create(csr("a1", "a")).await.unwrap();
+    store.create(csr("a2", "a")).await.unwrap();
+    let third = store.create(csr("a3", "a")).await.unwrap_err();
+    assert!(matches!(&third, ApiError::TooManyRequests { message, .. } if message.contains("2 requests")), "{third}");
+    store.create(csr("b1", "b")).await.unwrap();
+    store.create(denied("old", "c", Duration::from_secs(600))).await.unwrap();
+    store.create(csr("b2", "b")).await.unwrap();
+    assert_eq!(names(&store), ["a1", "a2", "b1", "b2"], "the decided one made place");
+    let full = store.create(csr("c1", "c")).await.unwrap_err();
+    assert!(matches!(&full, ApiError::TooManyRequests { message, .. } if message.contains("4 requests")), "{full}");
+    store.change(|_| Ok(Mutation::Delete("a1".to_owned()))).await.unwrap();
+    store.create(csr("a3", "a")).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_watcher_gets_every_change_or_is_told_to_list_again() {
+    let dir = Dir::new("watch");
+    let store = Store::open(&dir.0, Limits::default()).unwrap();
+    let start = store.with(|_, revision| revision);
+    for i in 0..5 {
+        store.create(csr(&format!("r{i}"), "u")).await.unwrap();
+    }
+    store.change(|_| Ok(Mutation::Delete("r0".to_owned()))).await.unwrap();
+    let Since::Events(events, end) = store.since(start) else { panic!("gone") };
+    assert_eq!(events.len(), 6);
+    assert_eq!((events[5].kind, events[5].request.name()), (Kind::Deleted, "r0"));
+    assert!(matches!(store.since(end), Since::Events(none, _) if none.is_empty()));
+    assert!(matches!(store.since(end + 1), Since::Gone), "a revision of the future");
+    assert!(matches!(store.since(0), Since::Gone));
+}
+
+#[test]
+fn lives_are_counted_from_the_decision() {
+    let limits = Limits::default();
+    let now = Timestamp::now();
+    let expired = |csr| Index::default().expired(&stored(csr), &limits, now);
+    assert!(!expired(csr("a", "u")));
+    assert!(!expired(denied("a", "u", Duration::from_secs(3500))));
+    assert!(expired(denied("a", "u", Duration::from_secs(3601))));
+}

@@ -1,0 +1,202 @@
+//! The one thread that writes: takes changes one after the other, makes them durable together, then lets them be seen.
+
+use std::{
+    sync::{
+        Arc, PoisonError, RwLock, RwLockWriteGuard,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+use tokio::sync::watch;
+
+use super::{
+    Change, Event, Kind, Mutation, Reply, View,
+    index::{Index, Limits, Stored, older, stored},
+    journal::{Entry, Journal},
+};
+use crate::standalone::status::ApiError;
+
+/// Events kept for watchers that were away for a moment.
+const RING: usize = 2_000;
+/// Changes written together at most.
+pub(super) const BATCH: usize = 512;
+/// How often expired requests are looked for.
+const SWEEP: Duration = Duration::from_secs(30);
+/// How long a decided request stays even where place is wanted: its requester is about to read it.
+const SETTLED: Duration = Duration::from_secs(60);
+/// The one that writes.
+pub(super) struct Writer {
+    pub(super) journal: Journal,
+    /// What the view's index will be once the current batch is durable.
+    pub(super) index: Index,
+    pub(super) revision: u64,
+    pub(super) view: Arc<RwLock<View>>,
+    pub(super) sender: watch::Sender<u64>,
+    pub(super) writable: Arc<AtomicBool>,
+    pub(super) limits: Limits,
+}
+
+/// One change of the current batch: what was there before, and what it makes of it.
+struct Step {
+    name: String,
+    before: Option<Arc<Stored>>,
+    event: Event,
+    reply: Option<Reply>,
+}
+
+impl Writer {
+    pub(super) fn run(mut self, queue: &mpsc::Receiver<(Change, Reply)>) {
+        let mut swept = Instant::now();
+        loop {
+            let mut batch = Vec::new();
+            match queue.recv_timeout(SWEEP.saturating_sub(swept.elapsed())) {
+                Ok(first) => {
+                    batch.push(first);
+                    batch.extend(queue.try_iter().take(BATCH - 1));
+                }
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
+                Err(mpsc::RecvTimeoutError::Disconnected) => return,
+            }
+            if swept.elapsed() >= SWEEP {
+                swept = Instant::now();
+                let expired = self.expired(Timestamp::now());
+                for names in expired.chunks(BATCH) {
+                    let steps =
+                        names.iter().filter_map(|n| self.apply(Mutation::Delete(n.clone()), None).ok()).collect();
+                    self.commit(steps);
+                }
+            }
+            let mut steps = self.make_place(batch.len());
+            for (change, reply) in batch {
+                let outcome = match change(&self.index) {
+                    Ok(mutation) => self.apply(mutation, Some(reply)),
+                    Err(error) => Err((error, Some(reply))),
+                };
+                match outcome {
+                    Ok(step) => steps.push(step),
+                    // A caller that hung up meanwhile needs no answer.
+                    Err((error, reply)) => drop(reply.map(|r| r.send(Err(error)))),
+                }
+            }
+            self.commit(steps);
+        }
+    }
+
+    fn expired(&self, now: Timestamp) -> Vec<String> {
+        self.index.iter().filter(|r| self.index.expired(r, &self.limits, now)).map(|r| r.name().to_owned()).collect()
+    }
+
+    /// Where `wanted` more would not find place: removes decided requests, oldest first. What waits is never removed.
+    fn make_place(&mut self, wanted: usize) -> Vec<Step> {
+        if self.index.len() + wanted <= self.limits.requests {
+            return Vec::new();
+        }
+        let now = Timestamp::now();
+        let mut settled: Vec<_> =
+            self.index.iter().filter(|r| r.decided() && older(r.touched(), SETTLED, now)).cloned().collect();
+        settled.sort_by_key(|r| r.touched());
+        settled
+            .iter()
+            .take(wanted.max(BATCH))
+            .filter_map(|r| self.apply(Mutation::Delete(r.name().to_owned()), None).ok())
+            .collect()
+    }
+
+    /// Takes a change into the index; [`Self::commit`] makes it durable and known, or takes it back.
+    fn apply(&mut self, mutation: Mutation, reply: Option<Reply>) -> Result<Step, (ApiError, Option<Reply>)> {
+        let revision = self.revision + 1;
+        let (name, new, before, event) = match mutation {
+            Mutation::Put(mut csr) => {
+                csr.metadata.resource_version = Some(revision.to_string());
+                let request = Arc::new(stored(*csr));
+                let name = request.name().to_owned();
+                let before = self.index.get(&name).cloned();
+                let kind = if before.is_some() { Kind::Modified } else { Kind::Added };
+                (name, Some(Arc::clone(&request)), before, Event { kind, request, revision })
+            }
+            Mutation::Delete(name) => match self.index.get(&name).cloned() {
+                Some(request) => {
+                    let mut last = request.csr.clone();
+                    last.metadata.resource_version = Some(revision.to_string());
+                    let event = Event { kind: Kind::Deleted, request: Arc::new(stored(last)), revision };
+                    (name, None, Some(request), event)
+                }
+                None => return Err((ApiError::NotFound(name), reply)),
+            },
+        };
+        self.revision = revision;
+        self.index.set(&name, new);
+        Ok(Step { name, before, event, reply })
+    }
+
+    fn commit(&mut self, steps: Vec<Step>) {
+        if steps.is_empty() {
+            return;
+        }
+        let entries: Vec<Entry> = steps
+            .iter()
+            .map(|step| match step.event.kind {
+                Kind::Added | Kind::Modified => Entry::Put(Box::new(step.event.request.csr.clone())),
+                Kind::Deleted => Entry::Delete { name: step.name.clone() },
+            })
+            .collect();
+        let written = self.journal.append(&entries);
+        let writable = written.is_ok();
+        if self.writable.swap(writable, Ordering::Relaxed) != writable {
+            match &written {
+                Ok(()) => tracing::info!("requests can be written again"),
+                Err(error) => tracing::error!(%error, "requests cannot be written; nothing was changed"),
+            }
+        }
+        match written {
+            Ok(()) => self.publish(steps),
+            Err(error) => {
+                for step in steps.into_iter().rev() {
+                    self.index.set(&step.name, step.before);
+                    if let Some(reply) = step.reply {
+                        drop(reply.send(Err(ApiError::InsufficientStorage(error.to_string()))));
+                    }
+                }
+            }
+        }
+        if self.journal.wants_compaction() {
+            self.compact();
+        }
+    }
+
+    fn publish(&mut self, steps: Vec<Step>) {
+        let mut replies = Vec::with_capacity(steps.len());
+        {
+            let mut view: RwLockWriteGuard<'_, View> = self.view.write().unwrap_or_else(PoisonError::into_inner);
+            for step in steps {
+                let new = (step.event.kind != Kind::Deleted).then(|| Arc::clone(&step.event.request));
+                view.index.set(&step.name, new);
+                replies.push((step.reply, Arc::clone(&step.event.request)));
+                view.ring.push_back(step.event);
+            }
+            while view.ring.len() > RING {
+                if let Some(event) = view.ring.pop_front() {
+                    view.floor = event.revision;
+                }
+            }
+            view.revision = self.revision;
+        }
+        self.sender.send_replace(self.revision);
+        for (reply, request) in replies {
+            if let Some(reply) = reply {
+                drop(reply.send(Ok(request)));
+            }
+        }
+    }
+
+    fn compact(&mut self) {
+        let puts = self.index.iter().map(|r| Entry::Put(Box::new(r.csr.clone())));
+        let entries = std::iter::once(Entry::Revision(self.revision)).chain(puts);
+        if let Err(error) = self.journal.compact(entries) {
+            tracing::warn!(%error, "the journal could not be written anew; the old one stays in force");
+        }
+    }
+}
