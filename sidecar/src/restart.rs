@@ -129,6 +129,8 @@ pub struct Restarter {
     unserved: watch::Sender<bool>,
     observed: Option<Observed>,
     announced: Option<Instant>,
+    /// Since when it waits, as the leader, for followers to go first.
+    leads_since: Option<Instant>,
 }
 
 /// How etcd is restarted.
@@ -243,6 +245,7 @@ impl Restarter {
             unserved: watch::Sender::default(),
             observed: None,
             announced: None,
+            leads_since: None,
             means,
             eyes,
             options,
@@ -283,7 +286,7 @@ impl Restarter {
     async fn tick(&mut self) -> Duration {
         let look = self.look().await;
         if look.due.is_empty() && look.why.is_empty() {
-            self.announced = None;
+            (self.announced, self.leads_since) = (None, None);
             self.show(None);
             return if look.blind { AGAIN } else { IDLE };
         }

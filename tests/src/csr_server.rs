@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
+    fs, io,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard,
@@ -59,6 +59,8 @@ pub struct State {
     pub deny: Option<String>,
     /// Nothing is signed.
     pub idle: bool,
+    /// No connection is taken, and those that are there break.
+    pub away: bool,
 }
 
 /// The running server; stopped when dropped.
@@ -68,7 +70,7 @@ pub struct CsrServer {
     state: Arc<Mutex<State>>,
     /// How many CSRs were made.
     pub created: Arc<AtomicUsize>,
-    /// How many calls were made.
+    /// How many calls were made, or attempts at one while it is away.
     pub calls: Arc<AtomicUsize>,
     ca: Ca,
     task: JoinHandle<()>,
@@ -79,7 +81,10 @@ impl CsrServer {
     pub async fn start(lifetime: Duration) -> Self {
         crate::install_crypto();
         let ca = Ca::new("csr-server");
-        let leaf = ca.leaf(&LeafOptions::default());
+        // Valid for any clock that a test gives a client.
+        let day = Duration::from_secs(86_400);
+        let (not_before, not_after) = (SystemTime::now() - day, SystemTime::now() + day);
+        let leaf = ca.leaf(&LeafOptions { not_before, not_after, ..LeafOptions::default() });
         let chain = CertificateDer::pem_slice_iter(leaf.cert.as_bytes()).collect::<Result<Vec<_>, _>>().expect("PEM");
         let key = PrivateKeyDer::from_pem_slice(leaf.key.as_bytes()).expect("a key");
         let config = rustls::ServerConfig::builder()
@@ -95,6 +100,7 @@ impl CsrServer {
             outage: None,
             deny: None,
             idle: false,
+            away: false,
         };
         let state = Arc::new(Mutex::new(state));
         let (created, calls) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
@@ -119,6 +125,18 @@ impl CsrServer {
         fs::write(path.join("token"), "a-token").expect("write");
         fs::write(path.join("ca.crt"), &self.ca.pem).expect("write");
         path
+    }
+
+    /// A kubeconfig with a token; [`Self::token_directory`] has the CA.
+    pub fn kubeconfig(&self, dir: &TempDir) -> String {
+        let ca = dir.join("token").join("ca.crt");
+        format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: test\nclusters:\n- name: test\n  cluster:\n    server: \
+             https://127.0.0.1:{}\n    certificate-authority: {}\ncontexts:\n- name: test\n  context: {{cluster: test, user: \
+             test}}\nusers:\n- name: test\n  user: {{token: a-token}}\n",
+            self.port,
+            ca.display()
+        )
     }
 
     /// Writes the trust bundles as kubelet mounts them, by a `..data` link.
@@ -185,16 +203,23 @@ async fn accept(
         let Ok((stream, _)) = listener.accept().await else { continue };
         let (acceptor, state) = (acceptor.clone(), Arc::clone(&state));
         let (created, calls) = (Arc::clone(&created), Arc::clone(&calls));
+        if state.lock().expect("no panic under the lock").away {
+            calls.fetch_add(1, Ordering::Relaxed);
+            continue;
+        }
         tokio::spawn(async move {
             let Ok(stream) = acceptor.accept(stream).await else { return };
             let service = service_fn(move |request: Request<Incoming>| {
                 let (state, created, calls) = (Arc::clone(&state), Arc::clone(&created), Arc::clone(&calls));
                 async move {
                     let (head, body) = request.into_parts();
-                    let body = body.collect().await?.to_bytes();
+                    let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
                     calls.fetch_add(1, Ordering::Relaxed);
                     let mut state = state.lock().expect("no panic under the lock");
-                    Ok::<_, hyper::Error>(answer(&mut state, &created, &head.method, head.uri.path(), &body))
+                    if state.away {
+                        return Err(io::Error::other("away"));
+                    }
+                    Ok::<_, io::Error>(answer(&mut state, &created, &head.method, head.uri.path(), &body))
                 }
             });
             // A client that is killed breaks its connection off.

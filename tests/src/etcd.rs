@@ -4,7 +4,7 @@
 //! source: every peer leaf needs IP 127.0.0.1 besides its own.
 
 use std::{
-    env,
+    env, fs,
     net::Ipv4Addr,
     path::{Path, PathBuf},
     process::{Command, ExitStatus},
@@ -228,7 +228,14 @@ impl Member {
     /// Starts it, after a stop too.
     pub fn spawn(&mut self) {
         let mut command = self.command();
-        self.process = Some(Process::spawn(&self.name, &mut command, &self.directory));
+        let process = Process::spawn(&self.name, &mut command, &self.directory);
+        fs::write(self.pid_file(), format!("{}\n", process.id())).expect("write a pid file");
+        self.process = Some(process);
+    }
+
+    /// Where its process id is noted, as an init system does it.
+    pub fn pid_file(&self) -> PathBuf {
+        self.directory.join("etcd.pid")
     }
 
     /// Its process, once started.
@@ -256,6 +263,12 @@ impl Member {
         let client = EtcdClient::plain();
         let url = self.metrics_url();
         eventually(&format!("{} healthy", self.name), limit, || async { client.healthy(&url).await }).await;
+    }
+
+    /// Whether it answers that it reaches quorum, asked when this is awaited; it borrows nothing.
+    pub fn healthy_now(&self) -> impl Future<Output = Result<(), String>> + use<> {
+        let url = self.metrics_url();
+        async move { EtcdClient::plain().healthy(&url).await.map_err(|e| e.to_string()) }
     }
 
     /// Whether it answers, now, that it reaches quorum.

@@ -14,6 +14,7 @@ pub mod apiserver;
 pub mod csr_server;
 pub mod etcd;
 pub mod etcd_client;
+pub mod fleet;
 pub mod pki;
 pub mod pod;
 pub mod pods;

@@ -1,7 +1,7 @@
 //! What this machine can run. A test whose tier is missing says so and how to enable it, past the capture of the test
 //! runner, and returns.
 
-use std::{env, io::Write, path::PathBuf};
+use std::{env, fs, io::Write, path::PathBuf};
 
 use crate::etcd::EtcdBinary;
 
@@ -49,4 +49,17 @@ pub fn cluster() -> Option<PathBuf> {
         );
     }
     kubeconfig
+}
+
+/// The library that gives a program another clock, in tier 1.
+pub fn faketime() -> Option<PathBuf> {
+    let under = |dir: &str| fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    let found = under("/usr/lib").chain(["/usr/lib".into(), "/usr/lib64".into()]).find_map(|dir: PathBuf| {
+        let library = dir.join("faketime/libfaketimeMT.so.1");
+        library.is_file().then_some(library)
+    });
+    if found.is_none() {
+        skip(1, "no libfaketime to step a clock with", "apt-get install libfaketime");
+    }
+    found
 }

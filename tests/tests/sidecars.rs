@@ -1,34 +1,24 @@
 //! The whole of a rotation with the real programs: a sidecar's binary for each member of a real cluster, a client with a
 //! sidecar of its own, and a stand-in for API server and signer whose certificates live for seconds.
 //!
-//! The short form runs always; `ETCD_TLS_SOAK=1` runs the long one: 200 rotations a member and five rollovers.
+//! The short form runs always; `ETCD_TLS_SOAK=1` runs the long one: 200 rotations a member and five rollovers, an API that
+//! is away for a minute, a clock that is wrong for longer.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs,
     io::Write,
-    path::PathBuf,
-    process::Command,
     time::{Duration, Instant},
 };
 
-use etcd_tls_sidecar::{
-    certificate::{Bundle, Chain},
-    names,
-    role::{Domain, Role},
-};
+use etcd_tls_sidecar::role::Role;
 use tests::{
-    csr_server::{CsrServer, authority},
-    etcd::{EtcdBinary, EtcdCluster, MemberTls},
     eventually,
-    process::{Process, binary},
-    supervisor::Supervisor,
-    temp::TempDir,
+    fleet::{FakeClock, Fleet, LIMIT, Setup},
     tier,
-    workload::{self, Workload},
+    workload::Report,
 };
 
-const LIMIT: Duration = Duration::from_secs(180);
+/// Pods, three members.
+const PODS: Setup<'static> = Setup { size: 3, life: Duration::from_secs(8), hosts: false, clock: None };
 
 fn soak() -> bool {
     std::env::var_os("ETCD_TLS_SOAK").is_some()
@@ -39,202 +29,40 @@ fn say(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
-/// A pod's directories, its sidecar, and what it is told.
-struct Pod {
-    dir: TempDir,
-    uid: String,
-    arguments: Vec<String>,
-    environment: Vec<(String, String)>,
-    sidecar: Option<Process>,
-}
-
-impl Pod {
-    fn new(server: &CsrServer, n: usize, name: &str, roles: &str, ips: &str) -> Self {
-        let dir = TempDir::new(name);
-        server.token_directory(&dir);
-        server.trust_directory(&dir);
-        let uid = format!("0d5f2e0c-9c2f-4a68-9e53-3b0a4f6d7c1{n}");
-        let environment = [
-            ("KUBERNETES_SERVICE_HOST", "127.0.0.1"),
-            ("KUBERNETES_SERVICE_PORT", &server.port.to_string()),
-            ("POD_NAME", name),
-            ("POD_NAMESPACE", "prod"),
-            ("POD_UID", &uid),
-            ("POD_SERVICE_ACCOUNT", "default"),
-            ("NODE_NAME", "node-1"),
-            ("POD_IPS", ips),
-        ];
-        let environment = environment.map(|(k, v)| (k.to_owned(), v.to_owned())).to_vec();
-        // Asked for as extra names: loopback addresses are not taken for a pod's own.
-        let arguments = vec![format!("--roles={roles}"), format!("--extra-sans={ips}"), "--log-level=info".to_owned()];
-        Self { dir, uid, arguments, environment, sidecar: None }
-    }
-
-    fn start(&self, subcommand: &str, more: &[String]) -> Process {
-        let mut command = Command::new(binary("etcd-tls-sidecar"));
-        command.arg(subcommand).args(&self.arguments).args(more);
-        for (flag, name) in [("--dir", "certs"), ("--trust-dir", "trust"), ("--token-dir", "token")] {
-            command.arg(flag).arg(self.dir.join(name));
-        }
-        command.arg("--termination-log").arg(self.dir.join("termination-log"));
-        command.envs(self.environment.iter().map(|(k, v)| (k, v)));
-        Process::spawn(subcommand, &mut command, self.dir.path())
-    }
-
-    async fn init(&self) {
-        let mut init = self.start("init", &[]);
-        let status = init.wait(Duration::from_secs(30)).await;
-        assert!(status.success(), "{status}: {}", init.log());
-    }
-
-    fn run(&mut self, more: &[String]) {
-        let mut arguments = vec![format!("--admin-port={}", tests::ports::loopback())];
-        arguments.extend_from_slice(more);
-        self.sidecar = Some(self.start("run", &arguments));
-    }
-
-    fn role_dir(&self, role: Role) -> PathBuf {
-        self.dir.join("certs").join(role.as_str())
-    }
-
-    /// Whether every leaf on disk is of a CA in `bundles`.
-    fn signed_by(&self, roles: &[Role], bundles: &BTreeMap<Domain, Bundle>) -> bool {
-        roles.iter().all(|role| {
-            let leaf = fs::read(self.role_dir(*role).join("tls.crt")).unwrap_or_default();
-            Chain::parse(&leaf).is_ok_and(|chain| bundles[&role.domain()].contains_issuer_of(&chain))
-        })
-    }
-}
-
-/// Members with their sidecars, and a client with its own.
-struct Fleet {
-    server: CsrServer,
-    members: Vec<Pod>,
-    client: Pod,
-    supervisor: Supervisor,
-    urls: Vec<String>,
-}
-
-impl Fleet {
-    async fn start(etcd: &EtcdBinary, size: u8, life: Duration) -> Self {
-        let server = CsrServer::start(life).await;
-        let address = |n: u8| format!("127.0.0.{},127.0.0.1", 2 + n);
-        let mut members: Vec<Pod> =
-            (0..size).map(|n| Pod::new(&server, n.into(), &format!("etcd-{n}"), "peer,server", &address(n))).collect();
-        let mut client = Pod::new(&server, 9, "client", "client", "127.0.0.1");
-        for pod in members.iter().chain([&client]) {
-            pod.init().await;
-        }
-        let dirs: BTreeMap<String, &Pod> =
-            members.iter().enumerate().map(|(n, pod)| (format!("etcd-{n}"), pod)).collect();
-        let mut cluster = EtcdCluster::new(etcd, size).with_tls(|member| {
-            let pod = dirs[&member.name];
-            MemberTls { server: Some(pod.role_dir(Role::Server)), peer: Some(pod.role_dir(Role::Peer)) }
-        });
-        cluster.spawn();
-        // Before etcd is up: its leaves live for seconds.
-        for (pod, member) in members.iter_mut().zip(&cluster.members) {
-            pod.run(&[
-                format!("--client-url={}", member.client_url()),
-                format!("--peer-url={}", member.peer_url()),
-                "--can-signal".to_owned(),
-                // kubelet's part is played by somebody without a back-off.
-                "--restart-pace=1s".to_owned(),
-            ]);
-        }
-        client.run(&[]);
-        for member in &cluster.members {
-            member.healthy(Duration::from_secs(60)).await;
-        }
-        let urls = cluster.members.iter().map(|m| m.client_url()).collect();
-        Self { server, members, client, supervisor: Supervisor::new(cluster), urls }
-    }
-
-    fn workload(&self) -> Workload {
-        let mut options = workload::Options::new(self.urls.clone(), &self.client.role_dir(Role::Client));
-        options.deadline = Duration::from_secs(10);
-        Workload::start(options)
-    }
-
-    /// The number of certificates issued to each member and role.
-    fn issued(&self, pod: &Pod) -> usize {
-        let prefix = format!("etcd-tls-{}-", pod.uid);
-        self.server.state().requests.keys().filter(|name| name.starts_with(&prefix)).count()
-    }
-
-    fn publish(&self, bundles: &BTreeMap<Domain, Bundle>) {
-        let pems = bundles.iter().map(|(domain, bundle)| (*domain, bundle.to_pem())).collect();
-        for pod in self.members.iter().chain([&self.client]) {
-            self.server.publish_trust(&pod.dir.join("trust"), &pems);
-        }
-    }
-
-    /// Waits until every member has stated, on a request, that its etcd has loaded these bundles: all that a signer knows.
-    async fn stated(&self, bundles: &BTreeMap<Domain, Bundle>) {
-        eventually("every member states what its etcd has loaded", LIMIT, || async {
-            let state = self.server.state();
-            let mut missing = BTreeSet::new();
-            for pod in &self.members {
-                for role in [Role::Peer, Role::Server] {
-                    let prefix = format!("etcd-tls-{}-{role}-", pod.uid);
-                    let digest = bundles[&role.domain()].digest();
-                    let stated = state.requests.iter().filter(|(name, _)| name.starts_with(&prefix)).any(|(_, csr)| {
-                        let annotations = csr.metadata.annotations.as_ref();
-                        annotations.and_then(|a| a.get(names::TRUSTS_ANNOTATION)) == Some(&digest)
-                    });
-                    if !stated {
-                        missing.insert(prefix);
-                    }
-                }
-            }
-            if missing.is_empty() { Ok(()) } else { Err(format!("{missing:?}")) }
-        })
-        .await;
-    }
-
-    /// A rollover as the signer conducts it: publish both, wait until all have loaded both, sign with the new, wait until all
-    /// leaves are new, publish the new alone.
-    async fn roll_over(&self, n: usize) {
-        let old: BTreeMap<Domain, Bundle> =
-            self.server.state().authorities.iter().map(|(d, a)| (*d, a.bundle().clone())).collect();
-        let next: BTreeMap<Domain, _> = Domain::ALL.map(|d| (d, authority(&format!("{d}-{n}")))).into();
-        let new: BTreeMap<Domain, Bundle> = next.iter().map(|(d, a)| (*d, a.bundle().clone())).collect();
-        let both: BTreeMap<Domain, Bundle> = old.iter().map(|(d, bundle)| (*d, bundle.union(&new[d]))).collect();
-        self.publish(&both);
-        self.stated(&both).await;
-        self.server.state().authorities = next;
-        eventually("every leaf is of the new CA", LIMIT, || async {
-            let members = self.members.iter().all(|pod| pod.signed_by(&[Role::Peer, Role::Server], &new));
-            if members && self.client.signed_by(&[Role::Client], &new) { Ok(()) } else { Err("not yet") }
-        })
-        .await;
-        self.publish(&new);
-        self.stated(&new).await;
-    }
+/// What holds whatever else happened.
+fn nothing_lost(report: &Report) {
+    assert_eq!((report.failed, report.lost.len(), report.unseen.len()), (0, 0, 0), "{report}");
+    assert!(report.writes > 20, "the client hardly worked: {report}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn leaves_of_seconds_and_a_rollover_with_the_real_programs() {
+async fn leaves_of_seconds_and_nobody_notices() {
     let Some(etcd) = tier::etcd() else { return };
-    let (rotations, rollovers) = if soak() { (200, 5) } else { (4, 1) };
+    let (rotations, life) = if soak() { (200, Duration::from_secs(6)) } else { (4, PODS.life) };
     if !soak() {
         say("the short form of this test; the long one: ETCD_TLS_SOAK=1 cargo test -p tests --test sidecars");
     }
-    let fleet = Fleet::start(&etcd, 3, Duration::from_secs(8)).await;
-
+    let fleet = Fleet::start(&etcd, Setup { life, ..PODS }).await;
     let work = fleet.workload();
     let start = Instant::now();
     eventually("each member's leaves have rotated", Duration::from_secs(30 * rotations as u64), || async {
-        let least = fleet.members.iter().map(|pod| fleet.issued(pod) / 2).min().unwrap_or_default();
+        let asked = fleet.members.iter().flat_map(|pod| [Role::Peer, Role::Server].map(|role| fleet.asked(pod, role)));
+        let least = asked.min().unwrap_or_default();
         if least > rotations { Ok(()) } else { Err(format!("{least} rotations")) }
     })
     .await;
     let report = work.stop().await.expect("read etcd");
     say(&format!("etcd {}: {rotations} leaf rotations a member in {:.0?}: {report}", etcd.version, start.elapsed()));
-    assert_eq!((report.failed, report.lost.len(), report.unseen.len(), report.watch_breaks), (0, 0, 0, 0), "{report}");
+    nothing_lost(&report);
+    assert_eq!(report.watch_breaks, 0, "{report}");
     assert_eq!(fleet.supervisor.ends().len(), 0, "a leaf needs no restart");
+}
 
-    // The client's own bundle is one that nobody loads; its leaf is renewed as the members' are.
+/// The client's own bundle is one that nobody loads; its leaf is renewed as the members' are.
+async fn rollovers(setup: Setup<'_>) {
+    let Some(etcd) = tier::etcd() else { return };
+    let rollovers = if soak() { 5 } else { 1 };
+    let fleet = Fleet::start(&etcd, setup).await;
     let work = fleet.workload();
     let start = Instant::now();
     for n in 1..=rollovers {
@@ -243,11 +71,206 @@ async fn leaves_of_seconds_and_a_rollover_with_the_real_programs() {
     let took = start.elapsed();
     let report = work.stop().await.expect("read etcd");
     let ends = fleet.supervisor.ends().len();
-    say(&format!("etcd {}: {rollovers} rollovers in {took:.0?}, {ends} restarts: {report}", etcd.version));
-    assert_eq!((report.failed, report.lost.len(), report.unseen.len()), (0, 0, 0), "{report}");
+    let what = if setup.hosts { "hosts" } else { "pods" };
+    say(&format!("etcd {}, {what}: {rollovers} rollovers in {took:.0?}, {ends} restarts: {report}", etcd.version));
+    nothing_lost(&report);
     assert_eq!(fleet.supervisor.most_away(), 1, "members away at the same time");
     assert_eq!(ends, 6 * rollovers, "one restart of each member for each change of the bundle");
     for pod in &fleet.members {
         assert!(pod.sidecar.as_ref().is_some_and(|s| s.log().contains("etcd is back, healthy")));
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cas_roll_over() {
+    rollovers(PODS).await;
+}
+
+/// Where no process namespace is the pod's own, etcd is the process of its pid file, which changes with each restart.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cas_roll_over_on_hosts() {
+    rollovers(Setup { hosts: true, ..PODS }).await;
+}
+
+/// Members restart without the API, by etcd's own lock; what they have loaded is stated when it is back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_api_away_in_the_middle_of_a_rollover() {
+    let Some(etcd) = tier::etcd() else { return };
+    // What is renewed at 60 % of its life at the latest outlives the outage.
+    let (life, outage) = if soak() { (240, 60) } else { (56, 15) };
+    let (life, outage) = (Duration::from_secs(life), Duration::from_secs(outage));
+    let fleet = Fleet::start(&etcd, Setup { life, ..PODS }).await;
+    let work = fleet.workload();
+    let start = Instant::now();
+    let rollover = fleet.rollover(1);
+    fleet.publish(&rollover.both);
+    eventually("a member restarts", LIMIT, || async {
+        if fleet.supervisor.ends().is_empty() { Err("none yet") } else { Ok(()) }
+    })
+    .await;
+    fleet.server.state().away = true;
+    let (calls, made) = (calls(&fleet), fleet.server.made());
+    tokio::time::sleep(outage).await;
+    let attempts = self::calls(&fleet) - calls;
+    assert_eq!(fleet.server.made(), made, "the API was there after all");
+    assert!(attempts > 0, "nobody asked");
+    // Seven certificates; pauses of a second and more, jittered.
+    assert!(attempts < 7 * 5 * outage.as_secs(), "a hot loop: {attempts} attempts in {outage:?}");
+    fleet.server.state().away = false;
+    fleet.stated(&rollover.both).await;
+    fleet.change_over(rollover).await;
+    let took = start.elapsed();
+    let report = work.stop().await.expect("read etcd");
+    say(&format!(
+        "etcd {}: the API away for {outage:?}, {attempts} attempts; {took:.0?} in all: {report}",
+        etcd.version
+    ));
+    nothing_lost(&report);
+    assert_eq!((fleet.supervisor.most_away(), fleet.supervisor.ends().len()), (1, 6));
+    // The first, one for each bundle that was loaded, and one whenever 40 % of a life were over.
+    let most = 3 + (took.as_secs_f64() / (0.4 * life.as_secs_f64())).ceil() as usize;
+    assert!(fleet.most_asked() <= most, "{} requests of one role", fleet.most_asked());
+}
+
+fn calls(fleet: &Fleet) -> u64 {
+    fleet.server.calls.load(std::sync::atomic::Ordering::Relaxed) as u64
+}
+
+/// The sidecars' clocks are an hour slow, then an hour fast, then right. While they are slow, certificates are not valid yet
+/// for them, and a rollover waits; while they are fast, every leaf has lived half of its life, and is renewed, once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clocks_an_hour_off_in_the_middle_of_a_rollover() {
+    let (Some(etcd), Some(library)) = (tier::etcd(), tier::faketime()) else { return };
+    let clock = FakeClock::new(library);
+    let life = Duration::from_secs(90 * 60);
+    let fleet = Fleet::start(&etcd, Setup { life, clock: Some(&clock), ..PODS }).await;
+    let work = fleet.workload();
+    let start = Instant::now();
+    let rollover = fleet.rollover(1);
+    fleet.publish(&rollover.both);
+    eventually("a member restarts", LIMIT, || async {
+        if fleet.supervisor.ends().is_empty() { Err("none yet") } else { Ok(()) }
+    })
+    .await;
+
+    let wrong = Duration::from_secs(if soak() { 60 } else { 6 });
+    step(&fleet, &clock, -3600, wrong).await;
+    clock.step(0);
+    fleet.stated(&rollover.both).await;
+
+    fleet.server.state().authorities = rollover.next;
+    let before = fleet.server.made();
+    clock.step(3600);
+    // Their clocks are looked at every minute, and whenever something is published.
+    fleet.publish(&rollover.both);
+    fleet.hold(&fleet.members, &rollover.new).await;
+    step(&fleet, &clock, 3600, wrong).await;
+    let renewed = fleet.server.made() - before;
+    assert_eq!(renewed, 7, "each of seven leaves is renewed, and once");
+    fleet.publish(&rollover.new);
+    fleet.stated(&rollover.new).await;
+
+    let before = fleet.server.made();
+    step(&fleet, &clock, 0, Duration::from_secs(3)).await;
+    fleet.publish(&rollover.new);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let late = fleet.server.made() - before;
+    let report = work.stop().await.expect("read etcd");
+    say(&format!("etcd {}: clocks an hour off, {:.0?} in all: {report}", etcd.version, start.elapsed()));
+    assert_eq!(late, 0, "a clock that is right again renews nothing");
+    nothing_lost(&report);
+    assert_eq!((fleet.supervisor.most_away(), fleet.supervisor.ends().len()), (1, 6));
+    // The first, one for each bundle that was loaded, one by the clock; while clocks were slow, what was signed was not
+    // valid yet, and was asked for anew after half a minute's pauses.
+    let most = 4 + if soak() { 4 } else { 2 };
+    assert!(fleet.most_asked() <= most, "{} requests of one role", fleet.most_asked());
+}
+
+/// Sets the clocks, and looks on for a while: nobody asks, or works, without a pause.
+async fn step(fleet: &Fleet, clock: &FakeClock, seconds: i64, wrong: Duration) {
+    let used = || fleet.pods().map(tests::fleet::Pod::processor_time).collect::<Vec<_>>();
+    let (before, calls_before) = (used(), calls(fleet));
+    clock.step(seconds);
+    tokio::time::sleep(wrong).await;
+    let most = used().into_iter().zip(before).map(|(now, before)| now.saturating_sub(before)).max().unwrap_or_default();
+    let asked = calls(fleet) - calls_before;
+    assert!(most < wrong / 2, "a sidecar works all the time: {most:?} in {wrong:?} at {seconds} s");
+    assert!(asked < 7 * 10 * wrong.as_secs() / 3, "a hot loop: {asked} calls in {wrong:?} at {seconds} s");
+}
+
+/// A member is away with its sidecar until its certificates have long expired, once while a rollover begins, which waits for
+/// it, and once for the whole of one, whose restarts somebody made by hand.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_whose_certificates_expired_while_it_was_away_comes_back() {
+    let Some(etcd) = tier::etcd() else { return };
+    let mut fleet = Fleet::start(&etcd, PODS).await;
+    let healthy = |fleet: &Fleet, i: usize| fleet.supervisor.with(|c| c.members[i].healthy_now());
+    let work = fleet.workload();
+
+    fleet.supervisor.hold_down(2);
+    fleet.members[2].sidecar = None;
+    let rollover = fleet.rollover(1);
+    fleet.publish(&rollover.both);
+    fleet.expired(2, PODS.life).await;
+    assert_eq!(fleet.supervisor.ends().len(), 1, "nobody restarts while one is away");
+    fleet.members[2].init().await;
+    for role in [Role::Peer, Role::Server] {
+        assert_eq!(fleet.members[2].bundle(role), Some(rollover.both[&role.domain()].clone()), "{role}");
+    }
+    fleet.members[2].run();
+    fleet.supervisor.free(2);
+    fleet.stated(&rollover.both).await;
+    fleet.change_over(rollover).await;
+    let report = work.stop().await.expect("read etcd");
+    say(&format!("etcd {}: a member away until its certificates had expired: {report}", etcd.version));
+    nothing_lost(&report);
+    // The one that was away loaded the first bundle as it started.
+    assert_eq!((fleet.supervisor.most_away(), fleet.supervisor.ends().len()), (1, 6));
+
+    fleet.supervisor.hold_down(2);
+    fleet.members[2].sidecar = None;
+    let rollover = fleet.rollover(2);
+    let by_hand = async |fleet: &Fleet| {
+        for i in 0..2 {
+            let ends = fleet.supervisor.ends().len();
+            fleet.supervisor.terminate(i);
+            eventually("the member is back", LIMIT, || async {
+                if fleet.supervisor.ends().len() == ends {
+                    return Err("it has not ended".to_owned());
+                }
+                healthy(fleet, i).await
+            })
+            .await;
+        }
+    };
+    fleet.publish(&rollover.both);
+    installed(&fleet, |role| rollover.both[&role.domain()].digest()).await;
+    by_hand(&fleet).await;
+    fleet.stated_by(&fleet.members[..2], &rollover.both).await;
+    fleet.server.state().authorities = rollover.next;
+    fleet.hold(&fleet.members[..2], &rollover.new).await;
+    fleet.publish(&rollover.new);
+    installed(&fleet, |role| rollover.new[&role.domain()].digest()).await;
+    by_hand(&fleet).await;
+    fleet.stated_by(&fleet.members[..2], &rollover.new).await;
+    fleet.expired(2, Duration::ZERO).await;
+
+    fleet.members[2].init().await;
+    fleet.members[2].run();
+    fleet.supervisor.free(2);
+    let work = fleet.workload();
+    eventually("the member joins", LIMIT, || healthy(&fleet, 2)).await;
+    fleet.stated(&rollover.new).await;
+    nothing_lost(&work.stop().await.expect("read etcd"));
+}
+
+/// Waits until the members that are not away have these bundles on disk.
+async fn installed(fleet: &Fleet, digest: impl Fn(Role) -> String) {
+    eventually("the bundles are installed", LIMIT, || async {
+        let all = fleet.members[..2].iter().all(|pod| {
+            [Role::Peer, Role::Server].iter().all(|r| pod.bundle(*r).is_some_and(|b| b.digest() == digest(*r)))
+        });
+        if all { Ok(()) } else { Err("not yet") }
+    })
+    .await;
 }

@@ -15,6 +15,9 @@ use crate::{
 
 /// How long a leader may take to hand on; etcd itself tries again when it is ended.
 const HAND_ON_LIMIT: Duration = Duration::from_secs(3);
+/// How long the leader waits for followers that are to be restarted for the same bundle: kubelet may bring it to them a
+/// minute or two later.
+const LEADER_PATIENCE: Duration = Duration::from_secs(180);
 /// How long etcd may take to end (its own limit is 8 s and grows with what it serves), start, load its data and be healthy,
 /// with a back-off of kubelet's in between.
 const BACK_LIMIT: Duration = Duration::from_secs(180);
@@ -60,6 +63,7 @@ impl Restarter {
             let seen = self.eyes.cluster().await.map_err(|e| Wait::new("cluster_unknown", e.to_string(), AGAIN))?;
             let allowed = permit(seen.me, &seen.members).map_err(Wait::hindered)?;
             if let (true, Some(to)) = (seen.leader, allowed.successor) {
+                self.let_followers_go_first(seen.me).await?;
                 self.hand_on(to).await;
             }
         } else if !first.outage {
@@ -69,6 +73,22 @@ impl Restarter {
             Means::End(signal) => self.end(signal, look, guard, client_urls).await,
             Means::Probe => self.have_kubelet_end(look, &mut guard, client_urls).await,
             Means::Tell(_) | Means::ByHand(_) => Ok(()),
+        }
+    }
+
+    /// Each time that leadership passes on, writes on their way may be lost, and be answered with a timeout of seconds. When
+    /// the leader goes last it passes on once. A follower that has not gone after a while, for whatever reason, is not
+    /// waited for any longer.
+    async fn let_followers_go_first(&mut self, me: u64) -> Result<(), Wait> {
+        let since = self.leads_since.get_or_insert_with(Instant::now);
+        if since.elapsed() > LEADER_PATIENCE {
+            return Ok(());
+        }
+        match self.eyes.behind(me).await {
+            Some(name) => {
+                Err(Wait::new("leader_last", format!("it leads the cluster and goes last; {name} goes before"), AGAIN))
+            }
+            None => Ok(()),
         }
     }
 

@@ -248,6 +248,22 @@ impl Eyes {
         Err(failed)
     }
 
+    /// The first other member whose peer port still shows other CAs than are on disk here: one that is yet to restart.
+    pub(super) async fn behind(&self, me: u64) -> Option<String> {
+        let bundles = self.bundles();
+        let (bundle, Some(_)) = bundles.get(&Role::Peer.domain())? else { return None };
+        let names = bundle.subjects();
+        for member in self.members().await.ok()?.into_iter().filter(|m| m.id != me) {
+            for target in member.peer_urls.iter().flat_map(|url| url.parse()) {
+                let seen = self.seen(&Port { role: Role::Peer, target }, None).await;
+                if seen.is_ok_and(|seen| seen.authorities.is_some_and(|shown| shown != names)) {
+                    return Some(member.name);
+                }
+            }
+        }
+        None
+    }
+
     /// Whether a member takes us for a peer, by the first of its URLs that does.
     async fn dialled(&self, urls: &[String]) -> Result<(), String> {
         let mut failed = "no peer URL".to_owned();
