@@ -252,7 +252,8 @@ impl Eyes {
     pub(super) async fn behind(&self, me: u64) -> Option<String> {
         let bundles = self.bundles();
         let (bundle, Some(_)) = bundles.get(&Role::Peer.domain())? else { return None };
-        let names = bundle.subjects();
+        let mut names = bundle.subjects();
+        names.sort();
         for member in self.members().await.ok()?.into_iter().filter(|m| m.id != me) {
             for target in member.peer_urls.iter().flat_map(|url| url.parse()) {
                 let seen = self.seen(&Port { role: Role::Peer, target }, None).await;
