@@ -101,7 +101,7 @@ impl Pod {
         let mut environment: Vec<(String, String)> = setup.clock.map(FakeClock::environment).unwrap_or_default();
         if setup.hosts {
             name.clone_into(&mut uid);
-            dir.write("kubeconfig", &server.kubeconfig(&dir));
+            dir.write("kubeconfig", server.kubeconfig(&dir));
             arguments.extend([format!("--name={name}"), format!("--ipaddrs={ips}"), "--user=client".to_owned()]);
             arguments.push(format!("--kubeconfig={}", dir.join("kubeconfig").display()));
         } else {
@@ -288,8 +288,8 @@ impl Fleet {
         }
     }
 
-    /// Waits until every one of these members has stated, on a request that was signed, that its etcd has loaded these
-    /// bundles: all that a signer knows.
+    /// Waits until every one of these members has stated, on the request of the leaf that it holds, that its etcd has
+    /// loaded these bundles: all that a signer knows.
     pub async fn stated_by(&self, members: &[Pod], bundles: &BTreeMap<Domain, Bundle>) {
         eventually("every member states what its etcd has loaded", LIMIT, || async {
             let state = self.server.state();
@@ -298,9 +298,12 @@ impl Fleet {
                 for role in [Role::Peer, Role::Server] {
                     let prefix = format!("etcd-tls-{}-{role}-", pod.uid);
                     let digest = bundles[&role.domain()].digest();
+                    // Renewed for a leaf, it is stated again.
+                    let on_disk = fs::read(pod.role_dir(role).join("tls.crt")).unwrap_or_default();
                     let stated = state.requests.iter().filter(|(name, _)| name.starts_with(&prefix)).any(|(_, csr)| {
                         let annotations = csr.metadata.annotations.as_ref();
-                        csr.status.is_some()
+                        let signed = csr.status.as_ref().and_then(|status| status.certificate.as_ref());
+                        signed.is_some_and(|signed| signed.0 == on_disk)
                             && annotations.and_then(|a| a.get(names::TRUSTS_ANNOTATION)) == Some(&digest)
                     });
                     if !stated {
