@@ -57,7 +57,7 @@ use cleaner::Fate;
 use keeper::Keeper;
 use metrics::Metrics;
 use objects::Objects;
-use pods::Pods;
+use pods::{Pods, host_holder};
 use services::Services;
 use serving::{Lifetimes, Serving};
 
@@ -354,8 +354,9 @@ impl Signer {
         let Some(public_key) = case.public_key() else { return Outcome::Failed };
         let mut leaf = Leaf::entitled(entitlement, public_key, csr.expiration());
         leaf.lifetime = self.max_lifetime.map_or(leaf.lifetime, |max| leaf.lifetime.min(max));
+        let holder = case.bound.as_ref().map_or_else(|| host_holder(&csr.spec.username), |b| b.pod_uid.clone());
         let grant = Grant {
-            pod_uid: case.bound.as_ref().map(|bound| bound.pod_uid.as_str()),
+            holder: &holder,
             role: entitlement.role,
             trusts: csr.annotation(names::TRUSTS_ANNOTATION),
             lifetime: leaf.lifetime,

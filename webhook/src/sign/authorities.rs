@@ -104,8 +104,8 @@ pub(super) struct Ready {
 
 /// What a leaf is issued with.
 pub(super) struct Grant<'a> {
-    /// The pod's uid; `None`: a host.
-    pub(super) pod_uid: Option<&'a str>,
+    /// The pod's uid, or [`super::pods::host_holder`].
+    pub(super) holder: &'a str,
     pub(super) role: Role,
     /// What the request states that etcd has loaded.
     pub(super) trusts: Option<&'a str>,
@@ -162,11 +162,11 @@ impl Authorities {
         let end = after.active.not_after();
         let not_after = now.checked_add(grant.lifetime).map_or(end, |t| t.min(end));
         let mut changed = after.note_leaf(not_after, grant.lifetime);
-        if let (Some(uid), Some(rollover)) = (grant.pod_uid, &mut after.state.rollover) {
+        if let Some(rollover) = &mut after.state.rollover {
             if let Some(digest) = grant.trusts {
-                changed |= rollover.note_trusts(uid, grant.role.domain(), digest);
+                changed |= rollover.note_trusts(grant.holder, grant.role.domain(), digest);
             }
-            changed |= rollover.note_renewed(uid, grant.role);
+            changed |= rollover.note_renewed(grant.holder, grant.role);
         }
         let authority = Arc::clone(&after.active);
         if changed {

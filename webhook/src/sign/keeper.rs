@@ -13,7 +13,7 @@ use std::{
 use etcd_tls_sidecar::{
     names::{self, SignerName},
     policy::Policy,
-    role::Domain,
+    role::{Domain, Role},
 };
 use futures::{StreamExt, stream};
 use k8s_openapi::{
@@ -59,6 +59,12 @@ const AT_ONCE: usize = 8;
 /// How often a lasting trouble is said again in the log.
 const SAY_AGAIN: Duration = Duration::from_secs(60);
 
+/// The reasons of an authority's lasting troubles.
+const LOST: &str = "AuthorityLost";
+const UNUSABLE: &str = "AuthorityUnusable";
+/// The user's CA cannot be used; the one in use stays.
+const GIVEN_UNUSABLE: &str = "GivenAuthorityUnusable";
+
 /// The phase of an authority that could not be looked at just now.
 const UNKNOWN: &str = "unknown";
 
@@ -79,7 +85,7 @@ pub(super) struct Keeper {
     pub(super) metrics: Metrics,
     /// The user's CAs, by Secret and its resourceVersion.
     pub(super) given: HashMap<String, (String, Arc<Authority>)>,
-    pub(super) said: HashMap<SignerName, (String, Instant)>,
+    pub(super) said: HashMap<(SignerName, &'static str), (String, Instant)>,
     /// Content that was seen to be as it shall be, by ConfigMap and its resourceVersion.
     pub(super) settled: HashMap<(String, String), (String, Desired)>,
 }
@@ -137,7 +143,7 @@ impl Keeper {
         // Until the Secrets are listed, what a Secret's absence would mean is not known.
         let Some(secrets) = self.secrets.of(&self.system) else { return };
         self.sweep(&secrets, namespaces).await;
-        let wanted = self.wanted(namespaces);
+        let wanted = self.wanted(namespaces, policy);
         let names = self.authority_names(&secrets, &wanted, namespaces, policy);
         self.look_outside(&secrets).await;
         self.refresh_given(&names, policy).await;
@@ -164,13 +170,17 @@ impl Keeper {
     }
 
     /// The clusters whose trust each namespace shall have: those of its pods, and those that it has already.
-    fn wanted(&self, namespaces: &Namespaces) -> BTreeSet<(String, ClusterName)> {
+    fn wanted(&self, namespaces: &Namespaces, policy: &Policy) -> BTreeSet<(String, ClusterName)> {
         let mut wanted = BTreeSet::new();
-        for (namespace, clusters) in self.pods.clusters() {
+        for (namespace, clusters) in self.pods.clusters(policy) {
             wanted.extend(clusters.into_iter().map(|cluster| (namespace.clone(), cluster)));
         }
         for (namespace, name) in self.config_maps.names() {
-            wanted.extend(cluster_of(&namespace, &name).map(|cluster| (namespace, cluster)));
+            // Whoever may make a ConfigMap may give it any name: of another namespace's cluster it counts as far as pods do.
+            let allowed = |cluster: &ClusterName| {
+                Role::ALL.iter().any(|role| policy.allows_cluster(&namespace, &cluster.signer(role.domain()), *role))
+            };
+            wanted.extend(cluster_of(&namespace, &name).filter(allowed).map(|cluster| (namespace.clone(), cluster)));
         }
         // A pod may name a cluster of a namespace that is not there (yet).
         wanted.retain(|(namespace, cluster)| {
@@ -248,6 +258,7 @@ impl Keeper {
             }
             match self.authorities.given(policy, name, now).await {
                 Ok(Some(authority)) => {
+                    self.said.remove(&(name.clone(), GIVEN_UNUSABLE));
                     self.given.insert(secret.to_owned(), (version, Arc::new(authority)));
                 }
                 Ok(None) => {}
@@ -255,7 +266,7 @@ impl Keeper {
                 Err(error) => {
                     self.given.remove(secret);
                     let trouble = error.to_string();
-                    self.complain(name, "AuthorityUnusable", &trouble).await;
+                    self.complain(name, GIVEN_UNUSABLE, &trouble).await;
                 }
             }
         }
@@ -460,21 +471,23 @@ impl Keeper {
             self.recorder.warn(Notice { regarding: reference(name), reason, note }).await;
         }
         match (&standing.trouble, standing.report.phase.as_str()) {
-            (Some(trouble), "lost") => self.complain(name, "AuthorityLost", &trouble.clone()).await,
-            (Some(trouble), "unusable") => self.complain(name, "AuthorityUnusable", &trouble.clone()).await,
+            (Some(trouble), "lost") => self.complain(name, LOST, &trouble.clone()).await,
+            (Some(trouble), "unusable") => self.complain(name, UNUSABLE, &trouble.clone()).await,
             (Some(trouble), _) => tracing::debug!(authority = %name, trouble, "not yet"),
             (None, _) => {
-                self.said.remove(name);
+                self.said.remove(&(name.clone(), LOST));
+                self.said.remove(&(name.clone(), UNUSABLE));
             }
         }
     }
 
     async fn complain(&mut self, name: &SignerName, reason: &'static str, trouble: &str) {
-        let said = self.said.get(name);
+        let key = (name.clone(), reason);
+        let said = self.said.get(&key);
         if said.is_some_and(|(last, at)| last == trouble && at.elapsed() < SAY_AGAIN) {
             return;
         }
-        self.said.insert(name.clone(), (trouble.to_owned(), Instant::now()));
+        self.said.insert(key, (trouble.to_owned(), Instant::now()));
         tracing::error!(authority = %name, "{trouble}");
         self.recorder.warn(Notice { regarding: reference(name), reason, note: trouble.to_owned() }).await;
     }

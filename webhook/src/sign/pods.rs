@@ -12,7 +12,13 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use etcd_tls_sidecar::{identity::opted_in, names, policy::Policy, role::Role, settings::Settings};
+use etcd_tls_sidecar::{
+    identity::opted_in,
+    names,
+    policy::{Host, Policy},
+    role::Role,
+    settings::Settings,
+};
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
@@ -79,9 +85,10 @@ impl Pods {
     }
 
     /// The clusters that pods need the trust of, by the pods' namespace.
-    pub(super) fn clusters(&self) -> BTreeMap<String, BTreeSet<ClusterName>> {
+    pub(super) fn clusters(&self, policy: &Policy) -> BTreeMap<String, BTreeSet<ClusterName>> {
         let mut clusters: BTreeMap<String, BTreeSet<ClusterName>> = BTreeMap::new();
-        for member in self.lock().values().flat_map(HashMap::values) {
+        let seen = self.lock();
+        for member in seen.values().flat_map(HashMap::values).filter(|m| m.allowed(policy).next().is_some()) {
             clusters.entry(member.namespace.clone()).or_default().insert(member.cluster.clone());
         }
         clusters
@@ -93,7 +100,8 @@ impl Pods {
         seen.get(&Source::Labelled).into_iter().flatten().map(|(_, member)| member.namespace.clone()).collect()
     }
 
-    /// The running pods of each authority.
+    /// The running pods of each authority, and the hosts that policy lists: a member on a host, too, must have loaded a new
+    /// CA before anybody presents a leaf of it.
     pub(super) fn by_authority(&self, policy: &Policy) -> HashMap<etcd_tls_sidecar::names::SignerName, Vec<LivePod>> {
         let mut by_uid: BTreeMap<String, Member> = BTreeMap::new();
         for (uid, member) in self.lock().values().flatten() {
@@ -102,12 +110,26 @@ impl Pods {
         let mut authorities: HashMap<_, Vec<LivePod>> = HashMap::new();
         for (uid, member) in by_uid.into_iter().filter(|(_, member)| member.running) {
             let mut roles: BTreeMap<_, BTreeSet<Role>> = BTreeMap::new();
-            for role in &member.roles {
-                roles.entry(policy.authority(&member.cluster.signer(role.domain()))).or_default().insert(*role);
+            for role in member.allowed(policy) {
+                roles.entry(policy.authority(&member.cluster.signer(role.domain()))).or_default().insert(role);
             }
             for (authority, roles) in roles {
                 let name = format!("{}/{}", member.namespace, member.name);
                 authorities.entry(authority).or_default().push(LivePod { uid: uid.clone(), name, roles });
+            }
+        }
+        // The law takes the first entry that fits a caller; one behind it gets no certificate, and is not waited for.
+        let first = |host: &&Host| policy.host(&host.username, &host.groups).is_some_and(|h| std::ptr::eq(h, *host));
+        for host in policy.hosts.iter().filter(first) {
+            let cluster =
+                ClusterName { namespace: host.cluster.namespace.clone(), name: host.cluster.cluster.clone() };
+            let mut roles: BTreeMap<_, BTreeSet<Role>> = BTreeMap::new();
+            for role in &host.roles {
+                roles.entry(policy.authority(&cluster.signer(role.domain()))).or_default().insert(*role);
+            }
+            for (authority, roles) in roles {
+                let (uid, name) = (host_holder(&host.username), format!("of host {}", host.username));
+                authorities.entry(authority).or_default().push(LivePod { uid, name, roles });
             }
         }
         authorities
@@ -210,6 +232,20 @@ impl Pods {
     }
 }
 
+/// What stands for a host where a pod's uid stands for a pod; no uid has a colon.
+pub(super) fn host_holder(username: &str) -> String {
+    format!("host:{username}")
+}
+
+impl Member {
+    /// The roles that policy lets it have. Who only claims to belong to another namespace's cluster gets no certificate of
+    /// it; nothing is made for it, and no rollover waits for it.
+    fn allowed<'a>(&'a self, policy: &'a Policy) -> impl Iterator<Item = Role> + 'a {
+        let takes = move |role: &Role| policy.allows_cluster(&self.namespace, &self.cluster.signer(role.domain()), *role);
+        self.roles.iter().copied().filter(takes)
+    }
+}
+
 /// What is kept of `pod`; `None`: nothing.
 fn member(pod: &Pod, namespace_opted_in: bool) -> Option<Member> {
     let facts = facts::pod(pod, namespace_opted_in);
@@ -287,7 +323,7 @@ mod tests {
         assert_eq!(authorities[&cluster.signer(Domain::Peer)].len(), 1);
         assert_eq!(authorities[&cluster.signer(Domain::Client)].len(), 1);
         assert!(pods.take(&prod, watcher::Event::Delete(labelled), &mut listing));
-        assert_eq!(pods.clusters().len(), 1, "the label still holds it");
+        assert_eq!(pods.clusters(&policy).len(), 1, "the label still holds it");
     }
 
     #[test]
@@ -299,6 +335,38 @@ mod tests {
         assert_eq!(authorities.len(), 1);
         let own = Policy::parse("metricsAuthority: own").unwrap();
         assert_eq!(pods.by_authority(&own).len(), 2);
+    }
+
+    #[test]
+    fn who_only_claims_to_belong_to_a_cluster_is_waited_for_by_nobody() {
+        let pods = Pods::default();
+        let web = Source::Namespace("web".to_owned());
+        let claims = pod(|p| {
+            p["metadata"]["namespace"] = "web".into();
+            p["metadata"]["annotations"] =
+                json!({"etcd-tls.dev/roles": "client", "etcd-tls.dev/cluster": "prod/etcd"});
+        });
+        assert!(pods.take(&web, watcher::Event::Apply(claims), &mut HashMap::new()));
+        assert!(pods.by_authority(&Policy::default()).is_empty());
+        assert!(pods.clusters(&Policy::default()).is_empty());
+        let allowed = "crossNamespace: [{from: web, to: prod/etcd, roles: [client]}]";
+        let allowed = Policy::parse(allowed).unwrap();
+        assert_eq!(pods.by_authority(&allowed).len(), 1);
+        assert_eq!(pods.clusters(&allowed)["web"].len(), 1);
+    }
+
+    #[test]
+    fn a_listed_host_is_waited_for_like_a_pod() {
+        let policy = "hosts:
+- {username: 'system:node:cp', cluster: kube-system/etcd, roles: [peer, server], commonName: cp}
+- {username: 'system:node:cp', cluster: kube-system/other, roles: [peer], commonName: cp}
+";
+        let authorities = Pods::default().by_authority(&Policy::parse(policy).unwrap());
+        assert_eq!(authorities.len(), 2, "the second entry of a name is nobody's");
+        let cluster = ClusterName { namespace: "kube-system".to_owned(), name: "etcd".to_owned() };
+        let peer = &authorities[&cluster.signer(Domain::Peer)];
+        assert_eq!(peer[0].uid, host_holder("system:node:cp"));
+        assert_eq!(peer[0].roles, BTreeSet::from([Role::Peer]));
     }
 
     #[test]
