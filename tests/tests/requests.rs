@@ -63,6 +63,7 @@ async fn requesters_are_held_to_our_requests() {
     let subjects = json!({"subjects": [
         {"kind": "Group", "apiGroup": "rbac.authorization.k8s.io", "name": "system:serviceaccounts:prod"},
         {"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": "host-1"},
+        {"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": "system:node:cp-1"},
     ]});
     Api::<ClusterRoleBinding>::all(api.client.clone())
         .patch("etcd-tls-requesters", &PatchParams::default(), &Patch::Merge(subjects))
@@ -153,13 +154,43 @@ async fn requesters_are_held_to_our_requests() {
     .await;
 
     // A host by its user name: no pod, so no name of a pod; the rest holds.
-    let host = impersonating(&api, "host-1").await;
+    let host = impersonating(&api, "host-1", &[]).await;
     let mut asked = request("", "0");
     asked["metadata"]["name"] = "host-1-peer".into();
     create(&host, asked.clone()).await.expect("a host's request");
     asked["metadata"]["name"] = "host-1-other".into();
     asked["spec"]["signerName"] = "kubernetes.io/kube-apiserver-client".into();
     let refused = create(&host, asked).await.expect_err("a host asks another signer");
+    assert!(refused.contains("etcd-tls:"), "{refused}");
+
+    // A node that is listed as a host: its kubelet renews its own certificates all the same, without a lifetime asked for.
+    let kubelet = impersonating(&api, "system:node:cp-1", &["system:nodes", "system:authenticated"]).await;
+    for (n, own) in ["kubernetes.io/kube-apiserver-client-kubelet", "kubernetes.io/kubelet-serving"].iter().enumerate() {
+        let pair = rcgen::KeyPair::generate().expect("a key");
+        let mut params = rcgen::CertificateParams::default();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(rcgen::DnType::OrganizationName, "system:nodes");
+        params.distinguished_name.push(rcgen::DnType::CommonName, "system:node:cp-1");
+        if own.ends_with("serving") {
+            let name = "cp-1".try_into().expect("ASCII");
+            params.subject_alt_names = vec![rcgen::SanType::DnsName(name)];
+        }
+        let pem = params.serialize_request(&pair).expect("a request").pem().expect("PEM");
+        let usage = if own.ends_with("serving") { "server auth" } else { "client auth" };
+        let asked = json!({
+            "metadata": {"name": format!("csr-{n}")},
+            "spec": {
+                "signerName": own,
+                "request": engine.encode(pem),
+                "usages": ["digital signature", usage],
+            },
+        });
+        create(&kubelet, asked).await.expect(own);
+    }
+    let mut asked = request("", "0");
+    asked["metadata"]["name"] = "csr-other".into();
+    asked["spec"]["signerName"] = "kubernetes.io/kube-apiserver-client".into();
+    let refused = create(&kubelet, asked).await.expect_err("a kubelet asks another signer");
     assert!(refused.contains("etcd-tls:"), "{refused}");
 
     // Who may do everything is nobody's requester.
@@ -170,9 +201,12 @@ async fn requesters_are_held_to_our_requests() {
     create(&api.client, asked).await.expect("an administrator's request");
 }
 
-async fn impersonating(api: &ApiServer, user: &str) -> Client {
+async fn impersonating(api: &ApiServer, user: &str, groups: &[&str]) -> Client {
     let read = kube::config::Kubeconfig::read_from(&api.kubeconfig).expect("a kubeconfig");
     let mut config = kube::Config::from_custom_kubeconfig(read, &Default::default()).await.expect("a kubeconfig");
     config.auth_info.impersonate = Some(user.to_owned());
+    if !groups.is_empty() {
+        config.auth_info.impersonate_groups = Some(groups.iter().map(|g| (*g).to_owned()).collect());
+    }
     Client::try_from(config).expect("a client")
 }
