@@ -344,7 +344,7 @@ mod tests {
         let claims = pod(|p| {
             p["metadata"]["namespace"] = "web".into();
             p["metadata"]["annotations"] =
-                json!({"etcd-tls.dev/roles": "client", "etcd-tls.dev/cluster": "prod/etcd"});
+                json!({"etcd-tls.dev/roles": "client", "etcd-tls.dev/issuer": "csr:client.etcd-tls.dev/prod.etcd"});
         });
         assert!(pods.take(&web, watcher::Event::Apply(claims), &mut HashMap::new()));
         assert!(pods.by_authority(&Policy::default()).is_empty());
