@@ -43,6 +43,8 @@ pub struct Authority {
     /// DER, the issuing certificate first, then what is above it as far as it was given.
     chain: Vec<Vec<u8>>,
     pub(crate) parts: IssuerParts,
+    /// DER SubjectPublicKeyInfo of each certificate of the chain.
+    keys: Vec<Vec<u8>>,
     pair: Zeroizing<KeyPair>,
     key_pem: Zeroizing<String>,
     bundle: Bundle,
@@ -254,6 +256,7 @@ impl Authority {
         let validity = |f: fn(&Certificate) -> SystemTime| read.iter().map(f);
         let authority = Self {
             parts,
+            keys: read.iter().map(spki_of).collect::<Result<_, _>>()?,
             pair,
             key_pem,
             bundle,
@@ -289,6 +292,11 @@ impl Authority {
     /// When the whole chain has begun to be valid.
     pub fn not_before(&self) -> SystemTime {
         self.not_before
+    }
+
+    /// Whether `public_key`, DER SubjectPublicKeyInfo, is that of one of its certificates.
+    pub(crate) fn has_key(&self, public_key: &[u8]) -> bool {
+        self.keys.iter().any(|key| key == public_key)
     }
 
     /// The digest that names this authority's generation: of the issuing certificate's public key and name, 32

@@ -56,6 +56,9 @@ pub enum IssueError {
     /// The authority has expired, or is not valid yet.
     #[error("the CA is not valid at this time; a rollover to a new CA is due")]
     AuthorityNotValid,
+    /// A leaf of the CA's own key would speak for the CA to whoever pins keys, and the other way round.
+    #[error("the request's public key is the CA's own; make a key for it")]
+    KeyOfAuthority,
     /// The crypto library failed, or the leaf's values cannot be encoded.
     #[error("the certificate could not be made: {0}")]
     Encoding(String),
@@ -75,7 +78,7 @@ impl IssueError {
 /// `serial` is 128 random bits, of which 126 are used: the number is positive and its length always the same.
 ///
 /// # Errors
-/// See [`IssueError`]; none of them is the requester's to mend.
+/// See [`IssueError`]; none of them but [`IssueError::KeyOfAuthority`] is the requester's to mend.
 pub fn issue(
     authority: &Authority,
     leaf: &Leaf<'_>,
@@ -84,6 +87,9 @@ pub fn issue(
 ) -> Result<Chain, IssueError> {
     if now < authority.not_before() || authority.not_after() <= now {
         return Err(IssueError::AuthorityNotValid);
+    }
+    if authority.has_key(leaf.public_key) {
+        return Err(IssueError::KeyOfAuthority);
     }
     let end = authority.not_after();
     let not_after = now.checked_add(leaf.lifetime).map_or(end, |t| t.min(end));

@@ -374,6 +374,10 @@ impl Signer {
         let chain = match issue(&authority, &leaf, now, serial) {
             Ok(chain) => chain,
             Err(error @ IssueError::AuthorityNotValid) => return self.not_yet(csr, &error.to_string()),
+            Err(error @ IssueError::KeyOfAuthority) => {
+                let denial = Denial { reason: "KeyOfAuthority", message: error.to_string() };
+                return self.refuse(csr, case, &[denial]).await;
+            }
             Err(error) => {
                 tracing::error!(csr = csr.name(), authority = %slot.name, %error, "cannot issue");
                 return Outcome::NotYet;

@@ -72,6 +72,14 @@ fn a_leaf_says_what_policy_says() {
 }
 
 #[test]
+fn the_cas_own_key_gets_no_leaf() {
+    let (authority, sans) = (authority(), sans());
+    let own = authority.pair().subject_public_key_info();
+    let refused = issue(&authority, &leaf(Role::Peer, &sans, &own), now(), [1; 16]);
+    assert_eq!(refused, Err(IssueError::KeyOfAuthority));
+}
+
+#[test]
 fn clients_are_no_servers() {
     let (authority, key) = (authority(), key());
     for role in [Role::Client, Role::Metrics] {
