@@ -28,10 +28,13 @@ use etcd_tls_sidecar::{
     settings::parse_duration,
     telemetry,
 };
-use k8s_openapi::{ByteString, api::core::v1::Pod};
+use k8s_openapi::{
+    ByteString,
+    api::core::v1::{Pod, Service},
+};
 use kube::{
     Api, Client,
-    api::{DeleteParams, Patch, PatchParams, Preconditions},
+    api::{DeleteParams, ListParams, Patch, PatchParams, Preconditions},
 };
 use serde_json::json;
 use tokio::{
@@ -342,8 +345,12 @@ impl Signer {
         if !matches!(verdict, Verdict::Deny(_)) {
             return Ok(verdict);
         }
-        // Failed is for ever, so what a watch said of the namespace may not be its reason.
+        // Failed is for ever, so what a watch said of the namespace or of its Services may not be its reason: the approver
+        // may have seen a Service that has not passed by here yet.
         let namespace = namespace_watch::live(&self.client, &bound.namespace).await?;
+        let services: Api<Service> = Api::namespaced(self.client.clone(), &bound.namespace);
+        let services: Vec<_> =
+            within(services.list(&ListParams::default())).await?.items.iter().map(facts::service).collect();
         let facts = facts::pod(&pod, namespace.is_some_and(|namespace| namespace.opted_in));
         Ok(case.judge(csr, Some(&facts), &services, &policy))
     }
