@@ -40,6 +40,7 @@ use serde_json::json;
 use tokio::{
     sync::{Notify, watch},
     task::JoinSet,
+    time::sleep,
 };
 
 use crate::{
@@ -288,6 +289,8 @@ impl Signer {
             self.services.clear();
             self.metrics.forget_all();
             self.latest.lock().unwrap_or_else(PoisonError::into_inner).clear();
+            // What broke off may break off again at once.
+            sleep(Duration::from_secs(1)).await;
         }
     }
 
