@@ -20,12 +20,12 @@ use etcd_tls_sidecar::{
     settings::KeyAlgorithm,
 };
 use k8s_openapi::{
-    api::core::v1::{ConfigMap, Secret},
+    api::core::v1::{ConfigMap, Pod, Secret},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::{
     Api, Client,
-    api::{DeleteParams, PostParams, Preconditions},
+    api::{DeleteParams, ListParams, PostParams, Preconditions},
 };
 use tokio::sync::{Mutex, MutexGuard, Notify};
 
@@ -357,14 +357,26 @@ impl Authorities {
                 Ok(text.and_then(|text| Bundle::parse(text.as_bytes()).ok()))
             }
             Ok(None) => Ok(None),
-            Err(error) if error.code() == Some(403) && opted_in => Err(Unavailable::NotYet(format!(
-                "no right to ConfigMaps in namespace {} yet; approve gives it to opted-in namespaces",
-                name.namespace
-            ))),
-            // Where nothing may be published, nothing is.
-            Err(error) if error.code() == Some(403) => Ok(None),
+            Err(error) if error.code() == Some(403) => {
+                // Where nothing may be published, nothing is. Where it may be, or will be in a moment, there may be trust
+                // that is only not to be seen just now.
+                if opted_in || self.has_labelled_pods(&name.namespace).await? {
+                    return Err(Unavailable::NotYet(format!(
+                        "no right to ConfigMaps in namespace {} yet; approve gives it to opted-in namespaces",
+                        name.namespace
+                    )));
+                }
+                Ok(None)
+            }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Whether a pod of the namespace has opted in by its own label, which opens the namespace as its own label would.
+    async fn has_labelled_pods(&self, namespace: &str) -> Result<bool, RequestError> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        let one = ListParams::default().labels(&format!("{}={}", names::LABEL, names::DYNAMIC)).limit(1);
+        Ok(!within(pods.list_metadata(&one)).await?.items.is_empty())
     }
 
     /// The user's CA, where policy names its Secret.
