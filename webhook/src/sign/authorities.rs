@@ -233,11 +233,11 @@ impl Authorities {
         }
         let published = self.published(name, &uid, opted_in).await?;
         let given = self.given(&policy, name, now).await?;
-        let authority = match (given, published) {
-            (Some(given), None) => given,
-            // The user's own CA is still the one that is trusted: nothing is lost but our copy of it.
-            (Some(given), Some(published)) if published.contains(given.bundle()) => given,
-            (None, None) => generate(name, &policy, now)?,
+        let stored = match (given, published) {
+            (Some(given), None) => Stored::new(given),
+            // The user's own CA is still the one that is trusted, and the only one: nothing is lost but our copy of it.
+            (Some(given), Some(published)) if published == *given.bundle() => Stored::used(given),
+            (None, None) => Stored::new(generate(name, &policy, now)?),
             (_, Some(_)) => {
                 return Err(Unavailable::Lost(format!(
                     "the CA of {name} is lost: Secret {secret} in {} is missing, while pods trust it. Nothing is issued \
@@ -249,7 +249,7 @@ impl Authorities {
                 )));
             }
         };
-        self.create(name, &uid, &secret, Stored::new(authority), now).await
+        self.create(name, &uid, &secret, stored, now).await
     }
 
     /// Makes the Secret. Where another signer was faster, its CA is the one.

@@ -86,6 +86,12 @@ impl Stored {
         Self { active: Arc::new(active), next: None, old: None, state: State::default() }
     }
 
+    /// An authority whose leaves nobody has counted: any may live as long as the CA.
+    pub(super) fn used(active: Authority) -> Self {
+        let state = State { leaves_until: Some(active.not_after()), ..State::default() };
+        Self { state, ..Self::new(active) }
+    }
+
     /// Reads a Secret's data.
     pub(super) fn read(data: &BTreeMap<String, ByteString>, now: SystemTime) -> Result<Self, StateError> {
         let bytes = |key| data.get(key).map(|b| b.0.as_slice());
@@ -100,8 +106,8 @@ impl Stored {
         let next = data.contains_key(NEXT_CERTIFICATE).then(|| authority(NEXT_CERTIFICATE, NEXT_KEY)).transpose()?;
         let old = bytes(OLD_CERTIFICATE).map(Bundle::parse).transpose().map_err(StateError::Old)?;
         let state: State = match bytes(STATE) {
-            // A Secret restored by hand may hold nothing but the pair.
-            None => State::default(),
+            // A Secret restored by hand may hold nothing but the pair. Leaves of it may be out there all the same.
+            None => State { leaves_until: Some(active.not_after()), ..State::default() },
             Some(text) => serde_json::from_slice(text).map_err(|e| StateError::State(e.to_string()))?,
         };
         let fits = match state.rollover.as_ref().map(|r| r.phase) {
@@ -312,7 +318,8 @@ mod tests {
     fn a_pair_restored_by_hand_is_enough() {
         let mut data = Stored::new(ca("one")).data().unwrap();
         data.remove(STATE);
-        Stored::read(&data, now()).unwrap();
+        let restored = Stored::read(&data, now()).unwrap();
+        assert_eq!(restored.state.leaves_until, Some(restored.active.not_after()), "nobody has counted its leaves");
     }
 
     #[test]
