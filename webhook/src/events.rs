@@ -50,20 +50,27 @@ pub struct Recorder {
     allowances: Arc<Mutex<Allowances>>,
 }
 
-/// How many events each object was given of late: by uid, the time at which its burst is whole again.
+/// What events are counted by: not every reference has a uid.
+fn object(notice: &Notice) -> String {
+    let of = |part: &Option<String>| part.clone().unwrap_or_default();
+    let Notice { regarding, .. } = notice;
+    format!("{}/{}/{}", of(&regarding.namespace), of(&regarding.name), of(&regarding.uid))
+}
+
+/// How many events each object was given of late: by [`object`], the time at which its burst is whole again.
 #[derive(Debug, Default)]
 struct Allowances(HashMap<String, Instant>);
 
 impl Allowances {
     /// Whether another event on the object may be written, and counts it.
-    fn take(&mut self, uid: &str, now: Instant) -> bool {
-        if self.0.len() >= MAX_OBJECTS && !self.0.contains_key(uid) {
+    fn take(&mut self, object: &str, now: Instant) -> bool {
+        if self.0.len() >= MAX_OBJECTS && !self.0.contains_key(object) {
             self.0.retain(|_, whole_at| *whole_at > now);
             if self.0.len() >= MAX_OBJECTS {
                 return false;
             }
         }
-        let whole_at = self.0.entry(uid.to_owned()).or_insert(now);
+        let whole_at = self.0.entry(object.to_owned()).or_insert(now);
         let next = (*whole_at).max(now) + REFILL;
         let fits = next - now <= REFILL * BURST;
         if fits {
@@ -87,8 +94,7 @@ impl Recorder {
     /// Writes the event; one that says the same of the same object is there for an hour and not written again. Best
     /// effort: a failure is logged and nothing waits for it.
     pub async fn warn(&self, notice: Notice) {
-        let uid = notice.regarding.uid.as_deref().unwrap_or_default();
-        if !self.allowances.lock().unwrap_or_else(PoisonError::into_inner).take(uid, Instant::now()) {
+        if !self.allowances.lock().unwrap_or_else(PoisonError::into_inner).take(&object(&notice), Instant::now()) {
             tracing::debug!(object = notice.regarding.name, "too many events on one object: left out");
             return;
         }
@@ -209,6 +215,16 @@ mod tests {
         }
         assert!(allowances.0.len() <= MAX_OBJECTS);
         assert!(allowances.take("w", now + REFILL * (BURST + 1)), "the quiet ones make room");
+    }
+
+    #[test]
+    fn objects_without_a_uid_are_counted_apart() {
+        let notice = |namespace: &str| Notice {
+            regarding: ObjectReference { uid: None, ..pod_reference(namespace, "etcd-tls-trust-etcd", "") },
+            reason: "AuthorityLost",
+            note: String::new(),
+        };
+        assert_ne!(object(&notice("a")), object(&notice("b")));
     }
 
     #[tokio::test]
