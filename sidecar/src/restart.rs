@@ -40,7 +40,7 @@ use tokio::{
 pub use self::gate::{Gate, PATH};
 use self::{
     cluster::Eyes,
-    decision::{Permit, Trust, permit, trust},
+    decision::{Permit, Trust, leaf_due, permit, trust},
     memory::Memory,
     metrics::Metrics,
 };
@@ -131,6 +131,8 @@ pub struct Restarter {
     announced: Option<Instant>,
     /// Since when it waits, as the leader, for followers to go first.
     leads_since: Option<Instant>,
+    /// Whether etcd was restarted for a leaf that it does not serve, and still does not.
+    leaf_tried: bool,
 }
 
 /// How etcd is restarted.
@@ -246,6 +248,7 @@ impl Restarter {
             observed: None,
             announced: None,
             leads_since: None,
+            leaf_tried: false,
             means,
             eyes,
             options,
@@ -348,7 +351,7 @@ impl Restarter {
                 ),
             }
         }
-        if *self.unserved.borrow() {
+        if leaf_due(*self.unserved.borrow(), &mut self.leaf_tried) {
             look.why.push("etcd still serves an old certificate".to_owned());
         }
         self.status.send_if_modified(|status| {
@@ -370,13 +373,16 @@ impl Restarter {
         let allowed = permit(seen.me, &seen.members).map_err(Wait::hindered)?;
         if allowed.outage {
             self.announce(why)?;
-            return self.restart(ends, &allowed, None, &seen.client_urls).await;
+            let done = self.restart(ends, &allowed, None, &seen.client_urls).await;
+            self.leaf_tried |= done.is_ok();
+            return done;
         }
         let mut guard = self.lock(&seen.client_urls).await?;
         let done = self.restart(ends, &allowed, Some(&mut guard), &seen.client_urls).await;
         if let Err(error) = guard.release(&seen.client_urls).await {
             tracing::warn!(%error, "the restart lock was not given back; it lapses by itself");
         }
+        self.leaf_tried |= done.is_ok();
         done
     }
 

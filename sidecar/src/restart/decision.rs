@@ -58,6 +58,13 @@ pub(super) fn trust(installed: &Installed, seen: &Seen, tried: bool) -> Trust {
     }
 }
 
+/// Whether etcd is to be restarted because it does not serve a leaf that is on disk. `tried` says that it was restarted for
+/// that: what one restart did not cure (etcd reads other files), another one would not either.
+pub(super) fn leaf_due(unserved: bool, tried: &mut bool) -> bool {
+    *tried &= unserved;
+    unserved && !*tried
+}
+
 /// A member of the cluster as it was just seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct MemberSeen {
@@ -212,6 +219,17 @@ mod tests {
         ] {
             assert_eq!(trust(&on_disk, &seen, tried), expected, "{on_disk:?} {seen:?} {tried}");
         }
+    }
+
+    #[test]
+    fn a_leaf_that_is_not_served_is_worth_one_restart() {
+        let mut tried = false;
+        assert!(!leaf_due(false, &mut tried));
+        assert!(leaf_due(true, &mut tried) && leaf_due(true, &mut tried), "until it was done");
+        tried = true;
+        assert!(!leaf_due(true, &mut tried), "it did not help");
+        assert!(!leaf_due(false, &mut tried));
+        assert!(leaf_due(true, &mut tried), "it had helped, and another leaf is not served");
     }
 
     #[test]
