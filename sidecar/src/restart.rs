@@ -374,7 +374,7 @@ impl Restarter {
         if allowed.outage {
             self.announce(why)?;
             let done = self.restart(ends, &allowed, None, &seen.client_urls).await;
-            self.leaf_tried |= done.is_ok();
+            self.leaf_tried |= done.is_ok() && *self.unserved.borrow();
             return done;
         }
         let mut guard = self.lock(&seen.client_urls).await?;
@@ -382,7 +382,7 @@ impl Restarter {
         if let Err(error) = guard.release(&seen.client_urls).await {
             tracing::warn!(%error, "the restart lock was not given back; it lapses by itself");
         }
-        self.leaf_tried |= done.is_ok();
+        self.leaf_tried |= done.is_ok() && *self.unserved.borrow();
         done
     }
 
