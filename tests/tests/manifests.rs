@@ -41,7 +41,7 @@ async fn applying_again_wipes_nothing() {
     let webhooks = Api::<MutatingWebhookConfiguration>::all(api.client.clone());
     // The API server proves a bundle to be PEM.
     let pem = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, &api.ca.pem);
-    let ca_bundle: Vec<_> = (0..2)
+    let ca_bundle: Vec<_> = (0..3)
         .map(|i| json!({"op": "add", "path": format!("/webhooks/{i}/clientConfig/caBundle"), "value": pem}))
         .collect();
     let ca_bundle = Value::from(ca_bundle).to_string();
@@ -55,7 +55,7 @@ async fn applying_again_wipes_nothing() {
     let binding = bindings.get("etcd-tls-requesters").await.expect("get");
     assert_eq!(binding.subjects.expect("subjects")[0].name, "system:serviceaccounts:prod");
     let webhook = webhooks.get("etcd-tls").await.expect("get");
-    for entry in webhook.webhooks.expect("two entries") {
+    for entry in webhook.webhooks.expect("three entries") {
         assert!(entry.client_config.ca_bundle.is_some(), "{} lost its caBundle", entry.name);
     }
     let policy = policies.get("etcd-tls-policy").await.expect("get");
