@@ -16,6 +16,9 @@ pub const ANNOTATION_PREFIX: &str = "etcd-tls.dev/";
 /// CSR annotation: the digest of the bundle that etcd was seen to have loaded.
 pub const TRUSTS_ANNOTATION: &str = "etcd-tls.dev/trusts";
 
+/// The annotation of a static pod's mirror, which stands in the API for what kubelet runs from a file.
+pub const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
+
 /// The domain that ends our signer names' first part.
 pub const SIGNER_DOMAIN: &str = "etcd-tls.dev";
 

@@ -63,14 +63,16 @@ impl fmt::Display for Change {
     }
 }
 
-/// The namespaces that are opted in: by their own label, or by that of a pod (`pods`: the namespaces with labelled pods).
-/// Not those that are being deleted, where nothing can be made any more, and not our own.
-fn opted_in(namespaces: &namespace_watch::Map, pods: &BTreeMap<String, BTreeSet<String>>) -> BTreeSet<String> {
+/// Labelled pods: by namespace and uid, whether each asks with a token of its own. A static pod asks as its host; were its
+/// mirror to count, every service account of kube-system would get the right to request, and be held by what goes with it.
+type Pods = BTreeMap<String, BTreeMap<String, bool>>;
+
+/// The namespaces that are opted in: by their own label, or because of pods that are (`by_pods`). Not those that are being
+/// deleted, where nothing can be made any more, and not our own.
+fn opted_in(namespaces: &namespace_watch::Map, by_pods: impl Fn(&str) -> bool) -> BTreeSet<String> {
     namespaces
         .iter()
-        .filter(|(name, facts)| {
-            !facts.deleting && *name != SYSTEM_NAMESPACE && (facts.opted_in || pods.contains_key(*name))
-        })
+        .filter(|(name, facts)| !facts.deleting && *name != SYSTEM_NAMESPACE && (facts.opted_in || by_pods(name)))
         .map(|(name, _)| name.clone())
         .collect()
 }
@@ -102,8 +104,13 @@ fn sign_subject() -> Subject {
     }
 }
 
-/// The difference between what should be and what is.
-fn changes(namespaces: &BTreeSet<String>, policy: &Policy, observed: &Observed) -> Vec<Change> {
+/// The difference between what should be and what is; `asking`: those of `namespaces` whose service accounts may request.
+fn changes(
+    namespaces: &BTreeSet<String>,
+    asking: &BTreeSet<String>,
+    policy: &Policy,
+    observed: &Observed,
+) -> Vec<Change> {
     let mut changes = Vec::new();
     for namespace in namespaces {
         match observed.sign.get(namespace) {
@@ -122,7 +129,7 @@ fn changes(namespaces: &BTreeSet<String>, policy: &Policy, observed: &Observed) 
             changes.push(Change::Unbind(namespace.clone()));
         }
     }
-    let wanted = requesters(namespaces, policy);
+    let wanted = requesters(asking, policy);
     let subjects = observed.requesters.as_ref().map(|b| b.subjects.clone().unwrap_or_default());
     if subjects.as_ref() != Some(&wanted) {
         changes.push(Change::Requesters(wanted));
@@ -166,8 +173,8 @@ mod tests {
             ("going".to_owned(), namespace(true, true)),
             (SYSTEM_NAMESPACE.to_owned(), namespace(true, false)),
         ]);
-        let pods = BTreeMap::from([("by-pod".to_owned(), set(&["u"])), ("gone".to_owned(), set(&["v"]))]);
-        assert_eq!(opted_in(&namespaces, &pods), set(&["by-pod", "labelled"]));
+        let pods = set(&["by-pod", "gone"]);
+        assert_eq!(opted_in(&namespaces, |name| pods.contains(name)), set(&["by-pod", "labelled"]));
     }
 
     #[test]
@@ -185,24 +192,31 @@ mod tests {
             requesters: Some(with_subjects(wanted)),
             sign: BTreeMap::from([("a".to_owned(), good()), ("b".to_owned(), good())]),
         };
-        assert_eq!(changes(&namespaces, &policy, &observed), []);
+        assert_eq!(changes(&namespaces, &namespaces, &policy, &observed), []);
 
         // Drift of each kind.
         observed.sign.remove("a");
-        assert_eq!(changes(&namespaces, &policy, &observed), [Change::Bind("a".to_owned())]);
+        assert_eq!(changes(&namespaces, &namespaces, &policy, &observed), [Change::Bind("a".to_owned())]);
         let other = RoleRef { name: "cluster-admin".to_owned(), ..trust_role() };
         observed.sign.insert("a".to_owned(), RoleBinding { role_ref: other.clone(), ..good() });
         assert_eq!(
-            changes(&namespaces, &policy, &observed),
+            changes(&namespaces, &namespaces, &policy, &observed),
             [Change::Unbind("a".to_owned()), Change::Bind("a".to_owned())]
         );
         observed.sign.insert("a".to_owned(), RoleBinding { subjects: None, ..good() });
-        assert_eq!(changes(&namespaces, &policy, &observed), [Change::Bind("a".to_owned())]);
+        assert_eq!(changes(&namespaces, &namespaces, &policy, &observed), [Change::Bind("a".to_owned())]);
         observed.sign.insert("a".to_owned(), good());
         observed.requesters = Some(with_subjects(vec![sign_subject()]));
-        assert!(matches!(changes(&namespaces, &policy, &observed).as_slice(), [Change::Requesters(_)]));
+        assert!(matches!(changes(&namespaces, &namespaces, &policy, &observed).as_slice(), [Change::Requesters(_)]));
         observed.requesters = None;
-        assert!(matches!(changes(&namespaces, &policy, &observed).as_slice(), [Change::Requesters(_)]));
+        assert!(matches!(changes(&namespaces, &namespaces, &policy, &observed).as_slice(), [Change::Requesters(_)]));
+    }
+
+    #[test]
+    fn trust_is_published_where_nobody_may_ask() {
+        let observed = Observed { requesters: Some(with_subjects(vec![])), sign: BTreeMap::new() };
+        let wanted = changes(&set(&["kube-system"]), &set(&[]), &Policy::default(), &observed);
+        assert_eq!(wanted, [Change::Bind("kube-system".to_owned())]);
     }
 
     #[test]
@@ -218,7 +232,7 @@ mod tests {
             ]),
         };
         assert_eq!(
-            changes(&set(&[]), &policy, &observed),
+            changes(&set(&[]), &set(&[]), &policy, &observed),
             [Change::Unbind("a".to_owned()), Change::Requesters(vec![])]
         );
     }

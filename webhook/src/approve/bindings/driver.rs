@@ -1,7 +1,7 @@
 //! Watches what the bindings depend on and the bindings themselves, and writes the difference, while this replica leads.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     convert::Infallible,
     pin::pin,
     time::Duration,
@@ -23,7 +23,7 @@ use serde_json::json;
 use tokio::{sync::watch, time::sleep};
 
 use super::{
-    Change, Observed, RBAC, REQUESTER_ROLE, REQUESTERS_BINDING, SIGN_BINDING, changes, lean_binding, opted_in,
+    Change, Observed, Pods, RBAC, REQUESTER_ROLE, REQUESTERS_BINDING, SIGN_BINDING, changes, lean_binding, opted_in,
     sign_subject, trust_role,
 };
 use crate::{
@@ -31,7 +31,7 @@ use crate::{
     namespace_watch, policy_watch,
     shutdown::until,
 };
-use etcd_tls_sidecar::names::{DYNAMIC, LABEL};
+use etcd_tls_sidecar::names::{DYNAMIC, LABEL, MIRROR_ANNOTATION};
 
 const FIELD_MANAGER: &str = "etcd-tls-approve";
 /// The longest wait after writes that failed.
@@ -63,8 +63,7 @@ struct Term<'a> {
 /// What the three watches of a term have brought.
 #[derive(Default)]
 struct Seen {
-    /// The uids of labelled pods by namespace.
-    pods: Listed<BTreeMap<String, BTreeSet<String>>>,
+    pods: Listed<Pods>,
     sign: Listed<BTreeMap<String, RoleBinding>>,
     requesters: Listed<Option<ClusterRoleBinding>>,
 }
@@ -149,10 +148,12 @@ impl Term<'_> {
         waited: Option<Duration>,
     ) -> Option<Duration> {
         let (namespaces, policy) = (namespaces.borrow().clone()?, policy.borrow().clone()?);
-        let opted_in = opted_in(&namespaces, seen.pods.current.as_ref()?);
+        let pods = seen.pods.current.as_ref()?;
+        let asks = |name: &str| pods.get(name).is_some_and(|pods| pods.values().any(|asks| *asks));
+        let (asking, opted_in) = (opted_in(&namespaces, asks), opted_in(&namespaces, |name| pods.contains_key(name)));
         let mut observed = Observed { requesters: seen.requesters.current.clone()?, sign: seen.sign.current.take()? };
         let mut failed = false;
-        for change in changes(&opted_in, &policy, &observed) {
+        for change in changes(&opted_in, &asking, &policy, &observed) {
             match self.write(&change, &mut observed).await {
                 Ok(()) => {
                     self.writes.inc();
@@ -216,11 +217,12 @@ impl Term<'_> {
     }
 }
 
-fn pod_seen(pods: &mut BTreeMap<String, BTreeSet<String>>, pod: PartialObjectMeta<Pod>) {
-    pods.entry(pod.namespace().unwrap_or_default()).or_default().insert(pod.uid().unwrap_or_default());
+fn pod_seen(pods: &mut Pods, pod: PartialObjectMeta<Pod>) {
+    let asks = !pod.annotations().contains_key(MIRROR_ANNOTATION);
+    pods.entry(pod.namespace().unwrap_or_default()).or_default().insert(pod.uid().unwrap_or_default(), asks);
 }
 
-fn pod_gone(pods: &mut BTreeMap<String, BTreeSet<String>>, pod: PartialObjectMeta<Pod>) {
+fn pod_gone(pods: &mut Pods, pod: PartialObjectMeta<Pod>) {
     let namespace = pod.namespace().unwrap_or_default();
     if let Some(uids) = pods.get_mut(&namespace) {
         uids.remove(pod.uid().unwrap_or_default().as_str());
