@@ -165,7 +165,8 @@ async fn requesters_are_held_to_our_requests() {
 
     // A node that is listed as a host: its kubelet renews its own certificates all the same, without a lifetime asked for.
     let kubelet = impersonating(&api, "system:node:cp-1", &["system:nodes", "system:authenticated"]).await;
-    for (n, own) in ["kubernetes.io/kube-apiserver-client-kubelet", "kubernetes.io/kubelet-serving"].iter().enumerate() {
+    for (n, own) in ["kubernetes.io/kube-apiserver-client-kubelet", "kubernetes.io/kubelet-serving"].iter().enumerate()
+    {
         let pair = rcgen::KeyPair::generate().expect("a key");
         let mut params = rcgen::CertificateParams::default();
         params.distinguished_name = rcgen::DistinguishedName::new();

@@ -121,8 +121,7 @@ impl Pods {
         // The law takes the first entry that fits a caller; one behind it gets no certificate, and is not waited for.
         let first = |host: &&Host| policy.host(&host.username, &host.groups).is_some_and(|h| std::ptr::eq(h, *host));
         for host in policy.hosts.iter().filter(first) {
-            let cluster =
-                ClusterName { namespace: host.cluster.namespace.clone(), name: host.cluster.cluster.clone() };
+            let cluster = ClusterName { namespace: host.cluster.namespace.clone(), name: host.cluster.cluster.clone() };
             let mut roles: BTreeMap<_, BTreeSet<Role>> = BTreeMap::new();
             for role in &host.roles {
                 roles.entry(policy.authority(&cluster.signer(role.domain()))).or_default().insert(*role);
@@ -241,7 +240,8 @@ impl Member {
     /// The roles that policy lets it have. Who only claims to belong to another namespace's cluster gets no certificate of
     /// it; nothing is made for it, and no rollover waits for it.
     fn allowed<'a>(&'a self, policy: &'a Policy) -> impl Iterator<Item = Role> + 'a {
-        let takes = move |role: &Role| policy.allows_cluster(&self.namespace, &self.cluster.signer(role.domain()), *role);
+        let takes =
+            move |role: &Role| policy.allows_cluster(&self.namespace, &self.cluster.signer(role.domain()), *role);
         self.roles.iter().copied().filter(takes)
     }
 }

@@ -1,11 +1,6 @@
 //! Watches what the bindings depend on and the bindings themselves, and writes the difference, while this replica leads.
 
-use std::{
-    collections::BTreeMap,
-    convert::Infallible,
-    pin::pin,
-    time::Duration,
-};
+use std::{collections::BTreeMap, convert::Infallible, pin::pin, time::Duration};
 
 use futures::StreamExt;
 use k8s_openapi::api::{
