@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use notify::{RecursiveMode, Watcher};
+use notify::{Event, EventKind, RecursiveMode, Watcher, event::AccessKind};
 use rustls::{
     RootCertStore, ServerConfig,
     crypto::CryptoProvider,
@@ -223,12 +223,19 @@ fn read_bounded(path: &Path) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
+/// Whether somebody only opened a file. We do, at each reading, which would ring for the next one for ever.
+const fn is_a_look(event: &notify::Result<Event>) -> bool {
+    matches!(event, Ok(Event { kind: EventKind::Access(AccessKind::Open(_)), .. }))
+}
+
 /// Reads again at every event in `directories`, and at every [`RECHECK`] without one.
 async fn keep_fresh(pairs: Weak<ServingPairs>, directories: BTreeSet<PathBuf>) {
     let (tell, mut events) = mpsc::channel(1);
-    let mut watcher = notify::recommended_watcher(move |_event| {
-        // A full channel already says that there is something to read.
-        let _ = tell.try_send(());
+    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        if !is_a_look(&event) {
+            // A full channel already says that there is something to read.
+            let _ = tell.try_send(());
+        }
     })
     .inspect_err(|error| tracing::warn!(%error, "cannot watch serving pairs; reading them every minute"))
     .ok();
@@ -338,6 +345,25 @@ mod tests {
         fs::remove_file(dir.0.join("tls.crt")).unwrap();
         assert!(pairs.reload().is_err());
         assert_eq!(pairs.default_leaf().unwrap(), good);
+    }
+
+    #[tokio::test]
+    async fn reading_a_directory_is_no_news_of_it() {
+        let dir = Dir::new("look");
+        let (certificate, key) = pair(&["a.test"]);
+        fs::write(dir.0.join("tls.crt"), &certificate).unwrap();
+        fs::write(dir.0.join("tls.key"), key).unwrap();
+        let (tell, mut told) = mpsc::unbounded_channel();
+        let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
+            let _ = tell.send(is_a_look(&event));
+        })
+        .unwrap();
+        watcher.watch(&dir.0, RecursiveMode::NonRecursive).unwrap();
+        PairFiles::in_dir(&dir.0).read().unwrap();
+        // Two files were opened, and that is all that happens before one is written.
+        assert!(told.recv().await.unwrap() && told.recv().await.unwrap());
+        fs::write(dir.0.join("tls.crt"), certificate).unwrap();
+        while told.recv().await.unwrap() {}
     }
 
     #[tokio::test]
