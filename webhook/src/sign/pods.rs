@@ -123,7 +123,8 @@ impl Pods {
         for host in policy.hosts.iter().filter(first) {
             let cluster = ClusterName { namespace: host.cluster.namespace.clone(), name: host.cluster.cluster.clone() };
             let mut roles: BTreeMap<_, BTreeSet<Role>> = BTreeMap::new();
-            for role in &host.roles {
+            // A client on a host is one of the clients outside, for whom an operator speaks.
+            for role in host.roles.iter().filter(|role| matches!(role, Role::Peer | Role::Server)) {
                 roles.entry(policy.authority(&cluster.signer(role.domain()))).or_default().insert(*role);
             }
             for (authority, roles) in roles {
@@ -364,6 +365,7 @@ mod tests {
         let policy = "hosts:
 - {username: 'system:node:cp', cluster: kube-system/etcd, roles: [peer, server], commonName: cp}
 - {username: 'system:node:cp', cluster: kube-system/other, roles: [peer], commonName: cp}
+- {username: backup, cluster: kube-system/etcd, roles: [client], commonName: backup}
 ";
         let authorities = Pods::default().by_authority(&Policy::parse(policy).unwrap());
         assert_eq!(authorities.len(), 2, "the second entry of a name is nobody's");
@@ -371,6 +373,7 @@ mod tests {
         let peer = &authorities[&cluster.signer(Domain::Peer)];
         assert_eq!(peer[0].uid, host_holder("system:node:cp"));
         assert_eq!(peer[0].roles, BTreeSet::from([Role::Peer]));
+        assert_eq!(authorities[&cluster.signer(Domain::Client)].len(), 1, "a client on a host is a client outside");
     }
 
     #[test]
