@@ -32,8 +32,9 @@ use crate::{
 };
 use queue::{Job, Kept, Queue};
 
-/// CSRs in one page of a list. Small: a kube-apiserver stores CSRs of more than a megabyte.
-const PAGE: u32 = 50;
+/// CSRs in one page of a list. Small: a kube-apiserver stores CSRs of more than a megabyte, and a page of them must not be
+/// more than the process may have.
+const PAGE: u32 = 20;
 /// How long work under way may take when the process is told to end.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(8);
 /// A list that did not fit the queue is taken again when there is room, but not sooner than this after the last one.
