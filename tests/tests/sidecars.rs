@@ -17,8 +17,8 @@ use tests::{
     workload::Report,
 };
 
-/// Pods, three members.
-const PODS: Setup<'static> = Setup { size: 3, life: Duration::from_secs(8), hosts: false, clock: None };
+/// Pods, three members. What is renewed at 60 % of its life has eight seconds left, for a machine that is busy.
+const PODS: Setup<'static> = Setup { size: 3, life: Duration::from_secs(20), hosts: false, clock: None };
 
 fn soak() -> bool {
     std::env::var_os("ETCD_TLS_SOAK").is_some()
@@ -38,7 +38,7 @@ fn nothing_lost(report: &Report) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leaves_of_seconds_and_nobody_notices() {
     let Some(etcd) = tier::etcd() else { return };
-    let (rotations, life) = if soak() { (200, Duration::from_secs(6)) } else { (4, PODS.life) };
+    let (rotations, life) = if soak() { (200, Duration::from_secs(6)) } else { (3, PODS.life) };
     if !soak() {
         say("the short form of this test; the long one: ETCD_TLS_SOAK=1 cargo test -p tests --test sidecars");
     }
@@ -83,7 +83,13 @@ async fn rollovers(setup: Setup<'_>) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cas_roll_over() {
-    rollovers(PODS).await;
+    if soak() {
+        rollovers(PODS).await;
+    } else {
+        say(
+            "SKIPPED: rollovers without a fault, since the one with the API away is one too; enable with: ETCD_TLS_SOAK=1",
+        );
+    }
 }
 
 /// Where no process namespace is the pod's own, etcd is the process of its pid file, which changes with each restart.
@@ -92,8 +98,13 @@ async fn cas_roll_over_on_hosts() {
     rollovers(Setup { hosts: true, ..PODS }).await;
 }
 
-/// Members restart without the API, by etcd's own lock; what they have loaded is stated when it is back.
+/// Two clusters at the same time: both wait most of it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rollovers_go_on_when_the_api_was_away_or_clocks_were_an_hour_off() {
+    tokio::join!(the_api_away_in_the_middle_of_a_rollover(), clocks_an_hour_off_in_the_middle_of_a_rollover());
+}
+
+/// Members restart without the API, by etcd's own lock; what they have loaded is stated when it is back.
 async fn the_api_away_in_the_middle_of_a_rollover() {
     let Some(etcd) = tier::etcd() else { return };
     // What is renewed at 60 % of its life at the latest outlives the outage.
@@ -111,9 +122,12 @@ async fn the_api_away_in_the_middle_of_a_rollover() {
     fleet.server.state().away = true;
     let (calls, made) = (calls(&fleet), fleet.server.made());
     tokio::time::sleep(outage).await;
-    let attempts = self::calls(&fleet) - calls;
+    let attempts = eventually("somebody asks", LIMIT, || async {
+        let attempts = self::calls(&fleet) - calls;
+        if attempts == 0 { Err("nobody yet") } else { Ok(attempts) }
+    })
+    .await;
     assert_eq!(fleet.server.made(), made, "the API was there after all");
-    assert!(attempts > 0, "nobody asked");
     // Seven certificates; pauses of a second and more, jittered.
     assert!(attempts < 7 * 5 * outage.as_secs(), "a hot loop: {attempts} attempts in {outage:?}");
     fleet.server.state().away = false;
@@ -138,7 +152,6 @@ fn calls(fleet: &Fleet) -> u64 {
 
 /// The sidecars' clocks are an hour slow, then an hour fast, then right. While they are slow, certificates are not valid yet
 /// for them, and a rollover waits; while they are fast, every leaf has lived half of its life, and is renewed, once.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clocks_an_hour_off_in_the_middle_of_a_rollover() {
     let (Some(etcd), Some(library)) = (tier::etcd(), tier::faketime()) else { return };
     let clock = FakeClock::new(library);
@@ -211,7 +224,7 @@ async fn a_pod_whose_certificates_expired_while_it_was_away_comes_back() {
     fleet.members[2].sidecar = None;
     let rollover = fleet.rollover(1);
     fleet.publish(&rollover.both);
-    fleet.expired(2, PODS.life).await;
+    fleet.expired(2, Duration::from_secs(5)).await;
     assert_eq!(fleet.supervisor.ends().len(), 1, "nobody restarts while one is away");
     fleet.members[2].init().await;
     for role in [Role::Peer, Role::Server] {
