@@ -79,7 +79,11 @@ impl Figures {
     fn note(&self, counter: &AtomicU64, what: &str, error: &ClientError) {
         counter.fetch_add(1, Ordering::Relaxed);
         let mut errors = self.errors.lock().expect("no panic while held");
-        if errors.len() < KEPT_ERRORS {
+        // Those of operations that failed are kept before those that were tried again.
+        if std::ptr::eq(counter, &self.failed) {
+            errors.insert(0, format!("{what}: {error}"));
+            errors.truncate(KEPT_ERRORS);
+        } else if errors.len() < KEPT_ERRORS {
             errors.push(format!("{what}: {error}"));
         }
     }
@@ -114,7 +118,7 @@ pub struct Report {
     pub watch_breaks: u64,
     /// The longest operation.
     pub longest: Duration,
-    /// The first errors, retried ones included.
+    /// The first errors, retried ones included; those of failed operations before all others.
     pub errors: Vec<String>,
 }
 
