@@ -1,7 +1,9 @@
-//! The log: one line an event on stderr, text for people or JSON for collectors.
+//! What a process says of itself. The log: one line an event on stderr, text for people or JSON for collectors; and metrics,
+//! each made and named at one place.
 
 use std::str::FromStr;
 
+use prometheus_client::registry::{Metric, Registry};
 use tracing_subscriber::{filter::Targets, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
 /// The form of a log line.
@@ -38,11 +40,18 @@ pub enum TelemetryError {
 pub fn init(format: Format, level: &str) -> Result<(), TelemetryError> {
     let filter =
         Targets::from_str(level).map_err(|source| TelemetryError::Filter { level: level.to_owned(), source })?;
-    let registry = tracing_subscriber::registry().with(filter);
+    let subscriber = tracing_subscriber::registry().with(filter);
     let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(false);
     match format {
-        Format::Text => registry.with(lines).try_init()?,
-        Format::Json => registry.with(lines.json().flatten_event(true)).try_init()?,
+        Format::Text => subscriber.with(lines).try_init()?,
+        Format::Json => subscriber.with(lines.json().flatten_event(true)).try_init()?,
     }
     Ok(())
+}
+
+/// A new metric, shown by `registry` as `name` (under the registry's prefix) with `help`.
+pub fn metric<M: Metric + Default + Clone>(registry: &mut Registry, name: &str, help: &str) -> M {
+    let metric = M::default();
+    registry.register(name, help, metric.clone());
+    metric
 }

@@ -60,3 +60,13 @@ impl Cli {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn every_subcommands_arguments_go_together() {
+        super::Cli::command().debug_assert();
+    }
+}

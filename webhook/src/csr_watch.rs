@@ -10,6 +10,7 @@ mod queue;
 
 use std::{collections::HashMap, pin::pin, sync::Arc, time::Duration};
 
+use etcd_tls_sidecar::telemetry::metric;
 use futures::StreamExt;
 use kube::{
     Api, Client,
@@ -77,7 +78,7 @@ pub trait Handler: Send + Sync + 'static {
 }
 
 /// Figures of the queue.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Metrics {
     queued: Gauge,
     in_flight: Gauge,
@@ -89,17 +90,13 @@ pub struct Metrics {
 impl Metrics {
     /// Registers the figures under `registry`'s prefix.
     pub fn register(registry: &mut Registry) -> Self {
-        let metrics = Self::default();
-        registry.register(
-            "queue_depth",
-            "Requests that wait for their turn or for another try",
-            metrics.queued.clone(),
-        );
-        registry.register("queue_in_flight", "Requests that are worked on", metrics.in_flight.clone());
-        registry.register("queue_retries", "Requests that had to be looked at again", metrics.retries.clone());
-        registry.register("queue_lists", "Lists of all CertificateSigningRequests", metrics.lists.clone());
-        registry.register("queue_synced", "1 while leading with a complete list", metrics.synced.clone());
-        metrics
+        Self {
+            queued: metric(registry, "queue_depth", "Requests that wait for their turn or for another try"),
+            in_flight: metric(registry, "queue_in_flight", "Requests that are worked on"),
+            retries: metric(registry, "queue_retries", "Requests that had to be looked at again"),
+            lists: metric(registry, "queue_lists", "Lists of all CertificateSigningRequests"),
+            synced: metric(registry, "queue_synced", "1 while leading with a complete list"),
+        }
     }
 
     /// Whether this replica leads and has seen every CSR once.

@@ -1,7 +1,8 @@
 //! The operator's policy, watched: ConfigMap `etcd-tls-policy` in the system namespace.
 //!
 //! An unreadable policy keeps the last good one and says so, by log, metric and an Event on the ConfigMap. While none was
-//! ever readable there is none, and whoever decides waits instead of denying.
+//! ever readable there is none, and whoever decides waits instead of denying. A denial is made only after a live look
+//! ([`live`]).
 
 use std::sync::Arc;
 
@@ -16,7 +17,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::watch;
 
 use crate::{
-    client::{WATCH_SECONDS, WatchBackoff},
+    client::{RequestError, WATCH_SECONDS, WatchBackoff, within},
     events::{Notice, Recorder},
 };
 
@@ -70,6 +71,16 @@ pub fn spawn(client: Client, namespace: &str, recorder: Recorder, readable: Gaug
         }
     });
     receiver
+}
+
+/// The policy as it is written now, not as a watch saw it; `None`: there is none that can be read, so that the last readable
+/// one stays in force, which the watch says.
+///
+/// # Errors
+/// The request's.
+pub async fn live(client: &Client, namespace: &str) -> Result<Option<Policy>, RequestError> {
+    let api: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
+    Ok(read(within(api.get_opt(names::POLICY_CONFIG_MAP)).await?.as_ref()).ok())
 }
 
 /// Puts a policy in force; whether it is another one.

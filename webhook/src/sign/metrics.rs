@@ -1,15 +1,14 @@
-//! The signer's figures. Labels are a fixed set of words, or the name of an authority, of which there are as many as etcd
+//! The signer's own metrics. Labels are a fixed set of words, or the name of an authority, of which there are as many as etcd
 //! clusters.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use etcd_tls_sidecar::{names::SignerName, role::Role};
+use etcd_tls_sidecar::{names::SignerName, role::Role, telemetry::metric};
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
-use tokio::sync::watch;
 
 use crate::rollover::Report;
 
@@ -42,61 +41,42 @@ struct InPhase {
 pub(super) const PHASES: [&str; 5] = ["stable", "published", "signing", "lost", "unusable"];
 
 /// See the module.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct Metrics {
     issued: Family<OfRole, Counter>,
     failed: Family<WithReason, Counter>,
     pub(super) cleaned: Counter,
-    pub(super) waits: Counter,
-    pub(super) conflicts: Counter,
-    pub(super) errors: Counter,
     pub(super) trust_writes: Counter,
-    pub(super) policy_readable: Gauge,
     pub(super) serving_until: Gauge,
-    leader: Gauge,
     phase: Family<InPhase, Gauge>,
     waiting: Family<OfAuthority, Gauge>,
     not_after: Family<OfAuthority, Gauge>,
 }
 
-/// The registry whose prefix the signer's figures have.
-pub(super) fn registry() -> Registry {
-    Registry::with_prefix("etcd_tls_sign")
-}
-
 impl Metrics {
     pub(super) fn register(registry: &mut Registry) -> Self {
-        let m = Self::default();
-        registry.register("certificates_issued", "Certificates issued, by role", m.issued.clone());
-        registry.register(
-            "requests_failed",
-            "Approved requests that the signer refused, by reason; one counts once a reason",
-            m.failed.clone(),
-        );
-        registry.register("requests_deleted", "Finished requests deleted", m.cleaned.clone());
-        registry.register("not_yet", "Looks at a request that has to wait for something", m.waits.clone());
-        registry.register("conflicts", "Writes that met a request which had changed", m.conflicts.clone());
-        registry.register("errors", "Looks at a request that the API server failed", m.errors.clone());
-        registry.register("trust_writes", "Trust ConfigMaps written", m.trust_writes.clone());
-        registry.register(
-            "policy_readable",
-            "1 while the policy's ConfigMap is what is in force",
-            m.policy_readable.clone(),
-        );
-        registry.register(
-            "webhook_certificate_not_after_timestamp_seconds",
-            "When the webhook's serving certificate ends; 0 while it is not known",
-            m.serving_until.clone(),
-        );
-        registry.register("leader", "1 while this replica leads", m.leader.clone());
-        registry.register(
-            "authority_phase",
-            "1 for the phase that an authority is in; lost and unusable ones issue nothing",
-            m.phase.clone(),
-        );
-        registry.register("rollover_waiting", "How much an authority's rollover waits for", m.waiting.clone());
-        registry.register("authority_not_after_timestamp_seconds", "When the CA that signs ends", m.not_after.clone());
-        m
+        Self {
+            issued: metric(registry, "certificates_issued", "Certificates issued, by role"),
+            failed: metric(
+                registry,
+                "requests_failed",
+                "Approved requests that the signer refused, by reason; one counts once a reason",
+            ),
+            cleaned: metric(registry, "requests_deleted", "Finished requests deleted"),
+            trust_writes: metric(registry, "trust_writes", "Trust ConfigMaps written"),
+            serving_until: metric(
+                registry,
+                "webhook_certificate_not_after_timestamp_seconds",
+                "When the webhook's serving certificate ends; 0 while it is not known",
+            ),
+            phase: metric(
+                registry,
+                "authority_phase",
+                "1 for the phase that an authority is in; lost and unusable ones issue nothing",
+            ),
+            waiting: metric(registry, "rollover_waiting", "How much an authority's rollover waits for"),
+            not_after: metric(registry, "authority_not_after_timestamp_seconds", "When the CA that signs ends"),
+        }
     }
 
     pub(super) fn issued(&self, role: Role) {
@@ -144,19 +124,6 @@ impl Metrics {
         self.phase.clear();
         self.waiting.clear();
         self.not_after.clear();
-    }
-
-    /// Shows who leads, for as long as it is polled.
-    pub(super) fn show_leadership(&self, mut leader: watch::Receiver<bool>) -> impl Future<Output = ()> + use<> {
-        let gauge = self.leader.clone();
-        async move {
-            loop {
-                gauge.set(i64::from(*leader.borrow_and_update()));
-                if leader.changed().await.is_err() {
-                    std::future::pending::<()>().await;
-                }
-            }
-        }
     }
 }
 

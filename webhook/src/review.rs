@@ -1,4 +1,5 @@
-//! The approver's decision as a function of values: which CSRs are ours to decide, and what the law says of one.
+//! A controller's decision as a function of values: which CSRs are the approver's to decide, what the law says of one, and
+//! what is written for it.
 //!
 //! The law itself is [`etcd_tls_sidecar::identity::judge`]; here is what stands around it: signer names that are no good,
 //! requests that cannot be read, and what is written for each verdict.
@@ -84,6 +85,11 @@ impl Case {
         self.readable.as_ref().ok().and(self.bound.as_ref())
     }
 
+    /// The pod for the log, `<namespace>/<name>`; empty for a host.
+    pub(crate) fn pod(&self) -> String {
+        self.bound.as_ref().map(|bound| format!("{}/{}", bound.namespace, bound.pod)).unwrap_or_default()
+    }
+
     /// The only bytes of the request that a signer looks at: DER SubjectPublicKeyInfo.
     pub(crate) fn public_key(&self) -> Option<&[u8]> {
         self.readable.as_ref().ok().map(|(_, request)| request.public_key.as_slice())
@@ -139,7 +145,7 @@ pub(crate) fn message(denials: &[Denial]) -> String {
     text
 }
 
-/// The patch of `…/approval` for a decision about exactly this CSR as it was looked at.
+/// The patch of a condition, for a decision about exactly this CSR as it was looked at.
 ///
 /// With uid and resourceVersion it cannot land on a CSR of the same name that was made in the meantime, nor on one that
 /// somebody else decided. Conditions that others set stay.

@@ -1,0 +1,247 @@
+//! What `approve` and `sign` are alike in: each is the leader of some replicas, watches CertificateSigningRequests, judges
+//! each one by policy, namespace and live pod, and writes what comes of it.
+//!
+//! A controller is started with [`ControllerArgs::start`], decides by [`Controller::decide`], writes by [`Controller::write`] and
+//! works until it is told to stop in [`Started::run`]. What is its own, it does in a [`Handler`].
+//!
+//! **Invariant.** What cannot be taken back is never said for an error of ours or the API server's, never by what a watch
+//! said of policy, namespace or Services, and never without a policy.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use etcd_tls_sidecar::{
+    identity::{Denial, ServiceFacts, Verdict},
+    names, telemetry,
+};
+use k8s_openapi::api::core::v1::{Pod, Service};
+use kube::{
+    Api, Client,
+    api::{ListParams, Patch, PatchParams},
+};
+use prometheus_client::registry::Registry;
+use tokio::sync::watch;
+
+use crate::{
+    cli::Error,
+    client::{self, RequestError, within},
+    csr_watch::{self, Handler, Outcome},
+    events::{Notice, Recorder, pod_reference},
+    facts::{self, Csr},
+    health::Health,
+    lease::Candidate,
+    namespace_watch, policy_watch,
+    review::{self, Case},
+    shutdown,
+};
+use metrics::Metrics;
+
+mod metrics;
+
+/// The arguments of every controller.
+#[derive(clap::Args, Debug)]
+pub struct ControllerArgs {
+    /// The system namespace: of the policy, of the Lease and of `sign`'s CAs.
+    #[arg(long, env = "POD_NAMESPACE", default_value = names::SYSTEM_NAMESPACE)]
+    namespace: String,
+    /// This replica's name, one of its own [default: the host name, which is the pod's].
+    #[arg(long, env = "POD_NAME")]
+    identity: Option<String>,
+    /// Requests that are worked on at once.
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    workers: u16,
+    /// Where /live, /ready and /metrics are served.
+    #[arg(long, default_value = "[::]:9179")]
+    admin_address: SocketAddr,
+    /// The log's level, or targets with levels (info,kube_client=debug).
+    #[arg(long, env = "LOG_LEVEL", default_value = "info")]
+    log_level: String,
+    /// The form of the log's lines.
+    #[arg(long, default_value = "text")]
+    log_format: telemetry::Format,
+}
+
+/// What a controller works with.
+#[derive(Clone)]
+pub(crate) struct Controller {
+    /// The Lease's name, and the name that writes are made under.
+    name: &'static str,
+    pub(crate) client: Client,
+    /// The system namespace.
+    pub(crate) namespace: String,
+    pub(crate) policy: policy_watch::Current,
+    pub(crate) namespaces: namespace_watch::Current,
+    /// Whether this replica leads.
+    pub(crate) leader: watch::Receiver<bool>,
+    pub(crate) recorder: Recorder,
+    metrics: Metrics,
+}
+
+/// A controller that has been started and does nothing yet.
+pub(crate) struct Started {
+    pub(crate) controller: Controller,
+    candidate: Candidate,
+    queue: csr_watch::Metrics,
+    workers: u16,
+    shutdown: watch::Receiver<bool>,
+}
+
+impl ControllerArgs {
+    /// Connects, watches policy and namespaces, stands for leader by the Lease `name`, and serves the admin port with the
+    /// metrics of `registry` and the common ones.
+    ///
+    /// # Errors
+    /// What kept it from starting.
+    pub(crate) async fn start(self, name: &'static str, mut registry: Registry) -> Result<Started, Error> {
+        let Self { namespace, identity, workers, admin_address, log_level, log_format } = self;
+        telemetry::init(log_format, &log_level)?;
+        let shutdown = shutdown::on_signals()?;
+        let identity = match identity {
+            Some(identity) => identity,
+            None => nix::unistd::gethostname()?.to_string_lossy().into_owned(),
+        };
+        let metrics = Metrics::register(&mut registry);
+        let queue = csr_watch::Metrics::register(&mut registry);
+        let client = client::connect().await?;
+        let process = name.strip_prefix("etcd-tls-").unwrap_or(name);
+        let recorder = Recorder::new(client.clone(), process, &identity);
+        let policy = policy_watch::spawn(client.clone(), &namespace, recorder.clone(), metrics.policy_readable.clone());
+        let namespaces = namespace_watch::spawn(client.clone());
+        let candidate = Candidate::spawn(client.clone(), &namespace, name, &identity);
+        let leader = candidate.leader();
+        let controller = Controller { name, client, namespace, policy, namespaces, leader, recorder, metrics };
+
+        let health = Arc::new(Health::new(registry));
+        controller.require(&health, queue.clone());
+        health.serve(admin_address).await?;
+        Ok(Started { controller, candidate, queue, workers, shutdown })
+    }
+}
+
+impl Started {
+    /// Has `handler` handle requests while this replica leads, with `beside` under way, until told to stop; then gives
+    /// leadership back.
+    pub(crate) async fn run<H: Handler>(self, handler: Arc<H>, beside: impl Future<Output = ()>) {
+        let Self { controller, candidate, queue, workers, shutdown } = self;
+        let Controller { client, leader, metrics, .. } = controller;
+        let shows = metrics.show_leadership(leader.clone());
+        tokio::select! {
+            () = csr_watch::run(client, handler, usize::from(workers), leader, shutdown, queue) => {}
+            () = beside => {}
+            () = shows => {}
+        }
+        candidate.release().await;
+    }
+}
+
+impl Controller {
+    /// What it is not ready without.
+    fn require(&self, health: &Health, queue: csr_watch::Metrics) {
+        let policy = self.policy.clone();
+        health.require(move || policy.borrow().as_ref().map(|_| ()).ok_or_else(|| NO_POLICY.to_owned()));
+        let namespaces = self.namespaces.clone();
+        health.require(move || {
+            namespaces.borrow().as_ref().map(|_| ()).ok_or_else(|| "namespaces not listed yet".to_owned())
+        });
+        let leader = self.leader.clone();
+        health.require(move || {
+            let waiting = *leader.borrow() && !queue.is_synced();
+            if waiting { Err("CertificateSigningRequests not listed yet".to_owned()) } else { Ok(()) }
+        });
+    }
+
+    /// Judges a request by its pod, read live, by `services` and by what the watches have of the rest. A denial is for
+    /// ever, so it is judged anew by what is read live of everything. An approval costs one read, the pod's.
+    ///
+    /// # Errors
+    /// The API server's, of a read.
+    pub(crate) async fn decide(
+        &self,
+        csr: &Csr,
+        case: &Case,
+        services: &[ServiceFacts],
+    ) -> Result<Verdict, RequestError> {
+        let Some(policy) = self.policy.borrow().clone() else {
+            return Ok(Verdict::NotYet(NO_POLICY.to_owned()));
+        };
+        let pod = match case.needs_pod() {
+            Some(bound) => {
+                let pods: Api<Pod> = Api::namespaced(self.client.clone(), &bound.namespace);
+                within(pods.get_opt(&bound.pod)).await?.map(|pod| (bound, pod))
+            }
+            None => None,
+        };
+        let seen = pod.as_ref().map(|(bound, pod)| {
+            let namespaces = self.namespaces.borrow();
+            let namespace = namespaces.as_ref().and_then(|namespaces| namespaces.get(&bound.namespace));
+            facts::pod(pod, namespace.is_some_and(|namespace| namespace.opted_in))
+        });
+        let verdict = case.judge(csr, seen.as_ref(), services, &policy);
+        if !matches!(verdict, Verdict::Deny(_)) {
+            return Ok(verdict);
+        }
+        // Neither what a watch has not brought yet nor what was left out may be the reason.
+        let policy = policy_watch::live(&self.client, &self.namespace).await?.map_or(policy, Arc::new);
+        let Some((bound, pod)) = pod else { return Ok(case.judge(csr, None, &[], &policy)) };
+        let namespace = namespace_watch::live(&self.client, &bound.namespace).await?;
+        let services: Api<Service> = Api::namespaced(self.client.clone(), &bound.namespace);
+        let services: Vec<_> =
+            within(services.list(&ListParams::default())).await?.items.iter().map(facts::service).collect();
+        let facts = facts::pod(&pod, namespace.is_some_and(|namespace| namespace.opted_in));
+        Ok(case.judge(csr, Some(&facts), &services, &policy))
+    }
+
+    /// Writes to a subresource of a request; `patch` says of which uid and resourceVersion.
+    ///
+    /// # Errors
+    /// The API server's; for [`Self::not_written`].
+    pub(crate) async fn write(
+        &self,
+        csr: &Csr,
+        subresource: &str,
+        patch: serde_json::Value,
+    ) -> Result<(), RequestError> {
+        let api: Api<Csr> = Api::all(self.client.clone());
+        let params = PatchParams { field_manager: Some(self.name.to_owned()), ..PatchParams::default() };
+        within(api.patch_subresource(subresource, csr.name(), &params, &Patch::Merge(patch))).await?;
+        Ok(())
+    }
+
+    /// An event beside the pod that asked, if it is still there.
+    pub(crate) async fn tell_pod(&self, case: &Case, reason: &'static str, denials: &[Denial]) {
+        let Some(bound) = &case.bound else { return };
+        if denials.iter().any(|denial| denial.reason == "PodGone") {
+            return;
+        }
+        let regarding = pod_reference(&bound.namespace, &bound.pod, &bound.pod_uid);
+        self.recorder.warn(Notice { regarding, reason, note: review::message(denials) }).await;
+    }
+
+    /// The request has to wait for something else.
+    pub(crate) fn not_yet(&self, csr: &Csr, reason: &str) -> Outcome {
+        self.metrics.waits.inc();
+        tracing::debug!(csr = csr.name(), reason, "not yet");
+        Outcome::NotYet
+    }
+
+    /// A write that failed: the request is gone, another one by now, or the API server failed us.
+    pub(crate) fn not_written(&self, csr: &Csr, error: &RequestError) -> Outcome {
+        if error.is_not_found() {
+            return Outcome::Done;
+        }
+        if error.is_stale() {
+            self.metrics.conflicts.inc();
+            tracing::debug!(csr = csr.name(), %error, "changed since it was looked at");
+            return Outcome::Stale;
+        }
+        self.failed(csr, error)
+    }
+
+    /// The API server failed us.
+    pub(crate) fn failed(&self, csr: &Csr, error: &RequestError) -> Outcome {
+        self.metrics.errors.inc();
+        tracing::warn!(csr = csr.name(), %error, "the API server failed a look at a request; trying again");
+        Outcome::Failed
+    }
+}
+
+const NO_POLICY: &str = "no policy could be read yet";

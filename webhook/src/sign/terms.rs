@@ -1,0 +1,91 @@
+//! What a signer keeps while it leads, beside answering requests: authorities and trust, the Services, the webhook's serving
+//! pair. At a term's end every key is dropped.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
+
+use etcd_tls_sidecar::policy::Policy;
+use tokio::{sync::Notify, task::JoinSet, time::sleep};
+
+use super::{
+    keeper::Keeper,
+    objects::Objects,
+    pods::Pods,
+    serving::{Lifetimes, Serving},
+    signer::Signer,
+};
+use crate::shutdown::until;
+
+/// See the module.
+pub(super) struct Terms {
+    pub(super) signer: Arc<Signer>,
+    /// Rings for the keeper.
+    pub(super) changed: Arc<Notify>,
+    pub(super) lifetimes: Lifetimes,
+}
+
+impl Terms {
+    /// Keeps one term after another.
+    pub(super) async fn keep(self) -> std::convert::Infallible {
+        let Self { signer, changed, lifetimes } = self;
+        let controller = &signer.controller;
+        let mut leader = controller.leader.clone();
+        loop {
+            until(&mut leader, true).await;
+            let mut tasks = JoinSet::new();
+            let keeper = Keeper {
+                client: controller.client.clone(),
+                system: controller.namespace.clone(),
+                policy: controller.policy.clone(),
+                namespaces: controller.namespaces.clone(),
+                authorities: Arc::clone(&signer.authorities),
+                pods: Pods::default(),
+                secrets: Objects::default(),
+                config_maps: Objects::default(),
+                changed: Arc::clone(&changed),
+                recorder: controller.recorder.clone(),
+                metrics: signer.metrics.clone(),
+                given: HashMap::new(),
+                said: HashMap::new(),
+                settled: HashMap::new(),
+            };
+            tasks.spawn(async move { match keeper.run().await {} });
+            tasks.spawn(serve(Arc::clone(&signer), lifetimes));
+            tasks.spawn(signer.services.clone().watch(controller.client.clone()));
+            tokio::select! {
+                () = until(&mut leader, false) => {}
+                Some(Err(error)) = tasks.join_next() => tracing::error!(%error, "a part of the signer broke off; starting it again"),
+            }
+            tasks.shutdown().await;
+            signer.authorities.clear();
+            signer.services.clear();
+            signer.metrics.forget_all();
+            signer.latest.lock().unwrap_or_else(PoisonError::into_inner).clear();
+            // What broke off may break off again at once.
+            sleep(Duration::from_secs(1)).await;
+        }
+    }
+}
+
+/// Keeps the webhook's serving pair; the cluster's domain, which is one of its names, is policy's.
+async fn serve(signer: Arc<Signer>, lifetimes: Lifetimes) {
+    let mut policy = signer.controller.policy.clone();
+    loop {
+        let current = policy.borrow_and_update().clone();
+        let domain = current.map_or_else(|| Policy::default().cluster_domain, |policy| policy.cluster_domain.clone());
+        let serving = Serving {
+            client: signer.controller.client.clone(),
+            system: signer.controller.namespace.clone(),
+            cluster_domain: domain,
+            lifetimes,
+            metrics: signer.metrics.clone(),
+        };
+        tokio::select! {
+            never = serving.run() => match never {},
+            changed = policy.changed() => if changed.is_err() { return },
+        }
+    }
+}
