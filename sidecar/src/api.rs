@@ -10,6 +10,14 @@ pub mod pod;
 
 /// The two calls of a requester. One value serves one request of one role.
 pub trait Api {
+    /// Makes ready for a call, so that the call takes no longer than its answer.
+    ///
+    /// # Errors
+    /// See [`ApiError`].
+    fn connect(&mut self) -> impl Future<Output = Result<(), ApiError>> {
+        std::future::ready(Ok(()))
+    }
+
     /// POST.
     ///
     /// # Errors
@@ -23,10 +31,24 @@ pub trait Api {
     ///
     /// # Errors
     /// See [`ApiError`].
-    fn get(&mut self, name: &str) -> impl Future<Output = Result<CertificateSigningRequest, ApiError>>;
+    fn get(
+        &mut self,
+        name: &str,
+        version: Version,
+    ) -> impl Future<Output = Result<CertificateSigningRequest, ApiError>>;
 
     /// Nothing is asked for some time: what is held open may be closed.
     fn rest(&mut self) {}
+}
+
+/// How new an answer must be; the API server's own terms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// As it is stored now. It costs the API server a question to its etcd.
+    MostRecent,
+    /// As the API server has it at hand (`resourceVersion=0`): an earlier state perhaps, or the absence of what was made a
+    /// moment ago.
+    Any,
 }
 
 /// Why a call gave no object, by whose fault.

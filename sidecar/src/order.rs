@@ -6,6 +6,10 @@
 //!   Find   ───────────────▶ GET ── there is none ─▶ POST
 //! ```
 //!
+//! While a certificate is waited for, whatever the API server has at hand will do: a request only ever goes forward, so that
+//! an old state means another look. That it is gone, or another's, may be such an old state, too: it is believed only of an
+//! answer that is the most recent.
+//!
 //! What waiting can change (no right yet, an API server that is away or busy) is asked again; what it cannot is an
 //! [`Outcome`]. Who goes on after an outcome, and how, is for the caller: `init` ends, `run` begins anew.
 
@@ -13,7 +17,11 @@ use std::time::Duration;
 
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 
-use crate::{api::ApiError, csr::Request, schedule};
+use crate::{
+    api::{ApiError, Version},
+    csr::Request,
+    schedule,
+};
 
 /// A request's progress.
 #[derive(Clone, Debug)]
@@ -38,7 +46,13 @@ pub struct Expected {
 enum Stage {
     Find,
     Create,
-    Await { uid: Option<String> },
+    /// It was taken by the time that we made it: looked at for the first time.
+    Recognise,
+    /// Our own request's uid. `sure`: the next look has to be at its most recent state.
+    Await {
+        uid: String,
+        sure: bool,
+    },
 }
 
 /// A call to make.
@@ -47,7 +61,7 @@ pub enum Call {
     /// POST the request.
     Create,
     /// GET it by name.
-    Get,
+    Get(Version),
 }
 
 /// What came of a [`Call`].
@@ -82,6 +96,8 @@ pub enum Outcome {
 pub struct Circumstances {
     /// Time since the request was begun.
     pub elapsed: Duration,
+    /// How long the answer took.
+    pub took: Duration,
     /// The life of the certificate in use.
     pub life: Option<schedule::Life>,
     /// The wall clock.
@@ -101,11 +117,12 @@ impl Order {
         Self { expected, stage: Stage::Find, failures: 0, since: Duration::ZERO }
     }
 
-    /// The first call.
+    /// The call to make.
     pub const fn begin(&self) -> Call {
         match self.stage {
             Stage::Create => Call::Create,
-            Stage::Find | Stage::Await { .. } => Call::Get,
+            Stage::Find | Stage::Recognise | Stage::Await { sure: true, .. } => Call::Get(Version::MostRecent),
+            Stage::Await { sure: false, .. } => Call::Get(Version::Any),
         }
     }
 
@@ -118,22 +135,26 @@ impl Order {
             }
             Err(error) => error,
         };
-        match (error.code(), &self.stage) {
+        match (error.code(), &mut self.stage) {
             // Not yet: the right to ask comes with opting in, a moment after the pod.
             (Some(403), _) => {
                 self.failures = 0;
-                return Step::Next(self.begin(), schedule::poll(circumstances.elapsed));
+                return Step::Next(self.begin(), schedule::poll(circumstances.elapsed, circumstances.took));
             }
             (Some(404), Stage::Find) => {
                 self.stage = Stage::Create;
                 return Step::Next(Call::Create, Duration::ZERO);
             }
-            (Some(404), Stage::Await { uid: Some(_) }) => return Step::Over(Outcome::Deleted),
+            (Some(404), Stage::Await { sure: true, .. }) => return Step::Over(Outcome::Deleted),
+            (Some(404), Stage::Await { sure, .. }) => {
+                *sure = true;
+                return Step::Next(self.begin(), Duration::ZERO);
+            }
             // It was there a moment ago, and is gone again: ours to make.
-            (Some(404), Stage::Await { uid: None }) => self.stage = Stage::Create,
+            (Some(404), Stage::Recognise) => self.stage = Stage::Create,
             (Some(409), Stage::Create) => {
-                self.stage = Stage::Await { uid: None };
-                return Step::Next(Call::Get, Duration::ZERO);
+                self.stage = Stage::Recognise;
+                return Step::Next(self.begin(), Duration::ZERO);
             }
             _ => {}
         }
@@ -147,17 +168,23 @@ impl Order {
 
     fn look(&mut self, object: &CertificateSigningRequest, circumstances: &Circumstances) -> Step {
         let uid = object.metadata.uid.clone().unwrap_or_default();
-        match &self.stage {
-            Stage::Await { uid: Some(known) } if *known != uid => {
-                return Step::Over(Outcome::Replaced(format!("its uid was {known} and is now {uid}")));
+        let mut first = false;
+        match &mut self.stage {
+            Stage::Await { uid: known, sure } if *known != uid => {
+                if *sure {
+                    return Step::Over(Outcome::Replaced(format!("its uid was {known} and is now {uid}")));
+                }
+                *sure = true;
+                return Step::Next(self.begin(), Duration::ZERO);
             }
-            Stage::Await { uid: Some(_) } => {}
-            Stage::Find | Stage::Create | Stage::Await { uid: None } => {
+            Stage::Await { sure, .. } => *sure = false,
+            Stage::Find | Stage::Create | Stage::Recognise => {
                 if let Err(difference) = self.expected.recognise(object) {
                     return Step::Over(Outcome::Replaced(difference));
                 }
-                self.stage = Stage::Await { uid: Some(uid) };
+                self.stage = Stage::Await { uid, sure: false };
                 self.since = circumstances.elapsed;
+                first = true;
             }
         }
         let status = object.status.as_ref();
@@ -177,7 +204,14 @@ impl Order {
         }
         match status.and_then(|s| s.certificate.as_ref()) {
             Some(certificate) if !certificate.0.is_empty() => Step::Over(Outcome::Signed(certificate.0.clone())),
-            _ => Step::Next(Call::Get, schedule::poll(circumstances.elapsed.saturating_sub(self.since))),
+            _ => {
+                let pause = if first {
+                    schedule::first_poll(circumstances.took)
+                } else {
+                    schedule::poll(circumstances.elapsed.saturating_sub(self.since), circumstances.took)
+                };
+                Step::Next(self.begin(), pause)
+            }
         }
     }
 }

@@ -314,10 +314,14 @@ impl<A: Api, C: Clock, F: Files> Errand<'_, A, C, F> {
         let mut call = order.begin();
         let mut last = String::new();
         loop {
-            let answer = match call {
-                Call::Create => self.api.create(request).await,
-                Call::Get => self.api.get(name).await,
+            let connected = self.api.connect().await;
+            let asked = self.clock.elapsed();
+            let answer = match (connected, call) {
+                (Err(error), _) => Err(error),
+                (Ok(()), Call::Create) => self.api.create(request).await,
+                (Ok(()), Call::Get(version)) => self.api.get(name, version).await,
             };
+            let answered = self.clock.elapsed();
             // A cause is told once, not with each attempt.
             match &answer {
                 Err(error) if error.code() != Some(404) && error.code() != Some(409) => {
@@ -331,7 +335,8 @@ impl<A: Api, C: Clock, F: Files> Errand<'_, A, C, F> {
                 Err(_) => {}
             }
             let circumstances = Circumstances {
-                elapsed: self.clock.elapsed().saturating_sub(began),
+                elapsed: answered.saturating_sub(began),
+                took: answered.saturating_sub(asked),
                 life: life_of(self.current),
                 now: self.clock.now(),
                 chance: self.clock.chance(),

@@ -18,7 +18,10 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(5 * 60);
 /// A verdict takes a person to change: the first pause after one.
 const VERDICT_BACKOFF: Duration = Duration::from_secs(30);
 
-const FIRST_POLL: Duration = Duration::from_millis(15);
+/// An approver and a signer that have nothing else to do take about so long.
+const FIRST_POLL: Duration = Duration::from_millis(10);
+const LONGEST_FIRST_POLL: Duration = Duration::from_secs(1);
+const SHORTEST_POLL: Duration = Duration::from_millis(4);
 const LONGEST_POLL: Duration = Duration::from_secs(5);
 /// After so long the signer is not slow but away.
 const PATIENCE: Duration = Duration::from_secs(10 * 60);
@@ -87,10 +90,18 @@ pub fn verdict_backoff(times: u32, chance: f64) -> Duration {
     most.mul_f64(0.5 + 0.5 * chance)
 }
 
-/// The pause before a request that is `elapsed` old is looked at again: a quarter of its age, from 15 ms to 5 s; 30 s when
-/// it has waited for ten minutes.
-pub fn poll(elapsed: Duration) -> Duration {
-    if elapsed > PATIENCE { AWAY_POLL } else { (elapsed / 4).clamp(FIRST_POLL, LONGEST_POLL) }
+/// The pause before a request that was just made is looked at for the first time. `took` is how long the API server took to
+/// make it: two reads and two more writes are between the request and its certificate, so that it cannot be there much
+/// sooner than after three times that.
+pub fn first_poll(took: Duration) -> Duration {
+    (took * 3).clamp(FIRST_POLL, LONGEST_FIRST_POLL)
+}
+
+/// The pause before a request that is `elapsed` old is looked at again: a quarter of its age, from 4 ms to 5 s; 30 s when
+/// it has waited for ten minutes. `took` is how long the last answer took: a busy API server is left in peace for twice as
+/// long, since it has others' certificates to bring along.
+pub fn poll(elapsed: Duration, took: Duration) -> Duration {
+    if elapsed > PATIENCE { AWAY_POLL } else { (elapsed / 4).max(took * 2).clamp(SHORTEST_POLL, LONGEST_POLL) }
 }
 
 /// How long to sleep for something at `at`: never longer than [`TICK`], so that it is the wall clock that counts.
@@ -188,16 +199,33 @@ mod tests {
 
     #[test]
     fn polls_begin_at_once_and_grow_with_age() {
-        for (elapsed, pause) in [(0, 15), (60, 15), (100, 25), (2_000, 500), (60_000, 5_000), (900_000, 30_000)] {
-            assert_eq!(poll(Duration::from_millis(elapsed)), Duration::from_millis(pause), "after {elapsed} ms");
+        let ms = Duration::from_millis;
+        for (elapsed, pause) in [(0, 4), (12, 4), (20, 5), (100, 25), (2_000, 500), (60_000, 5_000), (900_000, 30_000)]
+        {
+            assert_eq!(poll(ms(elapsed), ms(1)), ms(pause), "after {elapsed} ms");
         }
         // A day of waiting is some three thousand requests at most.
-        let (mut elapsed, mut polls) = (Duration::ZERO, 0);
+        let (mut elapsed, mut polls) = (first_poll(Duration::ZERO), 1);
         while elapsed < Duration::from_secs(86_400) {
-            elapsed += poll(elapsed);
+            elapsed += poll(elapsed, Duration::ZERO);
             polls += 1;
         }
         assert!(polls < 3_200, "{polls}");
+    }
+
+    #[test]
+    fn a_busy_server_is_asked_less() {
+        let ms = Duration::from_millis;
+        for (took, first, next) in [(1, 10, 4), (3, 10, 6), (20, 60, 40), (300, 900, 600), (30_000, 1_000, 5_000)] {
+            assert_eq!((first_poll(ms(took)), poll(ms(10), ms(took))), (ms(first), ms(next)), "answers take {took} ms");
+        }
+        // Four hundred at once, each answer half a second: a handful of looks until the last one is through.
+        let (took, mut elapsed, mut polls) = (ms(500), first_poll(ms(500)), 1);
+        while elapsed < ms(4_000) {
+            elapsed += took + poll(elapsed, took);
+            polls += 1;
+        }
+        assert!(polls <= 4, "{polls}");
     }
 
     #[test]

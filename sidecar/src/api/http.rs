@@ -29,7 +29,7 @@ use tokio::{net::TcpStream, time};
 use tokio_rustls::TlsConnector;
 use zeroize::Zeroizing;
 
-use super::{Api, ApiError};
+use super::{Api, ApiError, Version};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -54,6 +54,16 @@ pub struct Access {
     pub identity: Option<(Vec<u8>, Zeroizing<Vec<u8>>)>,
     /// The name in the server's certificate, where it is not the host's.
     pub server_name: Option<String>,
+}
+
+impl Access {
+    fn address(&self) -> String {
+        format!("{}:{}", self.host, self.port)
+    }
+}
+
+fn unreachable(access: &Access, message: String) -> ApiError {
+    ApiError::Unreachable { address: access.address(), message }
 }
 
 /// Where [`Access`] comes from: files that others replace.
@@ -87,8 +97,7 @@ impl<C: Credentials> Kube<C> {
 
     async fn call<T: DeserializeOwned>(&mut self, method: Method, path: &str, body: Bytes) -> Result<T, ApiError> {
         let access = self.credentials.access()?;
-        let address = format!("{}:{}", access.host, access.port);
-        let unreachable = |message: String| ApiError::Unreachable { address: address.clone(), message };
+        let unreachable = |message: String| unreachable(&access, message);
         let kept = self.connection.take().filter(|c| !c.is_closed());
         let was_kept = kept.is_some();
         let mut connection = match kept {
@@ -102,7 +111,7 @@ impl<C: Credentials> Kube<C> {
             answer = send(&mut connection, request(&access, &method, path, body)?).await;
         }
         let (status, headers, body) = answer.map_err(unreachable)?;
-        let malformed = |message: String| ApiError::Malformed { address: address.clone(), message };
+        let malformed = |message: String| ApiError::Malformed { address: access.address(), message };
         if status.is_success() {
             let object = serde_json::from_slice(&body).map_err(|e| malformed(format!("the body is no object: {e}")))?;
             self.connection = Some(connection);
@@ -114,15 +123,27 @@ impl<C: Credentials> Kube<C> {
 }
 
 impl<C: Credentials> Api for Kube<C> {
+    async fn connect(&mut self) -> Result<(), ApiError> {
+        if self.connection.as_ref().is_none_or(SendRequest::is_closed) {
+            let access = self.credentials.access()?;
+            self.connection = Some(connect(&access).await.map_err(|message| unreachable(&access, message))?);
+        }
+        Ok(())
+    }
+
     async fn create(&mut self, request: &CertificateSigningRequest) -> Result<CertificateSigningRequest, ApiError> {
         let body =
             serde_json::to_vec(request).map_err(|e| ApiError::Access(format!("the request cannot be written: {e}")))?;
         self.call(Method::POST, PATH, body.into()).await
     }
 
-    async fn get(&mut self, name: &str) -> Result<CertificateSigningRequest, ApiError> {
+    async fn get(&mut self, name: &str, version: Version) -> Result<CertificateSigningRequest, ApiError> {
+        let query = match version {
+            Version::MostRecent => "",
+            Version::Any => "?resourceVersion=0",
+        };
         // A name of ours is a DNS subdomain: nothing in it needs escaping.
-        self.call(Method::GET, &format!("{PATH}/{name}"), Bytes::new()).await
+        self.call(Method::GET, &format!("{PATH}/{name}{query}"), Bytes::new()).await
     }
 
     fn rest(&mut self) {

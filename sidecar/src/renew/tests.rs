@@ -9,7 +9,7 @@ use k8s_openapi::api::certificates::v1::{CertificateSigningRequestCondition, Cer
 
 use super::*;
 use crate::{
-    api::ApiError,
+    api::{ApiError, Version},
     store::files::Disk,
     testing::{Authority, Fake},
 };
@@ -36,6 +36,9 @@ struct Server {
     /// Pending requests are deleted when they are so old, as the controller manager does.
     collect_after: Option<Duration>,
     made: BTreeMap<String, Duration>,
+    /// For so long after a request was made, reads that take any version see [`Self::cached`].
+    lag: Duration,
+    cached: Option<CertificateSigningRequest>,
 }
 
 #[derive(Clone)]
@@ -75,9 +78,13 @@ impl Api for FakeApi {
         Ok(object)
     }
 
-    async fn get(&mut self, name: &str) -> Result<CertificateSigningRequest, ApiError> {
+    async fn get(&mut self, name: &str, version: Version) -> Result<CertificateSigningRequest, ApiError> {
         let mut server = self.begin()?;
         let now = server.clock.elapsed();
+        if version == Version::Any && server.made.get(name).is_some_and(|made| now < *made + server.lag) {
+            // What the cache held before: nothing, or another one's.
+            return server.cached.clone().ok_or_else(|| status(404));
+        }
         let Some(mut object) = server.requests.get(name).cloned() else { return Err(status(404)) };
         (server.judge)(now, &mut object);
         server.requests.insert(name.to_owned(), object.clone());
@@ -124,6 +131,8 @@ impl Scene {
             judge: signer(&authority, &clock, 24 * HOUR),
             collect_after: None,
             made: BTreeMap::new(),
+            lag: Duration::ZERO,
+            cached: None,
         };
         let wish = Wish {
             role: Role::Peer,
@@ -265,6 +274,33 @@ fn a_first_403_is_not_yet() {
 }
 
 #[test]
+fn a_cache_that_lags_neither_deletes_nor_replaces_a_request() {
+    let another = || {
+        let mut object = CertificateSigningRequest::default();
+        object.metadata.uid = Some("uid-of-the-one-before".to_owned());
+        object
+    };
+    for cached in [None, Some(another())] {
+        let scene = Scene::new();
+        {
+            let mut server = scene.server.borrow_mut();
+            (server.lag, server.cached) = (Duration::from_secs(30), cached);
+            server.judge = signer(&scene.authority, &scene.clock, 24 * HOUR);
+        }
+        scene.obtain().unwrap();
+        assert_eq!(scene.created(), 1);
+    }
+    // One that is gone indeed is told at once, however old the answers of the cache are.
+    let scene = Scene::new();
+    scene.judge(|_, _| {});
+    scene.server.borrow_mut().lag = HOUR;
+    scene.server.borrow_mut().collect_after = Some(Duration::from_secs(1));
+    let failure = scene.obtain().unwrap_err();
+    assert!(matches!(failure, Failure::Deleted { .. }), "{failure}");
+    assert!(scene.clock.elapsed() < Duration::from_secs(3), "{:?}", scene.clock.elapsed());
+}
+
+#[test]
 fn an_answer_that_is_lost_makes_no_second_request() {
     let scene = Scene::new();
     // Created, but the answer never came.
@@ -280,8 +316,8 @@ fn an_answer_that_is_lost_makes_no_second_request() {
             }
             Err(ApiError::Unreachable { address: "x".into(), message: "reset".into() })
         }
-        async fn get(&mut self, name: &str) -> Result<CertificateSigningRequest, ApiError> {
-            self.0.get(name).await
+        async fn get(&mut self, name: &str, version: Version) -> Result<CertificateSigningRequest, ApiError> {
+            self.0.get(name, version).await
         }
     }
     block_on(obtain(Errand {
@@ -464,12 +500,12 @@ fn a_kept_key_waits_for_its_old_request_to_go() {
         async fn create(&mut self, r: &CertificateSigningRequest) -> Result<CertificateSigningRequest, ApiError> {
             self.0.create(r).await
         }
-        async fn get(&mut self, name: &str) -> Result<CertificateSigningRequest, ApiError> {
+        async fn get(&mut self, name: &str, version: Version) -> Result<CertificateSigningRequest, ApiError> {
             let late = self.0.0.borrow().clock.elapsed() > 12 * HOUR + Duration::from_secs(90);
             if late && self.0.0.borrow().created == 1 {
                 self.0.0.borrow_mut().requests.clear();
             }
-            self.0.get(name).await
+            self.0.get(name, version).await
         }
     }
     let entry = block_on(obtain(Errand {
