@@ -128,6 +128,11 @@ impl ApiServer {
         &mut self.apiserver
     }
 
+    /// The process ids of kube-apiserver and of its etcd.
+    pub fn pids(&self) -> [u32; 2] {
+        [self.apiserver.id(), self.etcd.id()]
+    }
+
     /// What kube-apiserver has logged.
     pub fn log(&self) -> String {
         self.apiserver.log()

@@ -48,8 +48,10 @@ pub struct LocalPod {
     manifest: Value,
     surroundings: Surroundings,
     containers: BTreeMap<String, Running>,
-    // After the processes that use it.
+    // After the processes that use them.
     directory: TempDir,
+    /// The volumes of medium Memory.
+    memory: TempDir,
 }
 
 struct Running {
@@ -72,10 +74,14 @@ impl LocalPod {
     /// Takes an injected pod; nothing runs yet.
     pub fn new(manifest: Value, surroundings: Surroundings) -> Self {
         let name = manifest["metadata"]["name"].as_str().unwrap_or("pod").to_owned();
-        let pod = Self { manifest, surroundings, containers: BTreeMap::new(), directory: TempDir::new(&name) };
+        let (directory, memory) = (TempDir::new(&name), TempDir::in_memory(&name));
+        let pod = Self { manifest, surroundings, containers: BTreeMap::new(), directory, memory };
         for volume in pod.list("volumes") {
-            if !volume["emptyDir"].is_null() {
-                pod.directory.dir(&format!("volumes/{}", text(&volume["name"])));
+            let name = format!("volumes/{}", text(&volume["name"]));
+            if volume["emptyDir"]["medium"] == "Memory" {
+                pod.memory.dir(&name);
+            } else if !volume["emptyDir"].is_null() {
+                pod.directory.dir(&name);
             }
         }
         pod
@@ -170,7 +176,8 @@ impl LocalPod {
         if !volume["projected"].is_null() {
             return self.surroundings.token_directory.clone();
         }
-        self.directory.join(format!("volumes/{name}"))
+        let directory = if volume["emptyDir"]["medium"] == "Memory" { &self.memory } else { &self.directory };
+        directory.join(format!("volumes/{name}"))
     }
 
     /// One look of kubelet's: starts again what ended or what its liveness probe gave up; says what it did.

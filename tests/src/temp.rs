@@ -13,9 +13,24 @@ pub struct TempDir(PathBuf);
 impl TempDir {
     /// Makes one; `name` is part of its name, for whoever looks at leftovers.
     pub fn new(name: &str) -> Self {
+        Self::under(&std::env::temp_dir(), name)
+    }
+
+    /// Makes one in memory, as an emptyDir of medium Memory is; where this machine has no such place, like [`Self::new`].
+    pub fn in_memory(name: &str) -> Self {
+        let memory = Path::new("/dev/shm");
+        let probe = memory.join(format!("etcd-tls-probe-{}", std::process::id()));
+        if fs::create_dir_all(&probe).is_err() {
+            return Self::new(name);
+        }
+        let _ = fs::remove_dir(&probe);
+        Self::under(memory, name)
+    }
+
+    fn under(parent: &Path, name: &str) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let unique = format!("etcd-tls-{name}-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let path = std::env::temp_dir().join(unique);
+        let path = parent.join(unique);
         let _ = fs::remove_dir_all(&path);
         fs::create_dir_all(&path).unwrap_or_else(|e| panic!("create {}: {e}", path.display()));
         Self(path)

@@ -4,16 +4,17 @@
 use std::{
     net::{IpAddr, SocketAddr},
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use etcd_tls_sidecar::{
-    csr::{PrivateKey, key_digest},
+    api::{ApiError, Version},
+    csr::{PrivateKey, Request, key_digest},
     identity, names,
+    order::{Call, Circumstances, Expected, Order, Outcome, Step},
     role::Role,
-    schedule,
     settings::{KeyAlgorithm, Sans, Settings},
 };
 use etcd_tls_webhook::facts;
@@ -21,14 +22,14 @@ use futures::{StreamExt, future::join_all, stream};
 use hyper::StatusCode;
 use k8s_openapi::api::core::v1::Pod;
 use rustls::ClientConfig;
-use serde_json::{Value, json};
+use serde_json::json;
 use tests::{
     apiserver::ApiServer,
     pki::{Ca, LeafOptions, client_config},
 };
 use tokio::time::sleep;
 
-use crate::wire::{Call, Wire};
+use crate::wire::{self as http, Wire};
 
 pub(crate) const CSRS: &str = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
 /// A signer that nobody answers for.
@@ -52,7 +53,8 @@ pub(crate) struct Asker {
 /// A request, ready to be sent.
 pub(crate) struct Ask {
     pub(crate) name: String,
-    pub(crate) create: Call,
+    create: http::Call,
+    expected: Expected,
     token: Option<Arc<str>>,
 }
 
@@ -63,6 +65,9 @@ pub(crate) struct Burst {
     /// From the creation to the certificate in the requester's hands, in milliseconds.
     pub(crate) latencies: Vec<f64>,
 }
+
+/// Writers by hand, who are nobody in particular: an API server lets administrators pass its queues.
+const WRITERS: &str = "bench-by-hand";
 
 /// Makes the service accounts of [`askers`].
 pub(crate) async fn accounts(api: &ApiServer, namespace: &str) {
@@ -106,9 +111,7 @@ impl Asker {
             cluster: settings.cluster.clone(),
         };
         let pem = key.request(role.organization(), &common_name, &sans).expect("make a request");
-        let body = csr(&name, &signer.to_string(), identity::usages(role), &pem);
-        let create = Call::post(CSRS, body).token(&self.token);
-        Ask { name, create, token: Some(Arc::clone(&self.token)) }
+        Ask::new(name, &signer.to_string(), identity::usages(role), &pem, Some(Arc::clone(&self.token)))
     }
 }
 
@@ -116,9 +119,8 @@ impl Asker {
 pub(crate) fn node_ask(n: usize) -> Ask {
     let key = PrivateKey::generate(KeyAlgorithm::EcdsaP256).expect("make a key");
     let pem = key.request("system:nodes", "system:node:bench", &Sans::default()).expect("make a request");
-    let name = format!("node-{n}");
-    let body = csr(&name, "kubernetes.io/kube-apiserver-client-kubelet", &["digital signature", "client auth"], &pem);
-    Ask { name, create: Call::post(CSRS, body), token: None }
+    let usages = ["digital signature", "client auth"];
+    Ask::new(format!("node-{n}"), "kubernetes.io/kube-apiserver-client-kubelet", &usages, &pem, None)
 }
 
 /// The object of a CSR.
@@ -162,48 +164,96 @@ pub(crate) async fn burst(wires: &mut [Wire], asks: &[Ask]) -> Result<Burst, Str
     Ok(Burst { rate: latencies.len() as f64 / took, latencies })
 }
 
-/// One request's way; how long it took, in milliseconds.
+/// One request's way, each step as the sidecar takes it; how long it took, in milliseconds.
 pub(crate) async fn get_certificate(wire: &mut Wire, ask: &Ask) -> Result<f64, String> {
     let began = Instant::now();
+    let mut order = Order::new(ask.expected.clone());
+    let mut call = order.begin();
     loop {
-        match wire.call(&ask.create).await? {
-            (StatusCode::CREATED | StatusCode::CONFLICT, _) => break,
-            (StatusCode::FORBIDDEN, _) if began.elapsed() < LIMIT => sleep(schedule::poll(began.elapsed())).await,
-            (StatusCode::TOO_MANY_REQUESTS, _) if began.elapsed() < LIMIT => sleep(TURNED_AWAY).await,
-            (status, body) => return Err(format!("{}: {status}: {}", ask.name, String::from_utf8_lossy(&body))),
+        let asked = Instant::now();
+        let (status, body) = wire.call(&ask.call(call)).await?;
+        let took = asked.elapsed();
+        let answer = if status.is_success() {
+            Ok(serde_json::from_slice(&body).map_err(|e| format!("{}: {status}: {e}", ask.name))?)
+        } else {
+            let retry_after = (status == StatusCode::TOO_MANY_REQUESTS).then_some(TURNED_AWAY);
+            let message = String::from_utf8_lossy(&body).chars().take(300).collect();
+            Err(ApiError::Status { code: status.as_u16(), message, retry_after })
+        };
+        let (elapsed, now) = (began.elapsed(), SystemTime::now());
+        if elapsed > LIMIT {
+            return Err(format!("{}: no certificate within {LIMIT:?}: {status}", ask.name));
         }
-    }
-    let created = Instant::now();
-    let mut get = Call::get(format!("{CSRS}/{}", ask.name));
-    get.token.clone_from(&ask.token);
-    loop {
-        sleep(schedule::poll(created.elapsed())).await;
-        let (status, body) = wire.call(&get).await?;
-        if status == StatusCode::TOO_MANY_REQUESTS && began.elapsed() < LIMIT {
-            sleep(TURNED_AWAY).await;
-            continue;
-        }
-        let object: Value = serde_json::from_slice(&body).map_err(|e| format!("{}: {status}: {e}", ask.name))?;
-        if object["status"]["certificate"].is_string() {
-            return Ok(began.elapsed().as_secs_f64() * 1e3);
-        }
-        let conditions = &object["status"]["conditions"];
-        let refused = |c: &Value| c["type"] == "Denied" || c["type"] == "Failed";
-        if conditions.as_array().is_some_and(|all| all.iter().any(refused)) || began.elapsed() > LIMIT {
-            return Err(format!("{}: no certificate: {status} {conditions}", ask.name));
+        match order.step(answer, &Circumstances { elapsed, took, life: None, now, chance: 0.5 }) {
+            Step::Over(Outcome::Signed(_)) => return Ok(began.elapsed().as_secs_f64() * 1e3),
+            Step::Over(outcome) => return Err(format!("{}: no certificate: {outcome:?}", ask.name)),
+            Step::Next(next, pause) => {
+                call = next;
+                sleep(pause).await;
+            }
         }
     }
 }
 
-/// The three writes of a certificate and nothing else, by cluster-admin.
+impl Ask {
+    fn new(name: String, signer: &str, usages: &[&str], pem: &str, token: Option<Arc<str>>) -> Self {
+        let mut create = http::Call::post(CSRS, csr(&name, signer, usages, pem));
+        create.token.clone_from(&token);
+        let request = Request::parse(pem.as_bytes()).expect("a request of ours");
+        Self { name, create, expected: Expected { request, signer: signer.to_owned() }, token }
+    }
+
+    fn call(&self, call: Call) -> http::Call {
+        let query = match call {
+            Call::Create => return self.create.clone(),
+            Call::Get(Version::MostRecent) => "",
+            Call::Get(Version::Any) => "?resourceVersion=0",
+        };
+        let mut get = http::Call::get(format!("{CSRS}/{}{query}", self.name));
+        get.token.clone_from(&self.token);
+        get
+    }
+}
+
+/// Service accounts that may make the three writes by hand, as tokens; an API server treats them as it treats requesters,
+/// approver and signer.
+pub(crate) async fn writers(api: &ApiServer) -> Vec<Arc<str>> {
+    api.namespace(WRITERS, &[]).await;
+    let metadata = json!({"name": WRITERS});
+    let csrs = |resources: &[&str], verbs: &[&str]| json!({"apiGroups": ["certificates.k8s.io"], "resources": resources, "verbs": verbs});
+    let role = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": metadata,
+        "rules": [
+            csrs(&["certificatesigningrequests"], &["create"]),
+            csrs(&["certificatesigningrequests/approval", "certificatesigningrequests/status"], &["patch"]),
+            {"apiGroups": ["certificates.k8s.io"], "resources": ["signers"], "resourceNames": [NOBODYS], "verbs": ["approve", "sign"]},
+        ],
+    });
+    let binding = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": metadata,
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": WRITERS},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": format!("system:serviceaccounts:{WRITERS}")}],
+    });
+    api.apply(&json!({"apiVersion": "v1", "kind": "List", "items": [role, binding]}).to_string());
+    accounts(api, WRITERS).await;
+    let mut tokens = Vec::new();
+    for n in 0..ACCOUNTS {
+        tokens.push(api.token(WRITERS, &format!("account-{n}"), None).await.into());
+    }
+    tokens
+}
+
+/// The three writes of a certificate and nothing else.
 pub(crate) struct ByHand {
-    creates: Vec<(String, Call)>,
+    creates: Vec<(String, http::Call)>,
     certificate: String,
+    tokens: Vec<Arc<str>>,
 }
 
 impl ByHand {
-    /// `count` cycles of names that begin with `prefix`.
-    pub(crate) fn new(prefix: &str, count: usize) -> Self {
+    /// `count` cycles of names that begin with `prefix`, by the bearers of `tokens` in turns; with no tokens by whoever the
+    /// wire is.
+    pub(crate) fn new(prefix: &str, count: usize, tokens: &[Arc<str>]) -> Self {
         let key = PrivateKey::generate(KeyAlgorithm::EcdsaP256).expect("make a key");
         let sans: Sans = "10.0.0.1,localhost".parse().expect("names");
         let pem = key.request("system:etcd-servers", "system:etcd-server:bench", &sans).expect("make a request");
@@ -212,23 +262,27 @@ impl ByHand {
             .map(|n| {
                 let name = format!("{prefix}-{n}");
                 let body = csr(&name, NOBODYS, &usages, &pem);
-                (name, Call::post(CSRS, body))
+                (name, http::Call::post(CSRS, body))
             })
             .collect();
         let leaf = Ca::new("by-hand").leaf(&LeafOptions::default());
-        Self { creates, certificate: STANDARD.encode(leaf.cert) }
+        Self { creates, certificate: STANDARD.encode(leaf.cert), tokens: tokens.to_vec() }
     }
 
     /// Cycle `n`, one write after the other; how long it took, in milliseconds.
     pub(crate) async fn cycle(&self, wire: &mut Wire, n: usize) -> Result<f64, String> {
         let began = Instant::now();
         let (name, create) = &self.creates[n];
-        wire.succeed(create).await?;
+        let by = |mut call: http::Call| {
+            call.token = (!self.tokens.is_empty()).then(|| Arc::clone(&self.tokens[n % self.tokens.len()]));
+            call
+        };
+        wire.succeed(&by(create.clone())).await?;
         let condition = json!({"type": "Approved", "status": "True", "reason": "ByHand", "message": "bench"});
         let approval = json!({"status": {"conditions": [condition]}}).to_string();
-        wire.succeed(&Call::patch(format!("{CSRS}/{name}/approval"), approval)).await?;
+        wire.succeed(&by(http::Call::patch(format!("{CSRS}/{name}/approval"), approval))).await?;
         let status = json!({"status": {"certificate": self.certificate}}).to_string();
-        wire.succeed(&Call::patch(format!("{CSRS}/{name}/status"), status)).await?;
+        wire.succeed(&by(http::Call::patch(format!("{CSRS}/{name}/status"), status))).await?;
         Ok(began.elapsed().as_secs_f64() * 1e3)
     }
 

@@ -9,6 +9,7 @@
 
 mod admission;
 mod asks;
+mod load;
 mod report;
 mod rotation;
 mod sidecar;

@@ -66,8 +66,8 @@ async fn starts(report: &mut Report, stack: &mut Stack) -> Result<(), String> {
         &["client"],
     )
     .await?;
-    let mut wire = Wire::open(asks::address(&stack.api), asks::admin(&stack.api)).await?;
-    let by_hand = ByHand::new("idle", STARTS + 1);
+    let mut wire = Wire::open(asks::address(&stack.api), asks::nobody(&stack.api)).await?;
+    let by_hand = ByHand::new("idle", STARTS + 1, &asks::writers(&stack.api).await);
     let (mut members, mut clients, mut bare) = (Vec::new(), Vec::new(), Vec::new());
     for n in 0..=STARTS {
         let values = (member.start().await?, by_hand.cycle(&mut wire, n).await?, client.start().await?);
