@@ -21,13 +21,16 @@ use crate::{
     role::Role,
     settings::parse_duration,
     store::{Store, StoreError, files::Files},
-    trust::TrustDir,
+    trust::{TrustDir, outdated},
 };
 
 /// kubelet reads no more.
 const MAX_TERMINATION_MESSAGE: usize = 4096;
 /// When one role has failed, how long the others may still take: their certificates would be there for the next start.
 const LAST_CALL: Duration = Duration::from_secs(2);
+/// How long a certificate is waited for whose predecessor would still do if it were not for the bundle on offer. `run` goes
+/// on asking.
+const OUTDATED_LIMIT: Duration = Duration::from_secs(20);
 /// How long a process before us may take to let go of the directory.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
 
@@ -160,15 +163,22 @@ pub async fn fill<C: Clock, F: Files, A: Api>(
     timeout: Duration,
 ) -> Result<(), Error> {
     // Whatever bundle is on offer is in place before etcd starts: it loads it then and never again.
-    for (domain, error) in agent.take_trust() {
+    let refused = agent.take_trust();
+    for (domain, error) in &refused {
         tracing::warn!(%domain, %error, "trust bundle on offer not taken");
     }
+    let outdated = outdated(&refused);
     let mut requests = FuturesUnordered::new();
-    for wish in wishes.iter().filter(|wish| lacks(agent, wish)) {
+    for wish in wishes {
+        let lacks = lacks(agent, wish);
+        if !lacks && !outdated.contains_key(&wish.role) {
+            continue;
+        }
         // etcd is about to start and will load just this.
         let trusts = agent.bundle_digest(wish.role.domain());
+        let limit = if lacks { timeout } else { timeout.min(agent.clock().elapsed() + OUTDATED_LIMIT) };
         let api = api();
-        requests.push(async move { (wish.role, agent.obtain(wish, api, trusts, Some(timeout)).await) });
+        requests.push(async move { (wish.role, lacks, agent.obtain(wish, api, trusts, Some(limit)).await) });
     }
     if requests.is_empty() {
         tracing::info!("the certificates on disk are good; none is asked for");
@@ -184,13 +194,20 @@ pub async fn fill<C: Clock, F: Files, A: Api>(
             }
         };
         match next {
-            Some((role, Ok(entry))) => agent.hold(role, entry),
-            Some((role, Err(failure))) => failures.push((role, failure)),
+            Some((role, _, Ok(entry))) => agent.hold(role, entry),
+            Some((role, true, Err(failure))) => failures.push((role, failure)),
+            Some((role, false, Err(failure))) => {
+                tracing::warn!(%role, error = %failure, "the certificate on disk stays in use, under the bundle it was issued with");
+            }
             None => break,
         }
     }
     if !failures.is_empty() {
         return Err(Error::Requests(failures));
+    }
+    if !outdated.is_empty() {
+        // With certificates of its CA the bundle is taken, for the domain's other roles too.
+        agent.take_trust();
     }
     agent.install()?;
     Ok(())
@@ -204,7 +221,7 @@ fn lacks<C: Clock, F: Files>(agent: &Agent<C, F>, wish: &Wish) -> bool {
     let entry = agent.entry(wish.role);
     match need(wish, entry.as_deref(), None, now) {
         Ok(Need::Missing | Need::Names(_)) => true,
-        Ok(Need::Due | Need::Trusts) => entry.is_none_or(|e| life(&e).left(now).is_zero()),
+        Ok(Need::Due | Need::Trusts | Need::Outdated) => entry.is_none_or(|e| life(&e).left(now).is_zero()),
         Err(_) => false,
     }
 }

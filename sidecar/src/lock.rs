@@ -4,6 +4,9 @@
 //! cannot reach quorum cannot get it. Where etcd's gateway does not serve us (etcd's auth is on, the gateway is off, or there
 //! is no client certificate), a Kubernetes Lease stands in. That one says nothing of quorum; but neither is believed
 //! alone: the restarter looks at every other member with the lock in its hand.
+//!
+//! **Invariant.** Where the pods have the right to the Lease, every holder has it, those too whom etcd serves, who take
+//! it after etcd's: what serves one member and not another never makes two holders of two kinds.
 
 mod etcd;
 mod kubernetes;
@@ -22,13 +25,13 @@ pub enum Attempt<G> {
     Unavailable(String),
 }
 
-/// A lock in hand. Dropped without [`Self::release`], it lapses by itself.
+/// A lock in hand: of one kind, or of both. Dropped without [`Self::release`], it lapses by itself.
 #[derive(Debug)]
-pub enum Guard {
+pub struct Guard {
     /// A key in etcd.
-    Etcd(EtcdLock),
+    etcd: Option<EtcdLock>,
     /// A Kubernetes Lease.
-    Lease(Box<LeaseLock>),
+    lease: Option<Box<LeaseLock>>,
 }
 
 /// A lock that is no longer ours, or that may be no longer.
@@ -37,26 +40,44 @@ pub enum Guard {
 pub struct LockLost(pub String);
 
 impl Guard {
-    /// Asks whether the lock is still ours, and makes it last longer. To be called right before what it protects, and every
-    /// third of [`TTL`] while it is held.
+    /// A key in etcd alone: nobody in this namespace has the right to the Lease.
+    pub const fn etcd(lock: EtcdLock) -> Self {
+        Self { etcd: Some(lock), lease: None }
+    }
+
+    /// The Lease, with etcd's lock where that was to be had.
+    pub fn lease(lock: LeaseLock, etcd: Option<EtcdLock>) -> Self {
+        Self { etcd, lease: Some(Box::new(lock)) }
+    }
+
+    /// Asks whether all of the lock is still ours, and makes it last longer. To be called right before what it protects, and
+    /// every third of [`TTL`] while it is held.
     ///
     /// # Errors
-    /// It is lost, or nobody can tell.
+    /// A part of it is lost, or nobody can tell.
     pub async fn confirm(&mut self, client_urls: &[String]) -> Result<(), LockLost> {
-        match self {
-            Self::Etcd(lock) => lock.confirm(client_urls).await,
-            Self::Lease(lock) => lock.confirm().await,
+        if let Some(lock) = &mut self.etcd {
+            lock.confirm(client_urls).await?;
+        }
+        match &mut self.lease {
+            Some(lock) => lock.confirm().await,
+            None => Ok(()),
         }
     }
 
     /// Gives the lock to the next one.
     ///
     /// # Errors
-    /// It could not be given back, and lapses by itself within [`TTL`].
+    /// Not all of it could be given back; the rest lapses by itself within [`TTL`].
     pub async fn release(self, client_urls: &[String]) -> Result<(), LockLost> {
-        match self {
-            Self::Etcd(lock) => lock.release(client_urls).await,
-            Self::Lease(lock) => lock.release().await,
-        }
+        let lease = match self.lease {
+            Some(lock) => lock.release().await,
+            None => Ok(()),
+        };
+        let etcd = match self.etcd {
+            Some(lock) => lock.release(client_urls).await,
+            None => Ok(()),
+        };
+        lease.and(etcd)
     }
 }

@@ -68,6 +68,8 @@ pub enum Need {
     Names(Vec<String>),
     /// etcd was seen to have loaded another bundle than the last request stated.
     Trusts,
+    /// The bundle on offer lacks its CA: a rollover went by, and peers may refuse it.
+    Outdated,
 }
 
 impl std::fmt::Display for Need {
@@ -77,6 +79,7 @@ impl std::fmt::Display for Need {
             Self::Due => f.write_str("its time has come"),
             Self::Names(names) => write!(f, "it lacks {}", names.join(", ")),
             Self::Trusts => f.write_str("etcd has loaded another trust bundle"),
+            Self::Outdated => f.write_str("the trust bundle on offer lacks its CA"),
         }
     }
 }

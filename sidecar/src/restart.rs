@@ -39,13 +39,14 @@ use tokio::{
 
 pub use self::gate::{Gate, PATH};
 use self::{
-    cluster::Eyes,
+    cluster::{ClusterSeen, Eyes},
     decision::{Permit, Trust, leaf_due, permit, trust},
     memory::Memory,
     metrics::Metrics,
 };
 use crate::{
     args::{DownwardArgs, PodArgs},
+    etcd::EtcdError,
     lock::{Attempt, EtcdLock, Guard, LeaseLock, Observed},
     names,
     process::{Place, uptime},
@@ -57,6 +58,8 @@ use crate::{
 const IDLE: Duration = Duration::from_secs(30);
 /// How soon a restart that has to wait is thought about again.
 const AGAIN: Duration = Duration::from_secs(3);
+/// How often the cluster's members are noted while nothing is due.
+const LEARN: Duration = Duration::from_secs(600);
 /// kubelet forgets a container's restarts after ten minutes; a second one within them waits for a back-off.
 pub const PACE: Duration = Duration::from_secs(600);
 /// Between saying that a one-member cluster will be away and its being away.
@@ -87,11 +90,11 @@ pub struct Options {
     pub pace: Duration,
     /// How long before it a restart that is an outage is announced.
     pub notice: Duration,
-    /// Where a Lease may be had, when etcd itself gives no lock.
+    /// Where a Lease may be had, beside etcd's lock or in its place.
     pub lease: Option<LeaseOptions>,
 }
 
-/// The Kubernetes Lease that stands in for etcd's own lock.
+/// The Kubernetes Lease that is taken after etcd's own lock, or stands in for it.
 #[derive(Clone)]
 pub struct LeaseOptions {
     /// A client with the pod's own token.
@@ -128,6 +131,10 @@ pub struct Restarter {
     status: watch::Sender<Status>,
     unserved: watch::Sender<bool>,
     observed: Option<Observed>,
+    /// Whether the pod has the right to the Lease, once the API server has said so.
+    lease_granted: Option<bool>,
+    /// When the cluster's members were last noted.
+    learned: Option<Instant>,
     announced: Option<Instant>,
     /// Since when it waits, as the leader, for followers to go first.
     leads_since: Option<Instant>,
@@ -246,6 +253,8 @@ impl Restarter {
             status: watch::Sender::default(),
             unserved: watch::Sender::default(),
             observed: None,
+            lease_granted: None,
+            learned: None,
             announced: None,
             leads_since: None,
             leaf_tried: false,
@@ -291,8 +300,10 @@ impl Restarter {
         if look.due.is_empty() && look.why.is_empty() {
             (self.announced, self.leads_since) = (None, None);
             self.show(None);
+            self.learn_cluster().await;
             return if look.blind { AGAIN } else { IDLE };
         }
+        self.ask_for_the_right().await;
         let why = look.why.join("; ");
         match self.attempt(&look, &why).await {
             Ok(()) => Duration::ZERO,
@@ -369,7 +380,7 @@ impl Restarter {
             Means::End(_) | Means::Probe => look,
         };
         self.keep_pace()?;
-        let seen = self.eyes.cluster().await.map_err(|e| Wait::new("cluster_unknown", e.to_string(), AGAIN))?;
+        let seen = self.cluster().await?;
         let allowed = permit(seen.me, &seen.members).map_err(Wait::hindered)?;
         if allowed.outage {
             self.announce(why)?;
@@ -384,6 +395,37 @@ impl Restarter {
         }
         self.leaf_tried |= done.is_ok() && *self.unserved.borrow();
         done
+    }
+
+    /// Looks at every member, by way of the others where etcd itself refuses us.
+    async fn cluster(&mut self) -> Result<ClusterSeen, Wait> {
+        let unknown = |error: EtcdError| Wait::new("cluster_unknown", error.to_string(), AGAIN);
+        let error = match self.eyes.cluster().await {
+            Ok(seen) => return Ok(seen),
+            Err(error @ EtcdError::Unreachable { .. }) => error,
+            Err(error) => return Err(unknown(error)),
+        };
+        match self.memory.cluster() {
+            Some(known) if !known.others.is_empty() => {
+                tracing::debug!(%error, "etcd refuses us; the other members are asked");
+                self.eyes.cluster_by_others(known).await.map_err(unknown)
+            }
+            _ => Err(unknown(error)),
+        }
+    }
+
+    /// While etcd takes us: who it is, and where the others are.
+    async fn learn_cluster(&mut self) {
+        if self.learned.is_some_and(|at| at.elapsed() < LEARN) || !matches!(self.means, Means::End(_) | Means::Probe) {
+            return;
+        }
+        match self.eyes.known().await {
+            Ok((_, known, _)) => match self.memory.knows(known) {
+                Ok(()) => self.learned = Some(Instant::now()),
+                Err(error) => tracing::warn!(%error, "the cluster's members cannot be noted"),
+            },
+            Err(error) => tracing::debug!(%error, "etcd does not tell of its cluster yet"),
+        }
     }
 
     fn keep_pace(&self) -> Result<(), Wait> {
@@ -420,27 +462,69 @@ impl Restarter {
         Err(Wait::new("announced", text, rest.min(AGAIN)))
     }
 
+    /// etcd's lock, then the Lease, each where it is to be had.
     async fn lock(&mut self, client_urls: &[String]) -> Result<Guard, Wait> {
-        let refused = match self.eyes.identity() {
-            None => "the pod has no certificate to present to etcd (roles server or client)".to_owned(),
+        let (etcd, refused) = match self.eyes.identity() {
+            None => (None, "the pod has no certificate to present to etcd (roles server or client)".to_owned()),
             Some(dir) => match EtcdLock::acquire(&dir, client_urls, &self.options.holder).await {
-                Ok(Attempt::Held(lock)) => return Ok(Guard::Etcd(lock)),
+                Ok(Attempt::Held(lock)) => (Some(lock), String::new()),
                 Ok(Attempt::HeldBy(other)) => return Err(self.held_by(&other)),
-                Ok(Attempt::Unavailable(why)) => why,
+                Ok(Attempt::Unavailable(why)) => (None, why),
                 Err(error) => return Err(Wait::new("no_lock", error.to_string(), AGAIN)),
             },
         };
-        let Some(LeaseOptions { client, namespace, name }) = self.options.lease.clone() else {
-            return Err(Wait::new("no_lock", format!("etcd gives no lock: {refused}"), IDLE));
-        };
+        let lease = self.lease(&refused, etcd.is_some()).await;
+        match (lease, etcd) {
+            (Ok(Some(lease)), etcd) => Ok(Guard::lease(lease, etcd)),
+            (Ok(None), Some(etcd)) => Ok(Guard::etcd(etcd)),
+            (Ok(None), None) => Err(Wait::new("no_lock", format!("etcd gives no lock: {refused}"), IDLE)),
+            (Err(wait), None) => Err(wait),
+            (Err(wait), Some(etcd)) => {
+                if let Err(error) = etcd.release(client_urls).await {
+                    tracing::warn!(%error, "etcd's restart lock was not given back; it lapses by itself");
+                }
+                Err(wait)
+            }
+        }
+    }
+
+    /// The Lease. Whom etcd does not serve has nothing else to hold, so whom it serves takes the Lease as well, and goes
+    /// without it (`None`) only where nobody here can have it: the pods were not given the right to it.
+    async fn lease(&mut self, refused: &str, with_etcd: bool) -> Result<Option<LeaseLock>, Wait> {
+        let Some(LeaseOptions { client, namespace, name }) = self.options.lease.clone() else { return Ok(None) };
         match LeaseLock::acquire(client, &namespace, &name, &self.options.holder, &mut self.observed).await {
-            Ok(Attempt::Held(lock)) => Ok(Guard::Lease(Box::new(lock))),
-            Ok(Attempt::HeldBy(other)) => Err(self.held_by(&other)),
+            Ok(Attempt::Held(lock)) => {
+                self.lease_granted = Some(true);
+                Ok(Some(lock))
+            }
+            Ok(Attempt::HeldBy(other)) => {
+                self.lease_granted = Some(true);
+                Err(self.held_by(&other))
+            }
             Ok(Attempt::Unavailable(why)) => {
+                self.lease_granted = Some(false);
+                if with_etcd {
+                    return Ok(None);
+                }
                 let text = format!("etcd gives no lock ({refused}), and Kubernetes no Lease ({why})");
                 Err(Wait::new("no_lock", text, IDLE))
             }
+            // The API server is away, and with it nobody's right to the Lease comes or goes.
+            Err(_) if with_etcd && self.lease_granted == Some(false) => Ok(None),
             Err(error) => Err(Wait::new("no_lock", format!("Lease {name}: {error}"), AGAIN)),
+        }
+    }
+
+    /// Learns, as soon as a restart is due, whether the pod has the right to the Lease: when it may be restarted, the API
+    /// server may be away.
+    async fn ask_for_the_right(&mut self) {
+        let Some(LeaseOptions { client, namespace, name }) = self.options.lease.clone() else { return };
+        if self.lease_granted.is_some() || !matches!(self.means, Means::End(_) | Means::Probe) {
+            return;
+        }
+        match LeaseLock::granted(client, &namespace, &name).await {
+            Ok(granted) => self.lease_granted = Some(granted),
+            Err(error) => tracing::debug!(%error, name, "whether the Lease is to be had is not known"),
         }
     }
 

@@ -29,7 +29,7 @@ use crate::{
     clock::{Clock, System},
     host::{self, HostArgs},
     init::{Error, open, write_termination_message},
-    renew::{Failure, Wish, life, need},
+    renew::{Failure, Need, Wish, life, need},
     restart::{self, Restarter},
     role::{Domain, Role},
     schedule,
@@ -37,7 +37,7 @@ use crate::{
     settings::Reload,
     status::{Board, PREFIX},
     store::{Entry, files::Files},
-    trust::{TrustDir, TrustError},
+    trust::{TrustDir, TrustError, outdated},
 };
 
 #[cfg(test)]
@@ -274,6 +274,12 @@ struct Desk {
     /// Whether one of them was last seen serving another one.
     other: bool,
     received: Duration,
+    /// Digest of the bundle on offer that lacks the CA of the certificate in use.
+    outdated: Option<String>,
+    /// What that was when the request under way was begun.
+    asked_for: Option<String>,
+    /// For which such bundle a certificate was had: one is asked for once for each, whoever signs it.
+    renewed_for: Option<String>,
 }
 
 impl<C, F, A, M, W> Driver<C, F, M, W>
@@ -298,7 +304,7 @@ where
         futures::pin_mut!(stop);
         loop {
             self.board.beat();
-            self.look_at_trust(&mut refused);
+            self.look_at_trust(&mut refused, &mut desks);
             if self.agent.clock().elapsed() >= write_again.get() {
                 self.write(&mut desks, &work, &write_again, &failed_writes);
             }
@@ -319,8 +325,12 @@ where
     }
 
     /// Takes the bundles on offer, and tells once what is refused.
-    fn look_at_trust(&self, refused_before: &mut Vec<(Domain, TrustError)>) {
+    fn look_at_trust(&self, refused_before: &mut Vec<(Domain, TrustError)>, desks: &mut BTreeMap<Role, Desk>) {
         let refused = self.agent.take_trust();
+        let mut outdated = outdated(&refused);
+        for (role, desk) in desks {
+            desk.outdated = outdated.remove(role);
+        }
         for domain in Domain::ALL {
             let now: Vec<_> = refused.iter().filter(|(d, _)| *d == domain).collect();
             let anew = now.iter().any(|refusal| !refused_before.contains(refusal));
@@ -411,12 +421,15 @@ where
             let trusts = self.trusts(role.domain());
             // What is installed is what a pod without etcd trusts, at once and always: stated with the next request.
             let loaded = self.loaded.as_ref().and(trusts.as_deref());
-            match need(&wish, entry.as_deref(), loaded, now) {
+            let needed = need(&wish, entry.as_deref(), loaded, now);
+            let outdated = desk.outdated.is_some() && desk.outdated != desk.renewed_for;
+            match if outdated { needed.or(Ok(Need::Outdated)) } else { needed } {
                 Err(at) => pause = pause.min(schedule::sleep(now, at)),
                 Ok(_) if !held.is_zero() => pause = pause.min(held),
                 Ok(why) => {
                     tracing::info!(%role, %why, "asking for a certificate");
                     desk.asking = true;
+                    desk.asked_for.clone_from(&desk.outdated);
                     self.board.asking(*role);
                     let (role, api) = (*role, (self.api)());
                     work.push(
@@ -452,6 +465,9 @@ where
                     Ok(entry) => {
                         self.board.asked(role, "issued");
                         desk.refusals = 0;
+                        if desk.asked_for.is_some() {
+                            desk.renewed_for = desk.asked_for.take();
+                        }
                         desk.received = clock.elapsed();
                         self.agent.hold(role, entry);
                     }

@@ -43,7 +43,8 @@ pub enum TrustError {
     /// It would cut us off from peers that hold what we hold.
     #[error(
         "the {domain} bundle on offer lacks the CA of the {role} certificate in use (serial {serial}); the bundle in use \
-         stays: publish the new CA beside the old one"
+         stays, and a certificate is asked for that goes with the one on offer. If its CA signs nothing yet: publish it beside \
+         the old one"
     )]
     LacksIssuer {
         /// The bundle's domain.
@@ -52,7 +53,19 @@ pub enum TrustError {
         role: Role,
         /// Which.
         serial: String,
+        /// Digest of the bundle on offer.
+        offered: String,
     },
+}
+
+/// Whose certificates the bundles on offer lack the CA of, and the digest of the bundle that does: who missed a rollover
+/// gets a certificate of the new CA with it.
+pub fn outdated(refused: &[(Domain, TrustError)]) -> BTreeMap<Role, String> {
+    let of = |error: &TrustError| match error {
+        TrustError::LacksIssuer { role, offered, .. } => Some((*role, offered.clone())),
+        TrustError::Unreadable { .. } | TrustError::Unusable { .. } => None,
+    };
+    refused.iter().filter_map(|(_, error)| of(error)).collect()
 }
 
 /// Where the bundles on offer are: a mounted directory with `peer.crt`, `client.crt` and `metrics.crt`, or one file for
@@ -116,8 +129,8 @@ fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
 /// The set with `offered` bundles in the place of those in use, for the domains where they differ and may be taken; `None`
 /// where nothing changes. With it every refusal.
 ///
-/// A bundle is refused if it lacks the CA that issued a certificate in use: peers hold certificates of the same CA. Where
-/// all of a CA's certificates have expired, the next certificate brings the bundle that it verifies under.
+/// A bundle is refused if it lacks the CA that issued a certificate in use: peers hold certificates of the same CA. The
+/// next certificate brings the bundle that it verifies under: see [`outdated`].
 pub fn take(
     set: &Set,
     offered: &BTreeMap<Domain, Bundle>,
@@ -138,7 +151,8 @@ pub fn take(
                 Ok(entry) => moved.push((*role, entry)),
                 Err(_) => {
                     let serial = entry.chain().serial.clone();
-                    refused.push((*domain, TrustError::LacksIssuer { domain: *domain, role: *role, serial }));
+                    let offered = bundle.digest();
+                    refused.push((*domain, TrustError::LacksIssuer { domain: *domain, role: *role, serial, offered }));
                 }
             }
         }

@@ -236,6 +236,10 @@ fn answer(state: &mut State, created: &AtomicUsize, method: &Method, path: &str,
         }
         return response.body(Full::new(body.clone().into())).expect("a response");
     }
+    // No right to them, as without the component of the manifests.
+    if path.starts_with("/apis/coordination.k8s.io/") {
+        return status(403, "forbidden");
+    }
     let name = path.strip_prefix(PATH).map(|rest| rest.trim_start_matches('/').to_owned());
     match (method.as_str(), name.as_deref()) {
         ("POST", Some("")) => {
@@ -305,8 +309,7 @@ fn json(code: u16, object: &CertificateSigningRequest) -> Response<Full<Bytes>> 
 }
 
 fn status(code: u16, message: &str) -> Response<Full<Bytes>> {
-    let body =
-        serde_json::json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "message": message, "code": code});
+    let body = serde_json::json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message, "code": code});
     Response::builder()
         .status(StatusCode::from_u16(code).expect("a status"))
         .body(Full::new(body.to_string().into()))

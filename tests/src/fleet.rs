@@ -163,7 +163,7 @@ impl Pod {
     }
 
     /// Whether every leaf on disk is of a CA in `bundles`.
-    fn signed_by(&self, roles: &[Role], bundles: &BTreeMap<Domain, Bundle>) -> bool {
+    pub fn signed_by(&self, roles: &[Role], bundles: &BTreeMap<Domain, Bundle>) -> bool {
         roles
             .iter()
             .all(|role| self.leaf(*role).is_some_and(|chain| bundles[&role.domain()].contains_issuer_of(&chain)))
@@ -333,9 +333,33 @@ impl Fleet {
 
     /// Waits until these members and the client hold leaves of `bundles` alone.
     pub async fn hold(&self, members: &[Pod], bundles: &BTreeMap<Domain, Bundle>) {
+        self.members_hold(members, bundles).await;
+        self.client_holds(bundles).await;
+    }
+
+    /// Waits until these members hold leaves of `bundles` alone.
+    pub async fn members_hold(&self, members: &[Pod], bundles: &BTreeMap<Domain, Bundle>) {
         eventually("every leaf is of the new CA", LIMIT, || async {
-            let members = members.iter().all(|pod| pod.signed_by(&[Role::Peer, Role::Server], bundles));
-            if members && self.client.signed_by(&[Role::Client], bundles) { Ok(()) } else { Err("not yet") }
+            let all = members.iter().all(|pod| pod.signed_by(&[Role::Peer, Role::Server], bundles));
+            if all { Ok(()) } else { Err("not yet") }
+        })
+        .await;
+    }
+
+    /// Waits until the client holds a leaf of `bundles`.
+    pub async fn client_holds(&self, bundles: &BTreeMap<Domain, Bundle>) {
+        eventually("the client's leaf is of the new CA", LIMIT, || async {
+            if self.client.signed_by(&[Role::Client], bundles) { Ok(()) } else { Err("not yet") }
+        })
+        .await;
+    }
+
+    /// Waits until a member's sidecar has noted who it is and where the others are.
+    pub async fn noted(&self, i: usize) {
+        let path = self.members[i].dir.join("certs").join("..restart.json");
+        eventually("the cluster is noted", LIMIT, || async {
+            let text = fs::read_to_string(&path).map_err(|e| e.to_string())?;
+            if text.contains("\"others\":[\"https") { Ok(()) } else { Err(text) }
         })
         .await;
     }

@@ -148,6 +148,11 @@ impl Drop for Pod {
 impl Pods {
     /// Starts `size` members with certificates of `ca`, and their restarters.
     pub async fn start(binary: &EtcdBinary, size: u8, ca: &Ca) -> Self {
+        Self::start_with(binary, size, ca, |_| Vec::new()).await
+    }
+
+    /// [`Self::start`], the members with more arguments.
+    pub async fn start_with(binary: &EtcdBinary, size: u8, ca: &Ca, arguments: impl Fn(usize) -> Vec<String>) -> Self {
         crate::install_crypto();
         // For whoever looks for what happened: ETCD_TLS_TEST_LOG=debug.
         if let Ok(level) = std::env::var("ETCD_TLS_TEST_LOG") {
@@ -159,6 +164,9 @@ impl Pods {
             let role = |role: Role| Some(dir.join(&member.name).join(role.as_str()));
             MemberTls { server: role(Role::Server), peer: role(Role::Peer) }
         });
+        for (i, member) in cluster.members.iter_mut().enumerate() {
+            member.arguments = arguments(i);
+        }
         let hour = Duration::from_secs(3600);
         let mut pods: Vec<Pod> = cluster.members.iter().map(|m| pod(&dir, m)).collect();
         for pod in &mut pods {

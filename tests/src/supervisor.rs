@@ -62,6 +62,16 @@ impl Supervisor {
         self.with(|c| c.members[i].process().signal(Signal::SIGTERM));
     }
 
+    /// Stops member `i` as a machine that is suspended stops it; it goes on with [`Self::resume`], knowing nothing of it.
+    pub fn suspend(&self, i: usize) {
+        self.with(|c| c.members[i].process().signal(Signal::SIGSTOP));
+    }
+
+    /// See [`Self::suspend`].
+    pub fn resume(&self, i: usize) {
+        self.with(|c| c.members[i].process().signal(Signal::SIGCONT));
+    }
+
     /// Starts member `i` again.
     pub fn free(&self, i: usize) {
         self.state(|s| s.held.remove(&i));

@@ -10,15 +10,18 @@ use std::{
     time::{Duration, Instant},
 };
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use etcd_tls_sidecar::{
     etcd::{Client, Created},
     lock,
     restart::{self, LeaseOptions},
     settings::Reload,
 };
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::{Api, api::PostParams};
 use serde_json::json;
 use tests::{
-    apiserver::ApiServer,
+    apiserver::{ApiServer, from_json},
     etcd::EtcdBinary,
     eventually,
     pki::Ca,
@@ -49,6 +52,11 @@ fn binaries() -> Vec<EtcdBinary> {
     }
     say("the short form of this test; the long one: ETCD_TLS_SOAK=1 cargo test -p tests --test rotation");
     vec![first]
+}
+
+/// Every etcd of the machine, for what differs between them: their gateways, and what they say of themselves.
+fn all_binaries() -> Vec<EtcdBinary> {
+    if tier::etcd().is_some() { EtcdBinary::all() } else { Vec::new() }
 }
 
 fn workload(pods: &Pods) -> Workload {
@@ -306,7 +314,7 @@ async fn probe_until_loaded(pods: &Pods, trust: &etcd_tls_sidecar::certificate::
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn where_no_signal_reaches_the_liveness_probe_does() {
-    for binary in binaries() {
+    for binary in all_binaries() {
         let (old, new) = (Ca::new("old"), Ca::new("new"));
         let mut pods = Pods::start(&binary, 3, &old).await;
         for pod in &mut pods.pods {
@@ -329,49 +337,114 @@ async fn where_no_signal_reaches_the_liveness_probe_does() {
 /// component of the manifests gives the right to it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_auth_on_a_lease_is_the_lock() {
-    let Some(binary) = binaries().into_iter().next() else { return };
-    let (old, new) = (Ca::new("old"), Ca::new("new"));
-    let mut pods = Pods::start(&binary, 3, &old).await;
-    let etcd = Client::from_dir(&pods.client_dir).expect("a client");
-    for (path, body) in [
-        ("user/add", json!({"name": "root", "password": "secret"})),
-        ("role/add", json!({"name": "root"})),
-        ("user/grant", json!({"user": "root", "role": "root"})),
-        ("enable", json!({})),
-    ] {
-        etcd.call(&pods.urls[0], &format!("/v3/auth/{path}"), &body).await.expect(path);
+    let binaries = all_binaries();
+    if binaries.is_empty() {
+        return;
     }
-    let both = bundle(&[&old, &new]);
-    pods.trust(&both);
-    let says = async |pods: &Pods, words: &'static str| {
-        eventually(words, RESTART, || async {
-            let due: Vec<_> = pods.pods.iter().map(|p| p.status().due.unwrap_or_default()).collect();
-            if due.iter().all(|d| d.contains(words)) { Ok(()) } else { Err(format!("{due:?}")) }
+    let api = ApiServer::start().await;
+    for binary in binaries {
+        let (old, new) = (Ca::new("old"), Ca::new("new"));
+        let mut pods = Pods::start(&binary, 3, &old).await;
+        let etcd = Client::from_dir(&pods.client_dir).expect("a client");
+        for (path, body) in [
+            ("user/add", json!({"name": "root", "password": "secret"})),
+            ("role/add", json!({"name": "root"})),
+            ("user/grant", json!({"user": "root", "role": "root"})),
+            ("enable", json!({})),
+        ] {
+            etcd.call(&pods.urls[0], &format!("/v3/auth/{path}"), &body).await.expect(path);
+        }
+        let both = bundle(&[&old, &new]);
+        pods.trust(&both);
+        all_say(&pods, "etcd gives no lock").await;
+
+        let Some(api) = &api else { continue };
+        let namespace = format!("auth-{}", binary.version.replace('.', "-"));
+        leases(api, &namespace, &mut pods).await;
+        all_say(&pods, "and Kubernetes no Lease").await;
+        assert!(pods.supervisor.ends().is_empty(), "nothing is restarted without a lock");
+        grant(api, &namespace);
+        pods.loaded(&both, 3 * RESTART).await;
+        assert_eq!((pods.supervisor.most_away(), pods.supervisor.ends().len()), (1, 3), "etcd {}", binary.version);
+    }
+}
+
+/// The gateway serves at one member alone, which is away while it is restarted itself: what one pod has of etcd's lock at
+/// one time, another has not. Where there is a Lease, nobody goes without it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_gateways_differ_nobody_holds_another_lock() {
+    let binaries = all_binaries();
+    if binaries.is_empty() {
+        return;
+    }
+    let api = ApiServer::start().await;
+    for binary in binaries {
+        let (old, new) = (Ca::new("old"), Ca::new("new"));
+        let off = |i| if i < 2 { vec!["--enable-grpc-gateway=false".to_owned()] } else { Vec::new() };
+        let mut pods = Pods::start_with(&binary, 3, &old, off).await;
+        let both = bundle(&[&old, &new]);
+        let Some(api) = &api else {
+            // Without a Lease: etcd's lock, at the member where it is to be had.
+            pods.trust(&both);
+            pods.loaded(&both, 3 * RESTART).await;
+            assert_eq!((pods.supervisor.most_away(), pods.supervisor.ends().len()), (1, 3));
+            continue;
+        };
+        let namespace = format!("gateways-{}", binary.version.replace('.', "-"));
+        leases(api, &namespace, &mut pods).await;
+        grant(api, &namespace);
+        // Somebody whom etcd does not serve has the Lease. Etcd's own lock is free, and not enough.
+        let held = json!({
+            "metadata": {"name": restart::lease_name("etcd")},
+            "spec": {"holderIdentity": "ghost", "leaseDurationSeconds": 8},
+        });
+        let api = Api::<Lease>::namespaced(api.client.clone(), &namespace);
+        api.create(&PostParams::default(), &from_json(held)).await.expect("create a Lease");
+        pods.trust(&both);
+        all_say(&pods, "is being restarted").await;
+        assert!(pods.supervisor.ends().is_empty());
+        pods.loaded(&both, 3 * RESTART).await;
+        assert_eq!((pods.supervisor.most_away(), pods.supervisor.ends().len()), (1, 3), "etcd {}", binary.version);
+        eventually("both are given back", RESTART, || async {
+            let lease = api.get(&restart::lease_name("etcd")).await.map_err(|e| e.to_string())?;
+            let holder = lease.spec.and_then(|s| s.holder_identity).unwrap_or_default();
+            let etcd = Client::from_dir(&pods.client_dir).map_err(|e| e.to_string())?;
+            let body = json!({"key": STANDARD.encode(lock::KEY)});
+            let key = etcd.call(&pods.urls[2], "/v3/kv/range", &body).await.map_err(|e| e.to_string())?;
+            if holder.is_empty() && key["kvs"].is_null() { Ok(()) } else { Err(format!("{holder:?} {key}")) }
         })
         .await;
-    };
-    says(&pods, "etcd gives no lock").await;
+    }
+}
 
-    let Some(api) = ApiServer::start().await else { return };
-    api.namespace("prod", &[]).await;
-    let client = api.client_with_token(&api.token("prod", "default", None).await).await;
-    let lease = LeaseOptions { client, namespace: "prod".into(), name: restart::lease_name("etcd") };
+/// Waits until every restarter says these words of its due restart.
+async fn all_say(pods: &Pods, words: &'static str) {
+    eventually(words, RESTART, || async {
+        let due: Vec<_> = pods.pods.iter().map(|p| p.status().due.unwrap_or_default()).collect();
+        if due.iter().all(|d| d.contains(words)) { Ok(()) } else { Err(format!("{due:?}")) }
+    })
+    .await;
+}
+
+/// Starts the restarters anew with a Lease of a namespace, to which they have no right yet.
+async fn leases(api: &ApiServer, namespace: &str, pods: &mut Pods) {
+    api.namespace(namespace, &[]).await;
+    let client = api.client_with_token(&api.token(namespace, "default", None).await).await;
+    let lease = LeaseOptions { client, namespace: namespace.to_owned(), name: restart::lease_name("etcd") };
     for pod in &mut pods.pods {
         let lease = lease.clone();
         pod.start_restarter(|options| options.lease = Some(lease));
     }
-    says(&pods, "and Kubernetes no Lease").await;
-    assert!(pods.supervisor.ends().is_empty(), "nothing is restarted without a lock");
+}
 
-    // As a user adds it to the namespace's kustomization.
+/// Gives the right to it, as a user adds it to the namespace's kustomization.
+fn grant(api: &ApiServer, namespace: &str) {
     let dir = TempDir::new("lease-lock");
     let component = tests::repository().join("manifests/components/lease-lock");
     dir.dir("lease-lock");
     for name in ["kustomization.yaml", "lease-lock.yaml"] {
         fs::copy(component.join(name), dir.join("lease-lock").join(name)).expect("copy");
     }
-    dir.write("kustomization.yaml", "namespace: prod\ncomponents: [lease-lock]\n");
+    dir.write("kustomization.yaml", format!("namespace: {namespace}\ncomponents: [lease-lock]\n"));
     api.kubectl(&["apply", "-k", &dir.path().display().to_string()]);
-    pods.loaded(&both, 3 * RESTART).await;
-    assert_eq!((pods.supervisor.most_away(), pods.supervisor.ends().len()), (1, 3));
 }

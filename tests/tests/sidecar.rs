@@ -326,6 +326,15 @@ async fn bundles_are_taken_or_refused() {
         })
         .await;
     }
+    // For the one that lacks the CA in use a certificate was asked for, once; the old CA signed it, so nothing changed.
+    eventually("one more certificate", LIMIT, || async {
+        if server.made() == 3 { Ok(()) } else { Err(server.made()) }
+    })
+    .await;
+    server.publish_trust(&trust, &BTreeMap::from([(Domain::Peer, next.clone())]));
+    eventually("refused again", LIMIT, refused).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(server.made(), 3, "once for each bundle");
 
     let serials = (pod.serial(Role::Peer), pod.serial(Role::Server));
     let both = format!("{before}{next}");
@@ -336,8 +345,39 @@ async fn bundles_are_taken_or_refused() {
     })
     .await;
     assert_eq!((pod.serial(Role::Peer), pod.serial(Role::Server)), serials, "bundle first, leaf later");
-    assert_eq!(server.made(), 2);
+    assert_eq!(server.made(), 3);
     assert!(run.terminate(LIMIT).await.success(), "{}", run.log());
+}
+
+/// A pod that starts again after a rollover has leaves that are valid and that nobody trusts: `init` gets new ones with the
+/// bundle. Where it cannot, it waits a little, and lets etcd start with what is there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn init_after_a_missed_rollover_asks_anew() {
+    let server = CsrServer::start(Duration::from_secs(3600)).await;
+    let pod = Pod::new(&server);
+    pod.init().await;
+    let serials = (pod.serial(Role::Peer), pod.serial(Role::Server));
+    let next = authority("next peer");
+    let bundle = next.bundle().clone();
+    server.state().authorities.insert(Domain::Peer, next);
+    server.publish_trust(&pod.dir.join("trust"), &BTreeMap::new());
+
+    server.state().outage = Some((503, "{}".to_owned(), Vec::new()));
+    let before = fs::read_to_string(pod.dir.join("certs/peer/ca.crt")).expect("read");
+    pod.init().await;
+    assert_eq!((pod.serial(Role::Peer), pod.serial(Role::Server)), serials, "the files stay");
+    assert_eq!(fs::read_to_string(pod.dir.join("certs/peer/ca.crt")).expect("read"), before);
+
+    server.state().outage = None;
+    pod.init().await;
+    let on_disk = Bundle::parse(&fs::read(pod.dir.join("certs/peer/ca.crt")).expect("read")).expect("a bundle");
+    assert_eq!(on_disk, bundle);
+    assert_ne!(pod.serial(Role::Peer), serials.0, "leaf and bundle together");
+    assert_eq!(pod.serial(Role::Server), serials.1, "the other domain is not concerned");
+    set_of(&pod.dir.join("certs")).expect("a whole set");
+    let made = server.made();
+    pod.init().await;
+    assert_eq!(server.made(), made, "nothing is left to ask for");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

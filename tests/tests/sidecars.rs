@@ -6,10 +6,11 @@
 
 use std::{
     io::Write,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use etcd_tls_sidecar::role::Role;
+use nix::sys::signal::Signal;
 use tests::{
     eventually,
     fleet::{FakeClock, Fleet, LIMIT, Setup},
@@ -38,7 +39,7 @@ fn nothing_lost(report: &Report) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leaves_of_seconds_and_nobody_notices() {
     let Some(etcd) = tier::etcd() else { return };
-    let (rotations, life) = if soak() { (200, Duration::from_secs(6)) } else { (3, PODS.life) };
+    let (rotations, life) = if soak() { (200, Duration::from_secs(12)) } else { (3, PODS.life) };
     if !soak() {
         say("the short form of this test; the long one: ETCD_TLS_SOAK=1 cargo test -p tests --test sidecars");
     }
@@ -217,7 +218,6 @@ async fn step(fleet: &Fleet, clock: &FakeClock, seconds: i64, wrong: Duration) {
 async fn a_pod_whose_certificates_expired_while_it_was_away_comes_back() {
     let Some(etcd) = tier::etcd() else { return };
     let mut fleet = Fleet::start(&etcd, PODS).await;
-    let healthy = |fleet: &Fleet, i: usize| fleet.supervisor.with(|c| c.members[i].healthy_now());
     let work = fleet.workload();
 
     fleet.supervisor.hold_down(2);
@@ -243,19 +243,6 @@ async fn a_pod_whose_certificates_expired_while_it_was_away_comes_back() {
     fleet.supervisor.hold_down(2);
     fleet.members[2].sidecar = None;
     let rollover = fleet.rollover(2);
-    let by_hand = async |fleet: &Fleet| {
-        for i in 0..2 {
-            let ends = fleet.supervisor.ends().len();
-            fleet.supervisor.terminate(i);
-            eventually("the member is back", LIMIT, || async {
-                if fleet.supervisor.ends().len() == ends {
-                    return Err("it has not ended".to_owned());
-                }
-                healthy(fleet, i).await
-            })
-            .await;
-        }
-    };
     fleet.publish(&rollover.both);
     installed(&fleet, |role| rollover.both[&role.domain()].digest()).await;
     by_hand(&fleet).await;
@@ -275,6 +262,101 @@ async fn a_pod_whose_certificates_expired_while_it_was_away_comes_back() {
     eventually("the member joins", LIMIT, || healthy(&fleet, 2)).await;
     fleet.stated(&rollover.new).await;
     nothing_lost(&work.stop().await.expect("read etcd"));
+}
+
+/// Whether a member reaches quorum.
+fn healthy(fleet: &Fleet, i: usize) -> impl Future<Output = Result<(), String>> + use<> {
+    fleet.supervisor.with(|c| c.members[i].healthy_now())
+}
+
+/// Restarts the first two members, one after the other, as an operator does it while the third is away.
+async fn by_hand(fleet: &Fleet) {
+    for i in 0..2 {
+        let ends = fleet.supervisor.ends().len();
+        fleet.supervisor.terminate(i);
+        eventually("the member is back", LIMIT, || async {
+            if fleet.supervisor.ends().len() == ends {
+                return Err("it has not ended".to_owned());
+            }
+            healthy(fleet, i).await
+        })
+        .await;
+    }
+}
+
+/// What a member was while a whole rollover went by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Away {
+    /// Its containers were not there; they begin with `init`.
+    Down,
+    /// Its machine slept: etcd and sidecar go on with what they had loaded.
+    Suspended,
+}
+
+/// Its leaves are still valid, and of a CA that nobody trusts any more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_was_away_for_a_whole_rollover_comes_back_able_to_join() {
+    tokio::join!(misses_a_rollover(Away::Down), misses_a_rollover(Away::Suspended));
+}
+
+async fn misses_a_rollover(away: Away) {
+    let Some(etcd) = tier::etcd() else { return };
+    let mut fleet = Fleet::start(&etcd, Setup { life: Duration::from_secs(3600), ..PODS }).await;
+    let start = Instant::now();
+    fleet.noted(2).await;
+    if away == Away::Down {
+        fleet.supervisor.hold_down(2);
+        fleet.members[2].sidecar = None;
+    } else {
+        fleet.supervisor.suspend(2);
+        fleet.members[2].sidecar.as_mut().expect("it runs").signal(Signal::SIGSTOP);
+    }
+    let rollover = fleet.rollover(1);
+    fleet.publish(&rollover.both);
+    installed(&fleet, |role| rollover.both[&role.domain()].digest()).await;
+    // What those ask for who have loaded it lives for seconds, so that the next CA's soon follows.
+    fleet.server.state().lifetime = PODS.life;
+    by_hand(&fleet).await;
+    fleet.stated_by(&fleet.members[..2], &rollover.both).await;
+    fleet.server.state().authorities = rollover.next;
+    fleet.members_hold(&fleet.members[..2], &rollover.new).await;
+    fleet.server.state().lifetime = Duration::from_secs(3600);
+    fleet.publish(&rollover.new);
+    installed(&fleet, |role| rollover.new[&role.domain()].digest()).await;
+    by_hand(&fleet).await;
+    fleet.stated_by(&fleet.members[..2], &rollover.new).await;
+    // The client's leaf would have lived for an hour, too.
+    fleet.client_holds(&rollover.new).await;
+    let left_behind = &fleet.members[2];
+    for role in [Role::Peer, Role::Server] {
+        let leaf = left_behind.leaf(role).expect("a leaf");
+        assert!(leaf.not_after > SystemTime::now() && !rollover.new[&role.domain()].contains_issuer_of(&leaf));
+    }
+
+    let work = fleet.workload();
+    let ends = fleet.supervisor.ends().len();
+    if away == Away::Down {
+        fleet.members[2].init().await;
+        for role in [Role::Peer, Role::Server] {
+            assert_eq!(fleet.members[2].bundle(role), Some(rollover.new[&role.domain()].clone()), "{role}");
+            assert!(fleet.members[2].signed_by(&[role], &rollover.new), "leaf and bundle together: {role}");
+        }
+        fleet.members[2].run();
+        fleet.supervisor.free(2);
+    } else {
+        fleet.members[2].sidecar.as_mut().expect("it runs").signal(Signal::SIGCONT);
+        fleet.supervisor.resume(2);
+    }
+    fleet.stated(&rollover.new).await;
+    eventually("the member joins", LIMIT, || healthy(&fleet, 2)).await;
+    let report = work.stop().await.expect("read etcd");
+    say(&format!("etcd {}: {away:?} for a whole rollover, {:.0?} in all: {report}", etcd.version, start.elapsed()));
+    nothing_lost(&report);
+    // Who slept runs with what it had loaded until it is restarted.
+    let restarts = fleet.supervisor.ends()[ends..].iter().map(|(i, _)| *i).collect::<Vec<_>>();
+    assert_eq!(restarts, if away == Away::Down { vec![] } else { vec![2] });
+    // The first, one for the new CA, and one to state that it was loaded.
+    assert!(fleet.asked(&fleet.members[2], Role::Peer) <= 3, "it asks no more than that");
 }
 
 /// Waits until the members that are not away have these bundles on disk.

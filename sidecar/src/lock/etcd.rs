@@ -19,20 +19,22 @@ pub struct EtcdLock {
 
 impl EtcdLock {
     /// Tries once to take the lock for `holder`, as the client of the role directory `dir`, through the first of
-    /// `client_urls` that answers. A lock that an earlier process of the same holder left behind is taken up again.
+    /// `client_urls` that serves us: one member's gateway may be off while another's is on. A lock that an earlier process of
+    /// the same holder left behind is taken up again.
     ///
     /// # Errors
     /// No member answers, or the cluster has no quorum.
     pub async fn acquire(dir: &Path, client_urls: &[String], holder: &str) -> Result<Attempt<Self>, EtcdError> {
         let mut last = EtcdError::Unreachable { url: client_urls.join(","), reason: "no member to ask".to_owned() };
+        let mut forbidden = None;
         for url in client_urls {
             match Self::acquire_at(dir, url, holder).await {
                 Ok(attempt) => return Ok(attempt),
-                Err(error @ EtcdError::Forbidden { .. }) => return Ok(Attempt::Unavailable(error.to_string())),
+                Err(error @ EtcdError::Forbidden { .. }) => forbidden = Some(error.to_string()),
                 Err(error) => last = error,
             }
         }
-        Err(last)
+        forbidden.map_or(Err(last), |why| Ok(Attempt::Unavailable(why)))
     }
 
     async fn acquire_at(dir: &Path, url: &str, holder: &str) -> Result<Attempt<Self>, EtcdError> {
@@ -68,7 +70,7 @@ impl EtcdLock {
             let asked = async { client(&self.dir, url)?.keep_alive(url, self.lease).await };
             match asked.await {
                 Ok(true) => return Ok(()),
-                Ok(false) => return Err(LockLost("its lease has ended".to_owned())),
+                Ok(false) => return Err(LockLost("its lease in etcd has ended".to_owned())),
                 Err(error) => last = error.to_string(),
             }
         }

@@ -12,9 +12,12 @@ use kube::{
     Api, Client,
     api::{ObjectMeta, PostParams},
 };
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::{Attempt, LockLost, TTL};
+
+/// How long the API server may take for all that one step asks of it; the lock is confirmed every third of [`TTL`].
+const LIMIT: Duration = Duration::from_secs(8);
 
 /// A Lease's name, and what was last seen of it.
 #[derive(Debug)]
@@ -45,7 +48,7 @@ impl LeaseLock {
         observed: &mut Option<Observed>,
     ) -> Result<Attempt<Self>, kube::Error> {
         let lock = Self { api: Api::namespaced(client, namespace), name: name.to_owned(), holder: holder.to_owned() };
-        match lock.attempt(observed, Instant::now()).await {
+        match within(lock.attempt(observed, Instant::now())).await {
             Ok(None) => Ok(Attempt::Held(lock)),
             Ok(Some(other)) => Ok(Attempt::HeldBy(other)),
             Err(kube::Error::Api(status)) if status.code == 403 => Ok(Attempt::Unavailable(format!(
@@ -56,6 +59,18 @@ impl LeaseLock {
             Err(kube::Error::Api(status)) if status.code == 409 => {
                 Ok(Attempt::HeldBy("another member, by a moment".to_owned()))
             }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether the pod has the right to Lease `name`, as a read of it shows.
+    ///
+    /// # Errors
+    /// The API server's, but for a 403, which is an answer.
+    pub async fn granted(client: Client, namespace: &str, name: &str) -> Result<bool, kube::Error> {
+        match within(Api::<Lease>::namespaced(client, namespace).get_opt(name)).await {
+            Ok(_) => Ok(true),
+            Err(kube::Error::Api(status)) if status.code == 403 => Ok(false),
             Err(error) => Err(error),
         }
     }
@@ -114,15 +129,22 @@ impl LeaseLock {
     }
 
     async fn write(&self, holder: Option<String>) -> Result<(), LockLost> {
-        let lost = |e: kube::Error| LockLost(e.to_string());
-        let mut lease = self.api.get(&self.name).await.map_err(lost)?;
+        let lost = |e: kube::Error| LockLost(format!("Lease {}: {e}", self.name));
+        let mut lease = within(self.api.get(&self.name)).await.map_err(lost)?;
         let mut spec = lease.spec.take().unwrap_or_default();
         if spec.holder_identity.as_deref() != Some(self.holder.as_str()) {
-            return Err(LockLost(format!("{} has it now", spec.holder_identity.as_deref().unwrap_or("nobody"))));
+            let other = spec.holder_identity.as_deref().unwrap_or("nobody");
+            return Err(LockLost(format!("{other} has Lease {} now", self.name)));
         }
         spec.holder_identity = holder;
         spec.renew_time = Some(MicroTime(Timestamp::now()));
         lease.spec = Some(spec);
-        self.api.replace(&self.name, &PostParams::default(), &lease).await.map_err(lost).map(|_| ())
+        within(self.api.replace(&self.name, &PostParams::default(), &lease)).await.map_err(lost).map(|_| ())
     }
+}
+
+/// Bounded by [`LIMIT`]. A write that is given up may have come to pass: it was in our name, and is taken up again or
+/// lapses.
+async fn within<T>(call: impl Future<Output = Result<T, kube::Error>>) -> Result<T, kube::Error> {
+    timeout(LIMIT, call).await.unwrap_or_else(|late| Err(kube::Error::Service(late.into())))
 }

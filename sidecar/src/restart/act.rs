@@ -60,7 +60,7 @@ impl Restarter {
     ) -> Result<(), Wait> {
         if guard.is_some() {
             // What was seen before the lock was had may be what another member's restart looked like.
-            let seen = self.eyes.cluster().await.map_err(|e| Wait::new("cluster_unknown", e.to_string(), AGAIN))?;
+            let seen = self.cluster().await?;
             let allowed = permit(seen.me, &seen.members).map_err(Wait::hindered)?;
             if let (true, Some(to)) = (seen.leader, allowed.successor) {
                 self.let_followers_go_first(seen.me).await?;
@@ -134,7 +134,7 @@ impl Restarter {
             self.keep(guard.as_deref_mut(), client_urls, &mut confirmed).await;
             sleep(GLANCE).await;
         }
-        self.await_back(started, guard, client_urls).await
+        self.await_back(Some(started), guard, client_urls).await
     }
 
     async fn have_kubelet_end(
@@ -143,8 +143,8 @@ impl Restarter {
         guard: &mut Option<&mut Guard>,
         client_urls: &[String],
     ) -> Result<(), Wait> {
-        let unknown = || Wait::new("cluster_unknown", "etcd does not say when it started".to_owned(), AGAIN);
-        let started = self.eyes.started().await.ok_or_else(unknown)?;
+        // It does not say where it refuses us; that it takes us again is then what tells of its restart.
+        let started = self.eyes.started().await;
         confirm(guard.as_deref_mut(), client_urls).await?;
         self.gate.arm(&look.why.join("; "));
         tracing::info!(why = look.why.join("; "), "failing etcd's liveness probe, so that kubelet restarts it");
@@ -161,7 +161,7 @@ impl Restarter {
     /// Fails the probe for as long as a restart is allowed, and no longer.
     async fn await_kubelet(
         &mut self,
-        started: Duration,
+        started: Option<Duration>,
         guard: &mut Option<&mut Guard>,
         client_urls: &[String],
     ) -> Result<(), Wait> {
@@ -169,11 +169,11 @@ impl Restarter {
         let mut confirmed = start;
         loop {
             sleep(GLANCE_AT_CLUSTER).await;
-            match self.eyes.started().await {
-                Some(now) if self.eyes.is_another(now, started) => return Ok(()),
+            match (self.eyes.started().await, started) {
+                (Some(now), Some(before)) if self.eyes.is_another(now, before) => return Ok(()),
                 // It is on its way down, or up: either way kubelet has acted.
-                None => return Ok(()),
-                Some(_) => {}
+                (None, Some(_)) | (Some(_), None) => return Ok(()),
+                (Some(_), Some(_)) | (None, None) => {}
             }
             if start.elapsed() > PROBE_LIMIT {
                 let text = format!(
@@ -187,7 +187,7 @@ impl Restarter {
                 confirmed = Instant::now();
             }
             if guard.is_some()
-                && let Ok(seen) = self.eyes.cluster().await
+                && let Ok(seen) = self.cluster().await
             {
                 let allowed = permit(seen.me, &seen.members).map_err(Wait::hindered)?;
                 if let (true, Some(to)) = (seen.leader, allowed.successor) {
@@ -199,7 +199,7 @@ impl Restarter {
 
     async fn await_back(
         &mut self,
-        before: Duration,
+        before: Option<Duration>,
         mut guard: Option<&mut Guard>,
         client_urls: &[String],
     ) -> Result<(), Wait> {
@@ -219,7 +219,8 @@ impl Restarter {
             self.keep(guard.as_deref_mut(), client_urls, &mut confirmed).await;
             sleep(GLANCE).await;
             if healthy.is_none() {
-                let another = self.eyes.started().await.is_some_and(|now| self.eyes.is_another(now, before));
+                let another = |now| before.is_none_or(|before| self.eyes.is_another(now, before));
+                let another = self.eyes.started().await.is_some_and(another);
                 if !another || self.eyes.healthy().await.is_err() {
                     continue;
                 }

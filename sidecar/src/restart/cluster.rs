@@ -7,6 +7,7 @@ use futures::future::join_all;
 use super::{
     Options,
     decision::{MemberSeen, Seen},
+    memory::KnownCluster,
 };
 use crate::{
     certificate::Bundle,
@@ -29,7 +30,7 @@ pub(super) struct ClusterSeen {
     pub(super) me: u64,
     pub(super) leader: bool,
     pub(super) members: Vec<MemberSeen>,
-    /// Every member's client URLs, our own first: whom to ask for the lock.
+    /// Every member's client URLs, our own first if it takes us: whom to ask for the lock.
     pub(super) client_urls: Vec<String>,
 }
 
@@ -192,6 +193,18 @@ impl Eyes {
     /// # Errors
     /// The own member does not say who it is or whom it knows.
     pub(super) async fn cluster(&self) -> Result<ClusterSeen, EtcdError> {
+        let (metrics, known, members) = self.known().await?;
+        let mut client_urls = vec![self.own_url()?.clone()];
+        client_urls.extend(known.others);
+        let members = join_all(members.into_iter().map(|m| self.member(m, known.me)).collect::<Vec<_>>()).await;
+        Ok(ClusterSeen { me: known.me, leader: metrics.leader, members, client_urls })
+    }
+
+    /// Who the own member is, and the others.
+    ///
+    /// # Errors
+    /// As [`Self::cluster`].
+    pub(super) async fn known(&self) -> Result<(ServerMetrics, KnownCluster, Vec<Member>), EtcdError> {
         let own = self.own_url()?;
         let metrics = self.metrics().await?;
         let me = metrics.id.ok_or_else(|| EtcdError::Answer {
@@ -199,12 +212,33 @@ impl Eyes {
             reason: "no etcd_server_id among its metrics".to_owned(),
         })?;
         let members = self.members().await?;
-        let mut client_urls = vec![own.clone()];
-        for member in members.iter().filter(|m| m.id != me) {
-            client_urls.extend(member.client_urls.iter().cloned());
+        let others = client_urls(&members, me);
+        Ok((metrics, KnownCluster { me, others }, members))
+    }
+
+    /// Looks at every member by way of the others, where etcd's own port refuses us: it runs with a CA of before a rollover
+    /// that it slept through, and only a restart makes it take us again. Such a member leads nobody.
+    ///
+    /// # Errors
+    /// None of the others says whom it knows.
+    pub(super) async fn cluster_by_others(&self, known: &KnownCluster) -> Result<ClusterSeen, EtcdError> {
+        let mut last =
+            EtcdError::Unreachable { url: known.others.join(","), reason: "no other member to ask".to_owned() };
+        for url in &known.others {
+            let members = match self.client(url) {
+                Ok(client) => client.members(url).await,
+                Err(error) => Err(error),
+            };
+            match members {
+                Ok(members) => {
+                    let client_urls = client_urls(&members, known.me);
+                    let members = join_all(members.into_iter().map(|m| self.member(m, known.me)).collect::<Vec<_>>());
+                    return Ok(ClusterSeen { me: known.me, leader: false, members: members.await, client_urls });
+                }
+                Err(error) => last = error,
+            }
         }
-        let members = join_all(members.into_iter().map(|m| self.member(m, me)).collect::<Vec<_>>()).await;
-        Ok(ClusterSeen { me, leader: metrics.leader, members, client_urls })
+        Err(last)
     }
 
     /// By the gateway, or by the peer port where auth shuts the gateway.
@@ -284,6 +318,11 @@ impl Eyes {
         }
         Err(failed)
     }
+}
+
+/// Where the members but `me` serve clients.
+fn client_urls(members: &[Member], me: u64) -> Vec<String> {
+    members.iter().filter(|m| m.id != me).flat_map(|m| m.client_urls.iter().cloned()).collect()
 }
 
 /// A port of etcd that verifies clients with a domain's bundle.

@@ -1,5 +1,5 @@
 //! What the restarter must remember when it is restarted itself: since when each bundle is on disk, which ones were there
-//! before, and when etcd was last restarted. Times are since the system's start, which no stepped clock moves; after a
+//! before, when etcd was last restarted, and of which cluster it is a member. Times are since the system's start, which no stepped clock moves; after a
 //! reboot nothing of them holds, and nothing of them is needed.
 
 use std::{
@@ -39,6 +39,19 @@ struct Kept {
     restarted: Option<u64>,
     /// The bundles it was for.
     restarted_for: BTreeMap<Domain, String>,
+    /// The cluster as its own member last told of it.
+    cluster: Option<KnownCluster>,
+}
+
+/// Who this member is, and where the others serve clients: whom to ask when etcd itself refuses us, as one does that slept
+/// through a rollover.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(super) struct KnownCluster {
+    /// The member's id.
+    pub(super) me: u64,
+    /// The other members' client URLs.
+    pub(super) others: Vec<String>,
 }
 
 /// A bundle that is (the last of a domain's) or was on disk.
@@ -91,6 +104,23 @@ impl Memory {
     pub(super) fn restarting(&mut self, bundles: BTreeMap<Domain, String>, now: Duration) -> io::Result<()> {
         self.kept.restarted = Some(millis(now));
         self.kept.restarted_for = bundles;
+        self.write()
+    }
+
+    /// The cluster as it was last seen.
+    pub(super) fn cluster(&self) -> Option<&KnownCluster> {
+        self.kept.cluster.as_ref()
+    }
+
+    /// Notes the cluster, if it is not the one noted.
+    ///
+    /// # Errors
+    /// It cannot be written down.
+    pub(super) fn knows(&mut self, cluster: KnownCluster) -> io::Result<()> {
+        if self.kept.cluster.as_ref() == Some(&cluster) {
+            return Ok(());
+        }
+        self.kept.cluster = Some(cluster);
         self.write()
     }
 
@@ -191,8 +221,11 @@ mod tests {
         let installed = memory.installed(Domain::Peer, &a_again, at(50)).unwrap();
         assert_eq!((installed.since, installed.ambiguous), (at(40), true));
         memory.restarting([(Domain::Peer, a_again.digest())].into(), at(60)).unwrap();
+        let cluster = KnownCluster { me: u64::MAX, others: vec!["https://10.0.0.2:2379".into()] };
+        memory.knows(cluster.clone()).unwrap();
         let memory = Memory::open(&dir);
         assert_eq!(memory.since_restart(at(70)), Some(at(10)));
+        assert_eq!(memory.cluster(), Some(&cluster));
         assert!(memory.tried(Domain::Peer, &a_again.digest()) && !memory.tried(Domain::Peer, &a.digest()));
         // After a reboot everything that runs is younger than the bundle.
         let kept = memory.kept.for_boot("another".into());

@@ -130,9 +130,11 @@ fn obstacles(pod: &Pod<'_>, etcd: &[Container<'_>]) -> Result<bool, Vec<String>>
 impl Plan {
     fn probe(&mut self, settings: &Settings, container: &Container<'_>, listeners: &[Url]) {
         let ours = json!({"path": CHECK_PATH, "port": settings.admin_port, "scheme": "HTTP"});
+        // The first failure begins the wait, so it is one more than fit into it.
+        let failures = |period: u64| PATIENCE.div_ceil(period) + 1;
         let Some(theirs) = container.object.get("livenessProbe").and_then(Value::as_object) else {
             let value =
-                json!({"httpGet": ours, "periodSeconds": 10, "timeoutSeconds": 5, "failureThreshold": PATIENCE / 10});
+                json!({"httpGet": ours, "periodSeconds": 10, "timeoutSeconds": 5, "failureThreshold": failures(10)});
             self.probe = Some(Probe { value, replaces: false, liveness_url: None });
             return;
         };
@@ -155,7 +157,7 @@ impl Plan {
         value.insert("httpGet".to_owned(), ours);
         let period = theirs.get("periodSeconds").and_then(Value::as_u64).unwrap_or(10).max(1);
         let threshold = theirs.get("failureThreshold").and_then(Value::as_u64).unwrap_or(3);
-        value.insert("failureThreshold".to_owned(), json!(threshold.max(PATIENCE.div_ceil(period))));
+        value.insert("failureThreshold".to_owned(), json!(threshold.max(failures(period))));
         self.warnings.push(format!(
             "container {}: its liveness probe now asks etcd-tls-sidecar, which asks {liveness_url} in its place",
             container.name

@@ -423,7 +423,7 @@ fn the_liveness_probe_moves_behind_the_sidecar_only_when_asked() {
     let probe = &pod["spec"]["containers"][0]["livenessProbe"];
     assert_eq!(probe["httpGet"], json!({"path": "/etcd", "port": 9179, "scheme": "HTTP"}));
     assert_eq!(probe["periodSeconds"], 5);
-    assert_eq!(probe["failureThreshold"], 66);
+    assert_eq!(probe["failureThreshold"], 67, "66 pauses of 5 s are 330 s");
     assert!(sidecar_args(&pod).contains(&"--liveness-url=http://$(POD_IP):2381/health".to_owned()));
     assert!(warnings.iter().any(|w| w.contains("liveness")));
     let (pod, _) = injected(&probed(json!({"tcpSocket": {"port": 2379}})));
