@@ -9,7 +9,12 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use etcd_tls_sidecar::{certificate::Chain, identity::Entitlement, role::Role, settings::Sans};
+use etcd_tls_sidecar::{
+    certificate::{Bundle, Chain},
+    identity::Entitlement,
+    role::Role,
+    settings::Sans,
+};
 use rcgen::{
     CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair,
     KeyUsagePurpose, PublicKeyData, SanType, SerialNumber, SignatureAlgorithm, SigningKey, SubjectPublicKeyInfo,
@@ -128,6 +133,15 @@ pub fn issue(
 
 /// Issues a throw-away leaf for each set of usages, to learn what verification thinks of `authority`.
 pub(crate) fn trial(authority: &Authority, now: SystemTime) -> Result<(), IssueError> {
+    trial_by(authority, authority.bundle(), now)
+}
+
+/// Whether those who know `bundle` alone accept what `authority` issues.
+pub(crate) fn accepted_by(authority: &Authority, bundle: &Bundle, now: SystemTime) -> bool {
+    trial_by(authority, bundle, now).is_ok()
+}
+
+fn trial_by(authority: &Authority, bundle: &Bundle, now: SystemTime) -> Result<(), IssueError> {
     let pair = KeyPair::generate().map_err(IssueError::encoding)?;
     let public_key = pair.subject_public_key_info();
     let sans =
@@ -141,7 +155,9 @@ pub(crate) fn trial(authority: &Authority, now: SystemTime) -> Result<(), IssueE
             public_key: &public_key,
             lifetime: Duration::from_secs(60),
         };
-        issue(authority, &leaf, now, [0; 16])?;
+        issue(authority, &leaf, now, [0; 16])?
+            .verify(role, bundle, &public_key, &sans, now)
+            .map_err(|e| IssueError::Refused(e.to_string()))?;
     }
     Ok(())
 }

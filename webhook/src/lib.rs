@@ -12,6 +12,7 @@ pub mod controller;
 pub mod csr_watch;
 pub mod events;
 pub mod facts;
+pub mod file_watch;
 pub mod health;
 pub mod inject;
 pub mod injection;

@@ -55,6 +55,7 @@ use tokio::{sync::Semaphore, time};
 
 use crate::{
     cli::Error,
+    file_watch::FileWatch,
     standalone::{
         api::{MAX_WATCHES, Server},
         approval::Rule,
@@ -80,7 +81,8 @@ const DRAIN_SECONDS: u64 = 2;
 /// The arguments of `standalone`. The names of the etcd-certificate-generator are kept.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// CA certificate (PEM; intermediates may follow) of every profile that has none of its own.
+    /// CA certificate (PEM; intermediates may follow) of every profile that has none of its own. All CA files are read again
+    /// when they change; one that those who know the present CA would not accept is not taken.
     #[arg(long, value_name = "FILE", requires = "cakey")]
     pub cacrt: Option<PathBuf>,
     /// Its private key.
@@ -226,7 +228,7 @@ impl Args {
             }
             None => Policy::default(),
         };
-        let profiles = Profiles::load(&files, now)?;
+        let profiles = Profiles::load(files, now)?;
         let limits = Limits { requests: max_requests, pending_per_user: max_pending_per_user, ..Limits::default() };
         let store = Store::open(&csrdir, limits)?;
         let pairs: Vec<PairFiles> =
@@ -250,6 +252,11 @@ impl Args {
             limit: RateLimit::new(rate_limit),
             watches: Arc::new(Semaphore::new(MAX_WATCHES)),
             metrics: Metrics::default(),
+        });
+        let watch = FileWatch::new(server.profiles.files());
+        tokio::spawn({
+            let server = server.clone();
+            async move { server.profiles.keep_fresh(watch).await }
         });
         tokio::spawn(look_at_files(server.clone(), token_auth_file, clients));
         if judges_pods {

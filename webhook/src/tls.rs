@@ -1,16 +1,13 @@
 //! A serving pair that is read from a directory, watched, and changed under a running server.
 //!
-//! The directory is watched, never the files: a Secret volume swaps a symbolic link, after which a watch on the file sees
-//! nothing any more. A connection keeps the pair it was made with; the next handshake meets the new one.
+//! A connection keeps the pair it was made with; the next handshake meets the new one.
 
 use std::{
-    collections::BTreeSet,
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock, Weak},
     time::Duration,
 };
 
-use notify::{Event, EventKind, RecursiveMode, Watcher, event::AccessKind};
 use rustls::{
     RootCertStore, ServerConfig,
     crypto::CryptoProvider,
@@ -18,12 +15,10 @@ use rustls::{
     server::{ClientHello, ResolvesServerCert, danger::ClientCertVerifier},
     sign::CertifiedKey,
 };
-use tokio::{sync::mpsc, time};
+use tokio::time;
 
-/// How often a directory is read again without an event: an event may be lost, and the watch itself may fail.
-pub const RECHECK: Duration = Duration::from_secs(60);
-/// How long after an event the files are read: a pair written by two writes is whole by then.
-const SETTLE: Duration = Duration::from_millis(100);
+use crate::file_watch::FileWatch;
+
 /// How often [`PairFiles::wait`] looks.
 const WAIT: Duration = Duration::from_secs(1);
 /// A serving chain or key of more bytes than this is none.
@@ -74,7 +69,8 @@ impl ServingPairs {
     pub fn watch(files: Vec<PairFiles>) -> Result<Arc<Self>, PairError> {
         let pairs = files.iter().map(|f| f.read().map(Arc::new)).collect::<Result<Vec<_>, _>>()?;
         let this = Arc::new(Self { files, pairs: RwLock::new(pairs) });
-        tokio::spawn(keep_fresh(Arc::downgrade(&this), this.directories()));
+        let watch = FileWatch::new(this.files.iter().flat_map(|f| [f.certificate.as_path(), f.key.as_path()]));
+        tokio::spawn(keep_fresh(Arc::downgrade(&this), watch));
         Ok(this)
     }
 
@@ -123,10 +119,6 @@ impl ServingPairs {
     pub fn default_leaf(&self) -> Option<CertificateDer<'static>> {
         let pairs = self.pairs.read().unwrap_or_else(PoisonError::into_inner);
         pairs.first()?.certified.cert.first().cloned()
-    }
-
-    fn directories(&self) -> BTreeSet<PathBuf> {
-        self.files.iter().flat_map(|f| [directory(&f.certificate), directory(&f.key)]).collect()
     }
 
     fn pick(&self, name: Option<&str>) -> Option<Arc<CertifiedKey>> {
@@ -205,14 +197,8 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }
 
-fn directory(file: &Path) -> PathBuf {
-    match file.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
-        _ => PathBuf::from("."),
-    }
-}
-
-fn read_bounded(path: &Path) -> Result<Vec<u8>, String> {
+/// Reads a file that is not larger than a PEM file of ours can be.
+pub(crate) fn read_bounded(path: &Path) -> Result<Vec<u8>, String> {
     use std::io::Read;
     let file = std::fs::File::open(path).map_err(|e| format!("{}: {e}", path.display()))?;
     let mut bytes = Vec::new();
@@ -223,41 +209,11 @@ fn read_bounded(path: &Path) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
-/// Whether somebody only opened a file. We do, at each reading, which would ring for the next one for ever.
-const fn is_a_look(event: &notify::Result<Event>) -> bool {
-    matches!(event, Ok(Event { kind: EventKind::Access(AccessKind::Open(_)), .. }))
-}
-
-/// Reads again at every event in `directories`, and at every [`RECHECK`] without one.
-async fn keep_fresh(pairs: Weak<ServingPairs>, directories: BTreeSet<PathBuf>) {
-    let (tell, mut events) = mpsc::channel(1);
-    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        if !is_a_look(&event) {
-            // A full channel already says that there is something to read.
-            let _ = tell.try_send(());
-        }
-    })
-    .inspect_err(|error| tracing::warn!(%error, "cannot watch serving pairs; reading them every minute"))
-    .ok();
-    let mut unwatched = directories;
+/// Reads again whenever it is time to look.
+async fn keep_fresh(pairs: Weak<ServingPairs>, mut watch: FileWatch) {
     let mut said: Vec<PairError> = Vec::new();
     loop {
-        if let Some(watcher) = &mut watcher {
-            unwatched.retain(|dir| {
-                watcher
-                    .watch(dir, RecursiveMode::NonRecursive)
-                    .inspect_err(|error| {
-                        tracing::warn!(%error, directory = %dir.display(), "cannot watch; reading it every minute");
-                    })
-                    .is_err()
-            });
-            if let Ok(Some(())) = time::timeout(RECHECK, events.recv()).await {
-                time::sleep(SETTLE).await;
-                while events.try_recv().is_ok() {}
-            }
-        } else {
-            time::sleep(RECHECK).await;
-        }
+        watch.changed().await;
         let Some(pairs) = pairs.upgrade() else { return };
         match pairs.reload() {
             Ok(changed) => {
@@ -345,25 +301,6 @@ mod tests {
         fs::remove_file(dir.0.join("tls.crt")).unwrap();
         assert!(pairs.reload().is_err());
         assert_eq!(pairs.default_leaf().unwrap(), good);
-    }
-
-    #[tokio::test]
-    async fn reading_a_directory_is_no_news_of_it() {
-        let dir = Dir::new("look");
-        let (certificate, key) = pair(&["a.test"]);
-        fs::write(dir.0.join("tls.crt"), &certificate).unwrap();
-        fs::write(dir.0.join("tls.key"), key).unwrap();
-        let (tell, mut told) = mpsc::unbounded_channel();
-        let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
-            let _ = tell.send(is_a_look(&event));
-        })
-        .unwrap();
-        watcher.watch(&dir.0, RecursiveMode::NonRecursive).unwrap();
-        PairFiles::in_dir(&dir.0).read().unwrap();
-        // Two files were opened, and that is all that happens before one is written.
-        assert!(told.recv().await.unwrap() && told.recv().await.unwrap());
-        fs::write(dir.0.join("tls.crt"), certificate).unwrap();
-        while told.recv().await.unwrap() {}
     }
 
     #[tokio::test]
