@@ -20,6 +20,7 @@ pub mod pod;
 pub mod pods;
 pub mod ports;
 pub mod process;
+pub mod signer;
 pub mod stack;
 pub mod supervisor;
 pub mod temp;

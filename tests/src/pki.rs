@@ -19,6 +19,7 @@ use rustls::{
 
 /// A certificate authority.
 pub struct Ca {
+    name: String,
     issuer: Issuer<'static, KeyPair>,
     /// Its certificate.
     pub pem: String,
@@ -87,7 +88,18 @@ impl Ca {
         let key = KeyPair::generate().expect("make a key");
         let pem = params.self_signed(&key).expect("sign a CA").pem();
         let key_pem = key.serialize_pem();
-        Self { issuer: Issuer::new(params, key), pem, key_pem }
+        Self { name: common_name.to_owned(), issuer: Issuer::new(params, key), pem, key_pem }
+    }
+
+    /// Another certificate for the same name and key, as a CA that is renewed has it: PEM.
+    pub fn renewed(&self) -> String {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, &self.name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        params.not_after = (SystemTime::now() + Duration::from_secs(11 * 365 * 24 * 3600)).into();
+        params.self_signed(self.issuer.key()).expect("sign a CA").pem()
     }
 
     /// Issues a leaf with a new key.

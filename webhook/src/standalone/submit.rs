@@ -13,7 +13,9 @@ use etcd_tls_sidecar::{
     csr::{MAX_REQUEST, Request},
     identity::{Asked, Verdict, usages},
     names::{SignerName, SignerNameError},
+    policy::Keys,
     role::Role,
+    settings::KeyAlgorithm,
 };
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -370,7 +372,11 @@ fn check(server: &Server, version: Version, csr: &CertificateSigningRequest) -> 
     let request = request.and_then(|request| {
         let recognised = recognise(&request)?;
         let role = recognised.role;
-        if !server.law.policy().keys.allow(request.key) {
+        let keys = &server.law.policy().keys;
+        // The old agents make no other keys. A policy that lists the keys holds for them, too.
+        let of_old_agent =
+            csr.spec.signer_name == LEGACY_UNKNOWN && request.key == KeyAlgorithm::Rsa2048 && *keys == Keys::default();
+        if !keys.allow(request.key) && !of_old_agent {
             return Err(format!("keys of the kind {} are not signed here", request.key));
         }
         if server.profiles.lifetime(role).is_none() {

@@ -1,0 +1,275 @@
+//! The sidecar on hosts, by its real binary: a real etcd bootstrapped from a token, certificates asked for once, members
+//! that are known beforehand, and a host that is handed over to the signer in the cluster.
+
+use std::{fs, process::Command, time::Instant};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use etcd_tls_sidecar::{
+    certificate::{Bundle, Chain},
+    csr::PrivateKey,
+    role::Role,
+};
+use k8s_openapi::api::{certificates::v1::CertificateSigningRequest, core::v1::ConfigMap};
+use kube::{Api, api::ListParams};
+use serde_json::Value;
+use tests::{
+    etcd::{EtcdCluster, MemberTls},
+    etcd_client::served_serial,
+    eventually,
+    process::{Process, binary, run},
+    signer::{ADMIN, BOOTSTRAP, LIMIT, Signer, mode, sans, sidecar},
+    stack::{Options as StackOptions, Stack},
+    temp::TempDir,
+    tier,
+};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_is_bootstrapped_from_a_token_and_renewed_while_the_signer_is_killed() {
+    let Some(etcd) = tier::etcd() else { return };
+    let mut signer = Signer::started(&[
+        "--peercertdur=60s",
+        "--servercertdur=60s",
+        "--approve-group=system:bootstrappers:etcd=peer:127.0.0.0/8",
+        "--approve-group=system:bootstrappers:etcd=server:127.0.0.0/8",
+        "--approve-group=system:etcd-peers=peer:127.0.0.0/8",
+        "--approve-group=system:etcd-peers=server:127.0.0.0/8",
+    ])
+    .await;
+    let bootstrap = signer.kubeconfig("bootstrap.kubeconfig", BOOTSTRAP);
+    let mut cluster = EtcdCluster::new(&etcd, 3).with_tls(|member| MemberTls {
+        server: Some(signer.dir.join(&member.name).join("server")),
+        peer: Some(signer.dir.join(&member.name).join("peer")),
+    });
+    let mut sidecars = Vec::new();
+    for member in &cluster.members {
+        sidecars.push(sidecar(
+            &signer,
+            &member.name,
+            &bootstrap,
+            &[
+                format!("--ipaddrs={},127.0.0.1", member.address),
+                format!("--client-url={}", member.client_url()),
+                format!("--peer-url={}", member.peer_url()),
+                "--reload=none".to_owned(),
+            ],
+        ));
+    }
+    for member in &cluster.members {
+        let dir = signer.dir.join(&member.name);
+        eventually("certificates and a kubeconfig around them", LIMIT, || async {
+            let kubeconfig = signer.dir.join(format!("{}.kubeconfig", member.name));
+            if dir.join("server/tls.crt").exists() && kubeconfig.exists() { Ok(()) } else { Err("not yet") }
+        })
+        .await;
+        let kubeconfig = signer.dir.join(format!("{}.kubeconfig", member.name));
+        assert_eq!(mode(&kubeconfig), 0o600);
+        let text = fs::read_to_string(&kubeconfig).expect("read");
+        assert!(text.contains("client-certificate") && !text.contains(BOOTSTRAP), "{text}");
+    }
+    cluster.start().await;
+    let serials = || async {
+        let mut all = Vec::new();
+        for member in &cluster.members {
+            for (url, role) in [(member.client_url(), "server"), (member.peer_url(), "peer")] {
+                all.push(
+                    served_serial(&url, &signer.dir.join(&member.name).join(role)).await.map_err(|e| e.to_string())?,
+                );
+            }
+        }
+        Ok::<_, String>(all)
+    };
+    let first = eventually("every port answers", LIMIT, &serials).await;
+
+    // Without its token the bootstrap user can get nothing more: what renews are the certificates themselves.
+    signer.dir.write("tokens", format!("{ADMIN},admin,2,system:masters\n"));
+    signer.process.as_mut().expect("started").kill();
+    let mut command = signer.command(&signer.dir.join("csrs"), signer.port);
+    let restarted = Process::spawn("signer", &mut command, signer.dir.path());
+    // The first time because etcd has loaded the bundle, which the next request states; then because the time has come.
+    let mut before = first;
+    for round in ["once", "twice"] {
+        before = eventually(&format!("every certificate renewed and served {round}"), LIMIT, || async {
+            let now = serials().await?;
+            let old = now.iter().zip(&before).filter(|(now, before)| now == before).count();
+            if old == 0 { Ok(now) } else { Err(format!("{old} are those of before")) }
+        })
+        .await;
+    }
+    drop(restarted);
+    for member in &mut cluster.members {
+        assert!(member.process().running(), "no member was restarted or died");
+    }
+    for member in &cluster.members {
+        assert!(member.is_healthy().await);
+    }
+    for sidecar in &mut sidecars {
+        assert!(sidecar.running());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn request_leaves_files_under_the_old_names_at_once() {
+    let signer = Signer::started(&["--approve-group=system:bootstrappers:etcd=peer:10.8.89.9,test.example.com"]).await;
+    let kubeconfig = signer.kubeconfig("kubeconfig", BOOTSTRAP);
+    let assets = signer.dir.join("assets");
+    let cn = "system:etcd-peer:etcd1";
+    let ask = |dns: &str| {
+        let mut command = Command::new(binary("etcd-tls-sidecar"));
+        command.args(["request", &format!("--dnsnames={dns}"), "--ipaddrs=10.8.89.9", "--orgname=system:etcd-peers"]);
+        command.args([&format!("--commonname={cn}"), "--timeout=5s"]);
+        command.arg("--assetsdir").arg(&assets).arg("--kubeconfig").arg(&kubeconfig);
+        command
+    };
+    run(&mut ask("test.example.com"));
+    let chain = Chain::parse(&fs::read(assets.join(format!("{cn}.crt"))).expect("the old name")).expect("a chain");
+    assert_eq!((chain.common_name.as_str(), &chain.sans), (cn, &sans(&["test.example.com"], &["10.8.89.9"])));
+    let key = fs::read_to_string(assets.join(format!("{cn}.key"))).expect("the old name");
+    assert_eq!(PrivateKey::from_pem(&key).expect("a key").public_key(), chain.public_key);
+    assert_eq!(mode(&assets.join(format!("{cn}.key"))) & 0o007, 0);
+    // What needs a person waits, and says so in time.
+    let output = ask("other.example.com").output().expect("run");
+    assert!(!output.status.success());
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(text.contains("neither approved and signed nor denied yet"), "{text}");
+    let again = Chain::parse(&fs::read(assets.join(format!("{cn}.crt"))).expect("still there")).expect("a chain");
+    assert_eq!(again.serial, chain.serial, "the good one stays");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_is_handed_over_to_the_signer_in_the_cluster_and_its_etcd_stays_up() {
+    let Some(etcd) = tier::etcd() else { return };
+    let Some(stack) = Stack::start(&StackOptions::default()).await else { return };
+    let api = &stack.api;
+    let mut signer = Signer::started(&[
+        "--peercertdur=60s",
+        "--servercertdur=60s",
+        "--approve-group=system:bootstrappers:etcd=peer:127.0.0.0/8",
+        "--approve-group=system:bootstrappers:etcd=server:127.0.0.0/8",
+        "--approve-group=system:etcd-peers=peer:127.0.0.0/8",
+        "--approve-group=system:etcd-peers=server:127.0.0.0/8",
+    ])
+    .await;
+    let bootstrap = signer.kubeconfig("bootstrap.kubeconfig", BOOTSTRAP);
+    let mut cluster = EtcdCluster::new(&etcd, 1).with_tls(|member| MemberTls {
+        server: Some(signer.dir.join(&member.name).join("server")),
+        peer: Some(signer.dir.join(&member.name).join("peer")),
+    });
+    let arguments = [
+        "--ipaddrs=127.0.0.2,127.0.0.1".to_owned(),
+        format!("--client-url={}", cluster.members[0].client_url()),
+        "--reload=none".to_owned(),
+    ];
+    let mut running = sidecar(&signer, "etcd-0", &bootstrap, &arguments);
+    let kubeconfig = signer.dir.join("etcd-0.kubeconfig");
+    eventually("a kubeconfig around the certificate", LIMIT, || async {
+        if kubeconfig.exists() { Ok(()) } else { Err("not yet") }
+    })
+    .await;
+    cluster.start().await;
+
+    // The cluster is told of the host, is given the CA, and takes its certificates for credentials.
+    let pki = api.directory().join("pki/ca.crt");
+    let both = format!("{}{}", fs::read_to_string(&pki).expect("the API server's client CAs"), signer.ca.pem);
+    fs::write(&pki, both).expect("write");
+    let path = |name: &str| signer.dir.join(name).display().to_string();
+    for domain in ["peer", "client"] {
+        let name = format!("kube-system-etcd-{domain}");
+        let (cert, key) = (path("ca.crt"), path("ca.key"));
+        api.kubectl(&["-n", "etcd-tls-system", "create", "secret", "tls", &name, "--cert", &cert, "--key", &key]);
+    }
+    let shipped =
+        fs::read_to_string(tests::repository().join("manifests/examples/self-hosted/policy.yaml")).expect("read");
+    let policy = shipped
+        .replace("system:etcd-peer:cp-1", "system:etcd-peer:etcd-0")
+        .replace("192.0.2.11", "127.0.0.2")
+        .replace("commonName: cp-1", "commonName: etcd-0");
+    api.apply(&policy);
+    let publishes = Api::<ConfigMap>::namespaced(api.client.clone(), "kube-system");
+    let published = eventually("trust of a cluster that no pod belongs to", LIMIT, || async {
+        let found = publishes.get("etcd-tls-trust-etcd").await.map_err(|e| e.to_string())?;
+        let data = found.data.unwrap_or_default();
+        data.get("peer.crt").cloned().ok_or_else(|| format!("{data:?}"))
+    })
+    .await;
+    assert!(Bundle::parse(published.as_bytes()) == Bundle::parse(signer.ca.pem.as_bytes()), "{published}");
+
+    // The host is told where to ask from now on; the certificate it has is its credential there, too.
+    let text = fs::read_to_string(&bootstrap).expect("read");
+    let old = format!("https://127.0.0.1:{}", signer.port);
+    let text =
+        text.replace(&old, &api.url).replace(&STANDARD.encode(&signer.serving.pem), &STANDARD.encode(&api.ca.pem));
+    fs::write(&bootstrap, text).expect("write");
+    running.terminate(LIMIT).await;
+    let running = sidecar(&signer, "etcd-0", &bootstrap, &arguments);
+    signer.process().kill();
+    // Without the right to read it, the host says what would help; the shipped example gives it.
+    running.logged("resourceNames: [etcd-tls-trust-etcd]", LIMIT).await;
+    let shipped = tests::repository().join("manifests/examples/self-hosted/rbac.yaml");
+    api.apply(&fs::read_to_string(shipped).expect("read"));
+
+    let user = "system:etcd-peer:etcd-0";
+    let requests = Api::<CertificateSigningRequest>::all(api.client.clone());
+    eventually("certificates from the cluster", LIMIT, || async {
+        let all = requests.list(&ListParams::default()).await.map_err(|e| e.to_string())?;
+        let issued = all.items.iter().filter(|r| {
+            r.spec.username.as_deref() == Some(user) && r.status.as_ref().is_some_and(|s| s.certificate.is_some())
+        });
+        let denied = all.items.iter().flat_map(|r| r.status.iter().flat_map(|s| s.conditions.iter().flatten()));
+        let denied: Vec<_> = denied.filter(|c| c.type_ == "Denied").map(|c| c.message.clone()).collect();
+        assert!(denied.is_empty(), "{denied:?}");
+        if issued.count() >= 2 { Ok(()) } else { Err(running.log()) }
+    })
+    .await;
+    let member = &mut cluster.members[0];
+    let role = signer.dir.join("etcd-0/server");
+    eventually("the cluster's certificate is served", LIMIT, || async {
+        let serial = served_serial(&member.client_url(), &role).await.map_err(|e| e.to_string())?;
+        let chain =
+            Chain::parse(&fs::read(role.join("tls.crt")).map_err(|e| e.to_string())?).map_err(|e| e.to_string())?;
+        let hours =
+            chain.not_after.duration_since(std::time::SystemTime::now()).map_or(0, |left| left.as_secs() / 3600);
+        if serial == chain.serial && hours >= 1 { Ok(()) } else { Err(format!("{serial}, {hours} h left")) }
+    })
+    .await;
+    assert!(fs::read_to_string(&kubeconfig).expect("read").contains(&api.url));
+    // A directory without anything, and no --cacrt: the bundles come from the cluster.
+    let anew = signer.dir.join("anew");
+    let mut command = Command::new(binary("etcd-tls-sidecar"));
+    command.args(["request", "--name=etcd-0", "--ipaddrs=127.0.0.2,127.0.0.1", "--roles=peer,server", "--timeout=60s"]);
+    run(command.arg("--assetsdir").arg(&anew).arg("--kubeconfig").arg(&kubeconfig));
+    assert_eq!(fs::read_to_string(anew.join("trust/peer.crt")).expect("fetched"), published);
+    assert!(anew.join("server/tls.crt").exists());
+    assert!(member.process().running());
+    assert!(member.is_healthy().await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn known_members_are_issued_for_without_a_signer() {
+    let dir = TempDir::new("issue");
+    let issue = |arguments: &[&str]| {
+        let mut command = Command::new(binary("etcd-tls-webhook"));
+        command.args(["issue", "--cluster=etcd", "--namespace=prod", "--ca-dir"]).arg(dir.join("ca")).args(arguments);
+        command
+    };
+    let yaml = run(&mut issue(&["--member=etcd-0", "--client=backup"]));
+    let secrets: Vec<Value> = serde_saphyr::from_multiple(&yaml).expect("YAML");
+    let names: Vec<_> = secrets.iter().map(|s| s["metadata"]["name"].as_str().expect("a name")).collect();
+    assert_eq!(names, ["etcd-0-peer-tls", "etcd-0-server-tls", "etcd-backup-client-tls"]);
+    assert!(secrets.iter().all(|s| s["type"] == "kubernetes.io/tls" && s["data"]["ca.crt"].is_string()));
+    assert_eq!((mode(&dir.join("ca/peer.key")), mode(&dir.join("ca/client.key"))), (0o600, 0o600));
+    // The CA that was made is used from now on, and nothing is written over.
+    let out = dir.join("out");
+    run(issue(&["--member=etcd-1=10.0.0.1,2001:db8::1", "--out"]).arg(&out));
+    let chain = Chain::parse(&fs::read(out.join("etcd-1/server/tls.crt")).expect("a file")).expect("a chain");
+    let bundle = etcd_tls_sidecar::certificate::Bundle::parse(&fs::read(dir.join("ca/client.crt")).expect("a file"));
+    let bundle = bundle.expect("a bundle");
+    let now = std::time::SystemTime::now();
+    chain.verify(Role::Server, &bundle, &chain.public_key, &chain.sans, now).expect("good");
+    let began = Instant::now();
+    let again = issue(&["--member=etcd-1", "--out"]).arg(&out).output().expect("run");
+    assert!(!again.status.success() && began.elapsed() < LIMIT);
+    assert!(String::from_utf8_lossy(&again.stderr).contains("not written over"));
+    // Half a CA is never made whole by a new one.
+    fs::remove_file(dir.join("ca/peer.key")).expect("remove");
+    assert!(!issue(&["--member=etcd-2"]).output().expect("run").status.success());
+}
