@@ -5,7 +5,7 @@ use std::{
     fs,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use clap::Args;
@@ -14,6 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::{
     agent::Agent,
     api::{http::Kube, kubeconfig::HostCredentials},
+    certificate::{Bundle, Chain},
     clock::{Clock, System},
     host::{Host, HostArgs, Source, write_kubeconfig},
     init::{Error, fill, open},
@@ -22,7 +23,11 @@ use crate::{
     role::Role,
     schedule,
     settings::{Issuer, KeyAlgorithm, Settings, parse_duration},
+    store::StoreError,
 };
+
+/// How often the certificates of another process are looked at.
+const GLANCE: Duration = Duration::from_millis(500);
 
 /// Arguments of `request`.
 #[derive(Args, Clone, Debug)]
@@ -89,13 +94,18 @@ impl RequestArgs {
         let source = host.trust(self.host.cacrt.as_deref(), self.trust_dir.as_deref(), &self.assetsdir);
         let source = source.map_err(Error::Arguments)?;
         let clock = System::new();
-        let store = open(&self.assetsdir, &clock).await?;
+        let wishes: Vec<Wish> = host.roles().iter().map(|role| host.wish(*role)).collect();
+        let store = match open(&self.assetsdir, &clock).await {
+            Err(locked @ StoreError::Locked(_)) if !self.force => {
+                return Ok(self.await_another(&wishes, &clock).await.ok_or(locked)?);
+            }
+            opened => opened?,
+        };
         fetch(&source, &credentials, &clock, self.timeout).await?;
         let agent = Agent::new(host.roles().clone(), clock, store, source.dir);
         if self.force {
             agent.forget();
         }
-        let wishes: Vec<Wish> = host.roles().iter().map(|role| host.wish(*role)).collect();
         fill(&agent, &wishes, || Kube::new(credentials.clone()), self.timeout).await?;
         if let (Some(name), Some(role)) = (&self.commonname, host.identity()) {
             link(&self.assetsdir, name, role)?;
@@ -104,6 +114,24 @@ impl RequestArgs {
             write_kubeconfig(&credentials, &self.assetsdir.join(role.as_str()));
         }
         Ok(())
+    }
+
+    /// Waits for good certificates from the process that works on the directory, usually `run`: etcd may be started, by a
+    /// unit that requires this one, long after that. `None` when the time is over.
+    async fn await_another(&self, wishes: &[Wish], clock: &System) -> Option<()> {
+        let mut said = false;
+        while !wishes.iter().all(|wish| is_good(&self.assetsdir, wish, clock.now())) {
+            if clock.elapsed() > self.timeout {
+                return None;
+            }
+            if !said {
+                tracing::info!(dir = %self.assetsdir.display(), "another etcd-tls-sidecar works on this directory; waiting for its certificates");
+                said = true;
+            }
+            clock.sleep(GLANCE).await;
+        }
+        tracing::info!("the certificates on disk are good; none is asked for");
+        Some(())
     }
 
     fn subject(&self) -> Result<Host, String> {
@@ -163,6 +191,13 @@ async fn fetch(source: &Source, credentials: &HostCredentials, clock: &System, l
         clock.sleep(pause).await;
     }
     Ok(())
+}
+
+/// Whether the files of a role are valid, of the bundle beside them, and have all names.
+fn is_good(dir: &Path, wish: &Wish, now: SystemTime) -> bool {
+    let read = |file| fs::read(dir.join(wish.role.as_str()).join(file)).ok();
+    let parts = || Some((Chain::parse(&read(names::CERT_FILE)?).ok()?, Bundle::parse(&read(names::CA_FILE)?).ok()?));
+    parts().is_some_and(|(chain, bundle)| chain.verify(wish.role, &bundle, &chain.public_key, &wish.sans, now).is_ok())
 }
 
 /// `<name>.crt` and `<name>.key`, as links to the role's files: they change with them.
