@@ -242,9 +242,13 @@ impl Fetched {
     /// # Errors
     /// The ConfigMap cannot be had, or lacks a bundle, or the directory cannot be written.
     pub async fn fetch(&self, credentials: &HostCredentials) -> Result<(), ApiError> {
-        let object: ConfigMap = Kube::new(credentials.clone()).config_map(&self.namespace, &self.config_map).await?;
         let access =
             |message: String| ApiError::Access(format!("ConfigMap {}/{}: {message}", self.namespace, self.config_map));
+        let asked = Kube::new(credentials.clone()).config_map(&self.namespace, &self.config_map).await;
+        let object: ConfigMap = asked.map_err(|error| match (error.code(), self.cure(error.code())) {
+            (Some(_), Some(cure)) => access(format!("{error}; {cure}")),
+            _ => error,
+        })?;
         let data = object.data.unwrap_or_default();
         for domain in &self.domains {
             let key = domain.trust_key();
@@ -257,6 +261,23 @@ impl Fetched {
             write(&path, pem).map_err(|e| access(format!("{}: {e}", path.display())))?;
         }
         Ok(())
+    }
+
+    /// What to do about an answer that waiting may never change.
+    fn cure(&self, code: Option<u16>) -> Option<String> {
+        match code {
+            Some(403) => Some(format!(
+                "let this host get that ConfigMap (a Role of its namespace, with resourceNames: [{}]), or give --cacrt with \
+                 the CA certificates",
+                self.config_map
+            )),
+            Some(404) => Some(
+                "it is published as soon as etcd-tls's policy lists a host of that cluster (hosts, cluster), or a pod of it \
+                 opts in; if this signer is not etcd-tls, give --cacrt with the CA certificates"
+                    .to_owned(),
+            ),
+            _ => None,
+        }
     }
 
     /// The directory must be there before it is watched.

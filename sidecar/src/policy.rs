@@ -236,6 +236,11 @@ impl Policy {
             })
     }
 
+    /// Whether a host is listed of a cluster in `namespace`.
+    pub fn has_hosts_in(&self, namespace: &str) -> bool {
+        self.hosts.iter().any(|host| host.cluster.namespace == namespace)
+    }
+
     /// The host that authenticates as `username` with `groups`.
     pub fn host(&self, username: &str, groups: &[String]) -> Option<&Host> {
         self.hosts

@@ -2,7 +2,8 @@
 //!
 //! * Who may request: the shipped ClusterRoleBinding `etcd-tls-requesters`, whose subjects are the service accounts of each
 //!   opted-in namespace, and the hosts that policy lists.
-//! * Where `sign` may publish trust: a RoleBinding `etcd-tls-sign` in each opted-in namespace.
+//! * Where `sign` may publish trust: a RoleBinding `etcd-tls-sign` in each opted-in namespace, and in those of the clusters
+//!   that the policy's hosts are of.
 //!
 //! What should be is computed from what is watched, compared with what is, and only the difference is written. Nothing is
 //! written before everything was listed once, so that ignorance takes nobody's rights away.

@@ -231,7 +231,7 @@ impl Authorities {
             return read(&found, now)
                 .map_err(|e| Unavailable::Unusable(format!("Secret {secret} of authority {name} is unusable: {e}")));
         }
-        let published = self.published(name, &uid, opted_in).await?;
+        let published = self.published(name, &uid, opted_in || policy.has_hosts_in(&name.namespace)).await?;
         let given = self.given(&policy, name, now).await?;
         let stored = match (given, published) {
             (Some(given), None) => Stored::new(given),
@@ -342,8 +342,8 @@ impl Authorities {
         }
     }
 
-    /// The bundle that is published of `name`, in the namespace of this uid.
-    async fn published(&self, name: &SignerName, uid: &str, opted_in: bool) -> Result<Option<Bundle>, Unavailable> {
+    /// The bundle that is published of `name`, in the namespace of this uid; `may_be`: in which trust is published.
+    async fn published(&self, name: &SignerName, uid: &str, may_be: bool) -> Result<Option<Bundle>, Unavailable> {
         let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), &name.namespace);
         let config_map = names::trust_config_map(&name.cluster);
         match within(api.get_opt(&config_map)).await {
@@ -360,9 +360,9 @@ impl Authorities {
             Err(error) if error.code() == Some(403) => {
                 // Where nothing may be published, nothing is. Where it may be, or will be in a moment, there may be trust
                 // that is only not to be seen just now.
-                if opted_in || self.has_labelled_pods(&name.namespace).await? {
+                if may_be || self.has_labelled_pods(&name.namespace).await? {
                     return Err(Unavailable::NotYet(format!(
-                        "no right to ConfigMaps in namespace {} yet; approve gives it to opted-in namespaces",
+                        "no right to ConfigMaps in namespace {} yet; approve gives it to opted-in namespaces and those of the policy's hosts",
                         name.namespace
                     )));
                 }

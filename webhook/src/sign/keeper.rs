@@ -121,6 +121,7 @@ impl Keeper {
                     .collect();
                 self.pods.watch_namespaces(&self.client, &opted_in, &mut pod_watches, &self.changed);
                 let mut watched = self.pods.labelled_namespaces();
+                watched.extend(policy.hosts.iter().map(|host| host.cluster.namespace.clone()));
                 watched.retain(|namespace| namespaces.contains_key(namespace));
                 watched.extend(opted_in.iter().cloned());
                 self.config_maps.watch_config_maps(&self.client, &watched, &mut config_map_watches, &self.changed);
@@ -169,7 +170,7 @@ impl Keeper {
         self.publish(&wanted, &reports, namespaces, policy).await;
     }
 
-    /// The clusters whose trust each namespace shall have: those of its pods, and those that it has already.
+    /// The clusters whose trust each namespace shall have: those of its pods and hosts, and those that it has already.
     fn wanted(&self, namespaces: &Namespaces, policy: &Policy) -> BTreeSet<(String, ClusterName)> {
         let mut wanted = BTreeSet::new();
         for (namespace, clusters) in self.pods.clusters(policy) {

@@ -84,12 +84,16 @@ impl Pods {
             && namespaces.iter().all(|namespace| listed.contains(&Source::Namespace(namespace.clone())))
     }
 
-    /// The clusters that pods need the trust of, by the pods' namespace.
+    /// The clusters that pods need the trust of, by the pods' namespace; hosts read it in their cluster's.
     pub(super) fn clusters(&self, policy: &Policy) -> BTreeMap<String, BTreeSet<ClusterName>> {
         let mut clusters: BTreeMap<String, BTreeSet<ClusterName>> = BTreeMap::new();
         let seen = self.lock();
         for member in seen.values().flat_map(HashMap::values).filter(|m| m.allowed(policy).next().is_some()) {
             clusters.entry(member.namespace.clone()).or_default().insert(member.cluster.clone());
+        }
+        for host in &policy.hosts {
+            let cluster = ClusterName { namespace: host.cluster.namespace.clone(), name: host.cluster.cluster.clone() };
+            clusters.entry(cluster.namespace.clone()).or_default().insert(cluster);
         }
         clusters
     }
@@ -329,6 +333,16 @@ mod tests {
         assert_eq!(authorities[&cluster.signer(Domain::Client)].len(), 1);
         assert!(pods.take(&prod, watcher::Event::Delete(labelled), &mut listing));
         assert_eq!(pods.clusters(&policy).len(), 1, "the label still holds it");
+    }
+
+    #[test]
+    fn a_cluster_of_hosts_alone_needs_its_trust_published() {
+        let policy = Policy::parse(
+            "hosts:\n- {username: 'system:etcd-peer:cp', cluster: kube-system/etcd, roles: [peer], commonName: cp}\n",
+        );
+        let cluster = ClusterName { namespace: "kube-system".to_owned(), name: "etcd".to_owned() };
+        let clusters = Pods::default().clusters(&policy.unwrap());
+        assert_eq!(clusters, BTreeMap::from([("kube-system".to_owned(), BTreeSet::from([cluster]))]));
     }
 
     #[test]
