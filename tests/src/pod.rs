@@ -87,6 +87,19 @@ impl LocalPod {
         pod
     }
 
+    /// Gives a container one more argument.
+    pub fn add_argument(&mut self, container: &str, argument: &str) {
+        for of in ["initContainers", "containers"] {
+            for object in self.manifest["spec"][of].as_array_mut().into_iter().flatten() {
+                if object["name"] == container
+                    && let Some(arguments) = object["args"].as_array_mut()
+                {
+                    arguments.push(argument.into());
+                }
+            }
+        }
+    }
+
     /// Its name.
     pub fn name(&self) -> &str {
         text(&self.manifest["metadata"]["name"])
