@@ -52,7 +52,8 @@ impl EtcdBinary {
     pub fn all() -> Vec<Self> {
         let more = env::var_os("ETCD_VERSIONS").unwrap_or_default();
         let mut all: Vec<Self> = Vec::new();
-        for found in Self::find().into_iter().chain(env::split_paths(&more).filter_map(|d| Self::at(&d.join("etcd")))) {
+        let more = env::split_paths(&more).filter(|dir| !dir.as_os_str().is_empty());
+        for found in Self::find().into_iter().chain(more.filter_map(|dir| Self::at(&dir.join("etcd")))) {
             if all.iter().all(|b| b.version != found.version) {
                 all.push(found);
             }

@@ -11,6 +11,7 @@ use std::{
 
 use etcd_tls_sidecar::{
     certificate::{Bundle, Chain},
+    etcd::Client,
     names,
     role::{Domain, Role},
 };
@@ -64,7 +65,8 @@ impl FakeClock {
         fs::rename(next, path).expect("rename");
     }
 
-    fn environment(&self) -> Vec<(String, String)> {
+    /// What a program is to be started with.
+    pub fn environment(&self) -> Vec<(String, String)> {
         let text = |path: &Path| path.display().to_string();
         [
             ("LD_PRELOAD", text(&self.library)),
@@ -258,9 +260,34 @@ impl Fleet {
 
     /// A client that writes and watches; an operation has ten seconds.
     pub fn workload(&self) -> Workload {
+        Workload::start(self.work())
+    }
+
+    /// A client that gives an attempt no more than a leader election may take (twice the election timeout, which is a
+    /// second) and tries elsewhere then.
+    pub fn impatient_workload(&self) -> Workload {
+        let (name, attempt) = ("impatient".to_owned(), Duration::from_secs(2));
+        Workload::start(workload::Options { name, attempt, ..self.work() })
+    }
+
+    fn work(&self) -> workload::Options {
         let mut options = workload::Options::new(self.urls.clone(), &self.client.role_dir(Role::Client));
         options.deadline = Duration::from_secs(10);
-        Workload::start(options)
+        options
+    }
+
+    /// Which member leads.
+    pub async fn leader(&self) -> usize {
+        let urls: Vec<_> = self.supervisor.with(|c| c.members.iter().map(Member::metrics_url).collect());
+        eventually("a leader", LIMIT, || async {
+            for (i, url) in urls.iter().enumerate() {
+                if Client::plain().metrics(url).await.is_ok_and(|metrics| metrics.leader) {
+                    return Ok(i);
+                }
+            }
+            Err("none")
+        })
+        .await
     }
 
     /// Everybody who has a sidecar.

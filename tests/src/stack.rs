@@ -44,6 +44,7 @@ pub struct Stack {
     /// Admission.
     pub admit: Process,
     mounts: Vec<Mount>,
+    environment: Vec<(String, String)>,
     /// The API server.
     pub api: ApiServer,
 }
@@ -65,6 +66,8 @@ impl Drop for Mount {
 pub struct Options {
     /// More arguments of `sign`, such as `--max-lifetime`.
     pub sign: Vec<String>,
+    /// Its environment, such as another clock.
+    pub environment: Vec<(String, String)>,
     /// How the API server is started.
     pub api: ApiOptions,
 }
@@ -82,8 +85,8 @@ impl Stack {
         };
         let api = ApiServer::start_with(&options.api).await?;
         api.apply_kustomization("manifests");
-        let approve = controller(&api, "approve", &[]).await;
-        let sign = controller(&api, "sign", &options.sign).await;
+        let approve = controller(&api, "approve", &[], &[]).await;
+        let sign = controller(&api, "sign", &options.sign, &options.environment).await;
         let serving = api.directory().dir("serving");
         let secrets = Api::<Secret>::namespaced(api.client.clone(), SYSTEM_NAMESPACE);
         let mount = mount(serving.clone(), SERVING_SECRET, move |name| {
@@ -100,7 +103,8 @@ impl Stack {
         command.arg("--admin-address").arg(format!("127.0.0.1:{}", ports::loopback()));
         let admit = Process::spawn("admit", &mut command, api.directory().path());
         api.apply(&endpoint(address, port));
-        let mut stack = Self { sign, approve, admit, mounts: vec![mount], api };
+        let mut stack =
+            Self { sign, approve, admit, mounts: vec![mount], environment: options.environment.clone(), api };
         stack.ready().await;
         Some(stack)
     }
@@ -203,7 +207,7 @@ impl Stack {
     /// Ends `sign` at once and starts it again.
     pub async fn restart_sign(&mut self, arguments: &[String]) {
         self.sign.kill();
-        self.sign = controller(&self.api, "sign", arguments).await;
+        self.sign = controller(&self.api, "sign", arguments, &self.environment).await;
     }
 }
 
@@ -211,12 +215,16 @@ impl Stack {
 pub const SIDECAR_IMAGE: &str = "etcd-tls-sidecar:test";
 
 /// Starts `approve` or `sign` with the rights of its service account and no others.
-async fn controller(api: &ApiServer, name: &str, arguments: &[String]) -> Process {
+async fn controller(api: &ApiServer, name: &str, arguments: &[String], environment: &[(String, String)]) -> Process {
     let token = api.token(SYSTEM_NAMESPACE, &format!("etcd-tls-{name}"), None).await;
     let kubeconfig = api.token_kubeconfig(name, &token);
     let mut command = Command::new(binary("etcd-tls-webhook"));
     command.arg(name).arg("--admin-address").arg(format!("127.0.0.1:{}", ports::loopback()));
-    command.args(arguments).env("KUBECONFIG", kubeconfig).env("POD_NAME", format!("etcd-tls-{name}-0"));
+    command
+        .args(arguments)
+        .envs(environment.iter().cloned())
+        .env("KUBECONFIG", kubeconfig)
+        .env("POD_NAME", format!("etcd-tls-{name}-0"));
     Process::spawn(name, &mut command, api.directory().path())
 }
 

@@ -35,22 +35,30 @@ pub struct Options {
     pub kept: usize,
     /// Writers that make a new connection for every write: each is a handshake.
     pub fresh: usize,
+    /// Its keys begin with `w/<name>/`.
+    pub name: String,
     /// The pause between a writer's writes.
     pub pause: Duration,
     /// How long an operation may try before it has failed. Zero: one attempt.
     pub deadline: Duration,
+    /// How long one attempt may take. etcd itself answers no sooner than after 7 s where the leader died with the write, or
+    /// where the write was on its way to it.
+    pub attempt: Duration,
 }
 
 impl Options {
-    /// One writer of each kind, 20 ms between writes, 5 s an operation.
+    /// One writer of each kind, 20 ms between writes, 5 s an operation, no limit for an attempt. More than one workload of a
+    /// cluster needs names of their own: see [`Self::name`].
     pub fn new(urls: Vec<String>, files: &Path) -> Self {
         Self {
             urls,
             files: files.to_owned(),
+            name: "client".to_owned(),
             kept: 1,
             fresh: 1,
             pause: Duration::from_millis(20),
             deadline: Duration::from_secs(5),
+            attempt: Duration::from_secs(60),
         }
     }
 }
@@ -144,7 +152,7 @@ impl Workload {
         let writers = (0..options.kept + options.fresh)
             .map(|n| {
                 let writer = Writer {
-                    prefix: format!("w/{n}/"),
+                    prefix: format!("w/{}/{n}/", options.name),
                     fresh: n >= options.kept,
                     client: EtcdClient::with_files(&options.files),
                     options: options.clone(),
@@ -208,7 +216,7 @@ impl Workload {
         let mut last = ClientError("no member".into());
         for attempt in 0..20 {
             let url = &self.options.urls[attempt % self.options.urls.len()];
-            let read = async { client.connect(url).await?.list("w/").await };
+            let read = async { client.connect(url).await?.list(&format!("w/{}/", self.options.name)).await };
             match read.await {
                 Ok(all) => return Ok(all),
                 Err(e) => last = e,
@@ -258,7 +266,8 @@ impl Writer {
         let figures = Arc::clone(&self.figures);
         let start = Instant::now();
         loop {
-            let result = self.attempt(key, value).await;
+            let attempt = tokio::time::timeout(self.options.attempt, self.attempt(key, value)).await;
+            let result = attempt.unwrap_or_else(|_| Err(ClientError("no answer in the time of an attempt".into())));
             let taken = start.elapsed();
             figures.longest_ms.fetch_max(u64::try_from(taken.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
             match result {
@@ -302,7 +311,7 @@ async fn watch(options: Options, figures: Arc<Figures>, watched: Arc<Mutex<BTree
     for attempt in 0.. {
         let url = &options.urls[attempt % options.urls.len()];
         let result: Result<(), ClientError> = async {
-            let mut stream = client.connect(url).await?.watch("w/", next_revision).await?;
+            let mut stream = client.connect(url).await?.watch(&format!("w/{}/", options.name), next_revision).await?;
             loop {
                 for event in stream.next().await? {
                     next_revision = next_revision.max(event.revision + 1);
