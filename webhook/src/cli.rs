@@ -7,7 +7,7 @@ use crate::{admit, approve, inject, issue_command, rollover, sign, standalone};
 /// What a subcommand fails with; `main` prints it with all its causes.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
 
-/// Worker threads at most: enough for the signer's work, and no thread for each core of a large node.
+/// Worker threads at most: enough for the standalone signer's work, and no thread for each core of a large node.
 const MAX_WORKERS: usize = 4;
 
 /// TLS certificates of its own for every etcd pod.
@@ -45,7 +45,7 @@ impl Cli {
         rustls::crypto::aws_lc_rs::default_provider()
             .install_default()
             .map_err(|_| "a crypto provider is already installed in this process")?;
-        let workers = std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(MAX_WORKERS);
+        let workers = self.command.workers();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build()?;
         runtime.block_on(async {
             match self.command {
@@ -58,6 +58,17 @@ impl Cli {
                 Command::Standalone(args) => args.run().await,
             }
         })
+    }
+}
+
+impl Command {
+    /// Worker threads. The controllers wait for the API server and do little between two of its answers: a second thread
+    /// would cost more in handing work over, and in memory of its own, than it brings.
+    fn workers(&self) -> usize {
+        match self {
+            Self::Approve(_) | Self::Sign(_) => 1,
+            _ => std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(MAX_WORKERS),
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use etcd_tls_sidecar::{
     identity::{Denial, ServiceFacts, Verdict},
     names, telemetry,
 };
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::Service;
 use kube::{
     Api, Client,
     api::{ListParams, Patch, PatchParams},
@@ -26,7 +26,7 @@ use crate::{
     client::{self, RequestError, within},
     csr_watch::{self, Handler, Outcome},
     events::{Notice, Recorder, pod_reference},
-    facts::{self, Csr},
+    facts::{self, Csr, LeanPod},
     health::Health,
     lease::Candidate,
     namespace_watch, policy_watch,
@@ -165,7 +165,7 @@ impl Controller {
         };
         let pod = match case.needs_pod() {
             Some(bound) => {
-                let pods: Api<Pod> = Api::namespaced(self.client.clone(), &bound.namespace);
+                let pods: Api<LeanPod> = Api::namespaced(self.client.clone(), &bound.namespace);
                 within(pods.get_opt(&bound.pod)).await?.map(|pod| (bound, pod))
             }
             None => None,

@@ -25,6 +25,10 @@ use k8s_openapi::{
 use kube::Resource;
 use serde::{Deserialize, Deserializer, de::IgnoredAny};
 
+pub use lean_pod::LeanPod;
+
+mod lean_pod;
+
 /// A CertificateSigningRequest with what approver and signer look at, and nothing else: no managed fields, no
 /// certificate bytes. Thousands pass through a process in a minute.
 #[derive(Clone, Debug, Default, Deserialize)]
