@@ -20,7 +20,7 @@ use x509_cert::der::Encode as _;
 
 use self::{
     pem::blocks,
-    read::{Authority, End},
+    read::{Authority, End, Usages},
 };
 use crate::{
     encoding::{self, hex},
@@ -135,7 +135,8 @@ impl Bundle {
     /// refuses the chain for ever.
     pub fn contains_issuer_of(&self, chain: &Chain) -> bool {
         // The last instant of the leaf: authorities live longer than what they sign.
-        self.authorities().any(|(der, authority)| chain.leads_to(der, &authority, chain.not_after, End::Client).is_ok())
+        self.authorities()
+            .any(|(der, authority)| chain.leads_to(der, &authority, chain.not_after, &[End::Client]).is_ok())
     }
 
     /// Each certificate with what there is to know of it.
@@ -210,12 +211,19 @@ impl Chain {
             Role::Peer | Role::Server => &[End::Server, End::Client],
             Role::Client | Role::Metrics => &[End::Client],
         };
+        // One verification for both ends, a signature costing what it does; which end refuses, and why, is asked apart.
+        let by_all = |(der, authority): (&[u8], Authority)| {
+            authority.valid_at(now) && self.leads_to(der, &authority, now, ends).is_ok()
+        };
+        if bundle.authorities().any(by_all) {
+            return Ok(());
+        }
         for end in ends {
             let refused =
                 |e: String| error(format!("a peer would refuse the certificate of this {}: {e}", end.as_str()));
             let mut last = "no certificate of the bundle is valid now".to_owned();
             let mut valid = bundle.authorities().filter(|(_, authority)| authority.valid_at(now));
-            let found = valid.any(|(der, authority)| match self.leads_to(der, &authority, now, *end) {
+            let found = valid.any(|(der, authority)| match self.leads_to(der, &authority, now, &[*end]) {
                 Ok(()) => true,
                 Err(e) => {
                     // "Signed by none of them" is the least that can be said; any other reason says more.
@@ -232,8 +240,14 @@ impl Chain {
         Ok(())
     }
 
-    /// Verifies the leaf, presented as `end` at `at`, over the chain's other certificates up to one authority.
-    fn leads_to(&self, anchor: &[u8], authority: &Authority, at: SystemTime, end: End) -> Result<(), webpki::Error> {
+    /// Verifies the leaf, presented as each of `ends` at `at`, over the chain's other certificates up to one authority.
+    fn leads_to(
+        &self,
+        anchor: &[u8],
+        authority: &Authority,
+        at: SystemTime,
+        ends: &[End],
+    ) -> Result<(), webpki::Error> {
         let der: Vec<CertificateDer<'_>> =
             self.certificates.iter().map(|der| CertificateDer::from(der.as_slice())).collect();
         let (leaf, rest) = der.split_first().ok_or(webpki::Error::BadDer)?;
@@ -243,11 +257,12 @@ impl Chain {
         let anchors = [anchor_from_trusted_cert(&anchor)?];
         let at = UnixTime::since_unix_epoch(at.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO));
         let bounds = |path: &webpki::VerifiedPath<'_>| {
-            let bounded = authority.takes(path.intermediate_certificates().count(), end);
+            let intermediates = path.intermediate_certificates().count();
+            let bounded = ends.iter().all(|end| authority.takes(intermediates, *end));
             if bounded { Ok(()) } else { Err(webpki::Error::PathLenConstraintViolated) }
         };
         EndEntityCert::try_from(leaf)?
-            .verify_for_usage(ALL_VERIFICATION_ALGS, &anchors, &intermediates, at, end.usage(), None, Some(&bounds))
+            .verify_for_usage(ALL_VERIFICATION_ALGS, &anchors, &intermediates, at, Usages(ends), None, Some(&bounds))
             .map(|_| ())
     }
 }

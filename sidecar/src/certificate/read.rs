@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, time::SystemTime};
 
-use webpki::KeyUsage;
+use webpki::{ExtendedKeyUsageValidator, KeyPurposeIdIter, KeyUsage, RequiredEkuNotFoundContext};
 use x509_cert::{
     Certificate, TbsCertificate, Version,
     der::{
@@ -43,10 +43,29 @@ impl End {
         }
     }
 
-    pub(super) fn usage(self) -> KeyUsage {
+    fn usage(self) -> KeyUsage {
         match self {
             Self::Server => KeyUsage::server_auth(),
             Self::Client => KeyUsage::client_auth(),
+        }
+    }
+}
+
+/// The ends that a certificate must be good for, all of them: by having no extended key usages, or each end's among them.
+pub(super) struct Usages<'a>(pub(super) &'a [End]);
+
+impl ExtendedKeyUsageValidator for Usages<'_> {
+    fn validate(&self, usages: KeyPurposeIdIter<'_, '_>) -> Result<(), webpki::Error> {
+        let present = usages.map(|usage| usage.map(|id| id.to_decoded_oid())).collect::<Result<Vec<_>, _>>()?;
+        let lacks = |end: &&End| !present.iter().any(|id| end.usage().oid_values().eq(id.iter().copied()));
+        match self.0.iter().find(lacks) {
+            Some(end) if !present.is_empty() => {
+                Err(webpki::Error::RequiredEkuNotFoundContext(RequiredEkuNotFoundContext {
+                    required: end.usage(),
+                    present,
+                }))
+            }
+            _ => Ok(()),
         }
     }
 }
