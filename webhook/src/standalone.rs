@@ -34,7 +34,7 @@ pub mod watch;
 
 use std::{
     any::Any,
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     fs,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
@@ -337,12 +337,27 @@ async fn look_at_files(server: web::Data<Server>, tokens: Option<PathBuf>, clien
     }
 }
 
-/// Judges the requests of pods again that could not be judged before, and signs what is approved by now.
+/// Judges the requests of pods again that could not be judged before, and signs what is approved by now. As long as the
+/// pods stay as they are, each request is judged once.
 async fn judge_again(server: web::Data<Server>) {
+    let mut judged: HashSet<String> = HashSet::new();
+    let mut generation = None;
     loop {
         time::sleep(JUDGE_AGAIN).await;
         let waiting: Vec<_> = server.store.with(|index, _| index.iter().filter(|r| !r.decided()).cloned().collect());
+        if waiting.is_empty() {
+            continue;
+        }
+        let look = server.law.look();
+        // More judged than wait: some were decided on or deleted since.
+        if look.generation().is_none() || look.generation() != generation || judged.len() > waiting.len() {
+            judged.clear();
+            generation = look.generation();
+        }
         for stored in waiting {
+            if judged.contains(stored.uid()) {
+                continue;
+            }
             let spec = &stored.csr.spec;
             let user = User {
                 name: stored.owner().to_owned(),
@@ -353,11 +368,12 @@ async fn judge_again(server: web::Data<Server>) {
             if !server.law.knows(&user) {
                 continue;
             }
+            judged.insert(stored.uid().to_owned());
             let Ok(checked) = check_again(&server, &stored.csr) else { continue };
             let now = SystemTime::now();
             let mut csr = stored.csr.clone();
             let status = status_mut(&mut csr);
-            match server.judge(&user, &stored.csr, &checked, now) {
+            match server.judge(&user, &stored.csr, &checked, now, Some(&look)) {
                 Ok(Outcome::Approved { reason, message, entitled }) => {
                     let mut conditions = vec![condition("Approved", reason, &message)];
                     match server.sign(&stored.csr, &checked, entitled.as_ref(), now) {
@@ -375,7 +391,10 @@ async fn judge_again(server: web::Data<Server>) {
             let change = server.store.change(move |index| decision::replace(index.get(&name), &uid, revision, csr));
             match change.await {
                 Ok(stored) => server.tell(&stored, &checked, &user),
-                Err(error) => tracing::warn!(%error, request = stored.name(), "could not be decided on; tried again"),
+                Err(error) => {
+                    tracing::warn!(%error, request = stored.name(), "could not be decided on; tried again");
+                    judged.remove(stored.uid());
+                }
             }
         }
     }

@@ -1,16 +1,26 @@
 //! The law of the in-cluster approver, where this signer is to judge by it: the policy file's hosts, and pods that are
 //! described by manifests in a directory.
 //!
-//! With no `--policy` and no `--pods`, the default, the law knows nobody and judges nothing. A pod is read from its file
-//! at every request, as the in-cluster approver reads it live; whoever can write there says which pods there are.
+//! With no `--policy` and no `--pods`, the default, the law knows nobody and judges nothing. Whoever can write into the
+//! directory says which pods there are. It is looked at for each request, as the in-cluster approver reads a pod live; a
+//! look costs one `stat` of each file, and only a file that changed is read again.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime},
+};
 
 use etcd_tls_sidecar::{
     identity::{Asked, PodFacts, ServiceFacts, Verdict, bound_pod, judge},
     policy::Policy,
 };
-use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
+use k8s_openapi::{
+    api::core::v1::{Namespace, Pod, Service},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
 use serde_json::Value;
 
 use crate::{facts, standalone::auth::User};
@@ -18,18 +28,20 @@ use crate::{facts, standalone::auth::User};
 /// The largest manifest that is read, and how many are.
 const MAX_FILE: u64 = 2 << 20;
 const MAX_FILES: usize = 1_000;
+/// A file that changed as lately as this may change once more with no other time to show for it.
+const UNSETTLED: Duration = Duration::from_millis(100);
 
 /// Policy, and pods.
 #[derive(Debug, Default)]
 pub struct Law {
     policy: Policy,
-    pods: Option<PathBuf>,
+    pods: Option<Directory>,
 }
 
 impl Law {
     /// The law of `policy`, over the pods described in `pods`.
-    pub const fn new(policy: Policy, pods: Option<PathBuf>) -> Self {
-        Self { policy, pods }
+    pub fn new(policy: Policy, pods: Option<PathBuf>) -> Self {
+        Self { policy, pods: pods.map(|path| Directory { path, read: Mutex::default() }) }
     }
 
     /// The policy; the default one where none was given.
@@ -45,24 +57,130 @@ impl Law {
         self.policy.host(&user.name, &user.groups).is_some()
     }
 
-    /// The verdict.
-    pub fn judge(&self, asked: &Asked<'_>) -> Verdict {
-        let Some(dir) = &self.pods else { return judge(asked, None, &[], &self.policy) };
-        let Ok(bound) = bound_pod(asked.requester) else { return judge(asked, None, &[], &self.policy) };
-        match Manifests::read(dir) {
-            Ok(manifests) => {
-                let (pod, services) = manifests.facts(&bound.namespace, &bound.pod);
-                judge(asked, pod.as_ref(), &services, &self.policy)
-            }
-            Err(error) => {
-                tracing::error!(%error, "the pods cannot be read; requests of pods wait");
-                Verdict::NotYet("the pods cannot be read".to_owned())
-            }
+    /// The pods as they are described now.
+    pub fn look(&self) -> Look {
+        let Some(directory) = &self.pods else { return Look::default() };
+        directory.look().unwrap_or_else(|error| {
+            tracing::error!(%error, "the pods cannot be read; requests of pods wait");
+            Look { unreadable: true, ..Look::default() }
+        })
+    }
+
+    /// The verdict, with the pods as they were at a look.
+    pub fn judge(&self, asked: &Asked<'_>, look: &Look) -> Verdict {
+        if self.pods.is_none() {
+            return judge(asked, None, &[], &self.policy);
         }
+        let Ok(bound) = bound_pod(asked.requester) else { return judge(asked, None, &[], &self.policy) };
+        if look.unreadable {
+            return Verdict::NotYet("the pods cannot be read".to_owned());
+        }
+        let (pod, services) = look.facts(&bound.namespace, &bound.pod);
+        judge(asked, pod.as_ref(), &services, &self.policy)
     }
 }
 
-/// What is in the directory.
+/// What is described in the directory at one time.
+#[derive(Clone, Debug, Default)]
+pub struct Look {
+    /// Grows with each change that was seen; with the same one, every verdict is the same.
+    generation: u64,
+    unreadable: bool,
+    files: Vec<Arc<Manifests>>,
+}
+
+impl Look {
+    /// Which state of the directory it is; `None`: it could not be read.
+    pub fn generation(&self) -> Option<u64> {
+        (!self.unreadable).then_some(self.generation)
+    }
+
+    fn facts(&self, namespace: &str, pod: &str) -> (Option<PodFacts>, Vec<ServiceFacts>) {
+        let within = |metadata: &ObjectMeta| metadata.namespace.as_deref() == Some(namespace);
+        let is = |metadata: &ObjectMeta, name: &str| metadata.name.as_deref() == Some(name);
+        let opted_in = self
+            .files
+            .iter()
+            .flat_map(|f| &f.namespaces)
+            .any(|n| is(&n.metadata, namespace) && facts::namespace_opted_in(n));
+        let found = self.files.iter().flat_map(|f| &f.pods).find(|p| within(&p.metadata) && is(&p.metadata, pod));
+        let services = self.files.iter().flat_map(|f| &f.services).filter(|s| within(&s.metadata));
+        (found.map(|p| facts::pod(p, opted_in)), services.map(facts::service).collect())
+    }
+}
+
+/// The directory, and what was read of it.
+#[derive(Debug)]
+struct Directory {
+    path: PathBuf,
+    read: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    files: BTreeMap<PathBuf, (Version, Arc<Manifests>)>,
+    look: Look,
+}
+
+/// What tells one content of a file from another: inode, size, mtime and ctime; and when it was looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Version {
+    stat: [i128; 4],
+    settled: bool,
+}
+
+impl Version {
+    fn of(metadata: &std::fs::Metadata, now: SystemTime) -> Self {
+        let time = |seconds: i64, nanos: i64| i128::from(seconds) * 1_000_000_000 + i128::from(nanos);
+        let changed = time(metadata.ctime(), metadata.ctime_nsec());
+        let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos();
+        // A clock that was set back makes every file look new: it is read again, and nothing is missed.
+        let settled = i128::try_from(now).is_ok_and(|now| now - changed > UNSETTLED.as_nanos() as i128);
+        let modified = time(metadata.mtime(), metadata.mtime_nsec());
+        Self { stat: [metadata.ino().into(), metadata.size().into(), modified, changed], settled }
+    }
+}
+
+impl Directory {
+    /// Reads what changed since the last look.
+    fn look(&self) -> Result<Look, String> {
+        let entries = std::fs::read_dir(&self.path).map_err(|e| format!("{}: {e}", self.path.display()))?;
+        let mut paths: Vec<PathBuf> = entries.filter_map(Result::ok).map(|e| e.path()).collect();
+        paths.retain(|p| p.extension().is_some_and(|e| e == "json" || e == "yaml" || e == "yml"));
+        if paths.len() > MAX_FILES {
+            return Err(format!("{}: over {MAX_FILES} manifests", self.path.display()));
+        }
+        // Nothing panics while it is held; a look that fails changes nothing.
+        let mut known = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut files = BTreeMap::new();
+        let mut changed = paths.len() != known.files.len();
+        for path in paths {
+            let error = |e: String| format!("{}: {e}", path.display());
+            let metadata = std::fs::metadata(&path).map_err(|e| error(e.to_string()))?;
+            if metadata.len() > MAX_FILE {
+                return Err(error(format!("over {MAX_FILE} bytes")));
+            }
+            let version = Version::of(&metadata, SystemTime::now());
+            let file = match known.files.get(&path) {
+                Some((before, file)) if before.stat == version.stat && before.settled => (*before, Arc::clone(file)),
+                _ => {
+                    changed = true;
+                    (version, Arc::new(Manifests::read(&path).map_err(error)?))
+                }
+            };
+            files.insert(path, file);
+        }
+        if changed {
+            let generation = known.look.generation + 1;
+            let all = files.values().map(|(_, file)| Arc::clone(file)).collect();
+            known.files = files;
+            known.look = Look { generation, unreadable: false, files: all };
+        }
+        Ok(known.look.clone())
+    }
+}
+
+/// What is in one file.
 #[derive(Debug, Default)]
 struct Manifests {
     pods: Vec<Pod>,
@@ -71,26 +189,12 @@ struct Manifests {
 }
 
 impl Manifests {
-    fn read(dir: &Path) -> Result<Self, String> {
+    fn read(path: &Path) -> Result<Self, String> {
+        let text = std::fs::read_to_string(path).map_err(|e| e.to_string())?;
+        let documents: Vec<Value> = serde_saphyr::from_multiple(&text).map_err(|e| e.to_string())?;
         let mut all = Self::default();
-        let entries = std::fs::read_dir(dir).map_err(|e| format!("{}: {e}", dir.display()))?;
-        let mut paths: Vec<PathBuf> = entries.filter_map(Result::ok).map(|e| e.path()).collect();
-        paths.retain(|p| p.extension().is_some_and(|e| e == "json" || e == "yaml" || e == "yml"));
-        if paths.len() > MAX_FILES {
-            return Err(format!("{}: over {MAX_FILES} manifests", dir.display()));
-        }
-        paths.sort();
-        for path in paths {
-            let error = |e: String| format!("{}: {e}", path.display());
-            let size = std::fs::metadata(&path).map_err(|e| error(e.to_string()))?.len();
-            if size > MAX_FILE {
-                return Err(error(format!("over {MAX_FILE} bytes")));
-            }
-            let text = std::fs::read_to_string(&path).map_err(|e| error(e.to_string()))?;
-            let documents: Vec<Value> = serde_saphyr::from_multiple(&text).map_err(|e| error(e.to_string()))?;
-            for document in documents {
-                all.take(document).map_err(error)?;
-            }
+        for document in documents {
+            all.take(document)?;
         }
         Ok(all)
     }
@@ -110,19 +214,6 @@ impl Manifests {
             _ => {}
         }
         Ok(())
-    }
-
-    fn facts(&self, namespace: &str, pod: &str) -> (Option<PodFacts>, Vec<ServiceFacts>) {
-        let opted_in = self
-            .namespaces
-            .iter()
-            .any(|n| n.metadata.name.as_deref() == Some(namespace) && facts::namespace_opted_in(n));
-        let is = |metadata: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta| {
-            metadata.namespace.as_deref() == Some(namespace)
-        };
-        let found = self.pods.iter().find(|p| is(&p.metadata) && p.metadata.name.as_deref() == Some(pod));
-        let services = self.services.iter().filter(|s| is(&s.metadata)).map(facts::service).collect();
-        (found.map(|p| facts::pod(p, opted_in)), services)
     }
 }
 
@@ -160,11 +251,26 @@ mod tests {
         )
         .unwrap();
         std::fs::write(dir.join("notes.txt"), "not a manifest").unwrap();
-        let manifests = Manifests::read(&dir);
-        std::fs::remove_dir_all(&dir).unwrap();
-        let (pod, services) = manifests.unwrap().facts("prod", "etcd-0");
-        let pod = pod.unwrap();
-        assert_eq!((pod.uid.as_str(), pod.ips.len(), pod.namespace_opted_in), ("u", 1, true));
+        let law = Law::new(Policy::default(), Some(dir.clone()));
+        let look = law.look();
+        let (found, services) = look.facts("prod", "etcd-0");
+        let found = found.unwrap();
+        assert_eq!((found.uid.as_str(), found.ips.len(), found.namespace_opted_in), ("u", 1, true));
         assert_eq!(services[0].name, "s");
+
+        // A directory that rests is one generation, and each change of it is seen.
+        std::thread::sleep(UNSETTLED * 2);
+        let (first, second) = (law.look().generation(), law.look().generation());
+        assert!(first.is_some() && first == second, "{first:?} {second:?}");
+        std::fs::write(dir.join("a.yaml"), pod.replace("uid: u", "uid: v")).unwrap();
+        let changed = law.look();
+        assert_ne!(changed.generation(), second);
+        assert_eq!(changed.facts("prod", "etcd-0").0.unwrap().uid, "v");
+        std::fs::write(dir.join("a.yaml"), "kind: [").unwrap();
+        assert_eq!(law.look().generation(), None, "what cannot be read is no empty directory");
+        std::fs::remove_file(dir.join("a.yaml")).unwrap();
+        assert!(law.look().facts("prod", "etcd-0").0.is_none());
+        std::fs::remove_dir_all(&dir).unwrap();
+        assert_eq!(law.look().generation(), None);
     }
 }

@@ -30,6 +30,7 @@ use crate::standalone::{
     approval::{self, Decision},
     auth::User,
     discovery::Version,
+    pods::Look,
     profiles::{Recognised, recognise},
     route::{Query, flag},
     status::{ApiError, Cause},
@@ -63,7 +64,7 @@ pub async fn create(
         return Err(ApiError::AlreadyExists(name));
     }
     let now = SystemTime::now();
-    let outcome = server.judge(user, &csr, &checked, now)?;
+    let outcome = server.judge(user, &csr, &checked, now, None)?;
     if flag(query, "dryRun") {
         return Ok(Arc::new(Stored::unsaved(csr)));
     }
@@ -114,7 +115,8 @@ pub enum Outcome {
 }
 
 impl Server {
-    /// Decides on a request: by the law, for pods and the hosts that policy lists; else by the groups' rules.
+    /// Decides on a request: by the law, for pods and the hosts that policy lists; else by the groups' rules. The pods are
+    /// those of `look`, or of now.
     ///
     /// # Errors
     /// [`ApiError::Forbidden`]: the caller asks to be another.
@@ -124,6 +126,7 @@ impl Server {
         csr: &CertificateSigningRequest,
         checked: &Checked,
         now: SystemTime,
+        look: Option<&Look>,
     ) -> Result<Outcome, ApiError> {
         if let Some(signer) = &checked.signer
             && self.law.knows(user)
@@ -138,7 +141,11 @@ impl Server {
                 expiration: lifetime(csr),
                 request: &checked.request,
             };
-            return Ok(match self.law.judge(&asked) {
+            let verdict = match look {
+                Some(look) => self.law.judge(&asked, look),
+                None => self.law.judge(&asked, &self.law.look()),
+            };
+            return Ok(match verdict {
                 Verdict::Approve(entitlement) => Outcome::Approved {
                     reason: "Entitled",
                     message: "the request says no more than its requester is".to_owned(),
