@@ -16,7 +16,7 @@ use crate::{
 };
 
 pub mod review;
-mod server;
+pub mod server;
 
 /// The arguments of `admit`.
 #[derive(clap::Args, Debug)]
@@ -97,7 +97,8 @@ impl Args {
         let workers = workers.map_or_else(default_workers, usize::from);
         tracing::info!(address = %bound, sidecar_image = injection.sidecar_image, "serving admission");
         let admission = review::Admission { injection, leave_out };
-        let server = server::serve(listener, pairs.server_config(None)?, workers, admission, metrics)?;
+        let answer: server::Answering = Arc::new(move |body| review::review(body, &admission));
+        let server = server::serve(listener, pairs.server_config(None)?, workers, answer, metrics)?;
         let handle = server.handle();
         let _ = serving.send(Ok(()));
         let mut server = std::pin::pin!(server);
@@ -111,6 +112,7 @@ impl Args {
     }
 }
 
-fn default_workers() -> usize {
+/// How many threads answer where nobody says: one a core, four at most.
+pub fn default_workers() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(4)
 }

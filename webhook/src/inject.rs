@@ -13,6 +13,7 @@ use serde_json::Value;
 use crate::{
     cli::Error,
     injection::{self, Decision, Host, Origin},
+    json::Json,
 };
 
 mod documents;
@@ -257,7 +258,7 @@ impl Visit<'_> {
         }
         // A template's own namespace is not looked at by anybody.
         let origin = Origin { namespace, namespace_opted_in: true, label: true };
-        match injection::decide(pod, &self.options.injection, origin) {
+        match injection::decide(&Json::from(&*pod), &self.options.injection, origin) {
             Decision::Leave(warnings) => self.warn(what, warnings),
             Decision::Refuse(problems) => {
                 self.problems.extend(problems.iter().map(|problem| format!("{what}: {problem}")));
@@ -267,7 +268,7 @@ impl Visit<'_> {
                 if patch.0.is_empty() {
                     return;
                 }
-                match json_patch::patch(pod, &patch) {
+                match patch.apply(pod) {
                     Ok(()) => self.changed = true,
                     Err(error) => self.problems.push(format!("{what}: the patch does not fit: {error}")),
                 }

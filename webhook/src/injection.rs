@@ -22,15 +22,15 @@ mod urls;
 mod view;
 
 use etcd_tls_sidecar::{args::PodArgs, identity, names, role::Role, settings::Settings};
-use json_patch::Patch;
-use serde_json::{Value, json};
 
+pub use self::patch::{Kind, Operation, Patch};
 use self::{
     options::Options,
     patch::Additions,
     urls::Url,
     view::{Container, Pod},
 };
+use crate::json::{Json, list, object};
 
 /// What does not come from the pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,7 +82,7 @@ pub enum Decision {
 }
 
 /// Decides on `pod`, a pod or a pod template.
-pub fn decide(pod: &Value, config: &Config, origin: Origin<'_>) -> Decision {
+pub fn decide(pod: &Json<'_>, config: &Config, origin: Origin<'_>) -> Decision {
     let pod = match Pod::read(pod) {
         Ok(pod) => pod,
         Err(problems) => return Decision::Refuse(problems),
@@ -156,7 +156,7 @@ impl<'a> Work<'a> {
     }
 
     fn decide(mut self) -> Decision {
-        let os = self.pod.spec.get("os").and_then(|os| os.get("name")).and_then(Value::as_str);
+        let os = self.pod.spec.get("os").and_then(|os| os.get("name")).and_then(Json::as_str);
         if os == Some("windows") {
             self.problems.push("spec.os.name is windows: etcd-tls runs on Linux".to_owned());
         }
@@ -198,7 +198,7 @@ impl<'a> Work<'a> {
         let share = reload.share;
         let injected = self.containers(args, user.unwrap_or(default_user), share, &mut patch);
         if share && injected {
-            patch.set(&["spec", "shareProcessNamespace"], Value::Bool(true));
+            patch.set(&["spec", "shareProcessNamespace"], true);
         }
         if self.origin.label && !self.pod.labels.contains_key(names::LABEL) {
             self.label(&mut patch);
@@ -279,7 +279,7 @@ impl<'a> Work<'a> {
 
     fn check_mounts(&mut self, container: &Container<'a>, ours: &str) {
         for mount in container.list("volumeMounts") {
-            let text = |field: &str| mount.get(field).and_then(Value::as_str).unwrap_or_default();
+            let text = |field: &str| mount.get(field).and_then(Json::as_str).unwrap_or_default();
             let theirs = text("mountPath").trim_end_matches('/');
             let within = |inner: &str, outer: &str| inner.strip_prefix(outer).is_some_and(|rest| rest.starts_with('/'));
             let what = if theirs == ours {
@@ -301,9 +301,9 @@ impl<'a> Work<'a> {
     }
 
     /// Whether no directory can be made in a mount for another one.
-    fn is_read_only(&self, mount: &Value) -> bool {
+    fn is_read_only(&self, mount: &Json<'_>) -> bool {
         let volume = self.pod.volumes.iter().find(|v| v.get("name") == mount.get("name"));
-        mount.get("readOnly").and_then(Value::as_bool).unwrap_or(false)
+        mount.get("readOnly").and_then(Json::as_bool).unwrap_or(false)
             || volume.is_some_and(|v| {
                 ["configMap", "secret", "projected", "downwardAPI"]
                     .iter()
@@ -394,8 +394,8 @@ impl<'a> Work<'a> {
 
     fn check_ports(&mut self, args: &PodArgs, listeners: &[Url]) {
         let declared = self.pod.containers.iter().filter(|c| !c.is_injected()).find(|c| {
-            let port = |p: &Value| p.get("containerPort").and_then(Value::as_u64) == Some(u64::from(args.admin_port));
-            c.list("ports").iter().any(|p| port(p) && p.get("protocol").is_none_or(|p| p == "TCP"))
+            let port = |p: &Json<'_>| p.get("containerPort").and_then(Json::as_u64) == Some(u64::from(args.admin_port));
+            c.list("ports").iter().any(|p| port(p) && p.get("protocol").is_none_or(|p| p.as_str() == Some("TCP")))
         });
         let by = match declared {
             Some(container) => format!("container {}", container.name),
@@ -412,7 +412,7 @@ impl<'a> Work<'a> {
         let trust = self.settings.trust_config_map(self.origin.namespace);
         let ours = match &self.config.host {
             Some(host) => parts::host_volumes(host),
-            None => vec![parts::certificates_volume(), parts::trust_volume(&trust), parts::token_volume()],
+            None => vec![parts::certificates_volume(), parts::trust_volume(trust), parts::token_volume()],
         };
         let mut missing = Vec::new();
         for volume in ours {
@@ -422,7 +422,7 @@ impl<'a> Work<'a> {
                 Some(theirs) if present::is_volume(theirs, &volume) && same.next().is_none() => {}
                 Some(_) => self.problems.push(format!(
                     "volume {} is not etcd-tls's own; give the pod's volume another name",
-                    volume.get("name").and_then(Value::as_str).unwrap_or_default()
+                    volume.get("name").and_then(Json::as_str).unwrap_or_default()
                 )),
             }
         }
@@ -431,14 +431,14 @@ impl<'a> Work<'a> {
 
     /// The group that may read the files. Not fsGroup, which would change the data volume's files.
     fn groups(&mut self, patch: &mut Additions) {
-        let gid = json!(names::FILES_GID);
-        match self.pod.spec.get("securityContext").and_then(Value::as_object) {
-            None => patch.set(&["spec", "securityContext"], json!({"supplementalGroups": [gid]})),
+        let gid = Json::from(names::FILES_GID);
+        match self.pod.spec.get("securityContext").and_then(Json::as_object) {
+            None => patch.set(&["spec", "securityContext"], object! {"supplementalGroups": list![gid]}),
             Some(security) => {
                 let groups = security.get("supplementalGroups");
                 if groups.is_some_and(|g| !g.is_null() && !g.is_array()) {
                     self.problems.push("spec.securityContext.supplementalGroups is no list".to_owned());
-                } else if !groups.and_then(Value::as_array).is_some_and(|g| g.contains(&gid)) {
+                } else if !groups.and_then(Json::as_array).is_some_and(|g| g.contains(&gid)) {
                     patch.append(&["spec", "securityContext"], security, "supplementalGroups", vec![gid]);
                 }
             }
@@ -468,7 +468,7 @@ impl<'a> Work<'a> {
             (names::SIDECAR_CONTAINER, parts::sidecar(self.config, &args, user, self.origin.namespace)),
         ] {
             let Some(theirs) = present(name) else {
-                insert.push((next, ours));
+                insert.push((next, ours.into()));
                 next += 1;
                 continue;
             };
@@ -490,11 +490,12 @@ impl<'a> Work<'a> {
     }
 
     fn label(&self, patch: &mut Additions) {
-        let label = json!(names::DYNAMIC);
+        const LABEL: &str = names::LABEL;
+        let label = || object! {LABEL: names::DYNAMIC};
         match (self.pod.has_metadata, self.pod.has_labels) {
-            (false, _) => patch.set(&["metadata"], json!({"labels": {names::LABEL: label}})),
-            (true, false) => patch.set(&["metadata", "labels"], json!({names::LABEL: label})),
-            (true, true) => patch.set(&["metadata", "labels", names::LABEL], label),
+            (false, _) => patch.set(&["metadata"], object! {"labels": label()}),
+            (true, false) => patch.set(&["metadata", "labels"], label()),
+            (true, true) => patch.set(&["metadata", "labels", names::LABEL], names::DYNAMIC),
         }
     }
 }

@@ -7,9 +7,11 @@ use std::{borrow::Cow, collections::BTreeSet};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
-use crate::injection::{Config, Decision, Origin, decide};
+use crate::{
+    injection::{Config, Decision, Origin, decide},
+    json::Json,
+};
 
 /// The only version that is spoken.
 const API_VERSION: &str = "admission.k8s.io/v1";
@@ -102,7 +104,8 @@ struct Request<'a> {
     namespace: Option<Cow<'a, str>>,
     #[serde(borrow)]
     operation: Option<Cow<'a, str>>,
-    object: Option<Value>,
+    #[serde(borrow)]
+    object: Option<Json<'a>>,
 }
 
 #[derive(Default, Deserialize)]

@@ -21,7 +21,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::review::{Admission, BadReview, Verdict, review};
+use super::review::{Answer, BadReview, Verdict};
 
 /// The largest body that is read. The API server takes no object of more than 3 MiB; the review around it is small.
 const MAX_BODY: usize = 3 * 1024 * 1024 + 64 * 1024;
@@ -38,9 +38,12 @@ const MAX_CONNECTIONS: usize = 512;
 /// How long requests in flight have when the process is told to stop.
 const DRAIN: u64 = 20;
 
+/// What answers the body of a request.
+pub type Answering = Arc<dyn Fn(&[u8]) -> Result<Answer, BadReview> + Send + Sync>;
+
 /// Reviews by what came of them.
 #[derive(Clone, Debug)]
-pub(super) struct Metrics {
+pub struct Metrics {
     reviews: Family<ReviewLabels, Counter>,
 }
 
@@ -50,7 +53,8 @@ struct ReviewLabels {
 }
 
 impl Metrics {
-    pub(super) fn register(registry: &mut Registry) -> Self {
+    /// Puts them into `registry`.
+    pub fn register(registry: &mut Registry) -> Self {
         let reviews = Family::<ReviewLabels, Counter>::default();
         for verdict in Verdict::ALL.iter().map(|v| v.as_str()).chain(["bad-request"]) {
             let _ = reviews.get_or_create(&ReviewLabels { verdict });
@@ -65,22 +69,23 @@ impl Metrics {
 }
 
 struct State {
-    admission: Admission,
+    answer: Answering,
     metrics: Metrics,
 }
 
-/// Serves `POST /mutate` on `listener`. To be polled until it ends, which its handle makes it.
+/// Serves `POST /mutate` on `listener`, each body answered by `answer`. To be polled until it ends, which its handle
+/// makes it.
 ///
 /// # Errors
 /// The listener cannot be used.
-pub(super) fn serve(
+pub fn serve(
     listener: TcpListener,
     tls: rustls::ServerConfig,
     workers: usize,
-    admission: Admission,
+    answer: Answering,
     metrics: Metrics,
 ) -> std::io::Result<Server> {
-    let state = web::Data::from(Arc::new(State { admission, metrics }));
+    let state = web::Data::from(Arc::new(State { answer, metrics }));
     let server = HttpServer::new(move || {
         App::new().app_data(state.clone()).route("/mutate", web::post().to(mutate)).route(
             "/mutate",
@@ -103,7 +108,7 @@ pub(super) fn serve(
 ///
 /// # Errors
 /// The address is taken or not the machine's.
-pub(super) fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+pub fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     let listener = TcpListener::bind(address).or_else(|error| {
         if address.ip() == std::net::Ipv6Addr::UNSPECIFIED {
             return TcpListener::bind((std::net::Ipv4Addr::UNSPECIFIED, address.port()));
@@ -128,7 +133,7 @@ async fn mutate(request: HttpRequest, payload: web::Payload, state: web::Data<St
         Err((status, message)) => return refused(status, message),
     };
     // A panic would be a mistake of ours; it must not take the worker and its other connections with it.
-    let answer = catch_unwind(AssertUnwindSafe(|| review(&body, &state.admission)));
+    let answer = catch_unwind(AssertUnwindSafe(|| (state.answer)(&body)));
     match answer {
         Ok(Ok(answer)) => {
             state.metrics.count(answer.verdict.as_str());

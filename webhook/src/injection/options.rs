@@ -9,6 +9,7 @@ use super::{
     shell::{self, Part, Word},
     view::{Container, Variable},
 };
+use crate::json::Json;
 
 /// How deep shells within shells are read.
 const MAX_DEPTH: usize = 4;
@@ -202,7 +203,7 @@ struct Reader<'r, 'a> {
 
 impl Reader<'_, '_> {
     /// A probe's or hook's command: it is the tool's flags alone that matter, not whether it can be told.
-    fn hook(&mut self, probe: Option<&serde_json::Value>) {
+    fn hook(&mut self, probe: Option<&Json<'_>>) {
         let command = probe.and_then(|p| p.get("exec")).and_then(|e| e.get("command")).and_then(|c| c.as_array());
         let Some(command) = command else { return };
         let words: Vec<Word> = command.iter().filter_map(|w| w.as_str()).map(|w| expand(w, self.container)).collect();

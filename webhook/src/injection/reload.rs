@@ -4,12 +4,12 @@
 //! opened only where no other container can have that user.
 
 use etcd_tls_sidecar::settings::{Reload, Settings};
-use serde_json::{Map, Value, json};
 
 use super::{
     urls::{self, Url},
     view::{Container, Pod},
 };
+use crate::json::{Fields, Json, object};
 
 /// The sidecar's path that stands in front of etcd's own liveness.
 const CHECK_PATH: &str = "/etcd";
@@ -35,7 +35,7 @@ pub(super) struct Plan {
 /// A liveness probe that asks the sidecar.
 #[derive(Debug)]
 pub(super) struct Probe {
-    pub(super) value: Value,
+    pub(super) value: Json<'static>,
     pub(super) replaces: bool,
     /// What the pod's own probe asked.
     pub(super) liveness_url: Option<String>,
@@ -77,7 +77,7 @@ pub(super) fn plan(
         },
         Reload::None => {}
     }
-    let grace = pod.spec.get("terminationGracePeriodSeconds").and_then(Value::as_u64);
+    let grace = pod.spec.get("terminationGracePeriodSeconds").and_then(Json::as_u64);
     if let Some(grace) = grace.filter(|g| *g < GRACE && (plan.can_signal || plan.probe.is_some())) {
         plan.warnings.push(format!(
             "terminationGracePeriodSeconds is {grace}: etcd may need {GRACE} s to hand its leadership on when it is restarted"
@@ -93,10 +93,10 @@ fn obstacles(pod: &Pod<'_>, etcd: &[Container<'_>]) -> Result<bool, Vec<String>>
         why.push("hostPID shows the sidecar other pods' processes as well".to_owned());
     }
     let shared = pod.flag("shareProcessNamespace");
-    if pod.spec.get("shareProcessNamespace") == Some(&Value::Bool(false)) {
+    if pod.spec.get("shareProcessNamespace") == Some(&Json::Bool(false)) {
         why.push("the pod says shareProcessNamespace: false".to_owned());
     }
-    if pod.spec.get("restartPolicy").and_then(Value::as_str) == Some("Never") {
+    if pod.spec.get("restartPolicy").and_then(Json::as_str) == Some("Never") {
         why.push("restartPolicy is Never".to_owned());
     }
     let mut users = Vec::new();
@@ -129,12 +129,13 @@ fn obstacles(pod: &Pod<'_>, etcd: &[Container<'_>]) -> Result<bool, Vec<String>>
 
 impl Plan {
     fn probe(&mut self, settings: &Settings, container: &Container<'_>, listeners: &[Url]) {
-        let ours = json!({"path": CHECK_PATH, "port": settings.admin_port, "scheme": "HTTP"});
+        let ours = object! {"path": CHECK_PATH, "port": settings.admin_port, "scheme": "HTTP"};
         // The first failure begins the wait, so it is one more than fit into it.
         let failures = |period: u64| PATIENCE.div_ceil(period) + 1;
-        let Some(theirs) = container.object.get("livenessProbe").and_then(Value::as_object) else {
-            let value =
-                json!({"httpGet": ours, "periodSeconds": 10, "timeoutSeconds": 5, "failureThreshold": failures(10)});
+        let Some(theirs) = container.object.get("livenessProbe").and_then(Json::as_object) else {
+            let value = object! {
+                "httpGet": ours, "periodSeconds": 10u32, "timeoutSeconds": 5u32, "failureThreshold": failures(10),
+            };
             self.probe = Some(Probe { value, replaces: false, liveness_url: None });
             return;
         };
@@ -152,29 +153,29 @@ impl Plan {
                 return;
             }
         };
-        let mut value = theirs.clone();
-        value.shift_remove("tcpSocket");
-        value.insert("httpGet".to_owned(), ours);
-        let period = theirs.get("periodSeconds").and_then(Value::as_u64).unwrap_or(10).max(1);
-        let threshold = theirs.get("failureThreshold").and_then(Value::as_u64).unwrap_or(3);
-        value.insert("failureThreshold".to_owned(), json!(threshold.max(failures(period))));
+        let mut value = theirs.clone().into_owned();
+        value.remove("tcpSocket");
+        value.set("httpGet", ours);
+        let period = theirs.get("periodSeconds").and_then(Json::as_u64).unwrap_or(10).max(1);
+        let threshold = theirs.get("failureThreshold").and_then(Json::as_u64).unwrap_or(3);
+        value.set("failureThreshold", threshold.max(failures(period)));
         self.warnings.push(format!(
             "container {}: its liveness probe now asks etcd-tls-sidecar, which asks {liveness_url} in its place",
             container.name
         ));
-        self.probe = Some(Probe { value: Value::Object(value), replaces: true, liveness_url: Some(liveness_url) });
+        self.probe = Some(Probe { value: Json::Object(value), replaces: true, liveness_url: Some(liveness_url) });
     }
 }
 
-fn is_ours(probe: &Map<String, Value>, settings: &Settings) -> bool {
+fn is_ours(probe: &Fields<'_>, settings: &Settings) -> bool {
     let get = probe.get("httpGet");
     let field = |name| get.and_then(|g| g.get(name));
-    field("path").and_then(Value::as_str) == Some(CHECK_PATH)
-        && field("port").and_then(Value::as_u64) == Some(u64::from(settings.admin_port))
+    field("path").and_then(Json::as_str) == Some(CHECK_PATH)
+        && field("port").and_then(Json::as_u64) == Some(u64::from(settings.admin_port))
 }
 
 /// The URL that a probe asks, as the sidecar asks it.
-fn liveness_url(probe: &Map<String, Value>, container: &Container<'_>, listeners: &[Url]) -> Result<String, String> {
+fn liveness_url(probe: &Fields<'_>, container: &Container<'_>, listeners: &[Url]) -> Result<String, String> {
     let (kind, handler) = if let Some(get) = probe.get("httpGet").filter(|v| !v.is_null()) {
         ("httpGet", get)
     } else if let Some(tcp) = probe.get("tcpSocket").filter(|v| !v.is_null()) {
@@ -184,7 +185,7 @@ fn liveness_url(probe: &Map<String, Value>, container: &Container<'_>, listeners
     };
     let port =
         port(handler.get("port"), container).ok_or_else(|| "has a port that no container port names".to_owned())?;
-    let text = |field: &str| handler.get(field).and_then(Value::as_str);
+    let text = |field: &str| handler.get(field).and_then(Json::as_str);
     let host = match text("host").filter(|h| !h.is_empty()) {
         Some(host) => urls::sidecar_host(host),
         None => {
@@ -202,11 +203,11 @@ fn liveness_url(probe: &Map<String, Value>, container: &Container<'_>, listeners
 }
 
 /// A probe's port: a number, or the name of a container port.
-pub(super) fn port(port: Option<&Value>, container: &Container<'_>) -> Option<u16> {
+pub(super) fn port(port: Option<&Json<'_>>, container: &Container<'_>) -> Option<u16> {
     match port? {
-        Value::Number(number) => number.as_u64()?.try_into().ok(),
-        Value::String(name) => name.parse().ok().or_else(|| {
-            let named = container.list("ports").iter().find(|p| p.get("name").and_then(Value::as_str) == Some(name))?;
+        Json::Number(number) => number.as_u64()?.try_into().ok(),
+        Json::String(name) => name.parse().ok().or_else(|| {
+            let named = container.list("ports").iter().find(|p| p.get("name").and_then(Json::as_str) == Some(name))?;
             named.get("containerPort")?.as_u64()?.try_into().ok()
         }),
         _ => None,
