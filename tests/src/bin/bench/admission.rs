@@ -1,11 +1,24 @@
 //! Admission: the CPU that a review takes in the process, and its throughput over TLS against the same server's fixed
 //! answers.
+//!
+//! The reference is a process of its own: the webhook's very server, with the same serving pair and workers, which reads
+//! the same request and gives the bytes of its real answer without looking at it. What is between the two is the review.
 
-use std::{net::SocketAddr, process::Command, time::Duration};
+use std::{
+    net::{SocketAddr, TcpListener},
+    path::Path,
+    process::{Command, ExitCode},
+    sync::Arc,
+    time::Duration,
+};
 
 use etcd_tls_webhook::{
-    admit::review::{Admission, Verdict, review},
+    admit::{
+        review::{Admission, Answer, Verdict, review},
+        server,
+    },
     injection::Config,
+    tls::{PairFiles, ServingPairs},
 };
 use hyper::StatusCode;
 use nix::time::{ClockId, clock_gettime};
@@ -29,6 +42,8 @@ const CONNECTIONS: usize = 64;
 /// Turns of ours and the reference, and how long each takes.
 const TURNS: usize = 7;
 const TURN: Duration = Duration::from_secs(1);
+/// The word by which the bench starts itself as the reference.
+pub(crate) const FIXED: &str = "serve-fixed-answer";
 /// The size of the pod that is reviewed.
 const POD_BYTES: usize = 4096;
 const BATCHES: usize = 40;
@@ -36,8 +51,9 @@ const BATCH: u32 = 100;
 
 pub(crate) async fn measure(report: &mut Report) -> Result<(), String> {
     let body = admission::review("705ab4f5-6393-11e8-b7cc-42010a800002", "prod", &pod()).to_string();
-    in_process(report, body.as_bytes())?;
-    over_tls(report, body).await
+    let admission = admission();
+    in_process(report, body.as_bytes(), &admission)?;
+    over_tls(report, body, &admission).await
 }
 
 /// A member of a cluster as its author wrote it and the API server completed it, of just the size.
@@ -57,10 +73,13 @@ fn pod() -> Value {
     pod
 }
 
-fn in_process(report: &mut Report, body: &[u8]) -> Result<(), String> {
+fn admission() -> Admission {
     let injection = Config { sidecar_image: IMAGE.to_owned(), image_pull_policy: None, host: None };
-    let admission = Admission { injection, leave_out: ["kube-system".to_owned()].into() };
-    let once = || match review(body, &admission) {
+    Admission { injection, leave_out: ["kube-system".to_owned()].into() }
+}
+
+fn in_process(report: &mut Report, body: &[u8], admission: &Admission) -> Result<(), String> {
+    let once = || match review(body, admission) {
         Ok(answer) if answer.verdict == Verdict::Inject => Ok(answer.body.len()),
         Ok(answer) => Err(format!("{:?}: {}", answer.verdict, String::from_utf8_lossy(&answer.body))),
         Err(e) => Err(e.to_string()),
@@ -82,41 +101,96 @@ fn in_process(report: &mut Report, body: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-async fn over_tls(report: &mut Report, body: String) -> Result<(), String> {
+/// A started server, and connections to it.
+struct Served {
+    process: Process,
+    wires: Vec<Wire>,
+}
+
+impl Served {
+    async fn start(name: &str, mut command: Command, address: SocketAddr, ca: &Ca, dir: &Path) -> Result<Self, String> {
+        let process = Process::spawn(name, &mut command, dir);
+        let config = client_config(&ca.pem, None);
+        Wire::open_when_up(address, &config).await?;
+        Ok(Self { process, wires: Wire::open_many(CONNECTIONS, address, &config).await? })
+    }
+
+    /// Answers a second, and the server's CPU for each in µs.
+    async fn turn(&mut self, call: &Call) -> Result<(f64, f64), String> {
+        let before = cpu(self.process.id());
+        let rate = throughput(&mut self.wires, call, StatusCode::OK, TURN).await?;
+        Ok((rate, (cpu(self.process.id()) - before) * 1e6 / (rate * TURN.as_secs_f64())))
+    }
+}
+
+async fn over_tls(report: &mut Report, body: String, admission: &Admission) -> Result<(), String> {
     let directory = TempDir::new("bench-admit");
     let ca = Ca::new("bench");
     ca.write_role(&directory.join("serving"), &LeafOptions::default());
-    let address = SocketAddr::from(([127, 0, 0, 1], ports::loopback()));
+    let addresses = [(); 2].map(|()| SocketAddr::from(([127, 0, 0, 1], ports::loopback())));
     let mut command = Command::new(binary("etcd-tls-webhook"));
-    command.args(["admit", "--sidecar-image", IMAGE, "--address", &address.to_string()]);
+    command.args(["admit", "--sidecar-image", IMAGE, "--address", &addresses[0].to_string()]);
     command.arg("--serving-dir").arg(directory.join("serving"));
     command.arg("--admin-address").arg(format!("127.0.0.1:{}", ports::loopback()));
-    let server = Process::spawn("admit", &mut command, directory.path());
-    let config = client_config(&ca.pem, None);
-    Wire::open_when_up(address, &config).await?;
-    let mut wires = Wire::open_many(CONNECTIONS, address, &config).await?;
+    let mut ours = Served::start("admit", command, addresses[0], &ca, directory.path()).await?;
 
-    let ours = Call::post("/mutate", body);
-    // The route's answer to any method but POST is a fixed text.
-    let fixed = Call::get("/mutate");
-    let (mut reviews, mut answers, mut ratios, mut costs) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let answer = review(body.as_bytes(), admission).map_err(|e| e.to_string())?;
+    let answer = directory.write("answer.json", answer.body);
+    let mut command = Command::new(std::env::current_exe().map_err(|e| e.to_string())?);
+    command.arg(FIXED).arg(addresses[1].to_string()).arg(directory.join("serving")).arg(answer);
+    let mut fixed = Served::start("fixed", command, addresses[1], &ca, directory.path()).await?;
+
+    let call = Call::post("/mutate", body);
+    let (mut reviews, mut answers, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut costs, mut bare_costs) = (Vec::new(), Vec::new());
     for turn in 0..=TURNS {
-        let before = cpu(server.id());
-        let a = throughput(&mut wires, &ours, StatusCode::OK, TURN).await?;
-        let used = cpu(server.id()) - before;
-        let b = throughput(&mut wires, &fixed, StatusCode::METHOD_NOT_ALLOWED, TURN).await?;
+        let (a, cost) = ours.turn(&call).await?;
+        let (b, bare_cost) = fixed.turn(&call).await?;
         // The first turn warms both up.
         if turn > 0 {
             reviews.push(a);
             answers.push(b);
             ratios.push(a / b);
-            costs.push(used * 1e6 / (a * TURN.as_secs_f64()));
+            costs.push(cost);
+            bare_costs.push(bare_cost);
         }
     }
     report.plain("reviews over TLS, 64 connections", format!("{:.0}/s", median(&reviews)));
-    report.plain("a fixed body by the same server", format!("{:.0}/s", median(&answers)));
-    report.plain("CPU of the server for a review over TLS", format!("{:.0} µs", median(&costs)));
+    report.plain("the same requests, a fixed body of the same bytes", format!("{:.0}/s", median(&answers)));
+    report.plain(
+        "CPU of the server for a review over TLS, for a fixed body",
+        format!("{:.0} µs, {:.0} µs", median(&costs), median(&bare_costs)),
+    );
     let ratio = median(&ratios);
     report.judged("reviews against the fixed body", format!("{ratio:.2}"), ">= 0.5", ratio >= 0.5);
     Ok(())
+}
+
+/// Serves the bytes of a file as the answer to every request, by the webhook's own server: address, directory of the
+/// serving pair, file.
+pub(crate) async fn serve_fixed(arguments: &[String]) -> ExitCode {
+    let served = async {
+        let [address, serving, answer] = arguments else { return Err("address, directory, file".to_owned()) };
+        tests::install_crypto();
+        let body = std::fs::read(answer).map_err(|e| e.to_string())?;
+        let fixed = Answer { body, verdict: Verdict::Inject };
+        let pairs = ServingPairs::watch(vec![PairFiles::in_dir(Path::new(serving))]).map_err(|e| e.to_string())?;
+        let tls = pairs.server_config(None).map_err(|e| e.to_string())?;
+        let listener: TcpListener =
+            server::listen(address.parse().map_err(|_| "no address")?).map_err(|e| e.to_string())?;
+        let workers = etcd_tls_webhook::admit::default_workers();
+        let metrics = server::Metrics::register(&mut prometheus_client::registry::Registry::default());
+        let answer: server::Answering = Arc::new(move |_| Ok(fixed.clone()));
+        server::serve(listener, tls, workers, answer, metrics)
+            .map_err(|e| e.to_string())?
+            .await
+            .map_err(|e| e.to_string())
+    };
+    match served.await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            println!("{FIXED}: {error}");
+            ExitCode::FAILURE
+        }
+    }
 }

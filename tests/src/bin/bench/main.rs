@@ -39,6 +39,9 @@ const SECTIONS: [(&str, Measure); 6] = [
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> ExitCode {
     let wanted: Vec<String> = std::env::args().skip(1).collect();
+    if wanted.first().is_some_and(|word| word == admission::FIXED) {
+        return admission::serve_fixed(&wanted[1..]).await;
+    }
     if let Some(unknown) = wanted.iter().find(|w| !SECTIONS.iter().any(|(name, _)| name == w)) {
         let known: Vec<&str> = SECTIONS.iter().map(|(name, _)| *name).collect();
         println!("bench: there is no section {unknown}; there are: {}", known.join(", "));
