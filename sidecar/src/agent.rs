@@ -5,6 +5,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -80,6 +81,12 @@ impl Subject {
     pub fn addresses(&self) -> Vec<IpAddr> {
         addresses::of_interfaces()
             .map_or_else(|_| self.facts.ips.clone(), |now| addresses::current(&self.facts.ips, &self.at_start, &now))
+    }
+
+    /// The bundles mounted at `dir`.
+    pub fn trust(&self, dir: &Path) -> TrustDir {
+        let ours = self.settings.our_signer(Role::Peer, &self.facts.namespace).is_some();
+        TrustDir::new(dir).of_our_signer(ours)
     }
 
     /// What `role` asks for while the pod has `ips`.
@@ -191,6 +198,11 @@ impl<C: Clock, F: Files> Agent<C, F> {
             self.dirty.set(true);
         }
         refused
+    }
+
+    /// See [`TrustDir::outdated`].
+    pub fn outdated(&self, refused: &[(Domain, TrustError)]) -> BTreeMap<Role, String> {
+        self.trust.outdated(refused)
     }
 
     /// The bundles that a new certificate of `domain` may verify under: those in use, then the one on offer.

@@ -185,7 +185,7 @@ impl Host {
             domains: self.roles().iter().map(|r| r.domain()).collect(),
             dir: path.clone(),
         };
-        Ok(Source { dir: TrustDir::new(&path), fetched: Some(fetched) })
+        Ok(Source { dir: TrustDir::new(&path).of_our_signer(true), fetched: Some(fetched) })
     }
 }
 

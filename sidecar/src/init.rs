@@ -21,7 +21,6 @@ use crate::{
     role::Role,
     settings::parse_duration,
     store::{Store, StoreError, files::Files},
-    trust::{TrustDir, outdated},
 };
 
 /// kubelet reads no more.
@@ -131,7 +130,7 @@ async fn once(pod: &PodArgs, downward: &DownwardArgs, timeout: Duration) -> Resu
     let credentials = PodCredentials::from_env(&pod.token_dir)?;
     let clock = System::new();
     let store = open(&pod.dir, &clock).await?;
-    let agent = Agent::new(subject.settings.roles.clone(), clock, store, TrustDir::new(&pod.trust_dir));
+    let agent = Agent::new(subject.settings.roles.clone(), clock, store, subject.trust(&pod.trust_dir));
     let wishes: Vec<Wish> = agent.roles().iter().map(|role| subject.wish(*role, subject.facts.ips.clone())).collect();
     fill(&agent, &wishes, || Kube::new(credentials.clone()), timeout).await
 }
@@ -167,7 +166,7 @@ pub async fn fill<C: Clock, F: Files, A: Api>(
     for (domain, error) in &refused {
         tracing::warn!(%domain, %error, "trust bundle on offer not taken");
     }
-    let outdated = outdated(&refused);
+    let outdated = agent.outdated(&refused);
     let mut requests = FuturesUnordered::new();
     for wish in wishes {
         let lacks = lacks(agent, wish);

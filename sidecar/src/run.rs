@@ -102,7 +102,7 @@ async fn in_pod(pod: &PodArgs, downward: &DownwardArgs) -> Result<(), Error> {
     let work = Work {
         args: pod,
         roles: subject.settings.roles.clone(),
-        trust: TrustDir::new(&pod.trust_dir),
+        trust: subject.trust(&pod.trust_dir),
         restart: || restart::Options::of_pod(pod, downward, lease_client(pod)),
         api: || Kube::new(credentials.clone()),
         wish: |role| subject.wish(role, subject.addresses()),

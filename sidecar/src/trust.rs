@@ -43,8 +43,7 @@ pub enum TrustError {
     /// It would cut us off from peers that hold what we hold.
     #[error(
         "the {domain} bundle on offer lacks the CA of the {role} certificate in use (serial {serial}); the bundle in use \
-         stays, and a certificate is asked for that goes with the one on offer. If its CA signs nothing yet: publish it beside \
-         the old one"
+         stays: publish the new CA beside the old one"
     )]
     LacksIssuer {
         /// The bundle's domain.
@@ -58,33 +57,41 @@ pub enum TrustError {
     },
 }
 
-/// Whose certificates the bundles on offer lack the CA of, and the digest of the bundle that does: who missed a rollover
-/// gets a certificate of the new CA with it.
-pub fn outdated(refused: &[(Domain, TrustError)]) -> BTreeMap<Role, String> {
-    let of = |error: &TrustError| match error {
-        TrustError::LacksIssuer { role, offered, .. } => Some((*role, offered.clone())),
-        TrustError::Unreadable { .. } | TrustError::Unusable { .. } => None,
-    };
-    refused.iter().filter_map(|(_, error)| of(error)).collect()
-}
-
 /// Where the bundles on offer are: a mounted directory with `peer.crt`, `client.crt` and `metrics.crt`, or one file for
 /// all.
 #[derive(Clone, Debug)]
 pub struct TrustDir {
     path: PathBuf,
     is_file: bool,
+    ours: bool,
 }
 
 impl TrustDir {
     /// The mounted directory `path`.
     pub fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), is_file: false }
+        Self { path: path.to_owned(), is_file: false, ours: false }
     }
 
     /// One file for every domain, where the CAs are shared.
     pub fn file(path: &Path) -> Self {
-        Self { path: path.to_owned(), is_file: true }
+        Self { path: path.to_owned(), is_file: true, ours: false }
+    }
+
+    /// The same, where our signer publishes what is in it: a CA leaves its bundles when all who live trust the next one and
+    /// hold its certificates. Of others no such order is known.
+    pub fn of_our_signer(self, ours: bool) -> Self {
+        Self { ours, ..self }
+    }
+
+    /// Of what was refused: whose certificates are of a CA that has left its bundle, and the digest of that. Who missed a
+    /// rollover gets a certificate of the new CA with the bundle, now and not with its renewal. Where that order is not known
+    /// nobody is told: a CA that was swapped by mistake would bring all members to certificates that none of them takes.
+    pub fn outdated(&self, refused: &[(Domain, TrustError)]) -> BTreeMap<Role, String> {
+        let of = |error: &TrustError| match error {
+            TrustError::LacksIssuer { role, offered, .. } if self.ours => Some((*role, offered.clone())),
+            TrustError::LacksIssuer { .. } | TrustError::Unreadable { .. } | TrustError::Unusable { .. } => None,
+        };
+        refused.iter().filter_map(|(_, error)| of(error)).collect()
     }
 
     /// The bundle on offer for `domain`.
@@ -130,7 +137,7 @@ fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
 /// where nothing changes. With it every refusal.
 ///
 /// A bundle is refused if it lacks the CA that issued a certificate in use: peers hold certificates of the same CA. The
-/// next certificate brings the bundle that it verifies under: see [`outdated`].
+/// next certificate brings the bundle that it verifies under: see [`TrustDir::outdated`].
 pub fn take(
     set: &Set,
     offered: &BTreeMap<Domain, Bundle>,
@@ -164,4 +171,27 @@ pub fn take(
         }
     }
     (changed.then_some(next), refused)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::testing::Authority;
+
+    #[test]
+    fn a_certificate_of_a_ca_that_has_gone_is_outdated_where_a_rollover_took_it_away() {
+        let (old, new) = (Authority::named("old"), Authority::named("new"));
+        let set = Set::default().with(Role::Peer, old.entry(Role::Peer)).with(Role::Server, new.entry(Role::Server));
+        let offered = BTreeMap::from([(Domain::Peer, new.bundle()), (Domain::Client, new.bundle())]);
+        let (next, refused) = take(&set, &offered, SystemTime::now());
+        assert!(next.is_none() && refused.len() == 1, "{refused:?}");
+        let dir = TrustDir::new(Path::new("/trust"));
+        assert!(dir.outdated(&refused).is_empty(), "of somebody else's CAs nothing is known");
+        let outdated = dir.of_our_signer(true).outdated(&refused);
+        assert_eq!(outdated, BTreeMap::from([(Role::Peer, new.bundle().digest())]));
+        let garbage = TrustError::Unusable { path: "/trust".into(), message: "no PEM".to_owned() };
+        assert!(TrustDir::new(Path::new("/trust")).of_our_signer(true).outdated(&[(Domain::Peer, garbage)]).is_empty());
+    }
 }

@@ -335,7 +335,7 @@ fn healthy(fleet: &Fleet, i: usize) -> impl Future<Output = Result<(), String>> 
 }
 
 /// What kubelet gives a container to end. etcd may need longer while a peer takes its connections and says nothing.
-const GRACE: Duration = Duration::from_secs(10);
+const GRACE: Duration = Duration::from_secs(3);
 
 /// Restarts the first two members, one after the other, as an operator does it while the third is away.
 async fn by_hand(fleet: &Fleet) {

@@ -25,7 +25,7 @@ use crate::{
     serving::{Port, Seen, look},
     status::Board,
     store::{Entry, files::Files},
-    trust::{TrustError, outdated},
+    trust::TrustError,
 };
 
 /// The loop and all that it works with. `api` gives a client for one request, `wish` what a role asks for now.
@@ -130,7 +130,7 @@ where
     /// Takes the bundles on offer, and tells once what is refused.
     fn look_at_trust(&self, refused_before: &mut Vec<(Domain, TrustError)>, desks: &mut BTreeMap<Role, Desk>) {
         let refused = self.agent.take_trust();
-        let mut outdated = outdated(&refused);
+        let mut outdated = self.agent.outdated(&refused);
         for (role, desk) in desks {
             desk.outdated = outdated.remove(role);
         }
