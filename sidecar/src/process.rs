@@ -298,15 +298,20 @@ fn reaches(wanted: IpAddr, bound: IpAddr) -> bool {
     bound.is_unspecified() || bound == wanted.to_canonical()
 }
 
-/// Whether a process holds one of `sockets`; `None` where its descriptors may not be seen.
+/// Whether a process holds one of `sockets`; `None` where its descriptors may not be seen: their numbers may be listed by
+/// its user, what they are only by who has its groups and capabilities, too.
 fn holds(dir: &Path, sockets: &HashSet<u64>) -> Option<bool> {
-    let mut any = false;
+    let mut unseen = false;
     for entry in fs::read_dir(dir.join("fd")).ok()? {
         // The link's target is `socket:[inode]`; following it gives the socket itself.
         let Ok(entry) = entry else { continue };
-        any |= fs::metadata(entry.path()).is_ok_and(|m| sockets.contains(&m.ino()));
+        match fs::metadata(entry.path()) {
+            Ok(descriptor) if sockets.contains(&descriptor.ino()) => return Some(true),
+            Ok(_) => {}
+            Err(error) => unseen |= error.kind() == io::ErrorKind::PermissionDenied,
+        }
     }
-    Some(any)
+    (!unseen).then_some(false)
 }
 
 #[cfg(test)]
