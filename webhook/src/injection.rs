@@ -21,6 +21,8 @@ mod shell;
 mod urls;
 mod view;
 
+use std::collections::BTreeSet;
+
 use etcd_tls_sidecar::{args::PodArgs, identity, names, role::Role, settings::Settings};
 
 pub use self::patch::{Kind, Operation, Patch};
@@ -173,10 +175,14 @@ impl<'a> Work<'a> {
 
         let mut args = PodArgs::of(&self.settings);
         let listeners = self.listeners(&targets, &mut args);
-        let mut reload = reload::plan(&self.pod, &self.settings, &etcd, self.settings.runs_etcd(), &listeners);
+        let (runs_etcd, of_host) = (self.settings.runs_etcd(), self.config.host.is_some());
+        let mut reload = reload::plan(&self.pod, &self.settings, &etcd, runs_etcd, &listeners, of_host);
         self.warnings.append(&mut reload.warnings);
         self.problems.append(&mut reload.problems);
         args.can_signal = reload.can_signal;
+        if of_host {
+            args.extra_sans.extend(advertised(&targets));
+        }
         self.check_ports(&args, &listeners);
 
         if let (Some(probe), Some(container)) = (reload.probe, etcd.first()) {
@@ -498,6 +504,27 @@ impl<'a> Work<'a> {
             (true, true) => patch.set(&["metadata", "labels", names::LABEL], names::DYNAMIC),
         }
     }
+}
+
+/// The hosts that a static pod's members advertise. Without an API server kubelet knows no address of such a pod, and by
+/// these the other members know it all the same.
+fn advertised(targets: &[Target<'_>]) -> BTreeSet<String> {
+    let mut hosts = BTreeSet::new();
+    for Target { container, options, .. } in targets {
+        for option in ["advertise-client-urls", "initial-advertise-peer-urls"] {
+            for url in urls::urls(urls::setting(container, options, option).as_ref()) {
+                let host = url.host.trim_start_matches('[').trim_end_matches(']').to_owned();
+                let outside = match host.parse::<std::net::IpAddr>() {
+                    Ok(ip) => !ip.is_loopback() && etcd_tls_sidecar::names::is_san_ip(ip),
+                    Err(_) => host != "localhost" && etcd_tls_sidecar::names::is_san_dns_name(&host),
+                };
+                if outside {
+                    hosts.insert(host);
+                }
+            }
+        }
+    }
+    hosts
 }
 
 /// The longest warning that the API server passes on whole, in bytes.

@@ -136,7 +136,11 @@ impl Args {
     pub async fn run(self) -> Result<(), Error> {
         let now = SystemTime::now();
         let orders = self.orders()?;
-        let domains: BTreeSet<Domain> = orders.iter().map(|o| authority_domain(o.role)).collect();
+        let mut domains: BTreeSet<Domain> = orders.iter().map(|o| authority_domain(o.role)).collect();
+        if self.ca_dir.is_some() {
+            // Whoever makes the CAs of a cluster wants both, if only a client's certificate for now.
+            domains.extend([Domain::Peer, Domain::Client]);
+        }
         let authorities = self.authorities(&domains, now)?;
         let mut manifests = Vec::new();
         for order in &orders {

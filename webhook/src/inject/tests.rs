@@ -139,9 +139,11 @@ fn a_static_pod_is_served_by_its_host() {
         "- --assetsdir=/var/run/etcd-tls/certs\n",
         "- --kubeconfig=/etc/kubernetes/etcd-tls/kubeconfig\n",
         "- --bootstrap-kubeconfig=/etc/kubernetes/etcd-tls/bootstrap\n",
-        "- --ipaddrs=$(HOST_IPS)\n",
+        "- --ipaddrs=$(HOST_IPS),192.0.2.10\n",
         "- --namespace=kube-system\n",
         "path: /var/lib/etcd-tls\n",
+        "shareProcessNamespace: true\n",
+        "- --can-signal\n",
         "livez",
     ] {
         assert!(injected.text.contains(part), "{part}\n{}", injected.text);

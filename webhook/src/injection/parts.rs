@@ -145,6 +145,13 @@ fn parent(file: &str) -> &str {
 
 /// `request` once and `run` for ever, as on a host.
 fn host_words(host: &Host, subcommand: &str, args: &PodArgs, namespace: &str) -> Vec<String> {
+    let (ips, names): (Vec<&String>, Vec<&String>) =
+        args.extra_sans.iter().partition(|san| san.parse::<std::net::IpAddr>().is_ok());
+    let list = |own: &str, more: &[&String]| {
+        std::iter::once(own).chain(more.iter().map(|san| san.as_str())).collect::<Vec<_>>().join(",")
+    };
+    let (dnsnames, ipaddrs) = (list("$(HOST_NAME)", &names), list("$(HOST_IPS)", &ips));
+    let args = PodArgs { extra_sans: Vec::new(), ..args.clone() };
     let mut words = if subcommand == "init" {
         let known = ["--roles=", "--cluster=", "--issuer=", "--duration=", "--key=", "--user="];
         let mut words = vec!["request".to_owned(), format!("--assetsdir={}", names::CERTS_MOUNT_PATH)];
@@ -160,8 +167,8 @@ fn host_words(host: &Host, subcommand: &str, args: &PodArgs, namespace: &str) ->
     words.extend([
         "--name=$(HOST_NAME)".to_owned(),
         format!("--namespace={namespace}"),
-        "--dnsnames=$(HOST_NAME)".to_owned(),
-        "--ipaddrs=$(HOST_IPS)".to_owned(),
+        format!("--dnsnames={dnsnames}"),
+        format!("--ipaddrs={ipaddrs}"),
     ]);
     words
 }

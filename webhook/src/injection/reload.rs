@@ -42,18 +42,19 @@ pub(super) struct Probe {
 }
 
 /// Plans for `etcd`, the containers with etcd in them, the first of which is told of by `listeners`. `members`: they hold
-/// the certificates of a member.
+/// the certificates of a member. `of_host`: a static pod, whose containers may be root's.
 pub(super) fn plan(
     pod: &Pod<'_>,
     settings: &Settings,
     etcd: &[Container<'_>],
     members: bool,
     listeners: &[Url],
+    of_host: bool,
 ) -> Plan {
     let mut plan = Plan::default();
     match &settings.reload {
         Reload::Auto if !members => {}
-        Reload::Auto => match obstacles(pod, etcd) {
+        Reload::Auto => match obstacles(pod, etcd, of_host) {
             Ok(share) => (plan.can_signal, plan.share) = (true, share),
             Err(why) => {
                 let more = if why.len() > 1 { format!(" (and {} more)", why.len() - 1) } else { String::new() };
@@ -63,7 +64,7 @@ pub(super) fn plan(
                 ));
             }
         },
-        Reload::Signal(signal) => match obstacles(pod, etcd) {
+        Reload::Signal(signal) => match obstacles(pod, etcd, of_host) {
             Ok(share) => (plan.can_signal, plan.share) = (true, share),
             Err(why) => plan.problems.push(format!(
                 "annotation etcd-tls.dev/reload: signal:{signal} cannot be delivered: {}; write auto, probe or none, or \
@@ -87,7 +88,7 @@ pub(super) fn plan(
 }
 
 /// Whether the process namespace is yet to be shared, or every reason why a signal cannot or must not reach etcd.
-fn obstacles(pod: &Pod<'_>, etcd: &[Container<'_>]) -> Result<bool, Vec<String>> {
+fn obstacles(pod: &Pod<'_>, etcd: &[Container<'_>], of_host: bool) -> Result<bool, Vec<String>> {
     let mut why = Vec::new();
     if pod.flag("hostPID") {
         why.push("hostPID shows the sidecar other pods' processes as well".to_owned());
@@ -102,6 +103,9 @@ fn obstacles(pod: &Pod<'_>, etcd: &[Container<'_>]) -> Result<bool, Vec<String>>
     let mut users = Vec::new();
     for container in etcd {
         match pod.user(container) {
+            // As kubeadm has it: the image's user, which is root. The sidecar of a static pod is root, too, since the host's
+            // directories are; were etcd's user another one all the same, the signal would fail, and the sidecar says so.
+            None | Some(0) if of_host => users.push(0),
             None => why.push(format!("container {} declares no runAsUser", container.name)),
             Some(0) => why.push(format!("container {} runs as root", container.name)),
             Some(user) => users.push(user),
