@@ -51,6 +51,20 @@ pub fn cluster() -> Option<PathBuf> {
     kubeconfig
 }
 
+/// Tier 3's kubelet on this machine: its static pod directory, which `ETCD_TLS_TEST_STATIC_PODS` names, and the etcd image
+/// that its runtime has.
+pub fn static_pods() -> Option<(PathBuf, String)> {
+    let directory = env::var_os("ETCD_TLS_TEST_STATIC_PODS").map(PathBuf::from).filter(|d| d.is_dir());
+    if directory.is_none() {
+        skip(
+            3,
+            "ETCD_TLS_TEST_STATIC_PODS names no directory",
+            "ETCD_TLS_TEST_STATIC_PODS=<staticPodPath of this machine's kubelet> ETCD_TLS_TEST_ETCD_IMAGE=<image> make test, as root",
+        );
+    }
+    Some((directory?, env::var("ETCD_TLS_TEST_ETCD_IMAGE").unwrap_or_else(|_| "localhost/etcd:3.5".to_owned())))
+}
+
 /// The library that gives a program another clock, in tier 1.
 pub fn faketime() -> Option<PathBuf> {
     let under = |dir: &str| fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
