@@ -23,6 +23,9 @@ mod tests;
 
 /// The longest policy file that is read, in bytes.
 pub const MAX_POLICY: usize = 256 * 1024;
+/// Authorities of one namespace, where policy says nothing else: whoever may make pods there can name ever new clusters, and
+/// for each of them a key is made and kept.
+pub const MAX_AUTHORITIES: u16 = 64;
 
 /// What is allowed beyond the grammar, and within which bounds. [`Default`] is the policy of an empty file.
 ///
@@ -58,6 +61,7 @@ pub const MAX_POLICY: usize = 256 * 1024;
 /// authorities:                   # a CA of one's own: a kubernetes.io/tls Secret in the system namespace
 /// - signer: peer.etcd-tls.dev/prod.etcd
 ///   secretName: prod-peer-ca
+/// authoritiesPerNamespace: 64    # CAs that are made for the clusters of one namespace
 /// rollover:
 ///   caLifetime: 8760h            # the next CA is published at half of it
 ///   clientOverlap: 720h          # without it an operator confirms the clients outside
@@ -86,6 +90,9 @@ pub struct Policy {
     pub shared: Vec<SharedAuthority>,
     /// Authorities whose key and certificate the operator gives; by default all are made.
     pub authorities: Vec<AuthoritySecret>,
+    /// How many authorities are made for the clusters of one namespace, 1 to 10,000; by default [`MAX_AUTHORITIES`]. A
+    /// cluster has two or three. Those that are there already stay.
+    pub authorities_per_namespace: u16,
     /// How an authority's key is replaced.
     pub rollover: Rollover,
 }
@@ -103,6 +110,7 @@ impl Default for Policy {
             metrics_authority: MetricsAuthority::Client,
             shared: Vec::new(),
             authorities: Vec::new(),
+            authorities_per_namespace: MAX_AUTHORITIES,
             rollover: Rollover::default(),
         }
     }
@@ -138,6 +146,9 @@ impl Policy {
         }
         self.lifetime.check()?;
         self.rollover.check()?;
+        if !(1..=10_000).contains(&self.authorities_per_namespace) {
+            return Err("authoritiesPerNamespace: from 1 to 10000".to_owned());
+        }
         if !KeyAlgorithm::ALL.into_iter().any(|key| self.keys.allow(key)) {
             return Err("keys: name at least one".to_owned());
         }
@@ -151,6 +162,14 @@ impl Policy {
         each("users", self.users.iter().map(UserRule::check).collect())?;
         each("crossNamespace", self.cross_namespace.iter().map(CrossNamespace::check).collect())?;
         each("hosts", self.hosts.iter().map(Host::check).collect())?;
+        let mut usernames = BTreeSet::new();
+        if let Some(index) = self.hosts.iter().position(|host| !usernames.insert(&host.username)) {
+            let username = &self.hosts[index].username;
+            return Err(format!(
+                "hosts[{index}]: {username:?} is listed twice; what one host is stands in one entry, and a member of two \
+                 clusters authenticates to each by a name of its own"
+            ));
+        }
         each("authorities", self.authorities.iter().map(AuthoritySecret::check).collect())?;
         let mut signers = BTreeSet::new();
         for (index, shared) in self.shared.iter().enumerate() {

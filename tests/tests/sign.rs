@@ -39,6 +39,7 @@ async fn issues_what_the_pod_is_and_no_more() {
     follows_the_namespace(&lab).await;
     keeps_published_trust(&lab).await;
     stops_for_a_lost_ca(&lab).await;
+    makes_no_authorities_without_end(&lab).await;
     cleans_up(&lab).await;
 
     let log = signer.log();
@@ -165,6 +166,29 @@ async fn stops_for_a_lost_ca(lab: &Lab) {
     restored.metadata.uid = None;
     secrets.create(&PostParams::default(), &restored).await.expect("restore a Secret");
     issued(lab, &asking.name).await;
+}
+
+async fn makes_no_authorities_without_end(lab: &Lab) {
+    lab.set_policy("authoritiesPerNamespace: 2").await;
+    lab.api.namespace("crowded", &[("etcd-tls", "dynamic")]).await;
+    member(lab, "crowded", "etcd-0", Some("10.0.0.40")).await;
+    trust(lab, "crowded", "etcd").await;
+    let other = json!({"etcd-tls.dev/cluster": "other"});
+    let pod = lab.pod_with("crowded", "other-0", json!({}), other, Some("10.0.0.41")).await;
+    lab.event_of("crowded", &names::trust_config_map("other"), "authoritiesPerNamespace").await;
+    let asking = Asking::of(&pod, Role::Peer);
+    asking.create(&lab.requester(&pod).await).await;
+    lab.approved(&asking.name).await;
+    lab.event_of("crowded", "other-0", "authoritiesPerNamespace").await;
+    assert_eq!(cas(lab, "crowded").await.len(), 2, "peers and clients of the first cluster");
+    assert!(signer::certificate(lab, &asking.name).await.is_none(), "nothing is issued without an authority");
+
+    // It was no refusal for ever.
+    lab.set_policy("authoritiesPerNamespace: 4").await;
+    trust(lab, "crowded", "other").await;
+    issued(lab, &asking.name).await;
+    assert_eq!(cas(lab, "crowded").await.len(), 4);
+    lab.set_policy("").await;
 }
 
 async fn cleans_up(lab: &Lab) {

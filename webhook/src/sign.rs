@@ -4,6 +4,7 @@
 //! authorities   the CAs, each kept by a Secret, held by the leader alone
 //! signer        judges and issues one request, deletes it when it is done with
 //! terms         what a leader keeps beside that: starts and ends keeper and serving
+//! places        how many of them a namespace may have
 //! keeper        makes CAs, publishes their trust, takes the steps of rollovers
 //! serving       the webhook's serving pair and caBundle
 //! cleaner       when a finished request may go
@@ -38,6 +39,7 @@ mod keeper;
 mod latest;
 mod metrics;
 mod objects;
+mod places;
 mod pods;
 mod services;
 mod serving;

@@ -29,6 +29,7 @@ fn an_empty_file_is_the_default() {
     assert_eq!((policy.lifetime.min.as_secs(), policy.lifetime.max.as_secs()), (600, 604_800));
     assert_eq!(policy.rollover.ca_lifetime.as_secs(), 8760 * 3600);
     assert_eq!(policy.rollover.client_overlap, None);
+    assert_eq!(policy.authorities_per_namespace, 64);
 }
 
 #[test]
@@ -149,6 +150,10 @@ fn what_cannot_be_meant_is_refused_and_named() {
         (&format!("hosts: [{{{}}}]", host.replace("username: n", "username: ''")), "username"),
         (&format!("hosts: [{{{}}}]", host.replace("username: n", "username: system:serviceaccount:a:b")), "username"),
         (&format!("hosts: [{{{}}}]", host.replace("username: n", "username: system:anonymous")), "username"),
+        (&format!("hosts: [{{{host}}}, {{{}, groups: [g]}}]", host.replace("a/b", "a/c")), "listed twice"),
+        ("authoritiesPerNamespace: 0", "authoritiesPerNamespace"),
+        ("authoritiesPerNamespace: 10001", "authoritiesPerNamespace"),
+        ("authoritiesPerNamespace: -1", "authoritiesPerNamespace"),
         (&format!("hosts: [{{{}}}]", host.replace("[peer]", "[]")), "roles"),
         (&format!("hosts: [{{{}}}]", host.replace("commonName: n", "commonName: 'a,b'")), "commonName"),
         (&format!("hosts: [{{{host}, dnsNames: ['*.a.b']}}]"), "dnsNames"),

@@ -7,7 +7,7 @@
 //! What a leaf or a statement changes in an authority's state is persisted before the leaf is issued.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex as StdMutex, PoisonError},
     time::{Duration, SystemTime},
 };
@@ -15,7 +15,7 @@ use std::{
 use etcd_tls_sidecar::{
     certificate::Bundle,
     names::{self, SignerName},
-    policy::Policy,
+    policy::{MAX_AUTHORITIES, Policy},
     role::Role,
     settings::KeyAlgorithm,
 };
@@ -27,9 +27,12 @@ use kube::{
     Api, Client,
     api::{DeleteParams, ListParams, PostParams, Preconditions},
 };
-use tokio::sync::{Mutex, MutexGuard, Notify};
+use tokio::sync::{MutexGuard, Notify};
 
-use super::state::{Stored, common_name, secret_name};
+use super::{
+    places::{NoPlace, Places, Slot},
+    state::{Stored, common_name, secret_name},
+};
 use crate::{
     authority::Authority,
     client::{RequestError, within},
@@ -57,6 +60,9 @@ pub(super) enum Unavailable {
     /// Something that comes by itself is not there yet.
     #[error("{0}")]
     NotYet(String),
+    /// Its namespace has as many as it may have.
+    #[error("{0}")]
+    Full(String),
     /// What is there cannot be used; an operator must mend it.
     #[error("{0}")]
     Unusable(String),
@@ -68,15 +74,9 @@ pub(super) struct Authorities {
     system: String,
     policy: policy_watch::Current,
     namespaces: namespace_watch::Current,
-    slots: StdMutex<HashMap<SignerName, Arc<Slot>>>,
+    places: StdMutex<Places>,
     /// Rung whenever an authority's state changed by a leaf or a statement.
     changed: Arc<Notify>,
-}
-
-/// One authority's place.
-pub(super) struct Slot {
-    pub(super) name: SignerName,
-    held: Mutex<Held>,
 }
 
 /// What is known of an authority.
@@ -120,30 +120,56 @@ impl Authorities {
         namespaces: namespace_watch::Current,
         changed: Arc<Notify>,
     ) -> Self {
-        Self { client, system: system.to_owned(), policy, namespaces, slots: StdMutex::default(), changed }
+        Self { client, system: system.to_owned(), policy, namespaces, places: StdMutex::default(), changed }
+    }
+
+    fn places(&self) -> std::sync::MutexGuard<'_, Places> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Drops every key: at the end of a term.
     pub(super) fn clear(&self) {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        *self.places() = Places::default();
+    }
+
+    /// Notes which authorities have a Secret; before this, none has a place.
+    pub(super) fn listed(&self, kept: &BTreeSet<SignerName>) {
+        self.places().listed(kept);
     }
 
     /// An authority's place.
-    pub(super) fn slot(&self, name: &SignerName) -> Arc<Slot> {
-        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        let slot =
-            slots.entry(name.clone()).or_insert_with(|| Arc::new(Slot { name: name.clone(), held: Mutex::default() }));
-        Arc::clone(slot)
+    ///
+    /// # Errors
+    /// It has none, and its namespace has no room for another one.
+    pub(super) fn slot(&self, name: &SignerName) -> Result<Arc<Slot>, Unavailable> {
+        let policy = self.policy.borrow().clone();
+        let bound = policy.map_or(MAX_AUTHORITIES, |policy| policy.authorities_per_namespace);
+        self.places().place(name, usize::from(bound)).map_err(|none| match none {
+            NoPlace::NotListed => Unavailable::NotYet("the CAs' Secrets are not listed yet".to_owned()),
+            NoPlace::Full => Unavailable::Full(format!(
+                "namespace {} has {bound} certificate authorities, as many as it may have, so none is made for {name}. Take \
+                 away what it has no more use for (pods, then ConfigMap {}<cluster>, then the Secrets in {}), or have \
+                 policy allow more by authoritiesPerNamespace",
+                name.namespace,
+                names::trust_config_map(""),
+                self.system
+            )),
+        })
     }
 
     /// Every place there is.
     pub(super) fn slots(&self) -> Vec<Arc<Slot>> {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        self.places().all()
     }
 
     /// Forgets an authority whose namespace is gone.
     pub(super) fn forget(&self, name: &SignerName) {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+        self.places().remove(name);
+    }
+
+    /// Forgets the authorities that hold no key and that nobody wants; gives their names.
+    pub(super) fn forget_idle(&self, wanted: &BTreeSet<SignerName>) -> Vec<SignerName> {
+        self.places().remove_idle(wanted)
     }
 
     /// The authority that issues a leaf now, after what the leaf changes was persisted.
@@ -189,7 +215,8 @@ impl Authorities {
 
     /// What is published of an authority, without asking the API server.
     pub(super) async fn bundle(&self, name: &SignerName) -> Option<Bundle> {
-        match &*self.slot(name).held.lock().await {
+        let slot = self.places().get(name)?;
+        match &*slot.held.lock().await {
             Held::Ready(ready) => Some(ready.stored.bundle()),
             Held::Unknown | Held::Lost | Held::Unusable => None,
         }
@@ -208,7 +235,7 @@ impl Authorities {
                     match &error {
                         Unavailable::Lost(_) => *held = Held::Lost,
                         Unavailable::Unusable(_) => *held = Held::Unusable,
-                        Unavailable::Api(_) | Unavailable::NotYet(_) => {}
+                        Unavailable::Api(_) | Unavailable::NotYet(_) | Unavailable::Full(_) => {}
                     }
                     return Err(error);
                 }
@@ -404,21 +431,6 @@ impl Authorities {
 
     fn secrets(&self) -> Api<Secret> {
         Api::namespaced(self.client.clone(), &self.system)
-    }
-}
-
-impl Slot {
-    /// Has the Secret read anew, if it is not as it was read or written last.
-    pub(super) async fn changed_outside(&self, secret: Option<&ObjectMeta>) {
-        let mut held = self.held.lock().await;
-        let known = match &*held {
-            Held::Ready(ready) => ready.secret.resource_version.as_ref(),
-            Held::Unknown => return,
-            Held::Lost | Held::Unusable => None,
-        };
-        if secret.and_then(|s| s.resource_version.as_ref()) != known {
-            *held = Held::Unknown;
-        }
     }
 }
 

@@ -1,7 +1,11 @@
 //! The signer's own metrics. Labels are a fixed set of words, or the name of an authority, of which there are as many as etcd
 //! clusters.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, PoisonError},
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use etcd_tls_sidecar::{names::SignerName, role::Role, telemetry::metric};
 use prometheus_client::{
@@ -20,6 +24,11 @@ struct OfRole {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct WithReason {
     reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfNamespace {
+    namespace: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -48,6 +57,8 @@ pub(super) struct Metrics {
     pub(super) cleaned: Counter,
     pub(super) trust_writes: Counter,
     pub(super) serving_until: Gauge,
+    refused: Family<OfNamespace, Gauge>,
+    refused_in: Arc<Mutex<BTreeSet<String>>>,
     phase: Family<InPhase, Gauge>,
     waiting: Family<OfAuthority, Gauge>,
     not_after: Family<OfAuthority, Gauge>,
@@ -69,6 +80,12 @@ impl Metrics {
                 "webhook_certificate_not_after_timestamp_seconds",
                 "When the webhook's serving certificate ends; 0 while it is not known",
             ),
+            refused: metric(
+                registry,
+                "authorities_refused",
+                "Authorities that are not made because their namespace has as many as it may have",
+            ),
+            refused_in: Arc::default(),
             phase: metric(
                 registry,
                 "authority_phase",
@@ -105,6 +122,21 @@ impl Metrics {
         }
     }
 
+    /// Shows how many authorities each namespace wants and does not get.
+    pub(super) fn refused<'a>(&self, counts: impl Iterator<Item = (&'a str, u32)>) {
+        let mut before = self.refused_in.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut now = BTreeSet::new();
+        for (namespace, count) in counts {
+            let labels = OfNamespace { namespace: namespace.to_owned() };
+            self.refused.get_or_create(&labels).set(i64::from(count));
+            now.insert(namespace.to_owned());
+        }
+        for namespace in before.difference(&now) {
+            self.refused.remove(&OfNamespace { namespace: namespace.clone() });
+        }
+        *before = now;
+    }
+
     /// Shows an authority no more.
     pub(super) fn forget(&self, name: &SignerName) {
         for phase in PHASES {
@@ -121,6 +153,7 @@ impl Metrics {
 
     /// Forgets all authorities: another replica shows them.
     pub(super) fn forget_all(&self) {
+        self.refused(std::iter::empty());
         self.phase.clear();
         self.waiting.clear();
         self.not_after.clear();

@@ -12,13 +12,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use etcd_tls_sidecar::{
-    identity::opted_in,
-    names,
-    policy::{Host, Policy},
-    role::Role,
-    settings::Settings,
-};
+use etcd_tls_sidecar::{identity::opted_in, names, policy::Policy, role::Role, settings::Settings};
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
@@ -122,9 +116,7 @@ impl Pods {
                 authorities.entry(authority).or_default().push(LivePod { uid: uid.clone(), name, roles });
             }
         }
-        // The law takes the first entry that fits a caller; one behind it gets no certificate, and is not waited for.
-        let first = |host: &&Host| policy.host(&host.username, &host.groups).is_some_and(|h| std::ptr::eq(h, *host));
-        for host in policy.hosts.iter().filter(first) {
+        for host in &policy.hosts {
             let cluster = ClusterName { namespace: host.cluster.namespace.clone(), name: host.cluster.cluster.clone() };
             let mut roles: BTreeMap<_, BTreeSet<Role>> = BTreeMap::new();
             // A client on a host is one of the clients outside, for whom an operator speaks.
@@ -378,11 +370,10 @@ mod tests {
     fn a_listed_host_is_waited_for_like_a_pod() {
         let policy = "hosts:
 - {username: 'system:node:cp', cluster: kube-system/etcd, roles: [peer, server], commonName: cp}
-- {username: 'system:node:cp', cluster: kube-system/other, roles: [peer], commonName: cp}
 - {username: backup, cluster: kube-system/etcd, roles: [client], commonName: backup}
 ";
         let authorities = Pods::default().by_authority(&Policy::parse(policy).unwrap());
-        assert_eq!(authorities.len(), 2, "the second entry of a name is nobody's");
+        assert_eq!(authorities.len(), 2);
         let cluster = ClusterName { namespace: "kube-system".to_owned(), name: "etcd".to_owned() };
         let peer = &authorities[&cluster.signer(Domain::Peer)];
         assert_eq!(peer[0].uid, host_holder("system:node:cp"));

@@ -98,11 +98,13 @@ impl Signer {
             trusts: csr.annotation(names::TRUSTS_ANNOTATION),
             lifetime: leaf.lifetime,
         };
-        let slot = self.authorities.slot(&policy.authority(&entitlement.signer));
+        let slot = match self.authorities.slot(&policy.authority(&entitlement.signer)) {
+            Ok(slot) => slot,
+            Err(error) => return self.unavailable(csr, case, error).await,
+        };
         let authority = match self.authorities.grant(&slot, &grant, now).await {
             Ok(authority) => authority,
-            Err(Unavailable::Api(error)) => return self.controller.failed(csr, &error),
-            Err(error) => return self.controller.not_yet(csr, &error.to_string()),
+            Err(error) => return self.unavailable(csr, case, error).await,
         };
         let mut serial = [0; 16];
         if aws_lc_rs::rand::fill(&mut serial).is_err() {
@@ -142,6 +144,19 @@ impl Signer {
         );
         self.supersede(csr).await;
         Outcome::Done
+    }
+
+    /// There is no authority to sign with now. It may come, so nothing final is written.
+    async fn unavailable(&self, csr: &Csr, case: &Case, error: Unavailable) -> Outcome {
+        match error {
+            Unavailable::Api(error) => self.controller.failed(csr, &error),
+            Unavailable::Full(why) => {
+                let denial = Denial { reason: "TooManyAuthorities", message: why };
+                self.controller.tell_pod(case, "CertificateWaits", std::slice::from_ref(&denial)).await;
+                self.controller.not_yet(csr, &denial.message)
+            }
+            error => self.controller.not_yet(csr, &error.to_string()),
+        }
     }
 
     /// Writes that an approved request is refused all the same.
