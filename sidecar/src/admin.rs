@@ -4,7 +4,7 @@
 //! is bounded in every direction (connections, header bytes, time), since it listens on an address of the pod and
 //! authenticates nobody.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -17,9 +17,9 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{net::TcpListener, sync::Semaphore, time};
+use tokio::{net::TcpListener, task::AbortHandle, time};
 
-/// Connections served at once; more wait in the kernel's queue.
+/// Connections served at once; for one more, the oldest is closed: a probe must be answered, whoever sits on the others.
 const MAX_CONNECTIONS: usize = 32;
 /// Bytes of a request's head; a probe's or a scraper's is far smaller.
 const MAX_HEAD: usize = 8 * 1024;
@@ -55,9 +55,8 @@ pub trait Status: Send + Sync + 'static {
 /// Serves `status` on `listener` until the future is dropped. It ends by itself never; a connection's error is that
 /// connection's alone.
 pub async fn serve(listener: TcpListener, status: Arc<dyn Status>) {
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut open = Connections::default();
     loop {
-        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
@@ -68,8 +67,7 @@ pub async fn serve(listener: TcpListener, status: Arc<dyn Status>) {
             }
         };
         let status = Arc::clone(&status);
-        tokio::spawn(async move {
-            let _slot = slot;
+        let connection = tokio::spawn(async move {
             let service = service_fn(move |request: Request<Incoming>| {
                 let status = Arc::clone(&status);
                 async move {
@@ -85,6 +83,29 @@ pub async fn serve(listener: TcpListener, status: Arc<dyn Status>) {
                 tracing::debug!(%error, "admin port: connection failed");
             }
         });
+        open.add(connection.abort_handle());
+    }
+}
+
+/// The connections that are served, the oldest first. Dropping it closes them.
+#[derive(Default)]
+struct Connections(VecDeque<AbortHandle>);
+
+impl Connections {
+    fn add(&mut self, connection: AbortHandle) {
+        self.0.retain(|open| !open.is_finished());
+        if self.0.len() >= MAX_CONNECTIONS
+            && let Some(oldest) = self.0.pop_front()
+        {
+            oldest.abort();
+        }
+        self.0.push_back(connection);
+    }
+}
+
+impl Drop for Connections {
+    fn drop(&mut self) {
+        self.0.iter().for_each(AbortHandle::abort);
     }
 }
 
@@ -151,7 +172,11 @@ mod tests {
         }
 
         fn check(&self, path: &str) -> Option<BoxFuture<'static, Result<(), String>>> {
-            (path == "/etcd").then(|| -> BoxFuture<'static, _> { Box::pin(async { Err("restart due".to_owned()) }) })
+            match path {
+                "/etcd" => Some(Box::pin(async { Err("restart due".to_owned()) })),
+                "/never" => Some(Box::pin(std::future::pending())),
+                _ => None,
+            }
         }
     }
 
@@ -190,6 +215,26 @@ mod tests {
     async fn a_head_without_end_is_cut_off() {
         let answer = ask(&format!("GET /live HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(2 * MAX_HEAD))).await;
         assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn a_probe_is_answered_whoever_sits_on_the_other_connections() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = tokio::spawn(serve(listener, Arc::new(Half)));
+        let mut sitting = Vec::new();
+        for _ in 0..MAX_CONNECTIONS {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(get("/never").as_bytes()).await.unwrap();
+            sitting.push(stream);
+        }
+        let mut probe = TcpStream::connect(address).await.unwrap();
+        probe.write_all(get("/live").as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        // Far less than the others may sit there.
+        time::timeout(CONNECTION_TIMEOUT / 2, probe.read_to_string(&mut answer)).await.unwrap().unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        server.abort();
     }
 
     #[tokio::test]
