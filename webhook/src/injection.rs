@@ -4,17 +4,19 @@
 //! view                 the raw pod, borrowed                         (recognise)
 //! shell, options       which flags a command line sets
 //! environment, urls,   what etcd's container gets, what it listens
-//! reload               at, how it can be restarted                   (decide)
-//! parts, present       what is added; what of it is there already
+//! reload, checks       at, how it can be restarted, what would fail  (decide)
+//! pod, parts, present  what the pod gets; what of it is there already
 //! patch                the `add` operations                          (apply)
 //! ```
 //!
 //! **Invariant.** Injecting twice changes nothing, whatever the API server and other webhooks add in between.
 
+mod checks;
 mod environment;
 mod options;
 mod parts;
 mod patch;
+mod pod;
 mod present;
 mod reload;
 mod shell;
@@ -29,10 +31,9 @@ pub use self::patch::{Kind, Operation, Patch};
 use self::{
     options::Options,
     patch::Additions,
-    urls::Url,
     view::{Container, Pod},
 };
-use crate::json::{Json, list, object};
+use crate::json::Json;
 
 /// What does not come from the pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -282,228 +283,6 @@ impl<'a> Work<'a> {
             self.check_probes(target);
         }
     }
-
-    fn check_mounts(&mut self, container: &Container<'a>, ours: &str) {
-        for mount in container.list("volumeMounts") {
-            let text = |field: &str| mount.get(field).and_then(Json::as_str).unwrap_or_default();
-            let theirs = text("mountPath").trim_end_matches('/');
-            let within = |inner: &str, outer: &str| inner.strip_prefix(outer).is_some_and(|rest| rest.starts_with('/'));
-            let what = if theirs == ours {
-                "is where"
-            } else if within(theirs, ours) {
-                "is within where"
-            } else if within(ours, theirs) && self.is_read_only(mount) {
-                "is read-only and holds where"
-            } else {
-                continue;
-            };
-            self.problems.push(format!(
-                "container {}: the mount {theirs} of volume {} {what} the certificates go ({ours}); choose another \
-                 etcd-tls.dev/mount-path",
-                container.name,
-                text("name")
-            ));
-        }
-    }
-
-    /// Whether no directory can be made in a mount for another one.
-    fn is_read_only(&self, mount: &Json<'_>) -> bool {
-        let volume = self.pod.volumes.iter().find(|v| v.get("name") == mount.get("name"));
-        mount.get("readOnly").and_then(Json::as_bool).unwrap_or(false)
-            || volume.is_some_and(|v| {
-                ["configMap", "secret", "projected", "downwardAPI"]
-                    .iter()
-                    .any(|kind| v.get(kind).is_some_and(|s| !s.is_null()))
-            })
-    }
-
-    fn check_urls(&mut self, target: &Target<'a>) {
-        let Target { container, options, roles } = target;
-        for (role, option) in [
-            (Role::Server, "listen-client-urls"),
-            (Role::Server, "advertise-client-urls"),
-            (Role::Peer, "listen-peer-urls"),
-            (Role::Peer, "initial-advertise-peer-urls"),
-            (Role::Peer, "initial-cluster"),
-        ] {
-            if !roles.contains(&role) {
-                continue;
-            }
-            let setting = urls::setting(container, options, option);
-            let plain: Vec<Url> = urls::urls(setting.as_ref()).into_iter().filter(|u| !u.https).collect();
-            let unset = setting.is_none() && option == "listen-client-urls" && options.etcd.runs;
-            if unset && !options.etcd.is_proxy() && config_file(target).is_none() {
-                self.warnings.push(format!(
-                    "container {}: --listen-client-urls is not set, so etcd listens on http://localhost:2379",
-                    container.name
-                ));
-            } else if let Some(url) = plain.first() {
-                self.warnings.push(format!(
-                    "container {}: --{option} still says http://{}:{}; write https://",
-                    container.name, url.host, url.port
-                ));
-            }
-        }
-    }
-
-    fn check_probes(&mut self, target: &Target<'a>) {
-        let Target { container, options, roles } = target;
-        if !roles.contains(&Role::Server) {
-            return;
-        }
-        let clients = urls::urls(urls::setting(container, options, "listen-client-urls").as_ref());
-        let is_client_port = |port: u16| clients.iter().any(|u| u.port == port) || (clients.is_empty() && port == 2379);
-        for field in ["startupProbe", "livenessProbe", "readinessProbe"] {
-            let Some(probe) = container.object.get(field) else { continue };
-            for kind in ["httpGet", "grpc"] {
-                let Some(handler) = probe.get(kind).filter(|v| !v.is_null()) else { continue };
-                if reload::port(handler.get("port"), container).is_some_and(is_client_port) {
-                    self.warnings.push(format!(
-                        "container {}: its {field} asks the client port by {kind} and has no client certificate, so it will \
-                         fail for ever; probe --listen-metrics-urls, or use tcpSocket",
-                        container.name
-                    ));
-                }
-            }
-            let text = probe.get("exec").map(ToString::to_string).unwrap_or_default();
-            if text.contains("etcdctl") && !text.contains("--cert") && !self.settings.roles.contains(&Role::Client) {
-                self.warnings.push(format!(
-                    "container {}: its {field} runs etcdctl, which needs a client certificate: add client to \
-                     etcd-tls.dev/roles",
-                    container.name
-                ));
-            }
-        }
-    }
-
-    /// etcd's listeners, put into the sidecar's arguments; all of them, for whoever looks for a port.
-    fn listeners(&self, targets: &[Target<'a>], args: &mut PodArgs) -> Vec<Url> {
-        let member = |t: &&Target<'a>| t.roles.iter().any(|r| matches!(r, Role::Peer | Role::Server));
-        let Some(target) = targets.iter().find(member) else { return Vec::new() };
-        let of = |option| urls::urls(urls::setting(&target.container, &target.options, option).as_ref());
-        let seen = |urls: &[Url], port: u16| match urls.iter().find(|u| u.https) {
-            Some(url) => Some(url.seen_from_sidecar()),
-            // Written nowhere here: in a file, or by the image.
-            None if urls.is_empty() => Some(format!("https://127.0.0.1:{port}")),
-            None => None,
-        };
-        let (clients, peers, metrics) = (of("listen-client-urls"), of("listen-peer-urls"), of("listen-metrics-urls"));
-        if target.roles.contains(&Role::Server) {
-            args.client_url = seen(&clients, 2379);
-            args.metrics_url = metrics.iter().find(|u| u.https).map(Url::seen_from_sidecar);
-        }
-        if target.roles.contains(&Role::Peer) {
-            args.peer_url = seen(&peers, 2380);
-        }
-        [clients, peers, metrics].concat()
-    }
-
-    fn check_ports(&mut self, args: &PodArgs, listeners: &[Url]) {
-        let declared = self.pod.containers.iter().filter(|c| !c.is_injected()).find(|c| {
-            let port = |p: &Json<'_>| p.get("containerPort").and_then(Json::as_u64) == Some(u64::from(args.admin_port));
-            c.list("ports").iter().any(|p| port(p) && p.get("protocol").is_none_or(|p| p.as_str() == Some("TCP")))
-        });
-        let by = match declared {
-            Some(container) => format!("container {}", container.name),
-            None if listeners.iter().any(|u| u.port == args.admin_port) => "etcd".to_owned(),
-            None => return,
-        };
-        self.problems.push(format!(
-            "port {} is etcd-tls-sidecar's, but {by} has it; choose another etcd-tls.dev/admin-port",
-            args.admin_port
-        ));
-    }
-
-    fn volumes(&mut self, patch: &mut Additions) {
-        let trust = self.settings.trust_config_map(self.origin.namespace);
-        let ours = match &self.config.host {
-            Some(host) => parts::host_volumes(host),
-            None => vec![parts::certificates_volume(), parts::trust_volume(trust), parts::token_volume()],
-        };
-        let mut missing = Vec::new();
-        for volume in ours {
-            let mut same = self.pod.volumes.iter().filter(|v| v.get("name") == volume.get("name"));
-            match same.next() {
-                None => missing.push(volume),
-                Some(theirs) if present::is_volume(theirs, &volume) && same.next().is_none() => {}
-                Some(_) => self.problems.push(format!(
-                    "volume {} is not etcd-tls's own; give the pod's volume another name",
-                    volume.get("name").and_then(Json::as_str).unwrap_or_default()
-                )),
-            }
-        }
-        patch.append(&["spec"], self.pod.spec, "volumes", missing);
-    }
-
-    /// The group that may read the files. Not fsGroup, which would change the data volume's files.
-    fn groups(&mut self, patch: &mut Additions) {
-        let gid = Json::from(names::FILES_GID);
-        match self.pod.spec.get("securityContext").and_then(Json::as_object) {
-            None => patch.set(&["spec", "securityContext"], object! {"supplementalGroups": list![gid]}),
-            Some(security) => {
-                let groups = security.get("supplementalGroups");
-                if groups.is_some_and(|g| !g.is_null() && !g.is_array()) {
-                    self.problems.push("spec.securityContext.supplementalGroups is no list".to_owned());
-                } else if !groups.and_then(Json::as_array).is_some_and(|g| g.contains(&gid)) {
-                    patch.append(&["spec", "securityContext"], security, "supplementalGroups", vec![gid]);
-                }
-            }
-        }
-    }
-
-    /// Our two containers, at the head of `initContainers`. Whether the sidecar, there already or not, is told that it
-    /// may signal.
-    fn containers(&mut self, mut args: PodArgs, user: u64, share: bool, patch: &mut Additions) -> bool {
-        let present = |name| self.pod.container(name);
-        let sidecar = present(names::SIDECAR_CONTAINER);
-        if let Some(theirs) = sidecar.and_then(|c| present::arguments(&c, "run")) {
-            if theirs.can_signal && !args.can_signal {
-                self.warnings.push(
-                    "etcd-tls-sidecar was told that it may signal etcd, which since then is no longer safe: \
-                     give each container a runAsUser of its own"
-                        .to_owned(),
-                );
-            }
-            args.can_signal = theirs.can_signal;
-        }
-        let can_signal = args.can_signal;
-        let mut insert = Vec::new();
-        let mut next = 0;
-        for (name, ours) in [
-            (names::INIT_CONTAINER, parts::init_container(self.config, &args, user, self.origin.namespace)),
-            (names::SIDECAR_CONTAINER, parts::sidecar(self.config, &args, user, self.origin.namespace)),
-        ] {
-            let Some(theirs) = present(name) else {
-                insert.push((next, ours.into()));
-                next += 1;
-                continue;
-            };
-            next = theirs.index + 1;
-            let differences = match self.config.host {
-                Some(_) => present::plain_differences(&theirs, &ours),
-                None => present::differences(&theirs, &ours, &args, present::subcommand(name)),
-            };
-            if !differences.is_empty() {
-                self.problems.push(format!(
-                    "container {name} is not etcd-tls's own: it {}; give the pod's container another name, or take the \
-                     injected one out of the manifest",
-                    differences.join(", ")
-                ));
-            }
-        }
-        patch.insert(&["spec"], self.pod.spec, view::List::Init.field(), insert);
-        share && can_signal
-    }
-
-    fn label(&self, patch: &mut Additions) {
-        const LABEL: &str = names::LABEL;
-        let label = || object! {LABEL: names::DYNAMIC};
-        match (self.pod.has_metadata, self.pod.has_labels) {
-            (false, _) => patch.set(&["metadata"], object! {"labels": label()}),
-            (true, false) => patch.set(&["metadata", "labels"], label()),
-            (true, true) => patch.set(&["metadata", "labels", names::LABEL], names::DYNAMIC),
-        }
-    }
 }
 
 /// The hosts that a static pod's members advertise. Without an API server kubelet knows no address of such a pod, and by
@@ -537,10 +316,6 @@ fn clipped(mut warning: String) -> String {
         warning.push_str("...");
     }
     warning
-}
-
-fn config_file(target: &Target<'_>) -> Option<options::Setting> {
-    urls::setting(&target.container, &target.options, "config-file")
 }
 
 /// Whether our volume is mounted there already.

@@ -145,10 +145,13 @@ impl<'a> Container<'a> {
     /// The environment variable of this name, the last one if there are several, as the kubelet takes it.
     pub(super) fn variable(&self, name: &str) -> Option<Variable<'a>> {
         let entry = self.list("env").iter().rev().find(|e| e.get("name").and_then(Json::as_str) == Some(name))?;
-        Some(match entry.get("valueFrom") {
-            Some(from) if !from.is_null() => Variable::From,
-            _ => Variable::Literal(entry.get("value").and_then(Json::as_str).unwrap_or_default()),
-        })
+        Some(Variable::of(entry))
+    }
+
+    /// The whole environment, by name, in its order: of several entries of a name the last one counts.
+    pub(super) fn variables(&self) -> impl Iterator<Item = (&'a str, Variable<'a>)> {
+        let named = |entry: &'a Json<'a>| Some((entry.get("name")?.as_str()?, Variable::of(entry)));
+        self.list("env").iter().filter_map(named)
     }
 
     /// Whether it goes on running beside the pod's containers.
@@ -169,6 +172,15 @@ pub(super) enum Variable<'a> {
     Literal(&'a str),
     /// `valueFrom`: known only on the node.
     From,
+}
+
+impl<'a> Variable<'a> {
+    fn of(entry: &'a Json<'a>) -> Self {
+        match entry.get("valueFrom") {
+            Some(from) if !from.is_null() => Self::From,
+            _ => Self::Literal(entry.get("value").and_then(Json::as_str).unwrap_or_default()),
+        }
+    }
 }
 
 fn empty() -> &'static Fields<'static> {

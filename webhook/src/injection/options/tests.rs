@@ -151,3 +151,47 @@ fn a_name_within_another_is_not_that_name() {
         assert!(!mentions(text, "cert-file"), "{text}");
     }
 }
+
+/// What would be gigabytes of words if it were followed to its end.
+#[test]
+fn what_grows_without_end_is_given_up_on() {
+    let doubled = "set -- \"$@\" \"$@\"; ".repeat(60);
+    let nested = |inner: &str| format!("{inner}; ").repeat(2000);
+    let variables: String = (0..4).map(|n| format!("v{n}=\"{}\"; ", format!("$v{} ", n + 1).repeat(400))).collect();
+    let long = "x".repeat(100_000);
+    let env = json!([{"name": "LONG", "value": long}]);
+    let many = vec!["$(LONG)"; 10_000];
+    let mut positional =
+        vec!["sh".to_owned(), "-c".to_owned(), format!("etcd {}", "\"$@\" ".repeat(5000)), "x".to_owned()];
+    positional.extend((0..5000).map(|n| format!("-{n}")));
+    let again = nested("\"$@\"");
+    for container in [
+        json!({"command": ["sh", "-c", format!("{doubled} exec etcd \"$@\""), "etcd", "--a=b"]}),
+        json!({"command": ["sh", "-c", again, "x", "sh", "-c", again, "x", "sh", "-c", again, "x", "etcd", "--a=b"]}),
+        json!({"command": positional}),
+        json!({"command": ["sh", "-c", format!("{variables} v4=x; etcd $v0")]}),
+        json!({"command": ["etcd"], "args": many, "env": env}),
+        json!({"command": ["etcd"], "livenessProbe": {"exec": {"command": many}}, "env": env}),
+    ] {
+        let options = read(&container);
+        let said = container.to_string().chars().take(60).collect::<String>();
+        assert!(options.untold.as_ref().is_some_and(|why| why.contains("too long")), "{said}: {:?}", options.untold);
+        assert!(options.untold_client.is_some(), "{said}");
+    }
+}
+
+#[test]
+fn long_scripts_are_read_all_the_same() {
+    let script =
+        format!("{}\nARGS=\"--cert-file=/a\"\nexec etcd $ARGS \"$@\"", "echo starting up; sleep 1\n".repeat(2000));
+    let options = command(&["sh", "-c", &script, "x", "--key-file=/b"]);
+    assert_eq!(options.untold, None);
+    assert_eq!(options.etcd.get("cert-file"), Some(Setting::Unknown));
+    assert_eq!(options.etcd.get("key-file"), text("/b"));
+    // Brackets that never close, and a long environment of which every word asks.
+    let brackets = "$(".repeat(300_000);
+    assert!(command(&["etcd", &brackets]).etcd.runs);
+    let env: Vec<Value> = (0..20_000).map(|n| json!({"name": format!("v{n}")})).collect();
+    let args = vec!["$(v1)"; 20_000];
+    assert!(read(&json!({"command": ["etcd"], "args": args, "env": env})).etcd.runs);
+}
