@@ -15,8 +15,9 @@ use etcd_tls_sidecar::{
 };
 use k8s_openapi::api::core::v1::Service;
 use kube::{
-    Api, Client,
+    Api, Client, Resource as _,
     api::{ListParams, Patch, PatchParams},
+    core::Request,
 };
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
@@ -36,6 +37,9 @@ use crate::{
 use metrics::Metrics;
 
 mod metrics;
+
+/// Asks for an answer without spec and status.
+const METADATA_ALONE: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
 
 /// The arguments of every controller.
 #[derive(clap::Args, Debug)]
@@ -200,9 +204,16 @@ impl Controller {
         subresource: &str,
         patch: serde_json::Value,
     ) -> Result<(), RequestError> {
-        let api: Api<Csr> = Api::all(self.client.clone());
         let params = PatchParams { field_manager: Some(self.name.to_owned()), ..PatchParams::default() };
-        within(api.patch_subresource(subresource, csr.name(), &params, &Patch::Merge(patch))).await?;
+        let mut request = Request::new(Csr::url_path(&(), None))
+            .patch_subresource(subresource, csr.name(), &params, &Patch::Merge(patch))
+            .map_err(kube::Error::BuildRequest)?;
+        // What was written comes by the watch; nobody needs the whole of it in the answer as well.
+        if let Ok(metadata_alone) = METADATA_ALONE.parse() {
+            request.headers_mut().insert("accept", metadata_alone);
+        }
+        request.extensions_mut().insert("patch_subresource");
+        within(self.client.request_text(request)).await?;
         Ok(())
     }
 
