@@ -308,7 +308,8 @@ fn holds(dir: &Path, sockets: &HashSet<u64>) -> Option<bool> {
         match fs::metadata(entry.path()) {
             Ok(descriptor) if sockets.contains(&descriptor.ino()) => return Some(true),
             Ok(_) => {}
-            Err(error) => unseen |= error.kind() == io::ErrorKind::PermissionDenied,
+            // A descriptor that was closed meanwhile is none.
+            Err(error) => unseen |= error.kind() != io::ErrorKind::NotFound,
         }
     }
     (!unseen).then_some(false)
@@ -387,6 +388,24 @@ mod tests {
         child.kill().unwrap();
         child.wait().unwrap();
         fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn descriptors_that_are_listed_and_not_shown_say_nothing() {
+        let dir = std::env::temp_dir().join(format!("etcd-tls-fd-{}", std::process::id()));
+        let fd = dir.join("fd");
+        fs::create_dir_all(&fd).unwrap();
+        fs::write(fd.join("0"), "").unwrap();
+        let inode = fs::metadata(fd.join("0")).unwrap().ino();
+        assert_eq!(holds(&dir, &HashSet::from([inode])), Some(true));
+        assert_eq!(holds(&dir, &HashSet::new()), Some(false));
+        std::os::unix::fs::symlink("gone", fd.join("1")).unwrap();
+        assert_eq!(holds(&dir, &HashSet::new()), Some(false), "closed meanwhile");
+        // In /proc this would be an error of permission, which root never gets.
+        std::os::unix::fs::symlink("2", fd.join("2")).unwrap();
+        assert_eq!(holds(&dir, &HashSet::new()), None);
+        assert_eq!(holds(&dir, &HashSet::from([inode])), Some(true));
+        fs::remove_dir_all(&dir).unwrap();
     }
 
     #[test]
