@@ -270,7 +270,8 @@ impl<A: Api, C: Clock, F: Files> Errand<'_, A, C, F> {
             }
             if *key_rotation == KeyRotation::OnCaChange
                 && let Some(entry) = self.current
-                && entry.record().key_bundle == entry.bundle().digest()
+                // One on offer that is not in use yet is a change as well: it lacks the CA in use, and waits for a certificate.
+                && (self.bundles)(role.domain()).iter().chain([entry.bundle()]).all(|b| b.digest() == entry.record().key_bundle)
                 && let Ok(key) = PrivateKey::from_pem(entry.key_pem())
                 && key.algorithm() == Some(*algorithm)
             {

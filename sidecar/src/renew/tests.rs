@@ -552,6 +552,24 @@ fn a_changed_bundle_ends_a_kept_key() {
     assert_eq!(entry.record().key_bundle, both.digest());
 }
 
+/// The old request of a kept key is still there, and an outdated certificate is not to wait for it to go.
+#[test]
+fn a_bundle_on_offer_that_lacks_the_ca_in_use_ends_a_kept_key() {
+    let mut scene = Scene::new();
+    scene.wish.key_rotation = KeyRotation::OnCaChange;
+    let first = scene.obtain().unwrap();
+    scene.store.borrow().forget_pending(Role::Peer).unwrap();
+    scene.clock.pass(HOUR);
+    let next = Rc::new(Authority::named("next"));
+    scene.server.borrow_mut().judge = signer(&next, &scene.clock, 24 * HOUR);
+    scene.bundles.push(next.bundle());
+    scene.current = Some(first);
+    let entry = scene.obtain().unwrap();
+    assert_ne!(entry.chain().public_key, scene.current.as_ref().unwrap().chain().public_key);
+    assert_eq!(entry.record().key_bundle, next.bundle().digest());
+    assert!(scene.clock.elapsed() < HOUR + Duration::from_secs(60), "{:?}", scene.clock.elapsed());
+}
+
 #[test]
 fn what_is_needed() {
     let scene = Scene::new();
