@@ -129,17 +129,21 @@ impl LeaseLock {
     }
 
     async fn write(&self, holder: Option<String>) -> Result<(), LockLost> {
-        let lost = |e: kube::Error| LockLost(format!("Lease {}: {e}", self.name));
-        let mut lease = within(self.api.get(&self.name)).await.map_err(lost)?;
-        let mut spec = lease.spec.take().unwrap_or_default();
-        if spec.holder_identity.as_deref() != Some(self.holder.as_str()) {
-            let other = spec.holder_identity.as_deref().unwrap_or("nobody");
-            return Err(LockLost(format!("{other} has Lease {} now", self.name)));
-        }
-        spec.holder_identity = holder;
-        spec.renew_time = Some(MicroTime(Timestamp::now()));
-        lease.spec = Some(spec);
-        within(self.api.replace(&self.name, &PostParams::default(), &lease)).await.map_err(lost).map(|_| ())
+        let lost = |e: &dyn std::fmt::Display| LockLost(format!("Lease {}: {e}", self.name));
+        let both = async {
+            let mut lease = self.api.get(&self.name).await.map_err(|e| lost(&e))?;
+            let mut spec = lease.spec.take().unwrap_or_default();
+            if spec.holder_identity.as_deref() != Some(self.holder.as_str()) {
+                let other = spec.holder_identity.as_deref().unwrap_or("nobody");
+                return Err(LockLost(format!("{other} has Lease {} now", self.name)));
+            }
+            spec.holder_identity = holder;
+            spec.renew_time = Some(MicroTime(Timestamp::now()));
+            lease.spec = Some(spec);
+            self.api.replace(&self.name, &PostParams::default(), &lease).await.map_err(|e| lost(&e)).map(|_| ())
+        };
+        // A third of the time that the lock lasts is for read and write together.
+        timeout(LIMIT, both).await.unwrap_or_else(|late| Err(lost(&late)))
     }
 }
 
