@@ -143,8 +143,12 @@ impl Restarter {
         guard: &mut Option<&mut Guard>,
         client_urls: &[String],
     ) -> Result<(), Wait> {
-        // It does not say where it refuses us; that it takes us again is then what tells of its restart.
+        // It does not say where it refuses us; that it takes us again is then what tells of its restart. One that takes us and
+        // did not answer just now would look like one that was restarted.
         let started = self.eyes.started().await;
+        if started.is_none() && self.eyes.known().await.is_ok() {
+            return Err(Wait::new("cluster_unknown", "etcd does not say when it started".to_owned(), AGAIN));
+        }
         confirm(guard.as_deref_mut(), client_urls).await?;
         self.gate.arm(&look.why.join("; "));
         tracing::info!(why = look.why.join("; "), "failing etcd's liveness probe, so that kubelet restarts it");
