@@ -4,8 +4,8 @@
 //! A controller is started with [`ControllerArgs::start`], decides by [`Controller::decide`], writes by [`Controller::write`] and
 //! works until it is told to stop in [`Started::run`]. What is its own, it does in a [`Handler`].
 //!
-//! **Invariant.** What cannot be taken back is never said for an error of ours or the API server's, never by what a watch
-//! said of policy, namespace or Services, and never without a policy.
+//! **Invariant.** A refusal, which no requester can wait out, is never written for an error of ours or the API server's,
+//! never by what a watch said of policy, namespace or Services, and never without a policy.
 
 use std::{net::SocketAddr, sync::Arc};
 

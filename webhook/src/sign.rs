@@ -11,7 +11,8 @@
 //! ```
 //!
 //! What it may do in the API server is the ClusterRole and the Role `etcd-tls-sign` in the manifests, and the ClusterRole
-//! `etcd-tls-trust`, which the approver binds in opted-in namespaces: the first 403 there is *not yet*.
+//! `etcd-tls-trust`, which the approver binds in opted-in namespaces and those of the policy's hosts: the first 403 there is
+//! *not yet*.
 //!
 //! **Invariant.** An approval is necessary and not enough: nothing is issued that this process has not judged for itself,
 //! and nothing of a request but its public key is signed.
