@@ -222,10 +222,21 @@ async fn controller(api: &ApiServer, name: &str, arguments: &[String], environme
     command.arg(name).arg("--admin-address").arg(format!("127.0.0.1:{}", ports::loopback()));
     command
         .args(arguments)
+        .envs(shipped_environment(name))
         .envs(environment.iter().cloned())
         .env("KUBECONFIG", kubeconfig)
         .env("POD_NAME", format!("etcd-tls-{name}-0"));
     Process::spawn(name, &mut command, api.directory().path())
+}
+
+/// What the shipped Deployment of a controller sets in its environment.
+fn shipped_environment(name: &str) -> Vec<(String, String)> {
+    let manifest = crate::repository().join(format!("manifests/{name}.yaml"));
+    let text = std::fs::read_to_string(&manifest).expect("read a shipped manifest");
+    let deployment: Value = serde_saphyr::from_str(&text).expect("a shipped manifest is one document of YAML");
+    let environment = deployment["spec"]["template"]["spec"]["containers"][0]["env"].as_array().cloned();
+    let pair = |entry: &Value| Some((entry["name"].as_str()?.to_owned(), entry["value"].as_str()?.to_owned()));
+    environment.iter().flatten().filter_map(pair).collect()
 }
 
 /// Reads an object again and again, and writes its files when they have changed.
