@@ -80,7 +80,7 @@ async fn starts(report: &mut Report, stack: &mut Stack) -> Result<(), String> {
     }
     let writes = median(&bare);
     report.plain("create, approval, status by hand, p50", format!("{writes:.1} ms"));
-    for (what, values) in [("one role", &clients), ("peer and server", &members)] {
+    for (what, certificates, values) in [("one role", 1.0, &clients), ("peer and server", 2.0, &members)] {
         let (p50, p90) = (median(values), percentile(values, 0.9));
         report.judged(
             format!("start to files, {what}, p50 (p90)"),
@@ -88,9 +88,10 @@ async fn starts(report: &mut Report, stack: &mut Stack) -> Result<(), String> {
             "about 50 ms",
             p50 <= 60.0,
         );
-        let ratio = p50 / writes;
+        // By hand one certificate is made after the other.
+        let ratio = p50 / (writes * certificates);
         report.judged(
-            format!("start to files, {what}, against the writes by hand"),
+            format!("start to files, {what}, against the writes by hand for as many"),
             format!("{ratio:.1}"),
             "<= 3",
             ratio <= 3.0,
