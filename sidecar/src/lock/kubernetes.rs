@@ -11,6 +11,7 @@ use k8s_openapi::{
 use kube::{
     Api, Client,
     api::{ObjectMeta, PostParams},
+    core::Status,
 };
 use tokio::time::{Instant, timeout};
 
@@ -39,7 +40,8 @@ impl LeaseLock {
     /// next.
     ///
     /// # Errors
-    /// The API server's, but for a 403, which is [`Attempt::Unavailable`].
+    /// The API server's, but for a 403, and a 404 to our own Lease's creation (a server that has no Leases, as
+    /// standalone's), which are [`Attempt::Unavailable`].
     pub async fn acquire(
         client: Client,
         namespace: &str,
@@ -55,6 +57,9 @@ impl LeaseLock {
                 "{}; manifests/components/lease-lock grants it to one namespace, by cluster names",
                 status.message
             ))),
+            Err(kube::Error::Api(status)) if status.code == 404 => {
+                Ok(Attempt::Unavailable(format!("it has none: {}", status.message)))
+            }
             // Somebody was faster.
             Err(kube::Error::Api(status)) if status.code == 409 => {
                 Ok(Attempt::HeldBy("another member, by a moment".to_owned()))
@@ -63,14 +68,15 @@ impl LeaseLock {
         }
     }
 
-    /// Whether the pod has the right to Lease `name`, as a read of it shows.
+    /// Whether there are Leases and the pod has the right to the one of this `name`, as a read of it shows.
     ///
     /// # Errors
-    /// The API server's, but for a 403, which is an answer.
+    /// The API server's, but for a 403 and a 404, which are answers.
     pub async fn granted(client: Client, namespace: &str, name: &str) -> Result<bool, kube::Error> {
-        match within(Api::<Lease>::namespaced(client, namespace).get_opt(name)).await {
+        match within(Api::<Lease>::namespaced(client, namespace).get(name)).await {
             Ok(_) => Ok(true),
             Err(kube::Error::Api(status)) if status.code == 403 => Ok(false),
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(is_of_a_lease(&status)),
             Err(error) => Err(error),
         }
     }
@@ -147,8 +153,35 @@ impl LeaseLock {
     }
 }
 
+/// Whether a 404 speaks of a Lease that is not there, and not of Leases: the former names it in its details (a Status's
+/// `details.kind` is the resource).
+fn is_of_a_lease(status: &Status) -> bool {
+    status.details.as_ref().is_some_and(|details| details.kind == "leases")
+}
+
 /// Bounded by [`LIMIT`]. A write that is given up may have come to pass: it was in our name, and is taken up again or
 /// lapses.
 async fn within<T>(call: impl Future<Output = Result<T, kube::Error>>) -> Result<T, kube::Error> {
     timeout(LIMIT, call).await.unwrap_or_else(|late| Err(kube::Error::Service(late.into())))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn a_lease_that_is_not_there_is_told_from_a_server_without_leases() {
+        let status = |details| {
+            serde_json::from_value::<Status>(serde_json::json!({
+                "kind": "Status", "status": "Failure", "reason": "NotFound", "code": 404, "message": "", "details": details,
+            }))
+        };
+        let absent = serde_json::json!({"name": "x", "group": "coordination.k8s.io", "kind": "leases"});
+        assert!(is_of_a_lease(&status(absent).unwrap()));
+        for unknown in [serde_json::json!({}), serde_json::json!({"name": "", "group": "", "kind": ""})] {
+            assert!(!is_of_a_lease(&status(unknown).unwrap()), "the server could not find the requested resource");
+        }
+    }
 }
