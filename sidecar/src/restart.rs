@@ -6,6 +6,8 @@
 //! decision   must etcd be restarted? may it be, now?                           (pure)
 //! act        lock, look again, hand leadership on, end etcd, wait for it       (hands)
 //! gate       the liveness probe that kubelet acts on, for `reload: probe`
+//! options    what it is told, and what `reload` comes to                      (pure)
+//! locks      which locks a restart holds, etcd's, the Lease or both
 //! memory     what must survive the sidecar's own restart
 //! ```
 //!
@@ -19,40 +21,32 @@ mod act;
 mod cluster;
 mod decision;
 mod gate;
+mod locks;
 mod memory;
 mod metrics;
+mod options;
 
-use std::{
-    collections::BTreeMap,
-    hash::{DefaultHasher, Hash, Hasher},
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use nix::sys::signal::Signal;
 use prometheus_client::registry::Registry;
 use tokio::{
     sync::watch,
     time::{Instant, sleep},
 };
 
-pub use self::gate::{Gate, PATH};
 use self::{
     cluster::{ClusterSeen, Eyes},
     decision::{Permit, Trust, leaf_due, permit, trust},
+    locks::Locks,
     memory::Memory,
     metrics::Metrics,
+    options::Means,
 };
-use crate::{
-    args::{DownwardArgs, PodArgs},
-    etcd::EtcdError,
-    lock::{Attempt, EtcdLock, Guard, LeaseLock, Observed},
-    names,
-    process::{Place, uptime},
-    role::{Domain, Role},
-    settings::Reload,
+pub use self::{
+    gate::{Gate, PATH},
+    options::{LeaseOptions, Options, PACE, lease_name},
 };
+use crate::{etcd::EtcdError, names, process::uptime, role::Domain};
 
 /// How often etcd's ports are asked what they have loaded while nothing is known to have changed.
 const IDLE: Duration = Duration::from_secs(30);
@@ -60,55 +54,6 @@ const IDLE: Duration = Duration::from_secs(30);
 const AGAIN: Duration = Duration::from_secs(3);
 /// How often the cluster's members are noted while nothing is due.
 const LEARN: Duration = Duration::from_secs(600);
-/// kubelet forgets a container's restarts after ten minutes; a second one within them waits for a back-off.
-pub const PACE: Duration = Duration::from_secs(600);
-/// Between saying that a one-member cluster will be away and its being away.
-const NOTICE: Duration = Duration::from_secs(30);
-
-/// What a [`Restarter`] is told of its etcd.
-#[derive(Clone)]
-pub struct Options {
-    /// The certificates' directory: `<dir>/<role>/{tls.crt,tls.key,ca.crt}`.
-    pub dir: PathBuf,
-    /// The roles held.
-    pub roles: Vec<Role>,
-    /// How etcd may be restarted.
-    pub reload: Reload,
-    /// Whether a signal reaches etcd.
-    pub can_signal: bool,
-    /// How etcd's process is told from others of its name.
-    pub place: Place,
-    /// etcd's client port.
-    pub client_url: Option<String>,
-    /// etcd's peer port.
-    pub peer_url: Option<String>,
-    /// The user's own liveness probe, asked by [`Gate::check`].
-    pub liveness_url: Option<String>,
-    /// Who holds the lock: the pod, by name and uid.
-    pub holder: String,
-    /// The least time between two restarts of ours: kubelet delays a second one within ten minutes.
-    pub pace: Duration,
-    /// How long before it a restart that is an outage is announced.
-    pub notice: Duration,
-    /// Where a Lease may be had, beside etcd's lock or in its place.
-    pub lease: Option<LeaseOptions>,
-}
-
-/// The Kubernetes Lease that is taken after etcd's own lock, or stands in for it.
-#[derive(Clone)]
-pub struct LeaseOptions {
-    /// A client with the pod's own token.
-    pub client: kube::Client,
-    /// The pod's namespace.
-    pub namespace: String,
-    /// [`lease_name`].
-    pub name: String,
-}
-
-/// The name of the Lease that stands in for etcd's own lock.
-pub fn lease_name(cluster: &str) -> String {
-    format!("etcd-tls-restart-{cluster}")
-}
 
 /// What is known of etcd's trust; sent whenever it changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -130,9 +75,7 @@ pub struct Restarter {
     gate: Arc<Gate>,
     status: watch::Sender<Status>,
     unserved: watch::Sender<bool>,
-    observed: Option<Observed>,
-    /// Whether the pod has the right to the Lease, once the API server has said so.
-    lease_granted: Option<bool>,
+    locks: Locks,
     /// When the cluster's members were last noted.
     learned: Option<Instant>,
     announced: Option<Instant>,
@@ -140,19 +83,6 @@ pub struct Restarter {
     leads_since: Option<Instant>,
     /// Whether etcd was restarted for a leaf that it does not serve, and still does not.
     leaf_tried: bool,
-}
-
-/// How etcd is restarted.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Means {
-    /// This signal ends it, and whoever started it starts it again.
-    End(Signal),
-    /// This signal makes a server that is not etcd read its files again; it stays up.
-    Tell(Signal),
-    /// kubelet does, when its liveness probe fails.
-    Probe,
-    /// Not by us; why.
-    ByHand(String),
 }
 
 /// A restart that has to wait.
@@ -173,72 +103,6 @@ struct Look {
     blind: bool,
 }
 
-impl Options {
-    /// What the pod's arguments say.
-    pub fn of_pod(args: &PodArgs, pod: &DownwardArgs, client: Option<kube::Client>) -> Self {
-        Self {
-            dir: args.dir.clone(),
-            roles: args.roles.clone(),
-            reload: args.reload.clone(),
-            can_signal: args.can_signal,
-            place: Place::Anywhere,
-            client_url: args.client_url.clone(),
-            peer_url: args.peer_url.clone(),
-            liveness_url: args.liveness_url.clone(),
-            holder: format!("{}/{}", pod.pod_name, pod.pod_uid),
-            pace: args.restart_pace,
-            notice: NOTICE,
-            lease: client.map(|client| LeaseOptions {
-                client,
-                namespace: pod.pod_namespace.clone(),
-                name: lease_name(&args.cluster),
-            }),
-        }
-    }
-
-    /// What the arguments say of a host's etcd, which is at `place`. Who names etcd's unit or pid file says that it may be
-    /// signalled.
-    pub fn of_host(args: &PodArgs, place: Place, holder: String) -> Self {
-        Self {
-            dir: args.dir.clone(),
-            roles: args.roles.clone(),
-            reload: args.reload.clone(),
-            can_signal: args.can_signal || place != Place::Anywhere,
-            place,
-            client_url: args.client_url.clone(),
-            peer_url: args.peer_url.clone(),
-            liveness_url: args.liveness_url.clone(),
-            holder,
-            pace: args.restart_pace,
-            notice: NOTICE,
-            lease: None,
-        }
-    }
-
-    fn means(&self) -> Means {
-        let by_hand = |why: &str| Means::ByHand(why.to_owned());
-        match &self.reload {
-            Reload::None => by_hand("reload is none: restart etcd by hand, one member at a time"),
-            Reload::Probe => Means::Probe,
-            Reload::Auto if self.can_signal => Means::End(Signal::SIGTERM),
-            Reload::Auto => by_hand(
-                "the sidecar cannot signal etcd (no shared process namespace, or another user): restart the pods one at a \
-                 time, or set etcd-tls.dev/reload: probe",
-            ),
-            Reload::Signal(name) => {
-                let full = if name.starts_with("SIG") { name.clone() } else { format!("SIG{name}") };
-                match full.parse::<Signal>() {
-                    Ok(signal @ (Signal::SIGTERM | Signal::SIGINT)) => Means::End(signal),
-                    Ok(Signal::SIGKILL | Signal::SIGSTOP | Signal::SIGQUIT) | Err(_) => {
-                        by_hand(&format!("{full} is no signal to restart or tell a server with"))
-                    }
-                    Ok(signal) => Means::Tell(signal),
-                }
-            }
-        }
-    }
-}
-
 impl Restarter {
     /// For one etcd. `registry` gets its metrics: `restart_due`, `restart_waits`, `restarts`, `restart_downtime_seconds`.
     pub fn new(options: Options, registry: &mut Registry) -> Self {
@@ -252,8 +116,7 @@ impl Restarter {
             metrics: Metrics::register(registry),
             status: watch::Sender::default(),
             unserved: watch::Sender::default(),
-            observed: None,
-            lease_granted: None,
+            locks: Locks::new(options.holder.clone(), options.lease.clone()),
             learned: None,
             announced: None,
             leads_since: None,
@@ -303,7 +166,9 @@ impl Restarter {
             self.learn_cluster().await;
             return if look.blind { AGAIN } else { IDLE };
         }
-        self.ask_for_the_right().await;
+        if matches!(self.means, Means::End(_) | Means::Probe) {
+            self.locks.ask_for_the_right().await;
+        }
         let why = look.why.join("; ");
         match self.attempt(&look, &why).await {
             Ok(()) => Duration::ZERO,
@@ -388,7 +253,7 @@ impl Restarter {
             self.leaf_tried |= done.is_ok() && *self.unserved.borrow();
             return done;
         }
-        let mut guard = self.lock(&seen.client_urls).await?;
+        let mut guard = self.locks.acquire(self.eyes.identity().as_deref(), &seen.client_urls).await?;
         let done = self.restart(ends, &allowed, Some(&mut guard), &seen.client_urls).await;
         if let Err(error) = guard.release(&seen.client_urls).await {
             tracing::warn!(%error, "the restart lock was not given back; it lapses by itself");
@@ -462,80 +327,6 @@ impl Restarter {
         Err(Wait::new("announced", text, rest.min(AGAIN)))
     }
 
-    /// etcd's lock, then the Lease, each where it is to be had.
-    async fn lock(&mut self, client_urls: &[String]) -> Result<Guard, Wait> {
-        let (etcd, refused) = match self.eyes.identity() {
-            None => (None, "the pod has no certificate to present to etcd (roles server or client)".to_owned()),
-            Some(dir) => match EtcdLock::acquire(&dir, client_urls, &self.options.holder).await {
-                Ok(Attempt::Held(lock)) => (Some(lock), String::new()),
-                Ok(Attempt::HeldBy(other)) => return Err(self.held_by(&other)),
-                Ok(Attempt::Unavailable(why)) => (None, why),
-                Err(error) => return Err(Wait::new("no_lock", error.to_string(), AGAIN)),
-            },
-        };
-        let lease = self.lease(&refused, etcd.is_some()).await;
-        match (lease, etcd) {
-            (Ok(Some(lease)), etcd) => Ok(Guard::lease(lease, etcd)),
-            (Ok(None), Some(etcd)) => Ok(Guard::etcd(etcd)),
-            (Ok(None), None) => Err(Wait::new("no_lock", format!("etcd gives no lock: {refused}"), IDLE)),
-            (Err(wait), None) => Err(wait),
-            (Err(wait), Some(etcd)) => {
-                if let Err(error) = etcd.release(client_urls).await {
-                    tracing::warn!(%error, "etcd's restart lock was not given back; it lapses by itself");
-                }
-                Err(wait)
-            }
-        }
-    }
-
-    /// The Lease. Whom etcd does not serve has nothing else to hold, so whom it serves takes the Lease as well, and goes
-    /// without it (`None`) only where nobody here can have it: the pods were not given the right to it.
-    async fn lease(&mut self, refused: &str, with_etcd: bool) -> Result<Option<LeaseLock>, Wait> {
-        let Some(LeaseOptions { client, namespace, name }) = self.options.lease.clone() else { return Ok(None) };
-        match LeaseLock::acquire(client, &namespace, &name, &self.options.holder, &mut self.observed).await {
-            Ok(Attempt::Held(lock)) => {
-                self.lease_granted = Some(true);
-                Ok(Some(lock))
-            }
-            Ok(Attempt::HeldBy(other)) => {
-                self.lease_granted = Some(true);
-                Err(self.held_by(&other))
-            }
-            Ok(Attempt::Unavailable(why)) => {
-                self.lease_granted = Some(false);
-                if with_etcd {
-                    return Ok(None);
-                }
-                let text = format!("etcd gives no lock ({refused}), and Kubernetes no Lease ({why})");
-                Err(Wait::new("no_lock", text, IDLE))
-            }
-            // The API server is away, and with it nobody's right to the Lease comes or goes.
-            Err(_) if with_etcd && self.lease_granted == Some(false) => Ok(None),
-            Err(error) => Err(Wait::new("no_lock", format!("Lease {name}: {error}"), AGAIN)),
-        }
-    }
-
-    /// Learns, as soon as a restart is due, whether the pod has the right to the Lease: when it may be restarted, the API
-    /// server may be away.
-    async fn ask_for_the_right(&mut self) {
-        let Some(LeaseOptions { client, namespace, name }) = self.options.lease.clone() else { return };
-        if self.lease_granted.is_some() || !matches!(self.means, Means::End(_) | Means::Probe) {
-            return;
-        }
-        match LeaseLock::granted(client, &namespace, &name).await {
-            Ok(granted) => self.lease_granted = Some(granted),
-            Err(error) => tracing::debug!(%error, name, "whether the Lease is to be had is not known"),
-        }
-    }
-
-    /// Those who wait for the same lock ask at different times.
-    fn held_by(&self, other: &str) -> Wait {
-        let mut hasher = DefaultHasher::new();
-        self.options.holder.hash(&mut hasher);
-        let spread = Duration::from_millis(hasher.finish() % 1000);
-        Wait::new("locked", format!("{other} is being restarted"), AGAIN / 2 + spread)
-    }
-
     /// Shows what a due restart waits for; `None`: nothing is due.
     fn show(&self, waiting: Option<(&str, &Wait)>) {
         self.metrics.waits(waiting.map(|(_, wait)| wait.word));
@@ -579,37 +370,5 @@ mod tests {
     fn a_restarter_runs_on_any_thread() {
         fn sends<F: Future + Send>(_: fn(Restarter, watch::Receiver<u64>) -> F) {}
         sends(Restarter::run);
-    }
-
-    #[test]
-    fn reload_says_how_etcd_is_restarted() {
-        let means = |reload, can_signal| {
-            let options = Options {
-                dir: PathBuf::new(),
-                roles: vec![Role::Peer],
-                reload,
-                can_signal,
-                place: Place::Anywhere,
-                client_url: None,
-                peer_url: None,
-                liveness_url: None,
-                holder: String::new(),
-                pace: PACE,
-                notice: NOTICE,
-                lease: None,
-            };
-            options.means()
-        };
-        let signal = |name: &str| means(Reload::Signal(name.to_owned()), true);
-        assert_eq!(means(Reload::Auto, true), Means::End(Signal::SIGTERM));
-        assert!(matches!(means(Reload::Auto, false), Means::ByHand(why) if why.contains("reload: probe")));
-        assert_eq!(means(Reload::Probe, false), Means::Probe);
-        assert!(matches!(means(Reload::None, true), Means::ByHand(_)));
-        assert_eq!(signal("SIGTERM"), Means::End(Signal::SIGTERM));
-        assert_eq!(signal("INT"), Means::End(Signal::SIGINT));
-        assert_eq!(signal("HUP"), Means::Tell(Signal::SIGHUP));
-        for none in ["SIGKILL", "STOP", "QUIT", "NOPE", ""] {
-            assert!(matches!(signal(none), Means::ByHand(_)), "{none}");
-        }
     }
 }

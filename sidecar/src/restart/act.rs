@@ -6,7 +6,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use tokio::time::{Instant, sleep};
 
-use super::{AGAIN, IDLE, Look, Means, Permit, Restarter, Wait, decision::permit};
+use super::{AGAIN, IDLE, Look, Permit, Restarter, Wait, decision::permit, options::Means};
 use crate::{
     etcd::EtcdError,
     lock::{Guard, TTL},

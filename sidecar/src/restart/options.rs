@@ -1,0 +1,179 @@
+//! What a restarter is told: of its etcd, by the arguments of a pod or of a host, and how that etcd may be restarted.
+
+use std::{path::PathBuf, time::Duration};
+
+use nix::sys::signal::Signal;
+
+use crate::{
+    args::{DownwardArgs, PodArgs},
+    process::Place,
+    role::Role,
+    settings::Reload,
+};
+
+/// kubelet forgets a container's restarts after ten minutes; a second one within them waits for a back-off.
+pub const PACE: Duration = Duration::from_secs(600);
+/// Between saying that a one-member cluster will be away and its being away.
+const NOTICE: Duration = Duration::from_secs(30);
+
+/// What a [`Restarter`](super::Restarter) is told of its etcd.
+#[derive(Clone)]
+pub struct Options {
+    /// The certificates' directory: `<dir>/<role>/{tls.crt,tls.key,ca.crt}`.
+    pub dir: PathBuf,
+    /// The roles held.
+    pub roles: Vec<Role>,
+    /// How etcd may be restarted.
+    pub reload: Reload,
+    /// Whether a signal reaches etcd.
+    pub can_signal: bool,
+    /// How etcd's process is told from others of its name.
+    pub place: Place,
+    /// etcd's client port.
+    pub client_url: Option<String>,
+    /// etcd's peer port.
+    pub peer_url: Option<String>,
+    /// The user's own liveness probe, asked by [`Gate::check`](super::Gate::check).
+    pub liveness_url: Option<String>,
+    /// Who holds the lock: the pod, by name and uid.
+    pub holder: String,
+    /// The least time between two restarts of ours: kubelet delays a second one within ten minutes.
+    pub pace: Duration,
+    /// How long before it a restart that is an outage is announced.
+    pub notice: Duration,
+    /// Where a Lease may be had, beside etcd's lock or in its place.
+    pub lease: Option<LeaseOptions>,
+}
+
+/// The Kubernetes Lease that is taken after etcd's own lock, or stands in for it.
+#[derive(Clone)]
+pub struct LeaseOptions {
+    /// A client with the pod's own token.
+    pub client: kube::Client,
+    /// The pod's namespace.
+    pub namespace: String,
+    /// [`lease_name`].
+    pub name: String,
+}
+
+/// The name of the Lease that stands in for etcd's own lock.
+pub fn lease_name(cluster: &str) -> String {
+    format!("etcd-tls-restart-{cluster}")
+}
+
+/// How etcd is restarted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Means {
+    /// This signal ends it, and whoever started it starts it again.
+    End(Signal),
+    /// This signal makes a server that is not etcd read its files again; it stays up.
+    Tell(Signal),
+    /// kubelet does, when its liveness probe fails.
+    Probe,
+    /// Not by us; why.
+    ByHand(String),
+}
+
+impl Options {
+    /// What the pod's arguments say.
+    pub fn of_pod(args: &PodArgs, pod: &DownwardArgs, client: Option<kube::Client>) -> Self {
+        Self {
+            dir: args.dir.clone(),
+            roles: args.roles.clone(),
+            reload: args.reload.clone(),
+            can_signal: args.can_signal,
+            place: Place::Anywhere,
+            client_url: args.client_url.clone(),
+            peer_url: args.peer_url.clone(),
+            liveness_url: args.liveness_url.clone(),
+            holder: format!("{}/{}", pod.pod_name, pod.pod_uid),
+            pace: args.restart_pace,
+            notice: NOTICE,
+            lease: client.map(|client| LeaseOptions {
+                client,
+                namespace: pod.pod_namespace.clone(),
+                name: lease_name(&args.cluster),
+            }),
+        }
+    }
+
+    /// What the arguments say of a host's etcd, which is at `place`. Who names etcd's unit or pid file says that it may be
+    /// signalled.
+    pub fn of_host(args: &PodArgs, place: Place, holder: String) -> Self {
+        Self {
+            dir: args.dir.clone(),
+            roles: args.roles.clone(),
+            reload: args.reload.clone(),
+            can_signal: args.can_signal || place != Place::Anywhere,
+            place,
+            client_url: args.client_url.clone(),
+            peer_url: args.peer_url.clone(),
+            liveness_url: args.liveness_url.clone(),
+            holder,
+            pace: args.restart_pace,
+            notice: NOTICE,
+            lease: None,
+        }
+    }
+
+    /// What `reload` comes to here.
+    pub(super) fn means(&self) -> Means {
+        let by_hand = |why: &str| Means::ByHand(why.to_owned());
+        match &self.reload {
+            Reload::None => by_hand("reload is none: restart etcd by hand, one member at a time"),
+            Reload::Probe => Means::Probe,
+            Reload::Auto if self.can_signal => Means::End(Signal::SIGTERM),
+            Reload::Auto => by_hand(
+                "the sidecar cannot signal etcd (no shared process namespace, or another user): restart the pods one at a \
+                 time, or set etcd-tls.dev/reload: probe",
+            ),
+            Reload::Signal(name) => {
+                let full = if name.starts_with("SIG") { name.clone() } else { format!("SIG{name}") };
+                match full.parse::<Signal>() {
+                    Ok(signal @ (Signal::SIGTERM | Signal::SIGINT)) => Means::End(signal),
+                    Ok(Signal::SIGKILL | Signal::SIGSTOP | Signal::SIGQUIT) | Err(_) => {
+                        by_hand(&format!("{full} is no signal to restart or tell a server with"))
+                    }
+                    Ok(signal) => Means::Tell(signal),
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reload_says_how_etcd_is_restarted() {
+        let means = |reload, can_signal| {
+            let options = Options {
+                dir: PathBuf::new(),
+                roles: vec![Role::Peer],
+                reload,
+                can_signal,
+                place: Place::Anywhere,
+                client_url: None,
+                peer_url: None,
+                liveness_url: None,
+                holder: String::new(),
+                pace: PACE,
+                notice: NOTICE,
+                lease: None,
+            };
+            options.means()
+        };
+        let signal = |name: &str| means(Reload::Signal(name.to_owned()), true);
+        assert_eq!(means(Reload::Auto, true), Means::End(Signal::SIGTERM));
+        assert!(matches!(means(Reload::Auto, false), Means::ByHand(why) if why.contains("reload: probe")));
+        assert_eq!(means(Reload::Probe, false), Means::Probe);
+        assert!(matches!(means(Reload::None, true), Means::ByHand(_)));
+        assert_eq!(signal("SIGTERM"), Means::End(Signal::SIGTERM));
+        assert_eq!(signal("INT"), Means::End(Signal::SIGINT));
+        assert_eq!(signal("HUP"), Means::Tell(Signal::SIGHUP));
+        for none in ["SIGKILL", "STOP", "QUIT", "NOPE", ""] {
+            assert!(matches!(signal(none), Means::ByHand(_)), "{none}");
+        }
+    }
+}
