@@ -12,6 +12,7 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use etcd_tls_sidecar::{
+    certificate::Bundle,
     etcd::{Client, Created},
     lock,
     restart::{self, LeaseOptions},
@@ -337,11 +338,7 @@ async fn where_no_signal_reaches_the_liveness_probe_does() {
 /// component of the manifests gives the right to it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_auth_on_a_lease_is_the_lock() {
-    let binaries = all_binaries();
-    if binaries.is_empty() {
-        return;
-    }
-    let api = ApiServer::start().await;
+    let (binaries, api) = etcds_and_api().await;
     for binary in binaries {
         let (old, new) = (Ca::new("old"), Ca::new("new"));
         let mut pods = Pods::start(&binary, 3, &old).await;
@@ -364,8 +361,7 @@ async fn with_auth_on_a_lease_is_the_lock() {
         all_say(&pods, "and Kubernetes no Lease").await;
         assert!(pods.supervisor.ends().is_empty(), "nothing is restarted without a lock");
         grant(api, &namespace);
-        pods.loaded(&both, 3 * RESTART).await;
-        assert_eq!((pods.supervisor.most_away(), pods.supervisor.ends().len()), (1, 3), "etcd {}", binary.version);
+        loaded_one_by_one(&pods, &both, &binary).await;
     }
 }
 
@@ -373,11 +369,7 @@ async fn with_auth_on_a_lease_is_the_lock() {
 /// one time, another has not. Where there is a Lease, nobody goes without it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn where_gateways_differ_nobody_holds_another_lock() {
-    let binaries = all_binaries();
-    if binaries.is_empty() {
-        return;
-    }
-    let api = ApiServer::start().await;
+    let (binaries, api) = etcds_and_api().await;
     for binary in binaries {
         let (old, new) = (Ca::new("old"), Ca::new("new"));
         let off = |i| if i < 2 { vec!["--enable-grpc-gateway=false".to_owned()] } else { Vec::new() };
@@ -386,8 +378,7 @@ async fn where_gateways_differ_nobody_holds_another_lock() {
         let Some(api) = &api else {
             // Without a Lease: etcd's lock, at the member where it is to be had.
             pods.trust(&both);
-            pods.loaded(&both, 3 * RESTART).await;
-            assert_eq!((pods.supervisor.most_away(), pods.supervisor.ends().len()), (1, 3));
+            loaded_one_by_one(&pods, &both, &binary).await;
             continue;
         };
         let namespace = format!("gateways-{}", binary.version.replace('.', "-"));
@@ -403,8 +394,7 @@ async fn where_gateways_differ_nobody_holds_another_lock() {
         pods.trust(&both);
         all_say(&pods, "is being restarted").await;
         assert!(pods.supervisor.ends().is_empty());
-        pods.loaded(&both, 3 * RESTART).await;
-        assert_eq!((pods.supervisor.most_away(), pods.supervisor.ends().len()), (1, 3), "etcd {}", binary.version);
+        loaded_one_by_one(&pods, &both, &binary).await;
         eventually("both are given back", RESTART, || async {
             let lease = api.get(&restart::lease_name("etcd")).await.map_err(|e| e.to_string())?;
             let holder = lease.spec.and_then(|s| s.holder_identity).unwrap_or_default();
@@ -415,6 +405,19 @@ async fn where_gateways_differ_nobody_holds_another_lock() {
         })
         .await;
     }
+}
+
+/// Every etcd of the machine, and an API server for Leases where there is one.
+async fn etcds_and_api() -> (Vec<EtcdBinary>, Option<ApiServer>) {
+    let binaries = all_binaries();
+    let api = if binaries.is_empty() { None } else { ApiServer::start().await };
+    (binaries, api)
+}
+
+/// Waits until every member has loaded a bundle, by a restart of its own.
+async fn loaded_one_by_one(pods: &Pods, trust: &Bundle, binary: &EtcdBinary) {
+    pods.loaded(trust, 3 * RESTART).await;
+    assert_eq!((pods.supervisor.most_away(), pods.supervisor.ends().len()), (1, 3), "etcd {}", binary.version);
 }
 
 /// Waits until every restarter says these words of its due restart.

@@ -12,10 +12,11 @@ use std::{
 use etcd_tls_sidecar::role::Role;
 use nix::sys::signal::Signal;
 use tests::{
+    etcd::EtcdBinary,
     eventually,
-    fleet::{FakeClock, Fleet, LIMIT, Setup},
+    fleet::{FakeClock, Fleet, LIMIT, RollOver, Setup},
     tier,
-    workload::Report,
+    workload::{Report, Workload},
 };
 
 /// Pods, three members. What is renewed at 60 % of its life has eight seconds left, for a machine that is busy.
@@ -174,21 +175,27 @@ async fn rollovers_go_on_when_the_api_was_away_or_clocks_were_an_hour_off() {
     tokio::join!(the_api_away_in_the_middle_of_a_rollover(), clocks_an_hour_off_in_the_middle_of_a_rollover());
 }
 
-/// Members restart without the API, by etcd's own lock; what they have loaded is stated when it is back.
-async fn the_api_away_in_the_middle_of_a_rollover() {
-    let Some(etcd) = tier::etcd() else { return };
-    // What is renewed at 60 % of its life at the latest outlives the outage.
-    let (life, outage) = if soak() { (240, 60) } else { (56, 15) };
-    let (life, outage) = (Duration::from_secs(life), Duration::from_secs(outage));
-    let fleet = Fleet::start(&etcd, Setup { life, ..PODS }).await;
+/// A fleet at work, in the middle of its first rollover: the first member restarts.
+async fn in_a_rollover(etcd: &EtcdBinary, setup: Setup<'_>) -> (Fleet, Workload, RollOver) {
+    let fleet = Fleet::start(etcd, setup).await;
     let work = fleet.workload();
-    let start = Instant::now();
     let rollover = fleet.rollover(1);
     fleet.publish(&rollover.both);
     eventually("a member restarts", LIMIT, || async {
         if fleet.supervisor.ends().is_empty() { Err("none yet") } else { Ok(()) }
     })
     .await;
+    (fleet, work, rollover)
+}
+
+/// Members restart without the API, by etcd's own lock; what they have loaded is stated when it is back.
+async fn the_api_away_in_the_middle_of_a_rollover() {
+    let Some(etcd) = tier::etcd() else { return };
+    // What is renewed at 60 % of its life at the latest outlives the outage.
+    let (life, outage) = if soak() { (240, 60) } else { (56, 15) };
+    let (life, outage) = (Duration::from_secs(life), Duration::from_secs(outage));
+    let start = Instant::now();
+    let (fleet, work, rollover) = in_a_rollover(&etcd, Setup { life, ..PODS }).await;
     fleet.server.state().away = true;
     let (calls, made) = (calls(&fleet), fleet.server.made());
     tokio::time::sleep(outage).await;
@@ -226,15 +233,8 @@ async fn clocks_an_hour_off_in_the_middle_of_a_rollover() {
     let (Some(etcd), Some(library)) = (tier::etcd(), tier::faketime()) else { return };
     let clock = FakeClock::new(library);
     let life = Duration::from_secs(90 * 60);
-    let fleet = Fleet::start(&etcd, Setup { life, clock: Some(&clock), ..PODS }).await;
-    let work = fleet.workload();
     let start = Instant::now();
-    let rollover = fleet.rollover(1);
-    fleet.publish(&rollover.both);
-    eventually("a member restarts", LIMIT, || async {
-        if fleet.supervisor.ends().is_empty() { Err("none yet") } else { Ok(()) }
-    })
-    .await;
+    let (fleet, work, rollover) = in_a_rollover(&etcd, Setup { life, clock: Some(&clock), ..PODS }).await;
 
     let wrong = Duration::from_secs(if soak() { 60 } else { 6 });
     step(&fleet, &clock, -3600, wrong).await;

@@ -4,7 +4,8 @@
 //! ```text
 //! auth        who calls: token, client certificate                clients: their CAs, hot-reloaded
 //! route, api  paths, methods, who may          discovery, table, watch, status: as kubectl expects them
-//! submit      a new request: read, given its caller's identity, judged, signed
+//! intake      a request as it comes in: read strictly, given its caller's identity
+//! submit      a new request: judged, signed, stored
 //! approval    what a group may ask for without a person           decision: /approval, by a person
 //! pods        the in-cluster law, for policy's hosts and for pods described in files
 //! profiles    which subjects there are, and which CA signs them
@@ -20,6 +21,7 @@ pub mod auth;
 pub mod clients;
 pub mod decision;
 pub mod discovery;
+pub mod intake;
 pub mod limits;
 pub mod metrics;
 pub mod pods;
@@ -61,12 +63,13 @@ use crate::{
         approval::Rule,
         auth::{Authenticator, ConnectionIdentity, MASTERS, User},
         clients::ClientCas,
+        intake::check_again,
         limits::RateLimit,
         metrics::Metrics,
         pods::Law,
         profiles::{AuthorityFiles, Profiles},
         store::{Limits, Store, status_mut},
-        submit::{Outcome, check_again, condition},
+        submit::{Outcome, condition},
     },
     tls::{PairFiles, ServingPairs},
 };

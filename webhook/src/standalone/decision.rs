@@ -17,9 +17,10 @@ use crate::standalone::{
     api::{Server, object},
     auth::User,
     discovery::Version,
+    intake::check_again,
     status::ApiError,
     store::{Mutation, Stored, status_mut},
-    submit::{self, condition},
+    submit::condition,
     table,
 };
 
@@ -90,7 +91,7 @@ pub async fn decide(
     let mut csr = before.csr.clone();
     let Some(new) = new else { return Ok(before) };
     let approved = new.type_ == "Approved";
-    let checked = submit::check_again(server, &csr);
+    let checked = check_again(server, &csr);
     let status = status_mut(&mut csr);
     status.conditions.get_or_insert_default().push(new);
     if approved {

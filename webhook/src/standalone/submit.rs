@@ -1,48 +1,32 @@
-//! A new request: read strictly, given its caller's identity, decided on, signed where it is approved, and stored in one
-//! write.
+//! A new request: taken in, decided on, signed where it is approved, and stored in one write.
 //!
-//! What could never be signed is refused here, with every field that is wrong; nothing of it is stored.
+//! What could never be signed is refused, and nothing of it is stored.
 
 use std::{
-    collections::BTreeMap,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use etcd_tls_sidecar::{
-    csr::{MAX_REQUEST, Request},
-    identity::{Asked, Verdict, usages},
-    names::{SignerName, SignerNameError},
-    policy::Keys,
-    role::Role,
-    settings::KeyAlgorithm,
-};
+use etcd_tls_sidecar::identity::{Asked, Entitlement, Verdict};
 use jiff::Timestamp;
 use k8s_openapi::{
     ByteString,
     api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestCondition},
-    apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
+    apimachinery::pkg::apis::meta::v1::Time,
 };
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::standalone::{
     api::Server,
     approval::{self, Decision},
     auth::User,
     discovery::Version,
+    intake::{self, Checked},
     pods::Look,
-    profiles::{Recognised, recognise},
     route::{Query, flag},
-    status::{ApiError, Cause},
+    status::ApiError,
     store::{Stored, status_mut},
 };
-
-/// The signer name that v1beta1 gives a request without one: the profile is told from the subject alone.
-pub const LEGACY_UNKNOWN: &str = "kubernetes.io/legacy-unknown";
-/// The shortest life that may be asked for, as the API server has it.
-const MIN_SECONDS: i32 = 600;
-/// Labels and annotations together.
-const MAX_METADATA: usize = 8 * 1024;
 
 /// Creates a request.
 ///
@@ -55,10 +39,11 @@ pub async fn create(
     query: &Query,
     body: Value,
 ) -> Result<Arc<Stored>, ApiError> {
-    let mut csr = read(version, body)?;
-    own(&mut csr, user)?;
+    let mut csr = intake::read(version, body)?;
+    intake::own(&mut csr, user)?;
     let name = csr.metadata.name.clone().unwrap_or_default();
-    let checked = check(server, version, &csr).map_err(|causes| ApiError::Invalid { name: name.clone(), causes })?;
+    let checked =
+        intake::check(server, version, &csr).map_err(|causes| ApiError::Invalid { name: name.clone(), causes })?;
     // The cheapest of all answers, before anything is signed.
     if server.store.get(&name).is_some() {
         return Err(ApiError::AlreadyExists(name));
@@ -87,16 +72,6 @@ pub async fn create(
     Ok(stored)
 }
 
-/// What a request is, beyond its object.
-pub struct Checked {
-    /// The request, strictly read.
-    pub request: Request,
-    /// Its profile.
-    pub recognised: Recognised,
-    /// Its signer; `None` for v1beta1's unknown one.
-    pub signer: Option<SignerName>,
-}
-
 /// What was decided on a request.
 pub enum Outcome {
     /// Approved; with what to issue, where that is not just what was asked.
@@ -106,7 +81,7 @@ pub enum Outcome {
         /// Who or what approved.
         message: String,
         /// All that the pod or host is entitled to.
-        entitled: Option<etcd_tls_sidecar::identity::Entitlement>,
+        entitled: Option<Entitlement>,
     },
     /// Denied, with every reason.
     Denied(String),
@@ -181,7 +156,7 @@ impl Server {
         &self,
         csr: &CertificateSigningRequest,
         checked: &Checked,
-        entitled: Option<&etcd_tls_sidecar::identity::Entitlement>,
+        entitled: Option<&Entitlement>,
         now: SystemTime,
     ) -> Result<String, String> {
         let request = &checked.request;
@@ -230,319 +205,4 @@ pub fn condition(kind: &str, reason: &str, message: &str) -> CertificateSigningR
 
 fn lifetime(csr: &CertificateSigningRequest) -> Option<Duration> {
     csr.spec.expiration_seconds.and_then(|s| u64::try_from(s).ok()).map(Duration::from_secs)
-}
-
-/// The object of the body, in the words of v1.
-fn read(version: Version, mut value: Value) -> Result<CertificateSigningRequest, ApiError> {
-    let Some(object) = value.as_object_mut() else {
-        return Err(ApiError::BadRequest("the object provided is unrecognized: no JSON object".to_owned()));
-    };
-    let is = |key: &str, expected: &str| object.get(key).is_none_or(|v| v == expected || v == "");
-    if !is("kind", "CertificateSigningRequest") || !is("apiVersion", version.api_version()) {
-        return Err(ApiError::BadRequest(format!(
-            "the API version in the data and its kind must be {} and CertificateSigningRequest",
-            version.api_version()
-        )));
-    }
-    object.insert("kind".to_owned(), json!("CertificateSigningRequest"));
-    object.insert("apiVersion".to_owned(), json!(Version::V1.api_version()));
-    if version == Version::V1beta1 {
-        let spec = object.entry("spec").or_insert_with(|| json!({}));
-        if let Some(spec) = spec.as_object_mut()
-            && spec.get("signerName").is_none_or(|name| name == "" || name.is_null())
-        {
-            spec.insert("signerName".to_owned(), json!(LEGACY_UNKNOWN));
-        }
-    }
-    serde_json::from_value(value).map_err(|e| {
-        ApiError::BadRequest(format!(
-            "CertificateSigningRequest in version {:?} cannot be handled: {e}",
-            version.as_str()
-        ))
-    })
-}
-
-/// Keeps of the object what a caller may say, and puts the rest: identity, uid, time.
-fn own(csr: &mut CertificateSigningRequest, user: &User) -> Result<(), ApiError> {
-    let mut id = [0; 16];
-    let mut letters = [0; 5];
-    aws_lc_rs::rand::fill(&mut id)
-        .and_then(|()| aws_lc_rs::rand::fill(&mut letters))
-        .map_err(|_| ApiError::Internal("the system gives no random numbers".to_owned()))?;
-    let said = std::mem::take(&mut csr.metadata);
-    let generate = said.generate_name.filter(|g| !g.is_empty());
-    let name = match (said.name.filter(|n| !n.is_empty()), &generate) {
-        (Some(name), _) => name,
-        (None, Some(prefix)) => {
-            // The alphabet of Kubernetes: no vowels, so no words.
-            const LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
-            let suffix = letters.iter().map(|b| char::from(LETTERS[usize::from(*b) % LETTERS.len()]));
-            prefix.chars().chain(suffix).collect()
-        }
-        (None, None) => String::new(),
-    };
-    csr.metadata = ObjectMeta {
-        name: Some(name),
-        generate_name: generate,
-        labels: said.labels,
-        annotations: said.annotations,
-        uid: Some(uuid(id)),
-        creation_timestamp: Some(Time(Timestamp::now())),
-        ..ObjectMeta::default()
-    };
-    csr.spec.username = Some(user.name.clone());
-    csr.spec.uid = (!user.uid.is_empty()).then(|| user.uid.clone());
-    csr.spec.groups = Some(user.groups.clone());
-    csr.spec.extra = (!user.extra.is_empty()).then(|| user.extra.clone());
-    csr.status = None;
-    Ok(())
-}
-
-/// A UUID of version 4.
-fn uuid(mut bytes: [u8; 16]) -> String {
-    use std::fmt::Write as _;
-    bytes[6] = (bytes[6] & 0x0f) | 0x40;
-    bytes[8] = (bytes[8] & 0x3f) | 0x80;
-    bytes.iter().enumerate().fold(String::with_capacity(36), |mut text, (i, byte)| {
-        if matches!(i, 4 | 6 | 8 | 10) {
-            text.push('-');
-        }
-        // Writing to a String does not fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
-/// Whether a request may be called so: as Kubernetes allows names in paths, and with nothing that reads as a path.
-/// The etcd-certificate-generator's agents use their CN, which has colons.
-fn is_name(name: &str) -> bool {
-    let bytes = name.as_bytes();
-    let edge = |b: Option<&u8>| b.is_some_and(u8::is_ascii_alphanumeric);
-    bytes.len() <= 253
-        && edge(bytes.first())
-        && edge(bytes.last())
-        && !name.contains("..")
-        && bytes.iter().all(|b| b.is_ascii_alphanumeric() || b"-._:".contains(b))
-}
-
-/// Reads the request itself; every field that is wrong.
-fn check(server: &Server, version: Version, csr: &CertificateSigningRequest) -> Result<Checked, Vec<Cause>> {
-    let mut causes = Vec::new();
-    let mut wrong = |field: &'static str, message: String| causes.push(Cause { field, message });
-    if !is_name(csr.metadata.name.as_deref().unwrap_or_default()) {
-        wrong(
-            "metadata.name",
-            "must be of 1 to 253 letters, digits, '-', '.', '_' or ':', begin and end with a letter or digit, and hold no '..'"
-                .to_owned(),
-        );
-    }
-    let size = |map: &Option<BTreeMap<String, String>>| -> usize {
-        map.iter().flatten().map(|(k, v)| k.len() + v.len()).sum()
-    };
-    if size(&csr.metadata.labels) + size(&csr.metadata.annotations) > MAX_METADATA {
-        wrong("metadata.annotations", format!("labels and annotations are over {MAX_METADATA} bytes"));
-    }
-    if csr.spec.expiration_seconds.is_some_and(|s| s < MIN_SECONDS) {
-        wrong("spec.expirationSeconds", format!("may not specify a duration less than {MIN_SECONDS} seconds"));
-    }
-    let signer = match csr.spec.signer_name.parse::<SignerName>() {
-        Ok(signer) => {
-            let own = |c: &etcd_tls_sidecar::policy::ClusterName| {
-                c.namespace == signer.namespace && c.cluster == signer.cluster
-            };
-            if !server.cluster.as_ref().is_none_or(own) {
-                wrong("spec.signerName", format!("{signer} is of another cluster than this signer's"));
-            }
-            Some(signer)
-        }
-        Err(_) if version == Version::V1beta1 && csr.spec.signer_name == LEGACY_UNKNOWN => None,
-        Err(SignerNameError::Foreign(name)) => {
-            wrong(
-                "spec.signerName",
-                format!(
-                    "{name:?} is no signer of this server; it is <peer|client|metrics>.etcd-tls.dev/<namespace>.<cluster>"
-                ),
-            );
-            None
-        }
-        Err(error) => {
-            wrong("spec.signerName", error.to_string());
-            None
-        }
-    };
-    let pem = &csr.spec.request.0;
-    let request = if pem.len() > MAX_REQUEST {
-        Err(format!("is {} bytes long; {MAX_REQUEST} are the limit", pem.len()))
-    } else {
-        Request::parse(pem).map_err(|e| e.to_string())
-    };
-    let request = request.and_then(|request| {
-        let recognised = recognise(&request)?;
-        let role = recognised.role;
-        let keys = &server.law.policy().keys;
-        // The old agents make no other keys. A policy that lists the keys holds for them, too.
-        let of_old_agent =
-            csr.spec.signer_name == LEGACY_UNKNOWN && request.key == KeyAlgorithm::Rsa2048 && *keys == Keys::default();
-        if !keys.allow(request.key) && !of_old_agent {
-            return Err(format!("keys of the kind {} are not signed here", request.key));
-        }
-        if server.profiles.lifetime(role).is_none() {
-            return Err(format!("this signer has no CA for {role} certificates"));
-        }
-        if let Some(signer) = &signer
-            && signer.domain != role.domain()
-        {
-            return Err(format!(
-                "a {role} certificate is signed by {}.etcd-tls.dev/..., not by {signer}",
-                role.domain()
-            ));
-        }
-        Ok((request, recognised))
-    });
-    match &request {
-        Ok((_, recognised)) => {
-            if let Some(message) =
-                wrong_usages(version, recognised.role, csr.spec.usages.as_deref().unwrap_or_default())
-            {
-                wrong("spec.usages", message);
-            }
-        }
-        Err(message) => wrong("spec.request", message.clone()),
-    }
-    match request {
-        Ok((request, recognised)) if causes.is_empty() => Ok(Checked { request, recognised, signer }),
-        _ => Err(causes),
-    }
-}
-
-/// Reads a stored request again, to decide on it by hand.
-///
-/// # Errors
-/// What is wrong with it, for the `Failed` condition.
-pub fn check_again(server: &Server, csr: &CertificateSigningRequest) -> Result<Checked, String> {
-    // Under v1beta1 alone may a request have the unknown signer; its object does not say which version made it.
-    check(server, Version::V1beta1, csr).map_err(|causes| {
-        causes.into_iter().map(|c| format!("{}: {}", c.field, c.message)).collect::<Vec<_>>().join("; ")
-    })
-}
-
-/// What is wrong with the usages asked for: each must be one that the profile issues. `None`: nothing.
-fn wrong_usages(version: Version, role: Role, asked: &[String]) -> Option<String> {
-    if asked.is_empty() {
-        // v1beta1 has a default of its own, which the old agents rely on.
-        return (version == Version::V1).then(|| format!("is required: {}", usages(role).join(", ")));
-    }
-    // RSA keys of TLS 1.2 and before: named by many a client, issued to none.
-    let allowed = |usage: &String| {
-        usage == "key encipherment"
-            || usages(role).contains(&usage.as_str())
-            || (role == Role::Metrics && usage == "server auth")
-    };
-    let beyond: Vec<&str> = asked.iter().filter(|u| !allowed(u)).map(String::as_str).collect();
-    (!beyond.is_empty()).then(|| {
-        format!("{} is not for a {role} certificate, whose usages are {}", beyond.join(", "), usages(role).join(", "))
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-
-    use super::*;
-    use crate::standalone::api::object;
-
-    fn read(version: Version, body: &[u8]) -> Result<CertificateSigningRequest, ApiError> {
-        super::read(version, object("application/json", body)?)
-    }
-
-    #[test]
-    fn names_are_never_paths() {
-        for good in ["a", "system:etcd-peer:m1", "etcd-tls-m1-peer-00", "node-csr-AbC", &"a".repeat(253)] {
-            assert!(is_name(good), "{good}");
-        }
-        for bad in [
-            "",
-            ".",
-            "..",
-            "../a",
-            "a/../b",
-            "a/b",
-            "a..b",
-            "a%2fb",
-            "a b",
-            "a\0b",
-            "ä",
-            "-a",
-            "a:",
-            ".a",
-            &"a".repeat(254),
-        ] {
-            assert!(!is_name(bad), "{bad}");
-        }
-    }
-
-    #[test]
-    fn the_callers_identity_replaces_what_the_body_says() {
-        let body = json!({
-            "kind": "CertificateSigningRequest",
-            "apiVersion": "certificates.k8s.io/v1",
-            "metadata": { "name": "a", "uid": "forged", "resourceVersion": "7", "finalizers": ["x"], "labels": { "k": "v" } },
-            "spec": {
-                "request": "", "signerName": "x/y", "username": "admin", "uid": "0", "groups": ["system:masters"],
-                "extra": { "authentication.kubernetes.io/pod-uid": ["forged"] },
-            },
-            "status": { "certificate": "Zm9yZ2Vk", "conditions": [{ "type": "Approved", "status": "True" }] },
-        });
-        let mut csr = read(Version::V1, body.to_string().as_bytes()).unwrap();
-        let user = User { name: "m1".to_owned(), groups: vec!["g".to_owned()], ..User::default() };
-        own(&mut csr, &user).unwrap();
-        assert_eq!(csr.spec.username.as_deref(), Some("m1"));
-        assert_eq!(csr.spec.groups, Some(vec!["g".to_owned()]));
-        assert_eq!((csr.spec.uid, csr.spec.extra, csr.status), (None, None, None));
-        assert_eq!((csr.metadata.resource_version, csr.metadata.finalizers), (None, None));
-        assert_ne!(csr.metadata.uid.as_deref(), Some("forged"));
-        assert_eq!(csr.metadata.labels.unwrap()["k"], "v");
-    }
-
-    #[test]
-    fn a_body_that_is_no_request_is_a_400() {
-        let deep = "[".repeat(10_000);
-        for body in [
-            "",
-            "null",
-            "[]",
-            "\"x\"",
-            "{",
-            "{} x",
-            "{\"kind\":\"Pod\"}",
-            "{\"apiVersion\":\"certificates.k8s.io/v1beta1\"}",
-            "{\"kind\":1}",
-            "{\"metadata\":[]}",
-            "{\"spec\":{\"request\":\"%%\"}}",
-            "{\"spec\":{\"usages\":\"a\"}}",
-            &deep,
-        ] {
-            assert!(matches!(read(Version::V1, body.as_bytes()), Err(ApiError::BadRequest(_))), "{body:.40}");
-        }
-        assert!(read(Version::V1, b"\xff\xfe").is_err());
-    }
-
-    #[test]
-    fn an_old_agents_request_has_no_signer_and_no_usages() {
-        let body = r#"{"kind":"CertificateSigningRequest","apiVersion":"certificates.k8s.io/v1beta1",
-            "metadata":{"name":"system:etcd-peer:m1","creationTimestamp":null},"spec":{"request":"eA=="},"status":{}}"#;
-        let csr = read(Version::V1beta1, body.as_bytes()).unwrap();
-        assert_eq!(csr.spec.signer_name, LEGACY_UNKNOWN);
-        assert_eq!(wrong_usages(Version::V1beta1, Role::Peer, &[]), None);
-        assert!(wrong_usages(Version::V1, Role::Peer, &[]).is_some());
-        let asked = |words: &[&str]| words.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>();
-        assert_eq!(
-            wrong_usages(Version::V1, Role::Peer, &asked(&["digital signature", "key encipherment", "server auth"])),
-            None
-        );
-        for usage in ["any", "cert sign", "code signing", "crl sign"] {
-            assert!(wrong_usages(Version::V1, Role::Peer, &asked(&[usage])).is_some(), "{usage}");
-        }
-        assert!(wrong_usages(Version::V1, Role::Client, &asked(&["server auth"])).is_some());
-    }
 }
