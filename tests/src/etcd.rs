@@ -1,11 +1,11 @@
-//! Real etcd: a single member or a cluster on 127.0.0.2 and on, plain or with TLS from role directories.
+//! Real etcd: a single member or a cluster on 127.0.0.2 and on, or elsewhere, plain or with TLS from role directories.
 //!
 //! On loopback a connection to 127.0.0.2 comes *from* 127.0.0.1, and etcd checks a peer's certificate against the
 //! source: every peer leaf needs IP 127.0.0.1 besides its own.
 
 use std::{
     env, fs,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::{Command, ExitStatus},
     time::Duration,
@@ -78,7 +78,7 @@ pub struct Member {
     /// `etcd-0` and so on.
     pub name: String,
     /// Its address on loopback.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Its client port.
     pub client_port: u16,
     /// Its peer port.
@@ -107,10 +107,16 @@ pub struct EtcdCluster {
 impl EtcdCluster {
     /// `size` members on 127.0.0.2 and on, with ports of their own; nothing is started yet.
     pub fn new(binary: &EtcdBinary, size: u8) -> Self {
+        Self::at(binary, (0..size).map(|i| Ipv4Addr::new(127, 0, 0, 2 + i).into()))
+    }
+
+    /// A member on each of these addresses, with ports of its own; nothing is started yet.
+    pub fn at(binary: &EtcdBinary, addresses: impl IntoIterator<Item = IpAddr>) -> Self {
         let directory = TempDir::new("etcd");
-        let members = (0..size)
-            .map(|i| {
-                let address = Ipv4Addr::new(127, 0, 0, 2 + i);
+        let members = addresses
+            .into_iter()
+            .enumerate()
+            .map(|(i, address)| {
                 let name = format!("etcd-{i}");
                 Member {
                     binary: binary.clone(),
@@ -176,19 +182,19 @@ impl EtcdCluster {
 }
 
 impl Member {
-    /// `https://127.0.0.2:port`, or http.
+    /// `https://127.0.0.2:port` or `https://[::1]:port`, or http.
     pub fn client_url(&self) -> String {
-        format!("{}://{}:{}", scheme(self.tls.server.as_ref()), self.address, self.client_port)
+        format!("{}://{}", scheme(self.tls.server.as_ref()), SocketAddr::new(self.address, self.client_port))
     }
 
     /// The peer URL.
     pub fn peer_url(&self) -> String {
-        format!("{}://{}:{}", scheme(self.tls.peer.as_ref()), self.address, self.peer_port)
+        format!("{}://{}", scheme(self.tls.peer.as_ref()), SocketAddr::new(self.address, self.peer_port))
     }
 
     /// The metrics URL, plain.
     pub fn metrics_url(&self) -> String {
-        format!("http://{}:{}", self.address, self.metrics_port)
+        format!("http://{}", SocketAddr::new(self.address, self.metrics_port))
     }
 
     /// The arguments that it is started with.

@@ -226,7 +226,7 @@ impl Pods {
 fn pod(dir: &TempDir, member: &Member) -> Pod {
     let path = dir.dir(&member.name);
     let options = LeafOptions {
-        ips: vec![member.address.into(), Ipv4Addr::LOCALHOST.into()],
+        ips: vec![member.address, Ipv4Addr::LOCALHOST.into()],
         common_name: member.name.clone(),
         ..LeafOptions::default()
     };

@@ -4,7 +4,7 @@
 use std::{
     fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::TcpStream,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
@@ -20,6 +20,7 @@ use etcd_tls_sidecar::{
 use serde_json::{Value, json};
 
 use crate::{
+    etcd::{EtcdCluster, MemberTls},
     eventually,
     pki::{Ca, LeafOptions, client_config},
     ports,
@@ -33,6 +34,13 @@ pub const LIMIT: Duration = Duration::from_secs(120);
 pub const BOOTSTRAP: &str = "3f1c7be2a94d5068b7e1c2d3f4a5968700112233445566778899aabbccddeeff";
 /// The token of user admin, group system:masters.
 pub const ADMIN: &str = "9a8b7c6d5e4f30211203f4e5d6c7b8a900ffeeddccbbaa998877665544332211";
+/// What hosts on loopback may have, with the bootstrap token and with their certificates.
+const HOSTS: [&str; 4] = [
+    "--approve-group=system:bootstrappers:etcd=peer:127.0.0.0/8,::1",
+    "--approve-group=system:bootstrappers:etcd=server:127.0.0.0/8,::1",
+    "--approve-group=system:etcd-peers=peer:127.0.0.0/8,::1",
+    "--approve-group=system:etcd-peers=server:127.0.0.0/8,::1",
+];
 /// The resource.
 pub const V1: &str = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
 /// The resource, as the agents of before 1.19 know it.
@@ -46,7 +54,9 @@ pub struct Signer {
     pub serving: Ca,
     /// The CA that signs.
     pub ca: Ca,
-    /// On loopback.
+    /// Of loopback.
+    pub address: IpAddr,
+    /// On it.
     pub port: u16,
     /// More arguments of the program.
     pub arguments: Vec<String>,
@@ -59,15 +69,18 @@ impl Signer {
     pub fn new(arguments: &[&str]) -> Self {
         let dir = TempDir::new("standalone");
         let (serving, ca) = (Ca::new("serving CA"), Ca::new("etcd CA"));
-        serving.write_role(&dir.join("serving"), &LeafOptions::default());
+        let ips = vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+        serving.write_role(&dir.join("serving"), &LeafOptions { ips, ..LeafOptions::default() });
         dir.write("ca.crt", &ca.pem);
+        dir.write("clients.crt", &ca.pem);
         dir.write("ca.key", &ca.key_pem);
         dir.write(
             "tokens",
             format!("{BOOTSTRAP},bootstrap,1,\"system:bootstrappers:etcd\"\n{ADMIN},admin,2,system:masters\n"),
         );
         let arguments = arguments.iter().map(|a| (*a).to_owned()).collect();
-        Self { dir, serving, ca, port: ports::loopback(), arguments, process: None }
+        let address = Ipv4Addr::LOCALHOST.into();
+        Self { dir, serving, ca, address, port: ports::free(address), arguments, process: None }
     }
 
     /// The command that starts it on a directory and port.
@@ -81,12 +94,12 @@ impl Signer {
             ("--servcrt", path("serving/tls.crt")),
             ("--servkey", path("serving/tls.key")),
             ("--token-auth-file", path("tokens")),
-            ("--client-ca-file", path("ca.crt")),
+            ("--client-ca-file", path("clients.crt")),
             ("--csrdir", csrdir.to_owned()),
         ] {
             command.arg(flag).arg(value);
         }
-        command.arg("--address").arg(format!("127.0.0.1:{port}")).args(&self.arguments);
+        command.arg("--address").arg(SocketAddr::new(self.address, port).to_string()).args(&self.arguments);
         command
     }
 
@@ -108,6 +121,22 @@ impl Signer {
         let mut signer = Self::new(arguments);
         signer.start().await;
         signer
+    }
+
+    /// An etcd whose members have the certificates that [`sidecar`] leaves for hosts of their names; not started.
+    pub fn etcd(&self, mut cluster: EtcdCluster) -> EtcdCluster {
+        for member in &mut cluster.members {
+            let dir = self.dir.join(&member.name);
+            member.tls = MemberTls { server: Some(dir.join("server")), peer: Some(dir.join("peer")) };
+        }
+        cluster
+    }
+
+    /// [`Self::started`], with an approval of all that hosts on loopback ask for, and certificates of this life.
+    pub async fn of_hosts(life: Duration) -> Self {
+        let durations = ["peer", "server"].map(|role| format!("--{role}certdur={}s", life.as_secs()));
+        let durations = durations.iter().map(String::as_str);
+        Self::started(&HOSTS.into_iter().chain(durations).collect::<Vec<_>>()).await
     }
 
     /// The running process.
@@ -151,7 +180,7 @@ impl Signer {
     fn connect(&self, leaf: Option<(&str, &str)>) -> std::io::Result<Stream> {
         let name = rustls::pki_types::ServerName::try_from("localhost").expect("a name");
         let connection = rustls::ClientConnection::new(client_config(&self.serving.pem, leaf), name);
-        let tcp = TcpStream::connect(("127.0.0.1", self.port))?;
+        let tcp = TcpStream::connect(SocketAddr::new(self.address, self.port))?;
         tcp.set_read_timeout(Some(LIMIT))?;
         Ok(rustls::StreamOwned::new(connection.map_err(std::io::Error::other)?, tcp))
     }
@@ -180,7 +209,7 @@ impl Signer {
             json!({
                 "apiVersion": "v1", "kind": "Config", "current-context": "x",
                 "clusters": [{ "name": "c", "cluster": {
-                    "server": format!("https://127.0.0.1:{}", self.port),
+                    "server": format!("https://{}", SocketAddr::new(self.address, self.port)),
                     "certificate-authority-data": STANDARD.encode(&self.serving.pem),
                 } }],
                 "users": [{ "name": "u", "user": { "token": token } }],

@@ -20,8 +20,7 @@ async fn three_members_serve_over_tls() {
     let Some(binary) = tier::etcd() else { return };
     let (ca, files) = (Ca::new("etcd"), TempDir::new("harness"));
     let mut cluster = EtcdCluster::new(&binary, 3).with_tls(|member| {
-        let options =
-            LeafOptions { ips: vec![member.address.into(), Ipv4Addr::LOCALHOST.into()], ..Default::default() };
+        let options = LeafOptions { ips: vec![member.address, Ipv4Addr::LOCALHOST.into()], ..Default::default() };
         let [server, peer] = ["server", "peer"].map(|role| files.join(format!("{}/{role}", member.name)));
         ca.write_role(&server, &options);
         ca.write_role(&peer, &options);

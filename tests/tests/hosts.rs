@@ -1,7 +1,11 @@
 //! The sidecar on hosts, by its real binary: a real etcd bootstrapped from a token, certificates asked for once, members
 //! that are known beforehand, and a host that is handed over to the signer in the cluster.
 
-use std::{fs, process::Command, time::Instant};
+use std::{
+    fs,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use etcd_tls_sidecar::{
@@ -13,7 +17,7 @@ use k8s_openapi::api::{certificates::v1::CertificateSigningRequest, core::v1::Co
 use kube::{Api, api::ListParams};
 use serde_json::Value;
 use tests::{
-    etcd::{EtcdCluster, MemberTls},
+    etcd::EtcdCluster,
     etcd_client::served_serial,
     eventually,
     process::{Process, binary, run, which},
@@ -23,23 +27,15 @@ use tests::{
     tier,
 };
 
+/// The life of a certificate.
+const LIFE: Duration = Duration::from_secs(60);
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_is_bootstrapped_from_a_token_and_renewed_while_the_signer_is_killed() {
     let Some(etcd) = tier::etcd() else { return };
-    let mut signer = Signer::started(&[
-        "--peercertdur=60s",
-        "--servercertdur=60s",
-        "--approve-group=system:bootstrappers:etcd=peer:127.0.0.0/8",
-        "--approve-group=system:bootstrappers:etcd=server:127.0.0.0/8",
-        "--approve-group=system:etcd-peers=peer:127.0.0.0/8",
-        "--approve-group=system:etcd-peers=server:127.0.0.0/8",
-    ])
-    .await;
+    let mut signer = Signer::of_hosts(LIFE).await;
     let bootstrap = signer.kubeconfig("bootstrap.kubeconfig", BOOTSTRAP);
-    let mut cluster = EtcdCluster::new(&etcd, 3).with_tls(|member| MemberTls {
-        server: Some(signer.dir.join(&member.name).join("server")),
-        peer: Some(signer.dir.join(&member.name).join("peer")),
-    });
+    let mut cluster = signer.etcd(EtcdCluster::new(&etcd, 3));
     let mut sidecars = Vec::new();
     for member in &cluster.members {
         sidecars.push(sidecar(
@@ -140,20 +136,9 @@ async fn a_host_is_handed_over_to_the_signer_in_the_cluster_and_its_etcd_stays_u
     let Some(etcd) = tier::etcd() else { return };
     let Some(stack) = Stack::start(&StackOptions::default()).await else { return };
     let api = &stack.api;
-    let mut signer = Signer::started(&[
-        "--peercertdur=60s",
-        "--servercertdur=60s",
-        "--approve-group=system:bootstrappers:etcd=peer:127.0.0.0/8",
-        "--approve-group=system:bootstrappers:etcd=server:127.0.0.0/8",
-        "--approve-group=system:etcd-peers=peer:127.0.0.0/8",
-        "--approve-group=system:etcd-peers=server:127.0.0.0/8",
-    ])
-    .await;
+    let mut signer = Signer::of_hosts(LIFE).await;
     let bootstrap = signer.kubeconfig("bootstrap.kubeconfig", BOOTSTRAP);
-    let mut cluster = EtcdCluster::new(&etcd, 1).with_tls(|member| MemberTls {
-        server: Some(signer.dir.join(&member.name).join("server")),
-        peer: Some(signer.dir.join(&member.name).join("peer")),
-    });
+    let mut cluster = signer.etcd(EtcdCluster::new(&etcd, 1));
     let arguments = [
         "--ipaddrs=127.0.0.2,127.0.0.1".to_owned(),
         format!("--client-url={}", cluster.members[0].client_url()),
