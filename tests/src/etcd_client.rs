@@ -281,6 +281,15 @@ pub async fn served_serial(url: &str, files: &Path) -> Result<String, ClientErro
     EtcdClient::with_files(files).connect(url).await.map(|c| c.serial)
 }
 
+/// Whether etcd's client or peer port at `url` takes the certificate in `files`. Under TLS 1.3 a server refuses one when the
+/// handshake is over for its client, so something is asked.
+pub async fn takes(url: &str, files: &Path) -> bool {
+    match EtcdClient::with_files(files).connect(url).await {
+        Ok(mut connection) => connection.get("/version").await.is_ok(),
+        Err(_) => false,
+    }
+}
+
 /// A DER certificate's serial number, lower-case hexadecimal without leading zeros.
 pub fn serial_of(cert: &CertificateDer<'_>) -> String {
     use x509_cert::der::Decode;

@@ -67,6 +67,11 @@ pub struct Signer {
 impl Signer {
     /// What it needs, not started yet.
     pub fn new(arguments: &[&str]) -> Self {
+        Self::at(Ipv4Addr::LOCALHOST.into(), arguments)
+    }
+
+    /// [`Self::new`], on this address of loopback.
+    pub fn at(address: IpAddr, arguments: &[&str]) -> Self {
         let dir = TempDir::new("standalone");
         let (serving, ca) = (Ca::new("serving CA"), Ca::new("etcd CA"));
         let ips = vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
@@ -79,7 +84,6 @@ impl Signer {
             format!("{BOOTSTRAP},bootstrap,1,\"system:bootstrappers:etcd\"\n{ADMIN},admin,2,system:masters\n"),
         );
         let arguments = arguments.iter().map(|a| (*a).to_owned()).collect();
-        let address = Ipv4Addr::LOCALHOST.into();
         Self { dir, serving, ca, address, port: ports::free(address), arguments, process: None }
     }
 
@@ -134,9 +138,16 @@ impl Signer {
 
     /// [`Self::started`], with an approval of all that hosts on loopback ask for, and certificates of this life.
     pub async fn of_hosts(life: Duration) -> Self {
+        Self::of_hosts_at(Ipv4Addr::LOCALHOST.into(), life).await
+    }
+
+    /// [`Self::of_hosts`], on this address of loopback.
+    pub async fn of_hosts_at(address: IpAddr, life: Duration) -> Self {
         let durations = ["peer", "server"].map(|role| format!("--{role}certdur={}s", life.as_secs()));
         let durations = durations.iter().map(String::as_str);
-        Self::started(&HOSTS.into_iter().chain(durations).collect::<Vec<_>>()).await
+        let mut signer = Self::at(address, &HOSTS.into_iter().chain(durations).collect::<Vec<_>>());
+        signer.start().await;
+        signer
     }
 
     /// The running process.

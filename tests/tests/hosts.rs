@@ -2,7 +2,9 @@
 //! that are known beforehand, and a host that is handed over to the signer in the cluster.
 
 use std::{
+    collections::BTreeSet,
     fs,
+    net::{Ipv6Addr, TcpListener},
     process::Command,
     time::{Duration, Instant},
 };
@@ -17,12 +19,14 @@ use k8s_openapi::api::{certificates::v1::CertificateSigningRequest, core::v1::Co
 use kube::{Api, api::ListParams};
 use serde_json::Value;
 use tests::{
-    etcd::EtcdCluster,
-    etcd_client::served_serial,
+    etcd::{EtcdCluster, Member},
+    etcd_client::{served_serial, takes},
     eventually,
+    pki::LeafOptions,
     process::{Process, binary, run, which},
     signer::{ADMIN, BOOTSTRAP, LIMIT, Signer, mode, sans, sidecar},
     stack::{Options as StackOptions, Stack},
+    supervisor::Supervisor,
     temp::TempDir,
     tier,
 };
@@ -101,6 +105,81 @@ async fn a_cluster_is_bootstrapped_from_a_token_and_renewed_while_the_signer_is_
     for sidecar in &mut sidecars {
         assert!(sidecar.running());
     }
+}
+
+/// All on one address of IPv6, the signer too: etcd holds a peer's certificate against the address that it comes from, and
+/// each sidecar finds its own etcd by the ports that it listens on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_on_ipv6_take_each_other_and_are_restarted_for_their_ca() {
+    let Some(etcd) = tier::etcd() else { return };
+    if let Err(error) = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)) {
+        tier::skip(1, &format!("no ::1: {error}"), "sysctl -w net.ipv6.conf.lo.disable_ipv6=0");
+        return;
+    }
+    let signer = Signer::of_hosts_at(Ipv6Addr::LOCALHOST.into(), LIFE).await;
+    let bootstrap = signer.kubeconfig("bootstrap.kubeconfig", BOOTSTRAP);
+    let bundle = signer.dir.write("trust/ca.crt", &signer.ca.pem);
+    let mut cluster = signer.etcd(EtcdCluster::at(&etcd, [Ipv6Addr::LOCALHOST.into(); 3]));
+    let arguments = |address: &str, member: &Member| {
+        [
+            format!("--ipaddrs={address}"),
+            format!("--client-url={}", member.client_url()),
+            format!("--peer-url={}", member.peer_url()),
+            format!("--cacrt={}", bundle.display()),
+            "--can-signal".to_owned(),
+            "--restart-pace=1s".to_owned(),
+        ]
+    };
+    let sidecars: Vec<_> = ["::1", "[::1]", "0:0:0:0:0:0:0:1"]
+        .iter()
+        .zip(&cluster.members)
+        .map(|(address, member)| sidecar(&signer, &member.name, &bootstrap, &arguments(address, member)))
+        .collect();
+    for (member, sidecar) in cluster.members.iter().zip(&sidecars) {
+        for role in ["peer", "server"] {
+            let file = signer.dir.join(&member.name).join(role).join("tls.crt");
+            let chain = eventually("the first certificates", LIMIT, || async {
+                Chain::parse(&fs::read(&file).map_err(|_| sidecar.log_end())?).map_err(|e| e.to_string())
+            })
+            .await;
+            let expected =
+                if role == "peer" { sans(&[], &["::1"]) } else { sans(&["localhost"], &["127.0.0.1", "::1"]) };
+            assert_eq!(chain.sans, expected, "{}, {role}", member.name);
+        }
+    }
+    cluster.start().await;
+    // It is this address that a peer's certificate is held against.
+    for (address, taken) in [("::1", true), ("127.0.0.1", false)] {
+        let dir = signer.dir.join(format!("of-{}", address.replace(':', "-")));
+        signer.ca.write_role(
+            &dir,
+            &LeafOptions { dns: vec![], ips: vec![address.parse().expect("an address")], ..LeafOptions::default() },
+        );
+        for member in &cluster.members {
+            assert_eq!(takes(&member.peer_url(), &dir).await, taken, "{address} at {}", member.name);
+        }
+    }
+
+    let assets = signer.dir.join("assets");
+    let mut command = Command::new(binary("etcd-tls-sidecar"));
+    command.args(["request", "--ipaddrs=::1", "--commonname=system:etcd-peer:etcd1", "--orgname=system:etcd-peers"]);
+    command.arg("--assetsdir").arg(&assets).arg("--kubeconfig").arg(&bootstrap);
+    run(&mut command);
+    let chain = fs::read(assets.join("system:etcd-peer:etcd1.crt")).expect("a certificate");
+    assert_eq!(Chain::parse(&chain).expect("a chain").sans, sans(&[], &["::1"]));
+
+    let supervisor = Supervisor::new(cluster);
+    let renewed = signer.dir.write("trust/new", signer.ca.renewed());
+    fs::rename(renewed, &bundle).expect("rename");
+    eventually("each etcd is restarted for the CA's new certificate", LIMIT, || async {
+        let ends: BTreeSet<_> = supervisor.ends().into_iter().map(|(i, _)| i).collect();
+        if ends.len() == 3 { Ok(()) } else { Err(format!("{ends:?}")) }
+    })
+    .await;
+    for i in 0..3 {
+        eventually("it is back", LIMIT, || supervisor.with(|c| c.members[i].healthy_now())).await;
+    }
+    assert_eq!((supervisor.ends().len(), supervisor.most_away()), (3, 1));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -7,8 +7,7 @@ use std::{collections::BTreeMap, fs, path::Path, process::Command, time::Duratio
 use etcd_tls_sidecar::certificate::{Bundle, Chain};
 use tests::{
     etcd::{EtcdCluster, Member},
-    etcd_client::EtcdClient,
-    eventually,
+    etcd_client, eventually,
     pki::{Ca, LeafOptions},
     ports,
     process::{Process, binary},
@@ -175,16 +174,8 @@ async fn leaves_of(signer: &Signer, names: &[String], ca: &str) {
 }
 
 /// Whether the peer port, and the client port, takes the certificate in `dir`.
-async fn takes(urls: &[String; 2], dir: &Path) -> [bool; 2] {
-    let client = EtcdClient::with_files(dir);
-    let mut taken = [false; 2];
-    for (url, taken) in urls.iter().zip(&mut taken) {
-        // Under TLS 1.3 a server refuses a certificate when the handshake is over for its client.
-        if let Ok(mut connection) = client.connect(url).await {
-            *taken = connection.get("/version").await.is_ok();
-        }
-    }
-    taken
+async fn takes([peer, client]: &[String; 2], dir: &Path) -> [bool; 2] {
+    [etcd_client::takes(peer, dir).await, etcd_client::takes(client, dir).await]
 }
 
 /// How often each member was restarted.
