@@ -231,6 +231,23 @@ async fn a_host_is_handed_over_to_the_signer_in_the_cluster_and_its_etcd_stays_u
     .await;
     cluster.start().await;
 
+    // A mirror of the host's static pod makes nobody a CA for its cluster, which has one: seen before the pod whose trust is
+    // published.
+    let mirror = r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "etcd-cp-1", "namespace": "kube-system",
+        "labels": {"etcd-tls": "dynamic"}, "annotations": {"kubernetes.io/config.mirror": "digest"}},
+        "spec": {"nodeName": "node-1", "containers": [{"name": "etcd", "image": "etcd"}]}}"#;
+    api.apply(mirror);
+    api.namespace("later", &[]).await;
+    api.apply(
+        r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "etcd", "namespace": "later",
+        "labels": {"etcd-tls": "dynamic"}}, "spec": {"containers": [{"name": "etcd", "image": "etcd"}]}}"#,
+    );
+    let later = Api::<ConfigMap>::namespaced(api.client.clone(), "later");
+    eventually("trust of the pod's cluster", LIMIT, || async {
+        later.get("etcd-tls-trust-etcd").await.map(drop).map_err(|e| e.to_string())
+    })
+    .await;
+
     // The cluster is told of the host, is given the CA, and takes its certificates for credentials.
     let pki = api.directory().join("pki/ca.crt");
     let both = format!("{}{}", fs::read_to_string(&pki).expect("the API server's client CAs"), signer.ca.pem);

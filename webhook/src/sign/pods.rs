@@ -251,15 +251,18 @@ fn member(pod: &Pod, namespace_opted_in: bool) -> Option<Member> {
     {
         return None;
     }
+    // A static pod asks as its host, which policy lists and which is waited for by that name; its mirror never asks. Were
+    // it to count, a CA of ours would be made and published for a cluster that has another one, which policy is yet to name.
+    if facts.annotations.contains_key(names::MIRROR_ANNOTATION) {
+        return None;
+    }
     let settings = Settings::parse(&facts.annotations).ok().filter(Settings::is_ours)?;
     let (namespace, cluster) = settings.home(&facts.namespace);
     let cluster = ClusterName { namespace: namespace.to_owned(), name: cluster.to_owned() };
     let init = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
     let injected = init.map(|c| c.name.as_str()).chain(containers).any(|name| name == names::SIDECAR_CONTAINER);
-    // A static pod asks as its host, which policy lists and which is waited for by that name; its mirror never asks.
-    let mirror = facts.annotations.contains_key(names::MIRROR_ANNOTATION);
     Some(Member {
-        running: injected && !mirror && !facts.node.is_empty(),
+        running: injected && !facts.node.is_empty(),
         cluster,
         roles: settings.roles,
         namespace: facts.namespace,
@@ -293,9 +296,8 @@ mod tests {
         assert!(good.running);
         assert!(!member(&pod(|p| p["spec"]["nodeName"] = "".into()), true).unwrap().running);
         assert!(!member(&pod(|p| p["spec"]["initContainers"] = json!([])), true).unwrap().running);
-        let mirror = pod(|p| p["metadata"]["annotations"]["kubernetes.io/config.mirror"] = "digest".into());
-        assert!(!member(&mirror, true).unwrap().running);
         for gone in [
+            pod(|p| p["metadata"]["annotations"]["kubernetes.io/config.mirror"] = "digest".into()),
             pod(|p| p["status"]["phase"] = "Succeeded".into()),
             pod(|p| p["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into()),
             pod(|p| p["metadata"]["labels"]["etcd-tls"] = "disabled".into()),

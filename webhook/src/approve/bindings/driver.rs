@@ -147,7 +147,7 @@ impl Term<'_> {
         let asks = |name: &str| pods.get(name).is_some_and(|pods| pods.values().any(|asks| *asks));
         let asking = opted_in(&namespaces, asks);
         // A cluster of hosts alone has no pod whose label would say where its trust is published: policy says so.
-        let opted_in = opted_in(&namespaces, |name| pods.contains_key(name) || policy.has_hosts_in(name));
+        let opted_in = opted_in(&namespaces, |name| asks(name) || policy.has_hosts_in(name));
         let mut observed = Observed { requesters: seen.requesters.current.clone()?, sign: seen.sign.current.take()? };
         let mut failed = false;
         for change in changes(&opted_in, &asking, &policy, &observed) {
