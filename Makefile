@@ -20,6 +20,10 @@ RUST_IMAGE ?= rust:1-bookworm
 # of what etcd-tls-init takes.
 build bench: export AWS_LC_SYS_NO_JITTER_ENTROPY = 1
 
+# etcd-tls-probe runs in etcd's container, whatever C library is there, or none.
+SIDECAR = $(CARGO) rustc --locked --profile sidecar -p etcd-tls-sidecar --bin
+STATIC_PROBE = etcd-tls-probe -- -C target-feature=+crt-static
+
 .PHONY: help demo test check build bench images etcd clean
 
 help: ## what there is to make
@@ -43,15 +47,17 @@ check: ## formatting and lints
 	@$(CARGO) fmt --all --check
 	@$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 
-build: ## the two binaries, as they are released
+build: ## the binaries, as they are released
 	$(CARGO) build --locked --release -p etcd-tls-webhook
-	$(CARGO) build --locked --profile sidecar -p etcd-tls-sidecar
+	$(SIDECAR) etcd-tls-sidecar
+	$(SIDECAR) $(STATIC_PROBE)
 
 bench: etcd ## the figures, ours and the reference interleaved; SECTIONS="admission sidecar" for some alone
 	@$(CARGO) build --locked --release -p etcd-tls-webhook -p tests --bin etcd-tls-webhook --bin bench
-	@$(CARGO) build --locked --profile sidecar -p etcd-tls-sidecar
+	@$(SIDECAR) etcd-tls-sidecar
+	@$(SIDECAR) $(STATIC_PROBE)
 	@mkdir -p $(TARGET)/shipped
-	@ln -f $(TARGET)/release/etcd-tls-webhook $(TARGET)/sidecar/etcd-tls-sidecar $(TARGET)/shipped/
+	@ln -f $(TARGET)/release/etcd-tls-webhook $(TARGET)/sidecar/etcd-tls-sidecar $(TARGET)/sidecar/etcd-tls-probe $(TARGET)/shipped/
 	ETCD_TLS_BIN_DIR=$(abspath $(TARGET))/shipped $(TARGET)/release/bench $(SECTIONS)
 
 images: ## both images, by $(BUILDER)

@@ -7,7 +7,6 @@
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use futures::future::BoxFuture;
 use http_body_util::Full;
 use hyper::{
     Method, Request, Response, StatusCode,
@@ -44,12 +43,6 @@ pub trait Status: Send + Sync + 'static {
 
     /// The metrics in the OpenMetrics text format.
     fn metrics(&self) -> String;
-
-    /// A check under another path (`/etcd`); `None`, the default, is a 404. Unlike the others it may ask somebody.
-    fn check(&self, path: &str) -> Option<BoxFuture<'static, Result<(), String>>> {
-        let _ = path;
-        None
-    }
 }
 
 /// Serves `status` on `listener` until the future is dropped. It ends by itself never; a connection's error is that
@@ -70,9 +63,7 @@ pub async fn serve(listener: TcpListener, status: Arc<dyn Status>) {
         let connection = tokio::spawn(async move {
             let service = service_fn(move |request: Request<Incoming>| {
                 let status = Arc::clone(&status);
-                async move {
-                    Ok::<_, std::convert::Infallible>(answer(request.method(), request.uri().path(), &*status).await)
-                }
+                async move { Ok::<_, std::convert::Infallible>(answer(request.method(), request.uri().path(), &*status)) }
             });
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -109,7 +100,7 @@ impl Drop for Connections {
     }
 }
 
-async fn answer(method: &Method, path: &str, status: &dyn Status) -> Response<Full<Bytes>> {
+fn answer(method: &Method, path: &str, status: &dyn Status) -> Response<Full<Bytes>> {
     if method != Method::GET && method != Method::HEAD {
         return text(StatusCode::METHOD_NOT_ALLOWED, "GET only\n".to_owned());
     }
@@ -124,10 +115,7 @@ async fn answer(method: &Method, path: &str, status: &dyn Status) -> Response<Fu
             );
             response
         }
-        other => match status.check(other) {
-            Some(check) => verdict(check.await),
-            None => text(StatusCode::NOT_FOUND, "not found\n".to_owned()),
-        },
+        _ => text(StatusCode::NOT_FOUND, "not found\n".to_owned()),
     }
 }
 
@@ -170,14 +158,6 @@ mod tests {
         fn metrics(&self) -> String {
             "# EOF\n".to_owned()
         }
-
-        fn check(&self, path: &str) -> Option<BoxFuture<'static, Result<(), String>>> {
-            match path {
-                "/etcd" => Some(Box::pin(async { Err("restart due".to_owned()) })),
-                "/never" => Some(Box::pin(std::future::pending())),
-                _ => None,
-            }
-        }
     }
 
     async fn ask(request: &str) -> String {
@@ -202,7 +182,7 @@ mod tests {
             ("/live", "200", "ok"),
             ("/ready", "503", "role peer: no certificate yet"),
             ("/metrics", "200", "# EOF"),
-            ("/etcd", "503", "restart due"),
+            ("/etcd", "404", "not found"),
             ("/", "404", "not found"),
             ("/metrics/", "404", "not found"),
         ] {
@@ -218,23 +198,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_probe_is_answered_whoever_sits_on_the_other_connections() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let server = tokio::spawn(serve(listener, Arc::new(Half)));
+    async fn for_one_connection_more_the_oldest_goes() {
+        let mut open = Connections::default();
         let mut sitting = Vec::new();
-        for _ in 0..MAX_CONNECTIONS {
-            let mut stream = TcpStream::connect(address).await.unwrap();
-            stream.write_all(get("/never").as_bytes()).await.unwrap();
-            sitting.push(stream);
+        for _ in 0..=MAX_CONNECTIONS {
+            sitting.push(tokio::spawn(std::future::pending::<()>()));
+            open.add(sitting[sitting.len() - 1].abort_handle());
         }
-        let mut probe = TcpStream::connect(address).await.unwrap();
-        probe.write_all(get("/live").as_bytes()).await.unwrap();
-        let mut answer = String::new();
-        // Far less than the others may sit there.
-        time::timeout(CONNECTION_TIMEOUT / 2, probe.read_to_string(&mut answer)).await.unwrap().unwrap();
-        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
-        server.abort();
+        let oldest = time::timeout(CONNECTION_TIMEOUT, sitting.remove(0)).await.unwrap();
+        assert!(oldest.unwrap_err().is_cancelled());
+        assert!(sitting.iter().all(|task| !task.is_finished()));
+        drop(open);
+        for task in sitting {
+            assert!(task.await.unwrap_err().is_cancelled());
+        }
     }
 
     #[tokio::test]

@@ -66,7 +66,8 @@ pub struct PodArgs {
     /// etcd's metrics port as seen from the sidecar, where it is https.
     #[arg(long)]
     pub metrics_url: Option<String>,
-    /// The user's own liveness probe of etcd, which `reload: probe` stands in front of: an http, https or tcp URL.
+    /// What the user's own liveness probe of etcd asks, which etcd-tls-probe of `reload: probe` asks in its place: an http,
+    /// https or tcp URL.
     #[arg(long)]
     pub liveness_url: Option<String>,
     /// The least time between two restarts of etcd by the sidecar; kubelet delays a second one within ten minutes.

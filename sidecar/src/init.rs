@@ -17,6 +17,7 @@ use crate::{
     api::{Api, ApiError, http::Kube, pod::PodCredentials},
     args::{DownwardArgs, PodArgs},
     clock::{Clock, System},
+    probe::install::InstallError,
     renew::{Failure, Wish, life, need},
     role::Role,
     settings::parse_duration,
@@ -73,6 +74,9 @@ pub enum Error {
         /// Why not.
         source: std::io::Error,
     },
+    /// etcd's liveness probe.
+    #[error(transparent)]
+    Probe(#[from] InstallError),
     /// The operating system.
     #[error("{0}")]
     System(#[from] std::io::Error),
@@ -100,6 +104,7 @@ impl Error {
             Self::Api(_) | Self::Arguments(_) => 78,
             Self::Admin { .. } => 69,
             Self::System(_) => 71,
+            Self::Probe(_) => 72,
             // As a shell says it of SIGTERM.
             Self::Stopped => 143,
         })

@@ -11,6 +11,7 @@
 //! csr, certificate     PKCS#10 and X.509, read strictly, built from values    (pure)
 //! schedule             when to renew, when to try again                      (pure)
 //! store                the files: one verified set, swapped by one rename
+//! probe                etcd's liveness probe, where no signal reaches it
 //! ```
 //!
 //! **Invariant.** Everything marked pure takes time and randomness as arguments and does no I/O.
@@ -34,6 +35,7 @@ pub mod lock;
 pub mod names;
 pub mod order;
 pub mod policy;
+pub mod probe;
 pub mod process;
 pub mod renew;
 pub mod request;

@@ -60,6 +60,11 @@ pub const KEY_FILE: &str = "tls.key";
 /// The bundle a role's peers are verified against.
 pub const CA_FILE: &str = "ca.crt";
 
+/// Beside the roles' directories: what `reload: probe` needs, see [`crate::probe`].
+pub const PROBE_DIR: &str = "probe";
+/// The program in [`PROBE_DIR`] that is etcd's liveness probe.
+pub const PROBE_PROGRAM: &str = "etcd-tls-probe";
+
 /// The namespace of approver, signer, webhook, policy and CA Secrets.
 pub const SYSTEM_NAMESPACE: &str = "etcd-tls-system";
 /// The policy ConfigMap in [`SYSTEM_NAMESPACE`].

@@ -20,7 +20,7 @@
 mod act;
 mod cluster;
 mod decision;
-mod gate;
+pub mod gate;
 mod locks;
 mod memory;
 mod metrics;
@@ -43,7 +43,7 @@ use self::{
     options::Means,
 };
 pub use self::{
-    gate::{Gate, PATH},
+    gate::Gate,
     options::{LeaseOptions, Options, PACE, lease_name},
 };
 use crate::{etcd::EtcdError, names, process::uptime, role::Domain};
@@ -132,7 +132,7 @@ impl Restarter {
         self.status.subscribe()
     }
 
-    /// The answer to the liveness probe, for the admin server's [`PATH`].
+    /// The answer to etcd's liveness probe, to be served to it.
     pub fn gate(&self) -> Arc<Gate> {
         Arc::clone(&self.gate)
     }

@@ -25,8 +25,9 @@ use crate::{
     clock::System,
     host::{self, HostArgs},
     init::{Error, open, write_termination_message},
+    probe::install,
     renew::Wish,
-    restart::{self, Restarter},
+    restart::{self, Gate, Restarter, gate},
     role::Role,
     serving::ports,
     settings::Reload,
@@ -152,9 +153,15 @@ where
     // Without a port of etcd's there is nothing to restart: what is installed is what its clients read.
     let restarter =
         (args.client_url.is_some() || args.peer_url.is_some()).then(|| Restarter::new(restart(), &mut registry));
-    let gate = restarter.as_ref().map(Restarter::gate);
+    if args.reload == Reload::Probe {
+        // Before the admin port answers, for whose answer etcd's start waits.
+        install::install(&install::beside()?, &args.dir, args.liveness_url.as_deref())?;
+        let gate =
+            restarter.as_ref().map_or_else(|| Arc::new(Gate::new(args.liveness_url.clone(), None)), Restarter::gate);
+        tokio::spawn(gate.serve(gate::listen(&args.dir)?));
+    }
     let loaded = restarter.as_ref().map(Restarter::status);
-    let board = Arc::new(Board::new(&args.roles, registry, gate));
+    let board = Arc::new(Board::new(&args.roles, registry));
     let (installed, installed_seen) = watch::channel(0);
     let beside = beside(installed_seen.clone());
     tokio::spawn(admin::serve(listener, Arc::clone(&board) as Arc<dyn admin::Status>));

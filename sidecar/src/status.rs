@@ -2,11 +2,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
+    sync::{Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use futures::future::BoxFuture;
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
@@ -15,7 +14,6 @@ use prometheus_client::{
 
 use crate::{
     admin::Status,
-    restart::Gate,
     role::{Domain, Role},
     schedule::TICK,
     store::Set,
@@ -56,7 +54,6 @@ pub struct Board {
     roles: Vec<Role>,
     seen: Mutex<Seen>,
     registry: Registry,
-    gate: Option<Arc<Gate>>,
     expiry: Family<RoleLabel, Seconds>,
     renewals: Family<RenewalLabels, Counter>,
     rotated: Family<RoleLabel, Counter>,
@@ -75,8 +72,8 @@ struct Seen {
 }
 
 impl Board {
-    /// For a sidecar that is to hold `roles`. Others' metrics are in `registry` already; `gate` answers `/etcd`.
-    pub fn new(roles: &[Role], mut registry: Registry, gate: Option<Arc<Gate>>) -> Self {
+    /// For a sidecar that is to hold `roles`. Others' metrics are in `registry` already.
+    pub fn new(roles: &[Role], mut registry: Registry) -> Self {
         let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("sidecar_build", "The build of etcd-tls-sidecar", build);
         let board = Self {
@@ -88,7 +85,6 @@ impl Board {
                 trouble: None,
             }),
             registry: Registry::default(),
-            gate,
             expiry: Family::default(),
             renewals: Family::default(),
             rotated: Family::default(),
@@ -224,10 +220,5 @@ impl Status for Board {
             Ok(()) => text,
             Err(_) => "# EOF\n".to_owned(),
         }
-    }
-
-    fn check(&self, path: &str) -> Option<BoxFuture<'static, Result<(), String>>> {
-        let gate = Arc::clone(self.gate.as_ref()?);
-        (path == "/etcd").then(|| -> BoxFuture<'static, _> { Box::pin(async move { gate.check().await }) })
     }
 }

@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    future::Future,
     path::{Path, PathBuf},
     process::Command,
     time::{Duration, SystemTime},
@@ -20,7 +21,7 @@ use etcd_tls_webhook::authority::Authority;
 use crate::{
     csr_server::{CsrServer, authority},
     etcd::{EtcdBinary, EtcdCluster, Member, MemberTls},
-    eventually,
+    eventually, kubelet,
     process::{Process, binary},
     supervisor::Supervisor,
     temp::TempDir,
@@ -39,6 +40,8 @@ pub struct Setup<'a> {
     pub life: Duration,
     /// On hosts, by `run --kubeconfig`, with etcd's pid file; else pods, by `init` and `run`.
     pub hosts: bool,
+    /// Restarted by `reload: probe` ([`Fleet::probed`]), else by a signal.
+    pub probe: bool,
     /// The sidecars' wall clock.
     pub clock: Option<&'a FakeClock>,
 }
@@ -149,9 +152,14 @@ impl Pod {
         self.sidecar = Some(self.start("run", &arguments));
     }
 
+    /// The certificates' directory.
+    pub fn certs(&self) -> PathBuf {
+        self.dir.join("certs")
+    }
+
     /// A role's directory.
     pub fn role_dir(&self, role: Role) -> PathBuf {
-        self.dir.join("certs").join(role.as_str())
+        self.certs().join(role.as_str())
     }
 
     /// A role's certificate on disk.
@@ -228,6 +236,8 @@ impl Fleet {
                 "--restart-pace=1s".to_owned(),
                 if setup.hosts {
                     format!("--etcd-pid-file={}", member.pid_file().display())
+                } else if setup.probe {
+                    "--reload=probe".to_owned()
                 } else {
                     "--can-signal".to_owned()
                 },
@@ -274,6 +284,12 @@ impl Fleet {
         let mut options = workload::Options::new(self.urls.clone(), &self.client.role_dir(Role::Client));
         options.deadline = Duration::from_secs(10);
         options
+    }
+
+    /// Does `work` while kubelet probes the members.
+    pub async fn probed<T>(&self, work: impl Future<Output = T>) -> T {
+        let dirs: Vec<PathBuf> = self.members.iter().map(Pod::certs).collect();
+        kubelet::probed(&dirs, &self.supervisor, work).await
     }
 
     /// Which member leads.

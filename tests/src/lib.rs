@@ -15,6 +15,7 @@ pub mod csr_server;
 pub mod etcd;
 pub mod etcd_client;
 pub mod fleet;
+pub mod kubelet;
 pub mod pki;
 pub mod pod;
 pub mod pods;

@@ -9,7 +9,7 @@ use std::{
     fs,
     net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
-    process::{Command, ExitStatus},
+    process::{Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
 
@@ -223,7 +223,7 @@ impl LocalPod {
     async fn liveness_failed(&mut self, name: &str, container: &Value) -> bool {
         let probe = &container["livenessProbe"];
         let due = self.containers.get(name).is_some_and(|c| c.probe_due <= Instant::now());
-        if probe["httpGet"].is_null() || !due {
+        if probe.is_null() || !due {
             return false;
         }
         let alive = self.probe(container, probe).await;
@@ -252,8 +252,20 @@ impl LocalPod {
         Ok(())
     }
 
-    /// One httpGet probe.
+    /// One probe, exec or httpGet.
     async fn probe(&self, container: &Value, probe: &Value) -> bool {
+        let limit = Duration::from_secs(probe["timeoutSeconds"].as_u64().unwrap_or(1));
+        if let Some(words) = probe["exec"]["command"].as_array() {
+            let words: Vec<String> = words.iter().map(|word| self.mapped(container, text(word))).collect();
+            let mut command = tokio::process::Command::new(&words[0]);
+            command.args(&words[1..]).stdin(Stdio::null()).kill_on_drop(true);
+            return match tokio::time::timeout(limit, command.output()).await {
+                Ok(Ok(output)) => output.status.success(),
+                // A kubelet takes no notice of a probe that could not be started.
+                Ok(Err(error)) => panic!("start {}: {error}", words[0]),
+                Err(_) => false,
+            };
+        }
         let get = &probe["httpGet"];
         let port = get["port"].as_u64().or_else(|| {
             let ports = container["ports"].as_array()?;
@@ -262,7 +274,6 @@ impl LocalPod {
         let Some(port) = port else { return false };
         let ip = self.surroundings.reached_at.unwrap_or(Ipv4Addr::LOCALHOST.into());
         let path = get["path"].as_str().unwrap_or("/");
-        let limit = Duration::from_secs(probe["timeoutSeconds"].as_u64().unwrap_or(1));
         let ask = async { EtcdClient::plain().connect(&format!("http://{ip}:{port}")).await?.get(path).await };
         matches!(tokio::time::timeout(limit, ask).await, Ok(Ok(_)))
     }

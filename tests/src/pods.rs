@@ -2,17 +2,19 @@
 //! the test is the signer, and says what is in the bundle and who signs the next leaf.
 
 use std::{
+    future::Future,
     net::Ipv4Addr,
     path::{Path, PathBuf},
-    sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use etcd_tls_sidecar::{
     certificate::Bundle,
     csr::PrivateKey,
+    names,
+    probe::install,
     process::Place,
-    restart::{Gate, Options, Restarter, Status},
+    restart::{Options, Restarter, Status, gate},
     role::{Domain, Role},
     settings::{Reload, Sans},
     store::{Entry, Record, Set, Store},
@@ -23,7 +25,9 @@ use tokio::{sync::watch, task::JoinHandle};
 
 use crate::{
     etcd::{EtcdBinary, EtcdCluster, Member, MemberTls},
+    kubelet,
     pki::{Ca, LeafOptions},
+    process::binary,
     supervisor::Supervisor,
     temp::TempDir,
 };
@@ -44,9 +48,8 @@ pub struct Pod {
     pub files: Files,
     installed: watch::Sender<u64>,
     status: watch::Receiver<Status>,
-    /// What its liveness probe would ask, under `reload: probe`.
-    pub gate: Option<Arc<Gate>>,
-    task: Option<JoinHandle<()>>,
+    /// The restarter, and what answers the probe.
+    tasks: Vec<JoinHandle<()>>,
     dir: PathBuf,
     options: Options,
 }
@@ -118,9 +121,7 @@ impl Pod {
 
     /// Ends its restarter, as a sidecar that is killed ends.
     pub fn kill_restarter(&mut self) {
-        if let Some(task) = self.task.take() {
-            task.abort();
-        }
+        self.tasks.drain(..).for_each(|task| task.abort());
     }
 
     /// Starts its restarter, anew after [`Self::kill_restarter`].
@@ -129,8 +130,21 @@ impl Pod {
         change(&mut self.options);
         let restarter = Restarter::new(self.options.clone(), &mut Registry::default());
         self.status = restarter.status();
-        self.gate = Some(restarter.gate());
-        self.task = Some(tokio::spawn(restarter.run(self.installed.subscribe())));
+        if self.options.reload == Reload::Probe {
+            let program = binary(names::PROBE_PROGRAM);
+            install::install(&program, &self.dir, self.options.liveness_url.as_deref()).expect("install the probe");
+            let listener = gate::listen(&self.dir).expect("listen for the probe");
+            self.tasks.push(tokio::spawn(restarter.gate().serve(listener)));
+        }
+        self.tasks.push(tokio::spawn(restarter.run(self.installed.subscribe())));
+    }
+
+    /// Runs the program that is etcd's liveness probe, as kubelet does; why it fails.
+    ///
+    /// # Errors
+    /// What it says when it fails.
+    pub async fn probe(&self) -> Result<(), String> {
+        crate::process::probe(&self.dir).await
     }
 
     /// The directory with the role directories.
@@ -202,6 +216,12 @@ impl Pods {
         }
     }
 
+    /// Does `work` while kubelet probes the members, under `reload: probe`.
+    pub async fn probed<T>(&self, work: impl Future<Output = T>) -> T {
+        let dirs: Vec<PathBuf> = self.pods.iter().map(|pod| pod.dir.clone()).collect();
+        kubelet::probed(&dirs, &self.supervisor, work).await
+    }
+
     /// Waits until every member has loaded `bundle`.
     pub async fn loaded(&self, bundle: &Bundle, limit: Duration) {
         crate::eventually("every member has loaded the bundle", limit, || async {
@@ -251,8 +271,7 @@ fn pod(dir: &TempDir, member: &Member) -> Pod {
         files: Files::new(&path, options),
         installed,
         status,
-        gate: None,
-        task: None,
+        tasks: Vec::new(),
         dir: path,
         options: options_of_restarter,
     }

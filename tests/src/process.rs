@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use etcd_tls_sidecar::{names, probe::timeout_seconds};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -135,7 +136,7 @@ impl Drop for Process {
     }
 }
 
-/// The program `name` of this workspace (`etcd-tls-webhook`, `etcd-tls-sidecar`), in the profile of the running test.
+/// The program `name` of this workspace (`etcd-tls-webhook`, `etcd-tls-sidecar`, `etcd-tls-probe`), in the profile of the running test.
 /// Built first, since `cargo test` builds no other package's binaries; nothing is left to do when `make` has.
 /// `ETCD_TLS_BIN_DIR` names a directory of built ones instead.
 pub fn binary(name: &str) -> PathBuf {
@@ -163,6 +164,28 @@ fn directory_of_binaries() -> PathBuf {
         assert!(status.success(), "cargo build: {status}");
     }
     dir
+}
+
+/// Runs the program that is etcd's liveness probe under `reload: probe` from the certificates' directory `dir`, as kubelet
+/// does.
+///
+/// # Errors
+/// What it says when it fails.
+///
+/// # Panics
+/// When it takes longer than kubelet lets it, which would count as a failure.
+pub async fn probe(dir: &Path) -> Result<(), String> {
+    let program = dir.join(names::PROBE_DIR).join(names::PROBE_PROGRAM);
+    let mut command = tokio::process::Command::new(&program);
+    command.arg("--timeout=1").env_clear().stdin(Stdio::null()).kill_on_drop(true);
+    let limit = Duration::from_secs(timeout_seconds(1));
+    let output = tokio::time::timeout(limit, command.output()).await.expect("the probe's program ends in time");
+    let output = output.unwrap_or_else(|e| panic!("start {}: {e}", program.display()));
+    match output.status.code() {
+        Some(0) => Ok(()),
+        Some(1) => Err(String::from_utf8_lossy(&output.stdout).into_owned()),
+        _ => panic!("{}: {}: {}", program.display(), output.status, String::from_utf8_lossy(&output.stderr)),
+    }
 }
 
 /// The first program `name` in PATH.

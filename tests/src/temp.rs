@@ -6,6 +6,8 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
+use nix::sys::statvfs::{FsFlags, statvfs};
+
 /// A directory of its own under the system's temporary directory.
 #[derive(Debug)]
 pub struct TempDir(PathBuf);
@@ -16,11 +18,13 @@ impl TempDir {
         Self::under(&std::env::temp_dir(), name)
     }
 
-    /// Makes one in memory, as an emptyDir of medium Memory is; where this machine has no such place, like [`Self::new`].
+    /// Makes one in memory, as an emptyDir of medium Memory is; where this machine has no such place, or one from which no
+    /// program can be run, like [`Self::new`].
     pub fn in_memory(name: &str) -> Self {
         let memory = Path::new("/dev/shm");
         let probe = memory.join(format!("etcd-tls-probe-{}", std::process::id()));
-        if fs::create_dir_all(&probe).is_err() {
+        let runs = statvfs(memory).is_ok_and(|stat| !stat.flags().contains(FsFlags::ST_NOEXEC));
+        if !runs || fs::create_dir_all(&probe).is_err() {
             return Self::new(name);
         }
         let _ = fs::remove_dir(&probe);

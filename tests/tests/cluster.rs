@@ -1,5 +1,6 @@
 //! A whole cluster with a node: the manifests install, and the example becomes a healthy etcd cluster, TLS throughout,
-//! whose certificates are renewed, and which outlives a container's and a pod's restart.
+//! whose certificates are renewed, and which outlives a container's and a pod's restart; a member that is restarted by its
+//! liveness probe.
 //!
 //! `KUBECONFIG` names the cluster. It has the images `etcd-tls-webhook` and `etcd-tls-sidecar` in the tag of the manifests,
 //! and an etcd image with a shell that `ETCD_TLS_TEST_ETCD_IMAGE` names (default `localhost/etcd:3.5`).
@@ -10,6 +11,9 @@ use std::{
     process::Command,
     time::{Duration, Instant},
 };
+
+#[path = "cluster/probe.rs"]
+mod probe;
 
 use serde_json::{Value, json};
 use tests::{process::which, repository, temp::TempDir, tier};
@@ -140,7 +144,7 @@ impl Cluster {
         self.run(&["create", "namespace", namespace]);
         self.run(&[&["label", "namespace", namespace, "etcd-tls=dynamic"], labels].concat());
         let deleted = Deleted { cluster: self, namespace: namespace.to_owned() };
-        let image = env::var("ETCD_TLS_TEST_ETCD_IMAGE").unwrap_or_else(|_| "localhost/etcd:3.5".into());
+        let image = etcd_image();
         let (name, tag) = image.rsplit_once(':').expect("an image with a tag");
         let overlay = TempDir::new("example");
         self.disks(&image);
@@ -221,6 +225,11 @@ impl Drop for Deleted<'_> {
     }
 }
 
+/// The image of etcd, with a shell.
+fn etcd_image() -> String {
+    env::var("ETCD_TLS_TEST_ETCD_IMAGE").unwrap_or_else(|_| "localhost/etcd:3.5".into())
+}
+
 fn is_ready(pod: &Value) -> bool {
     let conditions = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
     conditions.iter().any(|c| c["type"] == "Ready" && c["status"] == "True")
@@ -232,11 +241,14 @@ fn relative(from: &TempDir, path: &str) -> String {
     format!("{up}{}", repository().join(path).display().to_string().trim_start_matches('/'))
 }
 
-/// One test, since the installation is one.
+/// One test, since the installation is one. `ETCD_TLS_TEST_PROBE_ALONE` leaves out all but the member with a probe.
 #[test]
 fn the_example_becomes_a_cluster_and_stays_one() {
     let Some(cluster) = Cluster::find() else { return };
     let _installed = cluster.install();
+    if env::var_os("ETCD_TLS_TEST_PROBE_ALONE").is_some() {
+        return probe::a_sidecar_that_is_away_takes_no_etcd_down(&cluster);
+    }
     let namespace = "etcd-tls-test";
     let deleted = cluster.example(namespace, &["pod-security.kubernetes.io/enforce=restricted"]);
     cluster.pods_ready(namespace);
@@ -283,4 +295,6 @@ fn the_example_becomes_a_cluster_and_stays_one() {
         if done == "1" { Ok(()) } else { Err(done) }
     });
     drop(deleted);
+
+    probe::a_sidecar_that_is_away_takes_no_etcd_down(&cluster);
 }

@@ -295,42 +295,63 @@ async fn a_ca_that_takes_over_its_predecessors_name_is_restarted_for() {
     }
 }
 
-/// kubelet's part of `reload: probe`: three failures in a row end the container. The count begins anew with it.
-async fn probe_until_loaded(pods: &Pods, trust: &etcd_tls_sidecar::certificate::Bundle) {
-    let mut failures = vec![0; pods.pods.len()];
-    let start = Instant::now();
-    while !pods.pods.iter().all(|p| p.has_loaded(trust)) {
-        assert!(start.elapsed() < 3 * RESTART, "{:?}", pods.pods.iter().map(|p| p.status()).collect::<Vec<_>>());
-        for (i, pod) in pods.pods.iter().enumerate() {
-            let answer = pod.gate.as_ref().expect("a gate").check().await;
-            failures[i] = if answer.is_err() { failures[i] + 1 } else { 0 };
-            if failures[i] == 3 {
-                assert!(answer.is_err_and(|why| why.contains("etcd is to be restarted")));
-                pods.supervisor.terminate(i);
-            }
-        }
-        tokio::time::sleep(Duration::from_millis(300)).await;
-    }
-}
-
+/// kubelet runs the program itself, which asks the sidecar and, behind it, what the user's own probe asked.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn where_no_signal_reaches_the_liveness_probe_does() {
     for binary in all_binaries() {
-        let (old, new) = (Ca::new("old"), Ca::new("new"));
-        let mut pods = Pods::start(&binary, 3, &old).await;
-        for pod in &mut pods.pods {
-            pod.start_restarter(|options| (options.reload, options.can_signal) = (Reload::Probe, false));
+        let [first, second, third] = ["first", "second", "third"].map(Ca::new);
+        let mut pods = Pods::start(&binary, 3, &first).await;
+        let health: Vec<_> =
+            pods.supervisor.with(|c| c.members.iter().map(|m| format!("{}/health", m.metrics_url())).collect());
+        for (pod, health) in pods.pods.iter_mut().zip(health) {
+            pod.start_restarter(|options| {
+                (options.reload, options.can_signal, options.liveness_url) = (Reload::Probe, false, Some(health));
+            });
         }
-        pods.loaded(&bundle(&[&old]), RESTART).await;
+        pods.loaded(&bundle(&[&first]), RESTART).await;
         let work = workload(&pods);
-        let both = bundle(&[&old, &new]);
+        let both = bundle(&[&first, &second]);
         pods.trust(&both);
-        probe_until_loaded(&pods, &both).await;
+        pods.probed(pods.loaded(&both, 3 * RESTART)).await;
         assert_eq!((pods.supervisor.most_away(), pods.supervisor.ends().len()), (1, 3));
         for pod in &pods.pods {
-            assert_eq!(pod.gate.as_ref().expect("a gate").check().await, Ok(()), "open again");
+            assert_eq!(pod.probe().await, Ok(()), "once is enough");
         }
+
+        // A sidecar that goes away while nothing is due, and all of them while a restart is due that kubelet has heard of.
+        pods.pods[0].kill_restarter();
+        pods.probed(tokio::time::sleep(Duration::from_secs(3))).await;
+        pods.pods[0].start_restarter(|_| {});
+        let all = bundle(&[&first, &second, &third]);
+        pods.trust(&all);
+        let due = eventually("a member's probe fails", RESTART, || async {
+            for (i, pod) in pods.pods.iter().enumerate() {
+                if pod.probe().await.is_err_and(|why| why.contains("etcd is to be restarted: the ")) {
+                    return Ok(i);
+                }
+            }
+            Err("none")
+        })
+        .await;
+        pods.pods.iter_mut().for_each(tests::pods::Pod::kill_restarter);
+        assert_eq!(pods.pods[due].probe().await, Ok(()), "nobody says so any more");
+        pods.probed(tokio::time::sleep(Duration::from_secs(5))).await;
+        assert_eq!(pods.supervisor.ends().len(), 3, "a sidecar that is away takes no etcd down");
         nothing_lost(&work.stop().await.expect("read etcd"));
+
+        // Nor does it keep a dead one up: the user's own probe says what it said.
+        pods.supervisor.suspend(due);
+        let why = pods.pods[due].probe().await.expect_err("it does not answer");
+        assert!(why.contains("/health") && why.contains("etcd-tls-sidecar is away"), "{why}");
+        pods.supervisor.resume(due);
+        eventually("it answers again", RESTART, || pods.pods[due].probe()).await;
+
+        for pod in &mut pods.pods {
+            pod.start_restarter(|_| {});
+        }
+        pods.probed(pods.loaded(&all, 3 * RESTART)).await;
+        assert_eq!((pods.supervisor.most_away(), pods.supervisor.ends().len()), (1, 6));
+        say(&format!("etcd {}: restarted by its probe, and by nothing else", binary.version));
     }
 }
 

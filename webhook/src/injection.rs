@@ -25,7 +25,12 @@ mod view;
 
 use std::collections::BTreeSet;
 
-use etcd_tls_sidecar::{args::PodArgs, identity, names, role::Role, settings::Settings};
+use etcd_tls_sidecar::{
+    args::PodArgs,
+    identity, names,
+    role::Role,
+    settings::{Reload, Settings},
+};
 
 pub use self::patch::{Kind, Operation, Patch};
 use self::{
@@ -191,6 +196,11 @@ impl<'a> Work<'a> {
             let index = container.index.to_string();
             let path = ["spec", container.list.field(), &index, "livenessProbe"];
             if probe.replaces { patch.replace(&path, probe.value) } else { patch.set(&path, probe.value) }
+        } else if self.settings.reload == Reload::Probe {
+            // In place already, and what the user's own asked stands in our arguments alone.
+            let sidecar = self.pod.container(names::SIDECAR_CONTAINER);
+            args.liveness_url = sidecar
+                .and_then(|c| c.words("args").find_map(|word| Some(word.strip_prefix("--liveness-url=")?.to_owned())));
         }
         self.volumes(&mut patch);
         self.groups(&mut patch);

@@ -10,6 +10,7 @@ use super::{AGAIN, IDLE, Look, Permit, Restarter, Wait, decision::permit, option
 use crate::{
     etcd::EtcdError,
     lock::{Guard, TTL},
+    names,
     process::uptime,
 };
 
@@ -21,13 +22,27 @@ const LEADER_PATIENCE: Duration = Duration::from_secs(180);
 /// How long etcd may take to end (its own limit is 8 s and grows with what it serves), start, load its data and be healthy,
 /// with a back-off of kubelet's in between.
 const BACK_LIMIT: Duration = Duration::from_secs(180);
-/// How long kubelet may take to act on a failing probe: the webhook has it wait for five minutes and more, and a user who
-/// wrote a longer patience keeps it.
-const PROBE_LIMIT: Duration = Duration::from_secs(3600);
+/// How long kubelet may take to act on a failing probe: half a minute by default, and a user may write a longer patience.
+const PROBE_LIMIT: Duration = Duration::from_secs(1800);
+/// An etcd that has been silent for so long while its probe failed is on its way down or up.
+const SILENCE: Duration = Duration::from_secs(5);
 /// How often a restart's progress is looked at.
 const GLANCE: Duration = Duration::from_millis(100);
+/// How often etcd itself is looked at while its probe fails: before kubelet asks the next one as often as makes it fail.
+const GLANCE_AT_PROBED: Duration = Duration::from_millis(500);
 /// How often everything is looked at again while the probe fails and kubelet has not acted yet.
 const GLANCE_AT_CLUSTER: Duration = Duration::from_secs(5);
+
+/// What has become of an etcd whose probe fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Probed {
+    /// Nothing.
+    Same,
+    /// It does not answer.
+    Silent,
+    /// There is another one in its place.
+    Another,
+}
 
 impl Restarter {
     /// Tells a server that is not etcd to read its files again. It stays up, so there is nothing to lock.
@@ -150,9 +165,10 @@ impl Restarter {
             return Err(Wait::new("cluster_unknown", "etcd does not say when it started".to_owned(), AGAIN));
         }
         confirm(guard.as_deref_mut(), client_urls).await?;
-        self.gate.arm(&look.why.join("; "));
-        tracing::info!(why = look.why.join("; "), "failing etcd's liveness probe, so that kubelet restarts it");
-        let ended = self.await_kubelet(started, guard, client_urls).await;
+        let why = look.why.join("; ");
+        self.gate.arm(&why);
+        tracing::info!(why, "failing etcd's liveness probe, so that kubelet restarts it");
+        let ended = self.await_kubelet(&why, started, guard, client_urls).await;
         self.gate.disarm();
         if let Err(wait) = ended {
             self.metrics.restarted("not_ended");
@@ -165,24 +181,38 @@ impl Restarter {
     /// Fails the probe for as long as a restart is allowed, and no longer.
     async fn await_kubelet(
         &mut self,
+        why: &str,
         started: Option<Duration>,
         guard: &mut Option<&mut Guard>,
         client_urls: &[String],
     ) -> Result<(), Wait> {
         let start = Instant::now();
-        let mut confirmed = start;
+        let (mut confirmed, mut looked) = (start, start);
+        let mut silent = None;
         loop {
-            sleep(GLANCE_AT_CLUSTER).await;
-            match (self.eyes.started().await, started) {
-                (Some(now), Some(before)) if self.eyes.is_another(now, before) => return Ok(()),
-                // It is on its way down, or up: either way kubelet has acted.
-                (None, Some(_)) | (Some(_), None) => return Ok(()),
-                (Some(_), Some(_)) | (None, None) => {}
+            sleep(GLANCE_AT_PROBED).await;
+            match self.probed(started).await {
+                Probed::Another => return Ok(()),
+                Probed::Silent => {
+                    // The next one is not to be met by what was meant for this one.
+                    self.gate.disarm();
+                    if silent.get_or_insert_with(Instant::now).elapsed() > SILENCE {
+                        return Ok(());
+                    }
+                    self.keep(guard.as_deref_mut(), client_urls, &mut confirmed).await;
+                    continue;
+                }
+                Probed::Same => {
+                    if silent.take().is_some() {
+                        self.gate.arm(why);
+                    }
+                }
             }
             if start.elapsed() > PROBE_LIMIT {
                 let text = format!(
-                    "kubelet has not restarted etcd in {} s of failed probes: does its liveness probe ask the sidecar?",
-                    PROBE_LIMIT.as_secs()
+                    "kubelet has not restarted etcd in {} s of failed probes: is {} its liveness probe?",
+                    PROBE_LIMIT.as_secs(),
+                    names::PROBE_PROGRAM
                 );
                 return Err(Wait::new("not_ended", text, IDLE));
             }
@@ -190,14 +220,27 @@ impl Restarter {
                 confirm(guard.as_deref_mut(), client_urls).await?;
                 confirmed = Instant::now();
             }
-            if guard.is_some()
+            if looked.elapsed() > GLANCE_AT_CLUSTER
+                && guard.is_some()
                 && let Ok(seen) = self.cluster().await
             {
+                looked = Instant::now();
                 let allowed = permit(seen.me, &seen.members).map_err(Wait::hindered)?;
                 if let (true, Some(to)) = (seen.leader, allowed.successor) {
                     self.hand_on(to).await;
                 }
             }
+        }
+    }
+
+    /// What has become of the etcd that started at `before`; `None`: of one that refuses us.
+    async fn probed(&self, before: Option<Duration>) -> Probed {
+        match (self.eyes.started().await, before) {
+            (Some(now), Some(before)) if !self.eyes.is_another(now, before) => Probed::Same,
+            (Some(_), _) => Probed::Another,
+            (None, Some(_)) => Probed::Silent,
+            (None, None) if self.eyes.listens().await => Probed::Same,
+            (None, None) => Probed::Silent,
         }
     }
 

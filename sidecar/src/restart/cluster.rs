@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
 
 use futures::future::join_all;
+use tokio::time::timeout;
 
 use super::{
     Options,
@@ -138,6 +139,13 @@ impl Eyes {
     async fn metrics(&self) -> Result<ServerMetrics, EtcdError> {
         let url = self.own_url()?;
         self.client(url)?.metrics(url).await
+    }
+
+    /// Whether anybody takes connections where etcd does.
+    pub(super) async fn listens(&self) -> bool {
+        let endpoint = self.own_url().ok().and_then(|url| Endpoint::parse(url).ok());
+        let Some(endpoint) = endpoint else { return true };
+        timeout(HANDSHAKE_LIMIT, endpoint.connect()).await.is_ok_and(|connected| connected.is_ok())
     }
 
     /// Whether etcd reaches quorum.

@@ -1,41 +1,74 @@
-//! `reload: probe`: the sidecar answers the etcd container's liveness probe and so has kubelet restart etcd, where no signal
-//! reaches it.
+//! `reload: probe`: the sidecar's answer to etcd's liveness probe, by which kubelet restarts etcd where no signal reaches it.
 //!
-//! To kubelet a sidecar that does not answer is a failed probe like any other (connection refused is a failure, not an
-//! unknown). So the webhook writes a `failureThreshold` that outlasts a sidecar's absence: one that crashes is started again
-//! at once, then after 10 s, 20 s and so on, 5 min at most, and its admin port answers this path before it does anything
-//! else; one answer starts kubelet's count anew. The price is the same delay before kubelet acts on a restart that is
-//! due, which nobody waits for, and on a failure of the user's own probe. A sidecar that never comes back (an image that
-//! cannot be had any more) is beyond what an HTTP probe can tell from an etcd that is to be restarted.
+//! It is given on a socket in the volume that etcd's container has too, to the program of [`crate::probe`]; what a sidecar
+//! that is away means is that program's to say.
 //!
 //! The startup and readiness probes are not touched. kubelet runs no liveness probe in a pod that is being deleted, where
 //! the sidecar ends last.
 
 use std::{
-    sync::{Mutex, PoisonError},
+    fs::{self, File, Permissions},
+    io,
+    os::{fd::AsRawFd, unix::fs::PermissionsExt},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use tokio::time::timeout;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{UnixListener, UnixStream},
+    sync::Semaphore,
+    time::{sleep, timeout},
+};
 
-use crate::etcd::{Client, Endpoint};
+use crate::{
+    etcd::{Client, Endpoint},
+    names,
+    probe::{self, Question},
+};
 
-/// Path of the check on the admin port.
-pub const PATH: &str = "/etcd";
-/// How long the user's own check may take here; kubelet's `timeoutSeconds` mostly ends it before.
-const LIMIT: Duration = Duration::from_secs(8);
+/// Probes answered at once; kubelet asks one after the other, and what it gave up waits here.
+const AT_ONCE: usize = 4;
+/// How long a request may take to come.
+const REQUEST_LIMIT: Duration = Duration::from_secs(1);
+/// Bytes of a request; it is one line.
+const MAX_REQUEST: u64 = 64;
+/// The longest that a request may let us ask.
+const MAX_LIMIT: Duration = Duration::from_secs(600);
 
-/// Answers the liveness probe of `reload: probe`; kept by the admin server under [`PATH`].
+/// Answers etcd's liveness probe.
 pub struct Gate {
     liveness_url: Option<String>,
     /// The role directory whose certificate is presented to an https check.
-    identity: Option<std::path::PathBuf>,
+    identity: Option<PathBuf>,
     armed: Mutex<Option<String>>,
 }
 
+/// Listens for probes in the certificates' directory `dir`.
+///
+/// # Errors
+/// The system's. [`probe::install`] makes the directory.
+pub fn listen(dir: &Path) -> io::Result<UnixListener> {
+    let dir = dir.join(names::PROBE_DIR);
+    let path = dir.join(probe::SOCKET);
+    // An earlier process's, of which there is none any more: the store is ours.
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    // The path of a socket must be short, which a directory's need not be.
+    let short = File::open(&dir)?;
+    let listener = UnixListener::bind(format!("/proc/self/fd/{}/{}", short.as_raw_fd(), probe::SOCKET))?;
+    // To connect is to write.
+    fs::set_permissions(&path, Permissions::from_mode(0o660))?;
+    Ok(listener)
+}
+
 impl Gate {
-    pub(super) fn new(liveness_url: Option<String>, identity: Option<std::path::PathBuf>) -> Self {
-        Self { liveness_url, identity, armed: Mutex::default() }
+    /// For an etcd whose user's own probe asks `liveness_url`, by the certificate in `identity` where it is https.
+    pub const fn new(liveness_url: Option<String>, identity: Option<PathBuf>) -> Self {
+        Self { liveness_url, identity, armed: Mutex::new(None) }
     }
 
     /// From now on the probe fails, for this reason.
@@ -52,19 +85,56 @@ impl Gate {
         self.armed.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Whether kubelet shall leave etcd alone: fails only when a restart is due, allowed and locked, and only until etcd has
-    /// been restarted; else says what the user's own probe says, and yes where there is none.
+    /// Answers on `listener` until the future is dropped.
+    pub async fn serve(self: Arc<Self>, listener: UnixListener) {
+        let slots = Arc::new(Semaphore::new(AT_ONCE));
+        while let Ok(slot) = Arc::clone(&slots).acquire_owned().await {
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let gate = Arc::clone(&self);
+                    tokio::spawn(async move {
+                        if let Err(error) = gate.answer(stream).await {
+                            tracing::debug!(%error, "a liveness probe went away");
+                        }
+                        drop(slot);
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "liveness probes: accept failed");
+                    sleep(Duration::from_secs(1)).await;
+                }
+            }
+        }
+    }
+
+    async fn answer(&self, mut stream: UnixStream) -> io::Result<()> {
+        let (read, mut write) = stream.split();
+        let (mut read, mut request) = (read.take(MAX_REQUEST), Vec::new());
+        timeout(REQUEST_LIMIT, async {
+            while !request.ends_with(b"\n") && read.read_buf(&mut request).await? > 0 {}
+            io::Result::Ok(())
+        })
+        .await??;
+        let Some(limit) = probe::requested(&request) else { return Ok(()) };
+        let verdict = self.check(limit.min(MAX_LIMIT)).await;
+        timeout(REQUEST_LIMIT, write.write_all(probe::answer(&verdict).as_bytes())).await?
+    }
+
+    /// Whether kubelet shall leave etcd alone: fails when a restart is due, allowed and locked, and only until etcd has been
+    /// restarted; else says what the user's own probe says where no other than the sidecar can ask it.
     ///
     /// # Errors
     /// Why not.
-    pub async fn check(&self) -> Result<(), String> {
+    async fn check(&self, limit: Duration) -> Result<(), String> {
         if let Some(reason) = self.armed() {
             return Err(format!("etcd is to be restarted: {reason}"));
         }
-        let Some(url) = &self.liveness_url else { return Ok(()) };
-        match timeout(LIMIT, self.users(url)).await {
-            Ok(answer) => answer,
-            Err(_) => Err(format!("{url}: no answer within {} s", LIMIT.as_secs())),
+        match (&self.liveness_url, Question::of(self.liveness_url.as_deref())) {
+            (Some(url), Question::BySidecar(_)) => match timeout(limit, self.users(url)).await {
+                Ok(answer) => answer,
+                Err(_) => Err(format!("{url}: no answer within {} s", limit.as_secs())),
+            },
+            _ => Ok(()),
         }
     }
 
@@ -92,16 +162,15 @@ impl Gate {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use tokio::{
-        io::{AsyncReadExt, AsyncWriteExt},
-        net::TcpListener,
-    };
+    use tokio::net::TcpListener;
 
     use super::*;
 
-    async fn answering(status: &'static str) -> String {
+    const LIMIT: Duration = Duration::from_secs(5);
+
+    async fn answering(status: &'static str) -> u16 {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
+        let port = listener.local_addr().unwrap().port();
         tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
                 let mut head = [0; 1024];
@@ -111,28 +180,53 @@ mod tests {
                 let _ = stream.write_all(format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n").as_bytes()).await;
             }
         });
-        address.to_string()
+        port
     }
 
     #[tokio::test]
-    async fn behind_the_gate_the_users_probe_keeps_its_meaning() {
+    async fn what_the_program_cannot_ask_is_asked_here() {
         for (status, well) in [("200 OK", true), ("302 Found", true), ("503 Service Unavailable", false)] {
-            let url = format!("http://{}/health?exclude=NOSPACE", answering(status).await);
-            assert_eq!(Gate::new(Some(url), None).check().await.is_ok(), well, "{status}");
+            let port = answering(status).await;
+            // By a name, for which the program has no resolver.
+            let url = format!("http://localhost:{port}/health?exclude=NOSPACE");
+            assert_eq!(Gate::new(Some(url), None).check(LIMIT).await.is_ok(), well, "{status}");
+            let url = format!("http://127.0.0.1:{port}/health?exclude=NOSPACE");
+            assert_eq!(Gate::new(Some(url), None).check(LIMIT).await, Ok(()), "the program asks that itself");
         }
-        let address = answering("200 OK").await;
-        assert!(Gate::new(Some(format!("tcp://{address}")), None).check().await.is_ok());
         let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-        assert!(Gate::new(Some(format!("tcp://{closed}")), None).check().await.is_err());
-        assert!(Gate::new(None, None).check().await.is_ok());
+        assert!(Gate::new(Some(format!("https://{closed}/health")), None).check(LIMIT).await.is_err());
+        assert!(Gate::new(None, None).check(LIMIT).await.is_ok());
     }
 
     #[tokio::test]
-    async fn an_armed_gate_fails_whatever_the_user_asks() {
-        let gate = Gate::new(None, None);
-        gate.arm("its trust bundle has changed");
-        assert!(gate.check().await.unwrap_err().contains("its trust bundle has changed"));
+    async fn it_answers_in_a_directory_of_any_length() {
+        let parent = std::env::temp_dir().join(format!("etcd-tls-gate-{}", std::process::id()));
+        let dir = parent.join("x".repeat(200));
+        fs::create_dir_all(dir.join(names::PROBE_DIR)).unwrap();
+        let gate = Arc::new(Gate::new(None, None));
+        // What an earlier process left there is in nobody's way.
+        drop(listen(&dir).unwrap());
+        let serving = tokio::spawn(Arc::clone(&gate).serve(listen(&dir).unwrap()));
+        let ask = |request: String| {
+            let short = File::open(dir.join(names::PROBE_DIR)).unwrap();
+            async move {
+                let path = format!("/proc/self/fd/{}/{}", short.as_raw_fd(), probe::SOCKET);
+                let mut stream = UnixStream::connect(path).await.unwrap();
+                stream.write_all(request.as_bytes()).await.unwrap();
+                let mut answer = Vec::new();
+                // Whose request was not read to its end gets an error.
+                let _ = stream.read_to_end(&mut answer).await;
+                probe::Said::read(&answer)
+            }
+        };
+        assert_eq!(ask(probe::request(LIMIT)).await, probe::Said::Alive);
+        gate.arm("its trust bundle\nhas changed");
+        let why = "etcd is to be restarted: its trust bundle has changed".to_owned();
+        assert_eq!(ask(probe::request(LIMIT)).await, probe::Said::Dead(why));
+        assert!(matches!(ask("x".repeat(1000)).await, probe::Said::Away(_)), "no request, no answer");
         gate.disarm();
-        assert!(gate.check().await.is_ok());
+        assert_eq!(ask(probe::request(LIMIT)).await, probe::Said::Alive);
+        serving.abort();
+        fs::remove_dir_all(parent).unwrap();
     }
 }

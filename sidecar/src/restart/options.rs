@@ -33,7 +33,7 @@ pub struct Options {
     pub client_url: Option<String>,
     /// etcd's peer port.
     pub peer_url: Option<String>,
-    /// The user's own liveness probe, asked by [`Gate::check`](super::Gate::check).
+    /// What the user's own liveness probe asks, under `reload: probe`.
     pub liveness_url: Option<String>,
     /// Who holds the lock: the pod, by name and uid.
     pub holder: String,

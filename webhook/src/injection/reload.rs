@@ -1,23 +1,26 @@
 //! Whether and how the sidecar can restart etcd: by a signal in a shared process namespace, or through its liveness probe.
 //!
+//! The probe is then a program of ours, which the sidecar puts into the volume of the certificates. It asks the sidecar and
+//! what the user's own probe asked, and only what the sidecar says takes etcd down, never that it says nothing.
+//!
 //! A shared process namespace opens `/proc/<pid>/root`, and with it the keys, to every container of etcd's user. So it is
 //! opened only where no other container can have that user.
 
-use etcd_tls_sidecar::settings::{Reload, Settings};
+use etcd_tls_sidecar::{
+    names, probe,
+    settings::{Reload, Settings},
+};
 
 use super::{
     urls::{self, Url},
     view::{Container, Pod},
 };
-use crate::json::{Fields, Json, object};
+use crate::json::{Fields, Json, list, object};
 
-/// The sidecar's path that stands in front of etcd's own liveness.
-const CHECK_PATH: &str = "/etcd";
-/// How long a liveness probe must fail before etcd is restarted by it. A sidecar that crashes comes back within five
-/// minutes, kubelet's longest back-off: etcd outlives that.
-const PATIENCE: u64 = 330;
 /// What etcd may need to stop, in seconds.
 const GRACE: u64 = 20;
+/// A probe's `timeoutSeconds` where it has none.
+const TIMEOUT: u64 = 1;
 
 /// What the pod allows.
 #[derive(Debug, Default)]
@@ -26,13 +29,13 @@ pub(super) struct Plan {
     pub(super) can_signal: bool,
     /// The pod must get `shareProcessNamespace: true` for that.
     pub(super) share: bool,
-    /// The liveness probe to put in: of which container, and whether one is replaced.
+    /// The liveness probe to put in, and whether one is replaced.
     pub(super) probe: Option<Probe>,
     pub(super) warnings: Vec<String>,
     pub(super) problems: Vec<String>,
 }
 
-/// A liveness probe that asks the sidecar.
+/// The liveness probe by which the sidecar has etcd restarted.
 #[derive(Debug)]
 pub(super) struct Probe {
     pub(super) value: Json<'static>,
@@ -73,6 +76,9 @@ pub(super) fn plan(
             )),
         },
         Reload::Probe => match etcd.first() {
+            Some(_) if restart_policy(pod) == Some("Never") => plan.problems.push(
+                "annotation etcd-tls.dev/reload: probe: restartPolicy is Never, so what it ends stays away".to_owned(),
+            ),
             Some(container) => plan.probe(settings, container, listeners),
             None => plan.problems.push("annotation etcd-tls.dev/reload: probe needs a container with etcd".to_owned()),
         },
@@ -97,7 +103,7 @@ fn obstacles(pod: &Pod<'_>, etcd: &[Container<'_>], of_host: bool) -> Result<boo
     if pod.spec.get("shareProcessNamespace") == Some(&Json::Bool(false)) {
         why.push("the pod says shareProcessNamespace: false".to_owned());
     }
-    if pod.spec.get("restartPolicy").and_then(Json::as_str) == Some("Never") {
+    if restart_policy(pod) == Some("Never") {
         why.push("restartPolicy is Never".to_owned());
     }
     let mut users = Vec::new();
@@ -131,14 +137,25 @@ fn obstacles(pod: &Pod<'_>, etcd: &[Container<'_>], of_host: bool) -> Result<boo
     if why.is_empty() && !etcd.is_empty() { Ok(!shared) } else { Err(why) }
 }
 
+fn restart_policy<'a>(pod: &Pod<'a>) -> Option<&'a str> {
+    pod.spec.get("restartPolicy").and_then(Json::as_str)
+}
+
+/// Where etcd's container finds the program.
+fn program(settings: &Settings) -> String {
+    format!("{}/{}/{}", settings.mount_path, names::PROBE_DIR, names::PROBE_PROGRAM)
+}
+
 impl Plan {
     fn probe(&mut self, settings: &Settings, container: &Container<'_>, listeners: &[Url]) {
-        let ours = object! {"path": CHECK_PATH, "port": settings.admin_port, "scheme": "HTTP"};
-        // The first failure begins the wait, so it is one more than fit into it.
-        let failures = |period: u64| PATIENCE.div_ceil(period) + 1;
+        let ours = |timeout: u64| {
+            let words = list![program(settings), format!("--timeout={timeout}")];
+            (object! {"command": words}, probe::timeout_seconds(timeout))
+        };
         let Some(theirs) = container.object.get("livenessProbe").and_then(Json::as_object) else {
+            let (exec, timeout) = ours(TIMEOUT);
             let value = object! {
-                "httpGet": ours, "periodSeconds": 10u32, "timeoutSeconds": 5u32, "failureThreshold": failures(10),
+                "exec": exec, "periodSeconds": 10u32, "timeoutSeconds": timeout, "failureThreshold": 3u32,
             };
             self.probe = Some(Probe { value, replaces: false, liveness_url: None });
             return;
@@ -146,7 +163,7 @@ impl Plan {
         if is_ours(theirs, settings) {
             return;
         }
-        let liveness_url = match liveness_url(theirs, container, listeners) {
+        let liveness_url = match liveness_url(theirs, container, listeners, settings) {
             Ok(url) => url,
             Err(why) => {
                 self.problems.push(format!(
@@ -158,28 +175,33 @@ impl Plan {
             }
         };
         let mut value = theirs.clone().into_owned();
+        let timeout = theirs.get("timeoutSeconds").and_then(Json::as_u64).filter(|t| *t > 0).unwrap_or(TIMEOUT);
+        let (exec, timeout) = ours(timeout);
+        value.remove("httpGet");
         value.remove("tcpSocket");
-        value.set("httpGet", ours);
-        let period = theirs.get("periodSeconds").and_then(Json::as_u64).unwrap_or(10).max(1);
-        let threshold = theirs.get("failureThreshold").and_then(Json::as_u64).unwrap_or(3);
-        value.set("failureThreshold", threshold.max(failures(period)));
+        value.set("exec", exec);
+        value.set("timeoutSeconds", timeout);
         self.warnings.push(format!(
-            "container {}: its liveness probe now asks etcd-tls-sidecar, which asks {liveness_url} in its place",
-            container.name
+            "container {}: its liveness probe is now {}, which asks etcd-tls-sidecar and {liveness_url}",
+            container.name,
+            names::PROBE_PROGRAM
         ));
         self.probe = Some(Probe { value: Json::Object(value), replaces: true, liveness_url: Some(liveness_url) });
     }
 }
 
 fn is_ours(probe: &Fields<'_>, settings: &Settings) -> bool {
-    let get = probe.get("httpGet");
-    let field = |name| get.and_then(|g| g.get(name));
-    field("path").and_then(Json::as_str) == Some(CHECK_PATH)
-        && field("port").and_then(Json::as_u64) == Some(u64::from(settings.admin_port))
+    let words = probe.get("exec").and_then(|exec| exec.get("command")).and_then(Json::as_array);
+    words.and_then(|words| words.first()).and_then(Json::as_str) == Some(program(settings).as_str())
 }
 
-/// The URL that a probe asks, as the sidecar asks it.
-fn liveness_url(probe: &Fields<'_>, container: &Container<'_>, listeners: &[Url]) -> Result<String, String> {
+/// The URL that a probe asks, as it is asked from beside etcd.
+fn liveness_url(
+    probe: &Fields<'_>,
+    container: &Container<'_>,
+    listeners: &[Url],
+    settings: &Settings,
+) -> Result<String, String> {
     let (kind, handler) = if let Some(get) = probe.get("httpGet").filter(|v| !v.is_null()) {
         ("httpGet", get)
     } else if let Some(tcp) = probe.get("tcpSocket").filter(|v| !v.is_null()) {
@@ -197,6 +219,9 @@ fn liveness_url(probe: &Fields<'_>, container: &Container<'_>, listeners: &[Url]
             urls::sidecar_host(listener)
         }
     };
+    if port == settings.admin_port {
+        return Err("asks etcd-tls-sidecar's port: take it out, and put in what etcd itself answers".to_owned());
+    }
     if kind == "tcpSocket" {
         return Ok(format!("tcp://{host}:{port}"));
     }

@@ -413,7 +413,7 @@ fn the_process_namespace_is_shared_only_where_nobody_else_can_be_etcd() {
 }
 
 #[test]
-fn the_liveness_probe_moves_behind_the_sidecar_only_when_asked() {
+fn the_liveness_probe_becomes_ours_only_when_asked() {
     let probed = |probe: Value| {
         with(|p| {
             p["metadata"]["annotations"] = json!({"etcd-tls.dev/reload": "probe"});
@@ -421,21 +421,35 @@ fn the_liveness_probe_moves_behind_the_sidecar_only_when_asked() {
             p["spec"]["containers"][0]["ports"] = json!([{"name": "metrics", "containerPort": 2381}]);
         })
     };
+    let exec =
+        |timeout: &str| json!({"command": ["/etc/etcd/tls/probe/etcd-tls-probe", format!("--timeout={timeout}")]});
     let (pod, warnings) = injected(&probed(json!({
-        "httpGet": {"path": "/health", "port": "metrics", "scheme": "HTTP"}, "periodSeconds": 5, "failureThreshold": 8,
+        "httpGet": {"path": "/health", "port": "metrics", "scheme": "HTTP"}, "periodSeconds": 5, "timeoutSeconds": 4,
+        "failureThreshold": 8, "initialDelaySeconds": 7,
     })));
     let probe = &pod["spec"]["containers"][0]["livenessProbe"];
-    assert_eq!(probe["httpGet"], json!({"path": "/etcd", "port": 9179, "scheme": "HTTP"}));
-    assert_eq!(probe["periodSeconds"], 5);
-    assert_eq!(probe["failureThreshold"], 67, "66 pauses of 5 s are 330 s");
+    assert_eq!(
+        *probe,
+        json!({
+            "periodSeconds": 5, "timeoutSeconds": 13, "failureThreshold": 8, "initialDelaySeconds": 7, "exec": exec("4"),
+        }),
+        "the user's patience, and time for two questions"
+    );
     assert!(sidecar_args(&pod).contains(&"--liveness-url=http://$(POD_IP):2381/health".to_owned()));
     assert!(warnings.iter().any(|w| w.contains("liveness")));
     let (pod, _) = injected(&probed(json!({"tcpSocket": {"port": 2379}})));
     assert!(sidecar_args(&pod).contains(&"--liveness-url=tcp://127.0.0.1:2379".to_owned()));
-    assert!(pod["spec"]["containers"][0]["livenessProbe"].get("tcpSocket").is_none());
-    injected(&annotated("reload", "probe"));
+    assert_eq!(pod["spec"]["containers"][0]["livenessProbe"], json!({"exec": exec("1"), "timeoutSeconds": 7}));
+    let (pod, warnings) = injected(&annotated("reload", "probe"));
+    assert_eq!(pod["spec"]["containers"][0]["livenessProbe"]["exec"], exec("1"));
+    assert_eq!(warnings, Vec::<String>::new());
     assert!(refused(&probed(json!({"exec": {"command": ["x"]}}))).contains("httpGet"));
     assert!(refused(&probed(json!({"httpGet": {"port": "nobody"}}))).contains("port"));
+    // As an earlier version put it in.
+    assert!(refused(&probed(json!({"httpGet": {"path": "/etcd", "port": 9179}}))).contains("etcd-tls-sidecar's port"));
+    let mut once = annotated("reload", "probe");
+    once["spec"]["restartPolicy"] = json!("Never");
+    assert!(refused(&once).contains("restartPolicy is Never"));
 }
 
 #[test]

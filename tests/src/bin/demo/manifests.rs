@@ -48,7 +48,7 @@ impl Place {
     }
 }
 
-/// A member. Its liveness probe is the user's own; `reload: probe` has the sidecar stand in front of it, since local
+/// A member. Its liveness probe is the user's own; `reload: probe` makes it one that asks the sidecar, too, since local
 /// processes share no process namespace of their own in which etcd could be sent a signal.
 pub fn member(place: &Place, all: &[Place]) -> Value {
     let initial: Vec<_> = all.iter().map(|p| format!("{}={}", p.name, p.peer_url())).collect();

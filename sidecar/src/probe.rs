@@ -1,0 +1,227 @@
+//! etcd's liveness probe under `reload: probe`: what the program `etcd-tls-probe`, which kubelet runs in etcd's container, and
+//! the sidecar say to each other.
+//!
+//! ```text
+//! <dir>/probe/etcd-tls-probe   the program, in the volume that both containers have     (install)
+//! <dir>/probe/liveness         the URL that the user's own probe asks, where there is one
+//! <dir>/probe/sidecar.sock     where the sidecar answers; being in the volume it is nobody else's, whatever listens where
+//! ```
+//!
+//! **Invariant.** A sidecar takes etcd down by saying so and in no other way. One that refuses, hangs, is not there or talks
+//! nonsense is *away*, for however long, and then the user's own probe says alone how etcd is.
+//!
+//! Of the standard library alone, and without its name resolution: the program is linked statically, to run in any image.
+
+use std::{
+    fs,
+    io::{self, Read, Write},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
+
+pub mod install;
+mod question;
+
+pub use self::question::Question;
+
+/// The sidecar's socket in [`crate::names::PROBE_DIR`].
+pub const SOCKET: &str = "sidecar.sock";
+/// The file with the URL of the user's own probe in [`crate::names::PROBE_DIR`].
+pub const LIVENESS: &str = "liveness";
+
+/// How long the sidecar may take with what it need not ask anybody about.
+const SIDECAR_LIMIT: Duration = Duration::from_secs(2);
+/// Bytes of an answer of the sidecar's; it says less.
+const MAX_ANSWER: u64 = 4096;
+/// Characters of a reason, of which kubelet makes an event.
+const MAX_REASON: usize = 300;
+/// How long kubelet and the runtime may take to start the program, in seconds.
+const START_SECONDS: u64 = 3;
+
+/// The `timeoutSeconds` of a probe that runs the program with `--timeout=<timeout>`: the sidecar asks for that long, or is
+/// away for a moment, and then the program asks for that long itself.
+pub const fn timeout_seconds(timeout: u64) -> u64 {
+    let most = SIDECAR_LIMIT.as_secs().saturating_add(timeout.saturating_mul(2)).saturating_add(START_SECONDS);
+    // Kubernetes' integers have 32 bits.
+    if most > i32::MAX as u64 { i32::MAX as u64 } else { most }
+}
+
+/// What came of asking the sidecar.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Said {
+    /// Leave etcd alone.
+    Alive,
+    /// Restart it; why.
+    Dead(String),
+    /// Nothing that counts; why not.
+    Away(String),
+}
+
+/// What the program does next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// It is done: etcd is left alone.
+    Pass,
+    /// It is done: etcd is restarted; why.
+    Fail(String),
+    /// The answer to this is the answer.
+    Ask(Question),
+}
+
+/// The sidecar is asked, and may ask etcd for so long, if it must.
+pub fn request(limit: Duration) -> String {
+    format!("check {}\n", limit.as_millis())
+}
+
+/// How long a request lets the sidecar ask etcd; `None` where it is no request.
+pub fn requested(request: &[u8]) -> Option<Duration> {
+    let text = str::from_utf8(request).ok()?.strip_suffix('\n')?;
+    text.strip_prefix("check ")?.parse().ok().map(Duration::from_millis)
+}
+
+/// The sidecar's answer.
+pub fn answer(verdict: &Result<(), String>) -> String {
+    match verdict {
+        Ok(()) => "alive\n".to_owned(),
+        Err(reason) => format!("dead {}\n", one_line(reason)),
+    }
+}
+
+impl Said {
+    /// Reads the sidecar's answer: the whole line or nothing.
+    pub fn read(answer: &[u8]) -> Self {
+        match str::from_utf8(answer).ok().and_then(|text| text.strip_suffix('\n')) {
+            Some("alive") => Self::Alive,
+            Some(line) if line.starts_with("dead ") && !line.contains('\n') => Self::Dead(one_line(&line[5..])),
+            _ => Self::Away("its answer is none".to_owned()),
+        }
+    }
+}
+
+/// What follows from what the sidecar said, where the user's own probe is `question`.
+pub fn decide(said: &Said, question: Question) -> Next {
+    match (said, question) {
+        (Said::Dead(reason), _) => Next::Fail(reason.clone()),
+        // It has asked.
+        (Said::Alive, Question::BySidecar(_)) => Next::Pass,
+        (_, Question::None | Question::BySidecar(None)) => Next::Pass,
+        // No TLS here: that somebody listens is all that can be told.
+        (Said::Away(_), Question::BySidecar(Some(address))) => Next::Ask(Question::Tcp(address)),
+        (_, question) => Next::Ask(question),
+    }
+}
+
+/// What the program says of etcd, in [`crate::names::PROBE_DIR`] `dir`. Whoever is asked has `limit`.
+///
+/// # Errors
+/// Why etcd is to be restarted.
+pub fn verdict(dir: &Path, limit: Duration) -> Result<(), String> {
+    let url = fs::read_to_string(dir.join(LIVENESS)).ok();
+    let question = Question::of(url.as_deref().map(str::trim_end));
+    let patience = if matches!(question, Question::BySidecar(_)) { SIDECAR_LIMIT + limit } else { SIDECAR_LIMIT };
+    let said = sidecar(dir.join(SOCKET), limit, patience);
+    match decide(&said, question) {
+        Next::Pass => Ok(()),
+        Next::Fail(reason) => Err(reason),
+        Next::Ask(question) => question.ask(limit).map_err(|error| match &said {
+            Said::Away(why) => format!("{error} (etcd-tls-sidecar is away: {why})"),
+            Said::Alive | Said::Dead(_) => error,
+        }),
+    }
+}
+
+/// Asks the sidecar, for `patience` at most.
+fn sidecar(socket: PathBuf, limit: Duration, patience: Duration) -> Said {
+    // Beside, since connecting to a stopped process's socket may block for ever, and cannot be told not to.
+    let (told, tells) = mpsc::channel();
+    let asking = thread::Builder::new().spawn(move || {
+        // Nobody listens any more when it took too long.
+        let _ = told.send(converse(&socket, limit));
+    });
+    if let Err(error) = asking {
+        return Said::Away(error.to_string());
+    }
+    match tells.recv_timeout(patience) {
+        Ok(Ok(answer)) => Said::read(&answer),
+        Ok(Err(error)) => Said::Away(error.to_string()),
+        Err(_) => Said::Away(format!("no answer within {} s", patience.as_secs())),
+    }
+}
+
+fn converse(socket: &Path, limit: Duration) -> io::Result<Vec<u8>> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.write_all(request(limit).as_bytes())?;
+    let mut answer = Vec::new();
+    stream.take(MAX_ANSWER).read_to_end(&mut answer)?;
+    Ok(answer)
+}
+
+/// A text of others as a reason.
+fn one_line(text: &str) -> String {
+    text.trim().chars().take(MAX_REASON).map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn the_sidecar_is_understood() {
+        assert_eq!(requested(request(Duration::from_secs(5)).as_bytes()), Some(Duration::from_secs(5)));
+        for request in ["", "check 5", "check \n", "check -1\n", "check 5\n\n", "GET / HTTP/1.1\r\n"] {
+            assert_eq!(requested(request.as_bytes()), None, "{request:?}");
+        }
+        assert_eq!(Said::read(answer(&Ok(())).as_bytes()), Said::Alive);
+        let why = "the peer bundle\nhas changed\n";
+        assert_eq!(
+            Said::read(answer(&Err(why.to_owned())).as_bytes()),
+            Said::Dead("the peer bundle has changed".to_owned())
+        );
+        let long = answer(&Err("x".repeat(100_000)));
+        assert!(matches!(Said::read(long.as_bytes()), Said::Dead(why) if why.len() == MAX_REASON));
+    }
+
+    #[test]
+    fn what_is_no_whole_answer_is_none() {
+        let others: [&[u8]; 8] =
+            [b"", b"alive", b"dead", b"dead \xff\n", b"dead cut", b"no\n", b"dead a\nb\n", b"HTTP/1.1 503 x\r\n\r\n"];
+        for other in others {
+            assert!(matches!(Said::read(other), Said::Away(_)), "{}", String::from_utf8_lossy(other));
+        }
+    }
+
+    #[test]
+    fn the_sidecars_word_and_the_users_probe_make_the_verdict() {
+        let address = "127.0.0.1:2379".parse().unwrap();
+        let tcp = Question::Tcp(address);
+        let (dead, away) = (Said::Dead("due".to_owned()), Said::Away("refused".to_owned()));
+        for question in [Question::None, tcp.clone(), Question::BySidecar(Some(address)), Question::BySidecar(None)] {
+            assert_eq!(decide(&dead, question), Next::Fail("due".to_owned()));
+        }
+        for (said, question, next) in [
+            (&Said::Alive, Question::None, Next::Pass),
+            (&Said::Alive, tcp.clone(), Next::Ask(tcp.clone())),
+            (&Said::Alive, Question::BySidecar(Some(address)), Next::Pass),
+            (&away, Question::None, Next::Pass),
+            (&away, tcp.clone(), Next::Ask(tcp.clone())),
+            (&away, Question::BySidecar(Some(address)), Next::Ask(tcp)),
+            (&away, Question::BySidecar(None), Next::Pass),
+        ] {
+            assert_eq!(decide(said, question.clone()), next, "{said:?} {question:?}");
+        }
+    }
+
+    #[test]
+    fn kubelet_waits_for_longer_than_the_program_does() {
+        for timeout in [1, 5, 60] {
+            let longest = SIDECAR_LIMIT.as_secs() + 2 * timeout;
+            assert!(timeout_seconds(timeout) > longest);
+        }
+        assert_eq!(timeout_seconds(u64::MAX), i32::MAX as u64);
+    }
+}
