@@ -153,6 +153,18 @@ fn a_static_pod_is_served_by_its_host() {
         assert!(!injected.text.contains(part), "{part}\n{}", injected.text);
     }
     assert_eq!(injected.warnings.iter().filter(|w| w.contains(" was /etc/kubernetes/pki/etcd/")).count(), 6);
+
+    // By its probe it is restarted as others are, with a program in its host's directory.
+    let probed = kubeadm.replacen("  annotations:\n", "  annotations:\n    etcd-tls.dev/reload: probe\n", 1);
+    let injected = inject(&probed, &options).unwrap();
+    assert_eq!(inject(&injected.text, &options).unwrap().text, injected.text);
+    for part in ["- /etc/etcd/tls/probe/etcd-tls-probe\n", "- --reload=probe\n", "failureThreshold: 8\n"] {
+        assert!(injected.text.contains(part), "{part}\n{}", injected.text);
+    }
+    let asked = injected.text.lines().find(|line| line.contains("--liveness-url=")).unwrap();
+    assert!(asked.contains("http://127.0.0.1:2381/livez"), "{asked}");
+    assert!(!injected.text.contains("shareProcessNamespace"));
+
     let deployment =
         "apiVersion: apps/v1\nkind: Deployment\nspec:\n  template:\n    spec:\n      containers: [{name: etcd}]\n";
     let left = inject(deployment, &options).unwrap();
