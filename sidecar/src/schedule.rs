@@ -6,8 +6,9 @@ use aws_lc_rs::digest::{SHA256, digest};
 
 /// The wall clock is looked at so often or oftener: a suspended machine and a stepped clock are noticed.
 pub const TICK: Duration = Duration::from_secs(60);
-/// How far back our signer sets notBefore, for clocks that lag behind its own.
-pub const BACKDATE: Duration = Duration::from_secs(5 * 60);
+/// How far back our signer sets notBefore: for clocks that lag behind its own by some minutes, and for a clock that is set
+/// back by an hour, on which a certificate of just now would be one of the future and refused by every peer.
+pub const BACKDATE: Duration = Duration::from_secs(65 * 60);
 
 /// The part of the life before which no certificate is renewed, and the part over which renewals are spread.
 const EARLIEST: f64 = 0.40;
@@ -165,11 +166,12 @@ mod tests {
 
     #[test]
     fn life_is_counted_from_the_issue() {
-        let known = Life::of(at(0), at(86_700), Some(at(300)));
-        assert_eq!((known.issued, known.whole()), (at(300), Duration::from_secs(86_400)));
-        assert_eq!(Life::of(at(0), at(86_700), None), known, "unknown: the backdate is taken off");
-        for absurd in [at(86_700), at(1_000_000), NOW] {
-            assert_eq!(Life::of(at(0), at(86_700), Some(absurd)), known, "the clock was wrong when it was received");
+        let (issued, end) = (at(BACKDATE.as_secs()), at(BACKDATE.as_secs() + 86_400));
+        let known = Life::of(at(0), end, Some(issued));
+        assert_eq!((known.issued, known.whole()), (issued, Duration::from_secs(86_400)));
+        assert_eq!(Life::of(at(0), end, None), known, "unknown: the backdate is taken off");
+        for absurd in [end, at(1_000_000), NOW] {
+            assert_eq!(Life::of(at(0), end, Some(absurd)), known, "the clock was wrong when it was received");
         }
         assert_eq!(Life::of(at(0), at(60), None).issued, at(0), "a short one is not backdated by its whole life");
         assert_eq!(Life::of(at(60), at(0), None).whole(), Duration::ZERO, "nonsense is expired");

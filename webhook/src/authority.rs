@@ -26,8 +26,8 @@ use zeroize::Zeroizing;
 
 use crate::issue;
 
-/// How far a certificate's notBefore lies before its issue, for verifiers whose clock is late.
-pub const BACKDATE: Duration = Duration::from_secs(5 * 60);
+/// How far a CA's notBefore lies before its making at the least, for verifiers whose clock is late.
+const CA_BACKDATE: Duration = Duration::from_secs(5 * 60);
 
 // RFC 5280, section 4.2.1.12.
 const ANY: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.29.37.0");
@@ -157,7 +157,7 @@ impl Authority {
         let crypto = |e: rcgen::Error| AuthorityError::Crypto(e.to_string());
         let pair = generate_key(key).map_err(crypto)?;
         let mut params = CertificateParams::default();
-        params.not_before = time_of(now - BACKDATE.max(lifetime / 10).min(MAX_CA_BACKDATE))?;
+        params.not_before = time_of(now - CA_BACKDATE.max(lifetime / 10).min(MAX_CA_BACKDATE))?;
         params.not_after = time_of(
             now.checked_add(lifetime).ok_or_else(|| AuthorityError::Crypto("its life is too long".to_owned()))?,
         )?;

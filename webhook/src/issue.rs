@@ -13,6 +13,7 @@ use etcd_tls_sidecar::{
     certificate::{Bundle, Chain},
     identity::Entitlement,
     role::Role,
+    schedule::BACKDATE,
     settings::Sans,
 };
 use rcgen::{
@@ -22,7 +23,7 @@ use rcgen::{
 use time::OffsetDateTime;
 use x509_cert::der::{Decode as _, Header, Reader as _, SliceReader};
 
-use crate::authority::{Authority, BACKDATE};
+use crate::authority::Authority;
 
 /// What a leaf is to say.
 #[derive(Clone, Debug)]
