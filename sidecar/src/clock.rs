@@ -20,6 +20,32 @@ pub trait Clock {
     fn sleep(&self, duration: Duration) -> impl Future<Output = ()>;
 }
 
+/// How often a [`nap`] looks at the wall clock, and by how much the wall clock differs from the other one where it was
+/// stepped; it is slewed by less than a thousandth of that.
+const GLANCE: Duration = Duration::from_secs(1);
+
+/// Sleeps, but not on after the wall clock was stepped (or the machine suspended); by how many seconds, if it was.
+pub async fn nap<C: Clock>(clock: &C, pause: Duration) -> Option<i64> {
+    let (wall, began) = (clock.now(), clock.elapsed());
+    loop {
+        let passed = clock.elapsed().saturating_sub(began);
+        let stepped = match (clock.now().duration_since(wall + passed), (wall + passed).duration_since(clock.now())) {
+            (Ok(ahead), _) if ahead > GLANCE => Some(seconds(ahead)),
+            (_, Ok(behind)) if behind > GLANCE => Some(-seconds(behind)),
+            _ => None,
+        };
+        let left = pause.saturating_sub(passed);
+        if stepped.is_some() || left.is_zero() {
+            return stepped;
+        }
+        clock.sleep(left.min(GLANCE)).await;
+    }
+}
+
+fn seconds(duration: Duration) -> i64 {
+    i64::try_from((duration + GLANCE / 2).as_secs()).unwrap_or(i64::MAX)
+}
+
 /// The machine's.
 #[derive(Clone, Copy, Debug)]
 pub struct System {
@@ -59,5 +85,60 @@ impl Clock for System {
 
     async fn sleep(&self, duration: Duration) {
         tokio::time::sleep(duration).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::testing::Fake;
+
+    /// Its wall clock is stepped when so much time has passed.
+    struct Stepped(Fake, Duration, i64);
+
+    impl Clock for Stepped {
+        fn now(&self) -> SystemTime {
+            let now = self.0.now();
+            let step = Duration::from_secs(self.2.unsigned_abs());
+            match (self.elapsed() > self.1, self.2 < 0) {
+                (false, _) => now,
+                (true, true) => now - step,
+                (true, false) => now + step,
+            }
+        }
+
+        fn elapsed(&self) -> Duration {
+            self.0.elapsed()
+        }
+
+        fn chance(&self) -> f64 {
+            self.0.chance()
+        }
+
+        async fn sleep(&self, duration: Duration) {
+            self.0.sleep(duration).await;
+        }
+    }
+
+    #[test]
+    fn a_step_of_the_wall_clock_ends_a_nap() {
+        let minute = Duration::from_secs(60);
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        for (after, step, slept, said) in [
+            (100, 3600, 60, None),
+            (10, 3600, 11, Some(3600)),
+            (10, -3600, 11, Some(-3600)),
+            (10, 1, 60, None),
+            (0, -86_400, 1, Some(-86_400)),
+        ] {
+            let clock = Stepped(Fake::new(), Duration::from_secs(after), step);
+            assert_eq!(runtime.block_on(nap(&clock, minute)), said, "{step} s after {after} s");
+            assert_eq!(clock.elapsed(), Duration::from_secs(slept), "{step} s after {after} s");
+        }
+        let clock = Stepped(Fake::new(), minute, 0);
+        assert_eq!(runtime.block_on(nap(&clock, Duration::from_millis(10))), None);
+        assert_eq!(clock.elapsed(), Duration::from_millis(10));
     }
 }

@@ -224,7 +224,7 @@ fn lacks<C: Clock, F: Files>(agent: &Agent<C, F>, wish: &Wish) -> bool {
     let now = agent.clock().now();
     let entry = agent.entry(wish.role);
     match need(wish, entry.as_deref(), None, now) {
-        Ok(Need::Missing | Need::Names(_)) => true,
+        Ok(Need::Missing | Need::Names(_) | Need::Early) => true,
         Ok(Need::Due | Need::Trusts | Need::Outdated) => entry.is_none_or(|e| life(&e).left(now).is_zero()),
         Err(_) => false,
     }

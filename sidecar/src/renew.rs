@@ -64,6 +64,8 @@ pub enum Need {
     Missing,
     /// Its time has come, or is over.
     Due,
+    /// It is not valid yet: the clock was set back by more than a certificate is backdated, and peers refuse it.
+    Early,
     /// It lacks names or addresses that are the pod's now.
     Names(Vec<String>),
     /// etcd was seen to have loaded another bundle than the last request stated.
@@ -77,6 +79,7 @@ impl std::fmt::Display for Need {
         match self {
             Self::Missing => f.write_str("there is none"),
             Self::Due => f.write_str("its time has come"),
+            Self::Early => f.write_str("it is not valid yet: the clock was set back"),
             Self::Names(names) => write!(f, "it lacks {}", names.join(", ")),
             Self::Trusts => f.write_str("etcd has loaded another trust bundle"),
             Self::Outdated => f.write_str("the trust bundle on offer lacks its CA"),
@@ -98,6 +101,9 @@ pub fn need(wish: &Wish, entry: Option<&Entry>, loaded: Option<&str>, now: Syste
     }
     if loaded.is_some() && loaded != entry.record().trusts.as_deref() {
         return Ok(Need::Trusts);
+    }
+    if now < chain.not_before {
+        return Ok(Need::Early);
     }
     let renew_at = life(entry).renew_at(&wish.uid, &chain.serial);
     if renew_at <= now { Ok(Need::Due) } else { Err(renew_at) }

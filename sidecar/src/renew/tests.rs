@@ -582,7 +582,10 @@ fn what_is_needed() {
     assert_eq!(need(None, renew), Ok(Need::Due));
     assert_eq!(need(None, clock.now() + 25 * HOUR), Ok(Need::Due));
     assert_eq!(need(None, clock.now() + 13 * HOUR + 2 * HOUR), Ok(Need::Due));
-    assert_eq!(need(None, clock.now() - 25 * HOUR), Err(renew), "a clock that was stepped back makes nothing due");
+    let not_before = entry.chain().not_before;
+    assert_eq!(need(None, not_before), Err(renew), "a clock that was set back makes nothing due that peers still take");
+    assert_eq!(need(None, not_before - Duration::from_secs(1)), Ok(Need::Early));
+    assert_eq!(need(None, clock.now() - 25 * HOUR), Ok(Need::Early));
     assert_eq!(need(Some("digest"), clock.now()), Err(renew));
     assert_eq!(need(Some("other"), clock.now()), Ok(Need::Trusts));
     let moved = Wish { sans: "10.0.0.1,10.0.0.9".parse().unwrap(), ..wish.clone() };

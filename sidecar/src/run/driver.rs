@@ -17,7 +17,7 @@ use tokio::sync::{Notify, watch};
 use crate::{
     agent::Agent,
     api::Api,
-    clock::Clock,
+    clock::{Clock, nap},
     renew::{Failure, Need, Wish, life, need},
     restart,
     role::{Domain, Role},
@@ -118,7 +118,13 @@ where
                 Some(done) = work.next(), if !work.is_empty() => self.finish(done, &mut desks, &work),
                 () = self.changed.notified() => {}
                 () = changed(&mut loaded) => {}
-                () = self.agent.clock().sleep(pause.max(Duration::from_millis(10))) => {}
+                stepped = nap(self.agent.clock(), pause.max(Duration::from_millis(10))) => if let Some(seconds) = stepped {
+                    tracing::warn!(seconds, "the clock was stepped");
+                    // What was refused by the clock of before may be taken now.
+                    for desk in desks.values_mut() {
+                        (desk.hold_until, desk.refusals) = (Duration::ZERO, 0);
+                    }
+                }
             }
         }
     }
