@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     sync::{Arc, Weak},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use k8s_openapi::api::{
@@ -34,6 +34,9 @@ use crate::{
 
 /// How long the API server may take to come up on a busy machine.
 const START_LIMIT: Duration = Duration::from_secs(120);
+
+/// The life of certificates and tokens, in seconds: valid for any clock that a test gives a process.
+const DAY: u32 = 86_400;
 
 /// The node that test pods are bound to, so that their tokens carry a node's name.
 pub const NODE: &str = "node-1";
@@ -238,7 +241,7 @@ impl ApiServer {
             uid: p.metadata.uid.clone(),
         });
         let request = TokenRequest {
-            spec: TokenRequestSpec { audiences: Vec::new(), bound_object_ref, expiration_seconds: Some(3600) },
+            spec: TokenRequestSpec { audiences: Vec::new(), bound_object_ref, expiration_seconds: Some(DAY.into()) },
             ..TokenRequest::default()
         };
         let accounts = Api::<ServiceAccount>::namespaced(self.client.clone(), namespace);
@@ -311,7 +314,10 @@ fn start_etcd(assets: &Path, url: &str, directory: &TempDir) -> Process {
 }
 
 fn write_pki(ca: &Ca, directory: &TempDir) {
+    let (now, day) = (SystemTime::now(), Duration::from_secs(DAY.into()));
     let of = |organizations: &[&str], common_name: &str| LeafOptions {
+        not_before: now - day,
+        not_after: now + day,
         organizations: organizations.iter().map(|&o| o.to_owned()).collect(),
         common_name: common_name.to_owned(),
         ..LeafOptions::default()

@@ -16,6 +16,7 @@ pub mod etcd;
 pub mod etcd_client;
 pub mod fleet;
 pub mod kubelet;
+pub mod machine_clock;
 pub mod pki;
 pub mod pod;
 pub mod pods;

@@ -3,7 +3,7 @@
 
 use std::{env, fs, io::Write, path::PathBuf};
 
-use crate::etcd::EtcdBinary;
+use crate::{etcd::EtcdBinary, machine_clock::MachineClock};
 
 /// Says in one line, even under the test runner's capture, that a test did not run, why, and what enables it.
 pub fn skip(tier: u8, reason: &str, enable: &str) {
@@ -63,6 +63,21 @@ pub fn static_pods() -> Option<(PathBuf, String)> {
         );
     }
     Some((directory?, env::var("ETCD_TLS_TEST_ETCD_IMAGE").unwrap_or_else(|_| "localhost/etcd:3.5".to_owned())))
+}
+
+/// The clock of this whole machine, stepped by the command that `ETCD_TLS_TEST_STEP_CLOCK` holds. Nothing else should run
+/// there meanwhile, other tests included.
+pub fn machine_clock() -> Option<MachineClock> {
+    let command = env::var("ETCD_TLS_TEST_STEP_CLOCK").ok();
+    if command.is_none() {
+        skip(
+            1,
+            "ETCD_TLS_TEST_STEP_CLOCK holds no command that steps the machine's clock",
+            "ETCD_TLS_TEST_STEP_CLOCK='step() { date -s \"$1 seconds\"; }; step' and the name of this test alone, as root on a \
+             machine to throw away",
+        );
+    }
+    command.map(MachineClock::new)
 }
 
 /// The library that gives a program another clock, in tier 1.

@@ -128,10 +128,7 @@ async fn cas_roll_over_while_leaders_are_killed() {
         let rollover = fleet.rollover(n);
         let before = fleet.supervisor.ends().len();
         fleet.publish(&rollover.both);
-        eventually("a member restarts", LIMIT, || async {
-            if fleet.supervisor.ends().len() > before { Ok(()) } else { Err("none yet") }
-        })
-        .await;
+        ended(&fleet, before + 1).await;
         // Two at once would be the test's doing.
         for i in 0..3 {
             eventually("it is back", LIMIT, || healthy(&fleet, i)).await;
@@ -181,10 +178,7 @@ async fn in_a_rollover(etcd: &EtcdBinary, setup: Setup<'_>) -> (Fleet, Workload,
     let work = fleet.workload();
     let rollover = fleet.rollover(1);
     fleet.publish(&rollover.both);
-    eventually("a member restarts", LIMIT, || async {
-        if fleet.supervisor.ends().is_empty() { Err("none yet") } else { Ok(()) }
-    })
-    .await;
+    ended(&fleet, 1).await;
     (fleet, work, rollover)
 }
 
@@ -279,6 +273,62 @@ async fn step(fleet: &Fleet, clock: &FakeClock, seconds: i64, wrong: Duration) {
     let asked = calls(fleet) - calls_before;
     assert!(most < wrong / 2, "a sidecar works all the time: {most:?} in {wrong:?} at {seconds} s");
     assert!(asked < 7 * 10 * wrong.as_secs() / 3, "a hot loop: {asked} calls in {wrong:?} at {seconds} s");
+}
+
+/// The clock of everything, etcds and clients included, is set an hour back, or ahead, when the first member has restarted
+/// to load the next CAs, an hour ahead when those sign, and back when the first member has restarted to forget the old ones.
+/// Of leaves of 90 minutes none expires; those of ten minutes all do so at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cas_roll_over_while_the_machines_clock_is_stepped() {
+    const HOUR: i64 = 3600;
+    let (Some(etcd), Some(clock)) = (tier::etcd(), tier::machine_clock()) else { return };
+    for minutes in [90, 10] {
+        let fleet = Fleet::start(&etcd, Setup { life: Duration::from_secs(60 * minutes), ..PODS }).await;
+        let work = fleet.workload();
+        let (start, times) = (Instant::now(), if soak() { 5 } else { 1 });
+        for n in 1..=times {
+            let rollover = fleet.rollover(n);
+            fleet.publish(&rollover.both);
+            ended(&fleet, 6 * n - 5).await;
+            clock.step(if n % 2 == 1 { -HOUR } else { HOUR });
+            ended(&fleet, 6 * n - 4).await;
+            if n % 2 == 1 {
+                clock.step(HOUR);
+            }
+            fleet.stated(&rollover.both).await;
+            fleet.server.state().authorities = rollover.next;
+            // Makes them due.
+            clock.step(HOUR);
+            fleet.hold(&fleet.members, &rollover.new).await;
+            fleet.publish(&rollover.new);
+            ended(&fleet, 6 * n - 2).await;
+            clock.step(-HOUR);
+            fleet.stated(&rollover.new).await;
+            if n % 2 == 0 {
+                clock.step(-HOUR);
+            }
+        }
+        let report = work.stop().await.expect("read etcd");
+        say(&format!(
+            "etcd {}: {times} rollovers with leaves of {minutes} minutes and the machine's clock stepped four times in each in \
+             {:.0?}, {} restarts, at most {} away: {report}",
+            etcd.version,
+            start.elapsed(),
+            fleet.supervisor.ends().len(),
+            fleet.supervisor.most_away()
+        ));
+        nothing_lost(&report);
+        assert_eq!((fleet.supervisor.most_away(), fleet.supervisor.ends().len()), (1, 6 * times));
+    }
+}
+
+/// Waits until members have ended so many times in all.
+async fn ended(fleet: &Fleet, times: usize) {
+    eventually("a member restarts", LIMIT, || async {
+        let ends = fleet.supervisor.ends().len();
+        if ends >= times { Ok(()) } else { Err(ends) }
+    })
+    .await;
 }
 
 /// A member is away with its sidecar until its certificates have long expired, once while a rollover begins, which waits for
