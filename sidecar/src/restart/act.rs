@@ -79,7 +79,7 @@ impl Restarter {
             let allowed = permit(seen.me, &seen.members).map_err(Wait::hindered)?;
             if let (true, Some(to)) = (seen.leader, allowed.successor) {
                 self.let_followers_go_first(seen.me).await?;
-                self.hand_on(to).await;
+                self.hand_on(to).await?;
             }
         } else if !first.outage {
             return Err(Wait::new("no_lock", "no lock is held".to_owned(), AGAIN));
@@ -108,7 +108,10 @@ impl Restarter {
     }
 
     /// So that no write waits for an election. Where it fails, etcd does it itself on its way down.
-    async fn hand_on(&self, to: u64) {
+    ///
+    /// A member that does not know the new leader yet would go on sending writes here, where they end with this one: so each
+    /// is to answer by the new leader first.
+    async fn hand_on(&self, to: u64) -> Result<(), Wait> {
         let outcome = self.eyes.move_leader(to).await;
         match &outcome {
             Ok(()) => {}
@@ -116,13 +119,24 @@ impl Restarter {
             Err(error) => tracing::warn!(%error, "leadership was not handed on; etcd does so itself when it ends"),
         }
         let start = Instant::now();
-        while outcome.is_ok() && start.elapsed() < HAND_ON_LIMIT {
-            if matches!(self.eyes.leads().await, Ok(false)) {
-                tracing::info!(to = format!("{to:x}"), "handed leadership on");
-                return;
+        while outcome.is_ok() {
+            let waits = match self.eyes.cluster().await {
+                Ok(seen) => match permit(seen.me, &seen.members) {
+                    Ok(_) if !seen.leader => {
+                        tracing::info!(to = format!("{to:x}"), "handed leadership on");
+                        return Ok(());
+                    }
+                    Ok(_) => None,
+                    Err(hindrance) => Some(Wait::hindered(hindrance)),
+                },
+                Err(_) => None,
+            };
+            if start.elapsed() > HAND_ON_LIMIT {
+                return waits.map_or(Ok(()), Err);
             }
             sleep(GLANCE).await;
         }
+        Ok(())
     }
 
     async fn end(
@@ -227,7 +241,7 @@ impl Restarter {
                 looked = Instant::now();
                 let allowed = permit(seen.me, &seen.members).map_err(Wait::hindered)?;
                 if let (true, Some(to)) = (seen.leader, allowed.successor) {
-                    self.hand_on(to).await;
+                    self.hand_on(to).await?;
                 }
             }
         }

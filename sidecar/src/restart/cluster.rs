@@ -160,11 +160,6 @@ impl Eyes {
         self.client(url)?.move_leader(url, to).await
     }
 
-    /// Whether etcd is the leader.
-    pub(super) async fn leads(&self) -> Result<bool, EtcdError> {
-        Ok(self.metrics().await?.leader)
-    }
-
     fn own_url(&self) -> Result<&String, EtcdError> {
         self.client_url.as_ref().ok_or_else(|| EtcdError::Unreachable {
             url: "etcd".to_owned(),
