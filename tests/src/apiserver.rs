@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
     process::Command,
     sync::{Arc, Weak},
@@ -216,13 +216,16 @@ impl ApiServer {
         pods.create(&PostParams::default(), &from_json(pod)).await
     }
 
-    /// Writes a pod's status as a kubelet would once its sandbox runs: phase, and addresses.
+    /// Writes a pod's status as a kubelet would once its sandbox runs: phase, and addresses, on the host's network those of
+    /// its node.
     pub async fn set_pod_ips(&self, namespace: &str, pod: &str, ips: &[IpAddr]) -> Pod {
-        let all: Vec<_> = ips.iter().map(|ip| json!({"ip": ip})).collect();
-        let status = json!({"status": {
-            "phase": "Running", "podIP": ips.first(), "podIPs": all, "hostIP": "127.0.0.1", "hostIPs": [{"ip": "127.0.0.1"}],
-        }});
         let pods = Api::<Pod>::namespaced(self.client.clone(), namespace);
+        let spec = pods.get(pod).await.expect("the pod").spec.unwrap_or_default();
+        let hosts = if spec.host_network == Some(true) { ips } else { &[IpAddr::V4(Ipv4Addr::LOCALHOST)] };
+        let all = |ips: &[IpAddr]| ips.iter().map(|ip| json!({"ip": ip})).collect::<Vec<_>>();
+        let status = json!({"status": {
+            "phase": "Running", "podIP": ips.first(), "podIPs": all(ips), "hostIP": hosts.first(), "hostIPs": all(hosts),
+        }});
         pods.patch_status(pod, &PatchParams::default(), &Patch::Merge(status)).await.expect("write a pod's status")
     }
 

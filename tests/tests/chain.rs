@@ -16,7 +16,9 @@ use serde_json::{Value, json};
 use tests::{
     apiserver::from_json,
     eventually,
+    pod::LocalPod,
     process::which,
+    signer::sans,
     stack::{LIMIT, Options, Stack},
 };
 
@@ -56,7 +58,7 @@ async fn a_labelled_pod_gets_its_certificates_and_has_them_renewed() {
           spec: {clusterIP: None, publishNotReadyAddresses: true, selector: {app: etcd}, ports: [{port: 2379}]}}",
     );
     let ip: IpAddr = "10.1.2.3".parse().expect("an address");
-    let mut pod = eventually_admitted(&mut stack, "prod", etcd_pod("etcd-0"), ip).await;
+    let mut pod = eventually_admitted(&mut stack, "prod", etcd_pod("etcd-0"), &[ip]).await;
     pod.initialise(LIMIT).await.expect("init and sidecar");
 
     let mount = pod.path("etcd", names::DEFAULT_MOUNT_PATH);
@@ -94,12 +96,31 @@ async fn a_labelled_pod_gets_its_certificates_and_has_them_renewed() {
 }
 
 /// The webhook's configuration and the namespace's label reach the API server's caches a moment later.
-async fn eventually_admitted(stack: &mut Stack, namespace: &str, manifest: Value, ip: IpAddr) -> tests::pod::LocalPod {
-    let made = stack.local_pod(namespace, manifest, &[ip], &programs()).await.expect("create a pod");
+async fn eventually_admitted(stack: &mut Stack, namespace: &str, manifest: Value, ips: &[IpAddr]) -> LocalPod {
+    let made = stack.local_pod(namespace, manifest, ips, &programs()).await.expect("create a pod");
     let live = Api::<Pod>::namespaced(stack.api.client.clone(), namespace).get(made.name()).await.expect("the pod");
     let init = live.spec.and_then(|s| s.init_containers).unwrap_or_default();
     assert!(init.iter().any(|c| c.name == names::SIDECAR_CONTAINER), "the pod was not injected");
     made
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_on_the_hosts_network_has_each_address_of_its_node() {
+    let Some(mut stack) = Stack::start(&Options::default()).await else { return };
+    stack.api.namespace("prod", &[("etcd-tls", "dynamic")]).await;
+    for (name, addresses) in [("both", &["192.0.2.13", "fd00:192:0:2::13"][..]), ("six", &["fd00:192:0:2::14"])] {
+        let ips: Vec<IpAddr> = addresses.iter().map(|ip| ip.parse().expect("an address")).collect();
+        let mut manifest = etcd_pod(name);
+        manifest["spec"]["hostNetwork"] = true.into();
+        let mut pod = eventually_admitted(&mut stack, "prod", manifest, &ips).await;
+        pod.initialise(LIMIT).await.expect("init and sidecar");
+        let mount = pod.path("etcd", names::DEFAULT_MOUNT_PATH);
+        for (role, loopback) in [("peer", &[][..]), ("server", &["127.0.0.1", "::1"])] {
+            let file = std::fs::read(mount.join(role).join("tls.crt")).expect("a certificate");
+            let expected = sans(&[], &[addresses, loopback].concat()).ips;
+            assert_eq!(Chain::parse(&file).expect("a chain").sans.ips, expected, "{name}, {role}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
