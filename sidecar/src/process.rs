@@ -67,14 +67,13 @@ pub struct Process {
 /// Why there is no process to signal.
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessError {
-    /// None is there: it is starting, or the process namespace is not shared.
-    #[error(
-        "no process {program} is visible: is it starting, or does the pod not share its process namespace \
-         (shareProcessNamespace)?"
-    )]
+    /// None is there: it is starting, the process namespace is not shared, or what was said of its place is wrong.
+    #[error("no process {program} is visible{}", whereabouts(place))]
     Absent {
         /// The name looked for.
         program: String,
+        /// Where it was looked for.
+        place: Place,
     },
     /// Several, and nothing tells them apart.
     #[error("{count} processes {program} are visible and their ports do not tell which is meant; none is signalled")]
@@ -112,6 +111,22 @@ struct Candidate {
     process: Process,
     /// Whether it holds a listening socket of the wanted ports; `None` where that cannot be seen.
     listens: Option<bool>,
+}
+
+/// What may be wrong where none was found.
+fn whereabouts(place: &Place) -> String {
+    match place {
+        Place::Anywhere => {
+            ": is it starting, or does the pod not share its process namespace (shareProcessNamespace)?".to_owned()
+        }
+        Place::Unit(unit) => {
+            format!(" in unit {unit} that listens at etcd's URLs: is it starting, or is --etcd-unit another's?")
+        }
+        Place::PidFile(file) => format!(
+            " of the id in {} that listens at etcd's URLs: is it starting, or is the file old, or another's?",
+            file.display()
+        ),
+    }
 }
 
 /// Finds the one process that is `wanted`.
@@ -153,17 +168,17 @@ fn find_in(proc: &Path, wanted: &Wanted) -> Result<Process, ProcessError> {
         }
         candidates.push(Candidate { process: Process { pid, start_ticks }, listens });
     }
-    choose(&candidates, wanted.program.as_deref().unwrap_or("that listens there"))
+    choose(&candidates, wanted)
 }
 
 /// One that listens beats those of which it is not known; one that does not listen, while its sockets can be seen, is
 /// another etcd, or this one before it listens.
-fn choose(candidates: &[Candidate], program: &str) -> Result<Process, ProcessError> {
+fn choose(candidates: &[Candidate], wanted: &Wanted) -> Result<Process, ProcessError> {
     let of = |listens| candidates.iter().filter(move |c| c.listens == listens).collect::<Vec<_>>();
-    let program = program.to_owned();
+    let program = wanted.program.as_deref().unwrap_or("that listens there").to_owned();
     match (of(Some(true)).as_slice(), of(None).as_slice()) {
         ([one], _) | ([], [one]) => Ok(one.process),
-        ([], []) => Err(ProcessError::Absent { program }),
+        ([], []) => Err(ProcessError::Absent { program, place: wanted.place.clone() }),
         ([], many) | (many, _) => Err(ProcessError::Ambiguous { program, count: many.len() }),
     }
 }
@@ -383,6 +398,10 @@ mod tests {
         assert_eq!(find(&by_file).unwrap().pid, i32::try_from(child.id()).unwrap());
         let another = Wanted { program: Some("etcd".into()), ..by_file };
         assert!(matches!(find(&another), Err(ProcessError::Absent { .. })));
+        // A file that was left behind, and names another etcd by now: one that listens elsewhere.
+        let old = Wanted { place: Place::PidFile(file.clone()), ..wanted("sleep", &[1]) };
+        let error = find(&old).unwrap_err();
+        assert!(matches!(error, ProcessError::Absent { .. }) && error.to_string().contains("etcd.pid"), "{error}");
         let unit = Wanted { place: Place::Unit("no-such-unit.service".into()), ..wanted("sleep", &[]) };
         assert!(matches!(find(&unit), Err(ProcessError::Absent { .. })));
         child.kill().unwrap();
@@ -426,7 +445,7 @@ mod tests {
     #[test]
     fn one_that_listens_beats_the_unseen_and_doubt_signals_nobody() {
         let candidate = |pid, listens| Candidate { process: Process { pid, start_ticks: 1 }, listens };
-        let chosen = |all: &[Candidate]| choose(all, "etcd").ok().map(|p| p.pid);
+        let chosen = |all: &[Candidate]| choose(all, &wanted("etcd", &[])).ok().map(|p| p.pid);
         let (yes, no, unseen) = (Some(true), Some(false), None);
         for (all, expected) in [
             (vec![], None),

@@ -11,7 +11,7 @@ use crate::{
     etcd::EtcdError,
     lock::{Guard, TTL},
     names,
-    process::uptime,
+    process::{Process, uptime},
 };
 
 /// How long a leader may take to hand on; etcd itself tries again when it is ended.
@@ -52,7 +52,7 @@ impl Restarter {
         if look.due.is_empty() && since.is_some_and(|since| since < IDLE) {
             return Err(Wait::new("told", format!("{signal} was sent"), AGAIN));
         }
-        let process = self.eyes.process().map_err(|e| Wait::new("no_process", e.to_string(), AGAIN))?;
+        let process = self.process()?;
         if self.eyes.is_etcd(process) {
             let text = format!("the server is etcd, which {signal} kills or leaves as it is: set reload to auto");
             return Err(Wait::new("by_hand", text, IDLE));
@@ -73,6 +73,10 @@ impl Restarter {
         mut guard: Option<&mut Guard>,
         client_urls: &[String],
     ) -> Result<(), Wait> {
+        if matches!(self.means, Means::End(_)) {
+            // Leadership is not handed on for a restart that cannot be.
+            self.process()?;
+        }
         if guard.is_some() {
             // What was seen before the lock was had may be what another member's restart looked like.
             let seen = self.cluster().await?;
@@ -139,6 +143,10 @@ impl Restarter {
         Ok(())
     }
 
+    fn process(&self) -> Result<Process, Wait> {
+        self.eyes.process().map_err(|e| Wait::new("no_process", e.to_string(), AGAIN))
+    }
+
     async fn end(
         &mut self,
         signal: Signal,
@@ -146,7 +154,7 @@ impl Restarter {
         mut guard: Option<&mut Guard>,
         client_urls: &[String],
     ) -> Result<(), Wait> {
-        let process = self.eyes.process().map_err(|e| Wait::new("no_process", e.to_string(), AGAIN))?;
+        let process = self.process()?;
         // The last to be asked before the signal: a lock that may have passed on ends nothing.
         confirm(guard.as_deref_mut(), client_urls).await?;
         self.note_restart(look)?;
