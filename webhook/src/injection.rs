@@ -220,8 +220,13 @@ impl<'a> Work<'a> {
         if self.origin.label && !self.pod.labels.contains_key(names::LABEL) {
             self.label(&mut patch);
         }
+        if let (Some(host), Some(user)) = (&self.config.host, user) {
+            self.warnings.push(ownership(host, user));
+        }
         if self.problems.is_empty() {
-            let warnings = self.warnings.into_iter().map(clipped).collect();
+            // What the API server would not pass on whole; these words do not go by it where the pod is a static one.
+            let clip = if of_host { |warning| warning } else { clipped };
+            let warnings = self.warnings.into_iter().map(clip).collect();
             Decision::Inject { patch: patch.patch(), warnings }
         } else {
             Decision::Refuse(self.problems)
@@ -293,6 +298,20 @@ impl<'a> Work<'a> {
             self.check_probes(target);
         }
     }
+}
+
+/// What to run on the host of a static pod whose etcd, and so whose sidecar, is not root: kubelet makes a missing directory
+/// as root's.
+fn ownership(host: &Host, user: u64) -> String {
+    let parent = |file: &str| file.rsplit_once('/').map_or_else(|| "/".to_owned(), |(dir, _)| dir.to_owned());
+    let dirs = BTreeSet::from([host.directory.clone(), parent(&host.kubeconfig)]);
+    let dirs = dirs.into_iter().collect::<Vec<_>>().join(" ");
+    let group = names::FILES_GID;
+    let given = host.bootstrap_kubeconfig.as_ref().map(|file| format!(" && chown {user} {file}")).unwrap_or_default();
+    format!(
+        "etcd runs as user {user}, and etcd-tls with it: before kubelet starts the pod, run on the host: install -d -o {user} \
+         -g {group} -m 750 {dirs}{given}"
+    )
 }
 
 /// The hosts that a static pod's members advertise. Without an API server kubelet knows no address of such a pod, and by

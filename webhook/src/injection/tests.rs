@@ -68,6 +68,28 @@ fn refused(pod: &Value) -> String {
     }
 }
 
+#[test]
+fn who_owns_a_hosts_directories_is_said_where_etcd_is_not_root() {
+    let mut config = config();
+    config.host = Some(Host {
+        kubeconfig: "/etc/kubernetes/etcd-tls/kubeconfig".to_owned(),
+        bootstrap_kubeconfig: Some("/etc/kubernetes/etcd-tls/bootstrap.kubeconfig".to_owned()),
+        directory: "/var/lib/etcd-tls".to_owned(),
+    });
+    let warnings = |pod: &Value| match decide(pod, &config, ORIGIN) {
+        Decision::Inject { warnings, .. } => warnings.join("; "),
+        other => panic!("{other:?}"),
+    };
+    let said = warnings(&member());
+    let command = "install -d -o 1001 -g 52379 -m 750 /etc/kubernetes/etcd-tls /var/lib/etcd-tls && chown 1001 \
+                   /etc/kubernetes/etcd-tls/bootstrap.kubeconfig";
+    assert!(said.contains(command), "{said}");
+    for root in [json!({}), json!({"runAsUser": 0})] {
+        let said = warnings(&with(|pod| pod["spec"]["containers"][0]["securityContext"] = root.clone()));
+        assert!(!said.contains("install"), "{said}");
+    }
+}
+
 fn env(pod: &Value, container: usize, name: &str) -> Option<String> {
     let env = pod["spec"]["containers"][container]["env"].as_array()?;
     env.iter().find(|e| e["name"] == name)?["value"].as_str().map(str::to_owned)
