@@ -97,7 +97,8 @@ impl RequestArgs {
         let wishes: Vec<Wish> = host.roles().iter().map(|role| host.wish(*role)).collect();
         let store = match open(&self.assetsdir, &clock).await {
             Err(locked @ StoreError::Locked(_)) if !self.force => {
-                return Ok(self.await_another(&wishes, &clock).await.ok_or(locked)?);
+                self.await_another(&wishes, &clock).await.ok_or(locked)?;
+                return self.hand_out(&host, &credentials);
             }
             opened => opened?,
         };
@@ -107,12 +108,16 @@ impl RequestArgs {
             agent.forget();
         }
         fill(&agent, &wishes, || Kube::new(credentials.clone()), self.timeout).await?;
-        if let (Some(name), Some(role)) = (&self.commonname, host.identity()) {
+        self.hand_out(&host, &credentials)
+    }
+
+    /// Links the files under the old agent's names, and writes the kubeconfig around them.
+    fn hand_out(&self, host: &Host, credentials: &HostCredentials) -> Result<(), Error> {
+        let Some(role) = host.identity() else { return Ok(()) };
+        if let Some(name) = &self.commonname {
             link(&self.assetsdir, name, role)?;
         }
-        if let Some(role) = host.identity() {
-            write_kubeconfig(&credentials, &self.assetsdir.join(role.as_str()));
-        }
+        write_kubeconfig(credentials, &self.assetsdir.join(role.as_str()));
         Ok(())
     }
 

@@ -79,6 +79,14 @@ async fn a_cluster_is_bootstrapped_from_a_token_and_renewed_while_the_signer_is_
         Ok::<_, String>(all)
     };
     let first = eventually("every port answers", LIMIT, &serials).await;
+    // Beside a sidecar that works on the directory `request` asks for nothing, and leaves all else that it leaves.
+    let (dir, kubeconfig) = (signer.dir.join("etcd-0"), signer.dir.join("beside.kubeconfig"));
+    let mut command = Command::new(binary("etcd-tls-sidecar"));
+    command.args(["request", "--roles=peer", "--commonname=system:etcd-peer:etcd-0", "--ipaddrs=127.0.0.2,127.0.0.1"]);
+    command.arg("--assetsdir").arg(&dir).arg("--kubeconfig").arg(&kubeconfig);
+    run(command.arg("--bootstrap-kubeconfig").arg(&bootstrap));
+    assert!(dir.join("system:etcd-peer:etcd-0.crt").exists() && dir.join("system:etcd-peer:etcd-0.key").exists());
+    assert_eq!(mode(&kubeconfig), 0o600);
 
     // Without its token the bootstrap user can get nothing more: what renews are the certificates themselves.
     signer.dir.write("tokens", format!("{ADMIN},admin,2,system:masters\n"));
