@@ -271,6 +271,11 @@ impl Fetched {
                  the CA certificates",
                 self.config_map
             )),
+            Some(404) if self.namespace == names::SYSTEM_NAMESPACE => Some(format!(
+                "nothing is published in {}, which is etcd-tls's own: give --namespace (and policy) another one for the \
+                 cluster, or --cacrt with the CA certificates",
+                names::SYSTEM_NAMESPACE
+            )),
             Some(404) => Some(
                 "it is published as soon as etcd-tls's policy lists a host of that cluster (hosts, cluster), or a pod of it \
                  opts in; if this signer is not etcd-tls, give --cacrt with the CA certificates"
