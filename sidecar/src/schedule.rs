@@ -22,6 +22,8 @@ const VERDICT_BACKOFF: Duration = Duration::from_secs(30);
 /// An approver and a signer that have nothing else to do take about so long.
 const FIRST_POLL: Duration = Duration::from_millis(10);
 const LONGEST_FIRST_POLL: Duration = Duration::from_secs(1);
+/// An API server with little to do answers sooner.
+const BUSY: Duration = Duration::from_millis(10);
 const SHORTEST_POLL: Duration = Duration::from_millis(4);
 const LONGEST_POLL: Duration = Duration::from_secs(5);
 /// After so long the signer is not slow but away.
@@ -93,16 +95,20 @@ pub fn verdict_backoff(times: u32, chance: f64) -> Duration {
 
 /// The pause before a request that was just made is looked at for the first time. `took` is how long the API server took to
 /// make it: two reads and two more writes are between the request and its certificate, so that it cannot be there much
-/// sooner than after three times that.
+/// sooner than after three times that. An API server that is busy with others' requests has theirs before it: five times.
 pub fn first_poll(took: Duration) -> Duration {
-    (took * 3).clamp(FIRST_POLL, LONGEST_FIRST_POLL)
+    (took * 3 + took.saturating_sub(BUSY) * 2).clamp(FIRST_POLL, LONGEST_FIRST_POLL)
 }
 
 /// The pause before a request that is `elapsed` old is looked at again: a quarter of its age, from 4 ms to 5 s; 30 s when
-/// it has waited for ten minutes. `took` is how long the last answer took: a busy API server is left in peace for twice as
-/// long, since it has others' certificates to bring along.
+/// it has waited for ten minutes. `took` is how long the last answer took: a busy API server is left in peace for three
+/// times as long, since it has others' certificates to bring along.
 pub fn poll(elapsed: Duration, took: Duration) -> Duration {
-    if elapsed > PATIENCE { AWAY_POLL } else { (elapsed / 4).max(took * 2).clamp(SHORTEST_POLL, LONGEST_POLL) }
+    if elapsed > PATIENCE {
+        return AWAY_POLL;
+    }
+    let busy = took * 2 + took.saturating_sub(BUSY);
+    (elapsed / 4).max(busy).clamp(SHORTEST_POLL, LONGEST_POLL)
 }
 
 /// How long to sleep for something at `at`: never longer than [`TICK`], so that it is the wall clock that counts.
@@ -218,7 +224,9 @@ mod tests {
     #[test]
     fn a_busy_server_is_asked_less() {
         let ms = Duration::from_millis;
-        for (took, first, next) in [(1, 10, 4), (3, 10, 6), (20, 60, 40), (300, 900, 600), (30_000, 1_000, 5_000)] {
+        for (took, first, next) in
+            [(1, 10, 4), (3, 10, 6), (20, 80, 50), (100, 480, 290), (300, 1_000, 890), (30_000, 1_000, 5_000)]
+        {
             assert_eq!((first_poll(ms(took)), poll(ms(10), ms(took))), (ms(first), ms(next)), "answers take {took} ms");
         }
         // Four hundred at once, each answer half a second: a handful of looks until the last one is through.
