@@ -14,7 +14,6 @@ use std::{
 
 use etcd_tls_sidecar::{identity::opted_in, names, policy::Policy, role::Role, settings::Settings};
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, Client,
     runtime::{WatchStreamExt, watcher},
@@ -24,7 +23,7 @@ use tokio::{sync::Notify, task::AbortHandle};
 use super::{ClusterName, watches::Watches};
 use crate::{
     client::{WATCH_SECONDS, WatchBackoff},
-    facts,
+    facts::{self, LeanPod},
     rollover::LivePod,
 };
 
@@ -156,7 +155,7 @@ impl Pods {
         }
     }
 
-    fn watch(&self, api: Api<Pod>, config: watcher::Config, source: Source, changed: &Arc<Notify>) -> AbortHandle {
+    fn watch(&self, api: Api<LeanPod>, config: watcher::Config, source: Source, changed: &Arc<Notify>) -> AbortHandle {
         let (pods, changed) = (self.clone(), Arc::clone(changed));
         let stream = watcher(api, config.page_size(PAGE).timeout(WATCH_SECONDS)).backoff(WatchBackoff::default());
         let task = tokio::spawn(async move {
@@ -179,9 +178,9 @@ impl Pods {
     }
 
     /// Whether something changed.
-    fn take(&self, source: &Source, event: watcher::Event<Pod>, listing: &mut HashMap<String, Member>) -> bool {
+    fn take(&self, source: &Source, event: watcher::Event<LeanPod>, listing: &mut HashMap<String, Member>) -> bool {
         let namespace_opted_in = matches!(source, Source::Namespace(_));
-        let of = |pod: &Pod| pod.metadata.uid.clone().zip(member(pod, namespace_opted_in));
+        let of = |pod: &LeanPod| pod.metadata.uid.clone().zip(member(pod, namespace_opted_in));
         match event {
             watcher::Event::Init => {
                 listing.clear();
@@ -222,7 +221,7 @@ impl Pods {
         true
     }
 
-    fn remove(&self, source: &Source, pod: &Pod) -> bool {
+    fn remove(&self, source: &Source, pod: &LeanPod) -> bool {
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
         self.lock().get_mut(source).is_some_and(|here| here.remove(uid).is_some())
     }
@@ -244,7 +243,7 @@ impl Member {
 }
 
 /// What is kept of `pod`; `None`: nothing.
-fn member(pod: &Pod, namespace_opted_in: bool) -> Option<Member> {
+fn member(pod: &LeanPod, namespace_opted_in: bool) -> Option<Member> {
     let facts = facts::pod(pod, namespace_opted_in);
     let containers: Vec<&str> = facts.containers.iter().map(String::as_str).collect();
     if facts.finished || facts.deleting || !opted_in(namespace_opted_in, &facts.labels, &facts.annotations, &containers)
@@ -279,7 +278,7 @@ mod tests {
 
     use super::*;
 
-    fn pod(turn: impl FnOnce(&mut serde_json::Value)) -> Pod {
+    fn pod(turn: impl FnOnce(&mut serde_json::Value)) -> LeanPod {
         let mut value = json!({
             "metadata": {"name": "etcd-0", "namespace": "prod", "uid": "u0", "annotations": {}, "labels": {}},
             "spec": {"nodeName": "n", "containers": [{"name": "etcd"}], "initContainers": [{"name": "etcd-tls-sidecar"}]},

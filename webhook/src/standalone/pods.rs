@@ -18,12 +18,15 @@ use etcd_tls_sidecar::{
     policy::Policy,
 };
 use k8s_openapi::{
-    api::core::v1::{Namespace, Pod, Service},
+    api::core::v1::{Namespace, Service},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use serde_json::Value;
 
-use crate::{facts, standalone::auth::User};
+use crate::{
+    facts::{self, LeanPod},
+    standalone::auth::User,
+};
 
 /// The largest manifest that is read, and how many are.
 const MAX_FILE: u64 = 2 << 20;
@@ -183,7 +186,7 @@ impl Directory {
 /// What is in one file.
 #[derive(Debug, Default)]
 struct Manifests {
-    pods: Vec<Pod>,
+    pods: Vec<LeanPod>,
     services: Vec<Service>,
     namespaces: Vec<Namespace>,
 }
