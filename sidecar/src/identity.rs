@@ -15,7 +15,7 @@ use std::time::Duration;
 pub use self::{
     facts::{BoundPod, PodFacts, Requester, ServiceFacts},
     grammar::{common_name, entitlement, opted_in, requested_sans, subject_common_name},
-    requester::{SERVICE_ACCOUNT_PREFIX, bound_pod},
+    requester::{POD_UID, SERVICE_ACCOUNT_PREFIX, bound_pod},
 };
 use crate::{
     csr::Request,

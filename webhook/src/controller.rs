@@ -35,8 +35,10 @@ use crate::{
     shutdown,
 };
 use metrics::Metrics;
+use pod_reads::PodReads;
 
 mod metrics;
+mod pod_reads;
 
 /// Asks for an answer without spec and status.
 const METADATA_ALONE: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
@@ -77,6 +79,7 @@ pub(crate) struct Controller {
     /// Whether this replica leads.
     pub(crate) leader: watch::Receiver<bool>,
     pub(crate) recorder: Recorder,
+    pods: PodReads,
     metrics: Metrics,
 }
 
@@ -112,7 +115,8 @@ impl ControllerArgs {
         let namespaces = namespace_watch::spawn(client.clone());
         let candidate = Candidate::spawn(client.clone(), &namespace, name, &identity);
         let leader = candidate.leader();
-        let controller = Controller { name, client, namespace, policy, namespaces, leader, recorder, metrics };
+        let pods = PodReads::default();
+        let controller = Controller { name, client, namespace, policy, namespaces, leader, recorder, pods, metrics };
 
         let health = Arc::new(Health::new(registry));
         controller.require(&health, queue.clone());
@@ -154,7 +158,8 @@ impl Controller {
     }
 
     /// Judges a request by its pod, read live, by `services` and by what the watches have of the rest. A denial is for
-    /// ever, so it is judged anew by what is read live of everything. An approval costs one read, the pod's.
+    /// ever, so it is judged anew by what is read live of everything. An approval costs one read, the pod's, or none where the pod is being read for another of its
+    /// requests.
     ///
     /// # Errors
     /// The API server's, of a read.
@@ -170,10 +175,12 @@ impl Controller {
         let pod = match case.needs_pod() {
             Some(bound) => {
                 let pods: Api<LeanPod> = Api::namespaced(self.client.clone(), &bound.namespace);
-                within(pods.get_opt(&bound.pod)).await?.map(|pod| (bound, pod))
+                let read = within(pods.get_opt(&bound.pod));
+                Some((bound, self.pods.join_or(bound, csr.received.0, read).await?))
             }
             None => None,
         };
+        let pod = pod.as_ref().and_then(|(bound, found)| Some((bound, found.as_ref().as_ref()?)));
         let seen = pod.as_ref().map(|(bound, pod)| {
             let namespaces = self.namespaces.borrow();
             let namespace = namespaces.as_ref().and_then(|namespaces| namespaces.get(&bound.namespace));
@@ -190,7 +197,7 @@ impl Controller {
         let services: Api<Service> = Api::namespaced(self.client.clone(), &bound.namespace);
         let services: Vec<_> =
             within(services.list(&ListParams::default())).await?.items.iter().map(facts::service).collect();
-        let facts = facts::pod(&pod, namespace.is_some_and(|namespace| namespace.opted_in));
+        let facts = facts::pod(pod, namespace.is_some_and(|namespace| namespace.opted_in));
         Ok(case.judge(csr, Some(&facts), &services, &policy))
     }
 

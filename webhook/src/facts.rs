@@ -11,7 +11,7 @@ use std::{
 };
 
 use etcd_tls_sidecar::{
-    identity::{PodFacts, Requester, ServiceFacts},
+    identity::{POD_UID, PodFacts, Requester, ServiceFacts},
     names,
 };
 use k8s_openapi::{
@@ -24,6 +24,7 @@ use k8s_openapi::{
 };
 use kube::Resource;
 use serde::{Deserialize, Deserializer, de::IgnoredAny};
+use tokio::time::Instant;
 
 pub use lean_pod::LeanPod;
 
@@ -42,6 +43,19 @@ pub struct Csr {
     /// What was decided so far.
     #[serde(default)]
     pub status: CsrStatus,
+    /// When this came from the API server.
+    #[serde(skip)]
+    pub received: Received,
+}
+
+/// A moment: that at which the value was made.
+#[derive(Clone, Copy, Debug)]
+pub struct Received(pub Instant);
+
+impl Default for Received {
+    fn default() -> Self {
+        Self(Instant::now())
+    }
 }
 
 /// See [`Csr::spec`].
@@ -121,6 +135,11 @@ impl Csr {
     /// Whether a signer gave it up.
     pub fn failed(&self) -> bool {
         self.has_condition("Failed")
+    }
+
+    /// The uid of the pod that asks, as far as the API server says one.
+    pub fn pod_uid(&self) -> Option<&str> {
+        self.spec.extra.get(POD_UID)?.first().map(String::as_str)
     }
 
     /// Who asks, as the API server says it.

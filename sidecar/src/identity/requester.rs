@@ -4,7 +4,8 @@ use super::{BoundPod, Denial, Requester};
 use crate::names;
 
 const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
-const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
+/// The key of `spec.extra` under which the API server says which pod a token is bound to, by uid.
+pub const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
 const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
 const CREDENTIAL_ID: &str = "authentication.kubernetes.io/credential-id";
 /// What usernames of service accounts begin with.

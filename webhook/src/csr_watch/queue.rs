@@ -20,6 +20,10 @@ const PER_REQUESTER: usize = 10_000;
 const MAX_CONTENTS: usize = 512;
 /// Bytes of a request whose content is kept: all that admission policy lets through, and a bit.
 const MAX_CONTENT: usize = 6 * 1024;
+/// Requests of one pod that one turn of its requester takes: a pod has one for each role. They are judged by one read of it.
+const TOGETHER: u8 = 4;
+/// How far into a requester's line others of a pod are looked for.
+const LOOK_AHEAD: usize = 64;
 /// A CSR that waits for longer is kept by its name.
 const MAX_WAIT_WITH_CONTENT: Duration = Duration::from_secs(5);
 
@@ -63,6 +67,8 @@ pub(super) struct Queue {
 #[derive(Debug)]
 struct Entry {
     requester: Arc<str>,
+    /// The pod's uid.
+    pod: Option<Box<str>>,
     csr: Option<Arc<Kept>>,
     state: State,
     attempts: u32,
@@ -91,6 +97,32 @@ struct Line {
     entries: usize,
     in_flight: usize,
     overflowed: bool,
+    /// Others of the pod before, taken in this turn.
+    together: u8,
+}
+
+impl Line {
+    /// Puts the next one of `pod` in front, if the turn may go on with it.
+    fn bring_forward(&mut self, pod: Option<&str>, entries: &HashMap<Arc<str>, Entry>) -> bool {
+        let of_pod = |name: &Arc<str>| entries.get(name).is_some_and(|e| e.pod.as_deref() == pod && e.is_ready());
+        if self.together + 1 < TOGETHER
+            && pod.is_some()
+            && let Some(at) = self.ready.iter().take(LOOK_AHEAD).position(of_pod)
+            && let Some(name) = self.ready.remove(at)
+        {
+            self.ready.push_front(name);
+            self.together += 1;
+            return true;
+        }
+        self.together = 0;
+        false
+    }
+}
+
+impl Entry {
+    const fn is_ready(&self) -> bool {
+        matches!(self.state, State::Ready)
+    }
 }
 
 impl Queue {
@@ -165,11 +197,14 @@ impl Queue {
                 continue;
             }
             let name = line.ready.pop_front()?;
-            if !line.ready.is_empty() {
+            let pod = self.entries.get(&name).and_then(|entry| entry.pod.as_deref());
+            if line.bring_forward(pod, &self.entries) {
+                self.turns.push_front(Arc::clone(&requester));
+            } else if !line.ready.is_empty() {
                 self.turns.push_back(Arc::clone(&requester));
             }
             match self.entries.get_mut(&name) {
-                Some(entry) if matches!(entry.state, State::Ready) => {
+                Some(entry) if entry.is_ready() => {
                     line.in_flight += 1;
                     self.in_flight += 1;
                     entry.state = State::InFlight(None);
@@ -266,8 +301,11 @@ impl Queue {
             return false;
         }
         line.entries += 1;
-        self.entries
-            .insert(Arc::from(csr.name()), Entry { requester, csr: None, state: State::InFlight(None), attempts: 0 });
+        let pod = csr.pod_uid().map(Box::from);
+        self.entries.insert(
+            Arc::from(csr.name()),
+            Entry { requester, pod, csr: None, state: State::InFlight(None), attempts: 0 },
+        );
         true
     }
 
@@ -367,6 +405,36 @@ mod tests {
         assert_eq!(popped(&mut queue, now), ["flood-2", "flood-3", "flood-4"]);
         queue.offer(csr("c", "quiet"), Interest::Now, now);
         assert_eq!(popped(&mut queue, now), ["c"]);
+    }
+
+    #[test]
+    fn the_requests_of_a_pod_take_one_turn_but_no_more_than_a_pod_has_roles() {
+        let now = Instant::now();
+        let mut queue = Queue::new(100);
+        let of = |name: &str, requester: &str, pod: &str| {
+            let mut csr = csr(name, requester);
+            csr.spec.extra.insert(etcd_tls_sidecar::identity::POD_UID.to_owned(), vec![pod.to_owned()]);
+            csr
+        };
+        for csr in [of("a1", "x", "a"), of("b1", "x", "b"), of("c1", "x", "c"), of("d1", "y", "a"), of("b2", "x", "b")]
+        {
+            queue.offer(csr, Interest::Now, now);
+        }
+        queue.offer(of("a2", "x", "a"), Interest::Now, now);
+        assert_eq!(popped(&mut queue, now), ["a1", "a2", "d1", "b1", "b2", "c1"]);
+
+        for name in (0..6).map(|n| format!("f{n}")) {
+            queue.offer(of(&name, "flood", "f"), Interest::Now, now);
+        }
+        queue.offer(of("q", "quiet", "q"), Interest::Now, now);
+        assert_eq!(popped(&mut queue, now), ["f0", "f1", "f2", "f3", "q", "f4", "f5"]);
+
+        // One that needs nothing any more is passed over.
+        for name in ["g0", "g1", "g2"] {
+            queue.offer(of(name, "x", "g"), Interest::Now, now);
+        }
+        queue.offer(of("g1", "x", "g"), Interest::Ignore, now);
+        assert_eq!(popped(&mut queue, now), ["g0", "g2"]);
     }
 
     #[test]
