@@ -24,19 +24,42 @@ pub trait Clock {
 /// stepped; it is slewed by less than a thousandth of that.
 const GLANCE: Duration = Duration::from_secs(1);
 
-/// Sleeps, but not on after the wall clock was stepped (or the machine suspended); by how many seconds, if it was.
-pub async fn nap<C: Clock>(clock: &C, pause: Duration) -> Option<i64> {
-    let (wall, began) = (clock.now(), clock.elapsed());
-    loop {
-        let passed = clock.elapsed().saturating_sub(began);
-        let stepped = match (clock.now().duration_since(wall + passed), (wall + passed).duration_since(clock.now())) {
+/// What both clocks said at one time: when they have parted since, the wall clock was stepped, or the machine suspended.
+#[derive(Clone, Copy, Debug)]
+pub struct Mark {
+    wall: SystemTime,
+    elapsed: Duration,
+}
+
+impl Mark {
+    /// Now.
+    pub fn new(clock: &impl Clock) -> Self {
+        Self { wall: clock.now(), elapsed: clock.elapsed() }
+    }
+
+    /// By how many seconds the wall clock was stepped since, if it was. The mark is set anew.
+    pub fn stepped(&mut self, clock: &impl Clock) -> Option<i64> {
+        let before = std::mem::replace(self, Self::new(clock));
+        before.parted(clock)
+    }
+
+    fn parted(&self, clock: &impl Clock) -> Option<i64> {
+        let (now, expected) = (clock.now(), self.wall + clock.elapsed().saturating_sub(self.elapsed));
+        match (now.duration_since(expected), expected.duration_since(now)) {
             (Ok(ahead), _) if ahead > GLANCE => Some(seconds(ahead)),
             (_, Ok(behind)) if behind > GLANCE => Some(-seconds(behind)),
             _ => None,
-        };
-        let left = pause.saturating_sub(passed);
-        if stepped.is_some() || left.is_zero() {
-            return stepped;
+        }
+    }
+}
+
+/// Sleeps, but not on after the wall clock was stepped since `mark`.
+pub async fn nap(clock: &impl Clock, mark: &Mark, pause: Duration) {
+    let began = clock.elapsed();
+    loop {
+        let left = pause.saturating_sub(clock.elapsed().saturating_sub(began));
+        if left.is_zero() || mark.parted(clock).is_some() {
+            return;
         }
         clock.sleep(left.min(GLANCE)).await;
     }
@@ -134,11 +157,14 @@ mod tests {
             (0, -86_400, 1, Some(-86_400)),
         ] {
             let clock = Stepped(Fake::new(), Duration::from_secs(after), step);
-            assert_eq!(runtime.block_on(nap(&clock, minute)), said, "{step} s after {after} s");
+            let mut mark = Mark::new(&clock);
+            runtime.block_on(nap(&clock, &mark, minute));
             assert_eq!(clock.elapsed(), Duration::from_secs(slept), "{step} s after {after} s");
+            assert_eq!(mark.stepped(&clock), said, "{step} s after {after} s");
+            assert_eq!(mark.stepped(&clock), None, "said once");
         }
         let clock = Stepped(Fake::new(), minute, 0);
-        assert_eq!(runtime.block_on(nap(&clock, Duration::from_millis(10))), None);
+        runtime.block_on(nap(&clock, &Mark::new(&clock), Duration::from_millis(10)));
         assert_eq!(clock.elapsed(), Duration::from_millis(10));
     }
 }

@@ -17,7 +17,7 @@ use tokio::sync::{Notify, watch};
 use crate::{
     agent::Agent,
     api::Api,
-    clock::{Clock, nap},
+    clock::{Clock, Mark, nap},
     renew::{Failure, Need, Wish, life, need},
     restart,
     role::{Domain, Role},
@@ -101,6 +101,7 @@ where
         let mut loaded = self.loaded.clone();
         let write_again = Cell::new(Duration::ZERO);
         let failed_writes = Cell::new(0_u32);
+        let mut mark = Mark::new(self.agent.clock());
         self.board.installed(&self.agent.held());
         self.installed.send_modify(|n| *n += 1);
         let stop = stop.fuse();
@@ -118,12 +119,13 @@ where
                 Some(done) = work.next(), if !work.is_empty() => self.finish(done, &mut desks, &work),
                 () = self.changed.notified() => {}
                 () = changed(&mut loaded) => {}
-                stepped = nap(self.agent.clock(), pause.max(Duration::from_millis(10))) => if let Some(seconds) = stepped {
-                    tracing::warn!(seconds, "the clock was stepped");
-                    // What was refused by the clock of before may be taken now.
-                    for desk in desks.values_mut() {
-                        (desk.hold_until, desk.refusals) = (Duration::ZERO, 0);
-                    }
+                () = nap(self.agent.clock(), &mark, pause.max(Duration::from_millis(10))) => {}
+            }
+            if let Some(seconds) = mark.stepped(self.agent.clock()) {
+                tracing::warn!(seconds, "the clock was stepped");
+                // What was refused by the clock of before may be taken now.
+                for desk in desks.values_mut() {
+                    (desk.hold_until, desk.refusals) = (Duration::ZERO, 0);
                 }
             }
         }
