@@ -11,6 +11,7 @@ mod metrics;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 pub use endpoint::Endpoint;
+pub(crate) use http::whole;
 pub use http::{Client, EtcdError};
 pub use metrics::ServerMetrics;
 use serde::{Deserialize, Deserializer};

@@ -1,6 +1,6 @@
 //! A URL of etcd, taken apart.
 
-use std::io;
+use std::{borrow::Cow, io, net::Ipv6Addr};
 
 use hyper::Uri;
 use rustls::pki_types::ServerName;
@@ -18,13 +18,14 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// Takes `url` apart; a path is passed over, the port is 443 or 80 where none is written.
+    /// Takes `url` apart; a path is passed over, the port is 443 or 80 where none is written. An IPv6 address before a port
+    /// may lack its brackets, as `$(POD_IP):2379` becomes where the pod's address is one.
     ///
     /// # Errors
     /// It is no such URL.
     pub fn parse(url: &str) -> io::Result<Self> {
         let bad = |why: &str| io::Error::new(io::ErrorKind::InvalidInput, format!("{url:?}: {why}"));
-        let uri: Uri = url.parse().map_err(|_| bad("not a URL"))?;
+        let uri: Uri = bracketed(url).parse().map_err(|_| bad("not a URL"))?;
         let tls = match uri.scheme_str() {
             Some("https") => true,
             Some("http" | "tcp") => false,
@@ -63,6 +64,18 @@ impl Endpoint {
     }
 }
 
+/// `url` with the brackets that an IPv6 address needs.
+fn bracketed(url: &str) -> Cow<'_, str> {
+    let with_brackets = || {
+        let (scheme, rest) = url.split_once("://")?;
+        let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        let (host, port) = authority.rsplit_once(':')?;
+        host.parse::<Ipv6Addr>().ok()?;
+        Some(format!("{scheme}://[{host}]:{port}{path}"))
+    };
+    with_brackets().map_or(Cow::Borrowed(url), Cow::Owned)
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -74,6 +87,7 @@ mod tests {
         for (url, tls, host, port, authority) in [
             ("https://127.0.0.1:2379", true, "127.0.0.1", 2379, "127.0.0.1:2379"),
             ("https://[fd00::1]:2380/", true, "fd00::1", 2380, "[fd00::1]:2380"),
+            ("https://fd00::1:2379/health", true, "fd00::1", 2379, "[fd00::1]:2379"),
             ("http://etcd-0.etcd.prod.svc/health", false, "etcd-0.etcd.prod.svc", 80, "etcd-0.etcd.prod.svc:80"),
             ("tcp://10.0.0.1:2379", false, "10.0.0.1", 2379, "10.0.0.1:2379"),
         ] {

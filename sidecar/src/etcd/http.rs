@@ -132,6 +132,14 @@ impl Client {
         self.send(url, Request::get(path), Bytes::new()).await
     }
 
+    /// GET of `path`, for as long as the caller waits, with the error as it came.
+    ///
+    /// # Errors
+    /// The connection's, TLS's or HTTP's; the last are a [`hyper::Error`] inside.
+    pub async fn ask(&self, url: &str, path: &str) -> io::Result<(u16, Bytes)> {
+        self.attempt(url, Request::get(path), Bytes::new()).await
+    }
+
     /// POST of a JSON body to the gateway; its answer.
     ///
     /// # Errors
@@ -151,25 +159,31 @@ impl Client {
         body: Bytes,
     ) -> Result<(u16, Bytes), EtcdError> {
         let failed = |reason: String| EtcdError::Unreachable { url: url.to_owned(), reason };
-        let attempt = async {
-            let endpoint = Endpoint::parse(url)?;
-            let request = request
-                .header("host", endpoint.authority())
-                .header("connection", "close")
-                .body(Full::new(body))
-                .map_err(io::Error::other)?;
-            let stream = endpoint.connect().await?;
-            if !endpoint.tls {
-                return exchange(stream, request).await;
-            }
-            let Some(config) = &self.tls else { return Err(io::Error::other("no certificate to present")) };
-            let stream = TlsConnector::from(Arc::clone(config)).connect(endpoint.server_name()?, stream).await?;
-            exchange(stream, request).await
-        };
-        match timeout(LIMIT, attempt).await {
+        match timeout(LIMIT, self.attempt(url, request, body)).await {
             Ok(answer) => answer.map_err(|e| failed(whole(&e))),
             Err(_) => Err(failed(format!("none within {} s", LIMIT.as_secs()))),
         }
+    }
+
+    async fn attempt(
+        &self,
+        url: &str,
+        request: hyper::http::request::Builder,
+        body: Bytes,
+    ) -> io::Result<(u16, Bytes)> {
+        let endpoint = Endpoint::parse(url)?;
+        let request = request
+            .header("host", endpoint.authority())
+            .header("connection", "close")
+            .body(Full::new(body))
+            .map_err(io::Error::other)?;
+        let stream = endpoint.connect().await?;
+        if !endpoint.tls {
+            return exchange(stream, request).await;
+        }
+        let Some(config) = &self.tls else { return Err(io::Error::other("no certificate to present")) };
+        let stream = TlsConnector::from(Arc::clone(config)).connect(endpoint.server_name()?, stream).await?;
+        exchange(stream, request).await
     }
 }
 
@@ -196,7 +210,7 @@ where
 }
 
 /// An error with its causes: hyper's own text alone says little.
-fn whole(error: &io::Error) -> String {
+pub(crate) fn whole(error: &io::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.get_ref().and_then(std::error::Error::source);
     while let Some(e) = cause {

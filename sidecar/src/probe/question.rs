@@ -41,7 +41,8 @@ impl Question {
         let address = address(authority);
         match (scheme, address) {
             ("tcp", Some(address)) => Self::Tcp(address),
-            ("http", Some(address)) => Self::Http { address, authority: authority.to_owned(), path: escaped(path) },
+            // Written anew, since `$(POD_IP)` of IPv6 has no brackets.
+            ("http", Some(address)) => Self::Http { address, authority: address.to_string(), path: escaped(path) },
             (_, address) => Self::BySidecar(address),
         }
     }
@@ -163,6 +164,8 @@ mod tests {
                 Some("http://[fd00::1]:2381/health?exclude=NOSPACE&x=/"),
                 http(v6, "[fd00::1]:2381", "/health?exclude=NOSPACE&x=/"),
             ),
+            (Some("http://fd00::1:2381/health"), http(v6, "[fd00::1]:2381", "/health")),
+            (Some("https://fd00::1:2381/health"), Question::BySidecar(Some(v6))),
             (Some("http://127.0.0.1:2381/a b\r\nX: ü"), http(v4, "127.0.0.1:2381", "/a%20b%0D%0AX:%20%C3%BC")),
             (Some("https://127.0.0.1:2381/health"), Question::BySidecar(Some(v4))),
             (Some("https://etcd:2381/health"), Question::BySidecar(None)),

@@ -3,6 +3,9 @@
 //! It is given on a socket in the volume that etcd's container has too, to the program of [`crate::probe`]; what a sidecar
 //! that is away means is that program's to say.
 //!
+//! **Invariant.** What keeps the sidecar from asking what the user's own probe asks is no word on etcd: kubelet neither
+//! verifies a certificate nor presents one, so an etcd whose certificates have expired is as well as before.
+//!
 //! The startup and readiness probes are not touched. kubelet runs no liveness probe in a pod that is being deleted, where
 //! the sidecar ends last.
 
@@ -23,7 +26,7 @@ use tokio::{
 };
 
 use crate::{
-    etcd::{Client, Endpoint},
+    etcd::{Client, Endpoint, whole},
     names,
     probe::{self, Question},
 };
@@ -138,24 +141,61 @@ impl Gate {
         }
     }
 
+    /// What the user's own probe says: no only for a connection that is refused, and an answer that does not come or says no.
+    /// Where more cannot be asked, for want of a certificate or for one that is not taken, it is whether the port takes
+    /// connections, as the program asks without us.
     async fn users(&self, url: &str) -> Result<(), String> {
-        let endpoint = Endpoint::parse(url).map_err(|e| e.to_string())?;
-        if url.starts_with("tcp:") {
-            return endpoint.connect().await.map(drop).map_err(|e| format!("{url}: {e}"));
-        }
-        let client = match &self.identity {
-            Some(dir) if endpoint.tls => Client::from_dir(dir).map_err(|e| e.to_string())?,
-            _ => Client::plain(),
+        let wrong = |error: &io::Error| Err(format!("{url}: {}", whole(error)));
+        let endpoint = match Endpoint::parse(url) {
+            Ok(endpoint) => endpoint,
+            Err(error) => {
+                tracing::warn!(%error, "the user's liveness probe cannot be asked");
+                return Ok(());
+            }
         };
-        let path = url.splitn(4, '/').nth(3).unwrap_or_default();
-        let (status, body) = client.get(url, &format!("/{path}")).await.map_err(|e| e.to_string())?;
-        // As kubelet counts.
-        if (200..400).contains(&status) {
-            return Ok(());
+        if !url.starts_with("tcp:") {
+            let path = url.splitn(4, '/').nth(3).unwrap_or_default();
+            match self.client(&endpoint) {
+                Ok(client) => match client.ask(url, &format!("/{path}")).await {
+                    // As kubelet counts.
+                    Ok((200..400, _)) => return Ok(()),
+                    Ok((status, body)) => {
+                        let text: String = String::from_utf8_lossy(&body).trim().chars().take(200).collect();
+                        return Err(format!("{url}: {status} {text}"));
+                    }
+                    Err(error) if says_no(&error) || (!endpoint.tls && is_of_http(&error)) => return wrong(&error),
+                    Err(error) => tracing::debug!(url, error = whole(&error), "etcd is asked for a connection alone"),
+                },
+                Err(error) => tracing::debug!(url, error, "etcd is asked for a connection alone"),
+            }
         }
-        let text: String = String::from_utf8_lossy(&body).trim().chars().take(200).collect();
-        Err(format!("{url}: {status} {text}"))
+        match endpoint.connect().await {
+            Err(error) if says_no(&error) => wrong(&error),
+            Err(error) => {
+                tracing::warn!(url, %error, "the user's liveness probe cannot be asked");
+                Ok(())
+            }
+            Ok(_) => Ok(()),
+        }
     }
+
+    fn client(&self, endpoint: &Endpoint) -> Result<Client, String> {
+        match &self.identity {
+            _ if !endpoint.tls => Ok(Client::plain()),
+            Some(dir) => Client::from_dir(dir).map_err(|e| e.to_string()),
+            None => Err("no certificate to present (roles server or client)".to_owned()),
+        }
+    }
+}
+
+/// Whether an error is the server's word, and not what kept us from asking.
+fn says_no(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::TimedOut)
+}
+
+/// Whether what took the connection speaks no HTTP, or not to its end.
+fn is_of_http(error: &io::Error) -> bool {
+    error.get_ref().and_then(|inner| inner.downcast_ref::<hyper::Error>()).is_some()
 }
 
 #[cfg(test)]
@@ -196,6 +236,55 @@ mod tests {
         let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
         assert!(Gate::new(Some(format!("https://{closed}/health")), None).check(LIMIT).await.is_err());
         assert!(Gate::new(None, None).check(LIMIT).await.is_ok());
+    }
+
+    /// A server that refuses certificates, or hangs.
+    async fn taking(hangs: bool) -> u16 {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            let mut open = Vec::new();
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let _ = stream.read(&mut [0; 1024]).await;
+                if hangs {
+                    open.push(stream);
+                } else {
+                    // The alert certificate_expired.
+                    let _ = stream.write_all(&[21, 3, 3, 0, 2, 2, 45]).await;
+                }
+            }
+        });
+        port
+    }
+
+    #[tokio::test]
+    async fn what_keeps_the_sidecar_from_asking_takes_no_etcd_down() {
+        let dir = std::env::temp_dir().join(format!("etcd-tls-gate-leaf-{}", std::process::id()));
+        let leaf = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+        fs::create_dir_all(&dir).unwrap();
+        for (name, text) in
+            [("tls.crt", leaf.cert.pem()), ("ca.crt", leaf.cert.pem()), ("tls.key", leaf.signing_key.serialize_pem())]
+        {
+            fs::write(dir.join(name), text).unwrap();
+        }
+        let refusing = taking(false).await;
+        let gate = |identity, host: &str, port| Gate::new(Some(format!("https://{host}:{port}/health")), identity);
+        for (identity, why) in [
+            (Some(dir.clone()), "a certificate that is not taken"),
+            (Some(dir.join("none")), "no files"),
+            (None, "a role that has no certificate for a client"),
+        ] {
+            assert_eq!(gate(identity, "127.0.0.1", refusing).check(LIMIT).await, Ok(()), "{why}");
+        }
+        assert_eq!(gate(None, "no host", refusing).check(LIMIT).await, Ok(()), "nothing to be asked");
+        let hanging = gate(Some(dir.clone()), "127.0.0.1", taking(true).await);
+        assert!(hanging.check(Duration::from_millis(300)).await.unwrap_err().contains("no answer within"));
+        let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+        for identity in [Some(dir.clone()), None] {
+            let error = gate(identity, "127.0.0.1", closed).check(LIMIT).await.unwrap_err();
+            assert!(error.contains("refused"), "{error}");
+        }
+        fs::remove_dir_all(dir).unwrap();
     }
 
     #[tokio::test]
