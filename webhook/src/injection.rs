@@ -16,6 +16,7 @@ mod environment;
 mod options;
 mod parts;
 mod patch;
+mod paths;
 mod pod;
 mod present;
 mod reload;
@@ -303,15 +304,24 @@ impl<'a> Work<'a> {
 /// What to run on the host of a static pod whose etcd, and so whose sidecar, is not root: kubelet makes a missing directory
 /// as root's.
 fn ownership(host: &Host, user: u64) -> String {
-    let parent = |file: &str| file.rsplit_once('/').map_or_else(|| "/".to_owned(), |(dir, _)| dir.to_owned());
-    let dirs = BTreeSet::from([host.directory.clone(), parent(&host.kubeconfig)]);
-    let dirs = dirs.into_iter().collect::<Vec<_>>().join(" ");
-    let group = names::FILES_GID;
-    let given = host.bootstrap_kubeconfig.as_ref().map(|file| format!(" && chown {user} {file}")).unwrap_or_default();
-    format!(
-        "etcd runs as user {user}, and etcd-tls with it: before kubelet starts the pod, run on the host: install -d -o {user} \
-         -g {group} -m 750 {dirs}{given}"
-    )
+    let wanted = [("the kubeconfig", parts::parent(&host.kubeconfig)), ("--host-dir", host.directory.as_str())];
+    let (own, shared): (Vec<_>, Vec<_>) = wanted.into_iter().partition(|(_, dir)| paths::is_dedicated(dir));
+    let mut said = format!("etcd runs as user {user}, and etcd-tls with it");
+    for (what, dir) in shared {
+        said.push_str(&format!("; {dir} may hold others' files, too: give {what} a directory of its own"));
+    }
+    let own: BTreeSet<String> = own.into_iter().map(|(_, dir)| paths::shell_word(dir)).collect();
+    let mut commands = Vec::new();
+    if !own.is_empty() {
+        let dirs = own.into_iter().collect::<Vec<_>>().join(" ");
+        commands.push(format!("install -d -o {user} -g {} -m 750 {dirs}", names::FILES_GID));
+    }
+    commands.extend(host.bootstrap_kubeconfig.iter().map(|file| format!("chown {user} {}", paths::shell_word(file))));
+    if !commands.is_empty() {
+        said.push_str("; before kubelet starts the pod, run on the host: ");
+        said.push_str(&commands.join(" && "));
+    }
+    said
 }
 
 /// The hosts that a static pod's members advertise. Without an API server kubelet knows no address of such a pod, and by

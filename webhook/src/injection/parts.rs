@@ -136,7 +136,8 @@ fn host_directories(host: &Host) -> impl Iterator<Item = (&'static str, &str)> {
     std::iter::once(("etcd-tls-kubeconfig", own)).chain(bootstrap.map(|dir| ("etcd-tls-bootstrap", dir)))
 }
 
-fn parent(file: &str) -> &str {
+/// The directory of `file`.
+pub(super) fn parent(file: &str) -> &str {
     match file.rsplit_once('/') {
         Some(("", _)) | None => "/",
         Some((dir, _)) => dir,

@@ -84,6 +84,19 @@ fn who_owns_a_hosts_directories_is_said_where_etcd_is_not_root() {
     let command = "install -d -o 1001 -g 52379 -m 750 /etc/kubernetes/etcd-tls /var/lib/etcd-tls && chown 1001 \
                    /etc/kubernetes/etcd-tls/bootstrap.kubeconfig";
     assert!(said.contains(command), "{said}");
+    let mut shared = config.clone();
+    shared.host = Some(Host {
+        kubeconfig: "/etc/kubernetes/etcd-tls.kubeconfig".to_owned(),
+        bootstrap_kubeconfig: Some("/etc/kubernetes/boot strap".to_owned()),
+        directory: "/var/lib/etcd tls".to_owned(),
+    });
+    let Decision::Inject { warnings: said, .. } = decide(&member(), &shared, ORIGIN) else { panic!("not injected") };
+    let said = said.join("; ");
+    assert!(
+        said.contains("/etc/kubernetes may hold others' files, too: give the kubeconfig a directory of its own"),
+        "{said}"
+    );
+    assert!(said.contains("-m 750 '/var/lib/etcd tls' && chown 1001 '/etc/kubernetes/boot strap'"), "{said}");
     for root in [json!({}), json!({"runAsUser": 0})] {
         let said = warnings(&with(|pod| pod["spec"]["containers"][0]["securityContext"] = root.clone()));
         assert!(!said.contains("install"), "{said}");
