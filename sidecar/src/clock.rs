@@ -24,6 +24,12 @@ pub trait Clock {
 /// stepped; it is slewed by less than a thousandth of that.
 const GLANCE: Duration = Duration::from_secs(1);
 
+/// The two clocks are read one after the other: so much may pass between them, or they are read again, since the process
+/// may have been stopped there, and that is no step.
+const STALL: Duration = Duration::from_millis(100);
+/// A machine that stops the process so often has other troubles.
+const READINGS: usize = 10;
+
 /// What both clocks said at one time: when they have parted since, the wall clock was stepped, or the machine suspended.
 #[derive(Clone, Copy, Debug)]
 pub struct Mark {
@@ -34,17 +40,32 @@ pub struct Mark {
 impl Mark {
     /// Now.
     pub fn new(clock: &impl Clock) -> Self {
-        Self { wall: clock.now(), elapsed: clock.elapsed() }
+        let read = || {
+            let elapsed = clock.elapsed();
+            let wall = clock.now();
+            (Self { wall, elapsed }, clock.elapsed().saturating_sub(elapsed))
+        };
+        let (mut best, mut took) = read();
+        for _ in 1..READINGS {
+            if took <= STALL {
+                break;
+            }
+            let (again, took_again) = read();
+            if took_again < took {
+                (best, took) = (again, took_again);
+            }
+        }
+        best
     }
 
     /// By how many seconds the wall clock was stepped since, if it was. The mark is set anew.
     pub fn stepped(&mut self, clock: &impl Clock) -> Option<i64> {
-        let before = std::mem::replace(self, Self::new(clock));
-        before.parted(clock)
+        let now = Self::new(clock);
+        std::mem::replace(self, now).parted(now)
     }
 
-    fn parted(&self, clock: &impl Clock) -> Option<i64> {
-        let (now, expected) = (clock.now(), self.wall + clock.elapsed().saturating_sub(self.elapsed));
+    fn parted(self, later: Self) -> Option<i64> {
+        let (now, expected) = (later.wall, self.wall + later.elapsed.saturating_sub(self.elapsed));
         match (now.duration_since(expected), expected.duration_since(now)) {
             (Ok(ahead), _) if ahead > GLANCE => Some(seconds(ahead)),
             (_, Ok(behind)) if behind > GLANCE => Some(-seconds(behind)),
@@ -58,7 +79,7 @@ pub async fn nap(clock: &impl Clock, mark: &Mark, pause: Duration) {
     let began = clock.elapsed();
     loop {
         let left = pause.saturating_sub(clock.elapsed().saturating_sub(began));
-        if left.is_zero() || mark.parted(clock).is_some() {
+        if left.is_zero() || mark.parted(Mark::new(clock)).is_some() {
             return;
         }
         clock.sleep(left.min(GLANCE)).await;
@@ -142,6 +163,56 @@ mod tests {
 
         async fn sleep(&self, duration: Duration) {
             self.0.sleep(duration).await;
+        }
+    }
+
+    /// The process is stopped beside a reading of the wall clock, before or after it, as often as is said.
+    struct Stalling(Fake, std::cell::Cell<u32>, bool);
+
+    impl Clock for Stalling {
+        fn now(&self) -> SystemTime {
+            let stop = || {
+                if let Some(left) = self.1.get().checked_sub(1) {
+                    self.1.set(left);
+                    self.0.pass(Duration::from_secs(3));
+                }
+            };
+            if self.2 {
+                stop();
+            }
+            let now = self.0.now();
+            if !self.2 {
+                stop();
+            }
+            now
+        }
+
+        fn elapsed(&self) -> Duration {
+            self.0.elapsed()
+        }
+
+        fn chance(&self) -> f64 {
+            self.0.chance()
+        }
+
+        async fn sleep(&self, duration: Duration) {
+            self.0.sleep(duration).await;
+        }
+    }
+
+    #[test]
+    fn a_stall_between_the_readings_is_no_step() {
+        for before in [false, true] {
+            let clock = Stalling(Fake::new(), std::cell::Cell::new(2), before);
+            let mut mark = Mark::new(&clock);
+            assert_eq!(mark.stepped(&clock), None, "stalled when the mark was set");
+            clock.1.set(1);
+            assert_eq!(mark.stepped(&clock), None, "stalled since");
+            let began = clock.0.began.get();
+            clock.0.began.set(began + Duration::from_secs(60));
+            clock.1.set(1);
+            assert_eq!(mark.stepped(&clock), Some(60), "a step beside a stall");
+            assert_eq!(mark.stepped(&clock), None, "said once");
         }
     }
 
