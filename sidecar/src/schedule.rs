@@ -41,7 +41,9 @@ pub struct Life {
 
 impl Life {
     /// The life of a certificate that was received at `received`, if that is known and can be true; else the issue is
-    /// taken to be [`BACKDATE`] after notBefore, or notBefore itself where the whole validity is not much longer.
+    /// taken to be [`BACKDATE`] after notBefore, or notBefore itself where the whole validity is not much longer. Then a
+    /// certificate of ours is counted as older than it is, and renewed once too soon, after which the receipt is known;
+    /// the other way one of a signer that backdates less would be counted as younger than it is, and renewed too late.
     pub fn of(not_before: SystemTime, not_after: SystemTime, received: Option<SystemTime>) -> Self {
         let known = received.filter(|at| (not_before..not_after).contains(at));
         let validity = not_after.duration_since(not_before).unwrap_or_default();

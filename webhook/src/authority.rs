@@ -9,6 +9,7 @@ use std::{
 
 use etcd_tls_sidecar::{
     certificate::{self, Bundle, Chain},
+    schedule::BACKDATE,
     settings::KeyAlgorithm,
 };
 use rcgen::{
@@ -143,7 +144,9 @@ pub enum AuthorityError {
 
 impl Authority {
     /// Makes a self-signed CA, valid for `lifetime` from `now`, and a tenth of it or a day before: a signer's clock that is
-    /// set back must not be left without a valid CA. `common_name` must be unlike that of any other generation: etcd names
+    /// set back must not be left without a valid CA. It is [`BACKDATE`] at least, since a leaf is not valid before its CA;
+    /// but no more than half of `lifetime`, or the CA would be replaced, at half of its validity, as soon as it is made.
+    /// `common_name` must be unlike that of any other generation: etcd names
     /// the CAs that it trusts by their subjects alone.
     ///
     /// # Errors
@@ -157,7 +160,8 @@ impl Authority {
         let crypto = |e: rcgen::Error| AuthorityError::Crypto(e.to_string());
         let pair = generate_key(key).map_err(crypto)?;
         let mut params = CertificateParams::default();
-        params.not_before = time_of(now - CA_BACKDATE.max(lifetime / 10).min(MAX_CA_BACKDATE))?;
+        let backdate = CA_BACKDATE.max(lifetime / 10).max(BACKDATE.min(lifetime / 2)).min(MAX_CA_BACKDATE);
+        params.not_before = time_of(now - backdate)?;
         params.not_after = time_of(
             now.checked_add(lifetime).ok_or_else(|| AuthorityError::Crypto("its life is too long".to_owned()))?,
         )?;

@@ -157,6 +157,18 @@ fn a_generated_ca_signs_leaves_alone_and_its_key_does_not_print() {
 }
 
 #[test]
+fn a_generated_ca_is_backdated_as_far_as_its_leaves_unless_it_is_short() {
+    let minute = Duration::from_secs(60);
+    for (lifetime, backdate) in [(1, 5), (60, 30), (130, 65), (600, 65), (660, 66), (14_400, 1440), (525_600, 1440)]
+        .map(|(l, b)| (minute * l, minute * b))
+    {
+        let authority = Authority::generate("young", KeyAlgorithm::EcdsaP256, lifetime, now()).unwrap();
+        assert_eq!(authority.not_before(), now() - backdate, "{lifetime:?}");
+        assert_eq!(authority.not_after(), now() + lifetime);
+    }
+}
+
+#[test]
 fn an_expired_ca_is_read_back_but_signs_no_more() {
     let short = Authority::generate("short", KeyAlgorithm::EcdsaP256, DAY, now()).unwrap();
     let (certificate, key) = (short.certificate_pem(), short.key_pem());

@@ -16,6 +16,7 @@ use etcd_tls_sidecar::{
     certificate::{Bundle, Chain},
     csr::PrivateKey,
     role::Role,
+    schedule::BACKDATE,
     settings::{KeyAlgorithm, Sans},
 };
 use k8s_openapi::{
@@ -171,7 +172,7 @@ impl Serving {
     /// Whether the pair is missing, past half of its life, for other names, or not of the CA that signs.
     fn needs_leaf(&self, stored: &Stored, chain: Option<&Chain>, now: SystemTime) -> bool {
         let Some(chain) = chain else { return true };
-        let half = chain.not_before + chain.not_after.duration_since(chain.not_before).unwrap_or_default() / 2;
+        let half = half_of_leaf(chain);
         let public_key = &chain.public_key;
         now >= half
             || chain.sans != self.sans()
@@ -235,6 +236,14 @@ impl Serving {
     fn secrets(&self) -> Api<Secret> {
         Api::namespaced(self.client.clone(), &self.system)
     }
+}
+
+/// When half of the life of a leaf of ours is over, counted from its issue. A leaf that is valid for no longer than
+/// [`BACKDATE`] was not backdated by so much: its CA was too young.
+fn half_of_leaf(chain: &Chain) -> SystemTime {
+    let validity = chain.not_after.duration_since(chain.not_before).unwrap_or_default();
+    let backdate = if validity > BACKDATE { BACKDATE } else { Duration::ZERO };
+    chain.not_before + backdate + (validity - backdate) / 2
 }
 
 /// The step of the webhook's CA that is due. Pure.
@@ -365,6 +374,24 @@ mod tests {
         let new = leaf(&mut stored, half + OVERLAP);
         assert_eq!(due(&stored, Some(&new), half + OVERLAP, LIFETIMES), None, "another replica may serve the old one");
         assert_eq!(due(&stored, Some(&new), half + DAY * 60, LIFETIMES), Some(Step::Retire));
+    }
+
+    #[test]
+    fn half_of_a_leafs_life_is_counted_from_its_issue() {
+        let stored = Stored::new(ca("one", now()));
+        let (public_key, sans) = (PrivateKey::generate(KeyAlgorithm::EcdsaP256).unwrap().public_key(), Sans::default());
+        for seconds in [60, 3600, 86_400] {
+            let leaf = Leaf {
+                role: Role::Server,
+                organizations: vec![],
+                common_name: SERVICE,
+                sans: &sans,
+                public_key: &public_key,
+                lifetime: Duration::from_secs(seconds),
+            };
+            let chain = issue(&stored.active, &leaf, now(), [1; 16]).unwrap();
+            assert_eq!(half_of_leaf(&chain), now() + Duration::from_secs(seconds / 2), "{seconds} s");
+        }
     }
 
     #[test]
