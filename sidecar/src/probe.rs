@@ -7,7 +7,8 @@
 //! <dir>/probe/sidecar.sock     where the sidecar answers; being in the volume it is nobody else's, whatever listens where
 //! ```
 //!
-//! **Invariant.** A sidecar takes etcd down by saying so and in no other way. One that refuses, hangs, is not there or talks
+//! **Invariant.** A sidecar takes etcd down by saying so and in no other way; the program keeps limits of its own, and kubelet,
+//! to which a late program is one that failed, waits for much longer than they are. One that refuses, hangs, is not there or talks
 //! nonsense is *away*, for however long, and then the user's own probe says alone how etcd is.
 //!
 //! Of the standard library alone, and without its name resolution: the program is linked statically, to run in any image.
@@ -38,8 +39,8 @@ const SIDECAR_LIMIT: Duration = Duration::from_secs(2);
 const MAX_ANSWER: u64 = 4096;
 /// Characters of a reason, of which kubelet makes an event.
 const MAX_REASON: usize = 300;
-/// How long kubelet and the runtime may take to start the program, in seconds.
-const START_SECONDS: u64 = 3;
+/// How long kubelet and the runtime may take to start the program, in seconds: one that is late counts as one that failed.
+const START_SECONDS: u64 = 15;
 
 /// The `timeoutSeconds` of a probe that runs the program with `--timeout=<timeout>`: the sidecar asks for that long, or is
 /// away for a moment, and then the program asks for that long itself.

@@ -26,6 +26,10 @@ const BACK_LIMIT: Duration = Duration::from_secs(180);
 const PROBE_LIMIT: Duration = Duration::from_secs(1800);
 /// An etcd that has been silent for so long while its probe failed is on its way down or up.
 const SILENCE: Duration = Duration::from_secs(5);
+/// How often the lock is confirmed.
+const CONFIRM: Duration = Duration::from_secs(TTL as u64 / 3);
+/// How long after the lock was last confirmed the probe may fail: what kubelet does of it comes before the lock lapses.
+const ARMED: Duration = Duration::from_secs(TTL as u64 * 2 / 3);
 /// How often a restart's progress is looked at.
 const GLANCE: Duration = Duration::from_millis(100);
 /// How often etcd itself is looked at while its probe fails: before kubelet asks the next one as often as makes it fail.
@@ -133,7 +137,8 @@ impl Restarter {
                     Ok(_) => None,
                     Err(hindrance) => Some(Wait::hindered(hindrance)),
                 },
-                Err(_) => None,
+                // It may be that no other member stands any more.
+                Err(error) => Some(Wait::new("cluster_unknown", error.to_string(), AGAIN)),
             };
             if start.elapsed() > HAND_ON_LIMIT {
                 return waits.map_or(Ok(()), Err);
@@ -186,11 +191,12 @@ impl Restarter {
         if started.is_none() && self.eyes.known().await.is_ok() {
             return Err(Wait::new("cluster_unknown", "etcd does not say when it started".to_owned(), AGAIN));
         }
+        let confirmed = Instant::now();
         confirm(guard.as_deref_mut(), client_urls).await?;
         let why = look.why.join("; ");
-        self.gate.arm(&why);
+        self.gate.arm(&why, confirmed + ARMED);
         tracing::info!(why, "failing etcd's liveness probe, so that kubelet restarts it");
-        let ended = self.await_kubelet(&why, started, guard, client_urls).await;
+        let ended = self.await_kubelet(&why, confirmed, started, guard, client_urls).await;
         self.gate.disarm();
         if let Err(wait) = ended {
             self.metrics.restarted("not_ended");
@@ -200,17 +206,20 @@ impl Restarter {
         self.await_back(started, guard.as_deref_mut(), client_urls).await
     }
 
-    /// Fails the probe for as long as a restart is allowed, and no longer.
+    /// Fails the probe for as long as a restart is allowed, and no longer. The lock was asked for at `confirmed`.
     async fn await_kubelet(
         &mut self,
         why: &str,
+        mut confirmed: Instant,
         started: Option<Duration>,
         guard: &mut Option<&mut Guard>,
         client_urls: &[String],
     ) -> Result<(), Wait> {
         let start = Instant::now();
-        let (mut confirmed, mut looked) = (start, start);
+        let mut looked = start;
         let mut silent = None;
+        // Whether the last look at the cluster was one.
+        let mut sees = true;
         loop {
             sleep(GLANCE_AT_PROBED).await;
             match self.probed(started).await {
@@ -225,8 +234,8 @@ impl Restarter {
                     continue;
                 }
                 Probed::Same => {
-                    if silent.take().is_some() {
-                        self.gate.arm(why);
+                    if silent.take().is_some() && sees {
+                        self.gate.arm(why, confirmed + ARMED);
                     }
                 }
             }
@@ -238,18 +247,29 @@ impl Restarter {
                 );
                 return Err(Wait::new("not_ended", text, IDLE));
             }
-            if confirmed.elapsed() > Duration::from_secs(u64::from(TTL) / 3) {
+            if confirmed.elapsed() > CONFIRM {
+                let asked = Instant::now();
                 confirm(guard.as_deref_mut(), client_urls).await?;
-                confirmed = Instant::now();
+                confirmed = asked;
+                if sees {
+                    self.gate.arm(why, confirmed + ARMED);
+                }
             }
-            if looked.elapsed() > GLANCE_AT_CLUSTER
-                && guard.is_some()
-                && let Ok(seen) = self.cluster().await
-            {
+            if guard.is_some() && (!sees || looked.elapsed() > GLANCE_AT_CLUSTER) {
+                let Ok(seen) = self.cluster().await else {
+                    // Whether the others stand without this one is not known; it may be on its way down already.
+                    self.gate.disarm();
+                    sees = false;
+                    continue;
+                };
                 looked = Instant::now();
                 let allowed = permit(seen.me, &seen.members).map_err(Wait::hindered)?;
                 if let (true, Some(to)) = (seen.leader, allowed.successor) {
                     self.hand_on(to).await?;
+                }
+                if !sees {
+                    self.gate.arm(why, confirmed + ARMED);
+                    sees = true;
                 }
             }
         }
@@ -314,7 +334,7 @@ impl Restarter {
 
     /// Keeps the lock while etcd is away. To lose it now changes nothing: the others see a member that is down.
     async fn keep(&self, guard: Option<&mut Guard>, client_urls: &[String], confirmed: &mut Instant) {
-        if confirmed.elapsed() < Duration::from_secs(u64::from(TTL) / 3) {
+        if confirmed.elapsed() < CONFIRM {
             return;
         }
         *confirmed = Instant::now();

@@ -22,7 +22,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{UnixListener, UnixStream},
     sync::Semaphore,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use crate::{
@@ -45,7 +45,14 @@ pub struct Gate {
     liveness_url: Option<String>,
     /// The role directory whose certificate is presented to an https check.
     identity: Option<PathBuf>,
-    armed: Mutex<Option<String>>,
+    armed: Mutex<Option<Armed>>,
+}
+
+/// A restart that kubelet is to make.
+struct Armed {
+    reason: String,
+    /// When the lock behind it may be another's.
+    until: Instant,
 }
 
 /// Listens for probes in the certificates' directory `dir`.
@@ -74,9 +81,10 @@ impl Gate {
         Self { liveness_url, identity, armed: Mutex::new(None) }
     }
 
-    /// From now on the probe fails, for this reason.
-    pub(super) fn arm(&self, reason: &str) {
-        *self.armed.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
+    /// From now on the probe fails, for this reason, whatever holds up the caller until `until` at the latest.
+    pub(super) fn arm(&self, reason: &str, until: Instant) {
+        let armed = Armed { reason: reason.to_owned(), until };
+        *self.armed.lock().unwrap_or_else(PoisonError::into_inner) = Some(armed);
     }
 
     /// From now on the probe says what the user's own says.
@@ -84,8 +92,9 @@ impl Gate {
         *self.armed.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    fn armed(&self) -> Option<String> {
-        self.armed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    fn armed(&self, now: Instant) -> Option<String> {
+        let armed = self.armed.lock().unwrap_or_else(PoisonError::into_inner);
+        armed.as_ref().filter(|armed| now < armed.until).map(|armed| armed.reason.clone())
     }
 
     /// Answers on `listener` until the future is dropped.
@@ -129,7 +138,7 @@ impl Gate {
     /// # Errors
     /// Why not.
     async fn check(&self, limit: Duration) -> Result<(), String> {
-        if let Some(reason) = self.armed() {
+        if let Some(reason) = self.armed(Instant::now()) {
             return Err(format!("etcd is to be restarted: {reason}"));
         }
         match (&self.liveness_url, Question::of(self.liveness_url.as_deref())) {
@@ -309,11 +318,13 @@ mod tests {
             }
         };
         assert_eq!(ask(probe::request(LIMIT)).await, probe::Said::Alive);
-        gate.arm("its trust bundle\nhas changed");
+        gate.arm("its trust bundle\nhas changed", Instant::now() + 10 * LIMIT);
         let why = "etcd is to be restarted: its trust bundle has changed".to_owned();
         assert_eq!(ask(probe::request(LIMIT)).await, probe::Said::Dead(why));
         assert!(matches!(ask("x".repeat(1000)).await, probe::Said::Away(_)), "no request, no answer");
         gate.disarm();
+        assert_eq!(ask(probe::request(LIMIT)).await, probe::Said::Alive);
+        gate.arm("its lock may be another's", Instant::now());
         assert_eq!(ask(probe::request(LIMIT)).await, probe::Said::Alive);
         serving.abort();
         fs::remove_dir_all(parent).unwrap();

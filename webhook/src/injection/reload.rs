@@ -21,6 +21,9 @@ use crate::json::{Fields, Json, list, object};
 const GRACE: u64 = 20;
 /// A probe's `timeoutSeconds` where it has none.
 const TIMEOUT: u64 = 1;
+/// The `timeoutSeconds` of a probe that asks the sidecar alone. The program ends within seconds; what takes longer is a node
+/// that starts nothing, by which etcd is not to be judged.
+const ALONE_TIMEOUT: u64 = 60;
 
 /// What the pod allows.
 #[derive(Debug, Default)]
@@ -150,12 +153,11 @@ impl Plan {
     fn probe(&mut self, settings: &Settings, container: &Container<'_>, listeners: &[Url]) {
         let ours = |timeout: u64| {
             let words = list![program(settings), format!("--timeout={timeout}")];
-            (object! {"command": words}, probe::timeout_seconds(timeout))
+            object! {"command": words}
         };
         let Some(theirs) = container.object.get("livenessProbe").and_then(Json::as_object) else {
-            let (exec, timeout) = ours(TIMEOUT);
             let value = object! {
-                "exec": exec, "periodSeconds": 10u32, "timeoutSeconds": timeout, "failureThreshold": 3u32,
+                "exec": ours(TIMEOUT), "periodSeconds": 10u32, "timeoutSeconds": ALONE_TIMEOUT, "failureThreshold": 3u32,
             };
             self.probe = Some(Probe { value, replaces: false, liveness_url: None });
             return;
@@ -167,8 +169,8 @@ impl Plan {
             Ok(url) => url,
             Err(why) => {
                 self.problems.push(format!(
-                    "annotation etcd-tls.dev/reload: probe: the liveness probe of container {} {why}; write an httpGet or \
-                     tcpSocket probe, or another etcd-tls.dev/reload",
+                    "annotation etcd-tls.dev/reload: probe: the liveness probe of container {} {why}; write an httpGet probe \
+                     without httpHeaders or a tcpSocket probe, or another etcd-tls.dev/reload",
                     container.name
                 ));
                 return;
@@ -176,11 +178,10 @@ impl Plan {
         };
         let mut value = theirs.clone().into_owned();
         let timeout = theirs.get("timeoutSeconds").and_then(Json::as_u64).filter(|t| *t > 0).unwrap_or(TIMEOUT);
-        let (exec, timeout) = ours(timeout);
         value.remove("httpGet");
         value.remove("tcpSocket");
-        value.set("exec", exec);
-        value.set("timeoutSeconds", timeout);
+        value.set("exec", ours(timeout));
+        value.set("timeoutSeconds", probe::timeout_seconds(timeout));
         self.warnings.push(format!(
             "container {}: its liveness probe is now {}, which asks etcd-tls-sidecar and {liveness_url}",
             container.name,
@@ -209,6 +210,9 @@ fn liveness_url(
     } else {
         return Err("is neither httpGet nor tcpSocket".to_owned());
     };
+    if handler.get("httpHeaders").and_then(Json::as_array).is_some_and(|headers| !headers.is_empty()) {
+        return Err("sends httpHeaders, which are not sent in its place".to_owned());
+    }
     let port =
         port(handler.get("port"), container).ok_or_else(|| "has a port that no container port names".to_owned())?;
     let text = |field: &str| handler.get(field).and_then(Json::as_str);

@@ -466,7 +466,7 @@ fn the_liveness_probe_becomes_ours_only_when_asked() {
     assert_eq!(
         *probe,
         json!({
-            "periodSeconds": 5, "timeoutSeconds": 13, "failureThreshold": 8, "initialDelaySeconds": 7, "exec": exec("4"),
+            "periodSeconds": 5, "timeoutSeconds": 25, "failureThreshold": 8, "initialDelaySeconds": 7, "exec": exec("4"),
         }),
         "the user's patience, and time for two questions"
     );
@@ -474,12 +474,16 @@ fn the_liveness_probe_becomes_ours_only_when_asked() {
     assert!(warnings.iter().any(|w| w.contains("liveness")));
     let (pod, _) = injected(&probed(json!({"tcpSocket": {"port": 2379}})));
     assert!(sidecar_args(&pod).contains(&"--liveness-url=tcp://127.0.0.1:2379".to_owned()));
-    assert_eq!(pod["spec"]["containers"][0]["livenessProbe"], json!({"exec": exec("1"), "timeoutSeconds": 7}));
+    assert_eq!(pod["spec"]["containers"][0]["livenessProbe"], json!({"exec": exec("1"), "timeoutSeconds": 19}));
     let (pod, warnings) = injected(&annotated("reload", "probe"));
     assert_eq!(pod["spec"]["containers"][0]["livenessProbe"]["exec"], exec("1"));
+    assert_eq!(pod["spec"]["containers"][0]["livenessProbe"]["timeoutSeconds"], 60, "a slow node is no dead etcd");
     assert_eq!(warnings, Vec::<String>::new());
     assert!(refused(&probed(json!({"exec": {"command": ["x"]}}))).contains("httpGet"));
     assert!(refused(&probed(json!({"httpGet": {"port": "nobody"}}))).contains("port"));
+    let with_headers = |headers: Value| probed(json!({"httpGet": {"port": 2381, "httpHeaders": headers}}));
+    assert!(refused(&with_headers(json!([{"name": "Authorization", "value": "x"}]))).contains("httpHeaders"));
+    injected(&with_headers(json!([])));
     // As an earlier version put it in.
     assert!(refused(&probed(json!({"httpGet": {"path": "/etcd", "port": 9179}}))).contains("etcd-tls-sidecar's port"));
     let mut once = annotated("reload", "probe");
