@@ -96,10 +96,11 @@ pub fn verdict_backoff(times: u32, chance: f64) -> Duration {
 }
 
 /// The pause before a request that was just made is looked at for the first time. `took` is how long the API server took to
-/// make it: two reads and two more writes are between the request and its certificate, so that it cannot be there much
-/// sooner than after three times that. An API server that is busy with others' requests has theirs before it: five times.
+/// make it, the connection included: two reads and two more writes are between the request and its certificate, so that it
+/// cannot be there much sooner than after twice that. An API server that is busy with others' requests has theirs before it:
+/// five times.
 pub fn first_poll(took: Duration) -> Duration {
-    (took * 3 + took.saturating_sub(BUSY) * 2).clamp(FIRST_POLL, LONGEST_FIRST_POLL)
+    (took * 2 + took.saturating_sub(BUSY) * 3).clamp(FIRST_POLL, LONGEST_FIRST_POLL)
 }
 
 /// The pause before a request that is `elapsed` old is looked at again: a quarter of its age, from 4 ms to 5 s; 30 s when
@@ -227,7 +228,7 @@ mod tests {
     fn a_busy_server_is_asked_less() {
         let ms = Duration::from_millis;
         for (took, first, next) in
-            [(1, 10, 4), (3, 10, 6), (20, 80, 50), (100, 480, 290), (300, 1_000, 890), (30_000, 1_000, 5_000)]
+            [(1, 10, 4), (3, 10, 6), (20, 70, 50), (100, 470, 290), (300, 1_000, 890), (30_000, 1_000, 5_000)]
         {
             assert_eq!((first_poll(ms(took)), poll(ms(10), ms(took))), (ms(first), ms(next)), "answers take {took} ms");
         }
