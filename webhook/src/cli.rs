@@ -1,6 +1,7 @@
 //! The command line: one variant for each subcommand, each with arguments and a `run` of its own.
 
 use clap::{Parser, Subcommand};
+use tokio::runtime::Builder;
 
 use crate::{admit, approve, inject, issue_command, rollover, sign, standalone};
 
@@ -45,8 +46,10 @@ impl Cli {
         rustls::crypto::aws_lc_rs::default_provider()
             .install_default()
             .map_err(|_| "a crypto provider is already installed in this process")?;
-        let workers = self.command.workers();
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build()?;
+        let runtime = match self.command.workers() {
+            1 => Builder::new_current_thread().enable_all().build()?,
+            workers => Builder::new_multi_thread().worker_threads(workers).enable_all().build()?,
+        };
         runtime.block_on(async {
             match self.command {
                 Command::Admit(args) => args.run().await,
@@ -62,8 +65,8 @@ impl Cli {
 }
 
 impl Command {
-    /// Worker threads. The controllers wait for the API server and do little between two of its answers: a second thread
-    /// would cost more in handing work over, and in memory of its own, than it brings.
+    /// Threads. The controllers wait for the API server and do little between two of its answers: a second thread would cost
+    /// more in handing work over, and in memory of its own, than it brings.
     fn workers(&self) -> usize {
         match self {
             Self::Approve(_) | Self::Sign(_) => 1,
