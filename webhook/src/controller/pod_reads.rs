@@ -56,11 +56,12 @@ impl PodReads {
         read: impl Future<Output = Result<Option<LeanPod>, RequestError>>,
     ) -> Result<Found, RequestError> {
         let key = (bound.namespace.clone(), bound.pod.clone());
-        if let Some(mut answer) = self.under_way(&key, received)
-            && let Ok(found) = answer.wait_for(Option::is_some).await
-            && let Some(found) = &*found
-        {
-            return Ok(Arc::clone(found));
+        while let Some(mut answer) = self.under_way(&key, received) {
+            if let Ok(found) = answer.wait_for(Option::is_some).await
+                && let Some(found) = &*found
+            {
+                return Ok(Arc::clone(found));
+            }
         }
         let (sender, answer) = watch::channel(None);
         let began = Instant::now();
