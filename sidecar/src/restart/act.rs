@@ -216,10 +216,9 @@ impl Restarter {
         client_urls: &[String],
     ) -> Result<(), Wait> {
         let start = Instant::now();
-        let mut looked = start;
+        // When the cluster was last seen; `None`: the last look was none.
+        let mut looked = Some(start);
         let mut silent = None;
-        // Whether the last look at the cluster was one.
-        let mut sees = true;
         loop {
             sleep(GLANCE_AT_PROBED).await;
             match self.probed(started).await {
@@ -233,12 +232,9 @@ impl Restarter {
                     self.keep(guard.as_deref_mut(), client_urls, &mut confirmed).await;
                     continue;
                 }
-                Probed::Same => {
-                    if silent.take().is_some() && sees {
-                        self.gate.arm(why, confirmed + ARMED);
-                    }
-                }
+                Probed::Same => {}
             }
+            let was_silent = silent.take().is_some();
             if start.elapsed() > PROBE_LIMIT {
                 let text = format!(
                     "kubelet has not restarted etcd in {} s of failed probes: is {} its liveness probe?",
@@ -247,29 +243,28 @@ impl Restarter {
                 );
                 return Err(Wait::new("not_ended", text, IDLE));
             }
-            if confirmed.elapsed() > CONFIRM {
+            // While etcd was silent the lock may have been lost, and another member be on its way down.
+            if was_silent || confirmed.elapsed() > CONFIRM {
                 let asked = Instant::now();
                 confirm(guard.as_deref_mut(), client_urls).await?;
                 confirmed = asked;
-                if sees {
+                if looked.is_some() {
                     self.gate.arm(why, confirmed + ARMED);
                 }
             }
-            if guard.is_some() && (!sees || looked.elapsed() > GLANCE_AT_CLUSTER) {
+            if guard.is_some() && looked.is_none_or(|at| at.elapsed() > GLANCE_AT_CLUSTER) {
                 let Ok(seen) = self.cluster().await else {
                     // Whether the others stand without this one is not known; it may be on its way down already.
                     self.gate.disarm();
-                    sees = false;
+                    looked = None;
                     continue;
                 };
-                looked = Instant::now();
                 let allowed = permit(seen.me, &seen.members).map_err(Wait::hindered)?;
                 if let (true, Some(to)) = (seen.leader, allowed.successor) {
                     self.hand_on(to).await?;
                 }
-                if !sees {
+                if looked.replace(Instant::now()).is_none() {
                     self.gate.arm(why, confirmed + ARMED);
-                    sees = true;
                 }
             }
         }
