@@ -38,6 +38,7 @@ pub mod policy;
 pub mod probe;
 pub mod process;
 pub mod renew;
+mod replace;
 pub mod request;
 pub mod restart;
 pub mod role;

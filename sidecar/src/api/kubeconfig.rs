@@ -5,9 +5,7 @@
 
 use std::{
     fmt::Write as _,
-    fs::{self, File, OpenOptions},
-    io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    fs, io,
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -20,7 +18,7 @@ use super::{
     ApiError,
     http::{Access, Credentials},
 };
-use crate::{certificate::Chain, names};
+use crate::{certificate::Chain, names, replace::replace};
 
 /// The name of cluster, context and user in a kubeconfig that is written here. One that has another is not written over.
 const OURS: &str = "etcd-tls";
@@ -271,7 +269,7 @@ impl HostCredentials {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(ApiError::Access(format!("kubeconfig {}: {e}", self.kubeconfig.display()))),
         }
-        replace(&self.kubeconfig, &text).map_err(|e| {
+        replace(&self.kubeconfig, 0o600, &mut text.as_bytes()).map_err(|e| {
             ApiError::Access(format!("kubeconfig {} cannot be written: {e}", self.kubeconfig.display()))
         })?;
         Ok(Written::Now)
@@ -325,26 +323,6 @@ fn render(bootstrap: &Current, dir: &Path) -> Result<String, ApiError> {
         file(names::KEY_FILE),
     );
     Ok(text)
-}
-
-/// Writes beside, makes it durable, renames.
-fn replace(path: &Path, text: &str) -> io::Result<()> {
-    let dir = match path.parent() {
-        Some(dir) if !dir.as_os_str().is_empty() => dir,
-        _ => Path::new("."),
-    };
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".new");
-    let new = dir.join(name);
-    // What a crash left behind may have another mode.
-    let _ = fs::remove_file(&new);
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-    let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).and_then(|()| fs::rename(&new, path));
-    if written.is_err() {
-        let _ = fs::remove_file(&new);
-    }
-    written?;
-    File::open(dir)?.sync_all()
 }
 
 #[cfg(test)]

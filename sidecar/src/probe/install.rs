@@ -3,14 +3,14 @@
 use std::{
     fs::{self, DirBuilder, File, Permissions},
     io,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
 use nix::sys::statvfs::{FsFlags, statvfs};
 
 use super::LIVENESS;
-use crate::names;
+use crate::{names, replace::replace};
 
 /// Why etcd's liveness probe could not be put in place.
 #[derive(Debug, thiserror::Error)]
@@ -101,22 +101,8 @@ fn place(program: &Path, dir: &Path, target: &Path, liveness_url: Option<&str>) 
     }
 }
 
-/// Writes the whole of it beside, and renames.
 fn write(path: &Path, mode: u32, from: &mut impl io::Read) -> Result<(), InstallError> {
-    let new = path.with_extension("new");
-    let mut write = || -> io::Result<()> {
-        match fs::remove_file(&new) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => {}
-        }
-        let mut file = File::options().write(true).create_new(true).mode(mode).open(&new)?;
-        file.set_permissions(Permissions::from_mode(mode))?;
-        io::copy(from, &mut file)?;
-        file.sync_all()?;
-        drop(file);
-        fs::rename(&new, path)
-    };
-    write().map_err(|source| InstallError::Io { action: "write", path: path.to_owned(), source })
+    replace(path, mode, from).map_err(|source| InstallError::Io { action: "write", path: path.to_owned(), source })
 }
 
 #[cfg(test)]
@@ -136,7 +122,7 @@ mod tests {
 
         fs::write(&program, "first").unwrap();
         // What a crash left behind is in nobody's way.
-        fs::write(there.with_extension("new"), "half").unwrap();
+        fs::write(there.with_file_name("etcd-tls-probe.new"), "half").unwrap();
         install(&program, &dir, Some("http://127.0.0.1:2381/health")).unwrap();
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&there), mode(there.parent().unwrap())), (0o550, 0o750));

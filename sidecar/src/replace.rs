@@ -1,0 +1,40 @@
+//! A file that is exchanged as a whole, and is there after a crash.
+
+use std::{
+    fs::{self, File, OpenOptions, Permissions},
+    io::{self, Read},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    path::Path,
+};
+
+/// Puts a file of this content and mode, whatever the umask is, in the place of `path`: written beside, made durable,
+/// renamed. A reader sees the old one or the new.
+///
+/// # Errors
+/// The system's; what was there is there still.
+pub(crate) fn replace(path: &Path, mode: u32, content: &mut impl Read) -> io::Result<()> {
+    let dir = match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    };
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".new");
+    let new = dir.join(name);
+    // What a crash left behind may have another mode.
+    let _ = fs::remove_file(&new);
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&new)?;
+    let mut write = || {
+        file.set_permissions(Permissions::from_mode(mode))?;
+        io::copy(content, &mut file)?;
+        file.sync_all()
+    };
+    let written = write();
+    // A program that is open for writing cannot be run.
+    drop(file);
+    let written = written.and_then(|()| fs::rename(&new, path));
+    if written.is_err() {
+        let _ = fs::remove_file(&new);
+    }
+    written?;
+    File::open(dir)?.sync_all()
+}
