@@ -136,21 +136,17 @@ impl Clock for System {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use std::cell::Cell;
+
     use super::*;
     use crate::testing::Fake;
 
-    /// Its wall clock is stepped when so much time has passed.
-    struct Stepped(Fake, Duration, i64);
+    /// Reads its wall clock as it is told.
+    struct Reading<F>(Fake, F);
 
-    impl Clock for Stepped {
+    impl<F: Fn(&Fake) -> SystemTime> Clock for Reading<F> {
         fn now(&self) -> SystemTime {
-            let now = self.0.now();
-            let step = Duration::from_secs(self.2.unsigned_abs());
-            match (self.elapsed() > self.1, self.2 < 0) {
-                (false, _) => now,
-                (true, true) => now - step,
-                (true, false) => now + step,
-            }
+            self.1(&self.0)
         }
 
         fn elapsed(&self) -> Duration {
@@ -166,51 +162,42 @@ mod tests {
         }
     }
 
-    /// The process is stopped beside a reading of the wall clock, before or after it, as often as is said.
-    struct Stalling(Fake, std::cell::Cell<u32>, bool);
-
-    impl Clock for Stalling {
-        fn now(&self) -> SystemTime {
-            let stop = || {
-                if let Some(left) = self.1.get().checked_sub(1) {
-                    self.1.set(left);
-                    self.0.pass(Duration::from_secs(3));
-                }
-            };
-            if self.2 {
-                stop();
+    /// Its wall clock is stepped when so much time has passed.
+    fn stepped(after: Duration, seconds: i64) -> impl Clock {
+        Reading(Fake::new(), move |fake: &Fake| {
+            let (now, step) = (fake.now(), Duration::from_secs(seconds.unsigned_abs()));
+            match (fake.elapsed() > after, seconds < 0) {
+                (false, _) => now,
+                (true, true) => now - step,
+                (true, false) => now + step,
             }
-            let now = self.0.now();
-            if !self.2 {
-                stop();
-            }
-            now
-        }
-
-        fn elapsed(&self) -> Duration {
-            self.0.elapsed()
-        }
-
-        fn chance(&self) -> f64 {
-            self.0.chance()
-        }
-
-        async fn sleep(&self, duration: Duration) {
-            self.0.sleep(duration).await;
-        }
+        })
     }
 
     #[test]
     fn a_stall_between_the_readings_is_no_step() {
         for before in [false, true] {
-            let clock = Stalling(Fake::new(), std::cell::Cell::new(2), before);
+            // The process is stopped beside a reading of the wall clock, as often as is said.
+            let stalls = Cell::new(2_u32);
+            let stall = |fake: &Fake, here: bool| {
+                if let Some(left) = stalls.get().checked_sub(1).filter(|_| here) {
+                    stalls.set(left);
+                    fake.pass(Duration::from_secs(3));
+                }
+            };
+            let clock = Reading(Fake::new(), |fake: &Fake| {
+                stall(fake, before);
+                let now = fake.now();
+                stall(fake, !before);
+                now
+            });
             let mut mark = Mark::new(&clock);
             assert_eq!(mark.stepped(&clock), None, "stalled when the mark was set");
-            clock.1.set(1);
+            stalls.set(1);
             assert_eq!(mark.stepped(&clock), None, "stalled since");
             let began = clock.0.began.get();
             clock.0.began.set(began + Duration::from_secs(60));
-            clock.1.set(1);
+            stalls.set(1);
             assert_eq!(mark.stepped(&clock), Some(60), "a step beside a stall");
             assert_eq!(mark.stepped(&clock), None, "said once");
         }
@@ -227,14 +214,14 @@ mod tests {
             (10, 1, 60, None),
             (0, -86_400, 1, Some(-86_400)),
         ] {
-            let clock = Stepped(Fake::new(), Duration::from_secs(after), step);
+            let clock = stepped(Duration::from_secs(after), step);
             let mut mark = Mark::new(&clock);
             runtime.block_on(nap(&clock, &mark, minute));
             assert_eq!(clock.elapsed(), Duration::from_secs(slept), "{step} s after {after} s");
             assert_eq!(mark.stepped(&clock), said, "{step} s after {after} s");
             assert_eq!(mark.stepped(&clock), None, "said once");
         }
-        let clock = Stepped(Fake::new(), minute, 0);
+        let clock = stepped(minute, 0);
         runtime.block_on(nap(&clock, &Mark::new(&clock), Duration::from_millis(10)));
         assert_eq!(clock.elapsed(), Duration::from_millis(10));
     }

@@ -222,6 +222,14 @@ impl Live {
         self.stack.restart_sign(&self.sign).await;
     }
 
+    /// Begins a rollover of a domain; its bundle of before.
+    async fn begin(&self, domain: &str) -> Bundle {
+        let old = self.bundle(domain).await;
+        let said = self.rollover(domain, &[]).await.expect("begin a rollover");
+        assert!(said.contains("published"), "{said}");
+        old
+    }
+
     /// `etcd-tls-webhook rollover` for a domain, as cluster-admin.
     async fn rollover(&self, domain: &str, arguments: &[&str]) -> Result<String, String> {
         let mut command = Command::new(binary("etcd-tls-webhook"));
@@ -350,9 +358,7 @@ async fn the_signers_clock_an_hour_off_in_the_middle_of_a_rollover() {
     let Some(live) = Live::start(&etcd, "180s", Some(&clock)).await else { return };
     let start = Instant::now();
     let work = live.workload();
-    let old = live.bundle("peer").await;
-    let said = live.rollover("peer", &[]).await.expect("begin a rollover");
-    assert!(said.contains("published"), "{said}");
+    let old = live.begin("peer").await;
     live.ended(1).await;
     let wrong = async |seconds: i64| {
         clock.step(seconds);
@@ -388,9 +394,7 @@ async fn the_machines_clock_stepped_in_the_middle_of_a_rollover() {
     let Some(live) = Live::start(&etcd, "5400s", None).await else { return };
     let start = Instant::now();
     let work = live.workload();
-    let old = live.bundle("peer").await;
-    let said = live.rollover("peer", &[]).await.expect("begin a rollover");
-    assert!(said.contains("published"), "{said}");
+    let old = live.begin("peer").await;
     live.ended(1).await;
     clock.step(3600);
     live.ended(2).await;
@@ -428,9 +432,7 @@ async fn the_machines_clock_stepped_in_the_middle_of_a_rollover() {
 }
 
 async fn in_every_phase(live: &mut Live) {
-    let old = live.bundle("peer").await;
-    let said = live.rollover("peer", &[]).await.expect("begin a rollover");
-    assert!(said.contains("published"), "{said}");
+    let old = live.begin("peer").await;
     live.kill_sign("as it has begun").await;
     live.ended(1).await;
     live.kill_sign("when the first member has restarted").await;
@@ -455,9 +457,7 @@ async fn in_every_phase(live: &mut Live) {
 }
 
 async fn again_and_again(live: &mut Live) {
-    let old = live.bundle("client").await;
-    let said = live.rollover("client", &[]).await.expect("begin a rollover");
-    assert!(said.contains("published"), "{said}");
+    let old = live.begin("client").await;
     live.rollover("client", &["--confirm-clients"]).await.expect("confirm the clients");
     let start = Instant::now();
     let mut over = false;

@@ -340,6 +340,10 @@ mod tests {
     }
 
     fn leaf(stored: &mut Stored, at: SystemTime) -> Chain {
+        leaf_of(stored, at, LIFETIMES.leaf)
+    }
+
+    fn leaf_of(stored: &mut Stored, at: SystemTime, lifetime: Duration) -> Chain {
         let key = PrivateKey::generate(KeyAlgorithm::EcdsaP256).unwrap();
         let (public_key, sans) = (key.public_key(), Sans::default());
         let leaf = Leaf {
@@ -348,10 +352,10 @@ mod tests {
             common_name: SERVICE,
             sans: &sans,
             public_key: &public_key,
-            lifetime: LIFETIMES.leaf,
+            lifetime,
         };
         let chain = issue(&stored.active, &leaf, at, [1; 16]).unwrap();
-        stored.note_leaf(chain.not_after, LIFETIMES.leaf);
+        stored.note_leaf(chain.not_after, lifetime);
         chain
     }
 
@@ -378,18 +382,9 @@ mod tests {
 
     #[test]
     fn half_of_a_leafs_life_is_counted_from_its_issue() {
-        let stored = Stored::new(ca("one", now()));
-        let (public_key, sans) = (PrivateKey::generate(KeyAlgorithm::EcdsaP256).unwrap().public_key(), Sans::default());
+        let mut stored = Stored::new(ca("one", now()));
         for seconds in [60, 3600, 86_400] {
-            let leaf = Leaf {
-                role: Role::Server,
-                organizations: vec![],
-                common_name: SERVICE,
-                sans: &sans,
-                public_key: &public_key,
-                lifetime: Duration::from_secs(seconds),
-            };
-            let chain = issue(&stored.active, &leaf, now(), [1; 16]).unwrap();
+            let chain = leaf_of(&mut stored, now(), Duration::from_secs(seconds));
             assert_eq!(half_of_leaf(&chain), now() + Duration::from_secs(seconds / 2), "{seconds} s");
         }
     }

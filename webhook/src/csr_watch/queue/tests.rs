@@ -1,0 +1,168 @@
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+
+fn csr(name: &str, requester: &str) -> Csr {
+    let mut csr = Csr::default();
+    csr.metadata.name = Some(name.to_owned());
+    csr.spec.username = requester.to_owned();
+    csr
+}
+
+fn popped(queue: &mut Queue, now: Instant) -> Vec<String> {
+    std::iter::from_fn(|| queue.pop(now)).map(|job| job.name.to_string()).collect()
+}
+
+#[test]
+fn a_flood_of_one_requester_starves_nobody() {
+    let now = Instant::now();
+    let mut queue = Queue::new(4);
+    for n in 0..1000 {
+        queue.offer(csr(&format!("flood-{n}"), "flood"), Interest::Now, now);
+    }
+    queue.offer(csr("a", "quiet"), Interest::Now, now);
+    queue.offer(csr("b", "other"), Interest::Now, now);
+    // Everybody's first before anybody's second; and within one requester in the order of arrival.
+    assert_eq!(popped(&mut queue, now), ["flood-0", "a", "b", "flood-1"]);
+    // One requester never has all workers.
+    for name in ["flood-0", "a", "b", "flood-1"] {
+        queue.finish(name, Outcome::Done, now);
+    }
+    assert_eq!(popped(&mut queue, now), ["flood-2", "flood-3", "flood-4"]);
+    queue.offer(csr("c", "quiet"), Interest::Now, now);
+    assert_eq!(popped(&mut queue, now), ["c"]);
+}
+
+#[test]
+fn the_requests_of_a_pod_take_one_turn_but_no_more_than_a_pod_has_roles() {
+    let now = Instant::now();
+    let mut queue = Queue::new(100);
+    let of = |name: &str, requester: &str, pod: &str| {
+        let mut csr = csr(name, requester);
+        csr.spec.extra.insert(etcd_tls_sidecar::identity::POD_UID.to_owned(), vec![pod.to_owned()]);
+        csr
+    };
+    for csr in [of("a1", "x", "a"), of("b1", "x", "b"), of("c1", "x", "c"), of("d1", "y", "a"), of("b2", "x", "b")] {
+        queue.offer(csr, Interest::Now, now);
+    }
+    queue.offer(of("a2", "x", "a"), Interest::Now, now);
+    assert_eq!(popped(&mut queue, now), ["a1", "a2", "d1", "b1", "b2", "c1"]);
+
+    for name in (0..6).map(|n| format!("f{n}")) {
+        queue.offer(of(&name, "flood", "f"), Interest::Now, now);
+    }
+    queue.offer(of("q", "quiet", "q"), Interest::Now, now);
+    assert_eq!(popped(&mut queue, now), ["f0", "f1", "f2", "f3", "q", "f4", "f5"]);
+
+    // One that needs nothing any more is passed over.
+    for name in ["g0", "g1", "g2"] {
+        queue.offer(of(name, "x", "g"), Interest::Now, now);
+    }
+    queue.offer(of("g1", "x", "g"), Interest::Ignore, now);
+    assert_eq!(popped(&mut queue, now), ["g0", "g2"]);
+}
+
+#[test]
+fn what_has_to_wait_waits_longer_each_time_and_never_over_a_minute() {
+    let mut now = Instant::now();
+    let mut queue = Queue::new(1);
+    queue.offer(csr("a", "x"), Interest::Now, now);
+    let mut waits = Vec::new();
+    for _ in 0..40 {
+        assert_eq!(popped(&mut queue, now), ["a"]);
+        queue.finish("a", Outcome::NotYet, now);
+        let due = queue.next_due().unwrap();
+        waits.push(due - now);
+        assert!(queue.pop(now).is_none());
+        now = due;
+    }
+    assert!(waits[0] <= Duration::from_millis(25) && waits[0] >= Duration::from_millis(18), "{:?}", waits[0]);
+    assert!(waits[1] > waits[0] && waits[4] > waits[3]);
+    assert!(waits.iter().all(|w| *w <= Duration::from_secs(60)));
+    assert!(*waits.last().unwrap() >= Duration::from_secs(45));
+}
+
+#[test]
+fn what_passes_by_during_the_work_is_not_lost() {
+    let now = Instant::now();
+    let mut queue = Queue::new(2);
+    queue.offer(csr("a", "x"), Interest::Now, now);
+    assert!(queue.pop(now).is_some());
+    queue.offer(csr("a", "x"), Interest::Now, now);
+    assert!(queue.pop(now).is_none(), "never two workers on one CSR");
+    queue.finish("a", Outcome::Done, now);
+    assert_eq!(popped(&mut queue, now), ["a"]);
+
+    // The echo of our own write, with a clean-up to come.
+    queue.offer(csr("a", "x"), Interest::After(Duration::from_secs(300)), now);
+    queue.finish("a", Outcome::Done, now);
+    assert!(queue.pop(now).is_none());
+    assert_eq!(popped(&mut queue, now + Duration::from_secs(300)), ["a"]);
+    queue.finish("a", Outcome::Done, now);
+    assert_eq!(queue.waiting(), 0);
+    assert!(queue.lines.is_empty() && queue.entries.is_empty() && queue.turns.is_empty());
+}
+
+#[test]
+fn what_is_decided_or_gone_leaves_the_queue() {
+    let now = Instant::now();
+    let mut queue = Queue::new(2);
+    queue.offer(csr("a", "x"), Interest::Now, now);
+    queue.offer(csr("b", "x"), Interest::Now, now);
+    queue.offer(csr("a", "x"), Interest::Ignore, now);
+    queue.remove("b");
+    assert!(queue.pop(now).is_none());
+    assert!(queue.lines.is_empty() && queue.turns.is_empty());
+    // And may come again under its name.
+    queue.offer(csr("a", "x"), Interest::Now, now);
+    assert_eq!(popped(&mut queue, now), ["a"]);
+}
+
+#[test]
+fn a_long_queue_keeps_names_and_no_contents() {
+    let now = Instant::now();
+    let mut queue = Queue::new(1000);
+    for n in 0..600 {
+        queue.offer(csr(&format!("c{n}"), "x"), Interest::Now, now);
+    }
+    let jobs: Vec<Job> = std::iter::from_fn(|| queue.pop(now)).collect();
+    assert_eq!(jobs.iter().filter(|j| j.csr.is_some()).count(), MAX_CONTENTS);
+    assert_eq!(jobs.len(), 600);
+    let mut big = csr("big", "y");
+    big.spec.request.0 = vec![0; MAX_CONTENT + 1];
+    for job in jobs {
+        queue.finish(&job.name, Outcome::Done, now);
+    }
+    assert_eq!(Arc::strong_count(&queue.places), 1, "each place is given back");
+    queue.offer(big, Interest::Now, now);
+    assert!(queue.pop(now).unwrap().csr.is_none());
+}
+
+#[test]
+fn what_does_not_fit_is_listed_again_when_there_is_room() {
+    let now = Instant::now();
+    let mut queue = Queue::new(1);
+    for n in 0..=PER_REQUESTER {
+        queue.offer(csr(&format!("c{n}"), "x"), Interest::Now, now);
+    }
+    assert_eq!(queue.waiting(), PER_REQUESTER);
+    assert!(!queue.has_room_again());
+    for n in 0..=PER_REQUESTER / 2 {
+        queue.remove(&format!("c{n}"));
+    }
+    assert!(queue.has_room_again());
+    queue.forget_overflow();
+    assert!(!queue.has_room_again());
+}
+
+#[test]
+fn a_stale_one_is_read_anew_soon() {
+    let now = Instant::now();
+    let mut queue = Queue::new(1);
+    queue.offer(csr("a", "x"), Interest::Now, now);
+    assert!(queue.pop(now).unwrap().csr.is_some());
+    queue.finish("a", Outcome::Stale, now);
+    let due = queue.next_due().unwrap();
+    assert!(due - now <= Duration::from_millis(10));
+    assert!(queue.pop(due).unwrap().csr.is_none());
+}

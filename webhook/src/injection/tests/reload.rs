@@ -1,0 +1,80 @@
+//! How etcd is restarted: who may signal it, and its liveness probe.
+
+use super::*;
+
+#[test]
+fn the_process_namespace_is_shared_only_where_nobody_else_can_be_etcd() {
+    let share = |pod: &Value| injected(pod).0["spec"].get("shareProcessNamespace").cloned();
+    assert_eq!(share(&member()), Some(json!(true)));
+    let other = |user: Value| {
+        with(|p| {
+            p["spec"]["containers"]
+                .as_array_mut()
+                .unwrap()
+                .push(json!({"name": "x", "securityContext": {"runAsUser": user}}));
+        })
+    };
+    assert_eq!(share(&other(json!(7))), Some(json!(true)));
+    for unsafe_one in [
+        other(json!(1001)),
+        other(json!(null)),
+        other(json!(0)),
+        with(|p| p["spec"]["containers"][0]["securityContext"] = json!(null)),
+        with(|p| p["spec"]["containers"][0]["securityContext"]["runAsUser"] = json!(0)),
+        with(|p| p["spec"]["hostPID"] = json!(true)),
+        with(|p| p["spec"]["restartPolicy"] = json!("Never")),
+    ] {
+        let (pod, warnings) = injected(&unsafe_one);
+        assert_eq!(pod["spec"].get("shareProcessNamespace"), None);
+        assert!(warnings.iter().any(|w| w.contains("restart needed")), "{warnings:?}");
+        let mut signal = unsafe_one.clone();
+        signal["metadata"]["annotations"] = json!({"etcd-tls.dev/reload": "signal:SIGTERM"});
+        assert!(refused(&signal).contains("cannot be delivered"));
+    }
+    let (pod, _) = injected(&with(|p| p["spec"]["shareProcessNamespace"] = json!(true)));
+    assert!(sidecar_args(&pod).contains(&"--can-signal".to_owned()));
+}
+
+#[test]
+fn the_liveness_probe_becomes_ours_only_when_asked() {
+    let probed = |probe: Value| {
+        with(|p| {
+            p["metadata"]["annotations"] = json!({"etcd-tls.dev/reload": "probe"});
+            p["spec"]["containers"][0]["livenessProbe"] = probe;
+            p["spec"]["containers"][0]["ports"] = json!([{"name": "metrics", "containerPort": 2381}]);
+        })
+    };
+    let exec =
+        |timeout: &str| json!({"command": ["/etc/etcd/tls/probe/etcd-tls-probe", format!("--timeout={timeout}")]});
+    let (pod, warnings) = injected(&probed(json!({
+        "httpGet": {"path": "/health", "port": "metrics", "scheme": "HTTP"}, "periodSeconds": 5, "timeoutSeconds": 4,
+        "failureThreshold": 8, "initialDelaySeconds": 7,
+    })));
+    let probe = &pod["spec"]["containers"][0]["livenessProbe"];
+    assert_eq!(
+        *probe,
+        json!({
+            "periodSeconds": 5, "timeoutSeconds": 25, "failureThreshold": 8, "initialDelaySeconds": 7, "exec": exec("4"),
+        }),
+        "the user's patience, and time for two questions"
+    );
+    assert!(sidecar_args(&pod).contains(&"--liveness-url=http://$(POD_IP):2381/health".to_owned()));
+    assert!(warnings.iter().any(|w| w.contains("liveness")));
+    let (pod, _) = injected(&probed(json!({"tcpSocket": {"port": 2379}})));
+    assert!(sidecar_args(&pod).contains(&"--liveness-url=tcp://127.0.0.1:2379".to_owned()));
+    assert_eq!(pod["spec"]["containers"][0]["livenessProbe"], json!({"exec": exec("1"), "timeoutSeconds": 19}));
+    let (pod, warnings) = injected(&annotated("reload", "probe"));
+    assert_eq!(pod["spec"]["containers"][0]["livenessProbe"]["exec"], exec("1"));
+    assert_eq!(pod["spec"]["containers"][0]["livenessProbe"]["timeoutSeconds"], 60, "a slow node is no dead etcd");
+    assert_eq!(warnings, Vec::<String>::new());
+    assert!(refused(&probed(json!({"exec": {"command": ["x"]}}))).contains("httpGet"));
+    assert!(refused(&probed(json!({"httpGet": {"port": "nobody"}}))).contains("port"));
+    let with_headers = |headers: Value| probed(json!({"httpGet": {"port": 2381, "httpHeaders": headers}}));
+    assert!(refused(&with_headers(json!([{"name": "Authorization", "value": "x"}]))).contains("httpHeaders"));
+    injected(&with_headers(json!([])));
+    // As an earlier version put it in.
+    assert!(refused(&probed(json!({"httpGet": {"path": "/etcd", "port": 9179}}))).contains("etcd-tls-sidecar's port"));
+    let mut once = annotated("reload", "probe");
+    once["spec"]["restartPolicy"] = json!("Never");
+    assert!(refused(&once).contains("restartPolicy is Never"));
+}
