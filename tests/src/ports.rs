@@ -1,23 +1,29 @@
-//! Ports that the kernel gives, never fixed ones.
+//! Ports that are free, never fixed ones.
 
 use std::{
-    collections::HashSet,
     net::{IpAddr, Ipv4Addr, TcpListener},
-    sync::{LazyLock, Mutex},
+    process,
+    sync::{
+        LazyLock,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
-/// A port of `address` that was free a moment ago, and that no other call in this process was given.
+/// Below those that Linux gives to connections (`net.ipv4.ip_local_port_range`): one of these is still free when it is bound
+/// at last, however many connections are made until then.
+const FIRST: u32 = 20_000;
+const COUNT: u32 = 10_000;
+
+/// A port of `address` that is free, and that no other call in this process was given.
 pub fn free(address: impl Into<IpAddr>) -> u16 {
-    static GIVEN: LazyLock<Mutex<HashSet<u16>>> = LazyLock::new(Mutex::default);
+    // Test programs may run side by side.
+    static NEXT: LazyLock<AtomicU32> = LazyLock::new(|| AtomicU32::new(process::id().wrapping_mul(97) % COUNT));
     let address = address.into();
-    for _ in 0..100 {
-        let listener = TcpListener::bind((address, 0)).unwrap_or_else(|e| panic!("bind {address}: {e}"));
-        let port = listener.local_addr().expect("a bound socket has an address").port();
-        if GIVEN.lock().expect("no panic while held").insert(port) {
-            return port;
-        }
-    }
-    panic!("no free port on {address}");
+    (0..COUNT)
+        .map(|_| FIRST + NEXT.fetch_add(1, Ordering::Relaxed) % COUNT)
+        .filter_map(|port| u16::try_from(port).ok())
+        .find(|port| TcpListener::bind((address, *port)).is_ok())
+        .unwrap_or_else(|| panic!("no free port on {address}"))
 }
 
 /// [`free`] on 127.0.0.1.

@@ -1,7 +1,7 @@
 //! The whole chain on a real API server, as installed: a labelled pod goes through the real webhook configuration, and what
 //! was injected runs as local processes with the pod's own token, against `approve` and `sign` with their shipped rights.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use etcd_tls_sidecar::{
     certificate::{Bundle, Chain},
@@ -17,6 +17,7 @@ use tests::{
     apiserver::from_json,
     eventually,
     pod::LocalPod,
+    ports,
     process::which,
     signer::sans,
     stack::{LIMIT, Options, Stack},
@@ -24,7 +25,12 @@ use tests::{
 
 fn etcd_pod(name: &str) -> Value {
     json!({
-        "metadata": {"name": name, "labels": {"app": "etcd"}},
+        "metadata": {
+            "name": name,
+            "labels": {"app": "etcd"},
+            // Pods that run at once here share an address.
+            "annotations": {"etcd-tls.dev/admin-port": ports::free(Ipv4Addr::UNSPECIFIED).to_string()},
+        },
         "spec": {
             "hostname": name,
             "subdomain": "etcd",

