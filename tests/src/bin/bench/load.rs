@@ -37,6 +37,19 @@ impl Load {
         ])
     }
 
+    /// Adds to `spent` what is used until `work` is done.
+    pub(crate) async fn of<T>(
+        &self,
+        spent: &mut Spent,
+        wire: &mut Wire,
+        work: impl Future<Output = Result<T, String>>,
+    ) -> Result<T, String> {
+        let before = self.now(wire).await?;
+        let done = work.await?;
+        spent.add(&before, &self.now(wire).await?);
+        Ok(done)
+    }
+
     /// Reads it; `wire` is an administrator's.
     pub(crate) async fn now(&self, wire: &mut Wire) -> Result<Reading, String> {
         let metrics = wire.succeed(&Call::get("/metrics")).await?;

@@ -21,7 +21,9 @@ const NAMESPACE: &str = "bench";
 const ROLES: [Role; 2] = [Role::Peer, Role::Server];
 /// Requests at once: two of each pod.
 const AT_ONCE: usize = 400;
-const TURNS: u32 = 3;
+const TURNS: u32 = 6;
+/// What the making of pods sets in motion is over after this.
+const SETTLED: Duration = Duration::from_secs(2);
 /// Requests to kube-controller-manager, which signs some ten a second.
 const NODES: usize = 100;
 /// Requests after which the processes' memory is looked at, and how long they may take.
@@ -63,13 +65,16 @@ pub(crate) async fn measure(report: &mut Report) -> Result<(), String> {
         let all = asks_of(&askers);
         let by_hand = ByHand::new(&format!("turn-{turn}"), AT_ONCE, &writers);
         let by_admin = ByHand::new(&format!("admin-{turn}"), AT_ONCE, &[]);
-        let before = load.now(&mut admins[0]).await?;
-        let through = burst(&mut pods, &all).await?;
-        let between = load.now(&mut admins[0]).await?;
-        let hand = by_hand.rate(&mut pods).await?;
-        let after = load.now(&mut admins[0]).await?;
-        spent.add(&before, &between);
-        spent_by_hand.add(&between, &after);
+        tokio::time::sleep(SETTLED).await;
+        // Neither of the two always comes after the other.
+        let (through, hand);
+        if turn % 2 == 0 {
+            through = load.of(&mut spent, &mut admins[0], burst(&mut pods, &all)).await?;
+            hand = load.of(&mut spent_by_hand, &mut admins[0], by_hand.rate(&mut pods)).await?;
+        } else {
+            hand = load.of(&mut spent_by_hand, &mut admins[0], by_hand.rate(&mut pods)).await?;
+            through = load.of(&mut spent, &mut admins[0], burst(&mut pods, &all)).await?;
+        }
         admin_hands.push(by_admin.rate(&mut admins).await?);
         done += all.len();
         ours.push(through.rate);
