@@ -10,7 +10,7 @@ use std::{
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use etcd_tls_sidecar::{
-    api::{ApiError, Version},
+    api::{ApiError, Version, answer},
     csr::{PrivateKey, Request, key_digest},
     identity, names,
     order::{Call, Circumstances, Expected, Order, Outcome, Step},
@@ -171,13 +171,13 @@ pub(crate) async fn get_certificate(wire: &mut Wire, ask: &Ask) -> Result<f64, S
     let mut call = order.begin();
     loop {
         let asked = Instant::now();
-        let (status, body) = wire.call(&ask.call(call)).await?;
+        let (status, encoding, body) = wire.ask(&ask.call(call)).await?;
         let took = asked.elapsed();
         let answer = if status.is_success() {
-            Ok(serde_json::from_slice(&body).map_err(|e| format!("{}: {status}: {e}", ask.name))?)
+            Ok(answer::request(encoding, body).map_err(|e| format!("{}: {status}: {e}", ask.name))?)
         } else {
             let retry_after = (status == StatusCode::TOO_MANY_REQUESTS).then_some(TURNED_AWAY);
-            let message = String::from_utf8_lossy(&body).chars().take(300).collect();
+            let message = answer::message(encoding, &body);
             Err(ApiError::Status { code: status.as_u16(), message, retry_after })
         };
         let (elapsed, now) = (began.elapsed(), SystemTime::now());
@@ -197,7 +197,7 @@ pub(crate) async fn get_certificate(wire: &mut Wire, ask: &Ask) -> Result<f64, S
 
 impl Ask {
     fn new(name: String, signer: &str, usages: &[&str], pem: &str, token: Option<Arc<str>>) -> Self {
-        let mut create = http::Call::post(CSRS, csr(&name, signer, usages, pem));
+        let mut create = http::Call::post(CSRS, csr(&name, signer, usages, pem)).either();
         create.token.clone_from(&token);
         let request = Request::parse(pem.as_bytes()).expect("a request of ours");
         Self { name, create, expected: Expected { request, signer: signer.to_owned() }, token }
@@ -209,7 +209,7 @@ impl Ask {
             Call::Get(Version::MostRecent) => "",
             Call::Get(Version::Any) => "?resourceVersion=0",
         };
-        let mut get = http::Call::get(format!("{CSRS}/{}{query}", self.name));
+        let mut get = http::Call::get(format!("{CSRS}/{}{query}", self.name)).either();
         get.token.clone_from(&self.token);
         get
     }
