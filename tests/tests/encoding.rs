@@ -232,7 +232,11 @@ async fn an_error_is_the_same_in_either_encoding() {
         assert_eq!((of_json, encoding), (code, Encoding::Json), "{what}: {body:?}");
         let said = answer::status(encoding, &body).expect("a Status");
         let (of_protobuf, encoding, body) = call.send(client, accept).await;
-        assert_eq!((of_protobuf, encoding), (code, Encoding::Protobuf), "{what}");
+        assert_eq!(of_protobuf, code, "{what}");
+        // Where metadata alone is asked for, this API server says its errors in JSON.
+        if accept == ACCEPT {
+            assert_eq!(encoding, Encoding::Protobuf, "{what}");
+        }
         let status = answer::status(encoding, &body).expect("a Status");
         assert_eq!((&status.message, &status.reason, status.code), (&said.message, &said.reason, said.code), "{what}");
         assert_eq!(status.code, Some(code.into()), "{what}");
