@@ -32,6 +32,7 @@ pub mod host;
 pub mod identity;
 pub mod init;
 pub mod lock;
+pub mod lookout;
 pub mod names;
 pub mod order;
 pub mod policy;

@@ -17,7 +17,9 @@ use crate::{
     certificate::{Bundle, Chain},
     clock::Clock,
     csr::{PrivateKey, Request},
-    identity, names,
+    identity,
+    lookout::{Lookout, Watcher},
+    names,
     order::{Call, Circumstances, Expected, Order, Outcome, Step},
     role::{Domain, Role},
     schedule::Life,
@@ -202,6 +204,8 @@ pub struct Errand<'a, A, C, F> {
     pub api: A,
     /// The clocks.
     pub clock: &'a C,
+    /// Shared with the pod's other requests.
+    pub lookout: &'a Lookout,
     /// Where the pending key is kept. Never borrowed across a wait.
     pub store: &'a RefCell<Store<F>>,
     /// The certificate in use.
@@ -323,6 +327,7 @@ impl<A: Api, C: Clock, F: Files> Errand<'_, A, C, F> {
         let began = self.clock.elapsed();
         let mut call = order.begin();
         let mut last = String::new();
+        let mut watcher = self.lookout.join();
         loop {
             let connected = self.api.connect().await;
             let asked = self.clock.elapsed();
@@ -351,6 +356,7 @@ impl<A: Api, C: Clock, F: Files> Errand<'_, A, C, F> {
                 now: self.clock.now(),
                 chance: self.clock.chance(),
             };
+            let seen = answer.is_ok();
             match order.step(answer, &circumstances) {
                 Step::Over(outcome) => return Ok(outcome),
                 Step::Next(next, pause) => {
@@ -358,10 +364,31 @@ impl<A: Api, C: Clock, F: Files> Errand<'_, A, C, F> {
                     if pause > Duration::from_secs(2) {
                         self.api.rest();
                     }
-                    self.pause(pause, name, &last).await?;
+                    if seen {
+                        self.until_a_look(&mut watcher, pause, name, &last).await?;
+                    } else {
+                        watcher.step_back();
+                        self.pause(pause, name, &last).await?;
+                    }
                 }
             }
         }
+    }
+
+    /// Sleeps until the next look, by whomever; not beyond the limit.
+    async fn until_a_look(
+        &self,
+        watcher: &mut Watcher<'_>,
+        pause: Duration,
+        name: &str,
+        last: &str,
+    ) -> Result<(), Failure> {
+        let left = self.limit.map_or(Duration::MAX, |limit| limit.saturating_sub(self.clock.elapsed()));
+        if left < pause {
+            return self.pause(pause, name, last).await;
+        }
+        watcher.wait(pause, |time| self.clock.sleep(time.min(left))).await;
+        Ok(())
     }
 
     /// Sleeps, but not beyond the limit.

@@ -3,6 +3,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    rc::Rc,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -12,7 +13,9 @@ use bytes::Bytes;
 use etcd_tls_sidecar::{
     api::{ApiError, Version, answer},
     csr::{PrivateKey, Request, key_digest},
-    identity, names,
+    identity,
+    lookout::Lookout,
+    names,
     order::{Call, Circumstances, Expected, Order, Outcome, Step},
     role::Role,
     settings::{KeyAlgorithm, Sans, Settings},
@@ -56,6 +59,8 @@ pub(crate) struct Ask {
     create: http::Call,
     expected: Expected,
     token: Option<Arc<str>>,
+    /// Shared with the pod's other requests.
+    lookout: Rc<Lookout>,
 }
 
 /// How a burst went.
@@ -97,8 +102,13 @@ pub(crate) async fn askers(api: &ApiServer, namespace: &str, from: u32, count: u
 }
 
 impl Asker {
-    /// What its sidecar would ask with a new key.
-    pub(crate) fn ask(&self, role: Role) -> Ask {
+    /// What its sidecar would ask for `roles` at once, each with a new key.
+    pub(crate) fn asks(&self, roles: &[Role]) -> Vec<Ask> {
+        let lookout = Rc::new(Lookout::default());
+        roles.iter().map(|role| Ask { lookout: Rc::clone(&lookout), ..self.ask(*role) }).collect()
+    }
+
+    fn ask(&self, role: Role) -> Ask {
         let facts = facts::pod(&self.pod, true);
         let settings = Settings::parse(&facts.annotations).expect("a pod without annotations");
         let key = PrivateKey::generate(KeyAlgorithm::EcdsaP256).expect("make a key");
@@ -169,6 +179,7 @@ pub(crate) async fn get_certificate(wire: &mut Wire, ask: &Ask) -> Result<f64, S
     let began = Instant::now();
     let mut order = Order::new(ask.expected.clone());
     let mut call = order.begin();
+    let mut watcher = ask.lookout.join();
     loop {
         let asked = Instant::now();
         let (status, encoding, body) = wire.ask(&ask.call(call)).await?;
@@ -184,12 +195,18 @@ pub(crate) async fn get_certificate(wire: &mut Wire, ask: &Ask) -> Result<f64, S
         if elapsed > LIMIT {
             return Err(format!("{}: no certificate within {LIMIT:?}: {status}", ask.name));
         }
+        let seen = answer.is_ok();
         match order.step(answer, &Circumstances { elapsed, took, life: None, now, chance: 0.5 }) {
             Step::Over(Outcome::Signed(_)) => return Ok(began.elapsed().as_secs_f64() * 1e3),
             Step::Over(outcome) => return Err(format!("{}: no certificate: {outcome:?}", ask.name)),
             Step::Next(next, pause) => {
                 call = next;
-                sleep(pause).await;
+                if seen {
+                    watcher.wait(pause, sleep).await;
+                } else {
+                    watcher.step_back();
+                    sleep(pause).await;
+                }
             }
         }
     }
@@ -200,7 +217,8 @@ impl Ask {
         let mut create = http::Call::post(CSRS, csr(&name, signer, usages, pem)).either();
         create.token.clone_from(&token);
         let request = Request::parse(pem.as_bytes()).expect("a request of ours");
-        Self { name, create, expected: Expected { request, signer: signer.to_owned() }, token }
+        let expected = Expected { request, signer: signer.to_owned() };
+        Self { name, create, expected, token, lookout: Rc::default() }
     }
 
     fn call(&self, call: Call) -> http::Call {

@@ -21,19 +21,19 @@ mod wire;
 
 use std::process::ExitCode;
 
-use futures::{FutureExt, future::BoxFuture};
+use futures::{FutureExt, future::LocalBoxFuture};
 use report::Report;
 
-type Measure = for<'a> fn(&'a mut Report) -> BoxFuture<'a, Result<(), String>>;
+type Measure = for<'a> fn(&'a mut Report) -> LocalBoxFuture<'a, Result<(), String>>;
 
 /// What there is to measure, in the order of the report.
 const SECTIONS: [(&str, Measure); 6] = [
-    ("admission", |report| admission::measure(report).boxed()),
-    ("sidecar", |report| sidecar::measure(report).boxed()),
-    ("signing", |report| signing::measure(report).boxed()),
-    ("standalone", |report| standalone::measure(report).boxed()),
-    ("rotation", |report| rotation::measure(report).boxed()),
-    ("size", |report| async { size::measure(report) }.boxed()),
+    ("admission", |report| admission::measure(report).boxed_local()),
+    ("sidecar", |report| sidecar::measure(report).boxed_local()),
+    ("signing", |report| signing::measure(report).boxed_local()),
+    ("standalone", |report| standalone::measure(report).boxed_local()),
+    ("rotation", |report| rotation::measure(report).boxed_local()),
+    ("size", |report| async { size::measure(report) }.boxed_local()),
 ];
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]

@@ -120,7 +120,7 @@ pub(crate) async fn measure(report: &mut Report) -> Result<(), String> {
 }
 
 fn asks_of(askers: &[Asker]) -> Vec<Ask> {
-    askers.iter().flat_map(|asker| ROLES.map(|role| asker.ask(role))).collect()
+    askers.iter().flat_map(|asker| asker.asks(&ROLES)).collect()
 }
 
 /// The same by kube-controller-manager: approver and signer of node certificates.
