@@ -16,7 +16,7 @@ use tokio::time::Instant;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long one request may take before it is tried again; watches are not bound by it.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
-/// The API server stores no object over 1.5 MiB.
+/// More than any answer of one object: the API server stores none over 1.5 MiB.
 const MAX_ANSWER: usize = 4 * 1024 * 1024;
 /// The Accept of a request whose answer nobody looks at: without spec and status.
 pub const METADATA_ALONE: &str = "application/vnd.kubernetes.protobuf;as=PartialObjectMetadata;g=meta.k8s.io;v=v1, \

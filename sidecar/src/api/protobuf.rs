@@ -26,7 +26,7 @@ pub enum Unreadable {
     /// Cut off or damaged.
     #[error("the protobuf is cut off or damaged: {0}")]
     Damaged(#[from] prost::DecodeError),
-    /// The content is in a further encoding, which nobody was asked for.
+    /// The content is in a further encoding, which nobody asked for.
     #[error("the content of the protobuf is encoded")]
     Encoded,
     /// Another object.
