@@ -156,8 +156,8 @@ impl Controller {
     }
 
     /// Judges a request by its pod, read live, by `services` and by what the watches have of the rest. A denial is for
-    /// ever, so it is judged anew by what is read live of everything. An approval costs one read, the pod's, or none where the pod is being read for another of its
-    /// requests.
+    /// ever, so it is judged anew by what is read live of everything. An approval costs one read, the pod's, or none where
+    /// the pod is being read for another of its requests.
     ///
     /// # Errors
     /// The API server's, of a read.
