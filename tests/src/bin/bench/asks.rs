@@ -242,9 +242,10 @@ pub(crate) async fn writers(api: &ApiServer) -> Vec<Arc<str>> {
     let role = json!({
         "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": metadata,
         "rules": [
-            csrs(&["certificatesigningrequests"], &["create"]),
+            csrs(&["certificatesigningrequests"], &["create", "get"]),
             csrs(&["certificatesigningrequests/approval", "certificatesigningrequests/status"], &["patch"]),
             {"apiGroups": ["certificates.k8s.io"], "resources": ["signers"], "resourceNames": [NOBODYS], "verbs": ["approve", "sign"]},
+            {"apiGroups": [""], "resources": ["pods"], "verbs": ["get"]},
         ],
     });
     let binding = json!({
@@ -261,11 +262,12 @@ pub(crate) async fn writers(api: &ApiServer) -> Vec<Arc<str>> {
     tokens
 }
 
-/// The three writes of a certificate and nothing else.
+/// The three writes of a certificate and nothing else; or with the reads that they cannot do without.
 pub(crate) struct ByHand {
     creates: Vec<(String, http::Call)>,
     certificate: String,
     tokens: Vec<Arc<str>>,
+    pods: Vec<String>,
 }
 
 impl ByHand {
@@ -284,7 +286,22 @@ impl ByHand {
             })
             .collect();
         let leaf = Ca::new("by-hand").leaf(&LeafOptions::default());
-        Self { creates, certificate: STANDARD.encode(leaf.cert), tokens: tokens.to_vec() }
+        Self { creates, certificate: STANDARD.encode(leaf.cert), tokens: tokens.to_vec(), pods: Vec::new() }
+    }
+
+    /// Between the writes a live read of one of `pods` as well, and a look at what was signed at the end: approver and signer
+    /// must read the pod of two requests once each, and whoever asks must look once. Nobody waits for anybody, looks too
+    /// early, judges, verifies or signs.
+    pub(crate) fn with_reads(mut self, pods: &[Asker]) -> Self {
+        self.pods = pods
+            .iter()
+            .map(|asker| {
+                let metadata = &asker.pod.metadata;
+                let word = |s: &Option<String>| s.clone().unwrap_or_default();
+                format!("/api/v1/namespaces/{}/pods/{}", word(&metadata.namespace), word(&metadata.name))
+            })
+            .collect();
+        self
     }
 
     /// Cycle `n`, one write after the other; how long it took, in milliseconds.
@@ -296,11 +313,17 @@ impl ByHand {
             call
         };
         wire.succeed(&by(create.clone())).await?;
+        if !self.pods.is_empty() {
+            wire.succeed(&by(http::Call::get(&self.pods[n % self.pods.len()]))).await?;
+        }
         let condition = json!({"type": "Approved", "status": "True", "reason": "ByHand", "message": "bench"});
         let approval = json!({"status": {"conditions": [condition]}}).to_string();
         wire.succeed(&by(http::Call::patch(format!("{CSRS}/{name}/approval"), approval))).await?;
         let status = json!({"status": {"certificate": self.certificate}}).to_string();
         wire.succeed(&by(http::Call::patch(format!("{CSRS}/{name}/status"), status))).await?;
+        if !self.pods.is_empty() {
+            wire.succeed(&by(http::Call::get(format!("{CSRS}/{name}?resourceVersion=0")))).await?;
+        }
         Ok(began.elapsed().as_secs_f64() * 1e3)
     }
 

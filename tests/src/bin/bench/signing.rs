@@ -55,7 +55,8 @@ pub(crate) async fn measure(report: &mut Report) -> Result<(), String> {
     let first = asks_of(&askers[..1]);
     burst(&mut pods[..first.len()], &first).await?;
     let (mut ours, mut hands, mut ratios, mut latencies) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let (mut admin_hands, mut spent, mut spent_by_hand) = (Vec::new(), Spent::default(), Spent::default());
+    let (mut admin_hands, mut bounds) = (Vec::new(), Vec::new());
+    let (mut spent, mut spent_by_hand) = (Spent::default(), Spent::default());
     let mut done = first.len();
     for turn in 0..TURNS {
         if turn > 0 {
@@ -75,6 +76,8 @@ pub(crate) async fn measure(report: &mut Report) -> Result<(), String> {
             hand = load.of(&mut spent_by_hand, &mut admins[0], by_hand.rate(&mut pods)).await?;
             through = load.of(&mut spent, &mut admins[0], burst(&mut pods, &all)).await?;
         }
+        let with_reads = ByHand::new(&format!("reads-{turn}"), AT_ONCE, &writers).with_reads(&askers);
+        bounds.push(with_reads.rate(&mut pods).await? / hand);
         admin_hands.push(by_admin.rate(&mut admins).await?);
         done += all.len();
         ours.push(through.rate);
@@ -95,6 +98,10 @@ pub(crate) async fn measure(report: &mut Report) -> Result<(), String> {
     report.plain("the same by cluster-admin, whom no queue holds", format!("{:.0}/s", median(&admin_hands)));
     report.plain("CPU for three writes by hand", spent_by_hand.cpu(count));
     let ratio = median(&ratios);
+    report.plain(
+        "the writes by hand with one read of the pod and one look each, against those without",
+        format!("{:.2}", median(&bounds)),
+    );
     report.judged("rate against the writes by hand", format!("{ratio:.2}"), ">= 0.6", ratio >= 0.6);
     kubernetes_own(report, &stack, &mut admins, rate).await?;
 
