@@ -4,11 +4,9 @@ use std::{future::Future, time::Duration};
 
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 
-pub mod answer;
 pub mod http;
 pub mod kubeconfig;
 pub mod pod;
-pub mod protobuf;
 
 /// The two calls of a requester. One value serves one request of one role.
 pub trait Api {

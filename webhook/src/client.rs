@@ -2,25 +2,13 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
-use etcd_tls_sidecar::api::answer::{self, Encoding, ReadError};
-use http_body_util::{BodyExt, Limited};
-use hyper::{
-    Request,
-    header::{ACCEPT, HeaderValue},
-};
-use kube::{Client, Config, client::Body, config::InferConfigError, core::Status, runtime::utils::Backoff};
+use kube::{Client, Config, config::InferConfigError, runtime::utils::Backoff};
 use tokio::time::Instant;
 
 /// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long one request may take before it is tried again; watches are not bound by it.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
-/// More than any answer of one object: the API server stores none over 1.5 MiB.
-const MAX_ANSWER: usize = 4 * 1024 * 1024;
-/// The Accept of a request whose answer nobody looks at: without spec and status.
-pub const METADATA_ALONE: &str = "application/vnd.kubernetes.protobuf;as=PartialObjectMetadata;g=meta.k8s.io;v=v1, \
-                                  application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
 
 /// The API server cannot be reached from here.
 #[derive(Debug, thiserror::Error)]
@@ -58,35 +46,6 @@ pub async fn within<T>(request: impl Future<Output = Result<T, kube::Error>>) ->
     }
 }
 
-/// Sends a request within [`REQUEST_TIMEOUT`], and takes an answer in one of the media types of `accept`: its body, and
-/// what that is written in.
-///
-/// # Errors
-/// The request's, that it took too long, or what the API server says instead of success.
-pub async fn ask(
-    client: &Client,
-    mut request: Request<Vec<u8>>,
-    accept: &'static str,
-) -> Result<(Encoding, Bytes), RequestError> {
-    request.headers_mut().insert(ACCEPT, HeaderValue::from_static(accept));
-    let answer = async {
-        let (head, body) = client.send(request.map(Body::from)).await?.into_parts();
-        // Read to its end, whatever it is: a connection is kept for the next request only then.
-        let body = Limited::new(body, MAX_ANSWER).collect().await;
-        let body = body.map_err(|e| e.downcast().map_or_else(kube::Error::Service, |e| *e))?.to_bytes();
-        Ok((head.status, Encoding::of(&head.headers), body))
-    };
-    let (status, encoding, body) = within(answer).await?;
-    if status.is_success() {
-        return Ok((encoding, body));
-    }
-    let said = match answer::status(encoding, &body) {
-        Some(said) => Status::failure(&said.message.unwrap_or_default(), &said.reason.unwrap_or_default()),
-        None => Status::failure(&answer::message(encoding, &body), "no Status"),
-    };
-    Err(kube::Error::Api(said.with_code(status.as_u16()).boxed()).into())
-}
-
 /// A request to the API server that failed.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
@@ -96,9 +55,6 @@ pub enum RequestError {
     /// An answer that is none.
     #[error(transparent)]
     Api(#[from] kube::Error),
-    /// An answer that is another thing than was asked for.
-    #[error("the API server's answer cannot be read: {0}")]
-    Answer(#[from] ReadError),
 }
 
 impl RequestError {

@@ -10,14 +10,13 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use etcd_tls_sidecar::{
-    api::answer,
-    identity::{BoundPod, Denial, ServiceFacts, Verdict},
+    identity::{Denial, ServiceFacts, Verdict},
     names, telemetry,
 };
 use k8s_openapi::api::core::v1::Service;
 use kube::{
     Api, Client, Resource as _,
-    api::{GetParams, ListParams, Patch, PatchParams},
+    api::{ListParams, Patch, PatchParams},
     core::Request,
 };
 use prometheus_client::registry::Registry;
@@ -40,6 +39,9 @@ use pod_reads::PodReads;
 
 mod metrics;
 mod pod_reads;
+
+/// Asks for an answer without spec and status.
+const METADATA_ALONE: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
 
 /// The arguments of every controller.
 #[derive(clap::Args, Debug)]
@@ -156,8 +158,8 @@ impl Controller {
     }
 
     /// Judges a request by its pod, read live, by `services` and by what the watches have of the rest. A denial is for
-    /// ever, so it is judged anew by what is read live of everything. An approval costs one read, the pod's, or none where
-    /// the pod is being read for another of its requests.
+    /// ever, so it is judged anew by what is read live of everything. An approval costs one read, the pod's, or none where the pod is being read for another of its
+    /// requests.
     ///
     /// # Errors
     /// The API server's, of a read.
@@ -171,7 +173,11 @@ impl Controller {
             return Ok(Verdict::NotYet(NO_POLICY.to_owned()));
         };
         let pod = match case.needs_pod() {
-            Some(bound) => Some((bound, self.pods.join_or(bound, csr.received.0, self.read_pod(bound)).await?)),
+            Some(bound) => {
+                let pods: Api<LeanPod> = Api::namespaced(self.client.clone(), &bound.namespace);
+                let read = within(pods.get_opt(&bound.pod));
+                Some((bound, self.pods.join_or(bound, csr.received.0, read).await?))
+            }
             None => None,
         };
         let pod = pod.as_ref().and_then(|(bound, found)| Some((bound, found.as_ref().as_ref()?)));
@@ -195,19 +201,6 @@ impl Controller {
         Ok(case.judge(csr, Some(&facts), &services, &policy))
     }
 
-    /// The pod of that name as it is now, if there is one.
-    async fn read_pod(&self, bound: &BoundPod) -> Result<Option<LeanPod>, RequestError> {
-        let mut request = Request::new(LeanPod::url_path(&(), Some(&bound.namespace)))
-            .get(&bound.pod, &GetParams::default())
-            .map_err(kube::Error::BuildRequest)?;
-        request.extensions_mut().insert("get");
-        match client::ask(&self.client, request, answer::ACCEPT).await {
-            Ok((encoding, body)) => Ok(Some(LeanPod::read(encoding, body)?)),
-            Err(error) if error.is_not_found() => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
     /// Writes to a subresource of a request; `patch` says of which uid and resourceVersion.
     ///
     /// # Errors
@@ -222,9 +215,12 @@ impl Controller {
         let mut request = Request::new(Csr::url_path(&(), None))
             .patch_subresource(subresource, csr.name(), &params, &Patch::Merge(patch))
             .map_err(kube::Error::BuildRequest)?;
+        // What was written comes by the watch; nobody needs the whole of it in the answer as well.
+        if let Ok(metadata_alone) = METADATA_ALONE.parse() {
+            request.headers_mut().insert("accept", metadata_alone);
+        }
         request.extensions_mut().insert("patch_subresource");
-        // What was written comes by the watch; nobody needs it in the answer as well.
-        client::ask(&self.client, request, client::METADATA_ALONE).await?;
+        within(self.client.request_text(request)).await?;
         Ok(())
     }
 

@@ -14,21 +14,22 @@ use hyper::{
     header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue, RETRY_AFTER, USER_AGENT},
 };
 use hyper_util::rt::TokioIo;
-use k8s_openapi::api::{certificates::v1::CertificateSigningRequest, core::v1::ConfigMap};
+use k8s_openapi::{
+    api::{certificates::v1::CertificateSigningRequest, core::v1::ConfigMap},
+    apimachinery::pkg::apis::meta::v1::Status,
+};
 use rustls::{
     ClientConfig, NamedGroup, RootCertStore,
     client::Resumption,
     crypto::aws_lc_rs,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
 };
+use serde::de::DeserializeOwned;
 use tokio::{net::TcpStream, time};
 use tokio_rustls::TlsConnector;
 use zeroize::Zeroizing;
 
-use super::{
-    Api, ApiError, Version,
-    answer::{self, Encoding, ReadError},
-};
+use super::{Api, ApiError, Version};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -91,16 +92,10 @@ impl<C: Credentials> Kube<C> {
     /// # Errors
     /// See [`ApiError`].
     pub async fn config_map(&mut self, namespace: &str, name: &str) -> Result<ConfigMap, ApiError> {
-        let path = format!("/api/v1/namespaces/{namespace}/configmaps/{name}");
-        let ask = Ask { method: Method::GET, path: &path, accept: answer::ACCEPT_JSON, body: Bytes::new() };
-        self.call(ask, |_, body| Ok(serde_json::from_slice(&body)?)).await
+        self.call(Method::GET, &format!("/api/v1/namespaces/{namespace}/configmaps/{name}"), Bytes::new()).await
     }
 
-    async fn call<T>(
-        &mut self,
-        ask: Ask<'_>,
-        read: impl FnOnce(Encoding, Bytes) -> Result<T, ReadError>,
-    ) -> Result<T, ApiError> {
+    async fn call<T: DeserializeOwned>(&mut self, method: Method, path: &str, body: Bytes) -> Result<T, ApiError> {
         let access = self.credentials.access()?;
         let unreachable = |message: String| unreachable(&access, message);
         let kept = self.connection.take().filter(|c| !c.is_closed());
@@ -109,32 +104,22 @@ impl<C: Credentials> Kube<C> {
             Some(connection) => connection,
             None => connect(&access).await.map_err(unreachable)?,
         };
-        let mut answer = send(&mut connection, request(&access, &ask)?).await;
+        let mut answer = send(&mut connection, request(&access, &method, path, body.clone())?).await;
         if answer.is_err() && was_kept {
             // The server may close a connection just as we use it. To ask twice is harmless: a name is taken once.
             connection = connect(&access).await.map_err(unreachable)?;
-            answer = send(&mut connection, request(&access, &ask)?).await;
+            answer = send(&mut connection, request(&access, &method, path, body)?).await;
         }
         let (status, headers, body) = answer.map_err(unreachable)?;
         let malformed = |message: String| ApiError::Malformed { address: access.address(), message };
-        let encoding = Encoding::of(&headers);
         if status.is_success() {
-            let object = read(encoding, body).map_err(|e| malformed(format!("the body is no object: {e}")))?;
+            let object = serde_json::from_slice(&body).map_err(|e| malformed(format!("the body is no object: {e}")))?;
             self.connection = Some(connection);
             return Ok(object);
         }
         self.connection = Some(connection);
-        let message = answer::message(encoding, &body);
-        Err(ApiError::Status { code: status.as_u16(), message, retry_after: retry_after(&headers) })
+        Err(ApiError::Status { code: status.as_u16(), message: message_of(&body), retry_after: retry_after(&headers) })
     }
-}
-
-/// What is asked.
-struct Ask<'a> {
-    method: Method,
-    path: &'a str,
-    accept: &'static str,
-    body: Bytes,
 }
 
 impl<C: Credentials> Api for Kube<C> {
@@ -149,8 +134,7 @@ impl<C: Credentials> Api for Kube<C> {
     async fn create(&mut self, request: &CertificateSigningRequest) -> Result<CertificateSigningRequest, ApiError> {
         let body =
             serde_json::to_vec(request).map_err(|e| ApiError::Access(format!("the request cannot be written: {e}")))?;
-        let ask = Ask { method: Method::POST, path: PATH, accept: answer::ACCEPT, body: body.into() };
-        self.call(ask, answer::request).await
+        self.call(Method::POST, PATH, body.into()).await
     }
 
     async fn get(&mut self, name: &str, version: Version) -> Result<CertificateSigningRequest, ApiError> {
@@ -159,9 +143,7 @@ impl<C: Credentials> Api for Kube<C> {
             Version::Any => "?resourceVersion=0",
         };
         // A name of ours is a DNS subdomain: nothing in it needs escaping.
-        let path = format!("{PATH}/{name}{query}");
-        let ask = Ask { method: Method::GET, path: &path, accept: answer::ACCEPT, body: Bytes::new() };
-        self.call(ask, answer::request).await
+        self.call(Method::GET, &format!("{PATH}/{name}{query}"), Bytes::new()).await
     }
 
     fn rest(&mut self) {
@@ -182,8 +164,7 @@ async fn send(connection: &mut SendRequest<Full<Bytes>>, request: Request<Full<B
     time::timeout(ANSWER_TIMEOUT, answer).await.map_err(|_| format!("no answer within {ANSWER_TIMEOUT:?}"))?
 }
 
-fn request(access: &Access, ask: &Ask<'_>) -> Result<Request<Full<Bytes>>, ApiError> {
-    let Ask { method, path, accept, body } = ask;
+fn request(access: &Access, method: &Method, path: &str, body: Bytes) -> Result<Request<Full<Bytes>>, ApiError> {
     let uri = format!("{}{path}", access.prefix);
     let host = if access.host.contains(':') {
         format!("[{}]:{}", access.host, access.port)
@@ -194,7 +175,7 @@ fn request(access: &Access, ask: &Ask<'_>) -> Result<Request<Full<Bytes>>, ApiEr
         .method(method)
         .uri(uri)
         .header(HOST, host)
-        .header(ACCEPT, *accept)
+        .header(ACCEPT, "application/json")
         .header(USER_AGENT, USER_AGENT_VALUE);
     if !body.is_empty() {
         builder = builder.header(CONTENT_TYPE, "application/json");
@@ -206,7 +187,7 @@ fn request(access: &Access, ask: &Ask<'_>) -> Result<Request<Full<Bytes>>, ApiEr
         value.set_sensitive(true);
         builder = builder.header(AUTHORIZATION, value);
     }
-    builder.body(Full::new(body.clone())).map_err(|e| ApiError::Access(format!("the request cannot be written: {e}")))
+    builder.body(Full::new(body)).map_err(|e| ApiError::Access(format!("the request cannot be written: {e}")))
 }
 
 async fn connect(access: &Access) -> Result<SendRequest<Full<Bytes>>, String> {
@@ -253,6 +234,17 @@ async fn dial(access: &Access) -> Result<SendRequest<Full<Bytes>>, String> {
         }
     });
     Ok(sender)
+}
+
+/// The message of a Status object, or the beginning of whatever it is.
+fn message_of(body: &[u8]) -> String {
+    let status: Option<Status> = serde_json::from_slice(body).ok();
+    let text = match status.and_then(|s| s.message) {
+        Some(message) => message,
+        None => String::from_utf8_lossy(&body[..body.len().min(1024)]).into_owned(),
+    };
+    let line: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    line.chars().take(400).collect()
 }
 
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {

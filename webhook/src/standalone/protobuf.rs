@@ -5,26 +5,41 @@
 //! resource are known, with the fields that are looked at; others are passed over, as protobuf means it.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use bytes::Bytes;
-use etcd_tls_sidecar::api::protobuf::{
-    CertificateSigningRequest, CertificateSigningRequestCondition, CertificateSigningRequestSpec, Entry, Envelope,
-    ObjectMeta,
-};
-use prost::Message;
 use serde_json::{Map, Value, json};
 
-pub use etcd_tls_sidecar::api::protobuf::MEDIA_TYPE;
+/// The media type.
+pub const MEDIA_TYPE: &str = "application/vnd.kubernetes.protobuf";
+/// What stands before the envelope.
+const MAGIC: &[u8] = b"k8s\0";
 
 /// Reads an object: its envelope, then by its kind.
 ///
 /// # Errors
 /// Not the encoding, or another kind.
 pub fn read(bytes: &[u8]) -> Result<Value, String> {
-    let Envelope { api_version, kind, content } =
-        Envelope::open(Bytes::copy_from_slice(bytes)).map_err(|e| e.to_string())?;
+    let envelope = bytes.strip_prefix(MAGIC).ok_or("the body does not begin as Kubernetes' protobuf does")?;
+    let mut api_version = String::new();
+    let mut kind = String::new();
+    let mut raw: &[u8] = &[];
+    for field in Fields(envelope) {
+        match field? {
+            (1, Field::Bytes(type_meta)) => {
+                for field in Fields(type_meta) {
+                    match field? {
+                        (1, Field::Bytes(b)) => api_version = text(b)?,
+                        (2, Field::Bytes(b)) => kind = text(b)?,
+                        _ => {}
+                    }
+                }
+            }
+            (2, Field::Bytes(b)) => raw = b,
+            (3, Field::Bytes(encoding)) if !encoding.is_empty() => return Err("the content is encoded".to_owned()),
+            _ => {}
+        }
+    }
     let mut object = match kind.as_str() {
-        "CertificateSigningRequest" => request(&message(content)?)?,
-        "DeleteOptions" => delete_options(&message(content)?)?,
+        "CertificateSigningRequest" => request(raw)?,
+        "DeleteOptions" => delete_options(raw)?,
         other => return Err(format!("{other:?} is not a kind that is read here")),
     };
     object.insert("apiVersion".to_owned(), json!(api_version));
@@ -34,94 +49,100 @@ pub fn read(bytes: &[u8]) -> Result<Value, String> {
 
 type Object = Map<String, Value>;
 
-/// k8s.io.apimachinery.pkg.apis.meta.v1.DeleteOptions.
-#[derive(Clone, PartialEq, Message)]
-struct DeleteOptions {
-    #[prost(message, optional, tag = "2")]
-    preconditions: Option<Preconditions>,
-    #[prost(bytes = "bytes", repeated, tag = "5")]
-    dry_run: Vec<Bytes>,
-}
-
-/// k8s.io.apimachinery.pkg.apis.meta.v1.Preconditions.
-#[derive(Clone, PartialEq, Message)]
-struct Preconditions {
-    #[prost(bytes = "bytes", tag = "1")]
-    uid: Bytes,
-    #[prost(bytes = "bytes", tag = "2")]
-    resource_version: Bytes,
-}
-
-fn message<M: Message + Default>(content: Bytes) -> Result<M, String> {
-    M::decode(content).map_err(|e| format!("the protobuf is cut off or damaged: {e}"))
-}
-
-fn request(message: &CertificateSigningRequest) -> Result<Object, String> {
+fn request(bytes: &[u8]) -> Result<Object, String> {
     let mut object = Object::new();
-    if let Some(of) = &message.metadata {
-        object.insert("metadata".to_owned(), Value::Object(metadata(of)?));
-    }
-    if let Some(of) = &message.spec {
-        object.insert("spec".to_owned(), Value::Object(spec(of)?));
-    }
-    if let Some(of) = &message.status {
-        // A certificate is the signer's to say.
-        let mut status = Object::new();
-        list(&mut status, "conditions", &of.conditions, condition)?;
-        object.insert("status".to_owned(), Value::Object(status));
+    for field in Fields(bytes) {
+        match field? {
+            (1, Field::Bytes(b)) => object.insert("metadata".to_owned(), Value::Object(metadata(b)?)),
+            (2, Field::Bytes(b)) => object.insert("spec".to_owned(), Value::Object(spec(b)?)),
+            (3, Field::Bytes(b)) => object.insert("status".to_owned(), Value::Object(status(b)?)),
+            _ => None,
+        };
     }
     Ok(object)
 }
 
-fn metadata(message: &ObjectMeta) -> Result<Object, String> {
+fn metadata(bytes: &[u8]) -> Result<Object, String> {
     let mut object = Object::new();
-    put(&mut object, "name", &message.name)?;
-    put(&mut object, "generateName", &message.generate_name)?;
-    put(&mut object, "uid", &message.uid)?;
-    put(&mut object, "resourceVersion", &message.resource_version)?;
-    map(&mut object, "labels", &message.labels)?;
-    map(&mut object, "annotations", &message.annotations)?;
-    Ok(object)
-}
-
-/// Identity is taken from the connection, never from here.
-fn spec(message: &CertificateSigningRequestSpec) -> Result<Object, String> {
-    let mut object = Object::new();
-    if !message.request.is_empty() {
-        object.insert("request".to_owned(), json!(STANDARD.encode(&message.request)));
-    }
-    list(&mut object, "usages", &message.usages, |usage| Ok(json!(text(usage)?)))?;
-    put(&mut object, "signerName", &message.signer_name)?;
-    if let Some(seconds) = message.expiration_seconds {
-        object.insert("expirationSeconds".to_owned(), json!(seconds));
+    for field in Fields(bytes) {
+        match field? {
+            (1, Field::Bytes(b)) => put(&mut object, "name", b)?,
+            (2, Field::Bytes(b)) => put(&mut object, "generateName", b)?,
+            (5, Field::Bytes(b)) => put(&mut object, "uid", b)?,
+            (6, Field::Bytes(b)) => put(&mut object, "resourceVersion", b)?,
+            (11, Field::Bytes(b)) => entry(&mut object, "labels", b)?,
+            (12, Field::Bytes(b)) => entry(&mut object, "annotations", b)?,
+            _ => {}
+        }
     }
     Ok(object)
 }
 
-fn condition(message: &CertificateSigningRequestCondition) -> Result<Value, String> {
+fn spec(bytes: &[u8]) -> Result<Object, String> {
     let mut object = Object::new();
-    put(&mut object, "type", &message.type_)?;
-    put(&mut object, "reason", &message.reason)?;
-    put(&mut object, "message", &message.message)?;
-    put(&mut object, "status", &message.status)?;
-    Ok(Value::Object(object))
-}
-
-fn delete_options(message: &DeleteOptions) -> Result<Object, String> {
-    let mut object = Object::new();
-    if let Some(of) = &message.preconditions {
-        let mut preconditions = Object::new();
-        put(&mut preconditions, "uid", &of.uid)?;
-        put(&mut preconditions, "resourceVersion", &of.resource_version)?;
-        object.insert("preconditions".to_owned(), Value::Object(preconditions));
+    for field in Fields(bytes) {
+        match field? {
+            (1, Field::Bytes(b)) => {
+                object.insert("request".to_owned(), json!(STANDARD.encode(b)));
+            }
+            (5, Field::Bytes(b)) => push(&mut object, "usages", json!(text(b)?)),
+            (7, Field::Bytes(b)) => put(&mut object, "signerName", b)?,
+            (8, Field::Number(n)) => {
+                // An int32: a negative one is written as if it were an int64.
+                #[allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap)]
+                object.insert("expirationSeconds".to_owned(), json!(n as i64 as i32));
+            }
+            // Identity is taken from the connection, never from here.
+            _ => {}
+        }
     }
-    list(&mut object, "dryRun", &message.dry_run, |stage| Ok(json!(text(stage)?)))?;
     Ok(object)
 }
 
-/// What others send is taken as it is or not at all.
-fn text(bytes: &[u8]) -> Result<&str, String> {
-    std::str::from_utf8(bytes).map_err(|_| "a string is no UTF-8".to_owned())
+fn status(bytes: &[u8]) -> Result<Object, String> {
+    let mut object = Object::new();
+    for field in Fields(bytes) {
+        if let (1, Field::Bytes(b)) = field? {
+            let mut condition = Object::new();
+            for field in Fields(b) {
+                match field? {
+                    (1, Field::Bytes(b)) => put(&mut condition, "type", b)?,
+                    (2, Field::Bytes(b)) => put(&mut condition, "reason", b)?,
+                    (3, Field::Bytes(b)) => put(&mut condition, "message", b)?,
+                    (6, Field::Bytes(b)) => put(&mut condition, "status", b)?,
+                    _ => {}
+                }
+            }
+            push(&mut object, "conditions", Value::Object(condition));
+        }
+    }
+    Ok(object)
+}
+
+fn delete_options(bytes: &[u8]) -> Result<Object, String> {
+    let mut object = Object::new();
+    for field in Fields(bytes) {
+        match field? {
+            (2, Field::Bytes(b)) => {
+                let mut preconditions = Object::new();
+                for field in Fields(b) {
+                    match field? {
+                        (1, Field::Bytes(b)) => put(&mut preconditions, "uid", b)?,
+                        (2, Field::Bytes(b)) => put(&mut preconditions, "resourceVersion", b)?,
+                        _ => {}
+                    }
+                }
+                object.insert("preconditions".to_owned(), Value::Object(preconditions));
+            }
+            (5, Field::Bytes(b)) => push(&mut object, "dryRun", json!(text(b)?)),
+            _ => {}
+        }
+    }
+    Ok(object)
+}
+
+fn text(bytes: &[u8]) -> Result<String, String> {
+    std::str::from_utf8(bytes).map(str::to_owned).map_err(|_| "a string is no UTF-8".to_owned())
 }
 
 /// A string; an empty one is the same as none.
@@ -132,27 +153,86 @@ fn put(object: &mut Object, key: &str, bytes: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-/// A list; an empty one is the same as none.
-fn list<M>(
-    object: &mut Object,
-    key: &str,
-    messages: &[M],
-    value: impl Fn(&M) -> Result<Value, String>,
-) -> Result<(), String> {
-    if !messages.is_empty() {
-        object.insert(key.to_owned(), messages.iter().map(value).collect::<Result<_, _>>()?);
+fn push(object: &mut Object, key: &str, value: Value) {
+    if let Value::Array(list) = object.entry(key).or_insert_with(|| json!([])) {
+        list.push(value);
     }
+}
+
+/// One entry of a map of strings.
+fn entry(object: &mut Object, key: &str, bytes: &[u8]) -> Result<(), String> {
+    let (mut name, mut value) = (String::new(), String::new());
+    for field in Fields(bytes) {
+        match field? {
+            (1, Field::Bytes(b)) => name = text(b)?,
+            (2, Field::Bytes(b)) => value = text(b)?,
+            _ => {}
+        }
+    }
+    object.entry(key).or_insert_with(|| json!({}))[name] = json!(value);
     Ok(())
 }
 
-/// A map of strings; an empty one is the same as none.
-fn map(object: &mut Object, key: &str, entries: &[Entry]) -> Result<(), String> {
-    if !entries.is_empty() {
-        let pair = |Entry { key, value }: &Entry| Ok((text(key)?.to_owned(), json!(text(value)?)));
-        let map = entries.iter().map(pair).collect::<Result<Object, String>>()?;
-        object.insert(key.to_owned(), Value::Object(map));
+/// A field's value, as far as the wire tells its type.
+enum Field<'a> {
+    Number(u64),
+    Bytes(&'a [u8]),
+    Fixed,
+}
+
+/// The fields of a message, with their numbers.
+struct Fields<'a>(&'a [u8]);
+
+impl<'a> Iterator for Fields<'a> {
+    type Item = Result<(u64, Field<'a>), String>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.0.is_empty() {
+            return None;
+        }
+        let field = self.field();
+        if field.is_none() {
+            // What is left cannot be told apart.
+            self.0 = &[];
+        }
+        Some(field.ok_or_else(|| "the protobuf is cut off or damaged".to_owned()))
     }
-    Ok(())
+}
+
+impl<'a> Fields<'a> {
+    fn field(&mut self) -> Option<(u64, Field<'a>)> {
+        let tag = self.varint()?;
+        let field = match tag & 7 {
+            0 => Field::Number(self.varint()?),
+            1 => self.take(8).map(|_| Field::Fixed)?,
+            2 => {
+                let length = usize::try_from(self.varint()?).ok()?;
+                Field::Bytes(self.take(length)?)
+            }
+            5 => self.take(4).map(|_| Field::Fixed)?,
+            _ => return None,
+        };
+        Some((tag >> 3, field))
+    }
+
+    fn take(&mut self, length: usize) -> Option<&'a [u8]> {
+        let (head, rest) = self.0.split_at_checked(length)?;
+        self.0 = rest;
+        Some(head)
+    }
+
+    fn varint(&mut self) -> Option<u64> {
+        let mut number = 0u64;
+        for shift in (0..64).step_by(7) {
+            let (byte, rest) = self.0.split_first()?;
+            self.0 = rest;
+            number |= u64::from(byte & 0x7f) << shift;
+            if byte & 0x80 == 0 {
+                return Some(number);
+            }
+        }
+        None
+    }
 }
 
 #[cfg(test)]
@@ -160,8 +240,6 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
     use super::*;
-
-    const MAGIC: &[u8] = b"k8s\0";
 
     fn bytes(number: u8, value: &[u8]) -> Vec<u8> {
         assert!(value.len() < 128 && number < 16);
@@ -198,16 +276,6 @@ mod tests {
         let options = envelope("DeleteOptions", &[bytes(2, &bytes(1, b"u")), bytes(5, b"All")].concat());
         let options = read(&options).unwrap();
         assert_eq!((&options["preconditions"]["uid"], &options["dryRun"][0]), (&json!("u"), &json!("All")));
-    }
-
-    #[test]
-    fn a_number_may_be_negative_and_a_string_must_be_one() {
-        let spec = |spec: &[u8]| read(&envelope("CertificateSigningRequest", &bytes(2, spec)));
-        let minus_one = [&[8 << 3][..], &[0xff; 9], &[1]].concat();
-        assert_eq!(spec(&minus_one).unwrap()["spec"]["expirationSeconds"], json!(-1));
-        assert_eq!(spec(&bytes(7, b"\xff")).unwrap_err(), "a string is no UTF-8");
-        // A field that nobody looks at is not looked at.
-        assert_eq!(spec(&bytes(2, b"\xff")).unwrap()["spec"], json!({}));
     }
 
     #[test]

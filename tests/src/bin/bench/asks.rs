@@ -11,7 +11,7 @@ use std::{
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use etcd_tls_sidecar::{
-    api::{ApiError, Version, answer},
+    api::{ApiError, Version},
     csr::{PrivateKey, Request, key_digest},
     identity,
     lookout::Lookout,
@@ -182,13 +182,13 @@ pub(crate) async fn get_certificate(wire: &mut Wire, ask: &Ask) -> Result<f64, S
     let mut watcher = ask.lookout.join();
     loop {
         let asked = Instant::now();
-        let (status, encoding, body) = wire.ask(&ask.call(call)).await?;
+        let (status, body) = wire.call(&ask.call(call)).await?;
         let took = asked.elapsed();
         let answer = if status.is_success() {
-            Ok(answer::request(encoding, body).map_err(|e| format!("{}: {status}: {e}", ask.name))?)
+            Ok(serde_json::from_slice(&body).map_err(|e| format!("{}: {status}: {e}", ask.name))?)
         } else {
             let retry_after = (status == StatusCode::TOO_MANY_REQUESTS).then_some(TURNED_AWAY);
-            let message = answer::message(encoding, &body);
+            let message = String::from_utf8_lossy(&body).chars().take(300).collect();
             Err(ApiError::Status { code: status.as_u16(), message, retry_after })
         };
         let (elapsed, now) = (began.elapsed(), SystemTime::now());
@@ -214,7 +214,7 @@ pub(crate) async fn get_certificate(wire: &mut Wire, ask: &Ask) -> Result<f64, S
 
 impl Ask {
     fn new(name: String, signer: &str, usages: &[&str], pem: &str, token: Option<Arc<str>>) -> Self {
-        let mut create = http::Call::post(CSRS, csr(&name, signer, usages, pem)).either();
+        let mut create = http::Call::post(CSRS, csr(&name, signer, usages, pem));
         create.token.clone_from(&token);
         let request = Request::parse(pem.as_bytes()).expect("a request of ours");
         let expected = Expected { request, signer: signer.to_owned() };
@@ -227,7 +227,7 @@ impl Ask {
             Call::Get(Version::MostRecent) => "",
             Call::Get(Version::Any) => "?resourceVersion=0",
         };
-        let mut get = http::Call::get(format!("{CSRS}/{}{query}", self.name)).either();
+        let mut get = http::Call::get(format!("{CSRS}/{}{query}", self.name));
         get.token.clone_from(&self.token);
         get
     }

@@ -7,7 +7,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use etcd_tls_sidecar::api::answer::{self, Encoding};
 use futures::future::join_all;
 use http_body_util::{BodyExt, Full};
 use hyper::{Method, Request, Response, StatusCode, body::Incoming, client::conn::http1::SendRequest};
@@ -32,15 +31,14 @@ pub(crate) struct Call {
     pub(crate) method: Method,
     pub(crate) path: String,
     pub(crate) content_type: &'static str,
-    pub(crate) accept: &'static str,
     pub(crate) token: Option<Arc<str>>,
     pub(crate) body: Bytes,
 }
 
 impl Call {
     pub(crate) fn get(path: impl Into<String>) -> Self {
-        let (path, content_type, accept) = (path.into(), answer::ACCEPT_JSON, answer::ACCEPT_JSON);
-        Self { method: Method::GET, path, content_type, accept, token: None, body: Bytes::new() }
+        let path = path.into();
+        Self { method: Method::GET, path, content_type: "application/json", token: None, body: Bytes::new() }
     }
 
     pub(crate) fn post(path: impl Into<String>, body: impl Into<Bytes>) -> Self {
@@ -50,11 +48,6 @@ impl Call {
     /// A merge patch.
     pub(crate) fn patch(path: impl Into<String>, body: impl Into<Bytes>) -> Self {
         Self { method: Method::PATCH, content_type: "application/merge-patch+json", ..Self::post(path, body) }
-    }
-
-    /// Its answer is read in either encoding, as the sidecar reads.
-    pub(crate) fn either(self) -> Self {
-        Self { accept: answer::ACCEPT, ..self }
     }
 
     pub(crate) fn token(mut self, token: &Arc<str>) -> Self {
@@ -107,12 +100,6 @@ impl Wire {
 
     /// One call, with its answer whole.
     pub(crate) async fn call(&mut self, call: &Call) -> Result<(StatusCode, Bytes), String> {
-        let (status, _, body) = self.ask(call).await?;
-        Ok((status, body))
-    }
-
-    /// [`Self::call`], and what the answer is written in.
-    pub(crate) async fn ask(&mut self, call: &Call) -> Result<(StatusCode, Encoding, Bytes), String> {
         let answer = async {
             if self.sender.ready().await.is_err() {
                 self.sender = connect(self.address, Arc::clone(&self.config)).await?;
@@ -133,7 +120,6 @@ impl Wire {
     fn request(&self, call: &Call) -> Result<Request<Full<Bytes>>, String> {
         let host = self.address.to_string();
         let mut request = Request::builder().method(&call.method).uri(&call.path).header("host", host);
-        request = request.header("accept", call.accept);
         if !call.body.is_empty() {
             request = request.header("content-type", call.content_type);
         }
@@ -165,10 +151,10 @@ async fn connect(address: SocketAddr, config: Arc<ClientConfig>) -> Result<SendR
     Ok(sender)
 }
 
-async fn read(answer: Response<Incoming>) -> Result<(StatusCode, Encoding, Bytes), String> {
-    let (status, encoding) = (answer.status(), Encoding::of(answer.headers()));
+async fn read(answer: Response<Incoming>) -> Result<(StatusCode, Bytes), String> {
+    let status = answer.status();
     let body = answer.into_body().collect().await.map_err(|e| e.to_string())?.to_bytes();
-    Ok((status, encoding, body))
+    Ok((status, body))
 }
 
 /// Calls again and again on every wire for `time`; the answers of `expected` status a second.
