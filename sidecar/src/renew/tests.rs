@@ -100,6 +100,7 @@ struct Scene {
     authority: Rc<Authority>,
     clock: Fake,
     server: Rc<RefCell<Server>>,
+    lookout: Lookout,
     store: RefCell<Store<Disk>>,
     dir: PathBuf,
     wish: Wish,
@@ -148,6 +149,7 @@ impl Scene {
             bundles: vec![authority.bundle()],
             store: RefCell::new(Store::open(&dir).unwrap()),
             server: Rc::new(RefCell::new(server)),
+            lookout: Lookout::default(),
             authority,
             clock,
             dir,
@@ -170,7 +172,7 @@ impl Scene {
             wish: &self.wish,
             api: FakeApi(Rc::clone(&self.server)),
             clock: &self.clock,
-            lookout: &Lookout::default(),
+            lookout: &self.lookout,
             store: &self.store,
             current: self.current.as_ref(),
             bundles: &|_| self.bundles.clone(),
@@ -228,6 +230,33 @@ fn a_good_day() {
     assert_eq!(object.spec.expiration_seconds, Some(86_400));
     drop(server);
     assert!(scene.pending(), "kept until the caller has installed the certificate");
+}
+
+#[test]
+fn another_request_of_the_pod_looks_for_this_one_as_well() {
+    let minute = Duration::from_secs(60);
+    let waited = |other_looks: bool, limit| {
+        let mut scene = Scene::new();
+        scene.limit = limit;
+        let sign = signer(&scene.authority, &scene.clock, 24 * HOUR);
+        scene.judge(move |now, object| {
+            if now > minute {
+                sign(now, object);
+            }
+        });
+        let mut other = scene.lookout.join();
+        if other_looks {
+            block_on(other.wait(minute, |_| std::future::ready(())));
+        }
+        let signed = scene.obtain();
+        let calls = scene.server.borrow().calls;
+        (calls, scene.clock.elapsed(), signed)
+    };
+    let (alone, beside) = (waited(false, None), waited(true, None));
+    assert!(beside.0 < alone.0, "{} looks beside another's, {} alone", beside.0, alone.0);
+    assert!(beside.2.is_ok() && beside.1 < minute * 3 / 2, "{:?}", beside.1);
+    let (_, elapsed, signed) = waited(true, Some(minute / 2));
+    assert!(matches!(signed, Err(Failure::Timeout { .. })) && elapsed == minute / 2, "{elapsed:?}");
 }
 
 #[test]
