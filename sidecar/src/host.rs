@@ -35,6 +35,7 @@ use crate::{
     names,
     process::Place,
     renew::Wish,
+    replace::replace,
     restart,
     role::{Domain, Role},
     run::{Work, keep},
@@ -258,7 +259,7 @@ impl Fetched {
             if fs::read(&path).is_ok_and(|present| present == pem.as_bytes()) {
                 continue;
             }
-            write(&path, pem).map_err(|e| access(format!("{}: {e}", path.display())))?;
+            replace(&path, 0o644, &mut pem.as_bytes()).map_err(|e| access(format!("{}: {e}", path.display())))?;
         }
         Ok(())
     }
@@ -316,13 +317,6 @@ impl Fetched {
             sleep(pause).await;
         }
     }
-}
-
-/// A reader sees the old text or the new. Nothing is lost with it that could not be fetched again.
-fn write(path: &Path, text: &str) -> io::Result<()> {
-    let new = path.with_extension("new");
-    fs::write(&new, text)?;
-    fs::rename(&new, path)
 }
 
 /// Renews the certificates of a host until told to stop.

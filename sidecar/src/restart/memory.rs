@@ -4,8 +4,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
-    io::{self, Write},
+    fs, io,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -15,7 +14,7 @@ use base64::{Engine, engine::general_purpose::STANDARD_NO_PAD};
 use serde::{Deserialize, Serialize};
 
 use super::decision::Installed;
-use crate::{certificate::Bundle, role::Domain};
+use crate::{certificate::Bundle, replace::replace, role::Domain};
 
 /// Beside the generations, hidden as they are.
 const FILE: &str = "..restart.json";
@@ -125,11 +124,7 @@ impl Memory {
     }
 
     fn write(&self) -> io::Result<()> {
-        let temporary = self.path.with_extension("tmp");
-        let mut file = fs::File::create(&temporary)?;
-        file.write_all(&serde_json::to_vec(&self.kept)?)?;
-        file.sync_all()?;
-        fs::rename(&temporary, &self.path)
+        replace(&self.path, 0o644, &mut serde_json::to_vec(&self.kept)?.as_slice())
     }
 }
 
