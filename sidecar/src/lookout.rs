@@ -1,25 +1,24 @@
-//! One of the requests that wait together looks; the others wait for what it sees.
+//! One of the requests that wait together looks; the others wait for its end.
 //!
-//! A pod makes a request for each of its roles at one moment, and they are judged and signed together. While the API server
-//! is busy, a look that comes too early costs it what a write costs: so only one of them looks, and the others look when it
-//! has come to its end. None depends on it: each looks for itself after twice the time that it would have waited.
+//! At its start a pod makes a request for each of its roles at one moment, and as a rule they are judged and signed together.
+//! While the API server is busy, a look that comes too early costs it as much as one that does not: so only one of the
+//! requests is looked at, and the others when that one has come to its end. None depends on it: each is looked at after twice
+//! the time at the latest. With an API server that is not busy looks are cheap, and each request is looked at for itself.
 
 use std::{cell::Cell, future::Future, time::Duration};
 
 use tokio::sync::Notify;
 
-/// Pauses from which on the others wait. With an API server that is not busy, looks are cheap, and a wait for another one's
-/// would be longer than its own.
-const WORTH_IT: Duration = Duration::from_millis(40);
+use crate::schedule;
 
 /// What the requests of one pod share.
 #[derive(Debug, Default)]
 pub struct Lookout {
     taken: Cell<bool>,
-    free: Notify,
+    ended: Notify,
 }
 
-/// One request's part in it. Dropped, it is another one's turn to look.
+/// One request's part in it. Dropped at the request's end, it has the others look.
 #[derive(Debug)]
 pub struct Watcher<'a> {
     lookout: &'a Lookout,
@@ -34,28 +33,32 @@ impl Lookout {
 }
 
 impl Watcher<'_> {
-    /// Waits until the next look, which would be due after `pause`; `sleep` is the clock's. Others wait for this one's end
-    /// from now on, unless one of them looks already.
-    pub async fn wait<S: Future<Output = ()>>(&mut self, pause: Duration, sleep: impl FnOnce(Duration) -> S) {
-        if pause < WORTH_IT {
-            return sleep(pause).await;
-        }
-        if !self.looks && self.lookout.taken.replace(true) {
-            tokio::select! {
-                () = self.lookout.free.notified() => {}
-                () = sleep(pause * 2) => {}
+    /// Waits until the next look, which would be due after `pause`; the last one's answer `took` so long. `sleep` is the
+    /// clock's. Where the API server is busy and another one looks, it is due when one of the others has come to its end, or
+    /// after twice the pause.
+    pub async fn wait<S: Future<Output = ()>>(
+        &mut self,
+        pause: Duration,
+        took: Duration,
+        sleep: impl FnOnce(Duration) -> S,
+    ) {
+        if schedule::is_busy(took) && !self.looks {
+            if self.lookout.taken.replace(true) {
+                tokio::select! {
+                    () = self.lookout.ended.notified() => {}
+                    () = sleep(pause * 2) => {}
+                }
+                return;
             }
-            return;
+            self.looks = true;
         }
-        self.looks = true;
         sleep(pause).await;
     }
 
-    /// Lets another one look.
+    /// Does not look for some time: the next one to wait looks in its place.
     pub fn step_back(&mut self) {
         if std::mem::take(&mut self.looks) {
             self.lookout.taken.set(false);
-            self.lookout.free.notify_waiters();
         }
     }
 }
@@ -63,6 +66,7 @@ impl Watcher<'_> {
 impl Drop for Watcher<'_> {
     fn drop(&mut self) {
         self.step_back();
+        self.lookout.ended.notify_waiters();
     }
 }
 
@@ -80,6 +84,9 @@ mod tests {
     use super::*;
 
     const LONG: Duration = Duration::from_secs(1);
+    /// What answers take.
+    const BUSY: Duration = Duration::from_millis(50);
+    const IDLE: Duration = Duration::from_millis(2);
 
     #[test]
     fn one_looks_and_the_others_look_when_it_has_seen() {
@@ -90,17 +97,17 @@ mod tests {
         };
         let lookout = Lookout::default();
         let (mut looker, mut other, mut third) = (lookout.join(), lookout.join(), lookout.join());
-        looker.wait(LONG, over).now_or_never().unwrap();
-        let mut waits = Box::pin(other.wait(LONG, |_| pending()));
+        looker.wait(LONG, BUSY, over).now_or_never().unwrap();
+        let mut waits = Box::pin(other.wait(LONG, BUSY, |_| pending()));
         assert!(waits.as_mut().now_or_never().is_none());
-        looker.wait(LONG / 2, over).now_or_never().unwrap();
+        looker.wait(LONG / 2, BUSY, over).now_or_never().unwrap();
         assert!(waits.as_mut().now_or_never().is_none(), "it looks on");
         drop(looker);
         waits.as_mut().now_or_never().unwrap();
         drop(waits);
         // Not there yet after all: the turn is its own now, and the third's after it.
-        other.wait(LONG, over).now_or_never().unwrap();
-        assert!(third.wait(LONG, |_| pending()).now_or_never().is_none());
+        other.wait(LONG, BUSY, over).now_or_never().unwrap();
+        assert!(third.wait(LONG, BUSY, |_| pending()).now_or_never().is_none());
         assert_eq!(*asked.borrow(), [LONG, LONG / 2, LONG]);
     }
 
@@ -112,29 +119,34 @@ mod tests {
             ready(())
         };
         let lookout = Lookout::default();
-        let (mut looker, mut other) = (lookout.join(), lookout.join());
-        looker.wait(LONG, over).now_or_never().unwrap();
-        other.wait(LONG, over).now_or_never().unwrap();
+        let (mut looker, mut other, mut third) = (lookout.join(), lookout.join(), lookout.join());
+        looker.wait(LONG, BUSY, over).now_or_never().unwrap();
+        other.wait(LONG, BUSY, over).now_or_never().unwrap();
         // It has no answer any more: the other one looks in its place.
+        let mut waits = Box::pin(third.wait(LONG, BUSY, |_| pending()));
+        assert!(waits.as_mut().now_or_never().is_none());
         looker.step_back();
-        other.wait(LONG, over).now_or_never().unwrap();
-        looker.wait(LONG, over).now_or_never().unwrap();
+        assert!(waits.as_mut().now_or_never().is_none(), "an error is no reason to look");
+        other.wait(LONG, BUSY, over).now_or_never().unwrap();
+        looker.wait(LONG, BUSY, over).now_or_never().unwrap();
         assert_eq!(*asked.borrow(), [LONG, LONG * 2, LONG, LONG * 2]);
+        // Whoever comes to its end, the others look.
+        drop(looker);
+        waits.as_mut().now_or_never().unwrap();
     }
 
     #[test]
-    fn short_pauses_are_everybodys_own() {
+    fn with_an_api_server_that_is_not_busy_each_looks_for_itself() {
         let lookout = Lookout::default();
         let (mut one, mut two) = (lookout.join(), lookout.join());
-        let short = Duration::from_millis(10);
         for watcher in [&mut one, &mut two] {
             let asked = Cell::default();
             let over = |time| {
                 asked.set(time);
                 ready(())
             };
-            watcher.wait(short, over).now_or_never().unwrap();
-            assert_eq!(asked.get(), short);
+            watcher.wait(LONG, IDLE, over).now_or_never().unwrap();
+            assert_eq!(asked.get(), LONG);
         }
     }
 }

@@ -70,7 +70,7 @@ pub type Answer = Result<CertificateSigningRequest, ApiError>;
 /// What an answer leads to.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Make this call after this pause; the error, if there was one, is for the log.
+    /// Make this call after this pause, or as [`crate::lookout`] has it; the error, if there was one, is for the log.
     Next(Call, Duration),
     /// The request has come to its end.
     Over(Outcome),

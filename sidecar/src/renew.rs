@@ -365,7 +365,7 @@ impl<A: Api, C: Clock, F: Files> Errand<'_, A, C, F> {
                         self.api.rest();
                     }
                     if seen {
-                        self.until_a_look(&mut watcher, pause, name, &last).await?;
+                        self.until_a_look(&mut watcher, pause, circumstances.took, name, &last).await?;
                     } else {
                         watcher.step_back();
                         self.pause(pause, name, &last).await?;
@@ -375,19 +375,21 @@ impl<A: Api, C: Clock, F: Files> Errand<'_, A, C, F> {
         }
     }
 
-    /// Sleeps until the next look, by whomever; not beyond the limit.
+    /// Sleeps until the next look, which the end of another of the pod's requests may bring about; not beyond the limit.
     async fn until_a_look(
         &self,
         watcher: &mut Watcher<'_>,
         pause: Duration,
+        took: Duration,
         name: &str,
         last: &str,
     ) -> Result<(), Failure> {
         let left = self.limit.map_or(Duration::MAX, |limit| limit.saturating_sub(self.clock.elapsed()));
         if left < pause {
+            watcher.step_back();
             return self.pause(pause, name, last).await;
         }
-        watcher.wait(pause, |time| self.clock.sleep(time.min(left))).await;
+        watcher.wait(pause, took, |time| self.clock.sleep(if time > left { pause } else { time })).await;
         Ok(())
     }
 

@@ -11,7 +11,8 @@ use std::{
 /// renamed. A reader sees the old one or the new.
 ///
 /// # Errors
-/// The system's; what was there is there still.
+/// The system's; what was there is there still. That the directory cannot be made durable is told in the log alone: the new
+/// file is in its place by then.
 pub(crate) fn replace(path: &Path, mode: u32, content: &mut impl Read) -> io::Result<()> {
     let dir = match path.parent() {
         Some(dir) if !dir.as_os_str().is_empty() => dir,
@@ -36,5 +37,8 @@ pub(crate) fn replace(path: &Path, mode: u32, content: &mut impl Read) -> io::Re
         let _ = fs::remove_file(&new);
     }
     written?;
-    File::open(dir)?.sync_all()
+    if let Err(error) = File::open(dir).and_then(|dir| dir.sync_all()) {
+        tracing::warn!(%error, path = %path.display(), "written, but a crash of the machine may undo it");
+    }
+    Ok(())
 }

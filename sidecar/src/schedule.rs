@@ -114,6 +114,11 @@ pub fn poll(elapsed: Duration, took: Duration) -> Duration {
     (elapsed / 4).max(busy).clamp(SHORTEST_POLL, LONGEST_POLL)
 }
 
+/// Whether an answer that `took` so long is one of a busy API server.
+pub fn is_busy(took: Duration) -> bool {
+    took > BUSY
+}
+
 /// How long to sleep for something at `at`: never longer than [`TICK`], so that it is the wall clock that counts.
 pub fn sleep(now: SystemTime, at: SystemTime) -> Duration {
     at.duration_since(now).unwrap_or_default().min(TICK)

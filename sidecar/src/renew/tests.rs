@@ -39,6 +39,8 @@ struct Server {
     /// For so long after a request was made, reads that take any version see [`Self::cached`].
     lag: Duration,
     cached: Option<CertificateSigningRequest>,
+    /// How long each answer takes.
+    slow: Duration,
 }
 
 #[derive(Clone)]
@@ -48,6 +50,7 @@ impl FakeApi {
     fn begin(&self) -> Result<RefMut<'_, Server>, ApiError> {
         let mut server = self.0.borrow_mut();
         server.calls += 1;
+        server.clock.pass(server.slow);
         let now = server.clock.elapsed();
         if let Some(limit) = server.collect_after {
             let made = server.made.clone();
@@ -134,6 +137,7 @@ impl Scene {
             made: BTreeMap::new(),
             lag: Duration::ZERO,
             cached: None,
+            slow: Duration::ZERO,
         };
         let wish = Wish {
             role: Role::Peer,
@@ -238,6 +242,8 @@ fn another_request_of_the_pod_looks_for_this_one_as_well() {
     let waited = |other_looks: bool, limit| {
         let mut scene = Scene::new();
         scene.limit = limit;
+        let slow = Duration::from_millis(50);
+        scene.server.borrow_mut().slow = slow;
         let sign = signer(&scene.authority, &scene.clock, 24 * HOUR);
         scene.judge(move |now, object| {
             if now > minute {
@@ -246,7 +252,7 @@ fn another_request_of_the_pod_looks_for_this_one_as_well() {
         });
         let mut other = scene.lookout.join();
         if other_looks {
-            block_on(other.wait(minute, |_| std::future::ready(())));
+            block_on(other.wait(minute, slow, |_| std::future::ready(())));
         }
         let signed = scene.obtain();
         let calls = scene.server.borrow().calls;
@@ -256,7 +262,10 @@ fn another_request_of_the_pod_looks_for_this_one_as_well() {
     assert!(beside.0 < alone.0, "{} looks beside another's, {} alone", beside.0, alone.0);
     assert!(beside.2.is_ok() && beside.1 < minute * 3 / 2, "{:?}", beside.1);
     let (_, elapsed, signed) = waited(true, Some(minute / 2));
-    assert!(matches!(signed, Err(Failure::Timeout { .. })) && elapsed == minute / 2, "{elapsed:?}");
+    assert!(
+        matches!(signed, Err(Failure::Timeout { .. })) && elapsed == minute / 2,
+        "no call after the limit: {elapsed:?}"
+    );
 }
 
 #[test]

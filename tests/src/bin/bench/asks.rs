@@ -202,7 +202,7 @@ pub(crate) async fn get_certificate(wire: &mut Wire, ask: &Ask) -> Result<f64, S
             Step::Next(next, pause) => {
                 call = next;
                 if seen {
-                    watcher.wait(pause, sleep).await;
+                    watcher.wait(pause, took, sleep).await;
                 } else {
                     watcher.step_back();
                     sleep(pause).await;

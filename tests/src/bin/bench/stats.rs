@@ -10,9 +10,10 @@ pub(crate) fn percentile(values: &[f64], part: f64) -> f64 {
     sorted.get(index).copied().unwrap_or_default()
 }
 
-/// The middle value.
+/// The middle value, or the mean of the two in the middle.
 pub(crate) fn median(values: &[f64]) -> f64 {
-    percentile(values, 0.5)
+    let above = values.iter().map(|value| -value).collect::<Vec<_>>();
+    (percentile(values, 0.5) - percentile(&above, 0.5)) / 2.0
 }
 
 /// Milliseconds.
