@@ -33,16 +33,18 @@ impl Lookout {
 }
 
 impl Watcher<'_> {
-    /// Waits until the next look, which would be due after `pause`; the last one's answer `took` so long. `sleep` is the
-    /// clock's. Where the API server is busy and another one looks, it is due when one of the others has come to its end, or
-    /// after twice the pause.
+    /// Waits until the next look, which would be due after `pause`; the last one's answer `took` so long, `None` if it was an
+    /// error. `sleep` is the clock's. Where the API server is busy and another one looks, it is due when one of the others has
+    /// come to its end, or after twice the pause. After an error the next one to wait looks in this one's place.
     pub async fn wait<S: Future<Output = ()>>(
         &mut self,
         pause: Duration,
-        took: Duration,
+        took: Option<Duration>,
         sleep: impl FnOnce(Duration) -> S,
     ) {
-        if schedule::is_busy(took) && !self.looks {
+        if took.is_none() {
+            self.step_back();
+        } else if took.is_some_and(schedule::is_busy) && !self.looks {
             if self.lookout.taken.replace(true) {
                 tokio::select! {
                     () = self.lookout.ended.notified() => {}
@@ -55,8 +57,7 @@ impl Watcher<'_> {
         sleep(pause).await;
     }
 
-    /// Does not look for some time: the next one to wait looks in its place.
-    pub fn step_back(&mut self) {
+    fn step_back(&mut self) {
         if std::mem::take(&mut self.looks) {
             self.lookout.taken.set(false);
         }
@@ -76,7 +77,7 @@ mod tests {
 
     use std::{
         cell::RefCell,
-        future::{pending, ready},
+        future::{Ready, pending, ready},
     };
 
     use futures::FutureExt;
@@ -85,16 +86,21 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(1);
     /// What answers take.
-    const BUSY: Duration = Duration::from_millis(50);
-    const IDLE: Duration = Duration::from_millis(2);
+    const BUSY: Option<Duration> = Some(Duration::from_millis(50));
+    const IDLE: Option<Duration> = Some(Duration::from_millis(2));
+
+    /// A sleep that is over at once, and noted.
+    fn noting(asked: &RefCell<Vec<Duration>>) -> impl Fn(Duration) -> Ready<()> + Copy {
+        |time| {
+            asked.borrow_mut().push(time);
+            ready(())
+        }
+    }
 
     #[test]
     fn one_looks_and_the_others_look_when_it_has_seen() {
-        let asked = RefCell::new(Vec::new());
-        let over = |time| {
-            asked.borrow_mut().push(time);
-            ready(())
-        };
+        let asked = RefCell::default();
+        let over = noting(&asked);
         let lookout = Lookout::default();
         let (mut looker, mut other, mut third) = (lookout.join(), lookout.join(), lookout.join());
         looker.wait(LONG, BUSY, over).now_or_never().unwrap();
@@ -113,11 +119,8 @@ mod tests {
 
     #[test]
     fn none_depends_on_the_one_that_looks() {
-        let asked = RefCell::new(Vec::new());
-        let over = |time| {
-            asked.borrow_mut().push(time);
-            ready(())
-        };
+        let asked = RefCell::default();
+        let over = noting(&asked);
         let lookout = Lookout::default();
         let (mut looker, mut other, mut third) = (lookout.join(), lookout.join(), lookout.join());
         looker.wait(LONG, BUSY, over).now_or_never().unwrap();
@@ -125,11 +128,11 @@ mod tests {
         // It has no answer any more: the other one looks in its place.
         let mut waits = Box::pin(third.wait(LONG, BUSY, |_| pending()));
         assert!(waits.as_mut().now_or_never().is_none());
-        looker.step_back();
+        looker.wait(LONG, None, over).now_or_never().unwrap();
         assert!(waits.as_mut().now_or_never().is_none(), "an error is no reason to look");
         other.wait(LONG, BUSY, over).now_or_never().unwrap();
         looker.wait(LONG, BUSY, over).now_or_never().unwrap();
-        assert_eq!(*asked.borrow(), [LONG, LONG * 2, LONG, LONG * 2]);
+        assert_eq!(*asked.borrow(), [LONG, LONG * 2, LONG, LONG, LONG * 2]);
         // Whoever comes to its end, the others look.
         drop(looker);
         waits.as_mut().now_or_never().unwrap();
@@ -140,13 +143,9 @@ mod tests {
         let lookout = Lookout::default();
         let (mut one, mut two) = (lookout.join(), lookout.join());
         for watcher in [&mut one, &mut two] {
-            let asked = Cell::default();
-            let over = |time| {
-                asked.set(time);
-                ready(())
-            };
-            watcher.wait(LONG, IDLE, over).now_or_never().unwrap();
-            assert_eq!(asked.get(), LONG);
+            let asked = RefCell::default();
+            watcher.wait(LONG, IDLE, noting(&asked)).now_or_never().unwrap();
+            assert_eq!(*asked.borrow(), [LONG]);
         }
     }
 }

@@ -356,7 +356,7 @@ impl<A: Api, C: Clock, F: Files> Errand<'_, A, C, F> {
                 now: self.clock.now(),
                 chance: self.clock.chance(),
             };
-            let seen = answer.is_ok();
+            let took = answer.is_ok().then_some(circumstances.took);
             match order.step(answer, &circumstances) {
                 Step::Over(outcome) => return Ok(outcome),
                 Step::Next(next, pause) => {
@@ -364,12 +364,7 @@ impl<A: Api, C: Clock, F: Files> Errand<'_, A, C, F> {
                     if pause > Duration::from_secs(2) {
                         self.api.rest();
                     }
-                    if seen {
-                        self.until_a_look(&mut watcher, pause, circumstances.took, name, &last).await?;
-                    } else {
-                        watcher.step_back();
-                        self.pause(pause, name, &last).await?;
-                    }
+                    self.until_a_look(&mut watcher, pause, took, name, &last).await?;
                 }
             }
         }
@@ -380,13 +375,12 @@ impl<A: Api, C: Clock, F: Files> Errand<'_, A, C, F> {
         &self,
         watcher: &mut Watcher<'_>,
         pause: Duration,
-        took: Duration,
+        took: Option<Duration>,
         name: &str,
         last: &str,
     ) -> Result<(), Failure> {
         let left = self.limit.map_or(Duration::MAX, |limit| limit.saturating_sub(self.clock.elapsed()));
-        if left < pause {
-            watcher.step_back();
+        if pause.is_zero() || left < pause {
             return self.pause(pause, name, last).await;
         }
         watcher.wait(pause, took, |time| self.clock.sleep(if time > left { pause } else { time })).await;

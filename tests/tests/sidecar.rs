@@ -162,7 +162,7 @@ async fn a_killed_process_leaves_one_whole_set() {
     let mut pod = Pod::new(&server);
     let certs = pod.dir.join("certs");
     pod.init().await;
-    // How long a rotation takes here and now: kills are spread over a little more than that.
+    // How long a rotation takes here and now, steered so that three of four kills fall into one: the rest show that it ends.
     let began = Instant::now();
     pod.move_to("10.0.0.1");
     pod.init().await;
@@ -173,17 +173,16 @@ async fn a_killed_process_leaves_one_whole_set() {
     for round in 0..kills {
         // Another address each time: the certificates on disk lack it, so that each run rotates.
         pod.move_to(&format!("10.0.{}.{}", round / 250 + 1, round % 250 + 1));
-        let began = Instant::now();
         let mut init = pod.start("init", &[]);
-        tokio::time::sleep(whole.mul_f64(f64::from(round % 97) / 97.0 * 1.2)).await;
+        tokio::time::sleep(whole.mul_f64(f64::from(round * 37 % 97) / 97.0 * 1.2)).await;
         if let Some(status) = init.exited() {
             assert!(status.success(), "round {round}: {status}: {}", init.log());
             finished += 1;
-            whole = (whole * 15 + began.elapsed()) / 16;
+            whole -= whole / 20;
         } else {
             init.kill();
             killed += 1;
-            whole += whole / 200;
+            whole += whole / 60;
         }
         let now = set_of(&certs).unwrap_or_else(|e| panic!("round {round}: {e}"));
         assert!(!now.is_empty(), "round {round}: the set is gone");
@@ -194,8 +193,7 @@ async fn a_killed_process_leaves_one_whole_set() {
         assert!(server.made() <= most, "round {round}: {} requests, {most} are explained", server.made());
     }
     eprintln!("{killed} killed, {finished} came to their end, {changes} sets in {:?}", began.elapsed());
-    // The rest come to their end: kills are spread over more than a rotation takes, and how long it takes changes.
-    assert!(killed > kills / 4 && changes > kills / 20, "the kills did not fall into rotations");
+    assert!(killed > kills / 2 && changes > kills / 20, "the kills did not fall into rotations");
 
     pod.init().await;
     set_of(&certs).expect("a whole set");

@@ -195,18 +195,13 @@ pub(crate) async fn get_certificate(wire: &mut Wire, ask: &Ask) -> Result<f64, S
         if elapsed > LIMIT {
             return Err(format!("{}: no certificate within {LIMIT:?}: {status}", ask.name));
         }
-        let seen = answer.is_ok();
+        let seen = answer.is_ok().then_some(took);
         match order.step(answer, &Circumstances { elapsed, took, life: None, now, chance: 0.5 }) {
             Step::Over(Outcome::Signed(_)) => return Ok(began.elapsed().as_secs_f64() * 1e3),
             Step::Over(outcome) => return Err(format!("{}: no certificate: {outcome:?}", ask.name)),
             Step::Next(next, pause) => {
                 call = next;
-                if seen {
-                    watcher.wait(pause, took, sleep).await;
-                } else {
-                    watcher.step_back();
-                    sleep(pause).await;
-                }
+                watcher.wait(pause, seen, sleep).await;
             }
         }
     }
