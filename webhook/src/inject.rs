@@ -13,7 +13,6 @@ use serde_json::Value;
 use crate::{
     cli::Error,
     injection::{self, Decision, Host, Origin},
-    json::Json,
 };
 
 mod documents;
@@ -258,7 +257,7 @@ impl Visit<'_> {
         }
         // A template's own namespace is not looked at by anybody.
         let origin = Origin { namespace, namespace_opted_in: true, label: true };
-        match injection::decide(&Json::from(&*pod), &self.options.injection, origin) {
+        match injection::decide(pod, &self.options.injection, origin) {
             Decision::Leave(warnings) => self.warn(what, warnings),
             Decision::Refuse(problems) => {
                 self.problems.extend(problems.iter().map(|problem| format!("{what}: {problem}")));
@@ -268,7 +267,7 @@ impl Visit<'_> {
                 if patch.0.is_empty() {
                     return;
                 }
-                match patch.apply(pod) {
+                match json_patch::patch(pod, &patch) {
                     Ok(()) => self.changed = true,
                     Err(error) => self.problems.push(format!("{what}: the patch does not fit: {error}")),
                 }

@@ -32,14 +32,14 @@ use etcd_tls_sidecar::{
     role::Role,
     settings::{Reload, Settings},
 };
+use json_patch::Patch;
+use serde_json::Value;
 
-pub use self::patch::{Kind, Operation, Patch};
 use self::{
     options::Options,
     patch::Additions,
     view::{Container, Pod},
 };
-use crate::json::Json;
 
 /// What does not come from the pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,7 +91,7 @@ pub enum Decision {
 }
 
 /// Decides on `pod`, a pod or a pod template.
-pub fn decide(pod: &Json<'_>, config: &Config, origin: Origin<'_>) -> Decision {
+pub fn decide(pod: &Value, config: &Config, origin: Origin<'_>) -> Decision {
     let pod = match Pod::read(pod) {
         Ok(pod) => pod,
         Err(problems) => return Decision::Refuse(problems),
@@ -165,7 +165,7 @@ impl<'a> Work<'a> {
     }
 
     fn decide(mut self) -> Decision {
-        let os = self.pod.spec.get("os").and_then(|os| os.get("name")).and_then(Json::as_str);
+        let os = self.pod.spec.get("os").and_then(|os| os.get("name")).and_then(Value::as_str);
         if os == Some("windows") {
             self.problems.push("spec.os.name is windows: etcd-tls runs on Linux".to_owned());
         }

@@ -18,7 +18,6 @@ pub mod inject;
 pub mod injection;
 pub mod issue;
 pub mod issue_command;
-pub mod json;
 pub mod lease;
 pub mod namespace_watch;
 pub mod policy_watch;

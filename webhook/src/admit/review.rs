@@ -7,11 +7,9 @@ use std::{borrow::Cow, collections::BTreeSet};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use crate::{
-    injection::{Config, Decision, Origin, decide},
-    json::Json,
-};
+use crate::injection::{Config, Decision, Origin, decide};
 
 /// The only version that is spoken.
 const API_VERSION: &str = "admission.k8s.io/v1";
@@ -106,8 +104,7 @@ struct Request<'a> {
     namespace: Option<Cow<'a, str>>,
     #[serde(borrow)]
     operation: Option<Cow<'a, str>>,
-    #[serde(borrow)]
-    object: Option<Json<'a>>,
+    object: Option<Value>,
 }
 
 #[derive(Default, Deserialize)]

@@ -2,17 +2,18 @@
 
 use etcd_tls_sidecar::{args::PodArgs, role::Role};
 
+use serde_json::Value;
+
 use super::{
     Target, Work, options, reload,
     urls::{self, Url},
     view::Container,
 };
-use crate::json::Json;
 
 impl<'a> Work<'a> {
     pub(super) fn check_mounts(&mut self, container: &Container<'a>, ours: &str) {
         for mount in container.list("volumeMounts") {
-            let text = |field: &str| mount.get(field).and_then(Json::as_str).unwrap_or_default();
+            let text = |field: &str| mount.get(field).and_then(Value::as_str).unwrap_or_default();
             let theirs = text("mountPath").trim_end_matches('/');
             let within = |inner: &str, outer: &str| inner.strip_prefix(outer).is_some_and(|rest| rest.starts_with('/'));
             let what = if theirs == ours {
@@ -34,9 +35,9 @@ impl<'a> Work<'a> {
     }
 
     /// Whether no directory can be made in a mount for another one.
-    fn is_read_only(&self, mount: &Json<'_>) -> bool {
+    fn is_read_only(&self, mount: &Value) -> bool {
         let volume = self.pod.volumes.iter().find(|v| v.get("name") == mount.get("name"));
-        mount.get("readOnly").and_then(Json::as_bool).unwrap_or(false)
+        mount.get("readOnly").and_then(Value::as_bool).unwrap_or(false)
             || volume.is_some_and(|v| {
                 ["configMap", "secret", "projected", "downwardAPI"]
                     .iter()
@@ -127,7 +128,7 @@ impl<'a> Work<'a> {
 
     pub(super) fn check_ports(&mut self, args: &PodArgs, listeners: &[Url]) {
         let declared = self.pod.containers.iter().filter(|c| !c.is_injected()).find(|c| {
-            let port = |p: &Json<'_>| p.get("containerPort").and_then(Json::as_u64) == Some(u64::from(args.admin_port));
+            let port = |p: &Value| p.get("containerPort").and_then(Value::as_u64) == Some(u64::from(args.admin_port));
             c.list("ports").iter().any(|p| port(p) && p.get("protocol").is_none_or(|p| p.as_str() == Some("TCP")))
         });
         let by = match declared {

@@ -4,19 +4,19 @@
 //! whoever wrote it meant it. What thereby stays without our certificates is said.
 
 use etcd_tls_sidecar::{names, role::Role};
+use serde_json::{Value, json};
 
 use super::{
     options::{Options, Setting, Tool},
     urls::{setting, variable},
     view::{Container, Variable},
 };
-use crate::json::{Json, object};
 
 /// What one container's environment gets, and what is to be said of it.
 #[derive(Debug, Default)]
 pub(super) struct Environment {
     /// Entries of `env` to add.
-    pub(super) add: Vec<Json<'static>>,
+    pub(super) add: Vec<Value>,
     pub(super) warnings: Vec<String>,
     pub(super) problems: Vec<String>,
 }
@@ -76,7 +76,7 @@ impl Environment {
             Unit { tool: Tool::Etcdctl, options: vec![("cacert", of(names::CA_FILE))] },
             Unit { tool: Tool::Etcdctl, options: vec![("cert", of(names::CERT_FILE)), ("key", of(names::KEY_FILE))] },
         ];
-        let wanted: Vec<Json<'static>> =
+        let wanted: Vec<Value> =
             units.iter().flat_map(|unit| unit.missing(container, options, &mut self.warnings)).collect();
         match &options.untold_client {
             Some(why) if !wanted.is_empty() => {
@@ -89,7 +89,7 @@ impl Environment {
 
 impl Unit {
     /// The variables to add: none when the pod has its own way with one of the options.
-    fn missing(&self, container: &Container<'_>, options: &Options, warnings: &mut Vec<String>) -> Vec<Json<'static>> {
+    fn missing(&self, container: &Container<'_>, options: &Options, warnings: &mut Vec<String>) -> Vec<Value> {
         let (prefix, flags) = match self.tool {
             Tool::Etcd => ("ETCD", &options.etcd),
             Tool::Etcdctl => ("ETCDCTL", &options.etcdctl),
@@ -109,7 +109,7 @@ impl Unit {
                 Some((variable.clone(), value))
             });
             match theirs {
-                None => missing.push(object! {"name": variable, "value": ours.clone()}),
+                None => missing.push(json!({"name": variable, "value": ours})),
                 Some((_, Setting::Text(text))) if same(&text, ours) => {}
                 Some((spelled, setting)) => foreign.push(match setting {
                     Setting::Text(text) | Setting::Open(text) => {
@@ -162,11 +162,11 @@ fn same(theirs: &str, ours: &str) -> bool {
     theirs == ours || (ours == "true" && matches!(theirs, "1" | "t" | "T" | "TRUE" | "True"))
 }
 
-fn untold(container: &str, why: &str, tool: &str, wanted: &[Json<'_>]) -> String {
+fn untold(container: &str, why: &str, tool: &str, wanted: &[Value]) -> String {
     let variables: Vec<String> = wanted
         .iter()
         .map(|entry| {
-            let text = |field| entry.get(field).and_then(Json::as_str).unwrap_or_default();
+            let text = |field| entry.get(field).and_then(Value::as_str).unwrap_or_default();
             format!("{}={}", text("name"), text("value"))
         })
         .collect();

@@ -11,8 +11,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use serde_json::Value;
+
 use super::view::{Container, Variable};
-use crate::json::Json;
 use programs::Reader;
 
 mod flags;
@@ -131,7 +132,7 @@ impl Options {
 }
 
 /// The words that a probe or hook runs.
-fn exec<'a>(hook: &'a Json<'_>) -> Option<Vec<&'a str>> {
+fn exec(hook: &Value) -> Option<Vec<&str>> {
     let command = hook.get("exec")?.get("command")?.as_array()?;
     Some(command.iter().filter_map(|word| word.as_str()).collect())
 }

@@ -1,61 +1,58 @@
 //! What is injected, as JSON: two containers and three volumes, made to meet Pod Security `restricted`.
 
 use etcd_tls_sidecar::{args::PodArgs, names};
+use serde_json::{Value, json};
 
 use super::{Config, Host};
-use crate::json::{Fields, Json, list, object};
 
 /// How long the projected token lives; kubelet renews it at four fifths.
 const TOKEN_SECONDS: u32 = 3600;
 
 /// The volume of keys and certificates: in memory, and bounded.
-pub(super) fn certificates_volume() -> Json<'static> {
-    object! {"name": names::VOLUME, "emptyDir": object! {"medium": "Memory", "sizeLimit": "16Mi"}}
+pub(super) fn certificates_volume() -> Value {
+    json!({"name": names::VOLUME, "emptyDir": {"medium": "Memory", "sizeLimit": "16Mi"}})
 }
 
 /// The volume with the trust bundles. Not optional: the pod waits for it, where an optional one would come a minute late.
-pub(super) fn trust_volume(config_map: String) -> Json<'static> {
-    object! {"name": names::TRUST_VOLUME, "configMap": object! {"name": config_map}}
+pub(super) fn trust_volume(config_map: String) -> Value {
+    json!({"name": names::TRUST_VOLUME, "configMap": {"name": config_map}})
 }
 
 /// A token of our containers' own, so that `automountServiceAccountToken: false` stays the pod's word for its containers.
-pub(super) fn token_volume() -> Json<'static> {
-    let token = object! {"path": "token", "expirationSeconds": TOKEN_SECONDS};
-    let ca = object! {"name": "kube-root-ca.crt", "items": list![object! {"key": "ca.crt", "path": "ca.crt"}]};
-    let namespace =
-        object! {"path": "namespace", "fieldRef": object! {"apiVersion": "v1", "fieldPath": "metadata.namespace"}};
-    object! {"name": names::TOKEN_VOLUME, "projected": object! {"sources": list![
-        object! {"serviceAccountToken": token},
-        object! {"configMap": ca},
-        object! {"downwardAPI": object! {"items": list![namespace]}},
-    ]}}
+pub(super) fn token_volume() -> Value {
+    let token = json!({"path": "token", "expirationSeconds": TOKEN_SECONDS});
+    let ca = json!({"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]});
+    let namespace = json!({"path": "namespace", "fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.namespace"}});
+    json!({"name": names::TOKEN_VOLUME, "projected": {"sources": [
+        {"serviceAccountToken": token},
+        {"configMap": ca},
+        {"downwardAPI": {"items": [namespace]}},
+    ]}})
 }
 
 /// The mount of an etcd container.
-pub(super) fn mount(path: &str) -> Json<'static> {
-    object! {"name": names::VOLUME, "mountPath": path.to_owned(), "readOnly": true}
+pub(super) fn mount(path: &str) -> Value {
+    json!({"name": names::VOLUME, "mountPath": path, "readOnly": true})
 }
 
 /// The init container, which obtains the first certificates.
-pub(super) fn init_container(config: &Config, args: &PodArgs, user: u64, namespace: &str) -> Fields<'static> {
+pub(super) fn init_container(config: &Config, args: &PodArgs, user: u64, namespace: &str) -> Value {
     let mut container = container(config, names::INIT_CONTAINER, "init", args, user, namespace);
-    container.set("resources", resources());
+    container["resources"] = resources();
     container
 }
 
 /// The native sidecar, which renews.
-pub(super) fn sidecar(config: &Config, args: &PodArgs, user: u64, namespace: &str) -> Fields<'static> {
+pub(super) fn sidecar(config: &Config, args: &PodArgs, user: u64, namespace: &str) -> Value {
     let mut container = container(config, names::SIDECAR_CONTAINER, "run", args, user, namespace);
-    container.set("restartPolicy", "Always");
-    let port = object! {"name": "etcd-tls-admin", "containerPort": args.admin_port, "protocol": "TCP"};
-    container.set("ports", list![port]);
+    container["restartPolicy"] = "Always".into();
+    let port = json!({"name": "etcd-tls-admin", "containerPort": args.admin_port, "protocol": "TCP"});
+    container["ports"] = json!([port]);
     // The files are there before it starts, so it is ready at once or something is wrong with them.
-    let ready = object! {"path": "/ready", "port": args.admin_port, "scheme": "HTTP"};
-    container.set(
-        "startupProbe",
-        object! {"httpGet": ready, "periodSeconds": 1u32, "timeoutSeconds": 3u32, "failureThreshold": 60u32},
-    );
-    container.set("resources", resources());
+    let ready = json!({"path": "/ready", "port": args.admin_port, "scheme": "HTTP"});
+    container["startupProbe"] =
+        json!({"httpGet": ready, "periodSeconds": 1, "timeoutSeconds": 3, "failureThreshold": 60});
+    container["resources"] = resources();
     container
 }
 
@@ -66,64 +63,52 @@ fn container(
     args: &PodArgs,
     user: u64,
     namespace: &str,
-) -> Fields<'static> {
-    let mut container = Fields::with_capacity(13);
-    container.set("name", name);
-    container.set("image", config.sidecar_image.clone());
+) -> Value {
+    let mut container = json!({"name": name, "image": config.sidecar_image});
     if let Some(policy) = &config.image_pull_policy {
-        container.set("imagePullPolicy", policy.clone());
+        container["imagePullPolicy"] = policy.as_str().into();
     }
-    let mut mounts = vec![object! {"name": names::VOLUME, "mountPath": names::CERTS_MOUNT_PATH}];
+    let mut mounts = vec![json!({"name": names::VOLUME, "mountPath": names::CERTS_MOUNT_PATH})];
     if let Some(host) = &config.host {
-        container.set("args", host_words(host, subcommand, args, namespace));
-        container.set(
-            "env",
-            list![
-                field("HOST_NAME", "spec.nodeName"),
-                field("POD_IP", "status.podIP"),
-                field("HOST_IPS", "status.podIPs"),
-            ],
-        );
+        container["args"] = host_words(host, subcommand, args, namespace).into();
+        container["env"] = json!([
+            field("HOST_NAME", "spec.nodeName"),
+            field("POD_IP", "status.podIP"),
+            field("HOST_IPS", "status.podIPs"),
+        ]);
         let directories = host_directories(host);
-        mounts.extend(directories.map(|(volume, path)| object! {"name": volume, "mountPath": path.to_owned()}));
+        mounts.extend(directories.map(|(volume, path)| json!({"name": volume, "mountPath": path})));
     } else {
         let mut words = vec![subcommand.to_owned()];
         words.extend(args.render());
-        container.set("args", words);
-        container.set(
-            "env",
-            list![
-                field("POD_NAME", "metadata.name"),
-                field("POD_NAMESPACE", "metadata.namespace"),
-                field("POD_UID", "metadata.uid"),
-                field("POD_SERVICE_ACCOUNT", "spec.serviceAccountName"),
-                field("NODE_NAME", "spec.nodeName"),
-                field("POD_IP", "status.podIP"),
-                field("POD_IPS", "status.podIPs"),
-            ],
-        );
+        container["args"] = words.into();
+        container["env"] = json!([
+            field("POD_NAME", "metadata.name"),
+            field("POD_NAMESPACE", "metadata.namespace"),
+            field("POD_UID", "metadata.uid"),
+            field("POD_SERVICE_ACCOUNT", "spec.serviceAccountName"),
+            field("NODE_NAME", "spec.nodeName"),
+            field("POD_IP", "status.podIP"),
+            field("POD_IPS", "status.podIPs"),
+        ]);
         mounts.extend([
-            object! {"name": names::TRUST_VOLUME, "mountPath": names::TRUST_MOUNT_PATH, "readOnly": true},
-            object! {"name": names::TOKEN_VOLUME, "mountPath": names::TOKEN_MOUNT_PATH, "readOnly": true},
+            json!({"name": names::TRUST_VOLUME, "mountPath": names::TRUST_MOUNT_PATH, "readOnly": true}),
+            json!({"name": names::TOKEN_VOLUME, "mountPath": names::TOKEN_MOUNT_PATH, "readOnly": true}),
         ]);
     }
-    container.set("volumeMounts", mounts);
-    container.set(
-        "securityContext",
-        object! {
-            "runAsNonRoot": user != 0, "runAsUser": user, "runAsGroup": names::FILES_GID,
-            "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
-            "capabilities": object! {"drop": list!["ALL"]}, "seccompProfile": object! {"type": "RuntimeDefault"},
-        },
-    );
+    container["volumeMounts"] = mounts.into();
+    container["securityContext"] = json!({
+        "runAsNonRoot": user != 0, "runAsUser": user, "runAsGroup": names::FILES_GID,
+        "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
+        "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"},
+    });
     container
 }
 
 /// A static pod's volumes: directories of its host.
-pub(super) fn host_volumes(host: &Host) -> Vec<Json<'static>> {
-    let volume = |name: &'static str, path: &str| {
-        object! {"name": name, "hostPath": object! {"path": path.to_owned(), "type": "DirectoryOrCreate"}}
-    };
+pub(super) fn host_volumes(host: &Host) -> Vec<Value> {
+    let volume =
+        |name: &'static str, path: &str| json!({"name": name, "hostPath": {"path": path, "type": "DirectoryOrCreate"}});
     let mut volumes = vec![volume(names::VOLUME, &host.directory)];
     volumes.extend(host_directories(host).map(|(name, path)| volume(name, path)));
     volumes
@@ -174,13 +159,13 @@ fn host_words(host: &Host, subcommand: &str, args: &PodArgs, namespace: &str) ->
     words
 }
 
-fn field(name: &'static str, path: &'static str) -> Json<'static> {
-    object! {"name": name, "valueFrom": object! {"fieldRef": object! {"apiVersion": "v1", "fieldPath": path}}}
+fn field(name: &'static str, path: &'static str) -> Value {
+    json!({"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}})
 }
 
-fn resources() -> Json<'static> {
-    object! {
-        "requests": object! {"cpu": "10m", "memory": "16Mi"},
-        "limits": object! {"cpu": "500m", "memory": "64Mi"},
-    }
+fn resources() -> Value {
+    json!({
+        "requests": {"cpu": "10m", "memory": "16Mi"},
+        "limits": {"cpu": "500m", "memory": "64Mi"},
+    })
 }

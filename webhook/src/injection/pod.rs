@@ -1,9 +1,9 @@
 //! What the pod as a whole gets: volumes, a group, our two containers, the label.
 
 use etcd_tls_sidecar::{args::PodArgs, names};
+use serde_json::{Value, json};
 
 use super::{Work, parts, patch::Additions, present, view};
-use crate::json::{Json, list, object};
 
 impl Work<'_> {
     pub(super) fn volumes(&mut self, patch: &mut Additions) {
@@ -20,7 +20,7 @@ impl Work<'_> {
                 Some(theirs) if present::is_volume(theirs, &volume) && same.next().is_none() => {}
                 Some(_) => self.problems.push(format!(
                     "volume {} is not etcd-tls's own; give the pod's volume another name",
-                    volume.get("name").and_then(Json::as_str).unwrap_or_default()
+                    volume.get("name").and_then(Value::as_str).unwrap_or_default()
                 )),
             }
         }
@@ -29,14 +29,14 @@ impl Work<'_> {
 
     /// The group that may read the files. Not fsGroup, which would change the data volume's files.
     pub(super) fn groups(&mut self, patch: &mut Additions) {
-        let gid = Json::from(names::FILES_GID);
-        match self.pod.spec.get("securityContext").and_then(Json::as_object) {
-            None => patch.set(&["spec", "securityContext"], object! {"supplementalGroups": list![gid]}),
+        let gid = Value::from(names::FILES_GID);
+        match self.pod.spec.get("securityContext").and_then(Value::as_object) {
+            None => patch.set(&["spec", "securityContext"], json!({"supplementalGroups": [gid]})),
             Some(security) => {
                 let groups = security.get("supplementalGroups");
                 if groups.is_some_and(|g| !g.is_null() && !g.is_array()) {
                     self.problems.push("spec.securityContext.supplementalGroups is no list".to_owned());
-                } else if !groups.and_then(Json::as_array).is_some_and(|g| g.contains(&gid)) {
+                } else if !groups.and_then(Value::as_array).is_some_and(|g| g.contains(&gid)) {
                     patch.append(&["spec", "securityContext"], security, "supplementalGroups", vec![gid]);
                 }
             }
@@ -66,7 +66,7 @@ impl Work<'_> {
             (names::SIDECAR_CONTAINER, parts::sidecar(self.config, &args, user, self.origin.namespace)),
         ] {
             let Some(theirs) = present(name) else {
-                insert.push((next, ours.into()));
+                insert.push((next, ours));
                 next += 1;
                 continue;
             };
@@ -89,9 +89,9 @@ impl Work<'_> {
 
     pub(super) fn label(&self, patch: &mut Additions) {
         const LABEL: &str = names::LABEL;
-        let label = || object! {LABEL: names::DYNAMIC};
+        let label = || json!({LABEL: names::DYNAMIC});
         match (self.pod.has_metadata, self.pod.has_labels) {
-            (false, _) => patch.set(&["metadata"], object! {"labels": label()}),
+            (false, _) => patch.set(&["metadata"], json!({"labels": label()})),
             (true, false) => patch.set(&["metadata", "labels"], label()),
             (true, true) => patch.set(&["metadata", "labels", names::LABEL], names::DYNAMIC),
         }

@@ -5,9 +5,9 @@
 
 use clap::Parser;
 use etcd_tls_sidecar::{args::PodArgs, names};
+use serde_json::Value;
 
 use super::view::{Container, List};
-use crate::json::{Fields, Json};
 
 /// What an injected container runs with.
 #[derive(Parser)]
@@ -29,7 +29,7 @@ pub(super) fn arguments(container: &Container<'_>, subcommand: &str) -> Option<P
 
 /// What `theirs`, which has a name of ours, lacks of `ours`; empty means that it is ours. Its arguments may tell of
 /// etcd's ports and of signals what an earlier look at the pod told.
-pub(super) fn differences(theirs: &Container<'_>, ours: &Fields<'_>, args: &PodArgs, subcommand: &str) -> Vec<String> {
+pub(super) fn differences(theirs: &Container<'_>, ours: &Value, args: &PodArgs, subcommand: &str) -> Vec<String> {
     let mut differences = Vec::new();
     if theirs.list != List::Init {
         differences.push("is in spec.containers".to_owned());
@@ -49,7 +49,7 @@ pub(super) fn differences(theirs: &Container<'_>, ours: &Fields<'_>, args: &PodA
 }
 
 /// [`differences`] of a static pod's containers, whose arguments must be the same word by word.
-pub(super) fn plain_differences(theirs: &Container<'_>, ours: &Fields<'_>) -> Vec<String> {
+pub(super) fn plain_differences(theirs: &Container<'_>, ours: &Value) -> Vec<String> {
     let mut differences = Vec::new();
     for field in ["command", "lifecycle", "envFrom"] {
         if theirs.object.get(field).is_some_and(|v| !is_empty(v)) {
@@ -63,13 +63,13 @@ pub(super) fn plain_differences(theirs: &Container<'_>, ours: &Fields<'_>) -> Ve
     differences
 }
 
-fn field_differences(theirs: &Container<'_>, ours: &Fields<'_>, differences: &mut Vec<String>) {
-    for (field, ours) in ours.iter() {
-        if field == "args" || OTHERS_MAY_CHANGE.contains(&field) {
+fn field_differences(theirs: &Container<'_>, ours: &Value, differences: &mut Vec<String>) {
+    for (field, ours) in ours.as_object().into_iter().flatten() {
+        if field == "args" || OTHERS_MAY_CHANGE.contains(&field.as_str()) {
             continue;
         }
-        let theirs = theirs.object.get(field).unwrap_or(&Json::Null);
-        let held = match field {
+        let theirs = theirs.object.get(field).unwrap_or(&Value::Null);
+        let held = match field.as_str() {
             "env" => all_contained(theirs, ours, "name"),
             "volumeMounts" => all_contained(theirs, ours, "mountPath"),
             "securityContext" => is_confined(theirs, ours),
@@ -82,12 +82,12 @@ fn field_differences(theirs: &Container<'_>, ours: &Fields<'_>, differences: &mu
 }
 
 /// Whether `theirs` holds all of `ours`: objects by field, lists item by item.
-pub(super) fn contains(theirs: &Json<'_>, ours: &Json<'_>) -> bool {
+pub(super) fn contains(theirs: &Value, ours: &Value) -> bool {
     match (theirs, ours) {
-        (Json::Object(theirs), Json::Object(ours)) => {
+        (Value::Object(theirs), Value::Object(ours)) => {
             ours.iter().all(|(key, ours)| theirs.get(key).is_some_and(|theirs| contains(theirs, ours)))
         }
-        (Json::Array(theirs), Json::Array(ours)) => {
+        (Value::Array(theirs), Value::Array(ours)) => {
             theirs.len() == ours.len() && theirs.iter().zip(ours).all(|(theirs, ours)| contains(theirs, ours))
         }
         (theirs, ours) => theirs == ours,
@@ -95,12 +95,12 @@ pub(super) fn contains(theirs: &Json<'_>, ours: &Json<'_>) -> bool {
 }
 
 /// Whether a volume of our name is ours: what we would add is in it, and no other source.
-pub(super) fn is_volume(theirs: &Json<'_>, ours: &Json<'_>) -> bool {
-    let fields = |v: &Json<'_>| v.as_object().map_or(0, |o| o.iter().filter(|(_, v)| !v.is_null()).count());
+pub(super) fn is_volume(theirs: &Value, ours: &Value) -> bool {
+    let fields = |v: &Value| v.as_object().map_or(0, |o| o.iter().filter(|(_, v)| !v.is_null()).count());
     contains(theirs, ours) && fields(theirs) == fields(ours)
 }
 
-fn all_contained(theirs: &Json<'_>, ours: &Json<'_>, key: &str) -> bool {
+fn all_contained(theirs: &Value, ours: &Value, key: &str) -> bool {
     let none = Vec::new();
     let theirs = theirs.as_array().unwrap_or(&none);
     ours.as_array().unwrap_or(&none).iter().all(|ours| {
@@ -111,13 +111,13 @@ fn all_contained(theirs: &Json<'_>, ours: &Json<'_>, key: &str) -> bool {
 
 /// A security context as strict as ours. The user may be another one that is not root: etcd's may have been declared
 /// since, and a cluster may give out users of its own.
-fn is_confined(theirs: &Json<'_>, ours: &Json<'_>) -> bool {
+fn is_confined(theirs: &Value, ours: &Value) -> bool {
     let mut ours = ours.clone();
-    if let Json::Object(ours) = &mut ours {
-        ours.remove("runAsUser");
+    if let Value::Object(ours) = &mut ours {
+        ours.shift_remove("runAsUser");
     }
-    let as_root = ours.get("runAsNonRoot") == Some(&Json::Bool(false));
-    contains(theirs, &ours) && theirs.get("runAsUser").and_then(Json::as_u64).is_some_and(|user| user != 0 || as_root)
+    let as_root = ours.get("runAsNonRoot") == Some(&Value::Bool(false));
+    contains(theirs, &ours) && theirs.get("runAsUser").and_then(Value::as_u64).is_some_and(|user| user != 0 || as_root)
 }
 
 fn same_settings(theirs: &PodArgs, ours: &PodArgs) -> bool {
@@ -130,11 +130,11 @@ fn same_settings(theirs: &PodArgs, ours: &PodArgs) -> bool {
     theirs == *ours
 }
 
-fn is_empty(value: &Json<'_>) -> bool {
+fn is_empty(value: &Value) -> bool {
     match value {
-        Json::Null => true,
-        Json::Array(list) => list.is_empty(),
-        Json::Object(map) => map.is_empty(),
+        Value::Null => true,
+        Value::Array(list) => list.is_empty(),
+        Value::Object(map) => map.is_empty(),
         _ => false,
     }
 }

@@ -10,12 +10,12 @@ use etcd_tls_sidecar::{
     names, probe,
     settings::{Reload, Settings},
 };
+use serde_json::{Map, Value, json};
 
 use super::{
     urls::{self, Url},
     view::{Container, Pod},
 };
-use crate::json::{Fields, Json, list, object};
 
 /// What etcd may need to stop, in seconds.
 const GRACE: u64 = 20;
@@ -41,7 +41,7 @@ pub(super) struct Plan {
 /// The liveness probe by which the sidecar has etcd restarted.
 #[derive(Debug)]
 pub(super) struct Probe {
-    pub(super) value: Json<'static>,
+    pub(super) value: Value,
     pub(super) replaces: bool,
     /// What the pod's own probe asked.
     pub(super) liveness_url: Option<String>,
@@ -87,7 +87,7 @@ pub(super) fn plan(
         },
         Reload::None => {}
     }
-    let grace = pod.spec.get("terminationGracePeriodSeconds").and_then(Json::as_u64);
+    let grace = pod.spec.get("terminationGracePeriodSeconds").and_then(Value::as_u64);
     if let Some(grace) = grace.filter(|g| *g < GRACE && (plan.can_signal || plan.probe.is_some())) {
         plan.warnings.push(format!(
             "terminationGracePeriodSeconds is {grace}: etcd may need {GRACE} s to hand its leadership on when it is restarted"
@@ -103,7 +103,7 @@ fn obstacles(pod: &Pod<'_>, etcd: &[Container<'_>], of_host: bool) -> Result<boo
         why.push("hostPID shows the sidecar other pods' processes as well".to_owned());
     }
     let shared = pod.flag("shareProcessNamespace");
-    if pod.spec.get("shareProcessNamespace") == Some(&Json::Bool(false)) {
+    if pod.spec.get("shareProcessNamespace") == Some(&Value::Bool(false)) {
         why.push("the pod says shareProcessNamespace: false".to_owned());
     }
     if restart_policy(pod) == Some("Never") {
@@ -141,7 +141,7 @@ fn obstacles(pod: &Pod<'_>, etcd: &[Container<'_>], of_host: bool) -> Result<boo
 }
 
 fn restart_policy<'a>(pod: &Pod<'a>) -> Option<&'a str> {
-    pod.spec.get("restartPolicy").and_then(Json::as_str)
+    pod.spec.get("restartPolicy").and_then(Value::as_str)
 }
 
 /// Where etcd's container finds the program.
@@ -152,13 +152,13 @@ fn program(settings: &Settings) -> String {
 impl Plan {
     fn probe(&mut self, settings: &Settings, container: &Container<'_>, listeners: &[Url]) {
         let ours = |timeout: u64| {
-            let words = list![program(settings), format!("--timeout={timeout}")];
-            object! {"command": words}
+            let words = json!([program(settings), format!("--timeout={timeout}")]);
+            json!({"command": words})
         };
-        let Some(theirs) = container.object.get("livenessProbe").and_then(Json::as_object) else {
-            let value = object! {
+        let Some(theirs) = container.object.get("livenessProbe").and_then(Value::as_object) else {
+            let value = json!({
                 "exec": ours(TIMEOUT), "periodSeconds": 10u32, "timeoutSeconds": ALONE_TIMEOUT, "failureThreshold": 3u32,
-            };
+            });
             self.probe = Some(Probe { value, replaces: false, liveness_url: None });
             return;
         };
@@ -176,29 +176,29 @@ impl Plan {
                 return;
             }
         };
-        let mut value = theirs.clone().into_owned();
-        let timeout = theirs.get("timeoutSeconds").and_then(Json::as_u64).filter(|t| *t > 0).unwrap_or(TIMEOUT);
-        value.remove("httpGet");
-        value.remove("tcpSocket");
-        value.set("exec", ours(timeout));
-        value.set("timeoutSeconds", probe::timeout_seconds(timeout));
+        let mut value = theirs.clone();
+        let timeout = theirs.get("timeoutSeconds").and_then(Value::as_u64).filter(|t| *t > 0).unwrap_or(TIMEOUT);
+        value.shift_remove("httpGet");
+        value.shift_remove("tcpSocket");
+        value.insert("exec".to_owned(), ours(timeout));
+        value.insert("timeoutSeconds".to_owned(), probe::timeout_seconds(timeout).into());
         self.warnings.push(format!(
             "container {}: its liveness probe is now {}, which asks etcd-tls-sidecar and {liveness_url}",
             container.name,
             names::PROBE_PROGRAM
         ));
-        self.probe = Some(Probe { value: Json::Object(value), replaces: true, liveness_url: Some(liveness_url) });
+        self.probe = Some(Probe { value: Value::Object(value), replaces: true, liveness_url: Some(liveness_url) });
     }
 }
 
-fn is_ours(probe: &Fields<'_>, settings: &Settings) -> bool {
-    let words = probe.get("exec").and_then(|exec| exec.get("command")).and_then(Json::as_array);
-    words.and_then(|words| words.first()).and_then(Json::as_str) == Some(program(settings).as_str())
+fn is_ours(probe: &Map<String, Value>, settings: &Settings) -> bool {
+    let words = probe.get("exec").and_then(|exec| exec.get("command")).and_then(Value::as_array);
+    words.and_then(|words| words.first()).and_then(Value::as_str) == Some(program(settings).as_str())
 }
 
 /// The URL that a probe asks, as it is asked from beside etcd.
 fn liveness_url(
-    probe: &Fields<'_>,
+    probe: &Map<String, Value>,
     container: &Container<'_>,
     listeners: &[Url],
     settings: &Settings,
@@ -210,12 +210,12 @@ fn liveness_url(
     } else {
         return Err("is neither httpGet nor tcpSocket".to_owned());
     };
-    if handler.get("httpHeaders").and_then(Json::as_array).is_some_and(|headers| !headers.is_empty()) {
+    if handler.get("httpHeaders").and_then(Value::as_array).is_some_and(|headers| !headers.is_empty()) {
         return Err("sends httpHeaders, which are not sent in its place".to_owned());
     }
     let port =
         port(handler.get("port"), container).ok_or_else(|| "has a port that no container port names".to_owned())?;
-    let text = |field: &str| handler.get(field).and_then(Json::as_str);
+    let text = |field: &str| handler.get(field).and_then(Value::as_str);
     let host = match text("host").filter(|h| !h.is_empty()) {
         Some(host) => urls::sidecar_host(host),
         None => {
@@ -236,11 +236,11 @@ fn liveness_url(
 }
 
 /// A probe's port: a number, or the name of a container port.
-pub(super) fn port(port: Option<&Json<'_>>, container: &Container<'_>) -> Option<u16> {
+pub(super) fn port(port: Option<&Value>, container: &Container<'_>) -> Option<u16> {
     match port? {
-        Json::Number(number) => number.as_u64()?.try_into().ok(),
-        Json::String(name) => name.parse().ok().or_else(|| {
-            let named = container.list("ports").iter().find(|p| p.get("name").and_then(Json::as_str) == Some(name))?;
+        Value::Number(number) => number.as_u64()?.try_into().ok(),
+        Value::String(name) => name.parse().ok().or_else(|| {
+            let named = container.list("ports").iter().find(|p| p.get("name").and_then(Value::as_str) == Some(name))?;
             named.get("containerPort")?.as_u64()?.try_into().ok()
         }),
         _ => None,

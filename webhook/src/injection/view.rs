@@ -2,11 +2,10 @@
 //!
 //! A missing list and a null list are both empty, as the API server reads them; a field of a wrong type is a problem.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::LazyLock};
 
 use etcd_tls_sidecar::names;
-
-use crate::json::{Fields, Json};
+use serde_json::{Map, Value};
 
 /// A pod, or the template of one.
 pub(super) struct Pod<'a> {
@@ -23,11 +22,11 @@ pub(super) struct Pod<'a> {
     /// `metadata.namespace`.
     pub(super) namespace: Option<&'a str>,
     /// `spec`.
-    pub(super) spec: &'a Fields<'a>,
+    pub(super) spec: &'a Map<String, Value>,
     /// `spec.initContainers`, then `spec.containers`.
     pub(super) containers: Vec<Container<'a>>,
     /// `spec.volumes`.
-    pub(super) volumes: &'a [Json<'a>],
+    pub(super) volumes: &'a [Value],
 }
 
 /// A container of either list.
@@ -40,7 +39,7 @@ pub(super) struct Container<'a> {
     /// Where in its list.
     pub(super) index: usize,
     /// The whole object.
-    pub(super) object: &'a Fields<'a>,
+    pub(super) object: &'a Map<String, Value>,
 }
 
 /// One of a pod's lists of containers.
@@ -65,7 +64,7 @@ impl<'a> Pod<'a> {
     ///
     /// # Errors
     /// Every field that is not of its type.
-    pub(super) fn read(pod: &'a Json<'a>) -> Result<Self, Vec<String>> {
+    pub(super) fn read(pod: &'a Value) -> Result<Self, Vec<String>> {
         let mut problems = Vec::new();
         let Some(root) = pod.as_object() else { return Err(vec!["the object is no JSON object".to_owned()]) };
         let empty = empty();
@@ -76,7 +75,7 @@ impl<'a> Pod<'a> {
         let labels = strings(metadata, "labels", |key| key == names::LABEL, &mut problems);
         let annotations =
             strings(metadata, "annotations", |key| key.starts_with(names::ANNOTATION_PREFIX), &mut problems);
-        let namespace = metadata.get("namespace").and_then(Json::as_str).filter(|n| !n.is_empty());
+        let namespace = metadata.get("namespace").and_then(Value::as_str).filter(|n| !n.is_empty());
         let Some(spec) = object(root, "spec", "", &mut problems) else {
             problems.push("spec is missing".to_owned());
             return Err(problems);
@@ -85,7 +84,7 @@ impl<'a> Pod<'a> {
         for list in [List::Init, List::Main] {
             let field = list.field();
             for (index, value) in array(spec, field, "spec.", &mut problems).iter().enumerate() {
-                match (value.as_object(), value.get("name").and_then(Json::as_str)) {
+                match (value.as_object(), value.get("name").and_then(Value::as_str)) {
                     (Some(object), Some(name)) if !name.is_empty() => {
                         check_container(object, name, &mut problems);
                         containers.push(Container { name, list, index, object });
@@ -101,8 +100,8 @@ impl<'a> Pod<'a> {
         object(spec, "securityContext", "spec.", &mut problems);
         let volumes = array(spec, "volumes", "spec.", &mut problems);
         if problems.is_empty() {
-            let has_metadata = root.get("metadata").is_some_and(Json::is_object);
-            let has_labels = metadata.get("labels").is_some_and(Json::is_object);
+            let has_metadata = root.get("metadata").is_some_and(Value::is_object);
+            let has_labels = metadata.get("labels").is_some_and(Value::is_object);
             Ok(Self { has_metadata, has_labels, labels, annotations, mirror, namespace, spec, containers, volumes })
         } else {
             Err(problems)
@@ -110,13 +109,13 @@ impl<'a> Pod<'a> {
     }
 
     /// A field of the pod's security context.
-    pub(super) fn security(&self, field: &str) -> Option<&'a Json<'a>> {
+    pub(super) fn security(&self, field: &str) -> Option<&'a Value> {
         self.spec.get("securityContext")?.get(field).filter(|v| !v.is_null())
     }
 
     /// A field of the spec that is `true`.
     pub(super) fn flag(&self, field: &str) -> bool {
-        self.spec.get(field).and_then(Json::as_bool).unwrap_or(false)
+        self.spec.get(field).and_then(Value::as_bool).unwrap_or(false)
     }
 
     /// The container of this name, in whichever list.
@@ -126,37 +125,37 @@ impl<'a> Pod<'a> {
 
     /// The user that `container` is declared to run as: its own, else the pod's.
     pub(super) fn user(&self, container: &Container<'a>) -> Option<u64> {
-        let own = container.object.get("securityContext").and_then(|s| s.get("runAsUser")).and_then(Json::as_u64);
-        own.or_else(|| self.security("runAsUser").and_then(Json::as_u64))
+        let own = container.object.get("securityContext").and_then(|s| s.get("runAsUser")).and_then(Value::as_u64);
+        own.or_else(|| self.security("runAsUser").and_then(Value::as_u64))
     }
 }
 
 impl<'a> Container<'a> {
     /// A list of the container; checked when the pod was read.
-    pub(super) fn list(&self, field: &str) -> &'a [Json<'a>] {
-        self.object.get(field).and_then(Json::as_array).map_or(&[], Vec::as_slice)
+    pub(super) fn list(&self, field: &str) -> &'a [Value] {
+        self.object.get(field).and_then(Value::as_array).map_or(&[], Vec::as_slice)
     }
 
     /// `command` or `args`.
     pub(super) fn words(&self, field: &str) -> impl Iterator<Item = &'a str> {
-        self.list(field).iter().filter_map(Json::as_str)
+        self.list(field).iter().filter_map(Value::as_str)
     }
 
     /// The environment variable of this name, the last one if there are several, as the kubelet takes it.
     pub(super) fn variable(&self, name: &str) -> Option<Variable<'a>> {
-        let entry = self.list("env").iter().rev().find(|e| e.get("name").and_then(Json::as_str) == Some(name))?;
+        let entry = self.list("env").iter().rev().find(|e| e.get("name").and_then(Value::as_str) == Some(name))?;
         Some(Variable::of(entry))
     }
 
     /// The whole environment, by name, in its order: of several entries of a name the last one counts.
     pub(super) fn variables(&self) -> impl Iterator<Item = (&'a str, Variable<'a>)> {
-        let named = |entry: &'a Json<'a>| Some((entry.get("name")?.as_str()?, Variable::of(entry)));
+        let named = |entry: &'a Value| Some((entry.get("name")?.as_str()?, Variable::of(entry)));
         self.list("env").iter().filter_map(named)
     }
 
     /// Whether it goes on running beside the pod's containers.
     pub(super) fn runs_on(&self) -> bool {
-        self.list == List::Main || self.object.get("restartPolicy").and_then(Json::as_str) == Some("Always")
+        self.list == List::Main || self.object.get("restartPolicy").and_then(Value::as_str) == Some("Always")
     }
 
     /// Whether it is one of ours by its name.
@@ -175,20 +174,20 @@ pub(super) enum Variable<'a> {
 }
 
 impl<'a> Variable<'a> {
-    fn of(entry: &'a Json<'a>) -> Self {
+    fn of(entry: &'a Value) -> Self {
         match entry.get("valueFrom") {
             Some(from) if !from.is_null() => Self::From,
-            _ => Self::Literal(entry.get("value").and_then(Json::as_str).unwrap_or_default()),
+            _ => Self::Literal(entry.get("value").and_then(Value::as_str).unwrap_or_default()),
         }
     }
 }
 
-fn empty() -> &'static Fields<'static> {
-    static EMPTY: Fields<'static> = Fields::new();
+fn empty() -> &'static Map<String, Value> {
+    static EMPTY: LazyLock<Map<String, Value>> = LazyLock::new(Map::new);
     &EMPTY
 }
 
-fn check_container(container: &Fields<'_>, name: &str, problems: &mut Vec<String>) {
+fn check_container(container: &Map<String, Value>, name: &str, problems: &mut Vec<String>) {
     let path = format!("container {name}: ");
     for field in ["command", "args"] {
         if array(container, field, &path, problems).iter().any(|word| !word.is_string()) {
@@ -203,10 +202,15 @@ fn check_container(container: &Fields<'_>, name: &str, problems: &mut Vec<String
     object(container, "securityContext", &path, problems);
 }
 
-fn object<'a>(parent: &'a Fields<'a>, field: &str, path: &str, problems: &mut Vec<String>) -> Option<&'a Fields<'a>> {
+fn object<'a>(
+    parent: &'a Map<String, Value>,
+    field: &str,
+    path: &str,
+    problems: &mut Vec<String>,
+) -> Option<&'a Map<String, Value>> {
     match parent.get(field) {
-        None | Some(Json::Null) => None,
-        Some(Json::Object(object)) => Some(object),
+        None | Some(Value::Null) => None,
+        Some(Value::Object(object)) => Some(object),
         Some(_) => {
             problems.push(format!("{path}{field} is no object"));
             None
@@ -214,10 +218,10 @@ fn object<'a>(parent: &'a Fields<'a>, field: &str, path: &str, problems: &mut Ve
     }
 }
 
-fn array<'a>(parent: &'a Fields<'a>, field: &str, path: &str, problems: &mut Vec<String>) -> &'a [Json<'a>] {
+fn array<'a>(parent: &'a Map<String, Value>, field: &str, path: &str, problems: &mut Vec<String>) -> &'a [Value] {
     match parent.get(field) {
-        None | Some(Json::Null) => &[],
-        Some(Json::Array(array)) => array,
+        None | Some(Value::Null) => &[],
+        Some(Value::Array(array)) => array,
         Some(_) => {
             problems.push(format!("{path}{field} is no list"));
             &[]
@@ -226,7 +230,7 @@ fn array<'a>(parent: &'a Fields<'a>, field: &str, path: &str, problems: &mut Vec
 }
 
 fn strings(
-    metadata: &Fields<'_>,
+    metadata: &Map<String, Value>,
     field: &str,
     ours: impl Fn(&str) -> bool,
     problems: &mut Vec<String>,

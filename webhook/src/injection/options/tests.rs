@@ -6,7 +6,6 @@ use super::*;
 use crate::injection::view::List;
 
 fn read(container: &Value) -> Options {
-    let container = Json::from(container);
     let object = container.as_object().unwrap();
     Options::read(&Container { name: "etcd", list: List::Main, index: 0, object })
 }
