@@ -19,6 +19,7 @@ pub mod api;
 pub mod approval;
 pub mod auth;
 pub mod clients;
+pub mod codec;
 pub mod decision;
 pub mod discovery;
 pub mod intake;
@@ -26,12 +27,13 @@ pub mod limits;
 pub mod metrics;
 pub mod pods;
 pub mod profiles;
-pub mod protobuf;
 pub mod route;
+pub mod server;
 pub mod status;
 pub mod store;
 pub mod submit;
 pub mod table;
+pub mod version;
 pub mod watch;
 
 use std::{
@@ -59,7 +61,6 @@ use crate::{
     cli::Error,
     file_watch::FileWatch,
     standalone::{
-        api::{MAX_WATCHES, Server},
         approval::Rule,
         auth::{Authenticator, ConnectionIdentity, MASTERS, User},
         clients::ClientCas,
@@ -68,6 +69,7 @@ use crate::{
         metrics::Metrics,
         pods::Law,
         profiles::{AuthorityFiles, Profiles},
+        server::{MAX_WATCHES, Server},
         store::{Limits, Store, status_mut},
         submit::{Outcome, condition},
     },

@@ -17,27 +17,21 @@ use actix_web::{
 };
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::{Bytes, BytesMut};
-use etcd_tls_sidecar::policy::ClusterName;
 use futures::StreamExt as _;
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use tokio::{sync::Semaphore, time};
+use tokio::time;
 
 use crate::standalone::{
-    approval::Rule,
-    auth::{Authenticator, ConnectionIdentity, User},
-    decision,
-    discovery::Version,
-    limits::RateLimit,
-    metrics::Metrics,
-    pods::Law,
-    profiles::Profiles,
-    protobuf,
+    auth::{ConnectionIdentity, User},
+    codec, decision,
     route::{Query, Route, Selector, flag},
+    server::{MAX_WATCHES, Server},
     status::{self, ApiError},
-    store::{Mutation, Store, Stored},
+    store::{Mutation, Stored},
     submit,
     table::{self, Form, Include},
+    version::Version,
     watch::Watch,
 };
 
@@ -47,34 +41,8 @@ pub const MAX_BODY: usize = 64 * 1024;
 const BODY_TIME: Duration = Duration::from_secs(10);
 /// How long an unread body outlives its answer.
 const HOLD: Duration = Duration::from_secs(2);
-/// Watches at once; each holds a connection.
-pub const MAX_WATCHES: usize = 1_000;
 /// The longest watch, and how long one is that does not say.
 const MAX_WATCH: u64 = 3600;
-
-/// All that a call is answered from.
-pub struct Server {
-    /// Recognises callers.
-    pub auth: Authenticator,
-    /// The requests.
-    pub store: Store,
-    /// What is signed, and by whom.
-    pub profiles: Profiles,
-    /// What is approved without a person.
-    pub rules: Vec<Rule>,
-    /// Who approves by hand.
-    pub admin_groups: Vec<String>,
-    /// The one cluster whose signer names are served; `None` for any.
-    pub cluster: Option<ClusterName>,
-    /// Policy, and the pods where there are any: judged as the in-cluster approver does.
-    pub law: Law,
-    /// Calls a second.
-    pub limit: RateLimit,
-    /// Watches at once.
-    pub watches: Arc<Semaphore>,
-    /// What the operator is told.
-    pub metrics: Metrics,
-}
 
 /// Answers every call.
 pub async fn handle(request: HttpRequest, mut payload: web::Payload, server: web::Data<Server>) -> HttpResponse {
@@ -139,8 +107,8 @@ impl Server {
             Route::Trust { namespace, name } if *method == Method::GET => self.trust(&namespace, &name),
             Route::Collection(version) => match *method {
                 Method::POST => {
-                    let body = object(&content_type(request), &body(request, payload).await?)?;
-                    let stored = submit::create(self, &user, version, &query, body).await?;
+                    let body = codec::object(&content_type(request), &body(request, payload).await?)?;
+                    let stored = submit::create(self, &user, version, body, flag(&query, "dryRun")).await?;
                     Ok(json_response(StatusCode::CREATED, &table::one(&stored, version, form, Timestamp::now())))
                 }
                 Method::GET => {
@@ -160,7 +128,7 @@ impl Server {
             }
             Route::Item(_, name) if *method == Method::DELETE => {
                 let body = body(request, payload).await?;
-                let options = if body.is_empty() { Value::Null } else { object(&content_type(request), &body)? };
+                let options = if body.is_empty() { Value::Null } else { codec::object(&content_type(request), &body)? };
                 self.delete(&user, &name, &query, &options).await
             }
             Route::Approval(version, name) => {
@@ -348,16 +316,6 @@ fn accepted(request: &HttpRequest, query: &Query) -> Result<Form, ApiError> {
 fn content_type(request: &HttpRequest) -> String {
     let header = request.headers().get(header::CONTENT_TYPE).and_then(|h| h.to_str().ok()).unwrap_or_default();
     header.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
-}
-
-/// The object that a body stands for.
-pub(super) fn object(content_type: &str, body: &[u8]) -> Result<Value, ApiError> {
-    let unreadable = |e: String| ApiError::BadRequest(format!("the object provided is unrecognized: {e}"));
-    match content_type {
-        "" | "application/json" => serde_json::from_slice(body).map_err(|e| unreadable(e.to_string())),
-        protobuf::MEDIA_TYPE => protobuf::read(body).map_err(unreadable),
-        _ => Err(ApiError::UnsupportedMediaType("application/json, application/vnd.kubernetes.protobuf")),
-    }
 }
 
 async fn body(request: &HttpRequest, payload: &mut web::Payload) -> Result<Bytes, ApiError> {

@@ -14,14 +14,14 @@ use k8s_openapi::{
 use serde_json::{Value, json};
 
 use crate::standalone::{
-    api::{Server, object},
     auth::User,
-    discovery::Version,
+    codec,
     intake::check_again,
+    server::Server,
     status::ApiError,
     store::{Mutation, Stored, status_mut},
     submit::condition,
-    table,
+    version::Version,
 };
 
 /// What a caller wants of a request.
@@ -47,7 +47,7 @@ impl Change {
                 serde_json::from_slice(body).map(Self::Merge).map_err(bad)
             }
             (true, "application/json-patch+json") => serde_json::from_slice(body).map(Self::Patch).map_err(bad),
-            (false, _) => object(content_type, body).map(Self::Replace),
+            (false, _) => codec::object(content_type, body).map(Self::Replace),
             (true, _) => Err(ApiError::UnsupportedMediaType(
                 "application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json",
             )),
@@ -86,7 +86,7 @@ pub async fn decide(
     dry_run: bool,
 ) -> Result<Arc<Stored>, ApiError> {
     let before = server.store.get(name).ok_or_else(|| ApiError::NotFound(name.to_owned()))?;
-    let wanted = change.apply(table::object(&before, version))?;
+    let wanted = change.apply(version.object(&before.csr))?;
     let new = new_condition(&before, &wanted)?;
     let mut csr = before.csr.clone();
     let Some(new) = new else { return Ok(before) };

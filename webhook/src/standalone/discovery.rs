@@ -2,39 +2,10 @@
 
 use serde_json::{Value, json};
 
-use crate::standalone::status::{GROUP, RESOURCE};
-
-/// A version of the one resource.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Version {
-    /// `v1`.
-    V1,
-    /// `v1beta1`, without a required signer name.
-    V1beta1,
-}
-
-impl Version {
-    /// The word in paths.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::V1 => "v1",
-            Self::V1beta1 => "v1beta1",
-        }
-    }
-
-    /// `apiVersion` of its objects.
-    pub const fn api_version(self) -> &'static str {
-        match self {
-            Self::V1 => "certificates.k8s.io/v1",
-            Self::V1beta1 => "certificates.k8s.io/v1beta1",
-        }
-    }
-
-    /// The version of this word.
-    pub fn of(word: &str) -> Option<Self> {
-        [Self::V1, Self::V1beta1].into_iter().find(|v| v.as_str() == word)
-    }
-}
+use crate::standalone::{
+    status::{GROUP, RESOURCE},
+    version::Version,
+};
 
 /// `/version`. kubectl warns of a server far from its own version; this is the oldest vocabulary that is spoken here.
 pub fn version() -> Value {

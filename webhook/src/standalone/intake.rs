@@ -18,11 +18,11 @@ use k8s_openapi::{
 use serde_json::{Value, json};
 
 use crate::standalone::{
-    api::Server,
     auth::User,
-    discovery::Version,
     profiles::{Recognised, recognise},
+    server::Server,
     status::{ApiError, Cause},
+    version::Version,
 };
 
 /// The signer name that v1beta1 gives a request without one: the profile is told from the subject alone.
@@ -259,7 +259,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
-    use crate::standalone::api::object;
+    use crate::standalone::codec::object;
 
     fn read(version: Version, body: &[u8]) -> Result<CertificateSigningRequest, ApiError> {
         super::read(version, object("application/json", body)?)

@@ -6,9 +6,9 @@ use serde_json::Value;
 
 use crate::standalone::{
     discovery,
-    discovery::Version,
     status::{ApiError, GROUP, RESOURCE},
     store::Stored,
+    version::Version,
 };
 
 /// The query's parameters.

@@ -17,15 +17,14 @@ use k8s_openapi::{
 use serde_json::Value;
 
 use crate::standalone::{
-    api::Server,
     approval::{self, Decision},
     auth::User,
-    discovery::Version,
     intake::{self, Checked},
     pods::Look,
-    route::{Query, flag},
+    server::Server,
     status::ApiError,
     store::{Stored, status_mut},
+    version::Version,
 };
 
 /// Creates a request.
@@ -36,8 +35,8 @@ pub async fn create(
     server: &Server,
     user: &User,
     version: Version,
-    query: &Query,
     body: Value,
+    dry_run: bool,
 ) -> Result<Arc<Stored>, ApiError> {
     let mut csr = intake::read(version, body)?;
     intake::own(&mut csr, user)?;
@@ -50,7 +49,7 @@ pub async fn create(
     }
     let now = SystemTime::now();
     let outcome = server.judge(user, &csr, &checked, now, None)?;
-    if flag(query, "dryRun") {
+    if dry_run {
         return Ok(Arc::new(Stored::unsaved(csr)));
     }
     match outcome {

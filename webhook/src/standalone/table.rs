@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use serde_json::{Value, json};
 
-use crate::standalone::{discovery::Version, store::Stored};
+use crate::standalone::{store::Stored, version::Version};
 
 /// How the caller wants objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,21 +56,6 @@ pub fn negotiate(accept: &str, include: Include) -> Option<Form> {
     })
 }
 
-/// The object in the words of `version`.
-pub fn object(stored: &Stored, version: Version) -> Value {
-    of_csr(&stored.csr, version)
-}
-
-/// The object in the words of `version`.
-pub fn of_csr(csr: &CertificateSigningRequest, version: Version) -> Value {
-    // Nothing in the type can fail to be JSON.
-    let mut value = serde_json::to_value(csr).unwrap_or_default();
-    if version == Version::V1beta1 {
-        value["apiVersion"] = json!(version.api_version());
-    }
-    value
-}
-
 /// A list of requests; `next` is the token of the next page and how many are left.
 pub fn list<'a>(
     requests: impl Iterator<Item = &'a Stored>,
@@ -90,7 +75,7 @@ pub fn list<'a>(
             "kind": "CertificateSigningRequestList",
             "apiVersion": version.api_version(),
             "metadata": metadata,
-            "items": requests.map(|r| object(r, version)).collect::<Vec<_>>(),
+            "items": requests.map(|r| version.object(&r.csr)).collect::<Vec<_>>(),
         }),
         Form::Table(include) => {
             let rows = requests.map(|r| row(r, version, include, now)).collect();
@@ -107,7 +92,7 @@ pub fn one(stored: &Stored, version: Version, form: Form, now: Timestamp) -> Val
 /// One request in an event; a Table's columns are said in the first event alone.
 pub fn event_object(stored: &Stored, version: Version, form: Form, now: Timestamp, columns: bool) -> Value {
     match form {
-        Form::Object => object(stored, version),
+        Form::Object => version.object(&stored.csr),
         Form::Table(include) => {
             let metadata = json!({ "resourceVersion": stored.revision.to_string() });
             table(vec![row(stored, version, include, now)], metadata, columns)
@@ -156,7 +141,7 @@ fn row(stored: &Stored, version: Version, include: Include, now: Timestamp) -> V
     });
     match include {
         Include::None => {}
-        Include::Object => row["object"] = object(stored, version),
+        Include::Object => row["object"] = version.object(&stored.csr),
         Include::Metadata => {
             row["object"] = json!({
                 "kind": "PartialObjectMetadata",

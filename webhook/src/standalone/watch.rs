@@ -12,11 +12,11 @@ use serde_json::{Value, json};
 use tokio::{sync::OwnedSemaphorePermit, time};
 
 use crate::standalone::{
-    discovery::Version,
     route::Selector,
     status::ApiError,
     store::{Event, Kind, Since, Store, Stored},
     table::{self, Form},
+    version::Version,
 };
 
 /// How often a bookmark tells a watcher how far it is.
