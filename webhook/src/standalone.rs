@@ -2,43 +2,37 @@
 //! itself stands on.
 //!
 //! ```text
-//! auth        who calls: token, client certificate                clients: their CAs, hot-reloaded
-//! route, api  paths, methods, who may          discovery, table, watch, status: as kubectl expects them
-//! intake      a request as it comes in: read strictly, given its caller's identity
-//! submit      a new request: judged, signed, stored
-//! approval    what a group may ask for without a person           decision: /approval, by a person
-//! pods        the in-cluster law, for policy's hosts and for pods described in files
-//! profiles    which subjects there are, and which CA signs them
-//! store       the requests, in a journal
+//! error, version, codec   Kubernetes' errors, API versions and encodings
+//! store                   the requests, in a journal
+//! auth                    who calls: token or client certificate
+//! profiles                which subjects there are, and which CA signs them
+//! requests   intake        a request as it comes in: read strictly, given its caller's identity
+//!            create        a new request: judged, signed, stored
+//!            auto_approve  what a group may ask for without a person
+//!            pods          the in-cluster rules, for policy's hosts and for pods described in files
+//!            rejudge       pending requests of pods, judged again
+//!            approval      /approval: the decision of a person
+//! http       api, route    paths, methods, who may
+//!            discovery, table, watch  as kubectl expects them
 //! ```
 //!
 //! **Invariant.** A certificate is issued only from a strictly read request whose subject fits a profile, after an approval
 //! that is stored in the same write; of the request, only its public key reaches the certificate.
 
-pub mod api;
-pub mod approval;
 pub mod auth;
-pub mod clients;
 pub mod codec;
-pub mod decision;
-pub mod discovery;
-pub mod intake;
+pub mod error;
+pub mod http;
 pub mod limits;
 pub mod metrics;
-pub mod pods;
 pub mod profiles;
-pub mod route;
-pub mod server;
-pub mod status;
+pub mod requests;
 pub mod store;
-pub mod submit;
-pub mod table;
 pub mod version;
-pub mod watch;
 
 use std::{
     any::Any,
-    collections::{BTreeMap, HashSet},
+    collections::BTreeMap,
     fs,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
@@ -54,32 +48,29 @@ use etcd_tls_sidecar::{
     settings::parse_duration,
     telemetry,
 };
-use k8s_openapi::ByteString;
 use tokio::{sync::Semaphore, time};
 
 use crate::{
     cli::Error,
     file_watch::FileWatch,
     standalone::{
-        approval::Rule,
-        auth::{Authenticator, ConnectionIdentity, MASTERS, User},
-        clients::ClientCas,
-        intake::check_again,
+        auth::{Authenticator, ConnectionIdentity, MASTERS, clients::ClientCas},
         limits::RateLimit,
         metrics::Metrics,
-        pods::Law,
         profiles::{AuthorityFiles, Profiles},
-        server::{MAX_WATCHES, Server},
-        store::{Limits, Store, status_mut},
-        submit::{Outcome, condition},
+        requests::{
+            auto_approve::Rule,
+            pods::Law,
+            rejudge::judge_again,
+            server::{MAX_WATCHES, Server},
+        },
+        store::{Limits, Store},
     },
     tls::{PairFiles, ServingPairs},
 };
 
 /// How often the token file and the client CA file are looked at.
 const LOOK: Duration = Duration::from_secs(1);
-/// How often requests of pods that are not ready to be judged are judged again.
-const JUDGE_AGAIN: Duration = Duration::from_millis(250);
 /// How long open calls may take after SIGTERM.
 const DRAIN_SECONDS: u64 = 2;
 
@@ -265,18 +256,19 @@ impl Args {
         });
         tokio::spawn(look_at_files(server.clone(), token_auth_file, clients));
         if judges_pods {
-            tokio::spawn(judge_again(server.clone()));
+            tokio::spawn(judge_again(server.clone().into_inner()));
         }
-        let http = HttpServer::new(move || App::new().app_data(server.clone()).default_service(web::to(api::handle)))
-            .on_connect(remember_client)
-            .client_request_timeout(Duration::from_secs(10))
-            .shutdown_timeout(DRAIN_SECONDS)
-            .bind_rustls_0_23(&address, tls)
-            .map_err(|e| format!("{address}: {e}"))?;
-        for address in http.addrs() {
+        let server =
+            HttpServer::new(move || App::new().app_data(server.clone()).default_service(web::to(http::api::handle)))
+                .on_connect(remember_client)
+                .client_request_timeout(Duration::from_secs(10))
+                .shutdown_timeout(DRAIN_SECONDS)
+                .bind_rustls_0_23(&address, tls)
+                .map_err(|e| format!("{address}: {e}"))?;
+        for address in server.addrs() {
             tracing::info!(%address, "serving");
         }
-        http.run().await?;
+        server.run().await?;
         Ok(())
     }
 
@@ -339,68 +331,5 @@ async fn look_at_files(server: web::Data<Server>, tokens: Option<PathBuf>, clien
             clients.reload();
         }
         seen = now;
-    }
-}
-
-/// Judges the requests of pods again that could not be judged before, and signs what is approved by now. As long as the
-/// pods stay as they are, each request is judged once.
-async fn judge_again(server: web::Data<Server>) {
-    let mut judged: HashSet<String> = HashSet::new();
-    let mut generation = None;
-    loop {
-        time::sleep(JUDGE_AGAIN).await;
-        let waiting: Vec<_> = server.store.with(|index, _| index.iter().filter(|r| !r.decided()).cloned().collect());
-        if waiting.is_empty() {
-            continue;
-        }
-        let look = server.law.look();
-        // More judged than wait: some were decided on or deleted since.
-        if look.generation().is_none() || look.generation() != generation || judged.len() > waiting.len() {
-            judged.clear();
-            generation = look.generation();
-        }
-        for stored in waiting {
-            if judged.contains(stored.uid()) {
-                continue;
-            }
-            let spec = &stored.csr.spec;
-            let user = User {
-                name: stored.owner().to_owned(),
-                uid: spec.uid.clone().unwrap_or_default(),
-                groups: spec.groups.clone().unwrap_or_default(),
-                extra: spec.extra.clone().unwrap_or_default(),
-            };
-            if !server.law.knows(&user) {
-                continue;
-            }
-            judged.insert(stored.uid().to_owned());
-            let Ok(checked) = check_again(&server, &stored.csr) else { continue };
-            let now = SystemTime::now();
-            let mut csr = stored.csr.clone();
-            let status = status_mut(&mut csr);
-            match server.judge(&user, &stored.csr, &checked, now, Some(&look)) {
-                Ok(Outcome::Approved { reason, message, entitled }) => {
-                    let mut conditions = vec![condition("Approved", reason, &message)];
-                    match server.sign(&stored.csr, &checked, entitled.as_ref(), now) {
-                        Ok(certificate) => status.certificate = Some(ByteString(certificate.into_bytes())),
-                        Err(error) => conditions.push(condition("Failed", "SignerFailed", &error)),
-                    }
-                    status.conditions = Some(conditions);
-                }
-                Ok(Outcome::Denied(message)) => {
-                    status.conditions = Some(vec![condition("Denied", "NotEntitled", &message)]);
-                }
-                Ok(Outcome::Waiting(_)) | Err(_) => continue,
-            }
-            let (name, uid, revision) = (stored.name().to_owned(), stored.uid().to_owned(), stored.revision);
-            let change = server.store.change(move |index| decision::replace(index.get(&name), &uid, revision, csr));
-            match change.await {
-                Ok(stored) => server.tell(&stored, &checked, &user),
-                Err(error) => {
-                    tracing::warn!(%error, request = stored.name(), "could not be decided on; tried again");
-                    judged.remove(stored.uid());
-                }
-            }
-        }
     }
 }

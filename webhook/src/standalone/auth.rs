@@ -1,5 +1,6 @@
 //! Who calls: a token of the token file, a client certificate, or, where that is explicitly allowed, nobody in particular.
 
+pub mod clients;
 mod tokens;
 
 use std::{
@@ -18,7 +19,7 @@ use x509_cert::{
 
 pub use tokens::{TokenFileError, Tokens};
 
-use crate::standalone::status::ApiError;
+use crate::standalone::error::ApiError;
 
 /// Whoever is in this group may do everything here.
 pub const MASTERS: &str = "system:masters";

@@ -4,7 +4,7 @@ pub mod protobuf;
 
 use serde_json::Value;
 
-use crate::standalone::status::ApiError;
+use crate::standalone::error::ApiError;
 
 /// The object that a body stands for.
 ///

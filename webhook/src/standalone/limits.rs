@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::standalone::status::ApiError;
+use crate::standalone::error::ApiError;
 
 /// Callers remembered; full buckets are forgotten first.
 const CALLERS: usize = 10_000;

@@ -33,7 +33,7 @@ pub use self::{
     index::{Index, Limits, Stored, status_mut},
     journal::OpenError,
 };
-use crate::standalone::status::ApiError;
+use crate::standalone::error::ApiError;
 
 /// Changes that may wait to be written; more callers wait to be heard.
 const QUEUE: usize = 2_048;

@@ -17,7 +17,7 @@ use super::{
     index::{Index, Limits, Stored, older, stored},
     journal::{Entry, Journal},
 };
-use crate::standalone::status::ApiError;
+use crate::standalone::error::ApiError;
 
 /// Events kept for watchers that were away for a moment.
 const RING: usize = 2_000;

@@ -17,12 +17,14 @@ use k8s_openapi::{
 use serde_json::Value;
 
 use crate::standalone::{
-    approval::{self, Decision},
     auth::User,
-    intake::{self, Checked},
-    pods::Look,
-    server::Server,
-    status::ApiError,
+    error::ApiError,
+    requests::{
+        auto_approve::{self, Decision},
+        intake::{self, Checked},
+        pods::Look,
+        server::Server,
+    },
     store::{Stored, status_mut},
     version::Version,
 };
@@ -134,7 +136,7 @@ impl Server {
         }
         let decision = self.store.with(|index, _| {
             let holder = index.holder(&checked.request.common_name, now);
-            approval::decide(user, &checked.request, &checked.recognised, holder, &self.rules)
+            auto_approve::decide(user, &checked.request, &checked.recognised, holder, &self.rules)
         });
         match decision {
             Decision::Approve(rule) => Ok(Outcome::Approved {

@@ -16,11 +16,9 @@ use serde_json::{Value, json};
 use crate::standalone::{
     auth::User,
     codec,
-    intake::check_again,
-    server::Server,
-    status::ApiError,
+    error::ApiError,
+    requests::{create::condition, intake::check_again, server::Server},
     store::{Mutation, Stored, status_mut},
-    submit::condition,
     version::Version,
 };
 

@@ -24,15 +24,19 @@ use tokio::time;
 
 use crate::standalone::{
     auth::{ConnectionIdentity, User},
-    codec, decision,
-    route::{Query, Route, Selector, flag},
-    server::{MAX_WATCHES, Server},
-    status::{self, ApiError},
+    codec,
+    error::{self, ApiError},
+    http::{
+        route::{Query, Route, Selector, flag},
+        table::{self, Form, Include},
+        watch::Watch,
+    },
+    requests::{
+        approval, create,
+        server::{MAX_WATCHES, Server},
+    },
     store::{Mutation, Stored},
-    submit,
-    table::{self, Form, Include},
     version::Version,
-    watch::Watch,
 };
 
 /// The longest body that is read. A request of 4 KiB is 6 KiB in base64; labels and annotations have the rest.
@@ -108,7 +112,7 @@ impl Server {
             Route::Collection(version) => match *method {
                 Method::POST => {
                     let body = codec::object(&content_type(request), &body(request, payload).await?)?;
-                    let stored = submit::create(self, &user, version, body, flag(&query, "dryRun")).await?;
+                    let stored = create::create(self, &user, version, body, flag(&query, "dryRun")).await?;
                     Ok(json_response(StatusCode::CREATED, &table::one(&stored, version, form, Timestamp::now())))
                 }
                 Method::GET => {
@@ -138,8 +142,8 @@ impl Server {
                         self.require_admin(&user, "approve or deny requests")?;
                         let kind = content_type(request);
                         let body = body(request, payload).await?;
-                        let change = decision::Change::read(method == Method::PATCH, &kind, &body)?;
-                        decision::decide(self, &user, version, &name, change, flag(&query, "dryRun")).await?
+                        let change = approval::Change::read(method == Method::PATCH, &kind, &body)?;
+                        approval::decide(self, &user, version, &name, change, flag(&query, "dryRun")).await?
                     }
                     _ => return Err(ApiError::MethodNotAllowed),
                 };
@@ -279,7 +283,7 @@ impl Server {
         let dry_run = flag(query, "dryRun") || options["dryRun"].as_array().is_some_and(|d| !d.is_empty());
         if dry_run {
             let stored = self.visible(user, name)?;
-            return Ok(json_response(StatusCode::OK, &status::deleted(name, stored.uid())));
+            return Ok(json_response(StatusCode::OK, &error::deleted(name, stored.uid())));
         }
         let wanted = name.to_owned();
         let stored = self
@@ -297,7 +301,7 @@ impl Server {
             })
             .await?;
         tracing::info!(request = name, by = user.name, "deleted");
-        Ok(json_response(StatusCode::OK, &status::deleted(name, stored.uid())))
+        Ok(json_response(StatusCode::OK, &error::deleted(name, stored.uid())))
     }
 }
 

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 use serde_json::Value;
 
 use crate::standalone::{
-    discovery,
-    status::{ApiError, GROUP, RESOURCE},
+    error::{ApiError, GROUP, RESOURCE},
+    http::discovery,
     store::Stored,
     version::Version,
 };

@@ -6,7 +6,11 @@ use etcd_tls_sidecar::policy::ClusterName;
 use tokio::sync::Semaphore;
 
 use crate::standalone::{
-    approval::Rule, auth::Authenticator, limits::RateLimit, metrics::Metrics, pods::Law, profiles::Profiles,
+    auth::Authenticator,
+    limits::RateLimit,
+    metrics::Metrics,
+    profiles::Profiles,
+    requests::{auto_approve::Rule, pods::Law},
     store::Store,
 };
 

@@ -19,9 +19,9 @@ use serde_json::{Value, json};
 
 use crate::standalone::{
     auth::User,
+    error::{ApiError, Cause},
     profiles::{Recognised, recognise},
-    server::Server,
-    status::{ApiError, Cause},
+    requests::server::Server,
     version::Version,
 };
 

@@ -12,10 +12,12 @@ use serde_json::{Value, json};
 use tokio::{sync::OwnedSemaphorePermit, time};
 
 use crate::standalone::{
-    route::Selector,
-    status::ApiError,
+    error::ApiError,
+    http::{
+        route::Selector,
+        table::{self, Form},
+    },
     store::{Event, Kind, Since, Store, Stored},
-    table::{self, Form},
     version::Version,
 };
 

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::standalone::{
-    status::{GROUP, RESOURCE},
+    error::{GROUP, RESOURCE},
     version::Version,
 };
 

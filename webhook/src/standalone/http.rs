@@ -1,0 +1,7 @@
+//! The resource over HTTP, as kubectl and client-go expect it.
+
+pub mod api;
+pub mod discovery;
+pub mod route;
+pub mod table;
+pub mod watch;
