@@ -12,6 +12,10 @@ use crate::{
     settings::{Issuer, KeyAlgorithm, KeyRotation, Reload, Sans, Settings, format_duration, user},
 };
 
+/// The least time between two restarts of etcd: kubelet forgets a container's restarts after ten minutes, and delays a second
+/// one within them.
+pub const RESTART_PACE: Duration = Duration::from_secs(600);
+
 /// What `init` and `run` are told of their pod. Everything that a user can say reaches them here, already validated.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct PodArgs {
@@ -122,7 +126,7 @@ impl PodArgs {
             peer_url: None,
             metrics_url: None,
             liveness_url: None,
-            restart_pace: crate::restart::PACE,
+            restart_pace: RESTART_PACE,
         }
     }
 

@@ -11,7 +11,7 @@ mod tests;
 
 use aws_lc_rs::digest;
 
-pub use self::key::PrivateKey;
+pub use self::key::{PrivateKey, generate_pair};
 use crate::{
     encoding::hex,
     settings::{KeyAlgorithm, Sans},

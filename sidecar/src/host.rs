@@ -1,45 +1,19 @@
 //! The same on a host: names and addresses that its operator says, a kubeconfig in the place of a service account, the
 //! trust bundles from a file or from where the signer publishes them.
-//!
-//! `run --kubeconfig` renews for ever. With `--bootstrap-kubeconfig` the first certificate is had by that one's token, the
-//! kubeconfig is written around it, and used from then on; when its certificate has expired, the bootstrap one is used
-//! again.
 
 use std::{
     collections::BTreeSet,
-    fs,
-    future::pending,
-    io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use clap::Args;
-use k8s_openapi::api::core::v1::ConfigMap;
-use tokio::{
-    sync::watch,
-    time::{sleep, timeout},
-};
 
 use crate::{
-    api::{
-        ApiError,
-        http::Kube,
-        kubeconfig::{HostCredentials, Written},
-    },
-    args::PodArgs,
-    certificate::Bundle,
-    identity,
-    init::Error,
-    names,
-    process::Place,
+    fetched::Fetched,
+    identity, names,
     renew::Wish,
-    replace::replace,
-    restart,
-    role::{Domain, Role},
-    run::{Work, keep},
-    schedule,
+    role::Role,
     settings::{Sans, Settings},
     trust::TrustDir,
 };
@@ -226,172 +200,6 @@ pub struct Source {
     pub dir: TrustDir,
     /// How they are brought there, where they are not put there by somebody else.
     pub fetched: Option<Fetched>,
-}
-
-/// Bundles that are read from the ConfigMap in which the signer publishes them.
-#[derive(Clone, Debug)]
-pub struct Fetched {
-    namespace: String,
-    config_map: String,
-    domains: BTreeSet<Domain>,
-    dir: PathBuf,
-}
-
-impl Fetched {
-    /// Brings the bundles to the directory; what is no bundle is left out, and what did not change is not written.
-    ///
-    /// # Errors
-    /// The ConfigMap cannot be had, or lacks a bundle, or the directory cannot be written.
-    pub async fn fetch(&self, credentials: &HostCredentials) -> Result<(), ApiError> {
-        let access =
-            |message: String| ApiError::Access(format!("ConfigMap {}/{}: {message}", self.namespace, self.config_map));
-        let asked = Kube::new(credentials.clone()).config_map(&self.namespace, &self.config_map).await;
-        let object: ConfigMap = asked.map_err(|error| match (error.code(), self.cure(error.code())) {
-            (Some(_), Some(cure)) => access(format!("{error}; {cure}")),
-            _ => error,
-        })?;
-        let data = object.data.unwrap_or_default();
-        for domain in &self.domains {
-            let key = domain.trust_key();
-            let pem = data.get(key).ok_or_else(|| access(format!("has no {key}")))?;
-            Bundle::parse(pem.as_bytes()).map_err(|e| access(format!("{key}: {e}")))?;
-            let path = self.dir.join(key);
-            if fs::read(&path).is_ok_and(|present| present == pem.as_bytes()) {
-                continue;
-            }
-            replace(&path, 0o644, &mut pem.as_bytes()).map_err(|e| access(format!("{}: {e}", path.display())))?;
-        }
-        Ok(())
-    }
-
-    /// What to do about an answer that waiting may never change.
-    fn cure(&self, code: Option<u16>) -> Option<String> {
-        match code {
-            Some(403) => Some(format!(
-                "let this host get that ConfigMap (a Role of its namespace, with resourceNames: [{}]), or give --cacrt with \
-                 the CA certificates",
-                self.config_map
-            )),
-            Some(404) if self.namespace == names::SYSTEM_NAMESPACE => Some(format!(
-                "nothing is published in {}, which is etcd-tls's own: give --namespace (and policy) another one for the \
-                 cluster, or --cacrt with the CA certificates",
-                names::SYSTEM_NAMESPACE
-            )),
-            Some(404) => Some(
-                "it is published as soon as etcd-tls's policy lists a host of that cluster (hosts, cluster), or a pod of it \
-                 opts in; if this signer is not etcd-tls, give --cacrt with the CA certificates"
-                    .to_owned(),
-            ),
-            _ => None,
-        }
-    }
-
-    /// The directory must be there before it is watched.
-    ///
-    /// # Errors
-    /// It cannot be made.
-    pub fn make_dir(&self) -> io::Result<()> {
-        fs::create_dir_all(&self.dir)
-    }
-
-    /// Fetches for ever; says once what is wrong.
-    async fn keep(&self, credentials: &HostCredentials) {
-        let mut said = None;
-        let mut failures = 0_u32;
-        loop {
-            let pause = match self.fetch(credentials).await {
-                Ok(()) => {
-                    (said, failures) = (None, 0);
-                    schedule::TICK
-                }
-                Err(error) => {
-                    let error = error.to_string();
-                    if said.as_ref() != Some(&error) {
-                        tracing::warn!(error, "the trust bundles cannot be read; those at hand stay");
-                        said = Some(error);
-                    }
-                    failures = failures.saturating_add(1);
-                    Duration::from_secs(1 << failures.min(6)).min(schedule::TICK)
-                }
-            };
-            sleep(pause).await;
-        }
-    }
-}
-
-/// Renews the certificates of a host until told to stop.
-///
-/// # Errors
-/// What keeps the process from its work for good; everything else is tried again.
-pub async fn run(args: &PodArgs, host_args: &HostArgs) -> Result<(), Error> {
-    let settings = args.settings().map_err(Error::Arguments)?;
-    let host = Host::new(host_args, settings, None).map_err(Error::Arguments)?;
-    let kubeconfig = host_args.kubeconfig.as_deref().unwrap_or_else(|| Path::new("kubeconfig"));
-    let credentials = HostCredentials::new(kubeconfig, host_args.bootstrap_kubeconfig.as_deref());
-    let source = host.trust(host_args.cacrt.as_deref(), Some(&args.trust_dir), &args.dir).map_err(Error::Arguments)?;
-    if let Some(fetched) = &source.fetched {
-        fetched.make_dir()?;
-    }
-    let work = Work {
-        args,
-        roles: host.roles().clone(),
-        trust: source.dir,
-        restart: || restart_options(args, host_args, &host),
-        api: || Kube::new(credentials.clone()),
-        wish: |role| host.wish(role),
-    };
-    let identity = host.identity().map(|role| args.dir.join(role.as_str()));
-    let beside = |installed: watch::Receiver<u64>| {
-        let credentials = &credentials;
-        async move {
-            let fetching = async {
-                if let Some(fetched) = &source.fetched {
-                    fetched.keep(credentials).await;
-                }
-                pending::<()>().await;
-            };
-            let writing = async {
-                if let Some(identity) = &identity {
-                    keep_kubeconfig(credentials, identity, installed).await;
-                }
-                pending::<()>().await;
-            };
-            tokio::join!(fetching, writing);
-        }
-    };
-    keep(work, beside).await
-}
-
-/// Writes the kubeconfig after each install, and when the bootstrap kubeconfig names another server or CA: a host is handed
-/// over to another signer so.
-async fn keep_kubeconfig(credentials: &HostCredentials, dir: &Path, mut installed: watch::Receiver<u64>) {
-    loop {
-        installed.borrow_and_update();
-        if dir.join(names::CERT_FILE).exists() {
-            write_kubeconfig(credentials, dir);
-        }
-        if let Ok(Err(_)) = timeout(schedule::TICK, installed.changed()).await {
-            return;
-        }
-    }
-}
-
-/// Writes the kubeconfig around the certificate in `dir`, and says what came of it.
-pub fn write_kubeconfig(credentials: &HostCredentials, dir: &Path) {
-    match credentials.write(dir) {
-        Ok(Written::Now) => tracing::info!("kubeconfig written around the certificate"),
-        Ok(Written::Before | Written::NotOurs) => {}
-        Err(error) => tracing::error!(%error, "the kubeconfig stays as it is"),
-    }
-}
-
-fn restart_options(args: &PodArgs, host_args: &HostArgs, host: &Host) -> restart::Options {
-    let place = match (&host_args.etcd_unit, &host_args.etcd_pid_file) {
-        (Some(unit), _) => Place::Unit(unit.clone()),
-        (None, Some(file)) => Place::PidFile(file.clone()),
-        (None, None) => Place::Anywhere,
-    };
-    restart::Options::of_host(args, place, host.name.clone())
 }
 
 #[cfg(test)]

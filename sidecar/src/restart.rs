@@ -44,7 +44,7 @@ use self::{
 };
 pub use self::{
     gate::Gate,
-    options::{LeaseOptions, Options, PACE, lease_name},
+    options::{LeaseOptions, Options, lease_name},
 };
 use crate::{etcd::EtcdError, names, process::uptime, role::Domain};
 

@@ -9,7 +9,7 @@ use etcd_tls_sidecar::{names, telemetry};
 use prometheus_client::registry::Registry;
 
 use crate::{
-    cli::Error,
+    error::Error,
     health::Health,
     injection, shutdown,
     tls::{PairFiles, ServingPairs},

@@ -12,9 +12,9 @@ use etcd_tls_sidecar::identity::{Denial, Entitlement, Verdict};
 use prometheus_client::registry::Registry;
 
 use crate::{
-    cli::Error,
     controller::{Controller, ControllerArgs},
     csr_watch::{Handler, Interest, Outcome},
+    error::Error,
     facts::Csr,
     review::{self, Case},
 };

@@ -3,10 +3,7 @@
 use clap::{Parser, Subcommand};
 use tokio::runtime::Builder;
 
-use crate::{admit, approve, inject, issue_command, rollover, sign, standalone};
-
-/// What a subcommand fails with; `main` prints it with all its causes.
-pub type Error = Box<dyn std::error::Error + Send + Sync>;
+use crate::{admit, approve, error::Error, inject, issue_command, rollover, sign, standalone};
 
 /// Worker threads at most: enough for the standalone signer's work, and no thread for each core of a large node.
 const MAX_WORKERS: usize = 4;

@@ -23,9 +23,9 @@ use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
 use crate::{
-    cli::Error,
     client::{self, RequestError, within},
     csr_watch::{self, Handler, Outcome},
+    error::Error,
     events::{Notice, Recorder, pod_reference},
     facts::{self, Csr, LeanPod},
     health::Health,

@@ -11,7 +11,7 @@ use std::{
 use serde_json::Value;
 
 use crate::{
-    cli::Error,
+    error::Error,
     injection::{self, Decision, Host, Origin},
 };
 

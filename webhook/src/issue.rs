@@ -6,7 +6,7 @@
 use std::{
     collections::BTreeSet,
     net::{IpAddr, Ipv4Addr},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime},
 };
 
 use etcd_tls_sidecar::{
@@ -20,10 +20,11 @@ use rcgen::{
     CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair,
     KeyUsagePurpose, PublicKeyData, SanType, SerialNumber, SignatureAlgorithm, SigningKey, SubjectPublicKeyInfo,
 };
-use time::OffsetDateTime;
-use x509_cert::der::{Decode as _, Header, Reader as _, SliceReader};
 
-use crate::authority::Authority;
+use crate::{
+    authority::Authority,
+    der::{BIT_STRING, SEQUENCE, SET, UTF8_STRING, date, elements, tlv},
+};
 
 /// What a leaf is to say.
 #[derive(Clone, Debug)]
@@ -187,11 +188,11 @@ impl SigningKey for Unsigned<'_> {
 /// rcgen encodes an issuer anew, and keeps one value of each attribute type: of `DC=example, DC=com`, or of a name in
 /// PrintableString, it makes another name, and no verifier finds the CA again.
 fn sign_draft(draft: &[u8], issuer: &[u8], subject: &[u8], pair: &KeyPair) -> Result<Vec<u8>, IssueError> {
-    let outer = elements(draft)?;
+    let outer = elements(draft).map_err(IssueError::encoding)?;
     let [tbs, algorithm, _signature] = outer.as_slice() else {
         return Err(IssueError::Encoding("the draft is no certificate".to_owned()));
     };
-    let mut fields = elements(tbs)?;
+    let mut fields = elements(tbs).map_err(IssueError::encoding)?;
     // version, serialNumber, signature, issuer, validity, subject, subjectPublicKeyInfo, extensions
     if fields.len() < 7 {
         return Err(IssueError::Encoding("the draft is no version 3 certificate".to_owned()));
@@ -204,51 +205,10 @@ fn sign_draft(draft: &[u8], issuer: &[u8], subject: &[u8], pair: &KeyPair) -> Re
     Ok(tlv(SEQUENCE, &[&tbs, *algorithm, &signature].concat()))
 }
 
-/// The subject of a certificate: the very bytes.
-pub(crate) fn subject(certificate: &[u8]) -> Result<Vec<u8>, IssueError> {
-    let outer = elements(certificate)?;
-    let fields = elements(outer.first().copied().unwrap_or_default())?;
-    // A version 1 certificate has no version field; it is no CA, so it does not come this far.
-    fields.get(5).map(|f| f.to_vec()).ok_or_else(|| IssueError::Encoding("the certificate is cut off".to_owned()))
-}
-
-const SEQUENCE: u8 = 0x30;
-const SET: u8 = 0x31;
-const BIT_STRING: u8 = 0x03;
-const UTF8_STRING: u8 = 0x0c;
 /// DER of 2.5.4.10, organizationName.
 const ORGANIZATION: &[u8] = &[0x06, 0x03, 0x55, 0x04, 0x0a];
 /// DER of 2.5.4.3, commonName.
 const COMMON_NAME: &[u8] = &[0x06, 0x03, 0x55, 0x04, 0x03];
-
-/// The elements of a DER SEQUENCE, each with its tag and length.
-fn elements(der: &[u8]) -> Result<Vec<&[u8]>, IssueError> {
-    let mut reader = SliceReader::new(der).map_err(IssueError::encoding)?;
-    Header::decode(&mut reader).map_err(IssueError::encoding)?;
-    let mut elements = Vec::with_capacity(8);
-    while !reader.is_finished() {
-        elements.push(reader.tlv_bytes().map_err(IssueError::encoding)?);
-    }
-    Ok(elements)
-}
-
-/// One DER element.
-fn tlv(tag: u8, value: &[u8]) -> Vec<u8> {
-    let length = value.len();
-    let mut out = Vec::with_capacity(length + 5);
-    out.push(tag);
-    if let Ok(short @ 0..0x80) = u8::try_from(length) {
-        out.push(short);
-    } else {
-        let bytes = length.to_be_bytes();
-        let bytes = &bytes[bytes.iter().take_while(|b| **b == 0).count()..];
-        #[allow(clippy::cast_possible_truncation, reason = "a usize has at most 8 bytes")]
-        out.push(0x80 | bytes.len() as u8);
-        out.extend_from_slice(bytes);
-    }
-    out.extend_from_slice(value);
-    out
-}
 
 /// The subject: one O for each organization, then the CN, one attribute to an RDN.
 fn subject_name(leaf: &Leaf<'_>) -> Result<Vec<u8>, IssueError> {
@@ -281,12 +241,6 @@ fn extended_key_usages(role: Role) -> Vec<ExtendedKeyUsagePurpose> {
             _ => None,
         })
         .collect()
-}
-
-/// `t` as a date that X.509 can say, to the second; `None` outside the years 1970 to 9999.
-pub(crate) fn date(t: SystemTime) -> Option<OffsetDateTime> {
-    let seconds = t.duration_since(UNIX_EPOCH).ok()?.as_secs();
-    OffsetDateTime::from_unix_timestamp(i64::try_from(seconds).ok()?).ok()
 }
 
 #[cfg(test)]

@@ -26,7 +26,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     authority::Authority,
-    cli::Error,
+    error::Error,
     issue::{Leaf, issue},
 };
 

@@ -26,7 +26,7 @@ use etcd_tls_sidecar::{names::SignerName, role::Domain, settings::parse_duration
 use prometheus_client::registry::Registry;
 use tokio::sync::Notify;
 
-use crate::{cli::Error, controller::ControllerArgs};
+use crate::{controller::ControllerArgs, error::Error};
 use authorities::Authorities;
 use metrics::Metrics;
 use services::Services;

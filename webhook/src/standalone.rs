@@ -51,7 +51,7 @@ use etcd_tls_sidecar::{
 use tokio::{sync::Semaphore, time};
 
 use crate::{
-    cli::Error,
+    error::Error,
     file_watch::FileWatch,
     standalone::{
         auth::{Authenticator, ConnectionIdentity, MASTERS, clients::ClientCas},

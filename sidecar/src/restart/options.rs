@@ -5,14 +5,12 @@ use std::{path::PathBuf, time::Duration};
 use nix::sys::signal::Signal;
 
 use crate::{
-    args::{DownwardArgs, PodArgs},
+    args::{DownwardArgs, PodArgs, RESTART_PACE},
     process::Place,
     role::Role,
     settings::Reload,
 };
 
-/// kubelet forgets a container's restarts after ten minutes; a second one within them waits for a back-off.
-pub const PACE: Duration = Duration::from_secs(600);
 /// Between saying that a one-member cluster will be away and its being away.
 const NOTICE: Duration = Duration::from_secs(30);
 
@@ -158,7 +156,7 @@ mod tests {
                 peer_url: None,
                 liveness_url: None,
                 holder: String::new(),
-                pace: PACE,
+                pace: RESTART_PACE,
                 notice: NOTICE,
                 lease: None,
             };

@@ -30,7 +30,7 @@ use kube::{
 use tokio::sync::{MutexGuard, Notify};
 
 use super::{
-    places::{NoPlace, Places, Slot},
+    places::{Held, NoPlace, Places, Ready, Slot},
     state::{Stored, common_name, secret_name},
 };
 use crate::{
@@ -77,29 +77,6 @@ pub(super) struct Authorities {
     places: StdMutex<Places>,
     /// Rung whenever an authority's state changed by a leaf or a statement.
     changed: Arc<Notify>,
-}
-
-/// What is known of an authority.
-#[derive(Debug, Default)]
-pub(super) enum Held {
-    /// Not looked at yet, or to be looked at anew.
-    #[default]
-    Unknown,
-    /// Its Secret is missing while trust in it is published.
-    Lost,
-    /// In use.
-    Ready(Box<Ready>),
-    /// Its Secret, or the user's, cannot be used.
-    Unusable,
-}
-
-/// An authority in use, and its Secret as it was read or written last.
-#[derive(Debug)]
-pub(super) struct Ready {
-    pub(super) stored: Stored,
-    pub(super) secret: ObjectMeta,
-    /// The API server lets nobody change a Secret's type, and one restored by hand may have another.
-    type_: Option<String>,
 }
 
 /// What a leaf is issued with.

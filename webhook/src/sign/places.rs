@@ -12,7 +12,30 @@ use etcd_tls_sidecar::names::SignerName;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use tokio::sync::Mutex;
 
-use super::authorities::Held;
+use super::state::Stored;
+
+/// What is known of an authority.
+#[derive(Debug, Default)]
+pub(super) enum Held {
+    /// Not looked at yet, or to be looked at anew.
+    #[default]
+    Unknown,
+    /// Its Secret is missing while trust in it is published.
+    Lost,
+    /// In use.
+    Ready(Box<Ready>),
+    /// Its Secret, or the user's, cannot be used.
+    Unusable,
+}
+
+/// An authority in use, and its Secret as it was read or written last.
+#[derive(Debug)]
+pub(super) struct Ready {
+    pub(super) stored: Stored,
+    pub(super) secret: ObjectMeta,
+    /// The API server lets nobody change a Secret's type, and one restored by hand may have another.
+    pub(super) type_: Option<String>,
+}
 
 /// One authority's place.
 pub(super) struct Slot {

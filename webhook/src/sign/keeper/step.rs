@@ -13,7 +13,8 @@ use crate::{
     authority::Authority,
     rollover::{ChangeOver, LivePod, Report, Request, Situation, Step, decide, request_annotation, rfc3339},
     sign::{
-        authorities::{Held, Unavailable, generate},
+        authorities::{Unavailable, generate},
+        places::Held,
         places::Slot,
         state::{Stored, life},
     },
