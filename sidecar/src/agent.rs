@@ -10,18 +10,22 @@ use std::{
     time::Duration,
 };
 
+use etcd_tls_contract::{
+    args::{DownwardArgs, PodArgs},
+    certificate::Bundle,
+    identity::{self, PodFacts},
+    names,
+    role::{Domain, Role},
+    san::Sans,
+    settings::Settings,
+};
+
 use crate::{
     addresses::{self, Address},
     api::Api,
-    args::{DownwardArgs, PodArgs},
-    certificate::Bundle,
     clock::Clock,
-    identity::{self, PodFacts},
     lookout::Lookout,
-    names,
     renew::{self, Errand, Failure, Wish},
-    role::{Domain, Role},
-    settings::{Sans, Settings},
     store::{Entry, Set, Store, StoreError, files::Files},
     trust::{self, TrustDir, TrustError},
 };

@@ -3,12 +3,12 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use etcd_tls_telemetry::log::LogArgs;
 
 use crate::{
     init::{Error, InitArgs},
     request::RequestArgs,
     run::RunArgs,
-    telemetry::{self, Format},
 };
 
 /// Requests, proves, stores and renews the certificates of an etcd pod.
@@ -17,12 +17,8 @@ use crate::{
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// The form of a log line.
-    #[arg(long, global = true, env = "ETCD_TLS_LOG_FORMAT", default_value = "text", value_enum)]
-    log_format: Format,
-    /// A level, or targets with levels: info,etcd_tls_sidecar=debug.
-    #[arg(long, global = true, env = "ETCD_TLS_LOG_LEVEL", default_value = "info")]
-    log_level: String,
+    #[command(flatten)]
+    log: LogArgs,
 }
 
 #[derive(Subcommand, Debug)]
@@ -38,8 +34,8 @@ enum Command {
 impl Cli {
     /// Runs the command; the exit code follows sysexits.h.
     pub async fn run(self) -> ExitCode {
-        let Self { command, log_format, log_level } = self;
-        if let Err(error) = telemetry::init(log_format, &log_level) {
+        let Self { command, log } = self;
+        if let Err(error) = log.init() {
             #[allow(clippy::print_stderr, reason = "there is no log to write it to")]
             {
                 eprintln!("etcd-tls-sidecar: {error}");

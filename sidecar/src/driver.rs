@@ -11,6 +11,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use etcd_tls_contract::role::{Domain, Role};
 use futures::{FutureExt as _, StreamExt as _, future::LocalBoxFuture, stream::FuturesUnordered};
 use tokio::sync::{Notify, watch};
 
@@ -19,9 +20,7 @@ use crate::{
     api::Api,
     clock::{Clock, Mark, nap},
     renew::{Failure, Need, Wish, life, need},
-    restart,
-    role::{Domain, Role},
-    schedule,
+    restart, schedule,
     serving::{Port, Seen, look},
     status::Board,
     store::{Entry, files::Files},

@@ -2,15 +2,13 @@
 
 use std::{collections::BTreeSet, fs, io, path::PathBuf, time::Duration};
 
+use etcd_tls_contract::{certificate::Bundle, names, role::Domain};
 use k8s_openapi::api::core::v1::ConfigMap;
 use tokio::time::sleep;
 
 use crate::{
     api::{ApiError, http::Kube, kubeconfig::HostCredentials},
-    certificate::Bundle,
-    names,
     replace::replace,
-    role::Domain,
     schedule,
 };
 

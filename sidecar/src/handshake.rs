@@ -37,7 +37,7 @@ pub struct Target {
 /// What the port showed of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Served {
-    /// The leaf's serial number, as in [`crate::certificate::Chain::serial`].
+    /// The leaf's serial number, as in [`etcd_tls_contract::certificate::Chain::serial`].
     pub serial: String,
     /// The leaf's DER.
     pub leaf: Vec<u8>,

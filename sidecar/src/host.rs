@@ -8,15 +8,9 @@ use std::{
 };
 
 use clap::Args;
+use etcd_tls_contract::{identity, names, role::Role, san::Sans, settings::Settings};
 
-use crate::{
-    fetched::Fetched,
-    identity, names,
-    renew::Wish,
-    role::Role,
-    settings::{Sans, Settings},
-    trust::TrustDir,
-};
+use crate::{fetched::Fetched, renew::Wish, trust::TrustDir};
 
 /// The directory beside the certificates in which fetched bundles are kept.
 const TRUST: &str = "trust";
@@ -97,6 +91,11 @@ impl Host {
             return Err("give --user, the CN of the client certificate: etcd takes it for the user".to_owned());
         }
         Ok(Self { name, namespace: args.namespace.clone(), sans, settings, exact })
+    }
+
+    /// The host's name in subjects.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// The roles to hold.

@@ -9,18 +9,20 @@ use std::{
 };
 
 use clap::Args;
+use etcd_tls_contract::{
+    args::{DownwardArgs, PodArgs},
+    duration::parse_duration,
+    role::Role,
+};
 use futures::{StreamExt as _, stream::FuturesUnordered};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     agent::{Agent, Subject},
     api::{Api, ApiError, http::Kube, pod::PodCredentials},
-    args::{DownwardArgs, PodArgs},
     clock::{Clock, System},
     probe::install::InstallError,
     renew::{Failure, Wish, life, need},
-    role::Role,
-    settings::parse_duration,
     store::{Store, StoreError, files::Files},
 };
 

@@ -17,42 +17,31 @@
 //! **Invariant.** Everything marked pure takes time and randomness as arguments and does no I/O.
 
 pub mod addresses;
-pub mod admin;
 pub mod agent;
 pub mod api;
-pub mod args;
-pub mod certificate;
 pub mod cli;
 pub mod clock;
-pub mod csr;
 pub mod driver;
-mod encoding;
 pub mod etcd;
 pub mod fetched;
 pub mod handshake;
 pub mod host;
-pub mod identity;
 pub mod init;
 pub mod lock;
 pub mod lookout;
-pub mod names;
 pub mod on_host;
 pub mod order;
-pub mod policy;
 pub mod probe;
 pub mod process;
 pub mod renew;
 mod replace;
 pub mod request;
 pub mod restart;
-pub mod role;
 pub mod run;
 pub mod schedule;
 pub mod serving;
-pub mod settings;
 pub mod status;
 pub mod store;
-pub mod telemetry;
 #[cfg(test)]
 mod testing;
 pub mod trust;

@@ -5,6 +5,7 @@
 
 use std::{future::pending, path::Path};
 
+use etcd_tls_contract::{args::PodArgs, names};
 use tokio::{sync::watch, time::timeout};
 
 use crate::{
@@ -12,10 +13,8 @@ use crate::{
         http::Kube,
         kubeconfig::{HostCredentials, Written},
     },
-    args::PodArgs,
     host::{Host, HostArgs},
     init::Error,
-    names,
     process::Place,
     restart, schedule,
     work::{Work, keep},
@@ -93,5 +92,5 @@ fn restart_options(args: &PodArgs, host_args: &HostArgs, host: &Host) -> restart
         (None, Some(file)) => Place::PidFile(file.clone()),
         (None, None) => Place::Anywhere,
     };
-    restart::Options::of_host(args, place, host.name.clone())
+    restart::Options::of_host(args, place, host.name().to_owned())
 }

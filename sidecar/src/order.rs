@@ -15,11 +15,11 @@
 
 use std::time::Duration;
 
+use etcd_tls_contract::csr::Request;
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 
 use crate::{
     api::{ApiError, Version},
-    csr::Request,
     schedule,
 };
 
@@ -99,7 +99,7 @@ pub struct Circumstances {
     /// How long the answer took.
     pub took: Duration,
     /// The life of the certificate in use.
-    pub life: Option<schedule::Life>,
+    pub life: Option<etcd_tls_contract::life::Life>,
     /// The wall clock.
     pub now: std::time::SystemTime,
     /// A number in [0, 1).

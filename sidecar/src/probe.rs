@@ -23,33 +23,22 @@ use std::{
     time::Duration,
 };
 
+use etcd_tls_contract::liveness::SIDECAR_LIMIT;
+
 pub mod install;
 mod question;
 
 pub use self::question::Question;
 
-/// The sidecar's socket in [`crate::names::PROBE_DIR`].
+/// The sidecar's socket in [`etcd_tls_contract::names::PROBE_DIR`].
 pub const SOCKET: &str = "sidecar.sock";
-/// The file with the URL of the user's own probe in [`crate::names::PROBE_DIR`].
+/// The file with the URL of the user's own probe in [`etcd_tls_contract::names::PROBE_DIR`].
 pub const LIVENESS: &str = "liveness";
 
-/// How long the sidecar may take with what it need not ask anybody about.
-const SIDECAR_LIMIT: Duration = Duration::from_secs(2);
 /// Bytes of an answer of the sidecar's; it says less.
 const MAX_ANSWER: u64 = 4096;
 /// Characters of a reason, of which kubelet makes an event.
 const MAX_REASON: usize = 300;
-/// How long kubelet and the runtime may take to start the program, in seconds: one that is late counts as one that failed.
-const START_SECONDS: u64 = 15;
-
-/// The `timeoutSeconds` of a probe that runs the program with `--timeout=<timeout>`: the sidecar asks for that long, or is
-/// away for a moment, and then the program asks for that long itself.
-pub const fn timeout_seconds(timeout: u64) -> u64 {
-    let most = SIDECAR_LIMIT.as_secs().saturating_add(timeout.saturating_mul(2)).saturating_add(START_SECONDS);
-    // Kubernetes' integers have 32 bits.
-    if most > i32::MAX as u64 { i32::MAX as u64 } else { most }
-}
-
 /// What came of asking the sidecar.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Said {
@@ -115,7 +104,7 @@ pub fn decide(said: &Said, question: Question) -> Next {
     }
 }
 
-/// What the program says of etcd, in [`crate::names::PROBE_DIR`] `dir`. Whoever is asked has `limit`.
+/// What the program says of etcd, in [`etcd_tls_contract::names::PROBE_DIR`] `dir`. Whoever is asked has `limit`.
 ///
 /// # Errors
 /// Why etcd is to be restarted.
@@ -168,6 +157,8 @@ fn one_line(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+
+    use etcd_tls_contract::liveness::timeout_seconds;
 
     use super::*;
 

@@ -6,6 +6,16 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use etcd_tls_contract::{
+    certificate::{Bundle, Chain},
+    csr::{PrivateKey, Request},
+    identity,
+    key::{KeyAlgorithm, KeyRotation},
+    life::Life,
+    names,
+    role::{Domain, Role},
+    san::Sans,
+};
 use k8s_openapi::{
     ByteString,
     api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestSpec},
@@ -14,16 +24,9 @@ use k8s_openapi::{
 
 use crate::{
     api::Api,
-    certificate::{Bundle, Chain},
     clock::Clock,
-    csr::{PrivateKey, Request},
-    identity,
     lookout::{Lookout, Watcher},
-    names,
     order::{Call, Circumstances, Expected, Order, Outcome, Step},
-    role::{Domain, Role},
-    schedule::Life,
-    settings::{KeyAlgorithm, KeyRotation, Sans},
     store::{Entry, Record, Store, StoreError, files::Files},
 };
 

@@ -9,21 +9,25 @@ use std::{
 };
 
 use clap::Args;
+use etcd_tls_contract::{
+    certificate::{Bundle, Chain},
+    duration::parse_duration,
+    key::KeyAlgorithm,
+    names,
+    role::Role,
+    settings::{Issuer, Settings},
+};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     agent::Agent,
     api::{http::Kube, kubeconfig::HostCredentials},
-    certificate::{Bundle, Chain},
     clock::{Clock, System},
     host::{Host, HostArgs, Source},
     init::{Error, fill, open},
-    names,
     on_host::write_kubeconfig,
     renew::Wish,
-    role::Role,
     schedule,
-    settings::{Issuer, KeyAlgorithm, Settings, parse_duration},
     store::StoreError,
 };
 

@@ -46,7 +46,9 @@ pub use self::{
     gate::Gate,
     options::{LeaseOptions, Options, lease_name},
 };
-use crate::{etcd::EtcdError, names, process::uptime, role::Domain};
+use etcd_tls_contract::{names, role::Domain};
+
+use crate::{etcd::EtcdError, process::uptime};
 
 /// How often etcd's ports are asked what they have loaded while nothing is known to have changed.
 const IDLE: Duration = Duration::from_secs(30);

@@ -5,15 +5,17 @@
 use std::{future::pending, path::PathBuf};
 
 use clap::{ArgMatches, Args, FromArgMatches};
+use etcd_tls_contract::{
+    args::{DownwardArgs, PodArgs},
+    settings::Reload,
+};
 
 use crate::{
     agent::Subject,
     api::{http::Kube, pod::PodCredentials},
-    args::{DownwardArgs, PodArgs},
     host::HostArgs,
     init::{Error, write_termination_message},
     on_host, restart,
-    settings::Reload,
     work::{Work, keep},
 };
 

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use etcd_tls_contract::role::Role;
+
 use crate::{
     clock::Clock,
     handshake::{HandshakeError, Target, probe},
-    role::Role,
     store::Entry,
 };
 

@@ -6,18 +6,16 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use etcd_tls_contract::role::{Domain, Role};
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
     registry::Registry,
 };
 
-use crate::{
-    admin::Status,
-    role::{Domain, Role},
-    schedule::TICK,
-    store::Set,
-};
+use etcd_tls_telemetry::admin::Status;
+
+use crate::{schedule::TICK, store::Set};
 
 /// The loop looks at the clock every [`TICK`]; a loop that has not for so long hangs.
 const STUCK: Duration = Duration::from_secs(3 * TICK.as_secs());

@@ -23,17 +23,17 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use serde::{Deserialize, Serialize};
-use zeroize::Zeroizing;
-
-use crate::{
+use etcd_tls_contract::{
     certificate::{Bundle, CertificateError, Chain},
     csr::PrivateKey,
     names,
     role::Role,
-    settings::Sans,
-    store::files::{Disk, Files},
+    san::Sans,
 };
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use crate::store::files::{Disk, Files};
 
 pub mod files;
 #[cfg(test)]

@@ -8,17 +8,14 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use etcd_tls_contract::{certificate::Bundle, csr::PrivateKey, key::KeyAlgorithm, role::Role, san::Sans};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
     SanType, SubjectPublicKeyInfo,
 };
 
 use crate::{
-    certificate::Bundle,
     clock::Clock,
-    csr::PrivateKey,
-    role::Role,
-    settings::{KeyAlgorithm, Sans},
     store::{Entry, Record},
 };
 

@@ -9,14 +9,14 @@ use std::{
     time::SystemTime,
 };
 
+use etcd_tls_contract::{
+    certificate::Bundle,
+    role::{Domain, Role},
+};
 use notify::{RecursiveMode, Watcher as _};
 use tokio::sync::Notify;
 
-use crate::{
-    certificate::Bundle,
-    role::{Domain, Role},
-    store::{Entry, Set},
-};
+use crate::store::{Entry, Set};
 
 /// A ConfigMap holds 1 MiB at most.
 const MAX_BUNDLE: u64 = 1024 * 1024;

@@ -6,6 +6,8 @@ use std::{
     sync::Arc,
 };
 
+use etcd_tls_contract::{args::PodArgs, role::Role, settings::Reload};
+use etcd_tls_telemetry::{admin, listen::every_address};
 use prometheus_client::registry::Registry;
 use tokio::{
     net::TcpListener,
@@ -14,19 +16,15 @@ use tokio::{
 };
 
 use crate::{
-    admin,
     agent::Agent,
     api::Api,
-    args::PodArgs,
     clock::System,
     driver::Driver,
     init::{Error, open},
     probe::install,
     renew::Wish,
     restart::{self, Gate, Restarter, gate},
-    role::Role,
     serving::ports,
-    settings::Reload,
     status::{Board, PREFIX},
     trust::TrustDir,
 };
@@ -124,15 +122,10 @@ where
     Ok(())
 }
 
-/// The admin port on every address of both families, or of IPv4 where there is no IPv6.
+/// The admin port, on every address.
 ///
 /// # Errors
-/// It is taken.
+/// It is in use.
 pub async fn listen(port: u16) -> Result<TcpListener, Error> {
-    let admin = |source| Error::Admin { port, source };
-    match TcpListener::bind(("::", port)).await {
-        Ok(listener) => Ok(listener),
-        Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => Err(admin(e)),
-        Err(_) => TcpListener::bind(("0.0.0.0", port)).await.map_err(admin),
-    }
+    every_address(port).await.map_err(|source| Error::Admin { port, source })
 }

@@ -13,10 +13,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use etcd_tls_sidecar::{
+use etcd_tls_contract::{
     csr::Request as Pkcs10,
+    key::KeyAlgorithm,
     role::{Domain, Role},
-    settings::KeyAlgorithm,
 };
 use etcd_tls_webhook::{
     authority::Authority,

@@ -10,12 +10,12 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use etcd_tls_sidecar::{
+use etcd_tls_contract::{
     certificate::{Bundle, Chain},
-    etcd::Client,
     names,
     role::{Domain, Role},
 };
+use etcd_tls_sidecar::etcd::Client;
 use etcd_tls_webhook::authority::Authority;
 
 use crate::{

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use etcd_tls_sidecar::names;
+use etcd_tls_contract::names;
 use serde_json::Value;
 
 use crate::{etcd_client::EtcdClient, process::Process, temp::TempDir};

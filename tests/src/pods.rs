@@ -8,18 +8,21 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use etcd_tls_sidecar::{
+use etcd_tls_contract::{
     certificate::Bundle,
     csr::PrivateKey,
     names,
+    role::{Domain, Role},
+    san::Sans,
+    settings::Reload,
+};
+use etcd_tls_sidecar::{
     probe::install,
     process::Place,
     restart::{Options, Restarter, Status, gate},
-    role::{Domain, Role},
-    settings::{Reload, Sans},
     store::{Entry, Record, Set, Store},
-    telemetry,
 };
+use etcd_tls_telemetry::log;
 use prometheus_client::registry::Registry;
 use tokio::{sync::watch, task::JoinHandle};
 
@@ -170,7 +173,7 @@ impl Pods {
         crate::install_crypto();
         // For whoever looks for what happened: ETCD_TLS_TEST_LOG=debug.
         if let Ok(level) = std::env::var("ETCD_TLS_TEST_LOG") {
-            let _ = telemetry::init(telemetry::Format::Text, &level);
+            let _ = log::init(log::Format::Text, &level);
         }
         let dir = TempDir::new("pods");
         let trust = bundle(&[ca]);

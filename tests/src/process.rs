@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use etcd_tls_sidecar::{names, probe::timeout_seconds};
+use etcd_tls_contract::{liveness::timeout_seconds, names};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,

@@ -12,11 +12,7 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use etcd_tls_sidecar::{
-    csr::PrivateKey,
-    role::Role,
-    settings::{KeyAlgorithm, Sans},
-};
+use etcd_tls_contract::{csr::PrivateKey, key::KeyAlgorithm, role::Role, san::Sans};
 use serde_json::{Value, json};
 
 use crate::{
@@ -298,7 +294,7 @@ pub fn request(name: &str, role: Role, host: &str, sans: &Sans) -> (Value, Priva
         "spec": {
             "request": STANDARD.encode(pem),
             "signerName": format!("{}.etcd-tls.dev/kube-system.etcd", role.domain()),
-            "usages": etcd_tls_sidecar::identity::usages(role),
+            "usages": etcd_tls_contract::identity::usages(role),
         },
     });
     (object, key)

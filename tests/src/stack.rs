@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use etcd_tls_sidecar::names::{self, SYSTEM_NAMESPACE};
+use etcd_tls_contract::names::{self, SYSTEM_NAMESPACE};
 use k8s_openapi::api::{
     admissionregistration::v1::MutatingWebhookConfiguration,
     core::v1::{ConfigMap, Pod, Secret},

@@ -8,7 +8,7 @@ mod proxy;
 
 use std::{net::IpAddr, time::Duration};
 
-use etcd_tls_sidecar::{names, role::Role};
+use etcd_tls_contract::{names, role::Role};
 use k8s_openapi::api::{
     certificates::v1::CertificateSigningRequest,
     coordination::v1::Lease,

@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use etcd_tls_sidecar::{
+use etcd_tls_contract::{
     certificate::{Bundle, Chain},
     names,
 };

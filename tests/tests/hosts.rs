@@ -10,7 +10,7 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use etcd_tls_sidecar::{
+use etcd_tls_contract::{
     certificate::{Bundle, Chain},
     csr::PrivateKey,
     role::Role,
@@ -350,7 +350,7 @@ async fn known_members_are_issued_for_without_a_signer() {
     let out = dir.join("out");
     run(issue(&["--member=etcd-1=10.0.0.1,2001:db8::1", "--out"]).arg(&out));
     let chain = Chain::parse(&fs::read(out.join("etcd-1/server/tls.crt")).expect("a file")).expect("a chain");
-    let bundle = etcd_tls_sidecar::certificate::Bundle::parse(&fs::read(dir.join("ca/client.crt")).expect("a file"));
+    let bundle = etcd_tls_contract::certificate::Bundle::parse(&fs::read(dir.join("ca/client.crt")).expect("a file"));
     let bundle = bundle.expect("a bundle");
     let now = std::time::SystemTime::now();
     chain.verify(Role::Server, &bundle, &chain.public_key, &chain.sans, now).expect("good");

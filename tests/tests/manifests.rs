@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use etcd_tls_sidecar::{policy::Policy, restart::lease_name};
+use etcd_tls_contract::policy::Policy;
+use etcd_tls_sidecar::restart::lease_name;
 use k8s_openapi::api::{
     admissionregistration::v1::MutatingWebhookConfiguration,
     apps::v1::Deployment,

@@ -16,10 +16,8 @@ use std::{
     time::Duration,
 };
 
-use etcd_tls_sidecar::{
-    names::{PROBE_DIR, PROBE_PROGRAM},
-    probe::{SOCKET, install},
-};
+use etcd_tls_contract::names::{PROBE_DIR, PROBE_PROGRAM};
+use etcd_tls_sidecar::probe::{SOCKET, install};
 use nix::sys::signal::Signal;
 use tests::{
     csr_server::CsrServer,

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use etcd_tls_sidecar::{
+use etcd_tls_contract::{
     certificate::{Bundle, Chain},
     names,
     role::Role,

@@ -11,12 +11,11 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use etcd_tls_contract::{certificate::Bundle, settings::Reload};
 use etcd_tls_sidecar::{
-    certificate::Bundle,
     etcd::{Client, Created},
     lock,
     restart::{self, LeaseOptions},
-    settings::Reload,
 };
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::{Api, api::PostParams};

@@ -9,11 +9,11 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use etcd_tls_sidecar::{
+use etcd_tls_contract::{
     certificate::{Bundle, Chain},
     csr::PrivateKey,
     role::{Domain, Role},
-    settings::Sans,
+    san::Sans,
 };
 use k8s_openapi::{
     api::{

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use etcd_tls_sidecar::role::Role;
+use etcd_tls_contract::role::Role;
 use nix::sys::signal::Signal;
 use tests::{
     etcd::EtcdBinary,

@@ -9,11 +9,11 @@ mod signer;
 
 use std::{collections::BTreeSet, time::Duration};
 
-use etcd_tls_sidecar::{
+use etcd_tls_contract::{
     certificate::{Bundle, Chain},
+    life::BACKDATE,
     names::{self, SYSTEM_NAMESPACE},
     role::Role,
-    schedule::BACKDATE,
 };
 use k8s_openapi::api::{
     admissionregistration::v1::MutatingWebhookConfiguration,

@@ -3,7 +3,7 @@
 use std::{fs, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use etcd_tls_sidecar::{csr::PrivateKey, role::Role, settings::KeyAlgorithm};
+use etcd_tls_contract::{csr::PrivateKey, key::KeyAlgorithm, role::Role};
 use serde_json::{Value, json};
 use tests::{
     pki::{Ca, LeafOptions},

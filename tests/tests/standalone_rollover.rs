@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeMap, fs, path::Path, process::Command, time::Duration};
 
-use etcd_tls_sidecar::certificate::{Bundle, Chain};
+use etcd_tls_contract::certificate::{Bundle, Chain};
 use tests::{
     etcd::{EtcdCluster, Member},
     etcd_client, eventually,

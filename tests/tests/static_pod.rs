@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use etcd_tls_sidecar::certificate::Chain;
+use etcd_tls_contract::certificate::Chain;
 use serde_json::{Value, json};
 use tests::{
     etcd_client::served_serial,

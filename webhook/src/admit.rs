@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, sync::Arc};
 
-use etcd_tls_sidecar::{names, telemetry};
+use etcd_tls_contract::names;
 use prometheus_client::registry::Registry;
 
 use crate::{
@@ -42,12 +42,6 @@ pub struct Args {
     /// Threads that answer [default: one a core, four at most].
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=64))]
     workers: Option<u16>,
-    /// The log's level, or targets with levels (info,actix_web=debug).
-    #[arg(long, env = "LOG_LEVEL", default_value = "info")]
-    log_level: String,
-    /// The form of the log's lines.
-    #[arg(long, default_value = "text")]
-    log_format: telemetry::Format,
 }
 
 /// The server could not listen.
@@ -64,18 +58,7 @@ impl Args {
     /// # Errors
     /// What kept it from serving.
     pub async fn run(self) -> Result<(), Error> {
-        let Self {
-            sidecar_image,
-            sidecar_pull_policy,
-            serving_dir,
-            leave_out,
-            address,
-            admin_address,
-            workers,
-            log_level,
-            log_format,
-        } = self;
-        telemetry::init(log_format, &log_level)?;
+        let Self { sidecar_image, sidecar_pull_policy, serving_dir, leave_out, address, admin_address, workers } = self;
         let mut stop = shutdown::on_signals()?;
         let mut registry = Registry::with_prefix("etcd_tls_admit");
         let metrics = server::Metrics::register(&mut registry);

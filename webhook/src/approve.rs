@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use etcd_tls_sidecar::identity::{Denial, Entitlement, Verdict};
+use etcd_tls_contract::identity::{Denial, Entitlement, Verdict};
 use prometheus_client::registry::Registry;
 
 use crate::{

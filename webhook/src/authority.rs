@@ -2,22 +2,10 @@
 //!
 //! **Invariant.** Nothing here prints a key: not `Debug`, not an error.
 
-use std::{
-    fmt,
-    time::{Duration, SystemTime},
-};
+use std::{fmt, time::SystemTime};
 
-use etcd_tls_sidecar::{
-    certificate::{self, Bundle, Chain},
-    schedule::BACKDATE,
-    settings::KeyAlgorithm,
-};
-use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, KeyPair, KeyUsagePurpose, PublicKeyData as _,
-    RsaKeySize,
-};
-use rustls::pki_types::{PrivateKeyDer, pem::PemObject as _};
-use time::OffsetDateTime;
+use etcd_tls_contract::certificate::{self, Bundle};
+use rcgen::{KeyPair, PublicKeyData as _};
 use x509_cert::{
     Certificate,
     der::{Decode as _, Encode as _, asn1::ObjectIdentifier},
@@ -228,7 +216,7 @@ impl Authority {
     /// The digest that names this authority's generation: of the issuing certificate's public key and name, 32
     /// hexadecimal digits.
     pub fn generation(&self) -> String {
-        etcd_tls_sidecar::csr::key_digest(&self.chain[0])
+        etcd_tls_contract::csr::key_digest(&self.chain[0])
     }
 
     /// What a leaf's chain carries beside it: all that is below the anchor.
@@ -296,6 +284,3 @@ fn spki_of(certificate: &Certificate) -> Result<Vec<u8>, AuthorityError> {
         .to_der()
         .map_err(|e| AuthorityError::Certificate(e.to_string()))
 }
-
-#[cfg(test)]
-mod tests;

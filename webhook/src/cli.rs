@@ -1,6 +1,7 @@
 //! The command line: one variant for each subcommand, each with arguments and a `run` of its own.
 
 use clap::{Parser, Subcommand};
+use etcd_tls_telemetry::log::LogArgs;
 use tokio::runtime::Builder;
 
 use crate::{admit, approve, error::Error, inject, issue_command, rollover, sign, standalone};
@@ -14,6 +15,8 @@ const MAX_WORKERS: usize = 4;
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
+    #[command(flatten)]
+    log: LogArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -40,6 +43,7 @@ impl Cli {
     /// # Errors
     /// The subcommand's.
     pub fn run(self) -> Result<(), Error> {
+        self.log.init()?;
         rustls::crypto::aws_lc_rs::default_provider()
             .install_default()
             .map_err(|_| "a crypto provider is already installed in this process")?;

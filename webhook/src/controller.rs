@@ -9,9 +9,9 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use etcd_tls_sidecar::{
+use etcd_tls_contract::{
     identity::{Denial, ServiceFacts, Verdict},
-    names, telemetry,
+    names,
 };
 use k8s_openapi::api::core::v1::Service;
 use kube::{
@@ -58,12 +58,6 @@ pub struct ControllerArgs {
     /// Where /live, /ready and /metrics are served.
     #[arg(long, default_value = "[::]:9179")]
     admin_address: SocketAddr,
-    /// The log's level, or targets with levels (info,kube_client=debug).
-    #[arg(long, env = "LOG_LEVEL", default_value = "info")]
-    log_level: String,
-    /// The form of the log's lines.
-    #[arg(long, default_value = "text")]
-    log_format: telemetry::Format,
 }
 
 /// What a controller works with.
@@ -99,8 +93,7 @@ impl ControllerArgs {
     /// # Errors
     /// What kept it from starting.
     pub(crate) async fn start(self, name: &'static str, mut registry: Registry) -> Result<Started, Error> {
-        let Self { namespace, identity, workers, admin_address, log_level, log_format } = self;
-        telemetry::init(log_format, &log_level)?;
+        let Self { namespace, identity, workers, admin_address } = self;
         let shutdown = shutdown::on_signals()?;
         let identity = match identity {
             Some(identity) => identity,

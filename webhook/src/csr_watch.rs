@@ -10,7 +10,7 @@ mod queue;
 
 use std::{collections::HashMap, pin::pin, sync::Arc, time::Duration};
 
-use etcd_tls_sidecar::telemetry::metric;
+use etcd_tls_telemetry::metric;
 use futures::StreamExt;
 use kube::{
     Api, Client,

@@ -1,5 +1,5 @@
 //! Kubernetes objects as the law sees them: a CertificateSigningRequest read leanly, and the pod, the Services and the
-//! requester turned into [`etcd_tls_sidecar::identity`]'s values.
+//! requester turned into [`etcd_tls_contract::identity`]'s values.
 //!
 //! Nothing here decides. Nothing here fails on an object either: what the API server stored is taken as it is, and what
 //! is odd about it is the law's business, since one object that cannot be decoded would stop a whole list.
@@ -10,7 +10,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use etcd_tls_sidecar::{
+use etcd_tls_contract::{
     identity::{POD_UID, PodFacts, Requester, ServiceFacts},
     names,
 };

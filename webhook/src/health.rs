@@ -2,9 +2,11 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use etcd_tls_sidecar::admin::{self, Status};
+use etcd_tls_telemetry::{
+    admin::{self, Status},
+    listen,
+};
 use prometheus_client::{encoding::text::encode_registry, registry::Registry};
-use tokio::net::TcpListener;
 
 type Check = Box<dyn Fn() -> Result<(), String> + Send + Sync>;
 
@@ -31,7 +33,7 @@ impl Health {
     /// # Errors
     /// The address cannot be listened on.
     pub async fn serve(self: Arc<Self>, address: std::net::SocketAddr) -> Result<(), HealthError> {
-        let listener = TcpListener::bind(address).await.map_err(|source| HealthError { address, source })?;
+        let listener = listen::at(address).await.map_err(|source| HealthError { address, source })?;
         if let Ok(address) = listener.local_addr() {
             tracing::info!(%address, "admin port");
         }

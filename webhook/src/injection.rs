@@ -26,7 +26,7 @@ mod view;
 
 use std::collections::BTreeSet;
 
-use etcd_tls_sidecar::{
+use etcd_tls_contract::{
     args::PodArgs,
     identity, names,
     role::Role,
@@ -333,8 +333,8 @@ fn advertised(targets: &[Target<'_>]) -> BTreeSet<String> {
             for url in urls::urls(urls::setting(container, options, option).as_ref()) {
                 let host = url.host.trim_start_matches('[').trim_end_matches(']').to_owned();
                 let outside = match host.parse::<std::net::IpAddr>() {
-                    Ok(ip) => !ip.is_loopback() && etcd_tls_sidecar::names::is_san_ip(ip),
-                    Err(_) => host != "localhost" && etcd_tls_sidecar::names::is_san_dns_name(&host),
+                    Ok(ip) => !ip.is_loopback() && etcd_tls_contract::names::is_san_ip(ip),
+                    Err(_) => host != "localhost" && etcd_tls_contract::names::is_san_dns_name(&host),
                 };
                 if outside {
                     hosts.insert(host);

@@ -9,12 +9,12 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use etcd_tls_sidecar::{
+use etcd_tls_contract::{
     certificate::{Bundle, Chain},
     identity::Entitlement,
+    life::BACKDATE,
     role::Role,
-    schedule::BACKDATE,
-    settings::Sans,
+    san::Sans,
 };
 use rcgen::{
     CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair,
@@ -233,7 +233,7 @@ fn san_types(sans: &Sans) -> Result<Vec<SanType>, IssueError> {
 }
 
 fn extended_key_usages(role: Role) -> Vec<ExtendedKeyUsagePurpose> {
-    etcd_tls_sidecar::identity::usages(role)
+    etcd_tls_contract::identity::usages(role)
         .iter()
         .filter_map(|usage| match *usage {
             "server auth" => Some(ExtendedKeyUsagePurpose::ServerAuth),

@@ -15,11 +15,14 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use etcd_tls_sidecar::{
+use etcd_tls_contract::{
     csr::PrivateKey,
-    identity, names,
+    duration::parse_duration,
+    identity,
+    key::KeyAlgorithm,
+    names,
     role::{Domain, Role},
-    settings::{KeyAlgorithm, Sans, parse_duration},
+    san::Sans,
 };
 use serde_json::{Value, json};
 use zeroize::Zeroizing;

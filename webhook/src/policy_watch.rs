@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use etcd_tls_sidecar::{names, policy::Policy};
+use etcd_tls_contract::{names, policy::Policy};
 use futures::{StreamExt, pin_mut};
 use k8s_openapi::api::core::v1::{ConfigMap, ObjectReference};
 use kube::{

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use etcd_tls_sidecar::{certificate::Chain, csr::generate_pair, schedule::BACKDATE, settings::KeyAlgorithm};
+use etcd_tls_contract::{certificate::Chain, csr::generate_pair, key::KeyAlgorithm, life::BACKDATE};
 use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, KeyPair, KeyUsagePurpose};
 use rustls::pki_types::{PrivateKeyDer, pem::PemObject as _};
 use time::OffsetDateTime;
@@ -108,3 +108,6 @@ fn proven(
 fn time_of(t: SystemTime) -> Result<OffsetDateTime, AuthorityError> {
     der::date(t).ok_or_else(|| AuthorityError::Crypto("the time is out of X.509's range".to_owned()))
 }
+
+#[cfg(test)]
+mod tests;

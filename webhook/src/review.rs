@@ -1,10 +1,10 @@
 //! A controller's decision as a function of values: which CSRs are the approver's to decide, what the law says of one, and
 //! what is written for it.
 //!
-//! The law itself is [`etcd_tls_sidecar::identity::judge`]; here is what stands around it: signer names that are no good,
+//! The law itself is [`etcd_tls_contract::identity::judge`]; here is what stands around it: signer names that are no good,
 //! requests that cannot be read, and what is written for each verdict.
 
-use etcd_tls_sidecar::{
+use etcd_tls_contract::{
     csr::Request,
     identity::{self, Asked, BoundPod, Denial, PodFacts, Requester, SERVICE_ACCOUNT_PREFIX, ServiceFacts, Verdict},
     names::{SIGNER_DOMAIN, SignerName, SignerNameError},

@@ -20,7 +20,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use etcd_tls_sidecar::role::{Domain, Role};
+use etcd_tls_contract::role::{Domain, Role};
 use serde::{Deserialize, Serialize};
 
 mod command;

@@ -22,7 +22,7 @@ use std::{
     time::Duration,
 };
 
-use etcd_tls_sidecar::{names::SignerName, role::Domain, settings::parse_duration};
+use etcd_tls_contract::{duration::parse_duration, names::SignerName, role::Domain};
 use prometheus_client::registry::Registry;
 use tokio::sync::Notify;
 

@@ -42,12 +42,7 @@ use std::{
 
 use actix_tls::accept::rustls_0_23::TlsStream;
 use actix_web::{App, HttpServer, dev::Extensions, rt::net::TcpStream, web};
-use etcd_tls_sidecar::{
-    policy::{ClusterName, Policy},
-    role::Role,
-    settings::parse_duration,
-    telemetry,
-};
+use etcd_tls_contract::{cluster::ClusterName, duration::parse_duration, policy::Policy, role::Role};
 use tokio::{sync::Semaphore, time};
 
 use crate::{
@@ -168,12 +163,6 @@ pub struct Args {
     /// Requests of one user that may wait for approval.
     #[arg(long, default_value_t = 1_000)]
     pub max_pending_per_user: usize,
-    /// Log level (info), or targets with levels.
-    #[arg(long, default_value = "info")]
-    pub log_level: String,
-    /// Form of the log.
-    #[arg(long, value_enum, default_value_t)]
-    pub log_format: telemetry::Format,
 }
 
 impl Args {
@@ -200,11 +189,8 @@ impl Args {
             rate_limit,
             max_requests,
             max_pending_per_user,
-            log_level,
-            log_format,
             ..
         } = self;
-        telemetry::init(log_format, &log_level)?;
         if servcrt.len() != servkey.len() {
             return Err(format!("{} --servcrt do not match {} --servkey", servcrt.len(), servkey.len()).into());
         }

@@ -18,7 +18,9 @@ use super::{
     ApiError,
     http::{Access, Credentials},
 };
-use crate::{certificate::Chain, names, replace::replace};
+use etcd_tls_contract::{certificate::Chain, names};
+
+use crate::replace::replace;
 
 /// The name of cluster, context and user in a kubeconfig that is written here. One that has another is not written over.
 const OURS: &str = "etcd-tls";

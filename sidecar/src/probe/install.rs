@@ -10,7 +10,9 @@ use std::{
 use nix::sys::statvfs::{FsFlags, statvfs};
 
 use super::LIVENESS;
-use crate::{names, replace::replace};
+use etcd_tls_contract::names;
+
+use crate::replace::replace;
 
 /// Why etcd's liveness probe could not be put in place.
 #[derive(Debug, thiserror::Error)]

@@ -7,10 +7,11 @@ use nix::sys::signal::Signal;
 use tokio::time::{Instant, sleep};
 
 use super::{AGAIN, IDLE, Look, Permit, Restarter, Wait, decision::permit, options::Means};
+use etcd_tls_contract::names;
+
 use crate::{
     etcd::EtcdError,
     lock::{Guard, TTL},
-    names,
     process::{Process, uptime},
 };
 

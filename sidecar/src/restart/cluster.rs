@@ -10,13 +10,16 @@ use super::{
     decision::{MemberSeen, Seen},
     memory::KnownCluster,
 };
-use crate::{
+use etcd_tls_contract::{
     certificate::Bundle,
+    names,
+    role::{Domain, Role},
+};
+
+use crate::{
     etcd::{Client, Endpoint, EtcdError, Member, ServerMetrics},
     handshake::{self, Target},
-    names,
     process::{self, Listener, Process, ProcessError, Wanted},
-    role::{Domain, Role},
 };
 
 /// How long a handshake with etcd's own ports may take.

@@ -18,6 +18,7 @@ use std::{
     time::Duration,
 };
 
+use etcd_tls_contract::names;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{UnixListener, UnixStream},
@@ -27,7 +28,6 @@ use tokio::{
 
 use crate::{
     etcd::{Client, Endpoint, whole},
-    names,
     probe::{self, Question},
 };
 

@@ -14,7 +14,9 @@ use base64::{Engine, engine::general_purpose::STANDARD_NO_PAD};
 use serde::{Deserialize, Serialize};
 
 use super::decision::Installed;
-use crate::{certificate::Bundle, replace::replace, role::Domain};
+use etcd_tls_contract::{certificate::Bundle, role::Domain};
+
+use crate::replace::replace;
 
 /// Beside the generations, hidden as they are.
 const FILE: &str = "..restart.json";

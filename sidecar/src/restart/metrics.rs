@@ -7,7 +7,7 @@ use prometheus_client::{
 };
 use std::sync::atomic::AtomicU64;
 
-use crate::role::Domain;
+use etcd_tls_contract::role::Domain;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct DomainLabel {

@@ -2,14 +2,14 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use nix::sys::signal::Signal;
-
-use crate::{
-    args::{DownwardArgs, PodArgs, RESTART_PACE},
-    process::Place,
+use etcd_tls_contract::{
+    args::{DownwardArgs, PodArgs},
     role::Role,
     settings::Reload,
 };
+use nix::sys::signal::Signal;
+
+use crate::process::Place;
 
 /// Between saying that a one-member cluster will be away and its being away.
 const NOTICE: Duration = Duration::from_secs(30);
@@ -156,7 +156,7 @@ mod tests {
                 peer_url: None,
                 liveness_url: None,
                 holder: String::new(),
-                pace: RESTART_PACE,
+                pace: etcd_tls_contract::args::RESTART_PACE,
                 notice: NOTICE,
                 lease: None,
             };

@@ -212,7 +212,7 @@ fn a_pending_key_is_kept_whole_or_not_at_all() {
         let dir = Dir::new();
         let disk = Broken::new(after, Errno::ENOSPC, true);
         let store = Store::open_with(&dir.0, disk.clone()).unwrap();
-        let key = PrivateKey::generate(crate::settings::KeyAlgorithm::EcdsaP256).unwrap();
+        let key = PrivateKey::generate(etcd_tls_contract::key::KeyAlgorithm::EcdsaP256).unwrap();
         let kept = store.keep_pending(Role::Peer, &key).is_ok();
         assert_eq!(store.pending(Role::Peer).map(|k| k.public_key()), kept.then(|| key.public_key()), "call {after}");
         drop(store);

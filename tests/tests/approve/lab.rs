@@ -3,12 +3,14 @@
 use std::{process::Command, time::Duration};
 
 use base64::Engine;
-use etcd_tls_sidecar::{
+use etcd_tls_contract::{
     csr::PrivateKey,
     identity,
+    key::KeyAlgorithm,
     names::{self, SignerName},
     role::Role,
-    settings::{KeyAlgorithm, Sans, Settings},
+    san::Sans,
+    settings::Settings,
 };
 use etcd_tls_webhook::facts;
 use k8s_openapi::api::{
@@ -73,7 +75,7 @@ impl Lab {
         let admin = format!("127.0.0.1:{}", ports::loopback());
         let mut command = Command::new(binary("etcd-tls-webhook"));
         command.arg("approve").args(["--identity", identity, "--admin-address", &admin]).args(arguments);
-        command.env_clear().env("KUBECONFIG", kubeconfig).env("LOG_LEVEL", "info,etcd_tls_webhook=debug");
+        command.env_clear().env("KUBECONFIG", kubeconfig).env("ETCD_TLS_LOG_LEVEL", "info,etcd_tls_webhook=debug");
         Approver { process: Process::spawn(identity, &mut command, self.api.directory().path()), admin }
     }
 
@@ -275,7 +277,7 @@ impl Asking {
 
     fn renamed(mut self) -> Self {
         if !self.named {
-            let digest = etcd_tls_sidecar::csr::key_digest(&self.key.public_key());
+            let digest = etcd_tls_contract::csr::key_digest(&self.key.public_key());
             self.name = names::csr_name(&self.uid, self.role, &digest);
         }
         self

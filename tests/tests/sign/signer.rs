@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use etcd_tls_sidecar::{
+use etcd_tls_contract::{
     certificate::{Bundle, Chain},
     names::{self, SYSTEM_NAMESPACE},
     role::Role,
@@ -35,7 +35,7 @@ pub async fn sign(lab: &Lab, identity: &str, arguments: &[&str]) -> Process {
     let admin = format!("127.0.0.1:{}", ports::loopback());
     let mut command = Command::new(binary("etcd-tls-webhook"));
     command.arg("sign").args(["--identity", identity, "--admin-address", &admin]).args(arguments);
-    command.env_clear().env("KUBECONFIG", kubeconfig).env("LOG_LEVEL", "info,etcd_tls_webhook=debug");
+    command.env_clear().env("KUBECONFIG", kubeconfig).env("ETCD_TLS_LOG_LEVEL", "info,etcd_tls_webhook=debug");
     Process::spawn(identity, &mut command, lab.api.directory().path())
 }
 

@@ -13,7 +13,7 @@ use std::{
     fmt,
 };
 
-use etcd_tls_sidecar::{names::SYSTEM_NAMESPACE, policy::Policy};
+use etcd_tls_contract::{names::SYSTEM_NAMESPACE, policy::Policy};
 use k8s_openapi::api::rbac::v1::{ClusterRoleBinding, RoleBinding, RoleRef, Subject};
 use kube::ResourceExt;
 

@@ -1,6 +1,6 @@
 //! The approver's own metrics. Every label's values are a fixed set of words.
 
-use etcd_tls_sidecar::telemetry::metric;
+use etcd_tls_telemetry::metric;
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family},

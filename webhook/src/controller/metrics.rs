@@ -1,6 +1,6 @@
 //! The metrics that every controller has, beside those of its queue.
 
-use etcd_tls_sidecar::telemetry::metric;
+use etcd_tls_telemetry::metric;
 use prometheus_client::{
     metrics::{counter::Counter, gauge::Gauge},
     registry::Registry,

@@ -8,7 +8,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use etcd_tls_sidecar::identity::BoundPod;
+use etcd_tls_contract::identity::BoundPod;
 use tokio::{sync::watch, time::Instant};
 
 use crate::{client::RequestError, facts::LeanPod};

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use etcd_tls_sidecar::{names, role::Role, settings::Settings};
+use etcd_tls_contract::{names, role::Role, settings::Settings};
 use serde_json::Value;
 
 /// Changes the values of the TLS flags of every container that runs etcd by a command of its own; what was changed.

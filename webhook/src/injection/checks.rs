@@ -1,6 +1,6 @@
 //! What of a pod would not work with certificates: mounts in the way, URLs and probes without TLS, ports that are taken.
 
-use etcd_tls_sidecar::{args::PodArgs, role::Role};
+use etcd_tls_contract::{args::PodArgs, role::Role};
 
 use serde_json::Value;
 

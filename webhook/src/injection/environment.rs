@@ -3,7 +3,7 @@
 //! An option that the pod sets is the pod's: by flag, because etcd refuses to start over both, and by variable, because
 //! whoever wrote it meant it. What thereby stays without our certificates is said.
 
-use etcd_tls_sidecar::{names, role::Role};
+use etcd_tls_contract::{names, role::Role};
 use serde_json::{Value, json};
 
 use super::{

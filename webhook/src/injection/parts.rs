@@ -1,6 +1,6 @@
 //! What is injected, as JSON: two containers and three volumes, made to meet Pod Security `restricted`.
 
-use etcd_tls_sidecar::{args::PodArgs, names};
+use etcd_tls_contract::{args::PodArgs, names};
 use serde_json::{Value, json};
 
 use super::{Config, Host};

@@ -1,6 +1,6 @@
 //! What the pod as a whole gets: volumes, a group, our two containers, the label.
 
-use etcd_tls_sidecar::{args::PodArgs, names};
+use etcd_tls_contract::{args::PodArgs, names};
 use serde_json::{Value, json};
 
 use super::{Work, parts, patch::Additions, present, view};

@@ -4,7 +4,7 @@
 //! may have been injected offline by another version. What a name of ours must not hide is another program.
 
 use clap::Parser;
-use etcd_tls_sidecar::{args::PodArgs, names};
+use etcd_tls_contract::{args::PodArgs, names};
 use serde_json::Value;
 
 use super::view::{Container, List};

@@ -6,8 +6,9 @@
 //! A shared process namespace opens `/proc/<pid>/root`, and with it the keys, to every container of etcd's user. So it is
 //! opened only where no other container can have that user.
 
-use etcd_tls_sidecar::{
-    names, probe,
+use etcd_tls_contract::liveness;
+use etcd_tls_contract::{
+    names,
     settings::{Reload, Settings},
 };
 use serde_json::{Map, Value, json};
@@ -181,7 +182,7 @@ impl Plan {
         value.shift_remove("httpGet");
         value.shift_remove("tcpSocket");
         value.insert("exec".to_owned(), ours(timeout));
-        value.insert("timeoutSeconds".to_owned(), probe::timeout_seconds(timeout).into());
+        value.insert("timeoutSeconds".to_owned(), liveness::timeout_seconds(timeout).into());
         self.warnings.push(format!(
             "container {}: its liveness probe is now {}, which asks etcd-tls-sidecar and {liveness_url}",
             container.name,

@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeMap, sync::LazyLock};
 
-use etcd_tls_sidecar::names;
+use etcd_tls_contract::names;
 use serde_json::{Map, Value};
 
 /// A pod, or the template of one.

@@ -1,9 +1,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use etcd_tls_sidecar::settings::KeyAlgorithm;
+use std::time::UNIX_EPOCH;
+
+use etcd_tls_contract::key::KeyAlgorithm;
 use x509_cert::{
     Certificate,
-    der::Encode as _,
+    der::{Decode as _, Encode as _},
     ext::pkix::{AuthorityKeyIdentifier, BasicConstraints, ExtendedKeyUsage, KeyUsage, SubjectKeyIdentifier},
 };
 
@@ -167,7 +169,7 @@ fn the_issuer_is_the_cas_subject_to_the_byte() {
     let draft = params.self_signed(&pair).unwrap();
     let subject = odd_subject();
     let der = sign_draft(draft.der(), &subject, &subject, &pair).unwrap();
-    let pem = etcd_tls_sidecar::certificate::to_pem(&der);
+    let pem = etcd_tls_contract::certificate::to_pem(&der);
     let authority = Authority::load(pem.as_bytes(), pair.serialize_pem().as_bytes(), now()).unwrap();
     let (sans, key) = (sans(), key());
     let chain = issue(&authority, &leaf(Role::Peer, &sans, &key), now(), [1; 16]).unwrap();

@@ -3,9 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use base64::Engine;
-use etcd_tls_sidecar::{
+use etcd_tls_contract::{
     csr::{PrivateKey, key_digest},
-    settings::{KeyAlgorithm, Sans},
+    key::KeyAlgorithm,
+    san::Sans,
 };
 use k8s_openapi::api::core::v1::{Pod, Service};
 

@@ -3,7 +3,7 @@
 
 use std::{io::Write as _, time::Duration};
 
-use etcd_tls_sidecar::{names, role::Domain};
+use etcd_tls_contract::{names, role::Domain};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{
     Api,

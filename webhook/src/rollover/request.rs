@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use etcd_tls_sidecar::{names, role::Domain};
+use etcd_tls_contract::{names, role::Domain};
 use serde::{Deserialize, Serialize};
 
 use super::Rollover;

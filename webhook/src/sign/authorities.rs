@@ -12,12 +12,12 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use etcd_tls_sidecar::{
+use etcd_tls_contract::{
     certificate::Bundle,
+    key::KeyAlgorithm,
     names::{self, SignerName},
     policy::{MAX_AUTHORITIES, Policy},
     role::Role,
-    settings::KeyAlgorithm,
 };
 use k8s_openapi::{
     api::core::v1::{ConfigMap, Pod, Secret},

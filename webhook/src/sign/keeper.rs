@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use etcd_tls_sidecar::{
+use etcd_tls_contract::{
     names::{self, SignerName},
     policy::Policy,
     role::{Domain, Role},

@@ -7,7 +7,8 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use etcd_tls_sidecar::{names::SignerName, role::Role, telemetry::metric};
+use etcd_tls_contract::{names::SignerName, role::Role};
+use etcd_tls_telemetry::metric;
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge},

@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use etcd_tls_sidecar::names::SignerName;
+use etcd_tls_contract::names::SignerName;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use tokio::sync::Mutex;
 

@@ -12,7 +12,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use etcd_tls_sidecar::{identity::opted_in, names, policy::Policy, role::Role, settings::Settings};
+use etcd_tls_contract::{identity::opted_in, names, policy::Policy, role::Role, settings::Settings};
 use futures::StreamExt;
 use kube::{
     Api, Client,
@@ -99,7 +99,7 @@ impl Pods {
 
     /// The running pods of each authority, and the hosts that policy lists: a member on a host, too, must have loaded a new
     /// CA before anybody presents a leaf of it.
-    pub(super) fn by_authority(&self, policy: &Policy) -> HashMap<etcd_tls_sidecar::names::SignerName, Vec<LivePod>> {
+    pub(super) fn by_authority(&self, policy: &Policy) -> HashMap<etcd_tls_contract::names::SignerName, Vec<LivePod>> {
         let mut by_uid: BTreeMap<String, Member> = BTreeMap::new();
         for (uid, member) in self.lock().values().flatten() {
             by_uid.insert(uid.clone(), member.clone());
@@ -273,7 +273,7 @@ fn member(pod: &LeanPod, namespace_opted_in: bool) -> Option<Member> {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use etcd_tls_sidecar::role::Domain;
+    use etcd_tls_contract::role::Domain;
     use serde_json::json;
 
     use super::*;

@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, RwLock},
 };
 
-use etcd_tls_sidecar::identity::ServiceFacts;
+use etcd_tls_contract::identity::ServiceFacts;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Service;
 use kube::{

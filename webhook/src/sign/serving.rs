@@ -12,12 +12,13 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use etcd_tls_sidecar::{
+use etcd_tls_contract::{
     certificate::{Bundle, Chain},
     csr::PrivateKey,
+    key::KeyAlgorithm,
+    life::BACKDATE,
     role::Role,
-    schedule::BACKDATE,
-    settings::{KeyAlgorithm, Sans},
+    san::Sans,
 };
 use k8s_openapi::{
     ByteString,

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use etcd_tls_sidecar::{
+use etcd_tls_contract::{
     identity::{Denial, Entitlement, Verdict},
     names::{self, SignerName},
 };

@@ -15,7 +15,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use etcd_tls_sidecar::{
+use etcd_tls_contract::{
     certificate::{Bundle, CertificateError},
     names::SignerName,
 };
@@ -222,7 +222,7 @@ mod tests {
 
     use std::time::UNIX_EPOCH;
 
-    use etcd_tls_sidecar::settings::KeyAlgorithm;
+    use etcd_tls_contract::key::KeyAlgorithm;
 
     use super::*;
     use crate::rollover::{Abort, ChangeOver};
@@ -325,7 +325,7 @@ mod tests {
     #[test]
     fn names_stay_within_their_bounds_and_apart() {
         let long = SignerName {
-            domain: etcd_tls_sidecar::role::Domain::Metrics,
+            domain: etcd_tls_contract::role::Domain::Metrics,
             namespace: "n".repeat(63),
             cluster: "c".repeat(63),
         };

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use etcd_tls_sidecar::policy::Policy;
+use etcd_tls_contract::policy::Policy;
 use tokio::{sync::Notify, task::JoinSet, time::sleep};
 
 use super::{

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use etcd_tls_sidecar::{names, role::Domain};
+use etcd_tls_contract::{names, role::Domain};
 use k8s_openapi::{api::core::v1::ConfigMap, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use serde_json::{Value, json};
 
@@ -24,7 +24,7 @@ pub(super) struct Desired {
     pub(super) annotations: BTreeMap<String, String>,
 }
 
-/// The name of the ConfigMap of `cluster` in `namespace`, as [`etcd_tls_sidecar::settings::Settings::trust_config_map`]
+/// The name of the ConfigMap of `cluster` in `namespace`, as [`etcd_tls_contract::settings::Settings::trust_config_map`]
 /// has it.
 pub(super) fn config_map_name(namespace: &str, cluster: &ClusterName) -> String {
     if cluster.namespace == namespace {

@@ -10,7 +10,7 @@ use std::{
     time::SystemTime,
 };
 
-use etcd_tls_sidecar::{identity::Requester, role::Role};
+use etcd_tls_contract::{identity::Requester, role::Role};
 use rustls::pki_types::CertificateDer;
 use x509_cert::{
     Certificate,

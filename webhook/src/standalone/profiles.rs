@@ -8,11 +8,11 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use etcd_tls_sidecar::{
+use etcd_tls_contract::{
     certificate::Bundle,
     csr::Request,
     role::{Domain, Role},
-    settings::Sans,
+    san::Sans,
 };
 
 use crate::{
@@ -340,7 +340,7 @@ mod tests {
             organization: organization.to_owned(),
             common_name: common_name.to_owned(),
             sans: Sans::default(),
-            key: etcd_tls_sidecar::settings::KeyAlgorithm::EcdsaP256,
+            key: etcd_tls_contract::key::KeyAlgorithm::EcdsaP256,
             public_key: Vec::new(),
         }
     }

@@ -8,6 +8,12 @@ use std::{
     time::Duration,
 };
 
+use etcd_tls_contract::{
+    certificate::Bundle,
+    csr::Request,
+    key::{KeyAlgorithm, KeyRotation},
+    role::Role,
+};
 use k8s_openapi::{
     ByteString,
     api::certificates::v1::{
@@ -17,13 +23,9 @@ use k8s_openapi::{
 
 use crate::{
     api::{Api, ApiError, Version},
-    certificate::Bundle,
     clock::Clock,
-    csr::Request,
     lookout::Lookout,
     renew::{Errand, Failure, Wish, obtain},
-    role::Role,
-    settings::{KeyAlgorithm, KeyRotation},
     store::{Entry, Store, files::Disk},
     testing::{Authority, Fake},
 };

@@ -10,15 +10,19 @@ use std::{
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use etcd_tls_sidecar::{
-    api::{ApiError, Version},
+use etcd_tls_contract::{
     csr::{PrivateKey, Request, key_digest},
     identity,
-    lookout::Lookout,
+    key::KeyAlgorithm,
     names,
-    order::{Call, Circumstances, Expected, Order, Outcome, Step},
     role::Role,
-    settings::{KeyAlgorithm, Sans, Settings},
+    san::Sans,
+    settings::Settings,
+};
+use etcd_tls_sidecar::{
+    api::{ApiError, Version},
+    lookout::Lookout,
+    order::{Call, Circumstances, Expected, Order, Outcome, Step},
 };
 use etcd_tls_webhook::facts;
 use futures::{StreamExt, future::join_all, stream};

@@ -12,14 +12,15 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use etcd_tls_sidecar::{
+use etcd_tls_contract::{
     certificate::{Bundle, Chain},
     csr::PrivateKey,
+    key::KeyAlgorithm,
     names,
     role::Role,
-    settings::{KeyAlgorithm, Sans},
-    store::{Entry, Record, Set, Store},
+    san::Sans,
 };
+use etcd_tls_sidecar::store::{Entry, Record, Set, Store};
 use etcd_tls_webhook::{
     authority::Authority,
     issue::{Leaf, issue},

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use etcd_tls_sidecar::{names, role::Role};
+use etcd_tls_contract::{names, role::Role};
 use tests::{
     process::Process,
     stack::{Options, Stack},

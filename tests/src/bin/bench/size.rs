@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path, process::Command};
 
-use etcd_tls_sidecar::names;
+use etcd_tls_contract::names;
 use tests::process::binary;
 
 use crate::report::Report;

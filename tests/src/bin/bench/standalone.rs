@@ -17,12 +17,7 @@ use aws_lc_rs::{
     },
 };
 use bytes::Bytes;
-use etcd_tls_sidecar::{
-    csr::PrivateKey,
-    identity,
-    role::Role,
-    settings::{KeyAlgorithm, Sans},
-};
+use etcd_tls_contract::{csr::PrivateKey, identity, key::KeyAlgorithm, role::Role, san::Sans};
 use etcd_tls_webhook::authority::Authority;
 use futures::future::join_all;
 use hyper::StatusCode;

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use etcd_tls_sidecar::{certificate::Chain, names};
+use etcd_tls_contract::{certificate::Chain, names};
 use serde_json::{Value, json};
 use tests::{
     admission,

@@ -26,7 +26,7 @@ use crate::{
     namespace_watch, policy_watch,
     shutdown::until,
 };
-use etcd_tls_sidecar::names::{DYNAMIC, LABEL, MIRROR_ANNOTATION};
+use etcd_tls_contract::names::{DYNAMIC, LABEL, MIRROR_ANNOTATION};
 
 const FIELD_MANAGER: &str = "etcd-tls-approve";
 /// The longest wait after writes that failed.

@@ -39,7 +39,7 @@ fn the_requests_of_a_pod_take_one_turn_but_no_more_than_a_pod_has_roles() {
     let mut queue = Queue::new(100);
     let of = |name: &str, requester: &str, pod: &str| {
         let mut csr = csr(name, requester);
-        csr.spec.extra.insert(etcd_tls_sidecar::identity::POD_UID.to_owned(), vec![pod.to_owned()]);
+        csr.spec.extra.insert(etcd_tls_contract::identity::POD_UID.to_owned(), vec![pod.to_owned()]);
         csr
     };
     for csr in [of("a1", "x", "a"), of("b1", "x", "b"), of("c1", "x", "c"), of("d1", "y", "a"), of("b2", "x", "b")] {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use etcd_tls_sidecar::{names::SignerName, policy::Policy, role::Domain};
+use etcd_tls_contract::{names::SignerName, policy::Policy, role::Domain};
 use futures::{StreamExt, stream};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{

@@ -7,7 +7,7 @@ use std::{
     time::SystemTime,
 };
 
-use etcd_tls_sidecar::{names::SignerName, policy::Policy};
+use etcd_tls_contract::{names::SignerName, policy::Policy};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::{GIVEN_UNUSABLE, Keeper, Namespaces};

@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use etcd_tls_sidecar::{
+use etcd_tls_contract::{
     names::{self, SignerName},
     policy::Policy,
     role::Domain,

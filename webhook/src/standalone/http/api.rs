@@ -191,7 +191,7 @@ impl Server {
 
     /// The trust bundles, in the form and under the name that a cluster's signer publishes them.
     fn trust(&self, namespace: &str, name: &str) -> Result<HttpResponse, ApiError> {
-        use etcd_tls_sidecar::{names, role::Domain};
+        use etcd_tls_contract::{names, role::Domain};
         let cluster = name.strip_prefix(&names::trust_config_map("")).filter(|c| names::is_dns_label(c));
         let served = cluster.is_some_and(|cluster| {
             self.cluster.as_ref().is_none_or(|own| own.namespace == namespace && own.cluster == cluster)

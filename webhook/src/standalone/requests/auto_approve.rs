@@ -5,7 +5,7 @@
 
 use std::{net::IpAddr, str::FromStr};
 
-use etcd_tls_sidecar::{
+use etcd_tls_contract::{
     csr::Request,
     policy::{CidrBlock, DnsPattern},
     role::Role,
@@ -175,7 +175,7 @@ fn of_another(user: &User, request: &Request, recognised: &Recognised) -> Option
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use etcd_tls_sidecar::settings::{KeyAlgorithm, Sans};
+    use etcd_tls_contract::{key::KeyAlgorithm, san::Sans};
 
     use super::*;
     use crate::standalone::profiles::recognise;

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use etcd_tls_sidecar::identity::{Asked, Entitlement, Verdict};
+use etcd_tls_contract::identity::{Asked, Entitlement, Verdict};
 use jiff::Timestamp;
 use k8s_openapi::{
     ByteString,

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use etcd_tls_sidecar::{
+use etcd_tls_contract::{
     csr::{MAX_REQUEST, Request},
     identity::usages,
+    key::KeyAlgorithm,
     names::{SignerName, SignerNameError},
     policy::Keys,
     role::Role,
-    settings::KeyAlgorithm,
 };
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -157,7 +157,7 @@ pub(super) fn check(server: &Server, version: Version, csr: &CertificateSigningR
     }
     let signer = match csr.spec.signer_name.parse::<SignerName>() {
         Ok(signer) => {
-            let own = |c: &etcd_tls_sidecar::policy::ClusterName| {
+            let own = |c: &etcd_tls_contract::cluster::ClusterName| {
                 c.namespace == signer.namespace && c.cluster == signer.cluster
             };
             if !server.cluster.as_ref().is_none_or(own) {

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use etcd_tls_sidecar::{
+use etcd_tls_contract::{
     identity::{Asked, PodFacts, ServiceFacts, Verdict, bound_pod, judge},
     policy::Policy,
 };

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use etcd_tls_sidecar::policy::ClusterName;
+use etcd_tls_contract::cluster::ClusterName;
 use tokio::sync::Semaphore;
 
 use crate::standalone::{

@@ -1,0 +1,346 @@
+//! The command line of `init` and `run` in a pod. The webhook renders these arguments from the very struct that the
+//! sidecar parses.
+
+use std::{net::IpAddr, path::PathBuf, time::Duration};
+
+use clap::Args;
+
+use crate::{
+    duration::format_duration,
+    identity::PodFacts,
+    key::{KeyAlgorithm, KeyRotation},
+    names,
+    role::Role,
+    san::Sans,
+    settings::{Issuer, Reload, Settings, user},
+};
+
+/// The least time between two restarts of etcd: kubelet forgets a container's restarts after ten minutes, and delays a second
+/// one within them.
+pub const RESTART_PACE: Duration = Duration::from_secs(600);
+
+/// What `init` and `run` are told of their pod. Everything that a user can say reaches them here, already validated.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct PodArgs {
+    /// Roles to hold certificates for.
+    #[arg(long, value_delimiter = ',', required = true)]
+    pub roles: Vec<Role>,
+    /// The etcd cluster's name within the namespace.
+    #[arg(long, default_value = names::DEFAULT_CLUSTER)]
+    pub cluster: String,
+    /// Who signs: csr, csr:<signerName> or cert-manager:<Kind>/<name>.
+    #[arg(long, default_value = "csr")]
+    pub issuer: Issuer,
+    /// The lifetime asked for.
+    #[arg(long, default_value = "24h", value_parser = crate::duration::parse_duration)]
+    pub duration: Duration,
+    /// The key's algorithm and size.
+    #[arg(long, default_value = "ecdsa-p256")]
+    pub key: KeyAlgorithm,
+    /// When a new key is made: always or on-ca-change.
+    #[arg(long, default_value = "always")]
+    pub key_rotation: KeyRotation,
+    /// More names and addresses to ask for; policy decides.
+    #[arg(long, value_delimiter = ',')]
+    pub extra_sans: Vec<String>,
+    /// The CN of a client certificate; default <serviceaccount>.<namespace>.
+    #[arg(long)]
+    pub user: Option<String>,
+    /// How etcd is told of a changed trust bundle: auto, signal:<SIG>, probe or none.
+    #[arg(long, default_value = "auto")]
+    pub reload: Reload,
+    /// Whether the pod shares its process namespace and etcd runs as this process's user, so that a signal reaches it.
+    #[arg(long)]
+    pub can_signal: bool,
+    /// Where the files go.
+    #[arg(long, default_value = names::CERTS_MOUNT_PATH)]
+    pub dir: PathBuf,
+    /// Where the trust bundles are: peer.crt, client.crt, metrics.crt.
+    #[arg(long, default_value = names::TRUST_MOUNT_PATH)]
+    pub trust_dir: PathBuf,
+    /// Where the token (token), the API server's CA (ca.crt) and the namespace are.
+    #[arg(long, default_value = names::TOKEN_MOUNT_PATH)]
+    pub token_dir: PathBuf,
+    /// Port of /live, /ready and /metrics, on every address of the pod.
+    #[arg(long, default_value_t = names::DEFAULT_ADMIN_PORT)]
+    pub admin_port: u16,
+    /// etcd's client port as seen from the sidecar; empty where the pod runs no server.
+    #[arg(long)]
+    pub client_url: Option<String>,
+    /// etcd's peer port as seen from the sidecar.
+    #[arg(long)]
+    pub peer_url: Option<String>,
+    /// etcd's metrics port as seen from the sidecar, where it is https.
+    #[arg(long)]
+    pub metrics_url: Option<String>,
+    /// What the user's own liveness probe of etcd asks, which etcd-tls-probe of `reload: probe` asks in its place: an http,
+    /// https or tcp URL.
+    #[arg(long)]
+    pub liveness_url: Option<String>,
+    /// The least time between two restarts of etcd by the sidecar; kubelet delays a second one within ten minutes.
+    #[arg(long, default_value = "10m", value_parser = crate::duration::parse_duration)]
+    pub restart_pace: Duration,
+}
+
+/// What the downward API says of the pod.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct DownwardArgs {
+    /// metadata.name.
+    #[arg(long, env = "POD_NAME")]
+    pub pod_name: String,
+    /// metadata.namespace.
+    #[arg(long, env = "POD_NAMESPACE")]
+    pub pod_namespace: String,
+    /// metadata.uid.
+    #[arg(long, env = "POD_UID")]
+    pub pod_uid: String,
+    /// spec.serviceAccountName.
+    #[arg(long, env = "POD_SERVICE_ACCOUNT")]
+    pub pod_service_account: String,
+    /// spec.nodeName.
+    #[arg(long, env = "NODE_NAME")]
+    pub node_name: String,
+    /// status.podIPs, separated by commas; on the host's network these are the host's.
+    #[arg(long, env = "POD_IPS", value_delimiter = ',')]
+    pub pod_ips: Vec<IpAddr>,
+}
+
+impl PodArgs {
+    /// The arguments that carry `settings`; everything that is not a user's to say has its default.
+    ///
+    /// `containers` and `mount_path` are the injector's alone and are not carried.
+    pub fn of(settings: &Settings) -> Self {
+        Self {
+            roles: settings.roles.iter().copied().collect(),
+            cluster: settings.cluster.clone(),
+            issuer: settings.issuer.clone(),
+            duration: settings.duration,
+            key: settings.key,
+            key_rotation: settings.key_rotation,
+            extra_sans: settings.extra_sans.texts(),
+            user: settings.user.clone(),
+            reload: settings.reload.clone(),
+            can_signal: false,
+            dir: names::CERTS_MOUNT_PATH.into(),
+            trust_dir: names::TRUST_MOUNT_PATH.into(),
+            token_dir: names::TOKEN_MOUNT_PATH.into(),
+            admin_port: settings.admin_port,
+            client_url: None,
+            peer_url: None,
+            metrics_url: None,
+            liveness_url: None,
+            restart_pace: RESTART_PACE,
+        }
+    }
+
+    /// The settings that these arguments carry, for [`crate::identity`].
+    ///
+    /// # Errors
+    /// `--extra-sans` or `--user` were not written by [`Self::render`] and do not parse.
+    pub fn settings(&self) -> Result<Settings, String> {
+        let extra_sans = match &self.extra_sans[..] {
+            [] => Ok(Sans::default()),
+            sans => sans.join(",").parse(),
+        };
+        Ok(Settings {
+            roles: self.roles.iter().copied().collect(),
+            cluster: self.cluster.clone(),
+            issuer: self.issuer.clone(),
+            duration: self.duration,
+            key: self.key,
+            key_rotation: self.key_rotation,
+            extra_sans: extra_sans.map_err(|e| format!("--extra-sans: {e}"))?,
+            user: self.user.as_deref().map(user).transpose().map_err(|e| format!("--user: {e}"))?,
+            admin_port: self.admin_port,
+            reload: self.reload.clone(),
+            ..Settings::default()
+        })
+    }
+
+    /// The arguments that, parsed, give this value again; what equals its default is left out.
+    pub fn render(&self) -> Vec<String> {
+        // No `..`: a new field does not compile until it is rendered.
+        let Self {
+            roles,
+            cluster,
+            issuer,
+            duration,
+            key,
+            key_rotation,
+            extra_sans,
+            user,
+            reload,
+            can_signal,
+            dir,
+            trust_dir,
+            token_dir,
+            admin_port,
+            client_url,
+            peer_url,
+            metrics_url,
+            liveness_url,
+            restart_pace,
+        } = self;
+        let words: Vec<&str> = roles.iter().map(|role| role.as_str()).collect();
+        let mut out = vec![format!("--roles={}", words.join(","))];
+        let mut unless = |name: &str, value: String, default: &str| {
+            if value != default {
+                out.push(format!("--{name}={value}"));
+            }
+        };
+        unless("cluster", cluster.clone(), names::DEFAULT_CLUSTER);
+        unless("issuer", issuer.to_string(), "csr");
+        unless("duration", format_duration(*duration), "24h");
+        unless("key", key.to_string(), "ecdsa-p256");
+        unless("key-rotation", key_rotation.to_string(), "always");
+        unless("extra-sans", extra_sans.join(","), "");
+        unless("reload", reload.to_string(), "auto");
+        unless("dir", dir.display().to_string(), names::CERTS_MOUNT_PATH);
+        unless("trust-dir", trust_dir.display().to_string(), names::TRUST_MOUNT_PATH);
+        unless("token-dir", token_dir.display().to_string(), names::TOKEN_MOUNT_PATH);
+        unless("admin-port", admin_port.to_string(), &names::DEFAULT_ADMIN_PORT.to_string());
+        unless("restart-pace", format_duration(*restart_pace), "10m");
+        if *can_signal {
+            out.push("--can-signal".to_owned());
+        }
+        for (name, value) in [
+            ("user", user),
+            ("client-url", client_url),
+            ("peer-url", peer_url),
+            ("metrics-url", metrics_url),
+            ("liveness-url", liveness_url),
+        ] {
+            out.extend(value.iter().map(|value| format!("--{name}={value}")));
+        }
+        out
+    }
+}
+
+impl DownwardArgs {
+    /// The pod as it knows itself: no labels, no Services, and no subdomain, of which the downward API says nothing.
+    pub fn facts(&self) -> PodFacts {
+        PodFacts {
+            namespace: self.pod_namespace.clone(),
+            name: self.pod_name.clone(),
+            uid: self.pod_uid.clone(),
+            service_account: self.pod_service_account.clone(),
+            node: self.node_name.clone(),
+            ips: self.pod_ips.clone(),
+            hostname: self.pod_name.clone(),
+            ..PodFacts::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Command {
+        #[command(flatten)]
+        pod: PodArgs,
+    }
+
+    fn parse(args: &[String]) -> PodArgs {
+        Command::try_parse_from(std::iter::once("init".to_owned()).chain(args.iter().cloned())).unwrap().pod
+    }
+
+    /// Every value that a field can have, and for text what a shell or a parser might trip over.
+    fn samples() -> Vec<PodArgs> {
+        let plain = PodArgs::of(&Settings::default());
+        let mut samples = vec![plain.clone()];
+        let mut with = |change: &dyn Fn(&mut PodArgs)| {
+            let mut args = plain.clone();
+            change(&mut args);
+            samples.push(args);
+        };
+        for roles in [&[Role::Metrics][..], &Role::ALL, &[Role::Server, Role::Peer]] {
+            with(&|args| args.roles = roles.to_vec());
+        }
+        for issuer in [
+            "csr:client.etcd-tls.dev/prod.etcd",
+            "csr:example.com/a.b",
+            "cert-manager:Issuer/a",
+            "cert-manager:ClusterIssuer/a",
+        ] {
+            with(&|args| args.issuer = issuer.parse().unwrap());
+        }
+        for seconds in [1, 600, 3601, 5415, 604_800] {
+            with(&|args| args.duration = Duration::from_secs(seconds));
+        }
+        for key in KeyAlgorithm::ALL {
+            with(&|args| args.key = key);
+        }
+        for reload in ["probe", "none", "signal:SIGTERM"] {
+            with(&|args| args.reload = reload.parse().unwrap());
+        }
+        for text in ["x", "-x", "--roles=peer", "a b", "a=b", "'\"$(id)", "*"] {
+            with(&|args| args.cluster = text.to_owned());
+            with(&|args| args.user = Some(text.to_owned()));
+            with(&|args| args.client_url = Some(text.to_owned()));
+            with(&|args| args.peer_url = Some(text.to_owned()));
+            with(&|args| args.metrics_url = Some(text.to_owned()));
+            with(&|args| args.liveness_url = Some(text.to_owned()));
+            with(&|args| args.dir = text.into());
+            with(&|args| args.trust_dir = text.into());
+            with(&|args| args.token_dir = text.into());
+            with(&|args| args.extra_sans = vec![text.to_owned(), "192.0.2.1".to_owned()]);
+        }
+        with(&|args| args.key_rotation = KeyRotation::OnCaChange);
+        with(&|args| args.can_signal = true);
+        with(&|args| args.admin_port = 65535);
+        samples
+    }
+
+    #[test]
+    fn what_is_rendered_is_parsed_to_the_same() {
+        let samples = samples();
+        for args in &samples {
+            assert_eq!(parse(&args.render()), *args);
+        }
+        // And two changes at once do not get in each other's way.
+        for pair in samples.windows(2) {
+            let both = PodArgs { user: pair[0].user.clone(), cluster: pair[0].cluster.clone(), ..pair[1].clone() };
+            assert_eq!(parse(&both.render()), both);
+        }
+    }
+
+    #[test]
+    fn defaults_are_left_out() {
+        assert_eq!(PodArgs::of(&Settings::default()).render(), ["--roles=peer,server"]);
+    }
+
+    #[test]
+    fn settings_survive_the_command_line() {
+        let annotations = [
+            ("roles", "server,client"),
+            ("cluster", "events"),
+            ("issuer", "csr:client.etcd-tls.dev/prod.etcd"),
+            ("duration", "1h30m"),
+            ("key", "ed25519"),
+            ("key-rotation", "on-ca-change"),
+            ("extra-sans", "*.etcd.example.com,etcd.example.com,2001:db8::1,192.0.2.1"),
+            ("user", "backup"),
+            ("admin-port", "9180"),
+            ("reload", "signal:SIGTERM"),
+        ];
+        let annotations = annotations.map(|(key, value)| (format!("etcd-tls.dev/{key}"), value.to_owned())).into();
+        let settings = Settings::parse(&annotations).unwrap();
+        assert_eq!(parse(&PodArgs::of(&settings).render()).settings().unwrap(), settings);
+        assert_eq!(parse(&PodArgs::of(&Settings::default()).render()).settings().unwrap(), Settings::default());
+    }
+
+    #[test]
+    fn arguments_that_were_not_rendered_here_are_judged_too() {
+        let bad = |args: &[&str]| {
+            parse(&args.iter().map(|arg| (*arg).to_owned()).collect::<Vec<_>>()).settings().unwrap_err()
+        };
+        assert!(bad(&["--roles=peer", "--extra-sans=a,a"]).starts_with("--extra-sans: "));
+        assert!(bad(&["--roles=client", "--user=system:masters"]).starts_with("--user: "));
+    }
+}

@@ -1,0 +1,277 @@
+//! Certificates and bundles as values: read strictly, compared, verified as a peer would.
+//!
+//! The peers are etcd and its clients, so Go's `crypto/x509` is the measure: where webpki is laxer (it takes a trust anchor
+//! for valid for ever and without bounds), the difference is checked here.
+
+mod pem;
+mod read;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use aws_lc_rs::digest;
+use rustls::pki_types::{CertificateDer, UnixTime};
+use webpki::{ALL_VERIFICATION_ALGS, EndEntityCert, anchor_from_trusted_cert};
+use x509_cert::der::Encode as _;
+
+use self::{
+    pem::blocks,
+    read::{Authority, End, Usages},
+};
+use crate::{
+    encoding::{self, hex},
+    role::Role,
+    san::Sans,
+};
+
+/// The longest bundle or chain that is read: what a ConfigMap holds.
+pub const MAX_PEM: usize = 1024 * 1024;
+
+/// A trust bundle: CA certificates, without duplicates, in the order of their digests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bundle {
+    /// DER certificates.
+    certificates: Vec<Vec<u8>>,
+}
+
+/// A certificate chain, leaf first, with what we need to know of the leaf.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chain {
+    /// DER certificates, leaf first.
+    pub certificates: Vec<Vec<u8>>,
+    /// The leaf's serial number, as lower-case hexadecimal digits without leading zeros.
+    pub serial: String,
+    /// The leaf's notBefore.
+    pub not_before: SystemTime,
+    /// The leaf's notAfter.
+    pub not_after: SystemTime,
+    /// The leaf's subject CN; empty where it has none.
+    pub common_name: String,
+    /// The leaf's DNS names and IP addresses; names of other kinds are passed over.
+    pub sans: Sans,
+    /// The leaf's DER SubjectPublicKeyInfo.
+    pub public_key: Vec<u8>,
+}
+
+/// Why a certificate, chain or bundle is not taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct CertificateError(pub String);
+
+fn error(message: impl Into<String>) -> CertificateError {
+    CertificateError(message.into())
+}
+
+impl Bundle {
+    /// Reads PEM certificates; other text between blocks is passed over, other PEM blocks are refused (etcd exits on
+    /// them), and so are an empty bundle, one over 1 MiB, and certificates that are no CA.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub fn parse(pem: &[u8]) -> Result<Self, CertificateError> {
+        Self::from_der(blocks(pem, "bundle")?)
+    }
+
+    /// A bundle of DER certificates.
+    ///
+    /// # Errors
+    /// There is none, or one is no CA.
+    pub fn from_der(certificates: Vec<Vec<u8>>) -> Result<Self, CertificateError> {
+        if certificates.is_empty() {
+            return Err(error("the bundle holds no certificate; etcd would start on it and trust nobody"));
+        }
+        let mut by_digest = BTreeMap::new();
+        for (index, der) in certificates.into_iter().enumerate() {
+            Authority::read(&der).map_err(|e| error(format!("certificate {} of the bundle {e}", index + 1)))?;
+            by_digest.insert(sha256(&der), der);
+        }
+        Ok(Self { certificates: by_digest.into_values().collect() })
+    }
+
+    /// The canonical PEM text.
+    pub fn to_pem(&self) -> String {
+        self.certificates.iter().map(|der| to_pem(der)).collect()
+    }
+
+    /// The bundle's digest, the value of [`crate::names::TRUSTS_ANNOTATION`]: 32 lower-case hexadecimal digits, the same
+    /// for the same set of certificates.
+    pub fn digest(&self) -> String {
+        let mut context = digest::Context::new(&digest::SHA256);
+        for der in &self.certificates {
+            context.update(&sha256(der));
+        }
+        hex(&context.finish().as_ref()[..16])
+    }
+
+    /// Each certificate's DER subject, for comparison with what a TLS server's CertificateRequest names.
+    pub fn subjects(&self) -> Vec<Vec<u8>> {
+        self.authorities().map(|(_, authority)| authority.subject).collect()
+    }
+
+    /// DER certificates.
+    pub fn certificates(&self) -> &[Vec<u8>] {
+        &self.certificates
+    }
+
+    /// Whether every certificate of `other` is in it.
+    pub fn contains(&self, other: &Self) -> bool {
+        other.certificates.iter().all(|der| self.certificates.contains(der))
+    }
+
+    /// Both bundles' certificates.
+    #[must_use]
+    pub fn union(&self, other: &Self) -> Self {
+        let all = self.certificates.iter().chain(&other.certificates);
+        Self {
+            certificates: all.map(|der| (sha256(der), der.clone())).collect::<BTreeMap<_, _>>().into_values().collect(),
+        }
+    }
+
+    /// Whether it holds the authority that `chain` leads to, whatever the time: where it does not, a peer with this bundle
+    /// refuses the chain for ever.
+    pub fn contains_issuer_of(&self, chain: &Chain) -> bool {
+        // The last instant of the leaf: authorities live longer than what they sign.
+        self.authorities()
+            .any(|(der, authority)| chain.leads_to(der, &authority, chain.not_after, &[End::Client]).is_ok())
+    }
+
+    /// Each certificate with what there is to know of it.
+    fn authorities(&self) -> impl Iterator<Item = (&[u8], Authority)> {
+        // Whoever made the bundle has read them all.
+        self.certificates.iter().filter_map(|der| Some((der.as_slice(), Authority::read(der).ok()?)))
+    }
+}
+
+impl Chain {
+    /// Reads a PEM chain, leaf first.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub fn parse(pem: &[u8]) -> Result<Self, CertificateError> {
+        Self::from_der(blocks(pem, "chain")?)
+    }
+
+    /// A chain of DER certificates, leaf first.
+    ///
+    /// # Errors
+    /// There is none, or one cannot be read.
+    pub fn from_der(certificates: Vec<Vec<u8>>) -> Result<Self, CertificateError> {
+        let Some((leaf, rest)) = certificates.split_first() else {
+            return Err(error("the chain holds no certificate"));
+        };
+        let leaf = read::certificate(leaf).map_err(|e| error(format!("the leaf {e}")))?;
+        for (index, der) in rest.iter().enumerate() {
+            read::certificate(der).map_err(|e| error(format!("certificate {} of the chain {e}", index + 2)))?;
+        }
+        let tbs = leaf.tbs_certificate();
+        let serial = hex(tbs.serial_number().as_bytes());
+        let public_key = tbs.subject_public_key_info().to_der().map_err(|e| error(format!("the leaf's key: {e}")))?;
+        Ok(Self {
+            serial: serial.trim_start_matches('0').to_owned(),
+            not_before: tbs.validity().not_before.to_system_time(),
+            not_after: tbs.validity().not_after.to_system_time(),
+            common_name: read::common_name(&leaf),
+            sans: read::sans(&leaf)?,
+            public_key,
+            certificates,
+        })
+    }
+
+    /// The PEM text, leaf first.
+    pub fn to_pem(&self) -> String {
+        self.certificates.iter().map(|der| to_pem(der)).collect()
+    }
+
+    /// Verifies the chain against `bundle` at `now` as the role's peers would (webpki; serverAuth and clientAuth for peer
+    /// and server, clientAuth for client and metrics), that it is for `public_key`, and that its names hold all of
+    /// `asked`.
+    ///
+    /// # Errors
+    /// What a peer would refuse.
+    pub fn verify(
+        &self,
+        role: Role,
+        bundle: &Bundle,
+        public_key: &[u8],
+        asked: &Sans,
+        now: SystemTime,
+    ) -> Result<(), CertificateError> {
+        if self.public_key != public_key {
+            return Err(error("the certificate is for another key than ours"));
+        }
+        let missing = asked.beyond(&self.sans);
+        if !missing.is_empty() {
+            return Err(error(format!("the certificate does not hold {}", missing.join(", "))));
+        }
+        let ends: &[End] = match role {
+            Role::Peer | Role::Server => &[End::Server, End::Client],
+            Role::Client | Role::Metrics => &[End::Client],
+        };
+        // One verification for both ends, a signature costing what it does; which end refuses, and why, is asked apart.
+        let by_all = |(der, authority): (&[u8], Authority)| {
+            authority.valid_at(now) && self.leads_to(der, &authority, now, ends).is_ok()
+        };
+        if bundle.authorities().any(by_all) {
+            return Ok(());
+        }
+        for end in ends {
+            let refused =
+                |e: String| error(format!("a peer would refuse the certificate of this {}: {e}", end.as_str()));
+            let mut last = "no certificate of the bundle is valid now".to_owned();
+            let mut valid = bundle.authorities().filter(|(_, authority)| authority.valid_at(now));
+            let found = valid.any(|(der, authority)| match self.leads_to(der, &authority, now, &[*end]) {
+                Ok(()) => true,
+                Err(e) => {
+                    // "Signed by none of them" is the least that can be said; any other reason says more.
+                    if e != webpki::Error::UnknownIssuer || last.starts_with("no ") {
+                        last = read::sentence(&e);
+                    }
+                    false
+                }
+            });
+            if !found {
+                return Err(refused(last));
+            }
+        }
+        Ok(())
+    }
+
+    /// Verifies the leaf, presented as each of `ends` at `at`, over the chain's other certificates up to one authority.
+    fn leads_to(
+        &self,
+        anchor: &[u8],
+        authority: &Authority,
+        at: SystemTime,
+        ends: &[End],
+    ) -> Result<(), webpki::Error> {
+        let der: Vec<CertificateDer<'_>> =
+            self.certificates.iter().map(|der| CertificateDer::from(der.as_slice())).collect();
+        let (leaf, rest) = der.split_first().ok_or(webpki::Error::BadDer)?;
+        let intermediates: Vec<CertificateDer<'_>> =
+            rest.iter().filter(|der| Authority::read(der).is_ok()).cloned().collect();
+        let anchor = CertificateDer::from(anchor);
+        let anchors = [anchor_from_trusted_cert(&anchor)?];
+        let at = UnixTime::since_unix_epoch(at.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO));
+        let bounds = |path: &webpki::VerifiedPath<'_>| {
+            let intermediates = path.intermediate_certificates().count();
+            let bounded = ends.iter().all(|end| authority.takes(intermediates, *end));
+            if bounded { Ok(()) } else { Err(webpki::Error::PathLenConstraintViolated) }
+        };
+        EndEntityCert::try_from(leaf)?
+            .verify_for_usage(ALL_VERIFICATION_ALGS, &anchors, &intermediates, at, Usages(ends), None, Some(&bounds))
+            .map(|_| ())
+    }
+}
+
+/// One DER certificate as PEM text.
+pub fn to_pem(der: &[u8]) -> String {
+    encoding::pem("CERTIFICATE", der).to_string()
+}
+
+fn sha256(bytes: &[u8]) -> Vec<u8> {
+    digest::digest(&digest::SHA256, bytes).as_ref().to_vec()
+}

@@ -1,0 +1,271 @@
+//! The operator's policy: ConfigMap `etcd-tls-policy`, key `policy.yaml`, strictly parsed.
+//!
+//! Everything has a default, and the default widens nothing: no names beyond the grammar, no user but the pod's own, no
+//! cluster of another namespace, no host.
+
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
+
+use serde::Deserialize;
+
+pub use self::rules::{
+    AuthoritySecret, CidrBlock, CrossNamespace, DnsPattern, ExtraSans, Host, Keys, Lifetime, MetricsAuthority,
+    Rollover, SharedAuthority, UserRule, Words,
+};
+use crate::{
+    key::KeyAlgorithm,
+    names::{self, SignerName},
+    role::{Domain, Role},
+    san::Sans,
+    settings,
+};
+
+mod rules;
+#[cfg(test)]
+mod tests;
+
+/// The longest policy file that is read, in bytes.
+pub const MAX_POLICY: usize = 256 * 1024;
+/// Authorities of one namespace, where policy says nothing else: whoever may make pods there can name ever new clusters, and
+/// for each of them a key is made and kept.
+pub const MAX_AUTHORITIES: u16 = 64;
+
+/// What is allowed beyond the grammar, and within which bounds. [`Default`] is the policy of an empty file.
+///
+/// ```yaml
+/// clusterDomain: cluster.local
+/// keys: [ecdsa-p256, ecdsa-p384, ed25519, rsa-3072, rsa-4096]
+/// lifetime: { min: 10m, max: 168h }
+/// extraSans:                     # etcd-tls.dev/extra-sans is honoured for these
+/// - namespaces: [prod]           # "*": every one
+///   clusters: ["*"]
+///   dnsNames: [etcd.example.com, "*.etcd.example.com"]
+///   ipBlocks: [192.0.2.0/24]
+/// users:                         # etcd-tls.dev/user is honoured for these; root only if it is listed
+/// - namespace: prod
+///   serviceAccounts: [backup]    # "*": every one
+///   users: [backup]
+/// crossNamespace:                # pods of one namespace, members or clients of a cluster in another
+/// - from: web
+///   to: prod/etcd
+///   roles: [client]
+/// hosts:                         # static pods and hosts, which authenticate by certificate or token
+/// - username: system:node:cp-1
+///   groups: [system:nodes]       # all of them must be the caller's
+///   cluster: kube-system/etcd
+///   roles: [peer, server]
+///   dnsNames: [cp-1.example.com]
+///   ips: [192.0.2.11]
+///   commonName: cp-1             # behind the role's prefix; a client's whole CN
+/// metricsAuthority: client       # or own
+/// shared:                        # several signer names, one authority
+/// - authority: peer.etcd-tls.dev/prod.etcd
+///   signers: [client.etcd-tls.dev/prod.etcd]
+/// authorities:                   # a CA of one's own: a kubernetes.io/tls Secret in the system namespace
+/// - signer: peer.etcd-tls.dev/prod.etcd
+///   secretName: prod-peer-ca
+/// authoritiesPerNamespace: 64    # CAs that are made for the clusters of one namespace
+/// rollover:
+///   caLifetime: 8760h            # the next CA is published at half of it
+///   clientOverlap: 720h          # without it an operator confirms the clients outside
+/// ```
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Policy {
+    /// The cluster's DNS domain, `cluster.local` by default.
+    pub cluster_domain: String,
+    /// The key algorithms that are signed; by default all but `rsa-2048`.
+    pub keys: Keys,
+    /// The bounds of a leaf's life; by default 10 minutes to a week.
+    pub lifetime: Lifetime,
+    /// Whose `extra-sans` are honoured; by default nobody's.
+    pub extra_sans: Vec<ExtraSans>,
+    /// Whose `user` is honoured; by default nobody's.
+    pub users: Vec<UserRule>,
+    /// Which namespaces' pods may join a cluster of another; by default none.
+    pub cross_namespace: Vec<CrossNamespace>,
+    /// Static pods and hosts, by the name they authenticate with; by default none.
+    pub hosts: Vec<Host>,
+    /// Whether metrics certificates come from the client authority (the default: etcd's metrics port takes the client CA)
+    /// or one of their own (for a proxy in front).
+    pub metrics_authority: MetricsAuthority,
+    /// Several signer names mapped to one authority; by default each has its own.
+    pub shared: Vec<SharedAuthority>,
+    /// Authorities whose key and certificate the operator gives; by default all are made.
+    pub authorities: Vec<AuthoritySecret>,
+    /// How many authorities are made for the clusters of one namespace, 1 to 10,000; by default [`MAX_AUTHORITIES`]. A
+    /// cluster has two or three. Those that are there already stay.
+    pub authorities_per_namespace: u16,
+    /// How an authority's key is replaced.
+    pub rollover: Rollover,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            cluster_domain: "cluster.local".to_owned(),
+            keys: Keys::default(),
+            lifetime: Lifetime::default(),
+            extra_sans: Vec::new(),
+            users: Vec::new(),
+            cross_namespace: Vec::new(),
+            hosts: Vec::new(),
+            metrics_authority: MetricsAuthority::Client,
+            shared: Vec::new(),
+            authorities: Vec::new(),
+            authorities_per_namespace: MAX_AUTHORITIES,
+            rollover: Rollover::default(),
+        }
+    }
+}
+
+/// A policy that cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("policy.yaml: {0}")]
+pub struct PolicyError(pub String);
+
+impl Policy {
+    /// Parses the policy file; an empty one is the default policy.
+    ///
+    /// # Errors
+    /// Unknown fields, wrong types, values out of bounds: what and where, for the operator.
+    pub fn parse(yaml: &str) -> Result<Self, PolicyError> {
+        if yaml.len() > MAX_POLICY {
+            return Err(PolicyError(format!("is {} bytes long; at most {MAX_POLICY} are read", yaml.len())));
+        }
+        let blank = |line: &str| line.trim().is_empty() || line.trim_start().starts_with('#') || line.trim() == "---";
+        if yaml.lines().all(blank) {
+            return Ok(Self::default());
+        }
+        let policy: Self = serde_saphyr::from_str(yaml).map_err(|e| PolicyError(e.to_string()))?;
+        policy.check().map_err(PolicyError)?;
+        Ok(policy)
+    }
+
+    /// What no single value shows.
+    fn check(&self) -> Result<(), String> {
+        if !names::is_dns_subdomain(&self.cluster_domain) || self.cluster_domain == "svc" {
+            return Err(format!("clusterDomain: {:?} is not a DNS domain", self.cluster_domain));
+        }
+        self.lifetime.check()?;
+        self.rollover.check()?;
+        if !(1..=10_000).contains(&self.authorities_per_namespace) {
+            return Err("authoritiesPerNamespace: from 1 to 10000".to_owned());
+        }
+        if !KeyAlgorithm::ALL.into_iter().any(|key| self.keys.allow(key)) {
+            return Err("keys: name at least one".to_owned());
+        }
+        let each = |what: &str, checks: Vec<Result<(), String>>| {
+            checks
+                .into_iter()
+                .enumerate()
+                .try_for_each(|(index, check)| check.map_err(|e| format!("{what}[{index}]: {e}")))
+        };
+        each("extraSans", self.extra_sans.iter().map(ExtraSans::check).collect())?;
+        each("users", self.users.iter().map(UserRule::check).collect())?;
+        each("crossNamespace", self.cross_namespace.iter().map(CrossNamespace::check).collect())?;
+        each("hosts", self.hosts.iter().map(Host::check).collect())?;
+        let mut usernames = BTreeSet::new();
+        if let Some(index) = self.hosts.iter().position(|host| !usernames.insert(&host.username)) {
+            let username = &self.hosts[index].username;
+            return Err(format!(
+                "hosts[{index}]: {username:?} is listed twice; what one host is stands in one entry, and a member of two \
+                 clusters authenticates to each by a name of its own"
+            ));
+        }
+        each("authorities", self.authorities.iter().map(AuthoritySecret::check).collect())?;
+        let mut signers = BTreeSet::new();
+        for (index, shared) in self.shared.iter().enumerate() {
+            for signer in &shared.signers {
+                if !signers.insert(signer) {
+                    return Err(format!("shared[{index}]: {signer} is mapped twice"));
+                }
+            }
+        }
+        for (index, shared) in self.shared.iter().enumerate() {
+            if signers.contains(&shared.authority) && !shared.signers.contains(&shared.authority) {
+                return Err(format!("shared[{index}]: the authority {} is itself mapped to another", shared.authority));
+            }
+        }
+        let mut given = BTreeSet::new();
+        for (index, authority) in self.authorities.iter().enumerate() {
+            if !given.insert(&authority.signer) {
+                return Err(format!("authorities[{index}]: {} has two Secrets", authority.signer));
+            }
+            if self.authority(&authority.signer) != authority.signer {
+                let effective = self.authority(&authority.signer);
+                return Err(format!(
+                    "authorities[{index}]: {} is signed by {effective}; give that one's Secret",
+                    authority.signer
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The signer name whose authority signs for `signer`: itself, unless metrics share the client authority or `shared`
+    /// maps it.
+    pub fn authority(&self, signer: &SignerName) -> SignerName {
+        let mapped = |signer: &SignerName| {
+            self.shared.iter().find(|shared| shared.signers.contains(signer)).map(|shared| shared.authority.clone())
+        };
+        if let Some(authority) = mapped(signer) {
+            return authority;
+        }
+        if signer.domain == Domain::Metrics && self.metrics_authority == MetricsAuthority::Client {
+            let client = SignerName { domain: Domain::Client, ..signer.clone() };
+            return mapped(&client).unwrap_or(client);
+        }
+        signer.clone()
+    }
+
+    /// The Secret that the operator gives for `authority` (see [`Self::authority`]).
+    pub fn given_secret(&self, authority: &SignerName) -> Option<&str> {
+        self.authorities.iter().find(|given| given.signer == *authority).map(|given| given.secret_name.as_str())
+    }
+
+    /// What of `asked` a pod in `namespace` may have in a certificate of the cluster `cluster` (of the same namespace, or
+    /// of one elsewhere that it may join).
+    pub fn allowed_extra_sans(&self, namespace: &str, cluster: &str, asked: &Sans) -> Sans {
+        let rules: Vec<&ExtraSans> = self
+            .extra_sans
+            .iter()
+            .filter(|rule| rule.namespaces.takes(namespace) && rule.clusters.takes(cluster))
+            .collect();
+        Sans {
+            dns: asked.dns.iter().filter(|name| rules.iter().any(|rule| rule.takes_name(name))).cloned().collect(),
+            ips: asked.ips.iter().filter(|ip| rules.iter().any(|rule| rule.takes_ip(**ip))).copied().collect(),
+        }
+    }
+
+    /// Whether a pod of `service_account` in `namespace` may be the etcd user `user`.
+    pub fn allows_user(&self, namespace: &str, service_account: &str, user: &str) -> bool {
+        self.users.iter().any(|rule| {
+            rule.namespace == namespace
+                && rule.service_accounts.takes(service_account)
+                && rule.users.iter().any(|u| u == user)
+        })
+    }
+
+    /// Whether a pod in `namespace` may hold `role` in the cluster of `signer`: its own namespace's always.
+    pub fn allows_cluster(&self, namespace: &str, signer: &SignerName, role: Role) -> bool {
+        signer.namespace == namespace
+            || self.cross_namespace.iter().any(|rule| {
+                rule.from == namespace
+                    && rule.to.namespace == signer.namespace
+                    && rule.to.cluster == signer.cluster
+                    && rule.roles.contains(&role)
+            })
+    }
+
+    /// Whether a host is listed of a cluster in `namespace`.
+    pub fn has_hosts_in(&self, namespace: &str) -> bool {
+        self.hosts.iter().any(|host| host.cluster.namespace == namespace)
+    }
+
+    /// The host that authenticates as `username` with `groups`.
+    pub fn host(&self, username: &str, groups: &[String]) -> Option<&Host> {
+        self.hosts
+            .iter()
+            .find(|host| host.username == username && host.groups.iter().all(|group| groups.contains(group)))
+    }
+}

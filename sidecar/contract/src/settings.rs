@@ -1,0 +1,235 @@
+//! What a user says of a pod: the `etcd-tls.dev/…` annotations, parsed into types whose invalid states do not exist.
+
+mod issuer;
+mod reload;
+#[cfg(test)]
+mod tests;
+mod values;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use self::values::{container, label, lifetime, mount_path, port};
+pub use self::{issuer::Issuer, reload::Reload, values::user};
+use crate::{
+    key::{KeyAlgorithm, KeyRotation},
+    san::Sans,
+    text::list,
+};
+
+use crate::{
+    names::{self, SignerName},
+    role::Role,
+};
+
+/// A pod's settings, every annotation resolved to its value or its documented default.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// `…/roles`; never empty.
+    pub roles: BTreeSet<Role>,
+    /// `…/cluster`; a DNS label.
+    pub cluster: String,
+    /// `…/containers`; empty means: the one named `etcd`, else the only one.
+    pub containers: Vec<String>,
+    /// `…/issuer`.
+    pub issuer: Issuer,
+    /// `…/duration`: the leaf's lifetime, counted from the issue.
+    pub duration: Duration,
+    /// `…/key`.
+    pub key: KeyAlgorithm,
+    /// `…/key-rotation`.
+    pub key_rotation: KeyRotation,
+    /// `…/extra-sans`.
+    pub extra_sans: Sans,
+    /// `…/user`: the CN of a client certificate; `None` means `<serviceaccount>.<namespace>`.
+    pub user: Option<String>,
+    /// `…/mount-path`: absolute, normalised.
+    pub mount_path: String,
+    /// `…/admin-port`.
+    pub admin_port: u16,
+    /// `…/reload`.
+    pub reload: Reload,
+}
+
+/// One thing wrong with a pod's annotations, for the person who wrote them: which, what, and what to write instead.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("annotation {annotation}: {message}")]
+pub struct Problem {
+    /// The annotation's full key.
+    pub annotation: String,
+    /// What is wrong, and what would be right.
+    pub message: String,
+}
+
+/// The longest value of one annotation of ours, in bytes: [`MAX_ENTRIES`] names of full length.
+pub const MAX_VALUE: usize = 16 * 1024;
+
+impl Settings {
+    /// Reads every `etcd-tls.dev/…` annotation; annotations of others are not looked at.
+    ///
+    /// # Errors
+    /// Every problem at once: unknown keys under our prefix, values that do not parse, combinations that cannot be.
+    pub fn parse(annotations: &BTreeMap<String, String>) -> Result<Self, Vec<Problem>> {
+        let mut settings = Self::default();
+        let mut problems = Vec::new();
+        for (annotation, value) in annotations {
+            let Some(key) = annotation.strip_prefix(names::ANNOTATION_PREFIX) else { continue };
+            if let Err(message) = settings.set(key, value) {
+                problems.push(Problem { annotation: annotation.clone(), message });
+            }
+        }
+        settings.combinations(&mut problems);
+        if problems.is_empty() { Ok(settings) } else { Err(problems) }
+    }
+
+    /// One annotation's value, by its key without the prefix.
+    fn set(&mut self, key: &str, value: &str) -> Result<(), String> {
+        if value.len() > MAX_VALUE {
+            return Err(format!("is {} bytes long; at most {MAX_VALUE} are taken", value.len()));
+        }
+        match key {
+            "roles" => {
+                self.roles = list(value, |word| word.parse::<Role>().map_err(|e| e.to_string()))?.into_iter().collect();
+            }
+            "cluster" => self.cluster = label(value, "a cluster's name")?,
+            "containers" => self.containers = list(value, container)?,
+            "issuer" => self.issuer = value.parse()?,
+            "duration" => self.duration = lifetime(value)?,
+            "key" => self.key = value.parse()?,
+            "key-rotation" => self.key_rotation = value.parse()?,
+            "extra-sans" => self.extra_sans = value.parse()?,
+            "user" => self.user = Some(user(value)?),
+            "mount-path" => self.mount_path = mount_path(value)?,
+            "admin-port" => self.admin_port = port(value)?,
+            "reload" => self.reload = value.parse()?,
+            "trusts" => {
+                return Err(
+                    "belongs on a CertificateSigningRequest, where the sidecar writes it; remove it from the pod"
+                        .to_owned(),
+                );
+            }
+            _ => return Err(format!("is not known; known are {}", KEYS.join(", "))),
+        }
+        Ok(())
+    }
+
+    /// What no single value shows.
+    fn combinations(&self, problems: &mut Vec<Problem>) {
+        let mut problem = |key: &str, message: String| {
+            problems.push(Problem { annotation: format!("{}{key}", names::ANNOTATION_PREFIX), message });
+        };
+        if let Reload::Signal(signal) = &self.reload
+            && self.runs_etcd()
+            && matches!(signal.as_str(), "SIGHUP" | "SIGQUIT")
+        {
+            problem(
+                "reload",
+                format!("{signal} kills etcd at once, without a shutdown; use auto, probe, none or signal:SIGTERM"),
+            );
+        }
+        if let Issuer::Ours(signer) = &self.issuer
+            && !self.roles.iter().any(|role| role.domain() == signer.domain)
+        {
+            problem(
+                "issuer",
+                format!(
+                    "{signer} signs none of the pod's roles; name the signer of one of them, the others follow from it"
+                ),
+            );
+        }
+        if self.user.is_some() && !self.roles.contains(&Role::Client) {
+            problem("user", "is the CN of a client certificate, but the pod's roles do not hold client".to_owned());
+        }
+    }
+
+    /// Whether the pod runs an etcd member: it has the peer or the server role.
+    pub fn runs_etcd(&self) -> bool {
+        self.roles.contains(&Role::Peer) || self.roles.contains(&Role::Server)
+    }
+
+    /// `spec.signerName` of the request for `role` of a pod in `namespace`.
+    pub fn signer_name(&self, role: Role, namespace: &str) -> String {
+        match &self.issuer {
+            Issuer::Foreign(signer) => signer.clone(),
+            Issuer::CertManager { cluster_scoped: true, name } => format!("clusterissuers.cert-manager.io/{name}"),
+            Issuer::CertManager { cluster_scoped: false, name } => {
+                format!("issuers.cert-manager.io/{namespace}.{name}")
+            }
+            Issuer::Csr | Issuer::Ours(_) => {
+                let (namespace, cluster) = self.home(namespace);
+                SignerName { domain: role.domain(), namespace: namespace.to_owned(), cluster: cluster.to_owned() }
+                    .to_string()
+            }
+        }
+    }
+
+    /// Our signer of `role`, or `None` where the issuer is another project's.
+    pub fn our_signer(&self, role: Role, namespace: &str) -> Option<SignerName> {
+        if !self.is_ours() {
+            return None;
+        }
+        let (namespace, cluster) = self.home(namespace);
+        Some(SignerName { domain: role.domain(), namespace: namespace.to_owned(), cluster: cluster.to_owned() })
+    }
+
+    /// Whether approver and signer of ours serve this pod.
+    pub const fn is_ours(&self) -> bool {
+        matches!(self.issuer, Issuer::Csr | Issuer::Ours(_))
+    }
+
+    /// The namespace and name of the etcd cluster that a pod in `namespace` belongs to.
+    pub fn home<'a>(&'a self, namespace: &'a str) -> (&'a str, &'a str) {
+        match &self.issuer {
+            Issuer::Ours(signer) => (&signer.namespace, &signer.cluster),
+            Issuer::Csr | Issuer::Foreign(_) | Issuer::CertManager { .. } => (namespace, &self.cluster),
+        }
+    }
+
+    /// The trust ConfigMap in the pod's own `namespace`. For a cluster elsewhere it carries that namespace's name and a
+    /// dot, which no cluster's name has, so that it never is the one of a cluster here.
+    pub fn trust_config_map(&self, namespace: &str) -> String {
+        let (home, cluster) = self.home(namespace);
+        if home == namespace {
+            names::trust_config_map(cluster)
+        } else {
+            names::trust_config_map(&format!("{home}.{cluster}"))
+        }
+    }
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            roles: BTreeSet::from([Role::Peer, Role::Server]),
+            cluster: names::DEFAULT_CLUSTER.to_owned(),
+            containers: Vec::new(),
+            issuer: Issuer::Csr,
+            duration: Duration::from_secs(24 * 3600),
+            key: KeyAlgorithm::EcdsaP256,
+            key_rotation: KeyRotation::Always,
+            extra_sans: Sans::default(),
+            user: None,
+            mount_path: names::DEFAULT_MOUNT_PATH.to_owned(),
+            admin_port: names::DEFAULT_ADMIN_PORT,
+            reload: Reload::Auto,
+        }
+    }
+}
+
+/// Every key under our prefix that a pod may carry.
+const KEYS: [&str; 12] = [
+    "roles",
+    "cluster",
+    "containers",
+    "issuer",
+    "duration",
+    "key",
+    "key-rotation",
+    "extra-sans",
+    "user",
+    "mount-path",
+    "admin-port",
+    "reload",
+];

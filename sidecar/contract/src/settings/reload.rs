@@ -1,0 +1,52 @@
+//! How etcd is told: `…/reload`.
+
+use std::{fmt, str::FromStr};
+
+use crate::text::quoted;
+
+/// How etcd is told of what it does not notice by itself: a changed trust bundle.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reload {
+    /// `auto`: SIGTERM in a shared process namespace where that is safe; else the need is shown.
+    Auto,
+    /// `signal:<SIG>`: that signal, and a refusal at admission where it cannot be delivered. Never SIGHUP for etcd.
+    Signal(String),
+    /// `probe`: through the etcd container's liveness probe.
+    Probe,
+    /// `none`: never; the need is shown.
+    None,
+}
+
+/// The signals that `signal:<SIG>` takes: those by which servers are told to reload or to stop.
+const SIGNALS: [&str; 7] = ["SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGWINCH"];
+
+impl FromStr for Reload {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "auto" => Ok(Self::Auto),
+            "probe" => Ok(Self::Probe),
+            "none" => Ok(Self::None),
+            _ => match s.strip_prefix("signal:") {
+                Some(signal) if SIGNALS.contains(&signal) => Ok(Self::Signal(signal.to_owned())),
+                _ => Err(format!(
+                    "{} is none of auto, probe, none and signal:<SIG> with one of {}",
+                    quoted(s),
+                    SIGNALS.join(", ")
+                )),
+            },
+        }
+    }
+}
+
+impl fmt::Display for Reload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Signal(signal) => write!(f, "signal:{signal}"),
+            Self::Probe => f.write_str("probe"),
+            Self::None => f.write_str("none"),
+        }
+    }
+}

@@ -1,0 +1,544 @@
+//! The table of annotations: one good pod, and every single deviation from it.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::role::Domain;
+use crate::{
+    duration::{format_duration, parse_duration},
+    text::MAX_ENTRIES,
+};
+
+fn parse(annotations: &[(&str, &str)]) -> Result<Settings, Vec<Problem>> {
+    let annotations: BTreeMap<String, String> =
+        annotations.iter().map(|(key, value)| (format!("etcd-tls.dev/{key}"), (*value).to_owned())).collect();
+    Settings::parse(&annotations)
+}
+
+/// The one problem of one annotation.
+fn problem(key: &str, value: &str) -> Problem {
+    match parse(&[(key, value)]) {
+        Ok(settings) => panic!("{key}: {value:?} was taken: {settings:?}"),
+        Err(problems) => {
+            assert_eq!(problems.len(), 1, "{problems:?}");
+            problems.into_iter().next().unwrap()
+        }
+    }
+}
+
+#[test]
+fn no_annotation_means_the_documented_defaults() {
+    let settings = parse(&[]).unwrap();
+    assert_eq!(settings.roles, [Role::Peer, Role::Server].into());
+    assert_eq!(settings.cluster, "etcd");
+    assert_eq!(settings.containers, Vec::<String>::new());
+    assert_eq!(settings.issuer, Issuer::Csr);
+    assert_eq!(settings.duration, Duration::from_secs(86_400));
+    assert_eq!(settings.key, KeyAlgorithm::EcdsaP256);
+    assert_eq!(settings.key_rotation, KeyRotation::Always);
+    assert_eq!(settings.extra_sans, Sans::default());
+    assert_eq!(settings.user, None);
+    assert_eq!(settings.mount_path, "/etc/etcd/tls");
+    assert_eq!(settings.admin_port, 9179);
+    assert_eq!(settings.reload, Reload::Auto);
+}
+
+#[test]
+fn every_annotation_is_read() {
+    let settings = parse(&[
+        ("roles", "client,metrics"),
+        ("cluster", "events"),
+        ("containers", "a,b-2"),
+        ("issuer", "cert-manager:ClusterIssuer/etcd.ca"),
+        ("duration", "1h30m"),
+        ("key", "rsa-2048"),
+        ("key-rotation", "on-ca-change"),
+        ("extra-sans", "etcd.example.com,*.etcd.example.com,192.0.2.7,2001:db8::1"),
+        ("user", "backup@prod"),
+        ("mount-path", "/certs"),
+        ("admin-port", "9180"),
+        ("reload", "signal:SIGHUP"),
+    ])
+    .unwrap();
+    assert_eq!(
+        settings,
+        Settings {
+            roles: [Role::Client, Role::Metrics].into(),
+            cluster: "events".to_owned(),
+            containers: vec!["a".to_owned(), "b-2".to_owned()],
+            issuer: Issuer::CertManager { cluster_scoped: true, name: "etcd.ca".to_owned() },
+            duration: Duration::from_secs(5400),
+            key: KeyAlgorithm::Rsa2048,
+            key_rotation: KeyRotation::OnCaChange,
+            extra_sans: Sans {
+                dns: ["etcd.example.com".to_owned(), "*.etcd.example.com".to_owned()].into(),
+                ips: ["192.0.2.7".parse().unwrap(), "2001:db8::1".parse().unwrap()].into(),
+            },
+            user: Some("backup@prod".to_owned()),
+            mount_path: "/certs".to_owned(),
+            admin_port: 9180,
+            reload: Reload::Signal("SIGHUP".to_owned()),
+        }
+    );
+}
+
+#[test]
+fn others_annotations_are_not_looked_at() {
+    let others = [
+        ("etcd-tls.example.com/roles", "x"),
+        ("roles", "x"),
+        ("xetcd-tls.dev/roles", "x"),
+        ("kubernetes.io/config.mirror", "x"),
+    ];
+    let annotations = others.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    assert_eq!(Settings::parse(&annotations).unwrap(), Settings::default());
+}
+
+#[test]
+fn every_problem_is_told_at_once() {
+    let problems =
+        parse(&[("roles", "pear"), ("duration", "soon"), ("colour", "red"), ("mount-path", "/")]).unwrap_err();
+    let keys: Vec<&str> = problems.iter().map(|problem| problem.annotation.as_str()).collect();
+    assert_eq!(keys, ["etcd-tls.dev/colour", "etcd-tls.dev/duration", "etcd-tls.dev/mount-path", "etcd-tls.dev/roles"]);
+}
+
+#[test]
+fn bad_durations_are_refused() {
+    for value in [
+        "",
+        "24",
+        "24h ",
+        " 24h",
+        "-1h",
+        "+1h",
+        "0",
+        "0h",
+        "0s",
+        "9s",
+        "599s",
+        "9m59s",
+        "1e9h",
+        "1h30",
+        "24H",
+        "1.5h",
+        "24h;rm",
+        "24h\n",
+        "24h\0",
+        "1m1h",
+        "1h1h",
+        "1d",
+        "1w",
+        "h",
+        "1hh",
+        "8785h",
+        "18446744073709551616s",
+        "18446744073709551615h",
+        "5124095576030431h",
+        "٢٤h",
+        "24ｈ",
+        "24h30m15s1s",
+        "0x10h",
+        "1_000s",
+        "infinite",
+    ] {
+        let problem = problem("duration", value);
+        assert_eq!(problem.annotation, "etcd-tls.dev/duration", "{value:?}");
+        assert!(problem.message.len() < 300, "{problem}");
+    }
+    for (value, seconds) in
+        [("600s", 600), ("10m", 600), ("1h", 3600), ("24h", 86_400), ("1h30m15s", 5415), ("90m", 5400)]
+    {
+        assert_eq!(parse(&[("duration", value)]).unwrap().duration.as_secs(), seconds, "{value}");
+    }
+}
+
+#[test]
+fn durations_are_written_as_they_are_read() {
+    for seconds in [1, 59, 60, 61, 600, 3599, 3600, 3601, 5415, 86_400, 604_800] {
+        let duration = Duration::from_secs(seconds);
+        assert_eq!(parse_duration(&format_duration(duration)), Ok(duration));
+    }
+}
+
+#[test]
+fn bad_lists_are_refused() {
+    let long = format!("{}.example.com", "a".repeat(64));
+    let longer = "a.".repeat(140) + "b";
+    let thousand = (0..1000).map(|n| format!("n{n}.example.com")).collect::<Vec<_>>().join(",");
+    let huge = "x".repeat(300 * 1024);
+    for value in [
+        "",
+        ",",
+        "a.b,",
+        ",a.b",
+        "a.b,,c.d",
+        "a.b, c.d",
+        "a.b ,c.d",
+        "a.b,a.b",
+        "192.0.2.1,192.0.2.1",
+        "*",
+        "*.",
+        "*.com",
+        "*.*.svc",
+        "a.*.b",
+        "a*.b.c",
+        "fe80::1%eth0",
+        "192.0.2.1/24",
+        "192.0.2.01",
+        "192.0.2.1:2379",
+        "[2001:db8::1]",
+        "2001:DB8::1",
+        "2001:db8:0:0:0:0:0:1",
+        "::ffff:192.0.2.1",
+        "0.0.0.0",
+        "::",
+        "224.0.0.1",
+        "ff02::1",
+        "255.255.255.255",
+        "1.2.3",
+        "1.2.3.4.5",
+        "münchen.example",
+        "A.example.com",
+        "a_b.example.com",
+        "a b.example.com",
+        ".example.com",
+        "example.com.",
+        "a..b",
+        "-a.b",
+        "a-.b",
+        "a.b\n",
+        "a.b\0c",
+        "a\r\nb",
+        "https://a.b",
+        &long,
+        &longer,
+        &thousand,
+        &huge,
+    ] {
+        let problem = problem("extra-sans", value);
+        assert!(problem.message.len() < 300 && !problem.message.contains(['\n', '\0']), "{problem:?}");
+    }
+    for value in
+        ["", ",", "peer,", "peer,,server", "peer, server", "peer,peer", "Peer", "all", "peer;server", "peer\nserver"]
+    {
+        problem("roles", value);
+    }
+    for value in
+        ["", "Etcd", "etcd,etcd", "etcd, b", "etcd-tls-init", "etcd-tls-sidecar", "a.b", "a_b", &"a".repeat(64)]
+    {
+        problem("containers", value);
+    }
+}
+
+#[test]
+fn as_many_entries_as_are_taken_are_taken() {
+    let names = |n: usize| (0..n).map(|n| format!("n{n}.example.com")).collect::<Vec<_>>().join(",");
+    assert_eq!(parse(&[("extra-sans", &names(MAX_ENTRIES))]).unwrap().extra_sans.dns.len(), MAX_ENTRIES);
+    problem("extra-sans", &names(MAX_ENTRIES + 1));
+}
+
+#[test]
+fn bad_paths_are_refused() {
+    for value in [
+        "",
+        "/",
+        "//",
+        "etc/etcd",
+        "./certs",
+        "/etc/../proc",
+        "/certs/",
+        "/certs//a",
+        "/certs/.",
+        "/proc",
+        "/proc/1/root",
+        "/sys/fs",
+        "/dev",
+        "/dev/shm",
+        "/etc",
+        "/var",
+        "/usr",
+        "/tmp",
+        "/etc/etcd",
+        "/var/run/etcd-tls",
+        "/var/run/etcd-tls/certs",
+        "/var/run/etcd-tls/trust/x",
+        "/var/run/secrets",
+        "/run/secrets/kubernetes.io",
+        "/var/run/secrets/kubernetes.io/serviceaccount",
+        "/var/run",
+        "/certs:ro",
+        "/certs,x",
+        "/$(HOME)",
+        "/ce rts",
+        "/certs\n",
+        "/certs\0",
+        "/ćerts",
+        "C:\\certs",
+        &format!("/{}", "a".repeat(600)),
+    ] {
+        problem("mount-path", value);
+    }
+    for value in [
+        "/certs",
+        "/etc/etcd/tls",
+        "/etc/kubernetes/pki/etcd",
+        "/opt/bitnami/etcd/certs",
+        "/var/lib/tls",
+        "/processes",
+        "/device/x",
+    ] {
+        assert_eq!(parse(&[("mount-path", value)]).unwrap().mount_path, value);
+    }
+}
+
+#[test]
+fn bad_words_are_refused() {
+    for (key, values) in [
+        ("cluster", &["", "Etcd", "a.b", "a/b", "etcd ", "-a", "a_b", "*", "é"][..]),
+        ("key", &["", "rsa", "rsa-1024", "RSA-3072", "ecdsa-p521", "ecdsa-p224", "ecdsa-p256 ", "ed448", "p256"]),
+        ("key-rotation", &["", "never", "Always", "always ", "on_ca_change"]),
+        (
+            "admin-port",
+            &[
+                "",
+                "0",
+                "80",
+                "1023",
+                "65536",
+                "-1",
+                "+9179",
+                "09179",
+                "9179 ",
+                "http",
+                "9179.0",
+                "0x2000",
+                "99999999999999999999",
+            ],
+        ),
+        (
+            "user",
+            &[
+                "",
+                "a b",
+                "a,O=system:masters",
+                "a\nb",
+                "a\0",
+                "a=b",
+                "a+b",
+                "\"a\"",
+                "ü",
+                "system:etcd-peer:x",
+                "system:masters",
+                "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+            ],
+        ),
+        (
+            "reload",
+            &[
+                "",
+                "Auto",
+                "true",
+                "signal",
+                "signal:",
+                "signal:HUP",
+                "signal:1",
+                "signal:sighup",
+                "signal:SIGKILL",
+                "signal:SIGSTOP",
+                "exec:/bin/x",
+            ],
+        ),
+        (
+            "issuer",
+            &[
+                "",
+                "CSR",
+                "csr:",
+                "csr:x",
+                "csr:/x",
+                "csr:example/x",
+                "csr:example.com/",
+                "csr:example.com/a b",
+                "csr:Example.com/a",
+                "csr:kubernetes.io/kubelet-serving",
+                "csr:peer.etcd-tls.dev/a",
+                "csr:peer.etcd-tls.dev/a.b.c",
+                "csr:etcd-tls.dev/a.b",
+                "csr:root.etcd-tls.dev/a.b",
+                "cert-manager:",
+                "cert-manager:Issuer",
+                "cert-manager:Issuer/",
+                "cert-manager:issuer/x",
+                "cert-manager:Issuer/X",
+                "cert-manager:Issuer/a/b",
+                "cert-manager:Secret/x",
+                "vault:x",
+            ],
+        ),
+    ] {
+        for value in values {
+            let problems = parse(&[(key, value), ("roles", "peer,client")]).expect_err(value);
+            assert_eq!(problems.len(), 1, "{key} {value:?}: {problems:?}");
+        }
+    }
+}
+
+#[test]
+fn what_a_tenant_may_not_say_is_no_annotation() {
+    for key in [
+        "",
+        "image",
+        "args",
+        "env",
+        "resources",
+        "inject",
+        "injected",
+        "status",
+        "renewBefore",
+        "Roles",
+        "roles ",
+        "mode",
+        "owner",
+        "trusts",
+        "trust",
+        "duration/x",
+        "policy",
+    ] {
+        for value in ["", "TRUE", "yes", "1", " true", "777", "0:0"] {
+            let problem = problem(key, value);
+            assert_eq!(problem.annotation, format!("etcd-tls.dev/{key}"));
+        }
+    }
+}
+
+#[test]
+fn combinations_that_cannot_be_are_refused() {
+    for signal in ["signal:SIGHUP", "signal:SIGQUIT"] {
+        assert!(problem("reload", signal).message.contains("kills etcd"));
+    }
+    for signal in ["signal:SIGTERM", "signal:SIGINT", "signal:SIGUSR1"] {
+        parse(&[("reload", signal)]).unwrap();
+    }
+    parse(&[("reload", "signal:SIGHUP"), ("roles", "metrics")]).unwrap();
+    assert!(problem("user", "backup").message.contains("client"));
+    let elsewhere = [("roles", "peer"), ("issuer", "csr:client.etcd-tls.dev/prod.etcd")];
+    assert!(parse(&elsewhere).unwrap_err()[0].message.contains("none of the pod's roles"));
+    parse(&[("roles", "client"), elsewhere[1]]).unwrap();
+}
+
+#[test]
+fn words_are_written_as_they_are_read() {
+    for issuer in [
+        "csr",
+        "csr:client.etcd-tls.dev/prod.etcd",
+        "csr:example.com/etcd",
+        "cert-manager:Issuer/a",
+        "cert-manager:ClusterIssuer/a.b",
+    ] {
+        assert_eq!(issuer.parse::<Issuer>().unwrap().to_string(), issuer);
+    }
+    for key in KeyAlgorithm::ALL {
+        assert_eq!(key.to_string().parse(), Ok(key));
+    }
+    for rotation in [KeyRotation::Always, KeyRotation::OnCaChange] {
+        assert_eq!(rotation.to_string().parse(), Ok(rotation));
+    }
+    for reload in ["auto", "probe", "none", "signal:SIGTERM"] {
+        assert_eq!(reload.parse::<Reload>().unwrap().to_string(), reload);
+    }
+}
+
+#[test]
+fn signer_and_trust_follow_from_the_issuer() {
+    let with = |issuer: &str| {
+        parse(&[("roles", "peer,server,client,metrics"), ("issuer", issuer), ("cluster", "main")]).unwrap()
+    };
+    let all = |issuer: &str| Role::ALL.map(|role| with(issuer).signer_name(role, "prod"));
+    assert_eq!(
+        all("csr"),
+        [
+            "peer.etcd-tls.dev/prod.main",
+            "client.etcd-tls.dev/prod.main",
+            "client.etcd-tls.dev/prod.main",
+            "metrics.etcd-tls.dev/prod.main"
+        ]
+    );
+    assert_eq!(
+        all("csr:peer.etcd-tls.dev/core.etcd"),
+        [
+            "peer.etcd-tls.dev/core.etcd",
+            "client.etcd-tls.dev/core.etcd",
+            "client.etcd-tls.dev/core.etcd",
+            "metrics.etcd-tls.dev/core.etcd"
+        ]
+    );
+    assert_eq!(all("csr:example.com/ca"), ["example.com/ca"; 4]);
+    assert_eq!(all("cert-manager:ClusterIssuer/ca"), ["clusterissuers.cert-manager.io/ca"; 4]);
+    assert_eq!(all("cert-manager:Issuer/ca"), ["issuers.cert-manager.io/prod.ca"; 4]);
+
+    assert_eq!(with("csr").trust_config_map("prod"), "etcd-tls-trust-main");
+    assert_eq!(with("csr:peer.etcd-tls.dev/core.etcd").trust_config_map("prod"), "etcd-tls-trust-core.etcd");
+    assert_eq!(with("csr:peer.etcd-tls.dev/core.etcd").trust_config_map("core"), "etcd-tls-trust-etcd");
+    let ours = with("csr:peer.etcd-tls.dev/core.etcd").our_signer(Role::Metrics, "prod").unwrap();
+    assert_eq!((ours.domain, ours.namespace.as_str()), (Domain::Metrics, "core"));
+    assert_eq!(with("csr:example.com/ca").our_signer(Role::Peer, "prod"), None);
+}
+
+/// Words of the grammar and words that are none, put together at random (the same at each run).
+#[test]
+fn whatever_is_written_is_either_refused_or_survives_being_written_again() {
+    const PIECES: [&str; 32] = [
+        "a",
+        "b-1",
+        ".",
+        ",",
+        "/",
+        "*",
+        "-",
+        ":",
+        " ",
+        "\n",
+        "\0",
+        "é",
+        "٣",
+        "24",
+        "h",
+        "m",
+        "s",
+        "0",
+        "99999999999999999999",
+        "csr",
+        "cert-manager",
+        "Issuer",
+        "peer",
+        "client",
+        ".etcd-tls.dev/",
+        "example.com",
+        "192.0.2.1",
+        "2001:db8::",
+        "signal",
+        "SIGTERM",
+        "auto",
+        "..",
+    ];
+    let mut state: u64 = 0x9e37_79b9_7f4a_7c15;
+    let mut random = |below: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        usize::try_from(state >> 33).unwrap() % below
+    };
+    let mut taken = 0;
+    for _ in 0..50_000 {
+        let key = KEYS[random(KEYS.len())];
+        let value: String = (0..random(5)).map(|_| PIECES[random(PIECES.len())]).collect();
+        let Ok(settings) = parse(&[(key, &value), ("roles", "client")]) else { continue };
+        taken += 1;
+        let again = crate::args::PodArgs::of(&settings).settings().unwrap();
+        let carried = Settings { containers: Vec::new(), mount_path: again.mount_path.clone(), ..settings };
+        assert_eq!(again, carried, "{key}: {value:?}");
+    }
+    assert!(taken > 1000, "only {taken} were taken: the test tells little");
+}

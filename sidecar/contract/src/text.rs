@@ -1,0 +1,40 @@
+//! Lists as users write them, and users' text in messages.
+
+/// The most entries of one list (`extra-sans`, `containers`): a request stays under 4 KiB and a message readable.
+pub(crate) const MAX_ENTRIES: usize = 64;
+
+/// A comma-separated list: no spaces, no empty entry, no entry twice.
+pub(crate) fn list<T: PartialEq>(value: &str, entry: impl Fn(&str) -> Result<T, String>) -> Result<Vec<T>, String> {
+    if value.is_empty() {
+        return Err("is empty; remove the annotation for the default".to_owned());
+    }
+    let mut entries = Vec::new();
+    for word in value.split(',') {
+        if entries.len() == MAX_ENTRIES {
+            return Err(format!("has more than {MAX_ENTRIES} entries"));
+        }
+        if word.is_empty() {
+            return Err("has an empty entry; write entries with one comma between them".to_owned());
+        }
+        if word.trim() != word {
+            return Err(format!(
+                "has white space around {:?}; write entries with a comma alone between them",
+                word.trim()
+            ));
+        }
+        let entry = entry(word)?;
+        if entries.contains(&entry) {
+            return Err(format!("has {} twice", quoted(word)));
+        }
+        entries.push(entry);
+    }
+    Ok(entries)
+}
+
+/// A user's text in a message: escaped, and cut where it is long.
+pub(crate) fn quoted(s: &str) -> String {
+    match s.char_indices().nth(80) {
+        Some((end, _)) => format!("{:?}…", &s[..end]),
+        None => format!("{s:?}"),
+    }
+}

@@ -1,0 +1,14 @@
+//! What every process of etcd-tls says of itself: its log, its metrics, and the admin port that shows them.
+
+pub mod admin;
+pub mod listen;
+pub mod log;
+
+use prometheus_client::registry::{Metric, Registry};
+
+/// A new metric, shown by `registry` as `name` (under the registry's prefix) with `help`.
+pub fn metric<M: Metric + Default + Clone>(registry: &mut Registry, name: &str, help: &str) -> M {
+    let metric = M::default();
+    registry.register(name, help, metric.clone());
+    metric
+}
