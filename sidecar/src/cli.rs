@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use etcd_tls_telemetry::log::LogArgs;
 
-use crate::{
+use crate::commands::{
     init::{Error, InitArgs},
     request::RequestArgs,
     run::RunArgs,

@@ -6,6 +6,7 @@
 //! `/members` do not ask; so what can be read there is.
 
 mod endpoint;
+pub mod handshake;
 mod http;
 mod metrics;
 

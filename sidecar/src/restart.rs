@@ -14,16 +14,17 @@
 //! Whatever goes wrong on the way ends in waiting: the need stays visible in [`Status`], in the log and in the metrics
 //! `restart_due` and `restart_waits`, and all of it is looked at again a moment later.
 //!
-//! A sidecar that dies with the lock in its hand leaves a lock that lapses within [`crate::lock::TTL`] seconds, and the
+//! A sidecar that dies with the lock in its hand leaves a lock that lapses within [`crate::restart::lock::TTL`] seconds, and the
 //! next one then finds a member that is down and waits for it.
 
 mod act;
-mod cluster;
-mod decision;
+mod decide;
 pub mod gate;
+pub mod lock;
 mod locks;
 mod memory;
 mod metrics;
+mod observe;
 mod options;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -35,11 +36,11 @@ use tokio::{
 };
 
 use self::{
-    cluster::{ClusterSeen, Eyes},
-    decision::{Permit, Trust, leaf_due, permit, trust},
+    decide::{Permit, Trust, leaf_due, permit, trust},
     locks::Locks,
     memory::Memory,
     metrics::Metrics,
+    observe::{ClusterSeen, Eyes},
     options::Means,
 };
 pub use self::{
@@ -48,7 +49,7 @@ pub use self::{
 };
 use etcd_tls_contract::{names, role::Domain};
 
-use crate::{etcd::EtcdError, process::uptime};
+use crate::{etcd::EtcdError, os::process::uptime};
 
 /// How often etcd's ports are asked what they have loaded while nothing is known to have changed.
 const IDLE: Duration = Duration::from_secs(30);
@@ -358,7 +359,7 @@ impl Wait {
         Self { word, text, again }
     }
 
-    fn hindered(hindrance: decision::Hindrance) -> Self {
+    fn hindered(hindrance: decide::Hindrance) -> Self {
         Self::new(hindrance.word(), hindrance.to_string(), AGAIN)
     }
 }

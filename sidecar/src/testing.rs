@@ -15,7 +15,7 @@ use rcgen::{
 };
 
 use crate::{
-    clock::Clock,
+    os::clock::Clock,
     store::{Entry, Record},
 };
 

@@ -18,7 +18,7 @@ use etcd_tls_contract::{
     key::KeyAlgorithm,
     role::{Domain, Role},
 };
-use etcd_tls_webhook::{
+use etcd_tls_webhook::ca::{
     authority::Authority,
     issue::{Leaf, issue},
 };

@@ -16,7 +16,7 @@ use etcd_tls_contract::{
     role::{Domain, Role},
 };
 use etcd_tls_sidecar::etcd::Client;
-use etcd_tls_webhook::authority::Authority;
+use etcd_tls_webhook::ca::authority::Authority;
 
 use crate::{
     csr_server::{CsrServer, authority},

@@ -17,8 +17,8 @@ use etcd_tls_contract::{
     settings::Reload,
 };
 use etcd_tls_sidecar::{
+    os::process::Place,
     probe::install,
-    process::Place,
     restart::{Options, Restarter, Status, gate},
     store::{Entry, Record, Set, Store},
 };

@@ -14,8 +14,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use etcd_tls_contract::{certificate::Bundle, settings::Reload};
 use etcd_tls_sidecar::{
     etcd::{Client, Created},
-    lock,
-    restart::{self, LeaseOptions},
+    restart::{self, LeaseOptions, lock},
 };
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::{Api, api::PostParams};

@@ -10,9 +10,12 @@ use prometheus_client::registry::Registry;
 
 use crate::{
     error::Error,
-    health::Health,
-    injection, shutdown,
-    tls::{PairFiles, ServingPairs},
+    injection,
+    platform::{
+        health::Health,
+        shutdown,
+        tls::{PairFiles, ServingPairs},
+    },
 };
 
 pub mod review;

@@ -12,11 +12,13 @@ use etcd_tls_contract::identity::{Denial, Entitlement, Verdict};
 use prometheus_client::registry::Registry;
 
 use crate::{
-    controller::{Controller, ControllerArgs},
-    csr_watch::{Handler, Interest, Outcome},
+    controller::{
+        Controller, ControllerArgs,
+        case::{self, Case},
+        csr::{Handler, Interest, Outcome},
+        facts::Csr,
+    },
     error::Error,
-    facts::Csr,
-    review::{self, Case},
 };
 use metrics::Metrics;
 
@@ -62,7 +64,7 @@ struct Approver {
 
 impl Handler for Approver {
     fn interest(&self, csr: &Csr) -> Interest {
-        if review::concerns_us(csr) { Interest::Now } else { Interest::Ignore }
+        if case::concerns_us(csr) { Interest::Now } else { Interest::Ignore }
     }
 
     async fn handle(&self, csr: &Csr) -> Outcome {
@@ -80,7 +82,7 @@ impl Handler for Approver {
 impl Approver {
     async fn approve(&self, csr: &Csr, case: &Case, entitlement: &Entitlement) -> Outcome {
         let message = format!("{} of {}: asks for no more than it is", entitlement.role, entitlement.signer);
-        let patch = review::patch(csr, "Approved", review::APPROVED, &message);
+        let patch = case::patch(csr, "Approved", case::APPROVED, &message);
         if let Err(error) = self.controller.write(csr, "approval", patch).await {
             return self.controller.not_written(csr, &error);
         }
@@ -91,8 +93,8 @@ impl Approver {
     }
 
     async fn deny(&self, csr: &Csr, case: &Case, denials: &[Denial]) -> Outcome {
-        let reasons = review::message(denials);
-        let patch = review::patch(csr, "Denied", review::DENIED, &reasons);
+        let reasons = case::message(denials);
+        let patch = case::patch(csr, "Denied", case::DENIED, &reasons);
         if let Err(error) = self.controller.write(csr, "approval", patch).await {
             return self.controller.not_written(csr, &error);
         }

@@ -4,7 +4,7 @@ use clap::{Parser, Subcommand};
 use etcd_tls_telemetry::log::LogArgs;
 use tokio::runtime::Builder;
 
-use crate::{admit, approve, error::Error, inject, issue_command, rollover, sign, standalone};
+use crate::{admit, approve, ca, error::Error, inject, rollover, sign, standalone};
 
 /// Worker threads at most: enough for the standalone signer's work, and no thread for each core of a large node.
 const MAX_WORKERS: usize = 4;
@@ -28,7 +28,7 @@ enum Command {
     /// Inject into manifests, offline.
     Inject(inject::Args),
     /// Issue certificates for members of known names, with no signer running: Secret manifests or files.
-    Issue(Box<issue_command::Args>),
+    Issue(Box<ca::command::Args>),
     /// Move a cluster to a new CA, show how that stands, or take it back.
     Rollover(rollover::Args),
     /// Sign what was approved, keep the CAs and publish the trust in them.

@@ -23,22 +23,28 @@ use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
 use crate::{
-    client::{self, RequestError, within},
-    csr_watch::{self, Handler, Outcome},
     error::Error,
-    events::{Notice, Recorder, pod_reference},
-    facts::{self, Csr, LeanPod},
-    health::Health,
-    lease::Candidate,
-    namespace_watch, policy_watch,
-    review::{self, Case},
-    shutdown,
+    platform::{health::Health, shutdown},
 };
+use case::Case;
+use client::{RequestError, within};
+use csr::{Handler, Outcome};
+use events::{Notice, Recorder, pod_reference};
+use facts::{Csr, LeanPod};
+use lease::Candidate;
 use metrics::Metrics;
 use pod_reads::PodReads;
 
+pub(crate) mod case;
+pub mod client;
+pub mod csr;
+pub mod events;
+pub mod facts;
+pub mod lease;
 mod metrics;
+pub mod namespaces;
 mod pod_reads;
+pub mod policy;
 
 /// Asks for an answer without spec and status.
 const METADATA_ALONE: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
@@ -68,8 +74,8 @@ pub(crate) struct Controller {
     pub(crate) client: Client,
     /// The system namespace.
     pub(crate) namespace: String,
-    pub(crate) policy: policy_watch::Current,
-    pub(crate) namespaces: namespace_watch::Current,
+    pub(crate) policy: policy::Current,
+    pub(crate) namespaces: namespaces::Current,
     /// Whether this replica leads.
     pub(crate) leader: watch::Receiver<bool>,
     pub(crate) recorder: Recorder,
@@ -81,7 +87,7 @@ pub(crate) struct Controller {
 pub(crate) struct Started {
     pub(crate) controller: Controller,
     candidate: Candidate,
-    queue: csr_watch::Metrics,
+    queue: csr::Metrics,
     workers: u16,
     shutdown: watch::Receiver<bool>,
 }
@@ -100,12 +106,12 @@ impl ControllerArgs {
             None => nix::unistd::gethostname()?.to_string_lossy().into_owned(),
         };
         let metrics = Metrics::register(&mut registry);
-        let queue = csr_watch::Metrics::register(&mut registry);
+        let queue = csr::Metrics::register(&mut registry);
         let client = client::connect().await?;
         let process = name.strip_prefix("etcd-tls-").unwrap_or(name);
         let recorder = Recorder::new(client.clone(), process, &identity);
-        let policy = policy_watch::spawn(client.clone(), &namespace, recorder.clone(), metrics.policy_readable.clone());
-        let namespaces = namespace_watch::spawn(client.clone());
+        let policy = policy::spawn(client.clone(), &namespace, recorder.clone(), metrics.policy_readable.clone());
+        let namespaces = namespaces::spawn(client.clone());
         let candidate = Candidate::spawn(client.clone(), &namespace, name, &identity);
         let leader = candidate.leader();
         let pods = PodReads::default();
@@ -126,7 +132,7 @@ impl Started {
         let Controller { client, leader, metrics, .. } = controller;
         let shows = metrics.show_leadership(leader.clone());
         tokio::select! {
-            () = csr_watch::run(client, handler, usize::from(workers), leader, shutdown, queue) => {}
+            () = csr::run(client, handler, usize::from(workers), leader, shutdown, queue) => {}
             () = beside => {}
             () = shows => {}
         }
@@ -136,7 +142,7 @@ impl Started {
 
 impl Controller {
     /// What it is not ready without.
-    fn require(&self, health: &Health, queue: csr_watch::Metrics) {
+    fn require(&self, health: &Health, queue: csr::Metrics) {
         let policy = self.policy.clone();
         health.require(move || policy.borrow().as_ref().map(|_| ()).ok_or_else(|| NO_POLICY.to_owned()));
         let namespaces = self.namespaces.clone();
@@ -184,9 +190,9 @@ impl Controller {
             return Ok(verdict);
         }
         // Neither what a watch has not brought yet nor what was left out may be the reason.
-        let policy = policy_watch::live(&self.client, &self.namespace).await?.map_or(policy, Arc::new);
+        let policy = policy::live(&self.client, &self.namespace).await?.map_or(policy, Arc::new);
         let Some((bound, pod)) = pod else { return Ok(case.judge(csr, None, &[], &policy)) };
-        let namespace = namespace_watch::live(&self.client, &bound.namespace).await?;
+        let namespace = namespaces::live(&self.client, &bound.namespace).await?;
         let services: Api<Service> = Api::namespaced(self.client.clone(), &bound.namespace);
         let services: Vec<_> =
             within(services.list(&ListParams::default())).await?.items.iter().map(facts::service).collect();
@@ -224,7 +230,7 @@ impl Controller {
             return;
         }
         let regarding = pod_reference(&bound.namespace, &bound.pod, &bound.pod_uid);
-        self.recorder.warn(Notice { regarding, reason, note: review::message(denials) }).await;
+        self.recorder.warn(Notice { regarding, reason, note: case::message(denials) }).await;
     }
 
     /// The request has to wait for something else.

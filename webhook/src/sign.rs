@@ -28,27 +28,21 @@ use tokio::sync::Notify;
 
 use crate::{controller::ControllerArgs, error::Error};
 use authorities::Authorities;
+use cache::services::Services;
 use metrics::Metrics;
-use services::Services;
 use serving::Lifetimes;
 use signer::Signer;
 use terms::Terms;
 
 mod authorities;
+mod cache;
 mod cleaner;
-mod keeper;
-mod latest;
 mod metrics;
-mod objects;
-mod places;
-mod pods;
-mod services;
+mod reconcile;
 mod serving;
 mod signer;
-mod state;
 mod terms;
 mod trust;
-mod watches;
 
 /// The Lease that the replicas share.
 const LEASE: &str = "etcd-tls-sign";

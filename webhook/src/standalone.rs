@@ -47,7 +47,10 @@ use tokio::{sync::Semaphore, time};
 
 use crate::{
     error::Error,
-    file_watch::FileWatch,
+    platform::{
+        file_watch::FileWatch,
+        tls::{PairFiles, ServingPairs},
+    },
     standalone::{
         auth::{Authenticator, ConnectionIdentity, MASTERS, clients::ClientCas},
         limits::RateLimit,
@@ -61,7 +64,6 @@ use crate::{
         },
         store::{Limits, Store},
     },
-    tls::{PairFiles, ServingPairs},
 };
 
 /// How often the token file and the client CA file are looked at.

@@ -12,7 +12,7 @@ use nix::sys::statvfs::{FsFlags, statvfs};
 use super::LIVENESS;
 use etcd_tls_contract::names;
 
-use crate::replace::replace;
+use crate::os::replace::replace;
 
 /// Why etcd's liveness probe could not be put in place.
 #[derive(Debug, thiserror::Error)]

@@ -6,13 +6,13 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use tokio::time::{Instant, sleep};
 
-use super::{AGAIN, IDLE, Look, Permit, Restarter, Wait, decision::permit, options::Means};
+use super::{AGAIN, IDLE, Look, Permit, Restarter, Wait, decide::permit, options::Means};
 use etcd_tls_contract::names;
 
 use crate::{
     etcd::EtcdError,
-    lock::{Guard, TTL},
-    process::{Process, uptime},
+    os::process::{Process, uptime},
+    restart::lock::{Guard, TTL},
 };
 
 /// How long a leader may take to hand on; etcd itself tries again when it is ended.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{AGAIN, IDLE, Wait, options::LeaseOptions};
-use crate::lock::{Attempt, EtcdLock, Guard, LeaseLock, Observed};
+use crate::restart::lock::{Attempt, EtcdLock, Guard, LeaseLock, Observed};
 
 /// The locks of one cluster's restarts, as one of those who take turns sees them.
 pub(super) struct Locks {

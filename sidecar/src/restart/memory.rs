@@ -13,10 +13,10 @@ use aws_lc_rs::digest::{SHA256, digest};
 use base64::{Engine, engine::general_purpose::STANDARD_NO_PAD};
 use serde::{Deserialize, Serialize};
 
-use super::decision::Installed;
+use super::decide::Installed;
 use etcd_tls_contract::{certificate::Bundle, role::Domain};
 
-use crate::replace::replace;
+use crate::os::replace::replace;
 
 /// Beside the generations, hidden as they are.
 const FILE: &str = "..restart.json";

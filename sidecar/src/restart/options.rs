@@ -9,7 +9,7 @@ use etcd_tls_contract::{
 };
 use nix::sys::signal::Signal;
 
-use crate::process::Place;
+use crate::os::process::Place;
 
 /// Between saying that a one-member cluster will be away and its being away.
 const NOTICE: Duration = Duration::from_secs(30);

@@ -12,7 +12,7 @@ use etcd_tls_contract::{
     san::Sans,
     settings::Settings,
 };
-use etcd_tls_webhook::facts;
+use etcd_tls_webhook::controller::facts;
 use k8s_openapi::api::{
     certificates::v1::CertificateSigningRequest,
     core::v1::{ConfigMap, Namespace, Pod},

@@ -17,7 +17,7 @@ use etcd_tls_contract::{names::SYSTEM_NAMESPACE, policy::Policy};
 use k8s_openapi::api::rbac::v1::{ClusterRoleBinding, RoleBinding, RoleRef, Subject};
 use kube::ResourceExt;
 
-use crate::namespace_watch;
+use crate::controller::namespaces;
 
 pub(super) use self::driver::run;
 
@@ -70,7 +70,7 @@ type Pods = BTreeMap<String, BTreeMap<String, bool>>;
 
 /// The namespaces that are opted in: by their own label, or because of pods that are (`by_pods`). Not those that are being
 /// deleted, where nothing can be made any more, and not our own.
-fn opted_in(namespaces: &namespace_watch::Map, by_pods: impl Fn(&str) -> bool) -> BTreeSet<String> {
+fn opted_in(namespaces: &namespaces::Map, by_pods: impl Fn(&str) -> bool) -> BTreeSet<String> {
     namespaces
         .iter()
         .filter(|(name, facts)| !facts.deleting && *name != SYSTEM_NAMESPACE && (facts.opted_in || by_pods(name)))
@@ -147,7 +147,7 @@ fn lean_binding(mut binding: RoleBinding) -> (String, RoleBinding) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::namespace_watch::NamespaceFacts;
+    use crate::controller::namespaces::NamespaceFacts;
 
     fn namespace(opted_in: bool, deleting: bool) -> NamespaceFacts {
         NamespaceFacts { uid: "u".to_owned(), opted_in, deleting }

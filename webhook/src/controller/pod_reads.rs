@@ -11,7 +11,7 @@ use std::{
 use etcd_tls_contract::identity::BoundPod;
 use tokio::{sync::watch, time::Instant};
 
-use crate::{client::RequestError, facts::LeanPod};
+use crate::controller::{client::RequestError, facts::LeanPod};
 
 /// A pod as it was read; `None`: there is none of that name.
 type Found = Arc<Option<LeanPod>>;

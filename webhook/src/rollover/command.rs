@@ -13,7 +13,7 @@ use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use super::{Action, Report, Request, request_annotation, status_annotation};
-use crate::{client, error::Error};
+use crate::{controller::client, error::Error};
 
 /// How long the signer's answer is waited for.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -6,6 +6,9 @@
 //!
 //! What a leaf or a statement changes in an authority's state is persisted before the leaf is issued.
 
+pub(in crate::sign) mod quota;
+pub(in crate::sign) mod state;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex as StdMutex, PoisonError},
@@ -29,14 +32,16 @@ use kube::{
 };
 use tokio::sync::{MutexGuard, Notify};
 
-use super::{
-    places::{Held, NoPlace, Places, Ready, Slot},
+use super::authorities::{
+    quota::{Held, NoPlace, Places, Ready, Slot},
     state::{Stored, common_name, secret_name},
 };
 use crate::{
-    authority::Authority,
-    client::{RequestError, within},
-    namespace_watch, policy_watch,
+    ca::authority::Authority,
+    controller::{
+        client::{RequestError, within},
+        namespaces, policy,
+    },
 };
 
 /// The annotation of a Secret or ConfigMap with the uid of the namespace that it is for.
@@ -72,8 +77,8 @@ pub(super) enum Unavailable {
 pub(super) struct Authorities {
     client: Client,
     system: String,
-    policy: policy_watch::Current,
-    namespaces: namespace_watch::Current,
+    policy: policy::Current,
+    namespaces: namespaces::Current,
     places: StdMutex<Places>,
     /// Rung whenever an authority's state changed by a leaf or a statement.
     changed: Arc<Notify>,
@@ -81,7 +86,7 @@ pub(super) struct Authorities {
 
 /// What a leaf is issued with.
 pub(super) struct Grant<'a> {
-    /// The pod's uid, or [`super::pods::host_holder`].
+    /// The pod's uid, or [`super::cache::pods::host_holder`].
     pub(super) holder: &'a str,
     pub(super) role: Role,
     /// What the request states that etcd has loaded.
@@ -93,8 +98,8 @@ impl Authorities {
     pub(super) fn new(
         client: Client,
         system: &str,
-        policy: policy_watch::Current,
-        namespaces: namespace_watch::Current,
+        policy: policy::Current,
+        namespaces: namespaces::Current,
         changed: Arc<Notify>,
     ) -> Self {
         Self { client, system: system.to_owned(), policy, namespaces, places: StdMutex::default(), changed }
@@ -411,7 +416,7 @@ impl Authorities {
     }
 }
 
-fn read(secret: &Secret, now: SystemTime) -> Result<Ready, super::state::StateError> {
+fn read(secret: &Secret, now: SystemTime) -> Result<Ready, super::authorities::state::StateError> {
     let stored = Stored::read(secret.data.as_ref().unwrap_or(&BTreeMap::new()), now)?;
     Ok(Ready { stored, secret: secret.metadata.clone(), type_: secret.type_.clone() })
 }

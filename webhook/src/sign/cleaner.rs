@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use crate::facts::Csr;
+use crate::controller::facts::Csr;
 
 /// An issued one: its certificate was fetched long ago.
 pub(super) const ISSUED: Duration = Duration::from_secs(5 * 60);

@@ -32,14 +32,18 @@ use kube::{
 use serde_json::{Value, json};
 
 use super::{
-    authorities::MANAGED_LABEL,
+    authorities::{
+        MANAGED_LABEL,
+        state::{Stored, life},
+    },
     metrics::Metrics,
-    state::{Stored, life},
 };
 use crate::{
-    authority::Authority,
-    client::{RequestError, within},
-    issue::{Leaf, issue},
+    ca::{
+        authority::Authority,
+        issue::{Leaf, issue},
+    },
+    controller::client::{RequestError, within},
     rollover::{ChangeOver, Phase, Step, Trigger},
 };
 

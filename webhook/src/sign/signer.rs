@@ -19,19 +19,19 @@ use serde_json::json;
 
 use super::{
     authorities::{Authorities, Grant, Unavailable},
+    cache::{latest::Latest, pods::host_holder, services::Services},
     cleaner::{self, Fate},
-    latest::Latest,
     metrics::Metrics,
-    pods::host_holder,
-    services::Services,
 };
 use crate::{
-    client::within,
-    controller::Controller,
-    csr_watch::{Handler, Interest, Outcome},
-    facts::Csr,
-    issue::{IssueError, Leaf, issue},
-    review::{self, Case},
+    ca::issue::{IssueError, Leaf, issue},
+    controller::{
+        Controller,
+        case::{self, Case},
+        client::within,
+        csr::{Handler, Interest, Outcome},
+        facts::Csr,
+    },
 };
 
 /// The reason of a Failed condition; what speaks against the request is in its message.
@@ -161,8 +161,8 @@ impl Signer {
 
     /// Writes that an approved request is refused all the same.
     async fn refuse(&self, csr: &Csr, case: &Case, denials: &[Denial]) -> Outcome {
-        let reasons = review::message(denials);
-        let patch = review::patch(csr, "Failed", FAILED, &reasons);
+        let reasons = case::message(denials);
+        let patch = case::patch(csr, "Failed", FAILED, &reasons);
         if let Err(error) = self.controller.write(csr, "status", patch).await {
             return self.controller.not_written(csr, &error);
         }

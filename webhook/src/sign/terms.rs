@@ -11,13 +11,12 @@ use etcd_tls_contract::policy::Policy;
 use tokio::{sync::Notify, task::JoinSet, time::sleep};
 
 use super::{
-    keeper::Keeper,
-    objects::Objects,
-    pods::Pods,
+    cache::{objects::Objects, pods::Pods},
+    reconcile::Keeper,
     serving::{Lifetimes, Serving},
     signer::Signer,
 };
-use crate::shutdown::until;
+use crate::platform::shutdown::until;
 
 /// See the module.
 pub(super) struct Terms {

@@ -16,9 +16,11 @@ use etcd_tls_contract::{
 };
 
 use crate::{
-    authority::{Authority, AuthorityError},
-    file_watch::FileWatch,
-    issue::{self, IssueError, Leaf, issue},
+    ca::{
+        authority::{Authority, AuthorityError},
+        issue::{self, IssueError, Leaf, issue},
+    },
+    platform::file_watch::FileWatch,
 };
 
 /// What a request turned out to be: its subject fits this profile.

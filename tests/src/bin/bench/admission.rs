@@ -18,7 +18,7 @@ use etcd_tls_webhook::{
         server,
     },
     injection::Config,
-    tls::{PairFiles, ServingPairs},
+    platform::tls::{PairFiles, ServingPairs},
 };
 use hyper::StatusCode;
 use nix::time::{ClockId, clock_gettime};

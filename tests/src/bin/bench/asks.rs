@@ -20,11 +20,13 @@ use etcd_tls_contract::{
     settings::Settings,
 };
 use etcd_tls_sidecar::{
-    api::{ApiError, Version},
-    lookout::Lookout,
-    order::{Call, Circumstances, Expected, Order, Outcome, Step},
+    issuance::{
+        flow::{Call, Circumstances, Expected, Order, Outcome, Step},
+        lookout::Lookout,
+    },
+    kube::{ApiError, Version},
 };
-use etcd_tls_webhook::facts;
+use etcd_tls_webhook::controller::facts;
 use futures::{StreamExt, future::join_all, stream};
 use hyper::StatusCode;
 use k8s_openapi::api::core::v1::Pod;

@@ -21,7 +21,7 @@ use etcd_tls_contract::{
     san::Sans,
 };
 use etcd_tls_sidecar::store::{Entry, Record, Set, Store};
-use etcd_tls_webhook::{
+use etcd_tls_webhook::ca::{
     authority::Authority,
     issue::{Leaf, issue},
 };

@@ -18,7 +18,7 @@ use aws_lc_rs::{
 };
 use bytes::Bytes;
 use etcd_tls_contract::{csr::PrivateKey, identity, key::KeyAlgorithm, role::Role, san::Sans};
-use etcd_tls_webhook::authority::Authority;
+use etcd_tls_webhook::ca::authority::Authority;
 use futures::future::join_all;
 use hyper::StatusCode;
 use rustls::ClientConfig;

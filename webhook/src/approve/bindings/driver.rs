@@ -22,9 +22,11 @@ use super::{
     sign_subject, trust_role,
 };
 use crate::{
-    client::{RequestError, WATCH_SECONDS, WatchBackoff, within},
-    namespace_watch, policy_watch,
-    shutdown::until,
+    controller::{
+        client::{RequestError, WATCH_SECONDS, WatchBackoff, within},
+        namespaces, policy,
+    },
+    platform::shutdown::until,
 };
 use etcd_tls_contract::names::{DYNAMIC, LABEL, MIRROR_ANNOTATION};
 
@@ -35,8 +37,8 @@ const MAX_WAIT: Duration = Duration::from_secs(30);
 /// Keeps the bindings while `leader` says so. Ends never; dropped, it stops.
 pub(in crate::approve) async fn run(
     client: Client,
-    mut namespaces: namespace_watch::Current,
-    mut policy: policy_watch::Current,
+    mut namespaces: namespaces::Current,
+    mut policy: policy::Current,
     mut leader: watch::Receiver<bool>,
     writes: Counter,
 ) {
@@ -92,7 +94,7 @@ impl<T: Default> Listed<T> {
 }
 
 impl Term<'_> {
-    async fn keep(&self, namespaces: &mut namespace_watch::Current, policy: &mut policy_watch::Current) -> Infallible {
+    async fn keep(&self, namespaces: &mut namespaces::Current, policy: &mut policy::Current) -> Infallible {
         let config = || watcher::Config::default().page_size(100).timeout(WATCH_SECONDS);
         let pods: Api<PartialObjectMeta<Pod>> = Api::all(self.client.clone());
         let pods = watcher(pods, config().labels(&format!("{LABEL}={DYNAMIC}"))).backoff(WatchBackoff::default());
@@ -138,8 +140,8 @@ impl Term<'_> {
     async fn mend(
         &self,
         seen: &mut Seen,
-        namespaces: &namespace_watch::Current,
-        policy: &policy_watch::Current,
+        namespaces: &namespaces::Current,
+        policy: &policy::Current,
         waited: Option<Duration>,
     ) -> Option<Duration> {
         let (namespaces, policy) = (namespaces.borrow().clone()?, policy.borrow().clone()?);

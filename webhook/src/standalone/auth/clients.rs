@@ -12,7 +12,7 @@ use rustls::{
     server::danger::{ClientCertVerified, ClientCertVerifier},
 };
 
-use crate::tls::client_verifier;
+use crate::platform::tls::client_verifier;
 
 /// Why a client CA file is not taken.
 #[derive(Debug, thiserror::Error)]

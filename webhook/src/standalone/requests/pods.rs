@@ -24,7 +24,7 @@ use k8s_openapi::{
 use serde_json::Value;
 
 use crate::{
-    facts::{self, LeanPod},
+    controller::facts::{self, LeanPod},
     standalone::auth::User,
 };
 

@@ -1,0 +1,374 @@
+//! The loop: what is due is asked for, what was obtained is written, what was written is looked for at etcd's ports.
+//!
+//! It wakes for its timers, for a swap of the trust directory, for what the restarter has seen, and for the end of what it
+//! started; each time it looks at everything anew, so that no event needs to be remembered.
+
+use std::{
+    cell::Cell,
+    collections::BTreeMap,
+    future::{Future, pending},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use etcd_tls_contract::role::{Domain, Role};
+use futures::{FutureExt as _, StreamExt as _, future::LocalBoxFuture, stream::FuturesUnordered};
+use tokio::sync::{Notify, watch};
+
+use crate::{
+    agent::{
+        health::Board,
+        serving::{Port, Seen, look},
+        subject::Agent,
+        trust::TrustError,
+    },
+    issuance::{
+        obtain::{Failure, Need, Wish, life, need},
+        schedule,
+    },
+    kube::Api,
+    os::clock::{Clock, Mark, nap},
+    restart,
+    store::{Entry, files::Files},
+};
+
+/// The loop and all that it works with. `api` gives a client for one request, `wish` what a role asks for now.
+pub struct Driver<C, F, M, W> {
+    /// The certificates.
+    pub agent: Agent<C, F>,
+    /// Makes a client of the API server.
+    pub api: M,
+    /// What a role asks for now.
+    pub wish: W,
+    /// etcd's ports.
+    pub ports: Vec<Port>,
+    /// What the admin port says.
+    pub board: Arc<Board>,
+    /// What etcd was seen to have loaded; none where there is no etcd.
+    pub loaded: Option<watch::Receiver<restart::Status>>,
+    /// Told when a port still serves an old certificate after its grace time; none where there is no etcd.
+    pub unserved: Option<watch::Sender<bool>>,
+    /// Counts installs, for the restarter.
+    pub installed: watch::Sender<u64>,
+    /// Wakes the loop when the trust directory has changed.
+    pub changed: Arc<Notify>,
+}
+
+/// What a started piece of work ends with.
+enum Done {
+    Obtained(Role, Result<Entry, Failure>),
+    Looked(Look, Seen),
+}
+
+/// A look at one port for one certificate.
+struct Look {
+    port: Port,
+    entry: Arc<Entry>,
+    received: Duration,
+    /// How often it was looked for in vain.
+    round: u32,
+}
+
+/// What the loop remembers of a role between two requests.
+#[derive(Default)]
+struct Desk {
+    asking: bool,
+    /// In terms of [`Clock::elapsed`].
+    hold_until: Duration,
+    refusals: u32,
+    /// Ports that are still to be seen serving the last certificate.
+    unseen: usize,
+    /// Whether one of them was last seen serving another one.
+    other: bool,
+    received: Duration,
+    /// Digest of the bundle on offer that lacks the CA of the certificate in use.
+    outdated: Option<String>,
+    /// What that was when the request under way was begun.
+    asked_for: Option<String>,
+    /// For which such bundle a certificate was had: one is asked for once for each, whoever signs it.
+    renewed_for: Option<String>,
+}
+
+impl<C, F, A, M, W> Driver<C, F, M, W>
+where
+    C: Clock,
+    F: Files,
+    A: Api + 'static,
+    M: Fn() -> A,
+    W: Fn(Role) -> Wish,
+{
+    /// Runs until `stop`.
+    pub async fn drive(&self, stop: impl Future<Output = ()>) {
+        let mut work: FuturesUnordered<LocalBoxFuture<'_, Done>> = FuturesUnordered::new();
+        let mut desks: BTreeMap<Role, Desk> = self.agent.roles().iter().map(|r| (*r, Desk::default())).collect();
+        let mut refused = Vec::new();
+        let mut loaded = self.loaded.clone();
+        let write_again = Cell::new(Duration::ZERO);
+        let failed_writes = Cell::new(0_u32);
+        let mut mark = Mark::new(self.agent.clock());
+        self.board.installed(&self.agent.held());
+        self.installed.send_modify(|n| *n += 1);
+        let stop = stop.fuse();
+        futures::pin_mut!(stop);
+        loop {
+            self.board.beat();
+            self.look_at_trust(&mut refused, &mut desks);
+            if self.agent.clock().elapsed() >= write_again.get() {
+                self.write(&mut desks, &work, &write_again, &failed_writes);
+            }
+            let pause = self.start_what_is_due(&mut desks, &work);
+            let pause = if self.agent.is_dirty() { pause.min(self.until(write_again.get())) } else { pause };
+            tokio::select! {
+                () = &mut stop => return,
+                Some(done) = work.next(), if !work.is_empty() => self.finish(done, &mut desks, &work),
+                () = self.changed.notified() => {}
+                () = changed(&mut loaded) => {}
+                () = nap(self.agent.clock(), &mark, pause.max(Duration::from_millis(10))) => {}
+            }
+            if let Some(seconds) = mark.stepped(self.agent.clock()) {
+                tracing::warn!(seconds, "the clock was stepped");
+                // What was refused by the clock of before may be taken now.
+                for desk in desks.values_mut() {
+                    (desk.hold_until, desk.refusals) = (Duration::ZERO, 0);
+                }
+            }
+        }
+    }
+
+    fn until(&self, at: Duration) -> Duration {
+        at.saturating_sub(self.agent.clock().elapsed())
+    }
+
+    /// Takes the bundles on offer, and tells once what is refused.
+    fn look_at_trust(&self, refused_before: &mut Vec<(Domain, TrustError)>, desks: &mut BTreeMap<Role, Desk>) {
+        let refused = self.agent.take_trust();
+        let mut outdated = self.agent.outdated(&refused);
+        for (role, desk) in desks {
+            desk.outdated = outdated.remove(role);
+        }
+        for domain in Domain::ALL {
+            let now: Vec<_> = refused.iter().filter(|(d, _)| *d == domain).collect();
+            let anew = now.iter().any(|refusal| !refused_before.contains(refusal));
+            self.board.refused(domain, !now.is_empty(), anew);
+            if anew {
+                for (_, error) in now {
+                    tracing::error!(%domain, %error, "trust bundle refused");
+                }
+            }
+        }
+        *refused_before = refused;
+    }
+
+    /// Brings to disk what is held, and has its ports looked at.
+    fn write<'a>(
+        &'a self,
+        desks: &mut BTreeMap<Role, Desk>,
+        work: &FuturesUnordered<LocalBoxFuture<'a, Done>>,
+        write_again: &Cell<Duration>,
+        failures: &Cell<u32>,
+    ) {
+        let fresh = match self.agent.install() {
+            Ok(None) => return,
+            Ok(Some(fresh)) => fresh,
+            Err(error) => {
+                failures.set(failures.get().saturating_add(1));
+                let pause =
+                    schedule::backoff(failures.get(), None, SystemTime::UNIX_EPOCH, self.agent.clock().chance());
+                write_again.set(self.agent.clock().elapsed() + pause.max(Duration::from_secs(1)));
+                tracing::error!(%error, "new files could not be written; those before are still in use, and it is tried again");
+                self.board.trouble(error.to_string());
+                return;
+            }
+        };
+        failures.set(0);
+        self.board.installed(&self.agent.held());
+        self.installed.send_modify(|n| *n += 1);
+        for role in fresh {
+            self.look_at_ports(role, desks, work);
+        }
+    }
+
+    fn look_at_ports<'a>(
+        &'a self,
+        role: Role,
+        desks: &mut BTreeMap<Role, Desk>,
+        work: &FuturesUnordered<LocalBoxFuture<'a, Done>>,
+    ) {
+        let (Some(entry), Some(desk)) = (self.agent.entry(role), desks.get_mut(&role)) else { return };
+        let ports: Vec<&Port> = self.ports.iter().filter(|p| p.role == role).collect();
+        desk.unseen = ports.len();
+        desk.other = false;
+        let received = desk.received;
+        for port in ports {
+            self.look_again(Look { port: port.clone(), entry: Arc::clone(&entry), received, round: 0 }, work);
+        }
+    }
+
+    fn look_again<'a>(&'a self, this: Look, work: &FuturesUnordered<LocalBoxFuture<'a, Done>>) {
+        work.push(
+            async move {
+                if this.round > 0 {
+                    self.agent.clock().sleep(schedule::TICK).await;
+                }
+                let seen = look(&this.port, &this.entry, self.agent.clock()).await;
+                Done::Looked(this, seen)
+            }
+            .boxed_local(),
+        );
+    }
+
+    /// Starts the requests that are due; says how long nothing else is.
+    fn start_what_is_due<'a>(
+        &'a self,
+        desks: &mut BTreeMap<Role, Desk>,
+        work: &FuturesUnordered<LocalBoxFuture<'a, Done>>,
+    ) -> Duration {
+        let clock = self.agent.clock();
+        let mut pause = schedule::TICK;
+        for (role, desk) in desks {
+            if desk.asking {
+                continue;
+            }
+            let held = self.until(desk.hold_until);
+            let now = clock.now();
+            let wish = (self.wish)(*role);
+            let entry = self.agent.entry(*role);
+            let trusts = self.trusts(role.domain());
+            // What is installed is what a pod without etcd trusts, at once and always: stated with the next request.
+            let loaded = self.loaded.as_ref().and(trusts.as_deref());
+            let needed = need(&wish, entry.as_deref(), loaded, now);
+            let outdated = desk.outdated.is_some() && desk.outdated != desk.renewed_for;
+            match if outdated { needed.or(Ok(Need::Outdated)) } else { needed } {
+                Err(at) => pause = pause.min(schedule::sleep(now, at)),
+                Ok(_) if !held.is_zero() => pause = pause.min(held),
+                Ok(why) => {
+                    tracing::info!(%role, %why, "asking for a certificate");
+                    desk.asking = true;
+                    desk.asked_for.clone_from(&desk.outdated);
+                    self.board.asking(*role);
+                    let (role, api) = (*role, (self.api)());
+                    work.push(
+                        async move { Done::Obtained(role, self.agent.obtain(&wish, api, trusts, None).await) }
+                            .boxed_local(),
+                    );
+                }
+            }
+        }
+        pause
+    }
+
+    /// Digest of the bundle that etcd was seen to have loaded; without etcd, of the one in use.
+    fn trusts(&self, domain: Domain) -> Option<String> {
+        match &self.loaded {
+            Some(loaded) => loaded.borrow().loaded.get(&domain).cloned(),
+            None => self.agent.bundle_digest(domain),
+        }
+    }
+
+    fn finish<'a>(
+        &'a self,
+        done: Done,
+        desks: &mut BTreeMap<Role, Desk>,
+        work: &FuturesUnordered<LocalBoxFuture<'a, Done>>,
+    ) {
+        let clock = self.agent.clock();
+        match done {
+            Done::Obtained(role, result) => {
+                let Some(desk) = desks.get_mut(&role) else { return };
+                desk.asking = false;
+                match result {
+                    Ok(entry) => {
+                        self.board.asked(role, "issued");
+                        desk.refusals = 0;
+                        if desk.asked_for.is_some() {
+                            desk.renewed_for = desk.asked_for.take();
+                        }
+                        desk.received = clock.elapsed();
+                        self.agent.hold(role, entry);
+                    }
+                    Err(failure) => {
+                        self.board.asked(role, failure.word());
+                        desk.refusals = desk.refusals.saturating_add(1);
+                        let current = self.agent.entry(role);
+                        let pause = if failure.is_verdict() {
+                            schedule::verdict_backoff(desk.refusals, clock.chance())
+                        } else {
+                            let life = current.as_deref().map(life);
+                            schedule::backoff(desk.refusals, life, clock.now(), clock.chance())
+                        };
+                        desk.hold_until = clock.elapsed() + pause;
+                        tracing::error!(%role, error = %failure, again_in = ?pause, "no new certificate; the one before stays in use");
+                    }
+                }
+            }
+            Done::Looked(this, seen) => {
+                self.looked(this, &seen, desks, work);
+                if let Some(unserved) = &self.unserved {
+                    let any = desks.values().any(|desk| desk.other);
+                    unserved.send_if_modified(|before| std::mem::replace(before, any) != any);
+                }
+            }
+        }
+    }
+
+    fn looked<'a>(
+        &'a self,
+        this: Look,
+        seen: &Seen,
+        desks: &mut BTreeMap<Role, Desk>,
+        work: &FuturesUnordered<LocalBoxFuture<'a, Done>>,
+    ) {
+        let (role, port, serial) = (this.port.role, this.port.name, this.entry.chain().serial.clone());
+        let current = self.agent.entry(role).is_some_and(|e| e.chain().serial == serial);
+        let Some(desk) = desks.get_mut(&role).filter(|_| current) else {
+            tracing::debug!(%role, serial, port, "renewed again before it was seen");
+            return;
+        };
+        self.board.handshake(port, seen.word());
+        match seen {
+            Seen::Served => {
+                desk.unseen = desk.unseen.saturating_sub(1);
+                if desk.unseen == 0 {
+                    desk.other = false;
+                    let delay = self.agent.clock().elapsed().saturating_sub(this.received);
+                    self.board.rotated(role, delay);
+                    let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
+                    tracing::info!(%role, serial, delay_ms, "rotated: the new certificate is served");
+                }
+                return;
+            }
+            Seen::Other(other) => {
+                desk.other = true;
+                if this.round == 0 {
+                    tracing::error!(
+                        %role, serial, served = other, port,
+                        "the new certificate is on disk, but etcd's port still serves another; does etcd read the files \
+                         of this pod's mount? A restart of the container loads them"
+                    );
+                }
+            }
+            Seen::Unreachable(error) => {
+                if this.round == 0 {
+                    tracing::warn!(
+                        %role, serial, port, error,
+                        "the new certificate is on disk, but its port shows none; etcd reads it when it is up"
+                    );
+                }
+            }
+        }
+        let round = this.round.saturating_add(1);
+        self.look_again(Look { round, ..this }, work);
+    }
+}
+
+async fn changed(loaded: &mut Option<watch::Receiver<restart::Status>>) {
+    match loaded {
+        Some(receiver) => {
+            if receiver.changed().await.is_err() {
+                // The restarter has ended; what it saw last stays.
+                pending::<()>().await;
+            }
+        }
+        None => pending().await,
+    }
+}

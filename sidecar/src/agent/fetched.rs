@@ -1,0 +1,104 @@
+//! Trust bundles that a host reads from the ConfigMap in which the signer publishes them.
+
+use std::{collections::BTreeSet, fs, io, path::PathBuf, time::Duration};
+
+use etcd_tls_contract::{certificate::Bundle, names, role::Domain};
+use k8s_openapi::api::core::v1::ConfigMap;
+use tokio::time::sleep;
+
+use crate::{
+    issuance::schedule,
+    kube::{ApiError, http::Kube, kubeconfig::HostCredentials},
+    os::replace::replace,
+};
+
+/// Bundles that are read from the ConfigMap in which the signer publishes them.
+#[derive(Clone, Debug)]
+pub struct Fetched {
+    pub(crate) namespace: String,
+    pub(crate) config_map: String,
+    pub(crate) domains: BTreeSet<Domain>,
+    pub(crate) dir: PathBuf,
+}
+
+impl Fetched {
+    /// Brings the bundles to the directory; what is no bundle is left out, and what did not change is not written.
+    ///
+    /// # Errors
+    /// The ConfigMap cannot be had, or lacks a bundle, or the directory cannot be written.
+    pub async fn fetch(&self, credentials: &HostCredentials) -> Result<(), ApiError> {
+        let access =
+            |message: String| ApiError::Access(format!("ConfigMap {}/{}: {message}", self.namespace, self.config_map));
+        let asked = Kube::new(credentials.clone()).config_map(&self.namespace, &self.config_map).await;
+        let object: ConfigMap = asked.map_err(|error| match (error.code(), self.cure(error.code())) {
+            (Some(_), Some(cure)) => access(format!("{error}; {cure}")),
+            _ => error,
+        })?;
+        let data = object.data.unwrap_or_default();
+        for domain in &self.domains {
+            let key = domain.trust_key();
+            let pem = data.get(key).ok_or_else(|| access(format!("has no {key}")))?;
+            Bundle::parse(pem.as_bytes()).map_err(|e| access(format!("{key}: {e}")))?;
+            let path = self.dir.join(key);
+            if fs::read(&path).is_ok_and(|present| present == pem.as_bytes()) {
+                continue;
+            }
+            replace(&path, 0o644, &mut pem.as_bytes()).map_err(|e| access(format!("{}: {e}", path.display())))?;
+        }
+        Ok(())
+    }
+
+    /// What to do about an answer that waiting may never change.
+    fn cure(&self, code: Option<u16>) -> Option<String> {
+        match code {
+            Some(403) => Some(format!(
+                "let this host get that ConfigMap (a Role of its namespace, with resourceNames: [{}]), or give --cacrt with \
+                 the CA certificates",
+                self.config_map
+            )),
+            Some(404) if self.namespace == names::SYSTEM_NAMESPACE => Some(format!(
+                "nothing is published in {}, which is etcd-tls's own: give --namespace (and policy) another one for the \
+                 cluster, or --cacrt with the CA certificates",
+                names::SYSTEM_NAMESPACE
+            )),
+            Some(404) => Some(
+                "it is published as soon as etcd-tls's policy lists a host of that cluster (hosts, cluster), or a pod of it \
+                 opts in; if this signer is not etcd-tls, give --cacrt with the CA certificates"
+                    .to_owned(),
+            ),
+            _ => None,
+        }
+    }
+
+    /// The directory must be there before it is watched.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn make_dir(&self) -> io::Result<()> {
+        fs::create_dir_all(&self.dir)
+    }
+
+    /// Fetches for ever; says once what is wrong.
+    pub async fn keep(&self, credentials: &HostCredentials) {
+        let mut said = None;
+        let mut failures = 0_u32;
+        loop {
+            let pause = match self.fetch(credentials).await {
+                Ok(()) => {
+                    (said, failures) = (None, 0);
+                    schedule::TICK
+                }
+                Err(error) => {
+                    let error = error.to_string();
+                    if said.as_ref() != Some(&error) {
+                        tracing::warn!(error, "the trust bundles cannot be read; those at hand stay");
+                        said = Some(error);
+                    }
+                    failures = failures.saturating_add(1);
+                    Duration::from_secs(1 << failures.min(6)).min(schedule::TICK)
+                }
+            };
+            sleep(pause).await;
+        }
+    }
+}

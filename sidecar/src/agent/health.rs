@@ -1,0 +1,222 @@
+//! What the sidecar says of itself: `/live`, `/ready`, `/metrics`.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use etcd_tls_contract::role::{Domain, Role};
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
+    registry::Registry,
+};
+
+use etcd_tls_telemetry::admin::Status;
+
+use crate::{issuance::schedule::TICK, store::Set};
+
+/// The loop looks at the clock every [`TICK`]; a loop that has not for so long hangs.
+const STUCK: Duration = Duration::from_secs(3 * TICK.as_secs());
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct RoleLabel {
+    role: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct RenewalLabels {
+    role: &'static str,
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct PortLabels {
+    port: &'static str,
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct DomainLabel {
+    domain: &'static str,
+}
+
+/// What every metric's name begins with.
+pub const PREFIX: &str = "etcd_tls";
+
+type Seconds = Gauge<f64, AtomicU64>;
+
+/// The state that probes and scrapers see. The driver writes it; the admin port reads it.
+pub struct Board {
+    roles: Vec<Role>,
+    seen: Mutex<Seen>,
+    registry: Registry,
+    expiry: Family<RoleLabel, Seconds>,
+    renewals: Family<RenewalLabels, Counter>,
+    rotated: Family<RoleLabel, Counter>,
+    handshakes: Family<PortLabels, Counter>,
+    signed_to_served: Histogram,
+    refused_total: Family<DomainLabel, Counter>,
+    refused: Family<DomainLabel, Gauge>,
+    pending: Family<RoleLabel, Seconds>,
+}
+
+struct Seen {
+    beat: Instant,
+    expiry: BTreeMap<Role, SystemTime>,
+    pending: BTreeMap<Role, Instant>,
+    trouble: Option<String>,
+}
+
+impl Board {
+    /// For a sidecar that is to hold `roles`. Others' metrics are in `registry` already.
+    pub fn new(roles: &[Role], mut registry: Registry) -> Self {
+        let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+        registry.register("sidecar_build", "The build of etcd-tls-sidecar", build);
+        let board = Self {
+            roles: roles.to_vec(),
+            seen: Mutex::new(Seen {
+                beat: Instant::now(),
+                expiry: BTreeMap::new(),
+                pending: BTreeMap::new(),
+                trouble: None,
+            }),
+            registry: Registry::default(),
+            expiry: Family::default(),
+            renewals: Family::default(),
+            rotated: Family::default(),
+            handshakes: Family::default(),
+            signed_to_served: Histogram::new([0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0]),
+            refused_total: Family::default(),
+            refused: Family::default(),
+            pending: Family::default(),
+        };
+        for (name, help, metric) in [
+            (
+                "certificate_expiry_timestamp_seconds",
+                "notAfter of the certificate on disk, in seconds of the Unix epoch",
+                board.expiry.clone(),
+            ),
+            ("request_pending_seconds", "Age of the request under way; 0 where there is none", board.pending.clone()),
+        ] {
+            registry.register(name, help, metric);
+        }
+        registry.register("renewals", "Requests that ended, by result", board.renewals.clone());
+        registry.register(
+            "rotated",
+            "Certificates that were seen to be served by all of their ports",
+            board.rotated.clone(),
+        );
+        registry.register(
+            "handshakes",
+            "Looks at etcd's own ports after a renewal, by what came of them",
+            board.handshakes.clone(),
+        );
+        registry.register(
+            "signed_to_served_seconds",
+            "From a certificate's receipt to its first being served",
+            board.signed_to_served.clone(),
+        );
+        registry.register("bundle_refusals", "Trust bundles on offer that were refused", board.refused_total.clone());
+        registry.register(
+            "bundle_refused",
+            "1 while the trust bundle on offer is refused and the one before is kept",
+            board.refused.clone(),
+        );
+        Self { registry, ..board }
+    }
+
+    /// The loop has come round.
+    pub fn beat(&self) {
+        self.seen().beat = Instant::now();
+    }
+
+    /// What is on disk now.
+    pub fn installed(&self, set: &Set) {
+        let mut seen = self.seen();
+        seen.expiry = set.roles.iter().map(|(role, entry)| (*role, entry.chain().not_after)).collect();
+        for (role, at) in &seen.expiry {
+            let seconds = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+            self.expiry.get_or_create(&RoleLabel { role: role.as_str() }).set(seconds);
+        }
+        seen.trouble = None;
+    }
+
+    /// The files could not be written.
+    pub fn trouble(&self, message: String) {
+        self.seen().trouble = Some(message);
+    }
+
+    /// A request of `role` begins.
+    pub fn asking(&self, role: Role) {
+        self.seen().pending.insert(role, Instant::now());
+    }
+
+    /// A request of `role` has ended; `result` is one of a fixed set of words.
+    pub fn asked(&self, role: Role, result: &'static str) {
+        self.seen().pending.remove(&role);
+        self.renewals.get_or_create(&RenewalLabels { role: role.as_str(), result }).inc();
+    }
+
+    /// One look at a port: `served`, `not_served` or `unreachable`.
+    pub fn handshake(&self, port: &'static str, result: &'static str) {
+        self.handshakes.get_or_create(&PortLabels { port, result }).inc();
+    }
+
+    /// `role`'s certificate is served, `delay` after it was received.
+    pub fn rotated(&self, role: Role, delay: Duration) {
+        self.rotated.get_or_create(&RoleLabel { role: role.as_str() }).inc();
+        self.signed_to_served.observe(delay.as_secs_f64());
+    }
+
+    /// Whether `domain`'s bundle on offer is refused; `anew` if it was not the last time.
+    pub fn refused(&self, domain: Domain, refused: bool, anew: bool) {
+        let label = DomainLabel { domain: domain.as_str() };
+        self.refused.get_or_create(&label).set(i64::from(refused));
+        if anew {
+            self.refused_total.get_or_create(&label).inc();
+        }
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Status for Board {
+    fn live(&self) -> Result<(), String> {
+        let age = self.seen().beat.elapsed();
+        if age < STUCK { Ok(()) } else { Err(format!("the loop has not come round for {} s", age.as_secs())) }
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        let seen = self.seen();
+        let now = SystemTime::now();
+        let mut missing: Vec<String> = Vec::new();
+        for role in &self.roles {
+            match seen.expiry.get(role) {
+                None => missing.push(format!("role {role}: no certificate yet")),
+                Some(at) if *at <= now => missing.push(format!("role {role}: the certificate has expired")),
+                Some(_) => {}
+            }
+        }
+        if missing.is_empty() {
+            return Ok(());
+        }
+        missing.extend(seen.trouble.clone());
+        Err(missing.join("\n"))
+    }
+
+    fn metrics(&self) -> String {
+        for role in &self.roles {
+            let age = self.seen().pending.get(role).map_or(0.0, |since| since.elapsed().as_secs_f64());
+            self.pending.get_or_create(&RoleLabel { role: role.as_str() }).set(age);
+        }
+        let mut text = String::with_capacity(8 * 1024);
+        match encode(&mut text, &self.registry) {
+            Ok(()) => text,
+            Err(_) => "# EOF\n".to_owned(),
+        }
+    }
+}

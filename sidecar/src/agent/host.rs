@@ -1,0 +1,253 @@
+//! The same on a host: names and addresses that its operator says, a kubeconfig in the place of a service account, the
+//! trust bundles from a file or from where the signer publishes them.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::{Path, PathBuf},
+};
+
+use clap::Args;
+use etcd_tls_contract::{identity, names, role::Role, san::Sans, settings::Settings};
+
+use crate::{
+    agent::{fetched::Fetched, trust::TrustDir},
+    issuance::obtain::Wish,
+};
+
+/// The directory beside the certificates in which fetched bundles are kept.
+const TRUST: &str = "trust";
+
+/// Who a host is, and whom it asks.
+#[derive(Args, Clone, Debug, Default)]
+pub struct HostArgs {
+    /// Ask as a host, with this kubeconfig; with --bootstrap-kubeconfig it is written around the first certificate.
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// What to ask with (a token) while there is no valid certificate.
+    #[arg(long, value_name = "FILE", requires = "kubeconfig")]
+    pub bootstrap_kubeconfig: Option<PathBuf>,
+    /// The host's name in subjects and in the requests' names; default the system's.
+    #[arg(long)]
+    pub name: Option<String>,
+    /// The namespace that the etcd cluster belongs to.
+    #[arg(long, default_value = "kube-system")]
+    pub namespace: String,
+    /// DNS names to ask for, separated by commas; the server role has localhost too.
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub dnsnames: String,
+    /// IPv4 and IPv6 addresses to ask for, separated by commas; the server role has 127.0.0.1 and ::1 too.
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub ipaddrs: String,
+    /// One trust bundle for every role. Without it the bundles are read from --trust-dir where that is there, else from the
+    /// ConfigMap in which the signer publishes them.
+    #[arg(long, value_name = "FILE")]
+    pub cacrt: Option<PathBuf>,
+    /// etcd is the main process of this systemd unit.
+    #[arg(long, value_name = "UNIT", conflicts_with = "etcd_pid_file")]
+    pub etcd_unit: Option<String>,
+    /// etcd's process id is in this file.
+    #[arg(long, value_name = "FILE")]
+    pub etcd_pid_file: Option<PathBuf>,
+}
+
+/// A host as a requester.
+#[derive(Clone, Debug)]
+pub struct Host {
+    name: String,
+    namespace: String,
+    sans: Sans,
+    settings: Settings,
+    /// A subject's CN as it was given, with exactly the names given; for one role.
+    exact: Option<String>,
+}
+
+impl Host {
+    /// From the command line.
+    ///
+    /// # Errors
+    /// Which argument makes no sense, and why.
+    pub fn new(args: &HostArgs, settings: Settings, exact: Option<String>) -> Result<Self, String> {
+        let name = match &args.name {
+            Some(name) => name.clone(),
+            None => nix::unistd::gethostname()
+                .ok()
+                .and_then(|h| h.into_string().ok())
+                .ok_or("the system has no host name; give --name")?,
+        };
+        let name = name.to_ascii_lowercase();
+        // It is a part of the requests' names, beside role and digest.
+        if !names::is_dns_subdomain(&name) || name.len() > 180 {
+            return Err(format!("--name {name:?} is not a DNS name of at most 180 characters"));
+        }
+        if !names::is_dns_label(&args.namespace) || !names::is_dns_label(&settings.cluster) {
+            return Err("--namespace and --cluster are DNS labels".to_owned());
+        }
+        let mut sans = sans(&args.dnsnames, &args.ipaddrs)?;
+        sans.dns.extend(settings.extra_sans.dns.iter().cloned());
+        sans.ips.extend(&settings.extra_sans.ips);
+        let serves = settings.roles.contains(&Role::Peer) || settings.roles.contains(&Role::Server);
+        if serves && sans == Sans::default() {
+            return Err("give --dnsnames, --ipaddrs or both: a member of etcd is known by them".to_owned());
+        }
+        if settings.roles.contains(&Role::Client) && settings.user.is_none() && exact.is_none() {
+            return Err("give --user, the CN of the client certificate: etcd takes it for the user".to_owned());
+        }
+        Ok(Self { name, namespace: args.namespace.clone(), sans, settings, exact })
+    }
+
+    /// The host's name in subjects.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The roles to hold.
+    pub const fn roles(&self) -> &BTreeSet<Role> {
+        &self.settings.roles
+    }
+
+    /// What `role` asks for.
+    pub fn wish(&self, role: Role) -> Wish {
+        let settings = &self.settings;
+        let common_name = match (&self.exact, role, &settings.user) {
+            (Some(exact), ..) => exact.clone(),
+            (None, Role::Client, Some(user)) => user.clone(),
+            (None, ..) => identity::common_name(role, &self.name),
+        };
+        let mut sans = self.sans.clone();
+        if self.exact.is_none() {
+            match role {
+                Role::Peer => {}
+                Role::Server => {
+                    sans.dns.insert("localhost".to_owned());
+                    sans.ips.extend([IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)]);
+                }
+                Role::Client | Role::Metrics => sans = Sans::default(),
+            }
+        }
+        Wish {
+            role,
+            uid: self.name.clone(),
+            common_name,
+            sans,
+            signer: settings.signer_name(role, &self.namespace),
+            lifetime: settings.duration,
+            key: settings.key,
+            key_rotation: settings.key_rotation,
+        }
+    }
+
+    /// The role whose certificate identifies the host to the API server: a member's before a client's.
+    pub fn identity(&self) -> Option<Role> {
+        self.roles().first().copied()
+    }
+
+    /// Where the bundles are: `cacrt`, else `mounted` where that is a directory, else to be fetched into `dir`.
+    pub fn trust(&self, cacrt: Option<&Path>, mounted: Option<&Path>, dir: &Path) -> Result<Source, String> {
+        if let Some(file) = cacrt {
+            return Ok(Source { dir: TrustDir::file(file), fetched: None });
+        }
+        if let Some(mounted) = mounted.filter(|m| m.is_dir()) {
+            return Ok(Source { dir: TrustDir::new(mounted), fetched: None });
+        }
+        let role = self.identity().unwrap_or(Role::Peer);
+        if self.settings.our_signer(role, &self.namespace).is_none() {
+            return Err("give --cacrt or --trust-dir: this issuer does not publish its trust bundles".to_owned());
+        }
+        let (namespace, cluster) = self.settings.home(&self.namespace);
+        let path = dir.join(TRUST);
+        let fetched = Fetched {
+            namespace: namespace.to_owned(),
+            config_map: names::trust_config_map(cluster),
+            domains: self.roles().iter().map(|r| r.domain()).collect(),
+            dir: path.clone(),
+        };
+        Ok(Source { dir: TrustDir::new(&path).of_our_signer(true), fetched: Some(fetched) })
+    }
+}
+
+/// Reads names and addresses as they stand on a command line: separated by commas, IPv6 with or without brackets.
+///
+/// # Errors
+/// Which is none.
+pub fn sans(dnsnames: &str, ipaddrs: &str) -> Result<Sans, String> {
+    let parts = |list: &'static str, text: &str| -> Vec<(&'static str, String)> {
+        let words = text.split(',').map(str::trim).filter(|w| !w.is_empty());
+        words.map(|w| (list, w.to_owned())).collect()
+    };
+    let mut sans = Sans::default();
+    for (list, word) in [parts("--dnsnames", dnsnames), parts("--ipaddrs", ipaddrs)].concat() {
+        if list == "--dnsnames" {
+            let name = word.to_ascii_lowercase();
+            if !names::is_san_dns_name(&name) {
+                return Err(format!("--dnsnames: {word:?} is not a DNS name"));
+            }
+            sans.dns.insert(name);
+        } else {
+            let bare = word.strip_prefix('[').and_then(|w| w.strip_suffix(']')).unwrap_or(&word);
+            let ip: IpAddr = bare.parse().map_err(|_| format!("--ipaddrs: {word:?} is no address"))?;
+            if !names::is_san_ip(ip) {
+                return Err(format!("--ipaddrs: {word} is no address of one host"));
+            }
+            sans.ips.insert(ip);
+        }
+    }
+    Ok(sans)
+}
+
+/// Where the trust bundles come from.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// The bundles on offer.
+    pub dir: TrustDir,
+    /// How they are brought there, where they are not put there by somebody else.
+    pub fetched: Option<Fetched>,
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn host(roles: &[Role], dnsnames: &str, ipaddrs: &str) -> Result<Host, String> {
+        let args = HostArgs {
+            name: Some("M1.example.com".to_owned()),
+            namespace: "kube-system".to_owned(),
+            dnsnames: dnsnames.to_owned(),
+            ipaddrs: ipaddrs.to_owned(),
+            ..HostArgs::default()
+        };
+        let settings = Settings { roles: roles.iter().copied().collect(), ..Settings::default() };
+        Host::new(&args, settings, None)
+    }
+
+    #[test]
+    fn a_host_asks_for_what_its_operator_says() {
+        let host =
+            host(&[Role::Peer, Role::Server, Role::Metrics], "m1.example.com", "10.0.0.1,[2001:db8::1]").unwrap();
+        let peer = host.wish(Role::Peer);
+        assert_eq!(peer.common_name, "system:etcd-peer:m1.example.com");
+        assert_eq!(peer.signer, "peer.etcd-tls.dev/kube-system.etcd");
+        assert_eq!((peer.sans.dns.len(), peer.sans.ips.len()), (1, 2));
+        let server = host.wish(Role::Server);
+        assert_eq!((server.sans.dns.len(), server.sans.ips.len()), (2, 4));
+        assert_eq!(host.wish(Role::Metrics).sans, Sans::default());
+        assert_eq!(host.identity(), Some(Role::Peer));
+    }
+
+    #[test]
+    fn arguments_that_make_no_sense_are_named() {
+        for (roles, dns, ips, word) in [
+            (&[Role::Peer][..], "", "", "--dnsnames"),
+            (&[Role::Server], "a b", "", "--dnsnames"),
+            (&[Role::Server], "", "10.0.0.300", "--ipaddrs"),
+            (&[Role::Server], "", "0.0.0.0", "--ipaddrs"),
+            (&[Role::Server], "", "fe80::1%eth0", "--ipaddrs"),
+            (&[Role::Client], "", "", "--user"),
+        ] {
+            let error = host(roles, dns, ips).err().unwrap();
+            assert!(error.contains(word), "{error}");
+        }
+    }
+}

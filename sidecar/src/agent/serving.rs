@@ -1,0 +1,96 @@
+//! After a renewal: whether etcd's own ports serve the new certificate.
+
+use std::time::Duration;
+
+use etcd_tls_contract::role::Role;
+
+use crate::{
+    etcd::handshake::{HandshakeError, Target, probe},
+    os::clock::Clock,
+    store::Entry,
+};
+
+/// How long a port may take to serve a new certificate. etcd does at its next handshake.
+pub const GRACE: Duration = Duration::from_secs(30);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// A port of etcd that serves a role's certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// `client`, `peer` or `metrics`.
+    pub name: &'static str,
+    /// Whose certificate it serves.
+    pub role: Role,
+    /// Where it is.
+    pub target: Target,
+}
+
+/// What was seen of a port within [`GRACE`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// It serves the certificate.
+    Served,
+    /// It serves another one: this serial.
+    Other(String),
+    /// It was never reached: etcd is not up. When it comes up it reads the new files.
+    Unreachable(String),
+}
+
+impl Seen {
+    /// One word, for a metric.
+    pub const fn word(&self) -> &'static str {
+        match self {
+            Self::Served => "served",
+            Self::Other(_) => "not_served",
+            Self::Unreachable(_) => "unreachable",
+        }
+    }
+}
+
+/// The ports that the arguments name, as far as they speak TLS.
+pub fn ports(client_url: Option<&str>, peer_url: Option<&str>, metrics_url: Option<&str>) -> Vec<Port> {
+    let named = [
+        ("client", Role::Server, client_url),
+        ("peer", Role::Peer, peer_url),
+        // etcd's metrics listener serves the client port's certificate.
+        ("metrics", Role::Server, metrics_url),
+    ];
+    let mut ports = Vec::new();
+    for (name, role, url) in named {
+        let Some(url) = url else { continue };
+        match url.parse() {
+            Ok(target) => ports.push(Port { name, role, target }),
+            Err(error) => tracing::warn!(port = name, %error, "this port is not looked at after renewals"),
+        }
+    }
+    ports
+}
+
+/// Looks at `port` until it serves the certificate of `entry`, for [`GRACE`] at the longest.
+pub async fn look<C: Clock>(port: &Port, entry: &Entry, clock: &C) -> Seen {
+    let began = clock.elapsed();
+    let mut pause = FIRST_PAUSE;
+    let mut seen = Seen::Unreachable("not asked".to_owned());
+    loop {
+        match probe(&port.target, Some((entry.chain_pem(), entry.key_pem())), PROBE_TIMEOUT).await {
+            Ok(served) if served.serial == entry.chain().serial => return Seen::Served,
+            Ok(served) => seen = Seen::Other(served.serial),
+            // One that served another certificate before, and now is away, is restarting.
+            Err(error @ (HandshakeError::Connect { .. } | HandshakeError::Timeout { .. })) => {
+                seen = Seen::Unreachable(error.to_string());
+            }
+            Err(error) => {
+                if !matches!(seen, Seen::Other(_)) {
+                    seen = Seen::Unreachable(error.to_string());
+                }
+            }
+        }
+        if clock.elapsed().saturating_sub(began) + pause > GRACE {
+            return seen;
+        }
+        clock.sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}

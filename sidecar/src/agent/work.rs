@@ -1,0 +1,133 @@
+//! Keeps certificates fresh until told to stop: files, renewals, restarts and the admin port, put together for a pod or a host.
+
+use std::{
+    collections::BTreeSet,
+    future::{Future, pending},
+    sync::Arc,
+};
+
+use etcd_tls_contract::{args::PodArgs, role::Role, settings::Reload};
+use etcd_tls_telemetry::{admin, listen::every_address};
+use prometheus_client::registry::Registry;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::{Notify, watch},
+};
+
+use crate::{
+    agent::{
+        driver::Driver,
+        health::{Board, PREFIX},
+        serving::ports,
+        subject::Agent,
+        trust::TrustDir,
+    },
+    commands::init::{Error, open},
+    issuance::obtain::Wish,
+    kube::Api,
+    os::clock::System,
+    probe::install,
+    restart::{self, Gate, Restarter, gate},
+};
+
+/// What is kept fresh: where the files are, whom to ask, and for what.
+pub struct Work<'a, O, M, W> {
+    /// Directory, ports, admin port.
+    pub args: &'a PodArgs,
+    /// The roles to hold.
+    pub roles: BTreeSet<Role>,
+    /// Where the bundles on offer are.
+    pub trust: TrustDir,
+    /// How etcd is restarted, where there is one.
+    pub restart: O,
+    /// Makes a client of the API server.
+    pub api: M,
+    /// What a role asks for now.
+    pub wish: W,
+}
+
+/// Keeps it fresh until SIGTERM or SIGINT; `beside` is told of each install and runs as long.
+///
+/// # Errors
+/// What keeps the process from its work for good.
+pub async fn keep<A, O, M, W, B>(
+    work: Work<'_, O, M, W>,
+    beside: impl FnOnce(watch::Receiver<u64>) -> B,
+) -> Result<(), Error>
+where
+    A: Api + 'static,
+    O: FnOnce() -> restart::Options,
+    M: Fn() -> A,
+    W: Fn(Role) -> Wish,
+    B: Future<Output = ()>,
+{
+    let Work { args, roles, trust, restart, api, wish } = work;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let clock = System::new();
+    let store = open(&args.dir, &clock).await?;
+    let listener = listen(args.admin_port).await?;
+
+    let mut registry = Registry::with_prefix(PREFIX);
+    // Without a port of etcd's there is nothing to restart: what is installed is what its clients read.
+    let restarter =
+        (args.client_url.is_some() || args.peer_url.is_some()).then(|| Restarter::new(restart(), &mut registry));
+    if args.reload == Reload::Probe {
+        // Before the admin port answers, for whose answer etcd's start waits.
+        install::install(&install::beside()?, &args.dir, args.liveness_url.as_deref())?;
+        let gate =
+            restarter.as_ref().map_or_else(|| Arc::new(Gate::new(args.liveness_url.clone(), None)), Restarter::gate);
+        tokio::spawn(gate.serve(gate::listen(&args.dir)?));
+    }
+    let loaded = restarter.as_ref().map(Restarter::status);
+    let board = Arc::new(Board::new(&args.roles, registry));
+    let (installed, installed_seen) = watch::channel(0);
+    let beside = beside(installed_seen.clone());
+    tokio::spawn(admin::serve(listener, Arc::clone(&board) as Arc<dyn admin::Status>));
+    let unserved = restarter.as_ref().map(Restarter::leaf_unserved);
+    let restarting = async {
+        if let Some(restarter) = restarter {
+            restarter.run(installed_seen).await;
+        }
+        pending::<()>().await;
+    };
+
+    let changed = Arc::new(Notify::new());
+    let watcher = trust.watch(Arc::clone(&changed));
+    if let Err(error) = &watcher {
+        tracing::warn!(%error, "the trust directory cannot be watched; it is looked at every minute");
+    }
+    let driver = Driver {
+        agent: Agent::new(roles, clock, store, trust),
+        api,
+        wish,
+        ports: ports(args.client_url.as_deref(), args.peer_url.as_deref(), args.metrics_url.as_deref()),
+        board,
+        loaded,
+        unserved,
+        installed,
+        changed,
+    };
+    let stop = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    tokio::select! {
+        () = driver.drive(stop) => {}
+        () = restarting => {}
+        () = beside => {}
+    }
+    tracing::info!("told to stop; the files stay as they are");
+    Ok(())
+}
+
+/// The admin port, on every address.
+///
+/// # Errors
+/// It is in use.
+pub async fn listen(port: u16) -> Result<TcpListener, Error> {
+    every_address(port).await.map_err(|source| Error::Admin { port, source })
+}

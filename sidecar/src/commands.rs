@@ -1,0 +1,6 @@
+//! The subcommands.
+
+pub mod init;
+pub mod on_host;
+pub mod request;
+pub mod run;

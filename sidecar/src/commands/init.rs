@@ -1,0 +1,246 @@
+//! `etcd-tls-sidecar init`: the first certificates, before any other container of the pod starts. Files that are good
+//! already are left alone.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use clap::Args;
+use etcd_tls_contract::{
+    args::{DownwardArgs, PodArgs},
+    duration::parse_duration,
+    role::Role,
+};
+use futures::{StreamExt as _, stream::FuturesUnordered};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{
+    agent::subject::{Agent, Subject},
+    issuance::obtain::{Failure, Wish, life, need},
+    kube::{Api, ApiError, http::Kube, pod::PodCredentials},
+    os::clock::{Clock, System},
+    probe::install::InstallError,
+    store::{Store, StoreError, files::Files},
+};
+
+/// kubelet reads no more.
+const MAX_TERMINATION_MESSAGE: usize = 4096;
+/// When one role has failed, how long the others may still take: their certificates would be there for the next start.
+const LAST_CALL: Duration = Duration::from_secs(2);
+/// How long a certificate is waited for whose predecessor would still do if it were not for the bundle on offer. `run` goes
+/// on asking.
+const OUTDATED_LIMIT: Duration = Duration::from_secs(20);
+/// How long a process before us may take to let go of the directory.
+const LOCK_WAIT: Duration = Duration::from_secs(5);
+
+/// Arguments of `init`.
+#[derive(Args, Clone, Debug)]
+pub struct InitArgs {
+    #[command(flatten)]
+    pod: PodArgs,
+    #[command(flatten)]
+    downward: DownwardArgs,
+    /// How long to wait for the certificates before the container ends with the reason (and kubelet starts it again).
+    #[arg(long, default_value = "5m", value_parser = parse_duration)]
+    timeout: Duration,
+    /// Where the reason of a failure is written for kubelet.
+    #[arg(long, default_value = "/dev/termination-log")]
+    termination_log: PathBuf,
+}
+
+/// Why the process ends, as its exit code says it too (sysexits).
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Roles that got no certificate.
+    #[error("{}", lines(.0))]
+    Requests(Vec<(Role, Failure)>),
+    /// The directory.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The API server cannot even be looked for.
+    #[error(transparent)]
+    Api(#[from] ApiError),
+    /// The arguments do not make sense.
+    #[error("{0}")]
+    Arguments(String),
+    /// The admin port.
+    #[error(
+        "admin port {port}: {source}; pods on the host's network need a port of their own (etcd-tls.dev/admin-port)"
+    )]
+    Admin {
+        /// Which.
+        port: u16,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// etcd's liveness probe.
+    #[error(transparent)]
+    Probe(#[from] InstallError),
+    /// The operating system.
+    #[error("{0}")]
+    System(#[from] std::io::Error),
+    /// SIGTERM or SIGINT before the work was done.
+    #[error("told to stop before the certificates were there")]
+    Stopped,
+}
+
+fn lines(failures: &[(Role, Failure)]) -> String {
+    failures.iter().map(|(role, failure)| format!("role {role}: {failure}")).collect::<Vec<_>>().join("\n")
+}
+
+impl Error {
+    /// The exit code, after sysexits.h.
+    pub fn exit_code(&self) -> ExitCode {
+        ExitCode::from(match self {
+            Self::Requests(failures) => match failures.first() {
+                Some((_, Failure::Denied { .. })) => 77,
+                Some((_, Failure::Timeout { .. } | Failure::Deleted { .. })) => 75,
+                Some((_, Failure::Store(_))) => 74,
+                _ => 69,
+            },
+            Self::Store(StoreError::Locked(_)) => 75,
+            Self::Store(_) => 74,
+            Self::Api(_) | Self::Arguments(_) => 78,
+            Self::Admin { .. } => 69,
+            Self::System(_) => 71,
+            Self::Probe(_) => 72,
+            // As a shell says it of SIGTERM.
+            Self::Stopped => 143,
+        })
+    }
+}
+
+impl InitArgs {
+    /// Gets what is missing, and ends.
+    ///
+    /// # Errors
+    /// The reason, which is also in the termination message.
+    pub async fn run(self) -> Result<(), Error> {
+        let Self { pod, downward, timeout, termination_log } = self;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let result = tokio::select! {
+            result = once(&pod, &downward, timeout) => result,
+            _ = terminate.recv() => Err(Error::Stopped),
+        };
+        if let Err(error) = &result {
+            write_termination_message(&termination_log, &error.to_string());
+        }
+        result
+    }
+}
+
+async fn once(pod: &PodArgs, downward: &DownwardArgs, timeout: Duration) -> Result<(), Error> {
+    let subject = Subject::of(pod, downward).map_err(Error::Arguments)?;
+    let credentials = PodCredentials::from_env(&pod.token_dir)?;
+    let clock = System::new();
+    let store = open(&pod.dir, &clock).await?;
+    let agent = Agent::new(subject.settings.roles.clone(), clock, store, subject.trust(&pod.trust_dir));
+    let wishes: Vec<Wish> = agent.roles().iter().map(|role| subject.wish(*role, subject.facts.ips.clone())).collect();
+    fill(&agent, &wishes, || Kube::new(credentials.clone()), timeout).await
+}
+
+/// Opens the store; a process before us may still be ending.
+///
+/// # Errors
+/// As [`Store::open`].
+pub async fn open<C: Clock>(dir: &Path, clock: &C) -> Result<Store, StoreError> {
+    let began = clock.elapsed();
+    loop {
+        match Store::open(dir) {
+            Err(StoreError::Locked(_)) if clock.elapsed().saturating_sub(began) < LOCK_WAIT => {
+                clock.sleep(Duration::from_millis(100)).await;
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Gets what `wishes` lack, all at once, and installs the whole set.
+///
+/// # Errors
+/// Every role's failure that was known two seconds after the first.
+pub async fn fill<C: Clock, F: Files, A: Api>(
+    agent: &Agent<C, F>,
+    wishes: &[Wish],
+    api: impl Fn() -> A,
+    timeout: Duration,
+) -> Result<(), Error> {
+    // Whatever bundle is on offer is in place before etcd starts: it loads it then and never again.
+    let refused = agent.take_trust();
+    for (domain, error) in &refused {
+        tracing::warn!(%domain, %error, "trust bundle on offer not taken");
+    }
+    let outdated = agent.outdated(&refused);
+    let mut requests = FuturesUnordered::new();
+    for wish in wishes {
+        let lacks = lacks(agent, wish);
+        if !lacks && !outdated.contains_key(&wish.role) {
+            continue;
+        }
+        // etcd is about to start and will load just this.
+        let trusts = agent.bundle_digest(wish.role.domain());
+        let limit = if lacks { timeout } else { timeout.min(agent.clock().elapsed() + OUTDATED_LIMIT) };
+        let api = api();
+        requests.push(async move { (wish.role, lacks, agent.obtain(wish, api, trusts, Some(limit)).await) });
+    }
+    if requests.is_empty() {
+        tracing::info!("the certificates on disk are good; none is asked for");
+    }
+    let mut failures = Vec::new();
+    loop {
+        let next = if failures.is_empty() {
+            requests.next().await
+        } else {
+            tokio::select! {
+                next = requests.next() => next,
+                () = agent.clock().sleep(LAST_CALL) => None,
+            }
+        };
+        match next {
+            Some((role, _, Ok(entry))) => agent.hold(role, entry),
+            Some((role, true, Err(failure))) => failures.push((role, failure)),
+            Some((role, false, Err(failure))) => {
+                tracing::warn!(%role, error = %failure, "the certificate on disk stays in use, under the bundle it was issued with");
+            }
+            None => break,
+        }
+    }
+    if !failures.is_empty() {
+        return Err(Error::Requests(failures));
+    }
+    if !outdated.is_empty() {
+        // With certificates of its CA the bundle is taken, for the domain's other roles too.
+        agent.take_trust();
+    }
+    agent.install()?;
+    Ok(())
+}
+
+/// Whether etcd cannot start with what is there. One that is merely due is left to `run`.
+fn lacks<C: Clock, F: Files>(agent: &Agent<C, F>, wish: &Wish) -> bool {
+    use crate::issuance::obtain::Need;
+
+    let now = agent.clock().now();
+    let entry = agent.entry(wish.role);
+    match need(wish, entry.as_deref(), None, now) {
+        Ok(Need::Missing | Need::Names(_) | Need::Early) => true,
+        Ok(Need::Due | Need::Trusts | Need::Outdated) => entry.is_none_or(|e| life(&e).left(now).is_zero()),
+        Err(_) => false,
+    }
+}
+
+/// Leaves the reason where kubelet reads it; outside a pod there is no such file, and nothing is done.
+pub fn write_termination_message(path: &Path, message: &str) {
+    let mut end = message.len().min(MAX_TERMINATION_MESSAGE);
+    while !message.is_char_boundary(end) {
+        end -= 1;
+    }
+    if path.exists()
+        && let Err(error) = fs::write(path, &message[..end])
+    {
+        tracing::debug!(%error, path = %path.display(), "no termination message");
+    }
+}

@@ -1,0 +1,107 @@
+//! `etcd-tls-sidecar run`: keeps the certificates of a pod fresh for as long as it lives.
+//!
+//! In a pod here; on a host, [`crate::commands::on_host`].
+
+use std::{future::pending, path::PathBuf};
+
+use clap::{ArgMatches, Args, FromArgMatches};
+use etcd_tls_contract::{
+    args::{DownwardArgs, PodArgs},
+    settings::Reload,
+};
+
+use crate::{
+    agent::{
+        host::HostArgs,
+        subject::Subject,
+        work::{Work, keep},
+    },
+    commands::{
+        init::{Error, write_termination_message},
+        on_host,
+    },
+    kube::{http::Kube, pod::PodCredentials},
+    restart,
+};
+
+/// Arguments of `run`: in a pod, or with `--kubeconfig` on a host.
+#[derive(Args, Clone, Debug)]
+pub struct RunArgs {
+    #[command(flatten)]
+    pod: PodArgs,
+    #[command(flatten)]
+    downward: Downward,
+    #[command(flatten)]
+    host: HostArgs,
+    /// Where the reason of a failure is written for kubelet.
+    #[arg(long, default_value = "/dev/termination-log")]
+    termination_log: PathBuf,
+}
+
+impl RunArgs {
+    /// Renews until told to stop.
+    ///
+    /// # Errors
+    /// What keeps the process from its work for good; everything else is tried again.
+    pub async fn run(self) -> Result<(), Error> {
+        let Self { pod, downward, host, termination_log } = self;
+        let result = match (host.kubeconfig.is_some(), downward.0) {
+            (true, _) => on_host::run(&pod, &host).await,
+            (false, Ok(downward)) => in_pod(&pod, &downward).await,
+            (false, Err(error)) => Err(Error::Arguments(format!("on a host give --kubeconfig; in a pod: {error}"))),
+        };
+        if let Err(error) = &result {
+            write_termination_message(&termination_log, &error.to_string());
+        }
+        result
+    }
+}
+
+/// [`DownwardArgs`] where they are all there; a host has none, and then they are not asked for.
+#[derive(Clone, Debug)]
+struct Downward(Result<DownwardArgs, String>);
+
+impl FromArgMatches for Downward {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        Ok(Self(DownwardArgs::from_arg_matches(matches).map_err(|e| e.to_string())))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl Args for Downward {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        // In an update nothing is required.
+        DownwardArgs::augment_args_for_update(command)
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        DownwardArgs::augment_args_for_update(command)
+    }
+}
+
+async fn in_pod(pod: &PodArgs, downward: &DownwardArgs) -> Result<(), Error> {
+    let subject = Subject::of(pod, downward).map_err(Error::Arguments)?;
+    let credentials = PodCredentials::from_env(&pod.token_dir)?;
+    let work = Work {
+        args: pod,
+        roles: subject.settings.roles.clone(),
+        trust: subject.trust(&pod.trust_dir),
+        restart: || restart::Options::of_pod(pod, downward, lease_client(pod)),
+        api: || Kube::new(credentials.clone()),
+        wish: |role| subject.wish(role, subject.addresses()),
+    };
+    keep(work, |_| pending()).await
+}
+
+/// For the Lease that stands in for etcd's own lock where etcd gives none. Nothing is asked with it until then.
+fn lease_client(pod: &PodArgs) -> Option<kube::Client> {
+    if matches!(pod.reload, Reload::None) {
+        return None;
+    }
+    let made = PodCredentials::from_env(&pod.token_dir).map_err(|e| e.to_string()).and_then(|c| c.client());
+    made.inspect_err(|error| tracing::warn!(%error, "no Lease can stand in for etcd's own lock")).ok()
+}

@@ -1,0 +1,459 @@
+//! One role's certificate: whether a new one is needed, and how it is had. From the key to a proven [`Entry`]; the files
+//! are the caller's.
+
+use std::{
+    cell::RefCell,
+    time::{Duration, SystemTime},
+};
+
+use etcd_tls_contract::{
+    certificate::{Bundle, Chain},
+    csr::{PrivateKey, Request},
+    identity,
+    key::{KeyAlgorithm, KeyRotation},
+    life::Life,
+    names,
+    role::{Domain, Role},
+    san::Sans,
+};
+use k8s_openapi::{
+    ByteString,
+    api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestSpec},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+
+use crate::{
+    issuance::{
+        flow::{Call, Circumstances, Expected, Order, Outcome, Step},
+        lookout::{Lookout, Watcher},
+    },
+    kube::Api,
+    os::clock::Clock,
+    store::{Entry, Record, Store, StoreError, files::Files},
+};
+
+#[cfg(test)]
+mod tests;
+
+/// A request under ten minutes is refused by the API server; what the signer may cut is its matter.
+const LEAST_EXPIRATION: Duration = Duration::from_secs(600);
+/// How long a certificate may be ahead of us: of our clock, or of the trust bundle that kubelet brings us.
+const AHEAD: Duration = Duration::from_secs(10 * 60);
+const AHEAD_POLL: Duration = Duration::from_secs(2);
+/// How often a request is looked at again that has ended with the certificate already in use.
+const STALE_POLL: Duration = Duration::from_secs(20);
+
+/// What one role asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wish {
+    /// The role.
+    pub role: Role,
+    /// What the CSR's name holds after `etcd-tls-`: the pod's uid. With the serial it also fixes the time of renewal.
+    pub uid: String,
+    /// The subject's CN.
+    pub common_name: String,
+    /// The names and addresses.
+    pub sans: Sans,
+    /// `spec.signerName`.
+    pub signer: String,
+    /// The life asked for.
+    pub lifetime: Duration,
+    /// The key's algorithm and size.
+    pub key: KeyAlgorithm,
+    /// When a new key is made.
+    pub key_rotation: KeyRotation,
+}
+
+/// Why a certificate is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// There is none.
+    Missing,
+    /// Its time has come, or is over.
+    Due,
+    /// It is not valid yet: the clock was set back by more than a certificate is backdated, and peers refuse it.
+    Early,
+    /// It lacks names or addresses that are the pod's now.
+    Names(Vec<String>),
+    /// etcd was seen to have loaded another bundle than the last request stated.
+    Trusts,
+    /// The bundle on offer lacks its CA: a rollover went by, and peers may refuse it.
+    Outdated,
+}
+
+impl std::fmt::Display for Need {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Missing => f.write_str("there is none"),
+            Self::Due => f.write_str("its time has come"),
+            Self::Early => f.write_str("it is not valid yet: the clock was set back"),
+            Self::Names(names) => write!(f, "it lacks {}", names.join(", ")),
+            Self::Trusts => f.write_str("etcd has loaded another trust bundle"),
+            Self::Outdated => f.write_str("the trust bundle on offer lacks its CA"),
+        }
+    }
+}
+
+/// Whether a new certificate is needed at `now` in the place of `entry`; if not, when next to look. `loaded` is the bundle
+/// that etcd was seen to have loaded, where that is known.
+///
+/// # Errors
+/// None is needed: the time at which one is.
+pub fn need(wish: &Wish, entry: Option<&Entry>, loaded: Option<&str>, now: SystemTime) -> Result<Need, SystemTime> {
+    let Some(entry) = entry else { return Ok(Need::Missing) };
+    let chain = entry.chain();
+    let lacking = wish.sans.beyond(&chain.sans);
+    if !lacking.is_empty() {
+        return Ok(Need::Names(lacking));
+    }
+    if loaded.is_some() && loaded != entry.record().trusts.as_deref() {
+        return Ok(Need::Trusts);
+    }
+    if now < chain.not_before {
+        return Ok(Need::Early);
+    }
+    let renew_at = life(entry).renew_at(&wish.uid, &chain.serial);
+    if renew_at <= now { Ok(Need::Due) } else { Err(renew_at) }
+}
+
+/// The life of the certificate in `entry`.
+pub fn life(entry: &Entry) -> Life {
+    Life::of(entry.chain().not_before, entry.chain().not_after, Some(entry.record().received_at()))
+}
+
+/// Why there is no new certificate. Each is told apart: what to do differs.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The approver's verdict.
+    #[error("request {name} was denied: {reason}")]
+    Denied {
+        /// The CSR.
+        name: String,
+        /// The approver's words.
+        reason: String,
+    },
+    /// The signer's verdict.
+    #[error("request {name} failed: the signer says {reason}")]
+    Failed {
+        /// The CSR.
+        name: String,
+        /// The signer's words.
+        reason: String,
+    },
+    /// Gone before it was signed.
+    #[error("request {name} was deleted before it was signed; look at who deletes CertificateSigningRequests")]
+    Deleted {
+        /// The CSR.
+        name: String,
+    },
+    /// Taken by somebody else.
+    #[error("request {name} is not ours any more: {reason}; look at who may create CertificateSigningRequests")]
+    Replaced {
+        /// The CSR.
+        name: String,
+        /// How that was seen.
+        reason: String,
+    },
+    /// Signed, but not such that a peer would take it.
+    #[error("the certificate of request {name} is not installed: {reason}")]
+    Rejected {
+        /// The CSR.
+        name: String,
+        /// What a peer would say.
+        reason: String,
+    },
+    /// Nothing within the time given.
+    #[error("no certificate within {after:?}; request {name}: {last}")]
+    Timeout {
+        /// The CSR.
+        name: String,
+        /// The time given.
+        after: Duration,
+        /// What was seen last.
+        last: String,
+    },
+    /// The directory cannot be written.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// No key or request could be made.
+    #[error("no request can be made: {0}")]
+    Key(String),
+}
+
+impl Failure {
+    /// One word, for a metric.
+    pub const fn word(&self) -> &'static str {
+        match self {
+            Self::Denied { .. } => "denied",
+            Self::Failed { .. } => "failed",
+            Self::Deleted { .. } => "deleted",
+            Self::Replaced { .. } => "replaced",
+            Self::Rejected { .. } => "rejected",
+            Self::Timeout { .. } => "timeout",
+            Self::Store(_) => "store",
+            Self::Key(_) => "key",
+        }
+    }
+
+    /// Whether it was somebody's verdict: asking again soon would meet the same.
+    pub const fn is_verdict(&self) -> bool {
+        matches!(self, Self::Denied { .. } | Self::Failed { .. } | Self::Replaced { .. } | Self::Rejected { .. })
+    }
+}
+
+/// What [`obtain`] works with.
+pub struct Errand<'a, A, C, F> {
+    /// What is asked for.
+    pub wish: &'a Wish,
+    /// The API server.
+    pub api: A,
+    /// The clocks.
+    pub clock: &'a C,
+    /// Shared with the pod's other requests.
+    pub lookout: &'a Lookout,
+    /// Where the pending key is kept. Never borrowed across a wait.
+    pub store: &'a RefCell<Store<F>>,
+    /// The certificate in use.
+    pub current: Option<&'a Entry>,
+    /// Bundles that a new certificate may verify under, the preferred first: the one in use, the one on offer.
+    pub bundles: &'a dyn Fn(Domain) -> Vec<Bundle>,
+    /// What the request states in its `trusts` annotation.
+    pub trusts: Option<String>,
+    /// How long to try; for ever, if none.
+    pub limit: Option<Duration>,
+}
+
+/// Gets a certificate for one role: finds the pending request or makes one, waits, proves what was signed. The pending key
+/// stays until the caller has installed the entry, or is forgotten here when its request came to nothing.
+///
+/// # Errors
+/// See [`Failure`].
+pub async fn obtain<A: Api, C: Clock, F: Files>(mut errand: Errand<'_, A, C, F>) -> Result<Entry, Failure> {
+    let (mut key, mut resumed) = errand.key(true)?;
+    loop {
+        let (request, expected) = errand.request(&key)?;
+        let name = request.metadata.name.clone().unwrap_or_default();
+        let order = if resumed { Order::resumed(expected) } else { Order::new(expected) };
+        let result = match errand.wait(order, &request, &name).await? {
+            Outcome::Signed(pem) => {
+                let text = String::from_utf8_lossy(&pem);
+                if errand.is_stale(&text) {
+                    // The key was kept, so the request has the name of the one before, which is still there.
+                    if life_of(errand.current).is_some_and(|l| l.is_short(errand.clock.now())) {
+                        tracing::warn!(role = %errand.wish.role, %name, "the last request is still there; a new key is made after all");
+                        (key, resumed) = errand.key(false)?;
+                    } else {
+                        errand.api.rest();
+                        errand.pause(STALE_POLL, &name, "waiting for the last request to be deleted").await?;
+                        resumed = true;
+                    }
+                    continue;
+                }
+                return match errand.prove(&text, &key, &name).await {
+                    Err(failure @ Failure::Rejected { .. }) => Err(errand.forget(failure)),
+                    proven => proven,
+                };
+            }
+            Outcome::Denied(reason) => Failure::Denied { name, reason },
+            Outcome::Failed(reason) => Failure::Failed { name, reason },
+            Outcome::Deleted => return Err(Failure::Deleted { name }),
+            // Made before a restart, when the pod had other addresses: it would not do any more.
+            Outcome::Replaced(reason) if resumed => {
+                tracing::info!(role = %errand.wish.role, %name, %reason, "the pending request is given up for a new one");
+                (key, resumed) = errand.key(false)?;
+                continue;
+            }
+            Outcome::Replaced(reason) => Failure::Replaced { name, reason },
+        };
+        return Err(errand.forget(result));
+    }
+}
+
+fn life_of(entry: Option<&Entry>) -> Option<Life> {
+    entry.map(life)
+}
+
+impl<A: Api, C: Clock, F: Files> Errand<'_, A, C, F> {
+    /// The key to ask with, and whether a request with it may exist: the pending one, the one in use where it is to be
+    /// kept, a new one. It is on disk before it is used, so that a restart finds its request.
+    fn key(&self, may_keep: bool) -> Result<(PrivateKey, bool), Failure> {
+        let Wish { role, key: algorithm, key_rotation, .. } = self.wish;
+        let store = self.store.borrow();
+        if may_keep {
+            if let Some(key) = store.pending(*role).filter(|k| k.algorithm() == Some(*algorithm)) {
+                return Ok((key, true));
+            }
+            if *key_rotation == KeyRotation::OnCaChange
+                && let Some(entry) = self.current
+                // One on offer that is not in use yet is a change as well: it lacks the CA in use, and waits for a certificate.
+                && (self.bundles)(role.domain()).iter().chain([entry.bundle()]).all(|b| b.digest() == entry.record().key_bundle)
+                && let Ok(key) = PrivateKey::from_pem(entry.key_pem())
+                && key.algorithm() == Some(*algorithm)
+            {
+                store.keep_pending(*role, &key)?;
+                return Ok((key, true));
+            }
+        }
+        let key = PrivateKey::generate(*algorithm).map_err(|e| Failure::Key(e.to_string()))?;
+        store.keep_pending(*role, &key)?;
+        Ok((key, false))
+    }
+
+    fn request(&self, key: &PrivateKey) -> Result<(CertificateSigningRequest, Expected), Failure> {
+        let wish = self.wish;
+        let pem = key
+            .request(wish.role.organization(), &wish.common_name, &wish.sans)
+            .map_err(|e| Failure::Key(e.to_string()))?;
+        let request = Request::parse(pem.as_bytes()).map_err(|e| Failure::Key(e.to_string()))?;
+        let name = names::csr_name(&wish.uid, wish.role, &request.key_digest());
+        let seconds = wish.lifetime.max(LEAST_EXPIRATION).as_secs();
+        let annotations = self.trusts.iter().map(|d| (names::TRUSTS_ANNOTATION.to_owned(), d.clone())).collect();
+        let object = CertificateSigningRequest {
+            metadata: ObjectMeta { name: Some(name), annotations: Some(annotations), ..ObjectMeta::default() },
+            spec: CertificateSigningRequestSpec {
+                expiration_seconds: i32::try_from(seconds).ok(),
+                request: ByteString(pem.into_bytes()),
+                signer_name: wish.signer.clone(),
+                usages: Some(identity::usages(wish.role).iter().map(|u| (*u).to_owned()).collect()),
+                ..CertificateSigningRequestSpec::default()
+            },
+            status: None,
+        };
+        Ok((object, Expected { request, signer: wish.signer.clone() }))
+    }
+
+    /// Makes the calls that `order` says, until it is over.
+    async fn wait(
+        &mut self,
+        mut order: Order,
+        request: &CertificateSigningRequest,
+        name: &str,
+    ) -> Result<Outcome, Failure> {
+        let began = self.clock.elapsed();
+        let mut call = order.begin();
+        let mut last = String::new();
+        let mut watcher = self.lookout.join();
+        loop {
+            let connected = self.api.connect().await;
+            let asked = self.clock.elapsed();
+            let answer = match (connected, call) {
+                (Err(error), _) => Err(error),
+                (Ok(()), Call::Create) => self.api.create(request).await,
+                (Ok(()), Call::Get(version)) => self.api.get(name, version).await,
+            };
+            let answered = self.clock.elapsed();
+            // A cause is told once, not with each attempt.
+            match &answer {
+                Err(error) if error.code() != Some(404) && error.code() != Some(409) => {
+                    let text = error.to_string();
+                    if text != last {
+                        tracing::warn!(role = %self.wish.role, %name, error = %text, "no answer yet; asking again");
+                        last = text;
+                    }
+                }
+                Ok(_) => "neither approved and signed nor denied yet; is the signer running?".clone_into(&mut last),
+                Err(_) => {}
+            }
+            let circumstances = Circumstances {
+                elapsed: answered.saturating_sub(began),
+                took: answered.saturating_sub(asked),
+                life: life_of(self.current),
+                now: self.clock.now(),
+                chance: self.clock.chance(),
+            };
+            let took = answer.is_ok().then_some(circumstances.took);
+            match order.step(answer, &circumstances) {
+                Step::Over(outcome) => return Ok(outcome),
+                Step::Next(next, pause) => {
+                    call = next;
+                    if pause > Duration::from_secs(2) {
+                        self.api.rest();
+                    }
+                    self.until_a_look(&mut watcher, pause, took, name, &last).await?;
+                }
+            }
+        }
+    }
+
+    /// Sleeps until the next look, which the end of another of the pod's requests may bring about; not beyond the limit.
+    async fn until_a_look(
+        &self,
+        watcher: &mut Watcher<'_>,
+        pause: Duration,
+        took: Option<Duration>,
+        name: &str,
+        last: &str,
+    ) -> Result<(), Failure> {
+        let left = self.limit.map_or(Duration::MAX, |limit| limit.saturating_sub(self.clock.elapsed()));
+        if pause.is_zero() || left < pause {
+            return self.pause(pause, name, last).await;
+        }
+        watcher.wait(pause, took, |time| self.clock.sleep(if time > left { pause } else { time })).await;
+        Ok(())
+    }
+
+    /// Sleeps, but not beyond the limit.
+    async fn pause(&self, pause: Duration, name: &str, last: &str) -> Result<(), Failure> {
+        if let Some(limit) = self.limit {
+            let left = limit.saturating_sub(self.clock.elapsed());
+            if left < pause {
+                self.clock.sleep(left).await;
+                return Err(Failure::Timeout { name: name.to_owned(), after: limit, last: last.to_owned() });
+            }
+        }
+        if !pause.is_zero() {
+            self.clock.sleep(pause).await;
+        }
+        Ok(())
+    }
+
+    fn is_stale(&self, pem: &str) -> bool {
+        let serial = Chain::parse(pem.as_bytes()).map(|c| c.serial);
+        self.current.is_some_and(|entry| serial.is_ok_and(|s| s == entry.chain().serial))
+    }
+
+    /// Proves the chain under the first bundle that it verifies under. One that is ahead of our clock, or of the bundle
+    /// that kubelet has brought us so far, is waited for.
+    async fn prove(&self, pem: &str, key: &PrivateKey, name: &str) -> Result<Entry, Failure> {
+        let Wish { role, sans, .. } = self.wish;
+        let rejected = |reason: String| Failure::Rejected { name: name.to_owned(), reason };
+        let chain = Chain::parse(pem.as_bytes()).map_err(|e| rejected(e.to_string()))?;
+        let began = self.clock.elapsed();
+        let mut told = false;
+        loop {
+            let now = self.clock.now();
+            let bundles = (self.bundles)(role.domain());
+            let mut reason = "there is no trust bundle to verify it under".to_owned();
+            for bundle in &bundles {
+                let seconds = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+                let kept = self.current.filter(|e| e.chain().public_key == chain.public_key);
+                let record = Record {
+                    received: seconds,
+                    key_bundle: kept.map_or_else(|| bundle.digest(), |e| e.record().key_bundle.clone()),
+                    trusts: self.trusts.clone(),
+                };
+                match Entry::prove(*role, pem, key, bundle, sans, record, now) {
+                    Ok(entry) => return Ok(entry),
+                    Err(e) => reason = e.to_string(),
+                }
+            }
+            let early = chain.not_before > now && chain.not_before.duration_since(now).unwrap_or_default() <= AHEAD;
+            let unknown = !bundles.iter().any(|b| b.contains_issuer_of(&chain));
+            if !(early || unknown) || self.clock.elapsed().saturating_sub(began) > AHEAD {
+                return Err(rejected(reason));
+            }
+            if !told {
+                tracing::warn!(role = %role, %name, %reason, "a signed certificate cannot be installed yet; waiting for the clock or for the trust bundle");
+                told = true;
+            }
+            self.pause(AHEAD_POLL, name, &reason).await?;
+        }
+    }
+
+    fn forget(&self, failure: Failure) -> Failure {
+        if let Err(error) = self.store.borrow().forget_pending(self.wish.role) {
+            tracing::warn!(%error, "a pending key could not be removed");
+        }
+        failure
+    }
+}

@@ -1,0 +1,5 @@
+//! The operating system: processes, clocks, files.
+
+pub mod clock;
+pub mod process;
+pub mod replace;

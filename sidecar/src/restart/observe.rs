@@ -1,0 +1,341 @@
+//! What one sidecar can see of its etcd and of the cluster around it.
+
+use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
+
+use futures::future::join_all;
+use tokio::time::timeout;
+
+use super::{
+    Options,
+    decide::{MemberSeen, Seen},
+    memory::KnownCluster,
+};
+use etcd_tls_contract::{
+    certificate::Bundle,
+    names,
+    role::{Domain, Role},
+};
+
+use crate::{
+    etcd::{
+        Client, Endpoint, EtcdError, Member, ServerMetrics,
+        handshake::{self, Target},
+    },
+    os::process::{self, Listener, Process, ProcessError, Wanted},
+};
+
+/// How long a handshake with etcd's own ports may take.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
+/// How much later than it says a process may have started, when told in seconds of the wall clock: the system's start is
+/// known to a second.
+const CLOCK_SLACK: f64 = 2.0;
+
+/// The cluster as it was just seen.
+#[derive(Clone, Debug)]
+pub(super) struct ClusterSeen {
+    pub(super) me: u64,
+    pub(super) leader: bool,
+    pub(super) members: Vec<MemberSeen>,
+    /// Every member's client URLs, our own first if it takes us: whom to ask for the lock.
+    pub(super) client_urls: Vec<String>,
+}
+
+/// The eyes of the restarter.
+#[derive(Clone)]
+pub(super) struct Eyes {
+    pub(super) dir: PathBuf,
+    roles: Vec<Role>,
+    client_url: Option<String>,
+    peer_url: Option<String>,
+    /// Whether etcd's processes are visible.
+    processes: bool,
+    pub(super) wanted: Wanted,
+}
+
+impl Eyes {
+    pub(super) fn new(options: &Options, program: Option<String>) -> Self {
+        let listener = |url: &Option<String>| {
+            let endpoint = Endpoint::parse(url.as_ref()?).ok()?;
+            Some(Listener { address: endpoint.host.parse().ok(), port: endpoint.port })
+        };
+        let listeners = [listener(&options.client_url), listener(&options.peer_url)].into_iter().flatten().collect();
+        Self {
+            dir: options.dir.clone(),
+            roles: options.roles.clone(),
+            client_url: options.client_url.clone(),
+            peer_url: options.peer_url.clone(),
+            processes: options.can_signal,
+            wanted: Wanted { program, listeners, place: options.place.clone() },
+        }
+    }
+
+    /// The bundle of each domain on disk, and the port that loads it, where one does.
+    pub(super) fn bundles(&self) -> BTreeMap<Domain, (Bundle, Option<Port>)> {
+        let mut bundles = BTreeMap::new();
+        for role in &self.roles {
+            let port = self.port(*role);
+            let domain = role.domain();
+            // A domain with a port of its own is what that port says; a client's copy of the bundle says nothing more.
+            if port.is_none() && bundles.contains_key(&domain) {
+                continue;
+            }
+            let path = self.dir.join(role.as_str()).join("ca.crt");
+            match fs::read(&path).map_err(|e| e.to_string()).and_then(|b| Bundle::parse(&b).map_err(|e| e.to_string()))
+            {
+                Ok(bundle) => drop(bundles.insert(domain, (bundle, port))),
+                Err(error) => tracing::debug!(path = %path.display(), error, "no bundle there yet"),
+            }
+        }
+        bundles
+    }
+
+    fn port(&self, role: Role) -> Option<Port> {
+        let url = match role {
+            Role::Peer => self.peer_url.as_ref(),
+            Role::Server => self.client_url.as_ref(),
+            Role::Client | Role::Metrics => None,
+        }?;
+        Some(Port { role, target: url.parse().ok()? })
+    }
+
+    /// What `port` shows of what it has loaded.
+    pub(super) async fn seen(&self, port: &Port, started: Option<Duration>) -> Result<Seen, String> {
+        let dir = self.dir.join(port.role.as_str());
+        // One generation's files, whatever is swapped meanwhile.
+        let dir = fs::canonicalize(&dir).unwrap_or(dir);
+        let read = |name| fs::read_to_string(dir.join(name)).map_err(|e| format!("{}: {e}", dir.display()));
+        let (chain, key) = (read("tls.crt")?, zeroize::Zeroizing::new(read("tls.key")?));
+        let served =
+            handshake::probe(&port.target, Some((&chain, &key)), HANDSHAKE_LIMIT).await.map_err(|e| e.to_string())?;
+        let authorities = served.trusted.map(|mut names| {
+            names.sort();
+            names
+        });
+        Ok(Seen { authorities, started })
+    }
+
+    /// etcd's process, where processes are visible.
+    pub(super) fn process(&self) -> Result<Process, ProcessError> {
+        process::find(&self.wanted)
+    }
+
+    /// Whether a process that was found by its ports is etcd by its name as well.
+    pub(super) fn is_etcd(&self, process: Process) -> bool {
+        let etcd = Wanted { program: Some(names::ETCD_CONTAINER.to_owned()), ..self.wanted.clone() };
+        process::find(&etcd).is_ok_and(|found| found == process)
+    }
+
+    /// When etcd started: by its process, or else by what it says itself.
+    pub(super) async fn started(&self) -> Option<Duration> {
+        if self.processes {
+            return self.process().ok().map(Process::started);
+        }
+        let metrics = self.metrics().await.ok()?;
+        let since_boot = metrics.started? - process::boot_time().ok()? - CLOCK_SLACK;
+        Some(Duration::try_from_secs_f64(since_boot).unwrap_or_default())
+    }
+
+    /// Whether two answers of [`Self::started`] are of two processes. Where processes are not visible, it is known to a
+    /// second only.
+    pub(super) fn is_another(&self, now: Duration, before: Duration) -> bool {
+        now.abs_diff(before) > if self.processes { Duration::ZERO } else { Duration::from_millis(1500) }
+    }
+
+    async fn metrics(&self) -> Result<ServerMetrics, EtcdError> {
+        let url = self.own_url()?;
+        self.client(url)?.metrics(url).await
+    }
+
+    /// Whether anybody takes connections where etcd does.
+    pub(super) async fn listens(&self) -> bool {
+        let endpoint = self.own_url().ok().and_then(|url| Endpoint::parse(url).ok());
+        let Some(endpoint) = endpoint else { return true };
+        timeout(HANDSHAKE_LIMIT, endpoint.connect()).await.is_ok_and(|connected| connected.is_ok())
+    }
+
+    /// Whether etcd reaches quorum.
+    pub(super) async fn healthy(&self) -> Result<(), EtcdError> {
+        let url = self.own_url()?;
+        self.client(url)?.health(url).await
+    }
+
+    /// Hands leadership on.
+    pub(super) async fn move_leader(&self, to: u64) -> Result<(), EtcdError> {
+        let url = self.own_url()?;
+        self.client(url)?.move_leader(url, to).await
+    }
+
+    fn own_url(&self) -> Result<&String, EtcdError> {
+        self.client_url.as_ref().ok_or_else(|| EtcdError::Unreachable {
+            url: "etcd".to_owned(),
+            reason: "its client port is not known to the sidecar".to_owned(),
+        })
+    }
+
+    /// The role directory that serves as a client of etcd.
+    pub(super) fn identity(&self) -> Option<PathBuf> {
+        let role = [Role::Server, Role::Client].into_iter().find(|r| self.roles.contains(r))?;
+        Some(self.dir.join(role.as_str()))
+    }
+
+    fn client(&self, url: &str) -> Result<Client, EtcdError> {
+        if url.starts_with("http:") {
+            return Ok(Client::plain());
+        }
+        Client::from_dir(&self.identity().ok_or_else(|| EtcdError::Unreachable {
+            url: url.to_owned(),
+            reason: "the pod has no certificate to present (roles server or client)".to_owned(),
+        })?)
+    }
+
+    fn peer(&self, url: &str) -> Result<Client, EtcdError> {
+        if url.starts_with("http:") {
+            Ok(Client::plain())
+        } else {
+            Client::from_dir(&self.dir.join(Role::Peer.as_str()))
+        }
+    }
+
+    /// Looks at every member.
+    ///
+    /// # Errors
+    /// The own member does not say who it is or whom it knows.
+    pub(super) async fn cluster(&self) -> Result<ClusterSeen, EtcdError> {
+        let (metrics, known, members) = self.known().await?;
+        let mut client_urls = vec![self.own_url()?.clone()];
+        client_urls.extend(known.others);
+        let members = join_all(members.into_iter().map(|m| self.member(m, known.me)).collect::<Vec<_>>()).await;
+        Ok(ClusterSeen { me: known.me, leader: metrics.leader, members, client_urls })
+    }
+
+    /// Who the own member is, and the others.
+    ///
+    /// # Errors
+    /// As [`Self::cluster`].
+    pub(super) async fn known(&self) -> Result<(ServerMetrics, KnownCluster, Vec<Member>), EtcdError> {
+        let own = self.own_url()?;
+        let metrics = self.metrics().await?;
+        let me = metrics.id.ok_or_else(|| EtcdError::Answer {
+            url: own.clone(),
+            reason: "no etcd_server_id among its metrics".to_owned(),
+        })?;
+        let members = self.members().await?;
+        let others = client_urls(&members, me);
+        Ok((metrics, KnownCluster { me, others }, members))
+    }
+
+    /// Looks at every member by way of the others, where etcd's own port refuses us: it runs with a CA of before a rollover
+    /// that it slept through, and only a restart makes it take us again. Such a member leads nobody.
+    ///
+    /// # Errors
+    /// None of the others says whom it knows.
+    pub(super) async fn cluster_by_others(&self, known: &KnownCluster) -> Result<ClusterSeen, EtcdError> {
+        let mut last =
+            EtcdError::Unreachable { url: known.others.join(","), reason: "no other member to ask".to_owned() };
+        for url in &known.others {
+            let members = match self.client(url) {
+                Ok(client) => client.members(url).await,
+                Err(error) => Err(error),
+            };
+            match members {
+                Ok(members) => {
+                    let client_urls = client_urls(&members, known.me);
+                    let members = join_all(members.into_iter().map(|m| self.member(m, known.me)).collect::<Vec<_>>());
+                    return Ok(ClusterSeen { me: known.me, leader: false, members: members.await, client_urls });
+                }
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    /// By the gateway, or by the peer port where auth shuts the gateway.
+    async fn members(&self) -> Result<Vec<Member>, EtcdError> {
+        let own = self.own_url()?;
+        match (self.client(own)?.members(own).await, &self.peer_url) {
+            (Ok(members), _) => Ok(members),
+            (Err(first), Some(peer)) => match self.peer(peer)?.members_of_peer(peer).await {
+                Ok(members) => Ok(members),
+                Err(second) => {
+                    tracing::debug!(error = %second, "no member list of the peer port either");
+                    Err(first)
+                }
+            },
+            (Err(error), None) => Err(error),
+        }
+    }
+
+    async fn member(&self, member: Member, me: u64) -> MemberSeen {
+        let (health, peer) = if member.id == me {
+            (Ok(()), Ok(()))
+        } else {
+            tokio::join!(self.health_of(&member.client_urls), self.dialled(&member.peer_urls))
+        };
+        MemberSeen { id: member.id, name: member.name, learner: member.learner, health, peer }
+    }
+
+    /// Whether a member is healthy, by the first of its URLs that says so.
+    async fn health_of(&self, urls: &[String]) -> Result<(), String> {
+        let mut failed = "no client URL: it has never started".to_owned();
+        for url in urls {
+            let attempt = match self.client(url) {
+                Ok(client) => client.health(url).await,
+                Err(error) => Err(error),
+            };
+            match attempt {
+                Ok(()) => return Ok(()),
+                Err(error) => failed = error.to_string(),
+            }
+        }
+        Err(failed)
+    }
+
+    /// The first other member whose peer port still shows other CAs than are on disk here: one that is yet to restart.
+    pub(super) async fn behind(&self, me: u64) -> Option<String> {
+        let bundles = self.bundles();
+        let (bundle, Some(_)) = bundles.get(&Role::Peer.domain())? else { return None };
+        let mut names = bundle.subjects();
+        names.sort();
+        for member in self.members().await.ok()?.into_iter().filter(|m| m.id != me) {
+            for target in member.peer_urls.iter().flat_map(|url| url.parse()) {
+                let seen = self.seen(&Port { role: Role::Peer, target }, None).await;
+                if seen.is_ok_and(|seen| seen.authorities.is_some_and(|shown| shown != names)) {
+                    return Some(member.name);
+                }
+            }
+        }
+        None
+    }
+
+    /// Whether a member takes us for a peer, by the first of its URLs that does.
+    async fn dialled(&self, urls: &[String]) -> Result<(), String> {
+        let mut failed = "no peer URL".to_owned();
+        for url in urls {
+            // Without a peer certificate of ours the peers' TLS is not ours to rotate.
+            if url.starts_with("https:") && !self.roles.contains(&Role::Peer) {
+                return Ok(());
+            }
+            let attempt = match self.peer(url) {
+                Ok(client) => client.dial_peer(url).await,
+                Err(error) => Err(error),
+            };
+            match attempt {
+                Ok(()) => return Ok(()),
+                Err(error) => failed = error.to_string(),
+            }
+        }
+        Err(failed)
+    }
+}
+
+/// Where the members but `me` serve clients.
+fn client_urls(members: &[Member], me: u64) -> Vec<String> {
+    members.iter().filter(|m| m.id != me).flat_map(|m| m.client_urls.iter().cloned()).collect()
+}
+
+/// A port of etcd that verifies clients with a domain's bundle.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Port {
+    role: Role,
+    target: Target,
+}

@@ -1,0 +1,163 @@
+//! A controller's decision as a function of values: which CSRs are the approver's to decide, what the law says of one, and
+//! what is written for it.
+//!
+//! The law itself is [`etcd_tls_contract::identity::judge`]; here is what stands around it: signer names that are no good,
+//! requests that cannot be read, and what is written for each verdict.
+
+use etcd_tls_contract::{
+    csr::Request,
+    identity::{self, Asked, BoundPod, Denial, PodFacts, Requester, SERVICE_ACCOUNT_PREFIX, ServiceFacts, Verdict},
+    names::{SIGNER_DOMAIN, SignerName, SignerNameError},
+    policy::Policy,
+    role::Domain,
+};
+use serde_json::{Value, json};
+
+use crate::controller::facts::Csr;
+
+/// The reason of an Approved condition.
+pub(crate) const APPROVED: &str = "EtcdTlsApproved";
+/// The reason of a Denied condition; what speaks against the request is in its message.
+pub(crate) const DENIED: &str = "EtcdTlsDenied";
+/// Bytes of one reason's message: names out of a request may be as long as a request.
+const MAX_MESSAGE: usize = 1024;
+/// Bytes of a condition's message.
+const MAX_MESSAGES: usize = 8 * 1024;
+
+/// Whether a CSR waits for our decision: addressed to us, and neither decided nor done with by anybody.
+pub(crate) fn concerns_us(csr: &Csr) -> bool {
+    !(csr.approved() || csr.denied() || csr.failed() || csr.status.has_certificate) && is_ours(&csr.spec.signer_name)
+}
+
+/// Whether a signer name is ours to decide about, well-formed or not. Under our domain that is what the approver has the
+/// right to decide: the three domains, and their parent. Others (`x.etcd-tls.dev/…`) are nobody's.
+fn is_ours(signer_name: &str) -> bool {
+    match signer_name.parse::<SignerName>() {
+        Ok(_) => true,
+        Err(SignerNameError::Foreign(_)) => false,
+        Err(SignerNameError::Malformed(_)) => {
+            let host = signer_name.split('/').next().unwrap_or_default();
+            host == SIGNER_DOMAIN
+                || Domain::ALL.iter().any(|domain| host.strip_suffix(SIGNER_DOMAIN) == Some(&format!("{domain}.")))
+        }
+    }
+}
+
+/// A CSR that concerns us, read as far as it can be without its pod.
+#[derive(Debug)]
+pub(crate) struct Case {
+    requester: Requester,
+    /// The pod that the requester's token is bound to.
+    pub(crate) bound: Option<BoundPod>,
+    /// What can be judged, or why it cannot.
+    readable: Result<(SignerName, Request), Vec<Denial>>,
+}
+
+impl Case {
+    /// Reads a CSR.
+    pub(crate) fn open(csr: &Csr) -> Self {
+        let requester = csr.requester();
+        let bound = identity::bound_pod(&requester);
+        let mut denials = Vec::new();
+        let signer = csr.spec.signer_name.parse::<SignerName>().map_err(|error| {
+            denials.push(Denial { reason: "WrongSigner", message: error.to_string() });
+        });
+        let request = Request::parse(&csr.spec.request.0).map_err(|error| {
+            denials.push(Denial { reason: error.reason, message: error.message });
+        });
+        let readable = match (signer, request) {
+            (Ok(signer), Ok(request)) => Ok((signer, request)),
+            _ => {
+                // Nothing more can be said of the request, but of who asks there can.
+                if let Err(who) = &bound
+                    && requester.username.starts_with(SERVICE_ACCOUNT_PREFIX)
+                {
+                    denials.extend(who.iter().cloned());
+                }
+                Err(denials)
+            }
+        };
+        Self { requester, bound: bound.ok(), readable }
+    }
+
+    /// Whether the verdict depends on the pod, so that it has to be read.
+    pub(crate) fn needs_pod(&self) -> Option<&BoundPod> {
+        self.readable.as_ref().ok().and(self.bound.as_ref())
+    }
+
+    /// The pod for the log, `<namespace>/<name>`; empty for a host.
+    pub(crate) fn pod(&self) -> String {
+        self.bound.as_ref().map(|bound| format!("{}/{}", bound.namespace, bound.pod)).unwrap_or_default()
+    }
+
+    /// The only bytes of the request that a signer looks at: DER SubjectPublicKeyInfo.
+    pub(crate) fn public_key(&self) -> Option<&[u8]> {
+        self.readable.as_ref().ok().map(|(_, request)| request.public_key.as_slice())
+    }
+
+    /// The verdict, given the live pod and the Services of its namespace.
+    pub(crate) fn judge(
+        &self,
+        csr: &Csr,
+        pod: Option<&PodFacts>,
+        services: &[ServiceFacts],
+        policy: &Policy,
+    ) -> Verdict {
+        match &self.readable {
+            Ok((signer, request)) => {
+                let asked = Asked {
+                    name: csr.name(),
+                    signer,
+                    requester: &self.requester,
+                    usages: &csr.spec.usages,
+                    expiration: csr.expiration(),
+                    request,
+                };
+                identity::judge(&asked, pod, services, policy)
+            }
+            Err(denials) => Verdict::Deny(denials.clone()),
+        }
+    }
+}
+
+/// Every reason in one text, for a condition or an event.
+pub(crate) fn message(denials: &[Denial]) -> String {
+    let mut text = String::new();
+    for Denial { reason, message } in denials {
+        if text.len() > MAX_MESSAGES {
+            text.push_str("; and more");
+            break;
+        }
+        if !text.is_empty() {
+            text.push_str("; ");
+        }
+        text.push_str(reason);
+        text.push_str(": ");
+        let mut end = message.len().min(MAX_MESSAGE);
+        while !message.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.push_str(&message[..end]);
+        if end < message.len() {
+            text.push('…');
+        }
+    }
+    text
+}
+
+/// The patch of a condition, for a decision about exactly this CSR as it was looked at.
+///
+/// With uid and resourceVersion it cannot land on a CSR of the same name that was made in the meantime, nor on one that
+/// somebody else decided. Conditions that others set stay.
+pub(crate) fn patch(csr: &Csr, type_: &str, reason: &str, message: &str) -> Value {
+    let mut conditions: Vec<Value> =
+        csr.status.conditions.iter().filter_map(|c| serde_json::to_value(c).ok()).collect();
+    conditions.push(json!({"type": type_, "status": "True", "reason": reason, "message": message}));
+    json!({
+        "metadata": {"uid": csr.uid(), "resourceVersion": csr.resource_version()},
+        "status": {"conditions": conditions},
+    })
+}
+
+#[cfg(test)]
+mod tests;

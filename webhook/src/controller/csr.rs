@@ -1,0 +1,291 @@
+//! The stream of CertificateSigningRequests, worked off by a bounded pool, for as long as this replica leads.
+//!
+//! No copy of the cluster's CSRs is kept: each one that passes by is shown to [`Handler::interest`] and forgotten unless it
+//! needs something. What needs something waits in a [`Queue`]: in turns between requesters, so that a flood of one of them
+//! starves nobody, with its content while there is room and by its name alone beyond that.
+//!
+//! A replica that does not lead watches nothing. A successor lists anew and finds what its predecessor left.
+
+mod queue;
+
+use std::{collections::HashMap, pin::pin, sync::Arc, time::Duration};
+
+use etcd_tls_telemetry::metric;
+use futures::StreamExt;
+use kube::{
+    Api, Client,
+    runtime::{WatchStreamExt, watcher},
+};
+use prometheus_client::{
+    metrics::{counter::Counter, gauge::Gauge},
+    registry::Registry,
+};
+use tokio::{
+    sync::watch,
+    task::{self, JoinSet},
+    time::{Instant, sleep_until, timeout},
+};
+
+use crate::{
+    controller::{
+        client::{RequestError, WATCH_SECONDS, WatchBackoff, within},
+        facts::Csr,
+    },
+    platform::shutdown::until,
+};
+use queue::{Job, Kept, Queue};
+
+/// CSRs in one page of a list. Small: a kube-apiserver stores CSRs of more than a megabyte, and a page of them must not be
+/// more than the process may have.
+const PAGE: u32 = 20;
+/// How long work under way may take when the process is told to end.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(8);
+/// A list that did not fit the queue is taken again when there is room, but not sooner than this after the last one.
+const RELIST_EVERY: Duration = Duration::from_secs(5);
+
+/// What a CSR that passes by needs of this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interest {
+    /// Nothing: another's signer, decided, or done. It leaves the queue if it is there.
+    Ignore,
+    /// [`Handler::handle`], as soon as its requester's turn comes.
+    Now,
+    /// [`Handler::handle`] after this time, such as a clean-up.
+    After(Duration),
+}
+
+/// How handling a CSR went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Nothing is left to do, as far as we know.
+    Done,
+    /// It has to wait for something else (a pod's IP): again after 25 ms, doubling up to a minute.
+    NotYet,
+    /// The API server failed us: again after 200 ms, doubling up to 30 s.
+    Failed,
+    /// The CSR is another one by now: read anew, then [`Handler::interest`] again.
+    Stale,
+    /// Again after this time.
+    After(Duration),
+}
+
+/// What a process does with CSRs.
+pub trait Handler: Send + Sync + 'static {
+    /// Looks at a CSR; pure and cheap, for every one in the cluster passes by.
+    fn interest(&self, csr: &Csr) -> Interest;
+
+    /// Does what the CSR needs. Dropped at any await when leadership is lost, so each of its writes carries uid and
+    /// resourceVersion and stands by itself.
+    fn handle(&self, csr: &Csr) -> impl Future<Output = Outcome> + Send;
+}
+
+/// Figures of the queue.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    queued: Gauge,
+    in_flight: Gauge,
+    retries: Counter,
+    lists: Counter,
+    synced: Gauge,
+}
+
+impl Metrics {
+    /// Registers the figures under `registry`'s prefix.
+    pub fn register(registry: &mut Registry) -> Self {
+        Self {
+            queued: metric(registry, "queue_depth", "Requests that wait for their turn or for another try"),
+            in_flight: metric(registry, "queue_in_flight", "Requests that are worked on"),
+            retries: metric(registry, "queue_retries", "Requests that had to be looked at again"),
+            lists: metric(registry, "queue_lists", "Lists of all CertificateSigningRequests"),
+            synced: metric(registry, "queue_synced", "1 while leading with a complete list"),
+        }
+    }
+
+    /// Whether this replica leads and has seen every CSR once.
+    pub fn is_synced(&self) -> bool {
+        self.synced.get() == 1
+    }
+}
+
+/// Watches CSRs and has `handler` handle them, `workers` at once, while `leader` says so and until `shutdown`; what is under
+/// way then is given some seconds to end.
+pub async fn run<H: Handler>(
+    client: Client,
+    handler: Arc<H>,
+    workers: usize,
+    mut leader: watch::Receiver<bool>,
+    mut shutdown: watch::Receiver<bool>,
+    metrics: Metrics,
+) {
+    loop {
+        tokio::select! {
+            elected = leader.wait_for(|leads| *leads) => if elected.is_err() {
+                tracing::error!("nobody stands for leader in this process any more");
+                return;
+            },
+            () = until(&mut shutdown, true) => return,
+        }
+        let mut term = Term {
+            client: client.clone(),
+            handler: Arc::clone(&handler),
+            jobs: Jobs::default(),
+            metrics: metrics.clone(),
+        };
+        let mut queue = Queue::new(workers);
+        let ended = tokio::select! {
+            never = term.work(&mut queue) => match never {},
+            () = until(&mut leader, false) => Ended::LeadershipLost,
+            () = until(&mut shutdown, true) => Ended::Shutdown,
+        };
+        metrics.synced.set(0);
+        metrics.queued.set(0);
+        match ended {
+            // Dropping the jobs stops every write at once.
+            Ended::LeadershipLost => tracing::info!("no longer leading: work stopped"),
+            Ended::Shutdown => {
+                let drained = timeout(DRAIN_TIMEOUT, term.jobs.drain()).await.is_ok();
+                tracing::info!(drained, "work ended");
+                return;
+            }
+        }
+        metrics.in_flight.set(0);
+    }
+}
+
+enum Ended {
+    LeadershipLost,
+    Shutdown,
+}
+
+/// One replica's time as leader.
+struct Term<H> {
+    client: Client,
+    handler: Arc<H>,
+    jobs: Jobs,
+    metrics: Metrics,
+}
+
+/// Jobs under way. Dropping it aborts them.
+#[derive(Default)]
+struct Jobs {
+    set: JoinSet<Outcome>,
+    names: HashMap<task::Id, Arc<str>>,
+}
+
+impl Jobs {
+    /// The next job that ends, with its outcome; a job that panicked has failed.
+    async fn next(&mut self) -> (Arc<str>, Outcome) {
+        loop {
+            let (id, outcome) = match self.set.join_next_with_id().await {
+                Some(Ok(ended)) => ended,
+                Some(Err(error)) => {
+                    tracing::error!(%error, "handling a CSR broke off");
+                    (error.id(), Outcome::Failed)
+                }
+                None => std::future::pending().await,
+            };
+            if let Some(name) = self.names.remove(&id) {
+                return (name, outcome);
+            }
+        }
+    }
+
+    async fn drain(&mut self) {
+        while self.set.join_next().await.is_some() {}
+    }
+}
+
+impl<H: Handler> Term<H> {
+    async fn work(&mut self, queue: &mut Queue) -> std::convert::Infallible {
+        loop {
+            self.list_and_watch(queue).await;
+        }
+    }
+
+    /// Returns when the CSRs have to be listed anew because the queue could not take all of them.
+    async fn list_and_watch(&mut self, queue: &mut Queue) {
+        let config = watcher::Config::default().page_size(PAGE).timeout(WATCH_SECONDS);
+        let events = watcher(Api::<Csr>::all(self.client.clone()), config).backoff(WatchBackoff::default());
+        let mut events = pin!(events);
+        let relist_from = Instant::now() + RELIST_EVERY;
+        loop {
+            let now = Instant::now();
+            while let Some(job) = queue.pop(now) {
+                self.start(job);
+            }
+            self.metrics.queued.set(gauge(queue.waiting()));
+            self.metrics.in_flight.set(gauge(self.jobs.names.len()));
+            if queue.has_room_again() && now >= relist_from {
+                queue.forget_overflow();
+                return;
+            }
+            let wake = [queue.next_due(), queue.has_room_again().then_some(relist_from)].into_iter().flatten().min();
+            tokio::select! {
+                (name, outcome) = self.jobs.next() => {
+                    if outcome != Outcome::Done {
+                        self.metrics.retries.inc();
+                    }
+                    queue.finish(&name, outcome, Instant::now());
+                }
+                event = events.next() => match event {
+                    Some(Ok(event)) => self.take(queue, event),
+                    Some(Err(error)) => tracing::warn!(%error, "cannot watch CertificateSigningRequests; trying again"),
+                    None => return,
+                },
+                () = async {
+                    match wake {
+                        Some(at) => sleep_until(at).await,
+                        None => std::future::pending().await,
+                    }
+                } => {}
+            }
+        }
+    }
+
+    fn take(&self, queue: &mut Queue, event: watcher::Event<Csr>) {
+        match event {
+            watcher::Event::Init => {}
+            watcher::Event::InitDone => {
+                self.metrics.lists.inc();
+                self.metrics.synced.set(1);
+            }
+            watcher::Event::Apply(csr) | watcher::Event::InitApply(csr) => {
+                let interest = self.handler.interest(&csr);
+                queue.offer(csr, interest, Instant::now());
+            }
+            watcher::Event::Delete(csr) => queue.remove(csr.name()),
+        }
+    }
+
+    fn start(&mut self, job: Job) {
+        let Job { name, csr } = job;
+        let task = self.jobs.set.spawn(work_on(self.client.clone(), Arc::clone(&self.handler), Arc::clone(&name), csr));
+        self.jobs.names.insert(task.id(), name);
+    }
+}
+
+async fn work_on<H: Handler>(client: Client, handler: Arc<H>, name: Arc<str>, csr: Option<Arc<Kept>>) -> Outcome {
+    if let Some(csr) = csr {
+        return handler.handle(&csr).await;
+    }
+    match read(client, &name).await {
+        Ok(Some(csr)) => match handler.interest(&csr) {
+            Interest::Now => handler.handle(&csr).await,
+            Interest::Ignore => Outcome::Done,
+            Interest::After(wait) => Outcome::After(wait),
+        },
+        Ok(None) => Outcome::Done,
+        Err(error) => {
+            tracing::warn!(csr = &*name, %error, "cannot read a CSR; trying again");
+            Outcome::Failed
+        }
+    }
+}
+
+async fn read(client: Client, name: &str) -> Result<Option<Csr>, RequestError> {
+    within(Api::<Csr>::all(client).get_opt(name)).await
+}
+
+fn gauge(n: usize) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}

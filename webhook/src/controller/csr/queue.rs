@@ -1,0 +1,374 @@
+//! The queue of CSRs that need something: fair between requesters, bounded for each of them, light when long.
+
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap, VecDeque},
+    hash::{DefaultHasher, Hash, Hasher},
+    ops::Deref,
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::{Interest, Outcome};
+use crate::controller::facts::Csr;
+
+/// CSRs of one requester in the queue; more are found again by a list when there is room.
+const PER_REQUESTER: usize = 10_000;
+/// CSRs whose content is kept; of the others the name is, and the content is read when their turn comes.
+const MAX_CONTENTS: usize = 512;
+/// Bytes of a request whose content is kept: all that admission policy lets through, and a bit.
+const MAX_CONTENT: usize = 6 * 1024;
+/// Requests of one pod that one turn of its requester takes: a pod has one for each role. They are judged by one read of it.
+const TOGETHER: u8 = 4;
+/// How far into a requester's line others of a pod are looked for.
+const LOOK_AHEAD: usize = 64;
+/// A CSR that waits for longer is kept by its name.
+const MAX_WAIT_WITH_CONTENT: Duration = Duration::from_secs(5);
+
+/// A CSR that is kept. It counts against [`MAX_CONTENTS`] until its last holder drops it.
+#[derive(Debug)]
+pub(super) struct Kept {
+    csr: Csr,
+    _place: Arc<()>,
+}
+
+impl Deref for Kept {
+    type Target = Csr;
+
+    fn deref(&self) -> &Csr {
+        &self.csr
+    }
+}
+
+/// A CSR whose turn it is.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) name: Arc<str>,
+    /// `None`: to be read first.
+    pub(super) csr: Option<Arc<Kept>>,
+}
+
+/// See the module. A requester is in `turns` exactly once while its line has something ready, and else not.
+#[derive(Debug)]
+pub(super) struct Queue {
+    workers: usize,
+    in_flight: usize,
+    entries: HashMap<Arc<str>, Entry>,
+    lines: HashMap<Arc<str>, Line>,
+    turns: VecDeque<Arc<str>>,
+    due: BinaryHeap<Reverse<(Instant, u64, Arc<str>)>>,
+    serial: u64,
+    places: Arc<()>,
+    overflowed: bool,
+}
+
+#[derive(Debug)]
+struct Entry {
+    requester: Arc<str>,
+    /// The pod's uid.
+    pod: Option<Box<str>>,
+    csr: Option<Arc<Kept>>,
+    state: State,
+    attempts: u32,
+}
+
+#[derive(Debug)]
+enum State {
+    Ready,
+    /// Until its serial comes up in `due`.
+    Waiting(u64),
+    /// With what passed by in the meantime.
+    InFlight(Option<Next>),
+}
+
+#[derive(Debug)]
+enum Next {
+    Now(Option<Arc<Kept>>),
+    At(Instant),
+}
+
+/// One requester's.
+#[derive(Debug, Default)]
+struct Line {
+    /// Names; one that is not [`State::Ready`] any more is passed over.
+    ready: VecDeque<Arc<str>>,
+    entries: usize,
+    in_flight: usize,
+    overflowed: bool,
+    /// Others of the pod before, taken in this turn.
+    together: u8,
+}
+
+impl Line {
+    /// Puts the next one of `pod` in front, if the turn may go on with it.
+    fn bring_forward(&mut self, pod: Option<&str>, entries: &HashMap<Arc<str>, Entry>) -> bool {
+        let of_pod = |name: &Arc<str>| entries.get(name).is_some_and(|e| e.pod.as_deref() == pod && e.is_ready());
+        if self.together + 1 < TOGETHER
+            && pod.is_some()
+            && let Some(at) = self.ready.iter().take(LOOK_AHEAD).position(of_pod)
+            && let Some(name) = self.ready.remove(at)
+        {
+            self.ready.push_front(name);
+            self.together += 1;
+            return true;
+        }
+        self.together = 0;
+        false
+    }
+}
+
+impl Entry {
+    const fn is_ready(&self) -> bool {
+        matches!(self.state, State::Ready)
+    }
+}
+
+impl Queue {
+    pub(super) fn new(workers: usize) -> Self {
+        Self {
+            workers: workers.max(1),
+            in_flight: 0,
+            entries: HashMap::new(),
+            lines: HashMap::new(),
+            turns: VecDeque::new(),
+            due: BinaryHeap::new(),
+            serial: 0,
+            places: Arc::new(()),
+            overflowed: false,
+        }
+    }
+
+    /// Entries that are not being worked on.
+    pub(super) fn waiting(&self) -> usize {
+        self.entries.len() - self.in_flight
+    }
+
+    /// Takes note of a CSR that passed by.
+    pub(super) fn offer(&mut self, csr: Csr, interest: Interest, now: Instant) {
+        let name = csr.name().to_owned();
+        let next = match interest {
+            Interest::Ignore => return self.remove(&name),
+            Interest::Now => Next::Now(self.keep(&csr)),
+            Interest::After(wait) => Next::At(now + wait),
+        };
+        match self.entries.get_mut(name.as_str()) {
+            None => {
+                if self.insert(&csr) {
+                    self.schedule(&name, next);
+                }
+            }
+            Some(Entry { state: State::InFlight(slot), .. }) => *slot = Some(next),
+            Some(Entry { state: State::Ready, csr, .. }) => {
+                // Its turn comes anyhow; without content it is looked at again then.
+                *csr = if let Next::Now(csr) = next { csr } else { None };
+            }
+            Some(Entry { state: State::Waiting(_), .. }) => self.schedule(&name, next),
+        }
+    }
+
+    /// Forgets a CSR that is gone or needs nothing any more.
+    pub(super) fn remove(&mut self, name: &str) {
+        match self.entries.get_mut(name).map(|e| &mut e.state) {
+            Some(State::InFlight(slot)) => *slot = None,
+            Some(State::Ready | State::Waiting(_)) => self.drop_entry(name),
+            None => {}
+        }
+    }
+
+    /// The next one to work on, if there is one and a worker is free.
+    pub(super) fn pop(&mut self, now: Instant) -> Option<Job> {
+        while self.due.peek().is_some_and(|Reverse((at, ..))| *at <= now) {
+            if let Some(Reverse((_, serial, name))) = self.due.pop()
+                && self.entries.get(&name).is_some_and(|e| matches!(e.state, State::Waiting(s) if s == serial))
+            {
+                self.make_ready(&name);
+            }
+        }
+        let share = self.share();
+        let mut passed_over = 0;
+        while self.in_flight < self.workers && passed_over < self.turns.len() {
+            let requester = self.turns.pop_front()?;
+            let line = self.lines.get_mut(&requester)?;
+            if line.in_flight >= share {
+                self.turns.push_back(requester);
+                passed_over += 1;
+                continue;
+            }
+            let name = line.ready.pop_front()?;
+            let pod = self.entries.get(&name).and_then(|entry| entry.pod.as_deref());
+            if line.bring_forward(pod, &self.entries) {
+                self.turns.push_front(Arc::clone(&requester));
+            } else if !line.ready.is_empty() {
+                self.turns.push_back(Arc::clone(&requester));
+            }
+            match self.entries.get_mut(&name) {
+                Some(entry) if entry.is_ready() => {
+                    line.in_flight += 1;
+                    self.in_flight += 1;
+                    entry.state = State::InFlight(None);
+                    return Some(Job { csr: entry.csr.clone(), name });
+                }
+                _ => self.tidy(&requester),
+            }
+        }
+        None
+    }
+
+    /// Takes note of how a job went.
+    pub(super) fn finish(&mut self, name: &str, outcome: Outcome, now: Instant) {
+        let Some(entry) = self.entries.get_mut(name) else { return };
+        let State::InFlight(next) = &mut entry.state else { return };
+        let next = next.take();
+        self.in_flight -= 1;
+        if let Some(line) = self.lines.get_mut(&entry.requester) {
+            line.in_flight -= 1;
+        }
+        let attempts = entry.attempts;
+        entry.attempts += 1;
+        let (first, cap) = match (outcome, next) {
+            // What passed by meanwhile is newer than what was worked on.
+            (Outcome::Done | Outcome::Stale, Some(next)) | (Outcome::After(_), Some(next @ Next::Now(_))) => {
+                return self.schedule(name, next);
+            }
+            (Outcome::Done, None) => return self.drop_entry(name),
+            (Outcome::After(wait), _) => return self.schedule(name, Next::At(now + wait)),
+            (Outcome::Stale, None) => {
+                entry.csr = None;
+                (Duration::from_millis(10), Duration::from_secs(30))
+            }
+            (Outcome::NotYet | Outcome::Failed, next) => {
+                if let Some(Next::Now(newer)) = next {
+                    entry.csr = newer;
+                }
+                if outcome == Outcome::NotYet {
+                    (Duration::from_millis(25), Duration::from_secs(60))
+                } else {
+                    (Duration::from_millis(200), Duration::from_secs(30))
+                }
+            }
+        };
+        let wait = backoff(name, attempts, first, cap);
+        if wait > MAX_WAIT_WITH_CONTENT {
+            entry.csr = None;
+        }
+        self.wait(name, now + wait);
+    }
+
+    /// When the next waiting one is due.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        // With every worker busy, the end of a job is what there is to wait for.
+        if self.in_flight >= self.workers {
+            return None;
+        }
+        self.due.peek().map(|Reverse((at, ..))| *at)
+    }
+
+    /// Whether something did not fit, and fits now.
+    pub(super) fn has_room_again(&self) -> bool {
+        self.overflowed && self.lines.values().any(|line| line.overflowed && line.entries <= PER_REQUESTER / 2)
+    }
+
+    /// A list is about to bring again what did not fit.
+    pub(super) fn forget_overflow(&mut self) {
+        self.overflowed = false;
+        self.lines.values_mut().for_each(|line| line.overflowed = false);
+        self.lines.retain(|_, line| line.entries > 0 || !line.ready.is_empty());
+    }
+
+    /// Jobs that one requester may have under way: three quarters, so that there is always a worker for somebody else.
+    fn share(&self) -> usize {
+        (self.workers * 3 / 4).max(1)
+    }
+
+    /// Content, if there is room for it.
+    fn keep(&self, csr: &Csr) -> Option<Arc<Kept>> {
+        let fits = Arc::strong_count(&self.places) <= MAX_CONTENTS && csr.spec.request.0.len() <= MAX_CONTENT;
+        fits.then(|| Arc::new(Kept { csr: csr.clone(), _place: Arc::clone(&self.places) }))
+    }
+
+    /// Makes an entry that is yet to be scheduled; not if its requester has too many.
+    fn insert(&mut self, csr: &Csr) -> bool {
+        let requester = match self.lines.get_key_value(csr.spec.username.as_str()) {
+            Some((known, _)) => Arc::clone(known),
+            None => Arc::from(csr.spec.username.as_str()),
+        };
+        let line = self.lines.entry(Arc::clone(&requester)).or_default();
+        if line.entries >= PER_REQUESTER {
+            line.overflowed = true;
+            self.overflowed = true;
+            return false;
+        }
+        line.entries += 1;
+        let pod = csr.pod_uid().map(Box::from);
+        self.entries.insert(
+            Arc::from(csr.name()),
+            Entry { requester, pod, csr: None, state: State::InFlight(None), attempts: 0 },
+        );
+        true
+    }
+
+    fn schedule(&mut self, name: &str, next: Next) {
+        let (csr, at) = match next {
+            Next::Now(csr) => (csr, None),
+            Next::At(at) => (None, Some(at)),
+        };
+        if let Some(entry) = self.entries.get_mut(name) {
+            entry.csr = csr;
+        }
+        match at {
+            None => self.make_ready(name),
+            Some(at) => self.wait(name, at),
+        }
+    }
+
+    fn make_ready(&mut self, name: &str) {
+        let Some((name, _)) = self.entries.get_key_value(name) else { return };
+        let name = Arc::clone(name);
+        let Some(entry) = self.entries.get_mut(&name) else { return };
+        entry.state = State::Ready;
+        let line = self.lines.entry(Arc::clone(&entry.requester)).or_default();
+        if line.ready.is_empty() {
+            self.turns.push_back(Arc::clone(&entry.requester));
+        }
+        line.ready.push_back(name);
+    }
+
+    fn wait(&mut self, name: &str, until: Instant) {
+        let Some((name, _)) = self.entries.get_key_value(name) else { return };
+        let name = Arc::clone(name);
+        self.serial += 1;
+        if let Some(entry) = self.entries.get_mut(&name) {
+            entry.state = State::Waiting(self.serial);
+        }
+        self.due.push(Reverse((until, self.serial, name)));
+    }
+
+    fn drop_entry(&mut self, name: &str) {
+        let Some(entry) = self.entries.remove(name) else { return };
+        if let Some(line) = self.lines.get_mut(&entry.requester) {
+            line.entries -= 1;
+        }
+        self.tidy(&entry.requester);
+    }
+
+    /// Forgets a requester of whom nothing is left.
+    fn tidy(&mut self, requester: &str) {
+        if self.lines.get(requester).is_some_and(|l| l.entries == 0 && l.ready.is_empty() && !l.overflowed) {
+            self.lines.remove(requester);
+        }
+    }
+}
+
+/// The wait before the attempt after `attempts` others: doubling from `first` to `cap`, spread by up to a quarter less.
+fn backoff(name: &str, attempts: u32, first: Duration, cap: Duration) -> Duration {
+    let wait = first.saturating_mul(1 << attempts.min(20)).min(cap);
+    let mut hasher = DefaultHasher::new();
+    (name, attempts).hash(&mut hasher);
+    let spread = u32::try_from(hasher.finish() % 256).unwrap_or_default();
+    wait - wait / 4 * spread / 256
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,242 @@
+//! Events for people: what went wrong with a pod's certificates, beside the pod. None on success.
+//!
+//! An event's name is a digest of what it says, so saying it again is an `AlreadyExists` and no second event: a pod that
+//! asks wrongly once a second fills no event list. One that asks for something else each time is cut short after a few.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use aws_lc_rs::digest::{SHA256, digest};
+use k8s_openapi::{
+    api::{core::v1::ObjectReference, events::v1::Event},
+    apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
+    jiff::Timestamp,
+};
+use kube::{Api, Client, api::PostParams};
+use tokio::time::Instant;
+
+use crate::controller::client::{RequestError, within};
+
+/// Bytes of an event's note; the API server takes no more.
+const MAX_NOTE: usize = 1024;
+
+/// What to say, of which object.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Notice {
+    /// The object; its namespace is the event's.
+    pub regarding: ObjectReference,
+    /// One CamelCase word, such as `CertificateDenied`.
+    pub reason: &'static str,
+    /// What happened and what to do, for whoever may look at the object: nothing internal.
+    pub note: String,
+}
+
+/// Events on one object that are written at once.
+const BURST: u32 = 20;
+/// After the burst, one event an object in this time.
+const REFILL: Duration = Duration::from_secs(30);
+/// Objects whose events are counted; with more, nothing is written on a new one until an old one has been quiet.
+const MAX_OBJECTS: usize = 2048;
+
+/// Writes Warning events as one process of etcd-tls.
+#[derive(Clone)]
+pub struct Recorder {
+    client: Client,
+    controller: String,
+    instance: String,
+    allowances: Arc<Mutex<Allowances>>,
+}
+
+/// What events are counted by: not every reference has a uid.
+fn object(notice: &Notice) -> String {
+    let of = |part: &Option<String>| part.clone().unwrap_or_default();
+    let Notice { regarding, .. } = notice;
+    format!("{}/{}/{}", of(&regarding.namespace), of(&regarding.name), of(&regarding.uid))
+}
+
+/// How many events each object was given of late: by [`object`], the time at which its burst is whole again.
+#[derive(Debug, Default)]
+struct Allowances(HashMap<String, Instant>);
+
+impl Allowances {
+    /// Whether another event on the object may be written, and counts it.
+    fn take(&mut self, object: &str, now: Instant) -> bool {
+        if self.0.len() >= MAX_OBJECTS && !self.0.contains_key(object) {
+            self.0.retain(|_, whole_at| *whole_at > now);
+            if self.0.len() >= MAX_OBJECTS {
+                return false;
+            }
+        }
+        let whole_at = self.0.entry(object.to_owned()).or_insert(now);
+        let next = (*whole_at).max(now) + REFILL;
+        let fits = next - now <= REFILL * BURST;
+        if fits {
+            *whole_at = next;
+        }
+        fits
+    }
+}
+
+impl Recorder {
+    /// A recorder that reports as `etcd-tls.dev/<process>` (`approve`, `sign`), `instance` being the pod's name.
+    pub fn new(client: Client, process: &str, instance: &str) -> Self {
+        Self {
+            client,
+            controller: format!("etcd-tls.dev/{process}"),
+            instance: cut(instance, 128).to_owned(),
+            allowances: Arc::default(),
+        }
+    }
+
+    /// Writes the event; one that says the same of the same object is there for an hour and not written again. Best
+    /// effort: a failure is logged and nothing waits for it.
+    pub async fn warn(&self, notice: Notice) {
+        if !self.allowances.lock().unwrap_or_else(PoisonError::into_inner).take(&object(&notice), Instant::now()) {
+            tracing::debug!(object = notice.regarding.name, "too many events on one object: left out");
+            return;
+        }
+        let event = self.event(&notice, Timestamp::now());
+        let namespace = event.metadata.namespace.clone().unwrap_or_default();
+        let api: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
+        match within(api.create(&PostParams::default(), &event)).await {
+            Ok(_) => {}
+            Err(error) if error.code() == Some(409) => {}
+            Err(error) => {
+                log_failure(&notice, &error);
+            }
+        }
+    }
+
+    fn event(&self, notice: &Notice, now: Timestamp) -> Event {
+        let Notice { regarding, reason, note } = notice;
+        let note =
+            if note.len() > MAX_NOTE { format!("{}…", cut(note, MAX_NOTE - "…".len())) } else { note.clone() };
+        let object = regarding.name.as_deref().unwrap_or_default();
+        let said = [&self.controller, regarding.uid.as_deref().unwrap_or_default(), reason, &note].join("\0");
+        let hash: String = digest(&SHA256, said.as_bytes()).as_ref()[..8].iter().map(|b| format!("{b:02x}")).collect();
+        let name = cut(object, 253 - 1 - hash.len()).trim_end_matches(['.', '-']);
+        Event {
+            metadata: ObjectMeta {
+                name: Some(format!("{name}.{hash}")),
+                namespace: Some(regarding.namespace.clone().unwrap_or_else(|| "default".to_owned())),
+                ..ObjectMeta::default()
+            },
+            action: Some("Certify".to_owned()),
+            event_time: Some(MicroTime(now)),
+            note: Some(note),
+            reason: Some((*reason).to_owned()),
+            regarding: Some(regarding.clone()),
+            reporting_controller: Some(self.controller.clone()),
+            reporting_instance: Some(self.instance.clone()),
+            type_: Some("Warning".to_owned()),
+            ..Event::default()
+        }
+    }
+}
+
+/// A reference to a pod.
+pub fn pod_reference(namespace: &str, name: &str, uid: &str) -> ObjectReference {
+    ObjectReference {
+        api_version: Some("v1".to_owned()),
+        kind: Some("Pod".to_owned()),
+        namespace: Some(namespace.to_owned()),
+        name: Some(name.to_owned()),
+        uid: Some(uid.to_owned()),
+        ..ObjectReference::default()
+    }
+}
+
+fn log_failure(notice: &Notice, error: &RequestError) {
+    tracing::warn!(
+        namespace = notice.regarding.namespace,
+        object = notice.regarding.name,
+        reason = notice.reason,
+        %error,
+        "could not write an event"
+    );
+}
+
+/// The first `max` bytes of `s` at most, up to a character's end.
+fn cut(s: &str, max: usize) -> &str {
+    let mut end = max.min(s.len());
+    while !s.is_char_boundary(end) {
+        end -= 1;
+    }
+    &s[..end]
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn recorder() -> Recorder {
+        let service = tower_stub();
+        Recorder::new(service, "approve", "etcd-tls-approve-0")
+    }
+
+    fn tower_stub() -> Client {
+        let config = kube::Config::new("http://127.0.0.1:9".parse().unwrap());
+        Client::try_from(config).unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_same_said_twice_is_one_event_and_another_one_is_another() {
+        let recorder = recorder();
+        let notice = |uid, note: &str| Notice {
+            regarding: pod_reference("ns", "etcd-0", uid),
+            reason: "CertificateDenied",
+            note: note.to_owned(),
+        };
+        let name = |n: &Notice, at| recorder.event(n, Timestamp::from_second(at).unwrap()).metadata.name.unwrap();
+        assert_eq!(name(&notice("u", "no"), 1), name(&notice("u", "no"), 2));
+        assert_ne!(name(&notice("u", "no"), 1), name(&notice("u", "never"), 1));
+        assert_ne!(name(&notice("u", "no"), 1), name(&notice("v", "no"), 1));
+    }
+
+    #[test]
+    fn an_object_gets_a_burst_of_events_and_then_one_at_a_time() {
+        let now = Instant::now();
+        let mut allowances = Allowances::default();
+        for n in 0..BURST {
+            assert!(allowances.take("u", now), "{n}");
+        }
+        assert!(!allowances.take("u", now));
+        assert!(allowances.take("v", now), "another object's are its own");
+        assert!(!allowances.take("u", now + REFILL / 2));
+        assert!(allowances.take("u", now + REFILL));
+        assert!(!allowances.take("u", now + REFILL));
+        for n in 0..2 * MAX_OBJECTS {
+            allowances.take(&n.to_string(), now);
+        }
+        assert!(allowances.0.len() <= MAX_OBJECTS);
+        assert!(allowances.take("w", now + REFILL * (BURST + 1)), "the quiet ones make room");
+    }
+
+    #[test]
+    fn objects_without_a_uid_are_counted_apart() {
+        let notice = |namespace: &str| Notice {
+            regarding: ObjectReference { uid: None, ..pod_reference(namespace, "etcd-tls-trust-etcd", "") },
+            reason: "AuthorityLost",
+            note: String::new(),
+        };
+        assert_ne!(object(&notice("a")), object(&notice("b")));
+    }
+
+    #[tokio::test]
+    async fn what_the_api_server_bounds_is_cut() {
+        let notice = Notice {
+            regarding: pod_reference("ns", &"a".repeat(253), "u"),
+            reason: "CertificateDenied",
+            note: "ä".repeat(2000),
+        };
+        let event = recorder().event(&notice, Timestamp::UNIX_EPOCH);
+        assert!(event.metadata.name.unwrap().len() <= 253);
+        let note = event.note.unwrap();
+        assert!(note.len() <= MAX_NOTE && note.ends_with("ä…"), "{}", note.len());
+    }
+}

@@ -1,0 +1,156 @@
+//! The operator's policy, watched: ConfigMap `etcd-tls-policy` in the system namespace.
+//!
+//! An unreadable policy keeps the last good one and says so, by log, metric and an Event on the ConfigMap. While none was
+//! ever readable there is none, and whoever decides waits instead of denying. A denial is made only after a live look
+//! ([`live`]).
+
+use std::sync::Arc;
+
+use etcd_tls_contract::{names, policy::Policy};
+use futures::{StreamExt, pin_mut};
+use k8s_openapi::api::core::v1::{ConfigMap, ObjectReference};
+use kube::{
+    Api, Client,
+    runtime::{WatchStreamExt, watcher},
+};
+use prometheus_client::metrics::gauge::Gauge;
+use tokio::sync::watch;
+
+use crate::controller::{
+    client::{RequestError, WATCH_SECONDS, WatchBackoff, within},
+    events::{Notice, Recorder},
+};
+
+/// The policy in force; `None` while none was readable yet.
+pub type Current = watch::Receiver<Option<Arc<Policy>>>;
+
+/// Watches the policy in `namespace` for as long as the process lives. `readable` is 1 while the ConfigMap is what is in
+/// force, 0 while it cannot be read.
+pub fn spawn(client: Client, namespace: &str, recorder: Recorder, readable: Gauge) -> Current {
+    let (sender, receiver) = watch::channel(None);
+    let api: Api<ConfigMap> = Api::namespaced(client, namespace);
+    tokio::spawn(async move {
+        let config = watcher::Config::default()
+            .fields(&format!("metadata.name={}", names::POLICY_CONFIG_MAP))
+            .timeout(WATCH_SECONDS);
+        let stream = watcher(api, config).backoff(WatchBackoff::default());
+        pin_mut!(stream);
+        let mut listed = None;
+        while let Some(event) = stream.next().await {
+            let object = match event {
+                Ok(watcher::Event::Init) => {
+                    listed = None;
+                    continue;
+                }
+                Ok(watcher::Event::InitApply(object)) => {
+                    listed = Some(object);
+                    continue;
+                }
+                Ok(watcher::Event::InitDone) => listed.take(),
+                Ok(watcher::Event::Apply(object)) => Some(object),
+                Ok(watcher::Event::Delete(_)) => None,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot watch the policy; trying again");
+                    continue;
+                }
+            };
+            match read(object.as_ref()) {
+                Ok(policy) => {
+                    readable.set(1);
+                    sender.send_if_modified(|current| put(current, policy));
+                }
+                Err(error) => {
+                    readable.set(0);
+                    let in_force = if sender.borrow().is_some() { KEPT } else { NONE };
+                    tracing::error!(%error, "policy unreadable: {in_force}");
+                    if let Some(object) = object {
+                        recorder.warn(unreadable(&object, &format!("{error}; {in_force}"))).await;
+                    }
+                }
+            }
+        }
+    });
+    receiver
+}
+
+/// The policy as it is written now, not as a watch saw it; `None`: there is none that can be read, so that the last readable
+/// one stays in force, which the watch says.
+///
+/// # Errors
+/// The request's.
+pub async fn live(client: &Client, namespace: &str) -> Result<Option<Policy>, RequestError> {
+    let api: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
+    Ok(read(within(api.get_opt(names::POLICY_CONFIG_MAP)).await?.as_ref()).ok())
+}
+
+/// Puts a policy in force; whether it is another one.
+fn put(current: &mut Option<Arc<Policy>>, policy: Policy) -> bool {
+    let changed = current.as_deref() != Some(&policy);
+    if changed {
+        tracing::info!(?policy, "policy in force");
+        *current = Some(Arc::new(policy));
+    }
+    changed
+}
+
+const KEPT: &str = "the last readable one stays in force";
+const NONE: &str = "no request is decided until it can be read";
+
+/// Reads the policy out of its ConfigMap.
+///
+/// # Errors
+/// Why not, for the operator.
+fn read(object: Option<&ConfigMap>) -> Result<Policy, String> {
+    let name = names::POLICY_CONFIG_MAP;
+    let key = names::POLICY_KEY;
+    let object = object.ok_or_else(|| {
+        format!(
+            "ConfigMap {name} is missing: apply the manifests again, or make one; an empty {key} is the default policy"
+        )
+    })?;
+    // The shipped ConfigMap has no such key, so that applying the manifests again leaves the operator's alone.
+    let text = object.data.as_ref().and_then(|data| data.get(key)).map_or("", String::as_str);
+    Policy::parse(text).map_err(|error| error.to_string())
+}
+
+fn unreadable(object: &ConfigMap, note: &str) -> Notice {
+    Notice {
+        regarding: ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("ConfigMap".to_owned()),
+            namespace: object.metadata.namespace.clone(),
+            name: object.metadata.name.clone(),
+            uid: object.metadata.uid.clone(),
+            ..ObjectReference::default()
+        },
+        reason: "PolicyUnreadable",
+        note: note.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn config_map(key: &str, text: &str) -> ConfigMap {
+        ConfigMap { data: Some(BTreeMap::from([(key.to_owned(), text.to_owned())])), ..ConfigMap::default() }
+    }
+
+    #[test]
+    fn no_key_is_the_default_policy_and_no_config_map_is_none() {
+        assert_eq!(read(Some(&ConfigMap::default())).unwrap(), Policy::default());
+        assert_eq!(read(Some(&config_map("policy.yaml.example", "nonsense: 1"))).unwrap(), Policy::default());
+        assert!(read(None).unwrap_err().contains("etcd-tls-policy is missing"));
+    }
+
+    #[test]
+    fn a_policy_is_read_strictly() {
+        let policy = read(Some(&config_map(names::POLICY_KEY, "clusterDomain: k8s.example"))).unwrap();
+        assert_eq!(policy.cluster_domain, "k8s.example");
+        assert!(read(Some(&config_map(names::POLICY_KEY, "clusterDomian: x"))).is_err());
+    }
+}

@@ -1,0 +1,202 @@
+//! The authorities' places in memory, one for each, and how many a namespace may have.
+//!
+//! Whoever may make pods or ConfigMaps in a namespace can name ever new clusters there, so what is made and shown for them
+//! has a bound. Authorities that have a Secret always have a place; new ones have one while there is room.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use etcd_tls_contract::names::SignerName;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use tokio::sync::Mutex;
+
+use super::state::Stored;
+
+/// What is known of an authority.
+#[derive(Debug, Default)]
+pub(in crate::sign) enum Held {
+    /// Not looked at yet, or to be looked at anew.
+    #[default]
+    Unknown,
+    /// Its Secret is missing while trust in it is published.
+    Lost,
+    /// In use.
+    Ready(Box<Ready>),
+    /// Its Secret, or the user's, cannot be used.
+    Unusable,
+}
+
+/// An authority in use, and its Secret as it was read or written last.
+#[derive(Debug)]
+pub(in crate::sign) struct Ready {
+    pub(in crate::sign) stored: Stored,
+    pub(in crate::sign) secret: ObjectMeta,
+    /// The API server lets nobody change a Secret's type, and one restored by hand may have another.
+    pub(in crate::sign) type_: Option<String>,
+}
+
+/// One authority's place.
+pub(in crate::sign) struct Slot {
+    pub(in crate::sign) name: SignerName,
+    pub(in crate::sign) held: Mutex<Held>,
+}
+
+/// Why an authority has no place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::sign) enum NoPlace {
+    /// Which authorities have a Secret is not known yet.
+    NotListed,
+    /// The namespace has as many as it may have.
+    Full,
+}
+
+/// See the module.
+#[derive(Default)]
+pub(in crate::sign) struct Places {
+    /// By namespace.
+    slots: HashMap<String, BTreeMap<SignerName, Arc<Slot>>>,
+    /// Those that have a Secret, by namespace.
+    kept: Option<HashMap<String, BTreeSet<SignerName>>>,
+}
+
+impl Places {
+    /// Notes which authorities have a Secret.
+    pub(in crate::sign) fn listed(&mut self, kept: &BTreeSet<SignerName>) {
+        let mut by_namespace: HashMap<String, BTreeSet<SignerName>> = HashMap::new();
+        for name in kept {
+            by_namespace.entry(name.namespace.clone()).or_default().insert(name.clone());
+        }
+        self.kept = Some(by_namespace);
+    }
+
+    /// An authority's place, made where there is none and its namespace has fewer than `bound` authorities.
+    pub(in crate::sign) fn place(&mut self, name: &SignerName, bound: usize) -> Result<Arc<Slot>, NoPlace> {
+        if let Some(slot) = self.get(name) {
+            return Ok(slot);
+        }
+        let kept = self.kept.as_ref().ok_or(NoPlace::NotListed)?.get(&name.namespace);
+        let here = self.slots.entry(name.namespace.clone()).or_default();
+        if !kept.is_some_and(|kept| kept.contains(name)) {
+            let without_place = kept.into_iter().flatten().filter(|kept| !here.contains_key(*kept)).count();
+            if here.len() + without_place >= bound {
+                return Err(NoPlace::Full);
+            }
+        }
+        let slot = Arc::new(Slot { name: name.clone(), held: Mutex::default() });
+        here.insert(name.clone(), Arc::clone(&slot));
+        Ok(slot)
+    }
+
+    /// An authority's place, if it has one.
+    pub(in crate::sign) fn get(&self, name: &SignerName) -> Option<Arc<Slot>> {
+        self.slots.get(&name.namespace)?.get(name).cloned()
+    }
+
+    /// Every place there is.
+    pub(in crate::sign) fn all(&self) -> Vec<Arc<Slot>> {
+        self.slots.values().flat_map(BTreeMap::values).cloned().collect()
+    }
+
+    /// Gives up the place of an authority whose namespace is gone.
+    pub(in crate::sign) fn remove(&mut self, name: &SignerName) {
+        if let Some(here) = self.slots.get_mut(&name.namespace) {
+            here.remove(name);
+        }
+    }
+
+    /// Gives up the places that nobody uses, that hold no key, and that are none of `wanted`; gives their names. So does
+    /// room come back when an operator deletes the trust ConfigMap and the Secrets of a cluster that is no more.
+    pub(in crate::sign) fn remove_idle(&mut self, wanted: &BTreeSet<SignerName>) -> Vec<SignerName> {
+        let mut removed = Vec::new();
+        self.slots.retain(|_, here| {
+            here.retain(|name, slot| {
+                let idle = !wanted.contains(name)
+                    && Arc::strong_count(slot) == 1
+                    && slot.held.try_lock().is_ok_and(|held| !matches!(*held, Held::Ready(_)));
+                if idle {
+                    removed.push(name.clone());
+                }
+                !idle
+            });
+            !here.is_empty()
+        });
+        removed
+    }
+}
+
+impl Slot {
+    /// Has the Secret read anew, if it is not as it was read or written last.
+    pub(in crate::sign) async fn changed_outside(&self, secret: Option<&ObjectMeta>) {
+        let mut held = self.held.lock().await;
+        let known = match &*held {
+            Held::Ready(ready) => ready.secret.resource_version.as_ref(),
+            Held::Unknown => return,
+            Held::Lost | Held::Unusable => None,
+        };
+        if secret.and_then(|s| s.resource_version.as_ref()) != known {
+            *held = Held::Unknown;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn name(text: &str) -> SignerName {
+        format!("peer.etcd-tls.dev/{text}").parse().unwrap()
+    }
+
+    fn names(texts: &[&str]) -> BTreeSet<SignerName> {
+        texts.iter().map(|text| name(text)).collect()
+    }
+
+    fn taken(places: &mut Places, text: &str) -> Result<(), NoPlace> {
+        places.place(&name(text), 2).map(|_| ())
+    }
+
+    #[test]
+    fn a_namespace_has_room_for_so_many_and_another_for_its_own() {
+        let mut places = Places::default();
+        assert_eq!(taken(&mut places, "a.one"), Err(NoPlace::NotListed));
+        places.listed(&BTreeSet::new());
+        assert_eq!(taken(&mut places, "a.one"), Ok(()));
+        assert_eq!(taken(&mut places, "a.two"), Ok(()));
+        assert_eq!(taken(&mut places, "a.three"), Err(NoPlace::Full));
+        assert_eq!(taken(&mut places, "a.one"), Ok(()), "whoever is in stays in");
+        assert_eq!(taken(&mut places, "b.one"), Ok(()));
+    }
+
+    #[test]
+    fn what_has_a_secret_has_a_place_and_counts_before_it_takes_it() {
+        let mut places = Places::default();
+        places.listed(&names(&["a.old", "a.older", "a.oldest"]));
+        assert_eq!(taken(&mut places, "a.new"), Err(NoPlace::Full));
+        for old in ["a.old", "a.older", "a.oldest"] {
+            assert_eq!(taken(&mut places, old), Ok(()));
+        }
+        assert_eq!(taken(&mut places, "a.new"), Err(NoPlace::Full));
+        // A Secret of a place counts once.
+        places.listed(&names(&["a.old"]));
+        places.remove(&name("a.older"));
+        places.remove(&name("a.oldest"));
+        assert_eq!(taken(&mut places, "a.new"), Ok(()));
+        assert_eq!(taken(&mut places, "a.newer"), Err(NoPlace::Full));
+    }
+
+    #[test]
+    fn room_comes_back_when_nobody_wants_or_uses_a_place() {
+        let mut places = Places::default();
+        places.listed(&BTreeSet::new());
+        let used = places.place(&name("a.used"), 2).unwrap();
+        assert_eq!(taken(&mut places, "a.wanted"), Ok(()));
+        assert!(places.remove_idle(&names(&["a.wanted"])).is_empty());
+        drop(used);
+        assert_eq!(places.remove_idle(&names(&["a.wanted"])), [name("a.used")]);
+        assert_eq!(taken(&mut places, "a.new"), Ok(()));
+    }
+}

@@ -1,0 +1,336 @@
+//! An authority as its Secret keeps it, and what each step of a rollover makes of it. Pure.
+//!
+//! ```text
+//! tls.crt, tls.key     the CA that signs
+//! next.crt, next.key   the CA that is published and signs nothing yet
+//! old.crt              the anchor that is still published and signs nothing any more; its key is gone
+//! state.json           the rollover under way, until when leaves hold, the last answer to an operator
+//! ```
+//!
+//! One write of the Secret is one step: there is no state in between for a killed signer to leave behind.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use etcd_tls_contract::{
+    certificate::{Bundle, CertificateError},
+    names::SignerName,
+};
+use k8s_openapi::ByteString;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    ca::authority::{Authority, AuthorityError},
+    rollover::{Answer, Life, Phase, Rollover, Step, Trigger, rfc3339},
+};
+
+const CERTIFICATE: &str = "tls.crt";
+const KEY: &str = "tls.key";
+const NEXT_CERTIFICATE: &str = "next.crt";
+const NEXT_KEY: &str = "next.key";
+const OLD_CERTIFICATE: &str = "old.crt";
+const STATE: &str = "state.json";
+
+/// An authority with its keys. Only the leader holds one.
+#[derive(Clone, Debug)]
+pub(in crate::sign) struct Stored {
+    /// Signs.
+    pub(in crate::sign) active: Arc<Authority>,
+    /// Published, signs nothing yet.
+    pub(in crate::sign) next: Option<Arc<Authority>>,
+    /// Published, signs nothing any more.
+    pub(in crate::sign) old: Option<Bundle>,
+    /// What is no certificate.
+    pub(in crate::sign) state: State,
+}
+
+/// See [`Stored::state`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(in crate::sign) struct State {
+    /// The rollover under way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::sign) rollover: Option<Rollover>,
+    /// Every leaf of the active CA ends before this. It is set well beyond the leaf that moves it, so that most leaves
+    /// move nothing and cost no write.
+    #[serde(with = "rfc3339::option", skip_serializing_if = "Option::is_none")]
+    pub(in crate::sign) leaves_until: Option<SystemTime>,
+    /// The answer to the last request.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::sign) answer: Option<Answer>,
+}
+
+/// Why a Secret is no authority.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(in crate::sign) enum StateError {
+    /// One of its CAs is unusable.
+    #[error("key {0}: {1}")]
+    Authority(&'static str, AuthorityError),
+    /// A key is not there.
+    #[error("key {0} is missing")]
+    Missing(&'static str),
+    /// The anchor that is on its way out cannot be read.
+    #[error("key {OLD_CERTIFICATE}: {0}")]
+    Old(CertificateError),
+    /// The state cannot be read, or does not fit the CAs.
+    #[error("key {STATE}: {0}")]
+    State(String),
+}
+
+impl Stored {
+    /// A new authority.
+    pub(in crate::sign) fn new(active: Authority) -> Self {
+        Self { active: Arc::new(active), next: None, old: None, state: State::default() }
+    }
+
+    /// An authority whose leaves nobody has counted: any may live as long as the CA.
+    pub(in crate::sign) fn used(active: Authority) -> Self {
+        let state = State { leaves_until: Some(active.not_after()), ..State::default() };
+        Self { state, ..Self::new(active) }
+    }
+
+    /// Reads a Secret's data.
+    pub(in crate::sign) fn read(data: &BTreeMap<String, ByteString>, now: SystemTime) -> Result<Self, StateError> {
+        let bytes = |key| data.get(key).map(|b| b.0.as_slice());
+        let authority = |certificate: &'static str, key: &'static str| {
+            let certificate_pem = bytes(certificate).ok_or(StateError::Missing(certificate))?;
+            let key_pem = bytes(key).ok_or(StateError::Missing(key))?;
+            Authority::reload(certificate_pem, key_pem, now)
+                .map(Arc::new)
+                .map_err(|e| StateError::Authority(certificate, e))
+        };
+        let active = authority(CERTIFICATE, KEY)?;
+        let next = data.contains_key(NEXT_CERTIFICATE).then(|| authority(NEXT_CERTIFICATE, NEXT_KEY)).transpose()?;
+        let old = bytes(OLD_CERTIFICATE).map(Bundle::parse).transpose().map_err(StateError::Old)?;
+        let state: State = match bytes(STATE) {
+            // A Secret restored by hand may hold nothing but the pair. Leaves of it may be out there all the same.
+            None => State { leaves_until: Some(active.not_after()), ..State::default() },
+            Some(text) => serde_json::from_slice(text).map_err(|e| StateError::State(e.to_string()))?,
+        };
+        let fits = match state.rollover.as_ref().map(|r| r.phase) {
+            None => next.is_none() && old.is_none(),
+            Some(Phase::Published) => next.is_some() && old.is_none(),
+            Some(Phase::Signing) => next.is_none() && old.is_some(),
+        };
+        if !fits {
+            return Err(StateError::State("it does not fit the CAs beside it; restore the whole Secret".to_owned()));
+        }
+        Ok(Self { active, next, old, state })
+    }
+
+    /// The Secret's data.
+    pub(in crate::sign) fn data(&self) -> Result<BTreeMap<String, ByteString>, serde_json::Error> {
+        let mut data = BTreeMap::new();
+        let mut put = |key: &str, value: &[u8]| data.insert(key.to_owned(), ByteString(value.to_vec()));
+        put(CERTIFICATE, self.active.certificate_pem().as_bytes());
+        put(KEY, self.active.key_pem().as_bytes());
+        if let Some(next) = &self.next {
+            put(NEXT_CERTIFICATE, next.certificate_pem().as_bytes());
+            put(NEXT_KEY, next.key_pem().as_bytes());
+        }
+        if let Some(old) = &self.old {
+            put(OLD_CERTIFICATE, old.to_pem().as_bytes());
+        }
+        put(STATE, serde_json::to_string_pretty(&self.state)?.as_bytes());
+        Ok(data)
+    }
+
+    /// What is to be published.
+    pub(in crate::sign) fn bundle(&self) -> Bundle {
+        let mut bundle = self.active.bundle().clone();
+        for more in self.next.iter().map(|next| next.bundle()).chain(&self.old) {
+            bundle = bundle.union(more);
+        }
+        bundle
+    }
+
+    /// The state after `step`; `next` is the CA that [`Step::Publish`] publishes.
+    pub(in crate::sign) fn after(&self, step: &Step, next: Option<Authority>, now: SystemTime) -> Self {
+        let mut after = self.clone();
+        match (step, next) {
+            (Step::Publish(trigger), Some(next)) => after.publish(*trigger, next, now),
+            (Step::Publish(_), None) => {}
+            (Step::ConfirmClients, _) => {
+                if let Some(rollover) = &mut after.state.rollover {
+                    rollover.clients_confirmed = true;
+                }
+            }
+            (Step::Abort(_), _) => {
+                after.next = None;
+                after.state.rollover = None;
+            }
+            (Step::ChangeOver(_), _) => {
+                if let (Some(next), Some(rollover)) = (after.next.take(), after.state.rollover.take()) {
+                    after.old = Some(self.active.bundle().clone());
+                    after.active = next;
+                    after.state.rollover = Some(rollover.change_over(self.state.leaves_until, now));
+                    after.state.leaves_until = None;
+                }
+            }
+            (Step::Retire, _) => {
+                after.old = None;
+                after.state.rollover = None;
+            }
+        }
+        after
+    }
+
+    fn publish(&mut self, trigger: Trigger, next: Authority, now: SystemTime) {
+        let (old, new) = (self.active.generation(), next.generation());
+        self.next = Some(Arc::new(next));
+        let accepted = BTreeSet::from([self.bundle().digest()]);
+        self.state.rollover = Some(Rollover::publish(trigger, &old, &new, accepted, now));
+    }
+
+    /// Makes room for a leaf that ends at `not_after`. Whether the state changed, and must be persisted before the leaf
+    /// is issued.
+    pub(in crate::sign) fn note_leaf(&mut self, not_after: SystemTime, lifetime: Duration) -> bool {
+        let moved = self.state.leaves_until.is_none_or(|until| until < not_after);
+        if moved {
+            let end = self.active.not_after();
+            self.state.leaves_until =
+                Some(not_after.checked_add(lifetime / 4).map_or(end, |t| t.min(end)).max(not_after));
+        }
+        moved
+    }
+}
+
+/// An authority's generation and life.
+pub(in crate::sign) fn life(authority: &Authority) -> Life {
+    Life { generation: authority.generation(), not_before: authority.not_before(), not_after: authority.not_after() }
+}
+
+/// The name of an authority's Secret: of the namespace's uid, so that a namespace made again inherits nothing.
+pub(in crate::sign) fn secret_name(namespace_uid: &str, authority: &SignerName) -> String {
+    format!("etcd-tls-ca-{namespace_uid}-{}-{}", authority.cluster, authority.domain)
+}
+
+/// The CN of a new generation; 64 characters at most. What makes it one of its own stands first, so that it is never cut.
+pub(in crate::sign) fn common_name(authority: &SignerName, random: [u8; 6]) -> String {
+    let random: String = random.iter().map(|b| format!("{b:02x}")).collect();
+    let mut name = format!("etcd-tls {} {random} {}.{}", authority.domain, authority.namespace, authority.cluster);
+    name.truncate(64);
+    name
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::time::UNIX_EPOCH;
+
+    use etcd_tls_contract::key::KeyAlgorithm;
+
+    use super::*;
+    use crate::rollover::{Abort, ChangeOver};
+
+    const DAY: Duration = Duration::from_secs(86400);
+
+    fn now() -> SystemTime {
+        UNIX_EPOCH + DAY * 20_000
+    }
+
+    fn ca(name: &str) -> Authority {
+        Authority::generate(name, KeyAlgorithm::EcdsaP256, DAY * 365, now()).unwrap()
+    }
+
+    fn killed_and_read_back(stored: &Stored) -> Stored {
+        let data = stored.data().unwrap();
+        let read = Stored::read(&data, now()).unwrap();
+        assert_eq!(read.data().unwrap(), data);
+        assert_eq!(read.bundle(), stored.bundle());
+        read
+    }
+
+    #[test]
+    fn a_signer_killed_at_any_step_is_followed_from_there() {
+        let stored = killed_and_read_back(&Stored::new(ca("one")));
+        let one = stored.active.generation();
+        let published = killed_and_read_back(&stored.after(&Step::Publish(Trigger::Command), Some(ca("two")), now()));
+        assert_eq!(published.active.generation(), one);
+        assert_eq!(published.bundle().certificates().len(), 2);
+        let rollover = published.state.rollover.clone().unwrap();
+        assert!(rollover.accepted.contains(&published.bundle().digest()));
+        assert!(!rollover.accepted.contains(&stored.bundle().digest()));
+
+        let confirmed = killed_and_read_back(&published.after(&Step::ConfirmClients, None, now()));
+        assert!(confirmed.state.rollover.as_ref().unwrap().clients_confirmed);
+
+        let aborted = killed_and_read_back(&published.after(&Step::Abort(Abort::Command), None, now()));
+        assert_eq!(aborted.bundle(), stored.bundle());
+        assert!(aborted.next.is_none() && aborted.state.rollover.is_none());
+
+        let signing = killed_and_read_back(&published.after(&Step::ChangeOver(ChangeOver::Trusted), None, now()));
+        assert_eq!(signing.active.generation(), rollover.new);
+        assert_eq!(signing.bundle(), published.bundle(), "a changeover changes no bundle");
+        assert_eq!(signing.data().unwrap().keys().filter(|k| k.ends_with(".key")).count(), 1, "the old key is gone");
+
+        let stable = killed_and_read_back(&signing.after(&Step::Retire, None, now()));
+        assert_eq!(stable.bundle(), *stable.active.bundle());
+        assert_eq!(stable.active.generation(), rollover.new);
+    }
+
+    #[test]
+    fn the_old_cas_last_leaf_goes_into_the_changeover() {
+        let mut stored = Stored::new(ca("one"));
+        assert!(stored.note_leaf(now() + DAY, DAY));
+        let until = stored.state.leaves_until.unwrap();
+        assert_eq!(until, now() + DAY + DAY / 4);
+        // The next ones cost no write until the margin is used up.
+        assert!(!stored.note_leaf(now() + DAY + DAY / 4, DAY));
+        assert!(stored.note_leaf(now() + DAY * 2, DAY));
+        let published = stored.after(&Step::Publish(Trigger::Command), Some(ca("two")), now());
+        let signing = published.after(&Step::ChangeOver(ChangeOver::Trusted), None, now());
+        let rollover = signing.state.rollover.clone().unwrap();
+        assert_eq!(rollover.old_leaves_until, Some(now() + DAY * 2 + DAY / 4));
+        assert_eq!(signing.state.leaves_until, None, "the new CA has signed nothing yet");
+        // Never beyond the CA's own end.
+        assert!(stored.note_leaf(now() + DAY * 365, DAY * 300));
+        assert_eq!(stored.state.leaves_until, Some(stored.active.not_after()));
+    }
+
+    #[test]
+    fn what_does_not_fit_together_is_refused() {
+        let stored = Stored::new(ca("one")).after(&Step::Publish(Trigger::Command), Some(ca("two")), now());
+        let good = stored.data().unwrap();
+        let without = |key: &str| {
+            let mut data = good.clone();
+            data.remove(key);
+            Stored::read(&data, now()).map(|_| ()).unwrap_err()
+        };
+        assert_eq!(without(CERTIFICATE), StateError::Missing(CERTIFICATE));
+        assert_eq!(without(KEY), StateError::Missing(KEY));
+        assert_eq!(without(NEXT_KEY), StateError::Missing(NEXT_KEY));
+        assert!(matches!(without(NEXT_CERTIFICATE), StateError::State(_)));
+        assert!(matches!(without(STATE), StateError::State(_)));
+        let mut garbage = good.clone();
+        garbage.insert(CERTIFICATE.to_owned(), ByteString(b"x".to_vec()));
+        assert!(matches!(Stored::read(&garbage, now()), Err(StateError::Authority(..))));
+        let mut swapped = good;
+        swapped.insert(KEY.to_owned(), swapped[NEXT_KEY].clone());
+        assert!(matches!(Stored::read(&swapped, now()), Err(StateError::Authority(..))));
+    }
+
+    #[test]
+    fn a_pair_restored_by_hand_is_enough() {
+        let mut data = Stored::new(ca("one")).data().unwrap();
+        data.remove(STATE);
+        let restored = Stored::read(&data, now()).unwrap();
+        assert_eq!(restored.state.leaves_until, Some(restored.active.not_after()), "nobody has counted its leaves");
+    }
+
+    #[test]
+    fn names_stay_within_their_bounds_and_apart() {
+        let long = SignerName {
+            domain: etcd_tls_contract::role::Domain::Metrics,
+            namespace: "n".repeat(63),
+            cluster: "c".repeat(63),
+        };
+        assert_eq!(common_name(&long, [1; 6]).len(), 64);
+        assert_ne!(common_name(&long, [1; 6]), common_name(&long, [2; 6]));
+        assert!(secret_name(&"u".repeat(36), &long).len() <= 253);
+    }
+}

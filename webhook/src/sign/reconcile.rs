@@ -1,0 +1,265 @@
+//! Keeps authorities and trust as they shall be, for as long as this replica leads: makes CAs for clusters whose first pod
+//! is seen, publishes their trust, takes the steps of rollovers, and deletes the CAs of namespaces that are gone.
+//!
+//! ```text
+//! secrets   whose CA a Secret holds
+//! step      one authority's rollover
+//! publish   trust
+//! ```
+//!
+//! One round looks at everything that is known and does what is due. Whatever changes rings for another round; a clock
+//! does, too. A round that was cut off is made good by the next one, of whichever signer.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use etcd_tls_contract::{
+    names::{self, SignerName},
+    policy::Policy,
+    role::{Domain, Role},
+};
+use futures::{StreamExt, stream};
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::Client;
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep, timeout},
+};
+
+use super::{
+    ClusterName,
+    authorities::{Authorities, Unavailable, quota::Slot},
+    cache::{objects::Objects, pods::Pods, watches::Watches},
+    metrics::Metrics,
+    trust::{Desired, cluster_of},
+};
+use crate::{
+    ca::authority::Authority,
+    controller::{
+        events::{Notice, Recorder},
+        namespaces::{self, NamespaceFacts},
+        policy,
+    },
+};
+use step::{Standing, UNKNOWN, describe};
+
+mod publish;
+mod secrets;
+mod step;
+
+/// A round without anything having changed: for the clock, and for rights that came.
+const EVERY: Duration = Duration::from_secs(2);
+/// What rings within this time rings once.
+const SETTLE: Duration = Duration::from_millis(10);
+/// Authorities and ConfigMaps that are worked on at once.
+const AT_ONCE: usize = 8;
+/// How often a lasting trouble is said again in the log.
+const SAY_AGAIN: Duration = Duration::from_secs(60);
+
+/// The reasons of an authority's lasting troubles.
+const LOST: &str = "AuthorityLost";
+const UNUSABLE: &str = "AuthorityUnusable";
+/// A namespace has as many authorities as it may have.
+const FULL: &str = "TooManyAuthorities";
+/// The user's CA cannot be used; the one in use stays.
+const GIVEN_UNUSABLE: &str = "GivenAuthorityUnusable";
+
+type Namespaces = BTreeMap<String, NamespaceFacts>;
+
+/// What a signer shares between its parts.
+pub(super) struct Keeper {
+    pub(super) client: Client,
+    pub(super) system: String,
+    pub(super) policy: policy::Current,
+    pub(super) namespaces: namespaces::Current,
+    pub(super) authorities: Arc<Authorities>,
+    pub(super) pods: Pods,
+    pub(super) secrets: Objects,
+    pub(super) config_maps: Objects,
+    pub(super) changed: Arc<Notify>,
+    pub(super) recorder: Recorder,
+    pub(super) metrics: Metrics,
+    /// The user's CAs, by Secret and its resourceVersion.
+    pub(super) given: HashMap<String, (String, Arc<Authority>)>,
+    pub(super) said: HashMap<(String, &'static str), (String, Instant)>,
+    /// Content that was seen to be as it shall be, by ConfigMap and its resourceVersion.
+    pub(super) settled: HashMap<(String, String), (String, Desired)>,
+}
+
+impl Keeper {
+    /// Works until it is dropped.
+    pub(super) async fn run(mut self) -> std::convert::Infallible {
+        let mut pod_watches = Watches::default();
+        let mut config_map_watches = Watches::default();
+        let mut always = Watches::default();
+        always.keep(&BTreeSet::from([String::new()]), |_| self.pods.watch_labelled(&self.client, &self.changed));
+        let mut system = Watches::default();
+        let (secrets, client, changed) = (self.secrets.clone(), self.client.clone(), Arc::clone(&self.changed));
+        system.keep(&BTreeSet::from([self.system.clone()]), |ns| secrets.watch_secrets(&client, ns, &changed));
+        loop {
+            let namespaces = self.namespaces.borrow_and_update().clone();
+            let policy = self.policy.borrow_and_update().clone();
+            if let (Some(namespaces), Some(policy)) = (namespaces, policy) {
+                let opted_in: BTreeSet<String> = namespaces
+                    .iter()
+                    .filter(|(_, facts)| facts.opted_in && !facts.deleting)
+                    .map(|(name, _)| name.clone())
+                    .collect();
+                self.pods.watch_namespaces(&self.client, &opted_in, &mut pod_watches, &self.changed);
+                let mut watched = self.pods.labelled_namespaces();
+                watched.extend(policy.hosts.iter().map(|host| host.cluster.namespace.clone()));
+                watched.retain(|namespace| namespaces.contains_key(namespace));
+                watched.extend(opted_in.iter().cloned());
+                self.config_maps.watch_config_maps(&self.client, &watched, &mut config_map_watches, &self.changed);
+                self.round(&namespaces, &opted_in, &policy).await;
+            }
+            let rung = async {
+                tokio::select! {
+                    () = self.changed.notified() => {}
+                    result = self.namespaces.changed() => if result.is_err() { std::future::pending::<()>().await },
+                    result = self.policy.changed() => if result.is_err() { std::future::pending::<()>().await },
+                }
+            };
+            if timeout(EVERY, rung).await.is_ok() {
+                sleep(SETTLE).await;
+            }
+        }
+    }
+
+    async fn round(&mut self, namespaces: &Namespaces, opted_in: &BTreeSet<String>, policy: &Policy) {
+        // Until the Secrets are listed, what a Secret's absence would mean is not known.
+        let Some(secrets) = self.secrets.of(&self.system) else { return };
+        let kept = secrets::kept(&secrets, namespaces);
+        self.authorities.listed(&kept);
+        self.sweep(&secrets, namespaces).await;
+        let wanted = self.wanted(namespaces, policy);
+        let slots = self.slots(kept, &wanted, namespaces, policy).await;
+        self.look_outside(&secrets).await;
+        self.refresh_given(&slots, policy).await;
+        // A pod that was not seen yet is waited for like any other: no step before all are listed.
+        let complete = self.pods.complete(opted_in);
+        let mut pods = self.pods.by_authority(policy);
+        let work = slots.into_iter().map(|slot| (complete.then(|| pods.remove(&slot.name).unwrap_or_default()), slot));
+        let this = &*self;
+        let standings: Vec<Standing> = stream::iter(work)
+            .map(|(live, slot)| async move { this.look_at(&slot, live.as_deref(), policy).await })
+            .buffer_unordered(AT_ONCE)
+            .collect()
+            .await;
+        let mut reports = HashMap::new();
+        for standing in standings {
+            self.metrics.report(&standing.name, &standing.report, standing.waiting, standing.not_after);
+            self.say(&standing).await;
+            // What is not known is not said.
+            if standing.report.phase != UNKNOWN {
+                reports.insert(standing.name, standing.report);
+            }
+        }
+        self.publish(&wanted, &reports, namespaces, policy).await;
+    }
+
+    /// The clusters whose trust each namespace shall have: those of its pods and hosts, and those that it has already.
+    fn wanted(&self, namespaces: &Namespaces, policy: &Policy) -> BTreeSet<(String, ClusterName)> {
+        let mut wanted = BTreeSet::new();
+        for (namespace, clusters) in self.pods.clusters(policy) {
+            wanted.extend(clusters.into_iter().map(|cluster| (namespace.clone(), cluster)));
+        }
+        for (namespace, name) in self.config_maps.names() {
+            // Whoever may make a ConfigMap may give it any name: of another namespace's cluster it counts as far as pods do.
+            let allowed = |cluster: &ClusterName| {
+                Role::ALL.iter().any(|role| policy.allows_cluster(&namespace, &cluster.signer(role.domain()), *role))
+            };
+            wanted.extend(cluster_of(&namespace, &name).filter(allowed).map(|cluster| (namespace.clone(), cluster)));
+        }
+        // A pod may name a cluster of a namespace that is not there (yet).
+        wanted.retain(|(namespace, cluster)| {
+            let there = |name: &str| namespaces.get(name).is_some_and(|facts| !facts.deleting);
+            there(namespace) && there(&cluster.namespace)
+        });
+        wanted
+    }
+
+    /// The places of the authorities to look at: those that have a Secret, those that are wanted as far as their namespaces
+    /// have room, and those that were asked for otherwise.
+    async fn slots(
+        &mut self,
+        kept: BTreeSet<SignerName>,
+        wanted: &BTreeSet<(String, ClusterName)>,
+        namespaces: &Namespaces,
+        policy: &Policy,
+    ) -> Vec<Arc<Slot>> {
+        let mut names = kept;
+        names.extend(
+            wanted
+                .iter()
+                .flat_map(|(_, cluster)| Domain::ALL.map(|domain| policy.authority(&cluster.signer(domain))))
+                .filter(|name| namespaces.contains_key(&name.namespace)),
+        );
+        for name in self.authorities.forget_idle(&names) {
+            self.metrics.forget(&name);
+        }
+        names.extend(self.authorities.slots().iter().map(|slot| slot.name.clone()));
+        names.retain(|name| namespaces.contains_key(&name.namespace));
+        let mut slots = Vec::new();
+        let mut refused: BTreeMap<String, (u32, SignerName, String)> = BTreeMap::new();
+        for name in names {
+            match self.authorities.slot(&name) {
+                Ok(slot) => slots.push(slot),
+                Err(Unavailable::Full(why)) => {
+                    refused.entry(name.namespace.clone()).or_insert((0, name, why)).0 += 1;
+                }
+                Err(error) => tracing::debug!(authority = %name, %error, "not yet"),
+            }
+        }
+        self.metrics.refused(refused.iter().map(|(namespace, (count, ..))| (namespace.as_str(), *count)));
+        for (namespace, (_, first, why)) in refused {
+            // One word a namespace: whoever names clusters without end shall not fill the log with them.
+            self.complain(&namespace, &first, FULL, &why).await;
+        }
+        slots
+    }
+
+    /// Says a step once, and a trouble again and again.
+    async fn say(&mut self, standing: &Standing) {
+        let name = &standing.name;
+        if let Some((step, after)) = &standing.done {
+            let (reason, note) = describe(name, step, after, &standing.report);
+            tracing::info!(authority = %name, ?step, note, "rollover");
+            self.recorder.warn(Notice { regarding: reference(name), reason, note }).await;
+        }
+        match (&standing.trouble, standing.report.phase.as_str()) {
+            (Some(trouble), "lost") => self.complain(&name.to_string(), name, LOST, &trouble.clone()).await,
+            (Some(trouble), "unusable") => self.complain(&name.to_string(), name, UNUSABLE, &trouble.clone()).await,
+            (Some(trouble), _) => tracing::debug!(authority = %name, trouble, "not yet"),
+            (None, _) => {
+                self.said.remove(&(name.to_string(), LOST));
+                self.said.remove(&(name.to_string(), UNUSABLE));
+            }
+        }
+    }
+
+    /// Says a trouble of `subject` now and then, beside the trust of an authority.
+    async fn complain(&mut self, subject: &str, name: &SignerName, reason: &'static str, trouble: &str) {
+        let key = (subject.to_owned(), reason);
+        let said = self.said.get(&key);
+        if said.is_some_and(|(last, at)| last == trouble && at.elapsed() < SAY_AGAIN) {
+            return;
+        }
+        self.said.insert(key, (trouble.to_owned(), Instant::now()));
+        tracing::error!(authority = %name, "{trouble}");
+        self.recorder.warn(Notice { regarding: reference(name), reason, note: trouble.to_owned() }).await;
+    }
+}
+
+fn reference(name: &SignerName) -> ObjectReference {
+    ObjectReference {
+        api_version: Some("v1".to_owned()),
+        kind: Some("ConfigMap".to_owned()),
+        namespace: Some(name.namespace.clone()),
+        name: Some(names::trust_config_map(&name.cluster)),
+        ..ObjectReference::default()
+    }
+}

@@ -1,0 +1,95 @@
+//! The Secrets behind the authorities: whose they are, those of namespaces that are gone, and those that somebody else
+//! changed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+    time::SystemTime,
+};
+
+use etcd_tls_contract::{names::SignerName, policy::Policy};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use super::{GIVEN_UNUSABLE, Keeper, Namespaces};
+use crate::{
+    controller::namespaces,
+    sign::authorities::{CA_LABEL, MANAGED_LABEL, SIGNER_ANNOTATION, UID_ANNOTATION, quota::Slot},
+};
+
+/// The authorities that have a Secret, of the namespaces that are there.
+pub(super) fn kept(secrets: &BTreeMap<String, ObjectMeta>, namespaces: &Namespaces) -> BTreeSet<SignerName> {
+    let of_a_namespace = |(name, uid): &(SignerName, String)| {
+        namespaces.get(&name.namespace).is_some_and(|facts| facts.uid == *uid && !facts.deleting)
+    };
+    secrets.values().filter_map(authority_of).filter(of_a_namespace).map(|(name, _)| name).collect()
+}
+
+impl Keeper {
+    /// Has what changed outside read anew.
+    pub(super) async fn look_outside(&self, secrets: &BTreeMap<String, ObjectMeta>) {
+        let by_name: HashMap<SignerName, &ObjectMeta> =
+            secrets.values().filter_map(|secret| Some((authority_of(secret)?.0, secret))).collect();
+        for slot in self.authorities.slots() {
+            slot.changed_outside(by_name.get(&slot.name).copied()).await;
+        }
+    }
+
+    /// Deletes the CAs of namespaces that are gone: of a name that came back, too, since its uid is another one.
+    pub(super) async fn sweep(&mut self, secrets: &BTreeMap<String, ObjectMeta>, namespaces: &Namespaces) {
+        for secret in secrets.values() {
+            let Some((name, uid)) = authority_of(secret) else { continue };
+            if namespaces.get(&name.namespace).is_some_and(|facts| facts.uid == uid) {
+                continue;
+            }
+            // What a watch says is not enough to destroy a key.
+            match namespaces::live(&self.client, &name.namespace).await {
+                Ok(live) if live.as_ref().is_none_or(|facts| facts.uid != uid) => {}
+                _ => continue,
+            }
+            if let Err(error) = self.authorities.delete(secret).await
+                && !error.is_not_found()
+                && !error.is_stale()
+            {
+                tracing::warn!(authority = %name, %error, "cannot delete the CA of a namespace that is gone");
+            }
+            self.authorities.forget(&name);
+            self.metrics.forget(&name);
+        }
+    }
+
+    /// Reads the user's CAs whose Secrets changed.
+    pub(super) async fn refresh_given(&mut self, slots: &[Arc<Slot>], policy: &Policy) {
+        let now = SystemTime::now();
+        for name in slots.iter().map(|slot| &slot.name) {
+            let Some(secret) = policy.given_secret(name) else { continue };
+            let version = self.secrets.get(&self.system, secret).and_then(|m| m.resource_version).unwrap_or_default();
+            if self.given.get(secret).is_some_and(|(seen, _)| *seen == version) {
+                continue;
+            }
+            match self.authorities.given(policy, name, now).await {
+                Ok(Some(authority)) => {
+                    self.said.remove(&(name.to_string(), GIVEN_UNUSABLE));
+                    self.given.insert(secret.to_owned(), (version, Arc::new(authority)));
+                }
+                Ok(None) => {}
+                // The one in use stays in use.
+                Err(error) => {
+                    self.given.remove(secret);
+                    let trouble = error.to_string();
+                    self.complain(&name.to_string(), name, GIVEN_UNUSABLE, &trouble).await;
+                }
+            }
+        }
+    }
+}
+
+/// The authority and the namespace's uid that a Secret says it is for.
+fn authority_of(secret: &ObjectMeta) -> Option<(SignerName, String)> {
+    let labels = secret.labels.as_ref()?;
+    if [MANAGED_LABEL, CA_LABEL].iter().any(|(key, value)| labels.get(*key).is_none_or(|v| v != value)) {
+        return None;
+    }
+    let annotations = secret.annotations.as_ref()?;
+    let name = annotations.get(SIGNER_ANNOTATION)?.parse().ok()?;
+    Some((name, annotations.get(UID_ANNOTATION)?.clone()))
+}

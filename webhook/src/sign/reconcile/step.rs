@@ -1,0 +1,180 @@
+//! One authority in one round: how it stands, and the step of its rollover that is due.
+
+use std::time::SystemTime;
+
+use etcd_tls_contract::{
+    names::{self, SignerName},
+    policy::Policy,
+    role::Domain,
+};
+
+use super::Keeper;
+use crate::{
+    ca::authority::Authority,
+    rollover::{ChangeOver, LivePod, Report, Request, Situation, Step, decide, request_annotation, rfc3339},
+    sign::authorities::{
+        Unavailable, generate,
+        quota::{Held, Slot},
+        state::{Stored, life},
+    },
+};
+
+/// The phase of an authority that could not be looked at just now.
+pub(super) const UNKNOWN: &str = "unknown";
+
+/// What a round found out about an authority.
+pub(super) struct Standing {
+    pub(super) name: SignerName,
+    pub(super) report: Report,
+    pub(super) waiting: usize,
+    pub(super) not_after: Option<SystemTime>,
+    pub(super) trouble: Option<String>,
+    pub(super) done: Option<(Step, Stored)>,
+}
+
+impl Keeper {
+    /// Looks at one authority and takes the step that is due. `live`: its pods; `None`: they are not known yet.
+    pub(super) async fn look_at(&self, slot: &Slot, live: Option<&[LivePod]>, policy: &Policy) -> Standing {
+        let now = SystemTime::now();
+        let name = &slot.name;
+        let (mut held, error) = self.authorities.look(slot, now).await;
+        let standing = |report, waiting, not_after, trouble, done| Standing {
+            name: name.clone(),
+            report,
+            waiting,
+            not_after,
+            trouble,
+            done,
+        };
+        let stored = match (&*held, error) {
+            (Held::Ready(ready), None) => ready.stored.clone(),
+            (_, error) => {
+                let phase = match &*held {
+                    Held::Lost => "lost",
+                    Held::Unusable => "unusable",
+                    Held::Ready(_) | Held::Unknown => UNKNOWN,
+                };
+                let mut report = Report::new(None, &[], None);
+                phase.clone_into(&mut report.phase);
+                let error = error.map(|e| e.to_string()).unwrap_or_default();
+                report.waiting = vec![error.clone()];
+                return standing(report, 1, None, Some(error), None);
+            }
+        };
+        let Some(live) = live else {
+            let mut report = report_of(&stored, &[]);
+            report.waiting.push("the list of pods".to_owned());
+            return standing(report, 1, Some(stored.active.not_after()), None, None);
+        };
+        let (active, next) = (life(&stored.active), stored.next.as_deref().map(life));
+        let given_secret = policy.given_secret(name);
+        let given = given_secret.and_then(|secret| self.given.get(secret)).map(|(_, authority)| authority);
+        let given_life = given.map(|given| life(given));
+        let request = self.request(name, &stored);
+        let situation = Situation {
+            now,
+            active: &active,
+            next: next.as_ref(),
+            given: given_life.as_ref(),
+            user_owned: given_secret.is_some(),
+            outside_clients: outside_clients(name, policy),
+            client_overlap: policy.rollover.client_overlap,
+            pods: live,
+            leaves_until: stored.state.leaves_until,
+            request: request.as_ref(),
+        };
+        let decision = decide(stored.state.rollover.as_ref(), &situation);
+        let mut after = match &decision.step {
+            Some(step) => match self.next_ca(name, step, given_secret, policy, now).await {
+                Ok(next) => stored.after(step, next, now),
+                Err(error) => return standing(report_of(&stored, &[]), 0, None, Some(error.to_string()), None),
+            },
+            None => stored.clone(),
+        };
+        if decision.answer.is_some() {
+            after.state.answer.clone_from(&decision.answer);
+        }
+        let done = decision.step.clone().map(|step| (step, after.clone()));
+        if done.is_some() || after.state != stored.state {
+            if let Some(rollover) = &mut after.state.rollover {
+                rollover.forget_all_but(live);
+            }
+            if let Err(error) = self.authorities.persist(name, &mut held, after.clone()).await {
+                // Another round reads what is there and decides again.
+                return standing(report_of(&stored, &[]), 0, None, Some(error.to_string()), None);
+            }
+            // There may be a next step at once.
+            self.changed.notify_one();
+        }
+        let until = after.active.not_after();
+        let waiting = decision.waiting.len();
+        standing(report_of(&after, &decision.waiting), waiting, Some(until), None, done)
+    }
+
+    /// The CA that a step publishes.
+    async fn next_ca(
+        &self,
+        name: &SignerName,
+        step: &Step,
+        given_secret: Option<&str>,
+        policy: &Policy,
+        now: SystemTime,
+    ) -> Result<Option<Authority>, Unavailable> {
+        match (step, given_secret) {
+            (Step::Publish(_), Some(_)) => self.authorities.given(policy, name, now).await,
+            (Step::Publish(_), None) => generate(name, policy, now).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// An operator's request that has no answer yet.
+    fn request(&self, name: &SignerName, stored: &Stored) -> Option<Request> {
+        let config_map = self.config_maps.get(&name.namespace, &names::trust_config_map(&name.cluster))?;
+        let text = config_map.annotations?.remove(&request_annotation(name.domain))?;
+        let request: Request = text.parse().ok()?;
+        (stored.state.answer.as_ref().map(|a| &a.id) != Some(&request.id)).then_some(request)
+    }
+}
+
+/// Whether others than pods may hold leaves of an authority: it signs clients.
+fn outside_clients(name: &SignerName, policy: &Policy) -> bool {
+    let mapped = policy.shared.iter().filter(|shared| shared.authority == *name).flat_map(|shared| &shared.signers);
+    mapped.chain([name]).any(|signer| signer.domain != Domain::Peer)
+}
+
+fn report_of(stored: &Stored, waiting: &[crate::rollover::Waiting]) -> Report {
+    let mut report = Report::new(stored.state.rollover.as_ref(), waiting, stored.state.answer.clone());
+    report.active = Some(stored.active.generation());
+    report.active_until = Some(rfc3339::text(stored.active.not_after()));
+    report
+}
+
+/// A step, for people.
+pub(super) fn describe(name: &SignerName, step: &Step, after: &Stored, report: &Report) -> (&'static str, String) {
+    let active = after.active.generation();
+    match step {
+        Step::Publish(trigger) => {
+            let next = after.next.as_ref().map(|next| next.generation()).unwrap_or_default();
+            ("RolloverPublished", format!("{name}: CA {next} is published beside {active} ({trigger:?})"))
+        }
+        Step::ChangeOver(ChangeOver::Trusted) => {
+            ("RolloverChangedOver", format!("{name}: all pods trust CA {active}, which signs from now on"))
+        }
+        Step::ChangeOver(ChangeOver::Expiring) => (
+            "RolloverForced",
+            format!(
+                "{name}: the old CA is about to expire, so CA {active} signs from now on, though not everybody trusts it: {}",
+                report.waiting.join("; ")
+            ),
+        ),
+        Step::Retire => {
+            ("RolloverDone", format!("{name}: the old CA's last leaf has gone, and so has the CA; {active} is left"))
+        }
+        Step::Abort(why) => {
+            ("RolloverAborted", format!("{name}: the next CA was taken back ({why:?}); {active} goes on"))
+        }
+        Step::ConfirmClients => {
+            ("RolloverClientsConfirmed", format!("{name}: an operator says that the clients outside trust the new CA"))
+        }
+    }
+}
