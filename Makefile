@@ -24,7 +24,7 @@ build bench: export AWS_LC_SYS_NO_JITTER_ENTROPY = 1
 SIDECAR = $(CARGO) rustc --locked --profile sidecar -p etcd-tls-sidecar --bin
 STATIC_PROBE = etcd-tls-probe -- -C target-feature=+crt-static
 
-.PHONY: help demo test check build bench images etcd clean
+.PHONY: help demo test check deny build bench images etcd clean
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,14 +38,17 @@ test: etcd ## everything that this machine can test, and one line for each thing
 	@$(CARGO) build --locked --workspace --bins
 	@status=0; $(CARGO) test --locked --workspace --no-fail-fast 2>&1 | tee $(TARGET)/test.log || status=$$?
 	@echo
-	@grep -ah '^SKIPPED ' $(TARGET)/test.log | sort -u || true
-	@awk '/^test result:/ {passed += $$4; failed += $$6} /^error: could not compile/ {failed++} \
-	  END {printf "%d passed, %d failed\n", passed, failed}' $(TARGET)/test.log
+	@tests/summary.sh $(TARGET)/test.log || status=1
 	@exit $$status
 
-check: ## formatting and lints
+check: deny ## formatting, lints and dependencies
 	@$(CARGO) fmt --all --check
 	@$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+# Licences, sources, and duplicate or banned crates (deny.toml). Advisories need the network that `deny-advisories` asks for.
+deny: ## the dependencies against deny.toml
+	@if ! command -v cargo-deny >/dev/null; then echo "SKIPPED cargo deny: not installed; enable with: cargo install cargo-deny --locked"; exit 0; fi
+	@$(CARGO) deny --offline --log-level error check licenses bans sources
 
 build: ## the binaries, as they are released
 	$(CARGO) build --locked --release -p etcd-tls-webhook

@@ -53,6 +53,12 @@ where
     }
 }
 
+/// Prints a line that the test runner does not capture.
+pub fn say(text: &str) {
+    use std::io::Write as _;
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
 /// The repository's root, where `manifests/` is.
 pub fn repository() -> std::path::PathBuf {
     std::path::Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("a workspace member has a parent").to_owned()

@@ -5,12 +5,51 @@ use std::{env, fs, io::Write, path::PathBuf};
 
 use crate::{etcd::EtcdBinary, machine_clock::MachineClock};
 
-/// Says in one line, even under the test runner's capture, that a test did not run, why, and what enables it.
+/// Says in one line, even under the test runner's capture, that a test did not run because its tier is missing, why, and
+/// what enables it. `make test` counts the test as skipped.
+///
+/// # Panics
+/// `ETCD_TLS_REQUIRE` names this tier or a higher one: a machine that has the parts must not pass without them.
 pub fn skip(tier: u8, reason: &str, enable: &str) {
+    let required = required(env::var("ETCD_TLS_REQUIRE").ok().as_deref());
+    assert!(
+        tier > required,
+        "ETCD_TLS_REQUIRE={required}, and tier {tier} cannot run: {reason}; enable with: {enable}"
+    );
+    say(&format!("tier {tier}"), reason, enable);
+}
+
+/// Says the same of a test that no tier has by itself: it takes long, or needs what few machines have.
+pub fn skip_special(reason: &str, enable: &str) {
+    say("special", reason, enable);
+}
+
+/// Whether the long forms run: `ETCD_TLS_SOAK` is set.
+pub fn soaking() -> bool {
+    env::var_os("ETCD_TLS_SOAK").is_some()
+}
+
+/// Whether a test that has only a long form runs. Says that `what` is skipped where it does not.
+pub fn soak(what: &str) -> bool {
+    if !soaking() {
+        skip_special(what, "ETCD_TLS_SOAK=1");
+    }
+    soaking()
+}
+
+fn say(kind: &str, reason: &str, enable: &str) {
     let thread = std::thread::current();
     let test = thread.name().unwrap_or("test");
     // Not eprintln!, which the test runner captures.
-    let _ = writeln!(std::io::stderr(), "SKIPPED tier {tier}: {test}: {reason}; enable with: {enable}");
+    let _ = writeln!(std::io::stderr(), "SKIPPED {kind}: {test}: {reason}; enable with: {enable}");
+}
+
+/// The highest tier that must run; 0 where nothing is required.
+fn required(value: Option<&str>) -> u8 {
+    match value {
+        None | Some("") => 0,
+        Some(text) => text.parse().unwrap_or_else(|_| panic!("ETCD_TLS_REQUIRE={text}: write 1, 2 or 3")),
+    }
 }
 
 /// Tier 1's etcd: `ETCD` names the binary (`etcdctl` beside it), else PATH.
@@ -70,8 +109,7 @@ pub fn static_pods() -> Option<(PathBuf, String)> {
 pub fn machine_clock() -> Option<MachineClock> {
     let command = env::var("ETCD_TLS_TEST_STEP_CLOCK").ok();
     if command.is_none() {
-        skip(
-            1,
+        skip_special(
             "ETCD_TLS_TEST_STEP_CLOCK holds no command that steps the machine's clock",
             "ETCD_TLS_TEST_STEP_CLOCK='step() { date -s \"$1 seconds\"; }; step' and the name of this test alone, as root on a \
              machine to throw away",

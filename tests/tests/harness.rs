@@ -10,6 +10,7 @@ use tests::{
     etcd::{EtcdCluster, MemberTls},
     etcd_client::EtcdClient,
     pki::{Ca, LeafOptions},
+    repository,
     temp::TempDir,
     tier,
     workload::{self, Workload},
@@ -86,4 +87,50 @@ async fn an_api_server_knows_a_pod_by_its_bound_token() {
     let forbidden = Api::<Pod>::namespaced(client, "harness").get("p").await.expect_err("a pod may read no pods");
     assert!(matches!(forbidden, kube::Error::Api(status) if status.code == 403));
     assert!(api.kubectl(&["get", "pods", "-n", "harness"]).contains("Running"));
+}
+
+/// What `make test` says last: a test that said SKIPPED is not counted as passed, and one that never ended is a failure.
+#[test]
+fn the_summary_counts_skipped_tests_apart() {
+    let summary = |log: &str| {
+        let files = TempDir::new("summary");
+        let log = files.write("test.log", log);
+        let run = std::process::Command::new(repository().join("tests/summary.sh")).arg(log).output().expect("run");
+        let lines = String::from_utf8_lossy(&run.stdout).into_owned();
+        (run.status.success(), lines.lines().last().unwrap_or_default().to_owned())
+    };
+    let good = "     Running tests/a.rs (target/debug/deps/a-1)\n\
+        SKIPPED tier 2: one: no kube-apiserver; enable with: it\n\
+        SKIPPED tier 2: one: no kubectl; enable with: it\n\
+        test a::SKIPPED special: b::two: long; enable with: ETCD_TLS_SOAK=1\n\
+        test result: ok. 5 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.1s\n";
+    assert_eq!(summary(good), (true, "3 passed, 0 failed, 2 skipped".to_owned()));
+    let bad = "     Running tests/a.rs (target/debug/deps/a-1)\n\
+        test result: FAILED. 5 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.1s\n";
+    assert_eq!(summary(bad), (false, "5 passed, 1 failed, 0 skipped".to_owned()));
+    let cut = "     Running tests/a.rs (target/debug/deps/a-1)\ntest one ... ok\n";
+    assert_eq!(summary(cut), (false, "0 passed, 1 failed, 0 skipped".to_owned()));
+    let uncompiled = "error: could not compile `tests` (test \"a\") due to 1 previous error\n";
+    assert_eq!(summary(uncompiled), (false, "0 passed, 1 failed, 0 skipped".to_owned()));
+}
+
+/// `ETCD_TLS_REQUIRE` turns a tier that cannot run into a failure. Tried on a test binary of this very crate, in a process
+/// of its own that finds neither etcd nor kube-apiserver.
+#[test]
+fn a_required_tier_that_cannot_run_fails() {
+    let this = std::env::current_exe().expect("the test's own program");
+    let run = |test: &str, require: &str| {
+        let mut command = std::process::Command::new(&this);
+        command.args(["--exact", test]).env("KUBEBUILDER_ASSETS", "/nonexistent").env("ETCD_TLS_REQUIRE", require);
+        command.output().expect("run").status.success()
+    };
+    let test = "an_api_server_is_there_or_skipped";
+    assert!(run(test, "") && run(test, "1"));
+    assert!(!run(test, "2") && !run(test, "3"));
+}
+
+#[test]
+fn an_api_server_is_there_or_skipped() {
+    let Some(assets) = tier::kubernetes() else { return };
+    assert!(assets.join("kube-apiserver").is_file());
 }

@@ -31,6 +31,7 @@ use tests::{
     pod::LocalPod,
     ports,
     process::{binary, which},
+    say,
     stack::{Options, Stack},
     tier,
     workload::{self, Workload},
@@ -43,16 +44,6 @@ const LIMIT: Duration = Duration::from_secs(400);
 /// For how long a killed signer is away.
 const AWAY: Duration = Duration::from_secs(3);
 const GLANCE: Duration = Duration::from_millis(20);
-
-fn soak() -> bool {
-    std::env::var_os("ETCD_TLS_SOAK").is_some()
-}
-
-/// A line that the test runner does not capture.
-fn say(text: &str) {
-    use std::io::Write as _;
-    let _ = writeln!(std::io::stderr(), "{text}");
-}
 
 /// A member's address and ports.
 struct Place {
@@ -310,9 +301,7 @@ async fn look_on(addresses: Vec<SocketAddr>, seen: Arc<Seen>) {
 /// which it dies again and again, at no particular time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_signer_killed_in_every_phase_of_a_live_clusters_rollover() {
-    if !soak() {
-        say("SKIPPED: rollovers of a live cluster with the signer killed in every phase (four minutes); enable with: \
-             ETCD_TLS_SOAK=1 cargo test -p tests --test rollover");
+    if !tier::soak("rollovers of a live cluster with the signer killed in every phase (four minutes)") {
         return;
     }
     if tier::etcd().is_none() {
@@ -345,11 +334,7 @@ async fn the_signer_killed_in_every_phase_of_a_live_clusters_rollover() {
 /// signs while it is slow has expired for everybody else, and nobody installs it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_signers_clock_an_hour_off_in_the_middle_of_a_rollover() {
-    if !soak() {
-        say(
-            "SKIPPED: a rollover with the signer's clock an hour off (five minutes); enable with: ETCD_TLS_SOAK=1 cargo test \
-             -p tests --test rollover",
-        );
+    if !tier::soak("a rollover with the signer's clock an hour off (five minutes)") {
         return;
     }
     let (Some(etcd), Some(library)) = (tier::etcd(), tier::faketime()) else { return };

@@ -6,7 +6,6 @@
 
 use std::{
     fs,
-    io::Write,
     time::{Duration, Instant},
 };
 
@@ -25,6 +24,7 @@ use tests::{
     eventually,
     pki::Ca,
     pods::{Pods, bundle},
+    say,
     temp::TempDir,
     tier,
     workload::{self, Report, Workload},
@@ -35,18 +35,9 @@ const RESTART: Duration = Duration::from_secs(60);
 /// An operation of the workload may take as long as a leader election (1 to 2 s) and its client's next attempts.
 const OPERATION: Duration = Duration::from_secs(10);
 
-fn soak() -> bool {
-    std::env::var_os("ETCD_TLS_SOAK").is_some()
-}
-
-/// A line that the test runner does not capture.
-fn say(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{text}");
-}
-
 fn binaries() -> Vec<EtcdBinary> {
     let Some(first) = tier::etcd() else { return Vec::new() };
-    if soak() {
+    if tier::soaking() {
         return EtcdBinary::all();
     }
     say("the short form of this test; the long one: ETCD_TLS_SOAK=1 cargo test -p tests --test rotation");
@@ -73,7 +64,7 @@ fn nothing_lost(report: &Report) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leaves_rotate_and_nobody_notices() {
     for binary in binaries() {
-        let (rotations, life, pause) = if soak() {
+        let (rotations, life, pause) = if tier::soaking() {
             (200, Duration::from_secs(10), Duration::from_millis(500))
         } else {
             (20, Duration::from_secs(10), Duration::from_millis(250))
@@ -118,8 +109,8 @@ async fn rollovers(binary: &EtcdBinary, members: u8, times: usize) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_ca_is_rolled_over_one_member_at_a_time() {
     for binary in binaries() {
-        rollovers(&binary, 3, if soak() { 5 } else { 1 }).await;
-        if soak() {
+        rollovers(&binary, 3, if tier::soaking() { 5 } else { 1 }).await;
+        if tier::soaking() {
             rollovers(&binary, 5, 5).await;
         }
     }
@@ -217,8 +208,7 @@ async fn a_lock_whose_holder_is_lost_lapses() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sidecar_that_dies_with_the_lock_delays_the_others_and_no_more() {
-    if !soak() {
-        say("SKIPPED: a sidecar that dies with the lock (half a minute); enable with: ETCD_TLS_SOAK=1");
+    if !tier::soak("a sidecar that dies with the lock (half a minute)") {
         return;
     }
     for binary in binaries() {

@@ -4,10 +4,7 @@
 //! The short form runs always; `ETCD_TLS_SOAK=1` runs the long one: 200 rotations a member and five rollovers, an API that
 //! is away for a minute, a clock that is wrong for longer.
 
-use std::{
-    io::Write,
-    time::{Duration, Instant, SystemTime},
-};
+use std::time::{Duration, Instant, SystemTime};
 
 use etcd_tls_contract::role::Role;
 use nix::sys::signal::Signal;
@@ -15,21 +12,12 @@ use tests::{
     etcd::EtcdBinary,
     eventually,
     fleet::{FakeClock, Fleet, LIMIT, RollOver, Setup},
-    tier,
+    say, tier,
     workload::{Report, Workload},
 };
 
 /// Pods, three members. What is renewed at 60 % of its life has eight seconds left, for a machine that is busy.
 const PODS: Setup<'static> = Setup { size: 3, life: Duration::from_secs(20), hosts: false, probe: false, clock: None };
-
-fn soak() -> bool {
-    std::env::var_os("ETCD_TLS_SOAK").is_some()
-}
-
-/// A line that the test runner does not capture.
-fn say(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{text}");
-}
 
 /// What holds whatever else happened.
 fn nothing_lost(report: &Report) {
@@ -40,8 +28,8 @@ fn nothing_lost(report: &Report) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leaves_of_seconds_and_nobody_notices() {
     let Some(etcd) = tier::etcd() else { return };
-    let (rotations, life) = if soak() { (200, Duration::from_secs(12)) } else { (3, PODS.life) };
-    if !soak() {
+    let (rotations, life) = if tier::soaking() { (200, Duration::from_secs(12)) } else { (3, PODS.life) };
+    if !tier::soaking() {
         say("the short form of this test; the long one: ETCD_TLS_SOAK=1 cargo test -p tests --test sidecars");
     }
     let fleet = Fleet::start(&etcd, Setup { life, ..PODS }).await;
@@ -63,7 +51,7 @@ async fn leaves_of_seconds_and_nobody_notices() {
 /// The client's own bundle is one that nobody loads; its leaf is renewed as the members' are.
 async fn rollovers(setup: Setup<'_>) {
     let Some(etcd) = tier::etcd() else { return };
-    let rollovers = if soak() { 5 } else { 1 };
+    let rollovers = if tier::soaking() { 5 } else { 1 };
     let fleet = Fleet::start(&etcd, setup).await;
     let work = fleet.workload();
     let start = Instant::now();
@@ -94,29 +82,22 @@ async fn rollovers(setup: Setup<'_>) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cas_roll_over() {
-    if soak() {
+    if tier::soak("rollovers without a fault, since the one with the API away is one too") {
         rollovers(PODS).await;
-    } else {
-        say(
-            "SKIPPED: rollovers without a fault, since the one with the API away is one too; enable with: ETCD_TLS_SOAK=1",
-        );
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cas_of_five_members_roll_over() {
-    if soak() {
+    if tier::soak("rollovers of five members") {
         rollovers(Setup { size: 5, ..PODS }).await;
-    } else {
-        say("SKIPPED: rollovers of five members; enable with: ETCD_TLS_SOAK=1");
     }
 }
 
 /// In each rollover the leader is killed when the first member is back from its restart, and is away for a while. Meanwhile nobody else goes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cas_roll_over_while_leaders_are_killed() {
-    if !soak() {
-        say("SKIPPED: rollovers in which the leader is killed (five minutes); enable with: ETCD_TLS_SOAK=1");
+    if !tier::soak("rollovers in which the leader is killed (five minutes)") {
         return;
     }
     let Some(etcd) = tier::etcd() else { return };
@@ -186,7 +167,7 @@ async fn in_a_rollover(etcd: &EtcdBinary, setup: Setup<'_>) -> (Fleet, Workload,
 async fn the_api_away_in_the_middle_of_a_rollover() {
     let Some(etcd) = tier::etcd() else { return };
     // What is renewed at 60 % of its life at the latest outlives the outage.
-    let (life, outage) = if soak() { (240, 60) } else { (56, 15) };
+    let (life, outage) = if tier::soaking() { (240, 60) } else { (56, 15) };
     let (life, outage) = (Duration::from_secs(life), Duration::from_secs(outage));
     let start = Instant::now();
     let (fleet, work, rollover) = in_a_rollover(&etcd, Setup { life, ..PODS }).await;
@@ -230,7 +211,7 @@ async fn clocks_an_hour_off_in_the_middle_of_a_rollover() {
     let start = Instant::now();
     let (fleet, work, rollover) = in_a_rollover(&etcd, Setup { life, clock: Some(&clock), ..PODS }).await;
 
-    let wrong = Duration::from_secs(if soak() { 60 } else { 6 });
+    let wrong = Duration::from_secs(if tier::soaking() { 60 } else { 6 });
     step(&fleet, &clock, -3600, wrong).await;
     clock.step(0);
     fleet.stated(&rollover.both).await;
@@ -259,7 +240,7 @@ async fn clocks_an_hour_off_in_the_middle_of_a_rollover() {
     assert_eq!((fleet.supervisor.most_away(), fleet.supervisor.ends().len()), (1, 6));
     // The first, one for each bundle that was loaded, one by the clock; while clocks were slow, what was signed was not
     // valid yet, and was asked for anew after half a minute's pauses.
-    let most = 4 + if soak() { 4 } else { 2 };
+    let most = 4 + if tier::soaking() { 4 } else { 2 };
     assert!(fleet.most_asked() <= most, "{} requests of one role", fleet.most_asked());
 }
 
@@ -285,7 +266,7 @@ async fn cas_roll_over_while_the_machines_clock_is_stepped() {
     for minutes in [90, 10] {
         let fleet = Fleet::start(&etcd, Setup { life: Duration::from_secs(60 * minutes), ..PODS }).await;
         let work = fleet.workload();
-        let (start, times) = (Instant::now(), if soak() { 5 } else { 1 });
+        let (start, times) = (Instant::now(), if tier::soaking() { 5 } else { 1 });
         for n in 1..=times {
             let rollover = fleet.rollover(n);
             fleet.publish(&rollover.both);

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# summary.sh LOG: what `cargo test` printed, in one line: passed, failed, skipped. A test that said SKIPPED ran as far as
+# that and counts as skipped, not as passed. Exits 1 where a test failed or a target did not compile or did not end.
+set -euo pipefail
+grep -ahoE 'SKIPPED (tier [0-9]|special): .*' "$1" | sort -u || true
+skipped=$({ grep -ahoE 'SKIPPED (tier [0-9]|special): [^ ]+:' "$1" || true; } | sed -E 's/^SKIPPED (tier [0-9]|special): //' | sort -u | wc -l)
+awk -v skipped="$skipped" '
+  /^test result:/ { passed += $4; failed += $6; results++ }
+  /^ *(Running|Doc-tests) / { started++ }
+  /^error: could not compile/ { failed++ }
+  END {
+    if (started > results) failed += started - results
+    printf "%d passed, %d failed, %d skipped\n", passed - skipped, failed, skipped
+    exit failed > 0
+  }' "$1"
