@@ -43,13 +43,19 @@ pub struct Member {
 pub enum Created {
     /// It is ours.
     Yes,
-    /// It was there already: its value, and the lease it hangs on.
-    Already {
-        /// Its value.
-        value: String,
-        /// Its lease; 0 for none.
-        lease: i64,
-    },
+    /// It was there already.
+    Already(Found),
+}
+
+/// A key that is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Its value.
+    pub value: String,
+    /// The lease it hangs on; 0 for none.
+    pub lease: i64,
+    /// The revision of its last change.
+    pub revision: i64,
 }
 
 impl Client {
@@ -138,6 +144,15 @@ impl Client {
         Ok(integer(&answer["result"]["TTL"]).is_some_and(|ttl| ttl > 0))
     }
 
+    /// The seconds that a lease was granted for; `None` if it is gone.
+    ///
+    /// # Errors
+    /// What failed.
+    pub async fn granted(&self, client_url: &str, lease: i64) -> Result<Option<u64>, EtcdError> {
+        let answer = self.call(client_url, "/v3/lease/timetolive", &json!({"ID": lease.to_string()})).await?;
+        Ok(integer(&answer["grantedTTL"]).and_then(|seconds| u64::try_from(seconds).ok()).filter(|s| *s > 0))
+    }
+
     /// Ends a lease, and with it the keys that hang on it. One that is gone already is no error.
     ///
     /// # Errors
@@ -166,8 +181,33 @@ impl Client {
         }
         let found = &answer["responses"][0]["response_range"]["kvs"][0];
         let value = found["value"].as_str().and_then(|v| STANDARD.decode(v).ok()).unwrap_or_default();
-        let value = String::from_utf8_lossy(&value).into_owned();
-        Ok(Created::Already { value, lease: integer(&found["lease"]).unwrap_or_default() })
+        Ok(Created::Already(Found {
+            value: String::from_utf8_lossy(&value).into_owned(),
+            lease: integer(&found["lease"]).unwrap_or_default(),
+            revision: integer(&found["mod_revision"])
+                .ok_or_else(|| EtcdError::answer(client_url, "a key without a revision"))?,
+        }))
+    }
+
+    /// Replaces `key`, if it is still as it was `found`, in one transaction; false if it is not.
+    ///
+    /// # Errors
+    /// What failed.
+    pub async fn replace(
+        &self,
+        client_url: &str,
+        key: &str,
+        found: &Found,
+        value: &str,
+        lease: i64,
+    ) -> Result<bool, EtcdError> {
+        let key = STANDARD.encode(key);
+        let revision = found.revision.to_string();
+        let body = json!({
+            "compare": [{"target": "MOD", "result": "EQUAL", "key": key, "mod_revision": revision}],
+            "success": [{"request_put": {"key": key, "value": STANDARD.encode(value), "lease": lease.to_string()}}],
+        });
+        Ok(self.call(client_url, "/v3/kv/txn", &body).await?["succeeded"] == true)
     }
 }
 

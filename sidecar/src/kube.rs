@@ -2,10 +2,11 @@
 
 use std::{future::Future, time::Duration};
 
-use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
+use self::objects::CertificateSigningRequest;
 
 pub mod http;
 pub mod kubeconfig;
+pub mod objects;
 pub mod pod;
 
 /// The two calls of a requester. One value serves one request of one role.

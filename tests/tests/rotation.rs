@@ -13,6 +13,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use etcd_tls_contract::{certificate::Bundle, settings::Reload};
 use etcd_tls_sidecar::{
     etcd::{Client, Created},
+    kube::pod::PodCredentials,
     restart::{self, LeaseOptions, lock},
 };
 use k8s_openapi::api::coordination::v1::Lease;
@@ -441,8 +442,10 @@ async fn all_say(pods: &Pods, words: &'static str) {
 /// Starts the restarters anew with a Lease of a namespace, to which they have no right yet.
 async fn leases(api: &ApiServer, namespace: &str, pods: &mut Pods) {
     api.namespace(namespace, &[]).await;
-    let client = api.client_with_token(&api.token(namespace, "default", None).await).await;
-    let lease = LeaseOptions { client, namespace: namespace.to_owned(), name: restart::lease_name("etcd") };
+    let directory = api.token_directory(namespace, namespace, &api.token(namespace, "default", None).await);
+    let port = api.url.rsplit(':').next().and_then(|p| p.parse().ok()).expect("a port");
+    let credentials = PodCredentials::new(&directory, "127.0.0.1", port);
+    let lease = LeaseOptions { credentials, namespace: namespace.to_owned(), name: restart::lease_name("etcd") };
     for pod in &mut pods.pods {
         let lease = lease.clone();
         pod.start_restarter(|options| options.lease = Some(lease));

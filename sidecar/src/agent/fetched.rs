@@ -3,7 +3,6 @@
 use std::{collections::BTreeSet, fs, io, path::PathBuf, time::Duration};
 
 use etcd_tls_contract::{certificate::Bundle, names, role::Domain};
-use k8s_openapi::api::core::v1::ConfigMap;
 use tokio::time::sleep;
 
 use crate::{
@@ -30,7 +29,7 @@ impl Fetched {
         let access =
             |message: String| ApiError::Access(format!("ConfigMap {}/{}: {message}", self.namespace, self.config_map));
         let asked = Kube::new(credentials.clone()).config_map(&self.namespace, &self.config_map).await;
-        let object: ConfigMap = asked.map_err(|error| match (error.code(), self.cure(error.code())) {
+        let object = asked.map_err(|error| match (error.code(), self.cure(error.code())) {
             (Some(_), Some(cure)) => access(format!("{error}; {cure}")),
             _ => error,
         })?;

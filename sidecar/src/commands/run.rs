@@ -5,10 +5,7 @@
 use std::{future::pending, path::PathBuf};
 
 use clap::{ArgMatches, Args, FromArgMatches};
-use etcd_tls_contract::{
-    args::{DownwardArgs, PodArgs},
-    settings::Reload,
-};
+use etcd_tls_contract::args::{DownwardArgs, PodArgs};
 
 use crate::{
     agent::{
@@ -90,18 +87,9 @@ async fn in_pod(pod: &PodArgs, downward: &DownwardArgs) -> Result<(), Error> {
         args: pod,
         roles: subject.settings.roles.clone(),
         trust: subject.trust(&pod.trust_dir),
-        restart: || restart::Options::of_pod(pod, downward, lease_client(pod)),
+        restart: || restart::Options::of_pod(pod, downward, credentials.clone()),
         api: || Kube::new(credentials.clone()),
         wish: |role| subject.wish(role, subject.addresses()),
     };
     keep(work, |_| pending()).await
-}
-
-/// For the Lease that stands in for etcd's own lock where etcd gives none. Nothing is asked with it until then.
-fn lease_client(pod: &PodArgs) -> Option<kube::Client> {
-    if matches!(pod.reload, Reload::None) {
-        return None;
-    }
-    let made = PodCredentials::from_env(&pod.token_dir).map_err(|e| e.to_string()).and_then(|c| c.client());
-    made.inspect_err(|error| tracing::warn!(%error, "no Lease can stand in for etcd's own lock")).ok()
 }

@@ -16,11 +16,10 @@
 use std::time::Duration;
 
 use etcd_tls_contract::csr::Request;
-use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 
 use crate::{
     issuance::schedule,
-    kube::{ApiError, Version},
+    kube::{ApiError, Version, objects::CertificateSigningRequest},
 };
 
 /// A request's progress.

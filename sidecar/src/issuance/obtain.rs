@@ -16,18 +16,16 @@ use etcd_tls_contract::{
     role::{Domain, Role},
     san::Sans,
 };
-use k8s_openapi::{
-    ByteString,
-    api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestSpec},
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
-};
 
 use crate::{
     issuance::{
         flow::{Call, Circumstances, Expected, Order, Outcome, Step},
         lookout::{Lookout, Watcher},
     },
-    kube::Api,
+    kube::{
+        Api,
+        objects::{ByteString, CertificateSigningRequest, CertificateSigningRequestSpec, ObjectMeta},
+    },
     os::clock::Clock,
     store::{Entry, Record, Store, StoreError, files::Files},
 };
@@ -315,7 +313,6 @@ impl<A: Api, C: Clock, F: Files> Errand<'_, A, C, F> {
                 request: ByteString(pem.into_bytes()),
                 signer_name: wish.signer.clone(),
                 usages: Some(identity::usages(wish.role).iter().map(|u| (*u).to_owned()).collect()),
-                ..CertificateSigningRequestSpec::default()
             },
             status: None,
         };

@@ -14,10 +14,6 @@ use hyper::{
     header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue, RETRY_AFTER, USER_AGENT},
 };
 use hyper_util::rt::TokioIo;
-use k8s_openapi::{
-    api::{certificates::v1::CertificateSigningRequest, core::v1::ConfigMap},
-    apimachinery::pkg::apis::meta::v1::Status,
-};
 use rustls::{
     ClientConfig, NamedGroup, RootCertStore,
     client::Resumption,
@@ -25,11 +21,15 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
 };
 use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
 use tokio::{net::TcpStream, time};
 use tokio_rustls::TlsConnector;
 use zeroize::Zeroizing;
 
-use super::{Api, ApiError, Version};
+use super::{
+    Api, ApiError, Version,
+    objects::{CertificateSigningRequest, ConfigMap, Status},
+};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -92,12 +92,31 @@ impl<C: Credentials> Kube<C> {
     /// # Errors
     /// See [`ApiError`].
     pub async fn config_map(&mut self, namespace: &str, name: &str) -> Result<ConfigMap, ApiError> {
-        self.call(Method::GET, &format!("/api/v1/namespaces/{namespace}/configmaps/{name}"), Bytes::new()).await
+        self.call(Method::GET, &format!("/api/v1/namespaces/{namespace}/configmaps/{name}"), None).await
     }
 
-    async fn call<T: DeserializeOwned>(&mut self, method: Method, path: &str, body: Bytes) -> Result<T, ApiError> {
+    async fn call<T: DeserializeOwned>(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<T, ApiError> {
+        self.exchange(method, path, body).await?.object()
+    }
+
+    /// One call and its answer, whatever its status is.
+    ///
+    /// # Errors
+    /// There is no answer, or nobody to ask: see [`ApiError`].
+    pub(crate) async fn exchange(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Answer, ApiError> {
         let access = self.credentials.access()?;
         let unreachable = |message: String| unreachable(&access, message);
+        let body = body.map_or_else(Bytes::new, |body| Bytes::from(body.to_string()));
         let kept = self.connection.take().filter(|c| !c.is_closed());
         let was_kept = kept.is_some();
         let mut connection = match kept {
@@ -106,19 +125,54 @@ impl<C: Credentials> Kube<C> {
         };
         let mut answer = send(&mut connection, request(&access, &method, path, body.clone())?).await;
         if answer.is_err() && was_kept {
-            // The server may close a connection just as we use it. To ask twice is harmless: a name is taken once.
+            // The server may close a connection just as we use it. To ask twice is harmless: a name is taken once, a
+            // resourceVersion replaced once.
             connection = connect(&access).await.map_err(unreachable)?;
             answer = send(&mut connection, request(&access, &method, path, body)?).await;
         }
         let (status, headers, body) = answer.map_err(unreachable)?;
-        let malformed = |message: String| ApiError::Malformed { address: access.address(), message };
-        if status.is_success() {
-            let object = serde_json::from_slice(&body).map_err(|e| malformed(format!("the body is no object: {e}")))?;
-            self.connection = Some(connection);
-            return Ok(object);
-        }
         self.connection = Some(connection);
-        Err(ApiError::Status { code: status.as_u16(), message: message_of(&body), retry_after: retry_after(&headers) })
+        Ok(Answer { address: access.address(), status, headers, body })
+    }
+}
+
+/// What the API server answers to one call.
+pub(crate) struct Answer {
+    address: String,
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+impl Answer {
+    /// The HTTP status.
+    pub(crate) fn code(&self) -> u16 {
+        self.status.as_u16()
+    }
+
+    /// The message of a Status object, or the beginning of the body.
+    pub(crate) fn message(&self) -> String {
+        message_of(&self.body)
+    }
+
+    /// The resource that a Status object is about, in the plural.
+    pub(crate) fn resource(&self) -> Option<String> {
+        serde_json::from_slice::<Status>(&self.body).ok()?.details?.kind
+    }
+
+    /// The object, of a success.
+    ///
+    /// # Errors
+    /// [`ApiError::Status`] for another status; [`ApiError::Malformed`].
+    pub(crate) fn object<T: DeserializeOwned>(&self) -> Result<T, ApiError> {
+        if !self.status.is_success() {
+            let retry_after = retry_after(&self.headers);
+            return Err(ApiError::Status { code: self.code(), message: self.message(), retry_after });
+        }
+        serde_json::from_slice(&self.body).map_err(|e| ApiError::Malformed {
+            address: self.address.clone(),
+            message: format!("the body is no object: {e}"),
+        })
     }
 }
 
@@ -132,9 +186,11 @@ impl<C: Credentials> Api for Kube<C> {
     }
 
     async fn create(&mut self, request: &CertificateSigningRequest) -> Result<CertificateSigningRequest, ApiError> {
-        let body =
-            serde_json::to_vec(request).map_err(|e| ApiError::Access(format!("the request cannot be written: {e}")))?;
-        self.call(Method::POST, PATH, body.into()).await
+        let body = json!({
+            "apiVersion": "certificates.k8s.io/v1", "kind": "CertificateSigningRequest",
+            "metadata": request.metadata, "spec": request.spec,
+        });
+        self.call(Method::POST, PATH, Some(&body)).await
     }
 
     async fn get(&mut self, name: &str, version: Version) -> Result<CertificateSigningRequest, ApiError> {
@@ -143,7 +199,7 @@ impl<C: Credentials> Api for Kube<C> {
             Version::Any => "?resourceVersion=0",
         };
         // A name of ours is a DNS subdomain: nothing in it needs escaping.
-        self.call(Method::GET, &format!("{PATH}/{name}{query}"), Bytes::new()).await
+        self.call(Method::GET, &format!("{PATH}/{name}{query}"), None).await
     }
 
     fn rest(&mut self) {
@@ -151,9 +207,10 @@ impl<C: Credentials> Api for Kube<C> {
     }
 }
 
-type Answer = (StatusCode, HeaderMap, Bytes);
-
-async fn send(connection: &mut SendRequest<Full<Bytes>>, request: Request<Full<Bytes>>) -> Result<Answer, String> {
+async fn send(
+    connection: &mut SendRequest<Full<Bytes>>,
+    request: Request<Full<Bytes>>,
+) -> Result<(StatusCode, HeaderMap, Bytes), String> {
     let answer = async {
         connection.ready().await.map_err(|e| chain(&e))?;
         let response = connection.send_request(request).await.map_err(|e| chain(&e))?;

@@ -5,7 +5,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use zeroize::Zeroizing;
 
 use super::{
@@ -39,20 +38,9 @@ impl PodCredentials {
         Ok(Self { dir: dir.to_owned(), host, port })
     }
 
-    /// A client for what is not ours to ask by hand: it reads the token file anew by itself.
-    ///
-    /// # Errors
-    /// The CA cannot be read.
-    pub fn client(&self) -> Result<kube::Client, String> {
-        let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
-        let url = format!("https://{host}:{}", self.port).parse().map_err(|e| format!("API server: {e}"))?;
-        let roots = self.read("ca.crt").map_err(|e| e.to_string())?;
-        let mut config = kube::Config::new(url);
-        let roots = CertificateDer::pem_slice_iter(&roots).collect::<Result<Vec<_>, _>>();
-        let roots = roots.map_err(|e| format!("ca.crt: {e}"))?;
-        config.root_cert = Some(roots.into_iter().map(|der| der.to_vec()).collect());
-        config.auth_info.token_file = Some(self.dir.join("token").display().to_string());
-        kube::Client::try_from(config).map_err(|e| e.to_string())
+    /// The API server at `host` and `port`, with what is in `dir`.
+    pub fn new(dir: &Path, host: &str, port: u16) -> Self {
+        Self { dir: dir.to_owned(), host: host.to_owned(), port }
     }
 
     fn read(&self, name: &str) -> Result<Vec<u8>, ApiError> {

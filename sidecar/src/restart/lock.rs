@@ -11,8 +11,36 @@
 mod etcd;
 mod kubernetes;
 
-pub use etcd::{EtcdLock, KEY, TTL};
-pub use kubernetes::{LeaseLock, Observed};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+pub use self::{
+    etcd::{EtcdLock, KEY},
+    kubernetes::{LeaseError, LeaseLock},
+};
+
+/// Seconds after which a holder that is gone no longer holds the lock.
+pub const TTL: u32 = 30;
+/// A record that promises to last longer than this, or for ever, is not ours: no version of ours asks for more than [`TTL`].
+/// Once it has been seen unchanged for so long, its holder is taken for gone.
+pub const LONGEST: Duration = Duration::from_secs(2 * TTL as u64);
+
+/// Another holder's record as it was last seen, and since when it has been seen so.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    record: String,
+    since: Instant,
+}
+
+impl Observed {
+    /// For how long `record` has been seen unchanged until `now`. What is seen is kept in `observed`.
+    fn unchanged(observed: &mut Option<Self>, record: String, now: Instant) -> Duration {
+        let since = observed.as_ref().filter(|o| o.record == record).map_or(now, |o| o.since);
+        *observed = Some(Self { record, since });
+        now.duration_since(since)
+    }
+}
 
 /// How an attempt to take a lock ended.
 #[derive(Debug)]
@@ -26,7 +54,6 @@ pub enum Attempt<G> {
 }
 
 /// A lock in hand: of one kind, or of both. Dropped without [`Self::release`], it lapses by itself.
-#[derive(Debug)]
 pub struct Guard {
     /// A key in etcd.
     etcd: Option<EtcdLock>,
@@ -79,5 +106,22 @@ impl Guard {
             None => Ok(()),
         };
         lease.and(etcd)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_is_timed_from_when_it_was_first_seen_as_it_is() {
+        let begin = Instant::now();
+        let at = |seconds| begin + Duration::from_secs(seconds);
+        let mut observed = None;
+        let mut unchanged =
+            |record: &str, seconds| Observed::unchanged(&mut observed, record.to_owned(), at(seconds)).as_secs();
+        assert_eq!((unchanged("a", 0), unchanged("a", 10), unchanged("a", 20)), (0, 10, 20));
+        assert_eq!((unchanged("b", 30), unchanged("b", 40)), (0, 10), "it has changed");
+        assert_eq!((unchanged("a", 50), unchanged("a", 51)), (0, 1), "and changed back");
     }
 }

@@ -9,7 +9,7 @@ use etcd_tls_contract::{
 };
 use nix::sys::signal::Signal;
 
-use crate::os::process::Place;
+use crate::{kube::pod::PodCredentials, os::process::Place};
 
 /// Between saying that a one-member cluster will be away and its being away.
 const NOTICE: Duration = Duration::from_secs(30);
@@ -46,8 +46,8 @@ pub struct Options {
 /// The Kubernetes Lease that is taken after etcd's own lock, or stands in for it.
 #[derive(Clone)]
 pub struct LeaseOptions {
-    /// A client with the pod's own token.
-    pub client: kube::Client,
+    /// The API server, and the pod's own token.
+    pub credentials: PodCredentials,
     /// The pod's namespace.
     pub namespace: String,
     /// [`lease_name`].
@@ -74,7 +74,7 @@ pub(super) enum Means {
 
 impl Options {
     /// What the pod's arguments say.
-    pub fn of_pod(args: &PodArgs, pod: &DownwardArgs, client: Option<kube::Client>) -> Self {
+    pub fn of_pod(args: &PodArgs, pod: &DownwardArgs, credentials: PodCredentials) -> Self {
         Self {
             dir: args.dir.clone(),
             roles: args.roles.clone(),
@@ -87,8 +87,8 @@ impl Options {
             holder: format!("{}/{}", pod.pod_name, pod.pod_uid),
             pace: args.restart_pace,
             notice: NOTICE,
-            lease: client.map(|client| LeaseOptions {
-                client,
+            lease: (args.reload != Reload::None).then(|| LeaseOptions {
+                credentials,
                 namespace: pod.pod_namespace.clone(),
                 name: lease_name(&args.cluster),
             }),

@@ -2,13 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Attempt, LockLost};
-use crate::etcd::{Client, Created, EtcdError};
+use tokio::time::Instant;
+
+use super::{Attempt, LONGEST, LockLost, Observed, TTL};
+use crate::etcd::{Client, Created, EtcdError, Found};
 
 /// The key, in the cluster's own key space. Applications that keep to a prefix of theirs never see it.
 pub const KEY: &str = "etcd-tls.dev/restart";
-/// Seconds after which a holder that is gone no longer holds the lock.
-pub const TTL: u32 = 30;
 
 /// The lock in hand.
 #[derive(Debug)]
@@ -20,15 +20,20 @@ pub struct EtcdLock {
 impl EtcdLock {
     /// Tries once to take the lock for `holder`, as the client of the role directory `dir`, through the first of
     /// `client_urls` that serves us: one member's gateway may be off while another's is on. A lock that an earlier process of
-    /// the same holder left behind is taken up again.
+    /// the same holder left behind is taken up again. `observed` is kept by the caller from one attempt to the next.
     ///
     /// # Errors
     /// No member answers, or the cluster has no quorum.
-    pub async fn acquire(dir: &Path, client_urls: &[String], holder: &str) -> Result<Attempt<Self>, EtcdError> {
+    pub async fn acquire(
+        dir: &Path,
+        client_urls: &[String],
+        holder: &str,
+        observed: &mut Option<Observed>,
+    ) -> Result<Attempt<Self>, EtcdError> {
         let mut last = EtcdError::Unreachable { url: client_urls.join(","), reason: "no member to ask".to_owned() };
         let mut forbidden = None;
         for url in client_urls {
-            match Self::acquire_at(dir, url, holder).await {
+            match Self::acquire_at(dir, url, holder, observed).await {
                 Ok(attempt) => return Ok(attempt),
                 Err(error @ EtcdError::Forbidden { .. }) => forbidden = Some(error.to_string()),
                 Err(error) => last = error,
@@ -37,27 +42,57 @@ impl EtcdLock {
         forbidden.map_or(Err(last), |why| Ok(Attempt::Unavailable(why)))
     }
 
-    async fn acquire_at(dir: &Path, url: &str, holder: &str) -> Result<Attempt<Self>, EtcdError> {
+    async fn acquire_at(
+        dir: &Path,
+        url: &str,
+        holder: &str,
+        observed: &mut Option<Observed>,
+    ) -> Result<Attempt<Self>, EtcdError> {
         let client = client(dir, url)?;
         let lease = client.grant(url, TTL).await?;
-        let created = client.create(url, KEY, holder, lease).await;
-        if let Ok(Created::Yes) = created {
+        let taken = Self::take(&client, url, holder, lease, observed).await;
+        if let Ok(Attempt::Held(held)) = taken
+            && held == lease
+        {
+            *observed = None;
             return Ok(Attempt::Held(Self { dir: dir.to_owned(), lease }));
         }
-        // A lease without a key is nothing to keep. If the transaction's answer was lost, its key goes with it.
+        // A lease without a key is nothing to keep. If a transaction's answer was lost, its key goes with it.
         if let Err(error) = client.revoke(url, lease).await {
             tracing::debug!(%error, "a lease lapses by itself");
         }
-        match created? {
-            Created::Already { value, lease } if value == holder && lease != 0 => {
-                if client.keep_alive(url, lease).await? {
-                    return Ok(Attempt::Held(Self { dir: dir.to_owned(), lease }));
-                }
-                Ok(Attempt::HeldBy(value))
-            }
-            Created::Already { value, .. } => Ok(Attempt::HeldBy(value)),
-            Created::Yes => Ok(Attempt::HeldBy(holder.to_owned())),
+        Ok(match taken? {
+            Attempt::Held(lease) => Attempt::Held(Self { dir: dir.to_owned(), lease }),
+            Attempt::HeldBy(other) => Attempt::HeldBy(other),
+            Attempt::Unavailable(why) => Attempt::Unavailable(why),
+        })
+    }
+
+    /// The lease on which the lock is ours: `lease`, or an earlier one of the same holder.
+    async fn take(
+        client: &Client,
+        url: &str,
+        holder: &str,
+        lease: i64,
+        observed: &mut Option<Observed>,
+    ) -> Result<Attempt<i64>, EtcdError> {
+        let found = match client.create(url, KEY, holder, lease).await? {
+            Created::Yes => return Ok(Attempt::Held(lease)),
+            Created::Already(found) => found,
+        };
+        let lapses = lapses(client, url, &found).await?;
+        if lapses && found.value == holder && client.keep_alive(url, found.lease).await? {
+            return Ok(Attempt::Held(found.lease));
         }
+        // What lapses by itself is waited for, however long its holder keeps it.
+        if lapses || Observed::unchanged(observed, found.revision.to_string(), Instant::now()) < LONGEST {
+            return Ok(Attempt::HeldBy(found.value));
+        }
+        tracing::warn!(key = KEY, holder = found.value, "taking over a restart lock that would never lapse");
+        Ok(match client.replace(url, KEY, &found, holder, lease).await? {
+            true => Attempt::Held(lease),
+            false => Attempt::HeldBy("another member, by a moment".to_owned()),
+        })
     }
 
     /// See [`super::Guard::confirm`].
@@ -92,6 +127,16 @@ impl EtcdLock {
         }
         Err(LockLost(last))
     }
+}
+
+/// Whether a lock ends by itself within [`LONGEST`] when its holder is gone: whether it hangs on a lease, and on a short one.
+async fn lapses(client: &Client, url: &str, found: &Found) -> Result<bool, EtcdError> {
+    if found.lease == 0 {
+        return Ok(false);
+    }
+    // A lease that has ended since takes the key with it.
+    let granted = client.granted(url, found.lease).await?;
+    Ok(granted.is_none_or(|seconds| seconds <= LONGEST.as_secs()))
 }
 
 fn client(dir: &Path, url: &str) -> Result<Client, EtcdError> {

@@ -14,19 +14,18 @@ use etcd_tls_contract::{
     key::{KeyAlgorithm, KeyRotation},
     role::Role,
 };
-use k8s_openapi::{
-    ByteString,
-    api::certificates::v1::{
-        CertificateSigningRequest, CertificateSigningRequestCondition, CertificateSigningRequestStatus,
-    },
-};
 
 use crate::{
     issuance::{
         lookout::Lookout,
         obtain::{Errand, Failure, Wish, obtain},
     },
-    kube::{Api, ApiError, Version},
+    kube::{
+        Api, ApiError, Version,
+        objects::{
+            ByteString, CertificateSigningRequest, CertificateSigningRequestCondition, CertificateSigningRequestStatus,
+        },
+    },
     os::clock::Clock,
     store::{Entry, Store, files::Disk},
     testing::{Authority, Fake},
@@ -231,7 +230,6 @@ pub(super) fn put(object: &mut CertificateSigningRequest, type_: &str, message: 
         status: "True".to_owned(),
         reason: Some("Reason".to_owned()),
         message: Some(message.to_owned()),
-        ..CertificateSigningRequestCondition::default()
     };
     let certificate = certificate.map(|pem| ByteString(pem.into_bytes()));
     object.status = Some(CertificateSigningRequestStatus { certificate, conditions: Some(vec![condition]) });
