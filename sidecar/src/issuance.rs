@@ -1,6 +1,5 @@
 //! One certificate: when it is due, the request that is made for it, and what comes of that.
 
 pub mod flow;
-pub mod lookout;
 pub mod obtain;
 pub mod schedule;

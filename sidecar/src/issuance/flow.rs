@@ -69,7 +69,7 @@ pub type Answer = Result<CertificateSigningRequest, ApiError>;
 /// What an answer leads to.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Make this call after this pause, or as [`crate::issuance::lookout`] has it; the error, if there was one, is for the log.
+    /// Make this call after this pause; the error, if there was one, is for the log.
     Next(Call, Duration),
     /// The request has come to its end.
     Over(Outcome),
@@ -138,7 +138,10 @@ impl Order {
             // Not yet: the right to ask comes with opting in, a moment after the pod.
             (Some(403), _) => {
                 self.failures = 0;
-                return Step::Next(self.begin(), schedule::poll(circumstances.elapsed, circumstances.took));
+                return Step::Next(
+                    self.begin(),
+                    schedule::poll(circumstances.elapsed, circumstances.took, circumstances.chance),
+                );
             }
             (Some(404), Stage::Find) => {
                 self.stage = Stage::Create;
@@ -207,7 +210,8 @@ impl Order {
                 let pause = if first {
                     schedule::first_poll(circumstances.took)
                 } else {
-                    schedule::poll(circumstances.elapsed.saturating_sub(self.since), circumstances.took)
+                    let waited = circumstances.elapsed.saturating_sub(self.since);
+                    schedule::poll(waited, circumstances.took, circumstances.chance)
                 };
                 Step::Next(self.begin(), pause)
             }

@@ -18,10 +18,7 @@ use etcd_tls_contract::{
 };
 
 use crate::{
-    issuance::{
-        flow::{Call, Circumstances, Expected, Order, Outcome, Step},
-        lookout::{Lookout, Watcher},
-    },
+    issuance::flow::{Call, Circumstances, Expected, Order, Outcome, Step},
     kube::{
         Api,
         objects::{ByteString, CertificateSigningRequest, CertificateSigningRequestSpec, ObjectMeta},
@@ -207,8 +204,6 @@ pub struct Errand<'a, A, C, F> {
     pub api: A,
     /// The clocks.
     pub clock: &'a C,
-    /// Shared with the pod's other requests.
-    pub lookout: &'a Lookout,
     /// Where the pending key is kept. Never borrowed across a wait.
     pub store: &'a RefCell<Store<F>>,
     /// The certificate in use.
@@ -329,7 +324,6 @@ impl<A: Api, C: Clock, F: Files> Errand<'_, A, C, F> {
         let began = self.clock.elapsed();
         let mut call = order.begin();
         let mut last = String::new();
-        let mut watcher = self.lookout.join();
         loop {
             let connected = self.api.connect().await;
             let asked = self.clock.elapsed();
@@ -358,7 +352,6 @@ impl<A: Api, C: Clock, F: Files> Errand<'_, A, C, F> {
                 now: self.clock.now(),
                 chance: self.clock.chance(),
             };
-            let took = answer.is_ok().then_some(circumstances.took);
             match order.step(answer, &circumstances) {
                 Step::Over(outcome) => return Ok(outcome),
                 Step::Next(next, pause) => {
@@ -366,27 +359,10 @@ impl<A: Api, C: Clock, F: Files> Errand<'_, A, C, F> {
                     if pause > Duration::from_secs(2) {
                         self.api.rest();
                     }
-                    self.until_a_look(&mut watcher, pause, took, name, &last).await?;
+                    self.pause(pause, name, &last).await?;
                 }
             }
         }
-    }
-
-    /// Sleeps until the next look, which the end of another of the pod's requests may bring about; not beyond the limit.
-    async fn until_a_look(
-        &self,
-        watcher: &mut Watcher<'_>,
-        pause: Duration,
-        took: Option<Duration>,
-        name: &str,
-        last: &str,
-    ) -> Result<(), Failure> {
-        let left = self.limit.map_or(Duration::MAX, |limit| limit.saturating_sub(self.clock.elapsed()));
-        if pause.is_zero() || left < pause {
-            return self.pause(pause, name, last).await;
-        }
-        watcher.wait(pause, took, |time| self.clock.sleep(if time > left { pause } else { time })).await;
-        Ok(())
     }
 
     /// Sleeps, but not beyond the limit.

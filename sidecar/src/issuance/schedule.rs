@@ -38,27 +38,21 @@ pub fn verdict_backoff(times: u32, chance: f64) -> Duration {
 }
 
 /// The pause before a request that was just made is looked at for the first time. `took` is how long the API server took to
-/// make it, the connection included: two reads and two more writes are between the request and its certificate, so that it
-/// cannot be there much sooner than after twice that. An API server that is busy with others' requests has theirs before it:
-/// five times.
+/// make it, without the connection. Approver and signer read it and write it before its certificate is there, which takes
+/// about twice as long. A busy API server has the requests of others to serve first: five times as long.
 pub fn first_poll(took: Duration) -> Duration {
     (took * 2 + took.saturating_sub(BUSY) * 3).clamp(FIRST_POLL, LONGEST_FIRST_POLL)
 }
 
-/// The pause before a request that is `elapsed` old is looked at again: a quarter of its age, from 4 ms to 5 s; 30 s when
-/// it has waited for ten minutes. `took` is how long the last answer took: a busy API server is left in peace for three
-/// times as long, since it has others' certificates to bring along.
-pub fn poll(elapsed: Duration, took: Duration) -> Duration {
+/// The pause before a request that is `elapsed` old is looked at again: a quarter of its age, from 4 ms to 5 s, a quarter of
+/// it more or less by `chance` (in [0, 1)); 30 s when it has waited for ten minutes. `took` is how long the last answer
+/// took: between two looks a busy API server has up to three times as long for the requests of others.
+pub fn poll(elapsed: Duration, took: Duration, chance: f64) -> Duration {
     if elapsed > PATIENCE {
         return AWAY_POLL;
     }
     let busy = took * 2 + took.saturating_sub(BUSY);
-    (elapsed / 4).max(busy).clamp(SHORTEST_POLL, LONGEST_POLL)
-}
-
-/// Whether an answer that `took` so long is one of a busy API server.
-pub fn is_busy(took: Duration) -> bool {
-    took > BUSY
+    (elapsed / 4).max(busy).mul_f64(0.75 + 0.5 * chance).clamp(SHORTEST_POLL, LONGEST_POLL)
 }
 
 /// How long to sleep for something at `at`: never longer than [`TICK`], so that it is the wall clock that counts.
@@ -109,15 +103,23 @@ mod tests {
         let ms = Duration::from_millis;
         for (elapsed, pause) in [(0, 4), (12, 4), (20, 5), (100, 25), (2_000, 500), (60_000, 5_000), (900_000, 30_000)]
         {
-            assert_eq!(poll(ms(elapsed), ms(1)), ms(pause), "after {elapsed} ms");
+            assert_eq!(poll(ms(elapsed), ms(1), 0.5), ms(pause), "after {elapsed} ms");
         }
         // A day of waiting is some three thousand requests at most.
         let (mut elapsed, mut polls) = (first_poll(Duration::ZERO), 1);
         while elapsed < Duration::from_secs(86_400) {
-            elapsed += poll(elapsed, Duration::ZERO);
+            elapsed += poll(elapsed, Duration::ZERO, 0.5);
             polls += 1;
         }
         assert!(polls < 3_200, "{polls}");
+    }
+
+    #[test]
+    fn requests_made_at_once_are_looked_at_at_different_times() {
+        let (age, took) = (Duration::from_secs(2), Duration::ZERO);
+        assert_eq!(poll(age, took, 0.0), Duration::from_millis(375));
+        assert_eq!(poll(age, took, 1.0), Duration::from_millis(625));
+        assert_eq!(poll(Duration::from_secs(60), took, 1.0), LONGEST_POLL);
     }
 
     #[test]
@@ -126,12 +128,16 @@ mod tests {
         for (took, first, next) in
             [(1, 10, 4), (3, 10, 6), (20, 70, 50), (100, 470, 290), (300, 1_000, 890), (30_000, 1_000, 5_000)]
         {
-            assert_eq!((first_poll(ms(took)), poll(ms(10), ms(took))), (ms(first), ms(next)), "answers take {took} ms");
+            assert_eq!(
+                (first_poll(ms(took)), poll(ms(10), ms(took), 0.5)),
+                (ms(first), ms(next)),
+                "answers take {took} ms"
+            );
         }
         // Four hundred at once, each answer half a second: a handful of looks until the last one is through.
         let (took, mut elapsed, mut polls) = (ms(500), first_poll(ms(500)), 1);
         while elapsed < ms(4_000) {
-            elapsed += took + poll(elapsed, took);
+            elapsed += took + poll(elapsed, took, 0.5);
             polls += 1;
         }
         assert!(polls <= 4, "{polls}");

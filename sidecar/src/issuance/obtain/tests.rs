@@ -33,38 +33,6 @@ fn a_good_day() {
 }
 
 #[test]
-fn another_request_of_the_pod_looks_for_this_one_as_well() {
-    let minute = Duration::from_secs(60);
-    let waited = |other_looks: bool, limit| {
-        let mut scene = Scene::new();
-        scene.limit = limit;
-        let slow = Duration::from_millis(50);
-        scene.server.borrow_mut().slow = slow;
-        let sign = signer(&scene.authority, &scene.clock, 24 * HOUR);
-        scene.judge(move |now, object| {
-            if now > minute {
-                sign(now, object);
-            }
-        });
-        let mut other = scene.lookout.join();
-        if other_looks {
-            block_on(other.wait(minute, Some(slow), |_| std::future::ready(())));
-        }
-        let signed = scene.obtain();
-        let calls = scene.server.borrow().calls;
-        (calls, scene.clock.elapsed(), signed)
-    };
-    let (alone, beside) = (waited(false, None), waited(true, None));
-    assert!(beside.0 < alone.0, "{} looks beside another's, {} alone", beside.0, alone.0);
-    assert!(beside.2.is_ok() && beside.1 < minute * 3 / 2, "{:?}", beside.1);
-    let (_, elapsed, signed) = waited(true, Some(minute / 2));
-    assert!(
-        matches!(signed, Err(Failure::Timeout { .. })) && elapsed == minute / 2,
-        "no call after the limit: {elapsed:?}"
-    );
-}
-
-#[test]
 fn an_api_server_that_is_away_for_twelve_hours() {
     for (name, trouble) in [
         ("reset", ApiError::Unreachable { address: "x".into(), message: "connection reset by peer".into() }),
@@ -159,7 +127,6 @@ fn an_answer_that_is_lost_makes_no_second_request() {
         wish: &scene.wish,
         api: Lossy(api, false),
         clock: &scene.clock,
-        lookout: &Lookout::default(),
         store: &scene.store,
         current: None,
         bundles: &|_| scene.bundles.clone(),
@@ -348,7 +315,6 @@ fn a_kept_key_waits_for_its_old_request_to_go() {
         wish: &scene.wish,
         api: Cleaned(FakeApi(cleaner)),
         clock: &scene.clock,
-        lookout: &Lookout::default(),
         store: &scene.store,
         current: scene.current.as_ref(),
         bundles: &|_| scene.bundles.clone(),

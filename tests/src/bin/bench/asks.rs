@@ -3,7 +3,6 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    rc::Rc,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -20,10 +19,7 @@ use etcd_tls_contract::{
     settings::Settings,
 };
 use etcd_tls_sidecar::{
-    issuance::{
-        flow::{Call, Circumstances, Expected, Order, Outcome, Step},
-        lookout::Lookout,
-    },
+    issuance::flow::{Call, Circumstances, Expected, Order, Outcome, Step},
     kube::{ApiError, Version},
 };
 use etcd_tls_webhook::controller::facts;
@@ -65,8 +61,6 @@ pub(crate) struct Ask {
     create: http::Call,
     expected: Expected,
     token: Option<Arc<str>>,
-    /// Shared with the pod's other requests.
-    lookout: Rc<Lookout>,
 }
 
 /// How a burst went.
@@ -110,8 +104,7 @@ pub(crate) async fn askers(api: &ApiServer, namespace: &str, from: u32, count: u
 impl Asker {
     /// What its sidecar would ask for `roles` at once, each with a new key.
     pub(crate) fn asks(&self, roles: &[Role]) -> Vec<Ask> {
-        let lookout = Rc::new(Lookout::default());
-        roles.iter().map(|role| Ask { lookout: Rc::clone(&lookout), ..self.ask(*role) }).collect()
+        roles.iter().map(|role| self.ask(*role)).collect()
     }
 
     fn ask(&self, role: Role) -> Ask {
@@ -185,7 +178,6 @@ pub(crate) async fn get_certificate(wire: &mut Wire, ask: &Ask) -> Result<f64, S
     let began = Instant::now();
     let mut order = Order::new(ask.expected.clone());
     let mut call = order.begin();
-    let mut watcher = ask.lookout.join();
     loop {
         let asked = Instant::now();
         let (status, body) = wire.call(&ask.call(call)).await?;
@@ -201,13 +193,12 @@ pub(crate) async fn get_certificate(wire: &mut Wire, ask: &Ask) -> Result<f64, S
         if elapsed > LIMIT {
             return Err(format!("{}: no certificate within {LIMIT:?}: {status}", ask.name));
         }
-        let seen = answer.is_ok().then_some(took);
         match order.step(answer, &Circumstances { elapsed, took, life: None, now, chance: 0.5 }) {
             Step::Over(Outcome::Signed(_)) => return Ok(began.elapsed().as_secs_f64() * 1e3),
             Step::Over(outcome) => return Err(format!("{}: no certificate: {outcome:?}", ask.name)),
             Step::Next(next, pause) => {
                 call = next;
-                watcher.wait(pause, seen, sleep).await;
+                sleep(pause).await;
             }
         }
     }
@@ -219,7 +210,7 @@ impl Ask {
         create.token.clone_from(&token);
         let request = Request::parse(pem.as_bytes()).expect("a request of ours");
         let expected = Expected { request, signer: signer.to_owned() };
-        Self { name, create, expected, token, lookout: Rc::default() }
+        Self { name, create, expected, token }
     }
 
     fn call(&self, call: Call) -> http::Call {

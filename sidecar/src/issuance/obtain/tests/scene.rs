@@ -16,10 +16,7 @@ use etcd_tls_contract::{
 };
 
 use crate::{
-    issuance::{
-        lookout::Lookout,
-        obtain::{Errand, Failure, Wish, obtain},
-    },
+    issuance::obtain::{Errand, Failure, Wish, obtain},
     kube::{
         Api, ApiError, Version,
         objects::{
@@ -120,7 +117,6 @@ pub(super) struct Scene {
     pub(super) authority: Rc<Authority>,
     pub(super) clock: Fake,
     pub(super) server: Rc<RefCell<Server>>,
-    pub(super) lookout: Lookout,
     pub(super) store: RefCell<Store<Disk>>,
     pub(super) dir: PathBuf,
     pub(super) wish: Wish,
@@ -170,7 +166,6 @@ impl Scene {
             bundles: vec![authority.bundle()],
             store: RefCell::new(Store::open(&dir).unwrap()),
             server: Rc::new(RefCell::new(server)),
-            lookout: Lookout::default(),
             authority,
             clock,
             dir,
@@ -193,7 +188,6 @@ impl Scene {
             wish: &self.wish,
             api: FakeApi(Rc::clone(&self.server)),
             clock: &self.clock,
-            lookout: &self.lookout,
             store: &self.store,
             current: self.current.as_ref(),
             bundles: &|_| self.bundles.clone(),
