@@ -68,12 +68,16 @@ impl fmt::Display for Change {
 /// mirror to count, every service account of kube-system would get the right to request, and be held by what goes with it.
 type Pods = BTreeMap<String, BTreeMap<String, bool>>;
 
+/// The namespace of Kubernetes' own components.
+const KUBE_SYSTEM: &str = "kube-system";
+
 /// The namespaces that are opted in: by their own label, or because of pods that are (`by_pods`). Not those that are being
-/// deleted, where nothing can be made any more, and not our own.
+/// deleted, where nothing can be made any more, not our own, and not `kube-system` without the label for hosts.
 fn opted_in(namespaces: &namespaces::Map, by_pods: impl Fn(&str) -> bool) -> BTreeSet<String> {
     namespaces
         .iter()
-        .filter(|(name, facts)| !facts.deleting && *name != SYSTEM_NAMESPACE && (facts.opted_in || by_pods(name)))
+        .filter(|(name, facts)| !facts.deleting && *name != SYSTEM_NAMESPACE && (*name != KUBE_SYSTEM || facts.hosts))
+        .filter(|(name, facts)| facts.opted_in || by_pods(name))
         .map(|(name, _)| name.clone())
         .collect()
 }
@@ -150,7 +154,7 @@ mod tests {
     use crate::controller::namespaces::NamespaceFacts;
 
     fn namespace(opted_in: bool, deleting: bool) -> NamespaceFacts {
-        NamespaceFacts { uid: "u".to_owned(), opted_in, deleting }
+        NamespaceFacts { uid: "u".to_owned(), opted_in, deleting, hosts: false }
     }
 
     fn set(names: &[&str]) -> BTreeSet<String> {

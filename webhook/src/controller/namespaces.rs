@@ -19,6 +19,9 @@ use crate::controller::{
     facts,
 };
 
+/// The label by which an administrator lets trust be published in `kube-system`, for hosts and static pods.
+pub const HOSTS_LABEL: &str = "etcd-tls.dev/hosts";
+
 /// What we know of a namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamespaceFacts {
@@ -28,6 +31,8 @@ pub struct NamespaceFacts {
     pub opted_in: bool,
     /// Whether it is being deleted; nothing can be created in it any more.
     pub deleting: bool,
+    /// Whether it carries `etcd-tls.dev/hosts=true`: an administrator lets trust of hosts be published there.
+    pub hosts: bool,
 }
 
 /// Every namespace by its name; `None` until the first list is complete.
@@ -101,5 +106,6 @@ fn namespace(metadata: &ObjectMeta) -> NamespaceFacts {
         uid: metadata.uid.clone().unwrap_or_default(),
         opted_in: facts::labelled_dynamic(metadata),
         deleting: metadata.deletion_timestamp.is_some(),
+        hosts: metadata.labels.as_ref().and_then(|labels| labels.get(HOSTS_LABEL)).is_some_and(|value| value == "true"),
     }
 }
