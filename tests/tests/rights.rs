@@ -4,13 +4,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use rights::{
-    scene::{Account, LIMIT, Scene},
+    attacks,
+    scene::{Account, Call, LIMIT, RBAC, Scene, trust_bundle},
     shipped,
     trials::{self, Outcome},
 };
-use tests::eventually;
+use serde_json::json;
+use tests::{
+    apiserver::{ApiServer, Options},
+    eventually, tier,
+};
 
 mod rights {
+    pub mod attacks;
     pub mod scene;
     pub mod shipped;
     pub mod trials;
@@ -55,4 +61,98 @@ async fn every_right_is_tried_with_what_it_is_not_for() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn attack_1_a_stolen_approver_gives_itself_nothing() {
+    let Some(scene) = Scene::new().await else { return };
+    attacks::stolen_approver(&scene).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn attack_2_a_request_stays_small_after_it_was_created() {
+    let Some(scene) = Scene::new().await else { return };
+    attacks::requests_that_grow(&scene).await;
+    attacks::flows(&scene).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn attack_4_rights_to_config_maps_are_no_rights_to_trust() {
+    let Some(scene) = Scene::new().await else { return };
+    attacks::trust_by_config_map_rights(&scene).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn attack_5_a_stolen_signer_sends_no_object_elsewhere_and_gets_no_token() {
+    let Some(scene) = Scene::new().await else { return };
+    attacks::stolen_signer(&scene).await;
+    attacks::a_client_becomes_a_member(&scene).await;
+}
+
+/// With Kubernetes' controllers: `admin` holds the marker right, policies have no type errors, and namespaces go.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_labelled_namespace_deletes_completely_and_its_admin_commands_its_authorities() {
+    if !tier::kubernetes().is_some_and(|assets| assets.join("kube-controller-manager").is_file()) {
+        return;
+    }
+    let options = Options { controller_manager: true, ..Options::default() };
+    let Some(api) = ApiServer::start_with(&options).await else { return };
+    api.apply_kustomization("manifests");
+    api.namespace("prod", &[("etcd-tls", "dynamic")]).await;
+    let binding = json!({"metadata": {"name": "anna"}, "subjects": [{"kind": "User", "name": "anna", "apiGroup": "rbac.authorization.k8s.io"}],
+        "roleRef": {"kind": "ClusterRole", "name": "admin", "apiGroup": "rbac.authorization.k8s.io"}});
+    let call =
+        async |client: &kube::Client, call: Call| rights::scene::send(client, call).await.map(|(_, value)| value);
+    call(&api.client, Call::post(format!("{RBAC}/namespaces/prod/rolebindings"), binding)).await.expect("bind");
+    let all = "/api/v1/namespaces/prod/configmaps";
+    let anna = rights::scene::impersonating(&api, "anna", &["system:authenticated"]).await;
+    let emil = rights::scene::impersonating(&api, "emil", &["system:authenticated"]).await;
+    let edit = json!({"metadata": {"name": "emil"}, "subjects": [{"kind": "User", "name": "emil", "apiGroup": "rbac.authorization.k8s.io"}],
+        "roleRef": {"kind": "ClusterRole", "name": "edit", "apiGroup": "rbac.authorization.k8s.io"}});
+    call(&api.client, Call::post(format!("{RBAC}/namespaces/prod/rolebindings"), edit)).await.expect("bind");
+    eventually("the policy", LIMIT, || async {
+        match call(&emil, Call::post(all, trust_bundle("etcd-tls-trust-etcd")).dry()).await {
+            Err(error) if error.contains("etcd-tls-trust") => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    eventually("admin holds the marker right", LIMIT, || {
+        call(&anna, Call::post(all, trust_bundle("etcd-tls-trust-etcd")))
+    })
+    .await;
+    // Deleted in the foreground, it waits for the garbage collector.
+    let foreground =
+        Call { body: json!({"propagationPolicy": "Foreground"}), ..Call::delete(format!("{all}/etcd-tls-trust-etcd")) };
+    call(&anna, foreground).await.expect("delete");
+    eventually("collected", LIMIT, || async {
+        match call(&api.client, Call::get(format!("{all}/etcd-tls-trust-etcd"))).await {
+            Err(error) if error.starts_with("404") => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    call(&anna, Call::post(all, trust_bundle("etcd-tls-trust-etcd"))).await.expect("create");
+    call(&api.client, Call::delete("/api/v1/namespaces/prod")).await.expect("delete");
+    eventually("the namespace goes", LIMIT, || async {
+        match call(&api.client, Call::get("/api/v1/namespaces/prod")).await {
+            Err(error) if error.starts_with("404") => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    // kube-controller-manager checks the types of each policy.
+    let policies = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies";
+    eventually("types checked", LIMIT, || async {
+        let found = call(&api.client, Call::get(policies)).await?;
+        for policy in found["items"].as_array().expect("items") {
+            let status = &policy["status"];
+            if status["observedGeneration"] != policy["metadata"]["generation"] {
+                return Err(format!("not yet: {}", policy["metadata"]["name"]));
+            }
+            assert!(status["typeChecking"]["expressionWarnings"].is_null(), "{}: {status}", policy["metadata"]["name"]);
+        }
+        Ok(())
+    })
+    .await;
 }

@@ -256,9 +256,9 @@ impl Scene {
         self.call(Account::ClusterAdmin, call).await.unwrap_or_else(|e| panic!("{path}: {e}"))
     }
 
-    /// The answer, or the status code with the message.
-    pub async fn call(&self, account: Account, call: Call) -> Result<Value, String> {
-        let client = match account {
+    /// The client that is the account.
+    pub fn client(&self, account: Account) -> &Client {
+        match account {
             Account::Approve => &self.approve,
             Account::Sign => &self.sign,
             Account::Pod => &self.pod,
@@ -266,8 +266,18 @@ impl Scene {
             Account::Editor => &self.editor,
             Account::Host => &self.host,
             Account::ClusterAdmin => &self.api.client,
-        };
-        send(client, call).await.map(|(_, value)| value)
+        }
+    }
+
+    /// The answer, or the status code with the message.
+    pub async fn call(&self, account: Account, call: Call) -> Result<Value, String> {
+        send(self.client(account), call).await.map(|(_, value)| value)
+    }
+
+    /// The API server's own metrics.
+    pub async fn metrics(&self) -> String {
+        let request = hyper::Request::get("/metrics").body(Vec::new()).expect("a request");
+        self.api.client.request_text(request).await.expect("metrics")
     }
 }
 

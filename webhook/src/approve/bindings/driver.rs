@@ -18,8 +18,8 @@ use serde_json::json;
 use tokio::{sync::watch, time::sleep};
 
 use super::{
-    Change, Observed, Pods, RBAC, REQUESTER_ROLE, REQUESTERS_BINDING, SIGN_BINDING, changes, lean_binding, opted_in,
-    sign_subject, trust_role,
+    Change, KUBE_SYSTEM, Observed, Pods, RBAC, REQUESTER_ROLE, REQUESTERS_BINDING, SIGN_BINDING, changes, lean_binding,
+    opted_in, sign_subject, trust_role,
 };
 use crate::{
     controller::{
@@ -147,7 +147,8 @@ impl Term<'_> {
         let (namespaces, policy) = (namespaces.borrow().clone()?, policy.borrow().clone()?);
         let pods = seen.pods.current.as_ref()?;
         let asks = |name: &str| pods.get(name).is_some_and(|pods| pods.values().any(|asks| *asks));
-        let asking = opted_in(&namespaces, asks);
+        let mut asking = opted_in(&namespaces, asks);
+        asking.remove(KUBE_SYSTEM);
         // A cluster of hosts alone has no pod whose label would say where its trust is published: policy says so.
         let opted_in = opted_in(&namespaces, |name| asks(name) || policy.has_hosts_in(name));
         let mut observed = Observed { requesters: seen.requesters.current.clone()?, sign: seen.sign.current.take()? };
