@@ -3,12 +3,11 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use etcd_tls_telemetry::log::LogArgs;
+use etcd_tls_telemetry::{exit::Exit, log::LogArgs};
 
-use crate::commands::{
-    init::{Error, InitArgs},
-    request::RequestArgs,
-    run::RunArgs,
+use crate::{
+    commands::{init::InitArgs, request::RequestArgs, run::RunArgs},
+    error::Error,
 };
 
 /// Requests, proves, stores and renews the certificates of an etcd pod.
@@ -32,7 +31,7 @@ enum Command {
 }
 
 impl Cli {
-    /// Runs the command; the exit code follows sysexits.h.
+    /// Runs the command; see [`Exit`] for the exit code.
     pub async fn run(self) -> ExitCode {
         let Self { command, log } = self;
         if let Err(error) = log.init() {
@@ -40,14 +39,14 @@ impl Cli {
             {
                 eprintln!("etcd-tls-sidecar: {error}");
             }
-            return ExitCode::from(78);
+            return Exit::Configuration.into();
         }
         tracing::info!(version = env!("CARGO_PKG_VERSION"), "etcd-tls-sidecar");
         match command.run().await {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 tracing::error!(%error, "ended");
-                error.exit_code()
+                error.exit().into()
             }
         }
     }

@@ -17,6 +17,7 @@
 pub mod agent;
 pub mod cli;
 pub mod commands;
+pub mod error;
 pub mod etcd;
 pub mod issuance;
 pub mod kube;

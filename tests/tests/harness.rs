@@ -134,3 +134,12 @@ fn an_api_server_is_there_or_skipped() {
     let Some(assets) = tier::kubernetes() else { return };
     assert!(assets.join("kube-apiserver").is_file());
 }
+
+/// docs/exit-codes.md lists the codes that the programs have, and no others.
+#[test]
+fn every_exit_code_is_documented() {
+    let page = std::fs::read_to_string(repository().join("docs/exit-codes.md")).expect("docs/exit-codes.md");
+    let row = |line: &str| line.strip_prefix("| ")?.split(' ').next()?.parse::<u8>().ok();
+    let documented: Vec<u8> = page.lines().filter_map(row).collect();
+    assert_eq!(documented, etcd_tls_telemetry::exit::Exit::ALL.map(etcd_tls_telemetry::exit::Exit::code));
+}

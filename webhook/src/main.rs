@@ -3,7 +3,8 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use etcd_tls_webhook::cli::Cli;
+use etcd_tls_telemetry::exit::Exit;
+use etcd_tls_webhook::{cli::Cli, error::exit};
 use mimalloc::MiMalloc;
 
 #[global_allocator]
@@ -11,10 +12,10 @@ static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
     match Cli::parse().run() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => Exit::Success.into(),
         Err(error) => {
             report(&*error);
-            ExitCode::FAILURE
+            exit(&*error).into()
         }
     }
 }

@@ -3,7 +3,9 @@
 use std::{
     collections::BTreeSet,
     future::{Future, pending},
+    path::Path,
     sync::Arc,
+    time::Duration,
 };
 
 use etcd_tls_contract::{args::PodArgs, role::Role, settings::Reload};
@@ -23,13 +25,17 @@ use crate::{
         subject::Agent,
         trust::TrustDir,
     },
-    commands::init::{Error, open},
+    error::Error,
     issuance::obtain::Wish,
     kube::Api,
-    os::clock::System,
+    os::clock::{Clock, System},
     probe::install,
     restart::{self, Gate, Restarter, gate},
+    store::{Store, StoreError},
 };
+
+/// How long a process before us may take to let go of the directory.
+const LOCK_WAIT: Duration = Duration::from_secs(5);
 
 /// What is kept fresh: where the files are, whom to ask, and for what.
 pub struct Work<'a, O, M, W> {
@@ -130,4 +136,20 @@ where
 /// It is in use.
 pub async fn listen(port: u16) -> Result<TcpListener, Error> {
     every_address(port).await.map_err(|source| Error::Admin { port, source })
+}
+
+/// Opens the store; a process before us may still be ending.
+///
+/// # Errors
+/// As [`Store::open`].
+pub async fn open<C: Clock>(dir: &Path, clock: &C) -> Result<Store, StoreError> {
+    let began = clock.elapsed();
+    loop {
+        match Store::open(dir) {
+            Err(StoreError::Locked(_)) if clock.elapsed().saturating_sub(began) < LOCK_WAIT => {
+                clock.sleep(Duration::from_millis(100)).await;
+            }
+            result => return result,
+        }
+    }
 }

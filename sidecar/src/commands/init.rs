@@ -4,7 +4,6 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::ExitCode,
     time::Duration,
 };
 
@@ -12,18 +11,20 @@ use clap::Args;
 use etcd_tls_contract::{
     args::{DownwardArgs, PodArgs},
     duration::parse_duration,
-    role::Role,
 };
 use futures::{StreamExt as _, stream::FuturesUnordered};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
-    agent::subject::{Agent, Subject},
-    issuance::obtain::{Failure, Wish, life, need},
-    kube::{Api, ApiError, http::Kube, pod::PodCredentials},
+    agent::{
+        subject::{Agent, Subject},
+        work::open,
+    },
+    error::Error,
+    issuance::obtain::{Wish, life, need},
+    kube::{Api, http::Kube, pod::PodCredentials},
     os::clock::{Clock, System},
-    probe::install::InstallError,
-    store::{Store, StoreError, files::Files},
+    store::files::Files,
 };
 
 /// kubelet reads no more.
@@ -33,8 +34,6 @@ const LAST_CALL: Duration = Duration::from_secs(2);
 /// How long a certificate is waited for whose predecessor would still do if it were not for the bundle on offer. `run` goes
 /// on asking.
 const OUTDATED_LIMIT: Duration = Duration::from_secs(20);
-/// How long a process before us may take to let go of the directory.
-const LOCK_WAIT: Duration = Duration::from_secs(5);
 
 /// Arguments of `init`.
 #[derive(Args, Clone, Debug)]
@@ -49,68 +48,6 @@ pub struct InitArgs {
     /// Where the reason of a failure is written for kubelet.
     #[arg(long, default_value = "/dev/termination-log")]
     termination_log: PathBuf,
-}
-
-/// Why the process ends, as its exit code says it too (sysexits).
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// Roles that got no certificate.
-    #[error("{}", lines(.0))]
-    Requests(Vec<(Role, Failure)>),
-    /// The directory.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The API server cannot even be looked for.
-    #[error(transparent)]
-    Api(#[from] ApiError),
-    /// The arguments do not make sense.
-    #[error("{0}")]
-    Arguments(String),
-    /// The admin port.
-    #[error(
-        "admin port {port}: {source}; pods on the host's network need a port of their own (etcd-tls.dev/admin-port)"
-    )]
-    Admin {
-        /// Which.
-        port: u16,
-        /// Why not.
-        source: std::io::Error,
-    },
-    /// etcd's liveness probe.
-    #[error(transparent)]
-    Probe(#[from] InstallError),
-    /// The operating system.
-    #[error("{0}")]
-    System(#[from] std::io::Error),
-    /// SIGTERM or SIGINT before the work was done.
-    #[error("told to stop before the certificates were there")]
-    Stopped,
-}
-
-fn lines(failures: &[(Role, Failure)]) -> String {
-    failures.iter().map(|(role, failure)| format!("role {role}: {failure}")).collect::<Vec<_>>().join("\n")
-}
-
-impl Error {
-    /// The exit code, after sysexits.h.
-    pub fn exit_code(&self) -> ExitCode {
-        ExitCode::from(match self {
-            Self::Requests(failures) => match failures.first() {
-                Some((_, Failure::Denied { .. })) => 77,
-                Some((_, Failure::Timeout { .. } | Failure::Deleted { .. })) => 75,
-                Some((_, Failure::Store(_))) => 74,
-                _ => 69,
-            },
-            Self::Store(StoreError::Locked(_)) => 75,
-            Self::Store(_) => 74,
-            Self::Api(_) | Self::Arguments(_) => 78,
-            Self::Admin { .. } => 69,
-            Self::System(_) => 71,
-            Self::Probe(_) => 72,
-            // As a shell says it of SIGTERM.
-            Self::Stopped => 143,
-        })
-    }
 }
 
 impl InitArgs {
@@ -140,22 +77,6 @@ async fn once(pod: &PodArgs, downward: &DownwardArgs, timeout: Duration) -> Resu
     let agent = Agent::new(subject.settings.roles.clone(), clock, store, subject.trust(&pod.trust_dir));
     let wishes: Vec<Wish> = agent.roles().iter().map(|role| subject.wish(*role, subject.facts.ips.clone())).collect();
     fill(&agent, &wishes, || Kube::new(credentials.clone()), timeout).await
-}
-
-/// Opens the store; a process before us may still be ending.
-///
-/// # Errors
-/// As [`Store::open`].
-pub async fn open<C: Clock>(dir: &Path, clock: &C) -> Result<Store, StoreError> {
-    let began = clock.elapsed();
-    loop {
-        match Store::open(dir) {
-            Err(StoreError::Locked(_)) if clock.elapsed().saturating_sub(began) < LOCK_WAIT => {
-                clock.sleep(Duration::from_millis(100)).await;
-            }
-            result => return result,
-        }
-    }
 }
 
 /// Gets what `wishes` lack, all at once, and installs the whole set.

@@ -13,7 +13,7 @@ use crate::{
         host::{Host, HostArgs},
         work::{Work, keep},
     },
-    commands::init::Error,
+    error::Error,
     issuance::schedule,
     kube::{
         http::Kube,

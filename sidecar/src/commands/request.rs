@@ -23,11 +23,10 @@ use crate::{
     agent::{
         host::{Host, HostArgs, Source},
         subject::Agent,
+        work::open,
     },
-    commands::{
-        init::{Error, fill, open},
-        on_host::write_kubeconfig,
-    },
+    commands::{init::fill, on_host::write_kubeconfig},
+    error::Error,
     issuance::{obtain::Wish, schedule},
     kube::{http::Kube, kubeconfig::HostCredentials},
     os::clock::{Clock, System},

@@ -13,10 +13,8 @@ use crate::{
         subject::Subject,
         work::{Work, keep},
     },
-    commands::{
-        init::{Error, write_termination_message},
-        on_host,
-    },
+    commands::{init::write_termination_message, on_host},
+    error::Error,
     kube::{http::Kube, pod::PodCredentials},
     restart,
 };

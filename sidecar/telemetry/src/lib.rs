@@ -1,6 +1,8 @@
-//! What every process of etcd-tls says of itself: its log, its metrics, and the admin port that shows them.
+//! What every process of etcd-tls says of itself: its log, its metrics, the admin port that shows
+//! them, and its exit code.
 
 pub mod admin;
+pub mod exit;
 pub mod listen;
 pub mod log;
 

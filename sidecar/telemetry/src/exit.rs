@@ -1,0 +1,71 @@
+//! The exit codes of both programs: those of sysexits.h, where one fits.
+
+use std::process::ExitCode;
+
+/// How a program ends. `docs/exit-codes.md` lists the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// The work is done.
+    Success,
+    /// The work cannot be done; the last line of standard error says why.
+    Failure,
+    /// The command line makes no sense. (clap ends the program so.)
+    Usage,
+    /// Something that the work needs cannot be reached or used: a port, an API server, a signer.
+    Unavailable,
+    /// The operating system failed.
+    System,
+    /// A file that belongs to the program is missing.
+    MissingFile,
+    /// A file or directory cannot be read or written.
+    InputOutput,
+    /// Not done in time; a later try may succeed.
+    TryAgain,
+    /// Denied: the policy, or the API server's authorization. Trying again changes nothing.
+    Denied,
+    /// An argument, a kubeconfig or a policy cannot be used.
+    Configuration,
+    /// SIGTERM or SIGINT came before the work was done.
+    Stopped,
+}
+
+impl Exit {
+    /// Every one, for documentation and its test.
+    pub const ALL: [Self; 11] = [
+        Self::Success,
+        Self::Failure,
+        Self::Usage,
+        Self::Unavailable,
+        Self::System,
+        Self::MissingFile,
+        Self::InputOutput,
+        Self::TryAgain,
+        Self::Denied,
+        Self::Configuration,
+        Self::Stopped,
+    ];
+
+    /// The number.
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::Success => 0,
+            Self::Failure => 1,
+            Self::Usage => 2,
+            Self::Unavailable => 69,
+            Self::System => 71,
+            Self::MissingFile => 72,
+            Self::InputOutput => 74,
+            Self::TryAgain => 75,
+            Self::Denied => 77,
+            Self::Configuration => 78,
+            // As a shell reports SIGTERM.
+            Self::Stopped => 143,
+        }
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit.code())
+    }
+}
