@@ -6,17 +6,18 @@
 //!
 //! **Invariant.** Denied is written only for what waiting cannot change ([`crate::controller`]).
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use etcd_tls_contract::identity::{Denial, Entitlement, Verdict};
 use prometheus_client::registry::Registry;
 
 use crate::{
     controller::{
-        Controller, ControllerArgs,
+        Controller, ControllerArgs, Trouble,
         case::{self, Case},
-        csr::{Handler, Interest, Outcome},
+        csr::{Handler, Outcome, Seen},
         facts::Csr,
+        refusals::Refusals,
     },
     error::Error,
 };
@@ -52,7 +53,7 @@ impl Args {
             controller.leader.clone(),
             metrics.binding_writes.clone(),
         );
-        started.run(Arc::new(Approver { controller, metrics }), binds).await;
+        started.run(Arc::new(Approver { controller, metrics, refusals: Mutex::default() }), binds).await;
         Ok(())
     }
 }
@@ -60,48 +61,73 @@ impl Args {
 struct Approver {
     controller: Controller,
     metrics: Metrics,
+    refusals: Mutex<Refusals>,
 }
 
 impl Handler for Approver {
-    fn interest(&self, csr: &Csr) -> Interest {
-        if case::concerns_us(csr) { Interest::Now } else { Interest::Ignore }
+    fn observe(&self, seen: Seen<'_>) {
+        let mut refusals = self.refusals();
+        match seen {
+            Seen::ListBegins => refusals.clear(),
+            Seen::There(csr) if case::is_ours(&csr.spec.signer_name) && (csr.denied() || csr.failed()) => {
+                refusals.insert(csr);
+            }
+            Seen::There(_) | Seen::ListEnds => {}
+            Seen::Gone(csr) => refusals.remove(csr),
+        }
+    }
+
+    fn concerns(&self, csr: &Csr) -> bool {
+        case::concerns_us(csr)
     }
 
     async fn handle(&self, csr: &Csr) -> Outcome {
         let case = Case::open(csr);
-        match self.controller.decide(csr, &case, &[]).await {
+        let result = match self.controller.decide(csr, &case, &[]).await {
             Ok(Verdict::Approve(entitlement)) => self.approve(csr, &case, &entitlement).await,
             Ok(Verdict::Deny(denials)) => self.deny(csr, &case, &denials).await,
-            Ok(Verdict::NotYet(reason)) => self.controller.not_yet(csr, &reason),
-            Err(error) => self.controller.failed(csr, &error),
-        }
+            Ok(Verdict::NotYet(reason)) => Err(Trouble::NotYet(reason)),
+            Err(error) => Err(error.into()),
+        };
+        self.controller.outcome(csr, result)
     }
 }
 
 // One line and one count for each decision: who asked, for what, and every reason. Nothing of the request's bytes.
 impl Approver {
-    async fn approve(&self, csr: &Csr, case: &Case, entitlement: &Entitlement) -> Outcome {
+    fn refusals(&self) -> MutexGuard<'_, Refusals> {
+        self.refusals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn approve(&self, csr: &Csr, case: &Case, entitlement: &Entitlement) -> Result<(), Trouble> {
         let message = format!("{} of {}: asks for no more than it is", entitlement.role, entitlement.signer);
-        let patch = case::patch(csr, "Approved", case::APPROVED, &message);
-        if let Err(error) = self.controller.write(csr, "approval", patch).await {
-            return self.controller.not_written(csr, &error);
-        }
+        self.controller.write(csr, "approval", case::patch(csr, "Approved", case::APPROVED, &message)).await?;
         self.metrics.approved();
         let (pod, signer, username) = (case.pod(), &csr.spec.signer_name, &csr.spec.username);
         tracing::info!(csr = csr.name(), uid = csr.uid(), signer, username, pod, "approved");
-        Outcome::Done
+        Ok(())
     }
 
-    async fn deny(&self, csr: &Csr, case: &Case, denials: &[Denial]) -> Outcome {
+    async fn deny(&self, csr: &Csr, case: &Case, denials: &[Denial]) -> Result<(), Trouble> {
         let reasons = case::message(denials);
-        let patch = case::patch(csr, "Denied", case::DENIED, &reasons);
-        if let Err(error) = self.controller.write(csr, "approval", patch).await {
-            return self.controller.not_written(csr, &error);
-        }
-        denials.iter().for_each(|denial| self.metrics.denied(denial.reason));
         let (pod, signer, username) = (case.pod(), &csr.spec.signer_name, &csr.spec.username);
+        if self.refusals().full(csr) {
+            self.metrics.unanswered();
+            tracing::debug!(
+                csr = csr.name(),
+                uid = csr.uid(),
+                signer,
+                username,
+                pod,
+                reasons,
+                "left to the signer to delete"
+            );
+            return Ok(());
+        }
+        self.controller.write(csr, "approval", case::patch(csr, "Denied", case::DENIED, &reasons)).await?;
+        denials.iter().for_each(|denial| self.metrics.denied(denial.reason));
         tracing::warn!(csr = csr.name(), uid = csr.uid(), signer, username, pod, reasons, "denied");
         self.controller.tell_pod(case, "CertificateDenied", denials).await;
-        Outcome::Done
+        Ok(())
     }
 }

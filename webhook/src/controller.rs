@@ -45,6 +45,7 @@ mod metrics;
 pub mod namespaces;
 mod pod_reads;
 pub mod policy;
+pub(crate) mod refusals;
 
 /// Asks for an answer without spec and status.
 const METADATA_ALONE: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
@@ -203,23 +204,18 @@ impl Controller {
     /// Writes to a subresource of a request; `patch` says of which uid and resourceVersion.
     ///
     /// # Errors
-    /// The API server's; for [`Self::not_written`].
-    pub(crate) async fn write(
-        &self,
-        csr: &Csr,
-        subresource: &str,
-        patch: serde_json::Value,
-    ) -> Result<(), RequestError> {
+    /// The API server's, as [`Trouble::Write`].
+    pub(crate) async fn write(&self, csr: &Csr, subresource: &str, patch: serde_json::Value) -> Result<(), Trouble> {
         let params = PatchParams { field_manager: Some(self.name.to_owned()), ..PatchParams::default() };
         let mut request = Request::new(Csr::url_path(&(), None))
             .patch_subresource(subresource, csr.name(), &params, &Patch::Merge(patch))
-            .map_err(kube::Error::BuildRequest)?;
+            .map_err(|error| Trouble::Write(kube::Error::BuildRequest(error).into()))?;
         // What was written comes by the watch; nobody needs the whole of it in the answer as well.
         if let Ok(metadata_alone) = METADATA_ALONE.parse() {
             request.headers_mut().insert("accept", metadata_alone);
         }
         request.extensions_mut().insert("patch_subresource");
-        within(self.client.request_text(request)).await?;
+        within(self.client.request_text(request)).await.map_err(Trouble::Write)?;
         Ok(())
     }
 
@@ -233,32 +229,43 @@ impl Controller {
         self.recorder.warn(Notice { regarding, reason, note: case::message(denials) }).await;
     }
 
-    /// The request has to wait for something else.
-    pub(crate) fn not_yet(&self, csr: &Csr, reason: &str) -> Outcome {
-        self.metrics.waits.inc();
-        tracing::debug!(csr = csr.name(), reason, "not yet");
-        Outcome::NotYet
-    }
-
-    /// A write that failed: the request is gone, another one by now, or the API server failed us.
-    pub(crate) fn not_written(&self, csr: &Csr, error: &RequestError) -> Outcome {
-        if error.is_not_found() {
-            return Outcome::Done;
+    /// Counts and logs how a look at a request went, and says when to look again.
+    pub(crate) fn outcome(&self, csr: &Csr, result: Result<(), Trouble>) -> Outcome {
+        let csr = csr.name();
+        match result {
+            Ok(()) => Outcome::Done,
+            Err(Trouble::NotYet(reason)) => {
+                self.metrics.waits.inc();
+                tracing::debug!(csr, reason, "not yet");
+                Outcome::NotYet
+            }
+            Err(Trouble::Write(error)) if error.is_not_found() => Outcome::Done,
+            Err(Trouble::Write(error)) if error.is_stale() => {
+                self.metrics.conflicts.inc();
+                tracing::debug!(csr, %error, "changed since it was looked at");
+                Outcome::Stale
+            }
+            Err(Trouble::Api(error) | Trouble::Write(error)) => {
+                self.metrics.errors.inc();
+                tracing::warn!(csr, %error, "a request cannot be handled now; trying again");
+                Outcome::Failed
+            }
         }
-        if error.is_stale() {
-            self.metrics.conflicts.inc();
-            tracing::debug!(csr = csr.name(), %error, "changed since it was looked at");
-            return Outcome::Stale;
-        }
-        self.failed(csr, error)
     }
+}
 
-    /// The API server failed us.
-    pub(crate) fn failed(&self, csr: &Csr, error: &RequestError) -> Outcome {
-        self.metrics.errors.inc();
-        tracing::warn!(csr = csr.name(), %error, "the API server failed a look at a request; trying again");
-        Outcome::Failed
-    }
+/// Why a request could not be handled now. None of it is final.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Trouble {
+    /// It has to wait for something.
+    #[error("{0}")]
+    NotYet(String),
+    /// A read failed.
+    #[error(transparent)]
+    Api(#[from] RequestError),
+    /// A write of the request itself failed: the request may be gone, or another one by now.
+    #[error("{0}")]
+    Write(RequestError),
 }
 
 const NO_POLICY: &str = "no policy could be read yet";

@@ -2,12 +2,12 @@
 //!
 //! ```text
 //! authorities   the CAs, each kept by a Secret, held by the leader alone
-//! signer        judges and issues one request, deletes it when it is done with
+//! signer        judges and issues one request
 //! terms         what a leader keeps beside that: starts and ends keeper and serving
 //! places        how many of them a namespace may have
 //! keeper        makes CAs, publishes their trust, takes the steps of rollovers
 //! serving       the webhook's serving pair and caBundle
-//! cleaner       when a finished request may go
+//! cleaner       deletes the requests that are done with
 //! ```
 //!
 //! What it may do in the API server is the ClusterRole and the Role `etcd-tls-sign` in the manifests, and the ClusterRole
@@ -17,10 +17,7 @@
 //! **Invariant.** An approval is necessary and not enough: nothing is issued that this process has not judged for itself,
 //! and nothing of a request but its public key is signed.
 
-use std::{
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use etcd_tls_contract::{duration::parse_duration, names::SignerName, role::Domain};
 use prometheus_client::registry::Registry;
@@ -29,6 +26,7 @@ use tokio::sync::Notify;
 use crate::{controller::ControllerArgs, error::Error};
 use authorities::Authorities;
 use cache::services::Services;
+use cleaner::{Cleaner, CleanerArgs};
 use metrics::Metrics;
 use serving::Lifetimes;
 use signer::Signer;
@@ -74,6 +72,8 @@ pub struct Args {
     /// The life of the webhook's own CA; the next one is published at half of it.
     #[arg(long, default_value = "17520h", value_parser = parse_duration)]
     serving_ca_lifetime: Duration,
+    #[command(flatten)]
+    cleaner: CleanerArgs,
 }
 
 impl Args {
@@ -82,7 +82,7 @@ impl Args {
     /// # Errors
     /// What kept it from starting.
     pub async fn run(self) -> Result<(), Error> {
-        let Self { controller, max_lifetime, serving_lifetime, serving_ca_lifetime } = self;
+        let Self { controller, max_lifetime, serving_lifetime, serving_ca_lifetime, cleaner } = self;
         let mut registry = Registry::with_prefix("etcd_tls_sign");
         let metrics = Metrics::register(&mut registry);
         let started = controller.start(LEASE, registry).await?;
@@ -101,7 +101,7 @@ impl Args {
             services: Services::default(),
             metrics,
             max_lifetime,
-            latest: Mutex::default(),
+            cleaner: Cleaner::new(cleaner),
         });
         let lifetimes = Lifetimes { leaf: serving_lifetime, ca: serving_ca_lifetime };
         let terms = Terms { signer: Arc::clone(&signer), changed, lifetimes };

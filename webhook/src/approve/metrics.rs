@@ -36,6 +36,11 @@ impl Metrics {
         self.decisions.get_or_create(&Decision { verdict: "approve", reason: "" }).inc();
     }
 
+    /// A request that would be denied, of a requester that has enough denied ones.
+    pub(super) fn unanswered(&self) {
+        self.decisions.get_or_create(&Decision { verdict: "none", reason: "TooManyRefused" }).inc();
+    }
+
     pub(super) fn denied(&self, reason: &'static str) {
         self.decisions.get_or_create(&Decision { verdict: "deny", reason }).inc();
     }

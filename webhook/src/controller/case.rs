@@ -31,7 +31,7 @@ pub(crate) fn concerns_us(csr: &Csr) -> bool {
 
 /// Whether a signer name is ours to decide about, well-formed or not. Under our domain that is what the approver has the
 /// right to decide: the three domains, and their parent. Others (`x.etcd-tls.dev/…`) are nobody's.
-fn is_ours(signer_name: &str) -> bool {
+pub(crate) fn is_ours(signer_name: &str) -> bool {
     match signer_name.parse::<SignerName>() {
         Ok(_) => true,
         Err(SignerNameError::Foreign(_)) => false,

@@ -1,8 +1,8 @@
 //! The stream of CertificateSigningRequests, worked off by a bounded pool, for as long as this replica leads.
 //!
-//! No copy of the cluster's CSRs is kept: each one that passes by is shown to [`Handler::interest`] and forgotten unless it
-//! needs something. What needs something waits in a [`Queue`]: in turns between requesters, so that a flood of one of them
-//! starves nobody, with its content while there is room and by its name alone beyond that.
+//! No copy of the cluster's CSRs is kept: each one that passes by is shown to [`Handler::observe`] and forgotten unless
+//! [`Handler::concerns`] says that it needs work. Work waits in a [`Queue`]: requesters take turns, so a flood of one of them
+//! starves nobody. The queue keeps the content of some hundred CSRs, and the names of the others.
 //!
 //! A replica that does not lead watches nothing. A successor lists anew and finds what its predecessor left.
 
@@ -43,15 +43,17 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(8);
 /// A list that did not fit the queue is taken again when there is room, but not sooner than this after the last one.
 const RELIST_EVERY: Duration = Duration::from_secs(5);
 
-/// What a CSR that passes by needs of this process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Interest {
-    /// Nothing: another's signer, decided, or done. It leaves the queue if it is there.
-    Ignore,
-    /// [`Handler::handle`], as soon as its requester's turn comes.
-    Now,
-    /// [`Handler::handle`] after this time, such as a clean-up.
-    After(Duration),
+/// What a watch of all CSRs brings.
+#[derive(Clone, Copy, Debug)]
+pub enum Seen<'a> {
+    /// A list of all CSRs begins.
+    ListBegins,
+    /// A CSR, from the list or since.
+    There(&'a Csr),
+    /// A CSR is gone.
+    Gone(&'a Csr),
+    /// The list is complete: CSRs that it did not bring are gone.
+    ListEnds,
 }
 
 /// How handling a CSR went.
@@ -63,16 +65,19 @@ pub enum Outcome {
     NotYet,
     /// The API server failed us: again after 200 ms, doubling up to 30 s.
     Failed,
-    /// The CSR is another one by now: read anew, then [`Handler::interest`] again.
+    /// The CSR is another one by now: read anew, then [`Handler::concerns`] again.
     Stale,
-    /// Again after this time.
-    After(Duration),
 }
 
 /// What a process does with CSRs.
 pub trait Handler: Send + Sync + 'static {
-    /// Looks at a CSR; pure and cheap, for every one in the cluster passes by.
-    fn interest(&self, csr: &Csr) -> Interest;
+    /// Takes note of what the watch brings while this replica leads.
+    fn observe(&self, seen: Seen<'_>) {
+        let _ = seen;
+    }
+
+    /// Whether there is something to do for a CSR; cheap, since every one in the cluster passes by.
+    fn concerns(&self, csr: &Csr) -> bool;
 
     /// Does what the CSR needs. Dropped at any await when leadership is lost, so each of its writes carries uid and
     /// resourceVersion and stands by itself.
@@ -244,16 +249,24 @@ impl<H: Handler> Term<H> {
 
     fn take(&self, queue: &mut Queue, event: watcher::Event<Csr>) {
         match event {
-            watcher::Event::Init => {}
+            watcher::Event::Init => self.handler.observe(Seen::ListBegins),
             watcher::Event::InitDone => {
+                self.handler.observe(Seen::ListEnds);
                 self.metrics.lists.inc();
                 self.metrics.synced.set(1);
             }
             watcher::Event::Apply(csr) | watcher::Event::InitApply(csr) => {
-                let interest = self.handler.interest(&csr);
-                queue.offer(csr, interest, Instant::now());
+                self.handler.observe(Seen::There(&csr));
+                if self.handler.concerns(&csr) {
+                    queue.offer(&csr);
+                } else {
+                    queue.remove(csr.name());
+                }
             }
-            watcher::Event::Delete(csr) => queue.remove(csr.name()),
+            watcher::Event::Delete(csr) => {
+                self.handler.observe(Seen::Gone(&csr));
+                queue.remove(csr.name());
+            }
         }
     }
 
@@ -269,12 +282,8 @@ async fn work_on<H: Handler>(client: Client, handler: Arc<H>, name: Arc<str>, cs
         return handler.handle(&csr).await;
     }
     match read(client, &name).await {
-        Ok(Some(csr)) => match handler.interest(&csr) {
-            Interest::Now => handler.handle(&csr).await,
-            Interest::Ignore => Outcome::Done,
-            Interest::After(wait) => Outcome::After(wait),
-        },
-        Ok(None) => Outcome::Done,
+        Ok(Some(csr)) if handler.concerns(&csr) => handler.handle(&csr).await,
+        Ok(_) => Outcome::Done,
         Err(error) => {
             tracing::warn!(csr = &*name, %error, "cannot read a CSR; trying again");
             Outcome::Failed

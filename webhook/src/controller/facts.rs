@@ -34,7 +34,7 @@ mod lean_pod;
 /// certificate bytes. Thousands pass through a process in a minute.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct Csr {
-    /// Name, uid, resourceVersion, creationTimestamp and annotations; all else is left out.
+    /// Name, uid, resourceVersion, timestamps, finalizers and annotations; all else is left out.
     #[serde(default, deserialize_with = "lean_metadata")]
     pub metadata: ObjectMeta,
     /// What is asked, and by whom.
@@ -264,10 +264,22 @@ fn lean_metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMet
         uid: Option<String>,
         resource_version: Option<String>,
         creation_timestamp: Option<Time>,
+        deletion_timestamp: Option<Time>,
+        finalizers: Option<Vec<String>>,
         annotations: Option<BTreeMap<String, String>>,
     }
-    let Lean { name, uid, resource_version, creation_timestamp, annotations } = Lean::deserialize(deserializer)?;
-    Ok(ObjectMeta { name, uid, resource_version, creation_timestamp, annotations, ..ObjectMeta::default() })
+    let Lean { name, uid, resource_version, creation_timestamp, deletion_timestamp, finalizers, annotations } =
+        Lean::deserialize(deserializer)?;
+    Ok(ObjectMeta {
+        name,
+        uid,
+        resource_version,
+        creation_timestamp,
+        deletion_timestamp,
+        finalizers,
+        annotations,
+        ..ObjectMeta::default()
+    })
 }
 
 fn is_there<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {

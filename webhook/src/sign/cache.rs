@@ -1,6 +1,5 @@
-//! What `sign` knows of the cluster: pods, Services, the objects it keeps, and what it issued last.
+//! What `sign` knows of the cluster: pods, Services, and the objects it keeps.
 
-pub(in crate::sign) mod latest;
 pub(in crate::sign) mod objects;
 pub(in crate::sign) mod pods;
 pub(in crate::sign) mod services;

@@ -1,84 +1,199 @@
-//! When a CertificateSigningRequest may go. Pure; the API server's own cleaner is slower by hours.
+//! Deletes the requests that are done with.
+//!
+//! [`ledger`] decides which request goes when; here its steps are taken, a few at once, for as long as this replica leads. The
+//! ledger follows the watch of requests, so a successor, and a process that was restarted, knows all of it after one list.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    convert::Infallible,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
+};
 
-use crate::controller::facts::Csr;
+use etcd_tls_contract::{duration::parse_duration, identity::Verdict};
+use futures::{StreamExt, stream::FuturesUnordered};
+use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
+use kube::{
+    Api,
+    api::{DeleteParams, Preconditions},
+    core::PartialObjectMeta,
+};
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep_until},
+};
 
-/// An issued one: its certificate was fetched long ago.
-pub(super) const ISSUED: Duration = Duration::from_secs(5 * 60);
-/// What is left for the fetching at least, however old the request is.
-const TO_FETCH: Duration = Duration::from_secs(60);
-/// A denied or failed one: for people to read.
-pub(super) const REFUSED: Duration = Duration::from_secs(60 * 60);
-/// A pending one whose pod may be gone is looked at this often.
-pub(super) const PENDING: Duration = Duration::from_secs(10 * 60);
+use super::signer::Signer;
+use crate::controller::{case::Case, client::within, facts::Csr};
+use ledger::{Ended, Ledger, Order, Step, Times, Why};
 
-/// What may become of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fate {
-    /// Delete it, in this time.
-    Delete(Duration),
-    /// Issue, now.
-    Issue,
-    /// Look whether its pod is still there, in this time.
-    Orphan(Duration),
+pub(super) mod ledger;
+
+/// Steps that are taken at once.
+const AT_ONCE: usize = 8;
+/// The reason of a denial whose pod is gone.
+const POD_GONE: [&str; 2] = ["PodGone", "WrongPod"];
+
+/// When requests are deleted.
+#[derive(clap::Args, Clone, Copy, Debug)]
+pub(super) struct CleanerArgs {
+    /// How long an issued request stays, for its certificate to be fetched.
+    #[arg(long, default_value = "5m", value_parser = parse_duration)]
+    delete_issued_after: Duration,
+    /// How long a denied or failed request stays, for people to read.
+    #[arg(long, default_value = "1h", value_parser = parse_duration)]
+    delete_refused_after: Duration,
+    /// How often to look whether the pod of an undecided request still exists.
+    #[arg(long, default_value = "1m", value_parser = parse_duration)]
+    check_pending_every: Duration,
 }
 
-/// What is to become of a request of ours.
-pub(super) fn fate(csr: &Csr, now: SystemTime) -> Fate {
-    let age = csr.created().and_then(|created| now.duration_since(created).ok()).unwrap_or_default();
-    // The API server takes a certificate on a request that was denied. What was refused stays refused.
-    if csr.denied() || csr.failed() {
-        Fate::Delete(REFUSED.saturating_sub(age))
-    } else if csr.status.has_certificate {
-        Fate::Delete(ISSUED.saturating_sub(age).max(TO_FETCH))
-    } else if csr.approved() {
-        Fate::Issue
-    } else {
-        Fate::Orphan(PENDING.saturating_sub(age).max(TO_FETCH))
+/// See the module.
+pub(super) struct Cleaner {
+    ledger: Mutex<Ledger>,
+    changed: Notify,
+}
+
+impl Cleaner {
+    pub(super) fn new(args: CleanerArgs) -> Self {
+        let CleanerArgs { delete_issued_after, delete_refused_after, check_pending_every } = args;
+        let times = Times { issued: delete_issued_after, refused: delete_refused_after, open: check_pending_every };
+        Self { ledger: Mutex::new(Ledger::new(times)), changed: Notify::new() }
+    }
+
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes note of a request of ours.
+    pub(super) fn observe(&self, csr: &Csr) {
+        self.ledger().observe(csr, SystemTime::now(), Instant::now());
+        self.changed.notify_one();
+    }
+
+    /// A request is gone.
+    pub(super) fn gone(&self, csr: &Csr) {
+        self.ledger().gone(csr);
+        self.changed.notify_one();
+    }
+
+    /// A list of all requests begins.
+    pub(super) fn list_begins(&self) {
+        self.ledger().list_begins();
+    }
+
+    /// A list of all requests is complete.
+    pub(super) fn list_ends(&self) {
+        self.ledger().list_ends();
+        self.changed.notify_one();
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use k8s_openapi::api::certificates::v1::CertificateSigningRequestCondition as Condition;
-
-    use super::*;
-
-    fn csr(conditions: &[&str], has_certificate: bool) -> Csr {
-        let mut csr = Csr::default();
-        csr.status.has_certificate = has_certificate;
-        csr.status.conditions =
-            conditions.iter().map(|c| Condition { type_: (*c).to_owned(), ..Condition::default() }).collect();
-        csr
-    }
-
-    #[test]
-    fn only_what_was_approved_and_not_refused_is_issued() {
-        let now = SystemTime::now();
-        assert_eq!(fate(&csr(&["Approved"], false), now), Fate::Issue);
-        assert_eq!(fate(&csr(&[], false), now), Fate::Orphan(PENDING));
-        for refused in
-            [&["Denied"][..], &["Failed"], &["Approved", "Denied"], &["Approved", "Failed"], &["Denied", "Failed"]]
-        {
-            for certificate in [false, true] {
-                assert_eq!(fate(&csr(refused, certificate), now), Fate::Delete(REFUSED), "{refused:?}");
+impl Signer {
+    /// Takes the cleaner's steps when they are due.
+    pub(super) async fn clean_up(&self) -> Infallible {
+        let cleaner = &self.cleaner;
+        cleaner.ledger().release(Instant::now());
+        let mut steps = FuturesUnordered::new();
+        loop {
+            let next_due = {
+                let mut ledger = cleaner.ledger();
+                while steps.len() < AT_ONCE
+                    && let Some(order) = ledger.take(Instant::now())
+                {
+                    steps.push(async move {
+                        let ended = self.step(&order).await;
+                        (order, ended)
+                    });
+                }
+                self.metrics.requests(ledger.len(), ledger.held());
+                if steps.len() < AT_ONCE { ledger.next_due() } else { None }
+            };
+            tokio::select! {
+                Some((order, ended)) = steps.next() => cleaner.ledger().finish(&order, ended, Instant::now()),
+                () = cleaner.changed.notified() => {}
+                () = async {
+                    match next_due {
+                        Some(at) => sleep_until(at).await,
+                        None => std::future::pending().await,
+                    }
+                } => {}
             }
         }
-        assert_eq!(fate(&csr(&["Approved"], true), now), Fate::Delete(ISSUED));
-        assert_eq!(fate(&csr(&[], true), now), Fate::Delete(ISSUED));
     }
 
-    #[test]
-    fn an_old_request_that_was_issued_just_now_can_be_fetched() {
-        let mut old = csr(&["Approved"], true);
-        let now = SystemTime::now();
-        let created = k8s_openapi::jiff::Timestamp::try_from(now - Duration::from_secs(3600));
-        old.metadata.creation_timestamp = created.ok().map(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time);
-        assert!(old.created().is_some());
-        assert_eq!(fate(&old, now), Fate::Delete(TO_FETCH));
-        old.status.has_certificate = false;
-        old.status.conditions[0].type_ = "Denied".to_owned();
-        assert_eq!(fate(&old, now), Fate::Delete(Duration::ZERO));
+    async fn step(&self, order: &Order) -> Ended {
+        match order.step {
+            Step::Delete(why) => self.delete(order, why).await,
+            Step::Look => self.look(order).await,
+        }
+    }
+
+    async fn delete(&self, order: &Order, why: Why) -> Ended {
+        let api: Api<PartialObjectMeta<CertificateSigningRequest>> = Api::all(self.controller.client.clone());
+        let preconditions =
+            Preconditions { uid: Some(order.uid.to_string()), resource_version: Some(order.version.to_string()) };
+        let params = DeleteParams::default().preconditions(preconditions);
+        match within(api.delete(&order.name, &params)).await {
+            // An object, and no status: it is still there.
+            Ok(answer) => {
+                let held =
+                    answer.left().is_some_and(|object| object.metadata.finalizers.is_some_and(|f| !f.is_empty()));
+                if held {
+                    return Ended::Held;
+                }
+                self.metrics.deleted(why.as_str());
+                tracing::debug!(csr = &*order.name, reason = why.as_str(), "deleted");
+                Ended::Gone
+            }
+            Err(error) if error.is_not_found() => Ended::Gone,
+            Err(error) if error.is_stale() => Ended::Changed,
+            Err(error) => {
+                self.metrics.delete_failures.inc();
+                // An outage is said once, by the watches. An answer such as 403 is about this right.
+                if error.code().is_some_and(|code| code < 500) {
+                    tracing::warn!(csr = &*order.name, %error, "cannot delete a request that is done with; trying again");
+                } else {
+                    tracing::debug!(csr = &*order.name, %error, "cannot delete a request that is done with; trying again");
+                }
+                Ended::Failed
+            }
+        }
+    }
+
+    /// An open request whose pod is gone has nobody to fetch its certificate; one that would be refused goes without an
+    /// answer where its requester has enough of them.
+    async fn look(&self, order: &Order) -> Ended {
+        let csr = match within(Api::<Csr>::all(self.controller.client.clone()).get_opt(&order.name)).await {
+            Ok(Some(csr)) if csr.uid() == &*order.uid => csr,
+            Ok(_) => return Ended::Gone,
+            Err(error) => {
+                tracing::debug!(csr = &*order.name, %error, "cannot read an undecided request; trying again");
+                return Ended::Failed;
+            }
+        };
+        if csr.resource_version() != &*order.version {
+            self.cleaner.observe(&csr);
+            return Ended::Changed;
+        }
+        match self.verdict(&csr, &Case::open(&csr)).await {
+            Ok(Verdict::Deny(denials)) if denials.iter().any(|denial| POD_GONE.contains(&denial.reason)) => {
+                Ended::Delete(Why::Orphaned)
+            }
+            Ok(Verdict::Deny(_)) if self.cleaner.ledger().is_full(&csr) => Ended::Delete(Why::Unanswered),
+            Ok(_) => Ended::Stays,
+            Err(_) => Ended::Failed,
+        }
+    }
+}
+
+impl Why {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Issued => "issued",
+            Self::Refused => "refused",
+            Self::Superseded => "superseded",
+            Self::Unanswered => "unanswered",
+            Self::Orphaned => "orphaned",
+        }
     }
 }

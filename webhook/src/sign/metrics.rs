@@ -55,7 +55,10 @@ pub(super) const PHASES: [&str; 5] = ["stable", "published", "signing", "lost", 
 pub(super) struct Metrics {
     issued: Family<OfRole, Counter>,
     failed: Family<WithReason, Counter>,
-    pub(super) cleaned: Counter,
+    deleted: Family<WithReason, Counter>,
+    pub(super) delete_failures: Counter,
+    known: Gauge,
+    held: Gauge,
     pub(super) trust_writes: Counter,
     pub(super) serving_until: Gauge,
     refused: Family<OfNamespace, Gauge>,
@@ -74,7 +77,14 @@ impl Metrics {
                 "requests_failed",
                 "Approved requests that the signer refused, by reason; one counts once a reason",
             ),
-            cleaned: metric(registry, "requests_deleted", "Finished requests deleted"),
+            deleted: metric(registry, "requests_deleted", "Requests deleted, by reason"),
+            delete_failures: metric(
+                registry,
+                "request_delete_failures",
+                "Deletes that the API server failed or refused",
+            ),
+            known: metric(registry, "requests_known", "Requests to our signers that exist"),
+            held: metric(registry, "requests_held", "Deleted requests that finalizers hold"),
             trust_writes: metric(registry, "trust_writes", "Trust ConfigMaps written"),
             serving_until: metric(
                 registry,
@@ -103,6 +113,16 @@ impl Metrics {
 
     pub(super) fn failed(&self, reason: &'static str) {
         self.failed.get_or_create(&WithReason { reason }).inc();
+    }
+
+    pub(super) fn deleted(&self, reason: &'static str) {
+        self.deleted.get_or_create(&WithReason { reason }).inc();
+    }
+
+    /// Shows how many requests there are, and how many of them finalizers hold.
+    pub(super) fn requests(&self, known: usize, held: usize) {
+        self.known.set(i64::try_from(known).unwrap_or(i64::MAX));
+        self.held.set(i64::try_from(held).unwrap_or(i64::MAX));
     }
 
     /// Shows how an authority stands.
@@ -155,6 +175,7 @@ impl Metrics {
     /// Forgets all authorities: another replica shows them.
     pub(super) fn forget_all(&self) {
         self.refused(std::iter::empty());
+        self.requests(0, 0);
         self.phase.clear();
         self.waiting.clear();
         self.not_after.clear();

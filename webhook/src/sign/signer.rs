@@ -1,35 +1,29 @@
-//! Signs one request: judges it again as the approver did, by the whole grammar, and issues what its pod is entitled to; and
-//! deletes it when it is done with.
+//! Signs one request: judges it again as the approver did, by the whole grammar, and issues what its pod is entitled to.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use etcd_tls_contract::{
     identity::{Denial, Entitlement, Verdict},
-    names::{self, SignerName},
+    names,
 };
-use k8s_openapi::{ByteString, api::core::v1::Pod};
-use kube::{
-    Api,
-    api::{DeleteParams, Preconditions},
-};
+use k8s_openapi::ByteString;
 use serde_json::json;
 
 use super::{
     authorities::{Authorities, Grant, Unavailable},
-    cache::{latest::Latest, pods::host_holder, services::Services},
-    cleaner::{self, Fate},
+    cache::{pods::host_holder, services::Services},
+    cleaner::Cleaner,
     metrics::Metrics,
 };
 use crate::{
     ca::issue::{IssueError, Leaf, issue},
     controller::{
-        Controller,
+        Controller, Trouble,
         case::{self, Case},
-        client::within,
-        csr::{Handler, Interest, Outcome},
+        csr::{Handler, Outcome, Seen},
         facts::Csr,
     },
 };
@@ -44,51 +38,56 @@ pub(super) struct Signer {
     pub(super) services: Services,
     pub(super) metrics: Metrics,
     pub(super) max_lifetime: Option<Duration>,
-    pub(super) latest: Mutex<Latest>,
+    pub(super) cleaner: Cleaner,
 }
 
 impl Handler for Signer {
-    fn interest(&self, csr: &Csr) -> Interest {
-        if csr.spec.signer_name.parse::<SignerName>().is_err() {
-            return Interest::Ignore;
-        }
-        match cleaner::fate(csr, SystemTime::now()) {
-            Fate::Issue => Interest::Now,
-            Fate::Delete(wait) | Fate::Orphan(wait) => Interest::After(wait),
+    fn observe(&self, seen: Seen<'_>) {
+        match seen {
+            Seen::ListBegins => self.cleaner.list_begins(),
+            Seen::There(csr) if is_ours(csr) => self.cleaner.observe(csr),
+            Seen::There(_) => {}
+            Seen::Gone(csr) => self.cleaner.gone(csr),
+            Seen::ListEnds => self.cleaner.list_ends(),
         }
     }
 
+    /// What was approved and not refused. The API server takes a certificate on a request that was denied; we write none.
+    fn concerns(&self, csr: &Csr) -> bool {
+        let decided = csr.denied() || csr.failed() || csr.status.has_certificate;
+        is_ours(csr) && csr.approved() && !decided && csr.metadata.deletion_timestamp.is_none()
+    }
+
     async fn handle(&self, csr: &Csr) -> Outcome {
-        match cleaner::fate(csr, SystemTime::now()) {
-            Fate::Issue => self.sign(csr).await,
-            Fate::Delete(_) => self.clean(csr).await,
-            Fate::Orphan(_) => self.look_for_pod(csr).await,
-        }
+        let case = Case::open(csr);
+        let result = match self.verdict(csr, &case).await {
+            Ok(Verdict::Approve(entitlement)) => self.issue(csr, &case, &entitlement).await,
+            Ok(Verdict::Deny(denials)) => self.refuse(csr, &case, &denials).await,
+            Ok(Verdict::NotYet(reason)) => Err(Trouble::NotYet(reason)),
+            Err(trouble) => Err(trouble),
+        };
+        self.controller.outcome(csr, result)
     }
 }
 
 impl Signer {
-    async fn sign(&self, csr: &Csr) -> Outcome {
-        let case = Case::open(csr);
+    /// What the law says of a request now.
+    pub(super) async fn verdict(&self, csr: &Csr, case: &Case) -> Result<Verdict, Trouble> {
         let services = match case.needs_pod() {
             Some(bound) => match self.services.of(&bound.namespace) {
                 Some(services) => services,
-                None => return self.controller.not_yet(csr, "Services not listed yet"),
+                None => return Ok(Verdict::NotYet("Services not listed yet".to_owned())),
             },
             None => Vec::new(),
         };
-        match self.controller.decide(csr, &case, &services).await {
-            Ok(Verdict::Approve(entitlement)) => self.issue(csr, &case, &entitlement).await,
-            Ok(Verdict::Deny(denials)) => self.refuse(csr, &case, &denials).await,
-            Ok(Verdict::NotYet(reason)) => self.controller.not_yet(csr, &reason),
-            Err(error) => self.controller.failed(csr, &error),
-        }
+        Ok(self.controller.decide(csr, case, &services).await?)
     }
 
-    async fn issue(&self, csr: &Csr, case: &Case, entitlement: &Entitlement) -> Outcome {
+    async fn issue(&self, csr: &Csr, case: &Case, entitlement: &Entitlement) -> Result<(), Trouble> {
+        let not_yet = |what: &str| Trouble::NotYet(what.to_owned());
         let now = SystemTime::now();
-        let Some(policy) = self.controller.policy.borrow().clone() else { return Outcome::NotYet };
-        let Some(public_key) = case.public_key() else { return Outcome::Failed };
+        let policy = self.controller.policy.borrow().clone().ok_or_else(|| not_yet("no policy could be read yet"))?;
+        let public_key = case.public_key().ok_or_else(|| not_yet("the request has no public key"))?;
         let mut leaf = Leaf::entitled(entitlement, public_key, csr.expiration());
         leaf.lifetime = self.max_lifetime.map_or(leaf.lifetime, |max| leaf.lifetime.min(max));
         let holder = case.bound.as_ref().map_or_else(|| host_holder(&csr.spec.username), |b| b.pod_uid.clone());
@@ -98,28 +97,27 @@ impl Signer {
             trusts: csr.annotation(names::TRUSTS_ANNOTATION),
             lifetime: leaf.lifetime,
         };
-        let slot = match self.authorities.slot(&policy.authority(&entitlement.signer)) {
-            Ok(slot) => slot,
-            Err(error) => return self.unavailable(csr, case, error).await,
+        let granted = match self.authorities.slot(&policy.authority(&entitlement.signer)) {
+            Ok(slot) => self.authorities.grant(&slot, &grant, now).await.map(|authority| (slot, authority)),
+            Err(error) => Err(error),
         };
-        let authority = match self.authorities.grant(&slot, &grant, now).await {
-            Ok(authority) => authority,
-            Err(error) => return self.unavailable(csr, case, error).await,
+        let (slot, authority) = match granted {
+            Ok(granted) => granted,
+            Err(error) => return Err(self.unavailable(case, error).await),
         };
         let mut serial = [0; 16];
-        if aws_lc_rs::rand::fill(&mut serial).is_err() {
-            return self.controller.not_yet(csr, "no random numbers");
-        }
+        aws_lc_rs::rand::fill(&mut serial).map_err(|_| not_yet("no random numbers"))?;
         let chain = match issue(&authority, &leaf, now, serial) {
             Ok(chain) => chain,
-            Err(error @ IssueError::AuthorityNotValid) => return self.controller.not_yet(csr, &error.to_string()),
             Err(error @ IssueError::KeyOfAuthority) => {
                 let denial = Denial { reason: "KeyOfAuthority", message: error.to_string() };
                 return self.refuse(csr, case, &[denial]).await;
             }
             Err(error) => {
-                tracing::error!(csr = csr.name(), authority = %slot.name, %error, "cannot issue");
-                return Outcome::NotYet;
+                if !matches!(error, IssueError::AuthorityNotValid) {
+                    tracing::error!(csr = csr.name(), authority = %slot.name, %error, "cannot issue");
+                }
+                return Err(Trouble::NotYet(error.to_string()));
             }
         };
         let certificate = ByteString(chain.to_pem().into_bytes());
@@ -127,9 +125,7 @@ impl Signer {
             "metadata": {"uid": csr.uid(), "resourceVersion": csr.resource_version()},
             "status": {"certificate": certificate},
         });
-        if let Err(error) = self.controller.write(csr, "status", patch).await {
-            return self.controller.not_written(csr, &error);
-        }
+        self.controller.write(csr, "status", patch).await?;
         self.metrics.issued(entitlement.role);
         tracing::info!(
             csr = csr.name(),
@@ -142,79 +138,34 @@ impl Signer {
             x509.not_after = %crate::rollover::rfc3339::text(chain.not_after),
             "issued"
         );
-        self.supersede(csr).await;
-        Outcome::Done
+        Ok(())
     }
 
     /// There is no authority to sign with now. It may come, so nothing final is written.
-    async fn unavailable(&self, csr: &Csr, case: &Case, error: Unavailable) -> Outcome {
+    async fn unavailable(&self, case: &Case, error: Unavailable) -> Trouble {
         match error {
-            Unavailable::Api(error) => self.controller.failed(csr, &error),
+            Unavailable::Api(error) => error.into(),
             Unavailable::Full(why) => {
                 let denial = Denial { reason: "TooManyAuthorities", message: why };
                 self.controller.tell_pod(case, "CertificateWaits", std::slice::from_ref(&denial)).await;
-                self.controller.not_yet(csr, &denial.message)
+                Trouble::NotYet(denial.message)
             }
-            error => self.controller.not_yet(csr, &error.to_string()),
+            error => Trouble::NotYet(error.to_string()),
         }
     }
 
     /// Writes that an approved request is refused all the same.
-    async fn refuse(&self, csr: &Csr, case: &Case, denials: &[Denial]) -> Outcome {
+    async fn refuse(&self, csr: &Csr, case: &Case, denials: &[Denial]) -> Result<(), Trouble> {
         let reasons = case::message(denials);
-        let patch = case::patch(csr, "Failed", FAILED, &reasons);
-        if let Err(error) = self.controller.write(csr, "status", patch).await {
-            return self.controller.not_written(csr, &error);
-        }
+        self.controller.write(csr, "status", case::patch(csr, "Failed", FAILED, &reasons)).await?;
         denials.iter().for_each(|denial| self.metrics.failed(denial.reason));
         tracing::warn!(csr = csr.name(), uid = csr.uid(), username = csr.spec.username, reasons, "refused");
         self.controller.tell_pod(case, "CertificateRefused", denials).await;
-        Outcome::Done
+        Ok(())
     }
+}
 
-    /// Deletes the request that this one takes the place of.
-    async fn supersede(&self, csr: &Csr) {
-        let before = self.latest.lock().unwrap_or_else(PoisonError::into_inner).put(csr);
-        if let Some((name, uid)) = before {
-            self.delete(&name, &uid, None).await;
-        }
-    }
-
-    async fn delete(&self, name: &str, uid: &str, version: Option<&str>) -> Outcome {
-        let api: Api<Csr> = Api::all(self.controller.client.clone());
-        let params = DeleteParams::default()
-            .preconditions(Preconditions { uid: Some(uid.to_owned()), resource_version: version.map(str::to_owned) });
-        match within(api.delete(name, &params)).await {
-            Ok(_) => {
-                self.metrics.cleaned.inc();
-                tracing::debug!(csr = name, "deleted: done with");
-                Outcome::Done
-            }
-            Err(error) if error.is_not_found() => Outcome::Done,
-            Err(error) if error.is_stale() => Outcome::Stale,
-            Err(error) => {
-                tracing::debug!(csr = name, %error, "cannot delete a finished request; trying again");
-                Outcome::Failed
-            }
-        }
-    }
-
-    async fn clean(&self, csr: &Csr) -> Outcome {
-        self.latest.lock().unwrap_or_else(PoisonError::into_inner).remove(csr);
-        self.delete(csr.name(), csr.uid(), Some(csr.resource_version())).await
-    }
-
-    /// Deletes a pending request whose pod is gone: nobody will fetch its certificate.
-    async fn look_for_pod(&self, csr: &Csr) -> Outcome {
-        let case = Case::open(csr);
-        let Some(bound) = &case.bound else { return Outcome::After(cleaner::PENDING) };
-        let pods: Api<Pod> = Api::namespaced(self.controller.client.clone(), &bound.namespace);
-        match within(pods.get_metadata_opt(&bound.pod)).await {
-            Ok(pod) if pod.as_ref().is_none_or(|pod| pod.metadata.uid.as_deref() != Some(&bound.pod_uid)) => {
-                self.clean(csr).await
-            }
-            Ok(_) => Outcome::After(cleaner::PENDING),
-            Err(error) => self.controller.failed(csr, &error),
-        }
-    }
+/// Whether a request is addressed to a signer of ours.
+fn is_ours(csr: &Csr) -> bool {
+    case::is_ours(&csr.spec.signer_name)
 }

@@ -1,11 +1,7 @@
 //! What a signer keeps while it leads, beside answering requests: authorities and trust, the Services, the webhook's serving
 //! pair. At a term's end every key is dropped.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use etcd_tls_contract::policy::Policy;
 use tokio::{sync::Notify, task::JoinSet, time::sleep};
@@ -53,6 +49,8 @@ impl Terms {
             };
             tasks.spawn(async move { match keeper.run().await {} });
             tasks.spawn(serve(Arc::clone(&signer), lifetimes));
+            let cleaning = Arc::clone(&signer);
+            tasks.spawn(async move { match cleaning.clean_up().await {} });
             tasks.spawn(signer.services.clone().watch(controller.client.clone()));
             tokio::select! {
                 () = until(&mut leader, false) => {}
@@ -62,7 +60,6 @@ impl Terms {
             signer.authorities.clear();
             signer.services.clear();
             signer.metrics.forget_all();
-            signer.latest.lock().unwrap_or_else(PoisonError::into_inner).clear();
             // What broke off may break off again at once.
             sleep(Duration::from_secs(1)).await;
         }

@@ -11,7 +11,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Interest, Outcome};
+use super::Outcome;
 use crate::controller::facts::Csr;
 
 /// CSRs of one requester in the queue; more are found again by a list when there is room.
@@ -83,11 +83,9 @@ enum State {
     InFlight(Option<Next>),
 }
 
+/// What passed by, with its content if there is room for it.
 #[derive(Debug)]
-enum Next {
-    Now(Option<Arc<Kept>>),
-    At(Instant),
-}
+struct Next(Option<Arc<Kept>>);
 
 /// One requester's.
 #[derive(Debug, Default)]
@@ -145,26 +143,18 @@ impl Queue {
         self.entries.len() - self.in_flight
     }
 
-    /// Takes note of a CSR that passed by.
-    pub(super) fn offer(&mut self, csr: Csr, interest: Interest, now: Instant) {
-        let name = csr.name().to_owned();
-        let next = match interest {
-            Interest::Ignore => return self.remove(&name),
-            Interest::Now => Next::Now(self.keep(&csr)),
-            Interest::After(wait) => Next::At(now + wait),
-        };
-        match self.entries.get_mut(name.as_str()) {
+    /// Takes note of a CSR that passed by and needs work.
+    pub(super) fn offer(&mut self, csr: &Csr) {
+        let next = Next(self.keep(csr));
+        match self.entries.get_mut(csr.name()) {
             None => {
-                if self.insert(&csr) {
-                    self.schedule(&name, next);
+                if self.insert(csr) {
+                    self.schedule(csr.name(), next);
                 }
             }
             Some(Entry { state: State::InFlight(slot), .. }) => *slot = Some(next),
-            Some(Entry { state: State::Ready, csr, .. }) => {
-                // Its turn comes anyhow; without content it is looked at again then.
-                *csr = if let Next::Now(csr) = next { csr } else { None };
-            }
-            Some(Entry { state: State::Waiting(_), .. }) => self.schedule(&name, next),
+            Some(Entry { state: State::Ready, csr, .. }) => *csr = next.0,
+            Some(Entry { state: State::Waiting(_), .. }) => self.schedule(csr.name(), next),
         }
     }
 
@@ -229,17 +219,14 @@ impl Queue {
         entry.attempts += 1;
         let (first, cap) = match (outcome, next) {
             // What passed by meanwhile is newer than what was worked on.
-            (Outcome::Done | Outcome::Stale, Some(next)) | (Outcome::After(_), Some(next @ Next::Now(_))) => {
-                return self.schedule(name, next);
-            }
+            (Outcome::Done | Outcome::Stale, Some(next)) => return self.schedule(name, next),
             (Outcome::Done, None) => return self.drop_entry(name),
-            (Outcome::After(wait), _) => return self.schedule(name, Next::At(now + wait)),
             (Outcome::Stale, None) => {
                 entry.csr = None;
                 (Duration::from_millis(10), Duration::from_secs(30))
             }
             (Outcome::NotYet | Outcome::Failed, next) => {
-                if let Some(Next::Now(newer)) = next {
+                if let Some(Next(newer)) = next {
                     entry.csr = newer;
                 }
                 if outcome == Outcome::NotYet {
@@ -309,18 +296,11 @@ impl Queue {
         true
     }
 
-    fn schedule(&mut self, name: &str, next: Next) {
-        let (csr, at) = match next {
-            Next::Now(csr) => (csr, None),
-            Next::At(at) => (None, Some(at)),
-        };
+    fn schedule(&mut self, name: &str, Next(csr): Next) {
         if let Some(entry) = self.entries.get_mut(name) {
             entry.csr = csr;
         }
-        match at {
-            None => self.make_ready(name),
-            Some(at) => self.wait(name, at),
-        }
+        self.make_ready(name);
     }
 
     fn make_ready(&mut self, name: &str) {

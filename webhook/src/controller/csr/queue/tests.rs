@@ -18,10 +18,10 @@ fn a_flood_of_one_requester_starves_nobody() {
     let now = Instant::now();
     let mut queue = Queue::new(4);
     for n in 0..1000 {
-        queue.offer(csr(&format!("flood-{n}"), "flood"), Interest::Now, now);
+        queue.offer(&csr(&format!("flood-{n}"), "flood"));
     }
-    queue.offer(csr("a", "quiet"), Interest::Now, now);
-    queue.offer(csr("b", "other"), Interest::Now, now);
+    queue.offer(&csr("a", "quiet"));
+    queue.offer(&csr("b", "other"));
     // Everybody's first before anybody's second; and within one requester in the order of arrival.
     assert_eq!(popped(&mut queue, now), ["flood-0", "a", "b", "flood-1"]);
     // One requester never has all workers.
@@ -29,7 +29,7 @@ fn a_flood_of_one_requester_starves_nobody() {
         queue.finish(name, Outcome::Done, now);
     }
     assert_eq!(popped(&mut queue, now), ["flood-2", "flood-3", "flood-4"]);
-    queue.offer(csr("c", "quiet"), Interest::Now, now);
+    queue.offer(&csr("c", "quiet"));
     assert_eq!(popped(&mut queue, now), ["c"]);
 }
 
@@ -43,22 +43,22 @@ fn the_requests_of_a_pod_take_one_turn_but_no_more_than_a_pod_has_roles() {
         csr
     };
     for csr in [of("a1", "x", "a"), of("b1", "x", "b"), of("c1", "x", "c"), of("d1", "y", "a"), of("b2", "x", "b")] {
-        queue.offer(csr, Interest::Now, now);
+        queue.offer(&csr);
     }
-    queue.offer(of("a2", "x", "a"), Interest::Now, now);
+    queue.offer(&of("a2", "x", "a"));
     assert_eq!(popped(&mut queue, now), ["a1", "a2", "d1", "b1", "b2", "c1"]);
 
     for name in (0..6).map(|n| format!("f{n}")) {
-        queue.offer(of(&name, "flood", "f"), Interest::Now, now);
+        queue.offer(&of(&name, "flood", "f"));
     }
-    queue.offer(of("q", "quiet", "q"), Interest::Now, now);
+    queue.offer(&of("q", "quiet", "q"));
     assert_eq!(popped(&mut queue, now), ["f0", "f1", "f2", "f3", "q", "f4", "f5"]);
 
     // One that needs nothing any more is passed over.
     for name in ["g0", "g1", "g2"] {
-        queue.offer(of(name, "x", "g"), Interest::Now, now);
+        queue.offer(&of(name, "x", "g"));
     }
-    queue.offer(of("g1", "x", "g"), Interest::Ignore, now);
+    queue.remove("g1");
     assert_eq!(popped(&mut queue, now), ["g0", "g2"]);
 }
 
@@ -66,7 +66,7 @@ fn the_requests_of_a_pod_take_one_turn_but_no_more_than_a_pod_has_roles() {
 fn what_has_to_wait_waits_longer_each_time_and_never_over_a_minute() {
     let mut now = Instant::now();
     let mut queue = Queue::new(1);
-    queue.offer(csr("a", "x"), Interest::Now, now);
+    queue.offer(&csr("a", "x"));
     let mut waits = Vec::new();
     for _ in 0..40 {
         assert_eq!(popped(&mut queue, now), ["a"]);
@@ -86,19 +86,17 @@ fn what_has_to_wait_waits_longer_each_time_and_never_over_a_minute() {
 fn what_passes_by_during_the_work_is_not_lost() {
     let now = Instant::now();
     let mut queue = Queue::new(2);
-    queue.offer(csr("a", "x"), Interest::Now, now);
+    queue.offer(&csr("a", "x"));
     assert!(queue.pop(now).is_some());
-    queue.offer(csr("a", "x"), Interest::Now, now);
+    queue.offer(&csr("a", "x"));
     assert!(queue.pop(now).is_none(), "never two workers on one CSR");
     queue.finish("a", Outcome::Done, now);
     assert_eq!(popped(&mut queue, now), ["a"]);
 
-    // The echo of our own write, with a clean-up to come.
-    queue.offer(csr("a", "x"), Interest::After(Duration::from_secs(300)), now);
+    // The echo of our own write needs nothing.
+    queue.remove("a");
     queue.finish("a", Outcome::Done, now);
     assert!(queue.pop(now).is_none());
-    assert_eq!(popped(&mut queue, now + Duration::from_secs(300)), ["a"]);
-    queue.finish("a", Outcome::Done, now);
     assert_eq!(queue.waiting(), 0);
     assert!(queue.lines.is_empty() && queue.entries.is_empty() && queue.turns.is_empty());
 }
@@ -107,14 +105,14 @@ fn what_passes_by_during_the_work_is_not_lost() {
 fn what_is_decided_or_gone_leaves_the_queue() {
     let now = Instant::now();
     let mut queue = Queue::new(2);
-    queue.offer(csr("a", "x"), Interest::Now, now);
-    queue.offer(csr("b", "x"), Interest::Now, now);
-    queue.offer(csr("a", "x"), Interest::Ignore, now);
+    queue.offer(&csr("a", "x"));
+    queue.offer(&csr("b", "x"));
+    queue.remove("a");
     queue.remove("b");
     assert!(queue.pop(now).is_none());
     assert!(queue.lines.is_empty() && queue.turns.is_empty());
     // And may come again under its name.
-    queue.offer(csr("a", "x"), Interest::Now, now);
+    queue.offer(&csr("a", "x"));
     assert_eq!(popped(&mut queue, now), ["a"]);
 }
 
@@ -123,7 +121,7 @@ fn a_long_queue_keeps_names_and_no_contents() {
     let now = Instant::now();
     let mut queue = Queue::new(1000);
     for n in 0..600 {
-        queue.offer(csr(&format!("c{n}"), "x"), Interest::Now, now);
+        queue.offer(&csr(&format!("c{n}"), "x"));
     }
     let jobs: Vec<Job> = std::iter::from_fn(|| queue.pop(now)).collect();
     assert_eq!(jobs.iter().filter(|j| j.csr.is_some()).count(), MAX_CONTENTS);
@@ -134,16 +132,15 @@ fn a_long_queue_keeps_names_and_no_contents() {
         queue.finish(&job.name, Outcome::Done, now);
     }
     assert_eq!(Arc::strong_count(&queue.places), 1, "each place is given back");
-    queue.offer(big, Interest::Now, now);
+    queue.offer(&big);
     assert!(queue.pop(now).unwrap().csr.is_none());
 }
 
 #[test]
 fn what_does_not_fit_is_listed_again_when_there_is_room() {
-    let now = Instant::now();
     let mut queue = Queue::new(1);
     for n in 0..=PER_REQUESTER {
-        queue.offer(csr(&format!("c{n}"), "x"), Interest::Now, now);
+        queue.offer(&csr(&format!("c{n}"), "x"));
     }
     assert_eq!(queue.waiting(), PER_REQUESTER);
     assert!(!queue.has_room_again());
@@ -159,7 +156,7 @@ fn what_does_not_fit_is_listed_again_when_there_is_room() {
 fn a_stale_one_is_read_anew_soon() {
     let now = Instant::now();
     let mut queue = Queue::new(1);
-    queue.offer(csr("a", "x"), Interest::Now, now);
+    queue.offer(&csr("a", "x"));
     assert!(queue.pop(now).unwrap().csr.is_some());
     queue.finish("a", Outcome::Stale, now);
     let due = queue.next_due().unwrap();

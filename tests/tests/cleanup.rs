@@ -1,0 +1,217 @@
+//! What becomes of requests that are done with: through the queue, on a real API server, with the shipped rights and shortened
+//! times.
+
+#[path = "approve/lab.rs"]
+#[allow(dead_code, reason = "the approver's tests use the rest")]
+mod lab;
+#[path = "sign/signer.rs"]
+#[allow(dead_code, reason = "the signer's tests use the rest")]
+mod signer;
+
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+
+use etcd_tls_contract::role::Role;
+use k8s_openapi::api::certificates::v1::CertificateSigningRequest as Csr;
+use kube::{
+    Api, ResourceExt,
+    api::{Patch, PatchParams},
+};
+use lab::{Asking, LIMIT, Lab};
+use nix::sys::signal::Signal;
+use serde_json::json;
+use signer::{issue, issued, member, sign};
+use tests::{eventually, process::Process};
+
+/// Long enough to see that a request is still there before its time.
+const ISSUED: Duration = Duration::from_secs(6);
+const REFUSED: Duration = Duration::from_secs(12);
+const SHORT: [&str; 6] =
+    ["--delete-issued-after", "6s", "--delete-refused-after", "12s", "--check-pending-every", "2s"];
+/// A delete and its way to us.
+const SOON: Duration = Duration::from_secs(4);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_request_goes_at_its_time() {
+    let Some(mut lab) = Lab::new().await else { return };
+    let approver = lab.approver("approve-a", &[]);
+    let mut signer = sign(&lab, "sign-a", &SHORT).await;
+    lab.ready(&approver).await;
+    lab.api.namespace("clean", &[("etcd-tls", "dynamic")]).await;
+    let pod = member(&lab, "clean", "etcd-0", Some("10.1.0.1")).await;
+    let requester = lab.requester(&pod).await;
+
+    // Issued, and superseded.
+    let (first, _) = issue(&lab, &pod, Role::Peer, None).await;
+    let (server, _) = issue(&lab, &pod, Role::Server, None).await;
+    let at = Instant::now();
+    let (second, _) = issue(&lab, &pod, Role::Peer, None).await;
+    gone(&lab, &first).await;
+    assert!(at.elapsed() < ISSUED - Duration::from_secs(1), "a superseded one goes at once");
+    assert!(there(&lab, &server).await && there(&lab, &second).await);
+    gone_between(&lab, &server, at, ISSUED - Duration::from_secs(1), ISSUED + SOON).await;
+    gone(&lab, &second).await;
+
+    // Refused, by the approver and by the signer.
+    let denied = Asking::of(&pod, Role::Peer).organization("system:masters");
+    denied.create(&requester).await;
+    lab.denied(&denied.name).await;
+    let at = Instant::now();
+    gone_between(&lab, &denied.name, at, REFUSED - Duration::from_secs(1), REFUSED + SOON).await;
+
+    // Nobody fetches what a pod that is gone has asked for.
+    let waiting = member(&lab, "clean", "etcd-1", None).await;
+    let orphan = Asking::of(&waiting, Role::Peer);
+    orphan.create(&lab.requester(&waiting).await).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(there(&lab, &orphan.name).await, "a pod that waits for its address has time");
+    lab.api.delete_pod("clean", "etcd-1").await;
+    gone(&lab, &orphan.name).await;
+
+    // Others' requests are others'.
+    let foreign = Asking::of(&pod, Role::Peer).signer("etcd-tls.example.com/x").named("foreign");
+    foreign.create(&lab.api.client).await;
+
+    held_by_a_finalizer(&lab, &signer).await;
+    through_an_outage(&mut lab, &mut signer).await;
+}
+
+async fn held_by_a_finalizer(lab: &Lab, signer: &Process) {
+    let pod = member(lab, "clean", "etcd-2", Some("10.1.0.2")).await;
+    let (held, _) = issue(lab, &pod, Role::Peer, None).await;
+    let csrs: Api<Csr> = Api::all(lab.api.client.clone());
+    let finalizers = |list: &[&str]| Patch::Merge(json!({"metadata": {"finalizers": list}}));
+    csrs.patch(&held, &PatchParams::default(), &finalizers(&["example.com/hold"])).await.expect("hold a request");
+    eventually("a request that a finalizer holds to be deleted", LIMIT, || async {
+        let csr = csrs.get(&held).await.map_err(|e| e.to_string())?;
+        csr.metadata.deletion_timestamp.map(|_| ()).ok_or_else(|| "not deleted".to_owned())
+    })
+    .await;
+    let calls = calls(lab).await;
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    let more = self::calls(lab).await - calls;
+    assert!(more <= 3, "{more} calls for a request that nobody can delete");
+    assert_eq!(signer.log().matches("is held by finalizers").count(), 1, "said once");
+    csrs.patch(&held, &PatchParams::default(), &finalizers(&[])).await.expect("let a request go");
+    gone(lab, &held).await;
+}
+
+/// Of what is due while the signer or the API server is away, nothing stays.
+async fn through_an_outage(lab: &mut Lab, signer: &mut Process) {
+    let pod = member(lab, "clean", "etcd-3", Some("10.1.0.3")).await;
+    let (during_outage, _) = issue(lab, &pod, Role::Peer, None).await;
+    lab.api.process().signal(Signal::SIGSTOP);
+    tokio::time::sleep(ISSUED + SOON).await;
+    lab.api.process().signal(Signal::SIGCONT);
+    gone(lab, &during_outage).await;
+
+    let (of_the_last, _) = issue(lab, &pod, Role::Server, None).await;
+    signer.kill();
+    tokio::time::sleep(ISSUED).await;
+    assert!(there(lab, &of_the_last).await, "nobody is there to delete it");
+    let mut again = sign(lab, "sign-b", &SHORT).await;
+    gone(lab, &of_the_last).await;
+
+    // A leader that is frozen, and its successor.
+    let (handed_over, _) = issue(lab, &pod, Role::Peer, None).await;
+    let _successor = sign(lab, "sign-c", &SHORT).await;
+    again.signal(Signal::SIGSTOP);
+    gone(lab, &handed_over).await;
+    again.signal(Signal::SIGCONT);
+    issue(lab, &pod, Role::Server, None).await;
+
+    eventually("nothing of ours to be left", LIMIT, || async {
+        let left: Vec<_> = signer::csrs(lab).await.iter().map(ResourceExt::name_any).collect();
+        if left == ["foreign"] { Ok(()) } else { Err(format!("{left:?}")) }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_requester_leaves_a_few() {
+    let Some(lab) = Lab::new().await else { return };
+    let approver = lab.approver("approve-a", &[]);
+    let signer = sign(&lab, "sign-a", &[]).await;
+    lab.ready(&approver).await;
+    lab.api.namespace("flood", &[("etcd-tls", "dynamic")]).await;
+    let pod = member(&lab, "flood", "etcd-0", Some("10.2.0.1")).await;
+    let requester = lab.requester(&pod).await;
+    let bad = |n: usize| Asking::of(&pod, Role::Peer).organization(&format!("system:masters-{n}"));
+    bad(0).create_when_allowed(&requester).await;
+    for n in 1..5 {
+        let asking = bad(n);
+        asking.create(&requester).await;
+        lab.denied(&asking.name).await;
+    }
+    for chunk in 0..30 {
+        let asks: Vec<_> = (0..10).map(|n| bad(chunk * 10 + n)).collect();
+        futures::future::join_all(asks.iter().map(|asking| asking.create(&requester))).await;
+    }
+    let few = eventually("all but a few to be gone", LIMIT, || async {
+        let left = signer::csrs(&lab).await;
+        if left.len() <= 20 && left.iter().all(|csr| signer::has(csr, "Denied")) {
+            Ok(left.len())
+        } else {
+            Err(left.len())
+        }
+    })
+    .await;
+    assert!(few >= 5, "{few}: the first ones are answered and stay");
+    // Beyond them there is no answer, and a good request gets its certificate all the same.
+    let unanswered = bad(1000);
+    unanswered.create(&requester).await;
+    gone(&lab, &unanswered.name).await;
+    let good = Asking::of(&pod, Role::Peer);
+    good.create(&requester).await;
+    issued(&lab, &good.name).await;
+
+    // Open ones: a pod without an address.
+    let stuck = member(&lab, "flood", "etcd-1", None).await;
+    let requester = lab.requester(&stuck).await;
+    let mut last = BTreeSet::new();
+    for _ in 0..40 {
+        let asking = Asking::of(&stuck, Role::Server);
+        asking.create(&requester).await;
+        last.insert(asking.name);
+    }
+    eventually("all but a few open ones to be gone", LIMIT, || async {
+        let left = signer::csrs(&lab).await.into_iter().filter(|csr| last.contains(&csr.name_any())).count();
+        if (1..=5).contains(&left) { Ok(()) } else { Err(left) }
+    })
+    .await;
+    lab.api.set_pod_ips("flood", "etcd-1", &["10.2.0.2".parse().expect("an address")]).await;
+    issue(&lab, &stuck, Role::Server, None).await;
+    assert!(signer.log().lines().count() < 2000, "a flood fills no log");
+}
+
+async fn there(lab: &Lab, name: &str) -> bool {
+    let csrs: Api<Csr> = Api::all(lab.api.client.clone());
+    csrs.get_opt(name).await.expect("look for a request").is_some()
+}
+
+async fn gone(lab: &Lab, name: &str) {
+    eventually(&format!("{name} to be gone"), LIMIT, || async {
+        if there(lab, name).await { Err("still there") } else { Ok(()) }
+    })
+    .await;
+}
+
+async fn gone_between(lab: &Lab, name: &str, since: Instant, earliest: Duration, latest: Duration) {
+    gone(lab, name).await;
+    let took = since.elapsed();
+    assert!(took >= earliest && took <= latest, "{name} was gone after {took:?}, not {earliest:?} to {latest:?}");
+}
+
+/// Calls for single requests that the API server has answered.
+async fn calls(lab: &Lab) -> u64 {
+    let request = hyper::Request::get("/metrics").body(Vec::new()).expect("a request");
+    let text = lab.api.client.request_text(request).await.expect("the API server's metrics");
+    let of = |line: &&str| {
+        line.starts_with("apiserver_request_total{")
+            && line.contains("resource=\"certificatesigningrequests\"")
+            && (line.contains("verb=\"DELETE\"") || line.contains("verb=\"GET\""))
+    };
+    text.lines().filter(of).filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>() as u64
+}

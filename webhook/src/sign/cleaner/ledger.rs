@@ -1,0 +1,470 @@
+//! The requests in the cluster that are addressed to us, and when each of them goes. Pure.
+//!
+//! Of a request a few words are kept, from when a list or a watch brings it until it is gone. A request goes
+//!
+//! * some minutes after it was issued, and at once when a later one of its pod and role is issued;
+//! * an hour after it was refused, and at once when its requester has left as many refused ones as are kept;
+//! * at once when its pod leaves too many open ones, and soon after its pod is gone.
+//!
+//! What finalizers hold is asked to go once and counted until it has gone.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeSet, BinaryHeap, HashMap},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use tokio::time::Instant;
+
+use crate::controller::{
+    facts::Csr,
+    refusals::{self, Refusals},
+};
+
+/// Open requests of one pod and role that stay; the sidecar has one at a time.
+const OPEN_PER_ROLE: usize = 4;
+/// Open requests of one pod that stay.
+const OPEN_PER_POD: usize = 16;
+/// What is left for fetching a certificate at least, however old its request is.
+const TO_FETCH: Duration = Duration::from_secs(60);
+/// A delete that met another version is tried again after this, if the watch brings nothing.
+const CHANGED: Duration = Duration::from_secs(5);
+/// The waits between attempts when the API server fails.
+const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+
+/// When requests go.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Times {
+    /// After they were issued.
+    pub(crate) issued: Duration,
+    /// After they were refused.
+    pub(crate) refused: Duration,
+    /// Open ones: how often to look whether their pod is still there.
+    pub(crate) open: Duration,
+}
+
+/// Why a request goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Why {
+    /// Its certificate was fetched long ago.
+    Issued,
+    /// It was refused long ago.
+    Refused,
+    /// A later one of its pod and role takes its place.
+    Superseded,
+    /// Its requester has as many refused ones as are kept.
+    Unanswered,
+    /// Its pod is gone.
+    Orphaned,
+}
+
+/// What to do with a request now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Delete it.
+    Delete(Why),
+    /// Look whether it is still worth an answer.
+    Look,
+}
+
+/// A step that is due, for exactly this request as it was seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Order {
+    pub(super) name: Arc<str>,
+    pub(super) uid: Box<str>,
+    pub(super) version: Box<str>,
+    pub(super) step: Step,
+}
+
+/// How a step went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// The request is gone, or another one has its name.
+    Gone,
+    /// The API server took the delete, and the request is still there: finalizers hold it.
+    Held,
+    /// It stays for now.
+    Stays,
+    /// It is to be deleted.
+    Delete(Why),
+    /// It is not what was looked at any more.
+    Changed,
+    /// The API server failed us.
+    Failed,
+}
+
+/// How a request stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    Open,
+    Issued,
+    Refused,
+}
+
+#[derive(Debug)]
+struct Entry {
+    uid: Box<str>,
+    version: Box<str>,
+    pod: Arc<str>,
+    role: Box<str>,
+    /// When it was made; and among those of one second, which passed by first in this term. 0: a list brought it.
+    order: (SystemTime, u64),
+    standing: Standing,
+    goes: Option<Why>,
+    held: bool,
+    busy: bool,
+    failures: u32,
+    /// The entry in `due` that counts.
+    ticket: u64,
+    list: u64,
+}
+
+/// The requests of one pod, or of one requester that is no pod.
+#[derive(Debug, Default)]
+struct Pod {
+    open: BTreeSet<((SystemTime, u64), Arc<str>)>,
+    roles: HashMap<Box<str>, Role>,
+}
+
+#[derive(Debug, Default)]
+struct Role {
+    open: BTreeSet<((SystemTime, u64), Arc<str>)>,
+    issued: BTreeSet<((SystemTime, u64), Arc<str>)>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Ledger {
+    times: Times,
+    entries: HashMap<Arc<str>, Entry>,
+    pods: HashMap<Arc<str>, Pod>,
+    refusals: Refusals,
+    due: BinaryHeap<Reverse<(Instant, u64, Arc<str>)>>,
+    serial: u64,
+    listing: bool,
+    list: u64,
+}
+
+impl Ledger {
+    pub(super) fn new(times: Times) -> Self {
+        Self {
+            times,
+            entries: HashMap::new(),
+            pods: HashMap::new(),
+            refusals: Refusals::default(),
+            due: BinaryHeap::new(),
+            serial: 0,
+            listing: false,
+            list: 0,
+        }
+    }
+
+    /// Requests that finalizers hold.
+    pub(super) fn held(&self) -> usize {
+        self.entries.values().filter(|entry| entry.held).count()
+    }
+
+    /// Requests that are known.
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// A list begins.
+    pub(super) fn list_begins(&mut self) {
+        self.listing = true;
+        self.list += 1;
+    }
+
+    /// A list is complete: what it did not bring is gone.
+    pub(super) fn list_ends(&mut self) {
+        self.listing = false;
+        let gone: Vec<_> = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| entry.list != self.list)
+            .map(|(name, _)| Arc::clone(name))
+            .collect();
+        gone.iter().for_each(|name| self.forget(name));
+    }
+
+    /// What was under way broke off.
+    pub(super) fn release(&mut self, now: Instant) {
+        let busy: Vec<_> = self.entries.iter().filter(|(_, e)| e.busy).map(|(name, _)| Arc::clone(name)).collect();
+        for name in busy {
+            if let Some(entry) = self.entries.get_mut(&name) {
+                entry.busy = false;
+            }
+            self.wait(&name, now);
+        }
+    }
+
+    /// Takes note of a request of ours that passed by.
+    pub(super) fn observe(&mut self, csr: &Csr, wall: SystemTime, now: Instant) {
+        if self.entries.get(csr.name()).is_some_and(|entry| *entry.uid != *csr.uid()) {
+            self.forget(csr.name());
+        }
+        let known = self.entries.get(csr.name());
+        if let Some(entry) = known
+            && *entry.version == *csr.resource_version()
+        {
+            let list = self.list;
+            if let Some(entry) = self.entries.get_mut(csr.name()) {
+                entry.list = list;
+            }
+            return;
+        }
+        let (before, order, goes) = match known {
+            Some(entry) => (Some(entry.standing), entry.order, entry.goes),
+            None => (None, (csr.created().unwrap_or(wall), self.next_serial()), None),
+        };
+        self.unlink(csr.name());
+        let name: Arc<str> = Arc::from(csr.name());
+        let standing = standing(csr);
+        let pod: Arc<str> = self
+            .pods
+            .get_key_value(&*refusals::pod(csr))
+            .map_or_else(|| Arc::from(refusals::pod(csr)), |(pod, _)| Arc::clone(pod));
+        let (busy, held_before) = self.entries.get(csr.name()).map_or((false, false), |e| (e.busy, e.held));
+        let held = csr.metadata.deletion_timestamp.is_some();
+        let entry = Entry {
+            uid: csr.uid().into(),
+            version: csr.resource_version().into(),
+            pod: Arc::clone(&pod),
+            role: csr.name().rsplit_once('-').map_or(csr.name(), |(role, _)| role).into(),
+            order,
+            standing,
+            goes,
+            held,
+            busy,
+            failures: 0,
+            ticket: 0,
+            list: self.list,
+        };
+        if held && !held_before {
+            tracing::warn!(
+                csr = csr.name(),
+                finalizers = ?csr.metadata.finalizers,
+                "a deleted request is held by finalizers: remove them, or have whoever set them do so"
+            );
+        }
+        self.entries.insert(Arc::clone(&name), entry);
+        if held {
+            return;
+        }
+        if goes.is_some() {
+            return self.wait(&name, now);
+        }
+        let since = decided(csr).unwrap_or(order.0);
+        let age = wall.duration_since(since).unwrap_or_default();
+        match standing {
+            Standing::Issued => {
+                let left = if before.is_some_and(|before| before != Standing::Issued) {
+                    self.times.issued
+                } else {
+                    self.times.issued.saturating_sub(age).max(TO_FETCH.min(self.times.issued))
+                };
+                self.wait(&name, now + left);
+                self.link_issued(&pod, &name, now);
+            }
+            Standing::Refused => {
+                if self.refusals.insert(csr) {
+                    self.wait(&name, now + self.times.refused.saturating_sub(age));
+                } else {
+                    self.goes(&name, Why::Unanswered, now);
+                }
+                if self.refusals.full(csr) {
+                    self.look_at_open_ones(&pod, now);
+                }
+            }
+            Standing::Open => {
+                let first = if self.refusals.full(csr) { now } else { now + self.times.open };
+                self.wait(&name, first);
+                self.link_open(&pod, &name, now);
+            }
+        }
+    }
+
+    /// A request is gone.
+    pub(super) fn gone(&mut self, csr: &Csr) {
+        self.refusals.remove(csr);
+        if self.entries.get(csr.name()).is_some_and(|entry| *entry.uid == *csr.uid()) {
+            self.forget(csr.name());
+        }
+    }
+
+    /// Whether the requester has as many refused ones as are kept.
+    pub(super) fn is_full(&self, csr: &Csr) -> bool {
+        self.refusals.full(csr)
+    }
+
+    /// When the next step is due.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        self.due.peek().map(|Reverse((at, ..))| *at)
+    }
+
+    /// The next step that is due.
+    pub(super) fn take(&mut self, now: Instant) -> Option<Order> {
+        while self.due.peek().is_some_and(|Reverse((at, ..))| *at <= now) {
+            let Reverse((_, ticket, name)) = self.due.pop()?;
+            let Some(entry) = self.entries.get_mut(&name) else { continue };
+            if entry.ticket != ticket || entry.busy || entry.held {
+                continue;
+            }
+            entry.busy = true;
+            let step = match (entry.goes, entry.standing) {
+                (Some(why), _) => Step::Delete(why),
+                (None, Standing::Issued) => Step::Delete(Why::Issued),
+                (None, Standing::Refused) => Step::Delete(Why::Refused),
+                (None, Standing::Open) => Step::Look,
+            };
+            return Some(Order { uid: entry.uid.clone(), version: entry.version.clone(), name, step });
+        }
+        None
+    }
+
+    /// Takes note of how a step went.
+    pub(super) fn finish(&mut self, order: &Order, ended: Ended, now: Instant) {
+        let Some(entry) = self.entries.get_mut(&order.name) else { return };
+        if entry.uid != order.uid {
+            return;
+        }
+        entry.busy = false;
+        let newer = entry.version != order.version;
+        let at = match ended {
+            Ended::Gone => return self.forget(&order.name),
+            // The watch says so, too, and by what.
+            Ended::Held => return,
+            Ended::Delete(why) => return self.goes(&order.name, why, now),
+            Ended::Changed if newer => now,
+            Ended::Changed => now + CHANGED,
+            Ended::Stays => now + self.times.open,
+            Ended::Failed => {
+                let wait = RETRY.0.saturating_mul(1 << entry.failures.min(10)).min(RETRY.1);
+                entry.failures += 1;
+                now + wait
+            }
+        };
+        self.wait(&order.name, at);
+    }
+
+    fn next_serial(&mut self) -> u64 {
+        if self.listing {
+            return 0;
+        }
+        self.serial += 1;
+        self.serial
+    }
+
+    fn wait(&mut self, name: &str, at: Instant) {
+        let Some((name, _)) = self.entries.get_key_value(name) else { return };
+        let name = Arc::clone(name);
+        self.serial += 1;
+        if let Some(entry) = self.entries.get_mut(&name) {
+            entry.ticket = self.serial;
+        }
+        self.due.push(Reverse((at, self.serial, name)));
+        // Tickets that count no more are dropped when they are most of them.
+        if self.due.len() > 2 * self.entries.len() + 64 {
+            let entries = &self.entries;
+            self.due.retain(|Reverse((_, ticket, name))| entries.get(name).is_some_and(|e| e.ticket == *ticket));
+        }
+    }
+
+    fn goes(&mut self, name: &str, why: Why, now: Instant) {
+        self.unlink(name);
+        if let Some(entry) = self.entries.get_mut(name) {
+            entry.goes = Some(why);
+            self.wait(name, now);
+        }
+    }
+
+    fn link_issued(&mut self, pod: &Arc<str>, name: &Arc<str>, now: Instant) {
+        let Some(entry) = self.entries.get(name) else { return };
+        let role = self.pods.entry(Arc::clone(pod)).or_default().roles.entry(entry.role.clone()).or_default();
+        role.issued.insert((entry.order, Arc::clone(name)));
+        let Some((latest, _)) = role.issued.last().cloned() else { return };
+        let before = |set: &BTreeSet<((SystemTime, u64), Arc<str>)>| -> Vec<Arc<str>> {
+            set.iter().take_while(|(order, _)| *order < latest).map(|(_, name)| Arc::clone(name)).collect()
+        };
+        for name in before(&role.issued).into_iter().chain(before(&role.open)) {
+            self.goes(&name, Why::Superseded, now);
+        }
+    }
+
+    fn link_open(&mut self, pod: &Arc<str>, name: &Arc<str>, now: Instant) {
+        let Some(entry) = self.entries.get(name) else { return };
+        let order = entry.order;
+        let of_pod = self.pods.entry(Arc::clone(pod)).or_default();
+        let role = of_pod.roles.entry(entry.role.clone()).or_default();
+        if role.issued.last().is_some_and(|(latest, _)| *latest > order) {
+            return self.goes(name, Why::Superseded, now);
+        }
+        of_pod.open.insert((order, Arc::clone(name)));
+        role.open.insert((order, Arc::clone(name)));
+        let too_many = if role.open.len() > OPEN_PER_ROLE {
+            role.open.first()
+        } else if of_pod.open.len() > OPEN_PER_POD {
+            of_pod.open.first()
+        } else {
+            None
+        };
+        if let Some((_, oldest)) = too_many.cloned() {
+            self.goes(&oldest, Why::Superseded, now);
+        }
+    }
+
+    fn look_at_open_ones(&mut self, pod: &Arc<str>, now: Instant) {
+        let open: Vec<_> =
+            self.pods.get(pod).into_iter().flat_map(|p| &p.open).map(|(_, name)| Arc::clone(name)).collect();
+        for name in open {
+            self.wait(&name, now);
+        }
+    }
+
+    /// Takes a request out of its pod's sets.
+    fn unlink(&mut self, name: &str) {
+        let Some((name, entry)) = self.entries.get_key_value(name) else { return };
+        let Some(pod) = self.pods.get_mut(&entry.pod) else { return };
+        let key = (entry.order, Arc::clone(name));
+        pod.open.remove(&key);
+        if let Some(role) = pod.roles.get_mut(&entry.role) {
+            role.open.remove(&key);
+            role.issued.remove(&key);
+            if role.open.is_empty() && role.issued.is_empty() {
+                pod.roles.remove(&entry.role);
+            }
+        }
+        if pod.roles.is_empty() {
+            self.pods.remove(&entry.pod);
+        }
+    }
+
+    fn forget(&mut self, name: &str) {
+        self.unlink(name);
+        if let Some(entry) = self.entries.remove(name)
+            && entry.standing == Standing::Refused
+        {
+            self.refusals.forget(&entry.pod, name);
+        }
+    }
+}
+
+fn standing(csr: &Csr) -> Standing {
+    // The API server takes a certificate on a request that was denied. What was refused stays refused.
+    if csr.denied() || csr.failed() {
+        Standing::Refused
+    } else if csr.status.has_certificate {
+        Standing::Issued
+    } else {
+        Standing::Open
+    }
+}
+
+/// When it was decided last, as far as the API server says so.
+fn decided(csr: &Csr) -> Option<SystemTime> {
+    csr.status.conditions.iter().filter_map(|condition| condition.last_update_time.as_ref()).map(|t| t.0.into()).max()
+}
+
+#[cfg(test)]
+mod tests;
