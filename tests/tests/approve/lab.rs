@@ -152,7 +152,9 @@ impl Lab {
 
     /// Whether it was approved, and the message; `None` while it is pending.
     pub async fn verdict(&self, name: &str) -> Option<(bool, String)> {
-        let conditions = self.csr(name).await.status.and_then(|s| s.conditions).unwrap_or_default();
+        // One that is made again under its name is not there for a moment.
+        let csr: CertificateSigningRequest = Api::all(self.api.client.clone()).get_opt(name).await.expect("look")?;
+        let conditions = csr.status.and_then(|s| s.conditions).unwrap_or_default();
         let [condition] = conditions.as_slice() else {
             assert!(conditions.is_empty(), "{name}: {conditions:?}");
             return None;
