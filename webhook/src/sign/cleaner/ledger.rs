@@ -231,7 +231,7 @@ impl Ledger {
             uid: csr.uid().into(),
             version: csr.resource_version().into(),
             pod: Arc::clone(&pod),
-            role: csr.name().rsplit_once('-').map_or(csr.name(), |(role, _)| role).into(),
+            role: csr.name().rsplit_once('-').map_or_else(|| csr.name(), |(role, _)| role).into(),
             order,
             standing,
             goes,
