@@ -51,8 +51,11 @@ use etcd_tls_contract::{names, role::Domain};
 
 use crate::{etcd::EtcdError, os::process::uptime};
 
-/// How often etcd's ports are asked what they have loaded while nothing is known to have changed.
+/// How soon what only an operator can change is looked at again.
 const IDLE: Duration = Duration::from_secs(30);
+/// How often etcd's ports are asked what they have loaded while nothing is known to have changed: each install is looked at
+/// at once.
+const REST: Duration = Duration::from_secs(300);
 /// How soon a restart that has to wait is thought about again.
 const AGAIN: Duration = Duration::from_secs(3);
 /// How often the cluster's members are noted while nothing is due.
@@ -167,7 +170,7 @@ impl Restarter {
             (self.announced, self.leads_since) = (None, None);
             self.show(None);
             self.learn_cluster().await;
-            return if look.blind { AGAIN } else { IDLE };
+            return if look.blind { AGAIN } else { REST };
         }
         if matches!(self.means, Means::End(_) | Means::Probe) {
             self.locks.ask_for_the_right().await;

@@ -13,7 +13,7 @@ use std::{
 
 use etcd_tls_contract::role::{Domain, Role};
 use futures::{FutureExt as _, StreamExt as _, future::LocalBoxFuture, stream::FuturesUnordered};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 
 use crate::{
     agent::{
@@ -27,7 +27,10 @@ use crate::{
         schedule,
     },
     kube::Api,
-    os::clock::{Clock, Mark, nap},
+    os::{
+        clock::{Clock, Mark, nap},
+        directory_watch::DirectoryWatch,
+    },
     restart,
     store::{Entry, files::Files},
 };
@@ -51,7 +54,7 @@ pub struct Driver<C, F, M, W> {
     /// Counts installs, for the restarter.
     pub installed: watch::Sender<u64>,
     /// Wakes the loop when the trust directory has changed.
-    pub changed: Arc<Notify>,
+    pub changed: Option<DirectoryWatch>,
 }
 
 /// What a started piece of work ends with.
@@ -121,7 +124,7 @@ where
             tokio::select! {
                 () = &mut stop => return,
                 Some(done) = work.next(), if !work.is_empty() => self.finish(done, &mut desks, &work),
-                () = self.changed.notified() => {}
+                () = swapped(self.changed.as_ref()) => {}
                 () = changed(&mut loaded) => {}
                 () = nap(self.agent.clock(), &mark, pause.max(Duration::from_millis(10))) => {}
             }
@@ -358,6 +361,18 @@ where
         }
         let round = this.round.saturating_add(1);
         self.look_again(Look { round, ..this }, work);
+    }
+}
+
+/// Waits for a change of the trust directory, where it is watched.
+async fn swapped(watch: Option<&DirectoryWatch>) {
+    match watch {
+        Some(watch) => {
+            if watch.changed().await.is_err() {
+                pending::<()>().await;
+            }
+        }
+        None => pending().await,
     }
 }
 

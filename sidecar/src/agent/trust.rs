@@ -13,10 +13,11 @@ use etcd_tls_contract::{
     certificate::Bundle,
     role::{Domain, Role},
 };
-use notify::{RecursiveMode, Watcher as _};
-use tokio::sync::Notify;
 
-use crate::store::{Entry, Set};
+use crate::{
+    os::directory_watch::DirectoryWatch,
+    store::{Entry, Set},
+};
 
 /// A ConfigMap holds 1 MiB at most.
 const MAX_BUNDLE: u64 = 1024 * 1024;
@@ -105,25 +106,14 @@ impl TrustDir {
         Bundle::parse(&pem).map_err(|e| TrustError::Unusable { path, message: e.to_string() })
     }
 
-    /// Wakes `changed` whenever kubelet swaps the directory's contents. The directory is watched and not its files: they
-    /// are links, and what they lead to is replaced.
+    /// Tells whenever kubelet swaps the directory's contents. The directory is watched and not its files: they are links, and
+    /// what they lead to is replaced.
     ///
     /// # Errors
-    /// The kernel has no watch left; the directory is then looked at with each tick alone.
-    pub fn watch(&self, changed: Arc<Notify>) -> notify::Result<notify::RecommendedWatcher> {
-        let config = notify::Config::default().with_follow_symlinks(false);
-        let mut watcher = notify::RecommendedWatcher::new(
-            move |event: notify::Result<notify::Event>| {
-                // Our own reading is an event as well.
-                if !matches!(event, Ok(notify::Event { kind: notify::EventKind::Access(_), .. })) {
-                    changed.notify_one();
-                }
-            },
-            config,
-        )?;
+    /// The directory is not there, or the kernel has no watch left; the directory is then looked at with each tick alone.
+    pub fn watch(&self) -> io::Result<DirectoryWatch> {
         let parent = self.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
-        watcher.watch(if self.is_file { parent } else { &self.path }, RecursiveMode::NonRecursive)?;
-        Ok(watcher)
+        DirectoryWatch::new(if self.is_file { parent } else { &self.path })
     }
 }
 

@@ -14,7 +14,7 @@ use prometheus_client::registry::Registry;
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
-    sync::{Notify, watch},
+    sync::watch,
 };
 
 use crate::{
@@ -99,11 +99,10 @@ where
         pending::<()>().await;
     };
 
-    let changed = Arc::new(Notify::new());
-    let watcher = trust.watch(Arc::clone(&changed));
-    if let Err(error) = &watcher {
-        tracing::warn!(%error, "the trust directory cannot be watched; it is looked at every minute");
-    }
+    let changed = trust
+        .watch()
+        .inspect_err(|error| tracing::warn!(%error, "the trust directory cannot be watched; it is read every minute"))
+        .ok();
     let driver = Driver {
         agent: Agent::new(roles, clock, store, trust),
         api,

@@ -1,9 +1,12 @@
 //! The clocks, as an argument: tests let days pass in milliseconds.
 
 use std::{
-    future::Future,
+    future::{Future, pending},
+    pin::pin,
     time::{Duration, Instant, SystemTime},
 };
+
+use crate::os::clock_set::ClockSet;
 
 /// The wall clock, a clock that only goes forward, and chance.
 pub trait Clock {
@@ -18,11 +21,18 @@ pub trait Clock {
 
     /// Sleeps.
     fn sleep(&self, duration: Duration) -> impl Future<Output = ()>;
+
+    /// Waits until the wall clock is set, where the system tells it; else for ever.
+    fn set(&self) -> impl Future<Output = ()> {
+        pending()
+    }
 }
 
-/// How often a [`nap`] looks at the wall clock, and by how much the wall clock differs from the other one where it was
-/// stepped; it is slewed by less than a thousandth of that.
-const GLANCE: Duration = Duration::from_secs(1);
+/// How often a [`nap`] looks at the wall clock, for systems that do not tell when it is set.
+const GLANCE: Duration = Duration::from_secs(15);
+/// By how much the wall clock differs from the other one where it was stepped. Between two glances it is slewed by less than
+/// a tenth of that.
+const STEP: Duration = Duration::from_secs(1);
 
 /// The two clocks are read one after the other: so much may pass between them, or they are read again, since the process
 /// may have been stopped there, and that is no step.
@@ -67,8 +77,8 @@ impl Mark {
     fn parted(self, later: Self) -> Option<i64> {
         let (now, expected) = (later.wall, self.wall + later.elapsed.saturating_sub(self.elapsed));
         match (now.duration_since(expected), expected.duration_since(now)) {
-            (Ok(ahead), _) if ahead > GLANCE => Some(seconds(ahead)),
-            (_, Ok(behind)) if behind > GLANCE => Some(-seconds(behind)),
+            (Ok(ahead), _) if ahead > STEP => Some(seconds(ahead)),
+            (_, Ok(behind)) if behind > STEP => Some(-seconds(behind)),
             _ => None,
         }
     }
@@ -77,17 +87,21 @@ impl Mark {
 /// Sleeps, but not on after the wall clock was stepped since `mark`.
 pub async fn nap(clock: &impl Clock, mark: &Mark, pause: Duration) {
     let began = clock.elapsed();
+    let mut set = pin!(clock.set());
     loop {
         let left = pause.saturating_sub(clock.elapsed().saturating_sub(began));
         if left.is_zero() || mark.parted(Mark::new(clock)).is_some() {
             return;
         }
-        clock.sleep(left.min(GLANCE)).await;
+        tokio::select! {
+            () = clock.sleep(left.min(GLANCE)) => {}
+            () = &mut set => set.set(clock.set()),
+        }
     }
 }
 
 fn seconds(duration: Duration) -> i64 {
-    i64::try_from((duration + GLANCE / 2).as_secs()).unwrap_or(i64::MAX)
+    i64::try_from((duration + STEP / 2).as_secs()).unwrap_or(i64::MAX)
 }
 
 /// The machine's.
@@ -129,6 +143,15 @@ impl Clock for System {
 
     async fn sleep(&self, duration: Duration) {
         tokio::time::sleep(duration).await;
+    }
+
+    async fn set(&self) {
+        if let Ok(set) = ClockSet::new()
+            && set.wait().await.is_ok()
+        {
+            return;
+        }
+        pending::<()>().await;
     }
 }
 
@@ -203,16 +226,60 @@ mod tests {
         }
     }
 
+    /// Its system tells when it is set.
+    struct Told<C>(C, Duration);
+
+    impl<C: Clock> Clock for Told<C> {
+        fn now(&self) -> SystemTime {
+            self.0.now()
+        }
+
+        fn elapsed(&self) -> Duration {
+            self.0.elapsed()
+        }
+
+        fn chance(&self) -> f64 {
+            self.0.chance()
+        }
+
+        async fn sleep(&self, duration: Duration) {
+            let end = self.0.elapsed() + duration;
+            while self.0.elapsed() < end {
+                self.0.sleep(Duration::from_millis(100)).await;
+                tokio::task::yield_now().await;
+            }
+        }
+
+        async fn set(&self) {
+            while self.0.elapsed() <= self.1 {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    #[test]
+    fn a_step_that_is_told_ends_a_nap_at_once() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        for (step, said, slept) in [(3600, Some(3600), 10), (-3600, Some(-3600), 10), (0, None, 60)] {
+            let after = Duration::from_secs(10);
+            let clock = Told(stepped(after, step), after);
+            let mut mark = Mark::new(&clock);
+            runtime.block_on(nap(&clock, &mark, Duration::from_secs(60)));
+            assert_eq!(clock.elapsed().as_secs(), slept, "{step} s");
+            assert_eq!(mark.stepped(&clock), said, "{step} s");
+        }
+    }
+
     #[test]
     fn a_step_of_the_wall_clock_ends_a_nap() {
         let minute = Duration::from_secs(60);
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         for (after, step, slept, said) in [
             (100, 3600, 60, None),
-            (10, 3600, 11, Some(3600)),
-            (10, -3600, 11, Some(-3600)),
+            (10, 3600, 15, Some(3600)),
+            (10, -3600, 15, Some(-3600)),
             (10, 1, 60, None),
-            (0, -86_400, 1, Some(-86_400)),
+            (0, -86_400, 15, Some(-86_400)),
         ] {
             let clock = stepped(Duration::from_secs(after), step);
             let mut mark = Mark::new(&clock);
