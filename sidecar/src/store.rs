@@ -18,6 +18,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, File, TryLockError},
     io,
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -30,6 +31,7 @@ use etcd_tls_contract::{
     role::Role,
     san::Sans,
 };
+use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -227,6 +229,7 @@ impl<F: Files> Store<F> {
             .create(true)
             .truncate(false)
             .write(true)
+            .custom_flags(OFlag::O_NOFOLLOW.bits())
             .open(&path)
             .map_err(|e| io_error("open the lock", &path, e))?;
         match lock.try_lock() {
@@ -242,11 +245,10 @@ impl<F: Files> Store<F> {
     /// # Errors
     /// The files cannot be read or do not hold together: to be asked for anew.
     pub fn load(&self) -> Result<Option<Set>, StoreError> {
-        let generation = self.dir.join(DATA);
-        match fs::read_link(&generation) {
-            Ok(_) => {}
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(io_error("read the link", &generation, e)),
+        let Some(name) = self.current()? else { return Ok(None) };
+        let generation = self.dir.join(name);
+        if generation.is_symlink() {
+            return Err(StoreError::InTheWay(generation));
         }
         // A generation without its record (or with one of another build) is still a good set.
         let records: BTreeMap<Role, Record> =
@@ -254,7 +256,7 @@ impl<F: Files> Store<F> {
         let mut set = Set::default();
         for role in Role::ALL {
             let dir = generation.join(role.as_str());
-            if dir.is_dir() {
+            if is_directory(&dir) {
                 let record = records.get(&role).cloned().unwrap_or_default();
                 set.roles.insert(role, Arc::new(load_entry(&dir, record)?));
             }
@@ -269,7 +271,7 @@ impl<F: Files> Store<F> {
     /// The disk is full, read-only, or not ours; or something is in the way.
     pub fn install(&self, set: &Set) -> Result<(), StoreError> {
         let before = self.generations()?;
-        let current = fs::read_link(self.dir.join(DATA)).ok();
+        let current = self.current()?;
         self.sweep(&before, current.as_deref())?;
         let number = before.iter().filter_map(|name| number_of(name)).max().unwrap_or(0) + 1;
         let name = format!("..{number}");
@@ -283,12 +285,35 @@ impl<F: Files> Store<F> {
         if let Err(error) = self.files.sync_dir(&self.dir) {
             tracing::warn!(%error, dir = %self.dir.display(), "the new files are in use, but not yet known to be on the medium");
         }
-        if let Some(old) = current
-            && let Err(error) = self.files.remove_dir_all(&self.dir.join(&old))
+        if let Some(generation) = current
+            && let Err(error) = self.remove(&generation)
         {
-            tracing::warn!(%error, generation = %old.display(), "old files could not be removed; tried again at the next renewal");
+            tracing::warn!(%error, generation, "old files could not be removed; tried again at the next renewal");
         }
         Ok(())
+    }
+
+    /// The name of the generation in use, where there is one: the link leads to a generation beside it, or is not ours.
+    fn current(&self) -> Result<Option<String>, StoreError> {
+        let link = self.dir.join(DATA);
+        match fs::read_link(&link) {
+            Ok(target) => match target.to_str().filter(|name| number_of(name).is_some()) {
+                Some(name) => Ok(Some(name.to_owned())),
+                None => Err(StoreError::InTheWay(link)),
+            },
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) if e.kind() == io::ErrorKind::InvalidInput => Err(StoreError::InTheWay(link)),
+            Err(e) => Err(io_error("read the link", &link, e)),
+        }
+    }
+
+    /// Removes a generation. What has the name of one and is no directory is not ours, and stays.
+    fn remove(&self, generation: &str) -> Result<(), StoreError> {
+        let path = self.dir.join(generation);
+        if !is_directory(&path) {
+            return Ok(());
+        }
+        self.files.remove_dir_all(&path).map_err(|e| io_error("remove", &path, e))
     }
 
     fn write(&self, generation: &Path, name: &str, set: &Set) -> Result<(), StoreError> {
@@ -330,18 +355,12 @@ impl<F: Files> Store<F> {
     }
 
     /// Removes what a crash left behind.
-    fn sweep(&self, generations: &[String], current: Option<&Path>) -> Result<(), StoreError> {
+    fn sweep(&self, generations: &[String], current: Option<&str>) -> Result<(), StoreError> {
         let temporary = self.dir.join(DATA_TMP);
         if temporary.symlink_metadata().is_ok() {
             self.files.remove_file(&temporary).map_err(|e| io_error("remove", &temporary, e))?;
         }
-        for name in generations {
-            if current != Some(Path::new(name)) {
-                let path = self.dir.join(name);
-                self.files.remove_dir_all(&path).map_err(|e| io_error("remove", &path, e))?;
-            }
-        }
-        Ok(())
+        generations.iter().filter(|name| current != Some(name.as_str())).try_for_each(|name| self.remove(name))
     }
 
     fn generations(&self) -> Result<Vec<String>, StoreError> {
@@ -360,7 +379,7 @@ impl<F: Files> Store<F> {
 
     /// The key of `role`'s request under way, if there is one.
     pub fn pending(&self, role: Role) -> Option<PrivateKey> {
-        let path = self.pending_path(role);
+        let path = self.pending_path(role).ok()?;
         match read(&path) {
             Ok(pem) => PrivateKey::from_pem(&pem)
                 .map_err(|_| tracing::warn!(path = %path.display(), "a pending key cannot be read; a new one is made"))
@@ -374,13 +393,13 @@ impl<F: Files> Store<F> {
     /// # Errors
     /// The operating system's.
     pub fn keep_pending(&self, role: Role, key: &PrivateKey) -> Result<(), StoreError> {
+        let path = self.pending_path(role)?;
         let dir = self.dir.join(PENDING);
-        if !dir.is_dir() {
+        if !is_directory(&dir) {
             self.files.create_dir(&dir, 0o700).map_err(|e| io_error("make the directory", &dir, e))?;
         }
-        let path = self.pending_path(role);
         let temporary = path.with_extension("tmp");
-        if temporary.exists() {
+        if temporary.symlink_metadata().is_ok() {
             self.files.remove_file(&temporary).map_err(|e| io_error("remove", &temporary, e))?;
         }
         self.write_file(&temporary, 0o400, key.to_pem().as_bytes())?;
@@ -392,15 +411,20 @@ impl<F: Files> Store<F> {
     /// # Errors
     /// The operating system's.
     pub fn forget_pending(&self, role: Role) -> Result<(), StoreError> {
-        let path = self.pending_path(role);
+        let path = self.pending_path(role)?;
         match self.files.remove_file(&path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(io_error("remove", &path, e)),
             _ => Ok(()),
         }
     }
 
-    fn pending_path(&self, role: Role) -> PathBuf {
-        self.dir.join(PENDING).join(format!("{role}.key"))
+    /// In a directory of ours, or one that is not there yet; never by way of a link.
+    fn pending_path(&self, role: Role) -> Result<PathBuf, StoreError> {
+        let dir = self.dir.join(PENDING);
+        if dir.is_symlink() {
+            return Err(StoreError::InTheWay(dir));
+        }
+        Ok(dir.join(format!("{role}.key")))
     }
 
     fn make_dir(&self, path: &Path) -> Result<(), StoreError> {
@@ -438,14 +462,25 @@ fn load_entry(dir: &Path, record: Record) -> Result<Entry, StoreError> {
 
 /// Reads a file of ours; wiped when dropped, since it may be a key.
 fn read(path: &Path) -> io::Result<Zeroizing<String>> {
-    if fs::metadata(path)?.len() > MAX_FILE {
+    let metadata = fs::symlink_metadata(path)?;
+    if !metadata.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    if metadata.len() > MAX_FILE {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, "file too large"));
     }
     fs::read_to_string(path).map(Zeroizing::new)
 }
 
+/// The number of a generation, if `name` is the name of one.
 fn number_of(name: &str) -> Option<u64> {
-    name.strip_prefix("..").and_then(|n| n.parse().ok())
+    let number = name.strip_prefix("..")?.parse().ok().filter(|n| *n < u64::MAX)?;
+    (format!("..{number}") == name).then_some(number)
+}
+
+/// Whether a directory is there, and no link to one.
+fn is_directory(path: &Path) -> bool {
+    path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir())
 }
 
 fn io_error(action: &'static str, path: &Path, source: io::Error) -> StoreError {

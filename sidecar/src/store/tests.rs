@@ -4,11 +4,12 @@
 
 use std::{
     cell::Cell,
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{PermissionsExt, symlink},
     rc::Rc,
     sync::atomic::{AtomicU32, Ordering},
 };
 
+use etcd_tls_contract::key::KeyAlgorithm;
 use nix::errno::Errno;
 
 use super::*;
@@ -212,7 +213,7 @@ fn a_pending_key_is_kept_whole_or_not_at_all() {
         let dir = Dir::new();
         let disk = Broken::new(after, Errno::ENOSPC, true);
         let store = Store::open_with(&dir.0, disk.clone()).unwrap();
-        let key = PrivateKey::generate(etcd_tls_contract::key::KeyAlgorithm::EcdsaP256).unwrap();
+        let key = PrivateKey::generate(KeyAlgorithm::EcdsaP256).unwrap();
         let kept = store.keep_pending(Role::Peer, &key).is_ok();
         assert_eq!(store.pending(Role::Peer).map(|k| k.public_key()), kept.then(|| key.public_key()), "call {after}");
         drop(store);
@@ -245,6 +246,85 @@ fn what_is_not_ours_is_not_replaced() {
     let result = Store::open(&dir.0).unwrap().install(&set_of(&authority));
     assert!(matches!(result, Err(StoreError::InTheWay(_))), "{result:?}");
     assert_eq!(fs::read_to_string(dir.0.join("peer/tls.crt")).unwrap(), "precious");
+}
+
+#[test]
+fn a_link_that_leads_elsewhere_is_neither_read_nor_replaced_and_what_it_leads_to_stays() {
+    let authority = Authority::new();
+    let outside = Dir::new();
+    let inside_name = outside.0.file_name().unwrap().to_str().unwrap().to_owned();
+    let targets = [
+        outside.0.display().to_string(),
+        format!("../{inside_name}"),
+        format!("..7/../../{inside_name}"),
+        "..7/".to_owned(),
+        "./..7".to_owned(),
+        "..+7".to_owned(),
+        "..07".to_owned(),
+        format!("..{}", u64::MAX),
+        "..".to_owned(),
+        "peer".to_owned(),
+        "..2026_01_02_03_04_05.123456789".to_owned(),
+    ];
+    for target in targets {
+        let dir = Dir::new();
+        for precious in [&outside.0, &dir.0.join("peer"), &dir.0.join("..7"), &dir.0] {
+            fs::create_dir_all(precious).unwrap();
+            fs::write(precious.join("precious"), "x").unwrap();
+        }
+        symlink(&target, dir.0.join(DATA)).unwrap();
+        let store = Store::open(&dir.0).unwrap();
+        let (loaded, installed) = (store.load(), store.install(&set_of(&authority)));
+        assert!(matches!(loaded, Err(StoreError::InTheWay(_))), "{target}: {loaded:?}");
+        assert!(matches!(installed, Err(StoreError::InTheWay(_))), "{target}: {installed:?}");
+        assert_eq!(fs::read_link(dir.0.join(DATA)).unwrap(), Path::new(&target));
+        for precious in [&outside.0, &dir.0.join("peer"), &dir.0.join("..7"), &dir.0] {
+            assert!(precious.join("precious").exists(), "{target}: {}", precious.display());
+        }
+    }
+}
+
+#[test]
+fn what_is_no_directory_is_no_generation() {
+    let (dir, outside, authority) = (Dir::new(), Dir::new(), Authority::new());
+    fs::write(outside.0.join("precious"), "x").unwrap();
+    fs::write(dir.0.join("..5"), "x").unwrap();
+    symlink(&outside.0, dir.0.join("..6")).unwrap();
+    symlink(&outside.0, dir.0.join("..7")).unwrap();
+    symlink("..7", dir.0.join(DATA)).unwrap();
+    let store = Store::open(&dir.0).unwrap();
+    assert!(matches!(store.load(), Err(StoreError::InTheWay(_))));
+    for _ in 0..2 {
+        store.install(&set_of(&authority)).unwrap();
+        assert!(store.load().unwrap().is_some());
+    }
+    assert!(dir.0.join("..5").is_file() && dir.0.join("..6").is_symlink() && dir.0.join("..7").is_symlink());
+    assert_eq!(fs::read_link(dir.0.join(DATA)).unwrap(), Path::new("..9"));
+    assert!(outside.0.join("precious").exists());
+    // A file of a set that is no file is not waited for.
+    let key = dir.0.join("..9/peer").join(names::KEY_FILE);
+    fs::remove_file(&key).unwrap();
+    nix::unistd::mkfifo(&key, nix::sys::stat::Mode::S_IRUSR).unwrap();
+    assert!(matches!(store.load(), Err(StoreError::Io { .. })));
+}
+
+#[test]
+fn a_pending_key_never_leaves_the_directory() {
+    let (dir, outside) = (Dir::new(), Dir::new());
+    let precious = outside.0.join("peer.key");
+    let key = PrivateKey::generate(KeyAlgorithm::EcdsaP256).unwrap();
+    fs::write(&precious, key.to_pem().as_bytes()).unwrap();
+    symlink(&outside.0, dir.0.join(PENDING)).unwrap();
+    let store = Store::open(&dir.0).unwrap();
+    assert!(matches!(store.keep_pending(Role::Peer, &key), Err(StoreError::InTheWay(_))));
+    assert!(matches!(store.forget_pending(Role::Peer), Err(StoreError::InTheWay(_))));
+    assert!(store.pending(Role::Peer).is_none());
+    assert!(precious.exists() && fs::read_dir(&outside.0).unwrap().count() == 1);
+    drop(store);
+    fs::remove_file(dir.0.join(LOCK)).unwrap();
+    symlink(outside.0.join("lock"), dir.0.join(LOCK)).unwrap();
+    assert!(matches!(Store::open(&dir.0), Err(StoreError::Io { .. })));
+    assert!(!outside.0.join("lock").exists());
 }
 
 #[test]
