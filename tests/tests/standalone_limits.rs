@@ -41,6 +41,7 @@ async fn what_is_refused_is_refused_in_kubernetes_own_form() {
     let m1 = signer.ca.leaf(&LeafOptions {
         organizations: vec!["system:etcd-peers".to_owned()],
         common_name: "system:etcd-peer:m1".to_owned(),
+        ips: vec!["10.0.0.1".parse().expect("an address")],
         ..LeafOptions::default()
     });
     let as_m1 = |object: &Value| {

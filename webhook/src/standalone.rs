@@ -3,9 +3,10 @@
 //!
 //! ```text
 //! error, version, codec   Kubernetes' errors, API versions and encodings
-//! store                   the requests, in a journal
+//! subject                 which subjects there are, and whose name a CN is
+//! store                   the requests and the holders of names, in a journal
 //! auth                    who calls: token or client certificate
-//! profiles                which subjects there are, and which CA signs them
+//! profiles                which CA signs what, for how long
 //! requests   intake        a request as it comes in: read strictly, given its caller's identity
 //!            create        a new request: judged, signed, stored
 //!            auto_approve  what a group may ask for without a person
@@ -28,6 +29,7 @@ pub mod metrics;
 pub mod profiles;
 pub mod requests;
 pub mod store;
+pub mod subject;
 pub mod version;
 
 use std::{
@@ -139,8 +141,10 @@ pub struct Args {
     /// port may then ask.
     #[arg(long)]
     pub insecure_allow_anonymous: bool,
-    /// GROUP=PROFILE:SAN[,SAN...]: approve by itself what a group asks for, if every name is listed: exactly, by *.pattern
-    /// or by CIDR block. Profiles are peer, server, metrics, client; a client's name is its CN. Repeat it for more.
+    /// GROUP=PROFILE:SAN[,SAN...]: approve by itself what a group asks for, if every name is listed and nobody else holds it.
+    /// A name is listed exactly, by *.pattern (the names under it), by CIDR block, or as wildcard:*.example.com (the wildcard
+    /// itself). Profiles are peer, server, metrics, client; a client's name is its CN. A host that asks with its certificate
+    /// gets no more names than that has. Repeat it for more.
     #[arg(long, value_name = "GROUP=PROFILE:SANS")]
     pub approve_group: Vec<Rule>,
     /// Who may approve, and see everything. Repeat it for more.
@@ -165,6 +169,14 @@ pub struct Args {
     /// Requests of one user that may wait for approval.
     #[arg(long, default_value_t = 1_000)]
     pub max_pending_per_user: usize,
+    /// Requests of one user stored at most, decided on or not; by default a fifth of --max-requests, and no fewer than
+    /// --max-pending-per-user.
+    #[arg(long)]
+    pub max_requests_per_user: Option<usize>,
+    /// Names and addresses that one user's automatically approved certificates may hold at a time; what is above it waits for
+    /// a person. By default as many as --max-requests.
+    #[arg(long)]
+    pub max_names_per_user: Option<usize>,
 }
 
 impl Args {
@@ -191,6 +203,8 @@ impl Args {
             rate_limit,
             max_requests,
             max_pending_per_user,
+            max_requests_per_user,
+            max_names_per_user,
             ..
         } = self;
         if servcrt.len() != servkey.len() {
@@ -213,7 +227,13 @@ impl Args {
             None => Policy::default(),
         };
         let profiles = Profiles::load(files, now)?;
-        let limits = Limits { requests: max_requests, pending_per_user: max_pending_per_user, ..Limits::default() };
+        let limits = Limits {
+            requests: max_requests,
+            per_user: max_requests_per_user.unwrap_or_else(|| max_pending_per_user.max(max_requests / 5)),
+            pending_per_user: max_pending_per_user,
+            names_per_user: max_names_per_user.unwrap_or(max_requests),
+            ..Limits::default()
+        };
         let store = Store::open(&csrdir, limits)?;
         let pairs: Vec<PairFiles> =
             servcrt.into_iter().zip(servkey).map(|(certificate, key)| PairFiles { certificate, key }).collect();

@@ -10,7 +10,8 @@ use std::{
     time::SystemTime,
 };
 
-use etcd_tls_contract::{identity::Requester, role::Role};
+use etcd_tls_contract::{certificate::Chain, identity::Requester, role::Role, san::Sans};
+use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use rustls::pki_types::CertificateDer;
 use x509_cert::{
     Certificate,
@@ -19,7 +20,7 @@ use x509_cert::{
 
 pub use tokens::{TokenFileError, Tokens};
 
-use crate::standalone::error::ApiError;
+use crate::standalone::{error::ApiError, subject};
 
 /// Whoever is in this group may do everything here.
 pub const MASTERS: &str = "system:masters";
@@ -38,21 +39,49 @@ pub struct User {
     pub groups: Vec<String>,
     /// `spec.extra`.
     pub extra: BTreeMap<String, Vec<String>>,
+    /// The names in the certificate that it presented; `None` for a token.
+    pub presented: Option<Sans>,
 }
 
 impl User {
+    /// Who created a stored request, as it says.
+    pub fn of(csr: &CertificateSigningRequest) -> Self {
+        let spec = &csr.spec;
+        Self {
+            name: spec.username.clone().unwrap_or_default(),
+            uid: spec.uid.clone().unwrap_or_default(),
+            groups: spec.groups.clone().unwrap_or_default(),
+            extra: spec.extra.clone().unwrap_or_default(),
+            presented: None,
+        }
+    }
+
     /// Whether the caller is in `group`.
     pub fn is_in(&self, group: &str) -> bool {
         self.groups.iter().any(|g| g == group)
     }
 
-    /// The host that the caller is, where it has a certificate as this signer issues it: organization and CN of a
-    /// member. `None` for a bootstrap token or a person.
+    /// The host that the caller is, and the role of its certificate, where that is one as this signer issues it:
+    /// organization and CN of a member. `None` for a bootstrap token or a person.
+    pub fn member(&self) -> Option<(Role, &str)> {
+        let host = subject::host_of(&self.name)?;
+        let is = |role: &Role| self.is_in(role.organization()) && subject::member(*role, &self.name) == Some(host);
+        subject::MEMBERS.into_iter().find(is).map(|role| (role, host))
+    }
+
+    /// The host of [`Self::member`].
     pub fn host(&self) -> Option<&str> {
-        [Role::Peer, Role::Server, Role::Metrics].into_iter().find_map(|role| {
-            let host = self.name.strip_prefix(role.common_name_prefix())?;
-            self.is_in(role.organization()).then_some(host)
-        })
+        self.member().map(|(_, host)| host)
+    }
+
+    /// Who the caller is to the record of names: one host is the same by each of its certificates, and no client is taken
+    /// for a host or a token's user of the same name.
+    pub fn principal(&self) -> String {
+        match self.host() {
+            Some(host) => format!("host/{host}"),
+            None if self.is_client() => format!("client/{}", self.name),
+            None => format!("user/{}", self.name),
+        }
     }
 
     /// Whether the caller is a client of etcd by a certificate as this signer issues it; its name is that client's.
@@ -116,8 +145,10 @@ impl ConnectionIdentity {
         }
         groups.retain(|g| g != AUTHENTICATED && g != UNAUTHENTICATED);
         groups.push(AUTHENTICATED.to_owned());
+        // What cannot be read as a certificate of this signer's presents no names.
+        let presented = Chain::from_der(vec![leaf.to_vec()]).map(|chain| chain.sans).unwrap_or_default();
         Ok(Self {
-            user: User { name: name.clone(), groups, ..User::default() },
+            user: User { name: name.clone(), groups, presented: Some(presented), ..User::default() },
             not_after: tbs.validity().not_after.to_system_time(),
         })
     }
@@ -161,6 +192,12 @@ impl Authenticator {
             }
             Err(error) => tracing::error!(%error, "the token file cannot be taken; the last good one stays in force"),
         }
+    }
+
+    /// Whether a token of the file is this user's.
+    pub fn is_token_user(&self, name: &str) -> bool {
+        let tokens = self.tokens.as_ref().map(|(_, t)| Arc::clone(&t.read().unwrap_or_else(PoisonError::into_inner)));
+        tokens.is_some_and(|tokens| tokens.has_user(name))
     }
 
     /// The caller, from the connection's certificate, else the `Authorization` header.
@@ -209,6 +246,21 @@ mod tests {
         assert_eq!(member("system:etcd-server:m1", "system:etcd-servers").host(), Some("m1"));
         assert_eq!(member("system:etcd-peer:m1", "system:etcd-clients").host(), None);
         assert_eq!(member("backup", "system:etcd-clients").host(), None);
+        assert_eq!(member("system:etcd-metric:m1", "system:etcd-metrics").member(), Some((Role::Metrics, "m1")));
+        assert_eq!(member("system:etcd-peer:m1,O=x", "system:etcd-peers").host(), None);
+    }
+
+    #[test]
+    fn a_host_is_one_principal_by_each_certificate_and_nobody_else_is_it() {
+        for (name, group, principal) in [
+            ("system:etcd-peer:m1", "system:etcd-peers", "host/m1"),
+            ("system:etcd-server:m1", "system:etcd-servers", "host/m1"),
+            ("system:etcd-peer:m1", "system:etcd-clients", "client/system:etcd-peer:m1"),
+            ("system:etcd-peer:m1", "other", "user/system:etcd-peer:m1"),
+            ("host/m1", "other", "user/host/m1"),
+        ] {
+            assert_eq!(member(name, group).principal(), principal);
+        }
     }
 
     #[test]

@@ -10,7 +10,6 @@ use std::{
 
 use etcd_tls_contract::{
     certificate::Bundle,
-    csr::Request,
     role::{Domain, Role},
     san::Sans,
 };
@@ -22,39 +21,6 @@ use crate::{
     },
     platform::file_watch::FileWatch,
 };
-
-/// What a request turned out to be: its subject fits this profile.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Recognised {
-    /// The profile.
-    pub role: Role,
-    /// What stands behind the profile's prefix in the CN: the host's name, or a client's whole CN.
-    pub name: String,
-}
-
-/// What the etcd-certificate-generator has before the host's name in a metrics CN.
-const OLD_METRICS: &str = "system:etcd-metric:";
-
-/// Recognises the profile by organization and CN prefix together.
-///
-/// # Errors
-/// The subject is none that is ever signed here.
-pub fn recognise(request: &Request) -> Result<Recognised, String> {
-    let role = Role::ALL.into_iter().find(|role| role.organization() == request.organization).ok_or_else(|| {
-        let known: Vec<&str> = Role::ALL.iter().map(|role| role.organization()).collect();
-        format!("the organization {:?} is of no profile; known are {}", request.organization, known.join(", "))
-    })?;
-    let prefix = role.common_name_prefix();
-    let name = request.common_name.strip_prefix(prefix);
-    let name = name.or_else(|| (role == Role::Metrics).then(|| request.common_name.strip_prefix(OLD_METRICS))?);
-    match name {
-        Some(name) if !name.is_empty() => Ok(Recognised { role, name: name.to_owned() }),
-        _ => Err(format!(
-            "the organization {} needs a CN of {}<host>, not {:?}",
-            request.organization, prefix, request.common_name
-        )),
-    }
-}
 
 /// The files of one authority.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -335,44 +301,5 @@ mod tests {
         assert!(matches!(profiles.reload(now), Err(ProfileError::Another { role: Role::Peer, .. })));
         fs::remove_dir_all(&dir).unwrap();
         assert!(matches!(profiles.reload(now), Err(ProfileError::File { .. })));
-    }
-
-    fn request(organization: &str, common_name: &str) -> Request {
-        Request {
-            organization: organization.to_owned(),
-            common_name: common_name.to_owned(),
-            sans: Sans::default(),
-            key: etcd_tls_contract::key::KeyAlgorithm::EcdsaP256,
-            public_key: Vec::new(),
-        }
-    }
-
-    #[test]
-    fn organization_and_prefix_go_together() {
-        for (organization, common_name, role, name) in [
-            ("system:etcd-peers", "system:etcd-peer:m1", Role::Peer, "m1"),
-            ("system:etcd-servers", "system:etcd-server:m1.example.com", Role::Server, "m1.example.com"),
-            ("system:etcd-metrics", "system:etcd-metrics:m1", Role::Metrics, "m1"),
-            ("system:etcd-metrics", "system:etcd-metric:m1", Role::Metrics, "m1"),
-            ("system:etcd-clients", "backup", Role::Client, "backup"),
-        ] {
-            let expected = Recognised { role, name: name.to_owned() };
-            assert_eq!(recognise(&request(organization, common_name)), Ok(expected), "{common_name}");
-        }
-    }
-
-    #[test]
-    fn no_other_subject_is_ever_signed() {
-        for (organization, common_name) in [
-            ("system:masters", "admin"),
-            ("", "system:etcd-peer:m1"),
-            ("system:etcd-peers", "system:etcd-peer:"),
-            ("system:etcd-peers", "system:etcd-server:m1"),
-            ("system:etcd-servers", "system:etcd-peer:m1"),
-            ("system:etcd-peers", "m1"),
-            ("system:etcd-clients", ""),
-        ] {
-            assert!(recognise(&request(organization, common_name)).is_err(), "{organization} {common_name}");
-        }
     }
 }

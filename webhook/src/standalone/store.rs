@@ -3,6 +3,8 @@
 //! A change is a function from what is stored to what is to be stored; it runs in the one writer thread, so nothing can
 //! come between its check and its write. Changes that wait at the same time are written as one batch. Readers see a
 //! shared map, and watchers a ring of the latest events: whoever falls out of it is told to list again.
+
+pub mod holders;
 mod index;
 mod journal;
 mod writer;
@@ -19,18 +21,21 @@ use std::{
         mpsc,
     },
     thread,
+    time::SystemTime,
 };
 
+use etcd_tls_contract::san::Sans;
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use tokio::sync::{oneshot, watch};
 
 use self::{
+    holders::{Claim, Holders},
     index::stored,
     journal::{Entry, Journal},
     writer::{BATCH, Writer},
 };
 pub use self::{
-    index::{Index, Limits, Stored, status_mut},
+    index::{AUTO_APPROVED, ENTITLED, Index, Limits, Stored, approved_by, status_mut},
     journal::OpenError,
 };
 use crate::standalone::error::ApiError;
@@ -108,18 +113,21 @@ impl Store {
         let (journal, entries) = Journal::open(dir)?;
         let mut index = Index::default();
         let mut revision = 0;
+        let now = SystemTime::now();
         for entry in entries {
             match entry {
                 Entry::Put(csr) => {
                     let stored = stored(*csr);
                     revision = revision.max(stored.revision);
                     let name = stored.name().to_owned();
-                    index.set(&name, Some(Arc::new(stored)));
+                    index.set(&name, Some(Arc::new(stored)), now);
                 }
                 Entry::Delete { name } => {
-                    index.set(&name, None);
+                    index.set(&name, None, now);
                     revision += 1;
                 }
+                Entry::Holders => *index.holders_mut() = Holders::default(),
+                Entry::Hold(holding) => index.holders_mut().take(&holding, now),
                 Entry::Revision(r) => revision = revision.max(r),
             }
         }
@@ -176,34 +184,32 @@ impl Store {
     /// As [`Self::change`].
     pub async fn create(&self, csr: CertificateSigningRequest) -> Result<Arc<Stored>, ApiError> {
         let limits = self.limits;
-        self.change(move |index| {
-            let name = csr.metadata.name.clone().unwrap_or_default();
-            if index.get(&name).is_some() {
-                return Err(ApiError::AlreadyExists(name));
+        self.change(move |index| put_new(index, &limits, csr)).await
+    }
+
+    /// Stores a new request with its certificate, if each name of it is still free for its user, for the host
+    /// `caller_host` or as a user's share; else stores `pending`, and says why.
+    ///
+    /// # Errors
+    /// As [`Self::change`].
+    pub async fn create_if_free(
+        &self,
+        csr: CertificateSigningRequest,
+        pending: CertificateSigningRequest,
+        caller_host: Option<String>,
+    ) -> Result<(Arc<Stored>, Option<String>), ApiError> {
+        let limits = self.limits;
+        let (tell, told) = mpsc::channel();
+        let change = move |index: &Index| match not_free(index, &limits, &csr, caller_host.as_deref()) {
+            Some(reason) => {
+                // The receiver lives until the change has an answer.
+                let _ = tell.send(reason);
+                put_new(index, &limits, pending)
             }
-            let user = csr.spec.username.as_deref().unwrap_or_default();
-            let pending = csr.status.is_none();
-            if pending && index.pending_of(user) >= limits.pending_per_user {
-                return Err(ApiError::TooManyRequests {
-                    message: format!(
-                        "{user} has {} requests waiting for approval, which is the limit; have them approved or deleted",
-                        limits.pending_per_user
-                    ),
-                    retry_after_seconds: 60,
-                });
-            }
-            if index.len() >= limits.requests {
-                return Err(ApiError::TooManyRequests {
-                    message: format!(
-                        "{} requests are stored, which is the limit; have them approved, denied or deleted",
-                        limits.requests
-                    ),
-                    retry_after_seconds: 60,
-                });
-            }
-            Ok(Mutation::Put(Box::new(csr)))
-        })
-        .await
+            None => put_new(index, &limits, csr),
+        };
+        let stored = self.change(change).await?;
+        Ok((stored, told.try_recv().ok()))
     }
 
     /// The request of this name.
@@ -241,4 +247,35 @@ impl Store {
         // Nothing panics while it holds the lock for writing.
         self.view.read().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn put_new(index: &Index, limits: &Limits, csr: CertificateSigningRequest) -> Result<Mutation, ApiError> {
+    let name = csr.metadata.name.clone().unwrap_or_default();
+    if index.get(&name).is_some() {
+        return Err(ApiError::AlreadyExists(name));
+    }
+    let request = stored(csr);
+    index.room_for(&request, limits)?;
+    Ok(Mutation::Put(Box::new(request.csr)))
+}
+
+/// Why a certificate that a rule approved cannot be given out: another holds a name of it by now, or its user holds as many
+/// as it may.
+fn not_free(
+    index: &Index,
+    limits: &Limits,
+    csr: &CertificateSigningRequest,
+    caller_host: Option<&str>,
+) -> Option<String> {
+    let holding = stored(csr.clone()).issued?;
+    let sans = Sans { dns: holding.dns.iter().cloned().collect(), ips: holding.ips.iter().copied().collect() };
+    let claim = Claim { common_name: &holding.common_name, sans: &sans, principal: &holding.principal, caller_host };
+    let (new, held) = index.holders().growth(&holding);
+    index.holders().conflict(&claim, SystemTime::now()).or_else(|| {
+        let full = new > 0 && held + new > limits.names_per_user;
+        full.then(|| {
+            let limit = limits.names_per_user;
+            format!("the valid certificates of {} hold {held} names, and {limit} are the limit", holding.principal)
+        })
+    })
 }

@@ -81,6 +81,11 @@ impl Tokens {
         self.users.is_empty()
     }
 
+    /// Whether a token is `name`'s.
+    pub(super) fn has_user(&self, name: &str) -> bool {
+        self.users.iter().any(|(_, user)| user.name == name)
+    }
+
     /// Whose `token` is. Takes the same time for every token.
     pub(super) fn user(&self, token: &[u8]) -> Option<User> {
         let token = sha256(token);
@@ -127,7 +132,7 @@ fn row(line: &str) -> Result<([u8; 32], User), String> {
         let (key, value) = pair.split_once('=').ok_or("the fifth column needs key=value pairs")?;
         extra.entry(key.to_owned()).or_default().push(value.to_owned());
     }
-    Ok((sha256(token.as_bytes()), User { name: name.clone(), uid: uid.clone(), groups, extra }))
+    Ok((sha256(token.as_bytes()), User { name: name.clone(), uid: uid.clone(), groups, extra, presented: None }))
 }
 
 /// Refuses a token that could be guessed: judged by its length and the alphabet it is written in.

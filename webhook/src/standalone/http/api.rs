@@ -112,8 +112,13 @@ impl Server {
             Route::Collection(version) => match *method {
                 Method::POST => {
                     let body = codec::object(&content_type(request), &body(request, payload).await?)?;
-                    let stored = create::create(self, &user, version, body, flag(&query, "dryRun")).await?;
-                    Ok(json_response(StatusCode::CREATED, &table::one(&stored, version, form, Timestamp::now())))
+                    let created = create::create(self, &user, version, body, flag(&query, "dryRun")).await?;
+                    let object = table::one(&created.stored, version, form, Timestamp::now());
+                    let mut response = json_response(StatusCode::CREATED, &object);
+                    if let Some(warning) = created.waits.as_deref().and_then(warning) {
+                        response.headers_mut().insert(header::WARNING, warning);
+                    }
+                    Ok(response)
                 }
                 Method::GET => {
                     let owner = (!self.is_admin(&user)).then(|| user.name.clone());
@@ -303,6 +308,13 @@ impl Server {
         tracing::info!(request = name, by = user.name, "deleted");
         Ok(json_response(StatusCode::OK, &error::deleted(name, stored.uid())))
     }
+}
+
+/// A warning that kubectl shows: why a request waits.
+fn warning(reason: &str) -> Option<header::HeaderValue> {
+    let quoted: String =
+        reason.chars().flat_map(|c| if matches!(c, '"' | '\\') { vec!['\\', c] } else { vec![c] }).collect();
+    header::HeaderValue::from_str(&format!("299 - \"waits to be approved: {quoted}\"")).ok()
 }
 
 fn accepted(request: &HttpRequest, query: &Query) -> Result<Form, ApiError> {

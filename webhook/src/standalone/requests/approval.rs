@@ -7,7 +7,6 @@ use std::{sync::Arc, time::SystemTime};
 
 use jiff::Timestamp;
 use k8s_openapi::{
-    ByteString,
     api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestCondition},
     apimachinery::pkg::apis::meta::v1::Time,
 };
@@ -17,7 +16,7 @@ use crate::standalone::{
     auth::User,
     codec,
     error::ApiError,
-    requests::{create::condition, intake::check_again, server::Server},
+    requests::{create::Outcome, intake::check_again, server::Server},
     store::{Mutation, Stored, status_mut},
     version::Version,
 };
@@ -88,21 +87,29 @@ pub async fn decide(
     let new = new_condition(&before, &wanted)?;
     let mut csr = before.csr.clone();
     let Some(new) = new else { return Ok(before) };
-    let approved = new.type_ == "Approved";
     let checked = check_again(server, &csr);
-    let status = status_mut(&mut csr);
-    status.conditions.get_or_insert_default().push(new);
-    if approved {
-        let signed = match &checked {
-            Ok(checked) => server.sign(&before.csr, checked, None, SystemTime::now()),
-            Err(reason) => Err(reason.clone()),
+    if new.type_ == "Approved" {
+        let now = SystemTime::now();
+        let mut checked = checked.as_ref().map_err(String::as_str);
+        let requester = User::of(&csr);
+        let mut entitled = None;
+        // A person approves, and policy still says what the certificate holds.
+        let outcome = match checked {
+            Ok(read) if server.law.knows(&requester) => Some(server.judge(&requester, &csr, read, now, None)?),
+            _ => None,
         };
-        match signed {
-            Ok(certificate) => status.certificate = Some(ByteString(certificate.into_bytes())),
-            Err(error) => {
-                status.conditions.get_or_insert_default().push(condition("Failed", "SignerFailed", &error));
+        match &outcome {
+            Some(Outcome::Approved { entitled: whole, .. }) => entitled = whole.as_ref(),
+            Some(Outcome::Denied(reasons)) => checked = Err(reasons),
+            Some(Outcome::Waiting(reason)) => {
+                let message = format!("its requester is judged by policy, which cannot tell yet: {reason}");
+                return Err(ApiError::invalid(name, "status.conditions", message));
             }
+            None => {}
         }
+        server.approve(&mut csr, new, checked, entitled, now);
+    } else {
+        status_mut(&mut csr).conditions.get_or_insert_default().push(new);
     }
     if dry_run {
         return Ok(Arc::new(Stored::unsaved(csr)));
@@ -201,6 +208,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+    use crate::standalone::requests::create::condition;
 
     fn pending() -> Stored {
         let mut csr = CertificateSigningRequest::default();

@@ -2,16 +2,27 @@
 //!
 //! Three outcomes: a request is approved, or it waits for somebody to approve it, or it is refused at once, because its
 //! caller is known and asks to be somebody else.
+//!
+//! A rule gives a caller only names that nobody else holds. A host that asks with its certificate gets no more than that
+//! certificate says. Names that policy lists are for the host that policy lists them for.
 
-use std::{net::IpAddr, str::FromStr};
+#[cfg(test)]
+mod tests;
+
+use std::{net::IpAddr, str::FromStr, time::SystemTime};
 
 use etcd_tls_contract::{
     csr::Request,
-    policy::{CidrBlock, DnsPattern},
+    identity::common_name,
+    policy::{CidrBlock, DnsPattern, Policy},
     role::Role,
 };
 
-use crate::standalone::{auth::User, profiles::Recognised};
+use crate::standalone::{
+    auth::User,
+    store::holders::{Claim, Holders, is_everybodys, is_localhost},
+    subject::{self, Recognised},
+};
 
 /// `GROUP=PROFILE:SAN[,SAN…]`: what a group's requests may hold to be approved without a person.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,8 +40,10 @@ enum Name {
     Address(IpAddr),
     /// Every address of a block.
     Block(CidrBlock),
-    /// A DNS name, or every one under it.
+    /// A DNS name, or every one under it; never a wildcard.
     Dns(DnsPattern),
+    /// A wildcard itself, as `wildcard:*.example.com` spells it.
+    Wildcard(String),
     /// A client's CN, which is its user in etcd.
     User(String),
 }
@@ -57,6 +70,13 @@ impl FromStr for Rule {
 
 impl Name {
     fn parse(role: Role, s: &str) -> Result<Self, String> {
+        if let Some(wildcard) = s.strip_prefix("wildcard:") {
+            let spelled = wildcard.starts_with("*.") && role != Role::Client;
+            return match wildcard.parse::<DnsPattern>() {
+                Ok(_) if spelled => Ok(Self::Wildcard(wildcard.to_owned())),
+                _ => Err(format!("{s:?} is not wildcard:*.<domain> of a peer, server or metrics rule")),
+            };
+        }
         if role == Role::Client && !s.starts_with("*.") {
             return Ok(Self::User(s.to_owned()));
         }
@@ -72,7 +92,8 @@ impl Name {
 
 impl Rule {
     /// Whether it approves what is asked: the profile's, and every name listed.
-    fn takes(&self, request: &Request, recognised: &Recognised) -> bool {
+    fn takes(&self, user: &User, request: &Request, recognised: &Recognised) -> bool {
+        let own_name = user.host().is_none_or(|host| host == recognised.name);
         if self.role != recognised.role {
             return false;
         }
@@ -82,8 +103,9 @@ impl Rule {
             Role::Client => {
                 let listed = |name: &Name| match name {
                     Name::User(user) => *user == recognised.name,
-                    Name::Dns(pattern) => pattern.takes(&recognised.name),
-                    Name::Address(_) | Name::Block(_) => false,
+                    // A pattern is for hosts' own names, not for names of others that are like them.
+                    Name::Dns(pattern) => pattern.takes(&recognised.name) && own_name,
+                    Name::Address(_) | Name::Block(_) | Name::Wildcard(_) => false,
                 };
                 sans.dns.is_empty() && sans.ips.is_empty() && self.names.iter().any(listed)
             }
@@ -96,26 +118,25 @@ impl Rule {
 
     fn takes_names(&self, request: &Request) -> bool {
         let server = self.role == Role::Server;
-        request.sans.dns.iter().all(|dns| (server && dns == "localhost") || self.takes_dns(dns))
+        request.sans.dns.iter().all(|dns| (server && is_everybodys(dns)) || self.takes_dns(dns))
             && request.sans.ips.iter().all(|ip| (server && is_localhost(*ip)) || self.takes_ip(*ip))
     }
 
     fn takes_dns(&self, dns: &str) -> bool {
-        self.names.iter().any(|name| matches!(name, Name::Dns(pattern) if pattern.takes(dns)))
+        self.names.iter().any(|name| match name {
+            Name::Dns(pattern) => !dns.starts_with('*') && pattern.takes(dns),
+            Name::Wildcard(wildcard) => wildcard == dns,
+            Name::Address(_) | Name::Block(_) | Name::User(_) => false,
+        })
     }
 
     fn takes_ip(&self, ip: IpAddr) -> bool {
         self.names.iter().any(|name| match name {
             Name::Address(address) => *address == ip,
             Name::Block(block) => block.contains(ip),
-            Name::Dns(_) | Name::User(_) => false,
+            Name::Dns(_) | Name::User(_) | Name::Wildcard(_) => false,
         })
     }
-}
-
-/// The two addresses that every host has for itself; not the whole of 127.0.0.0/8.
-fn is_localhost(ip: IpAddr) -> bool {
-    ip == IpAddr::from([127, 0, 0, 1]) || ip == IpAddr::from(1u128.to_be_bytes())
 }
 
 /// What becomes of a request.
@@ -129,26 +150,43 @@ pub enum Decision {
     Forbid(String),
 }
 
-/// Decides on a request whose subject fits a profile. `holder` is the user to whom the last certificate of this very
-/// subject was issued, while that certificate is valid.
-pub fn decide(
-    user: &User,
-    request: &Request,
-    recognised: &Recognised,
-    holder: Option<&str>,
-    rules: &[Rule],
-) -> Decision {
+/// What a decision depends on beside the request and its caller.
+#[derive(Clone, Copy)]
+pub struct Context<'a> {
+    /// `--approve-group`.
+    pub rules: &'a [Rule],
+    /// Who holds which name.
+    pub holders: &'a Holders,
+    /// What policy lists.
+    pub policy: &'a Policy,
+    /// Whether a CN is also the name of a token's user.
+    pub is_token_user: bool,
+    /// Now.
+    pub now: SystemTime,
+}
+
+/// Decides on a request whose subject fits a profile, of a caller that policy does not know.
+pub fn decide(user: &User, request: &Request, recognised: &Recognised, context: &Context<'_>) -> Decision {
     if let Some(reason) = of_another(user, request, recognised) {
         return Decision::Forbid(reason);
     }
-    if let Some(holder) = holder
-        && holder != user.name
-        && user.host() != Some(&recognised.name)
-    {
-        let cn = &request.common_name;
-        return Decision::Wait(format!("{cn} holds a valid certificate, issued to {holder}"));
+    let principal = user.principal();
+    let claim = Claim {
+        common_name: &request.common_name,
+        sans: &request.sans,
+        principal: &principal,
+        caller_host: user.host(),
+    };
+    let waits = beyond_presented(user, request, recognised, context)
+        .or_else(|| context.holders.conflict(&claim, context.now))
+        .or_else(|| reserved_by_policy(request, recognised, context.policy));
+    if let Some(reason) = waits {
+        return Decision::Wait(reason);
     }
-    match rules.iter().find(|rule| user.is_in(&rule.group) && rule.takes(request, recognised)) {
+    if recognised.role == Role::Client && recognised.name != user.name && context.is_token_user {
+        return Decision::Wait(format!("{} is the name of a token's user", recognised.name));
+    }
+    match context.rules.iter().find(|rule| user.is_in(&rule.group) && rule.takes(user, request, recognised)) {
         Some(rule) => Decision::Approve(rule.text.clone()),
         None => Decision::Wait("no --approve-group rule takes the caller, the profile and every name".to_owned()),
     }
@@ -171,140 +209,60 @@ fn of_another(user: &User, request: &Request, recognised: &Recognised) -> Option
     }
 }
 
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-
-    use etcd_tls_contract::{key::KeyAlgorithm, san::Sans};
-
-    use super::*;
-    use crate::standalone::profiles::recognise;
-
-    const HOSTS: &str = "system:bootstrappers:etcd";
-
-    fn user(name: &str, group: &str) -> User {
-        User { name: name.to_owned(), groups: vec![group.to_owned()], ..User::default() }
+/// What a host's certificate, with which it asks, does not say: a role that it does not stand for, or a name that neither
+/// stands in it nor in another valid certificate of this host. A token presents nothing, and is not held to it.
+fn beyond_presented(user: &User, request: &Request, recognised: &Recognised, context: &Context<'_>) -> Option<String> {
+    let presented = user.presented.as_ref()?;
+    let Some((role, host)) = user.member() else {
+        let of_members = subject::MEMBERS.into_iter().find(|role| user.is_in(role.organization()))?;
+        return Some(format!("{} is in {} but is no host of it", user.name, of_members.organization()));
+    };
+    let stands_for = match role {
+        Role::Peer => true,
+        Role::Server => recognised.role != Role::Peer,
+        Role::Metrics | Role::Client => recognised.role == Role::Metrics,
+    };
+    if !stands_for {
+        return Some(format!("a {role} certificate renews no {} certificate", recognised.role));
     }
+    let held = |dns: &str| presented.dns.contains(dns) || context.holders.holds_dns(host, dns, context.now);
+    let held_ip = |ip: IpAddr| presented.ips.contains(&ip) || context.holders.holds_ip(host, ip, context.now);
+    let server = recognised.role == Role::Server;
+    let dns = request.sans.dns.iter().find(|dns| !(held(dns) || server && is_everybodys(dns))).cloned();
+    let beyond = dns.or_else(|| {
+        let ip = request.sans.ips.iter().find(|ip| !(held_ip(**ip) || server && is_localhost(**ip)));
+        ip.map(ToString::to_string)
+    });
+    beyond.map(|name| format!("{name} stands in no valid certificate of the host {host}, which asks with one"))
+}
 
-    fn request(role: Role, name: &str, dns: &[&str], ips: &[&str]) -> Request {
-        Request {
-            organization: role.organization().to_owned(),
-            common_name: format!("{}{name}", role.common_name_prefix()),
-            sans: Sans {
-                dns: dns.iter().map(|d| (*d).to_owned()).collect(),
-                ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
-            },
-            key: KeyAlgorithm::EcdsaP256,
-            public_key: Vec::new(),
+/// What policy says of the subject or the names: a host that policy lists has the roles and names listed there, and nobody
+/// else has them.
+fn reserved_by_policy(request: &Request, recognised: &Recognised, policy: &Policy) -> Option<String> {
+    let server = recognised.role == Role::Server;
+    policy.hosts.iter().find_map(|host| {
+        let listed = host.sans();
+        let subject = |role: Role| common_name(role, &host.common_name);
+        if recognised.role != Role::Client && subject(recognised.role) == request.common_name {
+            if !host.roles.contains(&recognised.role) {
+                return Some(format!("policy does not let the host {} be a {}", host.common_name, recognised.role));
+            }
+            let dns =
+                request.sans.dns.iter().find(|d| !(listed.dns.contains(*d) || server && is_everybodys(d))).cloned();
+            let ip = request.sans.ips.iter().find(|ip| !(listed.ips.contains(*ip) || server && is_localhost(**ip)));
+            let beyond = dns.or_else(|| ip.map(ToString::to_string))?;
+            return Some(format!("policy does not give {beyond} to the host {}", host.common_name));
         }
-    }
-
-    fn decision(user: &User, request: &Request, holder: Option<&str>, rules: &[&str]) -> Decision {
-        let rules: Vec<Rule> = rules.iter().map(|r| r.parse().unwrap()).collect();
-        decide(user, request, &recognise(request).unwrap(), holder, &rules)
-    }
-
-    fn approved(user: &User, request: &Request, rules: &[&str]) -> bool {
-        matches!(decision(user, request, None, rules), Decision::Approve(_))
-    }
-
-    #[test]
-    fn every_name_must_be_listed() {
-        let host = user("bootstrap", HOSTS);
-        let rule =
-            "system:bootstrappers:etcd=peer:m1.example.com,*.etcd.example.com,10.0.0.1,192.0.2.0/24,2001:db8::/64";
-        for (dns, ips) in [
-            (vec!["m1.example.com"], vec![]),
-            (vec!["a.etcd.example.com"], vec!["10.0.0.1"]),
-            (vec![], vec!["192.0.2.77", "2001:db8::9"]),
-        ] {
-            assert!(approved(&host, &request(Role::Peer, "m1", &dns, &ips), &[rule]), "{dns:?} {ips:?}");
+        if recognised.role == Role::Client {
+            let lists = host.roles.contains(&Role::Client) && host.common_name == request.common_name;
+            return lists.then(|| format!("policy gives the client name {} to {}", host.common_name, host.username));
         }
-        for (dns, ips) in [
-            (vec![], vec![]),
-            (vec!["m2.example.com"], vec![]),
-            (vec!["m1.example.com", "kubernetes.default.svc"], vec![]),
-            (vec!["etcd.example.com"], vec![]),
-            (vec!["xetcd.example.com"], vec![]),
-            (vec!["localhost"], vec!["10.0.0.1"]),
-            (vec![], vec!["10.0.0.1", "127.0.0.1"]),
-            (vec![], vec!["10.0.0.2"]),
-            (vec![], vec!["192.0.3.1"]),
-            (vec![], vec!["2001:db8:0:1::9"]),
-        ] {
-            assert!(!approved(&host, &request(Role::Peer, "m1", &dns, &ips), &[rule]), "{dns:?} {ips:?}");
-        }
-    }
-
-    #[test]
-    fn rules_are_for_their_group_and_profile() {
-        let rule = "system:bootstrappers:etcd=server:10.0.0.0/8";
-        let server = request(Role::Server, "m1", &["localhost"], &["10.0.0.1", "127.0.0.1", "::1"]);
-        assert!(approved(&user("b", HOSTS), &server, &[rule]));
-        assert!(!approved(&user("b", "other"), &server, &[rule]));
-        assert!(!approved(&user("b", HOSTS), &request(Role::Peer, "m1", &[], &["10.0.0.1"]), &[rule]));
-        assert!(!approved(&user("b", HOSTS), &server, &[]));
-    }
-
-    #[test]
-    fn no_names_mean_none() {
-        let b = user("b", HOSTS);
-        for rule in ["system:bootstrappers:etcd=peer", "system:bootstrappers:etcd=peer:"] {
-            assert!(!approved(&b, &request(Role::Peer, "m1", &[], &["10.0.0.1"]), &[rule]));
-            assert!(!approved(&b, &request(Role::Peer, "m1", &[], &[]), &[rule]));
-        }
-        assert!(!approved(&b, &request(Role::Client, "backup", &[], &[]), &["system:bootstrappers:etcd=client"]));
-        assert!(approved(&b, &request(Role::Metrics, "m1", &[], &[]), &["system:bootstrappers:etcd=metrics"]));
-        assert!(!approved(&b, &request(Role::Metrics, "m1", &["x.y"], &[]), &["system:bootstrappers:etcd=metrics"]));
-    }
-
-    #[test]
-    fn a_client_is_its_name() {
-        let b = user("b", HOSTS);
-        let rule = "system:bootstrappers:etcd=client:backup,*.jobs.example.com";
-        assert!(approved(&b, &request(Role::Client, "backup", &[], &[]), &[rule]));
-        assert!(approved(&b, &request(Role::Client, "x.jobs.example.com", &[], &[]), &[rule]));
-        for name in ["root", "backup2", "jobs.example.com"] {
-            assert!(!approved(&b, &request(Role::Client, name, &[], &[]), &[rule]), "{name}");
-        }
-        assert!(!approved(&b, &request(Role::Client, "backup", &["backup"], &[]), &[rule]));
-    }
-
-    #[test]
-    fn nobody_gets_the_name_of_another() {
-        let rules = [
-            "system:etcd-peers=peer:10.0.0.0/8",
-            "system:etcd-peers=client:*.x.y,m2",
-            "system:etcd-clients=client:c,d",
-        ];
-        let m1 = user("system:etcd-peer:m1", "system:etcd-peers");
-        let peer = |name| request(Role::Peer, name, &[], &["10.0.0.1"]);
-        assert!(matches!(decision(&m1, &peer("m1"), None, &rules), Decision::Approve(_)));
-        assert!(matches!(decision(&m1, &peer("m2"), None, &rules), Decision::Forbid(_)));
-        assert!(matches!(decision(&m1, &request(Role::Server, "m2", &[], &[]), None, &rules), Decision::Forbid(_)));
-        let c = user("c", "system:etcd-clients");
-        let client = |name| request(Role::Client, name, &[], &[]);
-        assert!(matches!(decision(&c, &client("c"), None, &rules), Decision::Approve(_)));
-        assert!(matches!(decision(&c, &client("d"), None, &rules), Decision::Forbid(_)));
-        assert!(matches!(decision(&c, &peer("c"), None, &rules), Decision::Forbid(_)));
-    }
-
-    #[test]
-    fn a_name_in_use_by_another_waits_for_a_person() {
-        let rule = ["system:bootstrappers:etcd=peer:10.0.0.0/8", "system:etcd-peers=peer:10.0.0.0/8"];
-        let bootstrap = user("bootstrap", HOSTS);
-        let m1 = user("system:etcd-peer:m1", "system:etcd-peers");
-        let peer = request(Role::Peer, "m1", &[], &["10.0.0.1"]);
-        assert!(matches!(decision(&bootstrap, &peer, Some("bootstrap"), &rule), Decision::Approve(_)));
-        assert!(matches!(decision(&m1, &peer, Some("bootstrap"), &rule), Decision::Approve(_)), "its own name");
-        assert!(matches!(decision(&bootstrap, &peer, Some("system:etcd-peer:m1"), &rule), Decision::Wait(_)));
-    }
-
-    #[test]
-    fn a_rule_that_cannot_be_read_says_why() {
-        for bad in ["", "g", "=peer:a.b", "g=what:a.b", "g=peer:10.0.0.0/33", "g=peer:a b", "g=peer:*", "g=peer:*.com"]
-        {
-            assert!(bad.parse::<Rule>().is_err(), "{bad}");
-        }
-    }
+        let covers = |asked: &str, name: &str| {
+            asked == name || asked.strip_prefix("*.").is_some_and(|p| name.split_once('.').is_some_and(|(_, r)| r == p))
+        };
+        let dns = request.sans.dns.iter().find(|asked| listed.dns.iter().any(|name| covers(asked, name))).cloned();
+        let ip = request.sans.ips.iter().find(|ip| listed.ips.contains(*ip) && !is_localhost(**ip));
+        let taken = dns.filter(|d| !is_everybodys(d)).or_else(|| ip.map(ToString::to_string))?;
+        Some(format!("policy gives {taken} to the host {}", host.common_name))
+    })
 }

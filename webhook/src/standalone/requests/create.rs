@@ -7,7 +7,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use etcd_tls_contract::identity::{Asked, Entitlement, Verdict};
+use etcd_tls_contract::{
+    identity::{self, Asked, Entitlement, Verdict},
+    names::{SignerName, csr_name},
+};
 use jiff::Timestamp;
 use k8s_openapi::{
     ByteString,
@@ -20,14 +23,22 @@ use crate::standalone::{
     auth::User,
     error::ApiError,
     requests::{
-        auto_approve::{self, Decision},
+        auto_approve::{self, Context, Decision},
         intake::{self, Checked},
         pods::Look,
         server::Server,
     },
-    store::{Stored, status_mut},
+    store::{AUTO_APPROVED, ENTITLED, Stored, approved_by, status_mut},
     version::Version,
 };
+
+/// A stored request, and why it waits for a person where it does.
+pub struct Created {
+    /// The request.
+    pub stored: Arc<Stored>,
+    /// For the caller's eyes.
+    pub waits: Option<String>,
+}
 
 /// Creates a request.
 ///
@@ -39,7 +50,7 @@ pub async fn create(
     version: Version,
     body: Value,
     dry_run: bool,
-) -> Result<Arc<Stored>, ApiError> {
+) -> Result<Created, ApiError> {
     let mut csr = intake::read(version, body)?;
     intake::own(&mut csr, user)?;
     let name = csr.metadata.name.clone().unwrap_or_default();
@@ -52,25 +63,26 @@ pub async fn create(
     let now = SystemTime::now();
     let outcome = server.judge(user, &csr, &checked, now, None)?;
     if dry_run {
-        return Ok(Arc::new(Stored::unsaved(csr)));
+        return Ok(Created { stored: Arc::new(Stored::unsaved(csr)), waits: None });
     }
-    match outcome {
-        Outcome::Approved { reason, message, entitled } => {
-            let mut status = vec![condition("Approved", reason, &message)];
-            match server.sign(&csr, &checked, entitled.as_ref(), now) {
-                Ok(certificate) => status_mut(&mut csr).certificate = Some(ByteString(certificate.into_bytes())),
-                Err(error) => status.push(condition("Failed", "SignerFailed", &error)),
-            }
-            status_mut(&mut csr).conditions = Some(status);
-        }
-        Outcome::Denied(message) => {
-            status_mut(&mut csr).conditions = Some(vec![condition("Denied", "NotEntitled", &message)]);
-        }
-        Outcome::Waiting(_) => {}
-    }
-    let stored = server.store.create(csr).await?;
+    let pending = csr.clone();
+    let waits = server.settle(&mut csr, &checked, outcome, now);
+    let held_again = host_claim(user, &csr);
+    let (stored, waits) = match held_again {
+        // Another request may have got a name between the decision and now.
+        Some(claim) => server.store.create_if_free(csr, pending, claim).await?,
+        None => (server.store.create(csr).await?, waits),
+    };
     server.tell(&stored, &checked, user);
-    Ok(stored)
+    if let Some(reason) = &waits {
+        tracing::info!(request = stored.name(), reason, "waits for a decision");
+    }
+    Ok(Created { stored, waits })
+}
+
+/// The host that the caller is, where a rule's approval must be checked once more against the record of names.
+fn host_claim(user: &User, csr: &CertificateSigningRequest) -> Option<Option<String>> {
+    approved_by(csr).filter(|reason| *reason == AUTO_APPROVED).map(|_| user.host().map(str::to_owned))
 }
 
 /// What was decided on a request.
@@ -91,8 +103,8 @@ pub enum Outcome {
 }
 
 impl Server {
-    /// Decides on a request: by the law, for pods and the hosts that policy lists; else by the groups' rules. The pods are
-    /// those of `look`, or of now.
+    /// Decides on a request: by the in-cluster rules alone, for pods and the hosts that policy lists, whatever the API
+    /// version; else by the groups' rules. The pods are those of `look`, or of now.
     ///
     /// # Errors
     /// [`ApiError::Forbidden`]: the caller asks to be another.
@@ -104,43 +116,18 @@ impl Server {
         now: SystemTime,
         look: Option<&Look>,
     ) -> Result<Outcome, ApiError> {
-        if let Some(signer) = &checked.signer
-            && self.law.knows(user)
-        {
-            let requester = user.requester();
-            let usages = csr.spec.usages.clone().unwrap_or_default();
-            let asked = Asked {
-                name: csr.metadata.name.as_deref().unwrap_or_default(),
-                signer,
-                requester: &requester,
-                usages: &usages,
-                expiration: lifetime(csr),
-                request: &checked.request,
-            };
-            let verdict = match look {
-                Some(look) => self.law.judge(&asked, look),
-                None => self.law.judge(&asked, &self.law.look()),
-            };
-            return Ok(match verdict {
-                Verdict::Approve(entitlement) => Outcome::Approved {
-                    reason: "Entitled",
-                    message: "the request says no more than its requester is".to_owned(),
-                    entitled: Some(entitlement),
-                },
-                Verdict::Deny(denials) => {
-                    let reasons: Vec<String> = denials.iter().map(|d| format!("{}: {}", d.reason, d.message)).collect();
-                    Outcome::Denied(reasons.join("; "))
-                }
-                Verdict::NotYet(reason) => Outcome::Waiting(reason),
-            });
+        if self.law.knows(user) {
+            return Ok(self.judge_by_policy(user, csr, checked, look));
         }
+        let is_token_user = self.auth.is_token_user(&checked.request.common_name);
         let decision = self.store.with(|index, _| {
-            let holder = index.holder(&checked.request.common_name, now);
-            auto_approve::decide(user, &checked.request, &checked.recognised, holder, &self.rules)
+            let context =
+                Context { rules: &self.rules, holders: index.holders(), policy: self.law.policy(), is_token_user, now };
+            auto_approve::decide(user, &checked.request, &checked.recognised, &context)
         });
         match decision {
             Decision::Approve(rule) => Ok(Outcome::Approved {
-                reason: "AutoApproved",
+                reason: AUTO_APPROVED,
                 message: format!("approved by --approve-group {rule}"),
                 entitled: None,
             }),
@@ -149,11 +136,110 @@ impl Server {
         }
     }
 
+    /// A request without a signer's name (v1beta1) is judged as if it named the signer of its own cluster and profile.
+    fn judge_by_policy(
+        &self,
+        user: &User,
+        csr: &CertificateSigningRequest,
+        checked: &Checked,
+        look: Option<&Look>,
+    ) -> Outcome {
+        let role = checked.recognised.role;
+        let host = self.law.policy().host(&user.name, &user.groups);
+        let cluster = self.cluster.as_ref().or_else(|| host.map(|host| &host.cluster));
+        let assumed = || {
+            cluster.map(|c| SignerName {
+                domain: role.domain(),
+                namespace: c.namespace.clone(),
+                cluster: c.cluster.clone(),
+            })
+        };
+        let Some(signer) = checked.signer.clone().or_else(assumed) else {
+            return Outcome::Denied("the request names no signer, and --cluster says none".to_owned());
+        };
+        let requester = user.requester();
+        let mut usages = csr.spec.usages.clone().unwrap_or_default();
+        let mut name = csr.metadata.name.clone().unwrap_or_default();
+        if checked.signer.is_none() {
+            // The old agents say no usages, and a host's CN where others name role and key.
+            if usages.is_empty() {
+                usages = identity::usages(role).iter().map(|usage| (*usage).to_owned()).collect();
+            }
+            if host.is_some() {
+                name = csr_name("host", role, &checked.request.key_digest());
+            }
+        }
+        let asked = Asked {
+            name: &name,
+            signer: &signer,
+            requester: &requester,
+            usages: &usages,
+            expiration: lifetime(csr),
+            request: &checked.request,
+        };
+        let verdict = match look {
+            Some(look) => self.law.judge(&asked, look),
+            None => self.law.judge(&asked, &self.law.look()),
+        };
+        match verdict {
+            Verdict::Approve(entitlement) => Outcome::Approved {
+                reason: ENTITLED,
+                message: "the request says no more than its requester is".to_owned(),
+                entitled: Some(entitlement),
+            },
+            Verdict::Deny(denials) => {
+                let reasons: Vec<String> = denials.iter().map(|d| format!("{}: {}", d.reason, d.message)).collect();
+                Outcome::Denied(reasons.join("; "))
+            }
+            Verdict::NotYet(reason) => Outcome::Waiting(reason),
+        }
+    }
+
+    /// Writes the outcome into the request's status, signing what is approved; why it waits, where it does.
+    pub(super) fn settle(
+        &self,
+        csr: &mut CertificateSigningRequest,
+        checked: &Checked,
+        outcome: Outcome,
+        now: SystemTime,
+    ) -> Option<String> {
+        match outcome {
+            Outcome::Approved { reason, message, entitled } => {
+                self.approve(csr, condition("Approved", reason, &message), Ok(checked), entitled.as_ref(), now);
+                None
+            }
+            Outcome::Denied(message) => {
+                status_mut(csr).conditions = Some(vec![condition("Denied", "NotEntitled", &message)]);
+                None
+            }
+            Outcome::Waiting(reason) => Some(reason),
+        }
+    }
+
+    /// Adds an approval, and with it the certificate; a `Failed` condition where nothing could be signed.
+    pub(super) fn approve(
+        &self,
+        csr: &mut CertificateSigningRequest,
+        approval: CertificateSigningRequestCondition,
+        checked: Result<&Checked, &str>,
+        entitled: Option<&Entitlement>,
+        now: SystemTime,
+    ) {
+        let signed = checked.map_err(str::to_owned).and_then(|checked| self.sign(csr, checked, entitled, now));
+        let status = status_mut(csr);
+        let conditions = status.conditions.get_or_insert_default();
+        conditions.push(approval);
+        match signed {
+            Ok(certificate) => status.certificate = Some(ByteString(certificate.into_bytes())),
+            Err(error) => conditions.push(condition("Failed", "SignerFailed", &error)),
+        }
+    }
+
     /// Issues what was approved: to a pod or a listed host all that it is entitled to, to others what they asked for.
     ///
     /// # Errors
     /// For the `Failed` condition.
-    pub(super) fn sign(
+    fn sign(
         &self,
         csr: &CertificateSigningRequest,
         checked: &Checked,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use etcd_tls_contract::{
+    cluster::ClusterName,
     csr::{MAX_REQUEST, Request},
     identity::usages,
     key::KeyAlgorithm,
@@ -20,8 +21,8 @@ use serde_json::{Value, json};
 use crate::standalone::{
     auth::User,
     error::{ApiError, Cause},
-    profiles::{Recognised, recognise},
     requests::server::Server,
+    subject::{Recognised, recognise},
     version::Version,
 };
 
@@ -137,91 +138,94 @@ fn is_name(name: &str) -> bool {
 
 /// Reads the request itself; every field that is wrong.
 pub(super) fn check(server: &Server, version: Version, csr: &CertificateSigningRequest) -> Result<Checked, Vec<Cause>> {
-    let mut causes = Vec::new();
+    let mut causes: Vec<Cause> = check_metadata(csr);
     let mut wrong = |field: &'static str, message: String| causes.push(Cause { field, message });
+    if csr.spec.expiration_seconds.is_some_and(|s| s < MIN_SECONDS) {
+        wrong("spec.expirationSeconds", format!("may not specify a duration less than {MIN_SECONDS} seconds"));
+    }
+    let signer = check_signer(server, version, &csr.spec.signer_name).unwrap_or_else(|message| {
+        wrong("spec.signerName", message);
+        None
+    });
+    match check_request(server, csr, signer.as_ref()) {
+        Ok((request, recognised)) => {
+            let asked = csr.spec.usages.as_deref().unwrap_or_default();
+            if let Some(message) = wrong_usages(version, recognised.role, asked) {
+                wrong("spec.usages", message);
+            }
+            if causes.is_empty() { Ok(Checked { request, recognised, signer }) } else { Err(causes) }
+        }
+        Err(message) => {
+            wrong("spec.request", message);
+            Err(causes)
+        }
+    }
+}
+
+fn check_metadata(csr: &CertificateSigningRequest) -> Vec<Cause> {
+    let mut causes = Vec::new();
     if !is_name(csr.metadata.name.as_deref().unwrap_or_default()) {
-        wrong(
-            "metadata.name",
-            "must be of 1 to 253 letters, digits, '-', '.', '_' or ':', begin and end with a letter or digit, and hold no '..'"
-                .to_owned(),
-        );
+        let message = "must be of 1 to 253 letters, digits, '-', '.', '_' or ':', begin and end with a letter or digit, and \
+                       hold no '..'";
+        causes.push(Cause { field: "metadata.name", message: message.to_owned() });
     }
     let size = |map: &Option<BTreeMap<String, String>>| -> usize {
         map.iter().flatten().map(|(k, v)| k.len() + v.len()).sum()
     };
     if size(&csr.metadata.labels) + size(&csr.metadata.annotations) > MAX_METADATA {
-        wrong("metadata.annotations", format!("labels and annotations are over {MAX_METADATA} bytes"));
+        let message = format!("labels and annotations are over {MAX_METADATA} bytes");
+        causes.push(Cause { field: "metadata.annotations", message });
     }
-    if csr.spec.expiration_seconds.is_some_and(|s| s < MIN_SECONDS) {
-        wrong("spec.expirationSeconds", format!("may not specify a duration less than {MIN_SECONDS} seconds"));
-    }
-    let signer = match csr.spec.signer_name.parse::<SignerName>() {
+    causes
+}
+
+/// The signer that is asked; `None` for v1beta1's unknown one.
+fn check_signer(server: &Server, version: Version, name: &str) -> Result<Option<SignerName>, String> {
+    match name.parse::<SignerName>() {
         Ok(signer) => {
-            let own = |c: &etcd_tls_contract::cluster::ClusterName| {
-                c.namespace == signer.namespace && c.cluster == signer.cluster
-            };
-            if !server.cluster.as_ref().is_none_or(own) {
-                wrong("spec.signerName", format!("{signer} is of another cluster than this signer's"));
-            }
-            Some(signer)
-        }
-        Err(_) if version == Version::V1beta1 && csr.spec.signer_name == LEGACY_UNKNOWN => None,
-        Err(SignerNameError::Foreign(name)) => {
-            wrong(
-                "spec.signerName",
-                format!(
-                    "{name:?} is no signer of this server; it is <peer|client|metrics>.etcd-tls.dev/<namespace>.<cluster>"
-                ),
-            );
-            None
-        }
-        Err(error) => {
-            wrong("spec.signerName", error.to_string());
-            None
-        }
-    };
-    let pem = &csr.spec.request.0;
-    let request = if pem.len() > MAX_REQUEST {
-        Err(format!("is {} bytes long; {MAX_REQUEST} are the limit", pem.len()))
-    } else {
-        Request::parse(pem).map_err(|e| e.to_string())
-    };
-    let request = request.and_then(|request| {
-        let recognised = recognise(&request)?;
-        let role = recognised.role;
-        let keys = &server.law.policy().keys;
-        // The old agents make no other keys. A policy that lists the keys holds for them, too.
-        let of_old_agent =
-            csr.spec.signer_name == LEGACY_UNKNOWN && request.key == KeyAlgorithm::Rsa2048 && *keys == Keys::default();
-        if !keys.allow(request.key) && !of_old_agent {
-            return Err(format!("keys of the kind {} are not signed here", request.key));
-        }
-        if server.profiles.lifetime(role).is_none() {
-            return Err(format!("this signer has no CA for {role} certificates"));
-        }
-        if let Some(signer) = &signer
-            && signer.domain != role.domain()
-        {
-            return Err(format!(
-                "a {role} certificate is signed by {}.etcd-tls.dev/..., not by {signer}",
-                role.domain()
-            ));
-        }
-        Ok((request, recognised))
-    });
-    match &request {
-        Ok((_, recognised)) => {
-            if let Some(message) =
-                wrong_usages(version, recognised.role, csr.spec.usages.as_deref().unwrap_or_default())
-            {
-                wrong("spec.usages", message);
+            let is = |c: &ClusterName| c.namespace == signer.namespace && c.cluster == signer.cluster;
+            if server.cluster.as_ref().is_none_or(is) {
+                Ok(Some(signer))
+            } else {
+                Err(format!("{signer} is of another cluster than this signer's"))
             }
         }
-        Err(message) => wrong("spec.request", message.clone()),
+        Err(_) if version == Version::V1beta1 && name == LEGACY_UNKNOWN => Ok(None),
+        Err(SignerNameError::Foreign(name)) => Err(format!(
+            "{name:?} is no signer of this server; it is <peer|client|metrics>.etcd-tls.dev/<namespace>.<cluster>"
+        )),
+        Err(error) => Err(error.to_string()),
     }
-    match request {
-        Ok((request, recognised)) if causes.is_empty() => Ok(Checked { request, recognised, signer }),
-        _ => Err(causes),
+}
+
+/// The request in the object: its subject, key and authority.
+fn check_request(
+    server: &Server,
+    csr: &CertificateSigningRequest,
+    signer: Option<&SignerName>,
+) -> Result<(Request, Recognised), String> {
+    let pem = &csr.spec.request.0;
+    if pem.len() > MAX_REQUEST {
+        return Err(format!("is {} bytes long; {MAX_REQUEST} are the limit", pem.len()));
+    }
+    let request = Request::parse(pem).map_err(|e| e.to_string())?;
+    let recognised = recognise(&request)?;
+    let role = recognised.role;
+    let keys = &server.law.policy().keys;
+    // The old agents make no other keys. A policy that lists the keys holds for them, too.
+    let of_old_agent =
+        csr.spec.signer_name == LEGACY_UNKNOWN && request.key == KeyAlgorithm::Rsa2048 && *keys == Keys::default();
+    if !keys.allow(request.key) && !of_old_agent {
+        return Err(format!("keys of the kind {} are not signed here", request.key));
+    }
+    if server.profiles.lifetime(role).is_none() {
+        return Err(format!("this signer has no CA for {role} certificates"));
+    }
+    match signer {
+        Some(signer) if signer.domain != role.domain() => {
+            Err(format!("a {role} certificate is signed by {}.etcd-tls.dev/..., not by {signer}", role.domain()))
+        }
+        _ => Ok((request, recognised)),
     }
 }
 

@@ -6,18 +6,11 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use k8s_openapi::ByteString;
 use tokio::time;
 
 use crate::standalone::{
     auth::User,
-    requests::{
-        approval,
-        create::{Outcome, condition},
-        intake::check_again,
-        server::Server,
-    },
-    store::status_mut,
+    requests::{approval, intake::check_again, server::Server},
 };
 
 /// How often requests of pods that are not ready to be judged are judged again.
@@ -44,13 +37,7 @@ pub async fn judge_again(server: Arc<Server>) {
             if judged.contains(stored.uid()) {
                 continue;
             }
-            let spec = &stored.csr.spec;
-            let user = User {
-                name: stored.owner().to_owned(),
-                uid: spec.uid.clone().unwrap_or_default(),
-                groups: spec.groups.clone().unwrap_or_default(),
-                extra: spec.extra.clone().unwrap_or_default(),
-            };
+            let user = User::of(&stored.csr);
             if !server.law.knows(&user) {
                 continue;
             }
@@ -58,20 +45,9 @@ pub async fn judge_again(server: Arc<Server>) {
             let Ok(checked) = check_again(&server, &stored.csr) else { continue };
             let now = SystemTime::now();
             let mut csr = stored.csr.clone();
-            let status = status_mut(&mut csr);
-            match server.judge(&user, &stored.csr, &checked, now, Some(&look)) {
-                Ok(Outcome::Approved { reason, message, entitled }) => {
-                    let mut conditions = vec![condition("Approved", reason, &message)];
-                    match server.sign(&stored.csr, &checked, entitled.as_ref(), now) {
-                        Ok(certificate) => status.certificate = Some(ByteString(certificate.into_bytes())),
-                        Err(error) => conditions.push(condition("Failed", "SignerFailed", &error)),
-                    }
-                    status.conditions = Some(conditions);
-                }
-                Ok(Outcome::Denied(message)) => {
-                    status.conditions = Some(vec![condition("Denied", "NotEntitled", &message)]);
-                }
-                Ok(Outcome::Waiting(_)) | Err(_) => continue,
+            let Ok(outcome) = server.judge(&user, &stored.csr, &checked, now, Some(&look)) else { continue };
+            if server.settle(&mut csr, &checked, outcome, now).is_some() {
+                continue;
             }
             let (name, uid, revision) = (stored.name().to_owned(), stored.uid().to_owned(), stored.revision);
             let change = server.store.change(move |index| approval::replace(index.get(&name), &uid, revision, csr));

@@ -19,6 +19,8 @@ use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
+use super::holders::Holding;
+
 const JOURNAL: &str = "requests.journal";
 const NEW_JOURNAL: &str = "requests.journal.new";
 const LOCK: &str = "lock";
@@ -36,6 +38,10 @@ pub(super) enum Entry {
         /// The name.
         name: String,
     },
+    /// From here on, only the names that follow are held.
+    Holders,
+    /// Names that are held, whatever became of the request.
+    Hold(Holding),
     /// The last revision given out when the journal was written anew.
     Revision(u64),
 }
@@ -341,6 +347,8 @@ mod tests {
                 Entry::Put(csr) => csr.metadata.name.clone().unwrap(),
                 Entry::Delete { name } => format!("-{name}"),
                 Entry::Revision(n) => n.to_string(),
+                Entry::Holders => "holders".to_owned(),
+                Entry::Hold(holding) => holding.common_name.clone(),
             })
             .collect()
     }

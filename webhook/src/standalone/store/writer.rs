@@ -6,7 +6,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
         mpsc,
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use jiff::Timestamp;
@@ -62,6 +62,8 @@ impl Writer {
             }
             if swept.elapsed() >= SWEEP {
                 swept = Instant::now();
+                self.index.holders_mut().sweep(SystemTime::now());
+                self.view.write().unwrap_or_else(PoisonError::into_inner).index.holders_mut().sweep(SystemTime::now());
                 let expired = self.expired(Timestamp::now());
                 for names in expired.chunks(BATCH) {
                     let steps =
@@ -86,23 +88,41 @@ impl Writer {
     }
 
     fn expired(&self, now: Timestamp) -> Vec<String> {
-        self.index.iter().filter(|r| self.index.expired(r, &self.limits, now)).map(|r| r.name().to_owned()).collect()
+        self.index.iter().filter(|r| Index::expired(r, &self.limits, now)).map(|r| r.name().to_owned()).collect()
     }
 
-    /// Where `wanted` more would not find place: removes decided requests, oldest first. What waits is never removed.
+    /// Where `wanted` more would not find place: removes decided requests, oldest first; those of a user who has no place
+    /// left, and of all where nobody has. What waits is never removed, and no name becomes free by it.
     fn make_place(&mut self, wanted: usize) -> Vec<Step> {
-        if self.index.len() + wanted <= self.limits.requests {
+        let full_users = self.index.full_users(&self.limits, wanted.min(self.limits.per_user / 10));
+        let full = self.index.len() + wanted > self.limits.requests;
+        if !full && full_users.is_empty() {
             return Vec::new();
         }
         let now = Timestamp::now();
         let mut settled: Vec<_> =
             self.index.iter().filter(|r| r.decided() && older(r.touched(), SETTLED, now)).cloned().collect();
         settled.sort_by_key(|r| r.touched());
-        settled
-            .iter()
-            .take(wanted.max(BATCH))
-            .filter_map(|r| self.apply(Mutation::Delete(r.name().to_owned()), None).ok())
-            .collect()
+        let mut steps = Vec::new();
+        let mut remove = |this: &mut Self, request: &Stored| {
+            if let Ok(step) = this.apply(Mutation::Delete(request.name().to_owned()), None) {
+                steps.push(step);
+            }
+        };
+        for user in full_users {
+            // Some more than are wanted now, so that not each change looks at all requests.
+            let kept = self.limits.per_user - self.limits.per_user / 5;
+            let count = self.index.count_of(&user).saturating_sub(kept);
+            for request in settled.iter().filter(|r| r.owner() == user).take(count) {
+                remove(self, request);
+            }
+        }
+        if full {
+            for request in settled.iter().take(wanted.max(BATCH)) {
+                remove(self, request);
+            }
+        }
+        steps
     }
 
     /// Takes a change into the index; [`Self::commit`] makes it durable and known, or takes it back.
@@ -128,7 +148,7 @@ impl Writer {
             },
         };
         self.revision = revision;
-        self.index.set(&name, new);
+        self.index.set(&name, new, SystemTime::now());
         Ok(Step { name, before, event, reply })
     }
 
@@ -155,11 +175,14 @@ impl Writer {
             Ok(()) => self.publish(steps),
             Err(error) => {
                 for step in steps.into_iter().rev() {
-                    self.index.set(&step.name, step.before);
+                    self.index.set(&step.name, step.before, SystemTime::now());
                     if let Some(reply) = step.reply {
                         drop(reply.send(Err(ApiError::InsufficientStorage(error.to_string()))));
                     }
                 }
+                // Certificates that nobody got hold no name.
+                let view = self.view.read().unwrap_or_else(PoisonError::into_inner);
+                *self.index.holders_mut() = view.index.holders().clone();
             }
         }
         if self.journal.wants_compaction() {
@@ -173,7 +196,7 @@ impl Writer {
             let mut view: RwLockWriteGuard<'_, View> = self.view.write().unwrap_or_else(PoisonError::into_inner);
             for step in steps {
                 let new = (step.event.kind != Kind::Deleted).then(|| Arc::clone(&step.event.request));
-                view.index.set(&step.name, new);
+                view.index.set(&step.name, new, SystemTime::now());
                 replies.push((step.reply, Arc::clone(&step.event.request)));
                 view.ring.push_back(step.event);
             }
@@ -194,7 +217,10 @@ impl Writer {
 
     fn compact(&mut self) {
         let puts = self.index.iter().map(|r| Entry::Put(Box::new(r.csr.clone())));
-        let entries = std::iter::once(Entry::Revision(self.revision)).chain(puts);
+        // After the requests: what is held says the last word.
+        let holds = self.index.holders().holdings().into_iter().map(Entry::Hold);
+        let holds = std::iter::once(Entry::Holders).chain(holds);
+        let entries = std::iter::once(Entry::Revision(self.revision)).chain(puts).chain(holds);
         if let Err(error) = self.journal.compact(entries) {
             tracing::warn!(%error, "the journal could not be written anew; the old one stays in force");
         }
