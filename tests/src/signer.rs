@@ -163,6 +163,22 @@ impl Signer {
         body: &[u8],
         leaf: Option<(&str, &str)>,
     ) -> std::io::Result<(u16, String)> {
+        let (code, body) = self.try_ask_bytes(method, path, headers, body, leaf)?;
+        Ok((code, String::from_utf8_lossy(&body).into_owned()))
+    }
+
+    /// [`Self::try_ask`], for an answer that is no text.
+    ///
+    /// # Errors
+    /// The connection's.
+    pub fn try_ask_bytes(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+        leaf: Option<(&str, &str)>,
+    ) -> std::io::Result<(u16, Vec<u8>)> {
         let mut stream = self.connect(leaf)?;
         let mut head = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n");
         for (key, value) in headers {
@@ -177,11 +193,10 @@ impl Signer {
         let mut answer = Vec::new();
         // Some servers close without a TLS goodbye.
         let read = stream.read_to_end(&mut answer);
-        let answer = String::from_utf8_lossy(&answer).into_owned();
-        let code = answer.get(9..12).and_then(|c| c.parse().ok());
+        let code = answer.get(9..12).and_then(|c| std::str::from_utf8(c).ok()?.parse().ok());
         let Some(code) = code else { return Err(read.err().unwrap_or_else(|| std::io::Error::other("no answer"))) };
-        let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
-        Ok((code, body.to_owned()))
+        let head = answer.windows(4).position(|w| w == b"\r\n\r\n").map_or(answer.len(), |end| end + 4);
+        Ok((code, answer.split_off(head)))
     }
 
     fn connect(&self, leaf: Option<(&str, &str)>) -> std::io::Result<Stream> {

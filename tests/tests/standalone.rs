@@ -230,3 +230,101 @@ async fn tokens_are_reloaded_and_a_weak_one_starts_nothing() {
     assert!(!refused.wait(LIMIT).await.success());
     assert!(refused.log().contains("128 random bits"), "{}", refused.log());
 }
+
+/// The fields of a protobuf message that are bytes, in their order.
+fn fields(mut message: &[u8]) -> Vec<(u64, &[u8])> {
+    let varint = |bytes: &mut &[u8]| {
+        let mut number = 0;
+        for shift in (0..).step_by(7) {
+            let (byte, rest) = bytes.split_first().expect("a byte more");
+            *bytes = rest;
+            number |= u64::from(byte & 0x7f) << shift;
+            if byte & 0x80 == 0 {
+                break;
+            }
+        }
+        number
+    };
+    let mut fields = Vec::new();
+    while !message.is_empty() {
+        let tag = varint(&mut message);
+        assert_eq!(tag & 7, 2, "only bytes are written");
+        let length = usize::try_from(varint(&mut message)).expect("a length");
+        let (bytes, rest) = message.split_at(length);
+        fields.push((tag >> 3, bytes));
+        message = rest;
+    }
+    fields
+}
+
+fn field(message: &[u8], number: u64) -> &[u8] {
+    fields(message).into_iter().find(|(n, _)| *n == number).unwrap_or_else(|| panic!("no field {number}")).1
+}
+
+/// How kubectl finds out that `create` may ask for field validation. Built with Go 1.27, it cannot use what `/openapi/v3`
+/// answers and asks `/openapi/v2` in protobuf, as `gnostic`'s `openapi.v2.Document`; 406 there ends it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kubectl_of_each_go_finds_that_fields_are_validated() {
+    let signer = Signer::started(&[]).await;
+    let authorization = format!("Bearer {BOOTSTRAP}");
+    let ask = |path: &str, accept: &str| {
+        let headers = [("Authorization", authorization.as_str()), ("Accept", accept)];
+        signer.try_ask_bytes("GET", path, &headers, b"", None).expect("an answer")
+    };
+    let json = |(code, body): (u16, Vec<u8>)| -> Value {
+        assert_eq!(code, 200);
+        serde_json::from_slice(&body).expect("JSON")
+    };
+    for accept in [
+        "application/com.github.proto-openapi.spec.v2@v1.0+protobuf",
+        "application/com.github.proto-openapi.spec.v2.v1.0+protobuf",
+    ] {
+        let (code, document) = ask("/openapi/v2", accept);
+        assert_eq!((code, field(&document, 1)), (200, b"2.0".as_slice()));
+        for version in ["v1", "v1beta1"] {
+            let kind = format!("group: certificates.k8s.io\nkind: CertificateSigningRequest\nversion: {version}\n");
+            let supported = fields(field(&document, 8)).into_iter().filter(|(n, _)| *n == 2).any(|(_, path)| {
+                let patch = field(field(path, 2), 7);
+                let of_kind = fields(patch).into_iter().any(|(n, extension)| {
+                    n == 13
+                        && field(extension, 1) == b"x-kubernetes-group-version-kind"
+                        && field(field(extension, 2), 2) == kind.as_bytes()
+                });
+                let validated = fields(patch)
+                    .into_iter()
+                    .filter(|(n, _)| *n == 8)
+                    .any(|(_, parameter)| field(field(field(field(parameter, 1), 2), 3), 4) == b"fieldValidation");
+                of_kind && validated
+            });
+            assert!(supported, "{version}");
+        }
+    }
+    let pointer = "/paths/~1apis~1certificates.k8s.io~1v1~1certificatesigningrequests~1{name}~1approval/patch";
+    let index = json(ask("/openapi/v3", "application/json, */*"));
+    let v3 = index["paths"]["apis/certificates.k8s.io/v1"]["serverRelativeURL"].as_str().expect("a URL");
+    for (path, accept) in [(v3, "application/json"), ("/openapi/v2", "application/json"), ("/openapi/v2", "*/*")] {
+        let document = json(ask(path, accept));
+        let patch = document.pointer(pointer).unwrap_or_else(|| panic!("{document}"));
+        assert_eq!(patch["x-kubernetes-group-version-kind"]["kind"], "CertificateSigningRequest");
+        let parameters = patch["parameters"].as_array().expect("parameters");
+        assert!(parameters.iter().any(|p| p["name"] == "fieldValidation" && p["in"] == "query"), "{patch}");
+    }
+    assert_eq!(ask("/openapi/v2", "text/html").0, 406);
+    assert_eq!(ask("/openapi/v9", "application/vnd.kubernetes.protobuf").0, 404, "a path that is not there");
+}
+
+/// `[::]` is every address of the host.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_address_is_listened_on() {
+    let every = std::net::IpAddr::from(std::net::Ipv6Addr::UNSPECIFIED);
+    let port = tests::ports::free(every);
+    let mut signer = Signer::at(every, &[&format!("--admin-address=[::]:{port}")]);
+    signer.start().await;
+    for port in [signer.port, port] {
+        std::net::TcpStream::connect(("127.0.0.1", port)).expect("IPv4");
+        match std::net::TcpListener::bind(("::1", 0)) {
+            Ok(_) => drop(std::net::TcpStream::connect(("::1", port)).expect("IPv6")),
+            Err(error) => tier::skip(1, &format!("no ::1: {error}"), "sysctl -w net.ipv6.conf.lo.disable_ipv6=0"),
+        }
+    }
+}

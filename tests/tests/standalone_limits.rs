@@ -230,3 +230,118 @@ async fn ten_thousand_pending_requests_are_kept_and_one_more_is_refused() {
     let (code, body) = signer.session().send(&post(USERS, "one-more"));
     assert_eq!(code, 201, "{body}");
 }
+
+/// Attack 14: lists and watches of 10,000 requests, all at once, by one user. Others are served meanwhile, and the memory is
+/// that of the requests.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lists_and_watches_of_ten_thousand_requests_hold_up_nobody() {
+    const REQUESTS: usize = 10_000;
+    let admin_port = ports::loopback();
+    let mut signer = Signer::started(&[
+        "--rate-limit=0",
+        "--max-pending-per-user=10000",
+        &format!("--admin-address=127.0.0.1:{admin_port}"),
+    ])
+    .await;
+    let (object, _) = request("name", Role::Peer, "m1", &sans(&["m1.example.com"], &["10.0.0.1"]));
+    let fill = |thread: usize| {
+        let mut session = signer.session();
+        for i in (thread..REQUESTS).step_by(8) {
+            let mut body = object.clone();
+            body["metadata"]["name"] = json!(format!("r{i:05}"));
+            let body = body.to_string();
+            let head = format!("POST {V1} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {BOOTSTRAP}\r\n");
+            let length = body.len();
+            let call = format!("{head}Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}");
+            let (code, answer) = session.send(call.as_bytes());
+            assert_eq!(code, 201, "{answer}");
+        }
+    };
+    let fill = &fill;
+    std::thread::scope(|scope| (0..8).for_each(|thread| drop(scope.spawn(move || fill(thread)))));
+    let resident = |line: &str, pid: u32| -> u64 {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("a process");
+        let found = status.lines().find_map(|l| l.strip_prefix(line)?.trim().strip_suffix(" kB")?.trim().parse().ok());
+        found.expect("its size")
+    };
+    let pid = signer.process().id();
+    let before = resident("VmRSS:", pid);
+
+    let signer = &signer;
+    let token = format!("Bearer {BOOTSTRAP}");
+    let ask = |path: &str, accept: &str| {
+        let headers = [("Authorization", token.as_str()), ("Accept", accept)];
+        signer.try_ask("GET", path, &headers, b"", None).expect("an answer")
+    };
+    let ask = &ask;
+    let over = std::sync::atomic::AtomicBool::new(false);
+    let over = &over;
+    let watch = format!("{V1}?watch=true&timeoutSeconds=5");
+    let watch = &watch;
+    let (lists, watches, slowest) = std::thread::scope(|scope| {
+        let slowest = scope.spawn(move || {
+            let mut slowest = [Duration::ZERO; 3];
+            while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                let timed = |call: &dyn Fn()| {
+                    let began = std::time::Instant::now();
+                    call();
+                    began.elapsed()
+                };
+                let admin = timed(&|| {
+                    use std::io::{Read as _, Write as _};
+                    let mut stream = std::net::TcpStream::connect(("127.0.0.1", admin_port)).expect("the admin port");
+                    stream.write_all(b"GET /ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").expect("sent");
+                    let mut answer = String::new();
+                    stream.read_to_string(&mut answer).expect("an answer");
+                    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+                });
+                let ready = timed(&|| {
+                    assert_eq!(signer.try_ask("GET", "/readyz", &[], b"", None).expect("an answer").0, 200);
+                });
+                let of_others = timed(&|| {
+                    assert_eq!(signer.ask("GET", &format!("{V1}/r00001"), ADMIN, &Value::Null).0, 200);
+                });
+                for (slowest, took) in slowest.iter_mut().zip([admin, ready, of_others]) {
+                    *slowest = took.max(*slowest);
+                }
+            }
+            slowest
+        });
+        let lists: Vec<_> = (0..8)
+            .map(|i| {
+                let accept =
+                    if i % 2 == 0 { "application/json" } else { "application/json;as=Table;v=v1;g=meta.k8s.io" };
+                scope.spawn(move || ask(V1, accept))
+            })
+            .collect();
+        let watches: Vec<_> = (0..12).map(|_| scope.spawn(move || ask(watch, "application/json"))).collect();
+        let lists: Vec<_> = lists.into_iter().map(|list| list.join().expect("no panic")).collect();
+        let watches: Vec<_> = watches.into_iter().map(|watch| watch.join().expect("no panic")).collect();
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+        (lists, watches, slowest.join().expect("no panic"))
+    });
+    let mut listed = 0;
+    for (code, body) in lists {
+        let value: Value = serde_json::from_str(&body).expect("JSON");
+        match code {
+            200 => {
+                let items = value["items"].as_array().or(value["rows"].as_array()).map(Vec::len);
+                assert_eq!(items, Some(REQUESTS));
+                listed += 1;
+            }
+            _ => assert_status(&(code, value), 429, "4 lists of bootstrap are open"),
+        }
+    }
+    assert!(listed >= 4, "{listed}");
+    for (code, body) in watches {
+        assert_eq!((code, body.matches("{\"type\":\"ADDED\"").count()), (200, REQUESTS));
+    }
+    let peak = resident("VmHWM:", pid);
+    println!(
+        "resident with {REQUESTS} requests: {before} KiB, at most {peak} KiB under 8 lists and 12 watches; {slowest:?}"
+    );
+    assert!(peak < before + (64 << 10), "{before} KiB, then {peak} KiB");
+    for took in slowest {
+        assert!(took < Duration::from_secs(2), "{slowest:?}: admin port, /readyz, another's request");
+    }
+}

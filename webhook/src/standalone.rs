@@ -9,12 +9,14 @@
 //! profiles                which CA signs what, for how long
 //! requests   intake        a request as it comes in: read strictly, given its caller's identity
 //!            create        a new request: judged, signed, stored
+//!            judge         the decision, and what it makes of the request
 //!            auto_approve  what a group may ask for without a person
 //!            pods          the in-cluster rules, for policy's hosts and for pods described in files
 //!            rejudge       pending requests of pods, judged again
 //!            approval      /approval: the decision of a person
 //! http       api, route    paths, methods, who may
-//!            discovery, table, watch  as kubectl expects them
+//!            list, watch   answers written as they are sent
+//!            discovery, openapi, table  as kubectl expects them
 //! ```
 //!
 //! **Invariant.** A certificate is issued only from a strictly read request whose subject fits a profile, after an approval
@@ -36,6 +38,7 @@ use std::{
     any::Any,
     collections::BTreeMap,
     fs,
+    net::SocketAddr,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::Arc,
@@ -45,7 +48,8 @@ use std::{
 use actix_tls::accept::rustls_0_23::TlsStream;
 use actix_web::{App, HttpServer, dev::Extensions, rt::net::TcpStream, web};
 use etcd_tls_contract::{cluster::ClusterName, duration::parse_duration, policy::Policy, role::Role};
-use tokio::{sync::Semaphore, time};
+use etcd_tls_telemetry::listen;
+use tokio::time;
 
 use crate::{
     error::Error,
@@ -55,14 +59,14 @@ use crate::{
     },
     standalone::{
         auth::{Authenticator, ConnectionIdentity, MASTERS, clients::ClientCas},
-        limits::RateLimit,
+        limits::{Quota, RateLimit},
         metrics::Metrics,
         profiles::{AuthorityFiles, Profiles},
         requests::{
             auto_approve::Rule,
             pods::Law,
             rejudge::judge_again,
-            server::{MAX_WATCHES, Server},
+            server::{Probes, Server},
         },
         store::{Limits, Store},
     },
@@ -70,6 +74,12 @@ use crate::{
 
 /// How often the token file and the client CA file are looked at.
 const LOOK: Duration = Duration::from_secs(1);
+/// Lists of many requests that one user has open at once, and all users.
+const LISTS_PER_USER: usize = 4;
+const LISTS: usize = 32;
+/// Watches that one user has open at once, and all users; each holds a connection. Hosts share a bootstrap token.
+const WATCHES_PER_USER: usize = 100;
+const WATCHES: usize = 1_000;
 /// How long open calls may take after SIGTERM.
 const DRAIN_SECONDS: u64 = 2;
 
@@ -113,9 +123,12 @@ pub struct Args {
     /// Its private key, in the order of --servcrt.
     #[arg(long, value_name = "FILE", required = true)]
     pub servkey: Vec<PathBuf>,
-    /// Address to listen on.
-    #[arg(long, default_value = "0.0.0.0:6443")]
+    /// Address to listen on. [::] is every address of the host, IPv4 and IPv6.
+    #[arg(long, default_value = "[::]:6443")]
     pub address: String,
+    /// Address of /live, /ready and /metrics over plain HTTP, answered apart from the threads that serve requests.
+    #[arg(long)]
+    pub admin_address: Option<SocketAddr>,
     /// Directory of the requests; one process each.
     #[arg(long, value_name = "DIR")]
     pub csrdir: PathBuf,
@@ -191,6 +204,7 @@ impl Args {
             servcrt,
             servkey,
             address,
+            admin_address,
             csrdir,
             token_auth_file,
             client_ca_file,
@@ -254,7 +268,8 @@ impl Args {
             cluster,
             law: Law::new(policy, pods),
             limit: RateLimit::new(rate_limit),
-            watches: Arc::new(Semaphore::new(MAX_WATCHES)),
+            lists: Quota::new("lists", LISTS_PER_USER, LISTS),
+            watches: Quota::new("watches", WATCHES_PER_USER, WATCHES),
             metrics: Metrics::default(),
         });
         let watch = FileWatch::new(server.profiles.files());
@@ -266,13 +281,16 @@ impl Args {
         if judges_pods {
             tokio::spawn(judge_again(server.clone().into_inner()));
         }
+        if let Some(address) = admin_address {
+            Probes(server.clone().into_inner()).serve(address).await?;
+        }
+        let listener = listen_on(&address).await?;
         let server =
             HttpServer::new(move || App::new().app_data(server.clone()).default_service(web::to(http::api::handle)))
                 .on_connect(remember_client)
                 .client_request_timeout(Duration::from_secs(10))
                 .shutdown_timeout(DRAIN_SECONDS)
-                .bind_rustls_0_23(&address, tls)
-                .map_err(|e| format!("{address}: {e}"))?;
+                .listen_rustls_0_23(listener, tls)?;
         for address in server.addrs() {
             tracing::info!(%address, "serving");
         }
@@ -308,6 +326,19 @@ impl Args {
         }
         Ok(files)
     }
+}
+
+/// Listens on the first address of `address` that can be listened on; for `[::]` on IPv4 where the host has no IPv6.
+async fn listen_on(address: &str) -> Result<std::net::TcpListener, Error> {
+    let candidates = tokio::net::lookup_host(address).await.map_err(|e| format!("--address {address}: {e}"))?;
+    let mut failed = format!("--address {address}: no address of this name");
+    for candidate in candidates {
+        match listen::at(candidate).await.and_then(tokio::net::TcpListener::into_std) {
+            Ok(listener) => return Ok(listener),
+            Err(error) => failed = format!("--address {address}: {candidate}: {error}"),
+        }
+    }
+    Err(failed.into())
 }
 
 /// Keeps with a connection who made it, as its certificate says.

@@ -2,6 +2,8 @@
 
 pub mod api;
 pub mod discovery;
+pub mod list;
+pub mod openapi;
 pub mod route;
 pub mod table;
 pub mod watch;

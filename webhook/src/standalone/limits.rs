@@ -1,8 +1,8 @@
-//! How often a caller may call: a bucket of tokens each, filled at a fixed rate.
+//! How often a caller may call (a bucket of tokens each, filled at a fixed rate), and how many long answers it may have open.
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -63,6 +63,60 @@ impl RateLimit {
     }
 }
 
+/// How many of something long are open at once: of one user's, and of all.
+#[derive(Debug)]
+pub struct Quota {
+    /// Of what, in messages.
+    what: &'static str,
+    per_user: usize,
+    all: usize,
+    open: Mutex<HashMap<String, usize>>,
+}
+
+/// One of what is open; it is open until this is dropped.
+#[derive(Debug)]
+pub struct Slot {
+    quota: Arc<Quota>,
+    user: String,
+}
+
+impl Quota {
+    /// At most `per_user` of each user, and `all` in all.
+    pub fn new(what: &'static str, per_user: usize, all: usize) -> Arc<Self> {
+        Arc::new(Self { what, per_user, all, open: Mutex::default() })
+    }
+
+    /// Takes one for `user`.
+    ///
+    /// # Errors
+    /// [`ApiError::TooManyRequests`]: which limit is reached.
+    pub fn take(self: &Arc<Self>, user: &str) -> Result<Slot, ApiError> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = open.get(user).copied().unwrap_or_default();
+        let limit = if own >= self.per_user {
+            format!("{} {} of {user} are open", self.per_user, self.what)
+        } else if open.values().sum::<usize>() >= self.all {
+            format!("{} {} are open", self.all, self.what)
+        } else {
+            open.insert(user.to_owned(), own + 1);
+            return Ok(Slot { quota: Arc::clone(self), user: user.to_owned() });
+        };
+        Err(too_many(&format!("{limit}, which is the limit; try again later")))
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let mut open = self.quota.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = open.get_mut(&self.user) {
+            *count -= 1;
+            if *count == 0 {
+                open.remove(&self.user);
+            }
+        }
+    }
+}
+
 fn too_many(message: &str) -> ApiError {
     ApiError::TooManyRequests { message: message.to_owned(), retry_after_seconds: 1 }
 }
@@ -86,6 +140,20 @@ mod tests {
         limit.take("a", later).unwrap();
         assert!(limit.take("a", later).is_err());
         assert!((0..1000).all(|_| RateLimit::new(0).take("a", start).is_ok()));
+    }
+
+    #[test]
+    fn what_is_open_is_bounded_for_each_user_and_for_all() {
+        let quota = Quota::new("lists", 2, 3);
+        let first = quota.take("a").unwrap();
+        let _second = quota.take("a").unwrap();
+        let refused = quota.take("a").unwrap_err().to_string();
+        assert!(refused.contains("2 lists of a are open"), "{refused}");
+        let _third = quota.take("b").unwrap();
+        assert!(quota.take("c").unwrap_err().to_string().contains("3 lists are open"));
+        drop(first);
+        let _fourth = quota.take("c").unwrap();
+        assert_eq!(quota.open.lock().unwrap().len(), 3);
     }
 
     #[test]

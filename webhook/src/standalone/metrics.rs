@@ -31,7 +31,7 @@ impl Metrics {
     }
 
     /// The OpenMetrics text.
-    pub fn render(&self, stored: usize, pending: usize) -> String {
+    pub fn render(&self, stored: usize, pending: usize, names: usize) -> String {
         use std::fmt::Write as _;
         let mut text = String::from("# TYPE etcd_tls_standalone_calls counter\n");
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -52,6 +52,8 @@ impl Metrics {
         let _ = writeln!(text, "etcd_tls_standalone_stored_requests{{state=\"pending\"}} {pending}");
         let _ =
             writeln!(text, "etcd_tls_standalone_stored_requests{{state=\"decided\"}} {}", stored - pending.min(stored));
+        text.push_str("# TYPE etcd_tls_standalone_held_names gauge\n");
+        let _ = writeln!(text, "etcd_tls_standalone_held_names {names}");
         text.push_str("# EOF\n");
         text
     }

@@ -7,6 +7,7 @@
 pub mod holders;
 mod index;
 mod journal;
+mod stored;
 mod writer;
 
 #[cfg(test)]
@@ -30,13 +31,13 @@ use tokio::sync::{oneshot, watch};
 
 use self::{
     holders::{Claim, Holders},
-    index::stored,
     journal::{Entry, Journal},
     writer::{BATCH, Writer},
 };
 pub use self::{
-    index::{AUTO_APPROVED, ENTITLED, Index, Limits, Stored, approved_by, status_mut},
+    index::{Index, Limits},
     journal::OpenError,
+    stored::{AUTO_APPROVED, ENTITLED, Stored, approved_by, status_mut},
 };
 use crate::standalone::error::ApiError;
 
@@ -117,7 +118,7 @@ impl Store {
         for entry in entries {
             match entry {
                 Entry::Put(csr) => {
-                    let stored = stored(*csr);
+                    let stored = Stored::new(&csr);
                     revision = revision.max(stored.revision);
                     let name = stored.name().to_owned();
                     index.set(&name, Some(Arc::new(stored)), now);
@@ -223,14 +224,17 @@ impl Store {
         read(&view.index, view.revision)
     }
 
-    /// The events after `revision`.
-    pub fn since(&self, revision: u64) -> Since {
+    /// The first events after `revision`, at most so many.
+    pub fn since(&self, revision: u64, limit: usize) -> Since {
         let view = self.read();
         if revision < view.floor || revision > view.revision {
             return Since::Gone;
         }
         let from = view.ring.partition_point(|e| e.revision <= revision);
-        Since::Events(view.ring.range(from..).cloned().collect(), view.revision)
+        let events: Vec<Event> = view.ring.range(from..).take(limit).cloned().collect();
+        let whole = view.ring.len() - from <= limit;
+        let reached = if whole { view.revision } else { events.last().map_or(revision, |event| event.revision) };
+        Since::Events(events, reached)
     }
 
     /// Changes whenever the revision does.
@@ -254,9 +258,8 @@ fn put_new(index: &Index, limits: &Limits, csr: CertificateSigningRequest) -> Re
     if index.get(&name).is_some() {
         return Err(ApiError::AlreadyExists(name));
     }
-    let request = stored(csr);
-    index.room_for(&request, limits)?;
-    Ok(Mutation::Put(Box::new(request.csr)))
+    index.room_for(csr.spec.username.as_deref().unwrap_or_default(), csr.status.is_some(), limits)?;
+    Ok(Mutation::Put(Box::new(csr)))
 }
 
 /// Why a certificate that a rule approved cannot be given out: another holds a name of it by now, or its user holds as many
@@ -267,10 +270,11 @@ fn not_free(
     csr: &CertificateSigningRequest,
     caller_host: Option<&str>,
 ) -> Option<String> {
-    let holding = stored(csr.clone()).issued?;
+    let stored = Stored::new(csr);
+    let holding = stored.issued()?;
     let sans = Sans { dns: holding.dns.iter().cloned().collect(), ips: holding.ips.iter().copied().collect() };
     let claim = Claim { common_name: &holding.common_name, sans: &sans, principal: &holding.principal, caller_host };
-    let (new, held) = index.holders().growth(&holding);
+    let (new, held) = index.holders().growth(holding);
     index.holders().conflict(&claim, SystemTime::now()).or_else(|| {
         let full = new > 0 && held + new > limits.names_per_user;
         full.then(|| {

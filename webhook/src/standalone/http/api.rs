@@ -27,14 +27,13 @@ use crate::standalone::{
     codec,
     error::{self, ApiError},
     http::{
+        list::List,
+        openapi,
         route::{Query, Route, Selector, flag},
         table::{self, Form, Include},
         watch::Watch,
     },
-    requests::{
-        approval, create,
-        server::{MAX_WATCHES, Server},
-    },
+    requests::{approval, create, server::Server},
     store::{Mutation, Stored},
     version::Version,
 };
@@ -83,7 +82,7 @@ impl Server {
         match &route {
             // What a probe asks, and a client before it has a credential.
             Some(Route::Live) => return Ok(text("ok")),
-            Some(Route::Ready) => return self.ready(),
+            Some(Route::Ready) => return self.ready().map(|()| text("ok")),
             _ => {}
         }
         let user = self.authenticate(request)?;
@@ -97,15 +96,19 @@ impl Server {
         let query = web::Query::<Query>::from_query(request.query_string())
             .map_err(|_| ApiError::BadRequest("the query cannot be read".to_owned()))?
             .into_inner();
+        let route = route.ok_or(ApiError::NoSuchPath)?;
+        if let Route::OpenApiV2 = route {
+            // In an encoding of its own, which is none of the resource's.
+            let document = openapi::v2(&accept(request)).ok_or(ApiError::NotAcceptable)?;
+            return Ok(HttpResponse::Ok().content_type(document.media_type).body(document.bytes));
+        }
         let form = accepted(request, &query)?;
         let method = request.method();
-        match route.ok_or(ApiError::NoSuchPath)? {
-            Route::Live | Route::Ready => Err(ApiError::NoSuchPath),
+        match route {
+            Route::Live | Route::Ready | Route::OpenApiV2 => Err(ApiError::NoSuchPath),
             Route::Metrics => {
                 self.require_admin(&user, "read metrics")?;
-                let (stored, pending) =
-                    self.store.with(|index, _| (index.len(), index.iter().filter(|r| !r.decided()).count()));
-                Ok(text(&self.metrics.render(stored, pending)))
+                Ok(text(&self.metrics()))
             }
             Route::Document(document) if *method == Method::GET => Ok(json_response(StatusCode::OK, &document)),
             Route::Trust { namespace, name } if *method == Method::GET => self.trust(&namespace, &name),
@@ -114,7 +117,7 @@ impl Server {
                     let body = codec::object(&content_type(request), &body(request, payload).await?)?;
                     let created = create::create(self, &user, version, body, flag(&query, "dryRun")).await?;
                     let object = table::one(&created.stored, version, form, Timestamp::now());
-                    let mut response = json_response(StatusCode::CREATED, &object);
+                    let mut response = bytes_response(StatusCode::CREATED, object);
                     if let Some(warning) = created.waits.as_deref().and_then(warning) {
                         response.headers_mut().insert(header::WARNING, warning);
                     }
@@ -124,16 +127,16 @@ impl Server {
                     let owner = (!self.is_admin(&user)).then(|| user.name.clone());
                     let selector = Selector::parse(&query, owner)?;
                     if flag(&query, "watch") {
-                        self.watch(selector, &query, version, form)
+                        self.watch(&caller, selector, &query, version, form)
                     } else {
-                        self.list(&selector, &query, version, form)
+                        self.list(&caller, &selector, &query, version, form).await
                     }
                 }
                 _ => Err(ApiError::MethodNotAllowed),
             },
             Route::Item(version, name) | Route::Status(version, name) if *method == Method::GET => {
                 let stored = self.visible(&user, &name)?;
-                Ok(json_response(StatusCode::OK, &table::one(&stored, version, form, Timestamp::now())))
+                Ok(bytes_response(StatusCode::OK, table::one(&stored, version, form, Timestamp::now())))
             }
             Route::Item(_, name) if *method == Method::DELETE => {
                 let body = body(request, payload).await?;
@@ -152,7 +155,7 @@ impl Server {
                     }
                     _ => return Err(ApiError::MethodNotAllowed),
                 };
-                Ok(json_response(StatusCode::OK, &table::one(&stored, version, form, Timestamp::now())))
+                Ok(bytes_response(StatusCode::OK, table::one(&stored, version, form, Timestamp::now())))
             }
             _ => Err(ApiError::MethodNotAllowed),
         }
@@ -184,16 +187,6 @@ impl Server {
         Err(ApiError::Forbidden(format!("User {:?} cannot read request {name:?}, which is another's", user.name)))
     }
 
-    fn ready(&self) -> Result<HttpResponse, ApiError> {
-        if !self.store.writable() {
-            return Err(ApiError::InsufficientStorage("see the log".to_owned()));
-        }
-        if self.profiles.not_after().is_none_or(|end| end <= SystemTime::now()) {
-            return Err(ApiError::Internal("a CA has expired".to_owned()));
-        }
-        Ok(text("ok"))
-    }
-
     /// The trust bundles, in the form and under the name that a cluster's signer publishes them.
     fn trust(&self, namespace: &str, name: &str) -> Result<HttpResponse, ApiError> {
         use etcd_tls_contract::{names, role::Domain};
@@ -219,7 +212,14 @@ impl Server {
         ))
     }
 
-    fn list(&self, selector: &Selector, query: &Query, version: Version, form: Form) -> Result<HttpResponse, ApiError> {
+    async fn list(
+        &self,
+        caller: &str,
+        selector: &Selector,
+        query: &Query,
+        version: Version,
+        form: Form,
+    ) -> Result<HttpResponse, ApiError> {
         let limit = match query.get("limit").map(|l| l.parse::<usize>()) {
             None => usize::MAX,
             Some(Ok(0)) => usize::MAX,
@@ -233,21 +233,31 @@ impl Server {
                 .ok_or_else(|| ApiError::BadRequest("continue key is not valid".to_owned()))?,
             None => String::new(),
         };
+        // An agent that waits for its own request looks for it so, as do all who share its token.
+        let one = selector.name().is_some();
+        let slot = if one { None } else { Some(self.lists.take(caller)?) };
         let (page, remaining, revision) = self.store.with(|index, revision| {
+            if let Some(name) = selector.name() {
+                let found = index.get(name).filter(|r| r.name() > after.as_str() && selector.takes(r));
+                return (found.cloned().into_iter().take(limit).collect(), 0, revision);
+            }
             let mut all = index.after(&after).filter(|r| selector.takes(r));
             let page: Vec<Arc<Stored>> = all.by_ref().take(limit).cloned().collect();
             (page, all.count(), revision)
         });
         let next = (remaining > 0).then(|| Some((URL_SAFE_NO_PAD.encode(page.last()?.name()), remaining))).flatten();
-        let list = table::list(page.iter().map(|r| &**r), revision, next, version, form, Timestamp::now());
-        Ok(json_response(StatusCode::OK, &list))
+        List { page, revision, next, version, form, now: Timestamp::now(), slot }.response().await
     }
 
-    fn watch(&self, selector: Selector, query: &Query, version: Version, form: Form) -> Result<HttpResponse, ApiError> {
-        let permit = Arc::clone(&self.watches).try_acquire_owned().map_err(|_| ApiError::TooManyRequests {
-            message: format!("{MAX_WATCHES} watches are open, which is the limit"),
-            retry_after_seconds: 10,
-        })?;
+    fn watch(
+        &self,
+        caller: &str,
+        selector: Selector,
+        query: &Query,
+        version: Version,
+        form: Form,
+    ) -> Result<HttpResponse, ApiError> {
+        let slot = self.watches.take(caller)?;
         let seconds = match query.get("timeoutSeconds").map(|t| t.parse::<u64>()) {
             None => MAX_WATCH,
             Some(Ok(seconds)) => seconds.min(MAX_WATCH),
@@ -272,11 +282,11 @@ impl Server {
             version,
             form,
             revision,
-            initial,
+            initial: initial.into(),
             mark_initial_end: send_initial == Some("true"),
             bookmarks: flag(query, "allowWatchBookmarks"),
             end: Instant::now() + Duration::from_secs(seconds),
-            permit,
+            slot,
         };
         Ok(HttpResponse::Ok().content_type("application/json").streaming(watch.into_stream()))
     }
@@ -324,8 +334,13 @@ fn accepted(request: &HttpRequest, query: &Query) -> Result<Form, ApiError> {
         Some("None") => Include::None,
         Some(_) => return Err(ApiError::BadRequest("includeObject is None, Metadata or Object".to_owned())),
     };
+    table::negotiate(&accept(request), include).ok_or(ApiError::NotAcceptable)
+}
+
+/// What the caller accepts, in one line.
+fn accept(request: &HttpRequest) -> String {
     let headers: Vec<&str> = request.headers().get_all(header::ACCEPT).filter_map(|h| h.to_str().ok()).collect();
-    table::negotiate(&headers.join(","), include).ok_or(ApiError::NotAcceptable)
+    headers.join(",")
 }
 
 /// The body's media type without its parameters; empty where none is said.
@@ -360,5 +375,9 @@ fn text(text: &str) -> HttpResponse {
 }
 
 fn json_response(code: StatusCode, value: &Value) -> HttpResponse {
-    HttpResponse::build(code).content_type("application/json").body(value.to_string())
+    bytes_response(code, value.to_string().into_bytes())
+}
+
+fn bytes_response(code: StatusCode, json: Vec<u8>) -> HttpResponse {
+    HttpResponse::build(code).content_type("application/json").body(json)
 }

@@ -1,4 +1,4 @@
-//! What the server says of itself, so that kubectl and client-go find their way: groups, resources, version, OpenAPI.
+//! What the server says of itself, so that kubectl and client-go find their way: groups, resources, version.
 
 use serde_json::{Value, json};
 
@@ -76,66 +76,5 @@ pub fn resources(version: Version) -> Value {
             resource(format!("{RESOURCE}/approval"), json!(["get", "patch", "update"])),
             resource(format!("{RESOURCE}/status"), json!(["get"])),
         ],
-    })
-}
-
-/// `/openapi/v3`: which documents there are.
-pub fn openapi_index() -> Value {
-    let path = |v: Version| {
-        let group = format!("apis/{}", v.api_version());
-        (group.clone(), json!({ "serverRelativeURL": format!("/openapi/v3/{group}?hash=1") }))
-    };
-    json!({ "paths": Value::Object([path(Version::V1), path(Version::V1beta1)].into_iter().collect()) })
-}
-
-/// `/openapi/v3/apis/certificates.k8s.io/<version>`: as much as kubectl needs to know that the server validates fields
-/// itself.
-pub fn openapi(version: Version) -> Value {
-    let kind = json!([{ "group": GROUP, "kind": "CertificateSigningRequest", "version": version.as_str() }]);
-    let parameter =
-        |name: &str| json!({ "name": name, "in": "query", "schema": { "type": "string", "uniqueItems": true } });
-    let path = format!("/apis/{}/{RESOURCE}", version.api_version());
-    let approval = format!("{path}/{{name}}/approval");
-    let schema = format!("io.k8s.api.certificates.{}.CertificateSigningRequest", version.as_str());
-    json!({
-        "openapi": "3.0.0",
-        "info": { "title": "etcd-tls", "version": env!("CARGO_PKG_VERSION") },
-        "paths": {
-            path: {
-                "post": {
-                    "operationId": format!("createCertificates{}CertificateSigningRequest", version.as_str()),
-                    "parameters": [parameter("dryRun"), parameter("fieldManager"), parameter("fieldValidation")],
-                    "responses": { "201": { "description": "Created" } },
-                    "x-kubernetes-action": "post",
-                    "x-kubernetes-group-version-kind": kind[0],
-                },
-            },
-            // kubectl looks for a PATCH of the kind, and there for the parameters, whatever it is about to do.
-            approval: {
-                "patch": {
-                    "operationId": format!("patchCertificates{}CertificateSigningRequestApproval", version.as_str()),
-                    "parameters": [parameter("dryRun"), parameter("fieldManager"), parameter("fieldValidation")],
-                    "responses": { "200": { "description": "OK" } },
-                    "x-kubernetes-action": "patch",
-                    "x-kubernetes-group-version-kind": kind[0],
-                },
-            },
-        },
-        "components": {
-            "schemas": {
-                schema: {
-                    "type": "object",
-                    "description": "A request for a certificate.",
-                    "properties": {
-                        "apiVersion": { "type": "string" },
-                        "kind": { "type": "string" },
-                        "metadata": { "type": "object" },
-                        "spec": { "type": "object" },
-                        "status": { "type": "object" },
-                    },
-                    "x-kubernetes-group-version-kind": kind,
-                },
-            },
-        },
     })
 }

@@ -1,12 +1,12 @@
 //! What a call means: its path, and which requests it selects.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use serde_json::Value;
 
 use crate::standalone::{
     error::{ApiError, GROUP, RESOURCE},
-    http::discovery,
+    http::{discovery, openapi},
     store::Stored,
     version::Version,
 };
@@ -21,6 +21,7 @@ pub(super) enum Route {
     Ready,
     Metrics,
     Document(Value),
+    OpenApiV2,
     Collection(Version),
     Item(Version, String),
     Status(Version, String),
@@ -45,9 +46,10 @@ impl Route {
             }
             ["apis"] => Self::Document(discovery::groups()),
             ["apis", group] if *group == GROUP => Self::Document(discovery::group()),
-            ["openapi", "v3"] => Self::Document(discovery::openapi_index()),
+            ["openapi", "v2"] => Self::OpenApiV2,
+            ["openapi", "v3"] => Self::Document(openapi::index()),
             ["openapi", "v3", "apis", group, version] if *group == GROUP => {
-                Self::Document(discovery::openapi(Version::of(version)?))
+                Self::Document(openapi::v3(Version::of(version)?))
             }
             ["apis", group, version, rest @ ..] if *group == GROUP => {
                 let version = Version::of(version)?;
@@ -128,16 +130,19 @@ impl Selector {
         Ok(selector)
     }
 
+    /// The one request that it can select, where it names one.
+    pub fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
     /// Whether it selects `request`.
     pub fn takes(&self, request: &Stored) -> bool {
         let is = |wanted: &Option<String>, value: &str| wanted.as_ref().is_none_or(|w| w == value);
-        let empty = BTreeMap::new();
-        let labels = request.csr.metadata.labels.as_ref().unwrap_or(&empty);
         is(&self.owner, request.owner())
             && is(&self.name, request.name())
-            && is(&self.signer, &request.csr.spec.signer_name)
+            && is(&self.signer, request.signer())
             && self.labels.iter().all(|(key, value, wanted)| {
-                let found = labels.get(key).is_some_and(|v| value.as_ref().is_none_or(|wanted| wanted == v));
+                let found = request.label(key).is_some_and(|v| value.as_ref().is_none_or(|wanted| wanted == v));
                 found == *wanted
             })
     }

@@ -1,5 +1,6 @@
 //! Requests as kubectl prints them: the `Table` that a server renders, and the plain objects of each version.
 
+use bytes::Bytes;
 use jiff::Timestamp;
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use serde_json::{Value, json};
@@ -56,47 +57,44 @@ pub fn negotiate(accept: &str, include: Include) -> Option<Form> {
     })
 }
 
-/// A list of requests; `next` is the token of the next page and how many are left.
-pub fn list<'a>(
-    requests: impl Iterator<Item = &'a Stored>,
-    revision: u64,
-    next: Option<(String, usize)>,
-    version: Version,
-    form: Form,
-    now: Timestamp,
-) -> Value {
-    let mut metadata = json!({ "resourceVersion": revision.to_string() });
-    if let Some((token, remaining)) = next {
-        metadata["continue"] = json!(token);
-        metadata["remainingItemCount"] = json!(remaining);
-    }
-    match form {
-        Form::Object => json!({
-            "kind": "CertificateSigningRequestList",
-            "apiVersion": version.api_version(),
-            "metadata": metadata,
-            "items": requests.map(|r| version.object(&r.csr)).collect::<Vec<_>>(),
-        }),
-        Form::Table(include) => {
-            let rows = requests.map(|r| row(r, version, include, now)).collect();
-            table(rows, metadata, true)
-        }
-    }
-}
-
-/// One request.
-pub fn one(stored: &Stored, version: Version, form: Form, now: Timestamp) -> Value {
+/// One request as JSON.
+pub fn one(stored: &Stored, version: Version, form: Form, now: Timestamp) -> Vec<u8> {
     event_object(stored, version, form, now, true)
 }
 
 /// One request in an event; a Table's columns are said in the first event alone.
-pub fn event_object(stored: &Stored, version: Version, form: Form, now: Timestamp, columns: bool) -> Value {
+pub fn event_object(stored: &Stored, version: Version, form: Form, now: Timestamp, columns: bool) -> Vec<u8> {
     match form {
-        Form::Object => version.object(&stored.csr),
+        Form::Object => stored.parts(version).concat(),
         Form::Table(include) => {
             let metadata = json!({ "resourceVersion": stored.revision.to_string() });
-            table(vec![row(stored, version, include, now)], metadata, columns)
+            table(vec![row(stored, version, include, now)], metadata, columns).to_string().into_bytes()
         }
+    }
+}
+
+/// The beginning and the end of a list, between which its items stand, divided by commas.
+pub fn frame(metadata: &Value, version: Version, form: Form) -> (String, &'static str) {
+    match form {
+        Form::Object => {
+            let (kind, version) = ("CertificateSigningRequestList", version.api_version());
+            (format!(r#"{{"kind":"{kind}","apiVersion":"{version}","metadata":{metadata},"items":["#), "]}")
+        }
+        Form::Table(_) => {
+            let columns = columns();
+            let head = format!(
+                r#"{{"kind":"Table","apiVersion":"meta.k8s.io/v1","metadata":{metadata},"columnDefinitions":{columns},"rows":["#
+            );
+            (head, "]}")
+        }
+    }
+}
+
+/// One item of a list.
+pub fn item(stored: &Stored, version: Version, form: Form, now: Timestamp) -> [Bytes; 2] {
+    match form {
+        Form::Object => stored.parts(version),
+        Form::Table(include) => [Bytes::from(row(stored, version, include, now).to_string()), Bytes::new()],
     }
 }
 
@@ -105,31 +103,30 @@ pub fn empty_table(metadata: Value) -> Value {
     table(Vec::new(), metadata, false)
 }
 
-fn table(rows: Vec<Value>, metadata: Value, columns: bool) -> Value {
-    let column = |name: &str, format: &str, description: &str, priority: u32| json!({ "name": name, "type": "string", "format": format, "description": description, "priority": priority });
-    let columns = if columns {
-        json!([
-            column("Name", "name", "The request's name.", 0),
-            column("Age", "", "The time since the request was made.", 0),
-            column("SignerName", "", "Who is asked to sign.", 0),
-            column("Requestor", "", "Who asks.", 0),
-            column("RequestedDuration", "", "The lifetime asked for.", 0),
-            column("Condition", "", "What was decided, and whether a certificate was issued.", 0),
-        ])
-    } else {
-        json!(null)
-    };
+fn table(rows: Vec<Value>, metadata: Value, with_columns: bool) -> Value {
     json!({
         "kind": "Table",
         "apiVersion": "meta.k8s.io/v1",
         "metadata": metadata,
-        "columnDefinitions": columns,
+        "columnDefinitions": if with_columns { columns() } else { Value::Null },
         "rows": rows,
     })
 }
 
+fn columns() -> Value {
+    let column = |name: &str, format: &str, description: &str, priority: u32| json!({ "name": name, "type": "string", "format": format, "description": description, "priority": priority });
+    json!([
+        column("Name", "name", "The request's name.", 0),
+        column("Age", "", "The time since the request was made.", 0),
+        column("SignerName", "", "Who is asked to sign.", 0),
+        column("Requestor", "", "Who asks.", 0),
+        column("RequestedDuration", "", "The lifetime asked for.", 0),
+        column("Condition", "", "What was decided, and whether a certificate was issued.", 0),
+    ])
+}
+
 fn row(stored: &Stored, version: Version, include: Include, now: Timestamp) -> Value {
-    let csr = &stored.csr;
+    let csr = &stored.csr();
     let age = csr
         .metadata
         .creation_timestamp
@@ -141,7 +138,7 @@ fn row(stored: &Stored, version: Version, include: Include, now: Timestamp) -> V
     });
     match include {
         Include::None => {}
-        Include::Object => row["object"] = version.object(&stored.csr),
+        Include::Object => row["object"] = version.object(csr),
         Include::Metadata => {
             row["object"] = json!({
                 "kind": "PartialObjectMetadata",

@@ -1,6 +1,7 @@
 //! A watch: the events of the requests that a caller may see, one JSON line each, for as long as the caller listens.
 
 use std::{
+    collections::VecDeque,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -8,8 +9,8 @@ use std::{
 use bytes::Bytes;
 use futures::{Stream, stream};
 use jiff::Timestamp;
-use serde_json::{Value, json};
-use tokio::{sync::OwnedSemaphorePermit, time};
+use serde_json::json;
+use tokio::{task::yield_now, time};
 
 use crate::standalone::{
     error::ApiError,
@@ -17,10 +18,15 @@ use crate::standalone::{
         route::Selector,
         table::{self, Form},
     },
+    limits::Slot,
     store::{Event, Kind, Since, Store, Stored},
     version::Version,
 };
 
+/// Bytes of events that are written together; one event may be larger.
+const CHUNK: usize = 32 * 1024;
+/// Events that are taken from the ring together.
+const EVENTS: usize = 64;
 /// How often a bookmark tells a watcher how far it is.
 const BOOKMARK: Duration = Duration::from_secs(60);
 
@@ -37,15 +43,15 @@ pub struct Watch {
     /// Events after this revision.
     pub revision: u64,
     /// First of all, what there is, as events.
-    pub initial: Vec<Arc<Stored>>,
+    pub initial: VecDeque<Arc<Stored>>,
     /// Whether the end of what there is is marked by a bookmark of its own (`sendInitialEvents`).
     pub mark_initial_end: bool,
     /// Whether bookmarks are wanted.
     pub bookmarks: bool,
     /// When the watch ends by itself.
     pub end: Instant,
-    /// One of the watches that there may be.
-    pub permit: OwnedSemaphorePermit,
+    /// One of the watches that the caller may have.
+    pub slot: Slot,
 }
 
 /// Where a watch is.
@@ -82,8 +88,9 @@ impl State {
         if self.over {
             return None;
         }
+        // Whoever else this thread serves comes in between.
+        yield_now().await;
         if !self.started {
-            self.started = true;
             let lines = self.initial();
             if !lines.is_empty() {
                 return Some(Bytes::from(lines));
@@ -92,17 +99,22 @@ impl State {
         loop {
             // Seen before the events are read, so that a change in between wakes this watch again.
             self.revisions.borrow_and_update();
-            match self.watch.store.since(self.watch.revision) {
+            match self.watch.store.since(self.watch.revision, EVENTS) {
                 Since::Gone => {
                     self.over = true;
                     let error = ApiError::Expired("too old resource version; list again".to_owned());
-                    return Some(Bytes::from(line("ERROR", &error.status())));
+                    return Some(Bytes::from(line("ERROR", error.status().to_string().as_bytes())));
                 }
                 Since::Events(events, revision) => {
                     self.watch.revision = revision;
                     let lines = self.lines(&events);
                     if !lines.is_empty() {
                         return Some(Bytes::from(lines));
+                    }
+                    if !events.is_empty() {
+                        // None of these was for this watch; there may be more.
+                        yield_now().await;
+                        continue;
                     }
                 }
             }
@@ -123,14 +135,18 @@ impl State {
         }
     }
 
+    /// The next chunk of what there is; its end is marked, where that is wanted.
     fn initial(&mut self) -> Vec<u8> {
-        let initial = std::mem::take(&mut self.watch.initial);
         let mut lines = Vec::new();
-        for request in initial {
+        while lines.len() < CHUNK {
+            let Some(request) = self.watch.initial.pop_front() else {
+                self.started = true;
+                if self.watch.mark_initial_end {
+                    lines.extend(self.bookmark(true));
+                }
+                break;
+            };
             lines.extend(self.event("ADDED", &request));
-        }
-        if self.watch.mark_initial_end {
-            lines.extend(self.bookmark(true));
         }
         lines
     }
@@ -169,12 +185,10 @@ impl State {
                 "status": {},
             }),
         };
-        line("BOOKMARK", &object)
+        line("BOOKMARK", object.to_string().as_bytes())
     }
 }
 
-fn line(kind: &str, object: &Value) -> Vec<u8> {
-    let mut line = json!({ "type": kind, "object": object }).to_string().into_bytes();
-    line.push(b'\n');
-    line
+fn line(kind: &str, object: &[u8]) -> Vec<u8> {
+    [format!(r#"{{"type":"{kind}","object":"#).as_bytes(), object, b"}\n"].concat()
 }

@@ -16,7 +16,7 @@ use crate::standalone::{
     auth::User,
     codec,
     error::ApiError,
-    requests::{create::Outcome, intake::check_again, server::Server},
+    requests::{intake::check_again, judge::Outcome, server::Server},
     store::{Mutation, Stored, status_mut},
     version::Version,
 };
@@ -83,9 +83,9 @@ pub async fn decide(
     dry_run: bool,
 ) -> Result<Arc<Stored>, ApiError> {
     let before = server.store.get(name).ok_or_else(|| ApiError::NotFound(name.to_owned()))?;
-    let wanted = change.apply(version.object(&before.csr))?;
+    let mut csr = before.csr();
+    let wanted = change.apply(version.object(&csr))?;
     let new = new_condition(&before, &wanted)?;
-    let mut csr = before.csr.clone();
     let Some(new) = new else { return Ok(before) };
     let checked = check_again(server, &csr);
     if new.type_ == "Approved" {
@@ -112,7 +112,7 @@ pub async fn decide(
         status_mut(&mut csr).conditions.get_or_insert_default().push(new);
     }
     if dry_run {
-        return Ok(Arc::new(Stored::unsaved(csr)));
+        return Ok(Arc::new(Stored::new(&csr)));
     }
     let (uid, revision) = (before.uid().to_owned(), before.revision);
     let stored = server
@@ -175,7 +175,7 @@ fn new_condition(before: &Stored, wanted: &Value) -> Result<Option<CertificateSi
     }
     let conditions: Vec<CertificateSigningRequestCondition> =
         serde_json::from_value(Value::Array(conditions)).map_err(|e| invalid(e.to_string()))?;
-    let old = before.csr.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
+    let old = before.csr().status.and_then(|s| s.conditions).unwrap_or_default();
     if let Some(gone) = old.iter().find(|o| !conditions.iter().any(|c| c.type_ == o.type_)) {
         return Err(invalid(format!("{} is decided and cannot be taken back", gone.type_)));
     }
@@ -208,14 +208,14 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
-    use crate::standalone::requests::create::condition;
+    use crate::standalone::requests::judge::condition;
 
     fn pending() -> Stored {
         let mut csr = CertificateSigningRequest::default();
         csr.metadata.name = Some("a".to_owned());
         csr.metadata.uid = Some("u".to_owned());
         csr.metadata.resource_version = Some("5".to_owned());
-        Stored::unsaved(csr)
+        Stored::new(&csr)
     }
 
     fn with(conditions: Value) -> Value {
@@ -246,9 +246,9 @@ mod tests {
                 "{conditions}"
             );
         }
-        let mut denied = pending().csr;
+        let mut denied = pending().csr();
         status_mut(&mut denied).conditions = Some(vec![condition("Denied", "r", "m")]);
-        let denied = Stored::unsaved(denied);
+        let denied = Stored::new(&denied);
         for conditions in
             [json!([]), json!([{ "type": "Approved" }]), json!([{ "type": "Denied" }, { "type": "Approved" }])]
         {

@@ -37,15 +37,15 @@ pub async fn judge_again(server: Arc<Server>) {
             if judged.contains(stored.uid()) {
                 continue;
             }
-            let user = User::of(&stored.csr);
+            let mut csr = stored.csr();
+            let user = User::of(&csr);
             if !server.law.knows(&user) {
                 continue;
             }
             judged.insert(stored.uid().to_owned());
-            let Ok(checked) = check_again(&server, &stored.csr) else { continue };
+            let Ok(checked) = check_again(&server, &csr) else { continue };
             let now = SystemTime::now();
-            let mut csr = stored.csr.clone();
-            let Ok(outcome) = server.judge(&user, &stored.csr, &checked, now, Some(&look)) else { continue };
+            let Ok(outcome) = server.judge(&user, &csr, &checked, now, Some(&look)) else { continue };
             if server.settle(&mut csr, &checked, outcome, now).is_some() {
                 continue;
             }

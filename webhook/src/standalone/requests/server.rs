@@ -1,21 +1,23 @@
 //! The state of the server: everything that a call is answered from.
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc, time::SystemTime};
 
 use etcd_tls_contract::cluster::ClusterName;
-use tokio::sync::Semaphore;
+use etcd_tls_telemetry::{
+    admin::{self, Status},
+    listen,
+};
 
+use crate::error::Error;
 use crate::standalone::{
     auth::Authenticator,
-    limits::RateLimit,
+    error::ApiError,
+    limits::{Quota, RateLimit},
     metrics::Metrics,
     profiles::Profiles,
     requests::{auto_approve::Rule, pods::Law},
     store::Store,
 };
-
-/// Watches at once; each holds a connection.
-pub const MAX_WATCHES: usize = 1_000;
 
 /// All that a call is answered from.
 pub struct Server {
@@ -35,8 +37,66 @@ pub struct Server {
     pub law: Law,
     /// Calls a second.
     pub limit: RateLimit,
+    /// Lists of many requests at once.
+    pub lists: Arc<Quota>,
     /// Watches at once.
-    pub watches: Arc<Semaphore>,
+    pub watches: Arc<Quota>,
     /// What the operator is told.
     pub metrics: Metrics,
+}
+
+impl Server {
+    /// Whether requests can be served.
+    ///
+    /// # Errors
+    /// What keeps them from it.
+    pub fn ready(&self) -> Result<(), ApiError> {
+        if !self.store.writable() {
+            return Err(ApiError::InsufficientStorage("see the log".to_owned()));
+        }
+        if self.profiles.not_after().is_none_or(|end| end <= SystemTime::now()) {
+            return Err(ApiError::Internal("a CA has expired".to_owned()));
+        }
+        Ok(())
+    }
+
+    /// The OpenMetrics text.
+    pub fn metrics(&self) -> String {
+        let (stored, pending, names) = self
+            .store
+            .with(|index, _| (index.len(), index.iter().filter(|r| !r.decided()).count(), index.holders().len()));
+        self.metrics.render(stored, pending, names)
+    }
+}
+
+/// The state of the server on an admin port of its own.
+pub struct Probes(pub Arc<Server>);
+
+impl Probes {
+    /// Serves `/live`, `/ready` and `/metrics` on `address` for as long as the process lives.
+    ///
+    /// # Errors
+    /// The address cannot be listened on.
+    pub async fn serve(self, address: SocketAddr) -> Result<(), Error> {
+        let listener = listen::at(address).await.map_err(|e| format!("--admin-address {address}: {e}"))?;
+        if let Ok(address) = listener.local_addr() {
+            tracing::info!(%address, "admin port");
+        }
+        tokio::spawn(admin::serve(listener, Arc::new(self)));
+        Ok(())
+    }
+}
+
+impl Status for Probes {
+    fn live(&self) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        self.0.ready().map_err(|error| error.to_string())
+    }
+
+    fn metrics(&self) -> String {
+        self.0.metrics()
+    }
 }

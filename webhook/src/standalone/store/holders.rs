@@ -98,7 +98,7 @@ fn san_names<'a>(
     let dns =
         dns.map(|name| name.trim_end_matches('.').to_ascii_lowercase()).filter(|n| !is_everybodys(n)).map(Name::Dns);
     // An IPv4 address in IPv6's clothes is the IPv4 address.
-    dns.chain(ips.map(|ip| ip.to_canonical()).filter(|ip| !is_localhost(*ip)).map(Name::Ip))
+    dns.chain(ips.map(IpAddr::to_canonical).filter(|ip| !is_localhost(*ip)).map(Name::Ip))
 }
 
 impl Holders {

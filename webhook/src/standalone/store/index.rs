@@ -5,15 +5,16 @@ use std::{
     collections::{BTreeMap, HashMap},
     ops::Bound,
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime},
 };
 
-use etcd_tls_contract::certificate::Chain;
 use jiff::Timestamp;
-use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestStatus};
 
-use super::holders::{Holders, Holding};
-use crate::standalone::{auth::User, error::ApiError};
+use super::{
+    holders::Holders,
+    stored::{Stored, older},
+};
+use crate::standalone::error::ApiError;
 
 /// How much is stored, and for how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,67 +45,6 @@ impl Default for Limits {
         }
     }
 }
-/// One stored request.
-#[derive(Debug)]
-pub struct Stored {
-    /// The object, its resource version included.
-    pub csr: CertificateSigningRequest,
-    /// `metadata.resourceVersion` as a number.
-    pub revision: u64,
-    /// The names of the certificate, where one was issued.
-    pub(super) issued: Option<Holding>,
-}
-
-/// The condition's reason where a rule of `--approve-group` approved.
-pub const AUTO_APPROVED: &str = "AutoApproved";
-/// The condition's reason where policy approved.
-pub const ENTITLED: &str = "Entitled";
-
-/// The reason of the approval, where there is one.
-pub fn approved_by(csr: &CertificateSigningRequest) -> Option<&str> {
-    let conditions = csr.status.iter().flat_map(|s| s.conditions.iter().flatten());
-    conditions.filter(|c| c.type_ == "Approved").find_map(|c| c.reason.as_deref().or(Some("")))
-}
-
-impl Stored {
-    /// A request as it would be stored.
-    pub fn unsaved(csr: CertificateSigningRequest) -> Self {
-        stored(csr)
-    }
-
-    /// `metadata.name`.
-    pub fn name(&self) -> &str {
-        self.csr.metadata.name.as_deref().unwrap_or_default()
-    }
-
-    /// `metadata.uid`.
-    pub fn uid(&self) -> &str {
-        self.csr.metadata.uid.as_deref().unwrap_or_default()
-    }
-
-    /// `spec.username`: whose it is.
-    pub fn owner(&self) -> &str {
-        self.csr.spec.username.as_deref().unwrap_or_default()
-    }
-
-    /// Whether it is approved, denied or failed.
-    pub fn decided(&self) -> bool {
-        self.csr.status.as_ref().and_then(|s| s.conditions.as_ref()).is_some_and(|c| !c.is_empty())
-    }
-
-    /// When it was made, or last decided on.
-    pub(super) fn touched(&self) -> Timestamp {
-        let created = self.csr.metadata.creation_timestamp.as_ref().map(|t| t.0);
-        let conditions = self.csr.status.iter().flat_map(|s| s.conditions.iter().flatten());
-        let changed = conditions.filter_map(|c| c.last_update_time.as_ref()).map(|t| t.0);
-        changed.chain(created).max().unwrap_or(Timestamp::MIN)
-    }
-}
-
-pub(super) fn older(t: Timestamp, life: Duration, now: Timestamp) -> bool {
-    i64::try_from(life.as_secs()).is_ok_and(|life| now.as_second().saturating_sub(t.as_second()) >= life)
-}
-
 /// A user's requests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Count {
@@ -155,14 +95,13 @@ impl Index {
         &mut self.holders
     }
 
-    /// Whether there is place for a new request, for its user and for all.
+    /// Whether there is place for a new request of `user`, decided on or not.
     ///
     /// # Errors
     /// [`ApiError::TooManyRequests`]: which limit is reached.
-    pub fn room_for(&self, request: &Stored, limits: &Limits) -> Result<(), ApiError> {
-        let user = request.owner();
+    pub fn room_for(&self, user: &str, decided: bool, limits: &Limits) -> Result<(), ApiError> {
         let count = self.counts.get(user).copied().unwrap_or_default();
-        let message = if !request.decided() && count.pending >= limits.pending_per_user {
+        let message = if !decided && count.pending >= limits.pending_per_user {
             format!(
                 "{user} has {} requests waiting for approval, which is the limit; have them approved or deleted",
                 limits.pending_per_user
@@ -207,7 +146,7 @@ impl Index {
             let count = self.counts.entry(new.owner().to_owned()).or_default();
             count.all += 1;
             count.pending += usize::from(!new.decided());
-            if let Some(holding) = &new.issued {
+            if let Some(holding) = new.issued() {
                 self.holders.take(holding, now);
             }
         }
@@ -225,30 +164,4 @@ impl Index {
             }
         }
     }
-}
-
-pub(super) fn stored(csr: CertificateSigningRequest) -> Stored {
-    let revision = csr.metadata.resource_version.as_ref().and_then(|v| v.parse().ok()).unwrap_or_default();
-    let issued = holding(&csr);
-    Stored { csr, revision, issued }
-}
-
-/// The names of the certificate in a request.
-fn holding(csr: &CertificateSigningRequest) -> Option<Holding> {
-    let certificate = csr.status.as_ref()?.certificate.as_ref()?;
-    let chain = Chain::parse(&certificate.0).ok()?;
-    Some(Holding {
-        common_name: chain.common_name,
-        principal: User::of(csr).principal(),
-        dns: chain.sans.dns.into_iter().collect(),
-        ips: chain.sans.ips.into_iter().collect(),
-        until: chain.not_after.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
-        given: approved_by(csr) != Some(AUTO_APPROVED),
-        subject: true,
-    })
-}
-
-/// `status`, made where it is missing.
-pub fn status_mut(csr: &mut CertificateSigningRequest) -> &mut CertificateSigningRequestStatus {
-    csr.status.get_or_insert_default()
 }

@@ -145,12 +145,12 @@ impl Journal {
         self.open.is_some()
     }
 
-    /// Writes one batch; when this returns `Ok` it is durable, and otherwise it is not there.
+    /// Writes one batch of lines; when this returns `Ok` it is durable, and otherwise it is not there.
     ///
     /// # Errors
     /// The system's; the next call begins where this one began.
-    pub(super) fn append(&mut self, entries: &[Entry]) -> io::Result<()> {
-        let batch = batch(entries)?;
+    pub(super) fn append(&mut self, lines: &[u8]) -> io::Result<()> {
+        let batch = batch(lines);
         if self.open.is_none() {
             let open = lock_and_open(&self.dir)?;
             if open.file.metadata()?.len() < self.length {
@@ -184,29 +184,25 @@ impl Journal {
         self.open.is_some() && self.length > COMPACT_FROM.max(self.base.saturating_mul(2))
     }
 
-    /// Writes the journal anew with just `entries`. The old one stays in force until the new one is durable.
+    /// Writes the journal anew with just these batches. The old one stays in force until the new one is durable.
     ///
     /// # Errors
     /// The system's; the old journal is still in force.
-    pub(super) fn compact(&mut self, entries: impl Iterator<Item = Entry>) -> io::Result<()> {
+    pub(super) fn compact(&mut self, batches: impl Iterator<Item = Vec<u8>>) -> io::Result<()> {
         let new = self.dir.join(NEW_JOURNAL);
-        let result = self.write_anew(&new, entries);
+        let result = self.write_anew(&new, batches);
         if result.is_err() {
             std::fs::remove_file(&new).unwrap_or_default();
         }
         result
     }
 
-    fn write_anew(&mut self, new: &Path, entries: impl Iterator<Item = Entry>) -> io::Result<()> {
+    fn write_anew(&mut self, new: &Path, batches: impl Iterator<Item = Vec<u8>>) -> io::Result<()> {
         let Some(open) = &mut self.open else { return Err(ErrorKind::ReadOnlyFilesystem.into()) };
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(new)?;
         let mut length = 0;
-        let mut chunk = Vec::new();
-        let mut entries = entries.peekable();
-        while entries.peek().is_some() {
-            chunk.clear();
-            chunk.extend(entries.by_ref().take(256));
-            let bytes = batch(&chunk)?;
+        for lines in batches.filter(|lines| !lines.is_empty()) {
+            let bytes = batch(&lines);
             file.write_all(&bytes)?;
             length += bytes.len() as u64;
         }
@@ -246,15 +242,26 @@ fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-fn batch(entries: &[Entry]) -> io::Result<Vec<u8>> {
-    let mut lines = Vec::with_capacity(entries.len() * 4096);
-    for entry in entries {
-        serde_json::to_writer(&mut lines, entry)?;
+impl Entry {
+    /// Adds the line of this entry.
+    pub(super) fn line(&self, lines: &mut Vec<u8>) {
+        // Nothing in the type can fail to be JSON, and writing to memory does not fail.
+        lines.extend(serde_json::to_vec(self).unwrap_or_default());
         lines.push(b'\n');
     }
-    let mut batch = head(&lines).into_bytes();
-    batch.extend_from_slice(&lines);
-    Ok(batch)
+}
+
+/// Adds the line of [`Entry::Put`], from the request's JSON.
+pub(super) fn put_line(json: &[u8], lines: &mut Vec<u8>) {
+    lines.extend_from_slice(b"{\"put\":");
+    lines.extend_from_slice(json);
+    lines.extend_from_slice(b"}\n");
+}
+
+fn batch(lines: &[u8]) -> Vec<u8> {
+    let mut batch = head(lines).into_bytes();
+    batch.extend_from_slice(lines);
+    batch
 }
 
 fn head(lines: &[u8]) -> String {
@@ -340,6 +347,17 @@ mod tests {
         Entry::Put(Box::new(csr))
     }
 
+    fn lines(entries: &[Entry]) -> Vec<u8> {
+        let mut lines = Vec::new();
+        for entry in entries {
+            match entry {
+                Entry::Put(csr) => put_line(&serde_json::to_vec(csr).unwrap(), &mut lines),
+                other => other.line(&mut lines),
+            }
+        }
+        lines
+    }
+
     fn names(entries: &[Entry]) -> Vec<String> {
         entries
             .iter()
@@ -358,13 +376,13 @@ mod tests {
         let dir = Dir::new("back");
         let (mut journal, entries) = Journal::open(&dir.0).unwrap();
         assert!(entries.is_empty());
-        journal.append(&[put("a"), put("../b")]).unwrap();
-        journal.append(&[Entry::Delete { name: "a".to_owned() }]).unwrap();
+        journal.append(&lines(&[put("a"), put("../b")])).unwrap();
+        journal.append(&lines(&[Entry::Delete { name: "a".to_owned() }])).unwrap();
         drop(journal);
         let (mut journal, entries) = Journal::open(&dir.0).unwrap();
         assert_eq!(names(&entries), ["a", "../b", "-a"]);
-        journal.compact([Entry::Revision(7), put("../b")].into_iter()).unwrap();
-        journal.append(&[put("c")]).unwrap();
+        journal.compact([lines(&[Entry::Revision(7)]), lines(&[put("../b")])].into_iter()).unwrap();
+        journal.append(&lines(&[put("c")])).unwrap();
         drop(journal);
         assert_eq!(names(&Journal::open(&dir.0).unwrap().1), ["7", "../b", "c"]);
     }
@@ -380,7 +398,7 @@ mod tests {
 
     #[test]
     fn a_crash_at_any_byte_loses_nothing_acknowledged() {
-        let whole = [batch(&[put("a")]).unwrap(), batch(&[put("b"), put("c")]).unwrap()];
+        let whole = [batch(&lines(&[put("a")])), batch(&lines(&[put("b"), put("c")]))];
         let bytes = whole.concat();
         for cut in whole[0].len()..bytes.len() {
             let (entries, length) = replay(&bytes[..cut]).unwrap();
@@ -391,7 +409,7 @@ mod tests {
 
     #[test]
     fn damage_before_the_last_batch_is_never_cut_off() {
-        let whole = [batch(&[put("a")]).unwrap(), batch(&[put("b")]).unwrap()];
+        let whole = [batch(&lines(&[put("a")])), batch(&lines(&[put("b")]))];
         for i in 0..whole[0].len() {
             let mut bytes = whole.concat();
             bytes[i] ^= 1;
@@ -403,14 +421,14 @@ mod tests {
     fn a_failed_write_is_as_if_it_had_not_been() {
         let dir = Dir::new("full");
         let (mut journal, _) = Journal::open(&dir.0).unwrap();
-        journal.append(&[put("a")]).unwrap();
+        journal.append(&lines(&[put("a")])).unwrap();
         // Every write to this device fails for want of space.
         let full = OpenOptions::new().read(true).write(true).open("/dev/full").unwrap();
         let good = std::mem::replace(&mut journal.open.as_mut().unwrap().file, full);
-        assert_eq!(journal.append(&[put("b")]).unwrap_err().kind(), ErrorKind::StorageFull);
+        assert_eq!(journal.append(&lines(&[put("b")])).unwrap_err().kind(), ErrorKind::StorageFull);
         assert!(!journal.writable());
         drop(good);
-        journal.append(&[put("c")]).unwrap();
+        journal.append(&lines(&[put("c")])).unwrap();
         drop(journal);
         assert_eq!(names(&Journal::open(&dir.0).unwrap().1), ["a", "c"]);
     }

@@ -79,7 +79,7 @@ async fn a_restart_forgets_nothing_and_repeats_no_revision() {
     assert_eq!(names(&store), ["b"]);
     let new = store.create(csr("c", "u")).await.unwrap().revision;
     assert!(first < last && last < new, "{first} {last} {new}");
-    assert!(matches!(store.since(last), Since::Gone), "a watch of the old process begins anew");
+    assert!(matches!(store.since(last, 100), Since::Gone), "a watch of the old process begins anew");
 }
 
 #[tokio::test]
@@ -101,6 +101,29 @@ async fn limits_hold_and_what_waits_is_never_removed() {
     store.create(csr("a3", "a")).await.unwrap();
 }
 
+/// Its own oldest decided requests make place for a user's next; nobody else's are removed, and none that waits.
+#[tokio::test]
+async fn a_user_makes_place_by_its_own_requests_alone() {
+    let dir = Dir::new("user");
+    let limits = Limits { requests: 100, per_user: 10, pending_per_user: 5, ..Limits::default() };
+    let store = Store::open(&dir.0, limits).unwrap();
+    store.create(denied("other", "b", Duration::from_secs(900))).await.unwrap();
+    store.create(csr("waits", "a")).await.unwrap();
+    for i in 0..30 {
+        store.create(denied(&format!("a{i:02}"), "a", Duration::from_secs(600 - i))).await.unwrap();
+    }
+    let kept = names(&store);
+    assert!(kept.len() <= 11 && kept.contains(&"other".to_owned()) && kept.contains(&"waits".to_owned()), "{kept:?}");
+    assert!(kept.contains(&"a29".to_owned()) && !kept.contains(&"a00".to_owned()), "{kept:?}");
+    // What was decided on a moment ago is about to be read.
+    for i in 0..10 {
+        let fresh = store.create(denied(&format!("c{i}"), "c", Duration::ZERO)).await;
+        assert!(fresh.is_ok(), "{i}");
+    }
+    let eleventh = store.create(denied("c10", "c", Duration::ZERO)).await.unwrap_err();
+    assert!(matches!(&eleventh, ApiError::TooManyRequests { message, .. } if message.contains("10 requests stored")));
+}
+
 #[tokio::test]
 async fn a_watcher_gets_every_change_or_is_told_to_list_again() {
     let dir = Dir::new("watch");
@@ -110,19 +133,26 @@ async fn a_watcher_gets_every_change_or_is_told_to_list_again() {
         store.create(csr(&format!("r{i}"), "u")).await.unwrap();
     }
     store.change(|_| Ok(Mutation::Delete("r0".to_owned()))).await.unwrap();
-    let Since::Events(events, end) = store.since(start) else { panic!("gone") };
+    let Since::Events(events, end) = store.since(start, 100) else { panic!("gone") };
     assert_eq!(events.len(), 6);
     assert_eq!((events[5].kind, events[5].request.name()), (Kind::Deleted, "r0"));
-    assert!(matches!(store.since(end), Since::Events(none, _) if none.is_empty()));
-    assert!(matches!(store.since(end + 1), Since::Gone), "a revision of the future");
-    assert!(matches!(store.since(0), Since::Gone));
+    assert!(matches!(store.since(end, 100), Since::Events(none, _) if none.is_empty()));
+    // In pieces, to the same end.
+    let (mut at, mut seen) = (start, 0);
+    while at < end {
+        let Since::Events(events, next) = store.since(at, 4) else { panic!("gone") };
+        (at, seen) = (next, seen + events.len());
+    }
+    assert_eq!(seen, 6);
+    assert!(matches!(store.since(end + 1, 100), Since::Gone), "a revision of the future");
+    assert!(matches!(store.since(0, 100), Since::Gone));
 }
 
 #[test]
 fn lives_are_counted_from_the_decision() {
     let limits = Limits::default();
     let now = Timestamp::now();
-    let expired = |csr| Index::expired(&stored(csr), &limits, now);
+    let expired = |csr| Index::expired(&Stored::new(&csr), &limits, now);
     assert!(!expired(csr("a", "u")));
     assert!(!expired(denied("a", "u", Duration::from_secs(3500))));
     assert!(expired(denied("a", "u", Duration::from_secs(3601))));

@@ -14,8 +14,9 @@ use tokio::sync::watch;
 
 use super::{
     Change, Event, Kind, Mutation, Reply, View,
-    index::{Index, Limits, Stored, older, stored},
-    journal::{Entry, Journal},
+    index::{Index, Limits},
+    journal::{Entry, Journal, put_line},
+    stored::{Stored, older},
 };
 use crate::standalone::error::ApiError;
 
@@ -23,6 +24,8 @@ use crate::standalone::error::ApiError;
 const RING: usize = 2_000;
 /// Changes written together at most.
 pub(super) const BATCH: usize = 512;
+/// Requests of one batch when the journal is written anew.
+const CHUNK: usize = 256;
 /// How often expired requests are looked for.
 const SWEEP: Duration = Duration::from_secs(30);
 /// How long a decided request stays even where place is wanted: its requester is about to read it.
@@ -131,7 +134,7 @@ impl Writer {
         let (name, new, before, event) = match mutation {
             Mutation::Put(mut csr) => {
                 csr.metadata.resource_version = Some(revision.to_string());
-                let request = Arc::new(stored(*csr));
+                let request = Arc::new(Stored::new(&csr));
                 let name = request.name().to_owned();
                 let before = self.index.get(&name).cloned();
                 let kind = if before.is_some() { Kind::Modified } else { Kind::Added };
@@ -139,9 +142,9 @@ impl Writer {
             }
             Mutation::Delete(name) => match self.index.get(&name).cloned() {
                 Some(request) => {
-                    let mut last = request.csr.clone();
+                    let mut last = request.csr();
                     last.metadata.resource_version = Some(revision.to_string());
-                    let event = Event { kind: Kind::Deleted, request: Arc::new(stored(last)), revision };
+                    let event = Event { kind: Kind::Deleted, request: Arc::new(Stored::new(&last)), revision };
                     (name, None, Some(request), event)
                 }
                 None => return Err((ApiError::NotFound(name), reply)),
@@ -156,14 +159,14 @@ impl Writer {
         if steps.is_empty() {
             return;
         }
-        let entries: Vec<Entry> = steps
-            .iter()
-            .map(|step| match step.event.kind {
-                Kind::Added | Kind::Modified => Entry::Put(Box::new(step.event.request.csr.clone())),
-                Kind::Deleted => Entry::Delete { name: step.name.clone() },
-            })
-            .collect();
-        let written = self.journal.append(&entries);
+        let mut lines = Vec::with_capacity(steps.len() * 4096);
+        for step in &steps {
+            match step.event.kind {
+                Kind::Added | Kind::Modified => put_line(step.event.request.json(), &mut lines),
+                Kind::Deleted => Entry::Delete { name: step.name.clone() }.line(&mut lines),
+            }
+        }
+        let written = self.journal.append(&lines);
         let writable = written.is_ok();
         if self.writable.swap(writable, Ordering::Relaxed) != writable {
             match &written {
@@ -216,11 +219,19 @@ impl Writer {
     }
 
     fn compact(&mut self) {
-        let puts = self.index.iter().map(|r| Entry::Put(Box::new(r.csr.clone())));
+        let mut head = Vec::new();
+        Entry::Revision(self.revision).line(&mut head);
+        let requests: Vec<_> = self.index.iter().cloned().collect();
+        let puts = requests.chunks(CHUNK).map(|chunk| {
+            let mut lines = Vec::new();
+            chunk.iter().for_each(|request| put_line(request.json(), &mut lines));
+            lines
+        });
         // After the requests: what is held says the last word.
-        let holds = self.index.holders().holdings().into_iter().map(Entry::Hold);
-        let holds = std::iter::once(Entry::Holders).chain(holds);
-        let entries = std::iter::once(Entry::Revision(self.revision)).chain(puts).chain(holds);
+        let mut holds = Vec::new();
+        Entry::Holders.line(&mut holds);
+        self.index.holders().holdings().into_iter().for_each(|holding| Entry::Hold(holding).line(&mut holds));
+        let entries = std::iter::once(head).chain(puts).chain(std::iter::once(holds));
         if let Err(error) = self.journal.compact(entries) {
             tracing::warn!(%error, "the journal could not be written anew; the old one stays in force");
         }

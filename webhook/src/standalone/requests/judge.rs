@@ -1,0 +1,236 @@
+//! The decision on a request, and what it makes of the request: approved and signed, denied, or left for later.
+
+use std::time::{Duration, SystemTime};
+
+use etcd_tls_contract::{
+    identity::{self, Asked, Entitlement, Verdict},
+    names::{SignerName, csr_name},
+};
+use jiff::Timestamp;
+use k8s_openapi::{
+    ByteString,
+    api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestCondition},
+    apimachinery::pkg::apis::meta::v1::Time,
+};
+
+use crate::standalone::{
+    auth::User,
+    error::ApiError,
+    requests::{
+        auto_approve::{self, Context, Decision},
+        intake::Checked,
+        pods::Look,
+        server::Server,
+    },
+    store::{AUTO_APPROVED, ENTITLED, Stored, status_mut},
+};
+
+/// What was decided on a request.
+pub enum Outcome {
+    /// Approved; with what to issue, where that is not just what was asked.
+    Approved {
+        /// One word, for the condition.
+        reason: &'static str,
+        /// Who or what approved.
+        message: String,
+        /// All that the pod or host is entitled to.
+        entitled: Option<Entitlement>,
+    },
+    /// Denied, with every reason.
+    Denied(String),
+    /// Left for later, or for a person.
+    Waiting(String),
+}
+
+impl Server {
+    /// Decides on a request: by the in-cluster rules alone, for pods and the hosts that policy lists, whatever the API
+    /// version; else by the groups' rules. The pods are those of `look`, or of now.
+    ///
+    /// # Errors
+    /// [`ApiError::Forbidden`]: the caller asks to be another.
+    pub(super) fn judge(
+        &self,
+        user: &User,
+        csr: &CertificateSigningRequest,
+        checked: &Checked,
+        now: SystemTime,
+        look: Option<&Look>,
+    ) -> Result<Outcome, ApiError> {
+        if self.law.knows(user) {
+            return Ok(self.judge_by_policy(user, csr, checked, look));
+        }
+        let is_token_user = self.auth.is_token_user(&checked.request.common_name);
+        let decision = self.store.with(|index, _| {
+            let context =
+                Context { rules: &self.rules, holders: index.holders(), policy: self.law.policy(), is_token_user, now };
+            auto_approve::decide(user, &checked.request, &checked.recognised, &context)
+        });
+        match decision {
+            Decision::Approve(rule) => Ok(Outcome::Approved {
+                reason: AUTO_APPROVED,
+                message: format!("approved by --approve-group {rule}"),
+                entitled: None,
+            }),
+            Decision::Wait(reason) => Ok(Outcome::Waiting(reason)),
+            Decision::Forbid(reason) => Err(ApiError::Forbidden(reason)),
+        }
+    }
+
+    /// A request without a signer's name (v1beta1) is judged as if it named the signer of its own cluster and profile.
+    fn judge_by_policy(
+        &self,
+        user: &User,
+        csr: &CertificateSigningRequest,
+        checked: &Checked,
+        look: Option<&Look>,
+    ) -> Outcome {
+        let role = checked.recognised.role;
+        let host = self.law.policy().host(&user.name, &user.groups);
+        let cluster = self.cluster.as_ref().or_else(|| host.map(|host| &host.cluster));
+        let assumed = || {
+            cluster.map(|c| SignerName {
+                domain: role.domain(),
+                namespace: c.namespace.clone(),
+                cluster: c.cluster.clone(),
+            })
+        };
+        let Some(signer) = checked.signer.clone().or_else(assumed) else {
+            return Outcome::Denied("the request names no signer, and --cluster says none".to_owned());
+        };
+        let requester = user.requester();
+        let mut usages = csr.spec.usages.clone().unwrap_or_default();
+        let mut name = csr.metadata.name.clone().unwrap_or_default();
+        if checked.signer.is_none() {
+            // The old agents say no usages, and a host's CN where others name role and key.
+            if usages.is_empty() {
+                usages = identity::usages(role).iter().map(|usage| (*usage).to_owned()).collect();
+            }
+            if host.is_some() {
+                name = csr_name("host", role, &checked.request.key_digest());
+            }
+        }
+        let asked = Asked {
+            name: &name,
+            signer: &signer,
+            requester: &requester,
+            usages: &usages,
+            expiration: lifetime(csr),
+            request: &checked.request,
+        };
+        let verdict = match look {
+            Some(look) => self.law.judge(&asked, look),
+            None => self.law.judge(&asked, &self.law.look()),
+        };
+        match verdict {
+            Verdict::Approve(entitlement) => Outcome::Approved {
+                reason: ENTITLED,
+                message: "the request says no more than its requester is".to_owned(),
+                entitled: Some(entitlement),
+            },
+            Verdict::Deny(denials) => {
+                let reasons: Vec<String> = denials.iter().map(|d| format!("{}: {}", d.reason, d.message)).collect();
+                Outcome::Denied(reasons.join("; "))
+            }
+            Verdict::NotYet(reason) => Outcome::Waiting(reason),
+        }
+    }
+
+    /// Writes the outcome into the request's status, signing what is approved; why it waits, where it does.
+    pub(super) fn settle(
+        &self,
+        csr: &mut CertificateSigningRequest,
+        checked: &Checked,
+        outcome: Outcome,
+        now: SystemTime,
+    ) -> Option<String> {
+        match outcome {
+            Outcome::Approved { reason, message, entitled } => {
+                self.approve(csr, condition("Approved", reason, &message), Ok(checked), entitled.as_ref(), now);
+                None
+            }
+            Outcome::Denied(message) => {
+                status_mut(csr).conditions = Some(vec![condition("Denied", "NotEntitled", &message)]);
+                None
+            }
+            Outcome::Waiting(reason) => Some(reason),
+        }
+    }
+
+    /// Adds an approval, and with it the certificate; a `Failed` condition where nothing could be signed.
+    pub(super) fn approve(
+        &self,
+        csr: &mut CertificateSigningRequest,
+        approval: CertificateSigningRequestCondition,
+        checked: Result<&Checked, &str>,
+        entitled: Option<&Entitlement>,
+        now: SystemTime,
+    ) {
+        let signed = checked.map_err(str::to_owned).and_then(|checked| self.sign(csr, checked, entitled, now));
+        let status = status_mut(csr);
+        let conditions = status.conditions.get_or_insert_default();
+        conditions.push(approval);
+        match signed {
+            Ok(certificate) => status.certificate = Some(ByteString(certificate.into_bytes())),
+            Err(error) => conditions.push(condition("Failed", "SignerFailed", &error)),
+        }
+    }
+
+    /// Issues what was approved: to a pod or a listed host all that it is entitled to, to others what they asked for.
+    ///
+    /// # Errors
+    /// For the `Failed` condition.
+    fn sign(
+        &self,
+        csr: &CertificateSigningRequest,
+        checked: &Checked,
+        entitled: Option<&Entitlement>,
+        now: SystemTime,
+    ) -> Result<String, String> {
+        let request = &checked.request;
+        let asked = lifetime(csr);
+        let (role, common_name, sans, life) = match entitled {
+            Some(e) => (e.role, e.common_name.as_str(), &e.sans, Some(asked.map_or(e.lifetime, |a| a.min(e.lifetime)))),
+            None => (checked.recognised.role, request.common_name.as_str(), &request.sans, asked),
+        };
+        self.profiles.issue(role, common_name, sans, &request.public_key, life, now).map_err(|e| e.to_string())
+    }
+
+    /// Says in the log what became of a request.
+    pub(super) fn tell(&self, stored: &Stored, checked: &Checked, by: &User) {
+        let csr = stored.csr();
+        let status = csr.status.as_ref();
+        let conditions: Vec<&str> =
+            status.iter().flat_map(|s| s.conditions.iter().flatten()).map(|c| c.type_.as_str()).collect();
+        let issued = status.is_some_and(|s| s.certificate.is_some());
+        self.metrics.outcome(issued, conditions.contains(&"Denied"), conditions.contains(&"Failed"));
+        let mut messages = status.iter().flat_map(|s| s.conditions.iter().flatten()).map(|c| c.message.as_deref());
+        tracing::info!(
+            request = stored.name(),
+            owner = stored.owner(),
+            by = by.name,
+            profile = %checked.recognised.role,
+            cn = checked.request.common_name,
+            conditions = conditions.join(","),
+            issued,
+            message = messages.next_back().flatten().unwrap_or_default(),
+            "request decided on"
+        );
+    }
+}
+
+/// A condition, made now.
+pub fn condition(kind: &str, reason: &str, message: &str) -> CertificateSigningRequestCondition {
+    let now = Some(Time(Timestamp::now()));
+    CertificateSigningRequestCondition {
+        type_: kind.to_owned(),
+        status: "True".to_owned(),
+        reason: Some(reason.to_owned()),
+        message: Some(message.to_owned()),
+        last_update_time: now.clone(),
+        last_transition_time: now,
+    }
+}
+
+fn lifetime(csr: &CertificateSigningRequest) -> Option<Duration> {
+    csr.spec.expiration_seconds.and_then(|s| u64::try_from(s).ok()).map(Duration::from_secs)
+}

@@ -1,0 +1,171 @@
+//! One stored request: its JSON, which is kept once and sent as it is, and the few facts that are asked of all requests.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, UNIX_EPOCH},
+};
+
+use bytes::Bytes;
+use etcd_tls_contract::certificate::Chain;
+use jiff::Timestamp;
+use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestStatus};
+
+use super::holders::Holding;
+use crate::standalone::{auth::User, version::Version};
+
+/// The condition's reason where a rule of `--approve-group` approved.
+pub const AUTO_APPROVED: &str = "AutoApproved";
+/// The condition's reason where policy approved.
+pub const ENTITLED: &str = "Entitled";
+/// How the JSON of each request begins.
+const HEAD: &[u8] = b"{\"apiVersion\":\"certificates.k8s.io/v1\"";
+/// How it begins in v1beta1.
+const BETA_HEAD: &[u8] = b"{\"apiVersion\":\"certificates.k8s.io/v1beta1\"";
+
+/// See the module.
+#[derive(Debug)]
+pub struct Stored {
+    /// `metadata.resourceVersion` as a number.
+    pub revision: u64,
+    json: Bytes,
+    name: Box<str>,
+    uid: Box<str>,
+    owner: Box<str>,
+    signer: Box<str>,
+    labels: BTreeMap<String, String>,
+    decided: bool,
+    touched: Timestamp,
+    issued: Option<Box<Holding>>,
+}
+
+impl Stored {
+    /// The request, as it is to be stored.
+    pub fn new(csr: &CertificateSigningRequest) -> Self {
+        let text = |text: &Option<String>| Box::from(text.as_deref().unwrap_or_default());
+        let conditions = || csr.status.iter().flat_map(|s| s.conditions.iter().flatten());
+        let created = csr.metadata.creation_timestamp.as_ref().map(|t| t.0);
+        let changed = conditions().filter_map(|c| c.last_update_time.as_ref()).map(|t| t.0);
+        Self {
+            revision: csr.metadata.resource_version.as_ref().and_then(|v| v.parse().ok()).unwrap_or_default(),
+            // Nothing in the type can fail to be JSON.
+            json: Bytes::from(serde_json::to_vec(csr).unwrap_or_default()),
+            name: text(&csr.metadata.name),
+            uid: text(&csr.metadata.uid),
+            owner: text(&csr.spec.username),
+            signer: Box::from(csr.spec.signer_name.as_str()),
+            labels: csr.metadata.labels.clone().unwrap_or_default(),
+            decided: conditions().next().is_some(),
+            touched: changed.chain(created).max().unwrap_or(Timestamp::MIN),
+            issued: holding(csr).map(Box::new),
+        }
+    }
+
+    /// The object. It was written here, so it can be read.
+    pub fn csr(&self) -> CertificateSigningRequest {
+        serde_json::from_slice(&self.json).unwrap_or_default()
+    }
+
+    /// The object's JSON in the words of v1.
+    pub fn json(&self) -> &Bytes {
+        &self.json
+    }
+
+    /// The object's JSON in the words of `version`, in two parts.
+    pub fn parts(&self, version: Version) -> [Bytes; 2] {
+        match version {
+            Version::V1beta1 if self.json.starts_with(HEAD) => {
+                [Bytes::from_static(BETA_HEAD), self.json.slice(HEAD.len()..)]
+            }
+            _ => [self.json.clone(), Bytes::new()],
+        }
+    }
+
+    /// `metadata.name`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// `metadata.uid`.
+    pub fn uid(&self) -> &str {
+        &self.uid
+    }
+
+    /// `spec.username`: whose it is.
+    pub fn owner(&self) -> &str {
+        &self.owner
+    }
+
+    /// `spec.signerName`.
+    pub fn signer(&self) -> &str {
+        &self.signer
+    }
+
+    /// `metadata.labels`: the value of `key`.
+    pub fn label(&self, key: &str) -> Option<&str> {
+        self.labels.get(key).map(String::as_str)
+    }
+
+    /// Whether it is approved, denied or failed.
+    pub const fn decided(&self) -> bool {
+        self.decided
+    }
+
+    /// When it was made, or last decided on.
+    pub(super) const fn touched(&self) -> Timestamp {
+        self.touched
+    }
+
+    /// The names of the certificate, where one was issued.
+    pub(super) fn issued(&self) -> Option<&Holding> {
+        self.issued.as_deref()
+    }
+}
+
+/// The names of the certificate in a request.
+fn holding(csr: &CertificateSigningRequest) -> Option<Holding> {
+    let certificate = csr.status.as_ref()?.certificate.as_ref()?;
+    let chain = Chain::parse(&certificate.0).ok()?;
+    Some(Holding {
+        common_name: chain.common_name,
+        principal: User::of(csr).principal(),
+        dns: chain.sans.dns.into_iter().collect(),
+        ips: chain.sans.ips.into_iter().collect(),
+        until: chain.not_after.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+        given: approved_by(csr) != Some(AUTO_APPROVED),
+        subject: true,
+    })
+}
+
+/// The reason of the approval, where there is one.
+pub fn approved_by(csr: &CertificateSigningRequest) -> Option<&str> {
+    let conditions = csr.status.iter().flat_map(|s| s.conditions.iter().flatten());
+    conditions.filter(|c| c.type_ == "Approved").find_map(|c| c.reason.as_deref().or(Some("")))
+}
+
+/// `status`, made where it is missing.
+pub fn status_mut(csr: &mut CertificateSigningRequest) -> &mut CertificateSigningRequestStatus {
+    csr.status.get_or_insert_default()
+}
+
+pub(super) fn older(t: Timestamp, life: Duration, now: Timestamp) -> bool {
+    i64::try_from(life.as_secs()).is_ok_and(|life| now.as_second().saturating_sub(t.as_second()) >= life)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_versions_are_one_json() {
+        let mut csr = CertificateSigningRequest::default();
+        csr.metadata.name = Some("a".to_owned());
+        csr.metadata.resource_version = Some("7".to_owned());
+        let stored = Stored::new(&csr);
+        assert_eq!((stored.name(), stored.revision, &stored.csr()), ("a", 7, &csr));
+        for version in [Version::V1, Version::V1beta1] {
+            let json = stored.parts(version).concat();
+            let value: serde_json::Value = serde_json::from_slice(&json).unwrap();
+            assert_eq!(value, version.object(&csr));
+        }
+    }
+}
