@@ -27,6 +27,9 @@ use tokio::{
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
+#[path = "admission/attack.rs"]
+mod attack;
+
 /// One test at a time: each of them loads the machine, and the server's timeouts are of real time.
 static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
@@ -44,13 +47,24 @@ fn leaf() -> LeafOptions {
 
 impl Admit {
     async fn start(name: &str) -> Self {
+        Self::start_command(name, Command::new(binary("etcd-tls-webhook"))).await
+    }
+
+    /// Starts it with this much memory (RLIMIT_DATA).
+    async fn start_limited(name: &str, kib: u64) -> Self {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("ulimit -d {kib} && exec \"$0\" \"$@\"")]).arg(binary("etcd-tls-webhook"));
+        Self::start_command(name, shell).await
+    }
+
+    async fn start_command(name: &str, mut command: Command) -> Self {
         let dir = TempDir::new(name);
         let ca = Ca::new("admit");
         publish(&ca, &dir.dir("serving"));
         let (port, admin) = (ports::loopback(), ports::loopback());
         let process = Process::spawn(
             "admit",
-            Command::new(binary("etcd-tls-webhook")).args([
+            command.args([
                 "admit",
                 "--sidecar-image=etcd-tls-sidecar:test",
                 &format!("--address=127.0.0.1:{port}"),
@@ -65,14 +79,23 @@ impl Admit {
     }
 
     async fn ready(&self) -> Result<(), String> {
+        let answer = self.admin_page("/ready").await?;
+        if answer.starts_with("HTTP/1.1 200") { Ok(()) } else { Err(answer) }
+    }
+
+    async fn metrics(&self) -> String {
+        self.admin_page("/metrics").await.expect("metrics")
+    }
+
+    async fn admin_page(&self, path: &str) -> Result<String, String> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.admin)).await.map_err(|e| e.to_string())?;
         stream
-            .write_all(b"GET /ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            .write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes())
             .await
             .map_err(|e| e.to_string())?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.map_err(|e| e.to_string())?;
-        if answer.starts_with("HTTP/1.1 200") { Ok(()) } else { Err(answer) }
+        Ok(answer)
     }
 
     async fn connect(&self) -> TlsStream<TcpStream> {

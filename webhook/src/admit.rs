@@ -6,6 +6,7 @@
 use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use etcd_tls_contract::names;
+use etcd_tls_telemetry::listen;
 use prometheus_client::registry::Registry;
 
 use crate::{
@@ -18,6 +19,8 @@ use crate::{
     },
 };
 
+mod bodies;
+mod connections;
 pub mod review;
 pub mod server;
 
@@ -61,7 +64,7 @@ impl Args {
     /// # Errors
     /// What kept it from serving.
     pub async fn run(self) -> Result<(), Error> {
-        let Self { sidecar_image, sidecar_pull_policy, serving_dir, leave_out, address, admin_address, workers } = self;
+        let Self { sidecar_image, sidecar_pull_policy, serving_dir, leave_out, address, admin_address, workers: _ } = self;
         let mut stop = shutdown::on_signals()?;
         let mut registry = Registry::with_prefix("etcd_tls_admit");
         let metrics = server::Metrics::register(&mut registry);
@@ -76,29 +79,26 @@ impl Args {
             () = shutdown::until(&mut stop, true) => return Ok(()),
         }
         let pairs = ServingPairs::watch(vec![files])?;
-        let listener = server::listen(address).map_err(|source| ListenError { address, source })?;
+        let listener = listen::at(address).await.map_err(|source| ListenError { address, source })?;
         let bound = listener.local_addr()?;
         let injection = injection::Config { sidecar_image, image_pull_policy: sidecar_pull_policy, host: None };
         let leave_out: BTreeSet<String> = leave_out.into_iter().filter(|namespace| !namespace.is_empty()).collect();
-        let workers = workers.map_or_else(default_workers, usize::from);
         tracing::info!(address = %bound, sidecar_image = injection.sidecar_image, "serving admission");
         let admission = review::Admission { injection, leave_out };
-        let answer: server::Answering = Arc::new(move |body| review::review(body, &admission));
-        let server = server::serve(listener, pairs.server_config(None)?, workers, answer, metrics)?;
-        let handle = server.handle();
+        let answer: server::Answering = Arc::new(move |endpoint, body| match endpoint {
+            server::Endpoint::Mutate => review::review(body, &admission),
+        });
         let _ = serving.send(Ok(()));
-        let mut server = std::pin::pin!(server);
-        tokio::select! {
-            ended = &mut server => return Ok(ended?),
-            () = shutdown::until(&mut stop, true) => {}
-        }
-        let _ = serving.send(Err("shutting down"));
-        let (ended, ()) = tokio::join!(server, handle.stop(true));
-        Ok(ended?)
+        let stopped = async {
+            shutdown::until(&mut stop, true).await;
+            let _ = serving.send(Err("shutting down"));
+        };
+        server::serve(listener, pairs.server_config(None)?, answer, metrics, stopped).await;
+        Ok(())
     }
-}
 
-/// How many threads answer where nobody says: one a core, four at most.
-pub fn default_workers() -> usize {
-    std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(4)
+    /// Threads that answer, where the command line says how many.
+    pub fn workers(&self) -> Option<usize> {
+        self.workers.map(usize::from)
+    }
 }

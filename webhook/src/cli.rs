@@ -71,6 +71,7 @@ impl Command {
     fn workers(&self) -> usize {
         match self {
             Self::Approve(_) | Self::Sign(_) => 1,
+            Self::Admit(args) if args.workers().is_some() => args.workers().unwrap_or(1),
             _ => std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(MAX_WORKERS),
         }
     }

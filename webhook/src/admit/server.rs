@@ -1,50 +1,77 @@
-//! The HTTPS side of admission: everything that HTTP can do wrong, answered or ended.
+//! The HTTPS side of admission: everything that HTTP can do wrong, answered or ended. HTTP/1.1 alone: API servers speak it
+//! with every webhook that does not offer HTTP/2, and a request then holds one connection and no more.
+//!
+//! Memory is bounded for the process, whoever connects: by the number of connections, by the bytes of all bodies, and by one
+//! large review at a time.
 
 use std::{
-    net::{SocketAddr, TcpListener},
+    convert::Infallible,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use actix_web::{
-    App, HttpRequest, HttpResponse, HttpServer,
-    dev::Server,
-    http::{StatusCode, header},
-    web,
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::Incoming,
+    header::{self, HeaderMap, HeaderValue},
+    server::conn::http1,
+    service::service_fn,
 };
-use bytes::BytesMut;
-use futures::StreamExt;
+use hyper_util::rt::TokioIo;
 use prometheus_client::{
     encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time,
+};
+use tokio_rustls::TlsAcceptor;
 
-use super::review::{Answer, BadReview, Verdict};
+use super::{
+    bodies::{Bodies, Body, Budget, Evicted},
+    connections::{Bounds, Connection, Connections, DRAIN, State as Doing},
+    review::{Answer, BadReview, Verdict},
+};
 
 /// The largest body that is read. The API server takes no object of more than 3 MiB; the review around it is small.
 const MAX_BODY: usize = 3 * 1024 * 1024 + 64 * 1024;
-/// How long a body may take. The API server gives up after 30 s at the latest.
-const BODY_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a request's head may take: long enough for a machine that is short of CPU.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
-/// How long a TLS handshake may take.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
-/// How long an idle connection is kept. API servers keep theirs for 90 s.
-const KEEP_ALIVE: Duration = Duration::from_secs(120);
-/// Connections at once and worker: a cluster has a handful of API servers.
-const MAX_CONNECTIONS: usize = 512;
-/// How long requests in flight have when the process is told to stop.
-const DRAIN: u64 = 20;
+/// A review of more bytes than this is answered alone: read, it takes many times its size.
+const LARGE: usize = 128 * 1024;
+/// How long a body may take. The API server waits 5 s for the whole review.
+const BODY_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a TLS handshake may take: long enough for a machine that is short of CPU.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes of a request's head, and of what is read of a body at once.
+const MAX_HEAD: usize = 16 * 1024;
+/// What bodies may hold.
+const BUDGET: Budget = Budget { bytes: 16 * 1024 * 1024, bodies: 1024 };
+/// Connections. An API server closes its own after 90 s without a request; one that it has just used must not be closed
+/// under it, so those that brought a review are kept for longer.
+const BOUNDS: Bounds =
+    Bounds { connections: 1024, keep_alive: Duration::from_secs(100), short_keep_alive: Duration::from_secs(10) };
+
+/// What a request asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Endpoint {
+    /// `POST /mutate`: a pod's patch.
+    Mutate,
+}
 
 /// What answers the body of a request.
-pub type Answering = Arc<dyn Fn(&[u8]) -> Result<Answer, BadReview> + Send + Sync>;
+pub type Answering = Arc<dyn Fn(Endpoint, &[u8]) -> Result<Answer, BadReview> + Send + Sync>;
 
-/// Reviews by what came of them.
+/// Reviews by what came of them, and what holds memory.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     reviews: Family<ReviewLabels, Counter>,
+    connections: Gauge,
+    bodies: Gauge,
+    evicted: Counter,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -60,7 +87,11 @@ impl Metrics {
             let _ = reviews.get_or_create(&ReviewLabels { verdict });
         }
         registry.register("reviews", "Admission reviews by verdict", reviews.clone());
-        Self { reviews }
+        let (connections, bodies, evicted) = (Gauge::default(), Gauge::default(), Counter::default());
+        registry.register("connections", "Open connections", connections.clone());
+        registry.register("body_bytes", "Memory held by request bodies, in bytes", bodies.clone());
+        registry.register("bodies_evicted", "Bodies given up because their memory was needed", evicted.clone());
+        Self { reviews, connections, bodies, evicted }
     }
 
     fn count(&self, verdict: &'static str) {
@@ -71,125 +102,242 @@ impl Metrics {
 struct State {
     answer: Answering,
     metrics: Metrics,
+    bodies: Arc<Bodies>,
+    connections: Arc<Connections>,
+    large: Arc<tokio::sync::Mutex<()>>,
 }
 
-/// Serves `POST /mutate` on `listener`, each body answered by `answer`. To be polled until it ends, which its handle
-/// makes it.
-///
-/// # Errors
-/// The listener cannot be used.
-pub fn serve(
+/// A request that gets no review's answer.
+struct Refused {
+    status: StatusCode,
+    message: String,
+}
+
+impl Refused {
+    fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self { status, message: message.into() }
+    }
+}
+
+impl From<Evicted> for Refused {
+    fn from(evicted: Evicted) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, evicted.to_string())
+    }
+}
+
+/// Serves `POST /mutate` on `listener`, each body answered by `answer`, until `stop` resolves; then ends the requests in
+/// flight and returns.
+pub async fn serve(
     listener: TcpListener,
-    tls: rustls::ServerConfig,
-    workers: usize,
+    mut tls: rustls::ServerConfig,
     answer: Answering,
     metrics: Metrics,
-) -> std::io::Result<Server> {
-    let state = web::Data::from(Arc::new(State { answer, metrics }));
-    let server = HttpServer::new(move || {
-        App::new().app_data(state.clone()).route("/mutate", web::post().to(mutate)).route(
-            "/mutate",
-            web::route().to(|| async { text(StatusCode::METHOD_NOT_ALLOWED, "POST an AdmissionReview") }),
-        )
-    })
-    .workers(workers)
-    .max_connections(MAX_CONNECTIONS)
-    .client_request_timeout(HEAD_TIMEOUT)
-    .client_disconnect_timeout(HEAD_TIMEOUT)
-    .tls_handshake_timeout(HANDSHAKE_TIMEOUT)
-    .keep_alive(KEEP_ALIVE)
-    .shutdown_timeout(DRAIN)
-    .disable_signals()
-    .listen_rustls_0_23(listener, tls)?;
-    Ok(server.run())
-}
-
-/// Listens on `address`; on IPv4 alone where the machine has no IPv6.
-///
-/// # Errors
-/// The address is taken or not the machine's.
-pub fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
-    let listener = TcpListener::bind(address).or_else(|error| {
-        if address.ip() == std::net::Ipv6Addr::UNSPECIFIED {
-            return TcpListener::bind((std::net::Ipv4Addr::UNSPECIFIED, address.port()));
+    stop: impl Future<Output = ()>,
+) {
+    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let acceptor = TlsAcceptor::from(Arc::new(tls));
+    let (bodies, connections) = (Bodies::new(BUDGET), Connections::new(BOUNDS));
+    let large = Arc::new(tokio::sync::Mutex::new(()));
+    let state = Arc::new(State { answer, metrics, bodies, connections, large });
+    let mut tick = time::interval(Duration::from_secs(1));
+    let accept = async {
+        loop {
+            state.connections.room().await;
+            match listener.accept().await {
+                Ok((stream, peer)) => {
+                    let connection = state.connections.add(peer.ip(), Instant::now());
+                    tokio::spawn(converse(stream, acceptor.clone(), Arc::clone(&state), connection));
+                }
+                Err(error) => {
+                    // Out of descriptors, most likely: the next accept would fail at once as well.
+                    tracing::warn!(%error, "accept failed");
+                    time::sleep(Duration::from_millis(100)).await;
+                }
+            }
         }
-        Err(error)
-    })?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
+    };
+    let sweep = async {
+        loop {
+            tick.tick().await;
+            state.connections.close_overdue(Instant::now());
+            state.metrics.connections.set(i64::try_from(state.connections.len()).unwrap_or(i64::MAX));
+            state.metrics.bodies.set(i64::try_from(state.bodies.used()).unwrap_or(i64::MAX));
+        }
+    };
+    tokio::select! {
+        () = stop => {}
+        () = accept => {}
+        () = sweep => {}
+    }
+    drop(listener);
+    if time::timeout(DRAIN, state.connections.drain()).await.is_err() {
+        tracing::warn!(connections = state.connections.len(), "connections did not end in time");
+    }
 }
 
-async fn mutate(request: HttpRequest, payload: web::Payload, state: web::Data<State>) -> HttpResponse {
-    let refused = |status, message: &str| {
-        state.metrics.count("bad-request");
-        tracing::warn!(status = status_number(status), message, "review not answered");
-        text(status, message)
+/// One connection, from its handshake to its end.
+async fn converse(stream: TcpStream, acceptor: TlsAcceptor, state: Arc<State>, connection: Connection) {
+    let _ = stream.set_nodelay(true);
+    let handshake = time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream));
+    let stream = tokio::select! {
+        shaken = handshake => match shaken {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return tracing::debug!(%error, "handshake failed"),
+            Err(_) => return tracing::debug!("no handshake in time"),
+        },
+        _ = connection.closing() => return,
     };
-    if let Err((status, message)) = check_head(&request) {
-        return refused(status, message);
+    connection.set(Doing::Idle, Instant::now());
+    let (state, connection) = (&state, &connection);
+    let service = service_fn(move |request| async move {
+        let response = respond(request, state, connection).await;
+        connection.set(Doing::Idle, Instant::now());
+        Ok::<_, Infallible>(response)
+    });
+    let mut served = std::pin::pin!(
+        http1::Builder::new()
+            // A head that does not come is an idle connection.
+            .max_buf_size(MAX_HEAD)
+            .serve_connection(TokioIo::new(stream), service)
+    );
+    let ended = tokio::select! {
+        ended = served.as_mut() => ended,
+        grace = connection.closing() => {
+            served.as_mut().graceful_shutdown();
+            time::timeout(grace, served).await.unwrap_or(Ok(()))
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "connection failed");
     }
-    let body = match read(payload).await {
-        Ok(body) => body,
-        Err((status, message)) => return refused(status, message),
-    };
-    // A panic would be a mistake of ours; it must not take the worker and its other connections with it.
-    let answer = catch_unwind(AssertUnwindSafe(|| (state.answer)(&body)));
-    match answer {
-        Ok(Ok(answer)) => {
+}
+
+async fn respond(request: Request<Incoming>, state: &Arc<State>, connection: &Connection) -> Response<Full<Bytes>> {
+    match review(request, state, connection).await {
+        Ok(answer) => {
+            connection.reviewed();
             state.metrics.count(answer.verdict.as_str());
             tracing::debug!(verdict = answer.verdict.as_str(), "review");
-            HttpResponse::Ok().content_type("application/json").body(answer.body)
+            response(StatusCode::OK, "application/json", answer.body)
         }
-        Ok(Err(error @ BadReview::TooLarge)) => refused(StatusCode::PAYLOAD_TOO_LARGE, &error.to_string()),
-        Ok(Err(error)) => refused(StatusCode::BAD_REQUEST, &error.to_string()),
-        Err(_) => {
-            tracing::error!("a review made the webhook panic; the request is failed");
-            text(StatusCode::INTERNAL_SERVER_ERROR, "internal error")
+        Err(Refused { status, message }) => {
+            if status == StatusCode::SERVICE_UNAVAILABLE {
+                state.metrics.evicted.inc();
+            } else {
+                state.metrics.count("bad-request");
+            }
+            tracing::warn!(status = status.as_u16(), message, "review not answered");
+            let mut response = response(status, "text/plain; charset=utf-8", format!("{message}\n"));
+            let headers = response.headers_mut();
+            if status == StatusCode::SERVICE_UNAVAILABLE {
+                headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            }
+            if status == StatusCode::METHOD_NOT_ALLOWED {
+                headers.insert(header::ALLOW, HeaderValue::from_static("POST"));
+            }
+            // What is left of the body is not read.
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+            response
         }
     }
 }
 
-fn check_head(request: &HttpRequest) -> Result<(), (StatusCode, &'static str)> {
-    let field = |name| request.headers().get(name).and_then(|value: &header::HeaderValue| value.to_str().ok());
+async fn review(request: Request<Incoming>, state: &Arc<State>, connection: &Connection) -> Result<Answer, Refused> {
+    let endpoint = match request.uri().path() {
+        "/mutate" => Endpoint::Mutate,
+        _ => return Err(Refused::new(StatusCode::NOT_FOUND, "not found")),
+    };
+    if request.method() != Method::POST {
+        return Err(Refused::new(StatusCode::METHOD_NOT_ALLOWED, "POST an AdmissionReview"));
+    }
+    check_head(request.headers())?;
+    connection.set(Doing::Reading, Instant::now());
+    let mut body = state.bodies.open(connection.peer());
+    let evicted = body.evicted();
+    let read = time::timeout(BODY_TIMEOUT, read(request.into_body(), &mut body));
+    tokio::select! {
+        read = read => read
+            .unwrap_or_else(|_| Err(Refused::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time")))?,
+        () = evicted => return Err(Evicted.into()),
+    }
+    answer(endpoint, body, state, connection).await
+}
+
+fn check_head(headers: &HeaderMap) -> Result<(), Refused> {
+    let field = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
     let media = field(header::CONTENT_TYPE).unwrap_or_default();
     let media = media.split(';').next().unwrap_or_default().trim();
     if !media.eq_ignore_ascii_case("application/json") {
-        return Err((StatusCode::UNSUPPORTED_MEDIA_TYPE, "Content-Type must be application/json"));
+        return Err(Refused::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "Content-Type must be application/json"));
     }
     if field(header::CONTENT_ENCODING).is_some_and(|encoding| !encoding.eq_ignore_ascii_case("identity")) {
-        return Err((StatusCode::UNSUPPORTED_MEDIA_TYPE, "an encoded body is not read"));
+        return Err(Refused::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "an encoded body is not read"));
     }
     let length = field(header::CONTENT_LENGTH).and_then(|length| length.parse::<u64>().ok());
     if length.is_some_and(|length| length > MAX_BODY as u64) {
-        return Err((StatusCode::PAYLOAD_TOO_LARGE, TOO_LARGE));
+        return Err(too_large());
     }
     Ok(())
 }
 
-const TOO_LARGE: &str = "the body is larger than 3 MiB";
+fn too_large() -> Refused {
+    Refused::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is larger than 3 MiB")
+}
 
-async fn read(mut payload: web::Payload) -> Result<BytesMut, (StatusCode, &'static str)> {
-    let body = async {
-        let mut body = BytesMut::new();
-        while let Some(chunk) = payload.next().await {
-            let chunk = chunk.map_err(|_| (StatusCode::BAD_REQUEST, "the body broke off"))?;
-            if body.len() + chunk.len() > MAX_BODY {
-                return Err((StatusCode::PAYLOAD_TOO_LARGE, TOO_LARGE));
-            }
-            body.extend_from_slice(&chunk);
+async fn read(mut incoming: Incoming, body: &mut Body) -> Result<(), Refused> {
+    while let Some(frame) = incoming.frame().await {
+        let frame = frame.map_err(|_| Refused::new(StatusCode::BAD_REQUEST, "the body broke off"))?;
+        let Some(data) = frame.data_ref() else { continue };
+        if body.len() + data.len() > MAX_BODY {
+            return Err(too_large());
         }
-        Ok(body)
+        body.push(data).await?;
+    }
+    Ok(())
+}
+
+/// Answers a body that is whole. A large one is read apart from the others, one at a time.
+async fn answer(
+    endpoint: Endpoint,
+    body: Body,
+    state: &Arc<State>,
+    connection: &Connection,
+) -> Result<Answer, Refused> {
+    if body.len() <= LARGE {
+        connection.set(Doing::Answering, Instant::now());
+        return judge(&state.answer, endpoint, body.answering()?);
+    }
+    let evicted = body.evicted();
+    let alone = tokio::select! {
+        alone = Arc::clone(&state.large).lock_owned() => alone,
+        () = evicted => return Err(Evicted.into()),
     };
-    match tokio::time::timeout(BODY_TIMEOUT, body).await {
-        Ok(read) => read,
-        Err(_) => Err((StatusCode::REQUEST_TIMEOUT, "the body did not come in time")),
+    connection.set(Doing::Answering, Instant::now());
+    let answering = Arc::clone(&state.answer);
+    let judged = tokio::task::spawn_blocking(move || {
+        let _alone = alone;
+        judge(&answering, endpoint, body.answering()?)
+    })
+    .await;
+    judged.unwrap_or_else(|_| Err(Refused::new(StatusCode::INTERNAL_SERVER_ERROR, "internal error")))
+}
+
+fn judge(answering: &Answering, endpoint: Endpoint, body: &[u8]) -> Result<Answer, Refused> {
+    // A panic would be a mistake of ours; it must not take other connections with it.
+    match catch_unwind(AssertUnwindSafe(|| answering(endpoint, body))) {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(error @ BadReview::TooLarge)) => Err(Refused::new(StatusCode::PAYLOAD_TOO_LARGE, error.to_string())),
+        Ok(Err(error)) => Err(Refused::new(StatusCode::BAD_REQUEST, error.to_string())),
+        Err(_) => {
+            tracing::error!("a review made the webhook panic; the request is failed");
+            Err(Refused::new(StatusCode::INTERNAL_SERVER_ERROR, "internal error"))
+        }
     }
 }
 
-fn text(status: StatusCode, message: &str) -> HttpResponse {
-    HttpResponse::build(status).content_type("text/plain; charset=utf-8").body(format!("{message}\n"))
-}
-
-fn status_number(status: StatusCode) -> u16 {
-    status.as_u16()
+fn response(status: StatusCode, media: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media));
+    response
 }

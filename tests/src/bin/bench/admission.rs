@@ -176,15 +176,12 @@ pub(crate) async fn serve_fixed(arguments: &[String]) -> ExitCode {
         let fixed = Answer { body, verdict: Verdict::Inject };
         let pairs = ServingPairs::watch(vec![PairFiles::in_dir(Path::new(serving))]).map_err(|e| e.to_string())?;
         let tls = pairs.server_config(None).map_err(|e| e.to_string())?;
-        let listener: TcpListener =
-            server::listen(address.parse().map_err(|_| "no address")?).map_err(|e| e.to_string())?;
-        let workers = etcd_tls_webhook::admit::default_workers();
+        let address: SocketAddr = address.parse().map_err(|_| "no address")?;
+        let listener = TcpListener::bind(address).await.map_err(|e| e.to_string())?;
         let metrics = server::Metrics::register(&mut prometheus_client::registry::Registry::default());
-        let answer: server::Answering = Arc::new(move |_| Ok(fixed.clone()));
-        server::serve(listener, tls, workers, answer, metrics)
-            .map_err(|e| e.to_string())?
-            .await
-            .map_err(|e| e.to_string())
+        let answer: server::Answering = Arc::new(move |_, _| Ok(fixed.clone()));
+        server::serve(listener, tls, answer, metrics, std::future::pending()).await;
+        Ok::<_, String>(())
     };
     match served.await {
         Ok(()) => ExitCode::SUCCESS,
