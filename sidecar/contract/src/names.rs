@@ -13,6 +13,11 @@ pub const DISABLED: &str = "disabled";
 
 /// What every annotation of ours begins with.
 pub const ANNOTATION_PREFIX: &str = "etcd-tls.dev/";
+/// The label that marks an injected pod, with the value `true`. It is for people and their selectors: nothing of ours selects by
+/// it or believes it.
+pub const INJECTED_LABEL: &str = "etcd-tls.dev/injected";
+/// What admission said of an injected pod: a JSON list of strings.
+pub const WARNINGS_ANNOTATION: &str = "etcd-tls.dev/warnings";
 /// CSR annotation: the digest of the bundle that etcd was seen to have loaded.
 pub const TRUSTS_ANNOTATION: &str = "etcd-tls.dev/trusts";
 

@@ -2,6 +2,7 @@
 
 mod issuer;
 mod reload;
+mod resources;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -11,8 +12,13 @@ use std::{
     time::Duration,
 };
 
-use self::values::{container, label, lifetime, mount_path, port};
-pub use self::{issuer::Issuer, reload::Reload, values::user};
+use self::values::{container, label, lifetime, log_level, mount_path, port};
+pub use self::{
+    issuer::Issuer,
+    reload::Reload,
+    resources::{Quantity, Resources},
+    values::user,
+};
 use crate::{
     key::{KeyAlgorithm, KeyRotation},
     san::Sans,
@@ -51,6 +57,10 @@ pub struct Settings {
     pub admin_port: u16,
     /// `…/reload`.
     pub reload: Reload,
+    /// `…/resources` of the injected containers; what is not named has the webhook's default.
+    pub resources: Resources,
+    /// `…/log-level` of the injected containers; `None` means their default.
+    pub log_level: Option<String>,
 }
 
 /// One thing wrong with a pod's annotations, for the person who wrote them: which, what, and what to write instead.
@@ -104,6 +114,10 @@ impl Settings {
             "mount-path" => self.mount_path = mount_path(value)?,
             "admin-port" => self.admin_port = port(value)?,
             "reload" => self.reload = value.parse()?,
+            "resources" => self.resources = value.parse()?,
+            "log-level" => self.log_level = Some(log_level(value)?),
+            // What admission said, not a setting.
+            "warnings" => {}
             "trusts" => {
                 return Err(
                     "belongs on a CertificateSigningRequest, where the sidecar writes it; remove it from the pod"
@@ -214,12 +228,14 @@ impl Default for Settings {
             mount_path: names::DEFAULT_MOUNT_PATH.to_owned(),
             admin_port: names::DEFAULT_ADMIN_PORT,
             reload: Reload::Auto,
+            resources: Resources::default(),
+            log_level: None,
         }
     }
 }
 
 /// Every key under our prefix that a pod may carry.
-const KEYS: [&str; 12] = [
+const KEYS: [&str; 14] = [
     "roles",
     "cluster",
     "containers",
@@ -232,4 +248,6 @@ const KEYS: [&str; 12] = [
     "mount-path",
     "admin-port",
     "reload",
+    "resources",
+    "log-level",
 ];

@@ -60,6 +60,9 @@ fn every_annotation_is_read() {
         ("mount-path", "/certs"),
         ("admin-port", "9180"),
         ("reload", "signal:SIGHUP"),
+        ("resources", "requests.cpu=50m,limits.memory=128Mi"),
+        ("log-level", "info,etcd_tls_sidecar::restart=debug"),
+        ("warnings", "[\"said by admission\"]"),
     ])
     .unwrap();
     assert_eq!(
@@ -80,6 +83,8 @@ fn every_annotation_is_read() {
             mount_path: "/certs".to_owned(),
             admin_port: 9180,
             reload: Reload::Signal("SIGHUP".to_owned()),
+            resources: "requests.cpu=50m,limits.memory=128Mi".parse().unwrap(),
+            log_level: Some("info,etcd_tls_sidecar::restart=debug".to_owned()),
         }
     );
 }
@@ -335,6 +340,11 @@ fn bad_words_are_refused() {
             ],
         ),
         (
+            "resources",
+            &["", ",", "cpu=1", "requests.cpu", "requests.cpu=-1", "requests.cpu=2,limits.cpu=1", "limits.gpu=1"],
+        ),
+        ("log-level", &["", "loud", "INFO", "info,", "=debug", "a b=debug", "x=1", "info;rm"]),
+        (
             "reload",
             &[
                 "",
@@ -537,7 +547,13 @@ fn whatever_is_written_is_either_refused_or_survives_being_written_again() {
         let Ok(settings) = parse(&[(key, &value), ("roles", "client")]) else { continue };
         taken += 1;
         let again = crate::args::PodArgs::of(&settings).settings().unwrap();
-        let carried = Settings { containers: Vec::new(), mount_path: again.mount_path.clone(), ..settings };
+        let carried = Settings {
+            containers: Vec::new(),
+            mount_path: again.mount_path.clone(),
+            resources: Resources::default(),
+            log_level: None,
+            ..settings
+        };
         assert_eq!(again, carried, "{key}: {value:?}");
     }
     assert!(taken > 1000, "only {taken} were taken: the test tells little");

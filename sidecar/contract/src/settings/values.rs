@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::{
     duration::{MAX_DURATION, MIN_DURATION, format_duration, parse_duration},
-    text::quoted,
+    text::{list, quoted},
 };
 
 use crate::names;
@@ -109,6 +109,26 @@ pub(super) fn mount_path(s: &str) -> Result<String, String> {
         ));
     }
     Ok(s.to_owned())
+}
+
+/// Levels of a log, from none to all.
+const LOG_LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
+/// A level, or targets with levels, as `--log-level` takes it: `debug`, `info,etcd_tls_sidecar::restart=debug`.
+pub(super) fn log_level(s: &str) -> Result<String, String> {
+    let entry = |word: &str| {
+        let (target, level) = word.split_once('=').unwrap_or(("x", word));
+        let fine = !target.is_empty() && target.bytes().all(|b| b.is_ascii_alphanumeric() || b"_:".contains(&b));
+        if fine && LOG_LEVELS.contains(&level) {
+            Ok(word.to_owned())
+        } else {
+            Err(format!("{} is neither a level ({}) nor a target=level", quoted(word), LOG_LEVELS.join(", ")))
+        }
+    };
+    if s.len() > 256 {
+        return Err("is longer than 256 characters".to_owned());
+    }
+    list(s, entry).map(|entries| entries.join(","))
 }
 
 pub(super) fn port(s: &str) -> Result<u16, String> {
