@@ -11,7 +11,7 @@ use prometheus_client::registry::Registry;
 
 use crate::{
     error::Error,
-    injection,
+    injected::InjectedArgs,
     platform::{
         health::Health,
         shutdown,
@@ -23,6 +23,8 @@ mod bodies;
 mod connections;
 pub mod review;
 pub mod server;
+mod words;
+mod workload;
 
 /// The arguments of `admit`.
 #[derive(clap::Args, Debug)]
@@ -30,16 +32,15 @@ pub struct Args {
     /// The image of the injected containers.
     #[arg(long, env = "SIDECAR_IMAGE", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     sidecar_image: String,
-    /// Their imagePullPolicy [default: the API server's].
-    #[arg(long, env = "SIDECAR_PULL_POLICY", value_parser = ["Always", "IfNotPresent", "Never"])]
-    sidecar_pull_policy: Option<String>,
+    #[command(flatten)]
+    injected: InjectedArgs,
     /// The directory of the serving pair, tls.crt and tls.key; it is watched.
     #[arg(long, default_value = "/var/run/etcd-tls/serving")]
     serving_dir: PathBuf,
     /// Namespaces whose pods are never touched.
     #[arg(long, value_delimiter = ',', default_values_t = ["kube-system".to_owned(), names::SYSTEM_NAMESPACE.to_owned()])]
     leave_out: Vec<String>,
-    /// Where POST /mutate is served over TLS.
+    /// Where POST /mutate and POST /warn are served over TLS.
     #[arg(long, default_value = "[::]:8443")]
     address: SocketAddr,
     /// Where /live, /ready and /metrics are served.
@@ -64,7 +65,7 @@ impl Args {
     /// # Errors
     /// What kept it from serving.
     pub async fn run(self) -> Result<(), Error> {
-        let Self { sidecar_image, sidecar_pull_policy, serving_dir, leave_out, address, admin_address, workers: _ } = self;
+        let Self { sidecar_image, injected, serving_dir, leave_out, address, admin_address, workers: _ } = self;
         let mut stop = shutdown::on_signals()?;
         let mut registry = Registry::with_prefix("etcd_tls_admit");
         let metrics = server::Metrics::register(&mut registry);
@@ -81,12 +82,13 @@ impl Args {
         let pairs = ServingPairs::watch(vec![files])?;
         let listener = listen::at(address).await.map_err(|source| ListenError { address, source })?;
         let bound = listener.local_addr()?;
-        let injection = injection::Config { sidecar_image, image_pull_policy: sidecar_pull_policy, host: None };
+        let injection = injected.config(sidecar_image, None);
         let leave_out: BTreeSet<String> = leave_out.into_iter().filter(|namespace| !namespace.is_empty()).collect();
         tracing::info!(address = %bound, sidecar_image = injection.sidecar_image, "serving admission");
         let admission = review::Admission { injection, leave_out };
         let answer: server::Answering = Arc::new(move |endpoint, body| match endpoint {
-            server::Endpoint::Mutate => review::review(body, &admission),
+            server::Endpoint::Mutate => review::mutate(body, &admission),
+            server::Endpoint::Warn => review::warn(body, &admission),
         });
         let _ = serving.send(Ok(()));
         let stopped = async {

@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use crate::{
     error::Error,
+    injected::InjectedArgs,
     injection::{self, Decision, Host, Origin},
 };
 
@@ -36,9 +37,8 @@ pub struct Args {
     /// The image of the injected containers.
     #[arg(long, env = "SIDECAR_IMAGE", default_value = concat!("etcd-tls-sidecar:", env!("CARGO_PKG_VERSION")))]
     sidecar_image: String,
-    /// Their imagePullPolicy [default: the API server's].
-    #[arg(long, env = "SIDECAR_PULL_POLICY", value_parser = ["Always", "IfNotPresent", "Never"])]
-    sidecar_pull_policy: Option<String>,
+    #[command(flatten)]
+    injected: InjectedArgs,
     /// The pods are static ones, which have no service account: a kubeconfig and directories of the host serve them, and
     /// flags that name other certificates are made to name ours.
     #[arg(long = "static")]
@@ -94,14 +94,14 @@ impl Args {
             filenames,
             namespace,
             sidecar_image,
-            sidecar_pull_policy,
+            injected,
             for_static,
             kubeconfig,
             bootstrap_kubeconfig,
             host_dir,
         } = self;
         let host = for_static.then_some(Host { kubeconfig, bootstrap_kubeconfig, directory: host_dir });
-        let injection = injection::Config { sidecar_image, image_pull_policy: sidecar_pull_policy, host };
+        let injection = injected.config(sidecar_image, host);
         let options = Options { injection, namespace };
         let mut problems = Vec::new();
         let mut out = String::new();

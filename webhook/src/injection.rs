@@ -4,7 +4,8 @@
 //! view                 the raw pod, borrowed                         (recognise)
 //! shell, options       which flags a command line sets
 //! environment, urls,   what etcd's container gets, what it listens
-//! reload, checks       at, how it can be restarted, what would fail  (decide)
+//! reload, checks,      at, how it can be restarted, what would fail
+//! mesh                                                               (decide)
 //! pod, parts, present  what the pod gets; what of it is there already
 //! patch                the `add` operations                          (apply)
 //! ```
@@ -13,6 +14,7 @@
 
 mod checks;
 mod environment;
+mod mesh;
 mod options;
 mod parts;
 mod patch;
@@ -30,7 +32,7 @@ use etcd_tls_contract::{
     args::PodArgs,
     identity, names,
     role::Role,
-    settings::{Reload, Settings},
+    settings::{Reload, Resources, Settings},
 };
 use json_patch::Patch;
 use serde_json::Value;
@@ -42,12 +44,18 @@ use self::{
 };
 
 /// What does not come from the pod.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Config {
     /// The image of both injected containers.
     pub sidecar_image: String,
     /// Their `imagePullPolicy`; `None` leaves it to the API server.
     pub image_pull_policy: Option<String>,
+    /// Their resources where the pod does not say; what is not named has the built-in default.
+    pub resources: Resources,
+    /// Secrets in the pod's namespace to pull their image with.
+    pub pull_secrets: Vec<String>,
+    /// Their user where etcd's is not declared; `None` leaves it to the image and to the cluster.
+    pub user: Option<u64>,
     /// For static pods; `None` for all others.
     pub host: Option<Host>,
 }
@@ -205,30 +213,27 @@ impl<'a> Work<'a> {
         }
         self.volumes(&mut patch);
         self.groups(&mut patch);
-        // A host's directories are root's.
-        let default_user = if self.config.host.is_some() { 0 } else { names::DEFAULT_UID.into() };
-        let user = etcd.first().and_then(|c| self.pod.user(c)).filter(|u| *u != 0);
+        self.pull_secrets(&mut patch);
+        let declared = etcd.first().and_then(|c| self.pod.user(c)).filter(|u| *u != 0);
+        let user = declared.or_else(|| self.default_user());
         let needs_user = self.config.host.is_some() && self.settings.roles.contains(&Role::Client);
         if needs_user && self.settings.user.is_none() {
             self.problems
                 .push("annotation etcd-tls.dev/user: a static pod has no service account; name the user".to_owned());
         }
         let share = reload.share;
-        let injected = self.containers(args, user.unwrap_or(default_user), share, &mut patch);
+        let ports: BTreeSet<u16> = if runs_etcd { mesh::ports(&listeners) } else { BTreeSet::new() };
+        self.warnings.extend(mesh::warnings(&self.pod, args.admin_port, &ports));
+        let injected = self.containers(args, user, share, &mut patch);
         if share && injected {
             patch.set(&["spec", "shareProcessNamespace"], true);
         }
-        if self.origin.label && !self.pod.labels.contains_key(names::LABEL) {
-            self.label(&mut patch);
-        }
-        if let (Some(host), Some(user)) = (&self.config.host, user) {
+        if let (Some(host), Some(user)) = (&self.config.host, declared) {
             self.warnings.push(ownership(host, user));
         }
         if self.problems.is_empty() {
-            // What the API server would not pass on whole; these words do not go by it where the pod is a static one.
-            let clip = if of_host { |warning| warning } else { clipped };
-            let warnings = self.warnings.into_iter().map(clip).collect();
-            Decision::Inject { patch: patch.patch(), warnings }
+            self.mark(&mut patch);
+            Decision::Inject { patch: patch.patch(), warnings: self.warnings }
         } else {
             Decision::Refuse(self.problems)
         }
@@ -343,18 +348,6 @@ fn advertised(targets: &[Target<'_>]) -> BTreeSet<String> {
         }
     }
     hosts
-}
-
-/// The longest warning that the API server passes on whole, in bytes.
-const MAX_WARNING: usize = 256;
-
-fn clipped(mut warning: String) -> String {
-    if warning.len() > MAX_WARNING {
-        let end = (0..=MAX_WARNING - 3).rev().find(|at| warning.is_char_boundary(*at)).unwrap_or(0);
-        warning.truncate(end);
-        warning.push_str("...");
-    }
-    warning
 }
 
 /// Whether our volume is mounted there already.

@@ -10,6 +10,7 @@ pub mod cli;
 pub mod controller;
 pub mod error;
 pub mod inject;
+pub mod injected;
 pub mod injection;
 pub mod platform;
 pub mod rollover;

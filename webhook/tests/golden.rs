@@ -22,7 +22,7 @@ fn directory() -> PathBuf {
 }
 
 fn options() -> Options {
-    let injection = Config { sidecar_image: "etcd-tls-sidecar:golden".to_owned(), image_pull_policy: None, host: None };
+    let injection = Config { sidecar_image: "etcd-tls-sidecar:golden".to_owned(), ..Config::default() };
     Options { injection, namespace: "default".to_owned() }
 }
 

@@ -42,8 +42,10 @@ pub(super) struct Bounds {
     pub(super) connections: usize,
     /// How long a connection may be idle after a review.
     pub(super) keep_alive: Duration,
-    /// How long it may be idle before its first review, and any while more than half of the connections are taken.
+    /// How long it may be idle before its first review.
     pub(super) short_keep_alive: Duration,
+    /// How long any may be idle while more than half of the connections are taken.
+    pub(super) crowded_keep_alive: Duration,
 }
 
 /// Every open connection.
@@ -190,7 +192,11 @@ impl Entry {
     }
 
     fn is_overdue(&self, now: Instant, bounds: Bounds, crowded: bool) -> bool {
-        let kept = if self.reviewed && !crowded { bounds.keep_alive } else { bounds.short_keep_alive };
+        let kept = match (self.reviewed, crowded) {
+            (false, _) => bounds.short_keep_alive,
+            (true, true) => bounds.crowded_keep_alive,
+            (true, false) => bounds.keep_alive,
+        };
         self.state == State::Idle && now.saturating_duration_since(self.since) >= kept
     }
 }
@@ -203,7 +209,12 @@ impl Connection {
     /// Resolves when the connection is to close; how long the request that it is in may take.
     pub(super) async fn closing(&self) -> Duration {
         self.close.notified().await;
-        if self.owner.draining.load(Ordering::Acquire) { DRAIN } else { EVICT }
+        if self.owner.draining.load(Ordering::Acquire) {
+            return DRAIN;
+        }
+        // A body that does not come is not waited for.
+        let reading = self.owner.open().by_id.get(&self.id).is_some_and(|entry| entry.state == State::Reading);
+        if reading { Duration::ZERO } else { EVICT }
     }
 
     /// Says that it brought a review that was answered.
@@ -234,8 +245,12 @@ mod tests {
 
     use super::*;
 
-    const BOUNDS: Bounds =
-        Bounds { connections: 4, keep_alive: Duration::from_secs(100), short_keep_alive: Duration::from_secs(10) };
+    const BOUNDS: Bounds = Bounds {
+        connections: 4,
+        keep_alive: Duration::from_secs(100),
+        short_keep_alive: Duration::from_secs(10),
+        crowded_keep_alive: Duration::from_secs(25),
+    };
 
     fn ip(last: u8) -> IpAddr {
         [10, 0, 0, last].into()

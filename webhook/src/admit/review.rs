@@ -9,6 +9,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::{words, workload};
 use crate::injection::{Config, Decision, Origin, decide};
 
 /// The only version that is spoken.
@@ -17,8 +18,9 @@ const API_VERSION: &str = "admission.k8s.io/v1";
 const MAX_UID: usize = 256;
 /// What a patch of two containers and three volumes takes, about.
 const PATCH_CAPACITY: usize = 8 * 1024;
-/// More JSON values than any pod of 1.5 MiB has; each takes some hundred bytes once read, which bounds the memory.
-const MAX_VALUES: usize = 200_000;
+/// More JSON values than a pod that runs has. Each takes some hundred bytes once read, an array or object with one item some
+/// hundred more, which bounds the memory.
+const MAX_VALUES: usize = 100_000;
 
 /// What reviews are answered by.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,6 +107,7 @@ struct Request<'a> {
     #[serde(borrow)]
     operation: Option<Cow<'a, str>>,
     object: Option<Value>,
+    old_object: Option<Value>,
 }
 
 #[derive(Default, Deserialize)]
@@ -144,17 +147,29 @@ struct Status {
     message: String,
 }
 
-/// Answers one review.
+/// Answers a review of the creation of a pod: with the patch that injects into it.
 ///
 /// # Errors
-/// The body is none.
-pub fn review(body: &[u8], admission: &Admission) -> Result<Answer, BadReview> {
-    // Read as bytes, so that what is refused costs no memory. A value takes a byte and a comma at least.
-    if body.len() > 2 * MAX_VALUES && body.iter().filter(|byte| **byte == b',').count() > MAX_VALUES {
+/// The body is no review.
+pub fn mutate(body: &[u8], admission: &Admission) -> Result<Answer, BadReview> {
+    review(body, |request| decide_pod(request, admission))
+}
+
+/// Answers a review of a workload: with what is to be said of its pods. It allows everything.
+///
+/// # Errors
+/// The body is no review.
+pub fn warn(body: &[u8], admission: &Admission) -> Result<Answer, BadReview> {
+    review(body, |request| (Decision::Leave(decide_workload(request, admission)), 0))
+}
+
+fn review(body: &[u8], decide: impl FnOnce(&Request<'_>) -> (Decision, u16)) -> Result<Answer, BadReview> {
+    // Counted as bytes, so that a refusal costs no memory. A value takes a byte and a comma at least.
+    if body.len() > MAX_VALUES && body.iter().filter(|byte| matches!(byte, b',' | b'[' | b'{')).count() > MAX_VALUES {
         return Err(BadReview::TooLarge);
     }
     let unreadable = |why: &dyn std::fmt::Display| BadReview::Unreadable(why.to_string());
-    // Looked through once for what is no text, instead of string by string.
+    // Checked once as a whole, instead of string by string.
     let body = std::str::from_utf8(body).map_err(|e| unreadable(&e))?;
     let review: Review<'_> = serde_json::from_str(body).map_err(|e| unreadable(&e))?;
     let (version, kind) = (review.api_version.unwrap_or_default(), review.kind.unwrap_or_default());
@@ -166,15 +181,13 @@ pub fn review(body: &[u8], admission: &Admission) -> Result<Answer, BadReview> {
     if request.uid.is_empty() || request.uid.len() > MAX_UID {
         return Err(unreadable(&"request.uid is empty or too long"));
     }
-    let decision = decide_request(&request, admission);
-    answer(&request.uid, decision).map_err(|e| unreadable(&e))
+    answer(&request.uid, decide(&request)).map_err(|e| unreadable(&e))
 }
 
-/// A decision, and the code of the status if it is a refusal.
-fn decide_request(request: &Request<'_>, admission: &Admission) -> (Decision, u16) {
+/// A decision on a pod, and the code of the status if it is a refusal.
+fn decide_pod(request: &Request<'_>, admission: &Admission) -> (Decision, u16) {
     let pod = request.resource.group.is_empty() && request.resource.resource == "pods";
-    let whole = request.sub_resource.as_deref().unwrap_or_default().is_empty();
-    if !pod || !whole || request.operation.as_deref() != Some("CREATE") {
+    if !pod || !request.is_whole() || request.operation.as_deref() != Some("CREATE") {
         return (Decision::Leave(Vec::new()), 0);
     }
     let namespace = request.namespace.as_deref().unwrap_or_default();
@@ -188,10 +201,30 @@ fn decide_request(request: &Request<'_>, admission: &Admission) -> (Decision, u1
         return (Decision::Refuse(vec!["request.object is missing".to_owned()]), 400);
     };
     if let Some(kind) = object.get("kind").filter(|kind| kind.as_str() != Some("Pod")) {
+        let kind: String = kind.to_string().chars().take(80).collect();
         return (Decision::Refuse(vec![format!("request.object is no Pod but {kind}")]), 400);
     }
     // A pod without our label can only have come by the entry for labelled namespaces.
     (decide(object, &admission.injection, Origin { namespace, namespace_opted_in: true, label: false }), 422)
+}
+
+/// What is to be said of a workload that is made, or whose template changes.
+fn decide_workload(request: &Request<'_>, admission: &Admission) -> Vec<String> {
+    let namespace = request.namespace.as_deref().unwrap_or_default();
+    let path = workload::template_path(&request.resource.group, &request.resource.resource);
+    let (Some(path), Some(object)) = (path, request.object.as_ref()) else { return Vec::new() };
+    let made = matches!(request.operation.as_deref(), Some("CREATE" | "UPDATE"));
+    if !made || !request.is_whole() || namespace.is_empty() || admission.leave_out.contains(namespace) {
+        return Vec::new();
+    }
+    workload::warnings(path, object, request.old_object.as_ref(), namespace, &admission.injection)
+}
+
+impl Request<'_> {
+    /// Whether it is about an object and not a subresource.
+    fn is_whole(&self) -> bool {
+        self.sub_resource.as_deref().unwrap_or_default().is_empty()
+    }
 }
 
 fn answer(uid: &str, (decision, code): (Decision, u16)) -> Result<Answer, serde_json::Error> {
@@ -199,11 +232,11 @@ fn answer(uid: &str, (decision, code): (Decision, u16)) -> Result<Answer, serde_
     let mut written = Vec::new();
     let verdict = match decision {
         Decision::Leave(warnings) => {
-            response.warnings = warnings;
+            response.warnings = words::spoken(warnings);
             Verdict::Leave
         }
         Decision::Inject { patch, warnings } => {
-            response.warnings = warnings;
+            response.warnings = words::spoken(warnings);
             if patch.0.is_empty() {
                 Verdict::InPlace
             } else {
@@ -219,7 +252,7 @@ fn answer(uid: &str, (decision, code): (Decision, u16)) -> Result<Answer, serde_
                 status: "Failure",
                 code,
                 reason: if code == 400 { "BadRequest" } else { "Invalid" },
-                message: format!("etcd-tls: {}", problems.join("; ")),
+                message: words::refusal(problems),
             });
             Verdict::Refuse
         }

@@ -52,14 +52,20 @@ const MAX_HEAD: usize = 16 * 1024;
 const BUDGET: Budget = Budget { bytes: 16 * 1024 * 1024, bodies: 1024 };
 /// Connections. An API server closes its own after 90 s without a request; one that it has just used must not be closed
 /// under it, so those that brought a review are kept for longer.
-const BOUNDS: Bounds =
-    Bounds { connections: 1024, keep_alive: Duration::from_secs(100), short_keep_alive: Duration::from_secs(10) };
+const BOUNDS: Bounds = Bounds {
+    connections: 1024,
+    keep_alive: Duration::from_secs(100),
+    short_keep_alive: Duration::from_secs(10),
+    crowded_keep_alive: Duration::from_secs(25),
+};
 
 /// What a request asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Endpoint {
     /// `POST /mutate`: a pod's patch.
     Mutate,
+    /// `POST /warn`: what is to be said of a workload.
+    Warn,
 }
 
 /// What answers the body of a request.
@@ -125,7 +131,7 @@ impl From<Evicted> for Refused {
     }
 }
 
-/// Serves `POST /mutate` on `listener`, each body answered by `answer`, until `stop` resolves; then ends the requests in
+/// Serves `POST /mutate` and `POST /warn` on `listener`, each body answered by `answer`, until `stop` resolves; then ends the requests in
 /// flight and returns.
 pub async fn serve(
     listener: TcpListener,
@@ -245,6 +251,7 @@ async fn respond(request: Request<Incoming>, state: &Arc<State>, connection: &Co
 async fn review(request: Request<Incoming>, state: &Arc<State>, connection: &Connection) -> Result<Answer, Refused> {
     let endpoint = match request.uri().path() {
         "/mutate" => Endpoint::Mutate,
+        "/warn" => Endpoint::Warn,
         _ => return Err(Refused::new(StatusCode::NOT_FOUND, "not found")),
     };
     if request.method() != Method::POST {

@@ -4,11 +4,7 @@ use super::*;
 
 fn options() -> Options {
     Options {
-        injection: injection::Config {
-            sidecar_image: "etcd-tls-sidecar:test".into(),
-            image_pull_policy: None,
-            host: None,
-        },
+        injection: injection::Config { sidecar_image: "etcd-tls-sidecar:test".into(), ..injection::Config::default() },
         namespace: "default".into(),
     }
 }

@@ -36,7 +36,7 @@ impl<'a> Work<'a> {
 
     /// Whether no directory can be made in a mount for another one.
     fn is_read_only(&self, mount: &Value) -> bool {
-        let volume = self.pod.volumes.iter().find(|v| v.get("name") == mount.get("name"));
+        let volume = mount.get("name").and_then(Value::as_str).and_then(|name| self.pod.volume(name));
         mount.get("readOnly").and_then(Value::as_bool).unwrap_or(false)
             || volume.is_some_and(|v| {
                 ["configMap", "secret", "projected", "downwardAPI"]

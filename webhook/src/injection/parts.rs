@@ -1,10 +1,23 @@
 //! What is injected, as JSON: two containers and three volumes, made to meet Pod Security `restricted`.
 
-use etcd_tls_contract::{args::PodArgs, names};
-use serde_json::{Value, json};
+use std::sync::LazyLock;
+
+use etcd_tls_contract::{
+    args::PodArgs,
+    names,
+    settings::{Resources, Settings},
+};
+use serde_json::{Map, Value, json};
 
 use super::{Config, Host};
 
+/// What the injected containers have where neither the pod nor the webhook's flag says otherwise.
+static DEFAULT_RESOURCES: LazyLock<Resources> = LazyLock::new(|| {
+    let text = "requests.cpu=10m,requests.memory=16Mi,limits.cpu=500m,limits.memory=64Mi";
+    text.parse().unwrap_or_default()
+});
+/// The variable of the injected containers' log level.
+const LOG_LEVEL: &str = "ETCD_TLS_LOG_LEVEL";
 /// How long the projected token lives; kubelet renews it at four fifths.
 const TOKEN_SECONDS: u32 = 3600;
 
@@ -35,74 +48,97 @@ pub(super) fn mount(path: &str) -> Value {
     json!({"name": names::VOLUME, "mountPath": path, "readOnly": true})
 }
 
-/// The init container, which obtains the first certificates.
-pub(super) fn init_container(config: &Config, args: &PodArgs, user: u64, namespace: &str) -> Value {
-    let mut container = container(config, names::INIT_CONTAINER, "init", args, user, namespace);
-    container["resources"] = resources();
-    container
+/// What the injected containers are made from.
+pub(super) struct Template<'a> {
+    pub(super) config: &'a Config,
+    pub(super) settings: &'a Settings,
+    pub(super) args: &'a PodArgs,
+    /// The user to run as; `None` leaves it to the image, to the pod or to the cluster.
+    pub(super) user: Option<u64>,
+    pub(super) namespace: &'a str,
 }
 
-/// The native sidecar, which renews.
-pub(super) fn sidecar(config: &Config, args: &PodArgs, user: u64, namespace: &str) -> Value {
-    let mut container = container(config, names::SIDECAR_CONTAINER, "run", args, user, namespace);
-    container["restartPolicy"] = "Always".into();
-    let port = json!({"name": "etcd-tls-admin", "containerPort": args.admin_port, "protocol": "TCP"});
-    container["ports"] = json!([port]);
-    // The files are there before it starts, so it is ready at once or something is wrong with them.
-    let ready = json!({"path": "/ready", "port": args.admin_port, "scheme": "HTTP"});
-    container["startupProbe"] =
-        json!({"httpGet": ready, "periodSeconds": 1, "timeoutSeconds": 3, "failureThreshold": 60});
-    container["resources"] = resources();
-    container
-}
+impl Template<'_> {
+    /// The init container, which obtains the first certificates.
+    pub(super) fn init_container(&self) -> Value {
+        let mut container = self.container(names::INIT_CONTAINER, "init");
+        container["resources"] = self.resources();
+        container
+    }
 
-fn container(
-    config: &Config,
-    name: &'static str,
-    subcommand: &'static str,
-    args: &PodArgs,
-    user: u64,
-    namespace: &str,
-) -> Value {
-    let mut container = json!({"name": name, "image": config.sidecar_image});
-    if let Some(policy) = &config.image_pull_policy {
-        container["imagePullPolicy"] = policy.as_str().into();
+    /// The native sidecar, which renews.
+    pub(super) fn sidecar(&self) -> Value {
+        let mut container = self.container(names::SIDECAR_CONTAINER, "run");
+        container["restartPolicy"] = "Always".into();
+        let admin_port = self.args.admin_port;
+        container["ports"] = json!([{"name": "etcd-tls-admin", "containerPort": admin_port, "protocol": "TCP"}]);
+        // The files are there before it starts, so it is ready at once or something is wrong with them.
+        let ready = json!({"path": "/ready", "port": admin_port, "scheme": "HTTP"});
+        container["startupProbe"] =
+            json!({"httpGet": ready, "periodSeconds": 1, "timeoutSeconds": 3, "failureThreshold": 60});
+        container["resources"] = self.resources();
+        container
     }
-    let mut mounts = vec![json!({"name": names::VOLUME, "mountPath": names::CERTS_MOUNT_PATH})];
-    if let Some(host) = &config.host {
-        container["args"] = host_words(host, subcommand, args, namespace).into();
-        container["env"] = json!([
-            field("HOST_NAME", "spec.nodeName"),
-            field("POD_IP", "status.podIP"),
-            field("HOST_IPS", "status.podIPs"),
-        ]);
-        let directories = host_directories(host);
-        mounts.extend(directories.map(|(volume, path)| json!({"name": volume, "mountPath": path})));
-    } else {
-        let mut words = vec![subcommand.to_owned()];
-        words.extend(args.render());
-        container["args"] = words.into();
-        container["env"] = json!([
-            field("POD_NAME", "metadata.name"),
-            field("POD_NAMESPACE", "metadata.namespace"),
-            field("POD_UID", "metadata.uid"),
-            field("POD_SERVICE_ACCOUNT", "spec.serviceAccountName"),
-            field("NODE_NAME", "spec.nodeName"),
-            field("POD_IP", "status.podIP"),
-            field("POD_IPS", "status.podIPs"),
-        ]);
-        mounts.extend([
-            json!({"name": names::TRUST_VOLUME, "mountPath": names::TRUST_MOUNT_PATH, "readOnly": true}),
-            json!({"name": names::TOKEN_VOLUME, "mountPath": names::TOKEN_MOUNT_PATH, "readOnly": true}),
-        ]);
+
+    fn container(&self, name: &str, subcommand: &str) -> Value {
+        let Self { config, settings, args, user, namespace } = self;
+        let mut container = json!({"name": name, "image": config.sidecar_image});
+        if let Some(policy) = &config.image_pull_policy {
+            container["imagePullPolicy"] = policy.as_str().into();
+        }
+        let mut mounts = vec![json!({"name": names::VOLUME, "mountPath": names::CERTS_MOUNT_PATH})];
+        let mut env;
+        if let Some(host) = &config.host {
+            container["args"] = host_words(host, subcommand, args, namespace).into();
+            env = vec![
+                field("HOST_NAME", "spec.nodeName"),
+                field("POD_IP", "status.podIP"),
+                field("HOST_IPS", "status.podIPs"),
+            ];
+            let directories = host_directories(host);
+            mounts.extend(directories.map(|(volume, path)| json!({"name": volume, "mountPath": path})));
+        } else {
+            let mut words = vec![subcommand.to_owned()];
+            words.extend(args.render());
+            container["args"] = words.into();
+            env = vec![
+                field("POD_NAME", "metadata.name"),
+                field("POD_NAMESPACE", "metadata.namespace"),
+                field("POD_UID", "metadata.uid"),
+                field("POD_SERVICE_ACCOUNT", "spec.serviceAccountName"),
+                field("NODE_NAME", "spec.nodeName"),
+                field("POD_IP", "status.podIP"),
+                field("POD_IPS", "status.podIPs"),
+            ];
+            mounts.extend([
+                json!({"name": names::TRUST_VOLUME, "mountPath": names::TRUST_MOUNT_PATH, "readOnly": true}),
+                json!({"name": names::TOKEN_VOLUME, "mountPath": names::TOKEN_MOUNT_PATH, "readOnly": true}),
+            ]);
+        }
+        env.extend(settings.log_level.iter().map(|level| json!({"name": LOG_LEVEL, "value": level})));
+        container["env"] = env.into();
+        container["volumeMounts"] = mounts.into();
+        let mut security = json!({"runAsNonRoot": *user != Some(0)});
+        if let Some(user) = user {
+            security["runAsUser"] = (*user).into();
+        }
+        security["runAsGroup"] = names::FILES_GID.into();
+        security["allowPrivilegeEscalation"] = false.into();
+        security["readOnlyRootFilesystem"] = true.into();
+        security["capabilities"] = json!({"drop": ["ALL"]});
+        security["seccompProfile"] = json!({"type": "RuntimeDefault"});
+        container["securityContext"] = security;
+        container
     }
-    container["volumeMounts"] = mounts.into();
-    container["securityContext"] = json!({
-        "runAsNonRoot": user != 0, "runAsUser": user, "runAsGroup": names::FILES_GID,
-        "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
-        "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"},
-    });
-    container
+
+    fn resources(&self) -> Value {
+        let defaults = self.config.resources.over(&DEFAULT_RESOURCES);
+        let resources = self.settings.resources.over(&defaults);
+        let map = |entries: &mut dyn Iterator<Item = (&str, &str)>| {
+            entries.map(|(name, quantity)| (name.to_owned(), quantity.into())).collect::<Map<String, Value>>()
+        };
+        json!({"requests": map(&mut resources.requests()), "limits": map(&mut resources.limits())})
+    }
 }
 
 /// A static pod's volumes: directories of its host.
@@ -161,11 +197,4 @@ fn host_words(host: &Host, subcommand: &str, args: &PodArgs, namespace: &str) ->
 
 fn field(name: &'static str, path: &'static str) -> Value {
     json!({"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}})
-}
-
-fn resources() -> Value {
-    json!({
-        "requests": {"cpu": "10m", "memory": "16Mi"},
-        "limits": {"cpu": "500m", "memory": "64Mi"},
-    })
 }

@@ -1,7 +1,9 @@
-//! What the pod as a whole gets: volumes, a group, our two containers, the label.
+//! What the pod as a whole gets: volumes, a group, our two containers, Secrets to pull their image with, label and annotation.
+
+use std::collections::BTreeMap;
 
 use etcd_tls_contract::{args::PodArgs, names};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::{Work, parts, patch::Additions, present, view};
 
@@ -45,7 +47,13 @@ impl Work<'_> {
 
     /// Our two containers, at the head of `initContainers`. Whether the sidecar, there already or not, is told that it
     /// may signal.
-    pub(super) fn containers(&mut self, mut args: PodArgs, user: u64, share: bool, patch: &mut Additions) -> bool {
+    pub(super) fn containers(
+        &mut self,
+        mut args: PodArgs,
+        user: Option<u64>,
+        share: bool,
+        patch: &mut Additions,
+    ) -> bool {
         let present = |name| self.pod.container(name);
         let sidecar = present(names::SIDECAR_CONTAINER);
         if let Some(theirs) = sidecar.and_then(|c| present::arguments(&c, "run")) {
@@ -59,12 +67,18 @@ impl Work<'_> {
             args.can_signal = theirs.can_signal;
         }
         let can_signal = args.can_signal;
+        let template = parts::Template {
+            config: self.config,
+            settings: &self.settings,
+            args: &args,
+            user,
+            namespace: self.origin.namespace,
+        };
         let mut insert = Vec::new();
         let mut next = 0;
-        for (name, ours) in [
-            (names::INIT_CONTAINER, parts::init_container(self.config, &args, user, self.origin.namespace)),
-            (names::SIDECAR_CONTAINER, parts::sidecar(self.config, &args, user, self.origin.namespace)),
-        ] {
+        for (name, ours) in
+            [(names::INIT_CONTAINER, template.init_container()), (names::SIDECAR_CONTAINER, template.sidecar())]
+        {
             let Some(theirs) = present(name) else {
                 insert.push((next, ours));
                 next += 1;
@@ -87,13 +101,94 @@ impl Work<'_> {
         share && can_signal
     }
 
-    pub(super) fn label(&self, patch: &mut Additions) {
-        const LABEL: &str = names::LABEL;
-        let label = || json!({LABEL: names::DYNAMIC});
-        match (self.pod.has_metadata, self.pod.has_labels) {
-            (false, _) => patch.set(&["metadata"], json!({"labels": label()})),
-            (true, false) => patch.set(&["metadata", "labels"], label()),
-            (true, true) => patch.set(&["metadata", "labels", names::LABEL], names::DYNAMIC),
+    /// The user of our containers where etcd's is not declared. None, so that a cluster can assign one; but a host's
+    /// directories are root's, and a pod that is root's would make our containers root's.
+    pub(super) fn default_user(&self) -> Option<u64> {
+        if self.config.host.is_some() {
+            return Some(0);
+        }
+        let of_root = self.pod.security("runAsUser").and_then(Value::as_u64) == Some(0);
+        self.config.user.or_else(|| of_root.then_some(names::DEFAULT_UID.into()))
+    }
+
+    /// The Secrets that our image is pulled with.
+    pub(super) fn pull_secrets(&self, patch: &mut Additions) {
+        const FIELD: &str = "imagePullSecrets";
+        let there = |name: &str| {
+            let secrets = self.pod.spec.get(FIELD).and_then(Value::as_array);
+            secrets.into_iter().flatten().any(|secret| secret.get("name").and_then(Value::as_str) == Some(name))
+        };
+        let missing = self.config.pull_secrets.iter().filter(|name| !there(name)).map(|name| json!({"name": name}));
+        patch.append(&["spec"], self.pod.spec, FIELD, missing.collect());
+    }
+
+    /// What tells people of an injected pod: the label that marks it and, where admission injects, the warnings.
+    pub(super) fn mark(&self, patch: &mut Additions) {
+        let mut labels = Map::new();
+        if self.origin.label && !self.pod.labels.contains_key(names::LABEL) {
+            labels.insert(names::LABEL.to_owned(), names::DYNAMIC.into());
+        }
+        if self.pod.labels.get(names::INJECTED_LABEL).is_none_or(|value| value != "true") {
+            labels.insert(names::INJECTED_LABEL.to_owned(), "true".into());
+        }
+        let annotations: Map<String, Value> = self.warnings_annotation().into_iter().collect();
+        let fields: Vec<(&str, Map<String, Value>)> =
+            [("labels", labels), ("annotations", annotations)].into_iter().filter(|(_, map)| !map.is_empty()).collect();
+        if !self.pod.has_metadata {
+            if !fields.is_empty() {
+                patch.set(&["metadata"], json!(fields.into_iter().collect::<BTreeMap<_, _>>()));
+            }
+            return;
+        }
+        for (field, map) in fields {
+            if self.pod.metadata.get(field).is_some_and(Value::is_object) {
+                map.into_iter().for_each(|(key, value)| patch.set(&["metadata", field, &key], value));
+            } else {
+                patch.set(&["metadata", field], map);
+            }
         }
     }
+
+    /// The annotation with the warnings. None where a person injects, who reads them, nor where an earlier look injected and
+    /// wrote it, nor where the pod's annotations would grow beyond what the API server takes.
+    fn warnings_annotation(&self) -> Option<(String, Value)> {
+        let again = [names::INIT_CONTAINER, names::SIDECAR_CONTAINER].iter().all(|n| self.pod.container(n).is_some());
+        let forged = self.pod.annotations.contains_key(names::WARNINGS_ANNOTATION);
+        if self.origin.label || again || (self.warnings.is_empty() && !forged) {
+            return None;
+        }
+        let text = listed(&self.warnings);
+        let annotations = self.pod.metadata.get("annotations").and_then(Value::as_object);
+        let others = annotations.into_iter().flatten().filter(|(key, _)| *key != names::WARNINGS_ANNOTATION);
+        let size: usize = others.map(|(key, value)| key.len() + value.as_str().map_or(0, str::len)).sum();
+        let fits = size + names::WARNINGS_ANNOTATION.len() + text.len() <= MAX_ANNOTATIONS;
+        fits.then(|| (names::WARNINGS_ANNOTATION.to_owned(), text.into()))
+    }
+}
+
+/// What the API server takes of annotations, keys and values of one object, in bytes.
+const MAX_ANNOTATIONS: usize = 256 * 1024;
+/// The longest value of the annotation with the warnings, in bytes.
+const MAX_WARNINGS: usize = 4 * 1024;
+
+/// A JSON list of as many warnings as fit, and how many did not.
+fn listed(warnings: &[String]) -> String {
+    let whole = json!(warnings).to_string();
+    if whole.len() <= MAX_WARNINGS {
+        return whole;
+    }
+    let more = |count: usize| format!("and {count} more");
+    let mut some: Vec<&str> = Vec::new();
+    let mut left = MAX_WARNINGS - json!([more(warnings.len())]).to_string().len();
+    for warning in warnings {
+        let size = json!(warning).to_string().len() + ",".len();
+        if size > left {
+            break;
+        }
+        left -= size;
+        some.push(warning);
+    }
+    let last = more(warnings.len() - some.len());
+    some.push(&last);
+    json!(some).to_string()
 }

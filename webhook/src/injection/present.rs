@@ -109,15 +109,15 @@ fn all_contained(theirs: &Value, ours: &Value, key: &str) -> bool {
     })
 }
 
-/// A security context as strict as ours. The user may be another one that is not root: etcd's may have been declared
-/// since, and a cluster may give out users of its own.
+/// A security context as strict as ours. The user may be none or another one that is not root: etcd's may have been declared
+/// since, and a cluster may assign users of its own.
 fn is_confined(theirs: &Value, ours: &Value) -> bool {
     let mut ours = ours.clone();
     if let Value::Object(ours) = &mut ours {
         ours.shift_remove("runAsUser");
     }
     let as_root = ours.get("runAsNonRoot") == Some(&Value::Bool(false));
-    contains(theirs, &ours) && theirs.get("runAsUser").and_then(Value::as_u64).is_some_and(|user| user != 0 || as_root)
+    contains(theirs, &ours) && theirs.get("runAsUser").and_then(Value::as_u64).is_none_or(|user| user != 0 || as_root)
 }
 
 fn same_settings(theirs: &PodArgs, ours: &PodArgs) -> bool {

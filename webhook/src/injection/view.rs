@@ -2,18 +2,25 @@
 //!
 //! A missing list and a null list are both empty, as the API server reads them; a field of a wrong type is a problem.
 
-use std::{collections::BTreeMap, sync::LazyLock};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::LazyLock,
+};
 
 use etcd_tls_contract::names;
 use serde_json::{Map, Value};
+
+/// The longest list that is looked at. A pod whose lists are longer does not fit into what the API server stores, or no node
+/// can run it.
+const MAX_LIST: usize = 10_000;
 
 /// A pod, or the template of one.
 pub(super) struct Pod<'a> {
     /// Whether `metadata` is an object.
     pub(super) has_metadata: bool,
-    /// Whether `metadata.labels` is an object.
-    pub(super) has_labels: bool,
-    /// Our label alone, if there is one.
+    /// `metadata`, or an empty one.
+    pub(super) metadata: &'a Map<String, Value>,
+    /// Our labels alone.
     pub(super) labels: BTreeMap<String, String>,
     /// Our annotations alone.
     pub(super) annotations: BTreeMap<String, String>,
@@ -27,6 +34,8 @@ pub(super) struct Pod<'a> {
     pub(super) containers: Vec<Container<'a>>,
     /// `spec.volumes`.
     pub(super) volumes: &'a [Value],
+    /// The volumes by their names; the first of a name.
+    volumes_by_name: HashMap<&'a str, &'a Value>,
 }
 
 /// A container of either list.
@@ -72,7 +81,8 @@ impl<'a> Pod<'a> {
         let mirror = metadata
             .get("annotations")
             .is_some_and(|a| a.get("kubernetes.io/config.mirror").is_some_and(|v| !v.is_null()));
-        let labels = strings(metadata, "labels", |key| key == names::LABEL, &mut problems);
+        let labels =
+            strings(metadata, "labels", |key| key == names::LABEL || key == names::INJECTED_LABEL, &mut problems);
         let annotations =
             strings(metadata, "annotations", |key| key.starts_with(names::ANNOTATION_PREFIX), &mut problems);
         let namespace = metadata.get("namespace").and_then(Value::as_str).filter(|n| !n.is_empty());
@@ -99,10 +109,29 @@ impl<'a> Pod<'a> {
         }
         object(spec, "securityContext", "spec.", &mut problems);
         let volumes = array(spec, "volumes", "spec.", &mut problems);
+        if containers.len() > MAX_LIST {
+            problems.push(format!("the pod has {} containers; at most {MAX_LIST} are looked at", containers.len()));
+        }
+        let mut volumes_by_name = HashMap::with_capacity(volumes.len());
+        for volume in volumes {
+            if let Some(name) = volume.get("name").and_then(Value::as_str) {
+                volumes_by_name.entry(name).or_insert(volume);
+            }
+        }
         if problems.is_empty() {
             let has_metadata = root.get("metadata").is_some_and(Value::is_object);
-            let has_labels = metadata.get("labels").is_some_and(Value::is_object);
-            Ok(Self { has_metadata, has_labels, labels, annotations, mirror, namespace, spec, containers, volumes })
+            Ok(Self {
+                has_metadata,
+                metadata,
+                labels,
+                annotations,
+                mirror,
+                namespace,
+                spec,
+                containers,
+                volumes,
+                volumes_by_name,
+            })
         } else {
             Err(problems)
         }
@@ -116,6 +145,11 @@ impl<'a> Pod<'a> {
     /// A field of the spec that is `true`.
     pub(super) fn flag(&self, field: &str) -> bool {
         self.spec.get(field).and_then(Value::as_bool).unwrap_or(false)
+    }
+
+    /// The volume of this name.
+    pub(super) fn volume(&self, name: &str) -> Option<&'a Value> {
+        self.volumes_by_name.get(name).copied()
     }
 
     /// The container of this name, in whichever list.
@@ -221,7 +255,11 @@ fn object<'a>(
 fn array<'a>(parent: &'a Map<String, Value>, field: &str, path: &str, problems: &mut Vec<String>) -> &'a [Value] {
     match parent.get(field) {
         None | Some(Value::Null) => &[],
-        Some(Value::Array(array)) => array,
+        Some(Value::Array(array)) if array.len() <= MAX_LIST => array,
+        Some(Value::Array(array)) => {
+            problems.push(format!("{path}{field} has {} entries; at most {MAX_LIST} are looked at", array.len()));
+            &[]
+        }
         Some(_) => {
             problems.push(format!("{path}{field} is no list"));
             &[]

@@ -22,7 +22,10 @@ use etcd_tls_contract::{
 };
 use k8s_openapi::{
     ByteString,
-    api::{admissionregistration::v1::MutatingWebhookConfiguration, core::v1::Secret},
+    api::{
+        admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration},
+        core::v1::Secret,
+    },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::{
@@ -49,7 +52,7 @@ use crate::{
 
 /// The Service that the API server dials.
 const SERVICE: &str = "etcd-tls-admit";
-/// The webhook configuration.
+/// The webhook configurations: the mutating one that injects, and the validating one that warns.
 const CONFIGURATION: &str = "etcd-tls";
 const CA_SECRET: &str = "etcd-tls-admit-ca";
 const SERVING_SECRET: &str = "etcd-tls-admit-serving";
@@ -163,15 +166,36 @@ impl Serving {
 
     /// Has caBundle hold `bundle`, and what is served just now can be checked by.
     async fn publish(&self, bundle: &Bundle, served: Option<&Chain>, now: SystemTime) -> Result<(), ServingError> {
+        self.publish_warnings(bundle, served, now).await;
         let api: Api<MutatingWebhookConfiguration> = Api::all(self.client.clone());
         let Some(configuration) = within(api.get_opt(CONFIGURATION)).await? else {
             tracing::warn!("there is no MutatingWebhookConfiguration {CONFIGURATION}: apply the manifests again");
             return Ok(());
         };
-        let Some(patch) = ca_bundle_patch(&configuration, bundle, served, now) else { return Ok(()) };
+        let entries =
+            configuration.webhooks.iter().flatten().map(|w| (w.name.as_str(), w.client_config.ca_bundle.as_ref()));
+        let Some(patch) = ca_bundle_patch(entries, bundle, served, now) else { return Ok(()) };
         within(api.patch(CONFIGURATION, &PatchParams::default(), &Patch::Strategic(patch))).await?;
-        tracing::info!("wrote caBundle of the webhook configuration");
+        tracing::info!("wrote caBundle of the MutatingWebhookConfiguration");
         Ok(())
+    }
+
+    /// [`Self::publish`] for the configuration that warns. Who does not want warnings deletes it; where it cannot be written,
+    /// nothing but warnings is missing.
+    async fn publish_warnings(&self, bundle: &Bundle, served: Option<&Chain>, now: SystemTime) {
+        let api: Api<ValidatingWebhookConfiguration> = Api::all(self.client.clone());
+        let published = async {
+            let Some(configuration) = within(api.get_opt(CONFIGURATION)).await? else { return Ok(()) };
+            let webhooks = configuration.webhooks.iter().flatten();
+            let entries = webhooks.map(|w| (w.name.as_str(), w.client_config.ca_bundle.as_ref()));
+            let Some(patch) = ca_bundle_patch(entries, bundle, served, now) else { return Ok(()) };
+            within(api.patch(CONFIGURATION, &PatchParams::default(), &Patch::Strategic(patch))).await?;
+            tracing::info!("wrote caBundle of the ValidatingWebhookConfiguration");
+            Ok::<_, RequestError>(())
+        };
+        if let Err(error) = published.await {
+            tracing::warn!(%error, "cannot write caBundle of the ValidatingWebhookConfiguration: workloads get no warnings");
+        }
     }
 
     /// Whether the pair is missing, past half of its life, for other names, or not of the CA that signs.
@@ -271,17 +295,16 @@ fn due(stored: &Stored, served: Option<&Chain>, now: SystemTime, lifetimes: Life
     }
 }
 
-/// The strategic merge patch (entries are merged by name) that makes every entry's caBundle `bundle`; `None`: it is already. CAs that stand there and that
-/// what is served just now needs stay, whoever made them. Pure.
-fn ca_bundle_patch(
-    configuration: &MutatingWebhookConfiguration,
+/// The strategic merge patch (entries are merged by name) that makes the caBundle of every one of `webhooks`, by name,
+/// `bundle`; `None`: it is already. CAs that stand there and that what is served just now needs stay. Pure.
+fn ca_bundle_patch<'a>(
+    webhooks: impl Iterator<Item = (&'a str, Option<&'a ByteString>)>,
     bundle: &Bundle,
     served: Option<&Chain>,
     now: SystemTime,
 ) -> Option<Value> {
     let mut entries = Vec::new();
-    for webhook in configuration.webhooks.iter().flatten() {
-        let present = webhook.client_config.ca_bundle.as_ref();
+    for (name, present) in webhooks {
         let published = present.and_then(|b| Bundle::parse(&b.0).ok());
         let mut wanted = bundle.clone();
         if let (Some(published), Some(served)) = (published, served)
@@ -295,7 +318,7 @@ fn ca_bundle_patch(
         if present == Some(&wanted) {
             continue;
         }
-        entries.push(json!({"name": webhook.name, "clientConfig": {"caBundle": wanted}}));
+        entries.push(json!({"name": name, "clientConfig": {"caBundle": wanted}}));
     }
     (!entries.is_empty()).then(|| json!({"webhooks": entries}))
 }
@@ -396,32 +419,32 @@ mod tests {
 
     #[test]
     fn ca_bundles_are_written_where_they_differ_and_keep_what_is_served() {
-        let configuration = |bundles: &[Option<&Bundle>]| -> MutatingWebhookConfiguration {
+        let entries = |bundles: &[Option<&Bundle>]| -> Vec<(String, Option<ByteString>)> {
             let entry = |(i, bundle): (usize, &Option<&Bundle>)| {
-                let bundle = bundle.map(|b| ByteString(b.to_pem().into_bytes()));
-                json!({"name": format!("w{i}.etcd-tls.dev"), "clientConfig": {"caBundle": bundle}, "sideEffects": "None",
-                    "admissionReviewVersions": ["v1"]})
+                (format!("w{i}.etcd-tls.dev"), bundle.map(|b| ByteString(b.to_pem().into_bytes())))
             };
-            let entries: Vec<_> = bundles.iter().enumerate().map(entry).collect();
-            serde_json::from_value(json!({"metadata": {"name": "etcd-tls"}, "webhooks": entries})).unwrap()
+            bundles.iter().enumerate().map(entry).collect()
+        };
+        let patch = |entries: &[(String, Option<ByteString>)], bundle: &Bundle, served: Option<&Chain>, now| {
+            ca_bundle_patch(entries.iter().map(|(n, b)| (n.as_str(), b.as_ref())), bundle, served, now)
         };
         let mut lost = Stored::new(ca("lost", now()));
         let served = leaf(&mut lost, now());
         let stored = Stored::new(ca("one", now()));
         let (bundle, old) = (stored.bundle(), lost.bundle());
 
-        let patch = ca_bundle_patch(&configuration(&[None, Some(&bundle)]), &bundle, None, now()).unwrap();
-        assert_eq!(patch["webhooks"].as_array().unwrap().len(), 1);
-        assert_eq!(patch["webhooks"][0]["name"], "w0.etcd-tls.dev");
+        let written = patch(&entries(&[None, Some(&bundle)]), &bundle, None, now()).unwrap();
+        assert_eq!(written["webhooks"].as_array().unwrap().len(), 1);
+        assert_eq!(written["webhooks"][0]["name"], "w0.etcd-tls.dev");
         let both = bundle.union(&old);
-        let done = configuration(&[Some(&both), Some(&both)]);
-        assert_eq!(ca_bundle_patch(&done, &bundle, Some(&served), now()), None, "what is served can be checked");
-        let patch = ca_bundle_patch(&configuration(&[Some(&old)]), &bundle, Some(&served), now()).unwrap();
-        let written: ByteString =
-            serde_json::from_value(patch["webhooks"][0]["clientConfig"]["caBundle"].clone()).unwrap();
-        assert_eq!(Bundle::parse(&written.0).unwrap(), both);
+        let done = entries(&[Some(&both), Some(&both)]);
+        assert_eq!(patch(&done, &bundle, Some(&served), now()), None, "what is served can be checked");
+        let written = patch(&entries(&[Some(&old)]), &bundle, Some(&served), now()).unwrap();
+        let bytes: ByteString =
+            serde_json::from_value(written["webhooks"][0]["clientConfig"]["caBundle"].clone()).unwrap();
+        assert_eq!(Bundle::parse(&bytes.0).unwrap(), both);
         // Once it has ended, its CA goes.
-        let patch = ca_bundle_patch(&done, &bundle, Some(&served), now() + DAY * 31).unwrap();
-        assert_eq!(patch["webhooks"].as_array().unwrap().len(), 2);
+        let written = patch(&done, &bundle, Some(&served), now() + DAY * 31).unwrap();
+        assert_eq!(written["webhooks"].as_array().unwrap().len(), 2);
     }
 }

@@ -6,7 +6,7 @@ use super::*;
 
 fn admission() -> Admission {
     Admission {
-        injection: Config { sidecar_image: "etcd-tls-sidecar:test".into(), image_pull_policy: None, host: None },
+        injection: Config { sidecar_image: "etcd-tls-sidecar:test".into(), ..Config::default() },
         leave_out: ["kube-system".to_owned()].into(),
     }
 }
@@ -33,7 +33,7 @@ fn good() -> Value {
 fn asked(change: impl FnOnce(&mut Value)) -> Result<(Value, Verdict), BadReview> {
     let mut body = good();
     change(&mut body);
-    let answer = review(&serde_json::to_vec(&body).unwrap(), &admission())?;
+    let answer = mutate(&serde_json::to_vec(&body).unwrap(), &admission())?;
     let read: Value = serde_json::from_slice(&answer.body).unwrap();
     assert_eq!(read["apiVersion"], "admission.k8s.io/v1");
     assert_eq!(read["kind"], "AdmissionReview");
@@ -92,7 +92,7 @@ fn what_is_no_review_is_an_error() {
         many.as_bytes(),
         b"\x1f\x8b\x08\x00",
     ] {
-        assert!(review(body, &admission()).is_err(), "{}", String::from_utf8_lossy(&body[..body.len().min(60)]));
+        assert!(mutate(body, &admission()).is_err(), "{}", String::from_utf8_lossy(&body[..body.len().min(60)]));
     }
     for change in [
         json!({"apiVersion": "admission.k8s.io/v1beta1"}),
@@ -111,7 +111,7 @@ fn what_is_no_review_is_an_error() {
         for (key, value) in change.as_object().unwrap() {
             body[key] = value.clone();
         }
-        assert!(review(&serde_json::to_vec(&body).unwrap(), &admission()).is_err());
+        assert!(mutate(&serde_json::to_vec(&body).unwrap(), &admission()).is_err());
     }
 }
 
@@ -167,13 +167,96 @@ fn mutilated_reviews_never_panic() {
     // Every truncation, and every byte replaced by bytes that mean something to JSON.
     let whole = serde_json::to_vec(&good()).unwrap();
     for end in 0..whole.len() {
-        let _ = review(&whole[..end], &admission());
+        let _ = mutate(&whole[..end], &admission());
     }
     for at in 0..whole.len() {
         for byte in [b'"', b'{', b'}', b'[', b']', b',', b':', b'0', 0, 0xff] {
             let mut body = whole.clone();
             body[at] = byte;
-            let _ = review(&body, &admission());
+            let _ = mutate(&body, &admission());
         }
+    }
+}
+
+#[test]
+fn of_two_fields_of_one_name_the_last_counts_as_for_the_api_server() {
+    let of = |labels: &str| {
+        let text = serde_json::to_string(&good()).unwrap().replace(r#"{"etcd-tls":"dynamic"}"#, labels);
+        mutate(text.as_bytes(), &admission()).unwrap().verdict
+    };
+    assert_eq!(of(r#"{"etcd-tls":"disabled","etcd-tls":"dynamic"}"#), Verdict::Inject);
+    assert_eq!(of(r#"{"etcd-tls":"dynamic","etcd-tls":"disabled"}"#), Verdict::Leave);
+    let text = serde_json::to_string(&good()).unwrap().replacen(r#""uid":"#, r#""uid":"x","uid":"#, 1);
+    assert!(mutate(text.as_bytes(), &admission()).is_err(), "which request is meant cannot be told");
+}
+
+#[test]
+fn numbers_and_fields_that_nobody_knows_stay_as_they_are() {
+    let future = r#""future":{"n":123456789012345678901234567890,"f":1e300,"i":9007199254740993},"containers""#;
+    let text = serde_json::to_string(&good()).unwrap().replace(r#""containers""#, future);
+    let answer = mutate(text.as_bytes(), &admission()).unwrap();
+    let read: Value = serde_json::from_slice(&answer.body).unwrap();
+    let patch = STANDARD.decode(read["response"]["patch"].as_str().unwrap()).unwrap();
+    let patch: Vec<Value> = serde_json::from_slice(&patch).unwrap();
+    assert!(!patch.is_empty());
+    for operation in patch {
+        assert_eq!(operation["op"], "add");
+        assert!(!operation["path"].as_str().unwrap().contains("future"), "{operation}");
+    }
+}
+
+/// A review of a StatefulSet whose pods speak plain HTTP.
+fn workload(change: impl FnOnce(&mut Value)) -> (Value, Verdict) {
+    let mut body = good();
+    let template = json!({
+        "metadata": {"labels": {"etcd-tls": "dynamic"}},
+        "spec": {"containers": [{
+            "name": "etcd", "image": "etcd", "command": ["etcd", "--listen-client-urls=http://0.0.0.0:2379"],
+        }]},
+    });
+    body["request"]["resource"] = json!({"group": "apps", "version": "v1", "resource": "statefulsets"});
+    body["request"]["object"] =
+        json!({"kind": "StatefulSet", "metadata": {"name": "x"}, "spec": {"template": template}});
+    change(&mut body["request"]);
+    let answer = warn(&serde_json::to_vec(&body).unwrap(), &admission()).unwrap();
+    let read: Value = serde_json::from_slice(&answer.body).unwrap();
+    assert_eq!(read["response"]["uid"], body["request"]["uid"]);
+    (read["response"].clone(), answer.verdict)
+}
+
+#[test]
+fn a_workload_is_warned_of_and_never_refused_or_changed() {
+    let (response, _) = workload(|_| {});
+    assert!(response["warnings"][0].as_str().unwrap().starts_with("etcd-tls: container etcd: "), "{response}");
+    let silent: [(&str, fn(&mut Value)); 8] = [
+        ("deleted", |r| r["operation"] = json!("DELETE")),
+        ("the same template", |r| {
+            r["operation"] = json!("UPDATE");
+            r["oldObject"] = r["object"].clone();
+        }),
+        ("a subresource", |r| r["subResource"] = json!("scale")),
+        ("another resource", |r| r["resource"]["resource"] = json!("replicasets")),
+        ("a system namespace", |r| r["namespace"] = json!("kube-system")),
+        ("no object", |r| r["object"] = json!(null)),
+        ("no template", |r| r["object"]["spec"] = json!({})),
+        ("no namespace", |r| r["namespace"] = json!(null)),
+    ];
+    for (what, change) in silent {
+        let (response, verdict) = workload(change);
+        assert_eq!((response["allowed"].clone(), verdict), (json!(true), Verdict::Leave), "{what}");
+        assert!(response.get("warnings").is_none() && response.get("patch").is_none(), "{what}: {response}");
+    }
+    let (response, _) = workload(|r| {
+        r["operation"] = json!("UPDATE");
+        r["oldObject"] = r["object"].clone();
+        r["oldObject"]["spec"]["template"]["metadata"]["labels"] = json!({});
+    });
+    assert!(response["warnings"].is_array(), "{response}");
+    // What a pod would be refused for, and a template that is none.
+    for template in [json!("x"), json!({"metadata": {"annotations": {"etcd-tls.dev/colour": "red"}}}), json!({})] {
+        let (response, _) = workload(|r| r["object"]["spec"]["template"] = template.clone());
+        assert_eq!(response["allowed"], true);
+        let said = response["warnings"][0].as_str().unwrap();
+        assert!(said.starts_with("etcd-tls: a pod of this template will be refused: "), "{said}");
     }
 }
