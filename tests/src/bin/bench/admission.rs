@@ -5,7 +5,7 @@
 //! the same request and gives the bytes of its real answer without looking at it. What is between the two is the review.
 
 use std::{
-    net::{SocketAddr, TcpListener},
+    net::SocketAddr,
     path::Path,
     process::{Command, ExitCode},
     sync::Arc,
@@ -14,7 +14,7 @@ use std::{
 
 use etcd_tls_webhook::{
     admit::{
-        review::{Admission, Answer, Verdict, review},
+        review::{Admission, Answer, Verdict, mutate},
         server,
     },
     injection::Config,
@@ -30,10 +30,11 @@ use tests::{
     process::{Process, binary},
     temp::TempDir,
 };
+use tokio::net::TcpListener;
 
 use crate::{
     report::Report,
-    stats::{cpu, median},
+    stats::{cpu, median, peak},
     wire::{Call, Wire, throughput},
 };
 
@@ -42,6 +43,8 @@ const CONNECTIONS: usize = 64;
 /// Turns of ours and the reference, and how long each takes.
 const TURNS: usize = 7;
 const TURN: Duration = Duration::from_secs(1);
+/// Names Kubernetes' test image's program, whose `webhook` is the reference.
+const AGNHOST: &str = "ETCD_TLS_BENCH_AGNHOST";
 /// The word by which the bench starts itself as the reference.
 pub(crate) const FIXED: &str = "serve-fixed-answer";
 /// The size of the pod that is reviewed.
@@ -74,12 +77,12 @@ fn pod() -> Value {
 }
 
 fn admission() -> Admission {
-    let injection = Config { sidecar_image: IMAGE.to_owned(), image_pull_policy: None, host: None };
+    let injection = Config { sidecar_image: IMAGE.to_owned(), ..Config::default() };
     Admission { injection, leave_out: ["kube-system".to_owned()].into() }
 }
 
 fn in_process(report: &mut Report, body: &[u8], admission: &Admission) -> Result<(), String> {
-    let once = || match review(body, admission) {
+    let once = || match mutate(body, admission) {
         Ok(answer) if answer.verdict == Verdict::Inject => Ok(answer.body.len()),
         Ok(answer) => Err(format!("{:?}: {}", answer.verdict, String::from_utf8_lossy(&answer.body))),
         Err(e) => Err(e.to_string()),
@@ -123,47 +126,95 @@ impl Served {
     }
 }
 
+/// Reviews over TLS by ours, by ours with a fixed body, and by Kubernetes' own test webhook where there is one.
 async fn over_tls(report: &mut Report, body: String, admission: &Admission) -> Result<(), String> {
     let directory = TempDir::new("bench-admit");
     let ca = Ca::new("bench");
     ca.write_role(&directory.join("serving"), &LeafOptions::default());
-    let addresses = [(); 2].map(|()| SocketAddr::from(([127, 0, 0, 1], ports::loopback())));
+    let address = || SocketAddr::from(([127, 0, 0, 1], ports::loopback()));
+    let at = address();
     let mut command = Command::new(binary("etcd-tls-webhook"));
-    command.args(["admit", "--sidecar-image", IMAGE, "--address", &addresses[0].to_string()]);
+    command.args(["admit", "--sidecar-image", IMAGE, "--address", &at.to_string()]);
     command.arg("--serving-dir").arg(directory.join("serving"));
     command.arg("--admin-address").arg(format!("127.0.0.1:{}", ports::loopback()));
-    let mut ours = Served::start("admit", command, addresses[0], &ca, directory.path()).await?;
+    let ours = Served::start("admit", command, at, &ca, directory.path()).await?;
 
-    let answer = review(body.as_bytes(), admission).map_err(|e| e.to_string())?;
+    let answer = mutate(body.as_bytes(), admission).map_err(|e| e.to_string())?;
     let answer = directory.write("answer.json", answer.body);
+    let at = address();
     let mut command = Command::new(std::env::current_exe().map_err(|e| e.to_string())?);
-    command.arg(FIXED).arg(addresses[1].to_string()).arg(directory.join("serving")).arg(answer);
-    let mut fixed = Served::start("fixed", command, addresses[1], &ca, directory.path()).await?;
+    command.arg(FIXED).arg(at.to_string()).arg(directory.join("serving")).arg(answer);
+    let fixed = Served::start("fixed", command, at, &ca, directory.path()).await?;
 
-    let call = Call::post("/mutate", body);
-    let (mut reviews, mut answers, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut costs, mut bare_costs) = (Vec::new(), Vec::new());
+    let mut sides = vec![Side::new(ours, "/mutate", &body), Side::new(fixed, "/mutate", &body)];
+    if let Some(agnhost) = std::env::var_os(AGNHOST) {
+        let at = address();
+        let mut command = Command::new(agnhost);
+        command.arg("webhook").arg(format!("--port={}", at.port())).args(["--sidecar-image", IMAGE]);
+        command.arg("--tls-cert-file").arg(directory.join("serving/tls.crt"));
+        command.arg("--tls-private-key-file").arg(directory.join("serving/tls.key"));
+        let served = Served::start("agnhost", command, at, &ca, directory.path()).await?;
+        sides.push(Side::new(served, "/mutating-pods-sidecar", &body));
+    }
+    // The first turn warms all of them up.
     for turn in 0..=TURNS {
-        let (a, cost) = ours.turn(&call).await?;
-        let (b, bare_cost) = fixed.turn(&call).await?;
-        // The first turn warms both up.
-        if turn > 0 {
-            reviews.push(a);
-            answers.push(b);
-            ratios.push(a / b);
-            costs.push(cost);
-            bare_costs.push(bare_cost);
+        for side in &mut sides {
+            side.turn(turn > 0).await?;
         }
     }
-    report.plain("reviews over TLS, 64 connections", format!("{:.0}/s", median(&reviews)));
-    report.plain("the same requests, a fixed body of the same bytes", format!("{:.0}/s", median(&answers)));
+    let [ours, fixed, go @ ..] = &sides[..] else { return Err("two sides".to_owned()) };
+    report.plain("reviews over TLS, 64 connections", format!("{:.0}/s", median(&ours.rates)));
+    report.plain("the same requests, a fixed body of the same bytes", format!("{:.0}/s", median(&fixed.rates)));
     report.plain(
         "CPU of the server for a review over TLS, for a fixed body",
-        format!("{:.0} µs, {:.0} µs", median(&costs), median(&bare_costs)),
+        format!("{:.0} µs, {:.0} µs", median(&ours.costs), median(&fixed.costs)),
     );
-    let ratio = median(&ratios);
+    let ratio = ours.against(fixed);
     report.judged("reviews against the fixed body", format!("{ratio:.2}"), ">= 0.5", ratio >= 0.5);
+    let Some(go) = go.first() else {
+        report.skip(
+            "reviews against agnhost webhook",
+            &format!("{AGNHOST} names no program"),
+            "go build ./test/images/agnhost in Kubernetes' source, and its path in that variable",
+        );
+        return Ok(());
+    };
+    report.plain("reviews by agnhost webhook", format!("{:.0}/s", median(&go.rates)));
+    let ratio = ours.against(go);
+    report.judged("reviews against agnhost webhook", format!("{ratio:.2}"), ">= 2.5", ratio >= 2.5);
+    let (own, theirs) = (peak(ours.served.process.id()), peak(go.served.process.id()));
+    let ratio = own / theirs;
+    let measured = format!("{own:.0} MiB, {theirs:.0} MiB, {ratio:.2}");
+    report.judged("peak memory, agnhost webhook's, ratio", measured, "<= 0.4", ratio <= 0.4);
     Ok(())
+}
+
+/// A server under load, and what it did in each turn.
+struct Side {
+    served: Served,
+    call: Call,
+    rates: Vec<f64>,
+    costs: Vec<f64>,
+}
+
+impl Side {
+    fn new(served: Served, path: &str, body: &str) -> Self {
+        Self { served, call: Call::post(path, body.to_owned()), rates: Vec::new(), costs: Vec::new() }
+    }
+
+    async fn turn(&mut self, counts: bool) -> Result<(), String> {
+        let (rate, cost) = self.served.turn(&self.call).await?;
+        if counts {
+            self.rates.push(rate);
+            self.costs.push(cost);
+        }
+        Ok(())
+    }
+
+    /// The median of the ratios of turns that followed each other.
+    fn against(&self, other: &Self) -> f64 {
+        median(&self.rates.iter().zip(&other.rates).map(|(a, b)| a / b).collect::<Vec<_>>())
+    }
 }
 
 /// Serves the bytes of a file as the answer to every request, by the webhook's own server: address, directory of the

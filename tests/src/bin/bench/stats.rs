@@ -40,6 +40,13 @@ pub(crate) fn memory(pid: u32) -> Memory {
     Memory { resident: field("Rss:"), anonymous: field("Anonymous:") }
 }
 
+/// The most that `pid` was ever resident, in MiB.
+pub(crate) fn peak(pid: u32) -> f64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|l| l.split_whitespace().next()).and_then(|n| n.parse::<f64>().ok()).unwrap_or_default() / 1024.0
+}
+
 /// How often all threads of `pid` went to sleep, and so were woken, so far.
 pub(crate) fn sleeps(pid: u32) -> u64 {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
