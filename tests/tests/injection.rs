@@ -69,7 +69,7 @@ async fn every_injected_shape_is_valid() {
     for namespace in ["shapes", "strict"] {
         api.service_account(namespace, "release-etcd").await;
     }
-    let injection = Config { sidecar_image: "etcd-tls-sidecar:test".to_owned(), image_pull_policy: None, host: None };
+    let injection = Config { sidecar_image: "etcd-tls-sidecar:test".to_owned(), ..Config::default() };
     let mut refused = Vec::new();
     let mut checked = 0;
     for file in shapes() {

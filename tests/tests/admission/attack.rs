@@ -51,6 +51,8 @@ fn peak_kib(pid: u32) -> u64 {
 async fn reviews_are_answered_while_bodies_and_connections_are_held() {
     let _alone = ALONE.lock().await;
     let admit = Arc::new(Admit::start_limited("admit-attack", LIMIT_KIB).await);
+    // Beside it one that nobody attacks, by which the machine is judged.
+    let beside = Admit::start("admit-beside").await;
     review(&admit, &mut None).await;
 
     // 1,024 connections that were used once and are kept.
@@ -83,21 +85,27 @@ async fn reviews_are_answered_while_bodies_and_connections_are_held() {
                 }
                 // Until it is cut off.
                 let _ = timeout(Duration::from_secs(20), answer(&mut stream)).await;
+                tokio::time::sleep(Duration::from_millis(200)).await;
             }
         }));
     }
     // An API server's connection, and one that is made anew for each review.
-    let (mut kept, mut worst, mut count) = (None, Duration::ZERO, 0);
+    let (mut kept, mut kept_beside, mut count) = (None, None, 0);
+    let (mut worst, mut worst_beside) = (Duration::ZERO, Duration::ZERO);
     let began = Instant::now();
     while began.elapsed() < Duration::from_secs(15) {
         worst = worst.max(review(&admit, &mut kept).await).max(review(&admit, &mut None).await);
+        worst_beside = worst_beside.max(review(&beside, &mut kept_beside).await).max(review(&beside, &mut None).await);
         count += 2;
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let sent = sent.load(Ordering::Relaxed) >> 20;
     let peak = peak_kib(admit.process.id()) >> 10;
-    println!("{count} reviews beside {sent} MiB of unfinished bodies: {worst:?} at most, peak {peak} MiB resident");
-    assert!(worst < Duration::from_secs(1), "an honest review took {worst:?}");
+    println!(
+        "{count} reviews beside {sent} MiB of unfinished bodies: {worst:?} at most ({worst_beside:?} \
+         where nobody attacks), peak {peak} MiB resident"
+    );
+    assert!(worst < worst_beside + Duration::from_secs(1), "an honest review took {worst:?}, {worst_beside:?} beside");
     assert!(sent > 100, "only {sent} MiB of bodies were sent, so nothing was tried");
     assert!(peak << 10 < LIMIT_KIB, "{peak} MiB resident");
     // The oldest idle connection made room.

@@ -1,0 +1,172 @@
+//! Tier 2: admission in clusters with rules of their own: OpenShift's restricted-v2, a LimitRange, a ResourceQuota.
+
+use k8s_openapi::api::core::v1::ResourceQuota;
+use kube::{
+    Api,
+    api::{Patch, PatchParams},
+};
+use serde_json::{Value, json};
+use tests::{
+    eventually,
+    stack::{LIMIT, Options, Stack},
+};
+
+/// The rules of OpenShift's SecurityContextConstraints restricted-v2 for a namespace whose users are
+/// 1000680000-1000689999, as a ValidatingAdmissionPolicy. (OpenShift's own admission assigns the users; a policy cannot.)
+const RESTRICTED_V2: &str = r#"
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicy
+metadata: {name: restricted-v2}
+spec:
+  failurePolicy: Fail
+  matchConstraints:
+    namespaceSelector: {matchLabels: {scc: restricted-v2}}
+    resourceRules:
+    - {apiGroups: [""], apiVersions: [v1], operations: [CREATE], resources: [pods]}
+  variables:
+  - name: containers
+    expression: "object.spec.containers + object.spec.?initContainers.orValue([])"
+  - name: contexts
+    expression: "variables.containers.filter(c, has(c.securityContext)).map(c, c.securityContext)"
+  validations:
+  - expression: >-
+      variables.contexts.all(s, !has(s.runAsUser) || (s.runAsUser >= 1000680000 && s.runAsUser <= 1000689999))
+    message: runAsUser is not in the range
+  - expression: >-
+      !has(object.spec.securityContext.runAsUser)
+      || (object.spec.securityContext.runAsUser >= 1000680000 && object.spec.securityContext.runAsUser <= 1000689999)
+    message: the pod's runAsUser is not in the range
+  - expression: >-
+      !has(object.spec.securityContext.fsGroup)
+      || (object.spec.securityContext.fsGroup >= 1000680000 && object.spec.securityContext.fsGroup <= 1000689999)
+    message: fsGroup is not in the range
+  - expression: >-
+      variables.contexts.all(s, !has(s.privileged) || !s.privileged)
+      && variables.contexts.all(s, !has(s.allowPrivilegeEscalation) || !s.allowPrivilegeEscalation)
+      && variables.contexts.all(s, !has(s.capabilities) || !has(s.capabilities.add)
+        || s.capabilities.add.all(c, c == 'NET_BIND_SERVICE'))
+    message: privileges
+  - expression: >-
+      variables.contexts.all(s, !has(s.seccompProfile) || s.seccompProfile.type == 'RuntimeDefault')
+      && variables.contexts.all(s, !has(s.seLinuxOptions))
+    message: seccomp or SELinux
+  - expression: >-
+      !has(object.spec.volumes) || object.spec.volumes.all(v, has(v.configMap) || has(v.csi) || has(v.downwardAPI)
+        || has(v.emptyDir) || has(v.ephemeral) || has(v.persistentVolumeClaim) || has(v.projected) || has(v.secret))
+    message: volumes
+  - expression: >-
+      !object.spec.?hostNetwork.orValue(false) && !object.spec.?hostPID.orValue(false) && !object.spec.?hostIPC.orValue(false)
+    message: host namespaces
+---
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicyBinding
+metadata: {name: restricted-v2}
+spec: {policyName: restricted-v2, validationActions: [Deny]}
+"#;
+
+fn member(annotations: &Value, security: &Value) -> Value {
+    json!({
+        "metadata": {"generateName": "etcd-", "labels": {"etcd-tls": "dynamic"}, "annotations": annotations},
+        "spec": {"containers": [{
+            "name": "etcd", "image": "etcd", "command": ["etcd", "--listen-client-urls=https://0.0.0.0:2379"],
+            "securityContext": security,
+            "resources": {"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"cpu": "1", "memory": "1Gi"}},
+        }]},
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_injected_pod_meets_the_rules_of_its_cluster() {
+    let Some(stack) = Stack::start(&Options::default()).await else { return };
+    openshift(&stack).await;
+    limit_range(&stack).await;
+    quota(&stack).await;
+}
+
+async fn openshift(stack: &Stack) {
+    stack.api.apply(RESTRICTED_V2);
+    stack.api.namespace("openshift", &[("scc", "restricted-v2")]).await;
+    // Until it is enforced.
+    let fixed = json!({"runAsUser": 65532});
+    eventually("the policy", LIMIT, || async {
+        match stack.api.pod("openshift", member(&json!({}), &fixed)).await {
+            Err(error) if error.to_string().contains("runAsUser is not in the range") => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    for (security, user) in
+        [(json!({}), Value::Null), (json!({"runAsUser": 1_000_680_000_u32}), json!(1_000_680_000_u32))]
+    {
+        let pod = stack.api.pod("openshift", member(&json!({}), &security)).await.expect("a pod that meets the rules");
+        let pod = serde_json::to_value(pod).expect("JSON");
+        let init = pod["spec"]["initContainers"].as_array().expect("injected").clone();
+        assert_eq!(init.len(), 2);
+        assert!(init.iter().all(|c| c["securityContext"]["runAsUser"] == user), "{init:?}");
+        assert!(init.iter().all(|c| c["securityContext"]["runAsNonRoot"] == true));
+    }
+}
+
+async fn limit_range(stack: &Stack) {
+    stack.api.namespace("limited", &[]).await;
+    stack.api.kubectl(&["create", "-n", "limited", "-f", &file(stack, &json!({
+        "apiVersion": "v1", "kind": "LimitRange", "metadata": {"name": "limits"},
+        "spec": {"limits": [{"type": "Container", "min": {"cpu": "50m", "memory": "32Mi"}, "maxLimitRequestRatio": {"cpu": "4"}}]},
+    }))]);
+    let create = |annotations: Value| async move { stack.api.pod("limited", member(&annotations, &json!({}))).await };
+    eventually("the LimitRange", LIMIT, || async {
+        match create(json!({})).await {
+            Err(error) if error.to_string().contains("minimum cpu usage per Container is 50m") => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    let resources = "requests.cpu=50m,requests.memory=32Mi,limits.cpu=200m";
+    let pod = create(json!({"etcd-tls.dev/resources": resources})).await.expect("within the limits");
+    let pod = serde_json::to_value(pod).expect("JSON");
+    for container in pod["spec"]["initContainers"].as_array().expect("injected") {
+        assert_eq!(
+            container["resources"],
+            json!({"requests": {"cpu": "50m", "memory": "32Mi"}, "limits": {"cpu": "200m", "memory": "64Mi"}})
+        );
+    }
+}
+
+async fn quota(stack: &Stack) {
+    stack.api.namespace("quota", &[]).await;
+    let hard = json!({"limits.cpu": "10", "limits.memory": "10Gi", "requests.cpu": "10", "requests.memory": "10Gi"});
+    stack.api.kubectl(&[
+        "create",
+        "-n",
+        "quota",
+        "-f",
+        &file(
+            stack,
+            &json!({
+                "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "quota"}, "spec": {"hard": hard},
+            }),
+        ),
+    ]);
+    // A controller's work.
+    let used: Value = hard.as_object().expect("a map").keys().map(|key| (key.clone(), json!("0"))).collect();
+    let status = json!({"status": {"hard": hard, "used": used}});
+    let quotas = Api::<ResourceQuota>::namespaced(stack.api.client.clone(), "quota");
+    quotas
+        .patch_status("quota", &PatchParams::default(), &Patch::Merge(status))
+        .await
+        .expect("write the quota's status");
+    let create = |annotations: Value| async move { stack.api.pod("quota", member(&annotations, &json!({}))).await };
+    eventually("the quota", LIMIT, || async {
+        match create(json!({"etcd-tls.dev/resources": "limits.cpu=none"})).await {
+            Err(error) if error.to_string().contains("must specify limits.cpu") => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    create(json!({})).await.expect("the injected containers have limits");
+}
+
+fn file(stack: &Stack, object: &Value) -> String {
+    let name = format!("{}.json", object["kind"].as_str().expect("a kind"));
+    stack.api.directory().write(name, object.to_string()).display().to_string()
+}

@@ -1,0 +1,139 @@
+//! Tier 2: what people see of admission: warnings at `kubectl apply` of a workload, and the marks of an injected pod.
+
+use std::{fmt::Write as _, process::Output, time::Duration};
+
+use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
+use kube::Api;
+use serde_json::{Value, json};
+use tests::{
+    eventually,
+    stack::{LIMIT, Options, Stack},
+    temp::TempDir,
+};
+
+/// A member that speaks plain HTTP.
+fn plain() -> Value {
+    json!([{
+        "name": "etcd", "image": "etcd",
+        "command": ["etcd", "--listen-client-urls=http://0.0.0.0:2379", "--listen-peer-urls=https://0.0.0.0:2380"],
+    }])
+}
+
+/// A workload of one pod template.
+fn workload(kind: &str, name: &str, labels: &Value, containers: &Value) -> Value {
+    let mut labels = labels.clone();
+    labels["app"] = name.into();
+    let restart = if matches!(kind, "Job" | "CronJob") { "OnFailure" } else { "Always" };
+    let template = json!({
+        "metadata": {"labels": labels},
+        "spec": {"containers": containers, "restartPolicy": restart},
+    });
+    let selector = json!({"matchLabels": {"app": name}});
+    let (version, spec) = match kind {
+        "Job" => ("batch/v1", json!({"template": template})),
+        "CronJob" => ("batch/v1", json!({"schedule": "0 0 * * *", "jobTemplate": {"spec": {"template": template}}})),
+        "StatefulSet" => ("apps/v1", json!({"selector": selector, "serviceName": name, "template": template})),
+        _ => ("apps/v1", json!({"selector": selector, "template": template})),
+    };
+    json!({"apiVersion": version, "kind": kind, "metadata": {"name": name}, "spec": spec})
+}
+
+/// `kubectl apply` in `namespace`; what it wrote to standard error.
+fn apply(stack: &Stack, namespace: &str, object: &Value) -> (bool, String) {
+    let file = TempDir::new("workload");
+    let path = file.write("workload.json", object.to_string());
+    let mut command = stack.api.kubectl_command(&["apply", "-n", namespace, "-f", &path.display().to_string()]);
+    let Output { status, stderr, .. } = command.output().expect("run kubectl");
+    (status.success(), String::from_utf8_lossy(&stderr).into_owned())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kubectl_shows_the_warnings_of_a_workload() {
+    let Some(mut stack) = Stack::start(&Options::default()).await else { return };
+    let configurations = Api::<ValidatingWebhookConfiguration>::all(stack.api.client.clone());
+    eventually("caBundle of the warnings", LIMIT, || async {
+        let webhooks = configurations.get("etcd-tls").await.map_err(|e| e.to_string())?.webhooks.unwrap_or_default();
+        let written = webhooks.len() == 2 && webhooks.iter().all(|w| w.client_config.ca_bundle.is_some());
+        if written { Ok(()) } else { Err("not written yet".to_owned()) }
+    })
+    .await;
+    stack.api.namespace("opted-in", &[("etcd-tls", "dynamic")]).await;
+    stack.api.namespace("other", &[]).await;
+    let dynamic = json!({"etcd-tls": "dynamic"});
+    let plain_url = "Warning: etcd-tls: container etcd: --listen-client-urls still says http://0.0.0.0:2379";
+
+    // The API server needs a moment to take the configuration in.
+    eventually("a warning", LIMIT, || async {
+        let object = workload("StatefulSet", "first", &json!({}), &plain());
+        let (_, said) = apply(&stack, "opted-in", &object);
+        stack.api.kubectl(&["delete", "-n", "opted-in", "statefulset", "first", "--ignore-not-found"]);
+        if said.contains(plain_url) { Ok(()) } else { Err(said) }
+    })
+    .await;
+    let mut problems = String::new();
+    let mut expect = |what: &str, (applied, said): (bool, String), wanted: &[&str], not: &[&str]| {
+        let long = said.lines().any(|line| line.starts_with("Warning: ") && line.chars().count() > 256 + 9);
+        let fine = applied && !long && wanted.iter().all(|w| said.contains(w)) && not.iter().all(|w| !said.contains(w));
+        if !fine {
+            let _ = writeln!(problems, "{what}: applied {applied}: {said}");
+        }
+    };
+    for kind in ["StatefulSet", "Deployment", "DaemonSet", "Job", "CronJob"] {
+        let name = kind.to_lowercase();
+        // By the namespace's label, and by the template's.
+        let by_namespace = workload(kind, &name, &json!({}), &plain());
+        expect(kind, apply(&stack, "opted-in", &by_namespace), &[plain_url], &[]);
+        let by_template = workload(kind, &name, &dynamic, &plain());
+        expect(kind, apply(&stack, "other", &by_template), &[plain_url], &[]);
+        if kind == "Job" {
+            continue;
+        }
+        // An update that leaves the template alone says nothing; one that changes it does.
+        let mut labelled = by_template.clone();
+        labelled["metadata"]["labels"] = json!({"x": "y"});
+        expect(kind, apply(&stack, "other", &labelled), &[], &["Warning: etcd-tls"]);
+        let changed = labelled.to_string().replace("http://0.0.0.0:2379", "http://0.0.0.0:12379");
+        let changed: Value = serde_json::from_str(&changed).expect("JSON");
+        expect(kind, apply(&stack, "other", &changed), &["still says http://0.0.0.0:12379"], &[]);
+    }
+    // Not opted in, or opted out.
+    let object = workload("Deployment", "a", &json!({}), &plain());
+    expect("not opted in", apply(&stack, "other", &object), &[], &["Warning: etcd-tls"]);
+    let object = workload("Deployment", "b", &json!({"etcd-tls": "disabled"}), &plain());
+    expect("opted out", apply(&stack, "opted-in", &object), &[], &["Warning: etcd-tls"]);
+    // What a pod would be refused for is said, whole, and refuses nothing.
+    let refused = json!([{"name": "etcd", "image": "etcd", "command": ["etcd"], "ports": [{"containerPort": 9179}]}]);
+    let object = workload("StatefulSet", "c", &json!({}), &refused);
+    let wanted = [
+        "etcd-tls: a pod of this template will be refused: port 9179 is etcd-tls-sidecar's",
+        "etcd-tls.dev/admin-port",
+    ];
+    expect("refused", apply(&stack, "opted-in", &object), &wanted, &[]);
+    assert!(problems.is_empty(), "{problems}");
+
+    marks(&stack).await;
+
+    // While admission is away, a workload is applied all the same, within a second or so.
+    stack.admit.kill();
+    let object = workload("Deployment", "away", &dynamic, &plain());
+    let began = std::time::Instant::now();
+    let (applied, said) = apply(&stack, "other", &object);
+    assert!(applied && !said.contains("Warning: etcd-tls"), "{said}");
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+}
+
+/// An injected pod carries the label and the annotation; its creator's forgeries are replaced.
+async fn marks(stack: &Stack) {
+    let pod = json!({
+        "metadata": {"name": "marked", "annotations": {"etcd-tls.dev/warnings": "[\"all is well\"]"}},
+        "spec": {"containers": plain()},
+    });
+    let made = stack.api.pod("opted-in", pod).await.expect("create a pod");
+    let metadata = made.metadata;
+    assert_eq!(metadata.labels.unwrap_or_default()["etcd-tls.dev/injected"], "true");
+    let said: Vec<String> =
+        serde_json::from_str(&metadata.annotations.unwrap_or_default()["etcd-tls.dev/warnings"]).expect("a JSON list");
+    assert!(said.iter().any(|w| w.contains("still says http://0.0.0.0:2379")), "{said:?}");
+    let listed = stack.api.kubectl(&["get", "pods", "-A", "-l", "etcd-tls.dev/injected=true", "-o", "name"]);
+    assert!(listed.contains("pod/marked"), "{listed}");
+}
