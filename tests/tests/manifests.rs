@@ -134,6 +134,7 @@ async fn each_process_has_its_own_rights_and_no_other() {
         ("etcd-tls-sign", "sign", signers, "client.etcd-tls.dev/*", ""),
         ("etcd-tls-sign", "create", "secrets", "", SYSTEM),
         ("etcd-tls-sign", "patch", "mutatingwebhookconfigurations.admissionregistration.k8s.io", "etcd-tls", ""),
+        ("etcd-tls-sign", "patch", "validatingwebhookconfigurations.admissionregistration.k8s.io", "etcd-tls", ""),
     ];
     for (account, verb, resource, name, namespace) in allowed {
         assert!(
@@ -170,6 +171,7 @@ async fn each_process_has_its_own_rights_and_no_other() {
         ("etcd-tls-sign", "create", "configmaps", "", "prod"),
         ("etcd-tls-sign", "create", "configmaps", "", SYSTEM),
         ("etcd-tls-sign", "patch", "mutatingwebhookconfigurations.admissionregistration.k8s.io", "another", ""),
+        ("etcd-tls-sign", "patch", "validatingwebhookconfigurations.admissionregistration.k8s.io", "another", ""),
         ("etcd-tls-sign", "create", "rolebindings.rbac.authorization.k8s.io", "", "prod"),
         ("etcd-tls-sign", "create", "pods", "", SYSTEM),
     ];

@@ -70,6 +70,8 @@ impl Of<'_> {
     }
 }
 
+const MUTATING: &str = "admissionregistration.k8s.io/mutatingwebhookconfigurations";
+const VALIDATING: &str = "admissionregistration.k8s.io/validatingwebhookconfigurations";
 const CSR: &str = "certificates.k8s.io/certificatesigningrequests";
 const EVENTS: &str = "/apis/events.k8s.io/v1/namespaces";
 const LEASES: &str = "/apis/coordination.k8s.io/v1/namespaces/etcd-tls-system/leases";
@@ -415,16 +417,27 @@ fn sign(t: &mut Of<'_>, scene: &Scene) {
         t.stated(resource, &["get", "list", "watch"], "`sign` reads every pod, Service and namespace of the cluster");
     }
     events(t, "sign");
-    let r = "admissionregistration.k8s.io/mutatingwebhookconfigurations";
-    let collection = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
-    t.other_name_refused(r, &["get"], collection, "another");
+    webhooks(t, scene, MUTATING, "pod.etcd-tls.dev", "Ignore");
+    webhooks(t, scene, VALIDATING, "pod-warnings.etcd-tls.dev", "Fail");
+    let again = json!([{"op": "add", "path": "/webhooks/0/reinvocationPolicy", "value": "Never"}]);
+    let path = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/etcd-tls".to_owned();
+    let again = Call { method: "PATCH", path, content: "application/json-patch+json", body: again };
+    t.try_(MUTATING, "patch", "never again", again, Refused("etcd-tls: sign changes nothing but caBundle"));
+    t.other_name_refused("admissionregistration.k8s.io/validatingadmissionpolicies", &["get"], VAP, "other");
+    t.other_name_refused("admissionregistration.k8s.io/validatingadmissionpolicybindings", &["get"], VAPB, "other");
+}
+
+/// What `sign` may do to one of the webhook configurations, `r`; `policy` is another failurePolicy than it has.
+fn webhooks(t: &mut Of<'_>, scene: &Scene, r: &str, entry: &str, policy: &str) {
+    let collection = r.replace("admissionregistration.k8s.io/", "/apis/admissionregistration.k8s.io/v1/");
+    t.other_name_refused(r, &["get"], &collection, "another");
     let one = format!("{collection}/etcd-tls");
     let json_patch =
         |patch: Value| Call { method: "PATCH", path: one.clone(), content: "application/json-patch+json", body: patch };
     let bundle = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, &scene.api.ca.pem);
     let set = |path: &str, value: Value| json_patch(json!([{"op": "add", "path": path, "value": value}]));
     t.try_(r, "patch", "caBundle", set("/webhooks/0/clientConfig/caBundle", bundle.clone().into()).dry(), Works);
-    let strategic = json!({"webhooks": [{"name": "pod.etcd-tls.dev", "clientConfig": {"caBundle": bundle}}]});
+    let strategic = json!({"webhooks": [{"name": entry, "clientConfig": {"caBundle": bundle}}]});
     let content = "application/strategic-merge-patch+json";
     t.try_(
         r,
@@ -446,14 +459,13 @@ fn sign(t: &mut Of<'_>, scene: &Scene) {
         ("by another path", set("/webhooks/0/clientConfig/service/path", "/x".into())),
         ("at another port", set("/webhooks/1/clientConfig/service/port", 444.into())),
         ("in kube-system", set("/webhooks/0/namespaceSelector", json!({}))),
-        ("every pod", set("/webhooks/1/objectSelector", json!({}))),
-        ("or no pod", set("/webhooks/0/failurePolicy", "Ignore".into())),
+        ("other objects", set("/webhooks/1/objectSelector", json!({"matchLabels": {"a": "b"}}))),
+        ("another failurePolicy", set("/webhooks/0/failurePolicy", policy.into())),
         ("other conditions", json_patch(json!([{"op": "remove", "path": "/webhooks/0/matchConditions"}]))),
         ("exact matches", set("/webhooks/0/matchPolicy", "Exact".into())),
         ("a longer timeout", set("/webhooks/0/timeoutSeconds", 30.into())),
-        ("never again", set("/webhooks/0/reinvocationPolicy", "Never".into())),
         ("side effects", set("/webhooks/0/sideEffects", "NoneOnDryRun".into())),
-        ("one webhook less", json_patch(json!([{"op": "remove", "path": "/webhooks/2"}]))),
+        ("one webhook less", json_patch(json!([{"op": "remove", "path": "/webhooks/1"}]))),
         ("none", set("/webhooks", json!([]))),
         ("a finalizer", set("/metadata/finalizers", json!(["example.com/f"]))),
         (
@@ -473,8 +485,6 @@ fn sign(t: &mut Of<'_>, scene: &Scene) {
         set("/webhooks/-", more),
         Refused("etcd-tls: sign changes nothing but caBundle"),
     );
-    t.other_name_refused("admissionregistration.k8s.io/validatingadmissionpolicies", &["get"], VAP, "other");
-    t.other_name_refused("admissionregistration.k8s.io/validatingadmissionpolicybindings", &["get"], VAPB, "other");
 }
 
 fn secrets(t: &mut Of<'_>) {
