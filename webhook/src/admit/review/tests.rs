@@ -228,7 +228,8 @@ fn workload(change: impl FnOnce(&mut Value)) -> (Value, Verdict) {
 fn a_workload_is_warned_of_and_never_refused_or_changed() {
     let (response, _) = workload(|_| {});
     assert!(response["warnings"][0].as_str().unwrap().starts_with("etcd-tls: container etcd: "), "{response}");
-    let silent: [(&str, fn(&mut Value)); 8] = [
+    type Change = (&'static str, fn(&mut Value));
+    let silent: [Change; 8] = [
         ("deleted", |r| r["operation"] = json!("DELETE")),
         ("the same template", |r| {
             r["operation"] = json!("UPDATE");
