@@ -10,6 +10,7 @@
 //! identity                                    the rules: pod -> entitlement, request -> verdict
 //! csr, certificate                            PKCS#10 and X.509, read strictly, built from values
 //! life, liveness                              times that both sides count by
+//! in_force, trusts                            which bundles are in force, and which one etcd has loaded
 //! ```
 //!
 //! **Invariant.** No I/O, no clock and no network: the time and randomness are arguments. The one exception: a private
@@ -22,6 +23,7 @@ pub mod csr;
 pub mod duration;
 pub mod encoding;
 pub mod identity;
+pub mod in_force;
 pub mod key;
 pub mod life;
 pub mod liveness;
@@ -31,3 +33,4 @@ pub mod role;
 pub mod san;
 pub mod settings;
 mod text;
+pub mod trusts;

@@ -1,0 +1,149 @@
+//! What a request states of the bundle that etcd has loaded: the annotation [`crate::names::TRUSTS_ANNOTATION`].
+//!
+//! Either the bundle's digest, or `unknown:<reason>`. Unknown is never counted as loaded.
+
+use std::{fmt, str::FromStr};
+
+/// The longest value, in bytes; the admission policy for requests takes no longer one.
+pub const MAX_TRUSTS: usize = 64;
+const UNKNOWN: &str = "unknown:";
+
+/// A value of the annotation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trusts {
+    /// Digest of the bundle that etcd was seen to have loaded.
+    Loaded(String),
+    /// It cannot be seen what etcd has loaded.
+    Unknown(Unknown),
+}
+
+/// Why it cannot be seen what etcd has loaded.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Unknown {
+    /// The sidecar does not know where etcd listens.
+    Listeners,
+    /// etcd's port is plain http.
+    PlainText,
+    /// etcd's port cannot be dialled, or speaks no TLS.
+    Unreachable,
+    /// etcd's port asks for no client certificate, so it does not say which CAs it trusts.
+    NoClientCertificates,
+    /// etcd started after the bundle was written, and trusts other CAs: it reads another file.
+    OtherFile,
+    /// A restart is due, but the sidecar may not or cannot restart etcd.
+    ByHand,
+    /// The sidecar's own directory cannot be read or written.
+    Files,
+    /// A reason of another version: at most 48 of `a-z`, `0-9` and `-`.
+    Other(String),
+}
+
+impl Unknown {
+    /// Every reason of this version.
+    pub const ALL: [Self; 7] = [
+        Self::Listeners,
+        Self::PlainText,
+        Self::Unreachable,
+        Self::NoClientCertificates,
+        Self::OtherFile,
+        Self::ByHand,
+        Self::Files,
+    ];
+
+    /// The reason's word.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Listeners => "listeners",
+            Self::PlainText => "plain-text",
+            Self::Unreachable => "unreachable",
+            Self::NoClientCertificates => "no-client-certificates",
+            Self::OtherFile => "other-file",
+            Self::ByHand => "by-hand",
+            Self::Files => "files",
+            Self::Other(word) => word,
+        }
+    }
+
+    /// What it means and what to do, for an operator.
+    pub const fn advice(&self) -> &'static str {
+        match self {
+            Self::Listeners => {
+                "the sidecar does not know where etcd listens; set the annotations etcd-tls.dev/client-url and \
+                 etcd-tls.dev/peer-url"
+            }
+            Self::PlainText => "etcd listens with http://; change its URLs to https://",
+            Self::Unreachable => {
+                "etcd's port cannot be dialled; look at etcd, and at the annotations etcd-tls.dev/client-url and \
+                 etcd-tls.dev/peer-url"
+            }
+            Self::NoClientCertificates => {
+                "etcd asks for no client certificate; set --client-cert-auth and --peer-client-cert-auth"
+            }
+            Self::OtherFile => "etcd trusts other CAs than those of its ca.crt; look at its --trusted-ca-file flags",
+            Self::ByHand => "etcd must be restarted by hand, one member at a time; see the sidecar's log",
+            Self::Files => "the sidecar cannot read or write its directory; see its log",
+            Self::Other(_) => "see the sidecar's log",
+        }
+    }
+
+    fn of_word(word: &str) -> Option<Self> {
+        let known = Self::ALL.into_iter().find(|reason| reason.as_str() == word);
+        let fits = (1..=48).contains(&word.len())
+            && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+        known.or_else(|| fits.then(|| Self::Other(word.to_owned())))
+    }
+}
+
+/// The value is neither a digest nor `unknown:<reason>`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("neither a bundle's digest nor unknown:<reason>")]
+pub struct TrustsError;
+
+impl FromStr for Trusts {
+    type Err = TrustsError;
+
+    fn from_str(s: &str) -> Result<Self, TrustsError> {
+        if s.len() > MAX_TRUSTS {
+            return Err(TrustsError);
+        }
+        match s.strip_prefix(UNKNOWN) {
+            Some(word) => Unknown::of_word(word).map(Self::Unknown).ok_or(TrustsError),
+            None if s.len() == 32 && s.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) => {
+                Ok(Self::Loaded(s.to_owned()))
+            }
+            None => Err(TrustsError),
+        }
+    }
+}
+
+impl fmt::Display for Trusts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Loaded(digest) => f.write_str(digest),
+            Self::Unknown(reason) => write!(f, "{UNKNOWN}{}", reason.as_str()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_read_back_and_bounded() {
+        let digest = "0123456789abcdef0123456789abcdef";
+        let mut values = vec![Trusts::Loaded(digest.to_owned())];
+        values.extend(Unknown::ALL.map(Trusts::Unknown));
+        values.push(Trusts::Unknown(Unknown::Other("a-reason-of-a-later-version".to_owned())));
+        for value in values {
+            let text = value.to_string();
+            assert!(text.len() <= MAX_TRUSTS, "{text}");
+            assert_eq!(text.parse(), Ok(value));
+        }
+        for bad in
+            ["", "unknown", "unknown:", "unknown:A", "unknown:a b", "digest", &digest[1..], &"unknown:".repeat(9)]
+        {
+            assert_eq!(bad.parse::<Trusts>(), Err(TrustsError), "{bad}");
+        }
+    }
+}
