@@ -17,10 +17,11 @@ use std::{
 
 use etcd_tls_contract::{
     certificate::Bundle,
+    in_force::InForce,
     key::KeyAlgorithm,
     names::{self, SignerName},
     policy::{MAX_AUTHORITIES, Policy},
-    role::Role,
+    role::{Domain, Role},
 };
 use k8s_openapi::{
     api::core::v1::{ConfigMap, Pod, Secret},
@@ -30,7 +31,10 @@ use kube::{
     Api, Client,
     api::{DeleteParams, ListParams, PostParams, Preconditions},
 };
-use tokio::sync::{MutexGuard, Notify};
+use tokio::{
+    sync::{MutexGuard, Notify},
+    time::timeout,
+};
 
 use super::authorities::{
     quota::{Held, NoPlace, Places, Ready, Slot},
@@ -44,6 +48,8 @@ use crate::{
     },
 };
 
+/// How long an answer waits for the state of the cluster's other authority.
+const STATE_WITHIN: Duration = Duration::from_millis(500);
 /// The annotation of a Secret or ConfigMap with the uid of the namespace that it is for.
 pub(super) const UID_ANNOTATION: &str = "etcd-tls.dev/namespace-uid";
 /// The annotation of a Secret with the signer name of its authority.
@@ -202,6 +208,23 @@ impl Authorities {
             Held::Ready(ready) => Some(ready.stored.bundle()),
             Held::Unknown | Held::Lost | Held::Unusable => None,
         }
+    }
+
+    /// The bundles in force of the cluster that `signer` names, for the answer to a request. A bundle that is not loaded,
+    /// or is being written for long, is left out: the requester then asks again.
+    pub(super) async fn in_force(&self, signer: &SignerName, policy: &Policy) -> InForce {
+        let of = |domain| policy.authority(&SignerName { domain, ..signer.clone() });
+        let mut digests = BTreeMap::new();
+        for domain in Domain::ALL {
+            let authority = of(domain);
+            if domain == Domain::Metrics && authority == of(Domain::Client) {
+                continue;
+            }
+            if let Ok(Some(bundle)) = timeout(STATE_WITHIN, self.bundle(&authority)).await {
+                digests.insert(domain, bundle.digest());
+            }
+        }
+        InForce::new(digests)
     }
 
     async fn ready<'h>(

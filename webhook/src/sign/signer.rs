@@ -120,7 +120,8 @@ impl Signer {
                 return Err(Trouble::NotYet(error.to_string()));
             }
         };
-        let certificate = ByteString(chain.to_pem().into_bytes());
+        let in_force = self.authorities.in_force(&entitlement.signer, &policy).await;
+        let certificate = ByteString(in_force.before(&chain.to_pem()).into_bytes());
         let patch = json!({
             "metadata": {"uid": csr.uid(), "resourceVersion": csr.resource_version()},
             "status": {"certificate": certificate},
