@@ -1,6 +1,7 @@
 //! What keeps certificates fresh: who asks (a pod or a host), the loop that renews, and what it shows of itself.
 
 pub mod addresses;
+pub(crate) mod belief;
 pub mod driver;
 pub mod fetched;
 pub mod health;

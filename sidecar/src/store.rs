@@ -63,6 +63,9 @@ pub struct Record {
     /// What the request stated in its [`names::TRUSTS_ANNOTATION`].
     #[serde(default)]
     pub trusts: Option<String>,
+    /// Digest of the bundle in force of the role's domain, as the signer last stated it.
+    #[serde(default)]
+    pub in_force: Option<String>,
 }
 
 impl Record {
@@ -134,7 +137,9 @@ impl Entry {
     ) -> Result<Self, CertificateError> {
         let chain = Chain::parse(chain_pem.as_bytes())?;
         chain.verify(role, bundle, &key.public_key(), asked, now)?;
-        Ok(Self { chain, chain_pem: chain_pem.to_owned(), key_pem: key.to_pem(), bundle: bundle.clone(), record })
+        // Without the text before the first block.
+        let chain_pem = chain.to_pem();
+        Ok(Self { chain, chain_pem, key_pem: key.to_pem(), bundle: bundle.clone(), record })
     }
 
     /// The same certificate and key under another bundle, if it verifies there as well.

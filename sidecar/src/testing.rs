@@ -78,7 +78,7 @@ impl Authority {
         let key = PrivateKey::generate(KeyAlgorithm::EcdsaP256).unwrap();
         let chain = self.sign(&key.public_key(), &Sans::default(), now, now + life);
         let received = now.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
-        let record = Record { received, key_bundle: self.bundle().digest(), trusts: None };
+        let record = Record { received, key_bundle: self.bundle().digest(), trusts: None, in_force: None };
         Entry::prove(role, &chain, &key, &self.bundle(), &Sans::default(), record, now).unwrap()
     }
 }

@@ -88,6 +88,8 @@ struct Desk {
     outdated: Option<String>,
     /// What that was when the request under way was begun.
     asked_for: Option<String>,
+    /// Digest of the bundle on offer that this role asks about.
+    offered: Option<String>,
     /// For which such bundle a certificate was had: one is asked for once for each, whoever signs it.
     renewed_for: Option<String>,
 }
@@ -119,7 +121,7 @@ where
             if self.agent.clock().elapsed() >= write_again.get() {
                 self.write(&mut desks, &work, &write_again, &failed_writes);
             }
-            let pause = self.start_what_is_due(&mut desks, &work);
+            let pause = self.start_what_is_due(&offers(&refused), &mut desks, &work);
             let pause = if self.agent.is_dirty() { pause.min(self.until(write_again.get())) } else { pause };
             tokio::select! {
                 () = &mut stop => return,
@@ -149,8 +151,9 @@ where
         for (role, desk) in desks {
             desk.outdated = outdated.remove(role);
         }
+        self.board.signer_states(self.agent.signer_states());
         for domain in Domain::ALL {
-            let now: Vec<_> = refused.iter().filter(|(d, _)| *d == domain).collect();
+            let now: Vec<_> = refused.iter().filter(|(d, e)| *d == domain && !e.is_asked_about()).collect();
             let anew = now.iter().any(|refusal| !refused_before.contains(refusal));
             self.board.refused(domain, !now.is_empty(), anew);
             if anew {
@@ -223,6 +226,7 @@ where
     /// Starts the requests that are due; says how long nothing else is.
     fn start_what_is_due<'a>(
         &'a self,
+        offers: &BTreeMap<Domain, String>,
         desks: &mut BTreeMap<Role, Desk>,
         work: &FuturesUnordered<LocalBoxFuture<'a, Done>>,
     ) -> Duration {
@@ -241,13 +245,25 @@ where
             let loaded = self.loaded.as_ref().and(trusts.as_deref());
             let needed = need(&wish, entry.as_deref(), loaded, now);
             let outdated = desk.outdated.is_some() && desk.outdated != desk.renewed_for;
-            match if outdated { needed.or(Ok(Need::Outdated)) } else { needed } {
+            let needed = if outdated { needed.or(Ok(Need::Outdated)) } else { needed };
+            let first = self.agent.roles().iter().find(|r| r.domain() == role.domain()) == Some(role);
+            let offered = offers.get(&role.domain()).filter(|_| first);
+            let needed = match offered.map(|offered| self.agent.asks_about_in(role.domain(), offered)) {
+                Some(wait) if wait.is_zero() => needed.or(Ok(Need::Offered)),
+                Some(wait) => {
+                    pause = pause.min(wait);
+                    needed
+                }
+                None => needed,
+            };
+            match needed {
                 Err(at) => pause = pause.min(schedule::sleep(now, at)),
                 Ok(_) if !held.is_zero() => pause = pause.min(held),
                 Ok(why) => {
                     tracing::info!(%role, %why, "asking for a certificate");
                     desk.asking = true;
                     desk.asked_for.clone_from(&desk.outdated);
+                    desk.offered = offers.get(&role.domain()).cloned();
                     self.board.asking(*role);
                     let (role, api) = (*role, (self.api)());
                     work.push(
@@ -287,6 +303,9 @@ where
                             desk.renewed_for = desk.asked_for.take();
                         }
                         desk.received = clock.elapsed();
+                        if let Some(offered) = desk.offered.take() {
+                            self.agent.was_answered(role.domain(), &offered);
+                        }
                         self.agent.hold(role, entry);
                     }
                     Err(failure) => {
@@ -374,6 +393,15 @@ async fn swapped(watch: Option<&DirectoryWatch>) {
         }
         None => pending().await,
     }
+}
+
+/// The changed bundles on offer that are not known to be in force.
+fn offers(refused: &[(Domain, TrustError)]) -> BTreeMap<Domain, String> {
+    let offered = |(domain, error): &(Domain, TrustError)| match error {
+        TrustError::NotInForce { offered, .. } => Some((*domain, offered.clone())),
+        _ => None,
+    };
+    refused.iter().filter_map(offered).collect()
 }
 
 async fn changed(loaded: &mut Option<watch::Receiver<restart::Status>>) {

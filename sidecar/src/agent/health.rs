@@ -2,7 +2,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -60,6 +63,8 @@ pub struct Board {
     refused_total: Family<DomainLabel, Counter>,
     refused: Family<DomainLabel, Gauge>,
     pending: Family<RoleLabel, Seconds>,
+    states: Family<Vec<(&'static str, &'static str)>, Gauge>,
+    said: AtomicBool,
 }
 
 struct Seen {
@@ -91,6 +96,8 @@ impl Board {
             refused_total: Family::default(),
             refused: Family::default(),
             pending: Family::default(),
+            states: Family::default(),
+            said: AtomicBool::new(false),
         };
         for (name, help, metric) in [
             (
@@ -119,6 +126,12 @@ impl Board {
             board.signed_to_served.clone(),
         );
         registry.register("bundle_refusals", "Trust bundles on offer that were refused", board.refused_total.clone());
+        registry.register(
+            "signer_states_bundles",
+            "1 if the signer's last answer states the trust bundles in force; 0 if not (a signer of an earlier version): a \
+             changed bundle is then taken as the ConfigMap holds it, unless an earlier answer had a statement",
+            board.states.clone(),
+        );
         registry.register(
             "bundle_refused",
             "1 while the trust bundle on offer is refused and the one before is kept",
@@ -176,6 +189,22 @@ impl Board {
         self.refused.get_or_create(&label).set(i64::from(refused));
         if anew {
             self.refused_total.get_or_create(&label).inc();
+        }
+    }
+
+    /// Whether the signer's last answer stated the bundles in force; `None`: there was no answer yet.
+    pub fn signer_states(&self, states: Option<bool>) {
+        let Some(states) = states else { return };
+        self.states.get_or_create(&Vec::new()).set(i64::from(states));
+        if self.said.swap(!states, Ordering::Relaxed) == states {
+            if states {
+                tracing::info!("the signer states the trust bundles in force");
+            } else {
+                tracing::warn!(
+                    "the signer does not state which trust bundles are in force: it is of an earlier version. Upgrade \
+                     etcd-tls-sign; until then a changed trust ConfigMap is believed, unless this pod has seen a statement"
+                );
+            }
         }
     }
 

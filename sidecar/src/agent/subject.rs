@@ -23,9 +23,10 @@ use etcd_tls_contract::{
 use crate::{
     agent::{
         addresses::{self, Address},
+        belief::{Doubt, Pace, Statements},
         trust::{self, TrustDir, TrustError},
     },
-    issuance::obtain::{self, Errand, Failure, Wish},
+    issuance::obtain::{self, Answer, Bundles, Errand, Failure, Wish},
     kube::Api,
     os::clock::Clock,
     store::{Entry, Set, Store, StoreError, files::Files},
@@ -117,6 +118,8 @@ pub struct Agent<C, F> {
     clock: C,
     store: RefCell<Store<F>>,
     trust: TrustDir,
+    stated: RefCell<Statements>,
+    pace: RefCell<Pace>,
     held: RefCell<Set>,
     /// Roles whose held entry is not on disk yet; their pending keys stay until it is.
     fresh: RefCell<BTreeSet<Role>>,
@@ -140,11 +143,21 @@ impl<C: Clock, F: Files> Agent<C, F> {
             }
             roles.contains(role) && good.is_ok()
         });
+        let mut stated = Statements::default();
+        let mut entries: Vec<_> = held.roles.iter().collect();
+        entries.sort_by_key(|(_, entry)| entry.record().received);
+        for (role, entry) in entries {
+            if let Some(digest) = &entry.record().in_force {
+                stated.remember(role.domain(), digest);
+            }
+        }
         Self {
             roles,
             clock,
             store: RefCell::new(store),
             trust,
+            stated: RefCell::new(stated),
+            pace: RefCell::default(),
             held: RefCell::new(held),
             fresh: RefCell::default(),
             dirty: Cell::new(false),
@@ -190,7 +203,10 @@ impl<C: Clock, F: Files> Agent<C, F> {
         let (mut offered, mut refused) = (BTreeMap::new(), Vec::new());
         for domain in self.domains() {
             match self.trust.read(domain) {
-                Ok(bundle) => drop(offered.insert(domain, bundle)),
+                Ok(bundle) => match self.doubt(domain, &bundle) {
+                    Some(error) => refused.push((domain, error)),
+                    None => drop(offered.insert(domain, bundle)),
+                },
                 Err(error) => refused.push((domain, error)),
             }
         }
@@ -199,6 +215,7 @@ impl<C: Clock, F: Files> Agent<C, F> {
         if let Some(next) = next {
             for (role, entry) in &next.roles {
                 tracing::info!(%role, bundle = entry.bundle().digest(), "trust bundle on offer taken");
+                self.pace.borrow_mut().confirmed(role.domain());
             }
             *self.held.borrow_mut() = next;
             self.dirty.set(true);
@@ -211,22 +228,91 @@ impl<C: Clock, F: Files> Agent<C, F> {
         self.trust.outdated(refused)
     }
 
-    /// The bundles that a new certificate of `domain` may verify under: those in use, then the one on offer.
-    fn bundles(&self, domain: Domain) -> Vec<Bundle> {
+    /// What speaks against taking a changed bundle; `None`: it is in use, or believed.
+    fn doubt(&self, domain: Domain, bundle: &Bundle) -> Option<TrustError> {
         let held = self.held.borrow();
-        let mut bundles: Vec<Bundle> = Vec::new();
+        let entries = || held.roles.iter().filter(|(role, _)| role.domain() == domain);
+        if !self.trust.is_ours() || entries().all(|(_, entry)| entry.bundle() == bundle) {
+            return None;
+        }
+        let offered = bundle.digest();
+        let named = match self.stated.borrow().believe(domain, &offered) {
+            Ok(()) => return None,
+            Err(Doubt::Another(named)) => Some(named),
+            Err(Doubt::Unheard) => None,
+        };
+        let now = self.clock.now();
+        let lacks = entries().filter(|(role, entry)| entry.with_bundle(**role, bundle, now).is_err());
+        let lacks = lacks.map(|(role, _)| *role).collect();
+        let asked = self.pace.borrow().was_asked(domain, &offered);
+        Some(TrustError::NotInForce { domain, offered, named, asked, lacks })
+    }
+
+    /// How long to wait until the signer is asked whether the bundle `offered` is in force.
+    pub fn asks_about_in(&self, domain: Domain, offered: &str) -> Duration {
+        self.pace.borrow().wait(domain, offered, self.clock.elapsed())
+    }
+
+    /// The answer to a request that was begun while the bundle `offered` was on offer has come: if it is still not
+    /// believed, the next question waits.
+    pub fn was_answered(&self, domain: Domain, offered: &str) {
+        if self.stated.borrow().believe(domain, offered).is_err() {
+            self.pace.borrow_mut().unconfirmed(domain, offered, self.clock.elapsed());
+        }
+    }
+
+    /// Whether the signer's last answer stated the bundles in force; `None` before the first answer, and where the bundles
+    /// are not our signer's.
+    pub fn signer_states(&self) -> Option<bool> {
+        self.stated.borrow().last().filter(|_| self.trust.is_ours())
+    }
+
+    /// The bundles that a new certificate of `domain` may verify under: those in use, then the one on offer, if it is
+    /// believed by what was stated before or by `answer`.
+    fn bundles(&self, domain: Domain, answer: Option<&Answer>) -> Bundles {
+        let held = self.held.borrow();
+        let mut found = Bundles::default();
         let in_use = held.roles.iter().filter(|(role, _)| role.domain() == domain).map(|(_, e)| e.bundle().clone());
-        for bundle in in_use.chain(self.trust.read(domain).ok()) {
-            if !bundles.contains(&bundle) {
-                bundles.push(bundle);
+        let offered = self.trust.read(domain);
+        let digest = offered.as_ref().ok().map(Bundle::digest);
+        if let Some(Answer(answer)) = answer {
+            self.stated.borrow_mut().hear(answer.as_ref(), domain, digest.as_deref());
+        }
+        let offered = match (offered, &digest) {
+            (Ok(bundle), Some(digest)) if self.trust.is_ours() => match self.stated.borrow().believe(domain, digest) {
+                Ok(()) => Some(bundle),
+                Err(doubt) => {
+                    found.doubt = Some(match doubt {
+                        Doubt::Unheard => {
+                            format!("the signer has not stated that the bundle on offer ({digest}) is in force")
+                        }
+                        Doubt::Another(named) => format!(
+                            "the bundle on offer has digest {digest}, the signer states {named}; waiting for kubelet to bring \
+                             the one in force"
+                        ),
+                    });
+                    None
+                }
+            },
+            (Ok(bundle), _) => Some(bundle),
+            (Err(error), _) => {
+                found.doubt = Some(error.to_string());
+                None
+            }
+        };
+        for bundle in in_use.chain(offered) {
+            if !found.bundles.contains(&bundle) {
+                found.bundles.push(bundle);
             }
         }
-        bundles
+        found.in_force = self.stated.borrow().named(domain).cloned();
+        found
     }
 
     /// Digest of the bundle that a role of `domain` has in use, or would have first.
     pub fn bundle_digest(&self, domain: Domain) -> Option<String> {
-        self.bundles(domain).first().map(Bundle::digest)
+        let in_use = self.bundles(domain, None).bundles.first().map(Bundle::digest);
+        in_use.or_else(|| self.trust.read(domain).ok().map(|bundle| bundle.digest()))
     }
 
     /// Asks for `wish`, for as long as `limit` says.
@@ -247,7 +333,7 @@ impl<C: Clock, F: Files> Agent<C, F> {
             clock: &self.clock,
             store: &self.store,
             current: current.as_deref(),
-            bundles: &|domain| self.bundles(domain),
+            bundles: &|domain, answer| self.bundles(domain, answer),
             trusts,
             limit,
         })

@@ -56,6 +56,35 @@ pub enum TrustError {
         /// Digest of the bundle on offer.
         offered: String,
     },
+    /// The signer has not stated that it is in force.
+    #[error(
+        "the {domain} bundle on offer (digest {offered}) is not in force: {}; the bundle in use stays. Who else writes the \
+         trust ConfigMap? The signer repairs it, and kubelet brings it to the pod within two minutes",
+        stated(named.as_deref())
+    )]
+    NotInForce {
+        /// The bundle's domain.
+        domain: Domain,
+        /// Digest of the bundle on offer.
+        offered: String,
+        /// The digest that the signer stated last.
+        named: Option<String>,
+        /// Whether the signer was asked since it is on offer.
+        asked: bool,
+        /// Roles whose certificates it would refuse.
+        lacks: Vec<Role>,
+    },
+}
+
+fn stated(named: Option<&str>) -> String {
+    named.map_or_else(|| "the signer has not stated it".to_owned(), |named| format!("the signer states {named}"))
+}
+
+impl TrustError {
+    /// Whether it is merely asked about: no refusal yet.
+    pub const fn is_asked_about(&self) -> bool {
+        matches!(self, Self::NotInForce { asked: false, .. })
+    }
 }
 
 /// Where the bundles on offer are: a mounted directory with `peer.crt`, `client.crt` and `metrics.crt`, or one file for
@@ -84,13 +113,21 @@ impl TrustDir {
         Self { ours, ..self }
     }
 
+    /// Whether our signer publishes what is in it, so that a bundle is believed only by the signer's statement.
+    pub const fn is_ours(&self) -> bool {
+        self.ours
+    }
+
     /// Of what was refused: whose certificates are of a CA that has left its bundle, and the digest of that. Who missed a
     /// rollover gets a certificate of the new CA with the bundle, now and not with its renewal. Where that order is not known
     /// nobody is told: a CA that was swapped by mistake would bring all members to certificates that none of them takes.
     pub fn outdated(&self, refused: &[(Domain, TrustError)]) -> BTreeMap<Role, String> {
         let of = |error: &TrustError| match error {
             TrustError::LacksIssuer { role, offered, .. } if self.ours => Some((*role, offered.clone())),
-            TrustError::LacksIssuer { .. } | TrustError::Unreadable { .. } | TrustError::Unusable { .. } => None,
+            TrustError::LacksIssuer { .. }
+            | TrustError::NotInForce { .. }
+            | TrustError::Unreadable { .. }
+            | TrustError::Unusable { .. } => None,
         };
         refused.iter().filter_map(|(_, error)| of(error)).collect()
     }

@@ -2,6 +2,7 @@
 //! already are left alone.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     time::Duration,
@@ -11,6 +12,7 @@ use clap::Args;
 use etcd_tls_contract::{
     args::{DownwardArgs, PodArgs},
     duration::parse_duration,
+    role::{Domain, Role},
 };
 use futures::{StreamExt as _, stream::FuturesUnordered};
 use tokio::signal::unix::{SignalKind, signal};
@@ -18,6 +20,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::{
     agent::{
         subject::{Agent, Subject},
+        trust::TrustError,
         work::open,
     },
     error::Error,
@@ -92,13 +95,18 @@ pub async fn fill<C: Clock, F: Files, A: Api>(
     // Whatever bundle is on offer is in place before etcd starts: it loads it then and never again.
     let refused = agent.take_trust();
     for (domain, error) in &refused {
-        tracing::warn!(%domain, %error, "trust bundle on offer not taken");
+        if error.is_asked_about() {
+            tracing::info!(%domain, "a changed trust bundle is on offer; asking the signer whether it is in force");
+        } else {
+            tracing::warn!(%domain, %error, "trust bundle on offer not taken");
+        }
     }
     let outdated = agent.outdated(&refused);
+    let asks = askers(&refused, wishes);
     let mut requests = FuturesUnordered::new();
     for wish in wishes {
         let lacks = lacks(agent, wish);
-        if !lacks && !outdated.contains_key(&wish.role) {
+        if !lacks && !outdated.contains_key(&wish.role) && !asks.contains(&wish.role) {
             continue;
         }
         // etcd is about to start and will load just this.
@@ -132,12 +140,29 @@ pub async fn fill<C: Clock, F: Files, A: Api>(
     if !failures.is_empty() {
         return Err(Error::Requests(failures));
     }
-    if !outdated.is_empty() {
-        // With certificates of its CA the bundle is taken, for the domain's other roles too.
-        agent.take_trust();
+    if !outdated.is_empty() || !asks.is_empty() {
+        // With certificates of its CA, or the signer's statement, the bundle is taken, for the domain's other roles too.
+        for (domain, error) in agent.take_trust() {
+            tracing::warn!(%domain, %error, "trust bundle on offer not taken");
+        }
     }
     agent.install()?;
     Ok(())
+}
+
+/// The roles that ask whether a changed bundle on offer is in force: those whose certificates it would refuse, else the
+/// domain's first.
+fn askers(refused: &[(Domain, TrustError)], wishes: &[Wish]) -> BTreeSet<Role> {
+    let mut asks = BTreeSet::new();
+    for (domain, error) in refused {
+        let TrustError::NotInForce { lacks, .. } = error else { continue };
+        if lacks.is_empty() {
+            asks.extend(wishes.iter().map(|wish| wish.role).find(|role| role.domain() == *domain));
+        } else {
+            asks.extend(lacks);
+        }
+    }
+    asks
 }
 
 /// Whether etcd cannot start with what is there. One that is merely due is left to `run`.
@@ -148,7 +173,9 @@ fn lacks<C: Clock, F: Files>(agent: &Agent<C, F>, wish: &Wish) -> bool {
     let entry = agent.entry(wish.role);
     match need(wish, entry.as_deref(), None, now) {
         Ok(Need::Missing | Need::Names(_) | Need::Early) => true,
-        Ok(Need::Due | Need::Trusts | Need::Outdated) => entry.is_none_or(|e| life(&e).left(now).is_zero()),
+        Ok(Need::Due | Need::Trusts | Need::Outdated | Need::Offered) => {
+            entry.is_none_or(|e| life(&e).left(now).is_zero())
+        }
         Err(_) => false,
     }
 }

@@ -10,6 +10,7 @@ use etcd_tls_contract::{
     certificate::{Bundle, Chain},
     csr::{PrivateKey, Request},
     identity,
+    in_force::InForce,
     key::{KeyAlgorithm, KeyRotation},
     life::Life,
     names,
@@ -74,6 +75,8 @@ pub enum Need {
     Trusts,
     /// The bundle on offer lacks its CA: a rollover went by, and peers may refuse it.
     Outdated,
+    /// A changed bundle is on offer; the answer states whether it is in force.
+    Offered,
 }
 
 impl std::fmt::Display for Need {
@@ -85,6 +88,7 @@ impl std::fmt::Display for Need {
             Self::Names(names) => write!(f, "it lacks {}", names.join(", ")),
             Self::Trusts => f.write_str("etcd has loaded another trust bundle"),
             Self::Outdated => f.write_str("the trust bundle on offer lacks its CA"),
+            Self::Offered => f.write_str("a changed trust bundle is on offer; is it in force?"),
         }
     }
 }
@@ -196,6 +200,21 @@ impl Failure {
     }
 }
 
+/// What the signer stated of the bundles in force with a certificate, if anything.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer(pub Option<InForce>);
+
+/// The bundles that a new certificate may verify under.
+#[derive(Clone, Debug, Default)]
+pub struct Bundles {
+    /// The preferred first: the one in use, the one on offer.
+    pub bundles: Vec<Bundle>,
+    /// Why the one on offer is not among them.
+    pub doubt: Option<String>,
+    /// The digest of the bundle in force, as the signer last stated it.
+    pub in_force: Option<String>,
+}
+
 /// What [`obtain`] works with.
 pub struct Errand<'a, A, C, F> {
     /// What is asked for.
@@ -208,8 +227,8 @@ pub struct Errand<'a, A, C, F> {
     pub store: &'a RefCell<Store<F>>,
     /// The certificate in use.
     pub current: Option<&'a Entry>,
-    /// Bundles that a new certificate may verify under, the preferred first: the one in use, the one on offer.
-    pub bundles: &'a dyn Fn(Domain) -> Vec<Bundle>,
+    /// Bundles that a new certificate may verify under; told of the answer, once there is one.
+    pub bundles: &'a dyn Fn(Domain, Option<&Answer>) -> Bundles,
     /// What the request states in its `trusts` annotation.
     pub trusts: Option<String>,
     /// How long to try; for ever, if none.
@@ -279,7 +298,7 @@ impl<A: Api, C: Clock, F: Files> Errand<'_, A, C, F> {
             if *key_rotation == KeyRotation::OnCaChange
                 && let Some(entry) = self.current
                 // One on offer that is not in use yet is a change as well: it lacks the CA in use, and waits for a certificate.
-                && (self.bundles)(role.domain()).iter().chain([entry.bundle()]).all(|b| b.digest() == entry.record().key_bundle)
+                && (self.bundles)(role.domain(), None).bundles.iter().chain([entry.bundle()]).all(|b| b.digest() == entry.record().key_bundle)
                 && let Ok(key) = PrivateKey::from_pem(entry.key_pem())
                 && key.algorithm() == Some(*algorithm)
             {
@@ -391,11 +410,12 @@ impl<A: Api, C: Clock, F: Files> Errand<'_, A, C, F> {
         let Wish { role, sans, .. } = self.wish;
         let rejected = |reason: String| Failure::Rejected { name: name.to_owned(), reason };
         let chain = Chain::parse(pem.as_bytes()).map_err(|e| rejected(e.to_string()))?;
+        let answer = Answer(InForce::parse(pem).map_err(|e| rejected(e.to_string()))?);
         let began = self.clock.elapsed();
         let mut told = false;
         loop {
             let now = self.clock.now();
-            let bundles = (self.bundles)(role.domain());
+            let Bundles { bundles, doubt, in_force } = (self.bundles)(role.domain(), Some(&answer));
             let mut reason = "there is no trust bundle to verify it under".to_owned();
             for bundle in &bundles {
                 let seconds = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
@@ -404,6 +424,7 @@ impl<A: Api, C: Clock, F: Files> Errand<'_, A, C, F> {
                     received: seconds,
                     key_bundle: kept.map_or_else(|| bundle.digest(), |e| e.record().key_bundle.clone()),
                     trusts: self.trusts.clone(),
+                    in_force: in_force.clone(),
                 };
                 match Entry::prove(*role, pem, key, bundle, sans, record, now) {
                     Ok(entry) => return Ok(entry),
@@ -411,6 +432,9 @@ impl<A: Api, C: Clock, F: Files> Errand<'_, A, C, F> {
                 }
             }
             let early = chain.not_before > now && chain.not_before.duration_since(now).unwrap_or_default() <= AHEAD;
+            if let Some(doubt) = doubt {
+                reason = if bundles.is_empty() { doubt } else { format!("{reason}; {doubt}") };
+            }
             let unknown = !bundles.iter().any(|b| b.contains_issuer_of(&chain));
             if !(early || unknown) || self.clock.elapsed().saturating_sub(began) > AHEAD {
                 return Err(rejected(reason));

@@ -129,7 +129,7 @@ fn an_answer_that_is_lost_makes_no_second_request() {
         clock: &scene.clock,
         store: &scene.store,
         current: None,
-        bundles: &|_| scene.bundles.clone(),
+        bundles: &|_, _| Bundles { bundles: scene.bundles.clone(), ..Bundles::default() },
         trusts: None,
         limit: None,
     }))
@@ -317,7 +317,7 @@ fn a_kept_key_waits_for_its_old_request_to_go() {
         clock: &scene.clock,
         store: &scene.store,
         current: scene.current.as_ref(),
-        bundles: &|_| scene.bundles.clone(),
+        bundles: &|_, _| Bundles { bundles: scene.bundles.clone(), ..Bundles::default() },
         trusts: None,
         limit: None,
     }))
@@ -393,4 +393,36 @@ fn what_is_needed() {
     assert_eq!(need(Some("other"), clock.now()), Ok(Need::Trusts));
     let moved = Wish { sans: "10.0.0.1,10.0.0.9".parse().unwrap(), ..wish.clone() };
     assert_eq!(super::need(&moved, Some(&entry), None, clock.now()), Ok(Need::Names(vec!["10.0.0.9".to_owned()])));
+}
+
+/// The answer's statement of the bundles in force reaches the caller, the record keeps it, and the file has none of it. An
+/// answer with two statements is refused whatever its certificate is.
+#[test]
+fn an_answer_states_the_bundles_in_force() {
+    let digest = "0123456789abcdef0123456789abcdef";
+    let line = format!("etcd-tls trust: peer={digest} client={digest}\n");
+    for (text, taken) in [(line.clone(), true), (String::new(), true), (format!("{line}{line}"), false)] {
+        let scene = Scene::new();
+        let sign = signer(&scene.authority, &scene.clock, 24 * HOUR);
+        let before = text.clone();
+        scene.judge(move |now, object| {
+            sign(now, object);
+            let certificate = &mut object.status.as_mut().unwrap().certificate.as_mut().unwrap().0;
+            if !certificate.starts_with(b"etcd-tls") {
+                certificate.splice(0..0, before.bytes());
+            }
+        });
+        let obtained = scene.obtain();
+        let heard = scene.heard.borrow();
+        if taken {
+            let entry = obtained.unwrap();
+            assert!(entry.chain_pem().starts_with("-----BEGIN"), "{}", entry.chain_pem());
+            let stated =
+                heard.last().unwrap().0.as_ref().and_then(|f| f.digest(Role::Peer.domain()).map(str::to_owned));
+            assert_eq!(stated.as_deref(), (!text.is_empty()).then_some(digest));
+        } else {
+            assert!(matches!(obtained, Err(Failure::Rejected { .. })), "{text}");
+            assert!(heard.is_empty());
+        }
+    }
 }

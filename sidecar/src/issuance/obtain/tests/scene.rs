@@ -16,7 +16,7 @@ use etcd_tls_contract::{
 };
 
 use crate::{
-    issuance::obtain::{Errand, Failure, Wish, obtain},
+    issuance::obtain::{Answer, Bundles, Errand, Failure, Wish, obtain},
     kube::{
         Api, ApiError, Version,
         objects::{
@@ -122,6 +122,8 @@ pub(super) struct Scene {
     pub(super) wish: Wish,
     pub(super) current: Option<Entry>,
     pub(super) bundles: Vec<Bundle>,
+    /// What was told of answers.
+    pub(super) heard: RefCell<Vec<Answer>>,
     pub(super) limit: Option<Duration>,
 }
 
@@ -171,6 +173,7 @@ impl Scene {
             dir,
             wish,
             current: None,
+            heard: RefCell::default(),
             limit: None,
         }
     }
@@ -190,7 +193,10 @@ impl Scene {
             clock: &self.clock,
             store: &self.store,
             current: self.current.as_ref(),
-            bundles: &|_| self.bundles.clone(),
+            bundles: &|_, answer| {
+                self.heard.borrow_mut().extend(answer.cloned());
+                Bundles { bundles: self.bundles.clone(), ..Bundles::default() }
+            },
             trusts: Some("digest".to_owned()),
             limit: self.limit,
         }))
