@@ -37,6 +37,7 @@ mod cache;
 mod cleaner;
 mod metrics;
 mod reconcile;
+mod repair;
 mod serving;
 mod signer;
 mod terms;

@@ -28,6 +28,11 @@ struct WithReason {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct InForm {
+    form: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfNamespace {
     namespace: String,
 }
@@ -60,6 +65,9 @@ pub(super) struct Metrics {
     known: Gauge,
     held: Gauge,
     pub(super) trust_writes: Counter,
+    trust_repairs: Family<InForm, Counter>,
+    pub(super) trust_repair_failures: Counter,
+    pub(super) trust_unrepaired: Gauge,
     pub(super) serving_until: Gauge,
     refused: Family<OfNamespace, Gauge>,
     refused_in: Arc<Mutex<BTreeSet<String>>>,
@@ -86,6 +94,17 @@ impl Metrics {
             known: metric(registry, "requests_known", "Requests to our signers that exist"),
             held: metric(registry, "requests_held", "Deleted requests that finalizers hold"),
             trust_writes: metric(registry, "trust_writes", "Trust ConfigMaps written"),
+            trust_repairs: metric(
+                registry,
+                "trust_repairs",
+                "Trust ConfigMaps repaired that somebody else had changed, by form of the damage",
+            ),
+            trust_repair_failures: metric(registry, "trust_repair_failures", "Failed writes of trust ConfigMaps"),
+            trust_unrepaired: metric(
+                registry,
+                "trust_unrepaired",
+                "Trust ConfigMaps whose last write failed: what they hold may be another's",
+            ),
             serving_until: metric(
                 registry,
                 "webhook_certificate_not_after_timestamp_seconds",
@@ -109,6 +128,10 @@ impl Metrics {
 
     pub(super) fn issued(&self, role: Role) {
         self.issued.get_or_create(&OfRole { role: role.as_str() }).inc();
+    }
+
+    pub(super) fn repaired(&self, form: &'static str) {
+        self.trust_repairs.get_or_create(&InForm { form }).inc();
     }
 
     pub(super) fn failed(&self, reason: &'static str) {
@@ -176,6 +199,7 @@ impl Metrics {
     pub(super) fn forget_all(&self) {
         self.refused(std::iter::empty());
         self.requests(0, 0);
+        self.trust_unrepaired.set(0);
         self.phase.clear();
         self.waiting.clear();
         self.not_after.clear();

@@ -34,7 +34,8 @@ use super::{
     authorities::{Authorities, Unavailable, quota::Slot},
     cache::{objects::Objects, pods::Pods, watches::Watches},
     metrics::Metrics,
-    trust::{Desired, cluster_of},
+    repair::Upkeep,
+    trust::cluster_of,
 };
 use crate::{
     ca::authority::Authority,
@@ -85,8 +86,8 @@ pub(super) struct Keeper {
     /// The user's CAs, by Secret and its resourceVersion.
     pub(super) given: HashMap<String, (String, Arc<Authority>)>,
     pub(super) said: HashMap<(String, &'static str), (String, Instant)>,
-    /// Content that was seen to be as it shall be, by ConfigMap and its resourceVersion.
-    pub(super) settled: HashMap<(String, String), (String, Desired)>,
+    /// What is known of each trust ConfigMap, by namespace and name.
+    pub(super) upkeep: HashMap<(String, String), Upkeep>,
 }
 
 impl Keeper {
@@ -243,23 +244,33 @@ impl Keeper {
 
     /// Says a trouble of `subject` now and then, beside the trust of an authority.
     async fn complain(&mut self, subject: &str, name: &SignerName, reason: &'static str, trouble: &str) {
+        tracing::debug!(authority = %name, reason, "trouble");
+        self.complain_of(subject, reference(name), reason, trouble).await;
+    }
+
+    /// [`Self::complain`], beside any object.
+    async fn complain_of(&mut self, subject: &str, regarding: ObjectReference, reason: &'static str, trouble: &str) {
         let key = (subject.to_owned(), reason);
         let said = self.said.get(&key);
         if said.is_some_and(|(last, at)| last == trouble && at.elapsed() < SAY_AGAIN) {
             return;
         }
         self.said.insert(key, (trouble.to_owned(), Instant::now()));
-        tracing::error!(authority = %name, "{trouble}");
-        self.recorder.warn(Notice { regarding: reference(name), reason, note: trouble.to_owned() }).await;
+        tracing::error!(subject, reason, "{trouble}");
+        self.recorder.warn(Notice { regarding, reason, note: trouble.to_owned() }).await;
     }
 }
 
 fn reference(name: &SignerName) -> ObjectReference {
+    config_map(&name.namespace, &names::trust_config_map(&name.cluster))
+}
+
+fn config_map(namespace: &str, name: &str) -> ObjectReference {
     ObjectReference {
         api_version: Some("v1".to_owned()),
         kind: Some("ConfigMap".to_owned()),
-        namespace: Some(name.namespace.clone()),
-        name: Some(names::trust_config_map(&name.cluster)),
+        namespace: Some(namespace.to_owned()),
+        name: Some(name.to_owned()),
         ..ObjectReference::default()
     }
 }

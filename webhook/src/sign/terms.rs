@@ -45,7 +45,7 @@ impl Terms {
                 metrics: signer.metrics.clone(),
                 given: HashMap::new(),
                 said: HashMap::new(),
-                settled: HashMap::new(),
+                upkeep: HashMap::new(),
             };
             tasks.spawn(async move { match keeper.run().await {} });
             tasks.spawn(serve(Arc::clone(&signer), lifetimes));

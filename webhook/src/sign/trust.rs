@@ -1,13 +1,9 @@
-//! The trust ConfigMaps: what stands in one, and what must be written to make it so. Pure.
-//!
-//! A ConfigMap is mended key by key: a key whose authority is not known just now stays as it is, since trust that was
-//! published is taken away only by a rollover.
+//! The trust ConfigMaps: what stands in one. Pure. [`super::repair`] makes one what it shall be.
 
 use std::collections::BTreeMap;
 
 use etcd_tls_contract::{names, role::Domain};
 use k8s_openapi::{api::core::v1::ConfigMap, apimachinery::pkg::apis::meta::v1::ObjectMeta};
-use serde_json::{Value, json};
 
 use super::{
     ClusterName,
@@ -76,30 +72,6 @@ impl Desired {
             ..ConfigMap::default()
         }
     }
-
-    /// The merge patch that mends `object`; `None`: it is as it shall be. It carries the resourceVersion that was looked
-    /// at, so that it mends nothing else.
-    pub(super) fn patch(&self, object: &ConfigMap) -> Option<Value> {
-        let empty = BTreeMap::new();
-        let data = object.data.as_ref().unwrap_or(&empty);
-        let annotations = object.metadata.annotations.as_ref().unwrap_or(&empty);
-        let label = object.metadata.labels.as_ref().and_then(|l| l.get(MANAGED_LABEL.0));
-        let wrong_data: BTreeMap<_, _> = self.data.iter().filter(|(k, v)| data.get(**k) != Some(v)).collect();
-        let wrong_annotations: BTreeMap<_, _> =
-            self.annotations.iter().filter(|(k, v)| annotations.get(*k) != Some(v)).collect();
-        let label_fits = label.is_some_and(|value| value == MANAGED_LABEL.1);
-        if wrong_data.is_empty() && wrong_annotations.is_empty() && label_fits {
-            return None;
-        }
-        Some(json!({
-            "metadata": {
-                "resourceVersion": object.metadata.resource_version,
-                "labels": {MANAGED_LABEL.0: MANAGED_LABEL.1},
-                "annotations": wrong_annotations,
-            },
-            "data": wrong_data,
-        }))
-    }
 }
 
 #[cfg(test)]
@@ -107,46 +79,6 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
-
-    fn desired() -> Desired {
-        let mut desired = Desired::new("uid");
-        desired.publish(Domain::Peer, "PEER".to_owned());
-        desired.publish(Domain::Client, "CLIENT".to_owned());
-        desired
-    }
-
-    #[test]
-    fn what_is_as_it_shall_be_is_left_alone() {
-        assert_eq!(desired().patch(&desired().object("x")), None);
-    }
-
-    #[test]
-    fn each_alteration_is_mended_and_nothing_else() {
-        let good = desired().object("x");
-        let mut altered = good.clone();
-        altered.data.as_mut().unwrap().insert("peer.crt".to_owned(), "OTHER".to_owned());
-        altered.data.as_mut().unwrap().insert("mine".to_owned(), "kept".to_owned());
-        let patch = desired().patch(&altered).unwrap();
-        assert_eq!(patch["data"], json!({"peer.crt": "PEER"}));
-
-        let mut emptied = good.clone();
-        emptied.data = None;
-        assert_eq!(desired().patch(&emptied).unwrap()["data"], json!({"peer.crt": "PEER", "client.crt": "CLIENT"}));
-        let mut unlabelled = good.clone();
-        unlabelled.metadata.labels = None;
-        assert!(desired().patch(&unlabelled).is_some());
-        let mut other = good;
-        other.metadata.annotations.as_mut().unwrap().insert(UID_ANNOTATION.to_owned(), "older".to_owned());
-        assert!(desired().patch(&other).is_some());
-    }
-
-    #[test]
-    fn a_key_that_is_not_known_stays() {
-        let published = desired().object("x");
-        let mut less = Desired::new("uid");
-        less.publish(Domain::Client, "CLIENT".to_owned());
-        assert_eq!(less.patch(&published), None);
-    }
 
     #[test]
     fn names_are_read_back() {

@@ -1,21 +1,35 @@
 //! Publishes trust: each namespace's ConfigMaps, made and mended until they say what the authorities are.
 
-use std::collections::{BTreeSet, HashMap};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use etcd_tls_contract::{names::SignerName, policy::Policy, role::Domain};
 use futures::{StreamExt, stream};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{
     Api,
-    api::{Patch, PatchParams, PostParams},
+    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
 };
+use tokio::time::{Instant, sleep};
 
-use super::{AT_ONCE, ClusterName, Keeper, Namespaces};
+use super::{AT_ONCE, ClusterName, Keeper, Namespaces, config_map};
 use crate::{
     controller::client::{RequestError, within},
     rollover::Report,
-    sign::trust::{Desired, config_map_name},
+    sign::{
+        repair::{Form, Remedy, remedy},
+        trust::{Desired, config_map_name},
+    },
 };
+
+/// Events beside a ConfigMap.
+const REPAIRED: &str = "TrustRepaired";
+const UNREPAIRED: &str = "TrustNotRepaired";
+/// With a pause of this length, a failure is said.
+const LASTING: Duration = Duration::from_secs(1);
 
 impl Keeper {
     /// Makes the ConfigMaps of the `wanted` clusters what they shall be.
@@ -26,42 +40,76 @@ impl Keeper {
         namespaces: &Namespaces,
         policy: &Policy,
     ) {
+        let now = Instant::now();
         let mut due = Vec::new();
+        let mut all = BTreeSet::new();
         for (namespace, cluster) in wanted {
             let Some(facts) = namespaces.get(namespace) else { continue };
             let desired = self.desired(namespace, cluster, &facts.uid, reports, policy).await;
-            let name = config_map_name(namespace, cluster);
-            let version = self.config_maps.get(namespace, &name).and_then(|m| m.resource_version);
-            let key = (namespace.clone(), name);
-            let settled = self
-                .settled
-                .get(&key)
-                .is_some_and(|(seen, content)| version.as_ref() == Some(seen) && *content == desired);
-            if !settled && !desired.data.is_empty() {
-                due.push((key, desired));
+            let key = (namespace.clone(), config_map_name(namespace, cluster));
+            let version = self.config_maps.get(namespace, &key.1).and_then(|m| m.resource_version);
+            let upkeep = self.upkeep.entry(key.clone()).or_default();
+            let before = upkeep.settled.as_ref();
+            let settled = before.is_some_and(|(seen, content)| version.as_ref() == Some(seen) && *content == desired);
+            if !settled && !desired.data.is_empty() && upkeep.wait(now).is_zero() {
+                due.push((key.clone(), before.cloned(), desired));
             }
+            all.insert(key);
         }
+        self.upkeep.retain(|key, _| all.contains(key));
         let this = &*self;
         let written: Vec<_> = stream::iter(due)
-            .map(|(key, desired)| async move {
-                let result = this.mend(&key.0, &key.1, &desired).await;
+            .map(|(key, before, desired)| async move {
+                let result = this.mend(&key.0, &key.1, before.as_ref(), &desired).await;
                 (key, desired, result)
             })
             .buffer_unordered(AT_ONCE)
             .collect()
             .await;
         for (key, desired, result) in written {
-            match result {
-                Ok(version) => {
-                    self.settled.insert(key, (version, desired));
+            self.written(key, desired, result).await;
+        }
+        let failing = self.upkeep.values().filter(|upkeep| upkeep.is_failing()).count();
+        self.metrics.trust_unrepaired.set(i64::try_from(failing).unwrap_or(i64::MAX));
+    }
+
+    /// Notes what came of a ConfigMap, and says what was repaired or cannot be written.
+    async fn written(&mut self, key: (String, String), desired: Desired, result: Result<Mended, NotMended>) {
+        let (now, reference) = (Instant::now(), config_map(&key.0, &key.1));
+        let subject = format!("{}/{}", key.0, key.1);
+        let upkeep = self.upkeep.entry(key.clone()).or_default();
+        match result {
+            Ok(mended) => {
+                upkeep.done(mended.version, desired);
+                if !mended.repaired.is_empty() {
+                    upkeep.repaired(now);
+                    let forms: Vec<&str> = mended.repaired.iter().map(|form| form.as_str()).collect();
+                    forms.iter().for_each(|form| self.metrics.repaired(form));
+                    let note = format!(
+                        "ConfigMap {subject} was changed by somebody else ({}) and has been repaired. Whoever may write \
+                         ConfigMaps in this namespace can delay a trust bundle; the audit log of the API server tells who it was",
+                        forms.join(", ")
+                    );
+                    self.complain_of(&subject, reference, REPAIRED, &note).await;
                 }
-                Err(error) if error.code() == Some(403) => {
-                    tracing::debug!(namespace = key.0, "no right to publish trust yet: approve gives it");
-                }
-                // Changed since it was looked at, or the namespace is going.
-                Err(error) if error.is_stale() || error.is_not_found() => self.changed.notify_one(),
-                Err(error) => {
-                    tracing::warn!(namespace = key.0, config_map = key.1, %error, "cannot publish trust; trying again");
+            }
+            Err(NotMended { error, renewing: false }) if error.code() == Some(403) => {
+                tracing::debug!(namespace = key.0, "no right to publish trust yet: approve gives it");
+            }
+            Err(NotMended { error, .. }) => {
+                let pause = upkeep.failed(now);
+                self.metrics.trust_repair_failures.inc();
+                let changed = Arc::clone(&self.changed);
+                tokio::spawn(async move {
+                    sleep(pause).await;
+                    changed.notify_one();
+                });
+                // Changed since it was looked at, or the namespace is going: no trouble, unless it lasts.
+                if pause >= LASTING {
+                    let note = format!("ConfigMap {subject} cannot be written: {error}; it is tried again");
+                    self.complain_of(&subject, reference, UNREPAIRED, &note).await;
+                } else {
+                    tracing::debug!(config_map = subject, %error, "not written; trying again");
                 }
             }
         }
@@ -92,18 +140,114 @@ impl Keeper {
         desired
     }
 
-    /// Makes a ConfigMap what it shall be; gives its resourceVersion.
-    async fn mend(&self, namespace: &str, name: &str, desired: &Desired) -> Result<String, RequestError> {
+    /// Makes a ConfigMap what it shall be. `before`: what it was when it was looked at last.
+    async fn mend(
+        &self,
+        namespace: &str,
+        name: &str,
+        before: Option<&(String, Desired)>,
+        desired: &Desired,
+    ) -> Result<Mended, NotMended> {
         let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), namespace);
-        let written = match within(api.get_opt(name)).await? {
-            None => within(api.create(&PostParams::default(), &desired.object(name))).await?,
-            Some(object) => match desired.patch(&object) {
-                None => return Ok(object.metadata.resource_version.unwrap_or_default()),
-                Some(patch) => within(api.patch(name, &PatchParams::default(), &Patch::Merge(patch))).await?,
-            },
-        };
+        let ours = before.is_some_and(|(_, content)| content == desired);
+        let mut repaired = BTreeSet::new();
+        let mut present = within(api.get_opt(name)).await.map_err(NotMended::writing)?;
+        if let Some(object) = &present {
+            let (remedy, forms) = remedy(desired, object);
+            let certain = [Form::BeingDeleted, Form::BinaryData, Form::ExtraKeys, Form::Immutable];
+            repaired.extend(forms.into_iter().filter(|form| ours || certain.contains(form)));
+            match remedy {
+                Remedy::Nothing if repaired.is_empty() => return Ok(Mended::of(object, repaired)),
+                // It goes by itself in a moment.
+                Remedy::Nothing => return Err(NotMended::going()),
+                Remedy::Patch(patch) => {
+                    let patched = within(api.patch(name, &PatchParams::default(), &Patch::Merge(patch)))
+                        .await
+                        .map_err(NotMended::writing)?;
+                    return Ok(self.published(namespace, name, &patched, repaired));
+                }
+                Remedy::Release(patch) => {
+                    within(api.patch_metadata(name, &PatchParams::default(), &Patch::Merge(patch)))
+                        .await
+                        .map_err(NotMended::renewing)?;
+                }
+                Remedy::Replace => {
+                    let preconditions = Preconditions {
+                        uid: object.metadata.uid.clone(),
+                        resource_version: object.metadata.resource_version.clone(),
+                    };
+                    let params = DeleteParams::default().preconditions(preconditions);
+                    within(api.delete(name, &params)).await.map_err(NotMended::renewing)?;
+                }
+            }
+            present = within(api.get_opt(name)).await.map_err(NotMended::renewing)?;
+            if present.is_some() {
+                // A finalizer holds it: the next attempt lets it go.
+                return Err(NotMended::going());
+            }
+        } else if before.is_some() {
+            repaired.insert(Form::Deleted);
+        }
+        let made =
+            within(api.create(&PostParams::default(), &desired.object(name))).await.map_err(NotMended::writing)?;
+        Ok(self.published(namespace, name, &made, repaired))
+    }
+
+    fn published(&self, namespace: &str, name: &str, object: &ConfigMap, repaired: BTreeSet<Form>) -> Mended {
         self.metrics.trust_writes.inc();
         tracing::info!(namespace, config_map = name, "published trust");
-        Ok(written.metadata.resource_version.unwrap_or_default())
+        Mended::of(object, repaired)
+    }
+}
+
+/// A ConfigMap that is what it shall be.
+struct Mended {
+    version: String,
+    /// What somebody else had changed.
+    repaired: BTreeSet<Form>,
+}
+
+impl Mended {
+    fn of(object: &ConfigMap, repaired: BTreeSet<Form>) -> Self {
+        Self { version: object.metadata.resource_version.clone().unwrap_or_default(), repaired }
+    }
+}
+
+/// A ConfigMap that could not be made what it shall be.
+struct NotMended {
+    error: MendError,
+    /// It was to be deleted and made anew.
+    renewing: bool,
+}
+
+/// Why not.
+#[derive(Debug, thiserror::Error)]
+enum MendError {
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    #[error("it is being deleted")]
+    Going,
+}
+
+impl MendError {
+    fn code(&self) -> Option<u16> {
+        match self {
+            Self::Request(error) => error.code(),
+            Self::Going => None,
+        }
+    }
+}
+
+impl NotMended {
+    fn writing(error: RequestError) -> Self {
+        Self { error: error.into(), renewing: false }
+    }
+
+    fn renewing(error: RequestError) -> Self {
+        Self { error: error.into(), renewing: true }
+    }
+
+    const fn going() -> Self {
+        Self { error: MendError::Going, renewing: true }
     }
 }
