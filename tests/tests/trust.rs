@@ -114,7 +114,10 @@ impl Member {
             }
         });
         let member = Self { pod, certs, url: client, admin, restarts, task };
-        eventually("an honest client's first key", LIMIT, || member.write(&member.certs.join("client"))).await;
+        eventually("an honest client's first key", LIMIT, || async {
+            member.write(&member.certs.join("client")).await
+        })
+        .await;
         member
     }
 
@@ -268,7 +271,7 @@ async fn attack_4_a_ca_in_the_trust_config_map_opens_nothing() {
         if now.certificates().len() == 2 && now.contains(&honest.0) && restarts == 1 { Ok(()) } else { Err(restarts) }
     })
     .await;
-    eventually("etcd to be back", LIMIT, || member.write(&member.certs.join("client"))).await;
+    eventually("etcd to be back", LIMIT, || async { member.write(&member.certs.join("client")).await }).await;
 }
 
 /// One way to damage a trust ConfigMap, as a merge patch of it; `Value::Null`: by deleting it.
