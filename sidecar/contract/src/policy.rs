@@ -163,6 +163,7 @@ impl Policy {
         each("extraSans", self.extra_sans.iter().map(ExtraSans::check).collect())?;
         each("users", self.users.iter().map(UserRule::check).collect())?;
         each("crossNamespace", self.cross_namespace.iter().map(CrossNamespace::check).collect())?;
+        each("crossNamespace", self.cross_namespace.iter().map(|rule| self.check_metrics(rule)).collect())?;
         each("hosts", self.hosts.iter().map(Host::check).collect())?;
         let mut usernames = BTreeSet::new();
         if let Some(index) = self.hosts.iter().position(|host| !usernames.insert(&host.username)) {
@@ -198,6 +199,21 @@ impl Policy {
                     authority.signer
                 ));
             }
+        }
+        Ok(())
+    }
+
+    /// A metrics certificate of the client authority opens the client port where etcd's auth is off. A pod of the cluster's
+    /// own namespace may have one; a pod of another namespace only if it may be a client.
+    fn check_metrics(&self, rule: &CrossNamespace) -> Result<(), String> {
+        let of = |domain| SignerName { domain, namespace: rule.to.namespace.clone(), cluster: rule.to.cluster.clone() };
+        let shared = self.authority(&of(Domain::Metrics)) == self.authority(&of(Domain::Client));
+        if rule.roles.contains(&Role::Metrics) && !rule.roles.contains(&Role::Client) && shared {
+            return Err(
+                "roles: metrics certificates come from the client authority, so they open etcd's client port, too; \
+                        set metricsAuthority: own, or allow the role client as well"
+                    .to_owned(),
+            );
         }
         Ok(())
     }

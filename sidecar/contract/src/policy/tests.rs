@@ -146,6 +146,8 @@ fn what_cannot_be_meant_is_refused_and_named() {
         ("crossNamespace: [{from: '*', to: a/b, roles: [client]}]", "from"),
         ("crossNamespace: [{from: web, to: a, roles: [client]}]", "<namespace>/<cluster>"),
         ("crossNamespace: [{from: web, to: a/b, roles: [root]}]", "root"),
+        ("crossNamespace: [{from: web, to: a/b, roles: [metrics]}]", "metricsAuthority: own"),
+        ("crossNamespace: [{from: web, to: a/b, roles: [peer, metrics]}]", "metricsAuthority: own"),
         (&format!("hosts: [{{{host}, colour: red}}]"), "colour"),
         (&format!("hosts: [{{{}}}]", host.replace("username: n", "username: ''")), "username"),
         (&format!("hosts: [{{{}}}]", host.replace("username: n", "username: system:serviceaccount:a:b")), "username"),
@@ -203,4 +205,18 @@ fn the_shipped_example_is_the_documented_one() {
     let shipped: String =
         shipped.lines().map(|line| format!("{}\n", line.strip_prefix("    ").unwrap_or(line))).collect();
     assert_eq!(Policy::parse(&shipped).unwrap(), Policy::parse(&example()).unwrap());
+}
+
+#[test]
+fn metrics_of_another_namespace_need_an_authority_of_their_own() {
+    for taken in [
+        "crossNamespace: [{from: web, to: a/b, roles: [metrics]}]\nmetricsAuthority: own",
+        "crossNamespace: [{from: web, to: a/b, roles: [client, metrics]}]",
+        "crossNamespace: [{from: web, to: a/b, roles: [client]}]",
+    ] {
+        Policy::parse(taken).unwrap();
+    }
+    let shared =
+        "metricsAuthority: own\nshared: [{authority: client.etcd-tls.dev/a.b, signers: [metrics.etcd-tls.dev/a.b]}]";
+    Policy::parse(&format!("crossNamespace: [{{from: web, to: a/b, roles: [metrics]}}]\n{shared}")).unwrap_err();
 }
