@@ -6,13 +6,16 @@
 //!                        └──────▶ stable
 //! ```
 //!
+//! Each arrow but *abort* may be forced by an operator.
+//!
 //! *published*: the next CA stands beside the present one in the trust bundle, and signs nothing. *signing*: the next CA
 //! signs; the old one is still trusted, its key is gone. Each step is one write of the authority's Secret, so that a
 //! signer killed at any point is followed by one that goes on from there.
 //!
 //! **Invariant.** Bundle before leaf, loaded before signed: no leaf of a CA is issued before every live pod of the
-//! authority was seen to have loaded it. The one exception is a CA about to expire, where keeping to the old one loses
-//! every pod instead of those that did not load the new one; it is named [`ChangeOver::Expiring`] and said loudly.
+//! authority was seen to have loaded it. The exceptions: a CA about to expire, where keeping to the old one loses
+//! every pod instead of those that did not load the new one, and an operator's order after a leak; they are named
+//! [`ChangeOver::Expiring`] and [`ChangeOver::Forced`] and said loudly.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,7 +23,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use etcd_tls_contract::role::{Domain, Role};
+use etcd_tls_contract::{
+    role::{Domain, Role},
+    trusts::{Trusts, Unknown},
+};
 use serde::{Deserialize, Serialize};
 
 mod command;
@@ -35,6 +41,13 @@ pub use request::{Action, Answer, Report, Request, RequestError, request_annotat
 /// How long before the old CA's end it is changed over even though not everybody trusts the new one: at most this, and a
 /// twentieth of the CA's life at most. Leaves of the old CA are cut to its end, so they are renewed within that time.
 const LAST_CALL: Duration = Duration::from_secs(60 * 60);
+/// Pods whose progress is kept. Each takes some 70 bytes of a Secret, which holds 1 MiB: with more, those beyond are waited
+/// for by time alone, but certificates are issued all the same.
+const MAX_PODS: usize = 10_000;
+/// Records of pods that are gone are removed when there are so many.
+const MAX_GONE: usize = 64;
+/// A pod that has not reported for so long is said to be waited for.
+const OVERDUE: Duration = Duration::from_secs(15 * 60);
 /// How long the old CA stays beyond its last leaf's end while a pod is not known to have a leaf of the new one: the
 /// signer's clock may be wrong.
 const CLOCK_GRACE: Duration = Duration::from_secs(2 * 60 * 60);
@@ -62,6 +75,9 @@ pub struct Rollover {
     /// An operator said that the clients outside trust the new CA.
     #[serde(default)]
     pub clients_confirmed: bool,
+    /// An operator forces it: nobody is waited for.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub forced: bool,
     /// When the last leaf of the old CA ends; set at the changeover.
     #[serde(default, with = "rfc3339::option")]
     pub old_leaves_until: Option<SystemTime>,
@@ -98,6 +114,9 @@ pub struct PodProgress {
     /// Domains whose bundle with the new CA the pod's etcd was seen to have loaded.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub trusts: BTreeSet<Domain>,
+    /// Domains of which the pod cannot see what etcd has loaded, with the reason's word.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub unknown: BTreeMap<Domain, String>,
     /// Roles that have a leaf of the new CA.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub renewed: BTreeSet<Role>,
@@ -170,6 +189,10 @@ pub enum Step {
     ChangeOver(ChangeOver),
     /// Note that the clients outside trust the new CA.
     ConfirmClients,
+    /// Publish a next CA that signs at once, by an operator's order.
+    Force,
+    /// Take the old CA out of the bundle at once, by an operator's order.
+    ForceRetire,
     /// Publish a next CA: the user's where there is one, else one made now.
     Publish(Trigger),
     /// Take the old CA out of the bundle.
@@ -194,6 +217,8 @@ pub enum ChangeOver {
     Trusted,
     /// The old one is about to expire.
     Expiring,
+    /// An operator's order.
+    Forced,
 }
 
 /// What a rollover waits for.
@@ -210,7 +235,14 @@ pub enum Waiting {
         until: SystemTime,
     },
     /// A pod whose etcd was not yet seen to have loaded the new CA.
-    Pod(String),
+    Pod {
+        /// `<namespace>/<name>`.
+        name: String,
+        /// Since when it is waited for.
+        since: SystemTime,
+        /// Why the pod's sidecar cannot see it, where it says so.
+        unknown: Option<Unknown>,
+    },
     /// A pod that has no leaf of the new CA yet.
     Renewal(String),
     /// The user's new CA: half of the present one's life is over, and none is made here.
@@ -232,6 +264,7 @@ impl Rollover {
             since: now,
             accepted,
             clients_confirmed: false,
+            forced: false,
             old_leaves_until: None,
             pods: BTreeMap::new(),
         }
@@ -243,17 +276,61 @@ impl Rollover {
         self.phase = Phase::Signing;
         self.since = now;
         self.old_leaves_until = Some(leaves_until.unwrap_or(now));
+        // What they trust matters no more, and none has a leaf of the new CA yet.
+        self.pods.clear();
+        self.forced = false;
         self
     }
 
-    /// Notes that a pod's etcd has loaded a bundle. Whether anything is new, and must be persisted.
-    pub fn note_trusts(&mut self, uid: &str, domain: Domain, digest: &str) -> bool {
-        self.accepted.contains(digest) && self.pods.entry(uid.to_owned()).or_default().trusts.insert(domain)
+    /// Notes what a pod states of its etcd's bundle ([`etcd_tls_contract::names::TRUSTS_ANNOTATION`]). Whether anything is
+    /// new, and must be persisted.
+    pub fn note_trusts(&mut self, uid: &str, domain: Domain, stated: &str) -> bool {
+        if self.phase != Phase::Published {
+            return false;
+        }
+        let loaded = self.accepted.contains(stated);
+        let unknown = match stated.parse() {
+            Ok(Trusts::Unknown(reason)) if !loaded => Some(reason),
+            _ => None,
+        };
+        if !loaded && unknown.is_none() {
+            return false;
+        }
+        let Some(pod) = self.progress(uid) else { return false };
+        match unknown {
+            Some(reason) if !pod.trusts.contains(&domain) => {
+                let word = reason.as_str().to_owned();
+                pod.unknown.insert(domain, word.clone()) != Some(word)
+            }
+            Some(_) => false,
+            None => {
+                let known = pod.unknown.remove(&domain).is_some();
+                pod.trusts.insert(domain) || known
+            }
+        }
+    }
+
+    /// The record of a pod; `None`: there are too many.
+    fn progress(&mut self, uid: &str) -> Option<&mut PodProgress> {
+        if self.pods.len() >= MAX_PODS && !self.pods.contains_key(uid) {
+            return None;
+        }
+        Some(self.pods.entry(uid.to_owned()).or_default())
     }
 
     /// Notes that a pod gets a leaf of the new CA. Whether anything is new, and must be persisted.
     pub fn note_renewed(&mut self, uid: &str, role: Role) -> bool {
-        self.phase == Phase::Signing && self.pods.entry(uid.to_owned()).or_default().renewed.insert(role)
+        self.phase == Phase::Signing && self.progress(uid).is_some_and(|pod| pod.renewed.insert(role))
+    }
+
+    /// Forgets pods that are gone, if there are many: short-lived pods without end must not fill the Secret.
+    pub fn prune(&mut self, live: &[LivePod]) {
+        if self.pods.len() >= MAX_GONE {
+            let uids: BTreeSet<&str> = live.iter().map(|p| p.uid.as_str()).collect();
+            if self.pods.keys().filter(|uid| !uids.contains(uid.as_str())).count() >= MAX_GONE {
+                self.forget_all_but(live);
+            }
+        }
     }
 
     /// Forgets pods that are gone. Nothing waits for them, so this alone is no reason to write.
@@ -306,6 +383,17 @@ fn weigh(request: &Request, state: Option<&Rollover>, s: &Situation<'_>) -> (Opt
         }
         (Action::ConfirmClients, Some(Phase::Signing)) => refused("the new CA signs already"),
         (Action::Abort | Action::ConfirmClients, None) => refused("no rollover is under way"),
+        (Action::Force, None) if s.user_owned => {
+            refused("this CA is the user's: replace the Secret that policy names, then force the rollover that begins")
+        }
+        (Action::Force, None) => accepted(Step::Force, "a new CA is being published and signs at once"),
+        (Action::Force, Some(Phase::Published)) => accepted(
+            Step::ChangeOver(ChangeOver::Forced),
+            "the new CA signs from now on, whoever does not trust it yet",
+        ),
+        (Action::Force, Some(Phase::Signing)) => {
+            accepted(Step::ForceRetire, "the old CA goes now, whoever still has a certificate of it")
+        }
     }
 }
 
@@ -335,6 +423,9 @@ fn published(r: &Rollover, s: &Situation<'_>) -> (Option<Step>, Vec<Waiting>) {
         return (Some(Step::Abort(Abort::Expired)), Vec::new());
     }
     let mut waiting = untrusting(r, s);
+    if r.forced {
+        return (Some(Step::ChangeOver(ChangeOver::Forced)), waiting);
+    }
     if s.outside_clients && !r.clients_confirmed {
         let until = s.client_overlap.and_then(|overlap| r.since.checked_add(overlap));
         if until.is_none_or(|until| s.now < until) {
@@ -371,7 +462,28 @@ fn untrusting(r: &Rollover, s: &Situation<'_>) -> Vec<Waiting> {
         let domains: BTreeSet<Domain> = pod.roles.iter().map(|role| role.domain()).collect();
         r.pods.get(&pod.uid).is_some_and(|seen| domains.is_subset(&seen.trusts))
     };
-    s.pods.iter().filter(|pod| !trusts(pod)).map(|pod| Waiting::Pod(pod.name.clone())).collect()
+    let unknown = |pod: &LivePod| {
+        let word = r.pods.get(&pod.uid)?.unknown.values().next()?;
+        match format!("unknown:{word}").parse() {
+            Ok(Trusts::Unknown(reason)) => Some(reason),
+            _ => None,
+        }
+    };
+    let waiting = |pod: &LivePod| Waiting::Pod { name: pod.name.clone(), since: r.since, unknown: unknown(pod) };
+    s.pods.iter().filter(|pod| !trusts(pod)).map(waiting).collect()
+}
+
+/// What to say of pods that have been waited for too long; `None`: there is none. The same for as long as the same pods are
+/// waited for.
+pub fn overdue(waiting: &[Waiting], now: SystemTime) -> Option<String> {
+    let late = |w: &&Waiting| matches!(w, Waiting::Pod { since, .. } if now.duration_since(*since).unwrap_or_default() >= OVERDUE);
+    let pods: Vec<String> = waiting.iter().filter(late).map(ToString::to_string).collect();
+    let (first, more) = (pods.first()?, pods.len() - 1);
+    let more = if more == 0 { String::new() } else { format!(", and for {more} more pods") };
+    Some(format!(
+        "the rollover waits for {first}{more}. It goes on when they have reported or are gone; rollover --force goes on \
+         without them, at the price of their connections"
+    ))
 }
 
 fn half(life: &Life) -> SystemTime {
@@ -408,7 +520,14 @@ impl fmt::Display for Waiting {
             Self::OldLeaves { until } => {
                 write!(f, "the old CA's last leaf, which ends by {}", rfc3339::text(*until))
             }
-            Self::Pod(name) => write!(f, "pod {name}: its process was not yet seen to have loaded the new CA"),
+            Self::Pod { name, since, unknown } => {
+                let since = rfc3339::text(*since);
+                write!(f, "pod {name}: since {since} its process was not seen to have loaded the new CA")?;
+                match unknown {
+                    Some(reason) => write!(f, "; unknown ({}): {}", reason.as_str(), reason.advice()),
+                    None => Ok(()),
+                }
+            }
             Self::Renewal(name) => write!(f, "pod {name}: no certificate of the new CA yet"),
             Self::UserCa { until } => {
                 write!(

@@ -1,7 +1,10 @@
 //! `etcd-tls-webhook rollover <namespace>/<cluster>`: asks the signer for a step, or shows how it stands. It runs with the
 //! caller's kubeconfig and needs `get` and `patch` on the cluster's trust ConfigMap alone.
 
-use std::{io::Write as _, time::Duration};
+use std::{
+    io::Write as _,
+    time::{Duration, SystemTime},
+};
 
 use etcd_tls_contract::{names, role::Domain};
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -21,7 +24,7 @@ const POLL: Duration = Duration::from_millis(200);
 
 /// Moves a cluster to a new CA, shows how that stands, or takes it back.
 #[derive(clap::Args, Debug)]
-#[command(group(clap::ArgGroup::new("what").args(["status", "abort", "confirm_clients"])))]
+#[command(group(clap::ArgGroup::new("what").args(["status", "abort", "confirm_clients", "force"])))]
 pub struct Args {
     /// The cluster, as <namespace>/<cluster>.
     #[arg(value_parser = cluster)]
@@ -38,6 +41,13 @@ pub struct Args {
     /// Say that the clients outside the cluster trust the new CA.
     #[arg(long)]
     confirm_clients: bool,
+    /// Go on without waiting, after a leak: publish a new CA that signs at once, or let a published one sign, or take the
+    /// old one away. Says first what outage that can mean.
+    #[arg(long)]
+    force: bool,
+    /// Do not ask before --force.
+    #[arg(long, requires = "force")]
+    yes: bool,
 }
 
 fn cluster(s: &str) -> Result<(String, String), String> {
@@ -55,21 +65,28 @@ impl Args {
     /// # Errors
     /// No such cluster, no right to its ConfigMap, no answer, or a refusal.
     pub async fn run(self) -> Result<(), Error> {
-        let Self { cluster: (namespace, cluster), domain, status, abort, confirm_clients } = self;
+        let Self { cluster: (namespace, cluster), domain, status, abort, confirm_clients, force, yes } = self;
         let api: Api<ConfigMap> = Api::namespaced(client::connect().await?, &namespace);
         let name = names::trust_config_map(&cluster);
         if status {
             let report = report(&api, &name, domain).await?;
             return say(&describe(&format!("{namespace}/{cluster} {domain}"), &report));
         }
-        let action = match (abort, confirm_clients) {
-            (true, _) => Action::Abort,
-            (_, true) => Action::ConfirmClients,
+        let action = match (abort, confirm_clients, force) {
+            (true, ..) => Action::Abort,
+            (_, true, _) => Action::ConfirmClients,
+            (.., true) => Action::Force,
             _ => Action::Start,
         };
         let request = Request { action, id: id()? };
         // Refuses a cluster that is not there, before anything is written.
-        report(&api, &name, domain).await?;
+        let before = report(&api, &name, domain).await?;
+        if force {
+            say(&outage(&format!("{namespace}/{cluster} {domain}"), &before))?;
+            if !yes {
+                confirm()?;
+            }
+        }
         let patch = json!({"metadata": {"annotations": {request_annotation(domain): request.to_string()}}});
         client::within(api.patch(&name, &PatchParams::default(), &Patch::Merge(patch))).await?;
         let deadline = Instant::now() + PATIENCE;
@@ -123,9 +140,65 @@ fn describe(what: &str, report: &Report) -> String {
         text += &format!("\nnew CA {new}");
     }
     for line in &report.waiting {
-        text += &format!("\nwaits for {line}");
+        text += &format!("\nwaits for {}", with_age(line, SystemTime::now()));
     }
     text
+}
+
+/// A line with how long it is since the time in it.
+fn with_age(line: &str, now: SystemTime) -> String {
+    let age = || {
+        let (_, rest) = line.split_once(": since ")?;
+        let since: jiff::Timestamp = rest.split(' ').next()?.parse().ok()?;
+        let age = now.duration_since(SystemTime::from(since)).ok()?;
+        let minutes = age.as_secs() / 60;
+        Some(format!("{} h {} min", minutes / 60, minutes % 60))
+    };
+    age().map_or_else(|| line.to_owned(), |age| format!("{line} (for {age})"))
+}
+
+/// What outage forcing the next step can mean.
+fn outage(what: &str, report: &Report) -> String {
+    let mut text = match report.phase.as_str() {
+        "published" => format!(
+            "Forcing {what}: the new CA signs at once. Pods and clients that have not loaded it refuse the certificates that \
+             it signs: their connections to renewed members fail until they have."
+        ),
+        "signing" => format!(
+            "Forcing {what}: the old CA leaves the bundle at once. Pods and clients that still hold a certificate of it are \
+             refused until they have renewed."
+        ),
+        _ => format!(
+            "Forcing {what}: a new CA is published and signs at once, before any pod or client has loaded it. Until they \
+             have, their connections to renewed members fail. To lose fewer, begin a rollover without --force, wait some \
+             minutes, and force it then."
+        ),
+    };
+    if report.waiting.is_empty() {
+        text += if report.phase == "published" || report.phase == "signing" {
+            "\nNothing is waited for just now."
+        } else {
+            "\nNo pod is known to trust the new CA."
+        };
+    }
+    for line in &report.waiting {
+        text += &format!("\nnot done: {}", with_age(line, SystemTime::now()));
+    }
+    text
+}
+
+/// Asks at a terminal.
+fn confirm() -> Result<(), Error> {
+    use std::io::{BufRead as _, IsTerminal as _};
+
+    if !std::io::stdin().is_terminal() {
+        return Err("--force can mean an outage, as said above: give --yes as well".into());
+    }
+    write!(std::io::stdout(), "Type yes to go on: ")?;
+    std::io::stdout().flush()?;
+    let mut answer = String::new();
+    std::io::stdin().lock().read_line(&mut answer)?;
+    if answer.trim() == "yes" { Ok(()) } else { Err("nothing was forced".into()) }
 }
 
 fn say(text: &str) -> Result<(), Error> {
@@ -144,6 +217,31 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+
+    #[test]
+    fn what_is_waited_for_is_shown_with_its_age() {
+        let at: jiff::Timestamp = "2026-01-02T06:07:08Z".parse().unwrap();
+        let line = "pod prod/etcd-0: since 2026-01-02T03:04:05Z its process was not seen to have loaded the new CA";
+        assert_eq!(with_age(line, at.into()), format!("{line} (for 3 h 3 min)"));
+        for other in ["clients outside: an operator's --confirm-clients", "pod a: since never", "pod a: since "] {
+            assert_eq!(with_age(other, at.into()), other);
+        }
+    }
+
+    #[test]
+    fn forcing_says_who_is_not_ready() {
+        for (phase, word) in
+            [("stable", "before any pod"), ("published", "signs at once"), ("signing", "leaves the bundle")]
+        {
+            let report = Report {
+                phase: phase.to_owned(),
+                waiting: vec!["pod prod/etcd-0".to_owned()],
+                ..Report::new(None, &[], None)
+            };
+            let text = outage("prod/etcd peer", &report);
+            assert!(text.contains(word) && text.contains("not done: pod prod/etcd-0"), "{text}");
+        }
+    }
 
     #[test]
     fn a_cluster_is_a_namespace_and_a_name() {

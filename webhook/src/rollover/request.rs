@@ -34,13 +34,15 @@ pub enum Action {
     Abort,
     /// The clients outside trust the new CA.
     ConfirmClients,
+    /// Go on without waiting.
+    Force,
     /// Begin.
     Start,
 }
 
 /// No request that is understood.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not of the form <start|abort|confirm-clients> <id>")]
+#[error("not of the form <start|abort|confirm-clients|force> <id>")]
 pub struct RequestError;
 
 impl std::str::FromStr for Request {
@@ -51,6 +53,7 @@ impl std::str::FromStr for Request {
         let action = match action {
             "abort" => Action::Abort,
             "confirm-clients" => Action::ConfirmClients,
+            "force" => Action::Force,
             "start" => Action::Start,
             _ => return Err(RequestError),
         };
@@ -66,6 +69,7 @@ impl fmt::Display for Request {
         let action = match self.action {
             Action::Abort => "abort",
             Action::ConfirmClients => "confirm-clients",
+            Action::Force => "force",
             Action::Start => "start",
         };
         write!(f, "{action} {}", self.id)

@@ -75,7 +75,8 @@ impl World {
         let decision = self.decide(request);
         match decision.step.clone() {
             None => {}
-            Some(Step::Publish(trigger)) => {
+            Some(step @ (Step::Publish(_) | Step::Force)) => {
+                let trigger = if let Step::Publish(trigger) = step { trigger } else { Trigger::Command };
                 let next = self.given.clone().filter(|_| self.user_owned).unwrap_or_else(|| {
                     self.made += 1;
                     let now = self.now.duration_since(at(0)).unwrap();
@@ -89,6 +90,7 @@ impl World {
                 self.state =
                     Some(Rollover::publish(trigger, &self.active.generation, &next.generation, accepted, self.now));
                 self.next = Some(next);
+                self.state().forced = step == Step::Force;
             }
             Some(Step::ConfirmClients) => self.state.as_mut().unwrap().clients_confirmed = true,
             Some(Step::Abort(_)) => {
@@ -100,7 +102,7 @@ impl World {
                 self.state = Some(state);
                 self.active = self.next.take().unwrap();
             }
-            Some(Step::Retire) => self.state = None,
+            Some(Step::Retire | Step::ForceRetire) => self.state = None,
         }
         let text = serde_json::to_string(&self.state).unwrap();
         assert_eq!(serde_json::from_str::<Option<Rollover>>(&text).unwrap(), self.state, "{text}");
@@ -119,6 +121,11 @@ impl World {
     fn renew(&mut self, n: u32) {
         assert!(self.state().note_renewed(&format!("uid-{n}"), Role::Peer));
     }
+}
+
+/// What is waited for of a pod that has said nothing.
+fn waits(n: u32, w: &World) -> Waiting {
+    Waiting::Pod { name: format!("prod/etcd-{n}"), since: w.state.as_ref().unwrap().since, unknown: None }
 }
 
 fn ask(action: Action) -> Request {
@@ -141,7 +148,7 @@ fn a_whole_rollover_goes_by_what_pods_were_seen_to_do() {
     w.load(0);
     w.load(1);
     let decision = w.step(None);
-    assert_eq!((decision.step, decision.waiting), (None, vec![Waiting::Pod("prod/etcd-2".to_owned())]));
+    assert_eq!((decision.step, decision.waiting), (None, vec![waits(2, &w)]));
     w.load(2);
     assert_eq!(w.step(None).step, Some(Step::ChangeOver(ChangeOver::Trusted)));
     assert_eq!(w.active.generation, "g1");
@@ -246,7 +253,7 @@ fn a_member_that_is_down_holds_the_changeover_and_one_that_is_gone_does_not() {
     w.load(0);
     w.load(1);
     w.now = at(30);
-    assert_eq!(w.step(None).waiting, [Waiting::Pod("prod/etcd-2".to_owned())]);
+    assert_eq!(w.step(None).waiting, [waits(2, &w)]);
     // It is made again under its name: another uid, which has to load the new CA, too.
     w.pods[2] = LivePod { uid: "uid-9".to_owned(), ..pod(2) };
     assert_eq!(w.step(None).step, None);
@@ -262,7 +269,7 @@ fn a_pod_that_comes_between_is_waited_for() {
     w.step(Some(&ask(Action::Start)));
     (0..3).for_each(|n| w.load(n));
     w.pods.push(pod(3));
-    assert_eq!(w.step(None).waiting, [Waiting::Pod("prod/etcd-3".to_owned())]);
+    assert_eq!(w.step(None).waiting, [waits(3, &w)]);
 }
 
 #[test]
@@ -275,9 +282,10 @@ fn a_ca_about_to_expire_is_left_whoever_is_missing() {
     w.now = at(100) - HOUR - Duration::from_secs(1);
     assert_eq!(w.step(None).step, None, "the old CA still serves everybody");
     w.now = at(100) - HOUR;
+    let late = waits(2, &w);
     let decision = w.step(None);
     assert_eq!(decision.step, Some(Step::ChangeOver(ChangeOver::Expiring)));
-    assert_eq!(decision.waiting, [Waiting::Pod("prod/etcd-2".to_owned())]);
+    assert_eq!(decision.waiting, [late]);
 }
 
 #[test]
@@ -352,7 +360,7 @@ fn the_old_ca_stays_while_a_pod_may_hold_a_leaf_of_it() {
 
 #[test]
 fn requests_and_reports_are_read_back() {
-    for action in [Action::Abort, Action::ConfirmClients, Action::Start] {
+    for action in [Action::Abort, Action::ConfirmClients, Action::Force, Action::Start] {
         let request = ask(action);
         assert_eq!(request.to_string().parse(), Ok(request));
     }
@@ -361,7 +369,7 @@ fn requests_and_reports_are_read_back() {
     }
     let mut w = World::new();
     let decision = w.step(Some(&ask(Action::Start)));
-    let many: Vec<Waiting> = (0..12).map(|n| Waiting::Pod(format!("prod/etcd-{n}"))).collect();
+    let many: Vec<Waiting> = (0..12).map(|n| waits(n, &w)).collect();
     let report = Report::new(w.state.as_ref(), &many, decision.answer);
     assert_eq!(report.waiting.len(), Report::MOST + 1);
     assert_eq!(report.phase, "published");
@@ -391,5 +399,101 @@ fn no_order_breaks_bundle_before_leaf() {
             }
             assert_eq!(w.step(None).step, Some(Step::Retire));
         }
+    }
+}
+
+#[test]
+fn an_operator_forces_each_step() {
+    let mut w = World::new();
+    w.outside_clients = true;
+    // From rest: published, and signing at the next look, whoever has loaded it.
+    assert_eq!(w.step(Some(&ask(Action::Force))).step, Some(Step::Force));
+    let decision = w.step(None);
+    assert_eq!(decision.step, Some(Step::ChangeOver(ChangeOver::Forced)));
+    assert_eq!(decision.waiting.len(), 3, "they are named");
+    assert_eq!(w.active.generation, "g1");
+    // The old CA's leaves have not ended, and it goes.
+    assert_eq!(w.step(None).step, None);
+    assert_eq!(w.step(Some(&ask(Action::Force))).step, Some(Step::ForceRetire));
+    assert_eq!(w.step(None).step, None, "the next rollover is not forced");
+
+    // One that waits.
+    w.step(Some(&ask(Action::Start)));
+    w.load(0);
+    assert_eq!(w.step(None).step, None);
+    let decision = w.step(Some(&ask(Action::Force)));
+    assert_eq!(decision.step, Some(Step::ChangeOver(ChangeOver::Forced)));
+    assert!(decision.answer.unwrap().accepted);
+    assert!(!w.state().forced, "the old CA goes by its time");
+
+    let mut users = World::new();
+    users.user_owned = true;
+    users.given = Some(life("g0", 0, 100));
+    assert!(!users.step(Some(&ask(Action::Force))).answer.unwrap().accepted);
+}
+
+#[test]
+fn unknown_is_named_and_never_trust() {
+    let mut w = World::new();
+    w.step(Some(&ask(Action::Start)));
+    (0..2).for_each(|n| w.load(n));
+    assert!(w.state().note_trusts("uid-2", Domain::Peer, "unknown:listeners"));
+    assert!(!w.state().note_trusts("uid-2", Domain::Peer, "unknown:listeners"), "persisted once");
+    for garbage in ["unknown:", "unknown:A B", "unknown", &"x".repeat(70)] {
+        assert!(!w.state().note_trusts("uid-2", Domain::Peer, garbage));
+    }
+    assert!(!w.state().note_trusts("uid-0", Domain::Peer, "unknown:unreachable"), "what was loaded stays loaded");
+    let decision = w.step(None);
+    assert_eq!(decision.step, None);
+    let text = decision.waiting[0].to_string();
+    assert!(text.contains("prod/etcd-2: since 19") && text.contains("client-url"), "{text}");
+    // A reason of a later version, and then it is seen.
+    assert!(w.state().note_trusts("uid-2", Domain::Peer, "unknown:a-later-reason"));
+    assert!(w.step(None).waiting[0].to_string().contains("a-later-reason"));
+    w.load(2);
+    assert_eq!(w.step(None).step, Some(Step::ChangeOver(ChangeOver::Trusted)));
+}
+
+#[test]
+fn a_pod_that_never_reports_is_said() {
+    let mut w = World::new();
+    w.step(Some(&ask(Action::Start)));
+    w.load(0);
+    let waiting = w.step(None).waiting;
+    assert_eq!(overdue(&waiting, w.now + OVERDUE - Duration::from_secs(1)), None);
+    let said = overdue(&waiting, w.now + OVERDUE).unwrap();
+    assert!(said.contains("prod/etcd-1") && said.contains("1 more pods") && said.contains("--force"), "{said}");
+    assert_eq!(overdue(&waiting, w.now + OVERDUE * 2), Some(said), "one text, however long it takes");
+    assert_eq!(overdue(&[Waiting::ClientsOutside { until: None }], w.now + DAY), None);
+}
+
+/// Attack 9: pods without end that live for a minute, in either phase, for ten times as many as would fill the Secret.
+#[test]
+fn short_lived_pods_leave_no_records() {
+    for phase in [Phase::Published, Phase::Signing] {
+        let mut w = World::new();
+        w.step(Some(&ask(Action::Start)));
+        w.state().phase = phase;
+        let digest = w.state().accepted.first().unwrap().clone();
+        let live = w.pods.clone();
+        let mut most = 0;
+        for n in 0..100_000 {
+            let uid = format!("0d5f2e0c-0000-0000-0000-{n:012}");
+            match phase {
+                Phase::Published => assert!(w.state().note_trusts(&uid, Domain::Client, &digest)),
+                Phase::Signing => assert!(w.state().note_renewed(&uid, Role::Client)),
+            }
+            w.state().prune(&live);
+            most = most.max(w.state().pods.len());
+        }
+        assert!(most <= MAX_GONE, "{most}");
+        // Without a look between: bounded all the same, and issuing goes on.
+        for n in 0..2 * MAX_PODS {
+            w.state().note_trusts(&format!("0d5f2e0c-0000-0000-0000-{n:012}"), Domain::Client, &digest);
+            w.state().note_renewed(&format!("0d5f2e0c-0000-0000-0000-{n:012}"), Role::Client);
+        }
+        assert!(w.state().pods.len() <= MAX_PODS);
+        let size = serde_json::to_string(&w.state).unwrap().len();
+        assert!(size < 1_000_000, "{size} bytes of a Secret");
     }
 }

@@ -73,6 +73,7 @@ pub(super) struct Metrics {
     refused_in: Arc<Mutex<BTreeSet<String>>>,
     phase: Family<InPhase, Gauge>,
     waiting: Family<OfAuthority, Gauge>,
+    waiting_since: Family<OfAuthority, Gauge>,
     not_after: Family<OfAuthority, Gauge>,
 }
 
@@ -122,6 +123,11 @@ impl Metrics {
                 "1 for the phase that an authority is in; lost and unusable ones issue nothing",
             ),
             waiting: metric(registry, "rollover_waiting", "How much an authority's rollover waits for"),
+            waiting_since: metric(
+                registry,
+                "rollover_waiting_since_timestamp_seconds",
+                "Since when an authority's rollover waits for pods to load the new CA; absent while it waits for none",
+            ),
             not_after: metric(registry, "authority_not_after_timestamp_seconds", "When the CA that signs ends"),
         }
     }
@@ -166,6 +172,17 @@ impl Metrics {
         }
     }
 
+    /// Shows since when an authority's rollover waits for pods.
+    pub(super) fn waits_since(&self, name: &SignerName, since: Option<SystemTime>) {
+        match since.and_then(|t| t.duration_since(UNIX_EPOCH).ok()) {
+            Some(since) => {
+                let seconds = i64::try_from(since.as_secs()).unwrap_or(i64::MAX);
+                self.waiting_since.get_or_create(&of(name)).set(seconds);
+            }
+            None => drop(self.waiting_since.remove(&of(name))),
+        }
+    }
+
     /// Shows how many authorities each namespace wants and does not get.
     pub(super) fn refused<'a>(&self, counts: impl Iterator<Item = (&'a str, u32)>) {
         let mut before = self.refused_in.lock().unwrap_or_else(PoisonError::into_inner);
@@ -192,6 +209,7 @@ impl Metrics {
             });
         }
         self.waiting.remove(&of(name));
+        self.waiting_since.remove(&of(name));
         self.not_after.remove(&of(name));
     }
 
@@ -202,6 +220,7 @@ impl Metrics {
         self.trust_unrepaired.set(0);
         self.phase.clear();
         self.waiting.clear();
+        self.waiting_since.clear();
         self.not_after.clear();
     }
 }

@@ -59,9 +59,13 @@ const SETTLE: Duration = Duration::from_millis(10);
 const AT_ONCE: usize = 8;
 /// How often a lasting trouble is said again in the log.
 const SAY_AGAIN: Duration = Duration::from_secs(60);
+/// How often it is said whom a rollover waits for.
+const REMIND_AGAIN: Duration = Duration::from_secs(60 * 60);
 
 /// The reasons of an authority's lasting troubles.
 const LOST: &str = "AuthorityLost";
+/// A rollover waits for pods that do not report.
+const WAITS: &str = "RolloverWaits";
 const UNUSABLE: &str = "AuthorityUnusable";
 /// A namespace has as many authorities as it may have.
 const FULL: &str = "TooManyAuthorities";
@@ -153,6 +157,7 @@ impl Keeper {
         let mut reports = HashMap::new();
         for standing in standings {
             self.metrics.report(&standing.name, &standing.report, standing.waiting, standing.not_after);
+            self.metrics.waits_since(&standing.name, standing.waiting_since);
             self.say(&standing).await;
             // What is not known is not said.
             if standing.report.phase != UNKNOWN {
@@ -231,6 +236,11 @@ impl Keeper {
             tracing::info!(authority = %name, ?step, note, "rollover");
             self.recorder.warn(Notice { regarding: reference(name), reason, note }).await;
         }
+        if let Some(overdue) = &standing.overdue {
+            self.remind(name, &format!("{name}: {overdue}")).await;
+        } else {
+            self.said.remove(&(name.to_string(), WAITS));
+        }
         match (&standing.trouble, standing.report.phase.as_str()) {
             (Some(trouble), "lost") => self.complain(&name.to_string(), name, LOST, &trouble.clone()).await,
             (Some(trouble), "unusable") => self.complain(&name.to_string(), name, UNUSABLE, &trouble.clone()).await,
@@ -240,6 +250,17 @@ impl Keeper {
                 self.said.remove(&(name.to_string(), UNUSABLE));
             }
         }
+    }
+
+    /// Says once an hour whom a rollover waits for.
+    async fn remind(&mut self, name: &SignerName, text: &str) {
+        let key = (name.to_string(), WAITS);
+        if self.said.get(&key).is_some_and(|(last, at)| last == text && at.elapsed() < REMIND_AGAIN) {
+            return;
+        }
+        self.said.insert(key, (text.to_owned(), Instant::now()));
+        tracing::warn!(authority = %name, "{text}");
+        self.recorder.warn(Notice { regarding: reference(name), reason: WAITS, note: text.to_owned() }).await;
     }
 
     /// Says a trouble of `subject` now and then, beside the trust of an authority.

@@ -134,7 +134,7 @@ impl Stored {
         if let Some(old) = &self.old {
             put(OLD_CERTIFICATE, old.to_pem().as_bytes());
         }
-        put(STATE, serde_json::to_string_pretty(&self.state)?.as_bytes());
+        put(STATE, serde_json::to_string(&self.state)?.as_bytes());
         Ok(data)
     }
 
@@ -152,7 +152,13 @@ impl Stored {
         let mut after = self.clone();
         match (step, next) {
             (Step::Publish(trigger), Some(next)) => after.publish(*trigger, next, now),
-            (Step::Publish(_), None) => {}
+            (Step::Force, Some(next)) => {
+                after.publish(Trigger::Command, next, now);
+                if let Some(rollover) = &mut after.state.rollover {
+                    rollover.forced = true;
+                }
+            }
+            (Step::Publish(_) | Step::Force, None) => {}
             (Step::ConfirmClients, _) => {
                 if let Some(rollover) = &mut after.state.rollover {
                     rollover.clients_confirmed = true;
@@ -170,7 +176,7 @@ impl Stored {
                     after.state.leaves_until = None;
                 }
             }
-            (Step::Retire, _) => {
+            (Step::Retire | Step::ForceRetire, _) => {
                 after.old = None;
                 after.state.rollover = None;
             }

@@ -11,7 +11,9 @@ use etcd_tls_contract::{
 use super::Keeper;
 use crate::{
     ca::authority::Authority,
-    rollover::{ChangeOver, LivePod, Report, Request, Situation, Step, decide, request_annotation, rfc3339},
+    rollover::{
+        ChangeOver, LivePod, Report, Request, Situation, Step, Waiting, decide, overdue, request_annotation, rfc3339,
+    },
     sign::authorities::{
         Unavailable, generate,
         quota::{Held, Slot},
@@ -30,6 +32,10 @@ pub(super) struct Standing {
     pub(super) not_after: Option<SystemTime>,
     pub(super) trouble: Option<String>,
     pub(super) done: Option<(Step, Stored)>,
+    /// Pods that have been waited for too long.
+    pub(super) overdue: Option<String>,
+    /// Since when pods are waited for.
+    pub(super) waiting_since: Option<SystemTime>,
 }
 
 impl Keeper {
@@ -45,6 +51,8 @@ impl Keeper {
             not_after,
             trouble,
             done,
+            overdue: None,
+            waiting_since: None,
         };
         let stored = match (&*held, error) {
             (Held::Ready(ready), None) => ready.stored.clone(),
@@ -94,6 +102,9 @@ impl Keeper {
         if decision.answer.is_some() {
             after.state.answer.clone_from(&decision.answer);
         }
+        if let Some(rollover) = &mut after.state.rollover {
+            rollover.prune(live);
+        }
         let done = decision.step.clone().map(|step| (step, after.clone()));
         if done.is_some() || after.state != stored.state {
             if let Some(rollover) = &mut after.state.rollover {
@@ -108,7 +119,14 @@ impl Keeper {
         }
         let until = after.active.not_after();
         let waiting = decision.waiting.len();
-        standing(report_of(&after, &decision.waiting), waiting, Some(until), None, done)
+        let waiting_since = decision.waiting.iter().find_map(|w| match w {
+            Waiting::Pod { since, .. } => Some(*since),
+            _ => None,
+        });
+        let waiting_since = waiting_since.filter(|_| decision.step.is_none());
+        let overdue = overdue(&decision.waiting, now).filter(|_| decision.step.is_none());
+        let standing = standing(report_of(&after, &decision.waiting), waiting, Some(until), None, done);
+        Standing { overdue, waiting_since, ..standing }
     }
 
     /// The CA that a step publishes.
@@ -121,8 +139,8 @@ impl Keeper {
         now: SystemTime,
     ) -> Result<Option<Authority>, Unavailable> {
         match (step, given_secret) {
-            (Step::Publish(_), Some(_)) => self.authorities.given(policy, name, now).await,
-            (Step::Publish(_), None) => generate(name, policy, now).map(Some),
+            (Step::Publish(_) | Step::Force, Some(_)) => self.authorities.given(policy, name, now).await,
+            (Step::Publish(_) | Step::Force, None) => generate(name, policy, now).map(Some),
             _ => Ok(None),
         }
     }
@@ -166,6 +184,24 @@ pub(super) fn describe(name: &SignerName, step: &Step, after: &Stored, report: &
                 "{name}: the old CA is about to expire, so CA {active} signs from now on, though not everybody trusts it: {}",
                 report.waiting.join("; ")
             ),
+        ),
+        Step::ChangeOver(ChangeOver::Forced) => (
+            "RolloverForced",
+            format!(
+                "{name}: by an operator's order CA {active} signs from now on, though not everybody trusts it: {}",
+                report.waiting.join("; ")
+            ),
+        ),
+        Step::Force => (
+            "RolloverForced",
+            format!(
+                "{name}: by an operator's order CA {} is published beside {active} and signs at once",
+                after.next.as_ref().map(|next| next.generation()).unwrap_or_default()
+            ),
+        ),
+        Step::ForceRetire => (
+            "RolloverForced",
+            format!("{name}: by an operator's order the old CA is gone before its last certificate; {active} is left"),
         ),
         Step::Retire => {
             ("RolloverDone", format!("{name}: the old CA's last leaf has gone, and so has the CA; {active} is left"))
