@@ -40,14 +40,14 @@ use self::{
     locks::Locks,
     memory::Memory,
     metrics::Metrics,
-    observe::{ClusterSeen, Eyes},
+    observe::{ClusterSeen, Eyes, Loads},
     options::Means,
 };
 pub use self::{
     gate::Gate,
     options::{LeaseOptions, Options, lease_name},
 };
-use etcd_tls_contract::{names, role::Domain};
+use etcd_tls_contract::{names, role::Domain, trusts::Unknown};
 
 use crate::{etcd::EtcdError, os::process::uptime};
 
@@ -58,6 +58,8 @@ const IDLE: Duration = Duration::from_secs(30);
 const REST: Duration = Duration::from_secs(300);
 /// How soon a restart that has to wait is thought about again.
 const AGAIN: Duration = Duration::from_secs(3);
+/// How long a port may show nothing before that is said: etcd starts meanwhile.
+const SILENCE: Duration = Duration::from_secs(120);
 /// How often the cluster's members are noted while nothing is due.
 const LEARN: Duration = Duration::from_secs(600);
 
@@ -67,6 +69,8 @@ pub struct Status {
     /// The digest of each domain's bundle, once etcd was seen to have loaded it; a domain that etcd verifies nothing
     /// with (a client's alone) counts as loaded when it is installed.
     pub loaded: BTreeMap<Domain, String>,
+    /// Domains of which it cannot be seen whether etcd has loaded the bundle on disk. Never counted as loaded.
+    pub unknown: BTreeMap<Domain, Unknown>,
     /// Why etcd must be restarted, and why that waits; `None` when all is loaded.
     pub due: Option<String>,
 }
@@ -87,6 +91,8 @@ pub struct Restarter {
     announced: Option<Instant>,
     /// Since when it waits, as the leader, for followers to go first.
     leads_since: Option<Instant>,
+    /// Since when a domain's port shows nothing.
+    silent: BTreeMap<Domain, Instant>,
     /// Whether etcd was restarted for a leaf that it does not serve, and still does not.
     leaf_tried: bool,
 }
@@ -126,6 +132,7 @@ impl Restarter {
             learned: None,
             announced: None,
             leads_since: None,
+            silent: BTreeMap::new(),
             leaf_tried: false,
             means,
             eyes,
@@ -192,16 +199,25 @@ impl Restarter {
         // Of a server that reads its files again, the start tells nothing.
         let started = if matches!(self.means, Means::Tell(_)) { None } else { self.eyes.started().await };
         let mut loaded = self.status.borrow().loaded.clone();
-        for (domain, (bundle, port)) in self.eyes.bundles() {
-            let Some(port) = port else {
-                loaded.insert(domain, bundle.digest());
-                continue;
+        let mut unknown = BTreeMap::new();
+        for (domain, (bundle, loads)) in self.eyes.bundles() {
+            let port = match loads {
+                Loads::Port(port) => port,
+                Loads::Reader => {
+                    loaded.insert(domain, bundle.digest());
+                    continue;
+                }
+                Loads::Unknown(reason) => {
+                    unknown.insert(domain, reason);
+                    continue;
+                }
             };
             let installed = match self.memory.installed(domain, &bundle, now) {
                 Ok(installed) => installed,
                 Err(error) => {
                     tracing::error!(%error, "what the restarter must remember cannot be written");
                     look.blind = true;
+                    unknown.insert(domain, Unknown::Files);
                     continue;
                 }
             };
@@ -210,9 +226,15 @@ impl Restarter {
                 Err(error) => {
                     tracing::debug!(%domain, error, "etcd's port shows nothing");
                     look.blind = true;
+                    let since = *self.silent.entry(domain).or_insert_with(Instant::now);
+                    // One that has loaded it reads it again when it comes back.
+                    if loaded.get(&domain) != Some(&installed.digest) && since.elapsed() >= SILENCE {
+                        unknown.insert(domain, Unknown::Unreachable);
+                    }
                     continue;
                 }
             };
+            self.silent.remove(&domain);
             let state = trust(&installed, &seen, self.memory.tried(domain, &installed.digest));
             self.metrics.due(domain, state == Trust::Due);
             match state {
@@ -226,19 +248,24 @@ impl Restarter {
                     look.why.push(format!("the {domain} trust bundle has changed since etcd loaded it"));
                     look.due.insert(domain, installed.digest);
                 }
-                Trust::Elsewhere => tracing::warn!(
-                    %domain,
-                    "etcd was started after its {domain} bundle was written and trusts other CAs: does it read another \
-                     file than ca.crt? A restart would change nothing"
-                ),
+                // A restart would change nothing.
+                Trust::Elsewhere => drop(unknown.insert(domain, Unknown::OtherFile)),
             }
         }
         if leaf_due(*self.unserved.borrow(), &mut self.leaf_tried) {
             look.why.push("etcd still serves an old certificate".to_owned());
         }
+        self.metrics.states(&loaded, &look.due, &unknown);
+        let before = self.status.borrow().unknown.clone();
+        for (domain, reason) in unknown.iter().filter(|(domain, reason)| before.get(*domain) != Some(*reason)) {
+            tracing::warn!(
+                %domain, reason = reason.as_str(),
+                "it is unknown whether etcd has loaded the trust bundle: {}", reason.advice()
+            );
+        }
         self.status.send_if_modified(|status| {
-            let changed = status.loaded != loaded;
-            status.loaded = loaded;
+            let changed = status.loaded != loaded || status.unknown != unknown;
+            (status.loaded, status.unknown) = (loaded, unknown);
             changed
         });
         look

@@ -26,12 +26,8 @@ pub enum Unknown {
     PlainText,
     /// etcd's port cannot be dialled, or speaks no TLS.
     Unreachable,
-    /// etcd's port asks for no client certificate, so it does not say which CAs it trusts.
-    NoClientCertificates,
     /// etcd started after the bundle was written, and trusts other CAs: it reads another file.
     OtherFile,
-    /// A restart is due, but the sidecar may not or cannot restart etcd.
-    ByHand,
     /// The sidecar's own directory cannot be read or written.
     Files,
     /// A reason of another version: at most 48 of `a-z`, `0-9` and `-`.
@@ -40,15 +36,7 @@ pub enum Unknown {
 
 impl Unknown {
     /// Every reason of this version.
-    pub const ALL: [Self; 7] = [
-        Self::Listeners,
-        Self::PlainText,
-        Self::Unreachable,
-        Self::NoClientCertificates,
-        Self::OtherFile,
-        Self::ByHand,
-        Self::Files,
-    ];
+    pub const ALL: [Self; 5] = [Self::Listeners, Self::PlainText, Self::Unreachable, Self::OtherFile, Self::Files];
 
     /// The reason's word.
     pub fn as_str(&self) -> &str {
@@ -56,9 +44,7 @@ impl Unknown {
             Self::Listeners => "listeners",
             Self::PlainText => "plain-text",
             Self::Unreachable => "unreachable",
-            Self::NoClientCertificates => "no-client-certificates",
             Self::OtherFile => "other-file",
-            Self::ByHand => "by-hand",
             Self::Files => "files",
             Self::Other(word) => word,
         }
@@ -76,11 +62,7 @@ impl Unknown {
                 "etcd's port cannot be dialled; look at etcd, and at the annotations etcd-tls.dev/client-url and \
                  etcd-tls.dev/peer-url"
             }
-            Self::NoClientCertificates => {
-                "etcd asks for no client certificate; set --client-cert-auth and --peer-client-cert-auth"
-            }
             Self::OtherFile => "etcd trusts other CAs than those of its ca.crt; look at its --trusted-ca-file flags",
-            Self::ByHand => "etcd must be restarted by hand, one member at a time; see the sidecar's log",
             Self::Files => "the sidecar cannot read or write its directory; see its log",
             Self::Other(_) => "see the sidecar's log",
         }

@@ -39,6 +39,7 @@ impl Statements {
     /// What is on disk says that this was stated of `domain` last.
     pub(crate) fn remember(&mut self, domain: Domain, digest: &str) {
         self.named.insert(domain, digest.to_owned());
+        self.last = Some(true);
     }
 
     /// Takes the statement of an answer; `offered` is the bundle of `domain` on offer.

@@ -11,7 +11,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use etcd_tls_contract::role::{Domain, Role};
+use etcd_tls_contract::{
+    role::{Domain, Role},
+    trusts::Trusts,
+};
 use futures::{FutureExt as _, StreamExt as _, future::LocalBoxFuture, stream::FuturesUnordered};
 use tokio::sync::watch;
 
@@ -243,6 +246,10 @@ where
             let trusts = self.trusts(role.domain());
             // What is installed is what a pod without etcd trusts, at once and always: stated with the next request.
             let loaded = self.loaded.as_ref().and(trusts.as_deref());
+            // A request that stated the bundle in use is not made again to say that it cannot be seen.
+            let in_use = entry.as_ref().map(|entry| entry.bundle().digest());
+            let stated = entry.as_ref().and_then(|entry| entry.record().trusts.clone());
+            let loaded = loaded.filter(|_| !self.is_unknown(role.domain()) || stated != in_use);
             let needed = need(&wish, entry.as_deref(), loaded, now);
             let outdated = desk.outdated.is_some() && desk.outdated != desk.renewed_for;
             let needed = if outdated { needed.or(Ok(Need::Outdated)) } else { needed };
@@ -276,10 +283,19 @@ where
         pause
     }
 
-    /// Digest of the bundle that etcd was seen to have loaded; without etcd, of the one in use.
+    fn is_unknown(&self, domain: Domain) -> bool {
+        self.loaded.as_ref().is_some_and(|status| status.borrow().unknown.contains_key(&domain))
+    }
+
+    /// What a request states: the digest of the bundle that etcd was seen to have loaded, or that this is unknown; without
+    /// etcd, the digest of the one in use.
     fn trusts(&self, domain: Domain) -> Option<String> {
         match &self.loaded {
-            Some(loaded) => loaded.borrow().loaded.get(&domain).cloned(),
+            Some(status) => {
+                let status = status.borrow();
+                let unknown = status.unknown.get(&domain).map(|reason| Trusts::Unknown(reason.clone()).to_string());
+                unknown.or_else(|| status.loaded.get(&domain).cloned())
+            }
             None => self.agent.bundle_digest(domain),
         }
     }

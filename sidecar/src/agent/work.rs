@@ -76,9 +76,10 @@ where
     let listener = listen(args.admin_port).await?;
 
     let mut registry = Registry::with_prefix(PREFIX);
-    // Without a port of etcd's there is nothing to restart: what is installed is what its clients read.
-    let restarter =
-        (args.client_url.is_some() || args.peer_url.is_some()).then(|| Restarter::new(restart(), &mut registry));
+    // Without an etcd there is nothing to restart: what is installed is what its clients read.
+    let serves = roles.contains(&Role::Peer) || roles.contains(&Role::Server);
+    let restarter = (serves || args.client_url.is_some() || args.peer_url.is_some())
+        .then(|| Restarter::new(restart(), &mut registry));
     if args.reload == Reload::Probe {
         // Before the admin port answers, for whose answer etcd's start waits.
         install::install(&install::beside()?, &args.dir, args.liveness_url.as_deref())?;

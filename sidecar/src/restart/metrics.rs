@@ -5,13 +5,20 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::{Registry, Unit},
 };
-use std::sync::atomic::AtomicU64;
+use std::{collections::BTreeMap, sync::atomic::AtomicU64};
 
-use etcd_tls_contract::role::Domain;
+use etcd_tls_contract::{role::Domain, trusts::Unknown};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct DomainLabel {
     domain: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StateLabels {
+    domain: &'static str,
+    state: &'static str,
+    reason: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -28,6 +35,7 @@ struct OutcomeLabel {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Metrics {
     due: Family<DomainLabel, Gauge>,
+    states: Family<StateLabels, Gauge>,
     waits: Family<ReasonLabel, Gauge>,
     restarts: Family<OutcomeLabel, Counter>,
     downtime: Gauge<f64, AtomicU64>,
@@ -40,6 +48,12 @@ impl Metrics {
             "restart_due",
             "1 while etcd runs with another trust bundle of this domain than the one on disk",
             metrics.due.clone(),
+        );
+        registry.register(
+            "trust_state",
+            "1 for what is known of the trust bundle that etcd runs with: loaded, due (a restart loads it), or unknown with a \
+             reason",
+            metrics.states.clone(),
         );
         registry.register("restart_waits", "1 for what a due restart waits for", metrics.waits.clone());
         registry.register("restarts", "Restarts of etcd begun, by how they ended", metrics.restarts.clone());
@@ -54,6 +68,32 @@ impl Metrics {
 
     pub(super) fn due(&self, domain: Domain, due: bool) {
         self.due.get_or_create(&DomainLabel { domain: domain.as_str() }).set(i64::from(due));
+    }
+
+    /// Shows what is known of each domain's bundle.
+    pub(super) fn states(
+        &self,
+        loaded: &BTreeMap<Domain, String>,
+        due: &BTreeMap<Domain, String>,
+        unknown: &BTreeMap<Domain, Unknown>,
+    ) {
+        let mut now = Vec::new();
+        for domain in Domain::ALL {
+            let (state, reason) = match (unknown.get(&domain), due.contains_key(&domain), loaded.contains_key(&domain))
+            {
+                (Some(reason), ..) => ("unknown", reason.as_str().to_owned()),
+                (None, true, _) => ("due", String::new()),
+                (None, false, true) => ("loaded", String::new()),
+                (None, false, false) => continue,
+            };
+            now.push(StateLabels { domain: domain.as_str(), state, reason });
+        }
+        if now.iter().any(|labels| self.states.get(labels).is_none()) {
+            self.states.clear();
+        }
+        for labels in now {
+            self.states.get_or_create(&labels).set(1);
+        }
     }
 
     /// Shows `reason`, one word of a fixed set, as the only one waited for.

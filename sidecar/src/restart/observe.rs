@@ -14,6 +14,7 @@ use etcd_tls_contract::{
     certificate::Bundle,
     names,
     role::{Domain, Role},
+    trusts::Unknown,
 };
 
 use crate::{
@@ -69,33 +70,39 @@ impl Eyes {
         }
     }
 
-    /// The bundle of each domain on disk, and the port that loads it, where one does.
-    pub(super) fn bundles(&self) -> BTreeMap<Domain, (Bundle, Option<Port>)> {
+    /// The bundle of each domain on disk, and what loads it.
+    pub(super) fn bundles(&self) -> BTreeMap<Domain, (Bundle, Loads)> {
         let mut bundles = BTreeMap::new();
         for role in &self.roles {
-            let port = self.port(*role);
+            let loads = self.loads(*role);
             let domain = role.domain();
             // A domain with a port of its own is what that port says; a client's copy of the bundle says nothing more.
-            if port.is_none() && bundles.contains_key(&domain) {
+            if loads == Loads::Reader && bundles.contains_key(&domain) {
                 continue;
             }
             let path = self.dir.join(role.as_str()).join("ca.crt");
             match fs::read(&path).map_err(|e| e.to_string()).and_then(|b| Bundle::parse(&b).map_err(|e| e.to_string()))
             {
-                Ok(bundle) => drop(bundles.insert(domain, (bundle, port))),
+                Ok(bundle) => drop(bundles.insert(domain, (bundle, loads))),
                 Err(error) => tracing::debug!(path = %path.display(), error, "no bundle there yet"),
             }
         }
         bundles
     }
 
-    fn port(&self, role: Role) -> Option<Port> {
+    /// What loads the bundle of `role`. A port that is not known, or not one of TLS, is never taken for one that has loaded
+    /// it.
+    fn loads(&self, role: Role) -> Loads {
         let url = match role {
-            Role::Peer => self.peer_url.as_ref(),
-            Role::Server => self.client_url.as_ref(),
-            Role::Client | Role::Metrics => None,
-        }?;
-        Some(Port { role, target: url.parse().ok()? })
+            Role::Peer => &self.peer_url,
+            Role::Server => &self.client_url,
+            Role::Client | Role::Metrics => return Loads::Reader,
+        };
+        match url.as_ref().map(|url| url.parse()) {
+            None => Loads::Unknown(Unknown::Listeners),
+            Some(Ok(target)) => Loads::Port(Port { role, target }),
+            Some(Err(_)) => Loads::Unknown(Unknown::PlainText),
+        }
     }
 
     /// What `port` shows of what it has loaded.
@@ -293,7 +300,7 @@ impl Eyes {
     /// The first other member whose peer port still shows other CAs than are on disk here: one that is yet to restart.
     pub(super) async fn behind(&self, me: u64) -> Option<String> {
         let bundles = self.bundles();
-        let (bundle, Some(_)) = bundles.get(&Role::Peer.domain())? else { return None };
+        let (bundle, Loads::Port(_)) = bundles.get(&Role::Peer.domain())? else { return None };
         let mut names = bundle.subjects();
         names.sort();
         for member in self.members().await.ok()?.into_iter().filter(|m| m.id != me) {
@@ -331,6 +338,17 @@ impl Eyes {
 /// Where the members but `me` serve clients.
 fn client_urls(members: &[Member], me: u64) -> Vec<String> {
     members.iter().filter(|m| m.id != me).flat_map(|m| m.client_urls.iter().cloned()).collect()
+}
+
+/// What loads a domain's bundle.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Loads {
+    /// This port of etcd's.
+    Port(Port),
+    /// A client, which reads it from the disk.
+    Reader,
+    /// etcd, but it cannot be seen.
+    Unknown(Unknown),
 }
 
 /// A port of etcd that verifies clients with a domain's bundle.
