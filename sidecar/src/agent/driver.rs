@@ -321,6 +321,7 @@ where
                         desk.received = clock.elapsed();
                         if let Some(offered) = desk.offered.take() {
                             self.agent.was_answered(role.domain(), &offered);
+                            desk.renewed_for = Some(offered);
                         }
                         self.agent.hold(role, entry);
                     }
