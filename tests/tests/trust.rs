@@ -194,7 +194,7 @@ async fn attack_4_a_ca_in_the_trust_config_map_opens_nothing() {
     let Some(mut stack) = Stack::start(&Options::default()).await else { return };
     let member = Member::start(&mut stack, "stolen", &etcd.etcd).await;
     let honest = (member.bundle(Role::Peer), member.bundle(Role::Server));
-    member.metric("etcd_tls_signer_states_bundles 1").await;
+    member.metric("etcd_tls_signer_states_bundles{} 1").await;
 
     let thief = thief(&stack, "stolen").await;
     let maps = trust_maps(&thief, "stolen");
