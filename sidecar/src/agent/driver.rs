@@ -62,7 +62,7 @@ pub struct Driver<C, F, M, W> {
 
 /// What a started piece of work ends with.
 enum Done {
-    Obtained(Role, Result<Entry, Failure>),
+    Obtained(Role, Box<Result<Entry, Failure>>),
     Looked(Look, Seen),
 }
 
@@ -274,7 +274,7 @@ where
                     self.board.asking(*role);
                     let (role, api) = (*role, (self.api)());
                     work.push(
-                        async move { Done::Obtained(role, self.agent.obtain(&wish, api, trusts, None).await) }
+                        async move { Done::Obtained(role, Box::new(self.agent.obtain(&wish, api, trusts, None).await)) }
                             .boxed_local(),
                     );
                 }
@@ -311,7 +311,7 @@ where
             Done::Obtained(role, result) => {
                 let Some(desk) = desks.get_mut(&role) else { return };
                 desk.asking = false;
-                match result {
+                match *result {
                     Ok(entry) => {
                         self.board.asked(role, "issued");
                         desk.refusals = 0;
