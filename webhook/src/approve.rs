@@ -83,11 +83,11 @@ impl Handler for Approver {
 
     async fn handle(&self, csr: &Csr) -> Outcome {
         let case = Case::open(csr);
-        let result = match self.controller.decide(csr, &case, &[]).await {
+        let result = match self.controller.decide(csr, &case).await {
             Ok(Verdict::Approve(entitlement)) => self.approve(csr, &case, &entitlement).await,
             Ok(Verdict::Deny(denials)) => self.deny(csr, &case, &denials).await,
             Ok(Verdict::NotYet(reason)) => Err(Trouble::NotYet(reason)),
-            Err(error) => Err(error.into()),
+            Err(trouble) => Err(trouble),
         };
         self.controller.outcome(csr, result)
     }

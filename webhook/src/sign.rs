@@ -25,7 +25,6 @@ use tokio::sync::Notify;
 
 use crate::{controller::ControllerArgs, error::Error};
 use authorities::Authorities;
-use cache::services::Services;
 use cleaner::{Cleaner, CleanerArgs};
 use metrics::Metrics;
 use serving::Lifetimes;
@@ -93,12 +92,12 @@ impl Args {
             &controller.namespace,
             controller.policy.clone(),
             controller.namespaces.clone(),
+            controller.pods.clone(),
             Arc::clone(&changed),
         );
         let signer = Arc::new(Signer {
             controller,
             authorities: Arc::new(authorities),
-            services: Services::default(),
             metrics,
             max_lifetime,
             cleaner: Cleaner::new(cleaner),
