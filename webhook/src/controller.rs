@@ -31,6 +31,7 @@ use client::{RequestError, within};
 use csr::{Handler, Outcome};
 use events::{Notice, Recorder, pod_reference};
 use facts::{Csr, LeanPod};
+use guards::{Gate, Guard, Prover};
 use lease::Candidate;
 use metrics::Metrics;
 use pod_reads::PodReads;
@@ -40,6 +41,7 @@ pub mod client;
 pub mod csr;
 pub mod events;
 pub mod facts;
+pub(crate) mod guards;
 pub mod lease;
 mod metrics;
 pub mod namespaces;
@@ -82,12 +84,14 @@ pub(crate) struct Controller {
     pub(crate) recorder: Recorder,
     pods: PodReads,
     metrics: Metrics,
+    gate: Gate,
 }
 
 /// A controller that has been started and does nothing yet.
 pub(crate) struct Started {
     pub(crate) controller: Controller,
     candidate: Candidate,
+    prover: Prover,
     queue: csr::Metrics,
     workers: u16,
     shutdown: watch::Receiver<bool>,
@@ -95,11 +99,16 @@ pub(crate) struct Started {
 
 impl ControllerArgs {
     /// Connects, watches policy and namespaces, stands for leader by the Lease `name`, and serves the admin port with the
-    /// metrics of `registry` and the common ones.
+    /// metrics of `registry` and the common ones. `guards`: the admission policies that it depends on.
     ///
     /// # Errors
     /// What kept it from starting.
-    pub(crate) async fn start(self, name: &'static str, mut registry: Registry) -> Result<Started, Error> {
+    pub(crate) async fn start(
+        self,
+        name: &'static str,
+        guards: &[Guard],
+        mut registry: Registry,
+    ) -> Result<Started, Error> {
         let Self { namespace, identity, workers, admin_address } = self;
         let shutdown = shutdown::on_signals()?;
         let identity = match identity {
@@ -108,7 +117,8 @@ impl ControllerArgs {
         };
         let metrics = Metrics::register(&mut registry);
         let queue = csr::Metrics::register(&mut registry);
-        let client = client::connect().await?;
+        let (gate, standings) = Gate::new(guards);
+        let client = client::connect_behind(gate.clone()).await?;
         let process = name.strip_prefix("etcd-tls-").unwrap_or(name);
         let recorder = Recorder::new(client.clone(), process, &identity);
         let policy = policy::spawn(client.clone(), &namespace, recorder.clone(), metrics.policy_readable.clone());
@@ -116,12 +126,22 @@ impl ControllerArgs {
         let candidate = Candidate::spawn(client.clone(), &namespace, name, &identity);
         let leader = candidate.leader();
         let pods = PodReads::default();
-        let controller = Controller { name, client, namespace, policy, namespaces, leader, recorder, pods, metrics };
+        let prover = Prover {
+            client: client.clone(),
+            system: namespace.clone(),
+            process,
+            namespaces: namespaces.clone(),
+            recorder: recorder.clone(),
+            standings,
+            enforced: metrics.guarded.clone(),
+        };
+        let controller =
+            Controller { name, client, namespace, policy, namespaces, leader, recorder, pods, metrics, gate };
 
         let health = Arc::new(Health::new(registry));
         controller.require(&health, queue.clone());
         health.serve(admin_address).await?;
-        Ok(Started { controller, candidate, queue, workers, shutdown })
+        Ok(Started { controller, candidate, prover, queue, workers, shutdown })
     }
 }
 
@@ -129,13 +149,14 @@ impl Started {
     /// Has `handler` handle requests while this replica leads, with `beside` under way, until told to stop; then gives
     /// leadership back.
     pub(crate) async fn run<H: Handler>(self, handler: Arc<H>, beside: impl Future<Output = ()>) {
-        let Self { controller, candidate, queue, workers, shutdown } = self;
+        let Self { controller, candidate, prover, queue, workers, shutdown } = self;
         let Controller { client, leader, metrics, .. } = controller;
         let shows = metrics.show_leadership(leader.clone());
         tokio::select! {
             () = csr::run(client, handler, usize::from(workers), leader, shutdown, queue) => {}
             () = beside => {}
             () = shows => {}
+            never = prover.run() => match never {},
         }
         candidate.release().await;
     }
@@ -150,6 +171,8 @@ impl Controller {
         health.require(move || {
             namespaces.borrow().as_ref().map(|_| ()).ok_or_else(|| "namespaces not listed yet".to_owned())
         });
+        let gate = self.gate.clone();
+        health.require(move || gate.ready());
         let leader = self.leader.clone();
         health.require(move || {
             let waiting = *leader.borrow() && !queue.is_synced();
