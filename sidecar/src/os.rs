@@ -5,10 +5,10 @@ use std::{io, os::fd::OwnedFd};
 use tokio::io::{Interest, unix::AsyncFd};
 
 pub mod clock;
-pub mod clock_set;
 pub mod directory_watch;
 pub mod process;
 pub mod replace;
+pub mod timer;
 
 /// A descriptor that the runtime tells to be readable.
 #[allow(

@@ -285,6 +285,66 @@ async fn a_decision_lands_on_nothing_but_what_was_looked_at() {
     assert!(!metrics.contains("verdict=\"approve\""), "{metrics}");
 }
 
+/// The watch of pods stands still, and later has much to catch up with: pods are judged as they are all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_is_judged_by_a_state_no_older_than_its_request() {
+    let Some(lab) = Lab::new().await else { return };
+    lab.api.namespace("stale", &[("etcd-tls", "dynamic")]).await;
+    let before = lab.pod("stale", "etcd-0", json!({}), Some("10.1.0.1")).await;
+    let leaves = lab.pod("stale", "etcd-1", json!({}), Some("10.1.0.2")).await;
+    let (hold, held) = tokio::sync::watch::channel(false);
+    let proxy = proxy::Proxy::holding(lab.approve_client().await, "/api/v1/pods", held).await;
+    let approver = lab.approver_at("approve-a", &proxy.url, &[]);
+    lab.ready(&approver).await;
+    let asking = Asking::of(&before, Role::Peer);
+    asking.create_when_allowed(&lab.requester(&before).await).await;
+    lab.approved(&asking.name).await;
+
+    hold.send(true).expect("the proxy listens");
+    // Made again under its name, elsewhere; opted out; gone; new.
+    lab.api.delete_pod("stale", "etcd-0").await;
+    let after = lab.pod("stale", "etcd-0", json!({}), Some("10.1.0.9")).await;
+    let old = Asking::of(&before, Role::Peer);
+    old.create_as(&lab.api.client, &impersonated(&before)).await;
+    let message = lab.denied(&old.name).await;
+    assert!(message.contains("WrongPod"), "{message}");
+    let asking = Asking::of(&after, Role::Peer);
+    asking.create(&lab.requester(&after).await).await;
+    lab.approved(&asking.name).await;
+    let requester = lab.requester(&leaves).await;
+    let pods: Api<k8s_openapi::api::core::v1::Pod> = Api::namespaced(lab.api.client.clone(), "stale");
+    let out = json!({"metadata": {"labels": {"etcd-tls": "disabled"}}});
+    pods.patch("etcd-1", &PatchParams::default(), &Patch::Merge(out)).await.expect("opt a pod out");
+    let asking = Asking::of(&leaves, Role::Peer);
+    asking.create(&requester).await;
+    let message = lab.denied(&asking.name).await;
+    assert!(message.contains("NotOptedIn"), "{message}");
+    lab.api.delete_pod("stale", "etcd-1").await;
+    let asking = Asking::of(&leaves, Role::Server);
+    asking.create_as(&lab.api.client, &impersonated(&leaves)).await;
+    let message = lab.denied(&asking.name).await;
+    assert!(message.contains("PodGone"), "{message}");
+    let new = lab.pod("stale", "etcd-2", json!({}), Some("10.1.0.3")).await;
+    let asking = Asking::of(&new, Role::Server);
+    asking.create(&lab.requester(&new).await).await;
+    lab.approved(&asking.name).await;
+
+    // A backlog, with requests between.
+    for n in 0..200 {
+        let annotation = json!({"metadata": {"annotations": {"backlog": format!("{n}")}}});
+        pods.patch("etcd-2", &PatchParams::default(), &Patch::Merge(annotation)).await.expect("change a pod");
+    }
+    lab.api.set_pod_ips("stale", "etcd-2", &["10.1.0.4".parse().expect("an address")]).await;
+    hold.send(false).expect("the proxy listens");
+    let moved = pods.get("etcd-2").await.expect("a pod");
+    for (pod, is_so) in [(&moved, true), (&new, false)] {
+        let asking = Asking::of(pod, Role::Peer);
+        asking.create(&lab.requester(&moved).await).await;
+        let (approved, message) = lab.decision(&asking.name).await;
+        assert_eq!(approved, is_so, "{message}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bindings_follow_who_opted_in() {
     let Some(lab) = Lab::new().await else { return };

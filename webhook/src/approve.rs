@@ -17,6 +17,7 @@ use crate::{
         case::{self, Case},
         csr::{Handler, Outcome, Seen},
         facts::Csr,
+        guards,
         refusals::Refusals,
     },
     error::Error,
@@ -44,7 +45,7 @@ impl Args {
     pub async fn run(self) -> Result<(), Error> {
         let mut registry = Registry::with_prefix("etcd_tls_approve");
         let metrics = Metrics::register(&mut registry);
-        let started = self.controller.start(LEASE, registry).await?;
+        let started = self.controller.start(LEASE, guards::APPROVE, registry).await?;
         let controller = started.controller.clone();
         let binds = bindings::run(
             controller.client.clone(),
@@ -83,11 +84,11 @@ impl Handler for Approver {
 
     async fn handle(&self, csr: &Csr) -> Outcome {
         let case = Case::open(csr);
-        let result = match self.controller.decide(csr, &case, &[]).await {
+        let result = match self.controller.decide(csr, &case).await {
             Ok(Verdict::Approve(entitlement)) => self.approve(csr, &case, &entitlement).await,
             Ok(Verdict::Deny(denials)) => self.deny(csr, &case, &denials).await,
             Ok(Verdict::NotYet(reason)) => Err(Trouble::NotYet(reason)),
-            Err(error) => Err(error.into()),
+            Err(trouble) => Err(trouble),
         };
         self.controller.outcome(csr, result)
     }

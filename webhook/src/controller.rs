@@ -10,13 +10,13 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use etcd_tls_contract::{
-    identity::{Denial, ServiceFacts, Verdict},
+    identity::{BoundPod, Denial, PodFacts, Verdict},
     names,
+    policy::Policy,
 };
-use k8s_openapi::api::core::v1::Service;
 use kube::{
-    Api, Client, Resource as _,
-    api::{ListParams, Patch, PatchParams},
+    Client, Resource as _,
+    api::{Patch, PatchParams},
     core::Request,
 };
 use prometheus_client::registry::Registry;
@@ -30,25 +30,31 @@ use case::Case;
 use client::{RequestError, within};
 use csr::{Handler, Outcome};
 use events::{Notice, Recorder, pod_reference};
-use facts::{Csr, LeanPod};
+use facts::Csr;
+use guards::{Gate, Guard, Prover};
 use lease::Candidate;
+use listed::METADATA_ALONE;
 use metrics::Metrics;
-use pod_reads::PodReads;
+use pods::{Found, Pods};
+use services::Services;
+use tasks::Tasks;
 
 pub(crate) mod case;
 pub mod client;
 pub mod csr;
 pub mod events;
 pub mod facts;
+pub(crate) mod guards;
 pub mod lease;
+pub(crate) mod listed;
 mod metrics;
 pub mod namespaces;
-mod pod_reads;
+pub(crate) mod pods;
 pub mod policy;
+pub(crate) mod projection;
 pub(crate) mod refusals;
-
-/// Asks for an answer without spec and status.
-const METADATA_ALONE: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
+pub(crate) mod services;
+pub(crate) mod tasks;
 
 /// The arguments of every controller.
 #[derive(clap::Args, Debug)]
@@ -65,6 +71,10 @@ pub struct ControllerArgs {
     /// Where /live, /ready and /metrics are served.
     #[arg(long, default_value = "[::]:9179")]
     admin_address: SocketAddr,
+    /// Read each request's pod from etcd. Needed where the API server keeps resources in several etcds
+    /// (--etcd-servers-overrides), whose resourceVersions cannot be compared.
+    #[arg(long)]
+    live_reads: bool,
 }
 
 /// What a controller works with.
@@ -80,14 +90,17 @@ pub(crate) struct Controller {
     /// Whether this replica leads.
     pub(crate) leader: watch::Receiver<bool>,
     pub(crate) recorder: Recorder,
-    pods: PodReads,
+    pub(crate) pods: Pods,
+    pub(crate) services: Services,
     metrics: Metrics,
+    gate: Gate,
 }
 
 /// A controller that has been started and does nothing yet.
 pub(crate) struct Started {
     pub(crate) controller: Controller,
     candidate: Candidate,
+    prover: Prover,
     queue: csr::Metrics,
     workers: u16,
     shutdown: watch::Receiver<bool>,
@@ -95,12 +108,17 @@ pub(crate) struct Started {
 
 impl ControllerArgs {
     /// Connects, watches policy and namespaces, stands for leader by the Lease `name`, and serves the admin port with the
-    /// metrics of `registry` and the common ones.
+    /// metrics of `registry` and the common ones. `guards`: the admission policies that it depends on.
     ///
     /// # Errors
     /// What kept it from starting.
-    pub(crate) async fn start(self, name: &'static str, mut registry: Registry) -> Result<Started, Error> {
-        let Self { namespace, identity, workers, admin_address } = self;
+    pub(crate) async fn start(
+        self,
+        name: &'static str,
+        guards: &[Guard],
+        mut registry: Registry,
+    ) -> Result<Started, Error> {
+        let Self { namespace, identity, workers, admin_address, live_reads } = self;
         let shutdown = shutdown::on_signals()?;
         let identity = match identity {
             Some(identity) => identity,
@@ -108,20 +126,33 @@ impl ControllerArgs {
         };
         let metrics = Metrics::register(&mut registry);
         let queue = csr::Metrics::register(&mut registry);
-        let client = client::connect().await?;
+        let tasks = Tasks::register(&mut registry);
+        let (gate, standings) = Gate::new(guards);
+        let client = client::connect_behind(gate.clone()).await?;
         let process = name.strip_prefix("etcd-tls-").unwrap_or(name);
         let recorder = Recorder::new(client.clone(), process, &identity);
-        let policy = policy::spawn(client.clone(), &namespace, recorder.clone(), metrics.policy_readable.clone());
-        let namespaces = namespaces::spawn(client.clone());
+        let policy = policy::spawn(&client, &namespace, &recorder, &metrics.policy_readable, &tasks);
+        let namespaces = namespaces::spawn(&client, &tasks);
         let candidate = Candidate::spawn(client.clone(), &namespace, name, &identity);
         let leader = candidate.leader();
-        let pods = PodReads::default();
-        let controller = Controller { name, client, namespace, policy, namespaces, leader, recorder, pods, metrics };
+        let pods = Pods::spawn(&client, live_reads, &tasks);
+        let services = Services::spawn(&client, &tasks);
+        let prover = Prover {
+            client: client.clone(),
+            system: namespace.clone(),
+            process,
+            namespaces: namespaces.clone(),
+            recorder: recorder.clone(),
+            standings,
+            enforced: metrics.guarded.clone(),
+        };
+        let controller =
+            Controller { name, client, namespace, policy, namespaces, leader, recorder, pods, services, metrics, gate };
 
         let health = Arc::new(Health::new(registry));
         controller.require(&health, queue.clone());
         health.serve(admin_address).await?;
-        Ok(Started { controller, candidate, queue, workers, shutdown })
+        Ok(Started { controller, candidate, prover, queue, workers, shutdown })
     }
 }
 
@@ -129,13 +160,14 @@ impl Started {
     /// Has `handler` handle requests while this replica leads, with `beside` under way, until told to stop; then gives
     /// leadership back.
     pub(crate) async fn run<H: Handler>(self, handler: Arc<H>, beside: impl Future<Output = ()>) {
-        let Self { controller, candidate, queue, workers, shutdown } = self;
+        let Self { controller, candidate, prover, queue, workers, shutdown } = self;
         let Controller { client, leader, metrics, .. } = controller;
         let shows = metrics.show_leadership(leader.clone());
         tokio::select! {
             () = csr::run(client, handler, usize::from(workers), leader, shutdown, queue) => {}
             () = beside => {}
             () = shows => {}
+            never = prover.run() => match never {},
         }
         candidate.release().await;
     }
@@ -150,6 +182,11 @@ impl Controller {
         health.require(move || {
             namespaces.borrow().as_ref().map(|_| ()).ok_or_else(|| "namespaces not listed yet".to_owned())
         });
+        let (pods, services) = (self.pods.clone(), self.services.clone());
+        health.require(move || if pods.is_complete() { Ok(()) } else { Err("pods not listed yet".to_owned()) });
+        health.require(move || if services.is_complete() { Ok(()) } else { Err("Services not listed yet".to_owned()) });
+        let gate = self.gate.clone();
+        health.require(move || gate.ready());
         let leader = self.leader.clone();
         health.require(move || {
             let waiting = *leader.borrow() && !queue.is_synced();
@@ -157,48 +194,52 @@ impl Controller {
         });
     }
 
-    /// Judges a request by its pod, read live, by `services` and by what the watches have of the rest. A denial is for
-    /// ever, so it is judged anew by what is read live of everything. An approval costs one read, the pod's, or none where the pod is being read for another of its
-    /// requests.
+    /// Judges a request by its pod, in a state no older than the request ([`pods`]), and by what the watches have of policy,
+    /// namespace and Services. A denial is final, so it is judged anew by policy, namespace and Services as they are now.
     ///
     /// # Errors
-    /// The API server's, of a read.
-    pub(crate) async fn decide(
-        &self,
-        csr: &Csr,
-        case: &Case,
-        services: &[ServiceFacts],
-    ) -> Result<Verdict, RequestError> {
-        let Some(policy) = self.policy.borrow().clone() else {
-            return Ok(Verdict::NotYet(NO_POLICY.to_owned()));
-        };
+    /// It cannot be judged now.
+    pub(crate) async fn decide(&self, csr: &Csr, case: &Case) -> Result<Verdict, Trouble> {
+        let policy = self.policy.borrow().clone().ok_or_else(|| Trouble::NotYet(NO_POLICY.to_owned()))?;
         let pod = match case.needs_pod() {
-            Some(bound) => {
-                let pods: Api<LeanPod> = Api::namespaced(self.client.clone(), &bound.namespace);
-                let read = within(pods.get_opt(&bound.pod));
-                Some((bound, self.pods.join_or(bound, csr.received.0, read).await?))
-            }
+            Some(bound) => self.pod(csr, bound).await?,
             None => None,
         };
-        let pod = pod.as_ref().and_then(|(bound, found)| Some((bound, found.as_ref().as_ref()?)));
-        let seen = pod.as_ref().map(|(bound, pod)| {
-            let namespaces = self.namespaces.borrow();
-            let namespace = namespaces.as_ref().and_then(|namespaces| namespaces.get(&bound.namespace));
-            facts::pod(pod, namespace.is_some_and(|namespace| namespace.opted_in))
-        });
-        let verdict = case.judge(csr, seen.as_ref(), services, &policy);
+        let Some(pod) = pod else {
+            return Ok(match case.judge(csr, None, &[], &policy) {
+                Verdict::Deny(_) => case.judge(csr, None, &[], &*self.policy_now(policy).await?),
+                verdict => verdict,
+            });
+        };
+        let opted_in = self.namespaces.borrow().as_ref().and_then(|all| all.get(&pod.namespace).map(|n| n.opted_in));
+        let with = |opted_in| PodFacts { namespace_opted_in: opted_in, ..PodFacts::clone(&pod) };
+        let services = self.services.selecting(&pod).await?;
+        let verdict = case.judge(csr, Some(&with(opted_in.unwrap_or_default())), &services, &policy);
         if !matches!(verdict, Verdict::Deny(_)) {
             return Ok(verdict);
         }
         // Neither what a watch has not brought yet nor what was left out may be the reason.
-        let policy = policy::live(&self.client, &self.namespace).await?.map_or(policy, Arc::new);
-        let Some((bound, pod)) = pod else { return Ok(case.judge(csr, None, &[], &policy)) };
-        let namespace = namespaces::live(&self.client, &bound.namespace).await?;
-        let services: Api<Service> = Api::namespaced(self.client.clone(), &bound.namespace);
-        let services: Vec<_> =
-            within(services.list(&ListParams::default())).await?.items.iter().map(facts::service).collect();
-        let facts = facts::pod(pod, namespace.is_some_and(|namespace| namespace.opted_in));
+        let policy = self.policy_now(policy).await?;
+        let namespace = namespaces::live(&self.client, &pod.namespace).await?;
+        let services = self.services.now(&pod).await.map_err(services::Unknown::Failed)?;
+        let facts = with(namespace.is_some_and(|namespace| namespace.opted_in));
         Ok(case.judge(csr, Some(&facts), &services, &policy))
+    }
+
+    async fn pod(&self, csr: &Csr, bound: &BoundPod) -> Result<Option<Arc<PodFacts>>, Trouble> {
+        match self.pods.no_older_than(bound, csr.resource_version()).await? {
+            Found::Gone => Ok(None),
+            Found::There(facts) => Ok(Some(facts)),
+            Found::TooLarge => Err(Trouble::NotYet(format!(
+                "pod {}/{} has more labels and annotations than are read of a pod; take away what it does not need",
+                bound.namespace, bound.pod
+            ))),
+        }
+    }
+
+    /// The policy as it is written now; `last` where it cannot be read.
+    async fn policy_now(&self, last: Arc<Policy>) -> Result<Arc<Policy>, RequestError> {
+        Ok(policy::live(&self.client, &self.namespace).await?.map_or(last, Arc::new))
     }
 
     /// Writes to a subresource of a request; `patch` says of which uid and resourceVersion.
@@ -234,9 +275,9 @@ impl Controller {
         let csr = csr.name();
         match result {
             Ok(()) => Outcome::Done,
-            Err(Trouble::NotYet(reason)) => {
+            Err(trouble @ (Trouble::NotYet(_) | Trouble::Services(_))) => {
                 self.metrics.waits.inc();
-                tracing::debug!(csr, reason, "not yet");
+                tracing::debug!(csr, reason = %trouble, "not yet");
                 Outcome::NotYet
             }
             Err(Trouble::Write(error)) if error.is_not_found() => Outcome::Done,
@@ -263,6 +304,9 @@ pub(crate) enum Trouble {
     /// A read failed.
     #[error(transparent)]
     Api(#[from] RequestError),
+    /// The Services that select the pod are not known.
+    #[error(transparent)]
+    Services(#[from] services::Unknown),
     /// A write of the request itself failed: the request may be gone, or another one by now.
     #[error("{0}")]
     Write(RequestError),

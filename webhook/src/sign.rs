@@ -23,9 +23,11 @@ use etcd_tls_contract::{duration::parse_duration, names::SignerName, role::Domai
 use prometheus_client::registry::Registry;
 use tokio::sync::Notify;
 
-use crate::{controller::ControllerArgs, error::Error};
+use crate::{
+    controller::{ControllerArgs, guards},
+    error::Error,
+};
 use authorities::Authorities;
-use cache::services::Services;
 use cleaner::{Cleaner, CleanerArgs};
 use metrics::Metrics;
 use serving::Lifetimes;
@@ -86,7 +88,7 @@ impl Args {
         let Self { controller, max_lifetime, serving_lifetime, serving_ca_lifetime, cleaner } = self;
         let mut registry = Registry::with_prefix("etcd_tls_sign");
         let metrics = Metrics::register(&mut registry);
-        let started = controller.start(LEASE, registry).await?;
+        let started = controller.start(LEASE, guards::SIGN, registry).await?;
         let controller = started.controller.clone();
         let changed = Arc::new(Notify::new());
         let authorities = Authorities::new(
@@ -94,12 +96,12 @@ impl Args {
             &controller.namespace,
             controller.policy.clone(),
             controller.namespaces.clone(),
+            controller.pods.clone(),
             Arc::clone(&changed),
         );
         let signer = Arc::new(Signer {
             controller,
             authorities: Arc::new(authorities),
-            services: Services::default(),
             metrics,
             max_lifetime,
             cleaner: Cleaner::new(cleaner),

@@ -61,6 +61,7 @@ pub struct Driver<C, F, M, W> {
 }
 
 /// What a started piece of work ends with.
+#[allow(clippy::large_enum_variant, reason = "one at a time is there, and moved once")]
 enum Done {
     Obtained(Role, Box<Result<Entry, Failure>>),
     Looked(Look, Seen),

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use crate::os::clock_set::ClockSet;
+use crate::os::timer::Timer;
 
 /// The wall clock, a clock that only goes forward, and chance.
 pub trait Clock {
@@ -33,6 +33,9 @@ const GLANCE: Duration = Duration::from_secs(15);
 /// By how much the wall clock differs from the other one where it was stepped. Between two glances it is slewed by less than
 /// a tenth of that.
 const STEP: Duration = Duration::from_secs(1);
+
+/// The system's own timers are used for sleeps of this length and more.
+const LONG: Duration = Duration::from_secs(1);
 
 /// The two clocks are read one after the other: so much may pass between them, or they are read again, since the process
 /// may have been stopped there, and that is no step.
@@ -142,11 +145,18 @@ impl Clock for System {
     }
 
     async fn sleep(&self, duration: Duration) {
+        // A long one wakes the process once.
+        if duration >= LONG
+            && let Ok(timer) = Timer::after(duration)
+            && timer.wait().await.is_ok()
+        {
+            return;
+        }
         tokio::time::sleep(duration).await;
     }
 
     async fn set(&self) {
-        if let Ok(set) = ClockSet::new()
+        if let Ok(set) = Timer::clock_set()
             && set.wait().await.is_ok()
         {
             return;

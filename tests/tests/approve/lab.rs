@@ -52,13 +52,27 @@ impl Lab {
         Some(lab)
     }
 
-    /// Applies what `approve` needs of the manifests: not the admission policy, which would keep most of what is refused
-    /// here from getting as far.
+    /// Applies what `approve` and `sign` need of the manifests. Service accounts are let through the policy on requests, which
+    /// would keep most of what is refused here from getting as far; the policy itself is as shipped.
     pub fn install(&self) {
-        for file in ["namespace", "service-accounts", "rbac-requesters", "rbac-approve", "rbac-sign", "policy"] {
-            let path = tests::repository().join(format!("manifests/{file}.yaml"));
-            self.api.kubectl(&["apply", "-f", &path.display().to_string()]);
+        let manifests = tests::repository().join("manifests");
+        for file in
+            ["namespace", "service-accounts", "rbac-requesters", "rbac-approve", "rbac-sign", "policy", "guards"]
+        {
+            let file = if file == "guards" { file.to_owned() } else { format!("{file}.yaml") };
+            self.api.kubectl(&["apply", "-f", &manifests.join(file).display().to_string()]);
         }
+        let rbac = "rbac.authorization.k8s.io";
+        let role = json!({
+            "apiVersion": format!("{rbac}/v1"), "kind": "ClusterRole", "metadata": {"name": "request-anything"},
+            "rules": [{"apiGroups": ["etcd-tls.dev"], "resources": ["signers"], "verbs": ["request-anything"]}],
+        });
+        let binding = json!({
+            "apiVersion": format!("{rbac}/v1"), "kind": "ClusterRoleBinding", "metadata": {"name": "request-anything"},
+            "roleRef": {"apiGroup": rbac, "kind": "ClusterRole", "name": "request-anything"},
+            "subjects": [{"apiGroup": rbac, "kind": "Group", "name": "system:serviceaccounts"}],
+        });
+        self.api.apply(&json!({"apiVersion": "v1", "kind": "List", "items": [role, binding]}).to_string());
     }
 
     pub fn approver(&self, identity: &str, arguments: &[&str]) -> Approver {

@@ -1,5 +1,5 @@
-//! A proxy in front of the API server that does something at the worst moment: just before the first PATCH of one object
-//! goes through.
+//! A proxy in front of the API server: it does something just before the first PATCH of one object goes through, or holds the
+//! watches of one collection.
 
 use std::{
     convert::Infallible,
@@ -10,8 +10,14 @@ use std::{
     },
 };
 
-use http_body_util::BodyExt;
-use hyper::{Method, Request, Response, body::Incoming, server::conn::http1, service::service_fn};
+use futures::StreamExt;
+use http_body_util::{BodyExt, Either, StreamBody};
+use hyper::{
+    Method, Request, Response,
+    body::{Frame, Incoming},
+    server::conn::http1,
+    service::service_fn,
+};
 use hyper_util::rt::TokioIo;
 use kube::{Client, client::Body};
 use tokio::{net::TcpListener, task::JoinHandle};
@@ -55,6 +61,31 @@ impl Proxy {
         Self { url, fired, task }
     }
 
+    /// Passes everything on with `client`'s rights; while `held` is true, nothing comes through the watches of `path`.
+    #[allow(dead_code, reason = "not every test holds a watch")]
+    pub async fn holding(client: Client, path: &'static str, held: tokio::sync::watch::Receiver<bool>) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("bind");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        let task = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let (client, held) = (client.clone(), held.clone());
+                let service = service_fn(move |request: Request<Incoming>| {
+                    let (client, held) = (client.clone(), held.clone());
+                    async move {
+                        let query = request.uri().query().unwrap_or_default();
+                        let hold = request.uri().path() == path && query.contains("watch=true");
+                        let answer = pass_on(&client, request).await;
+                        Ok::<_, Infallible>(
+                            answer.map(|body| if hold { Either::Left(gated(body, held)) } else { Either::Right(body) }),
+                        )
+                    }
+                });
+                tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+            }
+        });
+        Self { url, fired: Arc::default(), task }
+    }
+
     /// Whether the moment came.
     pub fn fired(&self) -> bool {
         self.fired.load(Ordering::SeqCst)
@@ -83,4 +114,18 @@ async fn pass_on(client: &Client, request: Request<Incoming>) -> Response<Body> 
     parts.headers.remove("transfer-encoding");
     parts.headers.remove("content-length");
     Response::from_parts(parts, body)
+}
+
+/// A body of which nothing comes while `held` is true.
+fn gated(
+    body: Body,
+    held: tokio::sync::watch::Receiver<bool>,
+) -> StreamBody<impl futures::Stream<Item = Result<Frame<bytes::Bytes>, kube::Error>>> {
+    StreamBody::new(body.into_data_stream().then(move |chunk| {
+        let mut held = held.clone();
+        async move {
+            let _ = held.wait_for(|held| !held).await;
+            chunk.map(Frame::data)
+        }
+    }))
 }

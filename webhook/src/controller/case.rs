@@ -19,6 +19,7 @@ use crate::controller::facts::Csr;
 pub(crate) const APPROVED: &str = "EtcdTlsApproved";
 /// The reason of a Denied condition; what speaks against the request is in its message.
 pub(crate) const DENIED: &str = "EtcdTlsDenied";
+const TOO_LARGE: &str = "the CertificateSigningRequest is larger than any that is needed";
 /// Bytes of one reason's message: names out of a request may be as long as a request.
 const MAX_MESSAGE: usize = 1024;
 /// Bytes of a condition's message.
@@ -62,9 +63,14 @@ impl Case {
         let signer = csr.spec.signer_name.parse::<SignerName>().map_err(|error| {
             denials.push(Denial { reason: "WrongSigner", message: error.to_string() });
         });
-        let request = Request::parse(&csr.spec.request.0).map_err(|error| {
-            denials.push(Denial { reason: error.reason, message: error.message });
-        });
+        let request = if csr.cut {
+            denials.push(Denial { reason: "TooLarge", message: TOO_LARGE.to_owned() });
+            Err(())
+        } else {
+            Request::parse(&csr.spec.request.0).map_err(|error| {
+                denials.push(Denial { reason: error.reason, message: error.message });
+            })
+        };
         let readable = match (signer, request) {
             (Ok(signer), Ok(request)) => Ok((signer, request)),
             _ => {

@@ -2,8 +2,16 @@
 
 use std::time::Duration;
 
-use kube::{Client, Config, config::InferConfigError, runtime::utils::Backoff};
+use kube::{
+    Client, Config,
+    client::{Body, ClientBuilder},
+    config::InferConfigError,
+    runtime::utils::Backoff,
+};
 use tokio::time::Instant;
+use tower::filter::FilterLayer;
+
+use super::guards::{Access, Gate};
 
 /// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -27,12 +35,29 @@ pub enum ClientError {
 /// # Errors
 /// No configuration, or one that makes no client. That the API server is away is no error here.
 pub async fn connect() -> Result<Client, ClientError> {
+    Ok(Client::try_from(configuration().await?)?)
+}
+
+/// The same, with a gate before each call: a write that an admission policy guards is sent only while that policy is
+/// enforced.
+///
+/// # Errors
+/// See [`connect`].
+pub(crate) async fn connect_behind(gate: Gate) -> Result<Client, ClientError> {
+    let guarded = FilterLayer::new(move |request: hyper::Request<Body>| {
+        let access = Access::of(request.method().as_str(), request.uri().path(), request.uri().query());
+        gate.check(&access).map(|()| request).map_err(tower::BoxError::from)
+    });
+    Ok(ClientBuilder::try_from(configuration().await?)?.with_layer(&guarded).build())
+}
+
+async fn configuration() -> Result<Config, ClientError> {
     let mut config = Config::infer().await?;
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     // kube's own repeats of 429, 503 and 504 double up to 1000 s inside one call. Each caller here has a backoff of its
     // own with a cap of a minute, which is how soon a recovered API server must be noticed.
     config.default_retry = false;
-    Ok(Client::try_from(config)?)
+    Ok(config)
 }
 
 /// Bounds one request (not a watch) by [`REQUEST_TIMEOUT`].

@@ -8,14 +8,10 @@
 
 mod queue;
 
-use std::{collections::HashMap, pin::pin, sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use etcd_tls_telemetry::metric;
-use futures::StreamExt;
-use kube::{
-    Api, Client,
-    runtime::{WatchStreamExt, watcher},
-};
+use kube::Client;
 use prometheus_client::{
     metrics::{counter::Counter, gauge::Gauge},
     registry::Registry,
@@ -28,16 +24,13 @@ use tokio::{
 
 use crate::{
     controller::{
-        client::{RequestError, WATCH_SECONDS, WatchBackoff, within},
-        facts::Csr,
+        facts::{self, Csr},
+        listed::{Event, Events},
     },
     platform::shutdown::until,
 };
 use queue::{Job, Kept, Queue};
 
-/// CSRs in one page of a list. Small: a kube-apiserver stores CSRs of more than a megabyte, and a page of them must not be
-/// more than the process may have.
-const PAGE: u32 = 20;
 /// How long work under way may take when the process is told to end.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(8);
 /// A list that did not fit the queue is taken again when there is room, but not sooner than this after the last one.
@@ -209,9 +202,7 @@ impl<H: Handler> Term<H> {
 
     /// Returns when the CSRs have to be listed anew because the queue could not take all of them.
     async fn list_and_watch(&mut self, queue: &mut Queue) {
-        let config = watcher::Config::default().page_size(PAGE).timeout(WATCH_SECONDS);
-        let events = watcher(Api::<Csr>::all(self.client.clone()), config).backoff(WatchBackoff::default());
-        let mut events = pin!(events);
+        let mut events = Events::<Csr>::new(self.client.clone(), facts::csrs());
         let relist_from = Instant::now() + RELIST_EVERY;
         loop {
             let now = Instant::now();
@@ -233,9 +224,8 @@ impl<H: Handler> Term<H> {
                     queue.finish(&name, outcome, Instant::now());
                 }
                 event = events.next() => match event {
-                    Some(Ok(event)) => self.take(queue, event),
-                    Some(Err(error)) => tracing::warn!(%error, "cannot watch CertificateSigningRequests; trying again"),
-                    None => return,
+                    Ok(event) => self.take(queue, event),
+                    Err(error) => tracing::warn!(%error, "cannot watch CertificateSigningRequests; trying again"),
                 },
                 () = async {
                     match wake {
@@ -247,15 +237,15 @@ impl<H: Handler> Term<H> {
         }
     }
 
-    fn take(&self, queue: &mut Queue, event: watcher::Event<Csr>) {
+    fn take(&self, queue: &mut Queue, event: Event<Csr>) {
         match event {
-            watcher::Event::Init => self.handler.observe(Seen::ListBegins),
-            watcher::Event::InitDone => {
+            Event::Begins => self.handler.observe(Seen::ListBegins),
+            Event::Complete => {
                 self.handler.observe(Seen::ListEnds);
                 self.metrics.lists.inc();
                 self.metrics.synced.set(1);
             }
-            watcher::Event::Apply(csr) | watcher::Event::InitApply(csr) => {
+            Event::Applied(csr) | Event::Listed(csr) => {
                 self.handler.observe(Seen::There(&csr));
                 if self.handler.concerns(&csr) {
                     queue.offer(&csr);
@@ -263,7 +253,8 @@ impl<H: Handler> Term<H> {
                     queue.remove(csr.name());
                 }
             }
-            watcher::Event::Delete(csr) => {
+            Event::Progress => {}
+            Event::Deleted(csr) => {
                 self.handler.observe(Seen::Gone(&csr));
                 queue.remove(csr.name());
             }
@@ -281,7 +272,7 @@ async fn work_on<H: Handler>(client: Client, handler: Arc<H>, name: Arc<str>, cs
     if let Some(csr) = csr {
         return handler.handle(&csr).await;
     }
-    match read(client, &name).await {
+    match facts::csrs().get(&client, &name).await {
         Ok(Some(csr)) if handler.concerns(&csr) => handler.handle(&csr).await,
         Ok(_) => Outcome::Done,
         Err(error) => {
@@ -289,10 +280,6 @@ async fn work_on<H: Handler>(client: Client, handler: Arc<H>, name: Arc<str>, cs
             Outcome::Failed
         }
     }
-}
-
-async fn read(client: Client, name: &str) -> Result<Option<Csr>, RequestError> {
-    within(Api::<Csr>::all(client).get_opt(name)).await
 }
 
 fn gauge(n: usize) -> i64 {

@@ -24,9 +24,10 @@ use k8s_openapi::{
 };
 use kube::Resource;
 use serde::{Deserialize, Deserializer, de::IgnoredAny};
-use tokio::time::Instant;
 
+use super::listed::{Object, Source};
 pub use lean_pod::LeanPod;
+pub(crate) use lean_pod::WANTED as POD_WANTED;
 
 mod lean_pod;
 
@@ -43,18 +44,44 @@ pub struct Csr {
     /// What was decided so far.
     #[serde(default)]
     pub status: CsrStatus,
-    /// When this came from the API server.
+    /// Whether more was asked than is read of a request: what is here is not the whole.
     #[serde(skip)]
-    pub received: Received,
+    pub cut: bool,
 }
 
-/// A moment: that at which the value was made.
-#[derive(Clone, Copy, Debug)]
-pub struct Received(pub Instant);
+/// The fields of a CSR that are read, as the API server names them.
+pub(crate) const CSR_WANTED: &[&[&str]] = &[
+    &["metadata", "name"],
+    &["metadata", "uid"],
+    &["metadata", "creationTimestamp"],
+    &["metadata", "deletionTimestamp"],
+    &["metadata", "finalizers"],
+    &["metadata", "annotations", names::TRUSTS_ANNOTATION],
+    &["spec", "request"],
+    &["spec", "signerName"],
+    &["spec", "expirationSeconds"],
+    &["spec", "usages"],
+    &["spec", "username"],
+    &["spec", "uid"],
+    &["spec", "groups"],
+    &["spec", "extra"],
+    &["status", "conditions"],
+    &["status", "certificate", "?"],
+];
 
-impl Default for Received {
-    fn default() -> Self {
-        Self(Instant::now())
+/// Every CSR of the cluster. Admission policy lets through much less for our signers than the limit.
+pub(crate) fn csrs() -> Source {
+    Source {
+        path: "/apis/certificates.k8s.io/v1/certificatesigningrequests".to_owned(),
+        wanted: CSR_WANTED,
+        limit: 32 * 1024,
+        ..Source::default()
+    }
+}
+
+impl Object for Csr {
+    fn cut(&mut self) {
+        self.cut = true;
     }
 }
 

@@ -2,10 +2,12 @@
 
 use etcd_tls_telemetry::metric;
 use prometheus_client::{
-    metrics::{counter::Counter, gauge::Gauge},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
 use tokio::sync::watch;
+
+use super::guards::OfPolicy;
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -14,6 +16,8 @@ pub(super) struct Metrics {
     pub(super) conflicts: Counter,
     pub(super) errors: Counter,
     pub(super) policy_readable: Gauge,
+    /// By policy; see [`super::guards`].
+    pub(super) guarded: Family<OfPolicy, Gauge>,
     leader: Gauge,
 }
 
@@ -24,6 +28,11 @@ impl Metrics {
             conflicts: metric(registry, "conflicts", "Writes that met a request which had changed"),
             errors: metric(registry, "errors", "Looks at a request that the API server failed"),
             policy_readable: metric(registry, "policy_readable", "1 while the policy's ConfigMap is what is in force"),
+            guarded: metric(
+                registry,
+                "admission_policy_enforced",
+                "1 while a ValidatingAdmissionPolicy that this process depends on is proven to be enforced",
+            ),
             leader: metric(registry, "leader", "1 while this replica leads"),
         }
     }

@@ -5,18 +5,16 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use futures::{StreamExt, pin_mut};
+use etcd_tls_contract::names;
 use k8s_openapi::{api::core::v1::Namespace, apimachinery::pkg::apis::meta::v1::ObjectMeta};
-use kube::{
-    Api, Client,
-    core::PartialObjectMeta,
-    runtime::{WatchStreamExt, watcher},
-};
+use kube::{Api, Client};
 use tokio::sync::watch;
 
-use crate::controller::{
-    client::{RequestError, WATCH_SECONDS, WatchBackoff, within},
+use super::{
+    client::{RequestError, within},
     facts,
+    listed::{Event, Events, Listed, Metadata, Source, key},
+    tasks::Tasks,
 };
 
 /// The label by which an administrator lets trust be published in `kube-system`, for hosts and static pods.
@@ -41,54 +39,50 @@ pub type Current = watch::Receiver<Option<Arc<Map>>>;
 /// Namespaces by name.
 pub type Map = BTreeMap<String, NamespaceFacts>;
 
+const SOURCE: &[&[&str]] = &[
+    &["metadata", "name"],
+    &["metadata", "uid"],
+    &["metadata", "labels", names::LABEL],
+    &["metadata", "deletionTimestamp"],
+];
+
 /// Watches the namespaces for as long as the process lives.
-pub fn spawn(client: Client) -> Current {
+pub(crate) fn spawn(client: &Client, tasks: &Tasks) -> Current {
     let (sender, receiver) = watch::channel::<Option<Arc<Map>>>(None);
-    tokio::spawn(async move {
-        let api: Api<PartialObjectMeta<Namespace>> = Api::all(client);
-        let stream = watcher(api, watcher::Config::default().any_semantic().timeout(WATCH_SECONDS))
-            .backoff(WatchBackoff::default());
-        pin_mut!(stream);
-        let mut listing = Map::new();
-        let update = |change: &dyn Fn(&mut Map)| {
-            sender.send_if_modified(|current| {
-                let Some(map) = current.as_mut() else { return false };
-                let mut next = Map::clone(map);
-                change(&mut next);
-                let changed = next != **map;
-                if changed {
-                    *map = Arc::new(next);
-                }
-                changed
-            });
-        };
-        while let Some(event) = stream.next().await {
-            match event {
-                Ok(watcher::Event::Init) => listing = Map::new(),
-                Ok(watcher::Event::InitApply(object)) => {
-                    listing.insert(object.metadata.name.clone().unwrap_or_default(), namespace(&object.metadata));
-                }
-                Ok(watcher::Event::InitDone) => {
-                    let complete = Some(Arc::new(std::mem::take(&mut listing)));
-                    sender.send_if_modified(|current| {
-                        let changed = *current != complete;
-                        if changed {
-                            *current = complete;
-                        }
-                        changed
-                    });
-                }
-                Ok(watcher::Event::Apply(object)) => update(&|map| {
-                    map.insert(object.metadata.name.clone().unwrap_or_default(), namespace(&object.metadata));
-                }),
-                Ok(watcher::Event::Delete(object)) => update(&|map| {
-                    map.remove(object.metadata.name.as_deref().unwrap_or_default());
-                }),
-                Err(error) => tracing::warn!(%error, "cannot watch namespaces; trying again"),
-            }
-        }
-    });
+    let client = client.clone();
+    tasks.keep("namespaces", move || follow(client.clone(), sender.clone()));
     receiver
+}
+
+async fn follow(client: Client, sender: watch::Sender<Option<Arc<Map>>>) {
+    let source = Source {
+        path: "/api/v1/namespaces".to_owned(),
+        metadata_alone: true,
+        wanted: SOURCE,
+        limit: 4096,
+        ..Source::default()
+    };
+    let mut events = Events::<Metadata>::new(client, source);
+    let mut listed = Listed::default();
+    // Of a list, one map is made when it is complete; else each change makes another one.
+    let mut stale = false;
+    loop {
+        let event = match events.next().await {
+            Ok(event) => event,
+            Err(error) => {
+                tracing::warn!(%error, "cannot watch namespaces; trying again");
+                continue;
+            }
+        };
+        let of_list = matches!(event, Event::Begins | Event::Listed(_));
+        let keep = |Metadata { metadata }: Metadata| (key(None, metadata.name.as_deref()), Some(namespace(&metadata)));
+        listed.take(event, keep, |_, _, _| stale = true);
+        if listed.is_complete() && !of_list && (stale || sender.borrow().is_none()) {
+            stale = false;
+            let map: Map = listed.iter().map(|((_, name), facts)| (name.to_string(), facts.clone())).collect();
+            sender.send_replace(Some(Arc::new(map)));
+        }
+    }
 }
 
 /// A namespace as it is now, not as a watch saw it; `None`: there is none.

@@ -7,70 +7,92 @@
 use std::sync::Arc;
 
 use etcd_tls_contract::{names, policy::Policy};
-use futures::{StreamExt, pin_mut};
 use k8s_openapi::api::core::v1::{ConfigMap, ObjectReference};
-use kube::{
-    Api, Client,
-    runtime::{WatchStreamExt, watcher},
-};
+use kube::{Api, Client};
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::watch;
 
-use crate::controller::{
-    client::{RequestError, WATCH_SECONDS, WatchBackoff, within},
+use super::{
+    client::{RequestError, within},
     events::{Notice, Recorder},
+    listed::{Event, Events, Object, Source},
+    tasks::Tasks,
 };
 
 /// The policy in force; `None` while none was readable yet.
 pub type Current = watch::Receiver<Option<Arc<Policy>>>;
 
+/// Bytes of a ConfigMap's content, with room for its escapes.
+const LIMIT: usize = 2 << 20;
+
+impl Object for ConfigMap {}
+
 /// Watches the policy in `namespace` for as long as the process lives. `readable` is 1 while the ConfigMap is what is in
 /// force, 0 while it cannot be read.
-pub fn spawn(client: Client, namespace: &str, recorder: Recorder, readable: Gauge) -> Current {
+pub(crate) fn spawn(client: &Client, namespace: &str, recorder: &Recorder, readable: &Gauge, tasks: &Tasks) -> Current {
     let (sender, receiver) = watch::channel(None);
-    let api: Api<ConfigMap> = Api::namespaced(client, namespace);
-    tokio::spawn(async move {
-        let config = watcher::Config::default()
-            .fields(&format!("metadata.name={}", names::POLICY_CONFIG_MAP))
-            .timeout(WATCH_SECONDS);
-        let stream = watcher(api, config).backoff(WatchBackoff::default());
-        pin_mut!(stream);
-        let mut listed = None;
-        while let Some(event) = stream.next().await {
-            let object = match event {
-                Ok(watcher::Event::Init) => {
-                    listed = None;
-                    continue;
-                }
-                Ok(watcher::Event::InitApply(object)) => {
-                    listed = Some(object);
-                    continue;
-                }
-                Ok(watcher::Event::InitDone) => listed.take(),
-                Ok(watcher::Event::Apply(object)) => Some(object),
-                Ok(watcher::Event::Delete(_)) => None,
-                Err(error) => {
-                    tracing::warn!(%error, "cannot watch the policy; trying again");
-                    continue;
-                }
-            };
-            match read(object.as_ref()) {
-                Ok(policy) => {
-                    readable.set(1);
-                    sender.send_if_modified(|current| put(current, policy));
-                }
-                Err(error) => {
-                    readable.set(0);
-                    let in_force = if sender.borrow().is_some() { KEPT } else { NONE };
-                    tracing::error!(%error, "policy unreadable: {in_force}");
-                    if let Some(object) = object {
-                        recorder.warn(unreadable(&object, &format!("{error}; {in_force}"))).await;
-                    }
+    let source = Source {
+        path: format!("/api/v1/namespaces/{namespace}/configmaps"),
+        fields: Some(format!("metadata.name={}", names::POLICY_CONFIG_MAP)),
+        wanted: &[
+            &["metadata", "name"],
+            &["metadata", "namespace"],
+            &["metadata", "uid"],
+            &["data", names::POLICY_KEY],
+        ],
+        limit: LIMIT,
+        ..Source::default()
+    };
+    let (client, recorder, readable) = (client.clone(), recorder.clone(), readable.clone());
+    tasks.keep("policy", move || {
+        follow(client.clone(), source.clone(), recorder.clone(), readable.clone(), sender.clone())
+    });
+    receiver
+}
+
+async fn follow(
+    client: Client,
+    source: Source,
+    recorder: Recorder,
+    readable: Gauge,
+    sender: watch::Sender<Option<Arc<Policy>>>,
+) {
+    let mut events = Events::<ConfigMap>::new(client, source);
+    let mut listed = None;
+    loop {
+        let object = match events.next().await {
+            Ok(Event::Begins) => {
+                listed = None;
+                continue;
+            }
+            Ok(Event::Listed(object)) => {
+                listed = Some(object);
+                continue;
+            }
+            Ok(Event::Progress) => continue,
+            Ok(Event::Complete) => listed.take(),
+            Ok(Event::Applied(object)) => Some(object),
+            Ok(Event::Deleted(_)) => None,
+            Err(error) => {
+                tracing::warn!(%error, "cannot watch the policy; trying again");
+                continue;
+            }
+        };
+        match read(object.as_ref()) {
+            Ok(policy) => {
+                readable.set(1);
+                sender.send_if_modified(|current| put(current, policy));
+            }
+            Err(error) => {
+                readable.set(0);
+                let in_force = if sender.borrow().is_some() { KEPT } else { NONE };
+                tracing::error!(%error, "policy unreadable: {in_force}");
+                if let Some(object) = object {
+                    recorder.warn(unreadable(&object, &format!("{error}; {in_force}"))).await;
                 }
             }
         }
-    });
-    receiver
+    }
 }
 
 /// The policy as it is written now, not as a watch saw it; `None`: there is none that can be read, so that the last readable

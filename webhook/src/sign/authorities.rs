@@ -44,8 +44,12 @@ use crate::{
     ca::authority::Authority,
     controller::{
         client::{RequestError, within},
-        namespaces, policy,
+        namespaces,
+        pods::Pods,
+        policy,
     },
+    rollover::{PodProgress, Rollover},
+    sign::cache::pods::is_host,
 };
 
 /// How long an answer waits for the state of the cluster's other authority.
@@ -58,6 +62,10 @@ pub(super) const SIGNER_ANNOTATION: &str = "etcd-tls.dev/signer";
 pub(super) const MANAGED_LABEL: (&str, &str) = ("app.kubernetes.io/managed-by", "etcd-tls");
 /// The label of an authority's Secret.
 pub(super) const CA_LABEL: (&str, &str) = ("app.kubernetes.io/component", "certificate-authority");
+
+/// Pods whose progress in a rollover is kept though they may be gone. With more, those that are gone are forgotten before the
+/// state is written: short-lived pods would fill the Secret.
+const FEW: usize = 256;
 
 /// Why there is no authority to sign with.
 #[derive(Debug, thiserror::Error)]
@@ -85,6 +93,7 @@ pub(super) struct Authorities {
     system: String,
     policy: policy::Current,
     namespaces: namespaces::Current,
+    pods: Pods,
     places: StdMutex<Places>,
     /// Rung whenever an authority's state changed by a leaf or a statement.
     changed: Arc<Notify>,
@@ -100,15 +109,31 @@ pub(super) struct Grant<'a> {
     pub(super) lifetime: Duration,
 }
 
+/// Notes in a rollover what a leaf and its request show of their holder. Whether anything is new, and must be persisted. `live`
+/// forgets the pods that are gone, but for those that stay.
+fn note(
+    rollover: &mut Rollover,
+    grant: &Grant<'_>,
+    live: impl FnOnce(&mut BTreeMap<String, PodProgress>, &dyn Fn(&str) -> bool),
+) -> bool {
+    let trusts = grant.trusts.is_some_and(|digest| rollover.note_trusts(grant.holder, grant.role.domain(), digest));
+    let changed = rollover.note_renewed(grant.holder, grant.role) || trusts;
+    if changed && rollover.pods.len() > FEW {
+        live(&mut rollover.pods, &|uid| uid == grant.holder || is_host(uid));
+    }
+    changed
+}
+
 impl Authorities {
     pub(super) fn new(
         client: Client,
         system: &str,
         policy: policy::Current,
         namespaces: namespaces::Current,
+        pods: Pods,
         changed: Arc<Notify>,
     ) -> Self {
-        Self { client, system: system.to_owned(), policy, namespaces, places: StdMutex::default(), changed }
+        Self { client, system: system.to_owned(), policy, namespaces, pods, places: StdMutex::default(), changed }
     }
 
     fn places(&self) -> std::sync::MutexGuard<'_, Places> {
@@ -177,10 +202,7 @@ impl Authorities {
         let not_after = now.checked_add(grant.lifetime).map_or(end, |t| t.min(end));
         let mut changed = after.note_leaf(not_after, grant.lifetime);
         if let Some(rollover) = &mut after.state.rollover {
-            if let Some(digest) = grant.trusts {
-                changed |= rollover.note_trusts(grant.holder, grant.role.domain(), digest);
-            }
-            changed |= rollover.note_renewed(grant.holder, grant.role);
+            changed |= note(rollover, grant, |pods, stays| self.pods.retain_live(pods, stays));
         }
         let authority = Arc::clone(&after.active);
         if changed {
@@ -450,4 +472,37 @@ pub(super) fn generate(name: &SignerName, policy: &Policy, now: SystemTime) -> R
     aws_lc_rs::rand::fill(&mut random).map_err(|_| Unavailable::Unusable("no random numbers".to_owned()))?;
     Authority::generate(&common_name(name, random), KeyAlgorithm::EcdsaP256, policy.rollover.ca_lifetime, now)
         .map_err(|e| Unavailable::Unusable(e.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::rollover::Trigger;
+
+    /// Ten times as many as once filled the Secret, which has room for a mebibyte.
+    #[test]
+    fn short_lived_pods_do_not_fill_the_secret() {
+        let now = SystemTime::UNIX_EPOCH;
+        let mut rollover =
+            Rollover::publish(Trigger::Command, "old", "new", BTreeSet::new(), now).change_over(None, now);
+        let mut largest = 0;
+        for n in 0..100_000 {
+            let holder = format!("00000000-0000-4000-8000-{n:012}");
+            let grant = Grant { holder: &holder, role: Role::Client, trusts: None, lifetime: Duration::ZERO };
+            let live = |uid: &str| (99_000..).contains(&uid.rsplit('-').next().unwrap().parse::<u32>().unwrap());
+            assert!(note(&mut rollover, &grant, |pods, stays| pods.retain(|uid, _| stays(uid) || live(uid))));
+            assert!(rollover.pods.contains_key(&holder), "the one that is served stays");
+            largest = largest.max(rollover.pods.len());
+            if n == 98_999 {
+                assert!(largest <= FEW + 1, "{largest}");
+            }
+        }
+        assert!((1000..=1001 + FEW).contains(&rollover.pods.len()), "those that live stay: {}", rollover.pods.len());
+        assert!(serde_json::to_string_pretty(&rollover).unwrap().len() < 256 * 1024);
+        let grant = Grant { holder: "host:cp", role: Role::Peer, trusts: None, lifetime: Duration::ZERO };
+        note(&mut rollover, &grant, |pods, stays| pods.retain(|uid, _| stays(uid)));
+        assert_eq!(rollover.pods.len(), 1);
+    }
 }

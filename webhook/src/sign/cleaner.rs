@@ -23,7 +23,11 @@ use tokio::{
 };
 
 use super::signer::Signer;
-use crate::controller::{case::Case, client::within, facts::Csr};
+use crate::controller::{
+    case::Case,
+    client::within,
+    facts::{self, Csr},
+};
 use ledger::{Ended, Ledger, Order, Step, Times, Why};
 
 pub(super) mod ledger;
@@ -163,7 +167,7 @@ impl Signer {
     /// An open request whose pod is gone has nobody to fetch its certificate; one that would be refused goes without an
     /// answer where its requester has enough of them.
     async fn look(&self, order: &Order) -> Ended {
-        let csr = match within(Api::<Csr>::all(self.controller.client.clone()).get_opt(&order.name)).await {
+        let csr = match facts::csrs().get::<Csr>(&self.controller.client, &order.name).await {
             Ok(Some(csr)) if csr.uid() == &*order.uid => csr,
             Ok(_) => return Ended::Gone,
             Err(error) => {
@@ -175,7 +179,7 @@ impl Signer {
             self.cleaner.observe(&csr);
             return Ended::Changed;
         }
-        match self.verdict(&csr, &Case::open(&csr)).await {
+        match self.controller.decide(&csr, &Case::open(&csr)).await {
             Ok(Verdict::Deny(denials)) if denials.iter().any(|denial| POD_GONE.contains(&denial.reason)) => {
                 Ended::Delete(Why::Orphaned)
             }

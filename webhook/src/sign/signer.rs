@@ -14,7 +14,7 @@ use serde_json::json;
 
 use super::{
     authorities::{Authorities, Grant, Unavailable},
-    cache::{pods::host_holder, services::Services},
+    cache::pods::host_holder,
     cleaner::Cleaner,
     metrics::Metrics,
 };
@@ -35,7 +35,6 @@ const FAILED: &str = "SignerValidationFailure";
 pub(super) struct Signer {
     pub(super) controller: Controller,
     pub(super) authorities: Arc<Authorities>,
-    pub(super) services: Services,
     pub(super) metrics: Metrics,
     pub(super) max_lifetime: Option<Duration>,
     pub(super) cleaner: Cleaner,
@@ -60,7 +59,7 @@ impl Handler for Signer {
 
     async fn handle(&self, csr: &Csr) -> Outcome {
         let case = Case::open(csr);
-        let result = match self.verdict(csr, &case).await {
+        let result = match self.controller.decide(csr, &case).await {
             Ok(Verdict::Approve(entitlement)) => self.issue(csr, &case, &entitlement).await,
             Ok(Verdict::Deny(denials)) => self.refuse(csr, &case, &denials).await,
             Ok(Verdict::NotYet(reason)) => Err(Trouble::NotYet(reason)),
@@ -71,18 +70,6 @@ impl Handler for Signer {
 }
 
 impl Signer {
-    /// What the law says of a request now.
-    pub(super) async fn verdict(&self, csr: &Csr, case: &Case) -> Result<Verdict, Trouble> {
-        let services = match case.needs_pod() {
-            Some(bound) => match self.services.of(&bound.namespace) {
-                Some(services) => services,
-                None => return Ok(Verdict::NotYet("Services not listed yet".to_owned())),
-            },
-            None => Vec::new(),
-        };
-        Ok(self.controller.decide(csr, case, &services).await?)
-    }
-
     async fn issue(&self, csr: &Csr, case: &Case, entitlement: &Entitlement) -> Result<(), Trouble> {
         let not_yet = |what: &str| Trouble::NotYet(what.to_owned());
         let now = SystemTime::now();

@@ -51,14 +51,12 @@ impl Terms {
             tasks.spawn(serve(Arc::clone(&signer), lifetimes));
             let cleaning = Arc::clone(&signer);
             tasks.spawn(async move { match cleaning.clean_up().await {} });
-            tasks.spawn(signer.services.clone().watch(controller.client.clone()));
             tokio::select! {
                 () = until(&mut leader, false) => {}
                 Some(Err(error)) = tasks.join_next() => tracing::error!(%error, "a part of the signer broke off; starting it again"),
             }
             tasks.shutdown().await;
             signer.authorities.clear();
-            signer.services.clear();
             signer.metrics.forget_all();
             // What broke off may break off again at once.
             sleep(Duration::from_secs(1)).await;

@@ -1,17 +1,11 @@
 //! Watches what the bindings depend on and the bindings themselves, and writes the difference, while this replica leads.
 
-use std::{collections::BTreeMap, convert::Infallible, pin::pin, time::Duration};
+use std::{collections::BTreeMap, convert::Infallible, time::Duration};
 
-use futures::StreamExt;
-use k8s_openapi::api::{
-    core::v1::Pod,
-    rbac::v1::{ClusterRoleBinding, RoleBinding},
-};
+use k8s_openapi::api::rbac::v1::{ClusterRoleBinding, RoleBinding};
 use kube::{
     Api, Client, ResourceExt,
     api::{DeleteParams, Patch, PatchParams, Preconditions},
-    core::PartialObjectMeta,
-    runtime::{WatchStreamExt, watcher, watcher::Event},
 };
 use prometheus_client::metrics::counter::Counter;
 use serde_json::json;
@@ -23,7 +17,8 @@ use super::{
 };
 use crate::{
     controller::{
-        client::{RequestError, WATCH_SECONDS, WatchBackoff, within},
+        client::{RequestError, within},
+        listed::{Event, Events, Metadata, Object, Source},
         namespaces, policy,
     },
     platform::shutdown::until,
@@ -33,6 +28,13 @@ use etcd_tls_contract::names::{DYNAMIC, LABEL, MIRROR_ANNOTATION};
 const FIELD_MANAGER: &str = "etcd-tls-approve";
 /// The longest wait after writes that failed.
 const MAX_WAIT: Duration = Duration::from_secs(30);
+
+/// What is compared of a binding.
+const BINDING: &[&[&str]] =
+    &[&["metadata", "name"], &["metadata", "namespace"], &["metadata", "uid"], &["subjects"], &["roleRef"]];
+
+impl Object for RoleBinding {}
+impl Object for ClusterRoleBinding {}
 
 /// Keeps the bindings while `leader` says so. Ends never; dropped, it stops.
 pub(in crate::approve) async fn run(
@@ -76,15 +78,16 @@ impl<T: Default> Listed<T> {
     /// Applies a watch's event; `set` and `unset` put an object in and take it out.
     fn apply<K>(&mut self, event: Event<K>, set: impl Fn(&mut T, K), unset: impl Fn(&mut T, K)) {
         match event {
-            Event::Init => self.listing = T::default(),
-            Event::InitApply(object) => set(&mut self.listing, object),
-            Event::InitDone => self.current = Some(std::mem::take(&mut self.listing)),
-            Event::Apply(object) => {
+            Event::Begins => self.listing = T::default(),
+            Event::Listed(object) => set(&mut self.listing, object),
+            Event::Complete => self.current = Some(std::mem::take(&mut self.listing)),
+            Event::Progress => {}
+            Event::Applied(object) => {
                 if let Some(current) = &mut self.current {
                     set(current, object);
                 }
             }
-            Event::Delete(object) => {
+            Event::Deleted(object) => {
                 if let Some(current) = &mut self.current {
                     unset(current, object);
                 }
@@ -95,38 +98,48 @@ impl<T: Default> Listed<T> {
 
 impl Term<'_> {
     async fn keep(&self, namespaces: &mut namespaces::Current, policy: &mut policy::Current) -> Infallible {
-        let config = || watcher::Config::default().page_size(100).timeout(WATCH_SECONDS);
-        let pods: Api<PartialObjectMeta<Pod>> = Api::all(self.client.clone());
-        let pods = watcher(pods, config().labels(&format!("{LABEL}={DYNAMIC}"))).backoff(WatchBackoff::default());
-        let sign: Api<RoleBinding> = Api::all(self.client.clone());
-        let sign =
-            watcher(sign, config().fields(&format!("metadata.name={SIGN_BINDING}"))).backoff(WatchBackoff::default());
-        let requesters: Api<ClusterRoleBinding> = Api::all(self.client.clone());
-        let requesters = watcher(requesters, config().fields(&format!("metadata.name={REQUESTERS_BINDING}")))
-            .backoff(WatchBackoff::default());
-        let (mut pods, mut sign, mut requesters) = (pin!(pods), pin!(sign), pin!(requesters));
+        let pods = Source {
+            path: "/api/v1/pods".to_owned(),
+            labels: Some(format!("{LABEL}={DYNAMIC}")),
+            metadata_alone: true,
+            wanted: &[
+                &["metadata", "namespace"],
+                &["metadata", "uid"],
+                &["metadata", "annotations", MIRROR_ANNOTATION],
+            ],
+            limit: 4096,
+            ..Source::default()
+        };
+        let bindings = |kind: &str, name: &str| Source {
+            path: format!("/apis/{RBAC}/v1/{kind}"),
+            fields: Some(format!("metadata.name={name}")),
+            wanted: BINDING,
+            limit: 4 << 20,
+            ..Source::default()
+        };
+        let mut pods = Events::<Metadata>::new(self.client.clone(), pods);
+        let mut sign = Events::<RoleBinding>::new(self.client.clone(), bindings("rolebindings", SIGN_BINDING));
+        let requesters = bindings("clusterrolebindings", REQUESTERS_BINDING);
+        let mut requesters = Events::<ClusterRoleBinding>::new(self.client.clone(), requesters);
         let mut seen = Seen::default();
         let mut wait = None;
         loop {
             tokio::select! {
                 event = pods.next() => match event {
-                    Some(Ok(event)) => seen.pods.apply(event, pod_seen, pod_gone),
-                    Some(Err(error)) => tracing::warn!(%error, "cannot watch labelled pods; trying again"),
-                    None => {}
+                    Ok(event) => seen.pods.apply(event, pod_seen, pod_gone),
+                    Err(error) => tracing::warn!(%error, "cannot watch labelled pods; trying again"),
                 },
                 event = sign.next() => match event {
-                    Some(Ok(event)) => seen.sign.apply(
+                    Ok(event) => seen.sign.apply(
                         event,
                         |map, binding| { map.extend([lean_binding(binding)]); },
                         |map, binding| { map.remove(&binding.namespace().unwrap_or_default()); },
                     ),
-                    Some(Err(error)) => tracing::warn!(%error, "cannot watch RoleBindings; trying again"),
-                    None => {}
+                    Err(error) => tracing::warn!(%error, "cannot watch RoleBindings; trying again"),
                 },
                 event = requesters.next() => match event {
-                    Some(Ok(event)) => seen.requesters.apply(event, |one, binding| *one = Some(binding), |one, _| *one = None),
-                    Some(Err(error)) => tracing::warn!(%error, "cannot watch the ClusterRoleBinding; trying again"),
-                    None => {}
+                    Ok(event) => seen.requesters.apply(event, |one, binding| *one = Some(binding), |one, _| *one = None),
+                    Err(error) => tracing::warn!(%error, "cannot watch the ClusterRoleBinding; trying again"),
                 },
                 Ok(()) = namespaces.changed() => {}
                 Ok(()) = policy.changed() => {}
@@ -217,15 +230,15 @@ impl Term<'_> {
     }
 }
 
-fn pod_seen(pods: &mut Pods, pod: PartialObjectMeta<Pod>) {
-    let asks = !pod.annotations().contains_key(MIRROR_ANNOTATION);
-    pods.entry(pod.namespace().unwrap_or_default()).or_default().insert(pod.uid().unwrap_or_default(), asks);
+fn pod_seen(pods: &mut Pods, Metadata { metadata: pod }: Metadata) {
+    let asks = pod.annotations.is_none_or(|annotations| !annotations.contains_key(MIRROR_ANNOTATION));
+    pods.entry(pod.namespace.unwrap_or_default()).or_default().insert(pod.uid.unwrap_or_default(), asks);
 }
 
-fn pod_gone(pods: &mut Pods, pod: PartialObjectMeta<Pod>) {
-    let namespace = pod.namespace().unwrap_or_default();
+fn pod_gone(pods: &mut Pods, Metadata { metadata: pod }: Metadata) {
+    let namespace = pod.namespace.unwrap_or_default();
     if let Some(uids) = pods.get_mut(&namespace) {
-        uids.remove(pod.uid().unwrap_or_default().as_str());
+        uids.remove(pod.uid.unwrap_or_default().as_str());
         if uids.is_empty() {
             pods.remove(&namespace);
         }

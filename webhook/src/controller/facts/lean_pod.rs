@@ -10,13 +10,15 @@ use k8s_openapi::{
 use kube::Resource;
 use serde::{Deserialize, Deserializer};
 
+use crate::controller::listed::Object;
+
 /// A [`Pod`] with the fields that [`super::pod`] reads, and the names of its init containers.
 #[derive(Clone, Debug, Default)]
-pub struct LeanPod(Pod);
+pub struct LeanPod(Pod, bool);
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct Object {
+struct Whole {
     metadata: Metadata,
     spec: Spec,
     status: Status,
@@ -61,6 +63,40 @@ struct Status {
     host_ips: Option<Vec<HostIP>>,
 }
 
+/// The fields of a pod that are read, as the API server names them.
+pub(crate) const WANTED: &[&[&str]] = &[
+    &["metadata", "name"],
+    &["metadata", "namespace"],
+    &["metadata", "uid"],
+    &["metadata", "deletionTimestamp"],
+    &["metadata", "labels"],
+    &["metadata", "annotations", "etcd-tls.dev/*"],
+    &["metadata", "annotations", etcd_tls_contract::names::MIRROR_ANNOTATION],
+    &["spec", "hostNetwork"],
+    &["spec", "serviceAccountName"],
+    &["spec", "nodeName"],
+    &["spec", "hostname"],
+    &["spec", "subdomain"],
+    &["spec", "containers", "[]", "name"],
+    &["spec", "initContainers", "[]", "name"],
+    &["status", "phase"],
+    &["status", "podIPs"],
+    &["status", "hostIPs"],
+];
+
+impl LeanPod {
+    /// Whether its labels, annotations and names are more than was read.
+    pub(crate) const fn is_cut(&self) -> bool {
+        self.1
+    }
+}
+
+impl Object for LeanPod {
+    fn cut(&mut self) {
+        self.1 = true;
+    }
+}
+
 impl Deref for LeanPod {
     type Target = Pod;
 
@@ -71,7 +107,7 @@ impl Deref for LeanPod {
 
 impl<'de> Deserialize<'de> for LeanPod {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let Object { metadata, spec, status } = Object::deserialize(deserializer)?;
+        let Whole { metadata, spec, status } = Whole::deserialize(deserializer)?;
         let containers = |names: Option<Vec<Name>>| {
             names
                 .unwrap_or_default()
@@ -80,7 +116,7 @@ impl<'de> Deserialize<'de> for LeanPod {
                 .collect::<Vec<_>>()
         };
         let Metadata { name, namespace, uid, resource_version, deletion_timestamp, labels, annotations } = metadata;
-        Ok(Self(Pod {
+        let pod = Pod {
             metadata: ObjectMeta {
                 name,
                 namespace,
@@ -107,7 +143,8 @@ impl<'de> Deserialize<'de> for LeanPod {
                 host_ips: status.host_ips,
                 ..PodStatus::default()
             }),
-        }))
+        };
+        Ok(Self(pod, false))
     }
 }
 

@@ -3,62 +3,60 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt::Debug,
-    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use futures::StreamExt;
-use k8s_openapi::{
-    NamespaceResourceScope,
-    api::core::v1::{ConfigMap, Secret},
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
-};
-use kube::{
-    Api, Client, Resource,
-    core::PartialObjectMeta,
-    runtime::{WatchStreamExt, watcher},
-};
-use serde::de::DeserializeOwned;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Client;
 use tokio::{sync::Notify, task::AbortHandle};
 
 use super::watches::Watches;
-use crate::controller::client::{WATCH_SECONDS, WatchBackoff};
-use crate::sign::authorities::MANAGED_LABEL;
+use crate::{
+    controller::listed::{Event, Events, Listed, Metadata, Source, key},
+    sign::authorities::MANAGED_LABEL,
+};
 
-const PAGE: u32 = 50;
-
-/// A namespace's objects of one kind, by name; `None` until the first list is complete.
-type Here = Option<BTreeMap<String, ObjectMeta>>;
+/// Bytes of one object's labels and annotations that are read.
+const READ: usize = 16 * 1024;
+/// Bytes of all objects' labels and annotations that are kept.
+const BUDGET: usize = 16 << 20;
 
 /// Objects of one kind, by namespace.
 #[derive(Clone, Default)]
 pub(in crate::sign) struct Objects {
-    seen: Arc<Mutex<BTreeMap<String, Here>>>,
+    seen: Arc<Mutex<Seen>>,
+}
+
+#[derive(Default)]
+struct Seen {
+    namespaces: BTreeMap<String, Listed<ObjectMeta>>,
+    /// Bytes of the labels and annotations that are kept.
+    bytes: usize,
 }
 
 impl Objects {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Here>> {
+    fn lock(&self) -> MutexGuard<'_, Seen> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A namespace's; `None`: not listed yet.
     pub(in crate::sign) fn of(&self, namespace: &str) -> Option<BTreeMap<String, ObjectMeta>> {
-        self.lock().get(namespace).cloned().flatten()
+        let seen = self.lock();
+        let here = seen.namespaces.get(namespace).filter(|here| here.is_complete())?;
+        Some(here.iter().map(|((_, name), metadata)| (name.to_string(), metadata.clone())).collect())
     }
 
-    /// One of them.
+    /// One of them, if they are listed.
     pub(in crate::sign) fn get(&self, namespace: &str, name: &str) -> Option<ObjectMeta> {
-        self.lock().get(namespace)?.as_ref()?.get(name).cloned()
+        let seen = self.lock();
+        seen.namespaces.get(namespace).filter(|here| here.is_complete())?.get("", name).cloned()
     }
 
-    /// Every name, with its namespace.
+    /// Every name, with its namespace, where they are listed.
     pub(in crate::sign) fn names(&self) -> Vec<(String, String)> {
         let seen = self.lock();
-        let names = seen.iter().flat_map(|(namespace, here)| {
-            here.iter().flat_map(BTreeMap::keys).map(|name| (namespace.clone(), name.clone()))
-        });
-        names.collect()
+        let listed = seen.namespaces.iter().filter(|(_, here)| here.is_complete());
+        listed.flat_map(|(ns, here)| here.iter().map(|((_, name), _)| (ns.clone(), name.to_string()))).collect()
     }
 
     /// Watches the Secrets of a namespace.
@@ -68,7 +66,7 @@ impl Objects {
         namespace: &str,
         changed: &Arc<Notify>,
     ) -> AbortHandle {
-        self.watch::<Secret>(client, namespace, watcher::Config::default(), changed)
+        self.watch(client, namespace, "secrets", None, changed)
     }
 
     /// Watches our ConfigMaps of exactly these namespaces, as far as there is a right to.
@@ -80,74 +78,81 @@ impl Objects {
         changed: &Arc<Notify>,
     ) {
         let gone = watches.keep(namespaces, |namespace| {
-            let ours = watcher::Config::default().labels(&format!("{}={}", MANAGED_LABEL.0, MANAGED_LABEL.1));
-            self.watch::<ConfigMap>(client, namespace, ours, changed)
+            let ours = Some(format!("{}={}", MANAGED_LABEL.0, MANAGED_LABEL.1));
+            self.watch(client, namespace, "configmaps", ours, changed)
         });
         for namespace in gone {
-            self.lock().remove(&namespace);
+            self.forget(&namespace);
         }
     }
 
-    fn watch<K>(&self, client: &Client, namespace: &str, config: watcher::Config, changed: &Arc<Notify>) -> AbortHandle
-    where
-        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
-            + Clone
-            + Debug
-            + DeserializeOwned
-            + Send
-            + 'static,
-    {
+    fn watch(
+        &self,
+        client: &Client,
+        namespace: &str,
+        kind: &'static str,
+        labels: Option<String>,
+        changed: &Arc<Notify>,
+    ) -> AbortHandle {
+        let source = Source {
+            path: format!("/api/v1/namespaces/{namespace}/{kind}"),
+            labels,
+            metadata_alone: true,
+            wanted: &[
+                &["metadata", "name"],
+                &["metadata", "uid"],
+                &["metadata", "labels", "app.kubernetes.io/*"],
+                &["metadata", "annotations", "etcd-tls.dev/*"],
+            ],
+            limit: READ,
+            ..Source::default()
+        };
+        let mut events = Events::<Metadata>::new(client.clone(), source);
         let (objects, changed, namespace) = (self.clone(), Arc::clone(changed), namespace.to_owned());
-        let api: Api<PartialObjectMeta<K>> = Api::namespaced(client.clone(), &namespace);
-        let stream = watcher(api, config.page_size(PAGE).timeout(WATCH_SECONDS)).backoff(WatchBackoff::default());
         let task = tokio::spawn(async move {
-            let mut stream = pin!(stream);
-            let mut listing = BTreeMap::new();
-            while let Some(event) = stream.next().await {
-                match event {
+            loop {
+                match events.next().await {
+                    Ok(Event::Progress) => {}
                     Ok(event) => {
-                        objects.take(&namespace, event, &mut listing);
+                        objects.lock().take(&namespace, event);
                         changed.notify_one();
                     }
-                    Err(error) => {
-                        // Before `approve` has given the right: not yet.
-                        tracing::debug!(%error, namespace, kind = %K::kind(&()), "cannot watch; trying again");
-                    }
+                    // Before `approve` has given the right: not yet.
+                    Err(error) => tracing::debug!(%error, namespace, kind, "cannot watch; trying again"),
                 }
             }
         });
         task.abort_handle()
     }
 
-    fn take<O: Resource>(&self, namespace: &str, event: watcher::Event<O>, listing: &mut BTreeMap<String, ObjectMeta>) {
+    fn forget(&self, namespace: &str) {
         let mut seen = self.lock();
-        let here = seen.entry(namespace.to_owned()).or_default();
-        let named = |object: &O| (object.meta().name.clone().unwrap_or_default(), lean(object.meta()));
-        match event {
-            watcher::Event::Init => listing.clear(),
-            watcher::Event::InitApply(object) => listing.extend([named(&object)]),
-            watcher::Event::InitDone => *here = Some(std::mem::take(listing)),
-            watcher::Event::Apply(object) => {
-                if let Some(here) = here {
-                    here.extend([named(&object)]);
-                }
-            }
-            watcher::Event::Delete(object) => {
-                if let Some(here) = here {
-                    here.remove(object.meta().name.as_deref().unwrap_or_default());
-                }
-            }
+        if let Some(here) = seen.namespaces.remove(namespace) {
+            let bytes: usize = here.iter().map(|(_, metadata)| size(metadata)).sum();
+            seen.bytes = seen.bytes.saturating_sub(bytes);
         }
     }
 }
 
-fn lean(metadata: &ObjectMeta) -> ObjectMeta {
-    ObjectMeta {
-        name: metadata.name.clone(),
-        uid: metadata.uid.clone(),
-        resource_version: metadata.resource_version.clone(),
-        labels: metadata.labels.clone(),
-        annotations: metadata.annotations.clone(),
-        ..ObjectMeta::default()
+impl Seen {
+    fn take(&mut self, namespace: &str, event: Event<Metadata>) {
+        let Self { namespaces, bytes } = self;
+        let room = BUDGET.saturating_sub(*bytes);
+        let keep = |Metadata { mut metadata }: Metadata| {
+            if size(&metadata) > room {
+                // That it is there, and its version, is known; what it says is not.
+                (metadata.labels, metadata.annotations) = (None, None);
+            }
+            (key(None, metadata.name.as_deref()), Some(metadata))
+        };
+        namespaces.entry(namespace.to_owned()).or_default().take(event, keep, |_, before, after| {
+            *bytes = (*bytes + after.map_or(0, size)).saturating_sub(before.map_or(0, size));
+        });
     }
+}
+
+/// The memory that labels and annotations take, about.
+fn size(metadata: &ObjectMeta) -> usize {
+    let maps = metadata.labels.iter().chain(&metadata.annotations);
+    maps.flatten().map(|(key, value)| 96 + key.len() + value.len()).sum()
 }

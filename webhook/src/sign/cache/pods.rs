@@ -8,30 +8,25 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use etcd_tls_contract::{identity::opted_in, names, policy::Policy, role::Role, settings::Settings};
-use futures::StreamExt;
-use kube::{
-    Api, Client,
-    runtime::{WatchStreamExt, watcher},
-};
+use kube::Client;
 use tokio::{sync::Notify, task::AbortHandle};
 
 use super::watches::Watches;
 use crate::sign::ClusterName;
 use crate::{
     controller::{
-        client::{WATCH_SECONDS, WatchBackoff},
-        facts::{self, LeanPod},
+        facts::{self, LeanPod, POD_WANTED},
+        listed::{self, Event, Events},
     },
     rollover::LivePod,
 };
 
-/// Pods in one page of a list.
-const PAGE: u32 = 50;
+/// Bytes of one pod's labels, annotations and names that are read.
+const READ: usize = 32 * 1024;
 
 /// Where a pod was seen.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -138,8 +133,8 @@ impl Pods {
 
     /// Watches the labelled pods, until the task is aborted; says so on `changed` whenever something did.
     pub(in crate::sign) fn watch_labelled(&self, client: &Client, changed: &Arc<Notify>) -> AbortHandle {
-        let config = watcher::Config::default().labels(&format!("{}={}", names::LABEL, names::DYNAMIC));
-        self.watch(Api::all(client.clone()), config, Source::Labelled, changed)
+        let labelled = Some(format!("{}={}", names::LABEL, names::DYNAMIC));
+        self.watch(client, pods_of("/api/v1/pods".to_owned(), labelled), Source::Labelled, changed)
     }
 
     /// Watches the pods of exactly these namespaces, which are labelled.
@@ -151,8 +146,8 @@ impl Pods {
         changed: &Arc<Notify>,
     ) {
         let gone = watches.keep(namespaces, |namespace| {
-            let api = Api::namespaced(client.clone(), namespace);
-            self.watch(api, watcher::Config::default(), Source::Namespace(namespace.to_owned()), changed)
+            let list = pods_of(format!("/api/v1/namespaces/{namespace}/pods"), None);
+            self.watch(client, list, Source::Namespace(namespace.to_owned()), changed)
         });
         for namespace in gone {
             let source = Source::Namespace(namespace);
@@ -161,22 +156,19 @@ impl Pods {
         }
     }
 
-    fn watch(&self, api: Api<LeanPod>, config: watcher::Config, source: Source, changed: &Arc<Notify>) -> AbortHandle {
+    fn watch(&self, client: &Client, list: listed::Source, source: Source, changed: &Arc<Notify>) -> AbortHandle {
         let (pods, changed) = (self.clone(), Arc::clone(changed));
-        let stream = watcher(api, config.page_size(PAGE).timeout(WATCH_SECONDS)).backoff(WatchBackoff::default());
+        let mut events = Events::<LeanPod>::new(client.clone(), list);
         let task = tokio::spawn(async move {
-            let mut stream = pin!(stream);
             let mut listing = HashMap::new();
-            while let Some(event) = stream.next().await {
-                let event = match event {
-                    Ok(event) => event,
-                    Err(error) => {
-                        tracing::warn!(%error, ?source, "cannot watch pods; trying again");
-                        continue;
+            loop {
+                match events.next().await {
+                    Ok(event) => {
+                        if pods.take(&source, event, &mut listing) {
+                            changed.notify_one();
+                        }
                     }
-                };
-                if pods.take(&source, event, &mut listing) {
-                    changed.notify_one();
+                    Err(error) => tracing::warn!(%error, ?source, "cannot watch pods; trying again"),
                 }
             }
         });
@@ -184,15 +176,16 @@ impl Pods {
     }
 
     /// Whether something changed.
-    fn take(&self, source: &Source, event: watcher::Event<LeanPod>, listing: &mut HashMap<String, Member>) -> bool {
+    fn take(&self, source: &Source, event: Event<LeanPod>, listing: &mut HashMap<String, Member>) -> bool {
         let namespace_opted_in = matches!(source, Source::Namespace(_));
         let of = |pod: &LeanPod| pod.metadata.uid.clone().zip(member(pod, namespace_opted_in));
         match event {
-            watcher::Event::Init => {
+            Event::Progress => false,
+            Event::Begins => {
                 listing.clear();
                 false
             }
-            watcher::Event::InitApply(pod) => {
+            Event::Listed(pod) => {
                 listing.extend(of(&pod));
                 // Pods that are new here are served before the list is complete.
                 match of(&pod) {
@@ -200,7 +193,7 @@ impl Pods {
                     None => false,
                 }
             }
-            watcher::Event::InitDone => {
+            Event::Complete => {
                 let listed = std::mem::take(listing);
                 let mut seen = self.lock();
                 let before = seen.entry(source.clone()).or_default();
@@ -209,11 +202,11 @@ impl Pods {
                 drop(seen);
                 self.listed().insert(source.clone()) || changed
             }
-            watcher::Event::Apply(pod) => match of(&pod) {
+            Event::Applied(pod) => match of(&pod) {
                 Some((uid, member)) => self.put(source, uid, member),
                 None => self.remove(source, &pod),
             },
-            watcher::Event::Delete(pod) => self.remove(source, &pod),
+            Event::Deleted(pod) => self.remove(source, &pod),
         }
     }
 
@@ -233,9 +226,18 @@ impl Pods {
     }
 }
 
+fn pods_of(path: String, labels: Option<String>) -> listed::Source {
+    listed::Source { path, labels, wanted: POD_WANTED, limit: READ, ..listed::Source::default() }
+}
+
 /// What stands for a host where a pod's uid stands for a pod; no uid has a colon.
 pub(in crate::sign) fn host_holder(username: &str) -> String {
     format!("host:{username}")
+}
+
+/// Whether [`host_holder`] made this.
+pub(in crate::sign) fn is_host(holder: &str) -> bool {
+    holder.starts_with("host:")
 }
 
 impl Member {
@@ -250,6 +252,10 @@ impl Member {
 
 /// What is kept of `pod`; `None`: nothing.
 fn member(pod: &LeanPod, namespace_opted_in: bool) -> Option<Member> {
+    // Nothing is issued to a pod that is not read whole, so no rollover waits for it.
+    if pod.is_cut() {
+        return None;
+    }
     let facts = facts::pod(pod, namespace_opted_in);
     let containers: Vec<&str> = facts.containers.iter().map(String::as_str).collect();
     if facts.finished || facts.deleting || !opted_in(namespace_opted_in, &facts.labels, &facts.annotations, &containers)
@@ -322,15 +328,15 @@ mod tests {
         let labelled = pod(|p| p["metadata"]["labels"]["etcd-tls"] = "dynamic".into());
         let mut listing = HashMap::new();
         let prod = Source::Namespace("prod".to_owned());
-        assert!(pods.take(&prod, watcher::Event::Apply(labelled.clone()), &mut listing));
-        assert!(pods.take(&Source::Labelled, watcher::Event::Apply(labelled.clone()), &mut listing));
-        assert!(!pods.take(&Source::Labelled, watcher::Event::Apply(labelled.clone()), &mut listing));
+        assert!(pods.take(&prod, Event::Applied(labelled.clone()), &mut listing));
+        assert!(pods.take(&Source::Labelled, Event::Applied(labelled.clone()), &mut listing));
+        assert!(!pods.take(&Source::Labelled, Event::Applied(labelled.clone()), &mut listing));
         let policy = Policy::default();
         let authorities = pods.by_authority(&policy);
         let cluster = ClusterName { namespace: "prod".to_owned(), name: "etcd".to_owned() };
         assert_eq!(authorities[&cluster.signer(Domain::Peer)].len(), 1);
         assert_eq!(authorities[&cluster.signer(Domain::Client)].len(), 1);
-        assert!(pods.take(&prod, watcher::Event::Delete(labelled), &mut listing));
+        assert!(pods.take(&prod, Event::Deleted(labelled), &mut listing));
         assert_eq!(pods.clusters(&policy).len(), 1, "the label still holds it");
     }
 
@@ -348,7 +354,7 @@ mod tests {
     fn metrics_are_the_client_authoritys_by_default() {
         let pods = Pods::default();
         let scraper = pod(|p| p["metadata"]["annotations"]["etcd-tls.dev/roles"] = "server,metrics".into());
-        pods.take(&Source::Namespace("prod".to_owned()), watcher::Event::Apply(scraper), &mut HashMap::new());
+        pods.take(&Source::Namespace("prod".to_owned()), Event::Applied(scraper), &mut HashMap::new());
         let authorities = pods.by_authority(&Policy::default());
         assert_eq!(authorities.len(), 1);
         let own = Policy::parse("metricsAuthority: own").unwrap();
@@ -364,7 +370,7 @@ mod tests {
             p["metadata"]["annotations"] =
                 json!({"etcd-tls.dev/roles": "client", "etcd-tls.dev/issuer": "csr:client.etcd-tls.dev/prod.etcd"});
         });
-        assert!(pods.take(&web, watcher::Event::Apply(claims), &mut HashMap::new()));
+        assert!(pods.take(&web, Event::Applied(claims), &mut HashMap::new()));
         assert!(pods.by_authority(&Policy::default()).is_empty());
         assert!(pods.clusters(&Policy::default()).is_empty());
         let allowed = "crossNamespace: [{from: web, to: prod/etcd, roles: [client]}]";
@@ -393,13 +399,13 @@ mod tests {
         let pods = Pods::default();
         let prod = Source::Namespace("prod".to_owned());
         let mut listing = HashMap::new();
-        pods.take(&prod, watcher::Event::Apply(pod(|_| {})), &mut listing);
-        pods.take(&prod, watcher::Event::Init, &mut listing);
-        assert!(pods.take(&prod, watcher::Event::InitApply(pod(|p| p["metadata"]["uid"] = "u1".into())), &mut listing));
+        pods.take(&prod, Event::Applied(pod(|_| {})), &mut listing);
+        pods.take(&prod, Event::Begins, &mut listing);
+        assert!(pods.take(&prod, Event::Listed(pod(|p| p["metadata"]["uid"] = "u1".into())), &mut listing));
         let prod_alone = BTreeSet::from(["prod".to_owned()]);
-        pods.take(&Source::Labelled, watcher::Event::InitDone, &mut HashMap::new());
+        pods.take(&Source::Labelled, Event::Complete, &mut HashMap::new());
         assert!(!pods.complete(&prod_alone), "an event is no list");
-        assert!(pods.take(&prod, watcher::Event::InitDone, &mut listing));
+        assert!(pods.take(&prod, Event::Complete, &mut listing));
         assert!(pods.complete(&prod_alone));
         assert!(!pods.complete(&BTreeSet::from(["prod".to_owned(), "new".to_owned()])));
         assert_eq!(pods.lock()[&prod].keys().collect::<Vec<_>>(), ["u1"]);

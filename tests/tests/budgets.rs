@@ -1,0 +1,146 @@
+//! Memory of `approve` and `sign` beside the fattest objects that a tenant can make: at most the limit of the shipped manifests, as
+//! the kernel counts it (VmHWM: the most that was ever resident), from start to end.
+//!
+//! `ETCD_TLS_SOAK` also makes 10,000 ordinary pods, which takes some minutes.
+
+#[path = "approve/lab.rs"]
+#[allow(dead_code, reason = "the approver's tests use the rest")]
+mod lab;
+#[path = "sign/signer.rs"]
+#[allow(dead_code, reason = "the signer's tests use the rest")]
+mod signer;
+
+use std::time::{Duration, Instant};
+
+use etcd_tls_contract::role::Role;
+use futures::{StreamExt, stream};
+use k8s_openapi::api::core::v1::{Pod, Service};
+use kube::{
+    Api,
+    api::{Patch, PatchParams, PostParams},
+};
+use lab::{Asking, Lab};
+use serde_json::{Value, json};
+use signer::{issue, member, sign};
+use tests::apiserver::{NODE, from_json};
+
+/// `resources.limits.memory` of the shipped Deployments.
+const LIMIT_KIB: u64 = 128 * 1024;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fat_objects_do_not_exceed_the_limit() {
+    let Some(lab) = Lab::new().await else { return };
+    lab.api.namespace("fat", &[("etcd-tls", "dynamic")]).await;
+    lab.api.namespace("honest", &[("etcd-tls", "dynamic")]).await;
+    let many = if std::env::var_os("ETCD_TLS_SOAK").is_some() { 10_000 } else { 300 };
+    make_pods(&lab, many, ordinary).await;
+    make_pods(&lab, 60, with_environment).await;
+    make_pods(&lab, 60, with_annotation).await;
+    make_services(&lab, 60).await;
+
+    // There before they start: the lists. A change of each while they run: the watches.
+    let approver = lab.approver("approve-a", &[]);
+    let signer = sign(&lab, "sign-a", &[]).await;
+    lab.ready(&approver).await;
+    let fat: Api<Pod> = Api::namespaced(lab.api.client.clone(), "fat");
+    let attack = async {
+        for round in 0..3 {
+            let change = json!({"metadata": {"labels": {"round": format!("r{round}")}}});
+            for n in 0..60 {
+                for kind in ["environment", "annotation"] {
+                    let name = format!("{kind}-{n}");
+                    fat.patch(&name, &PatchParams::default(), &Patch::Merge(&change)).await.expect("change a pod");
+                }
+            }
+        }
+    };
+    let honest = async {
+        let pod = member(&lab, "honest", "etcd-0", Some("10.9.0.1")).await;
+        // What the opt-in and the CA take is not measured.
+        issue(&lab, &pod, Role::Peer, None).await;
+        let mut longest = Duration::ZERO;
+        for _ in 0..5 {
+            let began = Instant::now();
+            issue(&lab, &pod, Role::Server, None).await;
+            longest = longest.max(began.elapsed());
+            // A request that is denied has everything read anew, the fat Services of its namespace as well.
+            let bad = Asking::of(&pod, Role::Peer).organization("system:masters");
+            bad.create(&lab.requester(&pod).await).await;
+            lab.denied(&bad.name).await;
+        }
+        longest
+    };
+    let fat_denial = async {
+        let pod = member(&lab, "fat", "etcd-0", Some("10.9.0.2")).await;
+        let bad = Asking::of(&pod, Role::Peer).organization("system:masters");
+        bad.create_when_allowed(&lab.requester(&pod).await).await;
+        lab.denied(&bad.name).await;
+        issue(&lab, &pod, Role::Peer, None).await;
+    };
+    let ((), longest, ()) = tokio::join!(attack, honest, fat_denial);
+    for (name, id) in [("approve", approver.process.id()), ("sign", signer.id())] {
+        let peak = peak_kib(id);
+        println!("{name}: {} MiB at most, with {many} ordinary pods", peak / 1024);
+        assert!(peak < LIMIT_KIB, "{name} had {} MiB resident", peak / 1024);
+    }
+    println!("an honest request took {longest:?} at most");
+    assert!(longest < Duration::from_secs(20), "an honest request took {longest:?}");
+}
+
+fn ordinary(n: usize) -> (String, Value) {
+    let containers = json!([{"name": "web", "image": "web", "env": [{"name": "A", "value": "b".repeat(500)}]}]);
+    (format!("ordinary-{n}"), json!({"metadata": {"labels": {"app": "web"}}, "spec": {"containers": containers}}))
+}
+
+/// 1.25 MB in etcd, six times that as JSON.
+fn with_environment(n: usize) -> (String, Value) {
+    let env: Vec<_> = (0..5).map(|m| json!({"name": format!("V{m}"), "value": "<".repeat(250_000)})).collect();
+    let pod = json!({
+        "metadata": {"labels": {"etcd-tls": "dynamic"}},
+        "spec": {"containers": [{"name": "etcd", "image": "etcd", "env": env}]},
+    });
+    (format!("environment-{n}"), pod)
+}
+
+fn with_annotation(n: usize) -> (String, Value) {
+    let pod = json!({
+        "metadata": {"labels": {"etcd-tls": "dynamic"}, "annotations": {"etcd-tls.dev/user": "<".repeat(255 * 1024)}},
+        "spec": {"containers": [{"name": "etcd", "image": "etcd"}]},
+    });
+    (format!("annotation-{n}"), pod)
+}
+
+async fn make_pods(lab: &Lab, count: usize, what: fn(usize) -> (String, Value)) {
+    let pods: Api<Pod> = Api::namespaced(lab.api.client.clone(), "fat");
+    stream::iter(0..count)
+        .for_each_concurrent(8, |n| {
+            let pods = pods.clone();
+            async move {
+                let (name, mut pod) = what(n);
+                pod["metadata"]["name"] = name.into();
+                pod["spec"]["nodeName"] = NODE.into();
+                pods.create(&PostParams::default(), &from_json(pod)).await.expect("create a pod");
+            }
+        })
+        .await;
+}
+
+async fn make_services(lab: &Lab, count: usize) {
+    let services: Api<Service> = Api::namespaced(lab.api.client.clone(), "fat");
+    for n in 0..count {
+        let selector: std::collections::BTreeMap<_, _> =
+            (0..8000).map(|m| (format!("example.com/key-{m}"), "v".repeat(60))).collect();
+        let service = json!({
+            "metadata": {"name": format!("fat-{n}"), "annotations": {"x": "<".repeat(250_000)}},
+            "spec": {"selector": selector, "ports": [{"port": 1}]},
+        });
+        services.create(&PostParams::default(), &from_json(service)).await.expect("create a Service");
+    }
+}
+
+/// The most memory of a process that was ever resident.
+fn peak_kib(id: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{id}/status")).expect("a running process");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("VmHWM");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
+}

@@ -1,0 +1,361 @@
+//! Proves that the admission policies which hold our own accounts are enforced, and keeps a right from being used while the
+//! policy that guards it is not.
+//!
+//! ```text
+//! shipped   what the manifests say: each policy, and how a live one falls short of it
+//! access    which policy guards a call of the API
+//! attempt   a write that must be refused, as a dry run
+//! ```
+//!
+//! A policy counts as enforced when the live objects hold all that the shipped ones do, and when the API server refuses
+//! what it must refuse. **Invariant.** A write whose policy was not proven within [`VALID`] is not sent: the gate is part of
+//! the client, so no caller can forget it. Leases and Events are not gated: without a Lease nobody works, and an
+//! Event is how a missing policy is told.
+
+use std::{collections::BTreeMap, convert::Infallible, time::Duration};
+
+use k8s_openapi::api::{
+    admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding},
+    core::v1::ObjectReference,
+};
+use kube::{Api, Client};
+use prometheus_client::metrics::{family::Family, gauge::Gauge};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep},
+};
+
+use super::{
+    client::within,
+    events::{Notice, Recorder},
+    namespaces,
+};
+use attempt::Attempt;
+use shipped::Shipped;
+
+pub(crate) use access::Access;
+
+mod access;
+mod attempt;
+mod shipped;
+
+/// How often a proof is made anew.
+const EVERY: Duration = Duration::from_secs(30);
+/// How often where something is missing.
+const SOON: Duration = Duration::from_secs(2);
+/// How long a proof counts while the API server cannot be asked.
+const VALID: Duration = Duration::from_secs(5 * 60);
+
+/// A shipped policy; its binding has the same name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Guard {
+    /// Who may request what.
+    Requests,
+    /// What is written to requests, and which are deleted.
+    RequestWrites,
+    /// The bindings of `approve`.
+    Bindings,
+    /// The Secrets of `sign`.
+    Secrets,
+    /// Trust bundles.
+    Trust,
+    /// Webhook configurations.
+    Webhooks,
+    /// Pods keep what they were admitted with.
+    Pods,
+    /// Leases.
+    Leases,
+    /// Events.
+    Events,
+}
+
+impl Guard {
+    /// The policy's name.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Requests => "etcd-tls-requests",
+            Self::RequestWrites => "etcd-tls-request-writes",
+            Self::Bindings => "etcd-tls-bindings",
+            Self::Secrets => "etcd-tls-secrets",
+            Self::Trust => "etcd-tls-trust",
+            Self::Webhooks => "etcd-tls-webhooks",
+            Self::Pods => "etcd-tls-pods",
+            Self::Leases => "etcd-tls-leases",
+            Self::Events => "etcd-tls-events",
+        }
+    }
+
+    /// What stands still without it.
+    const fn consequence(self) -> &'static str {
+        match self {
+            Self::Requests => "no service account is given the right to request until it is",
+            Self::RequestWrites => "no request is approved, signed or deleted until it is",
+            Self::Bindings => "no binding is written until it is",
+            Self::Secrets => "no Secret is written until it is, so no CA is made and no serving pair renewed",
+            Self::Trust => "no trust bundle is written until it is",
+            Self::Webhooks => "caBundle is not written until it is",
+            Self::Pods => "until it is, who may update a pod can change which certificates it gets",
+            Self::Leases => "until it is, a stolen token can keep the next replica from leading",
+            Self::Events => "until it is, a stolen token can write Events under other names",
+        }
+    }
+}
+
+/// Those that a process depends on.
+pub(crate) const APPROVE: &[Guard] =
+    &[Guard::Requests, Guard::RequestWrites, Guard::Bindings, Guard::Pods, Guard::Leases, Guard::Events];
+/// See [`APPROVE`].
+pub(crate) const SIGN: &[Guard] = &[
+    Guard::Requests,
+    Guard::RequestWrites,
+    Guard::Secrets,
+    Guard::Trust,
+    Guard::Webhooks,
+    Guard::Leases,
+    Guard::Events,
+];
+
+/// How a policy stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// Not proven: at start, or for too long while the API server failed us. Why.
+    Unproven(String),
+    /// Proven, then.
+    Enforced(Instant),
+    /// Not enforced: each fault.
+    Broken(Vec<String>),
+}
+
+impl Standing {
+    /// What is wrong with it at `now`.
+    fn fault(&self, now: Instant) -> Option<String> {
+        match self {
+            Self::Unproven(why) => Some(format!("not proven to be enforced: {why}")),
+            Self::Enforced(at) if now.saturating_duration_since(*at) > VALID => {
+                Some(format!("not proven to be enforced any more: the last proof is older than {} s", VALID.as_secs()))
+            }
+            Self::Enforced(_) => None,
+            Self::Broken(faults) => Some(format!("not enforced: {}", faults.join("; "))),
+        }
+    }
+
+    /// After another look: what could not be found out leaves the last proof in place.
+    fn after(&self, look: Look, now: Instant) -> Self {
+        match look {
+            Look::Enforced => Self::Enforced(now),
+            Look::Broken(faults) => Self::Broken(faults),
+            Look::Unknown(why) => match self {
+                Self::Enforced(at) if now.saturating_duration_since(*at) <= VALID => self.clone(),
+                Self::Enforced(_) | Self::Unproven(_) => Self::Unproven(why),
+                Self::Broken(_) => self.clone(),
+            },
+        }
+    }
+}
+
+/// What one look at a policy found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Look {
+    Enforced,
+    Broken(Vec<String>),
+    Unknown(String),
+}
+
+/// How every policy of a process stands.
+pub(crate) type Standings = BTreeMap<Guard, Standing>;
+
+/// Whether a call may be sent.
+#[derive(Clone)]
+pub(crate) struct Gate {
+    standings: watch::Receiver<Standings>,
+}
+
+/// A call that was not sent, since its policy is not enforced.
+#[derive(Debug, thiserror::Error)]
+#[error("not sent: ValidatingAdmissionPolicy {policy} is {fault}; {consequence}. Apply the manifests again")]
+pub(crate) struct Unguarded {
+    policy: &'static str,
+    fault: String,
+    consequence: &'static str,
+}
+
+impl Gate {
+    /// A gate with how the policies of a process stand, and the other end, by which that is changed.
+    pub(crate) fn new(guards: &[Guard]) -> (Self, watch::Sender<Standings>) {
+        let unproven = || Standing::Unproven("not looked at yet".to_owned());
+        let (sender, standings) = watch::channel(guards.iter().map(|guard| (*guard, unproven())).collect());
+        (Self { standings }, sender)
+    }
+
+    /// Whether a call may be sent.
+    ///
+    /// # Errors
+    /// The policy that guards it is not enforced.
+    pub(crate) fn check(&self, access: &Access) -> Result<(), Unguarded> {
+        let now = Instant::now();
+        let standings = self.standings.borrow();
+        for guard in access.guards() {
+            // One that another process depends on guards no right of this one.
+            if let Some(fault) = standings.get(guard).and_then(|standing| standing.fault(now)) {
+                return Err(Unguarded { policy: guard.name(), fault, consequence: guard.consequence() });
+            }
+        }
+        Ok(())
+    }
+
+    /// What the process is not ready for.
+    pub(crate) fn ready(&self) -> Result<(), String> {
+        let now = Instant::now();
+        let standings = self.standings.borrow();
+        let faults: Vec<_> = standings.iter().filter_map(|(guard, s)| Some(sentence(*guard, &s.fault(now)?))).collect();
+        if faults.is_empty() { Ok(()) } else { Err(faults.join("; ")) }
+    }
+}
+
+fn sentence(guard: Guard, fault: &str) -> String {
+    format!("ValidatingAdmissionPolicy {} is {fault}; {}", guard.name(), guard.consequence())
+}
+
+/// What was told of a policy.
+#[derive(Debug, Default)]
+struct Said {
+    /// Looks in a row that found a fault.
+    looks: u32,
+    fault: Option<String>,
+}
+
+/// The label of a policy's gauge.
+pub(crate) type OfPolicy = [(&'static str, &'static str); 1];
+
+/// Looks at the policies again and again.
+pub(crate) struct Prover {
+    /// Without the gate: an attempt must reach the API server.
+    pub(crate) client: Client,
+    pub(crate) system: String,
+    /// `approve` or `sign`.
+    pub(crate) process: &'static str,
+    pub(crate) namespaces: namespaces::Current,
+    pub(crate) recorder: Recorder,
+    pub(crate) standings: watch::Sender<Standings>,
+    pub(crate) enforced: Family<OfPolicy, Gauge>,
+}
+
+impl Prover {
+    /// Works until it is dropped.
+    pub(crate) async fn run(self) -> Infallible {
+        let mut said: BTreeMap<Guard, Said> = BTreeMap::new();
+        loop {
+            let guards: Vec<Guard> = self.standings.borrow().keys().copied().collect();
+            for guard in guards {
+                let look = self.look(guard).await;
+                let now = Instant::now();
+                let before = self.standings.borrow().get(&guard).cloned();
+                let before = before.unwrap_or_else(|| Standing::Unproven("not looked at yet".to_owned()));
+                let after = before.after(look, now);
+                let fault = after.fault(now);
+                self.enforced.get_or_create(&[("policy", guard.name())]).set(i64::from(fault.is_none()));
+                self.standings.send_if_modified(|standings| {
+                    let changed = standings.get(&guard) != Some(&after);
+                    standings.insert(guard, after);
+                    changed
+                });
+                self.say(guard, fault, said.entry(guard).or_default()).await;
+            }
+            let now = Instant::now();
+            let fine = self.standings.borrow().values().all(|standing| standing.fault(now).is_none());
+            sleep(if fine { EVERY } else { SOON }).await;
+        }
+    }
+
+    /// A fault that lasts for two looks is told: right after an install, policies are not in force for a moment.
+    async fn say(&self, guard: Guard, fault: Option<String>, said: &mut Said) {
+        let Some(fault) = fault else {
+            if std::mem::take(said).fault.is_some() {
+                tracing::info!(policy = guard.name(), "the admission policy is enforced again");
+            }
+            return;
+        };
+        said.looks += 1;
+        if said.looks < 2 || said.fault.as_ref() == Some(&fault) {
+            return;
+        }
+        let note = format!("{}. Apply the manifests again", sentence(guard, &fault));
+        tracing::error!(policy = guard.name(), fault, "an admission policy is not enforced");
+        let regarding = ObjectReference {
+            api_version: Some("apps/v1".to_owned()),
+            kind: Some("Deployment".to_owned()),
+            namespace: Some(self.system.clone()),
+            name: Some(format!("etcd-tls-{}", self.process)),
+            ..ObjectReference::default()
+        };
+        self.recorder.warn(Notice { regarding, reason: "PolicyNotEnforced", note }).await;
+        said.fault = Some(fault);
+    }
+
+    async fn look(&self, guard: Guard) -> Look {
+        let shipped = match Shipped::of(guard) {
+            Ok(shipped) => shipped,
+            Err(error) => return Look::Unknown(error),
+        };
+        let policies: Api<ValidatingAdmissionPolicy> = Api::all(self.client.clone());
+        let bindings: Api<ValidatingAdmissionPolicyBinding> = Api::all(self.client.clone());
+        let name = guard.name();
+        let live = match (within(policies.get_opt(name)).await, within(bindings.get_opt(name)).await) {
+            (Ok(policy), Ok(binding)) => (policy, binding),
+            (Err(error), _) | (_, Err(error)) => return Look::Unknown(error.to_string()),
+        };
+        let mut faults = shipped.faults(live.0.as_ref(), live.1.as_ref());
+        for attempt in Attempt::of(guard, self.process) {
+            match attempt.make(&self.client, &self.system, &self.namespaces, name).await {
+                attempt::Answer::Refused | attempt::Answer::NothingToTry => {}
+                attempt::Answer::Accepted => faults.push(format!("the API server let through {}", attempt.what())),
+                attempt::Answer::Unknown(error) if faults.is_empty() => return Look::Unknown(error),
+                attempt::Answer::Unknown(_) => {}
+            }
+        }
+        if faults.is_empty() { Look::Enforced } else { Look::Broken(faults) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_proof_counts_for_a_while_and_a_fault_until_it_is_disproved() {
+        let now = Instant::now();
+        let unknown = || Look::Unknown("away".to_owned());
+        let start = Standing::Unproven("not looked at yet".to_owned());
+        assert!(start.fault(now).is_some());
+        assert_eq!(start.after(unknown(), now), Standing::Unproven("away".to_owned()));
+        let proven = start.after(Look::Enforced, now);
+        assert_eq!(proven.fault(now + VALID), None);
+        assert_eq!(proven.after(unknown(), now + VALID), proven);
+        let late = now + VALID + Duration::from_secs(1);
+        assert!(proven.fault(late).is_some());
+        assert_eq!(proven.after(unknown(), late), Standing::Unproven("away".to_owned()));
+        let broken = proven.after(Look::Broken(vec!["missing".to_owned()]), now);
+        assert!(broken.fault(now).is_some_and(|fault| fault.contains("missing")));
+        assert_eq!(broken.after(unknown(), now), broken);
+        assert_eq!(broken.after(Look::Enforced, late), Standing::Enforced(late));
+    }
+
+    #[tokio::test]
+    async fn a_right_is_used_while_its_policy_is_proven_and_no_longer() {
+        let (gate, sender) = Gate::new(APPROVE);
+        let access = |method, path| Access::of(method, path, None);
+        let binding = access("PATCH", "/apis/rbac.authorization.k8s.io/v1/namespaces/a/rolebindings/etcd-tls-sign");
+        let lease = access("PUT", "/apis/coordination.k8s.io/v1/namespaces/etcd-tls-system/leases/etcd-tls-approve");
+        let refused = gate.check(&binding).map_err(|error| error.to_string());
+        assert!(refused.is_err_and(|error| error.contains("etcd-tls-bindings") && error.contains("not looked at yet")));
+        assert!(gate.check(&lease).is_ok(), "without a Lease nobody could say so");
+        assert!(gate.ready().is_err_and(|why| why.contains("etcd-tls-bindings")));
+        sender.send_modify(|standings| standings.values_mut().for_each(|s| *s = Standing::Enforced(Instant::now())));
+        assert!(gate.check(&binding).is_ok() && gate.ready().is_ok());
+        sender.send_modify(|standings| {
+            standings.insert(Guard::Bindings, Standing::Broken(vec!["unbound".to_owned()]));
+        });
+        assert!(gate.check(&binding).is_err());
+        assert!(gate.ready().is_err_and(|why| why.contains("unbound")));
+    }
+}

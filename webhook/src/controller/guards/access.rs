@@ -1,0 +1,118 @@
+//! Which policies guard a call of the API. Pure: by method and path, as in the API's own conventions.
+
+use super::Guard;
+
+/// A call, as far as a policy guards it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// A read, a dry run, or a write that is not held back.
+    Free,
+    /// Approval, status or deletion of a request.
+    Request,
+    /// Where `sign` may publish.
+    RoleBinding,
+    /// Who may request.
+    ClusterRoleBinding,
+    /// A CA or the serving pair.
+    Secret,
+    /// A trust bundle.
+    ConfigMap,
+    /// caBundle.
+    WebhookConfiguration,
+}
+
+impl Access {
+    /// The call of this method, path and query.
+    pub(crate) fn of(method: &str, path: &str, query: Option<&str>) -> Self {
+        if matches!(method, "GET" | "HEAD" | "OPTIONS")
+            || query.is_some_and(|query| query.split('&').any(|parameter| parameter == "dryRun=All"))
+        {
+            return Self::Free;
+        }
+        match resource(path) {
+            Some("certificatesigningrequests") => Self::Request,
+            Some("rolebindings") => Self::RoleBinding,
+            Some("clusterrolebindings") => Self::ClusterRoleBinding,
+            Some("secrets") => Self::Secret,
+            Some("configmaps") => Self::ConfigMap,
+            Some("mutatingwebhookconfigurations" | "validatingwebhookconfigurations") => Self::WebhookConfiguration,
+            _ => Self::Free,
+        }
+    }
+
+    /// The policies without which it is not sent.
+    pub(super) const fn guards(self) -> &'static [Guard] {
+        match self {
+            Self::Free => &[],
+            Self::Request => &[Guard::RequestWrites],
+            Self::RoleBinding => &[Guard::Bindings],
+            // The right to request is given only where what is requested is bounded.
+            Self::ClusterRoleBinding => &[Guard::Bindings, Guard::Requests],
+            Self::Secret => &[Guard::Secrets],
+            Self::ConfigMap => &[Guard::Trust],
+            Self::WebhookConfiguration => &[Guard::Webhooks],
+        }
+    }
+}
+
+/// The resource of `/api/v1/…` or `/apis/<group>/<version>/…`, in a namespace or not.
+fn resource(path: &str) -> Option<&str> {
+    let mut parts = path.trim_matches('/').split('/');
+    match parts.next()? {
+        "api" => parts.next()?,
+        "apis" => parts.nth(1)?,
+        _ => return None,
+    };
+    let first = parts.next()?;
+    if first != "namespaces" {
+        return Some(first);
+    }
+    // A namespace itself, or what is in it.
+    parts.next();
+    Some(parts.next().unwrap_or(first))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_write_of_ours_is_told_by_its_path() {
+        let cases = [
+            ("PATCH", "/apis/certificates.k8s.io/v1/certificatesigningrequests/x/approval", Access::Request),
+            ("PATCH", "/apis/certificates.k8s.io/v1/certificatesigningrequests/x/status", Access::Request),
+            ("DELETE", "/apis/certificates.k8s.io/v1/certificatesigningrequests/x", Access::Request),
+            ("GET", "/apis/certificates.k8s.io/v1/certificatesigningrequests/x", Access::Free),
+            (
+                "PATCH",
+                "/apis/rbac.authorization.k8s.io/v1/namespaces/a/rolebindings/etcd-tls-sign",
+                Access::RoleBinding,
+            ),
+            (
+                "DELETE",
+                "/apis/rbac.authorization.k8s.io/v1/namespaces/a/rolebindings/etcd-tls-sign",
+                Access::RoleBinding,
+            ),
+            ("PATCH", "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/x", Access::ClusterRoleBinding),
+            ("POST", "/api/v1/namespaces/etcd-tls-system/secrets", Access::Secret),
+            ("PUT", "/api/v1/namespaces/etcd-tls-system/secrets/x", Access::Secret),
+            ("PATCH", "/api/v1/namespaces/a/configmaps/etcd-tls-trust-etcd", Access::ConfigMap),
+            ("POST", "/api/v1/namespaces/configmaps/configmaps", Access::ConfigMap),
+            (
+                "PATCH",
+                "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/etcd-tls",
+                Access::WebhookConfiguration,
+            ),
+            ("POST", "/apis/events.k8s.io/v1/namespaces/secrets/events", Access::Free),
+            ("PUT", "/apis/coordination.k8s.io/v1/namespaces/etcd-tls-system/leases/x", Access::Free),
+            ("PATCH", "/api/v1/namespaces/secrets", Access::Free),
+            ("POST", "/readyz", Access::Free),
+        ];
+        for (method, path, access) in cases {
+            assert_eq!(Access::of(method, path, None), access, "{method} {path}");
+        }
+        let secret = "/api/v1/namespaces/etcd-tls-system/secrets/x";
+        assert_eq!(Access::of("PUT", secret, Some("fieldManager=x&dryRun=All")), Access::Free);
+        assert_eq!(Access::of("PUT", secret, Some("fieldManager=dryRun")), Access::Secret);
+    }
+}

@@ -1,0 +1,240 @@
+//! Writes that must be refused, tried as dry runs: nothing is kept of one that gets through.
+
+use k8s_openapi::api::{
+    admissionregistration::v1::MutatingWebhookConfiguration,
+    certificates::v1::CertificateSigningRequest,
+    coordination::v1::Lease,
+    core::v1::{ConfigMap, Secret},
+    events::v1::Event,
+    rbac::v1::{ClusterRoleBinding, RoleBinding},
+};
+use kube::{
+    Api, Client, Resource,
+    api::{ListParams, Patch, PatchParams, PostParams},
+};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+
+use super::Guard;
+use crate::controller::{
+    client::{RequestError, within},
+    namespaces,
+};
+
+/// A name that nothing of ours has.
+const NAME: &str = "etcd-tls-policy-check";
+/// Requests that are looked through for one of ours.
+const PAGE: u32 = 50;
+/// Namespaces in which a write is tried, before there is nothing to try.
+const NAMESPACES: usize = 5;
+
+/// A write that the policy of a guard refuses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Attempt {
+    /// A RoleBinding without `sign`.
+    RoleBinding,
+    /// A broad group among the requesters.
+    Requesters,
+    /// A Lease of another name.
+    Lease,
+    /// An Event under another name.
+    Event,
+    /// A Secret of another name.
+    Secret,
+    /// A ConfigMap of another name.
+    ConfigMap,
+    /// An annotation of the webhook configuration.
+    WebhookConfiguration,
+    /// An annotation of a request, with this subresource.
+    Request(&'static str),
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub(super) enum Answer {
+    /// By the policy.
+    Refused,
+    /// Not refused.
+    Accepted,
+    /// There is no object on which to try it, and so none that could be misused.
+    NothingToTry,
+    /// Another answer, which says nothing of the policy.
+    Unknown(String),
+}
+
+impl Attempt {
+    /// Those of a process for a guard. Where there is none, what the live objects say must do.
+    pub(super) fn of(guard: Guard, process: &str) -> Vec<Self> {
+        let approve = process == "approve";
+        match guard {
+            Guard::Bindings => vec![Self::RoleBinding, Self::Requesters],
+            Guard::Leases => vec![Self::Lease],
+            Guard::Events => vec![Self::Event],
+            Guard::Secrets => vec![Self::Secret],
+            Guard::Trust => vec![Self::ConfigMap],
+            Guard::Webhooks => vec![Self::WebhookConfiguration],
+            Guard::RequestWrites => vec![Self::Request(if approve { "approval" } else { "status" })],
+            // What pods and their requesters may do, no account of ours may.
+            Guard::Requests | Guard::Pods => Vec::new(),
+        }
+    }
+
+    /// The write, for people.
+    pub(super) const fn what(self) -> &'static str {
+        match self {
+            Self::RoleBinding => "a RoleBinding for nobody",
+            Self::Requesters => "every authenticated user among the requesters",
+            Self::Lease => "another Lease",
+            Self::Event => "an Event under another name",
+            Self::Secret => "another Secret",
+            Self::ConfigMap => "another ConfigMap",
+            Self::WebhookConfiguration => "an annotation of the webhook configuration",
+            Self::Request(_) => "an annotation of a request",
+        }
+    }
+
+    /// Tries it.
+    pub(super) async fn make(
+        self,
+        client: &Client,
+        system: &str,
+        namespaces: &namespaces::Current,
+        policy: &str,
+    ) -> Answer {
+        let dry = PatchParams { dry_run: true, ..PatchParams::default() };
+        let apply = PatchParams { dry_run: true, ..PatchParams::apply("etcd-tls-policy-check").force() };
+        let annotation = json!({"metadata": {"annotations": {NAME: "x"}}});
+        let rbac = "rbac.authorization.k8s.io";
+        let role = |name: &str| json!({"apiGroup": rbac, "kind": "ClusterRole", "name": name});
+        match self {
+            Self::RoleBinding => {
+                let binding = json!({
+                    "apiVersion": format!("{rbac}/v1"), "kind": "RoleBinding", "metadata": {"name": "etcd-tls-sign"},
+                    "roleRef": role("etcd-tls-trust"), "subjects": [],
+                });
+                let api: Api<RoleBinding> = Api::namespaced(client.clone(), "default");
+                judge(within(api.patch("etcd-tls-sign", &apply, &Patch::Apply(binding))).await, policy)
+            }
+            Self::Requesters => {
+                let everybody = json!({"apiGroup": rbac, "kind": "Group", "name": "system:authenticated"});
+                let binding = json!({
+                    "apiVersion": format!("{rbac}/v1"), "kind": "ClusterRoleBinding",
+                    "metadata": {"name": "etcd-tls-requesters"}, "roleRef": role("etcd-tls-requester"),
+                    "subjects": [everybody],
+                });
+                let api: Api<ClusterRoleBinding> = Api::all(client.clone());
+                judge(within(api.patch("etcd-tls-requesters", &apply, &Patch::Apply(binding))).await, policy)
+            }
+            Self::Lease => {
+                let api: Api<Lease> = Api::namespaced(client.clone(), system);
+                let lease =
+                    json!({"metadata": {"name": NAME}, "spec": {"holderIdentity": "x", "leaseDurationSeconds": 1}});
+                create(&api, lease, policy).await
+            }
+            Self::Event => {
+                let api: Api<Event> = Api::namespaced(client.clone(), system);
+                let event = json!({
+                    "metadata": {"name": NAME}, "action": "Check", "reason": "Check", "type": "Normal", "note": "none",
+                    "eventTime": "2026-01-01T00:00:00.000000Z", "reportingController": "example.com/other",
+                    "reportingInstance": "x", "regarding": {"kind": "Namespace", "name": system, "namespace": system},
+                });
+                create(&api, event, policy).await
+            }
+            Self::Secret => {
+                let api: Api<Secret> = Api::namespaced(client.clone(), system);
+                create(&api, json!({"metadata": {"name": NAME}, "type": "Opaque"}), policy).await
+            }
+            Self::ConfigMap => {
+                let opted_in: Vec<String> = namespaces
+                    .borrow()
+                    .iter()
+                    .flat_map(|map| map.iter())
+                    .filter(|(_, facts)| facts.opted_in && !facts.deleting)
+                    .map(|(name, _)| name.clone())
+                    .take(NAMESPACES)
+                    .collect();
+                for namespace in opted_in {
+                    let api: Api<ConfigMap> = Api::namespaced(client.clone(), &namespace);
+                    match create(&api, json!({"metadata": {"name": NAME}}), policy).await {
+                        // Not bound there yet.
+                        Answer::Unknown(error) if error.contains("cannot create resource") => {}
+                        answer => return answer,
+                    }
+                }
+                Answer::NothingToTry
+            }
+            Self::WebhookConfiguration => {
+                let api: Api<MutatingWebhookConfiguration> = Api::all(client.clone());
+                judge(within(api.patch("etcd-tls", &dry, &Patch::Merge(annotation))).await, policy)
+            }
+            Self::Request(subresource) => {
+                let api: Api<CertificateSigningRequest> = Api::all(client.clone());
+                let list = match within(api.list_metadata(&ListParams::default().limit(PAGE))).await {
+                    Ok(list) => list,
+                    Err(error) => return Answer::Unknown(error.to_string()),
+                };
+                let ours = list.items.into_iter().filter_map(|item| item.metadata.name);
+                let Some(name) = ours.into_iter().find(|name| name.starts_with("etcd-tls-")) else {
+                    return Answer::NothingToTry;
+                };
+                let patch = Patch::Merge(annotation);
+                judge(within(api.patch_subresource(subresource, &name, &dry, &patch)).await, policy)
+            }
+        }
+    }
+}
+
+async fn create<K>(api: &Api<K>, object: Value, policy: &str) -> Answer
+where
+    K: Resource + Clone + DeserializeOwned + Serialize + std::fmt::Debug,
+{
+    match serde_json::from_value::<K>(object) {
+        Ok(object) => {
+            judge(within(api.create(&PostParams { dry_run: true, ..PostParams::default() }, &object)).await, policy)
+        }
+        Err(error) => Answer::Unknown(error.to_string()),
+    }
+}
+
+/// Only the policy's own refusal proves it: RBAC, another policy and a failing API server refuse as well.
+fn judge<T>(result: Result<T, RequestError>, policy: &str) -> Answer {
+    match result {
+        Ok(_) => Answer::Accepted,
+        Err(error) if error.is_not_found() => Answer::NothingToTry,
+        Err(RequestError::Api(kube::Error::Api(status)))
+            if status.message.contains(&format!("ValidatingAdmissionPolicy '{policy}'")) =>
+        {
+            Answer::Refused
+        }
+        Err(error) => Answer::Unknown(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::core::Status;
+
+    use super::*;
+
+    fn refused(code: u16, message: &str) -> Answer {
+        let status = Status { code, message: message.to_owned(), ..Status::default() };
+        judge::<()>(Err(RequestError::Api(kube::Error::Api(Box::new(status)))), "etcd-tls-secrets")
+    }
+
+    #[test]
+    fn only_the_policys_own_refusal_is_a_proof() {
+        let by = |policy: &str| {
+            format!(
+                "secrets \"x\" is forbidden: ValidatingAdmissionPolicy '{policy}' with binding '{policy}' denied request: no"
+            )
+        };
+        assert!(matches!(refused(403, &by("etcd-tls-secrets")), Answer::Refused));
+        assert!(matches!(refused(422, &by("etcd-tls-secrets")), Answer::Refused));
+        assert!(matches!(refused(403, &by("etcd-tls-secrets-2")), Answer::Unknown(_)));
+        assert!(matches!(refused(403, "User \"x\" cannot create resource \"secrets\""), Answer::Unknown(_)));
+        assert!(matches!(refused(500, "internal"), Answer::Unknown(_)));
+        assert!(matches!(refused(404, "none"), Answer::NothingToTry));
+        assert!(matches!(judge(Ok(()), "etcd-tls-secrets"), Answer::Accepted));
+        assert!(matches!(judge::<()>(Err(RequestError::Timeout), "etcd-tls-secrets"), Answer::Unknown(_)));
+    }
+}

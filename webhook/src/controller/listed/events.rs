@@ -1,0 +1,503 @@
+//! A list of the API server's objects, kept up to date by a watch.
+//!
+//! [`Events`] brings a first list and then what changes, for ever, with backoff. The list comes one object at a time: as a
+//! streaming list where the API server has them (1.32 and later), else in pages. Of each object the wanted fields alone are
+//! kept ([`super::projection`]), however large it is. [`Listed`] folds the events into a collection.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    marker::PhantomData,
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt};
+use http_body_util::BodyExt;
+use kube::{
+    Client,
+    api::{GetParams, ListParams, WatchParams},
+    core::{Request, Status},
+};
+use serde::{Deserialize, de::DeserializeOwned};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::controller::{
+    client::{REQUEST_TIMEOUT, RequestError, WATCH_SECONDS, WatchBackoff},
+    projection::{Fields, Kept, NotJson, Piece, Projection},
+};
+
+/// Objects in one page of a list, where the API server has no streaming lists. Its answer is read piece by piece, so this
+/// bounds what the API server holds, not we.
+const PAGE: u32 = 20;
+/// How long a streaming list may take to be complete.
+const LIST_SECONDS: u32 = 240;
+/// A connection on which nothing comes for so long is dead: bookmarks come once a minute.
+const SILENCE: Duration = Duration::from_secs(75);
+/// A watch that ends sooner is opened again after a wait.
+const SHORTEST: Duration = Duration::from_secs(1);
+/// Bytes of an error's body that are read.
+const MAX_STATUS: usize = 16 * 1024;
+/// The annotation of the bookmark that ends a streaming list.
+const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
+/// What is wanted of every object, a bookmark's and an error's included.
+const OF_ALL: [&[&str]; 5] = [
+    &["metadata", "resourceVersion"],
+    &["metadata", "annotations", INITIAL_EVENTS_END],
+    &["code"],
+    &["reason"],
+    &["message"],
+];
+/// Asks for objects without spec and status.
+pub(crate) const METADATA_ALONE: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
+const METADATA_LIST: &str = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
+
+/// What to list, and what is wanted of it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Source {
+    /// The path of the collection, such as `/api/v1/pods`.
+    pub(crate) path: String,
+    /// A selector of labels.
+    pub(crate) labels: Option<String>,
+    /// A selector of fields.
+    pub(crate) fields: Option<String>,
+    /// Ask for the metadata alone.
+    pub(crate) metadata_alone: bool,
+    /// The fields of an object that are wanted; its resourceVersion comes anyhow.
+    pub(crate) wanted: &'static [&'static [&'static str]],
+    /// Bytes of the wanted fields of one object.
+    pub(crate) limit: usize,
+}
+
+impl Source {
+    /// The tree of the wanted fields, with something in front of each object's.
+    fn tree(&self, prefix: &[&'static str], more: &[&'static [&'static str]]) -> Arc<Fields> {
+        let of_objects = self.wanted.iter().chain(&OF_ALL);
+        let paths: Vec<Vec<&str>> = of_objects
+            .map(|path| prefix.iter().chain(*path).copied().collect())
+            .chain(more.iter().map(|path| path.to_vec()))
+            .collect();
+        Arc::new(Fields::of(&paths.iter().map(Vec::as_slice).collect::<Vec<_>>()))
+    }
+}
+
+/// What a list and its watch bring.
+#[derive(Debug)]
+pub(crate) enum Event<T> {
+    /// A list begins. What it does not bring is gone.
+    Begins,
+    /// An object of the list.
+    Listed(T),
+    /// The list is complete.
+    Complete,
+    /// An object was made or changed.
+    Applied(T),
+    /// An object is gone.
+    Deleted(T),
+    /// Nothing else happened up to this resourceVersion.
+    Progress,
+}
+
+/// An object of which no more than the wanted fields is read.
+pub(crate) trait Object: DeserializeOwned + Send + 'static {
+    /// More was wanted of it than its source's limit: what was read is not the whole.
+    fn cut(&mut self) {}
+}
+
+/// What every object, bookmark and error says.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Head {
+    metadata: HeadMetadata,
+    code: u16,
+    reason: String,
+    message: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct HeadMetadata {
+    resource_version: Option<String>,
+    #[serde(rename = "continue")]
+    next: Option<String>,
+    annotations: Option<BTreeMap<String, String>>,
+}
+
+#[derive(Deserialize)]
+struct Frame<T> {
+    #[serde(rename = "type")]
+    kind: String,
+    object: T,
+}
+
+/// A list or a watch that failed; it is tried again.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum WatchError {
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    #[error("the connection broke off: {0}")]
+    Connection(String),
+    #[error(transparent)]
+    NotJson(#[from] NotJson),
+    #[error("an object cannot be read: {0}")]
+    Object(#[from] serde_json::Error),
+    #[error("nothing came for {} s", SILENCE.as_secs())]
+    Silence,
+}
+
+/// See the module. [`Self::next`] can be dropped at any time without loss.
+pub(crate) struct Events<T> {
+    client: Client,
+    source: Source,
+    of_watch: Arc<Fields>,
+    of_list: Arc<Fields>,
+    state: State,
+    /// The last resourceVersion that was seen; `None` before a list.
+    version: Option<String>,
+    /// The page that comes next, while pages come.
+    page: Option<String>,
+    streaming_lists: bool,
+    /// With the resourceVersion up to which everything was brought, once it is.
+    ready: VecDeque<(Event<T>, u64)>,
+    delivered: u64,
+    backoff: WatchBackoff,
+    wait_until: Option<Instant>,
+    opened: Instant,
+    objects: PhantomData<fn() -> T>,
+}
+
+enum State {
+    Closed,
+    Open { body: BodyStream, projection: Projection, mode: Mode },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mode {
+    StreamingList,
+    Page,
+    Watch,
+}
+
+type BodyStream = Pin<Box<dyn Stream<Item = Result<Bytes, kube::Error>> + Send>>;
+
+impl<T: Object> Events<T> {
+    /// Of a source, from its first list.
+    pub(crate) fn new(client: Client, source: Source) -> Self {
+        let of_watch = source.tree(&["object"], &[&["type"]]);
+        let of_list = source.tree(&["items", "[]"], &[&["metadata", "resourceVersion"], &["metadata", "continue"]]);
+        Self {
+            client,
+            source,
+            of_watch,
+            of_list,
+            state: State::Closed,
+            version: None,
+            page: None,
+            streaming_lists: true,
+            ready: VecDeque::new(),
+            delivered: 0,
+            backoff: WatchBackoff::default(),
+            wait_until: None,
+            opened: Instant::now(),
+            objects: PhantomData,
+        }
+    }
+
+    /// The resourceVersion up to which everything was brought by the events so far; 0 while a list is not complete.
+    pub(crate) const fn version(&self) -> u64 {
+        self.delivered
+    }
+
+    fn bring(&mut self, event: Event<T>) {
+        let complete = !matches!(event, Event::Begins | Event::Listed(_));
+        let version = self.version.as_ref().filter(|_| complete).and_then(|version| version.parse().ok());
+        self.ready.push_back((event, version.unwrap_or_default()));
+    }
+
+    /// What comes next.
+    ///
+    /// # Errors
+    /// What went wrong; the next call tries again, after a wait.
+    pub(crate) async fn next(&mut self) -> Result<Event<T>, WatchError> {
+        loop {
+            if let Some((event, version)) = self.ready.pop_front() {
+                self.delivered = version;
+                return Ok(event);
+            }
+            if let Some(at) = self.wait_until {
+                sleep_until(at).await;
+                self.wait_until = None;
+            }
+            if let Err(error) = self.advance().await {
+                // A list that broke off is taken from its beginning, a watch from where it was.
+                let listing = matches!(self.state, State::Open { mode: Mode::StreamingList | Mode::Page, .. });
+                if listing || self.page.is_some() {
+                    (self.version, self.page) = (None, None);
+                }
+                self.state = State::Closed;
+                self.wait();
+                return Err(error);
+            }
+        }
+    }
+
+    fn wait(&mut self) {
+        self.wait_until = self.backoff.next().map(|wait| Instant::now() + wait);
+    }
+
+    async fn advance(&mut self) -> Result<(), WatchError> {
+        match &mut self.state {
+            State::Closed => self.open().await,
+            State::Open { body, projection, mode } => {
+                let mode = *mode;
+                let chunk = timeout(SILENCE, body.next()).await.map_err(|_| WatchError::Silence)?;
+                let Some(chunk) = chunk else {
+                    let broke_off = !projection.is_between_values();
+                    return self.ended(mode, broke_off);
+                };
+                let chunk = chunk.map_err(|error| WatchError::Connection(chain(&error)))?;
+                let mut pieces = Vec::new();
+                projection.push(&chunk, |piece| pieces.push(piece))?;
+                for piece in pieces {
+                    match piece {
+                        Piece::Item(kept) => {
+                            let object = object(&kept)?;
+                            self.bring(Event::Listed(object));
+                        }
+                        Piece::Whole(kept) if mode == Mode::Page => self.page_ends(&kept)?,
+                        Piece::Whole(kept) => self.frame(&kept, mode)?,
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+
+    async fn open(&mut self) -> Result<(), WatchError> {
+        let Source { labels, fields, metadata_alone, .. } = &self.source;
+        let watch = |seconds, send_initial_events, version: &str| {
+            let params = WatchParams {
+                label_selector: labels.clone(),
+                field_selector: fields.clone(),
+                timeout: Some(seconds),
+                bookmarks: true,
+                send_initial_events,
+            };
+            Request::new(&self.source.path).watch(&params, version)
+        };
+        let (mode, request) = match &self.version {
+            Some(version) if self.page.is_none() => (Mode::Watch, watch(WATCH_SECONDS, false, version)),
+            _ if self.streaming_lists => (Mode::StreamingList, watch(LIST_SECONDS, true, "")),
+            _ => {
+                let params = ListParams {
+                    label_selector: labels.clone(),
+                    field_selector: fields.clone(),
+                    limit: Some(PAGE),
+                    continue_token: self.page.clone(),
+                    ..ListParams::default()
+                };
+                (Mode::Page, Request::new(&self.source.path).list(&params))
+            }
+        };
+        let mut request = request.map_err(|error| RequestError::Api(kube::Error::BuildRequest(error)))?;
+        if *metadata_alone {
+            let accept = if mode == Mode::Page { METADATA_LIST } else { METADATA_ALONE };
+            if let Ok(accept) = accept.parse() {
+                request.headers_mut().insert("accept", accept);
+            }
+        }
+        let answer = timeout(REQUEST_TIMEOUT, self.client.send(request.map(Into::into))).await;
+        let answer = answer.map_err(|_| RequestError::Timeout)?.map_err(RequestError::Api)?;
+        let status = answer.status().as_u16();
+        let mut body: BodyStream = Box::pin(answer.into_body().into_data_stream());
+        if status >= 400 {
+            let error = refusal(status, &mut body).await;
+            match (status, mode) {
+                // No streaming lists here: an API server before 1.32, or one whose etcd cannot tell its progress (500).
+                (status, Mode::StreamingList) if !matches!(status, 401 | 403 | 429) => {
+                    self.streaming_lists = false;
+                    return Ok(());
+                }
+                (410, Mode::Watch) => {
+                    self.version = None;
+                    self.wait();
+                    return Ok(());
+                }
+                _ => return Err(error.into()),
+            }
+        }
+        let projection = match mode {
+            Mode::Page => Projection::of_list(Arc::clone(&self.of_list), "items", self.source.limit),
+            Mode::StreamingList | Mode::Watch => Projection::new(Arc::clone(&self.of_watch), self.source.limit),
+        };
+        if mode == Mode::StreamingList || (mode == Mode::Page && self.page.is_none()) {
+            self.version = None;
+            self.bring(Event::Begins);
+        }
+        self.state = State::Open { body, projection, mode };
+        self.opened = Instant::now();
+        Ok(())
+    }
+
+    /// The API server has ended an answer.
+    fn ended(&mut self, mode: Mode, broke_off: bool) -> Result<(), WatchError> {
+        if broke_off || mode == Mode::StreamingList {
+            return Err(WatchError::Connection("the answer is not complete".to_owned()));
+        }
+        self.state = State::Closed;
+        if self.opened.elapsed() < SHORTEST {
+            self.wait();
+        }
+        Ok(())
+    }
+
+    fn page_ends(&mut self, kept: &Kept) -> Result<(), WatchError> {
+        let Head { metadata: HeadMetadata { resource_version, next, .. }, .. } = serde_json::from_slice(&kept.json)?;
+        self.state = State::Closed;
+        self.version = resource_version;
+        self.page = next.filter(|next| !next.is_empty());
+        if self.page.is_none() {
+            self.bring(Event::Complete);
+        }
+        Ok(())
+    }
+
+    fn frame(&mut self, kept: &Kept, mode: Mode) -> Result<(), WatchError> {
+        let Frame { kind, object: head } = serde_json::from_slice::<Frame<Head>>(&kept.json)?;
+        let listing = mode == Mode::StreamingList && self.version.is_none();
+        let event = match kind.as_str() {
+            "ADDED" | "MODIFIED" if listing => {
+                self.bring(Event::Listed(framed(kept)?));
+                return Ok(());
+            }
+            "ADDED" | "MODIFIED" => Event::Applied(framed(kept)?),
+            "DELETED" => Event::Deleted(framed(kept)?),
+            "BOOKMARK" if listing => {
+                let ends = head.metadata.annotations.is_some_and(|a| a.contains_key(INITIAL_EVENTS_END));
+                if !ends {
+                    return Ok(());
+                }
+                // The watch that follows is a connection of its own, which is opened anew more often.
+                self.state = State::Closed;
+                Event::Complete
+            }
+            "BOOKMARK" => Event::Progress,
+            _ => {
+                // Of the history that the watch wants, too much is gone.
+                if head.code == 410 || head.reason == "Expired" {
+                    self.version = None;
+                    self.state = State::Closed;
+                    self.wait();
+                    return Ok(());
+                }
+                let Head { code, reason, message, .. } = head;
+                return Err(RequestError::Api(kube::Error::Api(
+                    Status::failure(&message, &reason).with_code(code).boxed(),
+                ))
+                .into());
+            }
+        };
+        if head.metadata.resource_version.is_some() {
+            self.version = head.metadata.resource_version;
+        }
+        self.bring(event);
+        Ok(())
+    }
+}
+
+impl Source {
+    /// One of its objects as it is now; `None`: there is none.
+    ///
+    /// # Errors
+    /// The request's.
+    pub(crate) async fn get<T: Object>(&self, client: &Client, name: &str) -> Result<Option<T>, RequestError> {
+        let build = |error| RequestError::Api(kube::Error::BuildRequest(error));
+        let request = Request::new(&self.path).get(name, &GetParams::default()).map_err(build)?;
+        let read = async {
+            let answer = client.send(request.map(Into::into)).await?;
+            let status = answer.status().as_u16();
+            let mut body: BodyStream = Box::pin(answer.into_body().into_data_stream());
+            if status >= 400 {
+                let error = refusal(status, &mut body).await;
+                return if error.is_not_found() { Ok(None) } else { Err(error) };
+            }
+            let mut projection = Projection::new(self.tree(&[], &[]), self.limit);
+            let mut found = None;
+            while let Some(chunk) = body.next().await {
+                let broken = projection.push(&chunk?, |piece| {
+                    if let Piece::Whole(kept) = piece {
+                        found = Some(object(&kept));
+                    }
+                });
+                broken.map_err(|error| kube::Error::Service(Box::new(error)))?;
+            }
+            found.transpose().map_err(|error| kube::Error::SerdeError(error).into())
+        };
+        timeout(REQUEST_TIMEOUT, read).await.map_err(|_| RequestError::Timeout)?
+    }
+
+    /// Shows all of its objects, as they are now, to `see`.
+    ///
+    /// # Errors
+    /// The first thing that went wrong.
+    pub(crate) async fn each<T: Object>(&self, client: &Client, mut see: impl FnMut(T)) -> Result<(), WatchError> {
+        let mut events = Events::new(client.clone(), self.clone());
+        loop {
+            match events.next().await? {
+                Event::Listed(object) => see(object),
+                Event::Complete => return Ok(()),
+                _ => {}
+            }
+        }
+    }
+}
+
+fn object<T: Object>(kept: &Kept) -> Result<T, serde_json::Error> {
+    let mut object: T = serde_json::from_slice(&kept.json)?;
+    if kept.cut {
+        object.cut();
+    }
+    Ok(object)
+}
+
+fn framed<T: Object>(kept: &Kept) -> Result<T, serde_json::Error> {
+    let Frame { mut object, .. } = serde_json::from_slice::<Frame<T>>(&kept.json)?;
+    if kept.cut {
+        object.cut();
+    }
+    Ok(object)
+}
+
+/// What the API server says of a refusal.
+async fn refusal(code: u16, body: &mut BodyStream) -> RequestError {
+    let mut text = Vec::new();
+    while text.len() < MAX_STATUS
+        && let Ok(Some(Ok(chunk))) = timeout(REQUEST_TIMEOUT, body.next()).await
+    {
+        text.extend_from_slice(&chunk);
+    }
+    let said = serde_json::from_slice::<Head>(&text).unwrap_or_default();
+    let message = if said.message.is_empty() { format!("HTTP status {code}") } else { said.message };
+    RequestError::Api(kube::Error::Api(Status::failure(&message, &said.reason).with_code(code).boxed()))
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}
+
+/// An object of which the metadata alone is wanted.
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct Metadata {
+    /// As far as it is wanted.
+    #[serde(default)]
+    pub(crate) metadata: k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
+}
+
+impl Object for Metadata {}

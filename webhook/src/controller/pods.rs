@@ -1,0 +1,339 @@
+//! Every pod of the cluster, watched: what it is called and where it is, of those that may ask.
+//!
+//! A request is judged by its pod in a state no older than the request. The watch has that state when its newest event or
+//! bookmark has a resourceVersion at or above the request's; else the pod is read. A read at the request's resourceVersion
+//! (`?resourceVersion=`) would spare etcd, but the API server holds it until its cache of pods is new enough: where no pod
+//! changes that takes a tenth of a second, and three where etcd cannot be asked for its progress (before 3.4.31).
+//!
+//! Of a pod a few facts are kept, within a budget. Of a pod beyond it, uid, node and addresses are kept, and the rest is read when
+//! it matters.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    net::IpAddr,
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
+};
+
+use etcd_tls_contract::identity::{BoundPod, PodFacts, opted_in};
+use kube::Client;
+
+use super::{
+    client::RequestError,
+    facts::{self, LeanPod, POD_WANTED},
+    listed::{Event, Events, Key, Listed, Source, key},
+    tasks::Tasks,
+};
+
+/// Bytes of one pod's labels, annotations and names that are read.
+const READ: usize = 32 * 1024;
+/// Bytes of one pod's facts that are kept.
+const KEPT: usize = 8 * 1024;
+/// Bytes of all pods' facts that are kept.
+const BUDGET: usize = 24 << 20;
+
+/// A pod, as far as it can be judged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// There is none of that name.
+    Gone,
+    /// Its labels and annotations are more than is read of a pod.
+    TooLarge,
+    /// Its facts. Whether its namespace opted in is not among them.
+    There(Arc<PodFacts>),
+}
+
+/// A pod that reports an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Holder {
+    /// `metadata.namespace`.
+    pub(crate) namespace: String,
+    /// `metadata.name`.
+    pub(crate) name: String,
+    /// `metadata.uid`.
+    pub(crate) uid: String,
+    /// `spec.nodeName`.
+    pub(crate) node: String,
+    /// Whether it is on its node's network, so that the address is the node's.
+    pub(crate) host_network: bool,
+    /// Whether it is being deleted.
+    pub(crate) deleting: bool,
+}
+
+/// What is kept of a pod that has not finished, and of a finished one by its facts alone.
+#[derive(Debug, PartialEq, Eq)]
+struct Seen {
+    uid: Box<str>,
+    node: Box<str>,
+    host_network: bool,
+    finished: bool,
+    deleting: bool,
+    ips: Box<[IpAddr]>,
+    /// `None`: to be read when it matters.
+    facts: Option<Arc<PodFacts>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    pods: Listed<Seen>,
+    by_ip: HashMap<IpAddr, Vec<Key>>,
+    /// The uids of those that have not finished.
+    live: HashSet<Box<str>>,
+    /// Bytes of the facts that are kept.
+    bytes: usize,
+    version: u64,
+}
+
+/// See the module.
+#[derive(Clone)]
+pub(crate) struct Pods {
+    client: Client,
+    state: Arc<RwLock<State>>,
+    /// Where resources are kept in several etcds, their resourceVersions say nothing of each other.
+    live_reads: bool,
+}
+
+impl Pods {
+    /// Watches the pods for as long as the process lives.
+    pub(crate) fn spawn(client: &Client, live_reads: bool, tasks: &Tasks) -> Self {
+        let pods = Self { client: client.clone(), state: Arc::default(), live_reads };
+        let follower = pods.clone();
+        tasks.keep("pods", move || follower.clone().follow());
+        pods
+    }
+
+    fn state(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether every pod was seen once.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.state().pods.is_complete()
+    }
+
+    /// The live pods that report an address, on any node: those that have not finished.
+    #[allow(dead_code, reason = "address conflicts are about to be judged by it")]
+    pub(crate) fn holders(&self, ip: IpAddr) -> Vec<Holder> {
+        let state = self.state();
+        let keys = state.by_ip.get(&ip).into_iter().flatten();
+        let holder = |(namespace, name): &Key| {
+            let seen = state.pods.get(namespace, name)?;
+            Some(Holder {
+                namespace: namespace.to_string(),
+                name: name.to_string(),
+                uid: seen.uid.to_string(),
+                node: seen.node.to_string(),
+                host_network: seen.host_network,
+                deleting: seen.deleting,
+            })
+        };
+        keys.filter_map(holder).collect()
+    }
+
+    /// Keeps those of `uids` whose pods are there and have not finished, as far as the watch says; all while it says nothing.
+    pub(crate) fn retain_live<V>(&self, uids: &mut BTreeMap<String, V>, also: &dyn Fn(&str) -> bool) {
+        let state = self.state();
+        if state.pods.is_complete() {
+            uids.retain(|uid, _| also(uid) || state.live.contains(uid.as_str()));
+        }
+    }
+
+    /// The pod that a request's token is bound to, in a state no older than the request's resourceVersion.
+    ///
+    /// # Errors
+    /// The API server's, of a read.
+    pub(crate) async fn no_older_than(&self, bound: &BoundPod, version: &str) -> Result<Found, RequestError> {
+        let watched = if self.live_reads { None } else { self.state().watched(bound, version) };
+        match watched {
+            Some(found) => Ok(found),
+            None => self.read(bound).await,
+        }
+    }
+
+    async fn read(&self, bound: &BoundPod) -> Result<Found, RequestError> {
+        let source = Source { path: format!("/api/v1/namespaces/{}/pods", bound.namespace), ..source() };
+        Ok(match source.get::<LeanPod>(&self.client, &bound.pod).await? {
+            None => Found::Gone,
+            Some(pod) if pod.is_cut() => Found::TooLarge,
+            Some(pod) => Found::There(Arc::new(facts::pod(&pod, false))),
+        })
+    }
+
+    async fn follow(self) {
+        let mut events = Events::<LeanPod>::new(self.client.clone(), source());
+        loop {
+            match events.next().await {
+                Ok(event) => {
+                    let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+                    state.take(event);
+                    state.version = events.version();
+                }
+                Err(error) => tracing::warn!(%error, "cannot watch pods; trying again"),
+            }
+        }
+    }
+}
+
+fn source() -> Source {
+    Source { path: "/api/v1/pods".to_owned(), wanted: POD_WANTED, limit: READ, ..Source::default() }
+}
+
+impl State {
+    /// A pod as the watch has it, if that is no older than `version`.
+    fn watched(&self, bound: &BoundPod, version: &str) -> Option<Found> {
+        let version: u64 = version.parse().ok()?;
+        if self.version < version {
+            return None;
+        }
+        match self.pods.get(&bound.namespace, &bound.pod) {
+            None => Some(Found::Gone),
+            Some(Seen { facts, .. }) => facts.clone().map(Found::There),
+        }
+    }
+
+    fn take(&mut self, event: Event<LeanPod>) {
+        let Self { pods, by_ip, live, bytes, .. } = self;
+        let room = BUDGET.saturating_sub(*bytes);
+        let keep = |pod: LeanPod| {
+            let metadata = &pod.metadata;
+            (key(metadata.namespace.as_deref(), metadata.name.as_deref()), Some(seen(&pod, room)))
+        };
+        pods.take(event, keep, |key, before, after| {
+            *bytes = (*bytes + after.map_or(0, Seen::size)).saturating_sub(before.map_or(0, Seen::size));
+            if let Some(before) = before {
+                live.remove(&before.uid);
+            }
+            if let Some(after) = after.filter(|after| !after.finished) {
+                live.insert(after.uid.clone());
+            }
+            for ip in before.into_iter().flat_map(Seen::live_ips) {
+                if let Some(keys) = by_ip.get_mut(ip) {
+                    keys.retain(|other| other != key);
+                    if keys.is_empty() {
+                        by_ip.remove(ip);
+                    }
+                }
+            }
+            for ip in after.into_iter().flat_map(Seen::live_ips) {
+                by_ip.entry(*ip).or_default().push(key.clone());
+            }
+        });
+    }
+}
+
+impl Seen {
+    fn size(&self) -> usize {
+        self.facts.as_deref().map_or(0, size)
+    }
+
+    fn live_ips(&self) -> &[IpAddr] {
+        if self.finished { &[] } else { &self.ips }
+    }
+}
+
+fn seen(pod: &LeanPod, room: usize) -> Seen {
+    let facts = facts::pod(pod, false);
+    let containers: Vec<&str> = facts.containers.iter().map(String::as_str).collect();
+    // Its namespace may opt in at any time.
+    let may_ask = opted_in(true, &facts.labels, &facts.annotations, &containers);
+    let bytes = size(&facts);
+    let kept = may_ask && !pod.is_cut() && bytes <= KEPT.min(room);
+    Seen {
+        uid: facts.uid.as_str().into(),
+        node: facts.node.as_str().into(),
+        host_network: facts.host_network,
+        finished: facts.finished,
+        deleting: facts.deleting,
+        ips: facts.ips.as_slice().into(),
+        facts: kept.then(|| Arc::new(facts)),
+    }
+}
+
+/// The memory that facts take, about.
+fn size(facts: &PodFacts) -> usize {
+    let text = |text: &String| 48 + text.len();
+    let pairs =
+        |map: &BTreeMap<String, String>| -> usize { map.iter().map(|(key, value)| text(key) + text(value)).sum() };
+    512 + pairs(&facts.labels)
+        + pairs(&facts.annotations)
+        + facts.containers.iter().map(text).sum::<usize>()
+        + facts.ips.len() * size_of::<IpAddr>()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn pod(name: &str, change: impl FnOnce(&mut Value)) -> LeanPod {
+        let mut pod = json!({
+            "metadata": {"namespace": "ns", "name": name, "uid": format!("uid-{name}")},
+            "spec": {"nodeName": "n", "containers": [{"name": "etcd"}]},
+            "status": {"phase": "Running", "podIPs": [{"ip": "10.0.0.1"}]},
+        });
+        change(&mut pod);
+        serde_json::from_value(pod).unwrap()
+    }
+
+    fn names(state: &State, ip: &str) -> Vec<String> {
+        state.by_ip.get(&ip.parse().unwrap()).into_iter().flatten().map(|(_, name)| name.to_string()).collect()
+    }
+
+    #[test]
+    fn addresses_follow_the_pods_that_report_them() {
+        let mut state = State::default();
+        state.take(Event::Applied(pod("a", |_| {})));
+        state.take(Event::Applied(pod("b", |_| {})));
+        assert_eq!(names(&state, "10.0.0.1"), ["a", "b"]);
+        state
+            .take(Event::Applied(pod("a", |p| p["status"]["podIPs"] = json!([{"ip": "10.0.0.2"}, {"ip": "fd00::2"}]))));
+        assert_eq!((names(&state, "10.0.0.1"), names(&state, "fd00::2")), (vec!["b".to_owned()], vec!["a".to_owned()]));
+        state.take(Event::Applied(pod("a", |p| p["status"]["phase"] = json!("Succeeded"))));
+        state.take(Event::Deleted(pod("b", |_| {})));
+        assert!(state.by_ip.is_empty() && state.live.is_empty(), "{:?}", state.by_ip);
+        state.take(Event::Begins);
+        state.take(Event::Complete);
+        assert_eq!(state.bytes, 0);
+    }
+
+    #[test]
+    fn only_a_state_no_older_than_the_request_is_used() {
+        let mut state = State::default();
+        state.take(Event::Applied(pod("a", |_| {})));
+        state.take(Event::Applied(pod("web", |p| p["spec"]["containers"][0]["name"] = json!("web"))));
+        state.version = 7;
+        let bound = |pod: &str| BoundPod {
+            namespace: "ns".to_owned(),
+            service_account: "sa".to_owned(),
+            pod: pod.to_owned(),
+            pod_uid: "u".to_owned(),
+            node: "n".to_owned(),
+        };
+        assert!(matches!(state.watched(&bound("a"), "7"), Some(Found::There(_))));
+        assert!(matches!(state.watched(&bound("a"), "6"), Some(Found::There(_))));
+        assert_eq!(state.watched(&bound("gone"), "7"), Some(Found::Gone));
+        for (pod, version) in [("a", "8"), ("gone", "8"), ("a", "x"), ("a", ""), ("web", "7")] {
+            assert_eq!(state.watched(&bound(pod), version), None, "{pod} {version}");
+        }
+    }
+
+    #[test]
+    fn what_is_kept_has_a_budget() {
+        let mut state = State::default();
+        let large = |p: &mut Value| p["metadata"]["annotations"] = json!({"etcd-tls.dev/x": "x".repeat(6000)});
+        for n in 0..10_000 {
+            state.take(Event::Applied(pod(&n.to_string(), large)));
+        }
+        assert!(state.bytes <= BUDGET && state.bytes > BUDGET - 2 * KEPT, "{}", state.bytes);
+        assert_eq!(state.pods.iter().count(), 10_000, "where each of them is, is known");
+        let larger = |p: &mut Value| p["metadata"]["annotations"] = json!({"etcd-tls.dev/x": "x".repeat(KEPT)});
+        state = State::default();
+        state.take(Event::Applied(pod("a", larger)));
+        state.take(Event::Applied(pod("web", |p| p["spec"]["containers"][0]["name"] = json!("web"))));
+        assert_eq!(state.bytes, 0, "neither a large one nor one that will never ask");
+        state.take(Event::Applied(pod("a", |_| {})));
+        assert!(state.bytes > 0);
+    }
+}
