@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! view                 the raw pod, borrowed                         (recognise)
-//! shell, options       which flags a command line sets
+//! options              which flags a command line sets
 //! environment, urls,   what etcd's container gets, what it listens
 //! reload, checks,      at, how it can be restarted, what would fail
 //! mesh                                                               (decide)
@@ -22,7 +22,6 @@ mod paths;
 mod pod;
 mod present;
 mod reload;
-mod shell;
 mod urls;
 mod view;
 
@@ -135,7 +134,7 @@ fn left_alone(pod: &Pod<'_>, origin: Origin<'_>) -> Option<Decision> {
         Some(names::DISABLED) => Decision::Leave(Vec::new()),
         Some(other) => Decision::Refuse(vec![unknown_label(other)]),
         // Whoever injects by hand means what runs etcd, whatever its container is called.
-        None if origin.label && pod.containers.iter().any(|c| Options::read(c).etcd.runs) => return None,
+        None if origin.label && pod.containers.iter().any(|c| Options::read(c).runs_etcd()) => return None,
         None if origin.namespace_opted_in => Decision::Leave(vec![format!(
             "etcd-tls: left untouched, since no container is named {} and there is no annotation {}roles",
             names::ETCD_CONTAINER,
@@ -271,7 +270,7 @@ impl<'a> Work<'a> {
         }
         let read: Vec<(Container<'a>, Options)> = chosen.into_iter().map(|c| (c, Options::read(&c))).collect();
         // Among several, the members are those that run etcd; where none shows it, any may be one.
-        let evident = |(c, o): &(Container<'a>, Options)| o.etcd.runs || c.name == names::ETCD_CONTAINER;
+        let evident = |(c, o): &(Container<'a>, Options)| o.runs_etcd() || c.name == names::ETCD_CONTAINER;
         let any_evident = read.iter().any(evident);
         let several = read.len() > 1;
         let roles: Vec<Role> = self.settings.roles.iter().copied().collect();
@@ -291,7 +290,7 @@ impl<'a> Work<'a> {
         let index = container.index.to_string();
         let path = ["spec", container.list.field(), index.as_str()];
         let mount_path = self.settings.mount_path.clone();
-        let mut environment = environment::environment(container, options, roles, &mount_path);
+        let mut environment = environment::environment(container, options, self.settings.options, roles, &mount_path);
         self.warnings.append(&mut environment.warnings);
         self.problems.append(&mut environment.problems);
         patch.append(&path, container.object, "env", environment.add);
@@ -333,9 +332,9 @@ fn ownership(host: &Host, user: u64) -> String {
 /// these the other members know it all the same.
 fn advertised(targets: &[Target<'_>]) -> BTreeSet<String> {
     let mut hosts = BTreeSet::new();
-    for Target { container, options, .. } in targets {
+    for Target { options, .. } in targets {
         for option in ["advertise-client-urls", "initial-advertise-peer-urls"] {
-            for url in urls::urls(urls::setting(container, options, option).as_ref()) {
+            for url in urls::urls(urls::setting(options, option).as_ref()) {
                 let host = url.host.trim_start_matches('[').trim_end_matches(']').to_owned();
                 let outside = match host.parse::<std::net::IpAddr>() {
                     Ok(ip) => !ip.is_loopback() && etcd_tls_contract::names::is_san_ip(ip),

@@ -1,6 +1,7 @@
 //! What a user says of a pod: the `etcd-tls.dev/…` annotations, parsed into types whose invalid states do not exist.
 
 mod issuer;
+mod options;
 mod reload;
 mod resources;
 #[cfg(test)]
@@ -15,6 +16,7 @@ use std::{
 use self::values::{container, label, lifetime, log_level, mount_path, port};
 pub use self::{
     issuer::Issuer,
+    options::OptionsMode,
     reload::Reload,
     resources::{Quantity, Resources},
     values::user,
@@ -61,6 +63,8 @@ pub struct Settings {
     pub resources: Resources,
     /// `…/log-level` of the injected containers; `None` means their default.
     pub log_level: Option<String>,
+    /// `…/options`: how etcd and etcdctl are told of their files.
+    pub options: OptionsMode,
 }
 
 /// One thing wrong with a pod's annotations, for the person who wrote them: which, what, and what to write instead.
@@ -118,6 +122,7 @@ impl Settings {
             "log-level" => self.log_level = Some(log_level(value)?),
             // What admission said, not a setting.
             "warnings" => {}
+            "options" => self.options = value.parse()?,
             "trusts" => {
                 return Err(
                     "belongs on a CertificateSigningRequest, where the sidecar writes it; remove it from the pod"
@@ -230,12 +235,13 @@ impl Default for Settings {
             reload: Reload::Auto,
             resources: Resources::default(),
             log_level: None,
+            options: OptionsMode::Auto,
         }
     }
 }
 
 /// Every key under our prefix that a pod may carry.
-const KEYS: [&str; 14] = [
+const KEYS: [&str; 15] = [
     "roles",
     "cluster",
     "containers",
@@ -250,4 +256,5 @@ const KEYS: [&str; 14] = [
     "reload",
     "resources",
     "log-level",
+    "options",
 ];

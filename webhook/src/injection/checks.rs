@@ -57,10 +57,10 @@ impl<'a> Work<'a> {
             if !roles.contains(&role) {
                 continue;
             }
-            let setting = urls::setting(container, options, option);
+            let setting = urls::setting(options, option);
             let plain: Vec<Url> = urls::urls(setting.as_ref()).into_iter().filter(|u| !u.https).collect();
-            let unset = setting.is_none() && option == "listen-client-urls" && options.etcd.runs;
-            if unset && !options.etcd.is_proxy() && config_file(target).is_none() {
+            let unset = setting.is_none() && option == "listen-client-urls" && options.runs_etcd();
+            if unset && !options.is_proxy() && config_file(target).is_none() {
                 self.warnings.push(format!(
                     "container {}: --listen-client-urls is not set, so etcd listens on http://localhost:2379",
                     container.name
@@ -79,7 +79,7 @@ impl<'a> Work<'a> {
         if !roles.contains(&Role::Server) {
             return;
         }
-        let clients = urls::urls(urls::setting(container, options, "listen-client-urls").as_ref());
+        let clients = urls::urls(urls::setting(options, "listen-client-urls").as_ref());
         let is_client_port = |port: u16| clients.iter().any(|u| u.port == port) || (clients.is_empty() && port == 2379);
         for field in ["startupProbe", "livenessProbe", "readinessProbe"] {
             let Some(probe) = container.object.get(field) else { continue };
@@ -108,7 +108,7 @@ impl<'a> Work<'a> {
     pub(super) fn listeners(&self, targets: &[Target<'a>], args: &mut PodArgs) -> Vec<Url> {
         let member = |t: &&Target<'a>| t.roles.iter().any(|r| matches!(r, Role::Peer | Role::Server));
         let Some(target) = targets.iter().find(member) else { return Vec::new() };
-        let of = |option| urls::urls(urls::setting(&target.container, &target.options, option).as_ref());
+        let of = |option| urls::urls(urls::setting(&target.options, option).as_ref());
         let seen = |urls: &[Url], port: u16| match urls.iter().find(|u| u.https) {
             Some(url) => Some(url.seen_from_sidecar()),
             // Written nowhere here: in a file, or by the image.
@@ -144,5 +144,5 @@ impl<'a> Work<'a> {
 }
 
 fn config_file(target: &Target<'_>) -> Option<options::Setting> {
-    urls::setting(&target.container, &target.options, "config-file")
+    urls::setting(&target.options, "config-file")
 }

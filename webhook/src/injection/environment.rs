@@ -3,13 +3,13 @@
 //! An option that the pod sets is the pod's: by flag, because etcd refuses to start over both, and by variable, because
 //! whoever wrote it meant it. What thereby stays without our certificates is said.
 
-use etcd_tls_contract::{names, role::Role};
+use etcd_tls_contract::{names, role::Role, settings::OptionsMode};
 use serde_json::{Value, json};
 
 use super::{
-    options::{Options, Setting, Tool},
+    options::{Doubt, Kept, Options, Run, Setting, Tool},
     urls::{setting, variable},
-    view::{Container, Variable},
+    view::Container,
 };
 
 /// What one container's environment gets, and what is to be said of it.
@@ -28,21 +28,27 @@ struct Unit {
 }
 
 /// What `container` gets for `roles`, with its files under `mount`.
-pub(super) fn environment(container: &Container<'_>, options: &Options, roles: &[Role], mount: &str) -> Environment {
+pub(super) fn environment(
+    container: &Container<'_>,
+    options: &Options,
+    mode: OptionsMode,
+    roles: &[Role],
+    mount: &str,
+) -> Environment {
     let mut environment = Environment::default();
-    environment.etcd(container, options, roles, mount);
+    environment.etcd(container, options, mode, roles, mount);
     if roles.contains(&Role::Client) {
-        environment.etcdctl(container, options, mount);
+        environment.etcdctl(container, options, mode, mount);
     }
     // A reader of metrics is told where its files are by its own configuration.
     environment
 }
 
 impl Environment {
-    fn etcd(&mut self, container: &Container<'_>, options: &Options, roles: &[Role], mount: &str) {
+    fn etcd(&mut self, container: &Container<'_>, options: &Options, mode: OptionsMode, roles: &[Role], mount: &str) {
         let name = container.name;
-        let file_overrides = setting(container, options, "config-file").is_some();
-        let mut wanted = Vec::new();
+        let file_overrides = setting(options, "config-file").is_some();
+        let mut all = Vec::new();
         for &role in roles {
             let of = |file: &str| path(mount, role, file);
             let (units, section) = match role {
@@ -61,75 +67,150 @@ impl Environment {
                     of(names::CA_FILE),
                 ));
             } else {
-                wanted.extend(units.iter().flat_map(|unit| unit.missing(container, options, &mut self.warnings)));
+                all.extend(units);
             }
         }
-        match &options.untold {
-            Some(why) if !wanted.is_empty() => self.problems.push(untold(name, why, "etcd", &wanted)),
-            _ => self.add.append(&mut wanted),
-        }
+        self.units(container, options, mode, &all, options.untold.as_ref());
     }
 
-    fn etcdctl(&mut self, container: &Container<'_>, options: &Options, mount: &str) {
+    fn etcdctl(&mut self, container: &Container<'_>, options: &Options, mode: OptionsMode, mount: &str) {
+        // An image whose scripts give etcdctl its certificates by flag must not be given them by variable, too.
+        if options.own_client_flags && mode == OptionsMode::Auto {
+            return;
+        }
         let of = |file| path(mount, Role::Client, file);
         let units = [
             Unit { tool: Tool::Etcdctl, options: vec![("cacert", of(names::CA_FILE))] },
             Unit { tool: Tool::Etcdctl, options: vec![("cert", of(names::CERT_FILE)), ("key", of(names::KEY_FILE))] },
         ];
-        let wanted: Vec<Value> =
-            units.iter().flat_map(|unit| unit.missing(container, options, &mut self.warnings)).collect();
-        match &options.untold_client {
-            Some(why) if !wanted.is_empty() => {
-                self.problems.push(untold(container.name, why, "etcdctl", &wanted));
+        self.units(container, options, mode, &units, options.untold_client.as_ref());
+    }
+
+    fn units(
+        &mut self,
+        container: &Container<'_>,
+        options: &Options,
+        mode: OptionsMode,
+        units: &[Unit],
+        untold: Option<&Doubt>,
+    ) {
+        let mut wanted: Vec<(&str, String, &str)> = Vec::new();
+        for unit in units {
+            wanted.extend(unit.missing(container, options, mode, self));
+        }
+        let Some((tool, ..)) = units.first().map(|unit| (unit.tool.program(), ())) else { return };
+        let words =
+            |text: &dyn Fn(&(&str, String, &str)) -> String| wanted.iter().map(text).collect::<Vec<_>>().join(" ");
+        let name = container.name;
+        match (mode, untold) {
+            (_, _) if wanted.is_empty() => {}
+            (OptionsMode::Auto, Some(Doubt { why, place })) => self.problems.push(format!(
+                "container {name}: {place} {why}, so it cannot be told which flags {tool} gets, and an option that {tool} gets by \
+                 flag and by variable stops it. Write {tool} and its flags plainly into command or args; or, where it gets none \
+                 of these flags, annotate {OPTIONS}: env, and etcd-tls sets {}; or annotate {OPTIONS}: none and give it {}",
+                words(&|(_, variable, value)| format!("{variable}={value}")),
+                words(&|(option, _, value)| format!("--{option}={value}")),
+            )),
+            (OptionsMode::None, None) => {
+                for (option, _, value) in &wanted {
+                    self.warnings.push(format!(
+                        "container {name}: {OPTIONS} is none, but nothing gives {tool} --{option}={value}"
+                    ));
+                }
             }
-            _ => self.add.extend(wanted),
+            (OptionsMode::None, Some(_)) => {}
+            (OptionsMode::Auto | OptionsMode::Env, _) => {
+                self.add.extend(wanted.iter().map(|(_, variable, value)| json!({"name": variable, "value": value})));
+            }
         }
     }
 }
 
+/// The annotation by which a user says how options are given.
+const OPTIONS: &str = "etcd-tls.dev/options";
+
 impl Unit {
-    /// The variables to add: none when the pod has its own way with one of the options.
-    fn missing(&self, container: &Container<'_>, options: &Options, warnings: &mut Vec<String>) -> Vec<Value> {
-        let (prefix, flags) = match self.tool {
-            Tool::Etcd => ("ETCD", &options.etcd),
-            Tool::Etcdctl => ("ETCDCTL", &options.etcdctl),
-        };
+    /// The options that the pod does not set, with their variables and values: none when it has its own way with one of them.
+    fn missing<'u>(
+        &'u self,
+        container: &Container<'_>,
+        options: &Options,
+        mode: OptionsMode,
+        said: &mut Environment,
+    ) -> Vec<(&'u str, String, &'u str)> {
+        let name = container.name;
+        let prefix = self.tool.program().to_ascii_uppercase();
         let mut missing = Vec::new();
         let mut foreign = Vec::new();
         for (option, ours) in &self.options {
-            let variable = variable(prefix, option);
-            let flag = flags.get(option).map(|setting| (format!("--{option}"), setting));
-            let theirs = flag.or_else(|| {
-                let value = match container.variable(&variable) {
-                    Some(Variable::Literal(text)) => Setting::Text(text.to_owned()),
-                    Some(Variable::From) => Setting::Unknown,
-                    None if options.script_sets.contains(&variable) => Setting::Unknown,
-                    None => return None,
-                };
-                Some((variable.clone(), value))
-            });
+            let variable = variable(&prefix, option);
+            let flag = options.flag(self.tool, option).map(|setting| (format!("--{option}"), setting));
+            let both = |run: &&Run| {
+                let set = options.variables.contains_key(&variable) && !run.variables.contains_key(&variable);
+                run.flags.contains_key(*option)
+                    && (set || matches!(run.variables.get(&variable), Some(Kept::Set(_) | Kept::Unclear)))
+            };
+            if let Some(run) = options.runs_of(self.tool).find(both) {
+                said.problems.push(format!(
+                    "container {name}: {} gives {} --{option}, and {variable} is set as well, at which it stops; leave one out",
+                    run.place,
+                    self.tool.program()
+                ));
+                return Vec::new();
+            }
+            if flag.is_some() && mode == OptionsMode::Env {
+                said.warnings.push(format!(
+                    "container {name}: {OPTIONS} is env, but --{option} is given as well, and {} stops at both",
+                    self.tool.program()
+                ));
+                missing.push((*option, variable, ours.as_str()));
+                continue;
+            }
+            let theirs = flag.or_else(|| Some((variable.clone(), options.variable(self.tool, &variable)?)));
             match theirs {
-                None => missing.push(json!({"name": variable, "value": ours})),
-                Some((_, Setting::Text(text))) if same(&text, ours) => {}
-                Some((spelled, setting)) => foreign.push(match setting {
-                    Setting::Text(text) | Setting::Open(text) => {
-                        format!("{spelled}={}", text.chars().take(60).collect::<String>())
+                None => {
+                    if let Some((run, _)) =
+                        options.kept(self.tool, &variable).next().filter(|_| mode != OptionsMode::None)
+                    {
+                        said.problems.push(format!(
+                            "container {name}: {} takes {variable} away or does not export it, so {} would run without it; leave \
+                             it alone, or give --{option}={ours}",
+                            run.place,
+                            self.tool.program()
+                        ));
                     }
-                    Setting::Unknown => spelled,
-                }),
+                    missing.push((*option, variable, ours.as_str()));
+                }
+                Some((spelled, setting)) => {
+                    let without = |run: &&Run| {
+                        !run.flags.contains_key(*option) && !matches!(run.variables.get(&variable), Some(Kept::Set(_)))
+                    };
+                    let everywhere = options.variables.contains_key(&variable);
+                    if let Some(run) =
+                        options.runs_of(self.tool).find(without).filter(|_| !everywhere && self.tool == Tool::Etcd)
+                    {
+                        said.warnings.push(format!("container {name}: at {} etcd runs without --{option}", run.place));
+                    }
+                    match setting {
+                        Setting::Text(text) if same(&text, ours) => {}
+                        Setting::Text(text) | Setting::Open(text) => {
+                            foreign.push(format!("{spelled}={}", text.chars().take(60).collect::<String>()));
+                        }
+                        Setting::Unknown => foreign.push(spelled),
+                    }
+                }
             }
         }
-        if foreign.is_empty() {
-            return missing;
+        if !foreign.is_empty() {
+            let ours: Vec<&str> = self.options.iter().map(|(_, ours)| ours.as_str()).collect();
+            said.warnings.push(format!(
+                "container {name}: {} is the pod's own and stays; etcd-tls would say {}",
+                foreign.join(" and "),
+                ours.join(" and ")
+            ));
+            return Vec::new();
         }
-        let ours: Vec<&str> = self.options.iter().map(|(_, ours)| ours.as_str()).collect();
-        warnings.push(format!(
-            "container {}: {} is the pod's own and stays; etcd-tls would say {}",
-            container.name,
-            foreign.join(" and "),
-            ours.join(" and ")
-        ));
-        Vec::new()
+        missing
     }
 }
 
@@ -160,19 +241,4 @@ fn path(mount: &str, role: Role, file: &str) -> String {
 fn same(theirs: &str, ours: &str) -> bool {
     // A switch is read as Go reads a bool.
     theirs == ours || (ours == "true" && matches!(theirs, "1" | "t" | "T" | "TRUE" | "True"))
-}
-
-fn untold(container: &str, why: &str, tool: &str, wanted: &[Value]) -> String {
-    let variables: Vec<String> = wanted
-        .iter()
-        .map(|entry| {
-            let text = |field| entry.get(field).and_then(Value::as_str).unwrap_or_default();
-            format!("{}={}", text("name"), text("value"))
-        })
-        .collect();
-    format!(
-        "container {container}: {why}, so it cannot be told whether {tool} gets flags that its environment must not repeat; \
-         write {tool} and its flags into command or args, or set in the container's env {}",
-        variables.join(" ")
-    )
 }

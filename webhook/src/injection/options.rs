@@ -1,177 +1,186 @@
-//! Which options a container's own command line sets, as far as it can be read.
+//! Which options a container's own command line sets, as far as it can be told.
 //!
-//! etcd and etcdctl refuse to start where an option is given by flag and by environment variable, even by an empty one,
-//! so nothing may be set in the environment before this is known.
+//! etcd and etcdctl refuse to start where an option is given by flag and by environment variable, even by an empty one. So
+//! nothing is set in the environment before this is known, and whatever is not fully understood makes the whole command line
+//! one of which nothing can be told.
 //!
 //! ```text
-//! options    what is known of a container
-//! programs   which programs its command line and its scripts run, with which words
-//! flags      what such words set
+//! options       what is told of a container
+//! environment   its variables, with Kubernetes' own $(NAME) put in
+//! shell         its scripts, followed down to the programs they run
+//! programs      what a program does with its words: wrappers, shells, programs that run no other
+//! run           what the words and variables of etcd and etcdctl set
+//! text          text with holes
 //! ```
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeSet, HashMap};
 
 use serde_json::Value;
 
-use super::view::{Container, Variable};
-use programs::Reader;
+use self::{environment::Environment, shell::Shell, text::Text};
+pub(super) use self::{
+    programs::Tool,
+    run::{Kept, Run, Setting},
+    shell::Doubt,
+};
+use super::view::Container;
 
-mod flags;
+mod environment;
 mod programs;
+mod run;
+mod shell;
+mod text;
 
-/// A program whose options matter here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Tool {
-    Etcd,
-    Etcdctl,
-}
-
-impl Tool {
-    fn of(word: &super::shell::Word) -> Option<Self> {
-        match programs::basename(word.text()?) {
-            "etcd" => Some(Self::Etcd),
-            "etcdctl" => Some(Self::Etcdctl),
-            _ => None,
-        }
-    }
-}
-
-/// What a flag is set to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Setting {
-    /// This text; `true` for a switch without a value.
-    Text(String),
-    /// Text with `${NAME}` where only the node or the shell knows more.
-    Open(String),
-    /// Set, but to what is not written where it was looked for.
-    Unknown,
-}
-
-/// What a command line says of one tool.
-#[derive(Debug, Default)]
-pub(super) struct Flags {
-    set: BTreeMap<String, Setting>,
-    /// Texts that end up on the command line somewhere: what they mention counts as set.
-    loose: Vec<String>,
-    /// The tool is run, by name.
-    pub(super) runs: bool,
-}
+/// The most text that is read for one container, in bytes, put together by its scripts or not. Real ones are a hundredth.
+const MAX_TEXT: usize = 2 * 1024 * 1024;
 
 /// A container's command lines, read.
 #[derive(Debug, Default)]
 pub(super) struct Options {
-    pub(super) etcd: Flags,
-    pub(super) etcdctl: Flags,
+    /// Each run of etcd and etcdctl, those of probes and hooks included.
+    pub(super) runs: Vec<Run>,
     /// The image's own entry point runs, with at most flags for arguments.
     pub(super) entrypoint: bool,
+    /// An image whose scripts give etcdctl its certificates by flag.
+    pub(super) own_client_flags: bool,
     /// Why the flags of etcd cannot be told.
-    pub(super) untold: Option<String>,
+    pub(super) untold: Option<Doubt>,
     /// Why the flags of etcdctl cannot be told.
-    pub(super) untold_client: Option<String>,
-    /// Variables that a script sets itself.
-    pub(super) script_sets: Vec<String>,
-}
-
-impl Flags {
-    /// What `--name` or `-name` is set to.
-    pub(super) fn get(&self, name: &str) -> Option<Setting> {
-        self.set
-            .get(name)
-            .cloned()
-            .or_else(|| self.loose.iter().any(|text| mentions(text, name)).then_some(Setting::Unknown))
-    }
-
-    /// Whether it is etcd's gRPC proxy or gateway, which have options of their own.
-    pub(super) fn is_proxy(&self) -> bool {
-        self.loose.first().is_some_and(|word| word == "grpc-proxy" || word == "gateway")
-    }
-
-    fn add(&mut self, name: &str, setting: Setting) {
-        self.set.insert(name.to_owned(), setting);
-    }
+    pub(super) untold_client: Option<Doubt>,
+    /// The container's environment.
+    pub(super) variables: HashMap<String, Setting>,
 }
 
 impl Options {
     /// Reads `command` and `args`, and the programs that probes and hooks run, which share the environment.
     pub(super) fn read(container: &Container<'_>) -> Self {
-        let mut options = Self::default();
-        let whole: Vec<&str> = container.words("command").chain(container.words("args")).collect();
-        // What probes and hooks run gets the container's environment as well.
-        let probes = ["livenessProbe", "readinessProbe", "startupProbe"].map(|probe| container.object.get(probe));
-        let lifecycle = container.object.get("lifecycle");
-        let hooks = ["postStart", "preStop"].map(|hook| lifecycle.and_then(|l| l.get(hook)));
-        let hooks: Vec<Vec<&str>> = probes.into_iter().chain(hooks).flatten().filter_map(exec).collect();
+        let commands = container.list("command").len();
+        let line: Vec<&str> = container.words("command").chain(container.words("args")).collect();
+        let hooks: Vec<(String, Vec<&str>)> = hooks(container).collect();
+        let written =
+            line.iter().chain(hooks.iter().flat_map(|(_, words)| words)).map(|word| word.len()).sum::<usize>();
+        let variables: usize =
+            container.list("env").iter().map(|e| e.get("value").and_then(Value::as_str).map_or(8, str::len)).sum();
+        let left = MAX_TEXT.min(256 * 1024 + 32 * (written + variables));
+        let mut environment = Environment::of(container, left);
 
-        let variables = Variables::of(container);
-        let written = whole.iter().chain(hooks.iter().flatten()).map(|text| text.len()).sum::<usize>();
-        let mut reader = Reader::new(&variables, &mut options, written + variables.bytes());
-        let words: Vec<_> = whole.iter().map(|text| reader.expand(text)).collect();
-        let explicit = !container.list("command").is_empty();
-        match words.first() {
-            None => reader.options.entrypoint = true,
-            Some(first) if !explicit && first.prefix().0.starts_with('-') => {
-                reader.options.entrypoint = true;
-                reader.flags(Tool::Etcd, &words);
+        let mut options = Self::default();
+        let words: Vec<Text> = line.iter().map(|word| argument(&environment.expand(word))).collect();
+        let hooks: Vec<(String, Vec<Text>)> = hooks
+            .into_iter()
+            .map(|(place, words)| (place, words.iter().map(|word| argument(&environment.expand(word))).collect()))
+            .collect();
+        if environment.left == 0 {
+            let doubt = Doubt { why: "puts together more than is read".to_owned(), place: "env".to_owned() };
+            return Self { untold: Some(doubt.clone()), untold_client: Some(doubt), ..options };
+        }
+        let left = environment.left;
+        let mut shell = Shell::new(&environment, left);
+        let place = |at: usize| match at.checked_sub(commands) {
+            Some(at) => format!("args[{at}]"),
+            None => format!("command[{at}]"),
+        };
+        options.entrypoint = commands == 0 && words.first().is_none_or(|first| first.prefix().starts_with('-'));
+        let followed = match options.entrypoint {
+            true if words.is_empty() => Ok(()),
+            true => {
+                shell.tool(Tool::Etcd, &words, &[], "args");
+                Ok(())
             }
-            Some(_) => reader.argv(&words, 0),
+            false => shell.program(&words, &[], &place),
+        };
+        options.untold = shell.doubts.remove(&Tool::Etcd);
+        options.untold_client = shell.doubts.remove(&Tool::Etcdctl);
+        if let Err(doubt) = followed {
+            options.untold = Some(doubt.clone());
+            options.untold_client = Some(doubt);
         }
-        for hook in hooks {
-            reader.hook(&hook);
+        options.runs = shell.runs;
+        for (place, words) in hooks {
+            // It is etcdctl's flags alone that matter.
+            let mut shell = Shell::new(&environment, left);
+            let followed = shell.program(&words, &[], &|at| format!("{place}[{at}]"));
+            let doubt = followed.err().or_else(|| shell.doubts.remove(&Tool::Etcdctl));
+            options.untold_client = options.untold_client.or(doubt);
+            options.runs.extend(shell.runs.into_iter().filter(|run| run.tool != Some(Tool::Etcd)));
         }
-        if reader.gave_up() {
-            let why = "what its command line and scripts put together is too long to be read".to_owned();
-            options.untold_client = Some(why.clone());
-            options.untold = Some(why);
+        let image = options.runs.iter().any(|run| run.image);
+        options.entrypoint |= image && !options.runs_etcd();
+        let name = container.object.get("image").and_then(Value::as_str).unwrap_or_default();
+        options.own_client_flags =
+            image || (options.entrypoint && name.split('/').any(|part| part.starts_with("bitnami")));
+        if !options.runs_etcd() && !options.entrypoint && options.untold.is_none() {
+            let line: String = line.join(" ").chars().take(80).collect();
+            options.untold = Some(Doubt { why: format!("runs {line:?}, in which etcd is not named"), place: place(0) });
         }
-        if !options.etcd.runs && !options.entrypoint && options.untold.is_none() {
-            options.untold =
-                Some(format!("{:?} does not name etcd", whole.join(" ").chars().take(80).collect::<String>()));
-        }
+        options.variables = environment.by_name.iter().map(|(name, text)| (name.clone(), Setting::of(text))).collect();
         options
     }
-}
 
-/// The words that a probe or hook runs.
-fn exec(hook: &Value) -> Option<Vec<&str>> {
-    let command = hook.get("exec")?.get("command")?.as_array()?;
-    Some(command.iter().filter_map(|word| word.as_str()).collect())
-}
-
-/// A container's environment.
-struct Variables<'a> {
-    by_name: HashMap<&'a str, Variable<'a>>,
-    /// Whether `envFrom` brings others, which nobody here knows.
-    from_elsewhere: bool,
-}
-
-impl<'a> Variables<'a> {
-    fn of(container: &Container<'a>) -> Self {
-        let from_elsewhere = !container.list("envFrom").is_empty();
-        Self { by_name: container.variables().collect(), from_elsewhere }
+    /// The runs of a tool.
+    pub(super) fn runs_of(&self, tool: Tool) -> impl Iterator<Item = &Run> {
+        self.runs.iter().filter(move |run| run.tool == Some(tool))
     }
 
-    fn get(&self, name: &str) -> Option<Variable<'a>> {
-        self.by_name.get(name).copied()
+    /// Whether etcd is run, by name.
+    pub(super) fn runs_etcd(&self) -> bool {
+        self.runs_of(Tool::Etcd).next().is_some()
     }
 
-    /// How much text it is.
-    fn bytes(&self) -> usize {
-        let of = |variable: &Variable<'_>| match variable {
-            Variable::Literal(text) => text.len(),
-            Variable::From => 0,
-        };
-        self.by_name.values().map(of).sum()
+    /// What a flag, `--name` or `-name`, sets in one or another run of a tool.
+    pub(super) fn flag(&self, tool: Tool, name: &str) -> Option<Setting> {
+        let settings: BTreeSet<&Setting> = self.runs_of(tool).filter_map(|run| run.flags.get(name)).collect();
+        let known: Vec<&Setting> = settings.iter().copied().filter(|s| **s != Setting::Unknown).collect();
+        match known.as_slice() {
+            [] => settings.first().map(|_| Setting::Unknown),
+            [one] => Some((*one).clone()),
+            several => {
+                let text = |setting: &&Setting| match setting {
+                    Setting::Text(text) | Setting::Open(text) => text.clone(),
+                    Setting::Unknown => String::new(),
+                };
+                Some(Setting::Open(several.iter().map(text).collect::<Vec<_>>().join(",")))
+            }
+        }
+    }
+
+    /// Whether it is etcd's gRPC proxy or gateway, which have options of their own.
+    pub(super) fn is_proxy(&self) -> bool {
+        self.runs_of(Tool::Etcd)
+            .any(|run| run.words.first().is_some_and(|word| word == "grpc-proxy" || word == "gateway"))
+    }
+
+    /// What the pod or its scripts set a variable to.
+    pub(super) fn variable(&self, tool: Tool, variable: &str) -> Option<Setting> {
+        let set = self.kept(tool, variable).find_map(|(_, kept)| match kept {
+            Kept::Set(text) => Some(Setting::Open(text.clone())),
+            _ => None,
+        });
+        set.or_else(|| self.variables.get(variable).cloned())
+    }
+
+    /// What scripts make of a variable: for each run of `tool` that they change it for.
+    pub(super) fn kept<'a>(&'a self, tool: Tool, variable: &'a str) -> impl Iterator<Item = (&'a Run, &'a Kept)> {
+        self.runs_of(tool).filter_map(move |run| Some((run, run.variables.get(variable)?)))
     }
 }
 
-/// Whether `text` holds `-name` or `--name` as a flag of its own.
-fn mentions(text: &str, name: &str) -> bool {
-    let word = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-    text.match_indices(name).any(|(at, _)| {
-        let before = &text[..at];
-        let dashes = before.len() - before.trim_end_matches('-').len();
-        let free = !before[..before.len() - dashes].ends_with(word);
-        (1..=2).contains(&dashes) && free && !text[at + name.len()..].starts_with(word)
+/// An argument as a program gets it: no shell parts it.
+fn argument(text: &Text) -> Text {
+    let mut argument = Text::default();
+    argument.append(text, true);
+    argument
+}
+
+/// What probes and hooks run.
+fn hooks<'a>(container: &Container<'a>) -> impl Iterator<Item = (String, Vec<&'a str>)> {
+    let object = container.object;
+    let probes = ["livenessProbe", "readinessProbe", "startupProbe"].map(|name| (name.to_owned(), object.get(name)));
+    let lifecycle = object.get("lifecycle");
+    let hooks = ["postStart", "preStop"].map(|name| (format!("lifecycle.{name}"), lifecycle.and_then(|l| l.get(name))));
+    probes.into_iter().chain(hooks).filter_map(|(name, hook)| {
+        let command = hook?.get("exec")?.get("command")?.as_array()?;
+        Some((format!("{name}.exec.command"), command.iter().filter_map(Value::as_str).collect()))
     })
 }
 

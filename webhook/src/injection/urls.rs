@@ -1,9 +1,6 @@
 //! The URLs that etcd listens at and advertises, as far as the pod writes them out.
 
-use super::{
-    options::{Options, Setting},
-    view::{Container, Variable},
-};
+use super::options::{Options, Setting, Tool};
 
 /// What a sidecar's own arguments call the pod's address.
 const POD_IP: &str = "$(POD_IP)";
@@ -39,13 +36,8 @@ pub(super) fn sidecar_host(host: &str) -> String {
 }
 
 /// What the pod sets etcd's `option` to: by flag, else by environment variable.
-pub(super) fn setting(container: &Container<'_>, options: &Options, option: &str) -> Option<Setting> {
-    options.etcd.get(option).or_else(|| {
-        Some(match container.variable(&variable("ETCD", option))? {
-            Variable::Literal(text) => Setting::Text(text.to_owned()),
-            Variable::From => Setting::Unknown,
-        })
-    })
+pub(super) fn setting(options: &Options, option: &str) -> Option<Setting> {
+    options.flag(Tool::Etcd, option).or_else(|| options.variable(Tool::Etcd, &variable("ETCD", option)))
 }
 
 /// The environment variable of a tool's option.

@@ -175,18 +175,6 @@ impl<'a> Container<'a> {
         self.list(field).iter().filter_map(Value::as_str)
     }
 
-    /// The environment variable of this name, the last one if there are several, as the kubelet takes it.
-    pub(super) fn variable(&self, name: &str) -> Option<Variable<'a>> {
-        let entry = self.list("env").iter().rev().find(|e| e.get("name").and_then(Value::as_str) == Some(name))?;
-        Some(Variable::of(entry))
-    }
-
-    /// The whole environment, by name, in its order: of several entries of a name the last one counts.
-    pub(super) fn variables(&self) -> impl Iterator<Item = (&'a str, Variable<'a>)> {
-        let named = |entry: &'a Value| Some((entry.get("name")?.as_str()?, Variable::of(entry)));
-        self.list("env").iter().filter_map(named)
-    }
-
     /// Whether it goes on running beside the pod's containers.
     pub(super) fn runs_on(&self) -> bool {
         self.list == List::Main || self.object.get("restartPolicy").and_then(Value::as_str) == Some("Always")
@@ -195,24 +183,6 @@ impl<'a> Container<'a> {
     /// Whether it is one of ours by its name.
     pub(super) fn is_injected(&self) -> bool {
         self.name == names::INIT_CONTAINER || self.name == names::SIDECAR_CONTAINER
-    }
-}
-
-/// What an environment variable is set to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Variable<'a> {
-    /// `value`.
-    Literal(&'a str),
-    /// `valueFrom`: known only on the node.
-    From,
-}
-
-impl<'a> Variable<'a> {
-    fn of(entry: &'a Value) -> Self {
-        match entry.get("valueFrom") {
-            Some(from) if !from.is_null() => Self::From,
-            _ => Self::Literal(entry.get("value").and_then(Value::as_str).unwrap_or_default()),
-        }
     }
 }
 

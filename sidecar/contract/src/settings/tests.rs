@@ -63,6 +63,7 @@ fn every_annotation_is_read() {
         ("resources", "requests.cpu=50m,limits.memory=128Mi"),
         ("log-level", "info,etcd_tls_sidecar::restart=debug"),
         ("warnings", "[\"said by admission\"]"),
+        ("options", "none"),
     ])
     .unwrap();
     assert_eq!(
@@ -85,6 +86,7 @@ fn every_annotation_is_read() {
             reload: Reload::Signal("SIGHUP".to_owned()),
             resources: "requests.cpu=50m,limits.memory=128Mi".parse().unwrap(),
             log_level: Some("info,etcd_tls_sidecar::restart=debug".to_owned()),
+            options: OptionsMode::None,
         }
     );
 }

@@ -1,290 +1,288 @@
-//! Which programs a command line runs: through wrappers, shells and their scripts, down to etcd and etcdctl.
+//! What a program does with its words: run another one, read a script, or nothing that matters here.
 
-use std::{collections::BTreeMap, sync::Arc};
+use super::text::{Kind, Part, Text};
 
-use super::{Options, Tool, Variables, flags::part_text};
-use crate::injection::shell::{self, Part, Word};
+/// A program whose options matter here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(in crate::injection) enum Tool {
+    Etcd,
+    Etcdctl,
+}
 
-/// How deep shells within shells are read.
-pub(super) const MAX_DEPTH: usize = 4;
+impl Tool {
+    /// The program's name.
+    pub(in crate::injection) const fn program(self) -> &'static str {
+        match self {
+            Self::Etcd => "etcd",
+            Self::Etcdctl => "etcdctl",
+        }
+    }
+}
 
-const SHELLS: [&str; 6] = ["sh", "bash", "ash", "dash", "ksh", "zsh"];
+/// What the first of some words does.
+#[derive(Debug)]
+pub(super) enum Step {
+    /// Runs neither etcd nor etcdctl.
+    Harmless,
+    Tool(Tool),
+    /// A script of a known image, which takes etcd's options from the environment and gives etcdctl's as flags.
+    Image,
+    /// Runs the script at `.0`, with the words behind `.1` as its arguments.
+    Shell(usize, usize, Passed),
+    /// Runs the program at `.0`.
+    Wrapper(usize, Passed),
+    /// Why it cannot be told, and whether it can run etcdctl as well.
+    Unknown(String, bool),
+}
 
-/// Programs that run the program named behind them.
-const WRAPPERS: [&str; 24] = [
-    "exec",
-    "nice",
-    "ionice",
-    "env",
-    "nohup",
-    "time",
-    "timeout",
-    "tini",
-    "dumb-init",
-    "setpriv",
-    "numactl",
-    "chrt",
-    "taskset",
-    "gosu",
-    "su-exec",
-    "sudo",
-    "command",
-    "catatonit",
-    "stdbuf",
-    "setsid",
-    "unshare",
-    "runuser",
-    "su",
-    "tini-static",
-];
+/// What a program on the way to etcd does with the environment and the groups.
+#[derive(Debug, Default)]
+pub(super) struct Passed {
+    pub(super) sets: Vec<(String, Text)>,
+    pub(super) unsets: Vec<String>,
+    /// It does not hand on the environment.
+    pub(super) clears: bool,
+    /// It takes another user's groups.
+    pub(super) drops_groups: bool,
+}
 
+/// Programs that run no other one.
+const HARMLESS: &str = ": [ test true false echo printf pwd cd sleep wait exit umask ulimit times kill pkill killall jobs \
+    cat tac head tail cut tr sort uniq wc rev grep egrep fgrep tee touch mkdir rmdir rm cp mv ln install chmod chown chgrp ls \
+    stat du df dd mktemp mkfifo basename dirname readlink realpath seq expr date hostname uname whoami id groups nproc arch \
+    sync truncate md5sum sha1sum sha256sum sha512sum base64 od xxd hexdump cmp diff gzip gunzip zcat unzip curl wget nslookup \
+    dig host getent nc ncat ping ping6 ip ifconfig route netstat ss traceroute ps pgrep pidof top free uptime lsof mount umount \
+    mountpoint sysctl yes logger jq yq openssl etcdutl which type shopt bc comm join paste fold column nl split printenv \
+    break continue return read getopts shift";
+/// Programs that write files, by which a name can become another program's.
+const WRITERS: &str = "cp mv ln install tee curl wget unzip dd";
+const SHELLS: &str = "sh bash ash dash ksh mksh";
 /// Scripts of known images that take etcd's options from the environment alone.
-const ENVIRONMENT_SCRIPTS: [&str; 2] = ["/opt/bitnami/scripts/etcd/entrypoint.sh", "/opt/bitnami/scripts/etcd/run.sh"];
+const IMAGE: &str = "/opt/bitnami/scripts/etcd/entrypoint.sh /opt/bitnami/scripts/etcd/run.sh \
+    /opt/bitnami/scripts/etcd/healthcheck.sh /opt/bitnami/scripts/etcd/prestop.sh /opt/bitnami/scripts/etcd/snapshot.sh";
+/// Each with its letters that take a value, those that take none, its long options without a value (with `=` any is
+/// understood), and how many operands stand before the program; `.` is none.
+const WRAPPERS: &str = "
+    nice n 0123456789 . 0
+    ionice cn t ignore 0
+    nohup . . . 0
+    timeout ks v preserve-status,foreground,verbose 1
+    stdbuf ioe . . 0
+    setsid . cfw ctty,fork,wait 0
+    chrt TPD abdfimorR . 1
+    taskset . ac . 1
+    tini pe svwg . 0
+    tini-static pe svwg . 0
+    dumb-init r cv single-child,verbose 0
+    catatonit . g . 0
+    busybox . . . 0
+    env uC i0v ignore-environment 0
+    gosu . . . 1
+    su-exec . . . 1
+    s6-setuidgid . . . 1
+    setpriv . . clear-groups,keep-groups,init-groups,no-new-privs,nnp,reset-env 0
+    sudo ugCp nEHbS preserve-env,non-interactive,set-home 0
+    runuser ugG . . 0";
 
-/// The most text that is read for one container, in bytes, put together by its scripts or not. Real ones are a hundredth.
-const MAX_TEXT: usize = 2 * 1024 * 1024;
-
-/// Reads the command lines of one container.
-///
-/// A script can say `set -- "$@" "$@"`, and a variable hold others that hold others, so that a small pod is an endless
-/// command line: whatever is put together is paid for out of an allowance of some times what is written.
-pub(super) struct Reader<'r, 'a> {
-    pub(super) variables: &'r Variables<'a>,
-    pub(super) options: &'r mut Options,
-    /// What the scripts read so far assign.
-    pub(super) assigned: BTreeMap<String, Arc<Vec<Word>>>,
-    /// The words behind a script: `$@`.
-    pub(super) rest: Vec<Word>,
-    /// How much more is read, in bytes; `None`: it was more than that.
-    left: Option<usize>,
-}
-
-impl<'r, 'a> Reader<'r, 'a> {
-    /// For a container with `written` bytes of command lines and environment.
-    pub(super) fn new(variables: &'r Variables<'a>, options: &'r mut Options, written: usize) -> Self {
-        let left = MAX_TEXT.min(4096 + 32 * written);
-        Self { variables, options, assigned: BTreeMap::new(), rest: Vec::new(), left: Some(left) }
-    }
-
-    /// Whether something was too long to be read.
-    pub(super) fn gave_up(&self) -> bool {
-        self.left.is_none()
-    }
-
-    /// Whether there is allowance for `bytes` more, which are then paid.
-    pub(super) fn afford(&mut self, bytes: usize) -> bool {
-        self.left = self.left.and_then(|left| left.checked_sub(bytes));
-        self.left.is_some()
-    }
-
-    /// [`Self::afford`], for words.
-    pub(super) fn afford_words(&mut self, words: &[Word]) -> bool {
-        self.left.is_some() && self.afford(words.iter().map(cost).sum())
-    }
-
-    /// A probe's or hook's command: it is the tool's flags alone that matter, not whether it can be told.
-    pub(super) fn hook(&mut self, command: &[&str]) {
-        let words: Vec<Word> = command.iter().map(|word| self.expand(word)).collect();
-        let (runs, untold, untold_client) =
-            (self.options.etcd.runs, self.options.untold.take(), self.options.untold_client.take());
-        let script_sets = self.options.script_sets.len();
-        self.argv(&words, 0);
-        self.options.etcd.runs = runs;
-        self.options.untold = untold;
-        self.options.untold_client = untold_client;
-        self.options.script_sets.truncate(script_sets);
-    }
-
-    /// A program and its arguments, not by way of a shell.
-    pub(super) fn argv(&mut self, words: &[Word], depth: usize) {
-        if !self.afford_words(words) {
-            return;
-        }
-        let Some(program) = words.first() else { return };
-        if let Some(tool) = Tool::of(program) {
-            return self.flags(tool, &words[1..]);
-        }
-        let Some(text) = program.text() else {
-            return self.untold("the program's name is a variable".to_owned());
-        };
-        let name = basename(text);
-        if SHELLS.contains(&name) {
-            return self.shell(&words[1..], depth);
-        }
-        if let ("su" | "runuser", Some(at)) = (name, words.iter().position(|w| w.text() == Some("-c"))) {
-            return self.shell(&words[at..], depth);
-        }
-        if WRAPPERS.contains(&name) {
-            let inner = words
-                .iter()
-                .enumerate()
-                .skip(1)
-                .find(|(_, w)| Tool::of(w).is_some() || w.text().is_some_and(|t| SHELLS.contains(&basename(t))));
-            return match inner {
-                Some((index, _)) => self.argv(&words[index..], depth + 1),
-                None if words.iter().skip(1).any(is_positional) => {
-                    let rest = std::mem::take(&mut self.rest);
-                    self.argv(&rest, depth + 1);
-                    self.rest = rest;
-                }
-                None => self.unknown_program(words),
-            };
-        }
-        self.unknown_program(words);
-    }
-
-    fn unknown_program(&mut self, words: &[Word]) {
-        let script = words.iter().filter_map(Word::text).find(|text| is_script(text));
-        if words.iter().filter_map(Word::text).all(|t| ENVIRONMENT_SCRIPTS.contains(&t)) {
-            self.options.entrypoint = true;
-        } else if let Some(script) = script {
-            let why = format!("what the script {script:?} does is not written in the pod");
-            self.options.untold_client.get_or_insert_with(|| why.clone());
-            self.untold(why);
-        }
-    }
-
-    pub(super) fn untold(&mut self, why: String) {
-        self.options.untold.get_or_insert(why);
-    }
-
-    /// A shell's arguments.
-    fn shell(&mut self, words: &[Word], depth: usize) {
-        let mut command_string = false;
-        for (index, word) in words.iter().enumerate() {
-            let Some(text) = word.text() else {
-                if command_string
-                    || word.0.iter().any(|p| matches!(p, Part::Literal(t) if t.contains(char::is_whitespace)))
-                {
-                    // Kubernetes put a value that nobody here knows into the script.
-                    let script: String = word.0.iter().map(part_text).collect();
-                    return self.script(&script, &words[index + 1..], depth);
-                }
-                self.options.untold_client.get_or_insert_with(|| "the script's name is a variable".to_owned());
-                return self.untold("the script's name is a variable".to_owned());
-            };
-            if command_string {
-                if text.starts_with('-') && text != "-" {
-                    continue;
-                }
-                return self.script(text, &words[index + 1..], depth);
-            }
-            match text.strip_prefix('-').or_else(|| text.strip_prefix('+')) {
-                Some(letters) if !letters.starts_with('-') => command_string |= letters.contains('c'),
-                Some(_) => {}
-                // `-o pipefail`, `-euo pipefail`
-                None if index > 0
-                    && words[index - 1].text().is_some_and(|t| t.starts_with('-') && t.ends_with('o')) => {}
-                None => return self.unknown_script(text, words),
-            }
-        }
-        let why = "a shell is started without a script".to_owned();
-        self.untold(why);
-    }
-
-    fn unknown_script(&mut self, script: &str, words: &[Word]) {
-        if ENVIRONMENT_SCRIPTS.contains(&script) {
-            return self.unknown_program(words);
-        }
-        let why = format!("what the script {script:?} does is not written in the pod");
-        self.options.untold_client.get_or_insert_with(|| why.clone());
-        self.untold(why);
-    }
-
-    /// A shell's script.
-    fn script(&mut self, script: &str, rest: &[Word], depth: usize) {
-        if depth > MAX_DEPTH {
-            return self.untold("shells within shells".to_owned());
-        }
-        if !self.afford(script.len()) {
-            return;
-        }
-        // The word behind the script is $0.
-        let outer = std::mem::replace(&mut self.rest, rest.get(1..).unwrap_or_default().to_vec());
-        let commands = shell::commands(script);
-        for command in &commands {
-            let exports = command.words.first().and_then(Word::text).is_some_and(|w| w == "export" || w == "declare");
-            let exported = command.words.iter().skip(1).filter(|_| exports).filter_map(split_assignment);
-            for (name, value) in command.assignments.iter().cloned().chain(exported) {
-                if name.starts_with("ETCD_") || name.starts_with("ETCDCTL_") {
-                    self.options.script_sets.push(name.clone());
-                }
-                Arc::make_mut(self.assigned.entry(name).or_default()).push(value);
-            }
-        }
-        for command in &commands {
-            let words = self.with_known_program(&command.words);
-            match words.first() {
-                None => {}
-                Some(first) if first.text() == Some("set") && words.get(1).and_then(Word::text) == Some("--") => {
-                    let before = std::mem::take(&mut self.rest);
-                    for word in &words[2..] {
-                        let more = if is_positional(word) { before.as_slice() } else { std::slice::from_ref(word) };
-                        if self.afford_words(more) {
-                            self.rest.extend_from_slice(more);
-                        }
-                    }
-                }
-                Some(first) if is_positional(first) => {
-                    let rest = std::mem::take(&mut self.rest);
-                    self.argv(&rest, depth + 1);
-                    self.rest = rest;
-                }
-                Some(first) => {
-                    let known = first.text().map(basename);
-                    let runs = Tool::of(first).is_some()
-                        || known.is_some_and(|name| SHELLS.contains(&name) || WRAPPERS.contains(&name));
-                    if runs || known.is_some_and(|_| first.text().is_some_and(is_script)) {
-                        self.argv(&words, depth + 1);
-                    }
-                }
-            }
-        }
-        self.rest = outer;
-    }
-
-    /// The words with a program that is a variable replaced by what the script or the environment assigns to it.
-    fn with_known_program(&mut self, words: &[Word]) -> Vec<Word> {
-        let mut words = words.to_vec();
-        for word in words.iter_mut().take(4) {
-            if let [Part::Variable { name, modifier, .. }] = word.0.as_slice() {
-                let default = modifier.strip_prefix(":-").or_else(|| modifier.strip_prefix('-')).map(str::to_owned);
-                let known = self.texts(name).and_then(|texts| texts.into_iter().next()).or(default);
-                if let Some(text) = known.filter(|t| !t.contains(char::is_whitespace) && !t.starts_with('-')) {
-                    *word = Word::literal(&text);
-                }
-            }
-        }
-        words
-    }
-}
-
-fn split_assignment(word: &Word) -> Option<(String, Word)> {
-    let Some(Part::Literal(first)) = word.0.first() else { return None };
-    let (name, value) = first.split_once('=')?;
-    let mut parts = vec![Part::Literal(value.to_owned())];
-    parts.extend(word.0[1..].iter().cloned());
-    Some((name.to_owned(), Word(parts)))
-}
-
-pub(super) fn is_positional(word: &Word) -> bool {
-    matches!(word.0.as_slice(), [Part::Variable { name, .. }] if name == "@" || name == "*")
-}
-
-fn is_script(text: &str) -> bool {
-    [".sh", ".bash"].iter().any(|end| text.ends_with(end))
+fn has(list: &str, word: &str) -> bool {
+    list.split([' ', ',', '\n']).any(|known| !known.is_empty() && known == word)
 }
 
 pub(super) fn basename(text: &str) -> &str {
     text.rsplit('/').next().unwrap_or(text)
 }
 
-/// A word in bytes, with what keeping it takes.
-pub(super) fn cost(word: &Word) -> usize {
-    let of = |part: &Part| match part {
-        Part::Literal(text) => text.len(),
-        Part::Variable { name, modifier, .. } => name.len() + modifier.len(),
-        Part::Substitution => 0,
+/// The name of a program where it is one of the system's: without a path, or in a directory of programs.
+fn system(text: &str) -> &str {
+    let directories = ["/bin", "/sbin", "/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/local/sbin"];
+    text.rsplit_once('/').map_or(text, |(directory, name)| if directories.contains(&directory) { name } else { "" })
+}
+
+/// Whether a function of this name would hide a program that is understood.
+pub(super) fn is_known(name: &str) -> bool {
+    !matches!(step(&[Text::known(name)]), Step::Unknown(_, false))
+        || matches!(name, "exec" | "command" | "set" | "export")
+}
+
+/// The files that a program may write.
+pub(super) fn writes(words: &[Text]) -> impl Iterator<Item = String> {
+    let writes = words.first().and_then(Text::as_str).is_some_and(|name| has(WRITERS, basename(name)));
+    let base = |text: &Text| basename(text.shown().trim_start_matches("of=")).to_owned();
+    words.iter().skip(1).filter(move |_| writes).map(base)
+}
+
+/// What `words`, a program and its arguments, do.
+pub(super) fn step(words: &[Text]) -> Step {
+    let Some(first) = words.first() else { return Step::Harmless };
+    let Some(program) = first.as_str() else {
+        return Step::Unknown(format!("runs {}, a program whose name is not written in the pod", first.shown()), true);
     };
-    word.0.iter().map(|part| 16 + of(part)).sum::<usize>() + 16
+    let name = system(program);
+    match basename(program) {
+        "etcd" => return Step::Tool(Tool::Etcd),
+        "etcdctl" => return Step::Tool(Tool::Etcdctl),
+        _ if words.iter().all(|word| word.as_str().is_some_and(|text| has(IMAGE, text))) => return Step::Image,
+        _ if has(SHELLS, name) => return shell(words, name),
+        _ => {}
+    }
+    if name == "su" || (name == "runuser" && !words.iter().any(|w| w.as_str() == Some("-u"))) {
+        return su(words);
+    }
+    let mut forms = WRAPPERS.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    if let Some(form) = forms.find(|form| form.first() == Some(&name)) {
+        let unknown = || Step::Unknown(format!("runs {name} with options that are not understood"), true);
+        return wrapper(words, &form).unwrap_or_else(unknown);
+    }
+    let without = |what: &[&str]| {
+        words[1..].iter().all(|word| word.as_str().is_some_and(|text| what.iter().all(|w| !text.contains(w))))
+    };
+    let harmless = match name {
+        "awk" | "gawk" | "mawk" => without(&["system", "|"]),
+        // GNU sed runs programs by `e`, alone or at the end of an expression.
+        "sed" => {
+            without(&["etcd ", "/e", "|e", ",e", "#e", ";e", "e;"])
+                && !words.iter().any(|w| matches!(w.as_str(), Some("e" | "1e" | "$e")))
+        }
+        "find" => without(&["-exec", "-ok"]),
+        "tar" => without(&["exec", "command", "-I", "program"]),
+        _ => has(HARMLESS, name),
+    };
+    if harmless {
+        return Step::Harmless;
+    }
+    let script = program.ends_with("sh") || has("xargs alias . source eval", name);
+    Step::Unknown(
+        format!("runs {program:?}, a program that can run {} as it likes", if script { "others" } else { "etcd" }),
+        script,
+    )
+}
+
+fn shell(words: &[Text], name: &str) -> Step {
+    let unknown = |why: String| Step::Unknown(format!("starts {name} {why}"), true);
+    let (mut at, mut string) = (1, false);
+    while let Some(text) = words.get(at).and_then(Text::as_str) {
+        let Some(letters) = text.strip_prefix(['-', '+']) else { break };
+        at += 1;
+        match letters {
+            "" | "-" => break,
+            "-norc" | "-noprofile" | "-posix" => continue,
+            _ if !letters.chars().all(|c| "bcefhmuvxopCEHTO".contains(c)) => {
+                return unknown(format!("with {text}, by which it reads more than is written in the pod"));
+            }
+            _ => string |= letters.contains('c'),
+        }
+        at += usize::from(letters.contains(['o', 'O']));
+    }
+    match words.get(at) {
+        Some(_) if string => Step::Shell(at, at + 1, Passed::default()),
+        Some(file) => unknown(format!("with the script {}, which is not written in the pod", file.shown())),
+        None => unknown("without a script; what it reads instead is not known".to_owned()),
+    }
+}
+
+/// `su [options] [-] [user]`, with a script by `-c`.
+fn su(words: &[Text]) -> Step {
+    let (mut at, mut script, mut operands) = (1, None, 0);
+    let mut passed = Passed { drops_groups: true, ..Passed::default() };
+    while let Some(word) = words.get(at) {
+        match word.as_str() {
+            Some("-c") => script = words.get(at + 1).map(|_| at + 1),
+            Some("-" | "-l" | "--login") => passed.clears = true,
+            Some("-m" | "-p" | "-s") => {}
+            Some(text) if text.starts_with('-') => operands = 9,
+            _ => operands += 1,
+        }
+        at += if matches!(word.as_str(), Some("-c" | "-s")) { 2 } else { 1 };
+    }
+    match script {
+        Some(script) if operands <= 1 => Step::Shell(script, words.len(), passed),
+        _ => Step::Unknown("runs su without -c and a script that is written in the pod".to_owned(), true),
+    }
+}
+
+/// A wrapper of this form; `None`: with an option that is not understood.
+fn wrapper(words: &[Text], form: &[&str]) -> Option<Step> {
+    let &[name, valued, letters, long, operands] = form else { return None };
+    let (mut passed, mut at, mut keeps) = (Passed::default(), 1, name != "sudo");
+    while let Some(text) = words.get(at).filter(|word| word.prefix().starts_with('-')).map(Text::shown) {
+        at += 1;
+        if let Some(option) = text.strip_prefix("--") {
+            match option {
+                "" => break,
+                _ if !option.contains('=') && !has(long, option) => return None,
+                _ if name == "env" && option != "ignore-environment" => return None,
+                _ => {}
+            }
+            passed.clears |= option == "ignore-environment" || option == "reset-env";
+            keeps |= option == "preserve-env";
+            continue;
+        }
+        passed.clears |= name == "env" && text == "-";
+        for (index, letter) in text.char_indices().skip(1) {
+            let rest = &text[index + 1..];
+            if valued.contains(letter) && valued != "." {
+                if name == "env" {
+                    let value = if rest.is_empty() { words.get(at)?.as_str()? } else { rest };
+                    passed.unsets.extend((letter == 'u').then(|| value.to_owned()));
+                }
+                at += usize::from(rest.is_empty());
+                break;
+            }
+            if !letters.contains(letter) || letter == '.' {
+                return None;
+            }
+            passed.clears |= name == "env" && letter == 'i';
+            keeps |= name == "sudo" && letter == 'E';
+        }
+    }
+    at += operands.parse::<usize>().ok()?;
+    while let Some(set) = words.get(at).filter(|_| name == "env" || name == "sudo").and_then(assignment) {
+        passed.sets.push(set);
+        at += 1;
+    }
+    passed.clears |= !keeps;
+    passed.drops_groups = has("gosu su-exec s6-setuidgid setpriv sudo runuser", name)
+        && !words.iter().any(|word| word.as_str() == Some("--keep-groups"));
+    (at <= words.len()).then_some(Step::Wrapper(at, passed))
+}
+
+/// `NAME=value`.
+pub(super) fn assignment(word: &Text) -> Option<(String, Text)> {
+    let (name, value) = word.prefix().split_once('=').filter(|(name, _)| is_name(name))?;
+    let mut text = Text::known(value);
+    text.append(&Text(word.0[1..].to_vec()), false);
+    Some((name.to_owned(), text))
+}
+
+pub(super) fn is_name(text: &str) -> bool {
+    let letter = |c: char| c.is_ascii_alphabetic() || c == '_';
+    text.starts_with(letter) && text.chars().all(|c| letter(c) || c.is_ascii_digit())
+}
+
+/// What `words` print; any text where that is not known.
+pub(super) fn output(words: &[Text]) -> Text {
+    let shown = format!("$({})", words.iter().map(Text::shown).collect::<Vec<_>>().join(" "));
+    let arguments: Vec<&str> = words.iter().skip(1).map(|word| word.as_str().unwrap_or("$")).collect();
+    let name = words.first().and_then(Text::as_str).map(system).unwrap_or_default();
+    let kind = match (name, arguments.as_slice()) {
+        ("echo", [first, ..]) if !first.starts_with('-') => {
+            let mut text = Text::default();
+            for (index, word) in words[1..].iter().enumerate() {
+                text.push_str(if index > 0 { " " } else { "" });
+                text.append(word, false);
+            }
+            if !text.0.iter().any(|part| matches!(part, Part::Known(known) if known.contains('\\'))) {
+                return text;
+            }
+            Kind::Any
+        }
+        ("which", [program]) | ("command", ["-v", program]) if *program != "$" => return Text::known(program),
+        ("hostname", [] | ["-s" | "-f"]) | ("nproc", _) | ("id", ["-u" | "-g"]) => Kind::Word,
+        ("date", []) => Kind::Words,
+        ("date", [format]) if format.starts_with("+%") && !format.contains(char::is_whitespace) => Kind::Word,
+        ("cat", ["/etc/hostname" | "/var/run/secrets/kubernetes.io/serviceaccount/namespace"]) => Kind::Word,
+        ("hostname", ["-i" | "-I" | "-d"]) | ("seq", _) => Kind::Words,
+        _ => Kind::Any,
+    };
+    Text::hole(shown, kind)
 }

@@ -1,0 +1,84 @@
+//! A container's environment, with Kubernetes' own `$(NAME)` put in.
+
+use std::collections::HashMap;
+
+use serde_json::Value;
+
+use super::text::{Kind, Text};
+use crate::injection::view::Container;
+
+/// What the variables of a container hold, as far as the pod tells it.
+#[derive(Debug, Default)]
+pub(super) struct Environment {
+    pub(super) by_name: HashMap<String, Text>,
+    /// Whether `envFrom` brings others, of which nothing is known.
+    from_elsewhere: bool,
+    /// How much more text is put together, in bytes; 0: it was too much.
+    pub(super) left: usize,
+}
+
+impl Environment {
+    /// Reads `env`; at most `left` bytes are put together.
+    pub(super) fn of(container: &Container<'_>, left: usize) -> Self {
+        let from_elsewhere = !container.list("envFrom").is_empty();
+        let mut environment = Self { by_name: HashMap::new(), from_elsewhere, left };
+        for entry in container.list("env") {
+            let Some(name) = entry.get("name").and_then(Value::as_str) else { continue };
+            let text = match entry.get("valueFrom").filter(|from| !from.is_null()) {
+                Some(from) => Text::hole(format!("${{{name}}}"), kind(from)),
+                None => environment.expand(entry.get("value").and_then(Value::as_str).unwrap_or_default()),
+            };
+            environment.by_name.insert(name.to_owned(), text);
+        }
+        environment
+    }
+
+    /// `text` as kubelet expands it in `command`, `args` and `env`.
+    pub(super) fn expand(&mut self, text: &str) -> Text {
+        let mut expanded = Text::default();
+        let mut rest = text;
+        self.left = self.left.saturating_sub(text.len());
+        while let Some((before, after)) = rest.split_once('$') {
+            expanded.push_str(before);
+            if let Some(after) = after.strip_prefix('$') {
+                expanded.push_str("$");
+                rest = after;
+                continue;
+            }
+            let Some((name, behind)) = after.strip_prefix('(').and_then(|named| named.split_once(')')) else {
+                expanded.push_str("$");
+                rest = after;
+                // Without a bracket that closes there is no name in all of the rest.
+                if after.starts_with('(') {
+                    break;
+                }
+                continue;
+            };
+            rest = behind;
+            let upper = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
+            match self.by_name.get(name) {
+                Some(value) => {
+                    self.left = self.left.saturating_sub(value.cost());
+                    if self.left > 0 {
+                        expanded.append(value, false);
+                    }
+                }
+                None if self.from_elsewhere && name.chars().all(upper) => {
+                    expanded.append(&Text::hole(format!("${{{name}}}"), Kind::Any), false);
+                }
+                // Kubelet leaves what it does not know, $(hostname) for instance, to the shell.
+                None => expanded.push_str(&format!("$({name})")),
+            }
+        }
+        expanded.push_str(rest);
+        expanded
+    }
+}
+
+/// How much a `valueFrom` can bring.
+fn kind(from: &Value) -> Kind {
+    let path = from.get("fieldRef").and_then(|field| field.get("fieldPath")).and_then(Value::as_str);
+    let word =
+        path.is_some_and(|path| !path.starts_with("metadata.annotations") && !path.starts_with("metadata.labels"));
+    if word || from.get("resourceFieldRef").is_some_and(|v| !v.is_null()) { Kind::Word } else { Kind::Any }
+}

@@ -1,0 +1,378 @@
+//! Simple commands: assignments, the shell's own commands, functions, and programs.
+
+use super::*;
+
+impl Shell<'_> {
+    /// `NAME=` or `NAME+=` in front of it, which is taken: the name, and whether it appends.
+    fn assigns(&mut self) -> Followed<Option<(String, bool)>> {
+        let bare = self.bare();
+        let Some((name, _)) = bare.split_once('=') else { return Ok(None) };
+        let appends = name.ends_with('+');
+        let name = name.strip_suffix('+').unwrap_or(name);
+        if name.contains('[') && programs::is_name(name.split('[').next().unwrap_or_default()) {
+            return self.doubt("assigns to an item of an array");
+        }
+        self.script.at += if programs::is_name(name) { name.len() + 1 + usize::from(appends) } else { 0 };
+        Ok(programs::is_name(name).then(|| (name.to_owned(), appends)))
+    }
+
+    fn value(&mut self, name: &str, appends: bool) -> Followed<Vec<Option<Text>>> {
+        if self.eat("(") {
+            // An array, whose items are not kept apart.
+            self.blank(true)?;
+            while !self.eat(")") {
+                self.word(true)?;
+                self.blank(true)?;
+            }
+            return Ok(vec![Some(Text::hole(format!("${{{name}[@]}}"), Kind::Many))]);
+        }
+        let empty = self.peek().is_none_or(|c| c.is_whitespace() || ";&|)<>".contains(c));
+        let new = if empty { vec![vec![Text::default()]] } else { self.word(false)? };
+        let new: Vec<Text> = new.into_iter().map(|mut all| all.pop().unwrap_or_default()).collect();
+        if !appends {
+            return Ok(new.into_iter().map(Some).collect());
+        }
+        // A shell that is not bash takes `A+=x` for a command.
+        let before = self.texts(name)?;
+        let joined = before.iter().flat_map(|old| {
+            new.iter().map(|new| {
+                let mut text = old.clone().unwrap_or_default();
+                text.append(new, false);
+                Some(text)
+            })
+        });
+        let joined: Vec<_> = joined.chain(before.clone()).collect();
+        Ok(joined)
+    }
+
+    pub(super) fn simple(&mut self) -> Followed {
+        let start = self.script.at;
+        let mut words: Vec<Vec<Text>> = vec![Vec::new()];
+        let mut assigned: Vec<(String, [Vec<Option<Text>>; 2])> = Vec::new();
+        let mut own = Vec::new();
+        let (mut count, mut declares) = (0, false);
+        loop {
+            self.blank(false)?;
+            if self.redirects() {
+                self.redirection()?;
+                continue;
+            }
+            match self.peek() {
+                None | Some('\n' | ';' | '&' | '|' | ')') => break,
+                _ => {}
+            }
+            if (count == 0 || declares)
+                && let Some((name, appends)) = self.assigns()?
+            {
+                let value = self.value(&name, appends)?;
+                let known = self.variables.contains_key(&name) || self.environment.by_name.contains_key(&name);
+                let before = if known { self.texts(&name)? } else { vec![None] };
+                self.assign(&name, value.clone())?;
+                if declares {
+                    words.iter_mut().for_each(|words| words.push(Text::known(&name)));
+                } else {
+                    assigned.push((name, [before, value]));
+                }
+                continue;
+            }
+            let bare = self.bare();
+            if count == 0 {
+                declares = ["export", "readonly", "local", "declare", "typeset"].contains(&bare.as_str());
+                let from = self.script.at;
+                self.script.at += bare.chars().count();
+                self.blank(false)?;
+                if self.eat("(") {
+                    return self.define(bare);
+                }
+                self.script.at = from;
+                // What stands before a program is for it alone; before a command of the shell's own it may stay.
+                for (name, [before, value]) in std::mem::take(&mut assigned) {
+                    self.assign(&name, before.into_iter().chain(value.clone()).collect())?;
+                    own.push((name, value));
+                }
+            }
+            let more = self.word(true)?;
+            words = self.product(words, more)?;
+            count += 1;
+        }
+        if self.script.at == start {
+            return self.doubt(self.peek().map_or_else(
+                || "ends before what it began does".to_owned(),
+                |c| format!("has {c:?} where a command begins"),
+            ));
+        }
+        if count == 0 {
+            return Ok(());
+        }
+        words.sort_unstable();
+        words.dedup();
+        if let [words] = words.as_slice() {
+            self.output = self.execute(words, &own)?;
+            return Ok(());
+        }
+        self.commands += 1;
+        words.iter().try_for_each(|words| self.maybe(|shell| shell.execute(words, &own)).map(|_| ()))
+    }
+
+    /// A function: what it does is looked at here, since it may be called from anywhere.
+    fn define(&mut self, name: String) -> Followed {
+        self.blank(false)?;
+        if !self.eat(")") || programs::is_known(&name) {
+            return self.doubt(format!("defines {name}, which is not understood"));
+        }
+        self.blank(true)?;
+        let arguments = self.arguments.take();
+        let outer = std::mem::replace(&mut self.function, true);
+        self.functions.insert(name);
+        self.maybe(Self::command)?;
+        (self.function, self.arguments) = (outer, arguments);
+        Ok(())
+    }
+
+    /// Each of `words` followed by each of `more`.
+    fn product(&mut self, mut words: Vec<Vec<Text>>, mut more: Vec<Vec<Text>>) -> Followed<Vec<Vec<Text>>> {
+        if words.len() * more.len() > MAX_TEXTS {
+            more = vec![vec![Text::hole("…", Kind::Many)]];
+        }
+        if let ([_], [_]) = (words.as_slice(), more.as_slice()) {
+            words.iter_mut().for_each(|words| words.append(&mut more[0]));
+            return Ok(words);
+        }
+        let all: Vec<Vec<Text>> =
+            words.iter().flat_map(|w| more.iter().map(|more| [w.as_slice(), more].concat())).collect();
+        self.pay(all.iter().flatten().map(Text::cost).sum())?;
+        Ok(all)
+    }
+
+    /// Follows a command with the variables that are its `own`; what it prints.
+    fn execute(&mut self, words: &[Text], own: &[(String, Vec<Option<Text>>)]) -> Followed<Text> {
+        let Some(first) = words.first() else { return Ok(Text::hole("$()", Kind::Any)) };
+        self.pay(words.iter().map(Text::cost).sum())?;
+        let all = words.iter().map(Text::shown).collect::<Vec<_>>().join(" ");
+        let plain: Option<Vec<&str>> = words[1..].iter().map(Text::as_str).collect();
+        let plain = || plain.clone().map_or_else(|| self.doubt(format!("says {all}, which is not known")), Ok);
+        let place = self.place();
+        match first.as_str().unwrap_or_default() {
+            name if self.functions.contains(name) => {}
+            "export" | "readonly" | "local" | "declare" | "typeset" => {
+                let names: Vec<String> = plain()?.iter().map(|&name| name.to_owned()).collect();
+                let declares = matches!(words[0].as_str(), Some("export" | "declare" | "typeset"));
+                for name in names.iter().filter(|name| !name.starts_with('-')) {
+                    let exports = declares && (words[0].as_str() == Some("export") || names.iter().any(|n| n == "-x"));
+                    if !programs::is_name(name) || words[0].as_str() == Some("local") && !self.function {
+                        return self.doubt(format!("says {all}, which is not understood"));
+                    }
+                    if exports && self.exported.insert(name.clone()) && self.perhaps > 0 {
+                        self.tainted.insert(name.clone());
+                    }
+                }
+                if names
+                    .iter()
+                    .any(|name| name.starts_with('-') && !["-x", "-r", "-g", "-p", "-a", "--"].contains(&name.as_str()))
+                {
+                    return self.doubt(format!("says {all}, which is not understood"));
+                }
+            }
+            "unset" => {
+                let names: Vec<String> =
+                    plain()?.iter().filter(|word| !word.starts_with('-')).map(|&name| name.to_owned()).collect();
+                for name in names {
+                    self.assign(&name, vec![None])?;
+                }
+            }
+            "set" => self.options(&words[1..], &all)?,
+            "shift" => {
+                let count = plain()?.first().map_or(Ok(1), |count| count.parse::<usize>()).unwrap_or(usize::MAX);
+                let left = self.arguments.take().and_then(|all| all.get(count..).map(<[Text]>::to_vec));
+                self.arguments = left.filter(|_| self.perhaps == 0);
+            }
+            "read" | "getopts" => {
+                let names: Vec<String> =
+                    plain()?.iter().filter(|word| programs::is_name(word)).map(|&name| name.to_owned()).collect();
+                for name in names.iter().map(String::as_str).chain(["REPLY", "OPTARG", "OPTIND"]) {
+                    self.unknown(name, Kind::Any)?;
+                }
+            }
+            "printf" if words.get(1).is_some_and(|word| word.prefix().starts_with("-v")) => {
+                return self.doubt(format!("says {all}"));
+            }
+            "trap" if !words.get(1).is_some_and(|word| word.shown().contains("etcd") || word.as_str().is_none()) => {}
+            name @ ("exec" | "command" | "builtin") => {
+                let mut at = 1;
+                while let Some(option) = words.get(at).and_then(Text::as_str).filter(|word| word.starts_with('-')) {
+                    at += match (name, option) {
+                        ("exec", "-a") => 2,
+                        ("command", "-v" | "-V") => return Ok(programs::output(words)),
+                        (_, "--") | ("exec", "-l") | ("command", "-p") => 1,
+                        _ => return self.doubt(format!("says {name} {option}")),
+                    };
+                }
+                let words = words.get(at..).unwrap_or_default();
+                if name != "exec" {
+                    return self.execute(words, own);
+                }
+                self.program(words, own, &|_| place.clone())?;
+            }
+            name @ ("trap" | "eval" | "." | "source" | "alias" | "enable" | "hash" | "let" | "mapfile"
+            | "readarray" | "bind" | "fc") => {
+                return self.doubt(format!("says {name}: what that does is not understood"));
+            }
+            _ => {
+                self.program(words, own, &|_| place.clone())?;
+                return Ok(programs::output(words));
+            }
+        }
+        Ok(Text::hole(format!("$({all})"), Kind::Any))
+    }
+
+    /// `set`: the shell's options, and its arguments.
+    fn options(&mut self, words: &[Text], all: &str) -> Followed {
+        let mut at = 0;
+        while let Some(letters) = words.get(at).and_then(Text::as_str).and_then(|word| word.strip_prefix(['-', '+'])) {
+            at += 1;
+            let option = words.get(at).and_then(Text::as_str).filter(|_| letters.contains('o'));
+            if letters.starts_with('-') || letters.is_empty() {
+                self.arguments = Some(words[at..].to_vec()).filter(|_| self.perhaps == 0);
+                return Ok(());
+            }
+            if letters.contains(['a', 'k']) || matches!(option, Some("allexport" | "keyword")) {
+                return self.doubt(format!("says {all}"));
+            }
+            at += usize::from(option.is_some());
+        }
+        match words.get(at) {
+            None => Ok(()),
+            Some(word) if word.loose().is_some() || word.prefix().is_empty() => {
+                self.doubt(format!("says {all}, of which nothing is known"))
+            }
+            Some(_) => {
+                self.arguments = Some(words[at..].to_vec()).filter(|_| self.perhaps == 0);
+                Ok(())
+            }
+        }
+    }
+
+    /// Follows a program and its words; `place` tells where each of the words stands.
+    pub(in crate::injection::options) fn program(
+        &mut self,
+        words: &[Text],
+        own: &[(String, Vec<Option<Text>>)],
+        place: &dyn Fn(usize) -> String,
+    ) -> Followed {
+        let outer = (self.cleared.clone(), self.dropped.clone());
+        let mut own = own.to_vec();
+        let mut at = 0;
+        loop {
+            let words = &words[at..];
+            let name = words.first().map(Text::shown).unwrap_or_default();
+            self.pay(16 + words.iter().map(Text::cost).sum::<usize>())?;
+            if self.written.contains(programs::basename(&name)) {
+                return self.doubt(format!("runs {name}, a file of a name that it writes itself"));
+            }
+            self.written.extend(programs::writes(words));
+            let mut pass = |shell: &mut Self, passed: Passed| {
+                own.extend(passed.unsets.into_iter().map(|name| (name, vec![None])));
+                own.extend(passed.sets.into_iter().map(|(name, text)| (name, vec![Some(text)])));
+                shell.cleared = shell.cleared.take().or_else(|| passed.clears.then(|| name.clone()));
+                shell.dropped = shell.dropped.take().or_else(|| passed.drops_groups.then(|| name.clone()));
+            };
+            match programs::step(words) {
+                Step::Harmless => {}
+                Step::Image => self.runs.push(Run { image: true, ..Run::default() }),
+                Step::Tool(tool) => self.tool(tool, &words[1..], &own, &place(at)),
+                Step::Wrapper(next, passed) => {
+                    pass(self, passed);
+                    at += next;
+                    continue;
+                }
+                Step::Shell(script, zero, passed) => {
+                    pass(self, passed);
+                    if self.environment.by_name.contains_key("BASH_ENV") || self.variables.contains_key("BASH_ENV") {
+                        return self.doubt("sets BASH_ENV, a file that bash reads first");
+                    }
+                    let arguments = words.get(zero + 1..).unwrap_or_default().to_vec();
+                    self.child(&words[script], place(at + script), arguments, &own)?;
+                }
+                Step::Unknown(why, script) => {
+                    self.note(Tool::Etcd, &why, &place(at));
+                    if script {
+                        self.note(Tool::Etcdctl, &why, &place(at));
+                    }
+                }
+            }
+            break;
+        }
+        (self.cleared, self.dropped) = outer;
+        Ok(())
+    }
+
+    /// A script of a shell of its own, which has the exported variables and no functions.
+    fn child(
+        &mut self,
+        script: &Text,
+        place: String,
+        arguments: Vec<Text>,
+        own: &[(String, Vec<Option<Text>>)],
+    ) -> Followed {
+        self.depth += 1;
+        let variables = self.variables.clone();
+        let exported = self.exported.clone();
+        let functions = std::mem::take(&mut self.functions);
+        let outer = (self.perhaps, self.turn, self.arguments.replace(arguments));
+        (self.perhaps, self.turn) = (0, None);
+        for (name, texts) in &mut self.variables {
+            if !self.exported.contains(name) && !self.environment.by_name.contains_key(name) {
+                *texts = vec![Some(Text::hole(format!("${{{name}}}"), Kind::Any))];
+            }
+        }
+        for (name, texts) in own {
+            self.variables.insert(name.clone(), texts.clone());
+            self.exported.insert(name.clone());
+        }
+        self.pay(variables.values().flatten().flatten().map(Text::cost).sum())?;
+        self.follow(script, place)?;
+        (self.variables, self.exported, self.functions) = (variables, exported, functions);
+        (self.perhaps, self.turn, self.arguments) = outer;
+        self.depth -= 1;
+        Ok(())
+    }
+
+    /// A run of etcd or etcdctl.
+    pub(in crate::injection::options) fn tool(
+        &mut self,
+        tool: Tool,
+        words: &[Text],
+        own: &[(String, Vec<Option<Text>>)],
+        place: &str,
+    ) {
+        let mut run = Run::read(tool, words, place.to_owned());
+        if run.asks {
+            return;
+        }
+        if let Some(why) = run.doubt.take() {
+            self.note(tool, &why, place);
+        }
+        if self.function {
+            self.note(tool, &format!("runs {} in a function", tool.program()), place);
+        }
+        if let Some(by) = self.cleared.clone() {
+            self.note(tool, &format!("runs {by}, which clears the environment by which the options come"), place);
+        }
+        run.dropped.clone_from(&self.dropped);
+        for (name, texts) in self.variables.iter().chain(own.iter().map(|(n, t)| (n, t))) {
+            let exported = self.exported.contains(name)
+                || self.environment.by_name.contains_key(name)
+                || own.iter().any(|(n, _)| n == name);
+            let kept = match texts.as_slice() {
+                _ if !name.starts_with("ETCD") => continue,
+                _ if self.tainted.contains(name) => Kept::Unclear,
+                [Some(text)] if exported => Kept::Set(text.shown()),
+                [Some(_)] => Kept::Unexported,
+                [None] => Kept::Unset,
+                _ => Kept::Unclear,
+            };
+            run.variables.insert(name.clone(), kept);
+        }
+        self.runs.push(run);
+    }
+}

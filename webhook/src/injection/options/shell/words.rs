@@ -1,0 +1,366 @@
+//! Words and their expansions.
+
+use super::*;
+
+/// The texts that a word can be, while it is put together: of each the words that are complete, and the one that is not.
+struct Word {
+    /// Whether white space in expansions parts words.
+    splits: bool,
+    texts: Vec<(Vec<Text>, Option<Text>)>,
+}
+
+impl Word {
+    fn new(splits: bool) -> Self {
+        Self { splits, texts: vec![(Vec::new(), None)] }
+    }
+
+    fn str(&mut self, text: &str) {
+        self.texts.iter_mut().for_each(|(_, open)| open.get_or_insert_default().push_str(text));
+    }
+
+    fn done(self) -> Vec<Vec<Text>> {
+        self.texts.into_iter().map(|(done, open)| done.into_iter().chain(open).collect()).collect()
+    }
+}
+
+impl Shell<'_> {
+    /// A word: each of the lists of words that it can become. An assignment's value is not parted.
+    pub(super) fn word(&mut self, splits: bool) -> Followed<Vec<Vec<Text>>> {
+        let start = self.script.at;
+        let mut word = Word::new(splits);
+        let mut odd = false;
+        while let Some(c) = self.peek() {
+            match c {
+                '<' | '>' if self.script.at == start && (self.eat("<(") || self.eat(">(")) => {
+                    self.maybe(|shell| shell.list(&[")"]))?;
+                    word.str("/dev/fd/63");
+                }
+                c if c.is_whitespace() || ";&|()<>".contains(c) => break,
+                _ if self.eat("\"$@\"") => {
+                    let arguments = self.arguments.clone();
+                    self.all(&mut word, arguments, true)?;
+                }
+                '\'' | '"' => {
+                    word.str("");
+                    self.quoted(&mut word)?;
+                }
+                '\\' | '`' | '$' => self.special(&mut word, false)?,
+                c => {
+                    // A pattern or braces can become any words, which may look like flags.
+                    odd |= match c {
+                        '*' | '?' => {
+                            let open = word.texts.first().and_then(|(_, open)| open.as_ref());
+                            let known = open.map(Text::shown).unwrap_or_default();
+                            !odd && (known.is_empty() || (known.starts_with('-') && !known.contains('=')))
+                        }
+                        '{' => self.bare().contains(',') || self.bare().contains(".."),
+                        _ => false,
+                    };
+                    self.script.at += 1;
+                    self.letter(&mut word, c, false)?;
+                }
+            }
+        }
+        if self.script.at == start {
+            return self.doubt(
+                self.peek().map_or_else(|| "ends too early".to_owned(), |c| format!("has {c:?} where a word begins")),
+            );
+        }
+        if odd && splits {
+            self.expand(&mut word, vec![Some(Text::hole("a pattern", Kind::Many))], true)?;
+        }
+        Ok(word.done())
+    }
+
+    fn letter(&mut self, word: &mut Word, c: char, quoted: bool) -> Followed {
+        let hole = u32::from(c).checked_sub(HOLES).and_then(|index| self.script.holes.get(index as usize)).cloned();
+        match hole {
+            Some(text) => self.expand(word, vec![Some(text)], quoted),
+            None => {
+                word.str(c.encode_utf8(&mut [0; 4]));
+                self.pay(word.texts.len())
+            }
+        }
+    }
+
+    /// What is in the quotes in front of it.
+    fn quoted(&mut self, word: &mut Word) -> Followed {
+        let quote = self.next();
+        while let Some(c) = self.peek() {
+            match c {
+                _ if Some(c) == quote => {
+                    self.script.at += 1;
+                    return Ok(());
+                }
+                '\\' | '`' | '$' if quote == Some('"') => self.special(word, true)?,
+                c => {
+                    self.script.at += 1;
+                    self.letter(word, c, true)?;
+                }
+            }
+        }
+        self.doubt("has a quote that does not end")
+    }
+
+    /// A backslash, a backquote or a `$`.
+    fn special(&mut self, word: &mut Word, quoted: bool) -> Followed {
+        match self.next() {
+            Some('\\') => match self.next() {
+                None | Some('\n') => Ok(()),
+                Some(c) => {
+                    word.str(if quoted && !"\"\\$`".contains(c) { "\\" } else { "" });
+                    self.letter(word, c, true)
+                }
+            },
+            Some('`') => {
+                let mut chars = Vec::new();
+                while let Some(c) = self.next().filter(|c| *c != '`') {
+                    chars.extend(if c == '\\' { self.next() } else { Some(c) });
+                }
+                chars.push(')');
+                self.pay(chars.len())?;
+                let script =
+                    Script { chars, holes: self.script.holes.clone(), place: self.place(), ..Script::default() };
+                let outer = std::mem::replace(&mut self.script, script);
+                let text = self.substitution()?;
+                self.script = outer;
+                self.expand(word, vec![Some(text)], quoted)
+            }
+            _ if self.ahead("'") && !quoted => {
+                self.quoted(&mut Word::new(false))?;
+                self.expand(word, vec![Some(Text::hole("$'…'", Kind::Many))], true)
+            }
+            _ if self.eat("((") => {
+                let text = self.raw('(', ')')?;
+                if !self.eat(")") || text.contains('=') || text.contains("++") || text.contains("--") {
+                    return self.doubt("computes in a way that is not understood");
+                }
+                self.expand(word, vec![Some(Text::hole(format!("$(({text}))"), Kind::Word))], quoted)
+            }
+            _ if self.eat("(") => {
+                let text = self.substitution()?;
+                self.expand(word, vec![Some(text)], quoted)
+            }
+            _ if self.eat("{") => self.braces(word, quoted),
+            _ => match self.name() {
+                name if name.is_empty() => {
+                    word.str("$");
+                    Ok(())
+                }
+                name => self.parameter(word, &name, quoted),
+            },
+        }
+    }
+
+    fn name(&mut self) -> String {
+        let letter = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        let mut name: String = self.peek().filter(|c| letter(*c) || "@*#?$!-".contains(*c)).into_iter().collect();
+        self.script.at += name.len();
+        if programs::is_name(&name) {
+            while let Some(c) = self.peek().filter(|c| letter(*c)) {
+                name.push(c);
+                self.script.at += 1;
+            }
+        }
+        name
+    }
+
+    /// `$NAME`, `$1`, `$@`.
+    fn parameter(&mut self, word: &mut Word, name: &str, quoted: bool) -> Followed {
+        let unknown = || Some(Text::hole(format!("${name}"), Kind::Any));
+        match (name, name.parse::<usize>()) {
+            ("@", _) | ("*", _) if !quoted && word.splits => {
+                let arguments = self.arguments.clone();
+                self.all(word, arguments, false)
+            }
+            ("@", _) if word.splits => self.expand(word, vec![Some(Text::hole("$@", Kind::Many))], quoted),
+            ("@" | "*", _) => {
+                let mut text = Text::default();
+                for (index, argument) in
+                    self.arguments.clone().unwrap_or_else(|| vec![Text::hole("$@", Kind::Any)]).iter().enumerate()
+                {
+                    text.push_str(if index > 0 { " " } else { "" });
+                    text.append(argument, false);
+                }
+                self.expand(word, vec![Some(text)], quoted)
+            }
+            (_, Ok(0)) => self.expand(word, vec![unknown()], quoted),
+            (_, Ok(n)) => {
+                let text = self.arguments.as_ref().map_or_else(unknown, |all| all.get(n - 1).cloned());
+                self.expand(word, vec![text], quoted)
+            }
+            _ => {
+                let texts = self.texts(name)?;
+                self.expand(word, texts, quoted)
+            }
+        }
+    }
+
+    /// Puts each of the arguments into a word, as words of their own.
+    fn all(&mut self, word: &mut Word, arguments: Option<Vec<Text>>, quoted: bool) -> Followed {
+        let unknown = || vec![Text::hole("$@", Kind::Many)];
+        for (index, text) in arguments.unwrap_or_else(unknown).into_iter().enumerate() {
+            if index > 0 {
+                word.texts.iter_mut().for_each(|(done, open)| done.extend(open.take()));
+            }
+            self.expand(word, vec![Some(text)], quoted)?;
+        }
+        Ok(())
+    }
+
+    /// `${…}`, behind its bracket.
+    fn braces(&mut self, word: &mut Word, quoted: bool) -> Followed {
+        let name = self.name();
+        if self.eat("}") {
+            return self.parameter(word, &name, quoted);
+        }
+        let colon = self.eat(":");
+        let operator = self.peek().unwrap_or_default();
+        let named = programs::is_name(&name) || name.parse::<usize>().is_ok_and(|n| n > 0);
+        if !named || !"-=+?".contains(operator) {
+            let text = self.raw('{', '}')?;
+            // What is cut off a word leaves a word.
+            let cuts = named && !colon && "#%".contains(operator);
+            let texts = if cuts && programs::is_name(&name) { self.texts(&name)? } else { Vec::new() };
+            let kind = texts.iter().flatten().map(Text::kind).max().unwrap_or(Kind::Many);
+            let kind = if name == "#" {
+                Kind::Word
+            } else if kind > Kind::Words {
+                Kind::Many
+            } else {
+                kind
+            };
+            return self.expand(word, vec![Some(Text::hole(format!("${{{name}{text}}}"), kind))], quoted);
+        }
+        self.script.at += 1;
+        let texts = match name.parse::<usize>() {
+            Ok(n) => vec![
+                self.arguments
+                    .as_ref()
+                    .map_or_else(|| Some(Text::hole(format!("${n}"), Kind::Any)), |all| all.get(n - 1).cloned()),
+            ],
+            Err(_) => self.texts(&name)?,
+        };
+        let mut other = Word::new(false);
+        self.depth += 1;
+        while self.peek().is_some_and(|c| c != '}') && self.depth < MAX_DEPTH {
+            match self.peek() {
+                Some('"') => self.quoted(&mut other)?,
+                Some('\\' | '`' | '$') => self.special(&mut other, quoted)?,
+                Some('\'') if !quoted => return self.doubt("has quotes within ${…}"),
+                Some(c) => {
+                    self.script.at += 1;
+                    self.letter(&mut other, c, quoted)?;
+                }
+                None => {}
+            }
+        }
+        self.depth -= 1;
+        if !self.eat("}") {
+            return self.doubt("has a bracket that does not close");
+        }
+        let other = other.done().into_iter().map(|mut all| all.pop());
+        let filled = |text: &Option<Text>| {
+            text.as_ref().is_some_and(|t| t.0.iter().any(|p| !matches!(p, Part::Hole(_, k, _) if *k > Kind::Word)))
+        };
+        let empty = |text: &Option<Text>| text.as_ref().is_none_or(|t| t.0.is_empty());
+        let mut all: Vec<Option<Text>> = Vec::new();
+        let other_too = |text: &Option<Text>| filled(text) == (operator == '+') || !(filled(text) || empty(text));
+        if operator != '?' && (!colon || texts.iter().any(other_too)) {
+            all.extend(other);
+        }
+        match operator {
+            '+' if texts.iter().any(|text| !filled(text)) => all.push(None),
+            '+' => {}
+            _ => all.extend(texts.into_iter().filter(|text| !colon || !empty(text) || operator == '?')),
+        }
+        if operator == '=' {
+            self.assign(&name, all.clone())?;
+        }
+        self.expand(word, all, quoted)
+    }
+
+    /// Everything up to the bracket that closes one just read.
+    pub(super) fn raw(&mut self, open: char, close: char) -> Followed<String> {
+        let (mut depth, mut inner) = (1, String::new());
+        while let Some(c) = self.next() {
+            match c {
+                '\\' => inner.extend(self.next()),
+                '\'' | '"' | '`' => return self.doubt("has quotes within an expansion"),
+                c if c == open => depth += 1,
+                c if c == close => depth -= 1,
+                _ => {}
+            }
+            if depth == 0 {
+                self.pay(inner.len())?;
+                return if inner.replace("$((", "").contains("$(") {
+                    self.doubt("runs a program within an expansion")
+                } else {
+                    Ok(inner)
+                };
+            }
+            inner.push(c);
+        }
+        self.doubt("has a bracket that does not close")
+    }
+
+    /// A command substitution, behind its bracket: what it prints.
+    fn substitution(&mut self) -> Followed<Text> {
+        let before = self.commands;
+        self.maybe(|shell| shell.list(&[")"]))?;
+        let one = self.commands == before + 1;
+        Ok(if one { std::mem::take(&mut self.output) } else { Text::hole("$(…)", Kind::Any) })
+    }
+
+    /// Puts an expansion, one of `texts`, into a word.
+    fn expand(&mut self, word: &mut Word, mut texts: Vec<Option<Text>>, quoted: bool) -> Followed {
+        texts.sort_unstable();
+        texts.dedup();
+        if word.texts.len() * texts.len() > MAX_TEXTS {
+            texts = vec![Some(Text::hole("…", Kind::Many))];
+        }
+        let odd = self.variables.contains_key("IFS") || self.environment.by_name.contains_key("IFS");
+        let cost = word.texts.iter().flat_map(|(done, open)| done.iter().chain(open)).map(Text::cost);
+        let cost = if texts.len() > 1 { cost.sum::<usize>() } else { 0 };
+        self.pay(cost * texts.len() + word.texts.len() * texts.iter().flatten().map(Text::cost).sum::<usize>())?;
+        let splits = word.splits;
+        let put = |text: &Option<Text>, (done, open): &mut (Vec<Text>, Option<Text>)| match text {
+            None if splits => {}
+            Some(text) if splits && !quoted => split(text, odd, done, open),
+            Some(text) => open.get_or_insert_default().append(text, quoted),
+            None => drop(open.get_or_insert_default()),
+        };
+        if let [text] = texts.as_slice() {
+            word.texts.iter_mut().for_each(|one| put(text, one));
+            return Ok(());
+        }
+        for before in std::mem::take(&mut word.texts) {
+            for text in &texts {
+                let mut one = before.clone();
+                put(text, &mut one);
+                word.texts.push(one);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Parts a text at its white space, as a shell does with an expansion outside quotes.
+fn split(text: &Text, odd: bool, done: &mut Vec<Text>, open: &mut Option<Text>) {
+    for part in &text.0 {
+        match part {
+            Part::Known(known) if !odd && !known.contains(['*', '?', '[']) => {
+                for (index, piece) in known.split(char::is_whitespace).enumerate() {
+                    if index > 0 {
+                        done.extend(open.take());
+                    }
+                    if !piece.is_empty() {
+                        open.get_or_insert_default().push_str(piece);
+                    }
+                }
+            }
+            Part::Hole(..) if !odd => open.get_or_insert_default().append(&Text(vec![part.clone()]), false),
+            _ => open.get_or_insert_default().append(&Text::hole(text.shown(), Kind::Many), false),
+        }
+    }
+}
