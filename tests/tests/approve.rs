@@ -311,12 +311,11 @@ async fn a_pod_is_judged_by_a_state_no_older_than_its_request() {
     let asking = Asking::of(&after, Role::Peer);
     asking.create(&lab.requester(&after).await).await;
     lab.approved(&asking.name).await;
-    let requester = lab.requester(&leaves).await;
     let pods: Api<k8s_openapi::api::core::v1::Pod> = Api::namespaced(lab.api.client.clone(), "stale");
-    let out = json!({"metadata": {"labels": {"etcd-tls": "disabled"}}});
-    pods.patch("etcd-1", &PatchParams::default(), &Patch::Merge(out)).await.expect("opt a pod out");
-    let asking = Asking::of(&leaves, Role::Peer);
-    asking.create(&requester).await;
+    lab.api.delete_pod("stale", "etcd-1").await;
+    let out = lab.pod("stale", "etcd-1", json!({"etcd-tls": "disabled"}), Some("10.1.0.2")).await;
+    let asking = Asking::of(&out, Role::Peer);
+    asking.create(&lab.requester(&out).await).await;
     let message = lab.denied(&asking.name).await;
     assert!(message.contains("NotOptedIn"), "{message}");
     lab.api.delete_pod("stale", "etcd-1").await;

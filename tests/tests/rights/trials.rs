@@ -155,7 +155,7 @@ fn approve(t: &mut Of<'_>, scene: &Scene) {
         "`approve` reads every pod of the cluster, with what stands in its environment",
     );
     t.stated("namespaces", &["get", "list", "watch"], "`approve` reads every namespace");
-    t.stated("services", &["list"], "`approve` reads every Service");
+    t.stated("services", &["list", "watch"], "`approve` reads every Service");
     events(t, "approve");
     let r = "rbac.authorization.k8s.io/clusterrolebindings";
     let collection = format!("{RBAC}/clusterrolebindings");

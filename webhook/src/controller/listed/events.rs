@@ -391,6 +391,12 @@ impl<T: Object> Events<T> {
                     self.wait();
                     return Ok(());
                 }
+                // The API server has begun to answer before it noticed that its etcd cannot tell its progress.
+                if listing {
+                    self.streaming_lists = false;
+                    self.state = State::Closed;
+                    return Ok(());
+                }
                 let Head { code, reason, message, .. } = head;
                 return Err(RequestError::Api(kube::Error::Api(
                     Status::failure(&message, &reason).with_code(code).boxed(),
