@@ -1,0 +1,118 @@
+//! The pages that people read, held against the repository: links lead somewhere, named tests exist, tables are complete.
+
+use std::{collections::BTreeSet, fs, path::PathBuf};
+
+use tests::repository;
+
+/// README.md and every page of docs/, with its text.
+fn pages() -> Vec<(PathBuf, String)> {
+    let root = repository();
+    let mut pages = vec![root.join("README.md"), root.join("CONTRIBUTING.md"), root.join("SECURITY.md")];
+    for entry in fs::read_dir(root.join("docs")).expect("docs/") {
+        let path = entry.expect("an entry").path();
+        if path.extension().is_some_and(|extension| extension == "md") {
+            pages.push(path);
+        }
+    }
+    assert!(pages.len() > 8, "the pages are read: {pages:?}");
+    pages.into_iter().map(|path| (path.clone(), fs::read_to_string(path).expect("a page"))).collect()
+}
+
+/// The anchor that a heading gets.
+fn anchor(heading: &str) -> String {
+    let kept = heading.trim().to_lowercase().replace(' ', "-");
+    kept.chars().filter(|c| c.is_alphanumeric() || *c == '-' || *c == '_').collect()
+}
+
+#[test]
+fn links_lead_to_files_and_headings_that_exist() {
+    let mut seen = 0;
+    for (page, text) in pages() {
+        for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            if target.starts_with("http") {
+                continue;
+            }
+            let (file, heading) = target.split_once('#').unwrap_or((target, ""));
+            let file = if file.is_empty() { page.clone() } else { page.parent().expect("a directory").join(file) };
+            assert!(file.exists(), "{}: {target} leads nowhere", page.display());
+            if !heading.is_empty() {
+                let there = fs::read_to_string(&file).expect("a page");
+                let anchors: BTreeSet<String> = there
+                    .lines()
+                    .filter_map(|l| l.strip_prefix('#'))
+                    .map(|l| anchor(l.trim_start_matches('#')))
+                    .collect();
+                assert!(anchors.contains(heading), "{}: {target} names no heading of {anchors:?}", page.display());
+            }
+            seen += 1;
+        }
+    }
+    assert!(seen > 10, "{seen} links");
+}
+
+/// Every function that is a test, in any crate of the workspace.
+fn tests_of_the_workspace() -> BTreeSet<String> {
+    fn walk(dir: PathBuf, found: &mut BTreeSet<String>) {
+        for entry in fs::read_dir(dir).expect("a directory") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                walk(path, found);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = fs::read_to_string(&path).expect("a source");
+                let mut attribute = false;
+                for line in text.lines().map(str::trim) {
+                    if let Some((_, rest)) = line.split_once("fn ").filter(|_| attribute && !line.starts_with("//")) {
+                        found.insert(rest.split(['(', '<']).next().unwrap_or_default().to_owned());
+                    }
+                    attribute = line.starts_with("#[test]")
+                        || line.starts_with("#[tokio::test")
+                        || attribute && line.starts_with("#[");
+                }
+            }
+        }
+    }
+    let mut found = BTreeSet::new();
+    for dir in ["sidecar", "webhook", "tests"] {
+        for part in ["src", "tests", "contract/src", "telemetry/src"] {
+            let dir = repository().join(dir).join(part);
+            if dir.is_dir() {
+                walk(dir, &mut found);
+            }
+        }
+    }
+    found
+}
+
+/// docs/security.md names a test for each attack: `file.rs`: `name`.
+#[test]
+fn the_threat_model_names_tests_that_exist() {
+    let text = fs::read_to_string(repository().join("docs/security.md")).expect("docs/security.md");
+    let known = tests_of_the_workspace();
+    let mut named = 0;
+    for row in text.lines().filter(|line| line.starts_with("| ")) {
+        let Some(cell) = row.trim_end_matches(" |").rsplit(" | ").next() else { continue };
+        for name in cell.split('`').skip(1).step_by(2) {
+            assert!(known.contains(name), "docs/security.md names {name}, which no test is");
+            named += 1;
+        }
+    }
+    assert!(named > 20, "{named} tests are named");
+}
+
+/// README's table of annotations is the list that admission reads.
+#[test]
+fn every_annotation_is_documented() {
+    let readme = fs::read_to_string(repository().join("README.md")).expect("README.md");
+    let settings = fs::read_to_string(repository().join("sidecar/contract/src/settings.rs")).expect("settings.rs");
+    let section =
+        readme.split("## Annotations").nth(1).and_then(|rest| rest.split("\n## ").next()).expect("the section");
+    let documented: BTreeSet<&str> = section
+        .lines()
+        .filter(|line| line.starts_with("| `"))
+        .flat_map(|line| line.split(" | ").next().unwrap_or_default().split('`').skip(1).step_by(2))
+        .collect();
+    let list = settings.split("const KEYS").nth(1).and_then(|rest| rest.split("];").next()).expect("KEYS");
+    let read: BTreeSet<&str> = list.split('"').skip(1).step_by(2).collect();
+    assert!(read.len() > 8, "{read:?}");
+    assert_eq!(documented, read);
+}
