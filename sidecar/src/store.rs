@@ -10,7 +10,8 @@
 //! ```
 //!
 //! **Invariant.** At every instant, a crash at any system call included, the links lead to one whole generation, and
-//! every certificate in it was proven before it was written: [`Entry`] has no other constructor.
+//! every certificate in it was proven before it was written: an [`Entry`] is made by [`Entry::prove`], or, with
+//! another bundle, by [`Entry::with_bundle`], which proves again.
 //!
 //! Old generations go as soon as the link has moved; what a crash leaves behind goes before the next write.
 

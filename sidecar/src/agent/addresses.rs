@@ -116,8 +116,15 @@ mod tests {
 
     #[test]
     fn the_machine_can_be_asked() {
-        for address in of_interfaces().unwrap() {
+        let all = of_interfaces().unwrap();
+        for address in &all {
             assert!(!address.ip.is_loopback() && !address.interface.is_empty(), "{address:?}");
+        }
+        // The address that the kernel would send from, where there is a route: no packet is sent.
+        let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+        if socket.connect("192.0.2.1:9").is_ok() {
+            let own = socket.local_addr().unwrap().ip();
+            assert!(own.is_loopback() || all.iter().any(|address| address.ip == own), "{own} is not among {all:?}");
         }
     }
 }

@@ -213,8 +213,7 @@ impl Authority {
         self.keys.iter().any(|key| key == public_key)
     }
 
-    /// The digest that names this authority's generation: of the issuing certificate's public key and name, 32
-    /// hexadecimal digits.
+    /// The digest that names this authority's generation: of the issuing certificate's DER, 32 hexadecimal digits.
     pub fn generation(&self) -> String {
         etcd_tls_contract::csr::key_digest(&self.chain[0])
     }

@@ -261,6 +261,10 @@ fn holder(lease: &Lease) -> &str {
     lease.spec.as_ref().and_then(|s| s.holder_identity.as_deref()).unwrap_or_default()
 }
 
+// A leader stops before another may start, and a successor starts within 15 s.
+const _: () = assert!(RENEW_DEADLINE.as_millis() + RENEW_EVERY.as_millis() < DURATION.as_millis());
+const _: () = assert!(DURATION.as_millis() + 2 * POLL.as_millis() < 15_000);
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -303,11 +307,5 @@ mod tests {
         assert_eq!(holder(&freed), "");
         let taken = written(Some(&freed), "l", "b", at(7)).spec.unwrap();
         assert_eq!((taken.acquire_time, taken.lease_transitions), (Some(MicroTime(at(7))), Some(1)));
-    }
-
-    #[test]
-    fn a_leader_stops_before_another_may_start() {
-        assert!(RENEW_DEADLINE + RENEW_EVERY < DURATION);
-        assert!(DURATION + 2 * POLL < Duration::from_secs(15));
     }
 }
