@@ -44,6 +44,7 @@ pub mod client;
 pub mod csr;
 pub mod events;
 pub mod facts;
+mod gated;
 pub(crate) mod guards;
 pub mod lease;
 pub(crate) mod listed;
@@ -128,7 +129,7 @@ impl ControllerArgs {
         let queue = csr::Metrics::register(&mut registry);
         let tasks = Tasks::register(&mut registry);
         let (gate, standings) = Gate::new(guards);
-        let client = client::connect_behind(gate.clone()).await?;
+        let client = gated::connect(gate.clone()).await?;
         let process = name.strip_prefix("etcd-tls-").unwrap_or(name);
         let recorder = Recorder::new(client.clone(), process, &identity);
         let policy = policy::spawn(&client, &namespace, &recorder, &metrics.policy_readable, &tasks);

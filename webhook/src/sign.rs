@@ -37,6 +37,7 @@ use terms::Terms;
 mod authorities;
 mod cache;
 mod cleaner;
+mod cleaning;
 mod metrics;
 mod reconcile;
 mod repair;

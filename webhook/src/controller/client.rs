@@ -2,16 +2,8 @@
 
 use std::time::Duration;
 
-use kube::{
-    Client, Config,
-    client::{Body, ClientBuilder},
-    config::InferConfigError,
-    runtime::utils::Backoff,
-};
+use kube::{Client, Config, config::InferConfigError, runtime::utils::Backoff};
 use tokio::time::Instant;
-use tower::filter::FilterLayer;
-
-use super::guards::{Access, Gate};
 
 /// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -38,20 +30,11 @@ pub async fn connect() -> Result<Client, ClientError> {
     Ok(Client::try_from(configuration().await?)?)
 }
 
-/// The same, with a gate before each call: a write that an admission policy guards is sent only while that policy is
-/// enforced.
+/// What [`connect`] makes a client of.
 ///
 /// # Errors
-/// See [`connect`].
-pub(crate) async fn connect_behind(gate: Gate) -> Result<Client, ClientError> {
-    let guarded = FilterLayer::new(move |request: hyper::Request<Body>| {
-        let access = Access::of(request.method().as_str(), request.uri().path(), request.uri().query());
-        gate.check(&access).map(|()| request).map_err(tower::BoxError::from)
-    });
-    Ok(ClientBuilder::try_from(configuration().await?)?.with_layer(&guarded).build())
-}
-
-async fn configuration() -> Result<Config, ClientError> {
+/// No configuration.
+pub(crate) async fn configuration() -> Result<Config, ClientError> {
     let mut config = Config::infer().await?;
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     // kube's own repeats of 429, 503 and 504 double up to 1000 s inside one call. Each caller here has a backoff of its

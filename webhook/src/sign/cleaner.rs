@@ -1,41 +1,19 @@
-//! Deletes the requests that are done with.
+//! Which requests are done with, and when each of them is deleted. [`ledger`] decides; [`super::cleaning`] takes its steps.
 //!
-//! [`ledger`] decides which request goes when; here its steps are taken, a few at once, for as long as this replica leads. The
-//! ledger follows the watch of requests, so a successor, and a process that was restarted, knows all of it after one list.
+//! The ledger follows the watch of requests, so a successor, and a process that was restarted, knows all of it after one list.
 
 use std::{
-    convert::Infallible,
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
 
-use etcd_tls_contract::{duration::parse_duration, identity::Verdict};
-use futures::{StreamExt, stream::FuturesUnordered};
-use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
-use kube::{
-    Api,
-    api::{DeleteParams, Preconditions},
-    core::PartialObjectMeta,
-};
-use tokio::{
-    sync::Notify,
-    time::{Instant, sleep_until},
-};
+use etcd_tls_contract::duration::parse_duration;
+use tokio::{sync::Notify, time::Instant};
 
-use super::signer::Signer;
-use crate::controller::{
-    case::Case,
-    client::within,
-    facts::{self, Csr},
-};
-use ledger::{Ended, Ledger, Order, Step, Times, Why};
+use crate::controller::facts::Csr;
+use ledger::{Ledger, Times, Why};
 
 pub(super) mod ledger;
-
-/// Steps that are taken at once.
-const AT_ONCE: usize = 8;
-/// The reason of a denial whose pod is gone.
-const POD_GONE: [&str; 2] = ["PodGone", "WrongPod"];
 
 /// When requests are deleted.
 #[derive(clap::Args, Clone, Copy, Debug)]
@@ -54,7 +32,7 @@ pub(super) struct CleanerArgs {
 /// See the module.
 pub(super) struct Cleaner {
     ledger: Mutex<Ledger>,
-    changed: Notify,
+    pub(super) changed: Notify,
 }
 
 impl Cleaner {
@@ -64,7 +42,7 @@ impl Cleaner {
         Self { ledger: Mutex::new(Ledger::new(times)), changed: Notify::new() }
     }
 
-    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+    pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -92,106 +70,8 @@ impl Cleaner {
     }
 }
 
-impl Signer {
-    /// Takes the cleaner's steps when they are due.
-    pub(super) async fn clean_up(&self) -> Infallible {
-        let cleaner = &self.cleaner;
-        cleaner.ledger().release(Instant::now());
-        let mut steps = FuturesUnordered::new();
-        loop {
-            let next_due = {
-                let mut ledger = cleaner.ledger();
-                while steps.len() < AT_ONCE
-                    && let Some(order) = ledger.take(Instant::now())
-                {
-                    steps.push(async move {
-                        let ended = self.step(&order).await;
-                        (order, ended)
-                    });
-                }
-                self.metrics.requests(ledger.len(), ledger.held());
-                if steps.len() < AT_ONCE { ledger.next_due() } else { None }
-            };
-            tokio::select! {
-                Some((order, ended)) = steps.next() => cleaner.ledger().finish(&order, ended, Instant::now()),
-                () = cleaner.changed.notified() => {}
-                () = async {
-                    match next_due {
-                        Some(at) => sleep_until(at).await,
-                        None => std::future::pending().await,
-                    }
-                } => {}
-            }
-        }
-    }
-
-    async fn step(&self, order: &Order) -> Ended {
-        match order.step {
-            Step::Delete(why) => self.delete(order, why).await,
-            Step::Look => self.look(order).await,
-        }
-    }
-
-    async fn delete(&self, order: &Order, why: Why) -> Ended {
-        let api: Api<PartialObjectMeta<CertificateSigningRequest>> = Api::all(self.controller.client.clone());
-        let preconditions =
-            Preconditions { uid: Some(order.uid.to_string()), resource_version: Some(order.version.to_string()) };
-        let params = DeleteParams::default().preconditions(preconditions);
-        match within(api.delete(&order.name, &params)).await {
-            // An object, and no status: it is still there.
-            Ok(answer) => {
-                let held =
-                    answer.left().is_some_and(|object| object.metadata.finalizers.is_some_and(|f| !f.is_empty()));
-                if held {
-                    return Ended::Held;
-                }
-                self.metrics.deleted(why.as_str());
-                tracing::debug!(csr = &*order.name, reason = why.as_str(), "deleted");
-                Ended::Gone
-            }
-            Err(error) if error.is_not_found() => Ended::Gone,
-            Err(error) if error.is_stale() => Ended::Changed,
-            Err(error) => {
-                self.metrics.delete_failures.inc();
-                // An outage is said once, by the watches. An answer such as 403 is about this right.
-                if error.code().is_some_and(|code| code < 500) {
-                    tracing::warn!(csr = &*order.name, %error, "cannot delete a request that is done with; trying again");
-                } else {
-                    tracing::debug!(csr = &*order.name, %error, "cannot delete a request that is done with; trying again");
-                }
-                Ended::Failed
-            }
-        }
-    }
-
-    /// An open request whose pod is gone has nobody to fetch its certificate; one that would be refused goes without an
-    /// answer where its requester has enough of them.
-    async fn look(&self, order: &Order) -> Ended {
-        let csr = match facts::csrs().get::<Csr>(&self.controller.client, &order.name).await {
-            Ok(Some(csr)) if csr.uid() == &*order.uid => csr,
-            Ok(_) => return Ended::Gone,
-            Err(error) => {
-                tracing::debug!(csr = &*order.name, %error, "cannot read an undecided request; trying again");
-                return Ended::Failed;
-            }
-        };
-        if csr.resource_version() != &*order.version {
-            self.cleaner.observe(&csr);
-            return Ended::Changed;
-        }
-        match self.controller.decide(&csr, &Case::open(&csr)).await {
-            Ok(Verdict::Deny(denials)) if denials.iter().any(|denial| POD_GONE.contains(&denial.reason)) => {
-                Ended::Delete(Why::Orphaned)
-            }
-            Ok(Verdict::Deny(_)) if self.cleaner.ledger().is_full(&csr) => Ended::Delete(Why::Unanswered),
-            Ok(_) => Ended::Stays,
-            Err(_) => Ended::Failed,
-        }
-    }
-}
-
 impl Why {
-    const fn as_str(self) -> &'static str {
+    pub(super) const fn as_str(self) -> &'static str {
         match self {
             Self::Issued => "issued",
             Self::Refused => "refused",

@@ -46,7 +46,7 @@ pub(crate) struct Times {
 
 /// Why a request goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Why {
+pub(in crate::sign) enum Why {
     /// Its certificate was fetched long ago.
     Issued,
     /// It was refused long ago.
@@ -61,7 +61,7 @@ pub(super) enum Why {
 
 /// What to do with a request now.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Step {
+pub(in crate::sign) enum Step {
     /// Delete it.
     Delete(Why),
     /// Look whether it is still worth an answer.
@@ -70,16 +70,16 @@ pub(super) enum Step {
 
 /// A step that is due, for exactly this request as it was seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Order {
-    pub(super) name: Arc<str>,
-    pub(super) uid: Box<str>,
-    pub(super) version: Box<str>,
-    pub(super) step: Step,
+pub(in crate::sign) struct Order {
+    pub(in crate::sign) name: Arc<str>,
+    pub(in crate::sign) uid: Box<str>,
+    pub(in crate::sign) version: Box<str>,
+    pub(in crate::sign) step: Step,
 }
 
 /// How a step went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ended {
+pub(in crate::sign) enum Ended {
     /// The request is gone, or another one has its name.
     Gone,
     /// The API server took the delete, and the request is still there: finalizers hold it.
@@ -135,7 +135,7 @@ struct Role {
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Ledger {
+pub(in crate::sign) struct Ledger {
     times: Times,
     entries: HashMap<Arc<str>, Entry>,
     pods: HashMap<Arc<str>, Pod>,
@@ -147,7 +147,7 @@ pub(super) struct Ledger {
 }
 
 impl Ledger {
-    pub(super) fn new(times: Times) -> Self {
+    pub(in crate::sign) fn new(times: Times) -> Self {
         Self {
             times,
             entries: HashMap::new(),
@@ -161,23 +161,23 @@ impl Ledger {
     }
 
     /// Requests that finalizers hold.
-    pub(super) fn held(&self) -> usize {
+    pub(in crate::sign) fn held(&self) -> usize {
         self.entries.values().filter(|entry| entry.held).count()
     }
 
     /// Requests that are known.
-    pub(super) fn len(&self) -> usize {
+    pub(in crate::sign) fn len(&self) -> usize {
         self.entries.len()
     }
 
     /// A list begins.
-    pub(super) fn list_begins(&mut self) {
+    pub(in crate::sign) fn list_begins(&mut self) {
         self.listing = true;
         self.list += 1;
     }
 
     /// A list is complete: what it did not bring is gone.
-    pub(super) fn list_ends(&mut self) {
+    pub(in crate::sign) fn list_ends(&mut self) {
         self.listing = false;
         let gone: Vec<_> = self
             .entries
@@ -189,7 +189,7 @@ impl Ledger {
     }
 
     /// What was under way broke off.
-    pub(super) fn release(&mut self, now: Instant) {
+    pub(in crate::sign) fn release(&mut self, now: Instant) {
         let busy: Vec<_> = self.entries.iter().filter(|(_, e)| e.busy).map(|(name, _)| Arc::clone(name)).collect();
         for name in busy {
             if let Some(entry) = self.entries.get_mut(&name) {
@@ -200,7 +200,7 @@ impl Ledger {
     }
 
     /// Takes note of a request of ours that passed by.
-    pub(super) fn observe(&mut self, csr: &Csr, wall: SystemTime, now: Instant) {
+    pub(in crate::sign) fn observe(&mut self, csr: &Csr, wall: SystemTime, now: Instant) {
         if self.entries.get(csr.name()).is_some_and(|entry| *entry.uid != *csr.uid()) {
             self.forget(csr.name());
         }
@@ -286,7 +286,7 @@ impl Ledger {
     }
 
     /// A request is gone.
-    pub(super) fn gone(&mut self, csr: &Csr) {
+    pub(in crate::sign) fn gone(&mut self, csr: &Csr) {
         self.refusals.remove(csr);
         if self.entries.get(csr.name()).is_some_and(|entry| *entry.uid == *csr.uid()) {
             self.forget(csr.name());
@@ -294,17 +294,17 @@ impl Ledger {
     }
 
     /// Whether the requester has as many refused ones as are kept.
-    pub(super) fn is_full(&self, csr: &Csr) -> bool {
+    pub(in crate::sign) fn is_full(&self, csr: &Csr) -> bool {
         self.refusals.full(csr)
     }
 
     /// When the next step is due.
-    pub(super) fn next_due(&self) -> Option<Instant> {
+    pub(in crate::sign) fn next_due(&self) -> Option<Instant> {
         self.due.peek().map(|Reverse((at, ..))| *at)
     }
 
     /// The next step that is due.
-    pub(super) fn take(&mut self, now: Instant) -> Option<Order> {
+    pub(in crate::sign) fn take(&mut self, now: Instant) -> Option<Order> {
         while self.due.peek().is_some_and(|Reverse((at, ..))| *at <= now) {
             let Reverse((_, ticket, name)) = self.due.pop()?;
             let Some(entry) = self.entries.get_mut(&name) else { continue };
@@ -324,7 +324,7 @@ impl Ledger {
     }
 
     /// Takes note of how a step went.
-    pub(super) fn finish(&mut self, order: &Order, ended: Ended, now: Instant) {
+    pub(in crate::sign) fn finish(&mut self, order: &Order, ended: Ended, now: Instant) {
         let Some(entry) = self.entries.get_mut(&order.name) else { return };
         if entry.uid != order.uid {
             return;

@@ -1,0 +1,126 @@
+//! Takes the cleaner's steps, a few at once, for as long as this replica leads: deletes requests that are done with.
+
+use std::convert::Infallible;
+
+use etcd_tls_contract::identity::Verdict;
+use futures::{StreamExt, stream::FuturesUnordered};
+use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
+use kube::{
+    Api,
+    api::{DeleteParams, Preconditions},
+    core::PartialObjectMeta,
+};
+use tokio::time::{Instant, sleep_until};
+
+use super::{
+    cleaner::ledger::{Ended, Order, Step, Why},
+    signer::Signer,
+};
+use crate::controller::{
+    case::Case,
+    client::within,
+    facts::{self, Csr},
+};
+
+/// Steps that are taken at once.
+const AT_ONCE: usize = 8;
+/// The reason of a denial whose pod is gone.
+const POD_GONE: [&str; 2] = ["PodGone", "WrongPod"];
+
+impl Signer {
+    /// Takes the cleaner's steps when they are due.
+    pub(super) async fn clean_up(&self) -> Infallible {
+        let cleaner = &self.cleaner;
+        cleaner.ledger().release(Instant::now());
+        let mut steps = FuturesUnordered::new();
+        loop {
+            let next_due = {
+                let mut ledger = cleaner.ledger();
+                while steps.len() < AT_ONCE
+                    && let Some(order) = ledger.take(Instant::now())
+                {
+                    steps.push(async move {
+                        let ended = self.step(&order).await;
+                        (order, ended)
+                    });
+                }
+                self.metrics.requests(ledger.len(), ledger.held());
+                if steps.len() < AT_ONCE { ledger.next_due() } else { None }
+            };
+            tokio::select! {
+                Some((order, ended)) = steps.next() => cleaner.ledger().finish(&order, ended, Instant::now()),
+                () = cleaner.changed.notified() => {}
+                () = async {
+                    match next_due {
+                        Some(at) => sleep_until(at).await,
+                        None => std::future::pending().await,
+                    }
+                } => {}
+            }
+        }
+    }
+
+    async fn step(&self, order: &Order) -> Ended {
+        match order.step {
+            Step::Delete(why) => self.delete(order, why).await,
+            Step::Look => self.look(order).await,
+        }
+    }
+
+    async fn delete(&self, order: &Order, why: Why) -> Ended {
+        let api: Api<PartialObjectMeta<CertificateSigningRequest>> = Api::all(self.controller.client.clone());
+        let preconditions =
+            Preconditions { uid: Some(order.uid.to_string()), resource_version: Some(order.version.to_string()) };
+        let params = DeleteParams::default().preconditions(preconditions);
+        match within(api.delete(&order.name, &params)).await {
+            // An object, and no status: it is still there.
+            Ok(answer) => {
+                let held =
+                    answer.left().is_some_and(|object| object.metadata.finalizers.is_some_and(|f| !f.is_empty()));
+                if held {
+                    return Ended::Held;
+                }
+                self.metrics.deleted(why.as_str());
+                tracing::debug!(csr = &*order.name, reason = why.as_str(), "deleted");
+                Ended::Gone
+            }
+            Err(error) if error.is_not_found() => Ended::Gone,
+            Err(error) if error.is_stale() => Ended::Changed,
+            Err(error) => {
+                self.metrics.delete_failures.inc();
+                // An outage is said once, by the watches. An answer such as 403 is about this right.
+                if error.code().is_some_and(|code| code < 500) {
+                    tracing::warn!(csr = &*order.name, %error, "cannot delete a request that is done with; trying again");
+                } else {
+                    tracing::debug!(csr = &*order.name, %error, "cannot delete a request that is done with; trying again");
+                }
+                Ended::Failed
+            }
+        }
+    }
+
+    /// An open request whose pod is gone has nobody to fetch its certificate; one that would be refused goes without an
+    /// answer where its requester has enough of them.
+    async fn look(&self, order: &Order) -> Ended {
+        let csr = match facts::csrs().get::<Csr>(&self.controller.client, &order.name).await {
+            Ok(Some(csr)) if csr.uid() == &*order.uid => csr,
+            Ok(_) => return Ended::Gone,
+            Err(error) => {
+                tracing::debug!(csr = &*order.name, %error, "cannot read an undecided request; trying again");
+                return Ended::Failed;
+            }
+        };
+        if csr.resource_version() != &*order.version {
+            self.cleaner.observe(&csr);
+            return Ended::Changed;
+        }
+        match self.controller.decide(&csr, &Case::open(&csr)).await {
+            Ok(Verdict::Deny(denials)) if denials.iter().any(|denial| POD_GONE.contains(&denial.reason)) => {
+                Ended::Delete(Why::Orphaned)
+            }
+            Ok(Verdict::Deny(_)) if self.cleaner.ledger().is_full(&csr) => Ended::Delete(Why::Unanswered),
+            Ok(_) => Ended::Stays,
+            Err(_) => Ended::Failed,
+        }
+    }
+}
