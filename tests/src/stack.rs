@@ -70,6 +70,8 @@ pub struct Options {
     pub environment: Vec<(String, String)>,
     /// How the API server is started.
     pub api: ApiOptions,
+    /// The kustomization of an older version, applied before.
+    pub before: Option<PathBuf>,
 }
 
 impl Stack {
@@ -84,6 +86,9 @@ impl Stack {
             return None;
         };
         let api = ApiServer::start_with(&options.api).await?;
+        if let Some(before) = &options.before {
+            api.kubectl(&["apply", "-k", &before.display().to_string()]);
+        }
         api.apply_kustomization("manifests");
         let approve = controller(&api, "approve", &[], &[]).await;
         let sign = controller(&api, "sign", &options.sign, &options.environment).await;
@@ -165,7 +170,7 @@ impl Stack {
             config_maps.insert(config_map, directory);
         }
         let mut programs: BTreeMap<_, _> = programs.iter().map(|(k, v)| ((*k).to_owned(), v.clone())).collect();
-        programs.insert(SIDECAR_IMAGE.to_owned(), binary("etcd-tls-sidecar"));
+        programs.entry(SIDECAR_IMAGE.to_owned()).or_insert_with(|| binary("etcd-tls-sidecar"));
         Surroundings {
             uid: uid.clone(),
             namespace: namespace.to_owned(),

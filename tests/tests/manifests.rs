@@ -234,10 +234,29 @@ fn an_overlays_images_reach_the_injected_sidecar() {
         "kustomization.yaml",
         format!("resources: [{base}]\nimages: [{{name: etcd-tls-sidecar, newName: example.com/s, newTag: v9}}]\n"),
     );
-    let rendered = run(std::process::Command::new(assets.join("kubectl")).arg("kustomize").arg(overlay.path()));
-    assert!(rendered.contains("--sidecar-image=example.com/s:v9"), "{rendered}");
-    assert!(rendered.contains("image: example.com/s:v9"));
-    assert!(rendered.contains("image: etcd-tls-webhook:"), "the other image is left alone");
+    // One more overlay, of whoever mirrors images: the names of the one below are its.
+    let mirror = TempDir::new("mirror");
+    let digest = format!("sha256:{}", "a".repeat(64));
+    let below =
+        format!("{}{}", "../".repeat(mirror.path().components().count()), &overlay.path().display().to_string()[1..]);
+    mirror.write(
+        "kustomization.yaml",
+        format!(
+            "resources: [{below}]\nimages: [{{name: example.com/s, newName: mirror.example/s, digest: \"{digest}\"}}]\n"
+        ),
+    );
+    for (directory, image) in
+        [(&overlay, "example.com/s:v9".to_owned()), (&mirror, format!("mirror.example/s@{digest}"))]
+    {
+        let rendered = run(std::process::Command::new(assets.join("kubectl")).arg("kustomize").arg(directory.path()));
+        let injected = format!("- name: ETCD_TLS_SIDECAR_IMAGE\n          value: {image}\n");
+        assert!(
+            rendered.contains("--sidecar-image=$(ETCD_TLS_SIDECAR_IMAGE)\n") && rendered.contains(&injected),
+            "{rendered}"
+        );
+        assert!(rendered.contains(&format!("image: {image}")));
+        assert!(rendered.contains("image: etcd-tls-webhook:"), "the other image is left alone");
+    }
 }
 
 /// The component, and what its comment says about more clusters and accounts.

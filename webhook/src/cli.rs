@@ -4,7 +4,7 @@ use clap::{Parser, Subcommand};
 use etcd_tls_telemetry::log::LogArgs;
 use tokio::runtime::Builder;
 
-use crate::{admit, approve, ca, error::Error, inject, rollover, sign, standalone};
+use crate::{admit, approve, ca, check, error::Error, inject, rollover, sign, standalone};
 
 /// Worker threads at most: enough for the standalone signer's work, and no thread for each core of a large node.
 const MAX_WORKERS: usize = 4;
@@ -25,6 +25,8 @@ enum Command {
     Admit(admit::Args),
     /// Approve what says no more than its pod is, deny the rest.
     Approve(approve::Args),
+    /// Look at an etcd cluster on its way between plain text and TLS, and tell the next step.
+    Check(check::Args),
     /// Inject into manifests, offline.
     Inject(inject::Args),
     /// Issue certificates for members of known names, with no signer running: Secret manifests or files.
@@ -55,6 +57,7 @@ impl Cli {
             match self.command {
                 Command::Admit(args) => args.run().await,
                 Command::Approve(args) => args.run().await,
+                Command::Check(args) => args.run().await,
                 Command::Inject(args) => args.run().await,
                 Command::Issue(args) => args.run().await,
                 Command::Rollover(args) => args.run().await,

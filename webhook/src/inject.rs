@@ -17,6 +17,7 @@ use crate::{
 };
 
 mod documents;
+mod dry_run;
 mod flags;
 mod yaml;
 
@@ -52,6 +53,9 @@ pub struct Args {
     /// With --static: where keys and certificates are kept on the host.
     #[arg(long, value_name = "DIR", default_value = "/var/lib/etcd-tls", value_parser = absolute)]
     host_dir: String,
+    /// Write nothing; name the pod templates that would be refused, of `kubectl get namespaces,statefulsets,… -A -o yaml`.
+    #[arg(long, conflicts_with = "for_static")]
+    dry_run: bool,
 }
 
 /// A path of a host.
@@ -99,10 +103,14 @@ impl Args {
             kubeconfig,
             bootstrap_kubeconfig,
             host_dir,
+            dry_run,
         } = self;
         let host = for_static.then_some(Host { kubeconfig, bootstrap_kubeconfig, directory: host_dir });
         let injection = injected.config(sidecar_image, host);
         let options = Options { injection, namespace };
+        if dry_run {
+            return judge(&filenames, &options);
+        }
         let mut problems = Vec::new();
         let mut out = String::new();
         for filename in &filenames {
@@ -122,6 +130,28 @@ impl Args {
         std::io::stdout().lock().write_all(out.as_bytes())?;
         Ok(())
     }
+}
+
+/// Names what would be refused.
+fn judge(filenames: &[PathBuf], options: &Options) -> Result<(), Error> {
+    let mut all = dry_run::Report::default();
+    for filename in filenames {
+        let name = filename.display();
+        let text = read(filename).map_err(|e| format!("{name}: {e}"))?;
+        let report = dry_run::judge(&text, options).map_err(|e| format!("{name}: {e}"))?;
+        all.judged += report.judged;
+        all.refused.extend(report.refused);
+    }
+    let (refused, judged) = (all.refused.len(), all.judged);
+    let mut text: String = all.refused.iter().map(|line| format!("{line}\n")).collect();
+    if refused == 0 {
+        text = format!("No pod would be refused; {judged} workloads have opted in.\n");
+    }
+    std::io::stdout().lock().write_all(text.as_bytes())?;
+    if refused > 0 {
+        return Err(format!("pods would be refused: {refused} reasons, {judged} workloads that have opted in").into());
+    }
+    Ok(())
 }
 
 #[allow(clippy::print_stderr)] // The command's own words to its user; standard output is the manifest.

@@ -6,6 +6,7 @@
 pub mod admit;
 pub mod approve;
 pub mod ca;
+pub mod check;
 pub mod cli;
 pub mod controller;
 pub mod error;

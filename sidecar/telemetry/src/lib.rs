@@ -5,6 +5,7 @@ pub mod admin;
 pub mod exit;
 pub mod listen;
 pub mod log;
+pub mod until_set;
 
 use prometheus_client::registry::{Metric, Registry};
 

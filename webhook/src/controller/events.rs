@@ -1,4 +1,5 @@
-//! Events for people: what went wrong with a pod's certificates, beside the pod. None on success.
+//! Events for people: what went wrong with a pod's certificates, beside the pod, and the steps of a rollover, beside its
+//! trust. None for a certificate that is issued.
 //!
 //! An event's name is a digest of what it says, so saying it again is an `AlreadyExists` and no second event: a pod that
 //! asks wrongly once a second fills no event list. One that asks for something else each time is cut short after a few.
@@ -41,7 +42,14 @@ const REFILL: Duration = Duration::from_secs(30);
 /// Objects whose events are counted; with more, nothing is written on a new one until an old one has been quiet.
 const MAX_OBJECTS: usize = 2048;
 
-/// Writes Warning events as one process of etcd-tls.
+/// How an event is shown: what goes as it should is no warning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Normal,
+    Warning,
+}
+
+/// Writes events as one process of etcd-tls.
 #[derive(Clone)]
 pub struct Recorder {
     client: Client,
@@ -94,11 +102,20 @@ impl Recorder {
     /// Writes the event; one that says the same of the same object is there for an hour and not written again. Best
     /// effort: a failure is logged and nothing waits for it.
     pub async fn warn(&self, notice: Notice) {
+        self.write(Kind::Warning, notice).await;
+    }
+
+    /// The same of something that goes as it should: an event of type Normal.
+    pub async fn tell(&self, notice: Notice) {
+        self.write(Kind::Normal, notice).await;
+    }
+
+    async fn write(&self, kind: Kind, notice: Notice) {
         if !self.allowances.lock().unwrap_or_else(PoisonError::into_inner).take(&object(&notice), Instant::now()) {
             tracing::debug!(object = notice.regarding.name, "too many events on one object: left out");
             return;
         }
-        let event = self.event(&notice, Timestamp::now());
+        let event = self.event(kind, &notice, Timestamp::now());
         let namespace = event.metadata.namespace.clone().unwrap_or_default();
         let api: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
         match within(api.create(&PostParams::default(), &event)).await {
@@ -110,7 +127,7 @@ impl Recorder {
         }
     }
 
-    fn event(&self, notice: &Notice, now: Timestamp) -> Event {
+    fn event(&self, kind: Kind, notice: &Notice, now: Timestamp) -> Event {
         let Notice { regarding, reason, note } = notice;
         let note =
             if note.len() > MAX_NOTE { format!("{}…", cut(note, MAX_NOTE - "…".len())) } else { note.clone() };
@@ -131,7 +148,7 @@ impl Recorder {
             regarding: Some(regarding.clone()),
             reporting_controller: Some(self.controller.clone()),
             reporting_instance: Some(self.instance.clone()),
-            type_: Some("Warning".to_owned()),
+            type_: Some(format!("{kind:?}")),
             ..Event::default()
         }
     }
@@ -192,7 +209,9 @@ mod tests {
             reason: "CertificateDenied",
             note: note.to_owned(),
         };
-        let name = |n: &Notice, at| recorder.event(n, Timestamp::from_second(at).unwrap()).metadata.name.unwrap();
+        let name = |n: &Notice, at| {
+            recorder.event(Kind::Warning, n, Timestamp::from_second(at).unwrap()).metadata.name.unwrap()
+        };
         assert_eq!(name(&notice("u", "no"), 1), name(&notice("u", "no"), 2));
         assert_ne!(name(&notice("u", "no"), 1), name(&notice("u", "never"), 1));
         assert_ne!(name(&notice("u", "no"), 1), name(&notice("v", "no"), 1));
@@ -234,7 +253,8 @@ mod tests {
             reason: "CertificateDenied",
             note: "ä".repeat(2000),
         };
-        let event = recorder().event(&notice, Timestamp::UNIX_EPOCH);
+        let event = recorder().event(Kind::Normal, &notice, Timestamp::UNIX_EPOCH);
+        assert_eq!(event.type_.as_deref(), Some("Normal"));
         assert!(event.metadata.name.unwrap().len() <= 253);
         let note = event.note.unwrap();
         assert!(note.len() <= MAX_NOTE && note.ends_with("ä…"), "{}", note.len());

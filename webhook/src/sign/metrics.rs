@@ -8,7 +8,7 @@ use std::{
 };
 
 use etcd_tls_contract::{names::SignerName, role::Role};
-use etcd_tls_telemetry::metric;
+use etcd_tls_telemetry::{metric, until_set::UntilSet};
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge},
@@ -68,7 +68,7 @@ pub(super) struct Metrics {
     trust_repairs: Family<InForm, Counter>,
     pub(super) trust_repair_failures: Counter,
     pub(super) trust_unrepaired: Gauge,
-    pub(super) serving_until: Gauge,
+    serving_until: UntilSet,
     refused: Family<OfNamespace, Gauge>,
     refused_in: Arc<Mutex<BTreeSet<String>>>,
     phase: Family<InPhase, Gauge>,
@@ -109,7 +109,7 @@ impl Metrics {
             serving_until: metric(
                 registry,
                 "webhook_certificate_not_after_timestamp_seconds",
-                "When the webhook's serving certificate ends; 0 while it is not known",
+                "When the webhook's serving certificate ends; shown by the replica that leads",
             ),
             refused: metric(
                 registry,
@@ -130,6 +130,12 @@ impl Metrics {
             ),
             not_after: metric(registry, "authority_not_after_timestamp_seconds", "When the CA that signs ends"),
         }
+    }
+
+    /// Shows when the webhook's serving certificate ends.
+    pub(super) fn serving_until(&self, not_after: SystemTime) {
+        let seconds = not_after.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        self.serving_until.set(i64::try_from(seconds).unwrap_or(i64::MAX));
     }
 
     pub(super) fn issued(&self, role: Role) {
@@ -213,8 +219,9 @@ impl Metrics {
         self.not_after.remove(&of(name));
     }
 
-    /// Forgets all authorities: another replica shows them.
+    /// Forgets what only the replica that leads shows.
     pub(super) fn forget_all(&self) {
+        self.serving_until.clear();
         self.refused(std::iter::empty());
         self.requests(0, 0);
         self.trust_unrepaired.set(0);

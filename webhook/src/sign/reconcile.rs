@@ -45,7 +45,7 @@ use crate::{
         policy,
     },
 };
-use step::{Standing, UNKNOWN, describe};
+use step::{Standing, UNKNOWN, describe, goes_well};
 
 mod publish;
 mod secrets;
@@ -234,7 +234,12 @@ impl Keeper {
         if let Some((step, after)) = &standing.done {
             let (reason, note) = describe(name, step, after, &standing.report);
             tracing::info!(authority = %name, ?step, note, "rollover");
-            self.recorder.warn(Notice { regarding: reference(name), reason, note }).await;
+            let notice = Notice { regarding: reference(name), reason, note };
+            if goes_well(step) {
+                self.recorder.tell(notice).await;
+            } else {
+                self.recorder.warn(notice).await;
+            }
         }
         if let Some(overdue) = &standing.overdue {
             self.remind(name, &format!("{name}: {overdue}")).await;

@@ -9,7 +9,7 @@
 use std::{
     collections::BTreeMap,
     net::IpAddr,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime},
 };
 
 use etcd_tls_contract::{
@@ -119,16 +119,11 @@ impl Serving {
         self.publish(&stored.bundle(), chain.as_ref(), now).await?;
         if self.needs_leaf(&stored, chain.as_ref(), now) {
             let chain = self.renew(&mut stored, &secret, serving, now).await?;
-            self.show(chain.not_after);
+            self.metrics.serving_until(chain.not_after);
         } else if let Some(chain) = chain {
-            self.show(chain.not_after);
+            self.metrics.serving_until(chain.not_after);
         }
         Ok(())
-    }
-
-    fn show(&self, not_after: SystemTime) {
-        let seconds = not_after.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        self.metrics.serving_until.set(i64::try_from(seconds).unwrap_or(i64::MAX));
     }
 
     /// The CA, read or made. One that cannot be read is made anew in its place.
@@ -352,6 +347,8 @@ fn secret(name: &str, data: BTreeMap<String, ByteString>, resource_version: Opti
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+
+    use std::time::UNIX_EPOCH;
 
     use super::*;
 

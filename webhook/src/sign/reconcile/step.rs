@@ -167,6 +167,14 @@ fn report_of(stored: &Stored, waiting: &[crate::rollover::Waiting]) -> Report {
     report
 }
 
+/// Whether a step is one of a rollover that goes as it should; the others are for somebody to look at.
+pub(super) const fn goes_well(step: &Step) -> bool {
+    match step {
+        Step::Publish(_) | Step::ChangeOver(ChangeOver::Trusted) | Step::Retire | Step::ConfirmClients => true,
+        Step::ChangeOver(ChangeOver::Expiring) | Step::Abort(_) => false,
+    }
+}
+
 /// A step, for people.
 pub(super) fn describe(name: &SignerName, step: &Step, after: &Stored, report: &Report) -> (&'static str, String) {
     let active = after.active.generation();

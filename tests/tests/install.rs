@@ -1,0 +1,245 @@
+//! An installation from beginning to end, on a real API server: what the manifests ask of a cluster, an upgrade from an older
+//! version.
+
+use std::{
+    collections::BTreeSet,
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
+use kube::{
+    Api,
+    api::{ListParams, PostParams},
+};
+use serde_json::{Value, json};
+use tests::{
+    apiserver::{ApiServer, from_json},
+    eventually,
+    process::run,
+    stack::{LIMIT, Options, SIDECAR_IMAGE, Stack},
+    temp::TempDir,
+    tier,
+};
+
+const SYSTEM: &str = "etcd-tls-system";
+const NAME: &str = "app.kubernetes.io/name";
+/// The version that an upgrade is tried from.
+const OLDER: &str = "7dacd69";
+
+/// What kustomize renders, and that it has nothing to say.
+fn render(kubectl: &Path, directory: &Path) -> Vec<Value> {
+    let output = Command::new(kubectl).arg("kustomize").arg(directory).output().expect("run kubectl");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.is_empty(), "{said}");
+    serde_saphyr::from_multiple(&String::from_utf8_lossy(&output.stdout)).expect("YAML")
+}
+
+fn identity(object: &Value) -> (String, String) {
+    let of = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+    (of(&object["kind"]), of(&object["metadata"]["name"]))
+}
+
+/// A kustomization on the shipped manifests with components of theirs.
+fn overlay(components: &[&str]) -> TempDir {
+    let overlay = TempDir::new("overlay");
+    let up = "../".repeat(overlay.path().components().count());
+    let of = |path: &str| {
+        let path = tests::repository().join(path).display().to_string();
+        format!("{up}{}", path.trim_start_matches('/'))
+    };
+    let components: Vec<_> = components.iter().map(|c| of(&format!("manifests/components/{c}"))).collect();
+    overlay.write("kustomization.yaml", json!({"resources": [of("manifests")], "components": components}).to_string());
+    overlay
+}
+
+fn deployments(objects: &[Value]) -> Vec<&Value> {
+    let all: Vec<_> = objects.iter().filter(|o| o["kind"] == "Deployment").collect();
+    assert_eq!(all.len(), 3);
+    all
+}
+
+#[test]
+fn the_manifests_ask_nothing_of_a_cluster_that_it_may_not_have() {
+    let Some(assets) = tier::kubernetes() else { return };
+    let kubectl = assets.join("kubectl");
+    let objects = render(&kubectl, &tests::repository().join("manifests"));
+    for object in &objects {
+        let labels = &object["metadata"]["labels"];
+        for label in ["name", "instance", "version", "part-of", "managed-by"] {
+            assert!(labels[format!("app.kubernetes.io/{label}")].is_string(), "{label}: {:?}", identity(object));
+        }
+        assert_eq!(labels[NAME], "etcd-tls");
+    }
+    for deployment in deployments(&objects) {
+        let spec = &deployment["spec"]["template"]["spec"];
+        assert_eq!(spec["nodeSelector"], json!({"kubernetes.io/os": "linux"}));
+        assert!(spec["priorityClassName"].is_null(), "not everywhere may a namespace have a class of the system's");
+        let labels = &deployment["spec"]["template"]["metadata"]["labels"];
+        let component = &labels["app.kubernetes.io/component"];
+        assert!(component.is_string() && labels["app.kubernetes.io/version"].is_string(), "{labels}");
+        // Immutable: another one makes `kubectl apply` fail.
+        assert_eq!(
+            deployment["spec"]["selector"],
+            json!({"matchLabels": {NAME: "etcd-tls", "app.kubernetes.io/component": component}})
+        );
+    }
+    let with = render(&kubectl, overlay(&["priority"]).path());
+    for deployment in deployments(&with) {
+        assert_eq!(deployment["spec"]["template"]["spec"]["priorityClassName"], "system-cluster-critical");
+    }
+    assert!(with.iter().any(|o| o["kind"] == "ResourceQuota" && o["metadata"]["namespace"] == SYSTEM));
+}
+
+/// OpenShift's restricted-v2, as a policy: users and groups are of the namespace's range or are not named.
+const RANGES: &str = r#"
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicy
+metadata: {name: ranges}
+spec:
+  failurePolicy: Fail
+  matchConstraints:
+    resourceRules:
+    - {apiGroups: [""], apiVersions: [v1], operations: [CREATE], resources: [pods]}
+  variables:
+  - {name: least, expression: "1000680000"}
+  - {name: contexts, expression: "object.spec.containers.filter(c, has(c.securityContext)).map(c, c.securityContext) + (has(object.spec.initContainers) ? object.spec.initContainers.filter(c, has(c.securityContext)).map(c, c.securityContext) : [])"}
+  validations:
+  - expression: "!has(object.spec.securityContext) || !has(object.spec.securityContext.runAsUser) || object.spec.securityContext.runAsUser >= variables.least"
+  - expression: "!has(object.spec.securityContext) || !has(object.spec.securityContext.fsGroup) || object.spec.securityContext.fsGroup >= variables.least"
+  - expression: "variables.contexts.all(c, !has(c.runAsUser) || c.runAsUser >= variables.least)"
+---
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicyBinding
+metadata: {name: ranges}
+spec: {policyName: ranges, validationActions: [Deny]}
+"#;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_that_assigns_users_takes_our_pods() {
+    let Some(api) = ApiServer::start().await else { return };
+    api.apply(RANGES);
+    let pods = Api::<Pod>::namespaced(api.client.clone(), SYSTEM);
+    let templates = async || {
+        let all = Api::<Deployment>::namespaced(api.client.clone(), SYSTEM);
+        let all = all.list(&ListParams::default()).await.expect("list").items;
+        assert_eq!(all.len(), 3);
+        all.into_iter().map(|d| serde_json::to_value(d.spec.expect("a spec").template).expect("JSON"))
+    };
+    let dry_run = PostParams { dry_run: true, ..PostParams::default() };
+    api.apply_kustomization("manifests");
+    for mut pod in templates().await {
+        pod["metadata"]["name"] = "a".into();
+        // The policy is in force a moment after it was applied.
+        eventually("refused", LIMIT, || async {
+            match pods.create(&dry_run, &from_json(pod.clone())).await {
+                Err(error) if error.to_string().contains("ranges") => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .await;
+    }
+    let overlay = overlay(&["openshift"]);
+    api.kubectl(&["apply", "-k", &overlay.path().display().to_string()]);
+    for mut pod in templates().await {
+        pod["metadata"]["name"] = "a".into();
+        pods.create(&dry_run, &from_json(pod)).await.expect("taken");
+    }
+}
+
+/// The manifests of an older version, from the repository's history.
+fn older_manifests() -> Option<TempDir> {
+    let dir = TempDir::new("older");
+    let script = format!(
+        "git -C '{}' archive {OLDER} manifests | tar -x -C '{}'",
+        tests::repository().display(),
+        dir.path().display()
+    );
+    let output = Command::new("sh").args(["-c", &script]).output().expect("run");
+    if dir.join("manifests/kustomization.yaml").is_file() {
+        return Some(dir);
+    }
+    tier::skip(
+        2,
+        &format!("no {OLDER}: {}", String::from_utf8_lossy(&output.stderr).trim()),
+        "a clone with its history",
+    );
+    None
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_older_version_is_upgraded_and_its_leftovers_are_listed() {
+    let Some(older) = older_manifests() else { return };
+    let Some(api) = ApiServer::start().await else { return };
+    let before = api.kubectl(&["kustomize", &older.join("manifests").display().to_string()]);
+    let before: Vec<Value> = serde_saphyr::from_multiple(&before).expect("YAML");
+    api.kubectl(&["apply", "-k", &older.join("manifests").display().to_string()]);
+    // A selector that differs is refused here.
+    api.apply_kustomization("manifests");
+    let after: BTreeSet<_> =
+        render(&api.kubectl_path(), &tests::repository().join("manifests")).iter().map(identity).collect();
+    let guide = fs::read_to_string(tests::repository().join("docs/upgrade.md")).expect("the guide");
+    let listed: BTreeSet<_> = guide
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("kubectl delete "))
+        .filter_map(|line| line.split_once(' '))
+        .map(|(kind, name)| (kind.to_owned(), name.to_owned()))
+        .collect();
+    let left: BTreeSet<_> = before
+        .iter()
+        .map(identity)
+        .filter(|object| !after.contains(object))
+        .map(|(kind, name)| (kind.to_lowercase(), name))
+        .collect();
+    assert_eq!(listed, left, "docs/upgrade.md lists what an upgrade from {OLDER} leaves");
+    for (kind, name) in left {
+        api.kubectl(&["delete", &kind, &name]);
+    }
+}
+
+/// The programs of an older version, where this machine has them.
+fn older_programs() -> Option<PathBuf> {
+    let dir = env::var_os("ETCD_TLS_TEST_OLDER_BIN_DIR").map(PathBuf::from);
+    if dir.is_none() {
+        tier::skip(
+            2,
+            "ETCD_TLS_TEST_OLDER_BIN_DIR names no directory",
+            &format!("the programs of {OLDER} in a directory"),
+        );
+    }
+    dir
+}
+
+/// A pod as the older version has injected it runs the older sidecar on: the new approver and signer serve it, and its
+/// certificates are not issued anew.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sidecars_of_an_older_version_are_served() {
+    let (Some(older), Some(programs)) = (older_manifests(), older_programs()) else { return };
+    let options = Options { before: Some(older.join("manifests")), ..Options::default() };
+    let Some(mut stack) = Stack::start(&options).await else { return };
+    stack.api.namespace("prod", &[("etcd-tls", "dynamic")]).await;
+    let manifest = r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "etcd-0", "labels": {"etcd-tls": "dynamic"}},
+        "spec": {"containers": [{"name": "etcd", "image": "etcd", "command": ["etcd"], "args": [
+        "--listen-client-urls=https://0.0.0.0:2379", "--advertise-client-urls=https://127.0.0.1:2379"]}]}}"#;
+    let file = older.write("pod.json", manifest);
+    let mut inject = Command::new(programs.join("etcd-tls-webhook"));
+    let injected = run(inject.args(["inject", "--sidecar-image", SIDECAR_IMAGE, "-f"]).arg(file));
+    let mut injected: Value = serde_saphyr::from_str(&injected).expect("YAML");
+    injected["metadata"]["namespace"] = "prod".into();
+    let sidecar = programs.join("etcd-tls-sidecar");
+    let ip = "10.0.0.7".parse().expect("an address");
+    let mut pod = stack.local_pod("prod", injected, &[ip], &[(SIDECAR_IMAGE, sidecar)]).await.expect("a pod");
+    // The new version's own admission leaves what is injected as it is.
+    let status = pod.run_to_end("etcd-tls-init", LIMIT).await;
+    assert!(status.success(), "{}", pod.log("etcd-tls-init"));
+    let leaf = pod.volume("etcd-tls").join("peer/tls.crt");
+    let first = fs::read(&leaf).expect("a certificate");
+    pod.start_container("etcd-tls-sidecar");
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(pod.process("etcd-tls-sidecar").running(), "{}", pod.log("etcd-tls-sidecar"));
+    assert_eq!(fs::read(&leaf).expect("a certificate"), first, "nothing is issued anew");
+    let status = pod.run_to_end("etcd-tls-init", LIMIT).await;
+    assert!(!status.success() || fs::read(&leaf).expect("a certificate") == first);
+}
