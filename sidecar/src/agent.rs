@@ -4,6 +4,7 @@ pub mod addresses;
 pub(crate) mod belief;
 pub mod driver;
 pub mod fetched;
+pub mod first;
 pub mod health;
 pub mod host;
 pub mod serving;

@@ -231,13 +231,7 @@ impl<F: Files> Store<F> {
     pub fn open_with(dir: &Path, files: F) -> Result<Self, StoreError> {
         fs::create_dir_all(dir).map_err(|e| io_error("make the directory", dir, e))?;
         let path = dir.join(LOCK);
-        let lock = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .custom_flags(OFlag::O_NOFOLLOW.bits())
-            .open(&path)
-            .map_err(|e| io_error("open the lock", &path, e))?;
+        let lock = open_lock(dir, &path).map_err(|e| io_error("open the lock", &path, e))?;
         match lock.try_lock() {
             Ok(()) => Ok(Self { dir: dir.to_owned(), files, _lock: lock }),
             Err(TryLockError::WouldBlock) => Err(StoreError::Locked(dir.to_owned())),
@@ -251,23 +245,17 @@ impl<F: Files> Store<F> {
     /// # Errors
     /// The files cannot be read or do not hold together: to be asked for anew.
     pub fn load(&self) -> Result<Option<Set>, StoreError> {
-        let Some(name) = self.current()? else { return Ok(None) };
-        let generation = self.dir.join(name);
-        if generation.is_symlink() {
-            return Err(StoreError::InTheWay(generation));
-        }
-        // A generation without its record (or with one of another build) is still a good set.
-        let records: BTreeMap<Role, Record> =
-            read(&generation.join(STATE)).ok().and_then(|s| serde_json::from_str(&s).ok()).unwrap_or_default();
-        let mut set = Set::default();
-        for role in Role::ALL {
-            let dir = generation.join(role.as_str());
-            if is_directory(&dir) {
-                let record = records.get(&role).cloned().unwrap_or_default();
-                set.roles.insert(role, Arc::new(load_entry(&dir, record)?));
-            }
-        }
-        Ok(Some(set))
+        let Some(entries) = self.entries()? else { return Ok(None) };
+        let entries = entries.into_iter().map(|(role, entry)| Ok((role, Arc::new(entry?))));
+        Ok(Some(Set { roles: entries.collect::<Result<_, StoreError>>()? }))
+    }
+
+    /// The same, each role by itself: damage to one role's files says nothing about another's.
+    ///
+    /// # Errors
+    /// The link to the generation cannot be read, or is not ours.
+    pub fn entries(&self) -> Result<Option<Entries>, StoreError> {
+        entries(&self.dir)
     }
 
     /// Writes `set` as a new generation and moves the link to it. When this returns an error, the set that was in use
@@ -277,7 +265,7 @@ impl<F: Files> Store<F> {
     /// The disk is full, read-only, or not ours; or something is in the way.
     pub fn install(&self, set: &Set) -> Result<(), StoreError> {
         let before = self.generations()?;
-        let current = self.current()?;
+        let current = current(&self.dir)?;
         self.sweep(&before, current.as_deref())?;
         let number = before.iter().filter_map(|name| number_of(name)).max().unwrap_or(0) + 1;
         let name = format!("..{number}");
@@ -297,20 +285,6 @@ impl<F: Files> Store<F> {
             tracing::warn!(%error, generation, "old files could not be removed; tried again at the next renewal");
         }
         Ok(())
-    }
-
-    /// The name of the generation in use, where there is one: the link leads to a generation beside it, or is not ours.
-    fn current(&self) -> Result<Option<String>, StoreError> {
-        let link = self.dir.join(DATA);
-        match fs::read_link(&link) {
-            Ok(target) => match target.to_str().filter(|name| number_of(name).is_some()) {
-                Some(name) => Ok(Some(name.to_owned())),
-                None => Err(StoreError::InTheWay(link)),
-            },
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(e) if e.kind() == io::ErrorKind::InvalidInput => Err(StoreError::InTheWay(link)),
-            Err(e) => Err(io_error("read the link", &link, e)),
-        }
     }
 
     /// Removes a generation. What has the name of one and is no directory is not ours, and stays.
@@ -445,6 +419,63 @@ impl<F: Files> Store<F> {
 
     fn sync_dir(&self, path: &Path) -> Result<(), StoreError> {
         self.files.sync_dir(path).map_err(|e| io_error("sync", path, e))
+    }
+}
+
+/// Each role's entry, or why its files do not hold together.
+pub type Entries = BTreeMap<Role, Result<Entry, StoreError>>;
+
+/// What is in use in the directory `dir`, read without its lock: while another process installs, a role may be read as
+/// damaged. `None` where nothing was installed yet.
+///
+/// # Errors
+/// The link to the generation cannot be read, or is not ours.
+pub fn entries(dir: &Path) -> Result<Option<Entries>, StoreError> {
+    let Some(name) = current(dir)? else { return Ok(None) };
+    let generation = dir.join(name);
+    if generation.is_symlink() {
+        return Err(StoreError::InTheWay(generation));
+    }
+    // A generation without its record (or with one of another build) is still a good set.
+    let records: BTreeMap<Role, Record> =
+        read(&generation.join(STATE)).ok().and_then(|s| serde_json::from_str(&s).ok()).unwrap_or_default();
+    let mut entries = BTreeMap::new();
+    for role in Role::ALL {
+        let dir = generation.join(role.as_str());
+        if is_directory(&dir) {
+            entries.insert(role, load_entry(&dir, records.get(&role).cloned().unwrap_or_default()));
+        }
+    }
+    Ok(Some(entries))
+}
+
+/// The name of the generation in use, where there is one: the link leads to a generation beside it, or is not ours.
+fn current(dir: &Path) -> Result<Option<String>, StoreError> {
+    let link = dir.join(DATA);
+    match fs::read_link(&link) {
+        Ok(target) => match target.to_str().filter(|name| number_of(name).is_some()) {
+            Some(name) => Ok(Some(name.to_owned())),
+            None => Err(StoreError::InTheWay(link)),
+        },
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) if e.kind() == io::ErrorKind::InvalidInput => Err(StoreError::InTheWay(link)),
+        Err(e) => Err(io_error("read the link", &link, e)),
+    }
+}
+
+/// Opens the lock's file, made if missing; never by way of a link. In a directory that cannot be written, what is there is
+/// opened for reading, which is enough for a lock: a good set is used from such a directory, too.
+fn open_lock(dir: &Path, path: &Path) -> io::Result<File> {
+    let options = || {
+        let mut options = File::options();
+        options.custom_flags(OFlag::O_NOFOLLOW.bits());
+        options
+    };
+    match options().create(true).truncate(false).write(true).open(path) {
+        Err(e) if matches!(e.kind(), io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied) => {
+            options().read(true).open(path).or_else(|_| File::open(dir)).map_err(|_| e)
+        }
+        opened => opened,
     }
 }
 

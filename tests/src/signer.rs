@@ -31,7 +31,7 @@ pub const BOOTSTRAP: &str = "3f1c7be2a94d5068b7e1c2d3f4a596870011223344556677889
 /// The token of user admin, group system:masters.
 pub const ADMIN: &str = "9a8b7c6d5e4f30211203f4e5d6c7b8a900ffeeddccbbaa998877665544332211";
 /// What hosts on loopback may have, with the bootstrap token and with their certificates.
-const HOSTS: [&str; 4] = [
+pub const HOSTS: [&str; 4] = [
     "--approve-group=system:bootstrappers:etcd=peer:127.0.0.0/8,::1",
     "--approve-group=system:bootstrappers:etcd=server:127.0.0.0/8,::1",
     "--approve-group=system:etcd-peers=peer:127.0.0.0/8,::1",

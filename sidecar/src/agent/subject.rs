@@ -20,6 +20,8 @@ use etcd_tls_contract::{
     settings::Settings,
 };
 
+use tokio::sync::Notify;
+
 use crate::{
     agent::{
         addresses::{self, Address},
@@ -29,7 +31,7 @@ use crate::{
     issuance::obtain::{self, Answer, Bundles, Errand, Failure, Wish},
     kube::Api,
     os::clock::Clock,
-    store::{Entry, Set, Store, StoreError, files::Files},
+    store::{Entries, Entry, Set, Store, StoreError, files::Files},
 };
 
 /// Who asks, and for what: the pod as it is told of itself.
@@ -120,6 +122,7 @@ pub struct Agent<C, F> {
     trust: TrustDir,
     stated: RefCell<Statements>,
     pace: RefCell<Pace>,
+    unknown_issuer: Notify,
     held: RefCell<Set>,
     /// Roles whose held entry is not on disk yet; their pending keys stay until it is.
     fresh: RefCell<BTreeSet<Role>>,
@@ -129,13 +132,20 @@ pub struct Agent<C, F> {
 impl<C: Clock, F: Files> Agent<C, F> {
     /// With what is on disk. Files that do not hold together are asked for anew; they stay until that is done.
     pub fn new(roles: BTreeSet<Role>, clock: C, store: Store<F>, trust: TrustDir) -> Self {
-        let mut held = match store.load() {
-            Ok(set) => set.unwrap_or_default(),
-            Err(error) => {
-                tracing::warn!(%error, "the files on disk are of no use; asking for new ones");
-                Set::default()
+        let mut held = Set::default();
+        match store.entries() {
+            Ok(entries) => {
+                for (role, entry) in entries.unwrap_or_default() {
+                    match entry {
+                        Ok(entry) => drop(held.roles.insert(role, Arc::new(entry))),
+                        Err(error) => {
+                            tracing::warn!(%role, %error, "the files on disk cannot be used; asking for new ones");
+                        }
+                    }
+                }
             }
-        };
+            Err(error) => tracing::warn!(%error, "the files on disk cannot be used; asking for new ones"),
+        }
         held.roles.retain(|role, entry| {
             let good = entry.with_bundle(*role, entry.bundle(), clock.now());
             if let Err(error) = &good {
@@ -158,6 +168,7 @@ impl<C: Clock, F: Files> Agent<C, F> {
             trust,
             stated: RefCell::new(stated),
             pace: RefCell::default(),
+            unknown_issuer: Notify::new(),
             held: RefCell::new(held),
             fresh: RefCell::default(),
             dirty: Cell::new(false),
@@ -167,6 +178,11 @@ impl<C: Clock, F: Files> Agent<C, F> {
     /// The roles to hold.
     pub const fn roles(&self) -> &BTreeSet<Role> {
         &self.roles
+    }
+
+    /// Ends when a certificate was issued by a CA of none of the bundles at hand: the one on offer is too old.
+    pub async fn unknown_issuer(&self) {
+        self.unknown_issuer.notified().await;
     }
 
     /// The clocks.
@@ -182,6 +198,11 @@ impl<C: Clock, F: Files> Agent<C, F> {
     /// `role`'s entry.
     pub fn entry(&self, role: Role) -> Option<Arc<Entry>> {
         self.held.borrow().roles.get(&role).cloned()
+    }
+
+    /// What is on disk, whatever is held.
+    pub fn on_disk(&self) -> Option<Entries> {
+        self.store.borrow().entries().ok().flatten()
     }
 
     /// Holds nothing any more, so that everything is asked for anew; what is on disk stays until then.
@@ -334,6 +355,7 @@ impl<C: Clock, F: Files> Agent<C, F> {
             store: &self.store,
             current: current.as_deref(),
             bundles: &|domain, answer| self.bundles(domain, answer),
+            unknown_issuer: &self.unknown_issuer,
             trusts,
             limit,
         })

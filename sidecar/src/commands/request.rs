@@ -5,12 +5,11 @@ use std::{
     fs,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use clap::Args;
 use etcd_tls_contract::{
-    certificate::{Bundle, Chain},
     duration::parse_duration,
     key::KeyAlgorithm,
     names,
@@ -21,20 +20,24 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     agent::{
-        host::{Host, HostArgs, Source},
+        fetched::Fetched,
+        first::{at_hand, fill, missing},
+        host::{Host, HostArgs},
         subject::Agent,
         work::open,
     },
-    commands::{init::fill, on_host::write_kubeconfig},
+    commands::on_host::write_kubeconfig,
     error::Error,
     issuance::{obtain::Wish, schedule},
-    kube::{http::Kube, kubeconfig::HostCredentials},
+    kube::{ApiError, http::Kube, kubeconfig::HostCredentials},
     os::clock::{Clock, System},
-    store::StoreError,
+    store::{Store, StoreError, files::Disk},
 };
 
 /// How often the certificates of another process are looked at.
 const GLANCE: Duration = Duration::from_millis(500);
+/// How long to try to fetch bundles that are at hand already.
+const REFRESH_LIMIT: Duration = Duration::from_secs(2);
 
 /// Arguments of `request`.
 #[derive(Args, Clone, Debug)]
@@ -102,20 +105,67 @@ impl RequestArgs {
         let source = source.map_err(Error::Arguments)?;
         let clock = System::new();
         let wishes: Vec<Wish> = host.roles().iter().map(|role| host.wish(*role)).collect();
-        let store = match open(&self.assetsdir, &clock).await {
+        let good = !self.force && at_hand(&self.assetsdir, &wishes, clock.now());
+        let opened = if good { Store::open(&self.assetsdir) } else { open(&self.assetsdir, &clock).await };
+        let store = match opened {
+            Ok(store) => store,
+            Err(StoreError::Locked(_)) if good => {
+                tracing::info!("the certificates on disk are good; none is requested");
+                return self.hand_out(&host, &credentials);
+            }
+            Err(error) if good => {
+                tracing::warn!(%error, "the certificates on disk are good and used, but cannot be renewed here");
+                return self.hand_out(&host, &credentials);
+            }
             Err(locked @ StoreError::Locked(_)) if !self.force => {
                 self.await_another(&wishes, &clock).await.ok_or(locked)?;
                 return self.hand_out(&host, &credentials);
             }
-            opened => opened?,
+            Err(error) => return Err(error.into()),
         };
-        fetch(&source, &credentials, &clock, self.timeout).await?;
         let agent = Agent::new(host.roles().clone(), clock, store, source.dir);
         if self.force {
             agent.forget();
         }
-        fill(&agent, &wishes, || Kube::new(credentials.clone()), self.timeout).await?;
+        self.obtain(&agent, &wishes, source.fetched.as_ref(), &credentials).await?;
         self.hand_out(&host, &credentials)
+    }
+
+    /// Gets what `wishes` lack. If a certificate is missing, the bundles are fetched first, and again where the new one was
+    /// issued by a CA that none of them holds.
+    async fn obtain(
+        &self,
+        agent: &Agent<System, Disk>,
+        wishes: &[Wish],
+        fetched: Option<&Fetched>,
+        credentials: &HostCredentials,
+    ) -> Result<(), Error> {
+        let Some(fetched) = fetched else {
+            return fill(agent, wishes, || Kube::new(credentials.clone()), self.timeout).await;
+        };
+        let missing = missing(agent, wishes);
+        if missing.iter().any(|role| agent.bundle_digest(role.domain()).is_none()) {
+            fetch(fetched, credentials, agent.clock(), self.timeout).await?;
+        } else if !missing.is_empty() {
+            // Somebody is asked anyhow: new certificates come with new bundles where they can be read.
+            let limit = self.timeout.min(agent.clock().elapsed() + REFRESH_LIMIT);
+            if let Err(error) = fetch(fetched, credentials, agent.clock(), limit).await {
+                tracing::warn!(%error, "the trust bundles cannot be read; those at hand stay");
+            }
+        }
+        let fetching = async {
+            loop {
+                agent.unknown_issuer().await;
+                tracing::info!("a certificate was issued by a CA that the trust bundles at hand lack; fetching them");
+                if let Err(error) = fetched.fetch(credentials).await {
+                    tracing::warn!(%error, "the trust bundles cannot be read yet; trying again");
+                }
+            }
+        };
+        tokio::select! {
+            result = fill(agent, wishes, || Kube::new(credentials.clone()), self.timeout) => result,
+            () = fetching => Ok(()),
+        }
     }
 
     /// Links the files under the old agent's names, and writes the kubeconfig around them.
@@ -132,7 +182,7 @@ impl RequestArgs {
     /// unit that requires this one, long after that. `None` when the time is over.
     async fn await_another(&self, wishes: &[Wish], clock: &System) -> Option<()> {
         let mut said = false;
-        while !wishes.iter().all(|wish| is_good(&self.assetsdir, wish, clock.now())) {
+        while !at_hand(&self.assetsdir, wishes, clock.now()) {
             if clock.elapsed() > self.timeout {
                 return None;
             }
@@ -142,7 +192,7 @@ impl RequestArgs {
             }
             clock.sleep(GLANCE).await;
         }
-        tracing::info!("the certificates on disk are good; none is asked for");
+        tracing::info!("the certificates on disk are good; none is requested");
         Some(())
     }
 
@@ -186,30 +236,28 @@ impl RequestArgs {
     }
 }
 
-/// Fetches the bundles, as long as that takes within `limit`. Without them nothing could be proven.
-async fn fetch(source: &Source, credentials: &HostCredentials, clock: &System, limit: Duration) -> Result<(), Error> {
-    let Some(fetched) = &source.fetched else { return Ok(()) };
+/// Fetches the bundles within `limit`. Without them nothing can be verified.
+async fn fetch(fetched: &Fetched, credentials: &HostCredentials, clock: &System, limit: Duration) -> Result<(), Error> {
     fetched.make_dir()?;
+    let mut last = ApiError::Access(format!("the trust bundles could not be fetched within {limit:?}"));
     let mut failures = 0;
-    while let Err(error) = fetched.fetch(credentials).await {
+    loop {
+        let attempt = tokio::select! {
+            attempt = fetched.fetch(credentials) => attempt,
+            () = clock.sleep(limit.saturating_sub(clock.elapsed())) => return Err(last.into()),
+        };
+        let Err(error) = attempt else { return Ok(()) };
         failures += 1;
-        let pause = schedule::backoff(failures, None, clock.now(), clock.chance());
-        if clock.elapsed() + pause > limit {
-            return Err(error.into());
-        }
         if failures == 1 {
             tracing::warn!(%error, "the trust bundles cannot be read yet; trying again");
         }
+        last = error;
+        let pause = schedule::backoff(failures, None, clock.now(), clock.chance());
+        if clock.elapsed() + pause > limit {
+            return Err(last.into());
+        }
         clock.sleep(pause).await;
     }
-    Ok(())
-}
-
-/// Whether the files of a role are valid, of the bundle beside them, and have all names.
-fn is_good(dir: &Path, wish: &Wish, now: SystemTime) -> bool {
-    let read = |file| fs::read(dir.join(wish.role.as_str()).join(file)).ok();
-    let parts = || Some((Chain::parse(&read(names::CERT_FILE)?).ok()?, Bundle::parse(&read(names::CA_FILE)?).ok()?));
-    parts().is_some_and(|(chain, bundle)| chain.verify(wish.role, &bundle, &chain.public_key, &wish.sans, now).is_ok())
 }
 
 /// `<name>.crt` and `<name>.key`, as links to the role's files: they change with them.

@@ -18,6 +18,8 @@ use etcd_tls_contract::{
     san::Sans,
 };
 
+use tokio::sync::Notify;
+
 use crate::{
     issuance::flow::{Call, Circumstances, Expected, Order, Outcome, Step},
     kube::{
@@ -229,6 +231,8 @@ pub struct Errand<'a, A, C, F> {
     pub current: Option<&'a Entry>,
     /// Bundles that a new certificate may verify under; told of the answer, once there is one.
     pub bundles: &'a dyn Fn(Domain, Option<&Answer>) -> Bundles,
+    /// Told when none of them holds the CA of a certificate that was just issued.
+    pub unknown_issuer: &'a Notify,
     /// What the request states in its `trusts` annotation.
     pub trusts: Option<String>,
     /// How long to try; for ever, if none.
@@ -442,6 +446,9 @@ impl<A: Api, C: Clock, F: Files> Errand<'_, A, C, F> {
             if !told {
                 tracing::warn!(role = %role, %name, %reason, "a signed certificate cannot be installed yet; waiting for the clock or for the trust bundle");
                 told = true;
+            }
+            if unknown {
+                self.unknown_issuer.notify_one();
             }
             self.pause(AHEAD_POLL, name, &reason).await?;
         }

@@ -75,6 +75,13 @@ pub trait Credentials {
     fn access(&self) -> Result<Access, ApiError>;
 }
 
+/// Credentials that may be missing: the reason is the answer to every call.
+impl<C: Credentials> Credentials for Result<C, ApiError> {
+    fn access(&self) -> Result<Access, ApiError> {
+        self.as_ref().map_err(ApiError::clone)?.access()
+    }
+}
+
 /// The API server.
 pub struct Kube<C> {
     credentials: C,

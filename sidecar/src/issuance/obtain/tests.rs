@@ -130,6 +130,7 @@ fn an_answer_that_is_lost_makes_no_second_request() {
         store: &scene.store,
         current: None,
         bundles: &|_, _| Bundles { bundles: scene.bundles.clone(), ..Bundles::default() },
+        unknown_issuer: &tokio::sync::Notify::new(),
         trusts: None,
         limit: None,
     }))
@@ -318,6 +319,7 @@ fn a_kept_key_waits_for_its_old_request_to_go() {
         store: &scene.store,
         current: scene.current.as_ref(),
         bundles: &|_, _| Bundles { bundles: scene.bundles.clone(), ..Bundles::default() },
+        unknown_issuer: &tokio::sync::Notify::new(),
         trusts: None,
         limit: None,
     }))

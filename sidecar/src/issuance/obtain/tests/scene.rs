@@ -197,6 +197,7 @@ impl Scene {
                 self.heard.borrow_mut().extend(answer.cloned());
                 Bundles { bundles: self.bundles.clone(), ..Bundles::default() }
             },
+            unknown_issuer: &tokio::sync::Notify::new(),
             trusts: Some("digest".to_owned()),
             limit: self.limit,
         }))
