@@ -105,7 +105,10 @@ async fn reviews_are_answered_while_bodies_and_connections_are_held() {
         "{count} reviews beside {sent} MiB of unfinished bodies: {worst:?} at most ({worst_beside:?} \
          where nobody attacks), peak {peak} MiB resident"
     );
-    assert!(worst < 4 * worst_beside + Duration::from_secs(5), "an honest review took {worst:?}, {worst_beside:?} beside");
+    assert!(
+        worst < 4 * worst_beside + Duration::from_secs(5),
+        "an honest review took {worst:?}, {worst_beside:?} beside"
+    );
     assert!(sent > 100, "only {sent} MiB of bodies were sent, so nothing was tried");
     assert!(peak << 10 < LIMIT_KIB, "{peak} MiB resident");
     // The oldest idle connection made room.

@@ -105,8 +105,14 @@ mod tests {
     use crate::injection;
 
     fn options() -> Options {
-        let injection =
-            injection::Config { sidecar_image: "etcd-tls-sidecar:test".into(), image_pull_policy: None, host: None };
+        let injection = injection::Config {
+            sidecar_image: "etcd-tls-sidecar:test".into(),
+            image_pull_policy: None,
+            resources: etcd_tls_contract::settings::Resources::default(),
+            pull_secrets: Vec::new(),
+            user: None,
+            host: None,
+        };
         Options { injection, namespace: "default".to_owned() }
     }
 

@@ -171,7 +171,10 @@ fn report_of(stored: &Stored, waiting: &[crate::rollover::Waiting]) -> Report {
 pub(super) const fn goes_well(step: &Step) -> bool {
     match step {
         Step::Publish(_) | Step::ChangeOver(ChangeOver::Trusted) | Step::Retire | Step::ConfirmClients => true,
-        Step::ChangeOver(ChangeOver::Expiring) | Step::Abort(_) => false,
+        Step::ChangeOver(ChangeOver::Expiring | ChangeOver::Forced)
+        | Step::Force
+        | Step::ForceRetire
+        | Step::Abort(_) => false,
     }
 }
 
