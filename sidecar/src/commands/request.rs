@@ -36,8 +36,6 @@ use crate::{
 
 /// How often the certificates of another process are looked at.
 const GLANCE: Duration = Duration::from_millis(500);
-/// How long to try to fetch bundles that are at hand already.
-const REFRESH_LIMIT: Duration = Duration::from_secs(2);
 
 /// Arguments of `request`.
 #[derive(Args, Clone, Debug)]
@@ -146,12 +144,6 @@ impl RequestArgs {
         let missing = missing(agent, wishes);
         if missing.iter().any(|role| agent.bundle_digest(role.domain()).is_none()) {
             fetch(fetched, credentials, agent.clock(), self.timeout).await?;
-        } else if !missing.is_empty() {
-            // Somebody is asked anyhow: new certificates come with new bundles where they can be read.
-            let limit = self.timeout.min(agent.clock().elapsed() + REFRESH_LIMIT);
-            if let Err(error) = fetch(fetched, credentials, agent.clock(), limit).await {
-                tracing::warn!(%error, "the trust bundles cannot be read; those at hand stay");
-            }
         }
         let fetching = async {
             loop {
