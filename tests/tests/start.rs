@@ -120,7 +120,7 @@ async fn a_host_with_good_files_starts_whatever_is_away() {
     let serials = host.serials();
     // Beside `run`, which has the directory's lock.
     let running = sidecar(&host.signer, "m1", &host.bootstrap, &["--ipaddrs=127.0.0.2,127.0.0.1".to_owned()]);
-    running.logged("admin", LIMIT).await;
+    running.logged("it is unknown whether etcd has loaded", LIMIT).await;
     host.signer.process().kill();
     let long = ["--timeout=8760h"];
     succeeds_at_once("the signer is away, and `run` works on the directory", &mut host.request(&long));
