@@ -160,17 +160,43 @@ async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &str
     Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
-/// What a port speaks: plain HTTP is answered with HTTP, or by a TLS server with an alert or a 400.
+/// What a port speaks. Plain HTTP is answered with HTTP, or by a TLS server with an alert or a 400. etcd's TLS peer port
+/// closes the connection without an answer, so a handshake is tried where the answer tells nothing.
 async fn spoken(url: &str) -> Spoken {
-    let asked = async {
-        let mut stream = dial(url).await.ok()?;
-        stream.write_all(b"GET /version HTTP/1.0\r\n\r\n").await.ok()?;
-        let mut answer = Vec::new();
-        // A TLS server may break the connection off after its alert.
-        let _ = stream.take(1024).read_to_end(&mut answer).await;
-        recognise(&answer)
+    let scheme = match timeout(LIMIT, answers_plain_text(url)).await.ok().flatten() {
+        None if timeout(LIMIT, answers_handshake(url)).await.unwrap_or(false) => Some(Scheme::Https),
+        scheme => scheme,
     };
-    timeout(LIMIT, asked).await.ok().flatten().map_or(Spoken::Unknown, Spoken::Is)
+    scheme.map_or(Spoken::Unknown, Spoken::Is)
+}
+
+async fn answers_plain_text(url: &str) -> Option<Scheme> {
+    let mut stream = dial(url).await.ok()?;
+    stream.write_all(b"GET /version HTTP/1.0\r\n\r\n").await.ok()?;
+    let mut answer = Vec::new();
+    // A TLS server may break the connection off after its alert.
+    let _ = stream.take(1024).read_to_end(&mut answer).await;
+    recognise(&answer)
+}
+
+/// Whether the port takes part in a TLS handshake. No CA is trusted, so the handshake ends at the server's certificate, and
+/// nothing is sent to it.
+async fn answers_handshake(url: &str) -> bool {
+    let Some((_, host)) = address(url) else { return false };
+    let Ok(name) = ServerName::try_from(host.to_owned()) else { return false };
+    let Ok(stream) = dial(url).await else { return false };
+    let config =
+        rustls::ClientConfig::builder().with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth();
+    match TlsConnector::from(Arc::new(config)).connect(name, stream).await {
+        Ok(_) => true,
+        Err(error) => error.get_ref().and_then(|e| e.downcast_ref()).is_some_and(proves_tls),
+    }
+}
+
+/// Whether only a TLS server brings the handshake to this error.
+const fn proves_tls(error: &rustls::Error) -> bool {
+    use rustls::Error;
+    matches!(error, Error::InvalidCertificate(_) | Error::AlertReceived(_) | Error::PeerIncompatible(_))
 }
 
 fn recognise(answer: &[u8]) -> Option<Scheme> {
