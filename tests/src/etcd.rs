@@ -292,7 +292,11 @@ impl Member {
     pub fn etcdctl_command(&self, client: Option<&Path>, arguments: &[&str]) -> Command {
         let etcdctl = self.binary.etcdctl.as_ref().expect("an etcdctl beside etcd or in PATH");
         let mut command = Command::new(etcdctl);
-        command.env("ETCDCTL_API", "3").args(["--endpoints", &self.client_url()]);
+        command.env("ETCDCTL_API", "3");
+        // etcdctl adds up repeated endpoints.
+        if !arguments.contains(&"--endpoints") {
+            command.args(["--endpoints", &self.client_url()]);
+        }
         if let Some(dir) = client {
             command.arg("--cert").arg(dir.join("tls.crt")).arg("--key").arg(dir.join("tls.key"));
             command.arg("--cacert").arg(dir.join("ca.crt"));

@@ -103,9 +103,7 @@ impl Walk {
     }
 
     fn etcdctl(&self, i: usize, client: &Path, url: &str, arguments: &[&str]) -> String {
-        let mut command = self.cluster.members[i].etcdctl_command(Some(client), &[]);
-        // The last one counts.
-        run(command.arg("--endpoints").arg(url).args(arguments))
+        run(self.cluster.members[i].etcdctl_command(Some(client), &["--endpoints", url]).args(arguments))
     }
 
     /// One load for each of the client ports.
@@ -181,6 +179,8 @@ async fn a_cluster_goes_from_http_to_https_and_back_under_load() {
     assert!(walk.etcdctl(0, &client, &url, &["get", "before"]).contains("the move"));
     let nobody = walk.cluster.members[0]
         .etcdctl_command(None, &["--endpoints", &url, "--command-timeout=2s", "get", "before"])
+        .arg("--cacert")
+        .arg(client.join("ca.crt"))
         .output();
     assert!(!nobody.expect("run").status.success(), "without a client certificate nothing is read");
 

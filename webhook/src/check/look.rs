@@ -71,7 +71,13 @@ pub(super) async fn members(endpoints: &[String], tls: Option<&Tls>) -> Result<V
 
 fn list(body: &str) -> Result<Vec<Listed>, String> {
     let list: List = serde_json::from_str(body).map_err(|e| format!("the answer is no member list: {e}"))?;
-    if list.members.is_empty() { Err("the member list is empty".to_owned()) } else { Ok(list.members) }
+    if list.members.is_empty() {
+        return Err("the member list is empty".to_owned());
+    }
+    // etcd orders them by an id that is a hash.
+    let mut members = list.members;
+    members.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(members)
 }
 
 async fn look(listed: Listed, tls: Option<&Tls>) -> Result<Member, String> {
