@@ -43,6 +43,7 @@ const SOURCE: &[&[&str]] = &[
     &["metadata", "name"],
     &["metadata", "uid"],
     &["metadata", "labels", names::LABEL],
+    &["metadata", "labels", HOSTS_LABEL],
     &["metadata", "deletionTimestamp"],
 ];
 
