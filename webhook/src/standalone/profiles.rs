@@ -10,7 +10,6 @@ use std::{
 
 use etcd_tls_contract::{
     certificate::Bundle,
-    in_force::InForce,
     role::{Domain, Role},
     san::Sans,
 };
@@ -166,17 +165,6 @@ impl Profiles {
         profiles.get(&role).map(|p| p.authority.bundle().clone())
     }
 
-    /// The bundles in force, as each answer states them.
-    fn in_force(&self) -> InForce {
-        let digest = |domain| self.bundle(domain).map(|bundle| bundle.digest());
-        let mut digests: BTreeMap<Domain, String> =
-            Domain::ALL.into_iter().filter_map(|domain| Some((domain, digest(domain)?))).collect();
-        if digests.get(&Domain::Metrics) == digests.get(&Domain::Client) {
-            digests.remove(&Domain::Metrics);
-        }
-        InForce::new(digests)
-    }
-
     /// When the first authority to expire does so.
     pub fn not_after(&self) -> Option<SystemTime> {
         self.current().values().map(|p| p.authority.not_after()).min()
@@ -210,7 +198,8 @@ impl Profiles {
             public_key,
             lifetime: lifetime.map_or(profile.lifetime, |l| l.min(profile.lifetime)),
         };
-        Ok(self.in_force().before(&issue(&profile.authority, &leaf, now, serial)?.to_pem()))
+        // No statement of the bundles in force: standalone publishes none, its operator gives them to the hosts.
+        Ok(issue(&profile.authority, &leaf, now, serial)?.to_pem())
     }
 }
 
