@@ -1,6 +1,6 @@
 //! The error that ends a subcommand.
 
-use etcd_tls_contract::role::Role;
+use etcd_tls_contract::{invalid_value::InvalidValue, role::Role};
 use etcd_tls_telemetry::exit::Exit;
 
 use crate::{issuance::obtain::Failure, kube::ApiError, probe::install::InstallError, store::StoreError};
@@ -19,7 +19,7 @@ pub enum Error {
     Api(#[from] ApiError),
     /// The arguments do not make sense.
     #[error("{0}")]
-    Arguments(String),
+    Arguments(InvalidValue),
     /// The admin port.
     #[error(
         "admin port {port}: {source}; pods on the host's network need a port of their own (etcd-tls.dev/admin-port)"

@@ -39,6 +39,18 @@ pub const LIVENESS: &str = "liveness";
 const MAX_ANSWER: u64 = 4096;
 /// Characters of a reason, of which kubelet makes an event.
 const MAX_REASON: usize = 300;
+
+/// Why the liveness probe fails, and so etcd is restarted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Failure(String);
+
+impl From<String> for Failure {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
 /// What came of asking the sidecar.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Said {
@@ -73,10 +85,10 @@ pub fn requested(request: &[u8]) -> Option<Duration> {
 }
 
 /// The sidecar's answer.
-pub fn answer(verdict: &Result<(), String>) -> String {
+pub fn answer(verdict: &Result<(), Failure>) -> String {
     match verdict {
         Ok(()) => "alive\n".to_owned(),
-        Err(reason) => format!("dead {}\n", one_line(reason)),
+        Err(reason) => format!("dead {}\n", one_line(&reason.to_string())),
     }
 }
 
@@ -108,16 +120,16 @@ pub fn decide(said: &Said, question: Question) -> Next {
 ///
 /// # Errors
 /// Why etcd is to be restarted.
-pub fn verdict(dir: &Path, limit: Duration) -> Result<(), String> {
+pub fn verdict(dir: &Path, limit: Duration) -> Result<(), Failure> {
     let url = fs::read_to_string(dir.join(LIVENESS)).ok();
     let question = Question::of(url.as_deref().map(str::trim_end));
     let patience = if matches!(question, Question::BySidecar(_)) { SIDECAR_LIMIT + limit } else { SIDECAR_LIMIT };
     let said = sidecar(dir.join(SOCKET), limit, patience);
     match decide(&said, question) {
         Next::Pass => Ok(()),
-        Next::Fail(reason) => Err(reason),
+        Next::Fail(reason) => Err(reason.into()),
         Next::Ask(question) => question.ask(limit).map_err(|error| match &said {
-            Said::Away(why) => format!("{error} (etcd-tls-sidecar is away: {why})"),
+            Said::Away(why) => format!("{error} (etcd-tls-sidecar is away: {why})").into(),
             Said::Alive | Said::Dead(_) => error,
         }),
     }
@@ -171,10 +183,10 @@ mod tests {
         assert_eq!(Said::read(answer(&Ok(())).as_bytes()), Said::Alive);
         let why = "the peer bundle\nhas changed\n";
         assert_eq!(
-            Said::read(answer(&Err(why.to_owned())).as_bytes()),
+            Said::read(answer(&Err(why.to_owned().into())).as_bytes()),
             Said::Dead("the peer bundle has changed".to_owned())
         );
-        let long = answer(&Err("x".repeat(100_000)));
+        let long = answer(&Err("x".repeat(100_000).into()));
         assert!(matches!(Said::read(long.as_bytes()), Said::Dead(why) if why.len() == MAX_REASON));
     }
 

@@ -224,7 +224,7 @@ impl Restarter {
             let seen = match self.eyes.seen(&port, started).await {
                 Ok(seen) => seen,
                 Err(error) => {
-                    tracing::debug!(%domain, error, "etcd's port shows nothing");
+                    tracing::debug!(%domain, %error, "etcd's port shows nothing");
                     look.blind = true;
                     let since = *self.silent.entry(domain).or_insert_with(Instant::now);
                     // One that has loaded it reads it again when it comes back.

@@ -19,7 +19,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use etcd_tls_contract::{duration::parse_duration, names::SignerName, role::Domain};
+use etcd_tls_contract::duration::parse_duration;
 use prometheus_client::registry::Registry;
 use tokio::sync::Notify;
 
@@ -48,19 +48,6 @@ mod trust;
 
 /// The Lease that the replicas share.
 const LEASE: &str = "etcd-tls-sign";
-
-/// An etcd cluster.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-struct ClusterName {
-    namespace: String,
-    name: String,
-}
-
-impl ClusterName {
-    fn signer(&self, domain: Domain) -> SignerName {
-        SignerName { domain, namespace: self.namespace.clone(), cluster: self.name.clone() }
-    }
-}
 
 /// The arguments of `sign`.
 #[derive(clap::Args, Debug)]

@@ -348,7 +348,7 @@ fn remember_client(connection: &dyn Any, extensions: &mut Extensions) {
         .and_then(|stream| stream.get_ref().1.peer_certificates()?.first())
         .and_then(|leaf| {
             ConnectionIdentity::of(leaf)
-                .inspect_err(|error| tracing::warn!(error, "a client certificate identifies nobody"))
+                .inspect_err(|error| tracing::warn!(%error, "a client certificate identifies nobody"))
                 .ok()
         });
     extensions.insert(identity);

@@ -8,6 +8,7 @@ use clap::Args;
 use crate::{
     duration::format_duration,
     identity::PodFacts,
+    invalid_value::InvalidValue,
     key::{KeyAlgorithm, KeyRotation},
     names,
     role::Role,
@@ -137,8 +138,8 @@ impl PodArgs {
     ///
     /// # Errors
     /// `--extra-sans` or `--user` were not written by [`Self::render`] and do not parse.
-    pub fn settings(&self) -> Result<Settings, String> {
-        let extra_sans = match &self.extra_sans[..] {
+    pub fn settings(&self) -> Result<Settings, InvalidValue> {
+        let extra_sans: Result<Sans, InvalidValue> = match &self.extra_sans[..] {
             [] => Ok(Sans::default()),
             sans => sans.join(",").parse(),
         };
@@ -149,8 +150,8 @@ impl PodArgs {
             duration: self.duration,
             key: self.key,
             key_rotation: self.key_rotation,
-            extra_sans: extra_sans.map_err(|e| format!("--extra-sans: {e}"))?,
-            user: self.user.as_deref().map(user).transpose().map_err(|e| format!("--user: {e}"))?,
+            extra_sans: extra_sans.map_err(|e| e.at("--extra-sans"))?,
+            user: self.user.as_deref().map(user).transpose().map_err(|e| e.at("--user"))?,
             admin_port: self.admin_port,
             reload: self.reload.clone(),
             ..Settings::default()
@@ -338,7 +339,7 @@ mod tests {
     #[test]
     fn arguments_that_were_not_rendered_here_are_judged_too() {
         let bad = |args: &[&str]| {
-            parse(&args.iter().map(|arg| (*arg).to_owned()).collect::<Vec<_>>()).settings().unwrap_err()
+            parse(&args.iter().map(|arg| (*arg).to_owned()).collect::<Vec<_>>()).settings().unwrap_err().to_string()
         };
         assert!(bad(&["--roles=peer", "--extra-sans=a,a"]).starts_with("--extra-sans: "));
         assert!(bad(&["--roles=client", "--user=system:masters"]).starts_with("--user: "));

@@ -16,7 +16,7 @@ use std::{
 use aws_lc_rs::digest;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use webpki::{ALL_VERIFICATION_ALGS, EndEntityCert, anchor_from_trusted_cert};
-use x509_cert::der::Encode as _;
+use x509_cert::{Certificate, der::Encode as _};
 
 use self::{
     pem::blocks,
@@ -43,7 +43,7 @@ pub struct Bundle {
 pub struct Chain {
     /// DER certificates, leaf first.
     pub certificates: Vec<Vec<u8>>,
-    /// The leaf's serial number, as lower-case hexadecimal digits without leading zeros.
+    /// The leaf's [`serial`].
     pub serial: String,
     /// The leaf's notBefore.
     pub not_before: SystemTime,
@@ -61,6 +61,12 @@ pub struct Chain {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct CertificateError(pub String);
+
+/// A certificate's serial number, as lower-case hexadecimal digits without leading zeros.
+pub fn serial(certificate: &Certificate) -> String {
+    let digits = hex(certificate.tbs_certificate().serial_number().as_bytes());
+    digits.trim_start_matches('0').to_owned()
+}
 
 fn error(message: impl Into<String>) -> CertificateError {
     CertificateError(message.into())
@@ -168,10 +174,9 @@ impl Chain {
             read::certificate(der).map_err(|e| error(format!("certificate {} of the chain {e}", index + 2)))?;
         }
         let tbs = leaf.tbs_certificate();
-        let serial = hex(tbs.serial_number().as_bytes());
         let public_key = tbs.subject_public_key_info().to_der().map_err(|e| error(format!("the leaf's key: {e}")))?;
         Ok(Self {
-            serial: serial.trim_start_matches('0').to_owned(),
+            serial: serial(&leaf),
             not_before: tbs.validity().not_before.to_system_time(),
             not_after: tbs.validity().not_after.to_system_time(),
             common_name: read::common_name(&leaf),

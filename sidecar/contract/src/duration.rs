@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::text::quoted;
+use crate::{invalid_value::InvalidValue, text::quoted};
 
 /// The shortest life that may be asked for: the API server refuses `expirationSeconds` under 600.
 pub const MIN_DURATION: Duration = Duration::from_secs(600);
@@ -13,7 +13,7 @@ pub const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 3600);
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn parse_duration(s: &str) -> Result<Duration, String> {
+pub fn parse_duration(s: &str) -> Result<Duration, InvalidValue> {
     let bad = || {
         format!(
             "{} is not a duration: write whole numbers with the units h, m, s in that order, such as 24h or 1h30m",
@@ -32,7 +32,7 @@ pub fn parse_duration(s: &str) -> Result<Duration, String> {
         rest = &rest[end + 1..];
     }
     if seconds == 0 {
-        return Err(bad());
+        return Err(bad().into());
     }
     Ok(Duration::from_secs(seconds))
 }

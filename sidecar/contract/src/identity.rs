@@ -142,11 +142,7 @@ pub fn judge_host(asked: &Asked<'_>, policy: &Policy) -> Verdict {
         Ok(role) => role,
         Err(d) => return Verdict::Deny(vec![d]),
     };
-    let signer = SignerName {
-        domain: role.domain(),
-        namespace: host.cluster.namespace.clone(),
-        cluster: host.cluster.cluster.clone(),
-    };
+    let signer = host.cluster.signer(role.domain());
     let lifetime = asked.expiration.unwrap_or(policy.lifetime.max).min(policy.lifetime.max);
     let sans = if role == Role::Metrics { Sans::default() } else { host.sans() };
     let entitlement = Entitlement { role, signer, common_name: common_name(role, &host.common_name), sans, lifetime };

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use crate::text::quoted;
+use crate::{invalid_value::InvalidValue, text::quoted};
 
 /// A key's algorithm and size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
@@ -55,11 +55,11 @@ impl KeyAlgorithm {
 }
 
 impl FromStr for KeyAlgorithm {
-    type Err = String;
+    type Err = InvalidValue;
 
-    fn from_str(s: &str) -> Result<Self, String> {
+    fn from_str(s: &str) -> Result<Self, InvalidValue> {
         Self::ALL.into_iter().find(|key| key.as_str() == s).ok_or_else(|| {
-            format!("{} is not a key: ecdsa-p256, ecdsa-p384, ed25519, rsa-3072, rsa-4096, or where policy lists it rsa-2048", quoted(s))
+            format!("{} is not a key: ecdsa-p256, ecdsa-p384, ed25519, rsa-3072, rsa-4096, or where policy lists it rsa-2048", quoted(s)).into()
         })
     }
 }
@@ -71,13 +71,13 @@ impl fmt::Display for KeyAlgorithm {
 }
 
 impl FromStr for KeyRotation {
-    type Err = String;
+    type Err = InvalidValue;
 
-    fn from_str(s: &str) -> Result<Self, String> {
+    fn from_str(s: &str) -> Result<Self, InvalidValue> {
         match s {
             "always" => Ok(Self::Always),
             "on-ca-change" => Ok(Self::OnCaChange),
-            _ => Err(format!("{} is neither always nor on-ca-change", quoted(s))),
+            _ => Err(format!("{} is neither always nor on-ca-change", quoted(s)).into()),
         }
     }
 }

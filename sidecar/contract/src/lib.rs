@@ -24,6 +24,7 @@ pub mod duration;
 pub mod encoding;
 pub mod identity;
 pub mod in_force;
+pub mod invalid_value;
 pub mod key;
 pub mod life;
 pub mod liveness;

@@ -2,7 +2,10 @@
 
 use std::{fmt, net::IpAddr, str::FromStr};
 
-use crate::role::{Domain, Role};
+use crate::{
+    cluster::ClusterName,
+    role::{Domain, Role},
+};
 
 /// The label that opts a namespace or a pod in or out.
 pub const LABEL: &str = "etcd-tls";
@@ -99,6 +102,13 @@ pub struct SignerName {
     pub namespace: String,
     /// The etcd cluster's name within the namespace; a DNS label.
     pub cluster: String,
+}
+
+impl SignerName {
+    /// The cluster whose authority it is.
+    pub fn cluster_name(&self) -> ClusterName {
+        ClusterName { namespace: self.namespace.clone(), name: self.cluster.clone() }
+    }
 }
 
 /// Why a string is no signer name of ours.

@@ -12,6 +12,7 @@ pub use self::rules::{
     Rollover, SharedAuthority, UserRule, Words,
 };
 use crate::{
+    invalid_value::InvalidValue,
     key::KeyAlgorithm,
     names::{self, SignerName},
     role::{Domain, Role},
@@ -137,28 +138,28 @@ impl Policy {
             return Ok(Self::default());
         }
         let policy: Self = serde_saphyr::from_str(yaml).map_err(|e| PolicyError(e.to_string()))?;
-        policy.check().map_err(PolicyError)?;
+        policy.check().map_err(|e| PolicyError(e.to_string()))?;
         Ok(policy)
     }
 
     /// What no single value shows.
-    fn check(&self) -> Result<(), String> {
+    fn check(&self) -> Result<(), InvalidValue> {
         if !names::is_dns_subdomain(&self.cluster_domain) || self.cluster_domain == "svc" {
-            return Err(format!("clusterDomain: {:?} is not a DNS domain", self.cluster_domain));
+            return Err(format!("clusterDomain: {:?} is not a DNS domain", self.cluster_domain).into());
         }
         self.lifetime.check()?;
         self.rollover.check()?;
         if !(1..=10_000).contains(&self.authorities_per_namespace) {
-            return Err("authoritiesPerNamespace: from 1 to 10000".to_owned());
+            return Err("authoritiesPerNamespace: from 1 to 10000".into());
         }
         if !KeyAlgorithm::ALL.into_iter().any(|key| self.keys.allow(key)) {
-            return Err("keys: name at least one".to_owned());
+            return Err("keys: name at least one".into());
         }
-        let each = |what: &str, checks: Vec<Result<(), String>>| {
+        let each = |what: &str, checks: Vec<Result<(), InvalidValue>>| {
             checks
                 .into_iter()
                 .enumerate()
-                .try_for_each(|(index, check)| check.map_err(|e| format!("{what}[{index}]: {e}")))
+                .try_for_each(|(index, check)| check.map_err(|e| e.at(format_args!("{what}[{index}]"))))
         };
         each("extraSans", self.extra_sans.iter().map(ExtraSans::check).collect())?;
         each("users", self.users.iter().map(UserRule::check).collect())?;
@@ -171,33 +172,36 @@ impl Policy {
             return Err(format!(
                 "hosts[{index}]: {username:?} is listed twice; what one host is stands in one entry, and a member of two \
                  clusters authenticates to each by a name of its own"
-            ));
+            ).into());
         }
         each("authorities", self.authorities.iter().map(AuthoritySecret::check).collect())?;
         let mut signers = BTreeSet::new();
         for (index, shared) in self.shared.iter().enumerate() {
             for signer in &shared.signers {
                 if !signers.insert(signer) {
-                    return Err(format!("shared[{index}]: {signer} is mapped twice"));
+                    return Err(format!("shared[{index}]: {signer} is mapped twice").into());
                 }
             }
         }
         for (index, shared) in self.shared.iter().enumerate() {
             if signers.contains(&shared.authority) && !shared.signers.contains(&shared.authority) {
-                return Err(format!("shared[{index}]: the authority {} is itself mapped to another", shared.authority));
+                return Err(
+                    format!("shared[{index}]: the authority {} is itself mapped to another", shared.authority).into()
+                );
             }
         }
         let mut given = BTreeSet::new();
         for (index, authority) in self.authorities.iter().enumerate() {
             if !given.insert(&authority.signer) {
-                return Err(format!("authorities[{index}]: {} has two Secrets", authority.signer));
+                return Err(format!("authorities[{index}]: {} has two Secrets", authority.signer).into());
             }
             if self.authority(&authority.signer) != authority.signer {
                 let effective = self.authority(&authority.signer);
                 return Err(format!(
                     "authorities[{index}]: {} is signed by {effective}; give that one's Secret",
                     authority.signer
-                ));
+                )
+                .into());
             }
         }
         Ok(())
@@ -205,14 +209,14 @@ impl Policy {
 
     /// A metrics certificate of the client authority opens the client port where etcd's auth is off. A pod of the cluster's
     /// own namespace may have one; a pod of another namespace only if it may be a client.
-    fn check_metrics(&self, rule: &CrossNamespace) -> Result<(), String> {
-        let of = |domain| SignerName { domain, namespace: rule.to.namespace.clone(), cluster: rule.to.cluster.clone() };
-        let shared = self.authority(&of(Domain::Metrics)) == self.authority(&of(Domain::Client));
+    fn check_metrics(&self, rule: &CrossNamespace) -> Result<(), InvalidValue> {
+        let shared =
+            self.authority(&rule.to.signer(Domain::Metrics)) == self.authority(&rule.to.signer(Domain::Client));
         if rule.roles.contains(&Role::Metrics) && !rule.roles.contains(&Role::Client) && shared {
             return Err(
                 "roles: metrics certificates come from the client authority, so they open etcd's client port, too; \
                         set metricsAuthority: own, or allow the role client as well"
-                    .to_owned(),
+                    .into(),
             );
         }
         Ok(())
@@ -265,12 +269,10 @@ impl Policy {
     /// Whether a pod in `namespace` may hold `role` in the cluster of `signer`: its own namespace's always.
     pub fn allows_cluster(&self, namespace: &str, signer: &SignerName, role: Role) -> bool {
         signer.namespace == namespace
-            || self.cross_namespace.iter().any(|rule| {
-                rule.from == namespace
-                    && rule.to.namespace == signer.namespace
-                    && rule.to.cluster == signer.cluster
-                    && rule.roles.contains(&role)
-            })
+            || self
+                .cross_namespace
+                .iter()
+                .any(|rule| rule.from == namespace && rule.to == signer.cluster_name() && rule.roles.contains(&role))
     }
 
     /// Whether a host is listed of a cluster in `namespace`.

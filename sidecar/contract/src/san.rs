@@ -2,9 +2,11 @@
 
 use std::{collections::BTreeSet, net::IpAddr, str::FromStr};
 
-use crate::text::{list, quoted};
-
-use crate::names;
+use crate::{
+    invalid_value::InvalidValue,
+    names,
+    text::{list, quoted},
+};
 
 /// Subject alternative names of the two kinds that we issue.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -47,9 +49,9 @@ impl Sans {
 /// Reads a comma-separated list of DNS names (lower case, a wildcard only as the whole first label) and IP addresses in
 /// their canonical form; the grammar of `…/extra-sans`.
 impl FromStr for Sans {
-    type Err = String;
+    type Err = InvalidValue;
 
-    fn from_str(s: &str) -> Result<Self, String> {
+    fn from_str(s: &str) -> Result<Self, InvalidValue> {
         let mut sans = Self::default();
         for san in list(s, San::parse)? {
             match san {
@@ -68,17 +70,17 @@ enum San {
 }
 
 impl San {
-    fn parse(s: &str) -> Result<Self, String> {
+    fn parse(s: &str) -> Result<Self, InvalidValue> {
         if let Ok(ip) = s.parse::<IpAddr>() {
             return match ip.to_string() {
-                text if text != s => Err(format!("{} is to be written {text}", quoted(s))),
-                _ if !names::is_san_ip(ip) => Err(format!("{s} is no address of one host")),
+                text if text != s => Err(format!("{} is to be written {text}", quoted(s)).into()),
+                _ if !names::is_san_ip(ip) => Err(format!("{s} is no address of one host").into()),
                 _ => Ok(Self::Ip(ip)),
             };
         }
         let bare = s.strip_prefix("*.").unwrap_or(s);
         if !names::is_san_dns_name(bare) || (bare != s && !bare.contains('.')) {
-            return Err(format!("{} is neither an IP address nor a DNS name of a-z, 0-9, - and dots", quoted(s)));
+            return Err(format!("{} is neither an IP address nor a DNS name of a-z, 0-9, - and dots", quoted(s)).into());
         }
         Ok(Self::Dns(s.to_owned()))
     }

@@ -22,14 +22,13 @@ pub use self::{
     values::user,
 };
 use crate::{
+    cluster::ClusterName,
+    invalid_value::InvalidValue,
     key::{KeyAlgorithm, KeyRotation},
-    san::Sans,
-    text::list,
-};
-
-use crate::{
     names::{self, SignerName},
     role::Role,
+    san::Sans,
+    text::list,
 };
 
 /// A pod's settings, every annotation resolved to its value or its documented default.
@@ -91,7 +90,7 @@ impl Settings {
         for (annotation, value) in annotations {
             let Some(key) = annotation.strip_prefix(names::ANNOTATION_PREFIX) else { continue };
             if let Err(message) = settings.set(key, value) {
-                problems.push(Problem { annotation: annotation.clone(), message });
+                problems.push(Problem { annotation: annotation.clone(), message: message.to_string() });
             }
         }
         settings.combinations(&mut problems);
@@ -99,13 +98,14 @@ impl Settings {
     }
 
     /// One annotation's value, by its key without the prefix.
-    fn set(&mut self, key: &str, value: &str) -> Result<(), String> {
+    fn set(&mut self, key: &str, value: &str) -> Result<(), InvalidValue> {
         if value.len() > MAX_VALUE {
-            return Err(format!("is {} bytes long; at most {MAX_VALUE} are taken", value.len()));
+            return Err(format!("is {} bytes long; at most {MAX_VALUE} are taken", value.len()).into());
         }
         match key {
             "roles" => {
-                self.roles = list(value, |word| word.parse::<Role>().map_err(|e| e.to_string()))?.into_iter().collect();
+                self.roles =
+                    list(value, |word| word.parse::<Role>().map_err(|e| e.to_string().into()))?.into_iter().collect();
             }
             "cluster" => self.cluster = label(value, "a cluster's name")?,
             "containers" => self.containers = list(value, container)?,
@@ -126,10 +126,10 @@ impl Settings {
             "trusts" => {
                 return Err(
                     "belongs on a CertificateSigningRequest, where the sidecar writes it; remove it from the pod"
-                        .to_owned(),
+                        .into(),
                 );
             }
-            _ => return Err(format!("is not known; known are {}", KEYS.join(", "))),
+            _ => return Err(format!("is not known; known are {}", KEYS.join(", ")).into()),
         }
         Ok(())
     }
@@ -176,21 +176,13 @@ impl Settings {
             Issuer::CertManager { cluster_scoped: false, name } => {
                 format!("issuers.cert-manager.io/{namespace}.{name}")
             }
-            Issuer::Csr | Issuer::Ours(_) => {
-                let (namespace, cluster) = self.home(namespace);
-                SignerName { domain: role.domain(), namespace: namespace.to_owned(), cluster: cluster.to_owned() }
-                    .to_string()
-            }
+            Issuer::Csr | Issuer::Ours(_) => self.home(namespace).signer(role.domain()).to_string(),
         }
     }
 
     /// Our signer of `role`, or `None` where the issuer is another project's.
     pub fn our_signer(&self, role: Role, namespace: &str) -> Option<SignerName> {
-        if !self.is_ours() {
-            return None;
-        }
-        let (namespace, cluster) = self.home(namespace);
-        Some(SignerName { domain: role.domain(), namespace: namespace.to_owned(), cluster: cluster.to_owned() })
+        self.is_ours().then(|| self.home(namespace).signer(role.domain()))
     }
 
     /// Whether approver and signer of ours serve this pod.
@@ -198,23 +190,19 @@ impl Settings {
         matches!(self.issuer, Issuer::Csr | Issuer::Ours(_))
     }
 
-    /// The namespace and name of the etcd cluster that a pod in `namespace` belongs to.
-    pub fn home<'a>(&'a self, namespace: &'a str) -> (&'a str, &'a str) {
+    /// The etcd cluster that a pod in `namespace` belongs to.
+    pub fn home(&self, namespace: &str) -> ClusterName {
         match &self.issuer {
-            Issuer::Ours(signer) => (&signer.namespace, &signer.cluster),
-            Issuer::Csr | Issuer::Foreign(_) | Issuer::CertManager { .. } => (namespace, &self.cluster),
+            Issuer::Ours(signer) => signer.cluster_name(),
+            Issuer::Csr | Issuer::Foreign(_) | Issuer::CertManager { .. } => {
+                ClusterName { namespace: namespace.to_owned(), name: self.cluster.clone() }
+            }
         }
     }
 
-    /// The trust ConfigMap in the pod's own `namespace`. For a cluster elsewhere it carries that namespace's name and a
-    /// dot, which no cluster's name has, so that it never is the one of a cluster here.
+    /// The trust ConfigMap in the pod's own `namespace`.
     pub fn trust_config_map(&self, namespace: &str) -> String {
-        let (home, cluster) = self.home(namespace);
-        if home == namespace {
-            names::trust_config_map(cluster)
-        } else {
-            names::trust_config_map(&format!("{home}.{cluster}"))
-        }
+        self.home(namespace).trust_config_map(namespace)
     }
 }
 

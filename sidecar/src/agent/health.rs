@@ -16,7 +16,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use etcd_tls_telemetry::admin::Status;
+use etcd_tls_telemetry::admin::{CheckError, Status};
 
 use crate::{issuance::schedule::TICK, store::Set};
 
@@ -214,12 +214,12 @@ impl Board {
 }
 
 impl Status for Board {
-    fn live(&self) -> Result<(), String> {
+    fn live(&self) -> Result<(), CheckError> {
         let age = self.seen().beat.elapsed();
-        if age < STUCK { Ok(()) } else { Err(format!("the loop has not come round for {} s", age.as_secs())) }
+        if age < STUCK { Ok(()) } else { Err(format!("the loop has not come round for {} s", age.as_secs()).into()) }
     }
 
-    fn ready(&self) -> Result<(), String> {
+    fn ready(&self) -> Result<(), CheckError> {
         let seen = self.seen();
         let now = SystemTime::now();
         let mut missing: Vec<String> = Vec::new();
@@ -234,7 +234,7 @@ impl Status for Board {
             return Ok(());
         }
         missing.extend(seen.trouble.clone());
-        Err(missing.join("\n"))
+        Err(missing.join("\n").into())
     }
 
     fn metrics(&self) -> String {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use clap::Args;
-use etcd_tls_contract::{identity, names, role::Role, san::Sans, settings::Settings};
+use etcd_tls_contract::{identity, invalid_value::InvalidValue, names, role::Role, san::Sans, settings::Settings};
 
 use crate::{
     agent::{fetched::Fetched, trust::TrustDir},
@@ -67,7 +67,7 @@ impl Host {
     ///
     /// # Errors
     /// Which argument makes no sense, and why.
-    pub fn new(args: &HostArgs, settings: Settings, exact: Option<String>) -> Result<Self, String> {
+    pub fn new(args: &HostArgs, settings: Settings, exact: Option<String>) -> Result<Self, InvalidValue> {
         let name = match &args.name {
             Some(name) => name.clone(),
             None => nix::unistd::gethostname()
@@ -78,20 +78,20 @@ impl Host {
         let name = name.to_ascii_lowercase();
         // It is a part of the requests' names, beside role and digest.
         if !names::is_dns_subdomain(&name) || name.len() > 180 {
-            return Err(format!("--name {name:?} is not a DNS name of at most 180 characters"));
+            return Err(format!("--name {name:?} is not a DNS name of at most 180 characters").into());
         }
         if !names::is_dns_label(&args.namespace) || !names::is_dns_label(&settings.cluster) {
-            return Err("--namespace and --cluster are DNS labels".to_owned());
+            return Err("--namespace and --cluster are DNS labels".into());
         }
         let mut sans = sans(&args.dnsnames, &args.ipaddrs)?;
         sans.dns.extend(settings.extra_sans.dns.iter().cloned());
         sans.ips.extend(&settings.extra_sans.ips);
         let serves = settings.roles.contains(&Role::Peer) || settings.roles.contains(&Role::Server);
         if serves && sans == Sans::default() {
-            return Err("give --dnsnames, --ipaddrs or both: a member of etcd is known by them".to_owned());
+            return Err("give --dnsnames, --ipaddrs or both: a member of etcd is known by them".into());
         }
         if settings.roles.contains(&Role::Client) && settings.user.is_none() && exact.is_none() {
-            return Err("give --user, the CN of the client certificate: etcd takes it for the user".to_owned());
+            return Err("give --user, the CN of the client certificate: etcd takes it for the user".into());
         }
         Ok(Self { name, namespace: args.namespace.clone(), sans, settings, exact })
     }
@@ -143,7 +143,7 @@ impl Host {
     }
 
     /// Where the bundles are: `cacrt`, else `mounted` where that is a directory, else to be fetched into `dir`.
-    pub fn trust(&self, cacrt: Option<&Path>, mounted: Option<&Path>, dir: &Path) -> Result<Source, String> {
+    pub fn trust(&self, cacrt: Option<&Path>, mounted: Option<&Path>, dir: &Path) -> Result<Source, InvalidValue> {
         if let Some(file) = cacrt {
             return Ok(Source { dir: TrustDir::file(file), fetched: None });
         }
@@ -152,13 +152,13 @@ impl Host {
         }
         let role = self.identity().unwrap_or(Role::Peer);
         if self.settings.our_signer(role, &self.namespace).is_none() {
-            return Err("give --cacrt or --trust-dir: this issuer does not publish its trust bundles".to_owned());
+            return Err("give --cacrt or --trust-dir: this issuer does not publish its trust bundles".into());
         }
-        let (namespace, cluster) = self.settings.home(&self.namespace);
+        let cluster = self.settings.home(&self.namespace);
         let path = dir.join(TRUST);
         let fetched = Fetched {
-            namespace: namespace.to_owned(),
-            config_map: names::trust_config_map(cluster),
+            config_map: cluster.trust_config_map(&cluster.namespace),
+            namespace: cluster.namespace,
             domains: self.roles().iter().map(|r| r.domain()).collect(),
             dir: path.clone(),
         };
@@ -170,7 +170,7 @@ impl Host {
 ///
 /// # Errors
 /// Which is none.
-pub fn sans(dnsnames: &str, ipaddrs: &str) -> Result<Sans, String> {
+pub fn sans(dnsnames: &str, ipaddrs: &str) -> Result<Sans, InvalidValue> {
     let parts = |list: &'static str, text: &str| -> Vec<(&'static str, String)> {
         let words = text.split(',').map(str::trim).filter(|w| !w.is_empty());
         words.map(|w| (list, w.to_owned())).collect()
@@ -180,14 +180,14 @@ pub fn sans(dnsnames: &str, ipaddrs: &str) -> Result<Sans, String> {
         if list == "--dnsnames" {
             let name = word.to_ascii_lowercase();
             if !names::is_san_dns_name(&name) {
-                return Err(format!("--dnsnames: {word:?} is not a DNS name"));
+                return Err(format!("--dnsnames: {word:?} is not a DNS name").into());
             }
             sans.dns.insert(name);
         } else {
             let bare = word.strip_prefix('[').and_then(|w| w.strip_suffix(']')).unwrap_or(&word);
             let ip: IpAddr = bare.parse().map_err(|_| format!("--ipaddrs: {word:?} is no address"))?;
             if !names::is_san_ip(ip) {
-                return Err(format!("--ipaddrs: {word} is no address of one host"));
+                return Err(format!("--ipaddrs: {word} is no address of one host").into());
             }
             sans.ips.insert(ip);
         }
@@ -210,7 +210,7 @@ mod tests {
 
     use super::*;
 
-    fn host(roles: &[Role], dnsnames: &str, ipaddrs: &str) -> Result<Host, String> {
+    fn host(roles: &[Role], dnsnames: &str, ipaddrs: &str) -> Result<Host, InvalidValue> {
         let args = HostArgs {
             name: Some("M1.example.com".to_owned()),
             namespace: "kube-system".to_owned(),
@@ -247,7 +247,7 @@ mod tests {
             (&[Role::Client], "", "", "--user"),
         ] {
             let error = host(roles, dns, ips).err().unwrap();
-            assert!(error.contains(word), "{error}");
+            assert!(error.to_string().contains(word), "{error}");
         }
     }
 }

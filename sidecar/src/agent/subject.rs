@@ -14,9 +14,9 @@ use etcd_tls_contract::{
     args::{DownwardArgs, PodArgs},
     certificate::Bundle,
     identity::{self, PodFacts},
+    invalid_value::InvalidValue,
     names,
     role::{Domain, Role},
-    san::Sans,
     settings::Settings,
 };
 
@@ -49,36 +49,11 @@ impl Subject {
     /// From the command line.
     ///
     /// # Errors
-    /// `--extra-sans` holds what is neither a name nor an address.
-    pub fn of(pod: &PodArgs, downward: &DownwardArgs) -> Result<Self, String> {
-        let mut extra_sans = Sans::default();
-        if !pod.extra_sans.is_empty() {
-            extra_sans = pod.extra_sans.join(",").parse().map_err(|e| format!("--extra-sans: {e}"))?;
-        }
-        let settings = Settings {
-            roles: pod.roles.iter().copied().collect(),
-            cluster: pod.cluster.clone(),
-            issuer: pod.issuer.clone(),
-            duration: pod.duration,
-            key: pod.key,
-            key_rotation: pod.key_rotation,
-            extra_sans,
-            user: pod.user.clone(),
-            admin_port: pod.admin_port,
-            reload: pod.reload.clone(),
-            ..Settings::default()
-        };
+    /// `--extra-sans` or `--user` cannot be used.
+    pub fn of(pod: &PodArgs, downward: &DownwardArgs) -> Result<Self, InvalidValue> {
+        let settings = pod.settings()?;
         let hostname = nix::unistd::gethostname().ok().and_then(|h| h.into_string().ok());
-        let facts = PodFacts {
-            namespace: downward.pod_namespace.clone(),
-            name: downward.pod_name.clone(),
-            uid: downward.pod_uid.clone(),
-            service_account: downward.pod_service_account.clone(),
-            node: downward.node_name.clone(),
-            ips: downward.pod_ips.clone(),
-            hostname: hostname.unwrap_or_default(),
-            ..PodFacts::default()
-        };
+        let facts = PodFacts { hostname: hostname.unwrap_or_default(), ..downward.facts() };
         let at_start = addresses::of_interfaces().unwrap_or_else(|error| {
             tracing::warn!(%error, "interface addresses cannot be read; changes will not be noticed");
             Vec::new()

@@ -11,6 +11,7 @@ use std::{
 use clap::Args;
 use etcd_tls_contract::{
     duration::parse_duration,
+    invalid_value::InvalidValue,
     key::KeyAlgorithm,
     names,
     role::Role,
@@ -96,7 +97,7 @@ impl RequestArgs {
     async fn once(&self) -> Result<(), Error> {
         let host = self.subject().map_err(Error::Arguments)?;
         let Some(kubeconfig) = &self.host.kubeconfig else {
-            return Err(Error::Arguments("give --kubeconfig: where to ask, and as whom".to_owned()));
+            return Err(Error::Arguments("give --kubeconfig: where to ask, and as whom".into()));
         };
         let credentials = HostCredentials::new(kubeconfig, self.host.bootstrap_kubeconfig.as_deref());
         let source = host.trust(self.host.cacrt.as_deref(), self.trust_dir.as_deref(), &self.assetsdir);
@@ -188,7 +189,7 @@ impl RequestArgs {
         Some(())
     }
 
-    fn subject(&self) -> Result<Host, String> {
+    fn subject(&self) -> Result<Host, InvalidValue> {
         let of_org = match &self.orgname {
             Some(org) => {
                 let role = Role::ALL.into_iter().find(|role| role.organization() == org);
@@ -202,17 +203,17 @@ impl RequestArgs {
             ([], None) => vec![Role::Peer, Role::Server],
             ([role], Some(of_org)) if *role == of_org => vec![of_org],
             (_, Some(of_org)) => {
-                return Err(format!("--orgname is for the role {of_org} alone; --roles says otherwise"));
+                return Err(format!("--orgname is for the role {of_org} alone; --roles says otherwise").into());
             }
             (roles, None) => roles.to_vec(),
         };
         if let Some(name) = &self.commonname {
             if roles.len() > 1 {
-                return Err("--commonname is for one role; give --orgname or one of --roles".to_owned());
+                return Err("--commonname is for one role; give --orgname or one of --roles".into());
             }
             // It becomes the name of a file.
             if name.is_empty() || name.starts_with('.') || name.contains(['/', '\0']) {
-                return Err(format!("--commonname {name:?} cannot name a file"));
+                return Err(format!("--commonname {name:?} cannot name a file").into());
             }
         }
         let settings = Settings {
@@ -283,7 +284,7 @@ mod tests {
         args: RequestArgs,
     }
 
-    fn subject(line: &str) -> Result<Host, String> {
+    fn subject(line: &str) -> Result<Host, InvalidValue> {
         let words = ["request", "--assetsdir=/a", "--kubeconfig=/k", "--name=m1"].into_iter().chain(line.split(' '));
         Cli::try_parse_from(words).map_err(|e| e.to_string())?.args.subject()
     }

@@ -5,7 +5,10 @@
 use std::{future::pending, path::PathBuf};
 
 use clap::{ArgMatches, Args, FromArgMatches};
-use etcd_tls_contract::args::{DownwardArgs, PodArgs};
+use etcd_tls_contract::{
+    args::{DownwardArgs, PodArgs},
+    invalid_value::InvalidValue,
+};
 
 use crate::{
     agent::{
@@ -43,7 +46,7 @@ impl RunArgs {
         let result = match (host.kubeconfig.is_some(), downward.0) {
             (true, _) => on_host::run(&pod, &host).await,
             (false, Ok(downward)) => in_pod(&pod, &downward).await,
-            (false, Err(error)) => Err(Error::Arguments(format!("on a host give --kubeconfig; in a pod: {error}"))),
+            (false, Err(error)) => Err(Error::Arguments(error.at("on a host give --kubeconfig; in a pod"))),
         };
         if let Err(error) = &result {
             write_termination_message(&termination_log, &error.to_string());
@@ -54,11 +57,11 @@ impl RunArgs {
 
 /// [`DownwardArgs`] where they are all there; a host has none, and then they are not asked for.
 #[derive(Clone, Debug)]
-struct Downward(Result<DownwardArgs, String>);
+struct Downward(Result<DownwardArgs, InvalidValue>);
 
 impl FromArgMatches for Downward {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        Ok(Self(DownwardArgs::from_arg_matches(matches).map_err(|e| e.to_string())))
+        Ok(Self(DownwardArgs::from_arg_matches(matches).map_err(|e| e.to_string().into())))
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {

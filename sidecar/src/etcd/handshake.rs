@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use etcd_tls_contract::certificate::serial;
 use hyper::Uri;
 use rustls::{
     ClientConfig, DigitallySignedStruct, DistinguishedName, SignatureScheme,
@@ -161,9 +162,7 @@ async fn shake(target: &Target, identity: Option<(&str, &str)>) -> Result<Served
 
 fn served(leaf: Vec<u8>, seen: &Observer) -> Result<Served, std::io::Error> {
     let certificate = Certificate::from_der(&leaf).map_err(std::io::Error::other)?;
-    let digits: String =
-        certificate.tbs_certificate().serial_number().as_bytes().iter().map(|b| format!("{b:02x}")).collect();
-    let serial = digits.trim_start_matches('0').to_owned();
+    let serial = serial(&certificate);
     Ok(Served { serial, leaf, trusted: take(&seen.trusted) })
 }
 

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::one_line;
+use super::{Failure, one_line};
 
 /// Bytes of an answer that are read; what tells is in its first line.
 const MAX_ANSWER: usize = 4096;
@@ -51,15 +51,15 @@ impl Question {
     ///
     /// # Errors
     /// What is wrong.
-    pub fn ask(&self, limit: Duration) -> Result<(), String> {
+    pub fn ask(&self, limit: Duration) -> Result<(), Failure> {
         match self {
             Self::None | Self::BySidecar(_) => Ok(()),
             Self::Tcp(address) => {
-                TcpStream::connect_timeout(address, limit).map(drop).map_err(|e| format!("tcp://{address}: {e}"))
+                TcpStream::connect_timeout(address, limit).map(drop).map_err(|e| format!("tcp://{address}: {e}").into())
             }
             Self::Http { address, authority, path } => {
                 let asked = get(*address, authority, path, limit);
-                let wrong = |what: &str| Err(format!("http://{authority}{path}: {what}"));
+                let wrong = |what: &str| Err(format!("http://{authority}{path}: {what}").into());
                 match asked.as_deref().map(status) {
                     Ok(Some((200..400, _))) => Ok(()),
                     Ok(Some((status, body))) => wrong(&format!("{status} {body}")),
@@ -210,7 +210,7 @@ mod tests {
         ] {
             match (answering(text, open).ask(LIMIT), words) {
                 (Ok(()), None) => {}
-                (Err(error), Some(words)) => assert!(error.contains(words), "{text:?}: {error}"),
+                (Err(error), Some(words)) => assert!(error.to_string().contains(words), "{text:?}: {error}"),
                 other => unreachable!("{text:?}: {other:?}"),
             }
         }
@@ -224,7 +224,7 @@ mod tests {
         drop(listener);
         let http = Question::of(Some(&format!("http://{address}/")));
         for question in [Question::Tcp(address), http] {
-            assert!(question.ask(LIMIT).unwrap_err().contains("refused"));
+            assert!(question.ask(LIMIT).unwrap_err().to_string().contains("refused"));
         }
     }
 }

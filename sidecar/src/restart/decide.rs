@@ -65,6 +65,23 @@ pub(super) fn leaf_due(unserved: bool, tried: &mut bool) -> bool {
     unserved && !*tried
 }
 
+/// Why a member is not healthy, or does not accept this one as a peer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct MemberError(String);
+
+impl From<String> for MemberError {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl From<&str> for MemberError {
+    fn from(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+}
+
 /// A member of the cluster as it was just seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct MemberSeen {
@@ -75,9 +92,9 @@ pub(super) struct MemberSeen {
     /// Whether it has no vote.
     pub(super) learner: bool,
     /// Whether it says that it reaches quorum; what else it says.
-    pub(super) health: Result<(), String>,
+    pub(super) health: Result<(), MemberError>,
     /// Whether it takes us for a peer; what else happened.
-    pub(super) peer: Result<(), String>,
+    pub(super) peer: Result<(), MemberError>,
 }
 
 /// A restart that is allowed.
@@ -149,11 +166,11 @@ pub(super) fn permit(me: u64, members: &[MemberSeen]) -> Result<Permit, Hindranc
         others.iter().filter_map(|m| Some((label(m), of(m)?))).collect()
     };
     // A learner serves no linearizable read, so its health says nothing.
-    let unhealthy = because(&|m| m.health.as_ref().err().filter(|_| !m.learner).cloned());
+    let unhealthy = because(&|m| m.health.as_ref().err().filter(|_| !m.learner).map(ToString::to_string));
     if !unhealthy.is_empty() {
         return Err(Hindrance::Unhealthy(unhealthy));
     }
-    let refusing = because(&|m| m.peer.as_ref().err().cloned());
+    let refusing = because(&|m| m.peer.as_ref().err().map(ToString::to_string));
     if !refusing.is_empty() {
         return Err(Hindrance::PeerRefuses(refusing));
     }

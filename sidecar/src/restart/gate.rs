@@ -28,7 +28,7 @@ use tokio::{
 
 use crate::{
     etcd::{Client, Endpoint, whole},
-    probe::{self, Question},
+    probe::{self, Failure, Question},
 };
 
 /// Probes answered at once; kubelet asks one after the other, and what it gave up waits here.
@@ -137,14 +137,14 @@ impl Gate {
     ///
     /// # Errors
     /// Why not.
-    async fn check(&self, limit: Duration) -> Result<(), String> {
+    async fn check(&self, limit: Duration) -> Result<(), Failure> {
         if let Some(reason) = self.armed(Instant::now()) {
-            return Err(format!("etcd is to be restarted: {reason}"));
+            return Err(format!("etcd is to be restarted: {reason}").into());
         }
         match (&self.liveness_url, Question::of(self.liveness_url.as_deref())) {
             (Some(url), Question::BySidecar(_)) => match timeout(limit, self.users(url)).await {
                 Ok(answer) => answer,
-                Err(_) => Err(format!("{url}: no answer within {} s", limit.as_secs())),
+                Err(_) => Err(format!("{url}: no answer within {} s", limit.as_secs()).into()),
             },
             _ => Ok(()),
         }
@@ -153,8 +153,8 @@ impl Gate {
     /// What the user's own probe says: no only for a connection that is refused, and an answer that does not come or says no.
     /// Where more cannot be asked, for want of a certificate or for one that is not taken, it is whether the port takes
     /// connections, as the program asks without us.
-    async fn users(&self, url: &str) -> Result<(), String> {
-        let wrong = |error: &io::Error| Err(format!("{url}: {}", whole(error)));
+    async fn users(&self, url: &str) -> Result<(), Failure> {
+        let wrong = |error: &io::Error| Err(format!("{url}: {}", whole(error)).into());
         let endpoint = match Endpoint::parse(url) {
             Ok(endpoint) => endpoint,
             Err(error) => {
@@ -170,7 +170,7 @@ impl Gate {
                     Ok((200..400, _)) => return Ok(()),
                     Ok((status, body)) => {
                         let text: String = String::from_utf8_lossy(&body).trim().chars().take(200).collect();
-                        return Err(format!("{url}: {status} {text}"));
+                        return Err(format!("{url}: {status} {text}").into());
                     }
                     Err(error) if says_no(&error) || (!endpoint.tls && is_of_http(&error)) => return wrong(&error),
                     Err(error) => tracing::debug!(url, error = whole(&error), "etcd is asked for a connection alone"),
@@ -287,11 +287,11 @@ mod tests {
         }
         assert_eq!(gate(None, "no host", refusing).check(LIMIT).await, Ok(()), "nothing to be asked");
         let hanging = gate(Some(dir.clone()), "127.0.0.1", taking(true).await);
-        assert!(hanging.check(Duration::from_millis(300)).await.unwrap_err().contains("no answer within"));
+        assert!(hanging.check(Duration::from_millis(300)).await.unwrap_err().to_string().contains("no answer within"));
         let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
         for identity in [Some(dir.clone()), None] {
             let error = gate(identity, "127.0.0.1", closed).check(LIMIT).await.unwrap_err();
-            assert!(error.contains("refused"), "{error}");
+            assert!(error.to_string().contains("refused"), "{error}");
         }
         fs::remove_dir_all(dir).unwrap();
     }

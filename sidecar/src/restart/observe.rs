@@ -7,7 +7,7 @@ use tokio::time::timeout;
 
 use super::{
     Options,
-    decide::{MemberSeen, Seen},
+    decide::{MemberError, MemberSeen, Seen},
     memory::KnownCluster,
 };
 use etcd_tls_contract::{
@@ -20,7 +20,7 @@ use etcd_tls_contract::{
 use crate::{
     etcd::{
         Client, Endpoint, EtcdError, Member, ServerMetrics,
-        handshake::{self, Target},
+        handshake::{self, HandshakeError, Target},
     },
     os::process::{self, Listener, Process, ProcessError, Wanted},
 };
@@ -106,14 +106,15 @@ impl Eyes {
     }
 
     /// What `port` shows of what it has loaded.
-    pub(super) async fn seen(&self, port: &Port, started: Option<Duration>) -> Result<Seen, String> {
+    pub(super) async fn seen(&self, port: &Port, started: Option<Duration>) -> Result<Seen, HandshakeError> {
         let dir = self.dir.join(port.role.as_str());
         // One generation's files, whatever is swapped meanwhile.
         let dir = fs::canonicalize(&dir).unwrap_or(dir);
-        let read = |name| fs::read_to_string(dir.join(name)).map_err(|e| format!("{}: {e}", dir.display()));
+        let read = |name| {
+            fs::read_to_string(dir.join(name)).map_err(|e| HandshakeError::Identity(format!("{}: {e}", dir.display())))
+        };
         let (chain, key) = (read("tls.crt")?, zeroize::Zeroizing::new(read("tls.key")?));
-        let served =
-            handshake::probe(&port.target, Some((&chain, &key)), HANDSHAKE_LIMIT).await.map_err(|e| e.to_string())?;
+        let served = handshake::probe(&port.target, Some((&chain, &key)), HANDSHAKE_LIMIT).await?;
         let authorities = served.trusted.map(|mut names| {
             names.sort();
             names
@@ -282,7 +283,7 @@ impl Eyes {
     }
 
     /// Whether a member is healthy, by the first of its URLs that says so.
-    async fn health_of(&self, urls: &[String]) -> Result<(), String> {
+    async fn health_of(&self, urls: &[String]) -> Result<(), MemberError> {
         let mut failed = "no client URL: it has never started".to_owned();
         for url in urls {
             let attempt = match self.client(url) {
@@ -294,7 +295,7 @@ impl Eyes {
                 Err(error) => failed = error.to_string(),
             }
         }
-        Err(failed)
+        Err(failed.into())
     }
 
     /// The first other member whose peer port still shows other CAs than are on disk here: one that is yet to restart.
@@ -315,7 +316,7 @@ impl Eyes {
     }
 
     /// Whether a member takes us for a peer, by the first of its URLs that does.
-    async fn dialled(&self, urls: &[String]) -> Result<(), String> {
+    async fn dialled(&self, urls: &[String]) -> Result<(), MemberError> {
         let mut failed = "no peer URL".to_owned();
         for url in urls {
             // Without a peer certificate of ours the peers' TLS is not ours to rotate.
@@ -331,7 +332,7 @@ impl Eyes {
                 Err(error) => failed = error.to_string(),
             }
         }
-        Err(failed)
+        Err(failed.into())
     }
 }
 

@@ -27,19 +27,36 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a connection may live; scrapers and kubelet connect again.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// A check of the admin port fails. The text names what stands still or is missing, for the operator.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct CheckError(String);
+
+impl From<String> for CheckError {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl From<&str> for CheckError {
+    fn from(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+}
+
 /// What a process says of itself on its admin port.
 pub trait Status: Send + Sync + 'static {
     /// Whether the process still does its work; an error restarts the container.
     ///
     /// # Errors
     /// What stands still, for the operator.
-    fn live(&self) -> Result<(), String>;
+    fn live(&self) -> Result<(), CheckError>;
 
     /// Whether the process has what others need of it.
     ///
     /// # Errors
     /// What is missing, for the operator.
-    fn ready(&self) -> Result<(), String>;
+    fn ready(&self) -> Result<(), CheckError>;
 
     /// The metrics in the OpenMetrics text format.
     fn metrics(&self) -> String;
@@ -119,10 +136,10 @@ fn answer(method: &Method, path: &str, status: &dyn Status) -> Response<Full<Byt
     }
 }
 
-fn verdict(result: Result<(), String>) -> Response<Full<Bytes>> {
+fn verdict(result: Result<(), CheckError>) -> Response<Full<Bytes>> {
     match result {
         Ok(()) => text(StatusCode::OK, "ok\n".to_owned()),
-        Err(reason) => text(StatusCode::SERVICE_UNAVAILABLE, reason + "\n"),
+        Err(reason) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
     }
 }
 
@@ -147,12 +164,12 @@ mod tests {
     struct Half;
 
     impl Status for Half {
-        fn live(&self) -> Result<(), String> {
+        fn live(&self) -> Result<(), CheckError> {
             Ok(())
         }
 
-        fn ready(&self) -> Result<(), String> {
-            Err("role peer: no certificate yet".to_owned())
+        fn ready(&self) -> Result<(), CheckError> {
+            Err("role peer: no certificate yet".into())
         }
 
         fn metrics(&self) -> String {

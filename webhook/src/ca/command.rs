@@ -19,6 +19,7 @@ use etcd_tls_contract::{
     csr::PrivateKey,
     duration::parse_duration,
     identity,
+    invalid_value::InvalidValue,
     key::KeyAlgorithm,
     names,
     role::{Domain, Role},
@@ -94,15 +95,15 @@ struct Member {
 }
 
 impl FromStr for Member {
-    type Err = String;
+    type Err = InvalidValue;
 
-    fn from_str(s: &str) -> Result<Self, String> {
+    fn from_str(s: &str) -> Result<Self, InvalidValue> {
         let (name, sans) = match s.split_once('=') {
             Some((name, sans)) => (name, Some(sans.parse::<Sans>()?)),
             None => (s, None),
         };
         if !names::is_dns_label(name) {
-            return Err(format!("{name:?} is not a member's name (a DNS label)"));
+            return Err(format!("{name:?} is not a member's name (a DNS label)").into());
         }
         Ok(Self { name: name.to_owned(), sans })
     }

@@ -11,6 +11,7 @@ use std::{
 };
 
 use aws_lc_rs::digest::{SHA256, digest};
+use etcd_tls_contract::encoding::hex;
 use k8s_openapi::{
     api::{core::v1::ObjectReference, events::v1::Event},
     apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
@@ -133,7 +134,7 @@ impl Recorder {
             if note.len() > MAX_NOTE { format!("{}…", cut(note, MAX_NOTE - "…".len())) } else { note.clone() };
         let object = regarding.name.as_deref().unwrap_or_default();
         let said = [&self.controller, regarding.uid.as_deref().unwrap_or_default(), reason, &note].join("\0");
-        let hash: String = digest(&SHA256, said.as_bytes()).as_ref()[..8].iter().map(|b| format!("{b:02x}")).collect();
+        let hash = hex(&digest(&SHA256, said.as_bytes()).as_ref()[..8]);
         let name = cut(object, 253 - 1 - hash.len()).trim_end_matches(['.', '-']);
         Event {
             metadata: ObjectMeta {

@@ -3,12 +3,12 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use etcd_tls_telemetry::{
-    admin::{self, Status},
+    admin::{self, CheckError, Status},
     listen,
 };
 use prometheus_client::{encoding::text::encode_registry, registry::Registry};
 
-type Check = Box<dyn Fn() -> Result<(), String> + Send + Sync>;
+type Check = Box<dyn Fn() -> Result<(), CheckError> + Send + Sync>;
 
 /// See the module.
 #[derive(Default)]
@@ -24,7 +24,8 @@ impl Health {
     }
 
     /// Is ready only while `check` passes; its error says what is missing.
-    pub fn require(&self, check: impl Fn() -> Result<(), String> + Send + Sync + 'static) {
+    pub fn require<E: Into<CheckError>>(&self, check: impl Fn() -> Result<(), E> + Send + Sync + 'static) {
+        let check = move || check().map_err(Into::into);
         self.checks.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(check));
     }
 
@@ -53,14 +54,14 @@ pub struct HealthError {
 impl Status for Health {
     /// A process whose work ends, ends; one that hangs is not told apart from one that waits for the API server, which a
     /// restart would not bring back.
-    fn live(&self) -> Result<(), String> {
+    fn live(&self) -> Result<(), CheckError> {
         Ok(())
     }
 
-    fn ready(&self) -> Result<(), String> {
+    fn ready(&self) -> Result<(), CheckError> {
         let checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
-        let missing: Vec<String> = checks.iter().filter_map(|check| check().err()).collect();
-        if missing.is_empty() { Ok(()) } else { Err(missing.join("; ")) }
+        let missing: Vec<String> = checks.iter().filter_map(|check| check().err()).map(|e| e.to_string()).collect();
+        if missing.is_empty() { Ok(()) } else { Err(missing.join("; ").into()) }
     }
 
     fn metrics(&self) -> String {

@@ -3,6 +3,7 @@
 //! A connection keeps the pair it was made with; the next handshake meets the new one.
 
 use std::{
+    io,
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock, Weak},
     time::Duration,
@@ -154,13 +155,14 @@ impl PairFiles {
 
     fn read(&self) -> Result<Pair, PairError> {
         let error = |message: String| PairError { files: self.clone(), message };
-        let chain = CertificateDer::pem_slice_iter(&read_bounded(&self.certificate).map_err(error)?)
+        let bytes = |path: &Path| read_bounded(path).map_err(|e| error(format!("{}: {e}", path.display())));
+        let chain = CertificateDer::pem_slice_iter(&bytes(&self.certificate)?)
             .collect::<Result<Vec<_>, _>>()
             .map_err(|e| error(format!("certificates: {e}")))?;
         let Some(leaf) = chain.first().cloned() else {
             return Err(error("no certificate in the file".to_owned()));
         };
-        let key_bytes = zeroize::Zeroizing::new(read_bounded(&self.key).map_err(error)?);
+        let key_bytes = zeroize::Zeroizing::new(bytes(&self.key)?);
         // The parser's own words stay out: they could quote the key.
         let key = PrivateKeyDer::from_pem_slice(&key_bytes)
             .map_err(|_| error(format!("{}: no PEM private key", self.key.display())))?;
@@ -198,13 +200,12 @@ fn provider() -> Arc<CryptoProvider> {
 }
 
 /// Reads a file that is not larger than a PEM file of ours can be.
-pub(crate) fn read_bounded(path: &Path) -> Result<Vec<u8>, String> {
+pub(crate) fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
     use std::io::Read;
-    let file = std::fs::File::open(path).map_err(|e| format!("{}: {e}", path.display()))?;
     let mut bytes = Vec::new();
-    file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(|e| format!("{}: {e}", path.display()))?;
+    std::fs::File::open(path)?.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > MAX_BYTES {
-        return Err(format!("{}: more than {MAX_BYTES} bytes", path.display()));
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("more than {MAX_BYTES} bytes")));
     }
     Ok(bytes)
 }

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use etcd_tls_contract::{names, role::Domain};
+use etcd_tls_contract::{cluster::ClusterName, encoding::hex, names, role::Domain};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{
     Api,
@@ -27,8 +27,7 @@ const POLL: Duration = Duration::from_millis(200);
 #[command(group(clap::ArgGroup::new("what").args(["status", "abort", "confirm_clients", "force"])))]
 pub struct Args {
     /// The cluster, as <namespace>/<cluster>.
-    #[arg(value_parser = cluster)]
-    cluster: (String, String),
+    cluster: ClusterName,
     /// Which of the cluster's authorities: peer, client or metrics.
     #[arg(long)]
     domain: Domain,
@@ -50,27 +49,18 @@ pub struct Args {
     yes: bool,
 }
 
-fn cluster(s: &str) -> Result<(String, String), String> {
-    match s.split_once('/') {
-        Some((namespace, cluster)) if names::is_dns_label(namespace) && names::is_dns_label(cluster) => {
-            Ok((namespace.to_owned(), cluster.to_owned()))
-        }
-        _ => Err("not of the form <namespace>/<cluster>".to_owned()),
-    }
-}
-
 impl Args {
     /// Writes the request and waits for the signer's answer, or prints the status.
     ///
     /// # Errors
     /// No such cluster, no right to its ConfigMap, no answer, or a refusal.
     pub async fn run(self) -> Result<(), Error> {
-        let Self { cluster: (namespace, cluster), domain, status, abort, confirm_clients, force, yes } = self;
-        let api: Api<ConfigMap> = Api::namespaced(client::connect().await?, &namespace);
-        let name = names::trust_config_map(&cluster);
+        let Self { cluster, domain, status, abort, confirm_clients, force, yes } = self;
+        let api: Api<ConfigMap> = Api::namespaced(client::connect().await?, &cluster.namespace);
+        let name = cluster.trust_config_map(&cluster.namespace);
         if status {
             let report = report(&api, &name, domain).await?;
-            return say(&describe(&format!("{namespace}/{cluster} {domain}"), &report));
+            return say(&describe(&format!("{cluster} {domain}"), &report));
         }
         let action = match (abort, confirm_clients, force) {
             (true, ..) => Action::Abort,
@@ -82,7 +72,7 @@ impl Args {
         // Refuses a cluster that is not there, before anything is written.
         let before = report(&api, &name, domain).await?;
         if force {
-            say(&outage(&format!("{namespace}/{cluster} {domain}"), &before))?;
+            say(&outage(&format!("{cluster} {domain}"), &before))?;
             if !yes {
                 confirm()?;
             }
@@ -96,11 +86,7 @@ impl Args {
                 if !answer.accepted {
                     return Err(format!("refused: {}", answer.message).into());
                 }
-                return say(&format!(
-                    "{}\n{}",
-                    answer.message,
-                    describe(&format!("{namespace}/{cluster} {domain}"), &report)
-                ));
+                return say(&format!("{}\n{}", answer.message, describe(&format!("{cluster} {domain}"), &report)));
             }
             sleep(POLL).await;
         }
@@ -209,7 +195,7 @@ fn say(text: &str) -> Result<(), Error> {
 fn id() -> Result<String, Error> {
     let mut bytes = [0; 8];
     aws_lc_rs::rand::fill(&mut bytes).map_err(|_| "no random numbers")?;
-    Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
+    Ok(hex(&bytes))
 }
 
 #[cfg(test)]
@@ -240,14 +226,6 @@ mod tests {
             };
             let text = outage("prod/etcd peer", &report);
             assert!(text.contains(word) && text.contains("not done: pod prod/etcd-0"), "{text}");
-        }
-    }
-
-    #[test]
-    fn a_cluster_is_a_namespace_and_a_name() {
-        assert_eq!(cluster("prod/etcd").unwrap(), ("prod".to_owned(), "etcd".to_owned()));
-        for bad in ["prod", "prod/", "/etcd", "prod/etcd/x", "Prod/etcd", "prod/a.b"] {
-            cluster(bad).unwrap_err();
         }
     }
 }

@@ -17,7 +17,8 @@ use std::{
 };
 
 use etcd_tls_contract::{
-    names::{self, SignerName},
+    cluster::ClusterName,
+    names::SignerName,
     policy::Policy,
     role::{Domain, Role},
 };
@@ -30,12 +31,10 @@ use tokio::{
 };
 
 use super::{
-    ClusterName,
     authorities::{Authorities, Unavailable, quota::Slot},
     cache::{objects::Objects, pods::Pods, watches::Watches},
     metrics::Metrics,
     repair::Upkeep,
-    trust::cluster_of,
 };
 use crate::{
     ca::authority::Authority,
@@ -178,7 +177,11 @@ impl Keeper {
             let allowed = |cluster: &ClusterName| {
                 Role::ALL.iter().any(|role| policy.allows_cluster(&namespace, &cluster.signer(role.domain()), *role))
             };
-            wanted.extend(cluster_of(&namespace, &name).filter(allowed).map(|cluster| (namespace.clone(), cluster)));
+            wanted.extend(
+                ClusterName::of_trust_config_map(&namespace, &name)
+                    .filter(allowed)
+                    .map(|cluster| (namespace.clone(), cluster)),
+            );
         }
         // A pod may name a cluster of a namespace that is not there (yet).
         wanted.retain(|(namespace, cluster)| {
@@ -288,7 +291,7 @@ impl Keeper {
 }
 
 fn reference(name: &SignerName) -> ObjectReference {
-    config_map(&name.namespace, &names::trust_config_map(&name.cluster))
+    config_map(&name.namespace, &name.cluster_name().trust_config_map(&name.namespace))
 }
 
 fn config_map(namespace: &str, name: &str) -> ObjectReference {

@@ -15,6 +15,7 @@ use std::{
 use etcd_tls_contract::{
     certificate::{Bundle, Chain},
     csr::PrivateKey,
+    encoding::hex,
     key::KeyAlgorithm,
     life::BACKDATE,
     role::Role,
@@ -154,7 +155,7 @@ impl Serving {
     fn generate(&self, now: SystemTime) -> Result<Authority, ServingError> {
         let mut random = [0; 6];
         aws_lc_rs::rand::fill(&mut random).map_err(|_| ServingError::Local("no random numbers".to_owned()))?;
-        let random: String = random.iter().map(|b| format!("{b:02x}")).collect();
+        let random = hex(&random);
         Authority::generate(&format!("etcd-tls webhook {random}"), KeyAlgorithm::EcdsaP256, self.lifetimes.ca, now)
             .map_err(|e| ServingError::Local(e.to_string()))
     }

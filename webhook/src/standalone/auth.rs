@@ -104,6 +104,11 @@ impl User {
     }
 }
 
+/// A verified client certificate that identifies no caller.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct IdentityError(String);
+
 /// The client certificate of a connection, verified by the TLS handshake.
 #[derive(Clone, Debug)]
 pub struct ConnectionIdentity {
@@ -116,8 +121,8 @@ impl ConnectionIdentity {
     ///
     /// # Errors
     /// A leaf without a CN, or with values that are no text.
-    pub fn of(leaf: &CertificateDer<'_>) -> Result<Self, String> {
-        let certificate = Certificate::from_der(leaf).map_err(|e| e.to_string())?;
+    pub fn of(leaf: &CertificateDer<'_>) -> Result<Self, IdentityError> {
+        let certificate = Certificate::from_der(leaf).map_err(|e| IdentityError(e.to_string()))?;
         let mut names = Vec::new();
         let mut groups = Vec::new();
         let tbs = certificate.tbs_certificate();
@@ -132,16 +137,20 @@ impl ConnectionIdentity {
                 .decode_as::<Utf8StringRef<'_>>()
                 .map(|s| s.as_str().to_owned())
                 .or_else(|_| value.decode_as::<PrintableStringRef<'_>>().map(|s| s.as_str().to_owned()))
-                .map_err(|_| "a subject's attribute is neither UTF8String nor PrintableString")?;
+                .map_err(|_| {
+                    IdentityError("a subject's attribute is neither UTF8String nor PrintableString".to_owned())
+                })?;
             list.push(text);
         }
         // Of several CNs, others take the last or the first: a subject that can be read in two ways identifies nobody.
-        let [name] = names.as_slice() else { return Err(format!("the subject has {} CNs, not one", names.len())) };
+        let [name] = names.as_slice() else {
+            return Err(IdentityError(format!("the subject has {} CNs, not one", names.len())));
+        };
         if name.is_empty() {
-            return Err("the subject's CN is empty".to_owned());
+            return Err(IdentityError("the subject's CN is empty".to_owned()));
         }
         if [ANONYMOUS, UNAUTHENTICATED].contains(&name.as_str()) {
-            return Err(format!("{name} is nobody's name"));
+            return Err(IdentityError(format!("{name} is nobody's name")));
         }
         groups.retain(|g| g != AUTHENTICATED && g != UNAUTHENTICATED);
         groups.push(AUTHENTICATED.to_owned());

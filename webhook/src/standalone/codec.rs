@@ -14,7 +14,7 @@ pub fn object(content_type: &str, body: &[u8]) -> Result<Value, ApiError> {
     let unreadable = |e: String| ApiError::BadRequest(format!("the object provided is unrecognized: {e}"));
     match content_type {
         "" | "application/json" => serde_json::from_slice(body).map_err(|e| unreadable(e.to_string())),
-        protobuf::MEDIA_TYPE => protobuf::read(body).map_err(unreadable),
+        protobuf::MEDIA_TYPE => protobuf::read(body).map_err(|e| unreadable(e.to_string())),
         _ => Err(ApiError::UnsupportedMediaType("application/json, application/vnd.kubernetes.protobuf")),
     }
 }

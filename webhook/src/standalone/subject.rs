@@ -11,6 +11,11 @@ pub struct Recognised {
     pub name: String,
 }
 
+/// A subject that this signer never signs. The text names what is wrong with it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct SubjectError(String);
+
 /// The roles whose CN is a prefix and the name of a host.
 pub const MEMBERS: [Role; 3] = [Role::Peer, Role::Server, Role::Metrics];
 /// What the etcd-certificate-generator has before the host's name in a metrics CN.
@@ -22,34 +27,35 @@ const DIGEST_DIGITS: usize = 24;
 /// as another field of the subject.
 ///
 /// # Errors
-/// The subject is none that is ever signed here.
-pub fn recognise(request: &Request) -> Result<Recognised, String> {
+/// The subject is never signed here.
+pub fn recognise(request: &Request) -> Result<Recognised, SubjectError> {
     let cn = &request.common_name;
     let role = Role::ALL.into_iter().find(|role| role.organization() == request.organization).ok_or_else(|| {
         let known: Vec<&str> = Role::ALL.iter().map(|role| role.organization()).collect();
-        format!("the organization {:?} is of no profile; known are {}", request.organization, known.join(", "))
+        let known = known.join(", ");
+        SubjectError(format!("the organization {:?} is of no profile; known are {known}", request.organization))
     })?;
     if role == Role::Client {
         return if is_client_name(cn) {
             Ok(Recognised { role, name: cn.clone() })
         } else {
-            Err(format!(
+            Err(SubjectError(format!(
                 "{cn:?} cannot be a client's CN: 1 to 64 of letters, digits and . _ : @ / -, no member's, no service \
                  account's and no anonymous name"
-            ))
+            )))
         };
     }
     match member(role, cn) {
         Some(name) if is_host_name(name) => Ok(Recognised { role, name: name.to_owned() }),
-        Some(name) if !name.is_empty() => Err(format!(
+        Some(name) if !name.is_empty() => Err(SubjectError(format!(
             "the host's name {name:?} in the CN is not a DNS subdomain: lower-case letters, digits, '-' and '.', each label \
              beginning and ending with a letter or digit"
-        )),
-        _ => Err(format!(
+        ))),
+        _ => Err(SubjectError(format!(
             "the organization {} needs a CN of {}<host>, not {cn:?}",
             request.organization,
             role.common_name_prefix()
-        )),
+        ))),
     }
 }
 

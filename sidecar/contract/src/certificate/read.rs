@@ -92,14 +92,31 @@ pub(super) fn sentence(error: &webpki::Error) -> String {
     }
 }
 
-/// One certificate in strict DER. The errors continue a sentence that names it.
-pub(super) fn certificate(der: &[u8]) -> Result<Certificate, String> {
+/// What is wrong with a certificate. The text continues a sentence that names the certificate.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Defect(String);
+
+impl From<String> for Defect {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl From<&str> for Defect {
+    fn from(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+}
+
+/// Reads one certificate in strict DER.
+pub(super) fn certificate(der: &[u8]) -> Result<Certificate, Defect> {
     let certificate = Certificate::from_der(der).map_err(|e| format!("is no certificate in DER: {e}"))?;
     if certificate.to_der().ok().as_deref() != Some(der) {
-        return Err("is not in canonical DER".to_owned());
+        return Err("is not in canonical DER".into());
     }
     if certificate.tbs_certificate().version() != Version::V3 {
-        return Err("is not of X.509 version 3".to_owned());
+        return Err("is not of X.509 version 3".into());
     }
     Ok(certificate)
 }
@@ -114,8 +131,8 @@ pub(super) struct Authority {
 }
 
 impl Authority {
-    /// Reads it. The errors continue a sentence that names it.
-    pub(super) fn read(der: &[u8]) -> Result<Self, String> {
+    /// Reads a certificate of a CA.
+    pub(super) fn read(der: &[u8]) -> Result<Self, Defect> {
         let certificate = certificate(der)?;
         let tbs = certificate.tbs_certificate();
         let unreadable = |e: x509_cert::der::Error| format!("has an extension that cannot be read: {e}");
@@ -124,10 +141,10 @@ impl Authority {
         let key_usage = tbs.get_extension::<KeyUsageExtension>().map_err(unreadable)?;
         let may_sign = key_usage.is_none_or(|(_, usage)| usage.key_cert_sign());
         let Some(constraints) = constraints.filter(|constraints| constraints.ca && may_sign) else {
-            return Err("is no CA: it must have CA:TRUE and, where it has a key usage, keyCertSign".to_owned());
+            return Err("is no CA: it must have CA:TRUE and, where it has a key usage, keyCertSign".into());
         };
         if let Some(oid) = unhandled(tbs).map_err(unreadable)? {
-            return Err(format!("has the critical extension {oid}, which etcd does not handle and so refuses"));
+            return Err(format!("has the critical extension {oid}, which etcd does not handle and so refuses").into());
         }
         let usages = tbs.get_extension::<ExtendedKeyUsage>().map_err(unreadable)?;
         Ok(Self {

@@ -8,6 +8,7 @@ use super::{BTreeSet, Deserialize, Duration, IpAddr, KeyAlgorithm, Role, Sans, S
 use crate::{
     cluster::ClusterName,
     duration::{MAX_DURATION, MIN_DURATION, parse_duration},
+    invalid_value::InvalidValue,
 };
 
 /// Reads a value by its own grammar.
@@ -64,9 +65,9 @@ impl Default for Lifetime {
 }
 
 impl Lifetime {
-    pub(super) fn check(&self) -> Result<(), String> {
+    pub(super) fn check(&self) -> Result<(), InvalidValue> {
         if self.min > self.max || self.max > MAX_DURATION {
-            return Err("lifetime: min must not be above max, nor max above a year".to_owned());
+            return Err("lifetime: min must not be above max, nor max above a year".into());
         }
         Ok(())
     }
@@ -86,10 +87,10 @@ impl Words {
         Self(vec!["*".to_owned()])
     }
 
-    fn check(&self, what: &str, fine: fn(&str) -> bool) -> Result<(), String> {
+    fn check(&self, what: &str, fine: fn(&str) -> bool) -> Result<(), InvalidValue> {
         match self.0.iter().find(|word| *word != "*" && !fine(word)) {
-            _ if self.0.is_empty() => Err(format!("{what}: name at least one, or \"*\"")),
-            Some(word) => Err(format!("{what}: {word:?} is no name that Kubernetes takes")),
+            _ if self.0.is_empty() => Err(format!("{what}: name at least one, or \"*\"").into()),
+            Some(word) => Err(format!("{what}: {word:?} is no name that Kubernetes takes").into()),
             None => Ok(()),
         }
     }
@@ -114,7 +115,7 @@ pub struct ExtraSans {
 }
 
 impl ExtraSans {
-    pub(super) fn check(&self) -> Result<(), String> {
+    pub(super) fn check(&self) -> Result<(), InvalidValue> {
         self.namespaces.check("namespaces", names::is_dns_label)?;
         self.clusters.check("clusters", names::is_dns_label)
     }
@@ -141,12 +142,12 @@ impl DnsPattern {
 }
 
 impl FromStr for DnsPattern {
-    type Err = String;
+    type Err = InvalidValue;
 
-    fn from_str(s: &str) -> Result<Self, String> {
+    fn from_str(s: &str) -> Result<Self, InvalidValue> {
         let bare = s.strip_prefix("*.").unwrap_or(s);
         if !names::is_san_dns_name(bare) || (bare != s && !bare.contains('.')) {
-            return Err(format!("{s:?} is not a DNS name, nor *. and one of two labels or more"));
+            return Err(format!("{s:?} is not a DNS name, nor *. and one of two labels or more").into());
         }
         Ok(Self(s.to_owned()))
     }
@@ -178,16 +179,16 @@ impl CidrBlock {
 }
 
 impl FromStr for CidrBlock {
-    type Err = String;
+    type Err = InvalidValue;
 
-    fn from_str(s: &str) -> Result<Self, String> {
+    fn from_str(s: &str) -> Result<Self, InvalidValue> {
         let bad = || format!("{s:?} is not a CIDR block such as 192.0.2.0/24, with no bits beyond its prefix");
         let (address, prefix) = s.split_once('/').ok_or_else(bad)?;
         let address: IpAddr = address.parse().map_err(|_| bad())?;
         let prefix: u8 = prefix.parse().map_err(|_| bad())?;
         let (number, width) = bits(address);
         if prefix > width || number.trailing_zeros().min(u32::from(width)) < u32::from(width - prefix) {
-            return Err(bad());
+            return Err(bad().into());
         }
         Ok(Self { address, prefix })
     }
@@ -206,16 +207,16 @@ pub struct UserRule {
 }
 
 impl UserRule {
-    pub(super) fn check(&self) -> Result<(), String> {
+    pub(super) fn check(&self) -> Result<(), InvalidValue> {
         label("namespace", &self.namespace)?;
         self.service_accounts.check("serviceAccounts", names::is_dns_subdomain)?;
-        self.users.iter().try_for_each(|user| settings::user(user).map(|_| ()).map_err(|e| format!("users: {e}")))
+        self.users.iter().try_for_each(|user| settings::user(user).map(|_| ()).map_err(|e| e.at("users")))
     }
 }
 
 /// A namespace.
-fn label(what: &str, s: &str) -> Result<(), String> {
-    if names::is_dns_label(s) { Ok(()) } else { Err(format!("{what}: {s:?} is no name of a namespace")) }
+fn label(what: &str, s: &str) -> Result<(), InvalidValue> {
+    if names::is_dns_label(s) { Ok(()) } else { Err(format!("{what}: {s:?} is no name of a namespace").into()) }
 }
 
 /// Pods of one namespace in a cluster of another.
@@ -232,7 +233,7 @@ pub struct CrossNamespace {
 }
 
 impl CrossNamespace {
-    pub(super) fn check(&self) -> Result<(), String> {
+    pub(super) fn check(&self) -> Result<(), InvalidValue> {
         label("from", &self.from)
     }
 }
@@ -262,7 +263,7 @@ pub struct Host {
 }
 
 impl Host {
-    pub(super) fn check(&self) -> Result<(), String> {
+    pub(super) fn check(&self) -> Result<(), InvalidValue> {
         if self.username.is_empty()
             || self.username.starts_with("system:serviceaccount:")
             || self.username == "system:anonymous"
@@ -270,17 +271,18 @@ impl Host {
             return Err(format!(
                 "username {:?}: a name of a certificate or token, no service account's",
                 self.username
-            ));
+            )
+            .into());
         }
         if self.roles.is_empty() {
-            return Err("roles: name at least one".to_owned());
+            return Err("roles: name at least one".into());
         }
-        settings::user(&self.common_name).map_err(|e| format!("commonName: {e}"))?;
+        settings::user(&self.common_name).map_err(|e| e.at("commonName"))?;
         if let Some(name) = self.dns_names.iter().find(|name| !names::is_san_dns_name(name)) {
-            return Err(format!("dnsNames: {name:?} is not a DNS name"));
+            return Err(format!("dnsNames: {name:?} is not a DNS name").into());
         }
         if let Some(ip) = self.ips.iter().find(|ip| !names::is_san_ip(**ip)) {
-            return Err(format!("ips: {ip} is no address of one host"));
+            return Err(format!("ips: {ip} is no address of one host").into());
         }
         Ok(())
     }
@@ -325,11 +327,11 @@ pub struct AuthoritySecret {
 }
 
 impl AuthoritySecret {
-    pub(super) fn check(&self) -> Result<(), String> {
+    pub(super) fn check(&self) -> Result<(), InvalidValue> {
         if names::is_dns_subdomain(&self.secret_name) {
             Ok(())
         } else {
-            Err(format!("secretName: {:?} is no name of a Secret", self.secret_name))
+            Err(format!("secretName: {:?} is no name of a Secret", self.secret_name).into())
         }
     }
 }
@@ -354,15 +356,15 @@ impl Default for Rollover {
 }
 
 impl Rollover {
-    pub(super) fn check(&self) -> Result<(), String> {
+    pub(super) fn check(&self) -> Result<(), InvalidValue> {
         if self.ca_lifetime < Duration::from_secs(3600) {
-            return Err("rollover.caLifetime: at least 1h".to_owned());
+            return Err("rollover.caLifetime: at least 1h".into());
         }
         if self.ca_lifetime > Duration::from_secs(20 * 366 * 24 * 3600) {
-            return Err("rollover.caLifetime: at most twenty years".to_owned());
+            return Err("rollover.caLifetime: at most twenty years".into());
         }
         if self.client_overlap.is_some_and(|overlap| overlap > self.ca_lifetime / 2) {
-            return Err("rollover.clientOverlap: at most half of caLifetime, when the next CA is published".to_owned());
+            return Err("rollover.clientOverlap: at most half of caLifetime, when the next CA is published".into());
         }
         Ok(())
     }

@@ -2,9 +2,11 @@
 
 use std::{fmt, str::FromStr};
 
-use crate::text::quoted;
-
-use crate::names::{self, SignerName, SignerNameError};
+use crate::{
+    invalid_value::InvalidValue,
+    names::{self, SignerName, SignerNameError},
+    text::quoted,
+};
 
 /// Who signs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,9 +27,9 @@ pub enum Issuer {
 }
 
 impl FromStr for Issuer {
-    type Err = String;
+    type Err = InvalidValue;
 
-    fn from_str(s: &str) -> Result<Self, String> {
+    fn from_str(s: &str) -> Result<Self, InvalidValue> {
         let bad = || {
             format!(
                 "{} is not an issuer: csr, csr:<signerName>, cert-manager:Issuer/<name> or cert-manager:ClusterIssuer/<name>",
@@ -40,18 +42,18 @@ impl FromStr for Issuer {
         if let Some(signer) = s.strip_prefix("csr:") {
             return match signer.parse::<SignerName>() {
                 Ok(name) => Ok(Self::Ours(name)),
-                Err(e @ SignerNameError::Malformed(_)) => Err(e.to_string()),
-                Err(SignerNameError::Foreign(_)) => foreign(signer).ok_or_else(bad),
+                Err(e @ SignerNameError::Malformed(_)) => Err(e.to_string().into()),
+                Err(SignerNameError::Foreign(_)) => foreign(signer).ok_or_else(|| bad().into()),
             };
         }
         let (kind, name) = s.strip_prefix("cert-manager:").and_then(|rest| rest.split_once('/')).ok_or_else(bad)?;
         let cluster_scoped = match kind {
             "Issuer" => false,
             "ClusterIssuer" => true,
-            _ => return Err(bad()),
+            _ => return Err(bad().into()),
         };
         if !names::is_dns_subdomain(name) {
-            return Err(bad());
+            return Err(bad().into());
         }
         Ok(Self::CertManager { cluster_scoped, name: name.to_owned() })
     }

@@ -2,6 +2,8 @@
 
 use std::str::FromStr;
 
+use crate::invalid_value::InvalidValue;
+
 /// Annotation `options`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OptionsMode {
@@ -15,7 +17,7 @@ pub enum OptionsMode {
 }
 
 impl FromStr for OptionsMode {
-    type Err = String;
+    type Err = InvalidValue;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text.trim() {
@@ -25,7 +27,7 @@ impl FromStr for OptionsMode {
             other => Err(format!(
                 "{other:?} is not known; write auto (read the command line), env (set the environment; the pod passes no TLS \
                  flag) or none (the pod passes its flags itself)"
-            )),
+            ).into()),
         }
     }
 }

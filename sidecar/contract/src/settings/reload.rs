@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use crate::text::quoted;
+use crate::{invalid_value::InvalidValue, text::quoted};
 
 /// How etcd is told of what it does not notice by itself: a changed trust bundle.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,9 +21,9 @@ pub enum Reload {
 const SIGNALS: [&str; 7] = ["SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGWINCH"];
 
 impl FromStr for Reload {
-    type Err = String;
+    type Err = InvalidValue;
 
-    fn from_str(s: &str) -> Result<Self, String> {
+    fn from_str(s: &str) -> Result<Self, InvalidValue> {
         match s {
             "auto" => Ok(Self::Auto),
             "probe" => Ok(Self::Probe),
@@ -34,7 +34,8 @@ impl FromStr for Reload {
                     "{} is none of auto, probe, none and signal:<SIG> with one of {}",
                     quoted(s),
                     SIGNALS.join(", ")
-                )),
+                )
+                .into()),
             },
         }
     }

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
-use crate::text::{list, quoted};
+use crate::{
+    invalid_value::InvalidValue,
+    text::{list, quoted},
+};
 
 /// What a container may be given, by these names.
 const NAMES: [&str; 3] = ["cpu", "memory", "ephemeral-storage"];
@@ -73,28 +76,30 @@ fn quantities(map: &BTreeMap<String, Option<Quantity>>) -> impl Iterator<Item = 
 }
 
 impl FromStr for Resources {
-    type Err = String;
+    type Err = InvalidValue;
 
-    fn from_str(s: &str) -> Result<Self, String> {
+    fn from_str(s: &str) -> Result<Self, InvalidValue> {
         let mut resources = Self::default();
         for (kind, name, quantity) in list(s, entry)? {
             let map = if kind == "requests" { &mut resources.requests } else { &mut resources.limits };
             if map.insert(name.to_owned(), quantity).is_some() {
-                return Err(format!("has {kind}.{name} twice"));
+                return Err(format!("has {kind}.{name} twice").into());
             }
         }
         for name in NAMES {
             if let (Some(Some(request)), Some(Some(limit))) = (resources.requests.get(name), resources.limits.get(name))
                 && request.milli > limit.milli
             {
-                return Err(format!("requests more {name} ({}) than its limit ({}) allows", request.text, limit.text));
+                return Err(
+                    format!("requests more {name} ({}) than its limit ({}) allows", request.text, limit.text).into()
+                );
             }
         }
         Ok(resources)
     }
 }
 
-fn entry(word: &str) -> Result<(&'static str, &'static str, Option<Quantity>), String> {
+fn entry(word: &str) -> Result<(&'static str, &'static str, Option<Quantity>), InvalidValue> {
     let wrong = || {
         format!(
             "{} is not an entry such as requests.cpu=10m or limits.memory=64Mi: requests or limits of {}",
@@ -123,12 +128,12 @@ impl fmt::Display for Resources {
 }
 
 impl FromStr for Quantity {
-    type Err = String;
+    type Err = InvalidValue;
 
-    fn from_str(s: &str) -> Result<Self, String> {
+    fn from_str(s: &str) -> Result<Self, InvalidValue> {
         let wrong = || format!("{} is not a quantity such as 10m, 0.5 or 64Mi", quoted(s));
         if s.len() > MAX_QUANTITY {
-            return Err(wrong());
+            return Err(wrong().into());
         }
         let end = s.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(s.len());
         let (number, suffix) = s.split_at(end);
@@ -143,11 +148,11 @@ impl FromStr for Quantity {
             "Mi" => 1_000 << 20,
             "Gi" => 1_000 << 30,
             "Ti" => 1_000 << 40,
-            _ => return Err(wrong()),
+            _ => return Err(wrong().into()),
         };
         let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
         if whole.is_empty() || number.ends_with('.') || fraction.contains('.') {
-            return Err(wrong());
+            return Err(wrong().into());
         }
         let digits: u128 = format!("{whole}{fraction}").parse().map_err(|_| wrong())?;
         let divisor = 10_u128.pow(u32::try_from(fraction.len()).map_err(|_| wrong())?);

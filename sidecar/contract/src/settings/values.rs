@@ -4,39 +4,43 @@ use std::time::Duration;
 
 use crate::{
     duration::{MAX_DURATION, MIN_DURATION, format_duration, parse_duration},
+    invalid_value::InvalidValue,
+    names,
     text::{list, quoted},
 };
 
-use crate::names;
-
-pub(super) fn label(s: &str, what: &str) -> Result<String, String> {
+pub(super) fn label(s: &str, what: &str) -> Result<String, InvalidValue> {
     if names::is_dns_label(s) {
         Ok(s.to_owned())
     } else {
         Err(format!(
             "{} is not {what}: at most 63 of a-z, 0-9 and -, beginning and ending with a letter or digit",
             quoted(s)
-        ))
+        )
+        .into())
     }
 }
 
-pub(super) fn container(s: &str) -> Result<String, String> {
+pub(super) fn container(s: &str) -> Result<String, InvalidValue> {
     if s == names::INIT_CONTAINER || s == names::SIDECAR_CONTAINER {
-        return Err(format!("{s} is an injected container; name those that are to use the certificates"));
+        return Err(format!("{s} is an injected container; name those that are to use the certificates").into());
     }
     label(s, "a container's name")
 }
 
-pub(super) fn lifetime(s: &str) -> Result<Duration, String> {
+pub(super) fn lifetime(s: &str) -> Result<Duration, InvalidValue> {
     let duration = parse_duration(s)?;
     if duration < MIN_DURATION {
         return Err(format!(
             "{s} is too short: the API server takes no request under {}",
             format_duration(MIN_DURATION)
-        ));
+        )
+        .into());
     }
     if duration > MAX_DURATION {
-        return Err(format!("{s} is too long: at most {}, and policy allows less", format_duration(MAX_DURATION)));
+        return Err(
+            format!("{s} is too long: at most {}, and policy allows less", format_duration(MAX_DURATION)).into()
+        );
     }
     Ok(duration)
 }
@@ -45,16 +49,17 @@ pub(super) fn lifetime(s: &str) -> Result<Duration, String> {
 ///
 /// # Errors
 /// Not 1 to 64 characters of a set without meaning in a distinguished name, or under `system:`, which is ours.
-pub fn user(s: &str) -> Result<String, String> {
+pub fn user(s: &str) -> Result<String, InvalidValue> {
     let fine = |b: u8| b.is_ascii_alphanumeric() || b"._:@/-".contains(&b);
     if s.is_empty() || s.len() > 64 || !s.bytes().all(fine) {
         return Err(format!(
             "{} is not a user: 1 to 64 of letters, digits and . _ : @ / - (a CN has no more)",
             quoted(s)
-        ));
+        )
+        .into());
     }
     if s.starts_with("system:") {
-        return Err(format!("{} is reserved: names under system: are those of members", quoted(s)));
+        return Err(format!("{} is reserved: names under system: are those of members", quoted(s)).into());
     }
     Ok(s.to_owned())
 }
@@ -84,29 +89,34 @@ const KERNEL_DIRECTORIES: [&str; 3] = ["/dev", "/proc", "/sys"];
 /// Where the injected containers have their own mounts, and where every container may have Kubernetes' own.
 const OUR_DIRECTORIES: [&str; 4] = ["/var/run/etcd-tls", "/run/etcd-tls", "/var/run/secrets", "/run/secrets"];
 
-pub(super) fn mount_path(s: &str) -> Result<String, String> {
+pub(super) fn mount_path(s: &str) -> Result<String, InvalidValue> {
     let under = |path: &str, directory: &str| {
         path == directory || path.strip_prefix(directory).is_some_and(|rest| rest.starts_with('/'))
     };
     let fine = |b: u8| b.is_ascii_alphanumeric() || b"._/-".contains(&b);
     if s.len() > 512 || !s.bytes().all(fine) {
-        return Err(format!("{} is not a path of at most 512 letters, digits and . _ - /", quoted(s)));
+        return Err(format!("{} is not a path of at most 512 letters, digits and . _ - /", quoted(s)).into());
     }
-    let Some(rest) = s.strip_prefix('/') else { return Err(format!("{} is not absolute: begin it with /", quoted(s))) };
+    let Some(rest) = s.strip_prefix('/') else {
+        return Err(format!("{} is not absolute: begin it with /", quoted(s)).into());
+    };
     if rest.is_empty() {
-        return Err("/ is the container's whole file system; name a directory".to_owned());
+        return Err("/ is the container's whole file system; name a directory".into());
     }
     if rest.split('/').any(|part| matches!(part, "" | "." | "..")) {
-        return Err(format!("{} is not normalised: no //, no . or .., no / at the end", quoted(s)));
+        return Err(format!("{} is not normalised: no //, no . or .., no / at the end", quoted(s)).into());
     }
     if KERNEL_DIRECTORIES.iter().any(|directory| under(s, directory)) || SYSTEM_DIRECTORIES.contains(&s) {
-        return Err(format!("{s} is the system's; name a directory of its own, such as {}", names::DEFAULT_MOUNT_PATH));
+        return Err(
+            format!("{s} is the system's; name a directory of its own, such as {}", names::DEFAULT_MOUNT_PATH).into()
+        );
     }
     if OUR_DIRECTORIES.iter().any(|directory| under(s, directory) || under(directory, s)) {
         return Err(format!(
             "{s} clashes with what Kubernetes or the sidecar mounts; name a directory such as {}",
             names::DEFAULT_MOUNT_PATH
-        ));
+        )
+        .into());
     }
     Ok(s.to_owned())
 }
@@ -115,26 +125,29 @@ pub(super) fn mount_path(s: &str) -> Result<String, String> {
 const LOG_LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
 /// A level, or targets with levels, as `--log-level` takes it: `debug`, `info,etcd_tls_sidecar::restart=debug`.
-pub(super) fn log_level(s: &str) -> Result<String, String> {
+pub(super) fn log_level(s: &str) -> Result<String, InvalidValue> {
     let entry = |word: &str| {
         let (target, level) = word.split_once('=').unwrap_or(("x", word));
         let fine = !target.is_empty() && target.bytes().all(|b| b.is_ascii_alphanumeric() || b"_:".contains(&b));
         if fine && LOG_LEVELS.contains(&level) {
             Ok(word.to_owned())
         } else {
-            Err(format!("{} is neither a level ({}) nor a target=level", quoted(word), LOG_LEVELS.join(", ")))
+            Err(format!("{} is neither a level ({}) nor a target=level", quoted(word), LOG_LEVELS.join(", ")).into())
         }
     };
     if s.len() > 256 {
-        return Err("is longer than 256 characters".to_owned());
+        return Err("is longer than 256 characters".into());
     }
     list(s, entry).map(|entries| entries.join(","))
 }
 
-pub(super) fn port(s: &str) -> Result<u16, String> {
+pub(super) fn port(s: &str) -> Result<u16, InvalidValue> {
     let canonical = !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit()) && !s.starts_with('0');
     match s.parse::<u16>() {
         Ok(port) if canonical && port >= 1024 => Ok(port),
-        _ => Err(format!("{} is not a port from 1024 to 65535 (the sidecar has no right to lower ones)", quoted(s))),
+        _ => {
+            Err(format!("{} is not a port from 1024 to 65535 (the sidecar has no right to lower ones)", quoted(s))
+                .into())
+        }
     }
 }

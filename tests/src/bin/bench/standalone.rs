@@ -17,7 +17,7 @@ use aws_lc_rs::{
     },
 };
 use bytes::Bytes;
-use etcd_tls_contract::{csr::PrivateKey, identity, key::KeyAlgorithm, role::Role, san::Sans};
+use etcd_tls_contract::{csr::PrivateKey, encoding::hex, identity, key::KeyAlgorithm, role::Role, san::Sans};
 use etcd_tls_webhook::ca::authority::Authority;
 use futures::future::join_all;
 use hyper::StatusCode;
@@ -86,7 +86,7 @@ impl Signer {
         directory.write("serving/ca.crt", &serving.pem);
         let mut random = [0; 32];
         aws_lc_rs::rand::fill(&mut random).map_err(|e| text(&e))?;
-        let token: String = random.iter().map(|b| format!("{b:02x}")).collect();
+        let token = hex(&random);
         directory.write("tokens.csv", format!("{token},bench,1,\"bench\"\n"));
 
         let address = SocketAddr::from(([127, 0, 0, 1], ports::loopback()));

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use etcd_tls_contract::{certificate::Chain, names};
+use etcd_tls_contract::{certificate::Chain, encoding::hex, names};
 use serde_json::{Value, json};
 use tests::{
     admission,
@@ -429,6 +429,6 @@ fn note_on_disk(account: &mut Account, pod: &str, role: &str, mount: &Path) {
 fn random_uid() -> Result<String, String> {
     let mut bytes = [0; 16];
     aws_lc_rs::rand::fill(&mut bytes).map_err(|e| format!("randomness: {e}"))?;
-    let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
+    let hex = hex(&bytes);
     Ok([&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-"))
 }

@@ -17,6 +17,7 @@ use std::{
 
 use etcd_tls_contract::{
     certificate::{Bundle, CertificateError},
+    encoding::hex,
     names::SignerName,
 };
 use k8s_openapi::ByteString;
@@ -216,7 +217,7 @@ pub(in crate::sign) fn secret_name(namespace_uid: &str, authority: &SignerName) 
 
 /// The CN of a new generation; 64 characters at most. What makes it one of its own stands first, so that it is never cut.
 pub(in crate::sign) fn common_name(authority: &SignerName, random: [u8; 6]) -> String {
-    let random: String = random.iter().map(|b| format!("{b:02x}")).collect();
+    let random = hex(&random);
     let mut name = format!("etcd-tls {} {random} {}.{}", authority.domain, authority.namespace, authority.cluster);
     name.truncate(64);
     name

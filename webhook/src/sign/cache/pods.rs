@@ -11,12 +11,13 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use etcd_tls_contract::{identity::opted_in, names, policy::Policy, role::Role, settings::Settings};
+use etcd_tls_contract::{
+    cluster::ClusterName, identity::opted_in, names, policy::Policy, role::Role, settings::Settings,
+};
 use kube::Client;
 use tokio::{sync::Notify, task::AbortHandle};
 
 use super::watches::Watches;
-use crate::sign::ClusterName;
 use crate::{
     controller::{
         facts::{self, LeanPod, POD_WANTED},
@@ -83,8 +84,7 @@ impl Pods {
             clusters.entry(member.namespace.clone()).or_default().insert(member.cluster.clone());
         }
         for host in &policy.hosts {
-            let cluster = ClusterName { namespace: host.cluster.namespace.clone(), name: host.cluster.cluster.clone() };
-            clusters.entry(cluster.namespace.clone()).or_default().insert(cluster);
+            clusters.entry(host.cluster.namespace.clone()).or_default().insert(host.cluster.clone());
         }
         clusters
     }
@@ -117,11 +117,10 @@ impl Pods {
             }
         }
         for host in &policy.hosts {
-            let cluster = ClusterName { namespace: host.cluster.namespace.clone(), name: host.cluster.cluster.clone() };
             let mut roles: BTreeMap<_, BTreeSet<Role>> = BTreeMap::new();
             // A client on a host is one of the clients outside, for whom an operator speaks.
             for role in host.roles.iter().filter(|role| matches!(role, Role::Peer | Role::Server)) {
-                roles.entry(policy.authority(&cluster.signer(role.domain()))).or_default().insert(*role);
+                roles.entry(policy.authority(&host.cluster.signer(role.domain()))).or_default().insert(*role);
             }
             for (authority, roles) in roles {
                 let (uid, name) = (host_holder(&host.username), format!("of host {}", host.username));
@@ -268,8 +267,7 @@ fn member(pod: &LeanPod, namespace_opted_in: bool) -> Option<Member> {
         return None;
     }
     let settings = Settings::parse(&facts.annotations).ok().filter(Settings::is_ours)?;
-    let (namespace, cluster) = settings.home(&facts.namespace);
-    let cluster = ClusterName { namespace: namespace.to_owned(), name: cluster.to_owned() };
+    let cluster = settings.home(&facts.namespace);
     let init = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
     let injected = init.map(|c| c.name.as_str()).chain(containers).any(|name| name == names::SIDECAR_CONTAINER);
     Some(Member {

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use etcd_tls_contract::{names::SignerName, policy::Policy, role::Domain};
+use etcd_tls_contract::{cluster::ClusterName, names::SignerName, policy::Policy, role::Domain};
 use futures::{StreamExt, stream};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{
@@ -15,13 +15,13 @@ use kube::{
 };
 use tokio::time::{Instant, sleep};
 
-use super::{AT_ONCE, ClusterName, Keeper, Namespaces, config_map};
+use super::{AT_ONCE, Keeper, Namespaces, config_map};
 use crate::{
     controller::client::{RequestError, within},
     rollover::Report,
     sign::{
         repair::{Form, Remedy, remedy},
-        trust::{Desired, config_map_name},
+        trust::Desired,
     },
 };
 
@@ -46,7 +46,7 @@ impl Keeper {
         for (namespace, cluster) in wanted {
             let Some(facts) = namespaces.get(namespace) else { continue };
             let desired = self.desired(namespace, cluster, &facts.uid, reports, policy).await;
-            let key = (namespace.clone(), config_map_name(namespace, cluster));
+            let key = (namespace.clone(), cluster.trust_config_map(namespace));
             let version = self.config_maps.get(namespace, &key.1).and_then(|m| m.resource_version);
             let upkeep = self.upkeep.entry(key.clone()).or_default();
             let before = upkeep.settled.as_ref();

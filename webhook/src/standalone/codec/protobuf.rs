@@ -12,12 +12,32 @@ pub const MEDIA_TYPE: &str = "application/vnd.kubernetes.protobuf";
 /// What stands before the envelope.
 const MAGIC: &[u8] = b"k8s\0";
 
+/// Why a body is not read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// It does not begin with the magic number.
+    #[error("the body does not begin as Kubernetes' protobuf does")]
+    Envelope,
+    /// The envelope names an encoding of the content.
+    #[error("the content is encoded")]
+    Encoded,
+    /// An object of another kind.
+    #[error("{0:?} is not a kind that is read here")]
+    Kind(String),
+    /// A string that is not text.
+    #[error("a string is no UTF-8")]
+    Text,
+    /// A field that ends too early or has an unknown type.
+    #[error("the protobuf is cut off or damaged")]
+    Damaged,
+}
+
 /// Reads an object: its envelope, then by its kind.
 ///
 /// # Errors
 /// Not the encoding, or another kind.
-pub fn read(bytes: &[u8]) -> Result<Value, String> {
-    let envelope = bytes.strip_prefix(MAGIC).ok_or("the body does not begin as Kubernetes' protobuf does")?;
+pub fn read(bytes: &[u8]) -> Result<Value, DecodeError> {
+    let envelope = bytes.strip_prefix(MAGIC).ok_or(DecodeError::Envelope)?;
     let mut api_version = String::new();
     let mut kind = String::new();
     let mut raw: &[u8] = &[];
@@ -33,14 +53,14 @@ pub fn read(bytes: &[u8]) -> Result<Value, String> {
                 }
             }
             (2, Field::Bytes(b)) => raw = b,
-            (3, Field::Bytes(encoding)) if !encoding.is_empty() => return Err("the content is encoded".to_owned()),
+            (3, Field::Bytes(encoding)) if !encoding.is_empty() => return Err(DecodeError::Encoded),
             _ => {}
         }
     }
     let mut object = match kind.as_str() {
         "CertificateSigningRequest" => request(raw)?,
         "DeleteOptions" => delete_options(raw)?,
-        other => return Err(format!("{other:?} is not a kind that is read here")),
+        other => return Err(DecodeError::Kind(other.to_owned())),
     };
     object.insert("apiVersion".to_owned(), json!(api_version));
     object.insert("kind".to_owned(), json!(kind));
@@ -49,7 +69,7 @@ pub fn read(bytes: &[u8]) -> Result<Value, String> {
 
 type Object = Map<String, Value>;
 
-fn request(bytes: &[u8]) -> Result<Object, String> {
+fn request(bytes: &[u8]) -> Result<Object, DecodeError> {
     let mut object = Object::new();
     for field in Fields(bytes) {
         match field? {
@@ -62,7 +82,7 @@ fn request(bytes: &[u8]) -> Result<Object, String> {
     Ok(object)
 }
 
-fn metadata(bytes: &[u8]) -> Result<Object, String> {
+fn metadata(bytes: &[u8]) -> Result<Object, DecodeError> {
     let mut object = Object::new();
     for field in Fields(bytes) {
         match field? {
@@ -78,7 +98,7 @@ fn metadata(bytes: &[u8]) -> Result<Object, String> {
     Ok(object)
 }
 
-fn spec(bytes: &[u8]) -> Result<Object, String> {
+fn spec(bytes: &[u8]) -> Result<Object, DecodeError> {
     let mut object = Object::new();
     for field in Fields(bytes) {
         match field? {
@@ -99,7 +119,7 @@ fn spec(bytes: &[u8]) -> Result<Object, String> {
     Ok(object)
 }
 
-fn status(bytes: &[u8]) -> Result<Object, String> {
+fn status(bytes: &[u8]) -> Result<Object, DecodeError> {
     let mut object = Object::new();
     for field in Fields(bytes) {
         if let (1, Field::Bytes(b)) = field? {
@@ -119,7 +139,7 @@ fn status(bytes: &[u8]) -> Result<Object, String> {
     Ok(object)
 }
 
-fn delete_options(bytes: &[u8]) -> Result<Object, String> {
+fn delete_options(bytes: &[u8]) -> Result<Object, DecodeError> {
     let mut object = Object::new();
     for field in Fields(bytes) {
         match field? {
@@ -141,12 +161,12 @@ fn delete_options(bytes: &[u8]) -> Result<Object, String> {
     Ok(object)
 }
 
-fn text(bytes: &[u8]) -> Result<String, String> {
-    std::str::from_utf8(bytes).map(str::to_owned).map_err(|_| "a string is no UTF-8".to_owned())
+fn text(bytes: &[u8]) -> Result<String, DecodeError> {
+    std::str::from_utf8(bytes).map(str::to_owned).map_err(|_| DecodeError::Text)
 }
 
 /// A string; an empty one is the same as none.
-fn put(object: &mut Object, key: &str, bytes: &[u8]) -> Result<(), String> {
+fn put(object: &mut Object, key: &str, bytes: &[u8]) -> Result<(), DecodeError> {
     if !bytes.is_empty() {
         object.insert(key.to_owned(), json!(text(bytes)?));
     }
@@ -160,7 +180,7 @@ fn push(object: &mut Object, key: &str, value: Value) {
 }
 
 /// One entry of a map of strings.
-fn entry(object: &mut Object, key: &str, bytes: &[u8]) -> Result<(), String> {
+fn entry(object: &mut Object, key: &str, bytes: &[u8]) -> Result<(), DecodeError> {
     let (mut name, mut value) = (String::new(), String::new());
     for field in Fields(bytes) {
         match field? {
@@ -184,7 +204,7 @@ enum Field<'a> {
 struct Fields<'a>(&'a [u8]);
 
 impl<'a> Iterator for Fields<'a> {
-    type Item = Result<(u64, Field<'a>), String>;
+    type Item = Result<(u64, Field<'a>), DecodeError>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.0.is_empty() {
@@ -195,7 +215,7 @@ impl<'a> Iterator for Fields<'a> {
             // What is left cannot be told apart.
             self.0 = &[];
         }
-        Some(field.ok_or_else(|| "the protobuf is cut off or damaged".to_owned()))
+        Some(field.ok_or(DecodeError::Damaged))
     }
 }
 

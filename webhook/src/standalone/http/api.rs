@@ -192,7 +192,7 @@ impl Server {
         use etcd_tls_contract::{names, role::Domain};
         let cluster = name.strip_prefix(&names::trust_config_map("")).filter(|c| names::is_dns_label(c));
         let served = cluster.is_some_and(|cluster| {
-            self.cluster.as_ref().is_none_or(|own| own.namespace == namespace && own.cluster == cluster)
+            self.cluster.as_ref().is_none_or(|own| own.namespace == namespace && own.name == cluster)
         });
         if !served || !names::is_dns_label(namespace) {
             return Err(ApiError::NoSuchPath);

@@ -90,17 +90,17 @@ pub async fn decide(
     let checked = check_again(server, &csr);
     if new.type_ == "Approved" {
         let now = SystemTime::now();
-        let mut checked = checked.as_ref().map_err(String::as_str);
+        let mut checked = checked.as_ref().map_err(ToString::to_string);
         let requester = User::of(&csr);
         let mut entitled = None;
         // A person approves, and policy still says what the certificate holds.
-        let outcome = match checked {
+        let outcome = match &checked {
             Ok(read) if server.law.knows(&requester) => Some(server.judge(&requester, &csr, read, now, None)?),
             _ => None,
         };
         match &outcome {
             Some(Outcome::Approved { entitled: whole, .. }) => entitled = whole.as_ref(),
-            Some(Outcome::Denied(reasons)) => checked = Err(reasons),
+            Some(Outcome::Denied(reasons)) => checked = Err(reasons.clone()),
             Some(Outcome::Waiting(reason)) => {
                 let message = format!("its requester is judged by policy, which cannot tell yet: {reason}");
                 return Err(ApiError::invalid(name, "status.conditions", message));

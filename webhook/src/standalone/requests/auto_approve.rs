@@ -14,6 +14,7 @@ use std::{net::IpAddr, str::FromStr, time::SystemTime};
 use etcd_tls_contract::{
     csr::Request,
     identity::common_name,
+    invalid_value::InvalidValue,
     policy::{CidrBlock, DnsPattern, Policy},
     role::Role,
 };
@@ -49,9 +50,9 @@ enum Name {
 }
 
 impl FromStr for Rule {
-    type Err = String;
+    type Err = InvalidValue;
 
-    fn from_str(s: &str) -> Result<Self, String> {
+    fn from_str(s: &str) -> Result<Self, InvalidValue> {
         // A group's name may hold a colon, and an IPv6 address does; neither the profile nor a name holds an equals sign.
         let (group, rest) = s
             .rsplit_once('=')
@@ -62,19 +63,19 @@ impl FromStr for Rule {
         let names = names
             .split(',')
             .filter(|name| !name.is_empty())
-            .map(|name| Name::parse(role, name).map_err(|e| format!("{s:?}: {e}")))
-            .collect::<Result<_, _>>()?;
+            .map(|name| Name::parse(role, name).map_err(|e| e.at(format_args!("{s:?}"))))
+            .collect::<Result<_, InvalidValue>>()?;
         Ok(Self { group: group.to_owned(), role, names, text: s.to_owned() })
     }
 }
 
 impl Name {
-    fn parse(role: Role, s: &str) -> Result<Self, String> {
+    fn parse(role: Role, s: &str) -> Result<Self, InvalidValue> {
         if let Some(wildcard) = s.strip_prefix("wildcard:") {
             let spelled = wildcard.starts_with("*.") && role != Role::Client;
             return match wildcard.parse::<DnsPattern>() {
                 Ok(_) if spelled => Ok(Self::Wildcard(wildcard.to_owned())),
-                _ => Err(format!("{s:?} is not wildcard:*.<domain> of a peer, server or metrics rule")),
+                _ => Err(format!("{s:?} is not wildcard:*.<domain> of a peer, server or metrics rule").into()),
             };
         }
         if role == Role::Client && !s.starts_with("*.") {

@@ -37,8 +37,8 @@ pub async fn create(
     let mut csr = intake::read(version, body)?;
     intake::own(&mut csr, user)?;
     let name = csr.metadata.name.clone().unwrap_or_default();
-    let checked =
-        intake::check(server, version, &csr).map_err(|causes| ApiError::Invalid { name: name.clone(), causes })?;
+    let checked = intake::check(server, version, &csr)
+        .map_err(|invalid| ApiError::Invalid { name: name.clone(), causes: invalid.0 })?;
     // The cheapest of all answers, before anything is signed.
     if server.store.get(&name).is_some() {
         return Err(ApiError::AlreadyExists(name));

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use etcd_tls_contract::{
     cluster::ClusterName,
     csr::{MAX_REQUEST, Request},
+    encoding::hex,
     identity::usages,
     key::KeyAlgorithm,
     names::{SignerName, SignerNameError},
@@ -111,17 +112,10 @@ pub(super) fn own(csr: &mut CertificateSigningRequest, user: &User) -> Result<()
 
 /// A UUID of version 4.
 fn uuid(mut bytes: [u8; 16]) -> String {
-    use std::fmt::Write as _;
     bytes[6] = (bytes[6] & 0x0f) | 0x40;
     bytes[8] = (bytes[8] & 0x3f) | 0x80;
-    bytes.iter().enumerate().fold(String::with_capacity(36), |mut text, (i, byte)| {
-        if matches!(i, 4 | 6 | 8 | 10) {
-            text.push('-');
-        }
-        // Writing to a String does not fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    let digits = hex(&bytes);
+    [&digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..]].join("-")
 }
 
 /// Whether a request may be called so: as Kubernetes allows names in paths, and with nothing that reads as a path.
@@ -136,8 +130,20 @@ fn is_name(name: &str) -> bool {
         && bytes.iter().all(|b| b.is_ascii_alphanumeric() || b"-._:".contains(b))
 }
 
-/// Reads the request itself; every field that is wrong.
-pub(super) fn check(server: &Server, version: Version, csr: &CertificateSigningRequest) -> Result<Checked, Vec<Cause>> {
+/// Every field that is wrong with a request.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .0.iter().map(|cause| format!("{}: {}", cause.field, cause.message)).collect::<Vec<_>>().join("; "))]
+pub struct InvalidRequest(pub(super) Vec<Cause>);
+
+/// Reads the request itself.
+///
+/// # Errors
+/// Every field that is wrong.
+pub(super) fn check(
+    server: &Server,
+    version: Version,
+    csr: &CertificateSigningRequest,
+) -> Result<Checked, InvalidRequest> {
     let mut causes: Vec<Cause> = check_metadata(csr);
     let mut wrong = |field: &'static str, message: String| causes.push(Cause { field, message });
     if csr.spec.expiration_seconds.is_some_and(|s| s < MIN_SECONDS) {
@@ -153,11 +159,11 @@ pub(super) fn check(server: &Server, version: Version, csr: &CertificateSigningR
             if let Some(message) = wrong_usages(version, recognised.role, asked) {
                 wrong("spec.usages", message);
             }
-            if causes.is_empty() { Ok(Checked { request, recognised, signer }) } else { Err(causes) }
+            if causes.is_empty() { Ok(Checked { request, recognised, signer }) } else { Err(InvalidRequest(causes)) }
         }
         Err(message) => {
             wrong("spec.request", message);
-            Err(causes)
+            Err(InvalidRequest(causes))
         }
     }
 }
@@ -183,7 +189,7 @@ fn check_metadata(csr: &CertificateSigningRequest) -> Vec<Cause> {
 fn check_signer(server: &Server, version: Version, name: &str) -> Result<Option<SignerName>, String> {
     match name.parse::<SignerName>() {
         Ok(signer) => {
-            let is = |c: &ClusterName| c.namespace == signer.namespace && c.cluster == signer.cluster;
+            let is = |c: &ClusterName| c.namespace == signer.namespace && c.name == signer.cluster;
             if server.cluster.as_ref().is_none_or(is) {
                 Ok(Some(signer))
             } else {
@@ -209,7 +215,7 @@ fn check_request(
         return Err(format!("is {} bytes long; {MAX_REQUEST} are the limit", pem.len()));
     }
     let request = Request::parse(pem).map_err(|e| e.to_string())?;
-    let recognised = recognise(&request)?;
+    let recognised = recognise(&request).map_err(|e| e.to_string())?;
     let role = recognised.role;
     let keys = &server.law.policy().keys;
     // The old agents make no other keys. A policy that lists the keys holds for them, too.
@@ -233,11 +239,9 @@ fn check_request(
 ///
 /// # Errors
 /// What is wrong with it, for the `Failed` condition.
-pub fn check_again(server: &Server, csr: &CertificateSigningRequest) -> Result<Checked, String> {
+pub fn check_again(server: &Server, csr: &CertificateSigningRequest) -> Result<Checked, InvalidRequest> {
     // Under v1beta1 alone may a request have the unknown signer; its object does not say which version made it.
-    check(server, Version::V1beta1, csr).map_err(|causes| {
-        causes.into_iter().map(|c| format!("{}: {}", c.field, c.message)).collect::<Vec<_>>().join("; ")
-    })
+    check(server, Version::V1beta1, csr)
 }
 
 /// What is wrong with the usages asked for: each must be one that the profile issues. `None`: nothing.

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use etcd_tls_contract::{
     identity::{self, Asked, Entitlement, Verdict},
-    names::{SignerName, csr_name},
+    names::csr_name,
 };
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -87,13 +87,7 @@ impl Server {
         let role = checked.recognised.role;
         let host = self.law.policy().host(&user.name, &user.groups);
         let cluster = self.cluster.as_ref().or_else(|| host.map(|host| &host.cluster));
-        let assumed = || {
-            cluster.map(|c| SignerName {
-                domain: role.domain(),
-                namespace: c.namespace.clone(),
-                cluster: c.cluster.clone(),
-            })
-        };
+        let assumed = || cluster.map(|cluster| cluster.signer(role.domain()));
         let Some(signer) = checked.signer.clone().or_else(assumed) else {
             return Outcome::Denied("the request names no signer, and --cluster says none".to_owned());
         };
@@ -161,11 +155,11 @@ impl Server {
         &self,
         csr: &mut CertificateSigningRequest,
         approval: CertificateSigningRequestCondition,
-        checked: Result<&Checked, &str>,
+        checked: Result<&Checked, String>,
         entitled: Option<&Entitlement>,
         now: SystemTime,
     ) {
-        let signed = checked.map_err(str::to_owned).and_then(|checked| self.sign(csr, checked, entitled, now));
+        let signed = checked.and_then(|checked| self.sign(csr, checked, entitled, now));
         let status = status_mut(csr);
         let conditions = status.conditions.get_or_insert_default();
         conditions.push(approval);

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc, time::SystemTime};
 
 use etcd_tls_contract::cluster::ClusterName;
 use etcd_tls_telemetry::{
-    admin::{self, Status},
+    admin::{self, CheckError, Status},
     listen,
 };
 
@@ -88,12 +88,12 @@ impl Probes {
 }
 
 impl Status for Probes {
-    fn live(&self) -> Result<(), String> {
+    fn live(&self) -> Result<(), CheckError> {
         Ok(())
     }
 
-    fn ready(&self) -> Result<(), String> {
-        self.0.ready().map_err(|error| error.to_string())
+    fn ready(&self) -> Result<(), CheckError> {
+        self.0.ready().map_err(|error| error.to_string().into())
     }
 
     fn metrics(&self) -> String {

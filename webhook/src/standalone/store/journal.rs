@@ -15,6 +15,7 @@ use std::{
 };
 
 use aws_lc_rs::digest::{SHA256, digest};
+use etcd_tls_contract::encoding::hex;
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
@@ -265,14 +266,7 @@ fn batch(lines: &[u8]) -> Vec<u8> {
 }
 
 fn head(lines: &[u8]) -> String {
-    use std::fmt::Write as _;
-    let mut head = format!("#{} ", lines.len());
-    for byte in &digest(&SHA256, lines).as_ref()[..16] {
-        // Writing to a String does not fail.
-        let _ = write!(head, "{byte:02x}");
-    }
-    head.push('\n');
-    head
+    format!("#{} {}\n", lines.len(), hex(&digest(&SHA256, lines).as_ref()[..16]))
 }
 
 /// The entries of all whole batches, and where the last of them ends.
