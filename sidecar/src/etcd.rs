@@ -5,14 +5,12 @@
 //! With etcd's auth on, the gateway answers none of it (from 3.5 not even its status), while `/health`, `/metrics` and
 //! `/members` do not ask; so what can be read there is.
 
-mod endpoint;
 pub mod handshake;
 mod http;
 mod metrics;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-pub use endpoint::Endpoint;
-pub(crate) use http::whole;
+use etcd_tls_contract::endpoint::Endpoint;
 pub use http::{Client, EtcdError};
 pub use metrics::ServerMetrics;
 use serde::{Deserialize, Deserializer};
@@ -63,7 +61,7 @@ impl Client {
     ///
     /// # Errors
     /// What it says instead.
-    pub async fn health(&self, client_url: &str) -> Result<(), EtcdError> {
+    pub async fn health(&self, client_url: &Endpoint) -> Result<(), EtcdError> {
         let (status, body) = self.get(client_url, "/health").await?;
         // `"true"` is a string in every version; a reason stands beside it from 3.5 on.
         let healthy = serde_json::from_slice::<Value>(&body).is_ok_and(|v| v["health"] == "true");
@@ -77,7 +75,7 @@ impl Client {
     ///
     /// # Errors
     /// What failed.
-    pub async fn metrics(&self, client_url: &str) -> Result<ServerMetrics, EtcdError> {
+    pub async fn metrics(&self, client_url: &Endpoint) -> Result<ServerMetrics, EtcdError> {
         let (status, body) = self.get(client_url, "/metrics").await?;
         if status != 200 {
             return Err(EtcdError::refused(client_url, status, &body));
@@ -89,7 +87,7 @@ impl Client {
     ///
     /// # Errors
     /// What failed; with auth on, [`EtcdError::Forbidden`].
-    pub async fn members(&self, client_url: &str) -> Result<Vec<Member>, EtcdError> {
+    pub async fn members(&self, client_url: &Endpoint) -> Result<Vec<Member>, EtcdError> {
         let answer = self.call(client_url, "/v3/cluster/member/list", &json!({})).await?;
         serde_json::from_value(answer["members"].clone()).map_err(|e| EtcdError::answer(client_url, e))
     }
@@ -98,7 +96,7 @@ impl Client {
     ///
     /// # Errors
     /// What failed.
-    pub async fn members_of_peer(&self, peer_url: &str) -> Result<Vec<Member>, EtcdError> {
+    pub async fn members_of_peer(&self, peer_url: &Endpoint) -> Result<Vec<Member>, EtcdError> {
         let (status, body) = self.get(peer_url, "/members").await?;
         if status != 200 {
             return Err(EtcdError::refused(peer_url, status, &body));
@@ -111,7 +109,7 @@ impl Client {
     ///
     /// # Errors
     /// What failed.
-    pub async fn dial_peer(&self, peer_url: &str) -> Result<(), EtcdError> {
+    pub async fn dial_peer(&self, peer_url: &Endpoint) -> Result<(), EtcdError> {
         let (status, body) = self.get(peer_url, "/version").await?;
         if status == 200 { Ok(()) } else { Err(EtcdError::refused(peer_url, status, &body)) }
     }
@@ -120,7 +118,7 @@ impl Client {
     ///
     /// # Errors
     /// What failed.
-    pub async fn move_leader(&self, client_url: &str, target: u64) -> Result<(), EtcdError> {
+    pub async fn move_leader(&self, client_url: &Endpoint, target: u64) -> Result<(), EtcdError> {
         let body = json!({"targetID": target.to_string()});
         self.call(client_url, "/v3/maintenance/transfer-leadership", &body).await.map(|_| ())
     }
@@ -129,7 +127,7 @@ impl Client {
     ///
     /// # Errors
     /// What failed.
-    pub async fn grant(&self, client_url: &str, ttl: u32) -> Result<i64, EtcdError> {
+    pub async fn grant(&self, client_url: &Endpoint, ttl: u32) -> Result<i64, EtcdError> {
         let answer = self.call(client_url, "/v3/lease/grant", &json!({"TTL": ttl.to_string()})).await?;
         integer(&answer["ID"]).ok_or_else(|| EtcdError::answer(client_url, "a lease without an ID"))
     }
@@ -138,7 +136,7 @@ impl Client {
     ///
     /// # Errors
     /// What failed.
-    pub async fn keep_alive(&self, client_url: &str, lease: i64) -> Result<bool, EtcdError> {
+    pub async fn keep_alive(&self, client_url: &Endpoint, lease: i64) -> Result<bool, EtcdError> {
         let answer = self.call(client_url, "/v3/lease/keepalive", &json!({"ID": lease.to_string()})).await?;
         // A lease that is gone is answered without a TTL.
         Ok(integer(&answer["result"]["TTL"]).is_some_and(|ttl| ttl > 0))
@@ -148,7 +146,7 @@ impl Client {
     ///
     /// # Errors
     /// What failed.
-    pub async fn granted(&self, client_url: &str, lease: i64) -> Result<Option<u64>, EtcdError> {
+    pub async fn granted(&self, client_url: &Endpoint, lease: i64) -> Result<Option<u64>, EtcdError> {
         let answer = self.call(client_url, "/v3/lease/timetolive", &json!({"ID": lease.to_string()})).await?;
         Ok(integer(&answer["grantedTTL"]).and_then(|seconds| u64::try_from(seconds).ok()).filter(|s| *s > 0))
     }
@@ -157,7 +155,7 @@ impl Client {
     ///
     /// # Errors
     /// What failed.
-    pub async fn revoke(&self, client_url: &str, lease: i64) -> Result<(), EtcdError> {
+    pub async fn revoke(&self, client_url: &Endpoint, lease: i64) -> Result<(), EtcdError> {
         match self.call(client_url, "/v3/lease/revoke", &json!({"ID": lease.to_string()})).await {
             Err(EtcdError::Refused { reason, .. }) if reason.contains("lease not found") => Ok(()),
             other => other.map(|_| ()),
@@ -168,7 +166,13 @@ impl Client {
     ///
     /// # Errors
     /// What failed.
-    pub async fn create(&self, client_url: &str, key: &str, value: &str, lease: i64) -> Result<Created, EtcdError> {
+    pub async fn create(
+        &self,
+        client_url: &Endpoint,
+        key: &str,
+        value: &str,
+        lease: i64,
+    ) -> Result<Created, EtcdError> {
         let key = STANDARD.encode(key);
         let body = json!({
             "compare": [{"target": "CREATE", "result": "EQUAL", "key": key, "create_revision": "0"}],
@@ -195,7 +199,7 @@ impl Client {
     /// What failed.
     pub async fn replace(
         &self,
-        client_url: &str,
+        client_url: &Endpoint,
         key: &str,
         found: &Found,
         value: &str,
@@ -209,6 +213,11 @@ impl Client {
         });
         Ok(self.call(client_url, "/v3/kv/txn", &body).await?["succeeded"] == true)
     }
+}
+
+/// The URLs, separated by commas.
+pub(crate) fn joined(urls: &[Endpoint]) -> String {
+    urls.iter().map(Endpoint::as_str).collect::<Vec<_>>().join(",")
 }
 
 /// 64-bit integers are strings in the gateway's JSON.

@@ -19,6 +19,7 @@ pub mod cli;
 pub mod commands;
 pub mod error;
 pub mod etcd;
+mod http;
 pub mod issuance;
 pub mod kube;
 pub mod os;

@@ -297,7 +297,8 @@ impl Fleet {
         let urls: Vec<_> = self.supervisor.with(|c| c.members.iter().map(Member::metrics_url).collect());
         eventually("a leader", LIMIT, || async {
             for (i, url) in urls.iter().enumerate() {
-                if Client::plain().metrics(url).await.is_ok_and(|metrics| metrics.leader) {
+                let url = url.parse().expect("a URL");
+                if Client::plain().metrics(&url).await.is_ok_and(|metrics| metrics.leader) {
                     return Ok(i);
                 }
             }

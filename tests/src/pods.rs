@@ -11,6 +11,7 @@ use std::{
 use etcd_tls_contract::{
     certificate::Bundle,
     csr::PrivateKey,
+    endpoint::Endpoint,
     names,
     role::{Domain, Role},
     san::Sans,
@@ -163,6 +164,11 @@ impl Drop for Pod {
 }
 
 impl Pods {
+    /// The client URL of a member.
+    pub fn endpoint(&self, i: usize) -> Endpoint {
+        self.urls[i].parse().expect("a URL")
+    }
+
     /// Starts `size` members with certificates of `ca`, and their restarters.
     pub async fn start(binary: &EtcdBinary, size: u8, ca: &Ca) -> Self {
         Self::start_with(binary, size, ca, |_| Vec::new()).await
@@ -259,8 +265,8 @@ fn pod(dir: &TempDir, member: &Member) -> Pod {
         reload: Reload::Auto,
         can_signal: true,
         place: Place::Anywhere,
-        client_url: Some(member.client_url()),
-        peer_url: Some(member.peer_url()),
+        client_url: member.client_url().parse().ok(),
+        peer_url: member.peer_url().parse().ok(),
         liveness_url: None,
         holder: member.name.clone(),
         // Nobody delays a restart here.

@@ -10,6 +10,7 @@ use tests::{
     etcd::{EtcdCluster, MemberTls},
     etcd_client::EtcdClient,
     pki::{Ca, LeafOptions},
+    process::binary,
     repository,
     temp::TempDir,
     tier,
@@ -133,6 +134,30 @@ fn a_required_tier_that_cannot_run_fails() {
 fn an_api_server_is_there_or_skipped() {
     let Some(assets) = tier::kubernetes() else { return };
     assert!(assets.join("kube-apiserver").is_file());
+}
+
+/// A URL of etcd that cannot be read ends the program before it does anything: nothing is ever concluded from such a port.
+#[test]
+fn a_url_that_cannot_be_read_is_a_usage_error() {
+    let mut tried = 0;
+    for url in ["", "x", "127.0.0.1:2379", "unix:///run/etcd.sock", "https://", "https://a b:1", "https://127.0.0.1:0"]
+    {
+        for command in ["init", "run"] {
+            for flag in ["--client-url", "--peer-url", "--metrics-url"] {
+                refuses("etcd-tls-sidecar", &[command, "--roles=peer,server", &format!("{flag}={url}")], flag);
+                tried += 1;
+            }
+        }
+        refuses("etcd-tls-webhook", &["check", &format!("--endpoints={url}")], "--endpoints");
+    }
+    assert_eq!(tried, 42);
+}
+
+fn refuses(program: &str, arguments: &[&str], flag: &str) {
+    let output = std::process::Command::new(binary(program)).args(arguments).output().expect("run");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {text}");
+    assert!(text.contains(flag), "{arguments:?}: {text}");
 }
 
 /// docs/exit-codes.md lists the codes that the programs have, and no others.

@@ -196,7 +196,7 @@ struct Key {
 async fn key_is_taken(binary: &EtcdBinary, key: Key) {
     let mut cluster = EtcdCluster::new(binary, 1);
     cluster.start().await;
-    let urls = [cluster.members[0].client_url()];
+    let urls = [cluster.members[0].client_url().parse().expect("a URL")];
     let etcd = Client::plain();
     let lease = match key.ttl {
         Some(ttl) => etcd.grant(&urls[0], ttl).await.expect("a lease"),

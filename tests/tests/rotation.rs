@@ -191,8 +191,8 @@ async fn a_lock_whose_holder_is_lost_lapses() {
         let (old, new) = (Ca::new("old"), Ca::new("new"));
         let mut pods = Pods::start(&binary, 3, &old).await;
         let etcd = Client::from_dir(&pods.client_dir).expect("a client");
-        let lease = etcd.grant(&pods.urls[0], 6).await.expect("a lease");
-        let created = etcd.create(&pods.urls[1], lock::KEY, "ghost", lease).await.expect("the lock");
+        let lease = etcd.grant(&pods.endpoint(0), 6).await.expect("a lease");
+        let created = etcd.create(&pods.endpoint(1), lock::KEY, "ghost", lease).await.expect("the lock");
         assert_eq!(created, Created::Yes);
         let both = bundle(&[&old, &new]);
         pods.trust(&both);
@@ -359,7 +359,7 @@ async fn with_auth_on_a_lease_is_the_lock() {
             ("user/grant", json!({"user": "root", "role": "root"})),
             ("enable", json!({})),
         ] {
-            etcd.call(&pods.urls[0], &format!("/v3/auth/{path}"), &body).await.expect(path);
+            etcd.call(&pods.endpoint(0), &format!("/v3/auth/{path}"), &body).await.expect(path);
         }
         let both = bundle(&[&old, &new]);
         pods.trust(&both);
@@ -410,7 +410,7 @@ async fn where_gateways_differ_nobody_holds_another_lock() {
             let holder = lease.spec.and_then(|s| s.holder_identity).unwrap_or_default();
             let etcd = Client::from_dir(&pods.client_dir).map_err(|e| e.to_string())?;
             let body = json!({"key": STANDARD.encode(lock::KEY)});
-            let key = etcd.call(&pods.urls[2], "/v3/kv/range", &body).await.map_err(|e| e.to_string())?;
+            let key = etcd.call(&pods.endpoint(2), "/v3/kv/range", &body).await.map_err(|e| e.to_string())?;
             if holder.is_empty() && key["kvs"].is_null() { Ok(()) } else { Err(format!("{holder:?} {key}")) }
         })
         .await;

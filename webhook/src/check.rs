@@ -8,6 +8,7 @@
 
 use std::{io::Write as _, path::PathBuf};
 
+use etcd_tls_contract::endpoint::Endpoint;
 use rustls::pki_types::pem::PemObject as _;
 
 use crate::error::Error;
@@ -20,7 +21,7 @@ mod plan;
 pub struct Args {
     /// Client URLs of members, separated by commas; one that answers is enough.
     #[arg(long, required = true, value_delimiter = ',', value_name = "URL")]
-    endpoints: Vec<String>,
+    endpoints: Vec<Endpoint>,
     /// Where the cluster is to go: https, or back to http.
     #[arg(long, default_value = "https", value_enum)]
     to: plan::Scheme,

@@ -7,6 +7,7 @@ use clap::Args;
 
 use crate::{
     duration::format_duration,
+    endpoint::Endpoint,
     identity::PodFacts,
     invalid_value::InvalidValue,
     key::{KeyAlgorithm, KeyRotation},
@@ -65,15 +66,15 @@ pub struct PodArgs {
     /// Port of /live, /ready and /metrics, on every address of the pod.
     #[arg(long, default_value_t = names::DEFAULT_ADMIN_PORT)]
     pub admin_port: u16,
-    /// etcd's client port as seen from the sidecar; empty where the pod runs no server.
+    /// The URL of etcd's client port, as the sidecar reaches it; not given where the pod runs no server.
     #[arg(long)]
-    pub client_url: Option<String>,
-    /// etcd's peer port as seen from the sidecar.
+    pub client_url: Option<Endpoint>,
+    /// The URL of etcd's peer port, as the sidecar reaches it.
     #[arg(long)]
-    pub peer_url: Option<String>,
-    /// etcd's metrics port as seen from the sidecar, where it is https.
+    pub peer_url: Option<Endpoint>,
+    /// The URL of etcd's metrics port, as the sidecar reaches it, where it is https.
     #[arg(long)]
-    pub metrics_url: Option<String>,
+    pub metrics_url: Option<Endpoint>,
     /// What the user's own liveness probe of etcd asks, which etcd-tls-probe of `reload: probe` asks in its place: an http,
     /// https or tcp URL.
     #[arg(long)]
@@ -204,12 +205,13 @@ impl PodArgs {
         if *can_signal {
             out.push("--can-signal".to_owned());
         }
+        let text = |url: &Option<Endpoint>| url.as_ref().map(ToString::to_string);
         for (name, value) in [
-            ("user", user),
-            ("client-url", client_url),
-            ("peer-url", peer_url),
-            ("metrics-url", metrics_url),
-            ("liveness-url", liveness_url),
+            ("user", user.clone()),
+            ("client-url", text(client_url)),
+            ("peer-url", text(peer_url)),
+            ("metrics-url", text(metrics_url)),
+            ("liveness-url", liveness_url.clone()),
         ] {
             out.extend(value.iter().map(|value| format!("--{name}={value}")));
         }
@@ -283,14 +285,18 @@ mod tests {
         for text in ["x", "-x", "--roles=peer", "a b", "a=b", "'\"$(id)", "*"] {
             with(&|args| args.cluster = text.to_owned());
             with(&|args| args.user = Some(text.to_owned()));
-            with(&|args| args.client_url = Some(text.to_owned()));
-            with(&|args| args.peer_url = Some(text.to_owned()));
-            with(&|args| args.metrics_url = Some(text.to_owned()));
             with(&|args| args.liveness_url = Some(text.to_owned()));
             with(&|args| args.dir = text.into());
             with(&|args| args.trust_dir = text.into());
             with(&|args| args.token_dir = text.into());
             with(&|args| args.extra_sans = vec![text.to_owned(), "192.0.2.1".to_owned()]);
+        }
+        for url in
+            ["https://127.0.0.1:2379", "http://[fd00::1]:2380/", "https://$(POD_IP):2381", "https://a.b/x?y='z w'"]
+        {
+            with(&|args| args.client_url = Some(url.parse().unwrap()));
+            with(&|args| args.peer_url = Some(url.parse().unwrap()));
+            with(&|args| args.metrics_url = Some(url.parse().unwrap()));
         }
         with(&|args| args.key_rotation = KeyRotation::OnCaChange);
         with(&|args| args.can_signal = true);

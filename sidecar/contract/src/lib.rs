@@ -22,6 +22,7 @@ pub mod cluster;
 pub mod csr;
 pub mod duration;
 pub mod encoding;
+pub mod endpoint;
 pub mod identity;
 pub mod in_force;
 pub mod invalid_value;

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use etcd_tls_contract::role::Role;
+use etcd_tls_contract::{args::PodArgs, endpoint::Endpoint, role::Role};
 
 use crate::{
-    etcd::handshake::{HandshakeError, Target, probe},
+    etcd::handshake::{HandshakeError, probe},
     os::clock::Clock,
     store::Entry,
 };
@@ -24,7 +24,7 @@ pub struct Port {
     /// Whose certificate it serves.
     pub role: Role,
     /// Where it is.
-    pub target: Target,
+    pub endpoint: Endpoint,
 }
 
 /// What was seen of a port within [`GRACE`].
@@ -50,19 +50,21 @@ impl Seen {
 }
 
 /// The ports that the arguments name, as far as they speak TLS.
-pub fn ports(client_url: Option<&str>, peer_url: Option<&str>, metrics_url: Option<&str>) -> Vec<Port> {
+pub fn ports(args: &PodArgs) -> Vec<Port> {
     let named = [
-        ("client", Role::Server, client_url),
-        ("peer", Role::Peer, peer_url),
+        ("client", Role::Server, &args.client_url),
+        ("peer", Role::Peer, &args.peer_url),
         // etcd's metrics listener serves the client port's certificate.
-        ("metrics", Role::Server, metrics_url),
+        ("metrics", Role::Server, &args.metrics_url),
     ];
     let mut ports = Vec::new();
     for (name, role, url) in named {
-        let Some(url) = url else { continue };
-        match url.parse() {
-            Ok(target) => ports.push(Port { name, role, target }),
-            Err(error) => tracing::warn!(port = name, %error, "this port is not looked at after renewals"),
+        match url {
+            Some(endpoint) if endpoint.tls => ports.push(Port { name, role, endpoint: endpoint.clone() }),
+            Some(endpoint) => {
+                tracing::warn!(port = name, %endpoint, "a port without TLS is not checked after renewals");
+            }
+            None => {}
         }
     }
     ports
@@ -74,7 +76,7 @@ pub async fn look<C: Clock>(port: &Port, entry: &Entry, clock: &C) -> Seen {
     let mut pause = FIRST_PAUSE;
     let mut seen = Seen::Unreachable("not asked".to_owned());
     loop {
-        match probe(&port.target, Some((entry.chain_pem(), entry.key_pem())), PROBE_TIMEOUT).await {
+        match probe(&port.endpoint, Some((entry.chain_pem(), entry.key_pem())), PROBE_TIMEOUT).await {
             Ok(served) if served.serial == entry.chain().serial => return Seen::Served,
             Ok(served) => seen = Seen::Other(served.serial),
             // One that served another certificate before, and now is away, is restarting.

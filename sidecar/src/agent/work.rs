@@ -108,7 +108,7 @@ where
         agent: Agent::new(roles, clock, store, trust),
         api,
         wish,
-        ports: ports(args.client_url.as_deref(), args.peer_url.as_deref(), args.metrics_url.as_deref()),
+        ports: ports(args),
         board,
         loaded,
         unserved,

@@ -5,13 +5,11 @@
 //! client's own certificate is judged; it is sent all the same, so that etcd's log shows no rejected connection.
 
 use std::{
-    net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use etcd_tls_contract::certificate::serial;
-use hyper::Uri;
+use etcd_tls_contract::{certificate::serial, endpoint::Endpoint};
 use rustls::{
     ClientConfig, DigitallySignedStruct, DistinguishedName, SignatureScheme,
     client::{
@@ -22,18 +20,11 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
     sign::CertifiedKey,
 };
-use tokio::{io::AsyncWriteExt, net::TcpStream, time};
+use tokio::{io::AsyncWriteExt, time};
 use tokio_rustls::TlsConnector;
 use x509_cert::{Certificate, der::Decode as _};
 
-/// Where a handshake is made: an https URL's host and port.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Target {
-    /// A name or an address (without brackets).
-    pub host: String,
-    /// The port.
-    pub port: u16,
-}
+use crate::http::dial;
 
 /// What the port showed of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,9 +41,6 @@ pub struct Served {
 /// Why nothing was seen.
 #[derive(Debug, thiserror::Error)]
 pub enum HandshakeError {
-    /// The URL does not name a TLS port.
-    #[error("{0:?} is not an https URL of a host and a port")]
-    Target(String),
     /// Our own pair cannot be used.
     #[error("own certificate: {0}")]
     Identity(String),
@@ -88,20 +76,7 @@ pub enum HandshakeError {
     },
 }
 
-impl std::str::FromStr for Target {
-    type Err = HandshakeError;
-
-    fn from_str(s: &str) -> Result<Self, HandshakeError> {
-        let wrong = || HandshakeError::Target(s.to_owned());
-        let uri: Uri = s.parse().map_err(|_| wrong())?;
-        let (Some("https"), Some(host), Some(port)) = (uri.scheme_str(), uri.host(), uri.port_u16()) else {
-            return Err(wrong());
-        };
-        Ok(Self { host: host.trim_start_matches('[').trim_end_matches(']').to_owned(), port })
-    }
-}
-
-/// Shakes hands with `target` once, without resumption (a resumed session shows the old leaf), and says what it showed.
+/// Makes a TLS handshake with `endpoint` once, without resumption (a resumed session shows the old leaf), and says what it showed.
 /// Nothing is verified but that the port holds its leaf's key: judging is the caller's.
 ///
 /// `identity` is a chain and a key in PEM for a port that asks for a client certificate.
@@ -109,19 +84,19 @@ impl std::str::FromStr for Target {
 /// # Errors
 /// No connection, no TLS, or not within `timeout`.
 pub async fn probe(
-    target: &Target,
+    endpoint: &Endpoint,
     identity: Option<(&str, &str)>,
     timeout: Duration,
 ) -> Result<Served, HandshakeError> {
-    let Target { host, port } = target.clone();
-    match time::timeout(timeout, shake(target, identity)).await {
+    let Endpoint { host, port, .. } = endpoint.clone();
+    match time::timeout(timeout, shake(endpoint, identity)).await {
         Ok(result) => result,
         Err(_) => Err(HandshakeError::Timeout { host, port, timeout }),
     }
 }
 
-async fn shake(target: &Target, identity: Option<(&str, &str)>) -> Result<Served, HandshakeError> {
-    let Target { host, port } = target.clone();
+async fn shake(endpoint: &Endpoint, identity: Option<(&str, &str)>) -> Result<Served, HandshakeError> {
+    let Endpoint { host, port, .. } = endpoint.clone();
     let provider = Arc::new(aws_lc_rs::default_provider());
     let seen = Arc::new(Observer {
         provider: Arc::clone(&provider),
@@ -137,15 +112,9 @@ async fn shake(target: &Target, identity: Option<(&str, &str)>) -> Result<Served
         .with_custom_certificate_verifier(Arc::clone(&seen) as Arc<dyn ServerCertVerifier>)
         .with_client_cert_resolver(Arc::clone(&seen) as Arc<dyn ResolvesClientCert>);
     config.resumption = Resumption::disabled();
-    let name = match host.parse::<IpAddr>() {
-        Ok(ip) => ServerName::from(ip),
-        Err(_) => ServerName::try_from(host.clone()).map_err(|e| handshake(std::io::Error::other(e)))?,
-    };
-    let stream = TcpStream::connect((host.as_str(), port)).await.map_err(|source| HandshakeError::Connect {
-        host: host.clone(),
-        port,
-        source,
-    })?;
+    let name = ServerName::try_from(host.clone()).map_err(|e| handshake(std::io::Error::other(e)))?;
+    let connect = |source| HandshakeError::Connect { host: host.clone(), port, source };
+    let stream = dial(&host, port).await.map_err(connect)?;
     let finished = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
     let leaf = take(&seen.leaf);
     // TLS 1.2 tells a client that its certificate is refused before the handshake ends; what we came for was seen.

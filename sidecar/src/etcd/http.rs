@@ -4,12 +4,11 @@
 use std::{fmt::Display, fs, io, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::{Request, client::conn::http1};
-use hyper_util::rt::TokioIo;
+use etcd_tls_contract::endpoint::Endpoint;
+use http_body_util::Full;
+use hyper::Request;
 use rustls::{
     ClientConfig, RootCertStore,
-    client::Resumption,
     crypto::aws_lc_rs,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
 };
@@ -18,9 +17,8 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     time::timeout,
 };
-use tokio_rustls::TlsConnector;
 
-use super::Endpoint;
+use crate::http;
 
 /// How long one request may take, its connection included. etcd itself gives up on a read after 7 s.
 const LIMIT: Duration = Duration::from_secs(8);
@@ -108,13 +106,8 @@ impl Client {
         let chain: Vec<_> =
             CertificateDer::pem_slice_iter(&cert).collect::<Result<_, _>>().map_err(|e| failed("tls.crt", &e))?;
         let key = PrivateKeyDer::from_pem_slice(&key).map_err(|e| failed("tls.key", &e))?;
-        let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()
-            .map_err(|e| failed("tls.crt", &e))?
-            .with_root_certificates(roots)
-            .with_client_auth_cert(chain, key)
-            .map_err(|e| failed("tls.crt", &e))?;
-        config.resumption = Resumption::disabled();
+        let config = http::tls(aws_lc_rs::default_provider(), roots, Some((chain, key)));
+        let config = config.map_err(|e| failed("tls.crt", &e))?;
         // Without ALPN: HTTP/1.1 is what etcd's peer port serves its plain paths in.
         Ok(Self { tls: Some(Arc::new(config)) })
     }
@@ -128,103 +121,84 @@ impl Client {
     ///
     /// # Errors
     /// [`EtcdError::Unreachable`].
-    pub async fn get(&self, url: &str, path: &str) -> Result<(u16, Bytes), EtcdError> {
-        self.send(url, Request::get(path), Bytes::new()).await
+    pub async fn get(&self, endpoint: &Endpoint, path: &str) -> Result<(u16, Bytes), EtcdError> {
+        self.send(endpoint, Request::get(path), Bytes::new()).await
     }
 
     /// GET of `path`, for as long as the caller waits, with the error as it came.
     ///
     /// # Errors
     /// The connection's, TLS's or HTTP's; the last are a [`hyper::Error`] inside.
-    pub async fn ask(&self, url: &str, path: &str) -> io::Result<(u16, Bytes)> {
-        self.attempt(url, Request::get(path), Bytes::new()).await
+    pub async fn ask(&self, endpoint: &Endpoint, path: &str) -> io::Result<(u16, Bytes)> {
+        self.attempt(endpoint, Request::get(path), Bytes::new()).await
     }
 
     /// POST of a JSON body to the gateway; its answer.
     ///
     /// # Errors
     /// What failed.
-    pub async fn call(&self, url: &str, path: &str, body: &Value) -> Result<Value, EtcdError> {
-        let (status, answer) = self.send(url, Request::post(path), Bytes::from(body.to_string())).await?;
+    pub async fn call(&self, endpoint: &Endpoint, path: &str, body: &Value) -> Result<Value, EtcdError> {
+        let (status, answer) = self.send(endpoint, Request::post(path), Bytes::from(body.to_string())).await?;
         if status != 200 {
-            return Err(EtcdError::refused(url, status, &answer));
+            return Err(EtcdError::refused(endpoint, status, &answer));
         }
-        serde_json::from_slice(&answer).map_err(|e| EtcdError::answer(url, e))
+        serde_json::from_slice(&answer).map_err(|e| EtcdError::answer(endpoint, e))
     }
 
     async fn send(
         &self,
-        url: &str,
+        endpoint: &Endpoint,
         request: hyper::http::request::Builder,
         body: Bytes,
     ) -> Result<(u16, Bytes), EtcdError> {
-        let failed = |reason: String| EtcdError::Unreachable { url: url.to_owned(), reason };
-        match timeout(LIMIT, self.attempt(url, request, body)).await {
-            Ok(answer) => answer.map_err(|e| failed(whole(&e))),
+        let failed = |reason: String| EtcdError::Unreachable { url: endpoint.to_string(), reason };
+        match timeout(LIMIT, self.attempt(endpoint, request, body)).await {
+            Ok(answer) => answer.map_err(|e| failed(http::with_causes(&e))),
             Err(_) => Err(failed(format!("none within {} s", LIMIT.as_secs()))),
         }
     }
 
     async fn attempt(
         &self,
-        url: &str,
+        endpoint: &Endpoint,
         request: hyper::http::request::Builder,
         body: Bytes,
     ) -> io::Result<(u16, Bytes)> {
-        let endpoint = Endpoint::parse(url)?;
         let request = request
             .header("host", endpoint.authority())
             .header("connection", "close")
             .body(Full::new(body))
             .map_err(io::Error::other)?;
-        let stream = endpoint.connect().await?;
+        let Endpoint { host, port, .. } = endpoint;
         if !endpoint.tls {
-            return exchange(stream, request).await;
+            return once(http::dial(host, *port).await?, request).await;
         }
         let Some(config) = &self.tls else { return Err(io::Error::other("no certificate to present")) };
-        let stream = TlsConnector::from(Arc::clone(config)).connect(endpoint.server_name()?, stream).await?;
-        exchange(stream, request).await
+        once(http::dial_tls(host, *port, host, Arc::clone(config)).await?, request).await
     }
 }
 
-async fn exchange<S>(stream: S, request: Request<Full<Bytes>>) -> io::Result<(u16, Bytes)>
+/// One request on a connection of its own.
+async fn once<S>(stream: S, request: Request<Full<Bytes>>) -> io::Result<(u16, Bytes)>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
-    let answer = async {
-        let response = sender.send_request(request).await.map_err(io::Error::other)?;
-        let status = response.status().as_u16();
-        let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await.map_err(io::Error::other)?;
-        Ok((status, body.to_bytes()))
-    };
+    let (mut sender, connection) = http::begin(stream).await?;
+    let answer = http::exchange(&mut sender, request, MAX_ANSWER);
     tokio::pin!(answer, connection);
-    tokio::select! {
-        answer = &mut answer => answer,
+    let (head, body) = tokio::select! {
+        answer = &mut answer => answer?,
         // The connection may end before its last answer is taken; its own error says more than the answer's.
         ended = &mut connection => {
             ended.map_err(io::Error::other)?;
-            answer.await
+            answer.await?
         }
-    }
-}
-
-/// An error with its causes: hyper's own text alone says little.
-pub(crate) fn whole(error: &io::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.get_ref().and_then(std::error::Error::source);
-    while let Some(e) = cause {
-        let more = e.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = e.source();
-    }
-    text
+    };
+    Ok((head.status.as_u16(), body))
 }
 
 impl EtcdError {
-    pub(super) fn refused(url: &str, status: u16, body: &[u8]) -> Self {
+    pub(super) fn refused(endpoint: &Endpoint, status: u16, body: &[u8]) -> Self {
         let text = String::from_utf8_lossy(body);
         let message = serde_json::from_str::<Value>(&text)
             .ok()
@@ -232,12 +206,12 @@ impl EtcdError {
             .filter(|m| !m.is_empty())
             .unwrap_or_else(|| text.trim().to_owned());
         let reason: String = message.chars().take(QUOTED).collect();
-        let url = url.to_owned();
+        let url = endpoint.to_string();
         if forbids(status, &reason) { Self::Forbidden { url, reason } } else { Self::Refused { url, status, reason } }
     }
 
-    pub(super) fn answer(url: &str, error: impl Display) -> Self {
-        Self::Answer { url: url.to_owned(), reason: error.to_string() }
+    pub(super) fn answer(endpoint: &Endpoint, error: impl Display) -> Self {
+        Self::Answer { url: endpoint.to_string(), reason: error.to_string() }
     }
 }
 
@@ -282,14 +256,14 @@ mod tests {
             (412, r#"{"error":"etcdserver: bad leader transferee","code":9}"#, false),
             (503, r#"{"health":"false","reason":"RAFT NO LEADER"}"#, false),
         ] {
-            let error = EtcdError::refused("https://x", status, body.as_bytes());
+            let error = EtcdError::refused(&"https://x".parse().unwrap(), status, body.as_bytes());
             assert_eq!(matches!(error, EtcdError::Forbidden { .. }), forbidden, "{error}");
         }
     }
 
     #[test]
     fn an_error_quotes_little_of_an_answer() {
-        let error = EtcdError::refused("https://x", 500, "x".repeat(1 << 20).as_bytes());
+        let error = EtcdError::refused(&"https://x".parse().unwrap(), 500, "x".repeat(1 << 20).as_bytes());
         assert!(error.to_string().len() < 2 * QUOTED);
     }
 }

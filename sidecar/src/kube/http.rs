@@ -4,32 +4,30 @@
 //! no connection pool, no background task, no cache. Where and with what to ask is read anew for each connection, the
 //! token for each call, since kubelet replaces both under us.
 
-use std::{fmt::Write as _, sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::Full;
 use hyper::{
     HeaderMap, Method, Request, StatusCode,
-    client::conn::http1::{self, SendRequest},
     header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue, RETRY_AFTER, USER_AGENT},
+    http::response::Parts,
 };
-use hyper_util::rt::TokioIo;
 use rustls::{
     ClientConfig, NamedGroup, RootCertStore,
-    client::Resumption,
     crypto::aws_lc_rs,
-    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use tokio::{net::TcpStream, time};
-use tokio_rustls::TlsConnector;
+use tokio::time;
 use zeroize::Zeroizing;
 
 use super::{
     Api, ApiError, Version,
     objects::{CertificateSigningRequest, ConfigMap, Status},
 };
+use crate::http::{self, Sender};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -85,7 +83,7 @@ impl<C: Credentials> Credentials for Result<C, ApiError> {
 /// The API server.
 pub struct Kube<C> {
     credentials: C,
-    connection: Option<SendRequest<Full<Bytes>>>,
+    connection: Option<Sender>,
 }
 
 impl<C: Credentials> Kube<C> {
@@ -137,9 +135,9 @@ impl<C: Credentials> Kube<C> {
             connection = connect(&access).await.map_err(unreachable)?;
             answer = send(&mut connection, request(&access, &method, path, body)?).await;
         }
-        let (status, headers, body) = answer.map_err(unreachable)?;
+        let (head, body) = answer.map_err(unreachable)?;
         self.connection = Some(connection);
-        Ok(Answer { address: access.address(), status, headers, body })
+        Ok(Answer { address: access.address(), status: head.status, headers: head.headers, body })
     }
 }
 
@@ -185,7 +183,7 @@ impl Answer {
 
 impl<C: Credentials> Api for Kube<C> {
     async fn connect(&mut self) -> Result<(), ApiError> {
-        if self.connection.as_ref().is_none_or(SendRequest::is_closed) {
+        if self.connection.as_ref().is_none_or(Sender::is_closed) {
             let access = self.credentials.access()?;
             self.connection = Some(connect(&access).await.map_err(|message| unreachable(&access, message))?);
         }
@@ -214,18 +212,11 @@ impl<C: Credentials> Api for Kube<C> {
     }
 }
 
-async fn send(
-    connection: &mut SendRequest<Full<Bytes>>,
-    request: Request<Full<Bytes>>,
-) -> Result<(StatusCode, HeaderMap, Bytes), String> {
-    let answer = async {
-        connection.ready().await.map_err(|e| chain(&e))?;
-        let response = connection.send_request(request).await.map_err(|e| chain(&e))?;
-        let (head, body) = response.into_parts();
-        let body = Limited::new(body, MAX_BODY).collect().await.map_err(|e| format!("the answer breaks off: {e}"))?;
-        Ok((head.status, head.headers, body.to_bytes()))
-    };
-    time::timeout(ANSWER_TIMEOUT, answer).await.map_err(|_| format!("no answer within {ANSWER_TIMEOUT:?}"))?
+async fn send(connection: &mut Sender, request: Request<Full<Bytes>>) -> Result<(Parts, Bytes), String> {
+    match time::timeout(ANSWER_TIMEOUT, http::exchange(connection, request, MAX_BODY)).await {
+        Ok(answer) => answer.map_err(|e| http::with_causes(&e)),
+        Err(_) => Err(format!("no answer within {ANSWER_TIMEOUT:?}")),
+    }
 }
 
 fn request(access: &Access, method: &Method, path: &str, body: Bytes) -> Result<Request<Full<Bytes>>, ApiError> {
@@ -254,13 +245,14 @@ fn request(access: &Access, method: &Method, path: &str, body: Bytes) -> Result<
     builder.body(Full::new(body)).map_err(|e| ApiError::Access(format!("the request cannot be written: {e}")))
 }
 
-async fn connect(access: &Access) -> Result<SendRequest<Full<Bytes>>, String> {
-    time::timeout(CONNECT_TIMEOUT, dial(access))
-        .await
-        .map_err(|_| format!("no connection within {CONNECT_TIMEOUT:?}"))?
+async fn connect(access: &Access) -> Result<Sender, String> {
+    match time::timeout(CONNECT_TIMEOUT, dial(access, tls(access)?)).await {
+        Ok(connection) => connection.map_err(|e| http::with_causes(&e)),
+        Err(_) => Err(format!("no connection within {CONNECT_TIMEOUT:?}")),
+    }
 }
 
-async fn dial(access: &Access) -> Result<SendRequest<Full<Bytes>>, String> {
+fn tls(access: &Access) -> Result<ClientConfig, String> {
     let mut roots = RootCertStore::empty();
     let (added, _) = roots.add_parsable_certificates(CertificateDer::pem_slice_iter(&access.roots).flatten());
     if added == 0 {
@@ -269,28 +261,23 @@ async fn dial(access: &Access) -> Result<SendRequest<Full<Bytes>>, String> {
     let mut provider = aws_lc_rs::default_provider();
     // Go's servers choose the hybrid wherever it is on offer. One that is on offer without its key share costs a round trip.
     provider.kx_groups.sort_by_key(|group| group.name() != NamedGroup::X25519MLKEM768);
-    let builder = ClientConfig::builder_with_provider(Arc::new(provider))
-        .with_safe_default_protocol_versions()
-        .map_err(|e| e.to_string())?
-        .with_root_certificates(roots);
-    let mut config = match &access.identity {
+    let identity = match &access.identity {
         Some((chain, key)) => {
             let chain = CertificateDer::pem_slice_iter(chain)
                 .collect::<Result<Vec<_>, _>>()
                 .map_err(|e| format!("own certificate: {e}"))?;
             let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| "own key: cannot be read".to_owned())?;
-            builder.with_client_auth_cert(chain, key).map_err(|e| format!("own certificate: {e}"))?
+            Some((chain, key))
         }
-        None => builder.with_no_client_auth(),
+        None => None,
     };
-    config.resumption = Resumption::disabled();
-    let name = access.server_name.clone().unwrap_or_else(|| access.host.clone());
-    let name = ServerName::try_from(name).map_err(|e| e.to_string())?;
-    let stream = TcpStream::connect((access.host.as_str(), access.port)).await.map_err(|e| e.to_string())?;
-    stream.set_nodelay(true).map_err(|e| e.to_string())?;
-    let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(|e| e.to_string())?;
-    let (sender, connection) =
-        http1::Builder::new().max_buf_size(64 * 1024).handshake(TokioIo::new(stream)).await.map_err(|e| chain(&e))?;
+    http::tls(provider, roots, identity).map_err(|e| format!("own certificate: {e}"))
+}
+
+async fn dial(access: &Access, config: ClientConfig) -> io::Result<Sender> {
+    let name = access.server_name.as_ref().unwrap_or(&access.host);
+    let stream = http::dial_tls(&access.host, access.port, name, Arc::new(config)).await?;
+    let (sender, connection) = http::begin(stream).await?;
     // Ends when the sender is dropped or the server closes.
     tokio::spawn(async move {
         if let Err(error) = connection.await {
@@ -313,15 +300,4 @@ fn message_of(body: &[u8]) -> String {
 
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
-}
-
-/// An error with its causes: hyper's own text says "connection error" alone.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let _ = write!(text, ": {cause}");
-        source = cause.source();
-    }
-    text
 }

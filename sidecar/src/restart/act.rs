@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use tokio::time::{Instant, sleep};
 
 use super::{AGAIN, IDLE, Look, Permit, Restarter, Wait, decide::permit, options::Means};
-use etcd_tls_contract::names;
+use etcd_tls_contract::{endpoint::Endpoint, names};
 
 use crate::{
     etcd::EtcdError,
@@ -76,7 +76,7 @@ impl Restarter {
         look: &Look,
         first: &Permit,
         mut guard: Option<&mut Guard>,
-        client_urls: &[String],
+        client_urls: &[Endpoint],
     ) -> Result<(), Wait> {
         if matches!(self.means, Means::End(_)) {
             // Leadership is not handed on for a restart that cannot be.
@@ -158,7 +158,7 @@ impl Restarter {
         signal: Signal,
         look: &Look,
         mut guard: Option<&mut Guard>,
-        client_urls: &[String],
+        client_urls: &[Endpoint],
     ) -> Result<(), Wait> {
         let process = self.process()?;
         // The last to be asked before the signal: a lock that may have passed on ends nothing.
@@ -184,7 +184,7 @@ impl Restarter {
         &mut self,
         look: &Look,
         guard: &mut Option<&mut Guard>,
-        client_urls: &[String],
+        client_urls: &[Endpoint],
     ) -> Result<(), Wait> {
         // It does not say where it refuses us; that it takes us again is then what tells of its restart. One that takes us and
         // did not answer just now would look like one that was restarted.
@@ -214,7 +214,7 @@ impl Restarter {
         mut confirmed: Instant,
         started: Option<Duration>,
         guard: &mut Option<&mut Guard>,
-        client_urls: &[String],
+        client_urls: &[Endpoint],
     ) -> Result<(), Wait> {
         let start = Instant::now();
         // When the cluster was last seen; `None`: the last look was none.
@@ -286,7 +286,7 @@ impl Restarter {
         &mut self,
         before: Option<Duration>,
         mut guard: Option<&mut Guard>,
-        client_urls: &[String],
+        client_urls: &[Endpoint],
     ) -> Result<(), Wait> {
         let down = Instant::now();
         let mut confirmed = down;
@@ -329,7 +329,7 @@ impl Restarter {
     }
 
     /// Keeps the lock while etcd is away. To lose it now changes nothing: the others see a member that is down.
-    async fn keep(&self, guard: Option<&mut Guard>, client_urls: &[String], confirmed: &mut Instant) {
+    async fn keep(&self, guard: Option<&mut Guard>, client_urls: &[Endpoint], confirmed: &mut Instant) {
         if confirmed.elapsed() < CONFIRM {
             return;
         }
@@ -346,7 +346,7 @@ impl Restarter {
     }
 }
 
-async fn confirm(guard: Option<&mut Guard>, client_urls: &[String]) -> Result<(), Wait> {
+async fn confirm(guard: Option<&mut Guard>, client_urls: &[Endpoint]) -> Result<(), Wait> {
     match guard {
         Some(guard) => guard.confirm(client_urls).await.map_err(|e| Wait::new("lock_lost", e.to_string(), AGAIN)),
         None => Ok(()),

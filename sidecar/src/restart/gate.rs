@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use etcd_tls_contract::names;
+use etcd_tls_contract::{endpoint::Endpoint, names};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{UnixListener, UnixStream},
@@ -27,7 +27,8 @@ use tokio::{
 };
 
 use crate::{
-    etcd::{Client, Endpoint, whole},
+    etcd::Client,
+    http,
     probe::{self, Failure, Question},
 };
 
@@ -154,8 +155,8 @@ impl Gate {
     /// Where more cannot be asked, for want of a certificate or for one that is not taken, it is whether the port takes
     /// connections, as the program asks without us.
     async fn users(&self, url: &str) -> Result<(), Failure> {
-        let wrong = |error: &io::Error| Err(format!("{url}: {}", whole(error)).into());
-        let endpoint = match Endpoint::parse(url) {
+        let wrong = |error: &io::Error| Err(format!("{url}: {}", http::with_causes(error)).into());
+        let endpoint = match url.parse::<Endpoint>() {
             Ok(endpoint) => endpoint,
             Err(error) => {
                 tracing::warn!(%error, "the user's liveness probe cannot be asked");
@@ -165,7 +166,7 @@ impl Gate {
         if !url.starts_with("tcp:") {
             let path = url.splitn(4, '/').nth(3).unwrap_or_default();
             match self.client(&endpoint) {
-                Ok(client) => match client.ask(url, &format!("/{path}")).await {
+                Ok(client) => match client.ask(&endpoint, &format!("/{path}")).await {
                     // As kubelet counts.
                     Ok((200..400, _)) => return Ok(()),
                     Ok((status, body)) => {
@@ -173,12 +174,14 @@ impl Gate {
                         return Err(format!("{url}: {status} {text}").into());
                     }
                     Err(error) if says_no(&error) || (!endpoint.tls && is_of_http(&error)) => return wrong(&error),
-                    Err(error) => tracing::debug!(url, error = whole(&error), "etcd is asked for a connection alone"),
+                    Err(error) => {
+                        tracing::debug!(url, error = http::with_causes(&error), "etcd is asked for a connection alone");
+                    }
                 },
                 Err(error) => tracing::debug!(url, error, "etcd is asked for a connection alone"),
             }
         }
-        match endpoint.connect().await {
+        match http::dial(&endpoint.host, endpoint.port).await {
             Err(error) if says_no(&error) => wrong(&error),
             Err(error) => {
                 tracing::warn!(url, %error, "the user's liveness probe cannot be asked");

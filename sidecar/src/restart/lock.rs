@@ -13,6 +13,7 @@ mod kubernetes;
 
 use std::time::Duration;
 
+use etcd_tls_contract::endpoint::Endpoint;
 use tokio::time::Instant;
 
 pub use self::{
@@ -82,7 +83,7 @@ impl Guard {
     ///
     /// # Errors
     /// A part of it is lost, or nobody can tell.
-    pub async fn confirm(&mut self, client_urls: &[String]) -> Result<(), LockLost> {
+    pub async fn confirm(&mut self, client_urls: &[Endpoint]) -> Result<(), LockLost> {
         if let Some(lock) = &mut self.etcd {
             lock.confirm(client_urls).await?;
         }
@@ -96,7 +97,7 @@ impl Guard {
     ///
     /// # Errors
     /// Not all of it could be given back; the rest lapses by itself within [`TTL`].
-    pub async fn release(self, client_urls: &[String]) -> Result<(), LockLost> {
+    pub async fn release(self, client_urls: &[Endpoint]) -> Result<(), LockLost> {
         let lease = match self.lease {
             Some(lock) => lock.release().await,
             None => Ok(()),

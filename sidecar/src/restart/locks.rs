@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use etcd_tls_contract::endpoint::Endpoint;
 use tokio::time::Instant;
 
 use super::{AGAIN, IDLE, Wait, options::LeaseOptions};
@@ -44,7 +45,7 @@ impl Locks {
     }
 
     /// Takes what is to be had. `identity` is the directory of what is presented to etcd.
-    pub(super) async fn acquire(&mut self, identity: Option<&Path>, client_urls: &[String]) -> Result<Guard, Wait> {
+    pub(super) async fn acquire(&mut self, identity: Option<&Path>, client_urls: &[Endpoint]) -> Result<Guard, Wait> {
         let (etcd, refused) = match identity {
             None => (None, "the pod has no certificate to present to etcd (roles server or client)".to_owned()),
             Some(dir) => match EtcdLock::acquire(dir, client_urls, &self.holder, &mut self.observed_in_etcd).await {

@@ -14,7 +14,7 @@ use base64::{Engine, engine::general_purpose::STANDARD_NO_PAD};
 use serde::{Deserialize, Serialize};
 
 use super::decide::Installed;
-use etcd_tls_contract::{certificate::Bundle, role::Domain};
+use etcd_tls_contract::{certificate::Bundle, endpoint::Endpoint, role::Domain};
 
 use crate::os::replace::replace;
 
@@ -52,7 +52,23 @@ pub(super) struct KnownCluster {
     /// The member's id.
     pub(super) me: u64,
     /// The other members' client URLs.
-    pub(super) others: Vec<String>,
+    #[serde(with = "urls")]
+    pub(super) others: Vec<Endpoint>,
+}
+
+/// URLs as text. One that is not a URL is left out.
+mod urls {
+    use etcd_tls_contract::endpoint::Endpoint;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(urls: &[Endpoint], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(urls.iter().map(Endpoint::as_str))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Endpoint>, D::Error> {
+        let texts = Vec::<String>::deserialize(deserializer)?;
+        Ok(texts.iter().flat_map(|text| text.parse()).collect())
+    }
 }
 
 /// A bundle that is (the last of a domain's) or was on disk.
@@ -218,7 +234,7 @@ mod tests {
         let installed = memory.installed(Domain::Peer, &a_again, at(50)).unwrap();
         assert_eq!((installed.since, installed.ambiguous), (at(40), true));
         memory.restarting([(Domain::Peer, a_again.digest())].into(), at(60)).unwrap();
-        let cluster = KnownCluster { me: u64::MAX, others: vec!["https://10.0.0.2:2379".into()] };
+        let cluster = KnownCluster { me: u64::MAX, others: vec!["https://10.0.0.2:2379".parse().unwrap()] };
         memory.knows(cluster.clone()).unwrap();
         let memory = Memory::open(&dir);
         assert_eq!(memory.since_restart(at(70)), Some(at(10)));

@@ -12,6 +12,8 @@ use super::{
 };
 use etcd_tls_contract::{
     certificate::Bundle,
+    endpoint::Endpoint,
+    invalid_value::InvalidValue,
     names,
     role::{Domain, Role},
     trusts::Unknown,
@@ -19,9 +21,11 @@ use etcd_tls_contract::{
 
 use crate::{
     etcd::{
-        Client, Endpoint, EtcdError, Member, ServerMetrics,
-        handshake::{self, HandshakeError, Target},
+        Client, EtcdError, Member, ServerMetrics,
+        handshake::{self, HandshakeError},
+        joined,
     },
+    http,
     os::process::{self, Listener, Process, ProcessError, Wanted},
 };
 
@@ -38,7 +42,7 @@ pub(super) struct ClusterSeen {
     pub(super) leader: bool,
     pub(super) members: Vec<MemberSeen>,
     /// Every member's client URLs, our own first if it takes us: whom to ask for the lock.
-    pub(super) client_urls: Vec<String>,
+    pub(super) client_urls: Vec<Endpoint>,
 }
 
 /// The eyes of the restarter.
@@ -46,8 +50,8 @@ pub(super) struct ClusterSeen {
 pub(super) struct Eyes {
     pub(super) dir: PathBuf,
     roles: Vec<Role>,
-    client_url: Option<String>,
-    peer_url: Option<String>,
+    client_url: Option<Endpoint>,
+    peer_url: Option<Endpoint>,
     /// Whether etcd's processes are visible.
     processes: bool,
     pub(super) wanted: Wanted,
@@ -55,11 +59,8 @@ pub(super) struct Eyes {
 
 impl Eyes {
     pub(super) fn new(options: &Options, program: Option<String>) -> Self {
-        let listener = |url: &Option<String>| {
-            let endpoint = Endpoint::parse(url.as_ref()?).ok()?;
-            Some(Listener { address: endpoint.host.parse().ok(), port: endpoint.port })
-        };
-        let listeners = [listener(&options.client_url), listener(&options.peer_url)].into_iter().flatten().collect();
+        let urls = options.client_url.iter().chain(&options.peer_url);
+        let listeners = urls.map(|url| Listener { address: url.ip(), port: url.port }).collect();
         Self {
             dir: options.dir.clone(),
             roles: options.roles.clone(),
@@ -98,10 +99,10 @@ impl Eyes {
             Role::Server => &self.client_url,
             Role::Client | Role::Metrics => return Loads::Reader,
         };
-        match url.as_ref().map(|url| url.parse()) {
+        match url {
             None => Loads::Unknown(Unknown::Listeners),
-            Some(Ok(target)) => Loads::Port(Port { role, target }),
-            Some(Err(_)) => Loads::Unknown(Unknown::PlainText),
+            Some(endpoint) if endpoint.tls => Loads::Port(Port { role, endpoint: endpoint.clone() }),
+            Some(_) => Loads::Unknown(Unknown::PlainText),
         }
     }
 
@@ -114,7 +115,7 @@ impl Eyes {
             fs::read_to_string(dir.join(name)).map_err(|e| HandshakeError::Identity(format!("{}: {e}", dir.display())))
         };
         let (chain, key) = (read("tls.crt")?, zeroize::Zeroizing::new(read("tls.key")?));
-        let served = handshake::probe(&port.target, Some((&chain, &key)), HANDSHAKE_LIMIT).await?;
+        let served = handshake::probe(&port.endpoint, Some((&chain, &key)), HANDSHAKE_LIMIT).await?;
         let authorities = served.trusted.map(|mut names| {
             names.sort();
             names
@@ -156,9 +157,8 @@ impl Eyes {
 
     /// Whether anybody takes connections where etcd does.
     pub(super) async fn listens(&self) -> bool {
-        let endpoint = self.own_url().ok().and_then(|url| Endpoint::parse(url).ok());
-        let Some(endpoint) = endpoint else { return true };
-        timeout(HANDSHAKE_LIMIT, endpoint.connect()).await.is_ok_and(|connected| connected.is_ok())
+        let Some(Endpoint { host, port, .. }) = &self.client_url else { return true };
+        timeout(HANDSHAKE_LIMIT, http::dial(host, *port)).await.is_ok_and(|connected| connected.is_ok())
     }
 
     /// Whether etcd reaches quorum.
@@ -173,7 +173,7 @@ impl Eyes {
         self.client(url)?.move_leader(url, to).await
     }
 
-    fn own_url(&self) -> Result<&String, EtcdError> {
+    fn own_url(&self) -> Result<&Endpoint, EtcdError> {
         self.client_url.as_ref().ok_or_else(|| EtcdError::Unreachable {
             url: "etcd".to_owned(),
             reason: "its client port is not known to the sidecar".to_owned(),
@@ -186,22 +186,18 @@ impl Eyes {
         Some(self.dir.join(role.as_str()))
     }
 
-    fn client(&self, url: &str) -> Result<Client, EtcdError> {
-        if url.starts_with("http:") {
+    fn client(&self, url: &Endpoint) -> Result<Client, EtcdError> {
+        if !url.tls {
             return Ok(Client::plain());
         }
         Client::from_dir(&self.identity().ok_or_else(|| EtcdError::Unreachable {
-            url: url.to_owned(),
+            url: url.to_string(),
             reason: "the pod has no certificate to present (roles server or client)".to_owned(),
         })?)
     }
 
-    fn peer(&self, url: &str) -> Result<Client, EtcdError> {
-        if url.starts_with("http:") {
-            Ok(Client::plain())
-        } else {
-            Client::from_dir(&self.dir.join(Role::Peer.as_str()))
-        }
+    fn peer(&self, url: &Endpoint) -> Result<Client, EtcdError> {
+        if !url.tls { Ok(Client::plain()) } else { Client::from_dir(&self.dir.join(Role::Peer.as_str())) }
     }
 
     /// Looks at every member.
@@ -224,7 +220,7 @@ impl Eyes {
         let own = self.own_url()?;
         let metrics = self.metrics().await?;
         let me = metrics.id.ok_or_else(|| EtcdError::Answer {
-            url: own.clone(),
+            url: own.to_string(),
             reason: "no etcd_server_id among its metrics".to_owned(),
         })?;
         let members = self.members().await?;
@@ -239,7 +235,7 @@ impl Eyes {
     /// None of the others says whom it knows.
     pub(super) async fn cluster_by_others(&self, known: &KnownCluster) -> Result<ClusterSeen, EtcdError> {
         let mut last =
-            EtcdError::Unreachable { url: known.others.join(","), reason: "no other member to ask".to_owned() };
+            EtcdError::Unreachable { url: joined(&known.others), reason: "no other member to ask".to_owned() };
         for url in &known.others {
             let members = match self.client(url) {
                 Ok(client) => client.members(url).await,
@@ -286,8 +282,15 @@ impl Eyes {
     async fn health_of(&self, urls: &[String]) -> Result<(), MemberError> {
         let mut failed = "no client URL: it has never started".to_owned();
         for url in urls {
-            let attempt = match self.client(url) {
-                Ok(client) => client.health(url).await,
+            let endpoint: Endpoint = match url.parse() {
+                Ok(endpoint) => endpoint,
+                Err(error) => {
+                    failed = InvalidValue::to_string(&error);
+                    continue;
+                }
+            };
+            let attempt = match self.client(&endpoint) {
+                Ok(client) => client.health(&endpoint).await,
                 Err(error) => Err(error),
             };
             match attempt {
@@ -305,8 +308,8 @@ impl Eyes {
         let mut names = bundle.subjects();
         names.sort();
         for member in self.members().await.ok()?.into_iter().filter(|m| m.id != me) {
-            for target in member.peer_urls.iter().flat_map(|url| url.parse()) {
-                let seen = self.seen(&Port { role: Role::Peer, target }, None).await;
+            for endpoint in member.peer_urls.iter().flat_map(|url| url.parse::<Endpoint>()).filter(|url| url.tls) {
+                let seen = self.seen(&Port { role: Role::Peer, endpoint }, None).await;
                 if seen.is_ok_and(|seen| seen.authorities.is_some_and(|shown| shown != names)) {
                     return Some(member.name);
                 }
@@ -319,12 +322,19 @@ impl Eyes {
     async fn dialled(&self, urls: &[String]) -> Result<(), MemberError> {
         let mut failed = "no peer URL".to_owned();
         for url in urls {
+            let endpoint: Endpoint = match url.parse() {
+                Ok(endpoint) => endpoint,
+                Err(error) => {
+                    failed = InvalidValue::to_string(&error);
+                    continue;
+                }
+            };
             // Without a peer certificate of ours the peers' TLS is not ours to rotate.
-            if url.starts_with("https:") && !self.roles.contains(&Role::Peer) {
+            if endpoint.tls && !self.roles.contains(&Role::Peer) {
                 return Ok(());
             }
-            let attempt = match self.peer(url) {
-                Ok(client) => client.dial_peer(url).await,
+            let attempt = match self.peer(&endpoint) {
+                Ok(client) => client.dial_peer(&endpoint).await,
                 Err(error) => Err(error),
             };
             match attempt {
@@ -337,8 +347,9 @@ impl Eyes {
 }
 
 /// Where the members but `me` serve clients.
-fn client_urls(members: &[Member], me: u64) -> Vec<String> {
-    members.iter().filter(|m| m.id != me).flat_map(|m| m.client_urls.iter().cloned()).collect()
+fn client_urls(members: &[Member], me: u64) -> Vec<Endpoint> {
+    let urls = members.iter().filter(|m| m.id != me).flat_map(|m| &m.client_urls);
+    urls.flat_map(|url| url.parse()).collect()
 }
 
 /// What loads a domain's bundle.
@@ -356,5 +367,5 @@ pub(super) enum Loads {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Port {
     role: Role,
-    target: Target,
+    endpoint: Endpoint,
 }

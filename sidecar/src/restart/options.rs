@@ -4,6 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use etcd_tls_contract::{
     args::{DownwardArgs, PodArgs},
+    endpoint::Endpoint,
     role::Role,
     settings::Reload,
 };
@@ -28,9 +29,9 @@ pub struct Options {
     /// How etcd's process is told from others of its name.
     pub place: Place,
     /// etcd's client port.
-    pub client_url: Option<String>,
+    pub client_url: Option<Endpoint>,
     /// etcd's peer port.
-    pub peer_url: Option<String>,
+    pub peer_url: Option<Endpoint>,
     /// What the user's own liveness probe asks, under `reload: probe`.
     pub liveness_url: Option<String>,
     /// Who holds the lock: the pod, by name and uid.

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, fmt::Write as _, io, sync::Arc, time::Duration};
 
+use etcd_tls_contract::{endpoint::Endpoint, invalid_value::InvalidValue};
 use rustls::pki_types::ServerName;
 use serde::Deserialize;
 use tokio::{
@@ -45,11 +46,16 @@ struct Listed {
     client_urls: Vec<String>,
 }
 
+/// The cluster cannot be looked at. The text gives the reason, for each endpoint one.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct LookError(String);
+
 /// The members as the cluster lists them, with what each of their ports speaks.
 ///
 /// # Errors
 /// No endpoint answers, with each one's reason.
-pub(super) async fn members(endpoints: &[String], tls: Option<&Tls>) -> Result<Vec<Member>, String> {
+pub(super) async fn members(endpoints: &[Endpoint], tls: Option<&Tls>) -> Result<Vec<Member>, LookError> {
     let mut reasons = String::new();
     for endpoint in endpoints {
         match ask(endpoint, "POST", "/v3/cluster/member/list", tls).await.and_then(|body| list(&body)) {
@@ -66,7 +72,7 @@ pub(super) async fn members(endpoints: &[String], tls: Option<&Tls>) -> Result<V
             }
         }
     }
-    Err(format!("no endpoint lists the members:{reasons}"))
+    Err(LookError(format!("no endpoint lists the members:{reasons}")))
 }
 
 fn list(body: &str) -> Result<Vec<Listed>, String> {
@@ -80,28 +86,42 @@ fn list(body: &str) -> Result<Vec<Listed>, String> {
     Ok(members)
 }
 
-async fn look(listed: Listed, tls: Option<&Tls>) -> Result<Member, String> {
-    let id: u64 = listed.id.parse().map_err(|_| format!("member id {:?} is no number", listed.id))?;
+async fn look(listed: Listed, tls: Option<&Tls>) -> Result<Member, LookError> {
+    let id: u64 = listed.id.parse().map_err(|_| LookError(format!("member id {:?} is no number", listed.id)))?;
     let mut member =
         Member { id: format!("{id:x}"), name: listed.name, clients: Vec::new(), peers: Vec::new(), reaches: None };
     for url in listed.client_urls {
-        let health = ask(&url, "GET", "/health", tls).await.and_then(|body| {
+        let endpoint: Endpoint = match url.parse() {
+            Ok(endpoint) => endpoint,
+            Err(error) => {
+                member.clients.push(unread(url, &error));
+                continue;
+            }
+        };
+        let health = ask(&endpoint, "GET", "/health", tls).await.and_then(|body| {
             if body.contains(r#""health":"true""#) { Ok(()) } else { Err(format!("is not healthy: {body}")) }
         });
         if health.is_ok() && member.reaches.is_none() {
-            member.reaches = ask(&url, "GET", "/metrics", tls).await.ok().map(|text| active_peers(&text));
+            member.reaches = ask(&endpoint, "GET", "/metrics", tls).await.ok().map(|text| active_peers(&text));
         }
         let spoken = match &health {
             Ok(()) => Scheme::of(&url).map_or(Spoken::Unknown, Spoken::Is),
-            Err(_) => spoken(&url).await,
+            Err(_) => spoken(&endpoint).await,
         };
         member.clients.push(Port { url, spoken, trouble: health.err() });
     }
     for url in listed.peer_urls {
-        let spoken = spoken(&url).await;
-        member.peers.push(Port { url, spoken, trouble: None });
+        member.peers.push(match url.parse() {
+            Ok(endpoint) => Port { spoken: spoken(&endpoint).await, url, trouble: None },
+            Err(error) => unread(url, &error),
+        });
     }
     Ok(member)
+}
+
+/// A port whose URL cannot be read.
+fn unread(url: String, error: &InvalidValue) -> Port {
+    Port { url, spoken: Spoken::Unknown, trouble: Some(error.to_string()) }
 }
 
 /// `etcd_network_active_peers` of a member: by the other member's id, whether it is reached.
@@ -115,31 +135,23 @@ fn active_peers(metrics: &str) -> BTreeMap<String, bool> {
     metrics.lines().filter_map(line).collect()
 }
 
-/// Host and port of a URL of etcd, and the host without brackets.
-fn address(url: &str) -> Option<(&str, &str)> {
-    let authority = url.split_once("://")?.1.split('/').next()?;
-    let (host, _) = authority.rsplit_once(':')?;
-    Some((authority, host.trim_start_matches('[').trim_end_matches(']')))
-}
-
-async fn dial(url: &str) -> Result<TcpStream, String> {
-    let (authority, _) = address(url).ok_or("is not of the form http(s)://host:port")?;
-    TcpStream::connect(authority).await.map_err(|e| e.to_string())
+async fn dial(endpoint: &Endpoint) -> io::Result<TcpStream> {
+    TcpStream::connect((endpoint.host.as_str(), endpoint.port)).await
 }
 
 /// One request, its answer's body. HTTP/1.0, so that the end of the connection is the end of the body.
-async fn ask(url: &str, method: &str, path: &str, tls: Option<&Tls>) -> Result<String, String> {
+async fn ask(endpoint: &Endpoint, method: &str, path: &str, tls: Option<&Tls>) -> Result<String, String> {
     let asked = async {
-        let stream = dial(url).await?;
-        let (authority, host) = address(url).ok_or("is not of the form http(s)://host:port")?;
+        let stream = dial(endpoint).await.map_err(|e| e.to_string())?;
+        let authority = endpoint.authority();
         let body = if method == "POST" { "{}" } else { "" };
         let request = format!(
             "{method} {path} HTTP/1.0\r\nHost: {authority}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
             body.len()
         );
-        let answer = if url.starts_with("https://") {
+        let answer = if endpoint.tls {
             let tls = tls.ok_or("give --cacert, --cert and --key to ask it")?;
-            let name = ServerName::try_from(host.to_owned()).map_err(|e| e.to_string())?;
+            let name = ServerName::try_from(endpoint.host.clone()).map_err(|e| e.to_string())?;
             let stream = tls.0.connect(name, stream).await.map_err(|e| format!("TLS: {e}"))?;
             exchange(stream, &request).await
         } else {
@@ -168,16 +180,16 @@ async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &str
 
 /// What a port speaks. Plain HTTP is answered with HTTP, or by a TLS server with an alert or a 400. etcd's TLS peer port
 /// closes the connection without an answer, so a handshake is tried where the answer tells nothing.
-async fn spoken(url: &str) -> Spoken {
-    let scheme = match timeout(LIMIT, answers_plain_text(url)).await.ok().flatten() {
-        None if timeout(LIMIT, answers_handshake(url)).await.unwrap_or(false) => Some(Scheme::Https),
+async fn spoken(endpoint: &Endpoint) -> Spoken {
+    let scheme = match timeout(LIMIT, answers_plain_text(endpoint)).await.ok().flatten() {
+        None if timeout(LIMIT, answers_handshake(endpoint)).await.unwrap_or(false) => Some(Scheme::Https),
         scheme => scheme,
     };
     scheme.map_or(Spoken::Unknown, Spoken::Is)
 }
 
-async fn answers_plain_text(url: &str) -> Option<Scheme> {
-    let mut stream = dial(url).await.ok()?;
+async fn answers_plain_text(endpoint: &Endpoint) -> Option<Scheme> {
+    let mut stream = dial(endpoint).await.ok()?;
     stream.write_all(b"GET /version HTTP/1.0\r\n\r\n").await.ok()?;
     let mut answer = Vec::new();
     // A TLS server may break the connection off after its alert.
@@ -187,10 +199,9 @@ async fn answers_plain_text(url: &str) -> Option<Scheme> {
 
 /// Whether the port takes part in a TLS handshake. No CA is trusted, so the handshake ends at the server's certificate, and
 /// nothing is sent to it.
-async fn answers_handshake(url: &str) -> bool {
-    let Some((_, host)) = address(url) else { return false };
-    let Ok(name) = ServerName::try_from(host.to_owned()) else { return false };
-    let Ok(stream) = dial(url).await else { return false };
+async fn answers_handshake(endpoint: &Endpoint) -> bool {
+    let Ok(name) = ServerName::try_from(endpoint.host.clone()) else { return false };
+    let Ok(stream) = dial(endpoint).await else { return false };
     let config =
         rustls::ClientConfig::builder().with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth();
     match TlsConnector::from(Arc::new(config)).connect(name, stream).await {

@@ -110,15 +110,15 @@ impl<'a> Work<'a> {
         let Some(target) = targets.iter().find(member) else { return Vec::new() };
         let of = |option| urls::urls(urls::setting(&target.options, option).as_ref());
         let seen = |urls: &[Url], port: u16| match urls.iter().find(|u| u.https) {
-            Some(url) => Some(url.seen_from_sidecar()),
+            Some(url) => url.seen_from_sidecar().parse().ok(),
             // Written nowhere here: in a file, or by the image.
-            None if urls.is_empty() => Some(format!("https://127.0.0.1:{port}")),
+            None if urls.is_empty() => format!("https://127.0.0.1:{port}").parse().ok(),
             None => None,
         };
         let (clients, peers, metrics) = (of("listen-client-urls"), of("listen-peer-urls"), of("listen-metrics-urls"));
         if target.roles.contains(&Role::Server) {
             args.client_url = seen(&clients, 2379);
-            args.metrics_url = metrics.iter().find(|u| u.https).map(Url::seen_from_sidecar);
+            args.metrics_url = metrics.iter().find(|u| u.https).and_then(|u| u.seen_from_sidecar().parse().ok());
         }
         if target.roles.contains(&Role::Peer) {
             args.peer_url = seen(&peers, 2380);

@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use etcd_tls_contract::endpoint::Endpoint;
 use tokio::time::Instant;
 
 use super::{Attempt, LONGEST, LockLost, Observed, TTL};
-use crate::etcd::{Client, Created, EtcdError, Found};
+use crate::etcd::{Client, Created, EtcdError, Found, joined};
 
 /// The key, in the cluster's own key space. Applications that keep to a prefix of theirs never see it.
 pub const KEY: &str = "etcd-tls.dev/restart";
@@ -26,11 +27,11 @@ impl EtcdLock {
     /// No member answers, or the cluster has no quorum.
     pub async fn acquire(
         dir: &Path,
-        client_urls: &[String],
+        client_urls: &[Endpoint],
         holder: &str,
         observed: &mut Option<Observed>,
     ) -> Result<Attempt<Self>, EtcdError> {
-        let mut last = EtcdError::Unreachable { url: client_urls.join(","), reason: "no member to ask".to_owned() };
+        let mut last = EtcdError::Unreachable { url: joined(client_urls), reason: "no member to ask".to_owned() };
         let mut forbidden = None;
         for url in client_urls {
             match Self::acquire_at(dir, url, holder, observed).await {
@@ -44,7 +45,7 @@ impl EtcdLock {
 
     async fn acquire_at(
         dir: &Path,
-        url: &str,
+        url: &Endpoint,
         holder: &str,
         observed: &mut Option<Observed>,
     ) -> Result<Attempt<Self>, EtcdError> {
@@ -71,7 +72,7 @@ impl EtcdLock {
     /// The lease on which the lock is ours: `lease`, or an earlier one of the same holder.
     async fn take(
         client: &Client,
-        url: &str,
+        url: &Endpoint,
         holder: &str,
         lease: i64,
         observed: &mut Option<Observed>,
@@ -99,7 +100,7 @@ impl EtcdLock {
     ///
     /// # Errors
     /// It is lost, or no member answers.
-    pub async fn confirm(&mut self, client_urls: &[String]) -> Result<(), LockLost> {
+    pub async fn confirm(&mut self, client_urls: &[Endpoint]) -> Result<(), LockLost> {
         let mut last = "no member to ask".to_owned();
         for url in client_urls {
             let asked = async { client(&self.dir, url)?.keep_alive(url, self.lease).await };
@@ -116,7 +117,7 @@ impl EtcdLock {
     ///
     /// # Errors
     /// No member answers.
-    pub async fn release(self, client_urls: &[String]) -> Result<(), LockLost> {
+    pub async fn release(self, client_urls: &[Endpoint]) -> Result<(), LockLost> {
         let mut last = "no member to ask".to_owned();
         for url in client_urls {
             let asked = async { client(&self.dir, url)?.revoke(url, self.lease).await };
@@ -130,7 +131,7 @@ impl EtcdLock {
 }
 
 /// Whether a lock ends by itself within [`LONGEST`] when its holder is gone: whether it hangs on a lease, and on a short one.
-async fn lapses(client: &Client, url: &str, found: &Found) -> Result<bool, EtcdError> {
+async fn lapses(client: &Client, url: &Endpoint, found: &Found) -> Result<bool, EtcdError> {
     if found.lease == 0 {
         return Ok(false);
     }
@@ -139,6 +140,6 @@ async fn lapses(client: &Client, url: &str, found: &Found) -> Result<bool, EtcdE
     Ok(granted.is_none_or(|seconds| seconds <= LONGEST.as_secs()))
 }
 
-fn client(dir: &Path, url: &str) -> Result<Client, EtcdError> {
-    if url.starts_with("http://") { Ok(Client::plain()) } else { Client::from_dir(dir) }
+fn client(dir: &Path, url: &Endpoint) -> Result<Client, EtcdError> {
+    if !url.tls { Ok(Client::plain()) } else { Client::from_dir(dir) }
 }
