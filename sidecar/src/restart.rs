@@ -2,7 +2,7 @@
 //! lock, and only while every other member is healthy and quorum stands without this one.
 //!
 //! ```text
-//! cluster    what is on disk, what etcd's ports show, how every member is      (eyes)
+//! cluster    what is on disk, what etcd's ports show, how every member is      (observer)
 //! decision   must etcd be restarted? may it be, now?                           (pure)
 //! act        lock, look again, hand leadership on, end etcd, wait for it       (hands)
 //! gate       the liveness probe that kubelet acts on, for `reload: probe`
@@ -36,12 +36,13 @@ use tokio::{
 };
 
 use self::{
+    act::Lock,
     decide::{Permit, Trust, leaf_due, permit, trust},
     locks::Locks,
     memory::Memory,
     metrics::Metrics,
-    observe::{ClusterSeen, Eyes, Loads},
-    options::Means,
+    observe::{ClusterSeen, Loads, Observer},
+    options::Method,
 };
 pub use self::{
     gate::Gate,
@@ -78,8 +79,8 @@ pub struct Status {
 /// Watches what etcd has loaded, and restarts it when it may.
 pub struct Restarter {
     options: Options,
-    means: Means,
-    eyes: Eyes,
+    method: Method,
+    observer: Observer,
     memory: Memory,
     metrics: Metrics,
     gate: Arc<Gate>,
@@ -118,12 +119,12 @@ struct Look {
 impl Restarter {
     /// For one etcd. `registry` gets its metrics: `restart_due`, `restart_waits`, `restarts`, `restart_downtime_seconds`.
     pub fn new(options: Options, registry: &mut Registry) -> Self {
-        let means = options.means();
+        let method = options.method();
         // What is told to read its files again may be any program; what is ended is etcd and nothing else.
-        let program = if matches!(means, Means::Tell(_)) { None } else { Some(names::ETCD_CONTAINER.to_owned()) };
-        let eyes = Eyes::new(&options, program);
+        let program = if matches!(method, Method::Tell(_)) { None } else { Some(names::ETCD_CONTAINER.to_owned()) };
+        let observer = Observer::new(&options, program);
         Self {
-            gate: Arc::new(Gate::new(options.liveness_url.clone(), eyes.identity())),
+            gate: Arc::new(Gate::new(options.liveness_url.clone(), observer.identity())),
             memory: Memory::open(&options.dir),
             metrics: Metrics::register(registry),
             status: watch::Sender::default(),
@@ -134,8 +135,8 @@ impl Restarter {
             leads_since: None,
             silent: BTreeMap::new(),
             leaf_tried: false,
-            means,
-            eyes,
+            method,
+            observer,
             options,
         }
     }
@@ -179,7 +180,7 @@ impl Restarter {
             self.learn_cluster().await;
             return if look.blind { AGAIN } else { REST };
         }
-        if matches!(self.means, Means::End(_) | Means::Probe) {
+        if matches!(self.method, Method::End(_) | Method::Probe) {
             self.locks.ask_for_the_right().await;
         }
         let why = look.why.join("; ");
@@ -197,10 +198,10 @@ impl Restarter {
         let mut look = Look::default();
         let Ok(now) = uptime() else { return Look { blind: true, ..look } };
         // Of a server that reads its files again, the start tells nothing.
-        let started = if matches!(self.means, Means::Tell(_)) { None } else { self.eyes.started().await };
+        let started = if matches!(self.method, Method::Tell(_)) { None } else { self.observer.started().await };
         let mut loaded = self.status.borrow().loaded.clone();
         let mut unknown = BTreeMap::new();
-        for (domain, (bundle, loads)) in self.eyes.bundles() {
+        for (domain, (bundle, loads)) in self.observer.bundles() {
             let port = match loads {
                 Loads::Port(port) => port,
                 Loads::Reader => {
@@ -221,7 +222,7 @@ impl Restarter {
                     continue;
                 }
             };
-            let seen = match self.eyes.seen(&port, started).await {
+            let seen = match self.observer.seen(&port, started).await {
                 Ok(seen) => seen,
                 Err(error) => {
                     tracing::debug!(%domain, %error, "etcd's port shows nothing");
@@ -272,22 +273,22 @@ impl Restarter {
     }
 
     async fn attempt(&mut self, look: &Look, why: &str) -> Result<(), Wait> {
-        let ends = match &self.means {
-            Means::ByHand(how) => return Err(Wait::new("by_hand", how.clone(), IDLE)),
-            Means::Tell(signal) => return self.tell(*signal, look),
-            Means::End(_) | Means::Probe => look,
+        let ends = match &self.method {
+            Method::Manual(how) => return Err(Wait::new("by_hand", how.clone(), IDLE)),
+            Method::Tell(signal) => return self.tell(*signal, look),
+            Method::End(_) | Method::Probe => look,
         };
         self.keep_pace()?;
         let seen = self.cluster().await?;
         let allowed = permit(seen.me, &seen.members).map_err(Wait::hindered)?;
         if allowed.outage {
             self.announce(why)?;
-            let done = self.restart(ends, &allowed, None, &seen.client_urls).await;
+            let done = self.restart(ends, &allowed, Lock::new(None, &seen.client_urls)).await;
             self.leaf_tried |= done.is_ok() && *self.unserved.borrow();
             return done;
         }
-        let mut guard = self.locks.acquire(self.eyes.identity().as_deref(), &seen.client_urls).await?;
-        let done = self.restart(ends, &allowed, Some(&mut guard), &seen.client_urls).await;
+        let mut guard = self.locks.acquire(self.observer.identity().as_deref(), &seen.client_urls).await?;
+        let done = self.restart(ends, &allowed, Lock::new(Some(&mut guard), &seen.client_urls)).await;
         if let Err(error) = guard.release(&seen.client_urls).await {
             tracing::warn!(%error, "the restart lock was not given back; it lapses by itself");
         }
@@ -298,7 +299,7 @@ impl Restarter {
     /// Looks at every member, by way of the others where etcd itself refuses us.
     async fn cluster(&mut self) -> Result<ClusterSeen, Wait> {
         let unknown = |error: EtcdError| Wait::new("cluster_unknown", error.to_string(), AGAIN);
-        let error = match self.eyes.cluster().await {
+        let error = match self.observer.cluster().await {
             Ok(seen) => return Ok(seen),
             Err(error @ EtcdError::Unreachable { .. }) => error,
             Err(error) => return Err(unknown(error)),
@@ -306,7 +307,7 @@ impl Restarter {
         match self.memory.cluster() {
             Some(known) if !known.others.is_empty() => {
                 tracing::debug!(%error, "etcd refuses us; the other members are asked");
-                self.eyes.cluster_by_others(known).await.map_err(unknown)
+                self.observer.cluster_by_others(known).await.map_err(unknown)
             }
             _ => Err(unknown(error)),
         }
@@ -314,10 +315,11 @@ impl Restarter {
 
     /// While etcd takes us: who it is, and where the others are.
     async fn learn_cluster(&mut self) {
-        if self.learned.is_some_and(|at| at.elapsed() < LEARN) || !matches!(self.means, Means::End(_) | Means::Probe) {
+        if self.learned.is_some_and(|at| at.elapsed() < LEARN) || !matches!(self.method, Method::End(_) | Method::Probe)
+        {
             return;
         }
-        match self.eyes.known().await {
+        match self.observer.known().await {
             Ok((_, known, _)) => match self.memory.knows(known) {
                 Ok(()) => self.learned = Some(Instant::now()),
                 Err(error) => tracing::warn!(%error, "the cluster's members cannot be noted"),
@@ -390,7 +392,7 @@ impl Wait {
     }
 
     fn hindered(hindrance: decide::Hindrance) -> Self {
-        Self::new(hindrance.word(), hindrance.to_string(), AGAIN)
+        Self::new(hindrance.as_str(), hindrance.to_string(), AGAIN)
     }
 }
 

@@ -3,9 +3,8 @@
 //! ```text
 //! authorities   the CAs, each kept by a Secret, held by the leader alone
 //! signer        judges and issues one request
-//! terms         what a leader keeps beside that: starts and ends keeper and serving
-//! places        how many of them a namespace may have
-//! keeper        makes CAs, publishes their trust, takes the steps of rollovers
+//! leader_tasks  what a leader keeps beside that: starts and ends reconcile and serving
+//! reconcile     makes CAs, publishes their trust, takes the steps of rollovers
 //! serving       the webhook's serving pair and caBundle
 //! cleaner       deletes the requests that are done with
 //! ```
@@ -29,21 +28,21 @@ use crate::{
 };
 use authorities::Authorities;
 use cleaner::{Cleaner, CleanerArgs};
+use leader_tasks::LeaderTasks;
 use metrics::Metrics;
 use serving::Lifetimes;
 use signer::Signer;
-use terms::Terms;
 
 mod authorities;
 mod cache;
 mod cleaner;
 mod cleaning;
+mod leader_tasks;
 mod metrics;
 mod reconcile;
 mod repair;
 mod serving;
 mod signer;
-mod terms;
 mod trust;
 
 /// The Lease that the replicas share.
@@ -95,8 +94,8 @@ impl Args {
             cleaner: Cleaner::new(cleaner),
         });
         let lifetimes = Lifetimes { leaf: serving_lifetime, ca: serving_ca_lifetime };
-        let terms = Terms { signer: Arc::clone(&signer), changed, lifetimes };
-        started.run(signer, async { match terms.keep().await {} }).await;
+        let tasks = LeaderTasks { signer: Arc::clone(&signer), changed, lifetimes };
+        started.run(signer, async { match tasks.keep().await {} }).await;
         Ok(())
     }
 }

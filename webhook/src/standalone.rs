@@ -64,7 +64,7 @@ use crate::{
         profiles::{AuthorityFiles, Profiles},
         requests::{
             auto_approve::Rule,
-            pods::Law,
+            pods::Entitlements,
             rejudge::judge_again,
             server::{Probes, Server},
         },
@@ -266,7 +266,7 @@ impl Args {
             rules: approve_group,
             admin_groups: admin_group,
             cluster,
-            law: Law::new(policy, pods),
+            entitlements: Entitlements::new(policy, pods),
             limit: RateLimit::new(rate_limit),
             lists: Quota::new("lists", LISTS_PER_USER, LISTS),
             watches: Quota::new("watches", WATCHES_PER_USER, WATCHES),

@@ -1,4 +1,4 @@
-//! The whole law of who may be called what. Pure: values in, verdict out.
+//! The rules of who may be called what. Pure: values in, verdict out.
 //!
 //! Shared by the requester, which builds its request from [`requested_sans`], the approver, which judges by [`judge`], and
 //! the signer, which judges again and issues [`entitlement`], whole. Nothing in a request's own body is believed; it is only

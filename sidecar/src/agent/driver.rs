@@ -4,7 +4,6 @@
 //! started; each time it looks at everything anew, so that no event needs to be remembered.
 
 use std::{
-    cell::Cell,
     collections::BTreeMap,
     future::{Future, pending},
     sync::Arc,
@@ -20,13 +19,13 @@ use tokio::sync::watch;
 
 use crate::{
     agent::{
-        health::Board,
+        health::Health,
         serving::{Port, Seen, look},
         subject::Agent,
         trust::TrustError,
     },
     issuance::{
-        obtain::{Failure, Need, Wish, life, need},
+        obtain::{Failure, Reason, Renewal, Template, life, renewal},
         schedule,
     },
     kube::Api,
@@ -38,18 +37,18 @@ use crate::{
     store::{Entry, files::Files},
 };
 
-/// The loop and all that it works with. `api` gives a client for one request, `wish` what a role asks for now.
+/// The loop and all that it works with. `api` gives a client for one request, `template` what a role asks for now.
 pub struct Driver<C, F, M, W> {
     /// The certificates.
     pub agent: Agent<C, F>,
     /// Makes a client of the API server.
     pub api: M,
     /// What a role asks for now.
-    pub wish: W,
+    pub template: W,
     /// etcd's ports.
     pub ports: Vec<Port>,
     /// What the admin port says.
-    pub board: Arc<Board>,
+    pub health: Arc<Health>,
     /// What etcd was seen to have loaded; none where there is no etcd.
     pub loaded: Option<watch::Receiver<restart::Status>>,
     /// Told when a port still serves an old certificate after its grace time; none where there is no etcd.
@@ -78,7 +77,7 @@ struct Look {
 
 /// What the loop remembers of a role between two requests.
 #[derive(Default)]
-struct Desk {
+struct RoleState {
     asking: bool,
     /// In terms of [`Clock::elapsed`].
     hold_until: Duration,
@@ -98,38 +97,51 @@ struct Desk {
     renewed_for: Option<String>,
 }
 
+/// The state of the loop: what is under way, and what it remembers from one turn to the next. Times are in terms of
+/// [`Clock::elapsed`].
+#[derive(Default)]
+struct Progress<'a> {
+    work: FuturesUnordered<LocalBoxFuture<'a, Done>>,
+    roles: BTreeMap<Role, RoleState>,
+    /// The bundles on offer that were refused in the last turn.
+    refused: Vec<(Domain, TrustError)>,
+    /// When files are written next, after a write that failed.
+    write_at: Duration,
+    /// Writes that failed in a row.
+    failed_writes: u32,
+}
+
 impl<C, F, A, M, W> Driver<C, F, M, W>
 where
     C: Clock,
     F: Files,
     A: Api + 'static,
     M: Fn() -> A,
-    W: Fn(Role) -> Wish,
+    W: Fn(Role) -> Template,
 {
     /// Runs until `stop`.
-    pub async fn drive(&self, stop: impl Future<Output = ()>) {
-        let mut work: FuturesUnordered<LocalBoxFuture<'_, Done>> = FuturesUnordered::new();
-        let mut desks: BTreeMap<Role, Desk> = self.agent.roles().iter().map(|r| (*r, Desk::default())).collect();
-        let mut refused = Vec::new();
+    pub async fn run(&self, stop: impl Future<Output = ()>) {
+        let mut progress = Progress {
+            roles: self.agent.roles().iter().map(|r| (*r, RoleState::default())).collect(),
+            ..Progress::default()
+        };
         let mut loaded = self.loaded.clone();
-        let write_again = Cell::new(Duration::ZERO);
-        let failed_writes = Cell::new(0_u32);
         let mut mark = Mark::new(self.agent.clock());
-        self.board.installed(&self.agent.held());
+        self.health.installed(&self.agent.held());
         self.installed.send_modify(|n| *n += 1);
         let stop = stop.fuse();
         futures::pin_mut!(stop);
         loop {
-            self.board.beat();
-            self.look_at_trust(&mut refused, &mut desks);
-            if self.agent.clock().elapsed() >= write_again.get() {
-                self.write(&mut desks, &work, &write_again, &failed_writes);
+            self.health.beat();
+            self.look_at_trust(&mut progress);
+            if self.agent.clock().elapsed() >= progress.write_at {
+                self.write(&mut progress);
             }
-            let pause = self.start_what_is_due(&offers(&refused), &mut desks, &work);
-            let pause = if self.agent.is_dirty() { pause.min(self.until(write_again.get())) } else { pause };
+            let pause = self.start_what_is_due(&mut progress);
+            let pause = if self.agent.is_dirty() { pause.min(self.until(progress.write_at)) } else { pause };
             tokio::select! {
                 () = &mut stop => return,
-                Some(done) = work.next(), if !work.is_empty() => self.finish(done, &mut desks, &work),
+                Some(done) = progress.work.next(), if !progress.work.is_empty() => self.finish(done, &mut progress),
                 () = swapped(self.changed.as_ref()) => {}
                 () = changed(&mut loaded) => {}
                 () = nap(self.agent.clock(), &mark, pause.max(Duration::from_millis(10))) => {}
@@ -137,8 +149,8 @@ where
             if let Some(seconds) = mark.stepped(self.agent.clock()) {
                 tracing::warn!(seconds, "the clock was stepped");
                 // What was refused by the clock of before may be taken now.
-                for desk in desks.values_mut() {
-                    (desk.hold_until, desk.refusals) = (Duration::ZERO, 0);
+                for state in progress.roles.values_mut() {
+                    (state.hold_until, state.refusals) = (Duration::ZERO, 0);
                 }
             }
         }
@@ -149,68 +161,57 @@ where
     }
 
     /// Takes the bundles on offer, and tells once what is refused.
-    fn look_at_trust(&self, refused_before: &mut Vec<(Domain, TrustError)>, desks: &mut BTreeMap<Role, Desk>) {
+    fn look_at_trust(&self, progress: &mut Progress<'_>) {
         let refused = self.agent.take_trust();
         let mut outdated = self.agent.outdated(&refused);
-        for (role, desk) in desks {
-            desk.outdated = outdated.remove(role);
+        for (role, state) in &mut progress.roles {
+            state.outdated = outdated.remove(role);
         }
-        self.board.signer_states(self.agent.signer_states());
+        self.health.signer_states(self.agent.signer_states());
         for domain in Domain::ALL {
             let now: Vec<_> = refused.iter().filter(|(d, e)| *d == domain && !e.is_asked_about()).collect();
-            let anew = now.iter().any(|refusal| !refused_before.contains(refusal));
-            self.board.refused(domain, !now.is_empty(), anew);
+            let anew = now.iter().any(|refusal| !progress.refused.contains(refusal));
+            self.health.refused(domain, !now.is_empty(), anew);
             if anew {
                 for (_, error) in now {
                     tracing::error!(%domain, %error, "trust bundle refused");
                 }
             }
         }
-        *refused_before = refused;
+        progress.refused = refused;
     }
 
     /// Brings to disk what is held, and has its ports looked at.
-    fn write<'a>(
-        &'a self,
-        desks: &mut BTreeMap<Role, Desk>,
-        work: &FuturesUnordered<LocalBoxFuture<'a, Done>>,
-        write_again: &Cell<Duration>,
-        failures: &Cell<u32>,
-    ) {
+    fn write<'a>(&'a self, progress: &mut Progress<'a>) {
         let fresh = match self.agent.install() {
             Ok(None) => return,
             Ok(Some(fresh)) => fresh,
             Err(error) => {
-                failures.set(failures.get().saturating_add(1));
-                let pause =
-                    schedule::backoff(failures.get(), None, SystemTime::UNIX_EPOCH, self.agent.clock().chance());
-                write_again.set(self.agent.clock().elapsed() + pause.max(Duration::from_secs(1)));
+                progress.failed_writes = progress.failed_writes.saturating_add(1);
+                let (failures, clock) = (progress.failed_writes, self.agent.clock());
+                let pause = schedule::backoff(failures, None, SystemTime::UNIX_EPOCH, clock.chance());
+                progress.write_at = clock.elapsed() + pause.max(Duration::from_secs(1));
                 tracing::error!(%error, "new files could not be written; those before are still in use, and it is tried again");
-                self.board.trouble(error.to_string());
+                self.health.trouble(error.to_string());
                 return;
             }
         };
-        failures.set(0);
-        self.board.installed(&self.agent.held());
+        progress.failed_writes = 0;
+        self.health.installed(&self.agent.held());
         self.installed.send_modify(|n| *n += 1);
         for role in fresh {
-            self.look_at_ports(role, desks, work);
+            self.look_at_ports(role, progress);
         }
     }
 
-    fn look_at_ports<'a>(
-        &'a self,
-        role: Role,
-        desks: &mut BTreeMap<Role, Desk>,
-        work: &FuturesUnordered<LocalBoxFuture<'a, Done>>,
-    ) {
-        let (Some(entry), Some(desk)) = (self.agent.entry(role), desks.get_mut(&role)) else { return };
+    fn look_at_ports<'a>(&'a self, role: Role, progress: &mut Progress<'a>) {
+        let (Some(entry), Some(state)) = (self.agent.entry(role), progress.roles.get_mut(&role)) else { return };
         let ports: Vec<&Port> = self.ports.iter().filter(|p| p.role == role).collect();
-        desk.unseen = ports.len();
-        desk.other = false;
-        let received = desk.received;
+        state.unseen = ports.len();
+        state.other = false;
+        let received = state.received;
         for port in ports {
-            self.look_again(Look { port: port.clone(), entry: Arc::clone(&entry), received, round: 0 }, work);
+            self.look_again(Look { port: port.clone(), entry: Arc::clone(&entry), received, round: 0 }, &progress.work);
         }
     }
 
@@ -228,21 +229,18 @@ where
     }
 
     /// Starts the requests that are due; says how long nothing else is.
-    fn start_what_is_due<'a>(
-        &'a self,
-        offers: &BTreeMap<Domain, String>,
-        desks: &mut BTreeMap<Role, Desk>,
-        work: &FuturesUnordered<LocalBoxFuture<'a, Done>>,
-    ) -> Duration {
+    fn start_what_is_due<'a>(&'a self, progress: &mut Progress<'a>) -> Duration {
+        let Progress { roles, work, refused, .. } = progress;
+        let offers = offers(refused);
         let clock = self.agent.clock();
         let mut pause = schedule::TICK;
-        for (role, desk) in desks {
-            if desk.asking {
+        for (role, state) in roles {
+            if state.asking {
                 continue;
             }
-            let held = self.until(desk.hold_until);
+            let held = self.until(state.hold_until);
             let now = clock.now();
-            let wish = (self.wish)(*role);
+            let template = (self.template)(*role);
             let entry = self.agent.entry(*role);
             let trusts = self.trusts(role.domain());
             // What is installed is what a pod without etcd trusts, at once and always: stated with the next request.
@@ -251,31 +249,31 @@ where
             let in_use = entry.as_ref().map(|entry| entry.bundle().digest());
             let stated = entry.as_ref().and_then(|entry| entry.record().trusts.clone());
             let loaded = loaded.filter(|_| !self.is_unknown(role.domain()) || stated != in_use);
-            let needed = need(&wish, entry.as_deref(), loaded, now);
-            let outdated = desk.outdated.is_some() && desk.outdated != desk.renewed_for;
-            let needed = if outdated { needed.or(Ok(Need::Outdated)) } else { needed };
+            let renewal = renewal(&template, entry.as_deref(), loaded, now);
+            let outdated = state.outdated.is_some() && state.outdated != state.renewed_for;
+            let renewal = if outdated { renewal.or(Reason::Outdated) } else { renewal };
             let first = self.agent.roles().iter().find(|r| r.domain() == role.domain()) == Some(role);
             let offered = offers.get(&role.domain()).filter(|_| first);
-            let needed = match offered.map(|offered| self.agent.asks_about_in(role.domain(), offered)) {
-                Some(wait) if wait.is_zero() => needed.or(Ok(Need::Offered)),
+            let renewal = match offered.map(|offered| self.agent.asks_about_in(role.domain(), offered)) {
+                Some(wait) if wait.is_zero() => renewal.or(Reason::Offered),
                 Some(wait) => {
                     pause = pause.min(wait);
-                    needed
+                    renewal
                 }
-                None => needed,
+                None => renewal,
             };
-            match needed {
-                Err(at) => pause = pause.min(schedule::sleep(now, at)),
-                Ok(_) if !held.is_zero() => pause = pause.min(held),
-                Ok(why) => {
+            match renewal {
+                Renewal::At(at) => pause = pause.min(schedule::sleep(now, at)),
+                Renewal::Due(_) if !held.is_zero() => pause = pause.min(held),
+                Renewal::Due(why) => {
                     tracing::info!(%role, %why, "asking for a certificate");
-                    desk.asking = true;
-                    desk.asked_for.clone_from(&desk.outdated);
-                    desk.offered = offers.get(&role.domain()).cloned();
-                    self.board.asking(*role);
+                    state.asking = true;
+                    state.asked_for.clone_from(&state.outdated);
+                    state.offered = offers.get(&role.domain()).cloned();
+                    self.health.asking(*role);
                     let (role, api) = (*role, (self.api)());
                     work.push(
-                        async move { Done::Obtained(role, Box::new(self.agent.obtain(&wish, api, trusts, None).await)) }
+                        async move { Done::Obtained(role, Box::new(self.agent.obtain(&template, api, trusts, None).await)) }
                             .boxed_local(),
                     );
                 }
@@ -301,84 +299,73 @@ where
         }
     }
 
-    fn finish<'a>(
-        &'a self,
-        done: Done,
-        desks: &mut BTreeMap<Role, Desk>,
-        work: &FuturesUnordered<LocalBoxFuture<'a, Done>>,
-    ) {
+    fn finish<'a>(&'a self, done: Done, progress: &mut Progress<'a>) {
         let clock = self.agent.clock();
         match done {
             Done::Obtained(role, result) => {
-                let Some(desk) = desks.get_mut(&role) else { return };
-                desk.asking = false;
+                let Some(state) = progress.roles.get_mut(&role) else { return };
+                state.asking = false;
                 match *result {
                     Ok(entry) => {
-                        self.board.asked(role, "issued");
-                        desk.refusals = 0;
-                        if desk.asked_for.is_some() {
-                            desk.renewed_for = desk.asked_for.take();
+                        self.health.asked(role, "issued");
+                        state.refusals = 0;
+                        if state.asked_for.is_some() {
+                            state.renewed_for = state.asked_for.take();
                         }
-                        desk.received = clock.elapsed();
-                        if let Some(offered) = desk.offered.take() {
+                        state.received = clock.elapsed();
+                        if let Some(offered) = state.offered.take() {
                             self.agent.was_answered(role.domain(), &offered);
-                            desk.renewed_for = Some(offered);
+                            state.renewed_for = Some(offered);
                         }
                         self.agent.hold(role, entry);
                     }
                     Err(failure) => {
-                        self.board.asked(role, failure.word());
-                        desk.refusals = desk.refusals.saturating_add(1);
+                        self.health.asked(role, failure.as_str());
+                        state.refusals = state.refusals.saturating_add(1);
                         let current = self.agent.entry(role);
                         let pause = if failure.is_verdict() {
-                            schedule::verdict_backoff(desk.refusals, clock.chance())
+                            schedule::verdict_backoff(state.refusals, clock.chance())
                         } else {
                             let life = current.as_deref().map(life);
-                            schedule::backoff(desk.refusals, life, clock.now(), clock.chance())
+                            schedule::backoff(state.refusals, life, clock.now(), clock.chance())
                         };
-                        desk.hold_until = clock.elapsed() + pause;
+                        state.hold_until = clock.elapsed() + pause;
                         tracing::error!(%role, error = %failure, again_in = ?pause, "no new certificate; the one before stays in use");
                     }
                 }
             }
             Done::Looked(this, seen) => {
-                self.looked(this, &seen, desks, work);
+                self.looked(this, &seen, progress);
                 if let Some(unserved) = &self.unserved {
-                    let any = desks.values().any(|desk| desk.other);
+                    let any = progress.roles.values().any(|state| state.other);
                     unserved.send_if_modified(|before| std::mem::replace(before, any) != any);
                 }
             }
         }
     }
 
-    fn looked<'a>(
-        &'a self,
-        this: Look,
-        seen: &Seen,
-        desks: &mut BTreeMap<Role, Desk>,
-        work: &FuturesUnordered<LocalBoxFuture<'a, Done>>,
-    ) {
+    fn looked<'a>(&'a self, this: Look, seen: &Seen, progress: &mut Progress<'a>) {
         let (role, port, serial) = (this.port.role, this.port.name, this.entry.chain().serial.clone());
         let current = self.agent.entry(role).is_some_and(|e| e.chain().serial == serial);
-        let Some(desk) = desks.get_mut(&role).filter(|_| current) else {
+        let Some(state) = progress.roles.get_mut(&role).filter(|_| current) else {
             tracing::debug!(%role, serial, port, "renewed again before it was seen");
             return;
         };
-        self.board.handshake(port, seen.word());
+        self.health.handshake(port, seen.as_str());
         match seen {
             Seen::Served => {
-                desk.unseen = desk.unseen.saturating_sub(1);
-                if desk.unseen == 0 {
-                    desk.other = false;
+                state.unseen = state.unseen.saturating_sub(1);
+                if state.unseen == 0 {
+                    state.other = false;
                     let delay = self.agent.clock().elapsed().saturating_sub(this.received);
-                    self.board.rotated(role, delay);
+                    self.health.rotated(role, delay);
                     let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
                     tracing::info!(%role, serial, delay_ms, "rotated: the new certificate is served");
                 }
                 return;
             }
             Seen::Other(other) => {
-                desk.other = true;
+                state.other = true;
                 if this.round == 0 {
                     tracing::error!(
                         %role, serial, served = other, port,
@@ -397,7 +384,7 @@ where
             }
         }
         let round = this.round.saturating_add(1);
-        self.look_again(Look { round, ..this }, work);
+        self.look_again(Look { round, ..this }, &progress.work);
     }
 }
 

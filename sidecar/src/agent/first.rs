@@ -9,7 +9,7 @@ use futures::{StreamExt as _, stream::FuturesUnordered};
 use crate::{
     agent::{subject::Agent, trust::TrustError},
     error::Error,
-    issuance::obtain::{Failure, Need, Wish, life, need},
+    issuance::obtain::{Failure, Reason, Renewal, Template, life, renewal},
     kube::{Api, ApiError, Version, objects::CertificateSigningRequest},
     os::clock::Clock,
     store::{self, Entries, Entry, files::Files},
@@ -41,45 +41,45 @@ enum Start {
     Missing,
 }
 
-fn start(wish: &Wish, entry: Option<&Entry>, now: SystemTime) -> Start {
-    match need(wish, entry, None, now) {
-        Ok(Need::Missing | Need::Names(_)) => Start::Missing,
-        Ok(Need::Early) => Start::Useful,
-        Ok(Need::Due | Need::Trusts | Need::Outdated | Need::Offered) => {
+fn start(template: &Template, entry: Option<&Entry>, now: SystemTime) -> Start {
+    match renewal(template, entry, None, now) {
+        Renewal::Due(Reason::Missing | Reason::Names(_)) => Start::Missing,
+        Renewal::Due(Reason::Early) => Start::Useful,
+        Renewal::Due(Reason::Due | Reason::Trusts | Reason::Outdated | Reason::Offered) => {
             if entry.is_none_or(|e| life(e).left(now).is_zero()) { Start::Missing } else { Start::Good }
         }
-        Err(_) => Start::Good,
+        Renewal::At(_) => Start::Good,
     }
 }
 
 /// The roles whose certificate etcd cannot start without and that are missing, expired, or lack a name.
-pub fn missing<C: Clock, F: Files>(agent: &Agent<C, F>, wishes: &[Wish]) -> BTreeSet<Role> {
+pub fn missing<C: Clock, F: Files>(agent: &Agent<C, F>, templates: &[Template]) -> BTreeSet<Role> {
     let now = agent.clock().now();
-    let missing = |wish: &&Wish| start(wish, agent.entry(wish.role).as_deref(), now) == Start::Missing;
-    wishes.iter().filter(missing).map(|wish| wish.role).collect()
+    let missing = |template: &&Template| start(template, agent.entry(template.role).as_deref(), now) == Start::Missing;
+    templates.iter().filter(missing).map(|template| template.role).collect()
 }
 
 /// Whether etcd can start with the files in `dir` as they are: read without the directory's lock, and without writing.
-pub fn at_hand(dir: &Path, wishes: &[Wish], now: SystemTime) -> bool {
-    matches!(store::entries(dir), Ok(Some(entries)) if usable(&entries, wishes, now))
+pub fn at_hand(dir: &Path, templates: &[Template], now: SystemTime) -> bool {
+    matches!(store::entries(dir), Ok(Some(entries)) if usable(&entries, templates, now))
 }
 
-fn usable(entries: &Entries, wishes: &[Wish], now: SystemTime) -> bool {
-    wishes.iter().all(|wish| {
-        let Some(Ok(entry)) = entries.get(&wish.role) else { return false };
-        let verified = entry.with_bundle(wish.role, entry.bundle(), now).is_ok();
-        verified && start(wish, Some(entry), now) != Start::Missing
+fn usable(entries: &Entries, templates: &[Template], now: SystemTime) -> bool {
+    templates.iter().all(|template| {
+        let Some(Ok(entry)) = entries.get(&template.role) else { return false };
+        let verified = entry.with_bundle(template.role, entry.bundle(), now).is_ok();
+        verified && start(template, Some(entry), now) != Start::Missing
     })
 }
 
 /// The roles whose certificates a bundle on offer would refuse, and those that ask whether a changed bundle is in force: the
 /// first of its domain.
-fn offered(refused: &[(Domain, TrustError)], wishes: &[Wish]) -> (BTreeSet<Role>, BTreeSet<Role>) {
+fn offered(refused: &[(Domain, TrustError)], templates: &[Template]) -> (BTreeSet<Role>, BTreeSet<Role>) {
     let (mut refuses, mut asks) = (BTreeSet::new(), BTreeSet::new());
     for (domain, error) in refused {
         let TrustError::NotInForce { lacks, .. } = error else { continue };
         if lacks.is_empty() {
-            asks.extend(wishes.iter().map(|wish| wish.role).find(|role| role.domain() == *domain));
+            asks.extend(templates.iter().map(|template| template.role).find(|role| role.domain() == *domain));
         } else {
             refuses.extend(lacks);
         }
@@ -87,13 +87,13 @@ fn offered(refused: &[(Domain, TrustError)], wishes: &[Wish]) -> (BTreeSet<Role>
     (refuses, asks)
 }
 
-/// Gets what `wishes` lack, all at once, and installs the whole set.
+/// Gets what `templates` lack, all at once, and installs the whole set.
 ///
 /// # Errors
 /// Every role's failure that was known two seconds after the first.
 pub async fn fill<C: Clock, F: Files, A: Api>(
     agent: &Agent<C, F>,
-    wishes: &[Wish],
+    templates: &[Template],
     api: impl Fn() -> A,
     timeout: Duration,
 ) -> Result<(), Error> {
@@ -106,28 +106,28 @@ pub async fn fill<C: Clock, F: Files, A: Api>(
             tracing::warn!(%domain, %error, "trust bundle on offer not taken");
         }
     }
-    let (mut refuses, asks) = offered(&refused, wishes);
+    let (mut refuses, asks) = offered(&refused, templates);
     refuses.extend(agent.outdated(&refused).into_keys());
     let mut requests = FuturesUnordered::new();
     let now = agent.clock().now();
-    for wish in wishes {
-        let start = match start(wish, agent.entry(wish.role).as_deref(), now) {
-            Start::Good | Start::Useful if refuses.contains(&wish.role) => Start::Refused,
-            Start::Good if asks.contains(&wish.role) => Start::Useful,
+    for template in templates {
+        let start = match start(template, agent.entry(template.role).as_deref(), now) {
+            Start::Good | Start::Useful if refuses.contains(&template.role) => Start::Refused,
+            Start::Good if asks.contains(&template.role) => Start::Useful,
             Start::Good => continue,
             start => start,
         };
         // etcd is about to start and will load just this.
-        let trusts = agent.bundle_digest(wish.role.domain());
+        let trusts = agent.bundle_digest(template.role.domain());
         let api = api();
         requests.push(async move {
             let soon = |limit| timeout.min(agent.clock().elapsed() + limit);
             let result = match start {
-                Start::Refused => if_taken(agent, wish, api, trusts, soon(REFUSED_LIMIT)).await,
-                Start::Useful => within(agent, wish, api, trusts, soon(USEFUL_LIMIT)).await,
-                Start::Missing | Start::Good => within(agent, wish, api, trusts, timeout).await,
+                Start::Refused => if_taken(agent, template, api, trusts, soon(REFUSED_LIMIT)).await,
+                Start::Useful => within(agent, template, api, trusts, soon(USEFUL_LIMIT)).await,
+                Start::Missing | Start::Good => within(agent, template, api, trusts, timeout).await,
             };
-            (wish.role, start, result)
+            (template.role, start, result)
         });
     }
     if requests.is_empty() {
@@ -163,7 +163,7 @@ pub async fn fill<C: Clock, F: Files, A: Api>(
         }
     }
     if let Err(error) = agent.install() {
-        if !agent.on_disk().is_some_and(|entries| usable(&entries, wishes, now)) {
+        if !agent.on_disk().is_some_and(|entries| usable(&entries, templates, now)) {
             return Err(error.into());
         }
         tracing::warn!(%error, "new files could not be written; etcd starts with those on disk");
@@ -174,23 +174,23 @@ pub async fn fill<C: Clock, F: Files, A: Api>(
 /// Requests a certificate, but no longer than `limit` after the start of the process, whatever the API server does.
 async fn within<C: Clock, F: Files, A: Api>(
     agent: &Agent<C, F>,
-    wish: &Wish,
+    template: &Template,
     api: A,
     trusts: Option<String>,
     limit: Duration,
 ) -> Result<Entry, Failure> {
     let left = limit.saturating_sub(agent.clock().elapsed());
     tokio::select! {
-        result = agent.obtain(wish, api, trusts, Some(limit)) => result,
+        result = agent.obtain(template, api, trusts, Some(limit)) => result,
         // A little later, so that the request itself can say what it waits for.
-        () = agent.clock().sleep(left + GRACE) => Err(unanswered(wish, limit)),
+        () = agent.clock().sleep(left + GRACE) => Err(unanswered(template, limit)),
     }
 }
 
 /// The same, but gives up at once where no API server takes the request.
 async fn if_taken<C: Clock, F: Files, A: Api>(
     agent: &Agent<C, F>,
-    wish: &Wish,
+    template: &Template,
     api: A,
     trusts: Option<String>,
     limit: Duration,
@@ -204,14 +204,14 @@ async fn if_taken<C: Clock, F: Files, A: Api>(
         }
     };
     tokio::select! {
-        result = within(agent, wish, api, trusts, limit) => result,
-        () = silent => Err(unanswered(wish, USEFUL_LIMIT)),
+        result = within(agent, template, api, trusts, limit) => result,
+        () = silent => Err(unanswered(template, USEFUL_LIMIT)),
     }
 }
 
-fn unanswered(wish: &Wish, after: Duration) -> Failure {
+fn unanswered(template: &Template, after: Duration) -> Failure {
     Failure::Timeout {
-        name: format!("etcd-tls-{}-{}-…", wish.uid, wish.role),
+        name: format!("etcd-tls-{}-{}-…", template.uid, template.role),
         after,
         last: "the API server has not answered".to_owned(),
     }
@@ -266,7 +266,7 @@ mod tests {
     fn only_what_etcd_cannot_start_without_is_waited_for() {
         let authority = Authority::new();
         let entry = authority.entry(Role::Peer);
-        let mut wish = Wish {
+        let mut template = Template {
             role: Role::Peer,
             uid: "m1".to_owned(),
             common_name: entry.chain().common_name.clone(),
@@ -278,7 +278,7 @@ mod tests {
         };
         let (from, to) = (entry.chain().not_before, entry.chain().not_after);
         let whole = to.duration_since(from).unwrap();
-        assert_eq!(start(&wish, None, from), Start::Missing);
+        assert_eq!(start(&template, None, from), Start::Missing);
         for (at, expected, name) in [
             (from + whole / 10, Start::Good, "fresh"),
             (to - Duration::from_secs(1), Start::Good, "due: `run` renews it"),
@@ -286,9 +286,9 @@ mod tests {
             (from - Duration::from_secs(1), Start::Useful, "a clock before notBefore"),
             (SystemTime::UNIX_EPOCH, Start::Useful, "a clock without a battery"),
         ] {
-            assert_eq!(start(&wish, Some(&entry), at), expected, "{name}");
+            assert_eq!(start(&template, Some(&entry), at), expected, "{name}");
         }
-        wish.sans = Sans { dns: ["another.example.com".to_owned()].into(), ..wish.sans };
-        assert_eq!(start(&wish, Some(&entry), from + whole / 10), Start::Missing, "a name is lacking");
+        template.sans = Sans { dns: ["another.example.com".to_owned()].into(), ..template.sans };
+        assert_eq!(start(&template, Some(&entry), from + whole / 10), Start::Missing, "a name is lacking");
     }
 }

@@ -51,7 +51,7 @@ pub const PREFIX: &str = "etcd_tls";
 type Seconds = Gauge<f64, AtomicU64>;
 
 /// The state that probes and scrapers see. The driver writes it; the admin port reads it.
-pub struct Board {
+pub struct Health {
     roles: Vec<Role>,
     seen: Mutex<Seen>,
     registry: Registry,
@@ -74,12 +74,12 @@ struct Seen {
     trouble: Option<String>,
 }
 
-impl Board {
+impl Health {
     /// For a sidecar that is to hold `roles`. Others' metrics are in `registry` already.
     pub fn new(roles: &[Role], mut registry: Registry) -> Self {
         let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("sidecar_build", "The build of etcd-tls-sidecar", build);
-        let board = Self {
+        let health = Self {
             roles: roles.to_vec(),
             seen: Mutex::new(Seen {
                 beat: Instant::now(),
@@ -103,41 +103,41 @@ impl Board {
             (
                 "certificate_expiry_timestamp_seconds",
                 "notAfter of the certificate on disk, in seconds of the Unix epoch",
-                board.expiry.clone(),
+                health.expiry.clone(),
             ),
-            ("request_pending_seconds", "Age of the request under way; 0 where there is none", board.pending.clone()),
+            ("request_pending_seconds", "Age of the request under way; 0 where there is none", health.pending.clone()),
         ] {
             registry.register(name, help, metric);
         }
-        registry.register("renewals", "Requests that ended, by result", board.renewals.clone());
+        registry.register("renewals", "Requests that ended, by result", health.renewals.clone());
         registry.register(
             "rotated",
             "Certificates that were seen to be served by all of their ports",
-            board.rotated.clone(),
+            health.rotated.clone(),
         );
         registry.register(
             "handshakes",
             "Looks at etcd's own ports after a renewal, by what came of them",
-            board.handshakes.clone(),
+            health.handshakes.clone(),
         );
         registry.register(
             "signed_to_served_seconds",
             "From a certificate's receipt to its first being served",
-            board.signed_to_served.clone(),
+            health.signed_to_served.clone(),
         );
-        registry.register("bundle_refusals", "Trust bundles on offer that were refused", board.refused_total.clone());
+        registry.register("bundle_refusals", "Trust bundles on offer that were refused", health.refused_total.clone());
         registry.register(
             "signer_states_bundles",
             "1 if the signer's last answer states the trust bundles in force; 0 if not (a signer of an earlier version): a \
              changed bundle is then taken as the ConfigMap holds it, unless an earlier answer had a statement",
-            board.states.clone(),
+            health.states.clone(),
         );
         registry.register(
             "bundle_refused",
             "1 while the trust bundle on offer is refused and the one before is kept",
-            board.refused.clone(),
+            health.refused.clone(),
         );
-        Self { registry, ..board }
+        Self { registry, ..health }
     }
 
     /// The loop has come round.
@@ -213,7 +213,7 @@ impl Board {
     }
 }
 
-impl Status for Board {
+impl Status for Health {
     fn live(&self) -> Result<(), CheckError> {
         let age = self.seen().beat.elapsed();
         if age < STUCK { Ok(()) } else { Err(format!("the loop has not come round for {} s", age.as_secs()).into()) }

@@ -12,7 +12,7 @@ use etcd_tls_contract::{identity, invalid_value::InvalidValue, names, role::Role
 
 use crate::{
     agent::{fetched::Fetched, trust::TrustDir},
-    issuance::obtain::Wish,
+    issuance::obtain::Template,
 };
 
 /// The directory beside the certificates in which fetched bundles are kept.
@@ -107,7 +107,7 @@ impl Host {
     }
 
     /// What `role` asks for.
-    pub fn wish(&self, role: Role) -> Wish {
+    pub fn template(&self, role: Role) -> Template {
         let settings = &self.settings;
         let common_name = match (&self.exact, role, &settings.user) {
             (Some(exact), ..) => exact.clone(),
@@ -125,7 +125,7 @@ impl Host {
                 Role::Client | Role::Metrics => sans = Sans::default(),
             }
         }
-        Wish {
+        Template {
             role,
             uid: self.name.clone(),
             common_name,
@@ -226,13 +226,13 @@ mod tests {
     fn a_host_asks_for_what_its_operator_says() {
         let host =
             host(&[Role::Peer, Role::Server, Role::Metrics], "m1.example.com", "10.0.0.1,[2001:db8::1]").unwrap();
-        let peer = host.wish(Role::Peer);
+        let peer = host.template(Role::Peer);
         assert_eq!(peer.common_name, "system:etcd-peer:m1.example.com");
         assert_eq!(peer.signer, "peer.etcd-tls.dev/kube-system.etcd");
         assert_eq!((peer.sans.dns.len(), peer.sans.ips.len()), (1, 2));
-        let server = host.wish(Role::Server);
+        let server = host.template(Role::Server);
         assert_eq!((server.sans.dns.len(), server.sans.ips.len()), (2, 4));
-        assert_eq!(host.wish(Role::Metrics).sans, Sans::default());
+        assert_eq!(host.template(Role::Metrics).sans, Sans::default());
         assert_eq!(host.identity(), Some(Role::Peer));
     }
 

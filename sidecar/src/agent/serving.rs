@@ -40,7 +40,7 @@ pub enum Seen {
 
 impl Seen {
     /// One word, for a metric.
-    pub const fn word(&self) -> &'static str {
+    pub const fn as_str(&self) -> &'static str {
         match self {
             Self::Served => "served",
             Self::Other(_) => "not_served",

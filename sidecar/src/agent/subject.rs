@@ -1,4 +1,4 @@
-//! What `init` and `run` share: the set held, the bundles on offer, the wishes of each role, and the one place where
+//! What `init` and `run` share: the set held, the bundles on offer, the templates of each role, and the one place where
 //! files are written.
 
 use std::{
@@ -28,7 +28,7 @@ use crate::{
         belief::{Doubt, Pace, Statements},
         trust::{self, TrustDir, TrustError},
     },
-    issuance::obtain::{self, Answer, Bundles, Errand, Failure, Wish},
+    issuance::obtain::{self, Answer, Bundles, Failure, Issuance, Template},
     kube::Api,
     os::clock::Clock,
     store::{Entries, Entry, Set, Store, StoreError, files::Files},
@@ -74,9 +74,9 @@ impl Subject {
     }
 
     /// What `role` asks for while the pod has `ips`.
-    pub fn wish(&self, role: Role, ips: Vec<IpAddr>) -> Wish {
+    pub fn template(&self, role: Role, ips: Vec<IpAddr>) -> Template {
         let facts = PodFacts { ips, ..self.facts.clone() };
-        Wish {
+        Template {
             role,
             uid: facts.uid.clone(),
             common_name: identity::subject_common_name(role, &facts, &self.settings),
@@ -311,20 +311,20 @@ impl<C: Clock, F: Files> Agent<C, F> {
         in_use.or_else(|| self.trust.read(domain).ok().map(|bundle| bundle.digest()))
     }
 
-    /// Asks for `wish`, for as long as `limit` says.
+    /// Asks for `template`, for as long as `limit` says.
     ///
     /// # Errors
     /// See [`Failure`].
     pub async fn obtain<A: Api>(
         &self,
-        wish: &Wish,
+        template: &Template,
         api: A,
         trusts: Option<String>,
         limit: Option<Duration>,
     ) -> Result<Entry, Failure> {
-        let current = self.entry(wish.role);
-        obtain::obtain(Errand {
-            wish,
+        let current = self.entry(template.role);
+        obtain::obtain(Issuance {
+            template,
             api,
             clock: &self.clock,
             store: &self.store,

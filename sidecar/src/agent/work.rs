@@ -20,13 +20,13 @@ use tokio::{
 use crate::{
     agent::{
         driver::Driver,
-        health::{Board, PREFIX},
+        health::{Health, PREFIX},
         serving::ports,
         subject::Agent,
         trust::TrustDir,
     },
     error::Error,
-    issuance::obtain::Wish,
+    issuance::obtain::Template,
     kube::Api,
     os::clock::{Clock, System},
     probe::install,
@@ -50,7 +50,7 @@ pub struct Work<'a, O, M, W> {
     /// Makes a client of the API server.
     pub api: M,
     /// What a role asks for now.
-    pub wish: W,
+    pub template: W,
 }
 
 /// Keeps it fresh until SIGTERM or SIGINT; `beside` is told of each install and runs as long.
@@ -65,10 +65,10 @@ where
     A: Api + 'static,
     O: FnOnce() -> restart::Options,
     M: Fn() -> A,
-    W: Fn(Role) -> Wish,
+    W: Fn(Role) -> Template,
     B: Future<Output = ()>,
 {
-    let Work { args, roles, trust, restart, api, wish } = work;
+    let Work { args, roles, trust, restart, api, template } = work;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let clock = System::new();
@@ -88,10 +88,10 @@ where
         tokio::spawn(gate.serve(gate::listen(&args.dir)?));
     }
     let loaded = restarter.as_ref().map(Restarter::status);
-    let board = Arc::new(Board::new(&args.roles, registry));
+    let health = Arc::new(Health::new(&args.roles, registry));
     let (installed, installed_seen) = watch::channel(0);
     let beside = beside(installed_seen.clone());
-    tokio::spawn(admin::serve(listener, Arc::clone(&board) as Arc<dyn admin::Status>));
+    tokio::spawn(admin::serve(listener, Arc::clone(&health) as Arc<dyn admin::Status>));
     let unserved = restarter.as_ref().map(Restarter::leaf_unserved);
     let restarting = async {
         if let Some(restarter) = restarter {
@@ -107,9 +107,9 @@ where
     let driver = Driver {
         agent: Agent::new(roles, clock, store, trust),
         api,
-        wish,
+        template,
         ports: ports(args),
-        board,
+        health,
         loaded,
         unserved,
         installed,
@@ -122,7 +122,7 @@ where
         }
     };
     tokio::select! {
-        () = driver.drive(stop) => {}
+        () = driver.run(stop) => {}
         () = restarting => {}
         () = beside => {}
     }

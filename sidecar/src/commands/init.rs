@@ -21,7 +21,7 @@ use crate::{
         work::open,
     },
     error::Error,
-    issuance::obtain::Wish,
+    issuance::obtain::Template,
     kube::{http::Kube, pod::PodCredentials},
     os::clock::System,
 };
@@ -68,14 +68,15 @@ async fn once(pod: &PodArgs, downward: &DownwardArgs, timeout: Duration) -> Resu
     let clock = System::new();
     let store = open(&pod.dir, &clock).await?;
     let agent = Agent::new(subject.settings.roles.clone(), clock, store, subject.trust(&pod.trust_dir));
-    let wishes: Vec<Wish> = agent.roles().iter().map(|role| subject.wish(*role, subject.facts.ips.clone())).collect();
+    let templates: Vec<Template> =
+        agent.roles().iter().map(|role| subject.template(*role, subject.facts.ips.clone())).collect();
     let credentials = PodCredentials::from_env(&pod.token_dir);
     if let Err(error) = &credentials
-        && !missing(&agent, &wishes).is_empty()
+        && !missing(&agent, &templates).is_empty()
     {
         return Err(error.clone().into());
     }
-    fill(&agent, &wishes, || Kube::new(credentials.clone()), timeout).await
+    fill(&agent, &templates, || Kube::new(credentials.clone()), timeout).await
 }
 
 /// Leaves the reason where kubelet reads it; outside a pod there is no such file, and nothing is done.

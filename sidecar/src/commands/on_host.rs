@@ -42,7 +42,7 @@ pub async fn run(args: &PodArgs, host_args: &HostArgs) -> Result<(), Error> {
         trust: source.dir,
         restart: || restart_options(args, host_args, &host),
         api: || Kube::new(credentials.clone()),
-        wish: |role| host.wish(role),
+        template: |role| host.template(role),
     };
     let identity = host.identity().map(|role| args.dir.join(role.as_str()));
     let beside = |installed: watch::Receiver<u64>| {

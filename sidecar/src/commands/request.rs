@@ -29,7 +29,7 @@ use crate::{
     },
     commands::on_host::write_kubeconfig,
     error::Error,
-    issuance::{obtain::Wish, schedule},
+    issuance::{obtain::Template, schedule},
     kube::{ApiError, http::Kube, kubeconfig::HostCredentials},
     os::clock::{Clock, System},
     store::{Store, StoreError, files::Disk},
@@ -103,8 +103,8 @@ impl RequestArgs {
         let source = host.trust(self.host.cacrt.as_deref(), self.trust_dir.as_deref(), &self.assetsdir);
         let source = source.map_err(Error::Arguments)?;
         let clock = System::new();
-        let wishes: Vec<Wish> = host.roles().iter().map(|role| host.wish(*role)).collect();
-        let good = !self.force && at_hand(&self.assetsdir, &wishes, clock.now());
+        let templates: Vec<Template> = host.roles().iter().map(|role| host.template(*role)).collect();
+        let good = !self.force && at_hand(&self.assetsdir, &templates, clock.now());
         let opened = if good { Store::open(&self.assetsdir) } else { open(&self.assetsdir, &clock).await };
         let store = match opened {
             Ok(store) => store,
@@ -117,7 +117,7 @@ impl RequestArgs {
                 return self.hand_out(&host, &credentials);
             }
             Err(locked @ StoreError::Locked(_)) if !self.force => {
-                self.await_another(&wishes, &clock).await.ok_or(locked)?;
+                self.await_another(&templates, &clock).await.ok_or(locked)?;
                 return self.hand_out(&host, &credentials);
             }
             Err(error) => return Err(error.into()),
@@ -126,23 +126,23 @@ impl RequestArgs {
         if self.force {
             agent.forget();
         }
-        self.obtain(&agent, &wishes, source.fetched.as_ref(), &credentials).await?;
+        self.obtain(&agent, &templates, source.fetched.as_ref(), &credentials).await?;
         self.hand_out(&host, &credentials)
     }
 
-    /// Gets what `wishes` lack. If a certificate is missing, the bundles are fetched first, and again where the new one was
+    /// Gets what `templates` lack. If a certificate is missing, the bundles are fetched first, and again where the new one was
     /// issued by a CA that none of them holds.
     async fn obtain(
         &self,
         agent: &Agent<System, Disk>,
-        wishes: &[Wish],
+        templates: &[Template],
         fetched: Option<&Fetched>,
         credentials: &HostCredentials,
     ) -> Result<(), Error> {
         let Some(fetched) = fetched else {
-            return fill(agent, wishes, || Kube::new(credentials.clone()), self.timeout).await;
+            return fill(agent, templates, || Kube::new(credentials.clone()), self.timeout).await;
         };
-        let missing = missing(agent, wishes);
+        let missing = missing(agent, templates);
         if missing.iter().any(|role| agent.bundle_digest(role.domain()).is_none()) {
             fetch(fetched, credentials, agent.clock(), self.timeout).await?;
         }
@@ -156,7 +156,7 @@ impl RequestArgs {
             }
         };
         tokio::select! {
-            result = fill(agent, wishes, || Kube::new(credentials.clone()), self.timeout) => result,
+            result = fill(agent, templates, || Kube::new(credentials.clone()), self.timeout) => result,
             () = fetching => Ok(()),
         }
     }
@@ -173,9 +173,9 @@ impl RequestArgs {
 
     /// Waits for good certificates from the process that works on the directory, usually `run`: etcd may be started, by a
     /// unit that requires this one, long after that. `None` when the time is over.
-    async fn await_another(&self, wishes: &[Wish], clock: &System) -> Option<()> {
+    async fn await_another(&self, templates: &[Template], clock: &System) -> Option<()> {
         let mut said = false;
-        while !at_hand(&self.assetsdir, wishes, clock.now()) {
+        while !at_hand(&self.assetsdir, templates, clock.now()) {
             if clock.elapsed() > self.timeout {
                 return None;
             }
@@ -295,20 +295,20 @@ mod tests {
             "--dnsnames=test --ipaddrs=10.8.89.9 --commonname=system:etcd-peer:etcd1 --orgname=system:etcd-peers",
         );
         let host = host.unwrap();
-        let wish = host.wish(Role::Peer);
+        let template = host.template(Role::Peer);
         assert_eq!(host.roles().len(), 1);
-        assert_eq!(wish.common_name, "system:etcd-peer:etcd1");
-        assert_eq!((wish.sans.dns.len(), wish.sans.ips.len()), (1, 1));
+        assert_eq!(template.common_name, "system:etcd-peer:etcd1");
+        assert_eq!((template.sans.dns.len(), template.sans.ips.len()), (1, 1));
         let server = "--dnsnames= --ipaddrs=10.8.89.9 --commonname=system:etcd-server:e --orgname=system:etcd-servers";
-        assert_eq!(subject(server).unwrap().wish(Role::Server).sans.ips.len(), 1, "exactly what was given");
+        assert_eq!(subject(server).unwrap().template(Role::Server).sans.ips.len(), 1, "exactly what was given");
     }
 
     #[test]
     fn roles_are_the_other_way_to_say_it() {
         let host = subject("--roles=peer,server,client --user=backup --ipaddrs=10.0.0.1,2001:db8::1").unwrap();
         assert_eq!(host.roles().len(), 3);
-        assert_eq!(host.wish(Role::Client).common_name, "backup");
-        assert_eq!(host.wish(Role::Peer).common_name, "system:etcd-peer:m1");
+        assert_eq!(host.template(Role::Client).common_name, "backup");
+        assert_eq!(host.template(Role::Peer).common_name, "system:etcd-peer:m1");
     }
 
     #[test]

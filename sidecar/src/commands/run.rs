@@ -90,7 +90,7 @@ async fn in_pod(pod: &PodArgs, downward: &DownwardArgs) -> Result<(), Error> {
         trust: subject.trust(&pod.trust_dir),
         restart: || restart::Options::of_pod(pod, downward, credentials.clone()),
         api: || Kube::new(credentials.clone()),
-        wish: |role| subject.wish(role, subject.addresses()),
+        template: |role| subject.template(role, subject.addresses()),
     };
     keep(work, |_| pending()).await
 }

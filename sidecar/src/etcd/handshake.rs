@@ -98,7 +98,7 @@ pub async fn probe(
 async fn shake(endpoint: &Endpoint, identity: Option<(&str, &str)>) -> Result<Served, HandshakeError> {
     let Endpoint { host, port, .. } = endpoint.clone();
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let seen = Arc::new(Observer {
+    let seen = Arc::new(Recorder {
         provider: Arc::clone(&provider),
         identity: identity.map(certified_key).transpose()?,
         leaf: Mutex::default(),
@@ -129,7 +129,7 @@ async fn shake(endpoint: &Endpoint, identity: Option<(&str, &str)>) -> Result<Se
     }
 }
 
-fn served(leaf: Vec<u8>, seen: &Observer) -> Result<Served, std::io::Error> {
+fn served(leaf: Vec<u8>, seen: &Recorder) -> Result<Served, std::io::Error> {
     let certificate = Certificate::from_der(&leaf).map_err(std::io::Error::other)?;
     let serial = serial(&certificate);
     Ok(Served { serial, leaf, trusted: take(&seen.trusted) })
@@ -156,14 +156,14 @@ fn put<T>(slot: &Mutex<Option<T>>, value: T) {
 
 /// Takes any certificate and remembers it, and what CAs the server names.
 #[derive(Debug)]
-struct Observer {
+struct Recorder {
     provider: Arc<CryptoProvider>,
     identity: Option<Arc<CertifiedKey>>,
     leaf: Mutex<Option<Vec<u8>>>,
     trusted: Mutex<Option<Vec<Vec<u8>>>>,
 }
 
-impl ServerCertVerifier for Observer {
+impl ServerCertVerifier for Recorder {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -203,7 +203,7 @@ impl ServerCertVerifier for Observer {
     }
 }
 
-impl ResolvesClientCert for Observer {
+impl ResolvesClientCert for Recorder {
     fn resolve(&self, root_hint_subjects: &[&[u8]], _sigschemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
         put(&self.trusted, root_hint_subjects.iter().map(|s| s.to_vec()).collect());
         self.identity.clone()

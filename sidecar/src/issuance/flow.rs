@@ -24,7 +24,7 @@ use crate::{
 
 /// A request's progress.
 #[derive(Clone, Debug)]
-pub struct Order {
+pub struct Flow {
     expected: Expected,
     stage: Stage,
     failures: u32,
@@ -105,7 +105,7 @@ pub struct Circumstances {
     pub chance: f64,
 }
 
-impl Order {
+impl Flow {
     /// A request that nobody has seen yet.
     pub const fn new(expected: Expected) -> Self {
         Self { expected, stage: Stage::Create, failures: 0, since: Duration::ZERO }

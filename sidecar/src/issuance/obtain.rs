@@ -21,7 +21,7 @@ use etcd_tls_contract::{
 use tokio::sync::Notify;
 
 use crate::{
-    issuance::flow::{Call, Circumstances, Expected, Order, Outcome, Step},
+    issuance::flow::{Call, Circumstances, Expected, Flow, Outcome, Step},
     kube::{
         Api,
         objects::{ByteString, CertificateSigningRequest, CertificateSigningRequestSpec, ObjectMeta},
@@ -43,7 +43,7 @@ const STALE_POLL: Duration = Duration::from_secs(20);
 
 /// What one role asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Wish {
+pub struct Template {
     /// The role.
     pub role: Role,
     /// What the CSR's name holds after `etcd-tls-`: the pod's uid. With the serial it also fixes the time of renewal.
@@ -64,7 +64,7 @@ pub struct Wish {
 
 /// Why a certificate is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Need {
+pub enum Reason {
     /// There is none.
     Missing,
     /// Its time has come, or is over.
@@ -81,7 +81,7 @@ pub enum Need {
     Offered,
 }
 
-impl std::fmt::Display for Need {
+impl std::fmt::Display for Reason {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Missing => f.write_str("there is none"),
@@ -95,26 +95,43 @@ impl std::fmt::Display for Need {
     }
 }
 
-/// Whether a new certificate is needed at `now` in the place of `entry`; if not, when next to look. `loaded` is the bundle
-/// that etcd was seen to have loaded, where that is known.
-///
-/// # Errors
-/// None is needed: the time at which one is.
-pub fn need(wish: &Wish, entry: Option<&Entry>, loaded: Option<&str>, now: SystemTime) -> Result<Need, SystemTime> {
-    let Some(entry) = entry else { return Ok(Need::Missing) };
+/// When a new certificate is requested.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Renewal {
+    /// Now; why.
+    Due(Reason),
+    /// At this time, if nothing changes.
+    At(SystemTime),
+}
+
+impl Renewal {
+    /// Due now for `reason`, if it is not due for another one.
+    #[must_use]
+    pub fn or(self, reason: Reason) -> Self {
+        match self {
+            Self::Due(_) => self,
+            Self::At(_) => Self::Due(reason),
+        }
+    }
+}
+
+/// When a new certificate is requested in the place of `entry`, as it is at `now`. `loaded` is the bundle that etcd was seen
+/// to have loaded, where that is known.
+pub fn renewal(template: &Template, entry: Option<&Entry>, loaded: Option<&str>, now: SystemTime) -> Renewal {
+    let Some(entry) = entry else { return Renewal::Due(Reason::Missing) };
     let chain = entry.chain();
-    let lacking = wish.sans.beyond(&chain.sans);
+    let lacking = template.sans.beyond(&chain.sans);
     if !lacking.is_empty() {
-        return Ok(Need::Names(lacking));
+        return Renewal::Due(Reason::Names(lacking));
     }
     if loaded.is_some() && loaded != entry.record().trusts.as_deref() {
-        return Ok(Need::Trusts);
+        return Renewal::Due(Reason::Trusts);
     }
     if now < chain.not_before {
-        return Ok(Need::Early);
+        return Renewal::Due(Reason::Early);
     }
-    let renew_at = life(entry).renew_at(&wish.uid, &chain.serial);
-    if renew_at <= now { Ok(Need::Due) } else { Err(renew_at) }
+    let renew_at = life(entry).renew_at(&template.uid, &chain.serial);
+    if renew_at <= now { Renewal::Due(Reason::Due) } else { Renewal::At(renew_at) }
 }
 
 /// The life of the certificate in `entry`.
@@ -183,7 +200,7 @@ pub enum Failure {
 
 impl Failure {
     /// One word, for a metric.
-    pub const fn word(&self) -> &'static str {
+    pub const fn as_str(&self) -> &'static str {
         match self {
             Self::Denied { .. } => "denied",
             Self::Failed { .. } => "failed",
@@ -218,9 +235,9 @@ pub struct Bundles {
 }
 
 /// What [`obtain`] works with.
-pub struct Errand<'a, A, C, F> {
+pub struct Issuance<'a, A, C, F> {
     /// What is asked for.
-    pub wish: &'a Wish,
+    pub template: &'a Template,
     /// The API server.
     pub api: A,
     /// The clocks.
@@ -244,29 +261,29 @@ pub struct Errand<'a, A, C, F> {
 ///
 /// # Errors
 /// See [`Failure`].
-pub async fn obtain<A: Api, C: Clock, F: Files>(mut errand: Errand<'_, A, C, F>) -> Result<Entry, Failure> {
-    let (mut key, mut resumed) = errand.key(true)?;
+pub async fn obtain<A: Api, C: Clock, F: Files>(mut issuance: Issuance<'_, A, C, F>) -> Result<Entry, Failure> {
+    let (mut key, mut resumed) = issuance.key(true)?;
     loop {
-        let (request, expected) = errand.request(&key)?;
+        let (request, expected) = issuance.request(&key)?;
         let name = request.metadata.name.clone().unwrap_or_default();
-        let order = if resumed { Order::resumed(expected) } else { Order::new(expected) };
-        let result = match errand.wait(order, &request, &name).await? {
+        let flow = if resumed { Flow::resumed(expected) } else { Flow::new(expected) };
+        let result = match issuance.wait(flow, &request, &name).await? {
             Outcome::Signed(pem) => {
                 let text = String::from_utf8_lossy(&pem);
-                if errand.is_stale(&text) {
+                if issuance.is_stale(&text) {
                     // The key was kept, so the request has the name of the one before, which is still there.
-                    if life_of(errand.current).is_some_and(|l| l.is_short(errand.clock.now())) {
-                        tracing::warn!(role = %errand.wish.role, %name, "the last request is still there; a new key is made after all");
-                        (key, resumed) = errand.key(false)?;
+                    if life_of(issuance.current).is_some_and(|l| l.is_short(issuance.clock.now())) {
+                        tracing::warn!(role = %issuance.template.role, %name, "the last request is still there; a new key is made after all");
+                        (key, resumed) = issuance.key(false)?;
                     } else {
-                        errand.api.rest();
-                        errand.pause(STALE_POLL, &name, "waiting for the last request to be deleted").await?;
+                        issuance.api.rest();
+                        issuance.pause(STALE_POLL, &name, "waiting for the last request to be deleted").await?;
                         resumed = true;
                     }
                     continue;
                 }
-                return match errand.prove(&text, &key, &name).await {
-                    Err(failure @ Failure::Rejected { .. }) => Err(errand.forget(failure)),
+                return match issuance.prove(&text, &key, &name).await {
+                    Err(failure @ Failure::Rejected { .. }) => Err(issuance.forget(failure)),
                     proven => proven,
                 };
             }
@@ -275,13 +292,13 @@ pub async fn obtain<A: Api, C: Clock, F: Files>(mut errand: Errand<'_, A, C, F>)
             Outcome::Deleted => return Err(Failure::Deleted { name }),
             // Made before a restart, when the pod had other addresses: it would not do any more.
             Outcome::Replaced(reason) if resumed => {
-                tracing::info!(role = %errand.wish.role, %name, %reason, "the pending request is given up for a new one");
-                (key, resumed) = errand.key(false)?;
+                tracing::info!(role = %issuance.template.role, %name, %reason, "the pending request is given up for a new one");
+                (key, resumed) = issuance.key(false)?;
                 continue;
             }
             Outcome::Replaced(reason) => Failure::Replaced { name, reason },
         };
-        return Err(errand.forget(result));
+        return Err(issuance.forget(result));
     }
 }
 
@@ -289,11 +306,11 @@ fn life_of(entry: Option<&Entry>) -> Option<Life> {
     entry.map(life)
 }
 
-impl<A: Api, C: Clock, F: Files> Errand<'_, A, C, F> {
+impl<A: Api, C: Clock, F: Files> Issuance<'_, A, C, F> {
     /// The key to ask with, and whether a request with it may exist: the pending one, the one in use where it is to be
     /// kept, a new one. It is on disk before it is used, so that a restart finds its request.
     fn key(&self, may_keep: bool) -> Result<(PrivateKey, bool), Failure> {
-        let Wish { role, key: algorithm, key_rotation, .. } = self.wish;
+        let Template { role, key: algorithm, key_rotation, .. } = self.template;
         let store = self.store.borrow();
         if may_keep {
             if let Some(key) = store.pending(*role).filter(|k| k.algorithm() == Some(*algorithm)) {
@@ -316,36 +333,36 @@ impl<A: Api, C: Clock, F: Files> Errand<'_, A, C, F> {
     }
 
     fn request(&self, key: &PrivateKey) -> Result<(CertificateSigningRequest, Expected), Failure> {
-        let wish = self.wish;
+        let template = self.template;
         let pem = key
-            .request(wish.role.organization(), &wish.common_name, &wish.sans)
+            .request(template.role.organization(), &template.common_name, &template.sans)
             .map_err(|e| Failure::Key(e.to_string()))?;
         let request = Request::parse(pem.as_bytes()).map_err(|e| Failure::Key(e.to_string()))?;
-        let name = names::csr_name(&wish.uid, wish.role, &request.key_digest());
-        let seconds = wish.lifetime.max(LEAST_EXPIRATION).as_secs();
+        let name = names::csr_name(&template.uid, template.role, &request.key_digest());
+        let seconds = template.lifetime.max(LEAST_EXPIRATION).as_secs();
         let annotations = self.trusts.iter().map(|d| (names::TRUSTS_ANNOTATION.to_owned(), d.clone())).collect();
         let object = CertificateSigningRequest {
             metadata: ObjectMeta { name: Some(name), annotations: Some(annotations), ..ObjectMeta::default() },
             spec: CertificateSigningRequestSpec {
                 expiration_seconds: i32::try_from(seconds).ok(),
                 request: ByteString(pem.into_bytes()),
-                signer_name: wish.signer.clone(),
-                usages: Some(identity::usages(wish.role).iter().map(|u| (*u).to_owned()).collect()),
+                signer_name: template.signer.clone(),
+                usages: Some(identity::usages(template.role).iter().map(|u| (*u).to_owned()).collect()),
             },
             status: None,
         };
-        Ok((object, Expected { request, signer: wish.signer.clone() }))
+        Ok((object, Expected { request, signer: template.signer.clone() }))
     }
 
-    /// Makes the calls that `order` says, until it is over.
+    /// Makes the calls that `flow` says, until it is over.
     async fn wait(
         &mut self,
-        mut order: Order,
+        mut flow: Flow,
         request: &CertificateSigningRequest,
         name: &str,
     ) -> Result<Outcome, Failure> {
         let began = self.clock.elapsed();
-        let mut call = order.begin();
+        let mut call = flow.begin();
         let mut last = String::new();
         loop {
             let connected = self.api.connect().await;
@@ -361,7 +378,7 @@ impl<A: Api, C: Clock, F: Files> Errand<'_, A, C, F> {
                 Err(error) if error.code() != Some(404) && error.code() != Some(409) => {
                     let text = error.to_string();
                     if text != last {
-                        tracing::warn!(role = %self.wish.role, %name, error = %text, "no answer yet; asking again");
+                        tracing::warn!(role = %self.template.role, %name, error = %text, "no answer yet; asking again");
                         last = text;
                     }
                 }
@@ -375,7 +392,7 @@ impl<A: Api, C: Clock, F: Files> Errand<'_, A, C, F> {
                 now: self.clock.now(),
                 chance: self.clock.chance(),
             };
-            match order.step(answer, &circumstances) {
+            match flow.step(answer, &circumstances) {
                 Step::Over(outcome) => return Ok(outcome),
                 Step::Next(next, pause) => {
                     call = next;
@@ -411,7 +428,7 @@ impl<A: Api, C: Clock, F: Files> Errand<'_, A, C, F> {
     /// Proves the chain under the first bundle that it verifies under. One that is ahead of our clock, or of the bundle
     /// that kubelet has brought us so far, is waited for.
     async fn prove(&self, pem: &str, key: &PrivateKey, name: &str) -> Result<Entry, Failure> {
-        let Wish { role, sans, .. } = self.wish;
+        let Template { role, sans, .. } = self.template;
         let rejected = |reason: String| Failure::Rejected { name: name.to_owned(), reason };
         let chain = Chain::parse(pem.as_bytes()).map_err(|e| rejected(e.to_string()))?;
         let answer = Answer(InForce::parse(pem).map_err(|e| rejected(e.to_string()))?);
@@ -455,7 +472,7 @@ impl<A: Api, C: Clock, F: Files> Errand<'_, A, C, F> {
     }
 
     fn forget(&self, failure: Failure) -> Failure {
-        if let Err(error) = self.store.borrow().forget_pending(self.wish.role) {
+        if let Err(error) = self.store.borrow().forget_pending(self.template.role) {
             tracing::warn!(%error, "a pending key could not be removed");
         }
         failure

@@ -6,7 +6,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use tokio::time::{Instant, sleep};
 
-use super::{AGAIN, IDLE, Look, Permit, Restarter, Wait, decide::permit, options::Means};
+use super::{AGAIN, IDLE, Look, Permit, Restarter, Wait, decide::permit, options::Method};
 use etcd_tls_contract::{endpoint::Endpoint, names};
 
 use crate::{
@@ -49,6 +49,47 @@ enum Probed {
     Another,
 }
 
+/// The lock that a restart holds where there are other members.
+pub(super) struct Lock<'a> {
+    guard: Option<&'a mut Guard>,
+    client_urls: &'a [Endpoint],
+    /// When it was last acquired or confirmed.
+    confirmed: Instant,
+}
+
+impl<'a> Lock<'a> {
+    /// `guard` was just acquired; `None` where there is no other member. `client_urls` are the members to ask for it.
+    pub(super) fn new(guard: Option<&'a mut Guard>, client_urls: &'a [Endpoint]) -> Self {
+        Self { guard, client_urls, confirmed: Instant::now() }
+    }
+
+    fn is_held(&self) -> bool {
+        self.guard.is_some()
+    }
+
+    /// Confirms that the lock is still held, and extends it.
+    async fn confirm(&mut self) -> Result<(), Wait> {
+        let asked = Instant::now();
+        if let Some(guard) = &mut self.guard {
+            guard.confirm(self.client_urls).await.map_err(|e| Wait::new("lock_lost", e.to_string(), AGAIN))?;
+        }
+        self.confirmed = asked;
+        Ok(())
+    }
+
+    /// Extends the lock, when it is time, while etcd is down. To lose it now changes nothing: the other members see one
+    /// that is down.
+    async fn keep(&mut self) {
+        if self.confirmed.elapsed() < CONFIRM {
+            return;
+        }
+        if let Err(wait) = self.confirm().await {
+            self.confirmed = Instant::now();
+            tracing::warn!("{}; the other members wait all the same, until this one is healthy", wait.text);
+        }
+    }
+}
+
 impl Restarter {
     /// Tells a server that is not etcd to read its files again. It stays up, so there is nothing to lock.
     pub(super) fn tell(&mut self, signal: Signal, look: &Look) -> Result<(), Wait> {
@@ -58,7 +99,7 @@ impl Restarter {
             return Err(Wait::new("told", format!("{signal} was sent"), AGAIN));
         }
         let process = self.process()?;
-        if self.eyes.is_etcd(process) {
+        if self.observer.is_etcd(process) {
             let text = format!("the server is etcd, which {signal} kills or leaves as it is: set reload to auto");
             return Err(Wait::new("by_hand", text, IDLE));
         }
@@ -71,18 +112,12 @@ impl Restarter {
     }
 
     /// Restarts etcd, with the lock in hand where there are other members.
-    pub(super) async fn restart(
-        &mut self,
-        look: &Look,
-        first: &Permit,
-        mut guard: Option<&mut Guard>,
-        client_urls: &[Endpoint],
-    ) -> Result<(), Wait> {
-        if matches!(self.means, Means::End(_)) {
+    pub(super) async fn restart(&mut self, look: &Look, first: &Permit, mut lock: Lock<'_>) -> Result<(), Wait> {
+        if matches!(self.method, Method::End(_)) {
             // Leadership is not handed on for a restart that cannot be.
             self.process()?;
         }
-        if guard.is_some() {
+        if lock.is_held() {
             // What was seen before the lock was had may be what another member's restart looked like.
             let seen = self.cluster().await?;
             let allowed = permit(seen.me, &seen.members).map_err(Wait::hindered)?;
@@ -93,10 +128,10 @@ impl Restarter {
         } else if !first.outage {
             return Err(Wait::new("no_lock", "no lock is held".to_owned(), AGAIN));
         }
-        match self.means.clone() {
-            Means::End(signal) => self.end(signal, look, guard, client_urls).await,
-            Means::Probe => self.have_kubelet_end(look, &mut guard, client_urls).await,
-            Means::Tell(_) | Means::ByHand(_) => Ok(()),
+        match self.method.clone() {
+            Method::End(signal) => self.end(signal, look, &mut lock).await,
+            Method::Probe => self.have_kubelet_end(look, &mut lock).await,
+            Method::Tell(_) | Method::Manual(_) => Ok(()),
         }
     }
 
@@ -108,7 +143,7 @@ impl Restarter {
         if since.elapsed() > LEADER_PATIENCE {
             return Ok(());
         }
-        match self.eyes.behind(me).await {
+        match self.observer.behind(me).await {
             Some(name) => {
                 Err(Wait::new("leader_last", format!("it leads the cluster and goes last; {name} goes before"), AGAIN))
             }
@@ -121,7 +156,7 @@ impl Restarter {
     /// A member that does not know the new leader yet would go on sending writes here, where they end with this one: so each
     /// is to answer by the new leader first.
     async fn hand_on(&self, to: u64) -> Result<(), Wait> {
-        let outcome = self.eyes.move_leader(to).await;
+        let outcome = self.observer.move_leader(to).await;
         match &outcome {
             Ok(()) => {}
             Err(error @ EtcdError::Forbidden { .. }) => tracing::debug!(%error, "etcd hands leadership on by itself"),
@@ -129,7 +164,7 @@ impl Restarter {
         }
         let start = Instant::now();
         while outcome.is_ok() {
-            let waits = match self.eyes.cluster().await {
+            let waits = match self.observer.cluster().await {
                 Ok(seen) => match permit(seen.me, &seen.members) {
                     Ok(_) if !seen.leader => {
                         tracing::info!(to = format!("{to:x}"), "handed leadership on");
@@ -150,72 +185,52 @@ impl Restarter {
     }
 
     fn process(&self) -> Result<Process, Wait> {
-        self.eyes.process().map_err(|e| Wait::new("no_process", e.to_string(), AGAIN))
+        self.observer.process().map_err(|e| Wait::new("no_process", e.to_string(), AGAIN))
     }
 
-    async fn end(
-        &mut self,
-        signal: Signal,
-        look: &Look,
-        mut guard: Option<&mut Guard>,
-        client_urls: &[Endpoint],
-    ) -> Result<(), Wait> {
+    async fn end(&mut self, signal: Signal, look: &Look, lock: &mut Lock<'_>) -> Result<(), Wait> {
         let process = self.process()?;
         // The last to be asked before the signal: a lock that may have passed on ends nothing.
-        confirm(guard.as_deref_mut(), client_urls).await?;
+        lock.confirm().await?;
         self.note_restart(look)?;
         process.signal(signal).map_err(|e| Wait::new("no_process", e.to_string(), IDLE))?;
         tracing::info!(pid = process.pid, %signal, why = look.why.join("; "), "restarting etcd");
         let started = process.started();
         let start = Instant::now();
-        let mut confirmed = start;
         while process.runs() {
             if start.elapsed() > BACK_LIMIT {
                 self.metrics.restarted("not_ended");
                 return Err(Wait::new("not_ended", format!("etcd still runs after {signal}"), IDLE));
             }
-            self.keep(guard.as_deref_mut(), client_urls, &mut confirmed).await;
+            lock.keep().await;
             sleep(GLANCE).await;
         }
-        self.await_back(Some(started), guard, client_urls).await
+        self.await_back(Some(started), lock).await
     }
 
-    async fn have_kubelet_end(
-        &mut self,
-        look: &Look,
-        guard: &mut Option<&mut Guard>,
-        client_urls: &[Endpoint],
-    ) -> Result<(), Wait> {
+    async fn have_kubelet_end(&mut self, look: &Look, lock: &mut Lock<'_>) -> Result<(), Wait> {
         // It does not say where it refuses us; that it takes us again is then what tells of its restart. One that takes us and
         // did not answer just now would look like one that was restarted.
-        let started = self.eyes.started().await;
-        if started.is_none() && self.eyes.known().await.is_ok() {
+        let started = self.observer.started().await;
+        if started.is_none() && self.observer.known().await.is_ok() {
             return Err(Wait::new("cluster_unknown", "etcd does not say when it started".to_owned(), AGAIN));
         }
-        let confirmed = Instant::now();
-        confirm(guard.as_deref_mut(), client_urls).await?;
+        lock.confirm().await?;
         let why = look.why.join("; ");
-        self.gate.arm(&why, confirmed + ARMED);
+        self.gate.arm(&why, lock.confirmed + ARMED);
         tracing::info!(why, "failing etcd's liveness probe, so that kubelet restarts it");
-        let ended = self.await_kubelet(&why, confirmed, started, guard, client_urls).await;
+        let ended = self.await_kubelet(&why, started, lock).await;
         self.gate.disarm();
         if let Err(wait) = ended {
             self.metrics.restarted("not_ended");
             return Err(wait);
         }
         self.note_restart(look)?;
-        self.await_back(started, guard.as_deref_mut(), client_urls).await
+        self.await_back(started, lock).await
     }
 
-    /// Fails the probe for as long as a restart is allowed, and no longer. The lock was asked for at `confirmed`.
-    async fn await_kubelet(
-        &mut self,
-        why: &str,
-        mut confirmed: Instant,
-        started: Option<Duration>,
-        guard: &mut Option<&mut Guard>,
-        client_urls: &[Endpoint],
-    ) -> Result<(), Wait> {
+    /// Fails the probe for as long as a restart is allowed, and no longer.
+    async fn await_kubelet(&mut self, why: &str, started: Option<Duration>, lock: &mut Lock<'_>) -> Result<(), Wait> {
         let start = Instant::now();
         // When the cluster was last seen; `None`: the last look was none.
         let mut looked = Some(start);
@@ -230,7 +245,7 @@ impl Restarter {
                     if silent.get_or_insert_with(Instant::now).elapsed() > SILENCE {
                         return Ok(());
                     }
-                    self.keep(guard.as_deref_mut(), client_urls, &mut confirmed).await;
+                    lock.keep().await;
                     continue;
                 }
                 Probed::Same => {}
@@ -245,15 +260,13 @@ impl Restarter {
                 return Err(Wait::new("not_ended", text, IDLE));
             }
             // While etcd was silent the lock may have been lost, and another member be on its way down.
-            if was_silent || confirmed.elapsed() > CONFIRM {
-                let asked = Instant::now();
-                confirm(guard.as_deref_mut(), client_urls).await?;
-                confirmed = asked;
+            if was_silent || lock.confirmed.elapsed() > CONFIRM {
+                lock.confirm().await?;
                 if looked.is_some() {
-                    self.gate.arm(why, confirmed + ARMED);
+                    self.gate.arm(why, lock.confirmed + ARMED);
                 }
             }
-            if guard.is_some() && looked.is_none_or(|at| at.elapsed() > GLANCE_AT_CLUSTER) {
+            if lock.is_held() && looked.is_none_or(|at| at.elapsed() > GLANCE_AT_CLUSTER) {
                 let Ok(seen) = self.cluster().await else {
                     // Whether the others stand without this one is not known; it may be on its way down already.
                     self.gate.disarm();
@@ -265,7 +278,7 @@ impl Restarter {
                     self.hand_on(to).await?;
                 }
                 if looked.replace(Instant::now()).is_none() {
-                    self.gate.arm(why, confirmed + ARMED);
+                    self.gate.arm(why, lock.confirmed + ARMED);
                 }
             }
         }
@@ -273,23 +286,17 @@ impl Restarter {
 
     /// What has become of the etcd that started at `before`; `None`: of one that refuses us.
     async fn probed(&self, before: Option<Duration>) -> Probed {
-        match (self.eyes.started().await, before) {
-            (Some(now), Some(before)) if !self.eyes.is_another(now, before) => Probed::Same,
+        match (self.observer.started().await, before) {
+            (Some(now), Some(before)) if !self.observer.is_another(now, before) => Probed::Same,
             (Some(_), _) => Probed::Another,
             (None, Some(_)) => Probed::Silent,
-            (None, None) if self.eyes.listens().await => Probed::Same,
+            (None, None) if self.observer.listens().await => Probed::Same,
             (None, None) => Probed::Silent,
         }
     }
 
-    async fn await_back(
-        &mut self,
-        before: Option<Duration>,
-        mut guard: Option<&mut Guard>,
-        client_urls: &[Endpoint],
-    ) -> Result<(), Wait> {
+    async fn await_back(&mut self, before: Option<Duration>, lock: &mut Lock<'_>) -> Result<(), Wait> {
         let down = Instant::now();
-        let mut confirmed = down;
         let mut healthy = None;
         loop {
             if down.elapsed() > BACK_LIMIT {
@@ -301,12 +308,12 @@ impl Restarter {
                 tracing::error!("{text}");
                 return Err(Wait::new("not_back", text, IDLE));
             }
-            self.keep(guard.as_deref_mut(), client_urls, &mut confirmed).await;
+            lock.keep().await;
             sleep(GLANCE).await;
             if healthy.is_none() {
-                let another = |now| before.is_none_or(|before| self.eyes.is_another(now, before));
-                let another = self.eyes.started().await.is_some_and(another);
-                if !another || self.eyes.healthy().await.is_err() {
+                let another = |now| before.is_none_or(|before| self.observer.is_another(now, before));
+                let another = self.observer.started().await.is_some_and(another);
+                if !another || self.observer.healthy().await.is_err() {
                     continue;
                 }
                 let downtime = down.elapsed().as_secs_f64();
@@ -328,27 +335,9 @@ impl Restarter {
         }
     }
 
-    /// Keeps the lock while etcd is away. To lose it now changes nothing: the others see a member that is down.
-    async fn keep(&self, guard: Option<&mut Guard>, client_urls: &[Endpoint], confirmed: &mut Instant) {
-        if confirmed.elapsed() < CONFIRM {
-            return;
-        }
-        *confirmed = Instant::now();
-        if let Err(wait) = confirm(guard, client_urls).await {
-            tracing::warn!("{}; the other members wait all the same, until this one is healthy", wait.text);
-        }
-    }
-
     fn note_restart(&mut self, look: &Look) -> Result<(), Wait> {
         let failed = |e: std::io::Error| Wait::new("no_memory", format!("cannot note a restart: {e}"), AGAIN);
         let now = uptime().map_err(failed)?;
         self.memory.restarting(look.due.clone(), now).map_err(failed)
-    }
-}
-
-async fn confirm(guard: Option<&mut Guard>, client_urls: &[Endpoint]) -> Result<(), Wait> {
-    match guard {
-        Some(guard) => guard.confirm(client_urls).await.map_err(|e| Wait::new("lock_lost", e.to_string(), AGAIN)),
-        None => Ok(()),
     }
 }

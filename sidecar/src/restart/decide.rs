@@ -121,7 +121,7 @@ pub(super) enum Hindrance {
 
 impl Hindrance {
     /// Its bounded word, for metrics.
-    pub(super) const fn word(&self) -> &'static str {
+    pub(super) const fn as_str(&self) -> &'static str {
         match self {
             Self::NotAMember => "not_a_member",
             Self::Unhealthy(_) => "unhealthy",
@@ -280,7 +280,7 @@ mod tests {
                     let mut members = cluster(size);
                     deviate(&mut members[other]);
                     let hindrance = permit(1, &members).unwrap_err();
-                    assert_eq!(hindrance.word(), word);
+                    assert_eq!(hindrance.as_str(), word);
                     assert!(hindrance.to_string().contains(&members[other].name), "{hindrance}");
                 }
             }

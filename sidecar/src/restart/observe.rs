@@ -45,9 +45,9 @@ pub(super) struct ClusterSeen {
     pub(super) client_urls: Vec<Endpoint>,
 }
 
-/// The eyes of the restarter.
+/// The observer of the restarter.
 #[derive(Clone)]
-pub(super) struct Eyes {
+pub(super) struct Observer {
     pub(super) dir: PathBuf,
     roles: Vec<Role>,
     client_url: Option<Endpoint>,
@@ -57,7 +57,7 @@ pub(super) struct Eyes {
     pub(super) wanted: Wanted,
 }
 
-impl Eyes {
+impl Observer {
     pub(super) fn new(options: &Options, program: Option<String>) -> Self {
         let urls = options.client_url.iter().chain(&options.peer_url);
         let listeners = urls.map(|url| Listener { address: url.ip(), port: url.port }).collect();

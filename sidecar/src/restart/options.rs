@@ -62,7 +62,7 @@ pub fn lease_name(cluster: &str) -> String {
 
 /// How etcd is restarted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Means {
+pub(super) enum Method {
     /// This signal ends it, and whoever started it starts it again.
     End(Signal),
     /// This signal makes a server that is not etcd read its files again; it stays up.
@@ -70,7 +70,7 @@ pub(super) enum Means {
     /// kubelet does, when its liveness probe fails.
     Probe,
     /// Not by us; why.
-    ByHand(String),
+    Manual(String),
 }
 
 impl Options {
@@ -116,24 +116,24 @@ impl Options {
     }
 
     /// What `reload` comes to here.
-    pub(super) fn means(&self) -> Means {
-        let by_hand = |why: &str| Means::ByHand(why.to_owned());
+    pub(super) fn method(&self) -> Method {
+        let manual = |why: &str| Method::Manual(why.to_owned());
         match &self.reload {
-            Reload::None => by_hand("reload is none: restart etcd by hand, one member at a time"),
-            Reload::Probe => Means::Probe,
-            Reload::Auto if self.can_signal => Means::End(Signal::SIGTERM),
-            Reload::Auto => by_hand(
+            Reload::None => manual("reload is none: restart etcd by hand, one member at a time"),
+            Reload::Probe => Method::Probe,
+            Reload::Auto if self.can_signal => Method::End(Signal::SIGTERM),
+            Reload::Auto => manual(
                 "the sidecar cannot signal etcd (no shared process namespace, or another user): restart the pods one at a \
                  time, or set etcd-tls.dev/reload: probe",
             ),
             Reload::Signal(name) => {
                 let full = if name.starts_with("SIG") { name.clone() } else { format!("SIG{name}") };
                 match full.parse::<Signal>() {
-                    Ok(signal @ (Signal::SIGTERM | Signal::SIGINT)) => Means::End(signal),
+                    Ok(signal @ (Signal::SIGTERM | Signal::SIGINT)) => Method::End(signal),
                     Ok(Signal::SIGKILL | Signal::SIGSTOP | Signal::SIGQUIT) | Err(_) => {
-                        by_hand(&format!("{full} is no signal to restart or tell a server with"))
+                        manual(&format!("{full} is no signal to restart or tell a server with"))
                     }
-                    Ok(signal) => Means::Tell(signal),
+                    Ok(signal) => Method::Tell(signal),
                 }
             }
         }
@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn reload_says_how_etcd_is_restarted() {
-        let means = |reload, can_signal| {
+        let method = |reload, can_signal| {
             let options = Options {
                 dir: PathBuf::new(),
                 roles: vec![Role::Peer],
@@ -161,18 +161,18 @@ mod tests {
                 notice: NOTICE,
                 lease: None,
             };
-            options.means()
+            options.method()
         };
-        let signal = |name: &str| means(Reload::Signal(name.to_owned()), true);
-        assert_eq!(means(Reload::Auto, true), Means::End(Signal::SIGTERM));
-        assert!(matches!(means(Reload::Auto, false), Means::ByHand(why) if why.contains("reload: probe")));
-        assert_eq!(means(Reload::Probe, false), Means::Probe);
-        assert!(matches!(means(Reload::None, true), Means::ByHand(_)));
-        assert_eq!(signal("SIGTERM"), Means::End(Signal::SIGTERM));
-        assert_eq!(signal("INT"), Means::End(Signal::SIGINT));
-        assert_eq!(signal("HUP"), Means::Tell(Signal::SIGHUP));
+        let signal = |name: &str| method(Reload::Signal(name.to_owned()), true);
+        assert_eq!(method(Reload::Auto, true), Method::End(Signal::SIGTERM));
+        assert!(matches!(method(Reload::Auto, false), Method::Manual(why) if why.contains("reload: probe")));
+        assert_eq!(method(Reload::Probe, false), Method::Probe);
+        assert!(matches!(method(Reload::None, true), Method::Manual(_)));
+        assert_eq!(signal("SIGTERM"), Method::End(Signal::SIGTERM));
+        assert_eq!(signal("INT"), Method::End(Signal::SIGINT));
+        assert_eq!(signal("HUP"), Method::Tell(Signal::SIGHUP));
         for none in ["SIGKILL", "STOP", "QUIT", "NOPE", ""] {
-            assert!(matches!(signal(none), Means::ByHand(_)), "{none}");
+            assert!(matches!(signal(none), Method::Manual(_)), "{none}");
         }
     }
 }

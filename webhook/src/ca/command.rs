@@ -109,9 +109,9 @@ impl FromStr for Member {
     }
 }
 
-/// One certificate to make.
+/// One certificate to issue.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Order {
+struct LeafTemplate {
     /// What it belongs to, in paths and Secrets' names.
     owner: String,
     role: Role,
@@ -119,7 +119,7 @@ struct Order {
     sans: Sans,
 }
 
-impl Order {
+impl LeafTemplate {
     /// The Secret's name.
     fn secret(&self) -> String {
         format!("{}-{}-tls", self.owner, self.role)
@@ -141,20 +141,20 @@ impl Args {
     #[allow(clippy::unused_async, reason = "every subcommand runs alike")]
     pub async fn run(self) -> Result<(), Error> {
         let now = SystemTime::now();
-        let orders = self.orders()?;
-        let mut domains: BTreeSet<Domain> = orders.iter().map(|o| authority_domain(o.role)).collect();
+        let templates = self.templates()?;
+        let mut domains: BTreeSet<Domain> = templates.iter().map(|o| authority_domain(o.role)).collect();
         if self.ca_dir.is_some() {
             // Whoever makes the CAs of a cluster wants both, if only a client's certificate for now.
             domains.extend([Domain::Peer, Domain::Client]);
         }
         let authorities = self.authorities(&domains, now)?;
         let mut manifests = Vec::new();
-        for order in &orders {
-            let authority = authorities.get(&authority_domain(order.role)).ok_or("no CA")?;
-            let issued = self.issue(order, authority, now).map_err(|e| format!("{}: {e}", order.secret()))?;
+        for template in &templates {
+            let authority = authorities.get(&authority_domain(template.role)).ok_or("no CA")?;
+            let issued = self.issue(template, authority, now).map_err(|e| format!("{}: {e}", template.secret()))?;
             match &self.out {
-                Some(out) => write_files(&out.join(&order.owner).join(order.role.as_str()), &issued)?,
-                None => manifests.push(self.manifest(order, &issued)),
+                Some(out) => write_files(&out.join(&template.owner).join(template.role.as_str()), &issued)?,
+                None => manifests.push(self.manifest(template, &issued)),
             }
         }
         let mut stdout = io::stdout().lock();
@@ -166,7 +166,7 @@ impl Args {
     }
 
     /// All that is to be made.
-    fn orders(&self) -> Result<Vec<Order>, Error> {
+    fn templates(&self) -> Result<Vec<LeafTemplate>, Error> {
         if self.member.is_empty() && self.client.is_empty() {
             return Err("give at least one --member or --client".into());
         }
@@ -196,7 +196,7 @@ impl Args {
         } else {
             members
         };
-        let mut orders = Vec::new();
+        let mut templates = Vec::new();
         for (owner, names) in &members {
             for role in self.roles.iter().collect::<BTreeSet<_>>() {
                 let mut sans = if *role == Role::Metrics { Sans::default() } else { names.clone() };
@@ -205,7 +205,7 @@ impl Args {
                     sans.ips.extend([IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)]);
                 }
                 let common_name = identity::common_name(*role, owner);
-                orders.push(Order { owner: owner.clone(), role: *role, common_name, sans });
+                templates.push(LeafTemplate { owner: owner.clone(), role: *role, common_name, sans });
             }
         }
         for user in &self.client {
@@ -213,13 +213,13 @@ impl Args {
                 return Err(format!("--client {user:?} cannot name a Secret; it is to be a DNS name").into());
             }
             let (owner, common_name) = (format!("{}-{user}", self.cluster), user.clone());
-            orders.push(Order { owner, role: Role::Client, common_name, sans: Sans::default() });
+            templates.push(LeafTemplate { owner, role: Role::Client, common_name, sans: Sans::default() });
         }
         let mut seen = BTreeSet::new();
-        if let Some(twice) = orders.iter().find(|o| !seen.insert(o.secret())) {
+        if let Some(twice) = templates.iter().find(|o| !seen.insert(o.secret())) {
             return Err(format!("{} is asked for twice", twice.secret()).into());
         }
-        Ok(orders)
+        Ok(templates)
     }
 
     /// A member's names behind its headless Service, and the Service's own.
@@ -269,15 +269,15 @@ impl Args {
         Ok(authority)
     }
 
-    fn issue(&self, order: &Order, authority: &Authority, now: SystemTime) -> Result<Issued, Error> {
+    fn issue(&self, template: &LeafTemplate, authority: &Authority, now: SystemTime) -> Result<Issued, Error> {
         let key = PrivateKey::generate(self.key)?;
         let mut serial = [0; 16];
         aws_lc_rs::rand::fill(&mut serial).map_err(|_| "the system gives no random numbers")?;
         let leaf = Leaf {
-            role: order.role,
-            organizations: vec![order.role.organization()],
-            common_name: &order.common_name,
-            sans: &order.sans,
+            role: template.role,
+            organizations: vec![template.role.organization()],
+            common_name: &template.common_name,
+            sans: &template.sans,
             public_key: &key.public_key(),
             lifetime: self.duration,
         };
@@ -285,12 +285,12 @@ impl Args {
         Ok(Issued { chain: chain.to_pem(), key: key.to_pem(), bundle: authority.bundle().to_pem() })
     }
 
-    fn manifest(&self, order: &Order, issued: &Issued) -> Value {
+    fn manifest(&self, template: &LeafTemplate, issued: &Issued) -> Value {
         json!({
             "apiVersion": "v1",
             "kind": "Secret",
             "type": "kubernetes.io/tls",
-            "metadata": { "name": order.secret(), "namespace": self.namespace },
+            "metadata": { "name": template.secret(), "namespace": self.namespace },
             "data": {
                 names::CERT_FILE: STANDARD.encode(&issued.chain),
                 names::KEY_FILE: STANDARD.encode(issued.key.as_bytes()),
@@ -355,19 +355,19 @@ mod tests {
         args: Args,
     }
 
-    fn orders(line: &str) -> Result<Vec<Order>, String> {
+    fn templates(line: &str) -> Result<Vec<LeafTemplate>, String> {
         let words = ["issue", "--cluster=etcd", "--ca-dir=/ca"].into_iter().chain(line.split(' '));
         let args = Cli::try_parse_from(words).map_err(|e| e.to_string())?.args;
-        args.orders().map_err(|e| e.to_string())
+        args.templates().map_err(|e| e.to_string())
     }
 
     #[test]
     fn a_member_has_its_names_behind_the_service() {
-        let orders = orders("--namespace=prod --member=etcd-0 --member=etcd-1=10.0.0.1,e1.example.com").unwrap();
-        let secrets: Vec<_> = orders.iter().map(Order::secret).collect();
+        let templates = templates("--namespace=prod --member=etcd-0 --member=etcd-1=10.0.0.1,e1.example.com").unwrap();
+        let secrets: Vec<_> = templates.iter().map(LeafTemplate::secret).collect();
         assert_eq!(secrets, ["etcd-0-peer-tls", "etcd-0-server-tls", "etcd-1-peer-tls", "etcd-1-server-tls"]);
-        assert_eq!(orders[0].common_name, "system:etcd-peer:etcd-0");
-        let dns: Vec<_> = orders[0].sans.dns.iter().map(String::as_str).collect();
+        assert_eq!(templates[0].common_name, "system:etcd-peer:etcd-0");
+        let dns: Vec<_> = templates[0].sans.dns.iter().map(String::as_str).collect();
         assert_eq!(
             dns,
             [
@@ -379,17 +379,17 @@ mod tests {
                 "etcd.prod.svc.cluster.local",
             ]
         );
-        assert_eq!((orders[2].sans.dns.len(), orders[2].sans.ips.len()), (1, 1));
-        assert_eq!((orders[3].sans.dns.len(), orders[3].sans.ips.len()), (2, 3), "and loopback");
+        assert_eq!((templates[2].sans.dns.len(), templates[2].sans.ips.len()), (1, 1));
+        assert_eq!((templates[3].sans.dns.len(), templates[3].sans.ips.len()), (2, 3), "and loopback");
     }
 
     #[test]
     fn shared_certificates_hold_all_members_names() {
-        let orders = orders("--shared --member=a=10.0.0.1 --member=b=10.0.0.2 --client=backup").unwrap();
-        let secrets: Vec<_> = orders.iter().map(Order::secret).collect();
+        let templates = templates("--shared --member=a=10.0.0.1 --member=b=10.0.0.2 --client=backup").unwrap();
+        let secrets: Vec<_> = templates.iter().map(LeafTemplate::secret).collect();
         assert_eq!(secrets, ["etcd-peer-tls", "etcd-server-tls", "etcd-backup-client-tls"]);
-        assert_eq!(orders[0].sans.ips.len(), 2);
-        assert_eq!((orders[2].common_name.as_str(), orders[2].sans == Sans::default()), ("backup", true));
+        assert_eq!(templates[0].sans.ips.len(), 2);
+        assert_eq!((templates[2].common_name.as_str(), templates[2].sans == Sans::default()), ("backup", true));
     }
 
     #[test]
@@ -404,7 +404,7 @@ mod tests {
             "--client=../x",
             "--member=a --namespace=A",
         ] {
-            assert!(orders(line).is_err(), "{line}");
+            assert!(templates(line).is_err(), "{line}");
         }
     }
 }

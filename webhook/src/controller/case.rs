@@ -1,7 +1,7 @@
-//! A controller's decision as a function of values: which CSRs are the approver's to decide, what the law says of one, and
+//! A controller's decision as a function of values: which CSRs are the approver's to decide, what the rules of identity say of one, and
 //! what is written for it.
 //!
-//! The law itself is [`etcd_tls_contract::identity::judge`]; here is what stands around it: signer names that are no good,
+//! The rules themselves are [`etcd_tls_contract::identity::judge`]; here is what stands around it: signer names that are no good,
 //! requests that cannot be read, and what is written for each verdict.
 
 use etcd_tls_contract::{

@@ -1,8 +1,8 @@
-//! Kubernetes objects as the law sees them: a CertificateSigningRequest read leanly, and the pod, the Services and the
+//! Kubernetes objects as the rules of identity take them: a CertificateSigningRequest read leanly, and the pod, the Services and the
 //! requester turned into [`etcd_tls_contract::identity`]'s values.
 //!
 //! Nothing here decides. Nothing here fails on an object either: what the API server stored is taken as it is, and what
-//! is odd about it is the law's business, since one object that cannot be decoded would stop a whole list.
+//! is odd about it is for the rules of identity to judge, since one object that cannot be decoded would stop a whole list.
 
 use std::{
     borrow::Cow,
@@ -185,7 +185,7 @@ impl Csr {
     }
 }
 
-/// The pod as the law sees it. `namespace_opted_in` is [`namespace_opted_in`] of its namespace.
+/// The pod as the rules of identity take it. `namespace_opted_in` is [`namespace_opted_in`] of its namespace.
 pub fn pod(pod: &Pod, namespace_opted_in: bool) -> PodFacts {
     let metadata = &pod.metadata;
     let name = metadata.name.clone().unwrap_or_default();
@@ -227,7 +227,7 @@ pub fn hostname(spec_hostname: Option<&str>, pod_name: &str) -> String {
     }
 }
 
-/// The Service as the law sees it.
+/// The Service as the rules of identity take it.
 pub fn service(service: &Service) -> ServiceFacts {
     let spec = service.spec.as_ref();
     // An ExternalName service's selector is not looked at by Kubernetes either; its name leads elsewhere.

@@ -60,7 +60,7 @@ impl Object for LeanService {
 }
 
 impl LeanService {
-    /// As the law sees it. One whose selector is more than is read selects no pod that is read whole.
+    /// As the rules of identity take it. One whose selector is more than is read selects no pod that is read whole.
     fn facts(self) -> ServiceFacts {
         let Spec { kind, cluster_ips, selector } = self.spec;
         // An ExternalName service's selector is not looked at by Kubernetes either; its name leads elsewhere.

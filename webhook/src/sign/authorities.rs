@@ -37,7 +37,7 @@ use tokio::{
 };
 
 use super::authorities::{
-    quota::{Held, NoPlace, Places, Ready, Slot},
+    quota::{Entry, Held, Quota, QuotaError, Ready},
     state::{Stored, common_name, secret_name},
 };
 use crate::{
@@ -94,7 +94,7 @@ pub(super) struct Authorities {
     policy: policy::Current,
     namespaces: namespaces::Current,
     pods: Pods,
-    places: StdMutex<Places>,
+    quota: StdMutex<Quota>,
     /// Rung whenever an authority's state changed by a leaf or a statement.
     changed: Arc<Notify>,
 }
@@ -133,33 +133,33 @@ impl Authorities {
         pods: Pods,
         changed: Arc<Notify>,
     ) -> Self {
-        Self { client, system: system.to_owned(), policy, namespaces, pods, places: StdMutex::default(), changed }
+        Self { client, system: system.to_owned(), policy, namespaces, pods, quota: StdMutex::default(), changed }
     }
 
-    fn places(&self) -> std::sync::MutexGuard<'_, Places> {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    fn quota(&self) -> std::sync::MutexGuard<'_, Quota> {
+        self.quota.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Drops every key: at the end of a term.
     pub(super) fn clear(&self) {
-        *self.places() = Places::default();
+        *self.quota() = Quota::default();
     }
 
     /// Notes which authorities have a Secret; before this, none has a place.
     pub(super) fn listed(&self, kept: &BTreeSet<SignerName>) {
-        self.places().listed(kept);
+        self.quota().listed(kept);
     }
 
     /// An authority's place.
     ///
     /// # Errors
     /// It has none, and its namespace has no room for another one.
-    pub(super) fn slot(&self, name: &SignerName) -> Result<Arc<Slot>, Unavailable> {
+    pub(super) fn entry(&self, name: &SignerName) -> Result<Arc<Entry>, Unavailable> {
         let policy = self.policy.borrow().clone();
         let bound = policy.map_or(MAX_AUTHORITIES, |policy| policy.authorities_per_namespace);
-        self.places().place(name, usize::from(bound)).map_err(|none| match none {
-            NoPlace::NotListed => Unavailable::NotYet("the CAs' Secrets are not listed yet".to_owned()),
-            NoPlace::Full => Unavailable::Full(format!(
+        self.quota().reserve(name, usize::from(bound)).map_err(|none| match none {
+            QuotaError::NotListed => Unavailable::NotYet("the CAs' Secrets are not listed yet".to_owned()),
+            QuotaError::Full => Unavailable::Full(format!(
                 "namespace {} has {bound} certificate authorities, as many as it may have, so none is made for {name}. Take \
                  away what it has no more use for (pods, then ConfigMap {}<cluster>, then the Secrets in {}), or have \
                  policy allow more by authoritiesPerNamespace",
@@ -171,18 +171,18 @@ impl Authorities {
     }
 
     /// Every place there is.
-    pub(super) fn slots(&self) -> Vec<Arc<Slot>> {
-        self.places().all()
+    pub(super) fn entries(&self) -> Vec<Arc<Entry>> {
+        self.quota().all()
     }
 
     /// Forgets an authority whose namespace is gone.
     pub(super) fn forget(&self, name: &SignerName) {
-        self.places().remove(name);
+        self.quota().remove(name);
     }
 
     /// Forgets the authorities that hold no key and that nobody wants; gives their names.
     pub(super) fn forget_idle(&self, wanted: &BTreeSet<SignerName>) -> Vec<SignerName> {
-        self.places().remove_idle(wanted)
+        self.quota().remove_idle(wanted)
     }
 
     /// The authority that issues a leaf now, after what the leaf changes was persisted.
@@ -191,12 +191,12 @@ impl Authorities {
     /// None can issue now.
     pub(super) async fn grant(
         &self,
-        slot: &Slot,
+        entry: &Entry,
         grant: &Grant<'_>,
         now: SystemTime,
     ) -> Result<Arc<Authority>, Unavailable> {
-        let mut held = slot.held.lock().await;
-        let ready = self.ready(&slot.name, &mut held, now).await?;
+        let mut held = entry.held.lock().await;
+        let ready = self.ready(&entry.name, &mut held, now).await?;
         let mut after = ready.stored.clone();
         let end = after.active.not_after();
         let not_after = now.checked_add(grant.lifetime).map_or(end, |t| t.min(end));
@@ -206,7 +206,7 @@ impl Authorities {
         }
         let authority = Arc::clone(&after.active);
         if changed {
-            self.persist(&slot.name, &mut held, after).await?;
+            self.persist(&entry.name, &mut held, after).await?;
             self.changed.notify_one();
         }
         Ok(authority)
@@ -215,18 +215,18 @@ impl Authorities {
     /// Locks a place with what is known of it, looked up or made where nothing is.
     pub(super) async fn look<'a>(
         &self,
-        slot: &'a Slot,
+        entry: &'a Entry,
         now: SystemTime,
     ) -> (MutexGuard<'a, Held>, Option<Unavailable>) {
-        let mut held = slot.held.lock().await;
-        let error = self.ready(&slot.name, &mut held, now).await.err();
+        let mut held = entry.held.lock().await;
+        let error = self.ready(&entry.name, &mut held, now).await.err();
         (held, error)
     }
 
     /// What is published of an authority, without asking the API server.
     pub(super) async fn bundle(&self, name: &SignerName) -> Option<Bundle> {
-        let slot = self.places().get(name)?;
-        match &*slot.held.lock().await {
+        let entry = self.quota().get(name)?;
+        match &*entry.held.lock().await {
             Held::Ready(ready) => Some(ready.stored.bundle()),
             Held::Unknown | Held::Lost | Held::Unusable => None,
         }

@@ -31,7 +31,7 @@ use tokio::{
 };
 
 use super::{
-    authorities::{Authorities, Unavailable, quota::Slot},
+    authorities::{Authorities, Unavailable, quota::Entry},
     cache::{objects::Objects, pods::Pods, watches::Watches},
     metrics::Metrics,
     repair::Upkeep,
@@ -74,7 +74,7 @@ const GIVEN_UNUSABLE: &str = "GivenAuthorityUnusable";
 type Namespaces = BTreeMap<String, NamespaceFacts>;
 
 /// What a signer shares between its parts.
-pub(super) struct Keeper {
+pub(super) struct Reconciler {
     pub(super) client: Client,
     pub(super) system: String,
     pub(super) policy: policy::Current,
@@ -93,7 +93,7 @@ pub(super) struct Keeper {
     pub(super) upkeep: HashMap<(String, String), Upkeep>,
 }
 
-impl Keeper {
+impl Reconciler {
     /// Works until it is dropped.
     pub(super) async fn run(mut self) -> std::convert::Infallible {
         let mut pod_watches = Watches::default();
@@ -140,16 +140,17 @@ impl Keeper {
         self.authorities.listed(&kept);
         self.sweep(&secrets, namespaces).await;
         let wanted = self.wanted(namespaces, policy);
-        let slots = self.slots(kept, &wanted, namespaces, policy).await;
+        let entries = self.entries(kept, &wanted, namespaces, policy).await;
         self.look_outside(&secrets).await;
-        self.refresh_given(&slots, policy).await;
+        self.refresh_given(&entries, policy).await;
         // A pod that was not seen yet is waited for like any other: no step before all are listed.
         let complete = self.pods.complete(opted_in);
         let mut pods = self.pods.by_authority(policy);
-        let work = slots.into_iter().map(|slot| (complete.then(|| pods.remove(&slot.name).unwrap_or_default()), slot));
+        let work =
+            entries.into_iter().map(|entry| (complete.then(|| pods.remove(&entry.name).unwrap_or_default()), entry));
         let this = &*self;
         let standings: Vec<Standing> = stream::iter(work)
-            .map(|(live, slot)| async move { this.look_at(&slot, live.as_deref(), policy).await })
+            .map(|(live, entry)| async move { this.look_at(&entry, live.as_deref(), policy).await })
             .buffer_unordered(AT_ONCE)
             .collect()
             .await;
@@ -193,13 +194,13 @@ impl Keeper {
 
     /// The places of the authorities to look at: those that have a Secret, those that are wanted as far as their namespaces
     /// have room, and those that were asked for otherwise.
-    async fn slots(
+    async fn entries(
         &mut self,
         kept: BTreeSet<SignerName>,
         wanted: &BTreeSet<(String, ClusterName)>,
         namespaces: &Namespaces,
         policy: &Policy,
-    ) -> Vec<Arc<Slot>> {
+    ) -> Vec<Arc<Entry>> {
         let mut names = kept;
         names.extend(
             wanted
@@ -210,13 +211,13 @@ impl Keeper {
         for name in self.authorities.forget_idle(&names) {
             self.metrics.forget(&name);
         }
-        names.extend(self.authorities.slots().iter().map(|slot| slot.name.clone()));
+        names.extend(self.authorities.entries().iter().map(|entry| entry.name.clone()));
         names.retain(|name| namespaces.contains_key(&name.namespace));
-        let mut slots = Vec::new();
+        let mut entries = Vec::new();
         let mut refused: BTreeMap<String, (u32, SignerName, String)> = BTreeMap::new();
         for name in names {
-            match self.authorities.slot(&name) {
-                Ok(slot) => slots.push(slot),
+            match self.authorities.entry(&name) {
+                Ok(entry) => entries.push(entry),
                 Err(Unavailable::Full(why)) => {
                     refused.entry(name.namespace.clone()).or_insert((0, name, why)).0 += 1;
                 }
@@ -228,7 +229,7 @@ impl Keeper {
             // One word a namespace: whoever names clusters without end shall not fill the log with them.
             self.complain(&namespace, &first, FULL, &why).await;
         }
-        slots
+        entries
     }
 
     /// Says a step once, and a trouble again and again.

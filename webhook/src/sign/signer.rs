@@ -84,11 +84,11 @@ impl Signer {
             trusts: csr.annotation(names::TRUSTS_ANNOTATION),
             lifetime: leaf.lifetime,
         };
-        let granted = match self.authorities.slot(&policy.authority(&entitlement.signer)) {
-            Ok(slot) => self.authorities.grant(&slot, &grant, now).await.map(|authority| (slot, authority)),
+        let granted = match self.authorities.entry(&policy.authority(&entitlement.signer)) {
+            Ok(entry) => self.authorities.grant(&entry, &grant, now).await.map(|authority| (entry, authority)),
             Err(error) => Err(error),
         };
-        let (slot, authority) = match granted {
+        let (entry, authority) = match granted {
             Ok(granted) => granted,
             Err(error) => return Err(self.unavailable(case, error).await),
         };
@@ -102,7 +102,7 @@ impl Signer {
             }
             Err(error) => {
                 if !matches!(error, IssueError::AuthorityNotValid) {
-                    tracing::error!(csr = csr.name(), authority = %slot.name, %error, "cannot issue");
+                    tracing::error!(csr = csr.name(), authority = %entry.name, %error, "cannot issue");
                 }
                 return Err(Trouble::NotYet(error.to_string()));
             }
@@ -118,7 +118,7 @@ impl Signer {
         tracing::info!(
             csr = csr.name(),
             uid = csr.uid(),
-            authority = %slot.name,
+            authority = %entry.name,
             generation = authority.generation(),
             pod = case.pod(),
             x509.serial = chain.serial,

@@ -89,7 +89,7 @@ impl User {
         self.is_in(Role::Client.organization())
     }
 
-    /// The caller as the approver's law sees it.
+    /// The caller, as the rules of identity take it.
     pub fn requester(&self) -> Requester {
         Requester {
             username: self.name.clone(),

@@ -1,4 +1,4 @@
-//! What the law looks at: the requester, the pod, the Services, as plain values.
+//! What the rules of identity use: the requester, the pod, the Services, as plain values.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -30,7 +30,7 @@ pub struct BoundPod {
     pub node: String,
 }
 
-/// A pod as the law sees it: read live by approver and signer, known from the downward API by the requester.
+/// A pod as the rules of identity take it: read live by approver and signer, known from the downward API by the requester.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PodFacts {
     /// `metadata.namespace`.
@@ -65,7 +65,7 @@ pub struct PodFacts {
     pub namespace_opted_in: bool,
 }
 
-/// A Service of the pod's namespace as the law sees it.
+/// A Service of the pod's namespace as the rules of identity take it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServiceFacts {
     /// `metadata.name`.

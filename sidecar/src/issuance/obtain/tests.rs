@@ -123,8 +123,8 @@ fn an_answer_that_is_lost_makes_no_second_request() {
             self.0.get(name, version).await
         }
     }
-    block_on(obtain(Errand {
-        wish: &scene.wish,
+    block_on(obtain(Issuance {
+        template: &scene.template,
         api: Lossy(api, false),
         clock: &scene.clock,
         store: &scene.store,
@@ -168,7 +168,7 @@ fn verdicts_are_told_apart_and_the_next_request_is_a_new_one() {
             put(object, condition, "not an address of this pod", Some(pem));
         });
         let failure = scene.obtain().unwrap_err();
-        assert_eq!(failure.word(), word);
+        assert_eq!(failure.as_str(), word);
         assert!(failure.is_verdict() && failure.to_string().contains("not an address of this pod"), "{failure}");
         assert!(!scene.pending(), "the key of a request that came to nothing is forgotten");
         // The policy is mended.
@@ -219,7 +219,7 @@ fn a_restart_finds_its_request_and_one_for_other_addresses_is_given_up() {
     scene.limit = Some(scene.clock.elapsed() + Duration::from_secs(1));
     assert!(matches!(scene.obtain().unwrap_err(), Failure::Timeout { .. }));
     scene.limit = None;
-    scene.wish.sans = "10.0.0.2".parse().unwrap();
+    scene.template.sans = "10.0.0.2".parse().unwrap();
     scene.server.borrow_mut().judge = signer(&scene.authority, &scene.clock, HOUR);
     assert!(scene.obtain().unwrap().chain().sans.ips.contains(&"10.0.0.2".parse().unwrap()));
     assert_eq!(scene.created(), 3);
@@ -285,14 +285,16 @@ fn a_shorter_life_than_asked_is_what_counts() {
     scene.server.borrow_mut().judge = signer(&scene.authority, &scene.clock, HOUR);
     let entry = scene.obtain().unwrap();
     assert_eq!(life(&entry).whole(), HOUR);
-    let Err(at) = need(&scene.wish, Some(&entry), None, scene.clock.now()) else { panic!("not due at once") };
+    let Renewal::At(at) = renewal(&scene.template, Some(&entry), None, scene.clock.now()) else {
+        panic!("not due at once")
+    };
     assert!(at <= scene.clock.now() + HOUR.mul_f64(0.6));
 }
 
 #[test]
 fn a_kept_key_waits_for_its_old_request_to_go() {
     let mut scene = Scene::new();
-    scene.wish.key_rotation = KeyRotation::OnCaChange;
+    scene.template.key_rotation = KeyRotation::OnCaChange;
     let first = scene.obtain().unwrap();
     scene.store.borrow().forget_pending(Role::Peer).unwrap();
     scene.current = Some(first);
@@ -312,8 +314,8 @@ fn a_kept_key_waits_for_its_old_request_to_go() {
             self.0.get(name, version).await
         }
     }
-    let entry = block_on(obtain(Errand {
-        wish: &scene.wish,
+    let entry = block_on(obtain(Issuance {
+        template: &scene.template,
         api: Cleaned(FakeApi(cleaner)),
         clock: &scene.clock,
         store: &scene.store,
@@ -333,7 +335,7 @@ fn a_kept_key_waits_for_its_old_request_to_go() {
 #[test]
 fn a_kept_key_is_given_up_when_the_life_gets_short() {
     let mut scene = Scene::new();
-    scene.wish.key_rotation = KeyRotation::OnCaChange;
+    scene.template.key_rotation = KeyRotation::OnCaChange;
     let first = scene.obtain().unwrap();
     scene.store.borrow().forget_pending(Role::Peer).unwrap();
     scene.clock.pass(12 * HOUR);
@@ -346,7 +348,7 @@ fn a_kept_key_is_given_up_when_the_life_gets_short() {
 #[test]
 fn a_changed_bundle_ends_a_kept_key() {
     let mut scene = Scene::new();
-    scene.wish.key_rotation = KeyRotation::OnCaChange;
+    scene.template.key_rotation = KeyRotation::OnCaChange;
     let first = scene.obtain().unwrap();
     scene.store.borrow().forget_pending(Role::Peer).unwrap();
     let both = scene.authority.bundle().union(&Authority::named("next").bundle());
@@ -361,7 +363,7 @@ fn a_changed_bundle_ends_a_kept_key() {
 #[test]
 fn a_bundle_on_offer_that_lacks_the_ca_in_use_ends_a_kept_key() {
     let mut scene = Scene::new();
-    scene.wish.key_rotation = KeyRotation::OnCaChange;
+    scene.template.key_rotation = KeyRotation::OnCaChange;
     let first = scene.obtain().unwrap();
     scene.store.borrow().forget_pending(Role::Peer).unwrap();
     scene.clock.pass(HOUR);
@@ -378,23 +380,30 @@ fn a_bundle_on_offer_that_lacks_the_ca_in_use_ends_a_kept_key() {
 #[test]
 fn what_is_needed() {
     let scene = Scene::new();
-    let (wish, clock) = (&scene.wish, &scene.clock);
+    let (template, clock) = (&scene.template, &scene.clock);
     let entry = scene.obtain().unwrap();
-    let need = |loaded, now| need(wish, Some(&entry), loaded, now);
-    assert_eq!(super::need(wish, None, None, clock.now()), Ok(Need::Missing));
-    let renew = need(None, clock.now()).unwrap_err();
+    let renewal = |loaded, now| renewal(template, Some(&entry), loaded, now);
+    assert_eq!(super::renewal(template, None, None, clock.now()), Renewal::Due(Reason::Missing));
+    let Renewal::At(renew) = renewal(None, clock.now()) else { panic!("due at once") };
     // Suspended, stepped ahead, stepped back, daylight saving (which a wall clock in UTC does not have).
-    assert_eq!(need(None, renew), Ok(Need::Due));
-    assert_eq!(need(None, clock.now() + 25 * HOUR), Ok(Need::Due));
-    assert_eq!(need(None, clock.now() + 13 * HOUR + 2 * HOUR), Ok(Need::Due));
+    assert_eq!(renewal(None, renew), Renewal::Due(Reason::Due));
+    assert_eq!(renewal(None, clock.now() + 25 * HOUR), Renewal::Due(Reason::Due));
+    assert_eq!(renewal(None, clock.now() + 13 * HOUR + 2 * HOUR), Renewal::Due(Reason::Due));
     let not_before = entry.chain().not_before;
-    assert_eq!(need(None, not_before), Err(renew), "a clock that was set back makes nothing due that peers still take");
-    assert_eq!(need(None, not_before - Duration::from_secs(1)), Ok(Need::Early));
-    assert_eq!(need(None, clock.now() - 25 * HOUR), Ok(Need::Early));
-    assert_eq!(need(Some("digest"), clock.now()), Err(renew));
-    assert_eq!(need(Some("other"), clock.now()), Ok(Need::Trusts));
-    let moved = Wish { sans: "10.0.0.1,10.0.0.9".parse().unwrap(), ..wish.clone() };
-    assert_eq!(super::need(&moved, Some(&entry), None, clock.now()), Ok(Need::Names(vec!["10.0.0.9".to_owned()])));
+    assert_eq!(
+        renewal(None, not_before),
+        Renewal::At(renew),
+        "a clock that was set back makes nothing due that peers still take"
+    );
+    assert_eq!(renewal(None, not_before - Duration::from_secs(1)), Renewal::Due(Reason::Early));
+    assert_eq!(renewal(None, clock.now() - 25 * HOUR), Renewal::Due(Reason::Early));
+    assert_eq!(renewal(Some("digest"), clock.now()), Renewal::At(renew));
+    assert_eq!(renewal(Some("other"), clock.now()), Renewal::Due(Reason::Trusts));
+    let moved = Template { sans: "10.0.0.1,10.0.0.9".parse().unwrap(), ..template.clone() };
+    assert_eq!(
+        super::renewal(&moved, Some(&entry), None, clock.now()),
+        Renewal::Due(Reason::Names(vec!["10.0.0.9".to_owned()]))
+    );
 }
 
 /// The answer's statement of the bundles in force reaches the caller, the record keeps it, and the file has none of it. An

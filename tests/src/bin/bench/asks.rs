@@ -19,7 +19,7 @@ use etcd_tls_contract::{
     settings::Settings,
 };
 use etcd_tls_sidecar::{
-    issuance::flow::{Call, Circumstances, Expected, Order, Outcome, Step},
+    issuance::flow::{Call, Circumstances, Expected, Flow, Outcome, Step},
     kube::{ApiError, Version},
 };
 use etcd_tls_webhook::controller::facts;
@@ -176,8 +176,8 @@ pub(crate) async fn burst(wires: &mut [Wire], asks: &[Ask]) -> Result<Burst, Str
 /// One request's way, each step as the sidecar takes it; how long it took, in milliseconds.
 pub(crate) async fn get_certificate(wire: &mut Wire, ask: &Ask) -> Result<f64, String> {
     let began = Instant::now();
-    let mut order = Order::new(ask.expected.clone());
-    let mut call = order.begin();
+    let mut flow = Flow::new(ask.expected.clone());
+    let mut call = flow.begin();
     loop {
         let asked = Instant::now();
         let (status, body) = wire.call(&ask.call(call)).await?;
@@ -193,7 +193,7 @@ pub(crate) async fn get_certificate(wire: &mut Wire, ask: &Ask) -> Result<f64, S
         if elapsed > LIMIT {
             return Err(format!("{}: no certificate within {LIMIT:?}: {status}", ask.name));
         }
-        match order.step(answer, &Circumstances { elapsed, took, life: None, now, chance: 0.5 }) {
+        match flow.step(answer, &Circumstances { elapsed, took, life: None, now, chance: 0.5 }) {
             Step::Over(Outcome::Signed(_)) => return Ok(began.elapsed().as_secs_f64() * 1e3),
             Step::Over(outcome) => return Err(format!("{}: no certificate: {outcome:?}", ask.name)),
             Step::Next(next, pause) => {

@@ -1,4 +1,4 @@
-//! A pod read leanly: what the law looks at, and nothing of the rest, which is nine tenths of an injected pod and is most of
+//! A pod read leanly: what the rules of identity use, and nothing of the rest, which is nine tenths of an injected pod and is most of
 //! the work of reading it.
 
 use std::{borrow::Cow, collections::BTreeMap, ops::Deref};

@@ -38,14 +38,14 @@ pub(in crate::sign) struct Ready {
 }
 
 /// One authority's place.
-pub(in crate::sign) struct Slot {
+pub(in crate::sign) struct Entry {
     pub(in crate::sign) name: SignerName,
     pub(in crate::sign) held: Mutex<Held>,
 }
 
 /// Why an authority has no place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::sign) enum NoPlace {
+pub(in crate::sign) enum QuotaError {
     /// Which authorities have a Secret is not known yet.
     NotListed,
     /// The namespace has as many as it may have.
@@ -54,14 +54,14 @@ pub(in crate::sign) enum NoPlace {
 
 /// See the module.
 #[derive(Default)]
-pub(in crate::sign) struct Places {
+pub(in crate::sign) struct Quota {
     /// By namespace.
-    slots: HashMap<String, BTreeMap<SignerName, Arc<Slot>>>,
+    entries: HashMap<String, BTreeMap<SignerName, Arc<Entry>>>,
     /// Those that have a Secret, by namespace.
     kept: Option<HashMap<String, BTreeSet<SignerName>>>,
 }
 
-impl Places {
+impl Quota {
     /// Notes which authorities have a Secret.
     pub(in crate::sign) fn listed(&mut self, kept: &BTreeSet<SignerName>) {
         let mut by_namespace: HashMap<String, BTreeSet<SignerName>> = HashMap::new();
@@ -72,36 +72,36 @@ impl Places {
     }
 
     /// An authority's place, made where there is none and its namespace has fewer than `bound` authorities.
-    pub(in crate::sign) fn place(&mut self, name: &SignerName, bound: usize) -> Result<Arc<Slot>, NoPlace> {
-        if let Some(slot) = self.get(name) {
-            return Ok(slot);
+    pub(in crate::sign) fn reserve(&mut self, name: &SignerName, bound: usize) -> Result<Arc<Entry>, QuotaError> {
+        if let Some(entry) = self.get(name) {
+            return Ok(entry);
         }
-        let kept = self.kept.as_ref().ok_or(NoPlace::NotListed)?.get(&name.namespace);
-        let here = self.slots.entry(name.namespace.clone()).or_default();
+        let kept = self.kept.as_ref().ok_or(QuotaError::NotListed)?.get(&name.namespace);
+        let here = self.entries.entry(name.namespace.clone()).or_default();
         if !kept.is_some_and(|kept| kept.contains(name)) {
-            let without_place = kept.into_iter().flatten().filter(|kept| !here.contains_key(*kept)).count();
-            if here.len() + without_place >= bound {
-                return Err(NoPlace::Full);
+            let without_entry = kept.into_iter().flatten().filter(|kept| !here.contains_key(*kept)).count();
+            if here.len() + without_entry >= bound {
+                return Err(QuotaError::Full);
             }
         }
-        let slot = Arc::new(Slot { name: name.clone(), held: Mutex::default() });
-        here.insert(name.clone(), Arc::clone(&slot));
-        Ok(slot)
+        let entry = Arc::new(Entry { name: name.clone(), held: Mutex::default() });
+        here.insert(name.clone(), Arc::clone(&entry));
+        Ok(entry)
     }
 
     /// An authority's place, if it has one.
-    pub(in crate::sign) fn get(&self, name: &SignerName) -> Option<Arc<Slot>> {
-        self.slots.get(&name.namespace)?.get(name).cloned()
+    pub(in crate::sign) fn get(&self, name: &SignerName) -> Option<Arc<Entry>> {
+        self.entries.get(&name.namespace)?.get(name).cloned()
     }
 
     /// Every place there is.
-    pub(in crate::sign) fn all(&self) -> Vec<Arc<Slot>> {
-        self.slots.values().flat_map(BTreeMap::values).cloned().collect()
+    pub(in crate::sign) fn all(&self) -> Vec<Arc<Entry>> {
+        self.entries.values().flat_map(BTreeMap::values).cloned().collect()
     }
 
     /// Gives up the place of an authority whose namespace is gone.
     pub(in crate::sign) fn remove(&mut self, name: &SignerName) {
-        if let Some(here) = self.slots.get_mut(&name.namespace) {
+        if let Some(here) = self.entries.get_mut(&name.namespace) {
             here.remove(name);
         }
     }
@@ -110,11 +110,11 @@ impl Places {
     /// room come back when an operator deletes the trust ConfigMap and the Secrets of a cluster that is no more.
     pub(in crate::sign) fn remove_idle(&mut self, wanted: &BTreeSet<SignerName>) -> Vec<SignerName> {
         let mut removed = Vec::new();
-        self.slots.retain(|_, here| {
-            here.retain(|name, slot| {
+        self.entries.retain(|_, here| {
+            here.retain(|name, entry| {
                 let idle = !wanted.contains(name)
-                    && Arc::strong_count(slot) == 1
-                    && slot.held.try_lock().is_ok_and(|held| !matches!(*held, Held::Ready(_)));
+                    && Arc::strong_count(entry) == 1
+                    && entry.held.try_lock().is_ok_and(|held| !matches!(*held, Held::Ready(_)));
                 if idle {
                     removed.push(name.clone());
                 }
@@ -126,7 +126,7 @@ impl Places {
     }
 }
 
-impl Slot {
+impl Entry {
     /// Has the Secret read anew, if it is not as it was read or written last.
     pub(in crate::sign) async fn changed_outside(&self, secret: Option<&ObjectMeta>) {
         let mut held = self.held.lock().await;
@@ -155,48 +155,48 @@ mod tests {
         texts.iter().map(|text| name(text)).collect()
     }
 
-    fn taken(places: &mut Places, text: &str) -> Result<(), NoPlace> {
-        places.place(&name(text), 2).map(|_| ())
+    fn taken(quota: &mut Quota, text: &str) -> Result<(), QuotaError> {
+        quota.reserve(&name(text), 2).map(|_| ())
     }
 
     #[test]
     fn a_namespace_has_room_for_so_many_and_another_for_its_own() {
-        let mut places = Places::default();
-        assert_eq!(taken(&mut places, "a.one"), Err(NoPlace::NotListed));
-        places.listed(&BTreeSet::new());
-        assert_eq!(taken(&mut places, "a.one"), Ok(()));
-        assert_eq!(taken(&mut places, "a.two"), Ok(()));
-        assert_eq!(taken(&mut places, "a.three"), Err(NoPlace::Full));
-        assert_eq!(taken(&mut places, "a.one"), Ok(()), "whoever is in stays in");
-        assert_eq!(taken(&mut places, "b.one"), Ok(()));
+        let mut quota = Quota::default();
+        assert_eq!(taken(&mut quota, "a.one"), Err(QuotaError::NotListed));
+        quota.listed(&BTreeSet::new());
+        assert_eq!(taken(&mut quota, "a.one"), Ok(()));
+        assert_eq!(taken(&mut quota, "a.two"), Ok(()));
+        assert_eq!(taken(&mut quota, "a.three"), Err(QuotaError::Full));
+        assert_eq!(taken(&mut quota, "a.one"), Ok(()), "whoever is in stays in");
+        assert_eq!(taken(&mut quota, "b.one"), Ok(()));
     }
 
     #[test]
     fn what_has_a_secret_has_a_place_and_counts_before_it_takes_it() {
-        let mut places = Places::default();
-        places.listed(&names(&["a.old", "a.older", "a.oldest"]));
-        assert_eq!(taken(&mut places, "a.new"), Err(NoPlace::Full));
+        let mut quota = Quota::default();
+        quota.listed(&names(&["a.old", "a.older", "a.oldest"]));
+        assert_eq!(taken(&mut quota, "a.new"), Err(QuotaError::Full));
         for old in ["a.old", "a.older", "a.oldest"] {
-            assert_eq!(taken(&mut places, old), Ok(()));
+            assert_eq!(taken(&mut quota, old), Ok(()));
         }
-        assert_eq!(taken(&mut places, "a.new"), Err(NoPlace::Full));
+        assert_eq!(taken(&mut quota, "a.new"), Err(QuotaError::Full));
         // A Secret of a place counts once.
-        places.listed(&names(&["a.old"]));
-        places.remove(&name("a.older"));
-        places.remove(&name("a.oldest"));
-        assert_eq!(taken(&mut places, "a.new"), Ok(()));
-        assert_eq!(taken(&mut places, "a.newer"), Err(NoPlace::Full));
+        quota.listed(&names(&["a.old"]));
+        quota.remove(&name("a.older"));
+        quota.remove(&name("a.oldest"));
+        assert_eq!(taken(&mut quota, "a.new"), Ok(()));
+        assert_eq!(taken(&mut quota, "a.newer"), Err(QuotaError::Full));
     }
 
     #[test]
     fn room_comes_back_when_nobody_wants_or_uses_a_place() {
-        let mut places = Places::default();
-        places.listed(&BTreeSet::new());
-        let used = places.place(&name("a.used"), 2).unwrap();
-        assert_eq!(taken(&mut places, "a.wanted"), Ok(()));
-        assert!(places.remove_idle(&names(&["a.wanted"])).is_empty());
+        let mut quota = Quota::default();
+        quota.listed(&BTreeSet::new());
+        let used = quota.reserve(&name("a.used"), 2).unwrap();
+        assert_eq!(taken(&mut quota, "a.wanted"), Ok(()));
+        assert!(quota.remove_idle(&names(&["a.wanted"])).is_empty());
         drop(used);
-        assert_eq!(places.remove_idle(&names(&["a.wanted"])), [name("a.used")]);
-        assert_eq!(taken(&mut places, "a.new"), Ok(()));
+        assert_eq!(quota.remove_idle(&names(&["a.wanted"])), [name("a.used")]);
+        assert_eq!(taken(&mut quota, "a.new"), Ok(()));
     }
 }

@@ -15,7 +15,7 @@ use kube::{
 };
 use tokio::time::{Instant, sleep};
 
-use super::{AT_ONCE, Keeper, Namespaces, config_map};
+use super::{AT_ONCE, Namespaces, Reconciler, config_map};
 use crate::{
     controller::client::{RequestError, within},
     rollover::Report,
@@ -31,7 +31,7 @@ const UNREPAIRED: &str = "TrustNotRepaired";
 /// With a pause of this length, a failure is said.
 const LASTING: Duration = Duration::from_secs(1);
 
-impl Keeper {
+impl Reconciler {
     /// Makes the ConfigMaps of the `wanted` clusters what they shall be.
     pub(super) async fn publish(
         &mut self,

@@ -10,10 +10,10 @@ use std::{
 use etcd_tls_contract::{names::SignerName, policy::Policy};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use super::{GIVEN_UNUSABLE, Keeper, Namespaces};
+use super::{GIVEN_UNUSABLE, Namespaces, Reconciler};
 use crate::{
     controller::namespaces,
-    sign::authorities::{CA_LABEL, MANAGED_LABEL, SIGNER_ANNOTATION, UID_ANNOTATION, quota::Slot},
+    sign::authorities::{CA_LABEL, MANAGED_LABEL, SIGNER_ANNOTATION, UID_ANNOTATION, quota::Entry},
 };
 
 /// The authorities that have a Secret, of the namespaces that are there.
@@ -24,13 +24,13 @@ pub(super) fn kept(secrets: &BTreeMap<String, ObjectMeta>, namespaces: &Namespac
     secrets.values().filter_map(authority_of).filter(of_a_namespace).map(|(name, _)| name).collect()
 }
 
-impl Keeper {
+impl Reconciler {
     /// Has what changed outside read anew.
     pub(super) async fn look_outside(&self, secrets: &BTreeMap<String, ObjectMeta>) {
         let by_name: HashMap<SignerName, &ObjectMeta> =
             secrets.values().filter_map(|secret| Some((authority_of(secret)?.0, secret))).collect();
-        for slot in self.authorities.slots() {
-            slot.changed_outside(by_name.get(&slot.name).copied()).await;
+        for entry in self.authorities.entries() {
+            entry.changed_outside(by_name.get(&entry.name).copied()).await;
         }
     }
 
@@ -58,9 +58,9 @@ impl Keeper {
     }
 
     /// Reads the user's CAs whose Secrets changed.
-    pub(super) async fn refresh_given(&mut self, slots: &[Arc<Slot>], policy: &Policy) {
+    pub(super) async fn refresh_given(&mut self, entries: &[Arc<Entry>], policy: &Policy) {
         let now = SystemTime::now();
-        for name in slots.iter().map(|slot| &slot.name) {
+        for name in entries.iter().map(|entry| &entry.name) {
             let Some(secret) = policy.given_secret(name) else { continue };
             let version = self.secrets.get(&self.system, secret).and_then(|m| m.resource_version).unwrap_or_default();
             if self.given.get(secret).is_some_and(|(seen, _)| *seen == version) {

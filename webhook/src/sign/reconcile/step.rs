@@ -8,7 +8,7 @@ use etcd_tls_contract::{
     role::Domain,
 };
 
-use super::Keeper;
+use super::Reconciler;
 use crate::{
     ca::authority::Authority,
     rollover::{
@@ -16,7 +16,7 @@ use crate::{
     },
     sign::authorities::{
         Unavailable, generate,
-        quota::{Held, Slot},
+        quota::{Entry, Held},
         state::{Stored, life},
     },
 };
@@ -38,12 +38,12 @@ pub(super) struct Standing {
     pub(super) waiting_since: Option<SystemTime>,
 }
 
-impl Keeper {
+impl Reconciler {
     /// Looks at one authority and takes the step that is due. `live`: its pods; `None`: they are not known yet.
-    pub(super) async fn look_at(&self, slot: &Slot, live: Option<&[LivePod]>, policy: &Policy) -> Standing {
+    pub(super) async fn look_at(&self, entry: &Entry, live: Option<&[LivePod]>, policy: &Policy) -> Standing {
         let now = SystemTime::now();
-        let name = &slot.name;
-        let (mut held, error) = self.authorities.look(slot, now).await;
+        let name = &entry.name;
+        let (mut held, error) = self.authorities.look(entry, now).await;
         let standing = |report, waiting, not_after, trouble, done| Standing {
             name: name.clone(),
             report,

@@ -95,7 +95,7 @@ pub async fn decide(
         let mut entitled = None;
         // A person approves, and policy still says what the certificate holds.
         let outcome = match &checked {
-            Ok(read) if server.law.knows(&requester) => Some(server.judge(&requester, &csr, read, now, None)?),
+            Ok(read) if server.entitlements.knows(&requester) => Some(server.judge(&requester, &csr, read, now, None)?),
             _ => None,
         };
         match &outcome {

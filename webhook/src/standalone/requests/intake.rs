@@ -217,7 +217,7 @@ fn check_request(
     let request = Request::parse(pem).map_err(|e| e.to_string())?;
     let recognised = recognise(&request).map_err(|e| e.to_string())?;
     let role = recognised.role;
-    let keys = &server.law.policy().keys;
+    let keys = &server.entitlements.policy().keys;
     // The old agents make no other keys. A policy that lists the keys holds for them, too.
     let of_old_agent =
         csr.spec.signer_name == LEGACY_UNKNOWN && request.key == KeyAlgorithm::Rsa2048 && *keys == Keys::default();

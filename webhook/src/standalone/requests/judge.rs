@@ -56,13 +56,18 @@ impl Server {
         now: SystemTime,
         look: Option<&Look>,
     ) -> Result<Outcome, ApiError> {
-        if self.law.knows(user) {
+        if self.entitlements.knows(user) {
             return Ok(self.judge_by_policy(user, csr, checked, look));
         }
         let is_token_user = self.auth.is_token_user(&checked.request.common_name);
         let decision = self.store.with(|index, _| {
-            let context =
-                Context { rules: &self.rules, holders: index.holders(), policy: self.law.policy(), is_token_user, now };
+            let context = Context {
+                rules: &self.rules,
+                holders: index.holders(),
+                policy: self.entitlements.policy(),
+                is_token_user,
+                now,
+            };
             auto_approve::decide(user, &checked.request, &checked.recognised, &context)
         });
         match decision {
@@ -85,7 +90,7 @@ impl Server {
         look: Option<&Look>,
     ) -> Outcome {
         let role = checked.recognised.role;
-        let host = self.law.policy().host(&user.name, &user.groups);
+        let host = self.entitlements.policy().host(&user.name, &user.groups);
         let cluster = self.cluster.as_ref().or_else(|| host.map(|host| &host.cluster));
         let assumed = || cluster.map(|cluster| cluster.signer(role.domain()));
         let Some(signer) = checked.signer.clone().or_else(assumed) else {
@@ -112,8 +117,8 @@ impl Server {
             request: &checked.request,
         };
         let verdict = match look {
-            Some(look) => self.law.judge(&asked, look),
-            None => self.law.judge(&asked, &self.law.look()),
+            Some(look) => self.entitlements.judge(&asked, look),
+            None => self.entitlements.judge(&asked, &self.entitlements.look()),
         };
         match verdict {
             Verdict::Approve(entitlement) => Outcome::Approved {

@@ -1,9 +1,9 @@
-//! The law of the in-cluster approver, where this signer is to judge by it: the policy file's hosts, and pods that are
-//! described by manifests in a directory.
+//! What the policy file and the pods entitle a caller to, judged as the in-cluster approver judges. Pods are described by
+//! manifests in a directory.
 //!
-//! With no `--policy` and no `--pods`, the default, the law knows nobody and judges nothing. Whoever can write into the
-//! directory says which pods there are. It is looked at for each request, as the in-cluster approver reads a pod live; a
-//! look costs one `stat` of each file, and only a file that changed is read again.
+//! With neither `--policy` nor `--pods`, the default, no caller is known here. Whoever can write into the directory decides
+//! which pods exist. The directory is read for each request, as the in-cluster approver reads a pod live; one read costs one
+//! `stat` of each file, and only a file that changed is read again.
 
 use std::{
     collections::BTreeMap,
@@ -34,15 +34,15 @@ const MAX_FILES: usize = 1_000;
 /// A file that changed as lately as this may change once more with no other time to show for it.
 const UNSETTLED: Duration = Duration::from_millis(100);
 
-/// Policy, and pods.
+/// The policy and the pods.
 #[derive(Debug, Default)]
-pub struct Law {
+pub struct Entitlements {
     policy: Policy,
     pods: Option<Directory>,
 }
 
-impl Law {
-    /// The law of `policy`, over the pods described in `pods`.
+impl Entitlements {
+    /// By `policy`, and by the pods described in the directory `pods`.
     pub fn new(policy: Policy, pods: Option<PathBuf>) -> Self {
         Self { policy, pods: pods.map(|path| Directory { path, read: Mutex::default() }) }
     }
@@ -52,7 +52,7 @@ impl Law {
         &self.policy
     }
 
-    /// Whether the law judges this caller: a host that policy lists, or a service account where there are pods.
+    /// Whether this caller is judged by policy: a host that policy lists, or a service account where there are pods.
     pub fn knows(&self, user: &User) -> bool {
         if user.name.starts_with("system:serviceaccount:") {
             return self.pods.is_some();
@@ -228,11 +228,11 @@ mod tests {
 
     #[test]
     fn by_default_the_law_knows_nobody() {
-        let law = Law::default();
+        let entitlements = Entitlements::default();
         let pod = User { name: "system:serviceaccount:prod:etcd".to_owned(), ..User::default() };
-        assert!(!law.knows(&pod));
-        assert!(!law.knows(&User { name: "system:etcd-peer:m1".to_owned(), ..User::default() }));
-        assert!(Law::new(Policy::default(), Some(PathBuf::from("/"))).knows(&pod));
+        assert!(!entitlements.knows(&pod));
+        assert!(!entitlements.knows(&User { name: "system:etcd-peer:m1".to_owned(), ..User::default() }));
+        assert!(Entitlements::new(Policy::default(), Some(PathBuf::from("/"))).knows(&pod));
     }
 
     #[test]
@@ -254,8 +254,8 @@ mod tests {
         )
         .unwrap();
         std::fs::write(dir.join("notes.txt"), "not a manifest").unwrap();
-        let law = Law::new(Policy::default(), Some(dir.clone()));
-        let look = law.look();
+        let entitlements = Entitlements::new(Policy::default(), Some(dir.clone()));
+        let look = entitlements.look();
         let (found, services) = look.facts("prod", "etcd-0");
         let found = found.unwrap();
         assert_eq!((found.uid.as_str(), found.ips.len(), found.namespace_opted_in), ("u", 1, true));
@@ -263,17 +263,17 @@ mod tests {
 
         // A directory that rests is one generation, and each change of it is seen.
         std::thread::sleep(UNSETTLED * 2);
-        let (first, second) = (law.look().generation(), law.look().generation());
+        let (first, second) = (entitlements.look().generation(), entitlements.look().generation());
         assert!(first.is_some() && first == second, "{first:?} {second:?}");
         std::fs::write(dir.join("a.yaml"), pod.replace("uid: u", "uid: v")).unwrap();
-        let changed = law.look();
+        let changed = entitlements.look();
         assert_ne!(changed.generation(), second);
         assert_eq!(changed.facts("prod", "etcd-0").0.unwrap().uid, "v");
         std::fs::write(dir.join("a.yaml"), "kind: [").unwrap();
-        assert_eq!(law.look().generation(), None, "what cannot be read is no empty directory");
+        assert_eq!(entitlements.look().generation(), None, "what cannot be read is no empty directory");
         std::fs::remove_file(dir.join("a.yaml")).unwrap();
-        assert!(law.look().facts("prod", "etcd-0").0.is_none());
+        assert!(entitlements.look().facts("prod", "etcd-0").0.is_none());
         std::fs::remove_dir_all(&dir).unwrap();
-        assert_eq!(law.look().generation(), None);
+        assert_eq!(entitlements.look().generation(), None);
     }
 }

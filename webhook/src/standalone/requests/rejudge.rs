@@ -27,7 +27,7 @@ pub async fn judge_again(server: Arc<Server>) {
         if waiting.is_empty() {
             continue;
         }
-        let look = server.law.look();
+        let look = server.entitlements.look();
         // More judged than wait: some were decided on or deleted since.
         if look.generation().is_none() || look.generation() != generation || judged.len() > waiting.len() {
             judged.clear();
@@ -39,7 +39,7 @@ pub async fn judge_again(server: Arc<Server>) {
             }
             let mut csr = stored.csr();
             let user = User::of(&csr);
-            if !server.law.knows(&user) {
+            if !server.entitlements.knows(&user) {
                 continue;
             }
             judged.insert(stored.uid().to_owned());

@@ -15,7 +15,7 @@ use crate::standalone::{
     limits::{Quota, RateLimit},
     metrics::Metrics,
     profiles::Profiles,
-    requests::{auto_approve::Rule, pods::Law},
+    requests::{auto_approve::Rule, pods::Entitlements},
     store::Store,
 };
 
@@ -34,7 +34,7 @@ pub struct Server {
     /// The one cluster whose signer names are served; `None` for any.
     pub cluster: Option<ClusterName>,
     /// Policy, and the pods where there are any: judged as the in-cluster approver does.
-    pub law: Law,
+    pub entitlements: Entitlements,
     /// Calls a second.
     pub limit: RateLimit,
     /// Lists of many requests at once.

@@ -16,7 +16,7 @@ use etcd_tls_contract::{
 };
 
 use crate::{
-    issuance::obtain::{Answer, Bundles, Errand, Failure, Wish, obtain},
+    issuance::obtain::{Answer, Bundles, Failure, Issuance, Template, obtain},
     kube::{
         Api, ApiError, Version,
         objects::{
@@ -119,7 +119,7 @@ pub(super) struct Scene {
     pub(super) server: Rc<RefCell<Server>>,
     pub(super) store: RefCell<Store<Disk>>,
     pub(super) dir: PathBuf,
-    pub(super) wish: Wish,
+    pub(super) template: Template,
     pub(super) current: Option<Entry>,
     pub(super) bundles: Vec<Bundle>,
     /// What was told of answers.
@@ -154,7 +154,7 @@ impl Scene {
             cached: None,
             slow: Duration::ZERO,
         };
-        let wish = Wish {
+        let template = Template {
             role: Role::Peer,
             uid: "0d5f2e0c".to_owned(),
             common_name: "system:etcd-peer:etcd-0".to_owned(),
@@ -171,7 +171,7 @@ impl Scene {
             authority,
             clock,
             dir,
-            wish,
+            template,
             current: None,
             heard: RefCell::default(),
             limit: None,
@@ -187,8 +187,8 @@ impl Scene {
     }
 
     pub(super) fn obtain(&self) -> Result<Entry, Failure> {
-        block_on(obtain(Errand {
-            wish: &self.wish,
+        block_on(obtain(Issuance {
+            template: &self.template,
             api: FakeApi(Rc::clone(&self.server)),
             clock: &self.clock,
             store: &self.store,

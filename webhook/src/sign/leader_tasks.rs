@@ -8,21 +8,21 @@ use tokio::{sync::Notify, task::JoinSet, time::sleep};
 
 use super::{
     cache::{objects::Objects, pods::Pods},
-    reconcile::Keeper,
+    reconcile::Reconciler,
     serving::{Lifetimes, Serving},
     signer::Signer,
 };
 use crate::platform::shutdown::until;
 
 /// See the module.
-pub(super) struct Terms {
+pub(super) struct LeaderTasks {
     pub(super) signer: Arc<Signer>,
-    /// Rings for the keeper.
+    /// Rings for the reconciler.
     pub(super) changed: Arc<Notify>,
     pub(super) lifetimes: Lifetimes,
 }
 
-impl Terms {
+impl LeaderTasks {
     /// Keeps one term after another.
     pub(super) async fn keep(self) -> std::convert::Infallible {
         let Self { signer, changed, lifetimes } = self;
@@ -31,7 +31,7 @@ impl Terms {
         loop {
             until(&mut leader, true).await;
             let mut tasks = JoinSet::new();
-            let keeper = Keeper {
+            let reconciler = Reconciler {
                 client: controller.client.clone(),
                 system: controller.namespace.clone(),
                 policy: controller.policy.clone(),
@@ -47,7 +47,7 @@ impl Terms {
                 said: HashMap::new(),
                 upkeep: HashMap::new(),
             };
-            tasks.spawn(async move { match keeper.run().await {} });
+            tasks.spawn(async move { match reconciler.run().await {} });
             tasks.spawn(serve(Arc::clone(&signer), lifetimes));
             let cleaning = Arc::clone(&signer);
             tasks.spawn(async move { match cleaning.clean_up().await {} });
