@@ -93,6 +93,8 @@ pub(crate) struct Controller {
     pub(crate) recorder: Recorder,
     pub(crate) pods: Pods,
     pub(crate) services: Services,
+    /// Starts tasks, and starts them again after a panic.
+    pub(crate) tasks: Tasks,
     metrics: Metrics,
     gate: Gate,
 }
@@ -147,8 +149,20 @@ impl ControllerArgs {
             standings,
             enforced: metrics.guarded.clone(),
         };
-        let controller =
-            Controller { name, client, namespace, policy, namespaces, leader, recorder, pods, services, metrics, gate };
+        let controller = Controller {
+            name,
+            client,
+            namespace,
+            policy,
+            namespaces,
+            leader,
+            recorder,
+            pods,
+            services,
+            tasks,
+            metrics,
+            gate,
+        };
 
         let health = Arc::new(Health::new(registry));
         controller.require(&health, queue.clone());

@@ -54,6 +54,7 @@ use tokio::time;
 use crate::{
     error::Error,
     platform::{
+        essential::essential,
         file_watch::FileWatch,
         tls::{PairFiles, ServingPairs},
     },
@@ -275,11 +276,11 @@ impl Args {
         let watch = FileWatch::new(server.profiles.files());
         tokio::spawn({
             let server = server.clone();
-            async move { server.profiles.keep_fresh(watch).await }
+            essential("CAs", async move { server.profiles.keep_fresh(watch).await })
         });
-        tokio::spawn(look_at_files(server.clone(), token_auth_file, clients));
+        tokio::spawn(essential("token and CA files", look_at_files(server.clone(), token_auth_file, clients)));
         if judges_pods {
-            tokio::spawn(judge_again(server.clone().into_inner()));
+            tokio::spawn(essential("pending requests", judge_again(server.clone().into_inner())));
         }
         if let Some(address) = admin_address {
             Probes(server.clone().into_inner()).serve(address).await?;

@@ -21,6 +21,8 @@ use tokio::{
     time::{Instant, sleep, timeout_at},
 };
 
+use crate::platform::essential::essential;
+
 /// How long a Lease holds without renewal. A killed leader's successor takes over after this, plus the successor's two
 /// polls at most.
 pub const DURATION: Duration = Duration::from_secs(12);
@@ -54,7 +56,7 @@ impl Candidate {
             seen: None,
             failures: 0,
         };
-        let task = tokio::spawn(campaign.run(released));
+        let task = tokio::spawn(essential("lease", campaign.run(released)));
         Self { leader, release, task }
     }
 

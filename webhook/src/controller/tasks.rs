@@ -1,4 +1,4 @@
-//! Tasks that run for as long as the process does. One that ends by a panic is started again, said and counted.
+//! Tasks that run until they are aborted. One that panics is logged, counted and started again.
 
 use std::time::Duration;
 
@@ -8,7 +8,10 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family},
     registry::Registry,
 };
-use tokio::time::sleep;
+use tokio::{
+    task::{AbortHandle, JoinSet},
+    time::sleep,
+};
 
 /// What broke off may break off again at once.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -26,24 +29,28 @@ pub(crate) struct Tasks {
 
 impl Tasks {
     pub(crate) fn register(registry: &mut Registry) -> Self {
-        Self { restarts: metric(registry, "task_restarts", "Tasks that broke off and were started again, by task") }
+        Self { restarts: metric(registry, "task_restarts", "Tasks that panicked and were started again, by task") }
     }
 
-    /// Starts what `task` makes, again and again.
-    pub(crate) fn keep<F>(&self, name: &'static str, task: impl Fn() -> F + Send + 'static)
+    /// Starts what `task` makes, again and again, until it is aborted.
+    pub(crate) fn keep<F>(&self, name: &'static str, task: impl Fn() -> F + Send + 'static) -> AbortHandle
     where
         F: Future<Output = ()> + Send + 'static,
     {
         let restarts = self.restarts.clone();
-        tokio::spawn(async move {
+        let keeping = tokio::spawn(async move {
+            // Dropped, it aborts the task in it.
+            let mut running = JoinSet::new();
             loop {
-                if let Err(error) = tokio::spawn(task()).await {
-                    tracing::error!(task = name, %error, "a task broke off; starting it again");
+                running.spawn(task());
+                if let Some(Err(error)) = running.join_next().await {
+                    tracing::error!(task = name, %error, "a task panicked; starting it again");
                     restarts.get_or_create(&Named { task: name }).inc();
                 }
                 sleep(PAUSE).await;
             }
         });
+        keeping.abort_handle()
     }
 }
 
@@ -74,5 +81,37 @@ mod tests {
             sleep(Duration::from_millis(20)).await;
         }
         assert_eq!(tasks.restarts.get_or_create(&Named { task: "test" }).get(), 3);
+    }
+
+    /// Says that it was dropped.
+    struct Dropped(Arc<AtomicU32>);
+
+    impl Drop for Dropped {
+        fn drop(&mut self) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_aborted_ends() {
+        let tasks = Tasks::register(&mut Registry::default());
+        let (starts, ends) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
+        let counted = (Arc::clone(&starts), Arc::clone(&ends));
+        let handle = tasks.keep("test", move || {
+            let (starts, ends) = counted.clone();
+            async move {
+                let _dropped = Dropped(ends);
+                starts.fetch_add(1, Ordering::SeqCst);
+                std::future::pending::<()>().await;
+            }
+        });
+        while starts.load(Ordering::SeqCst) == 0 {
+            sleep(Duration::from_millis(20)).await;
+        }
+        handle.abort();
+        while ends.load(Ordering::SeqCst) == 0 {
+            sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(starts.load(Ordering::SeqCst), 1);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::platform::essential::essential;
 use etcd_tls_telemetry::{
     admin::{self, CheckError, Status},
     listen,
@@ -38,7 +39,7 @@ impl Health {
         if let Ok(address) = listener.local_addr() {
             tracing::info!(%address, "admin port");
         }
-        tokio::spawn(admin::serve(listener, self));
+        tokio::spawn(essential("admin port", admin::serve(listener, self)));
         Ok(())
     }
 }

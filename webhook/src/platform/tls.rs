@@ -18,7 +18,7 @@ use rustls::{
 };
 use tokio::time;
 
-use crate::platform::file_watch::FileWatch;
+use crate::platform::{essential::essential, file_watch::FileWatch};
 
 /// How often [`PairFiles::wait`] looks.
 const WAIT: Duration = Duration::from_secs(1);
@@ -71,7 +71,7 @@ impl ServingPairs {
         let pairs = files.iter().map(|f| f.read().map(Arc::new)).collect::<Result<Vec<_>, _>>()?;
         let this = Arc::new(Self { files, pairs: RwLock::new(pairs) });
         let watch = FileWatch::new(this.files.iter().flat_map(|f| [f.certificate.as_path(), f.key.as_path()]));
-        tokio::spawn(keep_fresh(Arc::downgrade(&this), watch));
+        tokio::spawn(essential("serving pairs", keep_fresh(Arc::downgrade(&this), watch)));
         Ok(this)
     }
 

@@ -41,6 +41,7 @@ impl LeaderTasks {
                 secrets: Objects::default(),
                 config_maps: Objects::default(),
                 changed: Arc::clone(&changed),
+                tasks: controller.tasks.clone(),
                 recorder: controller.recorder.clone(),
                 metrics: signer.metrics.clone(),
                 given: HashMap::new(),
@@ -53,7 +54,7 @@ impl LeaderTasks {
             tasks.spawn(async move { match cleaning.clean_up().await {} });
             tokio::select! {
                 () = until(&mut leader, false) => {}
-                Some(Err(error)) = tasks.join_next() => tracing::error!(%error, "a part of the signer broke off; starting it again"),
+                Some(Err(error)) = tasks.join_next() => tracing::error!(%error, "a part of the signer panicked; starting it again"),
             }
             tasks.shutdown().await;
             signer.authorities.clear();

@@ -42,6 +42,7 @@ use crate::{
         events::{Notice, Recorder},
         namespaces::{self, NamespaceFacts},
         policy,
+        tasks::Tasks,
     },
 };
 use step::{Standing, UNKNOWN, describe, goes_well};
@@ -84,6 +85,7 @@ pub(super) struct Reconciler {
     pub(super) secrets: Objects,
     pub(super) config_maps: Objects,
     pub(super) changed: Arc<Notify>,
+    pub(super) tasks: Tasks,
     pub(super) recorder: Recorder,
     pub(super) metrics: Metrics,
     /// The user's CAs, by Secret and its resourceVersion.
@@ -99,10 +101,12 @@ impl Reconciler {
         let mut pod_watches = Watches::default();
         let mut config_map_watches = Watches::default();
         let mut always = Watches::default();
-        always.keep(&BTreeSet::from([String::new()]), |_| self.pods.watch_labelled(&self.client, &self.changed));
+        let tasks = self.tasks.clone();
+        let everywhere = BTreeSet::from([String::new()]);
+        always.keep(&everywhere, |_| self.pods.watch_labelled(&self.client, &tasks, &self.changed));
         let mut system = Watches::default();
         let (secrets, client, changed) = (self.secrets.clone(), self.client.clone(), Arc::clone(&self.changed));
-        system.keep(&BTreeSet::from([self.system.clone()]), |ns| secrets.watch_secrets(&client, ns, &changed));
+        system.keep(&BTreeSet::from([self.system.clone()]), |ns| secrets.watch_secrets(&client, &tasks, ns, &changed));
         loop {
             let namespaces = self.namespaces.borrow_and_update().clone();
             let policy = self.policy.borrow_and_update().clone();
@@ -112,12 +116,18 @@ impl Reconciler {
                     .filter(|(_, facts)| facts.opted_in && !facts.deleting)
                     .map(|(name, _)| name.clone())
                     .collect();
-                self.pods.watch_namespaces(&self.client, &opted_in, &mut pod_watches, &self.changed);
+                self.pods.watch_namespaces(&self.client, &tasks, &opted_in, &mut pod_watches, &self.changed);
                 let mut watched = self.pods.labelled_namespaces();
                 watched.extend(policy.hosts.iter().map(|host| host.cluster.namespace.clone()));
                 watched.retain(|namespace| namespaces.contains_key(namespace));
                 watched.extend(opted_in.iter().cloned());
-                self.config_maps.watch_config_maps(&self.client, &watched, &mut config_map_watches, &self.changed);
+                self.config_maps.watch_config_maps(
+                    &self.client,
+                    &tasks,
+                    &watched,
+                    &mut config_map_watches,
+                    &self.changed,
+                );
                 self.round(&namespaces, &opted_in, &policy).await;
             }
             let rung = async {

@@ -39,7 +39,7 @@ pub use self::{
     journal::OpenError,
     stored::{AUTO_APPROVED, ENTITLED, Stored, approved_by, status_mut},
 };
-use crate::standalone::error::ApiError;
+use crate::{platform::essential::essential_thread, standalone::error::ApiError};
 
 /// Changes that may wait to be written; more callers wait to be heard.
 const QUEUE: usize = 2_048;
@@ -150,7 +150,7 @@ impl Store {
         };
         thread::Builder::new()
             .name("store".to_owned())
-            .spawn(move || writer.run(&queue))
+            .spawn(move || essential_thread("store", || writer.run(&queue)))
             .map_err(|error| OpenError::Io { path: dir.to_owned(), error })?;
         Ok(Self { view, changes, revision: receiver, writable, limits })
     }

@@ -12,7 +12,10 @@ use tokio::{sync::Notify, task::AbortHandle};
 
 use super::watches::Watches;
 use crate::{
-    controller::listed::{Event, Events, Listed, Metadata, Source, key},
+    controller::{
+        listed::{Event, Events, Listed, Metadata, Source, key},
+        tasks::Tasks,
+    },
     sign::authorities::MANAGED_LABEL,
 };
 
@@ -20,6 +23,12 @@ use crate::{
 const READ: usize = 16 * 1024;
 /// Bytes of all objects' labels and annotations that are kept.
 const BUDGET: usize = 16 << 20;
+
+/// A kind of object, and which of its objects are watched.
+struct Kind {
+    plural: &'static str,
+    labels: Option<String>,
+}
 
 /// Objects of one kind, by namespace.
 #[derive(Clone, Default)]
@@ -63,37 +72,33 @@ impl Objects {
     pub(in crate::sign) fn watch_secrets(
         &self,
         client: &Client,
+        tasks: &Tasks,
         namespace: &str,
         changed: &Arc<Notify>,
     ) -> AbortHandle {
-        self.watch(client, namespace, "secrets", None, changed)
+        self.watch(client, tasks, namespace, Kind { plural: "secrets", labels: None }, changed)
     }
 
     /// Watches our ConfigMaps of exactly these namespaces, as far as there is a right to.
     pub(in crate::sign) fn watch_config_maps(
         &self,
         client: &Client,
+        tasks: &Tasks,
         namespaces: &BTreeSet<String>,
         watches: &mut Watches,
         changed: &Arc<Notify>,
     ) {
         let gone = watches.keep(namespaces, |namespace| {
             let ours = Some(format!("{}={}", MANAGED_LABEL.0, MANAGED_LABEL.1));
-            self.watch(client, namespace, "configmaps", ours, changed)
+            self.watch(client, tasks, namespace, Kind { plural: "configmaps", labels: ours }, changed)
         });
         for namespace in gone {
             self.forget(&namespace);
         }
     }
 
-    fn watch(
-        &self,
-        client: &Client,
-        namespace: &str,
-        kind: &'static str,
-        labels: Option<String>,
-        changed: &Arc<Notify>,
-    ) -> AbortHandle {
+    fn watch(&self, client: &Client, tasks: &Tasks, namespace: &str, kind: Kind, changed: &Arc<Notify>) -> AbortHandle {
+        let Kind { plural: kind, labels } = kind;
         let source = Source {
             path: format!("/api/v1/namespaces/{namespace}/{kind}"),
             labels,
@@ -107,22 +112,26 @@ impl Objects {
             limit: READ,
             ..Source::default()
         };
-        let mut events = Events::<Metadata>::new(client.clone(), source);
-        let (objects, changed, namespace) = (self.clone(), Arc::clone(changed), namespace.to_owned());
-        let task = tokio::spawn(async move {
-            loop {
-                match events.next().await {
-                    Ok(Event::Progress) => {}
-                    Ok(event) => {
-                        objects.lock().take(&namespace, event);
-                        changed.notify_one();
-                    }
-                    // Before `approve` has given the right: not yet.
-                    Err(error) => tracing::debug!(%error, namespace, kind, "cannot watch; trying again"),
+        let (objects, client, changed) = (self.clone(), client.clone(), Arc::clone(changed));
+        let namespace = namespace.to_owned();
+        tasks.keep(kind, move || {
+            let events = Events::<Metadata>::new(client.clone(), source.clone());
+            objects.clone().follow(events, namespace.clone(), kind, Arc::clone(&changed))
+        })
+    }
+
+    async fn follow(self, mut events: Events<Metadata>, namespace: String, kind: &'static str, changed: Arc<Notify>) {
+        loop {
+            match events.next().await {
+                Ok(Event::Progress) => {}
+                Ok(event) => {
+                    self.lock().take(&namespace, event);
+                    changed.notify_one();
                 }
+                // Before `approve` has given the right: not yet.
+                Err(error) => tracing::debug!(%error, namespace, kind, "cannot watch; trying again"),
             }
-        });
-        task.abort_handle()
+        }
     }
 
     fn forget(&self, namespace: &str) {

@@ -22,6 +22,7 @@ use crate::{
     controller::{
         facts::{self, LeanPod, POD_WANTED},
         listed::{self, Event, Events},
+        tasks::Tasks,
     },
     rollover::LivePod,
 };
@@ -131,22 +132,23 @@ impl Pods {
     }
 
     /// Watches the labelled pods, until the task is aborted; says so on `changed` whenever something did.
-    pub(in crate::sign) fn watch_labelled(&self, client: &Client, changed: &Arc<Notify>) -> AbortHandle {
+    pub(in crate::sign) fn watch_labelled(&self, client: &Client, tasks: &Tasks, changed: &Arc<Notify>) -> AbortHandle {
         let labelled = Some(format!("{}={}", names::LABEL, names::DYNAMIC));
-        self.watch(client, pods_of("/api/v1/pods".to_owned(), labelled), Source::Labelled, changed)
+        self.watch(client, tasks, pods_of("/api/v1/pods".to_owned(), labelled), Source::Labelled, changed)
     }
 
     /// Watches the pods of exactly these namespaces, which are labelled.
     pub(in crate::sign) fn watch_namespaces(
         &self,
         client: &Client,
+        tasks: &Tasks,
         namespaces: &BTreeSet<String>,
         watches: &mut Watches,
         changed: &Arc<Notify>,
     ) {
         let gone = watches.keep(namespaces, |namespace| {
             let list = pods_of(format!("/api/v1/namespaces/{namespace}/pods"), None);
-            self.watch(client, list, Source::Namespace(namespace.to_owned()), changed)
+            self.watch(client, tasks, list, Source::Namespace(namespace.to_owned()), changed)
         });
         for namespace in gone {
             let source = Source::Namespace(namespace);
@@ -155,23 +157,33 @@ impl Pods {
         }
     }
 
-    fn watch(&self, client: &Client, list: listed::Source, source: Source, changed: &Arc<Notify>) -> AbortHandle {
-        let (pods, changed) = (self.clone(), Arc::clone(changed));
-        let mut events = Events::<LeanPod>::new(client.clone(), list);
-        let task = tokio::spawn(async move {
-            let mut listing = HashMap::new();
-            loop {
-                match events.next().await {
-                    Ok(event) => {
-                        if pods.take(&source, event, &mut listing) {
-                            changed.notify_one();
-                        }
+    fn watch(
+        &self,
+        client: &Client,
+        tasks: &Tasks,
+        list: listed::Source,
+        source: Source,
+        changed: &Arc<Notify>,
+    ) -> AbortHandle {
+        let (pods, client, changed) = (self.clone(), client.clone(), Arc::clone(changed));
+        tasks.keep("members", move || {
+            let events = Events::<LeanPod>::new(client.clone(), list.clone());
+            pods.clone().follow(events, source.clone(), Arc::clone(&changed))
+        })
+    }
+
+    async fn follow(self, mut events: Events<LeanPod>, source: Source, changed: Arc<Notify>) {
+        let mut listing = HashMap::new();
+        loop {
+            match events.next().await {
+                Ok(event) => {
+                    if self.take(&source, event, &mut listing) {
+                        changed.notify_one();
                     }
-                    Err(error) => tracing::warn!(%error, ?source, "cannot watch pods; trying again"),
                 }
+                Err(error) => tracing::warn!(%error, ?source, "cannot watch pods; trying again"),
             }
-        });
-        task.abort_handle()
+        }
     }
 
     /// Whether something changed.

@@ -8,7 +8,6 @@ use etcd_tls_telemetry::{
     listen,
 };
 
-use crate::error::Error;
 use crate::standalone::{
     auth::Authenticator,
     error::ApiError,
@@ -18,6 +17,7 @@ use crate::standalone::{
     requests::{auto_approve::Rule, pods::Entitlements},
     store::Store,
 };
+use crate::{error::Error, platform::essential::essential};
 
 /// All that a call is answered from.
 pub struct Server {
@@ -82,7 +82,7 @@ impl Probes {
         if let Ok(address) = listener.local_addr() {
             tracing::info!(%address, "admin port");
         }
-        tokio::spawn(admin::serve(listener, Arc::new(self)));
+        tokio::spawn(essential("admin port", admin::serve(listener, Arc::new(self))));
         Ok(())
     }
 }
