@@ -66,7 +66,9 @@ impl Drop for Mount {
 pub struct Options {
     /// More arguments of `sign`, such as `--max-lifetime`.
     pub sign: Vec<String>,
-    /// Its environment, such as another clock.
+    /// More arguments of `admit`, `approve` and `sign`, such as `--log-format=json`.
+    pub all: Vec<String>,
+    /// The environment of `sign`, such as another clock.
     pub environment: Vec<(String, String)>,
     /// How the API server is started.
     pub api: ApiOptions,
@@ -90,8 +92,8 @@ impl Stack {
             api.kubectl(&["apply", "-k", &before.display().to_string()]);
         }
         api.apply_kustomization("manifests");
-        let approve = controller(&api, "approve", &[], &[]).await;
-        let sign = controller(&api, "sign", &options.sign, &options.environment).await;
+        let approve = controller(&api, "approve", &options.all, &[]).await;
+        let sign = controller(&api, "sign", &[&options.sign[..], &options.all].concat(), &options.environment).await;
         let serving = api.directory().dir("serving");
         let secrets = Api::<Secret>::namespaced(api.client.clone(), SYSTEM_NAMESPACE);
         let mount = mount(serving.clone(), SERVING_SECRET, move |name| {
@@ -104,7 +106,7 @@ impl Stack {
         let port = ports::free(address);
         let mut command = Command::new(binary("etcd-tls-webhook"));
         command.args(["admit", "--sidecar-image", SIDECAR_IMAGE]).arg("--serving-dir").arg(&serving);
-        command.arg("--address").arg(format!("{address}:{port}"));
+        command.arg("--address").arg(format!("{address}:{port}")).args(&options.all);
         command.arg("--admin-address").arg(format!("127.0.0.1:{}", ports::loopback()));
         let admit = Process::spawn("admit", &mut command, api.directory().path());
         api.apply(&endpoint(address, port));

@@ -17,8 +17,9 @@ use etcd_tls_contract::{
     role::{Domain, Role},
     san::Sans,
 };
-
+use etcd_tls_telemetry::renewal_span;
 use tokio::sync::Notify;
+use tracing::{Instrument as _, Span};
 
 use crate::{
     issuance::flow::{Call, Circumstances, Expected, Flow, Outcome, Step},
@@ -261,11 +262,18 @@ pub struct Issuance<'a, A, C, F> {
 ///
 /// # Errors
 /// See [`Failure`].
-pub async fn obtain<A: Api, C: Clock, F: Files>(mut issuance: Issuance<'_, A, C, F>) -> Result<Entry, Failure> {
+pub async fn obtain<A: Api, C: Clock, F: Files>(issuance: Issuance<'_, A, C, F>) -> Result<Entry, Failure> {
+    let Template { role, uid, signer, .. } = issuance.template;
+    let span = renewal_span!(role.as_str(), uid.as_str(), signer.as_str());
+    request(issuance).instrument(span).await
+}
+
+async fn request<A: Api, C: Clock, F: Files>(mut issuance: Issuance<'_, A, C, F>) -> Result<Entry, Failure> {
     let (mut key, mut resumed) = issuance.key(true)?;
     loop {
         let (request, expected) = issuance.request(&key)?;
         let name = request.metadata.name.clone().unwrap_or_default();
+        Span::current().record("csr", name.as_str());
         let flow = if resumed { Flow::resumed(expected) } else { Flow::new(expected) };
         let result = match issuance.wait(flow, &request, &name).await? {
             Outcome::Signed(pem) => {
@@ -273,7 +281,7 @@ pub async fn obtain<A: Api, C: Clock, F: Files>(mut issuance: Issuance<'_, A, C,
                 if issuance.is_stale(&text) {
                     // The key was kept, so the request has the name of the one before, which is still there.
                     if life_of(issuance.current).is_some_and(|l| l.is_short(issuance.clock.now())) {
-                        tracing::warn!(role = %issuance.template.role, %name, "the last request is still there; a new key is made after all");
+                        tracing::warn!("the last request is still there; a new key is made after all");
                         (key, resumed) = issuance.key(false)?;
                     } else {
                         issuance.api.rest();
@@ -284,7 +292,11 @@ pub async fn obtain<A: Api, C: Clock, F: Files>(mut issuance: Issuance<'_, A, C,
                 }
                 return match issuance.prove(&text, &key, &name).await {
                     Err(failure @ Failure::Rejected { .. }) => Err(issuance.forget(failure)),
-                    proven => proven,
+                    Err(failure) => Err(failure),
+                    Ok(entry) => {
+                        tracing::info!(serial = entry.chain().serial, "certificate received and verified");
+                        Ok(entry)
+                    }
                 };
             }
             Outcome::Denied(reason) => Failure::Denied { name, reason },
@@ -292,7 +304,7 @@ pub async fn obtain<A: Api, C: Clock, F: Files>(mut issuance: Issuance<'_, A, C,
             Outcome::Deleted => return Err(Failure::Deleted { name }),
             // Made before a restart, when the pod had other addresses: it would not do any more.
             Outcome::Replaced(reason) if resumed => {
-                tracing::info!(role = %issuance.template.role, %name, %reason, "the pending request is given up for a new one");
+                tracing::info!(%reason, "the pending request is given up for a new one");
                 (key, resumed) = issuance.key(false)?;
                 continue;
             }
@@ -378,7 +390,7 @@ impl<A: Api, C: Clock, F: Files> Issuance<'_, A, C, F> {
                 Err(error) if error.code() != Some(404) && error.code() != Some(409) => {
                     let text = error.to_string();
                     if text != last {
-                        tracing::warn!(role = %self.template.role, %name, error = %text, "no answer yet; asking again");
+                        tracing::warn!(error = %text, "no answer yet; asking again");
                         last = text;
                     }
                 }
@@ -461,7 +473,7 @@ impl<A: Api, C: Clock, F: Files> Issuance<'_, A, C, F> {
                 return Err(rejected(reason));
             }
             if !told {
-                tracing::warn!(role = %role, %name, %reason, "a signed certificate cannot be installed yet; waiting for the clock or for the trust bundle");
+                tracing::warn!(%reason, "a signed certificate cannot be installed yet; waiting for the clock or for the trust bundle");
                 told = true;
             }
             if unknown {

@@ -5,7 +5,11 @@ pub mod admin;
 pub mod exit;
 pub mod listen;
 pub mod log;
+pub mod span;
 pub mod until_set;
+
+#[doc(hidden)]
+pub use tracing;
 
 use prometheus_client::registry::{Metric, Registry};
 

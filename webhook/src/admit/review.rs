@@ -6,8 +6,10 @@
 use std::{borrow::Cow, collections::BTreeSet};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use etcd_tls_telemetry::review_span;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use tracing::Span;
 
 use super::{words, workload};
 use crate::injection::{Config, Decision, Origin, decide};
@@ -65,6 +67,13 @@ pub enum BadReview {
     /// More values than any pod has.
     #[error("the body holds too many values")]
     TooLarge,
+}
+
+impl Resource<'_> {
+    /// The field of the log that names an object of this kind.
+    fn field(&self) -> &'static str {
+        if self.group.is_empty() && self.resource == "pods" { "pod" } else { "workload" }
+    }
 }
 
 impl Verdict {
@@ -181,7 +190,11 @@ fn review(body: &[u8], decide: impl FnOnce(&Request<'_>) -> (Decision, u16)) -> 
     if request.uid.is_empty() || request.uid.len() > MAX_UID {
         return Err(unreadable(&"request.uid is empty or too long"));
     }
-    answer(&request.uid, decide(&request)).map_err(|e| unreadable(&e))
+    let span = request.span();
+    let _in_review = span.enter();
+    let answer = answer(&request.uid, decide(&request)).map_err(|e| unreadable(&e))?;
+    tracing::debug!(verdict = answer.verdict.as_str(), "review");
+    Ok(answer)
 }
 
 /// A decision on a pod, and the code of the status if it is a refusal.
@@ -221,6 +234,17 @@ fn decide_workload(request: &Request<'_>, admission: &Admission) -> Vec<String> 
 }
 
 impl Request<'_> {
+    /// What every line of the log about this review has.
+    fn span(&self) -> Span {
+        let span = review_span!(&*self.uid);
+        let name = |field: &str| self.object.as_ref()?.get("metadata")?.get(field)?.as_str().filter(|s| !s.is_empty());
+        let (namespace, field) = (self.namespace.as_deref().unwrap_or_default(), self.resource.field());
+        // A pod of a controller has no name yet.
+        let name = name("name").or_else(|| name("generateName")).unwrap_or_default();
+        span.record(field, format!("{namespace}/{name}"));
+        span
+    }
+
     /// Whether it is about an object and not a subresource.
     fn is_whole(&self) -> bool {
         self.sub_resource.as_deref().unwrap_or_default().is_empty()

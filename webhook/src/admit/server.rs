@@ -223,7 +223,6 @@ async fn respond(request: Request<Incoming>, state: &Arc<State>, connection: &Co
         Ok(answer) => {
             connection.reviewed();
             state.metrics.count(answer.verdict.as_str());
-            tracing::debug!(verdict = answer.verdict.as_str(), "review");
             response(StatusCode::OK, "application/json", answer.body)
         }
         Err(Refused { status, message }) => {
@@ -232,7 +231,7 @@ async fn respond(request: Request<Incoming>, state: &Arc<State>, connection: &Co
             } else {
                 state.metrics.count("bad-request");
             }
-            tracing::warn!(status = status.as_u16(), message, "review not answered");
+            tracing::warn!(status = status.as_u16(), reason = message, "review not answered");
             let mut response = response(status, "text/plain; charset=utf-8", format!("{message}\n"));
             let headers = response.headers_mut();
             if status == StatusCode::SERVICE_UNAVAILABLE {

@@ -10,7 +10,8 @@ mod queue;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use etcd_tls_telemetry::metric;
+use etcd_tls_contract::identity::bound_pod;
+use etcd_tls_telemetry::{csr_span, metric};
 use kube::Client;
 use prometheus_client::{
     metrics::{counter::Counter, gauge::Gauge},
@@ -21,6 +22,7 @@ use tokio::{
     task::{self, JoinSet},
     time::{Instant, sleep_until, timeout},
 };
+use tracing::{Instrument as _, Span};
 
 use crate::{
     controller::{
@@ -270,16 +272,25 @@ impl<H: Handler> Term<H> {
 
 async fn work_on<H: Handler>(client: Client, handler: Arc<H>, name: Arc<str>, csr: Option<Arc<Kept>>) -> Outcome {
     if let Some(csr) = csr {
-        return handler.handle(&csr).await;
+        return handler.handle(&csr).instrument(span(&csr)).await;
     }
     match facts::csrs().get(&client, &name).await {
-        Ok(Some(csr)) if handler.concerns(&csr) => handler.handle(&csr).await,
+        Ok(Some(csr)) if handler.concerns(&csr) => handler.handle(&csr).instrument(span(&csr)).await,
         Ok(_) => Outcome::Done,
         Err(error) => {
             tracing::warn!(csr = &*name, %error, "cannot read a CSR; trying again");
             Outcome::Failed
         }
     }
+}
+
+/// What every line of the log about a request has.
+fn span(csr: &Csr) -> Span {
+    let span = csr_span!(csr.name(), csr.uid(), csr.spec.signer_name.as_str(), csr.spec.username.as_str());
+    if let Ok(bound) = bound_pod(&csr.requester()) {
+        span.record("pod", format!("{}/{}", bound.namespace, bound.pod));
+    }
+    span
 }
 
 fn gauge(n: usize) -> i64 {

@@ -102,7 +102,7 @@ impl Signer {
             }
             Err(error) => {
                 if !matches!(error, IssueError::AuthorityNotValid) {
-                    tracing::error!(csr = csr.name(), authority = %entry.name, %error, "cannot issue");
+                    tracing::error!(authority = %entry.name, %error, "cannot issue");
                 }
                 return Err(Trouble::NotYet(error.to_string()));
             }
@@ -116,14 +116,11 @@ impl Signer {
         self.controller.write(csr, "status", patch).await?;
         self.metrics.issued(entitlement.role);
         tracing::info!(
-            csr = csr.name(),
-            uid = csr.uid(),
             authority = %entry.name,
             generation = authority.generation(),
-            pod = case.pod(),
-            x509.serial = chain.serial,
-            x509.common_name = chain.common_name,
-            x509.not_after = %crate::rollover::rfc3339::text(chain.not_after),
+            serial = chain.serial,
+            common_name = chain.common_name,
+            not_after = %crate::rollover::rfc3339::text(chain.not_after),
             "issued"
         );
         Ok(())
@@ -147,7 +144,7 @@ impl Signer {
         let reasons = case::message(denials);
         self.controller.write(csr, "status", case::patch(csr, "Failed", FAILED, &reasons)).await?;
         denials.iter().for_each(|denial| self.metrics.failed(denial.reason));
-        tracing::warn!(csr = csr.name(), uid = csr.uid(), username = csr.spec.username, reasons, "refused");
+        tracing::warn!(reasons, "refused");
         self.controller.tell_pod(case, "CertificateRefused", denials).await;
         Ok(())
     }

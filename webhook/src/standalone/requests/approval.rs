@@ -12,11 +12,17 @@ use k8s_openapi::{
 };
 use serde_json::{Value, json};
 
+use tracing::Instrument as _;
+
 use crate::standalone::{
     auth::User,
     codec,
     error::ApiError,
-    requests::{intake::check_again, judge::Outcome, server::Server},
+    requests::{
+        intake::check_again,
+        judge::{self, Outcome},
+        server::Server,
+    },
     store::{Mutation, Stored, status_mut},
     version::Version,
 };
@@ -83,6 +89,20 @@ pub async fn decide(
     dry_run: bool,
 ) -> Result<Arc<Stored>, ApiError> {
     let before = server.store.get(name).ok_or_else(|| ApiError::NotFound(name.to_owned()))?;
+    let span = judge::span(&before.csr());
+    decide_on(server, user, version, before, change, dry_run).instrument(span).await
+}
+
+/// The rest of [`decide`], for the request as it was `before`.
+async fn decide_on(
+    server: &Server,
+    user: &User,
+    version: Version,
+    before: Arc<Stored>,
+    change: Change,
+    dry_run: bool,
+) -> Result<Arc<Stored>, ApiError> {
+    let name = before.name();
     let mut csr = before.csr();
     let wanted = change.apply(version.object(&csr))?;
     let new = new_condition(&before, &wanted)?;

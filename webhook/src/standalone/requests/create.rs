@@ -6,11 +6,12 @@ use std::{sync::Arc, time::SystemTime};
 
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use serde_json::Value;
+use tracing::Instrument as _;
 
 use crate::standalone::{
     auth::User,
     error::ApiError,
-    requests::{intake, server::Server},
+    requests::{intake, judge, server::Server},
     store::{AUTO_APPROVED, Stored, approved_by},
     version::Version,
 };
@@ -36,6 +37,18 @@ pub async fn create(
 ) -> Result<Created, ApiError> {
     let mut csr = intake::read(version, body)?;
     intake::own(&mut csr, user)?;
+    let span = judge::span(&csr);
+    create_own(server, user, version, csr, dry_run).instrument(span).await
+}
+
+/// The rest of [`create`], for an object that has its caller's identity.
+async fn create_own(
+    server: &Server,
+    user: &User,
+    version: Version,
+    mut csr: CertificateSigningRequest,
+    dry_run: bool,
+) -> Result<Created, ApiError> {
     let name = csr.metadata.name.clone().unwrap_or_default();
     let checked = intake::check(server, version, &csr)
         .map_err(|invalid| ApiError::Invalid { name: name.clone(), causes: invalid.0 })?;
@@ -58,7 +71,7 @@ pub async fn create(
     };
     server.tell(&stored, &checked, user);
     if let Some(reason) = &waits {
-        tracing::info!(request = stored.name(), reason, "waits for a decision");
+        tracing::info!(reason, "waits for a decision");
     }
     Ok(Created { stored, waits })
 }

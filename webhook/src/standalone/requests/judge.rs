@@ -3,15 +3,18 @@
 use std::time::{Duration, SystemTime};
 
 use etcd_tls_contract::{
-    identity::{self, Asked, Entitlement, Verdict},
+    identity::{self, Asked, Entitlement, Verdict, bound_pod},
     names::csr_name,
 };
+use etcd_tls_telemetry::csr_span;
 use jiff::Timestamp;
 use k8s_openapi::{
     ByteString,
     api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestCondition},
     apimachinery::pkg::apis::meta::v1::Time,
 };
+
+use tracing::Span;
 
 use crate::standalone::{
     auth::User,
@@ -204,17 +207,30 @@ impl Server {
         self.metrics.outcome(issued, conditions.contains(&"Denied"), conditions.contains(&"Failed"));
         let mut messages = status.iter().flat_map(|s| s.conditions.iter().flatten()).map(|c| c.message.as_deref());
         tracing::info!(
-            request = stored.name(),
-            owner = stored.owner(),
             by = by.name,
             profile = %checked.recognised.role,
             cn = checked.request.common_name,
             conditions = conditions.join(","),
             issued,
-            message = messages.next_back().flatten().unwrap_or_default(),
+            reason = messages.next_back().flatten().unwrap_or_default(),
             "request decided on"
         );
     }
+}
+
+/// What every line of the log about a request has.
+pub(super) fn span(csr: &CertificateSigningRequest) -> Span {
+    let text = |value: &Option<String>| value.clone().unwrap_or_default();
+    let span = csr_span!(
+        text(&csr.metadata.name),
+        text(&csr.metadata.uid),
+        csr.spec.signer_name.as_str(),
+        text(&csr.spec.username)
+    );
+    if let Ok(bound) = bound_pod(&User::of(csr).requester()) {
+        span.record("pod", format!("{}/{}", bound.namespace, bound.pod));
+    }
+    span
 }
 
 /// A condition, made now.

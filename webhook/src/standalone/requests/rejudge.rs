@@ -7,10 +7,13 @@ use std::{
 };
 
 use tokio::time;
+use tracing::Instrument as _;
 
 use crate::standalone::{
     auth::User,
-    requests::{approval, intake::check_again, server::Server},
+    error::ApiError,
+    requests::{approval, intake::check_again, judge, pods::Look, server::Server},
+    store::Stored,
 };
 
 /// How often requests of pods that are not ready to be judged are judged again.
@@ -34,30 +37,37 @@ pub async fn judge_again(server: Arc<Server>) {
             generation = look.generation();
         }
         for stored in waiting {
-            if judged.contains(stored.uid()) {
-                continue;
-            }
-            let mut csr = stored.csr();
+            let csr = stored.csr();
             let user = User::of(&csr);
-            if !server.entitlements.knows(&user) {
+            if judged.contains(stored.uid()) || !server.entitlements.knows(&user) {
                 continue;
             }
             judged.insert(stored.uid().to_owned());
-            let Ok(checked) = check_again(&server, &csr) else { continue };
-            let now = SystemTime::now();
-            let Ok(outcome) = server.judge(&user, &csr, &checked, now, Some(&look)) else { continue };
-            if server.settle(&mut csr, &checked, outcome, now).is_some() {
-                continue;
-            }
-            let (name, uid, revision) = (stored.name().to_owned(), stored.uid().to_owned(), stored.revision);
-            let change = server.store.change(move |index| approval::replace(index.get(&name), &uid, revision, csr));
-            match change.await {
-                Ok(stored) => server.tell(&stored, &checked, &user),
-                Err(error) => {
-                    tracing::warn!(%error, request = stored.name(), "could not be decided on; tried again");
+            let again = async {
+                if let Err(error) = decide(&server, &stored, &user, &look).await {
+                    tracing::warn!(%error, "could not be decided on; tried again");
                     judged.remove(stored.uid());
                 }
-            }
+            };
+            again.instrument(judge::span(&csr)).await;
         }
     }
+}
+
+/// Decides on a pending request, as the pods are at `look`.
+///
+/// # Errors
+/// The decision could not be stored.
+async fn decide(server: &Server, stored: &Stored, user: &User, look: &Look) -> Result<(), ApiError> {
+    let mut csr = stored.csr();
+    let Ok(checked) = check_again(server, &csr) else { return Ok(()) };
+    let now = SystemTime::now();
+    let Ok(outcome) = server.judge(user, &csr, &checked, now, Some(look)) else { return Ok(()) };
+    if server.settle(&mut csr, &checked, outcome, now).is_some() {
+        return Ok(());
+    }
+    let (name, uid, revision) = (stored.name().to_owned(), stored.uid().to_owned(), stored.revision);
+    let change = server.store.change(move |index| approval::replace(index.get(&name), &uid, revision, csr));
+    server.tell(&*change.await?, &checked, user);
+    Ok(())
 }
