@@ -5,6 +5,10 @@ use std::process::ExitCode;
 use clap::Parser;
 use etcd_tls_telemetry::exit::Exit;
 use etcd_tls_webhook::{cli::Cli, error::exit};
+use mimalloc::MiMalloc;
+
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
     match Cli::parse().run() {
