@@ -1,6 +1,8 @@
 //! The approver on a real API server, with the rights as shipped and tokens bound to pods: what it approves, everything
 //! that it refuses, what it leaves alone, the bindings that it keeps, and its replicas.
 
+#[path = "approve/bindings.rs"]
+mod bindings;
 #[path = "approve/lab.rs"]
 mod lab;
 #[path = "approve/proxy.rs"]
@@ -347,15 +349,16 @@ async fn a_pod_is_judged_by_a_state_no_older_than_its_request() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bindings_follow_who_opted_in() {
     let Some(lab) = Lab::new().await else { return };
-    let approver = lab.approver("approve-a", &[]);
+    let approver = lab.approver("approve-a", &["--withdraw-after", "3s"]);
     lab.ready(&approver).await;
     let client = || lab.api.client.clone();
     let group = |ns: &str| format!("Group system:serviceaccounts:{ns}");
+    let account = "ServiceAccount by-pod/default".to_owned();
     lab.api.namespace("by-label", &[("etcd-tls", "dynamic")]).await;
     lab.api.namespace("by-pod", &[]).await;
     lab.subjects(|s| s == [group("by-label")]).await;
     lab.pod("by-pod", "etcd-0", json!({"etcd-tls": "dynamic"}), None).await;
-    lab.subjects(|s| s == [group("by-label"), group("by-pod")]).await;
+    lab.subjects(|s| s == [group("by-label"), account.clone()]).await;
     lab.sign_binding("by-label", true).await;
     lab.sign_binding("by-pod", true).await;
 
@@ -380,15 +383,15 @@ async fn bindings_follow_who_opted_in() {
     let requesters: Api<ClusterRoleBinding> = Api::all(client());
     let stranger = json!({"subjects": [{"kind": "Group", "apiGroup": "rbac.authorization.k8s.io", "name": "system:authenticated"}]});
     requesters.patch("etcd-tls-requesters", &PatchParams::default(), &Patch::Merge(stranger)).await.expect("patch");
-    lab.subjects(|s| s == [group("by-label"), group("by-pod")]).await;
+    lab.subjects(|s| s == [group("by-label"), account.clone()]).await;
     let sign: Api<RoleBinding> = Api::namespaced(client(), "by-label");
     sign.delete("etcd-tls-sign", &DeleteParams::default()).await.expect("delete");
     lab.sign_binding("by-label", true).await;
     lab.install();
     let before = requesters.get("etcd-tls-requesters").await.expect("there").resource_version();
-    lab.subjects(|s| s == [group("by-label"), group("by-pod")]).await;
+    lab.subjects(|s| s == [group("by-label"), account.clone()]).await;
     requesters.delete("etcd-tls-requesters", &DeleteParams::default()).await.expect("delete");
-    lab.subjects(|s| s == [group("by-label"), group("by-pod")]).await;
+    lab.subjects(|s| s == [group("by-label"), account.clone()]).await;
 
     // Nothing is written when nothing changes.
     let quiet = requesters.get("etcd-tls-requesters").await.expect("there").resource_version();
@@ -403,7 +406,7 @@ async fn bindings_follow_who_opted_in() {
 
     // Out again.
     lab.label_namespace("by-label", json!(null)).await;
-    lab.subjects(|s| s == [group("by-pod")]).await;
+    lab.subjects(|s| s == [account.clone()]).await;
     lab.sign_binding("by-label", false).await;
     lab.api.delete_pod("by-pod", "etcd-0").await;
     lab.subjects(<[String]>::is_empty).await;

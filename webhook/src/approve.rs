@@ -35,6 +35,8 @@ const LEASE: &str = "etcd-tls-approve";
 pub struct Args {
     #[command(flatten)]
     controller: ControllerArgs,
+    #[command(flatten)]
+    bindings: bindings::BindingArgs,
 }
 
 impl Args {
@@ -47,13 +49,15 @@ impl Args {
         let metrics = Metrics::register(&mut registry);
         let started = self.controller.start(LEASE, guards::APPROVE, registry).await?;
         let controller = started.controller.clone();
-        let binds = bindings::run(
-            controller.client.clone(),
-            controller.namespaces.clone(),
-            controller.policy.clone(),
-            controller.leader.clone(),
-            metrics.binding_writes.clone(),
-        );
+        let binds = bindings::Keeper {
+            client: controller.client.clone(),
+            namespaces: controller.namespaces.clone(),
+            policy: controller.policy.clone(),
+            recorder: controller.recorder.clone(),
+            metrics: metrics.clone(),
+            args: self.bindings,
+        };
+        let binds = binds.run(controller.leader.clone());
         started.run(Arc::new(Approver { controller, metrics, refusals: Mutex::default() }), binds).await;
         Ok(())
     }

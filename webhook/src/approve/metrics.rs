@@ -3,7 +3,7 @@
 use etcd_tls_telemetry::metric;
 use prometheus_client::{
     encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
 
@@ -18,6 +18,8 @@ struct Decision {
 pub(super) struct Metrics {
     decisions: Family<Decision, Counter>,
     pub(super) binding_writes: Counter,
+    foreign_bindings: Gauge,
+    requesters_left_out: Gauge,
 }
 
 impl Metrics {
@@ -29,6 +31,16 @@ impl Metrics {
                 "Requests decided, by verdict and reason; a denial counts once a reason",
             ),
             binding_writes: metric(registry, "binding_writes", "Bindings written"),
+            foreign_bindings: metric(
+                registry,
+                "foreign_bindings",
+                "Opted-in namespaces whose RoleBinding etcd-tls-sign binds another role, so that no trust is published there",
+            ),
+            requesters_left_out: metric(
+                registry,
+                "requesters_left_out",
+                "Subjects for which ClusterRoleBinding etcd-tls-requesters has no room",
+            ),
         }
     }
 
@@ -39,6 +51,14 @@ impl Metrics {
     /// A request that would be denied, of a requester that has enough denied ones.
     pub(super) fn unanswered(&self) {
         self.decisions.get_or_create(&Decision { verdict: "none", reason: "TooManyRefused" }).inc();
+    }
+
+    pub(super) fn foreign_bindings(&self, count: usize) {
+        self.foreign_bindings.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    pub(super) fn requesters_left_out(&self, count: usize) {
+        self.requesters_left_out.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     pub(super) fn denied(&self, reason: &'static str) {
