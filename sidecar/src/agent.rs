@@ -6,6 +6,7 @@ pub mod driver;
 pub mod fetched;
 pub mod first;
 pub mod health;
+mod held;
 pub mod host;
 pub mod serving;
 pub mod subject;

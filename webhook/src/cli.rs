@@ -1,10 +1,15 @@
 //! The command line: one variant for each subcommand, each with arguments and a `run` of its own.
 
-use clap::{Parser, Subcommand};
+use std::{
+    ffi::{OsStr, OsString},
+    path::Path,
+};
+
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use etcd_tls_telemetry::log::LogArgs;
 use tokio::runtime::Builder;
 
-use crate::{admit, approve, ca, check, error::Error, inject, rollover, sign, standalone};
+use crate::{admit, approve, ca, check, error::Error, inject, rollover, sign, standalone, status};
 
 /// Worker threads at most: enough for the standalone signer's work, and no thread for each core of a large node.
 const MAX_WORKERS: usize = 4;
@@ -37,9 +42,27 @@ enum Command {
     Sign(sign::Args),
     /// Sign for where there is no API server: serve the CSR resource itself.
     Standalone(Box<standalone::Args>),
+    /// Show the certificates of all pods, and what somebody should look at.
+    Status(status::Args),
+}
+
+/// The name under which kubectl finds a plugin for `kubectl etcd-tls`.
+const PLUGIN: &str = "kubectl-etcd_tls";
+
+/// How the program is called: by its own name, or as a plugin of kubectl where its file has that name.
+pub fn name(program: &OsStr) -> &'static str {
+    let file = Path::new(program).file_name().unwrap_or_default();
+    if file == PLUGIN { "kubectl etcd-tls" } else { "etcd-tls-webhook" }
 }
 
 impl Cli {
+    /// Reads the command line, the program's name first. Ends the program where there is nothing to run.
+    pub fn read(arguments: Vec<OsString>) -> Self {
+        let name = name(arguments.first().map_or_else(Default::default, OsString::as_os_str));
+        let matches = Self::command().name(name).bin_name(name).get_matches_from(arguments);
+        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+    }
+
     /// Installs the process's crypto provider, starts the runtime and runs the subcommand to its end.
     ///
     /// # Errors
@@ -63,6 +86,7 @@ impl Cli {
                 Command::Rollover(args) => args.run().await,
                 Command::Sign(args) => args.run().await,
                 Command::Standalone(args) => args.run().await,
+                Command::Status(args) => args.run().await,
             }
         })
     }
@@ -83,6 +107,18 @@ impl Command {
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
+
+    #[test]
+    fn the_file_name_says_how_the_program_is_called() {
+        for (program, expected) in [
+            ("etcd-tls-webhook", "etcd-tls-webhook"),
+            ("/usr/bin/kubectl-etcd_tls", "kubectl etcd-tls"),
+            ("kubectl-etcd_tls", "kubectl etcd-tls"),
+            ("", "etcd-tls-webhook"),
+        ] {
+            assert_eq!(super::name(program.as_ref()), expected, "{program}");
+        }
+    }
 
     #[test]
     fn every_subcommands_arguments_go_together() {

@@ -2,7 +2,10 @@
 
 use etcd_tls_telemetry::exit::Exit;
 
-use crate::controller::client::{ClientError, RequestError};
+use crate::{
+    controller::client::{ClientError, RequestError},
+    status::NotWell,
+};
 
 /// Ends a subcommand; `main` prints it with all its causes.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -15,6 +18,12 @@ pub fn exit(error: &(dyn std::error::Error + 'static)) -> Exit {
             return match request.code() {
                 Some(401 | 403) => Exit::Denied,
                 _ => Exit::Unavailable,
+            };
+        }
+        if let Some(not_well) = error.downcast_ref::<NotWell>() {
+            return match not_well {
+                NotWell::Attention { .. } => Exit::Attention,
+                NotWell::Unknown { .. } => Exit::Unknown,
             };
         }
         if error.is::<ClientError>() {

@@ -21,6 +21,8 @@ mod dry_run;
 mod flags;
 mod yaml;
 
+pub(crate) use yaml::write as to_yaml;
+
 /// More bytes than any manifest has.
 const MAX_BYTES: u64 = 64 << 20;
 /// How deep Lists may hold Lists.

@@ -2,19 +2,23 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use etcd_tls_telemetry::exit::Exit;
-use etcd_tls_webhook::{cli::Cli, error::exit};
+use etcd_tls_webhook::{
+    cli::{self, Cli},
+    error::exit,
+};
 use mimalloc::MiMalloc;
 
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
-    match Cli::parse().run() {
+    let arguments: Vec<_> = std::env::args_os().collect();
+    let name = cli::name(arguments.first().map_or_else(Default::default, std::ffi::OsString::as_os_str));
+    match Cli::read(arguments).run() {
         Ok(()) => Exit::Success.into(),
         Err(error) => {
-            report(&*error);
+            report(name, &*error);
             exit(&*error).into()
         }
     }
@@ -22,12 +26,12 @@ fn main() -> ExitCode {
 
 /// Says the error and everything that caused it, on one line.
 #[allow(clippy::print_stderr)] // A command's last word belongs on its standard error, whatever the log is set to.
-fn report(error: &(dyn std::error::Error + 'static)) {
+fn report(name: &str, error: &(dyn std::error::Error + 'static)) {
     let mut line = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
         line = format!("{line}: {cause}");
         source = cause.source();
     }
-    eprintln!("etcd-tls-webhook: {line}");
+    eprintln!("{name}: {line}");
 }

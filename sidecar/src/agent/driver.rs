@@ -86,6 +86,8 @@ struct RoleState {
     unseen: usize,
     /// Whether one of them was last seen serving another one.
     other: bool,
+    /// Whether the certificate is one of a process before this one, which has counted it.
+    counted: bool,
     received: Duration,
     /// Digest of the bundle on offer that lacks the CA of the certificate in use.
     outdated: Option<String>,
@@ -127,8 +129,12 @@ where
         };
         let mut loaded = self.loaded.clone();
         let mut mark = Mark::new(self.agent.clock());
-        self.health.installed(&self.agent.held());
+        self.health.installed(&self.agent.held(), &self.uid());
         self.installed.send_modify(|n| *n += 1);
+        for role in self.agent.roles() {
+            self.health.ports(*role, self.ports.iter().filter(|port| port.role == *role).count());
+            self.look_at_ports(*role, true, &mut progress);
+        }
         let stop = stop.fuse();
         futures::pin_mut!(stop);
         loop {
@@ -197,18 +203,23 @@ where
             }
         };
         progress.failed_writes = 0;
-        self.health.installed(&self.agent.held());
+        self.health.installed(&self.agent.held(), &self.uid());
         self.installed.send_modify(|n| *n += 1);
         for role in fresh {
-            self.look_at_ports(role, progress);
+            self.look_at_ports(role, false, progress);
         }
     }
 
-    fn look_at_ports<'a>(&'a self, role: Role, progress: &mut Progress<'a>) {
+    /// The pod that the certificates are for.
+    fn uid(&self) -> String {
+        self.agent.roles().first().map(|role| (self.template)(*role).uid).unwrap_or_default()
+    }
+
+    fn look_at_ports<'a>(&'a self, role: Role, counted: bool, progress: &mut Progress<'a>) {
         let (Some(entry), Some(state)) = (self.agent.entry(role), progress.roles.get_mut(&role)) else { return };
         let ports: Vec<&Port> = self.ports.iter().filter(|p| p.role == role).collect();
-        state.unseen = ports.len();
-        state.other = false;
+        (state.unseen, state.other, state.counted) = (ports.len(), false, counted);
+        self.health.served(role, None);
         let received = state.received;
         for port in ports {
             self.look_again(Look { port: port.clone(), entry: Arc::clone(&entry), received, round: 0 }, &progress.work);
@@ -307,7 +318,7 @@ where
                 state.asking = false;
                 match *result {
                     Ok(entry) => {
-                        self.health.asked(role, "issued");
+                        self.health.asked(role, None);
                         state.refusals = 0;
                         if state.asked_for.is_some() {
                             state.renewed_for = state.asked_for.take();
@@ -320,7 +331,7 @@ where
                         self.agent.hold(role, entry);
                     }
                     Err(failure) => {
-                        self.health.asked(role, failure.as_str());
+                        self.health.asked(role, Some(failure.as_str()));
                         state.refusals = state.refusals.saturating_add(1);
                         let current = self.agent.entry(role);
                         let pause = if failure.is_verdict() {
@@ -357,6 +368,10 @@ where
                 state.unseen = state.unseen.saturating_sub(1);
                 if state.unseen == 0 {
                     state.other = false;
+                    self.health.served(role, Some(true));
+                    if state.counted {
+                        return;
+                    }
                     let delay = self.agent.clock().elapsed().saturating_sub(this.received);
                     self.health.rotated(role, delay);
                     let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
@@ -366,6 +381,7 @@ where
             }
             Seen::Other(other) => {
                 state.other = true;
+                self.health.served(role, Some(false));
                 if this.round == 0 {
                     tracing::error!(
                         %role, serial, served = other, port,

@@ -6,7 +6,7 @@ use std::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime},
 };
 
 use etcd_tls_contract::role::{Domain, Role};
@@ -18,7 +18,7 @@ use prometheus_client::{
 
 use etcd_tls_telemetry::admin::{CheckError, Status};
 
-use crate::{issuance::schedule::TICK, store::Set};
+use crate::{agent::held::Held, issuance::schedule::TICK, store::Set};
 
 /// The loop looks at the clock every [`TICK`]; a loop that has not for so long hangs.
 const STUCK: Duration = Duration::from_secs(3 * TICK.as_secs());
@@ -55,7 +55,7 @@ pub struct Health {
     roles: Vec<Role>,
     seen: Mutex<Seen>,
     registry: Registry,
-    expiry: Family<RoleLabel, Seconds>,
+    held: Held,
     renewals: Family<RenewalLabels, Counter>,
     rotated: Family<RoleLabel, Counter>,
     handshakes: Family<PortLabels, Counter>,
@@ -88,7 +88,7 @@ impl Health {
                 trouble: None,
             }),
             registry: Registry::default(),
-            expiry: Family::default(),
+            held: Held::register(&mut registry),
             renewals: Family::default(),
             rotated: Family::default(),
             handshakes: Family::default(),
@@ -99,16 +99,11 @@ impl Health {
             states: Family::default(),
             said: AtomicBool::new(false),
         };
-        for (name, help, metric) in [
-            (
-                "certificate_expiry_timestamp_seconds",
-                "notAfter of the certificate on disk, in seconds of the Unix epoch",
-                health.expiry.clone(),
-            ),
-            ("request_pending_seconds", "Age of the request under way; 0 where there is none", health.pending.clone()),
-        ] {
-            registry.register(name, help, metric);
-        }
+        registry.register(
+            "request_pending_seconds",
+            "Age of the request under way; 0 where there is none",
+            health.pending.clone(),
+        );
         registry.register("renewals", "Requests that ended, by result", health.renewals.clone());
         registry.register(
             "rotated",
@@ -145,14 +140,11 @@ impl Health {
         self.seen().beat = Instant::now();
     }
 
-    /// What is on disk now.
-    pub fn installed(&self, set: &Set) {
+    /// What is on disk now, in the pod of `uid`.
+    pub fn installed(&self, set: &Set, uid: &str) {
         let mut seen = self.seen();
         seen.expiry = set.roles.iter().map(|(role, entry)| (*role, entry.chain().not_after)).collect();
-        for (role, at) in &seen.expiry {
-            let seconds = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-            self.expiry.get_or_create(&RoleLabel { role: role.as_str() }).set(seconds);
-        }
+        self.held.installed(set, uid);
         seen.trouble = None;
     }
 
@@ -166,10 +158,22 @@ impl Health {
         self.seen().pending.insert(role, Instant::now());
     }
 
-    /// A request of `role` has ended; `result` is one of a fixed set of words.
-    pub fn asked(&self, role: Role, result: &'static str) {
+    /// A request of `role` has ended, with `failure`, one of a fixed set of words, or with a certificate.
+    pub fn asked(&self, role: Role, failure: Option<&'static str>) {
         self.seen().pending.remove(&role);
+        self.held.asked(role, failure);
+        let result = failure.unwrap_or("issued");
         self.renewals.get_or_create(&RenewalLabels { role: role.as_str(), result }).inc();
+    }
+
+    /// How many of etcd's ports serve `role`'s certificate.
+    pub fn ports(&self, role: Role, ports: usize) {
+        self.held.ports(role, ports);
+    }
+
+    /// Whether all of `role`'s ports serve the certificate on disk; `None`: they are to be looked at.
+    pub fn served(&self, role: Role, served: Option<bool>) {
+        self.held.served(role, served);
     }
 
     /// One look at a port: `served`, `not_served` or `unreachable`.

@@ -11,6 +11,10 @@ pub enum Exit {
     Failure,
     /// The command line makes no sense. (clap ends the program so.)
     Usage,
+    /// `status`: pods are failing, or need attention.
+    Attention,
+    /// `status`: not everything could be seen, and nothing seen is wrong.
+    Unknown,
     /// Something that the work needs cannot be reached or used: a port, an API server, a signer.
     Unavailable,
     /// The operating system failed.
@@ -31,10 +35,12 @@ pub enum Exit {
 
 impl Exit {
     /// Every one, for documentation and its test.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::Success,
         Self::Failure,
         Self::Usage,
+        Self::Attention,
+        Self::Unknown,
         Self::Unavailable,
         Self::System,
         Self::MissingFile,
@@ -51,6 +57,8 @@ impl Exit {
             Self::Success => 0,
             Self::Failure => 1,
             Self::Usage => 2,
+            Self::Attention => 3,
+            Self::Unknown => 4,
             Self::Unavailable => 69,
             Self::System => 71,
             Self::MissingFile => 72,

@@ -16,6 +16,14 @@ pub enum ClientError {
     /// Neither a kubeconfig nor a service account's files.
     #[error("found neither a kubeconfig (KUBECONFIG) nor a pod's service account: {0}")]
     Config(#[from] InferConfigError),
+    /// The kubeconfig has no such context, or cannot be read.
+    #[error("context {context:?}: {error}")]
+    Context {
+        /// The name of the context.
+        context: String,
+        /// Why not.
+        error: kube::config::KubeconfigError,
+    },
     /// The configuration does not make a client.
     #[error("the API server's configuration makes no client: {0}")]
     Client(#[from] kube::Error),
@@ -36,11 +44,16 @@ pub async fn connect() -> Result<Client, ClientError> {
 /// No configuration.
 pub(crate) async fn configuration() -> Result<Config, ClientError> {
     let mut config = Config::infer().await?;
+    bound(&mut config);
+    Ok(config)
+}
+
+/// Bounds how long one connection or call may take.
+pub(crate) fn bound(config: &mut Config) {
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     // kube's own repeats of 429, 503 and 504 double up to 1000 s inside one call. Each caller here has a backoff of its
     // own with a cap of a minute, which is how soon a recovered API server must be noticed.
     config.default_retry = false;
-    Ok(config)
 }
 
 /// Bounds one request (not a watch) by [`REQUEST_TIMEOUT`].
@@ -72,6 +85,11 @@ impl RequestError {
             Self::Api(kube::Error::Api(status)) => Some(status.code),
             _ => None,
         }
+    }
+
+    /// The caller is not known to the API server, or lacks the right.
+    pub fn is_forbidden(&self) -> bool {
+        matches!(self.code(), Some(401 | 403))
     }
 
     /// Nothing of that name (any more).

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 /// A manifest that cannot be read, or not be written so that it reads the same.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum YamlError {
+pub(crate) enum YamlError {
     /// No YAML.
     #[error("{0}")]
     Unreadable(String),
@@ -31,7 +31,7 @@ pub(super) fn read(document: &str) -> Result<Value, YamlError> {
 ///
 /// # Errors
 /// What would be read from it is not `value`.
-pub(super) fn write(value: &Value) -> Result<String, YamlError> {
+pub(crate) fn write(value: &Value) -> Result<String, YamlError> {
     let mut text = String::new();
     block(value, 0, &mut text);
     if read(&text).as_ref() == Ok(value) { Ok(text) } else { Err(YamlError::Unwritable) }

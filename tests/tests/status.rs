@@ -1,0 +1,132 @@
+//! What an operator sees: `etcd-tls-webhook status` on a real API server, which reaches a real sidecar through its pod proxy.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    path::Path,
+    process::{Command, Output},
+};
+
+use serde_json::{Value, json};
+use tests::{
+    apiserver::ApiServer,
+    eventually, ports,
+    process::{binary, which},
+    stack::{LIMIT, Options, Stack, own_address},
+    temp::TempDir,
+};
+
+/// A client of etcd: what it holds is its own, so that its sidecar says all there is to know.
+fn client_pod(name: &str) -> Value {
+    json!({
+        "metadata": {
+            "name": name,
+            "labels": {"etcd-tls": "dynamic"},
+            "annotations": {
+                "etcd-tls.dev/roles": "client", "etcd-tls.dev/containers": "app",
+                "etcd-tls.dev/admin-port": ports::free(Ipv4Addr::UNSPECIFIED).to_string(),
+            },
+        },
+        "spec": {"containers": [{"name": "app", "image": "app", "command": ["app"]}]},
+    })
+}
+
+fn status(kubeconfig: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(binary("etcd-tls-webhook"));
+    command.arg("status").args(arguments).env("KUBECONFIG", kubeconfig);
+    command.output().expect("run status")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// The kubeconfig of a service account with exactly these rules in the namespace.
+async fn account(api: &ApiServer, namespace: &str, name: &str, rules: Value) -> std::path::PathBuf {
+    api.service_account(namespace, name).await;
+    let role = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": {"name": name, "namespace": namespace},
+        "rules": rules,
+    });
+    let binding = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
+        "metadata": {"name": name, "namespace": namespace},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name},
+        "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": namespace}],
+    });
+    api.apply(&json!({"apiVersion": "v1", "kind": "List", "items": [role, binding]}).to_string());
+    let token = api.token(namespace, name, None).await;
+    api.token_kubeconfig(name, &token)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn status_shows_each_pod_and_names_the_rights_that_are_missing() {
+    let Some(mut stack) = Stack::start(&Options::default()).await else { return };
+    stack.api.namespace("web", &[]).await;
+    let kubeconfig = stack.api.kubeconfig.clone();
+
+    let none = status(&kubeconfig, &["-n", "web"]);
+    assert!(none.status.success() && none.stdout.is_empty(), "{none:?}");
+    assert!(text(&none.stderr).contains("no pod of namespace web has opted in"), "{none:?}");
+
+    // The API server's proxy dials no loopback address.
+    let ip: IpAddr = own_address().expect("the stack has one");
+    let programs = [("app", which("true").expect("true"))];
+    let mut pod = stack.local_pod("web", client_pod("app-0"), &[ip], &programs).await.expect("create a pod");
+    pod.initialise(LIMIT).await.expect("init and sidecar");
+    eventually("the pod is well", LIMIT, || async {
+        let output = status(&kubeconfig, &["-n", "web"]);
+        if output.status.success() { Ok(()) } else { Err(format!("{output:?}")) }
+    })
+    .await;
+    let table = text(&status(&kubeconfig, &["-n", "web"]).stdout);
+    let line: Vec<&str> = table.lines().nth(1).expect("a pod's line").split_whitespace().collect();
+    assert_eq!(line[..4], ["app-0", "etcd", "client", "ok"], "{table}");
+    assert!(!table.contains('\u{1b}'), "no colour where no terminal is: {table}");
+
+    // What it shows is what is on disk.
+    let output = status(&kubeconfig, &["-A", "-o", "json"]);
+    let shown: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let of_the_pod = shown["pods"].as_array().expect("pods").iter().find(|p| p["pod"] == "app-0").expect("the pod");
+    let file = std::fs::read(pod.volume("etcd-tls").join("client/tls.crt")).expect("a certificate");
+    let chain = etcd_tls_contract::certificate::Chain::parse(&file).expect("a chain");
+    let role = &of_the_pod["roles"][0];
+    assert_eq!(role["serial"], chain.serial.as_str(), "{of_the_pod}");
+    let ends: jiff::Timestamp = role["expiry"].as_str().expect("an expiry").parse().expect("a time");
+    assert_eq!(std::time::SystemTime::from(ends), chain.not_after);
+
+    // As a plugin of kubectl, by the name of its file.
+    let bin = TempDir::new("plugin");
+    std::os::unix::fs::symlink(binary("etcd-tls-webhook"), bin.join("kubectl-etcd_tls")).expect("link the plugin");
+    let mut kubectl = Command::new(stack.api.kubectl_path());
+    kubectl.args(["etcd-tls", "status", "-n", "web", "-o", "name"]).env("KUBECONFIG", &kubeconfig);
+    let output = kubectl.env("PATH", bin.path()).output().expect("run kubectl");
+    assert_eq!((text(&output.stdout), output.status.code()), ("pod/app-0\n".to_owned(), Some(0)), "{output:?}");
+    let help = Command::new(bin.join("kubectl-etcd_tls")).args(["status", "--help"]).output().expect("run the plugin");
+    assert!(text(&help.stdout).contains("Usage: kubectl etcd-tls status"), "{help:?}");
+
+    // Without rights: which, and where.
+    let nobody = account(&stack.api, "web", "nobody", json!([])).await;
+    for (arguments, place) in [(&["-n", "web"][..], "in namespace web"), (&["-A"], "in all namespaces")] {
+        let output = status(&nobody, arguments);
+        assert_eq!(output.status.code(), Some(77), "{output:?}");
+        let said = text(&output.stderr);
+        assert!(said.contains(&format!("cannot list pods {place}: your account lacks this right")), "{said}");
+    }
+    let viewer = json!([{"apiGroups": [""], "resources": ["pods", "configmaps"], "verbs": ["get", "list"]}]);
+    let output = status(&account(&stack.api, "web", "viewer", viewer).await, &["-n", "web"]);
+    let (out, said) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(4), "{output:?}");
+    assert!(out.contains("your account lacks the right to get pods/proxy in namespace web"), "{out}");
+    assert!(out.contains("kubectl auth can-i get pods --subresource=proxy -n web"), "{out}");
+    assert!(said.contains("cannot list certificatesigningrequests.certificates.k8s.io in all namespaces"), "{said}");
+
+    // A pod whose sidecar cannot be reached is not well, and comes first.
+    stack.api.pod("web", client_pod("app-1")).await.expect("create a pod");
+    let output = status(&kubeconfig, &["-n", "web", "-o", "name"]);
+    assert_eq!(text(&output.stdout), "pod/app-1\npod/app-0\n", "{output:?}");
+    assert_eq!(output.status.code(), Some(4), "{output:?}");
+    drop(pod);
+    let output = status(&kubeconfig, &["-n", "web"]);
+    let out = text(&output.stdout);
+    assert!(output.status.code() == Some(4) && out.contains("the API server does not reach its sidecar"), "{out}");
+}

@@ -1,0 +1,126 @@
+//! What the operator's commands share: the connection by the caller's kubeconfig, the rights that are missing, and text that
+//! is safe for a terminal.
+
+use etcd_tls_contract::names;
+use kube::{Client, Config, config::KubeConfigOptions};
+
+use crate::controller::client::{self, ClientError, RequestError};
+
+/// Which cluster an operator's command asks, as kubectl's flags of the same names.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub struct Cluster {
+    /// The kubeconfig's context. Default: the current one.
+    #[arg(long, value_name = "NAME")]
+    context: Option<String>,
+}
+
+impl Cluster {
+    /// Connects with the caller's kubeconfig; without one, as the pod's service account. Returns the namespace of the context,
+    /// too.
+    ///
+    /// # Errors
+    /// There is no kubeconfig, or no such context in it.
+    pub async fn connect(&self) -> Result<(Client, String), ClientError> {
+        let config = match &self.context {
+            None => client::configuration().await?,
+            Some(context) => {
+                let options = KubeConfigOptions { context: Some(context.clone()), ..KubeConfigOptions::default() };
+                let mut config = Config::from_kubeconfig(&options)
+                    .await
+                    .map_err(|error| ClientError::Context { context: context.clone(), error })?;
+                client::bound(&mut config);
+                config
+            }
+        };
+        let namespace = config.default_namespace.clone();
+        Ok((Client::try_from(config)?, namespace))
+    }
+}
+
+/// A right in Kubernetes' terms.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{verb} {resource} {}", .namespace.as_ref().map_or_else(|| "in all namespaces".to_owned(), |n| format!("in namespace {n}")))]
+pub struct Right {
+    /// The verb.
+    pub verb: &'static str,
+    /// The resource, with its group where it has one.
+    pub resource: &'static str,
+    /// The namespace; `None`: the whole cluster.
+    pub namespace: Option<String>,
+}
+
+/// A request of an operator's command that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {right}{}", if .source.is_forbidden() { ": your account lacks this right" } else { "" })]
+pub struct Refused {
+    /// What was tried.
+    pub right: Right,
+    #[source]
+    source: RequestError,
+}
+
+impl Right {
+    /// The right to `verb` `resource` in `namespace`, or in all of them.
+    pub fn new(verb: &'static str, resource: &'static str, namespace: Option<&str>) -> Self {
+        Self { verb, resource, namespace: namespace.map(str::to_owned) }
+    }
+
+    /// The error of a request that needs this right.
+    pub fn refused(self, source: RequestError) -> Refused {
+        Refused { right: self, source }
+    }
+
+    /// The command that tells whether the caller has the right.
+    pub fn question(&self) -> String {
+        let place = self.namespace.as_ref().map_or_else(|| "--all-namespaces".to_owned(), |n| format!("-n {n}"));
+        let (resource, subresource) = self.resource.split_once('/').unwrap_or((self.resource, ""));
+        let subresource = if subresource.is_empty() { String::new() } else { format!(" --subresource={subresource}") };
+        format!("kubectl auth can-i {} {resource}{subresource} {place}", self.verb)
+    }
+}
+
+/// A namespace's name, on a command line.
+///
+/// # Errors
+/// It is no DNS label.
+pub fn namespace(name: &str) -> Result<String, String> {
+    if names::is_dns_label(name) { Ok(name.to_owned()) } else { Err("not the name of a namespace".to_owned()) }
+}
+
+/// Text of other people's objects, safe for a terminal: control characters are escaped, line ends become spaces.
+pub fn plain(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\n' | '\r' | '\t' => out.push(' '),
+            c if c.is_control() || is_invisible(c) => out.extend(c.escape_unicode()),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+/// Characters that change how others are shown: bidirectional controls and zero-width ones.
+const fn is_invisible(c: char) -> bool {
+    matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_of_others_moves_no_cursor() {
+        assert_eq!(plain("a\u{1b}[2Jb\nc\u{202e}d é"), "a\\u{1b}[2Jb c\\u{202e}d é");
+    }
+
+    #[test]
+    fn a_right_is_named_by_verb_resource_and_namespace() {
+        let right = Right::new("get", "pods/proxy", Some("prod"));
+        assert_eq!(right.to_string(), "get pods/proxy in namespace prod");
+        assert_eq!(right.question(), "kubectl auth can-i get pods --subresource=proxy -n prod");
+        let right = Right::new("list", "pods", None);
+        assert_eq!(right.to_string(), "list pods in all namespaces");
+        assert_eq!(right.question(), "kubectl auth can-i list pods --all-namespaces");
+    }
+}

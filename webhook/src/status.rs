@@ -1,0 +1,159 @@
+//! `etcd-tls-webhook status`: how the certificates of all pods are, with the caller's rights. It changes nothing.
+//!
+//! ```text
+//! gather    what the API server and the sidecars say
+//! metrics   a sidecar's metrics, read
+//! rows      what is said of each pod; pure
+//! render    how that is written; pure
+//! ```
+
+use std::{
+    io::{IsTerminal as _, Write as _},
+    time::{Duration, SystemTime},
+};
+
+use crate::{
+    error::Error,
+    inject,
+    operator::{self, Cluster},
+};
+
+mod gather;
+mod metrics;
+mod render;
+mod rows;
+
+use render::{Output, Screen};
+use rows::{Row, State};
+
+/// The least columns of a table.
+const LEAST_WIDTH: usize = 60;
+
+/// The arguments of `status`.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// The pods of all namespaces.
+    #[arg(short = 'A', long, conflicts_with = "namespace")]
+    all_namespaces: bool,
+    /// The pods of this namespace. Default: the one of the kubeconfig's context.
+    #[arg(short, long, value_name = "NAME", value_parser = operator::namespace)]
+    namespace: Option<String>,
+    /// How the status is written. Default: a table with what somebody should know.
+    #[arg(short, long, value_enum)]
+    output: Option<Output>,
+    /// Show the status again and again, until interrupted.
+    #[arg(short, long)]
+    watch: bool,
+    /// The pause of --watch.
+    #[arg(long, default_value = "5s", value_name = "DURATION", value_parser = etcd_tls_contract::duration::parse_duration)]
+    interval: Duration,
+    #[command(flatten)]
+    cluster: Cluster,
+}
+
+/// Not all is well: for scripts, as an exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotWell {
+    /// Pods are failing or need attention.
+    #[error("{failing} of {all} pods failing, {attention} to look at, {unknown} unknown")]
+    Attention {
+        /// Pods that are failing.
+        failing: usize,
+        /// Pods that somebody should look at.
+        attention: usize,
+        /// Pods of which it cannot be told.
+        unknown: usize,
+        /// All pods.
+        all: usize,
+    },
+    /// Nothing is known to be wrong, but not everything could be seen.
+    #[error("{unknown} of {all} pods unknown")]
+    Unknown {
+        /// Pods of which it cannot be told.
+        unknown: usize,
+        /// All pods.
+        all: usize,
+    },
+}
+
+impl NotWell {
+    fn of(rows: &[Row]) -> Result<(), Self> {
+        let count = |state| rows.iter().filter(|row| row.state == state).count();
+        let (failing, unknown, attention, all) =
+            (count(State::Failing), count(State::Unknown), count(State::Attention), rows.len());
+        match (failing + attention, unknown) {
+            (0, 0) => Ok(()),
+            (0, _) => Err(Self::Unknown { unknown, all }),
+            _ => Err(Self::Attention { failing, attention, unknown, all }),
+        }
+    }
+}
+
+impl Args {
+    /// Prints the status.
+    ///
+    /// # Errors
+    /// Pods cannot be listed, or not all is well: [`NotWell`].
+    pub async fn run(self) -> Result<(), Error> {
+        let (client, default) = self.cluster.connect().await?;
+        let namespace = (!self.all_namespaces).then(|| self.namespace.clone().unwrap_or(default));
+        let terminal = std::io::stdout().is_terminal();
+        loop {
+            let seen = gather::gather(&client, namespace.as_deref()).await?;
+            let rows = rows::rows(&seen.pods, SystemTime::now());
+            let text = self.text(&rows, &seen.notes, self.screen(terminal))?;
+            let mut out = std::io::stdout().lock();
+            if self.watch && terminal {
+                // Clears the screen.
+                out.write_all(b"\x1b[H\x1b[2J\x1b[3J")?;
+            }
+            out.write_all(text.as_bytes())?;
+            out.flush()?;
+            drop(out);
+            if rows.is_empty() {
+                note(&namespace.as_ref().map_or_else(
+                    || "no pod of any namespace has opted in".to_owned(),
+                    |namespace| format!("no pod of namespace {namespace} has opted in; -A shows all namespaces"),
+                ))?;
+            }
+            if !matches!(self.output, Some(Output::Json | Output::Yaml)) {
+                for line in &seen.notes {
+                    note(line)?;
+                }
+            }
+            if !self.watch {
+                return NotWell::of(&rows).map_err(Into::into);
+            }
+            tokio::time::sleep(self.interval).await;
+        }
+    }
+
+    fn text(&self, rows: &[Row], notes: &[String], screen: Screen) -> Result<String, Error> {
+        Ok(match self.output {
+            None if rows.is_empty() => String::new(),
+            Some(Output::Wide) if rows.is_empty() => String::new(),
+            None => render::table(rows, screen),
+            Some(Output::Wide) => render::wide(rows, screen),
+            Some(Output::Name) => render::names(rows),
+            Some(Output::Json) => format!("{:#}\n", render::value(rows, notes)?),
+            Some(Output::Yaml) => inject::to_yaml(&render::value(rows, notes)?)?,
+        })
+    }
+
+    fn screen(&self, terminal: bool) -> Screen {
+        let columns = std::env::var("COLUMNS").ok().and_then(|text| text.parse::<usize>().ok());
+        // https://no-color.org: any value but the empty one.
+        let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let dumb = std::env::var_os("TERM").is_some_and(|value| value == "dumb");
+        Screen {
+            width: terminal.then(|| columns.unwrap_or(80).max(LEAST_WIDTH)),
+            colour: terminal && !plain && !dumb,
+            all_namespaces: self.all_namespaces,
+        }
+    }
+}
+
+/// Says something beside the status.
+fn note(line: &str) -> std::io::Result<()> {
+    writeln!(std::io::stderr(), "{}", operator::plain(line))
+}

@@ -1,0 +1,364 @@
+//! What is read for the status: pods, requests and trust ConfigMaps from the API server, and the sidecars' metrics through its
+//! pod proxy. Nothing is written.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, SystemTime},
+};
+
+use etcd_tls_contract::{
+    names,
+    role::{Domain, Role},
+    settings::Settings,
+};
+use futures::{StreamExt as _, stream};
+use http_body_util::{BodyExt as _, Limited};
+use k8s_openapi::api::{
+    certificates::v1::CertificateSigningRequest,
+    core::v1::{ConfigMap, ContainerStatus, Pod},
+};
+use kube::{Api, Client, api::ListParams, client::Body};
+use serde::{Deserialize, de::DeserializeOwned};
+
+use super::{
+    metrics::Sidecar,
+    rows::{PodSeen, RequestSeen, Unseen},
+};
+use crate::{
+    controller::client::{RequestError, within},
+    operator::{Refused, Right},
+    rollover::{Report, status_annotation},
+};
+
+/// Objects in one answer of the API server.
+const PAGE: u32 = 200;
+/// Sidecars that are asked at once.
+const AT_ONCE: usize = 16;
+/// How long one sidecar may take. The API server tries an address for 30 s.
+const SIDECAR_LIMIT: Duration = Duration::from_secs(6);
+/// Most bytes of a sidecar's answer: it has some 10 KiB, and whoever owns the pod may send anything.
+const MAX_ANSWER: usize = 1024 * 1024;
+
+/// All that was seen.
+pub(super) struct Seen {
+    pub(super) pods: Vec<PodSeen>,
+    /// What could not be seen of all pods.
+    pub(super) notes: Vec<String>,
+}
+
+/// Reads everything. `namespace` is `None` for all namespaces.
+///
+/// # Errors
+/// Pods cannot be listed.
+pub(super) async fn gather(client: &Client, namespace: Option<&str>) -> Result<Seen, Refused> {
+    let pods = pods(client, namespace).await?;
+    let mut notes = Vec::new();
+    let mut requests = match requests(client, &pods).await {
+        Ok(requests) => requests,
+        Err(refused) => {
+            notes.push(format!(
+                "denied and pending requests are not shown: {}; {}",
+                with_cause(&refused),
+                refused.right.question()
+            ));
+            BTreeMap::new()
+        }
+    };
+    let trust = trust(client, &pods).await;
+    let pods = stream::iter(pods)
+        .map(|pod| {
+            let (requests, trust) = (requests.remove(&pod.uid).unwrap_or_default(), &trust);
+            async move {
+                let sidecar = sidecar(client, &pod).await;
+                let rollovers = pod.rollovers(trust);
+                PodSeen { sidecar, rollovers, requests, ..pod.seen }
+            }
+        })
+        .buffered(AT_ONCE)
+        .collect()
+        .await;
+    Ok(Seen { pods, notes })
+}
+
+fn with_cause(error: &(dyn std::error::Error + 'static)) -> String {
+    let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
+    format!("{error}{cause}")
+}
+
+/// A pod before its sidecar was asked.
+struct Listed {
+    uid: String,
+    seen: PodSeen,
+}
+
+impl Listed {
+    /// `None`: it has ended, and needs no certificate any more.
+    fn of(pod: Pod) -> Option<Self> {
+        let status = pod.status.unwrap_or_default();
+        if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
+            return None;
+        }
+        let (labels, annotations) =
+            (pod.metadata.labels.unwrap_or_default(), pod.metadata.annotations.unwrap_or_default());
+        let spec = pod.spec.unwrap_or_default();
+        let containers = spec.init_containers.unwrap_or_default().into_iter().chain(spec.containers);
+        // The label is for people; the container is what counts.
+        let injected = containers.into_iter().any(|container| container.name == names::SIDECAR_CONTAINER);
+        if !injected && labels.get(names::LABEL).is_none_or(|value| value != names::DYNAMIC) {
+            return None;
+        }
+        let settings = Settings::parse(&annotations).map_err(|problems| {
+            problems.iter().map(|p| format!("{}: {}", p.annotation, p.message)).collect::<Vec<_>>().join("; ")
+        });
+        let warnings = annotations.get(names::WARNINGS_ANNOTATION);
+        let statuses = status.init_container_statuses.into_iter().chain(status.container_statuses).flatten();
+        let uid = pod.metadata.uid.unwrap_or_default();
+        Some(Self {
+            uid,
+            seen: PodSeen {
+                namespace: pod.metadata.namespace.unwrap_or_default(),
+                name: pod.metadata.name.unwrap_or_default(),
+                settings,
+                injected,
+                trouble: statuses.filter_map(|status| trouble(&status)).collect(),
+                warnings: warnings.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default(),
+                sidecar: Ok(Sidecar::default()),
+                rollovers: BTreeMap::new(),
+                requests: Vec::new(),
+            },
+        })
+    }
+
+    /// The trust ConfigMap and the domains of its authorities; `None`: another issuer's.
+    fn trust(&self) -> Option<(String, BTreeSet<Domain>)> {
+        let settings = self.seen.settings.as_ref().ok().filter(|settings| settings.is_ours())?;
+        let name = settings.home(&self.seen.namespace).trust_config_map(&self.seen.namespace);
+        Some((name, settings.roles.iter().map(|role| role.domain()).collect()))
+    }
+
+    fn rollovers(&self, all: &Trust) -> BTreeMap<Domain, Result<Report, Unseen>> {
+        let Some((name, domains)) = self.trust() else { return BTreeMap::new() };
+        let Some(found) = all.get(&(self.seen.namespace.clone(), name.clone())) else { return BTreeMap::new() };
+        let mut rollovers = BTreeMap::new();
+        for domain in domains {
+            let report = match found {
+                Err(unseen) => Some(Err(unseen.clone())),
+                // By policy it may be another domain's authority, of which the report is elsewhere.
+                Ok(annotations) => annotations.get(&status_annotation(domain)).map(|text| {
+                    serde_json::from_str(text).map_err(|error| Unseen {
+                        reason: format!("the signer's report on ConfigMap {name} cannot be read: {error}"),
+                        next: "use the etcd-tls-webhook of the signer's version".to_owned(),
+                    })
+                }),
+            };
+            rollovers.extend(report.map(|report| (domain, report)));
+        }
+        rollovers
+    }
+}
+
+/// Why a container does not run, if it does not.
+fn trouble(status: &ContainerStatus) -> Option<String> {
+    let state = status.state.as_ref()?;
+    let waiting = state.waiting.as_ref()?;
+    let reason = waiting.reason.as_deref().unwrap_or("no reason is given");
+    // Containers that wait for those before them.
+    if matches!(reason, "PodInitializing") {
+        return None;
+    }
+    let mut text = format!("container {} waits: {reason}", status.name);
+    for more in [waiting.message.as_deref(), last_words(status)].into_iter().flatten() {
+        text += ": ";
+        text += more.trim();
+    }
+    Some(text)
+}
+
+fn last_words(status: &ContainerStatus) -> Option<&str> {
+    status.last_state.as_ref()?.terminated.as_ref()?.message.as_deref()
+}
+
+/// All of a list, page by page.
+async fn all<K: Clone + DeserializeOwned + std::fmt::Debug>(
+    api: &Api<K>,
+    selector: &str,
+    mut take: impl FnMut(K),
+) -> Result<(), RequestError> {
+    let mut params = ListParams::default().labels(selector).limit(PAGE);
+    loop {
+        let page = within(api.list(&params)).await?;
+        page.items.into_iter().for_each(&mut take);
+        match page.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => params = params.continue_token(&token),
+            None => return Ok(()),
+        }
+    }
+}
+
+/// The pods that have opted in or were injected.
+async fn pods(client: &Client, namespace: Option<&str>) -> Result<Vec<Listed>, Refused> {
+    let api: Api<Pod> =
+        namespace.map_or_else(|| Api::all(client.clone()), |name| Api::namespaced(client.clone(), name));
+    let mut found = BTreeMap::new();
+    for selector in [format!("{}=true", names::INJECTED_LABEL), format!("{}={}", names::LABEL, names::DYNAMIC)] {
+        let take = |pod: Pod| found.extend(Listed::of(pod).map(|pod| (pod.uid.clone(), pod)));
+        all(&api, &selector, take).await.map_err(|e| Right::new("list", "pods", namespace).refused(e))?;
+    }
+    Ok(found.into_values().collect())
+}
+
+/// The requests of `pods`, by uid.
+async fn requests(client: &Client, pods: &[Listed]) -> Result<BTreeMap<String, Vec<RequestSeen>>, Refused> {
+    let uids: BTreeSet<&str> = pods.iter().map(|pod| pod.uid.as_str()).collect();
+    let mut found: BTreeMap<String, Vec<RequestSeen>> = BTreeMap::new();
+    if uids.is_empty() {
+        return Ok(found);
+    }
+    let api: Api<CertificateSigningRequest> = Api::all(client.clone());
+    let take = |csr: CertificateSigningRequest| {
+        if let Some((uid, request)) = request(csr, &uids) {
+            found.entry(uid).or_default().push(request);
+        }
+    };
+    all(&api, "", take)
+        .await
+        .map_err(|e| Right::new("list", "certificatesigningrequests.certificates.k8s.io", None).refused(e))?;
+    Ok(found)
+}
+
+/// A request of one of the pods of `uids`. Its name says whose it is; whoever made one under another's name was denied.
+fn request(csr: CertificateSigningRequest, uids: &BTreeSet<&str>) -> Option<(String, RequestSeen)> {
+    let name = csr.metadata.name?;
+    // `etcd-tls-<uid>-<role>-<digest>`; a uid has hyphens, the others have none.
+    let (rest, _) = name.strip_prefix("etcd-tls-")?.rsplit_once('-')?;
+    let (uid, role) = rest.rsplit_once('-')?;
+    let (uid, role) = (*uids.get(uid)?, role.parse::<Role>().ok()?);
+    let status = csr.status.unwrap_or_default();
+    let refusal = status.conditions.iter().flatten().find(|c| matches!(c.type_.as_str(), "Denied" | "Failed"));
+    let refused = refusal.map(|condition| {
+        let words = condition.message.as_deref().or(condition.reason.as_deref()).unwrap_or("no reason is given");
+        format!("{}: {words}", condition.type_.to_lowercase())
+    });
+    let created = csr.metadata.creation_timestamp.map(|time| SystemTime::from(time.0));
+    Some((uid.to_owned(), RequestSeen { name, role, created, refused }))
+}
+
+type Trust = BTreeMap<(String, String), Result<BTreeMap<String, String>, Unseen>>;
+
+/// The annotations of each trust ConfigMap of `pods`, by namespace and name.
+async fn trust(client: &Client, pods: &[Listed]) -> Trust {
+    let wanted: BTreeSet<(String, String)> =
+        pods.iter().filter_map(|pod| Some((pod.seen.namespace.clone(), pod.trust()?.0))).collect();
+    let read = |(namespace, name): (String, String)| async move {
+        let api: Api<ConfigMap> = Api::namespaced(client.clone(), &namespace);
+        let found = match within(api.get_metadata_opt(&name)).await {
+            Ok(Some(object)) => Ok(object.metadata.annotations.unwrap_or_default()),
+            Ok(None) => Err(Unseen {
+                reason: format!("there is no ConfigMap {name}: the signer is away, or has lost the CA"),
+                next: format!("kubectl -n {} logs deploy/etcd-tls-sign", names::SYSTEM_NAMESPACE),
+            }),
+            Err(error) => {
+                let refused = Right::new("get", "configmaps", Some(&namespace)).refused(error);
+                Err(Unseen { reason: with_cause(&refused), next: refused.right.question() })
+            }
+        };
+        ((namespace, name), found)
+    };
+    stream::iter(wanted).map(read).buffered(AT_ONCE).collect().await
+}
+
+/// What the API server answers where it has no object.
+#[derive(Deserialize)]
+struct Status {
+    #[serde(default)]
+    message: String,
+}
+
+/// Asks the sidecar of `pod`.
+async fn sidecar(client: &Client, pod: &Listed) -> Result<Sidecar, Unseen> {
+    let PodSeen { namespace, name, injected, .. } = &pod.seen;
+    let port = pod.seen.settings.as_ref().map_or(names::DEFAULT_ADMIN_PORT, |settings| settings.admin_port);
+    if !injected {
+        return Ok(Sidecar::default());
+    }
+    let describe = || format!("kubectl -n {namespace} describe pod {name}");
+    let unseen = |reason: String| Unseen { reason, next: describe() };
+    let path = format!("/api/v1/namespaces/{namespace}/pods/{name}:{port}/proxy/metrics");
+    let request = hyper::Request::get(path).body(Body::empty()).map_err(|error| unseen(error.to_string()))?;
+    let asked = async {
+        let response = client.send(request).await.map_err(|error| unseen(format!("the API server fails: {error}")))?;
+        let status = response.status().as_u16();
+        let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
+        let body = body.map_err(|error| unseen(format!("the sidecar's answer cannot be read: {error}")))?.to_bytes();
+        Ok((status, String::from_utf8_lossy(&body).into_owned()))
+    };
+    let late = || unseen(format!("its sidecar gave no answer on port {port} within {} s", SIDECAR_LIMIT.as_secs()));
+    let (status, text) = tokio::time::timeout(SIDECAR_LIMIT, asked).await.map_err(|_| late())??;
+    let right = Right::new("get", "pods/proxy", Some(namespace));
+    let words = || serde_json::from_str::<Status>(&text).map_or_else(|_| format!("status {status}"), |s| s.message);
+    match status {
+        200 => Sidecar::read(&text).map_err(|error| unseen(format!("its sidecar, on port {port}: {error}"))),
+        401 | 403 => {
+            let reason = format!("its sidecar cannot be asked: your account lacks the right to {right}");
+            Err(Unseen { reason, next: right.question() })
+        }
+        _ => Err(unseen(format!("the API server does not reach its sidecar on port {port}: {}", words()))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn of(pod: Value) -> Option<Listed> {
+        Listed::of(serde_json::from_value(pod).unwrap())
+    }
+
+    #[test]
+    fn opted_in_and_injected_pods_are_shown() {
+        let sidecar = json!({"initContainers": [{"name": "etcd-tls-sidecar"}], "containers": []});
+        let metadata = |labels: Value| json!({"name": "etcd-0", "namespace": "prod", "uid": "u", "labels": labels});
+        let dynamic = json!({"etcd-tls": "dynamic"});
+        assert!(of(json!({"metadata": metadata(json!({})), "spec": sidecar})).unwrap().seen.injected);
+        let plain = json!({"containers": [{"name": "etcd"}]});
+        assert!(!of(json!({"metadata": metadata(dynamic.clone()), "spec": plain})).unwrap().seen.injected);
+        // The mark alone is no sidecar, and no opt-in.
+        assert!(of(json!({"metadata": metadata(json!({"etcd-tls.dev/injected": "true"})), "spec": plain})).is_none());
+        for phase in ["Succeeded", "Failed"] {
+            let ended = json!({"metadata": metadata(dynamic.clone()), "spec": sidecar, "status": {"phase": phase}});
+            assert!(of(ended).is_none());
+        }
+    }
+
+    #[test]
+    fn a_container_that_waits_says_why() {
+        let init = json!({
+            "name": "etcd-tls-init", "image": "", "imageID": "", "ready": false, "restartCount": 2,
+            "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+            "lastState": {"terminated": {"exitCode": 77, "message": "denied: no\n"}},
+        });
+        let status: ContainerStatus = serde_json::from_value(init).unwrap();
+        assert_eq!(trouble(&status).unwrap(), "container etcd-tls-init waits: CrashLoopBackOff: denied: no");
+    }
+
+    #[test]
+    fn a_request_belongs_to_the_pod_of_its_name() {
+        let uid = "0b2f0f4c-0000-4000-8000-000000000001";
+        let csr = |name: String| {
+            let text = json!({
+                "metadata": {"name": name}, "spec": {"request": "", "signerName": "s"},
+                "status": {"conditions": [{"type": "Denied", "status": "True", "message": "no such pod"}]},
+            });
+            request(serde_json::from_value(text).unwrap(), &[uid].into())
+        };
+        let (of, seen) = csr(format!("etcd-tls-{uid}-server-abc")).unwrap();
+        assert_eq!((of.as_str(), seen.role, seen.refused.as_deref()), (uid, Role::Server, Some("denied: no such pod")));
+        for other in [format!("etcd-tls-{uid}-other-abc"), format!("etcd-tls-x{uid}-peer-abc"), "x".to_owned()] {
+            assert!(csr(other).is_none());
+        }
+    }
+}
