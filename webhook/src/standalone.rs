@@ -47,7 +47,7 @@ use std::{
 
 use actix_tls::accept::rustls_0_23::TlsStream;
 use actix_web::{App, HttpServer, dev::Extensions, rt::net::TcpStream, web};
-use etcd_tls_contract::{cluster::ClusterName, duration::parse_duration, policy::Policy, role::Role};
+use etcd_tls_contract::{duration::parse_duration, names::ClusterName, policy::Policy, role::Role};
 use etcd_tls_telemetry::listen;
 use tokio::time;
 

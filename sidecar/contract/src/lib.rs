@@ -18,7 +18,6 @@
 
 pub mod args;
 pub mod certificate;
-pub mod cluster;
 pub mod csr;
 pub mod duration;
 pub mod encoding;

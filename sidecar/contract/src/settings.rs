@@ -22,10 +22,9 @@ pub use self::{
     values::user,
 };
 use crate::{
-    cluster::ClusterName,
     invalid_value::InvalidValue,
     key::{KeyAlgorithm, KeyRotation},
-    names::{self, SignerName},
+    names::{self, ClusterName, SignerName},
     role::Role,
     san::Sans,
     text::list,

@@ -66,14 +66,12 @@ mod tests {
 
     use super::*;
 
-    const NOW: SystemTime = SystemTime::UNIX_EPOCH;
-
     fn at(seconds: u64) -> SystemTime {
-        NOW + Duration::from_secs(1_800_000_000 + seconds)
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000 + seconds)
     }
 
     fn life(seconds: u64) -> Life {
-        Life::of(at(0), at(seconds), Some(at(0)))
+        Life { issued: at(0), not_after: at(seconds) }
     }
 
     #[test]

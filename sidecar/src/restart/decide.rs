@@ -6,6 +6,8 @@
 
 use std::{fmt, time::Duration};
 
+use crate::etcd::EtcdError;
+
 /// A domain's bundle on disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Installed {
@@ -79,6 +81,12 @@ impl From<String> for MemberError {
 impl From<&str> for MemberError {
     fn from(text: &str) -> Self {
         Self(text.to_owned())
+    }
+}
+
+impl From<EtcdError> for MemberError {
+    fn from(error: EtcdError) -> Self {
+        Self(error.to_string())
     }
 }
 

@@ -280,25 +280,19 @@ impl Observer {
 
     /// Whether a member is healthy, by the first of its URLs that says so.
     async fn health_of(&self, urls: &[String]) -> Result<(), MemberError> {
-        let mut failed = "no client URL: it has never started".to_owned();
-        for url in urls {
-            let endpoint: Endpoint = match url.parse() {
-                Ok(endpoint) => endpoint,
-                Err(error) => {
-                    failed = InvalidValue::to_string(&error);
-                    continue;
-                }
-            };
-            let attempt = match self.client(&endpoint) {
-                Ok(client) => client.health(&endpoint).await,
-                Err(error) => Err(error),
-            };
-            match attempt {
+        let mut failed = MemberError::from("no client URL: it has never started");
+        for endpoint in endpoints(urls) {
+            match self.healthy_at(endpoint).await {
                 Ok(()) => return Ok(()),
-                Err(error) => failed = error.to_string(),
+                Err(error) => failed = error,
             }
         }
-        Err(failed.into())
+        Err(failed)
+    }
+
+    async fn healthy_at(&self, endpoint: Result<Endpoint, MemberError>) -> Result<(), MemberError> {
+        let endpoint = endpoint?;
+        Ok(self.client(&endpoint)?.health(&endpoint).await?)
     }
 
     /// The first other member whose peer port still shows other CAs than are on disk here: one that is yet to restart.
@@ -318,32 +312,31 @@ impl Observer {
         None
     }
 
-    /// Whether a member takes us for a peer, by the first of its URLs that does.
+    /// Whether a member accepts this one as a peer, by the first of its URLs that does.
     async fn dialled(&self, urls: &[String]) -> Result<(), MemberError> {
-        let mut failed = "no peer URL".to_owned();
-        for url in urls {
-            let endpoint: Endpoint = match url.parse() {
-                Ok(endpoint) => endpoint,
-                Err(error) => {
-                    failed = InvalidValue::to_string(&error);
-                    continue;
-                }
-            };
-            // Without a peer certificate of ours the peers' TLS is not ours to rotate.
-            if endpoint.tls && !self.roles.contains(&Role::Peer) {
-                return Ok(());
-            }
-            let attempt = match self.peer(&endpoint) {
-                Ok(client) => client.dial_peer(&endpoint).await,
-                Err(error) => Err(error),
-            };
-            match attempt {
+        let mut failed = MemberError::from("no peer URL");
+        for endpoint in endpoints(urls) {
+            match self.dialled_at(endpoint).await {
                 Ok(()) => return Ok(()),
-                Err(error) => failed = error.to_string(),
+                Err(error) => failed = error,
             }
         }
-        Err(failed.into())
+        Err(failed)
     }
+
+    async fn dialled_at(&self, endpoint: Result<Endpoint, MemberError>) -> Result<(), MemberError> {
+        let endpoint = endpoint?;
+        // Without a peer certificate of ours the peers' TLS is not ours to rotate.
+        if endpoint.tls && !self.roles.contains(&Role::Peer) {
+            return Ok(());
+        }
+        Ok(self.peer(&endpoint)?.dial_peer(&endpoint).await?)
+    }
+}
+
+/// The URLs of a member, as it registered them.
+fn endpoints(urls: &[String]) -> impl Iterator<Item = Result<Endpoint, MemberError>> {
+    urls.iter().map(|url| url.parse().map_err(|error: InvalidValue| error.to_string().into()))
 }
 
 /// Where the members but `me` serve clients.

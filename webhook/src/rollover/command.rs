@@ -6,7 +6,11 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use etcd_tls_contract::{cluster::ClusterName, encoding::hex, names, role::Domain};
+use etcd_tls_contract::{
+    encoding::hex,
+    names::{self, ClusterName},
+    role::Domain,
+};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{
     Api,

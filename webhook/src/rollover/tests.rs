@@ -2,7 +2,7 @@
 
 use std::time::UNIX_EPOCH;
 
-use super::*;
+use super::{decide::CLOCK_GRACE, *};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86400);

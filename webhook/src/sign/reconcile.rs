@@ -17,8 +17,7 @@ use std::{
 };
 
 use etcd_tls_contract::{
-    cluster::ClusterName,
-    names::SignerName,
+    names::{ClusterName, SignerName},
     policy::Policy,
     role::{Domain, Role},
 };

@@ -6,9 +6,9 @@ use serde::{Deserializer, de};
 
 use super::{BTreeSet, Deserialize, Duration, IpAddr, KeyAlgorithm, Role, Sans, SignerName, names, settings};
 use crate::{
-    cluster::ClusterName,
     duration::{MAX_DURATION, MIN_DURATION, parse_duration},
     invalid_value::InvalidValue,
+    names::ClusterName,
 };
 
 /// Reads a value by its own grammar.

@@ -12,7 +12,11 @@ use std::{
 };
 
 use etcd_tls_contract::{
-    cluster::ClusterName, identity::opted_in, names, policy::Policy, role::Role, settings::Settings,
+    identity::opted_in,
+    names::{self, ClusterName},
+    policy::Policy,
+    role::Role,
+    settings::Settings,
 };
 use kube::Client;
 use tokio::{sync::Notify, task::AbortHandle};

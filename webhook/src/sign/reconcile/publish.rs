@@ -6,7 +6,11 @@ use std::{
     time::Duration,
 };
 
-use etcd_tls_contract::{cluster::ClusterName, names::SignerName, policy::Policy, role::Domain};
+use etcd_tls_contract::{
+    names::{ClusterName, SignerName},
+    policy::Policy,
+    role::Domain,
+};
 use futures::{StreamExt, stream};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{

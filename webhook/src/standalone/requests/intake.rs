@@ -3,12 +3,11 @@
 use std::collections::BTreeMap;
 
 use etcd_tls_contract::{
-    cluster::ClusterName,
     csr::{MAX_REQUEST, Request},
     encoding::hex,
     identity::usages,
     key::KeyAlgorithm,
-    names::{SignerName, SignerNameError},
+    names::{ClusterName, SignerName, SignerNameError},
     policy::Keys,
     role::Role,
 };

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::SystemTime};
 
-use etcd_tls_contract::cluster::ClusterName;
+use etcd_tls_contract::names::ClusterName;
 use etcd_tls_telemetry::{
     admin::{self, CheckError, Status},
     listen,
