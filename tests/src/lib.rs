@@ -15,6 +15,7 @@ pub mod csr_server;
 pub mod etcd;
 pub mod etcd_client;
 pub mod fleet;
+pub mod fuzz;
 pub mod kubelet;
 pub mod machine_clock;
 pub mod pki;

@@ -1,7 +1,7 @@
 //! Who calls: a token of the token file, a client certificate, or, where that is explicitly allowed, nobody in particular.
 
 pub mod clients;
-mod tokens;
+pub mod tokens;
 
 use std::{
     collections::BTreeMap,

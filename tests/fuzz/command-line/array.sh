@@ -1,0 +1,3 @@
+args=(--name a)
+args+=(--cert-file=/x)
+exec etcd "${args[@]}" "$@"

@@ -1,0 +1,1 @@
+exec etcd --name=$NAME --listen-client-urls https://0.0.0.0:2379
