@@ -24,7 +24,7 @@ build bench: export AWS_LC_SYS_NO_JITTER_ENTROPY = 1
 SIDECAR = $(CARGO) rustc --locked --profile sidecar -p etcd-tls-sidecar --bin
 STATIC_PROBE = etcd-tls-probe -- -C target-feature=+crt-static
 
-.PHONY: help demo test check deny build bench images etcd clean
+.PHONY: help demo test check deny fuzz build bench images etcd clean
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,11 @@ check: deny ## formatting, lints and dependencies
 deny: ## the dependencies against deny.toml
 	@if ! command -v cargo-deny >/dev/null; then echo "SKIPPED cargo deny: not installed; enable with: cargo install cargo-deny --locked"; exit 0; fi
 	@$(CARGO) deny --offline --log-level error check licenses bans sources
+
+# Seconds for each target; TARGETS="review csr" for some alone.
+FUZZ_SECONDS ?= 60
+fuzz: ## readers of others' bytes under libFuzzer; FUZZ_SECONDS=3600 FUZZ_PROFILE=release for a night
+	@tests/fuzz/run.sh $(FUZZ_SECONDS) $(TARGETS)
 
 build: ## the binaries, as they are released
 	$(CARGO) build --locked --release -p etcd-tls-webhook

@@ -6,8 +6,22 @@ pub struct Changes(u64);
 
 /// What means something to one of the readers.
 const WORDS: [&[u8]; 16] = [
-    b"\"", b"\\", b"\0", b"\n", b"$(", b"'", b"{", b"[", b"-----BEGIN ", b"\xff", b"%YAML 1.2\n", b"&a *a", b"<<E\n",
-    b"null", b"99999999999999999999", b"\xed\xa0\x80",
+    b"\"",
+    b"\\",
+    b"\0",
+    b"\n",
+    b"$(",
+    b"'",
+    b"{",
+    b"[",
+    b"-----BEGIN ",
+    b"\xff",
+    b"%YAML 1.2\n",
+    b"&a *a",
+    b"<<E\n",
+    b"null",
+    b"99999999999999999999",
+    b"\xed\xa0\x80",
 ];
 
 impl Changes {
