@@ -6,7 +6,10 @@
 //!
 //! **Invariant.** Denied is written only for what waiting cannot change ([`crate::controller`]).
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::SystemTime,
+};
 
 use etcd_tls_contract::identity::{Denial, Entitlement, Verdict};
 use prometheus_client::registry::Registry;
@@ -71,6 +74,9 @@ struct Approver {
 
 impl Handler for Approver {
     fn observe(&self, seen: Seen<'_>) {
+        if let Seen::There(csr) = seen {
+            self.controller.note_answered(csr);
+        }
         let mut refusals = self.refusals();
         match seen {
             Seen::ListBegins => refusals.clear(),
@@ -107,6 +113,7 @@ impl Approver {
     async fn approve(&self, csr: &Csr, case: &Case, entitlement: &Entitlement) -> Result<(), Trouble> {
         let message = format!("{} of {}: asks for no more than it is", entitlement.role, entitlement.signer);
         self.controller.write(csr, "approval", case::patch(csr, "Approved", case::APPROVED, &message)).await?;
+        self.controller.note_certificate(case, &entitlement.sans, SystemTime::now() + entitlement.lifetime);
         self.metrics.approved();
         let (pod, signer, username) = (case.pod(), &csr.spec.signer_name, &csr.spec.username);
         tracing::info!(csr = csr.name(), uid = csr.uid(), signer, username, pod, "approved");

@@ -7,12 +7,13 @@
 //! **Invariant.** A refusal, which no requester can wait out, is never written for an error of ours or the API server's,
 //! never by what a watch said of policy, namespace or Services, and never without a policy.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::SystemTime};
 
 use etcd_tls_contract::{
-    identity::{BoundPod, Denial, PodFacts, Verdict},
+    identity::{self, BoundPod, Claim, Claimant, Claims, Denial, PodFacts, ServiceFacts, Verdict},
     names,
     policy::Policy,
+    san::Sans,
 };
 use kube::{
     Client, Resource as _,
@@ -231,14 +232,73 @@ impl Controller {
         let services = self.services.selecting(&pod).await?;
         let verdict = case.judge(csr, Some(&with(opted_in.unwrap_or_default())), &services, &policy);
         if !matches!(verdict, Verdict::Deny(_)) {
-            return Ok(verdict);
+            return self.unless_contested(verdict, &pod, &services).await;
         }
         // Neither what a watch has not brought yet nor what was left out may be the reason.
         let policy = self.policy_now(policy).await?;
         let namespace = namespaces::live(&self.client, &pod.namespace).await?;
         let services = self.services.now(&pod).await.map_err(services::Unknown::Failed)?;
         let facts = with(namespace.is_some_and(|namespace| namespace.opted_in));
-        Ok(case.judge(csr, Some(&facts), &services, &policy))
+        self.unless_contested(case.judge(csr, Some(&facts), &services, &policy), &facts, &services).await
+    }
+
+    /// The verdict, given who else has the pod's addresses; where that keeps it waiting, an Event on each of the pods says so.
+    async fn unless_contested(
+        &self,
+        verdict: Verdict,
+        pod: &PodFacts,
+        services: &[ServiceFacts],
+    ) -> Result<Verdict, Trouble> {
+        let Verdict::Approve(entitlement) = &verdict else { return Ok(verdict) };
+        if !(self.pods.is_complete() && self.services.is_complete()) {
+            return Err(Trouble::NotYet("pods and Services are not listed yet".to_owned()));
+        }
+        let mut claims = Claims { claims: self.pods.claims(pod), held: self.pods.held(&pod.uid, SystemTime::now()) };
+        for ip in &pod.ips {
+            if let Some((namespace, name)) = self.services.with_cluster_ip(*ip) {
+                claims.claims.push(Claim { ip: *ip, by: Claimant::Service { namespace, name } });
+            }
+        }
+        for claim in identity::contested(entitlement, pod, services, &claims) {
+            let note = format!(
+                "no certificate for {}: {claim}, so it is not known whose it is. It is issued when only one has it; a certificate \
+                 that is valid is renewed",
+                claim.ip
+            );
+            let regarding = pod_reference(&pod.namespace, &pod.name, &pod.uid);
+            self.recorder.warn(Notice { regarding, reason: CONTESTED, note }).await;
+            if let Claimant::Pod { namespace, name, uid, .. } = &claim.by {
+                let note = format!(
+                    "pod {}/{} on node {} reports the address {} of this pod too: neither gets a first certificate for it",
+                    pod.namespace, pod.name, pod.node, claim.ip
+                );
+                let regarding = pod_reference(namespace, name, uid);
+                self.recorder.warn(Notice { regarding, reason: CONTESTED, note }).await;
+            }
+        }
+        Ok(identity::unless_contested(verdict, pod, services, &claims))
+    }
+
+    /// Takes note of a certificate: its pod may go on with its addresses when another reports them.
+    pub(crate) fn note_certificate(&self, case: &Case, sans: &Sans, ends: SystemTime) {
+        if let Some(bound) = &case.bound {
+            self.pods.hold(&bound.pod_uid, sans.ips.iter().copied().filter(|ip| !ip.is_loopback()), ends);
+        }
+    }
+
+    /// The same of a request that another replica, or this one before its start, has answered.
+    pub(crate) fn note_answered(&self, csr: &Csr) {
+        let Some(uid) = csr.pod_uid().filter(|_| csr.status.has_certificate) else { return };
+        let known = !self.pods.held(uid, SystemTime::now()).is_empty();
+        if known || !case::is_ours(&csr.spec.signer_name) {
+            return;
+        }
+        let Some(policy) = self.policy.borrow().clone() else { return };
+        let case = Case::open(csr);
+        let life = csr.expiration().unwrap_or(policy.lifetime.max).min(policy.lifetime.max);
+        if let (Some(sans), Some(created)) = (case.sans(), csr.created()) {
+            self.note_certificate(&case, sans, created + life);
+        }
     }
 
     async fn pod(&self, csr: &Csr, bound: &BoundPod) -> Result<Option<Arc<PodFacts>>, Trouble> {
@@ -327,4 +387,6 @@ pub(crate) enum Trouble {
     Write(RequestError),
 }
 
+/// The reason of the Events of an address that two have.
+const CONTESTED: &str = "AddressContested";
 const NO_POLICY: &str = "no policy could be read yet";

@@ -4,6 +4,7 @@
 //! the signer, which judges again and issues [`entitlement`], whole. Nothing in a request's own body is believed; it is only
 //! compared.
 
+mod contested;
 mod facts;
 mod grammar;
 mod requester;
@@ -13,6 +14,7 @@ mod tests;
 use std::time::Duration;
 
 pub use self::{
+    contested::{Claim, Claimant, Claims, contested, unless_contested},
     facts::{BoundPod, PodFacts, Requester, ServiceFacts},
     grammar::{common_name, entitlement, opted_in, requested_sans, subject_common_name},
     requester::{POD_UID, SERVICE_ACCOUNT_PREFIX, bound_pod},

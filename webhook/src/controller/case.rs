@@ -10,6 +10,7 @@ use etcd_tls_contract::{
     names::{SIGNER_DOMAIN, SignerName, SignerNameError},
     policy::Policy,
     role::Domain,
+    san::Sans,
 };
 use serde_json::{Value, json};
 
@@ -99,6 +100,11 @@ impl Case {
     /// The only bytes of the request that a signer looks at: DER SubjectPublicKeyInfo.
     pub(crate) fn public_key(&self) -> Option<&[u8]> {
         self.readable.as_ref().ok().map(|(_, request)| request.public_key.as_slice())
+    }
+
+    /// The names and addresses that are asked for.
+    pub(crate) fn sans(&self) -> Option<&Sans> {
+        self.readable.as_ref().ok().map(|(_, request)| &request.sans)
     }
 
     /// The verdict, given the live pod and the Services of its namespace.

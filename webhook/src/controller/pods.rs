@@ -9,12 +9,16 @@
 //! it matters.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::IpAddr,
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
+    time::SystemTime,
 };
 
-use etcd_tls_contract::identity::{BoundPod, PodFacts, opted_in};
+use etcd_tls_contract::{
+    identity::{BoundPod, Claim, Claimant, PodFacts, opted_in},
+    names,
+};
 use kube::Client;
 
 use super::{
@@ -31,6 +35,9 @@ const KEPT: usize = 8 * 1024;
 /// Bytes of all pods' facts that are kept.
 const BUDGET: usize = 24 << 20;
 
+/// Addresses of one pod that are followed. A pod has one for each family.
+const MAX_CLAIMS: usize = 16;
+
 /// A pod, as far as it can be judged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Found {
@@ -42,23 +49,6 @@ pub(crate) enum Found {
     There(Arc<PodFacts>),
 }
 
-/// A pod that reports an address.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Holder {
-    /// `metadata.namespace`.
-    pub(crate) namespace: String,
-    /// `metadata.name`.
-    pub(crate) name: String,
-    /// `metadata.uid`.
-    pub(crate) uid: String,
-    /// `spec.nodeName`.
-    pub(crate) node: String,
-    /// Whether it is on its node's network, so that the address is the node's.
-    pub(crate) host_network: bool,
-    /// Whether it is being deleted.
-    pub(crate) deleting: bool,
-}
-
 /// What is kept of a pod that has not finished, and of a finished one by its facts alone.
 #[derive(Debug, PartialEq, Eq)]
 struct Seen {
@@ -68,6 +58,8 @@ struct Seen {
     finished: bool,
     deleting: bool,
     ips: Box<[IpAddr]>,
+    /// `status.hostIPs`: its node's.
+    node_ips: Box<[IpAddr]>,
     /// `None`: to be read when it matters.
     facts: Option<Arc<PodFacts>>,
 }
@@ -76,6 +68,10 @@ struct Seen {
 struct State {
     pods: Listed<Seen>,
     by_ip: HashMap<IpAddr, Vec<Key>>,
+    /// The nodes that have an address, and how many of their live pods say so.
+    nodes: HashMap<IpAddr, HashMap<Box<str>, usize>>,
+    /// Until when certificates of live pods hold an address, by the pods' uids: those that were seen or made here.
+    held: HashMap<Box<str>, BTreeMap<IpAddr, SystemTime>>,
     /// The uids of those that have not finished.
     live: HashSet<Box<str>>,
     /// Bytes of the facts that are kept.
@@ -110,23 +106,21 @@ impl Pods {
         self.state().pods.is_complete()
     }
 
-    /// The live pods that report an address, on any node: those that have not finished.
-    #[allow(dead_code, reason = "address conflicts are about to be judged by it")]
-    pub(crate) fn holders(&self, ip: IpAddr) -> Vec<Holder> {
+    /// Who else has an address of the pod's: live pods on other nodes, and other nodes, as far as the watch says.
+    pub(crate) fn claims(&self, pod: &PodFacts) -> Vec<Claim> {
+        self.state().claims(pod)
+    }
+
+    /// The pod's certificate holds these addresses until then. Forgotten when the pod is gone.
+    pub(crate) fn hold(&self, uid: &str, ips: impl IntoIterator<Item = IpAddr>, until: SystemTime) {
+        self.state.write().unwrap_or_else(PoisonError::into_inner).hold(uid, ips, until);
+    }
+
+    /// The addresses that a still valid certificate of the pod holds.
+    pub(crate) fn held(&self, uid: &str, now: SystemTime) -> BTreeSet<IpAddr> {
         let state = self.state();
-        let keys = state.by_ip.get(&ip).into_iter().flatten();
-        let holder = |(namespace, name): &Key| {
-            let seen = state.pods.get(namespace, name)?;
-            Some(Holder {
-                namespace: namespace.to_string(),
-                name: name.to_string(),
-                uid: seen.uid.to_string(),
-                node: seen.node.to_string(),
-                host_network: seen.host_network,
-                deleting: seen.deleting,
-            })
-        };
-        keys.filter_map(holder).collect()
+        let held = state.held.get(uid).into_iter().flatten();
+        held.filter(|(_, until)| **until > now).map(|(ip, _)| *ip).collect()
     }
 
     /// Keeps those of `uids` whose pods are there and have not finished, as far as the watch says; all while it says nothing.
@@ -178,6 +172,44 @@ fn source() -> Source {
 }
 
 impl State {
+    fn claims(&self, pod: &PodFacts) -> Vec<Claim> {
+        let mut claims = Vec::new();
+        for ip in &pod.ips {
+            for (namespace, name) in self.by_ip.get(ip).into_iter().flatten() {
+                let Some(other) = self.pods.get(namespace, name).filter(|other| *other.node != *pod.node) else {
+                    continue;
+                };
+                let by = Claimant::Pod {
+                    namespace: namespace.to_string(),
+                    name: name.to_string(),
+                    uid: other.uid.to_string(),
+                    node: other.node.to_string(),
+                };
+                claims.push(Claim { ip: *ip, by });
+            }
+            let nodes = self.nodes.get(ip).into_iter().flat_map(HashMap::keys).filter(|node| ***node != *pod.node);
+            claims.extend(nodes.map(|node| Claim { ip: *ip, by: Claimant::Node(node.to_string()) }));
+            // No more than anybody reads.
+            claims.truncate(MAX_CLAIMS);
+        }
+        claims
+    }
+
+    fn hold(&mut self, uid: &str, ips: impl IntoIterator<Item = IpAddr>, until: SystemTime) {
+        // Requests may be listed before the pods.
+        if self.live.contains(uid) || !self.pods.is_complete() {
+            let held = self.held.entry(uid.into()).or_default();
+            for ip in ips.into_iter().take(MAX_CLAIMS) {
+                let end = held.entry(ip).or_insert(until);
+                *end = until.max(*end);
+            }
+            while held.len() > MAX_CLAIMS {
+                let Some(soonest) = held.iter().min_by_key(|(_, until)| **until).map(|(ip, _)| *ip) else { break };
+                held.remove(&soonest);
+            }
+        }
+    }
+
     /// A pod as the watch has it, if that is no older than `version`.
     fn watched(&self, bound: &BoundPod, version: &str) -> Option<Found> {
         let version: u64 = version.parse().ok()?;
@@ -191,8 +223,9 @@ impl State {
     }
 
     fn take(&mut self, event: Event<LeanPod>) {
-        let Self { pods, by_ip, live, bytes, .. } = self;
+        let Self { pods, by_ip, nodes, held, live, bytes, .. } = self;
         let room = BUDGET.saturating_sub(*bytes);
+        let complete = matches!(event, Event::Complete);
         let keep = |pod: LeanPod| {
             let metadata = &pod.metadata;
             (key(metadata.namespace.as_deref(), metadata.name.as_deref()), Some(seen(&pod, room)))
@@ -204,6 +237,25 @@ impl State {
             }
             if let Some(after) = after.filter(|after| !after.finished) {
                 live.insert(after.uid.clone());
+            }
+            if let Some(before) = before.filter(|before| !live.contains(&before.uid)) {
+                held.remove(&before.uid);
+            }
+            for (ip, node) in before.into_iter().flat_map(Seen::live_node_ips) {
+                if let Some(of_ip) = nodes.get_mut(ip)
+                    && let Some(count) = of_ip.get_mut(node)
+                {
+                    *count -= 1;
+                    if *count == 0 {
+                        of_ip.remove(node);
+                    }
+                    if of_ip.is_empty() {
+                        nodes.remove(ip);
+                    }
+                }
+            }
+            for (ip, node) in after.into_iter().flat_map(Seen::live_node_ips) {
+                *nodes.entry(*ip).or_default().entry(node.clone()).or_default() += 1;
             }
             for ip in before.into_iter().flat_map(Seen::live_ips) {
                 if let Some(keys) = by_ip.get_mut(ip) {
@@ -217,6 +269,9 @@ impl State {
                 by_ip.entry(*ip).or_default().push(key.clone());
             }
         });
+        if complete {
+            held.retain(|uid, _| live.contains(uid));
+        }
     }
 }
 
@@ -225,9 +280,20 @@ impl Seen {
         self.facts.as_deref().map_or(0, size)
     }
 
+    fn live_node_ips(&self) -> impl Iterator<Item = (&IpAddr, &Box<str>)> {
+        self.node_ips.iter().filter(|_| !self.finished).map(|ip| (ip, &self.node))
+    }
+
     fn live_ips(&self) -> &[IpAddr] {
         if self.finished { &[] } else { &self.ips }
     }
+}
+
+/// The addresses of a pod's node, but those that every node has.
+fn node_ips(pod: &LeanPod) -> Box<[IpAddr]> {
+    let all = pod.status.as_ref().and_then(|status| status.host_ips.as_deref()).unwrap_or_default();
+    let all = all.iter().filter_map(|host| host.ip.parse::<IpAddr>().ok());
+    all.filter(|ip| names::is_san_ip(*ip) && !ip.is_loopback()).take(MAX_CLAIMS).collect()
 }
 
 fn seen(pod: &LeanPod, room: usize) -> Seen {
@@ -243,7 +309,8 @@ fn seen(pod: &LeanPod, room: usize) -> Seen {
         host_network: facts.host_network,
         finished: facts.finished,
         deleting: facts.deleting,
-        ips: facts.ips.as_slice().into(),
+        ips: facts.ips.iter().copied().take(MAX_CLAIMS).collect(),
+        node_ips: if facts.node.is_empty() { Box::default() } else { node_ips(pod) },
         facts: kept.then(|| Arc::new(facts)),
     }
 }
@@ -296,6 +363,58 @@ mod tests {
         state.take(Event::Begins);
         state.take(Event::Complete);
         assert_eq!(state.bytes, 0);
+    }
+
+    #[test]
+    fn who_else_has_an_address_is_known_while_it_lives() {
+        let mut state = State::default();
+        state.take(Event::Begins);
+        state.hold("unknown", [IpAddr::from([10, 0, 0, 1])], SystemTime::UNIX_EPOCH);
+        assert_eq!(state.held.len(), 1, "requests may be listed first");
+        state.take(Event::Complete);
+        assert!(state.held.is_empty());
+        let on = |node: &'static str, ip: &'static str| {
+            move |p: &mut Value| {
+                p["spec"]["nodeName"] = json!(node);
+                p["status"]["podIPs"] = json!([{"ip": ip}]);
+                p["status"]["hostIPs"] = json!([{"ip": format!("192.0.2.{}", node.len())}, {"ip": "127.0.0.1"}]);
+            }
+        };
+        state.take(Event::Applied(pod("a", on("n", "10.0.0.1"))));
+        state.take(Event::Applied(pod("same-node", on("n", "10.0.0.1"))));
+        let a = PodFacts { node: "n".to_owned(), ips: vec!["10.0.0.1".parse().unwrap()], ..PodFacts::default() };
+        assert_eq!(state.claims(&a), []);
+        state.take(Event::Applied(pod("thief", on("node", "10.0.0.1"))));
+        let claims = state.claims(&a);
+        assert_eq!(claims.len(), 1);
+        assert_eq!(claims[0].to_string(), "10.0.0.1 is reported by pod ns/thief on node node too");
+        // A node's own, by what any of its pods says.
+        let thief =
+            |ip: &str| PodFacts { node: "node".to_owned(), ips: vec![ip.parse().unwrap()], ..PodFacts::default() };
+        assert_eq!(state.claims(&thief("192.0.2.1"))[0].by, Claimant::Node("n".to_owned()));
+        assert_eq!(state.claims(&thief("192.0.2.4")), [], "its own node's");
+        assert_eq!(state.claims(&thief("127.0.0.1")), []);
+
+        let (now, hour) = (SystemTime::UNIX_EPOCH, std::time::Duration::from_secs(3600));
+        state.hold("uid-a", a.ips.clone(), now + hour);
+        state.hold("uid-a", a.ips.clone(), now);
+        state.hold("unknown", a.ips.clone(), now + hour);
+        assert_eq!(state.held.len(), 1);
+        assert_eq!(state.held["uid-a"].values().copied().collect::<Vec<_>>(), [now + hour]);
+        for n in 0..10 * MAX_CLAIMS {
+            let ip = IpAddr::from([10, 1, u8::try_from(n / 250).unwrap(), u8::try_from(n % 250).unwrap()]);
+            state.hold("uid-a", [ip], now);
+        }
+        assert!(state.held["uid-a"].len() <= MAX_CLAIMS && state.held["uid-a"].contains_key(&a.ips[0]));
+        // A change of the pod takes nothing; its end takes all.
+        state.take(Event::Applied(pod("a", on("n", "10.0.0.3"))));
+        assert_eq!(state.held.len(), 1);
+        state.take(Event::Applied(pod("thief", |p| p["status"]["phase"] = json!("Failed"))));
+        assert_eq!(state.claims(&a), []);
+        for name in ["a", "same-node", "thief"] {
+            state.take(Event::Deleted(pod(name, |_| {})));
+        }
+        assert!(state.held.is_empty() && state.nodes.is_empty() && state.by_ip.is_empty());
     }
 
     #[test]

@@ -127,7 +127,6 @@ impl Services {
     }
 
     /// Namespace and name of the Service that has this cluster IP.
-    #[allow(dead_code, reason = "addresses are about to be judged by it")]
     pub(crate) fn with_cluster_ip(&self, ip: IpAddr) -> Option<(String, String)> {
         self.state().by_ip.get(&ip).map(|(namespace, name)| (namespace.to_string(), name.to_string()))
     }

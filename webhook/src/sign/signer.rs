@@ -44,7 +44,10 @@ impl Handler for Signer {
     fn observe(&self, seen: Seen<'_>) {
         match seen {
             Seen::ListBegins => self.cleaner.list_begins(),
-            Seen::There(csr) if is_ours(csr) => self.cleaner.observe(csr),
+            Seen::There(csr) if is_ours(csr) => {
+                self.controller.note_answered(csr);
+                self.cleaner.observe(csr);
+            }
             Seen::There(_) => {}
             Seen::Gone(csr) => self.cleaner.gone(csr),
             Seen::ListEnds => self.cleaner.list_ends(),
@@ -114,6 +117,7 @@ impl Signer {
             "status": {"certificate": certificate},
         });
         self.controller.write(csr, "status", patch).await?;
+        self.controller.note_certificate(case, &entitlement.sans, chain.not_after);
         self.metrics.issued(entitlement.role);
         tracing::info!(
             authority = %entry.name,

@@ -5,6 +5,7 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 mod case;
+mod contested;
 mod grammar;
 mod hosts;
 
