@@ -8,7 +8,7 @@ use tokio::{sync::Notify, task::JoinSet, time::sleep};
 
 use super::{
     cache::{objects::Objects, pods::Pods},
-    reconcile::Reconciler,
+    reconcile::{Reconciler, said::Said},
     serving::{Lifetimes, Serving},
     signer::Signer,
 };
@@ -45,7 +45,7 @@ impl LeaderTasks {
                 recorder: controller.recorder.clone(),
                 metrics: signer.metrics.clone(),
                 given: HashMap::new(),
-                said: HashMap::new(),
+                said: Said::default(),
                 upkeep: HashMap::new(),
             };
             tasks.spawn(async move { match reconciler.run().await {} });

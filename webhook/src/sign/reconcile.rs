@@ -44,9 +44,11 @@ use crate::{
         tasks::Tasks,
     },
 };
+use said::Said;
 use step::{Standing, UNKNOWN, describe, goes_well};
 
 mod publish;
+pub(super) mod said;
 mod secrets;
 mod step;
 
@@ -89,7 +91,7 @@ pub(super) struct Reconciler {
     pub(super) metrics: Metrics,
     /// The user's CAs, by Secret and its resourceVersion.
     pub(super) given: HashMap<String, (String, Arc<Authority>)>,
-    pub(super) said: HashMap<(String, &'static str), (String, Instant)>,
+    pub(super) said: Said,
     /// What is known of each trust ConfigMap, by namespace and name.
     pub(super) upkeep: HashMap<(String, String), Upkeep>,
 }
@@ -257,26 +259,24 @@ impl Reconciler {
         if let Some(overdue) = &standing.overdue {
             self.remind(name, &format!("{name}: {overdue}")).await;
         } else {
-            self.said.remove(&(name.to_string(), WAITS));
+            self.said.forget(&name.to_string(), WAITS);
         }
         match (&standing.trouble, standing.report.phase.as_str()) {
             (Some(trouble), "lost") => self.complain(&name.to_string(), name, LOST, &trouble.clone()).await,
             (Some(trouble), "unusable") => self.complain(&name.to_string(), name, UNUSABLE, &trouble.clone()).await,
             (Some(trouble), _) => tracing::debug!(authority = %name, trouble, "not yet"),
             (None, _) => {
-                self.said.remove(&(name.to_string(), LOST));
-                self.said.remove(&(name.to_string(), UNUSABLE));
+                self.said.forget(&name.to_string(), LOST);
+                self.said.forget(&name.to_string(), UNUSABLE);
             }
         }
     }
 
     /// Says once an hour whom a rollover waits for.
     async fn remind(&mut self, name: &SignerName, text: &str) {
-        let key = (name.to_string(), WAITS);
-        if self.said.get(&key).is_some_and(|(last, at)| last == text && at.elapsed() < REMIND_AGAIN) {
+        if !self.said.is_due(&name.to_string(), WAITS, text, REMIND_AGAIN, Instant::now()) {
             return;
         }
-        self.said.insert(key, (text.to_owned(), Instant::now()));
         tracing::warn!(authority = %name, "{text}");
         self.recorder.warn(Notice { regarding: reference(name), reason: WAITS, note: text.to_owned() }).await;
     }
@@ -289,12 +289,9 @@ impl Reconciler {
 
     /// [`Self::complain`], beside any object.
     async fn complain_of(&mut self, subject: &str, regarding: ObjectReference, reason: &'static str, trouble: &str) {
-        let key = (subject.to_owned(), reason);
-        let said = self.said.get(&key);
-        if said.is_some_and(|(last, at)| last == trouble && at.elapsed() < SAY_AGAIN) {
+        if !self.said.is_due(subject, reason, trouble, SAY_AGAIN, Instant::now()) {
             return;
         }
-        self.said.insert(key, (trouble.to_owned(), Instant::now()));
         tracing::error!(subject, reason, "{trouble}");
         self.recorder.warn(Notice { regarding, reason, note: trouble.to_owned() }).await;
     }

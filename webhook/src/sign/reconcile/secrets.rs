@@ -60,6 +60,8 @@ impl Reconciler {
     /// Reads the user's CAs whose Secrets changed.
     pub(super) async fn refresh_given(&mut self, entries: &[Arc<Entry>], policy: &Policy) {
         let now = SystemTime::now();
+        let named: BTreeSet<&str> = entries.iter().filter_map(|entry| policy.given_secret(&entry.name)).collect();
+        self.given.retain(|secret, _| named.contains(secret.as_str()));
         for name in entries.iter().map(|entry| &entry.name) {
             let Some(secret) = policy.given_secret(name) else { continue };
             let version = self.secrets.get(&self.system, secret).and_then(|m| m.resource_version).unwrap_or_default();
@@ -68,7 +70,7 @@ impl Reconciler {
             }
             match self.authorities.given(policy, name, now).await {
                 Ok(Some(authority)) => {
-                    self.said.remove(&(name.to_string(), GIVEN_UNUSABLE));
+                    self.said.forget(&name.to_string(), GIVEN_UNUSABLE);
                     self.given.insert(secret.to_owned(), (version, Arc::new(authority)));
                 }
                 Ok(None) => {}
