@@ -10,7 +10,7 @@ use crate::{
     error::Error,
 };
 
-/// Requests, proves, stores and renews the certificates of an etcd pod.
+/// Requests, verifies, stores and renews the certificates of an etcd pod or host.
 #[derive(Parser, Debug)]
 #[command(name = "etcd-tls-sidecar", version)]
 pub struct Cli {
@@ -22,11 +22,11 @@ pub struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
-    /// Gets the first certificates of a pod, and ends.
+    /// Obtains the first certificates of a pod, and exits.
     Init(InitArgs),
-    /// Keeps the certificates of a pod fresh, or with --kubeconfig those of a host.
+    /// Renews the certificates of a pod; with --kubeconfig, those of a host.
     Run(RunArgs),
-    /// Gets certificates for a host once, and ends.
+    /// Obtains certificates for a host once, and exits.
     Request(RequestArgs),
 }
 

@@ -7,9 +7,9 @@
 //! <dir>/probe/sidecar.sock     where the sidecar answers; being in the volume it is nobody else's, whatever listens where
 //! ```
 //!
-//! **Invariant.** A sidecar takes etcd down by saying so and in no other way; the program keeps limits of its own, and kubelet,
-//! to which a late program is one that failed, waits for much longer than they are. One that refuses, hangs, is not there or talks
-//! nonsense is *away*, for however long, and then the user's own probe says alone how etcd is.
+//! **Invariant.** The sidecar restarts etcd only by an explicit answer. The program has time limits of its own; kubelet, which
+//! counts a late program as failed, waits much longer than those. If the sidecar refuses the connection, hangs, is missing or
+//! sends anything else, it is *away*, and the user's own probe decides.
 //!
 //! Of the standard library alone, and without its name resolution: the program is linked statically, to run in any image.
 

@@ -2,19 +2,19 @@
 //! lock, and only while every other member is healthy and quorum stands without this one.
 //!
 //! ```text
-//! cluster    what is on disk, what etcd's ports show, how every member is      (observer)
+//! cluster    what is on disk, what etcd's ports show, how every member is      (observe)
 //! decision   must etcd be restarted? may it be, now?                           (pure)
-//! act        lock, look again, hand leadership on, end etcd, wait for it       (hands)
+//! act        lock, check again, hand leadership over, end etcd, wait for it
 //! gate       the liveness probe that kubelet acts on, for `reload: probe`
-//! options    what it is told, and what `reload` comes to                      (pure)
+//! options    the arguments, and the restart method that follows from them     (pure)
 //! locks      which locks a restart holds, etcd's, the Lease or both
-//! memory     what must survive the sidecar's own restart
+//! memory     the state that survives a restart of the sidecar
 //! ```
 //!
-//! Whatever goes wrong on the way ends in waiting: the need stays visible in [`Status`], in the log and in the metrics
-//! `restart_due` and `restart_waits`, and all of it is looked at again a moment later.
+//! After any failure the restarter waits and tries again. The pending restart is reported in [`Status`], in the log and by
+//! the metrics `restart_due` and `restart_waits`.
 //!
-//! A sidecar that dies with the lock in its hand leaves a lock that lapses within [`crate::restart::lock::TTL`] seconds, and the
+//! If a sidecar dies with the lock held, the lock expires within [`crate::restart::lock::TTL`] seconds, and the
 //! next one then finds a member that is down and waits for it.
 
 mod act;

@@ -1,5 +1,4 @@
-//! The command line of `init` and `run` in a pod. The webhook renders these arguments from the very struct that the
-//! sidecar parses.
+//! The command line of `init` and `run` in a pod. The webhook renders the arguments from the struct that the sidecar parses.
 
 use std::{net::IpAddr, path::PathBuf, time::Duration};
 
@@ -17,53 +16,52 @@ use crate::{
     settings::{Issuer, Reload, Settings, user},
 };
 
-/// The least time between two restarts of etcd: kubelet forgets a container's restarts after ten minutes, and delays a second
-/// one within them.
+/// The minimum time between two restarts of etcd: kubelet delays a second restart of a container within ten minutes.
 pub const RESTART_PACE: Duration = Duration::from_secs(600);
 
-/// What `init` and `run` are told of their pod. Everything that a user can say reaches them here, already validated.
+/// The arguments of `init` and `run` in a pod. They carry every setting of the user, already validated.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct PodArgs {
-    /// Roles to hold certificates for.
+    /// The roles to obtain certificates for.
     #[arg(long, value_delimiter = ',', required = true)]
     pub roles: Vec<Role>,
     /// The etcd cluster's name within the namespace.
     #[arg(long, default_value = names::DEFAULT_CLUSTER)]
     pub cluster: String,
-    /// Who signs: csr, csr:<signerName> or cert-manager:<Kind>/<name>.
+    /// The issuer: csr, csr:<signerName> or cert-manager:<Kind>/<name>.
     #[arg(long, default_value = "csr")]
     pub issuer: Issuer,
-    /// The lifetime asked for.
+    /// The requested lifetime.
     #[arg(long, default_value = "24h", value_parser = crate::duration::parse_duration)]
     pub duration: Duration,
     /// The key's algorithm and size.
     #[arg(long, default_value = "ecdsa-p256")]
     pub key: KeyAlgorithm,
-    /// When a new key is made: always or on-ca-change.
+    /// When a new key is generated: always or on-ca-change.
     #[arg(long, default_value = "always")]
     pub key_rotation: KeyRotation,
-    /// More names and addresses to ask for; policy decides.
+    /// More names and addresses to request; the policy decides.
     #[arg(long, value_delimiter = ',')]
     pub extra_sans: Vec<String>,
     /// The CN of a client certificate; default <serviceaccount>.<namespace>.
     #[arg(long)]
     pub user: Option<String>,
-    /// How etcd is told of a changed trust bundle: auto, signal:<SIG>, probe or none.
+    /// How etcd is restarted for a changed trust bundle: auto, signal:<SIG>, probe or none.
     #[arg(long, default_value = "auto")]
     pub reload: Reload,
     /// Whether the pod shares its process namespace and etcd runs as this process's user, so that a signal reaches it.
     #[arg(long)]
     pub can_signal: bool,
-    /// Where the files go.
+    /// The directory of the certificates.
     #[arg(long, default_value = names::CERTS_MOUNT_PATH)]
     pub dir: PathBuf,
-    /// Where the trust bundles are: peer.crt, client.crt, metrics.crt.
+    /// The directory of the trust bundles: peer.crt, client.crt, metrics.crt.
     #[arg(long, default_value = names::TRUST_MOUNT_PATH)]
     pub trust_dir: PathBuf,
-    /// Where the token (token), the API server's CA (ca.crt) and the namespace are.
+    /// The directory of the service account: token, ca.crt and namespace.
     #[arg(long, default_value = names::TOKEN_MOUNT_PATH)]
     pub token_dir: PathBuf,
-    /// Port of /live, /ready and /metrics, on every address of the pod.
+    /// The port of /live, /ready and /metrics, on every address of the pod.
     #[arg(long, default_value_t = names::DEFAULT_ADMIN_PORT)]
     pub admin_port: u16,
     /// The URL of etcd's client port, as the sidecar reaches it; not given where the pod runs no server.
@@ -75,16 +73,16 @@ pub struct PodArgs {
     /// The URL of etcd's metrics port, as the sidecar reaches it, where it is https.
     #[arg(long)]
     pub metrics_url: Option<Endpoint>,
-    /// What the user's own liveness probe of etcd asks, which etcd-tls-probe of `reload: probe` asks in its place: an http,
-    /// https or tcp URL.
+    /// The URL (http, https or tcp) of the user's own liveness probe of etcd; under `reload: probe`, etcd-tls-probe checks
+    /// it instead.
     #[arg(long)]
     pub liveness_url: Option<String>,
-    /// The least time between two restarts of etcd by the sidecar; kubelet delays a second one within ten minutes.
+    /// The minimum time between two restarts of etcd by the sidecar; kubelet delays a second restart within ten minutes.
     #[arg(long, default_value = "10m", value_parser = crate::duration::parse_duration)]
     pub restart_pace: Duration,
 }
 
-/// What the downward API says of the pod.
+/// The pod, from the downward API.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct DownwardArgs {
     /// metadata.name.
@@ -108,9 +106,9 @@ pub struct DownwardArgs {
 }
 
 impl PodArgs {
-    /// The arguments that carry `settings`; everything that is not a user's to say has its default.
+    /// The arguments that carry `settings`; the others have their defaults.
     ///
-    /// `containers` and `mount_path` are the injector's alone and are not carried.
+    /// `containers` and `mount_path` are used by the injector only.
     pub fn of(settings: &Settings) -> Self {
         Self {
             roles: settings.roles.iter().copied().collect(),
@@ -220,7 +218,7 @@ impl PodArgs {
 }
 
 impl DownwardArgs {
-    /// The pod as it knows itself: no labels, no Services, and no subdomain, of which the downward API says nothing.
+    /// The pod as the downward API describes it: without labels, Services and subdomain.
     pub fn facts(&self) -> PodFacts {
         PodFacts {
             namespace: self.pod_namespace.clone(),

@@ -1,7 +1,7 @@
 //! Certificates and bundles as values: read strictly, compared, verified as a peer would.
 //!
-//! The peers are etcd and its clients, so Go's `crypto/x509` is the measure: where webpki is laxer (it takes a trust anchor
-//! for valid for ever and without bounds), the difference is checked here.
+//! The peers are etcd and its clients, so Go's `crypto/x509` is the reference. webpki is more lenient: it does not check a
+//! trust anchor's validity and constraints. They are checked here.
 
 mod pem;
 mod read;
@@ -57,7 +57,7 @@ pub struct Chain {
     pub public_key: Vec<u8>,
 }
 
-/// Why a certificate, chain or bundle is not taken.
+/// Why a certificate, chain or bundle is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct CertificateError(pub String);

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use crate::{invalid_value::InvalidValue, text::quoted};
 
-/// The shortest life that may be asked for: the API server refuses `expirationSeconds` under 600.
+/// The shortest lifetime: the API server refuses `expirationSeconds` below 600.
 pub const MIN_DURATION: Duration = Duration::from_secs(600);
-/// The longest life that can be written at all: a year. Policy's bound is far lower; this one keeps arithmetic safe.
+/// The longest lifetime that is read: a year. The policy's bound is far lower; this one keeps arithmetic safe.
 pub const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 3600);
+
 /// Reads a duration: whole numbers with the units h, m, s in that order (`24h`, `1h30m`, `90s`), nothing else. More than
 /// zero.
 ///

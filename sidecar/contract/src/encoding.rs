@@ -13,7 +13,7 @@ pub fn hex(bytes: &[u8]) -> String {
     })
 }
 
-/// A PEM block: base64 in lines of 64, as everybody writes it. What is held on the way is wiped, since it may be a key.
+/// A PEM block: base64 in lines of 64 characters. Buffers are wiped, since they may hold a key.
 pub(crate) fn pem(label: &str, der: &[u8]) -> Zeroizing<String> {
     let text = Zeroizing::new(STANDARD.encode(der));
     // Large enough at once: a String that grows leaves copies behind.

@@ -7,8 +7,8 @@
 //! etcd-tls trust: peer=<digest> client=<digest>
 //! ```
 //!
-//! A requester takes a changed bundle only if its digest stands in the answer to a request of its own. Whoever can write
-//! the ConfigMap with the bundles can thus keep a bundle away, but not bring in one of their own.
+//! A requester accepts a changed bundle only if its digest is in the answer to a request of its own. So a writer of the
+//! ConfigMap can withhold a bundle, but cannot introduce another one.
 
 use std::{collections::BTreeMap, fmt};
 

@@ -27,12 +27,12 @@ pub enum KeyAlgorithm {
     Rsa4096,
 }
 
-/// When a new key is made.
+/// When a new key is generated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyRotation {
     /// `always`: for each certificate.
     Always,
-    /// `on-ca-change`: kept until the trust bundle changes; no handshake can then meet half a pair.
+    /// `on-ca-change`: the key is kept until the trust bundle changes, so no handshake sees half a pair.
     OnCaChange,
 }
 
@@ -41,7 +41,7 @@ impl KeyAlgorithm {
     pub const ALL: [Self; 6] =
         [Self::EcdsaP256, Self::EcdsaP384, Self::Ed25519, Self::Rsa4096, Self::Rsa3072, Self::Rsa2048];
 
-    /// Its word in annotations and policy.
+    /// The name in annotations and in the policy.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::EcdsaP256 => "ecdsa-p256",

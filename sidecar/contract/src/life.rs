@@ -1,11 +1,11 @@
-//! The life of a leaf, and when it is renewed. Pure: the time is an argument.
+//! The lifetime of a leaf, and when it is renewed. Pure: the time is an argument.
 
 use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest::{SHA256, digest};
 
-/// How far back our signer sets notBefore: for clocks that lag behind its own by some minutes, and for a clock that is set
-/// back by an hour, on which a certificate of just now would be one of the future and refused by every peer.
+/// How far back our signer sets notBefore, so that peers whose clock is behind, or is set back by an hour, do not refuse a
+/// new certificate.
 pub const BACKDATE: Duration = Duration::from_secs(65 * 60);
 
 /// The part of the life before which no certificate is renewed, and the part over which renewals are spread.
@@ -43,7 +43,7 @@ impl Life {
         self.not_after.duration_since(now).unwrap_or_default()
     }
 
-    /// Whether less than a fifth is left: from then on nothing is left to chance.
+    /// Whether less than a fifth is left. From then on retries are not jittered.
     pub fn is_short(&self, now: SystemTime) -> bool {
         self.left(now) < self.whole() / 5
     }

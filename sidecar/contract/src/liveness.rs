@@ -1,10 +1,10 @@
-//! The times of etcd's liveness probe under `reload: probe`, which admission and the probe's program must agree on.
+//! The time limits of etcd's liveness probe under `reload: probe`. Admission and the probe program must agree on them.
 
 use std::time::Duration;
 
-/// How long the sidecar may take with what it need not ask anybody about.
+/// How long the sidecar may take to answer when it does not have to check etcd.
 pub const SIDECAR_LIMIT: Duration = Duration::from_secs(2);
-/// How long kubelet and the runtime may take to start the program, in seconds: one that is late counts as one that failed.
+/// How long kubelet and the runtime may take to start the program, in seconds. kubelet counts a late probe as failed.
 const START_SECONDS: u64 = 15;
 
 /// The `timeoutSeconds` of a probe that runs the program with `--timeout=<timeout>`: the sidecar asks for that long, or is

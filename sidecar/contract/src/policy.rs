@@ -1,6 +1,6 @@
 //! The operator's policy: ConfigMap `etcd-tls-policy`, key `policy.yaml`, strictly parsed.
 //!
-//! Everything has a default, and the default widens nothing: no names beyond the grammar, no user but the pod's own, no
+//! Every field has a default. The default allows nothing beyond the grammar: no further names, no user but the pod's own, no
 //! cluster of another namespace, no host.
 
 use std::{collections::BTreeSet, net::IpAddr, time::Duration};
@@ -142,7 +142,7 @@ impl Policy {
         Ok(policy)
     }
 
-    /// What no single value shows.
+    /// Checks the values, and their combinations.
     fn check(&self) -> Result<(), InvalidValue> {
         if !names::is_dns_subdomain(&self.cluster_domain) || self.cluster_domain == "svc" {
             return Err(format!("clusterDomain: {:?} is not a DNS domain", self.cluster_domain).into());

@@ -1,4 +1,4 @@
-//! What a user says of a pod: the `etcd-tls.dev/…` annotations, parsed into types whose invalid states do not exist.
+//! The settings of a pod: the `etcd-tls.dev/…` annotations, parsed into types that have no invalid values.
 
 mod issuer;
 mod options;
@@ -65,7 +65,7 @@ pub struct Settings {
     pub options: OptionsMode,
 }
 
-/// One thing wrong with a pod's annotations, for the person who wrote them: which, what, and what to write instead.
+/// An error in a pod's annotations: which annotation, what is wrong, and what to write instead.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("annotation {annotation}: {message}")]
 pub struct Problem {
@@ -133,7 +133,7 @@ impl Settings {
         Ok(())
     }
 
-    /// What no single value shows.
+    /// Checks the combinations of values.
     fn combinations(&self, problems: &mut Vec<Problem>) {
         let mut problem = |key: &str, message: String| {
             problems.push(Problem { annotation: format!("{}{key}", names::ANNOTATION_PREFIX), message });

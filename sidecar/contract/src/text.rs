@@ -1,4 +1,4 @@
-//! Lists as users write them, and users' text in messages.
+//! Lists in annotations and arguments, and users' text in messages.
 
 use crate::invalid_value::InvalidValue;
 

@@ -1,4 +1,4 @@
-//! What a request states of the bundle that etcd has loaded: the annotation [`crate::names::TRUSTS_ANNOTATION`].
+//! The bundle that etcd has loaded, as a request states it: the annotation [`crate::names::TRUSTS_ANNOTATION`].
 //!
 //! Either the bundle's digest, or `unknown:<reason>`. Unknown is never counted as loaded.
 
@@ -13,11 +13,11 @@ const UNKNOWN: &str = "unknown:";
 pub enum Trusts {
     /// Digest of the bundle that etcd was seen to have loaded.
     Loaded(String),
-    /// It cannot be seen what etcd has loaded.
+    /// It is not known which bundle etcd has loaded.
     Unknown(Unknown),
 }
 
-/// Why it cannot be seen what etcd has loaded.
+/// Why it is not known which bundle etcd has loaded.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Unknown {
     /// The sidecar does not know where etcd listens.

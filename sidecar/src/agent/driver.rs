@@ -1,7 +1,7 @@
-//! The loop: what is due is asked for, what was obtained is written, what was written is looked for at etcd's ports.
+//! The loop: requests the certificates that are due, writes those that were issued, and checks that etcd's ports serve them.
 //!
-//! It wakes for its timers, for a swap of the trust directory, for what the restarter has seen, and for the end of what it
-//! started; each time it looks at everything anew, so that no event needs to be remembered.
+//! It wakes up for its timers, for a change of the trust directory, for news from the restarter, and when a request or a check
+//! ends. Each time it evaluates the whole state again, so no event needs to be remembered.
 
 use std::{
     collections::BTreeMap,
@@ -37,7 +37,7 @@ use crate::{
     store::{Entry, files::Files},
 };
 
-/// The loop and all that it works with. `api` gives a client for one request, `template` what a role asks for now.
+/// The loop and its inputs. `api` makes a client for one request; `template` is what a role's certificate is requested with now.
 pub struct Driver<C, F, M, W> {
     /// The certificates.
     pub agent: Agent<C, F>,
@@ -197,7 +197,7 @@ where
                 let (failures, clock) = (progress.failed_writes, self.agent.clock());
                 let pause = schedule::backoff(failures, None, SystemTime::UNIX_EPOCH, clock.chance());
                 progress.write_at = clock.elapsed() + pause.max(Duration::from_secs(1));
-                tracing::error!(%error, "new files could not be written; those before are still in use, and it is tried again");
+                tracing::error!(%error, "new files could not be written; the current ones stay in use; trying again");
                 self.health.trouble(error.to_string());
                 return;
             }
@@ -277,7 +277,7 @@ where
                 Renewal::At(at) => pause = pause.min(schedule::sleep(now, at)),
                 Renewal::Due(_) if !held.is_zero() => pause = pause.min(held),
                 Renewal::Due(why) => {
-                    tracing::info!(%role, %why, "asking for a certificate");
+                    tracing::info!(%role, %why, "requesting a certificate");
                     state.asking = true;
                     state.asked_for.clone_from(&state.outdated);
                     state.offered = offers.get(&role.domain()).cloned();
@@ -341,7 +341,7 @@ where
                             schedule::backoff(state.refusals, life, clock.now(), clock.chance())
                         };
                         state.hold_until = clock.elapsed() + pause;
-                        tracing::error!(%role, error = %failure, again_in = ?pause, "no new certificate; the one before stays in use");
+                        tracing::error!(%role, error = %failure, again_in = ?pause, "no new certificate; the current one stays in use");
                     }
                 }
             }

@@ -1,5 +1,5 @@
-//! The first certificates, before etcd starts. Good files on disk are used before anybody is asked: etcd must start with
-//! no signer, no API server and no network. Only what etcd cannot start without is waited for.
+//! The first certificates, before etcd starts. Valid files on disk are used without any request: etcd must start without
+//! signer, API server and network. Only what etcd cannot start without is waited for.
 
 use std::{cell::Cell, collections::BTreeSet, path::Path, rc::Rc, time::Duration, time::SystemTime};
 

@@ -1,4 +1,4 @@
-//! What the sidecar says of itself: `/live`, `/ready`, `/metrics`.
+//! The state of the sidecar: `/live`, `/ready`, `/metrics`.
 
 use std::{
     collections::BTreeMap,
@@ -20,7 +20,7 @@ use etcd_tls_telemetry::admin::{CheckError, Status};
 
 use crate::{agent::held::Held, issuance::schedule::TICK, store::Set};
 
-/// The loop looks at the clock every [`TICK`]; a loop that has not for so long hangs.
+/// The loop runs at least every [`TICK`]. After this time without a turn it is taken to hang.
 const STUCK: Duration = Duration::from_secs(3 * TICK.as_secs());
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -101,26 +101,22 @@ impl Health {
         };
         registry.register(
             "request_pending_seconds",
-            "Age of the request under way; 0 where there is none",
+            "Age of the pending request; 0 if there is none",
             health.pending.clone(),
         );
-        registry.register("renewals", "Requests that ended, by result", health.renewals.clone());
-        registry.register(
-            "rotated",
-            "Certificates that were seen to be served by all of their ports",
-            health.rotated.clone(),
-        );
+        registry.register("renewals", "Requests for a certificate that ended, by result", health.renewals.clone());
+        registry.register("rotated", "Certificates that all of their ports were seen to serve", health.rotated.clone());
         registry.register(
             "handshakes",
-            "Looks at etcd's own ports after a renewal, by what came of them",
+            "Handshakes with etcd's ports after a renewal, by result",
             health.handshakes.clone(),
         );
         registry.register(
             "signed_to_served_seconds",
-            "From a certificate's receipt to its first being served",
+            "Time from the receipt of a certificate until etcd serves it",
             health.signed_to_served.clone(),
         );
-        registry.register("bundle_refusals", "Trust bundles on offer that were refused", health.refused_total.clone());
+        registry.register("bundle_refusals", "Offered trust bundles that were refused", health.refused_total.clone());
         registry.register(
             "signer_states_bundles",
             "1 if the signer's last answer states the trust bundles in force; 0 if not (a signer of an earlier version): a \
@@ -129,7 +125,7 @@ impl Health {
         );
         registry.register(
             "bundle_refused",
-            "1 while the trust bundle on offer is refused and the one before is kept",
+            "1 while the offered trust bundle is refused and the previous one is kept",
             health.refused.clone(),
         );
         Self { registry, ..health }

@@ -1,5 +1,5 @@
-//! The same on a host: names and addresses that its operator says, a kubeconfig in the place of a service account, the
-//! trust bundles from a file or from where the signer publishes them.
+//! A host as a requester: names and addresses from the command line, a kubeconfig instead of a service account, and trust
+//! bundles from a file or from the signer's ConfigMap.
 
 use std::{
     collections::BTreeSet,
@@ -18,29 +18,29 @@ use crate::{
 /// The directory beside the certificates in which fetched bundles are kept.
 const TRUST: &str = "trust";
 
-/// Who a host is, and whom it asks.
+/// The arguments of a host.
 #[derive(Args, Clone, Debug, Default)]
 pub struct HostArgs {
-    /// Ask as a host, with this kubeconfig; with --bootstrap-kubeconfig it is written around the first certificate.
+    /// Run on a host, with this kubeconfig. With --bootstrap-kubeconfig it is written with the first certificate.
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
-    /// What to ask with (a token) while there is no valid certificate.
+    /// The kubeconfig (with a token) to use while there is no valid certificate.
     #[arg(long, value_name = "FILE", requires = "kubeconfig")]
     pub bootstrap_kubeconfig: Option<PathBuf>,
-    /// The host's name in subjects and in the requests' names; default the system's.
+    /// The host's name in subjects and in the names of requests [default: the host name].
     #[arg(long)]
     pub name: Option<String>,
     /// The namespace that the etcd cluster belongs to.
     #[arg(long, default_value = "kube-system")]
     pub namespace: String,
-    /// DNS names to ask for, separated by commas; the server role has localhost too.
+    /// DNS names to request, separated by commas; the server role also has localhost.
     #[arg(long, default_value = "", hide_default_value = true)]
     pub dnsnames: String,
-    /// IPv4 and IPv6 addresses to ask for, separated by commas; the server role has 127.0.0.1 and ::1 too.
+    /// IPv4 and IPv6 addresses to request, separated by commas; the server role also has 127.0.0.1 and ::1.
     #[arg(long, default_value = "", hide_default_value = true)]
     pub ipaddrs: String,
-    /// One trust bundle for every role. Without it the bundles are read from --trust-dir where that is there, else from the
-    /// ConfigMap in which the signer publishes them.
+    /// One trust bundle for every role. Without it the bundles are read from --trust-dir if it exists, else from the ConfigMap
+    /// in which the signer publishes them.
     #[arg(long, value_name = "FILE")]
     pub cacrt: Option<PathBuf>,
     /// etcd is the main process of this systemd unit.
@@ -66,7 +66,7 @@ impl Host {
     /// From the command line.
     ///
     /// # Errors
-    /// Which argument makes no sense, and why.
+    /// Which argument is invalid, and why.
     pub fn new(args: &HostArgs, settings: Settings, exact: Option<String>) -> Result<Self, InvalidValue> {
         let name = match &args.name {
             Some(name) => name.clone(),

@@ -1,5 +1,5 @@
-//! What `init` and `run` share: the set held, the bundles on offer, the templates of each role, and the one place where
-//! files are written.
+//! Shared by `init` and `run`: the certificates in use, the offered bundles, the templates of each role, and the one place
+//! that writes files.
 
 use std::{
     cell::{Cell, RefCell},

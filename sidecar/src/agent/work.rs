@@ -1,4 +1,4 @@
-//! Keeps certificates fresh until told to stop: files, renewals, restarts and the admin port, put together for a pod or a host.
+//! Renews certificates until SIGTERM or SIGINT: files, renewals, restarts and the admin port, for a pod or a host.
 
 use std::{
     collections::BTreeSet,

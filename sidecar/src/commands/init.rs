@@ -1,5 +1,5 @@
-//! `etcd-tls-sidecar init`: the first certificates, before any other container of the pod starts. Files that are good
-//! already are left alone.
+//! `etcd-tls-sidecar init`: obtains the first certificates, before any other container of the pod starts. Valid files are
+//! kept.
 
 use std::{
     fs,
@@ -26,7 +26,7 @@ use crate::{
     os::clock::System,
 };
 
-/// kubelet reads no more.
+/// The maximum that kubelet reads, in bytes.
 const MAX_TERMINATION_MESSAGE: usize = 4096;
 
 /// Arguments of `init`.
@@ -36,16 +36,16 @@ pub struct InitArgs {
     pod: PodArgs,
     #[command(flatten)]
     downward: DownwardArgs,
-    /// How long to wait for the certificates before the container ends with the reason (and kubelet starts it again).
+    /// How long to wait for the certificates. Then the container exits with the reason, and kubelet starts it again.
     #[arg(long, default_value = "5m", value_parser = parse_duration)]
     timeout: Duration,
-    /// Where the reason of a failure is written for kubelet.
+    /// The file for the reason of a failure, which kubelet reads.
     #[arg(long, default_value = "/dev/termination-log")]
     termination_log: PathBuf,
 }
 
 impl InitArgs {
-    /// Gets what is missing, and ends.
+    /// Obtains the missing certificates.
     ///
     /// # Errors
     /// The reason, which is also in the termination message.
@@ -79,7 +79,7 @@ async fn once(pod: &PodArgs, downward: &DownwardArgs, timeout: Duration) -> Resu
     fill(&agent, &templates, || Kube::new(credentials.clone()), timeout).await
 }
 
-/// Leaves the reason where kubelet reads it; outside a pod there is no such file, and nothing is done.
+/// Writes the reason to the file that kubelet reads. Outside a pod there is no such file, and nothing is written.
 pub fn write_termination_message(path: &Path, message: &str) {
     let mut end = message.len().min(MAX_TERMINATION_MESSAGE);
     while !message.is_char_boundary(end) {

@@ -1,7 +1,7 @@
-//! `run --kubeconfig`: renews the certificates of a host for ever.
+//! `run --kubeconfig`: renews the certificates of a host.
 //!
-//! With `--bootstrap-kubeconfig` the first certificate is had by that one's token, the kubeconfig is written around it, and
-//! used from then on; when its certificate has expired, the bootstrap one is used again.
+//! With `--bootstrap-kubeconfig` the first certificate is requested with that file's token. Then the kubeconfig is written
+//! with the certificate and used from then on. If the certificate has expired, the bootstrap kubeconfig is used again.
 
 use std::{future::pending, path::Path};
 
@@ -23,10 +23,10 @@ use crate::{
     restart,
 };
 
-/// Renews the certificates of a host until told to stop.
+/// Renews the certificates of a host until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// What keeps the process from its work for good; everything else is tried again.
+/// What cannot be retried: arguments, the directory, the admin port.
 pub async fn run(args: &PodArgs, host_args: &HostArgs) -> Result<(), Error> {
     let settings = args.settings().map_err(Error::Arguments)?;
     let host = Host::new(host_args, settings, None).map_err(Error::Arguments)?;

@@ -35,7 +35,7 @@ use crate::{
     store::{Store, StoreError, files::Disk},
 };
 
-/// How often the certificates of another process are looked at.
+/// How often the certificates of another process are checked.
 const GLANCE: Duration = Duration::from_millis(500);
 
 /// Arguments of `request`.
@@ -43,46 +43,46 @@ const GLANCE: Duration = Duration::from_millis(500);
 pub struct RequestArgs {
     #[command(flatten)]
     host: HostArgs,
-    /// Where the files go: <role>/tls.crt, tls.key and ca.crt; with --commonname also <commonname>.crt and <commonname>.key.
+    /// The directory of the certificates: <role>/tls.crt, tls.key and ca.crt; with --commonname also <commonname>.crt and <commonname>.key.
     #[arg(long, value_name = "DIR")]
     assetsdir: PathBuf,
-    /// Roles to get certificates for; default that of --orgname, else peer,server.
+    /// The roles to obtain certificates for [default: the role of --orgname, else peer,server].
     #[arg(long, alias = "role", value_delimiter = ',')]
     roles: Vec<Role>,
     /// The subject's CN, exactly; for one role.
     #[arg(long)]
     commonname: Option<String>,
-    /// The subject's O, which says the role: system:etcd-peers, -servers, -metrics or -clients.
+    /// The subject's O, which determines the role: system:etcd-peers, -servers, -metrics or -clients.
     #[arg(long)]
     orgname: Option<String>,
-    /// The CN of a client certificate, which etcd takes for the user.
+    /// The CN of a client certificate: the etcd user.
     #[arg(long)]
     user: Option<String>,
     /// The etcd cluster's name.
     #[arg(long, default_value = names::DEFAULT_CLUSTER)]
     cluster: String,
-    /// Who signs: csr, csr:<signerName> or cert-manager:<Kind>/<name>.
+    /// The issuer: csr, csr:<signerName> or cert-manager:<Kind>/<name>.
     #[arg(long, default_value = "csr")]
     issuer: Issuer,
-    /// The lifetime asked for.
+    /// The requested lifetime.
     #[arg(long, default_value = "24h", value_parser = parse_duration)]
     duration: Duration,
     /// The key's algorithm and size.
     #[arg(long, default_value = "ecdsa-p256")]
     key: KeyAlgorithm,
-    /// A directory with peer.crt, client.crt and metrics.crt, the bundles that certificates are proven against.
+    /// A directory with the trust bundles peer.crt, client.crt and metrics.crt, by which certificates are verified.
     #[arg(long, value_name = "DIR")]
     trust_dir: Option<PathBuf>,
-    /// How long to wait for the certificates; somebody may have to approve them.
+    /// How long to wait for the certificates. A person may have to approve them.
     #[arg(long, default_value = "1h", value_parser = parse_duration)]
     timeout: Duration,
-    /// Ask anew even if there are good certificates.
+    /// Request new certificates even if those on disk are valid.
     #[arg(long)]
     force: bool,
 }
 
 impl RequestArgs {
-    /// Gets the certificates, and ends.
+    /// Obtains the certificates.
     ///
     /// # Errors
     /// The reason.

@@ -1,4 +1,4 @@
-//! `etcd-tls-sidecar run`: keeps the certificates of a pod fresh for as long as it lives.
+//! `etcd-tls-sidecar run`: renews the certificates of a pod or host until it is stopped.
 //!
 //! In a pod here; on a host, [`crate::commands::on_host`].
 
@@ -31,16 +31,16 @@ pub struct RunArgs {
     downward: Downward,
     #[command(flatten)]
     host: HostArgs,
-    /// Where the reason of a failure is written for kubelet.
+    /// The file for the reason of a failure, which kubelet reads.
     #[arg(long, default_value = "/dev/termination-log")]
     termination_log: PathBuf,
 }
 
 impl RunArgs {
-    /// Renews until told to stop.
+    /// Renews until SIGTERM or SIGINT.
     ///
     /// # Errors
-    /// What keeps the process from its work for good; everything else is tried again.
+    /// What cannot be retried: arguments, the directory, the admin port.
     pub async fn run(self) -> Result<(), Error> {
         let Self { pod, downward, host, termination_log } = self;
         let result = match (host.kubeconfig.is_some(), downward.0) {
@@ -55,7 +55,7 @@ impl RunArgs {
     }
 }
 
-/// [`DownwardArgs`] where they are all there; a host has none, and then they are not asked for.
+/// [`DownwardArgs`], or the error if one is missing. On a host they are not needed.
 #[derive(Clone, Debug)]
 struct Downward(Result<DownwardArgs, InvalidValue>);
 

@@ -1,4 +1,4 @@
-//! What a TLS port really serves: asked by a handshake, never believed from a file.
+//! What a TLS port serves, as its handshake shows it.
 //!
 //! etcd reads its leaf anew at each handshake and its trust bundle never again, so whether a renewal arrived shows in
 //! the certificate it sends, and which CAs it has loaded in the CertificateRequest it sends. Both come before the

@@ -1,5 +1,5 @@
-//! One role's certificate: whether a new one is needed, and how it is had. From the key to a proven [`Entry`]; the files
-//! are the caller's.
+//! One role's certificate: when a new one is requested, and the request, from the key to a verified [`Entry`]. The caller
+//! writes the files.
 
 use std::{
     cell::RefCell,
@@ -34,7 +34,7 @@ use crate::{
 #[cfg(test)]
 mod tests;
 
-/// A request under ten minutes is refused by the API server; what the signer may cut is its matter.
+/// The API server refuses a request for less than ten minutes. The signer may shorten the lifetime.
 const LEAST_EXPIRATION: Duration = Duration::from_secs(600);
 /// How long a certificate may be ahead of us: of our clock, or of the trust bundle that kubelet brings us.
 const AHEAD: Duration = Duration::from_secs(10 * 60);
@@ -42,7 +42,7 @@ const AHEAD_POLL: Duration = Duration::from_secs(2);
 /// How often a request is looked at again that has ended with the certificate already in use.
 const STALE_POLL: Duration = Duration::from_secs(20);
 
-/// What one role asks for.
+/// What a role's certificate is requested with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Template {
     /// The role.
@@ -55,20 +55,20 @@ pub struct Template {
     pub sans: Sans,
     /// `spec.signerName`.
     pub signer: String,
-    /// The life asked for.
+    /// The requested lifetime.
     pub lifetime: Duration,
     /// The key's algorithm and size.
     pub key: KeyAlgorithm,
-    /// When a new key is made.
+    /// When a new key is generated.
     pub key_rotation: KeyRotation,
 }
 
-/// Why a certificate is asked for.
+/// Why a certificate is requested.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// There is none.
+    /// There is no certificate.
     Missing,
-    /// Its time has come, or is over.
+    /// The renewal time has come.
     Due,
     /// It is not valid yet: the clock was set back by more than a certificate is backdated, and peers refuse it.
     Early,

@@ -1,24 +1,24 @@
-//! When to renew, when to ask again, when to try again. Pure: the time and the randomness are arguments.
+//! When to poll and when to retry. Pure: the time and the randomness are arguments.
 
 use std::time::{Duration, SystemTime};
 
 use etcd_tls_contract::life::Life;
 
-/// The wall clock is looked at so often or oftener: a suspended machine and a stepped clock are noticed.
+/// The longest sleep. The wall clock is read at least this often, so that a suspended machine and a stepped clock are noticed.
 pub const TICK: Duration = Duration::from_secs(60);
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5 * 60);
-/// A verdict takes a person to change: the first pause after one.
+/// The first pause after a verdict, which only a person can change.
 const VERDICT_BACKOFF: Duration = Duration::from_secs(30);
 
-/// An approver and a signer that have nothing else to do take about so long.
+/// About how long an idle approver and signer take.
 const FIRST_POLL: Duration = Duration::from_millis(10);
 const LONGEST_FIRST_POLL: Duration = Duration::from_secs(1);
 /// An API server with little to do answers sooner.
 const BUSY: Duration = Duration::from_millis(10);
 const SHORTEST_POLL: Duration = Duration::from_millis(4);
 const LONGEST_POLL: Duration = Duration::from_secs(5);
-/// After so long the signer is not slow but away.
+/// After this time the signer is assumed to be down.
 const PATIENCE: Duration = Duration::from_secs(10 * 60);
 const AWAY_POLL: Duration = Duration::from_secs(30);
 

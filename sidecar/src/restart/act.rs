@@ -1,5 +1,5 @@
-//! The hands: with the lock held, look once more, hand leadership on, end etcd, and wait until it is back, healthy and with
-//! the bundle on disk.
+//! Restarts etcd: with the lock held, checks the cluster again, hands leadership over, ends etcd, and waits until etcd is
+//! back, healthy and has loaded the bundle on disk.
 
 use std::time::Duration;
 

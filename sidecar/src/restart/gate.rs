@@ -1,10 +1,10 @@
 //! `reload: probe`: the sidecar's answer to etcd's liveness probe, by which kubelet restarts etcd where no signal reaches it.
 //!
-//! It is given on a socket in the volume that etcd's container has too, to the program of [`crate::probe`]; what a sidecar
-//! that is away means is that program's to say.
+//! It is given on a socket in the volume that is also in etcd's container, to the program of [`crate::probe`]. That program
+//! decides what a missing answer means.
 //!
-//! **Invariant.** What keeps the sidecar from asking what the user's own probe asks is no word on etcd: kubelet neither
-//! verifies a certificate nor presents one, so an etcd whose certificates have expired is as well as before.
+//! **Invariant.** If the sidecar cannot run the user's own probe, that says nothing about etcd's health. kubelet neither
+//! verifies a certificate nor presents one, so to kubelet an etcd with expired certificates is as healthy as before.
 //!
 //! The startup and readiness probes are not touched. kubelet runs no liveness probe in a pod that is being deleted, where
 //! the sidecar ends last.

@@ -1,4 +1,4 @@
-//! What one sidecar can see of its etcd and of the cluster around it.
+//! Observes one etcd, and its cluster.
 
 use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
 
@@ -45,7 +45,7 @@ pub(super) struct ClusterSeen {
     pub(super) client_urls: Vec<Endpoint>,
 }
 
-/// The observer of the restarter.
+/// Observes etcd by its processes, its ports and the members of its cluster.
 #[derive(Clone)]
 pub(super) struct Observer {
     pub(super) dir: PathBuf,

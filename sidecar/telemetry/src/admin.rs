@@ -1,8 +1,7 @@
 //! The admin port: `/live`, `/ready` and `/metrics` over plain HTTP/1.1, and nothing else.
 //!
-//! What is answered comes from a [`Status`], a value that the process's own loop keeps; asking costs no I/O. The server
-//! is bounded in every direction (connections, header bytes, time), since it listens on an address of the pod and
-//! authenticates nobody.
+//! The answers come from a [`Status`], which the process keeps up to date; a request costs no I/O. The server bounds
+//! connections, header bytes and time, since it listens on an address of the pod without authentication.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -18,9 +17,9 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{net::TcpListener, task::AbortHandle, time};
 
-/// Connections served at once; for one more, the oldest is closed: a probe must be answered, whoever sits on the others.
+/// Connections served at once. For a new one the oldest is closed, so that idle connections cannot block a probe.
 const MAX_CONNECTIONS: usize = 32;
-/// Bytes of a request's head; a probe's or a scraper's is far smaller.
+/// The maximum size of a request's head, in bytes. Those of probes and scrapers are far smaller.
 const MAX_HEAD: usize = 8 * 1024;
 /// How long a request's head may take.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
@@ -44,15 +43,15 @@ impl From<&str> for CheckError {
     }
 }
 
-/// What a process says of itself on its admin port.
+/// The state of a process, for its admin port.
 pub trait Status: Send + Sync + 'static {
-    /// Whether the process still does its work; an error restarts the container.
+    /// Whether the process makes progress. After an error kubelet restarts the container.
     ///
     /// # Errors
     /// What stands still, for the operator.
     fn live(&self) -> Result<(), CheckError>;
 
-    /// Whether the process has what others need of it.
+    /// Whether the process can serve others.
     ///
     /// # Errors
     /// What is missing, for the operator.
@@ -62,8 +61,7 @@ pub trait Status: Send + Sync + 'static {
     fn metrics(&self) -> String;
 }
 
-/// Serves `status` on `listener` until the future is dropped. It ends by itself never; a connection's error is that
-/// connection's alone.
+/// Serves `status` on `listener` until the future is dropped. An error of one connection does not affect the others.
 pub async fn serve(listener: TcpListener, status: Arc<dyn Status>) {
     let mut open = Connections::default();
     loop {

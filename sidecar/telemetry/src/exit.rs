@@ -7,9 +7,9 @@ use std::process::ExitCode;
 pub enum Exit {
     /// The work is done.
     Success,
-    /// The work cannot be done; the last line of standard error says why.
+    /// The work cannot be done. The last line on standard error gives the reason.
     Failure,
-    /// The command line makes no sense. (clap ends the program so.)
+    /// The command line is invalid (reported by clap).
     Usage,
     /// `status`: pods are failing, or need attention.
     Attention,

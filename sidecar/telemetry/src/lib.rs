@@ -1,5 +1,4 @@
-//! What every process of etcd-tls says of itself: its log, its metrics, the admin port that shows
-//! them, and its exit code.
+//! Log, metrics, admin port and exit codes of every process of etcd-tls.
 
 pub mod admin;
 pub mod exit;

@@ -1,5 +1,5 @@
-//! A gauge that is absent from the metrics until it is set, and again once it is cleared. A replica that does not lead knows
-//! no value, and an alert on a 0 would fire for ever.
+//! A gauge that is absent from the metrics until it is set, and after it is cleared. A replica that does not lead has no
+//! value to report; a 0 would trigger alerts.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -1,4 +1,4 @@
-//! Who signs: `…/issuer`.
+//! The issuer: `…/issuer`.
 
 use std::{fmt, str::FromStr};
 
@@ -8,14 +8,14 @@ use crate::{
     text::quoted,
 };
 
-/// Who signs.
+/// The issuer of a pod's certificates.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Issuer {
     /// `csr`: our signer of the pod's own cluster.
     Csr,
     /// `csr:<signerName>` under our domain: a cluster elsewhere, where policy allows it.
     Ours(SignerName),
-    /// `csr:<signerName>` of another project; approved and signed by others.
+    /// `csr:<signerName>` of another project, which also approves and signs.
     Foreign(String),
     /// `cert-manager:<Kind>/<name>`: Issuer or ClusterIssuer, by way of cert-manager's CSR signers.
     CertManager {

@@ -1,4 +1,4 @@
-//! How etcd and etcdctl are told of their files.
+//! How the paths of the certificates reach etcd and etcdctl.
 
 use std::str::FromStr;
 
@@ -7,12 +7,12 @@ use crate::invalid_value::InvalidValue;
 /// Annotation `options`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OptionsMode {
-    /// By environment variables for what the command line, read by the webhook, does not set by flag.
+    /// By environment variables, for each option that the command line does not set.
     #[default]
     Auto,
     /// By environment variables: the user says that the pod passes no TLS flag.
     Env,
-    /// Not at all: the pod passes its flags itself.
+    /// Not set: the pod passes its flags itself.
     None,
 }
 

@@ -1,19 +1,19 @@
-//! How etcd is told: `…/reload`.
+//! How etcd is restarted: `…/reload`.
 
 use std::{fmt, str::FromStr};
 
 use crate::{invalid_value::InvalidValue, text::quoted};
 
-/// How etcd is told of what it does not notice by itself: a changed trust bundle.
+/// How etcd loads a changed trust bundle, which it does not notice by itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reload {
-    /// `auto`: SIGTERM in a shared process namespace where that is safe; else the need is shown.
+    /// `auto`: SIGTERM in a shared process namespace where that is safe; otherwise the pending restart is reported.
     Auto,
-    /// `signal:<SIG>`: that signal, and a refusal at admission where it cannot be delivered. Never SIGHUP for etcd.
+    /// `signal:<SIG>`: that signal; admission refuses a pod in which it cannot be delivered. Never SIGHUP for etcd.
     Signal(String),
     /// `probe`: through the etcd container's liveness probe.
     Probe,
-    /// `none`: never; the need is shown.
+    /// `none`: never; the pending restart is reported.
     None,
 }
 
