@@ -1,4 +1,4 @@
-//! From one CA to the next, as a pure state machine: what is known in, the next step out.
+//! The change from one CA to the next, as a pure state machine: from the situation to the next step.
 //!
 //! ```text
 //! stable ──publish──▶ published ──change over──▶ signing ──retire──▶ stable

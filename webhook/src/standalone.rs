@@ -1,5 +1,5 @@
-//! The signer for where there is no API server: the CertificateSigningRequest resource over TLS, for etcd that Kubernetes
-//! itself stands on.
+//! A signer without an API server: it serves the CertificateSigningRequest resource over TLS, for example for the etcd of
+//! Kubernetes itself.
 //!
 //! ```text
 //! error, version, codec   Kubernetes' errors, API versions and encodings
@@ -73,7 +73,7 @@ use crate::{
     },
 };
 
-/// How often the token file and the client CA file are looked at.
+/// How often the token file and the client CA file are checked.
 const LOOK: Duration = Duration::from_secs(1);
 /// Lists of many requests that one user has open at once, and all users.
 const LISTS_PER_USER: usize = 4;
@@ -87,8 +87,8 @@ const DRAIN_SECONDS: u64 = 2;
 /// The arguments of `standalone`. The names of the etcd-certificate-generator are kept.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// CA certificate (PEM; intermediates may follow) of every profile that has none of its own. All CA files are read again
-    /// when they change; one that those who know the present CA would not accept is not taken.
+    /// CA certificate (PEM; intermediates may follow) of every profile without one of its own. All CA files are reloaded when
+    /// they change. A new CA that the peers of the current one would not accept is refused.
     #[arg(long, value_name = "FILE", requires = "cakey")]
     pub cacrt: Option<PathBuf>,
     /// Its private key.
@@ -100,7 +100,7 @@ pub struct Args {
     /// Its private key.
     #[arg(long, value_name = "FILE", requires = "peer_cacrt")]
     pub peer_cakey: Option<PathBuf>,
-    /// CA certificate of servers; default that of clients, which etcd verifies by one bundle.
+    /// CA certificate of servers [default: that of clients; etcd verifies both by one bundle].
     #[arg(long, value_name = "FILE", requires = "server_cakey")]
     pub server_cacrt: Option<PathBuf>,
     /// Its private key.
@@ -112,13 +112,13 @@ pub struct Args {
     /// Its private key.
     #[arg(long, value_name = "FILE", requires = "client_cacrt")]
     pub client_cakey: Option<PathBuf>,
-    /// CA certificate of metrics; default that of clients.
+    /// CA certificate of metrics [default: that of clients].
     #[arg(long, value_name = "FILE", requires = "metric_cakey")]
     pub metric_cacrt: Option<PathBuf>,
     /// Its private key.
     #[arg(long, value_name = "FILE", requires = "metric_cacrt")]
     pub metric_cakey: Option<PathBuf>,
-    /// Serving certificate; repeat it with --servkey for more, chosen by SNI. The first serves everybody else.
+    /// Serving certificate. Repeat it with --servkey for more, chosen by SNI; the first one is the default.
     #[arg(long, value_name = "FILE", required = true)]
     pub servcrt: Vec<PathBuf>,
     /// Its private key, in the order of --servcrt.
@@ -127,74 +127,74 @@ pub struct Args {
     /// Address to listen on. [::] is every address of the host, IPv4 and IPv6.
     #[arg(long, default_value = "[::]:6443")]
     pub address: String,
-    /// Address of /live, /ready and /metrics over plain HTTP, answered apart from the threads that serve requests.
+    /// Address of /live, /ready and /metrics over plain HTTP, served independently of requests.
     #[arg(long)]
     pub admin_address: Option<SocketAddr>,
-    /// Directory of the requests; one process each.
+    /// Directory of the stored requests. Each process needs its own.
     #[arg(long, value_name = "DIR")]
     pub csrdir: PathBuf,
-    /// Longest life of peers' certificates.
+    /// Maximum lifetime of peers' certificates.
     #[arg(long, default_value = "8760h", value_parser = parse_duration, value_name = "DURATION")]
     pub peercertdur: Duration,
-    /// Longest life of servers' certificates.
+    /// Maximum lifetime of servers' certificates.
     #[arg(long, default_value = "8760h", value_parser = parse_duration, value_name = "DURATION")]
     pub servercertdur: Duration,
-    /// Longest life of metrics certificates.
+    /// Maximum lifetime of metrics certificates.
     #[arg(long, default_value = "8760h", value_parser = parse_duration, value_name = "DURATION")]
     pub metriccertdur: Duration,
-    /// Longest life of clients' certificates.
+    /// Maximum lifetime of clients' certificates.
     #[arg(long, default_value = "8760h", value_parser = parse_duration, value_name = "DURATION")]
     pub clientcertdur: Duration,
-    /// Tokens: lines of token,user,uid,"group1,group2"; read again when it changes.
+    /// Tokens: lines of token,user,uid,"group1,group2"; reloaded when it changes.
     #[arg(long, value_name = "FILE")]
     pub token_auth_file: Option<PathBuf>,
-    /// CAs of client certificates, whose CN is the user and whose O are the groups; read again when it changes.
+    /// CAs of client certificates, whose CN is the user and whose O are the groups; reloaded when it changes.
     #[arg(long, value_name = "FILE")]
     pub client_ca_file: Option<PathBuf>,
-    /// Take callers without a credential for system:anonymous, as the etcd-certificate-generator did: whoever reaches the
-    /// port may then ask.
+    /// Accept callers without a credential as system:anonymous, as the etcd-certificate-generator did. Everybody who reaches
+    /// the port can then create requests.
     #[arg(long)]
     pub insecure_allow_anonymous: bool,
-    /// GROUP=PROFILE:SAN[,SAN...]: approve by itself what a group asks for, if every name is listed and nobody else holds it.
-    /// A name is listed exactly, by *.pattern (the names under it), by CIDR block, or as wildcard:*.example.com (the wildcard
-    /// itself). Profiles are peer, server, metrics, client; a client's name is its CN. A host that asks with its certificate
-    /// gets no more names than that has. Repeat it for more.
+    /// GROUP=PROFILE:SAN[,SAN...]: approve requests of a group automatically, if every name is listed and no other caller
+    /// holds it. A name is listed exactly, by *.pattern (the names under it), by CIDR block, or as wildcard:*.example.com (the
+    /// wildcard itself). Profiles are peer, server, metrics and client; a client's name is its CN. A host that authenticates
+    /// by its certificate gets only names that are in that certificate. Can be repeated.
     #[arg(long, value_name = "GROUP=PROFILE:SANS")]
     pub approve_group: Vec<Rule>,
-    /// Who may approve, and see everything. Repeat it for more.
+    /// Group that may approve, and read every request. Can be repeated.
     #[arg(long, value_name = "GROUP", default_value = MASTERS)]
     pub admin_group: Vec<String>,
-    /// <namespace>/<cluster>: refuse the signer names of any other etcd cluster.
+    /// <namespace>/<cluster>: refuse signer names of other etcd clusters.
     #[arg(long)]
     pub cluster: Option<ClusterName>,
-    /// Policy, as in the ConfigMap etcd-tls-policy: its hosts are judged by it.
+    /// Policy file, as in the ConfigMap etcd-tls-policy. The hosts in it are judged by it.
     #[arg(long, value_name = "FILE")]
     pub policy: Option<PathBuf>,
-    /// Directory of manifests of pods, Services and Namespaces with their status: requests of service accounts are judged
-    /// by them as in a cluster. The token file's fifth column then holds the tokens' extra fields.
+    /// Directory of manifests of pods, Services and Namespaces with their status. Requests of service accounts are judged by
+    /// them as in a cluster; the token file's fifth column then holds the tokens' extra fields.
     #[arg(long, value_name = "DIR", requires = "cluster")]
     pub pods: Option<PathBuf>,
-    /// Calls a second of each user, and twice as many at once; 0 for no limit.
+    /// Calls per second and user, with bursts of twice as many; 0 for no limit.
     #[arg(long, default_value_t = 200)]
     pub rate_limit: u32,
-    /// Requests stored at most.
+    /// Maximum number of stored requests.
     #[arg(long, default_value_t = 10_000)]
     pub max_requests: usize,
-    /// Requests of one user that may wait for approval.
+    /// Maximum number of pending requests per user.
     #[arg(long, default_value_t = 1_000)]
     pub max_pending_per_user: usize,
-    /// Requests of one user stored at most, decided on or not; by default a fifth of --max-requests, and no fewer than
-    /// --max-pending-per-user.
+    /// Maximum number of stored requests per user, pending or not [default: a fifth of --max-requests, at least
+    /// --max-pending-per-user].
     #[arg(long)]
     pub max_requests_per_user: Option<usize>,
-    /// Names and addresses that one user's automatically approved certificates may hold at a time; what is above it waits for
-    /// a person. By default as many as --max-requests.
+    /// Maximum number of names and addresses in one user's automatically approved certificates; further requests wait for a
+    /// person [default: --max-requests].
     #[arg(long)]
     pub max_names_per_user: Option<usize>,
 }
 
 impl Args {
-    /// Serves until told to stop.
+    /// Serves until SIGTERM or SIGINT.
     ///
     /// # Errors
     /// What kept it from serving.

@@ -1,4 +1,4 @@
-//! A certificate authority as a value: made, or read from what a user gives, and proven able to sign before it does.
+//! A certificate authority as a value: generated, or read from files of the user, and tried before it signs.
 //!
 //! **Invariant.** Nothing here prints a key: not `Debug`, not an error.
 

@@ -1,7 +1,7 @@
-//! `etcd-tls-webhook issue`: certificates for members of known names, with no signer running. Keys are made here, so what is
-//! written is to be kept like one.
+//! `etcd-tls-webhook issue`: issues certificates for members with known names, without a running signer. The keys are
+//! generated here, so protect the output like keys.
 //!
-//! Manifests of `kubernetes.io/tls` Secrets on stdout, or files. Nothing that is there is written over, a CA least of all.
+//! The output is manifests of `kubernetes.io/tls` Secrets, or files. Existing files are never overwritten.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -36,7 +36,7 @@ use crate::{
     error::Error,
 };
 
-/// The life of a CA that is made here.
+/// The lifetime of a CA that is generated here.
 const CA_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 /// The arguments of `issue`.
@@ -48,16 +48,16 @@ pub struct Args {
     /// Its namespace.
     #[arg(long, default_value = "default")]
     namespace: String,
-    /// NAME[=SAN,...]: a member, and the names and addresses it is reached at; default its names behind --service. Repeat it.
+    /// NAME[=SAN,...]: a member, and its names and addresses [default: its names behind --service]. Can be repeated.
     #[arg(long, value_name = "NAME[=SAN,...]")]
     member: Vec<Member>,
-    /// The CN of a client, which etcd takes for the user. Repeat it.
+    /// The CN of a client certificate: the etcd user. Can be repeated.
     #[arg(long, value_name = "USER")]
     client: Vec<String>,
     /// The members' roles.
     #[arg(long, value_delimiter = ',', default_value = "peer,server")]
     roles: Vec<Role>,
-    /// The headless Service that members' names stand behind; default the cluster's name.
+    /// The headless Service of the members [default: the cluster's name].
     #[arg(long)]
     service: Option<String>,
     /// The cluster's DNS domain.
@@ -72,11 +72,11 @@ pub struct Args {
     /// Its private key.
     #[arg(long, value_name = "FILE", requires = "cacrt")]
     cakey: Option<PathBuf>,
-    /// Directory of a CA for peers (peer.crt, peer.key) and one for servers and clients (client.crt, client.key); what is
-    /// missing is made.
+    /// Directory of a CA for peers (peer.crt, peer.key) and one for servers and clients (client.crt, client.key). A missing
+    /// one is generated.
     #[arg(long, value_name = "DIR", required_unless_present = "cacrt")]
     ca_dir: Option<PathBuf>,
-    /// The certificates' life; no longer than the CA's.
+    /// The certificates' lifetime, at most until the CA expires.
     #[arg(long, default_value = "8760h", value_parser = parse_duration)]
     duration: Duration,
     /// The keys' algorithm and size.

@@ -1,4 +1,4 @@
-//! The few DER elements that are written and taken apart by hand, and dates as X.509 says them.
+//! The DER elements that are encoded and decoded here, and dates in the form of X.509.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

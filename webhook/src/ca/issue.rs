@@ -1,7 +1,7 @@
-//! A certificate made from policy: subject, names, usages, validity and serial are values of ours.
+//! Issues a certificate from an entitlement: subject, names, usages, validity and serial number are decided here.
 //!
-//! **Invariant.** Of a request, nothing but its public key reaches a certificate, and nothing leaves here that a peer's
-//! verification would refuse.
+//! **Invariant.** Only the public key of a request reaches the certificate, and every certificate is verified as a peer
+//! verifies it.
 
 use std::{
     collections::BTreeSet,

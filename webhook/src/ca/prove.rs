@@ -1,4 +1,4 @@
-//! How an authority comes to be: made, or read from what a user gives, and proven able to sign before it does.
+//! Makes authorities: generated, or read from files of the user. Each is tried by a trial issue before it signs.
 
 use std::time::{Duration, SystemTime};
 

@@ -1,5 +1,5 @@
-//! `etcd-tls-webhook rollover <namespace>/<cluster>`: asks the signer for a step, or shows how it stands. It runs with the
-//! caller's kubeconfig and needs `get` and `patch` on the cluster's trust ConfigMap alone.
+//! `etcd-tls-webhook rollover <namespace>/<cluster>`: requests a step of a rollover, or shows its status. It runs with the
+//! caller's kubeconfig and needs only `get` and `patch` on the cluster's trust ConfigMap.
 
 use std::{
     io::Write as _,
@@ -22,11 +22,11 @@ use tokio::time::{Instant, sleep};
 use super::{Action, Report, Request, request_annotation, status_annotation};
 use crate::{controller::client, error::Error};
 
-/// How long the signer's answer is waited for.
+/// How long to wait for the signer's answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(200);
 
-/// Moves a cluster to a new CA, shows how that stands, or takes it back.
+/// Starts, shows, continues or aborts the change of a cluster to a new CA.
 #[derive(clap::Args, Debug)]
 #[command(group(clap::ArgGroup::new("what").args(["status", "abort", "confirm_clients", "force"])))]
 pub struct Args {
@@ -35,20 +35,20 @@ pub struct Args {
     /// Which of the cluster's authorities: peer, client or metrics.
     #[arg(long)]
     domain: Domain,
-    /// Show how it stands, and change nothing.
+    /// Show the status, and change nothing.
     #[arg(long)]
     status: bool,
-    /// Take a published CA back; possible until the new CA signs.
+    /// Withdraw a published CA. Possible until the new CA signs.
     #[arg(long)]
     abort: bool,
-    /// Say that the clients outside the cluster trust the new CA.
+    /// Confirm that the clients outside the cluster trust the new CA.
     #[arg(long)]
     confirm_clients: bool,
-    /// Go on without waiting, after a leak: publish a new CA that signs at once, or let a published one sign, or take the
-    /// old one away. Says first what outage that can mean.
+    /// Continue without waiting, after a leak: publish a new CA that signs at once, or let a published one sign, or remove
+    /// the old one. Shows first which outage that can cause.
     #[arg(long)]
     force: bool,
-    /// Do not ask before --force.
+    /// Do not ask for confirmation of --force.
     #[arg(long, requires = "force")]
     yes: bool,
 }

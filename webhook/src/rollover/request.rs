@@ -1,5 +1,5 @@
-//! How an operator and the signer talk: two annotations of the trust ConfigMap in the cluster's own namespace, one that
-//! asks and one that says how it stands. Whoever may edit that ConfigMap owns the cluster, and needs no more rights.
+//! The requests of operators and the reports of the signer: two annotations of the trust ConfigMap in the cluster's own
+//! namespace.
 
 use std::fmt;
 
@@ -97,7 +97,7 @@ impl Answer {
     }
 }
 
-/// How an authority's rollover stands, as the signer last said it.
+/// The status of an authority's rollover, as the signer last reported it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Report {

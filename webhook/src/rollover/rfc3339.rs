@@ -1,4 +1,4 @@
-//! Times as RFC 3339 text, to the second: what is persisted is also read by people.
+//! Times as RFC 3339 text, to the second. People read what is persisted, too.
 
 use std::time::SystemTime;
 

@@ -1,10 +1,10 @@
-//! The authorities, each kept by a Secret of the system namespace, held in memory by the leader alone.
+//! The authorities. Each is stored in a Secret of the system namespace; only the leader holds them in memory.
 //!
-//! An authority is made once: by a create that fails where there is one already, and only where no trust in it was ever
-//! published. **Invariant.** A lost CA is never silently replaced: where trust is published and the Secret is missing,
-//! nothing is issued until the Secret is back.
+//! An authority is generated once, by a create that fails if the Secret exists, and only if its trust was never published.
+//! **Invariant.** A lost CA is never silently replaced: if trust is published and the Secret is missing, nothing is issued
+//! until the Secret is restored.
 //!
-//! What a leaf or a statement changes in an authority's state is persisted before the leaf is issued.
+//! A change of an authority's state by a leaf or a statement is persisted before the leaf is issued.
 
 pub(in crate::sign) mod quota;
 pub(in crate::sign) mod state;

@@ -1,6 +1,6 @@
-//! Which requests are done with, and when each of them is deleted. [`ledger`] decides; [`super::cleaning`] takes its steps.
+//! Which requests are finished, and when each of them is deleted. [`ledger`] decides; [`super::cleaning`] deletes.
 //!
-//! The ledger follows the watch of requests, so a successor, and a process that was restarted, knows all of it after one list.
+//! The ledger is built from the watch of requests, so a new leader or a restarted process has it after one list.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},

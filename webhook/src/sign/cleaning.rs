@@ -1,4 +1,4 @@
-//! Takes the cleaner's steps, a few at once, for as long as this replica leads: deletes requests that are done with.
+//! Deletes finished requests, a few at once, while this replica leads.
 
 use std::convert::Infallible;
 

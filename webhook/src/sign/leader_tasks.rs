@@ -1,5 +1,5 @@
-//! What a signer keeps while it leads, beside answering requests: authorities and trust, the Services, the webhook's serving
-//! pair. At a term's end every key is dropped.
+//! The tasks of the leader beside signing requests: authorities and trust, the webhook's serving pair, deletion of finished
+//! requests. When leadership ends, every key is dropped.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -17,13 +17,13 @@ use crate::platform::shutdown::until;
 /// See the module.
 pub(super) struct LeaderTasks {
     pub(super) signer: Arc<Signer>,
-    /// Rings for the reconciler.
+    /// Triggers a round of the reconciler.
     pub(super) changed: Arc<Notify>,
     pub(super) lifetimes: Lifetimes,
 }
 
 impl LeaderTasks {
-    /// Keeps one term after another.
+    /// Runs the tasks in each term of leadership.
     pub(super) async fn keep(self) -> std::convert::Infallible {
         let Self { signer, changed, lifetimes } = self;
         let controller = &signer.controller;

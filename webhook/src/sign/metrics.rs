@@ -84,7 +84,7 @@ impl Metrics {
             failed: metric(
                 registry,
                 "requests_failed",
-                "Approved requests that the signer refused, by reason; one counts once a reason",
+                "Approved requests that the signer refused, by reason; a request with several reasons counts once for each",
             ),
             deleted: metric(registry, "requests_deleted", "Requests deleted, by reason"),
             delete_failures: metric(
@@ -98,13 +98,13 @@ impl Metrics {
             trust_repairs: metric(
                 registry,
                 "trust_repairs",
-                "Trust ConfigMaps repaired that somebody else had changed, by form of the damage",
+                "Trust ConfigMaps repaired after a change by another user, by form of the damage",
             ),
             trust_repair_failures: metric(registry, "trust_repair_failures", "Failed writes of trust ConfigMaps"),
             trust_unrepaired: metric(
                 registry,
                 "trust_unrepaired",
-                "Trust ConfigMaps whose last write failed: what they hold may be another's",
+                "Trust ConfigMaps whose last write failed: their content may be wrong",
             ),
             serving_until: metric(
                 registry,
@@ -114,7 +114,7 @@ impl Metrics {
             refused: metric(
                 registry,
                 "authorities_refused",
-                "Authorities that are not made because their namespace has as many as it may have",
+                "Authorities that are not generated because their namespace has reached its limit",
             ),
             refused_in: Arc::default(),
             phase: metric(
@@ -122,7 +122,11 @@ impl Metrics {
                 "authority_phase",
                 "1 for the phase that an authority is in; lost and unusable ones issue nothing",
             ),
-            waiting: metric(registry, "rollover_waiting", "How much an authority's rollover waits for"),
+            waiting: metric(
+                registry,
+                "rollover_waiting",
+                "Pods and confirmations that an authority's rollover waits for",
+            ),
             waiting_since: metric(
                 registry,
                 "rollover_waiting_since_timestamp_seconds",

@@ -1,14 +1,14 @@
-//! Keeps authorities and trust as they shall be, for as long as this replica leads: makes CAs for clusters whose first pod
-//! is seen, publishes their trust, takes the steps of rollovers, and deletes the CAs of namespaces that are gone.
+//! Reconciles authorities and trust while this replica leads: generates a CA for each new cluster, publishes trust bundles,
+//! takes the steps of rollovers, and deletes the CAs of deleted namespaces.
 //!
 //! ```text
-//! secrets   whose CA a Secret holds
+//! secrets   which authority a Secret belongs to
 //! step      one authority's rollover
-//! publish   trust
+//! publish   the trust ConfigMaps
 //! ```
 //!
-//! One round looks at everything that is known and does what is due. Whatever changes rings for another round; a clock
-//! does, too. A round that was cut off is made good by the next one, of whichever signer.
+//! Each round evaluates the whole state and does what is due. A change triggers the next round, and so does a timer. The next
+//! round, of this signer or of its successor, completes an interrupted one.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -185,7 +185,7 @@ impl Reconciler {
             wanted.extend(clusters.into_iter().map(|cluster| (namespace.clone(), cluster)));
         }
         for (namespace, name) in self.config_maps.names() {
-            // Whoever may make a ConfigMap may give it any name: of another namespace's cluster it counts as far as pods do.
+            // A ConfigMap can have any name. One of a cluster in another namespace counts only where the policy allows pods.
             let allowed = |cluster: &ClusterName| {
                 Role::ALL.iter().any(|role| policy.allows_cluster(&namespace, &cluster.signer(role.domain()), *role))
             };
@@ -237,7 +237,7 @@ impl Reconciler {
         }
         self.metrics.refused(refused.iter().map(|(namespace, (count, ..))| (namespace.as_str(), *count)));
         for (namespace, (_, first, why)) in refused {
-            // One word a namespace: whoever names clusters without end shall not fill the log with them.
+            // One line for each namespace, so that a tenant who names many clusters cannot fill the log.
             self.complain(&namespace, &first, FULL, &why).await;
         }
         entries

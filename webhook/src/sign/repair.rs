@@ -1,7 +1,7 @@
 //! Repair of a trust ConfigMap that somebody else changed: what is wrong with it, what mends it, and how often. Pure.
 //!
-//! Whoever may write ConfigMaps in a namespace can damage one in many forms. Each is mended; one that cannot be changed
-//! any more (`immutable`) is deleted and made anew, and one that a finalizer holds is let go.
+//! A user who can write ConfigMaps in a namespace can damage one in many forms. Each form is repaired: an `immutable` one is
+//! deleted and created again, and the finalizers of one that is being deleted are removed.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

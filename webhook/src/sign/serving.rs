@@ -1,10 +1,10 @@
-//! The webhook's own serving pair and the caBundle that the API server checks it by, so that an install needs nothing else.
+//! The webhook's own serving pair, and the caBundle by which the API server verifies it. An install needs no other issuer.
 //!
 //! A CA of its own (Secret `etcd-tls-admit-ca`) signs the pair (Secret `etcd-tls-admit-serving`, which `admit` mounts: it
-//! never sees the CA's key). **Invariant.** A CA stands in caBundle before a certificate of it is served, and goes only
-//! after the last one of it has ended: no API server meets a certificate that it cannot check.
+//! never sees the CA's key). **Invariant.** A CA is in caBundle before one of its certificates is served, and is removed only
+//! after the last of them has expired, so an API server can verify every certificate.
 //!
-//! This CA is trusted by API servers for this webhook and by nobody else, so one that is lost is made anew.
+//! Only API servers trust this CA, and only for this webhook, so a lost one is generated again.
 
 use std::{
     collections::BTreeMap,

@@ -1,4 +1,4 @@
-//! Who calls: a token of the token file, a client certificate, or, where that is explicitly allowed, nobody in particular.
+//! Authentication: by a token of the token file, by a client certificate, or, if explicitly allowed, anonymous.
 
 pub mod clients;
 pub mod tokens;
@@ -22,7 +22,7 @@ pub use tokens::{TokenFileError, Tokens};
 
 use crate::standalone::{error::ApiError, subject};
 
-/// Whoever is in this group may do everything here.
+/// Members of this group may do everything here.
 pub const MASTERS: &str = "system:masters";
 const AUTHENTICATED: &str = "system:authenticated";
 const ANONYMOUS: &str = "system:anonymous";
@@ -189,7 +189,7 @@ impl Authenticator {
         Ok(Self { tokens, anonymous })
     }
 
-    /// Reads the token file again; one that cannot be read leaves the last good one in force, and says so.
+    /// Reloads the token file. If it cannot be parsed, the last valid one stays in force and an error is logged.
     pub fn reload(&self) {
         let Some((path, current)) = &self.tokens else { return };
         let before = Arc::clone(&current.read().unwrap_or_else(PoisonError::into_inner));

@@ -1,4 +1,4 @@
-//! Bodies, as they are sent: JSON, or Kubernetes' protobuf encoding.
+//! Decodes bodies: JSON, or Kubernetes' protobuf encoding.
 
 pub mod protobuf;
 

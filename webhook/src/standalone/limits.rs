@@ -1,4 +1,4 @@
-//! How often a caller may call (a bucket of tokens each, filled at a fixed rate), and how many long answers it may have open.
+//! Limits of each caller: the rate of calls (a token bucket), and the number of open lists and watches.
 
 use std::{
     collections::HashMap,

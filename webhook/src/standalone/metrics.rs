@@ -1,4 +1,4 @@
-//! What the operator is told in numbers: calls by code, what became of requests, how many are stored.
+//! Metrics: calls by code, requests by outcome, stored requests.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -1,5 +1,4 @@
-//! The profiles: what kinds of certificates there are, which subjects they have, and which authority signs each for how
-//! long.
+//! The profiles: the kinds of certificates, their subjects, and the authority and maximum lifetime of each.
 
 use std::{
     collections::BTreeMap,

@@ -1,8 +1,8 @@
-//! The stored requests: one writer, many readers, and nobody told of a change before it is durable.
+//! The stored requests: one writer, many readers. A change becomes visible only when it is durable.
 //!
-//! A change is a function from what is stored to what is to be stored; it runs in the one writer thread, so nothing can
-//! come between its check and its write. Changes that wait at the same time are written as one batch. Readers see a
-//! shared map, and watchers a ring of the latest events: whoever falls out of it is told to list again.
+//! A change is a function from the stored state to the new one. It runs in the one writer thread, so check and write are
+//! atomic. Changes that wait at the same time are written as one batch. Readers see a shared map, and watchers a ring of the
+//! latest events; a watcher that falls behind must list again.
 
 pub mod holders;
 mod index;

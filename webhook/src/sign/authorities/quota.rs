@@ -1,7 +1,7 @@
-//! The authorities' places in memory, one for each, and how many a namespace may have.
+//! The authorities in memory, one entry for each, and how many a namespace may have.
 //!
-//! Whoever may make pods or ConfigMaps in a namespace can name ever new clusters there, so what is made and shown for them
-//! has a bound. Authorities that have a Secret always have a place; new ones have one while there is room.
+//! A user who can create pods or ConfigMaps in a namespace can name any number of clusters there, so the number of
+//! authorities is bounded. An authority that has a Secret always has an entry; a new one gets one below the bound.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -37,13 +37,13 @@ pub(in crate::sign) struct Ready {
     pub(in crate::sign) type_: Option<String>,
 }
 
-/// One authority's place.
+/// One authority.
 pub(in crate::sign) struct Entry {
     pub(in crate::sign) name: SignerName,
     pub(in crate::sign) held: Mutex<Held>,
 }
 
-/// Why an authority has no place.
+/// Why an authority gets no entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::sign) enum QuotaError {
     /// Which authorities have a Secret is not known yet.
@@ -71,7 +71,7 @@ impl Quota {
         self.kept = Some(by_namespace);
     }
 
-    /// An authority's place, made where there is none and its namespace has fewer than `bound` authorities.
+    /// An authority's entry. A new one is made if its namespace has fewer than `bound` authorities.
     pub(in crate::sign) fn reserve(&mut self, name: &SignerName, bound: usize) -> Result<Arc<Entry>, QuotaError> {
         if let Some(entry) = self.get(name) {
             return Ok(entry);
@@ -89,25 +89,25 @@ impl Quota {
         Ok(entry)
     }
 
-    /// An authority's place, if it has one.
+    /// An authority's entry, if it has one.
     pub(in crate::sign) fn get(&self, name: &SignerName) -> Option<Arc<Entry>> {
         self.entries.get(&name.namespace)?.get(name).cloned()
     }
 
-    /// Every place there is.
+    /// Every entry.
     pub(in crate::sign) fn all(&self) -> Vec<Arc<Entry>> {
         self.entries.values().flat_map(BTreeMap::values).cloned().collect()
     }
 
-    /// Gives up the place of an authority whose namespace is gone.
+    /// Removes the entry of an authority whose namespace is gone.
     pub(in crate::sign) fn remove(&mut self, name: &SignerName) {
         if let Some(here) = self.entries.get_mut(&name.namespace) {
             here.remove(name);
         }
     }
 
-    /// Gives up the places that nobody uses, that hold no key, and that are none of `wanted`; gives their names. So does
-    /// room come back when an operator deletes the trust ConfigMap and the Secrets of a cluster that is no more.
+    /// Removes the entries that are not in use, hold no key and are not `wanted`, and returns their names. This frees quota
+    /// after an operator deletes the trust ConfigMap and the Secrets of a deleted cluster.
     pub(in crate::sign) fn remove_idle(&mut self, wanted: &BTreeSet<SignerName>) -> Vec<SignerName> {
         let mut removed = Vec::new();
         self.entries.retain(|_, here| {

@@ -1,4 +1,4 @@
-//! An authority as its Secret keeps it, and what each step of a rollover makes of it. Pure.
+//! An authority as its Secret stores it, and how each step of a rollover changes it. Pure.
 //!
 //! ```text
 //! tls.crt, tls.key     the CA that signs
@@ -7,7 +7,7 @@
 //! state.json           the rollover under way, until when leaves hold, the last answer to an operator
 //! ```
 //!
-//! One write of the Secret is one step: there is no state in between for a killed signer to leave behind.
+//! Each step is one write of the Secret, so a killed signer leaves no state in between.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,7 +1,7 @@
-//! What is approved without a person: what a group may ask for, and no other's name.
+//! Automatic approval: the names that a group may request.
 //!
-//! Three outcomes: a request is approved, or it waits for somebody to approve it, or it is refused at once, because its
-//! caller is known and asks to be somebody else.
+//! Three outcomes: a request is approved, or it waits for a person, or it is refused at once because an authenticated host
+//! requests another host's identity.
 //!
 //! A rule gives a caller only names that nobody else holds. A host that asks with its certificate gets no more than that
 //! certificate says. Names that policy lists are for the host that policy lists them for.

@@ -1,6 +1,6 @@
-//! A new request: taken in, decided on, signed where it is approved, and stored in one write.
+//! A new request: checked, decided on, signed if it is approved, and stored in one write.
 //!
-//! What could never be signed is refused, and nothing of it is stored.
+//! A request that could never be signed is refused and not stored.
 
 use std::{sync::Arc, time::SystemTime};
 
@@ -20,7 +20,7 @@ use crate::standalone::{
 pub struct Created {
     /// The request.
     pub stored: Arc<Stored>,
-    /// For the caller's eyes.
+    /// Shown to the caller.
     pub waits: Option<String>,
 }
 

@@ -1,4 +1,4 @@
-//! A request as it comes in: the body strictly read, given its caller's identity, and every field named that is wrong.
+//! Reads a new request strictly, sets its caller's identity, and names every invalid field.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! The decision on a request, and what it makes of the request: approved and signed, denied, or left for later.
+//! The decision on a request, and its effect: the request is approved and signed, denied, or left pending.
 
 use std::time::{Duration, SystemTime};
 

@@ -1,4 +1,4 @@
-//! The state of the server: everything that a call is answered from.
+//! The state of the server.
 
 use std::{net::SocketAddr, sync::Arc, time::SystemTime};
 

@@ -1,7 +1,7 @@
-//! Who holds which name: each CN and each SAN of a certificate that was issued here, until that certificate ends.
+//! The holder of each name: of each CN and SAN of a certificate that was issued here, until that certificate expires.
 //!
-//! **Invariant.** A name stays held when its request is deleted or evicted. Only the end of the certificate frees it, or a
-//! person who approves it for another host.
+//! **Invariant.** A name stays held when its request is deleted or evicted. It is freed only when the certificate expires, or
+//! when a person approves it for another host.
 
 use std::{
     collections::{BTreeMap, HashMap},

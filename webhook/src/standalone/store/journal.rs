@@ -1,9 +1,9 @@
-//! The file in which requests outlive the process: a journal of batches, each written and made durable at once.
+//! The file that stores requests: a journal of batches. Each batch is written and made durable as a whole.
 //!
-//! A batch is a head line, `#<bytes> <digest>`, and one JSON line for each change. It is acknowledged after fdatasync, so
-//! one wait serves all who wrote meanwhile. A crash leaves at most one batch that nobody was told of, at the end: it is
-//! cut off at the next start. A batch that does not verify with others behind it is damage, and is never cut. What is
-//! superseded is dropped by writing the live requests to a new file, which replaces the old by one rename.
+//! A batch is a head line, `#<bytes> <digest>`, and one JSON line for each change. It is acknowledged after fdatasync. A
+//! crash leaves at most one incomplete batch, at the end, which was never acknowledged; the next start removes it. An invalid
+//! batch before a valid one is damage, and is never removed. Superseded entries are dropped by writing the live requests to a
+//! new file, which replaces the old one by a rename.
 //!
 //! **Invariant.** No name of a request is ever a path: there are three files, whose names are constants.
 

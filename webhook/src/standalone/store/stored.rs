@@ -1,4 +1,4 @@
-//! One stored request: its JSON, which is kept once and sent as it is, and the few facts that are asked of all requests.
+//! One stored request: its JSON, which is stored once and sent as it is, and the facts that lists and limits need.
 
 use std::{
     collections::BTreeMap,

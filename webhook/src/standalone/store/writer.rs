@@ -1,4 +1,4 @@
-//! The one thread that writes: takes changes one after the other, makes them durable together, then lets them be seen.
+//! The writer thread: applies changes in order, makes a batch of them durable, then publishes it.
 
 use std::{
     sync::{
