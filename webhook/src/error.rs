@@ -2,13 +2,35 @@
 
 use etcd_tls_telemetry::exit::Exit;
 
-use crate::{
-    controller::client::{ClientError, RequestError},
-    status::NotWell,
-};
+use crate::controller::client::{ClientError, RequestError};
 
 /// Ends a subcommand; `main` prints it with all its causes.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
+
+/// Not all is well: for scripts, as an exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotWell {
+    /// Pods are failing or need attention.
+    #[error("{failing} of {all} pods failing, {attention} to look at, {unknown} unknown")]
+    Attention {
+        /// Pods that are failing.
+        failing: usize,
+        /// Pods that somebody should look at.
+        attention: usize,
+        /// Pods of which it cannot be told.
+        unknown: usize,
+        /// All pods.
+        all: usize,
+    },
+    /// Nothing is known to be wrong, but not everything could be seen.
+    #[error("{unknown} of {all} pods unknown")]
+    Unknown {
+        /// Pods of which it cannot be told.
+        unknown: usize,
+        /// All pods.
+        all: usize,
+    },
+}
 
 /// The exit code for `error`, by the first of its causes that has one of its own.
 pub fn exit(error: &(dyn std::error::Error + 'static)) -> Exit {

@@ -13,7 +13,7 @@ use std::{
 };
 
 use crate::{
-    error::Error,
+    error::{Error, NotWell},
     inject,
     operator::{self, Cluster},
 };
@@ -51,41 +51,15 @@ pub struct Args {
     cluster: Cluster,
 }
 
-/// Not all is well: for scripts, as an exit code.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NotWell {
-    /// Pods are failing or need attention.
-    #[error("{failing} of {all} pods failing, {attention} to look at, {unknown} unknown")]
-    Attention {
-        /// Pods that are failing.
-        failing: usize,
-        /// Pods that somebody should look at.
-        attention: usize,
-        /// Pods of which it cannot be told.
-        unknown: usize,
-        /// All pods.
-        all: usize,
-    },
-    /// Nothing is known to be wrong, but not everything could be seen.
-    #[error("{unknown} of {all} pods unknown")]
-    Unknown {
-        /// Pods of which it cannot be told.
-        unknown: usize,
-        /// All pods.
-        all: usize,
-    },
-}
-
-impl NotWell {
-    fn of(rows: &[Row]) -> Result<(), Self> {
-        let count = |state| rows.iter().filter(|row| row.state == state).count();
-        let (failing, unknown, attention, all) =
-            (count(State::Failing), count(State::Unknown), count(State::Attention), rows.len());
-        match (failing + attention, unknown) {
-            (0, 0) => Ok(()),
-            (0, _) => Err(Self::Unknown { unknown, all }),
-            _ => Err(Self::Attention { failing, attention, unknown, all }),
-        }
+/// All is well, or how many rows are not.
+fn well(rows: &[Row]) -> Result<(), NotWell> {
+    let count = |state| rows.iter().filter(|row| row.state == state).count();
+    let (failing, unknown, attention, all) =
+        (count(State::Failing), count(State::Unknown), count(State::Attention), rows.len());
+    match (failing + attention, unknown) {
+        (0, 0) => Ok(()),
+        (0, _) => Err(NotWell::Unknown { unknown, all }),
+        _ => Err(NotWell::Attention { failing, attention, unknown, all }),
     }
 }
 
@@ -122,7 +96,7 @@ impl Args {
                 }
             }
             if !self.watch {
-                return NotWell::of(&rows).map_err(Into::into);
+                return well(&rows).map_err(Into::into);
             }
             tokio::time::sleep(self.interval).await;
         }
