@@ -84,8 +84,60 @@ const SYSTEM_DIRECTORIES: [&str; 17] = [
     "/usr",
     "/var",
 ];
-/// Nothing is mounted at or under these.
-const KERNEL_DIRECTORIES: [&str; 3] = ["/dev", "/proc", "/sys"];
+/// Nothing is mounted at or under these: the kernel's, and what programs are made of. Without `/etc/ssl` a program trusts nobody,
+/// without `/usr/bin` there is none.
+const CLOSED_DIRECTORIES: [&str; 25] = [
+    "/bin",
+    "/boot",
+    "/dev",
+    "/etc/alternatives",
+    "/etc/ca-certificates",
+    "/etc/ld.so.conf.d",
+    "/etc/pam.d",
+    "/etc/pki",
+    "/etc/profile.d",
+    "/etc/security",
+    "/etc/ssl",
+    "/etc/sudoers.d",
+    "/lib",
+    "/lib64",
+    "/proc",
+    "/sbin",
+    "/sys",
+    "/usr/bin",
+    "/usr/lib",
+    "/usr/lib64",
+    "/usr/libexec",
+    "/usr/local/bin",
+    "/usr/local/lib",
+    "/usr/local/sbin",
+    "/usr/sbin",
+];
+/// Directories of which one below is somebody's own, and they themselves are not.
+const SHARED_DIRECTORIES: [&str; 10] = [
+    "/usr/local",
+    "/usr/share",
+    "/usr/local/share",
+    "/usr/local/etc",
+    "/var/cache",
+    "/var/lib",
+    "/var/lock",
+    "/var/log",
+    "/var/spool",
+    "/var/tmp",
+];
+/// Files that every container has, and that kubelet or the image writes.
+const FILES: [&str; 9] = [
+    "/etc/group",
+    "/etc/hostname",
+    "/etc/hosts",
+    "/etc/ld.so.cache",
+    "/etc/localtime",
+    "/etc/nsswitch.conf",
+    "/etc/passwd",
+    "/etc/resolv.conf",
+    "/etc/shadow",
+];
 /// Where the injected containers have their own mounts, and where every container may have Kubernetes' own.
 const OUR_DIRECTORIES: [&str; 4] = ["/var/run/etcd-tls", "/run/etcd-tls", "/var/run/secrets", "/run/secrets"];
 
@@ -106,7 +158,8 @@ pub(super) fn mount_path(s: &str) -> Result<String, InvalidValue> {
     if rest.split('/').any(|part| matches!(part, "" | "." | "..")) {
         return Err(format!("{} is not normalised: no //, no . or .., no / at the end", quoted(s)).into());
     }
-    if KERNEL_DIRECTORIES.iter().any(|directory| under(s, directory)) || SYSTEM_DIRECTORIES.contains(&s) {
+    let closed = CLOSED_DIRECTORIES.iter().chain(&FILES).any(|directory| under(s, directory));
+    if closed || SYSTEM_DIRECTORIES.contains(&s) || SHARED_DIRECTORIES.contains(&s) {
         return Err(
             format!("{s} is the system's; name a directory of its own, such as {}", names::DEFAULT_MOUNT_PATH).into()
         );
