@@ -17,6 +17,7 @@ use std::{
 use etcd_tls_contract::{names::SYSTEM_NAMESPACE, policy::Policy};
 use k8s_openapi::api::rbac::v1::{ClusterRoleBinding, RoleBinding, RoleRef, Subject};
 use kube::ResourceExt;
+use serde::Deserialize;
 
 use crate::controller::namespaces::{self, NamespaceFacts};
 
@@ -44,7 +45,23 @@ const SERVICE_ACCOUNTS: &str = "system:serviceaccounts:";
 struct Observed {
     requesters: Option<ClusterRoleBinding>,
     /// `etcd-tls-sign` by namespace.
-    sign: BTreeMap<String, RoleBinding>,
+    sign: BTreeMap<String, SignBinding>,
+}
+
+/// What is kept of a RoleBinding `etcd-tls-sign`. Whoever may make RoleBindings may make a large one of that name.
+#[derive(Clone, Debug, PartialEq)]
+struct SignBinding {
+    uid: Option<String>,
+    /// `None`: it is larger than any of ours, so that not all of it was read.
+    role: Option<RoleRef>,
+    /// Whether its one subject is the signer.
+    for_sign: bool,
+}
+
+impl SignBinding {
+    fn is_of(&self, role: &RoleRef) -> bool {
+        self.role.as_ref() == Some(role)
+    }
 }
 
 /// One thing to write.
@@ -180,14 +197,14 @@ fn changes(namespaces: &BTreeSet<String>, requesters: Vec<Subject>, observed: &O
     }
     for namespace in namespaces {
         match observed.sign.get(namespace) {
-            Some(binding) if binding.role_ref != trust_role() => {}
-            Some(binding) if binding.subjects.as_deref() == Some(&[sign_subject()]) => {}
+            Some(binding) if binding.role.is_some() && !binding.is_of(&trust_role()) => {}
+            Some(binding) if binding.is_of(&trust_role()) && binding.for_sign => {}
             _ => changes.push(Change::Bind(namespace.clone())),
         }
     }
     for (namespace, binding) in &observed.sign {
         // That of our own namespace holds `sign`'s Role there.
-        if !namespaces.contains(namespace) && binding.role_ref == trust_role() && namespace != SYSTEM_NAMESPACE {
+        if !namespaces.contains(namespace) && binding.is_of(&trust_role()) && namespace != SYSTEM_NAMESPACE {
             changes.push(Change::Unbind(namespace.clone()));
         }
     }
@@ -198,15 +215,33 @@ fn changes(namespaces: &BTreeSet<String>, requesters: Vec<Subject>, observed: &O
 fn foreign<'a>(
     namespaces: &'a BTreeSet<String>,
     observed: &'a Observed,
-) -> impl Iterator<Item = (&'a str, &'a RoleBinding)> {
-    let bindings = namespaces.iter().filter_map(|namespace| Some((namespace.as_str(), observed.sign.get(namespace)?)));
-    bindings.filter(|(_, binding)| binding.role_ref != trust_role())
+) -> impl Iterator<Item = (&'a str, &'a SignBinding, &'a RoleRef)> {
+    let bindings = namespaces.iter().filter_map(|namespace| {
+        let binding = observed.sign.get(namespace)?;
+        Some((namespace.as_str(), binding, binding.role.as_ref()?))
+    });
+    bindings.filter(|(_, _, role)| **role != trust_role())
 }
 
-/// Keeps what [`changes`] compares, and no more.
-fn lean_binding(mut binding: RoleBinding) -> (String, RoleBinding) {
-    binding.managed_fields_mut().clear();
-    (binding.namespace().unwrap_or_default(), binding)
+/// A RoleBinding, and whether it is larger than what is read of one.
+#[derive(Debug, Deserialize)]
+#[serde(from = "RoleBinding")]
+struct LeanBinding(RoleBinding, bool);
+
+impl From<RoleBinding> for LeanBinding {
+    fn from(binding: RoleBinding) -> Self {
+        Self(binding, false)
+    }
+}
+
+/// Keeps what [`changes`] compares, and no more; with its namespace.
+fn lean_binding(LeanBinding(binding, cut): &LeanBinding) -> (String, SignBinding) {
+    let kept = SignBinding {
+        uid: binding.metadata.uid.clone(),
+        role: (!cut).then(|| binding.role_ref.clone()),
+        for_sign: !cut && binding.subjects.as_deref() == Some(&[sign_subject()]),
+    };
+    (binding.namespace().unwrap_or_default(), kept)
 }
 
 #[cfg(test)]
@@ -221,8 +256,8 @@ mod tests {
         names.iter().map(|&n| n.to_owned()).collect()
     }
 
-    fn good() -> RoleBinding {
-        RoleBinding { role_ref: trust_role(), subjects: Some(vec![sign_subject()]), ..RoleBinding::default() }
+    fn good() -> SignBinding {
+        SignBinding { uid: None, role: Some(trust_role()), for_sign: true }
     }
 
     fn with_subjects(subjects: Vec<Subject>) -> ClusterRoleBinding {
@@ -315,7 +350,10 @@ mod tests {
         observed.sign.remove("a");
         assert_eq!(changes(&namespaces, wanted(), &observed), [Change::Bind("a".to_owned())]);
         for subjects in [None, Some(vec![]), Some(vec![sign_subject(), sign_subject()])] {
-            observed.sign.insert("a".to_owned(), RoleBinding { subjects, ..good() });
+            let binding = RoleBinding { role_ref: trust_role(), subjects, ..RoleBinding::default() };
+            observed.sign.extend([lean_binding(&LeanBinding(binding, false))]);
+            let binding = observed.sign.remove("").unwrap_or_else(good);
+            observed.sign.insert("a".to_owned(), binding);
             assert_eq!(changes(&namespaces, wanted(), &observed), [Change::Bind("a".to_owned())]);
         }
         observed.sign.insert("a".to_owned(), good());
@@ -331,13 +369,16 @@ mod tests {
         let observed = Observed {
             requesters: Some(with_subjects(vec![])),
             sign: BTreeMap::from([
-                ("a".to_owned(), RoleBinding { role_ref: other, ..good() }),
-                ("out".to_owned(), RoleBinding { role_ref: RoleRef::default(), ..good() }),
+                ("a".to_owned(), SignBinding { role: Some(other), ..good() }),
+                ("large".to_owned(), SignBinding { role: None, for_sign: false, uid: None }),
+                ("out".to_owned(), SignBinding { role: Some(RoleRef::default()), ..good() }),
+                ("out-large".to_owned(), SignBinding { role: None, for_sign: false, uid: None }),
             ]),
         };
-        let namespaces = set(&["a", "b"]);
-        assert_eq!(changes(&namespaces, vec![], &observed), [Change::Bind("b".to_owned())], "others go on");
-        assert_eq!(foreign(&namespaces, &observed).map(|(ns, _)| ns).collect::<Vec<_>>(), ["a"]);
+        let namespaces = set(&["a", "b", "large"]);
+        let wanted = ["b", "large"].map(|namespace| Change::Bind(namespace.to_owned()));
+        assert_eq!(changes(&namespaces, vec![], &observed), wanted, "others go on");
+        assert_eq!(foreign(&namespaces, &observed).map(|(ns, ..)| ns).collect::<Vec<_>>(), ["a"]);
     }
 
     #[test]
@@ -354,7 +395,7 @@ mod tests {
             requesters: Some(with_subjects(groups(&["a"]))),
             sign: BTreeMap::from([
                 ("a".to_owned(), good()),
-                ("not-ours".to_owned(), RoleBinding { role_ref: other, ..good() }),
+                ("not-ours".to_owned(), SignBinding { role: Some(other), ..good() }),
                 (SYSTEM_NAMESPACE.to_owned(), good()),
             ]),
         };

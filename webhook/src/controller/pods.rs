@@ -175,7 +175,12 @@ impl State {
     fn claims(&self, pod: &PodFacts) -> Vec<Claim> {
         let mut claims = Vec::new();
         for ip in &pod.ips {
-            for (namespace, name) in self.by_ip.get(ip).into_iter().flatten() {
+            // No more than anybody reads, however many pods a kubelet makes up.
+            let others = self.by_ip.get(ip).into_iter().flatten();
+            for (namespace, name) in others {
+                if claims.len() >= MAX_CLAIMS {
+                    return claims;
+                }
                 let Some(other) = self.pods.get(namespace, name).filter(|other| *other.node != *pod.node) else {
                     continue;
                 };
@@ -189,8 +194,6 @@ impl State {
             }
             let nodes = self.nodes.get(ip).into_iter().flat_map(HashMap::keys).filter(|node| ***node != *pod.node);
             claims.extend(nodes.map(|node| Claim { ip: *ip, by: Claimant::Node(node.to_string()) }));
-            // No more than anybody reads.
-            claims.truncate(MAX_CLAIMS);
         }
         claims
     }

@@ -12,10 +12,10 @@ use etcd_tls_contract::{
 };
 use k8s_openapi::api::{
     core::v1::{ObjectReference, Pod},
-    rbac::v1::{ClusterRoleBinding, RoleBinding},
+    rbac::v1::{ClusterRoleBinding, RoleBinding, RoleRef},
 };
 use kube::{
-    Api, Client, ResourceExt,
+    Api, Client,
     api::{DeleteParams, Patch, PatchParams, Preconditions},
 };
 use serde_json::json;
@@ -25,7 +25,7 @@ use tokio::{
 };
 
 use super::{
-    Change, Observed, RBAC, REQUESTER_ROLE, REQUESTERS_BINDING, SIGN_BINDING, TRUST_ROLE,
+    Change, LeanBinding, Observed, RBAC, REQUESTER_ROLE, REQUESTERS_BINDING, SIGN_BINDING, SignBinding, TRUST_ROLE,
     accounts::{Accounts, MAX_OF_NAMESPACE},
     accounts_of, changes, foreign, labelled, lean_binding, may_ask, opted_in,
     pace::Paces,
@@ -66,7 +66,11 @@ const LABELLED_POD: &[&[&str]] = &[
     &["status", "phase"],
 ];
 
-impl Object for RoleBinding {}
+impl Object for LeanBinding {
+    fn cut(&mut self) {
+        self.1 = true;
+    }
+}
 impl Object for ClusterRoleBinding {}
 
 /// Keeps the bindings.
@@ -84,7 +88,7 @@ struct Term {
     accounts: Accounts,
     /// The accounts that had the right when the term began are among [`Self::accounts`].
     began: bool,
-    sign: Listed<BTreeMap<String, RoleBinding>>,
+    sign: Listed<BTreeMap<String, SignBinding>>,
     requesters: Listed<Option<ClusterRoleBinding>>,
     paces: Paces,
 }
@@ -138,16 +142,16 @@ impl Keeper {
             limit: 4096,
             ..Source::default()
         };
-        let bindings = |kind: &str, name: &str| Source {
+        let bindings = |kind: &str, name: &str, limit: usize| Source {
             path: format!("/apis/{RBAC}/v1/{kind}"),
             fields: Some(format!("metadata.name={name}")),
             wanted: BINDING,
-            limit: 4 << 20,
+            limit,
             ..Source::default()
         };
         let mut pods = Events::<LeanPod>::new(self.client.clone(), pods);
-        let mut sign = Events::<RoleBinding>::new(self.client.clone(), bindings("rolebindings", SIGN_BINDING));
-        let requesters = bindings("clusterrolebindings", REQUESTERS_BINDING);
+        let mut sign = Events::<LeanBinding>::new(self.client.clone(), bindings("rolebindings", SIGN_BINDING, 4096));
+        let requesters = bindings("clusterrolebindings", REQUESTERS_BINDING, 4 << 20);
         let mut requesters = Events::<ClusterRoleBinding>::new(self.client.clone(), requesters);
         let mut term = Term {
             accounts: Accounts::new(self.args.withdraw_after),
@@ -166,8 +170,8 @@ impl Keeper {
                 event = sign.next() => match event {
                     Ok(event) => term.sign.apply(
                         event,
-                        |map, binding| { map.extend([lean_binding(binding)]); },
-                        |map, binding| { map.remove(&binding.namespace().unwrap_or_default()); },
+                        |map, binding| { map.extend([lean_binding(&binding)]); },
+                        |map, binding| { map.remove(&lean_binding(&binding).0); },
                     ),
                     Err(error) => tracing::warn!(%error, "cannot watch RoleBindings; trying again"),
                 },
@@ -246,8 +250,8 @@ impl Keeper {
         by_pod: impl Fn(&str) -> bool,
     ) -> Option<Instant> {
         let mut notices = Vec::new();
-        for (namespace, binding) in foreign(opted_in, observed) {
-            notices.push(foreign_binding(namespace, binding));
+        for (namespace, binding, role) in foreign(opted_in, observed) {
+            notices.push(foreign_binding(namespace, binding, role));
         }
         self.metrics.foreign_bindings(notices.len());
         let crowded = term.accounts.crowded().filter(|((namespace, _), _)| by_pod(namespace));
@@ -299,11 +303,11 @@ impl Keeper {
                     "subjects": [sign_subject()],
                 });
                 let written = within(api.patch(SIGN_BINDING, &params, &Patch::Apply(&binding))).await?;
-                observed.sign.extend([lean_binding(written)]);
+                observed.sign.extend([lean_binding(&written.into())]);
             }
             Change::Unbind(namespace) => {
                 let api: Api<RoleBinding> = Api::namespaced(self.client.clone(), namespace);
-                let uid = observed.sign.get(namespace).and_then(|binding| binding.metadata.uid.clone());
+                let uid = observed.sign.get(namespace).and_then(|binding| binding.uid.clone());
                 let params = DeleteParams {
                     preconditions: Some(Preconditions { uid, resource_version: None }),
                     ..DeleteParams::default()
@@ -333,21 +337,21 @@ fn account(pod: LeanPod) -> (Key, Option<Box<str>>) {
     )
 }
 
-fn foreign_binding(namespace: &str, binding: &RoleBinding) -> Notice {
+fn foreign_binding(namespace: &str, binding: &SignBinding, role: &RoleRef) -> Notice {
     Notice {
         regarding: ObjectReference {
             api_version: Some(format!("{RBAC}/v1")),
             kind: Some("RoleBinding".to_owned()),
             namespace: Some(namespace.to_owned()),
             name: Some(SIGN_BINDING.to_owned()),
-            uid: binding.metadata.uid.clone(),
+            uid: binding.uid.clone(),
             ..ObjectReference::default()
         },
         reason: "ForeignBinding",
         note: format!(
             "RoleBinding {SIGN_BINDING} binds {} {}, not ClusterRole {TRUST_ROLE}: the trust of this namespace's clusters cannot be \
              published. Delete it: kubectl -n {namespace} delete rolebinding {SIGN_BINDING}",
-            binding.role_ref.kind, binding.role_ref.name
+            role.kind, role.name
         ),
     }
 }
