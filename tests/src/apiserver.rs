@@ -56,6 +56,7 @@ pub struct ApiServer {
     controller_manager: Option<Process>,
     apiserver: Process,
     etcd: Process,
+    etcd_url: String,
     directory: TempDir,
 }
 
@@ -108,7 +109,8 @@ impl ApiServer {
         let controller_manager = options
             .controller_manager
             .then(|| start_controller_manager(&assets, &url, &directory, &options.controller_manager_arguments));
-        let server = Self { url, ca, client, kubeconfig, assets, controller_manager, apiserver, etcd, directory };
+        let server =
+            Self { url, ca, client, kubeconfig, assets, controller_manager, apiserver, etcd, etcd_url, directory };
         server.settle().await;
         Some(server)
     }
@@ -119,6 +121,11 @@ impl ApiServer {
         eventually("namespace default", START_LIMIT, || namespaces.get("default")).await;
         let node: Node = from_json(json!({"metadata": {"name": NODE}}));
         Api::<Node>::all(self.client.clone()).create(&PostParams::default(), &node).await.expect("create the node");
+    }
+
+    /// Where its etcd serves clients, without TLS.
+    pub fn etcd_url(&self) -> &str {
+        &self.etcd_url
     }
 
     /// Its directory, for whatever else a test keeps.

@@ -1,0 +1,206 @@
+//! A pod that makes requests as fast as it can, the smallest and the largest that the admission policy lets through: what they leave
+//! behind, and how far the API server's etcd grows.
+//!
+//! The short form takes half a minute. With `ETCD_TLS_SOAK` it takes ten minutes, or 5,000 requests if those take longer.
+
+#[path = "approve/lab.rs"]
+#[allow(dead_code, reason = "the approver's tests use the rest")]
+mod lab;
+#[path = "sign/signer.rs"]
+#[allow(dead_code, reason = "the signer's tests use the rest")]
+mod signer;
+
+use std::{
+    process::Command,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::{Duration, Instant},
+};
+
+use base64::Engine;
+use etcd_tls_contract::role::Role;
+use k8s_openapi::api::core::v1::Pod;
+use kube::{Client, ResourceExt};
+use lab::{LIMIT, Lab};
+use serde_json::{Value, json};
+use signer::{csrs, issue, member, sign};
+use tests::eventually;
+
+/// Requests of one pod that are under way at once.
+const AT_ONCE: usize = 8;
+/// KiB by which etcd's file may grow for one request before it is compacted: the object of at most 20 KiB as JSON, written
+/// at most four times (made, approved, issued, deleted), its Event, and a third for etcd's pages.
+const KIB_OF_HISTORY: u64 = 96;
+/// Bytes that one request may leave in etcd when its history is compacted.
+const BYTES_LEFT: u64 = 512;
+
+/// Undecided requests of one pod and role that stay while the pod lives.
+const OPEN: usize = 4;
+
+/// Bytes of an etcd's file, and bytes of it that are in use.
+struct Size {
+    file: u64,
+    in_use: u64,
+}
+
+fn etcdctl(lab: &Lab, arguments: &[&str]) -> String {
+    let output = Command::new("etcdctl")
+        .env("ETCDCTL_API", "3")
+        .args(["--endpoints", lab.api.etcd_url()])
+        .args(arguments)
+        .output()
+        .expect("run etcdctl");
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("text")
+}
+
+fn status(lab: &Lab) -> Value {
+    let text = etcdctl(lab, &["endpoint", "status", "--write-out=json"]);
+    serde_json::from_str::<Value>(&text).expect("JSON")[0]["Status"].clone()
+}
+
+fn size(lab: &Lab) -> Size {
+    let status = status(lab);
+    let of = |key: &str| status[key].as_u64().unwrap_or_else(|| panic!("no {key} in {status}"));
+    Size { file: of("dbSize"), in_use: of("dbSizeInUse") }
+}
+
+/// Forgets the history, as an API server's etcd does every five minutes.
+fn compact(lab: &Lab) {
+    let revision = status(lab)["header"]["revision"].as_u64().expect("a revision");
+    etcdctl(lab, &["compact", "--physical", &revision.to_string()]);
+}
+
+/// The smallest request that the policy lets through, or the largest.
+fn request(pod: &Pod, n: usize, large: bool) -> Value {
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let pem = rcgen::CertificateParams::default().serialize_request(&key).expect("a request").pem().expect("PEM");
+    let uid = pod.uid().expect("a uid");
+    let (name, pem, labels) = if large {
+        // The API server reads PEM after any text.
+        let name = format!("etcd-tls-{uid}-{n:0200}");
+        let pem = format!("{}\n{pem}", "x".repeat(4096 - 1 - pem.len()));
+        let labels: serde_json::Map<_, _> = (0..15).map(|n| (format!("k{n:03}"), json!("v".repeat(60)))).collect();
+        (name, pem, Value::Object(labels))
+    } else {
+        (format!("etcd-tls-{uid}-{n}"), pem, json!({}))
+    };
+    json!({
+        "apiVersion": "certificates.k8s.io/v1", "kind": "CertificateSigningRequest",
+        "metadata": {"name": name, "labels": labels},
+        "spec": {
+            "request": base64::engine::general_purpose::STANDARD.encode(pem),
+            "signerName": "peer.etcd-tls.dev/flood.etcd",
+            "usages": ["digital signature"],
+            "expirationSeconds": 600,
+        },
+    })
+}
+
+async fn create(client: &Client, body: &Value) -> kube::Result<()> {
+    let request = hyper::Request::post("/apis/certificates.k8s.io/v1/certificatesigningrequests")
+        .header("Content-Type", "application/json")
+        .header("Accept", "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1")
+        .body(body.to_string().into_bytes())
+        .expect("a request");
+    client.request::<Value>(request).await.map(|_| ())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn attack_2_a_flood_of_requests_leaves_nothing_and_grows_etcd_by_little() {
+    let Some(lab) = Lab::new().await else { return };
+    // The policy on requests counts here.
+    lab.api.kubectl(&["delete", "clusterrolebinding", "request-anything"]);
+    lab.api.kubectl(&["apply", "-f", &tests::repository().join("manifests/flow.yaml").display().to_string()]);
+    let soak = std::env::var_os("ETCD_TLS_SOAK").is_some();
+    let (length, at_least) = if soak { (Duration::from_secs(600), 5000) } else { (Duration::from_secs(30), 100) };
+    let approver = lab.approver("approve-a", &[]);
+    let times = ["--delete-issued-after", "5s", "--delete-refused-after", "5s", "--check-pending-every", "2s"];
+    let _signer = sign(&lab, "sign-a", &times).await;
+    lab.ready(&approver).await;
+    lab.api.namespace("flood", &[("etcd-tls", "dynamic")]).await;
+    lab.api.namespace("honest", &[("etcd-tls", "dynamic")]).await;
+    let pod = member(&lab, "flood", "etcd-0", Some("10.1.0.1")).await;
+    let honest = member(&lab, "honest", "etcd-0", Some("10.1.0.2")).await;
+    let client = lab.requester(&pod).await;
+    // The policy is in force, and both may request.
+    issue(&lab, &pod, Role::Peer, None).await;
+    issue(&lab, &honest, Role::Peer, None).await;
+    let mut too_large = request(&pod, 0, true);
+    too_large["metadata"]["labels"]["one"] = "v".repeat(60).into();
+    too_large["metadata"]["labels"]["two"] = "v".repeat(60).into();
+    eventually("the policy on requests to be in force", LIMIT, || async {
+        match create(&client, &too_large).await {
+            Err(kube::Error::Api(status)) if status.message.contains("1 KiB") => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    for large in [false, true] {
+        flood(&lab, &pod, &honest, &client, large, length / 2, at_least / 2).await;
+    }
+    lab.api.delete_pod("flood", "etcd-0").await;
+    eventually("no request to be left", LIMIT, || async {
+        match csrs(&lab).await.len() {
+            0 => Ok(()),
+            n => Err(format!("{n} requests are left")),
+        }
+    })
+    .await;
+}
+
+async fn flood(lab: &Lab, pod: &Pod, honest: &Pod, client: &Client, large: bool, length: Duration, at_least: usize) {
+    compact(lab);
+    let before = size(lab);
+    let start = Instant::now();
+    let made = AtomicUsize::new(0);
+    let attack = futures::future::join_all((0..AT_ONCE).map(|worker| {
+        let made = &made;
+        async move {
+            let mut n = worker;
+            while start.elapsed() < length || made.load(Ordering::Relaxed) < at_least {
+                n += AT_ONCE;
+                match create(client, &request(pod, n, large)).await {
+                    Ok(()) => made.fetch_add(1, Ordering::Relaxed),
+                    // Too many at once: made again, as any client does.
+                    Err(kube::Error::Api(status)) if status.code == 429 => 0,
+                    Err(error) => panic!("{error}"),
+                };
+            }
+        }
+    }));
+    let beside = async {
+        let mut longest = Duration::ZERO;
+        while start.elapsed() < length {
+            let at = Instant::now();
+            issue(lab, honest, Role::Peer, None).await;
+            longest = longest.max(at.elapsed());
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        longest
+    };
+    let ((), longest) = tokio::join!(async { drop(attack.await) }, beside);
+    let made = made.into_inner();
+    let after = size(lab);
+    eventually("no more to be left than a pod may have open", LIMIT, || async {
+        match csrs(lab).await.len() {
+            n if n <= OPEN => Ok(()),
+            n => Err(format!("{n} requests are left")),
+        }
+    })
+    .await;
+    compact(lab);
+    let compacted = size(lab);
+    let kind = if large { "largest" } else { "smallest" };
+    let history = after.file.saturating_sub(before.file) / 1024;
+    let left = compacted.in_use.saturating_sub(before.in_use);
+    println!(
+        "{made} of the {kind} requests in {:?}: etcd's file grew by {history} KiB, {:.1} KiB a request; compacted, {left} bytes more are in use. \
+         The longest honest request beside them took {longest:?}",
+        start.elapsed(),
+        history as f64 / made as f64,
+    );
+    assert!(made >= at_least, "{made}");
+    // etcd grows its file in steps of 16 MiB.
+    assert!(history <= KIB_OF_HISTORY * made as u64 + 32 * 1024, "{history} KiB for {made}");
+    assert!(left <= BYTES_LEFT * made as u64 + (4 << 20), "{left} bytes for {made}");
+}
