@@ -19,9 +19,11 @@ use crate::{
 mod documents;
 mod dry_run;
 mod flags;
+mod foreign;
 mod yaml;
 
 pub(crate) use yaml::write as to_yaml;
+pub use self::foreign::TemplatePath;
 
 /// More bytes than any manifest has.
 const MAX_BYTES: u64 = 64 << 20;
@@ -55,6 +57,10 @@ pub struct Args {
     /// With --static: where keys and certificates are kept on the host.
     #[arg(long, value_name = "DIR", default_value = "/var/lib/etcd-tls", value_parser = absolute)]
     host_dir: String,
+    /// Where objects of another kind, such as OpenShift's or a custom resource, have their pod template, for instance
+    /// DeploymentConfig=spec.template; * is each item of a list. May be given several times.
+    #[arg(long = "pod-template-path", value_name = "KIND=PATH")]
+    templates: Vec<TemplatePath>,
     /// Write nothing; name the pod templates that would be refused, of `kubectl get namespaces,statefulsets,… -A -o yaml`.
     #[arg(long, conflicts_with = "for_static")]
     dry_run: bool,
@@ -105,6 +111,7 @@ impl Args {
             kubeconfig,
             bootstrap_kubeconfig,
             host_dir,
+            templates,
             dry_run,
         } = self;
         let host = for_static.then_some(Host { kubeconfig, bootstrap_kubeconfig, directory: host_dir });
@@ -118,7 +125,7 @@ impl Args {
         for filename in &filenames {
             let name = filename.display();
             let text = read(filename).map_err(|e| format!("{name}: {e}"))?;
-            match inject(&text, &options) {
+            match inject_at(&text, &options, &templates) {
                 Ok(injected) => {
                     documents::join(&mut out, &injected.text);
                     warn(&injected.warnings.iter().map(|w| format!("{name}: {w}")).collect::<Vec<_>>());
@@ -181,6 +188,14 @@ fn read(filename: &PathBuf) -> Result<String, Error> {
 /// # Errors
 /// Every document that cannot be read, and every pod that must be refused, with all reasons.
 pub fn inject(text: &str, options: &Options) -> Result<Injected, InjectError> {
+    inject_at(text, options, &[])
+}
+
+/// [`inject`], and into the templates that objects of other kinds have at `templates`.
+///
+/// # Errors
+/// As [`inject`].
+pub fn inject_at(text: &str, options: &Options, templates: &[TemplatePath]) -> Result<Injected, InjectError> {
     let mut out = String::new();
     let mut warnings = Vec::new();
     let mut problems = Vec::new();
@@ -192,12 +207,16 @@ pub fn inject(text: &str, options: &Options) -> Result<Injected, InjectError> {
                 out.push_str(document.raw);
                 continue;
             }
+            Err(_) if foreign::passes_unread(document.raw) => {
+                out.push_str(document.raw);
+                continue;
+            }
             Err(error) => {
                 problems.push(format!("{place}: {error}"));
                 continue;
             }
         };
-        let mut visit = Visit { options, warnings: &mut warnings, problems: &mut problems, changed: false };
+        let mut visit = Visit { options, templates, warnings: &mut warnings, problems: &mut problems, changed: false };
         visit.object(&mut value, 0);
         if !visit.changed {
             out.push_str(document.raw);
@@ -213,6 +232,7 @@ pub fn inject(text: &str, options: &Options) -> Result<Injected, InjectError> {
 
 struct Visit<'v> {
     options: &'v Options,
+    templates: &'v [TemplatePath],
     warnings: &'v mut Vec<String>,
     problems: &'v mut Vec<String>,
     changed: bool,
@@ -237,7 +257,7 @@ impl Visit<'_> {
                 }
                 return;
             }
-            _ => return,
+            _ => return self.foreign(object, &kind),
         };
         let metadata = |field: &str| object.get("metadata").and_then(|m| m.get(field)).and_then(Value::as_str);
         let name = metadata("name").or_else(|| metadata("generateName")).unwrap_or_default();
@@ -251,6 +271,37 @@ impl Visit<'_> {
             }
         }
         self.pod(pod, &what, &namespace);
+    }
+
+    /// An object of a kind that is not known: injected into where its template is named, else its templates are said.
+    fn foreign(&mut self, object: &mut Value, kind: &str) {
+        let metadata = |field: &str| object.get("metadata").and_then(|m| m.get(field)).and_then(Value::as_str);
+        let what = format!("{kind} {}", metadata("name").unwrap_or_default());
+        let namespace = metadata("namespace").filter(|n| !n.is_empty()).unwrap_or(&self.options.namespace).to_owned();
+        let named: Vec<&TemplatePath> = self.templates.iter().filter(|t| t.kind == kind).collect();
+        if named.is_empty() {
+            let found = foreign::templates(object);
+            let untouched = |path: &String| {
+                format!(
+                    "left untouched: it holds a pod template; to inject into it give --pod-template-path={kind}={path}"
+                )
+            };
+            return self.warn(&what, found.iter().map(untouched).collect());
+        }
+        for template in named {
+            let mut seen = false;
+            foreign::at(object, &template.path, &mut |pod| {
+                seen |= pod.get("spec").is_some();
+                if pod.get("spec").is_some() {
+                    self.pod(pod, &what, &namespace);
+                }
+            });
+            if !seen {
+                let path = template.path.join(".");
+                self.problems
+                    .push(format!("{what}: there is no pod template at {path}, which --pod-template-path names"));
+            }
+        }
     }
 
     /// An item of a typed list may leave out its kind.

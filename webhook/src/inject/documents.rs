@@ -80,8 +80,10 @@ impl Document<'_> {
         let empty = match self.form {
             Form::Json => self.raw.trim().is_empty(),
             Form::Yaml => self.raw.lines().all(|line| {
-                let line = line.trim();
-                line.is_empty() || line.starts_with('#') || line == "---" || line == "..."
+                // A directive stands in a document of its own here, before the marker of the one that it is for.
+                let directive = line.starts_with('%');
+                let line = line.trim().trim_start_matches('\u{feff}');
+                directive || line.is_empty() || line.starts_with('#') || line == "---" || line == "..."
             }),
         };
         if empty {
@@ -89,7 +91,7 @@ impl Document<'_> {
         }
         match self.form {
             Form::Json => serde_json::from_str(self.raw).map(Some).map_err(|e| YamlError::Unreadable(e.to_string())),
-            Form::Yaml => yaml::read(self.raw).map(Some),
+            Form::Yaml => yaml::read(self.raw.trim_start_matches('\u{feff}')).map(Some),
         }
     }
 

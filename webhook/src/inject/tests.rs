@@ -167,3 +167,67 @@ fn a_static_pod_is_served_by_its_host() {
     assert_eq!(left.text, deployment);
     assert_eq!(left.warnings.len(), 1);
 }
+
+/// What kubectl takes, or what is no object of ours, is given out as it is, however odd.
+#[test]
+fn a_document_without_a_pod_passes_byte_for_byte_whatever_is_in_it() {
+    for odd in [
+        "apiVersion: v1\nkind: ConfigMap\ndata:\n  a: x\n  a: y\n",
+        "apiVersion: v1\r\nkind: ConfigMap\r\ndata:\r\n  a: x\r\n  a: y\r\n",
+        "%YAML 1.1\n---\napiVersion: v1\nkind: ConfigMap\n",
+        "%YAML 1.2\n%TAG !e! tag:example.com,2000:\n---\napiVersion: v1\nkind: ConfigMap\ndata: {a: !e!x b}\n",
+        "\u{feff}apiVersion: v1\nkind: ConfigMap\n",
+        "kind: ConfigMap\ndata:\n\ta: b\n",
+        "kind: \"Service\" # comment\nspec: &a {x: *a}\nspec: {}\n",
+        "kind: Secret\ndata: *unknown\n",
+    ] {
+        let mixed = format!("{odd}---\n{POD}");
+        let out = inject(odd, &options()).unwrap_or_else(|e| panic!("{odd:?}: {e}"));
+        assert_eq!(out.text, odd);
+        let out = inject(&mixed, &options()).unwrap_or_else(|e| panic!("{mixed:?}: {e}"));
+        assert!(out.text.starts_with(odd), "{odd:?}: {}", out.text);
+        assert!(out.text.contains("etcd-tls-init"));
+    }
+    // What may hold a pod must be read.
+    for unread in [
+        "apiVersion: v1\nkind: Pod\nspec: {}\nspec: {}\n",
+        "{apiVersion: v1, kind: Pod, spec: {}, spec: {}}\n",
+        "kind: &k Pod\nspec: {}\nspec: {}\n",
+        "kind: List\nitems: []\nitems: []\n",
+        "a: 1\na: 2\n",
+        "? kind\n: Pod\nkind: ConfigMap\na: 1\na: 2\n",
+    ] {
+        assert!(inject(unread, &options()).is_err(), "{unread:?}");
+    }
+}
+
+const TEMPLATE: &str =
+    "template:\n    metadata: {labels: {a: b}}\n    spec:\n      containers:\n      - {name: etcd, image: etcd}\n";
+
+#[test]
+fn pod_templates_of_other_kinds_are_said_and_injected_into_where_they_are_named() {
+    for (kind, text, path) in [
+        ("DeploymentConfig", format!("apiVersion: apps.openshift.io/v1\nkind: DeploymentConfig\nmetadata: {{name: a}}\nspec:\n  {TEMPLATE}"), "spec.template"),
+        ("Rollout", format!("apiVersion: argoproj.io/v1alpha1\nkind: Rollout\nmetadata: {{name: a}}\nspec:\n  {TEMPLATE}"), "spec.template"),
+        ("Etcd", format!("apiVersion: example.com/v1\nkind: Etcd\nmetadata: {{name: a}}\nspec:\n  {TEMPLATE}"), "spec.template"),
+        (
+            "Template",
+            "apiVersion: template.openshift.io/v1\nkind: Template\nmetadata: {name: a}\nobjects:\n- kind: Service\n- kind: StatefulSet\n  spec:\n    template:\n      spec:\n        containers:\n        - {name: etcd, image: etcd}\n".to_owned(),
+            "objects.*.spec.template",
+        ),
+    ] {
+        let left = inject(&text, &options()).unwrap();
+        assert_eq!(left.text, text);
+        let flag = format!("--pod-template-path={kind}={path}");
+        assert!(left.warnings.iter().any(|w| w.contains(&flag) && w.contains(kind)), "{:?}", left.warnings);
+        let paths = [format!("{kind}={path}").parse().unwrap()];
+        let injected = inject_at(&text, &options(), &paths).unwrap();
+        assert!(injected.text.contains("etcd-tls-sidecar"), "{}", injected.text);
+        assert_eq!(inject_at(&injected.text, &options(), &paths).unwrap().text, injected.text, "twice");
+        let missing = [format!("{kind}=spec.other").parse().unwrap()];
+        assert!(inject_at(&text, &options(), &missing).unwrap_err().to_string().contains("spec.other"));
+    }
+    for bad in ["", "Kind", "=spec", "Kind=", "Kind=a..b"] {
+        assert!(bad.parse::<TemplatePath>().is_err(), "{bad}");
+    }
+}
