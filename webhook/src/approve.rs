@@ -26,9 +26,11 @@ use crate::{
     error::Error,
 };
 use metrics::Metrics;
+use warned::Warned;
 
 pub mod bindings;
 mod metrics;
+mod warned;
 
 /// The Lease that the replicas share.
 const LEASE: &str = "etcd-tls-approve";
@@ -61,7 +63,8 @@ impl Args {
             args: self.bindings,
         };
         let binds = binds.run(controller.leader.clone());
-        started.run(Arc::new(Approver { controller, metrics, refusals: Mutex::default() }), binds).await;
+        let approver = Approver { controller, metrics, refusals: Mutex::default(), warned: Warned::default() };
+        started.run(Arc::new(approver), binds).await;
         Ok(())
     }
 }
@@ -70,6 +73,7 @@ struct Approver {
     controller: Controller,
     metrics: Metrics,
     refusals: Mutex<Refusals>,
+    warned: Warned,
 }
 
 impl Handler for Approver {
@@ -94,6 +98,7 @@ impl Handler for Approver {
 
     async fn handle(&self, csr: &Csr) -> Outcome {
         let case = Case::open(csr);
+        self.warned.tell(&self.controller, csr, &case).await;
         let result = match self.controller.decide(csr, &case).await {
             Ok(Verdict::Approve(entitlement)) => self.approve(csr, &case, &entitlement).await,
             Ok(Verdict::Deny(denials)) => self.deny(csr, &case, &denials).await,
