@@ -22,8 +22,8 @@ mod flags;
 mod foreign;
 mod yaml;
 
-pub(crate) use yaml::write as to_yaml;
 pub use self::foreign::TemplatePath;
+pub(crate) use yaml::write as to_yaml;
 
 /// More bytes than any manifest has.
 const MAX_BYTES: u64 = 64 << 20;

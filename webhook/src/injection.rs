@@ -4,8 +4,9 @@
 //! view                 the raw pod, borrowed                         (recognise)
 //! options              which flags a command line sets
 //! environment, urls,   what etcd's container gets, what it listens
-//! reload, checks,      at, how it can be restarted, what would fail
-//! mesh                                                               (decide)
+//! listeners, reload    at, how it can be restarted
+//! contract, hosts,     what would fail or stop it, and what is in
+//! checks, mesh         the way                                       (decide)
 //! pod, parts, present  what the pod gets; what of it is there already
 //! patch                the `add` operations                          (apply)
 //! ```
@@ -13,7 +14,10 @@
 //! **Invariant.** Injecting twice changes nothing, whatever the API server and other webhooks add in between.
 
 mod checks;
+mod contract;
 mod environment;
+mod hosts;
+mod listeners;
 mod mesh;
 mod options;
 mod parts;
@@ -294,13 +298,13 @@ impl<'a> Work<'a> {
         self.warnings.append(&mut environment.warnings);
         self.problems.append(&mut environment.problems);
         patch.append(&path, container.object, "env", environment.add);
+        self.check_groups(target);
         if !has_mount(container, &mount_path) {
             self.check_mounts(container, &mount_path);
             patch.append(&path, container.object, "volumeMounts", vec![parts::mount(&mount_path)]);
         }
         if roles.iter().any(|r| matches!(r, Role::Peer | Role::Server)) {
-            self.check_urls(target);
-            self.check_probes(target);
+            self.check_contract(target);
         }
     }
 }

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use self::values::{container, label, lifetime, log_level, mount_path, port};
+use self::values::{container, label, lifetime, listener, log_level, mount_path, port};
 pub use self::{
     issuer::Issuer,
     options::OptionsMode,
@@ -22,6 +22,7 @@ pub use self::{
     values::user,
 };
 use crate::{
+    endpoint::Endpoint,
     invalid_value::InvalidValue,
     key::{KeyAlgorithm, KeyRotation},
     names::{self, ClusterName, SignerName},
@@ -63,6 +64,10 @@ pub struct Settings {
     pub log_level: Option<String>,
     /// `…/options`: how etcd and etcdctl are told of their files.
     pub options: OptionsMode,
+    /// `…/client-url`: where the sidecar reaches its own etcd's client port; `None` means as the pod's manifest says.
+    pub client_url: Option<Endpoint>,
+    /// `…/peer-url`: the same of the peer port.
+    pub peer_url: Option<Endpoint>,
 }
 
 /// An error in a pod's annotations: which annotation, what is wrong, and what to write instead.
@@ -122,6 +127,8 @@ impl Settings {
             // What admission said, not a setting.
             "warnings" => {}
             "options" => self.options = value.parse()?,
+            "client-url" => self.client_url = Some(listener(value)?),
+            "peer-url" => self.peer_url = Some(listener(value)?),
             "trusts" => {
                 return Err(
                     "belongs on a CertificateSigningRequest, where the sidecar writes it; remove it from the pod"
@@ -223,12 +230,14 @@ impl Default for Settings {
             resources: Resources::default(),
             log_level: None,
             options: OptionsMode::Auto,
+            client_url: None,
+            peer_url: None,
         }
     }
 }
 
 /// Every key under our prefix that a pod may carry.
-const KEYS: [&str; 15] = [
+const KEYS: [&str; 17] = [
     "roles",
     "cluster",
     "containers",
@@ -244,4 +253,6 @@ const KEYS: [&str; 15] = [
     "resources",
     "log-level",
     "options",
+    "client-url",
+    "peer-url",
 ];

@@ -173,7 +173,7 @@ fn argument(text: &Text) -> Text {
 }
 
 /// What probes and hooks run.
-fn hooks<'a>(container: &Container<'a>) -> impl Iterator<Item = (String, Vec<&'a str>)> {
+pub(super) fn hooks<'a>(container: &Container<'a>) -> impl Iterator<Item = (String, Vec<&'a str>)> {
     let object = container.object;
     let probes = ["livenessProbe", "readinessProbe", "startupProbe"].map(|name| (name.to_owned(), object.get(name)));
     let lifecycle = object.get("lifecycle");

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::*;
 
+mod contract;
 mod marks;
 mod reload;
 
@@ -30,7 +31,12 @@ fn member() -> Value {
         "spec": {
             "containers": [{
                 "name": "etcd", "image": "etcd",
-                "command": ["etcd", "--listen-client-urls=https://0.0.0.0:2379", "--listen-peer-urls=https://0.0.0.0:2380"],
+                "command": [
+                    "etcd", "--listen-client-urls=https://0.0.0.0:2379", "--listen-peer-urls=https://0.0.0.0:2380",
+                    "--advertise-client-urls=https://etcd-0.etcd.prod.svc:2379",
+                    "--initial-advertise-peer-urls=https://etcd-0.etcd.prod.svc:2380",
+                    "--initial-cluster=default=https://etcd-0.etcd.prod.svc:2380",
+                ],
                 "volumeMounts": [{"name": "data", "mountPath": "/var/lib/etcd"}],
                 "securityContext": {"runAsUser": 1001},
             }],
@@ -243,8 +249,8 @@ fn a_flag_is_never_shadowed() {
 #[test]
 fn a_flag_that_names_our_file_is_welcome() {
     let (pod, warnings) = injected(&with(|p| {
-        p["spec"]["containers"][0]["command"] =
-            json!(["etcd", "--listen-client-urls=https://[::]:2379", "--cert-file=/etc/etcd/tls/server/tls.crt"]);
+        let command = p["spec"]["containers"][0]["command"].as_array_mut().unwrap();
+        command.push(json!("--cert-file=/etc/etcd/tls/server/tls.crt"));
     }));
     assert_eq!(env(&pod, 0, "ETCD_CERT_FILE"), None);
     assert!(env(&pod, 0, "ETCD_KEY_FILE").is_some());
@@ -430,7 +436,7 @@ fn plain_urls_and_probes_that_must_fail_are_warned_of() {
     for word in ["--listen-client-urls", "--advertise-client-urls", "--initial-cluster", "readinessProbe"] {
         assert!(warnings.iter().any(|w| w.contains(word)), "{word}: {warnings:?}");
     }
-    assert!(!sidecar_args(&pod).iter().any(|a| a.starts_with("--client-url")), "nothing is served with TLS there");
+    assert!(sidecar_args(&pod).contains(&"--client-url=http://127.0.0.1:2379".to_owned()), "the sidecar says so, too");
 }
 
 #[test]

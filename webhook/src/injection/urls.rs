@@ -48,9 +48,34 @@ pub(super) fn variable(tool: &str, option: &str) -> String {
 /// The URLs that are written out in a setting.
 pub(super) fn urls(setting: Option<&Setting>) -> Vec<Url> {
     match setting {
-        Some(Setting::Text(text) | Setting::Open(text)) => text.split(',').filter_map(url).collect(),
+        Some(Setting::Text(text) | Setting::Open(text)) => pieces(text).filter_map(url).collect(),
         Some(Setting::Unknown) | None => Vec::new(),
     }
+}
+
+/// What of a setting's URLs cannot be told, as it is written. Sockets of the file system are none of ours.
+pub(super) fn unclear(setting: Option<&Setting>) -> Option<String> {
+    match setting {
+        Some(Setting::Text(text) | Setting::Open(text)) => pieces(text)
+            .map(str::trim)
+            .find(|piece| !piece.is_empty() && !piece.starts_with("unix") && url(piece).is_none())
+            .map(|piece| piece.chars().take(60).collect()),
+        Some(Setting::Unknown) => Some("a value that is not written in the pod".to_owned()),
+        None => None,
+    }
+}
+
+/// The parts between commas; a comma within `${…}` or `$(…)` parts nothing.
+fn pieces(text: &str) -> impl Iterator<Item = &str> {
+    let mut depth = 0_usize;
+    text.split(move |c: char| {
+        match c {
+            '{' | '(' => depth += 1,
+            '}' | ')' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        c == ',' && depth == 0
+    })
 }
 
 fn url(text: &str) -> Option<Url> {
@@ -59,7 +84,9 @@ fn url(text: &str) -> Option<Url> {
     let (scheme, rest) = (text[..at].rsplit('=').next()?.trim(), &text[at + 3..]);
     let rest = rest.split('/').next()?;
     let (host, port) = rest.rsplit_once(':')?;
-    Some(Url { https: scheme == "https", host: host.to_owned(), port: port.trim().parse().ok()? })
+    // What a loop adds at each turn is shown by an ellipsis.
+    let port = port.trim().trim_end_matches('…').parse().ok()?;
+    Some(Url { https: scheme == "https", host: host.to_owned(), port })
         .filter(|_| scheme == "https" || scheme == "http")
 }
 
@@ -85,5 +112,21 @@ mod tests {
         assert_eq!(seen("https://[fd00::1]:2379/"), ["https://[fd00::1]:2379"]);
         assert_eq!(seen("a=https://etcd-0.etcd:2380"), ["https://$(POD_IP):2380"]);
         assert!(seen("unix:///x,,2379,https://a:b").is_empty());
+        assert_eq!(seen("https://${IP:-a,b}:2379"), ["https://$(POD_IP):2379"]);
+    }
+
+    #[test]
+    fn what_cannot_be_told_is_not_taken_for_nothing() {
+        let unclear = |text: &str| unclear(Some(&Setting::Open(text.to_owned())));
+        for text in ["https://0.0.0.0:${PORT}", "https://${ADDRESS}", "${URLS}", "https://a:b", "https://a"] {
+            assert_eq!(unclear(text).as_deref(), Some(text));
+            assert_eq!(unclear(&format!("https://0.0.0.0:2379,{text}")).as_deref(), Some(text));
+        }
+        for text in ["", "https://0.0.0.0:2379", "unix:///x,https://[::]:2379", "a=https://a:2380,b=https://b:2380…"]
+        {
+            assert_eq!(unclear(text), None, "{text}");
+        }
+        assert!(super::unclear(Some(&Setting::Unknown)).is_some());
+        assert_eq!(super::unclear(None), None);
     }
 }

@@ -66,6 +66,8 @@ fn every_annotation_is_read() {
         ("log-level", "info,etcd_tls_sidecar::restart=debug"),
         ("warnings", "[\"said by admission\"]"),
         ("options", "none"),
+        ("client-url", "https://127.0.0.1:12379"),
+        ("peer-url", "https://[$(POD_IP)]:12380"),
     ])
     .unwrap();
     assert_eq!(
@@ -89,6 +91,8 @@ fn every_annotation_is_read() {
             resources: "requests.cpu=50m,limits.memory=128Mi".parse().unwrap(),
             log_level: Some("info,etcd_tls_sidecar::restart=debug".to_owned()),
             options: OptionsMode::None,
+            client_url: Some("https://127.0.0.1:12379".parse().unwrap()),
+            peer_url: Some("https://[$(POD_IP)]:12380".parse().unwrap()),
         }
     );
 }
@@ -270,6 +274,8 @@ fn whatever_is_written_is_either_refused_or_survives_being_written_again() {
             mount_path: again.mount_path.clone(),
             resources: Resources::default(),
             log_level: None,
+            client_url: None,
+            peer_url: None,
             ..settings
         };
         assert_eq!(again, carried, "{key}: {value:?}");

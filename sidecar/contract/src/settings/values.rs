@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::{
     duration::{MAX_DURATION, MIN_DURATION, format_duration, parse_duration},
+    endpoint::Endpoint,
     invalid_value::InvalidValue,
     names,
     text::{list, quoted},
@@ -19,6 +20,18 @@ pub(super) fn label(s: &str, what: &str) -> Result<String, InvalidValue> {
         )
         .into())
     }
+}
+
+/// Where the sidecar reaches a port of its own etcd.
+pub(super) fn listener(s: &str) -> Result<Endpoint, InvalidValue> {
+    let endpoint: Endpoint = s.parse()?;
+    if !endpoint.tls {
+        return Err(format!("{} has to be an https:// URL", quoted(s)).into());
+    }
+    if endpoint.host.starts_with('$') && endpoint.host != "$(POD_IP)" {
+        return Err(format!("{}: of variables the sidecar knows $(POD_IP) alone", quoted(s)).into());
+    }
+    Ok(endpoint)
 }
 
 pub(super) fn container(s: &str) -> Result<String, InvalidValue> {

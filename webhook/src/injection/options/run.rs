@@ -72,6 +72,13 @@ const SWITCHES: &str = "auto-tls client-cert-auth debug enable-grpc-gateway enab
     version write-out-hex hex prefix keys-only print-value-only from-key cluster";
 
 impl Run {
+    /// Whether it talks to etcd: a run of etcdctl that does more than to print or to work on files.
+    pub(in crate::injection) fn dials(&self) -> bool {
+        let word = |index: usize| self.words.get(index).map_or("", String::as_str);
+        let on_files = word(0) == "snapshot" && matches!(word(1), "status" | "restore");
+        !self.asks && !on_files && !matches!(word(0), "" | "version" | "help" | "completion" | "backup")
+    }
+
     /// Reads the words behind the program.
     pub(super) fn read(tool: Tool, words: &[Text], place: String) -> Self {
         let mut run = Self { tool: Some(tool), place, ..Self::default() };

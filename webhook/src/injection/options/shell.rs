@@ -26,6 +26,13 @@ const MAX_TEXTS: usize = 64;
 /// The first of the characters that stand for holes in a script.
 const HOLES: u32 = 0xF0000;
 
+/// One hole for too many texts: it can be as much as the most of them, and is shown by the first.
+fn one_of(texts: &[Option<Text>]) -> Text {
+    let kind = texts.iter().flatten().map(Text::kind).max().unwrap_or(Kind::Word);
+    let shown = texts.iter().flatten().map(Text::shown).find(|text| !text.is_empty()).unwrap_or_default();
+    Text::hole(format!("{}…", shown.trim_end_matches('…')), kind)
+}
+
 /// Why nothing can be told, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::injection) struct Doubt {
@@ -188,7 +195,10 @@ impl<'e> Shell<'e> {
             texts = before;
         }
         if texts.len() > MAX_TEXTS {
-            texts = vec![Some(Text::hole(format!("${{{name}}}"), Kind::Many))];
+            let nothing = [None, Some(Text::default())].into_iter().filter(|text| texts.contains(text));
+            let nothing: Vec<Option<Text>> = nothing.collect();
+            texts = vec![Some(one_of(&texts))];
+            texts.extend(nothing);
         }
         self.pay(64 + texts.iter().flatten().map(Text::cost).sum::<usize>())?;
         self.variables.insert(name.to_owned(), texts);

@@ -266,6 +266,11 @@ fn bad_words_are_refused() {
             "resources",
             &["", ",", "cpu=1", "requests.cpu", "requests.cpu=-1", "requests.cpu=2,limits.cpu=1", "limits.gpu=1"],
         ),
+        (
+            "client-url",
+            &["", "https://", "127.0.0.1:2379", "http://127.0.0.1:2379", "https://$(NODE):1", "https://a b:1"],
+        ),
+        ("peer-url", &["", "unix:///x", "https://127.0.0.1:0", "tcp://127.0.0.1:2380"]),
         ("log-level", &["", "loud", "INFO", "info,", "=debug", "a b=debug", "x=1", "info;rm"]),
         (
             "reload",

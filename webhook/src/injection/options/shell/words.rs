@@ -317,7 +317,11 @@ impl Shell<'_> {
         texts.sort_unstable();
         texts.dedup();
         if word.texts.len() * texts.len() > MAX_TEXTS {
-            texts = vec![Some(Text::hole("…", Kind::Many))];
+            // Nothing at all is a word less, unless there is some of the word already.
+            let begun = word.texts.iter().all(|(_, open)| open.as_ref().is_some_and(|text| !text.0.is_empty()));
+            let empty = texts.iter().any(|text| text.as_ref().is_none_or(|text| text.0.is_empty()));
+            let hole = if empty && !begun { Text::hole("…", Kind::Many) } else { one_of(&texts) };
+            texts = vec![Some(hole)];
         }
         let odd = self.variables.contains_key("IFS") || self.environment.by_name.contains_key("IFS");
         let cost = word.texts.iter().flat_map(|(done, open)| done.iter().chain(open)).map(Text::cost);

@@ -1,0 +1,303 @@
+//! Tier 1: no warning means that it comes up. Each golden shape that injects without a warning is started as kubelet would:
+//! its own command in a real shell, real etcd, the injected environment, and certificates of what the pod is entitled to, in
+//! namespaces of its own where the pod's address, host name and DNS names are real.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    fs,
+    net::IpAddr,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use etcd_tls_contract::{
+    identity::{self, PodFacts, ServiceFacts},
+    policy::Policy,
+    role::Role,
+    settings::Settings,
+};
+use etcd_tls_webhook::{
+    inject::{Options, inject},
+    injection::Config,
+};
+use serde_json::Value;
+use tests::{
+    pki::{Ca, LeafOptions},
+    process::which,
+    repository,
+    temp::TempDir,
+    tier,
+};
+
+/// The pod's address.
+const ADDRESS: &str = "10.77.0.10";
+/// Starts the pod's command on a host of its own, waits until etcd answers by its listener and by what it advertises, and
+/// asks its peer port.
+const HOST: &str = r#"
+set -eu
+ip link set lo up; ip addr add "$ADDRESS/32" dev lo; hostname "$POD"
+mount --make-rprivate /; mount --bind etc /etc; mount --bind tmp /tmp
+./start > etcd.log 2>&1 &
+ask() { "$CTL" --cacert=client/ca.crt --cert=client/tls.crt --key=client/tls.key --endpoints="$CLIENT" "$@"; }
+up=
+for _ in $(seq 60); do
+    kill -0 $! 2>/dev/null || { echo "etcd ended"; break; }
+    if ask endpoint health >health.log 2>&1; then up=yes; break; fi
+    sleep 0.5
+done
+[ "$up" ] || { cat health.log; tail -n 15 etcd.log; exit 1; }
+ask endpoint health --cluster || exit 1
+peers=$(ask member list | awk -F', ' '{print $4}' | tr ',' ' ')
+[ "$peers" ] || { echo "no member advertises a peer URL"; exit 1; }
+for url in $peers "$PEER"; do
+    host=${url#https://}
+    name="-verify_hostname ${host%:*}"
+    [ "${host%:*}" != "$ADDRESS" ] || name="-verify_ip $ADDRESS"
+    # The sidecar asks by loopback, without a name.
+    [ "${host%:*}" != 127.0.0.1 ] || name=
+    echo | openssl s_client -connect "$host" -verify_return_error $name -CAfile peer/ca.crt -cert peer/tls.crt \
+        -key peer/tls.key >peer.log 2>&1 || { cat peer.log; exit 1; }
+done
+"#;
+
+/// Whether namespaces can be made here.
+fn isolated(script: &str) -> Command {
+    let mut command = Command::new("unshare");
+    command.args(["-n", "-m", "-u", "-p", "-f", "--kill-child", "sh", "-c", script]).stdin(Stdio::null());
+    command
+}
+
+fn text<'a>(value: &'a Value, path: &str) -> &'a str {
+    value.pointer(path).and_then(Value::as_str).unwrap_or_default()
+}
+
+/// A pod of an injected object, as it would run.
+struct Running {
+    facts: PodFacts,
+    settings: Settings,
+    services: Vec<ServiceFacts>,
+    pod: Value,
+    /// The container with etcd.
+    container: Value,
+}
+
+impl Running {
+    /// `None` where no member runs, or where the image decides what runs.
+    fn of(object: &Value) -> Option<Self> {
+        let kind = text(object, "/kind");
+        let pod = match kind {
+            "Pod" => object.clone(),
+            "StatefulSet" | "Deployment" | "DaemonSet" => object.pointer("/spec/template")?.clone(),
+            _ => return None,
+        };
+        let map = |path: &str| -> BTreeMap<String, String> {
+            pod.pointer(path).map(|v| serde_json::from_value(v.clone()).expect("strings")).unwrap_or_default()
+        };
+        let (labels, annotations) = (map("/metadata/labels"), map("/metadata/annotations"));
+        let settings = Settings::parse(&annotations).expect("settings");
+        let container = pod["spec"]["containers"].as_array()?.iter().find(|c| {
+            let env = c["env"].as_array().into_iter().flatten();
+            c["command"].is_array() && env.clone().any(|e| e["name"] == "ETCD_CERT_FILE")
+        })?;
+        let name = text(object, "/metadata/name");
+        let name = if kind == "StatefulSet" { format!("{name}-0") } else { name.to_owned() };
+        let namespace = Some(text(object, "/metadata/namespace")).filter(|n| !n.is_empty()).unwrap_or("default");
+        let subdomain = Some(text(&pod, "/spec/subdomain")).filter(|s| !s.is_empty());
+        let subdomain = subdomain.or_else(|| Some(text(object, "/spec/serviceName")).filter(|s| !s.is_empty()));
+        let facts = PodFacts {
+            namespace: namespace.to_owned(),
+            hostname: name.clone(),
+            name,
+            subdomain: subdomain.map(str::to_owned),
+            ips: vec![ADDRESS.parse().expect("an address")],
+            labels: labels.clone(),
+            annotations,
+            service_account: "default".to_owned(),
+            ..PodFacts::default()
+        };
+        let service =
+            |name: &String| ServiceFacts { name: name.clone(), cluster_ips: Vec::new(), selector: labels.clone() };
+        let services = facts.subdomain.iter().map(service).collect();
+        Some(Self { facts, settings, services, container: container.clone(), pod: pod.clone() })
+    }
+
+    /// The container's environment as kubelet makes it.
+    fn environment(&self) -> Vec<(String, String)> {
+        let mut environment = vec![("HOSTNAME".to_owned(), self.facts.hostname.clone())];
+        for entry in self.container["env"].as_array().into_iter().flatten() {
+            let value = match text(entry, "/valueFrom/fieldRef/fieldPath") {
+                "" => expand(text(entry, "/value"), &environment),
+                "metadata.name" => self.facts.name.clone(),
+                "metadata.namespace" => self.facts.namespace.clone(),
+                "status.podIP" | "status.podIPs" => ADDRESS.to_owned(),
+                other => panic!("{other} is not known here"),
+            };
+            environment.push((text(entry, "/name").to_owned(), value));
+        }
+        environment
+    }
+
+    /// An argument of the sidecar.
+    fn argument(&self, name: &str) -> Option<String> {
+        let containers = self.pod["spec"]["initContainers"].as_array().into_iter().flatten();
+        let mut sidecar = containers.filter(|c| c["name"] == "etcd-tls-sidecar");
+        let prefix = format!("--{name}=");
+        let args = sidecar.next()?["args"].as_array()?.clone();
+        args.iter().filter_map(Value::as_str).find_map(|a| Some(a.strip_prefix(&prefix)?.replace("$(POD_IP)", ADDRESS)))
+    }
+
+    /// Starts it, with DNS that also knows `others`; what went wrong.
+    fn start(&self, binary: &tests::etcd::EtcdBinary, others: &[&str]) -> Result<(), String> {
+        let files = TempDir::new("comes-up");
+        let (peers, clients) = (Ca::new("peers"), Ca::new("clients"));
+        let copied = Command::new("cp").args(["-a", "/etc/."]).arg(files.dir("etc")).output().expect("run cp");
+        drop(copied); // A file that cannot be read is none that matters.
+        files.dir("tmp");
+        let mut names = vec![self.facts.hostname.clone()];
+        for role in [Role::Peer, Role::Server, Role::Client] {
+            let mut settings = self.settings.clone();
+            settings.roles.insert(role);
+            let entitled = identity::entitlement(role, &self.facts, &self.services, &settings, &Policy::default())
+                .unwrap_or_else(|verdict| panic!("{role}: {verdict:?}"));
+            names.extend(entitled.sans.dns.iter().filter(|n| *n != "localhost").cloned());
+            let options = LeafOptions {
+                common_name: entitled.common_name,
+                dns: entitled.sans.dns.into_iter().collect(),
+                ips: entitled.sans.ips.into_iter().collect::<Vec<IpAddr>>(),
+                server: role != Role::Client,
+                ..LeafOptions::default()
+            };
+            let ca = if role == Role::Peer { &peers } else { &clients };
+            let mount = files.join(self.settings.mount_path.trim_start_matches('/'));
+            ca.write_role(&mount.join(role.as_str()), &options);
+            if role != Role::Server {
+                ca.write_role(&files.join(role.as_str()), &options);
+            }
+        }
+        names.extend(others.iter().map(|name| (*name).to_owned()));
+        files.write("etc/hosts", format!("127.0.0.1 localhost\n::1 localhost\n{ADDRESS} {}\n", names.join(" ")));
+
+        let environment = self.environment();
+        let words = ["command", "args"].into_iter().flat_map(|f| self.container[f].as_array().into_iter().flatten());
+        let words: Vec<String> = words.filter_map(Value::as_str).map(|w| expand(w, &environment)).collect();
+        let mut start = "#!/bin/sh\nexec env -i \"PATH=$PATH\"".to_owned();
+        for (name, value) in &environment {
+            let _ = write!(start, " {}", quoted(&format!("{name}={value}")));
+        }
+        for word in &words {
+            let _ = write!(start, " {}", quoted(word));
+        }
+        let script = files.write("start", start + "\n");
+        fs::set_permissions(script, fs::Permissions::from_mode(0o755)).expect("make it executable");
+
+        let client = self.argument("client-url").ok_or("the sidecar is not told where etcd listens for clients")?;
+        let peer = self.argument("peer-url").ok_or("the sidecar is not told where etcd listens for members")?;
+        let directory = binary.etcd.parent().unwrap_or(Path::new("/"));
+        let path = std::env::var("PATH").unwrap_or_default();
+        let output = isolated(HOST)
+            .current_dir(files.path())
+            .env("PATH", format!("{}:{path}", directory.display()))
+            .env("ADDRESS", ADDRESS)
+            .env("POD", &self.facts.hostname)
+            .env("CLIENT", client)
+            .env("PEER", peer)
+            .env("CTL", binary.etcdctl.as_ref().ok_or("no etcdctl")?)
+            .env("ETCDCTL_API", "3")
+            .output()
+            .expect("run unshare");
+        if output.status.success() {
+            return Ok(());
+        }
+        Err(format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr)))
+    }
+}
+
+/// `$(NAME)`, as kubelet expands it.
+fn expand(text: &str, environment: &[(String, String)]) -> String {
+    environment.iter().rev().fold(text.to_owned(), |text, (name, value)| text.replace(&format!("$({name})"), value))
+}
+
+fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+/// The objects of a golden file, injected one by one, each with what was said of it.
+fn injected(file: &Path) -> Vec<(Value, Vec<String>)> {
+    let text = fs::read_to_string(file).expect("a golden file");
+    let options = serde_saphyr::options! { legacy_octal_numbers: true, strict_booleans: false };
+    let documents: Vec<Value> = serde_saphyr::from_multiple_with_options(&text, options).expect("YAML");
+    let injection = Config { sidecar_image: "etcd-tls-sidecar:test".to_owned(), ..Config::default() };
+    let options = Options { injection, namespace: "default".to_owned() };
+    let objects = documents.into_iter().flat_map(|mut d| match d["items"].take() {
+        Value::Array(items) => items,
+        _ => vec![d],
+    });
+    objects
+        .filter(|object| object["kind"].is_string())
+        .map(|object| {
+            let injected = inject(&object.to_string(), &options).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+            (serde_json::from_str(&injected.text).expect("JSON"), injected.warnings)
+        })
+        .collect()
+}
+
+/// The etcd to run; says so where this machine cannot make namespaces.
+fn binary() -> Option<tests::etcd::EtcdBinary> {
+    let binary = tier::etcd()?;
+    let tools = ["unshare", "ip", "openssl"].iter().all(|tool| which(tool).is_some());
+    let can =
+        tools && isolated("ip link set lo up && mount --make-rprivate /").output().is_ok_and(|o| o.status.success());
+    if !can || binary.etcdctl.is_none() {
+        tier::skip_special("no network and mount namespaces, ip or openssl", "run as root, with iproute2 and openssl");
+        return None;
+    }
+    Some(binary)
+}
+
+#[test]
+fn what_is_injected_without_a_warning_comes_up() {
+    let Some(binary) = binary() else { return };
+    let (mut up, mut problems) = (0, Vec::new());
+    for entry in fs::read_dir(repository().join("webhook/tests/golden")).expect("the golden files") {
+        let file = entry.expect("a file").path();
+        let name = file.file_name().and_then(|n| n.to_str()).unwrap_or_default().to_owned();
+        if name.contains(".injected.") || name.starts_with("refused-") || name.ends_with(".txt") {
+            continue;
+        }
+        for (object, warnings) in injected(&file) {
+            let Some(running) = Running::of(&object).filter(|_| warnings.is_empty()) else { continue };
+            match running.start(&binary, &[]) {
+                Ok(()) => up += 1,
+                Err(error) => problems.push(format!("{name}: {error}")),
+            }
+        }
+    }
+    assert!(problems.is_empty(), "{}", problems.join("\n"));
+    assert!(up >= 3, "only {up} shapes were started");
+}
+
+/// The other way round: what is warned of does fail, so the test above can fail, too.
+#[test]
+fn what_is_warned_of_fails() {
+    let Some(binary) = binary() else { return };
+    let file = repository().join("webhook/tests/golden/complete-flags.yaml");
+    let good = fs::read_to_string(file).expect("the shape");
+    for (right, wrong) in [
+        ("advertise-client-urls=https://$(POD_NAME).etcd.prod.svc", "advertise-client-urls=https://$(POD_NAME).etcd"),
+        ("listen-client-urls=https://0.0.0.0", "listen-client-urls=http://0.0.0.0"),
+        ("        - --advertise-client-urls=https://$(POD_NAME).etcd.prod.svc:2379\n", ""),
+    ] {
+        let files = TempDir::new("comes-up");
+        assert!(good.contains(right), "{right}");
+        let file = files.write("shape.yaml", good.replace(right, wrong));
+        let (object, warnings) = injected(&file).remove(0);
+        assert!(!warnings.is_empty(), "nothing is said of {wrong:?}");
+        let running = Running::of(&object).expect("a member");
+        assert!(
+            running.start(&binary, &["etcd-0.etcd"]).is_err(),
+            "{wrong:?} comes up, and was warned of: {warnings:?}"
+        );
+    }
+}

@@ -1,0 +1,306 @@
+//! The pod, held against the contract: each host that no certificate will hold, each URL without TLS, each probe, hook and
+//! script that will fail under client-certificate authentication, and whatever else keeps etcd from coming up, is named.
+//! No warning must mean that it comes up.
+
+use std::collections::BTreeSet;
+
+use etcd_tls_contract::{names, role::Role, settings::Issuer};
+use serde_json::Value;
+
+use super::{
+    Target, Work,
+    hosts::{self, Facts, Held},
+    options::{self, Run, Setting, Tool},
+    reload,
+    urls::{self, Url, setting},
+};
+
+/// The options with URLs of etcd, and whether others dial or are told their hosts.
+const URLS: [(Role, &str, bool); 5] = [
+    (Role::Server, "listen-client-urls", false),
+    (Role::Server, "advertise-client-urls", true),
+    (Role::Peer, "listen-peer-urls", false),
+    (Role::Peer, "initial-advertise-peer-urls", true),
+    (Role::Peer, "initial-cluster", true),
+];
+
+impl<'a> Work<'a> {
+    pub(super) fn check_contract(&mut self, target: &Target<'a>) {
+        self.check_unseen(target);
+        self.check_urls(target);
+        if target.roles.contains(&Role::Server) {
+            self.check_probes(target);
+            self.check_requests(target);
+            self.check_etcdctl(target);
+        }
+    }
+
+    /// A program that takes the pod's groups away takes away the one that may read the keys.
+    pub(super) fn check_groups(&mut self, target: &Target<'a>) {
+        let mut said = BTreeSet::new();
+        for run in &target.options.runs {
+            let Some(by) = run.dropped.as_ref().filter(|by| said.insert((*by).clone())) else { continue };
+            self.warnings.push(format!(
+                "container {}: {} runs {} by {by}, which takes the pod's groups from it, and group {} may read the keys; \
+                 set runAsUser in its securityContext instead",
+                target.container.name,
+                run.place,
+                run.tool.map_or("the image's script", Tool::program),
+                names::FILES_GID
+            ));
+        }
+    }
+
+    /// What decides on etcd's options and is not written in the pod.
+    fn check_unseen(&mut self, target: &Target<'a>) {
+        let Target { container, options, .. } = target;
+        let name = container.name;
+        if !container.list("envFrom").is_empty() {
+            self.warnings.push(format!(
+                "container {name}: envFrom may set ETCD_ variables, which admission cannot see; see that none says http:// or \
+                 names a config file, or write them into env"
+            ));
+        }
+        let unset: Vec<&str> = relevant(target)
+            .into_iter()
+            .filter(|(_, option, told)| !told && setting(options, option).is_none())
+            .map(|(_, option, _)| option)
+            .collect();
+        if options.entrypoint && !unset.is_empty() && setting(options, "config-file").is_none() {
+            self.warnings.push(format!(
+                "container {name}: what the image runs by default admission cannot see; by its own default etcd stays on \
+                 http://. Set {} in env, with https://",
+                unset.iter().map(|option| urls::variable("ETCD", option)).collect::<Vec<_>>().join(" and ")
+            ));
+        }
+    }
+
+    fn check_urls(&mut self, target: &Target<'a>) {
+        let Target { container, options, .. } = target;
+        let name = container.name;
+        // etcd takes its options from a file alone, and its proxy has others.
+        if setting(options, "config-file").is_some() || options.is_proxy() {
+            return;
+        }
+        let seen = options.runs_etcd() && container.list("envFrom").is_empty();
+        let of = |option| setting(options, option);
+        for (role, option, told) in relevant(target) {
+            let setting = of(option);
+            let urls = urls::urls(setting.as_ref());
+            if let Some(url) = urls.iter().find(|u| !u.https) {
+                self.warnings.push(format!(
+                    "container {name}: --{option} still says http://{}:{}; write https://",
+                    short(&url.host),
+                    url.port
+                ));
+            }
+            match (option, &setting) {
+                ("listen-client-urls", None) if seen => self.warnings.push(format!(
+                    "container {name}: --listen-client-urls is not set, so etcd listens on http://localhost:2379"
+                )),
+                ("advertise-client-urls", None) if seen && of("listen-client-urls").is_some() => {
+                    self.warnings.push(format!(
+                        "container {name}: --listen-client-urls is set and --advertise-client-urls is not, at which etcd \
+                         stops; write https://<pod>.<service>.{}.svc:<port>",
+                        self.origin.namespace
+                    ));
+                }
+                ("listen-peer-urls", None) if seen => self.warnings.push(format!(
+                    "container {name}: --listen-peer-urls is not set, so etcd listens for members on http://localhost:2380"
+                )),
+                ("initial-advertise-peer-urls", None) if seen && of("initial-cluster").is_none() => {
+                    self.warnings.push(format!(
+                        "container {name}: --initial-advertise-peer-urls is not set, so etcd advertises \
+                         http://localhost:2380; write https://<pod>.<service>.{}.svc:2380",
+                        self.origin.namespace
+                    ));
+                }
+                _ if told => {}
+                _ => continue,
+            }
+            if told {
+                self.check_hosts(target, role, option, &urls, setting.as_ref());
+            }
+        }
+    }
+
+    /// The hosts of `option` that no certificate will hold, or of which it cannot be told.
+    fn check_hosts(&mut self, target: &Target<'a>, role: Role, option: &str, urls: &[Url], setting: Option<&Setting>) {
+        // A static pod asks for the hosts that it advertises.
+        if self.config.host.is_some() {
+            return;
+        }
+        let name = target.container.name;
+        let cluster = urls::urls(urls::setting(&target.options, "initial-cluster").as_ref());
+        let members: BTreeSet<&str> = cluster.iter().map(|u| u.host.as_str()).collect();
+        let facts = Facts {
+            namespace: self.origin.namespace,
+            container: target.container,
+            host_network: self.pod.flag("hostNetwork"),
+            extra: &self.settings.extra_sans,
+            foreign: !matches!(self.settings.issuer, Issuer::Csr | Issuer::Ours(_)),
+            members: members.len(),
+        };
+        let mut never: Vec<(&str, Option<String>)> = Vec::new();
+        let mut unknown: Vec<String> = urls::unclear(setting).into_iter().collect();
+        for url in urls {
+            match hosts::held(&url.host, role, &facts) {
+                Held::Possible => {}
+                Held::Never(_) if never.iter().any(|(host, _)| *host == url.host) => {}
+                Held::Never(instead) => never.push((&url.host, instead)),
+                Held::Unknown => unknown.push(url.host.clone()),
+            }
+        }
+        let pattern = format!("<pod>.<service>.{}.svc", self.origin.namespace);
+        if let Some((host, instead)) = never.first() {
+            let more = if never.len() > 1 { format!(" (and {} more)", never.len() - 1) } else { String::new() };
+            let instead = match instead {
+                Some(instead) => format!("write {}", short(instead)),
+                None => format!("write {pattern}, or name it in etcd-tls.dev/extra-sans where policy allows it"),
+            };
+            self.warnings.push(format!(
+                "container {name}: --{option} names {}{more}, which no certificate will hold; {instead}",
+                short(host)
+            ));
+        } else if let Some(what) = unknown.first() {
+            self.warnings.push(format!(
+                "container {name}: whether a certificate holds what --{option} names cannot be told: {}; see that it is \
+                 https:// and the pod's address or {pattern}",
+                short(what)
+            ));
+        }
+    }
+
+    /// Probes and hooks by which kubelet asks a port that wants a client certificate.
+    fn check_probes(&mut self, target: &Target<'a>) {
+        let Target { container, options, .. } = target;
+        let clients = urls::urls(setting(options, "listen-client-urls").as_ref());
+        let metrics = urls::urls(setting(options, "listen-metrics-urls").as_ref());
+        let wants_certificate = |port: u16| {
+            let of = |urls: &[Url]| urls.iter().any(|u| u.port == port && u.https);
+            of(&clients)
+                || of(&metrics)
+                || clients.iter().any(|u| u.port == port)
+                || (clients.is_empty() && port == 2379)
+        };
+        let object = container.object;
+        let probes = ["startupProbe", "livenessProbe", "readinessProbe"].map(|field| (field, object.get(field)));
+        let lifecycle = object.get("lifecycle");
+        let hooks = ["postStart", "preStop"].map(|field| (field, lifecycle.and_then(|l| l.get(field))));
+        for (field, probe) in probes.into_iter().chain(hooks) {
+            for kind in ["httpGet", "grpc"] {
+                let Some(handler) = probe.and_then(|p| p.get(kind)).filter(|v| !v.is_null()) else { continue };
+                let elsewhere = handler.get("host").and_then(Value::as_str).is_some_and(|host| !host.is_empty());
+                if !elsewhere && reload::port(handler.get("port"), container).is_some_and(wants_certificate) {
+                    self.warnings.push(format!(
+                        "container {}: its {field} asks a port that wants a client certificate by {kind} and has none, so it \
+                         will fail for ever; probe an http:// URL of --listen-metrics-urls, or use tcpSocket",
+                        container.name
+                    ));
+                }
+            }
+        }
+    }
+
+    /// curl and wget in scripts, probes and hooks that ask etcd's port without TLS or without a certificate.
+    fn check_requests(&mut self, target: &Target<'a>) {
+        let Target { container, options, .. } = target;
+        let clients = urls::urls(setting(options, "listen-client-urls").as_ref());
+        let is_client = |port: u16| clients.iter().any(|u| u.port == port) || (clients.is_empty() && port == 2379);
+        let line = container.words("command").chain(container.words("args")).collect::<Vec<_>>().join(" ");
+        let hooks = options::hooks(container).map(|(place, words)| (place, words.join(" ")));
+        for (place, text) in std::iter::once(("command".to_owned(), line)).chain(hooks) {
+            let asks = |command: &str| {
+                let words: Vec<&str> = command
+                    .split(|c: char| c.is_whitespace() || "'\"`()".contains(c))
+                    .filter(|w| !w.is_empty())
+                    .collect();
+                let tool = words.iter().any(|w| matches!(w.rsplit('/').next(), Some("curl" | "wget")));
+                let certificate =
+                    words.iter().any(|w| *w == "-E" || w.starts_with("--cert") || w.starts_with("--certificate"));
+                let of_etcd = |word: &&&str| port(word).is_some_and(is_client);
+                let url = words.iter().find(of_etcd).filter(|_| tool)?;
+                let plain = !url.contains("https://");
+                (plain || !certificate).then(|| (short(url), plain))
+            };
+            let Some((url, plain)) = text.split(['\n', ';', '|', '&']).find_map(asks) else { continue };
+            let missing = if plain { "speaks TLS" } else { "wants a client certificate" };
+            self.warnings.push(format!(
+                "container {}: {place} asks {url}, a port that {missing}; ask an http:// URL of --listen-metrics-urls, or give \
+                 it https:// and the files in {}/client (role client)",
+                container.name, self.settings.mount_path
+            ));
+        }
+    }
+
+    /// Runs of etcdctl that have no certificate, another's, or no TLS.
+    fn check_etcdctl(&mut self, target: &Target<'a>) {
+        let Target { container, options, roles } = target;
+        let (name, mount) = (container.name, self.settings.mount_path.clone());
+        let client = roles.contains(&Role::Client);
+        let text = |setting: Option<Setting>| match setting {
+            Some(Setting::Text(text) | Setting::Open(text)) => Some(text),
+            Some(Setting::Unknown) => Some(String::new()),
+            None => None,
+        };
+        let ours = |path: &str| path.starts_with(&format!("{mount}/"));
+        let trusted = text(setting(options, "trusted-ca-file")).is_none_or(|path| ours(&path));
+        let mut said = BTreeSet::new();
+        let mut say = |warning: String| said.extend([warning]);
+        for run in options.runs_of(Tool::Etcdctl).filter(|run| run.dials()) {
+            let of = |option: &str| {
+                let variable = || options.variable(Tool::Etcdctl, &urls::variable("ETCDCTL", option));
+                text(run.flags.get(option).cloned().or_else(variable))
+            };
+            let place = &run.place;
+            match of("cert") {
+                Some(path) if !path.is_empty() && !path.contains('$') && !ours(&path) && trusted => say(format!(
+                    "container {name}: {place} gives etcdctl {}, which etcd will not trust; name {mount}/client/tls.crt, tls.key \
+                     and ca.crt{}",
+                    short(&path),
+                    if client { "" } else { ", and add client to etcd-tls.dev/roles" }
+                )),
+                None if !client && !options.own_client_flags => say(format!(
+                    "container {name}: {place} runs etcdctl, which needs a client certificate: add client to \
+                     etcd-tls.dev/roles"
+                )),
+                _ => {}
+            }
+            if let Some(endpoint) = of("endpoints").filter(|text| text.contains("http://")) {
+                say(format!(
+                    "container {name}: {place} gives etcdctl the endpoint {}, which will speak TLS; write https://",
+                    short(&endpoint)
+                ));
+            }
+        }
+        let hooks = options::hooks(container).flat_map(|(_, words)| words);
+        let mut words = container.words("command").chain(container.words("args")).chain(hooks);
+        let told = options.untold_client.is_none() || options.runs_of(Tool::Etcdctl).any(Run::dials);
+        if !told && !client && words.any(|word| word.contains("etcdctl")) {
+            say(format!(
+                "container {name}: it names etcdctl, which needs a client certificate; add client to etcd-tls.dev/roles"
+            ));
+        }
+        self.warnings.extend(said);
+    }
+}
+
+/// The options with URLs that matter for the roles of `target`.
+fn relevant(target: &Target<'_>) -> Vec<(Role, &'static str, bool)> {
+    URLS.into_iter().filter(|(role, ..)| target.roles.contains(role)).collect()
+}
+
+/// The port of a URL or of `host:port`, as curl and wget take them.
+fn port(word: &str) -> Option<u16> {
+    let rest = word.split_once("://").map_or(word, |(_, rest)| rest);
+    let authority = rest.split(['/', '?', '#']).next()?;
+    authority.rsplit_once(':')?.1.parse().ok()
+}
+
+/// At most 60 characters of what the pod says, so that a warning stays below 256.
+fn short(text: &str) -> String {
+    match text.char_indices().nth(60) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}

@@ -1,0 +1,250 @@
+//! What keeps a pod from coming up with certificates, one change to a good member at a time: each is said.
+
+use super::*;
+
+/// A good member with another container's field, and what is said of it.
+#[track_caller]
+fn said(change: impl FnOnce(&mut Value)) -> Vec<String> {
+    let (_, warnings) = injected(&with(|pod| change(&mut pod["spec"]["containers"][0])));
+    assert!(warnings.iter().all(|w| w.chars().count() <= 256), "{warnings:?}");
+    warnings
+}
+
+/// A flag of the member, changed.
+fn flag(name: &str, value: &str) -> Vec<String> {
+    said(|container| set(container, name, value))
+}
+
+fn set(container: &mut Value, name: &str, value: &str) {
+    let prefix = format!("--{name}=");
+    let command = container["command"].as_array_mut().unwrap();
+    command.retain(|word| !word.as_str().unwrap().starts_with(&prefix));
+    command.push(json!(format!("{prefix}{value}")));
+}
+
+/// The member's own command line as a script, after some lines.
+fn script(container: &mut Value, before: &str, drop: &str, more: &str) {
+    let words: Vec<String> =
+        container["command"].as_array().unwrap().iter().map(|w| w.as_str().unwrap().to_owned()).collect();
+    let kept: Vec<&str> = words.iter().map(String::as_str).filter(|w| drop.is_empty() || !w.contains(drop)).collect();
+    container["command"] = json!(["sh", "-c", format!("{before}\nexec {} {more}", kept.join(" "))]);
+}
+
+#[track_caller]
+fn has(warnings: &[String], words: &[&str]) {
+    assert!(warnings.iter().any(|w| words.iter().all(|word| w.contains(word))), "{words:?}: {warnings:?}");
+}
+
+#[test]
+fn nothing_is_said_of_a_good_member_however_it_is_written() {
+    assert_eq!(said(|_| {}), [""; 0]);
+    assert_eq!(said(|c| script(c, "set -eu", "", "")), [""; 0]);
+    let by_variable = said(|c| {
+        let urls = "NAME=etcd-0\nPEERS=\"default=https://$NAME.etcd.prod.svc:2380\"";
+        script(c, urls, "--initial-cluster", "--initial-cluster=\"$PEERS\"");
+    });
+    assert_eq!(by_variable, [""; 0]);
+    let expanded = said(|c| {
+        c["env"] = json!([{"name": "PORT", "value": "12379"}, {"name": "ME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}]);
+        set(c, "listen-client-urls", "https://0.0.0.0:$(PORT)");
+        set(c, "advertise-client-urls", "https://$(ME).etcd.prod.svc.cluster.local:$(PORT)");
+        c["readinessProbe"] = json!({"tcpSocket": {"port": 12379}});
+    });
+    assert_eq!(expanded, [""; 0]);
+}
+
+#[test]
+fn names_that_no_certificate_holds_are_said() {
+    for option in ["advertise-client-urls", "initial-advertise-peer-urls"] {
+        has(&flag(option, "https://etcd-0.etcd:2379"), &[option, "etcd-0.etcd,", "write etcd-0.etcd.prod.svc"]);
+        has(&flag(option, "https://etcd:2379"), &[option, "write etcd.prod.svc"]);
+        has(&flag(option, "https://etcd-0.etcd.other.svc:2379"), &[option, "write etcd-0.etcd.prod.svc"]);
+        has(&flag(option, "https://etcd.example.com:2379"), &[option, "extra-sans"]);
+        has(&flag(option, "https://0.0.0.0:2379"), &[option, "0.0.0.0"]);
+    }
+    let cluster = "a=https://etcd-0.etcd:2380,b=https://etcd-1.etcd:2380";
+    has(&flag("initial-cluster", cluster), &["initial-cluster", "etcd-0.etcd (and 1 more)"]);
+    has(&flag("initial-cluster", "a=https://localhost:2380,b=https://etcd-1.etcd.prod.svc:2380"), &["names localhost"]);
+
+    // By kubelet's variable, by a plain shell variable, by a loop, and by etcd's own variable.
+    let kubelet = said(|c| {
+        c["env"] = json!([{"name": "ME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}]);
+        set(c, "initial-advertise-peer-urls", "https://$(ME).etcd:2380");
+    });
+    has(&kubelet, &["initial-advertise-peer-urls", "write ${ME}.etcd.prod.svc"]);
+    let shell = said(|c| script(c, "P=default=https://etcd-0.etcd:2380", "--initial-cluster", "--initial-cluster=$P"));
+    has(&shell, &["initial-cluster", "etcd-0.etcd"]);
+    let looped = "P=\nfor i in 0 1 2; do P=\"${P}${P:+,}etcd-$i=https://etcd-$i.etcd:2380\"; done";
+    has(&said(|c| script(c, looped, "--initial-cluster", "--initial-cluster \"$P\"")), &["initial-cluster", ".etcd"]);
+    let variable = said(|c| {
+        c["command"].as_array_mut().unwrap().retain(|w| !w.as_str().unwrap().contains("initial-advertise"));
+        c["env"] = json!([{"name": "ETCD_INITIAL_ADVERTISE_PEER_URLS", "value": "https://etcd-0.etcd:2380"}]);
+    });
+    has(&variable, &["initial-advertise-peer-urls", "etcd-0.etcd"]);
+    let unknown = said(|c| {
+        c["env"] = json!([{"name": "PEERS", "valueFrom": {"configMapKeyRef": {"name": "a", "key": "b"}}}]);
+        set(c, "initial-cluster", "$(PEERS)");
+    });
+    has(&unknown, &["initial-cluster", "cannot be told", "${PEERS}"]);
+}
+
+#[test]
+fn urls_without_tls_are_said() {
+    for option in ["listen-client-urls", "listen-peer-urls", "advertise-client-urls", "initial-advertise-peer-urls"] {
+        has(&flag(option, "http://etcd.prod.svc:2379"), &[option, "still says http://"]);
+    }
+    let plain = "PEERS=\"default=http://etcd-0.etcd.prod.svc:2380\"";
+    let shell = said(|c| script(c, plain, "--initial-cluster", "--initial-cluster=\"$PEERS\""));
+    has(&shell, &["initial-cluster", "still says http://"]);
+    for option in ["listen-client-urls", "listen-peer-urls", "advertise-client-urls"] {
+        let unset = said(|c| c["command"].as_array_mut().unwrap().retain(|w| !w.as_str().unwrap().contains(option)));
+        has(&unset, &[option, "not"]);
+    }
+    has(&said(|c| c["envFrom"] = json!([{"configMapRef": {"name": "a"}}])), &["envFrom", "http://"]);
+    let image = said(|c| {
+        c.as_object_mut().unwrap().remove("command");
+    });
+    has(&image, &["what the image runs", "ETCD_LISTEN_CLIENT_URLS and ETCD_LISTEN_PEER_URLS"]);
+}
+
+#[test]
+fn what_fails_without_a_client_certificate_is_said() {
+    let exec = |words: Value| json!({"exec": {"command": words}});
+    let run = json!(["etcdctl", "endpoint", "health"]);
+    for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
+        has(&said(|c| c[probe] = exec(run.clone())), &[probe, "etcdctl", "add client"]);
+        has(&said(|c| c[probe] = json!({"httpGet": {"path": "/health", "port": 2379}})), &[probe, "httpGet"]);
+        has(&said(|c| c[probe] = json!({"grpc": {"port": 2379}})), &[probe, "grpc"]);
+        let curl = exec(json!(["curl", "-f", "http://127.0.0.1:2379/health"]));
+        has(&said(|c| c[probe] = curl), &[probe, "http://127.0.0.1:2379/health", "speaks TLS"]);
+        let curl = exec(json!(["sh", "-c", "curl -k https://127.0.0.1:2379/health"]));
+        has(&said(|c| c[probe] = curl), &[probe, "wants a client certificate"]);
+    }
+    for hook in ["postStart", "preStop"] {
+        let script = exec(json!(["sh", "-c", "sleep 1; etcdctl member list"]));
+        has(&said(|c| c["lifecycle"] = json!({hook: script})), &[hook, "etcdctl", "add client"]);
+        let get = json!({"httpGet": {"path": "/", "port": 2379}});
+        has(&said(|c| c["lifecycle"] = json!({hook: get})), &[hook, "httpGet"]);
+    }
+    has(&said(|c| script(c, "etcdctl member list", "", "")), &["line 1", "etcdctl", "add client"]);
+    let plain = exec(json!(["etcdctl", "--endpoints=http://127.0.0.1:2379", "get", "a"]));
+    has(&said(|c| c["livenessProbe"] = plain), &["endpoint", "http://127.0.0.1:2379"]);
+    let old = exec(json!(["etcdctl", "--cert=/old/tls.crt", "--key=/old/tls.key", "--cacert=/old/ca.crt", "get", "a"]));
+    has(&said(|c| c["livenessProbe"] = old), &["/old/tls.crt", "/etc/etcd/tls/client/tls.crt"]);
+    let metrics = said(|c| {
+        set(c, "listen-metrics-urls", "https://0.0.0.0:2381");
+        c["livenessProbe"] = json!({"httpGet": {"path": "/health", "port": 2381, "scheme": "HTTPS"}});
+    });
+    has(&metrics, &["livenessProbe", "httpGet"]);
+
+    // What needs none is fine.
+    for words in [json!(["etcdctl", "version"]), json!(["etcdctl", "snapshot", "status", "/x"]), json!(["true"])] {
+        assert_eq!(said(|c| c["livenessProbe"] = exec(words.clone())), [""; 0], "{words}");
+    }
+    let plain_metrics = said(|c| {
+        set(c, "listen-metrics-urls", "http://0.0.0.0:2381");
+        c["livenessProbe"] = json!({"httpGet": {"path": "/health", "port": 2381}});
+        c["readinessProbe"] = exec(json!(["curl", "-f", "http://127.0.0.1:2381/health"]));
+    });
+    assert_eq!(plain_metrics, [""; 0]);
+    let mut client = with(|p| p["spec"]["containers"][0]["livenessProbe"] = exec(run));
+    client["metadata"]["annotations"] = json!({"etcd-tls.dev/roles": "peer,server,client"});
+    assert_eq!(injected(&client).1, [""; 0]);
+}
+
+#[test]
+fn a_static_pods_old_certificates_are_said() {
+    let mut config = config();
+    config.host = Some(Host {
+        kubeconfig: "/etc/kubernetes/etcd-tls/kubeconfig".to_owned(),
+        bootstrap_kubeconfig: None,
+        directory: "/var/lib/etcd-tls".to_owned(),
+    });
+    let pod = with(|p| {
+        p["spec"]["containers"][0]["livenessProbe"] = json!({"exec": {"command": [
+            "/bin/sh", "-ec", "ETCDCTL_API=3 etcdctl --cert=/etc/kubernetes/pki/etcd/healthcheck-client.crt \
+             --key=/etc/kubernetes/pki/etcd/healthcheck-client.key --cacert=/etc/kubernetes/pki/etcd/ca.crt get foo"]}});
+    });
+    let Decision::Inject { warnings, .. } = decide(&pod, &config, ORIGIN) else { panic!("not injected") };
+    has(&warnings, &["livenessProbe", "/etc/kubernetes/pki/etcd/healthcheck-client.crt", "will not trust"]);
+}
+
+#[test]
+fn programs_that_drop_groups_are_said() {
+    for by in ["gosu etcd", "su-exec etcd", "setpriv --reuid=1 --clear-groups", "runuser -u etcd --", "sudo -E -u etcd"]
+    {
+        let words: Vec<&str> = by.split(' ').collect();
+        let warnings = said(|c| {
+            let command = c["command"].as_array_mut().unwrap();
+            command.splice(0..0, words.iter().map(|w| json!(w)));
+        });
+        has(&warnings, &[words[0], "takes the pod's groups", "runAsUser"]);
+    }
+    let kept = said(|c| {
+        let command = c["command"].as_array_mut().unwrap();
+        command.splice(0..0, ["setpriv", "--reuid=1", "--keep-groups"].map(|w| json!(w)));
+    });
+    assert_eq!(kept, [""; 0]);
+}
+
+#[test]
+fn the_hosts_network_shares_the_port() {
+    let mut pod = with(|p| p["spec"]["hostNetwork"] = json!(true));
+    has(&injected(&pod).1, &["host's network", "9179", "admin-port"]);
+    pod["metadata"]["annotations"] = json!({"etcd-tls.dev/admin-port": "9180"});
+    assert!(!injected(&pod).1.iter().any(|w| w.contains("host's network")));
+}
+
+#[test]
+fn a_listener_that_is_not_known_is_not_guessed() {
+    let from_map = json!([{"name": "PORT", "valueFrom": {"configMapKeyRef": {"name": "a", "key": "b"}}}]);
+    for (what, pod) in [
+        (
+            "${PORT}",
+            with(|p| {
+                p["spec"]["containers"][0]["env"] = from_map.clone();
+                set(&mut p["spec"]["containers"][0], "listen-client-urls", "https://0.0.0.0:$(PORT)");
+            }),
+        ),
+        (
+            "config file",
+            with(|p| p["spec"]["containers"][0]["command"] = json!(["etcd", "--config-file=/etc/etcd.yaml"])),
+        ),
+        (
+            "envFrom",
+            with(|p| {
+                p["spec"]["containers"][0]["envFrom"] = json!([{"configMapRef": {"name": "a"}}]);
+                let command = p["spec"]["containers"][0]["command"].as_array_mut().unwrap();
+                command.retain(|w| !w.as_str().unwrap().contains("listen-client"));
+            }),
+        ),
+        (
+            "image",
+            with(|p| {
+                p["spec"]["containers"][0].as_object_mut().unwrap().remove("command");
+            }),
+        ),
+    ] {
+        let (after, warnings) = injected(&pod);
+        has(&warnings, &["where etcd listens is not known", what, "etcd-tls.dev/client-url"]);
+        assert!(!sidecar_args(&after).iter().any(|a| a.starts_with("--client-url")), "{what}");
+        let mut annotated = pod.clone();
+        annotated["metadata"]["annotations"] = json!({
+            "etcd-tls.dev/client-url": "https://127.0.0.1:12379", "etcd-tls.dev/peer-url": "https://$(POD_IP):12380",
+        });
+        let (after, warnings) = injected(&annotated);
+        assert!(!warnings.iter().any(|w| w.contains("where etcd listens")), "{warnings:?}");
+        for arg in ["--client-url=https://127.0.0.1:12379", "--peer-url=https://$(POD_IP):12380"] {
+            assert!(sidecar_args(&after).contains(&arg.to_owned()), "{what}: {arg}");
+        }
+    }
+    // What kubelet expands is known.
+    let (after, _) = injected(&with(|p| {
+        p["spec"]["containers"][0]["env"] = json!([
+            {"name": "PORT", "value": "12379"}, {"name": "ETCD_LISTEN_CLIENT_URLS", "value": "https://0.0.0.0:$(PORT)"},
+        ]);
+        let command = p["spec"]["containers"][0]["command"].as_array_mut().unwrap();
+        command.retain(|w| !w.as_str().unwrap().contains("listen-client"));
+    }));
+    assert!(sidecar_args(&after).contains(&"--client-url=https://127.0.0.1:12379".to_owned()));
+}
