@@ -56,8 +56,6 @@ impl Admit {
     async fn start_limited(name: &str, kib: u64) -> Self {
         let mut shell = Command::new("sh");
         shell.args(["-c", &format!("ulimit -d {kib} && exec \"$0\" \"$@\"")]).arg(binary("etcd-tls-webhook"));
-        // As its manifest has it.
-        shell.envs([("MIMALLOC_ALLOW_THP", "0"), ("MIMALLOC_ARENA_EAGER_COMMIT", "0")]);
         Self::start_command(name, shell).await
     }
 

@@ -7,10 +7,6 @@ use etcd_tls_webhook::{
     cli::{self, Cli},
     error::exit,
 };
-use mimalloc::MiMalloc;
-
-#[global_allocator]
-static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args_os().collect();

@@ -92,8 +92,6 @@ impl Signer {
         let address = SocketAddr::from(([127, 0, 0, 1], ports::loopback()));
         let mut command = Command::new(binary("etcd-tls-webhook"));
         command.args(["standalone", "--address", &address.to_string()]);
-        // As its unit has it.
-        command.envs([("MIMALLOC_ALLOW_THP", "0"), ("MIMALLOC_PURGE_DELAY", "0")]);
         for (flag, file) in [
             ("--cacrt", "ca.crt"),
             ("--cakey", "ca.key"),
