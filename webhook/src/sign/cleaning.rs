@@ -1,6 +1,6 @@
 //! Deletes finished requests, a few at once, while this replica leads.
 
-use std::convert::Infallible;
+use std::{convert::Infallible, time::SystemTime};
 
 use etcd_tls_contract::identity::Verdict;
 use futures::{StreamExt, stream::FuturesUnordered};
@@ -100,7 +100,7 @@ impl Signer {
     }
 
     /// An open request whose pod is gone has nobody to fetch its certificate; one that would be refused goes without an
-    /// answer where its requester has enough of them.
+    /// answer where its requester has enough of them, or after the time that a refused one stays.
     async fn look(&self, order: &Order) -> Ended {
         let csr = match facts::csrs().get::<Csr>(&self.controller.client, &order.name).await {
             Ok(Some(csr)) if csr.uid() == &*order.uid => csr,
@@ -118,7 +118,9 @@ impl Signer {
             Ok(Verdict::Deny(denials)) if denials.iter().any(|denial| POD_GONE.contains(&denial.reason)) => {
                 Ended::Delete(Why::Orphaned)
             }
-            Ok(Verdict::Deny(_)) if self.cleaner.ledger().is_full(&csr) => Ended::Delete(Why::Unanswered),
+            Ok(Verdict::Deny(_)) if self.cleaner.ledger().goes_unanswered(&csr, SystemTime::now()) => {
+                Ended::Delete(Why::Unanswered)
+            }
             Ok(_) => Ended::Stays,
             Err(_) => Ended::Failed,
         }

@@ -4,7 +4,8 @@
 //!
 //! * some minutes after it was issued, and at once when a later one of its pod and role is issued;
 //! * an hour after it was refused, and at once when its requester has left as many refused ones as are kept;
-//! * at once when its pod leaves too many open ones, and soon after its pod is gone.
+//! * at once when its pod leaves too many open ones, and soon after its pod is gone;
+//! * an hour after it was made, if it would be refused and nobody did.
 //!
 //! What finalizers hold is asked to go once and counted until it has gone.
 
@@ -293,9 +294,11 @@ impl Ledger {
         }
     }
 
-    /// Whether the requester has as many refused ones as are kept.
-    pub(in crate::sign) fn is_full(&self, csr: &Csr) -> bool {
-        self.refusals.full(csr)
+    /// Whether an open request that would be refused goes without an answer: the requester has as many refused ones as are
+    /// kept, or a refusal at its creation would have gone by `now`. `approve` does not answer what it once left to us.
+    pub(in crate::sign) fn goes_unanswered(&self, csr: &Csr, now: SystemTime) -> bool {
+        let overdue = |created: SystemTime| now.duration_since(created).is_ok_and(|age| age >= self.times.refused);
+        self.refusals.full(csr) || csr.created().is_some_and(overdue)
     }
 
     /// When the next step is due.

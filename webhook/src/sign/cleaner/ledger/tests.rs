@@ -221,14 +221,18 @@ fn refused_ones_beyond_a_few_go_at_once_and_open_ones_are_looked_at() {
     let open = scene.asked("etcd-tls-p-server-1", "p", &[]);
     let order = scene.ledger.take(scene.now()).unwrap();
     assert_eq!((&*order.name, &order.step), ("etcd-tls-p-server-1", &Step::Look), "at once");
-    assert!(scene.ledger.is_full(&open));
+    let made = open.created().unwrap();
+    assert!(scene.ledger.goes_unanswered(&open, made));
     scene.ledger.finish(&order, Ended::Delete(Why::Unanswered), scene.now());
     assert_eq!(scene.deleted(), one("etcd-tls-p-server-1", Why::Unanswered));
     // Another pod's is nobody's business, and room comes back with time.
     scene.asked("etcd-tls-q-peer-1", "q", &[]);
     assert!(scene.ledger.take(scene.now()).is_none());
     assert_eq!(scene.deleted_after(TIMES.refused).len(), kept);
-    assert!(!scene.ledger.is_full(&open));
+    assert!(!scene.ledger.goes_unanswered(&open, made));
+    // What was left to us once, nobody answers any more.
+    assert!(!scene.ledger.goes_unanswered(&open, made + TIMES.refused - Duration::from_secs(1)));
+    assert!(scene.ledger.goes_unanswered(&open, made + TIMES.refused));
 }
 
 #[test]
