@@ -124,8 +124,8 @@ impl Settings {
             "reload" => self.reload = value.parse()?,
             "resources" => self.resources = value.parse()?,
             "log-level" => self.log_level = Some(log_level(value)?),
-            // What admission said, not a setting.
-            "warnings" => {}
+            // What admission said, and what may change while the pod runs: not settings.
+            "warnings" | "renew" => {}
             "options" => self.options = value.parse()?,
             "client-url" => self.client_url = Some(listener(value)?),
             "peer-url" => self.peer_url = Some(listener(value)?),

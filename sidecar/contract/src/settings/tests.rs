@@ -65,6 +65,7 @@ fn every_annotation_is_read() {
         ("resources", "requests.cpu=50m,limits.memory=128Mi"),
         ("log-level", "info,etcd_tls_sidecar::restart=debug"),
         ("warnings", "[\"said by admission\"]"),
+        ("renew", "2026-11-28"),
         ("options", "none"),
         ("client-url", "https://127.0.0.1:12379"),
         ("peer-url", "https://[$(POD_IP)]:12380"),
