@@ -41,6 +41,18 @@ impl Authority {
         Self { issuer: Issuer::new(params, key), pem }
     }
 
+    /// An authority that this one has signed.
+    pub(crate) fn below(&self, name: &str) -> Self {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        params.not_before = time(SystemTime::UNIX_EPOCH);
+        let pem = params.signed_by(&key, &self.issuer).unwrap().pem();
+        Self { issuer: Issuer::new(params, key), pem }
+    }
+
     pub(crate) fn bundle(&self) -> Bundle {
         Bundle::parse(self.pem.as_bytes()).unwrap()
     }
@@ -65,6 +77,11 @@ impl Authority {
         params.serial_number = Some(serial.to_vec().into());
         let key = SubjectPublicKeyInfo::from_der(public_key).unwrap();
         params.signed_by(&key, &self.issuer).unwrap().pem()
+    }
+
+    /// A chain in PEM for `public_key` with what `params` say.
+    pub(crate) fn sign_as(&self, public_key: &[u8], params: CertificateParams) -> String {
+        params.signed_by(&SubjectPublicKeyInfo::from_der(public_key).unwrap(), &self.issuer).unwrap().pem()
     }
 
     /// A proven entry with a key of its own, good for an hour from now.

@@ -224,6 +224,13 @@ impl<'a> Work<'a> {
             self.problems
                 .push("annotation etcd-tls.dev/user: a static pod has no service account; name the user".to_owned());
         }
+        if of_host && self.settings.trust.is_some() {
+            self.problems.push(
+                "annotation etcd-tls.dev/trust: a static pod mounts no ConfigMap and no ClusterTrustBundle; remove it, and \
+                 keep the bundle on the host (docs/standalone.md)"
+                    .to_owned(),
+            );
+        }
         let share = reload.share;
         let ports: BTreeSet<u16> = if runs_etcd { mesh::ports(&listeners) } else { BTreeSet::new() };
         self.warnings.extend(mesh::warnings(&self.pod, args.admin_port, &ports));

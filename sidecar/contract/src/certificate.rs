@@ -191,6 +191,37 @@ impl Chain {
         self.certificates.iter().map(|der| to_pem(der)).collect()
     }
 
+    /// The issuer of the chain's last certificate, as RFC 4514 writes names: the authority that a bundle has to hold. A
+    /// root at the end names itself.
+    pub fn authority(&self) -> String {
+        let last = self.certificates.last().and_then(|der| read::certificate(der).ok());
+        last.map_or_else(String::new, |last| last.tbs_certificate().issuer().to_string())
+    }
+
+    /// What the leaf allows beyond the `asked` usages, in the API's words: an authority's rights, and extended key usages. A
+    /// leaf without extended key usages is not restricted, and passes.
+    ///
+    /// # Errors
+    /// An extension cannot be read.
+    pub fn added_usages(&self, asked: &[&str]) -> Result<Vec<String>, CertificateError> {
+        let leaf = self.certificates.first().ok_or_else(|| error("the chain holds no certificate"))?;
+        let leaf = read::certificate(leaf).map_err(|e| error(format!("the leaf {e}")))?;
+        read::added_usages(&leaf, asked)
+    }
+
+    /// A critical extension of the leaf that etcd does not handle, and so refuses: its object identifier.
+    ///
+    /// # Errors
+    /// An extension cannot be read.
+    pub fn unhandled_extension(&self) -> Result<Option<String>, CertificateError> {
+        let leaf = self.certificates.first().ok_or_else(|| error("the chain holds no certificate"))?;
+        let leaf = read::certificate(leaf).map_err(|e| error(format!("the leaf {e}")))?;
+        let found = read::unhandled(leaf.tbs_certificate());
+        found
+            .map(|oid| oid.map(|oid| oid.to_string()))
+            .map_err(|e| error(format!("the leaf has an extension that cannot be read: {e}")))
+    }
+
     /// Verifies the chain against `bundle` at `now` as the role's peers would (webpki; serverAuth and clientAuth for peer
     /// and server, clientAuth for client and metrics), that it is for `public_key`, and that its names hold all of
     /// `asked`.

@@ -6,6 +6,7 @@ mod reload;
 mod resources;
 #[cfg(test)]
 mod tests;
+mod trust;
 mod values;
 
 use std::{
@@ -19,6 +20,7 @@ pub use self::{
     options::OptionsMode,
     reload::Reload,
     resources::{Quantity, Resources},
+    trust::{Condition, Requirement, Trust},
     values::user,
 };
 use crate::{
@@ -68,6 +70,8 @@ pub struct Settings {
     pub client_url: Option<Endpoint>,
     /// `…/peer-url`: the same of the peer port.
     pub peer_url: Option<Endpoint>,
+    /// `…/trust`: the bundle of an issuer of others; `None` means the trust ConfigMap.
+    pub trust: Option<Trust>,
 }
 
 /// An error in a pod's annotations: which annotation, what is wrong, and what to write instead.
@@ -129,6 +133,7 @@ impl Settings {
             "options" => self.options = value.parse()?,
             "client-url" => self.client_url = Some(listener(value)?),
             "peer-url" => self.peer_url = Some(listener(value)?),
+            "trust" => self.trust = Some(value.parse()?),
             "trusts" => {
                 return Err(
                     "belongs on a CertificateSigningRequest, where the sidecar writes it; remove it from the pod"
@@ -161,6 +166,16 @@ impl Settings {
                 "issuer",
                 format!(
                     "{signer} signs none of the pod's roles; name the signer of one of them, the others follow from it"
+                ),
+            );
+        }
+        if self.trust.is_some() && self.is_ours() {
+            problem(
+                "trust",
+                format!(
+                    "is for the issuers of others; those of {} publish their bundle and say with each certificate which \
+                     one is in force; remove the annotation",
+                    self.issuer
                 ),
             );
         }
@@ -232,12 +247,13 @@ impl Default for Settings {
             options: OptionsMode::Auto,
             client_url: None,
             peer_url: None,
+            trust: None,
         }
     }
 }
 
 /// Every key under our prefix that a pod may carry.
-const KEYS: [&str; 17] = [
+const KEYS: [&str; 18] = [
     "roles",
     "cluster",
     "containers",
@@ -255,4 +271,5 @@ const KEYS: [&str; 17] = [
     "options",
     "client-url",
     "peer-url",
+    "trust",
 ];

@@ -22,7 +22,10 @@ use tokio::sync::Notify;
 use tracing::{Instrument as _, Span};
 
 use crate::{
-    issuance::flow::{Call, Circumstances, Expected, Flow, Outcome, Step},
+    issuance::{
+        changes,
+        flow::{Call, Circumstances, Expected, Flow, Outcome, Step},
+    },
     kube::{
         Api,
         objects::{ByteString, CertificateSigningRequest, CertificateSigningRequestSpec, ObjectMeta},
@@ -444,6 +447,11 @@ impl<A: Api, C: Clock, F: Files> Issuance<'_, A, C, F> {
         let rejected = |reason: String| Failure::Rejected { name: name.to_owned(), reason };
         let chain = Chain::parse(pem.as_bytes()).map_err(|e| rejected(e.to_string()))?;
         let answer = Answer(InForce::parse(pem).map_err(|e| rejected(e.to_string()))?);
+        let in_use = self.current.map(|entry| entry.chain().not_after);
+        let changed = changes::judge(self.template, &chain, in_use, self.clock.now());
+        if let Some(changed) = changed.map_err(|e| rejected(e.to_string()))? {
+            tracing::warn!(changed, "the certificate differs from the request");
+        }
         let began = self.clock.elapsed();
         let mut told = false;
         loop {
@@ -469,6 +477,9 @@ impl<A: Api, C: Clock, F: Files> Issuance<'_, A, C, F> {
                 reason = if bundles.is_empty() { doubt } else { format!("{reason}; {doubt}") };
             }
             let unknown = !bundles.iter().any(|b| b.contains_issuer_of(&chain));
+            if unknown {
+                reason = format!("{reason}; the certificate is of {}", chain.authority());
+            }
             if !(early || unknown) || self.clock.elapsed().saturating_sub(began) > AHEAD {
                 return Err(rejected(reason));
             }

@@ -5,7 +5,8 @@ use std::sync::LazyLock;
 use etcd_tls_contract::{
     args::PodArgs,
     names,
-    settings::{Resources, Settings},
+    role::Domain,
+    settings::{Condition, Requirement, Resources, Settings, Trust},
 };
 use serde_json::{Map, Value, json};
 
@@ -27,8 +28,41 @@ pub(super) fn certificates_volume() -> Value {
 }
 
 /// The volume with the trust bundles. Not optional: the pod waits for it, where an optional one would come a minute late.
-pub(super) fn trust_volume(config_map: String) -> Value {
-    json!({"name": names::TRUST_VOLUME, "configMap": {"name": config_map}})
+pub(super) fn trust_volume(settings: &Settings, namespace: &str) -> Value {
+    match &settings.trust {
+        None => json!({"name": names::TRUST_VOLUME, "configMap": {"name": settings.trust_config_map(namespace)}}),
+        Some(trust) => json!({"name": names::TRUST_VOLUME, "projected": {"sources": trust_sources(trust)}}),
+    }
+}
+
+/// One bundle under the name of each domain: the issuer is the same for all roles.
+fn trust_sources(trust: &Trust) -> Vec<Value> {
+    let of_domains = |source: &dyn Fn(&str) -> Value| Domain::ALL.map(|domain| source(domain.trust_key())).to_vec();
+    match trust {
+        Trust::ConfigMap { name, key } => {
+            let items = of_domains(&|path| json!({"key": key, "path": path}));
+            vec![json!({"configMap": {"name": name, "items": items}})]
+        }
+        Trust::Bundle(name) => of_domains(&|path| json!({"clusterTrustBundle": {"name": name, "path": path}})),
+        Trust::SignerBundles { signer, selector } => {
+            let selector = label_selector(selector);
+            of_domains(
+                &|path| json!({"clusterTrustBundle": {"signerName": signer, "labelSelector": selector, "path": path}}),
+            )
+        }
+    }
+}
+
+/// A selector without requirements matches all; without a selector, kubelet matches nothing.
+fn label_selector(requirements: &[Requirement]) -> Value {
+    let expressions = requirements.iter().map(|Requirement { key, condition }| match condition {
+        Condition::Is(value) => json!({"key": key, "operator": "In", "values": [value]}),
+        Condition::IsNot(value) => json!({"key": key, "operator": "NotIn", "values": [value]}),
+        Condition::Exists => json!({"key": key, "operator": "Exists"}),
+        Condition::Absent => json!({"key": key, "operator": "DoesNotExist"}),
+    });
+    let expressions: Vec<Value> = expressions.collect();
+    if expressions.is_empty() { json!({}) } else { json!({"matchExpressions": expressions}) }
 }
 
 /// A token of our containers' own, so that `automountServiceAccountToken: false` stays the pod's word for its containers.

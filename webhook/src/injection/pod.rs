@@ -9,10 +9,13 @@ use super::{Work, parts, patch::Additions, present, view};
 
 impl Work<'_> {
     pub(super) fn volumes(&mut self, patch: &mut Additions) {
-        let trust = self.settings.trust_config_map(self.origin.namespace);
         let ours = match &self.config.host {
             Some(host) => parts::host_volumes(host),
-            None => vec![parts::certificates_volume(), parts::trust_volume(trust), parts::token_volume()],
+            None => vec![
+                parts::certificates_volume(),
+                parts::trust_volume(&self.settings, self.origin.namespace),
+                parts::token_volume(),
+            ],
         };
         let mut missing = Vec::new();
         for volume in ours {

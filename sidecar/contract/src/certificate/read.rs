@@ -172,7 +172,7 @@ impl Authority {
 }
 
 /// A critical extension that Go's verifier refuses in any certificate of a chain, the trust anchor included.
-fn unhandled(tbs: &TbsCertificate) -> Result<Option<ObjectIdentifier>, x509_cert::der::Error> {
+pub(super) fn unhandled(tbs: &TbsCertificate) -> Result<Option<ObjectIdentifier>, x509_cert::der::Error> {
     let mut critical = tbs.extensions().into_iter().flatten().filter(|extension| extension.critical);
     if let Some(extension) = critical.find(|extension| !HANDLED.contains(&extension.extn_id)) {
         return Ok(Some(extension.extn_id));
@@ -199,6 +199,33 @@ pub(super) fn common_name(certificate: &Certificate) -> String {
     let utf8 = attribute.value.decode_as::<Utf8StringRef<'_>>().map(|s| s.as_str().to_owned());
     let text = utf8.or_else(|_| attribute.value.decode_as::<PrintableStringRef<'_>>().map(|s| s.as_str().to_owned()));
     text.unwrap_or_default()
+}
+
+/// See [`super::Chain::added_usages`].
+pub(super) fn added_usages(certificate: &Certificate, asked: &[&str]) -> Result<Vec<String>, CertificateError> {
+    let tbs = certificate.tbs_certificate();
+    let unreadable = |e: x509_cert::der::Error| error(format!("the leaf has an extension that cannot be read: {e}"));
+    let mut added = Vec::new();
+    if tbs.get_extension::<BasicConstraints>().map_err(unreadable)?.is_some_and(|(_, constraints)| constraints.ca) {
+        added.push("CA:TRUE".to_owned());
+    }
+    if let Some((_, usage)) = tbs.get_extension::<KeyUsageExtension>().map_err(unreadable)? {
+        let signing = [(usage.key_cert_sign(), "cert sign"), (usage.crl_sign(), "crl sign")];
+        added.extend(signing.into_iter().filter(|(there, _)| *there).map(|(_, name)| name.to_owned()));
+    }
+    let extended = tbs.get_extension::<ExtendedKeyUsage>().map_err(unreadable)?.map(|(_, usages)| usages.0);
+    for usage in extended.unwrap_or_default() {
+        let name = match usage {
+            SERVER_AUTH => "server auth".to_owned(),
+            CLIENT_AUTH => "client auth".to_owned(),
+            ANY_USAGE => "any".to_owned(),
+            other => other.to_string(),
+        };
+        if !asked.contains(&name.as_str()) {
+            added.push(name);
+        }
+    }
+    Ok(added)
 }
 
 /// The DNS names and IP addresses; names of other kinds are passed over.

@@ -39,6 +39,11 @@ impl FromStr for Issuer {
         if s == "csr" {
             return Ok(Self::Csr);
         }
+        if s == "pod-certificate" {
+            return Err("pod-certificate is not supported by this version; write csr, csr:<signerName> or \
+                        cert-manager:<Kind>/<name>"
+                .into());
+        }
         if let Some(signer) = s.strip_prefix("csr:") {
             return match signer.parse::<SignerName>() {
                 Ok(name) => Ok(Self::Ours(name)),
@@ -59,16 +64,18 @@ impl FromStr for Issuer {
     }
 }
 
-/// A signer name as Kubernetes takes it: a domain of two labels or more, a slash, a path of DNS subdomains. Those of
-/// `kubernetes.io` sign nothing for pods.
+/// The signer of another project. Those of `kubernetes.io` sign nothing for pods.
 fn foreign(signer: &str) -> Option<Issuer> {
-    let (domain, path) = signer.split_once('/')?;
-    let fine = signer.len() <= 571
-        && domain.contains('.')
-        && domain != "kubernetes.io"
-        && names::is_dns_subdomain(domain)
-        && path.split('/').all(names::is_dns_subdomain);
+    let fine = is_signer_name(signer) && !signer.starts_with("kubernetes.io/");
     fine.then(|| Issuer::Foreign(signer.to_owned()))
+}
+
+/// Whether Kubernetes takes it for a signer's name: a domain of two labels or more, a slash, a path of DNS subdomains.
+pub(super) fn is_signer_name(signer: &str) -> bool {
+    signer.len() <= 571
+        && signer.split_once('/').is_some_and(|(domain, path)| {
+            domain.contains('.') && names::is_dns_subdomain(domain) && path.split('/').all(names::is_dns_subdomain)
+        })
 }
 
 impl fmt::Display for Issuer {

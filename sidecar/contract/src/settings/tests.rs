@@ -64,6 +64,7 @@ fn every_annotation_is_read() {
         ("reload", "signal:SIGHUP"),
         ("resources", "requests.cpu=50m,limits.memory=128Mi"),
         ("log-level", "info,etcd_tls_sidecar::restart=debug"),
+        ("trust", "configmap/company/ca.pem"),
         ("warnings", "[\"said by admission\"]"),
         ("renew", "2026-11-28"),
         ("options", "none"),
@@ -88,6 +89,7 @@ fn every_annotation_is_read() {
             user: Some("backup@prod".to_owned()),
             mount_path: "/certs".to_owned(),
             admin_port: 9180,
+            trust: Some(Trust::ConfigMap { name: "company".to_owned(), key: "ca.pem".to_owned() }),
             reload: Reload::Signal("SIGHUP".to_owned()),
             resources: "requests.cpu=50m,limits.memory=128Mi".parse().unwrap(),
             log_level: Some("info,etcd_tls_sidecar::restart=debug".to_owned()),
@@ -159,6 +161,9 @@ fn combinations_that_cannot_be_are_refused() {
     let elsewhere = [("roles", "peer"), ("issuer", "csr:client.etcd-tls.dev/prod.etcd")];
     assert!(parse(&elsewhere).unwrap_err()[0].message.contains("none of the pod's roles"));
     parse(&[("roles", "client"), elsewhere[1]]).unwrap();
+    assert!(problem("trust", "configmap/ca").message.contains("issuers of others"));
+    assert!(parse(&[("trust", "configmap/ca"), ("issuer", "csr:peer.etcd-tls.dev/prod.etcd")]).is_err());
+    parse(&[("trust", "configmap/ca"), ("issuer", "csr:example.com/ca")]).unwrap();
 }
 
 #[test]
@@ -172,6 +177,18 @@ fn words_are_written_as_they_are_read() {
     ] {
         assert_eq!(issuer.parse::<Issuer>().unwrap().to_string(), issuer);
     }
+    for trust in [
+        "configmap/a.b/ca.crt",
+        "configmap/a/x_Y-1.pem",
+        "clustertrustbundle/a.b",
+        "clustertrustbundle/example.com:ca:main",
+        "clustertrustbundle-signer/example.com/ca",
+        "clustertrustbundle-signer/example.com/ca?a=b,example.com/c!=,d,!e.f/g_h",
+    ] {
+        assert_eq!(trust.parse::<Trust>().unwrap().to_string(), trust);
+    }
+    let default = Trust::ConfigMap { name: "ca".to_owned(), key: "ca.crt".to_owned() };
+    assert_eq!("configmap/ca".parse(), Ok(default));
     for key in KeyAlgorithm::ALL {
         assert_eq!(key.to_string().parse(), Ok(key));
     }
@@ -277,6 +294,7 @@ fn whatever_is_written_is_either_refused_or_survives_being_written_again() {
             log_level: None,
             client_url: None,
             peer_url: None,
+            trust: None,
             ..settings
         };
         assert_eq!(again, carried, "{key}: {value:?}");

@@ -13,6 +13,7 @@ use crate::{
     testing::Authority,
 };
 
+mod foreign;
 mod scene;
 
 #[test]

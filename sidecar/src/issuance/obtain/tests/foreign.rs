@@ -1,0 +1,108 @@
+//! Answers of an issuer of another project.
+
+use etcd_tls_contract::certificate::Chain;
+use rcgen::{CertificateParams, CustomExtension, DnType, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, SanType};
+
+use super::*;
+
+fn foreign() -> Scene {
+    let mut scene = Scene::new();
+    scene.template.signer = "example.com/ca".to_owned();
+    scene
+}
+
+/// Answers with what `change` makes of a right certificate.
+fn answer(scene: &Scene, change: impl Fn(&mut CertificateParams) + 'static) {
+    let (authority, clock) = (Rc::clone(&scene.authority), scene.clock.clone());
+    scene.judge(move |_, object| {
+        if object.status.is_none() {
+            let request = Request::parse(&object.spec.request.0).unwrap();
+            let mut params = CertificateParams::default();
+            params.distinguished_name.push(DnType::CommonName, "test");
+            params.subject_alt_names = request.sans.ips.iter().map(|ip| SanType::IpAddress(*ip)).collect();
+            params.is_ca = IsCa::ExplicitNoCa;
+            params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+            let now = clock.now();
+            (params.not_before, params.not_after) = ((now - HOUR).into(), (now + 24 * HOUR).into());
+            change(&mut params);
+            put(object, "Approved", "", Some(authority.sign_as(&request.public_key, params)));
+        }
+    });
+}
+
+#[test]
+fn what_a_foreign_issuer_adds_is_refused_and_the_files_stay() {
+    type Change = fn(&mut CertificateParams);
+    let changes: [(&str, Change); 7] = [
+        ("1.3.6.1.5.5.7.3.3", |p| p.extended_key_usages.push(ExtendedKeyUsagePurpose::CodeSigning)),
+        ("usages that were not asked for: any", |p| p.extended_key_usages.push(ExtendedKeyUsagePurpose::Any)),
+        ("cert sign", |p| p.key_usages.push(KeyUsagePurpose::KeyCertSign)),
+        ("crl sign", |p| p.key_usages.push(KeyUsagePurpose::CrlSign)),
+        ("CA:TRUE", |p| p.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained)),
+        ("critical extension", |p| {
+            let mut unknown = CustomExtension::from_oid_content(&[1, 3, 6, 1, 4, 1, 99_999, 1], vec![5, 0]);
+            unknown.set_criticality(true);
+            p.custom_extensions.push(unknown);
+        }),
+        ("does not hold 10.0.0.1", |p| p.subject_alt_names = vec![SanType::IpAddress("10.0.0.2".parse().unwrap())]),
+    ];
+    for (said, change) in changes {
+        let mut scene = foreign();
+        scene.current = Some(scene.authority.entry_at(Role::Peer, scene.clock.now(), HOUR));
+        answer(&scene, change);
+        let failure = scene.obtain().unwrap_err();
+        assert!(failure.is_verdict() && failure.to_string().contains(said), "{said}: {failure}");
+        assert!(scene.clock.elapsed() < Duration::from_secs(60), "{said}: refused at once");
+        assert!(!scene.pending(), "{said}");
+    }
+    // What was asked for and no more is taken, and so are the usages of key encipherment.
+    let scene = foreign();
+    answer(&scene, |p| p.key_usages.push(KeyUsagePurpose::KeyEncipherment));
+    scene.obtain().unwrap();
+}
+
+#[test]
+fn a_shorter_life_is_taken_unless_the_certificate_in_use_lasts_longer() {
+    let mut scene = foreign();
+    answer(&scene, |p| p.not_after = p.not_before + 2 * HOUR);
+    let entry = scene.obtain().unwrap();
+    let (chain, template) = (entry.chain(), &scene.template);
+    let said = changes::judge(template, chain, None, scene.clock.now()).unwrap().unwrap();
+    assert!(said.contains("24h was asked for"), "{said}");
+    scene.current = Some(scene.authority.entry_at(Role::Peer, scene.clock.now(), 6 * HOUR));
+    let failure = scene.obtain().unwrap_err();
+    assert!(failure.to_string().contains("before the certificate in use"), "{failure}");
+    // What has expired keeps nothing out; and our own signer shortens lives by policy.
+    let ended = Some(scene.clock.now() - HOUR);
+    assert!(changes::judge(&scene.template, entry.chain(), ended, scene.clock.now()).unwrap().is_some());
+    scene.template.signer = "peer.etcd-tls.dev/prod.etcd".to_owned();
+    let later = Some(scene.clock.now() + 24 * HOUR);
+    assert_eq!(changes::judge(&scene.template, entry.chain(), later, scene.clock.now()), Ok(None));
+}
+
+#[test]
+fn a_leaf_of_an_unknown_ca_waits_for_the_bundle_and_names_it() {
+    let mut scene = foreign();
+    scene.bundles = vec![Authority::named("the CA of before").bundle()];
+    let failure = scene.obtain().unwrap_err().to_string();
+    assert!(failure.contains("the certificate is of CN=test CA"), "{failure}");
+    assert!(scene.clock.elapsed() > Duration::from_secs(500), "it waited: {:?}", scene.clock.elapsed());
+}
+
+#[test]
+fn a_chain_with_intermediates_is_kept_whole() {
+    let mut scene = foreign();
+    let root = Authority::named("root");
+    let middle = Rc::new(root.below("middle"));
+    let (authority, clock) = (Rc::clone(&middle), scene.clock.clone());
+    scene.judge(move |_, object| {
+        let request = Request::parse(&object.spec.request.0).unwrap();
+        let now = clock.now();
+        let leaf = authority.sign(&request.public_key, &request.sans, now - HOUR, now + 24 * HOUR);
+        put(object, "Approved", "", Some(format!("{leaf}{}", authority.pem())));
+    });
+    scene.bundles = vec![root.bundle()];
+    let entry = scene.obtain().unwrap();
+    assert_eq!(Chain::parse(entry.chain_pem().as_bytes()).unwrap().certificates.len(), 2);
+}
