@@ -4,6 +4,7 @@ use std::{future::Future, time::Duration};
 
 use self::objects::CertificateSigningRequest;
 
+pub mod cert_manager;
 pub mod http;
 pub mod kubeconfig;
 pub mod objects;

@@ -11,6 +11,7 @@
 
 pub mod admission;
 pub mod apiserver;
+pub mod cert_manager;
 pub mod csr_server;
 pub mod etcd;
 pub mod etcd_client;

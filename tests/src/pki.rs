@@ -10,7 +10,7 @@ use std::{
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    KeyUsagePurpose, PublicKeyData as _, SanType, SubjectPublicKeyInfo,
 };
 use rustls::{
     RootCertStore,
@@ -105,6 +105,12 @@ impl Ca {
     /// Issues a leaf with a new key.
     pub fn leaf(&self, options: &LeafOptions) -> Leaf {
         let key = KeyPair::generate().expect("make a key");
+        let cert = self.sign(&key.subject_public_key_info(), options);
+        Leaf { cert, key: key.serialize_pem() }
+    }
+
+    /// Issues a leaf, PEM, for the key of a DER SubjectPublicKeyInfo.
+    pub fn sign(&self, public_key: &[u8], options: &LeafOptions) -> String {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         for o in &options.organizations {
@@ -123,8 +129,8 @@ impl Ca {
         params.use_authority_key_identifier_extension = true;
         params.not_before = options.not_before.into();
         params.not_after = options.not_after.into();
-        let cert = params.signed_by(&key, &self.issuer).expect("sign a leaf").pem();
-        Leaf { cert, key: key.serialize_pem() }
+        let key = SubjectPublicKeyInfo::from_der(public_key).expect("a public key");
+        params.signed_by(&key, &self.issuer).expect("sign a leaf").pem()
     }
 
     /// Issues a leaf and writes `tls.crt`, `tls.key` and `ca.crt` into `dir`, as etcd-tls lays a role out.

@@ -35,7 +35,7 @@ use etcd_tls_contract::{
     args::PodArgs,
     identity, names,
     role::Role,
-    settings::{Reload, Resources, Settings},
+    settings::{Issuer, Reload, Resources, Settings},
 };
 use json_patch::Patch;
 use serde_json::Value;
@@ -230,6 +230,13 @@ impl<'a> Work<'a> {
                  keep the bundle on the host (docs/standalone.md)"
                     .to_owned(),
             );
+        }
+        if let (true, Issuer::CertManager(issuer)) = (of_host, &self.settings.issuer) {
+            self.problems.push(format!(
+                "annotation etcd-tls.dev/issuer: a static pod makes no CertificateRequest; use cert-manager's signers for \
+                 CertificateSigningRequests, csr:{}",
+                issuer.signer_name(self.origin.namespace)
+            ));
         }
         let share = reload.share;
         let ports: BTreeSet<u16> = if runs_etcd { mesh::ports(&listeners) } else { BTreeSet::new() };

@@ -28,7 +28,7 @@ pub struct PodArgs {
     /// The etcd cluster's name within the namespace.
     #[arg(long, default_value = names::DEFAULT_CLUSTER)]
     pub cluster: String,
-    /// The issuer: csr, csr:<signerName> or cert-manager:<Kind>/<name>.
+    /// The issuer: csr, csr:<signerName> or cert-manager:<Kind>/<name>[.<group>].
     #[arg(long, default_value = "csr")]
     pub issuer: Issuer,
     /// The requested lifetime.

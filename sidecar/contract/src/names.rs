@@ -24,6 +24,8 @@ pub const INJECTED_LABEL: &str = "etcd-tls.dev/injected";
 pub const WARNINGS_ANNOTATION: &str = "etcd-tls.dev/warnings";
 /// CSR annotation: the digest of the bundle that etcd was seen to have loaded.
 pub const TRUSTS_ANNOTATION: &str = "etcd-tls.dev/trusts";
+/// On a CertificateRequest of cert-manager: the name of the pod that asks.
+pub const POD_ANNOTATION: &str = "etcd-tls.dev/pod";
 
 /// The annotation of a static pod's mirror, which stands in the API for what kubelet runs from a file.
 pub const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";

@@ -16,7 +16,7 @@ use std::{
 
 use self::values::{container, label, lifetime, listener, log_level, mount_path, port};
 pub use self::{
-    issuer::Issuer,
+    issuer::{Issuer, IssuerRef},
     options::OptionsMode,
     reload::Reload,
     resources::{Quantity, Resources},
@@ -189,14 +189,11 @@ impl Settings {
         self.roles.contains(&Role::Peer) || self.roles.contains(&Role::Server)
     }
 
-    /// `spec.signerName` of the request for `role` of a pod in `namespace`.
+    /// `spec.signerName` of the request, or the name of cert-manager's issuer, for `role` of a pod in `namespace`.
     pub fn signer_name(&self, role: Role, namespace: &str) -> String {
         match &self.issuer {
             Issuer::Foreign(signer) => signer.clone(),
-            Issuer::CertManager { cluster_scoped: true, name } => format!("clusterissuers.cert-manager.io/{name}"),
-            Issuer::CertManager { cluster_scoped: false, name } => {
-                format!("issuers.cert-manager.io/{namespace}.{name}")
-            }
+            Issuer::CertManager(issuer) => issuer.signer_name(namespace),
             Issuer::Csr | Issuer::Ours(_) => self.home(namespace).signer(role.domain()).to_string(),
         }
     }
@@ -215,7 +212,7 @@ impl Settings {
     pub fn home(&self, namespace: &str) -> ClusterName {
         match &self.issuer {
             Issuer::Ours(signer) => signer.cluster_name(),
-            Issuer::Csr | Issuer::Foreign(_) | Issuer::CertManager { .. } => {
+            Issuer::Csr | Issuer::Foreign(_) | Issuer::CertManager(_) => {
                 ClusterName { namespace: namespace.to_owned(), name: self.cluster.clone() }
             }
         }

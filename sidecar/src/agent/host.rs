@@ -8,7 +8,14 @@ use std::{
 };
 
 use clap::Args;
-use etcd_tls_contract::{identity, invalid_value::InvalidValue, names, role::Role, san::Sans, settings::Settings};
+use etcd_tls_contract::{
+    identity,
+    invalid_value::InvalidValue,
+    names,
+    role::Role,
+    san::Sans,
+    settings::{Issuer, Settings},
+};
 
 use crate::{
     agent::{fetched::Fetched, trust::TrustDir},
@@ -82,6 +89,15 @@ impl Host {
         }
         if !names::is_dns_label(&args.namespace) || !names::is_dns_label(&settings.cluster) {
             return Err("--namespace and --cluster are DNS labels".into());
+        }
+        if let Issuer::CertManager(issuer) = &settings.issuer {
+            return Err(format!(
+                "--issuer {}: a CertificateRequest belongs to a pod; on a host use cert-manager's signers for \
+                 CertificateSigningRequests, csr:{}",
+                settings.issuer,
+                issuer.signer_name(&args.namespace)
+            )
+            .into());
         }
         let mut sans = sans(&args.dnsnames, &args.ipaddrs)?;
         sans.dns.extend(settings.extra_sans.dns.iter().cloned());

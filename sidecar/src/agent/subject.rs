@@ -17,7 +17,7 @@ use etcd_tls_contract::{
     invalid_value::InvalidValue,
     names,
     role::{Domain, Role},
-    settings::Settings,
+    settings::{Issuer, Settings},
 };
 
 use tokio::sync::Notify;
@@ -29,7 +29,11 @@ use crate::{
         trust::{self, TrustDir, TrustError},
     },
     issuance::obtain::{self, Answer, Bundles, Failure, Issuance, Template},
-    kube::Api,
+    kube::{
+        Api,
+        cert_manager::{CertificateRequests, Requests},
+        http::{Credentials, Kube},
+    },
     os::clock::Clock,
     store::{Entries, Entry, Set, Store, StoreError, files::Files},
 };
@@ -71,6 +75,17 @@ impl Subject {
     pub fn trust(&self, dir: &Path) -> TrustDir {
         let ours = self.settings.our_signer(Role::Peer, &self.facts.namespace).is_some();
         TrustDir::new(dir).of_our_signer(ours)
+    }
+
+    /// A client that makes the requests which the issuer takes.
+    pub fn requests<K: Credentials>(&self, credentials: K) -> Requests<K> {
+        let kube = Kube::new(credentials);
+        match &self.settings.issuer {
+            Issuer::CertManager(issuer) => {
+                Requests::CertManager(CertificateRequests::new(kube, issuer.clone(), &self.facts))
+            }
+            Issuer::Csr | Issuer::Ours(_) | Issuer::Foreign(_) => Requests::Signing(kube),
+        }
     }
 
     /// What `role` asks for while the pod has `ips`.

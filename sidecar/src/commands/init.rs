@@ -22,7 +22,7 @@ use crate::{
     },
     error::Error,
     issuance::obtain::Template,
-    kube::{http::Kube, pod::PodCredentials},
+    kube::pod::PodCredentials,
     os::clock::System,
 };
 
@@ -76,7 +76,7 @@ async fn once(pod: &PodArgs, downward: &DownwardArgs, timeout: Duration) -> Resu
     {
         return Err(error.clone().into());
     }
-    fill(&agent, &templates, || Kube::new(credentials.clone()), timeout).await
+    fill(&agent, &templates, || subject.requests(credentials.clone()), timeout).await
 }
 
 /// Writes the reason to the file that kubelet reads. Outside a pod there is no such file, and nothing is written.

@@ -18,7 +18,7 @@ use crate::{
     },
     commands::{init::write_termination_message, on_host},
     error::Error,
-    kube::{http::Kube, pod::PodCredentials},
+    kube::pod::PodCredentials,
     restart,
 };
 
@@ -89,7 +89,7 @@ async fn in_pod(pod: &PodArgs, downward: &DownwardArgs) -> Result<(), Error> {
         roles: subject.settings.roles.clone(),
         trust: subject.trust(&pod.trust_dir),
         restart: || restart::Options::of_pod(pod, downward, credentials.clone()),
-        api: || Kube::new(credentials.clone()),
+        api: || subject.requests(credentials.clone()),
         template: |role| subject.template(role, subject.addresses()),
     };
     keep(work, |_| pending()).await

@@ -84,6 +84,8 @@ pub enum Outcome {
     Denied(String),
     /// The signer said that it cannot: its reason and message.
     Failed(String),
+    /// The issuer said that the request itself is invalid: its reason and message.
+    Invalid(String),
     /// Somebody deleted the request before it was signed.
     Deleted,
     /// Another object has its name: made anew by somebody else (its uid changed), or not ours from the start.
@@ -200,6 +202,9 @@ impl Flow {
         // The API server stores a certificate on a denied request as well: the verdict comes first.
         if let Some(reason) = condition("Denied") {
             return Step::Over(Outcome::Denied(reason));
+        }
+        if let Some(reason) = condition("InvalidRequest") {
+            return Step::Over(Outcome::Invalid(reason));
         }
         if let Some(reason) = condition("Failed") {
             return Step::Over(Outcome::Failed(reason));

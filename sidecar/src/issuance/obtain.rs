@@ -162,6 +162,16 @@ pub enum Failure {
         /// The signer's words.
         reason: String,
     },
+    /// The issuer's verdict on the request itself.
+    #[error(
+        "request {name} is invalid: the issuer says {reason}; change what is asked for (roles, duration, key, extra-sans)"
+    )]
+    Invalid {
+        /// The request.
+        name: String,
+        /// The issuer's words.
+        reason: String,
+    },
     /// Gone before it was signed.
     #[error("request {name} was deleted before it was signed; look at who deletes CertificateSigningRequests")]
     Deleted {
@@ -208,6 +218,7 @@ impl Failure {
         match self {
             Self::Denied { .. } => "denied",
             Self::Failed { .. } => "failed",
+            Self::Invalid { .. } => "invalid",
             Self::Deleted { .. } => "deleted",
             Self::Replaced { .. } => "replaced",
             Self::Rejected { .. } => "rejected",
@@ -219,7 +230,14 @@ impl Failure {
 
     /// Whether it was somebody's verdict: asking again soon would meet the same.
     pub const fn is_verdict(&self) -> bool {
-        matches!(self, Self::Denied { .. } | Self::Failed { .. } | Self::Replaced { .. } | Self::Rejected { .. })
+        matches!(
+            self,
+            Self::Denied { .. }
+                | Self::Failed { .. }
+                | Self::Invalid { .. }
+                | Self::Replaced { .. }
+                | Self::Rejected { .. }
+        )
     }
 }
 
@@ -304,6 +322,7 @@ async fn request<A: Api, C: Clock, F: Files>(mut issuance: Issuance<'_, A, C, F>
             }
             Outcome::Denied(reason) => Failure::Denied { name, reason },
             Outcome::Failed(reason) => Failure::Failed { name, reason },
+            Outcome::Invalid(reason) => Failure::Invalid { name, reason },
             Outcome::Deleted => return Err(Failure::Deleted { name }),
             // Made before a restart, when the pod had other addresses: it would not do any more.
             Outcome::Replaced(reason) if resumed => {

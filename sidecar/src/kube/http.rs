@@ -100,7 +100,7 @@ impl<C: Credentials> Kube<C> {
         self.call(Method::GET, &format!("/api/v1/namespaces/{namespace}/configmaps/{name}"), None).await
     }
 
-    async fn call<T: DeserializeOwned>(
+    pub(super) async fn call<T: DeserializeOwned>(
         &mut self,
         method: Method,
         path: &str,

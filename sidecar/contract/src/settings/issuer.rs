@@ -17,13 +17,61 @@ pub enum Issuer {
     Ours(SignerName),
     /// `csr:<signerName>` of another project, which also approves and signs.
     Foreign(String),
-    /// `cert-manager:<Kind>/<name>`: Issuer or ClusterIssuer, by way of cert-manager's CSR signers.
-    CertManager {
-        /// Whether the kind is ClusterIssuer.
-        cluster_scoped: bool,
-        /// The issuer's name.
-        name: String,
-    },
+    /// `cert-manager:<Kind>/<name>[.<group>]`: by a CertificateRequest of cert-manager.
+    CertManager(IssuerRef),
+}
+
+/// The API group of cert-manager's own issuers.
+const CERT_MANAGER: &str = "cert-manager.io";
+
+/// A reference to an issuer, as in `spec.issuerRef` of a CertificateRequest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IssuerRef {
+    /// The kind: `Issuer`, `ClusterIssuer`, or that of an external issuer.
+    pub kind: String,
+    /// The name.
+    pub name: String,
+    /// The API group.
+    pub group: String,
+}
+
+impl IssuerRef {
+    /// The group of cert-manager's own issuers is the default of `group`.
+    pub fn new(kind: &str, name: &str, group: Option<&str>) -> Self {
+        let group = group.unwrap_or(CERT_MANAGER);
+        Self { kind: kind.to_owned(), name: name.to_owned(), group: group.to_owned() }
+    }
+
+    /// A name begins a group at its first dot, if that is a domain of two labels or more.
+    fn parse(kind: &str, rest: &str) -> Option<Self> {
+        let (name, group) = match rest.split_once('.') {
+            Some((name, group)) if group.contains('.') => (name, Some(group)),
+            _ => (rest, None),
+        };
+        let fine = is_kind(kind)
+            && names::is_dns_subdomain(name)
+            && group.is_none_or(names::is_dns_subdomain)
+            && (group.is_some() || matches!(kind, "Issuer" | "ClusterIssuer"));
+        fine.then(|| Self::new(kind, name, group))
+    }
+
+    /// The issuer as cert-manager names signers, for a request from `namespace`:
+    /// `<resource>.<group>/[<namespace>.]<name>`.
+    pub fn signer_name(&self, namespace: &str) -> String {
+        let Self { kind, name, group } = self;
+        let resource = kind.to_ascii_lowercase();
+        if resource.starts_with("cluster") {
+            format!("{resource}s.{group}/{name}")
+        } else {
+            format!("{resource}s.{group}/{namespace}.{name}")
+        }
+    }
+}
+
+fn is_kind(kind: &str) -> bool {
+    kind.len() <= 63
+        && kind.starts_with(|c: char| c.is_ascii_uppercase())
+        && kind.bytes().all(|b| b.is_ascii_alphanumeric())
 }
 
 impl FromStr for Issuer {
@@ -32,7 +80,8 @@ impl FromStr for Issuer {
     fn from_str(s: &str) -> Result<Self, InvalidValue> {
         let bad = || {
             format!(
-                "{} is not an issuer: csr, csr:<signerName>, cert-manager:Issuer/<name> or cert-manager:ClusterIssuer/<name>",
+                "{} is not an issuer: csr, csr:<signerName>, cert-manager:<Issuer|ClusterIssuer>/<name>, or \
+                 cert-manager:<Kind>/<name>.<group> for an external issuer",
                 quoted(s)
             )
         };
@@ -52,15 +101,7 @@ impl FromStr for Issuer {
             };
         }
         let (kind, name) = s.strip_prefix("cert-manager:").and_then(|rest| rest.split_once('/')).ok_or_else(bad)?;
-        let cluster_scoped = match kind {
-            "Issuer" => false,
-            "ClusterIssuer" => true,
-            _ => return Err(bad().into()),
-        };
-        if !names::is_dns_subdomain(name) {
-            return Err(bad().into());
-        }
-        Ok(Self::CertManager { cluster_scoped, name: name.to_owned() })
+        IssuerRef::parse(kind, name).map(Self::CertManager).ok_or_else(|| bad().into())
     }
 }
 
@@ -84,8 +125,10 @@ impl fmt::Display for Issuer {
             Self::Csr => f.write_str("csr"),
             Self::Ours(signer) => write!(f, "csr:{signer}"),
             Self::Foreign(signer) => write!(f, "csr:{signer}"),
-            Self::CertManager { cluster_scoped: true, name } => write!(f, "cert-manager:ClusterIssuer/{name}"),
-            Self::CertManager { cluster_scoped: false, name } => write!(f, "cert-manager:Issuer/{name}"),
+            Self::CertManager(IssuerRef { kind, name, group }) if group == CERT_MANAGER => {
+                write!(f, "cert-manager:{kind}/{name}")
+            }
+            Self::CertManager(IssuerRef { kind, name, group }) => write!(f, "cert-manager:{kind}/{name}.{group}"),
         }
     }
 }

@@ -78,7 +78,7 @@ fn every_annotation_is_read() {
             roles: [Role::Client, Role::Metrics].into(),
             cluster: "events".to_owned(),
             containers: vec!["a".to_owned(), "b-2".to_owned()],
-            issuer: Issuer::CertManager { cluster_scoped: true, name: "etcd.ca".to_owned() },
+            issuer: Issuer::CertManager(IssuerRef::new("ClusterIssuer", "etcd.ca", None)),
             duration: Duration::from_secs(5400),
             key: KeyAlgorithm::Rsa2048,
             key_rotation: KeyRotation::OnCaChange,
@@ -174,6 +174,8 @@ fn words_are_written_as_they_are_read() {
         "csr:example.com/etcd",
         "cert-manager:Issuer/a",
         "cert-manager:ClusterIssuer/a.b",
+        "cert-manager:StepIssuer/a.certmanager.step.sm",
+        "cert-manager:ClusterIssuer/a.issuers.example.com",
     ] {
         assert_eq!(issuer.parse::<Issuer>().unwrap().to_string(), issuer);
     }
@@ -227,6 +229,7 @@ fn signer_and_trust_follow_from_the_issuer() {
     assert_eq!(all("csr:example.com/ca"), ["example.com/ca"; 4]);
     assert_eq!(all("cert-manager:ClusterIssuer/ca"), ["clusterissuers.cert-manager.io/ca"; 4]);
     assert_eq!(all("cert-manager:Issuer/ca"), ["issuers.cert-manager.io/prod.ca"; 4]);
+    assert_eq!(all("cert-manager:StepIssuer/ca.certmanager.step.sm"), ["stepissuers.certmanager.step.sm/prod.ca"; 4]);
 
     assert_eq!(with("csr").trust_config_map("prod"), "etcd-tls-trust-main");
     assert_eq!(with("csr:peer.etcd-tls.dev/core.etcd").trust_config_map("prod"), "etcd-tls-trust-core.etcd");

@@ -1,0 +1,304 @@
+//! A stand-in for cert-manager on a real API server: the CustomResourceDefinition of CertificateRequests, and a controller
+//! that does what cert-manager's default approver and CA issuer do. Conditions, reasons and fields are those of its
+//! documentation. It answers CertificateSigningRequests of one foreign signer as well, by the same behaviour.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use etcd_tls_contract::{csr::Request, role::Role, san::Sans};
+use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
+use kube::{
+    Api, ResourceExt as _,
+    api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams},
+};
+use serde_json::{Value, json};
+use tokio::{task::JoinHandle, time::sleep};
+
+use crate::{
+    apiserver::ApiServer,
+    eventually,
+    pki::{Ca, LeafOptions},
+};
+
+/// How long the API server may take to serve the resource.
+const LIMIT: Duration = Duration::from_secs(60);
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// What the stand-in does with requests that it has not answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Behaviour {
+    /// Approves and signs.
+    Sign,
+    /// Approves and signs for this life, whatever was asked for.
+    Life(Duration),
+    /// Does nothing: it is away.
+    Away,
+    /// The approver denies.
+    Deny(String),
+    /// The issuer fails for good.
+    Fail(String),
+    /// The issuer says that the request is invalid; only CertificateRequests have that.
+    Invalid(String),
+    /// The issuer answers with this instead of a certificate; where it is empty, with none.
+    Rubbish(String),
+    /// The issuer leaves out the addresses.
+    Forget,
+}
+
+/// The running stand-in; dropped, it ends.
+pub struct CertManager {
+    state: Arc<Mutex<State>>,
+    task: JoinHandle<()>,
+}
+
+struct State {
+    behaviour: Behaviour,
+    ca: Ca,
+    signer: String,
+    signed: usize,
+}
+
+impl Drop for CertManager {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// The resource.
+pub fn resource() -> ApiResource {
+    ApiResource {
+        group: "cert-manager.io".into(),
+        version: "v1".into(),
+        api_version: "cert-manager.io/v1".into(),
+        kind: "CertificateRequest".into(),
+        plural: "certificaterequests".into(),
+    }
+}
+
+/// The definition, with the fields that a request of ours or an answer has, and `isCA` and the requester's identity, which
+/// must not be believed.
+fn definition() -> Value {
+    let string = json!({"type": "string"});
+    let bytes = json!({"type": "string", "format": "byte"});
+    let strings = json!({"type": "array", "items": string});
+    let condition = json!({
+        "type": "object", "required": ["status", "type"],
+        "properties": {
+            "type": string, "status": {"type": "string", "enum": ["True", "False", "Unknown"]},
+            "reason": string, "message": string, "lastTransitionTime": {"type": "string", "format": "date-time"},
+        },
+    });
+    let spec = json!({
+        "type": "object", "required": ["issuerRef", "request"],
+        "properties": {
+            "request": bytes, "duration": string, "isCA": {"type": "boolean"}, "usages": strings,
+            "issuerRef": {"type": "object", "required": ["name"], "properties": {"name": string, "kind": string, "group": string}},
+            "username": string, "uid": string, "groups": strings,
+            "extra": {"type": "object", "additionalProperties": strings},
+        },
+    });
+    let status = json!({
+        "type": "object",
+        "properties": {
+            "certificate": bytes, "ca": bytes, "failureTime": {"type": "string", "format": "date-time"},
+            "conditions": {"type": "array", "items": condition, "x-kubernetes-list-map-keys": ["type"], "x-kubernetes-list-type": "map"},
+        },
+    });
+    json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": "certificaterequests.cert-manager.io"},
+        "spec": {
+            "group": "cert-manager.io", "scope": "Namespaced",
+            "names": {"kind": "CertificateRequest", "listKind": "CertificateRequestList", "plural": "certificaterequests", "singular": "certificaterequest", "shortNames": ["cr", "crs"]},
+            "versions": [{
+                "name": "v1", "served": true, "storage": true, "subresources": {"status": {}},
+                "schema": {"openAPIV3Schema": {"type": "object", "properties": {
+                    "apiVersion": string, "kind": string, "metadata": {"type": "object"}, "spec": spec, "status": status,
+                }}},
+            }],
+        },
+    })
+}
+
+impl CertManager {
+    /// Installs the resource.
+    pub async fn install(api: &ApiServer) {
+        api.apply(&definition().to_string());
+        let requests: Api<DynamicObject> = Api::all_with(api.client.clone(), &resource());
+        let all = ListParams::default();
+        eventually("CertificateRequests to be served", LIMIT, || requests.list(&all)).await;
+    }
+
+    /// Starts the stand-in for the CertificateRequests of `namespace` and the CertificateSigningRequests to `signer`.
+    pub fn start(api: &ApiServer, namespace: &str, signer: &str) -> Self {
+        let requests: Api<DynamicObject> = Api::namespaced_with(api.client.clone(), namespace, &resource());
+        let state =
+            State { behaviour: Behaviour::Sign, ca: Ca::new("company CA"), signer: signer.to_owned(), signed: 0 };
+        let state = Arc::new(Mutex::new(state));
+        let signing: Api<CertificateSigningRequest> = Api::all(api.client.clone());
+        let task = tokio::spawn({
+            let state = Arc::clone(&state);
+            async move {
+                loop {
+                    for object in requests.list(&ListParams::default()).await.map(|l| l.items).unwrap_or_default() {
+                        if let Some(status) = certificate_request(&state, &object) {
+                            // Gone meanwhile, perhaps.
+                            let _ = requests
+                                .patch_status(&object.name_any(), &PatchParams::default(), &Patch::Merge(status))
+                                .await;
+                        }
+                    }
+                    for object in signing.list(&ListParams::default()).await.map(|l| l.items).unwrap_or_default() {
+                        signing_request(&state, &signing, &object).await;
+                    }
+                    sleep(LOOK_EVERY).await;
+                }
+            }
+        });
+        Self { state, task }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no panic under the lock")
+    }
+
+    /// What it does from now on.
+    pub fn behave(&self, behaviour: Behaviour) {
+        self.state().behaviour = behaviour;
+    }
+
+    /// Replaces the CA; the new certificate, PEM.
+    pub fn replace_ca(&self, name: &str) -> String {
+        let mut state = self.state();
+        state.ca = Ca::new(name);
+        state.ca.pem.clone()
+    }
+
+    /// The CA's certificate, PEM.
+    pub fn ca(&self) -> String {
+        self.state().ca.pem.clone()
+    }
+
+    /// How many certificates it has signed.
+    pub fn signed(&self) -> usize {
+        self.state().signed
+    }
+}
+
+/// The status that a CertificateRequest gets, if it is not at its end.
+fn certificate_request(state: &Mutex<State>, object: &DynamicObject) -> Option<Value> {
+    let of = |kind: &str| {
+        let conditions = object.data["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        conditions.into_iter().find(|c| c["type"] == kind).map(|c| c["reason"].as_str().unwrap_or_default().to_owned())
+    };
+    if of("Ready").is_some_and(|reason| reason != "Pending") {
+        return None;
+    }
+    let mut state = state.lock().expect("no panic under the lock");
+    let now = "2026-01-01T00:00:00Z";
+    let condition = |type_: &str, status: bool, reason: &str, message: &str| {
+        json!({
+            "type": type_, "status": if status { "True" } else { "False" }, "reason": reason, "message": message,
+            "lastTransitionTime": now,
+        })
+    };
+    let approved =
+        condition("Approved", true, "cert-manager.io", "Certificate request has been approved by cert-manager.io");
+    let failed = |first: Value, reason: &str, message: &str| json!({"conditions": [first, condition("Ready", false, reason, message)], "failureTime": now});
+    let status = match state.behaviour.clone() {
+        Behaviour::Away => return None,
+        Behaviour::Deny(message) => failed(
+            condition("Denied", true, "policy.example.com", &message),
+            "Denied",
+            "The CertificateRequest was denied by an approval controller",
+        ),
+        Behaviour::Fail(message) => failed(approved, "Failed", &message),
+        Behaviour::Invalid(message) => {
+            failed(condition("InvalidRequest", true, "InvalidRequest", &message), "Failed", &message)
+        }
+        behaviour => {
+            let text = |name: &str| object.data["spec"][name].as_str().unwrap_or_default().to_owned();
+            let request = STANDARD.decode(text("request")).expect("base64");
+            let life = etcd_tls_contract::duration::parse_duration(&text("duration")).expect("a duration");
+            let usages = object.data["spec"]["usages"].as_array().cloned().unwrap_or_default();
+            let usages: Vec<&str> = usages.iter().filter_map(Value::as_str).collect();
+            let certificate = state.answer(&behaviour, &request, life, &usages);
+            let issued = condition("Ready", true, "Issued", "Certificate fetched from issuer successfully");
+            let mut status = json!({"conditions": [approved, issued], "ca": STANDARD.encode(&state.ca.pem)});
+            if !certificate.is_empty() {
+                status["certificate"] = STANDARD.encode(certificate).into();
+            }
+            status
+        }
+    };
+    Some(json!({"status": status}))
+}
+
+async fn signing_request(
+    state: &Mutex<State>,
+    api: &Api<CertificateSigningRequest>,
+    object: &CertificateSigningRequest,
+) {
+    let status = object.status.as_ref();
+    let ended = status.and_then(|s| s.conditions.as_ref()).is_some_and(|c| !c.is_empty());
+    if ended || object.spec.signer_name != state.lock().expect("no panic under the lock").signer {
+        return;
+    }
+    let condition =
+        |type_: &str, message: &str| json!({"type": type_, "status": "True", "reason": "Example", "message": message});
+    let (approval, status) = {
+        let mut state = state.lock().expect("no panic under the lock");
+        match state.behaviour.clone() {
+            Behaviour::Away => return,
+            Behaviour::Deny(message) => (vec![condition("Denied", &message)], None),
+            Behaviour::Fail(message) | Behaviour::Invalid(message) => {
+                let approved = condition("Approved", "");
+                let conditions = json!([approved.clone(), condition("Failed", &message)]);
+                (vec![approved], Some(json!({"conditions": conditions})))
+            }
+            behaviour => {
+                let life = u64::try_from(object.spec.expiration_seconds.unwrap_or(3600)).expect("a life");
+                let usages = object.spec.usages.clone().unwrap_or_default();
+                let usages: Vec<&str> = usages.iter().map(String::as_str).collect();
+                let pem = state.answer(&behaviour, &object.spec.request.0, Duration::from_secs(life), &usages);
+                (vec![condition("Approved", "")], Some(json!({"certificate": STANDARD.encode(pem)})))
+            }
+        }
+    };
+    let (name, params) = (object.name_any(), PatchParams::default());
+    // Gone meanwhile, perhaps; or no certificate, at which the API server refuses it.
+    let approval = json!({"status": {"conditions": approval}});
+    let _ = api.patch_approval(&name, &params, &Patch::Merge(approval)).await;
+    if let Some(status) = status {
+        let _ = api.patch_status(&name, &params, &Patch::Merge(json!({"status": status}))).await;
+    }
+}
+
+impl State {
+    fn answer(&mut self, behaviour: &Behaviour, request: &[u8], life: Duration, usages: &[&str]) -> String {
+        if let Behaviour::Rubbish(text) = behaviour {
+            return text.clone();
+        }
+        let life = if let Behaviour::Life(life) = behaviour { *life } else { life };
+        let request = Request::parse(request).expect("a request");
+        let sans = if *behaviour == Behaviour::Forget { Sans::default() } else { request.sans.clone() };
+        let now = std::time::SystemTime::now();
+        self.signed += 1;
+        self.ca.sign(
+            &request.public_key,
+            &LeafOptions {
+                organizations: vec![Role::Peer.organization().to_owned()],
+                common_name: request.common_name.clone(),
+                dns: sans.dns.iter().cloned().collect(),
+                ips: sans.ips.iter().copied().collect(),
+                server: usages.contains(&"server auth"),
+                client: usages.contains(&"client auth"),
+                not_before: now,
+                not_after: now + life,
+            },
+        )
+    }
+}

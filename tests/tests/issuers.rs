@@ -1,0 +1,143 @@
+//! Issuers of other projects on a real API server, with the rights and policies as shipped: the same scenarios for
+//! CertificateRequests of cert-manager and for CertificateSigningRequests of a foreign signer. Their controllers are the
+//! stand-in of `tests::cert_manager`.
+
+#[path = "issuers/policy.rs"]
+mod policy;
+#[path = "issuers/scene.rs"]
+mod scene;
+
+use std::time::Duration;
+
+use scene::{Kind, LIMIT, Lab, Scene};
+use tests::cert_manager::Behaviour;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_same_life_under_each_issuer() {
+    let Some(lab) = Lab::new().await else { return };
+    let (by_cert_manager, by_signer) =
+        (Scene::new(&lab, "cm", Kind::CertManager).await, Scene::new(&lab, "csr", Kind::Signer).await);
+    tokio::join!(scenarios(by_cert_manager), scenarios(by_signer));
+}
+
+async fn scenarios(mut scene: Scene<'_>) {
+    issues(&mut scene).await;
+    is_found_again_and_waits_for_the_issuer(&mut scene).await;
+    keeps_its_files_whatever_the_issuer_says(&mut scene).await;
+    follows_a_change_of_the_ca(&mut scene).await;
+    renews(&mut scene).await;
+    leaves_nothing_behind(&mut scene).await;
+}
+
+async fn issues(scene: &mut Scene<'_>) {
+    scene.init().await.expect("certificates");
+    assert_eq!(scene.issuers().len(), 1, "of one CA");
+    let requests = scene.requests().await;
+    assert_eq!(requests.len(), 2, "one for each role: {requests:?}");
+    for request in requests {
+        let uid = scene.uid();
+        assert!(request["metadata"]["name"].as_str().expect("a name").starts_with(&format!("etcd-tls-{uid}-")));
+        if scene.kind == Kind::CertManager {
+            assert_eq!(request["metadata"]["annotations"]["etcd-tls.dev/pod"], "etcd-0");
+            assert_eq!(request["metadata"]["ownerReferences"][0]["uid"], uid);
+            assert_eq!(request["spec"]["issuerRef"]["name"], "company");
+            assert_eq!(request["spec"]["duration"], "24h");
+            assert!(request["spec"].get("isCA").is_none());
+        }
+    }
+    // What is good on disk is used, whoever signed it.
+    scene.init().await.expect("certificates");
+    assert_eq!(scene.requests().await.len(), 2);
+}
+
+async fn is_found_again_and_waits_for_the_issuer(scene: &mut Scene<'_>) {
+    scene.issuer.behave(Behaviour::Away);
+    scene.move_to("10.0.0.2");
+    let before = scene.requests().await.len();
+    let mut first = scene.start("init", &[]);
+    scene.requested(before + 2).await;
+    first.kill();
+    let mut second = scene.start("init", &[]);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(second.running(), "{}", second.log());
+    scene.issuer.behave(Behaviour::Sign);
+    assert!(second.wait(LIMIT).await.success(), "{}", second.log());
+    assert_eq!(scene.requests().await.len(), before + 2, "the pending requests are found again");
+}
+
+async fn keeps_its_files_whatever_the_issuer_says(scene: &mut Scene<'_>) {
+    scene.move_to("10.0.0.3");
+    let files = scene.files();
+    let said = |text: &str| text.to_owned();
+    let mut cases = vec![
+        (Behaviour::Deny(said("not this pod")), "not this pod", "was denied"),
+        (Behaviour::Fail(said("the HSM is on fire")), "the HSM is on fire", "failed"),
+        (Behaviour::Forget, "does not hold 10.0.0.3", "is not installed"),
+    ];
+    if scene.kind == Kind::CertManager {
+        cases.push((Behaviour::Invalid(said("no such profile")), "no such profile", "is invalid"));
+        cases.push((Behaviour::Rubbish(said("<html>")), "", "is not installed"));
+        cases.push((Behaviour::Rubbish(String::new()), "without a certificate", "failed"));
+    }
+    for (behaviour, reason, verdict) in cases {
+        scene.issuer.behave(behaviour.clone());
+        let failure = scene.init().await.expect_err("no certificate");
+        assert!(failure.contains(verdict) && failure.contains(reason), "{behaviour:?}: {failure}");
+        assert_eq!(scene.files(), files, "{behaviour:?}: the files stay");
+    }
+    scene.issuer.behave(Behaviour::Sign);
+    scene.init().await.expect("certificates");
+    assert_ne!(scene.files(), files);
+}
+
+async fn follows_a_change_of_the_ca(scene: &mut Scene<'_>) {
+    let old = scene.issuer.ca();
+    let next = scene.issuer.replace_ca("next CA");
+    scene.publish(&format!("{old}{next}"));
+    scene.move_to("10.0.0.4");
+    scene.init().await.expect("certificates under both CAs");
+    assert_eq!(scene.issuers(), ["CN=next CA".to_owned()].into());
+
+    // Without overlap: the leaf waits for the bundle, and the log names whom it waits for.
+    let files = scene.files();
+    let last = scene.issuer.replace_ca("last CA");
+    scene.move_to("10.0.0.5");
+    let mut init = scene.start("init", &[]);
+    init.logged("the certificate is of CN=last CA", LIMIT).await;
+    assert_eq!(scene.files(), files, "the old files stay");
+    scene.publish(&last);
+    assert!(init.wait(LIMIT).await.success(), "{}", init.log());
+    assert_eq!(scene.issuers(), ["CN=last CA".to_owned()].into());
+}
+
+async fn renews(scene: &mut Scene<'_>) {
+    scene.forget_files();
+    scene.issuer.behave(Behaviour::Life(Duration::from_secs(20)));
+    let admin = format!("--admin-port={}", tests::ports::loopback());
+    let mut run = scene.start("run", &[&admin]);
+    let mut seen = std::collections::BTreeSet::new();
+    tests::eventually("two renewals", LIMIT, || {
+        seen.extend(scene.serial());
+        let seen = seen.len();
+        async move { if seen >= 3 { Ok(()) } else { Err(format!("{seen} certificates")) } }
+    })
+    .await;
+    run.logged("the issuer gave a life of", LIMIT).await;
+    run.kill();
+    scene.issuer.behave(Behaviour::Sign);
+}
+
+/// A pod that goes while its request is open: cert-manager's requests are the pod's, and Kubernetes collects them. Those
+/// that the certificates API keeps go by their age.
+async fn leaves_nothing_behind(scene: &mut Scene<'_>) {
+    scene.forget_files();
+    scene.issuer.behave(Behaviour::Away);
+    let before = scene.requests().await.len();
+    let mut init = scene.start("init", &[]);
+    scene.requested(before + 2).await;
+    scene.delete_pod().await;
+    init.kill();
+    if scene.kind == Kind::CertManager {
+        scene.gone().await;
+    }
+}

@@ -1,0 +1,118 @@
+//! The policy on CertificateRequests: what a pod's own token gets past it, and each deviation that it refuses.
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api, Client, ResourceExt as _,
+    api::{DynamicObject, PostParams},
+};
+use serde_json::{Value, json};
+use tests::{apiserver::from_json, cert_manager::resource, eventually};
+
+use crate::scene::{Kind, LIMIT, Lab, Scene};
+
+fn request(pod: &Pod) -> Value {
+    let (name, uid) = (pod.name_any(), pod.uid().expect("a uid"));
+    json!({
+        "apiVersion": "cert-manager.io/v1", "kind": "CertificateRequest",
+        "metadata": {
+            "name": format!("etcd-tls-{uid}-peer-0123"), "annotations": {"etcd-tls.dev/pod": name},
+            "ownerReferences": [{"apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid}],
+        },
+        "spec": {
+            "request": "YWJj", "duration": "24h", "usages": ["digital signature", "server auth", "client auth"],
+            "issuerRef": {"kind": "Issuer", "name": "company", "group": "cert-manager.io"},
+        },
+    })
+}
+
+async fn create(client: &Client, namespace: &str, object: &Value) -> kube::Result<DynamicObject> {
+    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &resource());
+    let dry_run = PostParams { dry_run: true, ..PostParams::default() };
+    api.create(&dry_run, &from_json(object.clone())).await
+}
+
+type Change = fn(&mut Value);
+
+const DEVIATIONS: [(&str, Change); 25] = [
+    ("another issuer", |r| r["spec"]["issuerRef"]["name"] = json!("board")),
+    ("a ClusterIssuer of the same name", |r| r["spec"]["issuerRef"]["kind"] = json!("ClusterIssuer")),
+    ("another group", |r| r["spec"]["issuerRef"]["group"] = json!("issuers.example.com")),
+    ("an issuer's path", |r| r["spec"]["issuerRef"]["name"] = json!("../company")),
+    ("a CA", |r| r["spec"]["isCA"] = json!(true)),
+    ("another's name", |r| r["metadata"]["name"] = json!("etcd-tls-00000000-0000-0000-0000-000000000000-peer-0")),
+    ("a free name", |r| r["metadata"]["name"] = json!("company")),
+    ("a generated name", |r| {
+        let owners = r["metadata"]["ownerReferences"].take();
+        r["metadata"] = json!({"generateName": "etcd-tls-", "ownerReferences": owners});
+    }),
+    ("no owner", |r| r["metadata"]["ownerReferences"] = json!([])),
+    ("another owner", |r| r["metadata"]["ownerReferences"][0]["uid"] = json!("00000000-0000-0000-0000-000000000000")),
+    ("an owner of another kind", |r| r["metadata"]["ownerReferences"][0]["kind"] = json!("Node")),
+    ("a controller", |r| r["metadata"]["ownerReferences"][0]["controller"] = json!(true)),
+    ("a second owner", |r| {
+        let second = json!({"apiVersion": "v1", "kind": "ConfigMap", "name": "x", "uid": "x"});
+        r["metadata"]["ownerReferences"].as_array_mut().expect("owners").push(second);
+    }),
+    ("a finalizer", |r| r["metadata"]["finalizers"] = json!(["example.com/stay"])),
+    ("a large request", |r| r["spec"]["request"] = json!("AAAA".repeat(1400))),
+    ("a long life", |r| r["spec"]["duration"] = json!("8785h")),
+    ("a short life", |r| r["spec"]["duration"] = json!("9m59s")),
+    ("no life", |r| drop(r["spec"].as_object_mut().expect("a spec").remove("duration"))),
+    ("no duration", |r| r["spec"]["duration"] = json!("x")),
+    ("a usage", |r| r["spec"]["usages"] = json!(["cert sign"])),
+    ("another requester", |r| r["spec"]["username"] = json!("system:serviceaccount:kube-system:admin")),
+    ("another pod's annotation", |r| r["metadata"]["annotations"]["etcd-tls.dev/pod"] = json!("etcd-9")),
+    ("an annotation of cert-manager", |r| {
+        r["metadata"]["annotations"]["cert-manager.io/private-key-secret-name"] = json!("admin");
+    }),
+    ("a label of ours", |r| r["metadata"]["labels"] = json!({"etcd-tls.dev/x": "y"})),
+    ("a long annotation", |r| r["metadata"]["annotations"]["x"] = json!("y".repeat(1100))),
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_request_is_held_to_the_pod_that_asks() {
+    let Some(lab) = Lab::new().await else { return };
+    let scene = Scene::new(&lab, "cm", Kind::CertManager).await;
+    scene.issuer.behave(tests::cert_manager::Behaviour::Away);
+    let pod = lab.pod("cm", "etcd-1").await;
+    let client = lab.api.client_with_token(&lab.api.token("cm", "default", Some(&pod)).await).await;
+    let good = request(&pod);
+    eventually("the right to request in force", LIMIT, || create(&client, "cm", &good)).await;
+    // The policy comes into force a moment after it was created.
+    let mut another = good.clone();
+    DEVIATIONS[0].1(&mut another);
+    eventually("the policy in force", LIMIT, || async {
+        create(&client, "cm", &another).await.map_or(Ok(()), |_| Err("taken"))
+    })
+    .await;
+    create(&client, "cm", &good).await.expect("what the sidecar writes");
+    for (what, change) in DEVIATIONS {
+        let mut object = good.clone();
+        change(&mut object);
+        match create(&client, "cm", &object).await {
+            Ok(_) => panic!("{what} was taken"),
+            Err(error) => assert!(error.to_string().contains("etcd-tls"), "{what}: {error}"),
+        }
+    }
+    // The pod of another namespace, which may request from no issuer here, and of nowhere but its own.
+    let refused = |answer: kube::Result<DynamicObject>| answer.expect_err("taken").to_string();
+    let stranger = lab.pod("csr", "etcd-1").await;
+    let theirs = lab.api.client_with_token(&lab.api.token("csr", "default", Some(&stranger)).await).await;
+    let asked = request(&stranger);
+    assert!(refused(create(&theirs, "cm", &asked).await).contains("its own namespace"));
+    assert!(
+        refused(create(&theirs, "csr", &asked).await).contains("may not request from issuers.cert-manager.io/company")
+    );
+    assert!(refused(create(&theirs, "cm", &good).await).contains("its own namespace"));
+    // A token without a pod, of the very service account.
+    let unbound = lab.api.client_with_token(&lab.api.token("cm", "default", None).await).await;
+    assert!(refused(create(&unbound, "cm", &good).await).contains("not bound to a pod"));
+    // And nothing but creating and reading.
+    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), "cm", &resource());
+    api.list(&kube::api::ListParams::default()).await.expect_err("listed");
+    api.delete("x", &kube::api::DeleteParams::default()).await.expect_err("deleted");
+    create(&lab.api.client, "cm", &json!({"apiVersion": "cert-manager.io/v1", "kind": "CertificateRequest",
+        "metadata": {"name": "of-cert-manager"}, "spec": {"request": "YWJj", "isCA": true, "issuerRef": {"name": "x"}}}))
+    .await
+    .expect("requests of others are not concerned");
+}

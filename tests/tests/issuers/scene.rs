@@ -1,0 +1,258 @@
+//! An API server with the shipped manifests and the component for cert-manager, and a pod of a namespace with an issuer of
+//! its own.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    process::Command,
+    time::Duration,
+};
+
+use etcd_tls_contract::certificate::Chain;
+use k8s_openapi::api::{certificates::v1::CertificateSigningRequest, core::v1::Pod};
+use kube::{
+    Api, ResourceExt as _,
+    api::{DynamicObject, ListParams},
+};
+use serde_json::{Value, json};
+use tests::{
+    apiserver::ApiServer,
+    cert_manager::{CertManager, resource},
+    eventually,
+    process::{Process, binary},
+    temp::TempDir,
+};
+
+/// How long anything may take here, on a busy machine.
+pub const LIMIT: Duration = Duration::from_secs(180);
+
+/// The way to ask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    CertManager,
+    Signer,
+}
+
+/// See the module.
+pub struct Lab {
+    pub api: ApiServer,
+    _controller_manager: Process,
+}
+
+/// One namespace, its issuer and its pod `etcd-0`.
+pub struct Scene<'a> {
+    lab: &'a Lab,
+    pub namespace: String,
+    pub kind: Kind,
+    pub issuer: CertManager,
+    dir: TempDir,
+    pod: Pod,
+    environment: Vec<(String, String)>,
+    address: String,
+}
+
+impl Lab {
+    /// `None`, having said so, where the machine has no API server.
+    pub async fn new() -> Option<Self> {
+        let api = ApiServer::start().await?;
+        CertManager::install(&api).await;
+        // Before the controller that makes service accounts.
+        for namespace in NAMESPACES {
+            api.namespace(namespace, &[]).await;
+        }
+        let Some(controller_manager) = api.start_controller_manager(&[]) else {
+            tests::tier::skip_special("no kube-controller-manager beside kube-apiserver", "put one there");
+            return None;
+        };
+        let overlay = TempDir::new("issuers");
+        let up = "../".repeat(overlay.path().components().count());
+        let repository = tests::repository();
+        let of = |path: &str| format!("{up}{}", &repository.join(path).display().to_string()[1..]);
+        let kustomization =
+            json!({"resources": [of("manifests")], "components": [of("manifests/components/cert-manager")]});
+        overlay.write("kustomization.yaml", kustomization.to_string());
+        api.kubectl(&["apply", "-k", &overlay.path().display().to_string()]);
+        let lab = Self { api, _controller_manager: controller_manager };
+        lab.opt_in(&NAMESPACES);
+        Some(lab)
+    }
+
+    /// Lets the service accounts of `namespaces` request, as `approve` would by their label.
+    fn opt_in(&self, namespaces: &[&str]) {
+        let group =
+            |n: &&str| json!({"kind": "Group", "apiGroup": RBAC, "name": format!("system:serviceaccounts:{n}")});
+        let subjects: Vec<Value> = namespaces.iter().map(group).collect();
+        let patch = json!({"subjects": subjects}).to_string();
+        self.api.kubectl(&["patch", "clusterrolebinding", "etcd-tls-requesters", "--type=merge", "--patch", &patch]);
+    }
+
+    /// A pod whose service account is `default`.
+    pub async fn pod(&self, namespace: &str, name: &str) -> Pod {
+        let pod = json!({"metadata": {"name": name}, "spec": {"containers": [{"name": "c", "image": "c"}]}});
+        eventually("a pod", LIMIT, || self.api.pod(namespace, pod.clone())).await
+    }
+}
+
+const RBAC: &str = "rbac.authorization.k8s.io";
+/// The namespaces that there are.
+const NAMESPACES: [&str; 2] = ["cm", "csr"];
+
+impl<'a> Scene<'a> {
+    pub async fn new(lab: &'a Lab, namespace: &str, kind: Kind) -> Self {
+        let api = &lab.api;
+        let signer = format!("example.com/{namespace}");
+        let rule = match kind {
+            Kind::CertManager => {
+                json!({"apiGroups": ["cert-manager.io"], "resources": ["signers"], "resourceNames": ["issuers.cert-manager.io/company"], "verbs": ["request"]})
+            }
+            Kind::Signer => {
+                json!({"apiGroups": ["certificates.k8s.io"], "resources": ["signers"], "resourceNames": [signer], "verbs": ["request"]})
+            }
+        };
+        // CertificateSigningRequests are of no namespace, so neither is the right.
+        let cluster = if kind == Kind::Signer { "Cluster" } else { "" };
+        let name = format!("request-{namespace}");
+        let group = json!({"kind": "Group", "apiGroup": RBAC, "name": format!("system:serviceaccounts:{namespace}")});
+        let mut items = vec![
+            json!({"apiVersion": format!("{RBAC}/v1"), "kind": format!("{cluster}Role"), "metadata": {"name": name}, "rules": [rule]}),
+            json!({
+                "apiVersion": format!("{RBAC}/v1"), "kind": format!("{cluster}RoleBinding"), "metadata": {"name": name},
+                "roleRef": {"apiGroup": RBAC, "kind": format!("{cluster}Role"), "name": name}, "subjects": [group],
+            }),
+        ];
+        if kind == Kind::CertManager {
+            items.iter_mut().for_each(|item| item["metadata"]["namespace"] = namespace.into());
+        }
+        api.apply(&json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string());
+        let issuer = CertManager::start(api, namespace, &signer);
+        let pod = lab.pod(namespace, "etcd-0").await;
+        let token = api.token(namespace, "default", Some(&pod)).await;
+        let directory = api.token_directory(&format!("token-{namespace}"), namespace, &token);
+        let dir = TempDir::new("issuers-pod");
+        dir.dir("token");
+        for name in ["token", "ca.crt"] {
+            fs::copy(directory.join(name), dir.join("token").join(name)).expect("copy");
+        }
+        let variable = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let mut environment = api.pod_environment();
+        environment.extend([
+            variable("POD_NAME", "etcd-0"),
+            variable("POD_NAMESPACE", namespace),
+            variable("POD_UID", &pod.uid().expect("a uid")),
+            variable("POD_SERVICE_ACCOUNT", "default"),
+            variable("NODE_NAME", "node-1"),
+        ]);
+        let address = "10.0.0.1".to_owned();
+        let scene = Self { lab, namespace: namespace.to_owned(), kind, issuer, dir, pod, environment, address };
+        scene.publish(&scene.issuer.ca());
+        scene
+    }
+
+    /// The pod's uid.
+    pub fn uid(&self) -> String {
+        self.pod.uid().expect("a uid")
+    }
+
+    /// Gives the pod another address, so that its certificates lack a name.
+    pub fn move_to(&mut self, address: &str) {
+        address.clone_into(&mut self.address);
+    }
+
+    /// Writes the bundle where admission's projection would bring it.
+    pub fn publish(&self, pem: &str) {
+        self.dir.dir("trust");
+        for domain in ["peer", "client", "metrics"] {
+            let (new, path) = (self.dir.join("trust/.new"), self.dir.join(format!("trust/{domain}.crt")));
+            fs::write(&new, pem).expect("write");
+            fs::rename(&new, &path).expect("rename");
+        }
+    }
+
+    /// Starts the sidecar's binary.
+    pub fn start(&self, subcommand: &str, more: &[&str]) -> Process {
+        let mut command = Command::new(binary("etcd-tls-sidecar"));
+        command.arg(subcommand).args(["--roles=peer,server", "--log-level=info"]).arg(match self.kind {
+            Kind::CertManager => "--issuer=cert-manager:Issuer/company".to_owned(),
+            Kind::Signer => format!("--issuer=csr:example.com/{}", self.namespace),
+        });
+        for (flag, name) in [("--dir", "certs"), ("--trust-dir", "trust"), ("--token-dir", "token")] {
+            command.arg(flag).arg(self.dir.join(name));
+        }
+        command.arg("--termination-log").arg(self.dir.join("termination-log"));
+        command.args(more).envs(self.environment.iter().map(|(k, v)| (k, v))).env("POD_IPS", &self.address);
+        Process::spawn(subcommand, &mut command, self.dir.path())
+    }
+
+    /// Runs `init` to its end.
+    ///
+    /// # Errors
+    /// It failed: its log.
+    pub async fn init(&self) -> Result<(), String> {
+        let mut init = self.start("init", &[]);
+        if init.wait(LIMIT).await.success() { Ok(()) } else { Err(init.log()) }
+    }
+
+    /// Every file of the certificates, with its content.
+    pub fn files(&self) -> BTreeMap<String, Vec<u8>> {
+        let files = ["peer", "server"]
+            .into_iter()
+            .flat_map(|role| ["tls.crt", "tls.key", "ca.crt"].map(|f| format!("{role}/{f}")));
+        files.map(|f| (f.clone(), fs::read(self.dir.join("certs").join(&f)).expect("a file"))).collect()
+    }
+
+    pub fn forget_files(&self) {
+        fs::remove_dir_all(self.dir.join("certs")).expect("remove the certificates");
+    }
+
+    fn chains(&self) -> Vec<Chain> {
+        let read = |role: &str| fs::read(self.dir.join("certs").join(role).join("tls.crt")).ok();
+        ["peer", "server"].into_iter().filter_map(read).map(|pem| Chain::parse(&pem).expect("a chain")).collect()
+    }
+
+    /// The CAs of the certificates on disk.
+    pub fn issuers(&self) -> BTreeSet<String> {
+        self.chains().iter().map(Chain::authority).collect()
+    }
+
+    /// The serial number of the peer's certificate on disk, if there is one.
+    pub fn serial(&self) -> Option<String> {
+        self.chains().into_iter().next().map(|chain| chain.serial)
+    }
+
+    /// The requests of the pod.
+    pub async fn requests(&self) -> Vec<Value> {
+        let all = ListParams::default();
+        let client = self.lab.api.client.clone();
+        let items: Vec<Value> = match self.kind {
+            Kind::CertManager => {
+                let api: Api<DynamicObject> = Api::namespaced_with(client, &self.namespace, &resource());
+                let items = api.list(&all).await.expect("a list").items;
+                items.iter().map(|item| serde_json::to_value(item).expect("JSON")).collect()
+            }
+            Kind::Signer => {
+                let items = Api::<CertificateSigningRequest>::all(client).list(&all).await.expect("a list").items;
+                items.iter().map(|item| serde_json::to_value(item).expect("JSON")).collect()
+            }
+        };
+        let uid = self.uid();
+        items.into_iter().filter(|item| item["metadata"]["name"].as_str().unwrap_or_default().contains(&uid)).collect()
+    }
+
+    /// Waits for so many requests of the pod.
+    pub async fn requested(&self, count: usize) {
+        eventually("requests", LIMIT, || async {
+            let there = self.requests().await.len();
+            if there == count { Ok(()) } else { Err(format!("{there} of {count}")) }
+        })
+        .await;
+    }
+
+    pub async fn delete_pod(&self) {
+        self.lab.api.delete_pod(&self.namespace, "etcd-0").await;
+    }
+
+    /// Waits until no request is left.
+    pub async fn gone(&self) {
+        self.requested(0).await;
+    }
+}
