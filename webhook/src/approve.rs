@@ -52,7 +52,7 @@ impl Args {
     pub async fn run(self) -> Result<(), Error> {
         let mut registry = Registry::with_prefix("etcd_tls_approve");
         let metrics = Metrics::register(&mut registry);
-        let started = self.controller.start(LEASE, guards::APPROVE, registry).await?;
+        let started = self.controller.start(LEASE, guards::APPROVE, registry, None).await?;
         let controller = started.controller.clone();
         let binds = bindings::Keeper {
             client: controller.client.clone(),

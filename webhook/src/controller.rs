@@ -112,7 +112,7 @@ pub(crate) struct Started {
 
 impl ControllerArgs {
     /// Connects, watches policy and namespaces, stands for leader by the Lease `name`, and serves the admin port with the
-    /// metrics of `registry` and the common ones. `guards`: the admission policies that it depends on.
+    /// metrics of `registry` and the common ones. `guards`: the admission policies that it depends on. `observer` sees the pods.
     ///
     /// # Errors
     /// What kept it from starting.
@@ -121,6 +121,7 @@ impl ControllerArgs {
         name: &'static str,
         guards: &[Guard],
         mut registry: Registry,
+        observer: Option<pods::Observer>,
     ) -> Result<Started, Error> {
         let Self { namespace, identity, workers, admin_address, live_reads } = self;
         let shutdown = shutdown::on_signals()?;
@@ -139,7 +140,7 @@ impl ControllerArgs {
         let namespaces = namespaces::spawn(&client, &tasks);
         let candidate = Candidate::spawn(client.clone(), &namespace, name, &identity);
         let leader = candidate.leader();
-        let pods = Pods::spawn(&client, live_reads, &tasks);
+        let pods = Pods::spawn(&client, live_reads, &tasks, observer);
         let services = Services::spawn(&client, &tasks);
         let prover = Prover {
             client: client.clone(),

@@ -11,7 +11,7 @@
 //!
 //! What it may do in the API server is the ClusterRole and the Role `etcd-tls-sign` in the manifests, and the ClusterRole
 //! `etcd-tls-trust`, which the approver binds in opted-in namespaces and those of the policy's hosts: the first 403 there is
-//! *not yet*.
+//! *not yet*. It watches the whole cluster by a fixed number of watches: none is of one namespace but the system's.
 //!
 //! **Invariant.** An approval is necessary and not enough: nothing is issued that this process has not judged for itself,
 //! and nothing of a request but its public key is signed.
@@ -27,6 +27,7 @@ use crate::{
     error::Error,
 };
 use authorities::Authorities;
+use cache::pods::Pods;
 use cleaner::{Cleaner, CleanerArgs};
 use leader_tasks::LeaderTasks;
 use metrics::Metrics;
@@ -75,9 +76,10 @@ impl Args {
         let Self { controller, max_lifetime, serving_lifetime, serving_ca_lifetime, cleaner } = self;
         let mut registry = Registry::with_prefix("etcd_tls_sign");
         let metrics = Metrics::register(&mut registry);
-        let started = controller.start(LEASE, guards::SIGN, registry).await?;
-        let controller = started.controller.clone();
         let changed = Arc::new(Notify::new());
+        let members = Pods::new(Arc::clone(&changed));
+        let started = controller.start(LEASE, guards::SIGN, registry, Some(members.observer())).await?;
+        let controller = started.controller.clone();
         let authorities = Authorities::new(
             controller.client.clone(),
             &controller.namespace,
@@ -94,7 +96,7 @@ impl Args {
             cleaner: Cleaner::new(cleaner),
         });
         let lifetimes = Lifetimes { leaf: serving_lifetime, ca: serving_ca_lifetime };
-        let tasks = LeaderTasks { signer: Arc::clone(&signer), changed, lifetimes };
+        let tasks = LeaderTasks { signer: Arc::clone(&signer), members, changed, lifetimes };
         started.run(signer, async { match tasks.keep().await {} }).await;
         Ok(())
     }

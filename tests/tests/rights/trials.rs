@@ -142,12 +142,13 @@ fn events(t: &mut Of<'_>, process: &str) {
 }
 
 fn own_namespace(t: &mut Of<'_>, process: &str, other: &str, version: &str) {
-    t.other_name_refused(
-        "configmaps",
-        &["get", "list", "watch"],
-        "/api/v1/namespaces/etcd-tls-system/configmaps",
-        "kube-root-ca.crt",
-    );
+    let own = "/api/v1/namespaces/etcd-tls-system/configmaps";
+    t.other_name_refused("configmaps", &["get"], own, "kube-root-ca.crt");
+    if process == "sign" {
+        t.stated("configmaps", &["list", "watch"], "`sign` reads every ConfigMap of the cluster by its ClusterRole");
+    } else {
+        t.other_name_refused("configmaps", &["list", "watch"], own, "kube-root-ca.crt");
+    }
     let r = "coordination.k8s.io/leases";
     let own = format!("etcd-tls-{process}");
     for name in ["new", "kube-scheduler"] {

@@ -211,11 +211,16 @@ pub fn pod(pod: &Pod, namespace_opted_in: bool) -> PodFacts {
         labels: metadata.labels.clone().unwrap_or_default(),
         annotations: metadata.annotations.clone().unwrap_or_default(),
         containers: spec.map(|s| s.containers.iter().map(|c| c.name.clone()).collect()).unwrap_or_default(),
-        finished: matches!(status.and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed")),
+        finished: has_finished(pod),
         deleting: metadata.deletion_timestamp.is_some(),
         namespace_opted_in,
         name,
     }
+}
+
+/// Whether a pod has ended, for good.
+pub fn has_finished(pod: &Pod) -> bool {
+    matches!(pod.status.as_ref().and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed"))
 }
 
 /// The host name that kubelet gives a pod: `spec.hostname`, else the pod's name cut to 63 characters, without a hyphen or

@@ -88,12 +88,15 @@ pub(crate) struct Pods {
     live_reads: bool,
 }
 
+/// Sees every event of the watch, before it is taken: a process has one watch of pods, whatever it uses them for.
+pub(crate) type Observer = Arc<dyn Fn(&Event<LeanPod>) + Send + Sync>;
+
 impl Pods {
     /// Watches the pods for as long as the process lives.
-    pub(crate) fn spawn(client: &Client, live_reads: bool, tasks: &Tasks) -> Self {
+    pub(crate) fn spawn(client: &Client, live_reads: bool, tasks: &Tasks, observer: Option<Observer>) -> Self {
         let pods = Self { client: client.clone(), state: Arc::default(), live_reads };
         let follower = pods.clone();
-        tasks.keep("pods", move || follower.clone().follow());
+        tasks.keep("pods", move || follower.clone().follow(observer.clone()));
         pods
     }
 
@@ -152,11 +155,14 @@ impl Pods {
         })
     }
 
-    async fn follow(self) {
+    async fn follow(self, observer: Option<Observer>) {
         let mut events = Events::<LeanPod>::new(self.client.clone(), source());
         loop {
             match events.next().await {
                 Ok(event) => {
+                    if let Some(see) = &observer {
+                        see(&event);
+                    }
                     let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
                     state.take(event);
                     state.version = events.version();

@@ -49,7 +49,7 @@ use crate::{
         policy,
     },
     rollover::{PodProgress, Rollover},
-    sign::cache::pods::is_host,
+    sign::cache::{objects::Facts, pods::is_host},
 };
 
 /// How long an answer waits for the state of the cluster's other authority.
@@ -335,7 +335,7 @@ impl Authorities {
             Ok(made) => {
                 tracing::info!(authority = %name, secret, generation = stored.active.generation(), "made a CA");
                 self.changed.notify_one();
-                Ok(Ready { stored, secret: made.metadata, type_: made.type_ })
+                Ok(Ready { stored, secret: lean(made.metadata), type_: made.type_ })
             }
             Err(error) if error.code() == Some(409) => {
                 let found = within(self.secrets().get(secret)).await?;
@@ -352,14 +352,14 @@ impl Authorities {
         };
         let secret = ready.secret.name.clone().unwrap_or_default();
         let object = Secret {
-            metadata: ObjectMeta { managed_fields: None, ..ready.secret.clone() },
+            metadata: ready.secret.clone(),
             type_: ready.type_.clone(),
             data: Some(stored.data().map_err(|e| Unavailable::Unusable(e.to_string()))?),
             ..Secret::default()
         };
         match within(self.secrets().replace(&secret, &PostParams::default(), &object)).await {
             Ok(written) => {
-                *held = Held::Ready(Box::new(Ready { stored, secret: written.metadata, type_: written.type_ }));
+                *held = Held::Ready(Box::new(Ready { stored, secret: lean(written.metadata), type_: written.type_ }));
                 Ok(())
             }
             Err(error) => {
@@ -372,11 +372,10 @@ impl Authorities {
     }
 
     /// Deletes the CA of a namespace that is gone.
-    pub(super) async fn delete(&self, secret: &ObjectMeta) -> Result<(), RequestError> {
-        let name = secret.name.as_deref().unwrap_or_default();
+    pub(super) async fn delete(&self, name: &str, secret: &Facts) -> Result<(), RequestError> {
         let params = DeleteParams::default().preconditions(Preconditions {
-            uid: secret.uid.clone(),
-            resource_version: secret.resource_version.clone(),
+            uid: Some(secret.uid.to_string()),
+            resource_version: Some(secret.resource_version.to_string()),
         });
         within(self.secrets().delete(name, &params)).await?;
         tracing::info!(secret = name, "deleted the CA of a namespace that is gone");
@@ -463,7 +462,12 @@ impl Authorities {
 
 fn read(secret: &Secret, now: SystemTime) -> Result<Ready, super::authorities::state::StateError> {
     let stored = Stored::read(secret.data.as_ref().unwrap_or(&BTreeMap::new()), now)?;
-    Ok(Ready { stored, secret: secret.metadata.clone(), type_: secret.type_.clone() })
+    Ok(Ready { stored, secret: lean(secret.metadata.clone()), type_: secret.type_.clone() })
+}
+
+/// Without who wrote which field, which is most of the metadata: the API server keeps it when it is not sent.
+fn lean(metadata: ObjectMeta) -> ObjectMeta {
+    ObjectMeta { managed_fields: None, ..metadata }
 }
 
 /// A CA of our own making.

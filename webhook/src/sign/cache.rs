@@ -2,4 +2,4 @@
 
 pub(in crate::sign) mod objects;
 pub(in crate::sign) mod pods;
-pub(in crate::sign) mod watches;
+pub(in crate::sign) mod watch;

@@ -17,6 +17,8 @@ use crate::platform::shutdown::until;
 /// See the module.
 pub(super) struct LeaderTasks {
     pub(super) signer: Arc<Signer>,
+    /// The pods that have opted in.
+    pub(super) members: Pods,
     /// Triggers a round of the reconciler.
     pub(super) changed: Arc<Notify>,
     pub(super) lifetimes: Lifetimes,
@@ -25,7 +27,7 @@ pub(super) struct LeaderTasks {
 impl LeaderTasks {
     /// Runs the tasks in each term of leadership.
     pub(super) async fn keep(self) -> std::convert::Infallible {
-        let Self { signer, changed, lifetimes } = self;
+        let Self { signer, members, changed, lifetimes } = self;
         let controller = &signer.controller;
         let mut leader = controller.leader.clone();
         loop {
@@ -37,7 +39,7 @@ impl LeaderTasks {
                 policy: controller.policy.clone(),
                 namespaces: controller.namespaces.clone(),
                 authorities: Arc::clone(&signer.authorities),
-                pods: Pods::default(),
+                pods: members.clone(),
                 secrets: Objects::default(),
                 config_maps: Objects::default(),
                 changed: Arc::clone(&changed),

@@ -2,6 +2,7 @@
 //! takes the steps of rollovers, and deletes the CAs of deleted namespaces.
 //!
 //! ```text
+//! pace      when the next round is due
 //! secrets   which authority a Secret belongs to
 //! step      one authority's rollover
 //! publish   the trust ConfigMaps
@@ -31,7 +32,7 @@ use tokio::{
 
 use super::{
     authorities::{Authorities, Unavailable, quota::Entry},
-    cache::{objects::Objects, pods::Pods, watches::Watches},
+    cache::{objects::Objects, pods::Pods},
     metrics::Metrics,
     repair::Upkeep,
 };
@@ -44,18 +45,16 @@ use crate::{
         tasks::Tasks,
     },
 };
+use pace::{Pending, settle};
 use said::Said;
-use step::{Standing, UNKNOWN, describe, goes_well};
+use step::{STABLE, Standing, UNKNOWN, describe, goes_well};
 
+mod pace;
 mod publish;
 pub(super) mod said;
 mod secrets;
 mod step;
 
-/// A round without anything having changed: for the clock, and for rights that came.
-const EVERY: Duration = Duration::from_secs(2);
-/// What rings within this time rings once.
-const SETTLE: Duration = Duration::from_millis(10);
 /// Authorities and ConfigMaps that are worked on at once.
 const AT_ONCE: usize = 8;
 /// How often a lasting trouble is said again in the log.
@@ -99,38 +98,18 @@ pub(super) struct Reconciler {
 impl Reconciler {
     /// Works until it is dropped.
     pub(super) async fn run(mut self) -> std::convert::Infallible {
-        let mut pod_watches = Watches::default();
-        let mut config_map_watches = Watches::default();
-        let mut always = Watches::default();
         let tasks = self.tasks.clone();
-        let everywhere = BTreeSet::from([String::new()]);
-        always.keep(&everywhere, |_| self.pods.watch_labelled(&self.client, &tasks, &self.changed));
-        let mut system = Watches::default();
-        let (secrets, client, changed) = (self.secrets.clone(), self.client.clone(), Arc::clone(&self.changed));
-        system.keep(&BTreeSet::from([self.system.clone()]), |ns| secrets.watch_secrets(&client, &tasks, ns, &changed));
+        let _secrets = self.secrets.watch_secrets(&self.client, &tasks, &self.system, &self.changed);
+        let _config_maps = self.config_maps.watch_config_maps(&self.client, &tasks, &self.changed);
         loop {
             let namespaces = self.namespaces.borrow_and_update().clone();
             let policy = self.policy.borrow_and_update().clone();
+            let began = Instant::now();
+            let mut standing = Pending::Something;
             if let (Some(namespaces), Some(policy)) = (namespaces, policy) {
-                let opted_in: BTreeSet<String> = namespaces
-                    .iter()
-                    .filter(|(_, facts)| facts.opted_in && !facts.deleting)
-                    .map(|(name, _)| name.clone())
-                    .collect();
-                self.pods.watch_namespaces(&self.client, &tasks, &opted_in, &mut pod_watches, &self.changed);
-                let mut watched = self.pods.labelled_namespaces();
-                watched.extend(policy.hosts.iter().map(|host| host.cluster.namespace.clone()));
-                watched.retain(|namespace| namespaces.contains_key(namespace));
-                watched.extend(opted_in.iter().cloned());
-                self.config_maps.watch_config_maps(
-                    &self.client,
-                    &tasks,
-                    &watched,
-                    &mut config_map_watches,
-                    &self.changed,
-                );
-                self.round(&namespaces, &opted_in, &policy).await;
+                standing = self.round(&namespaces, &policy).await;
             }
+            let took = began.elapsed();
             let rung = async {
                 tokio::select! {
                     () = self.changed.notified() => {}
@@ -138,25 +117,28 @@ impl Reconciler {
                     result = self.policy.changed() => if result.is_err() { std::future::pending::<()>().await },
                 }
             };
-            if timeout(EVERY, rung).await.is_ok() {
-                sleep(SETTLE).await;
+            if timeout(standing.next_round(took), rung).await.is_ok() {
+                sleep(settle(took)).await;
             }
         }
     }
 
-    async fn round(&mut self, namespaces: &Namespaces, opted_in: &BTreeSet<String>, policy: &Policy) {
-        // Until the Secrets are listed, what a Secret's absence would mean is not known.
-        let Some(secrets) = self.secrets.of(&self.system) else { return };
+    async fn round(&mut self, namespaces: &Namespaces, policy: &Policy) -> Pending {
+        // Until they are listed, what the absence of one would mean is not known.
+        let Some(secrets) = self.secrets.of(&self.system) else { return Pending::Something };
         let kept = secrets::kept(&secrets, namespaces);
         self.authorities.listed(&kept);
+        if !self.config_maps.complete() {
+            return Pending::Something;
+        }
         self.sweep(&secrets, namespaces).await;
         let wanted = self.wanted(namespaces, policy);
         let entries = self.entries(kept, &wanted, namespaces, policy).await;
         self.look_outside(&secrets).await;
         self.refresh_given(&entries, policy).await;
         // A pod that was not seen yet is waited for like any other: no step before all are listed.
-        let complete = self.pods.complete(opted_in);
-        let mut pods = self.pods.by_authority(policy);
+        let complete = self.pods.complete();
+        let mut pods = self.pods.by_authority(namespaces, policy);
         let work =
             entries.into_iter().map(|entry| (complete.then(|| pods.remove(&entry.name).unwrap_or_default()), entry));
         let this = &*self;
@@ -166,7 +148,11 @@ impl Reconciler {
             .collect()
             .await;
         let mut reports = HashMap::new();
+        let mut pending = if complete { Pending::Nothing } else { Pending::Something };
         for standing in standings {
+            if standing.trouble.is_some() || standing.report.phase != STABLE {
+                pending = Pending::Something;
+            }
             self.metrics.report(&standing.name, &standing.report, standing.waiting, standing.not_after);
             self.metrics.waits_since(&standing.name, standing.waiting_since);
             self.say(&standing).await;
@@ -175,16 +161,26 @@ impl Reconciler {
                 reports.insert(standing.name, standing.report);
             }
         }
-        self.publish(&wanted, &reports, namespaces, policy).await;
+        match self.publish(&wanted, &reports, namespaces, policy).await {
+            Pending::Nothing => pending,
+            Pending::Something => Pending::Something,
+        }
     }
 
     /// The clusters whose trust each namespace shall have: those of its pods and hosts, and those that it has already.
     fn wanted(&self, namespaces: &Namespaces, policy: &Policy) -> BTreeSet<(String, ClusterName)> {
         let mut wanted = BTreeSet::new();
-        for (namespace, clusters) in self.pods.clusters(policy) {
+        for (namespace, clusters) in self.pods.clusters(namespaces, policy) {
             wanted.extend(clusters.into_iter().map(|cluster| (namespace.clone(), cluster)));
         }
-        for (namespace, name) in self.config_maps.names() {
+        // Elsewhere there is no right to write one.
+        let labelled = self.pods.labelled_namespaces();
+        let open = |namespace: &str| {
+            labelled.contains(namespace)
+                || policy.has_hosts_in(namespace)
+                || namespaces.get(namespace).is_some_and(|facts| facts.opted_in)
+        };
+        for (namespace, name) in self.config_maps.names().into_iter().filter(|(namespace, _)| open(namespace)) {
             // A ConfigMap can have any name. One of a cluster in another namespace counts only where the policy allows pods.
             let allowed = |cluster: &ClusterName| {
                 Role::ALL.iter().any(|role| policy.allows_cluster(&namespace, &cluster.signer(role.domain()), *role))

@@ -183,11 +183,20 @@ fn metadata_patch(desired: &Desired, object: &ConfigMap, finalizers: bool, forms
     Value::Object(patch)
 }
 
+/// A ConfigMap as it was seen or written last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Settled {
+    /// Its resourceVersion.
+    pub(super) version: Box<str>,
+    /// [`Desired::digest`] of its content.
+    pub(super) content: u64,
+}
+
 /// What is known of one ConfigMap, and when it is written next.
 #[derive(Debug, Default)]
 pub(super) struct Upkeep {
-    /// The content that was seen or written last, and its resourceVersion.
-    pub(super) settled: Option<(String, Desired)>,
+    /// What was seen or written last.
+    pub(super) settled: Option<Settled>,
     /// Failures in a row.
     failures: u32,
     /// Repairs that followed each other closely.
@@ -208,8 +217,8 @@ impl Upkeep {
     }
 
     /// It is what it shall be.
-    pub(super) fn done(&mut self, version: String, desired: Desired) {
-        (self.settled, self.failures) = (Some((version, desired)), 0);
+    pub(super) fn done(&mut self, settled: Settled) {
+        (self.settled, self.failures) = (Some(settled), 0);
     }
 
     /// It had to be repaired: the next repair waits, the longer the more closely they follow each other.

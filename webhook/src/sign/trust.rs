@@ -1,6 +1,9 @@
 //! The trust ConfigMaps: what stands in one. Pure. [`super::repair`] makes one what it shall be.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    hash::{DefaultHasher, Hash, Hasher},
+};
 
 use etcd_tls_contract::role::Domain;
 use k8s_openapi::{api::core::v1::ConfigMap, apimachinery::pkg::apis::meta::v1::ObjectMeta};
@@ -9,7 +12,7 @@ use super::authorities::{MANAGED_LABEL, UID_ANNOTATION};
 use crate::rollover::{Report, status_annotation};
 
 /// What a ConfigMap shall say; what is not in here stays as it is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Desired {
     /// PEM, by key.
     pub(super) data: BTreeMap<&'static str, String>,
@@ -24,6 +27,13 @@ impl Desired {
             data: BTreeMap::new(),
             annotations: BTreeMap::from([(UID_ANNOTATION.to_owned(), namespace_uid.to_owned())]),
         }
+    }
+
+    /// What stands for it where it is remembered: the whole is some KiB for each cluster.
+    pub(super) fn digest(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.hash(&mut hasher);
+        hasher.finish()
     }
 
     /// Publishes a bundle.

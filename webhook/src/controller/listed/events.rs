@@ -99,6 +99,20 @@ pub(crate) enum Event<T> {
     Progress,
 }
 
+impl<T> Event<T> {
+    /// The same of a reference to its object.
+    pub(crate) const fn as_ref(&self) -> Event<&T> {
+        match self {
+            Self::Begins => Event::Begins,
+            Self::Listed(object) => Event::Listed(object),
+            Self::Complete => Event::Complete,
+            Self::Applied(object) => Event::Applied(object),
+            Self::Deleted(object) => Event::Deleted(object),
+            Self::Progress => Event::Progress,
+        }
+    }
+}
+
 /// An object of which no more than the wanted fields is read.
 pub(crate) trait Object: DeserializeOwned + Send + 'static {
     /// More was wanted of it than its source's limit: what was read is not the whole.

@@ -127,15 +127,16 @@ impl Quota {
 }
 
 impl Entry {
-    /// Has the Secret read anew, if it is not as it was read or written last.
-    pub(in crate::sign) async fn changed_outside(&self, secret: Option<&ObjectMeta>) {
+    /// Has the Secret read anew, if it is not as it was read or written last. `version`: its resourceVersion, `None` where
+    /// there is none.
+    pub(in crate::sign) async fn changed_outside(&self, version: Option<&str>) {
         let mut held = self.held.lock().await;
         let known = match &*held {
-            Held::Ready(ready) => ready.secret.resource_version.as_ref(),
+            Held::Ready(ready) => ready.secret.resource_version.as_deref(),
             Held::Unknown => return,
             Held::Lost | Held::Unusable => None,
         };
-        if secret.and_then(|s| s.resource_version.as_ref()) != known {
+        if version != known {
             *held = Held::Unknown;
         }
     }

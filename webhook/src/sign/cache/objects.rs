@@ -1,36 +1,49 @@
-//! The Secrets of the system namespace and the ConfigMaps of opted-in ones, watched by their metadata alone: that
-//! something changed is seen here; what it is, is read when it matters. No key passes through a watch.
+//! The Secrets of the system namespace and the trust ConfigMaps of the cluster, each by one watch of their metadata alone:
+//! that something changed is seen here; what it is, is read when it matters. No key passes through a watch. Of an object a
+//! few words are kept.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use etcd_tls_contract::names::SignerName;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Client;
-use tokio::{sync::Notify, task::AbortHandle};
+use tokio::sync::Notify;
 
-use super::watches::Watches;
+use super::watch::Watch;
 use crate::{
     controller::{
         listed::{Event, Events, Listed, Metadata, Source, key},
         tasks::Tasks,
     },
-    sign::authorities::MANAGED_LABEL,
+    sign::authorities::{CA_LABEL, MANAGED_LABEL, SIGNER_ANNOTATION, UID_ANNOTATION},
 };
 
 /// Bytes of one object's labels and annotations that are read.
 const READ: usize = 16 * 1024;
-/// Bytes of all objects' labels and annotations that are kept.
+/// Bytes of one object's requests that are kept.
+const KEPT: usize = 4 * 1024;
+/// Bytes of all objects' requests that are kept.
 const BUDGET: usize = 16 << 20;
+/// The longest uid.
+const LONGEST_UID: usize = 64;
 
-/// A kind of object, and which of its objects are watched.
-struct Kind {
-    plural: &'static str,
-    labels: Option<String>,
+/// What is kept of an object.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(in crate::sign) struct Facts {
+    /// `metadata.uid`.
+    pub(in crate::sign) uid: Box<str>,
+    /// `metadata.resourceVersion`.
+    pub(in crate::sign) resource_version: Box<str>,
+    /// Of the Secret of a CA: the authority, and the uid of its namespace.
+    pub(in crate::sign) authority: Option<(SignerName, Box<str>)>,
+    /// The annotations that are requests to the signer: those of ours that end in `-request`.
+    pub(in crate::sign) requests: BTreeMap<String, String>,
 }
 
-/// Objects of one kind, by namespace.
+/// Objects of one kind, by namespace and name.
 #[derive(Clone, Default)]
 pub(in crate::sign) struct Objects {
     seen: Arc<Mutex<Seen>>,
@@ -38,8 +51,8 @@ pub(in crate::sign) struct Objects {
 
 #[derive(Default)]
 struct Seen {
-    namespaces: BTreeMap<String, Listed<ObjectMeta>>,
-    /// Bytes of the labels and annotations that are kept.
+    objects: Listed<Arc<Facts>>,
+    /// Bytes of the requests that are kept.
     bytes: usize,
 }
 
@@ -48,120 +61,195 @@ impl Objects {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A namespace's; `None`: not listed yet.
-    pub(in crate::sign) fn of(&self, namespace: &str) -> Option<BTreeMap<String, ObjectMeta>> {
+    /// A namespace's, by name; `None`: not listed yet.
+    pub(in crate::sign) fn of(&self, namespace: &str) -> Option<BTreeMap<String, Arc<Facts>>> {
         let seen = self.lock();
-        let here = seen.namespaces.get(namespace).filter(|here| here.is_complete())?;
-        Some(here.iter().map(|((_, name), metadata)| (name.to_string(), metadata.clone())).collect())
+        let here = || seen.objects.of_namespace(namespace).map(|(name, facts)| (name.to_owned(), Arc::clone(facts)));
+        seen.objects.is_complete().then(|| here().collect())
+    }
+
+    /// Whether they are listed.
+    pub(in crate::sign) fn complete(&self) -> bool {
+        self.lock().objects.is_complete()
     }
 
     /// One of them, if they are listed.
-    pub(in crate::sign) fn get(&self, namespace: &str, name: &str) -> Option<ObjectMeta> {
+    pub(in crate::sign) fn get(&self, namespace: &str, name: &str) -> Option<Arc<Facts>> {
         let seen = self.lock();
-        seen.namespaces.get(namespace).filter(|here| here.is_complete())?.get("", name).cloned()
+        if seen.objects.is_complete() { seen.objects.get(namespace, name).cloned() } else { None }
     }
 
-    /// Every name, with its namespace, where they are listed.
+    /// Every namespace and name, if they are listed.
     pub(in crate::sign) fn names(&self) -> Vec<(String, String)> {
         let seen = self.lock();
-        let listed = seen.namespaces.iter().filter(|(_, here)| here.is_complete());
-        listed.flat_map(|(ns, here)| here.iter().map(|((_, name), _)| (ns.clone(), name.to_string()))).collect()
+        let names = || seen.objects.iter().map(|((namespace, name), _)| (namespace.to_string(), name.to_string()));
+        if seen.objects.is_complete() { names().collect() } else { Vec::new() }
     }
 
-    /// Watches the Secrets of a namespace.
+    /// Watches the Secrets of a namespace, until what is returned is dropped.
     pub(in crate::sign) fn watch_secrets(
         &self,
         client: &Client,
         tasks: &Tasks,
         namespace: &str,
         changed: &Arc<Notify>,
-    ) -> AbortHandle {
-        self.watch(client, tasks, namespace, Kind { plural: "secrets", labels: None }, changed)
+    ) -> Watch {
+        let path = format!("/api/v1/namespaces/{namespace}/secrets");
+        self.watch(client, tasks, "secrets", Source { path, ..source() }, changed)
     }
 
-    /// Watches our ConfigMaps of exactly these namespaces, as far as there is a right to.
-    pub(in crate::sign) fn watch_config_maps(
+    /// Watches our ConfigMaps, wherever they are, until what is returned is dropped. One that loses our label goes from here.
+    pub(in crate::sign) fn watch_config_maps(&self, client: &Client, tasks: &Tasks, changed: &Arc<Notify>) -> Watch {
+        let labels = Some(format!("{}={}", MANAGED_LABEL.0, MANAGED_LABEL.1));
+        let source = Source { path: "/api/v1/configmaps".to_owned(), labels, ..source() };
+        self.watch(client, tasks, "configmaps", source, changed)
+    }
+
+    fn watch(
         &self,
         client: &Client,
         tasks: &Tasks,
-        namespaces: &BTreeSet<String>,
-        watches: &mut Watches,
+        kind: &'static str,
+        source: Source,
         changed: &Arc<Notify>,
-    ) {
-        let gone = watches.keep(namespaces, |namespace| {
-            let ours = Some(format!("{}={}", MANAGED_LABEL.0, MANAGED_LABEL.1));
-            self.watch(client, tasks, namespace, Kind { plural: "configmaps", labels: ours }, changed)
-        });
-        for namespace in gone {
-            self.forget(&namespace);
-        }
-    }
-
-    fn watch(&self, client: &Client, tasks: &Tasks, namespace: &str, kind: Kind, changed: &Arc<Notify>) -> AbortHandle {
-        let Kind { plural: kind, labels } = kind;
-        let source = Source {
-            path: format!("/api/v1/namespaces/{namespace}/{kind}"),
-            labels,
-            metadata_alone: true,
-            wanted: &[
-                &["metadata", "name"],
-                &["metadata", "uid"],
-                &["metadata", "labels", "app.kubernetes.io/*"],
-                &["metadata", "annotations", "etcd-tls.dev/*"],
-            ],
-            limit: READ,
-            ..Source::default()
-        };
+    ) -> Watch {
         let (objects, client, changed) = (self.clone(), client.clone(), Arc::clone(changed));
-        let namespace = namespace.to_owned();
-        tasks.keep(kind, move || {
+        Watch(tasks.keep(kind, move || {
             let events = Events::<Metadata>::new(client.clone(), source.clone());
-            objects.clone().follow(events, namespace.clone(), kind, Arc::clone(&changed))
-        })
+            objects.clone().follow(events, kind, Arc::clone(&changed))
+        }))
     }
 
-    async fn follow(self, mut events: Events<Metadata>, namespace: String, kind: &'static str, changed: Arc<Notify>) {
+    async fn follow(self, mut events: Events<Metadata>, kind: &'static str, changed: Arc<Notify>) {
         loop {
             match events.next().await {
                 Ok(Event::Progress) => {}
                 Ok(event) => {
-                    self.lock().take(&namespace, event);
+                    self.lock().take(event);
                     changed.notify_one();
                 }
-                // Before `approve` has given the right: not yet.
-                Err(error) => tracing::debug!(%error, namespace, kind, "cannot watch; trying again"),
+                Err(error) => tracing::warn!(%error, kind, "cannot watch; trying again"),
             }
         }
     }
+}
 
-    fn forget(&self, namespace: &str) {
-        let mut seen = self.lock();
-        if let Some(here) = seen.namespaces.remove(namespace) {
-            let bytes: usize = here.iter().map(|(_, metadata)| size(metadata)).sum();
-            seen.bytes = seen.bytes.saturating_sub(bytes);
-        }
+fn source() -> Source {
+    Source {
+        metadata_alone: true,
+        wanted: &[
+            &["metadata", "name"],
+            &["metadata", "namespace"],
+            &["metadata", "uid"],
+            &["metadata", "labels", "app.kubernetes.io/*"],
+            &["metadata", "annotations", "etcd-tls.dev/*"],
+        ],
+        limit: READ,
+        ..Source::default()
     }
 }
 
 impl Seen {
-    fn take(&mut self, namespace: &str, event: Event<Metadata>) {
-        let Self { namespaces, bytes } = self;
-        let room = BUDGET.saturating_sub(*bytes);
-        let keep = |Metadata { mut metadata }: Metadata| {
-            if size(&metadata) > room {
-                // That it is there, and its version, is known; what it says is not.
-                (metadata.labels, metadata.annotations) = (None, None);
-            }
-            (key(None, metadata.name.as_deref()), Some(metadata))
+    fn take(&mut self, event: Event<Metadata>) {
+        let Self { objects, bytes } = self;
+        let room = BUDGET.saturating_sub(*bytes).min(KEPT);
+        let keep = |Metadata { metadata }: Metadata| {
+            let key = key(metadata.namespace.as_deref(), metadata.name.as_deref());
+            (key, Some(Arc::new(facts(metadata, room))))
         };
-        namespaces.entry(namespace.to_owned()).or_default().take(event, keep, |_, before, after| {
-            *bytes = (*bytes + after.map_or(0, size)).saturating_sub(before.map_or(0, size));
+        objects.take(event, keep, |_, before, after| {
+            let size = |facts: Option<&Arc<Facts>>| facts.map_or(0, |facts| size(&facts.requests));
+            *bytes = (*bytes + size(after)).saturating_sub(size(before));
         });
     }
 }
 
-/// The memory that labels and annotations take, about.
-fn size(metadata: &ObjectMeta) -> usize {
-    let maps = metadata.labels.iter().chain(&metadata.annotations);
-    maps.flatten().map(|(key, value)| 96 + key.len() + value.len()).sum()
+/// What is kept of an object; of its requests, what fits into `room`: that it is there, and its version, is known in any
+/// case.
+fn facts(metadata: ObjectMeta, room: usize) -> Facts {
+    let authority = authority_of(&metadata);
+    let mut requests = metadata.annotations.unwrap_or_default();
+    requests.retain(|key, _| key.ends_with("-request"));
+    if size(&requests) > room {
+        requests.clear();
+    }
+    Facts {
+        uid: metadata.uid.unwrap_or_default().into(),
+        resource_version: metadata.resource_version.unwrap_or_default().into(),
+        authority,
+        requests,
+    }
+}
+
+/// The authority and the namespace's uid that a Secret says it is for.
+fn authority_of(secret: &ObjectMeta) -> Option<(SignerName, Box<str>)> {
+    let labels = secret.labels.as_ref()?;
+    if [MANAGED_LABEL, CA_LABEL].iter().any(|(key, value)| labels.get(*key).is_none_or(|v| v != value)) {
+        return None;
+    }
+    let annotations = secret.annotations.as_ref()?;
+    let name = annotations.get(SIGNER_ANNOTATION)?.parse().ok()?;
+    let uid = annotations.get(UID_ANNOTATION).filter(|uid| uid.len() <= LONGEST_UID)?;
+    Some((name, uid.as_str().into()))
+}
+
+/// The memory that annotations take, about.
+fn size(map: &BTreeMap<String, String>) -> usize {
+    map.iter().map(|(key, value)| 96 + key.len() + value.len()).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn object(metadata: Value) -> Metadata {
+        serde_json::from_value(json!({"metadata": metadata})).unwrap()
+    }
+
+    #[test]
+    fn of_an_object_a_few_words_are_kept() {
+        let mut seen = Seen::default();
+        seen.take(Event::Begins);
+        seen.take(Event::Listed(object(json!({
+            "namespace": "prod", "name": "etcd-tls-trust-etcd", "uid": "u", "resourceVersion": "7",
+            "labels": {"app.kubernetes.io/managed-by": "etcd-tls"},
+            "annotations": {"etcd-tls.dev/rollover-peer-request": "start 1", "etcd-tls.dev/rollover-peer": "x".repeat(900)},
+        }))));
+        seen.take(Event::Listed(object(json!({
+            "namespace": "system", "name": "etcd-tls-ca-1", "uid": "v", "resourceVersion": "8",
+            "labels": {"app.kubernetes.io/managed-by": "etcd-tls", "app.kubernetes.io/component": "certificate-authority"},
+            "annotations": {"etcd-tls.dev/signer": "peer.etcd-tls.dev/prod.etcd", "etcd-tls.dev/namespace-uid": "n"},
+        }))));
+        seen.take(Event::Complete);
+        let trust = seen.objects.get("prod", "etcd-tls-trust-etcd").unwrap();
+        assert_eq!((&*trust.uid, &*trust.resource_version, &trust.authority), ("u", "7", &None));
+        assert_eq!(trust.requests.values().collect::<Vec<_>>(), ["start 1"]);
+        let secret = seen.objects.get("system", "etcd-tls-ca-1").unwrap();
+        let (name, uid) = secret.authority.as_ref().unwrap();
+        assert_eq!((name.to_string().as_str(), &**uid), ("peer.etcd-tls.dev/prod.etcd", "n"));
+        assert!(secret.requests.is_empty());
+    }
+
+    #[test]
+    fn what_is_kept_of_requests_has_a_budget() {
+        let mut seen = Seen::default();
+        let request = |n: usize, bytes: usize| {
+            let key = "etcd-tls.dev/rollover-peer-request";
+            object(json!({"namespace": "a", "name": n.to_string(), "annotations": {key: "x".repeat(bytes)}}))
+        };
+        seen.take(Event::Applied(request(0, 2 * KEPT)));
+        assert_eq!(seen.bytes, 0);
+        for n in 0..10_000 {
+            seen.take(Event::Applied(request(n, KEPT - 500)));
+        }
+        assert!((BUDGET - 2 * KEPT..=BUDGET).contains(&seen.bytes), "{}", seen.bytes);
+        assert_eq!(seen.objects.iter().count(), 10_000, "that each is there is known");
+        seen.take(Event::Begins);
+        seen.take(Event::Complete);
+        assert_eq!(seen.bytes, 0);
+    }
 }

@@ -19,12 +19,12 @@ use kube::{
 };
 use tokio::time::{Instant, sleep};
 
-use super::{AT_ONCE, Namespaces, Reconciler, config_map};
+use super::{AT_ONCE, Namespaces, Reconciler, config_map, pace::Pending};
 use crate::{
     controller::client::{RequestError, within},
     rollover::Report,
     sign::{
-        repair::{Form, Remedy, remedy},
+        repair::{Form, Remedy, Settled, remedy},
         trust::Desired,
     },
 };
@@ -36,27 +36,33 @@ const UNREPAIRED: &str = "TrustNotRepaired";
 const LASTING: Duration = Duration::from_secs(1);
 
 impl Reconciler {
-    /// Makes the ConfigMaps of the `wanted` clusters what they shall be.
+    /// Makes the ConfigMaps of the `wanted` clusters what they shall be. Whether one is not.
     pub(super) async fn publish(
         &mut self,
         wanted: &BTreeSet<(String, ClusterName)>,
         reports: &HashMap<SignerName, Report>,
         namespaces: &Namespaces,
         policy: &Policy,
-    ) {
+    ) -> Pending {
         let now = Instant::now();
+        let mut pending = Pending::Nothing;
         let mut due = Vec::new();
         let mut all = BTreeSet::new();
         for (namespace, cluster) in wanted {
             let Some(facts) = namespaces.get(namespace) else { continue };
             let desired = self.desired(namespace, cluster, &facts.uid, reports, policy).await;
             let key = (namespace.clone(), cluster.trust_config_map(namespace));
-            let version = self.config_maps.get(namespace, &key.1).and_then(|m| m.resource_version);
+            let seen = self.config_maps.get(namespace, &key.1);
             let upkeep = self.upkeep.entry(key.clone()).or_default();
             let before = upkeep.settled.as_ref();
-            let settled = before.is_some_and(|(seen, content)| version.as_ref() == Some(seen) && *content == desired);
-            if !settled && !desired.data.is_empty() && upkeep.wait(now).is_zero() {
-                due.push((key.clone(), before.cloned(), desired));
+            let settled = before.zip(seen).is_some_and(|(before, seen)| {
+                seen.resource_version == before.version && before.content == desired.digest()
+            });
+            if !settled {
+                pending = Pending::Something;
+                if !desired.data.is_empty() && upkeep.wait(now).is_zero() {
+                    due.push((key.clone(), before.cloned(), desired));
+                }
             }
             all.insert(key);
         }
@@ -75,6 +81,7 @@ impl Reconciler {
         }
         let failing = self.upkeep.values().filter(|upkeep| upkeep.is_failing()).count();
         self.metrics.trust_unrepaired.set(i64::try_from(failing).unwrap_or(i64::MAX));
+        pending
     }
 
     /// Notes what came of a ConfigMap, and says what was repaired or cannot be written.
@@ -84,7 +91,7 @@ impl Reconciler {
         let upkeep = self.upkeep.entry(key.clone()).or_default();
         match result {
             Ok(mended) => {
-                upkeep.done(mended.version, desired);
+                upkeep.done(Settled { version: mended.version.into(), content: desired.digest() });
                 if !mended.repaired.is_empty() {
                     upkeep.repaired(now);
                     let forms: Vec<&str> = mended.repaired.iter().map(|form| form.as_str()).collect();
@@ -149,11 +156,11 @@ impl Reconciler {
         &self,
         namespace: &str,
         name: &str,
-        before: Option<&(String, Desired)>,
+        before: Option<&Settled>,
         desired: &Desired,
     ) -> Result<Mended, NotMended> {
         let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), namespace);
-        let ours = before.is_some_and(|(_, content)| content == desired);
+        let ours = before.is_some_and(|before| before.content == desired.digest());
         let mut repaired = BTreeSet::new();
         let mut present = within(api.get_opt(name)).await.map_err(NotMended::writing)?;
         if let Some(object) = &present {

@@ -8,52 +8,53 @@ use std::{
 };
 
 use etcd_tls_contract::{names::SignerName, policy::Policy};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::{GIVEN_UNUSABLE, Namespaces, Reconciler};
 use crate::{
     controller::namespaces,
-    sign::authorities::{CA_LABEL, MANAGED_LABEL, SIGNER_ANNOTATION, UID_ANNOTATION, quota::Entry},
+    sign::{authorities::quota::Entry, cache::objects::Facts},
 };
 
 /// The authorities that have a Secret, of the namespaces that are there.
-pub(super) fn kept(secrets: &BTreeMap<String, ObjectMeta>, namespaces: &Namespaces) -> BTreeSet<SignerName> {
-    let of_a_namespace = |(name, uid): &(SignerName, String)| {
-        namespaces.get(&name.namespace).is_some_and(|facts| facts.uid == *uid && !facts.deleting)
+pub(super) fn kept(secrets: &BTreeMap<String, Arc<Facts>>, namespaces: &Namespaces) -> BTreeSet<SignerName> {
+    let of_a_namespace = |(name, uid): &&(SignerName, Box<str>)| {
+        namespaces.get(&name.namespace).is_some_and(|facts| *facts.uid == **uid && !facts.deleting)
     };
-    secrets.values().filter_map(authority_of).filter(of_a_namespace).map(|(name, _)| name).collect()
+    let authorities = secrets.values().filter_map(|secret| secret.authority.as_ref());
+    authorities.filter(of_a_namespace).map(|(name, _)| name.clone()).collect()
 }
 
 impl Reconciler {
     /// Has what changed outside read anew.
-    pub(super) async fn look_outside(&self, secrets: &BTreeMap<String, ObjectMeta>) {
-        let by_name: HashMap<SignerName, &ObjectMeta> =
-            secrets.values().filter_map(|secret| Some((authority_of(secret)?.0, secret))).collect();
+    pub(super) async fn look_outside(&self, secrets: &BTreeMap<String, Arc<Facts>>) {
+        let by_name: HashMap<&SignerName, &Facts> =
+            secrets.values().filter_map(|secret| Some((&secret.authority.as_ref()?.0, &**secret))).collect();
         for entry in self.authorities.entries() {
-            entry.changed_outside(by_name.get(&entry.name).copied()).await;
+            let version = by_name.get(&entry.name).map(|secret| &*secret.resource_version);
+            entry.changed_outside(version).await;
         }
     }
 
     /// Deletes the CAs of namespaces that are gone: of a name that came back, too, since its uid is another one.
-    pub(super) async fn sweep(&mut self, secrets: &BTreeMap<String, ObjectMeta>, namespaces: &Namespaces) {
-        for secret in secrets.values() {
-            let Some((name, uid)) = authority_of(secret) else { continue };
-            if namespaces.get(&name.namespace).is_some_and(|facts| facts.uid == uid) {
+    pub(super) async fn sweep(&mut self, secrets: &BTreeMap<String, Arc<Facts>>, namespaces: &Namespaces) {
+        for (secret_name, secret) in secrets {
+            let Some((name, uid)) = &secret.authority else { continue };
+            if namespaces.get(&name.namespace).is_some_and(|facts| *facts.uid == **uid) {
                 continue;
             }
             // What a watch says is not enough to destroy a key.
             match namespaces::live(&self.client, &name.namespace).await {
-                Ok(live) if live.as_ref().is_none_or(|facts| facts.uid != uid) => {}
+                Ok(live) if live.as_ref().is_none_or(|facts| *facts.uid != **uid) => {}
                 _ => continue,
             }
-            if let Err(error) = self.authorities.delete(secret).await
+            if let Err(error) = self.authorities.delete(secret_name, secret).await
                 && !error.is_not_found()
                 && !error.is_stale()
             {
                 tracing::warn!(authority = %name, %error, "cannot delete the CA of a namespace that is gone");
             }
-            self.authorities.forget(&name);
-            self.metrics.forget(&name);
+            self.authorities.forget(name);
+            self.metrics.forget(name);
         }
     }
 
@@ -64,7 +65,8 @@ impl Reconciler {
         self.given.retain(|secret, _| named.contains(secret.as_str()));
         for name in entries.iter().map(|entry| &entry.name) {
             let Some(secret) = policy.given_secret(name) else { continue };
-            let version = self.secrets.get(&self.system, secret).and_then(|m| m.resource_version).unwrap_or_default();
+            let version = self.secrets.get(&self.system, secret).map(|facts| facts.resource_version.to_string());
+            let version = version.unwrap_or_default();
             if self.given.get(secret).is_some_and(|(seen, _)| *seen == version) {
                 continue;
             }
@@ -83,15 +85,4 @@ impl Reconciler {
             }
         }
     }
-}
-
-/// The authority and the namespace's uid that a Secret says it is for.
-fn authority_of(secret: &ObjectMeta) -> Option<(SignerName, String)> {
-    let labels = secret.labels.as_ref()?;
-    if [MANAGED_LABEL, CA_LABEL].iter().any(|(key, value)| labels.get(*key).is_none_or(|v| v != value)) {
-        return None;
-    }
-    let annotations = secret.annotations.as_ref()?;
-    let name = annotations.get(SIGNER_ANNOTATION)?.parse().ok()?;
-    Some((name, annotations.get(UID_ANNOTATION)?.clone()))
 }

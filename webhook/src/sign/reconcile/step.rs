@@ -23,6 +23,8 @@ use crate::{
 
 /// The phase of an authority that could not be looked at just now.
 pub(super) const UNKNOWN: &str = "unknown";
+/// The phase of an authority of which no rollover is under way.
+pub(super) const STABLE: &str = "stable";
 
 /// What a round found out about an authority.
 pub(super) struct Standing {
@@ -148,7 +150,7 @@ impl Reconciler {
     /// An operator's request that has no answer yet.
     fn request(&self, name: &SignerName, stored: &Stored) -> Option<Request> {
         let config_map = self.config_maps.get(&name.namespace, &names::trust_config_map(&name.cluster))?;
-        let text = config_map.annotations?.remove(&request_annotation(name.domain))?;
+        let text = config_map.requests.get(&request_annotation(name.domain))?;
         let request: Request = text.parse().ok()?;
         (stored.state.answer.as_ref().map(|a| &a.id) != Some(&request.id)).then_some(request)
     }

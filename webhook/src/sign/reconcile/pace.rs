@@ -1,0 +1,53 @@
+//! When the next round is due. A round looks at everything, so that it takes the longer the more clusters there are: the
+//! rest after it is in proportion, and the share of a processor is the same for one cluster and for thousands. Pure.
+
+use std::time::Duration;
+
+/// A round without anything having changed comes after this at the earliest: for the clock, and for rights that came.
+const EVERY: Duration = Duration::from_secs(2);
+/// … and after this at the latest where nothing is pending, and where something is.
+const IDLE: Duration = Duration::from_secs(60);
+const BUSY: Duration = Duration::from_secs(10);
+/// What rings within this time rings once, however short a round is, and however long.
+const SETTLE: Duration = Duration::from_millis(10);
+const LONGEST_SETTLE: Duration = Duration::from_secs(1);
+
+/// Whether a round left something that comes by time alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pending {
+    /// A rollover under way, a right that is not there yet, a trouble.
+    Something,
+    Nothing,
+}
+
+impl Pending {
+    /// How long to wait for a change, after a round that took so long.
+    pub(super) fn next_round(self, took: Duration) -> Duration {
+        match self {
+            Self::Something => (took * 4).clamp(EVERY, BUSY),
+            Self::Nothing => (took * 100).clamp(EVERY, IDLE),
+        }
+    }
+}
+
+/// How long to gather changes, after a round that took so long.
+pub(super) fn settle(took: Duration) -> Duration {
+    took.clamp(SETTLE, LONGEST_SETTLE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_clusters_are_looked_at_no_harder_than_few() {
+        for (took, pending, idle) in
+            [(1, 2_000, 2_000), (100, 2_000, 10_000), (600, 2_400, 60_000), (30_000, 10_000, 60_000)]
+        {
+            let took = Duration::from_millis(took);
+            assert_eq!(Pending::Something.next_round(took), Duration::from_millis(pending), "{took:?}");
+            assert_eq!(Pending::Nothing.next_round(took), Duration::from_millis(idle), "{took:?}");
+            assert!((SETTLE..=LONGEST_SETTLE).contains(&settle(took)));
+        }
+    }
+}
