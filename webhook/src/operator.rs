@@ -79,12 +79,17 @@ impl Right {
     }
 }
 
+/// An argument that cannot be a namespace's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not the name of a namespace: write a DNS label")]
+pub struct NoNamespace;
+
 /// A namespace's name, on a command line.
 ///
 /// # Errors
 /// It is no DNS label.
-pub fn namespace(name: &str) -> Result<String, String> {
-    if names::is_dns_label(name) { Ok(name.to_owned()) } else { Err("not the name of a namespace".to_owned()) }
+pub fn namespace(name: &str) -> Result<String, NoNamespace> {
+    names::is_dns_label(name).then(|| name.to_owned()).ok_or(NoNamespace)
 }
 
 /// Text of other people's objects, safe for a terminal: control characters are escaped, line ends become spaces.

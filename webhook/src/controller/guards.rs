@@ -14,6 +14,7 @@
 
 use std::{collections::BTreeMap, convert::Infallible, time::Duration};
 
+use etcd_tls_telemetry::admin::CheckError;
 use k8s_openapi::api::{
     admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding},
     core::v1::ObjectReference,
@@ -203,12 +204,26 @@ impl Gate {
         Ok(())
     }
 
-    /// What the process is not ready for.
-    pub(crate) fn ready(&self) -> Result<(), String> {
+    /// Whether every policy of the process is enforced.
+    ///
+    /// # Errors
+    /// Each policy that is not, and what follows from it.
+    pub(crate) fn ready(&self) -> Result<(), Unready> {
         let now = Instant::now();
         let standings = self.standings.borrow();
         let faults: Vec<_> = standings.iter().filter_map(|(guard, s)| Some(sentence(*guard, &s.fault(now)?))).collect();
-        if faults.is_empty() { Ok(()) } else { Err(faults.join("; ")) }
+        if faults.is_empty() { Ok(()) } else { Err(Unready(faults)) }
+    }
+}
+
+/// Policies that are not enforced, a sentence for each.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.join("; "))]
+pub(crate) struct Unready(Vec<String>);
+
+impl From<Unready> for CheckError {
+    fn from(unready: Unready) -> Self {
+        unready.to_string().into()
     }
 }
 
@@ -295,7 +310,7 @@ impl Prover {
     async fn look(&self, guard: Guard) -> Look {
         let shipped = match Shipped::of(guard) {
             Ok(shipped) => shipped,
-            Err(error) => return Look::Unknown(error),
+            Err(error) => return Look::Unknown(error.to_string()),
         };
         let policies: Api<ValidatingAdmissionPolicy> = Api::all(self.client.clone());
         let bindings: Api<ValidatingAdmissionPolicyBinding> = Api::all(self.client.clone());
@@ -349,13 +364,13 @@ mod tests {
         let refused = gate.check(&binding).map_err(|error| error.to_string());
         assert!(refused.is_err_and(|error| error.contains("etcd-tls-bindings") && error.contains("not looked at yet")));
         assert!(gate.check(&lease).is_ok(), "without a Lease nobody could say so");
-        assert!(gate.ready().is_err_and(|why| why.contains("etcd-tls-bindings")));
+        assert!(gate.ready().is_err_and(|why| why.to_string().contains("etcd-tls-bindings")));
         sender.send_modify(|standings| standings.values_mut().for_each(|s| *s = Standing::Enforced(Instant::now())));
         assert!(gate.check(&binding).is_ok() && gate.ready().is_ok());
         sender.send_modify(|standings| {
             standings.insert(Guard::Bindings, Standing::Broken(vec!["unbound".to_owned()]));
         });
         assert!(gate.check(&binding).is_err());
-        assert!(gate.ready().is_err_and(|why| why.contains("unbound")));
+        assert!(gate.ready().is_err_and(|why| why.to_string().contains("unbound")));
     }
 }

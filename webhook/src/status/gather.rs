@@ -107,9 +107,7 @@ impl Listed {
         if !injected && labels.get(names::LABEL).is_none_or(|value| value != names::DYNAMIC) {
             return None;
         }
-        let settings = Settings::parse(&annotations).map_err(|problems| {
-            problems.iter().map(|p| format!("{}: {}", p.annotation, p.message)).collect::<Vec<_>>().join("; ")
-        });
+        let settings = Settings::parse(&annotations);
         let warnings = annotations.get(names::WARNINGS_ANNOTATION);
         let statuses = status.init_container_statuses.into_iter().chain(status.container_statuses).flatten();
         let uid = pod.metadata.uid.unwrap_or_default();

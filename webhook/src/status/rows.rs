@@ -8,7 +8,7 @@ use std::{
 use etcd_tls_contract::{
     names,
     role::{Domain, Role},
-    settings::Settings,
+    settings::{Problem, Settings},
     trusts::{Trusts, Unknown},
 };
 use serde::Serialize;
@@ -33,7 +33,7 @@ pub(super) struct PodSeen {
     /// `metadata.name`.
     pub(super) name: String,
     /// The settings of its annotations, or why they cannot be read.
-    pub(super) settings: Result<Settings, String>,
+    pub(super) settings: Result<Settings, Vec<Problem>>,
     /// Whether it has the sidecar.
     pub(super) injected: bool,
     /// Why its containers do not run, one line for each.
@@ -264,8 +264,10 @@ impl Findings<'_> {
             );
             return;
         }
-        if let Err(error) = &pod.settings {
-            self.say(State::Unknown, format!("its annotations cannot be read: {error}"), self.describe());
+        if let Err(problems) = &pod.settings {
+            let each: Vec<_> = problems.iter().map(|p| format!("{}: {}", p.annotation, p.message)).collect();
+            let reason = format!("its annotations cannot be read: {}", each.join("; "));
+            self.say(State::Unknown, reason, self.describe());
         }
         for line in &pod.trouble {
             self.say(State::Attention, line.clone(), self.describe());

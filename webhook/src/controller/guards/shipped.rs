@@ -22,6 +22,22 @@ const FILES: [&str; 6] = [
 ];
 const HOUSEKEEPING: &str = include_str!("../../../../manifests/guards/housekeeping.yaml");
 
+/// The program holds no usable copy of a policy: a defect of its build.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NotShipped {
+    /// It is in no manifest.
+    #[error("there is no shipped policy {0}")]
+    Missing(&'static str),
+    /// Its manifest is no policy.
+    #[error("the shipped policy {name} cannot be read: {reason}")]
+    Unreadable {
+        /// The policy.
+        name: &'static str,
+        /// The reader's words.
+        reason: String,
+    },
+}
+
 /// A shipped policy.
 pub(super) struct Shipped {
     name: &'static str,
@@ -33,7 +49,7 @@ impl Shipped {
     ///
     /// # Errors
     /// It is not in the manifests, or not readable there.
-    pub(super) fn of(guard: Guard) -> Result<Self, String> {
+    pub(super) fn of(guard: Guard) -> Result<Self, NotShipped> {
         let name = guard.name();
         for document in FILES.into_iter().chain([HOUSEKEEPING]).flat_map(|file| file.split("\n---\n")) {
             if !document.contains("kind: ValidatingAdmissionPolicy\n") || !document.contains(&format!("name: {name}\n"))
@@ -41,12 +57,12 @@ impl Shipped {
                 continue;
             }
             let policy: ValidatingAdmissionPolicy = serde_saphyr::from_str(document)
-                .map_err(|error| format!("the shipped policy {name} cannot be read: {error}"))?;
+                .map_err(|error| NotShipped::Unreadable { name, reason: error.to_string() })?;
             if let Some(spec) = policy.spec {
                 return Ok(Self { name, spec });
             }
         }
-        Err(format!("there is no shipped policy {name}"))
+        Err(NotShipped::Missing(name))
     }
 
     /// How the live objects fall short of the shipped ones: nothing may be looser. What an administrator has added is

@@ -78,7 +78,16 @@ fn a_pod_is_as_bad_as_its_worst_finding() {
         ("none", Box::new(|_, s| s.certificates.clear()), 1.0, State::Failing, "no certificate yet"),
         ("not injected", Box::new(|p, _| p.injected = false), 1.0, State::Failing, "has no sidecar"),
         ("away", Box::new(move |p, _| p.sidecar = Err(unseen())), 1.0, State::Unknown, "gone"),
-        ("annotations", Box::new(|p, _| p.settings = Err("bad".to_owned())), 1.0, State::Unknown, "bad"),
+        (
+            "annotations",
+            Box::new(|p, _| {
+                p.settings =
+                    Err(vec![Problem { annotation: "etcd-tls.dev/roles".to_owned(), message: "bad".to_owned() }])
+            }),
+            1.0,
+            State::Unknown,
+            "bad",
+        ),
         ("waiting", Box::new(|p, _| p.trouble.push("c waits".to_owned())), 1.0, State::Attention, "c waits"),
         ("served", Box::new(|_, s| peer(s).served = Some(false)), 1.0, State::Attention, "serves another"),
         ("unseen", Box::new(|_, s| peer(s).served = None), 1.0, State::Unknown, "no port of etcd was seen"),
