@@ -347,10 +347,10 @@ impl Visit<'_> {
             }
             Decision::Inject { patch, warnings } => {
                 self.warn(what, warnings);
-                if patch.0.is_empty() {
+                if patch.is_empty() {
                     return;
                 }
-                match json_patch::patch(pod, &patch) {
+                match patch.apply(pod) {
                     Ok(()) => self.changed = true,
                     Err(error) => self.problems.push(format!("{what}: the patch does not fit: {error}")),
                 }

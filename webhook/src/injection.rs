@@ -21,7 +21,7 @@ mod listeners;
 mod mesh;
 mod options;
 mod parts;
-mod patch;
+pub mod patch;
 mod paths;
 mod pod;
 mod present;
@@ -37,12 +37,11 @@ use etcd_tls_contract::{
     role::Role,
     settings::{Issuer, Reload, Resources, Settings},
 };
-use json_patch::Patch;
 use serde_json::Value;
 
 use self::{
     options::Options,
-    patch::Additions,
+    patch::PodPatch,
     view::{Container, Pod},
 };
 
@@ -93,7 +92,7 @@ pub enum Decision {
     /// Apply the patch, which is empty where everything is in place; what to say of it.
     Inject {
         /// For the very object that was decided on.
-        patch: Patch,
+        patch: PodPatch,
         /// For the person who made the pod.
         warnings: Vec<String>,
     },
@@ -186,7 +185,7 @@ impl<'a> Work<'a> {
             let members: Vec<_> = members.map(|t| t.container).collect();
             if members.is_empty() { targets.iter().map(|t| t.container).collect() } else { members }
         };
-        let mut patch = Additions::default();
+        let mut patch = PodPatch::default();
         for target in &targets {
             self.equip(target, &mut patch);
         }
@@ -250,7 +249,7 @@ impl<'a> Work<'a> {
         }
         if self.problems.is_empty() {
             self.mark(&mut patch);
-            Decision::Inject { patch: patch.patch(), warnings: self.warnings }
+            Decision::Inject { patch, warnings: self.warnings }
         } else {
             Decision::Refuse(self.problems)
         }
@@ -303,7 +302,7 @@ impl<'a> Work<'a> {
     }
 
     /// Mount and environment of one container, and what is to be said of its URLs and probes.
-    fn equip(&mut self, target: &Target<'a>, patch: &mut Additions) {
+    fn equip(&mut self, target: &Target<'a>, patch: &mut PodPatch) {
         let Target { container, options, roles } = target;
         let index = container.index.to_string();
         let path = ["spec", container.list.field(), index.as_str()];

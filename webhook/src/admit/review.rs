@@ -261,12 +261,12 @@ fn answer(uid: &str, (decision, code): (Decision, u16)) -> Result<Answer, serde_
         }
         Decision::Inject { patch, warnings } => {
             response.warnings = words::spoken(warnings);
-            if patch.0.is_empty() {
+            if patch.is_empty() {
                 Verdict::InPlace
             } else {
                 response.patch_type = Some("JSONPatch");
                 written.reserve(PATCH_CAPACITY);
-                serde_json::to_writer(&mut written, &patch)?;
+                patch.write(&mut written)?;
                 Verdict::Inject
             }
         }

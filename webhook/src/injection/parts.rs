@@ -1,6 +1,6 @@
 //! What is injected, as JSON: two containers and three volumes, made to meet Pod Security `restricted`.
 
-use std::sync::LazyLock;
+use std::{borrow::Cow, collections::BTreeMap, sync::LazyLock};
 
 use etcd_tls_contract::{
     args::PodArgs,
@@ -8,7 +8,8 @@ use etcd_tls_contract::{
     role::Domain,
     settings::{Condition, Requirement, Resources, Settings, Trust},
 };
-use serde_json::{Map, Value, json};
+use serde::Serialize;
+use serde_json::{Value, json};
 
 use super::{Config, Host};
 
@@ -84,94 +85,226 @@ pub(super) fn mount(path: &str) -> Value {
 
 /// What the injected containers are made from.
 pub(super) struct Template<'a> {
-    pub(super) config: &'a Config,
-    pub(super) settings: &'a Settings,
-    pub(super) args: &'a PodArgs,
+    config: &'a Config,
+    settings: &'a Settings,
+    args: &'a PodArgs,
+    /// `args`, written; neither container's subcommand is among them.
+    words: Vec<String>,
+    resources: Resources,
     /// The user to run as; `None` leaves it to the image, to the pod or to the cluster.
-    pub(super) user: Option<u64>,
-    pub(super) namespace: &'a str,
+    user: Option<u64>,
+    namespace: &'a str,
 }
 
-impl Template<'_> {
+/// A container as the API server reads it (core/v1 `Container`). It is written from here at once: a tree of JSON values
+/// would be half of what a review costs.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Container<'a> {
+    name: &'static str,
+    image: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    image_pull_policy: Option<&'a str>,
+    args: Vec<Cow<'a, str>>,
+    env: Vec<Variable<'a>>,
+    volume_mounts: Vec<Mount<'a>>,
+    security_context: Security,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    restart_policy: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ports: Option<[Port; 1]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    startup_probe: Option<Probe>,
+    resources: Requirements<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged, rename_all_fields = "camelCase")]
+enum Variable<'a> {
+    Plain { name: &'static str, value: &'a str },
+    Field { name: &'static str, value_from: Source },
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Source {
+    field_ref: FieldRef,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct FieldRef {
+    field_path: &'static str,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Mount<'a> {
+    name: &'static str,
+    mount_path: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    read_only: Option<bool>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Security {
+    run_as_non_root: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    run_as_user: Option<u64>,
+    run_as_group: u32,
+    allow_privilege_escalation: bool,
+    read_only_root_filesystem: bool,
+    capabilities: Capabilities,
+    seccomp_profile: Seccomp,
+}
+
+#[derive(Serialize)]
+struct Capabilities {
+    drop: [&'static str; 1],
+}
+
+#[derive(Serialize)]
+struct Seccomp {
+    r#type: &'static str,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Port {
+    name: &'static str,
+    container_port: u16,
+    protocol: &'static str,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Probe {
+    http_get: HttpGet,
+    period_seconds: u32,
+    timeout_seconds: u32,
+    failure_threshold: u32,
+}
+
+#[derive(Serialize)]
+struct HttpGet {
+    path: &'static str,
+    port: u16,
+    scheme: &'static str,
+}
+
+#[derive(Serialize)]
+struct Requirements<'a> {
+    requests: BTreeMap<&'a str, &'a str>,
+    limits: BTreeMap<&'a str, &'a str>,
+}
+
+impl<'a> Template<'a> {
+    /// The template of both containers of a pod in `namespace`.
+    pub(super) fn new(
+        config: &'a Config,
+        settings: &'a Settings,
+        args: &'a PodArgs,
+        user: Option<u64>,
+        namespace: &'a str,
+    ) -> Self {
+        let resources = settings.resources.over(&config.resources.over(&DEFAULT_RESOURCES));
+        Self { config, settings, args, words: args.render(), resources, user, namespace }
+    }
+
     /// The init container, which obtains the first certificates.
-    pub(super) fn init_container(&self) -> Value {
-        let mut container = self.container(names::INIT_CONTAINER, "init");
-        container["resources"] = self.resources();
-        container
+    pub(super) fn init_container(&self) -> Container<'_> {
+        self.container(names::INIT_CONTAINER, "init")
     }
 
     /// The native sidecar, which renews.
-    pub(super) fn sidecar(&self) -> Value {
-        let mut container = self.container(names::SIDECAR_CONTAINER, "run");
-        container["restartPolicy"] = "Always".into();
-        let admin_port = self.args.admin_port;
-        container["ports"] = json!([{"name": "etcd-tls-admin", "containerPort": admin_port, "protocol": "TCP"}]);
-        // The files are there before it starts, so it is ready at once or something is wrong with them.
-        let ready = json!({"path": "/ready", "port": admin_port, "scheme": "HTTP"});
-        container["startupProbe"] =
-            json!({"httpGet": ready, "periodSeconds": 1, "timeoutSeconds": 3, "failureThreshold": 60});
-        container["resources"] = self.resources();
-        container
+    pub(super) fn sidecar(&self) -> Container<'_> {
+        let port = self.args.admin_port;
+        Container {
+            restart_policy: Some("Always"),
+            ports: Some([Port { name: "etcd-tls-admin", container_port: port, protocol: "TCP" }]),
+            // The files are there before it starts, so it is ready at once or something is wrong with them.
+            startup_probe: Some(Probe {
+                http_get: HttpGet { path: "/ready", port, scheme: "HTTP" },
+                period_seconds: 1,
+                timeout_seconds: 3,
+                failure_threshold: 60,
+            }),
+            ..self.container(names::SIDECAR_CONTAINER, "run")
+        }
     }
 
-    fn container(&self, name: &str, subcommand: &str) -> Value {
-        let Self { config, settings, args, user, namespace } = self;
-        let mut container = json!({"name": name, "image": config.sidecar_image});
-        if let Some(policy) = &config.image_pull_policy {
-            container["imagePullPolicy"] = policy.as_str().into();
-        }
-        let mut mounts = vec![json!({"name": names::VOLUME, "mountPath": names::CERTS_MOUNT_PATH})];
-        let mut env;
-        if let Some(host) = &config.host {
-            container["args"] = host_words(host, subcommand, args, namespace).into();
+    fn container(&self, name: &'static str, subcommand: &'static str) -> Container<'_> {
+        let mut mounts = vec![Mount::writable(names::VOLUME, names::CERTS_MOUNT_PATH)];
+        let (mut env, args);
+        if let Some(host) = &self.config.host {
+            args = host_words(host, subcommand, self.args, self.namespace).into_iter().map(Cow::Owned).collect();
             env = vec![
-                field("HOST_NAME", "spec.nodeName"),
-                field("POD_IP", "status.podIP"),
-                field("HOST_IPS", "status.podIPs"),
+                Variable::field("HOST_NAME", "spec.nodeName"),
+                Variable::field("POD_IP", "status.podIP"),
+                Variable::field("HOST_IPS", "status.podIPs"),
             ];
-            let directories = host_directories(host);
-            mounts.extend(directories.map(|(volume, path)| json!({"name": volume, "mountPath": path})));
+            mounts.extend(host_directories(host).map(|(volume, path)| Mount::writable(volume, path)));
         } else {
-            let mut words = vec![subcommand.to_owned()];
-            words.extend(args.render());
-            container["args"] = words.into();
+            let words = self.words.iter().map(|word| Cow::Borrowed(word.as_str()));
+            args = std::iter::once(Cow::Borrowed(subcommand)).chain(words).collect();
             env = vec![
-                field("POD_NAME", "metadata.name"),
-                field("POD_NAMESPACE", "metadata.namespace"),
-                field("POD_UID", "metadata.uid"),
-                field("POD_SERVICE_ACCOUNT", "spec.serviceAccountName"),
-                field("NODE_NAME", "spec.nodeName"),
-                field("POD_IP", "status.podIP"),
-                field("POD_IPS", "status.podIPs"),
+                Variable::field("POD_NAME", "metadata.name"),
+                Variable::field("POD_NAMESPACE", "metadata.namespace"),
+                Variable::field("POD_UID", "metadata.uid"),
+                Variable::field("POD_SERVICE_ACCOUNT", "spec.serviceAccountName"),
+                Variable::field("NODE_NAME", "spec.nodeName"),
+                Variable::field("POD_IP", "status.podIP"),
+                Variable::field("POD_IPS", "status.podIPs"),
             ];
             mounts.extend([
-                json!({"name": names::TRUST_VOLUME, "mountPath": names::TRUST_MOUNT_PATH, "readOnly": true}),
-                json!({"name": names::TOKEN_VOLUME, "mountPath": names::TOKEN_MOUNT_PATH, "readOnly": true}),
+                Mount::read_only(names::TRUST_VOLUME, names::TRUST_MOUNT_PATH),
+                Mount::read_only(names::TOKEN_VOLUME, names::TOKEN_MOUNT_PATH),
             ]);
         }
-        env.extend(settings.log_level.iter().map(|level| json!({"name": LOG_LEVEL, "value": level})));
-        container["env"] = env.into();
-        container["volumeMounts"] = mounts.into();
-        let mut security = json!({"runAsNonRoot": *user != Some(0)});
-        if let Some(user) = user {
-            security["runAsUser"] = (*user).into();
+        let level = self.settings.log_level.iter();
+        env.extend(level.map(|level| Variable::Plain { name: LOG_LEVEL, value: level }));
+        Container {
+            name,
+            image: &self.config.sidecar_image,
+            image_pull_policy: self.config.image_pull_policy.as_deref(),
+            args,
+            env,
+            volume_mounts: mounts,
+            security_context: Security {
+                run_as_non_root: self.user != Some(0),
+                run_as_user: self.user,
+                run_as_group: names::FILES_GID,
+                allow_privilege_escalation: false,
+                read_only_root_filesystem: true,
+                capabilities: Capabilities { drop: ["ALL"] },
+                seccomp_profile: Seccomp { r#type: "RuntimeDefault" },
+            },
+            restart_policy: None,
+            ports: None,
+            startup_probe: None,
+            resources: Requirements {
+                requests: self.resources.requests().collect(),
+                limits: self.resources.limits().collect(),
+            },
         }
-        security["runAsGroup"] = names::FILES_GID.into();
-        security["allowPrivilegeEscalation"] = false.into();
-        security["readOnlyRootFilesystem"] = true.into();
-        security["capabilities"] = json!({"drop": ["ALL"]});
-        security["seccompProfile"] = json!({"type": "RuntimeDefault"});
-        container["securityContext"] = security;
-        container
+    }
+}
+
+impl Variable<'_> {
+    /// A variable of the downward API.
+    const fn field(name: &'static str, field_path: &'static str) -> Self {
+        Self::Field { name, value_from: Source { field_ref: FieldRef { field_path } } }
+    }
+}
+
+impl<'a> Mount<'a> {
+    const fn writable(name: &'static str, mount_path: &'a str) -> Self {
+        Self { name, mount_path, read_only: None }
     }
 
-    fn resources(&self) -> Value {
-        let defaults = self.config.resources.over(&DEFAULT_RESOURCES);
-        let resources = self.settings.resources.over(&defaults);
-        let map = |entries: &mut dyn Iterator<Item = (&str, &str)>| {
-            entries.map(|(name, quantity)| (name.to_owned(), quantity.into())).collect::<Map<String, Value>>()
-        };
-        json!({"requests": map(&mut resources.requests()), "limits": map(&mut resources.limits())})
+    const fn read_only(name: &'static str, mount_path: &'a str) -> Self {
+        Self { name, mount_path, read_only: Some(true) }
     }
 }
 
@@ -227,8 +360,4 @@ fn host_words(host: &Host, subcommand: &str, args: &PodArgs, namespace: &str) ->
         format!("--ipaddrs={ipaddrs}"),
     ]);
     words
-}
-
-fn field(name: &'static str, path: &'static str) -> Value {
-    json!({"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}})
 }

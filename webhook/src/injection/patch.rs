@@ -1,22 +1,86 @@
-//! A JSON patch of `add` operations, built for the raw object: parents before children, and a list that is missing or
-//! null made by the first item that goes into it.
+//! A JSON patch (RFC 6902) of `add` operations, built for the raw object: parents before children, and a list that is
+//! missing or null made by the first item that goes into it.
 
 use json_patch::{AddOperation, Patch, PatchOperation, ReplaceOperation, jsonptr::PointerBuf};
+use serde::Serialize;
 use serde_json::{Map, Value};
 
-/// The operations so far.
-#[derive(Debug, Default)]
-pub(super) struct Additions(Vec<PatchOperation>);
+/// The operations on a pod. Empty where everything is in place.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PodPatch(Vec<Operation>);
 
-impl Additions {
+/// One operation: `add`, or `replace`, which `reload: probe` alone needs.
+#[derive(Clone, Debug, PartialEq)]
+struct Operation {
+    replaces: bool,
+    path: PointerBuf,
+    value: Item,
+}
+
+/// What an operation adds.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Item {
+    /// A tree of values.
+    Tree(Value),
+    /// JSON that is written already.
+    Text(String),
+}
+
+impl Item {
+    /// `value`, written.
+    ///
+    /// # Errors
+    /// It has no form in JSON.
+    pub(super) fn written(value: &impl Serialize) -> Result<Self, serde_json::Error> {
+        serde_json::to_string(value).map(Self::Text)
+    }
+
+    /// A list of `items`.
+    fn list(items: impl IntoIterator<Item = Self>) -> Self {
+        let mut trees = Vec::new();
+        let mut text = String::new();
+        for item in items {
+            match item {
+                Self::Tree(tree) if text.is_empty() => trees.push(tree),
+                item => {
+                    for before in trees.drain(..).map(Self::Tree).chain([item]) {
+                        text.push(if text.is_empty() { '[' } else { ',' });
+                        text.push_str(&before.text());
+                    }
+                }
+            }
+        }
+        if text.is_empty() {
+            return Self::Tree(Value::Array(trees));
+        }
+        text.push(']');
+        Self::Text(text)
+    }
+
+    fn text(self) -> String {
+        match self {
+            Self::Tree(tree) => tree.to_string(),
+            Self::Text(text) => text,
+        }
+    }
+
+    fn tree(&self) -> Result<Value, serde_json::Error> {
+        match self {
+            Self::Tree(tree) => Ok(tree.clone()),
+            Self::Text(text) => serde_json::from_str(text),
+        }
+    }
+}
+
+impl PodPatch {
     /// Sets a field that is not there, or null.
     pub(super) fn set(&mut self, path: &[&str], value: impl Into<Value>) {
-        self.0.push(PatchOperation::Add(AddOperation { path: pointer(path), value: value.into() }));
+        self.add(path, Item::Tree(value.into()));
     }
 
     /// Replaces a field. `reload: probe` alone does this.
     pub(super) fn replace(&mut self, path: &[&str], value: impl Into<Value>) {
-        self.0.push(PatchOperation::Replace(ReplaceOperation { path: pointer(path), value: value.into() }));
+        self.0.push(Operation { replaces: true, path: pointer(path), value: Item::Tree(value.into()) });
     }
 
     /// Appends to the list `field` of `parent`, which is at `path`.
@@ -43,13 +107,14 @@ impl Additions {
         path: &[&str],
         parent: &Map<String, Value>,
         field: &str,
-        items: Vec<(usize, Value)>,
+        items: Vec<(usize, Item)>,
     ) {
         let mut path = path.to_vec();
         path.push(field);
         if !parent.get(field).is_some_and(Value::is_array) {
             if !items.is_empty() {
-                self.set(&path, Value::Array(items.into_iter().map(|(_, item)| item).collect()));
+                let list = Item::list(items.into_iter().map(|(_, item)| item));
+                self.add(&path, list);
             }
             return;
         }
@@ -57,14 +122,66 @@ impl Additions {
             let index = index.to_string();
             let mut path = path.clone();
             path.push(&index);
-            self.set(&path, item);
+            self.add(&path, item);
         }
     }
 
-    /// The finished patch.
-    pub(super) fn patch(self) -> Patch {
-        Patch(self.0)
+    fn add(&mut self, path: &[&str], value: Item) {
+        self.0.push(Operation { replaces: false, path: pointer(path), value });
     }
+
+    /// Whether it changes nothing.
+    pub const fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Appends the patch to `out`, as JSON.
+    ///
+    /// # Errors
+    /// A value has no form in JSON.
+    pub fn write(&self, out: &mut Vec<u8>) -> Result<(), serde_json::Error> {
+        for (at, Operation { replaces, path, value }) in self.0.iter().enumerate() {
+            out.extend_from_slice(if at == 0 { b"[" } else { b"," });
+            out.extend_from_slice(if *replaces { br#"{"op":"replace","path":"# } else { br#"{"op":"add","path":"# });
+            serde_json::to_writer(&mut *out, path.as_str())?;
+            out.extend_from_slice(br#","value":"#);
+            match value {
+                Item::Tree(tree) => serde_json::to_writer(&mut *out, tree)?,
+                Item::Text(text) => out.extend_from_slice(text.as_bytes()),
+            }
+            out.push(b'}');
+        }
+        out.extend_from_slice(if self.0.is_empty() { b"[]" } else { b"]" });
+        Ok(())
+    }
+
+    /// Applies the patch to `pod`.
+    ///
+    /// # Errors
+    /// It is the patch of another object.
+    pub fn apply(&self, pod: &mut Value) -> Result<(), Misfit> {
+        let operation = |Operation { replaces, path, value }: &Operation| {
+            let (path, value) = (path.clone(), value.tree()?);
+            Ok::<_, Misfit>(if *replaces {
+                PatchOperation::Replace(ReplaceOperation { path, value })
+            } else {
+                PatchOperation::Add(AddOperation { path, value })
+            })
+        };
+        let operations = self.0.iter().map(operation).collect::<Result<Vec<_>, _>>()?;
+        Ok(json_patch::patch(pod, &Patch(operations))?)
+    }
+}
+
+/// A patch could not be applied.
+#[derive(Debug, thiserror::Error)]
+pub enum Misfit {
+    /// A value is no JSON.
+    #[error("a value of the patch: {0}")]
+    Value(#[from] serde_json::Error),
+    /// A path is not in the object.
+    #[error("{0}")]
+    Path(#[from] json_patch::PatchError),
 }
 
 /// The JSON pointer of these names (RFC 6901).

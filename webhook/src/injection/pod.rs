@@ -5,10 +5,14 @@ use std::collections::BTreeMap;
 use etcd_tls_contract::{args::PodArgs, names};
 use serde_json::{Map, Value, json};
 
-use super::{Work, parts, patch::Additions, present, view};
+use super::{
+    Work, parts,
+    patch::{Item, PodPatch},
+    present, view,
+};
 
 impl Work<'_> {
-    pub(super) fn volumes(&mut self, patch: &mut Additions) {
+    pub(super) fn volumes(&mut self, patch: &mut PodPatch) {
         let ours = match &self.config.host {
             Some(host) => parts::host_volumes(host),
             None => vec![
@@ -33,7 +37,7 @@ impl Work<'_> {
     }
 
     /// The group that may read the files. Not fsGroup, which would change the data volume's files.
-    pub(super) fn groups(&mut self, patch: &mut Additions) {
+    pub(super) fn groups(&mut self, patch: &mut PodPatch) {
         let gid = Value::from(names::FILES_GID);
         match self.pod.spec.get("securityContext").and_then(Value::as_object) {
             None => patch.set(&["spec", "securityContext"], json!({"supplementalGroups": [gid]})),
@@ -55,7 +59,7 @@ impl Work<'_> {
         mut args: PodArgs,
         user: Option<u64>,
         share: bool,
-        patch: &mut Additions,
+        patch: &mut PodPatch,
     ) -> bool {
         let present = |name| self.pod.container(name);
         let sidecar = present(names::SIDECAR_CONTAINER);
@@ -70,24 +74,29 @@ impl Work<'_> {
             args.can_signal = theirs.can_signal;
         }
         let can_signal = args.can_signal;
-        let template = parts::Template {
-            config: self.config,
-            settings: &self.settings,
-            args: &args,
-            user,
-            namespace: self.origin.namespace,
-        };
+        let template = parts::Template::new(self.config, &self.settings, &args, user, self.origin.namespace);
         let mut insert = Vec::new();
         let mut next = 0;
         for (name, ours) in
             [(names::INIT_CONTAINER, template.init_container()), (names::SIDECAR_CONTAINER, template.sidecar())]
         {
+            let unwritten = |error| format!("container {name} of etcd-tls has no form in JSON: {error}");
             let Some(theirs) = present(name) else {
-                insert.push((next, ours));
+                match Item::written(&ours) {
+                    Ok(ours) => insert.push((next, ours)),
+                    Err(error) => self.problems.push(unwritten(error)),
+                }
                 next += 1;
                 continue;
             };
             next = theirs.index + 1;
+            let ours = match serde_json::to_value(&ours) {
+                Ok(ours) => ours,
+                Err(error) => {
+                    self.problems.push(unwritten(error));
+                    continue;
+                }
+            };
             let differences = match self.config.host {
                 Some(_) => present::plain_differences(&theirs, &ours),
                 None => present::differences(&theirs, &ours, &args, present::subcommand(name)),
@@ -115,7 +124,7 @@ impl Work<'_> {
     }
 
     /// The Secrets that our image is pulled with.
-    pub(super) fn pull_secrets(&self, patch: &mut Additions) {
+    pub(super) fn pull_secrets(&self, patch: &mut PodPatch) {
         const FIELD: &str = "imagePullSecrets";
         let there = |name: &str| {
             let secrets = self.pod.spec.get(FIELD).and_then(Value::as_array);
@@ -126,7 +135,7 @@ impl Work<'_> {
     }
 
     /// What tells people of an injected pod: the label that marks it and, where admission injects, the warnings.
-    pub(super) fn mark(&self, patch: &mut Additions) {
+    pub(super) fn mark(&self, patch: &mut PodPatch) {
         let mut labels = Map::new();
         if self.origin.label && !self.pod.labels.contains_key(names::LABEL) {
             labels.insert(names::LABEL.to_owned(), names::DYNAMIC.into());

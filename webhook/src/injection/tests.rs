@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use json_patch::PatchOperation;
+use json_patch::{Patch, PatchOperation};
 use serde_json::{Value, json};
 
 use super::*;
@@ -61,9 +61,9 @@ fn annotated(key: &str, value: &str) -> Value {
 fn injected(pod: &Value) -> (Value, Vec<String>) {
     let Decision::Inject { patch, warnings } = run(pod) else { panic!("{:?}", run(pod)) };
     let mut after = pod.clone();
-    json_patch::patch(&mut after, &patch).unwrap();
+    patch.apply(&mut after).unwrap();
     let Decision::Inject { patch: again, .. } = run(&after) else { panic!("{:?}", run(&after)) };
-    assert_eq!(again.0, [], "injecting twice changed something");
+    assert_eq!(again, PodPatch::default(), "injecting twice changed something");
     (after, warnings)
 }
 
@@ -145,9 +145,17 @@ fn a_member_gets_everything() {
 #[test]
 fn the_patch_adds_and_nothing_else() {
     let Decision::Inject { patch, .. } = run(&member()) else { panic!() };
-    for operation in &patch.0 {
+    let mut written = Vec::new();
+    patch.write(&mut written).unwrap();
+    let Patch(operations) = serde_json::from_slice(&written).unwrap();
+    for operation in &operations {
         assert!(matches!(operation, PatchOperation::Add(_)), "{operation:?}");
     }
+    // What is sent and what is applied here are the same.
+    let (mut sent, mut applied) = (member(), member());
+    json_patch::patch(&mut sent, &Patch(operations)).unwrap();
+    patch.apply(&mut applied).unwrap();
+    assert_eq!(sent, applied);
 }
 
 #[test]
@@ -398,7 +406,7 @@ fn what_the_api_server_and_others_add_does_not_matter() {
     spec["initContainers"].as_array_mut().unwrap().insert(0, json!({"name": "istio-init"}));
     spec["containers"].as_array_mut().unwrap().insert(0, json!({"name": "proxy"}));
     let Decision::Inject { patch, .. } = run(&pod) else { panic!("{:?}", run(&pod)) };
-    assert_eq!(patch.0, []);
+    assert_eq!(patch, PodPatch::default());
 }
 
 #[test]
@@ -453,10 +461,10 @@ fn inject_labels() {
     for metadata in [json!(null), json!({}), json!({"labels": null}), json!({"labels": {"a": "b"}})] {
         let mut pod = with(|p| p["metadata"] = metadata.clone());
         let Decision::Inject { patch, .. } = decide(&pod, &config(), origin) else { panic!() };
-        json_patch::patch(&mut pod, &patch).unwrap();
+        patch.apply(&mut pod).unwrap();
         assert_eq!(pod["metadata"]["labels"]["etcd-tls"], "dynamic", "{metadata}");
         let Decision::Inject { patch, .. } = decide(&pod, &config(), origin) else { panic!() };
-        assert_eq!(patch.0, []);
+        assert_eq!(patch, PodPatch::default());
     }
 }
 

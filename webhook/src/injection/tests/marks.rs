@@ -46,7 +46,7 @@ fn the_warnings_stand_on_the_pod() {
         panic!()
     };
     let mut pod = plain();
-    json_patch::patch(&mut pod, &patch).unwrap();
+    patch.apply(&mut pod).unwrap();
     assert_eq!(annotation(&pod), None);
     assert_eq!(pod["metadata"]["labels"]["etcd-tls.dev/injected"], "true");
 }
@@ -109,7 +109,7 @@ fn the_user_is_left_to_the_cluster_unless_etcds_is_declared() {
     let flagged = Config { user: Some(2000), ..config() };
     let Decision::Inject { patch, .. } = decide(&with_user(json!({})), &flagged, ORIGIN) else { panic!() };
     let mut pod = with_user(json!({}));
-    json_patch::patch(&mut pod, &patch).unwrap();
+    patch.apply(&mut pod).unwrap();
     assert_eq!(users(&pod), [json!(2000), json!(2000)]);
 }
 
@@ -125,7 +125,7 @@ fn resources_and_log_level_are_the_pods_else_the_flags_else_built_in() {
     let flagged = Config { resources: "requests.cpu=50m,limits.cpu=none".parse().unwrap(), ..config() };
     let apply = |mut pod: Value| {
         let Decision::Inject { patch, .. } = decide(&pod, &flagged, ORIGIN) else { panic!() };
-        json_patch::patch(&mut pod, &patch).unwrap();
+        patch.apply(&mut pod).unwrap();
         init(&pod)[1]["resources"].clone()
     };
     assert_eq!(apply(member()), json!({"requests": {"cpu": "50m", "memory": "16Mi"}, "limits": {"memory": "64Mi"}}));
@@ -156,7 +156,7 @@ fn pull_secrets_are_added_once() {
         let mut pod = with(|pod| pod["spec"]["imagePullSecrets"] = theirs.clone());
         for _ in 0..2 {
             let Decision::Inject { patch, .. } = decide(&pod, &flagged, ORIGIN) else { panic!() };
-            json_patch::patch(&mut pod, &patch).unwrap();
+            patch.apply(&mut pod).unwrap();
             assert_eq!(pod["spec"]["imagePullSecrets"], wanted);
         }
     }
