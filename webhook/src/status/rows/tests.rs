@@ -82,7 +82,7 @@ fn a_pod_is_as_bad_as_its_worst_finding() {
             "annotations",
             Box::new(|p, _| {
                 p.settings =
-                    Err(vec![Problem { annotation: "etcd-tls.dev/roles".to_owned(), message: "bad".to_owned() }])
+                    Err(vec![Problem { annotation: "etcd-tls.dev/roles".to_owned(), message: "bad".to_owned() }]);
             }),
             1.0,
             State::Unknown,
