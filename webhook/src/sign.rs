@@ -6,7 +6,7 @@
 //! leader_tasks  what a leader keeps beside that: starts and ends reconcile and serving
 //! reconcile     makes CAs, publishes their trust, takes the steps of rollovers
 //! serving       the webhook's serving pair and caBundle
-//! cleaner       deletes the requests that are done with
+//! cleaner       deletes the requests that are done with; certificate_requests those of cert-manager
 //! ```
 //!
 //! What it may do in the API server is the ClusterRole and the Role `etcd-tls-sign` in the manifests, and the ClusterRole
@@ -36,6 +36,7 @@ use signer::Signer;
 
 mod authorities;
 mod cache;
+mod certificate_requests;
 mod cleaner;
 mod cleaning;
 mod leader_tasks;
@@ -65,6 +66,9 @@ pub struct Args {
     serving_ca_lifetime: Duration,
     #[command(flatten)]
     cleaner: CleanerArgs,
+    /// Delete finished CertificateRequests of our pods, too; the component cert-manager gives the right.
+    #[arg(long)]
+    cert_manager: bool,
 }
 
 impl Args {
@@ -73,7 +77,7 @@ impl Args {
     /// # Errors
     /// What kept it from starting.
     pub async fn run(self) -> Result<(), Error> {
-        let Self { controller, max_lifetime, serving_lifetime, serving_ca_lifetime, cleaner } = self;
+        let Self { controller, max_lifetime, serving_lifetime, serving_ca_lifetime, cleaner, cert_manager } = self;
         let mut registry = Registry::with_prefix("etcd_tls_sign");
         let metrics = Metrics::register(&mut registry);
         let changed = Arc::new(Notify::new());
@@ -96,7 +100,13 @@ impl Args {
             cleaner: Cleaner::new(cleaner),
         });
         let lifetimes = Lifetimes { leaf: serving_lifetime, ca: serving_ca_lifetime };
-        let tasks = LeaderTasks { signer: Arc::clone(&signer), members, changed, lifetimes };
+        let tasks = LeaderTasks {
+            signer: Arc::clone(&signer),
+            members,
+            changed,
+            lifetimes,
+            certificate_requests: cert_manager.then(|| cleaner.times()),
+        };
         started.run(signer, async { match tasks.keep().await {} }).await;
         Ok(())
     }

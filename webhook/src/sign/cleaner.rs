@@ -29,6 +29,13 @@ pub(super) struct CleanerArgs {
     check_pending_every: Duration,
 }
 
+impl CleanerArgs {
+    pub(super) const fn times(self) -> Times {
+        let Self { delete_issued_after, delete_refused_after, check_pending_every } = self;
+        Times { issued: delete_issued_after, refused: delete_refused_after, open: check_pending_every }
+    }
+}
+
 /// See the module.
 pub(super) struct Cleaner {
     ledger: Mutex<Ledger>,
@@ -37,9 +44,7 @@ pub(super) struct Cleaner {
 
 impl Cleaner {
     pub(super) fn new(args: CleanerArgs) -> Self {
-        let CleanerArgs { delete_issued_after, delete_refused_after, check_pending_every } = args;
-        let times = Times { issued: delete_issued_after, refused: delete_refused_after, open: check_pending_every };
-        Self { ledger: Mutex::new(Ledger::new(times)), changed: Notify::new() }
+        Self { ledger: Mutex::new(Ledger::new(args.times())), changed: Notify::new() }
     }
 
     pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {

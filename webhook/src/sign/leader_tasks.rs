@@ -8,6 +8,8 @@ use tokio::{sync::Notify, task::JoinSet, time::sleep};
 
 use super::{
     cache::{objects::Objects, pods::Pods},
+    certificate_requests::CertificateRequests,
+    cleaner::ledger::Times,
     reconcile::{Reconciler, said::Said},
     serving::{Lifetimes, Serving},
     signer::Signer,
@@ -22,12 +24,14 @@ pub(super) struct LeaderTasks {
     /// Triggers a round of the reconciler.
     pub(super) changed: Arc<Notify>,
     pub(super) lifetimes: Lifetimes,
+    /// When CertificateRequests of cert-manager are deleted, if they are.
+    pub(super) certificate_requests: Option<Times>,
 }
 
 impl LeaderTasks {
     /// Runs the tasks in each term of leadership.
     pub(super) async fn keep(self) -> std::convert::Infallible {
-        let Self { signer, members, changed, lifetimes } = self;
+        let Self { signer, members, changed, lifetimes, certificate_requests } = self;
         let controller = &signer.controller;
         let mut leader = controller.leader.clone();
         loop {
@@ -54,6 +58,11 @@ impl LeaderTasks {
             tasks.spawn(serve(Arc::clone(&signer), lifetimes));
             let cleaning = Arc::clone(&signer);
             tasks.spawn(async move { match cleaning.clean_up().await {} });
+            if let Some(times) = certificate_requests {
+                let (client, metrics) = (controller.client.clone(), signer.metrics.clone());
+                let requests = CertificateRequests { client, times, metrics };
+                tasks.spawn(async move { match requests.clean_up().await {} });
+            }
             tokio::select! {
                 () = until(&mut leader, false) => {}
                 Some(Err(error)) = tasks.join_next() => tracing::error!(%error, "a part of the signer panicked; starting it again"),

@@ -1,0 +1,80 @@
+//! `sign` deletes the CertificateRequests that are done with, and no others.
+
+use std::{process::Command, time::Duration};
+
+use kube::{
+    Api, Client,
+    api::{DeleteParams, DynamicObject, PostParams},
+};
+use serde_json::{Value, json};
+use tests::{
+    apiserver::from_json,
+    cert_manager::{Behaviour, resource},
+    eventually, ports,
+    process::{Process, binary},
+};
+
+use crate::scene::{Kind, LIMIT, Lab, Scene};
+
+const SYSTEM: &str = "etcd-tls-system";
+
+/// `sign` with the rights of its service account, which deletes after seconds instead of minutes.
+async fn sign(lab: &Lab) -> Process {
+    let kubeconfig = lab.api.token_kubeconfig("sign", &lab.api.token(SYSTEM, "etcd-tls-sign", None).await);
+    let mut command = Command::new(binary("etcd-tls-webhook"));
+    command.args(["sign", "--cert-manager", "--check-pending-every=1s", "--delete-issued-after=4s"]);
+    command.args(["--delete-refused-after=4s", "--admin-address", &format!("127.0.0.1:{}", ports::loopback())]);
+    command.env_clear().env("KUBECONFIG", kubeconfig);
+    Process::spawn("sign", &mut command, lab.api.directory().path())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn finished_certificate_requests_are_deleted_and_no_others() {
+    let Some(lab) = Lab::new().await else { return };
+    let mut scene = Scene::new(&lab, "cm", Kind::CertManager).await;
+    // Of others: a request with its certificate, under a name that is no pod's.
+    let api: Api<DynamicObject> = Api::namespaced_with(lab.api.client.clone(), "csr", &resource());
+    let others: Value = json!({
+        "apiVersion": "cert-manager.io/v1", "kind": "CertificateRequest", "metadata": {"name": "etcd-tls-web"},
+        "spec": {"request": "YWJj", "issuerRef": {"name": "x"}},
+    });
+    api.create(&PostParams::default(), &from_json(others)).await.expect("a request of others");
+    let ready = json!({"status": {"certificate": "YWJj", "conditions": [
+        {"type": "Ready", "status": "True", "reason": "Issued", "lastTransitionTime": "2026-01-01T00:00:00Z"},
+    ]}});
+    let patch = kube::api::Patch::Merge(ready);
+    api.patch_status("etcd-tls-web", &kube::api::PatchParams::default(), &patch).await.expect("a status");
+
+    scene.init().await.expect("certificates");
+    scene.issuer.behave(Behaviour::Deny("no".to_owned()));
+    scene.move_to("10.0.0.2");
+    scene.init().await.expect_err("denied");
+    // Left open, and superseded: the pod has another address after its restart.
+    scene.issuer.behave(Behaviour::Away);
+    for (address, count) in [("10.0.0.3", 6), ("10.0.0.4", 8)] {
+        scene.move_to(address);
+        let mut init = scene.start("init", &[]);
+        scene.requested(count).await;
+        init.kill();
+        // Times of objects are in whole seconds.
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+    }
+    let mut sign = sign(&lab).await;
+    eventually("what is done with to go", LIMIT, || async {
+        let left = scene.requests().await.len();
+        if left == 2 { Ok(()) } else { Err(format!("{left} requests are left: {}", sign.log())) }
+    })
+    .await;
+    scene.issuer.behave(Behaviour::Sign);
+    scene.init().await.expect("certificates by the requests that were open");
+    scene.gone().await;
+    api.get("etcd-tls-web").await.expect("the request of others");
+    assert!(sign.running(), "{}", sign.log());
+    sign.kill();
+
+    // Its right reaches no request of others.
+    let client: Client = lab.api.client_with_token(&lab.api.token(SYSTEM, "etcd-tls-sign", None).await).await;
+    let theirs: Api<DynamicObject> = Api::namespaced_with(client, "csr", &resource());
+    let refused = theirs.delete("etcd-tls-web", &DeleteParams::default()).await.expect_err("deleted").to_string();
+    assert!(refused.contains("sign deletes only"), "{refused}");
+}

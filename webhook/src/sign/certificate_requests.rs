@@ -1,0 +1,260 @@
+//! Deletes the CertificateRequests of our pods that are done with, where the component for cert-manager is installed. Their
+//! owner, the pod, takes the others with it.
+//!
+//! Requests of others are told apart by the name; of them only the metadata is read.
+
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    time::{Duration, SystemTime},
+};
+
+use etcd_tls_contract::role::Role;
+use kube::{
+    Api, Client,
+    api::{ApiResource, DeleteParams, DynamicObject, ListParams, Preconditions},
+    core::PartialObjectMeta,
+};
+use serde_json::Value;
+use tokio::time::sleep;
+
+use super::{
+    cleaner::ledger::{Times, Why},
+    metrics::Metrics,
+};
+use crate::controller::client::{RequestError, within};
+
+/// Objects of one page. Only their metadata is read, which may still be large.
+const PAGE: u32 = 25;
+
+/// See the module.
+pub(super) struct CertificateRequests {
+    pub(super) client: Client,
+    pub(super) times: Times,
+    pub(super) metrics: Metrics,
+}
+
+/// One request of ours, by its metadata.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Known {
+    namespace: String,
+    name: String,
+    /// Pod uid and role: [`owner`].
+    owner: String,
+    created: SystemTime,
+}
+
+/// How far a request is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Open,
+    Issued(SystemTime),
+    Refused(SystemTime),
+}
+
+fn resource() -> ApiResource {
+    ApiResource {
+        group: "cert-manager.io".into(),
+        version: "v1".into(),
+        api_version: "cert-manager.io/v1".into(),
+        kind: "CertificateRequest".into(),
+        plural: "certificaterequests".into(),
+    }
+}
+
+impl CertificateRequests {
+    /// A round as often as open requests of our own signers are looked at.
+    pub(super) async fn clean_up(&self) -> Infallible {
+        let mut said = None;
+        loop {
+            match self.round().await {
+                Ok(()) => said = None,
+                Err(error) => {
+                    let text = if error.is_not_found() {
+                        "the API server serves no CertificateRequests of cert-manager.io/v1; is cert-manager installed?"
+                            .to_owned()
+                    } else {
+                        error.to_string()
+                    };
+                    if said.as_ref() != Some(&text) {
+                        tracing::warn!(error = text, "finished CertificateRequests cannot be deleted; trying again");
+                        said = Some(text);
+                    }
+                }
+            }
+            sleep(self.times.open).await;
+        }
+    }
+
+    async fn round(&self) -> Result<(), RequestError> {
+        let known = self.list().await?;
+        let newest = newest(&known);
+        for request in &known {
+            let superseded = newest.get(&request.owner).is_some_and(|newest| request.created < *newest);
+            let age = SystemTime::now().duration_since(request.created).unwrap_or_default();
+            if superseded || age >= self.times.issued.min(self.times.refused) {
+                self.look(request, superseded).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn list(&self) -> Result<Vec<Known>, RequestError> {
+        let api: Api<DynamicObject> = Api::all_with(self.client.clone(), &resource());
+        let (mut known, mut params) = (Vec::new(), ListParams::default().limit(PAGE));
+        loop {
+            let page = within(api.list_metadata(&params)).await?;
+            known.extend(page.items.iter().filter_map(recognise));
+            match page.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => params = ListParams::default().limit(PAGE).continue_token(&token),
+                None => return Ok(known),
+            }
+        }
+    }
+
+    async fn look(&self, request: &Known, superseded: bool) -> Result<(), RequestError> {
+        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &request.namespace, &resource());
+        let object = match within(api.get(&request.name)).await {
+            Ok(object) => object,
+            Err(error) if error.is_not_found() => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let state = state(&object.data, request.created);
+        let Some(why) = done_with(state, superseded, self.times, SystemTime::now()) else { return Ok(()) };
+        let preconditions =
+            Preconditions { uid: object.metadata.uid, resource_version: object.metadata.resource_version };
+        match within(api.delete(&request.name, &DeleteParams::default().preconditions(preconditions))).await {
+            Ok(_) => {
+                self.metrics.deleted(why.as_str());
+                tracing::debug!(
+                    namespace = request.namespace,
+                    request = request.name,
+                    reason = why.as_str(),
+                    "deleted"
+                );
+                Ok(())
+            }
+            // Changed or gone meanwhile: the next round looks again.
+            Err(error) if error.is_not_found() || error.is_stale() => Ok(()),
+            Err(error) => {
+                self.metrics.delete_failures.inc();
+                Err(error)
+            }
+        }
+    }
+}
+
+fn recognise(object: &PartialObjectMeta<DynamicObject>) -> Option<Known> {
+    let metadata = &object.metadata;
+    let name = metadata.name.clone()?;
+    let created = SystemTime::from(metadata.creation_timestamp.as_ref()?.0);
+    Some(Known { namespace: metadata.namespace.clone()?, owner: owner(&name)?, name, created })
+}
+
+/// Pod uid and role of `etcd-tls-<pod uid>-<role>-<digest>`; `None` for every other name.
+fn owner(name: &str) -> Option<String> {
+    let (front, digest) = name.strip_prefix("etcd-tls-")?.rsplit_once('-')?;
+    let (uid, role) = front.rsplit_once('-')?;
+    let is_hex = |s: &str| s.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    let is_uid = uid.split('-').map(str::len).eq([8, 4, 4, 4, 12]) && uid.split('-').all(is_hex);
+    let is_role = Role::ALL.into_iter().any(|known| known.as_str() == role);
+    (is_uid && is_role && !digest.is_empty() && is_hex(digest)).then(|| front.to_owned())
+}
+
+/// When the newest request of each pod and role was made.
+fn newest(known: &[Known]) -> BTreeMap<String, SystemTime> {
+    let mut newest = BTreeMap::new();
+    for request in known {
+        let at = newest.entry(request.owner.clone()).or_insert(request.created);
+        *at = request.created.max(*at);
+    }
+    newest
+}
+
+fn state(object: &Value, created: SystemTime) -> State {
+    let conditions = object.pointer("/status/conditions").and_then(Value::as_array);
+    let text =
+        |condition: &Value, field: &str| condition.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let at = |condition: &Value| {
+        let time = text(condition, "lastTransitionTime").parse::<jiff::Timestamp>();
+        time.map_or(created, |time| SystemTime::from(time).max(created))
+    };
+    let conditions = || conditions.into_iter().flatten();
+    let holds = |kind: &str| conditions().find(|c| text(c, "type") == kind && text(c, "status") == "True");
+    if let Some(refusal) = holds("Denied").or_else(|| holds("InvalidRequest")) {
+        return State::Refused(at(refusal));
+    }
+    if let Some(ready) = holds("Ready") {
+        return State::Issued(at(ready));
+    }
+    let failed =
+        conditions().find(|c| text(c, "type") == "Ready" && matches!(text(c, "reason").as_str(), "Failed" | "Denied"));
+    failed.map_or(State::Open, |failed| State::Refused(at(failed)))
+}
+
+/// Why a request goes now; `None`: it stays.
+fn done_with(state: State, superseded: bool, times: Times, now: SystemTime) -> Option<Why> {
+    let past = |since: SystemTime, time: Duration| now.duration_since(since).is_ok_and(|age| age >= time);
+    match state {
+        State::Issued(at) => past(at, times.issued).then_some(Why::Issued),
+        State::Refused(at) => past(at, times.refused).then_some(Why::Refused),
+        State::Open => superseded.then_some(Why::Superseded),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn names_of_others_are_not_ours() {
+        let uid = "0d5f2e0c-9c2f-4a68-9e53-3b0a4f6d7c11";
+        assert_eq!(owner(&format!("etcd-tls-{uid}-peer-0af1")), Some(format!("{uid}-peer")));
+        for name in [
+            "etcd-tls-peer-0af1".to_owned(),
+            format!("etcd-tls-{uid}-peer"),
+            format!("etcd-tls-{uid}-peer-"),
+            format!("etcd-tls-{uid}-root-0af1"),
+            format!("etcd-tls-{uid}-peer-xyz"),
+            format!("etcd-tls-{uid}x-peer-0af1"),
+            format!("x-etcd-tls-{uid}-peer-0af1"),
+            format!("{uid}-peer-0af1"),
+        ] {
+            assert_eq!(owner(&name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_request_goes_when_it_is_done_with() {
+        let at = |seconds: u64| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let seconds = Duration::from_secs;
+        let times = Times { issued: seconds(300), refused: seconds(3600), open: seconds(60) };
+        let of = |conditions: Value| state(&json!({"status": {"conditions": conditions}}), at(1000));
+        let condition = |kind: &str, status: &str, reason: &str| json!({"type": kind, "status": status, "reason": reason, "lastTransitionTime": "1970-01-01T00:20:00Z"});
+        assert_eq!(of(json!([])), State::Open);
+        assert_eq!(state(&json!({}), at(0)), State::Open);
+        assert_eq!(
+            of(json!([condition("Approved", "True", "x"), condition("Ready", "False", "Pending")])),
+            State::Open
+        );
+        assert_eq!(of(json!([condition("Ready", "True", "Issued")])), State::Issued(at(1200)));
+        assert_eq!(of(json!([condition("Denied", "True", "x")])), State::Refused(at(1200)));
+        assert_eq!(of(json!([condition("Ready", "False", "Failed")])), State::Refused(at(1200)));
+        // A time before the request was made is not believed.
+        let early = json!([{"type": "Ready", "status": "True", "lastTransitionTime": "1970-01-01T00:00:01Z"}]);
+        assert_eq!(of(early), State::Issued(at(1000)));
+        for (state, superseded, now, expected) in [
+            (State::Open, false, 1_000_000, None),
+            (State::Open, true, 1001, Some(Why::Superseded)),
+            (State::Issued(at(1000)), true, 1299, None),
+            (State::Issued(at(1000)), false, 1300, Some(Why::Issued)),
+            (State::Refused(at(1000)), false, 4599, None),
+            (State::Refused(at(1000)), false, 4600, Some(Why::Refused)),
+            (State::Issued(at(1000)), false, 0, None),
+        ] {
+            assert_eq!(done_with(state, superseded, times, at(now)), expected, "{state:?} at {now}");
+        }
+    }
+}
