@@ -1,7 +1,8 @@
-//! Two bindings that `approve` keeps, so that labelling is all a user does.
+//! Two kinds of binding that `approve` keeps, so that labelling is all a user does.
 //!
-//! * Who may request: the shipped ClusterRoleBinding `etcd-tls-requesters`. Its subjects are the service accounts of each
-//!   labelled namespace, the service account of each labelled pod elsewhere ([`accounts`]), and the hosts that policy lists.
+//! * Who may request: the ClusterRoleBindings `etcd-tls-requesters`, one shipped and, where there are many, more of bounded
+//!   size ([`spread`]). Their subjects are the service accounts of each labelled namespace, the service account of each labelled
+//!   pod elsewhere ([`accounts`]), and the hosts that policy lists.
 //! * Where `sign` may publish trust: a RoleBinding `etcd-tls-sign` in each opted-in namespace, and in those of the clusters
 //!   that the policy's hosts are of.
 //!
@@ -15,7 +16,7 @@ use std::{
 };
 
 use etcd_tls_contract::{names::SYSTEM_NAMESPACE, policy::Policy};
-use k8s_openapi::api::rbac::v1::{ClusterRoleBinding, RoleBinding, RoleRef, Subject};
+use k8s_openapi::api::rbac::v1::{RoleBinding, RoleRef, Subject};
 use kube::ResourceExt;
 use serde::Deserialize;
 
@@ -25,7 +26,9 @@ pub(super) use self::driver::{BindingArgs, Keeper};
 
 mod accounts;
 mod driver;
+mod notices;
 mod pace;
+mod spread;
 
 /// The shipped ClusterRoleBinding.
 pub const REQUESTERS_BINDING: &str = "etcd-tls-requesters";
@@ -43,7 +46,8 @@ const SERVICE_ACCOUNTS: &str = "system:serviceaccounts:";
 /// What is, as far as it was watched.
 #[derive(Debug, Default)]
 struct Observed {
-    requesters: Option<ClusterRoleBinding>,
+    /// The subjects of the ClusterRoleBindings, by number; `None`: there is none.
+    requesters: Vec<Option<Vec<Subject>>>,
     /// `etcd-tls-sign` by namespace.
     sign: BTreeMap<String, SignBinding>,
 }
@@ -67,8 +71,8 @@ impl SignBinding {
 /// One thing to write.
 #[derive(Clone, Debug, PartialEq)]
 enum Change {
-    /// Give the ClusterRoleBinding these subjects.
-    Requesters(Vec<Subject>),
+    /// Give the ClusterRoleBinding of this number these subjects.
+    Requesters(usize, Vec<Subject>),
     /// Make or mend a namespace's RoleBinding.
     Bind(String),
     /// Remove a namespace's RoleBinding: nobody there is opted in any more.
@@ -79,7 +83,7 @@ impl Change {
     /// The binding that it is of.
     fn binding(&self) -> String {
         match self {
-            Self::Requesters(_) => REQUESTERS_BINDING.to_owned(),
+            Self::Requesters(number, _) => spread::name(*number),
             Self::Bind(namespace) | Self::Unbind(namespace) => format!("{namespace}/{SIGN_BINDING}"),
         }
     }
@@ -88,17 +92,12 @@ impl Change {
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Requesters(subjects) => write!(f, "{REQUESTERS_BINDING}: {} subjects", subjects.len()),
+            Self::Requesters(number, subjects) => write!(f, "{}: {} subjects", spread::name(*number), subjects.len()),
             Self::Bind(namespace) => write!(f, "{namespace}/{SIGN_BINDING}: made or mended"),
             Self::Unbind(namespace) => write!(f, "{namespace}/{SIGN_BINDING}: removed"),
         }
     }
 }
-
-/// Subjects of the ClusterRoleBinding; the admission policy lets no more through.
-const MAX_SUBJECTS: usize = 5000;
-/// Bytes of all subjects as JSON. An API server's etcd takes 1.5 MiB by default.
-const MAX_SUBJECT_BYTES: usize = 1 << 20;
 
 /// The namespace of Kubernetes' own components.
 const KUBE_SYSTEM: &str = "kube-system";
@@ -125,18 +124,9 @@ fn labelled(namespaces: &namespaces::Map) -> BTreeSet<&str> {
     all.map(|(name, _)| name.as_str()).collect()
 }
 
-/// Who may request.
-#[derive(Debug, Default, PartialEq)]
-struct Requesters {
-    /// Groups, users, service accounts; each sorted, so that the same set is the same list.
-    subjects: Vec<Subject>,
-    /// Those for whom the binding has no room.
-    left_out: usize,
-}
-
 /// Who may request: the policy's hosts, the groups of the labelled namespaces' service accounts, then single accounts in
-/// their order, as many as the binding holds.
-fn requesters(labelled: &BTreeSet<&str>, accounts: &[accounts::Name<'_>], policy: &Policy) -> Requesters {
+/// their order.
+fn requesters(labelled: &BTreeSet<&str>, accounts: &[accounts::Name<'_>], policy: &Policy) -> Vec<Subject> {
     let rbac = |kind: &str, name: String| Subject {
         api_group: Some(RBAC.to_owned()),
         kind: kind.to_owned(),
@@ -152,24 +142,12 @@ fn requesters(labelled: &BTreeSet<&str>, accounts: &[accounts::Name<'_>], policy
         name: (*name).to_owned(),
         namespace: Some((*namespace).to_owned()),
     });
-    let mut requesters = Requesters::default();
-    let mut bytes = 0;
-    for subject in hosts.chain(groups).chain(accounts) {
-        // Braces, quotes, keys and the group, which is longer than a namespace's key.
-        bytes += 96 + subject.name.len() + subject.namespace.as_ref().map_or(0, String::len);
-        if requesters.subjects.len() < MAX_SUBJECTS && bytes <= MAX_SUBJECT_BYTES {
-            requesters.subjects.push(subject);
-        } else {
-            requesters.left_out += 1;
-        }
-    }
-    requesters.subjects.sort_by(|a, b| (&a.kind, &a.namespace, &a.name).cmp(&(&b.kind, &b.namespace, &b.name)));
-    requesters
+    hosts.chain(groups).chain(accounts).collect()
 }
 
 /// The service accounts among the subjects of a binding.
-fn accounts_of(binding: &ClusterRoleBinding) -> impl Iterator<Item = accounts::Name<'_>> {
-    let subjects = binding.subjects.iter().flatten().filter(|subject| subject.kind == "ServiceAccount");
+fn accounts_of(subjects: &[Subject]) -> impl Iterator<Item = accounts::Name<'_>> {
+    let subjects = subjects.iter().filter(|subject| subject.kind == "ServiceAccount");
     subjects.filter_map(|subject| Some((subject.namespace.as_deref()?, subject.name.as_str())))
 }
 
@@ -186,15 +164,28 @@ fn sign_subject() -> Subject {
     }
 }
 
-/// The difference between what should be and what is. A RoleBinding of our name with another role is somebody else's
-/// ([`foreign`]): it is left alone.
-fn changes(namespaces: &BTreeSet<String>, requesters: Vec<Subject>, observed: &Observed) -> Vec<Change> {
-    let mut changes = Vec::new();
+/// The difference between what should be and what is. `requesters`: the subjects of each ClusterRoleBinding. A RoleBinding of
+/// our name with another role is somebody else's ([`foreign`]): it is left alone.
+fn changes(namespaces: &BTreeSet<String>, requesters: Vec<Vec<Subject>>, observed: &Observed) -> Vec<Change> {
     // First, since every requester waits for it.
-    let subjects = observed.requesters.as_ref().map(|b| b.subjects.clone().unwrap_or_default());
-    if subjects.as_ref() != Some(&requesters) {
-        changes.push(Change::Requesters(requesters));
-    }
+    let mut changes: Vec<Change> = requesters
+        .into_iter()
+        .enumerate()
+        .filter(|(number, subjects)| match observed.requesters.get(*number).and_then(Option::as_ref) {
+            Some(present) => present != subjects,
+            // The first is shipped; another is made when somebody comes into it.
+            None => *number == 0 || !subjects.is_empty(),
+        })
+        .map(|(number, subjects)| Change::Requesters(number, subjects))
+        .collect();
+    // One that takes subjects in comes before one that only gives them away: who moves keeps the right.
+    changes.sort_by_key(|change| match change {
+        Change::Requesters(number, subjects) => {
+            let present = observed.requesters.get(*number).and_then(Option::as_ref);
+            present.is_some_and(|present| subjects.iter().all(|subject| present.contains(subject)))
+        }
+        Change::Bind(_) | Change::Unbind(_) => true,
+    });
     for namespace in namespaces {
         match observed.sign.get(namespace) {
             Some(binding) if binding.role.is_some() && !binding.is_of(&trust_role()) => {}
@@ -260,8 +251,8 @@ mod tests {
         SignBinding { uid: None, role: Some(trust_role()), for_sign: true }
     }
 
-    fn with_subjects(subjects: Vec<Subject>) -> ClusterRoleBinding {
-        ClusterRoleBinding { subjects: Some(subjects), ..ClusterRoleBinding::default() }
+    fn with_subjects(subjects: Vec<Subject>) -> Vec<Option<Vec<Subject>>> {
+        vec![Some(subjects)]
     }
 
     #[test]
@@ -278,15 +269,15 @@ mod tests {
     }
 
     fn groups(namespaces: &[&str]) -> Vec<Subject> {
-        requesters(&namespaces.iter().copied().collect(), &[], &Policy::default()).subjects
+        requesters(&namespaces.iter().copied().collect(), &[], &Policy::default())
     }
 
-    fn names(requesters: &Requesters) -> Vec<String> {
+    fn names(subjects: &[Subject]) -> Vec<String> {
         let name = |s: &Subject| match &s.namespace {
             Some(namespace) => format!("{} {namespace}/{}", s.kind, s.name),
             None => format!("{} {}", s.kind, s.name),
         };
-        requesters.subjects.iter().map(name).collect()
+        subjects.iter().map(name).collect()
     }
 
     #[test]
@@ -308,32 +299,14 @@ mod tests {
         assert_eq!(
             names(&all),
             [
+                "User system:node:cp",
                 "Group system:serviceaccounts:a",
                 "Group system:serviceaccounts:b",
-                "ServiceAccount by-pod/etcd",
                 "ServiceAccount by-pod/z",
-                "User system:node:cp"
+                "ServiceAccount by-pod/etcd",
             ]
         );
-        let binding = with_subjects(all.subjects);
-        assert_eq!(accounts_of(&binding).collect::<Vec<_>>(), [("by-pod", "etcd"), ("by-pod", "z")]);
-    }
-
-    #[test]
-    fn the_binding_holds_so_many_and_the_first_come_first() {
-        let long = "n".repeat(253);
-        let accounts: Vec<String> = (0..10 * MAX_SUBJECTS).map(|n| format!("a{n}")).collect();
-        let short: Vec<accounts::Name<'_>> = accounts.iter().map(|name| ("ns", name.as_str())).collect();
-        let few = requesters(&BTreeSet::from(["labelled"]), &short, &Policy::default());
-        assert_eq!((few.subjects.len(), few.left_out), (MAX_SUBJECTS, 10 * MAX_SUBJECTS + 1 - MAX_SUBJECTS));
-        assert!(names(&few).contains(&"Group system:serviceaccounts:labelled".to_owned()));
-        assert!(names(&few).contains(&"ServiceAccount ns/a0".to_owned()));
-        let long: Vec<accounts::Name<'_>> = (0..10 * MAX_SUBJECTS).map(|_| ("ns", long.as_str())).collect();
-        let large = requesters(&BTreeSet::new(), &long, &Policy::default());
-        let bytes = serde_json::to_vec(&large.subjects).map_or(0, |json| json.len());
-        assert!((MAX_SUBJECT_BYTES / 2..=MAX_SUBJECT_BYTES).contains(&bytes), "{bytes}");
-        let small = serde_json::to_vec(&few.subjects).map_or(0, |json| json.len());
-        assert!(small <= MAX_SUBJECT_BYTES, "{small}");
+        assert_eq!(accounts_of(&all).collect::<Vec<_>>(), [("by-pod", "z"), ("by-pod", "etcd")]);
     }
 
     #[test]
@@ -341,33 +314,39 @@ mod tests {
         let namespaces = set(&["b", "a"]);
         let wanted = || groups(&["a", "b"]);
         let mut observed = Observed {
-            requesters: Some(with_subjects(wanted())),
+            requesters: with_subjects(wanted()),
             sign: BTreeMap::from([("a".to_owned(), good()), ("b".to_owned(), good())]),
         };
-        assert_eq!(changes(&namespaces, wanted(), &observed), []);
+        assert_eq!(changes(&namespaces, vec![wanted()], &observed), []);
 
         // Drift of each kind.
         observed.sign.remove("a");
-        assert_eq!(changes(&namespaces, wanted(), &observed), [Change::Bind("a".to_owned())]);
+        assert_eq!(changes(&namespaces, vec![wanted()], &observed), [Change::Bind("a".to_owned())]);
         for subjects in [None, Some(vec![]), Some(vec![sign_subject(), sign_subject()])] {
             let binding = RoleBinding { role_ref: trust_role(), subjects, ..RoleBinding::default() };
             observed.sign.extend([lean_binding(&LeanBinding(binding, false))]);
             let binding = observed.sign.remove("").unwrap_or_else(good);
             observed.sign.insert("a".to_owned(), binding);
-            assert_eq!(changes(&namespaces, wanted(), &observed), [Change::Bind("a".to_owned())]);
+            assert_eq!(changes(&namespaces, vec![wanted()], &observed), [Change::Bind("a".to_owned())]);
         }
         observed.sign.insert("a".to_owned(), good());
-        for requesters in [Some(with_subjects(vec![sign_subject()])), None] {
+        for requesters in [with_subjects(vec![sign_subject()]), vec![None]] {
             observed.requesters = requesters;
-            assert_eq!(changes(&namespaces, wanted(), &observed), [Change::Requesters(wanted())]);
+            assert_eq!(changes(&namespaces, vec![wanted()], &observed), [Change::Requesters(0, wanted())]);
         }
+        // Another one is made when somebody comes into it; who moves there has the right all the while.
+        observed.requesters = with_subjects(wanted());
+        assert_eq!(changes(&namespaces, vec![wanted(), vec![]], &observed), []);
+        let moved = vec![groups(&["a"]), groups(&["b"])];
+        let moves = [Change::Requesters(1, groups(&["b"])), Change::Requesters(0, groups(&["a"]))];
+        assert_eq!(changes(&namespaces, moved, &observed), moves);
     }
 
     #[test]
     fn a_binding_of_another_role_is_said_and_left_alone() {
         let other = RoleRef { name: "cluster-admin".to_owned(), ..trust_role() };
         let observed = Observed {
-            requesters: Some(with_subjects(vec![])),
+            requesters: with_subjects(vec![]),
             sign: BTreeMap::from([
                 ("a".to_owned(), SignBinding { role: Some(other), ..good() }),
                 ("large".to_owned(), SignBinding { role: None, for_sign: false, uid: None }),
@@ -377,14 +356,14 @@ mod tests {
         };
         let namespaces = set(&["a", "b", "large"]);
         let wanted = ["b", "large"].map(|namespace| Change::Bind(namespace.to_owned()));
-        assert_eq!(changes(&namespaces, vec![], &observed), wanted, "others go on");
+        assert_eq!(changes(&namespaces, vec![vec![]], &observed), wanted, "others go on");
         assert_eq!(foreign(&namespaces, &observed).map(|(ns, ..)| ns).collect::<Vec<_>>(), ["a"]);
     }
 
     #[test]
     fn trust_is_published_where_nobody_may_ask() {
-        let observed = Observed { requesters: Some(with_subjects(vec![])), sign: BTreeMap::new() };
-        let wanted = changes(&set(&["kube-system"]), vec![], &observed);
+        let observed = Observed { requesters: with_subjects(vec![]), sign: BTreeMap::new() };
+        let wanted = changes(&set(&["kube-system"]), vec![vec![]], &observed);
         assert_eq!(wanted, [Change::Bind("kube-system".to_owned())]);
     }
 
@@ -392,13 +371,14 @@ mod tests {
     fn who_opts_out_loses_the_binding_and_others_keep_theirs() {
         let other = RoleRef { name: "view".to_owned(), ..trust_role() };
         let observed = Observed {
-            requesters: Some(with_subjects(groups(&["a"]))),
+            requesters: with_subjects(groups(&["a"])),
             sign: BTreeMap::from([
                 ("a".to_owned(), good()),
                 ("not-ours".to_owned(), SignBinding { role: Some(other), ..good() }),
                 (SYSTEM_NAMESPACE.to_owned(), good()),
             ]),
         };
-        assert_eq!(changes(&set(&[]), vec![], &observed), [Change::Requesters(vec![]), Change::Unbind("a".to_owned())]);
+        let wanted = [Change::Requesters(0, vec![]), Change::Unbind("a".to_owned())];
+        assert_eq!(changes(&set(&[]), vec![vec![]], &observed), wanted);
     }
 }

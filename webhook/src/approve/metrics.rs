@@ -39,7 +39,7 @@ impl Metrics {
             requesters_left_out: metric(
                 registry,
                 "requesters_left_out",
-                "Subjects for which ClusterRoleBinding etcd-tls-requesters has no room",
+                "Subjects for which the ClusterRoleBindings etcd-tls-requesters have no room",
             ),
         }
     }

@@ -45,7 +45,7 @@ use crate::{
         tasks::Tasks,
     },
 };
-use pace::{Pending, settle};
+use pace::{Cost, Pending, settle};
 use said::Said;
 use step::{STABLE, Standing, UNKNOWN, describe, goes_well};
 
@@ -101,6 +101,7 @@ impl Reconciler {
         let tasks = self.tasks.clone();
         let _secrets = self.secrets.watch_secrets(&self.client, &tasks, &self.system, &self.changed);
         let _config_maps = self.config_maps.watch_config_maps(&self.client, &tasks, &self.changed);
+        let mut cost = Cost::default();
         loop {
             let namespaces = self.namespaces.borrow_and_update().clone();
             let policy = self.policy.borrow_and_update().clone();
@@ -109,7 +110,7 @@ impl Reconciler {
             if let (Some(namespaces), Some(policy)) = (namespaces, policy) {
                 standing = self.round(&namespaces, &policy).await;
             }
-            let took = began.elapsed();
+            cost = cost.after(began.elapsed());
             let rung = async {
                 tokio::select! {
                     () = self.changed.notified() => {}
@@ -117,8 +118,8 @@ impl Reconciler {
                     result = self.policy.changed() => if result.is_err() { std::future::pending::<()>().await },
                 }
             };
-            if timeout(standing.next_round(took), rung).await.is_ok() {
-                sleep(settle(took)).await;
+            if timeout(standing.next_round(cost.0), rung).await.is_ok() {
+                sleep(settle(cost.0)).await;
             }
         }
     }

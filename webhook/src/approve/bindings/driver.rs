@@ -10,9 +10,10 @@ use etcd_tls_contract::{
     duration::parse_duration,
     names::{DYNAMIC, LABEL, MIRROR_ANNOTATION},
 };
+use futures::{FutureExt, StreamExt, future::select_all, stream};
 use k8s_openapi::api::{
-    core::v1::{ObjectReference, Pod},
-    rbac::v1::{ClusterRoleBinding, RoleBinding, RoleRef},
+    core::v1::Pod,
+    rbac::v1::{ClusterRoleBinding, RoleBinding, Subject},
 };
 use kube::{
     Api, Client,
@@ -25,17 +26,21 @@ use tokio::{
 };
 
 use super::{
-    Change, LeanBinding, Observed, RBAC, REQUESTER_ROLE, REQUESTERS_BINDING, SIGN_BINDING, SignBinding, TRUST_ROLE,
-    accounts::{Accounts, MAX_OF_NAMESPACE},
-    accounts_of, changes, foreign, labelled, lean_binding, may_ask, opted_in,
+    Change, LeanBinding, Observed, RBAC, REQUESTER_ROLE, SIGN_BINDING, SignBinding,
+    accounts::Accounts,
+    accounts_of, changes, foreign, labelled, lean_binding, may_ask,
+    notices::{foreign_binding, too_many_accounts},
+    opted_in,
     pace::Paces,
-    requesters, sign_subject, trust_role,
+    requesters, sign_subject,
+    spread::{self, BINDINGS},
+    trust_role,
 };
 use crate::{
     approve::metrics::Metrics,
     controller::{
         client::{RequestError, within},
-        events::{Notice, Recorder},
+        events::Recorder,
         facts::LeanPod,
         listed::{Event, Events, Key, Object, Source, key},
         namespaces, policy,
@@ -44,6 +49,11 @@ use crate::{
 };
 
 const FIELD_MANAGER: &str = "etcd-tls-approve";
+/// RoleBindings that are written at once.
+const AT_ONCE: usize = 8;
+/// How long changes are gathered: as long as it took to mend the last ones, within these bounds.
+const GATHER: Duration = Duration::from_millis(10);
+const LONGEST_GATHER: Duration = Duration::from_secs(1);
 
 /// How long rights last.
 #[derive(clap::Args, Clone, Copy, Debug)]
@@ -89,8 +99,16 @@ struct Term {
     /// The accounts that had the right when the term began are among [`Self::accounts`].
     began: bool,
     sign: Listed<BTreeMap<String, SignBinding>>,
-    requesters: Listed<Option<ClusterRoleBinding>>,
+    /// By number.
+    requesters: Vec<Listed<Option<Vec<Subject>>>>,
     paces: Paces,
+}
+
+/// What came of a change.
+enum Written {
+    Requesters(usize, Vec<Subject>),
+    Bound(String, SignBinding),
+    Unbound(String),
 }
 
 /// A collection that is replaced as a whole by each list.
@@ -98,6 +116,8 @@ struct Term {
 struct Listed<T> {
     current: Option<T>,
     listing: T,
+    /// Whether it was tried and could not be listed.
+    failed: bool,
 }
 
 impl<T: Default> Listed<T> {
@@ -151,17 +171,21 @@ impl Keeper {
         };
         let mut pods = Events::<LeanPod>::new(self.client.clone(), pods);
         let mut sign = Events::<LeanBinding>::new(self.client.clone(), bindings("rolebindings", SIGN_BINDING, 4096));
-        let requesters = bindings("clusterrolebindings", REQUESTERS_BINDING, 4 << 20);
-        let mut requesters = Events::<ClusterRoleBinding>::new(self.client.clone(), requesters);
+        let mut requesters: Vec<Events<ClusterRoleBinding>> = (0..BINDINGS)
+            .map(|number| bindings("clusterrolebindings", &spread::name(number), 4 << 20))
+            .map(|source| Events::new(self.client.clone(), source))
+            .collect();
         let mut term = Term {
             accounts: Accounts::new(self.args.withdraw_after),
             began: false,
             sign: Listed::default(),
-            requesters: Listed::default(),
+            requesters: (0..BINDINGS).map(|_| Listed::default()).collect(),
             paces: Paces::default(),
         };
         let mut next: Option<Instant> = None;
+        let mut took = Duration::ZERO;
         loop {
+            let of_requesters = select_all(requesters.iter_mut().map(|events| events.next().boxed()));
             tokio::select! {
                 event = pods.next() => match event {
                     Ok(event) => term.accounts.take(event, Instant::now(), account),
@@ -175,15 +199,29 @@ impl Keeper {
                     ),
                     Err(error) => tracing::warn!(%error, "cannot watch RoleBindings; trying again"),
                 },
-                event = requesters.next() => match event {
-                    Ok(event) => term.requesters.apply(event, |one, binding| *one = Some(binding), |one, _| *one = None),
-                    Err(error) => tracing::warn!(%error, "cannot watch the ClusterRoleBinding; trying again"),
+                (event, number, _) = of_requesters => match event {
+                    Ok(event) => term.requesters[number].apply(
+                        event,
+                        |one, binding| *one = Some(binding.subjects.unwrap_or_default()),
+                        |one, _| *one = None,
+                    ),
+                    Err(error) => {
+                        term.requesters[number].failed = true;
+                        tracing::warn!(%error, "cannot watch a ClusterRoleBinding; trying again");
+                    }
                 },
                 Ok(()) = self.namespaces.changed() => {}
                 Ok(()) = self.policy.changed() => {}
-                () = async { match next { Some(next) => sleep_until(next).await, None => std::future::pending().await } } => {}
+                () = async { match next { Some(next) => sleep_until(next).await, None => std::future::pending().await } } => {
+                    let began = Instant::now();
+                    next = self.mend(&mut term).await;
+                    took = began.elapsed();
+                    continue;
+                }
             }
-            next = self.mend(&mut term).await;
+            // What happens within a while is mended at once: many namespaces are few writes.
+            let soon = Instant::now() + took.clamp(GATHER, LONGEST_GATHER);
+            next = Some(next.map_or(soon, |next| next.min(soon)));
         }
     }
 
@@ -193,10 +231,19 @@ impl Keeper {
         if !term.accounts.is_complete() {
             return None;
         }
-        let mut observed = Observed { requesters: term.requesters.current.clone()?, sign: term.sign.current.take()? };
+        if term.sign.current.is_none() || term.requesters.iter().any(|one| one.current.is_none() && !one.failed) {
+            return None;
+        }
+        // With the rights of an older installation, the first is the only one.
+        let usable = term.requesters.iter_mut().take_while(|listed| listed.current.is_some());
+        let present: Vec<_> = usable.map(|listed| listed.current.take().flatten()).collect();
+        if present.is_empty() {
+            return None;
+        }
+        let mut observed = Observed { requesters: present, sign: term.sign.current.take().unwrap_or_default() };
         let now = Instant::now();
         if !std::mem::replace(&mut term.began, true) {
-            let had = observed.requesters.iter().flat_map(accounts_of);
+            let had = observed.requesters.iter().flatten().flat_map(|subjects| accounts_of(subjects));
             let had =
                 had.filter(|(namespace, _)| namespaces.get(*namespace).is_some_and(|facts| may_ask(namespace, facts)));
             term.accounts.had_the_right(had, now);
@@ -205,38 +252,60 @@ impl Keeper {
         // A labelled namespace's group holds its accounts.
         let by_pod = |name: &str| namespaces.get(name).is_some_and(|facts| !facts.opted_in && may_ask(name, facts));
         let wanted = requesters(&labelled(&namespaces), &term.accounts.in_turn(by_pod), &policy);
+        let present: Vec<&[Subject]> =
+            observed.requesters.iter().map(|present| present.as_deref().unwrap_or_default()).collect();
+        let wanted = spread::spread(&wanted, &present);
         self.metrics.requesters_left_out(wanted.left_out);
         // A cluster of hosts alone has no pod whose label would say where its trust is published: policy says so.
         let opted_in = opted_in(&namespaces, |name| term.accounts.any_of(name) || policy.has_hosts_in(name));
 
         let mut next = term.accounts.next_end();
         let mut later = |at: Instant| next = Some(next.map_or(at, |next| next.min(at)));
-        for change in changes(&opted_in, wanted.subjects, &observed) {
-            let binding = change.binding();
-            if let Some(at) = term.paces.not_before(&binding, now) {
-                later(at);
-                continue;
+        let mut due = Vec::new();
+        for change in changes(&opted_in, wanted.bindings, &observed) {
+            match term.paces.not_before(&change.binding(), now) {
+                Some(at) => later(at),
+                None => due.push(change),
             }
-            match self.write(&change, &mut observed).await {
-                Ok(()) => {
-                    term.paces.written(&binding, now);
-                    self.metrics.binding_writes.inc();
-                    tracing::info!(%change, "binding written");
+        }
+        let (requesters, others): (Vec<_>, Vec<_>) =
+            due.into_iter().partition(|change| matches!(change, Change::Requesters(..)));
+        // Those who may request one after the other, as they are ordered; the namespaces' own beside each other.
+        for (changes, at_once) in [(requesters, 1), (others, AT_ONCE)] {
+            let uid_of = |change: &Change| match change {
+                Change::Unbind(namespace) => observed.sign.get(namespace).and_then(|binding| binding.uid.clone()),
+                Change::Bind(_) | Change::Requesters(..) => None,
+            };
+            let changes: Vec<_> = changes.into_iter().map(|change| (uid_of(&change), change)).collect();
+            let mut written = stream::iter(changes)
+                .map(|(uid, change)| async move { (self.write(&change, uid).await, change) })
+                .buffered(at_once);
+            while let Some((result, change)) = written.next().await {
+                let binding = change.binding();
+                match result {
+                    Ok(written) => {
+                        observed.take(written);
+                        term.paces.written(&binding, now);
+                        self.metrics.binding_writes.inc();
+                        tracing::info!(%change, "binding written");
+                    }
+                    Err(error) => {
+                        term.paces.failed(&binding, Instant::now());
+                        tracing::warn!(%change, %error, "cannot keep a binding; trying again");
+                    }
                 }
-                Err(error) => {
-                    term.paces.failed(&binding, Instant::now());
-                    tracing::warn!(%change, %error, "cannot keep a binding; trying again");
+                if let Some(at) = term.paces.not_before(&binding, now) {
+                    later(at);
                 }
-            }
-            if let Some(at) = term.paces.not_before(&binding, now) {
-                later(at);
             }
         }
         if let Some(at) = self.tell(term, &opted_in, &observed, by_pod).await {
             later(at);
         }
         term.sign.current = Some(observed.sign);
-        term.requesters.current = Some(observed.requesters);
+        for (listed, present) in term.requesters.iter_mut().zip(observed.requesters) {
+            listed.current = Some(present);
+        }
         next
     }
 
@@ -277,21 +346,23 @@ impl Keeper {
         next
     }
 
-    async fn write(&self, change: &Change, observed: &mut Observed) -> Result<(), RequestError> {
+    /// Writes a change. `uid`: of the binding that goes.
+    async fn write(&self, change: &Change, uid: Option<String>) -> Result<Written, RequestError> {
         // Apply names its object even where it makes it, so that the right to do so is bound to the name.
         let params = PatchParams::apply(FIELD_MANAGER).force();
         match change {
-            Change::Requesters(subjects) => {
+            Change::Requesters(number, subjects) => {
                 let api: Api<ClusterRoleBinding> = Api::all(self.client.clone());
+                let name = spread::name(*number);
                 let binding = json!({
                     "apiVersion": format!("{RBAC}/v1"),
                     "kind": "ClusterRoleBinding",
-                    "metadata": {"name": REQUESTERS_BINDING},
+                    "metadata": {"name": name},
                     "roleRef": {"apiGroup": RBAC, "kind": "ClusterRole", "name": REQUESTER_ROLE},
                     "subjects": subjects,
                 });
-                let written = within(api.patch(REQUESTERS_BINDING, &params, &Patch::Apply(&binding))).await?;
-                observed.requesters = Some(written);
+                let written = within(api.patch(&name, &params, &Patch::Apply(&binding))).await?;
+                Ok(Written::Requesters(*number, written.subjects.unwrap_or_default()))
             }
             Change::Bind(namespace) => {
                 let api: Api<RoleBinding> = Api::namespaced(self.client.clone(), namespace);
@@ -303,11 +374,10 @@ impl Keeper {
                     "subjects": [sign_subject()],
                 });
                 let written = within(api.patch(SIGN_BINDING, &params, &Patch::Apply(&binding))).await?;
-                observed.sign.extend([lean_binding(&written.into())]);
+                Ok(Written::Bound(namespace.clone(), lean_binding(&written.into()).1))
             }
             Change::Unbind(namespace) => {
                 let api: Api<RoleBinding> = Api::namespaced(self.client.clone(), namespace);
-                let uid = observed.sign.get(namespace).and_then(|binding| binding.uid.clone());
                 let params = DeleteParams {
                     preconditions: Some(Preconditions { uid, resource_version: None }),
                     ..DeleteParams::default()
@@ -317,10 +387,23 @@ impl Keeper {
                     Err(error) if error.is_not_found() => {}
                     Err(error) => return Err(error),
                 }
-                observed.sign.remove(namespace);
+                Ok(Written::Unbound(namespace.clone()))
             }
         }
-        Ok(())
+    }
+}
+
+impl Observed {
+    fn take(&mut self, written: Written) {
+        match written {
+            Written::Requesters(number, subjects) => {
+                if let Some(present) = self.requesters.get_mut(number) {
+                    *present = Some(subjects);
+                }
+            }
+            Written::Bound(namespace, binding) => drop(self.sign.insert(namespace, binding)),
+            Written::Unbound(namespace) => drop(self.sign.remove(&namespace)),
+        }
     }
 }
 
@@ -335,40 +418,4 @@ fn account(pod: LeanPod) -> (Key, Option<Box<str>>) {
         key(metadata.namespace.as_deref(), metadata.name.as_deref()),
         name.filter(|_| !mirror && !finished).map(Into::into),
     )
-}
-
-fn foreign_binding(namespace: &str, binding: &SignBinding, role: &RoleRef) -> Notice {
-    Notice {
-        regarding: ObjectReference {
-            api_version: Some(format!("{RBAC}/v1")),
-            kind: Some("RoleBinding".to_owned()),
-            namespace: Some(namespace.to_owned()),
-            name: Some(SIGN_BINDING.to_owned()),
-            uid: binding.uid.clone(),
-            ..ObjectReference::default()
-        },
-        reason: "ForeignBinding",
-        note: format!(
-            "RoleBinding {SIGN_BINDING} binds {} {}, not ClusterRole {TRUST_ROLE}: the trust of this namespace's clusters cannot be \
-             published. Delete it: kubectl -n {namespace} delete rolebinding {SIGN_BINDING}",
-            role.kind, role.name
-        ),
-    }
-}
-
-fn too_many_accounts(namespace: &str, name: &str, without: usize) -> Notice {
-    Notice {
-        regarding: ObjectReference {
-            api_version: Some("v1".to_owned()),
-            kind: Some("ServiceAccount".to_owned()),
-            namespace: Some(namespace.to_owned()),
-            name: Some(name.to_owned()),
-            ..ObjectReference::default()
-        },
-        reason: "TooManyAccounts",
-        note: format!(
-            "{without} service accounts of this namespace have a labelled pod and may not request certificates: {MAX_OF_NAMESPACE} \
-             may, until ten minutes after their last pods. Use fewer service accounts, or label the namespace {LABEL}={DYNAMIC}"
-        ),
-    }
 }

@@ -8,6 +8,8 @@ use tokio::time::{Duration, Instant};
 const BURST: u32 = 10;
 /// After the burst, one write in this time.
 const REFILL: Duration = Duration::from_secs(5);
+/// Paces that are kept without a look at which are needed.
+const FEW: usize = 64;
 /// The wait after a first failure.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 /// The longest wait after failures.
@@ -15,7 +17,7 @@ const MAX_WAIT: Duration = Duration::from_secs(30);
 
 /// The pace of each binding, by a name for it. One that is written rarely and without failure takes no room.
 #[derive(Debug, Default)]
-pub(super) struct Paces(BTreeMap<String, Pace>);
+pub(super) struct Paces(BTreeMap<String, Pace>, usize);
 
 #[derive(Debug)]
 struct Pace {
@@ -48,9 +50,13 @@ impl Paces {
         (pace.wait, pace.not_before) = (Some(wait), now + wait);
     }
 
-    /// Forgets each that could be written at once and has not failed of late.
-    pub(super) fn prune(&mut self, now: Instant) {
+    /// Forgets each that could be written at once and has not failed of late; not at every call, since they may be many.
+    fn prune(&mut self, now: Instant) {
+        if self.0.len() < self.1 {
+            return;
+        }
         self.0.retain(|_, pace| pace.whole_at > now || pace.wait.is_some_and(|wait| pace.not_before + wait * 2 > now));
+        self.1 = (self.0.len() * 2).max(FEW);
     }
 
     fn of(&mut self, name: &str, now: Instant) -> &mut Pace {

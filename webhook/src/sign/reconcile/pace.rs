@@ -30,6 +30,23 @@ impl Pending {
     }
 }
 
+/// What a round takes where nothing has to be waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Cost(pub(super) Duration);
+
+impl Default for Cost {
+    fn default() -> Self {
+        Self(SETTLE)
+    }
+}
+
+impl Cost {
+    /// After one more round: a single one that waited for the API server counts little.
+    pub(super) fn after(self, took: Duration) -> Self {
+        Self(took.min(self.0 * 2).max(SETTLE / 10))
+    }
+}
+
 /// How long to gather changes, after a round that took so long.
 pub(super) fn settle(took: Duration) -> Duration {
     took.clamp(SETTLE, LONGEST_SETTLE)
@@ -49,5 +66,15 @@ mod tests {
             assert_eq!(Pending::Nothing.next_round(took), Duration::from_millis(idle), "{took:?}");
             assert!((SETTLE..=LONGEST_SETTLE).contains(&settle(took)));
         }
+    }
+
+    #[test]
+    fn one_slow_answer_makes_no_long_rest() {
+        let fast = Duration::from_millis(1);
+        let cost = Cost::default().after(fast).after(Duration::from_secs(15));
+        assert_eq!(Pending::Nothing.next_round(cost.0), EVERY);
+        let slow = (0..10).fold(cost, |cost, _| cost.after(Duration::from_millis(500)));
+        assert_eq!(slow, Cost(Duration::from_millis(500)), "rounds that are slow again and again");
+        assert_eq!(slow.after(fast), Cost(fast));
     }
 }
