@@ -3,7 +3,10 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant, SystemTime},
 };
 
@@ -85,20 +88,24 @@ pub(crate) async fn accounts(api: &ApiServer, namespace: &str) {
 pub(crate) async fn askers(api: &ApiServer, namespace: &str, from: u32, count: u32) -> Vec<Asker> {
     stream::iter(from..from + count)
         .map(|n| async move {
-            let (name, account) = (format!("etcd-{n}"), format!("account-{}", n % ACCOUNTS));
-            let manifest = json!({
-                "metadata": {"name": name},
-                "spec": {"serviceAccountName": account, "containers": [{"name": "etcd", "image": "etcd", "command": ["etcd"]}]},
-            });
-            api.pod(namespace, manifest).await.unwrap_or_else(|e| panic!("create {namespace}/{name}: {e}"));
-            let [_, a, b, c] = n.to_be_bytes();
-            let pod = api.set_pod_ips(namespace, &name, &[IpAddr::from([10, a, b, c])]).await;
-            let token = api.token(namespace, &account, Some(&pod)).await.into();
-            Asker { pod, token }
+            asker(api, namespace, &format!("etcd-{n}"), &format!("account-{}", n % ACCOUNTS), n).await
         })
         .buffer_unordered(MAKERS)
         .collect()
         .await
+}
+
+/// Makes a pod that can ask, of a service account, with an address of this number.
+pub(crate) async fn asker(api: &ApiServer, namespace: &str, name: &str, account: &str, address: u32) -> Asker {
+    let manifest = json!({
+        "metadata": {"name": name},
+        "spec": {"serviceAccountName": account, "containers": [{"name": "etcd", "image": "etcd", "command": ["etcd"]}]},
+    });
+    api.pod(namespace, manifest).await.unwrap_or_else(|e| panic!("create {namespace}/{name}: {e}"));
+    let [_, a, b, c] = address.to_be_bytes();
+    let pod = api.set_pod_ips(namespace, name, &[IpAddr::from([10, a, b, c])]).await;
+    let token = api.token(namespace, account, Some(&pod)).await.into();
+    Asker { pod, token }
 }
 
 impl Asker {
@@ -326,5 +333,22 @@ impl ByHand {
         let all = wires.iter_mut().take(count).enumerate().map(|(n, wire)| self.cycle(wire, n));
         let cycles = join_all(all).await.into_iter().collect::<Result<Vec<f64>, String>>()?;
         Ok(cycles.len() as f64 / began.elapsed().as_secs_f64())
+    }
+
+    /// All cycles, as many at once as there are wires; cycles a second.
+    pub(crate) async fn rate_shared(&self, wires: &mut [Wire]) -> Result<f64, String> {
+        let began = Instant::now();
+        let next = AtomicUsize::new(0);
+        let workers = wires.iter_mut().map(|wire| async {
+            loop {
+                let n = next.fetch_add(1, Ordering::Relaxed);
+                if n >= self.creates.len() {
+                    return Ok::<_, String>(());
+                }
+                self.cycle(wire, n).await?;
+            }
+        });
+        join_all(workers).await.into_iter().collect::<Result<Vec<()>, String>>()?;
+        Ok(self.creates.len() as f64 / began.elapsed().as_secs_f64())
     }
 }

@@ -12,6 +12,7 @@ mod asks;
 mod load;
 mod report;
 mod rotation;
+mod scale;
 mod sidecar;
 mod signing;
 mod size;
@@ -27,10 +28,11 @@ use report::Report;
 type Measure = for<'a> fn(&'a mut Report) -> LocalBoxFuture<'a, Result<(), String>>;
 
 /// What there is to measure, in the order of the report.
-const SECTIONS: [(&str, Measure); 6] = [
+const SECTIONS: [(&str, Measure); 7] = [
     ("admission", |report| admission::measure(report).boxed_local()),
     ("sidecar", |report| sidecar::measure(report).boxed_local()),
     ("signing", |report| signing::measure(report).boxed_local()),
+    ("scale", |report| scale::measure(report).boxed_local()),
     ("standalone", |report| standalone::measure(report).boxed_local()),
     ("rotation", |report| rotation::measure(report).boxed_local()),
     ("size", |report| async { size::measure(report) }.boxed_local()),
