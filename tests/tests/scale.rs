@@ -4,28 +4,47 @@
 #[path = "approve/lab.rs"]
 #[allow(dead_code, reason = "the approver's tests use the rest")]
 mod lab;
+#[path = "approve/proxy.rs"]
+#[allow(dead_code, reason = "the approver's tests use the rest")]
+mod proxy;
 #[path = "sign/signer.rs"]
 #[allow(dead_code, reason = "the signer's tests use the rest")]
 mod signer;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     net::{IpAddr, Ipv4Addr},
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
 use etcd_tls_contract::{names, role::Role};
 use futures::{StreamExt, stream};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::{
+    certificates::v1::CertificateSigningRequest as Csr,
+    core::v1::{Pod, Secret},
+};
+use kube::{
+    Api, Resource,
+    runtime::{WatchStreamExt, watcher},
+};
 use lab::{LIMIT, Lab};
-use signer::{issue, member, sign, trust};
+use proxy::Proxy;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use signer::{issue, member, sign, sign_at, trust, write_trust};
 use tests::{eventually, process::Process};
+use tokio::time::sleep;
 
 /// Namespaces at first, and those that come then; three members in each.
 const FEW: u16 = 15;
 const MORE: u16 = 85;
 const MEMBERS: u16 = 3;
+/// Namespaces of which two signers make one truth.
+const PAIRS: u16 = 5;
+/// How long nothing is written when nothing happens.
+const IDLE: Duration = Duration::from_secs(10);
 /// Calls of the harness at once.
 const AT_ONCE: usize = 12;
 /// Watches that `approve` or `sign` may hold.
@@ -82,6 +101,17 @@ async fn watches(lab: &Lab) -> BTreeMap<String, f64> {
 async fn turned_away(lab: &Lab) -> f64 {
     let all = figures(lab, "apiserver_request_total").await;
     all.iter().filter(|(labels, _)| labels.contains("code=\"429\"")).map(|(_, count)| count).sum()
+}
+
+/// Writes of all, but those of Leases and dry runs.
+async fn writes(lab: &Lab) -> BTreeMap<String, f64> {
+    let mut all = figures(lab, "apiserver_request_total").await;
+    all.retain(|labels, _| {
+        let is = |label: &str| labels.contains(label);
+        let writes = ["POST", "PUT", "PATCH", "APPLY", "DELETE"].iter().any(|verb| is(&format!("verb=\"{verb}\"")));
+        writes && is("dry_run=\"\"") && !is("resource=\"leases\"")
+    });
+    all
 }
 
 /// Sockets that a process has open.
@@ -145,4 +175,119 @@ async fn many_namespaces_cost_no_more_watches_than_few() {
     assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
     assert_eq!(turned_away(&lab).await, before, "calls were turned away");
     assert!(sockets(&signer) <= WATCHES + CONNECTIONS, "{} sockets", sockets(&signer));
+
+    // When nothing happens, nothing is written.
+    eventually("the last writes", LIMIT, || async {
+        let before = writes(&lab).await;
+        sleep(IDLE).await;
+        let after = writes(&lab).await;
+        if before == after { Ok(()) } else { Err(format!("{before:#?} {after:#?}")) }
+    })
+    .await;
+}
+
+/// The certificates of each request and the CAs of each Secret that there ever were, by what they are of.
+#[derive(Default)]
+struct Truths {
+    certificates: BTreeMap<String, BTreeSet<Vec<u8>>>,
+    authorities: BTreeMap<String, BTreeSet<Vec<u8>>>,
+}
+
+impl Truths {
+    fn of_request(&mut self, csr: Csr) {
+        if let Some(certificate) = csr.status.and_then(|status| status.certificate) {
+            self.certificates.entry(csr.metadata.uid.unwrap_or_default()).or_default().insert(certificate.0);
+        }
+    }
+
+    fn of_secret(&mut self, secret: Secret) {
+        let data = secret.data.unwrap_or_default();
+        for key in ["tls.crt", "next.crt"] {
+            if let Some(pem) = data.get(key) {
+                let of = format!("{}: {key}", secret.metadata.name.as_deref().unwrap_or_default());
+                self.authorities.entry(of).or_default().insert(pem.0.clone());
+            }
+        }
+    }
+}
+
+/// Sees every object that there is from now on, and each change, until it is dropped.
+fn seen<K>(api: Api<K>, mut see: impl FnMut(K) + Send + 'static) -> AbortOnDrop
+where
+    K: Resource + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
+{
+    AbortOnDrop(tokio::spawn(async move {
+        let mut objects = Box::pin(watcher(api, watcher::Config::default()).default_backoff().applied_objects());
+        while let Some(object) = objects.next().await {
+            match object {
+                Ok(object) => see(object),
+                Err(error) => println!("watched on after {error}"),
+            }
+        }
+    }))
+}
+
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// A Lease keeps two signers from working, not what they write from being one truth.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_signers_that_both_lead_make_one_truth() {
+    let Some(lab) = Lab::new().await else { return };
+    let _approver = lab.approver("approve-a", &[]);
+    let token = lab.api.token(names::SYSTEM_NAMESPACE, "etcd-tls-sign", None).await;
+    let rights = lab.api.client_with_token(&token).await;
+    let proxy = Proxy::with_own_lease(rights, lab.api.client.clone(), "etcd-tls-sign").await;
+    let first = sign(&lab, "sign-a", &[]).await;
+    let second = sign_at(&lab, "sign-b", &proxy.url, &[]).await;
+    eventually("two leaders", LIMIT, || async {
+        let leads = |process: &Process| process.log().contains("leading");
+        if leads(&first) && leads(&second) { Ok(()) } else { Err(second.log_end()) }
+    })
+    .await;
+
+    let truths = Arc::new(Mutex::new(Truths::default()));
+    let noted = Arc::clone(&truths);
+    let _requests = seen(Api::<Csr>::all(lab.api.client.clone()), move |csr| {
+        noted.lock().expect("not poisoned").of_request(csr);
+    });
+    let (noted, secrets) = (Arc::clone(&truths), Api::namespaced(lab.api.client.clone(), names::SYSTEM_NAMESPACE));
+    let _secrets = seen::<Secret>(secrets, move |secret| noted.lock().expect("not poisoned").of_secret(secret));
+    tenants(&lab, 0..PAIRS).await;
+    // Both begin a rollover, of each peer authority.
+    for n in 0..PAIRS {
+        trust(&lab, &namespace(n), names::DEFAULT_CLUSTER).await;
+        let request = json!({"metadata": {"annotations": {"etcd-tls.dev/rollover-peer-request": "start one"}}});
+        write_trust(&lab, &namespace(n), names::DEFAULT_CLUSTER, request).await;
+    }
+    for n in 0..PAIRS {
+        eventually("both CAs in the bundle", LIMIT, || async {
+            let [peer, ..] = trust(&lab, &namespace(n), names::DEFAULT_CLUSTER).await;
+            if peer.certificates().len() == 2 { Ok(()) } else { Err(peer.certificates().len()) }
+        })
+        .await;
+        let pod: Pod = Api::namespaced(lab.api.client.clone(), &namespace(n)).get("etcd-0").await.expect("a pod");
+        let (_, chain) = issue(&lab, &pod, Role::Peer, None).await;
+        let [peer, ..] = trust(&lab, &namespace(n), names::DEFAULT_CLUSTER).await;
+        assert!(peer.contains_issuer_of(&chain));
+    }
+
+    let worked = |process: &Process| {
+        let log = process.log();
+        log.matches(": issued").count() + log.matches("changed since it was looked at").count()
+    };
+    println!("requests that each signer worked on: {}, {}", worked(&first), worked(&second));
+    assert!(worked(&first) > 0 && worked(&second) > 0, "both work: {}", second.log_end());
+    let truths = truths.lock().expect("not poisoned");
+    assert!(truths.certificates.len() >= usize::from(PAIRS * MEMBERS), "{}", truths.certificates.len());
+    for (of, all) in truths.certificates.iter().chain(&truths.authorities) {
+        assert_eq!(all.len(), 1, "{} truths of {of}", all.len());
+    }
+    let next = truths.authorities.keys().filter(|of| of.ends_with("next.crt")).count();
+    assert_eq!(next, usize::from(PAIRS), "a next CA of each");
 }

@@ -30,8 +30,15 @@ use crate::lab::{Asking, LIMIT, Lab};
 
 /// Starts a signer with the rights of its service account and no others.
 pub async fn sign(lab: &Lab, identity: &str, arguments: &[&str]) -> Process {
+    sign_at(lab, identity, &lab.api.url, arguments).await
+}
+
+/// A signer whose API server is at `url`.
+pub async fn sign_at(lab: &Lab, identity: &str, url: &str, arguments: &[&str]) -> Process {
     let token = lab.api.token(SYSTEM_NAMESPACE, "etcd-tls-sign", None).await;
     let kubeconfig = lab.api.token_kubeconfig(identity, &token);
+    let text = std::fs::read_to_string(&kubeconfig).expect("read a kubeconfig").replace(&lab.api.url, url);
+    std::fs::write(&kubeconfig, text).expect("write a kubeconfig");
     let admin = format!("127.0.0.1:{}", ports::loopback());
     let mut command = Command::new(binary("etcd-tls-webhook"));
     command.arg("sign").args(["--identity", identity, "--admin-address", &admin]).args(arguments);
