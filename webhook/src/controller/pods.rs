@@ -28,6 +28,10 @@ use super::{
     tasks::Tasks,
 };
 
+use packed::Packed;
+
+mod packed;
+
 /// Bytes of one pod's labels, annotations and names that are read.
 const READ: usize = 32 * 1024;
 /// Bytes of one pod's facts that are kept.
@@ -61,7 +65,7 @@ struct Seen {
     /// `status.hostIPs`: its node's.
     node_ips: Box<[IpAddr]>,
     /// `None`: to be read when it matters.
-    facts: Option<Arc<PodFacts>>,
+    facts: Option<Packed>,
 }
 
 #[derive(Debug, Default)]
@@ -227,7 +231,7 @@ impl State {
         }
         match self.pods.get(&bound.namespace, &bound.pod) {
             None => Some(Found::Gone),
-            Some(Seen { facts, .. }) => facts.clone().map(Found::There),
+            Some(Seen { facts, .. }) => facts.as_ref()?.facts().map(|facts| Found::There(Arc::new(facts))),
         }
     }
 
@@ -286,7 +290,7 @@ impl State {
 
 impl Seen {
     fn size(&self) -> usize {
-        self.facts.as_deref().map_or(0, size)
+        self.facts.as_ref().map_or(0, Packed::size)
     }
 
     fn live_node_ips(&self) -> impl Iterator<Item = (&IpAddr, &Box<str>)> {
@@ -310,8 +314,7 @@ fn seen(pod: &LeanPod, room: usize) -> Seen {
     let containers: Vec<&str> = facts.containers.iter().map(String::as_str).collect();
     // Its namespace may opt in at any time.
     let may_ask = opted_in(true, &facts.labels, &facts.annotations, &containers);
-    let bytes = size(&facts);
-    let kept = may_ask && !pod.is_cut() && bytes <= KEPT.min(room);
+    let kept = may_ask && !pod.is_cut();
     Seen {
         uid: facts.uid.as_str().into(),
         node: facts.node.as_str().into(),
@@ -320,19 +323,8 @@ fn seen(pod: &LeanPod, room: usize) -> Seen {
         deleting: facts.deleting,
         ips: facts.ips.iter().copied().take(MAX_CLAIMS).collect(),
         node_ips: if facts.node.is_empty() { Box::default() } else { node_ips(pod) },
-        facts: kept.then(|| Arc::new(facts)),
+        facts: if kept { Packed::of(facts).filter(|packed| packed.size() <= KEPT.min(room)) } else { None },
     }
-}
-
-/// The memory that facts take, about.
-fn size(facts: &PodFacts) -> usize {
-    let text = |text: &String| 48 + text.len();
-    let pairs =
-        |map: &BTreeMap<String, String>| -> usize { map.iter().map(|(key, value)| text(key) + text(value)).sum() };
-    512 + pairs(&facts.labels)
-        + pairs(&facts.annotations)
-        + facts.containers.iter().map(text).sum::<usize>()
-        + facts.ips.len() * size_of::<IpAddr>()
 }
 
 #[cfg(test)]

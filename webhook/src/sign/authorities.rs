@@ -37,8 +37,8 @@ use tokio::{
 };
 
 use super::authorities::{
-    quota::{Entry, Held, Quota, QuotaError, Ready},
-    state::{Stored, common_name, secret_name},
+    quota::{Entry, Held, Quota, QuotaError, Ready, SecretMetadata},
+    state::{StateError, Stored, common_name, secret_name},
 };
 use crate::{
     ca::authority::Authority,
@@ -335,7 +335,8 @@ impl Authorities {
             Ok(made) => {
                 tracing::info!(authority = %name, secret, generation = stored.active.generation(), "made a CA");
                 self.changed.notify_one();
-                Ok(Ready { stored, secret: lean(made.metadata), type_: made.type_ })
+                let secret = SecretMetadata::of(made.metadata).map_err(|e| Unavailable::Unusable(e.to_string()))?;
+                Ok(Ready { stored, secret, type_: made.type_ })
             }
             Err(error) if error.code() == Some(409) => {
                 let found = within(self.secrets().get(secret)).await?;
@@ -350,16 +351,19 @@ impl Authorities {
         let Held::Ready(ready) = &*held else {
             return Err(Unavailable::NotYet(format!("authority {name} is not loaded yet")));
         };
-        let secret = ready.secret.name.clone().unwrap_or_default();
+        let metadata = ready.secret.object().map_err(|e| Unavailable::Unusable(e.to_string()))?;
+        let secret = metadata.name.clone().unwrap_or_default();
         let object = Secret {
-            metadata: ready.secret.clone(),
+            metadata,
             type_: ready.type_.clone(),
             data: Some(stored.data().map_err(|e| Unavailable::Unusable(e.to_string()))?),
             ..Secret::default()
         };
         match within(self.secrets().replace(&secret, &PostParams::default(), &object)).await {
             Ok(written) => {
-                *held = Held::Ready(Box::new(Ready { stored, secret: lean(written.metadata), type_: written.type_ }));
+                *held = Held::Unknown;
+                let secret = SecretMetadata::of(written.metadata).map_err(|e| Unavailable::Unusable(e.to_string()))?;
+                *held = Held::Ready(Box::new(Ready { stored, secret, type_: written.type_ }));
                 Ok(())
             }
             Err(error) => {
@@ -460,14 +464,10 @@ impl Authorities {
     }
 }
 
-fn read(secret: &Secret, now: SystemTime) -> Result<Ready, super::authorities::state::StateError> {
+fn read(secret: &Secret, now: SystemTime) -> Result<Ready, StateError> {
     let stored = Stored::read(secret.data.as_ref().unwrap_or(&BTreeMap::new()), now)?;
-    Ok(Ready { stored, secret: lean(secret.metadata.clone()), type_: secret.type_.clone() })
-}
-
-/// Without who wrote which field, which is most of the metadata: the API server keeps it when it is not sent.
-fn lean(metadata: ObjectMeta) -> ObjectMeta {
-    ObjectMeta { managed_fields: None, ..metadata }
+    let metadata = SecretMetadata::of(secret.metadata.clone()).map_err(|e| StateError::State(e.to_string()))?;
+    Ok(Ready { stored, secret: metadata, type_: secret.type_.clone() })
 }
 
 /// A CA of our own making.

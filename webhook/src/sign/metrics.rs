@@ -173,7 +173,12 @@ impl Metrics {
                 domain: name.domain.as_str(),
                 phase,
             };
-            self.phase.get_or_create(&labels).set(i64::from(phase == report.phase));
+            // Of the others there are no rows: they would be most of what `sign` shows, and holds, for an authority.
+            if phase == report.phase {
+                self.phase.get_or_create(&labels).set(1);
+            } else {
+                self.phase.remove(&labels);
+            }
         }
         let labels = of(name);
         self.waiting.get_or_create(&labels).set(i64::try_from(waiting).unwrap_or(i64::MAX));
