@@ -237,7 +237,7 @@ impl Random {
     fn plain(&mut self) -> Case {
         let mut lines = vec!["set -e".to_owned()];
         for _ in 0..self.below(4) {
-            let line = match self.below(9) {
+            let line = match self.below(15) {
                 0 => "IP=$(hostname -i)".to_owned(),
                 1 => "PEERS=\"\"\nfor i in $(seq 0 2); do\n  PEERS=\"${PEERS}${PEERS:+,}etcd-${i}=https://etcd-${i}.etcd:2380\"\ndone".to_owned(),
                 2 => "if [ -d /nope ]; then STATE=existing; else STATE=new; fi".to_owned(),
@@ -245,6 +245,12 @@ impl Random {
                 4 => "mkdir -p ./data && chmod 700 ./data".to_owned(),
                 5 => "echo \"starting ${HOSTNAME}\"".to_owned(),
                 6 => "export ETCD_NAME=\"${HOSTNAME}\"".to_owned(),
+                8 => "for f in cert-file=/x name=a; do LOOP=\"$LOOP --$f\"; done".to_owned(),
+                9 => format!("LIST=({})\nif [ -d / ]; then LIST+=({}); fi", self.flags(), self.flag()),
+                10 => format!("flags() {{\n  local flag=\"{}\"\n  echo \"$flag\"\n}}", self.flag()),
+                11 => "function start { exec etcd --name=a \"$@\"; }\nSTART=start".to_owned(),
+                12 => "cleanup() { kill -TERM $PID; }\ntrap cleanup TERM INT".to_owned(),
+                13 => format!("FLAGS=\"{}\"\neval \"FLAGS='$FLAGS'\"", self.flags()),
                 7 => "log() { echo \"$(date) $*\"; }\nlog starting".to_owned(),
                 _ => "until true; do sleep 1; done".to_owned(),
             };
@@ -252,17 +258,23 @@ impl Random {
         }
         let mut etcd = "exec etcd --data-dir=/var/lib/etcd".to_owned();
         let all = lines.join("\n");
+        if all.contains("START=") {
+            etcd = "start --data-dir=/var/lib/etcd".to_owned();
+        }
         for (word, argument) in [
             ("IP=", " --listen-client-urls=https://${IP}:2379"),
             ("PEERS=", " \\\n  --initial-cluster ${PEERS}"),
             ("STATE=", " --initial-cluster-state $STATE"),
             ("FLAGS=", " $FLAGS"),
+            ("LOOP=", " $LOOP"),
+            ("LIST=", " \"${LIST[@]}\""),
+            ("flags()", " $(flags)"),
         ] {
             etcd.push_str(if all.contains(word) { argument } else { "" });
         }
         lines.push(etcd);
         Case {
-            command: vec!["sh".to_owned(), "-c".to_owned(), lines.join("\n")],
+            command: vec!["bash".to_owned(), "-c".to_owned(), lines.join("\n")],
             args: Vec::new(),
             environment: "/data".to_owned(),
         }

@@ -55,6 +55,12 @@ impl<'a> Work<'a> {
     fn check_unseen(&mut self, target: &Target<'a>) {
         let Target { container, options, .. } = target;
         let name = container.name;
+        if let Some(what) = &options.idle {
+            self.warnings.push(format!(
+                "container {name}: {what}, by which no etcd starts; if another container runs it, name that one in \
+                 etcd-tls.dev/containers"
+            ));
+        }
         if !container.list("envFrom").is_empty() {
             self.warnings.push(format!(
                 "container {name}: envFrom may set ETCD_ variables, which admission cannot see; see that none says http:// or \

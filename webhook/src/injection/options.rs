@@ -43,6 +43,8 @@ pub(super) struct Options {
     pub(super) entrypoint: bool,
     /// An image whose scripts give etcdctl its certificates by flag.
     pub(super) own_client_flags: bool,
+    /// Where and what it runs, which is all known and no etcd.
+    pub(super) idle: Option<String>,
     /// Why the flags of etcd cannot be told.
     pub(super) untold: Option<Doubt>,
     /// Why the flags of etcdctl cannot be told.
@@ -111,7 +113,7 @@ impl Options {
             image || (options.entrypoint && name.split('/').any(|part| part.starts_with("bitnami")));
         if !options.runs_etcd() && !options.entrypoint && options.untold.is_none() {
             let line: String = line.join(" ").chars().take(80).collect();
-            options.untold = Some(Doubt { why: format!("runs {line:?}, in which etcd is not named"), place: place(0) });
+            options.idle = Some(format!("{} runs {line:?}", place(0)));
         }
         options.variables = environment.by_name.iter().map(|(name, text)| (name.clone(), Setting::of(text))).collect();
         options

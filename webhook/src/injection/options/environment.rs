@@ -12,7 +12,7 @@ use crate::injection::view::Container;
 pub(super) struct Environment {
     pub(super) by_name: HashMap<String, Text>,
     /// Whether `envFrom` brings others, of which nothing is known.
-    from_elsewhere: bool,
+    pub(super) from_elsewhere: bool,
     /// How much more text is put together, in bytes; 0: it was too much.
     pub(super) left: usize,
 }

@@ -265,7 +265,7 @@ pub(super) fn output(words: &[Text]) -> Text {
     let arguments: Vec<&str> = words.iter().skip(1).map(|word| word.as_str().unwrap_or("$")).collect();
     let name = words.first().and_then(Text::as_str).map(system).unwrap_or_default();
     let kind = match (name, arguments.as_slice()) {
-        ("echo", [first, ..]) if !first.starts_with('-') => {
+        ("echo", [first, ..]) if !first.strip_prefix('-').is_some_and(|o| o.chars().all(|c| "neE".contains(c))) => {
             let mut text = Text::default();
             for (index, word) in words[1..].iter().enumerate() {
                 text.push_str(if index > 0 { " " } else { "" });

@@ -7,6 +7,7 @@
 use std::{
     cell::Cell,
     collections::{BTreeMap, BTreeSet},
+    rc::Rc,
 };
 
 use super::{
@@ -17,12 +18,16 @@ use super::{
 };
 
 mod commands;
+mod grammar;
+mod lists;
 mod words;
 
 /// How deep scripts, lists and words are nested.
 const MAX_DEPTH: usize = 40;
 /// How many texts a variable or a word is told apart.
 const MAX_TEXTS: usize = 64;
+/// How many turns of a loop over known words are told apart.
+const MAX_TURNS: usize = 16;
 /// The first of the characters that stand for holes in a script.
 const HOLES: u32 = 0xF0000;
 
@@ -43,9 +48,9 @@ pub(in crate::injection) struct Doubt {
 pub(super) type Followed<T = ()> = Result<T, Doubt>;
 
 /// A text that is being followed.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Script {
-    chars: Vec<char>,
+    chars: Rc<[char]>,
     at: usize,
     holes: Vec<Text>,
     place: String,
@@ -61,22 +66,30 @@ pub(super) struct Shell<'e> {
     script: Script,
     /// What the script makes of variables: each of the texts that one can have; `None` is unset.
     variables: BTreeMap<String, Vec<Option<Text>>>,
+    /// Arrays, and by the name `@` the words behind the script: each of the lists that one can be; none: not known any more.
+    lists: BTreeMap<String, Vec<Vec<Text>>>,
     exported: BTreeSet<String>,
-    /// Assigned in a function, which may be called at any time.
+    /// Assigned or exported in a way that cannot be told.
     tainted: BTreeSet<String>,
-    functions: BTreeSet<String>,
-    /// The words behind the script; `None`: not known any more.
-    arguments: Option<Vec<Text>>,
+    /// The bodies of functions; `None`: one of several, or none.
+    functions: BTreeMap<String, Option<Script>>,
     /// Files that the scripts write: a program of such a name is not the system's any more.
     written: BTreeSet<String>,
     /// How many commands were followed, what the last one prints, and how many assignments there were.
     commands: usize,
     output: Text,
     assignments: usize,
-    /// Within what may happen or not; within a loop, and its turn; within a function.
+    /// The variable whose new value is being read.
+    assigning: String,
+    /// Within what may happen or not, and how much of that came of leaving a function or several loops early.
     perhaps: usize,
+    left_early: usize,
+    /// The turn of a loop.
     turn: Option<usize>,
-    function: bool,
+    /// What the function that is being followed found: how much was uncertain, and what its local variables were.
+    function: Option<Frame>,
+    /// The text is only parsed.
+    parsing: bool,
     depth: usize,
     /// What cleared the environment, and what took the pod's groups away.
     cleared: Option<String>,
@@ -88,6 +101,16 @@ pub(super) struct Shell<'e> {
     left: usize,
 }
 
+/// A call of a function.
+#[derive(Default)]
+struct Frame {
+    perhaps: usize,
+    locals: Vec<Local>,
+}
+
+/// A variable, and what it was outside the function.
+type Local = (String, Option<Vec<Option<Text>>>, Option<Vec<Vec<Text>>>);
+
 impl<'e> Shell<'e> {
     pub(super) fn new(environment: &'e Environment, left: usize) -> Self {
         Self {
@@ -95,16 +118,19 @@ impl<'e> Shell<'e> {
             script: Script::default(),
             variables: BTreeMap::new(),
             exported: BTreeSet::new(),
+            lists: BTreeMap::from([("@".to_owned(), vec![Vec::new()])]),
             tainted: BTreeSet::new(),
-            functions: BTreeSet::new(),
-            arguments: Some(Vec::new()),
+            functions: BTreeMap::new(),
             written: BTreeSet::new(),
             commands: 0,
             output: Text::default(),
             assignments: 0,
+            assigning: String::new(),
             perhaps: 0,
+            left_early: 0,
             turn: None,
-            function: false,
+            function: None,
+            parsing: false,
             depth: 0,
             cleared: None,
             dropped: None,
@@ -150,6 +176,7 @@ impl<'e> Shell<'e> {
         let texts = match self.variables.get(name) {
             _ if self.tainted.contains(name) => vec![Some(hole(Kind::Any))],
             Some(texts) => texts.clone(),
+            None if name == self.assigning && !name.starts_with("ETCD") && self.is_new(name) => vec![None],
             None => vec![Some(
                 self.environment
                     .by_name
@@ -162,9 +189,21 @@ impl<'e> Shell<'e> {
         Ok(texts)
     }
 
+    /// What the script assigns and the pod does not set is empty before.
+    fn is_new(&self, name: &str) -> bool {
+        !self.environment.from_elsewhere && !self.environment.by_name.contains_key(name)
+    }
+
     /// Assigns one of `texts` to a variable.
     fn assign(&mut self, name: &str, texts: Vec<Option<Text>>) -> Followed {
         self.assignments += 1;
+        if self.parsing {
+            return Ok(());
+        }
+        if let Some(list) = self.lists.get_mut(name) {
+            // Its first item.
+            list.clear();
+        }
         let plain = |text: Option<Text>| {
             text.map(|text| {
                 let mut plain = Text::default();
@@ -173,13 +212,11 @@ impl<'e> Shell<'e> {
             })
         };
         let mut texts: Vec<_> = texts.into_iter().map(plain).collect();
-        if self.function {
-            self.tainted.insert(name.to_owned());
-        }
-        if self.perhaps > 0 {
+        // A local variable is not what it was before the call.
+        let local = self.function.as_ref().filter(|frame| frame.locals.iter().any(|(local, ..)| local == name));
+        if self.perhaps > local.map_or(0, |frame| frame.perhaps) {
             let mut before = match self.variables.get(name) {
-                // What the script assigns and the pod does not set is empty before.
-                None if !self.environment.by_name.contains_key(name) => vec![None],
+                None if self.is_new(name) => vec![None],
                 _ => self.texts(name)?,
             };
             texts.retain(|text| !before.contains(text));
@@ -215,307 +252,5 @@ impl<'e> Shell<'e> {
         let done = follow(self)?;
         self.perhaps -= 1;
         Ok(done)
-    }
-
-    // The grammar.
-
-    fn peek(&self) -> Option<char> {
-        self.script.chars.get(self.script.at).copied()
-    }
-
-    fn ahead(&self, text: &str) -> bool {
-        text.chars().enumerate().all(|(index, c)| self.script.chars.get(self.script.at + index) == Some(&c))
-    }
-
-    fn eat(&mut self, text: &str) -> bool {
-        let ahead = self.ahead(text);
-        self.script.at += if ahead { text.chars().count() } else { 0 };
-        ahead
-    }
-
-    fn next(&mut self) -> Option<char> {
-        let next = self.peek();
-        self.script.at += usize::from(next.is_some());
-        next
-    }
-
-    /// The word in front of it as it is written, as far as it needs no quotes.
-    fn bare(&self) -> String {
-        let rest = self.script.chars.get(self.script.at..).unwrap_or_default().iter().take(80);
-        rest.take_while(|c| !c.is_whitespace() && !";&|()<>".contains(**c)).collect()
-    }
-
-    fn eat_bare(&mut self, word: &str) -> bool {
-        self.bare() == word && self.eat(word)
-    }
-
-    /// Skips white space and comments, and with `lines` the ends of lines.
-    fn blank(&mut self, lines: bool) -> Followed {
-        while let Some(c) = self.peek() {
-            match c {
-                '\n' if !lines => break,
-                '\n' => {
-                    self.script.at += 1;
-                    self.here_documents()?;
-                }
-                '#' => {
-                    while self.peek().is_some_and(|c| c != '\n') {
-                        self.script.at += 1;
-                    }
-                }
-                '\\' if self.ahead("\\\n") => self.script.at += 2,
-                c if c.is_whitespace() => self.script.at += 1,
-                _ => break,
-            }
-        }
-        Ok(())
-    }
-
-    fn here_documents(&mut self) -> Followed {
-        for (delimiter, plain) in std::mem::take(&mut self.script.heredocs) {
-            let mut line = String::new();
-            while self.peek().is_some() && line != delimiter {
-                line.clear();
-                while let Some(c) = self.next().filter(|c| *c != '\n') {
-                    line.push(c);
-                }
-                line = line.trim_start_matches('\t').to_owned();
-                if !plain && (line.contains("$(") || line.contains('`')) && line.contains("etcd") {
-                    return self.doubt("runs programs within a here-document");
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Follows a script.
-    fn follow(&mut self, text: &Text, place: String) -> Followed {
-        let mut script = Script { place, ..Script::default() };
-        for part in &text.0 {
-            match part {
-                Part::Known(known) if known.contains(|c: char| u32::from(c) >= HOLES) => {
-                    return self.doubt("has a private character");
-                }
-                Part::Known(known) => script.chars.extend(known.chars()),
-                Part::Hole(shown, kind, _) if *kind > Kind::Word => {
-                    return self.doubt(format!("puts {shown}, of which nothing is known, into a script"));
-                }
-                hole => {
-                    script.chars.extend(char::from_u32(HOLES + script.holes.len() as u32));
-                    script.holes.push(Text(vec![hole.clone()]));
-                }
-            }
-        }
-        self.pay(4 * script.chars.len())?;
-        let outer = std::mem::replace(&mut self.script, script);
-        self.list(&[""])?;
-        self.script = outer;
-        Ok(())
-    }
-
-    /// A list of commands up to one of `ends`, which is taken: a keyword, a bracket, `;;`, or the end of the text.
-    fn list(&mut self, ends: &[&'static str]) -> Followed<&'static str> {
-        self.depth += 1;
-        if self.depth > MAX_DEPTH {
-            return self.doubt("is nested too deeply");
-        }
-        loop {
-            self.pay(1)?;
-            self.blank(true)?;
-            let found = ends.iter().copied().find(|end| match *end {
-                "" => self.peek().is_none(),
-                ")" | ";;" => self.ahead(end),
-                word => self.bare() == word,
-            });
-            if let Some(end) = found {
-                self.script.at += end.len();
-                self.depth -= 1;
-                return Ok(end);
-            }
-            let before = self.assignments;
-            self.pipeline()?;
-            while self.eat("&&") || self.eat("||") {
-                self.blank(true)?;
-                self.maybe(Self::pipeline)?;
-            }
-            match self.peek() {
-                Some('&') if before != self.assignments => return self.doubt("assigns in the background"),
-                Some(';') if self.ahead(";;") => {}
-                Some(';' | '&') => self.script.at += 1,
-                _ => {}
-            }
-        }
-    }
-
-    fn pipeline(&mut self) -> Followed {
-        while ["!", "time", "-p"].iter().any(|word| self.eat_bare(word)) {
-            self.blank(false)?;
-        }
-        let before = self.assignments;
-        self.command()?;
-        self.blank(false)?;
-        while self.peek() == Some('|') && !self.ahead("||") {
-            if before != self.assignments && self.perhaps == 0 {
-                return self.doubt("assigns in a pipeline");
-            }
-            self.script.at += if self.ahead("|&") { 2 } else { 1 };
-            self.blank(true)?;
-            self.maybe(Self::command)?;
-            self.commands += 1;
-            self.blank(false)?;
-        }
-        Ok(())
-    }
-
-    fn command(&mut self) -> Followed {
-        self.commands += 1;
-        match self.bare().as_str() {
-            "if" => {
-                self.script.at += 2;
-                self.list(&["then"])?;
-                self.maybe(|shell| {
-                    while shell.list(&["elif", "else", "fi", "then"])? != "fi" {}
-                    Ok(())
-                })?;
-            }
-            "while" | "until" => {
-                self.script.at += 5;
-                self.repeat(|shell| shell.list(&["do"]).and_then(|_| shell.list(&["done"])).map(|_| ()))?;
-            }
-            "for" => self.each()?,
-            "case" => self.cases()?,
-            "{" => {
-                self.script.at += 1;
-                self.list(&["}"])?;
-            }
-            "[[" => {
-                while !self.eat_bare("]]") {
-                    self.blank(true)?;
-                    match self.peek() {
-                        Some(c) if "()<>&|;".contains(c) => self.script.at += 1,
-                        _ => drop(self.word(false)?),
-                    }
-                    self.blank(true)?;
-                }
-            }
-            word @ ("select" | "coproc" | "function") => {
-                return self.doubt(format!("says {word}, which is not understood"));
-            }
-            _ if self.ahead("((") => return self.doubt("computes within ((…))"),
-            _ if self.eat("(") => drop(self.maybe(|shell| shell.list(&[")"]))?),
-            _ => return self.simple(),
-        }
-        self.commands += 1;
-        self.blank(false)?;
-        while self.redirects() {
-            self.redirection()?;
-            self.blank(false)?;
-        }
-        Ok(())
-    }
-
-    /// Follows a loop until nothing new comes of it.
-    fn repeat(&mut self, turn: impl Fn(&mut Self) -> Followed) -> Followed {
-        let (start, outer) = (self.script.at, self.turn);
-        for number in 0..4 {
-            (self.script.at, self.turn) = (start, Some(number.max(outer.unwrap_or(0))));
-            self.maybe(&turn)?;
-        }
-        self.turn = outer;
-        Ok(())
-    }
-
-    fn each(&mut self) -> Followed {
-        self.script.at += 3;
-        self.blank(false)?;
-        let name = self.bare();
-        self.script.at += name.chars().count();
-        self.blank(true)?;
-        let mut items = Vec::new();
-        if self.eat_bare("in") {
-            self.blank(false)?;
-            while !matches!(self.peek(), None | Some('\n' | ';')) {
-                items.extend(self.word(true)?.into_iter().flatten());
-                self.blank(false)?;
-            }
-        } else {
-            items.push(Text::hole("$@", Kind::Many));
-        }
-        self.blank(true)?;
-        self.eat(";");
-        self.blank(true)?;
-        if !programs::is_name(&name) || !self.eat_bare("do") {
-            return self.doubt("has a loop that is not understood");
-        }
-        let kind = |item: &Text| if item.loose().is_some() { Kind::Any } else { item.kind() };
-        let kinds = items.iter().map(kind).max().unwrap_or(Kind::Word);
-        let items = if items.len() < MAX_TEXTS && kinds < Kind::Any {
-            items
-        } else {
-            vec![Text::hole(format!("${{{name}}}"), kinds)]
-        };
-        self.assign(&name, items.into_iter().map(Some).collect())?;
-        self.repeat(|shell| shell.list(&["done"]).map(|_| ()))
-    }
-
-    fn cases(&mut self) -> Followed {
-        self.script.at += 4;
-        self.blank(false)?;
-        self.word(false)?;
-        self.blank(true)?;
-        if !self.eat_bare("in") {
-            return self.doubt("has a case without in");
-        }
-        loop {
-            self.blank(true)?;
-            if self.eat_bare("esac") {
-                return Ok(());
-            }
-            self.eat("(");
-            while !self.eat(")") {
-                self.word(false)?;
-                self.blank(false)?;
-                self.eat("|");
-                self.blank(false)?;
-            }
-            if self.maybe(|shell| shell.list(&[";;", "esac"]))? == "esac" {
-                return Ok(());
-            }
-        }
-    }
-
-    fn redirects(&self) -> bool {
-        let digits = self.script.chars[self.script.at..].iter().take_while(|c| c.is_ascii_digit()).count();
-        match self.script.chars.get(self.script.at + digits) {
-            Some('<' | '>') => self.script.chars.get(self.script.at + digits + 1) != Some(&'('),
-            _ => self.ahead("&>"),
-        }
-    }
-
-    fn redirection(&mut self) -> Followed {
-        let start = self.script.at;
-        while self.peek().is_some_and(|c| c.is_ascii_digit() || "<>&|".contains(c))
-            && !self.ahead(">(")
-            && !self.ahead("<(")
-        {
-            self.script.at += 1;
-        }
-        let operator: String = self.script.chars[start..self.script.at].iter().collect();
-        let here = operator.trim_start_matches(|c: char| c.is_ascii_digit()) == "<<";
-        if operator.ends_with(|c: char| c.is_ascii_digit()) || self.eat("-") && !here {
-            return Ok(());
-        }
-        self.blank(false)?;
-        let from = self.script.at;
-        let targets = self.word(false)?;
-        if here {
-            let raw: String = self.script.chars[from..self.script.at].iter().collect();
-            let delimiter: String = raw.chars().filter(|c| !"'\"\\".contains(*c)).collect();
-            let plain = delimiter != raw;
-            self.script.heredocs.push((delimiter, plain));
-        } else if operator.contains('>') {
-            self.written.extend(targets.iter().flatten().map(|text| programs::basename(&text.shown()).to_owned()));
-        }
-        Ok(())
     }
 }

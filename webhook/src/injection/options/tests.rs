@@ -72,6 +72,43 @@ fn flags_in_a_shells_string() {
     }
 }
 
+/// Functions, arrays and loops over known words, followed to the words that etcd gets.
+#[test]
+fn functions_arrays_loops_and_eval_are_followed() {
+    for script in [
+        "flags() { local flag='--cert-file=/a'; echo $flag; }; exec etcd $(flags)",
+        "run() { etcd \"$@\"; }; run --name a --cert-file=/a",
+        "run() { \"$@\"; }; run etcd --cert-file=/a",
+        "function start { shift; exec etcd \"$@\"; }; start x --cert-file=/a",
+        "A=(--cert-file=/a); A+=(--name x); exec etcd \"${A[@]}\"",
+        "A=(--cert-file=/a); exec etcd ${A[*]}",
+        "local_args() { local -a args=(--cert-file=/a); etcd \"${args[@]}\"; }; local_args",
+        "for f in cert-file=/a name=x; do A=\"$A --$f\"; done; etcd $A",
+        "F=--cert-file=/a; eval \"exec etcd $F\"",
+        "cleanup() { kill $PID; }; trap cleanup TERM; etcd --cert-file=/a & PID=$!; wait $PID",
+    ] {
+        let options = command(&["bash", "-c", script]);
+        assert_eq!(options.untold, None, "{script}");
+        assert_eq!(options.flag(Tool::Etcd, "cert-file"), text("/a"), "{script}");
+        assert_eq!(options.flag(Tool::Etcd, "key-file"), None, "{script}");
+    }
+    for (script, why) in [
+        ("if [ -f /x ]; then f() { etcd; }; fi; f", "in a branch"),
+        ("f() { echo --name=x; return; echo --cert-file=/a; }; etcd $(f)", "any flags"),
+        ("f() { while read x; do A=\"$A $x\"; done; }; f; etcd $A", "any flags"),
+        ("f() { A=--cert-file=/a; }; trap f USR1; etcd $A", "any flags"),
+        ("trap 'etcdctl $F member remove x' TERM; etcd", "when a signal comes"),
+        ("A=(--name x); A[0]=--cert-file=/a; etcd ${A[@]}", "an item of an array"),
+        ("mapfile -t A < /flags; etcd \"${A[@]}\"", "mapfile"),
+        ("f() { f; }; f; etcd", "nested too deeply"),
+    ] {
+        let untold = command(&["bash", "-c", script]).untold;
+        assert!(untold.as_ref().is_some_and(|doubt| doubt.why.contains(why)), "{script}: {untold:?}");
+    }
+    let idle = command(&["sleep", "infinity"]);
+    assert!(idle.idle.is_some() && idle.untold.is_none() && !idle.runs_etcd());
+}
+
 #[test]
 fn what_cannot_be_told_is_said() {
     for words in [
@@ -148,6 +185,8 @@ fn what_grows_without_end_is_given_up_on() {
     let nested = |inner: &str| format!("{inner}; ").repeat(2000);
     let variables: String =
         (0..4).rev().map(|n| format!("v{n}=\"{}\"; ", format!("$v{} ", n + 1).repeat(400))).collect();
+    let calls: String = (1..15).map(|n| format!("f{n}() {{ {} }}; ", format!("f{}; ", n - 1).repeat(8))).collect();
+    let calls = format!("f0() {{ etcd; }}; {calls}");
     let long = "x".repeat(100_000);
     let env = json!([{"name": "LONG", "value": long}]);
     let many = vec!["$(LONG)"; 10_000];
@@ -159,6 +198,7 @@ fn what_grows_without_end_is_given_up_on() {
         json!({"command": ["sh", "-c", format!("{doubled} exec etcd \"$@\""), "etcd", "--a=b"]}),
         json!({"command": ["sh", "-c", again, "x", "sh", "-c", again, "x", "sh", "-c", again, "x", "etcd", "--a=b"]}),
         json!({"command": positional}),
+        json!({"command": ["sh", "-c", format!("{calls} f14")]}),
         json!({"command": ["sh", "-c", format!("v4=x; {variables} etcd $v0")]}),
         json!({"command": ["etcd"], "args": many, "env": env}),
         json!({"command": ["etcd"], "livenessProbe": {"exec": {"command": many}}, "env": env}),

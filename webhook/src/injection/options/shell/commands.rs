@@ -17,17 +17,10 @@ impl Shell<'_> {
     }
 
     fn value(&mut self, name: &str, appends: bool) -> Followed<Vec<Option<Text>>> {
-        if self.eat("(") {
-            // An array, whose items are not kept apart.
-            self.blank(true)?;
-            while !self.eat(")") {
-                self.word(true)?;
-                self.blank(true)?;
-            }
-            return Ok(vec![Some(Text::hole(format!("${{{name}[@]}}"), Kind::Many))]);
-        }
         let empty = self.peek().is_none_or(|c| c.is_whitespace() || ";&|)<>".contains(c));
+        name.clone_into(&mut self.assigning);
         let new = if empty { vec![vec![Text::default()]] } else { self.word(false)? };
+        self.assigning.clear();
         let new: Vec<Text> = new.into_iter().map(|mut all| all.pop().unwrap_or_default()).collect();
         if !appends {
             return Ok(new.into_iter().map(Some).collect());
@@ -64,12 +57,20 @@ impl Shell<'_> {
             if (count == 0 || declares)
                 && let Some((name, appends)) = self.assigns()?
             {
+                if declares {
+                    let _ = self.localise(&words[0], &name);
+                }
+                if self.eat("(") {
+                    self.array(&name, appends)?;
+                    declared(&mut words, &name);
+                    continue;
+                }
                 let value = self.value(&name, appends)?;
                 let known = self.variables.contains_key(&name) || self.environment.by_name.contains_key(&name);
                 let before = if known { self.texts(&name)? } else { vec![None] };
                 self.assign(&name, value.clone())?;
                 if declares {
-                    words.iter_mut().for_each(|words| words.push(Text::known(&name)));
+                    declared(&mut words, &name);
                 } else {
                     assigned.push((name, [before, value]));
                 }
@@ -82,7 +83,7 @@ impl Shell<'_> {
                 self.script.at += bare.chars().count();
                 self.blank(false)?;
                 if self.eat("(") {
-                    return self.define(bare);
+                    return self.define(bare, true);
                 }
                 self.script.at = from;
                 // What stands before a program is for it alone; before a command of the shell's own it may stay.
@@ -90,6 +91,9 @@ impl Shell<'_> {
                     self.assign(&name, before.into_iter().chain(value.clone()).collect())?;
                     own.push((name, value));
                 }
+            }
+            if declares && programs::is_name(&bare) && count > 0 {
+                self.local(&words[0], &bare)?;
             }
             let more = self.word(true)?;
             words = self.product(words, more)?;
@@ -102,6 +106,9 @@ impl Shell<'_> {
             ));
         }
         if count == 0 {
+            // Nothing that prints.
+            self.commands -= 1;
+            self.output = Text::default();
             return Ok(());
         }
         words.sort_unstable();
@@ -114,23 +121,8 @@ impl Shell<'_> {
         words.iter().try_for_each(|words| self.maybe(|shell| shell.execute(words, &own)).map(|_| ()))
     }
 
-    /// A function: what it does is looked at here, since it may be called from anywhere.
-    fn define(&mut self, name: String) -> Followed {
-        self.blank(false)?;
-        if !self.eat(")") || programs::is_known(&name) {
-            return self.doubt(format!("defines {name}, which is not understood"));
-        }
-        self.blank(true)?;
-        let arguments = self.arguments.take();
-        let outer = std::mem::replace(&mut self.function, true);
-        self.functions.insert(name);
-        self.maybe(Self::command)?;
-        (self.function, self.arguments) = (outer, arguments);
-        Ok(())
-    }
-
     /// Each of `words` followed by each of `more`.
-    fn product(&mut self, mut words: Vec<Vec<Text>>, mut more: Vec<Vec<Text>>) -> Followed<Vec<Vec<Text>>> {
+    pub(super) fn product(&mut self, mut words: Vec<Vec<Text>>, mut more: Vec<Vec<Text>>) -> Followed<Vec<Vec<Text>>> {
         if words.len() * more.len() > MAX_TEXTS {
             more = vec![vec![Text::hole("…", Kind::Many)]];
         }
@@ -146,20 +138,23 @@ impl Shell<'_> {
 
     /// Follows a command with the variables that are its `own`; what it prints.
     fn execute(&mut self, words: &[Text], own: &[(String, Vec<Option<Text>>)]) -> Followed<Text> {
-        let Some(first) = words.first() else { return Ok(Text::hole("$()", Kind::Any)) };
+        let Some(first) = words.first().filter(|_| !self.parsing) else { return Ok(Text::hole("$()", Kind::Any)) };
         self.pay(words.iter().map(Text::cost).sum())?;
         let all = words.iter().map(Text::shown).collect::<Vec<_>>().join(" ");
         let plain: Option<Vec<&str>> = words[1..].iter().map(Text::as_str).collect();
         let plain = || plain.clone().map_or_else(|| self.doubt(format!("says {all}, which is not known")), Ok);
         let place = self.place();
         match first.as_str().unwrap_or_default() {
-            name if self.functions.contains(name) => {}
+            name if self.functions.contains_key(name) => return self.call(name, &words[1..], own),
             "export" | "readonly" | "local" | "declare" | "typeset" => {
                 let names: Vec<String> = plain()?.iter().map(|&name| name.to_owned()).collect();
+                if names.first().is_some_and(|name| programs::is_name(name)) {
+                    self.commands -= 1;
+                }
                 let declares = matches!(words[0].as_str(), Some("export" | "declare" | "typeset"));
                 for name in names.iter().filter(|name| !name.starts_with('-')) {
                     let exports = declares && (words[0].as_str() == Some("export") || names.iter().any(|n| n == "-x"));
-                    if !programs::is_name(name) || words[0].as_str() == Some("local") && !self.function {
+                    if !programs::is_name(name) || words[0].as_str() == Some("local") && self.function.is_none() {
                         return self.doubt(format!("says {all}, which is not understood"));
                     }
                     if exports && self.exported.insert(name.clone()) && self.perhaps > 0 {
@@ -168,23 +163,31 @@ impl Shell<'_> {
                 }
                 if names
                     .iter()
-                    .any(|name| name.starts_with('-') && !["-x", "-r", "-g", "-p", "-a", "--"].contains(&name.as_str()))
+                    .any(|name| name.starts_with('-') && !["-x", "-r", "-p", "-a", "--"].contains(&name.as_str()))
                 {
                     return self.doubt(format!("says {all}, which is not understood"));
                 }
             }
             "unset" => {
-                let names: Vec<String> =
-                    plain()?.iter().filter(|word| !word.starts_with('-')).map(|&name| name.to_owned()).collect();
+                let names: Vec<String> = plain()?.iter().filter(|w| **w != "-v").map(|&name| name.to_owned()).collect();
                 for name in names {
+                    if !programs::is_name(&name) || self.functions.contains_key(&name) {
+                        return self.doubt(format!("says {all}, which is not understood"));
+                    }
                     self.assign(&name, vec![None])?;
                 }
+            }
+            "return" | "break" | "continue" => {
+                // Whether it comes to what follows.
+                self.perhaps += 1;
+                self.left_early += usize::from(first.as_str() == Some("return") || words.len() > 1);
             }
             "set" => self.options(&words[1..], &all)?,
             "shift" => {
                 let count = plain()?.first().map_or(Ok(1), |count| count.parse::<usize>()).unwrap_or(usize::MAX);
-                let left = self.arguments.take().and_then(|all| all.get(count..).map(<[Text]>::to_vec));
-                self.arguments = left.filter(|_| self.perhaps == 0);
+                let lists = self.items("@");
+                let left: Option<_> = lists.iter().map(|all| all.get(count..).map(<[Text]>::to_vec)).collect();
+                self.assign_list("@", left.unwrap_or_default())?;
             }
             "read" | "getopts" => {
                 let names: Vec<String> =
@@ -196,7 +199,8 @@ impl Shell<'_> {
             "printf" if words.get(1).is_some_and(|word| word.prefix().starts_with("-v")) => {
                 return self.doubt(format!("says {all}"));
             }
-            "trap" if !words.get(1).is_some_and(|word| word.shown().contains("etcd") || word.as_str().is_none()) => {}
+            "trap" if words.get(1).is_none_or(|handler| matches!(handler.as_str(), Some("" | "-" | "-p"))) => {}
+            "trap" if !words[1].prefix().starts_with('-') => self.trap(&words[1], place)?,
             name @ ("exec" | "command" | "builtin") => {
                 let mut at = 1;
                 while let Some(option) = words.get(at).and_then(Text::as_str).filter(|word| word.starts_with('-')) {
@@ -208,13 +212,22 @@ impl Shell<'_> {
                     };
                 }
                 let words = words.get(at..).unwrap_or_default();
-                if name != "exec" {
+                let function = words.first().and_then(Text::as_str).is_some_and(|n| self.functions.contains_key(n));
+                if name != "exec" && !function {
                     return self.execute(words, own);
                 }
                 self.program(words, own, &|_| place.clone())?;
             }
-            name @ ("trap" | "eval" | "." | "source" | "alias" | "enable" | "hash" | "let" | "mapfile"
-            | "readarray" | "bind" | "fc") => {
+            "eval" => {
+                let mut script = Text::default();
+                for (index, word) in words[1..].iter().enumerate() {
+                    script.push_str(if index > 0 { " " } else { "" });
+                    script.append(word, false);
+                }
+                self.follow(&script, format!("{place}, eval"))?;
+            }
+            name @ ("trap" | "." | "source" | "alias" | "enable" | "hash" | "let" | "mapfile" | "readarray"
+            | "bind" | "fc") => {
                 return self.doubt(format!("says {name}: what that does is not understood"));
             }
             _ => {
@@ -232,8 +245,7 @@ impl Shell<'_> {
             at += 1;
             let option = words.get(at).and_then(Text::as_str).filter(|_| letters.contains('o'));
             if letters.starts_with('-') || letters.is_empty() {
-                self.arguments = Some(words[at..].to_vec()).filter(|_| self.perhaps == 0);
-                return Ok(());
+                return self.assign_list("@", vec![words[at..].to_vec()]);
             }
             if letters.contains(['a', 'k']) || matches!(option, Some("allexport" | "keyword")) {
                 return self.doubt(format!("says {all}"));
@@ -245,10 +257,7 @@ impl Shell<'_> {
             Some(word) if word.loose().is_some() || word.prefix().is_empty() => {
                 self.doubt(format!("says {all}, of which nothing is known"))
             }
-            Some(_) => {
-                self.arguments = Some(words[at..].to_vec()).filter(|_| self.perhaps == 0);
-                Ok(())
-            }
+            Some(_) => self.assign_list("@", vec![words[at..].to_vec()]),
         }
     }
 
@@ -318,8 +327,9 @@ impl Shell<'_> {
         let variables = self.variables.clone();
         let exported = self.exported.clone();
         let functions = std::mem::take(&mut self.functions);
-        let outer = (self.perhaps, self.turn, self.arguments.replace(arguments));
-        (self.perhaps, self.turn) = (0, None);
+        let lists = std::mem::replace(&mut self.lists, BTreeMap::from([("@".to_owned(), vec![arguments])]));
+        let outer = (self.perhaps, self.left_early, self.turn, self.function.take());
+        (self.perhaps, self.left_early, self.turn) = (0, 0, None);
         for (name, texts) in &mut self.variables {
             if !self.exported.contains(name) && !self.environment.by_name.contains_key(name) {
                 *texts = vec![Some(Text::hole(format!("${{{name}}}"), Kind::Any))];
@@ -332,7 +342,8 @@ impl Shell<'_> {
         self.pay(variables.values().flatten().flatten().map(Text::cost).sum())?;
         self.follow(script, place)?;
         (self.variables, self.exported, self.functions) = (variables, exported, functions);
-        (self.perhaps, self.turn, self.arguments) = outer;
+        self.lists = lists;
+        (self.perhaps, self.left_early, self.turn, self.function) = outer;
         self.depth -= 1;
         Ok(())
     }
@@ -351,9 +362,6 @@ impl Shell<'_> {
         }
         if let Some(why) = run.doubt.take() {
             self.note(tool, &why, place);
-        }
-        if self.function {
-            self.note(tool, &format!("runs {} in a function", tool.program()), place);
         }
         if let Some(by) = self.cleared.clone() {
             self.note(tool, &format!("runs {by}, which clears the environment by which the options come"), place);
@@ -375,4 +383,9 @@ impl Shell<'_> {
         }
         self.runs.push(run);
     }
+}
+
+/// Puts a name that was just assigned behind the word that declares it.
+fn declared(words: &mut [Vec<Text>], name: &str) {
+    words.iter_mut().for_each(|words| words.push(Text::known(name)));
 }

@@ -3,10 +3,10 @@
 use super::*;
 
 /// The texts that a word can be, while it is put together: of each the words that are complete, and the one that is not.
-struct Word {
+pub(super) struct Word {
     /// Whether white space in expansions parts words.
-    splits: bool,
-    texts: Vec<(Vec<Text>, Option<Text>)>,
+    pub(super) splits: bool,
+    pub(super) texts: Vec<(Vec<Text>, Option<Text>)>,
 }
 
 impl Word {
@@ -36,10 +36,7 @@ impl Shell<'_> {
                     word.str("/dev/fd/63");
                 }
                 c if c.is_whitespace() || ";&|()<>".contains(c) => break,
-                _ if self.eat("\"$@\"") => {
-                    let arguments = self.arguments.clone();
-                    self.all(&mut word, arguments, true)?;
-                }
+                '"' if let Some(name) = self.whole_list() => self.all(&mut word, &name, true)?,
                 '\'' | '"' => {
                     word.str("");
                     self.quoted(&mut word)?;
@@ -119,8 +116,12 @@ impl Shell<'_> {
                 }
                 chars.push(')');
                 self.pay(chars.len())?;
-                let script =
-                    Script { chars, holes: self.script.holes.clone(), place: self.place(), ..Script::default() };
+                let script = Script {
+                    chars: chars.into(),
+                    holes: self.script.holes.clone(),
+                    place: self.place(),
+                    ..Script::default()
+                };
                 let outer = std::mem::replace(&mut self.script, script);
                 let text = self.substitution()?;
                 self.script = outer;
@@ -167,27 +168,11 @@ impl Shell<'_> {
 
     /// `$NAME`, `$1`, `$@`.
     fn parameter(&mut self, word: &mut Word, name: &str, quoted: bool) -> Followed {
-        let unknown = || Some(Text::hole(format!("${name}"), Kind::Any));
         match (name, name.parse::<usize>()) {
-            ("@", _) | ("*", _) if !quoted && word.splits => {
-                let arguments = self.arguments.clone();
-                self.all(word, arguments, false)
-            }
-            ("@", _) if word.splits => self.expand(word, vec![Some(Text::hole("$@", Kind::Many))], quoted),
-            ("@" | "*", _) => {
-                let mut text = Text::default();
-                for (index, argument) in
-                    self.arguments.clone().unwrap_or_else(|| vec![Text::hole("$@", Kind::Any)]).iter().enumerate()
-                {
-                    text.push_str(if index > 0 { " " } else { "" });
-                    text.append(argument, false);
-                }
-                self.expand(word, vec![Some(text)], quoted)
-            }
-            (_, Ok(0)) => self.expand(word, vec![unknown()], quoted),
-            (_, Ok(n)) => {
-                let text = self.arguments.as_ref().map_or_else(unknown, |all| all.get(n - 1).cloned());
-                self.expand(word, vec![text], quoted)
+            ("@" | "*", _) => self.listed(word, "@", name == "*", quoted),
+            (_, Ok(_)) => {
+                let texts = self.argument(name);
+                self.expand(word, texts, quoted)
             }
             _ => {
                 let texts = self.texts(name)?;
@@ -196,23 +181,17 @@ impl Shell<'_> {
         }
     }
 
-    /// Puts each of the arguments into a word, as words of their own.
-    fn all(&mut self, word: &mut Word, arguments: Option<Vec<Text>>, quoted: bool) -> Followed {
-        let unknown = || vec![Text::hole("$@", Kind::Many)];
-        for (index, text) in arguments.unwrap_or_else(unknown).into_iter().enumerate() {
-            if index > 0 {
-                word.texts.iter_mut().for_each(|(done, open)| done.extend(open.take()));
-            }
-            self.expand(word, vec![Some(text)], quoted)?;
-        }
-        Ok(())
-    }
-
     /// `${…}`, behind its bracket.
     fn braces(&mut self, word: &mut Word, quoted: bool) -> Followed {
         let name = self.name();
         if self.eat("}") {
             return self.parameter(word, &name, quoted);
+        }
+        if let Some(joined) = (programs::is_name(&name))
+            .then(|| [("[@]}", false), ("[*]}", true)].into_iter().find(|(end, _)| self.eat(end)))
+            .flatten()
+        {
+            return self.listed(word, &name, joined.1, quoted);
         }
         let colon = self.eat(":");
         let operator = self.peek().unwrap_or_default();
@@ -234,11 +213,7 @@ impl Shell<'_> {
         }
         self.script.at += 1;
         let texts = match name.parse::<usize>() {
-            Ok(n) => vec![
-                self.arguments
-                    .as_ref()
-                    .map_or_else(|| Some(Text::hole(format!("${n}"), Kind::Any)), |all| all.get(n - 1).cloned()),
-            ],
+            Ok(_) => self.argument(&name),
             Err(_) => self.texts(&name)?,
         };
         let mut other = Word::new(false);
@@ -313,7 +288,7 @@ impl Shell<'_> {
     }
 
     /// Puts an expansion, one of `texts`, into a word.
-    fn expand(&mut self, word: &mut Word, mut texts: Vec<Option<Text>>, quoted: bool) -> Followed {
+    pub(super) fn expand(&mut self, word: &mut Word, mut texts: Vec<Option<Text>>, quoted: bool) -> Followed {
         texts.sort_unstable();
         texts.dedup();
         if word.texts.len() * texts.len() > MAX_TEXTS {

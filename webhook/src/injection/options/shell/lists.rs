@@ -1,0 +1,225 @@
+//! Lists of words: arrays and the words behind a script or a function; and functions, which get lists of their own.
+
+use super::{words::Word, *};
+
+impl Shell<'_> {
+    /// Each of the lists of words that `name` can be; one of any words where that is not known.
+    pub(super) fn items(&self, name: &str) -> Vec<Vec<Text>> {
+        let shown = if name == "@" { "$@".to_owned() } else { format!("${{{name}[@]}}") };
+        let known = self.lists.get(name).filter(|lists| !lists.is_empty() && !self.tainted.contains(name));
+        known.cloned().unwrap_or_else(|| vec![vec![Text::hole(shown, Kind::Many)]])
+    }
+
+    /// `$1`: each of the texts that it can be.
+    pub(super) fn argument(&self, number: &str) -> Vec<Option<Text>> {
+        let at = number.parse::<usize>().ok().and_then(|n| n.checked_sub(1));
+        match (at, self.lists.get("@").filter(|lists| !lists.is_empty())) {
+            (Some(at), Some(lists)) => lists.iter().map(|all| all.get(at).cloned()).collect(),
+            _ => vec![Some(Text::hole(format!("${number}"), Kind::Any))],
+        }
+    }
+
+    /// Makes a list one of `new`; none: nothing is known of it.
+    pub(super) fn assign_list(&mut self, name: &str, mut new: Vec<Vec<Text>>) -> Followed {
+        self.assignments += 1;
+        if self.parsing {
+            return Ok(());
+        }
+        let of_call = self.function.as_ref().map_or(0, |frame| frame.perhaps);
+        if self.perhaps > if name == "@" { of_call } else { 0 } {
+            let before = match self.lists.get(name) {
+                None if !self.variables.contains_key(name) => vec![Vec::new()],
+                lists => lists.cloned().unwrap_or_default(),
+            };
+            let changes = before.is_empty() || new.iter().any(|list| !before.contains(list));
+            if new.is_empty() || before.is_empty() || (changes && self.turn.is_some_and(|turn| turn > 0)) {
+                new.clear();
+            } else {
+                new.extend(before);
+            }
+        }
+        new.sort_unstable();
+        new.dedup();
+        if new.len() > MAX_TEXTS {
+            new.clear();
+        }
+        self.pay(64 + new.iter().flatten().map(Text::cost).sum::<usize>())?;
+        if name != "@" {
+            // By its name alone it is its first item.
+            let first = if new.is_empty() {
+                vec![Some(Text::hole(format!("${{{name}}}"), Kind::Any))]
+            } else {
+                new.iter().map(|list| list.first().cloned()).collect()
+            };
+            self.variables.insert(name.to_owned(), first);
+        }
+        self.lists.insert(name.to_owned(), new);
+        Ok(())
+    }
+
+    /// `(…)` behind `NAME=`, and behind its bracket.
+    pub(super) fn array(&mut self, name: &str, appends: bool) -> Followed {
+        let mut new = match (appends, self.lists.get(name)) {
+            (true, None) if self.variables.contains_key(name) => Vec::new(),
+            (true, Some(_)) => self.items(name),
+            _ => vec![Vec::new()],
+        };
+        self.blank(true)?;
+        while !self.eat(")") {
+            let bare = self.bare();
+            if bare.starts_with('[') && bare.contains("]=") {
+                return self.doubt("assigns to an item of an array");
+            }
+            let more = self.word(true)?;
+            new = self.product(new, more)?;
+            self.blank(true)?;
+        }
+        self.assign_list(name, new)
+    }
+
+    /// `"$@"` or `"${NAME[@]}"` in front of it, which is taken: the list's name.
+    pub(super) fn whole_list(&mut self) -> Option<String> {
+        let rest: String = self.script.chars.get(self.script.at..)?.iter().take(80).collect();
+        let inner = rest.strip_prefix("\"$")?.split_once('"')?.0;
+        let name = match inner {
+            "@" | "{@}" => "@",
+            _ => inner.strip_prefix('{')?.strip_suffix("[@]}").filter(|name| programs::is_name(name))?,
+        };
+        self.script.at += inner.chars().count() + 3;
+        Some(name.to_owned())
+    }
+
+    /// A list in a word that may have more than the list: `joined` for `*`.
+    pub(super) fn listed(&mut self, word: &mut Word, name: &str, joined: bool, quoted: bool) -> Followed {
+        if word.splits && !quoted {
+            return self.all(word, name, false);
+        }
+        if word.splits && !joined {
+            return self.expand(word, vec![Some(Text::hole(format!("${name}"), Kind::Many))], quoted);
+        }
+        let texts = self.items(name).into_iter().map(|list| {
+            let mut text = Text::default();
+            for (index, item) in list.iter().enumerate() {
+                text.push_str(if index > 0 { " " } else { "" });
+                text.append(item, false);
+            }
+            Some(text)
+        });
+        let texts = texts.collect();
+        self.expand(word, texts, quoted)
+    }
+
+    /// Puts each item of a list into a word, as words of their own.
+    pub(super) fn all(&mut self, word: &mut Word, name: &str, quoted: bool) -> Followed {
+        let mut lists = self.items(name);
+        if lists.len() * word.texts.len() > MAX_TEXTS {
+            lists = vec![vec![Text::hole(format!("${name}"), Kind::Many)]];
+        }
+        let mut texts = Vec::new();
+        for before in std::mem::take(&mut word.texts) {
+            for list in &lists {
+                self.pay(before.0.iter().chain(&before.1).map(Text::cost).sum::<usize>() * (lists.len() - 1))?;
+                let mut one = Word { splits: word.splits, texts: vec![before.clone()] };
+                for (index, item) in list.iter().enumerate() {
+                    if index > 0 {
+                        one.texts.iter_mut().for_each(|(done, open)| done.extend(open.take()));
+                    }
+                    self.expand(&mut one, vec![Some(item.clone())], quoted)?;
+                }
+                texts.append(&mut one.texts);
+            }
+        }
+        word.texts = texts;
+        Ok(())
+    }
+
+    /// A function, behind the first of its brackets where it has them: its body is parsed, and followed where it is called.
+    pub(super) fn define(&mut self, name: String, brackets: bool) -> Followed {
+        self.blank(false)?;
+        if !self.eat(")") && brackets || programs::is_known(&name) || name.is_empty() {
+            return self.doubt(format!("defines {name}, which is not understood"));
+        }
+        self.blank(true)?;
+        let (start, place, outer) = (self.script.at, self.place(), std::mem::replace(&mut self.parsing, true));
+        self.command()?;
+        self.parsing = outer;
+        if !self.parsing {
+            let body = self.script.chars[start..self.script.at].to_vec();
+            self.pay(4 * body.len())?;
+            let holes = self.script.holes.clone();
+            let place = format!("{place}, function {name}");
+            let body = Script { chars: body.into(), holes, place, ..Script::default() };
+            self.functions.insert(name, Some(body).filter(|_| self.perhaps == 0));
+        }
+        Ok(())
+    }
+
+    /// Follows a function with the words that it is called with; what it prints.
+    pub(super) fn call(&mut self, name: &str, words: &[Text], own: &[(String, Vec<Option<Text>>)]) -> Followed<Text> {
+        let Some(body) = self.functions.get(name).cloned().flatten().filter(|_| own.is_empty()) else {
+            return self
+                .doubt(format!("calls {name}, a function that is defined in a branch or gets variables of its own"));
+        };
+        self.pay(64 + body.chars.len())?;
+        let frame = Frame { perhaps: self.perhaps, locals: Vec::new() };
+        let outer = (self.perhaps, self.left_early, self.turn, self.function.replace(frame));
+        let arguments = self.lists.insert("@".to_owned(), vec![words.to_vec()]);
+        let before = self.commands;
+        self.within(body)?;
+        let locals = self.function.take().map(|frame| frame.locals).unwrap_or_default();
+        for (name, texts, list) in locals.into_iter().rev() {
+            match texts {
+                Some(texts) => drop(self.variables.insert(name.clone(), texts)),
+                None => drop(self.variables.remove(&name)),
+            }
+            match list {
+                Some(list) => drop(self.lists.insert(name, list)),
+                None => drop(self.lists.remove(&name)),
+            }
+        }
+        self.lists.extend(arguments.map(|list| ("@".to_owned(), list)));
+        (self.perhaps, self.left_early, self.turn, self.function) = outer;
+        let one = self.commands == before + 1;
+        self.commands = if one { before } else { self.commands };
+        Ok(if one { std::mem::take(&mut self.output) } else { Text::hole(format!("$({name})"), Kind::Any) })
+    }
+
+    /// Keeps what a variable is outside the function in which `declares` makes it local; whether it does.
+    pub(super) fn localise(&mut self, declares: &[Text], name: &str) -> bool {
+        let local = matches!(declares.first().and_then(Text::as_str), Some("local" | "declare" | "typeset"));
+        let Some(frame) = self.function.as_mut().filter(|_| local && !self.parsing) else { return false };
+        if self.perhaps > frame.perhaps {
+            self.tainted.insert(name.to_owned());
+        }
+        let local = (name.to_owned(), self.variables.get(name).cloned(), self.lists.get(name).cloned());
+        frame.locals.push(local);
+        true
+    }
+
+    /// A local variable without a value: what it was outside, or nothing.
+    pub(super) fn local(&mut self, declares: &[Text], name: &str) -> Followed {
+        if self.localise(declares, name) {
+            let known = self.variables.contains_key(name) || self.environment.by_name.contains_key(name);
+            let mut texts = if known { self.texts(name)? } else { Vec::new() };
+            texts.push(None);
+            self.variables.insert(name.to_owned(), texts);
+            self.lists.remove(name);
+        }
+        Ok(())
+    }
+
+    /// Follows the handler of a signal: what it assigns is not known any more.
+    pub(super) fn trap(&mut self, handler: &Text, place: String) -> Followed {
+        let (variables, lists, runs) = (self.variables.clone(), self.lists.clone(), self.runs.len());
+        let texts = variables.values().flatten().flatten().chain(lists.values().flatten().flatten());
+        self.pay(texts.map(Text::cost).sum())?;
+        self.maybe(|shell| shell.follow(handler, format!("{place}, trap")))?;
+        if self.runs.len() > runs {
+            return self.doubt("runs etcd or etcdctl when a signal comes");
+        }
+        let changed = self.variables.iter().filter(|(name, texts)| variables.get(*name) != Some(texts));
+        let lists = self.lists.iter().filter(|(name, list)| lists.get(*name) != Some(list));
+        self.tainted.extend(changed.map(|(name, _)| name.clone()).chain(lists.map(|(name, _)| name.clone())));
+        Ok(())
+    }
+}
