@@ -8,6 +8,7 @@ pub mod first;
 pub mod health;
 mod held;
 pub mod host;
+pub mod renew;
 pub mod serving;
 pub mod subject;
 pub mod trust;

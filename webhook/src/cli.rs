@@ -9,7 +9,7 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use etcd_tls_telemetry::log::LogArgs;
 use tokio::runtime::Builder;
 
-use crate::{admit, approve, ca, check, error::Error, inject, rollover, sign, standalone, status};
+use crate::{admit, approve, ca, check, error::Error, inject, renew, rollover, sign, standalone, status};
 
 /// Worker threads at most: enough for the standalone signer's work, and no thread for each core of a large node.
 const MAX_WORKERS: usize = 4;
@@ -36,6 +36,8 @@ enum Command {
     Inject(inject::Args),
     /// Issue certificates for members of known names, with no signer running: Secret manifests or files.
     Issue(Box<ca::command::Args>),
+    /// Ask the pods of a cluster, or one pod, for new certificates now.
+    Renew(renew::Args),
     /// Move a cluster to a new CA, show how that stands, or take it back.
     Rollover(rollover::Args),
     /// Sign what was approved, keep the CAs and publish the trust in them.
@@ -83,6 +85,7 @@ impl Cli {
                 Command::Check(args) => args.run().await,
                 Command::Inject(args) => args.run().await,
                 Command::Issue(args) => args.run().await,
+                Command::Renew(args) => args.run().await,
                 Command::Rollover(args) => args.run().await,
                 Command::Sign(args) => args.run().await,
                 Command::Standalone(args) => args.run().await,

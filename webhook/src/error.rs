@@ -1,5 +1,7 @@
 //! The error of a subcommand, and how the program ends with it.
 
+use std::time::Duration;
+
 use etcd_tls_telemetry::exit::Exit;
 
 use crate::controller::client::{ClientError, RequestError};
@@ -32,6 +34,16 @@ pub enum NotWell {
     },
 }
 
+/// What was waited for has not come.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not done within {} s: {}", .after.as_secs(), .pending.join("; "))]
+pub struct NotInTime {
+    /// The time given.
+    pub after: Duration,
+    /// What is not done, with what is known of it.
+    pub pending: Vec<String>,
+}
+
 /// The exit code for `error`, by the first of its causes that has one of its own.
 pub fn exit(error: &(dyn std::error::Error + 'static)) -> Exit {
     let mut cause = Some(error);
@@ -47,6 +59,9 @@ pub fn exit(error: &(dyn std::error::Error + 'static)) -> Exit {
                 NotWell::Attention { .. } => Exit::Attention,
                 NotWell::Unknown { .. } => Exit::Unknown,
             };
+        }
+        if error.is::<NotInTime>() {
+            return Exit::TryAgain;
         }
         if error.is::<ClientError>() {
             return Exit::Configuration;
@@ -78,5 +93,6 @@ mod tests {
         assert_eq!(exit(&Above(io(std::io::ErrorKind::NotFound))), Exit::InputOutput);
         assert_eq!(exit(&Above(io(std::io::ErrorKind::AddrInUse))), Exit::Unavailable);
         assert_eq!(exit(&Above(Box::new(RequestError::Timeout))), Exit::Unavailable);
+        assert_eq!(exit(&NotInTime { after: Duration::ZERO, pending: Vec::new() }), Exit::TryAgain);
     }
 }

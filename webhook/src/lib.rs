@@ -15,6 +15,7 @@ pub mod injected;
 pub mod injection;
 pub mod operator;
 pub mod platform;
+pub mod renew;
 pub mod rollover;
 pub mod sign;
 pub mod standalone;

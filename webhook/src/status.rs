@@ -23,6 +23,8 @@ mod metrics;
 mod render;
 mod rows;
 
+pub(crate) use gather::{ask, opted_in};
+pub(crate) use metrics::{Certificate, Sidecar};
 use render::{Output, Screen};
 use rows::{Row, State};
 

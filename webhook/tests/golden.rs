@@ -89,6 +89,19 @@ fn every_shape_becomes_what_it_became() {
     assert!(differences.is_empty(), "{}", differences.join("\n"));
 }
 
+/// Earlier builds did not bring the annotation `renew` to the sidecar.
+#[test]
+fn a_manifest_that_an_earlier_build_injected_into_stays_as_it_is() {
+    let text = fs::read_to_string(directory().join("restricted.injected.yaml")).unwrap();
+    let item = "\n          - path: renew\n            fieldRef:\n              apiVersion: v1\n              fieldPath: 'metadata.annotations[''etcd-tls.dev/renew'']'";
+    let before = text.replace(item, "");
+    assert_ne!(before, text);
+    assert_eq!(inject(&before, &options()).unwrap().text, before);
+    let stranger = text.replace("etcd-tls.dev/renew", "example.com/renew");
+    let error = inject(&stranger, &options()).unwrap_err().to_string();
+    assert!(error.contains("volume etcd-tls-token is not etcd-tls's own"), "{error}");
+}
+
 fn binary() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_etcd-tls-webhook"));
     command.env_remove("SIDECAR_IMAGE").env_remove("SIDECAR_PULL_POLICY").current_dir(directory());

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! names, role, cluster, san, key, duration    the words: labels, annotations, signer names, files
-//! settings, policy, args                      what a user may say: annotations, the operator's policy, arguments
+//! settings, renew, policy, args               what a user may say: annotations, the operator's policy, arguments
 //! identity                                    the rules: pod -> entitlement, request -> verdict
 //! csr, certificate                            PKCS#10 and X.509, read strictly, built from values
 //! life, liveness                              times that both sides count by
@@ -30,6 +30,7 @@ pub mod life;
 pub mod liveness;
 pub mod names;
 pub mod policy;
+pub mod renew;
 pub mod role;
 pub mod san;
 pub mod settings;

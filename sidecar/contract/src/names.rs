@@ -22,6 +22,8 @@ pub const ANNOTATION_PREFIX: &str = "etcd-tls.dev/";
 pub const INJECTED_LABEL: &str = "etcd-tls.dev/injected";
 /// What admission said of an injected pod: a JSON list of strings.
 pub const WARNINGS_ANNOTATION: &str = "etcd-tls.dev/warnings";
+/// The annotation of which each new value asks for new certificates; see [`crate::renew::Renew`].
+pub const RENEW_ANNOTATION: &str = "etcd-tls.dev/renew";
 /// CSR annotation: the digest of the bundle that etcd was seen to have loaded.
 pub const TRUSTS_ANNOTATION: &str = "etcd-tls.dev/trusts";
 /// On a CertificateRequest of cert-manager: the name of the pod that asks.
@@ -54,6 +56,8 @@ pub const CERTS_MOUNT_PATH: &str = "/var/run/etcd-tls/certs";
 pub const TRUST_MOUNT_PATH: &str = "/var/run/etcd-tls/trust";
 /// Where a pod's token, namespace and the API server's CA are; Kubernetes' own default.
 pub const TOKEN_MOUNT_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+/// In [`TOKEN_MOUNT_PATH`]: the value of [`RENEW_ANNOTATION`], by the downward API.
+pub const RENEW_FILE: &str = "renew";
 /// The sidecar's `/live`, `/ready` and `/metrics` unless the pod says otherwise.
 pub const DEFAULT_ADMIN_PORT: u16 = 9179;
 /// The etcd cluster's name unless the pod says otherwise.

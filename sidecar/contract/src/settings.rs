@@ -107,7 +107,8 @@ impl Settings {
 
     /// One annotation's value, by its key without the prefix.
     fn set(&mut self, key: &str, value: &str) -> Result<(), InvalidValue> {
-        if value.len() > MAX_VALUE {
+        // Anything may stand there, also after admission: it must deny no request.
+        if value.len() > MAX_VALUE && key != "renew" {
             return Err(format!("is {} bytes long; at most {MAX_VALUE} are taken", value.len()).into());
         }
         match key {
@@ -250,7 +251,7 @@ impl Default for Settings {
 }
 
 /// Every key under our prefix that a pod may carry.
-const KEYS: [&str; 18] = [
+const KEYS: [&str; 19] = [
     "roles",
     "cluster",
     "containers",
@@ -269,4 +270,5 @@ const KEYS: [&str; 18] = [
     "client-url",
     "peer-url",
     "trust",
+    "renew",
 ];

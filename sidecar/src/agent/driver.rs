@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use crate::{
     agent::{
         health::Health,
+        renew::{Asked, RenewFile, Seen as SeenValues},
         serving::{Port, Seen, look},
         subject::Agent,
         trust::TrustError,
@@ -31,7 +32,7 @@ use crate::{
     kube::Api,
     os::{
         clock::{Clock, Mark, nap},
-        directory_watch::DirectoryWatch,
+        directory_watch::{DirectoryWatch, changes},
     },
     restart,
     store::{Entry, files::Files},
@@ -57,6 +58,8 @@ pub struct Driver<C, F, M, W> {
     pub installed: watch::Sender<u64>,
     /// Wakes the loop when the trust directory has changed.
     pub changed: Option<DirectoryWatch>,
+    /// The pod's annotation `renew`; none on a host.
+    pub renew: Option<RenewFile>,
 }
 
 /// What a started piece of work ends with.
@@ -97,6 +100,8 @@ struct RoleState {
     offered: Option<String>,
     /// For which such bundle a certificate was had: one is asked for once for each, whoever signs it.
     renewed_for: Option<String>,
+    /// Whether the annotation `renew` asks for a new certificate.
+    asked: Asked,
 }
 
 /// The state of the loop: what is under way, and what it remembers from one turn to the next. Times are in terms of
@@ -111,6 +116,8 @@ struct Progress<'a> {
     write_at: Duration,
     /// Writes that failed in a row.
     failed_writes: u32,
+    /// The values of the annotation `renew` that were seen.
+    values: SeenValues,
 }
 
 impl<C, F, A, M, W> Driver<C, F, M, W>
@@ -140,6 +147,7 @@ where
         loop {
             self.health.beat();
             self.look_at_trust(&mut progress);
+            self.look_at_renew(&mut progress);
             if self.agent.clock().elapsed() >= progress.write_at {
                 self.write(&mut progress);
             }
@@ -148,7 +156,8 @@ where
             tokio::select! {
                 () = &mut stop => return,
                 Some(done) = progress.work.next(), if !progress.work.is_empty() => self.finish(done, &mut progress),
-                () = swapped(self.changed.as_ref()) => {}
+                () = changes(self.changed.as_ref()) => {}
+                () = changes(self.renew.as_ref().and_then(RenewFile::watch)) => {}
                 () = changed(&mut loaded) => {}
                 () = nap(self.agent.clock(), &mark, pause.max(Duration::from_millis(10))) => {}
             }
@@ -185,6 +194,17 @@ where
             }
         }
         progress.refused = refused;
+    }
+
+    /// Asks for what a new value of the annotation `renew` asks for, whatever was refused before.
+    fn look_at_renew(&self, progress: &mut Progress<'_>) {
+        let Some(file) = &self.renew else { return };
+        for role in progress.values.asks(file.value(), self.agent.roles()) {
+            if let Some(state) = progress.roles.get_mut(&role) {
+                state.asked.ask();
+                state.hold_until = Duration::ZERO;
+            }
+        }
     }
 
     /// Brings to disk what is held, and has its ports looked at.
@@ -273,12 +293,14 @@ where
                 }
                 None => renewal,
             };
+            let renewal = if state.asked.is_due() { renewal.or(Reason::Asked) } else { renewal };
             match renewal {
                 Renewal::At(at) => pause = pause.min(schedule::sleep(now, at)),
                 Renewal::Due(_) if !held.is_zero() => pause = pause.min(held),
                 Renewal::Due(why) => {
                     tracing::info!(%role, %why, "requesting a certificate");
                     state.asking = true;
+                    state.asked.begin();
                     state.asked_for.clone_from(&state.outdated);
                     state.offered = offers.get(&role.domain()).cloned();
                     self.health.asking(*role);
@@ -316,6 +338,7 @@ where
             Done::Obtained(role, result) => {
                 let Some(state) = progress.roles.get_mut(&role) else { return };
                 state.asking = false;
+                state.asked.end(result.is_ok());
                 match *result {
                     Ok(entry) => {
                         self.health.asked(role, None);
@@ -401,18 +424,6 @@ where
         }
         let round = this.round.saturating_add(1);
         self.look_again(Look { round, ..this }, &progress.work);
-    }
-}
-
-/// Waits for a change of the trust directory, where it is watched.
-async fn swapped(watch: Option<&DirectoryWatch>) {
-    match watch {
-        Some(watch) => {
-            if watch.changed().await.is_err() {
-                pending::<()>().await;
-            }
-        }
-        None => pending().await,
     }
 }
 

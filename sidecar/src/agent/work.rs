@@ -21,6 +21,7 @@ use crate::{
     agent::{
         driver::Driver,
         health::{Health, PREFIX},
+        renew::RenewFile,
         serving::ports,
         subject::Agent,
         trust::TrustDir,
@@ -51,6 +52,8 @@ pub struct Work<'a, O, M, W> {
     pub api: M,
     /// What a role asks for now.
     pub template: W,
+    /// The pod's annotation `renew`; none on a host.
+    pub renew: Option<RenewFile>,
 }
 
 /// Keeps it fresh until SIGTERM or SIGINT; `beside` is told of each install and runs as long.
@@ -68,7 +71,7 @@ where
     W: Fn(Role) -> Template,
     B: Future<Output = ()>,
 {
-    let Work { args, roles, trust, restart, api, template } = work;
+    let Work { args, roles, trust, restart, api, template, renew } = work;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let clock = System::new();
@@ -114,6 +117,7 @@ where
         unserved,
         installed,
         changed,
+        renew,
     };
     let stop = async {
         tokio::select! {

@@ -13,6 +13,7 @@ use etcd_tls_contract::{
 use crate::{
     agent::{
         host::HostArgs,
+        renew::RenewFile,
         subject::Subject,
         work::{Work, keep},
     },
@@ -91,6 +92,7 @@ async fn in_pod(pod: &PodArgs, downward: &DownwardArgs) -> Result<(), Error> {
         restart: || restart::Options::of_pod(pod, downward, credentials.clone()),
         api: || subject.requests(credentials.clone()),
         template: |role| subject.template(role, subject.addresses()),
+        renew: Some(RenewFile::new(&pod.token_dir)),
     };
     keep(work, |_| pending()).await
 }

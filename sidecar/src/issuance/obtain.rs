@@ -83,6 +83,8 @@ pub enum Reason {
     Outdated,
     /// A changed bundle is on offer; the answer states whether it is in force.
     Offered,
+    /// The pod's annotation `renew` has a new value.
+    Asked,
 }
 
 impl std::fmt::Display for Reason {
@@ -95,6 +97,7 @@ impl std::fmt::Display for Reason {
             Self::Trusts => f.write_str("etcd has loaded another trust bundle"),
             Self::Outdated => f.write_str("the trust bundle on offer lacks its CA"),
             Self::Offered => f.write_str("a changed trust bundle is on offer; is it in force?"),
+            Self::Asked => f.write_str("the annotation renew has a new value"),
         }
     }
 }

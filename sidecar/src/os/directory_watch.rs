@@ -43,6 +43,18 @@ impl DirectoryWatch {
     }
 }
 
+/// Waits for a change of a directory, where it is watched.
+pub async fn changes(watch: Option<&DirectoryWatch>) {
+    match watch {
+        Some(watch) => {
+            if watch.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+        None => std::future::pending().await,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]

@@ -66,15 +66,28 @@ fn label_selector(requirements: &[Requirement]) -> Value {
     if expressions.is_empty() { json!({}) } else { json!({"matchExpressions": expressions}) }
 }
 
-/// A token of our containers' own, so that `automountServiceAccountToken: false` stays the pod's word for its containers.
+/// A token of our containers' own, so that `automountServiceAccountToken: false` stays the pod's word for its containers; beside
+/// it the annotation `renew`, of which the sidecar sees each new value.
 pub(super) fn token_volume() -> Value {
+    let path = format!("metadata.annotations['{}']", names::RENEW_ANNOTATION);
+    let renew = json!({"path": names::RENEW_FILE, "fieldRef": {"apiVersion": "v1", "fieldPath": path}});
+    token_volume_with(Some(renew))
+}
+
+/// [`token_volume`] as earlier builds injected it: without the annotation.
+pub(super) fn token_volume_before() -> Value {
+    token_volume_with(None)
+}
+
+fn token_volume_with(more: Option<Value>) -> Value {
     let token = json!({"path": "token", "expirationSeconds": TOKEN_SECONDS});
     let ca = json!({"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]});
     let namespace = json!({"path": "namespace", "fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.namespace"}});
+    let items: Vec<Value> = std::iter::once(namespace).chain(more).collect();
     json!({"name": names::TOKEN_VOLUME, "projected": {"sources": [
         {"serviceAccountToken": token},
         {"configMap": ca},
-        {"downwardAPI": {"items": [namespace]}},
+        {"downwardAPI": {"items": items}},
     ]}})
 }
 

@@ -21,12 +21,18 @@ impl Work<'_> {
                 parts::token_volume(),
             ],
         };
+        // A manifest that an older version injected into stays as it is.
+        let is_ours = |theirs: &Value, ours: &Value| {
+            let before = parts::token_volume_before();
+            present::is_volume(theirs, ours)
+                || theirs.get("name") == before.get("name") && present::is_volume(theirs, &before)
+        };
         let mut missing = Vec::new();
         for volume in ours {
             let mut same = self.pod.volumes.iter().filter(|v| v.get("name") == volume.get("name"));
             match same.next() {
                 None => missing.push(volume),
-                Some(theirs) if present::is_volume(theirs, &volume) && same.next().is_none() => {}
+                Some(theirs) if is_ours(theirs, &volume) && same.next().is_none() => {}
                 Some(_) => self.problems.push(format!(
                     "volume {} is not etcd-tls's own; give the pod's volume another name",
                     volume.get("name").and_then(Value::as_str).unwrap_or_default()

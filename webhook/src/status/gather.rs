@@ -193,13 +193,21 @@ async fn all<K: Clone + DeserializeOwned + std::fmt::Debug>(
     }
 }
 
-/// The pods that have opted in or were injected.
+/// What is shown of the pods that have opted in or were injected.
 async fn pods(client: &Client, namespace: Option<&str>) -> Result<Vec<Listed>, Refused> {
+    Ok(opted_in(client, namespace).await?.into_iter().filter_map(Listed::of).collect())
+}
+
+/// The pods that have opted in or were injected, of `namespace` or of all.
+///
+/// # Errors
+/// Pods cannot be listed.
+pub(crate) async fn opted_in(client: &Client, namespace: Option<&str>) -> Result<Vec<Pod>, Refused> {
     let api: Api<Pod> =
         namespace.map_or_else(|| Api::all(client.clone()), |name| Api::namespaced(client.clone(), name));
     let mut found = BTreeMap::new();
     for selector in [format!("{}=true", names::INJECTED_LABEL), format!("{}={}", names::LABEL, names::DYNAMIC)] {
-        let take = |pod: Pod| found.extend(Listed::of(pod).map(|pod| (pod.uid.clone(), pod)));
+        let take = |pod: Pod| found.extend([(pod.metadata.uid.clone().unwrap_or_default(), pod)]);
         all(&api, &selector, take).await.map_err(|e| Right::new("list", "pods", namespace).refused(e))?;
     }
     Ok(found.into_values().collect())
@@ -272,13 +280,18 @@ struct Status {
     message: String,
 }
 
-/// Asks the sidecar of `pod`.
+/// What the sidecar of `pod` says, where it has one.
 async fn sidecar(client: &Client, pod: &Listed) -> Result<Sidecar, Unseen> {
-    let PodSeen { namespace, name, injected, .. } = &pod.seen;
-    let port = pod.seen.settings.as_ref().map_or(names::DEFAULT_ADMIN_PORT, |settings| settings.admin_port);
-    if !injected {
-        return Ok(Sidecar::default());
-    }
+    let PodSeen { namespace, name, injected, settings, .. } = &pod.seen;
+    let port = settings.as_ref().map_or(names::DEFAULT_ADMIN_PORT, |settings| settings.admin_port);
+    if *injected { ask(client, namespace, name, port).await } else { Ok(Sidecar::default()) }
+}
+
+/// Asks the sidecar of the pod `name`, on its admin port.
+///
+/// # Errors
+/// It cannot be reached, or what answers is no sidecar; what to do.
+pub(crate) async fn ask(client: &Client, namespace: &str, name: &str, port: u16) -> Result<Sidecar, Unseen> {
     let describe = || format!("kubectl -n {namespace} describe pod {name}");
     let unseen = |reason: String| Unseen { reason, next: describe() };
     let path = format!("/api/v1/namespaces/{namespace}/pods/{name}:{port}/proxy/metrics");

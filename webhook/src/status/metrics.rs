@@ -20,45 +20,45 @@ impl Sample {
 
 /// What a sidecar shows.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Sidecar {
+pub(crate) struct Sidecar {
     /// Its version.
-    pub(super) version: Option<String>,
+    pub(crate) version: Option<String>,
     /// By role, for each certificate on disk.
-    pub(super) certificates: BTreeMap<Role, Certificate>,
+    pub(crate) certificates: BTreeMap<Role, Certificate>,
     /// By role, the word for why the last request failed.
-    pub(super) failing: BTreeMap<Role, String>,
+    pub(crate) failing: BTreeMap<Role, String>,
     /// By domain, the digest of the bundle on disk.
-    pub(super) bundles: BTreeMap<Domain, String>,
+    pub(crate) bundles: BTreeMap<Domain, String>,
     /// By domain, what is known of the bundle that etcd has loaded.
-    pub(super) trust: BTreeMap<Domain, Trust>,
+    pub(crate) trust: BTreeMap<Domain, Trust>,
     /// The domains for whose bundle etcd has to be restarted.
-    pub(super) restart_due: Vec<Domain>,
+    pub(crate) restart_due: Vec<Domain>,
     /// The word for what a due restart waits for.
-    pub(super) restart_waits: Option<String>,
+    pub(crate) restart_waits: Option<String>,
     /// The domains whose bundle on offer is refused.
-    pub(super) refused: Vec<Domain>,
+    pub(crate) refused: Vec<Domain>,
 }
 
 /// A certificate on disk. Times are in seconds of the Unix epoch; `None`: the sidecar does not say it.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Certificate {
+pub(crate) struct Certificate {
     /// Its serial number, in lower-case hexadecimal digits.
-    pub(super) serial: Option<String>,
+    pub(crate) serial: Option<String>,
     /// When it was received.
-    pub(super) issued: Option<f64>,
+    pub(crate) issued: Option<f64>,
     /// When the next one is requested.
-    pub(super) renewal: Option<f64>,
+    pub(crate) renewal: Option<f64>,
     /// Its notAfter.
-    pub(super) expiry: Option<f64>,
+    pub(crate) expiry: Option<f64>,
     /// How many of etcd's ports serve it.
-    pub(super) ports: Option<f64>,
+    pub(crate) ports: Option<f64>,
     /// Whether all of them do.
-    pub(super) served: Option<bool>,
+    pub(crate) served: Option<bool>,
 }
 
 /// See [`Sidecar::trust`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Trust {
+pub(crate) enum Trust {
     /// etcd has loaded the bundle on disk.
     Loaded,
     /// A restart of etcd loads it.

@@ -18,11 +18,11 @@ use crate::rollover::{Report, rfc3339};
 
 /// Something that could not be seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Unseen {
+pub(crate) struct Unseen {
     /// Why.
-    pub(super) reason: String,
+    pub(crate) reason: String,
     /// What to do.
-    pub(super) next: String,
+    pub(crate) next: String,
 }
 
 /// What was seen of one pod.

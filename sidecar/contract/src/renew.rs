@@ -1,0 +1,68 @@
+//! The value of the annotation `renew`: each new value asks for new certificates, of all roles or of those that it names.
+
+use std::{collections::BTreeSet, fmt};
+
+use crate::role::Role;
+
+/// What stands between the roles and the rest of a value.
+const SEPARATOR: char = ':';
+
+/// A value of the annotation: `<anything>`, or `<role>[,<role>…]:<anything>` for these roles alone. Any text is one, so that
+/// `kubectl annotate pod etcd-0 etcd-tls.dev/renew="$(date)" --overwrite` renews all roles.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Renew {
+    /// The roles that are named; empty: all roles of the pod.
+    pub roles: BTreeSet<Role>,
+    /// What tells the value from the ones before.
+    pub id: String,
+}
+
+impl Renew {
+    /// Reads a value; every text is one.
+    pub fn read(value: &str) -> Self {
+        let named = value.split_once(SEPARATOR).and_then(|(words, id)| {
+            let roles: Result<BTreeSet<Role>, _> = words.split(',').map(|word| word.trim().parse::<Role>()).collect();
+            Some(Self { roles: roles.ok()?, id: id.to_owned() })
+        });
+        named.unwrap_or_else(|| Self { roles: BTreeSet::new(), id: value.to_owned() })
+    }
+
+    /// Whether `role` is renewed.
+    pub fn names(&self, role: Role) -> bool {
+        self.roles.is_empty() || self.roles.contains(&role)
+    }
+}
+
+impl fmt::Display for Renew {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, role) in self.roles.iter().enumerate() {
+            write!(f, "{}{role}", if n == 0 { "" } else { "," })?;
+        }
+        if self.roles.is_empty() { f.write_str(&self.id) } else { write!(f, "{SEPARATOR}{}", self.id) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_names_roles_or_means_all() {
+        for (value, roles) in [
+            ("2026-11-28T08:41:32Z", &[][..]),
+            ("now", &[]),
+            ("peer", &[]),
+            ("peer:1", &[Role::Peer]),
+            ("peer, server:a:b", &[Role::Peer, Role::Server]),
+            ("peer,other:1", &[]),
+            (":1", &[]),
+            ("", &[]),
+        ] {
+            let read = Renew::read(value);
+            assert_eq!(read.roles, roles.iter().copied().collect(), "{value}");
+            let named: Vec<Role> = Role::ALL.into_iter().filter(|role| read.names(*role)).collect();
+            assert_eq!(named, if roles.is_empty() { Role::ALL.to_vec() } else { roles.to_vec() }, "{value}");
+            assert_eq!(Renew::read(&read.to_string()), read, "{value}");
+        }
+    }
+}

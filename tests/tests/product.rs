@@ -1,0 +1,203 @@
+//! Tier 2: what an operator does with the installed system, with the real command, the real sidecar and a real API server.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+    path::{Path, PathBuf},
+    process::Output,
+};
+
+use etcd_tls_contract::certificate::Chain;
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
+use serde_json::{Value, json};
+use tests::{
+    apiserver::ApiServer,
+    eventually,
+    pod::{LocalPod, write_projected},
+    ports,
+    process::{binary, which},
+    stack::{LIMIT, Options, Stack, own_address},
+};
+use tokio::{process::Command, task::JoinHandle};
+
+/// A pod whose sidecar holds two certificates and has no etcd.
+fn client_pod(name: &str) -> Value {
+    json!({
+        "metadata": {
+            "name": name,
+            "labels": {"etcd-tls": "dynamic"},
+            "annotations": {
+                "etcd-tls.dev/roles": "client,metrics", "etcd-tls.dev/containers": "app",
+                "etcd-tls.dev/admin-port": ports::free(Ipv4Addr::UNSPECIFIED).to_string(),
+            },
+        },
+        "spec": {"containers": [{"name": "app", "image": "app", "command": ["app"]}]},
+    })
+}
+
+async fn webhook(kubeconfig: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(binary("etcd-tls-webhook"));
+    command.args(arguments).env("KUBECONFIG", kubeconfig).kill_on_drop(true);
+    command.output().await.expect("run etcd-tls-webhook")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// The serial number of each certificate on disk.
+fn serials(pod: &LocalPod) -> BTreeMap<String, String> {
+    let directory = pod.volume("etcd-tls");
+    let serial = |role: &str| {
+        let pem = std::fs::read(directory.join(role).join("tls.crt")).expect("a certificate");
+        (role.to_owned(), Chain::parse(&pem).expect("a chain").serial)
+    };
+    ["client", "metrics"].map(serial).into()
+}
+
+/// The files of the downward API in the token's volume, as kubelet keeps them.
+fn downward(pod: &Pod, directory: PathBuf, api: Api<Pod>) -> JoinHandle<()> {
+    let pod = serde_json::to_value(pod).expect("a pod is JSON");
+    let volumes = pod["spec"]["volumes"].as_array().expect("volumes");
+    let volume = volumes.iter().find(|v| v["name"] == "etcd-tls-token").expect("the token's volume");
+    let sources = volume["projected"]["sources"].as_array().expect("sources");
+    let items: Vec<Value> =
+        sources.iter().flat_map(|s| s["downwardAPI"]["items"].as_array()).flatten().cloned().collect();
+    let fields: Vec<(String, String)> = items
+        .iter()
+        .filter_map(|item| {
+            let path = item["fieldRef"]["fieldPath"].as_str()?.strip_prefix("metadata.annotations['")?;
+            Some((item["path"].as_str()?.to_owned(), path.strip_suffix("']")?.to_owned()))
+        })
+        .collect();
+    assert!(!fields.is_empty(), "{volume}");
+    let name = pod["metadata"]["name"].as_str().expect("a name").to_owned();
+    let write = move |annotations: &BTreeMap<String, String>| {
+        let files = fields.iter().map(|(file, key)| (file.as_str(), annotations.get(key).cloned().unwrap_or_default()));
+        write_projected(&directory, files);
+    };
+    let mut written = BTreeMap::new();
+    write(&written);
+    tokio::spawn(async move {
+        loop {
+            if let Ok(pod) = api.get(&name).await {
+                let now = pod.metadata.annotations.unwrap_or_default();
+                if now != written {
+                    write(&now);
+                    written = now;
+                }
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        }
+    })
+}
+
+/// The kubeconfig of a service account with exactly these rules in the namespace.
+async fn account(api: &ApiServer, namespace: &str, name: &str, rules: Value) -> PathBuf {
+    api.service_account(namespace, name).await;
+    let rbac = "rbac.authorization.k8s.io";
+    let role = json!({
+        "apiVersion": format!("{rbac}/v1"), "kind": "Role", "metadata": {"name": name, "namespace": namespace}, "rules": rules,
+    });
+    let binding = json!({
+        "apiVersion": format!("{rbac}/v1"), "kind": "RoleBinding", "metadata": {"name": name, "namespace": namespace},
+        "roleRef": {"apiGroup": rbac, "kind": "Role", "name": name},
+        "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": namespace}],
+    });
+    api.apply(&json!({"apiVersion": "v1", "kind": "List", "items": [role, binding]}).to_string());
+    let token = api.token(namespace, name, None).await;
+    api.token_kubeconfig(name, &token)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn renew_gives_new_certificates_at_once_and_once() {
+    let Some(mut stack) = Stack::start(&Options::default()).await else { return };
+    stack.api.namespace("web", &[]).await;
+    let kubeconfig = stack.api.kubeconfig.clone();
+    // The API server's proxy dials no loopback address.
+    let ip: IpAddr = own_address().expect("the stack has one");
+    let programs = [("app", which("true").expect("true"))];
+    let mut pod = stack.local_pod("web", client_pod("app-0"), &[ip], &programs).await.expect("create a pod");
+    let pods = Api::<Pod>::namespaced(stack.api.client.clone(), "web");
+    let created = pods.get("app-0").await.expect("the pod");
+    let kubelet = downward(&created, pod.volume("etcd-tls-token"), pods.clone());
+    pod.initialise(LIMIT).await.expect("init and sidecar");
+    let wait = format!("--timeout={}s", LIMIT.as_secs());
+    let renew = async |target: &str, more: &[&str]| {
+        webhook(&kubeconfig, &[&["renew", target, "--wait", wait.as_str()], more].concat()).await
+    };
+
+    // One role of a pod.
+    let first = serials(&pod);
+    let output = renew("web/app-0", &["--role=client"]).await;
+    let second = serials(&pod);
+    assert!(output.status.success(), "{output:?}\n{}", pod.log("etcd-tls-sidecar"));
+    assert!(second["client"] != first["client"] && second["metrics"] == first["metrics"], "{first:?} {second:?}");
+    assert!(
+        text(&output.stdout).contains(&format!("pod app-0 client: renewed, serial {}", second["client"])),
+        "{output:?}"
+    );
+
+    // All roles of a cluster.
+    let output = renew("web/etcd", &[]).await;
+    let third = serials(&pod);
+    assert!(output.status.success(), "{output:?}");
+    assert!(third["client"] != second["client"] && third["metrics"] != second["metrics"], "{second:?} {third:?}");
+
+    // By whoever may edit pods, with any value: one longer than other annotations may be, too.
+    let editor = account(
+        &stack.api,
+        "web",
+        "editor",
+        json!([{"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "patch"]}]),
+    )
+    .await;
+    let value = format!("etcd-tls.dev/renew={}", "x".repeat(20_000));
+    let mut annotate = Command::new(stack.api.kubectl_path());
+    annotate.args(["annotate", "pod", "app-0", "-n", "web", "--overwrite", &value]).env("KUBECONFIG", &editor);
+    let output = annotate.output().await.expect("run kubectl");
+    assert!(output.status.success(), "{output:?}");
+    let renewed = || async {
+        let now = serials(&pod);
+        if now.iter().all(|(role, serial)| third[role] != *serial) { Ok(()) } else { Err(format!("{now:?}")) }
+    };
+    eventually("a renewal by any value", LIMIT, renewed).await;
+
+    // The value that a sidecar finds at its start asks for nothing: what is renewed next is what is named next.
+    let fourth = serials(&pod);
+    pod.process("etcd-tls-sidecar").terminate(LIMIT).await;
+    pod.start_container("etcd-tls-sidecar");
+    eventually("the sidecar is back", LIMIT, || async {
+        let output = webhook(&kubeconfig, &["status", "-n", "web"]).await;
+        if output.status.success() { Ok(()) } else { Err(format!("{output:?}")) }
+    })
+    .await;
+    let output = renew("web/app-0", &["--role=metrics"]).await;
+    let fifth = serials(&pod);
+    assert!(output.status.success(), "{output:?}\n{}", pod.log("etcd-tls-sidecar"));
+    assert!(fifth["client"] == fourth["client"] && fifth["metrics"] != fourth["metrics"], "{fourth:?} {fifth:?}");
+
+    // What cannot be done is said, with an exit code of its own.
+    let viewer = json!([{"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list"]}]);
+    let viewer = account(&stack.api, "web", "viewer", viewer).await;
+    let output = webhook(&viewer, &["renew", "web/app-0"]).await;
+    assert_eq!(output.status.code(), Some(77), "{output:?}");
+    assert!(
+        text(&output.stderr).contains("cannot patch pods in namespace web: your account lacks this right"),
+        "{output:?}"
+    );
+    for (target, more, words) in [
+        ("web/none", "--role=client", "no pod of namespace web that has opted in is named none"),
+        ("web/app-0", "--role=peer", "web/app-0 holds no certificate of role peer"),
+    ] {
+        let output = webhook(&kubeconfig, &["renew", target, more]).await;
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(text(&output.stderr).contains(words), "{output:?}");
+    }
+    kubelet.abort();
+    let output = webhook(&kubeconfig, &["renew", "web/app-0", "--wait", "--timeout=2s"]).await;
+    assert_eq!(output.status.code(), Some(75), "{output:?}");
+    assert!(text(&output.stderr).contains("pod app-0 client: still the certificate of before"), "{output:?}");
+    assert_eq!(serials(&pod), fifth);
+}

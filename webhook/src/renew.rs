@@ -1,0 +1,204 @@
+//! `etcd-tls-webhook renew`: asks the sidecars of one pod or of a cluster for new certificates now, by the pods' annotation
+//! `renew`, with the caller's rights.
+//!
+//! ```text
+//! choose   which pods and roles are meant; pure
+//! ```
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::Write as _,
+    time::Duration,
+};
+
+use etcd_tls_contract::{names, renew::Renew, role::Role};
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams},
+};
+use serde_json::json;
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    controller::client::within,
+    error::{Error, NotInTime},
+    operator::{self, Cluster, Right},
+    status::{self, Sidecar},
+};
+
+mod choose;
+
+use choose::{Chosen, Kind, Target};
+
+/// The pause between two looks at the sidecars.
+const POLL: Duration = Duration::from_secs(1);
+
+/// The arguments of `renew`.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// A pod or an etcd cluster, as <namespace>/<pod> or <namespace>/<cluster>.
+    #[arg(value_name = "NAMESPACE/NAME")]
+    target: Target,
+    /// Whether the name is a pod's or a cluster's, where there are both.
+    #[arg(long, value_enum)]
+    kind: Option<Kind>,
+    /// Renew this role alone: peer, server, client or metrics. May be repeated.
+    #[arg(long = "role", value_name = "ROLE", value_delimiter = ',')]
+    roles: Vec<Role>,
+    /// Wait until every sidecar has its new certificates.
+    #[arg(long)]
+    wait: bool,
+    /// How long to wait; kubelet may take a minute or two to bring the annotation to the sidecar.
+    #[arg(long, default_value = "5m", value_name = "DURATION", requires = "wait", value_parser = etcd_tls_contract::duration::parse_duration)]
+    timeout: Duration,
+    #[command(flatten)]
+    cluster: Cluster,
+}
+
+/// Why certificates are not renewed.
+#[derive(Debug, thiserror::Error)]
+pub enum RenewError {
+    /// Nothing of that name.
+    #[error(
+        "no pod of namespace {} that has opted in is named {}, and none belongs to a cluster of that name; \
+         etcd-tls-webhook status -n {} shows them", .0.namespace, .0.name, .0.namespace
+    )]
+    NoSuch(Target),
+    /// A pod and a cluster have the name.
+    #[error("{0} is both a pod and a cluster of several pods; give --kind pod or --kind cluster")]
+    Ambiguous(Target),
+    /// No pod holds such a certificate.
+    #[error("{target} holds no certificate of role {}", list(.roles))]
+    NoRole {
+        /// What was named.
+        target: Target,
+        /// The roles that were named.
+        roles: BTreeSet<Role>,
+    },
+    /// The annotation does not reach the sidecar.
+    #[error(
+        "pod {0} does not bring the annotation to its sidecar: an earlier version injected into it, or it is a static pod; \
+         delete it, so that it is made anew"
+    )]
+    Blind(String),
+    /// A sidecar that cannot be asked.
+    #[error("it cannot be seen whether pod {pod} renews: {reason}; {next}; without --wait it is asked nevertheless")]
+    Unseen {
+        /// The pod.
+        pod: String,
+        /// Why.
+        reason: String,
+        /// What to do.
+        next: String,
+    },
+}
+
+impl Args {
+    /// Writes the annotation, and waits for the new certificates where that was asked for.
+    ///
+    /// # Errors
+    /// [`RenewError`], [`NotInTime`]; pods cannot be listed or patched.
+    pub async fn run(self) -> Result<(), Error> {
+        let (client, _) = self.cluster.connect().await?;
+        let roles: BTreeSet<Role> = self.roles.into_iter().collect();
+        let pods = status::opted_in(&client, Some(&self.target.namespace)).await?;
+        let chosen = choose::choose(&pods, &self.target, self.kind, &roles)?;
+        let namespace = &self.target.namespace;
+        let mut before = BTreeMap::new();
+        if self.wait {
+            for pod in &chosen {
+                before.insert(pod.name.clone(), serials(&look(&client, namespace, pod).await?));
+            }
+        }
+        let renew = Renew { roles, id: jiff::Timestamp::now().to_string() };
+        let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
+        for pod in &chosen {
+            // The uid: a pod that was made again meanwhile has new certificates already.
+            let annotations = json!({names::RENEW_ANNOTATION: renew.to_string()});
+            let patch = Patch::Merge(json!({"metadata": {"uid": pod.uid, "annotations": annotations}}));
+            within(api.patch_metadata(&pod.name, &PatchParams::default(), &patch))
+                .await
+                .map_err(|error| Right::new("patch", "pods", Some(namespace)).refused(error))?;
+            say(&format!("pod {}: asked to renew {}", pod.name, list(&pod.roles)))?;
+        }
+        if !self.wait {
+            return say(&format!(
+                "kubelet brings it to each sidecar within a minute or two; --wait waits for that, and \
+                 etcd-tls-webhook status -n {namespace} -o wide shows the certificates"
+            ));
+        }
+        wait(&client, namespace, &chosen, &before, self.timeout).await
+    }
+}
+
+/// What the sidecar of `pod` says.
+async fn look(client: &Client, namespace: &str, pod: &Chosen) -> Result<Sidecar, RenewError> {
+    let seen = status::ask(client, namespace, &pod.name, pod.admin_port).await;
+    seen.map_err(|unseen| RenewError::Unseen { pod: pod.name.clone(), reason: unseen.reason, next: unseen.next })
+}
+
+/// The serial number of each role's certificate.
+fn serials(sidecar: &Sidecar) -> BTreeMap<Role, String> {
+    let serial = |(role, certificate): (&Role, &status::Certificate)| Some((*role, certificate.serial.clone()?));
+    sidecar.certificates.iter().filter_map(serial).collect()
+}
+
+/// Waits until no role of a chosen pod has the certificate that it had before.
+async fn wait(
+    client: &Client,
+    namespace: &str,
+    chosen: &[Chosen],
+    before: &BTreeMap<String, BTreeMap<Role, String>>,
+    after: Duration,
+) -> Result<(), Error> {
+    let deadline = Instant::now() + after;
+    let mut open: BTreeSet<(&str, Role)> =
+        chosen.iter().flat_map(|pod| pod.roles.iter().map(|role| (pod.name.as_str(), *role))).collect();
+    loop {
+        let mut pending = Vec::new();
+        for pod in chosen.iter().filter(|pod| open.iter().any(|(name, _)| *name == pod.name)).collect::<Vec<_>>() {
+            let seen = look(client, namespace, pod).await;
+            for role in &pod.roles {
+                let key = (pod.name.as_str(), *role);
+                if !open.contains(&key) {
+                    continue;
+                }
+                let what = format!("pod {} {role}", pod.name);
+                match &seen {
+                    Err(error) => pending.push(format!("{what}: {error}")),
+                    Ok(sidecar) => {
+                        let (now, old) = (serials(sidecar), before.get(&pod.name).and_then(|old| old.get(role)));
+                        match now.get(role).filter(|now| Some(*now) != old) {
+                            Some(serial) => {
+                                open.remove(&key);
+                                say(&format!("{what}: renewed, serial {serial}"))?;
+                            }
+                            None => pending.push(match sidecar.failing.get(role) {
+                                Some(word) => format!("{what}: its request fails ({word})"),
+                                None => format!("{what}: still the certificate of before"),
+                            }),
+                        }
+                    }
+                }
+            }
+        }
+        if open.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            return Err(NotInTime { after, pending }.into());
+        }
+        sleep(POLL).await;
+    }
+}
+
+/// Roles as a person writes them.
+fn list(roles: &BTreeSet<Role>) -> String {
+    roles.iter().map(|role| role.as_str()).collect::<Vec<_>>().join(", ")
+}
+
+fn say(line: &str) -> Result<(), Error> {
+    writeln!(std::io::stdout(), "{}", operator::plain(line))?;
+    Ok(())
+}

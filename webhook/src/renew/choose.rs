@@ -1,0 +1,196 @@
+//! Which pods and roles a command means. Pure.
+
+use std::{collections::BTreeSet, fmt, str::FromStr};
+
+use etcd_tls_contract::{
+    invalid_value::InvalidValue,
+    names::{self, ClusterName},
+    role::Role,
+    settings::Settings,
+};
+use k8s_openapi::api::core::v1::{Pod, Volume};
+
+use super::RenewError;
+
+/// `<namespace>/<name>` of a pod or of a cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The namespace; a DNS label.
+    pub namespace: String,
+    /// The name; a DNS subdomain.
+    pub name: String,
+}
+
+impl FromStr for Target {
+    type Err = InvalidValue;
+
+    fn from_str(s: &str) -> Result<Self, InvalidValue> {
+        match s.split_once('/') {
+            Some((namespace, name)) if names::is_dns_label(namespace) && names::is_dns_subdomain(name) => {
+                Ok(Self { namespace: namespace.to_owned(), name: name.to_owned() })
+            }
+            _ => Err("is not of the form <namespace>/<pod> or <namespace>/<cluster>".into()),
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// What a name names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Kind {
+    /// A pod.
+    Pod,
+    /// All pods of a cluster in the namespace.
+    Cluster,
+}
+
+/// A pod that is asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Chosen {
+    /// `metadata.name`.
+    pub(super) name: String,
+    /// `metadata.uid`.
+    pub(super) uid: String,
+    /// Where its sidecar shows its metrics.
+    pub(super) admin_port: u16,
+    /// The roles to renew; not empty.
+    pub(super) roles: BTreeSet<Role>,
+}
+
+/// The pods among `pods`, which have opted in, that `target` names, with those of `roles` that they hold (all, if none is
+/// named).
+///
+/// # Errors
+/// There is none, it cannot be told which, or one that does not see the annotation.
+pub(super) fn choose(
+    pods: &[Pod],
+    target: &Target,
+    kind: Option<Kind>,
+    roles: &BTreeSet<Role>,
+) -> Result<Vec<Chosen>, RenewError> {
+    let running: Vec<&Pod> = pods.iter().filter(|pod| !is_over(pod)).collect();
+    let named: Vec<&Pod> =
+        running.iter().copied().filter(|pod| pod.metadata.name.as_deref() == Some(&target.name)).collect();
+    let home = ClusterName { namespace: target.namespace.clone(), name: target.name.clone() };
+    let members: Vec<&Pod> = running
+        .iter()
+        .copied()
+        .filter(|pod| settings(pod).is_some_and(|s| s.home(&target.namespace) == home))
+        .collect();
+    let meant = match kind {
+        Some(Kind::Pod) => named,
+        Some(Kind::Cluster) => members,
+        None if named.is_empty() => members,
+        None if members.is_empty() || members == named => named,
+        None => return Err(RenewError::Ambiguous(target.clone())),
+    };
+    if meant.is_empty() {
+        return Err(RenewError::NoSuch(target.clone()));
+    }
+    let mut chosen = Vec::new();
+    for pod in meant {
+        let Some(settings) = settings(pod) else { continue };
+        let name = pod.metadata.name.clone().unwrap_or_default();
+        let held: BTreeSet<Role> =
+            settings.roles.iter().copied().filter(|role| roles.is_empty() || roles.contains(role)).collect();
+        if held.is_empty() {
+            continue;
+        }
+        if !sees_annotation(pod) {
+            return Err(RenewError::Blind(name));
+        }
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        chosen.push(Chosen { name, uid, admin_port: settings.admin_port, roles: held });
+    }
+    chosen.sort_by(|a, b| a.name.cmp(&b.name));
+    if chosen.is_empty() {
+        Err(RenewError::NoRole { target: target.clone(), roles: roles.clone() })
+    } else {
+        Ok(chosen)
+    }
+}
+
+fn is_over(pod: &Pod) -> bool {
+    matches!(pod.status.as_ref().and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed"))
+}
+
+/// `None`: annotations that admission would have refused.
+fn settings(pod: &Pod) -> Option<Settings> {
+    Settings::parse(&pod.metadata.annotations.clone().unwrap_or_default()).ok()
+}
+
+/// Whether kubelet projects the annotation into the sidecar's volume.
+fn sees_annotation(pod: &Pod) -> bool {
+    let path = format!("metadata.annotations['{}']", names::RENEW_ANNOTATION);
+    let projects = |volume: &Volume| {
+        let sources = volume.projected.as_ref().and_then(|p| p.sources.as_ref()).into_iter().flatten();
+        let mut items = sources.filter_map(|s| s.downward_api.as_ref()?.items.as_ref()).flatten();
+        volume.name == names::TOKEN_VOLUME
+            && items.any(|item| {
+                item.path == names::RENEW_FILE && item.field_ref.as_ref().is_some_and(|field| field.field_path == path)
+            })
+    };
+    pod.spec.as_ref().and_then(|spec| spec.volumes.as_ref()).into_iter().flatten().any(projects)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use serde_json::json;
+
+    use super::*;
+
+    fn pod(name: &str, cluster: &str, roles: &str, sees: bool) -> Pod {
+        let item = json!({"path": "renew", "fieldRef": {"fieldPath": "metadata.annotations['etcd-tls.dev/renew']"}});
+        let items = if sees { vec![item] } else { vec![] };
+        serde_json::from_value(json!({
+            "metadata": {"name": name, "uid": format!("uid-{name}"), "annotations": {
+                "etcd-tls.dev/cluster": cluster, "etcd-tls.dev/roles": roles,
+            }},
+            "spec": {"containers": [], "volumes": [
+                {"name": "etcd-tls-token", "projected": {"sources": [{"downwardAPI": {"items": items}}]}},
+            ]},
+        }))
+        .unwrap()
+    }
+
+    fn chosen(pods: &[Pod], target: &str, kind: Option<Kind>, roles: &[Role]) -> Result<Vec<String>, String> {
+        let roles = roles.iter().copied().collect();
+        let chosen = choose(pods, &target.parse().unwrap(), kind, &roles).map_err(|e| e.to_string())?;
+        Ok(chosen.into_iter().map(|c| format!("{}={}", c.name, super::super::list(&c.roles))).collect())
+    }
+
+    #[test]
+    fn a_pod_a_cluster_or_neither() {
+        let pods = [
+            pod("etcd-0", "etcd", "peer,server", true),
+            pod("etcd-1", "etcd", "peer,server", true),
+            pod("job", "etcd", "client", true),
+            pod("events", "main", "peer,server", true),
+            pod("events-0", "events", "peer,server", true),
+            pod("one", "one", "peer", true),
+            pod("old", "old", "peer", false),
+        ];
+        let all = |kind, target: &str, roles: &[Role]| chosen(&pods, target, kind, roles);
+        assert_eq!(all(None, "prod/etcd-1", &[]).unwrap(), ["etcd-1=peer, server"]);
+        assert_eq!(all(None, "prod/etcd", &[]).unwrap(), ["etcd-0=peer, server", "etcd-1=peer, server", "job=client"]);
+        assert_eq!(all(None, "prod/etcd", &[Role::Peer]).unwrap(), ["etcd-0=peer", "etcd-1=peer"]);
+        assert_eq!(all(None, "prod/one", &[]).unwrap(), ["one=peer"], "the cluster's only pod");
+        assert!(all(None, "prod/events", &[]).unwrap_err().contains("--kind pod or --kind cluster"));
+        assert_eq!(all(Some(Kind::Pod), "prod/events", &[]).unwrap(), ["events=peer, server"]);
+        assert_eq!(all(Some(Kind::Cluster), "prod/events", &[]).unwrap(), ["events-0=peer, server"]);
+        assert!(all(None, "prod/none", &[]).unwrap_err().contains("status -n prod"));
+        assert!(all(None, "other/etcd", &[]).is_ok(), "the caller lists the namespace");
+        assert!(all(None, "prod/job", &[Role::Peer]).unwrap_err().contains("no certificate of role peer"));
+        assert!(all(None, "prod/old", &[]).unwrap_err().contains("an earlier version injected"));
+        for bad in ["etcd", "prod/", "/etcd", "prod/a/b", "Prod/etcd"] {
+            assert!(bad.parse::<Target>().is_err(), "{bad}");
+        }
+    }
+}
