@@ -50,6 +50,40 @@ fn links_lead_to_files_and_headings_that_exist() {
     assert!(seen > 10, "{seen} links");
 }
 
+/// `check` names a section of the documentation with each finding.
+#[test]
+fn sections_that_the_programs_name_exist() {
+    let mut seen = 0;
+    for file in sources(&repository().join("webhook/src")) {
+        let text = fs::read_to_string(&file).expect("a source");
+        for target in text.split("\"docs/").skip(1).filter_map(|rest| rest.split('"').next()) {
+            let Some((page, heading)) = target.split_once('#').filter(|(page, _)| page.ends_with(".md")) else {
+                continue;
+            };
+            let text =
+                fs::read_to_string(repository().join("docs").join(page)).unwrap_or_else(|e| panic!("{target}: {e}"));
+            let headings = text.lines().filter(|line| line.starts_with('#')).map(|l| anchor(l.trim_start_matches('#')));
+            assert!(headings.into_iter().any(|there| there == heading), "{}: {target}", file.display());
+            seen += 1;
+        }
+    }
+    assert!(seen >= 8, "{seen} sections");
+}
+
+/// The sources below `directory`.
+fn sources(directory: &std::path::Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).expect("a directory") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            found.extend(sources(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+    found
+}
+
 /// Every function that is a test, in any crate of the workspace.
 fn tests_of_the_workspace() -> BTreeSet<String> {
     fn walk(dir: PathBuf, found: &mut BTreeSet<String>) {

@@ -201,3 +201,116 @@ async fn renew_gives_new_certificates_at_once_and_once() {
     assert!(text(&output.stderr).contains("pod app-0 client: still the certificate of before"), "{output:?}");
     assert_eq!(serials(&pod), fifth);
 }
+
+/// The findings of `check`, by subject: state and reason.
+async fn findings(kubeconfig: &Path, arguments: &[&str]) -> (BTreeMap<String, (String, String)>, Option<i32>) {
+    let output = webhook(kubeconfig, &[&["check"], arguments, &["-o", "json"]].concat()).await;
+    let list: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:?}"));
+    let word = |finding: &Value, field: &str| finding[field].as_str().unwrap_or_default().to_owned();
+    for finding in &list {
+        assert!(finding["state"] == "ok" || !word(finding, "next").is_empty(), "what to do: {finding}");
+        assert!(word(finding, "see").starts_with("docs/check.md#"), "{finding}");
+    }
+    let by_subject = list.iter().map(|f| (word(f, "subject"), (word(f, "state"), word(f, "reason")))).collect();
+    (by_subject, output.status.code())
+}
+
+/// Waits until the finding on `subject` is in `state` and says `words`, and nothing else is wrong but what is in `also`.
+async fn found(kubeconfig: &Path, subject: &str, state: &str, words: &str, also: &[&str]) {
+    eventually(&format!("{subject} is {state}"), LIMIT, || async {
+        let (all, code) = findings(kubeconfig, &["-n", "web"]).await;
+        let (is, reason) = all.get(subject).cloned().unwrap_or_default();
+        let others = all.iter().filter(|(other, (state, _))| {
+            state != "ok" && *other != subject && !also.iter().any(|also| other.starts_with(also))
+        });
+        if is == state && reason.contains(words) && code == Some(3) && others.count() == 0 {
+            Ok(())
+        } else {
+            Err(format!("{code:?}: {all:#?}"))
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn check_finds_what_is_broken_one_thing_at_a_time() {
+    let Some(mut stack) = Stack::start(&Options::default()).await else { return };
+    let kubeconfig = stack.api.kubeconfig.clone();
+    stack.api.namespace("web", &[]).await;
+    eventually("all is well", LIMIT, || async {
+        let (all, code) = findings(&kubeconfig, &["-n", "web"]).await;
+        if code == Some(0) && all.len() > 12 { Ok(()) } else { Err(format!("{code:?}: {all:#?}")) }
+    })
+    .await;
+
+    // A policy that is not read.
+    let policy = |text: &str| {
+        let data = json!({"data": {"policy.yaml": text}}).to_string();
+        stack.api.kubectl(&[
+            "-n",
+            "etcd-tls-system",
+            "patch",
+            "configmap",
+            "etcd-tls-policy",
+            "--type=merge",
+            "-p",
+            &data,
+        ]);
+    };
+    policy("nonsense: 1");
+    found(&kubeconfig, "policy", "failing", "nonsense", &[]).await;
+    policy("");
+
+    // A binding that denies no more.
+    let deny = |action: &str| {
+        let patch = json!({"spec": {"validationActions": [action]}}).to_string();
+        let binding = ["patch", "validatingadmissionpolicybinding", "etcd-tls-secrets", "--type=merge", "-p", &patch];
+        stack.api.kubectl(&binding);
+    };
+    deny("Audit");
+    found(&kubeconfig, "admission policy etcd-tls-secrets", "failing", "does not deny", &[]).await;
+    deny("Deny");
+
+    // A right that is taken away.
+    stack.api.kubectl(&["-n", "etcd-tls-system", "delete", "rolebinding", "etcd-tls-sign"]);
+    let also = ["admission policy", "lease etcd-tls-sign"];
+    found(&kubeconfig, "rights of etcd-tls-sign", "failing", "create secrets", &also).await;
+    stack.api.apply_kustomization("manifests");
+
+    // Admission that is away, and a leader that is.
+    stack.admit.kill();
+    found(&kubeconfig, "admission", "failing", "does not reach admit", &["lease"]).await;
+    stack.approve.kill();
+    found(&kubeconfig, "lease etcd-tls-approve", "failing", "has not renewed it", &["admission", "lease"]).await;
+
+    // Without rights everything is unknown, and each right is named.
+    let nobody = account(&stack.api, "web", "nobody", json!([])).await;
+    let (all, code) = findings(&nobody, &["-n", "web"]).await;
+    assert_eq!(code, Some(4), "{all:#?}");
+    for (subject, words) in [
+        ("webhook configuration", "cannot get mutatingwebhookconfigurations"),
+        ("admission", "cannot create pods in namespace"),
+        ("lease etcd-tls-sign", "cannot get leases"),
+        ("admission policy etcd-tls-trust", "cannot be tried"),
+        ("rights of etcd-tls-sign", "cannot be told"),
+        ("policy", "cannot get configmaps"),
+    ] {
+        let (state, reason) = all.get(subject).cloned().unwrap_or_default();
+        assert!(state == "unknown" && reason.contains(words), "{subject}: {state}: {reason}");
+    }
+
+    // A policy file, and pods that have no sidecar.
+    let directory = stack.api.directory().dir("policies");
+    for (text, code) in [("clusterDomain: k8s.example", 0), ("clusterDomian: x", 3)] {
+        let file = directory.join("policy.yaml");
+        std::fs::write(&file, text).expect("write a policy");
+        let output = webhook(&kubeconfig, &["check", "policy", "-f", &file.display().to_string()]).await;
+        assert_eq!(output.status.code(), Some(code), "{output:?}");
+    }
+    let plain = json!({"metadata": {"name": "plain"}, "spec": {"containers": [{"name": "app", "image": "app"}]}});
+    stack.api.pod("web", plain).await.expect("create a pod");
+    let (all, code) = findings(&kubeconfig, &["pod", "plain", "-n", "web"]).await;
+    assert!(code == Some(3) && all["pod web/plain"].1.contains("neither it nor its namespace has opted in"), "{all:?}");
+    let (all, code) = findings(&kubeconfig, &["pod", "none", "-n", "web"]).await;
+    assert!(code == Some(3) && all["pod web/none"].1.contains("there is no such pod"), "{all:?}");
+}

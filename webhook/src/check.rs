@@ -1,73 +1,111 @@
-//! `etcd-tls-webhook check`: looks at one etcd cluster on its way between plain text and TLS, and tells the next step. It
-//! changes nothing; docs/plain-text-to-tls.md is the runbook.
+//! `etcd-tls-webhook check`: looks for what is wrong, and says what to do. It changes nothing.
 //!
 //! ```text
-//! look   what each member registers, and what its ports speak
-//! plan   the next step; pure
+//! install      the API server's objects, and whether they work
+//! leaders      the Leases and the clocks; pure
+//! accounts     the rights of `approve` and `sign`
+//! pod          one pod
+//! policy       a policy, in a file or in force
+//! plain_text   one etcd cluster between plain text and TLS
+//! finding      what was found, and how that is written; pure
 //! ```
 
 use std::{io::Write as _, path::PathBuf};
 
-use etcd_tls_contract::endpoint::Endpoint;
-use rustls::pki_types::pem::PemObject as _;
+use crate::{
+    error::Error,
+    operator::{self, Cluster},
+};
 
-use crate::error::Error;
+mod accounts;
+mod finding;
+mod install;
+mod leaders;
+mod plain_text;
+mod pod;
+mod policy;
 
-mod look;
-mod plan;
+use finding::Finding;
 
 /// The arguments of `check`.
 #[derive(clap::Args, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
-    /// Client URLs of members, separated by commas; one that answers is enough.
-    #[arg(long, required = true, value_delimiter = ',', value_name = "URL")]
-    endpoints: Vec<Endpoint>,
-    /// Where the cluster is to go: https, or back to http.
-    #[arg(long, default_value = "https", value_enum)]
-    to: plan::Scheme,
-    /// The CA certificates that the members' certificates come from (PEM).
-    #[arg(long, value_name = "FILE")]
-    cacert: Option<PathBuf>,
-    /// A client certificate (PEM).
-    #[arg(long, value_name = "FILE", requires = "key")]
-    cert: Option<PathBuf>,
-    /// Its private key.
-    #[arg(long, value_name = "FILE", requires = "cert")]
-    key: Option<PathBuf>,
+    #[command(subcommand)]
+    what: Option<What>,
+    /// The namespace in which a pod is created as a dry run. Default: the one of the kubeconfig's context.
+    #[arg(short, long, value_name = "NAME", value_parser = operator::namespace)]
+    namespace: Option<String>,
+    #[command(flatten)]
+    form: Form,
+    #[command(flatten)]
+    cluster: Cluster,
+    #[command(flatten)]
+    plain_text: plain_text::PlainText,
+}
+
+/// How findings are written.
+#[derive(clap::Args, Clone, Copy, Debug)]
+struct Form {
+    /// How the findings are written. Default: for people.
+    #[arg(short, long, value_enum)]
+    output: Option<Output>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Output {
+    /// JSON.
+    Json,
+}
+
+#[derive(clap::Subcommand, Debug)]
+enum What {
+    /// One pod: admission, requests, certificates.
+    Pod {
+        /// Its name.
+        name: String,
+        /// Its namespace. Default: the one of the kubeconfig's context.
+        #[arg(short, long, value_name = "NAME", value_parser = operator::namespace)]
+        namespace: Option<String>,
+        #[command(flatten)]
+        form: Form,
+        #[command(flatten)]
+        cluster: Cluster,
+    },
+    /// A policy before it is applied.
+    Policy {
+        /// A ConfigMap etcd-tls-policy, or what its key policy.yaml is to hold.
+        #[arg(short, long, value_name = "FILE")]
+        file: PathBuf,
+        #[command(flatten)]
+        form: Form,
+    },
 }
 
 impl Args {
-    /// Looks, and prints what was seen and the next step.
+    /// Looks, and prints what was found.
     ///
     /// # Errors
-    /// A file cannot be read, or no endpoint answers.
+    /// What is needed to look: a file, the API server; or not all is well: [`crate::error::NotWell`].
     pub async fn run(self) -> Result<(), Error> {
-        let tls = self.tls()?;
-        let members = look::members(&self.endpoints, tls.as_ref()).await?;
-        let text = plan::report(&members, self.to);
-        Ok(std::io::stdout().write_all(text.as_bytes())?)
-    }
-
-    /// How https URLs are asked; `None` without `--cacert`: they are then only recognised.
-    fn tls(&self) -> Result<Option<look::Tls>, Error> {
-        use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-
-        let Some(cacert) = &self.cacert else { return Ok(None) };
-        let of = |path: &PathBuf, error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
-        let mut roots = rustls::RootCertStore::empty();
-        for certificate in CertificateDer::pem_file_iter(cacert).map_err(|e| of(cacert, &e))? {
-            roots.add(certificate.map_err(|e| of(cacert, &e))?).map_err(|e| of(cacert, &e))?;
-        }
-        let builder = rustls::ClientConfig::builder().with_root_certificates(roots);
-        let config = match (&self.cert, &self.key) {
-            (Some(cert), Some(key)) => {
-                let chain =
-                    CertificateDer::pem_file_iter(cert).and_then(Iterator::collect).map_err(|e| of(cert, &e))?;
-                let secret = PrivateKeyDer::from_pem_file(key).map_err(|_| of(key, &"is no private key in PEM"))?;
-                builder.with_client_auth_cert(chain, secret).map_err(|e| of(cert, &e))?
+        let Self { what, namespace, form, cluster, plain_text } = self;
+        let (findings, form) = match what {
+            Some(What::Pod { name, namespace, form, cluster }) => {
+                let (client, default) = cluster.connect().await?;
+                (pod::look(&client, &namespace.unwrap_or(default), &name).await?, form)
             }
-            _ => builder.with_no_client_auth(),
+            Some(What::Policy { file, form }) => (vec![policy::of_file(&file)?], form),
+            None if plain_text.is_meant() => {
+                let report = plain_text.report().await?;
+                return Ok(std::io::stdout().write_all(report.as_bytes())?);
+            }
+            None => (install::look(&cluster, namespace.as_deref()).await?, form),
         };
-        Ok(Some(look::Tls::new(config)))
+        let text = match form.output {
+            None => finding::text(&findings),
+            Some(Output::Json) => format!("{}\n", serde_json::to_string_pretty::<Vec<Finding>>(&findings)?),
+        };
+        std::io::stdout().write_all(text.as_bytes())?;
+        Ok(finding::well(&findings)?)
     }
 }

@@ -30,8 +30,8 @@ enum Command {
     Admit(admit::Args),
     /// Approve what says no more than its pod is, deny the rest.
     Approve(approve::Args),
-    /// Look at an etcd cluster on its way between plain text and TLS, and tell the next step.
-    Check(check::Args),
+    /// Look for what is wrong with the install, with a pod or with a policy, and tell the next step.
+    Check(Box<check::Args>),
     /// Inject into manifests, offline.
     Inject(inject::Args),
     /// Issue certificates for members of known names, with no signer running: Secret manifests or files.

@@ -12,24 +12,28 @@ pub type Error = Box<dyn std::error::Error + Send + Sync>;
 /// Not all is well: for scripts, as an exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotWell {
-    /// Pods are failing or need attention.
-    #[error("{failing} of {all} pods failing, {attention} to look at, {unknown} unknown")]
+    /// Some are failing or need attention.
+    #[error("{failing} of {all} {what} failing, {attention} to look at, {unknown} unknown")]
     Attention {
-        /// Pods that are failing.
+        /// What is counted: `pods`, `checks`.
+        what: &'static str,
+        /// Those that are failing.
         failing: usize,
-        /// Pods that somebody should look at.
+        /// Those that somebody should look at.
         attention: usize,
-        /// Pods of which it cannot be told.
+        /// Those of which it cannot be told.
         unknown: usize,
-        /// All pods.
+        /// All.
         all: usize,
     },
     /// Nothing is known to be wrong, but not everything could be seen.
-    #[error("{unknown} of {all} pods unknown")]
+    #[error("{unknown} of {all} {what} unknown")]
     Unknown {
-        /// Pods of which it cannot be told.
+        /// What is counted.
+        what: &'static str,
+        /// Those of which it cannot be told.
         unknown: usize,
-        /// All pods.
+        /// All.
         all: usize,
     },
 }

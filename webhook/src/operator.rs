@@ -21,19 +21,33 @@ impl Cluster {
     /// # Errors
     /// There is no kubeconfig, or no such context in it.
     pub async fn connect(&self) -> Result<(Client, String), ClientError> {
-        let config = match &self.context {
-            None => client::configuration().await?,
+        let config = self.configuration().await?;
+        let namespace = config.default_namespace.clone();
+        Ok((Client::try_from(config)?, namespace))
+    }
+
+    /// Connects to act as the service account `user`, for which the caller needs the right to impersonate it.
+    ///
+    /// # Errors
+    /// As [`Self::connect`].
+    pub(crate) async fn connect_as(&self, user: &str) -> Result<Client, ClientError> {
+        let mut config = self.configuration().await?;
+        config.auth_info.impersonate = Some(user.to_owned());
+        Ok(Client::try_from(config)?)
+    }
+
+    async fn configuration(&self) -> Result<Config, ClientError> {
+        match &self.context {
+            None => client::configuration().await,
             Some(context) => {
                 let options = KubeConfigOptions { context: Some(context.clone()), ..KubeConfigOptions::default() };
                 let mut config = Config::from_kubeconfig(&options)
                     .await
                     .map_err(|error| ClientError::Context { context: context.clone(), error })?;
                 client::bound(&mut config);
-                config
+                Ok(config)
             }
-        };
-        let namespace = config.default_namespace.clone();
-        Ok((Client::try_from(config)?, namespace))
+        }
     }
 }
 

@@ -23,10 +23,11 @@ mod metrics;
 mod render;
 mod rows;
 
-pub(crate) use gather::{ask, opted_in};
+pub(crate) use gather::{OnePod, PodReport, ask, opted_in, pod};
 pub(crate) use metrics::{Certificate, Sidecar};
 use render::{Output, Screen};
-use rows::{Row, State};
+use rows::Row;
+pub(crate) use rows::{State, duration};
 
 /// The least columns of a table.
 const LEAST_WIDTH: usize = 60;
@@ -53,15 +54,16 @@ pub struct Args {
     cluster: Cluster,
 }
 
-/// All is well, or how many rows are not.
-fn well(rows: &[Row]) -> Result<(), NotWell> {
-    let count = |state| rows.iter().filter(|row| row.state == state).count();
+/// All is well, or how many of `what` are not.
+pub(crate) fn well(what: &'static str, states: impl Iterator<Item = State>) -> Result<(), NotWell> {
+    let states: Vec<State> = states.collect();
+    let count = |state| states.iter().filter(|is| **is == state).count();
     let (failing, unknown, attention, all) =
-        (count(State::Failing), count(State::Unknown), count(State::Attention), rows.len());
+        (count(State::Failing), count(State::Unknown), count(State::Attention), states.len());
     match (failing + attention, unknown) {
         (0, 0) => Ok(()),
-        (0, _) => Err(NotWell::Unknown { unknown, all }),
-        _ => Err(NotWell::Attention { failing, attention, unknown, all }),
+        (0, _) => Err(NotWell::Unknown { what, unknown, all }),
+        _ => Err(NotWell::Attention { what, failing, attention, unknown, all }),
     }
 }
 
@@ -98,7 +100,7 @@ impl Args {
                 }
             }
             if !self.watch {
-                return well(&rows).map_err(Into::into);
+                return well("pods", rows.iter().map(|row| row.state)).map_err(Into::into);
             }
             tokio::time::sleep(self.interval).await;
         }

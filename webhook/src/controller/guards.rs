@@ -156,9 +156,12 @@ impl Standing {
 
 /// What one look at a policy found.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Look {
+pub(crate) enum Look {
+    /// It is in place, and refuses what it must refuse.
     Enforced,
+    /// Each fault.
     Broken(Vec<String>),
+    /// Why it could not be found out.
     Unknown(String),
 }
 
@@ -308,28 +311,41 @@ impl Prover {
     }
 
     async fn look(&self, guard: Guard) -> Look {
-        let shipped = match Shipped::of(guard) {
-            Ok(shipped) => shipped,
-            Err(error) => return Look::Unknown(error.to_string()),
-        };
-        let policies: Api<ValidatingAdmissionPolicy> = Api::all(self.client.clone());
-        let bindings: Api<ValidatingAdmissionPolicyBinding> = Api::all(self.client.clone());
-        let name = guard.name();
-        let live = match (within(policies.get_opt(name)).await, within(bindings.get_opt(name)).await) {
-            (Ok(policy), Ok(binding)) => (policy, binding),
-            (Err(error), _) | (_, Err(error)) => return Look::Unknown(error.to_string()),
-        };
-        let mut faults = shipped.faults(live.0.as_ref(), live.1.as_ref());
-        for attempt in Attempt::of(guard, self.process) {
-            match attempt.make(&self.client, &self.system, &self.namespaces, name).await {
-                attempt::Answer::Refused | attempt::Answer::NothingToTry => {}
-                attempt::Answer::Accepted => faults.push(format!("the API server let through {}", attempt.what())),
-                attempt::Answer::Unknown(error) if faults.is_empty() => return Look::Unknown(error),
-                attempt::Answer::Unknown(_) => {}
-            }
-        }
-        if faults.is_empty() { Look::Enforced } else { Look::Broken(faults) }
+        look(guard, self.process, &self.client, &self.client, &self.system, &self.namespaces).await
     }
+}
+
+/// Looks at a policy once: at the live objects with `reader`, and by attempts that must be refused with `writer`, which acts as
+/// the account of `process`.
+pub(crate) async fn look(
+    guard: Guard,
+    process: &str,
+    reader: &Client,
+    writer: &Client,
+    system: &str,
+    namespaces: &namespaces::Current,
+) -> Look {
+    let shipped = match Shipped::of(guard) {
+        Ok(shipped) => shipped,
+        Err(error) => return Look::Unknown(error.to_string()),
+    };
+    let policies: Api<ValidatingAdmissionPolicy> = Api::all(reader.clone());
+    let bindings: Api<ValidatingAdmissionPolicyBinding> = Api::all(reader.clone());
+    let name = guard.name();
+    let live = match (within(policies.get_opt(name)).await, within(bindings.get_opt(name)).await) {
+        (Ok(policy), Ok(binding)) => (policy, binding),
+        (Err(error), _) | (_, Err(error)) => return Look::Unknown(error.to_string()),
+    };
+    let mut faults = shipped.faults(live.0.as_ref(), live.1.as_ref());
+    for attempt in Attempt::of(guard, process) {
+        match attempt.make(writer, system, namespaces, name).await {
+            attempt::Answer::Refused | attempt::Answer::NothingToTry => {}
+            attempt::Answer::Accepted => faults.push(format!("the API server let through {}", attempt.what())),
+            attempt::Answer::Unknown(error) if faults.is_empty() => return Look::Unknown(error),
+            attempt::Answer::Unknown(_) => {}
+        }
+    }
+    if faults.is_empty() { Look::Enforced } else { Look::Broken(faults) }
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 
 use super::{
     metrics::Sidecar,
-    rows::{PodSeen, RequestSeen, Unseen},
+    rows::{Finding, PodSeen, RequestSeen, RoleRow, Unseen},
 };
 use crate::{
     controller::client::{RequestError, within},
@@ -67,17 +67,86 @@ pub(super) async fn gather(client: &Client, namespace: Option<&str>) -> Result<S
     let trust = trust(client, &pods).await;
     let pods = stream::iter(pods)
         .map(|pod| {
-            let (requests, trust) = (requests.remove(&pod.uid).unwrap_or_default(), &trust);
-            async move {
-                let sidecar = sidecar(client, &pod).await;
-                let rollovers = pod.rollovers(trust);
-                PodSeen { sidecar, rollovers, requests, ..pod.seen }
-            }
+            let requests = requests.remove(&pod.uid).unwrap_or_default();
+            whole(client, pod, requests, &trust)
         })
         .buffered(AT_ONCE)
         .collect()
         .await;
     Ok(Seen { pods, notes })
+}
+
+/// `pod` with what its sidecar says.
+async fn whole(client: &Client, pod: Listed, requests: Vec<RequestSeen>, trust: &Trust) -> PodSeen {
+    let sidecar = sidecar(client, &pod).await;
+    let rollovers = pod.rollovers(trust);
+    PodSeen { sidecar, rollovers, requests, ..pod.seen }
+}
+
+/// One pod, looked at by name.
+pub(crate) enum OnePod {
+    /// There is none.
+    Missing,
+    /// It has not opted in itself, and was not injected; its label.
+    Other {
+        /// The value of the label `etcd-tls`.
+        label: Option<String>,
+    },
+    /// What is said of it.
+    OptedIn(Box<PodReport>),
+}
+
+/// What is said of one pod.
+pub(crate) struct PodReport {
+    /// Whether it has the sidecar.
+    pub(crate) injected: bool,
+    /// The version of its sidecar.
+    pub(crate) version: Option<String>,
+    /// What admission warned of.
+    pub(crate) warnings: Vec<String>,
+    /// What somebody should know.
+    pub(crate) findings: Vec<Finding>,
+    /// Its certificates.
+    pub(crate) certificates: Vec<RoleRow>,
+    /// Its requests that are still there, the oldest first.
+    pub(crate) requests: Vec<RequestSeen>,
+    /// Why the requests cannot be seen, and what to do.
+    pub(crate) requests_unseen: Option<(String, String)>,
+}
+
+/// Looks at the pod `name`.
+///
+/// # Errors
+/// It cannot be read.
+pub(crate) async fn pod(client: &Client, namespace: &str, name: &str) -> Result<OnePod, Refused> {
+    let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    let found = within(api.get_opt(name)).await.map_err(|e| Right::new("get", "pods", Some(namespace)).refused(e))?;
+    let Some(found) = found else { return Ok(OnePod::Missing) };
+    let label = found.metadata.labels.as_ref().and_then(|labels| labels.get(names::LABEL).cloned());
+    let Some(listed) = Listed::of(found) else { return Ok(OnePod::Other { label }) };
+    let uid = listed.uid.clone();
+    let pods = [listed];
+    let (mut requests, requests_unseen) = match requests(client, &pods).await {
+        Ok(mut requests) => (requests.remove(&uid).unwrap_or_default(), None),
+        Err(refused) => (Vec::new(), Some((with_cause(&refused), refused.right.question()))),
+    };
+    requests.sort_by_key(|request| request.created);
+    let trust = trust(client, &pods).await;
+    let [listed] = pods;
+    let seen = whole(client, listed, requests, &trust).await;
+    let (injected, requests) = (seen.injected, seen.requests.clone());
+    let row = super::rows::rows(&[seen], SystemTime::now()).into_iter().next();
+    Ok(row.map_or(OnePod::Missing, |row| {
+        OnePod::OptedIn(Box::new(PodReport {
+            injected,
+            version: row.sidecar_version,
+            warnings: row.warnings,
+            findings: row.findings,
+            certificates: row.roles,
+            requests,
+            requests_unseen,
+        }))
+    }))
 }
 
 fn with_cause(error: &(dyn std::error::Error + 'static)) -> String {
@@ -240,13 +309,14 @@ fn request(csr: CertificateSigningRequest, uids: &BTreeSet<&str>) -> Option<(Str
     let (uid, role) = rest.rsplit_once('-')?;
     let (uid, role) = (*uids.get(uid)?, role.parse::<Role>().ok()?);
     let status = csr.status.unwrap_or_default();
+    let issued = status.certificate.as_ref().is_some_and(|certificate| !certificate.0.is_empty());
     let refusal = status.conditions.iter().flatten().find(|c| matches!(c.type_.as_str(), "Denied" | "Failed"));
     let refused = refusal.map(|condition| {
         let words = condition.message.as_deref().or(condition.reason.as_deref()).unwrap_or("no reason is given");
         format!("{}: {words}", condition.type_.to_lowercase())
     });
     let created = csr.metadata.creation_timestamp.map(|time| SystemTime::from(time.0));
-    Some((uid.to_owned(), RequestSeen { name, role, created, refused }))
+    Some((uid.to_owned(), RequestSeen { name, role, created, refused, issued }))
 }
 
 type Trust = BTreeMap<(String, String), Result<BTreeMap<String, String>, Unseen>>;

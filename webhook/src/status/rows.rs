@@ -50,21 +50,23 @@ pub(super) struct PodSeen {
 
 /// A CertificateSigningRequest of a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct RequestSeen {
+pub(crate) struct RequestSeen {
     /// Its name.
-    pub(super) name: String,
+    pub(crate) name: String,
     /// For which role.
-    pub(super) role: Role,
+    pub(crate) role: Role,
     /// When it was made.
-    pub(super) created: Option<SystemTime>,
+    pub(crate) created: Option<SystemTime>,
     /// Why it was denied or failed; `None`: neither.
-    pub(super) refused: Option<String>,
+    pub(crate) refused: Option<String>,
+    /// Whether it holds a certificate.
+    pub(crate) issued: bool,
 }
 
 /// How a pod is, the most urgent first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum State {
+pub(crate) enum State {
     /// It has no valid certificate, or will not get the next one.
     Failing,
     /// It cannot be told.
@@ -77,7 +79,7 @@ pub(super) enum State {
 
 impl State {
     /// Its word.
-    pub(super) const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Failing => "failing",
             Self::Unknown => "unknown",
@@ -121,23 +123,23 @@ pub(super) struct Row {
 /// A certificate, as far as it is known.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct RoleRow {
+pub(crate) struct RoleRow {
     /// The role.
-    pub(super) role: Role,
+    pub(crate) role: Role,
     /// Its serial number.
-    pub(super) serial: Option<String>,
+    pub(crate) serial: Option<String>,
     /// When it was received; RFC 3339.
-    pub(super) issued: Option<String>,
+    pub(crate) issued: Option<String>,
     /// When the next one is requested; RFC 3339.
-    pub(super) renewal: Option<String>,
+    pub(crate) renewal: Option<String>,
     /// Its notAfter; RFC 3339.
-    pub(super) expiry: Option<String>,
+    pub(crate) expiry: Option<String>,
     /// Seconds since it was received.
-    pub(super) age_seconds: Option<i64>,
+    pub(crate) age_seconds: Option<i64>,
     /// Seconds until its notAfter; negative once it has expired.
-    pub(super) left_seconds: Option<i64>,
+    pub(crate) left_seconds: Option<i64>,
     /// `yes`, `no`, `unknown`, or `-` where no port of etcd serves it.
-    pub(super) served: &'static str,
+    pub(crate) served: &'static str,
 }
 
 /// What is known of a domain's trust.
@@ -169,13 +171,13 @@ pub(super) struct RolloverRow {
 
 /// Something that somebody should know.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub(super) struct Finding {
+pub(crate) struct Finding {
     /// How urgent it is.
-    pub(super) state: State,
+    pub(crate) state: State,
     /// What.
-    pub(super) reason: String,
+    pub(crate) reason: String,
     /// What to do.
-    pub(super) next: String,
+    pub(crate) next: String,
 }
 
 /// Says of each pod how it is at `now`, the most urgent first.
@@ -468,7 +470,7 @@ fn at(seconds: f64) -> SystemTime {
 }
 
 /// A duration as kubectl writes ages: its two largest units.
-pub(super) fn duration(duration: Duration) -> String {
+pub(crate) fn duration(duration: Duration) -> String {
     let seconds = duration.as_secs();
     let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
     match (days, hours, minutes) {

@@ -59,6 +59,7 @@ fn refusal(created: f64) -> RequestSeen {
         role: Role::Peer,
         created: Some(at(created)),
         refused: Some("denied: not yours".to_owned()),
+        issued: false,
     }
 }
 

@@ -1,0 +1,82 @@
+//! What a check found, and how that is written. Pure.
+
+use serde::Serialize;
+
+use crate::{
+    error::NotWell,
+    operator::plain,
+    status::{self, State},
+};
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Finding {
+    /// How it is.
+    pub(super) state: State,
+    /// What was looked at.
+    pub(super) subject: String,
+    /// What was seen.
+    pub(super) reason: String,
+    /// The next command; `None` where there is nothing to do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) next: Option<String>,
+    /// The section of the documentation.
+    pub(super) see: &'static str,
+}
+
+impl Finding {
+    /// All is well with `subject`.
+    pub(super) fn ok(subject: impl Into<String>, reason: impl Into<String>, see: &'static str) -> Self {
+        Self { state: State::Ok, subject: subject.into(), reason: reason.into(), next: None, see }
+    }
+
+    /// Somebody has to do something: `next`.
+    pub(super) fn bad(
+        state: State,
+        subject: impl Into<String>,
+        reason: impl Into<String>,
+        next: impl Into<String>,
+        see: &'static str,
+    ) -> Self {
+        Self { state, subject: subject.into(), reason: reason.into(), next: Some(next.into()), see }
+    }
+}
+
+/// The findings for people, the most urgent first; what to do stands below each.
+pub(super) fn text(findings: &[Finding]) -> String {
+    let mut sorted: Vec<&Finding> = findings.iter().collect();
+    sorted.sort_by_key(|finding| finding.state);
+    let mut out = String::new();
+    for finding in sorted {
+        let (state, subject, reason) = (finding.state.as_str(), plain(&finding.subject), plain(&finding.reason));
+        out += &format!("{state:<9} {subject}: {reason}\n");
+        if let Some(next) = &finding.next {
+            out += &format!("          next: {}\n          see:  {}\n", plain(next), finding.see);
+        }
+    }
+    out
+}
+
+/// All is well, or how many findings are not.
+pub(super) fn well(findings: &[Finding]) -> Result<(), NotWell> {
+    status::well("checks", findings.iter().map(|finding| finding.state))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_urgent_comes_first_with_what_to_do() {
+        let findings = [
+            Finding::ok("clock", "fine", "docs/check.md#clock"),
+            Finding::bad(State::Failing, "lease\u{1b} x", "old", "kubectl get lease", "docs/check.md#leases"),
+        ];
+        assert_eq!(
+            text(&findings),
+            "failing   lease\\u{1b} x: old\n          next: kubectl get lease\n          see:  docs/check.md#leases\nok        clock: fine\n"
+        );
+        assert!(matches!(well(&findings), Err(NotWell::Attention { failing: 1, all: 2, .. })));
+        assert!(well(&findings[..1]).is_ok());
+    }
+}

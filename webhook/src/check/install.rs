@@ -1,0 +1,371 @@
+//! The install: what stands in the API server, and whether it works, tried without leaving anything behind.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use etcd_tls_contract::names::{self, SYSTEM_NAMESPACE};
+use k8s_openapi::api::{
+    admissionregistration::v1::{MutatingWebhook, MutatingWebhookConfiguration},
+    coordination::v1::Lease,
+    core::v1::{ConfigMap, Namespace, Pod},
+};
+use kube::{
+    Api, Client,
+    api::{ListParams, PostParams},
+    client::Body,
+};
+use serde_json::json;
+use tokio::{sync::watch, time::sleep};
+
+use super::{
+    accounts,
+    finding::Finding,
+    leaders::{self, Seen},
+    policy,
+};
+use crate::{
+    controller::{
+        client::{RequestError, within},
+        guards::{self, Guard, Look},
+        namespaces::{self, NamespaceFacts},
+    },
+    error::Error,
+    operator::{Cluster, Right},
+    status::State,
+};
+
+const SEE_WEBHOOK: &str = "docs/check.md#webhook";
+const SEE_GUARDS: &str = "docs/check.md#admission-policies";
+const SEE_LEASES: &str = "docs/check.md#leases";
+const SEE_CLOCK: &str = "docs/check.md#clock";
+const APPLY: &str = "kubectl apply -k manifests";
+/// Between two looks at a Lease: a leader renews it every 3 s.
+const TWO_RENEWALS: Duration = Duration::from_secs(7);
+/// Namespaces that are looked at for one that has opted in.
+const PAGE: u32 = 200;
+
+/// Looks at everything; `namespace` is where a pod is created as a dry run.
+///
+/// # Errors
+/// The API server cannot be reached.
+pub(super) async fn look(cluster: &Cluster, namespace: Option<&str>) -> Result<Vec<Finding>, Error> {
+    let (client, default) = cluster.connect().await?;
+    let server = server_time(&client).await?;
+    let mut findings = Vec::new();
+    findings.push(match server {
+        Some(server) => leaders::clock(SystemTime::now(), server),
+        None => {
+            let next = "kubectl get --raw /version -v=8";
+            Finding::bad(State::Unknown, "clock", "the API server's answer has no Date", next, SEE_CLOCK)
+        }
+    });
+    findings.extend(configuration(&client).await);
+    findings.push(admission(&client, namespace.unwrap_or(&default)).await);
+    findings.extend(all_leaders(&client).await);
+    findings.extend(policies(&client, cluster).await);
+    findings.extend(accounts::look(&client, SYSTEM_NAMESPACE).await);
+    findings.push(policy_in_force(&client).await);
+    Ok(findings)
+}
+
+/// The API server's clock, by the header of an answer.
+async fn server_time(client: &Client) -> Result<Option<SystemTime>, RequestError> {
+    let request = hyper::Request::get("/version").body(Body::empty()).map_err(kube::Error::HttpError)?;
+    let response = within(client.send(request)).await?;
+    let date = response.headers().get(hyper::header::DATE).and_then(|value| value.to_str().ok());
+    Ok(date.and_then(|text| jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok()).map(SystemTime::from))
+}
+
+/// A request that failed, as a finding.
+fn unseen(subject: &str, right: Right, error: RequestError, see: &'static str) -> Finding {
+    let next = right.question();
+    let cause = words(&error);
+    Finding::bad(State::Unknown, subject, format!("{}: {cause}", right.refused(error)), next, see)
+}
+
+/// The API server's words, where it has answered.
+fn words(error: &RequestError) -> String {
+    match error {
+        RequestError::Api(kube::Error::Api(status)) => status.message.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// The webhook configuration, as it stands.
+async fn configuration(client: &Client) -> Vec<Finding> {
+    let subject = "webhook configuration";
+    let api: Api<MutatingWebhookConfiguration> = Api::all(client.clone());
+    let live = match within(api.get_opt("etcd-tls")).await {
+        Ok(live) => live,
+        Err(error) => {
+            let right = Right::new("get", "mutatingwebhookconfigurations.admissionregistration.k8s.io", None);
+            return vec![unseen(subject, right, error, SEE_WEBHOOK)];
+        }
+    };
+    let shipped: Option<MutatingWebhookConfiguration> = include_str!("../../../manifests/webhook.yaml")
+        .split("\n---\n")
+        .next()
+        .and_then(|document| serde_saphyr::from_str(document).ok());
+    let webhooks = |of: Option<MutatingWebhookConfiguration>| of.and_then(|c| c.webhooks).unwrap_or_default();
+    judge_configuration(subject, live.map(|live| webhooks(Some(live))).as_deref(), &webhooks(shipped))
+}
+
+fn judge_configuration(subject: &str, live: Option<&[MutatingWebhook]>, shipped: &[MutatingWebhook]) -> Vec<Finding> {
+    let bad = |state, reason: String, next: String| Finding::bad(state, subject, reason, next, SEE_WEBHOOK);
+    let Some(live) = live else {
+        let reason = "there is no MutatingWebhookConfiguration etcd-tls: nothing is injected".to_owned();
+        return vec![bad(State::Failing, reason, APPLY.to_owned())];
+    };
+    let mut findings = Vec::new();
+    for webhook in shipped {
+        let name = &webhook.name;
+        let Some(found) = live.iter().find(|live| live.name == *name) else {
+            findings.push(bad(State::Failing, format!("{name} is missing"), APPLY.to_owned()));
+            continue;
+        };
+        if found.client_config.ca_bundle.as_ref().is_none_or(|bundle| bundle.0.is_empty()) {
+            findings.push(bad(
+                State::Failing,
+                format!("{name} has no caBundle, so the API server trusts no certificate of admit: sign writes it"),
+                format!("kubectl -n {SYSTEM_NAMESPACE} logs deploy/etcd-tls-sign"),
+            ));
+        }
+        let policy = |webhook: &MutatingWebhook| webhook.failure_policy.clone().unwrap_or_else(|| "Fail".to_owned());
+        if policy(found) != policy(webhook) {
+            findings.push(bad(
+                State::Attention,
+                format!("{name} has failurePolicy {}, shipped is {}", policy(found), policy(webhook)),
+                APPLY.to_owned(),
+            ));
+        }
+    }
+    if findings.is_empty() {
+        findings.push(Finding::ok(subject, format!("{} entries with their caBundle", shipped.len()), SEE_WEBHOOK));
+    }
+    findings
+}
+
+/// Creates a pod as a dry run: the API server asks `admit`, and stores nothing.
+async fn admission(client: &Client, namespace: &str) -> Finding {
+    // The webhook leaves these alone.
+    let namespace = if matches!(namespace, "kube-system" | SYSTEM_NAMESPACE) { "default" } else { namespace };
+    let pod = json!({
+        "metadata": {
+            "generateName": "etcd-tls-check-", "labels": {names::LABEL: names::DYNAMIC},
+            "annotations": {format!("{}roles", names::ANNOTATION_PREFIX): "client"},
+        },
+        "spec": {
+            "securityContext": {"runAsNonRoot": true, "runAsUser": 65_534, "seccompProfile": {"type": "RuntimeDefault"}},
+            "containers": [{
+                "name": "check", "image": "etcd-tls-check",
+                "resources": {
+                    "requests": {"cpu": "1m", "memory": "1Mi"}, "limits": {"cpu": "1m", "memory": "1Mi"},
+                },
+                "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}},
+            }],
+        },
+    });
+    let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    let began = tokio::time::Instant::now();
+    let answer = match serde_json::from_value(pod) {
+        Ok(pod) => within(api.create(&PostParams { dry_run: true, ..PostParams::default() }, &pod)).await,
+        Err(error) => Err(kube::Error::SerdeError(error).into()),
+    };
+    judge_admission(namespace, answer, began.elapsed())
+}
+
+fn judge_admission(namespace: &str, answer: Result<Pod, RequestError>, took: Duration) -> Finding {
+    let subject = "admission";
+    let pods = format!("kubectl -n {SYSTEM_NAMESPACE} get pods -l app.kubernetes.io/component=admit -o wide");
+    match answer {
+        Ok(pod) => {
+            let containers = pod.spec.and_then(|spec| spec.init_containers).unwrap_or_default();
+            if containers.iter().any(|container| container.name == names::SIDECAR_CONTAINER) {
+                let reason =
+                    format!("a labelled pod in namespace {namespace} gets its sidecar, in {} ms", took.as_millis());
+                return Finding::ok(subject, reason, SEE_WEBHOOK);
+            }
+            let reason = format!("a labelled pod in namespace {namespace} was taken without a sidecar");
+            Finding::bad(State::Failing, subject, reason, APPLY, SEE_WEBHOOK)
+        }
+        Err(RequestError::Api(kube::Error::Api(status))) if status.message.contains("failed calling webhook") => {
+            let reason = format!("the API server does not reach admit: {}", status.message);
+            Finding::bad(State::Failing, subject, reason, pods, SEE_WEBHOOK)
+        }
+        Err(error) if error.is_forbidden() && error.to_string().contains("cannot create resource") => {
+            unseen(subject, Right::new("create", "pods", Some(namespace)), error, SEE_WEBHOOK)
+        }
+        Err(error) => Finding::bad(
+            State::Unknown,
+            subject,
+            format!("a labelled pod in namespace {namespace} was refused, and not by etcd-tls: {}", words(&error)),
+            "etcd-tls-webhook check -n NAMESPACE, with a namespace where you may create pods",
+            SEE_WEBHOOK,
+        ),
+    }
+}
+
+async fn all_leaders(client: &Client) -> Vec<Finding> {
+    let api: Api<Lease> = Api::namespaced(client.clone(), SYSTEM_NAMESPACE);
+    let names = ["approve", "sign"];
+    let mut first = Vec::new();
+    for name in names {
+        first.push(lease(&api, client, name).await);
+    }
+    if first.iter().any(|seen| matches!(seen, Ok(seen) if !seen.is_fresh())) {
+        sleep(TWO_RENEWALS).await;
+    }
+    let mut findings = Vec::new();
+    for (name, first) in names.into_iter().zip(first) {
+        let second = match &first {
+            Ok(seen) if !seen.is_fresh() => lease(&api, client, name).await,
+            other => other.clone(),
+        };
+        match (first, second) {
+            (Ok(first), Ok(second)) => findings.extend(leaders::judge(name, &first, &second, SYSTEM_NAMESPACE)),
+            (Err(finding), _) | (_, Err(finding)) => findings.push(finding),
+        }
+    }
+    findings
+}
+
+async fn lease(api: &Api<Lease>, client: &Client, name: &str) -> Result<Seen, Finding> {
+    let right = || Right::new("get", "leases.coordination.k8s.io", Some(SYSTEM_NAMESPACE));
+    let subject = format!("lease etcd-tls-{name}");
+    let lease = within(api.get_opt(&format!("etcd-tls-{name}"))).await;
+    let lease = lease.map_err(|error| unseen(&subject, right(), error, SEE_LEASES))?;
+    let at = server_time(client).await.ok().flatten().unwrap_or_else(SystemTime::now);
+    Ok(Seen { lease, at })
+}
+
+/// Each admission policy that holds our accounts: its live objects, and a write as `approve` or `sign` that it must refuse.
+async fn policies(client: &Client, cluster: &Cluster) -> Vec<Finding> {
+    let (_, current) = watch::channel(Some(Arc::new(opted_in(client).await)));
+    let mut found: BTreeMap<Guard, Vec<(&str, Look)>> = BTreeMap::new();
+    for (process, all) in [("approve", guards::APPROVE), ("sign", guards::SIGN)] {
+        let user = format!("system:serviceaccount:{SYSTEM_NAMESPACE}:etcd-tls-{process}");
+        let acting = cluster.connect_as(&user).await;
+        for guard in all {
+            let look = match &acting {
+                Ok(acting) => guards::look(*guard, process, client, acting, SYSTEM_NAMESPACE, &current).await,
+                Err(error) => Look::Unknown(error.to_string()),
+            };
+            found.entry(*guard).or_default().push((process, look));
+        }
+    }
+    found.into_iter().map(|(guard, looks)| judge_policy(guard.name(), &looks)).collect()
+}
+
+fn judge_policy(name: &str, looks: &[(&str, Look)]) -> Finding {
+    let subject = format!("admission policy {name}");
+    let mut faults: Vec<&str> = Vec::new();
+    for (_, look) in looks {
+        if let Look::Broken(broken) = look {
+            faults
+                .extend(broken.iter().map(String::as_str).filter(|fault| !faults.contains(fault)).collect::<Vec<_>>());
+        }
+    }
+    if !faults.is_empty() {
+        let reason = format!("it is not enforced: {}", faults.join("; "));
+        return Finding::bad(State::Failing, subject, reason, APPLY, SEE_GUARDS);
+    }
+    for (process, look) in looks {
+        if let Look::Unknown(why) = look {
+            let question =
+                format!("kubectl auth can-i impersonate serviceaccounts/etcd-tls-{process} -n {SYSTEM_NAMESPACE}");
+            let reason = format!("it cannot be tried as etcd-tls-{process}: {why}");
+            return Finding::bad(State::Unknown, subject, reason, question, SEE_GUARDS);
+        }
+    }
+    Finding::ok(subject, "in place, and enforced where it can be tried", SEE_GUARDS)
+}
+
+/// The namespaces that have opted in; none where they cannot be listed, so that nothing is tried there.
+async fn opted_in(client: &Client) -> namespaces::Map {
+    let api: Api<Namespace> = Api::all(client.clone());
+    let params = ListParams::default().labels(&format!("{}={}", names::LABEL, names::DYNAMIC)).limit(PAGE);
+    let Ok(list) = within(api.list_metadata(&params)).await else { return namespaces::Map::new() };
+    let facts = |meta: kube::core::ObjectMeta| {
+        let deleting = meta.deletion_timestamp.is_some();
+        let uid = meta.uid.unwrap_or_default();
+        Some((meta.name?, NamespaceFacts { uid, opted_in: true, deleting, hosts: false }))
+    };
+    list.items.into_iter().filter_map(|item| facts(item.metadata)).collect()
+}
+
+/// The policy ConfigMap.
+async fn policy_in_force(client: &Client) -> Finding {
+    let api: Api<ConfigMap> = Api::namespaced(client.clone(), SYSTEM_NAMESPACE);
+    match within(api.get_opt(names::POLICY_CONFIG_MAP)).await {
+        Ok(found) => policy::judge_config_map(found.as_ref()),
+        Err(error) => {
+            unseen(policy::SUBJECT, Right::new("get", "configmaps", Some(SYSTEM_NAMESPACE)), error, policy::SEE)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use kube::core::Status;
+    use serde_json::Value;
+
+    use super::*;
+
+    fn webhook(name: &str, policy: &str, bundle: Option<&str>) -> MutatingWebhook {
+        serde_json::from_value(json!({
+            "name": name, "failurePolicy": policy, "clientConfig": {"caBundle": bundle}, "sideEffects": "None",
+            "admissionReviewVersions": ["v1"],
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_webhook_configuration_lacks_nothing_that_is_shipped() {
+        let shipped = [webhook("a", "Fail", None), webhook("b", "Ignore", None)];
+        let judge = |live: Option<&[MutatingWebhook]>| {
+            judge_configuration("w", live, &shipped).into_iter().map(|f| (f.state, f.reason)).collect::<Vec<_>>()
+        };
+        let good = [webhook("a", "Fail", Some("eA==")), webhook("b", "Ignore", Some("eA=="))];
+        assert_eq!(judge(Some(&good)).first().map(|(state, _)| *state), Some(State::Ok));
+        assert!(judge(None)[0].1.contains("nothing is injected"));
+        assert!(judge(Some(&good[..1]))[0].1.contains("b is missing"));
+        assert!(judge(Some(&[good[0].clone(), webhook("b", "Ignore", None)]))[0].1.contains("b has no caBundle"));
+        let weak = [webhook("a", "Ignore", Some("eA==")), good[1].clone()];
+        assert_eq!(judge(Some(&weak))[0].0, State::Attention);
+    }
+
+    #[test]
+    fn a_dry_run_is_good_only_with_a_sidecar() {
+        let pod = |init: Value| -> Result<Pod, RequestError> {
+            Ok(serde_json::from_value(json!({"spec": {"containers": [], "initContainers": init}})).unwrap())
+        };
+        let refused = |code: u16, message: &str| -> Result<Pod, RequestError> {
+            let status = Status { code, message: message.to_owned(), ..Status::default() };
+            Err(RequestError::Api(kube::Error::Api(Box::new(status))))
+        };
+        let state = |answer| judge_admission("web", answer, Duration::ZERO).state;
+        assert_eq!(state(pod(json!([{"name": "etcd-tls-sidecar"}]))), State::Ok);
+        assert_eq!(state(pod(json!([]))), State::Failing);
+        assert_eq!(state(refused(500, "failed calling webhook \"x\": connection refused")), State::Failing);
+        assert_eq!(
+            state(refused(403, "pods is forbidden: User \"x\" cannot create resource \"pods\"")),
+            State::Unknown
+        );
+        assert_eq!(state(refused(403, "exceeded quota")), State::Unknown);
+    }
+
+    #[test]
+    fn a_fault_counts_before_what_is_unknown() {
+        let broken = || Look::Broken(vec!["its binding is missing".to_owned()]);
+        let unknown = || Look::Unknown("no impersonation".to_owned());
+        let of = |looks: &[(&str, Look)]| judge_policy("p", looks).state;
+        assert_eq!(of(&[("approve", Look::Enforced), ("sign", Look::Enforced)]), State::Ok);
+        assert_eq!(of(&[("approve", unknown()), ("sign", broken())]), State::Failing);
+        assert_eq!(of(&[("approve", Look::Enforced), ("sign", unknown())]), State::Unknown);
+    }
+}

@@ -1,0 +1,77 @@
+//! One etcd cluster on its way between plain text and TLS: what it is now, and the next step. docs/plain-text-to-tls.md is the
+//! runbook.
+//!
+//! ```text
+//! look   what each member registers, and what its ports speak
+//! plan   the next step; pure
+//! ```
+
+use std::path::PathBuf;
+
+use etcd_tls_contract::endpoint::Endpoint;
+use rustls::pki_types::pem::PemObject as _;
+
+use crate::error::Error;
+
+mod look;
+mod plan;
+
+/// Which cluster, and where it is to go.
+#[derive(clap::Args, Debug)]
+pub(super) struct PlainText {
+    /// One cluster between plain text and TLS: client URLs of members, separated by commas; one that answers is enough.
+    #[arg(long, value_delimiter = ',', value_name = "URL")]
+    endpoints: Vec<Endpoint>,
+    /// Where the cluster is to go: https, or back to http.
+    #[arg(long, default_value = "https", value_enum, requires = "endpoints")]
+    to: plan::Scheme,
+    /// The CA certificates that the members' certificates come from (PEM).
+    #[arg(long, value_name = "FILE", requires = "endpoints")]
+    cacert: Option<PathBuf>,
+    /// A client certificate (PEM).
+    #[arg(long, value_name = "FILE", requires_all = ["endpoints", "key"])]
+    cert: Option<PathBuf>,
+    /// Its private key.
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    key: Option<PathBuf>,
+}
+
+impl PlainText {
+    /// Whether a cluster is named.
+    pub(super) const fn is_meant(&self) -> bool {
+        !self.endpoints.is_empty()
+    }
+
+    /// What was seen, and the next step.
+    ///
+    /// # Errors
+    /// A file cannot be read, or no endpoint answers.
+    pub(super) async fn report(&self) -> Result<String, Error> {
+        let tls = self.tls()?;
+        let members = look::members(&self.endpoints, tls.as_ref()).await?;
+        Ok(plan::report(&members, self.to))
+    }
+
+    /// How https URLs are asked; `None` without `--cacert`: they are then only recognised.
+    fn tls(&self) -> Result<Option<look::Tls>, Error> {
+        use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+        let Some(cacert) = &self.cacert else { return Ok(None) };
+        let of = |path: &PathBuf, error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+        let mut roots = rustls::RootCertStore::empty();
+        for certificate in CertificateDer::pem_file_iter(cacert).map_err(|e| of(cacert, &e))? {
+            roots.add(certificate.map_err(|e| of(cacert, &e))?).map_err(|e| of(cacert, &e))?;
+        }
+        let builder = rustls::ClientConfig::builder().with_root_certificates(roots);
+        let config = match (&self.cert, &self.key) {
+            (Some(cert), Some(key)) => {
+                let chain =
+                    CertificateDer::pem_file_iter(cert).and_then(Iterator::collect).map_err(|e| of(cert, &e))?;
+                let secret = PrivateKeyDer::from_pem_file(key).map_err(|_| of(key, &"is no private key in PEM"))?;
+                builder.with_client_auth_cert(chain, secret).map_err(|e| of(cert, &e))?
+            }
+            _ => builder.with_no_client_auth(),
+        };
+        Ok(Some(look::Tls::new(config)))
+    }
+}
