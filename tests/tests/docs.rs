@@ -4,6 +4,11 @@ use std::{collections::BTreeSet, fs, path::PathBuf};
 
 use tests::repository;
 
+#[path = "docs/alerts.rs"]
+mod alerts;
+#[path = "docs/metrics.rs"]
+mod metrics;
+
 /// README.md and every page of docs/, with its text.
 fn pages() -> Vec<(PathBuf, String)> {
     let root = repository();
@@ -71,7 +76,7 @@ fn sections_that_the_programs_name_exist() {
 }
 
 /// The sources below `directory`.
-fn sources(directory: &std::path::Path) -> Vec<PathBuf> {
+pub fn sources(directory: &std::path::Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(directory).expect("a directory") {
         let path = entry.expect("an entry").path();

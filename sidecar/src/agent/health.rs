@@ -12,7 +12,7 @@ use std::{
 use etcd_tls_contract::role::{Domain, Role};
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
-    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
 
@@ -77,8 +77,6 @@ struct Seen {
 impl Health {
     /// For a sidecar that is to hold `roles`. Others' metrics are in `registry` already.
     pub fn new(roles: &[Role], mut registry: Registry) -> Self {
-        let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
-        registry.register("sidecar_build", "The build of etcd-tls-sidecar", build);
         let health = Self {
             roles: roles.to_vec(),
             seen: Mutex::new(Seen {

@@ -1,6 +1,6 @@
 //! The admin port: `/live`, `/ready` and `/metrics` over plain HTTP/1.1, and nothing else.
 //!
-//! The answers come from a [`Status`], which the process keeps up to date; a request costs no I/O. The server bounds
+//! The answers come from a [`Status`], which the process keeps up to date, and from `/proc`; a request waits for nothing. The server bounds
 //! connections, header bytes and time, since it listens on an address of the pod without authentication.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
@@ -123,7 +123,7 @@ fn answer(method: &Method, path: &str, status: &dyn Status) -> Response<Full<Byt
         "/live" => verdict(status.live()),
         "/ready" => verdict(status.ready()),
         "/metrics" => {
-            let mut response = text(StatusCode::OK, status.metrics());
+            let mut response = text(StatusCode::OK, with_process(&status.metrics()));
             response.headers_mut().insert(
                 CONTENT_TYPE,
                 HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8"),
@@ -132,6 +132,11 @@ fn answer(method: &Method, path: &str, status: &dyn Status) -> Response<Full<Byt
         }
         _ => text(StatusCode::NOT_FOUND, "not found\n".to_owned()),
     }
+}
+
+/// `metrics` with those of the process, before the end.
+pub fn with_process(metrics: &str) -> String {
+    format!("{}{}# EOF\n", metrics.strip_suffix("# EOF\n").unwrap_or(metrics), crate::process::metrics())
 }
 
 fn verdict(result: Result<(), CheckError>) -> Response<Full<Bytes>> {
@@ -196,7 +201,8 @@ mod tests {
         for (path, code, word) in [
             ("/live", "200", "ok"),
             ("/ready", "503", "role peer: no certificate yet"),
-            ("/metrics", "200", "# EOF"),
+            ("/metrics", "200", "\nprocess_resident_memory_bytes "),
+            ("/metrics", "200", "} 1\n# EOF\n"),
             ("/etcd", "404", "not found"),
             ("/", "404", "not found"),
             ("/metrics/", "404", "not found"),

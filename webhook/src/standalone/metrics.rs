@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use etcd_tls_telemetry::admin::with_process;
+
 /// Counters since the start; the labels are of fixed sets.
 #[derive(Debug, Default)]
 pub struct Metrics {
@@ -54,7 +56,6 @@ impl Metrics {
             writeln!(text, "etcd_tls_standalone_stored_requests{{state=\"decided\"}} {}", stored - pending.min(stored));
         text.push_str("# TYPE etcd_tls_standalone_held_names gauge\n");
         let _ = writeln!(text, "etcd_tls_standalone_held_names {names}");
-        text.push_str("# EOF\n");
-        text
+        with_process(&text)
     }
 }
