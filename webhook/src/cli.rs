@@ -44,6 +44,8 @@ enum Command {
     Sign(sign::Args),
     /// Sign for where there is no API server: serve the CSR resource itself.
     Standalone(Box<standalone::Args>),
+    /// Give back manifests as they were before inject, byte for byte.
+    Uninject(inject::UninjectArgs),
     /// Show the certificates of all pods, and what somebody should look at.
     Status(status::Args),
 }
@@ -90,6 +92,7 @@ impl Cli {
                 Command::Sign(args) => args.run().await,
                 Command::Standalone(args) => args.run().await,
                 Command::Status(args) => args.run().await,
+                Command::Uninject(args) => args.run().await,
             }
         })
     }

@@ -1,13 +1,15 @@
 //! Injection without a cluster: manifests in, manifests out.
 //!
 //! Documents with nothing to inject into are given out byte for byte. A document that is injected into is written anew:
-//! its values and the order of its keys stay, its comments do not (but for those at its head).
+//! its values and the order of its keys stay, its comments do not (but for those at its head). The command keeps what a YAML
+//! document was before, in comments behind it.
 
 use std::{
     io::{Read, Write},
     path::PathBuf,
 };
 
+use etcd_tls_contract::names;
 use serde_json::Value;
 
 use crate::{
@@ -16,13 +18,20 @@ use crate::{
     injection::{self, Decision, Host, Origin},
 };
 
+use self::{documents::Document, original::Original};
+
 mod documents;
 mod dry_run;
 mod flags;
 mod foreign;
+mod original;
+mod uninject;
 mod yaml;
 
-pub use self::foreign::TemplatePath;
+pub use self::{
+    foreign::TemplatePath,
+    uninject::{UninjectArgs, uninject},
+};
 pub(crate) use yaml::write as to_yaml;
 
 /// More bytes than any manifest has.
@@ -125,7 +134,7 @@ impl Args {
         for filename in &filenames {
             let name = filename.display();
             let text = read(filename).map_err(|e| format!("{name}: {e}"))?;
-            match inject_at(&text, &options, &templates) {
+            match inject_documents(&text, &options, &templates, true) {
                 Ok(injected) => {
                     documents::join(&mut out, &injected.text);
                     warn(&injected.warnings.iter().map(|w| format!("{name}: {w}")).collect::<Vec<_>>());
@@ -196,35 +205,41 @@ pub fn inject(text: &str, options: &Options) -> Result<Injected, InjectError> {
 /// # Errors
 /// As [`inject`].
 pub fn inject_at(text: &str, options: &Options, templates: &[TemplatePath]) -> Result<Injected, InjectError> {
+    inject_documents(text, options, templates, false)
+}
+
+/// [`inject_at`]; `keeps` what each YAML document was before.
+fn inject_documents(
+    text: &str,
+    options: &Options,
+    templates: &[TemplatePath],
+    keeps: bool,
+) -> Result<Injected, InjectError> {
     let mut out = String::new();
-    let mut warnings = Vec::new();
-    let mut problems = Vec::new();
+    let (mut warnings, mut problems) = (Vec::new(), Vec::new());
     for (index, document) in documents::split(text).into_iter().enumerate() {
         let place = format!("document {}", index + 1);
-        let mut value = match document.read() {
-            Ok(Some(value)) => value,
-            Ok(None) => {
-                out.push_str(document.raw);
-                continue;
-            }
-            Err(_) if foreign::passes_unread(document.raw) => {
-                out.push_str(document.raw);
-                continue;
-            }
-            Err(error) => {
-                problems.push(format!("{place}: {error}"));
-                continue;
-            }
+        let mut visit = Visit {
+            options,
+            templates,
+            warnings: &mut warnings,
+            problems: &mut problems,
+            changed: false,
+            again: false,
         };
-        let mut visit = Visit { options, templates, warnings: &mut warnings, problems: &mut problems, changed: false };
-        visit.object(&mut value, 0);
-        if !visit.changed {
-            out.push_str(document.raw);
+        // What was injected into by this command is injected into anew.
+        let Original::Kept(before) = original::find(document.raw) else {
+            out.push_str(&visit.document(document, &place, keeps));
             continue;
-        }
-        match document.write(&value) {
-            Ok(text) => out.push_str(&text),
-            Err(error) => problems.push(format!("{place}: {error}")),
+        };
+        let anew = visit.document(document.with(&before), &place, true);
+        if document.raw.strip_prefix(&anew).is_some_and(|rest| rest.trim().is_empty()) {
+            out.push_str(document.raw);
+        } else {
+            let name = visit.options.injection.sidecar_image.clone();
+            warnings
+                .push(format!("{place}: injected anew, by other options or another version; the image is now {name}"));
+            out.push_str(&anew);
         }
     }
     if problems.is_empty() { Ok(Injected { text: out, warnings }) } else { Err(InjectError(problems)) }
@@ -236,9 +251,54 @@ struct Visit<'v> {
     warnings: &'v mut Vec<String>,
     problems: &'v mut Vec<String>,
     changed: bool,
+    /// There was a container of ours already.
+    again: bool,
 }
 
 impl Visit<'_> {
+    /// What becomes of a document.
+    fn document(&mut self, document: Document<'_>, place: &str, keeps: bool) -> String {
+        let raw = document.raw.to_owned();
+        let mut value = match document.read() {
+            Ok(Some(value)) => value,
+            Ok(None) => return raw,
+            Err(_) if foreign::passes_unread(document.raw) => return raw,
+            Err(error) => {
+                self.problems.push(format!("{place}: {error}"));
+                return raw;
+            }
+        };
+        self.object(&mut value, 0);
+        if !self.changed {
+            return raw;
+        }
+        match document.write(&value) {
+            Ok(text) if keeps && document.is_yaml() && !self.again => original::keep(&text, &raw),
+            Ok(text) => text,
+            Err(error) => {
+                self.problems.push(format!("{place}: {error}"));
+                raw
+            }
+        }
+    }
+
+    /// Gives containers of ours, which are there already, the image that is asked for.
+    fn image(&mut self, pod: &mut Value, what: &str) {
+        let wanted = &self.options.injection.sidecar_image;
+        let containers = pod.get_mut("spec").and_then(|s| s.get_mut("initContainers")).and_then(Value::as_array_mut);
+        for container in containers.into_iter().flatten() {
+            let name = container.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
+            let image = container.get("image").and_then(Value::as_str).unwrap_or_default().to_owned();
+            let ours = [names::INIT_CONTAINER, names::SIDECAR_CONTAINER].contains(&name.as_str());
+            self.again |= ours;
+            if ours && image != *wanted {
+                container["image"] = wanted.clone().into();
+                self.changed = true;
+                self.warnings.push(format!("{what}: container {name}: the image was {image} and is now {wanted}"));
+            }
+        }
+    }
+
     fn object(&mut self, object: &mut Value, depth: usize) {
         let text = |field: &str| object.get(field).and_then(Value::as_str).unwrap_or_default();
         let (group, kind) = (text("apiVersion").to_owned(), text("kind").to_owned());
@@ -338,6 +398,7 @@ impl Visit<'_> {
             self.changed |= !said.is_empty();
             self.warn(what, said);
         }
+        let again = uninject::holds_ours(pod);
         // A template's own namespace is not looked at by anybody.
         let origin = Origin { namespace, namespace_opted_in: true, label: true };
         match injection::decide(pod, &self.options.injection, origin) {
@@ -347,12 +408,12 @@ impl Visit<'_> {
             }
             Decision::Inject { patch, warnings } => {
                 self.warn(what, warnings);
-                if patch.is_empty() {
-                    return;
-                }
                 match patch.apply(pod) {
-                    Ok(()) => self.changed = true,
+                    Ok(()) => self.changed |= !patch.is_empty(),
                     Err(error) => self.problems.push(format!("{what}: the patch does not fit: {error}")),
+                }
+                if again {
+                    self.image(pod, what);
                 }
             }
         }

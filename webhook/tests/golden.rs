@@ -123,7 +123,7 @@ fn the_command_reads_files_and_standard_input() {
     assert!(output.status.success(), "{stderr}");
     let file = |name: &str| fs::read_to_string(directory().join(name)).unwrap();
     let expected = format!("{}---\n{}", file("list.injected.yaml"), file("ipv6.injected.yaml"));
-    assert_eq!(String::from_utf8(output.stdout).unwrap(), expected);
+    assert_eq!(without_originals(&String::from_utf8(output.stdout).unwrap()), expected);
     assert!(stderr.lines().any(|line| line.starts_with("Warning: list.yaml: Pod web: ")), "{stderr}");
     assert!(stderr.lines().any(|line| line.starts_with("Warning: -: Pod etcd: ")), "{stderr}");
 }
@@ -138,4 +138,82 @@ fn a_refusal_writes_nothing_and_fails() {
     let output = binary().args(["inject", "-f", "missing.yaml"]).output().unwrap();
     assert!(!output.status.success());
     assert!(String::from_utf8_lossy(&output.stderr).contains("missing.yaml"));
+}
+
+/// The text without the comments that keep what each document was.
+fn without_originals(text: &str) -> String {
+    let mut within = false;
+    let kept = |line: &&str| {
+        within = line.starts_with("# etcd-tls.dev/original: ") || (within && line.starts_with("# "));
+        !within
+    };
+    text.split_inclusive('\n').filter(kept).collect()
+}
+
+fn piped(arguments: &[&str], input: &str) -> (bool, String, String) {
+    let (pipe, mut command) = (Stdio::piped, binary());
+    let mut child = command.args(arguments).stdin(pipe()).stdout(pipe()).stderr(pipe()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.success(), text(output.stdout), text(output.stderr))
+}
+
+const INJECT: [&str; 3] = ["inject", "-f", "-"];
+
+#[test]
+fn uninject_gives_back_what_inject_wrote_byte_for_byte() {
+    let mut tried = 0;
+    for input in inputs() {
+        let text = fs::read_to_string(&input).unwrap();
+        let crlf = text.replace('\n', "\r\n");
+        let options: &[&str] = if input.ends_with("kubeadm-static-pod.yaml") { &["--static"] } else { &[] };
+        let crlf =
+            ["multi-document.yaml", "kubeadm-static-pod.yaml"].iter().any(|name| input.ends_with(name)).then_some(crlf);
+        for text in std::iter::once(text).chain(crlf) {
+            let (fine, injected, _) = piped(&[&INJECT[..], options].concat(), &text);
+            if !fine || injected == text {
+                continue;
+            }
+            let (fine, back, stderr) = piped(&["uninject", "-f", "-"], &injected);
+            if input.extension().is_some_and(|e| e == "json") {
+                assert!(!fine && stderr.contains("Pod etcd-: ") && stderr.contains("JSON"), "{stderr}");
+                continue;
+            }
+            assert!(fine, "{}: {stderr}", input.display());
+            assert_eq!(back, text, "{} {options:?}", input.display());
+            tried += 1;
+        }
+    }
+    assert!(tried >= 30, "only {tried}");
+}
+
+#[test]
+fn another_image_and_other_options_inject_anew_and_say_so() {
+    let text = format!("# a comment\n{}", fs::read_to_string(directory().join("multi-document.yaml")).unwrap());
+    let with = |options: &[&str], text: &str| {
+        let (fine, out, stderr) = piped(&[&INJECT[..], options].concat(), text);
+        assert!(fine, "{stderr}");
+        (out, stderr)
+    };
+    let (first, stderr) = with(&["--sidecar-image=etcd-tls-sidecar:1"], &text);
+    assert!(!stderr.contains("anew"), "{stderr}");
+    let (same, stderr) = with(&["--sidecar-image=etcd-tls-sidecar:1"], &first);
+    assert_eq!(same, first);
+    assert!(!stderr.contains("anew"), "{stderr}");
+    let newer = ["--sidecar-image=etcd-tls-sidecar:2", "--sidecar-resources=limits.memory=99Mi"];
+    let (second, stderr) = with(&newer, &first);
+    assert!(stderr.contains("injected anew") && stderr.contains("etcd-tls-sidecar:2"), "{stderr}");
+    assert_eq!(second, with(&newer, &text).0, "as if it had been injected for the first time");
+    assert_eq!(piped(&["uninject", "-f", "-"], &second).1, text);
+
+    // Changed by hand, or from the API server: the image is changed and said, and there is nothing to give back.
+    let edited = first.replace("name: etcd\n", "name: etcd\n  # mine\n");
+    for text in [edited, without_originals(&first)] {
+        let (out, stderr) = with(&["--sidecar-image=etcd-tls-sidecar:2"], &text);
+        assert!(stderr.contains("the image was etcd-tls-sidecar:1 and is now etcd-tls-sidecar:2"), "{stderr}");
+        assert!(!out.contains("etcd-tls-sidecar:1"));
+        let (fine, out, stderr) = piped(&["uninject", "-f", "-"], &text);
+        assert!(!fine && out.is_empty() && stderr.contains("it was injected, and"), "{stderr}");
+    }
 }

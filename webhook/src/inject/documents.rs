@@ -71,7 +71,17 @@ fn split_json(text: &str) -> Option<Vec<Document<'_>>> {
     Some(documents)
 }
 
-impl Document<'_> {
+impl<'a> Document<'a> {
+    /// A document of the same form.
+    pub(super) fn with(self, raw: &'a str) -> Self {
+        Document { raw, ..self }
+    }
+
+    /// Whether it can have comments.
+    pub(super) fn is_yaml(&self) -> bool {
+        self.form == Form::Yaml
+    }
+
     /// The value; `None` where there is none, in an empty document or one of comments alone.
     ///
     /// # Errors

@@ -1,0 +1,92 @@
+//! `uninject`: the manifests as they were before `inject`.
+
+use std::{io::Write, path::PathBuf};
+
+use etcd_tls_contract::names;
+use serde_json::Value;
+
+use super::{
+    InjectError, documents, foreign,
+    original::{self, Original},
+    read,
+};
+use crate::error::Error;
+
+/// The arguments of `uninject`.
+#[derive(clap::Args, Debug)]
+pub struct UninjectArgs {
+    /// A manifest that inject wrote, of one or more documents; - is standard input. May be given several times.
+    #[arg(short = 'f', long = "filename", required = true)]
+    filenames: Vec<PathBuf>,
+}
+
+impl UninjectArgs {
+    /// Reads, gives back, writes. Nothing is written unless all of it can be.
+    ///
+    /// # Errors
+    /// What could not be read, or which documents cannot be given back.
+    #[allow(clippy::unused_async)] // As every subcommand.
+    pub async fn run(self) -> Result<(), Error> {
+        let (mut problems, mut out) = (Vec::new(), String::new());
+        for filename in &self.filenames {
+            let name = filename.display();
+            let text = read(filename).map_err(|e| format!("{name}: {e}"))?;
+            match uninject(&text) {
+                Ok(text) => documents::join(&mut out, &text),
+                Err(InjectError(found)) => problems.extend(found.iter().map(|problem| format!("{name}: {problem}"))),
+            }
+        }
+        if !problems.is_empty() {
+            return Err(InjectError(problems).into());
+        }
+        std::io::stdout().lock().write_all(out.as_bytes())?;
+        Ok(())
+    }
+}
+
+/// Gives back each document of `text` as it was before `inject`, byte for byte; others stay as they are.
+///
+/// # Errors
+/// Every document that was injected into and does not hold what it was, or was changed since.
+pub fn uninject(text: &str) -> Result<String, InjectError> {
+    let (mut out, mut problems) = (String::new(), Vec::new());
+    for (index, document) in documents::split(text).into_iter().enumerate() {
+        let what = |value: &Value| {
+            let of = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+            let name = [&value["metadata"]["name"], &value["metadata"]["generateName"]].map(of).concat();
+            format!("document {}: {} {name}", index + 1, of(&value["kind"]))
+        };
+        match (original::find(document.raw), document.read()) {
+            (Original::Kept(original), _) => out.push_str(&original),
+            (_, Ok(Some(value))) if holds_ours(&value) => problems.push(format!(
+                "{}: it was injected, and {}; take the manifest from where it was kept before",
+                what(&value),
+                match original::find(document.raw) {
+                    Original::Changed => "changed since, so what it was before is not known",
+                    _ => "does not hold what it was before: it is JSON, from the API server, or of an older version",
+                }
+            )),
+            (_, Err(error)) if !foreign::passes_unread(document.raw) => {
+                problems.push(format!("document {}: {error}", index + 1));
+            }
+            _ => out.push_str(document.raw),
+        }
+    }
+    if problems.is_empty() { Ok(out) } else { Err(InjectError(problems)) }
+}
+
+/// Whether there is a container of ours in it, at any depth.
+pub(super) fn holds_ours(value: &Value) -> bool {
+    let is_ours = |container: &Value| {
+        let name = container["name"].as_str().unwrap_or_default();
+        name == names::INIT_CONTAINER || name == names::SIDECAR_CONTAINER
+    };
+    match value {
+        Value::Object(map) => {
+            let containers = map.get("initContainers").and_then(Value::as_array);
+            containers.is_some_and(|all| all.iter().any(is_ours)) || map.values().any(holds_ours)
+        }
+        Value::Array(list) => list.iter().any(holds_ours),
+        _ => false,
+    }
+}
