@@ -63,6 +63,7 @@ impl Admit {
         let dir = TempDir::new(name);
         let ca = Ca::new("admit");
         publish(&ca, &dir.dir("serving"));
+        dir.dir("policy");
         let (port, admin) = (ports::loopback(), ports::loopback());
         let process = Process::spawn(
             "admit",
@@ -72,6 +73,7 @@ impl Admit {
                 &format!("--address=127.0.0.1:{port}"),
                 &format!("--admin-address=127.0.0.1:{admin}"),
                 &format!("--serving-dir={}", dir.join("serving").display()),
+                &format!("--policy-file={}", dir.join("policy/policy.yaml").display()),
             ]),
             dir.path(),
         );
@@ -190,6 +192,31 @@ fn is_patch(answer: &(u16, Vec<u8>)) -> bool {
     let read: Value = serde_json::from_slice(&answer.1).unwrap_or_default();
     let patch = read["response"]["patch"].as_str().and_then(|p| STANDARD.decode(p).ok()).unwrap_or_default();
     answer.0 == 200 && read["response"]["uid"] == "u-1" && serde_json::from_slice::<json_patch::Patch>(&patch).is_ok()
+}
+
+/// The rules for issuers come from a file, and a change of it comes into force while it serves.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_namespace_is_held_to_the_issuers_of_policy() {
+    let admit = Admit::start("admit-issuers").await;
+    let namespace = review()["request"]["namespace"].as_str().expect("a namespace").to_owned();
+    let in_force = async |what: &str, wanted: &str| {
+        eventually(what, Duration::from_secs(120), || async {
+            let (_, answer) = admit.post(&body()).await;
+            let read: Value = serde_json::from_slice(&answer).expect("an answer");
+            let said = read["response"]["status"]["message"].as_str().unwrap_or("allowed").to_owned();
+            if said.contains(wanted) { Ok(()) } else { Err(said) }
+        })
+        .await;
+    };
+    in_force("no policy", "allowed").await;
+    let write = |text: &str| drop(admit.dir.write("policy/policy.yaml", text));
+    write(&format!("issuers:\n- namespaces: [{namespace}]\n  allow: ['cert-manager:Issuer/ca']\n"));
+    in_force("the rule", "policy's issuers[0] lets the pods of namespace").await;
+    write("issuers: nonsense\n");
+    admit.process.logged("the rules for issuers stay as they were", Duration::from_secs(120)).await;
+    in_force("the last good rule", "policy's issuers[0]").await;
+    write("issuers:\n- namespaces: ['*']\n  allow: [csr]\n");
+    in_force("the next rule", "allowed").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -21,6 +21,7 @@ use crate::{
 
 mod bodies;
 mod connections;
+mod policy;
 pub mod review;
 pub mod server;
 mod words;
@@ -37,6 +38,9 @@ pub struct Args {
     /// The directory of the serving pair, tls.crt and tls.key; it is watched.
     #[arg(long, default_value = "/var/run/etcd-tls/serving")]
     serving_dir: PathBuf,
+    /// The operator's policy, whose rules for issuers hold here; it is watched. Without the file any issuer is allowed.
+    #[arg(long)]
+    policy_file: Option<PathBuf>,
     /// Namespaces whose pods are never touched.
     #[arg(long, value_delimiter = ',', default_values_t = ["kube-system".to_owned(), names::SYSTEM_NAMESPACE.to_owned()])]
     leave_out: Vec<String>,
@@ -65,7 +69,8 @@ impl Args {
     /// # Errors
     /// What kept it from serving.
     pub async fn run(self) -> Result<(), Error> {
-        let Self { sidecar_image, injected, serving_dir, leave_out, address, admin_address, workers: _ } = self;
+        let Self { sidecar_image, injected, serving_dir, policy_file, leave_out, address, admin_address, workers: _ } =
+            self;
         let mut stop = shutdown::on_signals()?;
         let mut registry = Registry::with_prefix("etcd_tls_admit");
         let metrics = server::Metrics::register(&mut registry);
@@ -85,10 +90,13 @@ impl Args {
         let injection = injected.config(sidecar_image, None);
         let leave_out: BTreeSet<String> = leave_out.into_iter().filter(|namespace| !namespace.is_empty()).collect();
         tracing::info!(address = %bound, sidecar_image = injection.sidecar_image, "serving admission");
-        let admission = review::Admission { injection, leave_out };
-        let answer: server::Answering = Arc::new(move |endpoint, body| match endpoint {
-            server::Endpoint::Mutate => review::mutate(body, &admission),
-            server::Endpoint::Warn => review::warn(body, &admission),
+        let admission = policy::watched(policy_file, review::Admission { injection, leave_out });
+        let answer: server::Answering = Arc::new(move |endpoint, body| {
+            let admission = Arc::clone(&admission.borrow());
+            match endpoint {
+                server::Endpoint::Mutate => review::mutate(body, &admission),
+                server::Endpoint::Warn => review::warn(body, &admission),
+            }
         });
         let _ = serving.send(Ok(()));
         let stopped = async {

@@ -2,7 +2,7 @@
 
 use etcd_tls_contract::settings::Resources;
 
-use crate::injection::{Config, Host};
+use crate::injection::{Config, Host, Issuers};
 
 /// How the injected containers are made where the pod does not say.
 #[derive(clap::Args, Debug)]
@@ -33,6 +33,7 @@ impl InjectedArgs {
             pull_secrets: sidecar_pull_secrets,
             user: sidecar_user.map(u64::from),
             host,
+            issuers: Issuers::default(),
         }
     }
 }

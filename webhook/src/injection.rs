@@ -34,6 +34,7 @@ use std::collections::BTreeSet;
 use etcd_tls_contract::{
     args::PodArgs,
     identity, names,
+    policy::{IssuerRule, Policy},
     role::Role,
     settings::{Issuer, Reload, Resources, Settings},
 };
@@ -60,6 +61,23 @@ pub struct Config {
     pub user: Option<u64>,
     /// For static pods; `None` for all others.
     pub host: Option<Host>,
+    /// Which issuers pods may name.
+    pub issuers: Issuers,
+}
+
+/// The operator's rules for issuers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Issuers {
+    /// Those of [`Policy::issuers`](etcd_tls_contract::policy::Policy::issuers).
+    Rules(Vec<IssuerRule>),
+    /// They cannot be read, and none was read before: what is wrong.
+    Unreadable(String),
+}
+
+impl Default for Issuers {
+    fn default() -> Self {
+        Self::Rules(Vec::new())
+    }
 }
 
 /// Where a static pod, which has no service account and no API objects, finds on its host what others are given.
@@ -179,6 +197,7 @@ impl<'a> Work<'a> {
         if os == Some("windows") {
             self.problems.push("spec.os.name is windows: etcd-tls runs on Linux".to_owned());
         }
+        self.check_issuer();
         let targets = self.targets();
         let etcd: Vec<Container<'a>> = {
             let members = targets.iter().filter(|t| t.roles.iter().any(|r| matches!(r, Role::Peer | Role::Server)));
@@ -253,6 +272,20 @@ impl<'a> Work<'a> {
         } else {
             Decision::Refuse(self.problems)
         }
+    }
+
+    /// Whether the pod's namespace may use its issuer.
+    fn check_issuer(&mut self) {
+        let refused = match &self.config.issuers {
+            Issuers::Rules(rules) => {
+                let policy = Policy { issuers: rules.clone(), ..Policy::default() };
+                policy.refused_issuer(self.origin.namespace, &self.settings.issuer)
+            }
+            Issuers::Unreadable(why) => {
+                Some(format!("{why}, so it is not known which issuers are allowed here; correct the policy"))
+            }
+        };
+        self.problems.extend(refused.map(|why| format!("annotation etcd-tls.dev/issuer: {why}")));
     }
 
     /// The containers that the pod means: those it names, else the one named `etcd`, else the only one.

@@ -8,8 +8,8 @@ use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 use serde::Deserialize;
 
 pub use self::rules::{
-    AuthoritySecret, CidrBlock, CrossNamespace, DnsPattern, ExtraSans, Host, Keys, Lifetime, MetricsAuthority,
-    Rollover, SharedAuthority, UserRule, Words,
+    AuthoritySecret, CidrBlock, CrossNamespace, DnsPattern, ExtraSans, Host, IssuerRule, Keys, Lifetime,
+    MetricsAuthority, Rollover, SharedAuthority, UserRule, Words,
 };
 use crate::{
     invalid_value::InvalidValue,
@@ -17,7 +17,7 @@ use crate::{
     names::{self, SignerName},
     role::{Domain, Role},
     san::Sans,
-    settings,
+    settings::{self, Issuer},
 };
 
 mod rules;
@@ -57,6 +57,9 @@ pub const MAX_AUTHORITIES: u16 = 64;
 ///   dnsNames: [cp-1.example.com]
 ///   ips: [192.0.2.11]
 ///   commonName: cp-1             # behind the role's prefix; a client's whole CN
+/// issuers:                       # etcd-tls.dev/issuer is held to these; a namespace of no rule may use any
+/// - namespaces: [prod]           # "*": every one that no other rule names
+///   allow: ["cert-manager:ClusterIssuer/company-ca"]
 /// metricsAuthority: client       # or own
 /// shared:                        # several signer names, one authority
 /// - authority: peer.etcd-tls.dev/prod.etcd
@@ -86,6 +89,8 @@ pub struct Policy {
     pub cross_namespace: Vec<CrossNamespace>,
     /// Static pods and hosts, by the name they authenticate with; by default none.
     pub hosts: Vec<Host>,
+    /// Which issuers the pods of a namespace may name; by default any.
+    pub issuers: Vec<IssuerRule>,
     /// Whether metrics certificates come from the client authority (the default: etcd's metrics port takes the client CA)
     /// or one of their own (for a proxy in front).
     pub metrics_authority: MetricsAuthority,
@@ -110,6 +115,7 @@ impl Default for Policy {
             users: Vec::new(),
             cross_namespace: Vec::new(),
             hosts: Vec::new(),
+            issuers: Vec::new(),
             metrics_authority: MetricsAuthority::Client,
             shared: Vec::new(),
             authorities: Vec::new(),
@@ -165,6 +171,7 @@ impl Policy {
         each("users", self.users.iter().map(UserRule::check).collect())?;
         each("crossNamespace", self.cross_namespace.iter().map(CrossNamespace::check).collect())?;
         each("crossNamespace", self.cross_namespace.iter().map(|rule| self.check_metrics(rule)).collect())?;
+        each("issuers", self.issuers.iter().map(IssuerRule::check).collect())?;
         each("hosts", self.hosts.iter().map(Host::check).collect())?;
         let mut usernames = BTreeSet::new();
         if let Some(index) = self.hosts.iter().position(|host| !usernames.insert(&host.username)) {
@@ -273,6 +280,25 @@ impl Policy {
                 .cross_namespace
                 .iter()
                 .any(|rule| rule.from == namespace && rule.to == signer.cluster_name() && rule.roles.contains(&role))
+    }
+
+    /// Why pods of `namespace` may not have `issuer`, with the rules named; `None` where they may.
+    pub fn refused_issuer(&self, namespace: &str, issuer: &Issuer) -> Option<String> {
+        let indexed = || self.issuers.iter().enumerate();
+        let mut rules: Vec<_> = indexed().filter(|(_, rule)| rule.namespaces.names(namespace)).collect();
+        if rules.is_empty() {
+            rules = indexed().filter(|(_, rule)| rule.namespaces.takes(namespace)).collect();
+        }
+        if rules.is_empty() || rules.iter().any(|(_, rule)| rule.allow.contains(issuer)) {
+            return None;
+        }
+        let names: Vec<String> = rules.iter().map(|(index, _)| format!("issuers[{index}]")).collect();
+        let allowed: Vec<String> = rules.iter().flat_map(|(_, rule)| &rule.allow).map(ToString::to_string).collect();
+        Some(format!(
+            "policy's {} lets the pods of namespace {namespace} use {}, not {issuer}",
+            names.join(" and "),
+            allowed.join(" or ")
+        ))
     }
 
     /// Whether a host is listed of a cluster in `namespace`.

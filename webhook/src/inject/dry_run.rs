@@ -112,6 +112,7 @@ mod tests {
             pull_secrets: Vec::new(),
             user: None,
             host: None,
+            issuers: injection::Issuers::default(),
         };
         Options { injection, namespace: "default".to_owned() }
     }

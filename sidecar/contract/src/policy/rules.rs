@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use serde::{Deserializer, de};
 
-use super::{BTreeSet, Deserialize, Duration, IpAddr, KeyAlgorithm, Role, Sans, SignerName, names, settings};
+use super::{BTreeSet, Deserialize, Duration, IpAddr, Issuer, KeyAlgorithm, Role, Sans, SignerName, names, settings};
 use crate::{
     duration::{MAX_DURATION, MIN_DURATION, parse_duration},
     invalid_value::InvalidValue,
@@ -81,6 +81,11 @@ impl Words {
     /// Whether `word` is listed, or all are.
     pub fn takes(&self, word: &str) -> bool {
         self.0.iter().any(|listed| listed == "*" || listed == word)
+    }
+
+    /// Whether `word` itself is listed.
+    pub(super) fn names(&self, word: &str) -> bool {
+        self.0.iter().any(|listed| listed == word)
     }
 
     fn all() -> Self {
@@ -333,6 +338,24 @@ impl AuthoritySecret {
         } else {
             Err(format!("secretName: {:?} is no name of a Secret", self.secret_name).into())
         }
+    }
+}
+
+/// The issuers that the pods of some namespaces may name.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IssuerRule {
+    /// The pods' namespaces. `*` is for those that no other rule names.
+    pub namespaces: Words,
+    /// Values of the annotation `etcd-tls.dev/issuer`, `csr` for none.
+    #[serde(deserialize_with = "texts")]
+    pub allow: Vec<Issuer>,
+}
+
+impl IssuerRule {
+    pub(super) fn check(&self) -> Result<(), InvalidValue> {
+        self.namespaces.check("namespaces", names::is_dns_label)?;
+        if self.allow.is_empty() { Err("allow: name at least one issuer".into()) } else { Ok(()) }
     }
 }
 

@@ -53,6 +53,45 @@ fn the_documented_example_is_read() {
 }
 
 #[test]
+fn a_namespace_is_held_to_its_issuers() {
+    let policy = Policy::parse(
+        "issuers:\n- namespaces: [prod, stage]\n  allow: ['cert-manager:ClusterIssuer/company-ca']\n\
+         - namespaces: ['*']\n  allow: [csr]\n- namespaces: [stage]\n  allow: ['csr:example.com/ca']\n",
+    )
+    .unwrap();
+    let refused = |namespace: &str, issuer: &str| policy.refused_issuer(namespace, &issuer.parse().unwrap());
+    for (namespace, issuer) in [
+        ("prod", "cert-manager:ClusterIssuer/company-ca"),
+        ("stage", "cert-manager:ClusterIssuer/company-ca"),
+        ("stage", "csr:example.com/ca"),
+        ("web", "csr"),
+    ] {
+        assert_eq!(refused(namespace, issuer), None, "{namespace} {issuer}");
+    }
+    for (namespace, issuer, rule) in [
+        ("prod", "csr", "issuers[0]"),
+        ("prod", "cert-manager:Issuer/company-ca", "issuers[0]"),
+        ("prod", "cert-manager:ClusterIssuer/company-ca.issuers.example.com", "issuers[0]"),
+        ("stage", "csr", "issuers[0] and issuers[2]"),
+        ("web", "csr:example.com/ca", "issuers[1]"),
+        ("web", "csr:peer.etcd-tls.dev/prod.etcd", "issuers[1]"),
+    ] {
+        let said = refused(namespace, issuer).unwrap();
+        assert!(said.contains(&format!("policy's {rule} lets")) && said.contains(issuer), "{said}");
+    }
+    assert_eq!(Policy::default().refused_issuer("prod", &Issuer::Csr), None);
+    for bad in [
+        "- {namespaces: [a], allow: []}",
+        "- {namespaces: [], allow: [csr]}",
+        "- {namespaces: [a], allow: [vault:x]}",
+        "- {namespaces: [A], allow: [csr]}",
+        "- {allow: [csr]}",
+    ] {
+        super::tests::refused(&format!("issuers:\n{bad}\n"));
+    }
+}
+
+#[test]
 fn metrics_share_the_client_authority_unless_told_otherwise() {
     let signer = |s: &str| s.parse::<SignerName>().unwrap();
     let metrics = signer("metrics.etcd-tls.dev/prod.etcd");
