@@ -9,6 +9,7 @@ use std::{collections::BTreeMap, path::Path, sync::LazyLock};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use etcd_tls_contract::{
     certificate::{Bundle, Chain},
+    crl::Crl,
     csr::Request,
     in_force::InForce,
     policy::Policy,
@@ -37,7 +38,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 11] = [
     Target { name: "review", run: review },
     Target { name: "command-line", run: command_line },
     Target { name: "csr", run: csr },
@@ -45,6 +46,7 @@ pub const TARGETS: [Target; 10] = [
     Target { name: "manifest", run: manifest },
     Target { name: "annotations", run: annotations },
     Target { name: "certificates", run: certificates },
+    Target { name: "crl", run: crl },
     Target { name: "tokens", run: tokens },
     Target { name: "kubeconfig", run: kubeconfig },
     Target { name: "policy", run: policy },
@@ -157,6 +159,15 @@ fn certificates(bytes: &[u8]) {
             assert_eq!(again, Ok(Some(stated)));
         }
     }
+}
+
+/// DER of a revocation list. What is taken is strict: the same bytes are the same list, and it replaces none of its own number.
+fn crl(bytes: &[u8]) {
+    let Ok(list) = Crl::parse(bytes) else { return };
+    assert_eq!(list.der(), bytes);
+    assert_eq!(Crl::parse(bytes).expect("the same bytes").replaces(&list), Ok(false));
+    assert!(list.entries().keys().all(|serial| serial.len() <= 40), "{list:?}");
+    assert!(list.verify([bytes]).is_err(), "a list is no CA");
 }
 
 /// A token file.

@@ -383,7 +383,7 @@ impl LocalPod {
 }
 
 /// Writes a ConfigMap's or a token's files as kubelet does: into a new directory that one rename of `..data` puts in place.
-pub fn write_projected<'a>(directory: &Path, files: impl IntoIterator<Item = (&'a str, String)>) {
+pub fn write_projected<'a, C: AsRef<[u8]>>(directory: &Path, files: impl IntoIterator<Item = (&'a str, C)>) {
     fs::create_dir_all(directory).unwrap_or_else(|e| panic!("create {}: {e}", directory.display()));
     let generation =
         (0..).map(|n| format!("..{n}")).find(|name| !directory.join(name).exists()).expect("some number is free");

@@ -100,7 +100,7 @@ impl Stack {
             let secrets = secrets.clone();
             async move {
                 let data = secrets.get_opt(&name).await.ok()??.data?;
-                Some(data.into_iter().map(|(k, v)| (k, String::from_utf8_lossy(&v.0).into_owned())).collect())
+                Some(data.into_iter().map(|(k, v)| (k, v.0)).collect())
             }
         });
         let port = ports::free(address);
@@ -194,7 +194,12 @@ impl Stack {
             let api = Api::<ConfigMap>::namespaced(self.api.client.clone(), namespace);
             self.mounts.push(mount(directory.clone(), name, move |name| {
                 let api = api.clone();
-                async move { api.get_opt(&name).await.ok()??.data }
+                async move {
+                    let object = api.get_opt(&name).await.ok()??;
+                    let texts = object.data?.into_iter().map(|(k, v)| (k, v.into_bytes()));
+                    let binaries = object.binary_data.unwrap_or_default().into_iter().map(|(k, v)| (k, v.0));
+                    Some(texts.chain(binaries).collect())
+                }
             }));
         }
         eventually(&format!("ConfigMap {namespace}/{name}"), LIMIT, || async {
@@ -249,7 +254,7 @@ fn shipped_environment(name: &str) -> Vec<(String, String)> {
 /// Reads an object again and again, and writes its files when they have changed.
 fn mount<F>(directory: PathBuf, name: &str, read: impl Fn(String) -> F + Send + 'static) -> Mount
 where
-    F: Future<Output = Option<BTreeMap<String, String>>> + Send,
+    F: Future<Output = Option<BTreeMap<String, Vec<u8>>>> + Send,
 {
     let (name, target) = (name.to_owned(), directory.clone());
     let task = tokio::spawn(async move {
@@ -266,7 +271,7 @@ where
     Mount { directory, task }
 }
 
-fn project(directory: &Path, files: Option<&BTreeMap<String, String>>) {
+fn project(directory: &Path, files: Option<&BTreeMap<String, Vec<u8>>>) {
     write_projected(directory, files.into_iter().flatten().map(|(name, content)| (name.as_str(), content.clone())));
 }
 

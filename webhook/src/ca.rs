@@ -2,6 +2,7 @@
 
 pub mod authority;
 pub mod command;
+pub mod crl;
 pub mod der;
 pub mod issue;
 pub mod prove;

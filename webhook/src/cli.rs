@@ -9,7 +9,7 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use etcd_tls_telemetry::log::LogArgs;
 use tokio::runtime::Builder;
 
-use crate::{admit, approve, ca, check, error::Error, inject, renew, rollover, sign, standalone, status};
+use crate::{admit, approve, ca, check, error::Error, inject, renew, revoke, rollover, sign, standalone, status};
 
 /// Worker threads at most: enough for the standalone signer's work, and no thread for each core of a large node.
 const MAX_WORKERS: usize = 4;
@@ -38,6 +38,8 @@ enum Command {
     Issue(Box<ca::command::Args>),
     /// Ask the pods of a cluster, or one pod, for new certificates now.
     Renew(renew::Args),
+    /// Revoke a certificate of a cluster, take that back, or show what is revoked.
+    Revoke(revoke::Args),
     /// Move a cluster to a new CA, show how that stands, or take it back.
     Rollover(rollover::Args),
     /// Sign what was approved, keep the CAs and publish the trust in them.
@@ -88,6 +90,7 @@ impl Cli {
                 Command::Inject(args) => args.run().await,
                 Command::Issue(args) => args.run().await,
                 Command::Renew(args) => args.run().await,
+                Command::Revoke(args) => args.run().await,
                 Command::Rollover(args) => args.run().await,
                 Command::Sign(args) => args.run().await,
                 Command::Standalone(args) => args.run().await,

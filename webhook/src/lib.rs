@@ -16,6 +16,7 @@ pub mod injection;
 pub mod operator;
 pub mod platform;
 pub mod renew;
+pub mod revoke;
 pub mod rollover;
 pub mod sign;
 pub mod standalone;

@@ -18,6 +18,7 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use webpki::{ALL_VERIFICATION_ALGS, EndEntityCert, anchor_from_trusted_cert};
 use x509_cert::{Certificate, der::Encode as _};
 
+pub(crate) use self::read::crl_signer;
 use self::{
     pem::blocks,
     read::{Authority, End, Usages},

@@ -8,7 +8,7 @@
 //! names, role, cluster, san, key, duration    the words: labels, annotations, signer names, files
 //! settings, renew, policy, args               what a user may say: annotations, the operator's policy, arguments
 //! identity                                    the rules: pod -> entitlement, request -> verdict
-//! csr, certificate                            PKCS#10 and X.509, read strictly, built from values
+//! csr, certificate, crl                       PKCS#10 and X.509, read strictly, built from values
 //! life, liveness                              times that both sides count by
 //! in_force, trusts                            which bundles are in force, and which one etcd has loaded
 //! ```
@@ -18,6 +18,7 @@
 
 pub mod args;
 pub mod certificate;
+pub mod crl;
 pub mod csr;
 pub mod duration;
 pub mod encoding;

@@ -97,6 +97,16 @@ impl Domain {
             Self::Metrics => "metrics.crt",
         }
     }
+
+    /// The key of this domain's revocation list in the trust ConfigMap. Metrics have none: etcd's metrics port reads the
+    /// clients'.
+    pub const fn crl_key(self) -> Option<&'static str> {
+        match self {
+            Self::Peer => Some("peer.crl"),
+            Self::Client => Some("client.crl"),
+            Self::Metrics => None,
+        }
+    }
 }
 
 /// A word that names neither a role nor a domain.

@@ -30,6 +30,7 @@ pub struct Authority {
     pair: Zeroizing<KeyPair>,
     key_pem: Zeroizing<String>,
     bundle: Bundle,
+    signs_lists: bool,
     not_before: SystemTime,
     not_after: SystemTime,
 }
@@ -165,6 +166,11 @@ impl Authority {
             .get_extension::<SubjectKeyIdentifier>()
             .map_err(|e| AuthorityError::Certificate(e.to_string()))?
             .map(|(_, id)| id.0.as_bytes().to_vec());
+        let usage = first
+            .tbs_certificate()
+            .get_extension::<KeyUsage>()
+            .map_err(|e| AuthorityError::Certificate(e.to_string()))?;
+        let signs_lists = usage.is_none_or(|(_, usage)| usage.crl_sign());
         let parts = IssuerParts {
             subject: der::subject(&chain[0]).map_err(|e| AuthorityError::Certificate(e.to_string()))?,
             key_identifier,
@@ -176,6 +182,7 @@ impl Authority {
             pair,
             key_pem,
             bundle,
+            signs_lists,
             // The whole chain must be valid for a leaf to be.
             not_before: validity(|c| c.tbs_certificate().validity().not_before.to_system_time()).max().unwrap_or(now),
             not_after: validity(|c| c.tbs_certificate().validity().not_after.to_system_time()).min().unwrap_or(now),
@@ -216,6 +223,16 @@ impl Authority {
     /// The digest that names this authority's generation: of the issuing certificate's DER, 32 hexadecimal digits.
     pub fn generation(&self) -> String {
         etcd_tls_contract::csr::key_digest(&self.chain[0])
+    }
+
+    /// Whether it may sign revocation lists: its certificate has no key usage, or cRLSign among them. kubeadm's CAs have not.
+    pub fn signs_lists(&self) -> bool {
+        self.signs_lists
+    }
+
+    /// Its certificates, DER, the issuing one first.
+    pub(crate) fn chain(&self) -> impl Iterator<Item = &[u8]> {
+        self.chain.iter().map(Vec::as_slice)
     }
 
     /// What a leaf's chain carries beside it: all that is below the anchor.

@@ -122,7 +122,9 @@ pub fn issue(
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, leaf.common_name);
     let draft = params.signed_by(&public_key, &Issuer::new(issuer, Unsigned(pair))).map_err(IssueError::encoding)?;
-    let der = sign_draft(draft.der(), &authority.parts.subject, &subject_name(leaf)?, pair)?;
+    // version, serialNumber, signature, issuer, validity, subject …
+    let names = [(3, authority.parts.subject.as_slice()), (5, &subject_name(leaf)?)];
+    let der = sign_draft(draft.der(), &names, pair)?;
 
     let mut certificates = vec![der];
     certificates.extend_from_slice(authority.intermediates());
@@ -165,7 +167,7 @@ fn trial_by(authority: &Authority, bundle: &Bundle, now: SystemTime) -> Result<(
 }
 
 /// A CA key that leaves the signature empty: rcgen writes the certificate, [`sign_draft`] signs it.
-struct Unsigned<'a>(&'a KeyPair);
+pub(super) struct Unsigned<'a>(pub(super) &'a KeyPair);
 
 impl PublicKeyData for Unsigned<'_> {
     fn der_bytes(&self) -> &[u8] {
@@ -183,22 +185,20 @@ impl SigningKey for Unsigned<'_> {
     }
 }
 
-/// Puts the CA's own subject bytes for the issuer, and the leaf's subject, into a draft, and signs it.
+/// Puts `names`, each a DER Name with its place among the fields, into the draft of a certificate or a revocation list, and signs
+/// it: the CA's own subject for the issuer, and a leaf's subject.
 ///
 /// rcgen encodes an issuer anew, and keeps one value of each attribute type: of `DC=example, DC=com`, or of a name in
 /// PrintableString, it makes another name, and no verifier finds the CA again.
-fn sign_draft(draft: &[u8], issuer: &[u8], subject: &[u8], pair: &KeyPair) -> Result<Vec<u8>, IssueError> {
+pub(super) fn sign_draft(draft: &[u8], names: &[(usize, &[u8])], pair: &KeyPair) -> Result<Vec<u8>, IssueError> {
     let outer = elements(draft).map_err(IssueError::encoding)?;
     let [tbs, algorithm, _signature] = outer.as_slice() else {
-        return Err(IssueError::Encoding("the draft is no certificate".to_owned()));
+        return Err(IssueError::Encoding("the draft is nothing that is signed".to_owned()));
     };
     let mut fields = elements(tbs).map_err(IssueError::encoding)?;
-    // version, serialNumber, signature, issuer, validity, subject, subjectPublicKeyInfo, extensions
-    if fields.len() < 7 {
-        return Err(IssueError::Encoding("the draft is no version 3 certificate".to_owned()));
+    for (place, name) in names {
+        *fields.get_mut(*place).ok_or_else(|| IssueError::Encoding("the draft lacks a name".to_owned()))? = name;
     }
-    fields[3] = issuer;
-    fields[5] = subject;
     let tbs = tlv(SEQUENCE, &fields.concat());
     let signature = pair.sign(&tbs).map_err(IssueError::encoding)?;
     let signature = tlv(BIT_STRING, &[&[0], signature.as_slice()].concat());

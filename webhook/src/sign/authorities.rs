@@ -7,6 +7,7 @@
 //! A change of an authority's state by a leaf or a statement is persisted before the leaf is issued.
 
 pub(in crate::sign) mod quota;
+mod revoked;
 pub(in crate::sign) mod state;
 
 use std::{
@@ -17,6 +18,7 @@ use std::{
 
 use etcd_tls_contract::{
     certificate::Bundle,
+    crl::Crl,
     in_force::InForce,
     key::KeyAlgorithm,
     names::{self, SignerName},
@@ -48,7 +50,7 @@ use crate::{
         pods::Pods,
         policy,
     },
-    rollover::{PodProgress, Rollover},
+    rollover::{Answer, PodProgress, Rollover},
     sign::cache::{objects::Facts, pods::is_host},
 };
 
@@ -107,6 +109,15 @@ pub(super) struct Grant<'a> {
     /// What the request states that etcd has loaded.
     pub(super) trusts: Option<&'a str>,
     pub(super) lifetime: Duration,
+}
+
+/// What is published of an authority.
+pub(super) struct Published {
+    pub(super) bundle: Bundle,
+    /// Its revocation list; none of a CA that may sign none.
+    pub(super) list: Option<Arc<Crl>>,
+    /// The answer to the last request to revoke.
+    pub(super) answer: Option<Answer>,
 }
 
 /// Notes in a rollover what a leaf and its request show of their holder. Whether anything is new, and must be persisted. `live`
@@ -232,6 +243,19 @@ impl Authorities {
         }
     }
 
+    /// All that is published of an authority.
+    pub(super) async fn published_of(&self, name: &SignerName) -> Option<Published> {
+        let entry = self.quota().get(name)?;
+        match &*entry.held.lock().await {
+            Held::Ready(ready) => Some(Published {
+                bundle: ready.stored.bundle(),
+                list: ready.stored.revoked.list().cloned(),
+                answer: ready.stored.revoked.answer().cloned(),
+            }),
+            Held::Unknown | Held::Lost | Held::Unusable => None,
+        }
+    }
+
     /// The bundles in force of the cluster that `signer` names, for the answer to a request. A bundle that is not loaded,
     /// or is being written for long, is left out: the requester then asks again.
     pub(super) async fn in_force(&self, signer: &SignerName, policy: &Policy) -> InForce {
@@ -315,6 +339,8 @@ impl Authorities {
         stored: Stored,
         now: SystemTime,
     ) -> Result<Ready, Unavailable> {
+        let mut stored = stored;
+        stored.revoke(None, now);
         let object = Secret {
             metadata: ObjectMeta {
                 name: Some(secret.to_owned()),

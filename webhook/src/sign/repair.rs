@@ -9,12 +9,12 @@ use std::{
 };
 
 use etcd_tls_contract::role::Domain;
-use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::{ByteString, api::core::v1::ConfigMap};
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
 use super::{authorities::MANAGED_LABEL, trust::Desired};
-use crate::rollover::request_annotation;
+use crate::{revoke, rollover::request_annotation};
 
 /// Bytes of others' annotations, labels and CRLs that stay; with more, a bundle might not fit beside them.
 const MOST_ANNOTATIONS: usize = 64 * 1024;
@@ -22,8 +22,6 @@ const MOST_LABELS: usize = 16 * 1024;
 const MOST_CRLS: usize = 512 * 1024;
 /// The longest annotation with an operator's request.
 const LONGEST_REQUEST: usize = 256;
-/// Keys of `binaryData` that may stand there.
-const CRLS: [&str; 3] = ["peer.crl", "client.crl", "metrics.crl"];
 
 /// The pause after the first failure; it doubles.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -92,7 +90,7 @@ pub(super) fn remedy(desired: &Desired, object: &ConfigMap) -> (Remedy, BTreeSet
         return (remedy, BTreeSet::from([Form::BeingDeleted]));
     }
     let mut forms = BTreeSet::new();
-    let (data, binary) = (data(desired, object, &mut forms), binary_data(object, &mut forms));
+    let (data, binary) = (data(desired, object, &mut forms), binary_data(desired, object, &mut forms));
     let patch = metadata_patch(desired, object, finalizers, &mut forms);
     if object.immutable == Some(true) {
         forms.insert(Form::Immutable);
@@ -122,15 +120,22 @@ fn data(desired: &Desired, object: &ConfigMap, forms: &mut BTreeSet<Form>) -> Ma
     patch
 }
 
-fn binary_data(object: &ConfigMap, forms: &mut BTreeSet<Form>) -> Map<String, Value> {
+fn binary_data(desired: &Desired, object: &ConfigMap, forms: &mut BTreeSet<Form>) -> Map<String, Value> {
     let empty = BTreeMap::new();
     let present = object.binary_data.as_ref().unwrap_or(&empty);
-    let known = |key: &str| CRLS.contains(&key);
+    let known = |key: &str| Domain::ALL.iter().any(|domain| domain.crl_key() == Some(key));
     let bytes: usize = present.iter().filter(|(key, _)| known(key)).map(|(_, value)| value.0.len()).sum();
+    // A list of an authority that is not known just now stays.
     let gone = present.keys().filter(|key| !known(key) || bytes > MOST_CRLS);
-    let patch: Map<String, Value> = gone.map(|key| (key.clone(), Value::Null)).collect();
+    let mut patch: Map<String, Value> = gone.map(|key| (key.clone(), Value::Null)).collect();
     if !patch.is_empty() {
         forms.insert(Form::BinaryData);
+    }
+    for (key, list) in &desired.lists {
+        if present.get(*key).is_none_or(|there| there.0 != *list) || patch.contains_key(*key) {
+            patch.insert((*key).to_owned(), json!(ByteString(list.clone())));
+            forms.insert(Form::Data);
+        }
     }
     patch
 }
@@ -157,7 +162,8 @@ fn metadata_patch(desired: &Desired, object: &ConfigMap, finalizers: bool, forms
         .collect();
     let mut damaged = !wrong_labels.is_empty();
     let request = |key: &str, value: &str| {
-        value.len() <= LONGEST_REQUEST && Domain::ALL.iter().any(|domain| request_annotation(*domain) == key)
+        let of = |domain: &Domain| request_annotation(*domain) == key || revoke::request_annotation(*domain) == key;
+        value.len() <= LONGEST_REQUEST && Domain::ALL.iter().any(of)
     };
     if size(annotations) > MOST_ANNOTATIONS {
         damaged = true;
@@ -249,7 +255,6 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use k8s_openapi::{
-        ByteString,
         apimachinery::pkg::apis::meta::v1::{OwnerReference, Time},
         jiff::Timestamp,
     };
@@ -311,6 +316,18 @@ mod tests {
             o.binary_data = Some(BTreeMap::from([("peer.crl".to_owned(), ByteString(vec![0; MOST_CRLS + 1]))]));
         });
         assert_eq!(crl.0["binaryData"], json!({"peer.crl": null}));
+        let listed = |bytes: &[u8]| Some(BTreeMap::from([("peer.crl".to_owned(), ByteString(bytes.to_vec()))]));
+        let mut with_list = desired();
+        with_list.lists.insert("peer.crl", vec![1, 2, 3]);
+        for other in [None, listed(&[9]), listed(&vec![0; MOST_CRLS + 1])] {
+            let mut object = with_list.object("x");
+            object.binary_data = other;
+            let (remedy, forms) = remedy(&with_list, &object);
+            let Remedy::Patch(patch) = remedy else { panic!("{remedy:?}") };
+            assert_eq!(patch["binaryData"], json!({"peer.crl": "AQID"}));
+            assert!(forms.contains(&Form::Data), "{forms:?}");
+        }
+        assert_eq!(remedy(&with_list, &with_list.object("x")).0, Remedy::Nothing);
         let unlabelled = patch(|o| o.metadata.labels = None);
         assert_eq!(unlabelled.1, [Form::Metadata]);
         let owned = patch(|o| o.metadata.owner_references = Some(vec![OwnerReference::default()]));

@@ -5,17 +5,22 @@ use std::{
     hash::{DefaultHasher, Hash, Hasher},
 };
 
-use etcd_tls_contract::role::Domain;
-use k8s_openapi::{api::core::v1::ConfigMap, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use etcd_tls_contract::{crl::Crl, role::Domain};
+use k8s_openapi::{ByteString, api::core::v1::ConfigMap, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 
 use super::authorities::{MANAGED_LABEL, UID_ANNOTATION};
-use crate::rollover::{Report, status_annotation};
+use crate::{
+    revoke,
+    rollover::{Report, status_annotation},
+};
 
 /// What a ConfigMap shall say; what is not in here stays as it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Desired {
     /// PEM, by key.
     pub(super) data: BTreeMap<&'static str, String>,
+    /// Revocation lists, DER, by key.
+    pub(super) lists: BTreeMap<&'static str, Vec<u8>>,
     /// JSON, by annotation.
     pub(super) annotations: BTreeMap<String, String>,
 }
@@ -25,6 +30,7 @@ impl Desired {
     pub(super) fn new(namespace_uid: &str) -> Self {
         Self {
             data: BTreeMap::new(),
+            lists: BTreeMap::new(),
             annotations: BTreeMap::from([(UID_ANNOTATION.to_owned(), namespace_uid.to_owned())]),
         }
     }
@@ -39,6 +45,20 @@ impl Desired {
     /// Publishes a bundle.
     pub(super) fn publish(&mut self, domain: Domain, pem: String) {
         self.data.insert(domain.trust_key(), pem);
+    }
+
+    /// Publishes a revocation list, where the domain has one.
+    pub(super) fn publish_list(&mut self, domain: Domain, list: &Crl) {
+        if let Some(key) = domain.crl_key() {
+            self.lists.insert(key, list.der().to_vec());
+        }
+    }
+
+    /// Answers a request to revoke.
+    pub(super) fn answer(&mut self, domain: Domain, report: &revoke::Report) {
+        if let Ok(text) = serde_json::to_string(report) {
+            self.annotations.insert(revoke::status_annotation(domain), text);
+        }
     }
 
     /// Says how an authority stands.
@@ -58,6 +78,8 @@ impl Desired {
                 ..ObjectMeta::default()
             },
             data: Some(self.data.iter().map(|(k, v)| ((*k).to_owned(), v.clone())).collect()),
+            binary_data: (!self.lists.is_empty())
+                .then(|| self.lists.iter().map(|(k, v)| ((*k).to_owned(), ByteString(v.clone()))).collect()),
             ..ConfigMap::default()
         }
     }

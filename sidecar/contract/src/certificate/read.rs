@@ -121,6 +121,14 @@ pub(super) fn certificate(der: &[u8]) -> Result<Certificate, Defect> {
     Ok(certificate)
 }
 
+/// The DER subject of a CA's certificate that may sign revocation lists: one without key usages, or with cRLSign.
+pub(crate) fn crl_signer(der: &[u8]) -> Option<Vec<u8>> {
+    let authority = Authority::read(der).ok()?;
+    let certificate = certificate(der).ok()?;
+    let usage = certificate.tbs_certificate().get_extension::<KeyUsageExtension>().ok()?;
+    usage.is_none_or(|(_, usage)| usage.crl_sign()).then_some(authority.subject)
+}
+
 /// A certificate that may sign others, with what webpki does not look at in a trust anchor, though Go does.
 pub(super) struct Authority {
     pub(super) subject: Vec<u8>,

@@ -168,7 +168,7 @@ fn the_issuer_is_the_cas_subject_to_the_byte() {
     params.not_after = date(now() + DAY * 400).unwrap();
     let draft = params.self_signed(&pair).unwrap();
     let subject = odd_subject();
-    let der = sign_draft(draft.der(), &subject, &subject, &pair).unwrap();
+    let der = sign_draft(draft.der(), &[(3, &subject), (5, &subject)], &pair).unwrap();
     let pem = etcd_tls_contract::certificate::to_pem(&der);
     let authority = Authority::load(pem.as_bytes(), pair.serialize_pem().as_bytes(), now()).unwrap();
     let (sans, key) = (sans(), key());

@@ -5,6 +5,8 @@
 //! next.crt, next.key   the CA that is published and signs nothing yet
 //! old.crt              the anchor that is still published and signs nothing any more; its key is gone
 //! state.json           the rollover under way, until when leaves hold, the last answer to an operator
+//! revoked.json         what was revoked, and the last answer to that
+//! crl.der              the signed list of it
 //! ```
 //!
 //! Each step is one write of the Secret, so a killed signer leaves no state in between.
@@ -23,8 +25,10 @@ use etcd_tls_contract::{
 use k8s_openapi::ByteString;
 use serde::{Deserialize, Serialize};
 
+use super::revoked::{Revoked, RevokedError};
 use crate::{
     ca::authority::{Authority, AuthorityError},
+    revoke::Request,
     rollover::{Answer, Life, Phase, Rollover, Step, Trigger, rfc3339},
 };
 
@@ -46,6 +50,8 @@ pub(in crate::sign) struct Stored {
     pub(in crate::sign) old: Option<Bundle>,
     /// What is no certificate.
     pub(in crate::sign) state: State,
+    /// What was revoked.
+    pub(in crate::sign) revoked: Arc<Revoked>,
 }
 
 /// See [`Stored::state`].
@@ -76,6 +82,9 @@ pub(in crate::sign) enum StateError {
     /// The anchor that is on its way out cannot be read.
     #[error("key {OLD_CERTIFICATE}: {0}")]
     Old(CertificateError),
+    /// What was revoked cannot be read.
+    #[error("key {0}")]
+    Revoked(#[from] RevokedError),
     /// The state cannot be read, or does not fit the CAs.
     #[error("key {STATE}: {0}")]
     State(String),
@@ -84,7 +93,7 @@ pub(in crate::sign) enum StateError {
 impl Stored {
     /// A new authority.
     pub(in crate::sign) fn new(active: Authority) -> Self {
-        Self { active: Arc::new(active), next: None, old: None, state: State::default() }
+        Self { active: Arc::new(active), next: None, old: None, state: State::default(), revoked: Arc::default() }
     }
 
     /// An authority whose leaves nobody has counted: any may live as long as the CA.
@@ -119,7 +128,8 @@ impl Stored {
         if !fits {
             return Err(StateError::State("it does not fit the CAs beside it; restore the whole Secret".to_owned()));
         }
-        Ok(Self { active, next, old, state })
+        let revoked = Arc::new(Revoked::read(data)?);
+        Ok(Self { active, next, old, state, revoked })
     }
 
     /// The Secret's data.
@@ -136,6 +146,9 @@ impl Stored {
             put(OLD_CERTIFICATE, old.to_pem().as_bytes());
         }
         put(STATE, serde_json::to_string(&self.state)?.as_bytes());
+        for (key, value) in self.revoked.data()? {
+            put(key, &value);
+        }
         Ok(data)
     }
 
@@ -146,6 +159,26 @@ impl Stored {
             bundle = bundle.union(more);
         }
         bundle
+    }
+
+    /// When every certificate that exists now, of the CA that signs or of the one before, has ended.
+    pub(in crate::sign) fn leaves_end(&self) -> SystemTime {
+        let of_old = self.state.rollover.as_ref().and_then(|rollover| rollover.old_leaves_until);
+        let of_active = self.state.leaves_until;
+        of_old.max(of_active).unwrap_or_else(|| self.active.not_after())
+    }
+
+    /// Takes an operator's request, and brings the revocation list up to date. What cannot be signed just now is signed later.
+    pub(in crate::sign) fn revoke(&mut self, request: Option<&Request>, now: SystemTime) {
+        let mut revoked = Revoked::clone(&self.revoked);
+        if let Some(request) = request {
+            revoked.take(request, self.active.signs_lists(), self.leaves_end(), now);
+        }
+        match revoked.refresh(&self.active, now) {
+            Ok(changed) if changed || request.is_some() => self.revoked = Arc::new(revoked),
+            Ok(_) => {}
+            Err(error) => tracing::error!(%error, "a revocation list cannot be signed; the one before stays"),
+        }
     }
 
     /// The state after `step`; `next` is the CA that [`Step::Publish`] publishes.

@@ -22,6 +22,7 @@ use tokio::time::{Instant, sleep};
 use super::{AT_ONCE, Namespaces, Reconciler, config_map, pace::Pending};
 use crate::{
     controller::client::{RequestError, within},
+    revoke,
     rollover::Report,
     sign::{
         repair::{Form, Remedy, Settled, remedy},
@@ -138,13 +139,17 @@ impl Reconciler {
         for domain in Domain::ALL {
             let signer = cluster.signer(domain);
             let authority = policy.authority(&signer);
-            if let Some(bundle) = self.authorities.bundle(&authority).await {
-                desired.publish(domain, bundle.to_pem());
+            let own = authority == signer && namespace == cluster.namespace;
+            if let Some(published) = self.authorities.published_of(&authority).await {
+                desired.publish(domain, published.bundle.to_pem());
+                if let Some(list) = &published.list {
+                    desired.publish_list(domain, list);
+                }
+                if let Some(answer) = published.answer.filter(|_| own) {
+                    desired.answer(domain, &revoke::Report { answer: Some(answer) });
+                }
             }
-            if authority == signer
-                && namespace == cluster.namespace
-                && let Some(report) = reports.get(&signer)
-            {
+            if own && let Some(report) = reports.get(&signer) {
                 desired.say(domain, report);
             }
         }

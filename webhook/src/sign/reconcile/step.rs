@@ -11,6 +11,7 @@ use etcd_tls_contract::{
 use super::Reconciler;
 use crate::{
     ca::authority::Authority,
+    revoke,
     rollover::{
         ChangeOver, LivePod, Report, Request, Situation, Step, Waiting, decide, overdue, request_annotation, rfc3339,
     },
@@ -107,8 +108,9 @@ impl Reconciler {
         if let Some(rollover) = &mut after.state.rollover {
             rollover.prune(live);
         }
+        after.revoke(self.revocation(name, &stored).as_ref(), now);
         let done = decision.step.clone().map(|step| (step, after.clone()));
-        if done.is_some() || after.state != stored.state {
+        if done.is_some() || after.state != stored.state || after.revoked != stored.revoked {
             if let Some(rollover) = &mut after.state.rollover {
                 rollover.forget_all_but(live);
             }
@@ -153,6 +155,16 @@ impl Reconciler {
         let text = config_map.requests.get(&request_annotation(name.domain))?;
         let request: Request = text.parse().ok()?;
         (stored.state.answer.as_ref().map(|a| &a.id) != Some(&request.id)).then_some(request)
+    }
+}
+
+impl Reconciler {
+    /// An operator's request to revoke that has no answer yet.
+    fn revocation(&self, name: &SignerName, stored: &Stored) -> Option<revoke::Request> {
+        let config_map = self.config_maps.get(&name.namespace, &names::trust_config_map(&name.cluster))?;
+        let text = config_map.annotations?.remove(&revoke::request_annotation(name.domain))?;
+        let request: revoke::Request = text.parse().ok()?;
+        (stored.revoked.answer().map(|answer| &answer.id) != Some(&request.id)).then_some(request)
     }
 }
 

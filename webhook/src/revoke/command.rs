@@ -1,0 +1,181 @@
+//! `etcd-tls-webhook revoke <namespace>/<cluster>`: has the signer revoke a certificate, or shows what is revoked. It runs with
+//! the caller's kubeconfig and needs only `get` and `patch` on the cluster's trust ConfigMap, and the marker right.
+
+use std::{collections::BTreeMap, fmt::Write as _, io::Write as _, time::Duration};
+
+use etcd_tls_contract::{
+    crl::{self, Crl, NoSerial, Reason},
+    encoding::hex,
+    names::{self, ClusterName},
+    role::Domain,
+};
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::{
+    Api,
+    api::{Patch, PatchParams},
+};
+use serde_json::json;
+use tokio::time::{Instant, sleep};
+
+use super::{Action, DOMAINS, Report, Request, request_annotation, status_annotation};
+use crate::controller::client;
+use crate::{error::Error, operator::Cluster, rollover::rfc3339};
+
+/// How long to wait for the signer's answer.
+const PATIENCE: Duration = Duration::from_secs(30);
+const POLL: Duration = Duration::from_millis(200);
+
+/// Revokes a certificate of a cluster, takes that back, or shows what is revoked.
+#[derive(clap::Args, Debug)]
+#[command(group(clap::ArgGroup::new("what").args(["serial", "list"]).required(true)))]
+pub struct Args {
+    /// The cluster, as <namespace>/<cluster>.
+    cluster: ClusterName,
+    /// The certificate's serial number in hexadecimal digits, as `openssl x509 -noout -serial` prints it.
+    #[arg(long, value_parser = serial)]
+    serial: Option<String>,
+    /// Why: keyCompromise, affiliationChanged, superseded, cessationOfOperation, privilegeWithdrawn or unspecified.
+    #[arg(long, default_value = "unspecified", requires = "serial", conflicts_with = "undo")]
+    reason: Reason,
+    /// Accept the certificate again.
+    #[arg(long, requires = "serial")]
+    undo: bool,
+    /// Show what is revoked, and change nothing.
+    #[arg(long)]
+    list: bool,
+    #[command(flatten)]
+    at: Cluster,
+}
+
+fn serial(text: &str) -> Result<String, NoSerial> {
+    crl::serial(text)
+}
+
+impl Args {
+    /// Writes the requests and waits for the signer's answers, or prints the lists.
+    ///
+    /// # Errors
+    /// No such cluster, no right to its ConfigMap, no answer, or a refusal.
+    pub async fn run(self) -> Result<(), Error> {
+        let Self { cluster, serial, reason, undo, list: _, at } = self;
+        let (client, _) = at.connect().await?;
+        let api: Api<ConfigMap> = Api::namespaced(client, &cluster.namespace);
+        let name = cluster.trust_config_map(&cluster.namespace);
+        let before = look(&api, &name).await?;
+        let Some(serial) = serial else { return say(&lists(&cluster, &before)) };
+        let domains = domains(&before, &serial, undo);
+        if domains.is_empty() {
+            return Err(none(&cluster, &serial, &before, undo).into());
+        }
+        let action = if undo { Action::Undo } else { Action::Add };
+        let request = Request { action, id: id()?, serial, reason };
+        let annotations: BTreeMap<String, String> =
+            domains.iter().map(|domain| (request_annotation(*domain), request.to_string())).collect();
+        let patch = json!({"metadata": {"annotations": annotations}});
+        client::within(api.patch(&name, &PatchParams::default(), &Patch::Merge(patch))).await?;
+        let began = Instant::now();
+        while began.elapsed() < PATIENCE {
+            let now = look(&api, &name).await?;
+            if let Some(said) = answered(&now, &domains, &request)? {
+                return say(&said);
+            }
+            sleep(POLL).await;
+        }
+        Err(format!(
+            "the signer did not answer within {} s; the request stands: see the log of deployment etcd-tls-sign in {}. A signer \
+             of an earlier version revokes nothing",
+            PATIENCE.as_secs(),
+            names::SYSTEM_NAMESPACE
+        )
+        .into())
+    }
+}
+
+async fn look(api: &Api<ConfigMap>, name: &str) -> Result<ConfigMap, Error> {
+    client::within(api.get_opt(name)).await?.ok_or_else(|| {
+        format!(
+            "there is no ConfigMap {name} in this namespace: no pod of this cluster has opted in, or the signer is away"
+        )
+        .into()
+    })
+}
+
+/// The lists that the signer publishes.
+fn published(object: &ConfigMap) -> BTreeMap<Domain, Crl> {
+    let list = |domain: Domain| {
+        let der = object.binary_data.as_ref()?.get(domain.crl_key()?)?;
+        Some((domain, Crl::parse(&der.0).ok()?))
+    };
+    DOMAINS.into_iter().filter_map(list).collect()
+}
+
+/// The domains to ask. A serial number says not whose it is: it is revoked in each, and taken back where it is revoked.
+fn domains(object: &ConfigMap, serial: &str, undo: bool) -> Vec<Domain> {
+    let lists = published(object);
+    let wanted = |domain: &Domain| lists.get(domain).is_some_and(|list| !undo || list.entries().contains_key(serial));
+    DOMAINS.into_iter().filter(wanted).collect()
+}
+
+fn none(cluster: &ClusterName, serial: &str, object: &ConfigMap, undo: bool) -> String {
+    if undo && !published(object).is_empty() {
+        return format!("{serial} is not revoked in {cluster}");
+    }
+    format!(
+        "no revocation list of {cluster} is published. Either the signer is of an earlier version, or its CA may not sign lists \
+         (its certificate has key usages without cRLSign), or it is away: see the log of deployment etcd-tls-sign in {}",
+        names::SYSTEM_NAMESPACE
+    )
+}
+
+/// What the signer answered, when it has answered for all of `domains` and publishes what it answered.
+fn answered(object: &ConfigMap, domains: &[Domain], request: &Request) -> Result<Option<String>, Error> {
+    let lists = published(object);
+    let mut text = String::new();
+    for domain in domains {
+        let annotation = object.metadata.annotations.as_ref().and_then(|a| a.get(&status_annotation(*domain)));
+        let report: Option<Report> = annotation.and_then(|text| serde_json::from_str(text).ok());
+        let Some(answer) = report.and_then(|report| report.answer).filter(|answer| answer.id == request.id) else {
+            return Ok(None);
+        };
+        if !answer.accepted {
+            return Err(format!("refused ({domain}): {}", answer.message).into());
+        }
+        let listed = lists.get(domain).is_some_and(|list| list.entries().contains_key(&request.serial));
+        if listed != (request.action == Action::Add) {
+            return Ok(None);
+        }
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{domain}: {}", answer.message);
+    }
+    if request.action == Action::Add {
+        text += "The list is published in the trust ConfigMap.";
+    }
+    Ok(Some(text.trim_end().to_owned()))
+}
+
+fn lists(cluster: &ClusterName, object: &ConfigMap) -> String {
+    let lists = published(object);
+    let mut text = String::new();
+    for domain in DOMAINS {
+        let Some(list) = lists.get(&domain) else {
+            let _ = writeln!(text, "{cluster} {domain}: no revocation list is published");
+            continue;
+        };
+        let _ = writeln!(text, "{cluster} {domain}: list {}, {} revoked", list.number(), list.entries().len());
+        for (serial, entry) in list.entries() {
+            let _ = writeln!(text, "{serial} {} {}", rfc3339::text(entry.at), entry.reason);
+        }
+    }
+    text.trim_end().to_owned()
+}
+
+fn say(text: &str) -> Result<(), Error> {
+    writeln!(std::io::stdout(), "{text}")?;
+    Ok(())
+}
+
+fn id() -> Result<String, Error> {
+    let mut bytes = [0; 8];
+    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| "no random numbers")?;
+    Ok(hex(&bytes))
+}

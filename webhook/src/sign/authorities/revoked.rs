@@ -1,0 +1,253 @@
+//! What an authority has revoked: the record, and the signed list of it. Both are in the authority's Secret, so each change is
+//! one write, and a killed signer leaves no state in between. Pure.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use etcd_tls_contract::crl::{Crl, Reason};
+use k8s_openapi::ByteString;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    ca::{authority::Authority, crl, issue::IssueError},
+    revoke::{Action, Request},
+    rollover::{Answer, rfc3339},
+};
+
+/// Entries of one authority at most. They share its Secret with a rollover's pods, and two lists share a ConfigMap with the
+/// bundles.
+const MOST: usize = 2048;
+
+const RECORD: &str = "revoked.json";
+const LIST: &str = "crl.der";
+
+/// See the module.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(in crate::sign) struct Revoked {
+    record: Record,
+    list: Option<Arc<Crl>>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Record {
+    /// The number of the last list.
+    number: u64,
+    /// The generation of the CA that signed it.
+    signed_by: String,
+    /// By serial number.
+    entries: BTreeMap<String, Entry>,
+    /// The answer to the last request.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    answer: Option<Answer>,
+}
+
+/// When it was revoked, when the certificate has ended at the latest and the entry leaves (seconds of the Unix epoch), and
+/// why ([`Reason::code`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Entry(u64, u64, u8);
+
+/// What cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0} cannot be read: {1}; restore it, or delete it and what was revoked is accepted again until it ends")]
+pub(in crate::sign) struct RevokedError(&'static str, String);
+
+impl Revoked {
+    /// Reads it from a Secret's data. A Secret without it (of an earlier version, or restored by hand) has revoked nothing.
+    pub(super) fn read(data: &BTreeMap<String, ByteString>) -> Result<Self, RevokedError> {
+        let record = data.get(RECORD).map(|text| serde_json::from_slice(&text.0)).transpose();
+        let list = data.get(LIST).map(|der| Crl::parse(&der.0).map(Arc::new)).transpose();
+        Ok(Self {
+            record: record.map_err(|e| RevokedError(RECORD, e.to_string()))?.unwrap_or_default(),
+            list: list.map_err(|e| RevokedError(LIST, e.to_string()))?,
+        })
+    }
+
+    /// What is written into a Secret's data; nothing where nothing was signed or answered yet.
+    pub(super) fn data(&self) -> Result<Vec<(&'static str, Vec<u8>)>, serde_json::Error> {
+        let mut data = Vec::new();
+        if self.record != Record::default() {
+            data.push((RECORD, serde_json::to_vec(&self.record)?));
+        }
+        data.extend(self.list.as_ref().map(|list| (LIST, list.der().to_vec())));
+        Ok(data)
+    }
+
+    /// The signed list; `None`: the CA may not sign one, or has not yet.
+    pub(in crate::sign) const fn list(&self) -> Option<&Arc<Crl>> {
+        self.list.as_ref()
+    }
+
+    /// The answer to the last request.
+    pub(in crate::sign) const fn answer(&self) -> Option<&Answer> {
+        self.record.answer.as_ref()
+    }
+
+    /// Does what an operator asks, and answers. `until`: when every certificate of the authority that exists now has ended.
+    pub(in crate::sign) fn take(&mut self, request: &Request, signs_lists: bool, until: SystemTime, now: SystemTime) {
+        let serial = &request.serial;
+        let there = self.record.entries.contains_key(serial);
+        let answer = match request.action {
+            _ if !signs_lists => request.refused(
+                "the CA may not sign revocation lists: its certificate has key usages without cRLSign. Give the signer a CA \
+                 that has it, or one without key usages",
+            ),
+            Action::Add if there => request.accepted(&format!("{serial} is revoked already")),
+            Action::Add if self.record.entries.len() >= MOST => request.refused(&format!(
+                "{MOST} certificates are revoked already, as many as a list may hold; the next place is free at {}. To refuse \
+                 all certificates of this CA, roll it over with --force",
+                self.record.entries.values().map(|entry| entry.1).min().map_or_else(String::new, |at| rfc3339::text(time(at)))
+            )),
+            Action::Add => {
+                let entry = Entry(seconds(now), seconds(until), request.reason.code());
+                self.record.entries.insert(serial.clone(), entry);
+                request.accepted(&format!("{serial} is revoked until {}", rfc3339::text(until)))
+            }
+            Action::Undo if there => {
+                self.record.entries.remove(serial);
+                request.accepted(&format!("{serial} is not revoked any more"))
+            }
+            Action::Undo => request.refused(&format!("{serial} is not revoked")),
+        };
+        self.record.answer = Some(answer);
+    }
+
+    /// Takes out what has ended, and signs a list where the last one says something else or is not `authority`'s. The number is
+    /// never smaller than the time in seconds, so that it does not go back where the record is lost. Whether anything changed.
+    ///
+    /// # Errors
+    /// The list could not be signed; nothing changed but the record.
+    pub(in crate::sign) fn refresh(&mut self, authority: &Authority, now: SystemTime) -> Result<bool, IssueError> {
+        let before = self.record.entries.len();
+        self.record.entries.retain(|_, entry| now < time(entry.1));
+        let mut changed = self.record.entries.len() != before;
+        if !authority.signs_lists() {
+            return Ok(self.list.take().is_some() || changed);
+        }
+        let generation = authority.generation();
+        let listed: BTreeSet<&String> = self.list.iter().flat_map(|list| list.entries().keys()).collect();
+        let stale = self.record.signed_by != generation || !listed.into_iter().eq(self.record.entries.keys());
+        if (self.list.is_none() || stale) && now < authority.not_after() {
+            let number = self.record.number.saturating_add(1).max(seconds(now));
+            let revoked = self.record.entries.iter().map(|(serial, entry)| crl::Revoked {
+                serial,
+                at: time(entry.0),
+                reason: Reason::of_code(entry.2),
+            });
+            self.list = Some(Arc::new(crl::sign(authority, number, revoked, now)?));
+            (self.record.number, self.record.signed_by) = (number, generation);
+            changed = true;
+        }
+        Ok(changed)
+    }
+}
+
+fn seconds(at: SystemTime) -> u64 {
+    at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+fn time(seconds: u64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(seconds.min(253_402_300_799))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use etcd_tls_contract::key::KeyAlgorithm;
+
+    use super::*;
+
+    const DAY: Duration = Duration::from_secs(86400);
+
+    fn now() -> SystemTime {
+        UNIX_EPOCH + DAY * 20_000
+    }
+
+    fn ca(name: &str) -> Authority {
+        Authority::generate(name, KeyAlgorithm::EcdsaP256, DAY * 365, now()).unwrap()
+    }
+
+    fn ask(action: Action, serial: &str) -> Request {
+        Request { action, id: format!("{serial}-{action:?}"), serial: serial.to_owned(), reason: Reason::KeyCompromise }
+    }
+
+    fn killed_and_read_back(revoked: &Revoked) -> Revoked {
+        let data =
+            revoked.data().unwrap().into_iter().map(|(key, bytes)| (key.to_owned(), ByteString(bytes))).collect();
+        let read = Revoked::read(&data).unwrap();
+        assert_eq!(read, *revoked);
+        read
+    }
+
+    fn listed(revoked: &Revoked) -> Vec<&str> {
+        revoked.list().unwrap().entries().keys().map(String::as_str).collect()
+    }
+
+    #[test]
+    fn entries_come_and_go_and_the_number_only_grows() {
+        let ca = ca("one");
+        let mut revoked = Revoked::default();
+        assert!(revoked.refresh(&ca, now()).unwrap());
+        assert!(listed(&revoked).is_empty(), "a list from the first moment on");
+        let first = revoked.list().unwrap().clone();
+        assert!(!revoked.refresh(&ca, now()).unwrap(), "the same list stays, byte for byte");
+
+        revoked = killed_and_read_back(&revoked);
+        revoked.take(&ask(Action::Add, "4f0a"), true, now() + DAY, now());
+        assert!(revoked.answer().unwrap().accepted);
+        assert!(revoked.refresh(&ca, now()).unwrap());
+        revoked = killed_and_read_back(&revoked);
+        assert_eq!(listed(&revoked), ["4f0a"]);
+        let second = revoked.list().unwrap().clone();
+        assert_eq!(second.replaces(&first), Ok(true));
+        assert_eq!(second.entries()["4f0a"].reason, Reason::KeyCompromise);
+
+        revoked.take(&ask(Action::Add, "4f0b"), true, now() + DAY * 2, now());
+        revoked.take(&ask(Action::Undo, "4f0a"), true, now() + DAY, now());
+        revoked.refresh(&ca, now()).unwrap();
+        assert_eq!(listed(&revoked), ["4f0b"]);
+        revoked.take(&ask(Action::Undo, "4f0a"), true, now() + DAY, now());
+        assert!(!revoked.answer().unwrap().accepted, "it is not revoked");
+
+        assert!(!revoked.refresh(&ca, now() + DAY).unwrap());
+        assert!(revoked.refresh(&ca, now() + DAY * 2).unwrap(), "it leaves with its certificate");
+        assert!(listed(&revoked).is_empty());
+        assert_eq!(revoked.list().unwrap().replaces(&second), Ok(true));
+    }
+
+    #[test]
+    fn a_changeover_signs_it_anew_and_a_lost_record_does_not_set_the_number_back() {
+        let (one, two) = (ca("one"), ca("two"));
+        let mut revoked = Revoked::default();
+        revoked.take(&ask(Action::Add, "4f0a"), true, now() + DAY, now());
+        revoked.refresh(&one, now()).unwrap();
+        let old = revoked.list().unwrap().clone();
+        assert!(revoked.refresh(&two, now()).unwrap());
+        assert_eq!(listed(&revoked), ["4f0a"], "serial numbers of both CAs");
+        assert_eq!(revoked.list().unwrap().verify(two.chain()), Ok(()));
+        assert_eq!(revoked.list().unwrap().replaces(&old), Ok(true));
+        let mut lost = Revoked::default();
+        lost.refresh(&two, now() + DAY).unwrap();
+        assert_eq!(lost.list().unwrap().replaces(revoked.list().unwrap()), Ok(true));
+    }
+
+    #[test]
+    fn a_full_list_and_a_ca_that_may_sign_none_are_said() {
+        let mut revoked = Revoked::default();
+        for n in 0..MOST {
+            revoked.take(&ask(Action::Add, &format!("{:x}", n + 1)), true, now() + DAY, now());
+        }
+        revoked.take(&ask(Action::Add, "ffffff"), true, now() + DAY, now());
+        let answer = revoked.answer().unwrap();
+        assert!(!answer.accepted && answer.message.contains("2048 certificates"), "{answer:?}");
+        revoked.refresh(&ca("one"), now()).unwrap();
+        let bytes: usize = revoked.data().unwrap().iter().map(|(_, bytes)| bytes.len()).sum();
+        assert!(revoked.list().unwrap().der().len() <= 128 * 1024 && bytes <= 256 * 1024, "{bytes}");
+        revoked.take(&ask(Action::Add, "4f0a"), false, now() + DAY, now());
+        assert!(revoked.answer().unwrap().message.contains("cRLSign"));
+    }
+}
