@@ -9,6 +9,7 @@ pub mod health;
 mod held;
 pub mod host;
 pub mod renew;
+mod revocation;
 pub mod serving;
 pub mod subject;
 pub mod trust;

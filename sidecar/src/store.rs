@@ -1,7 +1,7 @@
 //! The files: one proven set for all roles of a pod, swapped by one rename.
 //!
 //! ```text
-//! <dir>/peer   -> ..data/peer          what etcd is told to read: peer/tls.crt, peer/tls.key, peer/ca.crt
+//! <dir>/peer   -> ..data/peer          what etcd is told to read: peer/tls.crt, peer/tls.key, peer/ca.crt, peer/ca.crl
 //! <dir>/..data -> ..7                  the one link that a renewal moves
 //! <dir>/..7/{peer,server}/…            a generation: every role, whole, synced before it is linked
 //! <dir>/..7/state.json                 what the certificates do not say themselves: when they were received
@@ -35,10 +35,14 @@ use zeroize::Zeroizing;
 
 use crate::store::files::{Disk, Files};
 
-pub use self::entry::{Entry, Record, Set};
+pub use self::{
+    entry::{Entry, Record, Set},
+    lists::Lists,
+};
 
 mod entry;
 pub mod files;
+mod lists;
 #[cfg(test)]
 mod tests;
 
@@ -121,7 +125,7 @@ impl<F: Files> Store<F> {
     pub fn load(&self) -> Result<Option<Set>, StoreError> {
         let Some(entries) = self.entries()? else { return Ok(None) };
         let entries = entries.into_iter().map(|(role, entry)| Ok((role, Arc::new(entry?))));
-        Ok(Some(Set { roles: entries.collect::<Result<_, StoreError>>()? }))
+        Ok(Some(Set { roles: entries.collect::<Result<_, StoreError>>()?, lists: self.lists().by_domain }))
     }
 
     /// The same, each role by itself: damage to one role's files says nothing about another's.
@@ -130,6 +134,11 @@ impl<F: Files> Store<F> {
     /// The link to the generation cannot be read, or is not ours.
     pub fn entries(&self) -> Result<Option<Entries>, StoreError> {
         entries(&self.dir)
+    }
+
+    /// The revocation lists in use.
+    pub fn lists(&self) -> Lists {
+        lists::read(&self.dir)
     }
 
     /// Writes `set` as a new generation and moves the link to it. When this returns an error, the set that was in use
@@ -179,6 +188,7 @@ impl<F: Files> Store<F> {
             self.write_file(&dir.join(names::CERT_FILE), 0o440, entry.chain_pem.as_bytes())?;
             self.write_file(&dir.join(names::KEY_FILE), 0o440, entry.key_pem.as_bytes())?;
             self.write_file(&dir.join(names::CA_FILE), 0o440, entry.bundle.to_pem().as_bytes())?;
+            self.write_file(&dir.join(names::CRL_FILE), 0o440, lists::of(set, *role))?;
             self.sync_dir(&dir)?;
             records.insert(*role, entry.record.clone());
         }

@@ -10,8 +10,8 @@ use std::{
 
 use etcd_tls_contract::{certificate::Bundle, csr::PrivateKey, key::KeyAlgorithm, role::Role, san::Sans};
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    SanType, SubjectPublicKeyInfo,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SubjectPublicKeyInfo,
 };
 
 use crate::{
@@ -35,7 +35,7 @@ impl Authority {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         params.not_before = time(SystemTime::UNIX_EPOCH);
         let pem = params.self_signed(&key).unwrap().pem();
         Self { issuer: Issuer::new(params, key), pem }
@@ -82,6 +82,29 @@ impl Authority {
     /// A chain in PEM for `public_key` with what `params` say.
     pub(crate) fn sign_as(&self, public_key: &[u8], params: CertificateParams) -> String {
         params.signed_by(&SubjectPublicKeyInfo::from_der(public_key).unwrap(), &self.issuer).unwrap().pem()
+    }
+
+    /// A revocation list of these serial numbers, of an even number of digits, DER.
+    pub(crate) fn list(&self, number: u64, serials: &[&str]) -> Vec<u8> {
+        let byte = |digits: &str| u8::from_str_radix(digits, 16).unwrap();
+        let revoked = |serial: &&str| {
+            let bytes: Vec<u8> = (0..serial.len()).step_by(2).map(|at| byte(&serial[at..at + 2])).collect();
+            RevokedCertParams {
+                serial_number: bytes.into(),
+                revocation_time: time(SystemTime::now()),
+                reason_code: None,
+                invalidity_date: None,
+            }
+        };
+        let params = CertificateRevocationListParams {
+            this_update: time(SystemTime::now()),
+            next_update: time(SystemTime::now() + Duration::from_secs(3600)),
+            crl_number: number.into(),
+            issuing_distribution_point: None,
+            revoked_certs: serials.iter().map(revoked).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        params.signed_by(&self.issuer).unwrap().der().to_vec()
     }
 
     /// A proven entry with a key of its own, good for an hour from now.

@@ -1,10 +1,17 @@
-//! Revocation on a real API server with the shipped manifests: the signer's lists, the operator's command, and who may use it.
+//! Revocation on a real API server with the shipped manifests: the signer's lists, the operator's command and who may use it, and
+//! a real etcd that refuses what was revoked.
 
-use std::{collections::BTreeMap, path::PathBuf, process::Command};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use etcd_tls_contract::{
-    certificate::Bundle,
+    certificate::{Bundle, Chain},
     crl::{Crl, Reason},
+    names,
 };
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{
@@ -13,9 +20,11 @@ use kube::{
 };
 use serde_json::{Value, json};
 use tests::{
-    eventually,
-    process::binary,
+    etcd_client::EtcdClient,
+    eventually, ports,
+    process::{binary, which},
     stack::{LIMIT, Options, Stack},
+    tier,
 };
 
 const TRUST: &str = "etcd-tls-trust-etcd";
@@ -125,4 +134,97 @@ async fn the_signer_lists_what_holders_of_the_right_revoke() {
     revoke(&anna, &["prod/etcd", "--serial", "serial=4F0A11", "--undo"]).await.expect("taken back");
     let third = published(&maps).await.expect("lists");
     assert!(third.values().all(|list| list.entries().is_empty()), "{third:?}");
+}
+
+/// The manifest of a one-member cluster at these URLs, which is its own client, too.
+fn member(address: Ipv4Addr, client: &str, peer: &str) -> Value {
+    let args = [
+        "--name=etcd-0".to_owned(),
+        "--data-dir=/var/lib/etcd/data".to_owned(),
+        format!("--listen-client-urls={client}"),
+        format!("--advertise-client-urls={client}"),
+        format!("--listen-peer-urls={peer}"),
+        format!("--initial-advertise-peer-urls={peer}"),
+        format!("--initial-cluster=etcd-0={peer}"),
+        "--unsafe-no-fsync".to_owned(),
+        "--logger=zap".to_owned(),
+    ];
+    json!({
+        "metadata": {"name": "etcd-0", "labels": {"app": "etcd-0"}, "annotations": {
+            "etcd-tls.dev/roles": "peer,server,client",
+            "etcd-tls.dev/admin-port": ports::loopback().to_string(),
+            "etcd-tls.dev/extra-sans": format!("{address},{}", Ipv4Addr::LOCALHOST),
+        }},
+        "spec": {
+            "containers": [{
+                "name": "etcd", "image": "etcd", "command": ["etcd"], "args": args,
+                "securityContext": {"runAsUser": 2379},
+                "volumeMounts": [{"name": "data", "mountPath": "/var/lib/etcd"}],
+            }],
+            "volumes": [{"name": "data", "emptyDir": {}}],
+        },
+    })
+}
+
+/// Writes a key on a new connection.
+async fn write(files: &Path, url: &str) -> Result<(), String> {
+    EtcdClient::with_files(files).put(url, "k", "v").await.map_err(|e| e.to_string())
+}
+
+fn on_disk(role: &Path) -> Crl {
+    Crl::parse(&std::fs::read(role.join(names::CRL_FILE)).expect("a list beside the certificate")).expect("a list")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_revoked_client_is_refused_with_no_restart_and_others_go_on() {
+    let Some(etcd) = tier::etcd() else { return };
+    let Some(mut stack) = Stack::start(&Options::default()).await else { return };
+    let policies: Api<ConfigMap> = Api::namespaced(stack.api.client.clone(), names::SYSTEM_NAMESPACE);
+    let policy = "extraSans: [{namespaces: [prod], clusters: [etcd], ipBlocks: [127.0.0.0/8]}]\n";
+    let patch = Patch::Merge(json!({"data": {names::POLICY_KEY: policy}}));
+    policies.patch(names::POLICY_CONFIG_MAP, &PatchParams::default(), &patch).await.expect("write the policy");
+    stack.api.namespace("prod", &[("etcd-tls", "dynamic")]).await;
+
+    let address = Ipv4Addr::new(127, 0, 0, 2);
+    let url = |port| format!("https://{address}:{port}");
+    let (client, peer) = (url(ports::free(address)), url(ports::free(address)));
+    let ip: IpAddr = [10, 7, 0, 10].into();
+    let programs = [("etcd", etcd.etcd.clone())];
+    let mut etcd = stack.local_pod("prod", member(address, &client, &peer), &[ip], &programs).await.expect("a member");
+    etcd.start(LIMIT).await.expect("init and sidecar");
+    let mount = etcd.path("etcd", names::DEFAULT_MOUNT_PATH);
+    let other = mount.join("client");
+    eventually("the member serves", LIMIT, || write(&other, &client)).await;
+
+    let app = json!({
+        "metadata": {"name": "app", "annotations": {
+            "etcd-tls.dev/roles": "client", "etcd-tls.dev/admin-port": ports::loopback().to_string(),
+        }},
+        "spec": {"containers": [{"name": "app", "image": "app", "command": ["app"]}]},
+    });
+    let programs = [("app", which("true").expect("true"))];
+    let mut app = stack.local_pod("prod", app, &[[10, 7, 0, 11].into()], &programs).await.expect("a client");
+    app.initialise(LIMIT).await.expect("init and sidecar");
+    let files = app.path("app", names::DEFAULT_MOUNT_PATH).join("client");
+    write(&files, &client).await.expect("a good certificate");
+
+    let chain = Chain::parse(&std::fs::read(files.join(names::CERT_FILE)).expect("read")).expect("a chain");
+    let admin = stack.api.kubeconfig.clone();
+    let before = on_disk(&mount.join("server"));
+    assert!(before.entries().is_empty() && before.number() > 0, "the signer's list from the start: {before:?}");
+    revoke(&admin, &["prod/etcd", "--serial", &chain.serial]).await.expect("revoked");
+    eventually("the client is refused", LIMIT, || async {
+        match write(&files, &client).await {
+            Err(_) => Ok(()),
+            Ok(()) => Err("still accepted"),
+        }
+    })
+    .await;
+    write(&other, &client).await.expect("others go on");
+    assert!(etcd.process("etcd").running(), "etcd was not restarted");
+    assert_eq!(on_disk(&mount.join("server")).entries().keys().collect::<Vec<_>>(), [&chain.serial]);
+
+    revoke(&admin, &["prod/etcd", "--serial", &chain.serial, "--undo"]).await.expect("taken back");
+    eventually("accepted again", LIMIT, || write(&files, &client)).await;
+    assert!(etcd.process("etcd").running(), "etcd was not restarted");
 }

@@ -284,6 +284,8 @@ fn damages(good: &Value) -> Vec<(&'static str, Value)> {
         ("data", json!({"data": {"peer.crt": "not PEM"}})),
         ("data", json!({"data": {"peer.crt": "", "client.crt": null}})),
         ("data", json!({"data": null})),
+        ("data", json!({"binaryData": {"client.crl": null}})),
+        ("data", json!({"binaryData": {"peer.crl": "AAEC"}})),
         ("binary-data", json!({"data": {"peer.crt": null}, "binaryData": {"peer.crt": "AAEC"}})),
         ("binary-data", json!({"data": null, "binaryData": {"peer.crt": "AAEC", "filler": "A".repeat(1_200_000)}})),
         ("extra-keys", json!({"data": {"filler": "x".repeat(1_000_000)}})),
@@ -324,10 +326,16 @@ async fn every_form_of_damage_is_repaired_within_seconds() {
     let maps = trust_maps(&api.client, "damaged");
     let good = eventually("the bundles", LIMIT, || async {
         let now = maps.get(TRUST).await.map_err(|e| e.to_string())?;
-        let data = json!(now.data);
-        if data["peer.crt"].is_string() && data["client.crt"].is_string() { Ok(data) } else { Err(data.to_string()) }
+        let (data, lists) = (json!(now.data), json!(now.binary_data));
+        let whole = data["peer.crt"].is_string() && data["client.crt"].is_string();
+        if whole && lists["peer.crl"].is_string() && lists["client.crl"].is_string() {
+            Ok((data, lists))
+        } else {
+            Err(data.to_string())
+        }
     })
     .await;
+    let (good, lists) = good;
     let whole = async |what: &str| {
         let start = Instant::now();
         eventually(&format!("the repair of {what}"), SECONDS, || async {
@@ -337,7 +345,7 @@ async fn every_form_of_damage_is_repaired_within_seconds() {
             let none = |of: Option<usize>| of.unwrap_or_default() == 0;
             let right = json!(now.data) == good
                 && now.immutable.is_none()
-                && none(now.binary_data.as_ref().map(|d| d.len()))
+                && json!(now.binary_data) == lists
                 && none(metadata.finalizers.as_ref().map(Vec::len))
                 && none(metadata.owner_references.as_ref().map(Vec::len))
                 && metadata.deletion_timestamp.is_none()

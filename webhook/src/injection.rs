@@ -334,13 +334,26 @@ impl<'a> Work<'a> {
             .collect()
     }
 
+    /// Whether etcd is told of the revocation lists. Without the file it refuses everybody, so not where the file is not sure to
+    /// be there: a pod that was injected before may have an init container of an earlier version.
+    fn lists(&self) -> bool {
+        let init = self.pod.container(names::INIT_CONTAINER);
+        let image = init.map(|c| c.object.get("image").and_then(Value::as_str).unwrap_or_default());
+        // Nobody brings lists to a static pod's host.
+        self.settings.revocation
+            && self.settings.is_ours()
+            && self.config.host.is_none()
+            && image.is_none_or(|image| image == self.config.sidecar_image)
+    }
+
     /// Mount and environment of one container, and what is to be said of its URLs and probes.
     fn equip(&mut self, target: &Target<'a>, patch: &mut PodPatch) {
         let Target { container, options, roles } = target;
         let index = container.index.to_string();
         let path = ["spec", container.list.field(), index.as_str()];
         let mount_path = self.settings.mount_path.clone();
-        let mut environment = environment::environment(container, options, self.settings.options, roles, &mount_path);
+        let files = environment::Files { mount: &mount_path, lists: self.lists() };
+        let mut environment = environment::environment(container, options, self.settings.options, roles, files);
         self.warnings.append(&mut environment.warnings);
         self.problems.append(&mut environment.problems);
         patch.append(&path, container.object, "env", environment.add);

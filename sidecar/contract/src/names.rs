@@ -74,6 +74,8 @@ pub const CERT_FILE: &str = "tls.crt";
 pub const KEY_FILE: &str = "tls.key";
 /// The bundle a role's peers are verified against.
 pub const CA_FILE: &str = "ca.crt";
+/// The revocation list a role's peers are looked up in; always there, since etcd refuses everybody without it.
+pub const CRL_FILE: &str = "ca.crl";
 
 /// Beside the roles' directories: what `reload: probe` needs, see [`etcd_tls_sidecar::probe`].
 pub const PROBE_DIR: &str = "probe";

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use self::values::{container, label, lifetime, listener, log_level, mount_path, port};
+use self::values::{container, label, lifetime, listener, log_level, mount_path, port, switch};
 pub use self::{
     issuer::{Issuer, IssuerRef},
     options::OptionsMode,
@@ -70,6 +70,8 @@ pub struct Settings {
     pub client_url: Option<Endpoint>,
     /// `…/peer-url`: the same of the peer port.
     pub peer_url: Option<Endpoint>,
+    /// `…/revocation`: whether etcd is told of the revocation lists.
+    pub revocation: bool,
     /// `…/trust`: the bundle of an issuer of others; `None` means the trust ConfigMap.
     pub trust: Option<Trust>,
 }
@@ -134,6 +136,7 @@ impl Settings {
             "options" => self.options = value.parse()?,
             "client-url" => self.client_url = Some(listener(value)?),
             "peer-url" => self.peer_url = Some(listener(value)?),
+            "revocation" => self.revocation = switch(value)?,
             "trust" => self.trust = Some(value.parse()?),
             "trusts" => {
                 return Err(
@@ -246,6 +249,7 @@ impl Default for Settings {
             client_url: None,
             peer_url: None,
             trust: None,
+            revocation: true,
         }
     }
 }
@@ -269,6 +273,7 @@ const KEYS: [&str; 19] = [
     "options",
     "client-url",
     "peer-url",
+    "revocation",
     "trust",
     "renew",
 ];

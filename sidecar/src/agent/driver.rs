@@ -3,6 +3,8 @@
 //! It wakes up for its timers, for a change of the trust directory, for news from the restarter, and when a request or a check
 //! ends. Each time it evaluates the whole state again, so no event needs to be remembered.
 
+mod lists;
+
 use std::{
     collections::BTreeMap,
     future::{Future, pending},
@@ -11,6 +13,7 @@ use std::{
 };
 
 use etcd_tls_contract::{
+    crl::CrlError,
     role::{Domain, Role},
     trusts::Trusts,
 };
@@ -112,6 +115,8 @@ struct Progress<'a> {
     roles: BTreeMap<Role, RoleState>,
     /// The bundles on offer that were refused in the last turn.
     refused: Vec<(Domain, TrustError)>,
+    /// The revocation lists on offer that were refused in the last turn.
+    refused_lists: Vec<(Domain, CrlError)>,
     /// When files are written next, after a write that failed.
     write_at: Duration,
     /// Writes that failed in a row.
@@ -148,6 +153,7 @@ where
             self.health.beat();
             self.look_at_trust(&mut progress);
             self.look_at_renew(&mut progress);
+            self.look_at_lists(&mut progress.refused_lists);
             if self.agent.clock().elapsed() >= progress.write_at {
                 self.write(&mut progress);
             }

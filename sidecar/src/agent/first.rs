@@ -162,8 +162,11 @@ pub async fn fill<C: Clock, F: Files, A: Api>(
             tracing::warn!(%domain, %error, "trust bundle on offer not taken");
         }
     }
+    for (domain, error) in agent.take_lists() {
+        tracing::warn!(%domain, %error, "revocation list on offer not taken");
+    }
     if let Err(error) = agent.install() {
-        if !agent.on_disk().is_some_and(|entries| usable(&entries, templates, now)) {
+        if !agent.has_lists() || !agent.on_disk().is_some_and(|entries| usable(&entries, templates, now)) {
             return Err(error.into());
         }
         tracing::warn!(%error, "new files could not be written; etcd starts with those on disk");

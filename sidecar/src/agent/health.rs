@@ -62,6 +62,8 @@ pub struct Health {
     signed_to_served: Histogram,
     refused_total: Family<DomainLabel, Counter>,
     refused: Family<DomainLabel, Gauge>,
+    lists_refused_total: Family<DomainLabel, Counter>,
+    lists_refused: Family<DomainLabel, Gauge>,
     pending: Family<RoleLabel, Seconds>,
     states: Family<Vec<(&'static str, &'static str)>, Gauge>,
     said: AtomicBool,
@@ -93,6 +95,8 @@ impl Health {
             signed_to_served: Histogram::new([0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0]),
             refused_total: Family::default(),
             refused: Family::default(),
+            lists_refused_total: Family::default(),
+            lists_refused: Family::default(),
             pending: Family::default(),
             states: Family::default(),
             said: AtomicBool::new(false),
@@ -125,6 +129,16 @@ impl Health {
             "bundle_refused",
             "1 while the offered trust bundle is refused and the previous one is kept",
             health.refused.clone(),
+        );
+        registry.register(
+            "revocation_list_refusals",
+            "Offered revocation lists that were refused",
+            health.lists_refused_total.clone(),
+        );
+        registry.register(
+            "revocation_list_refused",
+            "1 while the offered revocation list is refused and the previous one is kept",
+            health.lists_refused.clone(),
         );
         Self { registry, ..health }
     }
@@ -187,6 +201,15 @@ impl Health {
         self.refused.get_or_create(&label).set(i64::from(refused));
         if anew {
             self.refused_total.get_or_create(&label).inc();
+        }
+    }
+
+    /// Whether `domain`'s revocation list on offer is refused; `anew` if it was not the last time.
+    pub fn list_refused(&self, domain: Domain, refused: bool, anew: bool) {
+        let label = DomainLabel { domain: domain.as_str() };
+        self.lists_refused.get_or_create(&label).set(i64::from(refused));
+        if anew {
+            self.lists_refused_total.get_or_create(&label).inc();
         }
     }
 

@@ -34,6 +34,11 @@ struct WithResult {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OfDomain {
+    domain: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct WithDigest {
     domain: &'static str,
     digest: String,
@@ -52,6 +57,8 @@ pub(super) struct Held {
     served: Family<OfRole, Gauge>,
     failing: Family<WithResult, Gauge>,
     bundles: Family<WithDigest, Gauge>,
+    list_numbers: Family<OfDomain, Gauge>,
+    list_entries: Family<OfDomain, Gauge>,
     /// What [`Self::failing`] shows.
     last: Arc<Mutex<BTreeMap<Role, &'static str>>>,
 }
@@ -87,6 +94,12 @@ impl Held {
                 "1 while the last request failed, by its result; absent after a success",
             ),
             bundles: metric(registry, "bundle_info", "1 for the trust bundle on disk, by its digest"),
+            list_numbers: metric(
+                registry,
+                "revocation_list_number",
+                "The number of the revocation list on disk; absent while an empty stand-in is there",
+            ),
+            list_entries: metric(registry, "revocation_list_entries", "Certificates on the revocation list on disk"),
             last: Arc::default(),
         }
     }
@@ -95,6 +108,11 @@ impl Held {
     pub(super) fn installed(&self, set: &Set, uid: &str) {
         self.info.clear();
         self.bundles.clear();
+        for (domain, list) in &set.lists {
+            let label = OfDomain { domain: domain.as_str() };
+            self.list_numbers.get_or_create(&label).set(i64::try_from(list.number()).unwrap_or(i64::MAX));
+            self.list_entries.get_or_create(&label).set(i64::try_from(list.entries().len()).unwrap_or(i64::MAX));
+        }
         for (role, entry) in &set.roles {
             let chain = entry.chain();
             let (life, label) = (life(entry), OfRole { role: role.as_str() });

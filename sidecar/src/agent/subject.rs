@@ -13,6 +13,7 @@ use std::{
 use etcd_tls_contract::{
     args::{DownwardArgs, PodArgs},
     certificate::Bundle,
+    crl::CrlError,
     identity::{self, PodFacts},
     invalid_value::InvalidValue,
     names,
@@ -26,6 +27,7 @@ use crate::{
     agent::{
         addresses::{self, Address},
         belief::{Doubt, Pace, Statements},
+        revocation,
         trust::{self, TrustDir, TrustError},
     },
     issuance::obtain::{self, Answer, Bundles, Failure, Issuance, Template},
@@ -122,7 +124,8 @@ pub struct Agent<C, F> {
 impl<C: Clock, F: Files> Agent<C, F> {
     /// With what is on disk. Files that do not hold together are asked for anew; they stay until that is done.
     pub fn new(roles: BTreeSet<Role>, clock: C, store: Store<F>, trust: TrustDir) -> Self {
-        let mut held = Set::default();
+        let lists = store.lists();
+        let mut held = Set { lists: lists.by_domain, ..Set::default() };
         match store.entries() {
             Ok(entries) => {
                 for (role, entry) in entries.unwrap_or_default() {
@@ -161,7 +164,7 @@ impl<C: Clock, F: Files> Agent<C, F> {
             unknown_issuer: Notify::new(),
             held: RefCell::new(held),
             fresh: RefCell::default(),
-            dirty: Cell::new(false),
+            dirty: Cell::new(!lists.whole),
         }
     }
 
@@ -232,6 +235,34 @@ impl<C: Clock, F: Files> Agent<C, F> {
             self.dirty.set(true);
         }
         refused
+    }
+
+    /// Takes the revocation lists on offer where they may be taken; returns what was refused.
+    pub fn take_lists(&self) -> Vec<(Domain, CrlError)> {
+        let mut refused = Vec::new();
+        for domain in self.domains() {
+            let mut held = self.held.borrow_mut();
+            let in_use = held.lists.get(&domain).map(Arc::as_ref);
+            let taken = self.trust.list(domain, in_use).and_then(|offered| match offered {
+                Some(offered) => revocation::take(&held, domain, offered),
+                None => Ok(None),
+            });
+            match taken {
+                Ok(Some(list)) => {
+                    tracing::info!(%domain, number = list.number(), entries = list.entries().len(), "revocation list taken");
+                    held.lists.insert(domain, list);
+                    self.dirty.set(true);
+                }
+                Ok(None) => {}
+                Err(error) => refused.push((domain, error)),
+            }
+        }
+        refused
+    }
+
+    /// Whether every role on disk has a revocation list, without which etcd refuses everybody.
+    pub fn has_lists(&self) -> bool {
+        self.store.borrow().lists().whole
     }
 
     /// See [`TrustDir::outdated`].

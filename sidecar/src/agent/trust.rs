@@ -11,6 +11,7 @@ use std::{
 
 use etcd_tls_contract::{
     certificate::Bundle,
+    crl::{Crl, CrlError},
     role::{Domain, Role},
 };
 
@@ -141,6 +142,24 @@ impl TrustDir {
         let pem =
             read_bounded(&path).map_err(|e| TrustError::Unreadable { path: path.clone(), message: e.to_string() })?;
         Bundle::parse(&pem).map_err(|e| TrustError::Unusable { path, message: e.to_string() })
+    }
+
+    /// The revocation list on offer for `domain`, unless it is `held` already, byte for byte; `None`: there is none, because the
+    /// signer is of an earlier version, its CA may sign none, or the bundles are not our signer's.
+    ///
+    /// # Errors
+    /// It is garbage or huge.
+    pub fn list(&self, domain: Domain, held: Option<&Crl>) -> Result<Option<Crl>, CrlError> {
+        let Some(key) = domain.crl_key().filter(|_| self.ours && !self.is_file) else { return Ok(None) };
+        let der = match read_bounded(&self.path.join(key)) {
+            Ok(der) => der,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(CrlError::Unreadable(error.to_string())),
+        };
+        if held.is_some_and(|held| held.der() == der) {
+            return Ok(None);
+        }
+        Crl::parse(&der).map(Some)
     }
 
     /// Tells whenever kubelet swaps the directory's contents. The directory is watched and not its files: they are links, and

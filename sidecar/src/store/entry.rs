@@ -8,8 +8,9 @@ use std::{
 
 use etcd_tls_contract::{
     certificate::{Bundle, CertificateError, Chain},
+    crl::Crl,
     csr::PrivateKey,
-    role::Role,
+    role::{Domain, Role},
     san::Sans,
 };
 use serde::{Deserialize, Serialize};
@@ -54,6 +55,8 @@ pub struct Entry {
 pub struct Set {
     /// By role.
     pub roles: BTreeMap<Role, Arc<Entry>>,
+    /// Revocation lists, verified; a domain without one gets [`etcd_tls_contract::crl::stand_in`].
+    pub lists: BTreeMap<Domain, Arc<Crl>>,
 }
 
 impl Entry {
@@ -132,7 +135,7 @@ impl Set {
     pub fn with(&self, role: Role, entry: Entry) -> Self {
         let mut roles = self.roles.clone();
         roles.insert(role, Arc::new(entry));
-        Self { roles }
+        Self { roles, lists: self.lists.clone() }
     }
 
     /// Whether every one of `roles` is there.

@@ -27,16 +27,26 @@ struct Unit {
     options: Vec<(&'static str, String)>,
 }
 
-/// What `container` gets for `roles`, with its files under `mount`.
+/// The files of a container.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Files<'a> {
+    /// Where they are.
+    pub(super) mount: &'a str,
+    /// Whether etcd is told of the revocation lists.
+    pub(super) lists: bool,
+}
+
+/// What `container` gets for `roles`, with these files.
 pub(super) fn environment(
     container: &Container<'_>,
     options: &Options,
     mode: OptionsMode,
     roles: &[Role],
-    mount: &str,
+    files: Files<'_>,
 ) -> Environment {
     let mut environment = Environment::default();
-    environment.etcd(container, options, mode, roles, mount);
+    let mount = files.mount;
+    environment.etcd(container, options, mode, roles, files);
     if roles.contains(&Role::Client) {
         environment.etcdctl(container, options, mode, mount);
     }
@@ -45,12 +55,19 @@ pub(super) fn environment(
 }
 
 impl Environment {
-    fn etcd(&mut self, container: &Container<'_>, options: &Options, mode: OptionsMode, roles: &[Role], mount: &str) {
+    fn etcd(
+        &mut self,
+        container: &Container<'_>,
+        options: &Options,
+        mode: OptionsMode,
+        roles: &[Role],
+        files: Files<'_>,
+    ) {
         let name = container.name;
         let file_overrides = setting(options, "config-file").is_some();
-        let mut all = Vec::new();
+        let (mut all, mut lists) = (Vec::new(), Vec::new());
         for &role in roles {
-            let of = |file: &str| path(mount, role, file);
+            let of = |file: &str| path(files.mount, role, file);
             let (units, section) = match role {
                 Role::Server => (server_units(of), "client-transport-security"),
                 Role::Peer => (peer_units(of), "peer-transport-security"),
@@ -66,11 +83,36 @@ impl Environment {
                     of(names::KEY_FILE),
                     of(names::CA_FILE),
                 ));
+                if files.lists {
+                    self.warnings.push(format!(
+                        "container {name}: a config file has no key for a revocation list, so this member's {role} port takes \
+                         revoked certificates"
+                    ));
+                }
             } else {
                 all.extend(units);
+                lists.extend(files.lists.then(|| list_unit(role, of(names::CRL_FILE))));
             }
         }
         self.units(container, options, mode, &all, options.untold.as_ref());
+        self.lists(container, options, mode, &lists);
+    }
+
+    /// etcd runs without a revocation list, too: what speaks against naming one is said, and refuses no pod.
+    fn lists(&mut self, container: &Container<'_>, options: &Options, mode: OptionsMode, lists: &[Unit]) {
+        let mut apart = Self::default();
+        apart.units(container, options, mode, lists, options.untold.as_ref());
+        self.add.append(&mut apart.add);
+        self.warnings.append(&mut apart.warnings);
+        if !apart.problems.is_empty() {
+            let flags: Vec<String> =
+                lists.iter().flat_map(|unit| &unit.options).map(|(o, file)| format!("--{o}={file}")).collect();
+            self.warnings.push(format!(
+                "container {}: which flags etcd gets cannot be told, so it takes revoked certificates unless it gets {}",
+                container.name,
+                flags.join(" ")
+            ));
+        }
     }
 
     fn etcdctl(&mut self, container: &Container<'_>, options: &Options, mode: OptionsMode, mount: &str) {
@@ -232,6 +274,11 @@ fn peer_units(of: impl Fn(&str) -> String) -> [Unit; 3] {
         Unit { tool: Tool::Etcd, options: vec![("peer-trusted-ca-file", of(names::CA_FILE))] },
         Unit { tool: Tool::Etcd, options: vec![("peer-client-cert-auth", "true".to_owned())] },
     ]
+}
+
+fn list_unit(role: Role, file: String) -> Unit {
+    let option = if role == Role::Peer { "peer-crl-file" } else { "client-crl-file" };
+    Unit { tool: Tool::Etcd, options: vec![(option, file)] }
 }
 
 fn path(mount: &str, role: Role, file: &str) -> String {

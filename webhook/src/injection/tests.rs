@@ -8,6 +8,7 @@ use super::*;
 mod contract;
 mod marks;
 mod reload;
+mod revocation;
 
 fn config() -> Config {
     Config { sidecar_image: "etcd-tls-sidecar:test".into(), ..Config::default() }
@@ -285,10 +286,14 @@ fn what_cannot_be_told_is_refused_with_a_way_out_that_works() {
         .map(|(name, value)| json!({"name": format!("ETCD_{name}"), "value": value}))
         .collect();
     assert_eq!(variables.len(), 8);
-    injected(&with(|p| {
+    let (_, warnings) = injected(&with(|p| {
         p["spec"]["containers"][0]["command"] = json!(["/scripts/start.sh"]);
         p["spec"]["containers"][0]["env"] = json!(variables);
     }));
+    assert!(
+        warnings.iter().any(|w| w.contains("takes revoked certificates unless it gets --peer-crl-file=")),
+        "{warnings:?}"
+    );
 }
 
 #[test]

@@ -148,7 +148,8 @@ fn answered(object: &ConfigMap, domains: &[Domain], request: &Request) -> Result
         let _ = writeln!(text, "{domain}: {}", answer.message);
     }
     if request.action == Action::Add {
-        text += "The list is published in the trust ConfigMap.";
+        text += "Members refuse new connections with it as soon as their sidecars have the list: kubelet brings it within two \
+                 minutes. Connections that exist stay until they end.";
     }
     Ok(Some(text.trim_end().to_owned()))
 }

@@ -70,6 +70,7 @@ fn every_annotation_is_read() {
         ("options", "none"),
         ("client-url", "https://127.0.0.1:12379"),
         ("peer-url", "https://[$(POD_IP)]:12380"),
+        ("revocation", "off"),
     ])
     .unwrap();
     assert_eq!(
@@ -96,6 +97,7 @@ fn every_annotation_is_read() {
             options: OptionsMode::None,
             client_url: Some("https://127.0.0.1:12379".parse().unwrap()),
             peer_url: Some("https://[$(POD_IP)]:12380".parse().unwrap()),
+            revocation: false,
         }
     );
 }
@@ -298,6 +300,7 @@ fn whatever_is_written_is_either_refused_or_survives_being_written_again() {
             client_url: None,
             peer_url: None,
             trust: None,
+            revocation: true,
             ..settings
         };
         assert_eq!(again, carried, "{key}: {value:?}");

@@ -22,6 +22,15 @@ pub(super) fn label(s: &str, what: &str) -> Result<String, InvalidValue> {
     }
 }
 
+/// `on` or `off`.
+pub(super) fn switch(value: &str) -> Result<bool, InvalidValue> {
+    match value.trim() {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        other => Err(format!("{} is neither on nor off", quoted(other)).into()),
+    }
+}
+
 /// Where the sidecar reaches a port of its own etcd.
 pub(super) fn listener(s: &str) -> Result<Endpoint, InvalidValue> {
     let endpoint: Endpoint = s.parse()?;

@@ -270,6 +270,7 @@ fn bad_words_are_refused() {
             "client-url",
             &["", "https://", "127.0.0.1:2379", "http://127.0.0.1:2379", "https://$(NODE):1", "https://a b:1"],
         ),
+        ("revocation", &["", "true", "On", "on off", "none"]),
         ("peer-url", &["", "unix:///x", "https://127.0.0.1:0", "tcp://127.0.0.1:2380"]),
         ("log-level", &["", "loud", "INFO", "info,", "=debug", "a b=debug", "x=1", "info;rm"]),
         (

@@ -1,0 +1,51 @@
+//! Who is told of the revocation lists: etcd refuses everybody while the file that it is told of is missing.
+
+use super::*;
+
+const FILES: [(&str, &str); 2] =
+    [("ETCD_CLIENT_CRL_FILE", "/etc/etcd/tls/server/ca.crl"), ("ETCD_PEER_CRL_FILE", "/etc/etcd/tls/peer/ca.crl")];
+
+fn told(pod: &Value) -> Vec<(String, String)> {
+    let env = pod["spec"]["containers"][0]["env"].as_array().cloned().unwrap_or_default();
+    let pair = |e: &Value| Some((e["name"].as_str()?.to_owned(), e["value"].as_str()?.to_owned()));
+    env.iter().filter_map(pair).filter(|(name, _)| name.ends_with("_CRL_FILE")).collect()
+}
+
+#[test]
+fn a_member_is_told_of_its_lists_unless_it_does_not_want_them() {
+    let expected = FILES.map(|(name, file)| (name.to_owned(), file.to_owned()));
+    assert_eq!(told(&injected(&annotated("revocation", "on")).0), told(&injected(&member()).0));
+    let mut all = told(&injected(&member()).0);
+    all.sort();
+    assert_eq!(all, expected);
+    assert!(told(&injected(&annotated("revocation", "off")).0).is_empty());
+    let client = injected(&annotated("roles", "client")).0;
+    assert!(told(&client).is_empty(), "etcdctl takes no list");
+    let issuer = with(|pod| {
+        pod["metadata"]["annotations"] = json!({"etcd-tls.dev/issuer": "csr:example.com/etcd"});
+    });
+    if let Decision::Inject { patch, .. } = run(&issuer) {
+        let mut after = issuer.clone();
+        json_patch::patch(&mut after, &patch).unwrap();
+        assert!(told(&after).is_empty(), "nobody publishes lists of another issuer");
+    }
+    let own = with(|pod| {
+        pod["spec"]["containers"][0]["command"].as_array_mut().unwrap().push(json!("--client-crl-file=/own.crl"));
+    });
+    let (pod, warnings) = injected(&own);
+    assert_eq!(told(&pod).len(), 1, "what the pod sets is the pod's: by flag and by variable etcd stops");
+    assert!(warnings.iter().any(|w| w.contains("--client-crl-file=/own.crl")), "{warnings:?}");
+}
+
+#[test]
+fn a_pod_that_was_injected_before_is_not_told() {
+    let mut before = injected(&annotated("revocation", "off")).0;
+    let annotations = before["metadata"]["annotations"].as_object_mut().unwrap();
+    annotations.shift_remove("etcd-tls.dev/revocation");
+    let mut older = before.clone();
+    for container in older["spec"]["initContainers"].as_array_mut().unwrap() {
+        container["image"] = json!("etcd-tls-sidecar:older");
+    }
+    assert!(told(&injected(&older).0).is_empty(), "its init container may write no list");
+    assert_eq!(told(&injected(&before).0).len(), 2);
+}
