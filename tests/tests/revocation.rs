@@ -123,13 +123,19 @@ async fn the_signer_lists_what_holders_of_the_right_revoke() {
     assert!(refused.contains("verb rollover, revoke or adopt"), "{refused}");
     for (arguments, expected) in [
         (&["prod/etcd", "--serial", "4f0b", "--undo"][..], "4f0b is not revoked"),
+        (
+            &["prod/etcd", "--user", "nobody"],
+            "there is no certificate of user nobody (the record holds what was issued since",
+        ),
+        (&["prod/etcd", "--pod", "a b"], "neither the name of a pod"),
         (&["prod/other", "--serial", "4f0b"], "no ConfigMap etcd-tls-trust-other"),
         (&["prod/etcd", "--serial", "xyz"], "not a serial number"),
     ] {
         let refused = revoke(&admin, arguments).await.expect_err("refused");
         assert!(refused.contains(expected), "{arguments:?}: {refused}");
     }
-    assert_eq!(published(&maps).await.as_ref(), Ok(&second), "nothing was revoked");
+    let now = published(&maps).await.expect("lists");
+    assert!(now.values().all(|list| list.entries().len() == 1), "nothing else was revoked: {now:?}");
 
     revoke(&anna, &["prod/etcd", "--serial", "serial=4F0A11", "--undo"]).await.expect("taken back");
     let third = published(&maps).await.expect("lists");
@@ -200,8 +206,9 @@ async fn a_revoked_client_is_refused_with_no_restart_and_others_go_on() {
         "metadata": {"name": "app", "annotations": {
             "etcd-tls.dev/roles": "client", "etcd-tls.dev/admin-port": ports::loopback().to_string(),
         }},
-        "spec": {"containers": [{"name": "app", "image": "app", "command": ["app"]}]},
+        "spec": {"serviceAccountName": "app", "containers": [{"name": "app", "image": "app", "command": ["app"]}]},
     });
+    stack.api.service_account("prod", "app").await;
     let programs = [("app", which("true").expect("true"))];
     let mut app = stack.local_pod("prod", app, &[[10, 7, 0, 11].into()], &programs).await.expect("a client");
     app.initialise(LIMIT).await.expect("init and sidecar");
@@ -227,4 +234,24 @@ async fn a_revoked_client_is_refused_with_no_restart_and_others_go_on() {
     revoke(&admin, &["prod/etcd", "--serial", &chain.serial, "--undo"]).await.expect("taken back");
     eventually("accepted again", LIMIT, || write(&files, &client)).await;
     assert!(etcd.process("etcd").running(), "etcd was not restarted");
+
+    // By its user; and by its pod, which then gets no other.
+    let users = Chain::parse(&std::fs::read(files.join(names::CERT_FILE)).expect("read")).expect("a chain");
+    let said = revoke(&admin, &["prod/etcd", "--user", &users.common_name]).await.expect("revoked");
+    assert!(said.contains("client: user ") && said.contains("1 certificate"), "{said}");
+    eventually("the user is refused", LIMIT, || async {
+        match write(&files, &client).await {
+            Err(_) => Ok(()),
+            Ok(()) => Err("still accepted"),
+        }
+    })
+    .await;
+    write(&other, &client).await.expect("others go on");
+    revoke(&admin, &["prod/etcd", "--user", &users.common_name, "--undo"]).await.expect("taken back");
+    revoke(&admin, &["prod/etcd", "--pod", "app", "--reason", "keyCompromise"]).await.expect("revoked");
+    app.process(names::SIDECAR_CONTAINER).kill();
+    std::fs::remove_file(files.parent().expect("a mount").join("..data")).expect("the link to the set");
+    let status = app.run_to_end(names::INIT_CONTAINER, LIMIT).await;
+    let log = app.log(names::INIT_CONTAINER);
+    assert!(!status.success() && log.contains("an operator has revoked the certificates of this pod"), "{log}");
 }

@@ -7,6 +7,7 @@ use std::fmt;
 
 use etcd_tls_contract::{
     crl::{self, Reason},
+    invalid_value::InvalidValue,
     names,
     role::Domain,
 };
@@ -28,17 +29,65 @@ pub fn status_annotation(domain: Domain) -> String {
     format!("{}revoke-{domain}", names::ANNOTATION_PREFIX)
 }
 
-/// What an operator asks for: `<add|undo> <id> <serial> <reason>`, the id making each request one of its own.
+/// What an operator asks for: `<add|undo> <id> <reason> <selector>`, the id making each request one of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
     /// What.
     pub action: Action,
     /// Letters, digits and hyphens; at most 64.
     pub id: String,
-    /// The certificate's serial number.
-    pub serial: String,
+    /// Which certificates.
+    pub selector: Selector,
     /// Why.
     pub reason: Reason,
+}
+
+/// Certificates: `serial:<number>`, `pod:<name>` or `user:<CN>`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Selector {
+    /// The one of this serial number.
+    Serial(String),
+    /// Those of a pod of the cluster's namespace, or of `<namespace>/<name>`.
+    Pod(String),
+    /// Those of this CN.
+    User(String),
+}
+
+impl fmt::Display for Selector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Serial(serial) => f.write_str(serial),
+            Self::Pod(pod) => write!(f, "pod {pod}"),
+            Self::User(user) => write!(f, "user {user}"),
+        }
+    }
+}
+
+impl Selector {
+    /// The pod of this name.
+    ///
+    /// # Errors
+    /// No pod has such a name.
+    pub fn pod(text: &str) -> Result<Self, InvalidValue> {
+        let (namespace, name) = text.split_once('/').unwrap_or(("x", text));
+        if names::is_dns_label(namespace) && names::is_dns_subdomain(name) {
+            Ok(Self::Pod(text.to_owned()))
+        } else {
+            Err(format!("{text:?} is neither the name of a pod nor <namespace>/<name>").into())
+        }
+    }
+
+    /// The user of this CN.
+    ///
+    /// # Errors
+    /// No certificate has such a CN.
+    pub fn user(text: &str) -> Result<Self, InvalidValue> {
+        if (1..=64).contains(&text.chars().count()) && !text.chars().any(char::is_control) && text.trim() == text {
+            Ok(Self::User(text.to_owned()))
+        } else {
+            Err(format!("{text:?} is no CN of a certificate: 1 to 64 characters").into())
+        }
+    }
 }
 
 /// See [`Request::action`].
@@ -52,7 +101,7 @@ pub enum Action {
 
 /// No request that is understood.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not of the form <add|undo> <id> <serial> <reason>")]
+#[error("not of the form <add|undo> <id> <reason> <serial|pod|user>:<which>")]
 pub struct RequestError;
 
 impl Request {
@@ -71,8 +120,8 @@ impl std::str::FromStr for Request {
     type Err = RequestError;
 
     fn from_str(s: &str) -> Result<Self, RequestError> {
-        let words: Vec<&str> = s.split(' ').collect();
-        let [action, id, serial, reason] = words[..] else { return Err(RequestError) };
+        let words: Vec<&str> = s.splitn(4, ' ').collect();
+        let [action, id, reason, selector] = words[..] else { return Err(RequestError) };
         let action = match action {
             "add" => Action::Add,
             "undo" => Action::Undo,
@@ -81,9 +130,14 @@ impl std::str::FromStr for Request {
         if id.is_empty() || id.len() > 64 || !id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
             return Err(RequestError);
         }
-        let (serial, reason) = (crl::serial(serial), reason.parse());
-        let (Ok(serial), Ok(reason)) = (serial, reason) else { return Err(RequestError) };
-        Ok(Self { action, id: id.to_owned(), serial, reason })
+        let selector = match selector.split_once(':') {
+            Some(("serial", serial)) => crl::serial(serial).map(Selector::Serial).map_err(|_| RequestError)?,
+            Some(("pod", pod)) => Selector::pod(pod).map_err(|_| RequestError)?,
+            Some(("user", user)) => Selector::user(user).map_err(|_| RequestError)?,
+            _ => return Err(RequestError),
+        };
+        let reason = reason.parse().map_err(|_| RequestError)?;
+        Ok(Self { action, id: id.to_owned(), selector, reason })
     }
 }
 
@@ -93,7 +147,12 @@ impl fmt::Display for Request {
             Action::Add => "add",
             Action::Undo => "undo",
         };
-        write!(f, "{action} {} {} {}", self.id, self.serial, self.reason)
+        let (kind, which) = match &self.selector {
+            Selector::Serial(serial) => ("serial", serial),
+            Selector::Pod(pod) => ("pod", pod),
+            Selector::User(user) => ("user", user),
+        };
+        write!(f, "{action} {} {} {kind}:{which}", self.id, self.reason)
     }
 }
 
@@ -104,6 +163,9 @@ pub struct Report {
     /// The answer to the last request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answer: Option<Answer>,
+    /// Certificates that it was about.
+    #[serde(default)]
+    pub count: usize,
 }
 
 #[cfg(test)]
@@ -112,19 +174,29 @@ mod tests {
 
     #[test]
     fn requests_are_read_back_and_near_misses_are_not() {
-        for text in ["add 12-ab 4f0a keyCompromise", "undo 1 4f0a unspecified"] {
+        for text in [
+            "add 12-ab keyCompromise serial:4f0a",
+            "undo 1 unspecified serial:4f0a",
+            "add 1 unspecified pod:etcd-0",
+            "add 1 unspecified pod:web/etcd-0",
+            "add 1 unspecified user:app of the shop: 1",
+        ] {
             assert_eq!(text.parse::<Request>().map(|r| r.to_string()).as_deref(), Ok(text));
         }
         for text in [
             "",
             "add",
-            "add 1 4f0a",
-            "add  4f0a keyCompromise",
-            "add 1 xyz keyCompromise",
-            "add 1 4f0a because",
-            "add 1 4f0a keyCompromise x",
-            "start 1 4f0a keyCompromise",
-            &format!("add {} 4f0a keyCompromise", "i".repeat(65)),
+            "add 1 unspecified",
+            "add 1 unspecified 4f0a",
+            "add  unspecified serial:4f0a",
+            "add 1 unspecified serial:xyz",
+            "add 1 because serial:4f0a",
+            "add 1 unspecified pod:A/b/c",
+            "add 1 unspecified user:",
+            "add 1 unspecified user: x",
+            "add 1 unspecified name:x",
+            "start 1 unspecified serial:4f0a",
+            &format!("add {} unspecified serial:4f0a", "i".repeat(65)),
         ] {
             assert_eq!(text.parse::<Request>(), Err(RequestError), "{text}");
         }

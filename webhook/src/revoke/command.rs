@@ -17,7 +17,7 @@ use kube::{
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 
-use super::{Action, DOMAINS, Report, Request, request_annotation, status_annotation};
+use super::{Action, DOMAINS, Report, Request, Selector, request_annotation, status_annotation};
 use crate::controller::client;
 use crate::{error::Error, operator::Cluster, rollover::rfc3339};
 
@@ -27,18 +27,25 @@ const POLL: Duration = Duration::from_millis(200);
 
 /// Revokes a certificate of a cluster, takes that back, or shows what is revoked.
 #[derive(clap::Args, Debug)]
-#[command(group(clap::ArgGroup::new("what").args(["serial", "list"]).required(true)))]
+#[command(group(clap::ArgGroup::new("what").args(["serial", "pod", "user", "list"]).required(true)))]
 pub struct Args {
     /// The cluster, as <namespace>/<cluster>.
     cluster: ClusterName,
     /// The certificate's serial number in hexadecimal digits, as `openssl x509 -noout -serial` prints it.
     #[arg(long, value_parser = serial)]
-    serial: Option<String>,
+    serial: Option<Selector>,
+    /// A pod of the cluster's namespace, or <namespace>/<name>, that is not trusted any more: all its certificates. The signer
+    /// gives it no other until it is made again.
+    #[arg(long, value_parser = Selector::pod)]
+    pod: Option<Selector>,
+    /// All certificates of this user, the CN. Its pods get new ones with their next renewal.
+    #[arg(long, value_parser = Selector::user)]
+    user: Option<Selector>,
     /// Why: keyCompromise, affiliationChanged, superseded, cessationOfOperation, privilegeWithdrawn or unspecified.
-    #[arg(long, default_value = "unspecified", requires = "serial", conflicts_with = "undo")]
+    #[arg(long, default_value = "unspecified", conflicts_with_all = ["undo", "list"])]
     reason: Reason,
-    /// Accept the certificate again.
-    #[arg(long, requires = "serial")]
+    /// Accept the certificates again.
+    #[arg(long, conflicts_with = "list")]
     undo: bool,
     /// Show what is revoked, and change nothing.
     #[arg(long)]
@@ -47,8 +54,8 @@ pub struct Args {
     at: Cluster,
 }
 
-fn serial(text: &str) -> Result<String, NoSerial> {
-    crl::serial(text)
+fn serial(text: &str) -> Result<Selector, NoSerial> {
+    crl::serial(text).map(Selector::Serial)
 }
 
 impl Args {
@@ -57,18 +64,18 @@ impl Args {
     /// # Errors
     /// No such cluster, no right to its ConfigMap, no answer, or a refusal.
     pub async fn run(self) -> Result<(), Error> {
-        let Self { cluster, serial, reason, undo, list: _, at } = self;
+        let Self { cluster, serial, pod, user, reason, undo, list: _, at } = self;
         let (client, _) = at.connect().await?;
         let api: Api<ConfigMap> = Api::namespaced(client, &cluster.namespace);
         let name = cluster.trust_config_map(&cluster.namespace);
         let before = look(&api, &name).await?;
-        let Some(serial) = serial else { return say(&lists(&cluster, &before)) };
-        let domains = domains(&before, &serial, undo);
+        let Some(selector) = serial.or(pod).or(user) else { return say(&lists(&cluster, &before)) };
+        let domains: Vec<Domain> = published(&before).into_keys().collect();
         if domains.is_empty() {
-            return Err(none(&cluster, &serial, &before, undo).into());
+            return Err(none(&cluster).into());
         }
         let action = if undo { Action::Undo } else { Action::Add };
-        let request = Request { action, id: id()?, serial, reason };
+        let request = Request { action, id: id()?, selector, reason };
         let annotations: BTreeMap<String, String> =
             domains.iter().map(|domain| (request_annotation(*domain), request.to_string())).collect();
         let patch = json!({"metadata": {"annotations": annotations}});
@@ -109,17 +116,7 @@ fn published(object: &ConfigMap) -> BTreeMap<Domain, Crl> {
     DOMAINS.into_iter().filter_map(list).collect()
 }
 
-/// The domains to ask. A serial number says not whose it is: it is revoked in each, and taken back where it is revoked.
-fn domains(object: &ConfigMap, serial: &str, undo: bool) -> Vec<Domain> {
-    let lists = published(object);
-    let wanted = |domain: &Domain| lists.get(domain).is_some_and(|list| !undo || list.entries().contains_key(serial));
-    DOMAINS.into_iter().filter(wanted).collect()
-}
-
-fn none(cluster: &ClusterName, serial: &str, object: &ConfigMap, undo: bool) -> String {
-    if undo && !published(object).is_empty() {
-        return format!("{serial} is not revoked in {cluster}");
-    }
+fn none(cluster: &ClusterName) -> String {
     format!(
         "no revocation list of {cluster} is published. Either the signer is of an earlier version, or its CA may not sign lists \
          (its certificate has key usages without cRLSign), or it is away: see the log of deployment etcd-tls-sign in {}",
@@ -127,25 +124,27 @@ fn none(cluster: &ClusterName, serial: &str, object: &ConfigMap, undo: bool) -> 
     )
 }
 
-/// What the signer answered, when it has answered for all of `domains` and publishes what it answered.
+/// What the signer answered, when it has answered for all of `domains`. It writes the answer with the list.
 fn answered(object: &ConfigMap, domains: &[Domain], request: &Request) -> Result<Option<String>, Error> {
-    let lists = published(object);
-    let mut text = String::new();
+    let (mut text, mut count) = (String::new(), 0);
     for domain in domains {
         let annotation = object.metadata.annotations.as_ref().and_then(|a| a.get(&status_annotation(*domain)));
         let report: Option<Report> = annotation.and_then(|text| serde_json::from_str(text).ok());
-        let Some(answer) = report.and_then(|report| report.answer).filter(|answer| answer.id == request.id) else {
+        let Some((answer, about)) = report.and_then(|report| Some((report.answer?, report.count))) else {
             return Ok(None);
         };
+        if answer.id != request.id {
+            return Ok(None);
+        }
         if !answer.accepted {
             return Err(format!("refused ({domain}): {}", answer.message).into());
         }
-        let listed = lists.get(domain).is_some_and(|list| list.entries().contains_key(&request.serial));
-        if listed != (request.action == Action::Add) {
-            return Ok(None);
-        }
+        count += about;
         // Writing to a String cannot fail.
         let _ = writeln!(text, "{domain}: {}", answer.message);
+    }
+    if count == 0 {
+        return Err(text.trim_end().to_owned().into());
     }
     if request.action == Action::Add {
         text += "Members refuse new connections with it as soon as their sidecars have the list: kubelet brings it within two \

@@ -6,6 +6,7 @@
 //!
 //! A change of an authority's state by a leaf or a statement is persisted before the leaf is issued.
 
+pub(in crate::sign) mod issued;
 pub(in crate::sign) mod quota;
 mod revoked;
 pub(in crate::sign) mod state;
@@ -35,10 +36,11 @@ use kube::{
 };
 use tokio::{
     sync::{MutexGuard, Notify},
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 use super::authorities::{
+    issued::Leaf,
     quota::{Entry, Held, Quota, QuotaError, Ready, SecretMetadata},
     state::{StateError, Stored, common_name, secret_name},
 };
@@ -50,10 +52,13 @@ use crate::{
         pods::Pods,
         policy,
     },
-    rollover::{Answer, PodProgress, Rollover},
+    revoke,
+    rollover::{PodProgress, Rollover},
     sign::cache::{objects::Facts, pods::is_host},
 };
 
+/// How soon the record of what was issued is written.
+const RECORD_WITHIN: Duration = Duration::from_secs(2);
 /// How long an answer waits for the state of the cluster's other authority.
 const STATE_WITHIN: Duration = Duration::from_millis(500);
 /// The annotation of a Secret or ConfigMap with the uid of the namespace that it is for.
@@ -84,6 +89,9 @@ pub(super) enum Unavailable {
     /// Its namespace has as many as it may have.
     #[error("{0}")]
     Full(String),
+    /// An operator has revoked the requester's certificates, and it gets no other.
+    #[error("{0}")]
+    Barred(String),
     /// What is there cannot be used; an operator must mend it.
     #[error("{0}")]
     Unusable(String),
@@ -117,7 +125,7 @@ pub(super) struct Published {
     /// Its revocation list; none of a CA that may sign none.
     pub(super) list: Option<Arc<Crl>>,
     /// The answer to the last request to revoke.
-    pub(super) answer: Option<Answer>,
+    pub(super) answer: Option<revoke::Report>,
 }
 
 /// Notes in a rollover what a leaf and its request show of their holder. Whether anything is new, and must be persisted. `live`
@@ -208,6 +216,13 @@ impl Authorities {
     ) -> Result<Arc<Authority>, Unavailable> {
         let mut held = entry.held.lock().await;
         let ready = self.ready(&entry.name, &mut held, now).await?;
+        if ready.stored.revoked.bars(grant.holder) {
+            return Err(Unavailable::Barred(format!(
+                "an operator has revoked the certificates of this pod; it gets no other from {} until it is made again, or \
+                 etcd-tls-webhook revoke --undo --pod takes that back",
+                entry.name
+            )));
+        }
         let mut after = ready.stored.clone();
         let end = after.active.not_after();
         let not_after = now.checked_add(grant.lifetime).map_or(end, |t| t.min(end));
@@ -221,6 +236,25 @@ impl Authorities {
             self.changed.notify_one();
         }
         Ok(authority)
+    }
+
+    /// Takes note of a certificate that was issued. It is written with a round soon, and others with it.
+    pub(super) async fn note_issued(&self, entry: &Entry, serial: &str, leaf: Leaf) {
+        match &mut *entry.held.lock().await {
+            Held::Ready(ready) => {
+                if !ready.stored.issued.is_unsaved() {
+                    let changed = Arc::clone(&self.changed);
+                    tokio::spawn(async move {
+                        sleep(RECORD_WITHIN).await;
+                        changed.notify_one();
+                    });
+                }
+                Arc::make_mut(&mut ready.stored.issued).note(serial, leaf);
+            }
+            Held::Unknown | Held::Lost | Held::Unusable => {
+                tracing::warn!(authority = %entry.name, serial, "not recorded: revoke it by its serial number");
+            }
+        }
     }
 
     /// Locks a place with what is known of it, looked up or made where nothing is.
@@ -250,7 +284,7 @@ impl Authorities {
             Held::Ready(ready) => Some(Published {
                 bundle: ready.stored.bundle(),
                 list: ready.stored.revoked.list().cloned(),
-                answer: ready.stored.revoked.answer().cloned(),
+                answer: ready.stored.revoked.report(),
             }),
             Held::Unknown | Held::Lost | Held::Unusable => None,
         }
@@ -286,7 +320,10 @@ impl Authorities {
                     match &error {
                         Unavailable::Lost(_) => *held = Held::Lost,
                         Unavailable::Unusable(_) => *held = Held::Unusable,
-                        Unavailable::Api(_) | Unavailable::NotYet(_) | Unavailable::Full(_) => {}
+                        Unavailable::Api(_)
+                        | Unavailable::NotYet(_)
+                        | Unavailable::Full(_)
+                        | Unavailable::Barred(_) => {}
                     }
                     return Err(error);
                 }
@@ -340,7 +377,7 @@ impl Authorities {
         now: SystemTime,
     ) -> Result<Ready, Unavailable> {
         let mut stored = stored;
-        stored.revoke(None, now);
+        stored.revoke(None, &name.namespace, now);
         let object = Secret {
             metadata: ObjectMeta {
                 name: Some(secret.to_owned()),
@@ -377,6 +414,10 @@ impl Authorities {
         let Held::Ready(ready) = &*held else {
             return Err(Unavailable::NotYet(format!("authority {name} is not loaded yet")));
         };
+        let mut stored = stored;
+        if stored.issued.is_unsaved() {
+            Arc::make_mut(&mut stored.issued).saved();
+        }
         let metadata = ready.secret.object().map_err(|e| Unavailable::Unusable(e.to_string()))?;
         let secret = metadata.name.clone().unwrap_or_default();
         let object = Secret {

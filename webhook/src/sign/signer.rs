@@ -13,7 +13,7 @@ use k8s_openapi::ByteString;
 use serde_json::json;
 
 use super::{
-    authorities::{Authorities, Grant, Unavailable},
+    authorities::{Authorities, Grant, Unavailable, issued::Leaf as Recorded},
     cache::pods::host_holder,
     cleaner::Cleaner,
     metrics::Metrics,
@@ -93,6 +93,9 @@ impl Signer {
         };
         let (entry, authority) = match granted {
             Ok(granted) => granted,
+            Err(Unavailable::Barred(message)) => {
+                return self.refuse(csr, case, &[Denial { reason: "PodRevoked", message }]).await;
+            }
             Err(error) => return Err(self.unavailable(case, error).await),
         };
         let mut serial = [0; 16];
@@ -118,6 +121,9 @@ impl Signer {
         });
         self.controller.write(csr, "status", patch).await?;
         self.controller.note_certificate(case, &entitlement.sans, chain.not_after);
+        let pod = case.bound.as_ref().map(|b| format!("{}/{}", b.namespace, b.pod)).unwrap_or_default();
+        let issued = Recorded::new(&holder, pod, &chain.common_name, chain.not_after, now);
+        self.authorities.note_issued(&entry, &chain.serial, issued).await;
         self.metrics.issued(entitlement.role);
         tracing::info!(
             authority = %entry.name,

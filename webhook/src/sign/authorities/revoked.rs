@@ -11,15 +11,19 @@ use etcd_tls_contract::crl::{Crl, Reason};
 use k8s_openapi::ByteString;
 use serde::{Deserialize, Serialize};
 
+use super::issued::Issued;
 use crate::{
     ca::{authority::Authority, crl, issue::IssueError},
-    revoke::{Action, Request},
+    revoke::{Action, Report, Request, Selector},
     rollover::{Answer, rfc3339},
 };
 
 /// Entries of one authority at most. They share its Secret with a rollover's pods, and two lists share a ConfigMap with the
 /// bundles.
 const MOST: usize = 2048;
+
+/// Pods that are barred, at most.
+const MOST_BARRED: usize = 256;
 
 const RECORD: &str = "revoked.json";
 const LIST: &str = "crl.der";
@@ -40,15 +44,34 @@ struct Record {
     signed_by: String,
     /// By serial number.
     entries: BTreeMap<String, Entry>,
+    /// Pods that get no certificate any more, by uid, until when that is remembered.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    barred: BTreeMap<String, u64>,
     /// The answer to the last request.
     #[serde(skip_serializing_if = "Option::is_none")]
     answer: Option<Answer>,
+    /// Certificates that it was about.
+    count: usize,
 }
 
 /// When it was revoked, when the certificate has ended at the latest and the entry leaves (seconds of the Unix epoch), and
 /// why ([`Reason::code`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Entry(u64, u64, u8);
+
+/// What a request is judged by.
+pub(in crate::sign) struct Known<'a> {
+    /// What was issued.
+    pub(in crate::sign) issued: &'a Issued,
+    /// The authority's namespace, in which a pod's bare name is looked for.
+    pub(in crate::sign) namespace: &'a str,
+    /// Whether the CA may sign lists.
+    pub(in crate::sign) signs_lists: bool,
+    /// When every certificate of the authority that exists now has ended.
+    pub(in crate::sign) leaves_end: SystemTime,
+    /// When the CA ends.
+    pub(in crate::sign) authority_end: SystemTime,
+}
 
 /// What cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -86,33 +109,77 @@ impl Revoked {
         self.record.answer.as_ref()
     }
 
-    /// Does what an operator asks, and answers. `until`: when every certificate of the authority that exists now has ended.
-    pub(in crate::sign) fn take(&mut self, request: &Request, signs_lists: bool, until: SystemTime, now: SystemTime) {
-        let serial = &request.serial;
-        let there = self.record.entries.contains_key(serial);
-        let answer = match request.action {
-            _ if !signs_lists => request.refused(
+    /// What is said of the last request.
+    pub(in crate::sign) fn report(&self) -> Option<Report> {
+        self.record.answer.as_ref().map(|answer| Report { answer: Some(answer.clone()), count: self.record.count })
+    }
+
+    /// Whether the holder of this uid gets no certificate any more.
+    pub(in crate::sign) fn bars(&self, holder: &str) -> bool {
+        self.record.barred.contains_key(holder)
+    }
+
+    /// Does what an operator asks, and answers.
+    pub(in crate::sign) fn take(&mut self, request: &Request, known: &Known<'_>, now: SystemTime) {
+        let named = known.issued.named(&request.selector, known.namespace);
+        let revoked = |serial: &&String| self.record.entries.contains_key(*serial);
+        let what = &request.selector;
+        let by_record = !matches!(what, Selector::Serial(_));
+        let since = if by_record {
+            format!(" (the record holds what was issued since {})", known.issued.since())
+        } else {
+            String::new()
+        };
+        let (answer, count) = match request.action {
+            _ if !known.signs_lists => (request.refused(
                 "the CA may not sign revocation lists: its certificate has key usages without cRLSign. Give the signer a CA \
                  that has it, or one without key usages",
-            ),
-            Action::Add if there => request.accepted(&format!("{serial} is revoked already")),
-            Action::Add if self.record.entries.len() >= MOST => request.refused(&format!(
-                "{MOST} certificates are revoked already, as many as a list may hold; the next place is free at {}. To refuse \
-                 all certificates of this CA, roll it over with --force",
-                self.record.entries.values().map(|entry| entry.1).min().map_or_else(String::new, |at| rfc3339::text(time(at)))
-            )),
+            ), 0),
+            _ if named.is_empty() => (request.accepted(&format!("there is no certificate of {what}{since}")), 0),
             Action::Add => {
-                let entry = Entry(seconds(now), seconds(until), request.reason.code());
-                self.record.entries.insert(serial.clone(), entry);
-                request.accepted(&format!("{serial} is revoked until {}", rfc3339::text(until)))
+                let new = named.keys().filter(|serial| !revoked(serial)).count();
+                if self.record.entries.len() + new > MOST || self.record.barred.len() >= MOST_BARRED {
+                    let free = self.record.entries.values().map(|entry| entry.1).min();
+                    (request.refused(&format!(
+                        "a list holds {MOST} certificates and bars {MOST_BARRED} pods at most; the next place is free at {}. To \
+                         refuse all certificates of this CA, roll it over with --force",
+                        free.map_or_else(String::new, |at| rfc3339::text(time(at)))
+                    )), 0)
+                } else {
+                    for (serial, end) in &named {
+                        let until = end.unwrap_or(known.leaves_end);
+                        let entry = Entry(seconds(now), seconds(until), request.reason.code());
+                        self.record.entries.entry(serial.clone()).or_insert(entry);
+                    }
+                    let end = named.values().map(|end| end.unwrap_or(known.leaves_end)).max().unwrap_or(now);
+                    let mut text = format!("{what} is revoked until {}: {}", rfc3339::text(end), counted(named.len()));
+                    if matches!(what, Selector::Pod(_)) {
+                        let until = seconds(known.authority_end);
+                        self.record.barred.extend(known.issued.holders(named.keys()).into_iter().map(|uid| (uid, until)));
+                        text += "; it gets no other until it is made again";
+                    }
+                    (request.accepted(&(text + &since)), named.len())
+                }
             }
-            Action::Undo if there => {
-                self.record.entries.remove(serial);
-                request.accepted(&format!("{serial} is not revoked any more"))
+            Action::Undo => {
+                let taken: Vec<&String> = named.keys().filter(revoked).collect();
+                let holders = known.issued.holders(named.keys());
+                let barred = matches!(what, Selector::Pod(_)) && holders.iter().any(|uid| self.bars(uid));
+                let count = taken.len();
+                for serial in taken.into_iter().cloned().collect::<Vec<_>>() {
+                    self.record.entries.remove(&serial);
+                }
+                if barred {
+                    self.record.barred.retain(|uid, _| !holders.contains(uid));
+                }
+                if count > 0 || barred {
+                    (request.accepted(&format!("{what} is not revoked any more: {}", counted(count))), count.max(1))
+                } else {
+                    (request.accepted(&format!("{what} is not revoked")), 0)
+                }
             }
-            Action::Undo => request.refused(&format!("{serial} is not revoked")),
         };
-        self.record.answer = Some(answer);
+        (self.record.answer, self.record.count) = (Some(answer), count);
     }
 
     /// Takes out what has ended, and signs a list where the last one says something else or is not `authority`'s. The number is
@@ -124,6 +191,9 @@ impl Revoked {
         let before = self.record.entries.len();
         self.record.entries.retain(|_, entry| now < time(entry.1));
         let mut changed = self.record.entries.len() != before;
+        let before = self.record.barred.len();
+        self.record.barred.retain(|_, until| now < time(*until));
+        changed |= self.record.barred.len() != before;
         if !authority.signs_lists() {
             return Ok(self.list.take().is_some() || changed);
         }
@@ -145,11 +215,15 @@ impl Revoked {
     }
 }
 
-fn seconds(at: SystemTime) -> u64 {
+fn counted(certificates: usize) -> String {
+    if certificates == 1 { "1 certificate".to_owned() } else { format!("{certificates} certificates") }
+}
+
+pub(super) fn seconds(at: SystemTime) -> u64 {
     at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-fn time(seconds: u64) -> SystemTime {
+pub(super) fn time(seconds: u64) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(seconds.min(253_402_300_799))
 }
 
@@ -159,7 +233,7 @@ mod tests {
 
     use etcd_tls_contract::key::KeyAlgorithm;
 
-    use super::*;
+    use super::{super::issued::Leaf, *};
 
     const DAY: Duration = Duration::from_secs(86400);
 
@@ -172,7 +246,16 @@ mod tests {
     }
 
     fn ask(action: Action, serial: &str) -> Request {
-        Request { action, id: format!("{serial}-{action:?}"), serial: serial.to_owned(), reason: Reason::KeyCompromise }
+        Request {
+            action,
+            id: format!("{serial}-{action:?}"),
+            selector: Selector::Serial(serial.to_owned()),
+            reason: Reason::KeyCompromise,
+        }
+    }
+
+    fn known(issued: &Issued, signs_lists: bool, leaves_end: SystemTime) -> Known<'_> {
+        Known { issued, namespace: "prod", signs_lists, leaves_end, authority_end: now() + DAY * 365 }
     }
 
     fn killed_and_read_back(revoked: &Revoked) -> Revoked {
@@ -197,7 +280,7 @@ mod tests {
         assert!(!revoked.refresh(&ca, now()).unwrap(), "the same list stays, byte for byte");
 
         revoked = killed_and_read_back(&revoked);
-        revoked.take(&ask(Action::Add, "4f0a"), true, now() + DAY, now());
+        revoked.take(&ask(Action::Add, "4f0a"), &known(&Issued::default(), true, now() + DAY), now());
         assert!(revoked.answer().unwrap().accepted);
         assert!(revoked.refresh(&ca, now()).unwrap());
         revoked = killed_and_read_back(&revoked);
@@ -206,12 +289,12 @@ mod tests {
         assert_eq!(second.replaces(&first), Ok(true));
         assert_eq!(second.entries()["4f0a"].reason, Reason::KeyCompromise);
 
-        revoked.take(&ask(Action::Add, "4f0b"), true, now() + DAY * 2, now());
-        revoked.take(&ask(Action::Undo, "4f0a"), true, now() + DAY, now());
+        revoked.take(&ask(Action::Add, "4f0b"), &known(&Issued::default(), true, now() + DAY * 2), now());
+        revoked.take(&ask(Action::Undo, "4f0a"), &known(&Issued::default(), true, now() + DAY), now());
         revoked.refresh(&ca, now()).unwrap();
         assert_eq!(listed(&revoked), ["4f0b"]);
-        revoked.take(&ask(Action::Undo, "4f0a"), true, now() + DAY, now());
-        assert!(!revoked.answer().unwrap().accepted, "it is not revoked");
+        revoked.take(&ask(Action::Undo, "4f0a"), &known(&Issued::default(), true, now() + DAY), now());
+        assert_eq!(revoked.report().unwrap().count, 0, "it is not revoked");
 
         assert!(!revoked.refresh(&ca, now() + DAY).unwrap());
         assert!(revoked.refresh(&ca, now() + DAY * 2).unwrap(), "it leaves with its certificate");
@@ -223,7 +306,7 @@ mod tests {
     fn a_changeover_signs_it_anew_and_a_lost_record_does_not_set_the_number_back() {
         let (one, two) = (ca("one"), ca("two"));
         let mut revoked = Revoked::default();
-        revoked.take(&ask(Action::Add, "4f0a"), true, now() + DAY, now());
+        revoked.take(&ask(Action::Add, "4f0a"), &known(&Issued::default(), true, now() + DAY), now());
         revoked.refresh(&one, now()).unwrap();
         let old = revoked.list().unwrap().clone();
         assert!(revoked.refresh(&two, now()).unwrap());
@@ -239,15 +322,48 @@ mod tests {
     fn a_full_list_and_a_ca_that_may_sign_none_are_said() {
         let mut revoked = Revoked::default();
         for n in 0..MOST {
-            revoked.take(&ask(Action::Add, &format!("{:x}", n + 1)), true, now() + DAY, now());
+            revoked.take(
+                &ask(Action::Add, &format!("{:x}", n + 1)),
+                &known(&Issued::default(), true, now() + DAY),
+                now(),
+            );
         }
-        revoked.take(&ask(Action::Add, "ffffff"), true, now() + DAY, now());
+        revoked.take(&ask(Action::Add, "ffffff"), &known(&Issued::default(), true, now() + DAY), now());
         let answer = revoked.answer().unwrap();
-        assert!(!answer.accepted && answer.message.contains("2048 certificates"), "{answer:?}");
+        assert!(!answer.accepted && answer.message.contains("holds 2048 certificates"), "{answer:?}");
         revoked.refresh(&ca("one"), now()).unwrap();
         let bytes: usize = revoked.data().unwrap().iter().map(|(_, bytes)| bytes.len()).sum();
         assert!(revoked.list().unwrap().der().len() <= 128 * 1024 && bytes <= 256 * 1024, "{bytes}");
-        revoked.take(&ask(Action::Add, "4f0a"), false, now() + DAY, now());
+        revoked.take(&ask(Action::Add, "4f0a"), &known(&Issued::default(), false, now() + DAY), now());
         assert!(revoked.answer().unwrap().message.contains("cRLSign"));
+    }
+
+    #[test]
+    fn a_pod_that_is_revoked_is_barred_until_that_is_taken_back() {
+        let mut issued = Issued::default();
+        for (serial, days) in [("4f0a", 1), ("4f0b", 2)] {
+            let leaf = Leaf::new("uid-0", "prod/etcd-0".to_owned(), "cn", now() + DAY * days, now());
+            issued.note(serial, leaf);
+        }
+        let pod = |action| Request { selector: Selector::Pod("etcd-0".to_owned()), ..ask(action, "x") };
+        let mut revoked = Revoked::default();
+        let known = known(&issued, true, now() + DAY * 30);
+        revoked.take(&pod(Action::Add), &known, now());
+        assert_eq!(revoked.report().unwrap().count, 2);
+        revoked.refresh(&ca("one"), now()).unwrap();
+        assert_eq!(listed(&revoked), ["4f0a", "4f0b"]);
+        revoked = killed_and_read_back(&revoked);
+        assert!(revoked.bars("uid-0") && !revoked.bars("uid-1"), "made again, it has another uid");
+        revoked.refresh(&ca("one"), now() + DAY).unwrap();
+        assert_eq!(listed(&revoked), ["4f0b"], "each entry leaves with its certificate");
+        assert!(revoked.bars("uid-0"));
+        revoked.take(&pod(Action::Undo), &known, now());
+        revoked.refresh(&ca("one"), now()).unwrap();
+        assert!(listed(&revoked).is_empty() && !revoked.bars("uid-0"));
+        let other = Request { selector: Selector::User("nobody".to_owned()), ..ask(Action::Add, "x") };
+        revoked.take(&other, &known, now());
+        let report = revoked.report().unwrap();
+        assert_eq!(report.count, 0);
+        assert!(report.answer.unwrap().message.contains("the record holds what was issued since"));
     }
 }

@@ -7,6 +7,7 @@
 //! state.json           the rollover under way, until when leaves hold, the last answer to an operator
 //! revoked.json         what was revoked, and the last answer to that
 //! crl.der              the signed list of it
+//! issued.json          what was issued and has not ended; left out where the Secret has no room
 //! ```
 //!
 //! Each step is one write of the Secret, so a killed signer leaves no state in between.
@@ -25,7 +26,10 @@ use etcd_tls_contract::{
 use k8s_openapi::ByteString;
 use serde::{Deserialize, Serialize};
 
-use super::revoked::{Revoked, RevokedError};
+use super::{
+    issued::Issued,
+    revoked::{Known, Revoked, RevokedError},
+};
 use crate::{
     ca::authority::{Authority, AuthorityError},
     revoke::Request,
@@ -38,6 +42,9 @@ const NEXT_CERTIFICATE: &str = "next.crt";
 const NEXT_KEY: &str = "next.key";
 const OLD_CERTIFICATE: &str = "old.crt";
 const STATE: &str = "state.json";
+const ISSUED: &str = "issued.json";
+/// Bytes of a Secret's data that are used; it holds 1 MiB.
+const ROOM: usize = 1_000_000;
 
 /// An authority with its keys. Only the leader holds one.
 #[derive(Clone, Debug)]
@@ -52,6 +59,8 @@ pub(in crate::sign) struct Stored {
     pub(in crate::sign) state: State,
     /// What was revoked.
     pub(in crate::sign) revoked: Arc<Revoked>,
+    /// What was issued.
+    pub(in crate::sign) issued: Arc<Issued>,
 }
 
 /// See [`Stored::state`].
@@ -93,7 +102,14 @@ pub(in crate::sign) enum StateError {
 impl Stored {
     /// A new authority.
     pub(in crate::sign) fn new(active: Authority) -> Self {
-        Self { active: Arc::new(active), next: None, old: None, state: State::default(), revoked: Arc::default() }
+        Self {
+            active: Arc::new(active),
+            next: None,
+            old: None,
+            state: State::default(),
+            revoked: Arc::default(),
+            issued: Arc::default(),
+        }
     }
 
     /// An authority whose leaves nobody has counted: any may live as long as the CA.
@@ -129,7 +145,11 @@ impl Stored {
             return Err(StateError::State("it does not fit the CAs beside it; restore the whole Secret".to_owned()));
         }
         let revoked = Arc::new(Revoked::read(data)?);
-        Ok(Self { active, next, old, state, revoked })
+        let issued = bytes(ISSUED).map(serde_json::from_slice).transpose().unwrap_or_else(|error| {
+            tracing::error!(%error, "the record of what was issued cannot be read; it begins anew");
+            None
+        });
+        Ok(Self { active, next, old, state, revoked, issued: Arc::new(issued.unwrap_or_default()) })
     }
 
     /// The Secret's data.
@@ -148,6 +168,11 @@ impl Stored {
         put(STATE, serde_json::to_string(&self.state)?.as_bytes());
         for (key, value) in self.revoked.data()? {
             put(key, &value);
+        }
+        let issued = serde_json::to_vec(&*self.issued)?;
+        let bytes: usize = data.values().map(|value| value.0.len()).sum();
+        if bytes + issued.len() <= ROOM && *self.issued != Issued::default() {
+            data.insert(ISSUED.to_owned(), ByteString(issued));
         }
         Ok(data)
     }
@@ -169,10 +194,18 @@ impl Stored {
     }
 
     /// Takes an operator's request, and brings the revocation list up to date. What cannot be signed just now is signed later.
-    pub(in crate::sign) fn revoke(&mut self, request: Option<&Request>, now: SystemTime) {
+    /// `namespace` is the authority's.
+    pub(in crate::sign) fn revoke(&mut self, request: Option<&Request>, namespace: &str, now: SystemTime) {
         let mut revoked = Revoked::clone(&self.revoked);
         if let Some(request) = request {
-            revoked.take(request, self.active.signs_lists(), self.leaves_end(), now);
+            let known = Known {
+                issued: &self.issued,
+                namespace,
+                signs_lists: self.active.signs_lists(),
+                leaves_end: self.leaves_end(),
+                authority_end: self.active.not_after(),
+            };
+            revoked.take(request, &known, now);
         }
         match revoked.refresh(&self.active, now) {
             Ok(changed) if changed || request.is_some() => self.revoked = Arc::new(revoked),

@@ -22,7 +22,6 @@ use tokio::time::{Instant, sleep};
 use super::{AT_ONCE, Namespaces, Reconciler, config_map, pace::Pending};
 use crate::{
     controller::client::{RequestError, within},
-    revoke,
     rollover::Report,
     sign::{
         repair::{Form, Remedy, Settled, remedy},
@@ -146,7 +145,7 @@ impl Reconciler {
                     desired.publish_list(domain, list);
                 }
                 if let Some(answer) = published.answer.filter(|_| own) {
-                    desired.answer(domain, &revoke::Report { answer: Some(answer) });
+                    desired.answer(domain, &answer);
                 }
             }
             if own && let Some(report) = reports.get(&signer) {

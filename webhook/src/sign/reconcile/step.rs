@@ -108,9 +108,10 @@ impl Reconciler {
         if let Some(rollover) = &mut after.state.rollover {
             rollover.prune(live);
         }
-        after.revoke(self.revocation(name, &stored).as_ref(), now);
+        after.revoke(self.revocation(name, &stored).as_ref(), &name.namespace, now);
         let done = decision.step.clone().map(|step| (step, after.clone()));
-        if done.is_some() || after.state != stored.state || after.revoked != stored.revoked {
+        if done.is_some() || after.state != stored.state || after.revoked != stored.revoked || after.issued.is_unsaved()
+        {
             if let Some(rollover) = &mut after.state.rollover {
                 rollover.forget_all_but(live);
             }
@@ -162,7 +163,7 @@ impl Reconciler {
     /// An operator's request to revoke that has no answer yet.
     fn revocation(&self, name: &SignerName, stored: &Stored) -> Option<revoke::Request> {
         let config_map = self.config_maps.get(&name.namespace, &names::trust_config_map(&name.cluster))?;
-        let text = config_map.annotations?.remove(&revoke::request_annotation(name.domain))?;
+        let text = config_map.requests.get(&revoke::request_annotation(name.domain))?;
         let request: revoke::Request = text.parse().ok()?;
         (stored.revoked.answer().map(|answer| &answer.id) != Some(&request.id)).then_some(request)
     }

@@ -1,0 +1,156 @@
+//! What an authority has issued and that has not ended, so that a certificate can be named by its pod or its user. Pure.
+//!
+//! The record is in the authority's Secret. It is written two seconds after a certificate, with others: a signer that is
+//! killed loses what it issued since, which can still be named by its serial number.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::SystemTime,
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::revoked::{seconds, time};
+use crate::{revoke::Selector, rollover::rfc3339};
+
+/// Certificates at most: those that end last. Each takes some 200 bytes of the Secret.
+const MOST: usize = 1024;
+
+/// See the module.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(in crate::sign) struct Issued {
+    /// By serial number.
+    leaves: BTreeMap<String, Leaf>,
+    /// Seconds of the Unix epoch since which it is complete; 0: nothing was recorded yet.
+    since: u64,
+    #[serde(skip)]
+    unsaved: bool,
+}
+
+/// One certificate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(in crate::sign) struct Leaf {
+    /// When it was issued, and when it ends; seconds of the Unix epoch.
+    pub(in crate::sign) at: u64,
+    pub(in crate::sign) until: u64,
+    /// The uid of the pod, or [`super::super::cache::pods::host_holder`].
+    pub(in crate::sign) holder: String,
+    /// `<namespace>/<name>` of the pod; empty for a host.
+    pub(in crate::sign) pod: String,
+    /// The subject's CN.
+    pub(in crate::sign) user: String,
+}
+
+impl Leaf {
+    /// A certificate of now.
+    pub(in crate::sign) fn new(holder: &str, pod: String, user: &str, not_after: SystemTime, now: SystemTime) -> Self {
+        Self { at: seconds(now), until: seconds(not_after), holder: holder.to_owned(), pod, user: user.to_owned() }
+    }
+}
+
+impl Issued {
+    /// Whether it holds what its Secret does not.
+    pub(in crate::sign) const fn is_unsaved(&self) -> bool {
+        self.unsaved
+    }
+
+    /// Its Secret was written.
+    pub(in crate::sign) const fn saved(&mut self) {
+        self.unsaved = false;
+    }
+
+    /// Takes note of a certificate. What has ended goes, and with too many, what ends first.
+    pub(in crate::sign) fn note(&mut self, serial: &str, leaf: Leaf) {
+        if self.since == 0 {
+            self.since = leaf.at;
+        }
+        self.leaves.retain(|_, other| leaf.at < other.until);
+        while self.leaves.len() >= MOST {
+            let first = self.leaves.iter().min_by_key(|(_, leaf)| leaf.until).map(|(serial, _)| serial.clone());
+            let Some(gone) = first.and_then(|serial| self.leaves.remove(&serial)) else { break };
+            self.since = self.since.max(gone.at + 1);
+        }
+        self.leaves.insert(serial.to_owned(), leaf);
+        self.unsaved = true;
+    }
+
+    /// The certificates that `selector` names, each with its end where that is known.
+    pub(super) fn named(&self, selector: &Selector, namespace: &str) -> BTreeMap<String, Option<SystemTime>> {
+        let all = |wanted: &dyn Fn(&Leaf) -> bool| {
+            let found = self.leaves.iter().filter(|(_, leaf)| wanted(leaf));
+            found.map(|(serial, leaf)| (serial.clone(), Some(time(leaf.until)))).collect()
+        };
+        match selector {
+            Selector::Serial(serial) => {
+                let end = self.leaves.get(serial).map(|leaf| time(leaf.until));
+                BTreeMap::from([(serial.clone(), end)])
+            }
+            Selector::Pod(pod) => {
+                let whole = if pod.contains('/') { pod.clone() } else { format!("{namespace}/{pod}") };
+                all(&|leaf| leaf.pod == whole)
+            }
+            Selector::User(user) => all(&|leaf| leaf.user == *user),
+        }
+    }
+
+    /// Who holds these certificates.
+    pub(super) fn holders<'a>(&self, serials: impl Iterator<Item = &'a String>) -> BTreeSet<String> {
+        serials.filter_map(|serial| Some(self.leaves.get(serial)?.holder.clone())).collect()
+    }
+
+    /// Since when it is complete, for people.
+    pub(super) fn since(&self) -> String {
+        if self.since == 0 { "nothing was issued".to_owned() } else { rfc3339::text(time(self.since)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn leaf(at: u64, until: u64, pod: &str, user: &str) -> Leaf {
+        Leaf { at, until, holder: format!("uid of {pod}"), pod: pod.to_owned(), user: user.to_owned() }
+    }
+
+    #[test]
+    fn certificates_are_found_by_serial_pod_and_user_until_they_end() {
+        let mut issued = Issued::default();
+        issued.note("1", leaf(10, 100, "prod/etcd-0", "system:etcd-peer:etcd-0"));
+        issued.note("2", leaf(50, 150, "prod/etcd-0", "system:etcd-peer:etcd-0"));
+        issued.note("3", leaf(50, 150, "web/app", "app"));
+        let serials = |issued: &Issued, selector: &Selector| -> Vec<String> {
+            issued.named(selector, "prod").into_keys().collect()
+        };
+        assert_eq!(serials(&issued, &Selector::Pod("etcd-0".to_owned())), ["1", "2"]);
+        assert!(serials(&issued, &Selector::Pod("app".to_owned())).is_empty(), "of another namespace");
+        assert_eq!(serials(&issued, &Selector::Pod("web/app".to_owned())), ["3"]);
+        assert_eq!(serials(&issued, &Selector::User("app".to_owned())), ["3"]);
+        let by_serial = issued.named(&Selector::Serial("2".to_owned()), "prod");
+        assert_eq!(by_serial["2"], Some(time(150)));
+        assert_eq!(
+            issued.named(&Selector::Serial("9".to_owned()), "prod")["9"],
+            None,
+            "any serial number can be named"
+        );
+        assert_eq!(issued.holders(["1".to_owned()].iter()), BTreeSet::from(["uid of prod/etcd-0".to_owned()]));
+        issued.note("4", leaf(100, 200, "web/app", "app"));
+        assert_eq!(serials(&issued, &Selector::Pod("etcd-0".to_owned())), ["2"], "the first has ended");
+    }
+
+    #[test]
+    fn it_is_bounded_and_says_since_when_it_is_complete() {
+        let mut issued = Issued::default();
+        for n in 0..2 * MOST as u64 {
+            issued.note(&format!("{n:x}"), leaf(1000 + n, 100_000 + n, "prod/a", "a"));
+        }
+        assert_eq!(issued.leaves.len(), MOST);
+        assert_eq!(issued.since, 1000 + MOST as u64);
+        let mut long = issued.clone();
+        long.leaves.values_mut().for_each(|leaf| leaf.pod = format!("{}/{}", "n".repeat(63), "p".repeat(63)));
+        assert!(serde_json::to_vec(&issued).unwrap().len() < 160 * 1024);
+        assert!(serde_json::to_vec(&long).unwrap().len() < 320 * 1024);
+    }
+}
