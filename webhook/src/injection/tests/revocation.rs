@@ -26,7 +26,7 @@ fn a_member_is_told_of_its_lists_unless_it_does_not_want_them() {
     });
     if let Decision::Inject { patch, .. } = run(&issuer) {
         let mut after = issuer.clone();
-        json_patch::patch(&mut after, &patch).unwrap();
+        patch.apply(&mut after).unwrap();
         assert!(told(&after).is_empty(), "nobody publishes lists of another issuer");
     }
     let own = with(|pod| {
