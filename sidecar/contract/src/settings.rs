@@ -255,7 +255,7 @@ impl Default for Settings {
 }
 
 /// Every key under our prefix that a pod may carry.
-const KEYS: [&str; 19] = [
+const KEYS: [&str; 20] = [
     "roles",
     "cluster",
     "containers",
