@@ -3,4 +3,5 @@
 pub mod changes;
 pub mod flow;
 pub mod obtain;
+pub mod renewal;
 pub mod schedule;

@@ -40,6 +40,7 @@ mod certificate_requests;
 mod cleaner;
 mod cleaning;
 mod leader_tasks;
+mod marks;
 mod metrics;
 mod reconcile;
 mod repair;

@@ -29,7 +29,8 @@ use crate::{
         trust::TrustError,
     },
     issuance::{
-        obtain::{Failure, Reason, Renewal, Template, life, renewal},
+        obtain::Failure,
+        renewal::{Reason, Renewal, Template, life, renewal},
         schedule,
     },
     kube::Api,

@@ -9,7 +9,10 @@ use futures::{StreamExt as _, stream::FuturesUnordered};
 use crate::{
     agent::{subject::Agent, trust::TrustError},
     error::Error,
-    issuance::obtain::{Failure, Reason, Renewal, Template, life, renewal},
+    issuance::{
+        obtain::Failure,
+        renewal::{Reason, Renewal, Template, life, renewal},
+    },
     kube::{Api, ApiError, Version, objects::CertificateSigningRequest},
     os::clock::Clock,
     store::{self, Entries, Entry, files::Files},

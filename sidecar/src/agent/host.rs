@@ -19,7 +19,7 @@ use etcd_tls_contract::{
 
 use crate::{
     agent::{fetched::Fetched, trust::TrustDir},
-    issuance::obtain::Template,
+    issuance::renewal::Template,
 };
 
 /// The directory beside the certificates in which fetched bundles are kept.

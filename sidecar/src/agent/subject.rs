@@ -30,7 +30,10 @@ use crate::{
         revocation,
         trust::{self, TrustDir, TrustError},
     },
-    issuance::obtain::{self, Answer, Bundles, Failure, Issuance, Template},
+    issuance::{
+        obtain::{self, Answer, Bundles, Failure, Issuance},
+        renewal::Template,
+    },
     kube::{
         Api,
         cert_manager::{CertificateRequests, Requests},

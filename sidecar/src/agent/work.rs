@@ -27,7 +27,7 @@ use crate::{
         trust::TrustDir,
     },
     error::Error,
-    issuance::obtain::Template,
+    issuance::renewal::Template,
     kube::Api,
     os::clock::{Clock, System},
     probe::install,

@@ -21,7 +21,7 @@ use crate::{
         work::open,
     },
     error::Error,
-    issuance::obtain::Template,
+    issuance::renewal::Template,
     kube::pod::PodCredentials,
     os::clock::System,
 };

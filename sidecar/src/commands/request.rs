@@ -29,7 +29,7 @@ use crate::{
     },
     commands::on_host::write_kubeconfig,
     error::Error,
-    issuance::{obtain::Template, schedule},
+    issuance::{renewal::Template, schedule},
     kube::{ApiError, http::Kube, kubeconfig::HostCredentials},
     os::clock::{Clock, System},
     store::{Store, StoreError, files::Disk},

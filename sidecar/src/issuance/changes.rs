@@ -9,7 +9,7 @@ use etcd_tls_contract::{
     names::SignerName,
 };
 
-use super::obtain::Template;
+use super::renewal::Template;
 
 /// A life is shorter than asked for if it lacks more than this part of it. Issuers count from a backdated notBefore, or
 /// round.

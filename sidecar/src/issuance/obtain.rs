@@ -1,5 +1,4 @@
-//! One role's certificate: when a new one is requested, and the request, from the key to a verified [`Entry`]. The caller
-//! writes the files.
+//! The request for one role's certificate, from the key to a verified [`Entry`]. The caller writes the files.
 
 use std::{
     cell::RefCell,
@@ -11,11 +10,10 @@ use etcd_tls_contract::{
     csr::{PrivateKey, Request},
     identity,
     in_force::InForce,
-    key::{KeyAlgorithm, KeyRotation},
+    key::KeyRotation,
     life::Life,
     names,
-    role::{Domain, Role},
-    san::Sans,
+    role::Domain,
 };
 use etcd_tls_telemetry::renewal_span;
 use tokio::sync::Notify;
@@ -25,6 +23,7 @@ use crate::{
     issuance::{
         changes,
         flow::{Call, Circumstances, Expected, Flow, Outcome, Step},
+        renewal::{Template, life},
     },
     kube::{
         Api,
@@ -44,107 +43,6 @@ const AHEAD: Duration = Duration::from_secs(10 * 60);
 const AHEAD_POLL: Duration = Duration::from_secs(2);
 /// How often a request is looked at again that has ended with the certificate already in use.
 const STALE_POLL: Duration = Duration::from_secs(20);
-
-/// What a role's certificate is requested with.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Template {
-    /// The role.
-    pub role: Role,
-    /// What the CSR's name holds after `etcd-tls-`: the pod's uid. With the serial it also fixes the time of renewal.
-    pub uid: String,
-    /// The subject's CN.
-    pub common_name: String,
-    /// The names and addresses.
-    pub sans: Sans,
-    /// `spec.signerName`.
-    pub signer: String,
-    /// The requested lifetime.
-    pub lifetime: Duration,
-    /// The key's algorithm and size.
-    pub key: KeyAlgorithm,
-    /// When a new key is generated.
-    pub key_rotation: KeyRotation,
-}
-
-/// Why a certificate is requested.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Reason {
-    /// There is no certificate.
-    Missing,
-    /// The renewal time has come.
-    Due,
-    /// It is not valid yet: the clock was set back by more than a certificate is backdated, and peers refuse it.
-    Early,
-    /// It lacks names or addresses that are the pod's now.
-    Names(Vec<String>),
-    /// etcd was seen to have loaded another bundle than the last request stated.
-    Trusts,
-    /// The bundle on offer lacks its CA: a rollover went by, and peers may refuse it.
-    Outdated,
-    /// A changed bundle is on offer; the answer states whether it is in force.
-    Offered,
-    /// The pod's annotation `renew` has a new value.
-    Asked,
-}
-
-impl std::fmt::Display for Reason {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Missing => f.write_str("there is none"),
-            Self::Due => f.write_str("its time has come"),
-            Self::Early => f.write_str("it is not valid yet: the clock was set back"),
-            Self::Names(names) => write!(f, "it lacks {}", names.join(", ")),
-            Self::Trusts => f.write_str("etcd has loaded another trust bundle"),
-            Self::Outdated => f.write_str("the trust bundle on offer lacks its CA"),
-            Self::Offered => f.write_str("a changed trust bundle is on offer; is it in force?"),
-            Self::Asked => f.write_str("the annotation renew has a new value"),
-        }
-    }
-}
-
-/// When a new certificate is requested.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Renewal {
-    /// Now; why.
-    Due(Reason),
-    /// At this time, if nothing changes.
-    At(SystemTime),
-}
-
-impl Renewal {
-    /// Due now for `reason`, if it is not due for another one.
-    #[must_use]
-    pub fn or(self, reason: Reason) -> Self {
-        match self {
-            Self::Due(_) => self,
-            Self::At(_) => Self::Due(reason),
-        }
-    }
-}
-
-/// When a new certificate is requested in the place of `entry`, as it is at `now`. `loaded` is the bundle that etcd was seen
-/// to have loaded, where that is known.
-pub fn renewal(template: &Template, entry: Option<&Entry>, loaded: Option<&str>, now: SystemTime) -> Renewal {
-    let Some(entry) = entry else { return Renewal::Due(Reason::Missing) };
-    let chain = entry.chain();
-    let lacking = template.sans.beyond(&chain.sans);
-    if !lacking.is_empty() {
-        return Renewal::Due(Reason::Names(lacking));
-    }
-    if loaded.is_some() && loaded != entry.record().trusts.as_deref() {
-        return Renewal::Due(Reason::Trusts);
-    }
-    if now < chain.not_before {
-        return Renewal::Due(Reason::Early);
-    }
-    let renew_at = life(entry).renew_at(&template.uid, &chain.serial);
-    if renew_at <= now { Renewal::Due(Reason::Due) } else { Renewal::At(renew_at) }
-}
-
-/// The life of the certificate in `entry`.
-pub fn life(entry: &Entry) -> Life {
-    Life::of(entry.chain().not_before, entry.chain().not_after, Some(entry.record().received_at()))
-}
 
 /// Why there is no new certificate. Each is told apart: what to do differs.
 #[derive(Debug, thiserror::Error)]

@@ -6,6 +6,7 @@
 //!
 //! A change of an authority's state by a leaf or a statement is persisted before the leaf is issued.
 
+mod epoch;
 pub(in crate::sign) mod issued;
 pub(in crate::sign) mod quota;
 mod revoked;
@@ -54,21 +55,16 @@ use crate::{
     },
     revoke,
     rollover::{PodProgress, Rollover},
-    sign::cache::{objects::Facts, pods::is_host},
+    sign::{
+        cache::{objects::Facts, pods::is_host},
+        marks::{CA_LABEL, MANAGED_LABEL, SIGNER_ANNOTATION, UID_ANNOTATION},
+    },
 };
 
 /// How soon the record of what was issued is written.
 const RECORD_WITHIN: Duration = Duration::from_secs(2);
 /// How long an answer waits for the state of the cluster's other authority.
 const STATE_WITHIN: Duration = Duration::from_millis(500);
-/// The annotation of a Secret or ConfigMap with the uid of the namespace that it is for.
-pub(super) const UID_ANNOTATION: &str = "etcd-tls.dev/namespace-uid";
-/// The annotation of a Secret with the signer name of its authority.
-pub(super) const SIGNER_ANNOTATION: &str = "etcd-tls.dev/signer";
-/// The label of all that `sign` keeps.
-pub(super) const MANAGED_LABEL: (&str, &str) = ("app.kubernetes.io/managed-by", "etcd-tls");
-/// The label of an authority's Secret.
-pub(super) const CA_LABEL: (&str, &str) = ("app.kubernetes.io/component", "certificate-authority");
 
 /// Pods whose progress in a rollover is kept though they may be gone. With more, those that are gone are forgotten before the
 /// state is written: short-lived pods would fill the Secret.

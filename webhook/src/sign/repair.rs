@@ -13,7 +13,7 @@ use k8s_openapi::{ByteString, api::core::v1::ConfigMap};
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
-use super::{authorities::MANAGED_LABEL, trust::Desired};
+use super::{marks::MANAGED_LABEL, trust::Desired};
 use crate::{revoke, rollover::request_annotation};
 
 /// Bytes of others' annotations, labels and CRLs that stay; with more, a bundle might not fit beside them.

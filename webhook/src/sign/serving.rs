@@ -36,10 +36,8 @@ use kube::{
 use serde_json::{Value, json};
 
 use super::{
-    authorities::{
-        MANAGED_LABEL,
-        state::{Stored, life},
-    },
+    authorities::state::{Stored, life},
+    marks::MANAGED_LABEL,
     metrics::Metrics,
 };
 use crate::{

@@ -8,7 +8,7 @@ use std::{
 use etcd_tls_contract::{crl::Crl, role::Domain};
 use k8s_openapi::{ByteString, api::core::v1::ConfigMap, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 
-use super::authorities::{MANAGED_LABEL, UID_ANNOTATION};
+use super::marks::{MANAGED_LABEL, UID_ANNOTATION};
 use crate::{
     revoke,
     rollover::{Report, status_annotation},

@@ -6,7 +6,7 @@ use etcd_tls_contract::{
 };
 
 use super::Driver;
-use crate::{issuance::obtain::Template, kube::Api, os::clock::Clock, store::files::Files};
+use crate::{issuance::renewal::Template, kube::Api, os::clock::Clock, store::files::Files};
 
 impl<C, F, A, M, W> Driver<C, F, M, W>
 where

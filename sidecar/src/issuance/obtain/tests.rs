@@ -5,10 +5,12 @@
 
 use std::rc::Rc;
 
+use etcd_tls_contract::{key::KeyAlgorithm, role::Role, san::Sans};
 use scene::{FakeApi, HOUR, Scene, block_on, put, signer, status};
 
 use super::*;
 use crate::{
+    issuance::renewal::{Reason, Renewal, renewal},
     kube::{ApiError, Version},
     testing::Authority,
 };
@@ -384,7 +386,7 @@ fn what_is_needed() {
     let (template, clock) = (&scene.template, &scene.clock);
     let entry = scene.obtain().unwrap();
     let renewal = |loaded, now| renewal(template, Some(&entry), loaded, now);
-    assert_eq!(super::renewal(template, None, None, clock.now()), Renewal::Due(Reason::Missing));
+    assert_eq!(crate::issuance::renewal::renewal(template, None, None, clock.now()), Renewal::Due(Reason::Missing));
     let Renewal::At(renew) = renewal(None, clock.now()) else { panic!("due at once") };
     // Suspended, stepped ahead, stepped back, daylight saving (which a wall clock in UTC does not have).
     assert_eq!(renewal(None, renew), Renewal::Due(Reason::Due));
@@ -402,7 +404,7 @@ fn what_is_needed() {
     assert_eq!(renewal(Some("other"), clock.now()), Renewal::Due(Reason::Trusts));
     let moved = Template { sans: "10.0.0.1,10.0.0.9".parse().unwrap(), ..template.clone() };
     assert_eq!(
-        super::renewal(&moved, Some(&entry), None, clock.now()),
+        crate::issuance::renewal::renewal(&moved, Some(&entry), None, clock.now()),
         Renewal::Due(Reason::Names(vec!["10.0.0.9".to_owned()]))
     );
 }

@@ -10,7 +10,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::revoked::{seconds, time};
+use super::epoch::{seconds, time};
 use crate::{revoke::Selector, rollover::rfc3339};
 
 /// Certificates at most: those that end last. Each takes some 200 bytes of the Secret.

@@ -4,14 +4,17 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::SystemTime,
 };
 
 use etcd_tls_contract::crl::{Crl, Reason};
 use k8s_openapi::ByteString;
 use serde::{Deserialize, Serialize};
 
-use super::issued::Issued;
+use super::{
+    epoch::{seconds, time},
+    issued::Issued,
+};
 use crate::{
     ca::{authority::Authority, crl, issue::IssueError},
     revoke::{Action, Report, Request, Selector},
@@ -219,17 +222,11 @@ fn counted(certificates: usize) -> String {
     if certificates == 1 { "1 certificate".to_owned() } else { format!("{certificates} certificates") }
 }
 
-pub(super) fn seconds(at: SystemTime) -> u64 {
-    at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
-}
-
-pub(super) fn time(seconds: u64) -> SystemTime {
-    UNIX_EPOCH + Duration::from_secs(seconds.min(253_402_300_799))
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+
+    use std::time::{Duration, UNIX_EPOCH};
 
     use etcd_tls_contract::key::KeyAlgorithm;
 

@@ -18,7 +18,7 @@ use crate::{
         listed::{Event, Events, Listed, Metadata, Source, key},
         tasks::Tasks,
     },
-    sign::authorities::{CA_LABEL, MANAGED_LABEL, SIGNER_ANNOTATION, UID_ANNOTATION},
+    sign::marks::{CA_LABEL, MANAGED_LABEL, SIGNER_ANNOTATION, UID_ANNOTATION},
 };
 
 /// Bytes of one object's labels and annotations that are read.

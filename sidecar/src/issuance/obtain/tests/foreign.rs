@@ -1,6 +1,6 @@
 //! Answers of an issuer of another project.
 
-use etcd_tls_contract::certificate::Chain;
+use etcd_tls_contract::{certificate::Chain, role::Role};
 use rcgen::{CertificateParams, CustomExtension, DnType, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, SanType};
 
 use super::*;

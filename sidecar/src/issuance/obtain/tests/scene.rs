@@ -16,7 +16,10 @@ use etcd_tls_contract::{
 };
 
 use crate::{
-    issuance::obtain::{Answer, Bundles, Failure, Issuance, Template, obtain},
+    issuance::{
+        obtain::{Answer, Bundles, Failure, Issuance, obtain},
+        renewal::Template,
+    },
     kube::{
         Api, ApiError, Version,
         objects::{
