@@ -8,6 +8,7 @@
 
 mod epoch;
 pub(in crate::sign) mod issued;
+pub(in crate::sign) mod making;
 pub(in crate::sign) mod quota;
 mod revoked;
 pub(in crate::sign) mod state;
@@ -22,18 +23,14 @@ use etcd_tls_contract::{
     certificate::Bundle,
     crl::Crl,
     in_force::InForce,
-    key::KeyAlgorithm,
     names::{self, SignerName},
     policy::{MAX_AUTHORITIES, Policy},
     role::{Domain, Role},
 };
-use k8s_openapi::{
-    api::core::v1::{ConfigMap, Pod, Secret},
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
-};
+use k8s_openapi::api::core::v1::Secret;
 use kube::{
     Api, Client,
-    api::{DeleteParams, ListParams, PostParams, Preconditions},
+    api::{DeleteParams, PostParams, Preconditions},
 };
 use tokio::{
     sync::{MutexGuard, Notify},
@@ -43,7 +40,7 @@ use tokio::{
 use super::authorities::{
     issued::Leaf,
     quota::{Entry, Held, Quota, QuotaError, Ready, SecretMetadata},
-    state::{StateError, Stored, common_name, secret_name},
+    state::Stored,
 };
 use crate::{
     ca::authority::Authority,
@@ -55,10 +52,7 @@ use crate::{
     },
     revoke,
     rollover::{PodProgress, Rollover},
-    sign::{
-        cache::{objects::Facts, pods::is_host},
-        marks::{CA_LABEL, MANAGED_LABEL, SIGNER_ANNOTATION, UID_ANNOTATION},
-    },
+    sign::cache::{objects::Facts, pods::is_host},
 };
 
 /// How soon the record of what was issued is written.
@@ -333,78 +327,6 @@ impl Authorities {
         }
     }
 
-    async fn load_or_make(&self, name: &SignerName, now: SystemTime) -> Result<Ready, Unavailable> {
-        let policy = self.policy.borrow().clone();
-        let policy = policy.ok_or_else(|| Unavailable::NotYet("no policy could be read yet".to_owned()))?;
-        let (uid, opted_in) = self.namespace(name)?;
-        let secret = secret_name(&uid, name);
-        if let Some(found) = within(self.secrets().get_opt(&secret)).await? {
-            return read(&found, now)
-                .map_err(|e| Unavailable::Unusable(format!("Secret {secret} of authority {name} is unusable: {e}")));
-        }
-        let published = self.published(name, &uid, opted_in || policy.has_hosts_in(&name.namespace)).await?;
-        let given = self.given(&policy, name, now).await?;
-        let stored = match (given, published) {
-            (Some(given), None) => Stored::new(given),
-            // The user's own CA is still the one that is trusted, and the only one: nothing is lost but our copy of it.
-            (Some(given), Some(published)) if published == *given.bundle() => Stored::used(given),
-            (None, None) => Stored::new(generate(name, &policy, now)?),
-            (_, Some(_)) => {
-                return Err(Unavailable::Lost(format!(
-                    "the CA of {name} is lost: Secret {secret} in {} is missing, while pods trust it. Nothing is issued \
-                     for it. Restore that Secret; to begin anew with another CA, at the price of an outage, delete \
-                     ConfigMap {} in {}, then restart every pod of the cluster",
-                    self.system,
-                    names::trust_config_map(&name.cluster),
-                    name.namespace
-                )));
-            }
-        };
-        self.create(name, &uid, &secret, stored, now).await
-    }
-
-    /// Makes the Secret. Where another signer was faster, its CA is the one.
-    async fn create(
-        &self,
-        name: &SignerName,
-        uid: &str,
-        secret: &str,
-        stored: Stored,
-        now: SystemTime,
-    ) -> Result<Ready, Unavailable> {
-        let mut stored = stored;
-        stored.revoke(None, &name.namespace, now);
-        let object = Secret {
-            metadata: ObjectMeta {
-                name: Some(secret.to_owned()),
-                labels: Some(
-                    [MANAGED_LABEL, CA_LABEL].into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect(),
-                ),
-                annotations: Some(BTreeMap::from([
-                    (UID_ANNOTATION.to_owned(), uid.to_owned()),
-                    (SIGNER_ANNOTATION.to_owned(), name.to_string()),
-                ])),
-                ..ObjectMeta::default()
-            },
-            type_: Some("kubernetes.io/tls".to_owned()),
-            data: Some(stored.data().map_err(|e| Unavailable::Unusable(e.to_string()))?),
-            ..Secret::default()
-        };
-        match within(self.secrets().create(&PostParams::default(), &object)).await {
-            Ok(made) => {
-                tracing::info!(authority = %name, secret, generation = stored.active.generation(), "made a CA");
-                self.changed.notify_one();
-                let secret = SecretMetadata::of(made.metadata).map_err(|e| Unavailable::Unusable(e.to_string()))?;
-                Ok(Ready { stored, secret, type_: made.type_ })
-            }
-            Err(error) if error.code() == Some(409) => {
-                let found = within(self.secrets().get(secret)).await?;
-                read(&found, now).map_err(|e| Unavailable::Unusable(format!("Secret {secret} is unusable: {e}")))
-            }
-            Err(error) => Err(error.into()),
-        }
-    }
-
     /// Writes a new state, and holds it only when it is written. One that somebody else wrote meanwhile is read anew.
     pub(super) async fn persist(&self, name: &SignerName, held: &mut Held, stored: Stored) -> Result<(), Unavailable> {
         let Held::Ready(ready) = &*held else {
@@ -449,96 +371,9 @@ impl Authorities {
         Ok(())
     }
 
-    /// The namespace's uid, and whether it is opted in.
-    fn namespace(&self, name: &SignerName) -> Result<(String, bool), Unavailable> {
-        let namespaces = self.namespaces.borrow().clone();
-        let namespace = namespaces.as_ref().and_then(|n| n.get(&name.namespace));
-        match namespace {
-            Some(facts) if facts.deleting => {
-                Err(Unavailable::NotYet(format!("namespace {} is being deleted", name.namespace)))
-            }
-            Some(facts) => Ok((facts.uid.clone(), facts.opted_in)),
-            None => Err(Unavailable::NotYet(format!("there is no namespace {}", name.namespace))),
-        }
-    }
-
-    /// The bundle that is published of `name`, in the namespace of this uid; `may_be`: in which trust is published.
-    async fn published(&self, name: &SignerName, uid: &str, may_be: bool) -> Result<Option<Bundle>, Unavailable> {
-        let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), &name.namespace);
-        let config_map = names::trust_config_map(&name.cluster);
-        match within(api.get_opt(&config_map)).await {
-            Ok(Some(object)) => {
-                let of = object.metadata.annotations.as_ref().and_then(|a| a.get(UID_ANNOTATION));
-                if of.is_some_and(|of| of != uid) {
-                    return Ok(None);
-                }
-                let text = object.data.as_ref().and_then(|data| data.get(name.domain.trust_key()));
-                // What cannot be read was not written here.
-                Ok(text.and_then(|text| Bundle::parse(text.as_bytes()).ok()))
-            }
-            Ok(None) => Ok(None),
-            Err(error) if error.code() == Some(403) => {
-                // Where nothing may be published, nothing is. Where it may be, or will be in a moment, there may be trust
-                // that is only not to be seen just now.
-                if may_be || self.has_labelled_pods(&name.namespace).await? {
-                    return Err(Unavailable::NotYet(format!(
-                        "no right to ConfigMaps in namespace {} yet; approve gives it to opted-in namespaces and those of the policy's hosts",
-                        name.namespace
-                    )));
-                }
-                Ok(None)
-            }
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// Whether a pod of the namespace has opted in by its own label, which opens the namespace as its own label would.
-    async fn has_labelled_pods(&self, namespace: &str) -> Result<bool, RequestError> {
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
-        let one = ListParams::default().labels(&format!("{}={}", names::LABEL, names::DYNAMIC)).limit(1);
-        Ok(!within(pods.list_metadata(&one)).await?.items.is_empty())
-    }
-
-    /// The user's CA, where policy names its Secret.
-    pub(super) async fn given(
-        &self,
-        policy: &Policy,
-        name: &SignerName,
-        now: SystemTime,
-    ) -> Result<Option<Authority>, Unavailable> {
-        let Some(secret) = policy.given_secret(name) else { return Ok(None) };
-        let Some(object) = within(self.secrets().get_opt(secret)).await? else {
-            return Err(Unavailable::Unusable(format!(
-                "policy gives Secret {secret} as the CA of {name}, and there is none in {}",
-                self.system
-            )));
-        };
-        let data = object.data.unwrap_or_default();
-        let bytes = |key: &str| data.get(key).map(|b| b.0.as_slice()).unwrap_or_default();
-        // Where the root stands apart (cert-manager's way), it is the anchor.
-        let chain = [bytes("tls.crt"), b"\n", bytes("ca.crt")].concat();
-        Authority::load(&chain, bytes("tls.key"), now)
-            .map(Some)
-            .map_err(|e| Unavailable::Unusable(format!("Secret {secret}, the CA that policy gives {name}: {e}")))
-    }
-
     fn secrets(&self) -> Api<Secret> {
         Api::namespaced(self.client.clone(), &self.system)
     }
-}
-
-fn read(secret: &Secret, now: SystemTime) -> Result<Ready, StateError> {
-    let stored = Stored::read(secret.data.as_ref().unwrap_or(&BTreeMap::new()), now)?;
-    let metadata = SecretMetadata::of(secret.metadata.clone()).map_err(|e| StateError::State(e.to_string()))?;
-    Ok(Ready { stored, secret: metadata, type_: secret.type_.clone() })
-}
-
-/// A CA of our own making.
-pub(super) fn generate(name: &SignerName, policy: &Policy, now: SystemTime) -> Result<Authority, Unavailable> {
-    let mut random = [0; 6];
-    aws_lc_rs::rand::fill(&mut random).map_err(|_| Unavailable::Unusable("no random numbers".to_owned()))?;
-    Authority::generate(&common_name(name, random), KeyAlgorithm::EcdsaP256, policy.rollover.ca_lifetime, now)
-        .map_err(|e| Unavailable::Unusable(e.to_string()))
 }
 
 #[cfg(test)]

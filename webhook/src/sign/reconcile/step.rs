@@ -16,7 +16,8 @@ use crate::{
         ChangeOver, LivePod, Report, Request, Situation, Step, Waiting, decide, overdue, request_annotation, rfc3339,
     },
     sign::authorities::{
-        Unavailable, generate,
+        Unavailable,
+        making::generate,
         quota::{Entry, Held},
         state::{Stored, life},
     },
