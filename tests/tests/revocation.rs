@@ -18,6 +18,7 @@ use kube::{
     Api,
     api::{Patch, PatchParams},
 };
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair, KeyUsagePurpose};
 use serde_json::{Value, json};
 use tests::{
     etcd_client::EtcdClient,
@@ -140,6 +141,57 @@ async fn the_signer_lists_what_holders_of_the_right_revoke() {
     revoke(&anna, &["prod/etcd", "--serial", "serial=4F0A11", "--undo"]).await.expect("taken back");
     let third = published(&maps).await.expect("lists");
     assert!(third.values().all(|list| list.entries().is_empty()), "{third:?}");
+}
+
+/// A policy by which `two` has one authority, the clients of `three` are another cluster's, and the peers of `four` have a CA of
+/// the user's own, which may sign no list: each request is answered, for each kind of certificate.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_authority_of_a_cluster_answers() {
+    let Some(stack) = Stack::start(&Options::default()).await else { return };
+    let policy = "shared:\n\
+        - {authority: peer.etcd-tls.dev/two.etcd, signers: [client.etcd-tls.dev/two.etcd, client.etcd-tls.dev/three.etcd]}\n\
+        authorities: [{signer: peer.etcd-tls.dev/four.etcd, secretName: own-peer-ca}]\n";
+    let metadata = |name: &str| json!({"name": name, "namespace": names::SYSTEM_NAMESPACE});
+    let (certificate, key) = ca_without_list();
+    stack.api.apply(
+        &json!({"apiVersion": "v1", "kind": "List", "items": [
+            {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata(names::POLICY_CONFIG_MAP), "data": {names::POLICY_KEY: policy}},
+            {"apiVersion": "v1", "kind": "Secret", "metadata": metadata("own-peer-ca"), "type": "kubernetes.io/tls",
+             "stringData": {"tls.crt": certificate, "tls.key": key}},
+        ]})
+        .to_string(),
+    );
+    let admin = &stack.api.kubeconfig;
+    for namespace in ["two", "three", "four"] {
+        stack.api.namespace(namespace, &[("etcd-tls", "dynamic")]).await;
+        let pod = json!({
+            "metadata": {"name": "etcd-0"},
+            "spec": {"containers": [{"name": "etcd", "image": "etcd", "command": ["etcd"]}]},
+        });
+        stack.api.pod(namespace, pod).await.expect("a pod");
+    }
+    let said = |cluster: &'static str, expected: &'static [&'static str]| async move {
+        eventually(cluster, LIMIT, || async {
+            let arguments = [cluster, "--serial", "4f0a"];
+            let said = revoke(admin, &arguments).await.unwrap_or_else(|error| format!("exit 1: {error}"));
+            if expected.iter().all(|part| said.contains(part)) { Ok(()) } else { Err(said) }
+        })
+        .await;
+    };
+    said("two/etcd", &["peer: 4f0a is revoked until", "client: 4f0a is revoked until"]).await;
+    said("three/etcd", &["exit 1: ", "peer: 4f0a is revoked until", "client: refused: ", "revoke them at two/etcd"])
+        .await;
+    said("four/etcd", &["exit 1: ", "client: 4f0a is revoked until", "peer: refused: ", "without cRLSign"]).await;
+}
+
+/// A CA with key usages and without cRLSign, as kubeadm makes it: certificate and key.
+fn ca_without_list() -> (String, String) {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, "own");
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    let key = KeyPair::generate().expect("a key");
+    (params.self_signed(&key).expect("a certificate").pem(), key.serialize_pem())
 }
 
 /// The manifest of a one-member cluster at these URLs, which is its own client, too.

@@ -70,8 +70,10 @@ impl Args {
         let name = cluster.trust_config_map(&cluster.namespace);
         let before = look(&api, &name).await?;
         let Some(selector) = serial.or(pod).or(user) else { return say(&lists(&cluster, &before)) };
-        let domains: Vec<Domain> = published(&before).into_keys().collect();
-        if domains.is_empty() {
+        // Every authority is asked, also one without a list: it says why it has none.
+        let trusted = |domain: &Domain| before.data.as_ref().is_some_and(|data| data.contains_key(domain.trust_key()));
+        let domains: Vec<Domain> = DOMAINS.into_iter().filter(trusted).collect();
+        if domains.is_empty() || published(&before).is_empty() {
             return Err(none(&cluster).into());
         }
         let action = if undo { Action::Undo } else { Action::Add };
@@ -125,8 +127,11 @@ fn none(cluster: &ClusterName) -> String {
 }
 
 /// What the signer answered, when it has answered for all of `domains`. It writes the answer with the list.
+///
+/// # Errors
+/// A domain was refused, or nothing was found. What was done for the others is in the text.
 fn answered(object: &ConfigMap, domains: &[Domain], request: &Request) -> Result<Option<String>, Error> {
-    let (mut text, mut count) = (String::new(), 0);
+    let (mut text, mut count, mut refused) = (String::new(), 0, false);
     for domain in domains {
         let annotation = object.metadata.annotations.as_ref().and_then(|a| a.get(&status_annotation(*domain)));
         let report: Option<Report> = annotation.and_then(|text| serde_json::from_str(text).ok());
@@ -136,14 +141,13 @@ fn answered(object: &ConfigMap, domains: &[Domain], request: &Request) -> Result
         if answer.id != request.id {
             return Ok(None);
         }
-        if !answer.accepted {
-            return Err(format!("refused ({domain}): {}", answer.message).into());
-        }
         count += about;
+        refused |= !answer.accepted;
+        let verdict = if answer.accepted { "" } else { "refused: " };
         // Writing to a String cannot fail.
-        let _ = writeln!(text, "{domain}: {}", answer.message);
+        let _ = writeln!(text, "{domain}: {verdict}{}", answer.message);
     }
-    if count == 0 {
+    if count == 0 || refused {
         return Err(text.trim_end().to_owned().into());
     }
     if request.action == Action::Add {

@@ -87,7 +87,7 @@ impl Issued {
                 BTreeMap::from([(serial.clone(), end)])
             }
             Selector::Pod(pod) => {
-                let whole = if pod.contains('/') { pod.clone() } else { format!("{namespace}/{pod}") };
+                let whole = whole(pod, namespace);
                 all(&|leaf| leaf.pod == whole)
             }
             Selector::User(user) => all(&|leaf| leaf.user == *user),
@@ -103,6 +103,11 @@ impl Issued {
     pub(super) fn since(&self) -> String {
         if self.since == 0 { "nothing was issued".to_owned() } else { rfc3339::text(time(self.since)) }
     }
+}
+
+/// A pod's namespace and name; one without a namespace is in `namespace`.
+pub(super) fn whole(pod: &str, namespace: &str) -> String {
+    if pod.contains('/') { pod.to_owned() } else { format!("{namespace}/{pod}") }
 }
 
 #[cfg(test)]

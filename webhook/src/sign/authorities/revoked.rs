@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     epoch::{seconds, time},
-    issued::Issued,
+    issued::{Issued, whole},
 };
 use crate::{
     ca::{authority::Authority, crl, issue::IssueError},
@@ -47,9 +47,9 @@ struct Record {
     signed_by: String,
     /// By serial number.
     entries: BTreeMap<String, Entry>,
-    /// Pods that get no certificate any more, by uid, until when that is remembered.
+    /// Pods that get no certificate any more, by uid.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    barred: BTreeMap<String, u64>,
+    barred: BTreeMap<String, Bar>,
     /// The answer to the last request.
     #[serde(skip_serializing_if = "Option::is_none")]
     answer: Option<Answer>,
@@ -61,6 +61,10 @@ struct Record {
 /// why ([`Reason::code`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Entry(u64, u64, u8);
+
+/// Until when a pod gets no certificate (seconds of the Unix epoch), and which pod it is, as `<namespace>/<name>`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Bar(u64, String);
 
 /// What a request is judged by.
 pub(in crate::sign) struct Known<'a> {
@@ -122,9 +126,19 @@ impl Revoked {
         self.record.barred.contains_key(holder)
     }
 
+    /// The barred pods that `selector` names, by uid.
+    fn bars_of(&self, selector: &Selector, namespace: &str) -> BTreeSet<String> {
+        let Selector::Pod(pod) = selector else { return BTreeSet::new() };
+        let whole = whole(pod, namespace);
+        self.record.barred.iter().filter(|(_, bar)| bar.1 == whole).map(|(uid, _)| uid.clone()).collect()
+    }
+
     /// Does what an operator asks, and answers.
     pub(in crate::sign) fn take(&mut self, request: &Request, known: &Known<'_>, now: SystemTime) {
         let named = known.issued.named(&request.selector, known.namespace);
+        // A bar outlives the certificates for which it was made.
+        let bars = self.bars_of(&request.selector, known.namespace);
+        let takes_bars_back = request.action == Action::Undo && !bars.is_empty();
         let revoked = |serial: &&String| self.record.entries.contains_key(*serial);
         let what = &request.selector;
         let by_record = !matches!(what, Selector::Serial(_));
@@ -138,11 +152,18 @@ impl Revoked {
                 "the CA may not sign revocation lists: its certificate has key usages without cRLSign. Give the signer a CA \
                  that has it, or one without key usages",
             ), 0),
-            _ if named.is_empty() => (request.accepted(&format!("there is no certificate of {what}{since}")), 0),
+            _ if named.is_empty() && !takes_bars_back => (request.accepted(&format!("there is no certificate of {what}{since}")), 0),
             Action::Add => {
                 let new = named.keys().filter(|serial| !revoked(serial)).count();
-                if self.record.entries.len() + new > MOST || self.record.barred.len() >= MOST_BARRED {
-                    let free = self.record.entries.values().map(|entry| entry.1).min();
+                let bars = matches!(what, Selector::Pod(_)).then(|| known.issued.holders(named.keys())).unwrap_or_default();
+                let new_bars = bars.iter().filter(|uid| !self.bars(uid)).count();
+                let (full, barred_full) = (
+                    self.record.entries.len() + new > MOST,
+                    new_bars > 0 && self.record.barred.len() + new_bars > MOST_BARRED,
+                );
+                if full || barred_full {
+                    let entries = self.record.entries.values().map(|entry| entry.1).filter(|_| full);
+                    let free = entries.chain(self.record.barred.values().map(|bar| bar.0).filter(|_| barred_full)).min();
                     (request.refused(&format!(
                         "a list holds {MOST} certificates and bars {MOST_BARRED} pods at most; the next place is free at {}. To \
                          refuse all certificates of this CA, roll it over with --force",
@@ -156,9 +177,9 @@ impl Revoked {
                     }
                     let end = named.values().map(|end| end.unwrap_or(known.leaves_end)).max().unwrap_or(now);
                     let mut text = format!("{what} is revoked until {}: {}", rfc3339::text(end), counted(named.len()));
-                    if matches!(what, Selector::Pod(_)) {
-                        let until = seconds(known.authority_end);
-                        self.record.barred.extend(known.issued.holders(named.keys()).into_iter().map(|uid| (uid, until)));
+                    if let Selector::Pod(pod) = what {
+                        let bar = Bar(seconds(known.authority_end), whole(pod, known.namespace));
+                        self.record.barred.extend(bars.into_iter().map(|uid| (uid, bar.clone())));
                         text += "; it gets no other until it is made again";
                     }
                     (request.accepted(&(text + &since)), named.len())
@@ -166,16 +187,12 @@ impl Revoked {
             }
             Action::Undo => {
                 let taken: Vec<&String> = named.keys().filter(revoked).collect();
-                let holders = known.issued.holders(named.keys());
-                let barred = matches!(what, Selector::Pod(_)) && holders.iter().any(|uid| self.bars(uid));
                 let count = taken.len();
                 for serial in taken.into_iter().cloned().collect::<Vec<_>>() {
                     self.record.entries.remove(&serial);
                 }
-                if barred {
-                    self.record.barred.retain(|uid, _| !holders.contains(uid));
-                }
-                if count > 0 || barred {
+                self.record.barred.retain(|uid, _| !bars.contains(uid));
+                if count > 0 || takes_bars_back {
                     (request.accepted(&format!("{what} is not revoked any more: {}", counted(count))), count.max(1))
                 } else {
                     (request.accepted(&format!("{what} is not revoked")), 0)
@@ -195,7 +212,7 @@ impl Revoked {
         self.record.entries.retain(|_, entry| now < time(entry.1));
         let mut changed = self.record.entries.len() != before;
         let before = self.record.barred.len();
-        self.record.barred.retain(|_, until| now < time(*until));
+        self.record.barred.retain(|_, bar| now < time(bar.0));
         changed |= self.record.barred.len() != before;
         if !authority.signs_lists() {
             return Ok(self.list.take().is_some() || changed);
@@ -354,9 +371,19 @@ mod tests {
         revoked.refresh(&ca("one"), now() + DAY).unwrap();
         assert_eq!(listed(&revoked), ["4f0b"], "each entry leaves with its certificate");
         assert!(revoked.bars("uid-0"));
+        let before = revoked.clone();
         revoked.take(&pod(Action::Undo), &known, now());
         revoked.refresh(&ca("one"), now()).unwrap();
         assert!(listed(&revoked).is_empty() && !revoked.bars("uid-0"));
+        // Its certificates have ended, and the record does not know them any more.
+        let forgotten = Known { issued: &Issued::default(), ..known };
+        let mut late = before;
+        late.refresh(&ca("one"), now() + DAY * 3).unwrap();
+        assert!(listed(&late).is_empty() && late.bars("uid-0"));
+        late.take(&pod(Action::Undo), &forgotten, now() + DAY * 3);
+        assert!(!late.bars("uid-0") && late.report().unwrap().count > 0, "{:?}", late.report());
+        late.take(&pod(Action::Undo), &forgotten, now() + DAY * 3);
+        assert_eq!(late.report().unwrap().count, 0, "there is nothing left to take back");
         let other = Request { selector: Selector::User("nobody".to_owned()), ..ask(Action::Add, "x") };
         revoked.take(&other, &known, now());
         let report = revoked.report().unwrap();

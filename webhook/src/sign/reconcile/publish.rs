@@ -7,7 +7,7 @@ use std::{
 };
 
 use etcd_tls_contract::{
-    names::{ClusterName, SignerName},
+    names::{self, ClusterName, SignerName},
     policy::Policy,
     role::Domain,
 };
@@ -22,6 +22,7 @@ use tokio::time::{Instant, sleep};
 use super::{AT_ONCE, Namespaces, Reconciler, config_map, pace::Pending};
 use crate::{
     controller::client::{RequestError, within},
+    revoke::{self, DOMAINS},
     rollover::Report,
     sign::{
         repair::{Form, Remedy, Settled, remedy},
@@ -144,8 +145,13 @@ impl Reconciler {
                 if let Some(list) = &published.list {
                     desired.publish_list(domain, list);
                 }
-                if let Some(answer) = published.answer.filter(|_| own) {
-                    desired.answer(domain, &answer);
+                if DOMAINS.contains(&domain) && namespace == cluster.namespace {
+                    if authority.cluster == signer.cluster && authority.namespace == signer.namespace {
+                        // Also where policy has the cluster's other authority sign: it takes the request, which has the same id.
+                        published.answer.iter().for_each(|answer| desired.answer(domain, answer));
+                    } else if let Some(report) = self.elsewhere(&signer, &authority) {
+                        desired.answer(domain, &report);
+                    }
                 }
             }
             if own && let Some(report) = reports.get(&signer) {
@@ -153,6 +159,18 @@ impl Reconciler {
             }
         }
         desired
+    }
+
+    /// The answer to a request about certificates that the authority of another cluster signs.
+    fn elsewhere(&self, signer: &SignerName, authority: &SignerName) -> Option<revoke::Report> {
+        let config_map = self.config_maps.get(&signer.namespace, &names::trust_config_map(&signer.cluster))?;
+        let text = config_map.requests.get(&revoke::request_annotation(signer.domain))?;
+        let request: revoke::Request = text.parse().ok()?;
+        let answer = request.refused(&format!(
+            "the policy has {authority} sign these certificates; revoke them at {}/{}",
+            authority.namespace, authority.cluster
+        ));
+        Some(revoke::Report { answer: Some(answer), count: 0 })
     }
 
     /// Makes a ConfigMap what it shall be. `before`: what it was when it was looked at last.
