@@ -13,7 +13,9 @@ use std::{
 };
 
 use etcd_tls_contract::{
+    crl,
     identity::{self, PodFacts, ServiceFacts},
+    names,
     policy::Policy,
     role::Role,
     settings::Settings,
@@ -159,6 +161,8 @@ impl Running {
         for role in [Role::Peer, Role::Server, Role::Client] {
             let mut settings = self.settings.clone();
             settings.roles.insert(role);
+            // Another project's issuer is asked for the same.
+            settings.issuer = Settings::default().issuer;
             let entitled = identity::entitlement(role, &self.facts, &self.services, &settings, &Policy::default())
                 .unwrap_or_else(|verdict| panic!("{role}: {verdict:?}"));
             names.extend(entitled.sans.dns.iter().filter(|n| *n != "localhost").cloned());
@@ -172,6 +176,8 @@ impl Running {
             let ca = if role == Role::Peer { &peers } else { &clients };
             let mount = files.join(self.settings.mount_path.trim_start_matches('/'));
             ca.write_role(&mount.join(role.as_str()), &options);
+            // As init leaves them: etcd refuses everybody while the list that it is told of is missing.
+            fs::write(mount.join(role.as_str()).join(names::CRL_FILE), crl::stand_in()).expect("write a list");
             if role != Role::Server {
                 ca.write_role(&files.join(role.as_str()), &options);
             }

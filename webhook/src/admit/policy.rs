@@ -17,7 +17,7 @@ pub(super) fn watched(file: Option<PathBuf>, mut admission: Admission) -> watch:
     admission.injection.issuers = match read(&file) {
         Ok(policy) => Issuers::Rules(policy.issuers),
         Err(error) => {
-            tracing::error!(%error, file = %file.display(), "the policy cannot be read; pods are refused until it can");
+            tracing::error!(%error, file = %file.display(), "the policy cannot be read; pods with issuers of other projects are refused until it can");
             said = Some(error.clone());
             Issuers::Unreadable(error.to_string())
         }

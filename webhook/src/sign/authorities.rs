@@ -205,13 +205,9 @@ impl Authorities {
         now: SystemTime,
     ) -> Result<Arc<Authority>, Unavailable> {
         let mut held = entry.held.lock().await;
-        let ready = self.ready(&entry.name, &mut held, now).await?;
+        let ready = self.ready(entry, &mut held, now).await?;
         if ready.stored.revoked.bars(grant.holder) {
-            return Err(Unavailable::Barred(format!(
-                "an operator has revoked the certificates of this pod; it gets no other from {} until it is made again, or \
-                 etcd-tls-webhook revoke --undo --pod takes that back",
-                entry.name
-            )));
+            return Err(barred(&entry.name));
         }
         let mut after = ready.stored.clone();
         let end = after.active.not_after();
@@ -222,15 +218,26 @@ impl Authorities {
         }
         let authority = Arc::clone(&after.active);
         if changed {
-            self.persist(&entry.name, &mut held, after).await?;
+            self.persist(entry, &mut held, after).await?;
             self.changed.notify_one();
         }
         Ok(authority)
     }
 
-    /// Takes note of a certificate that was issued. It is written with a round soon, and others with it.
-    pub(super) async fn note_issued(&self, entry: &Entry, serial: &str, leaf: Leaf) {
-        match &mut *entry.held.lock().await {
+    /// Takes note of a certificate that is about to be issued: what is revoked by now covers it, or it is not issued. It is
+    /// written with a round soon, and others with it.
+    ///
+    /// # Errors
+    /// An operator has revoked the certificates of its holder meanwhile.
+    pub(super) async fn note_issued(&self, entry: &Entry, serial: &str, leaf: Leaf) -> Result<(), Unavailable> {
+        let mut held = entry.held.lock().await;
+        if let Held::Ready(ready) = &*held
+            && ready.stored.revoked.bars(&leaf.holder)
+        {
+            return Err(barred(&entry.name));
+        }
+        entry.unwritten.lock().unwrap_or_else(PoisonError::into_inner).insert(serial.to_owned(), leaf.clone());
+        match &mut *held {
             Held::Ready(ready) => {
                 if !ready.stored.issued.is_unsaved() {
                     let changed = Arc::clone(&self.changed);
@@ -241,10 +248,10 @@ impl Authorities {
                 }
                 Arc::make_mut(&mut ready.stored.issued).note(serial, leaf);
             }
-            Held::Unknown | Held::Lost | Held::Unusable => {
-                tracing::warn!(authority = %entry.name, serial, "not recorded: revoke it by its serial number");
-            }
+            // Recorded when it is read again.
+            Held::Unknown | Held::Lost | Held::Unusable => self.changed.notify_one(),
         }
+        Ok(())
     }
 
     /// Locks a place with what is known of it, looked up or made where nothing is.
@@ -254,7 +261,7 @@ impl Authorities {
         now: SystemTime,
     ) -> (MutexGuard<'a, Held>, Option<Unavailable>) {
         let mut held = entry.held.lock().await;
-        let error = self.ready(&entry.name, &mut held, now).await.err();
+        let error = self.ready(entry, &mut held, now).await.err();
         (held, error)
     }
 
@@ -297,15 +304,18 @@ impl Authorities {
         InForce::new(digests)
     }
 
-    async fn ready<'h>(
-        &self,
-        name: &SignerName,
-        held: &'h mut Held,
-        now: SystemTime,
-    ) -> Result<&'h Ready, Unavailable> {
+    async fn ready<'h>(&self, entry: &Entry, held: &'h mut Held, now: SystemTime) -> Result<&'h Ready, Unavailable> {
+        let name = &entry.name;
         if !matches!(held, Held::Ready(_)) {
             match self.load_or_make(name, now).await {
-                Ok(ready) => *held = Held::Ready(Box::new(ready)),
+                Ok(mut ready) => {
+                    let unwritten = entry.unwritten.lock().unwrap_or_else(PoisonError::into_inner);
+                    for (serial, leaf) in &*unwritten {
+                        Arc::make_mut(&mut ready.stored.issued).note(serial, leaf.clone());
+                    }
+                    drop(unwritten);
+                    *held = Held::Ready(Box::new(ready));
+                }
                 Err(error) => {
                     match &error {
                         Unavailable::Lost(_) => *held = Held::Lost,
@@ -328,7 +338,8 @@ impl Authorities {
     }
 
     /// Writes a new state, and holds it only when it is written. One that somebody else wrote meanwhile is read anew.
-    pub(super) async fn persist(&self, name: &SignerName, held: &mut Held, stored: Stored) -> Result<(), Unavailable> {
+    pub(super) async fn persist(&self, entry: &Entry, held: &mut Held, stored: Stored) -> Result<(), Unavailable> {
+        let name = &entry.name;
         let Held::Ready(ready) = &*held else {
             return Err(Unavailable::NotYet(format!("authority {name} is not loaded yet")));
         };
@@ -349,6 +360,8 @@ impl Authorities {
                 *held = Held::Unknown;
                 let secret = SecretMetadata::of(written.metadata).map_err(|e| Unavailable::Unusable(e.to_string()))?;
                 *held = Held::Ready(Box::new(Ready { stored, secret, type_: written.type_ }));
+                // What was recorded was so under the lock that is held here: it is in what was written.
+                entry.unwritten.lock().unwrap_or_else(PoisonError::into_inner).clear();
                 Ok(())
             }
             Err(error) => {
@@ -374,6 +387,13 @@ impl Authorities {
     fn secrets(&self) -> Api<Secret> {
         Api::namespaced(self.client.clone(), &self.system)
     }
+}
+
+fn barred(authority: &SignerName) -> Unavailable {
+    Unavailable::Barred(format!(
+        "an operator has revoked the certificates of this pod; it gets no other from {authority} until it is made again, or \
+         etcd-tls-webhook revoke --undo --pod takes that back"
+    ))
 }
 
 #[cfg(test)]

@@ -93,7 +93,15 @@ impl CertificateRequests {
             let superseded = newest.get(&request.owner).is_some_and(|newest| request.created < *newest);
             let age = SystemTime::now().duration_since(request.created).unwrap_or_default();
             if superseded || age >= self.times.issued.min(self.times.refused) {
-                self.look(request, superseded).await?;
+                // One that cannot be deleted, whatever refuses it, keeps no other.
+                if let Err(error) = self.look(request, superseded).await {
+                    tracing::warn!(
+                        %error,
+                        namespace = request.namespace,
+                        request = request.name,
+                        "a CertificateRequest cannot be deleted; it is tried again"
+                    );
+                }
             }
         }
         Ok(())

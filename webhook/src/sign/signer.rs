@@ -119,11 +119,14 @@ impl Signer {
             "metadata": {"uid": csr.uid(), "resourceVersion": csr.resource_version()},
             "status": {"certificate": certificate},
         });
-        self.controller.write(csr, "status", patch).await?;
-        self.controller.note_certificate(case, &entitlement.sans, chain.not_after);
         let pod = case.bound.as_ref().map(|b| format!("{}/{}", b.namespace, b.pod)).unwrap_or_default();
         let issued = Recorded::new(&holder, pod, &chain.common_name, chain.not_after, now);
-        self.authorities.note_issued(&entry, &chain.serial, issued).await;
+        // Before it is issued: one that then is not does no harm there.
+        if let Err(error) = self.authorities.note_issued(&entry, &chain.serial, issued).await {
+            return Err(self.unavailable(case, error).await);
+        }
+        self.controller.write(csr, "status", patch).await?;
+        self.controller.note_certificate(case, &entitlement.sans, chain.not_after);
         self.metrics.issued(entitlement.role);
         tracing::info!(
             authority = %entry.name,

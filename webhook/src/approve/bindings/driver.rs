@@ -271,7 +271,7 @@ impl Keeper {
         let (requesters, others): (Vec<_>, Vec<_>) =
             due.into_iter().partition(|change| matches!(change, Change::Requesters(..)));
         // Those who may request one after the other, as they are ordered; the namespaces' own beside each other.
-        for (changes, at_once) in [(requesters, 1), (others, AT_ONCE)] {
+        for (changes, at_once, in_order) in [(requesters, 1, true), (others, AT_ONCE, false)] {
             let uid_of = |change: &Change| match change {
                 Change::Unbind(namespace) => observed.sign.get(namespace).and_then(|binding| binding.uid.clone()),
                 Change::Bind(_) | Change::Requesters(..) => None,
@@ -292,6 +292,11 @@ impl Keeper {
                     Err(error) => {
                         term.paces.failed(&binding, Instant::now());
                         tracing::warn!(%change, %error, "cannot keep a binding; trying again");
+                        if in_order {
+                            // Who moves is taken out of one binding only after it is in another.
+                            later(term.paces.not_before(&binding, now).unwrap_or(now));
+                            break;
+                        }
                     }
                 }
                 if let Some(at) = term.paces.not_before(&binding, now) {

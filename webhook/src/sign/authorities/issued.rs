@@ -4,7 +4,8 @@
 //! killed loses what it issued since, which can still be named by its serial number.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet, HashMap},
     time::SystemTime,
 };
 
@@ -67,7 +68,12 @@ impl Issued {
         }
         self.leaves.retain(|_, other| leaf.at < other.until);
         while self.leaves.len() >= MOST {
-            let first = self.leaves.iter().min_by_key(|(_, leaf)| leaf.until).map(|(serial, _)| serial.clone());
+            // Of whoever has the most: nobody's requests push out the certificates of others.
+            let mut counts: HashMap<&str, usize> = HashMap::new();
+            self.leaves.values().for_each(|leaf| *counts.entry(&leaf.holder).or_default() += 1);
+            let rank =
+                |leaf: &Leaf| (Reverse(counts.get(leaf.holder.as_str()).copied().unwrap_or_default()), leaf.until);
+            let first = self.leaves.iter().min_by_key(|(_, leaf)| rank(leaf)).map(|(serial, _)| serial.clone());
             let Some(gone) = first.and_then(|serial| self.leaves.remove(&serial)) else { break };
             self.since = self.since.max(gone.at + 1);
         }
@@ -133,6 +139,11 @@ mod tests {
         assert!(serials(&issued, &Selector::Pod("app".to_owned())).is_empty(), "of another namespace");
         assert_eq!(serials(&issued, &Selector::Pod("web/app".to_owned())), ["3"]);
         assert_eq!(serials(&issued, &Selector::User("app".to_owned())), ["3"]);
+        let mut crowded = issued.clone();
+        for n in 0..2 * MOST as u64 {
+            crowded.note(&format!("f{n:x}"), leaf(60, 100_000 + n, "prod/loud", "loud"));
+        }
+        assert_eq!(serials(&crowded, &Selector::Pod("etcd-0".to_owned())).len(), 2, "nobody pushes others out");
         let by_serial = issued.named(&Selector::Serial("2".to_owned()), "prod");
         assert_eq!(by_serial["2"], Some(time(150)));
         assert_eq!(

@@ -5,14 +5,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::Arc,
+    sync::{Arc, Mutex as StdMutex},
 };
 
 use etcd_tls_contract::names::SignerName;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use tokio::sync::Mutex;
 
-use super::state::Stored;
+use super::{issued::Leaf, state::Stored};
 
 /// What is known of an authority.
 #[derive(Debug, Default)]
@@ -65,6 +65,8 @@ impl SecretMetadata {
 pub(in crate::sign) struct Entry {
     pub(in crate::sign) name: SignerName,
     pub(in crate::sign) held: Mutex<Held>,
+    /// Certificates that were recorded, but not written into the Secret: the state may be dropped and read anew meanwhile.
+    pub(in crate::sign) unwritten: StdMutex<BTreeMap<String, Leaf>>,
 }
 
 /// Why an authority gets no entry.
@@ -108,7 +110,7 @@ impl Quota {
                 return Err(QuotaError::Full);
             }
         }
-        let entry = Arc::new(Entry { name: name.clone(), held: Mutex::default() });
+        let entry = Arc::new(Entry { name: name.clone(), held: Mutex::default(), unwritten: StdMutex::default() });
         here.insert(name.clone(), Arc::clone(&entry));
         Ok(entry)
     }

@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use etcd_tls_contract::names::SignerName;
+use etcd_tls_contract::names::{self, SignerName};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Client;
 use tokio::sync::Notify;
@@ -21,6 +21,7 @@ use crate::{
     sign::marks::{CA_LABEL, MANAGED_LABEL, SIGNER_ANNOTATION, UID_ANNOTATION},
 };
 
+const CONFIG_MAPS: &str = "configmaps";
 /// Bytes of one object's labels and annotations that are read.
 const READ: usize = 16 * 1024;
 /// Bytes of one object's requests that are kept.
@@ -102,7 +103,7 @@ impl Objects {
     pub(in crate::sign) fn watch_config_maps(&self, client: &Client, tasks: &Tasks, changed: &Arc<Notify>) -> Watch {
         let labels = Some(format!("{}={}", MANAGED_LABEL.0, MANAGED_LABEL.1));
         let source = Source { path: "/api/v1/configmaps".to_owned(), labels, ..source() };
-        self.watch(client, tasks, "configmaps", source, changed)
+        self.watch(client, tasks, CONFIG_MAPS, source, changed)
     }
 
     fn watch(
@@ -125,7 +126,7 @@ impl Objects {
             match events.next().await {
                 Ok(Event::Progress) => {}
                 Ok(event) => {
-                    self.lock().take(event);
+                    self.lock().take(event, kind);
                     changed.notify_one();
                 }
                 Err(error) => tracing::warn!(%error, kind, "cannot watch; trying again"),
@@ -150,12 +151,15 @@ fn source() -> Source {
 }
 
 impl Seen {
-    fn take(&mut self, event: Event<Metadata>) {
+    fn take(&mut self, event: Event<Metadata>, kind: &str) {
         let Self { objects, bytes } = self;
         let room = BUDGET.saturating_sub(*bytes).min(KEPT);
         let keep = |Metadata { metadata }: Metadata| {
             let key = key(metadata.namespace.as_deref(), metadata.name.as_deref());
-            (key, Some(Arc::new(facts(metadata, room))))
+            // Anybody can label a ConfigMap. Names of this form are guarded by an admission policy.
+            let trust = names::trust_config_map("");
+            let ours = kind != CONFIG_MAPS || metadata.name.as_ref().is_some_and(|name| name.starts_with(&trust));
+            (key, ours.then(|| Arc::new(facts(metadata, room))))
         };
         objects.take(event, keep, |_, before, after| {
             let size = |facts: Option<&Arc<Facts>>| facts.map_or(0, |facts| size(&facts.requests));
@@ -171,6 +175,11 @@ fn facts(metadata: ObjectMeta, room: usize) -> Facts {
     let mut requests = metadata.annotations.unwrap_or_default();
     requests.retain(|key, _| key.ends_with("-request"));
     if size(&requests) > room {
+        tracing::warn!(
+            config_map = metadata.name,
+            namespace = metadata.namespace,
+            "its requests to the signer are too long, or too many wait; they are not read"
+        );
         requests.clear();
     }
     Facts {
@@ -206,6 +215,8 @@ mod tests {
 
     use super::*;
 
+    const KIND: &str = CONFIG_MAPS;
+
     fn object(metadata: Value) -> Metadata {
         serde_json::from_value(json!({"metadata": metadata})).unwrap()
     }
@@ -213,18 +224,26 @@ mod tests {
     #[test]
     fn of_an_object_a_few_words_are_kept() {
         let mut seen = Seen::default();
-        seen.take(Event::Begins);
+        seen.take(Event::Begins, KIND);
         seen.take(Event::Listed(object(json!({
             "namespace": "prod", "name": "etcd-tls-trust-etcd", "uid": "u", "resourceVersion": "7",
             "labels": {"app.kubernetes.io/managed-by": "etcd-tls"},
             "annotations": {"etcd-tls.dev/rollover-peer-request": "start 1", "etcd-tls.dev/rollover-peer": "x".repeat(900)},
-        }))));
+        }))), KIND);
+        seen.take(
+            Event::Listed(object(json!({
+                "namespace": "prod", "name": "anybodys", "labels": {"app.kubernetes.io/managed-by": "etcd-tls"},
+                "annotations": {"etcd-tls.dev/rollover-peer-request": "start 1"},
+            }))),
+            KIND,
+        );
         seen.take(Event::Listed(object(json!({
             "namespace": "system", "name": "etcd-tls-ca-1", "uid": "v", "resourceVersion": "8",
             "labels": {"app.kubernetes.io/managed-by": "etcd-tls", "app.kubernetes.io/component": "certificate-authority"},
             "annotations": {"etcd-tls.dev/signer": "peer.etcd-tls.dev/prod.etcd", "etcd-tls.dev/namespace-uid": "n"},
-        }))));
-        seen.take(Event::Complete);
+        }))), "secrets");
+        seen.take(Event::Complete, KIND);
+        assert!(seen.objects.get("prod", "anybodys").is_none(), "a label makes no trust ConfigMap");
         let trust = seen.objects.get("prod", "etcd-tls-trust-etcd").unwrap();
         assert_eq!((&*trust.uid, &*trust.resource_version, &trust.authority), ("u", "7", &None));
         assert_eq!(trust.requests.values().collect::<Vec<_>>(), ["start 1"]);
@@ -239,17 +258,19 @@ mod tests {
         let mut seen = Seen::default();
         let request = |n: usize, bytes: usize| {
             let key = "etcd-tls.dev/rollover-peer-request";
-            object(json!({"namespace": "a", "name": n.to_string(), "annotations": {key: "x".repeat(bytes)}}))
+            object(
+                json!({"namespace": "a", "name": format!("etcd-tls-trust-{n}"), "annotations": {key: "x".repeat(bytes)}}),
+            )
         };
-        seen.take(Event::Applied(request(0, 2 * KEPT)));
+        seen.take(Event::Applied(request(0, 2 * KEPT)), KIND);
         assert_eq!(seen.bytes, 0);
         for n in 0..10_000 {
-            seen.take(Event::Applied(request(n, KEPT - 500)));
+            seen.take(Event::Applied(request(n, KEPT - 500)), KIND);
         }
         assert!((BUDGET - 2 * KEPT..=BUDGET).contains(&seen.bytes), "{}", seen.bytes);
         assert_eq!(seen.objects.iter().count(), 10_000, "that each is there is known");
-        seen.take(Event::Begins);
-        seen.take(Event::Complete);
+        seen.take(Event::Begins, KIND);
+        seen.take(Event::Complete, KIND);
         assert_eq!(seen.bytes, 0);
     }
 }

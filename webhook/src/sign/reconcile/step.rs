@@ -116,7 +116,7 @@ impl Reconciler {
             if let Some(rollover) = &mut after.state.rollover {
                 rollover.forget_all_but(live);
             }
-            if let Err(error) = self.authorities.persist(name, &mut held, after.clone()).await {
+            if let Err(error) = self.authorities.persist(entry, &mut held, after.clone()).await {
                 // Another round reads what is there and decides again.
                 return standing(report_of(&stored, &[]), 0, None, Some(error.to_string()), None);
             }

@@ -271,6 +271,8 @@ impl Shell<'_> {
         }
         let kind = |item: &Text| if item.loose().is_some() { Kind::Any } else { item.kind() };
         let kinds = items.iter().map(kind).max().unwrap_or(Kind::Word);
+        // Over nothing, the variable stays as it was.
+        let kinds = if items.is_empty() { Kind::Any } else { kinds };
         let items = if items.len() < MAX_TEXTS && kinds < Kind::Any {
             items
         } else {
