@@ -105,6 +105,15 @@ fn functions_arrays_loops_and_eval_are_followed() {
         let untold = command(&["bash", "-c", script]).untold;
         assert!(untold.as_ref().is_some_and(|doubt| doubt.why.contains(why)), "{script}: {untold:?}");
     }
+    // A loop over nothing loses no etcd: whether a flag is in $x is not known, and the one that is written is seen.
+    for script in [
+        "for x in \"$@\"; do echo $x; done; exec etcd --cert-file=/a $x",
+        "for x in; do echo $x; done; exec etcd --cert-file=/a $x",
+    ] {
+        let options = command(&["bash", "-c", script]);
+        assert!(options.runs_etcd() && options.idle.is_none(), "{script}");
+        assert!(options.untold.is_some() || options.flag(Tool::Etcd, "cert-file") == text("/a"), "{script}");
+    }
     let idle = command(&["sleep", "infinity"]);
     assert!(idle.idle.is_some() && idle.untold.is_none() && !idle.runs_etcd());
 }
