@@ -68,12 +68,20 @@ impl Cluster {
 
     fn state(&self, namespace: &str) -> String {
         let ask = |arguments: &[&str]| self.try_run(arguments).unwrap_or_else(|e| e);
+        let pods = ask(&["-n", namespace, "get", "pods", "-o", "name"]);
+        // Of each pod, as any may be the one that does not come up; of containers that have not started, there is no log.
+        let logs = pods.lines().map(|pod| {
+            let log =
+                ask(&["-n", namespace, "logs", pod, "--all-containers", "--ignore-errors", "--prefix", "--tail=20"]);
+            format!("{pod}\n{log}")
+        });
+        let logs: Vec<String> = logs.collect();
         [
             ask(&["get", "pods", "-A", "-o", "wide"]),
             ask(&["get", "csr"]),
             ask(&["-n", namespace, "get", "events", "--sort-by=.lastTimestamp"]),
             ask(&["-n", "etcd-tls-system", "get", "events", "--sort-by=.lastTimestamp"]),
-            ask(&["-n", namespace, "logs", "etcd-0", "--all-containers", "--tail=20"]),
+            logs.join("\n"),
             ask(&["-n", "etcd-tls-system", "logs", "deploy/etcd-tls-approve", "--tail=20"]),
             ask(&["-n", "etcd-tls-system", "logs", "deploy/etcd-tls-sign", "--tail=20"]),
         ]
