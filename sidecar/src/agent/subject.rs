@@ -336,6 +336,7 @@ impl<C: Clock, F: Files> Agent<C, F> {
                              the one in force"
                         ),
                     });
+                    found.unconfirmed = Some(bundle);
                     None
                 }
             },

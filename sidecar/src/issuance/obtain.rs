@@ -41,6 +41,11 @@ const LEAST_EXPIRATION: Duration = Duration::from_secs(600);
 /// How long a certificate may be ahead of us: of our clock, or of the trust bundle that kubelet brings us.
 const AHEAD: Duration = Duration::from_secs(10 * 60);
 const AHEAD_POLL: Duration = Duration::from_secs(2);
+/// How long a certificate waits for the bundle on offer to be believed before another is requested: first, where its answer
+/// leaves the bundle out; first, where its answer states another bundle, which kubelet may bring yet; and at most.
+const UNSTATED_WAIT: Duration = Duration::from_secs(2);
+const OTHER_STATED_WAIT: Duration = Duration::from_secs(30);
+const LONGEST_WAIT: Duration = Duration::from_secs(5 * 60);
 /// How often a request is looked at again that has ended with the certificate already in use.
 const STALE_POLL: Duration = Duration::from_secs(20);
 
@@ -153,6 +158,8 @@ pub struct Bundles {
     pub bundles: Vec<Bundle>,
     /// Why the one on offer is not among them.
     pub doubt: Option<String>,
+    /// The one on offer, where it is not among them because the signer has not stated that it is in force.
+    pub unconfirmed: Option<Bundle>,
     /// The digest of the bundle in force, as the signer last stated it.
     pub in_force: Option<String>,
 }
@@ -192,6 +199,7 @@ pub async fn obtain<A: Api, C: Clock, F: Files>(issuance: Issuance<'_, A, C, F>)
 
 async fn request<A: Api, C: Clock, F: Files>(mut issuance: Issuance<'_, A, C, F>) -> Result<Entry, Failure> {
     let (mut key, mut resumed) = issuance.key(true)?;
+    let mut patience = Patience::default();
     loop {
         let (request, expected) = issuance.request(&key)?;
         let name = request.metadata.name.clone().unwrap_or_default();
@@ -212,12 +220,17 @@ async fn request<A: Api, C: Clock, F: Files>(mut issuance: Issuance<'_, A, C, F>
                     }
                     continue;
                 }
-                return match issuance.prove(&text, &key, &name).await {
+                return match issuance.prove(&text, &key, &name, &mut patience).await {
                     Err(failure @ Failure::Rejected { .. }) => Err(issuance.forget(failure)),
                     Err(failure) => Err(failure),
-                    Ok(entry) => {
+                    Ok(Proof::Again(reason)) => {
+                        tracing::warn!(%reason, "the certificate cannot be verified; another is requested");
+                        (key, resumed) = issuance.key(false)?;
+                        continue;
+                    }
+                    Ok(Proof::Good(entry)) => {
                         tracing::info!(serial = entry.chain().serial, "certificate received and verified");
-                        Ok(entry)
+                        Ok(*entry)
                     }
                 };
             }
@@ -234,6 +247,31 @@ async fn request<A: Api, C: Clock, F: Files>(mut issuance: Issuance<'_, A, C, F>
             Outcome::Replaced(reason) => Failure::Replaced { name, reason },
         };
         return Err(issuance.forget(result));
+    }
+}
+
+/// What became of a signed certificate.
+enum Proof {
+    /// It is what was asked for.
+    Good(Box<Entry>),
+    /// Its answer does not confirm the bundle on offer, or it has expired: only another answer helps. Says why.
+    Again(String),
+}
+
+/// How long certificates of one call of [`obtain`] have waited for their bundle.
+#[derive(Default)]
+struct Patience {
+    /// When the first one began to wait.
+    began: Option<Duration>,
+    /// How many were given up.
+    given_up: u32,
+}
+
+impl Patience {
+    /// How long this one waits before another is requested; `stated`: its answer states another bundle.
+    fn wait(&self, stated: bool) -> Duration {
+        let first = if stated { OTHER_STATED_WAIT } else { UNSTATED_WAIT };
+        first.saturating_mul(1 << self.given_up.min(16)).min(LONGEST_WAIT)
     }
 }
 
@@ -361,8 +399,9 @@ impl<A: Api, C: Clock, F: Files> Issuance<'_, A, C, F> {
     }
 
     /// Proves the chain under the first bundle that it verifies under. One that is ahead of our clock, or of the bundle
-    /// that kubelet has brought us so far, is waited for.
-    async fn prove(&self, pem: &str, key: &PrivateKey, name: &str) -> Result<Entry, Failure> {
+    /// that kubelet has brought us so far, is waited for. The statement of its answer is of the time of its issuance: where
+    /// the bundle on offer has its CA and is not the stated one, waiting longer may not help, and another answer may.
+    async fn prove(&self, pem: &str, key: &PrivateKey, name: &str, patience: &mut Patience) -> Result<Proof, Failure> {
         let Template { role, sans, .. } = self.template;
         let rejected = |reason: String| Failure::Rejected { name: name.to_owned(), reason };
         let chain = Chain::parse(pem.as_bytes()).map_err(|e| rejected(e.to_string()))?;
@@ -376,7 +415,8 @@ impl<A: Api, C: Clock, F: Files> Issuance<'_, A, C, F> {
         let mut told = false;
         loop {
             let now = self.clock.now();
-            let Bundles { bundles, doubt, in_force } = (self.bundles)(role.domain(), Some(&answer));
+            let Bundles { bundles, doubt, unconfirmed, in_force } = (self.bundles)(role.domain(), Some(&answer));
+            let stated = in_force.is_some();
             let mut reason = "there is no trust bundle to verify it under".to_owned();
             for bundle in &bundles {
                 let seconds = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
@@ -388,7 +428,7 @@ impl<A: Api, C: Clock, F: Files> Issuance<'_, A, C, F> {
                     in_force: in_force.clone(),
                 };
                 match Entry::prove(*role, pem, key, bundle, sans, record, now) {
-                    Ok(entry) => return Ok(entry),
+                    Ok(entry) => return Ok(Proof::Good(Box::new(entry))),
                     Err(e) => reason = e.to_string(),
                 }
             }
@@ -400,8 +440,15 @@ impl<A: Api, C: Clock, F: Files> Issuance<'_, A, C, F> {
             if unknown {
                 reason = format!("{reason}; the certificate is of {}", chain.authority());
             }
-            if !(early || unknown) || self.clock.elapsed().saturating_sub(began) > AHEAD {
+            let elapsed = self.clock.elapsed();
+            if !(early || unknown) || elapsed.saturating_sub(*patience.began.get_or_insert(began)) > AHEAD {
                 return Err(rejected(reason));
+            }
+            let expired = chain.not_after <= now;
+            let on_offer = unconfirmed.is_some_and(|bundle| bundle.contains_issuer_of(&chain));
+            if unknown && (expired || on_offer) && elapsed.saturating_sub(began) >= patience.wait(stated && !expired) {
+                patience.given_up += 1;
+                return Ok(Proof::Again(reason));
             }
             if !told {
                 tracing::warn!(%reason, "a signed certificate cannot be installed yet; waiting for the clock or for the trust bundle");

@@ -109,6 +109,13 @@ pub(super) struct Grant<'a> {
     pub(super) lifetime: Duration,
 }
 
+/// What a leaf may be issued by now.
+pub(super) struct Granted {
+    pub(super) authority: Arc<Authority>,
+    /// Digest of the bundle in force.
+    pub(super) bundle: String,
+}
+
 /// What is published of an authority.
 pub(super) struct Published {
     pub(super) bundle: Bundle,
@@ -203,7 +210,7 @@ impl Authorities {
         entry: &Entry,
         grant: &Grant<'_>,
         now: SystemTime,
-    ) -> Result<Arc<Authority>, Unavailable> {
+    ) -> Result<Granted, Unavailable> {
         let mut held = entry.held.lock().await;
         let ready = self.ready(entry, &mut held, now).await?;
         if ready.stored.revoked.bars(grant.holder) {
@@ -216,12 +223,12 @@ impl Authorities {
         if let Some(rollover) = &mut after.state.rollover {
             changed |= note(rollover, grant, |pods, stays| self.pods.retain_live(pods, stays));
         }
-        let authority = Arc::clone(&after.active);
+        let granted = Granted { authority: Arc::clone(&after.active), bundle: after.bundle().digest() };
         if changed {
             self.persist(entry, &mut held, after).await?;
             self.changed.notify_one();
         }
-        Ok(authority)
+        Ok(granted)
     }
 
     /// Takes note of a certificate that is about to be issued: what is revoked by now covers it, or it is not issued. It is
@@ -287,9 +294,16 @@ impl Authorities {
         }
     }
 
-    /// The bundles in force of the cluster that `signer` names, for the answer to a request. A bundle that is not loaded,
-    /// or is being written for long, is left out: the requester then asks again.
-    pub(super) async fn in_force(&self, signer: &SignerName, policy: &Policy) -> InForce {
+    /// The bundles in force of the cluster that `signer` names, for the answer to a request which the authority `issuer`
+    /// issues, with the bundle `digest`. Without that one a first certificate could not be verified. Another that is not
+    /// loaded, or is being written for long, is left out.
+    pub(super) async fn in_force(
+        &self,
+        signer: &SignerName,
+        policy: &Policy,
+        issuer: &SignerName,
+        digest: &str,
+    ) -> InForce {
         let of = |domain| policy.authority(&SignerName { domain, ..signer.clone() });
         let mut digests = BTreeMap::new();
         for domain in Domain::ALL {
@@ -297,7 +311,9 @@ impl Authorities {
             if domain == Domain::Metrics && authority == of(Domain::Client) {
                 continue;
             }
-            if let Ok(Some(bundle)) = timeout(STATE_WITHIN, self.bundle(&authority)).await {
+            if authority == *issuer {
+                digests.insert(domain, digest.to_owned());
+            } else if let Ok(Some(bundle)) = timeout(STATE_WITHIN, self.bundle(&authority)).await {
                 digests.insert(domain, bundle.digest());
             }
         }
@@ -402,6 +418,31 @@ mod tests {
 
     use super::*;
     use crate::rollover::Trigger;
+
+    /// A requester with no bundle yet can verify its certificate only by this statement, and asks once.
+    #[tokio::test]
+    async fn an_answer_states_the_bundle_of_its_own_authority_while_that_is_written() {
+        let config = kube::Config::new("http://127.0.0.1:9".parse().unwrap());
+        let client = Client::try_from(config).unwrap();
+        let tasks = crate::controller::tasks::Tasks::register(&mut prometheus_client::registry::Registry::default());
+        let policy = Arc::new(Policy::default());
+        let authorities = Authorities::new(
+            client.clone(),
+            names::SYSTEM_NAMESPACE,
+            tokio::sync::watch::channel(Some(Arc::clone(&policy))).1,
+            tokio::sync::watch::channel(None).1,
+            Pods::spawn(&client, false, &tasks, None),
+            Arc::default(),
+        );
+        authorities.listed(&BTreeSet::new());
+        let signer: SignerName = "peer.etcd-tls.dev/prod.etcd".parse().unwrap();
+        let entry = authorities.entry(&policy.authority(&signer)).unwrap();
+        let digest = "0123456789abcdef0123456789abcdef";
+        let writing = entry.held.lock().await;
+        let stated = authorities.in_force(&signer, &policy, &entry.name, digest).await;
+        drop(writing);
+        assert_eq!((stated.digest(Domain::Peer), stated.digest(Domain::Client)), (Some(digest), None));
+    }
 
     /// Ten times as many as once filled the Secret, which has room for a mebibyte.
     #[test]

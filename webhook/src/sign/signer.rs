@@ -13,7 +13,7 @@ use k8s_openapi::ByteString;
 use serde_json::json;
 
 use super::{
-    authorities::{Authorities, Grant, Unavailable, issued::Leaf as Recorded},
+    authorities::{Authorities, Grant, Granted, Unavailable, issued::Leaf as Recorded},
     cache::pods::host_holder,
     cleaner::Cleaner,
     metrics::Metrics,
@@ -88,10 +88,10 @@ impl Signer {
             lifetime: leaf.lifetime,
         };
         let granted = match self.authorities.entry(&policy.authority(&entitlement.signer)) {
-            Ok(entry) => self.authorities.grant(&entry, &grant, now).await.map(|authority| (entry, authority)),
+            Ok(entry) => self.authorities.grant(&entry, &grant, now).await.map(|granted| (entry, granted)),
             Err(error) => Err(error),
         };
-        let (entry, authority) = match granted {
+        let (entry, Granted { authority, bundle }) = match granted {
             Ok(granted) => granted,
             Err(Unavailable::Barred(message)) => {
                 return self.refuse(csr, case, &[Denial { reason: "PodRevoked", message }]).await;
@@ -113,7 +113,7 @@ impl Signer {
                 return Err(Trouble::NotYet(error.to_string()));
             }
         };
-        let in_force = self.authorities.in_force(&entitlement.signer, &policy).await;
+        let in_force = self.authorities.in_force(&entitlement.signer, &policy, &entry.name, &bundle).await;
         let certificate = ByteString(in_force.before(&chain.to_pem()).into_bytes());
         let patch = json!({
             "metadata": {"uid": csr.uid(), "resourceVersion": csr.resource_version()},
