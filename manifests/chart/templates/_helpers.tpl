@@ -1,0 +1,67 @@
+{{- define "etcd-tls.labels" -}}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/part-of: etcd-tls
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end }}
+
+{{- define "etcd-tls.monitoring.labels" -}}
+{{- include "etcd-tls.labels" . }}
+{{- with .Values.monitoring.labels }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- /* The reference of an image, of a list: the root and the image's values. */}}
+{{- define "etcd-tls.image" -}}
+{{- $root := index . 0 }}{{ $image := index . 1 -}}
+{{- if $image.digest -}}
+{{ $image.repository }}{{ with $image.tag }}:{{ . }}{{ end }}@{{ $image.digest }}
+{{- else -}}
+{{ $image.repository }}:{{ default $root.Chart.AppVersion $image.tag }}
+{{- end -}}
+{{- end }}
+
+{{- /* More arguments of a process, of a list: the root and the process's values. */}}
+{{- define "etcd-tls.arguments" -}}
+{{- $root := index . 0 }}{{ $process := index . 1 }}
+{{- with $root.Values.log.level }}
+- {{ printf "--log-level=%s" . | quote }}
+{{- end }}
+{{- with $root.Values.log.format }}
+- {{ printf "--log-format=%s" . | quote }}
+{{- end }}
+{{- range $name, $value := $process.flags }}
+{{- if kindIs "bool" $value }}
+{{- if $value }}
+- {{ printf "--%s" $name | quote }}
+{{- end }}
+{{- else if kindIs "slice" $value }}
+- {{ printf "--%s=%s" $name (join "," $value) | quote }}
+{{- else if kindIs "float64" $value }}
+- {{ printf "--%s=%d" $name (int64 $value) | quote }}
+{{- else }}
+- {{ printf "--%s=%v" $name $value | quote }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- /* What all pods have. */}}
+{{- define "etcd-tls.pod" -}}
+nodeSelector: {{- toYaml .Values.nodeSelector | nindent 2 }}
+{{- with .Values.tolerations }}
+tolerations: {{- toYaml . | nindent 0 }}
+{{- end }}
+{{- with .Values.affinity }}
+affinity: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.images.pullSecrets }}
+imagePullSecrets:
+{{- range . }}
+- name: {{ . }}
+{{- end }}
+{{- end }}
+{{- if .Values.priority.enabled }}
+priorityClassName: system-cluster-critical
+{{- end }}
+{{- end }}

@@ -1,0 +1,168 @@
+//! The helm chart: made from the manifests, rendered by helm to the same objects, and held by its schema.
+
+use std::{
+    collections::BTreeMap,
+    env, fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+use serde_json::{Value, json};
+use tests::{process::which, repository, temp::TempDir, tier};
+
+#[path = "chart/derive.rs"]
+mod derive;
+#[path = "chart/values.rs"]
+mod values;
+
+/// By kind, namespace and name.
+type Objects = BTreeMap<(String, String, String), Value>;
+
+fn chart() -> PathBuf {
+    repository().join("manifests/chart")
+}
+
+/// `HELM` names the program, else PATH.
+fn helm() -> Option<PathBuf> {
+    let found = env::var_os("HELM").map(PathBuf::from).or_else(|| which("helm"));
+    if found.is_none() {
+        tier::skip_special("no helm in PATH", "helm 3.14 or later, or HELM=/path/to/helm");
+    }
+    found
+}
+
+/// What `helm template` answers for values.
+fn template(helm: &Path, namespace: &str, values: &Value) -> Output {
+    let directory = TempDir::new("values");
+    let file = directory.write("values.yaml", values.to_string());
+    let mut command = Command::new(helm);
+    command.args(["template", "etcd-tls"]).arg(chart()).args(["--kube-version", "1.30.0", "-n", namespace, "-f"]);
+    command.arg(file).env("HOME", directory.path()).env_remove("KUBECONFIG").output().expect("run helm")
+}
+
+fn objects(yaml: &str) -> Objects {
+    let of = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+    // As helm and kubectl read YAML: a mode may be octal.
+    let options = serde_saphyr::options! { legacy_octal_numbers: true, strict_booleans: false };
+    let all: Vec<Value> =
+        serde_saphyr::from_multiple_with_options(yaml, options).unwrap_or_else(|e| panic!("{e}: {yaml}"));
+    let all = all.into_iter().filter(|object| !object.is_null()).map(|object| {
+        let meta = &object["metadata"];
+        ((of(&object["kind"]), of(&meta["namespace"]), of(&meta["name"])), object)
+    });
+    let mut objects = Objects::new();
+    for (identity, object) in all {
+        assert!(objects.insert(identity.clone(), object).is_none(), "{identity:?} is there twice");
+    }
+    objects
+}
+
+/// The objects of the chart. Who manages them is helm, which nothing else may claim.
+fn rendered(helm: &Path, values: &Value) -> Objects {
+    let output = template(helm, "etcd-tls-system", values);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let mut objects = objects(&String::from_utf8_lossy(&output.stdout));
+    for (identity, object) in &mut objects {
+        let labels = [&["metadata"] as &[&str], &["spec", "template", "metadata"]];
+        for path in labels {
+            let place = path.iter().try_fold(&mut *object, |at, key| at.get_mut(*key));
+            if let Some(by) = place.and_then(|at| at.get_mut("labels")?.get_mut("app.kubernetes.io/managed-by")) {
+                assert_eq!(*by, "Helm", "{identity:?}");
+                *by = "kustomize".into();
+            }
+        }
+    }
+    objects
+}
+
+/// The objects of the manifests with some of their components.
+fn kustomized(kubectl: &Path, components: &[&str]) -> Objects {
+    let overlay = TempDir::new("overlay");
+    let up = "../".repeat(overlay.path().components().count());
+    let of = |path: String| format!("{up}{}", repository().join(path).display().to_string().trim_start_matches('/'));
+    let components: Vec<_> = components.iter().map(|c| of(format!("manifests/components/{c}"))).collect();
+    let kustomization = json!({"resources": [of("manifests".into())], "components": components});
+    overlay.write("kustomization.yaml", kustomization.to_string());
+    let output = Command::new(kubectl).arg("kustomize").arg(overlay.path()).output().expect("run kubectl");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    objects(&String::from_utf8_lossy(&output.stdout))
+}
+
+fn same(chart: &Objects, manifests: &Objects, what: &str) {
+    assert_eq!(chart.keys().collect::<Vec<_>>(), manifests.keys().collect::<Vec<_>>(), "{what}");
+    for (identity, object) in manifests {
+        let mut ours = chart[identity].clone();
+        // What a component adds has no labels of the base's kustomization.
+        if object["metadata"]["labels"]["app.kubernetes.io/instance"].is_null() {
+            let labels = ours["metadata"]["labels"].as_object_mut().expect("labels");
+            for label in ["instance", "version", "part-of", "managed-by"] {
+                assert!(labels.remove(&format!("app.kubernetes.io/{label}")).is_some(), "{identity:?}: {label}");
+            }
+        }
+        assert_eq!(ours, *object, "{what}: {identity:?}");
+    }
+}
+
+#[test]
+fn the_templates_are_made_from_the_manifests() {
+    let directory = chart().join("templates");
+    let made = derive::templates();
+    assert!(made.len() > 20, "{:?}", made.keys());
+    for (name, text) in &made {
+        let path = directory.join(name);
+        if env::var_os("UPDATE_DOCS").is_some() {
+            fs::write(&path, text).expect("write a template");
+        }
+        assert!(
+            fs::read_to_string(&path).is_ok_and(|there| there == *text),
+            "manifests/chart/templates/{name} is not current: UPDATE_DOCS=1 writes it"
+        );
+    }
+    for entry in fs::read_dir(directory).expect("templates") {
+        let name = entry.expect("an entry").file_name().to_string_lossy().into_owned();
+        let own = ["_helpers.tpl", "checks.yaml", "NOTES.txt"].contains(&name.as_str());
+        assert!(own || made.contains_key(&name), "manifests/chart/templates/{name} is made from nothing");
+    }
+    // All that kustomize renders is in the chart.
+    let kustomization = fs::read_to_string(repository().join("manifests/kustomization.yaml")).expect("a kustomization");
+    let kustomization: Value = serde_saphyr::from_str(&kustomization).expect("YAML");
+    for resource in kustomization["resources"].as_array().expect("resources") {
+        let name = resource.as_str().expect("a path").replace('/', "-");
+        assert!(made.contains_key(&name), "manifests/{resource} is not in the chart: tests/tests/chart/derive.rs");
+    }
+    // The version is that of the images.
+    let chart: Value =
+        serde_saphyr::from_str(&fs::read_to_string(chart().join("Chart.yaml")).expect("Chart.yaml")).expect("YAML");
+    for key in ["version", "appVersion"] {
+        assert_eq!(chart[key], kustomization["images"][0]["newTag"], "{key} of manifests/chart/Chart.yaml");
+    }
+}
+
+#[test]
+fn helm_and_kustomize_render_the_same_objects() {
+    let (Some(assets), Some(helm)) = (tier::kubernetes(), helm()) else { return };
+    let kubectl = assets.join("kubectl");
+    let base = kustomized(&kubectl, &[]);
+    assert!(base.len() > 40, "{:?}", base.keys());
+    let namespace = ("Namespace".to_owned(), String::new(), "etcd-tls-system".to_owned());
+    let mut without = base;
+    without.remove(&namespace).expect("the namespace");
+    same(&rendered(&helm, &json!({})), &without, "default values");
+
+    let components = [
+        ("host-network", json!({"admit": {"hostNetwork": true}})),
+        ("openshift", json!({"openshift": {"enabled": true}})),
+        ("priority", json!({"priority": {"enabled": true}})),
+        ("cert-manager", json!({"certManager": {"issuers": true}})),
+        ("monitoring", json!({"monitoring": {"enabled": true}})),
+    ];
+    for (component, mut values) in components {
+        values["namespace"] = json!({"create": true});
+        let mut chart = rendered(&helm, &values);
+        let created = chart.get_mut(&namespace).expect("the namespace");
+        let annotations = created["metadata"].as_object_mut().expect("metadata").remove("annotations");
+        // helm would delete the Secrets of the authorities with it.
+        assert_eq!(annotations, Some(json!({"helm.sh/resource-policy": "keep"})));
+        same(&chart, &kustomized(&kubectl, &[component]), component);
+    }
+}

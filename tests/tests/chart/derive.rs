@@ -1,0 +1,340 @@
+//! The chart's templates, made from the manifests: the same text, with values where the chart has some. So there is one
+//! source, and a change of the manifests that no edit below fits is noticed without helm.
+
+use std::{collections::BTreeMap, fs};
+
+/// A text that stands exactly so many times in a manifest, and what the template has instead.
+struct Edit(usize, &'static str, &'static str);
+
+/// A manifest, the template that is made of it, and the value without which the template gives nothing.
+struct Source {
+    manifest: &'static str,
+    when: Option<&'static str>,
+    edits: &'static [Edit],
+}
+
+const fn plain(manifest: &'static str) -> Source {
+    Source { manifest, when: None, edits: &[] }
+}
+
+const RULE_OF_REQUESTERS: &str = "  resources: [signers]
+  verbs: [request]
+";
+const RULE_OF_REQUESTERS_AND: &str = "  resources: [signers]
+  verbs: [request]
+{{- if .Values.certManager.issuers }}
+- apiGroups: [cert-manager.io]
+  resources: [certificaterequests]
+  verbs: [create, get]
+{{- end }}
+";
+const RULE_OF_SIGN: &str = "etcd-tls-events]
+  verbs: [get]
+";
+const RULE_OF_SIGN_AND: &str = "etcd-tls-events]
+  verbs: [get]
+{{- if .Values.certManager.issuers }}
+- apiGroups: [cert-manager.io]
+  resources: [certificaterequests]
+  verbs: [get, list, delete]
+{{- end }}
+";
+
+/// The edits that all three Deployments share.
+const DEPLOYMENT: &[Edit] = &[
+    Edit(1, "  replicas: 2\n", "  replicas: {{ .Values.PROCESS.replicas }}\n"),
+    Edit(
+        1,
+        "      annotations: {kubectl.kubernetes.io/default-container: PROCESS}\n",
+        "      annotations:
+        kubectl.kubernetes.io/default-container: PROCESS
+        {{- with .Values.podAnnotations }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
+",
+    ),
+    Edit(1, "      nodeSelector: {kubernetes.io/os: linux}\n", "      {{- include \"etcd-tls.pod\" . | nindent 6 }}\n"),
+    Edit(
+        1,
+        "        runAsUser: 65532\n        runAsGroup: 65532\n",
+        "        {{- if not .Values.openshift.enabled }}
+        runAsUser: 65532
+        runAsGroup: 65532
+        {{- end }}
+",
+    ),
+    Edit(1, "ScheduleAnyway", "{{ .Values.topologySpread.whenUnsatisfiable }}"),
+    Edit(1, "image: etcd-tls-webhook\n", "image: {{ include \"etcd-tls.image\" (list . .Values.images.webhook) }}\n"),
+    Edit(
+        1,
+        "        resources:
+          requests: {cpu: 20m, memory: 24Mi}
+          limits: {cpu: \"1\", memory: 128Mi}
+",
+        "        resources: {{- toYaml .Values.PROCESS.resources | nindent 10 }}\n",
+    ),
+];
+
+const ADMIT: &[Edit] = &[
+    Edit(
+        1,
+        "    rollingUpdate: {maxUnavailable: 0, maxSurge: 1}\n",
+        "    {{- if .Values.admit.hostNetwork }}
+    # A node has each port once: with two nodes and two replicas, a new pod's place is an old one's.
+    rollingUpdate: {maxUnavailable: 1, maxSurge: 0}
+    {{- else }}
+    rollingUpdate: {maxUnavailable: 0, maxSurge: 1}
+    {{- end }}
+",
+    ),
+    Edit(
+        1,
+        "      enableServiceLinks: false\n",
+        "      enableServiceLinks: false
+      {{- if .Values.admit.hostNetwork }}
+      hostNetwork: true
+      # It asks no name, but what it would ask is the cluster's.
+      dnsPolicy: ClusterFirstWithHostNet
+      {{- end }}
+",
+    ),
+    Edit(
+        1,
+        "        fsGroup: 65532\n",
+        "        {{- if not .Values.openshift.enabled }}
+        fsGroup: 65532
+        {{- end }}
+",
+    ),
+    Edit(2, "imagePullPolicy: IfNotPresent", "imagePullPolicy: {{ .Values.images.pullPolicy }}"),
+    Edit(
+        1,
+        "        - --policy-file=/var/run/etcd-tls/policy/policy.yaml\n",
+        "        - --policy-file=/var/run/etcd-tls/policy/policy.yaml
+        {{- if .Values.admit.hostNetwork }}
+        # Ports that a node's own processes seldom have; sidecars on the host's network have 9179.
+        - \"--address=[::]:18443\"
+        - \"--admin-address=[::]:19179\"
+        {{- end }}
+        {{- include \"etcd-tls.arguments\" (list . .Values.admit) | nindent 8 }}
+",
+    ),
+    Edit(
+        1,
+        "        # The image that is injected. `images:` of a kustomization sets it (images.yaml).\n",
+        "        # The image that is injected.\n",
+    ),
+    Edit(
+        1,
+        "value: etcd-tls-sidecar}",
+        "value: {{ include \"etcd-tls.image\" (list . .Values.images.sidecar) | quote }}}",
+    ),
+    Edit(1, "image: etcd-tls-sidecar\n", "image: {{ include \"etcd-tls.image\" (list . .Values.images.sidecar) }}\n"),
+    Edit(1, "containerPort: 8443}", "containerPort: {{ if .Values.admit.hostNetwork }}18443{{ else }}8443{{ end }}}"),
+    Edit(1, "containerPort: 9179}", "containerPort: {{ if .Values.admit.hostNetwork }}19179{{ else }}9179{{ end }}}"),
+];
+
+const APPROVE: &[Edit] = &[
+    Edit(1, "imagePullPolicy: IfNotPresent", "imagePullPolicy: {{ .Values.images.pullPolicy }}"),
+    Edit(
+        1,
+        "        - approve\n",
+        "        - approve\n        {{- include \"etcd-tls.arguments\" (list . .Values.approve) | nindent 8 }}\n",
+    ),
+];
+
+const SIGN: &[Edit] = &[
+    Edit(1, "imagePullPolicy: IfNotPresent", "imagePullPolicy: {{ .Values.images.pullPolicy }}"),
+    Edit(
+        1,
+        "        - sign\n",
+        "        - sign
+        {{- if .Values.certManager.issuers }}
+        - --cert-manager
+        {{- end }}
+        {{- include \"etcd-tls.arguments\" (list . .Values.sign) | nindent 8 }}
+",
+    ),
+];
+
+/// A budget beside a single replica would keep its node from being drained.
+const BUDGET: &[Edit] = &[
+    Edit(
+        1,
+        "apiVersion: policy/v1\nkind: PodDisruptionBudget\nmetadata:\n  name: etcd-tls-PROCESS\n",
+        "{{- if gt (int .Values.PROCESS.replicas) 1 }}
+apiVersion: policy/v1
+kind: PodDisruptionBudget
+metadata:
+  name: etcd-tls-PROCESS
+",
+    ),
+    Edit(
+        1,
+        "  selector: {matchLabels: {app.kubernetes.io/name: etcd-tls, app.kubernetes.io/component: PROCESS}}\n",
+        "  selector: {matchLabels: {app.kubernetes.io/name: etcd-tls, app.kubernetes.io/component: PROCESS}}
+{{- end }}
+",
+    ),
+];
+
+const SOURCES: &[Source] = &[
+    Source {
+        manifest: "namespace.yaml",
+        when: Some("namespace.create"),
+        edits: &[
+            // The namespace holds the Secrets of the CAs.
+            Edit(1, "  labels:\n", "  annotations: {helm.sh/resource-policy: keep}\n  labels:\n"),
+            Edit(
+                1,
+                "    pod-security.kubernetes.io/enforce: restricted\n",
+                "    {{- if .Values.admit.hostNetwork }}
+    pod-security.kubernetes.io/enforce: privileged
+    pod-security.kubernetes.io/warn: restricted
+    pod-security.kubernetes.io/warn-version: latest
+    {{- else }}
+    pod-security.kubernetes.io/enforce: restricted
+    {{- end }}
+",
+            ),
+        ],
+    },
+    plain("service-accounts.yaml"),
+    Source {
+        manifest: "rbac-requesters.yaml",
+        when: None,
+        edits: &[Edit(1, RULE_OF_REQUESTERS, RULE_OF_REQUESTERS_AND)],
+    },
+    plain("rbac-approve.yaml"),
+    Source { manifest: "rbac-sign.yaml", when: None, edits: &[Edit(1, RULE_OF_SIGN, RULE_OF_SIGN_AND)] },
+    plain("rbac-authorities.yaml"),
+    plain("flow.yaml"),
+    Source {
+        manifest: "policy.yaml",
+        when: None,
+        edits: &[Edit(
+            1,
+            "\ndata:\n",
+            "\ndata:
+  {{- with .Values.policy }}
+  policy.yaml: |
+    {{- (kindIs \"string\" . | ternary . (toYaml .)) | nindent 4 }}
+  {{- end }}
+",
+        )],
+    },
+    plain("guards/requests.yaml"),
+    plain("guards/trust.yaml"),
+    plain("guards/bindings.yaml"),
+    plain("guards/secrets.yaml"),
+    plain("guards/webhooks.yaml"),
+    plain("guards/pods.yaml"),
+    plain("guards/housekeeping.yaml"),
+    Source { manifest: "admit.yaml", when: None, edits: ADMIT },
+    Source { manifest: "approve.yaml", when: None, edits: APPROVE },
+    Source { manifest: "sign.yaml", when: None, edits: SIGN },
+    plain("webhook.yaml"),
+    Source { manifest: "network.yaml", when: Some("networkPolicy.enabled"), edits: &[] },
+    plain("disruption.yaml"),
+    Source { manifest: "components/cert-manager/requests.yaml", when: Some("certManager.issuers"), edits: &[] },
+    Source {
+        manifest: "components/priority/quota.yaml",
+        when: Some("priority.enabled"),
+        edits: &[
+            Edit(1, "Six pods, and", "All pods, and"),
+            Edit(
+                1,
+                "\"12\"",
+                "{{ mul 2 (add .Values.admit.replicas .Values.approve.replicas .Values.sign.replicas) | quote }}",
+            ),
+        ],
+    },
+    Source { manifest: "components/monitoring/alerts.yaml", when: Some("monitoring.enabled"), edits: &[] },
+    Source {
+        manifest: "components/monitoring/monitors.yaml",
+        when: Some("monitoring.enabled"),
+        edits: &[Edit(2, "interval: 30s", "interval: {{ .Values.monitoring.interval }}")],
+    },
+];
+
+fn apply(text: &str, manifest: &str, process: &str, edits: &[Edit]) -> String {
+    edits.iter().fold(text.to_owned(), |text, Edit(times, old, new)| {
+        let (old, new) = (old.replace("PROCESS", process), new.replace("PROCESS", process));
+        assert_eq!(
+            text.matches(&old).count(),
+            *times,
+            "manifests/{manifest}: {old:?}; tests/tests/chart/derive.rs edits it"
+        );
+        text.replace(&old, &new)
+    })
+}
+
+/// The labels that kustomize adds, where the template adds its own: in the metadata of each object and of each pod template,
+/// not in selectors, which are immutable.
+fn labelled(text: &str, helper: &str) -> String {
+    let mut anchored = String::new();
+    let mut out = String::new();
+    for line in text.lines() {
+        let indent = line.len() - line.trim_start().len();
+        let rest = line.trim_start().strip_prefix("labels:").map(str::trim);
+        let own = match rest {
+            Some("*labels") => Some(anchored.clone()),
+            Some("") => Some(String::new()),
+            Some(flow) if flow.contains("app.kubernetes.io/name: etcd-tls") => {
+                let inner = flow.trim_start_matches("&labels ").trim_start_matches('{').trim_end_matches('}');
+                if flow.starts_with('&') {
+                    inner.clone_into(&mut anchored);
+                }
+                Some(inner.to_owned())
+            }
+            _ => None,
+        };
+        let Some(own) = own else {
+            out += &line.replace("*labels", &format!("{{{anchored}}}"));
+            out.push('\n');
+            continue;
+        };
+        let (outer, inner) = (" ".repeat(indent), " ".repeat(indent + 2));
+        out += &format!("{outer}labels:\n{inner}{{{{- include \"{helper}\" . | nindent {} }}}}\n", indent + 2);
+        for label in own.split(", ").filter(|label| !label.is_empty()) {
+            out += &format!("{inner}{label}\n");
+        }
+    }
+    out
+}
+
+/// The text with the templates in it, which are Prometheus' own, as helm gives them back.
+fn escaped(text: &str) -> String {
+    text.replace("{{", "\0").replace("}}", "{{ \"}}\" }}").replace('\0', "{{ \"{{\" }}")
+}
+
+/// Each template by its path in the chart.
+pub fn templates() -> BTreeMap<String, String> {
+    let directory = tests::repository().join("manifests");
+    let mut made = BTreeMap::new();
+    for Source { manifest, when, edits } in SOURCES {
+        let mut text = fs::read_to_string(directory.join(manifest)).unwrap_or_else(|e| panic!("{manifest}: {e}"));
+        if text.contains("{{") {
+            text = escaped(&text);
+        }
+        let process = manifest.strip_suffix(".yaml").unwrap_or(manifest);
+        let shared = if matches!(process, "admit" | "approve" | "sign") { DEPLOYMENT } else { &[] };
+        let text = apply(&text, manifest, process, shared);
+        let mut text = apply(&text, manifest, process, edits);
+        if *manifest == "disruption.yaml" {
+            for process in ["admit", "approve", "sign"] {
+                text = apply(&text, manifest, process, BUDGET);
+            }
+        }
+        let monitoring = manifest.starts_with("components/monitoring/");
+        let text = labelled(&text, if monitoring { "etcd-tls.monitoring.labels" } else { "etcd-tls.labels" });
+        let head =
+            format!("{{{{- /* Made from manifests/{manifest}. UPDATE_DOCS=1 and the test `chart` write it. */}}}}\n");
+        let text = match when {
+            Some(value) => format!("{head}{{{{- if .Values.{value} }}}}\n{text}{{{{- end }}}}\n"),
+            None => head + &text,
+        };
+        made.insert(manifest.trim_start_matches("components/").replace('/', "-"), text);
+    }
+    made
+}

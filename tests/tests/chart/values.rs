@@ -1,0 +1,243 @@
+//! The chart's values: each is described and documented, and one that makes no sense is refused.
+
+use std::{collections::BTreeSet, env, fmt::Write as _, fs, process::Command};
+
+use serde_json::{Value, json};
+use tests::{
+    process::{binary, run},
+    repository,
+};
+
+use super::{chart, helm, rendered, template};
+
+fn schema() -> Value {
+    serde_json::from_str(&fs::read_to_string(chart().join("values.schema.json")).expect("the schema")).expect("JSON")
+}
+
+fn defaults() -> Value {
+    serde_saphyr::from_str(&fs::read_to_string(chart().join("values.yaml")).expect("the values")).expect("YAML")
+}
+
+/// Each value that stands in values.yaml: its path, its default, its part of the schema. Both hold the same.
+fn leaves(path: &str, schema: &Value, default: &Value, found: &mut Vec<(String, Value, Value)>) {
+    let inner = schema["properties"].as_object().filter(|_| !path.ends_with(".flags"));
+    let Some(properties) = inner else {
+        found.push((path.to_owned(), default.clone(), schema.clone()));
+        return;
+    };
+    assert_eq!(schema["additionalProperties"], false, "{path} takes a value that nothing reads");
+    let default = default.as_object().unwrap_or_else(|| panic!("{path} is missing in values.yaml"));
+    let names = |of: &serde_json::Map<String, Value>| {
+        of.keys().filter(|name| *name != "global").cloned().collect::<BTreeSet<_>>()
+    };
+    assert_eq!(names(default), names(properties), "values.yaml and its schema at {path:?}");
+    for (name, value) in default {
+        let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+        leaves(&path, &properties[name], value, found);
+    }
+}
+
+#[test]
+fn every_value_is_documented() {
+    let mut found = Vec::new();
+    leaves("", &schema(), &defaults(), &mut found);
+    let mut table = "| value | default | meaning |\n| --- | --- | --- |\n".to_owned();
+    for (path, default, schema) in &found {
+        let mut meaning =
+            schema["description"].as_str().unwrap_or_else(|| panic!("{path} has no description")).to_owned();
+        assert!(!meaning.contains(['|', '\n']), "{meaning}");
+        if let Some(flags) = schema["properties"].as_object() {
+            let names: Vec<_> = flags.keys().map(|name| format!("`{name}`")).collect();
+            let _ = write!(meaning, " There are {}.", names.join(", "));
+        }
+        if let Some(names) = schema["enum"].as_array() {
+            let names: Vec<_> = names
+                .iter()
+                .filter(|n| **n != "")
+                .map(|name| format!("`{}`", name.as_str().unwrap_or_default()))
+                .collect();
+            let _ = write!(meaning, " One of {}.", names.join(", "));
+        }
+        let _ = writeln!(table, "| `{path}` | `{default}` | {meaning} |");
+    }
+    let path = repository().join("docs/chart.md");
+    let page = fs::read_to_string(&path).expect("docs/chart.md");
+    let (text, _) = page.split_once("## Values\n\n").expect("the section");
+    let page = format!("{text}## Values\n\n{table}");
+    if env::var_os("UPDATE_DOCS").is_some() {
+        fs::write(&path, &page).expect("write docs/chart.md");
+    }
+    assert!(
+        fs::read_to_string(&path).is_ok_and(|there| there == page),
+        "docs/chart.md is not current: UPDATE_DOCS=1 writes it"
+    );
+}
+
+/// The flags that the schema knows are those that the program has, but for the chart's own.
+#[test]
+fn flags_are_those_of_the_programs() {
+    let own = [
+        "address",
+        "admin-address",
+        "cert-manager",
+        "help",
+        "identity",
+        "log-format",
+        "log-level",
+        "namespace",
+        "policy-file",
+        "serving-dir",
+        "sidecar-image",
+    ];
+    for process in ["admit", "approve", "sign"] {
+        let help = run(Command::new(binary("etcd-tls-webhook")).args([process, "--help"]));
+        let flags: BTreeSet<String> = help
+            .lines()
+            .filter_map(|line| line.trim_start().trim_start_matches("-h, ").strip_prefix("--"))
+            .filter_map(|line| line.split([' ', '=']).next())
+            .map(str::to_owned)
+            .filter(|flag| !own.contains(&flag.as_str()))
+            .collect();
+        assert!(flags.len() > 2, "{help}");
+        let schema = schema();
+        let known = schema["properties"][process]["properties"]["flags"]["properties"].as_object().expect("flags");
+        assert_eq!(known.keys().cloned().collect::<BTreeSet<_>>(), flags, "flags of {process} in values.schema.json");
+    }
+}
+
+#[test]
+fn values_reach_the_objects() {
+    let Some(helm) = helm() else { return };
+    let digest = format!("sha256:{}", "a".repeat(64));
+    let objects = rendered(
+        &helm,
+        &json!({
+            "images": {
+                "webhook": {"repository": "example.com:5000/w", "tag": "v9"},
+                "sidecar": {"repository": "example.com/s", "digest": digest},
+                "pullPolicy": "Always",
+                "pullSecrets": ["pull"],
+            },
+            "policy": {"clusterDomain": "example.test"},
+            "log": {"level": "info,etcd_tls_webhook=debug", "format": "json"},
+            "admit": {
+                "replicas": 1,
+                "resources": {"limits": {"memory": "256Mi"}},
+                "flags": {"workers": 2, "leave-out": ["kube-system", "etcd-tls-system", "infra"], "sidecar-user": 1_000_680_000},
+            },
+            "approve": {"flags": {"live-reads": true}},
+            "sign": {"flags": {"live-reads": false, "max-lifetime": "1h30m"}},
+            "nodeSelector": {"pool": "infra"},
+            "tolerations": [{"operator": "Exists"}],
+            "affinity": {"nodeAffinity": {}},
+            "podAnnotations": {"example.com/a": "1"},
+            "topologySpread": {"whenUnsatisfiable": "DoNotSchedule"},
+            "networkPolicy": {"enabled": false},
+            "monitoring": {"enabled": true, "interval": "1m", "labels": {"release": "prometheus"}},
+        }),
+    );
+    let of = |kind: &str, name: &str| {
+        let found = objects.iter().find(|((k, _, n), _)| k == kind && n == name);
+        found.unwrap_or_else(|| panic!("no {kind} {name}")).1
+    };
+    let sidecar = format!("example.com/s@{digest}");
+    let arguments = |process: &str| {
+        let deployment = of("Deployment", &format!("etcd-tls-{process}"));
+        let pod = &deployment["spec"]["template"]["spec"];
+        assert_eq!(pod["containers"][0]["image"], "example.com:5000/w:v9");
+        assert_eq!(pod["containers"][0]["imagePullPolicy"], "Always");
+        assert_eq!(pod["imagePullSecrets"], json!([{"name": "pull"}]));
+        // Values of maps are merged with the defaults.
+        assert_eq!(pod["nodeSelector"], json!({"kubernetes.io/os": "linux", "pool": "infra"}));
+        assert_eq!(pod["tolerations"], json!([{"operator": "Exists"}]));
+        assert_eq!(pod["affinity"], json!({"nodeAffinity": {}}));
+        assert_eq!(pod["topologySpreadConstraints"][0]["whenUnsatisfiable"], "DoNotSchedule");
+        assert_eq!(deployment["spec"]["template"]["metadata"]["annotations"]["example.com/a"], "1");
+        let arguments = pod["containers"][0]["args"].as_array().expect("arguments").clone();
+        let arguments: Vec<String> = arguments.iter().map(|a| a.as_str().expect("a text").to_owned()).collect();
+        assert!(arguments.contains(&"--log-level=info,etcd_tls_webhook=debug".to_owned()), "{arguments:?}");
+        assert!(arguments.contains(&"--log-format=json".to_owned()), "{arguments:?}");
+        arguments
+    };
+    let admit = arguments("admit");
+    for argument in ["--workers=2", "--leave-out=kube-system,etcd-tls-system,infra", "--sidecar-user=1000680000"] {
+        assert!(admit.contains(&argument.to_owned()), "{argument}: {admit:?}");
+    }
+    assert!(arguments("approve").contains(&"--live-reads".to_owned()));
+    let sign = arguments("sign");
+    assert!(
+        sign.contains(&"--max-lifetime=1h30m".to_owned()) && !sign.iter().any(|a| a.contains("live-reads")),
+        "{sign:?}"
+    );
+    // The programs take them.
+    for (process, arguments) in [("admit", admit), ("approve", arguments("approve")), ("sign", sign)] {
+        assert_eq!(arguments[0], process);
+        run(Command::new(binary("etcd-tls-webhook")).args(arguments).arg("--help"));
+    }
+
+    let admit = of("Deployment", "etcd-tls-admit");
+    assert_eq!(admit["spec"]["replicas"], 1);
+    let pod = &admit["spec"]["template"]["spec"];
+    assert_eq!(pod["initContainers"][0]["image"], sidecar);
+    assert_eq!(pod["containers"][0]["env"], json!([{"name": "ETCD_TLS_SIDECAR_IMAGE", "value": sidecar}]));
+    assert_eq!(
+        pod["containers"][0]["resources"],
+        json!({"requests": {"cpu": "20m", "memory": "24Mi"}, "limits": {"cpu": "1", "memory": "256Mi"}})
+    );
+    assert_eq!(of("ConfigMap", "etcd-tls-policy")["data"]["policy.yaml"], "clusterDomain: example.test\n");
+    let budgets: Vec<_> =
+        objects.keys().filter(|(kind, _, _)| kind == "PodDisruptionBudget").map(|(_, _, n)| n.as_str()).collect();
+    assert_eq!(budgets, ["etcd-tls-approve", "etcd-tls-sign"]);
+    assert!(!objects.keys().any(|(kind, _, _)| kind == "NetworkPolicy"));
+    let monitor = of("PodMonitor", "etcd-tls-sidecars");
+    assert_eq!(monitor["metadata"]["labels"]["release"], "prometheus");
+    assert_eq!(monitor["spec"]["podMetricsEndpoints"][0]["interval"], "1m");
+
+    let text = "clusterDomain: example.test\nkeys: [ed25519]   # ours\n";
+    let objects = rendered(&helm, &json!({"policy": text}));
+    let policy = &objects[&("ConfigMap".into(), "etcd-tls-system".into(), "etcd-tls-policy".into())];
+    assert_eq!(policy["data"]["policy.yaml"].as_str().map(str::trim_end), Some(text.trim_end()));
+}
+
+#[test]
+fn values_that_make_no_sense_are_refused() {
+    let Some(helm) = helm() else { return };
+    let refused = [
+        ("an unknown value", json!({"image": {"tag": "v9"}})),
+        ("an unknown value of a process", json!({"sign": {"replica": 2}})),
+        ("no replica", json!({"admit": {"replicas": 0}})),
+        ("replicas as text", json!({"admit": {"replicas": "two"}})),
+        ("a third of a replica", json!({"approve": {"replicas": 0.3}})),
+        ("no repository", json!({"images": {"webhook": {"repository": ""}}})),
+        ("a repository with a tag's space", json!({"images": {"sidecar": {"repository": "a b"}}})),
+        ("a digest that is cut", json!({"images": {"sidecar": {"digest": "sha256:abc"}}})),
+        ("a tag that is a number", json!({"images": {"webhook": {"tag": 0.1}}})),
+        ("a pull policy", json!({"images": {"pullPolicy": "Sometimes"}})),
+        ("a pull secret that is an object", json!({"images": {"pullSecrets": [{"name": "pull"}]}})),
+        ("a log level", json!({"log": {"level": "loud"}})),
+        ("a log format", json!({"log": {"format": "xml"}})),
+        ("an unknown flag", json!({"sign": {"flags": {"max-life": "1h"}}})),
+        ("a flag of another process", json!({"admit": {"flags": {"live-reads": true}}})),
+        ("a flag that the chart sets", json!({"admit": {"flags": {"address": "[::]:1"}}})),
+        ("a duration without a unit", json!({"sign": {"flags": {"max-lifetime": "90"}}})),
+        ("a duration of nothing", json!({"sign": {"flags": {"max-lifetime": ""}}})),
+        ("no worker", json!({"approve": {"flags": {"workers": 0}}})),
+        ("root for the sidecar", json!({"admit": {"flags": {"sidecar-user": 0}}})),
+        ("memory in words", json!({"sign": {"resources": {"limits": {"memory": "much"}}}})),
+        ("an unknown resource", json!({"sign": {"resources": {"limits": {"disk": "1Gi"}}}})),
+        ("a switch as text", json!({"monitoring": {"enabled": "no"}})),
+        ("an interval", json!({"monitoring": {"interval": "often"}})),
+        ("a policy that is a list", json!({"policy": ["keys"]})),
+        ("a node label that is a number", json!({"nodeSelector": {"pool": 1}})),
+        ("tolerations that are a map", json!({"tolerations": {"operator": "Exists"}})),
+    ];
+    for (what, values) in refused {
+        let output = template(&helm, "etcd-tls-system", &values);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains("values don't meet the specifications"), "{what}: {said}");
+    }
+    // Rights, admission policies and commands name the namespace.
+    let output = template(&helm, "default", &json!({}));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("helm install -n etcd-tls-system"), "{said}");
+}
