@@ -79,6 +79,11 @@ impl Walk {
 
     /// What `check` says, once it says `expected` of the next step.
     async fn check(&self, to: &str, expected: &str) -> String {
+        self.check_ends(to, expected, 0).await
+    }
+
+    /// The same, with the exit code.
+    async fn check_ends(&self, to: &str, expected: &str, code: i32) -> String {
         eventually(expected, LIMIT, || async {
             let mut command = Command::new(binary("etcd-tls-webhook"));
             let endpoints =
@@ -90,7 +95,7 @@ impl Walk {
             let output = command.output().expect("run");
             let text =
                 format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-            if output.status.success() && text.contains(expected) { Ok(text) } else { Err(text) }
+            if output.status.code() == Some(code) && text.contains(expected) { Ok(text) } else { Err(text) }
         })
         .await
     }
@@ -175,6 +180,9 @@ async fn a_cluster_goes_from_http_to_https_and_back_under_load() {
         walk.restart(i, |member| member.arguments = arguments.clone()).await;
     }
     walk.check("https", "Done: every URL is https").await;
+    walk.cluster.members[2].stop().await;
+    walk.check_ends("https", "Stop. etcd-2", 3).await;
+    walk.restart(2, |_| {}).await;
     let url = walk.https(0);
     assert!(walk.etcdctl(0, &client, &url, &["get", "before"]).contains("the move"));
     let nobody = walk.cluster.members[0]

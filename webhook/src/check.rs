@@ -96,8 +96,9 @@ impl Args {
             }
             Some(What::Policy { file, form }) => (vec![policy::of_file(&file)?], form),
             None if plain_text.is_meant() => {
-                let report = plain_text.report().await?;
-                return Ok(std::io::stdout().write_all(report.as_bytes())?);
+                let (report, well) = plain_text.report().await?;
+                std::io::stdout().write_all(report.as_bytes())?;
+                return Ok(well?);
             }
             None => (install::look(&cluster, namespace.as_deref()).await?, form),
         };

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use etcd_tls_contract::endpoint::Endpoint;
 use rustls::pki_types::pem::PemObject as _;
 
-use crate::error::Error;
+use crate::error::{Error, NotWell};
 
 mod look;
 mod plan;
@@ -42,11 +42,11 @@ impl PlainText {
         !self.endpoints.is_empty()
     }
 
-    /// What was seen, and the next step.
+    /// What was seen, and the next step; with it, whether something must be repaired before it.
     ///
     /// # Errors
     /// A file cannot be read, or no endpoint answers.
-    pub(super) async fn report(&self) -> Result<String, Error> {
+    pub(super) async fn report(&self) -> Result<(String, Result<(), NotWell>), Error> {
         let tls = self.tls()?;
         let members = look::members(&self.endpoints, tls.as_ref()).await?;
         Ok(plan::report(&members, self.to))

@@ -28,7 +28,11 @@ impl<'a> Work<'a> {
     pub(super) fn check_contract(&mut self, target: &Target<'a>) {
         self.check_unseen(target);
         self.check_urls(target);
+        if target.roles.contains(&Role::Peer) {
+            self.check_bootstrap(target);
+        }
         if target.roles.contains(&Role::Server) {
+            self.check_http_listener(target);
             self.check_probes(target);
             self.check_requests(target);
             self.check_etcdctl(target);
@@ -127,6 +131,72 @@ impl<'a> Work<'a> {
             if told {
                 self.check_hosts(target, role, option, &urls, setting.as_ref());
             }
+        }
+    }
+
+    /// An initial cluster that lacks this member or what it advertises, at which etcd stops when it starts without data
+    /// (etcd `ServerConfig.VerifyBootstrap` and `advertiseMatchesCluster`).
+    fn check_bootstrap(&mut self, target: &Target<'a>) {
+        let Target { container, options, .. } = target;
+        let of = |option| setting(options, option);
+        let seen = options.runs_etcd() && container.list("envFrom").is_empty();
+        let found_otherwise = ["config-file", "discovery", "discovery-srv"].into_iter().any(|o| of(o).is_some());
+        let Some(Setting::Text(advertised)) = of("initial-advertise-peer-urls") else { return };
+        if !seen || found_otherwise || options.is_proxy() || advertised.contains('$') {
+            return;
+        }
+        let member = match of("name") {
+            None => "default".to_owned(),
+            Some(Setting::Text(member)) if !member.contains('$') => member,
+            Some(_) => return,
+        };
+        let name = container.name;
+        match of("initial-cluster") {
+            None if member == "default" => self.warnings.push(format!(
+                "container {name}: --initial-advertise-peer-urls is set, and neither --name nor --initial-cluster, at which \
+                 etcd stops; write --initial-cluster={}",
+                short(&format!("{member}={advertised}"))
+            )),
+            Some(Setting::Text(cluster)) if !cluster.contains('$') => {
+                let pairs = || cluster.split(',').filter_map(|pair| pair.trim().split_once('='));
+                let listed: BTreeSet<&str> = pairs().filter(|(of, _)| *of == member).map(|(_, url)| url).collect();
+                let advertised: BTreeSet<&str> = advertised.split(',').map(str::trim).collect();
+                if listed.is_empty() {
+                    self.warnings.push(format!(
+                        "container {name}: --initial-cluster lacks this member, {}, at which etcd stops; see --name and \
+                         --initial-cluster",
+                        short(&member)
+                    ));
+                } else if listed != advertised {
+                    self.warnings.push(format!(
+                        "container {name}: --initial-cluster has {} for this member, and it advertises {}; where they do not \
+                         resolve to the same, etcd stops",
+                        short(&listed.into_iter().collect::<Vec<_>>().join(",")),
+                        short(&advertised.into_iter().collect::<Vec<_>>().join(",")),
+                    ));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// A second kind of client port, on which some versions of etcd do not look at the revocation list.
+    fn check_http_listener(&mut self, target: &Target<'a>) {
+        let option = "listen-client-http-urls";
+        let Some(setting) = setting(&target.options, option) else { return };
+        let name = target.container.name;
+        if let Some(url) = urls::urls(Some(&setting)).iter().find(|u| !u.https) {
+            self.warnings.push(format!(
+                "container {name}: --{option} still says http://{}:{}; write https://",
+                short(&url.host),
+                url.port
+            ));
+        }
+        if self.lists() {
+            self.warnings.push(format!(
+                "container {name}: with --{option}, etcd before 3.5.32, and 3.6 before 3.6.13, takes revoked certificates on \
+                 its client ports; upgrade etcd or leave it out"
+            ));
         }
     }
 

@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
+use crate::error::NotWell;
+
 /// What a URL says, or a port speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum Scheme {
@@ -200,8 +202,12 @@ fn restart_peer(member: &Member, to: Scheme) -> String {
     )
 }
 
-/// What was seen, and the next step, for people.
-pub(super) fn report(members: &[Member], to: Scheme) -> String {
+/// What was seen, and the next step, for people; with it, whether all is well so far.
+pub(super) fn report(members: &[Member], to: Scheme) -> (String, Result<(), NotWell>) {
+    let step = next(members, to);
+    let stop = matches!(step, Step::Repair(..));
+    let attention =
+        NotWell::Attention { what: "members", failing: usize::from(stop), attention: 0, unknown: 0, all: members.len() };
     let mut text = String::new();
     // Writing to a String does not fail.
     for member in members {
@@ -217,7 +223,7 @@ pub(super) fn report(members: &[Member], to: Scheme) -> String {
             }
         }
     }
-    let _ = match next(members, to) {
+    let _ = match step {
         Step::Done => writeln!(text, "Done: every URL is {}, and every member reaches the others.", to.as_str()),
         Step::Repair(name, what) => writeln!(text, "Stop. {name}: {what}."),
         Step::Follow(name, what) | Step::Both(name, what) | Step::Only(name, what) => {
@@ -231,7 +237,7 @@ pub(super) fn report(members: &[Member], to: Scheme) -> String {
             to.other().as_str()
         ),
     };
-    text
+    (text, if stop { Err(attention) } else { Ok(()) })
 }
 
 #[cfg(test)]

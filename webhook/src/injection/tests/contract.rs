@@ -54,6 +54,52 @@ fn nothing_is_said_of_a_good_member_however_it_is_written() {
 }
 
 #[test]
+fn an_initial_cluster_without_the_member_is_said() {
+    let cluster = |member: Option<&str>, cluster: Option<&str>| {
+        said(|c| {
+            let command = c["command"].as_array_mut().unwrap();
+            command.retain(|w| !["--name=", "--initial-cluster="].iter().any(|p| w.as_str().unwrap().starts_with(p)));
+            if let Some(member) = member {
+                set(c, "name", member);
+            }
+            if let Some(cluster) = cluster {
+                set(c, "initial-cluster", cluster);
+            }
+            set(c, "initial-advertise-peer-urls", "https://etcd-0.etcd.prod.svc:2380");
+        })
+    };
+    let url = "https://etcd-0.etcd.prod.svc:2380";
+    has(&cluster(None, None), &["neither --name nor --initial-cluster", &format!("default={url}")]);
+    has(&cluster(Some("default"), None), &["neither --name nor --initial-cluster"]);
+    has(&cluster(None, Some(&format!("etcd-0={url}"))), &["lacks this member, default"]);
+    let other = "https://etcd-1.etcd.prod.svc:2380";
+    has(&cluster(Some("a"), Some(&format!("a={other}"))), &[other, url, "etcd stops"]);
+    for (member, pairs) in [
+        (Some("a"), None),
+        (None, Some(format!("default={url}"))),
+        (Some("a"), Some(format!("b={other}, a={url}"))),
+        (Some("$(POD_NAME)"), Some(format!("b={other}"))),
+    ] {
+        assert_eq!(cluster(member, pairs.as_deref()), [""; 0], "{member:?} {pairs:?}");
+    }
+}
+
+#[test]
+fn a_port_on_which_revoked_certificates_are_taken_is_said() {
+    let https = flag("listen-client-http-urls", "https://0.0.0.0:2378");
+    has(&https, &["listen-client-http-urls", "3.5.32", "revoked"]);
+    assert_eq!(https.len(), 1, "{https:?}");
+    has(&flag("listen-client-http-urls", "http://0.0.0.0:2378"), &["http://0.0.0.0:2378", "write https://"]);
+    let off = annotated("revocation", "off");
+    let warnings = injected(&{
+        let mut pod = off;
+        set(&mut pod["spec"]["containers"][0], "listen-client-http-urls", "https://0.0.0.0:2378");
+        pod
+    });
+    assert_eq!(warnings.1, [""; 0]);
+}
+
+#[test]
 fn names_that_no_certificate_holds_are_said() {
     for option in ["advertise-client-urls", "initial-advertise-peer-urls"] {
         has(&flag(option, "https://etcd-0.etcd:2379"), &[option, "etcd-0.etcd,", "write etcd-0.etcd.prod.svc"]);
