@@ -211,6 +211,25 @@ impl ApiServer {
         api.create(&PostParams::default(), &account).await.expect("create a service account")
     }
 
+    /// The kubeconfig of a new service account with exactly these rules in the namespace.
+    pub async fn account(&self, namespace: &str, name: &str, rules: serde_json::Value) -> PathBuf {
+        self.service_account(namespace, name).await;
+        let rbac = "rbac.authorization.k8s.io";
+        let role = json!({
+            "apiVersion": format!("{rbac}/v1"), "kind": "Role", "metadata": {"name": name, "namespace": namespace},
+            "rules": rules,
+        });
+        let binding = json!({
+            "apiVersion": format!("{rbac}/v1"), "kind": "RoleBinding",
+            "metadata": {"name": name, "namespace": namespace},
+            "roleRef": {"apiGroup": rbac, "kind": "Role", "name": name},
+            "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": namespace}],
+        });
+        self.apply(&json!({"apiVersion": "v1", "kind": "List", "items": [role, binding]}).to_string());
+        let token = self.token(namespace, name, None).await;
+        self.token_kubeconfig(name, &token)
+    }
+
     /// Makes a pod on [`NODE`] through admission, as cluster-admin.
     ///
     /// # Errors

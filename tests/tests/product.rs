@@ -12,7 +12,6 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use serde_json::{Value, json};
 use tests::{
-    apiserver::ApiServer,
     eventually,
     pod::{LocalPod, write_projected},
     ports,
@@ -93,23 +92,6 @@ fn downward(pod: &Pod, directory: PathBuf, api: Api<Pod>) -> JoinHandle<()> {
     })
 }
 
-/// The kubeconfig of a service account with exactly these rules in the namespace.
-async fn account(api: &ApiServer, namespace: &str, name: &str, rules: Value) -> PathBuf {
-    api.service_account(namespace, name).await;
-    let rbac = "rbac.authorization.k8s.io";
-    let role = json!({
-        "apiVersion": format!("{rbac}/v1"), "kind": "Role", "metadata": {"name": name, "namespace": namespace}, "rules": rules,
-    });
-    let binding = json!({
-        "apiVersion": format!("{rbac}/v1"), "kind": "RoleBinding", "metadata": {"name": name, "namespace": namespace},
-        "roleRef": {"apiGroup": rbac, "kind": "Role", "name": name},
-        "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": namespace}],
-    });
-    api.apply(&json!({"apiVersion": "v1", "kind": "List", "items": [role, binding]}).to_string());
-    let token = api.token(namespace, name, None).await;
-    api.token_kubeconfig(name, &token)
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn renew_gives_new_certificates_at_once_and_once() {
     let Some(mut stack) = Stack::start(&Options::default()).await else { return };
@@ -146,13 +128,14 @@ async fn renew_gives_new_certificates_at_once_and_once() {
     assert!(third["client"] != second["client"] && third["metrics"] != second["metrics"], "{second:?} {third:?}");
 
     // By whoever may edit pods, with any value: one longer than other annotations may be, too.
-    let editor = account(
-        &stack.api,
-        "web",
-        "editor",
-        json!([{"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "patch"]}]),
-    )
-    .await;
+    let editor = stack
+        .api
+        .account(
+            "web",
+            "editor",
+            json!([{"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "patch"]}]),
+        )
+        .await;
     let value = format!("etcd-tls.dev/renew={}", "x".repeat(20_000));
     let mut annotate = Command::new(stack.api.kubectl_path());
     annotate.args(["annotate", "pod", "app-0", "-n", "web", "--overwrite", &value]).env("KUBECONFIG", &editor);
@@ -180,7 +163,7 @@ async fn renew_gives_new_certificates_at_once_and_once() {
 
     // What cannot be done is said, with an exit code of its own.
     let viewer = json!([{"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list"]}]);
-    let viewer = account(&stack.api, "web", "viewer", viewer).await;
+    let viewer = stack.api.account("web", "viewer", viewer).await;
     let output = webhook(&viewer, &["renew", "web/app-0"]).await;
     assert_eq!(output.status.code(), Some(77), "{output:?}");
     assert!(
@@ -284,7 +267,7 @@ async fn check_finds_what_is_broken_one_thing_at_a_time() {
     found(&kubeconfig, "lease etcd-tls-approve", "failing", "has not renewed it", &["admission", "lease"]).await;
 
     // Without rights everything is unknown, and each right is named.
-    let nobody = account(&stack.api, "web", "nobody", json!([])).await;
+    let nobody = stack.api.account("web", "nobody", json!([])).await;
     let (all, code) = findings(&nobody, &["-n", "web"]).await;
     assert_eq!(code, Some(4), "{all:#?}");
     for (subject, words) in [

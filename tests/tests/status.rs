@@ -8,7 +8,6 @@ use std::{
 
 use serde_json::{Value, json};
 use tests::{
-    apiserver::ApiServer,
     eventually, ports,
     process::{binary, which},
     stack::{LIMIT, Options, Stack, own_address},
@@ -38,24 +37,6 @@ fn status(kubeconfig: &Path, arguments: &[&str]) -> Output {
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
-}
-
-/// The kubeconfig of a service account with exactly these rules in the namespace.
-async fn account(api: &ApiServer, namespace: &str, name: &str, rules: Value) -> std::path::PathBuf {
-    api.service_account(namespace, name).await;
-    let role = json!({
-        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": {"name": name, "namespace": namespace},
-        "rules": rules,
-    });
-    let binding = json!({
-        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
-        "metadata": {"name": name, "namespace": namespace},
-        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name},
-        "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": namespace}],
-    });
-    api.apply(&json!({"apiVersion": "v1", "kind": "List", "items": [role, binding]}).to_string());
-    let token = api.token(namespace, name, None).await;
-    api.token_kubeconfig(name, &token)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -105,7 +86,7 @@ async fn status_shows_each_pod_and_names_the_rights_that_are_missing() {
     assert!(text(&help.stdout).contains("Usage: kubectl etcd-tls status"), "{help:?}");
 
     // Without rights: which, and where.
-    let nobody = account(&stack.api, "web", "nobody", json!([])).await;
+    let nobody = stack.api.account("web", "nobody", json!([])).await;
     for (arguments, place) in [(&["-n", "web"][..], "in namespace web"), (&["-A"], "in all namespaces")] {
         let output = status(&nobody, arguments);
         assert_eq!(output.status.code(), Some(77), "{output:?}");
@@ -113,7 +94,7 @@ async fn status_shows_each_pod_and_names_the_rights_that_are_missing() {
         assert!(said.contains(&format!("cannot list pods {place}: your account lacks this right")), "{said}");
     }
     let viewer = json!([{"apiGroups": [""], "resources": ["pods", "configmaps"], "verbs": ["get", "list"]}]);
-    let output = status(&account(&stack.api, "web", "viewer", viewer).await, &["-n", "web"]);
+    let output = status(&stack.api.account("web", "viewer", viewer).await, &["-n", "web"]);
     let (out, said) = (text(&output.stdout), text(&output.stderr));
     assert_eq!(output.status.code(), Some(4), "{output:?}");
     assert!(out.contains("your account lacks the right to get pods/proxy in namespace web"), "{out}");

@@ -206,8 +206,13 @@ fn restart_peer(member: &Member, to: Scheme) -> String {
 pub(super) fn report(members: &[Member], to: Scheme) -> (String, Result<(), NotWell>) {
     let step = next(members, to);
     let stop = matches!(step, Step::Repair(..));
-    let attention =
-        NotWell::Attention { what: "members", failing: usize::from(stop), attention: 0, unknown: 0, all: members.len() };
+    let attention = NotWell::Attention {
+        what: "members",
+        failing: usize::from(stop),
+        attention: 0,
+        unknown: 0,
+        all: members.len(),
+    };
     let mut text = String::new();
     // Writing to a String does not fail.
     for member in members {
