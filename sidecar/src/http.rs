@@ -6,6 +6,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{
     Request,
+    body::Incoming,
     client::conn::http1::{self, SendRequest},
     http::response::Parts,
 };
@@ -99,10 +100,25 @@ pub(crate) async fn exchange(
     request: Request<Full<Bytes>>,
     most: usize,
 ) -> io::Result<(Parts, Bytes)> {
+    let (head, body) = open(sender, request).await?;
+    Ok((head, whole(body, most).await?))
+}
+
+/// Sends a request, and reads the head of its response.
+///
+/// # Errors
+/// The connection's; the last are a [`hyper::Error`] inside.
+pub(crate) async fn open(sender: &mut Sender, request: Request<Full<Bytes>>) -> io::Result<(Parts, Incoming)> {
     sender.ready().await.map_err(io::Error::other)?;
-    let (head, body) = sender.send_request(request).await.map_err(io::Error::other)?.into_parts();
-    let body = Limited::new(body, most).collect().await.map_err(io::Error::other)?;
-    Ok((head, body.to_bytes()))
+    Ok(sender.send_request(request).await.map_err(io::Error::other)?.into_parts())
+}
+
+/// Reads a body to the end, which is at most `most` bytes away.
+///
+/// # Errors
+/// The connection's; the last are a [`hyper::Error`] inside.
+pub(crate) async fn whole(body: Incoming, most: usize) -> io::Result<Bytes> {
+    Ok(Limited::new(body, most).collect().await.map_err(io::Error::other)?.to_bytes())
 }
 
 /// An error with its causes: hyper's own text alone says little.

@@ -1,4 +1,4 @@
-//! The port to the API server: make a CertificateSigningRequest, look at it. No more rights are had, none are asked for.
+//! The port to the API server: make a CertificateSigningRequest, look at it; watch the trust ConfigMap.
 
 use std::{future::Future, time::Duration};
 
@@ -9,6 +9,7 @@ pub mod http;
 pub mod kubeconfig;
 pub mod objects;
 pub mod pod;
+pub mod watch;
 
 /// The two calls of a requester. One value serves one request of one role.
 pub trait Api {

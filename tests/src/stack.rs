@@ -7,6 +7,10 @@ use std::{
     net::{IpAddr, Ipv4Addr, UdpSocket},
     path::{Path, PathBuf},
     process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -44,6 +48,8 @@ pub struct Stack {
     /// Admission.
     pub admit: Process,
     mounts: Vec<Mount>,
+    /// While it is set, mounted Secrets and ConfigMaps stay as they are: kubelet's next sync is far away.
+    held: Arc<AtomicBool>,
     environment: Vec<(String, String)>,
     /// The API server.
     pub api: ApiServer,
@@ -96,7 +102,8 @@ impl Stack {
         let sign = controller(&api, "sign", &[&options.sign[..], &options.all].concat(), &options.environment).await;
         let serving = api.directory().dir("serving");
         let secrets = Api::<Secret>::namespaced(api.client.clone(), SYSTEM_NAMESPACE);
-        let mount = mount(serving.clone(), SERVING_SECRET, move |name| {
+        let held = Arc::new(AtomicBool::new(false));
+        let mount = mount(serving.clone(), SERVING_SECRET, &held, move |name| {
             let secrets = secrets.clone();
             async move {
                 let data = secrets.get_opt(&name).await.ok()??.data?;
@@ -111,7 +118,7 @@ impl Stack {
         let admit = Process::spawn("admit", &mut command, api.directory().path());
         api.apply(&endpoint(address, port));
         let mut stack =
-            Self { sign, approve, admit, mounts: vec![mount], environment: options.environment.clone(), api };
+            Self { sign, approve, admit, mounts: vec![mount], held, environment: options.environment.clone(), api };
         stack.ready().await;
         Some(stack)
     }
@@ -192,7 +199,7 @@ impl Stack {
         let directory = self.api.directory().dir(&format!("config-maps/{namespace}/{name}"));
         if !self.mounts.iter().any(|m| m.directory == directory) {
             let api = Api::<ConfigMap>::namespaced(self.api.client.clone(), namespace);
-            self.mounts.push(mount(directory.clone(), name, move |name| {
+            self.mounts.push(mount(directory.clone(), name, &self.held, move |name| {
                 let api = api.clone();
                 async move {
                     let object = api.get_opt(&name).await.ok()??;
@@ -214,6 +221,11 @@ impl Stack {
         let api = Api::<ConfigMap>::namespaced(self.api.client.clone(), namespace);
         let name = names::trust_config_map(names::DEFAULT_CLUSTER);
         api.get_opt(&name).await.ok()??.data?.remove(&format!("{domain}.crt"))
+    }
+
+    /// Whether mounted Secrets and ConfigMaps stay as they are.
+    pub fn hold_mounts(&self, hold: bool) {
+        self.held.store(hold, Ordering::SeqCst);
     }
 
     /// Ends `sign` at once and starts it again.
@@ -252,16 +264,21 @@ fn shipped_environment(name: &str) -> Vec<(String, String)> {
 }
 
 /// Reads an object again and again, and writes its files when they have changed.
-fn mount<F>(directory: PathBuf, name: &str, read: impl Fn(String) -> F + Send + 'static) -> Mount
+fn mount<F>(
+    directory: PathBuf,
+    name: &str,
+    held: &Arc<AtomicBool>,
+    read: impl Fn(String) -> F + Send + 'static,
+) -> Mount
 where
     F: Future<Output = Option<BTreeMap<String, Vec<u8>>>> + Send,
 {
-    let (name, target) = (name.to_owned(), directory.clone());
+    let (name, target, held) = (name.to_owned(), directory.clone(), Arc::clone(held));
     let task = tokio::spawn(async move {
         let mut written = None;
         loop {
             let files = read(name.clone()).await;
-            if files.is_some() && files != written {
+            if files.is_some() && files != written && !held.load(Ordering::SeqCst) {
                 project(&target, files.as_ref());
                 written = files;
             }

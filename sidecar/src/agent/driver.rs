@@ -1,6 +1,6 @@
 //! The loop: requests the certificates that are due, writes those that were issued, and checks that etcd's ports serve them.
 //!
-//! It wakes up for its timers, for a change of the trust directory, for news from the restarter, and when a request or a check
+//! It wakes up for its timers, for a change of the trust directory or ConfigMap, for news from the restarter, and when a request or a check
 //! ends. Each time it evaluates the whole state again, so no event needs to be remembered.
 
 mod lists;
@@ -164,6 +164,7 @@ where
                 () = &mut stop => return,
                 Some(done) = progress.work.next(), if !progress.work.is_empty() => self.finish(done, &mut progress),
                 () = changes(self.changed.as_ref()) => {}
+                () = self.agent.pushed() => {}
                 () = changes(self.renew.as_ref().and_then(RenewFile::watch)) => {}
                 () = changed(&mut loaded) => {}
                 () = nap(self.agent.clock(), &mark, pause.max(Duration::from_millis(10))) => {}

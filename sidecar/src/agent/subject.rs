@@ -181,6 +181,11 @@ impl<C: Clock, F: Files> Agent<C, F> {
         self.unknown_issuer.notified().await;
     }
 
+    /// Ends when the API server has sent a new bundle or list.
+    pub async fn pushed(&self) {
+        self.trust.changed().await;
+    }
+
     /// The clocks.
     pub const fn clock(&self) -> &C {
         &self.clock

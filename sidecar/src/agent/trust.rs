@@ -1,8 +1,9 @@
-//! Trust bundles as kubelet mounts them, and whether one is taken: bundle first, leaf later.
+//! Trust bundles as kubelet mounts them and the API server sends them, and whether one is taken: bundle first, leaf later.
 
 use std::{
     collections::BTreeMap,
     fs::File,
+    future::pending,
     io::{self, Read as _},
     path::{Path, PathBuf},
     sync::Arc,
@@ -16,6 +17,7 @@ use etcd_tls_contract::{
 };
 
 use crate::{
+    agent::pushed::Pushed,
     os::directory_watch::DirectoryWatch,
     store::{Entry, Set},
 };
@@ -95,23 +97,52 @@ pub struct TrustDir {
     path: PathBuf,
     is_file: bool,
     ours: bool,
+    /// What the API server sends of the same ConfigMap.
+    pushed: Option<Arc<Pushed>>,
 }
 
 impl TrustDir {
     /// The mounted directory `path`.
     pub fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), is_file: false, ours: false }
+        Self { path: path.to_owned(), is_file: false, ours: false, pushed: None }
     }
 
     /// One file for every domain, where the CAs are shared.
     pub fn file(path: &Path) -> Self {
-        Self { path: path.to_owned(), is_file: true, ours: false }
+        Self { path: path.to_owned(), is_file: true, ours: false, pushed: None }
     }
 
     /// The same, where our signer publishes what is in it: a CA leaves its bundles when all who live trust the next one and
     /// hold its certificates. Of others no such order is known.
     pub fn of_our_signer(self, ours: bool) -> Self {
         Self { ours, ..self }
+    }
+
+    /// The same, with what the API server sends of the ConfigMap that is mounted.
+    pub fn with_pushed(self, pushed: Arc<Pushed>) -> Self {
+        Self { pushed: Some(pushed), ..self }
+    }
+
+    /// What the API server sends, where the ConfigMap is watched.
+    pub const fn pushed(&self) -> Option<&Arc<Pushed>> {
+        self.pushed.as_ref()
+    }
+
+    /// Ends when the API server has sent something new.
+    pub async fn changed(&self) {
+        match &self.pushed {
+            Some(pushed) => pushed.changed().await,
+            None => pending().await,
+        }
+    }
+
+    /// What is on offer of `key`: what was mounted or sent last.
+    fn content(&self, key: &str, path: &Path) -> io::Result<Vec<u8>> {
+        let mounted = read_bounded(path);
+        match &self.pushed {
+            Some(pushed) => pushed.newest(key, mounted),
+            None => mounted,
+        }
     }
 
     /// Whether our signer publishes what is in it, so that a bundle is believed only by the signer's statement.
@@ -139,8 +170,9 @@ impl TrustDir {
     /// There is none, or it is garbage, empty or huge.
     pub fn read(&self, domain: Domain) -> Result<Bundle, TrustError> {
         let path = if self.is_file { self.path.clone() } else { self.path.join(domain.trust_key()) };
-        let pem =
-            read_bounded(&path).map_err(|e| TrustError::Unreadable { path: path.clone(), message: e.to_string() })?;
+        let pem = self
+            .content(domain.trust_key(), &path)
+            .map_err(|e| TrustError::Unreadable { path: path.clone(), message: e.to_string() })?;
         Bundle::parse(&pem).map_err(|e| TrustError::Unusable { path, message: e.to_string() })
     }
 
@@ -151,7 +183,7 @@ impl TrustDir {
     /// It is garbage or huge.
     pub fn list(&self, domain: Domain, held: Option<&Crl>) -> Result<Option<Crl>, CrlError> {
         let Some(key) = domain.crl_key().filter(|_| self.ours && !self.is_file) else { return Ok(None) };
-        let der = match read_bounded(&self.path.join(key)) {
+        let der = match self.content(key, &self.path.join(key)) {
             Ok(der) => der,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(CrlError::Unreadable(error.to_string())),
@@ -159,7 +191,12 @@ impl TrustDir {
         if held.is_some_and(|held| held.der() == der) {
             return Ok(None);
         }
-        Crl::parse(&der).map(Some)
+        let offered = Crl::parse(&der)?;
+        // kubelet may bring a list after the API server has sent the next one: that is late and no attack.
+        let late = |held: &Crl| {
+            offered.number() < held.number() && self.pushed.as_ref().is_some_and(|pushed| pushed.is(key, held.der()))
+        };
+        Ok(Some(offered.clone()).filter(|_| !held.is_some_and(late)))
     }
 
     /// Tells whenever kubelet swaps the directory's contents. The directory is watched and not its files: they are links, and

@@ -79,6 +79,9 @@ where
     let listener = listen(args.admin_port).await?;
 
     let mut registry = Registry::with_prefix(PREFIX);
+    if let Some(pushed) = trust.pushed() {
+        pushed.register(&mut registry);
+    }
     // Without an etcd there is nothing to restart: what is installed is what its clients read.
     let serves = roles.contains(&Role::Peer) || roles.contains(&Role::Server);
     let restarter = (serves || args.client_url.is_some() || args.peer_url.is_some())

@@ -2,7 +2,7 @@
 //!
 //! In a pod here; on a host, [`crate::commands::on_host`].
 
-use std::{future::pending, path::PathBuf};
+use std::{future::pending, path::PathBuf, sync::Arc};
 
 use clap::{ArgMatches, Args, FromArgMatches};
 use etcd_tls_contract::{
@@ -13,13 +13,15 @@ use etcd_tls_contract::{
 use crate::{
     agent::{
         host::HostArgs,
+        pushed::follow,
         renew::RenewFile,
         subject::Subject,
         work::{Work, keep},
     },
     commands::{init::write_termination_message, on_host},
     error::Error,
-    kube::pod::PodCredentials,
+    kube::{http::Kube, pod::PodCredentials},
+    os::clock::System,
     restart,
 };
 
@@ -85,14 +87,27 @@ impl Args for Downward {
 async fn in_pod(pod: &PodArgs, downward: &DownwardArgs) -> Result<(), Error> {
     let subject = Subject::of(pod, downward).map_err(Error::Arguments)?;
     let credentials = PodCredentials::from_env(&pod.token_dir)?;
+    let mut trust = subject.trust(&pod.trust_dir);
+    if trust.is_ours() {
+        trust = trust.with_pushed(Arc::default());
+    }
+    let pushed = trust.pushed().cloned();
     let work = Work {
         args: pod,
         roles: subject.settings.roles.clone(),
-        trust: subject.trust(&pod.trust_dir),
+        trust,
         restart: || restart::Options::of_pod(pod, downward, credentials.clone()),
         api: || subject.requests(credentials.clone()),
         template: |role| subject.template(role, subject.addresses()),
         renew: Some(RenewFile::new(&pod.token_dir)),
     };
-    keep(work, |_| pending()).await
+    let config_map = subject.settings.trust_config_map(&subject.facts.namespace);
+    let watching = async {
+        if let Some(pushed) = pushed {
+            let kube = Kube::new(credentials.clone());
+            follow(pushed, kube, &subject.facts.namespace, &config_map, System::new()).await;
+        }
+        pending::<()>().await;
+    };
+    keep(work, |_| watching).await
 }

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{
     HeaderMap, Method, Request, StatusCode,
+    body::Incoming,
     header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue, RETRY_AFTER, USER_AGENT},
     http::response::Parts,
 };
@@ -32,7 +33,7 @@ use crate::http::{self, Sender};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// The API server stores no object over 1.5 MiB.
-const MAX_BODY: usize = 2 * 1024 * 1024;
+pub(super) const MAX_BODY: usize = 2 * 1024 * 1024;
 const PATH: &str = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
 const USER_AGENT_VALUE: &str = concat!("etcd-tls-sidecar/", env!("CARGO_PKG_VERSION"));
 
@@ -138,6 +139,30 @@ impl<C: Credentials> Kube<C> {
         let (head, body) = answer.map_err(unreachable)?;
         self.connection = Some(connection);
         Ok(Answer { address: access.address(), status: head.status, headers: head.headers, body })
+    }
+}
+
+impl<C: Credentials> Kube<C> {
+    /// A GET whose answer goes on, over a connection of its own: where, the connection, and the body.
+    ///
+    /// # Errors
+    /// See [`ApiError`]; also for an answer that is no success.
+    pub(super) async fn open(&self, path: &str) -> Result<(String, Sender, Incoming), ApiError> {
+        let access = self.credentials.access()?;
+        let unreachable = |message: String| unreachable(&access, message);
+        let mut connection = connect(&access).await.map_err(unreachable)?;
+        let asked = http::open(&mut connection, request(&access, &Method::GET, path, Bytes::new())?);
+        let (head, body) = match time::timeout(ANSWER_TIMEOUT, asked).await {
+            Ok(answer) => answer.map_err(|e| unreachable(http::with_causes(&e)))?,
+            Err(_) => return Err(unreachable(format!("no answer within {ANSWER_TIMEOUT:?}"))),
+        };
+        if head.status.is_success() {
+            return Ok((access.address(), connection, body));
+        }
+        let body = time::timeout(ANSWER_TIMEOUT, http::whole(body, MAX_BODY)).await;
+        let body = body.unwrap_or_else(|_| Ok(Bytes::new())).unwrap_or_default();
+        let retry_after = retry_after(&head.headers);
+        Err(ApiError::Status { code: head.status.as_u16(), message: message_of(&body), retry_after })
     }
 }
 

@@ -97,10 +97,12 @@ pub struct CertificateSigningRequestCondition {
 
 /// A ConfigMap.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
+#[serde(default, rename_all = "camelCase")]
 pub struct ConfigMap {
     /// Its texts by key.
     pub data: Option<BTreeMap<String, String>>,
+    /// Its other contents by key.
+    pub binary_data: Option<BTreeMap<String, ByteString>>,
 }
 
 /// The body of an answer that is no success.
