@@ -80,10 +80,16 @@ pub struct Figures {
     pub watch_breaks: AtomicU64,
     /// The longest operation, in milliseconds.
     pub longest_ms: AtomicU64,
+    lately_ms: AtomicU64,
     errors: Mutex<Vec<String>>,
 }
 
 impl Figures {
+    /// The longest operation since this was last asked.
+    pub fn take_longest(&self) -> Duration {
+        Duration::from_millis(self.lately_ms.swap(0, Ordering::Relaxed))
+    }
+
     fn note(&self, counter: &AtomicU64, what: &str, error: &ClientError) {
         counter.fetch_add(1, Ordering::Relaxed);
         let mut errors = self.errors.lock().expect("no panic while held");
@@ -269,7 +275,9 @@ impl Writer {
             let attempt = tokio::time::timeout(self.options.attempt, self.attempt(key, value)).await;
             let result = attempt.unwrap_or_else(|_| Err(ClientError("no answer in the time of an attempt".into())));
             let taken = start.elapsed();
-            figures.longest_ms.fetch_max(u64::try_from(taken.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+            let millis = u64::try_from(taken.as_millis()).unwrap_or(u64::MAX);
+            figures.longest_ms.fetch_max(millis, Ordering::Relaxed);
+            figures.lately_ms.fetch_max(millis, Ordering::Relaxed);
             match result {
                 Ok(()) => {
                     figures.writes.fetch_add(1, Ordering::Relaxed);

@@ -4,12 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tests::workload::Report;
 
+use crate::timeline::{Timeline, figures};
+
 /// Serials, by pod and role.
 type Seen = BTreeMap<(String, String), BTreeSet<String>>;
 
 /// What was seen.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Account {
+    /// The same, by time.
+    pub timeline: Timeline,
     /// Serials of certificates on disk.
     pub on_disk: Seen,
     /// Serials that etcd's own ports showed in handshakes.
@@ -25,6 +29,19 @@ pub struct Account {
 }
 
 impl Account {
+    /// Nothing yet.
+    pub const fn new(timeline: Timeline) -> Self {
+        Self {
+            timeline,
+            on_disk: Seen::new(),
+            served: Seen::new(),
+            last: BTreeMap::new(),
+            restarts: BTreeMap::new(),
+            most_down: 0,
+            authorities: 0,
+        }
+    }
+
     /// Notes a certificate on disk; whether it is new.
     pub fn issued(&mut self, pod: &str, role: &str, serial: &str) -> bool {
         self.on_disk.entry((pod.to_owned(), role.to_owned())).or_default().insert(serial.to_owned())
@@ -32,6 +49,7 @@ impl Account {
 
     /// Notes a certificate shown by a port; the one before it, where it is a new one.
     pub fn shown(&mut self, pod: &str, role: &str, serial: &str) -> Option<String> {
+        self.timeline.shows(pod, role, serial);
         let key = (pod.to_owned(), role.to_owned());
         let new = self.served.entry(key.clone()).or_default().insert(serial.to_owned());
         let before = self.last.insert(key, serial.to_owned());
@@ -41,6 +59,13 @@ impl Account {
     /// Every certificate there was.
     pub fn certificates(&self) -> usize {
         self.on_disk.values().map(BTreeSet::len).sum()
+    }
+
+    /// The page of the whole course.
+    pub fn page(&self, report: &Report, good: bool) -> String {
+        let title = if good { "etcd-tls demo: no write failed, none was lost" } else { "etcd-tls demo: FAILED" };
+        let restarts = self.restarts.values().sum();
+        self.timeline.page(title, &figures(report, self.certificates(), restarts, self.most_down))
     }
 
     /// Prints the table; whether everything held.

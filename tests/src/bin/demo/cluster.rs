@@ -192,6 +192,9 @@ impl Cluster {
             self.supervise(account).await?;
             if tick.is_multiple_of(LOOK_EVERY) {
                 self.look(account).await;
+                let figures = workload.figures();
+                let (writes, failed) = (figures.writes.load(Ordering::Relaxed), figures.failed.load(Ordering::Relaxed));
+                account.timeline.sample(writes, failed, figures.take_longest());
             }
             if said.elapsed() > Duration::from_secs(5) {
                 said = Instant::now();
@@ -223,6 +226,7 @@ impl Cluster {
                 say!(self.start, "{}: {} started again: {}", pod.name(), restart.container, restart.reason);
                 if restart.container == "etcd" {
                     *account.restarts.entry(pod.name().to_owned()).or_default() += 1;
+                    account.timeline.restarted(pod.name());
                 } else {
                     return Err(format!(
                         "{}/{} ended:\n{}",
@@ -263,14 +267,17 @@ impl Cluster {
             self.start,
             "a new CA for peers and one for clients: published beside the old ones; each member restarts once"
         );
+        account.timeline.mark("new CAs are published beside the old ones");
         write_trust(&trust, &[&self.authorities, &next]);
         self.loaded(account, workload).await?;
         say!(self.start, "every member has loaded both: the signer changes over");
+        account.timeline.mark("every member trusts the new CAs, and the signer uses them");
         self.authorities = next;
         self.start_signer();
         // Each leaf of the old authorities is gone when its life is over.
         self.watch(account, workload, self.life + Duration::from_secs(3)).await?;
         say!(self.start, "the last certificate of the old CAs is gone: they leave the bundle");
+        account.timeline.mark("the old CAs leave the bundles");
         write_trust(&trust, &[&self.authorities]);
         account.authorities += u32::try_from(DOMAINS.len()).unwrap_or_default();
         // What etcd still trusts beside the new ones signs nothing any more; its next restart forgets it.

@@ -3,13 +3,17 @@
 //! What runs is what runs in a cluster: `admit` is sent the pods as AdmissionReviews over TLS, and what it injected is run,
 //! `etcd-tls-init`, the sidecar and etcd, as local processes. In the API server's place stands `standalone`, which
 //! judges the requests by the same law from the same pods. Certificates live for seconds. A client writes and watches all
-//! the time; a write that fails fails the demo.
+//! the time; a write that fails fails the demo. Its course is written as a page beside the programs, or to the file that
+//! `ETCD_TLS_DEMO_PAGE` names.
 
 mod account;
 mod cluster;
 mod manifests;
+mod timeline;
 
 use std::{
+    env, fs,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -21,6 +25,7 @@ use tests::{
 
 use account::Account;
 use cluster::Cluster;
+use timeline::Timeline;
 
 /// The life of a certificate here.
 const LIFE: Duration = Duration::from_secs(12);
@@ -63,11 +68,27 @@ async fn run() -> Result<bool, String> {
     let mut cluster = Cluster::start(&etcd, LIFE, start).await?;
 
     let workload = Workload::start(Options::new(cluster.client_urls(), &cluster.client_files()));
-    let mut account = Account::default();
+    let mut account = Account::new(Timeline::new(start));
     cluster.watch(&mut account, &workload, LEAVES).await?;
     cluster.change_authorities(&mut account, &workload).await?;
     let report = workload.stop().await.map_err(|e| format!("the account: {e}"))?;
     let good = account.print(&report);
+    let page = page();
+    fs::create_dir_all(page.parent().unwrap_or_else(|| Path::new(".")))
+        .and_then(|()| fs::write(&page, account.page(&report, good)))
+        .map_err(|e| format!("{}: {e}", page.display()))?;
+    say!(start, "the course, to open in a browser: {}", page.display());
     say!(start, "{}", if good { "done: no write failed, none was lost" } else { "FAILED" });
     Ok(good)
+}
+
+/// Where the page is written.
+fn page() -> PathBuf {
+    env::var_os("ETCD_TLS_DEMO_PAGE").map_or_else(
+        || {
+            let program = env::current_exe().unwrap_or_default();
+            program.ancestors().nth(2).unwrap_or_else(|| Path::new(".")).join("demo").join("index.html")
+        },
+        PathBuf::from,
+    )
 }
