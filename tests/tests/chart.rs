@@ -10,6 +10,8 @@ use std::{
 use serde_json::{Value, json};
 use tests::{process::which, repository, temp::TempDir, tier};
 
+#[path = "chart/cluster.rs"]
+mod cluster;
 #[path = "chart/derive.rs"]
 mod derive;
 #[path = "chart/values.rs"]
