@@ -24,7 +24,7 @@ build bench: export AWS_LC_SYS_NO_JITTER_ENTROPY = 1
 SIDECAR = $(CARGO) rustc --locked --profile sidecar -p etcd-tls-sidecar --bin
 STATIC_PROBE = etcd-tls-probe -- -C target-feature=+crt-static
 
-.PHONY: help demo test check deny fuzz build bench images etcd clean
+.PHONY: help demo test check deny fuzz build bench images dist etcd clean
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +71,22 @@ bench: etcd ## the figures, ours and the reference interleaved; SECTIONS="admiss
 images: ## both images, by $(BUILDER)
 	$(BUILDER) build --build-arg RUST_IMAGE=$(RUST_IMAGE) --build-arg BASE=$(BASE) -f Dockerfile.webhook -t etcd-tls-webhook:$(TAG) .
 	$(BUILDER) build --build-arg RUST_IMAGE=$(RUST_IMAGE) --build-arg BASE=$(BASE) -f Dockerfile.sidecar -t etcd-tls-sidecar:$(TAG) .
+
+# Static programs: they run on any Linux of the architecture, and the images hold nothing else. REGISTRY=example.com/etcd-tls is where
+# install.yaml and the chart look for the images. DIST_PROFILE=dev builds quickly, to try it.
+dist: ## what a release has, into $(TARGET)/dist: programs, images, install.yaml, chart, SBOMs, checksums
+	@profile=$${DIST_PROFILE:-}
+	[ -n "$$profile" ] || export AWS_LC_SYS_NO_JITTER_ENTROPY=1
+	bin=$$(mktemp -d); trap 'rm -rf "$$bin"' EXIT
+	static() {
+	  $(CARGO) rustc --locked --profile "$$1" -p "$$2" --bin "$$3" -- -C target-feature=+crt-static
+	  install -s -t "$$bin" "$(TARGET)/$${1/#dev/debug}/$$3"
+	}
+	static "$${profile:-release}" etcd-tls-webhook etcd-tls-webhook
+	static "$${profile:-sidecar}" etcd-tls-sidecar etcd-tls-sidecar
+	static "$${profile:-sidecar}" etcd-tls-sidecar etcd-tls-probe
+	BIN=$$bin CARGO=$(CARGO) dist/dist.sh $(TARGET)/dist
+	echo "in $(TARGET)/dist:"; ls $(TARGET)/dist
 
 # An etcd, where there is none: the distribution's. ETCD=<path> names another. (Debian starts a server of its own on the
 # well-known ports; ours are on others.)
