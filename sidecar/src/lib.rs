@@ -7,6 +7,7 @@
 //! issuance     one certificate: due, requested, received
 //! store        the files: one verified set, swapped by one rename
 //! restart      observe, decide, act; under a lock, never without quorum
+//! secret       run --secret: one Secret, kept at the certificate of a role
 //! probe        etcd's liveness probe, where no signal reaches it
 //! kube, etcd   the API server and etcd, over HTTP
 //! os           processes, clocks, files
@@ -25,6 +26,7 @@ pub mod kube;
 pub mod os;
 pub mod probe;
 pub mod restart;
+pub mod secret;
 pub mod store;
 #[cfg(test)]
 mod testing;

@@ -1,6 +1,6 @@
 //! `etcd-tls-sidecar run`: renews the certificates of a pod or host until it is stopped.
 //!
-//! In a pod here; on a host, [`crate::commands::on_host`].
+//! In a pod here; on a host, [`crate::commands::on_host`]; a Secret, [`crate::secret::keep`].
 
 use std::{future::pending, path::PathBuf, sync::Arc};
 
@@ -23,9 +23,10 @@ use crate::{
     kube::{http::Kube, pod::PodCredentials},
     os::clock::System,
     restart,
+    secret::keep,
 };
 
-/// Arguments of `run`: in a pod, or with `--kubeconfig` on a host.
+/// Arguments of `run`: in a pod, with `--kubeconfig` on a host, or with `--secret` for a Secret.
 #[derive(Args, Clone, Debug)]
 pub struct RunArgs {
     #[command(flatten)]
@@ -34,6 +35,10 @@ pub struct RunArgs {
     downward: Downward,
     #[command(flatten)]
     host: HostArgs,
+    /// Keep this Secret of the pod's namespace at the certificate of the one role in --dir, where the pod's own
+    /// etcd-tls-sidecar renews it.
+    #[arg(long, value_name = "NAME", conflicts_with = "kubeconfig")]
+    secret: Option<String>,
     /// The file for the reason of a failure, which kubelet reads.
     #[arg(long, default_value = "/dev/termination-log")]
     termination_log: PathBuf,
@@ -45,8 +50,9 @@ impl RunArgs {
     /// # Errors
     /// What cannot be retried: arguments, the directory, the admin port.
     pub async fn run(self) -> Result<(), Error> {
-        let Self { pod, downward, host, termination_log } = self;
+        let Self { pod, downward, host, secret, termination_log } = self;
         let result = match (host.kubeconfig.is_some(), downward.0) {
+            _ if secret.is_some() => keep::run(&pod, secret.as_deref().unwrap_or_default()).await,
             (true, _) => on_host::run(&pod, &host).await,
             (false, Ok(downward)) => in_pod(&pod, &downward).await,
             (false, Err(error)) => Err(Error::Arguments(error.at("on a host give --kubeconfig; in a pod"))),

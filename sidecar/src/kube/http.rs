@@ -93,6 +93,11 @@ impl<C: Credentials> Kube<C> {
         Self { credentials, connection: None }
     }
 
+    /// Nothing is asked for some time: closes the connection.
+    pub(crate) fn close(&mut self) {
+        self.connection = None;
+    }
+
     /// A ConfigMap by name; the trust bundles are published in one.
     ///
     /// # Errors

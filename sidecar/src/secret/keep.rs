@@ -1,0 +1,202 @@
+//! Keeps the Secret until SIGTERM or SIGINT.
+
+use std::{fs, io, path::Path, sync::Arc, time::Duration};
+
+use etcd_tls_contract::{args::PodArgs, names, role::Role};
+use etcd_tls_telemetry::admin;
+use hyper::Method;
+use prometheus_client::registry::Registry;
+use serde_json::Value;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::sleep,
+};
+
+use super::{
+    decide::{MARK, Refusal, decide, serial},
+    status::Status,
+};
+use crate::{
+    agent::{health::PREFIX, work::listen},
+    error::Error,
+    issuance::schedule::TICK,
+    kube::{
+        ApiError,
+        http::{Credentials, Kube},
+        pod::PodCredentials,
+    },
+    os::{
+        clock::{Clock as _, System},
+        directory_watch::{DirectoryWatch, changes},
+    },
+    store::{self, Entry},
+};
+
+/// How often a write is tried again at once where the Secret was changed between GET and PUT.
+const ATTEMPTS: u32 = 3;
+
+/// Why the Secret is not current.
+#[derive(Debug, thiserror::Error)]
+pub enum KeepError {
+    /// There is no good certificate to write.
+    #[error("{problem}; see the log of container {}", names::SIDECAR_CONTAINER)]
+    Files {
+        /// What is wrong with the files.
+        problem: String,
+    },
+    /// The Secret is not to be written, or cannot be.
+    #[error("Secret {secret} is not written: {refusal}")]
+    Refused {
+        /// `<namespace>/<name>`.
+        secret: String,
+        /// Why not.
+        refusal: Refusal,
+    },
+    /// The API server says no.
+    #[error("Secret {secret}: {error}{}", cure(error, secret))]
+    Api {
+        /// `<namespace>/<name>`.
+        secret: String,
+        /// What it says.
+        error: ApiError,
+    },
+}
+
+/// What to do about an answer that waiting may never change.
+fn cure(error: &ApiError, secret: &str) -> String {
+    let name = secret.split('/').next_back().unwrap_or_default();
+    match error.code() {
+        Some(403) => {
+            format!("; let the pod's service account get and update that Secret: a Role with resourceNames: [{name}]")
+        }
+        Some(404) => {
+            format!("; create it, of type kubernetes.io/tls and with the label {MARK}=true: this process may not")
+        }
+        Some(409) => "; somebody else writes it, too".to_owned(),
+        _ => String::new(),
+    }
+}
+
+/// Keeps the Secret `name` of the pod's namespace until SIGTERM or SIGINT.
+///
+/// # Errors
+/// What cannot be retried: arguments, the admin port.
+pub async fn run(args: &PodArgs, name: &str) -> Result<(), Error> {
+    let [role] = args.roles[..] else {
+        return Err(Error::Arguments("--secret is for one role: give one of --roles".into()));
+    };
+    if !names::is_dns_subdomain(name) {
+        return Err(Error::Arguments(format!("--secret {name:?} is no name of a Secret").into()));
+    }
+    let namespace = namespace(&args.token_dir)?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let listener = listen(args.admin_port).await?;
+    let status = Arc::new(Status::new(Registry::with_prefix(PREFIX)));
+    tokio::spawn(admin::serve(listener, Arc::clone(&status) as Arc<dyn admin::Status>));
+    let watch = DirectoryWatch::new(&args.dir)
+        .inspect_err(|error| tracing::warn!(%error, "the certificates cannot be watched; they are read every minute"))
+        .ok();
+    let mut secret = Secret {
+        kube: Kube::new(PodCredentials::from_env(&args.token_dir)?),
+        name: format!("{namespace}/{name}"),
+        path: format!("/api/v1/namespaces/{namespace}/secrets/{name}"),
+    };
+    let work = async {
+        let mut failures = 0_u32;
+        loop {
+            let look = secret.look(&args.dir, role, &status).await;
+            let trouble = look.err().map(|error| error.to_string());
+            failures = if trouble.is_some() { failures.saturating_add(1) } else { 0 };
+            if status.set(trouble.clone()) {
+                match trouble {
+                    Some(trouble) => tracing::error!(%trouble, "the Secret is not current"),
+                    None => tracing::info!(secret = secret.name, "the Secret is current"),
+                }
+            }
+            secret.kube.close();
+            let pause = if failures == 0 { TICK } else { Duration::from_secs(1 << failures.min(6)).min(TICK) };
+            tokio::select! {
+                () = sleep(pause) => {}
+                () = changes(watch.as_ref()) => {}
+            }
+        }
+    };
+    tokio::select! {
+        () = work => {}
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("told to stop; the Secret stays as it is");
+    Ok(())
+}
+
+/// The pod's namespace, as the mounted service account names it.
+fn namespace(token_dir: &Path) -> Result<String, Error> {
+    let path = token_dir.join("namespace");
+    let wrong = |message: String| ApiError::Access(format!("{}: {message}; is this a pod?", path.display()));
+    let text = fs::read_to_string(&path).map_err(|error: io::Error| wrong(error.to_string()))?;
+    let namespace = text.trim();
+    if names::is_dns_label(namespace) {
+        Ok(namespace.to_owned())
+    } else {
+        Err(wrong("is no namespace".to_owned()).into())
+    }
+}
+
+struct Secret<C> {
+    kube: Kube<C>,
+    /// `<namespace>/<name>`.
+    name: String,
+    path: String,
+}
+
+impl<C: Credentials> Secret<C> {
+    /// Brings what is on disk to the Secret.
+    async fn look(&mut self, dir: &Path, role: Role, status: &Status) -> Result<(), KeepError> {
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            let now = System::new().now();
+            // Read each time: what was installed in the meantime is newer.
+            let entry = on_disk(dir, role, now).map_err(|problem| KeepError::Files { problem })?;
+            let present = self.call(Method::GET, None).await.map_err(|error| self.error(error))?;
+            let decision = decide(&present, role, &entry, now);
+            let wanted = decision.map_err(|refusal| KeepError::Refused { secret: self.name.clone(), refusal })?;
+            let Some(object) = wanted else { return Ok(()) };
+            match self.call(Method::PUT, Some(&object)).await {
+                Ok(_) => {
+                    status.wrote();
+                    let serial = serial(&object).unwrap_or_default();
+                    tracing::info!(secret = self.name, serial, bundle = entry.bundle().digest(), "Secret written");
+                    return Ok(());
+                }
+                Err(error) if error.code() == Some(409) && attempts < ATTEMPTS => {}
+                Err(error) => return Err(self.error(error)),
+            }
+        }
+    }
+
+    async fn call(&mut self, method: Method, body: Option<&Value>) -> Result<Value, ApiError> {
+        self.kube.exchange(method, &self.path, body).await?.object()
+    }
+
+    fn error(&self, error: ApiError) -> KeepError {
+        KeepError::Api { secret: self.name.clone(), error }
+    }
+}
+
+/// The entry that the pod's sidecar installed last.
+fn on_disk(dir: &Path, role: Role, now: std::time::SystemTime) -> Result<Entry, String> {
+    let mut entries = store::entries(dir).map_err(|error| error.to_string())?.unwrap_or_default();
+    let entry = match entries.remove(&role) {
+        Some(entry) => entry.map_err(|error| error.to_string())?,
+        None => return Err(format!("{}: there is no certificate of role {role}", dir.display())),
+    };
+    // What came of a mount that was written by another is proven here, too.
+    let entry = entry.with_bundle(role, entry.bundle(), now).map_err(|error| error.to_string())?;
+    if entry.chain().not_after < now {
+        return Err(format!("the certificate of role {role} has expired and was not renewed"));
+    }
+    Ok(entry)
+}

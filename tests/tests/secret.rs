@@ -1,0 +1,255 @@
+//! `run --secret` as its example ships it, on a real API server with the shipped rights: one Secret follows the certificate
+//! of its pod over renewals and a change of the CA, and everything that is wrong with the Secret is said.
+
+use std::{
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use etcd_tls_contract::certificate::{Bundle, Chain};
+use k8s_openapi::api::core::v1::Secret;
+use kube::{
+    Api,
+    api::{DeleteParams, Patch, PatchParams},
+};
+use serde_json::{Value, json};
+use tests::{
+    eventually,
+    pod::LocalPod,
+    ports,
+    process::{Process, binary, run},
+    repository,
+    stack::{LIMIT, Options, SIDECAR_IMAGE, Stack},
+    temp::TempDir,
+};
+
+const NAMESPACE: &str = "prod";
+const NAME: &str = "etcd-client-tls";
+const TOKENS: &str = "--token-dir=/var/run/secrets/kubernetes.io/serviceaccount";
+
+/// The Secret's three files as a chart would mount them.
+struct Files(TempDir);
+
+impl Files {
+    async fn read(secrets: &Api<Secret>) -> Result<Self, String> {
+        let data = secrets.get(NAME).await.map_err(|e| e.to_string())?.data.unwrap_or_default();
+        let files = TempDir::new("secret");
+        for name in ["tls.crt", "tls.key", "ca.crt"] {
+            let value = data.get(name).filter(|v| !v.0.is_empty()).ok_or_else(|| format!("no {name}"))?;
+            files.write(name, &value.0);
+        }
+        Ok(Self(files))
+    }
+
+    fn text(&self, name: &str) -> String {
+        std::fs::read_to_string(self.0.join(name)).expect("a file")
+    }
+
+    fn chain(&self) -> Chain {
+        Chain::parse(self.text("tls.crt").as_bytes()).expect("a chain")
+    }
+
+    fn bundle(&self) -> Bundle {
+        Bundle::parse(self.text("ca.crt").as_bytes()).expect("a bundle")
+    }
+
+    /// What a client does with them, by OpenSSL: the chain leads to a CA of the bundle, and the key is its key. Whether it has
+    /// expired depends on how busy the machine is.
+    fn verified(&self) {
+        let path = |name: &str| self.0.join(name);
+        let openssl = |arguments: &[&str], file: PathBuf| run(Command::new("openssl").args(arguments).arg(file));
+        let ca = path("ca.crt").display().to_string();
+        openssl(&["verify", "-no_check_time", "-purpose", "sslclient", "-CAfile", &ca], path("tls.crt"));
+        let of_certificate = openssl(&["x509", "-noout", "-pubkey", "-in"], path("tls.crt"));
+        assert_eq!(of_certificate, openssl(&["pkey", "-pubout", "-in"], path("tls.key")));
+    }
+}
+
+/// The pod that the example's Deployment would make, for `account`.
+fn agent_pod(name: &str, account: &str) -> Value {
+    let text = std::fs::read_to_string(repository().join("manifests/examples/secret/agent.yaml")).expect("read");
+    let deployment = text.split("\n---\n").find(|d| d.contains("kind: Deployment")).expect("a Deployment");
+    let deployment: Value = serde_saphyr::from_str(deployment).expect("YAML");
+    let mut pod = deployment["spec"]["template"].clone();
+    pod["metadata"]["name"] = name.into();
+    // Pods that run at once here share an address.
+    let port = || ports::free(Ipv4Addr::UNSPECIFIED);
+    pod["metadata"]["annotations"]["etcd-tls.dev/admin-port"] = port().to_string().into();
+    pod["spec"]["serviceAccountName"] = account.into();
+    let arguments = pod["spec"]["containers"][0]["args"].as_array_mut().expect("arguments");
+    let at = arguments.iter().position(|a| a == "--admin-port=9189").expect("the admin port");
+    arguments[at] = format!("--admin-port={}", port()).into();
+    // It is the default, but a directory of this test is mounted there.
+    arguments.push(TOKENS.into());
+    pod
+}
+
+async fn webhook(stack: &Stack, arguments: &[&str]) -> String {
+    let mut command = Command::new(binary("etcd-tls-webhook"));
+    command.args(arguments).env("KUBECONFIG", &stack.api.kubeconfig);
+    tokio::task::spawn_blocking(move || run(&mut command)).await.expect("run")
+}
+
+/// Makes the process look at once, as a renewal does.
+fn nudge(pod: &LocalPod) {
+    let file = pod.volume("etcd-tls").join("look");
+    std::fs::write(&file, "").expect("write");
+    std::fs::remove_file(&file).expect("remove");
+}
+
+/// Waits until the container has logged `text` after `position` of its log.
+async fn logged(pod: &LocalPod, position: usize, text: &str) {
+    eventually(text, LIMIT, || async {
+        nudge(pod);
+        let log = pod.log("secret");
+        if log[position..].contains(text) { Ok(()) } else { Err(log[position..].to_owned()) }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_secret_follows_the_certificate_of_its_pod() {
+    let options = Options { sign: vec!["--max-lifetime".into(), "20s".into()], ..Options::default() };
+    let Some(mut stack) = Stack::start(&options).await else { return };
+    stack.api.namespace(NAMESPACE, &[]).await;
+    let policy = format!("users:\n- {{namespace: {NAMESPACE}, serviceAccounts: [{NAME}], users: [app]}}\n");
+    let patch = json!({"data": {"policy.yaml": policy}}).to_string();
+    let configured =
+        ["-n", "etcd-tls-system", "patch", "configmap", "etcd-tls-policy", "--type=merge", "--patch", &patch];
+    stack.api.kubectl(&configured);
+    let example = repository().join("manifests/examples/secret");
+    let create =
+        ["create", "-n", NAMESPACE, "-f", &example.join("secret.yaml").display().to_string()].map(str::to_owned);
+    let create = create.each_ref().map(String::as_str);
+    stack.api.kubectl(&create);
+    stack.api.kubectl(&["apply", "-n", NAMESPACE, "-k", &example.display().to_string()]);
+
+    let programs = [("etcd-tls-sidecar", binary("etcd-tls-sidecar")), (SIDECAR_IMAGE, binary("etcd-tls-sidecar"))];
+    let ip = [[10, 7, 0, 5].into()];
+    let mut pod = stack.local_pod(NAMESPACE, agent_pod("agent", NAME), &ip, &programs).await.expect("a pod");
+    pod.start(LIMIT).await.expect("init, sidecar and container");
+    let secrets = Api::<Secret>::namespaced(stack.api.client.clone(), NAMESPACE);
+    let read = || Files::read(&secrets);
+    let first = eventually("the Secret is filled", LIMIT, read).await;
+    first.verified();
+    assert_eq!(first.chain().common_name, "app");
+
+    // It is renewed, and what somebody empties is written again.
+    let renewed = eventually("a renewal", LIMIT, || async {
+        let files = read().await?;
+        if files.chain().serial == first.chain().serial { Err("the first one".to_owned()) } else { Ok(files) }
+    })
+    .await;
+    renewed.verified();
+    assert_ne!(renewed.text("tls.key"), first.text("tls.key"), "a fresh key");
+    stack.api.kubectl(&["apply", "-n", NAMESPACE, "-f", &example.join("secret.yaml").display().to_string()]);
+    eventually("filled again", LIMIT, || {
+        nudge(&pod);
+        read()
+    })
+    .await
+    .verified();
+
+    follows_the_ca(&stack, &read).await;
+    says_what_is_wrong(&stack, &pod, &secrets, &create).await;
+    others_get_nothing(&mut stack, &pod, &programs).await;
+
+    // No key is in a log.
+    let keys = [first.text("tls.key"), renewed.text("tls.key"), read().await.expect("files").text("tls.key")];
+    let log = ["secret", "etcd-tls-init", "etcd-tls-sidecar"].map(|c| pod.log(c)).concat();
+    for key in keys {
+        let line = key.lines().nth(1).expect("a line of base64");
+        assert!(!log.contains(line) && !log.contains("PRIVATE KEY"));
+    }
+}
+
+/// A rollover: both CAs first, then a certificate of the new one; what is in the Secret verifies at every look.
+async fn follows_the_ca<F: Future<Output = Result<Files, String>>>(stack: &Stack, read: &impl Fn() -> F) {
+    let old = read().await.expect("files").bundle();
+    let cluster = format!("{NAMESPACE}/etcd");
+    webhook(stack, &["rollover", &cluster, "--domain", "client"]).await;
+    let both = eventually("both CAs", LIMIT, || async {
+        let files = read().await?;
+        files.verified();
+        if files.bundle() == old { Err("the old bundle".to_owned()) } else { Ok(files) }
+    })
+    .await;
+    assert!(
+        both.bundle().contains(&old) && both.chain().authority() == read().await.expect("files").chain().authority()
+    );
+    webhook(stack, &["rollover", &cluster, "--domain", "client", "--confirm-clients"]).await;
+    eventually("a certificate of the new CA", LIMIT, || async {
+        let files = read().await?;
+        files.verified();
+        let of_old = old.contains_issuer_of(&files.chain());
+        if of_old { Err(files.chain().authority()) } else { Ok(()) }
+    })
+    .await;
+}
+
+async fn says_what_is_wrong(stack: &Stack, pod: &LocalPod, secrets: &Api<Secret>, create: &[&str]) {
+    let current = "the Secret is current";
+    let merge = async |patch: Value| {
+        secrets.patch(NAME, &PatchParams::default(), &Patch::Merge(patch)).await.expect("change the Secret");
+    };
+    // Somebody else's, as far as can be told.
+    let at = pod.log("secret").len();
+    merge(json!({"metadata": {"labels": {"etcd-tls.dev/secret": null}}, "data": {"tls.key": "eA=="}})).await;
+    logged(pod, at, "lacks the label etcd-tls.dev/secret=true").await;
+    let data = secrets.get(NAME).await.expect("the Secret").data.expect("data");
+    assert_eq!(data["tls.key"].0, b"x", "it is left alone");
+    merge(json!({"metadata": {"labels": {"etcd-tls.dev/secret": "true"}}})).await;
+    logged(pod, at, current).await;
+
+    // Immutable while it would have to change, deleted, of another type, and made again.
+    let at = pod.log("secret").len();
+    merge(json!({"immutable": true, "data": {"tls.key": "eA=="}})).await;
+    logged(pod, at, "it is immutable").await;
+    secrets.delete(NAME, &DeleteParams::default()).await.expect("delete");
+    logged(pod, at, "create it, of type kubernetes.io/tls").await;
+    let opaque = json!({
+        "apiVersion": "v1", "kind": "Secret", "type": "Opaque",
+        "metadata": {"name": NAME, "namespace": NAMESPACE, "labels": {"etcd-tls.dev/secret": "true"}},
+    });
+    stack.api.apply(&opaque.to_string());
+    logged(pod, at, "not kubernetes.io/tls, and a type cannot be changed").await;
+    secrets.delete(NAME, &DeleteParams::default()).await.expect("delete");
+    stack.api.kubectl(create);
+    logged(pod, at, current).await;
+
+    // Without the right.
+    let at = pod.log("secret").len();
+    let role = ["-n", NAMESPACE, "patch", "role", NAME, "--type=json", "--patch"];
+    let verbs = |verbs: &str| format!(r#"[{{"op": "replace", "path": "/rules/0/verbs", "value": {verbs}}}]"#);
+    stack.api.kubectl(&[&role[..], &[&verbs(r#"["update"]"#)]].concat());
+    logged(pod, at, "a Role with resourceNames: [etcd-client-tls]").await;
+    stack.api.kubectl(&[&role[..], &[&verbs(r#"["get", "update"]"#)]].concat());
+    logged(pod, at, current).await;
+    Files::read(secrets).await.expect("files").verified();
+}
+
+/// Another Secret of the namespace is out of the agent's reach, and another service account gets no certificate of that name.
+async fn others_get_nothing(stack: &mut Stack, pod: &LocalPod, programs: &[(&str, PathBuf)]) {
+    let secret = json!({
+        "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls", "data": {"tls.crt": "", "tls.key": ""},
+        "metadata": {"name": "another", "namespace": NAMESPACE, "labels": {"etcd-tls.dev/secret": "true"}},
+    });
+    stack.api.apply(&secret.to_string());
+    let tokens: &Path = &pod.path("secret", "/var/run/secrets/kubernetes.io/serviceaccount");
+    let mut command = Command::new(binary("etcd-tls-sidecar"));
+    command.args(["run", "--secret=another", "--roles=client"]).arg("--token-dir").arg(tokens);
+    command
+        .arg("--dir")
+        .arg(pod.volume("etcd-tls"))
+        .arg(format!("--admin-port={}", ports::free(Ipv4Addr::UNSPECIFIED)));
+    let mut another =
+        Process::spawn("another", command.envs(stack.api.pod_environment()), stack.api.directory().path());
+    another.logged("resourceNames: [another]", LIMIT).await;
+    another.kill();
+
+    let wrong = agent_pod("wrong", "default");
+    let mut wrong = stack.local_pod(NAMESPACE, wrong, &[[10, 7, 0, 6].into()], programs).await.expect("a pod");
+    let refused = wrong.initialise(LIMIT).await.expect_err("no certificate");
+    assert!(refused.contains("was denied") && refused.contains("app"), "{refused}");
+}
