@@ -1,8 +1,8 @@
 //! The pages that people read, held against the repository: links lead somewhere, named tests exist, tables are complete.
 
-use std::{collections::BTreeSet, fs, path::PathBuf};
+use std::{collections::BTreeSet, fs, path::PathBuf, process::Command};
 
-use tests::repository;
+use tests::{process::which, repository, temp::TempDir, tier};
 
 #[path = "docs/alerts.rs"]
 mod alerts;
@@ -53,6 +53,34 @@ fn links_lead_to_files_and_headings_that_exist() {
         }
     }
     assert!(seen > 10, "{seen} links");
+}
+
+/// docs/SUMMARY.md is the book's table of contents: each page stands in it once. `mdbook`, where there is one, builds it without a
+/// warning.
+#[test]
+fn the_book_has_every_page_once() {
+    let docs = repository().join("docs");
+    let summary = fs::read_to_string(docs.join("SUMMARY.md")).expect("docs/SUMMARY.md");
+    let mut listed: Vec<&str> = summary.split("](").skip(1).filter_map(|rest| rest.split(')').next()).collect();
+    listed.sort_unstable();
+    let mut there: Vec<String> = fs::read_dir(&docs)
+        .expect("docs/")
+        .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
+        .filter(|name| name.ends_with(".md") && name != "SUMMARY.md")
+        .collect();
+    there.sort_unstable();
+    assert_eq!(listed, there);
+
+    let Some(mdbook) = which("mdbook") else { return tier::skip_special("no mdbook", "cargo install mdbook") };
+    let built = TempDir::new("book");
+    let output =
+        Command::new(mdbook).arg("build").arg(&docs).arg("--dest-dir").arg(built.path()).output().expect("run mdbook");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && !said.contains("WARN") && !said.contains("ERROR"), "{said}");
+    for page in there {
+        let html = built.join(page.replace(".md", ".html"));
+        assert!(html.exists(), "{} was not built", html.display());
+    }
 }
 
 /// `check` names a section of the documentation with each finding.
