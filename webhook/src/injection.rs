@@ -216,6 +216,7 @@ impl<'a> Work<'a> {
         self.warnings.append(&mut reload.warnings);
         self.problems.append(&mut reload.problems);
         args.can_signal = reload.can_signal;
+        args.revocation_lists = runs_etcd && self.lists();
         if of_host {
             args.extra_sans.extend(advertised(&targets));
         }
@@ -336,16 +337,15 @@ impl<'a> Work<'a> {
             .collect()
     }
 
-    /// Whether etcd is told of the revocation lists. Without the file it refuses everybody, so not where the file is not sure to
-    /// be there: a pod that was injected before may have an init container of an earlier version.
+    /// Whether etcd is told of the revocation lists. Without the file it refuses everybody, so only where the init container is
+    /// told to write it: one that was injected by an earlier version is not.
     fn lists(&self) -> bool {
         let init = self.pod.container(names::INIT_CONTAINER);
-        let image = init.map(|c| c.object.get("image").and_then(Value::as_str).unwrap_or_default());
         // Nobody brings lists to a static pod's host.
         self.settings.revocation
             && self.settings.is_ours()
             && self.config.host.is_none()
-            && image.is_none_or(|image| image == self.config.sidecar_image)
+            && init.is_none_or(|c| present::arguments(&c, "init").is_some_and(|args| args.revocation_lists))
     }
 
     /// Mount and environment of one container, and what is to be said of its URLs and probes.

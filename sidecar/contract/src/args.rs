@@ -52,6 +52,10 @@ pub struct PodArgs {
     /// Whether the pod shares its process namespace and etcd runs as this process's user, so that a signal reaches it.
     #[arg(long)]
     pub can_signal: bool,
+    /// Whether etcd is told of revocation lists, without which it refuses everybody. An image of a version that writes none refuses
+    /// this argument: its pod does not start.
+    #[arg(long)]
+    pub revocation_lists: bool,
     /// The directory of the certificates.
     #[arg(long, default_value = names::CERTS_MOUNT_PATH)]
     pub dir: PathBuf,
@@ -121,6 +125,7 @@ impl PodArgs {
             user: settings.user.clone(),
             reload: settings.reload.clone(),
             can_signal: false,
+            revocation_lists: false,
             dir: names::CERTS_MOUNT_PATH.into(),
             trust_dir: names::TRUST_MOUNT_PATH.into(),
             token_dir: names::TOKEN_MOUNT_PATH.into(),
@@ -171,6 +176,7 @@ impl PodArgs {
             user,
             reload,
             can_signal,
+            revocation_lists,
             dir,
             trust_dir,
             token_dir,
@@ -202,6 +208,9 @@ impl PodArgs {
         unless("restart-pace", format_duration(*restart_pace), "10m");
         if *can_signal {
             out.push("--can-signal".to_owned());
+        }
+        if *revocation_lists {
+            out.push("--revocation-lists".to_owned());
         }
         let text = |url: &Option<Endpoint>| url.as_ref().map(ToString::to_string);
         for (name, value) in [
@@ -298,6 +307,7 @@ mod tests {
         }
         with(&|args| args.key_rotation = KeyRotation::OnCaChange);
         with(&|args| args.can_signal = true);
+        with(&|args| args.revocation_lists = true);
         with(&|args| args.admin_port = 65535);
         samples
     }
@@ -313,6 +323,14 @@ mod tests {
             let both = PodArgs { user: pair[0].user.clone(), cluster: pair[0].cluster.clone(), ..pair[1].clone() };
             assert_eq!(parse(&both.render()), both);
         }
+    }
+
+    /// What a later version demands of an image, an earlier one refuses.
+    #[test]
+    fn an_unknown_argument_is_refused() {
+        let args = ["init", "--roles=peer", "--of-a-later-version"];
+        let error = Command::try_parse_from(args).err().unwrap().to_string();
+        assert!(error.contains("--of-a-later-version"), "{error}");
     }
 
     #[test]

@@ -123,6 +123,7 @@ fn is_confined(theirs: &Value, ours: &Value) -> bool {
 fn same_settings(theirs: &PodArgs, ours: &PodArgs) -> bool {
     let mut theirs = theirs.clone();
     theirs.can_signal = ours.can_signal;
+    theirs.revocation_lists = ours.revocation_lists;
     theirs.client_url.clone_from(&ours.client_url);
     theirs.peer_url.clone_from(&ours.peer_url);
     theirs.metrics_url.clone_from(&ours.metrics_url);

@@ -151,8 +151,8 @@ fn answered(object: &ConfigMap, domains: &[Domain], request: &Request) -> Result
         return Err(text.trim_end().to_owned().into());
     }
     if request.action == Action::Add {
-        text += "Members refuse new connections with it as soon as their sidecars have the list: kubelet brings it within two \
-                 minutes. Connections that exist stay until they end.";
+        text += "Members refuse new connections with it as soon as their sidecars have the list: within seconds where they watch the \
+                 trust ConfigMap, else within two minutes, by kubelet. Connections that exist stay until they end.";
     }
     Ok(Some(text.trim_end().to_owned()))
 }

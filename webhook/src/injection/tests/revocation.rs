@@ -37,15 +37,35 @@ fn a_member_is_told_of_its_lists_unless_it_does_not_want_them() {
     assert!(warnings.iter().any(|w| w.contains("--client-crl-file=/own.crl")), "{warnings:?}");
 }
 
+/// The images are told as well: one that writes no lists refuses the argument, and the pod does not start.
+#[test]
+fn the_image_is_told_where_etcd_is() {
+    let said = |pod: &Value| {
+        let containers = pod["spec"]["initContainers"].as_array().unwrap();
+        let told = |c: &&Value| c["args"].as_array().unwrap().contains(&json!("--revocation-lists"));
+        containers.iter().filter(told).count()
+    };
+    assert_eq!(said(&injected(&member()).0), 2);
+    for annotation in [("revocation", "off"), ("roles", "client")] {
+        assert_eq!(said(&injected(&annotated(annotation.0, annotation.1)).0), 0, "{annotation:?}");
+    }
+}
+
 #[test]
 fn a_pod_that_was_injected_before_is_not_told() {
     let mut before = injected(&annotated("revocation", "off")).0;
     let annotations = before["metadata"]["annotations"].as_object_mut().unwrap();
     annotations.shift_remove("etcd-tls.dev/revocation");
-    let mut older = before.clone();
-    for container in older["spec"]["initContainers"].as_array_mut().unwrap() {
-        container["image"] = json!("etcd-tls-sidecar:older");
+    assert!(
+        told(&injected(&before).0).is_empty(),
+        "its init container may write no list, whatever its image is called"
+    );
+    let mut renamed = injected(&member()).0;
+    for container in renamed["spec"]["initContainers"].as_array_mut().unwrap() {
+        container["image"] = json!("mirror.example.com/etcd-tls-sidecar:x");
     }
-    assert!(told(&injected(&older).0).is_empty(), "its init container may write no list");
-    assert_eq!(told(&injected(&before).0).len(), 2);
+    let mut again = renamed.clone();
+    again["spec"]["containers"][0]["env"] = json!([]);
+    assert_eq!(injected(&renamed).0, renamed, "another webhook names the image otherwise");
+    assert_eq!(told(&injected(&again).0).len(), 2);
 }
