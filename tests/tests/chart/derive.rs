@@ -17,11 +17,11 @@ const fn plain(manifest: &'static str) -> Source {
     Source { manifest, when: None, edits: &[] }
 }
 
-const RULE_OF_REQUESTERS: &str = "  resources: [signers]
-  verbs: [request]
+const RULE_OF_REQUESTERS: &str = "  resourceNames: [etcd-tls-trust-etcd]
+  verbs: [get, watch]
 ";
-const RULE_OF_REQUESTERS_AND: &str = "  resources: [signers]
-  verbs: [request]
+const RULE_OF_REQUESTERS_AND: &str = "  resourceNames: [etcd-tls-trust-etcd]
+  verbs: [get, watch]
 {{- if .Values.certManager.issuers }}
 - apiGroups: [cert-manager.io]
   resources: [certificaterequests]
@@ -250,6 +250,7 @@ const SOURCES: &[Source] = &[
         ],
     },
     Source { manifest: "components/monitoring/alerts.yaml", when: Some("monitoring.enabled"), edits: &[] },
+    Source { manifest: "components/monitoring/dashboard.yaml", when: Some("monitoring.enabled"), edits: &[] },
     Source {
         manifest: "components/monitoring/monitors.yaml",
         when: Some("monitoring.enabled"),
