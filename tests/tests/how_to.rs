@@ -1,4 +1,4 @@
-//! The commands of docs/authorities.md, as they stand there, typed by an administrator.
+//! The commands of docs/authorities.md and docs/uninstall.md, as they stand there, typed by an administrator.
 
 #[path = "approve/lab.rs"]
 #[allow(dead_code, reason = "the approver's tests use the rest")]
@@ -11,22 +11,31 @@ use std::{env, fs, path::Path, process::Command};
 
 use etcd_tls_contract::{names, role::Role};
 use lab::{Asking, Lab};
+use serde_json::json;
 use signer::{cas, issue, issued, issuer, member, sign, trust};
-use tests::{repository, temp::TempDir};
+use tests::{
+    apiserver::ApiServer,
+    eventually,
+    process::which,
+    repository,
+    stack::{LIMIT, Options, Stack, own_address},
+    temp::TempDir,
+};
 
-/// The command of the page that begins so.
-fn command(beginning: &str) -> String {
-    let page = fs::read_to_string(repository().join("docs/authorities.md")).expect("docs/authorities.md");
-    let found = page.lines().filter_map(|line| line.strip_prefix("    ")).find(|line| line.starts_with(beginning));
-    found.unwrap_or_else(|| panic!("no command {beginning}")).to_owned()
+/// The command of a page that begins so.
+fn command(page: &str, beginning: &str) -> String {
+    let text = fs::read_to_string(repository().join("docs").join(page)).expect("a page");
+    let indented = text.lines().filter(|line| line.starts_with("    ")).map(str::trim);
+    let found = indented.into_iter().find(|line| line.starts_with(beginning));
+    found.unwrap_or_else(|| panic!("{page} has no command {beginning}")).to_owned()
 }
 
 /// Runs a command line in `directory`, as cluster-admin.
-fn shell(lab: &Lab, directory: &Path, line: &str) -> Result<String, String> {
-    let kubectl = lab.api.kubectl_path();
+fn shell(api: &ApiServer, directory: &Path, line: &str) -> Result<String, String> {
+    let kubectl = api.kubectl_path();
     let path = format!("{}:{}", kubectl.parent().expect("a directory").display(), env::var("PATH").expect("PATH"));
-    let mut command = Command::new("sh");
-    command.args(["-c", line]).current_dir(directory).env("PATH", path).env("KUBECONFIG", &lab.api.kubeconfig);
+    let mut command = Command::new("bash");
+    command.args(["-c", line]).current_dir(directory).env("PATH", path).env("KUBECONFIG", &api.kubeconfig);
     let output = command.output().expect("run a shell");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
@@ -45,31 +54,106 @@ async fn a_lost_ca_is_restored_from_the_backup_or_begun_anew() {
     let before = trust(&lab, namespace, "etcd").await;
 
     let dir = TempDir::new("how-to");
-    shell(&lab, dir.path(), &command("kubectl -n etcd-tls-system get secrets")).expect("a backup");
+    shell(&lab.api, dir.path(), &command("authorities.md", "kubectl -n etcd-tls-system get secrets"))
+        .expect("a backup");
     let peers = cas(&lab, namespace).await.into_iter().find(|n| n.ends_with("-peer")).expect("the peers' CA");
     let lose = format!("kubectl -n etcd-tls-system delete secret {peers}");
-    shell(&lab, dir.path(), &lose).expect("lose a CA");
+    shell(&lab.api, dir.path(), &lose).expect("lose a CA");
     lab.event_of(namespace, &names::trust_config_map("etcd"), "is lost").await;
     let asking = Asking::of(&pod, Role::Peer);
     asking.create(&lab.requester(&pod).await).await;
     lab.approved(&asking.name).await;
 
     // The other authority's Secret is still there, so the command ends with an error, having restored the one.
-    let said = shell(&lab, dir.path(), &command("kubectl create -f authorities.yaml")).expect_err("one is there");
+    let said = shell(&lab.api, dir.path(), &command("authorities.md", "kubectl create -f authorities.yaml"))
+        .expect_err("one is there");
     assert!(said.contains("AlreadyExists") && !said.contains(&peers), "{said}");
     let restored = issued(&lab, &asking.name).await;
     assert_eq!(issuer(&restored), issuer(&first), "the same CA");
     assert_eq!(trust(&lab, namespace, "etcd").await, before);
 
-    shell(&lab, dir.path(), &lose).expect("lose it again");
+    shell(&lab.api, dir.path(), &lose).expect("lose it again");
     lab.event_of(namespace, &names::trust_config_map("etcd"), "is lost").await;
-    shell(&lab, dir.path(), &command("kubectl -n my-namespace delete configmap")).expect("begin anew");
+    shell(&lab.api, dir.path(), &command("authorities.md", "kubectl -n my-namespace delete configmap"))
+        .expect("begin anew");
     // No kubelet ends them here.
-    let restart = format!("{} --grace-period=0 --force", command("kubectl -n my-namespace delete pod"));
-    shell(&lab, dir.path(), &restart).expect("restart the pods");
+    let restart =
+        format!("{} --grace-period=0 --force", command("authorities.md", "kubectl -n my-namespace delete pod"));
+    shell(&lab.api, dir.path(), &restart).expect("restart the pods");
     let pod = member(&lab, namespace, "etcd-0", Some("10.6.0.1")).await;
     let [peer, client, _] = trust(&lab, namespace, "etcd").await;
     assert!(peer != before[0] && client == before[1], "another CA for the peers alone");
     let (_, anew) = issue(&lab, &pod, Role::Peer, None).await;
     assert_ne!(issuer(&anew), issuer(&first), "of the new CA");
+}
+
+/// Names of the objects outside namespaces that have to do with etcd-tls.
+fn left_over(api: &ApiServer) -> Vec<String> {
+    let kinds = api.kubectl(&["api-resources", "--verbs=list", "--namespaced=false", "-o", "name"]);
+    let kinds: Vec<&str> = kinds
+        .lines()
+        // The page says that requests stay for a while; nothing empties a namespace here.
+        .filter(|kind| !["namespaces", "certificatesigningrequests.certificates.k8s.io"].contains(kind))
+        .collect();
+    assert!(kinds.len() > 15, "{kinds:?}");
+    let names = api.kubectl(&["get", &kinds.join(","), "-o", "name", "--ignore-not-found"]);
+    names.lines().filter(|name| name.contains("etcd-tls")).map(str::to_owned).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_uninstall_leaves_what_the_page_says_and_nothing_else() {
+    let Some(mut stack) = Stack::start(&Options::default()).await else { return };
+    let home = repository();
+    let step = |stack: &Stack, beginning: &str| shell(&stack.api, &home, &command("uninstall.md", beginning));
+    stack.api.namespace("my-namespace", &[(names::LABEL, names::DYNAMIC)]).await;
+    let pod = json!({
+        "metadata": {
+            "name": "app-0", "annotations": {"etcd-tls.dev/roles": "client", "etcd-tls.dev/containers": "app"},
+        },
+        "spec": {"containers": [{"name": "app", "image": "app", "command": ["app"]}]},
+    });
+    let programs = [("app", which("true").expect("true"))];
+    let ip = own_address().expect("the stack has one");
+    let mut local = stack.local_pod("my-namespace", pod.clone(), &[ip], &programs).await.expect("a pod");
+    local.start(LIMIT).await.expect("certificates");
+    assert!(left_over(&stack.api).len() > 20, "what is installed is seen: {:?}", left_over(&stack.api));
+
+    // 1. Opt out.
+    assert!(step(&stack, "kubectl get namespaces").expect("the namespaces").contains("my-namespace"));
+    assert!(step(&stack, "kubectl get pods -A").expect("the pods").contains("app-0"));
+    step(&stack, "kubectl label namespace").expect("opt out");
+    drop(local);
+    stack.api.delete_pod("my-namespace", "app-0").await;
+    assert!(!step(&stack, "kubectl get pods -A").expect("the pods").contains("app-0"));
+    let after = stack.api.pod("my-namespace", pod).await.expect("a pod");
+    assert!(!serde_json::to_string(&after).expect("JSON").contains(names::SIDECAR_CONTAINER), "it is not injected");
+    // 2. Rights.
+    eventually("the rights of the namespace to go", LIMIT, || async {
+        let left = step(&stack, "kubectl get rolebindings")?;
+        // The pod with which the stack proves that admission answers opted in by its own label: ten minutes.
+        let kept = |line: &&str| line.starts_with("etcd-tls-system ") || line.starts_with("stack-probe ");
+        let others: Vec<&str> = left.lines().skip(1).filter(|line| !kept(line)).collect();
+        if others.is_empty() { Ok(()) } else { Err(format!("{others:?}")) }
+    })
+    .await;
+    // 3. The installation; nothing empties its namespace here, and its Deployments are these processes.
+    let delete = format!("{} --wait=false", command("uninstall.md", "kubectl delete -k manifests"));
+    shell(&stack.api, &home, &delete).expect("delete the installation");
+    for process in [&mut stack.admit, &mut stack.approve, &mut stack.sign] {
+        process.terminate(LIMIT).await;
+    }
+    step(&stack, "kubectl delete clusterrolebindings").expect("delete more bindings");
+    assert_eq!(left_over(&stack.api), Vec::<String>::new());
+    // 4. The bundles.
+    let bundles = ["get", "configmaps", "-A", "-o", "name"];
+    assert!(stack.api.kubectl(&bundles).contains("etcd-tls-trust-etcd"), "they stay until then");
+    step(&stack, "kubectl delete configmaps").expect("delete the bundles");
+    assert!(!stack.api.kubectl(&bundles).contains("etcd-tls"), "{}", stack.api.kubectl(&bundles));
+    // A label means nothing any more, and stops nobody.
+    let labelled = json!({
+        "metadata": {"name": "app-1", "labels": {"etcd-tls": "dynamic"}},
+        "spec": {"containers": [{"name": "app", "image": "app"}]},
+    });
+    let after = stack.api.pod("my-namespace", labelled).await.expect("a pod");
+    assert!(!serde_json::to_string(&after).expect("JSON").contains(names::SIDECAR_CONTAINER));
 }
