@@ -143,6 +143,20 @@ async fn the_signer_lists_what_holders_of_the_right_revoke() {
     revoke(&anna, &["prod/etcd", "--serial", "serial=4F0A11", "--undo"]).await.expect("taken back");
     let third = published(&maps).await.expect("lists");
     assert!(third.values().all(|list| list.entries().is_empty()), "{third:?}");
+
+    // A member that does not look at the list is named, and the command fails; who may not list pods is told so.
+    let pod = json!({
+        "metadata": {"name": "etcd-0", "annotations": {"etcd-tls.dev/revocation": "off"}},
+        "spec": {"containers": [{"name": "etcd", "image": "etcd", "command": ["etcd"]}]},
+    });
+    stack.api.pod("prod", pod).await.expect("a pod");
+    let named = revoke(&admin, &["prod/etcd", "--serial", "4f0c"]).await.expect_err("a member without a list");
+    assert!(named.contains("pod etcd-0 takes revoked certificates on its peer and client port"), "{named}");
+    let now = published(&maps).await.expect("lists");
+    assert!(now.values().all(|list| list.entries().contains_key("4f0c")), "it is revoked nevertheless: {now:?}");
+    let untold = revoke(&anna, &["prod/etcd", "--serial", "4f0d"]).await.expect("revoked");
+    assert!(untold.contains("cannot be told: cannot list pods in namespace prod"), "{untold}");
+    revoke(&admin, &["prod/etcd", "--serial", "4f0c", "--undo"]).await.expect("taken back");
 }
 
 /// A policy by which `two` has one authority, the clients of `three` are another cluster's, and the peers of `four` have a CA of

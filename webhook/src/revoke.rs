@@ -2,6 +2,7 @@
 //! the signer's answers beside them.
 
 mod command;
+mod members;
 
 use std::fmt;
 

@@ -11,15 +11,20 @@ use etcd_tls_contract::{
 };
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{
-    Api,
+    Api, Client,
     api::{Patch, PatchParams},
 };
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 
-use super::{Action, DOMAINS, Report, Request, Selector, request_annotation, status_annotation};
-use crate::controller::client;
-use crate::{error::Error, operator::Cluster, rollover::rfc3339};
+use super::{Action, DOMAINS, Report, Request, Selector, members, request_annotation, status_annotation};
+use crate::{
+    controller::client,
+    error::Error,
+    operator::{self, Cluster},
+    rollover::rfc3339,
+    status,
+};
 
 /// How long to wait for the signer's answer.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -62,11 +67,11 @@ impl Args {
     /// Writes the requests and waits for the signer's answers, or prints the lists.
     ///
     /// # Errors
-    /// No such cluster, no right to its ConfigMap, no answer, or a refusal.
+    /// No such cluster, no right to its ConfigMap, no answer, a refusal, or members that do not look at the list.
     pub async fn run(self) -> Result<(), Error> {
         let Self { cluster, serial, pod, user, reason, undo, list: _, at } = self;
         let (client, _) = at.connect().await?;
-        let api: Api<ConfigMap> = Api::namespaced(client, &cluster.namespace);
+        let api: Api<ConfigMap> = Api::namespaced(client.clone(), &cluster.namespace);
         let name = cluster.trust_config_map(&cluster.namespace);
         let before = look(&api, &name).await?;
         let Some(selector) = serial.or(pod).or(user) else { return say(&lists(&cluster, &before)) };
@@ -86,7 +91,8 @@ impl Args {
         while began.elapsed() < PATIENCE {
             let now = look(&api, &name).await?;
             if let Some(said) = answered(&now, &domains, &request)? {
-                return say(&said);
+                say(&said)?;
+                return if undo { Ok(()) } else { enforced(&client, &cluster, &domains).await };
             }
             sleep(POLL).await;
         }
@@ -97,6 +103,27 @@ impl Args {
             names::SYSTEM_NAMESPACE
         )
         .into())
+    }
+}
+
+/// Names the members that do not look at the list; where they cannot be told, says that.
+///
+/// # Errors
+/// There are some.
+async fn enforced(client: &Client, cluster: &ClusterName, domains: &[Domain]) -> Result<(), Error> {
+    match status::opted_in(client, Some(&cluster.namespace)).await {
+        Ok(pods) => {
+            let without = members::without_list(&pods, cluster, domains);
+            if without.is_empty() {
+                Ok(())
+            } else {
+                Err(without.iter().map(|line| operator::plain(line)).collect::<Vec<_>>().join("\n").into())
+            }
+        }
+        Err(refused) => say(&format!(
+            "Whether all members look at the list cannot be told: {refused}; {}",
+            refused.right.question()
+        )),
     }
 }
 
