@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -17,6 +18,8 @@ use tests::{
     tier,
 };
 
+#[path = "dist/pages.rs"]
+mod pages;
 #[path = "dist/workflows.rs"]
 mod workflows;
 
@@ -46,7 +49,8 @@ fn tools() -> bool {
 fn programs() -> TempDir {
     let directory = TempDir::new("programs");
     for name in ["etcd-tls-webhook", "etcd-tls-sidecar", "etcd-tls-probe"] {
-        directory.write(name, format!("#!/bin/sh\necho {name}\n"));
+        let path = directory.write(name, format!("#!/bin/sh\necho {name}\n"));
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("make it a program");
     }
     directory
 }

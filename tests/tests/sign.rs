@@ -273,6 +273,7 @@ async fn a_rollover_survives_a_killed_signer_in_each_phase() {
     let said = signer::rollover(&lab, &[]).expect("begin a rollover");
     assert!(said.contains("published"), "{said}");
     assert!(signer::rollover(&lab, &[]).expect_err("a second one").contains("under way"));
+    let mut watch = signer::watch_rollover(&lab);
     again(&mut signer).await;
 
     let both = eventually("both CAs to be published", LIMIT, || async {
@@ -312,6 +313,15 @@ async fn a_rollover_survives_a_killed_signer_in_each_phase() {
     .await;
     let text = signer::secrets_text(&lab, &cas(&lab, "roll").await).await;
     assert_eq!(text.matches("BEGIN PRIVATE KEY").count(), 2, "one key each: the old one is gone");
+
+    // Who followed it has seen each phase, and is told that it is over.
+    eventually("--watch to end", LIMIT, || std::future::ready(watch.exited().ok_or("it goes on"))).await;
+    let (status, log) = (watch.exited().expect("it has ended"), watch.log());
+    assert!(status.success(), "{status}: {log}");
+    let at = |text: &str| log.find(text).unwrap_or_else(|| panic!("no {text:?} in {log}"));
+    let lines =
+        [at(" published: "), at("; 1 pod not seen to have loaded the new CA"), at(" signing: "), at(" stable: ")];
+    assert!(lines.is_sorted(), "{log}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

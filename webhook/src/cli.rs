@@ -9,7 +9,9 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use etcd_tls_telemetry::log::LogArgs;
 use tokio::runtime::Builder;
 
-use crate::{admit, approve, ca, check, error::Error, inject, renew, revoke, rollover, sign, standalone, status};
+use crate::{
+    admit, approve, ca, check, error::Error, inject, pages, renew, revoke, rollover, sign, standalone, status,
+};
 
 /// Worker threads at most: enough for the standalone signer's work, and no thread for each core of a large node.
 const MAX_WORKERS: usize = 4;
@@ -32,10 +34,14 @@ enum Command {
     Approve(approve::Args),
     /// Look for what is wrong with the install, with a pod or with a policy, and tell the next step.
     Check(Box<check::Args>),
+    /// Print the completion of this command line for a shell.
+    Completion(pages::CompletionArgs),
     /// Inject into manifests, offline.
     Inject(inject::Args),
     /// Issue certificates for members of known names, with no signer running: Secret manifests or files.
     Issue(Box<ca::command::Args>),
+    /// Write a man page for this program and each of its subcommands.
+    Man(pages::ManArgs),
     /// Ask the pods of a cluster, or one pod, for new certificates now.
     Renew(renew::Args),
     /// Revoke a certificate of a cluster, take that back, or show what is revoked.
@@ -87,8 +93,10 @@ impl Cli {
                 Command::Admit(args) => args.run().await,
                 Command::Approve(args) => args.run().await,
                 Command::Check(args) => args.run().await,
+                Command::Completion(args) => args.run(Self::command()),
                 Command::Inject(args) => args.run().await,
                 Command::Issue(args) => args.run().await,
+                Command::Man(args) => args.run(Self::command()),
                 Command::Renew(args) => args.run().await,
                 Command::Revoke(args) => args.run().await,
                 Command::Rollover(args) => args.run().await,

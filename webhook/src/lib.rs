@@ -14,6 +14,7 @@ pub mod inject;
 pub mod injected;
 pub mod injection;
 pub mod operator;
+pub mod pages;
 pub mod platform;
 pub mod renew;
 pub mod revoke;

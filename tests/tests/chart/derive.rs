@@ -17,27 +17,27 @@ const fn plain(manifest: &'static str) -> Source {
     Source { manifest, when: None, edits: &[] }
 }
 
-const RULE_OF_REQUESTERS: &str = "  resourceNames: [etcd-tls-trust-etcd]
-  verbs: [get, watch]
-";
-const RULE_OF_REQUESTERS_AND: &str = "  resourceNames: [etcd-tls-trust-etcd]
-  verbs: [get, watch]
-{{- if .Values.certManager.issuers }}
+const AFTER_REQUESTER: &str = "---
+# `approve` keeps the subjects";
+const RULE_OF_REQUESTER: &str = "{{- if .Values.certManager.issuers }}
 - apiGroups: [cert-manager.io]
   resources: [certificaterequests]
   verbs: [create, get]
 {{- end }}
+---
+# `approve` keeps the subjects";
+const AFTER_SIGN: &str = "---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
 ";
-const RULE_OF_SIGN: &str = "etcd-tls-events]
-  verbs: [get]
-";
-const RULE_OF_SIGN_AND: &str = "etcd-tls-events]
-  verbs: [get]
-{{- if .Values.certManager.issuers }}
+const RULE_OF_SIGN: &str = "{{- if .Values.certManager.issuers }}
 - apiGroups: [cert-manager.io]
   resources: [certificaterequests]
   verbs: [get, list, delete]
 {{- end }}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
 ";
 
 /// The edits that all three Deployments share.
@@ -203,10 +203,17 @@ const SOURCES: &[Source] = &[
     Source {
         manifest: "rbac-requesters.yaml",
         when: None,
-        edits: &[Edit(1, RULE_OF_REQUESTERS, RULE_OF_REQUESTERS_AND)],
+        edits: &[
+            Edit(1, AFTER_REQUESTER, RULE_OF_REQUESTER),
+            Edit(
+                1,
+                "[etcd-tls-trust-etcd]",
+                "[{{ range $i, $name := .Values.clusters }}{{ if $i }}, {{ end }}etcd-tls-trust-{{ $name }}{{ end }}]",
+            ),
+        ],
     },
     plain("rbac-approve.yaml"),
-    Source { manifest: "rbac-sign.yaml", when: None, edits: &[Edit(1, RULE_OF_SIGN, RULE_OF_SIGN_AND)] },
+    Source { manifest: "rbac-sign.yaml", when: None, edits: &[Edit(1, AFTER_SIGN, RULE_OF_SIGN)] },
     plain("rbac-authorities.yaml"),
     plain("flow.yaml"),
     Source {

@@ -119,6 +119,7 @@ fn values_reach_the_objects() {
                 "pullSecrets": ["pull"],
             },
             "policy": {"clusterDomain": "example.test"},
+            "clusters": ["etcd", "events"],
             "log": {"level": "info,etcd_tls_webhook=debug", "format": "json"},
             "admit": {
                 "replicas": 1,
@@ -175,6 +176,8 @@ fn values_reach_the_objects() {
         run(Command::new(binary("etcd-tls-webhook")).args(arguments).arg("--help"));
     }
 
+    let watched = of("ClusterRole", "etcd-tls-requester").to_string();
+    assert!(watched.contains(r#"["etcd-tls-trust-etcd","etcd-tls-trust-events"]"#), "{watched}");
     let admit = of("Deployment", "etcd-tls-admit");
     assert_eq!(admit["spec"]["replicas"], 1);
     let pod = &admit["spec"]["template"]["spec"];
@@ -227,6 +230,8 @@ fn values_that_make_no_sense_are_refused() {
         ("an unknown resource", json!({"sign": {"resources": {"limits": {"disk": "1Gi"}}}})),
         ("a switch as text", json!({"monitoring": {"enabled": "no"}})),
         ("an interval", json!({"monitoring": {"interval": "often"}})),
+        ("no cluster", json!({"clusters": []})),
+        ("a cluster of no name", json!({"clusters": ["*"]})),
         ("a policy that is a list", json!({"policy": ["keys"]})),
         ("a node label that is a number", json!({"nodeSelector": {"pool": 1}})),
         ("tolerations that are a map", json!({"tolerations": {"operator": "Exists"}})),

@@ -215,6 +215,13 @@ pub fn rollover(lab: &Lab, arguments: &[&str]) -> Result<String, String> {
     if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
 }
 
+/// Follows that rollover with `--watch` until it is over.
+pub fn watch_rollover(lab: &Lab) -> Process {
+    let mut command = Command::new(binary("etcd-tls-webhook"));
+    command.args(["rollover", "roll/etcd", "--domain", "peer", "--status", "--watch"]);
+    Process::spawn("watch", command.env("KUBECONFIG", &lab.api.kubeconfig), lab.api.directory().path())
+}
+
 /// Waits until the command's status names `what` as waited for.
 pub async fn waits_for(lab: &Lab, what: &str) {
     status(lab, &format!("waits for pod {what}")).await;

@@ -19,12 +19,17 @@ use kube::{
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 
-use super::{Action, Report, Request, request_annotation, status_annotation};
+use super::{
+    Action, Report, Request, request_annotation, status_annotation,
+    watch::{Progress, is_over},
+};
 use crate::{controller::client, error::Error};
 
 /// How long to wait for the signer's answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(200);
+/// How often --watch looks.
+const WATCH: Duration = Duration::from_secs(2);
 
 /// Starts, shows, continues or aborts the change of a cluster to a new CA.
 #[derive(clap::Args, Debug)]
@@ -51,6 +56,9 @@ pub struct Args {
     /// Do not ask for confirmation of --force.
     #[arg(long, requires = "force")]
     yes: bool,
+    /// Follow the rollover until it is over: a line for each change, with an estimate of what is left.
+    #[arg(short, long, conflicts_with = "abort")]
+    watch: bool,
 }
 
 impl Args {
@@ -59,12 +67,13 @@ impl Args {
     /// # Errors
     /// No such cluster, no right to its ConfigMap, no answer, or a refusal.
     pub async fn run(self) -> Result<(), Error> {
-        let Self { cluster, domain, status, abort, confirm_clients, force, yes } = self;
+        let Self { cluster, domain, status, abort, confirm_clients, force, yes, watch: follow } = self;
         let api: Api<ConfigMap> = Api::namespaced(client::connect().await?, &cluster.namespace);
         let name = cluster.trust_config_map(&cluster.namespace);
         if status {
             let report = report(&api, &name, domain).await?;
-            return say(&describe(&format!("{cluster} {domain}"), &report));
+            say(&describe(&format!("{cluster} {domain}"), &report))?;
+            return if follow { watch(&api, &name, domain).await } else { Ok(()) };
         }
         let action = match (abort, confirm_clients, force) {
             (true, ..) => Action::Abort,
@@ -90,7 +99,8 @@ impl Args {
                 if !answer.accepted {
                     return Err(format!("refused: {}", answer.message).into());
                 }
-                return say(&format!("{}\n{}", answer.message, describe(&format!("{cluster} {domain}"), &report)));
+                say(&format!("{}\n{}", answer.message, describe(&format!("{cluster} {domain}"), &report)))?;
+                return if follow { watch(&api, &name, domain).await } else { Ok(()) };
             }
             sleep(POLL).await;
         }
@@ -101,6 +111,34 @@ impl Args {
             names::SYSTEM_NAMESPACE
         )
         .into())
+    }
+}
+
+/// Follows a rollover until it is over. One reading that fails is no end: a rollover takes as long as certificates live.
+async fn watch(api: &Api<ConfigMap>, name: &str, domain: Domain) -> Result<(), Error> {
+    let mut progress = Progress::default();
+    let mut failed: Option<String> = None;
+    loop {
+        match report(api, name, domain).await {
+            Ok(report) => {
+                failed = None;
+                if let Some(line) = progress.line(&report, SystemTime::now()) {
+                    say(&line)?;
+                }
+                if is_over(&report) {
+                    let stable = report.phase == "stable";
+                    return if stable { Ok(()) } else { Err(describe(name, &report).into()) };
+                }
+            }
+            Err(error) => {
+                let text = error.to_string();
+                if failed.as_ref() != Some(&text) {
+                    writeln!(std::io::stderr(), "{text}; trying again")?;
+                }
+                failed = Some(text);
+            }
+        }
+        sleep(WATCH).await;
     }
 }
 
