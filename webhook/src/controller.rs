@@ -18,7 +18,7 @@ use etcd_tls_contract::{
 use kube::{
     Client, Resource as _,
     api::{Patch, PatchParams},
-    core::Request,
+    core::{PartialObjectMeta, Request},
 };
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
@@ -332,8 +332,14 @@ impl Controller {
             request.headers_mut().insert("accept", metadata_alone);
         }
         request.extensions_mut().insert("patch_subresource");
-        within(self.client.request_text(request)).await.map_err(Trouble::Write)?;
-        Ok(())
+        let answer = within(self.client.request_text(request)).await.map_err(Trouble::Write)?;
+        // A status of success alone is believed of nobody: what stands between may have answered.
+        let written: PartialObjectMeta =
+            serde_json::from_str(&answer).map_err(|error| Trouble::Write(kube::Error::SerdeError(error).into()))?;
+        if written.metadata.uid.as_deref() == Some(csr.uid()) {
+            return Ok(());
+        }
+        Err(Trouble::Write(RequestError::NotWritten))
     }
 
     /// An event beside the pod that asked, if it is still there.

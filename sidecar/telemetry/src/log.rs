@@ -2,7 +2,12 @@
 
 use std::str::FromStr;
 
-use tracing_subscriber::{filter::Targets, fmt, layer::SubscriberExt, util::SubscriberInitExt};
+use tracing_subscriber::{
+    filter::{LevelFilter, Targets},
+    fmt,
+    layer::SubscriberExt,
+    util::SubscriberInitExt,
+};
 
 /// The form of a log line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -51,18 +56,45 @@ impl LogArgs {
     }
 }
 
+/// The target whose lines quote an answer that cannot be read, whole. A Secret that was cut off on its way is one. What went
+/// wrong is in the error that its caller gets.
+const WHOLE_ANSWERS: &str = "kube_client::client";
+
+fn filter(level: &str) -> Result<Targets, LogError> {
+    let filter = Targets::from_str(level).map_err(|source| LogError::Filter { level: level.to_owned(), source })?;
+    Ok(filter.with_target(WHOLE_ANSWERS, LevelFilter::OFF))
+}
+
 /// Sets the process's log up: lines of `format` for what `level` lets through, a level (`info`) or targets with levels
-/// (`info,kube_client=debug`).
+/// (`info,kube_client=debug`). [`WHOLE_ANSWERS`] stays silent whatever `level` says.
 ///
 /// # Errors
 /// `level` does not parse, or the log is set up already.
 pub fn init(format: Format, level: &str) -> Result<(), LogError> {
-    let filter = Targets::from_str(level).map_err(|source| LogError::Filter { level: level.to_owned(), source })?;
-    let subscriber = tracing_subscriber::registry().with(filter);
+    let subscriber = tracing_subscriber::registry().with(filter(level)?);
     let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(false);
     match format {
         Format::Text => subscriber.with(lines).try_init()?,
         Format::Json => subscriber.with(lines.json().flatten_event(true)).try_init()?,
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use tracing::Level;
+
+    use super::*;
+
+    #[test]
+    fn no_level_lets_whole_answers_into_the_log() {
+        for level in ["info", "trace", "info,kube_client=trace", "warn,kube_client::client=trace"] {
+            assert!(!filter(level).unwrap().would_enable(WHOLE_ANSWERS, &Level::WARN), "{level}");
+            assert!(filter(level).unwrap().would_enable("etcd_tls_webhook::sign", &Level::WARN), "{level}");
+        }
+        assert!(filter("info,kube_client=debug").unwrap().would_enable("kube_client::api", &Level::DEBUG));
+        assert!(filter("=").is_err() || filter("a=nonsense").is_err());
+    }
 }

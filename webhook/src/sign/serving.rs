@@ -82,6 +82,8 @@ pub(super) struct Lifetimes {
 enum ServingError {
     #[error(transparent)]
     Api(#[from] RequestError),
+    #[error("there is no MutatingWebhookConfiguration {CONFIGURATION}: apply the manifests again")]
+    NoConfiguration,
     #[error("{0}")]
     Local(String),
 }
@@ -90,13 +92,20 @@ impl Serving {
     /// Works until it is dropped.
     pub(super) async fn run(self) -> std::convert::Infallible {
         let every = EVERY.min(self.lifetimes.leaf / 10).max(Duration::from_millis(200));
+        // The same trouble is told once.
+        let mut told = None;
         loop {
-            if let Err(error) = self.round().await {
+            let result = self.round().await;
+            let missing = matches!(result, Err(ServingError::NoConfiguration));
+            let pause = if result.is_ok() || missing { every } else { Duration::from_secs(1) };
+            let trouble = result.err().map(|error| error.to_string());
+            if let Some(error) = &trouble
+                && trouble != told
+            {
                 tracing::warn!(%error, "the webhook's serving pair is not as it shall be; trying again");
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            } else {
-                tokio::time::sleep(every).await;
             }
+            told = trouble;
+            tokio::time::sleep(pause).await;
         }
     }
 
@@ -115,14 +124,17 @@ impl Serving {
             self.write_authority(&stored, &secret).await?;
         }
         // From here on every CA that may have signed what is served stands in caBundle.
-        self.publish(&stored.bundle(), chain.as_ref(), now).await?;
+        let published = self.publish(&stored.bundle(), chain.as_ref(), now).await;
+        if !matches!(published, Ok(()) | Err(ServingError::NoConfiguration)) {
+            return published;
+        }
         if self.needs_leaf(&stored, chain.as_ref(), now) {
             let chain = self.renew(&mut stored, &secret, serving, now).await?;
             self.metrics.serving_until(chain.not_after);
         } else if let Some(chain) = chain {
             self.metrics.serving_until(chain.not_after);
         }
-        Ok(())
+        published
     }
 
     /// The CA, read or made. One that cannot be read is made anew in its place.
@@ -163,8 +175,7 @@ impl Serving {
         self.publish_warnings(bundle, served, now).await;
         let api: Api<MutatingWebhookConfiguration> = Api::all(self.client.clone());
         let Some(configuration) = within(api.get_opt(CONFIGURATION)).await? else {
-            tracing::warn!("there is no MutatingWebhookConfiguration {CONFIGURATION}: apply the manifests again");
-            return Ok(());
+            return Err(ServingError::NoConfiguration);
         };
         let entries =
             configuration.webhooks.iter().flatten().map(|w| (w.name.as_str(), w.client_config.ca_bundle.as_ref()));
