@@ -324,6 +324,41 @@ async fn a_revoked_client_is_refused_with_no_restart_and_others_go_on() {
     assert!(!status.success() && log.contains("an operator has revoked the certificates of this pod"), "{log}");
 }
 
+/// A member of a pair, of which init container and sidecar alone run.
+async fn half(stack: &mut Stack, number: u8) -> LocalPod {
+    let pod = json!({
+        "metadata": {"name": format!("pair-{number}"), "annotations": {
+            "etcd-tls.dev/roles": "peer", "etcd-tls.dev/cluster": "pair",
+            "etcd-tls.dev/admin-port": ports::loopback().to_string(),
+        }},
+        "spec": {"containers": [{"name": "etcd", "image": "etcd", "command": ["etcd"]}]},
+    });
+    let programs = [("etcd", which("true").expect("true"))];
+    let mut pod = stack.local_pod("prod", pod, &[[10, 7, 0, 20 + number].into()], &programs).await.expect("a member");
+    pod.initialise(LIMIT).await.expect("init and sidecar");
+    pod
+}
+
+/// Of two members, one whose peer certificate is refused leaves no quorum.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_leaves_no_quorum_needs_force() {
+    let Some(mut stack) = Stack::start(&Options::default()).await else { return };
+    stack.api.namespace("prod", &[("etcd-tls", "dynamic")]).await;
+    let admin = stack.api.kubeconfig.clone();
+    let members = [half(&mut stack, 0).await, half(&mut stack, 1).await];
+    let files = members[1].path("etcd", names::DEFAULT_MOUNT_PATH).join("peer");
+    let chain = Chain::parse(&std::fs::read(files.join(names::CERT_FILE)).expect("read")).expect("a chain");
+    for selector in [["--serial", &chain.serial], ["--pod", "pair-1"], ["--user", &chain.common_name]] {
+        let arguments = [&["prod/pair"], &selector[..]].concat();
+        let refused = revoke(&admin, &arguments).await.expect_err("refused");
+        assert!(refused.contains("1 of 2 members") && refused.contains("--force"), "{refused}");
+    }
+    let listed = revoke(&admin, &["prod/pair", "--list"]).await.expect("lists");
+    assert!(listed.lines().any(|line| line.contains("pair peer: list") && line.ends_with(", 0 revoked")), "{listed}");
+    let done = revoke(&admin, &["prod/pair", "--serial", &chain.serial, "--force"]).await.expect("revoked");
+    assert!(done.contains("is revoked until"), "{done}");
+}
+
 /// The lists on disk of a running client, and what its sidecar shows of them.
 struct Client {
     pod: LocalPod,

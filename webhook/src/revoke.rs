@@ -30,7 +30,7 @@ pub fn status_annotation(domain: Domain) -> String {
     format!("{}revoke-{domain}", names::ANNOTATION_PREFIX)
 }
 
-/// What an operator asks for: `<add|undo> <id> <reason> <selector>`, the id making each request one of its own.
+/// What an operator asks for: `<add|force|undo> <id> <reason> <selector>`, the id making each request one of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
     /// What.
@@ -94,15 +94,17 @@ impl Selector {
 /// See [`Request::action`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Revoke it.
+    /// Revoke it, unless that takes a quorum of peers away.
     Add,
+    /// Revoke it in any case.
+    Force,
     /// Accept it again.
     Undo,
 }
 
 /// No request that is understood.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not of the form <add|undo> <id> <reason> <serial|pod|user>:<which>")]
+#[error("not of the form <add|force|undo> <id> <reason> <serial|pod|user>:<which>")]
 pub struct RequestError;
 
 impl Request {
@@ -125,6 +127,7 @@ impl std::str::FromStr for Request {
         let [action, id, reason, selector] = words[..] else { return Err(RequestError) };
         let action = match action {
             "add" => Action::Add,
+            "force" => Action::Force,
             "undo" => Action::Undo,
             _ => return Err(RequestError),
         };
@@ -146,6 +149,7 @@ impl fmt::Display for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let action = match self.action {
             Action::Add => "add",
+            Action::Force => "force",
             Action::Undo => "undo",
         };
         let (kind, which) = match &self.selector {
@@ -178,6 +182,7 @@ mod tests {
         for text in [
             "add 12-ab keyCompromise serial:4f0a",
             "undo 1 unspecified serial:4f0a",
+            "force 1 unspecified pod:etcd-0",
             "add 1 unspecified pod:etcd-0",
             "add 1 unspecified pod:web/etcd-0",
             "add 1 unspecified user:app of the shop: 1",

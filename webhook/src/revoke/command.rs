@@ -49,6 +49,9 @@ pub struct Args {
     /// Why: keyCompromise, affiliationChanged, superseded, cessationOfOperation, privilegeWithdrawn or unspecified.
     #[arg(long, default_value = "unspecified", conflicts_with_all = ["undo", "list"])]
     reason: Reason,
+    /// Revoke them even where that leaves no quorum of members whose peer certificates are accepted.
+    #[arg(long, conflicts_with_all = ["undo", "list"])]
+    force: bool,
     /// Accept the certificates again.
     #[arg(long, conflicts_with = "list")]
     undo: bool,
@@ -69,7 +72,7 @@ impl Args {
     /// # Errors
     /// No such cluster, no right to its ConfigMap, no answer, a refusal, or members that do not look at the list.
     pub async fn run(self) -> Result<(), Error> {
-        let Self { cluster, serial, pod, user, reason, undo, list: _, at } = self;
+        let Self { cluster, serial, pod, user, reason, force, undo, list: _, at } = self;
         let (client, _) = at.connect().await?;
         let api: Api<ConfigMap> = Api::namespaced(client.clone(), &cluster.namespace);
         let name = cluster.trust_config_map(&cluster.namespace);
@@ -81,7 +84,11 @@ impl Args {
         if domains.is_empty() || published(&before).is_empty() {
             return Err(none(&cluster).into());
         }
-        let action = if undo { Action::Undo } else { Action::Add };
+        let action = match (undo, force) {
+            (true, _) => Action::Undo,
+            (false, true) => Action::Force,
+            (false, false) => Action::Add,
+        };
         let request = Request { action, id: id()?, selector, reason };
         let annotations: BTreeMap<String, String> =
             domains.iter().map(|domain| (request_annotation(*domain), request.to_string())).collect();
@@ -177,7 +184,7 @@ fn answered(object: &ConfigMap, domains: &[Domain], request: &Request) -> Result
     if count == 0 || refused {
         return Err(text.trim_end().to_owned().into());
     }
-    if request.action == Action::Add {
+    if request.action != Action::Undo {
         text += "Members refuse new connections with it as soon as their sidecars have the list: within seconds where they watch the \
                  trust ConfigMap, else within two minutes, by kubelet. Connections that exist stay until they end.";
     }

@@ -9,6 +9,7 @@
 mod epoch;
 pub(in crate::sign) mod issued;
 pub(in crate::sign) mod making;
+mod quorum;
 pub(in crate::sign) mod quota;
 mod revoked;
 pub(in crate::sign) mod state;

@@ -100,6 +100,24 @@ impl Issued {
         }
     }
 
+    /// The serial numbers of the newest certificates of each pod whose CN begins with `prefix`: one, or those of one second.
+    pub(super) fn newest_by_pod(&self, prefix: &str) -> BTreeMap<&str, Vec<&str>> {
+        let mut newest: BTreeMap<&str, (u64, Vec<&str>)> = BTreeMap::new();
+        for (serial, leaf) in
+            self.leaves.iter().filter(|(_, leaf)| leaf.user.starts_with(prefix) && !leaf.pod.is_empty())
+        {
+            let (at, serials) = newest.entry(&leaf.pod).or_default();
+            if leaf.at > *at {
+                serials.clear();
+            }
+            if leaf.at >= *at {
+                *at = leaf.at;
+                serials.push(serial);
+            }
+        }
+        newest.into_iter().map(|(pod, (_, serials))| (pod, serials)).collect()
+    }
+
     /// Who holds these certificates.
     pub(super) fn holders<'a>(&self, serials: impl Iterator<Item = &'a String>) -> BTreeSet<String> {
         serials.filter_map(|serial| Some(self.leaves.get(serial)?.holder.clone())).collect()

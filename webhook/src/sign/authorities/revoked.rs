@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     epoch::{seconds, time},
     issued::{Issued, whole},
+    quorum::Standing,
 };
 use crate::{
     ca::{authority::Authority, crl, issue::IssueError},
@@ -147,13 +148,20 @@ impl Revoked {
         } else {
             String::new()
         };
+        let standing = Standing::of(
+            known.issued,
+            |serial| self.record.entries.contains_key(serial),
+            |serial| named.contains_key(serial),
+        );
+        let objection = standing.objection().filter(|_| request.action == Action::Add);
         let (answer, count) = match request.action {
             _ if !known.signs_lists => (request.refused(
                 "the CA may not sign revocation lists: its certificate has key usages without cRLSign. Give the signer a CA \
                  that has it, or one without key usages",
             ), 0),
             _ if named.is_empty() && !takes_bars_back => (request.accepted(&format!("there is no certificate of {what}{since}")), 0),
-            Action::Add => {
+            _ if objection.is_some() => (request.refused(&objection.unwrap_or_default()), 0),
+            Action::Add | Action::Force => {
                 let new = named.keys().filter(|serial| !revoked(serial)).count();
                 let bars = matches!(what, Selector::Pod(_)).then(|| known.issued.holders(named.keys())).unwrap_or_default();
                 let new_bars = bars.iter().filter(|uid| !self.bars(uid)).count();
