@@ -25,7 +25,7 @@ enum Command {
     /// Obtains the first certificates of a pod, and exits.
     Init(InitArgs),
     /// Renews the certificates of a pod; with --kubeconfig, those of a host. With --secret: keeps a Secret at one of them.
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Obtains certificates for a host once, and exits.
     Request(RequestArgs),
 }
