@@ -10,9 +10,10 @@ mod signer;
 use std::{env, fs, path::Path, process::Command};
 
 use etcd_tls_contract::{names, role::Role};
+use k8s_openapi::api::core::v1::Pod;
 use lab::{Asking, Lab};
 use serde_json::json;
-use signer::{cas, issue, issued, issuer, member, sign, trust};
+use signer::{cas, issue, issued, issuer, sign, trust};
 use tests::{
     apiserver::ApiServer,
     eventually,
@@ -41,6 +42,19 @@ fn shell(api: &ApiServer, directory: &Path, line: &str) -> Result<String, String
     if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
 }
 
+/// A member with the label that admission gives.
+async fn injected(lab: &Lab, namespace: &str) -> Pod {
+    let pod = json!({
+        "metadata": {"name": "etcd-0", "labels": {"app": "etcd", "etcd-tls.dev/injected": "true"}, "annotations": {}},
+        "spec": {
+            "containers": [{"name": "etcd", "image": "etcd"}],
+            "initContainers": [{"name": names::SIDECAR_CONTAINER, "image": "x", "restartPolicy": "Always"}],
+        },
+    });
+    eventually("a pod", LIMIT, || lab.api.pod(namespace, pod.clone())).await;
+    lab.api.set_pod_ips(namespace, "etcd-0", &["10.6.0.1".parse().expect("an address")]).await
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_ca_is_restored_from_the_backup_or_begun_anew() {
     let Some(lab) = Lab::new().await else { return };
@@ -49,7 +63,7 @@ async fn a_lost_ca_is_restored_from_the_backup_or_begun_anew() {
     lab.ready(&approver).await;
     let namespace = "my-namespace";
     lab.api.namespace(namespace, &[(names::LABEL, names::DYNAMIC)]).await;
-    let pod = member(&lab, namespace, "etcd-0", Some("10.6.0.1")).await;
+    let pod = injected(&lab, namespace).await;
     let (_, first) = issue(&lab, &pod, Role::Peer, None).await;
     let before = trust(&lab, namespace, "etcd").await;
 
@@ -76,15 +90,45 @@ async fn a_lost_ca_is_restored_from_the_backup_or_begun_anew() {
     lab.event_of(namespace, &names::trust_config_map("etcd"), "is lost").await;
     shell(&lab.api, dir.path(), &command("authorities.md", "kubectl -n my-namespace delete configmap"))
         .expect("begin anew");
-    // No kubelet ends them here.
+    // As admission labels it. No kubelet ends it here.
+    shell(&lab.api, dir.path(), "kubectl -n my-namespace label pod etcd-0 etcd-tls.dev/injected=true")
+        .expect("a label");
     let restart =
         format!("{} --grace-period=0 --force", command("authorities.md", "kubectl -n my-namespace delete pod"));
     shell(&lab.api, dir.path(), &restart).expect("restart the pods");
-    let pod = member(&lab, namespace, "etcd-0", Some("10.6.0.1")).await;
+    let pod = injected(&lab, namespace).await;
     let [peer, client, _] = trust(&lab, namespace, "etcd").await;
     assert!(peer != before[0] && client == before[1], "another CA for the peers alone");
     let (_, anew) = issue(&lab, &pod, Role::Peer, None).await;
     assert_ne!(issuer(&anew), issuer(&first), "of the new CA");
+
+    // The namespace is made again: its CAs are gone, and the one of the backup is given as the user's own.
+    lab.api.delete_pod(namespace, "etcd-0").await;
+    signer::delete_namespace(&lab, namespace).await;
+    eventually("the CAs of the namespace to be gone", LIMIT, || async {
+        let left = cas(&lab, namespace).await;
+        if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+    })
+    .await;
+    if which("jq").is_none() {
+        return tests::tier::skip_special("no jq", "apt-get install jq");
+    }
+    let lines = ["signer=", "kubectl create -f authorities.yaml --dry-run", "jq -r '.\"tls.crt", "jq -r '.\"tls.key"];
+    let mut script: Vec<String> = lines.iter().map(|line| command("authorities.md", line)).collect();
+    script.push(command("authorities.md", "kubectl -n etcd-tls-system create secret tls"));
+    shell(&lab.api, dir.path(), &format!("set -eo pipefail\n{}", script.join("\n"))).expect("the CA of the backup");
+    lab.set_policy(&format!(
+        "{}\n{}",
+        command("authorities.md", "authorities:"),
+        command("authorities.md", "- {signer: peer.etcd-tls.dev/my-namespace.etcd")
+    ))
+    .await;
+    signer::namespace_again(&lab, namespace).await;
+    let pod = injected(&lab, namespace).await;
+    let (_, again) = issue(&lab, &pod, Role::Peer, None).await;
+    assert_eq!(issuer(&again), issuer(&first), "of the CA in the backup");
+    let [peer, client, _] = trust(&lab, namespace, "etcd").await;
+    assert!(peer == before[0] && client != before[1], "the peers' CA was given, the clients' was not");
 }
 
 /// Names of the objects outside namespaces that have to do with etcd-tls.
