@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use tests::{
     apiserver::{ApiServer, from_json},
     eventually,
-    process::run,
+    process::{binary, run},
     stack::{LIMIT, Options, SIDECAR_IMAGE, Stack},
     temp::TempDir,
     tier,
@@ -239,4 +239,68 @@ async fn sidecars_of_an_older_version_are_served() {
     assert_eq!(fs::read(&leaf).expect("a certificate"), first, "nothing is issued anew");
     let status = pod.run_to_end("etcd-tls-init", LIMIT).await;
     assert!(!status.success() || fs::read(&leaf).expect("a certificate") == first);
+}
+
+/// What an upgrade would refuse, and what an older version has left: by an administrator, and by somebody who sees nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn before_an_upgrade_refused_pods_and_leftovers_are_named() {
+    let Some(api) = ApiServer::start().await else { return };
+    api.apply_kustomization("manifests");
+    api.namespace("prod", &[("etcd-tls", "dynamic")]).await;
+    api.namespace("other", &[]).await;
+    let check = |kubeconfig: &Path| {
+        let mut command = Command::new(binary("etcd-tls-webhook"));
+        let output = command.args(["check", "--pre"]).env("KUBECONFIG", kubeconfig).output().expect("run");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code(), text(&output.stdout) + &text(&output.stderr))
+    };
+    let (code, said) = check(&api.kubeconfig);
+    assert!(code == Some(0) && said.contains("no pod would be refused; 0 workloads have opted in"), "{code:?}: {said}");
+
+    let workload = |namespace: &str, kind: &str, duration: &str| {
+        json!({
+            "apiVersion": "apps/v1", "kind": kind, "metadata": {"name": "etcd", "namespace": namespace},
+            "spec": {"selector": {"matchLabels": {"app": "etcd"}}, "template": {
+                "metadata": {"labels": {"app": "etcd"}, "annotations": {"etcd-tls.dev/duration": duration}},
+                "spec": {"containers": [{"name": "etcd", "image": "etcd", "command": ["etcd"], "args": ["--listen-client-urls=https://0.0.0.0:2379"]}]},
+            }},
+        })
+    };
+    api.apply(&workload("prod", "StatefulSet", "a day").to_string());
+    api.apply(&workload("prod", "Deployment", "24h").to_string());
+    api.apply(&workload("other", "StatefulSet", "a day").to_string());
+    let role = |name: &str, namespace: &str, labels: Value| {
+        json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role",
+            "metadata": {"name": name, "namespace": namespace, "labels": labels}, "rules": []})
+    };
+    let ours = json!({NAME: "etcd-tls"});
+    api.apply(&role("etcd-tls-old", SYSTEM, ours.clone()).to_string());
+    // Not ours, and not here.
+    api.apply(&role("another", SYSTEM, json!({})).to_string());
+    api.apply(&role("etcd-tls-lease-lock", "prod", ours).to_string());
+    let (code, said) = check(&api.kubeconfig);
+    assert_eq!(code, Some(3), "{said}");
+    for text in [
+        "workloads: would be refused: prod: StatefulSet etcd: ",
+        "next: kubectl -n prod edit statefulset etcd\n",
+        "replaced objects: Role etcd-tls-old ",
+        "next: kubectl -n etcd-tls-system delete role etcd-tls-old\n",
+    ] {
+        assert!(said.contains(text), "{text:?}: {said}");
+    }
+    assert_eq!(said.matches("attention ").count(), 2, "{said}");
+
+    let nobody = api.account("prod", "nobody", json!([])).await;
+    let (code, said) = check(&nobody);
+    assert_eq!(code, Some(4), "{said}");
+    for resource in ["namespaces", "statefulsets.apps", "validatingadmissionpolicies.admissionregistration.k8s.io"] {
+        assert!(said.contains(&format!("cannot list {resource} in all namespaces")), "{resource}: {said}");
+    }
+    assert!(!said.contains("would be refused") && !said.contains("ok "), "{said}");
+
+    // What it says to do helps.
+    api.apply(&workload("prod", "StatefulSet", "24h").to_string());
+    api.kubectl(&["-n", SYSTEM, "delete", "role", "etcd-tls-old"]);
+    let (code, said) = check(&api.kubeconfig);
+    assert!(code == Some(0) && said.contains("no pod would be refused; 2 workloads have opted in"), "{code:?}: {said}");
 }

@@ -6,6 +6,7 @@
 //! accounts     the rights of `approve` and `sign`
 //! pod          one pod
 //! policy       a policy, in a file or in force
+//! upgrade      what an upgrade would refuse, and what it leaves
 //! plain_text   one etcd cluster between plain text and TLS
 //! finding      what was found, and how that is written; pure
 //! ```
@@ -24,6 +25,7 @@ mod leaders;
 mod plain_text;
 mod pod;
 mod policy;
+mod upgrade;
 
 use finding::Finding;
 
@@ -36,6 +38,10 @@ pub struct Args {
     /// The namespace in which a pod is created as a dry run. Default: the one of the kubeconfig's context.
     #[arg(short, long, value_name = "NAME", value_parser = operator::namespace)]
     namespace: Option<String>,
+    /// Before an upgrade, with the new program: the live workloads whose pods it would refuse, and objects that an older version
+    /// has left.
+    #[arg(long, conflicts_with = "namespace")]
+    pre: bool,
     #[command(flatten)]
     form: Form,
     #[command(flatten)]
@@ -88,7 +94,7 @@ impl Args {
     /// # Errors
     /// What is needed to look: a file, the API server; or not all is well: [`crate::error::NotWell`].
     pub async fn run(self) -> Result<(), Error> {
-        let Self { what, namespace, form, cluster, plain_text } = self;
+        let Self { what, namespace, pre, form, cluster, plain_text } = self;
         let (findings, form) = match what {
             Some(What::Pod { name, namespace, form, cluster }) => {
                 let (client, default) = cluster.connect().await?;
@@ -100,6 +106,7 @@ impl Args {
                 std::io::stdout().write_all(report.as_bytes())?;
                 return Ok(well?);
             }
+            None if pre => (upgrade::look(&cluster).await?, form),
             None => (install::look(&cluster, namespace.as_deref()).await?, form),
         };
         let text = match form.output {

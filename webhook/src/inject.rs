@@ -150,6 +150,20 @@ impl Args {
     }
 }
 
+/// Which of these live objects this version's admission would refuse the pods of.
+pub(crate) fn would_refuse(objects: &[Value]) -> dry_run::Report {
+    let injection = injection::Config {
+        sidecar_image: concat!("etcd-tls-sidecar:", env!("CARGO_PKG_VERSION")).to_owned(),
+        image_pull_policy: None,
+        resources: etcd_tls_contract::settings::Resources::default(),
+        pull_secrets: Vec::new(),
+        user: None,
+        host: None,
+        issuers: injection::Issuers::default(),
+    };
+    dry_run::judge_objects(objects, &Options { injection, namespace: "default".to_owned() })
+}
+
 /// Names what would be refused.
 fn judge(filenames: &[PathBuf], options: &Options) -> Result<(), Error> {
     let mut all = dry_run::Report::default();

@@ -80,7 +80,7 @@ async fn server_time(client: &Client) -> Result<Option<SystemTime>, RequestError
 }
 
 /// A request that failed, as a finding.
-fn unseen(subject: &str, right: Right, error: RequestError, see: &'static str) -> Finding {
+pub(super) fn unseen(subject: &str, right: Right, error: RequestError, see: &'static str) -> Finding {
     let next = right.question();
     let cause = words(&error);
     Finding::bad(State::Unknown, subject, format!("{}: {cause}", right.refused(error)), next, see)

@@ -13,11 +13,11 @@ const EXCLUDED: [&str; 2] = ["kube-system", names::SYSTEM_NAMESPACE];
 
 /// What came of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Report {
+pub(crate) struct Report {
     /// Workloads that have opted in.
-    pub(super) judged: usize,
+    pub(crate) judged: usize,
     /// A line for each refusal.
-    pub(super) refused: Vec<String>,
+    pub(crate) refused: Vec<String>,
 }
 
 /// Judges the workloads of `text`, such as `kubectl get namespaces,statefulsets,pods -A -o yaml`. Where it holds Namespaces,
@@ -34,6 +34,11 @@ pub(super) fn judge(text: &str, options: &Options) -> Result<Report, InjectError
             Err(error) => return Err(InjectError(vec![format!("document {}: {error}", index + 1)])),
         }
     }
+    Ok(judge_objects(&objects, options))
+}
+
+/// Judges objects, none of them a List.
+pub(super) fn judge_objects(objects: &[Value], options: &Options) -> Report {
     let namespaces: BTreeMap<String, Option<String>> = objects
         .iter()
         .filter(|o| o["kind"] == "Namespace")
@@ -42,7 +47,7 @@ pub(super) fn judge(text: &str, options: &Options) -> Result<Report, InjectError
         })
         .collect();
     let mut report = Report::default();
-    for object in &objects {
+    for object in objects {
         let metadata = &object["metadata"];
         let namespace = metadata["namespace"].as_str().unwrap_or(&options.namespace);
         if EXCLUDED.contains(&namespace) || is_controlled(metadata) || !has_opted_in(object, namespace, &namespaces) {
@@ -58,7 +63,7 @@ pub(super) fn judge(text: &str, options: &Options) -> Result<Report, InjectError
         report.judged += 1;
         report.refused.extend(problems.iter().map(|problem| format!("{namespace}: {problem}")));
     }
-    Ok(report)
+    report
 }
 
 fn flatten(value: Value, depth: usize, objects: &mut Vec<Value>) {
