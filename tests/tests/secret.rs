@@ -15,6 +15,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 use tests::{
+    etcd_client::EtcdClient,
     eventually,
     pod::LocalPod,
     ports,
@@ -66,20 +67,23 @@ impl Files {
     }
 }
 
+fn free_port() -> u16 {
+    ports::free(Ipv4Addr::UNSPECIFIED)
+}
+
 /// The pod that the example's Deployment would make, for `account`.
-fn agent_pod(name: &str, account: &str) -> Value {
+fn agent_pod(name: &str, account: &str, admin_port: u16) -> Value {
     let text = std::fs::read_to_string(repository().join("manifests/examples/secret/agent.yaml")).expect("read");
     let deployment = text.split("\n---\n").find(|d| d.contains("kind: Deployment")).expect("a Deployment");
     let deployment: Value = serde_saphyr::from_str(deployment).expect("YAML");
     let mut pod = deployment["spec"]["template"].clone();
     pod["metadata"]["name"] = name.into();
     // Pods that run at once here share an address.
-    let port = || ports::free(Ipv4Addr::UNSPECIFIED);
-    pod["metadata"]["annotations"]["etcd-tls.dev/admin-port"] = port().to_string().into();
+    pod["metadata"]["annotations"]["etcd-tls.dev/admin-port"] = free_port().to_string().into();
     pod["spec"]["serviceAccountName"] = account.into();
     let arguments = pod["spec"]["containers"][0]["args"].as_array_mut().expect("arguments");
     let at = arguments.iter().position(|a| a == "--admin-port=9189").expect("the admin port");
-    arguments[at] = format!("--admin-port={}", port()).into();
+    arguments[at] = format!("--admin-port={admin_port}").into();
     // It is the default, but a directory of this test is mounted there.
     arguments.push(TOKENS.into());
     pod
@@ -127,7 +131,9 @@ async fn a_secret_follows_the_certificate_of_its_pod() {
 
     let programs = [("etcd-tls-sidecar", binary("etcd-tls-sidecar")), (SIDECAR_IMAGE, binary("etcd-tls-sidecar"))];
     let ip = [[10, 7, 0, 5].into()];
-    let mut pod = stack.local_pod(NAMESPACE, agent_pod("agent", NAME), &ip, &programs).await.expect("a pod");
+    let admin_port = free_port();
+    let mut pod =
+        stack.local_pod(NAMESPACE, agent_pod("agent", NAME, admin_port), &ip, &programs).await.expect("a pod");
     pod.start(LIMIT).await.expect("init, sidecar and container");
     let secrets = Api::<Secret>::namespaced(stack.api.client.clone(), NAMESPACE);
     let read = || Files::read(&secrets);
@@ -152,7 +158,7 @@ async fn a_secret_follows_the_certificate_of_its_pod() {
     .verified();
 
     follows_the_ca(&stack, &read).await;
-    says_what_is_wrong(&stack, &pod, &secrets, &create).await;
+    says_what_is_wrong(&stack, &pod, &secrets, &create, admin_port).await;
     others_get_nothing(&mut stack, &pod, &programs).await;
 
     // No key is in a log.
@@ -188,7 +194,16 @@ async fn follows_the_ca<F: Future<Output = Result<Files, String>>>(stack: &Stack
     .await;
 }
 
-async fn says_what_is_wrong(stack: &Stack, pod: &LocalPod, secrets: &Api<Secret>, create: &[&str]) {
+/// What the admin port shows: `/ready`, and `etcd_tls_secret_current`.
+async fn shown(port: u16) -> (bool, bool) {
+    let mut http = EtcdClient::plain().connect(&format!("http://127.0.0.1:{port}")).await.expect("the admin port");
+    let metrics = http.get("/metrics").await.expect("metrics");
+    let current = metrics.contains("\netcd_tls_secret_current 1\n");
+    assert!(current || metrics.contains("\netcd_tls_secret_current 0\n"), "{metrics}");
+    (http.get("/ready").await.is_ok(), current)
+}
+
+async fn says_what_is_wrong(stack: &Stack, pod: &LocalPod, secrets: &Api<Secret>, create: &[&str], admin_port: u16) {
     let current = "the Secret is current";
     let merge = async |patch: Value| {
         secrets.patch(NAME, &PatchParams::default(), &Patch::Merge(patch)).await.expect("change the Secret");
@@ -199,8 +214,10 @@ async fn says_what_is_wrong(stack: &Stack, pod: &LocalPod, secrets: &Api<Secret>
     logged(pod, at, "lacks the label etcd-tls.dev/secret=true").await;
     let data = secrets.get(NAME).await.expect("the Secret").data.expect("data");
     assert_eq!(data["tls.key"].0, b"x", "it is left alone");
+    assert_eq!(shown(admin_port).await, (false, false));
     merge(json!({"metadata": {"labels": {"etcd-tls.dev/secret": "true"}}})).await;
     logged(pod, at, current).await;
+    assert_eq!(shown(admin_port).await, (true, true));
 
     // Immutable while it would have to change, deleted, of another type, and made again.
     let at = pod.log("secret").len();
@@ -248,7 +265,7 @@ async fn others_get_nothing(stack: &mut Stack, pod: &LocalPod, programs: &[(&str
     another.logged("resourceNames: [another]", LIMIT).await;
     another.kill();
 
-    let wrong = agent_pod("wrong", "default");
+    let wrong = agent_pod("wrong", "default", free_port());
     let mut wrong = stack.local_pod(NAMESPACE, wrong, &[[10, 7, 0, 6].into()], programs).await.expect("a pod");
     let refused = wrong.initialise(LIMIT).await.expect_err("no certificate");
     assert!(refused.contains("was denied") && refused.contains("app"), "{refused}");

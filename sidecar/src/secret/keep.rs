@@ -1,6 +1,11 @@
 //! Keeps the Secret until SIGTERM or SIGINT.
 
-use std::{fs, io, path::Path, sync::Arc, time::Duration};
+use std::{
+    fs, io,
+    path::Path,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use etcd_tls_contract::{args::PodArgs, names, role::Role};
 use etcd_tls_telemetry::admin;
@@ -97,15 +102,15 @@ pub async fn run(args: &PodArgs, name: &str) -> Result<(), Error> {
     let watch = DirectoryWatch::new(&args.dir)
         .inspect_err(|error| tracing::warn!(%error, "the certificates cannot be watched; they are read every minute"))
         .ok();
-    let mut secret = Secret {
+    let api = Object {
         kube: Kube::new(PodCredentials::from_env(&args.token_dir)?),
-        name: format!("{namespace}/{name}"),
         path: format!("/api/v1/namespaces/{namespace}/secrets/{name}"),
     };
+    let mut secret = Secret { api, name: format!("{namespace}/{name}") };
     let work = async {
         let mut failures = 0_u32;
         loop {
-            let look = secret.look(&args.dir, role, &status).await;
+            let look = secret.look(role, &status, |now| settled(&args.dir, role, now)).await;
             let trouble = look.err().map(|error| error.to_string());
             failures = if trouble.is_some() { failures.saturating_add(1) } else { 0 };
             if status.set(trouble.clone()) {
@@ -114,7 +119,7 @@ pub async fn run(args: &PodArgs, name: &str) -> Result<(), Error> {
                     None => tracing::info!(secret = secret.name, "the Secret is current"),
                 }
             }
-            secret.kube.close();
+            secret.api.kube.close();
             let pause = if failures == 0 { TICK } else { Duration::from_secs(1 << failures.min(6)).min(TICK) };
             tokio::select! {
                 () = sleep(pause) => {}
@@ -144,27 +149,54 @@ fn namespace(token_dir: &Path) -> Result<String, Error> {
     }
 }
 
-struct Secret<C> {
+/// The two calls of the process.
+trait Calls {
+    async fn get(&mut self) -> Result<Value, ApiError>;
+
+    async fn put(&mut self, object: &Value) -> Result<Value, ApiError>;
+}
+
+/// The Secret at the API server.
+struct Object<C> {
     kube: Kube<C>,
-    /// `<namespace>/<name>`.
-    name: String,
     path: String,
 }
 
-impl<C: Credentials> Secret<C> {
-    /// Brings what is on disk to the Secret.
-    async fn look(&mut self, dir: &Path, role: Role, status: &Status) -> Result<(), KeepError> {
+impl<C: Credentials> Calls for Object<C> {
+    async fn get(&mut self) -> Result<Value, ApiError> {
+        self.kube.exchange(Method::GET, &self.path, None).await?.object()
+    }
+
+    async fn put(&mut self, object: &Value) -> Result<Value, ApiError> {
+        self.kube.exchange(Method::PUT, &self.path, Some(object)).await?.object()
+    }
+}
+
+struct Secret<A> {
+    api: A,
+    /// `<namespace>/<name>`.
+    name: String,
+}
+
+impl<A: Calls> Secret<A> {
+    /// Brings what `on_disk` says to the Secret.
+    async fn look(
+        &mut self,
+        role: Role,
+        status: &Status,
+        on_disk: impl Fn(SystemTime) -> Result<Entry, String>,
+    ) -> Result<(), KeepError> {
         let mut attempts = 0;
         loop {
             attempts += 1;
             let now = System::new().now();
             // Read each time: what was installed in the meantime is newer.
-            let entry = on_disk(dir, role, now).map_err(|problem| KeepError::Files { problem })?;
-            let present = self.call(Method::GET, None).await.map_err(|error| self.error(error))?;
+            let entry = on_disk(now).map_err(|problem| KeepError::Files { problem })?;
+            let present = self.api.get().await.map_err(|error| self.error(error))?;
             let decision = decide(&present, role, &entry, now);
             let wanted = decision.map_err(|refusal| KeepError::Refused { secret: self.name.clone(), refusal })?;
             let Some(object) = wanted else { return Ok(()) };
-            match self.call(Method::PUT, Some(&object)).await {
+            match self.api.put(&object).await {
                 Ok(_) => {
                     status.wrote();
                     let serial = serial(&object).unwrap_or_default();
@@ -177,17 +209,18 @@ impl<C: Credentials> Secret<C> {
         }
     }
 
-    async fn call(&mut self, method: Method, body: Option<&Value>) -> Result<Value, ApiError> {
-        self.kube.exchange(method, &self.path, body).await?.object()
-    }
-
     fn error(&self, error: ApiError) -> KeepError {
         KeepError::Api { secret: self.name.clone(), error }
     }
 }
 
+/// [`on_disk`], read again where it fails: the sidecar removes the old files as soon as the link to the new ones has moved.
+fn settled(dir: &Path, role: Role, now: SystemTime) -> Result<Entry, String> {
+    on_disk(dir, role, now).or_else(|_| on_disk(dir, role, now)).or_else(|_| on_disk(dir, role, now))
+}
+
 /// The entry that the pod's sidecar installed last.
-fn on_disk(dir: &Path, role: Role, now: std::time::SystemTime) -> Result<Entry, String> {
+fn on_disk(dir: &Path, role: Role, now: SystemTime) -> Result<Entry, String> {
     let mut entries = store::entries(dir).map_err(|error| error.to_string())?.unwrap_or_default();
     let entry = match entries.remove(&role) {
         Some(entry) => entry.map_err(|error| error.to_string())?,
@@ -199,4 +232,81 @@ fn on_disk(dir: &Path, role: Role, now: std::time::SystemTime) -> Result<Entry, 
         return Err(format!("the certificate of role {role} has expired and was not renewed"));
     }
     Ok(entry)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::collections::VecDeque;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::testing::Authority;
+
+    /// Answers of the API server to PUT, in order; the objects that were put.
+    struct Script {
+        answers: VecDeque<Option<u16>>,
+        gets: u32,
+        put: Vec<Value>,
+    }
+
+    impl Calls for Script {
+        async fn get(&mut self) -> Result<Value, ApiError> {
+            self.gets += 1;
+            Ok(json!({
+                "type": "kubernetes.io/tls", "data": {},
+                "metadata": {"labels": {MARK: "true"}, "resourceVersion": self.gets.to_string()},
+            }))
+        }
+
+        async fn put(&mut self, object: &Value) -> Result<Value, ApiError> {
+            self.put.push(object.clone());
+            let answer = self.answers.pop_front().unwrap();
+            answer.map_or(Ok(Value::Null), |code| {
+                Err(ApiError::Status { code, message: "no".to_owned(), retry_after: None })
+            })
+        }
+    }
+
+    async fn look(answers: &[Option<u16>]) -> (Result<(), String>, Script) {
+        let ca = Authority::new();
+        let api = Script { answers: answers.iter().copied().collect(), gets: 0, put: Vec::new() };
+        let mut secret = Secret { api, name: "prod/s".to_owned() };
+        let status = Status::new(Registry::default());
+        let result = secret.look(Role::Client, &status, |_| Ok(ca.entry(Role::Client))).await;
+        (result.map_err(|e| e.to_string()), secret.api)
+    }
+
+    #[tokio::test]
+    async fn a_conflict_is_read_and_written_again_a_few_times() {
+        let (result, api) = look(&[Some(409), Some(409), None]).await;
+        assert_eq!((result, api.gets), (Ok(()), 3));
+        let versions: Vec<&Value> = api.put.iter().map(|o| &o["metadata"]["resourceVersion"]).collect();
+        assert_eq!(versions, ["1", "2", "3"], "each by what was read for it");
+        let (result, api) = look(&[Some(409); 3]).await;
+        assert!(result.unwrap_err().contains("somebody else writes it, too"));
+        assert_eq!(api.gets, 3);
+        // Deleted, or the right was taken away, between the two.
+        for (code, word) in
+            [(404, "create it"), (403, "resourceNames: [s]"), (422, "Secret prod/s: the API server answers 422")]
+        {
+            let (result, api) = look(&[Some(code)]).await;
+            assert!(result.unwrap_err().contains(word));
+            assert_eq!(api.gets, 1);
+        }
+    }
+
+    #[tokio::test]
+    async fn without_a_certificate_nothing_is_asked() {
+        let api = Script { answers: VecDeque::new(), gets: 0, put: Vec::new() };
+        let mut secret = Secret { api, name: "prod/s".to_owned() };
+        let dir = std::env::temp_dir().join("etcd-tls-no-such-directory");
+        let status = Status::new(Registry::default());
+        let looked = secret.look(Role::Client, &status, |now| on_disk(&dir, Role::Client, now));
+        let error = looked.await.unwrap_err().to_string();
+        assert!(error.contains("no certificate of role client") && error.contains("etcd-tls-sidecar"), "{error}");
+        assert_eq!(secret.api.gets, 0);
+    }
 }

@@ -139,6 +139,20 @@ impl Scene {
                 .replace("name: default}", "name: default, namespace: prod}"),
         );
         self.api.apply(&file("manifests/examples/self-hosted/rbac.yaml"));
+        // The example's, for the pod's own service account.
+        let agent = file("manifests/examples/secret/agent.yaml");
+        let rbac = agent.split("\n---\n").filter(|document| document.contains("kind: Role"));
+        let here = |document: &str| {
+            document.replace("  name: etcd-client-tls\n", "  name: etcd-client-tls\n  namespace: prod\n")
+        };
+        for document in rbac.map(here) {
+            self.api.apply(&document.replace(
+                "{kind: ServiceAccount, name: etcd-client-tls}",
+                "{kind: ServiceAccount, name: default, namespace: prod}",
+            ));
+        }
+        let kept = secret("etcd-client-tls", "kubernetes.io/tls");
+        self.admin(Call::post("/api/v1/namespaces/prod/secrets", kept)).await;
         // Without a controller manager, ClusterRole `admin` is not put together.
         let config_maps =
             json!({"apiGroups": [""], "resources": ["configmaps", "pods", "pods/status"], "verbs": ["*"]});

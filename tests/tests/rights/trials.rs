@@ -99,6 +99,7 @@ pub fn all(scene: &Scene) -> Vec<Trial> {
     of("ClusterRole/etcd-tls-requester", Pod, &|t| requester(t, scene));
     of("ClusterRole/etcd-tls-authorities", NamespaceAdmin, &authorities);
     of("Role/etcd-tls-lease-lock", Pod, &lease_lock);
+    of("Role/etcd-client-tls", Pod, &kept_secret);
     of("Role/etcd-tls-hosts", Host, &|t| {
         t.try_(
             "configmaps",
@@ -318,4 +319,19 @@ fn lease_lock(t: &mut Of<'_>) {
     );
     t.try_(r, "get", "another", Call::get(format!("{all}/x")), Refused("cannot get"));
     t.try_(r, "update", "another", Call::put(format!("{all}/x"), lease("x", 30)), Refused("cannot update"));
+}
+
+/// The example of `run --secret`.
+fn kept_secret(t: &mut Of<'_>) {
+    let all = "/api/v1/namespaces/prod/secrets";
+    let (own, kept) = (format!("{all}/etcd-client-tls"), secret("etcd-client-tls", "kubernetes.io/tls"));
+    t.try_("secrets", "get", "its own", Call::get(&own), Works);
+    t.try_("secrets", "get", "another", Call::get(format!("{all}/x")), Refused("cannot get"));
+    t.try_("secrets", "update", "its own", Call::put(&own, kept).dry(), Works);
+    let another = secret("x", "kubernetes.io/tls");
+    t.try_("secrets", "update", "another", Call::put(format!("{all}/x"), another.clone()), Refused("cannot update"));
+    // A token of another service account would be written into one.
+    t.try_("secrets", "update", "a new one", Call::post(all, another), Refused("cannot create"));
+    let token = secret("etcd-client-tls", "kubernetes.io/service-account-token");
+    t.try_("secrets", "update", "its own, of another type", Call::put(&own, token), Refused("immutable"));
 }
