@@ -2,6 +2,8 @@
 //! CertificateRequests of cert-manager and for CertificateSigningRequests of a foreign signer. Their controllers are the
 //! stand-in of `tests::cert_manager`.
 
+#[path = "issuers/bundles.rs"]
+mod bundles;
 #[path = "issuers/cleaning.rs"]
 mod cleaning;
 #[path = "issuers/policy.rs"]

@@ -7,6 +7,7 @@
 //! reconcile     makes CAs, publishes their trust, takes the steps of rollovers
 //! serving       the webhook's serving pair and caBundle
 //! cleaner       deletes the requests that are done with; certificate_requests those of cert-manager
+//! cluster_trust_bundles   publishes the bundles for others, too
 //! ```
 //!
 //! What it may do in the API server is the ClusterRole and the Role `etcd-tls-sign` in the manifests, and the ClusterRole
@@ -39,6 +40,7 @@ mod cache;
 mod certificate_requests;
 mod cleaner;
 mod cleaning;
+mod cluster_trust_bundles;
 mod leader_tasks;
 mod marks;
 mod metrics;
@@ -70,6 +72,9 @@ pub struct Args {
     /// Delete finished CertificateRequests of our pods, too; the component cert-manager gives the right.
     #[arg(long)]
     cert_manager: bool,
+    /// Publish each trust bundle as a ClusterTrustBundle, too; the component cluster-trust-bundles gives the right.
+    #[arg(long)]
+    cluster_trust_bundles: bool,
 }
 
 impl Args {
@@ -78,7 +83,15 @@ impl Args {
     /// # Errors
     /// What kept it from starting.
     pub async fn run(self) -> Result<(), Error> {
-        let Self { controller, max_lifetime, serving_lifetime, serving_ca_lifetime, cleaner, cert_manager } = self;
+        let Self {
+            controller,
+            max_lifetime,
+            serving_lifetime,
+            serving_ca_lifetime,
+            cleaner,
+            cert_manager,
+            cluster_trust_bundles,
+        } = self;
         let mut registry = Registry::with_prefix("etcd_tls_sign");
         let metrics = Metrics::register(&mut registry);
         let changed = Arc::new(Notify::new());
@@ -107,6 +120,7 @@ impl Args {
             changed,
             lifetimes,
             certificate_requests: cert_manager.then(|| cleaner.times()),
+            cluster_trust_bundles,
         };
         started.run(signer, async { match tasks.keep().await {} }).await;
         Ok(())

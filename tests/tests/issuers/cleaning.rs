@@ -22,7 +22,13 @@ const SYSTEM: &str = "etcd-tls-system";
 async fn sign(lab: &Lab) -> Process {
     let kubeconfig = lab.api.token_kubeconfig("sign", &lab.api.token(SYSTEM, "etcd-tls-sign", None).await);
     let mut command = Command::new(binary("etcd-tls-webhook"));
-    command.args(["sign", "--cert-manager", "--check-pending-every=1s", "--delete-issued-after=4s"]);
+    command.args([
+        "sign",
+        "--cert-manager",
+        "--cluster-trust-bundles",
+        "--check-pending-every=1s",
+        "--delete-issued-after=4s",
+    ]);
     command.args(["--delete-refused-after=4s", "--admin-address", &format!("127.0.0.1:{}", ports::loopback())]);
     command.env_clear().env("KUBECONFIG", kubeconfig);
     Process::spawn("sign", &mut command, lab.api.directory().path())
@@ -60,6 +66,8 @@ async fn finished_certificate_requests_are_deleted_and_no_others() {
         tokio::time::sleep(Duration::from_millis(1100)).await;
     }
     let mut sign = sign(&lab).await;
+    // What this API server does not serve is said, once, and keeps nothing else.
+    sign.logged("the API server serves no ClusterTrustBundles", LIMIT).await;
     eventually("what is done with to go", LIMIT, || async {
         let left = scene.requests().await.len();
         if left == 2 { Ok(()) } else { Err(format!("{left} requests are left: {}", sign.log())) }
@@ -70,6 +78,7 @@ async fn finished_certificate_requests_are_deleted_and_no_others() {
     scene.gone().await;
     api.get("etcd-tls-web").await.expect("the request of others");
     assert!(sign.running(), "{}", sign.log());
+    assert_eq!(sign.log().matches("serves no ClusterTrustBundles").count(), 1);
     sign.kill();
 
     // Its right reaches no request of others.

@@ -192,6 +192,11 @@ impl Authorities {
         self.quota().all()
     }
 
+    /// Whether nothing is left of an authority.
+    pub(super) fn is_gone(&self, name: &SignerName) -> bool {
+        self.quota().is_gone(name)
+    }
+
     /// Forgets an authority whose namespace is gone.
     pub(super) fn forget(&self, name: &SignerName) {
         self.quota().remove(name);

@@ -10,6 +10,7 @@ use super::{
     cache::{objects::Objects, pods::Pods},
     certificate_requests::CertificateRequests,
     cleaner::ledger::Times,
+    cluster_trust_bundles::ClusterTrustBundles,
     reconcile::{Reconciler, said::Said},
     serving::{Lifetimes, Serving},
     signer::Signer,
@@ -26,12 +27,14 @@ pub(super) struct LeaderTasks {
     pub(super) lifetimes: Lifetimes,
     /// When CertificateRequests of cert-manager are deleted, if they are.
     pub(super) certificate_requests: Option<Times>,
+    /// Whether bundles are published as ClusterTrustBundles, too.
+    pub(super) cluster_trust_bundles: bool,
 }
 
 impl LeaderTasks {
     /// Runs the tasks in each term of leadership.
     pub(super) async fn keep(self) -> std::convert::Infallible {
-        let Self { signer, members, changed, lifetimes, certificate_requests } = self;
+        let Self { signer, members, changed, lifetimes, certificate_requests, cluster_trust_bundles } = self;
         let controller = &signer.controller;
         let mut leader = controller.leader.clone();
         loop {
@@ -62,6 +65,15 @@ impl LeaderTasks {
                 let (client, metrics) = (controller.client.clone(), signer.metrics.clone());
                 let requests = CertificateRequests { client, times, metrics };
                 tasks.spawn(async move { match requests.clean_up().await {} });
+            }
+            if cluster_trust_bundles {
+                let bundles = ClusterTrustBundles {
+                    client: controller.client.clone(),
+                    authorities: Arc::clone(&signer.authorities),
+                    namespaces: controller.namespaces.clone(),
+                    metrics: signer.metrics.clone(),
+                };
+                tasks.spawn(async move { match bundles.keep().await {} });
             }
             tokio::select! {
                 () = until(&mut leader, false) => {}

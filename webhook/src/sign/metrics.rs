@@ -68,6 +68,7 @@ pub(super) struct Metrics {
     trust_repairs: Family<InForm, Counter>,
     pub(super) trust_repair_failures: Counter,
     pub(super) trust_unrepaired: Gauge,
+    pub(super) cluster_trust_bundles: Gauge,
     serving_until: UntilSet,
     refused: Family<OfNamespace, Gauge>,
     refused_in: Arc<Mutex<BTreeSet<String>>>,
@@ -105,6 +106,11 @@ impl Metrics {
                 registry,
                 "trust_unrepaired",
                 "Trust ConfigMaps whose last write failed: their content may be wrong",
+            ),
+            cluster_trust_bundles: metric(
+                registry,
+                "cluster_trust_bundles",
+                "ClusterTrustBundles that are published; 0 where they are not",
             ),
             serving_until: metric(
                 registry,

@@ -120,6 +120,12 @@ impl Quota {
         self.entries.get(&name.namespace)?.get(name).cloned()
     }
 
+    /// Whether an authority has neither an entry nor a Secret. `false` while the Secrets are not listed.
+    pub(in crate::sign) fn is_gone(&self, name: &SignerName) -> bool {
+        let kept = self.kept.as_ref().map(|kept| kept.get(&name.namespace).is_some_and(|here| here.contains(name)));
+        kept == Some(false) && self.get(name).is_none()
+    }
+
     /// Every entry.
     pub(in crate::sign) fn all(&self) -> Vec<Arc<Entry>> {
         self.entries.values().flat_map(BTreeMap::values).cloned().collect()

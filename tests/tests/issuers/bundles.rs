@@ -1,0 +1,204 @@
+//! Trust bundles of our own authorities as ClusterTrustBundles: published, followed and deleted by `sign` with the component's
+//! rights, which reach no other.
+
+use etcd_tls_contract::certificate::Bundle;
+use kube::{
+    Api, ResourceExt as _,
+    api::{ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams},
+};
+use serde_json::{Value, json};
+use tests::{
+    apiserver::{Options as ApiOptions, from_json},
+    eventually,
+    process::{binary, run},
+    stack::{Options, Stack},
+    temp::TempDir,
+};
+
+use crate::scene::LIMIT;
+
+const SYSTEM: &str = "etcd-tls-system";
+const OURS: &str = "client.etcd-tls.dev:prod.etcd:bundle";
+
+fn resource() -> ApiResource {
+    ApiResource {
+        group: "certificates.k8s.io".into(),
+        version: "v1beta1".into(),
+        api_version: "certificates.k8s.io/v1beta1".into(),
+        kind: "ClusterTrustBundle".into(),
+        plural: "clustertrustbundles".into(),
+    }
+}
+
+fn object(name: &str, signer: Option<&str>, pem: &str) -> Value {
+    let mut object = json!({
+        "apiVersion": "certificates.k8s.io/v1beta1", "kind": "ClusterTrustBundle",
+        "metadata": {
+            "name": name, "labels": {"app.kubernetes.io/managed-by": "etcd-tls"},
+            "annotations": {"etcd-tls.dev/namespace-uid": "u"},
+        },
+        "spec": {"trustBundle": pem},
+    });
+    if let Some(signer) = signer {
+        object["spec"]["signerName"] = signer.into();
+    }
+    object
+}
+
+async fn create(api: &Api<DynamicObject>, object: &Value) -> kube::Result<DynamicObject> {
+    let dry_run = PostParams { dry_run: true, ..PostParams::default() };
+    api.create(&dry_run, &from_json(object.clone())).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn our_bundles_are_published_as_cluster_trust_bundles() {
+    let apiserver_arguments = vec![
+        "--feature-gates=ClusterTrustBundle=true".to_owned(),
+        "--runtime-config=certificates.k8s.io/v1beta1/clustertrustbundles=true".to_owned(),
+    ];
+    let options = Options {
+        sign: vec!["--cluster-trust-bundles".to_owned()],
+        api: ApiOptions { apiserver_arguments, ..ApiOptions::default() },
+        ..Options::default()
+    };
+    let Some(mut stack) = Stack::start(&options).await else { return };
+    // The flag without the component: said, and everything else works.
+    stack.sign.logged("ClusterTrustBundles are not published", LIMIT).await;
+    assert!(stack.sign.log().contains("forbidden"), "{}", stack.sign.log());
+    let overlay = TempDir::new("bundles");
+    let up = "../".repeat(overlay.path().components().count());
+    let of = |path: &str| format!("{up}{}", &tests::repository().join(path).display().to_string()[1..]);
+    let component = of("manifests/components/cluster-trust-bundles");
+    let kustomization = json!({"resources": [of("manifests")], "components": [component]});
+    overlay.write("kustomization.yaml", kustomization.to_string());
+    stack.api.kubectl(&["apply", "-k", &overlay.path().display().to_string()]);
+    stack.restart_sign(&options.sign).await;
+
+    stack.api.namespace("prod", &[("etcd-tls", "dynamic")]).await;
+    let pod = json!({
+        "metadata": {"name": "app", "labels": {"etcd-tls": "dynamic"}, "annotations": {"etcd-tls.dev/roles": "client"}},
+        "spec": {"containers": [{"name": "c", "image": "c"}]},
+    });
+    stack.api.pod("prod", pod).await.expect("a pod");
+    let bundles: Api<DynamicObject> = Api::all_with(stack.api.client.clone(), &resource());
+    let read = async |name: &str| {
+        let found = bundles.get(name).await.map_err(|e| e.to_string())?;
+        let pem = found.data["spec"]["trustBundle"].as_str().expect("a bundle").to_owned();
+        Ok::<_, String>((found, Bundle::parse(pem.as_bytes()).expect("CAs")))
+    };
+    let published = async || Bundle::parse(stack.bundle("prod", "client").await.expect("a ConfigMap").as_bytes());
+    let (found, first) = eventually("a ClusterTrustBundle", LIMIT, || read(OURS)).await;
+    assert_eq!(found.data["spec"]["signerName"], "client.etcd-tls.dev/prod.etcd");
+    assert_eq!(Ok(first.clone()), published().await, "the bundle of the trust ConfigMap");
+
+    // A rollover: both CAs. What somebody else writes into it is mended.
+    let mut command = std::process::Command::new(binary("etcd-tls-webhook"));
+    command.args(["rollover", "prod/etcd", "--domain", "client"]).env("KUBECONFIG", &stack.api.kubeconfig);
+    tokio::task::spawn_blocking(move || run(&mut command)).await.expect("run");
+    let both = async || {
+        let (_, now) = read(OURS).await?;
+        if now.contains(&first) && now != first && Ok(now) == published().await {
+            Ok(())
+        } else {
+            Err("not both".to_owned())
+        }
+    };
+    eventually("both CAs", LIMIT, &both).await;
+    let foreign = json!({"spec": {"trustBundle": stack.api.ca.pem}});
+    bundles.patch(OURS, &PatchParams::default(), &Patch::Merge(foreign)).await.expect("as cluster-admin");
+    eventually("mended", LIMIT, &both).await;
+
+    reaches_no_other(&stack, &bundles).await;
+
+    stack.api.kubectl(&["delete", "namespace", "prod", "--wait=false"]);
+    eventually("deleted with the namespace", LIMIT, || async {
+        let labelled = ListParams::default().labels("app.kubernetes.io/managed-by=etcd-tls");
+        let left = bundles.list(&labelled).await.map_err(|e| e.to_string())?.items;
+        let left: Vec<_> = left.iter().map(|b| b.name_any()).filter(|name| name.contains(":prod.")).collect();
+        if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+    })
+    .await;
+    bundles.get("company").await.expect("others' bundles stay");
+}
+
+/// The right to ClusterTrustBundles, with what it is not for; and ours in the hands of somebody else.
+async fn reaches_no_other(stack: &Stack, bundles: &Api<DynamicObject>) {
+    let pem = stack.api.ca.pem.as_str();
+    let theirs = [("company", None), ("example.com:ca:x", Some("example.com/ca"))];
+    for (name, signer) in theirs {
+        let object = from_json(object(name, signer, pem));
+        bundles.create(&PostParams::default(), &object).await.expect("as cluster-admin");
+    }
+    let token = stack.api.token(SYSTEM, "etcd-tls-sign", None).await;
+    let as_sign: Api<DynamicObject> = Api::all_with(stack.api.client_with_token(&token).await, &resource());
+    let (name, signer) = ("peer.etcd-tls.dev:prod.other:bundle", Some("peer.etcd-tls.dev/prod.other"));
+    let good = object(name, signer, pem);
+    // The policy comes into force a moment after it was created.
+    eventually("the policy in force", LIMIT, || async {
+        match create(&as_sign, &object("x", None, pem)).await {
+            Err(error) if error.to_string().contains("etcd-tls: sign writes") => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    create(&as_sign, &good).await.expect("its own");
+    let with = |change: &dyn Fn(&mut Value)| {
+        let mut object = good.clone();
+        change(&mut object);
+        object
+    };
+    let many = pem.repeat(1 + 65536 / pem.len());
+    for (what, object) in [
+        ("no signer", object("company2", None, pem)),
+        ("another signer's", object("example.com:ca:y", Some("example.com/ca"), pem)),
+        ("another name", object("peer.etcd-tls.dev:prod.other:x", signer, pem)),
+        ("no cluster of ours", object("peer.etcd-tls.dev:prod:bundle", Some("peer.etcd-tls.dev/prod"), pem)),
+        ("a finalizer", with(&|o| o["metadata"]["finalizers"] = json!(["example.com/f"]))),
+        (
+            "an owner",
+            with(&|o| {
+                o["metadata"]["ownerReferences"] =
+                    json!([{"apiVersion": "v1", "kind": "Node", "name": "n", "uid": "u"}])
+            }),
+        ),
+        ("a label", with(&|o| o["metadata"]["labels"]["a"] = "b".into())),
+        ("an annotation", with(&|o| o["metadata"]["annotations"]["a"] = "b".into())),
+        (
+            "a long annotation",
+            with(&|o| o["metadata"]["annotations"]["etcd-tls.dev/namespace-uid"] = "u".repeat(65).into()),
+        ),
+        ("a large bundle", with(&|o| o["spec"]["trustBundle"] = many.clone().into())),
+    ] {
+        let refused = create(&as_sign, &object).await.expect_err(what).to_string();
+        assert!(
+            ["etcd-tls", "permitted to attest", "duplicate"].iter().any(|word| refused.contains(word)),
+            "{what}: {refused}"
+        );
+    }
+    for (name, _) in theirs {
+        let refused = as_sign.delete(name, &DeleteParams::default()).await.expect_err("deleted").to_string();
+        assert!(refused.contains("etcd-tls: sign writes and deletes"), "{refused}");
+        let change = Patch::Merge(json!({"spec": {"trustBundle": pem.repeat(2)}}));
+        as_sign.patch(name, &PatchParams::default(), &change).await.expect_err("changed");
+    }
+
+    // Who may write ClusterTrustBundles, but has no right to attest for our signers.
+    let name = "bundle-writer";
+    let rule = json!({"apiGroups": ["certificates.k8s.io"], "resources": ["clustertrustbundles"], "verbs": ["create", "patch"]});
+    let rbac = "rbac.authorization.k8s.io";
+    let items = [
+        json!({"apiVersion": format!("{rbac}/v1"), "kind": "ClusterRole", "metadata": {"name": name}, "rules": [rule]}),
+        json!({
+            "apiVersion": format!("{rbac}/v1"), "kind": "ClusterRoleBinding", "metadata": {"name": name},
+            "roleRef": {"apiGroup": rbac, "kind": "ClusterRole", "name": name},
+            "subjects": [{"kind": "ServiceAccount", "name": "default", "namespace": "prod"}],
+        }),
+    ];
+    stack.api.apply(&json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string());
+    let token = stack.api.token("prod", "default", None).await;
+    let writer: Api<DynamicObject> = Api::all_with(stack.api.client_with_token(&token).await, &resource());
+    let plain = object("y", None, pem);
+    eventually("the right in force", LIMIT, || create(&writer, &plain)).await;
+    let refused = create(&writer, &good).await.expect_err("attested").to_string();
+    assert!(refused.contains("attest"), "{refused}");
+}
