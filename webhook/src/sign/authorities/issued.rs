@@ -118,6 +118,15 @@ impl Issued {
         newest.into_iter().map(|(pod, (_, serials))| (pod, serials)).collect()
     }
 
+    /// The pods that have no newer certificate of the same user than one of these.
+    pub(super) fn without_newer<'a>(&self, serials: impl Iterator<Item = &'a String>) -> BTreeSet<&str> {
+        let named = serials.filter_map(|serial| self.leaves.get(serial)).filter(|leaf| !leaf.pod.is_empty());
+        let newer = |than: &Leaf| {
+            self.leaves.values().any(|leaf| leaf.pod == than.pod && leaf.user == than.user && leaf.at > than.at)
+        };
+        named.filter(|leaf| !newer(leaf)).map(|leaf| leaf.pod.as_str()).collect()
+    }
+
     /// Who holds these certificates.
     pub(super) fn holders<'a>(&self, serials: impl Iterator<Item = &'a String>) -> BTreeSet<String> {
         serials.filter_map(|serial| Some(self.leaves.get(serial)?.holder.clone())).collect()

@@ -189,6 +189,8 @@ impl Revoked {
                         let bar = Bar(seconds(known.authority_end), whole(pod, known.namespace));
                         self.record.barred.extend(bars.into_iter().map(|uid| (uid, bar.clone())));
                         text += "; it gets no other until it is made again";
+                    } else {
+                        text += &in_use(&known.issued.without_newer(named.keys()));
                     }
                     (request.accepted(&(text + &since)), named.len())
                 }
@@ -241,6 +243,17 @@ impl Revoked {
         }
         Ok(changed)
     }
+}
+
+/// Pods named in an answer at most.
+const MOST_NAMED: usize = 10;
+
+/// Tells of pods that use a certificate that is revoked now: they get another one with their next renewal.
+fn in_use(pods: &BTreeSet<&str>) -> String {
+    let Some(first) = pods.first() else { return String::new() };
+    let shown: Vec<&str> = pods.iter().copied().take(MOST_NAMED).collect();
+    let more = if pods.len() > MOST_NAMED { format!(" and {} more", pods.len() - MOST_NAMED) } else { String::new() };
+    format!("; in use by pod {}{more} until its next renewal: etcd-tls-webhook renew {first}", shown.join(", "))
 }
 
 fn counted(certificates: usize) -> String {
@@ -358,6 +371,29 @@ mod tests {
         assert!(revoked.list().unwrap().der().len() <= 128 * 1024 && bytes <= 256 * 1024, "{bytes}");
         revoked.take(&ask(Action::Add, "4f0a"), &known(&Issued::default(), false, now() + DAY), now());
         assert!(revoked.answer().unwrap().message.contains("cRLSign"));
+    }
+
+    #[test]
+    fn a_pod_that_uses_what_is_revoked_is_named() {
+        let mut issued = Issued::default();
+        let second = Duration::from_secs(1);
+        for (serial, pod, at) in
+            [("1", "prod/app-0", now()), ("2", "prod/app-0", now() + second), ("3", "prod/app-1", now())]
+        {
+            issued.note(serial, Leaf::new(pod, pod.to_owned(), "app", now() + DAY, at));
+        }
+        let said = |selector: Selector| {
+            let mut revoked = Revoked::default();
+            let request = Request { selector, ..ask(Action::Add, "x") };
+            revoked.take(&request, &known(&issued, true, now() + DAY), now() + second);
+            revoked.answer().unwrap().message.clone()
+        };
+        assert!(!said(Selector::Serial("1".to_owned())).contains("in use"), "it has a newer one");
+        let newest = said(Selector::Serial("2".to_owned()));
+        assert!(newest.contains("in use by pod prod/app-0 until") && newest.contains("renew prod/app-0"), "{newest}");
+        assert!(said(Selector::User("app".to_owned())).contains("in use by pod prod/app-0, prod/app-1 until"));
+        let pods: Vec<String> = (10..30).map(|n| format!("prod/app-{n}")).collect();
+        assert!(in_use(&pods.iter().map(String::as_str).collect()).contains("prod/app-19 and 10 more"));
     }
 
     #[test]
