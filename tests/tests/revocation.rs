@@ -1,6 +1,9 @@
 //! Revocation on a real API server with the shipped manifests: the signer's lists, the operator's command and who may use it, and
 //! a real etcd that refuses what was revoked.
 
+#[path = "revocation/watched.rs"]
+mod watched;
+
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr},
@@ -13,7 +16,7 @@ use etcd_tls_contract::{
     crl::{Crl, Reason},
     names,
 };
-use k8s_openapi::{ByteString, api::core::v1::ConfigMap};
+use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{
     Api,
     api::{Patch, PatchParams},
@@ -357,113 +360,4 @@ async fn what_leaves_no_quorum_needs_force() {
     assert!(listed.lines().any(|line| line.contains("pair peer: list") && line.ends_with(", 0 revoked")), "{listed}");
     let done = revoke(&admin, &["prod/pair", "--serial", &chain.serial, "--force"]).await.expect("revoked");
     assert!(done.contains("is revoked until"), "{done}");
-}
-
-/// The lists on disk of a running client, and what its sidecar shows of them.
-struct Client {
-    pod: LocalPod,
-    files: PathBuf,
-    admin_port: u16,
-}
-
-impl Client {
-    async fn start(stack: &mut Stack, cluster: &str) -> Self {
-        let admin_port = ports::loopback();
-        let name = format!("of-{cluster}");
-        let pod = json!({
-            "metadata": {"name": name, "annotations": {
-                "etcd-tls.dev/roles": "client", "etcd-tls.dev/cluster": cluster, "etcd-tls.dev/admin-port": admin_port.to_string(),
-            }},
-            "spec": {"serviceAccountName": "app", "containers": [{"name": "app", "image": "app", "command": ["app"]}]},
-        });
-        let programs = [("app", which("true").expect("true"))];
-        let ip = [10, 7, 0, if cluster == "etcd" { 11 } else { 12 }].into();
-        let mut pod = stack.local_pod("prod", pod, &[ip], &programs).await.expect("a client");
-        pod.initialise(LIMIT).await.expect("init and sidecar");
-        let files = pod.path("app", names::DEFAULT_MOUNT_PATH).join("client");
-        Self { pod, files, admin_port }
-    }
-
-    /// Waits until the list on disk has these serial numbers.
-    async fn has(&self, what: &str, serials: &[&str]) {
-        eventually(what, LIMIT, || async {
-            let list = on_disk(&self.files);
-            if list.entries().keys().eq(serials) { Ok(()) } else { Err(format!("{list:?}\n{}", self.log())) }
-        })
-        .await;
-    }
-
-    async fn shows(&self, metric: &str) {
-        let url = format!("http://127.0.0.1:{}/metrics", self.admin_port);
-        eventually(metric, LIMIT, || async {
-            let mut curl = Command::new("curl");
-            let output = tokio::task::spawn_blocking({
-                let url = url.clone();
-                move || curl.args(["-sS", &url]).output()
-            });
-            let output = output.await.expect("run").expect("curl").stdout;
-            let text = String::from_utf8_lossy(&output).into_owned();
-            if text.lines().any(|line| line == metric) { Ok(()) } else { Err(format!("{text}\n{}", self.log())) }
-        })
-        .await;
-    }
-
-    fn log(&self) -> String {
-        self.pod.log(names::SIDECAR_CONTAINER)
-    }
-}
-
-/// kubelet's next sync is far away: the API server brings the lists to whom it lets watch them.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_list_comes_without_kubelet_where_the_trust_config_map_may_be_watched() {
-    let Some(mut stack) = Stack::start(&Options::default()).await else { return };
-    stack.api.namespace("prod", &[("etcd-tls", "dynamic")]).await;
-    stack.api.service_account("prod", "app").await;
-    let admin = stack.api.kubeconfig.clone();
-    let watching = Client::start(&mut stack, "etcd").await;
-    let mut other = Client::start(&mut stack, "other").await;
-    watching.shows("etcd_tls_trust_watched 1").await;
-    other.shows("etcd_tls_trust_watched 0").await;
-    other.has("an empty list", &[]).await;
-    stack.hold_mounts(true);
-    let first = on_disk(&watching.files);
-    for cluster in ["prod/etcd", "prod/other"] {
-        revoke(&admin, &[cluster, "--serial", "4f0a"]).await.expect("revoked");
-    }
-    watching.has("the new list", &["4f0a"]).await;
-    assert!(on_disk(&other.files).entries().is_empty(), "without the right nothing comes but the mounted list");
-    let warnings = other.log().matches("the trust ConfigMap is not watched").count();
-    assert_eq!(warnings, 1, "{}", other.log());
-    assert!(!watching.log().contains("the trust ConfigMap is not watched"), "{}", watching.log());
-
-    // What is watched is held to the same as what is mounted. Nobody repairs it now.
-    stack.sign.kill();
-    let maps: Api<ConfigMap> = Api::namespaced(stack.api.client.clone(), "prod");
-    let good = maps.get(TRUST).await.expect("there").binary_data.expect("lists");
-    let kept = on_disk(&watching.files);
-    for (what, der) in
-        [("garbage", b"garbage".as_slice()), ("an older one", first.der()), ("another CA's", &good["peer.crl"].0)]
-    {
-        let bad = json!({"binaryData": {"client.crl": ByteString(der.to_vec())}});
-        maps.patch(TRUST, &PatchParams::default(), &Patch::Merge(bad)).await.expect("damage");
-        watching.shows("etcd_tls_revocation_list_refused{domain=\"client\"} 1").await;
-        assert_eq!(on_disk(&watching.files), kept, "{what}");
-        let mended = json!({"binaryData": {"client.crl": good["client.crl"]}});
-        maps.patch(TRUST, &PatchParams::default(), &Patch::Merge(mended)).await.expect("mend");
-        watching.shows("etcd_tls_revocation_list_refused{domain=\"client\"} 0").await;
-    }
-
-    // kubelet brings it to the one that may not watch, and an older one to nobody.
-    stack.hold_mounts(false);
-    other.has("kubelet's", &["4f0a"]).await;
-    assert_eq!(on_disk(&watching.files), kept);
-
-    // As docs/revocation.md says it for a cluster of another name.
-    let (role, of) = ("etcd-tls-trust-reader", "--resource-name=etcd-tls-trust-other");
-    stack.api.kubectl(&["-n", "prod", "create", "role", role, "--verb=get,watch", "--resource=configmaps", of]);
-    let (role, of) = (format!("--role={role}"), "--group=system:serviceaccounts:prod");
-    stack.api.kubectl(&["-n", "prod", "create", "rolebinding", "etcd-tls-trust-reader", &role, of]);
-    other.pod.process(names::SIDECAR_CONTAINER).kill();
-    other.pod.start_container(names::SIDECAR_CONTAINER);
-    other.shows("etcd_tls_trust_watched 1").await;
 }
