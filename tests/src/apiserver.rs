@@ -57,6 +57,8 @@ pub struct ApiServer {
     apiserver: Process,
     etcd: Process,
     etcd_url: String,
+    port: u16,
+    options: Options,
     directory: TempDir,
 }
 
@@ -109,10 +111,32 @@ impl ApiServer {
         let controller_manager = options
             .controller_manager
             .then(|| start_controller_manager(&assets, &url, &directory, &options.controller_manager_arguments));
-        let server =
-            Self { url, ca, client, kubeconfig, assets, controller_manager, apiserver, etcd, etcd_url, directory };
+        let options = options.clone();
+        let server = Self {
+            url,
+            ca,
+            client,
+            kubeconfig,
+            assets,
+            controller_manager,
+            apiserver,
+            etcd,
+            etcd_url,
+            port,
+            options,
+            directory,
+        };
         server.settle().await;
         Some(server)
+    }
+
+    /// Kills kube-apiserver, leaves it away for a while, and starts it again with what it had.
+    pub async fn restart(&mut self, away: Duration) {
+        self.apiserver.kill();
+        tokio::time::sleep(away).await;
+        self.apiserver = start_apiserver(&self.assets, self.port, &self.etcd_url, &self.directory, &self.options);
+        let ready = hyper::Request::get("/readyz").body(Vec::new()).expect("a request");
+        eventually("kube-apiserver ready again", START_LIMIT, || self.client.request_text(ready.clone())).await;
     }
 
     /// Waits for what the server makes after it is ready, and makes the node.

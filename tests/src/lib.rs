@@ -15,6 +15,7 @@ pub mod cert_manager;
 pub mod csr_server;
 pub mod etcd;
 pub mod etcd_client;
+pub mod faults;
 pub mod fleet;
 pub mod fuzz;
 pub mod kubelet;
@@ -29,6 +30,7 @@ pub mod stack;
 pub mod supervisor;
 pub mod temp;
 pub mod tier;
+pub mod truths;
 pub mod workload;
 
 use std::{

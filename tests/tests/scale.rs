@@ -12,29 +12,21 @@ mod proxy;
 mod signer;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fs,
     net::{IpAddr, Ipv4Addr},
-    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
 use etcd_tls_contract::{names, role::Role};
 use futures::{StreamExt, stream};
-use k8s_openapi::api::{
-    certificates::v1::CertificateSigningRequest as Csr,
-    core::v1::{Pod, Secret},
-};
-use kube::{
-    Api, Resource,
-    runtime::{WatchStreamExt, watcher},
-};
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
 use lab::{LIMIT, Lab};
 use proxy::Proxy;
-use serde::de::DeserializeOwned;
 use serde_json::json;
 use signer::{issue, member, sign, sign_at, trust, write_trust};
-use tests::{eventually, process::Process};
+use tests::{eventually, process::Process, truths::Witness};
 use tokio::time::sleep;
 
 /// Namespaces at first, and those that come then; three members in each.
@@ -186,55 +178,6 @@ async fn many_namespaces_cost_no_more_watches_than_few() {
     .await;
 }
 
-/// The certificates of each request and the CAs of each Secret that there ever were, by what they are of.
-#[derive(Default)]
-struct Truths {
-    certificates: BTreeMap<String, BTreeSet<Vec<u8>>>,
-    authorities: BTreeMap<String, BTreeSet<Vec<u8>>>,
-}
-
-impl Truths {
-    fn of_request(&mut self, csr: Csr) {
-        if let Some(certificate) = csr.status.and_then(|status| status.certificate) {
-            self.certificates.entry(csr.metadata.uid.unwrap_or_default()).or_default().insert(certificate.0);
-        }
-    }
-
-    fn of_secret(&mut self, secret: Secret) {
-        let data = secret.data.unwrap_or_default();
-        for key in ["tls.crt", "next.crt"] {
-            if let Some(pem) = data.get(key) {
-                let of = format!("{}: {key}", secret.metadata.name.as_deref().unwrap_or_default());
-                self.authorities.entry(of).or_default().insert(pem.0.clone());
-            }
-        }
-    }
-}
-
-/// Sees every object that there is from now on, and each change, until it is dropped.
-fn seen<K>(api: Api<K>, mut see: impl FnMut(K) + Send + 'static) -> AbortOnDrop
-where
-    K: Resource + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
-{
-    AbortOnDrop(tokio::spawn(async move {
-        let mut objects = Box::pin(watcher(api, watcher::Config::default()).default_backoff().applied_objects());
-        while let Some(object) = objects.next().await {
-            match object {
-                Ok(object) => see(object),
-                Err(error) => println!("watched on after {error}"),
-            }
-        }
-    }))
-}
-
-struct AbortOnDrop(tokio::task::JoinHandle<()>);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
 /// A Lease keeps two signers from working, not what they write from being one truth.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_signers_that_both_lead_make_one_truth() {
@@ -251,13 +194,7 @@ async fn two_signers_that_both_lead_make_one_truth() {
     })
     .await;
 
-    let truths = Arc::new(Mutex::new(Truths::default()));
-    let noted = Arc::clone(&truths);
-    let _requests = seen(Api::<Csr>::all(lab.api.client.clone()), move |csr| {
-        noted.lock().expect("not poisoned").of_request(csr);
-    });
-    let (noted, secrets) = (Arc::clone(&truths), Api::namespaced(lab.api.client.clone(), names::SYSTEM_NAMESPACE));
-    let _secrets = seen::<Secret>(secrets, move |secret| noted.lock().expect("not poisoned").of_secret(secret));
+    let witness = Witness::start(&lab.api.client, names::SYSTEM_NAMESPACE);
     tenants(&lab, 0..PAIRS).await;
     // Both begin a rollover, of each peer authority.
     for n in 0..PAIRS {
@@ -283,11 +220,9 @@ async fn two_signers_that_both_lead_make_one_truth() {
     };
     println!("requests that each signer worked on: {}, {}", worked(&first), worked(&second));
     assert!(worked(&first) > 0 && worked(&second) > 0, "both work: {}", second.log_end());
-    let truths = truths.lock().expect("not poisoned");
+    let truths = witness.truths();
     assert!(truths.certificates.len() >= usize::from(PAIRS * MEMBERS), "{}", truths.certificates.len());
-    for (of, all) in truths.certificates.iter().chain(&truths.authorities) {
-        assert_eq!(all.len(), 1, "{} truths of {of}", all.len());
-    }
+    truths.assert_one_each();
     let next = truths.authorities.keys().filter(|of| of.ends_with("next.crt")).count();
     assert_eq!(next, usize::from(PAIRS), "a next CA of each");
 }

@@ -73,6 +73,9 @@ pub enum RequestError {
     /// No answer within [`REQUEST_TIMEOUT`].
     #[error("the API server did not answer within {} s", REQUEST_TIMEOUT.as_secs())]
     Timeout,
+    /// A success whose body ends before the object does.
+    #[error("the API server's answer ended too soon")]
+    Incomplete,
     /// A success that does not name the object that was to be written.
     #[error("the answer to a write does not name the object; is a proxy before the API server?")]
     NotWritten,

@@ -452,7 +452,9 @@ impl Source {
                 });
                 broken.map_err(|error| kube::Error::Service(Box::new(error)))?;
             }
-            found.transpose().map_err(|error| kube::Error::SerdeError(error).into())
+            // An answer that ends too soon does not say that there is no such object.
+            let found = found.ok_or(RequestError::Incomplete)?;
+            found.map(Some).map_err(|error| kube::Error::SerdeError(error).into())
         };
         timeout(REQUEST_TIMEOUT, read).await.map_err(|_| RequestError::Timeout)?
     }
