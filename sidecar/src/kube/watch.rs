@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use serde::{Deserialize, de::DeserializeOwned};
@@ -20,9 +19,26 @@ pub struct Watched {
     body: Incoming,
     /// The connection lasts as long as this.
     _connection: Sender,
+    lines: Lines,
+}
+
+/// What came of an answer and was not read yet.
+#[derive(Default)]
+struct Lines {
     buffer: Vec<u8>,
     /// How much of the buffer is known to have no end of a line.
     searched: usize,
+}
+
+/// Why a watch says nothing more.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+enum WatchError {
+    #[error("an event of more than {MAX_BODY} bytes")]
+    Long,
+    #[error("no event of a watch: {0}")]
+    NoEvent(String),
+    #[error("the watch ended: {0}")]
+    Ended(String),
 }
 
 #[derive(Deserialize)]
@@ -49,7 +65,7 @@ impl<K: Credentials> Kube<K> {
             lasts.as_secs()
         );
         let (address, connection, body) = self.open(&path).await?;
-        Ok(Watched { address, body, _connection: connection, buffer: Vec::new(), searched: 0 })
+        Ok(Watched { address, body, _connection: connection, lines: Lines::default() })
     }
 }
 
@@ -59,36 +75,16 @@ impl Watched {
     /// # Errors
     /// See [`ApiError`]: the connection, an event that reports an error, or what is no watch.
     pub async fn next(&mut self) -> Result<Option<ConfigMap>, ApiError> {
-        while let Some(line) = self.line().await? {
-            let kind: Kind = self.parse(&line)?;
-            match kind.kind.as_str() {
-                "ADDED" | "MODIFIED" => return Ok(Some(self.parse::<Event<ConfigMap>>(&line)?.object)),
-                "ERROR" => {
-                    let status = self.parse::<Event<Status>>(&line)?.object;
-                    let message = status.message.unwrap_or_default();
-                    return Err(self.malformed(format!("the watch ended: {message}")));
-                }
-                _ => {}
-            }
-        }
-        Ok(None)
-    }
-
-    async fn line(&mut self) -> Result<Option<Bytes>, ApiError> {
         loop {
-            if let Some(end) = self.buffer.iter().skip(self.searched).position(|byte| *byte == b'\n') {
-                let rest = self.buffer.split_off(self.searched + end + 1);
-                self.searched = 0;
-                return Ok(Some(std::mem::replace(&mut self.buffer, rest).into()));
+            while let Some(line) = self.lines.next() {
+                if let Some(object) = state(&line).map_err(|error| self.malformed(&error))? {
+                    return Ok(Some(object));
+                }
             }
-            self.searched = self.buffer.len();
             match self.body.frame().await {
                 Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data() {
-                        if self.buffer.len() + data.len() > MAX_BODY {
-                            return Err(self.malformed(format!("an event of more than {MAX_BODY} bytes")));
-                        }
-                        self.buffer.extend_from_slice(&data);
+                        self.lines.push(&data).map_err(|error| self.malformed(&error))?;
                     }
                 }
                 Some(Err(error)) => {
@@ -100,11 +96,95 @@ impl Watched {
         }
     }
 
-    fn parse<T: DeserializeOwned>(&self, line: &[u8]) -> Result<T, ApiError> {
-        serde_json::from_slice(line).map_err(|e| self.malformed(format!("no event of a watch: {e}")))
+    fn malformed(&self, error: &WatchError) -> ApiError {
+        ApiError::Malformed { address: self.address.clone(), message: error.to_string() }
+    }
+}
+
+impl Lines {
+    /// Adds what came.
+    fn push(&mut self, data: &[u8]) -> Result<(), WatchError> {
+        if self.buffer.len() + data.len() > MAX_BODY {
+            return Err(WatchError::Long);
+        }
+        self.buffer.extend_from_slice(data);
+        Ok(())
     }
 
-    fn malformed(&self, message: String) -> ApiError {
-        ApiError::Malformed { address: self.address.clone(), message }
+    /// The next whole line, with its end.
+    fn next(&mut self) -> Option<Vec<u8>> {
+        let Some(end) = self.buffer.iter().skip(self.searched).position(|byte| *byte == b'\n') else {
+            self.searched = self.buffer.len();
+            return None;
+        };
+        let rest = self.buffer.split_off(self.searched + end + 1);
+        self.searched = 0;
+        Some(std::mem::replace(&mut self.buffer, rest))
+    }
+}
+
+/// The state that an event tells; `None`: it tells none.
+fn state(line: &[u8]) -> Result<Option<ConfigMap>, WatchError> {
+    match parse::<Kind>(line)?.kind.as_str() {
+        "ADDED" | "MODIFIED" => Ok(Some(parse::<Event<ConfigMap>>(line)?.object)),
+        "ERROR" => Err(WatchError::Ended(parse::<Event<Status>>(line)?.object.message.unwrap_or_default())),
+        _ => Ok(None),
+    }
+}
+
+fn parse<T: DeserializeOwned>(line: &[u8]) -> Result<T, WatchError> {
+    serde_json::from_slice(line).map_err(|e| WatchError::NoEvent(e.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn lines_come_whole_however_they_are_cut() {
+        let text = b"{\"a\":1}\n{\"b\":2}\n{\"c\"";
+        for size in 1..text.len() {
+            let (mut lines, mut found) = (Lines::default(), Vec::new());
+            for part in text.chunks(size) {
+                lines.push(part).unwrap();
+                while let Some(line) = lines.next() {
+                    found.push(String::from_utf8(line).unwrap());
+                }
+            }
+            assert_eq!(found, ["{\"a\":1}\n", "{\"b\":2}\n"], "in parts of {size}");
+        }
+        let mut lines = Lines::default();
+        assert_eq!(lines.push(&vec![b'x'; MAX_BODY]), Ok(()));
+        assert_eq!(lines.push(b"x"), Err(WatchError::Long), "a line without an end");
+    }
+
+    #[test]
+    fn only_a_state_is_taken_for_one() {
+        let object = r#"{"kind":"ConfigMap","metadata":{"name":"x","annotations":null},"data":{"peer.crt":"p"},"binaryData":{"peer.crl":"YQ=="}}"#;
+        for kind in ["ADDED", "MODIFIED"] {
+            let told = state(format!("{{\"type\":\"{kind}\",\"object\":{object}}}\n").as_bytes()).unwrap().unwrap();
+            assert_eq!(
+                (told.data.unwrap()["peer.crt"].as_str(), &*told.binary_data.unwrap()["peer.crl"].0),
+                ("p", &b"a"[..])
+            );
+        }
+        for kind in ["DELETED", "BOOKMARK", "NEW"] {
+            assert_eq!(state(format!("{{\"type\":\"{kind}\",\"object\":{object}}}\n").as_bytes()), Ok(None));
+        }
+        let gone = br#"{"type":"ERROR","object":{"kind":"Status","code":410,"message":"too old resource version"}}"#;
+        assert_eq!(state(gone), Err(WatchError::Ended("too old resource version".to_owned())));
+        for garbage in [
+            "",
+            "\n",
+            "<html>",
+            "{}",
+            "[]",
+            r#"{"type":"ADDED"}"#,
+            r#"{"type":"ADDED","object":{"binaryData":{"a":"!"}}}"#,
+        ] {
+            assert!(matches!(state(garbage.as_bytes()), Err(WatchError::NoEvent(_))), "{garbage:?}");
+        }
     }
 }

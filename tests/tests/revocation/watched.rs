@@ -1,6 +1,6 @@
 //! Lists that come by the watch of the trust ConfigMap.
 
-use std::{path::PathBuf, process::Command};
+use std::{path::PathBuf, process::Command, time::Instant};
 
 use etcd_tls_contract::names;
 use k8s_openapi::{ByteString, api::core::v1::ConfigMap};
@@ -90,7 +90,9 @@ async fn a_list_comes_without_kubelet_where_the_trust_config_map_may_be_watched(
     for cluster in ["prod/etcd", "prod/other"] {
         revoke(&admin, &[cluster, "--serial", "4f0a"]).await.expect("revoked");
     }
+    let answered = Instant::now();
     watching.has("the new list", &["4f0a"]).await;
+    println!("the list was seen on disk {:?} after the signer's last answer", answered.elapsed());
     assert!(on_disk(&other.files).entries().is_empty(), "without the right nothing comes but the mounted list");
     let warnings = other.log().matches("the trust ConfigMap is not watched").count();
     assert_eq!(warnings, 1, "{}", other.log());
