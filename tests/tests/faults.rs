@@ -310,15 +310,15 @@ async fn faults_between_all_and_the_api_server_lose_nothing() {
     })
     .await;
 
-    let truths = witness.truths();
-    truths.assert_one_each();
-    assert!(truths.refused.is_empty(), "refused for a fault: {:#?}", truths.refused);
     let keys = keys(&lab).await;
     assert!(keys.len() > usize::from(NAMESPACES), "{} keys", keys.len());
     for (name, process) in &controllers.processes {
         let log = process.log();
         assert!(!keys.iter().any(|key| log.contains(key)), "{name} logged a CA's key");
     }
+    let truths = witness.truths();
+    truths.assert_one_each();
+    assert!(truths.refused.is_empty(), "refused for a fault: {:#?}", truths.refused);
     let (grown, now) = (controllers.memory().saturating_sub(controllers.began_with), controllers.memory());
     let mut lines = 0;
     for (of, said) in
