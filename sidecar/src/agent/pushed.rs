@@ -1,5 +1,6 @@
 //! The trust ConfigMap as the API server sends it: bundles and revocation lists within seconds. kubelet brings the same to the
-//! mounted directory, up to two minutes later. Of the two, what changed last is on offer.
+//! mounted directory, up to two minutes later. What was sent is on offer until the mounted content changes, and until the watch
+//! has failed for long.
 //!
 //! What is sent is verified as what is mounted: this module says only which of the two is newer.
 
@@ -8,7 +9,7 @@ use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use etcd_tls_contract::role::Domain;
@@ -16,7 +17,6 @@ use prometheus_client::{metrics::gauge::Gauge, registry::Registry};
 use tokio::{sync::Notify, time::timeout};
 
 use crate::{
-    issuance::schedule,
     kube::{
         ApiError,
         http::{Credentials, Kube},
@@ -32,8 +32,13 @@ const SHORTEST_WATCH: Duration = Duration::from_secs(5 * 60);
 const LATE: Duration = Duration::from_secs(30);
 /// A watch that ended sooner has failed, whatever its end looked like.
 const TOO_SHORT: Duration = Duration::from_secs(10);
-/// The longest pause between a watch and the next.
-const PAUSE: Duration = Duration::from_secs(5);
+/// The longest pause between a watch and the next, and after the first failure: an API server that restarts has thousands of
+/// watches to serve at once.
+const PAUSE: Duration = Duration::from_secs(30);
+/// The longest pause after failures.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5 * 60);
+/// The longest pause where the right is missing.
+const LONGEST_REFUSED: Duration = Duration::from_secs(60 * 60);
 /// Failures in a row that are no news: an API server that restarts.
 const PATIENCE: u32 = 3;
 
@@ -41,6 +46,8 @@ const PATIENCE: u32 = 3;
 #[derive(Debug, Default)]
 pub struct Pushed {
     contents: Mutex<BTreeMap<&'static str, Content>>,
+    /// uid and version of the ConfigMap that was sent last.
+    version: Mutex<Option<(String, u64)>>,
     changed: Notify,
     /// 1 while the ConfigMap is watched.
     watched: Gauge,
@@ -71,10 +78,10 @@ impl Pushed {
         self.changed.notified().await;
     }
 
-    /// The newer one of what was sent of `key` and of the mounted `file`.
+    /// What was sent of `key`, unless the mounted `file` has changed since.
     ///
     /// # Errors
-    /// Those of the file, where nothing newer was sent.
+    /// Those of the file, where nothing was sent, or it has changed since.
     pub fn newest(&self, key: &str, file: io::Result<Vec<u8>>) -> io::Result<Vec<u8>> {
         let mut contents = self.contents();
         let Some(content) = contents.get_mut(key).filter(|content| !content.overtaken) else { return file };
@@ -91,8 +98,17 @@ impl Pushed {
         self.contents().get(key).is_some_and(|content| content.bytes == bytes)
     }
 
-    /// Takes what was sent. A key that is missing was not sent: what was sent before stays.
+    /// Takes what was sent. A key that is missing was not sent: what was sent before stays. An earlier state than the last one,
+    /// of an API server that lags behind another, is ignored.
     fn take(&self, object: ConfigMap) {
+        let metadata = &object.metadata;
+        if let (Some(uid), Some(Ok(version))) = (&metadata.uid, metadata.resource_version.as_ref().map(|v| v.parse())) {
+            let mut last = self.version.lock().unwrap_or_else(PoisonError::into_inner);
+            if last.as_ref().is_some_and(|(of, at)| of == uid && *at > version) {
+                return;
+            }
+            *last = Some((uid.clone(), version));
+        }
         let (mut texts, mut binaries) = (object.data.unwrap_or_default(), object.binary_data.unwrap_or_default());
         let mut contents = self.contents();
         let bundles =
@@ -105,6 +121,11 @@ impl Pushed {
                 self.changed.notify_one();
             }
         }
+    }
+
+    /// The watch has failed for long: what is mounted counts.
+    fn forget(&self) {
+        self.contents().clear();
     }
 
     fn contents(&self) -> MutexGuard<'_, BTreeMap<&'static str, Content>> {
@@ -142,8 +163,10 @@ pub async fn follow<K: Credentials, C: Clock>(
             Err(error) => Err(error),
         };
         let short = clock.elapsed().saturating_sub(began) < TOO_SHORT;
-        if end.is_ok() && !short {
+        if !short {
             failures = 0;
+        }
+        if end.is_ok() && !short {
             clock.sleep(PAUSE.mul_f64(clock.chance())).await;
             continue;
         }
@@ -151,7 +174,14 @@ pub async fn follow<K: Credentials, C: Clock>(
         pushed.watched.set(0);
         // A right or a resource that is missing is no passing trouble.
         let refused = matches!(end, Err(ApiError::Status { code: 401 | 403 | 404, .. }));
+        let retry_after = match &end {
+            Err(ApiError::Status { retry_after, .. }) => *retry_after,
+            _ => None,
+        };
         let error = end.err().map_or_else(|| "the watch ended at once".to_owned(), |error| error.to_string());
+        if refused || failures >= PATIENCE {
+            pushed.forget();
+        }
         if (refused || failures >= PATIENCE) && said.as_ref() != Some(&error) {
             tracing::warn!(
                 config_map = name,
@@ -161,13 +191,17 @@ pub async fn follow<K: Credentials, C: Clock>(
             );
             said = Some(error);
         }
-        let pause = if refused {
-            schedule::verdict_backoff(failures, clock.chance())
-        } else {
-            schedule::backoff(failures, None, SystemTime::UNIX_EPOCH, clock.chance())
-        };
-        clock.sleep(pause.max(Duration::from_secs(1))).await;
+        clock.sleep(pause(failures, refused, retry_after, clock.chance())).await;
     }
+}
+
+/// The pause after the `failures`th failure in a row (from 1): 30 s doubling to five minutes with full jitter by `chance`, where
+/// the right is missing to an hour; never less than the API server asks for (`retry_after`).
+fn pause(failures: u32, refused: bool, retry_after: Option<Duration>, chance: f64) -> Duration {
+    let longest = if refused { LONGEST_REFUSED } else { LONGEST_PAUSE };
+    let most = PAUSE.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1))).min(longest);
+    let jittered = if refused { most.mul_f64(0.5 + 0.5 * chance) } else { most.mul_f64(chance) };
+    retry_after.unwrap_or_default() + jittered
 }
 
 async fn receive(pushed: &Pushed, mut watched: Watched) -> Result<(), ApiError> {
@@ -211,6 +245,40 @@ mod tests {
         assert!(pushed.newest("peer.crl", missing()).is_err(), "of another key nothing was sent");
         send(&pushed, "5");
         assert_eq!(pushed.newest("peer.crt", missing()).unwrap(), b"5", "nothing is mounted");
+    }
+
+    #[test]
+    fn an_earlier_state_is_ignored_and_a_lasting_failure_leaves_what_is_mounted() {
+        let pushed = Pushed::default();
+        let state = |uid: &str, version: &str, text: &str| {
+            let object = json!({"metadata": {"uid": uid, "resourceVersion": version}, "data": {"peer.crt": text}});
+            pushed.take(serde_json::from_value(object).unwrap());
+        };
+        state("a", "10", "2");
+        state("a", "9", "1");
+        assert_eq!(newest(&pushed, "0"), "2", "of an API server that lags");
+        state("b", "5", "3");
+        assert_eq!(newest(&pushed, "0"), "3", "made again");
+        state("b", "5", "4");
+        assert_eq!(newest(&pushed, "0"), "4");
+        pushed.forget();
+        assert_eq!(newest(&pushed, "0"), "0");
+    }
+
+    /// Thousands of watches that end at once are not opened again at once.
+    #[test]
+    fn watches_come_back_spread_out() {
+        let seconds =
+            |failures, refused, retry_after, chance| pause(failures, refused, retry_after, chance).as_secs_f64();
+        let spread: Vec<f64> = (0..100).map(|n| seconds(1, false, None, f64::from(n) / 100.0)).collect();
+        for (from, to) in [(0.0, 10.0), (10.0, 20.0), (20.0, 30.0)] {
+            let count = spread.iter().filter(|s| (from..to).contains(*s)).count();
+            assert!((25..=40).contains(&count), "{count} of 100 between {from} s and {to} s");
+        }
+        assert!(seconds(1, false, Some(Duration::from_secs(40)), 0.0) >= 40.0, "as the API server asks");
+        assert!(seconds(30, false, None, 0.999) <= 300.0);
+        assert!((15.0..=30.0).contains(&seconds(1, true, None, 0.3)));
+        assert!((1800.0..=3600.0).contains(&seconds(30, true, None, 0.3)), "a right that is not given costs little");
     }
 
     #[tokio::test]

@@ -337,8 +337,7 @@ impl<C: Clock, F: Files> Agent<C, F> {
                             format!("the signer has not stated that the bundle on offer ({digest}) is in force")
                         }
                         Doubt::Another(named) => format!(
-                            "the bundle on offer has digest {digest}, the signer states {named}; waiting for kubelet to bring \
-                             the one in force"
+                            "the bundle on offer has digest {digest}, the signer states {named}; waiting for the one in force"
                         ),
                     });
                     found.unconfirmed = Some(bundle);

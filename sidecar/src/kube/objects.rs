@@ -32,6 +32,9 @@ pub struct ObjectMeta {
     /// Its uid, set by the API server.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uid: Option<String>,
+    /// Its version, set by the API server: a number that grows (Kubernetes API Concepts, Resource versions).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resource_version: Option<String>,
     /// Its annotations.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub annotations: Option<BTreeMap<String, String>>,
@@ -99,6 +102,8 @@ pub struct CertificateSigningRequestCondition {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct ConfigMap {
+    /// Name, uid and version.
+    pub metadata: ObjectMeta,
     /// Its texts by key.
     pub data: Option<BTreeMap<String, String>>,
     /// Its other contents by key.

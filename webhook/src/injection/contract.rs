@@ -158,7 +158,7 @@ impl<'a> Work<'a> {
                 short(&format!("{member}={advertised}"))
             )),
             Some(Setting::Text(cluster)) if !cluster.contains('$') => {
-                let pairs = || cluster.split(',').filter_map(|pair| pair.trim().split_once('='));
+                let pairs = || cluster.split(',').filter_map(|pair| pair.split_once('='));
                 let listed: BTreeSet<&str> = pairs().filter(|(of, _)| *of == member).map(|(_, url)| url).collect();
                 let advertised: BTreeSet<&str> = advertised.split(',').map(str::trim).collect();
                 if listed.is_empty() {

@@ -74,10 +74,12 @@ fn an_initial_cluster_without_the_member_is_said() {
     has(&cluster(None, Some(&format!("etcd-0={url}"))), &["lacks this member, default"]);
     let other = "https://etcd-1.etcd.prod.svc:2380";
     has(&cluster(Some("a"), Some(&format!("a={other}"))), &[other, url, "etcd stops"]);
+    // etcd takes the space for a part of the name.
+    has(&cluster(Some("a"), Some(&format!("b={other}, a={url}"))), &["lacks this member, a"]);
     for (member, pairs) in [
         (Some("a"), None),
         (None, Some(format!("default={url}"))),
-        (Some("a"), Some(format!("b={other}, a={url}"))),
+        (Some("a"), Some(format!("b={other},a={url}"))),
         (Some("$(POD_NAME)"), Some(format!("b={other}"))),
     ] {
         assert_eq!(cluster(member, pairs.as_deref()), [""; 0], "{member:?} {pairs:?}");
