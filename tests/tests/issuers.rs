@@ -14,7 +14,7 @@ mod scene;
 use std::time::Duration;
 
 use scene::{Kind, LIMIT, Lab, Scene};
-use tests::cert_manager::Behaviour;
+use tests::{cert_manager::Behaviour, etcd_client::EtcdClient};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_same_life_under_each_issuer() {
@@ -108,10 +108,28 @@ async fn follows_a_change_of_the_ca(scene: &mut Scene<'_>) {
     scene.move_to("10.0.0.5");
     let mut init = scene.start("init", &[]);
     init.logged("the certificate is of CN=last CA", LIMIT).await;
+    waits_are_shown(scene).await;
     assert_eq!(scene.files(), files, "the old files stay");
     scene.publish(&last);
     assert!(init.wait(LIMIT).await.success(), "{}", init.log());
     assert_eq!(scene.issuers(), ["CN=last CA".to_owned()].into());
+}
+
+/// The metric by which `status` says whom a certificate waits for.
+async fn waits_are_shown(scene: &Scene<'_>) {
+    let port = tests::ports::loopback();
+    // The other process has the directory of the certificates.
+    let mut run = scene.start_in("others", "run", &[&format!("--admin-port={port}")]);
+    tests::eventually("the CA that is waited for", LIMIT, || async {
+        let url = format!("http://127.0.0.1:{port}");
+        let mut http = EtcdClient::plain().connect(&url).await.map_err(|e| e.to_string())?;
+        let metrics = http.get("/metrics").await.map_err(|e| e.to_string())?;
+        let waits =
+            |role| metrics.contains(&format!("etcd_tls_certificate_waits{{role=\"{role}\",ca=\"CN=last CA\"}} 1"));
+        if waits("peer") && waits("server") { Ok(()) } else { Err(metrics) }
+    })
+    .await;
+    run.kill();
 }
 
 async fn renews(scene: &mut Scene<'_>) {

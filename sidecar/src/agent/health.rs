@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant, SystemTime},
@@ -18,7 +18,11 @@ use prometheus_client::{
 
 use etcd_tls_telemetry::admin::{CheckError, Status};
 
-use crate::{agent::held::Held, issuance::schedule::TICK, store::Set};
+use crate::{
+    agent::held::Held,
+    issuance::{awaited::Awaited, schedule::TICK},
+    store::Set,
+};
 
 /// The loop runs at least every [`TICK`]. After this time without a turn it is taken to hang.
 const STUCK: Duration = Duration::from_secs(3 * TICK.as_secs());
@@ -26,6 +30,12 @@ const STUCK: Duration = Duration::from_secs(3 * TICK.as_secs());
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct RoleLabel {
     role: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct WaitLabels {
+    role: &'static str,
+    ca: String,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -65,6 +75,8 @@ pub struct Health {
     lists_refused_total: Family<DomainLabel, Counter>,
     lists_refused: Family<DomainLabel, Gauge>,
     pending: Family<RoleLabel, Seconds>,
+    waits: Family<WaitLabels, Gauge>,
+    awaited: OnceLock<Arc<Awaited>>,
     states: Family<Vec<(&'static str, &'static str)>, Gauge>,
     said: AtomicBool,
 }
@@ -98,6 +110,8 @@ impl Health {
             lists_refused_total: Family::default(),
             lists_refused: Family::default(),
             pending: Family::default(),
+            waits: Family::default(),
+            awaited: OnceLock::new(),
             states: Family::default(),
             said: AtomicBool::new(false),
         };
@@ -105,6 +119,11 @@ impl Health {
             "request_pending_seconds",
             "Age of the pending request; 0 if there is none",
             health.pending.clone(),
+        );
+        registry.register(
+            "certificate_waits",
+            "1 while a signed certificate waits for a trust bundle with this CA",
+            health.waits.clone(),
         );
         registry.register("renewals", "Requests for a certificate that ended, by result", health.renewals.clone());
         registry.register("rotated", "Certificates that all of their ports were seen to serve", health.rotated.clone());
@@ -159,6 +178,11 @@ impl Health {
     /// The files could not be written.
     pub fn trouble(&self, message: String) {
         self.seen().trouble = Some(message);
+    }
+
+    /// Shows the CAs that signed certificates wait for.
+    pub fn awaits(&self, awaited: Arc<Awaited>) {
+        let _ = self.awaited.set(awaited);
     }
 
     /// A request of `role` begins.
@@ -262,6 +286,10 @@ impl Status for Health {
         for role in &self.roles {
             let age = self.seen().pending.get(role).map_or(0.0, |since| since.elapsed().as_secs_f64());
             self.pending.get_or_create(&RoleLabel { role: role.as_str() }).set(age);
+        }
+        self.waits.clear();
+        for (role, ca) in self.awaited.get().map(|awaited| awaited.all()).unwrap_or_default() {
+            self.waits.get_or_create(&WaitLabels { role: role.as_str(), ca }).set(1);
         }
         let mut text = String::with_capacity(8 * 1024);
         match encode(&mut text, &self.registry) {

@@ -21,8 +21,6 @@ use etcd_tls_contract::{
     settings::{Issuer, Settings},
 };
 
-use tokio::sync::Notify;
-
 use crate::{
     agent::{
         addresses::{self, Address},
@@ -31,6 +29,7 @@ use crate::{
         trust::{self, TrustDir, TrustError},
     },
     issuance::{
+        awaited::Awaited,
         obtain::{self, Answer, Bundles, Failure, Issuance},
         renewal::Template,
     },
@@ -117,7 +116,7 @@ pub struct Agent<C, F> {
     trust: TrustDir,
     stated: RefCell<Statements>,
     pace: RefCell<Pace>,
-    unknown_issuer: Notify,
+    awaited: Arc<Awaited>,
     held: RefCell<Set>,
     /// Roles whose held entry is not on disk yet; their pending keys stay until it is.
     fresh: RefCell<BTreeSet<Role>>,
@@ -164,7 +163,7 @@ impl<C: Clock, F: Files> Agent<C, F> {
             trust,
             stated: RefCell::new(stated),
             pace: RefCell::default(),
-            unknown_issuer: Notify::new(),
+            awaited: Arc::default(),
             held: RefCell::new(held),
             fresh: RefCell::default(),
             dirty: Cell::new(!lists.whole),
@@ -178,7 +177,12 @@ impl<C: Clock, F: Files> Agent<C, F> {
 
     /// Ends when a certificate was issued by a CA of none of the bundles at hand: the one on offer is too old.
     pub async fn unknown_issuer(&self) {
-        self.unknown_issuer.notified().await;
+        self.awaited.told().await;
+    }
+
+    /// The CAs that signed certificates wait for.
+    pub const fn awaited(&self) -> &Arc<Awaited> {
+        &self.awaited
     }
 
     /// Ends when the API server has sent a new bundle or list.
@@ -384,7 +388,7 @@ impl<C: Clock, F: Files> Agent<C, F> {
             store: &self.store,
             current: current.as_deref(),
             bundles: &|domain, answer| self.bundles(domain, answer),
-            unknown_issuer: &self.unknown_issuer,
+            awaited: &self.awaited,
             trusts,
             limit,
         })

@@ -110,18 +110,10 @@ where
         .watch()
         .inspect_err(|error| tracing::warn!(%error, "the trust directory cannot be watched; it is read every minute"))
         .ok();
-    let driver = Driver {
-        agent: Agent::new(roles, clock, store, trust),
-        api,
-        template,
-        ports: ports(args),
-        health,
-        loaded,
-        unserved,
-        installed,
-        changed,
-        renew,
-    };
+    let agent = Agent::new(roles, clock, store, trust);
+    health.awaits(Arc::clone(agent.awaited()));
+    let driver =
+        Driver { agent, api, template, ports: ports(args), health, loaded, unserved, installed, changed, renew };
     let stop = async {
         tokio::select! {
             _ = terminate.recv() => {}

@@ -16,11 +16,11 @@ use etcd_tls_contract::{
     role::Domain,
 };
 use etcd_tls_telemetry::renewal_span;
-use tokio::sync::Notify;
 use tracing::{Instrument as _, Span};
 
 use crate::{
     issuance::{
+        awaited::Awaited,
         changes,
         flow::{Call, Circumstances, Expected, Flow, Outcome, Step},
         renewal::{Template, life},
@@ -179,7 +179,7 @@ pub struct Issuance<'a, A, C, F> {
     /// Bundles that a new certificate may verify under; told of the answer, once there is one.
     pub bundles: &'a dyn Fn(Domain, Option<&Answer>) -> Bundles,
     /// Told when none of them holds the CA of a certificate that was just issued.
-    pub unknown_issuer: &'a Notify,
+    pub awaited: &'a Awaited,
     /// What the request states in its `trusts` annotation.
     pub trusts: Option<String>,
     /// How long to try; for ever, if none.
@@ -220,7 +220,9 @@ async fn request<A: Api, C: Clock, F: Files>(mut issuance: Issuance<'_, A, C, F>
                     }
                     continue;
                 }
-                return match issuance.prove(&text, &key, &name, &mut patience).await {
+                let proven = issuance.prove(&text, &key, &name, &mut patience).await;
+                issuance.awaited.end(issuance.template.role);
+                return match proven {
                     Err(failure @ Failure::Rejected { .. }) => Err(issuance.forget(failure)),
                     Err(failure) => Err(failure),
                     Ok(Proof::Again(reason)) => {
@@ -455,7 +457,7 @@ impl<A: Api, C: Clock, F: Files> Issuance<'_, A, C, F> {
                 told = true;
             }
             if unknown {
-                self.unknown_issuer.notify_one();
+                self.awaited.begin(*role, &chain.authority());
             }
             self.pause(AHEAD_POLL, name, &reason).await?;
         }

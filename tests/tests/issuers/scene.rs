@@ -170,12 +170,17 @@ impl<'a> Scene<'a> {
 
     /// Starts the sidecar's binary.
     pub fn start(&self, subcommand: &str, more: &[&str]) -> Process {
+        self.start_in("certs", subcommand, more)
+    }
+
+    /// The same, with its certificates in another directory.
+    pub fn start_in(&self, directory: &str, subcommand: &str, more: &[&str]) -> Process {
         let mut command = Command::new(binary("etcd-tls-sidecar"));
         command.arg(subcommand).args(["--roles=peer,server", "--log-level=info"]).arg(match self.kind {
             Kind::CertManager => "--issuer=cert-manager:Issuer/company".to_owned(),
             Kind::Signer => format!("--issuer=csr:example.com/{}", self.namespace),
         });
-        for (flag, name) in [("--dir", "certs"), ("--trust-dir", "trust"), ("--token-dir", "token")] {
+        for (flag, name) in [("--dir", directory), ("--trust-dir", "trust"), ("--token-dir", "token")] {
             command.arg(flag).arg(self.dir.join(name));
         }
         command.arg("--termination-log").arg(self.dir.join("termination-log"));

@@ -197,6 +197,9 @@ fn row(pod: &PodSeen, now: SystemTime) -> Row {
         let certificate = sidecar.certificates.get(role).cloned().unwrap_or_default();
         if pod.injected && pod.sidecar.is_ok() {
             found.of_a_role(*role, &certificate, sidecar.failing.get(role).map(String::as_str), now);
+            if let Some(ca) = sidecar.awaited.get(role) {
+                found.of_a_wait(*role, ca);
+            }
         }
         roles.push(role_row(*role, &certificate, now));
     }
@@ -346,6 +349,14 @@ impl Findings<'_> {
             }
             _ => {}
         }
+    }
+
+    fn of_a_wait(&mut self, role: Role, ca: &str) {
+        self.say(
+            State::Attention,
+            format!("{role}: a signed certificate waits for a trust bundle that holds the CA {ca}"),
+            "if its issuer's CA was changed, put the new CA beside the old one in the bundle (docs/issuers.md, Trust)",
+        );
     }
 
     fn of_the_trust(&mut self, sidecar: &Sidecar) {

@@ -133,7 +133,7 @@ fn an_answer_that_is_lost_makes_no_second_request() {
         store: &scene.store,
         current: None,
         bundles: &|_, _| Bundles { bundles: scene.bundles.clone(), ..Bundles::default() },
-        unknown_issuer: &tokio::sync::Notify::new(),
+        awaited: &Awaited::default(),
         trusts: None,
         limit: None,
     }))
@@ -324,7 +324,7 @@ fn a_kept_key_waits_for_its_old_request_to_go() {
         store: &scene.store,
         current: scene.current.as_ref(),
         bundles: &|_, _| Bundles { bundles: scene.bundles.clone(), ..Bundles::default() },
-        unknown_issuer: &tokio::sync::Notify::new(),
+        awaited: &Awaited::default(),
         trusts: None,
         limit: None,
     }))
@@ -472,7 +472,7 @@ fn with_statements(scene: &Scene, digests: &[&str]) -> (Result<Entry, Failure>, 
                 ..Bundles::default()
             }
         },
-        unknown_issuer: &tokio::sync::Notify::new(),
+        awaited: &Awaited::default(),
         trusts: None,
         limit: None,
     }));
@@ -520,7 +520,7 @@ fn a_certificate_that_expires_while_it_waits_for_its_bundle_is_replaced() {
                 .collect(),
             ..Bundles::default()
         },
-        unknown_issuer: &tokio::sync::Notify::new(),
+        awaited: &Awaited::default(),
         trusts: None,
         limit: None,
     }));

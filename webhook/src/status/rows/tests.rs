@@ -116,6 +116,13 @@ fn a_pod_is_as_bad_as_its_worst_finding() {
             State::Attention,
             "failed: timeout",
         ),
+        (
+            "a CA that the bundle lacks",
+            Box::new(|_, s| drop(s.awaited.insert(Role::Peer, "CN=next CA".to_owned()))),
+            1.0,
+            State::Attention,
+            "holds the CA CN=next CA",
+        ),
         ("denied", Box::new(|p, _| p.requests.push(refusal(START + HOUR))), 2.0, State::Failing, "denied: not yours"),
         ("denied before", Box::new(|p, _| p.requests.push(refusal(START - HOUR))), 2.0, State::Ok, ""),
         (

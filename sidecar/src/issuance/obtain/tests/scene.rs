@@ -17,6 +17,7 @@ use etcd_tls_contract::{
 
 use crate::{
     issuance::{
+        awaited::Awaited,
         obtain::{Answer, Bundles, Failure, Issuance, obtain},
         renewal::Template,
     },
@@ -200,7 +201,7 @@ impl Scene {
                 self.heard.borrow_mut().extend(answer.cloned());
                 Bundles { bundles: self.bundles.clone(), ..Bundles::default() }
             },
-            unknown_issuer: &tokio::sync::Notify::new(),
+            awaited: &Awaited::default(),
             trusts: Some("digest".to_owned()),
             limit: self.limit,
         }))
