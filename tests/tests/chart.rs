@@ -122,7 +122,7 @@ fn the_templates_are_made_from_the_manifests() {
     }
     for entry in fs::read_dir(directory).expect("templates") {
         let name = entry.expect("an entry").file_name().to_string_lossy().into_owned();
-        let own = ["_helpers.tpl", "checks.yaml", "NOTES.txt"].contains(&name.as_str());
+        let own = ["_helpers.tpl", "checks.yaml", "serving.yaml", "NOTES.txt"].contains(&name.as_str());
         assert!(own || made.contains_key(&name), "manifests/chart/templates/{name} is made from nothing");
     }
     // All that kustomize renders is in the chart.
@@ -156,6 +156,7 @@ fn helm_and_kustomize_render_the_same_objects() {
         ("openshift", json!({"openshift": {"enabled": true}})),
         ("priority", json!({"priority": {"enabled": true}})),
         ("cert-manager", json!({"certManager": {"issuers": true}})),
+        ("cluster-trust-bundles", json!({"clusterTrustBundles": {"enabled": true}})),
         ("monitoring", json!({"monitoring": {"enabled": true}})),
     ];
     for (component, mut values) in components {

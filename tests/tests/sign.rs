@@ -375,3 +375,36 @@ async fn the_webhooks_pair_is_renewed_and_its_bundle_is_always_ahead() {
     webhooks.patch("etcd-tls", &PatchParams::default(), &Patch::Strategic(nothing)).await.expect("take caBundle out");
     eventually("caBundle to come back", LIMIT, look).await;
 }
+
+/// Where another keeps admission's serving pair, `sign` does the rest of its work and neither makes the pair nor writes the
+/// caBundle.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_serving_pair_that_another_keeps_is_left_alone() {
+    let Some(lab) = Lab::new().await else { return };
+    let _approver = lab.approver("approve-a", &[]);
+    let mut signer = sign(&lab, "sign-a", &["--external-serving-pair"]).await;
+    lab.api.namespace("external", &[("etcd-tls", "dynamic")]).await;
+    let pod = member(&lab, "external", "etcd-0", Some("10.8.0.1")).await;
+    // Nobody answers it here, so the pod comes first.
+    lab.api.kubectl(&["apply", "-f", &tests::repository().join("manifests/webhook.yaml").display().to_string()]);
+    for _ in 0..3 {
+        issue(&lab, &pod, Role::Peer, None).await;
+    }
+    let secrets: Api<Secret> = Api::namespaced(lab.api.client.clone(), SYSTEM_NAMESPACE);
+    for name in ["etcd-tls-admit-serving", "etcd-tls-admit-ca"] {
+        assert!(secrets.get_opt(name).await.expect("get").is_none(), "{name}");
+    }
+    let bundles = || {
+        let path = "jsonpath={.webhooks[*].clientConfig.caBundle}";
+        lab.api.kubectl(&["get", "mutatingwebhookconfiguration", "etcd-tls", "-o", path])
+    };
+    assert_eq!(bundles(), "");
+    // The same process without the flag makes both.
+    signer.kill();
+    let _signer = sign(&lab, "sign-b", &[]).await;
+    eventually("the pair", LIMIT, || async {
+        let pair = secrets.get_opt("etcd-tls-admit-serving").await.map_err(|e| e.to_string())?;
+        if pair.is_some() && !bundles().is_empty() { Ok(()) } else { Err("not yet".to_owned()) }
+    })
+    .await;
+}

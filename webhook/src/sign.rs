@@ -67,6 +67,9 @@ pub struct Args {
     /// The life of the webhook's own CA; the next one is published at half of it.
     #[arg(long, default_value = "17520h", value_parser = parse_duration)]
     serving_ca_lifetime: Duration,
+    /// Neither make the webhook's serving pair nor write its caBundle: another keeps both, such as cert-manager.
+    #[arg(long, conflicts_with_all = ["serving_lifetime", "serving_ca_lifetime"])]
+    external_serving_pair: bool,
     #[command(flatten)]
     cleaner: CleanerArgs,
     /// Delete finished CertificateRequests of our pods, too; the component cert-manager gives the right.
@@ -88,6 +91,7 @@ impl Args {
             max_lifetime,
             serving_lifetime,
             serving_ca_lifetime,
+            external_serving_pair,
             cleaner,
             cert_manager,
             cluster_trust_bundles,
@@ -113,7 +117,8 @@ impl Args {
             max_lifetime,
             cleaner: Cleaner::new(cleaner),
         });
-        let lifetimes = Lifetimes { leaf: serving_lifetime, ca: serving_ca_lifetime };
+        let lifetimes =
+            (!external_serving_pair).then_some(Lifetimes { leaf: serving_lifetime, ca: serving_ca_lifetime });
         let tasks = LeaderTasks {
             signer: Arc::clone(&signer),
             members,

@@ -35,6 +35,15 @@ const RULE_OF_SIGN: &str = "{{- if .Values.certManager.issuers }}
   resources: [certificaterequests]
   verbs: [get, list, delete]
 {{- end }}
+{{- if .Values.clusterTrustBundles.enabled }}
+- apiGroups: [certificates.k8s.io]
+  resources: [clustertrustbundles]
+  verbs: [list, create, patch, delete]
+- apiGroups: [certificates.k8s.io]
+  resources: [signers]
+  resourceNames: [\"peer.etcd-tls.dev/*\", \"client.etcd-tls.dev/*\", \"metrics.etcd-tls.dev/*\"]
+  verbs: [attest]
+{{- end }}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRoleBinding
@@ -152,6 +161,12 @@ const SIGN: &[Edit] = &[
         {{- if .Values.certManager.issuers }}
         - --cert-manager
         {{- end }}
+        {{- if .Values.certManager.servingPair.enabled }}
+        - --external-serving-pair
+        {{- end }}
+        {{- if .Values.clusterTrustBundles.enabled }}
+        - --cluster-trust-bundles
+        {{- end }}
         {{- include \"etcd-tls.arguments\" (list . .Values.sign) | nindent 8 }}
 ",
     ),
@@ -240,9 +255,27 @@ const SOURCES: &[Source] = &[
     Source { manifest: "admit.yaml", when: None, edits: ADMIT },
     Source { manifest: "approve.yaml", when: None, edits: APPROVE },
     Source { manifest: "sign.yaml", when: None, edits: SIGN },
-    plain("webhook.yaml"),
+    Source {
+        manifest: "webhook.yaml",
+        when: None,
+        edits: &[Edit(
+            2,
+            "metadata:\n  name: etcd-tls\n",
+            "metadata:
+  name: etcd-tls
+  {{- if .Values.certManager.servingPair.enabled }}
+  annotations: {cert-manager.io/inject-ca-from: etcd-tls-system/etcd-tls-admit}
+  {{- end }}
+",
+        )],
+    },
     Source { manifest: "network.yaml", when: Some("networkPolicy.enabled"), edits: &[] },
     plain("disruption.yaml"),
+    Source {
+        manifest: "components/cluster-trust-bundles/policy.yaml",
+        when: Some("clusterTrustBundles.enabled"),
+        edits: &[],
+    },
     Source { manifest: "components/cert-manager/requests.yaml", when: Some("certManager.issuers"), edits: &[] },
     Source {
         manifest: "components/priority/quota.yaml",

@@ -80,6 +80,8 @@ fn flags_are_those_of_the_programs() {
         "address",
         "admin-address",
         "cert-manager",
+        "external-serving-pair",
+        "cluster-trust-bundles",
         "help",
         "identity",
         "log-format",
@@ -134,6 +136,7 @@ fn values_reach_the_objects() {
             "podAnnotations": {"example.com/a": "1"},
             "topologySpread": {"whenUnsatisfiable": "DoNotSchedule"},
             "networkPolicy": {"enabled": false},
+            "certManager": {"servingPair": {"enabled": true, "issuer": {"name": "company"}}},
             "monitoring": {"enabled": true, "interval": "1m", "labels": {"release": "prometheus"}},
         }),
     );
@@ -166,6 +169,7 @@ fn values_reach_the_objects() {
     }
     assert!(arguments("approve").contains(&"--live-reads".to_owned()));
     let sign = arguments("sign");
+    assert!(sign.contains(&"--external-serving-pair".to_owned()), "{sign:?}");
     assert!(
         sign.contains(&"--max-lifetime=1h30m".to_owned()) && !sign.iter().any(|a| a.contains("live-reads")),
         "{sign:?}"
@@ -176,6 +180,16 @@ fn values_reach_the_objects() {
         run(Command::new(binary("etcd-tls-webhook")).args(arguments).arg("--help"));
     }
 
+    let certificate = of("Certificate", "etcd-tls-admit");
+    assert_eq!(certificate["spec"]["secretName"], "etcd-tls-admit-serving");
+    assert_eq!(
+        certificate["spec"]["issuerRef"],
+        json!({"kind": "ClusterIssuer", "name": "company", "group": "cert-manager.io"})
+    );
+    for kind in ["MutatingWebhookConfiguration", "ValidatingWebhookConfiguration"] {
+        let injected = &of(kind, "etcd-tls")["metadata"]["annotations"]["cert-manager.io/inject-ca-from"];
+        assert_eq!(*injected, "etcd-tls-system/etcd-tls-admit", "{kind}");
+    }
     let watched = of("ClusterRole", "etcd-tls-requester").to_string();
     assert!(watched.contains(r#"["etcd-tls-trust-etcd","etcd-tls-trust-events"]"#), "{watched}");
     let admit = of("Deployment", "etcd-tls-admit");
@@ -230,6 +244,7 @@ fn values_that_make_no_sense_are_refused() {
         ("an unknown resource", json!({"sign": {"resources": {"limits": {"disk": "1Gi"}}}})),
         ("a switch as text", json!({"monitoring": {"enabled": "no"}})),
         ("an interval", json!({"monitoring": {"interval": "often"}})),
+        ("a serving pair of no issuer", json!({"certManager": {"servingPair": {"enabled": true}}})),
         ("no cluster", json!({"clusters": []})),
         ("a cluster of no name", json!({"clusters": ["*"]})),
         ("a policy that is a list", json!({"policy": ["keys"]})),

@@ -84,7 +84,7 @@ const SYSTEM: [[&str; 4]; 8] = [
 ];
 
 /// What this version ships, of kinds that are looked at.
-const SHIPPED: [&str; 20] = [
+const SHIPPED: [&str; 21] = [
     include_str!("../../../manifests/service-accounts.yaml"),
     include_str!("../../../manifests/rbac-requesters.yaml"),
     include_str!("../../../manifests/rbac-approve.yaml"),
@@ -105,6 +105,7 @@ const SHIPPED: [&str; 20] = [
     include_str!("../../../manifests/network.yaml"),
     include_str!("../../../manifests/disruption.yaml"),
     include_str!("../../../manifests/components/cert-manager/requests.yaml"),
+    include_str!("../../../manifests/components/cluster-trust-bundles/policy.yaml"),
 ];
 
 /// Looks at the live workloads and at the install.

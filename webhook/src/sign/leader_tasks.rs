@@ -24,7 +24,8 @@ pub(super) struct LeaderTasks {
     pub(super) members: Pods,
     /// Triggers a round of the reconciler.
     pub(super) changed: Arc<Notify>,
-    pub(super) lifetimes: Lifetimes,
+    /// Of the webhook's serving pair; `None`: another keeps it.
+    pub(super) lifetimes: Option<Lifetimes>,
     /// When CertificateRequests of cert-manager are deleted, if they are.
     pub(super) certificate_requests: Option<Times>,
     /// Whether bundles are published as ClusterTrustBundles, too.
@@ -58,7 +59,9 @@ impl LeaderTasks {
                 upkeep: HashMap::new(),
             };
             tasks.spawn(async move { match reconciler.run().await {} });
-            tasks.spawn(serve(Arc::clone(&signer), lifetimes));
+            if let Some(lifetimes) = lifetimes {
+                tasks.spawn(serve(Arc::clone(&signer), lifetimes));
+            }
             let cleaning = Arc::clone(&signer);
             tasks.spawn(async move { match cleaning.clean_up().await {} });
             if let Some(times) = certificate_requests {
