@@ -90,6 +90,10 @@ pub async fn run(args: &PodArgs, name: &str) -> Result<(), Error> {
     let [role] = args.roles[..] else {
         return Err(Error::Arguments("--secret is for one role: give one of --roles".into()));
     };
+    if role != Role::Client {
+        // Others have the pod's name for CN: the next pod of a Deployment could not go on with the Secret.
+        return Err(Error::Arguments("--secret is for the role client: give --roles=client".into()));
+    }
     if !names::is_dns_subdomain(name) {
         return Err(Error::Arguments(format!("--secret {name:?} is no name of a Secret").into()));
     }

@@ -122,7 +122,7 @@ async fn a_list_comes_without_kubelet_where_the_trust_config_map_may_be_watched(
 
     // As docs/revocation.md says it for a cluster of another name.
     let (role, of) = ("etcd-tls-trust-reader", "--resource-name=etcd-tls-trust-other");
-    stack.api.kubectl(&["-n", "prod", "create", "role", role, "--verb=get,watch", "--resource=configmaps", of]);
+    stack.api.kubectl(&["-n", "prod", "create", "role", role, "--verb=watch", "--resource=configmaps", of]);
     let (role, of) = (format!("--role={role}"), "--group=system:serviceaccounts:prod");
     stack.api.kubectl(&["-n", "prod", "create", "rolebinding", "etcd-tls-trust-reader", &role, of]);
     other.pod.process(names::SIDECAR_CONTAINER).kill();
