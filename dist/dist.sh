@@ -17,6 +17,8 @@ version=$(sed -n 's/^version: //p' manifests/chart/Chart.yaml)
 case $(uname -m) in x86_64) architecture=amd64 ;; aarch64) architecture=arm64 ;; *) architecture=$(uname -m) ;; esac
 platform=linux-$architecture
 work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
+# Only what an earlier run made is taken away.
+[ ! -e "$out" ] || [ -f "$out/SHA256SUMS" ] || [ -z "$(ls -A "$out")" ] || { echo "dist: $out holds something else" >&2; exit 1; }
 rm -rf "$out"; mkdir -p "$out"
 archive() { tar --format=ustar --sort=name --mtime="@$SOURCE_DATE_EPOCH" --owner=0 --group=0 --numeric-owner "$@"; }
 

@@ -294,7 +294,7 @@ const SOURCES: &[Source] = &[
     Source {
         manifest: "components/monitoring/monitors.yaml",
         when: Some("monitoring.enabled"),
-        edits: &[Edit(2, "interval: 30s", "interval: {{ .Values.monitoring.interval }}")],
+        edits: &[Edit(3, "interval: 30s", "interval: {{ .Values.monitoring.interval }}")],
     },
 ];
 

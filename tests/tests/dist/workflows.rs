@@ -30,10 +30,20 @@ fn workflows_have_steps_that_can_run() {
         let jobs = jobs(workflow);
         for (name, job) in &jobs {
             let what = format!("{workflow}: {name}");
+            if let Some(other) = job["uses"].as_str() {
+                assert_eq!(other, "./.github/workflows/ci.yml", "{what}");
+                let text = fs::read_to_string(repository().join(other)).expect("a workflow");
+                assert!(text.contains("\n  workflow_call:\n"), "{what}: {other} cannot be called");
+                continue;
+            }
             assert!(job["runs-on"].is_string(), "{what}");
-            if let Some(needed) = job["needs"].as_str() {
+            let needed = job["needs"].as_array().cloned().unwrap_or_else(|| vec![job["needs"].clone()]);
+            for needed in needed.iter().filter_map(Value::as_str) {
                 assert!(jobs.contains_key(needed), "{what} needs {needed}");
             }
+            // Nothing is published that was not tested.
+            let publishes = job["permissions"]["id-token"] == "write";
+            assert!(!publishes || needed.iter().any(|needed| needed == "test"), "{what} waits for no test");
             let steps = job["steps"].as_array().expect("steps");
             let ids: BTreeSet<_> = steps.iter().filter_map(|step| step["id"].as_str()).collect();
             for used in job.to_string().split("steps.").skip(1).filter_map(|rest| rest.split('.').next()) {
