@@ -19,7 +19,8 @@ const fn plain(manifest: &'static str) -> Source {
 
 const AFTER_REQUESTER: &str = "---
 # `approve` keeps the subjects";
-const RULE_OF_REQUESTER: &str = "{{- if .Values.certManager.issuers }}
+const RULE_OF_REQUESTER: &str = "{{- end }}
+{{- if .Values.certManager.issuers }}
 - apiGroups: [cert-manager.io]
   resources: [certificaterequests]
   verbs: [create, get]
@@ -220,6 +221,11 @@ const SOURCES: &[Source] = &[
         when: None,
         edits: &[
             Edit(1, AFTER_REQUESTER, RULE_OF_REQUESTER),
+            Edit(
+                1,
+                "# etcd-tls-trust-<cluster>, so that",
+                "{{- if .Values.clusters }}\n# etcd-tls-trust-<cluster>, so that",
+            ),
             Edit(
                 1,
                 "[etcd-tls-trust-etcd]",

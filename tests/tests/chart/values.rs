@@ -192,6 +192,9 @@ fn values_reach_the_objects() {
     }
     let watched = of("ClusterRole", "etcd-tls-requester").to_string();
     assert!(watched.contains(r#"["etcd-tls-trust-etcd","etcd-tls-trust-events"]"#), "{watched}");
+    let none = rendered(&helm, &json!({"clusters": []})).into_iter().find(|((_, _, n), _)| n == "etcd-tls-requester");
+    let none = none.expect("the ClusterRole").1.to_string();
+    assert!(!none.contains("configmaps") && none.contains("certificatesigningrequests"), "{none}");
     let admit = of("Deployment", "etcd-tls-admit");
     assert_eq!(admit["spec"]["replicas"], 1);
     let pod = &admit["spec"]["template"]["spec"];
@@ -245,7 +248,6 @@ fn values_that_make_no_sense_are_refused() {
         ("a switch as text", json!({"monitoring": {"enabled": "no"}})),
         ("an interval", json!({"monitoring": {"interval": "often"}})),
         ("a serving pair of no issuer", json!({"certManager": {"servingPair": {"enabled": true}}})),
-        ("no cluster", json!({"clusters": []})),
         ("a cluster of no name", json!({"clusters": ["*"]})),
         ("a policy that is a list", json!({"policy": ["keys"]})),
         ("a node label that is a number", json!({"nodeSelector": {"pool": 1}})),
