@@ -226,3 +226,69 @@ async fn two_signers_that_both_lead_make_one_truth() {
     let next = truths.authorities.keys().filter(|of| of.ends_with("next.crt")).count();
     assert_eq!(next, usize::from(PAIRS), "a next CA of each");
 }
+
+/// Pods of a namespace that has asked for two certificates each, when three others ask for one.
+const CROWD: u16 = 90;
+const BACKLOG: usize = 2 * CROWD as usize;
+/// How many of the backlog may be approved before the last of the others: those under way at once, and a few turns.
+const AHEAD: usize = BACKLOG / 9;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_asks_for_one_certificate_does_not_wait_for_the_backlog_of_another_namespace() {
+    let Some(lab) = Lab::new().await else { return };
+    lab.api.kubectl(&["apply", "-f", &tests::repository().join("manifests/flow.yaml").display().to_string()]);
+    let mut approver = lab.approver("approve-a", &[]);
+    let _signer = sign(&lab, "sign-a", &[]).await;
+    lab.ready(&approver).await;
+    let mut pods = Vec::new();
+    for n in 0..4 {
+        lab.api.namespace(&namespace(n), &[(names::LABEL, names::DYNAMIC)]).await;
+        let ip = Ipv4Addr::new(10, 1, 0, u8::try_from(n + 1).expect("few")).to_string();
+        let pod = member(&lab, &namespace(n), "etcd-0", Some(&ip)).await;
+        // Its right to request is there.
+        issue(&lab, &pod, Role::Peer, None).await;
+        pods.push((lab.requester(&pod).await, pod));
+    }
+    approver.process.kill();
+    let lab = &lab;
+    let [_, others @ ..] = &pods[..] else { unreachable!("four pods") };
+    stream::iter(0..CROWD)
+        .for_each_concurrent(AT_ONCE, |n| async move {
+            let ip = Ipv4Addr::new(10, 2, 0, u8::try_from(n + 1).expect("few")).to_string();
+            let pod = member(lab, &namespace(0), &format!("crowd-{n}"), Some(&ip)).await;
+            let client = lab.requester(&pod).await;
+            for role in [Role::Peer, Role::Server] {
+                lab::Asking::of(&pod, role).create_when_allowed(&client).await;
+            }
+        })
+        .await;
+    let asked: Vec<_> = others.iter().map(|(client, pod)| (client, lab::Asking::of(pod, Role::Server))).collect();
+    for (client, asking) in &asked {
+        asking.create_when_allowed(client).await;
+    }
+    let approver = lab.approver("approve-b", &["--workers=4"]);
+    for (_, asking) in &asked {
+        signer::issued(lab, &asking.name).await;
+    }
+    // In the order of the log: who looks at the API server is too late.
+    let approved: Vec<String> = eventually("the backlog's end", LIMIT, || async {
+        let log = approver.process.log();
+        let lines: Vec<String> = log.lines().filter(|line| line.contains(": approved ")).map(str::to_owned).collect();
+        if lines.len() >= BACKLOG + asked.len() { Ok(lines) } else { Err(lines.len()) }
+    })
+    .await;
+    let of_others = |line: &String| asked.iter().any(|(_, asking)| line.contains(&asking.name));
+    let last = approved.iter().rposition(of_others).expect("the others'");
+    let ahead = last + 1 - asked.len();
+    println!("{ahead} of {BACKLOG} before the last of {} others", asked.len());
+    let log = approver.process.log();
+    let told: Vec<&str> =
+        log.lines().filter(|line| asked.iter().any(|(_, asking)| line.contains(&asking.name))).collect();
+    let first = log.lines().find(|l| l.contains(": approved ")).unwrap_or_default();
+    assert!(
+        ahead <= AHEAD,
+        "{ahead} of {BACKLOG} before the last of {} others\n{first}\n{}",
+        asked.len(),
+        told.join("\n")
+    );
+}

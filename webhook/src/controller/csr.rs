@@ -35,6 +35,10 @@ use queue::{Job, Kept, Queue};
 
 /// How long work under way may take when the process is told to end.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(8);
+/// How long a new leader holds its work until the first list is complete and [`Handler::is_ready`], and how often it looks: a list
+/// is in the order of names, and who stands behind the backlog of another would wait for it.
+const READY_WITHIN: Duration = Duration::from_secs(15);
+const READY_POLL: Duration = Duration::from_millis(20);
 /// A list that did not fit the queue is taken again when there is room, but not sooner than this after the last one.
 const RELIST_EVERY: Duration = Duration::from_secs(5);
 
@@ -70,6 +74,10 @@ pub trait Handler: Send + Sync + 'static {
     fn observe(&self, seen: Seen<'_>) {
         let _ = seen;
     }
+
+    /// Whether what requests are judged by is known. Work of a new leader begins then, or after 15 s: a request that is looked at
+    /// sooner is put off for longer and longer, and those of others pass it.
+    fn is_ready(&self) -> bool;
 
     /// Whether there is something to do for a CSR; cheap, since every one in the cluster passes by.
     fn concerns(&self, csr: &Csr) -> bool;
@@ -130,6 +138,7 @@ pub async fn run<H: Handler>(
             handler: Arc::clone(&handler),
             jobs: Jobs::default(),
             metrics: metrics.clone(),
+            held_until: Some(Instant::now() + READY_WITHIN),
         };
         let mut queue = Queue::new(workers);
         let ended = tokio::select! {
@@ -163,6 +172,8 @@ struct Term<H> {
     handler: Arc<H>,
     jobs: Jobs,
     metrics: Metrics,
+    /// Until when work waits for [`Handler::is_ready`]; `None`: it has begun.
+    held_until: Option<Instant>,
 }
 
 /// Jobs under way. Dropping it aborts them.
@@ -208,7 +219,11 @@ impl<H: Handler> Term<H> {
         let relist_from = Instant::now() + RELIST_EVERY;
         loop {
             let now = Instant::now();
-            while let Some(job) = queue.pop(now) {
+            let complete = self.metrics.is_synced() && self.handler.is_ready();
+            self.held_until = self.held_until.filter(|until| now < *until && !complete);
+            while self.held_until.is_none()
+                && let Some(job) = queue.pop(now)
+            {
                 self.start(job);
             }
             self.metrics.queued.set(gauge(queue.waiting()));
@@ -217,7 +232,9 @@ impl<H: Handler> Term<H> {
                 queue.forget_overflow();
                 return;
             }
-            let wake = [queue.next_due(), queue.has_room_again().then_some(relist_from)].into_iter().flatten().min();
+            let due = queue.next_due().filter(|_| self.held_until.is_none());
+            let held = self.held_until.map(|_| now + READY_POLL);
+            let wake = [due, held, queue.has_room_again().then_some(relist_from)].into_iter().flatten().min();
             tokio::select! {
                 (name, outcome) = self.jobs.next() => {
                     if outcome != Outcome::Done {
