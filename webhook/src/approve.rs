@@ -77,10 +77,6 @@ struct Approver {
 }
 
 impl Handler for Approver {
-    fn is_ready(&self) -> bool {
-        self.controller.is_ready()
-    }
-
     fn observe(&self, seen: Seen<'_>) {
         if let Seen::There(csr) = seen {
             self.controller.note_answered(csr);

@@ -211,15 +211,6 @@ impl Controller {
         });
     }
 
-    /// Whether everything that requests are judged by was listed, and the admission policies are proven.
-    pub(crate) fn is_ready(&self) -> bool {
-        self.policy.borrow().is_some()
-            && self.namespaces.borrow().is_some()
-            && self.pods.is_complete()
-            && self.services.is_complete()
-            && self.gate.ready().is_ok()
-    }
-
     /// Judges a request by its pod, in a state no older than the request ([`pods`]), and by what the watches have of policy,
     /// namespace and Services. A denial is final, so it is judged anew by policy, namespace and Services as they are now.
     ///

@@ -35,10 +35,9 @@ use queue::{Job, Kept, Queue};
 
 /// How long work under way may take when the process is told to end.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(8);
-/// How long a new leader holds its work until the first list is complete and [`Handler::is_ready`], and how often it looks: a list
-/// is in the order of names, and who stands behind the backlog of another would wait for it.
-const READY_WITHIN: Duration = Duration::from_secs(15);
-const READY_POLL: Duration = Duration::from_millis(20);
+/// How long a new leader holds its work until the first list is complete: a list is in the order of names, and who stands behind
+/// the backlog of another would wait for it.
+const LISTED_WITHIN: Duration = Duration::from_secs(15);
 /// A list that did not fit the queue is taken again when there is room, but not sooner than this after the last one.
 const RELIST_EVERY: Duration = Duration::from_secs(5);
 
@@ -74,10 +73,6 @@ pub trait Handler: Send + Sync + 'static {
     fn observe(&self, seen: Seen<'_>) {
         let _ = seen;
     }
-
-    /// Whether what requests are judged by is known. Work of a new leader begins then, or after 15 s: a request that is looked at
-    /// sooner is put off for longer and longer, and those of others pass it.
-    fn is_ready(&self) -> bool;
 
     /// Whether there is something to do for a CSR; cheap, since every one in the cluster passes by.
     fn concerns(&self, csr: &Csr) -> bool;
@@ -138,7 +133,7 @@ pub async fn run<H: Handler>(
             handler: Arc::clone(&handler),
             jobs: Jobs::default(),
             metrics: metrics.clone(),
-            held_until: Some(Instant::now() + READY_WITHIN),
+            held_until: Some(Instant::now() + LISTED_WITHIN),
         };
         let mut queue = Queue::new(workers);
         let ended = tokio::select! {
@@ -172,7 +167,7 @@ struct Term<H> {
     handler: Arc<H>,
     jobs: Jobs,
     metrics: Metrics,
-    /// Until when work waits for [`Handler::is_ready`]; `None`: it has begun.
+    /// Until when work waits for the first list to be complete; `None`: it has begun.
     held_until: Option<Instant>,
 }
 
@@ -219,8 +214,7 @@ impl<H: Handler> Term<H> {
         let relist_from = Instant::now() + RELIST_EVERY;
         loop {
             let now = Instant::now();
-            let complete = self.metrics.is_synced() && self.handler.is_ready();
-            self.held_until = self.held_until.filter(|until| now < *until && !complete);
+            self.held_until = self.held_until.filter(|until| now < *until && !self.metrics.is_synced());
             while self.held_until.is_none()
                 && let Some(job) = queue.pop(now)
             {
@@ -233,8 +227,8 @@ impl<H: Handler> Term<H> {
                 return;
             }
             let due = queue.next_due().filter(|_| self.held_until.is_none());
-            let held = self.held_until.map(|_| now + READY_POLL);
-            let wake = [due, held, queue.has_room_again().then_some(relist_from)].into_iter().flatten().min();
+            let wake =
+                [due, self.held_until, queue.has_room_again().then_some(relist_from)].into_iter().flatten().min();
             tokio::select! {
                 (name, outcome) = self.jobs.next() => {
                     if outcome != Outcome::Done {

@@ -167,11 +167,6 @@ impl Authorities {
         self.quota().listed(kept);
     }
 
-    /// Whether it is known which authorities have a Secret.
-    pub(super) fn are_listed(&self) -> bool {
-        self.quota().is_listed()
-    }
-
     /// An authority's place.
     ///
     /// # Errors

@@ -41,10 +41,6 @@ pub(super) struct Signer {
 }
 
 impl Handler for Signer {
-    fn is_ready(&self) -> bool {
-        self.controller.is_ready() && self.authorities.are_listed()
-    }
-
     fn observe(&self, seen: Seen<'_>) {
         match seen {
             Seen::ListBegins => self.cleaner.list_begins(),

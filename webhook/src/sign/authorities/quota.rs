@@ -88,11 +88,6 @@ pub(in crate::sign) struct Quota {
 }
 
 impl Quota {
-    /// Whether it is noted which authorities have a Secret.
-    pub(in crate::sign) const fn is_listed(&self) -> bool {
-        self.kept.is_some()
-    }
-
     /// Notes which authorities have a Secret.
     pub(in crate::sign) fn listed(&mut self, kept: &BTreeSet<SignerName>) {
         let mut by_namespace: HashMap<String, BTreeSet<SignerName>> = HashMap::new();
