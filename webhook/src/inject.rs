@@ -150,8 +150,8 @@ impl Args {
     }
 }
 
-/// Which of these live objects this version's admission would refuse the pods of.
-pub(crate) fn would_refuse(objects: &[Value]) -> dry_run::Report {
+/// As this version's admission injects without flags.
+fn unflagged() -> Options {
     let injection = injection::Config {
         sidecar_image: concat!("etcd-tls-sidecar:", env!("CARGO_PKG_VERSION")).to_owned(),
         image_pull_policy: None,
@@ -161,7 +161,12 @@ pub(crate) fn would_refuse(objects: &[Value]) -> dry_run::Report {
         host: None,
         issuers: injection::Issuers::default(),
     };
-    dry_run::judge_objects(objects, &Options { injection, namespace: "default".to_owned() })
+    Options { injection, namespace: "default".to_owned() }
+}
+
+/// Which of these live objects this version's admission would refuse the pods of.
+pub(crate) fn would_refuse(objects: &[Value]) -> dry_run::Report {
+    dry_run::judge_objects(objects, &unflagged())
 }
 
 /// Names what would be refused.

@@ -107,20 +107,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::injection;
-
-    fn options() -> Options {
-        let injection = injection::Config {
-            sidecar_image: "etcd-tls-sidecar:test".into(),
-            image_pull_policy: None,
-            resources: etcd_tls_contract::settings::Resources::default(),
-            pull_secrets: Vec::new(),
-            user: None,
-            host: None,
-            issuers: injection::Issuers::default(),
-        };
-        Options { injection, namespace: "default".to_owned() }
-    }
+    use crate::inject::unflagged;
 
     fn workload(kind: &str, namespace: &str, name: &str, command: &Value) -> Value {
         json!({"apiVersion": "apps/v1", "kind": kind, "metadata": {"namespace": namespace, "name": name}, "spec": {
@@ -150,7 +137,7 @@ mod tests {
             workload("StatefulSet", "prod", "fine", &fine), annotated, labelled, disabled, elsewhere, owned,
             {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"namespace": "prod", "name": "c"}},
         ]});
-        let report = judge(&list.to_string(), &options()).unwrap();
+        let report = judge(&list.to_string(), &unflagged()).unwrap();
         assert_eq!(report.judged, 3, "{report:?}");
         assert_eq!(report.refused.len(), 2, "{report:?}");
         assert!(report.refused[0].starts_with("prod: StatefulSet refused: "), "{report:?}");
