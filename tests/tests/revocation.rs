@@ -36,7 +36,7 @@ use tests::{
 const TRUST: &str = "etcd-tls-trust-etcd";
 
 /// A service account that may read and patch ConfigMaps of `namespace`, and `more`: its kubeconfig.
-async fn operator(stack: &Stack, namespace: &str, name: &str, more: Option<Value>) -> PathBuf {
+async fn operator(stack: &Stack, namespace: &str, name: &str, more: Vec<Value>) -> PathBuf {
     stack.api.service_account(namespace, name).await;
     let metadata = json!({"name": name, "namespace": namespace});
     let mut rules = vec![json!({"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get", "patch"]})];
@@ -52,19 +52,26 @@ async fn operator(stack: &Stack, namespace: &str, name: &str, more: Option<Value
     stack.api.token_kubeconfig(name, &token)
 }
 
-fn marker(verb: &str) -> Option<Value> {
-    Some(
-        json!({"apiGroups": ["etcd-tls.dev"], "resources": ["authorities"], "resourceNames": ["etcd"], "verbs": [verb]}),
-    )
+fn marker(verb: &str) -> Value {
+    json!({"apiGroups": ["etcd-tls.dev"], "resources": ["authorities"], "resourceNames": ["etcd"], "verbs": [verb]})
+}
+
+fn may(verb: &str, resource: &str) -> Value {
+    json!({"apiGroups": [""], "resources": [resource], "verbs": [verb]})
 }
 
 /// Runs `etcd-tls-webhook revoke`.
 async fn revoke(kubeconfig: &PathBuf, arguments: &[&str]) -> Result<String, String> {
+    ended(kubeconfig, arguments).await.map_err(|(_, text)| text)
+}
+
+/// [`revoke`], with the exit code of one that fails.
+async fn ended(kubeconfig: &PathBuf, arguments: &[&str]) -> Result<String, (Option<i32>, String)> {
     let mut command = Command::new(binary("etcd-tls-webhook"));
     command.arg("revoke").args(arguments).env("KUBECONFIG", kubeconfig);
     let output = tokio::task::spawn_blocking(move || command.output()).await.expect("run").expect("run the command");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+    if output.status.success() { Ok(text(&output.stdout)) } else { Err((output.status.code(), text(&output.stderr))) }
 }
 
 /// The lists that are published, each verified by the bundle beside it.
@@ -109,8 +116,8 @@ async fn the_signer_lists_what_holders_of_the_right_revoke() {
     let arguments: [String; 0] = [];
     stack.restart_sign(&arguments).await;
 
-    let anna = operator(&stack, "prod", "anna", marker("revoke")).await;
-    let emil = operator(&stack, "prod", "emil", marker("rollover")).await;
+    let anna = operator(&stack, "prod", "anna", vec![marker("revoke"), may("list", "pods")]).await;
+    let emil = operator(&stack, "prod", "emil", vec![marker("rollover")]).await;
     let done = eventually("revoked", LIMIT, || {
         revoke(&anna, &["prod/etcd", "--serial", "4F:0A:11", "--reason", "keyCompromise"])
     })
@@ -157,8 +164,15 @@ async fn the_signer_lists_what_holders_of_the_right_revoke() {
     assert!(named.contains("pod etcd-0 takes revoked certificates on its peer and client port"), "{named}");
     let now = published(&maps).await.expect("lists");
     assert!(now.values().all(|list| list.entries().contains_key("4f0c")), "it is revoked nevertheless: {now:?}");
-    let untold = revoke(&anna, &["prod/etcd", "--serial", "4f0d"]).await.expect("revoked");
-    assert!(untold.contains("cannot be told: cannot list pods in namespace prod"), "{untold}");
+    let otto = operator(&stack, "prod", "otto", vec![marker("revoke")]).await;
+    let (code, untold) = ended(&otto, &["prod/etcd", "--serial", "4f0d"]).await.expect_err("not told");
+    assert!(
+        code == Some(4) && untold.contains("cannot be told: cannot list pods in namespace prod"),
+        "{code:?}: {untold}"
+    );
+    assert!(untold.contains("kubectl auth can-i list pods -n prod"), "{untold}");
+    let now = published(&maps).await.expect("lists");
+    assert!(now.values().all(|list| list.entries().contains_key("4f0d")), "it is revoked nevertheless: {now:?}");
     revoke(&admin, &["prod/etcd", "--serial", "4f0c", "--undo"]).await.expect("taken back");
 }
 
@@ -342,15 +356,24 @@ async fn half(stack: &mut Stack, number: u8) -> LocalPod {
     pod
 }
 
-/// Of two members, one whose peer certificate is refused leaves no quorum.
+/// Of two members, one whose peer certificate is refused leaves no quorum. A third, which has gone, is in the record alone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_leaves_no_quorum_needs_force() {
     let Some(mut stack) = Stack::start(&Options::default()).await else { return };
     stack.api.namespace("prod", &[("etcd-tls", "dynamic")]).await;
     let admin = stack.api.kubeconfig.clone();
-    let members = [half(&mut stack, 0).await, half(&mut stack, 1).await];
+    let members = [half(&mut stack, 0).await, half(&mut stack, 1).await, half(&mut stack, 2).await];
     let files = members[1].path("etcd", names::DEFAULT_MOUNT_PATH).join("peer");
     let chain = Chain::parse(&std::fs::read(files.join(names::CERT_FILE)).expect("read")).expect("a chain");
+    stack.api.kubectl(&["-n", "prod", "delete", "pod", "pair-2", "--grace-period=0", "--force"]);
+    eventually("the signer sees that it has gone", LIMIT, || async {
+        let named = ["prod/pair", "--serial", &chain.serial];
+        match revoke(&admin, &named).await {
+            Err(refused) if refused.contains("1 of 2 members of prod/pair") => Ok(()),
+            said => Err(format!("{said:?}; {:?}", revoke(&admin, &[&named[..], &["--undo"]].concat()).await)),
+        }
+    })
+    .await;
     for selector in [["--serial", &chain.serial], ["--pod", "pair-1"], ["--user", &chain.common_name]] {
         let arguments = [&["prod/pair"], &selector[..]].concat();
         let refused = revoke(&admin, &arguments).await.expect_err("refused");

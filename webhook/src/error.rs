@@ -38,6 +38,11 @@ pub enum NotWell {
     },
 }
 
+/// The work is done, and something about it could not be seen.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct NotSeen(pub String);
+
 /// What was waited for has not come.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not done within {} s: {}", .after.as_secs(), .pending.join("; "))]
@@ -63,6 +68,9 @@ pub fn exit(error: &(dyn std::error::Error + 'static)) -> Exit {
                 NotWell::Attention { .. } => Exit::Attention,
                 NotWell::Unknown { .. } => Exit::Unknown,
             };
+        }
+        if error.is::<NotSeen>() {
+            return Exit::Unknown;
         }
         if error.is::<NotInTime>() {
             return Exit::TryAgain;
@@ -97,6 +105,7 @@ mod tests {
         assert_eq!(exit(&Above(io(std::io::ErrorKind::NotFound))), Exit::InputOutput);
         assert_eq!(exit(&Above(io(std::io::ErrorKind::AddrInUse))), Exit::Unavailable);
         assert_eq!(exit(&Above(Box::new(RequestError::Timeout))), Exit::Unavailable);
+        assert_eq!(exit(&Above(Box::new(NotSeen("text".to_owned())))), Exit::Unknown);
         assert_eq!(exit(&NotInTime { after: Duration::ZERO, pending: Vec::new() }), Exit::TryAgain);
     }
 }

@@ -13,7 +13,7 @@ pub enum Exit {
     Usage,
     /// `status`: pods are failing, or need attention.
     Attention,
-    /// `status`: not everything could be seen, and nothing seen is wrong.
+    /// `status`, `check`: not everything could be seen, and nothing seen is wrong. `revoke`: done, and not all could be seen.
     Unknown,
     /// Something that the work needs cannot be reached or used: a port, an API server, a signer.
     Unavailable,

@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep};
 use super::{Action, DOMAINS, Report, Request, Selector, members, request_annotation, status_annotation};
 use crate::{
     controller::client,
-    error::Error,
+    error::{Error, NotSeen},
     operator::{self, Cluster},
     rollover::rfc3339,
     status,
@@ -113,10 +113,10 @@ impl Args {
     }
 }
 
-/// Names the members that do not look at the list; where they cannot be told, says that.
+/// Names the members that do not look at the list.
 ///
 /// # Errors
-/// There are some.
+/// There are some, or they cannot be told.
 async fn enforced(client: &Client, cluster: &ClusterName, domains: &[Domain]) -> Result<(), Error> {
     match status::opted_in(client, Some(&cluster.namespace)).await {
         Ok(pods) => {
@@ -127,10 +127,11 @@ async fn enforced(client: &Client, cluster: &ClusterName, domains: &[Domain]) ->
                 Err(without.iter().map(|line| operator::plain(line)).collect::<Vec<_>>().join("\n").into())
             }
         }
-        Err(refused) => say(&format!(
+        Err(refused) => Err(NotSeen(format!(
             "Whether all members look at the list cannot be told: {refused}; {}",
             refused.right.question()
-        )),
+        ))
+        .into()),
     }
 }
 

@@ -120,7 +120,7 @@ impl Signer {
             "status": {"certificate": certificate},
         });
         let pod = case.bound.as_ref().map(|b| format!("{}/{}", b.namespace, b.pod)).unwrap_or_default();
-        let issued = Recorded::new(&holder, pod, &chain.common_name, chain.not_after, now);
+        let issued = Recorded::new(&holder, pod, &chain.common_name, chain.not_after, now).of_role(entitlement.role);
         // Before it is issued: one that then is not does no harm there.
         if let Err(error) = self.authorities.note_issued(&entry, &chain.serial, issued).await {
             return Err(self.unavailable(case, error).await);

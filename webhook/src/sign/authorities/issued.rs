@@ -9,6 +9,7 @@ use std::{
     time::SystemTime,
 };
 
+use etcd_tls_contract::role::Role;
 use serde::{Deserialize, Serialize};
 
 use super::epoch::{seconds, time};
@@ -41,12 +42,28 @@ pub(in crate::sign) struct Leaf {
     pub(in crate::sign) pod: String,
     /// The subject's CN.
     pub(in crate::sign) user: String,
+    /// Whether it is a peer's.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(in crate::sign) peer: bool,
 }
 
 impl Leaf {
     /// A certificate of now.
     pub(in crate::sign) fn new(holder: &str, pod: String, user: &str, not_after: SystemTime, now: SystemTime) -> Self {
-        Self { at: seconds(now), until: seconds(not_after), holder: holder.to_owned(), pod, user: user.to_owned() }
+        // Every pod's peer has such a CN; a host has the one that policy gives it.
+        let peer = user.starts_with(Role::Peer.common_name_prefix());
+        let (holder, user) = (holder.to_owned(), user.to_owned());
+        Self { at: seconds(now), until: seconds(not_after), holder, pod, user, peer }
+    }
+
+    /// One of this role.
+    pub(in crate::sign) fn of_role(self, role: Role) -> Self {
+        Self { peer: role == Role::Peer, ..self }
+    }
+
+    /// Records of earlier versions lack the role.
+    fn is_peer(&self) -> bool {
+        self.peer || self.user.starts_with(Role::Peer.common_name_prefix())
     }
 }
 
@@ -100,13 +117,11 @@ impl Issued {
         }
     }
 
-    /// The serial numbers of the newest certificates of each pod whose CN begins with `prefix`: one, or those of one second.
-    pub(super) fn newest_by_pod(&self, prefix: &str) -> BTreeMap<&str, Vec<&str>> {
+    /// The serial numbers of the newest peer certificates of each holder: one, or those of one second.
+    pub(super) fn newest_of_peers(&self) -> BTreeMap<&str, Vec<&str>> {
         let mut newest: BTreeMap<&str, (u64, Vec<&str>)> = BTreeMap::new();
-        for (serial, leaf) in
-            self.leaves.iter().filter(|(_, leaf)| leaf.user.starts_with(prefix) && !leaf.pod.is_empty())
-        {
-            let (at, serials) = newest.entry(&leaf.pod).or_default();
+        for (serial, leaf) in self.leaves.iter().filter(|(_, leaf)| leaf.is_peer()) {
+            let (at, serials) = newest.entry(&leaf.holder).or_default();
             if leaf.at > *at {
                 serials.clear();
             }
@@ -115,7 +130,7 @@ impl Issued {
                 serials.push(serial);
             }
         }
-        newest.into_iter().map(|(pod, (_, serials))| (pod, serials)).collect()
+        newest.into_iter().map(|(holder, (_, serials))| (holder, serials)).collect()
     }
 
     /// The pods that have no newer certificate of the same user than one of these.
@@ -150,7 +165,7 @@ mod tests {
     use super::*;
 
     fn leaf(at: u64, until: u64, pod: &str, user: &str) -> Leaf {
-        Leaf { at, until, holder: format!("uid of {pod}"), pod: pod.to_owned(), user: user.to_owned() }
+        Leaf { at, until, holder: format!("uid of {pod}"), pod: pod.to_owned(), user: user.to_owned(), peer: false }
     }
 
     #[test]

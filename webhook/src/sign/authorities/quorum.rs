@@ -1,12 +1,18 @@
-//! Whether a revocation takes a quorum of peers away: how many pods of those that have peer certificates keep one that is not
+//! Whether a revocation takes a quorum of peers away: how many members of each cluster keep a peer certificate that is not
 //! revoked. Pure.
+//!
+//! The members are the pods that live and the hosts that policy lists; the record of what was issued tells their certificates.
+//! A pod that has gone is no member, and neither is a client.
 
-use etcd_tls_contract::role::Role;
+use std::collections::BTreeMap;
+
+use etcd_tls_contract::names::ClusterName;
 
 use super::issued::Issued;
+use crate::sign::cache::pods::Voter;
 
-/// The pods with a peer certificate by the record of what was issued. A pod that has gone counts until its certificate ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The members of one cluster.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Standing {
     /// All of them.
     members: usize,
@@ -14,30 +20,55 @@ pub(super) struct Standing {
     before: usize,
     /// Those of them whose newest certificate is not revoked now.
     after: usize,
+    /// Those that run with a certificate that the record lacks. It is taken for one that is not revoked.
+    unrecorded: usize,
 }
 
 impl Standing {
-    /// While `revoked` certificates are refused, and `named` ones are about to be.
-    pub(super) fn of(issued: &Issued, revoked: impl Fn(&str) -> bool, named: impl Fn(&str) -> bool) -> Self {
-        let prefix = Role::Peer.common_name_prefix();
-        let mut standing = Self { members: 0, before: 0, after: 0 };
-        for newest in issued.newest_by_pod(prefix).values() {
+    /// Of each cluster, while `revoked` certificates are refused and `named` ones are about to be; `unknown` of these are not
+    /// in the record.
+    pub(super) fn of<'a>(
+        issued: &Issued,
+        voters: &'a [Voter],
+        revoked: impl Fn(&str) -> bool,
+        named: impl Fn(&str) -> bool,
+        unknown: usize,
+    ) -> BTreeMap<&'a ClusterName, Self> {
+        let newest = issued.newest_of_peers();
+        let mut clusters: BTreeMap<&ClusterName, Self> = BTreeMap::new();
+        for voter in voters {
+            let standing = clusters.entry(&voter.cluster).or_default();
             standing.members += 1;
-            standing.before += usize::from(newest.iter().any(|serial| !revoked(serial)));
-            standing.after += usize::from(newest.iter().any(|serial| !revoked(serial) && !named(serial)));
+            if let Some(newest) = newest.get(voter.holder.as_str()) {
+                standing.before += usize::from(newest.iter().any(|serial| !revoked(serial)));
+                standing.after += usize::from(newest.iter().any(|serial| !revoked(serial) && !named(serial)));
+            } else if voter.running {
+                standing.before += 1;
+                standing.after += 1;
+                standing.unrecorded += 1;
+            }
         }
-        standing
+        // A certificate that nobody recorded may be of any member that has such a one.
+        for standing in clusters.values_mut() {
+            standing.after -= unknown.min(standing.unrecorded);
+        }
+        clusters
     }
 
     /// Why that is not done without force; `None`: it takes no member away, or a quorum stands.
-    pub(super) fn objection(self) -> Option<String> {
-        let Self { members, before, after } = self;
+    pub(super) fn objection(self, cluster: &ClusterName) -> Option<String> {
+        let Self { members, before, after, unrecorded } = self;
         // A member alone has no peers.
         let falls = members > 1 && after < before && after * 2 <= members;
+        let unrecorded = if unrecorded == 0 {
+            String::new()
+        } else {
+            format!(" (the record lacks the certificates of {unrecorded} of them, which may be the ones named)")
+        };
         falls.then(|| {
             format!(
-                "it would leave {after} of {members} members with a peer certificate that is accepted, and no quorum. Renew first \
-                 (etcd-tls-webhook renew --wait) and revoke the old serial number, or give --force"
+                "it would leave {after} of {members} members of {cluster} with a peer certificate that is accepted, and no \
+                 quorum{unrecorded}. Renew first (etcd-tls-webhook renew --wait) and revoke the old serial number, or give --force"
             )
         })
     }
@@ -46,6 +77,8 @@ impl Standing {
 #[cfg(test)]
 mod tests {
     use std::time::{Duration, UNIX_EPOCH};
+
+    use etcd_tls_contract::role::Role;
 
     use super::{super::issued::Leaf, *};
 
@@ -58,24 +91,87 @@ mod tests {
         issued
     }
 
-    fn objects(issued: &Issued, revoked: &[&str], named: &[&str]) -> bool {
-        Standing::of(issued, |s| revoked.contains(&s), |s| named.contains(&s)).objection().is_some()
+    fn voter(holder: &str, cluster: &str) -> Voter {
+        let cluster = ClusterName { namespace: "prod".to_owned(), name: cluster.to_owned() };
+        Voter { holder: holder.to_owned(), cluster, running: true }
+    }
+
+    fn objection(
+        issued: &Issued,
+        voters: &[Voter],
+        revoked: &[&str],
+        named: &[&str],
+        unknown: usize,
+    ) -> Option<String> {
+        let standings = Standing::of(issued, voters, |s| revoked.contains(&s), |s| named.contains(&s), unknown);
+        standings.into_iter().find_map(|(cluster, standing)| standing.objection(cluster))
+    }
+
+    fn objects(issued: &Issued, live: &[&str], revoked: &[&str], named: &[&str]) -> bool {
+        let voters: Vec<Voter> = live.iter().map(|holder| voter(holder, "etcd")).collect();
+        objection(issued, &voters, revoked, named, 0).is_some()
     }
 
     #[test]
     fn a_revocation_that_leaves_no_quorum_is_objected_to() {
         let three = issued(&[("1", "a", 10), ("2", "b", 10), ("3", "c", 10)]);
-        assert!(!objects(&three, &[], &["1"]), "two of three stand");
-        assert!(objects(&three, &["1"], &["2"]));
-        assert!(objects(&three, &[], &["1", "2"]), "both at once");
-        assert!(!objects(&three, &["1", "2"], &["1"]), "it is revoked already");
-        assert!(!objects(&three, &["1"], &["ff"]), "no member's");
+        let all = &["a", "b", "c"];
+        assert!(!objects(&three, all, &[], &["1"]), "two of three stand");
+        assert!(objects(&three, all, &["1"], &["2"]));
+        assert!(objects(&three, all, &[], &["1", "2"]), "both at once");
+        assert!(!objects(&three, all, &["1", "2"], &["1"]), "it is revoked already");
+        assert!(!objects(&three, all, &["1"], &["ff"]), "no member's");
         let two = issued(&[("1", "a", 10), ("2", "b", 10)]);
-        assert!(objects(&two, &[], &["2"]));
-        assert!(!objects(&issued(&[("1", "a", 10)]), &[], &["1"]), "alone");
+        assert!(objects(&two, &["a", "b"], &[], &["2"]));
+        assert!(!objects(&issued(&[("1", "a", 10)]), &["a"], &[], &["1"]), "alone");
         let renewed = issued(&[("1", "a", 10), ("2", "b", 10), ("4", "a", 20), ("5", "b", 20)]);
-        assert!(!objects(&renewed, &["1"], &["2"]), "each has a newer one");
-        assert!(objects(&renewed, &[], &["5"]), "the older ones are in use nowhere");
-        assert!(!objects(&Issued::default(), &[], &["1"]));
+        assert!(!objects(&renewed, &["a", "b"], &["1"], &["2"]), "each has a newer one");
+        assert!(objects(&renewed, &["a", "b"], &[], &["5"]), "the older ones are in use nowhere");
+        assert!(!objects(&Issued::default(), &[], &[], &["1"]));
+    }
+
+    /// By the record alone, five pods that have gone would stand, and one cluster would vote for another.
+    #[test]
+    fn who_has_gone_or_is_of_another_cluster_stands_for_nobody() {
+        let many = issued(&[("1", "a", 10), ("2", "b", 10), ("3", "c", 10), ("4", "gone", 10), ("5", "too", 10)]);
+        assert!(objects(&many, &["a", "b", "c"], &["1"], &["2"]), "who has gone does not stand");
+        assert!(!objects(&many, &["a", "b", "c"], &["4", "5"], &["1"]), "and does not fall");
+        let voters = [
+            voter("a", "etcd"),
+            voter("b", "etcd"),
+            voter("c", "other"),
+            voter("gone", "other"),
+            voter("too", "other"),
+        ];
+        let said = objection(&many, &voters, &[], &["1"], 0);
+        assert!(said.as_deref().is_some_and(|said| said.contains("1 of 2 members of prod/etcd")), "{said:?}");
+        assert_eq!(objection(&many, &voters, &[], &["3"], 0), None);
+    }
+
+    #[test]
+    fn a_member_that_is_not_recorded_may_be_the_one_that_is_named() {
+        let restored = issued(&[("1", "a", 10)]);
+        let mut voters = [voter("a", "etcd"), voter("b", "etcd"), voter("c", "etcd")];
+        assert_eq!(objection(&restored, &voters, &[], &["ff"], 1), None, "two of three stand in any case");
+        let said = objection(&restored, &voters, &["1"], &["ff"], 1);
+        assert!(said.as_deref().is_some_and(|said| said.contains("the record lacks")), "{said:?}");
+        assert_eq!(objection(&restored, &voters, &["1"], &[], 0), None, "nothing falls");
+        (voters[1].running, voters[2].running) = (false, false);
+        assert!(
+            objection(&restored, &voters, &[], &["1"], 0).is_some(),
+            "who waits for a node votes and does not stand"
+        );
+    }
+
+    #[test]
+    fn a_host_is_a_member_by_its_role_whatever_its_name() {
+        let mut issued = issued(&[("1", "a", 10)]);
+        let at = UNIX_EPOCH + Duration::from_secs(10);
+        let leaf = Leaf::new("host:cp", String::new(), "cp", at + Duration::from_secs(100), at).of_role(Role::Peer);
+        issued.note("2", leaf.clone());
+        let voters = [voter("a", "etcd"), voter("host:cp", "etcd")];
+        assert!(objection(&issued, &voters, &[], &["2"], 0).is_some());
+        issued.note("3", Leaf { at: 20, ..leaf }.of_role(Role::Server));
+        assert!(objection(&issued, &voters, &[], &["2"], 0).is_some(), "the newer one is for its server");
     }
 }

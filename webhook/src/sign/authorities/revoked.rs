@@ -20,6 +20,7 @@ use crate::{
     ca::{authority::Authority, crl, issue::IssueError},
     revoke::{Action, Report, Request, Selector},
     rollover::{Answer, rfc3339},
+    sign::cache::pods::Voter,
 };
 
 /// Entries of one authority at most. They share its Secret with a rollover's pods, and two lists share a ConfigMap with the
@@ -75,6 +76,8 @@ pub(in crate::sign) struct Known<'a> {
     pub(in crate::sign) namespace: &'a str,
     /// Whether the CA may sign lists.
     pub(in crate::sign) signs_lists: bool,
+    /// The members whose peer certificates it signs.
+    pub(in crate::sign) voters: &'a [Voter],
     /// When every certificate of the authority that exists now has ended.
     pub(in crate::sign) leaves_end: SystemTime,
     /// When the CA ends.
@@ -148,12 +151,15 @@ impl Revoked {
         } else {
             String::new()
         };
-        let standing = Standing::of(
+        let standings = Standing::of(
             known.issued,
+            known.voters,
             |serial| self.record.entries.contains_key(serial),
             |serial| named.contains_key(serial),
+            named.values().filter(|end| end.is_none()).count(),
         );
-        let objection = standing.objection().filter(|_| request.action == Action::Add);
+        let objection = standings.into_iter().find_map(|(cluster, standing)| standing.objection(cluster));
+        let objection = objection.filter(|_| request.action == Action::Add);
         let (answer, count) = match request.action {
             _ if !known.signs_lists => (request.refused(
                 "the CA may not sign revocation lists: its certificate has key usages without cRLSign. Give the signer a CA \
@@ -290,7 +296,7 @@ mod tests {
     }
 
     fn known(issued: &Issued, signs_lists: bool, leaves_end: SystemTime) -> Known<'_> {
-        Known { issued, namespace: "prod", signs_lists, leaves_end, authority_end: now() + DAY * 365 }
+        Known { issued, namespace: "prod", signs_lists, voters: &[], leaves_end, authority_end: now() + DAY * 365 }
     }
 
     fn killed_and_read_back(revoked: &Revoked) -> Revoked {

@@ -34,6 +34,7 @@ use crate::{
     ca::authority::{Authority, AuthorityError},
     revoke::Request,
     rollover::{Answer, Life, Phase, Rollover, Step, Trigger, rfc3339},
+    sign::cache::pods::Voter,
 };
 
 const CERTIFICATE: &str = "tls.crt";
@@ -194,14 +195,21 @@ impl Stored {
     }
 
     /// Takes an operator's request, and brings the revocation list up to date. What cannot be signed just now is signed later.
-    /// `namespace` is the authority's.
-    pub(in crate::sign) fn revoke(&mut self, request: Option<&Request>, namespace: &str, now: SystemTime) {
+    /// `namespace` is the authority's, and `voters` are the members whose peer certificates it signs.
+    pub(in crate::sign) fn revoke(
+        &mut self,
+        request: Option<&Request>,
+        namespace: &str,
+        voters: &[Voter],
+        now: SystemTime,
+    ) {
         let mut revoked = Revoked::clone(&self.revoked);
         if let Some(request) = request {
             let known = Known {
                 issued: &self.issued,
                 namespace,
                 signs_lists: self.active.signs_lists(),
+                voters,
                 leaves_end: self.leaves_end(),
                 authority_end: self.active.not_after(),
             };

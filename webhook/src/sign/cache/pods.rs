@@ -47,6 +47,17 @@ struct Member {
     running: bool,
 }
 
+/// A member of an etcd cluster: it votes, whether it runs or not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::sign) struct Voter {
+    /// The uid of the pod, or [`host_holder`].
+    pub(in crate::sign) holder: String,
+    /// The cluster. Several may share an authority.
+    pub(in crate::sign) cluster: ClusterName,
+    /// Whether it is on a node and injected. A host is taken for one that runs.
+    pub(in crate::sign) running: bool,
+}
+
 /// See the module.
 #[derive(Clone)]
 pub(in crate::sign) struct Pods {
@@ -144,6 +155,36 @@ impl Pods {
             }
         }
         authorities
+    }
+
+    /// The members whose peer certificates `authority` signs.
+    pub(in crate::sign) fn voters(
+        &self,
+        authority: &SignerName,
+        namespaces: &namespaces::Map,
+        policy: &Policy,
+    ) -> Vec<Voter> {
+        let signs = |cluster: &ClusterName| policy.authority(&cluster.signer(Role::Peer.domain())) == *authority;
+        let seen = self.lock();
+        let pods = seen.iter().filter(|((namespace, _), member)| {
+            member.counts(namespace, namespaces)
+                && member.allowed(namespace, policy).any(|role| role == Role::Peer)
+                && signs(&member.cluster)
+        });
+        let of_pod = |member: &Member| Voter {
+            holder: member.uid.to_string(),
+            cluster: member.cluster.clone(),
+            running: member.running,
+        };
+        let mut voters: Vec<Voter> = pods.map(|(_, member)| of_pod(member)).collect();
+        drop(seen);
+        let hosts = policy.hosts.iter().filter(|host| host.roles.contains(&Role::Peer) && signs(&host.cluster));
+        voters.extend(hosts.map(|host| Voter {
+            holder: host_holder(&host.username),
+            cluster: host.cluster.clone(),
+            running: true,
+        }));
+        voters
     }
 
     /// Whether something changed.
@@ -341,6 +382,36 @@ mod tests {
         assert_eq!(peer[0].uid, host_holder("system:node:cp"));
         assert_eq!(peer[0].roles, BTreeSet::from([Role::Peer]));
         assert_eq!(authorities[&cluster.signer(Domain::Client)].len(), 1, "a client on a host is a client outside");
+    }
+
+    #[test]
+    fn members_vote_in_their_cluster_whether_they_run_or_not() {
+        let policy = "shared: [{authority: peer.etcd-tls.dev/prod.etcd, signers: [peer.etcd-tls.dev/prod.other]}]\n\
+            hosts: [{username: cp, cluster: prod/etcd, roles: [peer, server], commonName: cp}]\n";
+        let (pods, policy, prod) = (none(), Policy::parse(policy).unwrap(), opted_in(&["prod"]));
+        let named = |name: &'static str, turn: fn(&mut serde_json::Value)| {
+            pods.take(&Event::Applied(pod(|p| {
+                (p["metadata"]["name"], p["metadata"]["uid"]) = (name.into(), name.into());
+                turn(p);
+            })));
+        };
+        named("runs", |_| {});
+        named("waits", |p| p["spec"]["nodeName"] = "".into());
+        named("shares", |p| p["metadata"]["annotations"]["etcd-tls.dev/cluster"] = "other".into());
+        named("client", |p| p["metadata"]["annotations"]["etcd-tls.dev/roles"] = "client".into());
+        let seen = |authority: &str| -> BTreeSet<(String, String, bool)> {
+            let voters = pods.voters(&authority.parse().unwrap(), &prod, &policy);
+            voters.into_iter().map(|voter| (voter.holder, voter.cluster.name, voter.running)).collect()
+        };
+        let expected =
+            [("runs", "etcd", true), ("waits", "etcd", false), ("shares", "other", true), ("host:cp", "etcd", true)];
+        let expected =
+            expected.into_iter().map(|(holder, cluster, runs)| (holder.to_owned(), cluster.to_owned(), runs));
+        assert_eq!(seen("peer.etcd-tls.dev/prod.etcd"), expected.collect());
+        assert!(seen("client.etcd-tls.dev/prod.etcd").is_empty() && seen("peer.etcd-tls.dev/prod.other").is_empty());
+        assert!(
+            pods.voters(&"peer.etcd-tls.dev/prod.etcd".parse().unwrap(), &opted_in(&[]), &Policy::default()).is_empty()
+        );
     }
 
     #[test]

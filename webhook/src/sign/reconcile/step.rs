@@ -109,7 +109,12 @@ impl Reconciler {
         if let Some(rollover) = &mut after.state.rollover {
             rollover.prune(live);
         }
-        after.revoke(self.revocation(name, &stored).as_ref(), &name.namespace, now);
+        let revocation = self.revocation(name, &stored);
+        let voters = revocation.as_ref().map(|_| {
+            let namespaces = self.namespaces.borrow();
+            namespaces.as_ref().map(|namespaces| self.pods.voters(name, namespaces, policy)).unwrap_or_default()
+        });
+        after.revoke(revocation.as_ref(), &name.namespace, &voters.unwrap_or_default(), now);
         let done = decision.step.clone().map(|step| (step, after.clone()));
         if done.is_some() || after.state != stored.state || after.revoked != stored.revoked || after.issued.is_unsaved()
         {
