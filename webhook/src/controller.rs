@@ -1,8 +1,8 @@
 //! What `approve` and `sign` are alike in: each is the leader of some replicas, watches CertificateSigningRequests, judges
 //! each one by policy, namespace and live pod, and writes what comes of it.
 //!
-//! A controller is started with [`ControllerArgs::start`], decides by [`Controller::decide`], writes by [`Controller::write`] and
-//! works until it is told to stop in [`Started::run`]. What is its own, it does in a [`Handler`].
+//! A controller is started with [`ControllerArgs::start`], decides by [`Controller::decide`], writes by [`Controller::write`]
+//! and works in [`Started::run`] until shutdown. A [`Handler`] holds the process's own part.
 //!
 //! **Invariant.** A refusal, which no requester can wait out, is never written for an error of ours or the API server's,
 //! never by what a watch said of policy, namespace or Services, and never without a policy.
@@ -79,7 +79,7 @@ pub struct ControllerArgs {
     live_reads: bool,
 }
 
-/// What a controller works with.
+/// The dependencies of a controller.
 #[derive(Clone)]
 pub(crate) struct Controller {
     /// The Lease's name, and the name that writes are made under.
@@ -115,7 +115,7 @@ impl ControllerArgs {
     /// metrics of `registry` and the common ones. `guards`: the admission policies that it depends on. `observer` sees the pods.
     ///
     /// # Errors
-    /// What kept it from starting.
+    /// The reason why it could not start.
     pub(crate) async fn start(
         self,
         name: &'static str,
@@ -191,7 +191,7 @@ impl Started {
 }
 
 impl Controller {
-    /// What it is not ready without.
+    /// Registers the conditions of readiness.
     fn require(&self, health: &Health, queue: csr::Metrics) {
         let policy = self.policy.clone();
         health.require(move || policy.borrow().as_ref().map(|_| ()).ok_or_else(|| NO_POLICY.to_owned()));
@@ -327,13 +327,13 @@ impl Controller {
         let mut request = Request::new(Csr::url_path(&(), None))
             .patch_subresource(subresource, csr.name(), &params, &Patch::Merge(patch))
             .map_err(|error| Trouble::Write(kube::Error::BuildRequest(error).into()))?;
-        // What was written comes by the watch; nobody needs the whole of it in the answer as well.
+        // The watch delivers the written object; the answer can be metadata alone.
         if let Ok(metadata_alone) = METADATA_ALONE.parse() {
             request.headers_mut().insert("accept", metadata_alone);
         }
         request.extensions_mut().insert("patch_subresource");
         let answer = within(self.client.request_text(request)).await.map_err(Trouble::Write)?;
-        // A status of success alone is believed of nobody: what stands between may have answered.
+        // A success status alone proves nothing: a proxy may have answered.
         let written: PartialObjectMeta =
             serde_json::from_str(&answer).map_err(|error| Trouble::Write(kube::Error::SerdeError(error).into()))?;
         if written.metadata.uid.as_deref() == Some(csr.uid()) {

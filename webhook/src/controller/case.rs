@@ -1,5 +1,5 @@
-//! A controller's decision as a function of values: which CSRs are the approver's to decide, what the rules of identity say of one, and
-//! what is written for it.
+//! A controller's decision as a function of values: which CSRs are the approver's to decide, what the rules of identity say of
+//! one, and the answer to write.
 //!
 //! The rules themselves are [`etcd_tls_contract::identity::judge`]; here is what stands around it: signer names that are no good,
 //! requests that cannot be read, and what is written for each verdict.
@@ -18,7 +18,7 @@ use crate::controller::facts::Csr;
 
 /// The reason of an Approved condition.
 pub(crate) const APPROVED: &str = "EtcdTlsApproved";
-/// The reason of a Denied condition; what speaks against the request is in its message.
+/// The reason of a Denied condition; its message lists the objections.
 pub(crate) const DENIED: &str = "EtcdTlsDenied";
 const TOO_LARGE: &str = "the CertificateSigningRequest is larger than any that is needed";
 /// Bytes of one reason's message: names out of a request may be as long as a request.
@@ -51,7 +51,7 @@ pub(crate) struct Case {
     requester: Requester,
     /// The pod that the requester's token is bound to.
     pub(crate) bound: Option<BoundPod>,
-    /// What can be judged, or why it cannot.
+    /// The parts to judge, or the reasons why the request cannot be read.
     readable: Result<(SignerName, Request), Vec<Denial>>,
 }
 

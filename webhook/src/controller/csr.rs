@@ -33,7 +33,7 @@ use crate::{
 };
 use queue::{Job, Kept, Queue};
 
-/// How long work under way may take when the process is told to end.
+/// How long work in progress may take after the shutdown signal.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(8);
 /// How long a new leader holds its work until the first list is complete: a list is in the order of names, and who stands behind
 /// the backlog of another would wait for it.
@@ -41,7 +41,7 @@ const LISTED_WITHIN: Duration = Duration::from_secs(15);
 /// A list that did not fit the queue is taken again when there is room, but not sooner than this after the last one.
 const RELIST_EVERY: Duration = Duration::from_secs(5);
 
-/// What a watch of all CSRs brings.
+/// The events of a watch of all CSRs.
 #[derive(Clone, Copy, Debug)]
 pub enum Seen<'a> {
     /// A list of all CSRs begins.
@@ -67,7 +67,7 @@ pub enum Outcome {
     Stale,
 }
 
-/// What a process does with CSRs.
+/// A process's handling of CSRs.
 pub trait Handler: Send + Sync + 'static {
     /// Takes note of what the watch brings while this replica leads.
     fn observe(&self, seen: Seen<'_>) {
@@ -110,8 +110,8 @@ impl Metrics {
     }
 }
 
-/// Watches CSRs and has `handler` handle them, `workers` at once, while `leader` says so and until `shutdown`; what is under
-/// way then is given some seconds to end.
+/// Watches CSRs and has `handler` handle them, `workers` at once, while `leader` says so and until `shutdown`; work in progress
+/// then has a few seconds to end.
 pub async fn run<H: Handler>(
     client: Client,
     handler: Arc<H>,
@@ -295,7 +295,7 @@ async fn work_on<H: Handler>(client: Client, handler: Arc<H>, name: Arc<str>, cs
     }
 }
 
-/// What every line of the log about a request has.
+/// The fields of every log line about a request.
 fn span(csr: &Csr) -> Span {
     let span = csr_span!(csr.name(), csr.uid(), csr.spec.signer_name.as_str(), csr.spec.username.as_str());
     if let Ok(bound) = bound_pod(&csr.requester()) {

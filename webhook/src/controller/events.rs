@@ -1,5 +1,5 @@
-//! Events for people: what went wrong with a pod's certificates, beside the pod, and the steps of a rollover, beside its
-//! trust. None for a certificate that is issued.
+//! Events for people: problems with a pod's certificates, on the pod; the steps of a rollover, on its trust ConfigMap. An
+//! issued certificate gets no event.
 //!
 //! An event's name is a digest of what it says, so saying it again is an `AlreadyExists` and no second event: a pod that
 //! asks wrongly once a second fills no event list. One that asks for something else each time is cut short after a few.
@@ -25,14 +25,14 @@ use crate::controller::client::{RequestError, within};
 /// Bytes of an event's note; the API server takes no more.
 const MAX_NOTE: usize = 1024;
 
-/// What to say, of which object.
+/// The content of an event and the object it regards.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Notice {
     /// The object; its namespace is the event's.
     pub regarding: ObjectReference,
     /// One CamelCase word, such as `CertificateDenied`.
     pub reason: &'static str,
-    /// What happened and what to do, for whoever may look at the object: nothing internal.
+    /// What happened and what to do. Everybody who may read the object sees it: nothing internal.
     pub note: String,
 }
 
@@ -43,7 +43,7 @@ const REFILL: Duration = Duration::from_secs(30);
 /// Objects whose events are counted; with more, nothing is written on a new one until an old one has been quiet.
 const MAX_OBJECTS: usize = 2048;
 
-/// How an event is shown: what goes as it should is no warning.
+/// The type of an event: expected steps are `Normal`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Normal,
@@ -59,7 +59,7 @@ pub struct Recorder {
     allowances: Arc<Mutex<Allowances>>,
 }
 
-/// What events are counted by: not every reference has a uid.
+/// The key by which events are counted; not every reference has a uid.
 fn object(notice: &Notice) -> String {
     let of = |part: &Option<String>| part.clone().unwrap_or_default();
     let Notice { regarding, .. } = notice;

@@ -1,8 +1,8 @@
 //! Kubernetes objects as the rules of identity take them: a CertificateSigningRequest read leanly, and the pod, the Services and the
 //! requester turned into [`etcd_tls_contract::identity`]'s values.
 //!
-//! Nothing here decides. Nothing here fails on an object either: what the API server stored is taken as it is, and what
-//! is odd about it is for the rules of identity to judge, since one object that cannot be decoded would stop a whole list.
+//! Nothing here decides, and nothing here fails on an object: one object that cannot be decoded would stop a whole list. Stored
+//! values are taken as they are; the rules of identity judge odd ones.
 
 use std::{
     borrow::Cow,
@@ -38,13 +38,13 @@ pub struct Csr {
     /// Name, uid, resourceVersion, timestamps, finalizers and annotations; all else is left out.
     #[serde(default, deserialize_with = "lean_metadata")]
     pub metadata: ObjectMeta,
-    /// What is asked, and by whom.
+    /// The request and the requester.
     #[serde(default)]
     pub spec: CsrSpec,
-    /// What was decided so far.
+    /// The decisions so far.
     #[serde(default)]
     pub status: CsrStatus,
-    /// Whether more was asked than is read of a request: what is here is not the whole.
+    /// Whether the request was larger than the limit, so that this is only a part of it.
     #[serde(skip)]
     pub cut: bool,
 }
@@ -169,7 +169,7 @@ impl Csr {
         self.spec.extra.get(POD_UID)?.first().map(String::as_str)
     }
 
-    /// Who asks, as the API server says it.
+    /// The requester, as the API server authenticated it.
     pub fn requester(&self) -> Requester {
         Requester {
             username: self.spec.username.clone(),

@@ -7,10 +7,10 @@
 //! attempt   a write that must be refused, as a dry run
 //! ```
 //!
-//! A policy counts as enforced when the live objects hold all that the shipped ones do, and when the API server refuses
-//! what it must refuse. **Invariant.** A write whose policy was not proven within [`VALID`] is not sent: the gate is part of
-//! the client, so no caller can forget it. Leases and Events are not gated: without a Lease nobody works, and an
-//! Event is how a missing policy is told.
+//! A policy counts as enforced when the live objects hold all that the shipped ones do, and when the API server refuses the
+//! writes that the policy forbids. **Invariant.** A write whose policy was not proven within [`VALID`] is not sent: the gate is
+//! part of the client, so no caller can forget it. Leases and Events are not gated: without a Lease nobody works, and an Event
+//! reports a missing policy.
 
 use std::{collections::BTreeMap, convert::Infallible, time::Duration};
 
@@ -50,9 +50,9 @@ const VALID: Duration = Duration::from_secs(5 * 60);
 /// A shipped policy; its binding has the same name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Guard {
-    /// Who may request what.
+    /// The policies on requests.
     Requests,
-    /// What is written to requests, and which are deleted.
+    /// The policies on writes to requests and on their deletion.
     RequestWrites,
     /// The bindings of `approve`.
     Bindings,
@@ -86,7 +86,7 @@ impl Guard {
         }
     }
 
-    /// What stands still without it.
+    /// The work that stops without it.
     const fn consequence(self) -> &'static str {
         match self {
             Self::Requests => "no service account is given the right to request until it is",
@@ -128,7 +128,7 @@ pub(crate) enum Standing {
 }
 
 impl Standing {
-    /// What is wrong with it at `now`.
+    /// The fault at `now`, if there is one.
     fn fault(&self, now: Instant) -> Option<String> {
         match self {
             Self::Unproven(why) => Some(format!("not proven to be enforced: {why}")),
@@ -140,7 +140,7 @@ impl Standing {
         }
     }
 
-    /// After another look: what could not be found out leaves the last proof in place.
+    /// The state after another look. An inconclusive look leaves the last proof in place.
     fn after(&self, look: Look, now: Instant) -> Self {
         match look {
             Look::Enforced => Self::Enforced(now),
@@ -154,7 +154,7 @@ impl Standing {
     }
 }
 
-/// What one look at a policy found.
+/// The result of one look at a policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Look {
     /// It is in place, and refuses what it must refuse.
@@ -234,7 +234,7 @@ fn sentence(guard: Guard, fault: &str) -> String {
     format!("ValidatingAdmissionPolicy {} is {fault}; {}", guard.name(), guard.consequence())
 }
 
-/// What was told of a policy.
+/// The last report about a policy.
 #[derive(Debug, Default)]
 struct Said {
     /// Looks in a row that found a fault.
@@ -285,7 +285,7 @@ impl Prover {
         }
     }
 
-    /// A fault that lasts for two looks is told: right after an install, policies are not in force for a moment.
+    /// Reports a fault that lasts for two looks: right after an install, policies are not yet in force for a moment.
     async fn say(&self, guard: Guard, fault: Option<String>, said: &mut Said) {
         let Some(fault) = fault else {
             if std::mem::take(said).fault.is_some() {

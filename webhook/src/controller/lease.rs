@@ -4,8 +4,8 @@
 //! when it has not changed for the Lease's duration. A leader counts from the moment at which it *sent* its last successful
 //! renewal, and stops well before anybody may take over. Every write to the Lease carries its resourceVersion.
 //!
-//! Leadership only keeps replicas from doing work twice. What makes a late write harmless is that each one carries the
-//! uid and the resourceVersion of what was looked at.
+//! Leadership only keeps replicas from doing work twice. A late write is harmless because each write carries the uid and the
+//! resourceVersion of the object that was read.
 
 use std::time::Duration;
 
@@ -86,13 +86,13 @@ struct Campaign {
 }
 
 impl Drop for Campaign {
-    /// However it ends: who does not stand does not lead.
+    /// A replica that is no candidate any more does not lead.
     fn drop(&mut self) {
         self.leader.send_replace(false);
     }
 }
 
-/// What a look at the Lease calls for.
+/// The action that the state of the Lease calls for.
 #[derive(Debug, PartialEq, Eq)]
 enum Step {
     /// There is none.
@@ -159,7 +159,7 @@ impl Campaign {
         }
     }
 
-    /// Reads the Lease anew: a renewal may have been under way when the process was told to end.
+    /// Reads the Lease again: a renewal may have been in flight at the shutdown signal.
     async fn give_back(&self) -> Result<(), kube::Error> {
         let lease = self.api.get(&self.name).await?;
         if holder(&lease) == self.identity {
@@ -197,7 +197,7 @@ impl Campaign {
                     return;
                 }
                 Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 409) => {
-                    // Written by somebody: by this replica, if an answer was lost on the way, or by whoever leads now.
+                    // Somebody wrote it: this replica, if its answer was lost, or the current leader.
                     match timeout_at(deadline, self.api.get(&self.name)).await {
                         Ok(Ok(now)) if holder(&now) == self.identity => lease = now,
                         Ok(Ok(now)) => return self.lost(&format!("{:?} holds it now", holder(&now))),

@@ -9,8 +9,8 @@ mod events;
 /// Namespace and name of an object; the namespace is empty for one of the cluster.
 pub(crate) type Key = (Box<str>, Box<str>);
 
-/// What is kept of the objects of one [`Source`]. A list changes it in place: what the list does not bring goes when it is
-/// complete.
+/// The kept values of the objects of one [`Source`]. A list changes it in place: objects that are not in the list are removed
+/// when it is complete.
 #[derive(Debug)]
 pub(crate) struct Listed<V> {
     entries: BTreeMap<Key, (u64, V)>,
@@ -25,8 +25,8 @@ impl<V> Default for Listed<V> {
 }
 
 impl<V: PartialEq> Listed<V> {
-    /// Takes an event. `keep` says what is kept of an object, `None` for nothing; `changed` is told of each difference: the key,
-    /// what was and what is.
+    /// Applies an event. `keep` returns the value to keep of an object, or `None`; `changed` is called for each difference with
+    /// the key, the old value and the new one.
     pub(crate) fn take<T>(
         &mut self,
         event: Event<T>,

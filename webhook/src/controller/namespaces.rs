@@ -1,7 +1,7 @@
-//! The namespaces, watched by their metadata alone: who opted in, and each one's uid.
+//! The namespaces, watched by their metadata alone: the opt-in label and the uid of each.
 //!
-//! A cache may be behind. What it says may approve, since a label removed a moment ago is as good as one removed a moment
-//! later; a denial is made only after a live look ([`live`]).
+//! A cache may be behind. It is enough to approve, since a label removed a moment ago is as good as one removed a moment later;
+//! a denial is made only after a live look ([`live`]).
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -20,7 +20,7 @@ use super::{
 /// The label by which an administrator lets trust be published in `kube-system`, for hosts and static pods.
 pub const HOSTS_LABEL: &str = "etcd-tls.dev/hosts";
 
-/// What we know of a namespace.
+/// The known facts of a namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamespaceFacts {
     /// `metadata.uid`; authorities are kept by it, so that a namespace made again inherits nothing.

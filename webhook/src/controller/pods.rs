@@ -1,4 +1,4 @@
-//! Every pod of the cluster, watched: what it is called and where it is, of those that may ask.
+//! A watch of every pod of the cluster. Names and addresses are kept of the pods that may request.
 //!
 //! A request is judged by its pod in a state no older than the request. The watch has that state when its newest event or
 //! bookmark has a resourceVersion at or above the request's; else the pod is read. A read at the request's resourceVersion
@@ -53,7 +53,7 @@ pub(crate) enum Found {
     There(Arc<PodFacts>),
 }
 
-/// What is kept of a pod that has not finished, and of a finished one by its facts alone.
+/// The kept facts of a pod.
 #[derive(Debug, PartialEq, Eq)]
 struct Seen {
     uid: Box<str>,
@@ -92,7 +92,7 @@ pub(crate) struct Pods {
     live_reads: bool,
 }
 
-/// Sees every event of the watch, before it is taken: a process has one watch of pods, whatever it uses them for.
+/// Sees every event of the watch before it is applied. All users of pods in a process share one watch.
 pub(crate) type Observer = Arc<dyn Fn(&Event<LeanPod>) + Send + Sync>;
 
 impl Pods {
@@ -113,7 +113,7 @@ impl Pods {
         self.state().pods.is_complete()
     }
 
-    /// Who else has an address of the pod's: live pods on other nodes, and other nodes, as far as the watch says.
+    /// The other holders of the pod's addresses that the watch knows: live pods on other nodes, and other nodes.
     pub(crate) fn claims(&self, pod: &PodFacts) -> Vec<Claim> {
         self.state().claims(pod)
     }

@@ -1,7 +1,7 @@
 //! The operator's policy, watched: ConfigMap `etcd-tls-policy` in the system namespace.
 //!
-//! An unreadable policy keeps the last good one and says so, by log, metric and an Event on the ConfigMap. While none was
-//! ever readable there is none, and whoever decides waits instead of denying. A denial is made only after a live look
+//! If the policy cannot be parsed, the last valid one stays in force; a log line, a metric and an Event on the ConfigMap say
+//! so. Until a first valid policy is read, decisions wait instead of denying. A denial is made only after a live read
 //! ([`live`]).
 
 use std::sync::Arc;

@@ -1,8 +1,8 @@
 //! The wanted fields of a stream of JSON, and nothing of the rest. Pure.
 //!
-//! Whoever can create an object can create a large one: 1.5 MB in etcd, six times that as JSON. A [`Projection`] reads an answer
-//! of the API server piece by piece, copies the fields that are used, and skips all others without keeping them. What is kept
-//! of one object has a limit, too; an object beyond it is marked as cut.
+//! An object can be large: 1.5 MB in etcd, six times that as JSON. A [`Projection`] reads an answer of the API server piece by
+//! piece, copies the fields in use and skips all others. The copy of one object is limited, too; an object beyond the limit is
+//! marked as cut.
 
 use std::sync::Arc;
 
@@ -84,7 +84,7 @@ pub(crate) struct Kept {
     pub(crate) cut: bool,
 }
 
-/// What is no JSON.
+/// Invalid JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the API server's answer is no JSON, or nested too deep, at byte {0}")]
 pub(crate) struct NotJson(u64);
@@ -130,9 +130,9 @@ enum Text {
 #[derive(Debug)]
 struct Level {
     object: bool,
-    /// What is wanted of this object or list; `None`: nothing.
+    /// The wanted fields of this object or list; `None`: none.
     wanted: Option<Arc<Fields>>,
-    /// What is wanted of the member whose value comes next.
+    /// The wanted fields of the next member's value.
     next: Option<Arc<Fields>>,
     key_comes: bool,
     written: bool,
@@ -330,7 +330,7 @@ impl Projection {
                 }
             }
         };
-        // The list that is taken apart is no member of what remains, whatever it is.
+        // The list of items is delivered one by one and never copied.
         let apart = self.stack.len() == 1 && self.items.is_some_and(|items| items.as_bytes() == self.key);
         let mut wanted = wanted.filter(|_| !apart || byte == b'[');
         if wanted.as_deref() == Some(&Fields::Presence) {
@@ -396,7 +396,7 @@ impl Projection {
     }
 }
 
-/// What is wanted of the elements of a list.
+/// The wanted fields of a list's elements.
 fn each(wanted: Option<&Fields>) -> Option<Arc<Fields>> {
     match wanted? {
         Fields::All => Some(Arc::new(Fields::All)),

@@ -1,8 +1,8 @@
 //! How many refused requests each requester has left in the cluster.
 //!
-//! A refused request stays for people to read. A requester that keeps asking wrongly must not fill etcd with answers, so
-//! only the first few are answered; the signer deletes the others. The counts follow the watch of requests: what is deleted
-//! is counted no more.
+//! A refused request stays for people to read. A requester that keeps asking wrongly must not fill etcd with answers, so only
+//! the first few are answered; the signer deletes the others. The counts follow the watch of requests: a deleted request no
+//! longer counts.
 
 use std::collections::{HashMap, HashSet};
 
@@ -72,7 +72,7 @@ impl Refusals {
     }
 }
 
-/// What requests are counted by: the requester, and its pod if it is one.
+/// The key by which requests are counted: the requester, and its pod if it is one.
 pub(crate) fn pod(csr: &Csr) -> Box<str> {
     format!("{}\0{}", csr.spec.username, csr.pod_uid().unwrap_or_default()).into()
 }

@@ -13,7 +13,7 @@ use tokio::{
     time::sleep,
 };
 
-/// What broke off may break off again at once.
+/// The wait before a restart: the task may fail again at once.
 const PAUSE: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]

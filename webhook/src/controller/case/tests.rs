@@ -147,7 +147,7 @@ fn each_deviation_is_denied_with_its_reason() {
     let peer = |cn: &str, ips: &[&str], dns: &[&str]| World::good().asking("system:etcd-peers", cn, ips, dns);
     let cn = "system:etcd-peer:etcd-0";
     let mut cases = vec![
-        // Who asks.
+        // The requester.
         ("a user", good().with("/spec/username", json!("jane")), "BadRequester"),
         ("another account", good().with("/spec/username", json!("system:serviceaccount:prod:other")), "WrongPod"),
         (
@@ -220,7 +220,7 @@ fn each_deviation_is_denied_with_its_reason() {
     {
         cases.push((name, peer(cn, &[], &[name]), ""));
     }
-    // What cannot be read as one request, whatever the API server took.
+    // Requests that the API server accepts but that cannot be parsed.
     let text = good().text();
     cases.extend([
         ("two blocks", good().pem(&text.repeat(2)), ""),

@@ -83,7 +83,7 @@ enum State {
     InFlight(Option<Next>),
 }
 
-/// What passed by, with its content if there is room for it.
+/// A pending CSR, with its content if there is room for it.
 #[derive(Debug)]
 struct Next(Option<Arc<Kept>>);
 
@@ -218,7 +218,7 @@ impl Queue {
         let attempts = entry.attempts;
         entry.attempts += 1;
         let (first, cap) = match (outcome, next) {
-            // What passed by meanwhile is newer than what was worked on.
+            // The pending version is newer than the one that was handled.
             (Outcome::Done | Outcome::Stale, Some(next)) => return self.schedule(name, next),
             (Outcome::Done, None) => return self.drop_entry(name),
             (Outcome::Stale, None) => {

@@ -1,5 +1,5 @@
-//! A pod read leanly: what the rules of identity use, and nothing of the rest, which is nine tenths of an injected pod and is most of
-//! the work of reading it.
+//! The few fields of a pod that the rules of identity use. The rest, nine tenths of an injected pod, is skipped, which saves
+//! most of the work of parsing it.
 
 use std::{borrow::Cow, collections::BTreeMap, ops::Deref};
 

@@ -11,7 +11,7 @@ pub(crate) enum Access {
     Request,
     /// Where `sign` may publish.
     RoleBinding,
-    /// Who may request.
+    /// The right to request.
     ClusterRoleBinding,
     /// A CA or the serving pair.
     Secret,

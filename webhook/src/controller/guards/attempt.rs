@@ -49,7 +49,7 @@ pub(super) enum Attempt {
     Request(&'static str),
 }
 
-/// What came of it.
+/// Its result.
 #[derive(Debug)]
 pub(super) enum Answer {
     /// By the policy.
@@ -74,7 +74,7 @@ impl Attempt {
             Guard::Trust => vec![Self::ConfigMap],
             Guard::Webhooks => vec![Self::WebhookConfiguration],
             Guard::RequestWrites => vec![Self::Request(if approve { "approval" } else { "status" })],
-            // What pods and their requesters may do, no account of ours may.
+            // Our accounts have none of the rights of pods and their requesters.
             Guard::Requests | Guard::Pods => Vec::new(),
         }
     }

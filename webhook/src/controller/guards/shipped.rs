@@ -65,8 +65,7 @@ impl Shipped {
         Err(NotShipped::Missing(name))
     }
 
-    /// How the live objects fall short of the shipped ones: nothing may be looser. What an administrator has added is
-    /// no fault.
+    /// Where the live objects are looser than the shipped ones. An administrator's additions are no fault.
     pub(super) fn faults(
         &self,
         policy: Option<&ValidatingAdmissionPolicy>,
@@ -170,7 +169,7 @@ fn covers(live: &NamedRuleWithOperations, shipped: &NamedRuleWithOperations) -> 
         && live.scope.as_deref().unwrap_or("*") == shipped.scope.as_deref().unwrap_or("*")
 }
 
-/// An expression, whatever its line breaks.
+/// An expression without its line breaks.
 fn plain(expression: &str) -> String {
     expression.split_whitespace().collect::<Vec<_>>().join(" ")
 }
@@ -207,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_loosens_a_policy_is_a_fault() {
+    fn a_looser_policy_is_a_fault() {
         let guard = Guard::Bindings;
         let shipped = Shipped::of(guard).unwrap();
         assert_eq!(shipped.faults(None, None).len(), 2);

@@ -41,7 +41,7 @@ const SHORTEST: Duration = Duration::from_secs(1);
 const MAX_STATUS: usize = 16 * 1024;
 /// The annotation of the bookmark that ends a streaming list.
 const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
-/// What is wanted of every object, a bookmark's and an error's included.
+/// The fields read of every object, bookmark and error.
 const OF_ALL: [&[&str]; 5] = [
     &["metadata", "resourceVersion"],
     &["metadata", "annotations", INITIAL_EVENTS_END],
@@ -53,7 +53,7 @@ const OF_ALL: [&[&str]; 5] = [
 pub(crate) const METADATA_ALONE: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
 const METADATA_LIST: &str = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
 
-/// What to list, and what is wanted of it.
+/// The objects to list and the fields to read of them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Source {
     /// The path of the collection, such as `/api/v1/pods`.
@@ -82,10 +82,10 @@ impl Source {
     }
 }
 
-/// What a list and its watch bring.
+/// An event of a list or its watch.
 #[derive(Debug)]
 pub(crate) enum Event<T> {
-    /// A list begins. What it does not bring is gone.
+    /// A list begins. Objects that it does not contain are gone.
     Begins,
     /// An object of the list.
     Listed(T),
@@ -115,11 +115,11 @@ impl<T> Event<T> {
 
 /// An object of which no more than the wanted fields is read.
 pub(crate) trait Object: DeserializeOwned + Send + 'static {
-    /// More was wanted of it than its source's limit: what was read is not the whole.
+    /// The wanted fields exceed the source's limit: the object is incomplete.
     fn cut(&mut self) {}
 }
 
-/// What every object, bookmark and error says.
+/// The fields common to every object, bookmark and error.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Head {
@@ -229,10 +229,10 @@ impl<T: Object> Events<T> {
         self.ready.push_back((event, version.unwrap_or_default()));
     }
 
-    /// What comes next.
+    /// The next event.
     ///
     /// # Errors
-    /// What went wrong; the next call tries again, after a wait.
+    /// The failure. The next call waits and tries again.
     pub(crate) async fn next(&mut self) -> Result<Event<T>, WatchError> {
         loop {
             if let Some((event, version)) = self.ready.pop_front() {
@@ -491,7 +491,7 @@ fn framed<T: Object>(kept: &Kept) -> Result<T, serde_json::Error> {
     Ok(object)
 }
 
-/// What the API server says of a refusal.
+/// The API server's reason for a refusal.
 async fn refusal(code: u16, body: &mut BodyStream) -> RequestError {
     let mut text = Vec::new();
     while text.len() < MAX_STATUS
