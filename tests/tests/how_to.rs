@@ -17,7 +17,7 @@ use signer::{cas, issue, issued, issuer, sign, trust};
 use tests::{
     apiserver::ApiServer,
     eventually,
-    process::which,
+    process::{binary, which},
     repository,
     stack::{LIMIT, Options, Stack, own_address},
     temp::TempDir,
@@ -34,7 +34,9 @@ fn command(page: &str, beginning: &str) -> String {
 /// Runs a command line in `directory`, as cluster-admin.
 fn shell(api: &ApiServer, directory: &Path, line: &str) -> Result<String, String> {
     let kubectl = api.kubectl_path();
-    let path = format!("{}:{}", kubectl.parent().expect("a directory").display(), env::var("PATH").expect("PATH"));
+    let (kubectl, ours) = (kubectl.parent().expect("a directory"), binary("etcd-tls-webhook"));
+    let ours = ours.parent().expect("a directory");
+    let path = format!("{}:{}:{}", kubectl.display(), ours.display(), env::var("PATH").expect("PATH"));
     let mut command = Command::new("bash");
     command.args(["-c", line]).current_dir(directory).env("PATH", path).env("KUBECONFIG", &api.kubeconfig);
     let output = command.output().expect("run a shell");
@@ -102,33 +104,45 @@ async fn a_lost_ca_is_restored_from_the_backup_or_begun_anew() {
     let (_, anew) = issue(&lab, &pod, Role::Peer, None).await;
     assert_ne!(issuer(&anew), issuer(&first), "of the new CA");
 
-    // The namespace is made again: its CAs are gone, and the one of the backup is given as the user's own.
+    // The namespace is made again: its CAs are gone, and those of the backup are adopted.
     lab.api.delete_pod(namespace, "etcd-0").await;
     signer::delete_namespace(&lab, namespace).await;
-    eventually("the CAs of the namespace to be gone", LIMIT, || async {
+    let no_cas = || async {
         let left = cas(&lab, namespace).await;
         if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
-    })
-    .await;
-    if which("jq").is_none() {
-        return tests::tier::skip_special("no jq", "apt-get install jq");
-    }
-    let lines = ["signer=", "kubectl create -f authorities.yaml --dry-run", "jq -r '.\"tls.crt", "jq -r '.\"tls.key"];
-    let mut script: Vec<String> = lines.iter().map(|line| command("authorities.md", line)).collect();
-    script.push(command("authorities.md", "kubectl -n etcd-tls-system create secret tls"));
-    shell(&lab.api, dir.path(), &format!("set -eo pipefail\n{}", script.join("\n"))).expect("the CA of the backup");
-    lab.set_policy(&format!(
-        "{}\n{}",
-        command("authorities.md", "authorities:"),
-        command("authorities.md", "- {signer: peer.etcd-tls.dev/my-namespace.etcd")
-    ))
-    .await;
+    };
+    eventually("the CAs of the namespace to be gone", LIMIT, no_cas).await;
+    let adopt = command("authorities.md", "etcd-tls-webhook adopt");
+    let said = shell(&lab.api, dir.path(), &adopt).expect_err("there is no namespace");
+    assert!(said.contains("there is no namespace my-namespace"), "{said}");
     signer::namespace_again(&lab, namespace).await;
+    // Too late: a pod has asked already.
+    let pod = injected(&lab, namespace).await;
+    let (_, other) = issue(&lab, &pod, Role::Peer, None).await;
+    assert_ne!(issuer(&other), issuer(&first), "a namespace made again inherits nothing");
+    let said = shell(&lab.api, dir.path(), &adopt).expect_err("there is another CA");
+    assert!(said.contains("has another CA already") && said.contains("scale to 0"), "{said}");
+    lab.api.delete_pod(namespace, "etcd-0").await;
+    for name in cas(&lab, namespace).await {
+        shell(&lab.api, dir.path(), &format!("kubectl -n etcd-tls-system delete secret {name}")).expect("delete");
+    }
+    shell(&lab.api, dir.path(), "kubectl -n my-namespace delete configmap etcd-tls-trust-etcd").expect("delete");
+    let said = shell(&lab.api, dir.path(), &adopt).expect("adopt the CAs of the backup");
+    assert!(said.contains("peer.etcd-tls.dev/my-namespace.etcd: adopted") && !said.contains("PRIVATE"), "{said}");
     let pod = injected(&lab, namespace).await;
     let (_, again) = issue(&lab, &pod, Role::Peer, None).await;
     assert_eq!(issuer(&again), issuer(&first), "of the CA in the backup");
-    let [peer, client, _] = trust(&lab, namespace, "etcd").await;
-    assert!(peer == before[0] && client != before[1], "the peers' CA was given, the clients' was not");
+    assert_eq!(trust(&lab, namespace, "etcd").await, before, "for peers and for clients");
+    let said = shell(&lab.api, dir.path(), &adopt).expect("nothing is left to do");
+    assert!(said.contains("has this CA already"), "{said}");
+
+    // Another name.
+    let elsewhere = adopt.replace("my-namespace/etcd", "elsewhere/etcd --from my-namespace/etcd");
+    lab.api.namespace("elsewhere", &[(names::LABEL, names::DYNAMIC)]).await;
+    shell(&lab.api, dir.path(), &elsewhere).expect("adopt under another name");
+    let pod = injected(&lab, "elsewhere").await;
+    let (_, moved) = issue(&lab, &pod, Role::Peer, None).await;
+    assert_eq!(issuer(&moved), issuer(&first));
 }
 
 /// Names of the objects outside namespaces that have to do with etcd-tls.

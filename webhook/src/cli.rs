@@ -28,6 +28,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Give a cluster whose namespace was made again the certificate authorities of a backup.
+    Adopt(sign::adopt::Args),
     /// Answer the API server's admission reviews: inject the sidecar into pods that opted in.
     Admit(admit::Args),
     /// Approve what says no more than its pod is, deny the rest.
@@ -91,6 +93,7 @@ impl Cli {
         runtime.block_on(async {
             match self.command {
                 Command::Admit(args) => args.run().await,
+                Command::Adopt(args) => args.run().await,
                 Command::Approve(args) => args.run().await,
                 Command::Check(args) => args.run().await,
                 Command::Completion(args) => args.run(Self::command()),

@@ -8,6 +8,7 @@
 //! serving       the webhook's serving pair and caBundle
 //! cleaner       deletes the requests that are done with; certificate_requests those of cert-manager
 //! cluster_trust_bundles   publishes the bundles for others, too
+//! adopt         the command that gives a namespace made again the CAs of a backup
 //! ```
 //!
 //! What it may do in the API server is the ClusterRole and the Role `etcd-tls-sign` in the manifests, and the ClusterRole
@@ -35,6 +36,7 @@ use metrics::Metrics;
 use serving::Lifetimes;
 use signer::Signer;
 
+pub mod adopt;
 mod authorities;
 mod cache;
 mod certificate_requests;

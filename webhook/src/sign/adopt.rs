@@ -1,0 +1,331 @@
+//! `etcd-tls-webhook adopt <namespace>/<cluster>`: gives a cluster the CAs of a backup, where its namespace was made again under
+//! another uid, in this Kubernetes cluster or in another one. It runs with the caller's kubeconfig, and needs `get` of the
+//! namespace, and `get` and `create` of Secrets in the system namespace.
+
+use std::{collections::BTreeMap, fs, io, io::Read as _, io::Write as _, path::PathBuf, time::SystemTime};
+
+use etcd_tls_contract::{
+    names::{self, ClusterName, SignerName},
+    role::Domain,
+};
+use k8s_openapi::{
+    ByteString,
+    api::core::v1::{Namespace, Secret},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use kube::{Api, api::PostParams};
+use serde_json::Value;
+
+use super::{
+    authorities::state::{Stored, secret_name},
+    marks::{CA_LABEL, MANAGED_LABEL, SIGNER_ANNOTATION, UID_ANNOTATION},
+};
+use crate::{
+    controller::client::within,
+    error::Error,
+    operator::{Cluster, Right},
+    rollover::rfc3339,
+};
+
+/// Gives a cluster the certificate authorities of a backup: its namespace was made again, here or elsewhere.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// The cluster, as <namespace>/<cluster>. Its namespace exists.
+    cluster: ClusterName,
+    /// The backup: Secrets of authorities as YAML or JSON, as kubectl prints them; - is standard input.
+    #[arg(short = 'f', long, value_name = "FILE")]
+    filename: PathBuf,
+    /// The cluster whose authorities the backup holds, if it had another name.
+    #[arg(long, value_name = "NAMESPACE/CLUSTER")]
+    from: Option<ClusterName>,
+    /// The uid of the namespace then, where the backup holds authorities of several namespaces of that name.
+    #[arg(long, value_name = "UID")]
+    from_uid: Option<String>,
+    #[command(flatten)]
+    at: Cluster,
+}
+
+/// Why authorities are not adopted.
+#[derive(Debug, thiserror::Error)]
+pub enum AdoptError {
+    /// No document of that form.
+    #[error("{file} is no YAML or JSON of Kubernetes objects: {reason}")]
+    Unreadable {
+        /// The file.
+        file: String,
+        /// What the parser says; it quotes no value.
+        reason: String,
+    },
+    /// Nothing of this cluster.
+    #[error(
+        "the backup holds no authority of {cluster}; it holds those of: {}",
+        if .others.is_empty() { "none".to_owned() } else { .others.join(", ") }
+    )]
+    None {
+        /// The cluster.
+        cluster: ClusterName,
+        /// Signer names in the backup.
+        others: Vec<String>,
+    },
+    /// Of more than one namespace.
+    #[error("the backup holds authorities of several namespaces named {namespace}: give --from-uid with one of {}", .uids.join(", "))]
+    Ambiguous {
+        /// The namespace.
+        namespace: String,
+        /// Their uids.
+        uids: Vec<String>,
+    },
+    /// A Secret of the backup cannot be used.
+    #[error("Secret {secret} of the backup is unusable: {reason}")]
+    Unusable {
+        /// The Secret.
+        secret: String,
+        /// Why.
+        reason: String,
+    },
+    /// No namespace of that name.
+    #[error("there is no namespace {0}; create it first")]
+    NoNamespace(String),
+    /// Another CA is in use.
+    #[error(
+        "{signer} has another CA already, in Secret {secret} in {}; nothing was changed for it. To replace that CA, at the price of \
+         an outage: delete every pod of the cluster and keep new ones away (scale to 0); delete the Secret, and ConfigMap {config_map} \
+         in namespace {}; adopt again; scale up",
+        names::SYSTEM_NAMESPACE,
+        .signer.namespace
+    )]
+    Taken {
+        /// The authority.
+        signer: SignerName,
+        /// Its Secret.
+        secret: String,
+        /// The ConfigMap of its trust.
+        config_map: String,
+    },
+}
+
+/// An authority of the backup. Its `Debug` shows no key.
+struct Found {
+    secret: String,
+    uid: String,
+    domain: Domain,
+    data: BTreeMap<String, ByteString>,
+}
+
+impl Args {
+    /// Creates the Secrets of the cluster's authorities as the namespace is now.
+    ///
+    /// # Errors
+    /// [`AdoptError`]; the file cannot be read, the caller lacks a right.
+    pub async fn run(self) -> Result<(), Error> {
+        let Self { cluster, filename, from, from_uid, at } = self;
+        let text = if filename.as_os_str() == "-" {
+            let mut text = String::new();
+            io::stdin().read_to_string(&mut text)?;
+            text
+        } else {
+            fs::read_to_string(&filename)?
+        };
+        let from = from.unwrap_or_else(|| cluster.clone());
+        let now = SystemTime::now();
+        let found = choose(&text, &filename.display().to_string(), &from, from_uid.as_deref(), now)?;
+        let (client, _) = at.connect().await?;
+        let namespaces: Api<Namespace> = Api::all(client.clone());
+        let namespace = within(namespaces.get_opt(&cluster.namespace))
+            .await
+            .map_err(|error| Right::new("get", "namespaces", None).refused(error))?;
+        let uid = namespace
+            .and_then(|namespace| namespace.metadata.uid)
+            .ok_or_else(|| AdoptError::NoNamespace(cluster.namespace.clone()))?;
+        let secrets: Api<Secret> = Api::namespaced(client, names::SYSTEM_NAMESPACE);
+        let right = |verb| Right::new(verb, "secrets", Some(names::SYSTEM_NAMESPACE));
+        let mut refused = None;
+        for (found, stored) in found {
+            let signer = cluster.signer(found.domain);
+            let secret = secret_name(&uid, &signer);
+            let object = adopted(&secret, &uid, &signer, found.data);
+            let until = rfc3339::text(stored.active.not_after());
+            match within(secrets.create(&PostParams::default(), &object)).await {
+                Ok(_) => say(&format!("{signer}: adopted, as Secret {secret}; the CA ends at {until}"))?,
+                Err(error) if error.code() == Some(409) => {
+                    let there = within(secrets.get(&secret)).await.map_err(|error| right("get").refused(error))?;
+                    let same = Stored::read(&there.data.unwrap_or_default(), now)
+                        .is_ok_and(|there| there.active.generation() == stored.active.generation());
+                    if same {
+                        say(&format!("{signer}: has this CA already, in Secret {secret}"))?;
+                    } else {
+                        let config_map = cluster.trust_config_map(&cluster.namespace);
+                        refused = Some(AdoptError::Taken { signer, secret, config_map });
+                    }
+                }
+                Err(error) => return Err(right("create").refused(error).into()),
+            }
+        }
+        refused.map_or(Ok(()), |refused| Err(refused.into()))
+    }
+}
+
+/// The authorities of `from` in a backup, each with its state as the signer would read it.
+fn choose(
+    text: &str,
+    file: &str,
+    from: &ClusterName,
+    from_uid: Option<&str>,
+    now: SystemTime,
+) -> Result<Vec<(Found, Stored)>, AdoptError> {
+    let mut found = Vec::new();
+    let mut others = Vec::new();
+    for secret in secrets(text, file)? {
+        let annotations = secret.metadata.annotations.unwrap_or_default();
+        let Some(signer) = annotations.get(SIGNER_ANNOTATION) else { continue };
+        let domain = Domain::ALL.into_iter().find(|domain| from.signer(*domain).to_string() == *signer);
+        let uid = annotations.get(UID_ANNOTATION).cloned().unwrap_or_default();
+        match domain {
+            Some(domain) if from_uid.is_none_or(|wanted| wanted == uid) => found.push(Found {
+                secret: secret.metadata.name.unwrap_or_default(),
+                uid,
+                domain,
+                data: secret.data.unwrap_or_default(),
+            }),
+            _ => others.push(signer.clone()),
+        }
+    }
+    if found.is_empty() {
+        others.sort();
+        others.dedup();
+        return Err(AdoptError::None { cluster: from.clone(), others });
+    }
+    let mut uids: Vec<String> = found.iter().map(|found| found.uid.clone()).collect();
+    uids.sort();
+    uids.dedup();
+    if uids.len() > 1 {
+        return Err(AdoptError::Ambiguous { namespace: from.namespace.clone(), uids });
+    }
+    found
+        .into_iter()
+        .map(|found| match Stored::read(&found.data, now) {
+            Ok(stored) if stored.active.not_after() <= now => {
+                let reason = format!("its CA ended at {}", rfc3339::text(stored.active.not_after()));
+                Err(AdoptError::Unusable { secret: found.secret, reason })
+            }
+            Ok(stored) => Ok((found, stored)),
+            Err(error) => Err(AdoptError::Unusable { secret: found.secret, reason: error.to_string() }),
+        })
+        .collect()
+}
+
+/// The Secrets in YAML or JSON documents, those of Lists as well. Other objects are passed over.
+fn secrets(text: &str, file: &str) -> Result<Vec<Secret>, AdoptError> {
+    // A parser's message may quote what it stumbled over, which may be a key.
+    let unreadable = |reason: &str| AdoptError::Unreadable { file: file.to_owned(), reason: reason.to_owned() };
+    let documents: Vec<Value> =
+        serde_saphyr::from_multiple(text).map_err(|_| unreadable("its syntax is neither that of YAML nor of JSON"))?;
+    let objects = documents.into_iter().flat_map(|mut document| match document["items"].take() {
+        Value::Array(items) => items,
+        _ => vec![document],
+    });
+    objects
+        .filter(|object| object["kind"] == "Secret")
+        .map(|object| {
+            let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+            serde_json::from_value(object).map_err(|_| unreadable(&format!("Secret {name} has fields of wrong types")))
+        })
+        .collect()
+}
+
+/// The Secret of `signer`, as the signer itself makes it.
+fn adopted(name: &str, uid: &str, signer: &SignerName, data: BTreeMap<String, ByteString>) -> Secret {
+    let pair = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
+    Secret {
+        metadata: ObjectMeta {
+            name: Some(name.to_owned()),
+            labels: Some([MANAGED_LABEL, CA_LABEL].into_iter().map(pair).collect()),
+            annotations: Some(BTreeMap::from([
+                (UID_ANNOTATION.to_owned(), uid.to_owned()),
+                (SIGNER_ANNOTATION.to_owned(), signer.to_string()),
+            ])),
+            ..ObjectMeta::default()
+        },
+        type_: Some("kubernetes.io/tls".to_owned()),
+        data: Some(data),
+        ..Secret::default()
+    }
+}
+
+fn say(line: &str) -> Result<(), Error> {
+    Ok(writeln!(io::stdout(), "{line}")?)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::time::Duration;
+
+    use etcd_tls_contract::key::KeyAlgorithm;
+    use serde_json::json;
+
+    use super::*;
+    use crate::ca::authority::Authority;
+
+    fn secret(uid: &str, signer: &str, now: SystemTime) -> Value {
+        let ca = Authority::generate("ca", KeyAlgorithm::EcdsaP256, Duration::from_secs(86400), now).unwrap();
+        let data = Stored::new(ca).data().unwrap();
+        json!({
+            "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls", "data": data,
+            "metadata": {"name": format!("ca-{uid}"), "annotations": {UID_ANNOTATION: uid, SIGNER_ANNOTATION: signer}},
+        })
+    }
+
+    fn cluster() -> ClusterName {
+        "prod/etcd".parse().unwrap()
+    }
+
+    #[test]
+    fn a_backup_gives_the_authorities_of_one_cluster_alone() {
+        let now = SystemTime::now();
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": [
+            secret("u1", "peer.etcd-tls.dev/prod.etcd", now),
+            secret("u1", "client.etcd-tls.dev/prod.etcd", now),
+            secret("u1", "peer.etcd-tls.dev/prod.other", now),
+            secret("u2", "peer.etcd-tls.dev/test.etcd", now),
+            {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "another"}},
+            {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "etcd-tls-policy"}},
+        ]});
+        let chosen = choose(&list.to_string(), "f", &cluster(), None, now).unwrap();
+        let domains: Vec<Domain> = chosen.iter().map(|(found, _)| found.domain).collect();
+        assert_eq!(domains, [Domain::Peer, Domain::Client]);
+
+        let none = choose(&list.to_string(), "f", &"prod/none".parse().unwrap(), None, now).err().unwrap().to_string();
+        assert!(none.contains("no authority of prod/none") && none.contains("peer.etcd-tls.dev/prod.other"), "{none}");
+    }
+
+    #[test]
+    fn two_namespaces_of_one_name_are_told_apart() {
+        let now = SystemTime::now();
+        let signer = "peer.etcd-tls.dev/prod.etcd";
+        let text = format!("{}\n---\n{}\n", secret("u1", signer, now), secret("u2", signer, now));
+        let error = choose(&text, "f", &cluster(), None, now).err().unwrap().to_string();
+        assert!(error.contains("--from-uid with one of u1, u2"), "{error}");
+        assert_eq!(choose(&text, "f", &cluster(), Some("u2"), now).unwrap()[0].0.uid, "u2");
+    }
+
+    #[test]
+    fn what_is_no_backup_is_refused_without_a_word_of_it() {
+        let now = SystemTime::now();
+        let mut broken = secret("u1", "peer.etcd-tls.dev/prod.etcd", now);
+        broken["data"]["tls.key"] = json!("c2VjcmV0");
+        let error = choose(&broken.to_string(), "f", &cluster(), None, now).err().unwrap().to_string();
+        assert!(error.contains("Secret ca-u1 of the backup is unusable"), "{error}");
+        broken["data"] = json!({"tls.key": ["a secret value"]});
+        for text in [broken.to_string(), "a: [secret value\n b: secret".to_owned()] {
+            let error = choose(&text, "f", &cluster(), None, now).err().unwrap().to_string();
+            assert!(error.starts_with("f is no YAML or JSON") && !error.contains("secret value"), "{error}");
+        }
+        // Expired since.
+        let old = secret("u1", "peer.etcd-tls.dev/prod.etcd", now).to_string();
+        let later = now + Duration::from_secs(3 * 86400);
+        let error = choose(&old, "f", &cluster(), None, later).err().unwrap().to_string();
+        assert!(error.contains("its CA ended at"), "{error}");
+    }
+}
