@@ -36,7 +36,7 @@ demo: etcd ## a three-member etcd under load changes every certificate; no clust
 test: etcd ## everything that this machine can test, and one line for each thing that it cannot
 	@mkdir -p $(TARGET)
 	@$(CARGO) build --locked --workspace --bins
-	@status=0; $(CARGO) test --locked --workspace --no-fail-fast 2>&1 | tee $(TARGET)/test.log || status=$$?
+	@status=0; CARGO=$(CARGO) tests/run.sh $(TARGET)/test.log || status=$$?
 	@echo
 	@tests/summary.sh $(TARGET)/test.log || status=1
 	@exit $$status
