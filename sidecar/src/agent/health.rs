@@ -70,6 +70,7 @@ pub struct Health {
     rotated: Family<RoleLabel, Counter>,
     handshakes: Family<PortLabels, Counter>,
     signed_to_served: Histogram,
+    issued_after: Histogram,
     refused_total: Family<DomainLabel, Counter>,
     refused: Family<DomainLabel, Gauge>,
     lists_refused_total: Family<DomainLabel, Counter>,
@@ -105,6 +106,7 @@ impl Health {
             rotated: Family::default(),
             handshakes: Family::default(),
             signed_to_served: Histogram::new([0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0]),
+            issued_after: Histogram::new([0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0]),
             refused_total: Family::default(),
             refused: Family::default(),
             lists_refused_total: Family::default(),
@@ -136,6 +138,11 @@ impl Health {
             "signed_to_served_seconds",
             "Time from the receipt of a certificate until etcd serves it",
             health.signed_to_served.clone(),
+        );
+        registry.register(
+            "request_duration_seconds",
+            "Time from the begin of a request until its certificate was received",
+            health.issued_after.clone(),
         );
         registry.register("bundle_refusals", "Offered trust bundles that were refused", health.refused_total.clone());
         registry.register(
@@ -192,7 +199,10 @@ impl Health {
 
     /// A request of `role` has ended, with `failure`, one of a fixed set of words, or with a certificate.
     pub fn asked(&self, role: Role, failure: Option<&'static str>) {
-        self.seen().pending.remove(&role);
+        let since = self.seen().pending.remove(&role);
+        if let (Some(since), None) = (since, failure) {
+            self.issued_after.observe(since.elapsed().as_secs_f64());
+        }
         self.held.asked(role, failure);
         let result = failure.unwrap_or("issued");
         self.renewals.get_or_create(&RenewalLabels { role: role.as_str(), result }).inc();

@@ -23,7 +23,7 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use prometheus_client::{
     encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
 use tokio::{
@@ -78,6 +78,7 @@ pub struct Metrics {
     connections: Gauge,
     bodies: Gauge,
     evicted: Counter,
+    duration: Histogram,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -97,7 +98,13 @@ impl Metrics {
         registry.register("connections", "Open connections", connections.clone());
         registry.register("body_bytes", "Memory held by request bodies, in bytes", bodies.clone());
         registry.register("bodies_evicted", "Bodies given up because their memory was needed", evicted.clone());
-        Self { reviews, connections, bodies, evicted }
+        let duration = Histogram::new([0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 1.0, 5.0]);
+        registry.register(
+            "review_duration_seconds",
+            "Time from the head of a request until its answer is ready; the arrival of its body included",
+            duration.clone(),
+        );
+        Self { reviews, connections, bodies, evicted, duration }
     }
 
     fn count(&self, verdict: &'static str) {
@@ -219,9 +226,11 @@ async fn converse(stream: TcpStream, acceptor: TlsAcceptor, state: Arc<State>, c
 }
 
 async fn respond(request: Request<Incoming>, state: &Arc<State>, connection: &Connection) -> Response<Full<Bytes>> {
+    let begun = Instant::now();
     match review(request, state, connection).await {
         Ok(answer) => {
             connection.reviewed();
+            state.metrics.duration.observe(begun.elapsed().as_secs_f64());
             state.metrics.count(answer.verdict.as_str());
             response(StatusCode::OK, "application/json", answer.body)
         }

@@ -14,7 +14,7 @@ use etcd_tls_contract::identity::bound_pod;
 use etcd_tls_telemetry::{csr_span, metric};
 use kube::Client;
 use prometheus_client::{
-    metrics::{counter::Counter, gauge::Gauge},
+    metrics::{counter::Counter, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
 use tokio::{
@@ -90,6 +90,7 @@ pub struct Metrics {
     retries: Counter,
     lists: Counter,
     synced: Gauge,
+    latency: Histogram,
 }
 
 impl Metrics {
@@ -101,6 +102,7 @@ impl Metrics {
             retries: metric(registry, "queue_retries", "Requests that had to be looked at again"),
             lists: metric(registry, "queue_lists", "Lists of all CertificateSigningRequests"),
             synced: metric(registry, "queue_synced", "1 while leading with a complete list"),
+            latency: latency(registry),
         }
     }
 
@@ -234,7 +236,9 @@ impl<H: Handler> Term<H> {
                     if outcome != Outcome::Done {
                         self.metrics.retries.inc();
                     }
-                    queue.finish(&name, outcome, Instant::now());
+                    if let Some(taken) = queue.finish(&name, outcome, Instant::now()) {
+                        self.metrics.latency.observe(taken.as_secs_f64());
+                    }
                 }
                 event = events.next() => match event {
                     Ok(event) => self.take(queue, event),
@@ -302,6 +306,17 @@ fn span(csr: &Csr) -> Span {
         span.record("pod", format!("{}/{}", bound.namespace, bound.pod));
     }
     span
+}
+
+/// From some milliseconds to the minutes that a request waits for its pod's address.
+fn latency(registry: &mut Registry) -> Histogram {
+    let latency = Histogram::new([0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0]);
+    registry.register(
+        "request_duration_seconds",
+        "Time from the first sight of a request by this replica until nothing is left to do for it; waits for its pod included",
+        latency.clone(),
+    );
+    latency
 }
 
 fn gauge(n: usize) -> i64 {

@@ -114,8 +114,8 @@ impl Metrics {
             ),
             serving_until: metric(
                 registry,
-                "webhook_certificate_not_after_timestamp_seconds",
-                "When the webhook's serving certificate ends; shown by the replica that leads",
+                "webhook_certificate_expiry_timestamp_seconds",
+                "notAfter of the webhook's serving certificate; shown by the replica that leads",
             ),
             refused: metric(
                 registry,
@@ -138,7 +138,7 @@ impl Metrics {
                 "rollover_waiting_since_timestamp_seconds",
                 "Since when an authority's rollover waits for pods to load the new CA; absent while it waits for none",
             ),
-            not_after: metric(registry, "authority_not_after_timestamp_seconds", "When the CA that signs ends"),
+            not_after: metric(registry, "authority_expiry_timestamp_seconds", "notAfter of the CA that signs"),
         }
     }
 

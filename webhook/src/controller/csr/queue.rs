@@ -72,6 +72,8 @@ struct Entry {
     csr: Option<Arc<Kept>>,
     state: State,
     attempts: u32,
+    /// When it came into the queue.
+    since: Instant,
 }
 
 #[derive(Debug)]
@@ -206,10 +208,10 @@ impl Queue {
         None
     }
 
-    /// Takes note of how a job went.
-    pub(super) fn finish(&mut self, name: &str, outcome: Outcome, now: Instant) {
-        let Some(entry) = self.entries.get_mut(name) else { return };
-        let State::InFlight(next) = &mut entry.state else { return };
+    /// Takes note of how a job went. Returns the time since it came into the queue, if nothing is left to do for it.
+    pub(super) fn finish(&mut self, name: &str, outcome: Outcome, now: Instant) -> Option<Duration> {
+        let entry = self.entries.get_mut(name)?;
+        let State::InFlight(next) = &mut entry.state else { return None };
         let next = next.take();
         self.in_flight -= 1;
         if let Some(line) = self.lines.get_mut(&entry.requester) {
@@ -219,8 +221,15 @@ impl Queue {
         entry.attempts += 1;
         let (first, cap) = match (outcome, next) {
             // The pending version is newer than the one that was handled.
-            (Outcome::Done | Outcome::Stale, Some(next)) => return self.schedule(name, next),
-            (Outcome::Done, None) => return self.drop_entry(name),
+            (Outcome::Done | Outcome::Stale, Some(next)) => {
+                self.schedule(name, next);
+                return None;
+            }
+            (Outcome::Done, None) => {
+                let taken = now.saturating_duration_since(entry.since);
+                self.drop_entry(name);
+                return Some(taken);
+            }
             (Outcome::Stale, None) => {
                 entry.csr = None;
                 (Duration::from_millis(10), Duration::from_secs(30))
@@ -241,6 +250,7 @@ impl Queue {
             entry.csr = None;
         }
         self.wait(name, now + wait);
+        None
     }
 
     /// When the next waiting one is due.
@@ -291,7 +301,7 @@ impl Queue {
         let pod = csr.pod_uid().map(Box::from);
         self.entries.insert(
             Arc::from(csr.name()),
-            Entry { requester, pod, csr: None, state: State::InFlight(None), attempts: 0 },
+            Entry { requester, pod, csr: None, state: State::InFlight(None), attempts: 0, since: Instant::now() },
         );
         true
     }

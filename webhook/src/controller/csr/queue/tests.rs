@@ -83,6 +83,20 @@ fn what_has_to_wait_waits_longer_each_time_and_never_over_a_minute() {
 }
 
 #[test]
+fn the_end_of_a_request_tells_the_time_since_it_came() {
+    let now = Instant::now();
+    let mut queue = Queue::new(2);
+    queue.offer(&csr("a", "x"));
+    assert!(queue.pop(now).is_some());
+    assert_eq!(queue.finish("a", Outcome::NotYet, now), None, "it waits");
+    let later = now + Duration::from_secs(5);
+    assert!(queue.pop(later).is_some());
+    let taken = queue.finish("a", Outcome::Done, later).unwrap();
+    assert!(taken > Duration::from_secs(4) && taken <= Duration::from_secs(5), "{taken:?}");
+    assert_eq!(queue.finish("a", Outcome::Done, later), None, "it is gone");
+}
+
+#[test]
 fn what_passes_by_during_the_work_is_not_lost() {
     let now = Instant::now();
     let mut queue = Queue::new(2);
