@@ -13,6 +13,7 @@ pub mod admission;
 pub mod apiserver;
 pub mod cert_manager;
 pub mod csr_server;
+pub mod downward;
 pub mod etcd;
 pub mod etcd_client;
 pub mod faults;

@@ -1,0 +1,167 @@
+#![allow(clippy::unwrap_used)]
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use etcd_tls_contract::key::KeyAlgorithm;
+
+use super::{super::issued::Leaf, *};
+
+const DAY: Duration = Duration::from_secs(86400);
+
+fn now() -> SystemTime {
+    UNIX_EPOCH + DAY * 20_000
+}
+
+fn ca(name: &str) -> Authority {
+    Authority::generate(name, KeyAlgorithm::EcdsaP256, DAY * 365, now()).unwrap()
+}
+
+fn ask(action: Action, serial: &str) -> Request {
+    Request {
+        action,
+        id: format!("{serial}-{action:?}"),
+        selector: Selector::Serial(serial.to_owned()),
+        reason: Reason::KeyCompromise,
+    }
+}
+
+fn known(issued: &Issued, signs_lists: bool, leaves_end: SystemTime) -> Known<'_> {
+    Known { issued, namespace: "prod", signs_lists, voters: &[], leaves_end, authority_end: now() + DAY * 365 }
+}
+
+fn killed_and_read_back(revoked: &Revoked) -> Revoked {
+    let data = revoked.data().unwrap().into_iter().map(|(key, bytes)| (key.to_owned(), ByteString(bytes))).collect();
+    let read = Revoked::read(&data).unwrap();
+    assert_eq!(read, *revoked);
+    read
+}
+
+fn listed(revoked: &Revoked) -> Vec<&str> {
+    revoked.list().unwrap().entries().keys().map(String::as_str).collect()
+}
+
+#[test]
+fn entries_come_and_go_and_the_number_only_grows() {
+    let ca = ca("one");
+    let mut revoked = Revoked::default();
+    assert!(revoked.refresh(&ca, now()).unwrap());
+    assert!(listed(&revoked).is_empty(), "a list from the first moment on");
+    let first = revoked.list().unwrap().clone();
+    assert!(!revoked.refresh(&ca, now()).unwrap(), "the same list stays, byte for byte");
+
+    revoked = killed_and_read_back(&revoked);
+    revoked.take(&ask(Action::Add, "4f0a"), &known(&Issued::default(), true, now() + DAY), now());
+    assert!(revoked.answer().unwrap().accepted);
+    assert!(revoked.refresh(&ca, now()).unwrap());
+    revoked = killed_and_read_back(&revoked);
+    assert_eq!(listed(&revoked), ["4f0a"]);
+    let second = revoked.list().unwrap().clone();
+    assert_eq!(second.replaces(&first), Ok(true));
+    assert_eq!(second.entries()["4f0a"].reason, Reason::KeyCompromise);
+
+    revoked.take(&ask(Action::Add, "4f0b"), &known(&Issued::default(), true, now() + DAY * 2), now());
+    revoked.take(&ask(Action::Undo, "4f0a"), &known(&Issued::default(), true, now() + DAY), now());
+    revoked.refresh(&ca, now()).unwrap();
+    assert_eq!(listed(&revoked), ["4f0b"]);
+    revoked.take(&ask(Action::Undo, "4f0a"), &known(&Issued::default(), true, now() + DAY), now());
+    assert_eq!(revoked.report().unwrap().count, 0, "it is not revoked");
+
+    assert!(!revoked.refresh(&ca, now() + DAY).unwrap());
+    assert!(revoked.refresh(&ca, now() + DAY * 2).unwrap(), "it leaves with its certificate");
+    assert!(listed(&revoked).is_empty());
+    assert_eq!(revoked.list().unwrap().replaces(&second), Ok(true));
+}
+
+#[test]
+fn a_changeover_signs_it_anew_and_a_lost_record_does_not_set_the_number_back() {
+    let (one, two) = (ca("one"), ca("two"));
+    let mut revoked = Revoked::default();
+    revoked.take(&ask(Action::Add, "4f0a"), &known(&Issued::default(), true, now() + DAY), now());
+    revoked.refresh(&one, now()).unwrap();
+    let old = revoked.list().unwrap().clone();
+    assert!(revoked.refresh(&two, now()).unwrap());
+    assert_eq!(listed(&revoked), ["4f0a"], "serial numbers of both CAs");
+    assert_eq!(revoked.list().unwrap().verify(two.chain()), Ok(()));
+    assert_eq!(revoked.list().unwrap().replaces(&old), Ok(true));
+    let mut lost = Revoked::default();
+    lost.refresh(&two, now() + DAY).unwrap();
+    assert_eq!(lost.list().unwrap().replaces(revoked.list().unwrap()), Ok(true));
+}
+
+#[test]
+fn a_full_list_and_a_ca_that_may_sign_none_are_said() {
+    let mut revoked = Revoked::default();
+    for n in 0..MOST {
+        revoked.take(&ask(Action::Add, &format!("{:x}", n + 1)), &known(&Issued::default(), true, now() + DAY), now());
+    }
+    revoked.take(&ask(Action::Add, "ffffff"), &known(&Issued::default(), true, now() + DAY), now());
+    let answer = revoked.answer().unwrap();
+    assert!(!answer.accepted && answer.message.contains("holds 2048 certificates"), "{answer:?}");
+    revoked.refresh(&ca("one"), now()).unwrap();
+    let bytes: usize = revoked.data().unwrap().iter().map(|(_, bytes)| bytes.len()).sum();
+    assert!(revoked.list().unwrap().der().len() <= 128 * 1024 && bytes <= 256 * 1024, "{bytes}");
+    revoked.take(&ask(Action::Add, "4f0a"), &known(&Issued::default(), false, now() + DAY), now());
+    assert!(revoked.answer().unwrap().message.contains("cRLSign"));
+}
+
+#[test]
+fn a_pod_that_uses_what_is_revoked_is_named() {
+    let mut issued = Issued::default();
+    let second = Duration::from_secs(1);
+    for (serial, pod, at) in
+        [("1", "prod/app-0", now()), ("2", "prod/app-0", now() + second), ("3", "prod/app-1", now())]
+    {
+        issued.note(serial, Leaf::new(pod, pod.to_owned(), "app", now() + DAY, at));
+    }
+    let said = |selector: Selector| {
+        let mut revoked = Revoked::default();
+        let request = Request { selector, ..ask(Action::Add, "x") };
+        revoked.take(&request, &known(&issued, true, now() + DAY), now() + second);
+        revoked.answer().unwrap().message.clone()
+    };
+    assert!(!said(Selector::Serial("1".to_owned())).contains("in use"), "it has a newer one");
+    let newest = said(Selector::Serial("2".to_owned()));
+    assert!(newest.contains("in use by pod prod/app-0 until") && newest.contains("renew prod/app-0"), "{newest}");
+    assert!(said(Selector::User("app".to_owned())).contains("in use by pod prod/app-0, prod/app-1 until"));
+    let pods: Vec<String> = (10..30).map(|n| format!("prod/app-{n}")).collect();
+    assert!(in_use(&pods.iter().map(String::as_str).collect()).contains("prod/app-19 and 10 more"));
+}
+
+#[test]
+fn a_pod_that_is_revoked_is_barred_until_that_is_taken_back() {
+    let mut issued = Issued::default();
+    for (serial, days) in [("4f0a", 1), ("4f0b", 2)] {
+        let leaf = Leaf::new("uid-0", "prod/etcd-0".to_owned(), "cn", now() + DAY * days, now());
+        issued.note(serial, leaf);
+    }
+    let pod = |action| Request { selector: Selector::Pod("etcd-0".to_owned()), ..ask(action, "x") };
+    let mut revoked = Revoked::default();
+    let known = known(&issued, true, now() + DAY * 30);
+    revoked.take(&pod(Action::Add), &known, now());
+    assert_eq!(revoked.report().unwrap().count, 2);
+    revoked.refresh(&ca("one"), now()).unwrap();
+    assert_eq!(listed(&revoked), ["4f0a", "4f0b"]);
+    revoked = killed_and_read_back(&revoked);
+    assert!(revoked.bars("uid-0") && !revoked.bars("uid-1"), "made again, it has another uid");
+    revoked.refresh(&ca("one"), now() + DAY).unwrap();
+    assert_eq!(listed(&revoked), ["4f0b"], "each entry leaves with its certificate");
+    assert!(revoked.bars("uid-0"));
+    let before = revoked.clone();
+    revoked.take(&pod(Action::Undo), &known, now());
+    revoked.refresh(&ca("one"), now()).unwrap();
+    assert!(listed(&revoked).is_empty() && !revoked.bars("uid-0"));
+    // Its certificates have ended, and the record does not know them any more.
+    let forgotten = Known { issued: &Issued::default(), ..known };
+    let mut late = before;
+    late.refresh(&ca("one"), now() + DAY * 3).unwrap();
+    assert!(listed(&late).is_empty() && late.bars("uid-0"));
+    late.take(&pod(Action::Undo), &forgotten, now() + DAY * 3);
+    assert!(!late.bars("uid-0") && late.report().unwrap().count > 0, "{:?}", late.report());
+    late.take(&pod(Action::Undo), &forgotten, now() + DAY * 3);
+    assert_eq!(late.report().unwrap().count, 0, "there is nothing left to take back");
+    let other = Request { selector: Selector::User("nobody".to_owned()), ..ask(Action::Add, "x") };
+    revoked.take(&other, &known, now());
+    let report = revoked.report().unwrap();
+    assert_eq!(report.count, 0);
+    assert!(report.answer.unwrap().message.contains("the record holds what was issued since"));
+}
