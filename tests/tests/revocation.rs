@@ -1,6 +1,8 @@
 //! Revocation on a real API server with the shipped manifests: the signer's lists, the operator's command and who may use it, and
 //! a real etcd that refuses what was revoked.
 
+#[path = "revocation/renewed.rs"]
+mod renewed;
 #[path = "revocation/watched.rs"]
 mod watched;
 
@@ -304,7 +306,9 @@ async fn a_revoked_client_is_refused_with_no_restart_and_others_go_on() {
     let admin = stack.api.kubeconfig.clone();
     let before = on_disk(&mount.join("server"));
     assert!(before.entries().is_empty() && before.number() > 0, "the signer's list from the start: {before:?}");
-    revoke(&admin, &["prod/etcd", "--serial", &chain.serial]).await.expect("revoked");
+    let said = revoke(&admin, &["prod/etcd", "--serial", &chain.serial, "--at-once"]).await;
+    let said = said.expect("revoked at once");
+    assert!(said.contains("in use by pod prod/app until its next renewal"), "{said}");
     eventually("the client is refused", LIMIT, || async {
         match write(&files, &client).await {
             Err(_) => Ok(()),
@@ -322,7 +326,8 @@ async fn a_revoked_client_is_refused_with_no_restart_and_others_go_on() {
 
     // By its user; and by its pod, which then gets no other.
     let users = Chain::parse(&std::fs::read(files.join(names::CERT_FILE)).expect("read")).expect("a chain");
-    let said = revoke(&admin, &["prod/etcd", "--user", &users.common_name]).await.expect("revoked");
+    let said = revoke(&admin, &["prod/etcd", "--user", &users.common_name, "--at-once"]).await;
+    let said = said.expect("revoked at once");
     assert!(said.contains("client: user ") && said.contains("1 certificate"), "{said}");
     eventually("the user is refused", LIMIT, || async {
         match write(&files, &client).await {
@@ -367,20 +372,30 @@ async fn what_leaves_no_quorum_needs_force() {
     let chain = Chain::parse(&std::fs::read(files.join(names::CERT_FILE)).expect("read")).expect("a chain");
     stack.api.kubectl(&["-n", "prod", "delete", "pod", "pair-2", "--grace-period=0", "--force"]);
     eventually("the signer sees that it has gone", LIMIT, || async {
-        let named = ["prod/pair", "--serial", &chain.serial];
+        let named = ["prod/pair", "--pod", "pair-1"];
         match revoke(&admin, &named).await {
             Err(refused) if refused.contains("1 of 2 members of prod/pair") => Ok(()),
             said => Err(format!("{said:?}; {:?}", revoke(&admin, &[&named[..], &["--undo"]].concat()).await)),
         }
     })
     .await;
-    for selector in [["--serial", &chain.serial], ["--pod", "pair-1"], ["--user", &chain.common_name]] {
-        let arguments = [&["prod/pair"], &selector[..]].concat();
-        let refused = revoke(&admin, &arguments).await.expect_err("refused");
-        assert!(refused.contains("1 of 2 members") && refused.contains("--force"), "{refused}");
+    // Of what is renewed first nobody falls; who does not renew is named.
+    for selector in [["--serial", &chain.serial], ["--user", &chain.common_name]] {
+        let arguments = [&["prod/pair", "--timeout=2s"], &selector[..]].concat();
+        let (code, refused) = ended(&admin, &arguments).await.expect_err("in use");
+        assert!(
+            code == Some(75) && refused.contains("pod prod/pair-1 has no newer certificate"),
+            "{code:?}: {refused}"
+        );
     }
+    let refused = revoke(&admin, &["prod/pair", "--pod", "pair-1"]).await.expect_err("refused");
+    assert!(refused.contains("1 of 2 members") && refused.contains("--force"), "{refused}");
     let listed = revoke(&admin, &["prod/pair", "--list"]).await.expect("lists");
     assert!(listed.lines().any(|line| line.contains("pair peer: list") && line.ends_with(", 0 revoked")), "{listed}");
-    let done = revoke(&admin, &["prod/pair", "--serial", &chain.serial, "--force"]).await.expect("revoked");
+    let arguments = ["prod/pair", "--serial", &chain.serial, "--at-once"];
+    let refused = revoke(&admin, &arguments).await.expect_err("refused");
+    assert!(refused.contains("1 of 2 members"), "{refused}");
+    let arguments = [&arguments[..], &["--force"]].concat();
+    let done = revoke(&admin, &arguments).await.expect("revoked");
     assert!(done.contains("is revoked until"), "{done}");
 }

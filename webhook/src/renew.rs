@@ -23,7 +23,7 @@ use tokio::time::{Instant, sleep};
 use crate::{
     controller::client::within,
     error::{Error, NotInTime},
-    operator::{self, Cluster, Right},
+    operator::{self, Cluster, Refused, Right},
     status::{self, Sidecar},
 };
 
@@ -112,14 +112,8 @@ impl Args {
             }
         }
         let renew = Renew { roles, id: jiff::Timestamp::now().to_string() };
-        let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
         for pod in &chosen {
-            // The uid: a pod that was made again meanwhile has new certificates already.
-            let annotations = json!({names::RENEW_ANNOTATION: renew.to_string()});
-            let patch = Patch::Merge(json!({"metadata": {"uid": pod.uid, "annotations": annotations}}));
-            within(api.patch_metadata(&pod.name, &PatchParams::default(), &patch))
-                .await
-                .map_err(|error| Right::new("patch", "pods", Some(namespace)).refused(error))?;
+            annotate(&client, namespace, pod, &renew).await?;
             say(&format!("pod {}: asked to renew {}", pod.name, list(&pod.roles)))?;
         }
         if !self.wait {
@@ -130,6 +124,53 @@ impl Args {
         }
         wait(&client, namespace, &chosen, &before, self.timeout).await
     }
+}
+
+/// Writes the annotation.
+async fn annotate(client: &Client, namespace: &str, pod: &Chosen, renew: &Renew) -> Result<(), Refused> {
+    let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    // The uid: a pod that was made again meanwhile has new certificates already.
+    let annotations = json!({names::RENEW_ANNOTATION: renew.to_string()});
+    let patch = Patch::Merge(json!({"metadata": {"uid": pod.uid, "annotations": annotations}}));
+    within(api.patch_metadata(&pod.name, &PatchParams::default(), &patch))
+        .await
+        .map_err(|error| Right::new("patch", "pods", Some(namespace)).refused(error))?;
+    Ok(())
+}
+
+/// A pod that was asked for new certificates.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    namespace: String,
+    pod: Chosen,
+}
+
+impl Asked {
+    /// The serial numbers of the certificates on its disk.
+    ///
+    /// # Errors
+    /// Its sidecar cannot be seen.
+    pub(crate) async fn serials(&self, client: &Client) -> Result<BTreeSet<String>, RenewError> {
+        Ok(serials(&look(client, &self.namespace, &self.pod).await?).into_values().collect())
+    }
+}
+
+/// Asks the pod `<namespace>/<name>` with this uid for new certificates of all roles.
+///
+/// # Errors
+/// It is not there, does not see the annotation, or cannot be read or patched.
+pub(crate) async fn ask(client: &Client, pod: &str, uid: &str) -> Result<Asked, Error> {
+    let target: Target = pod.parse()?;
+    let api: Api<Pod> = Api::namespaced(client.clone(), &target.namespace);
+    let found = within(api.get_opt(&target.name))
+        .await
+        .map_err(|error| Right::new("get", "pods", Some(&target.namespace)).refused(error))?;
+    let found: Vec<Pod> = found.into_iter().filter(|pod| pod.metadata.uid.as_deref() == Some(uid)).collect();
+    let mut chosen = choose::choose(&found, &target, Some(Kind::Pod), &BTreeSet::new())?;
+    let pod = chosen.pop().ok_or_else(|| RenewError::NoSuch(target.clone()))?;
+    let renew = Renew { roles: BTreeSet::new(), id: jiff::Timestamp::now().to_string() };
+    annotate(client, &target.namespace, &pod, &renew).await?;
+    Ok(Asked { namespace: target.namespace, pod })
 }
 
 /// What the sidecar of `pod` says.

@@ -3,8 +3,10 @@
 
 mod command;
 mod members;
+mod renewed;
+mod signer;
 
-use std::fmt;
+use std::{collections::BTreeSet, fmt};
 
 use etcd_tls_contract::{
     crl::{self, Reason},
@@ -30,7 +32,8 @@ pub fn status_annotation(domain: Domain) -> String {
     format!("{}revoke-{domain}", names::ANNOTATION_PREFIX)
 }
 
-/// What an operator asks for: `<add|force|undo> <id> <reason> <selector>`, the id making each request one of its own.
+/// What an operator asks for: `<add|renewed|force|undo>[@<until>] <id> <reason> <selector>`, the id making each request one of
+/// its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
     /// What.
@@ -41,6 +44,9 @@ pub struct Request {
     pub selector: Selector,
     /// Why.
     pub reason: Reason,
+    /// Only what was issued until then, in seconds of the Unix epoch by the signer's clock ([`Report::at`]): a user's new
+    /// certificates are none of those that an operator names.
+    pub until: Option<u64>,
 }
 
 /// Certificates: `serial:<number>`, `pod:<name>` or `user:<CN>`.
@@ -96,6 +102,8 @@ impl Selector {
 pub enum Action {
     /// Revoke it, unless that takes a quorum of peers away.
     Add,
+    /// The same for what no live pod uses any more; the pods that use the rest are in the [`Report`].
+    Renewed,
     /// Revoke it in any case.
     Force,
     /// Accept it again.
@@ -104,7 +112,7 @@ pub enum Action {
 
 /// No request that is understood.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not of the form <add|force|undo> <id> <reason> <serial|pod|user>:<which>")]
+#[error("not of the form <add|renewed|force|undo>[@<until>] <id> <reason> <serial|pod|user>:<which>")]
 pub struct RequestError;
 
 impl Request {
@@ -125,8 +133,13 @@ impl std::str::FromStr for Request {
     fn from_str(s: &str) -> Result<Self, RequestError> {
         let words: Vec<&str> = s.splitn(4, ' ').collect();
         let [action, id, reason, selector] = words[..] else { return Err(RequestError) };
+        let (action, until) = match action.split_once('@') {
+            Some((action, until)) => (action, Some(until.parse().map_err(|_| RequestError)?)),
+            None => (action, None),
+        };
         let action = match action {
             "add" => Action::Add,
+            "renewed" => Action::Renewed,
             "force" => Action::Force,
             "undo" => Action::Undo,
             _ => return Err(RequestError),
@@ -141,7 +154,7 @@ impl std::str::FromStr for Request {
             _ => return Err(RequestError),
         };
         let reason = reason.parse().map_err(|_| RequestError)?;
-        Ok(Self { action, id: id.to_owned(), selector, reason })
+        Ok(Self { action, id: id.to_owned(), selector, reason, until })
     }
 }
 
@@ -149,6 +162,7 @@ impl fmt::Display for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let action = match self.action {
             Action::Add => "add",
+            Action::Renewed => "renewed",
             Action::Force => "force",
             Action::Undo => "undo",
         };
@@ -157,7 +171,8 @@ impl fmt::Display for Request {
             Selector::Pod(pod) => ("pod", pod),
             Selector::User(user) => ("user", user),
         };
-        write!(f, "{action} {} {} {kind}:{which}", self.id, self.reason)
+        let until = self.until.map(|until| format!("@{until}")).unwrap_or_default();
+        write!(f, "{action}{until} {} {} {kind}:{which}", self.id, self.reason)
     }
 }
 
@@ -171,6 +186,23 @@ pub struct Report {
     /// Certificates that it was about.
     #[serde(default)]
     pub count: usize,
+    /// When it was answered, in seconds of the Unix epoch.
+    #[serde(default)]
+    pub at: u64,
+    /// Pods that use certificates that it named and left as they are; some of them where there are many.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub in_use: Vec<InUse>,
+}
+
+/// A live pod that uses certificates.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct InUse {
+    /// `<namespace>/<name>`.
+    pub pod: String,
+    /// `metadata.uid`.
+    pub uid: String,
+    /// The certificates' serial numbers.
+    pub serials: BTreeSet<String>,
 }
 
 #[cfg(test)]
@@ -184,6 +216,8 @@ mod tests {
             "undo 1 unspecified serial:4f0a",
             "force 1 unspecified pod:etcd-0",
             "add 1 unspecified pod:etcd-0",
+            "renewed 1 unspecified user:app",
+            "renewed@1795886258 1 unspecified user:app",
             "add 1 unspecified pod:web/etcd-0",
             "add 1 unspecified user:app of the shop: 1",
         ] {
@@ -197,6 +231,8 @@ mod tests {
             "add  unspecified serial:4f0a",
             "add 1 unspecified serial:xyz",
             "add 1 because serial:4f0a",
+            "add@ 1 unspecified serial:4f0a",
+            "add@-1 1 unspecified serial:4f0a",
             "add 1 unspecified pod:A/b/c",
             "add 1 unspecified user:",
             "add 1 unspecified user: x",

@@ -1,34 +1,26 @@
 //! `etcd-tls-webhook revoke <namespace>/<cluster>`: has the signer revoke a certificate, or shows what is revoked. It runs with
 //! the caller's kubeconfig and needs only `get` and `patch` on the cluster's trust ConfigMap, and the marker right.
 
-use std::{collections::BTreeMap, fmt::Write as _, io::Write as _, time::Duration};
+use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
 use etcd_tls_contract::{
     crl::{self, Crl, NoSerial, Reason},
-    encoding::hex,
     names::{self, ClusterName},
     role::Domain,
 };
 use k8s_openapi::api::core::v1::ConfigMap;
-use kube::{
-    Api, Client,
-    api::{Patch, PatchParams},
-};
-use serde_json::json;
-use tokio::time::{Instant, sleep};
+use kube::{Api, Client};
 
-use super::{Action, DOMAINS, Report, Request, Selector, members, request_annotation, status_annotation};
+use super::{
+    Action, DOMAINS, Selector, members, renewed,
+    signer::{Signer, look, say},
+};
 use crate::{
-    controller::client,
     error::{Error, NotSeen},
     operator::{self, Cluster},
     rollover::rfc3339,
     status,
 };
-
-/// How long to wait for the signer's answer.
-const PATIENCE: Duration = Duration::from_secs(30);
-const POLL: Duration = Duration::from_millis(200);
 
 /// Revokes a certificate of a cluster, takes that back, or shows what is revoked.
 #[derive(clap::Args, Debug)]
@@ -36,22 +28,30 @@ const POLL: Duration = Duration::from_millis(200);
 pub struct Args {
     /// The cluster, as <namespace>/<cluster>.
     cluster: ClusterName,
-    /// The certificate's serial number in hexadecimal digits, as `openssl x509 -noout -serial` prints it.
+    /// The certificate's serial number in hexadecimal digits, as `openssl x509 -noout -serial` prints it. A pod that uses it is
+    /// renewed first.
     #[arg(long, value_parser = serial)]
     serial: Option<Selector>,
     /// A pod of the cluster's namespace, or <namespace>/<name>, that is not trusted any more: all its certificates. The signer
     /// gives it no other until it is made again.
     #[arg(long, value_parser = Selector::pod)]
     pod: Option<Selector>,
-    /// All certificates of this user, the CN. Its pods get new ones with their next renewal.
+    /// All certificates of this user, the CN, that exist now. Pods that use them are renewed first.
     #[arg(long, value_parser = Selector::user)]
     user: Option<Selector>,
     /// Why: keyCompromise, affiliationChanged, superseded, cessationOfOperation, privilegeWithdrawn or unspecified.
     #[arg(long, default_value = "unspecified", conflicts_with_all = ["undo", "list"])]
     reason: Reason,
-    /// Revoke them even where that leaves no quorum of members whose peer certificates are accepted.
+    /// Revoke them even where that leaves no quorum of members whose peer certificates are accepted, and where a pod that uses
+    /// them was not renewed within --timeout.
     #[arg(long, conflicts_with_all = ["undo", "list"])]
     force: bool,
+    /// Revoke them at once: the pods that use them are refused until their next renewal. --pod does the same.
+    #[arg(long, conflicts_with_all = ["undo", "list"])]
+    at_once: bool,
+    /// How long pods may take to renew: kubelet brings them the annotation `renew` within a minute or two.
+    #[arg(long, default_value = "5m", value_name = "DURATION", value_parser = etcd_tls_contract::duration::parse_duration)]
+    timeout: Duration,
     /// Accept the certificates again.
     #[arg(long, conflicts_with = "list")]
     undo: bool,
@@ -72,7 +72,7 @@ impl Args {
     /// # Errors
     /// No such cluster, no right to its ConfigMap, no answer, a refusal, or members that do not look at the list.
     pub async fn run(self) -> Result<(), Error> {
-        let Self { cluster, serial, pod, user, reason, force, undo, list: _, at } = self;
+        let Self { cluster, serial, pod, user, reason, force, at_once, timeout, undo, list: _, at } = self;
         let (client, _) = at.connect().await?;
         let api: Api<ConfigMap> = Api::namespaced(client.clone(), &cluster.namespace);
         let name = cluster.trust_config_map(&cluster.namespace);
@@ -84,34 +84,29 @@ impl Args {
         if domains.is_empty() || published(&before).is_empty() {
             return Err(none(&cluster).into());
         }
-        let action = match (undo, force) {
-            (true, _) => Action::Undo,
-            (false, true) => Action::Force,
-            (false, false) => Action::Add,
+        let signer = Signer { api: &api, name: &name, domains: &domains, selector, reason };
+        let said = if undo {
+            signer.ask(Action::Undo, None).await?
+        } else if at_once || matches!(signer.selector, Selector::Pod(_)) {
+            signer.ask(if force { Action::Force } else { Action::Add }, None).await?
+        } else {
+            renewed::revoke(&client, &signer, timeout, force).await?
         };
-        let request = Request { action, id: id()?, selector, reason };
-        let annotations: BTreeMap<String, String> =
-            domains.iter().map(|domain| (request_annotation(*domain), request.to_string())).collect();
-        let patch = json!({"metadata": {"annotations": annotations}});
-        client::within(api.patch(&name, &PatchParams::default(), &Patch::Merge(patch))).await?;
-        let began = Instant::now();
-        while began.elapsed() < PATIENCE {
-            let now = look(&api, &name).await?;
-            if let Some(said) = answered(&now, &domains, &request)? {
-                say(&said)?;
-                return if undo { Ok(()) } else { enforced(&client, &cluster, &domains).await };
-            }
-            sleep(POLL).await;
+        if said.count == 0 || said.refused {
+            return Err(said.text().into());
         }
-        Err(format!(
-            "the signer did not answer within {} s; the request stands: see the log of deployment etcd-tls-sign in {}. A signer \
-             of an earlier version revokes nothing",
-            PATIENCE.as_secs(),
-            names::SYSTEM_NAMESPACE
-        )
-        .into())
+        said.print()?;
+        if undo {
+            return Ok(());
+        }
+        say(EFFECT)?;
+        enforced(&client, &cluster, &domains).await
     }
 }
+
+/// What a revocation means.
+const EFFECT: &str = "Members refuse new connections with it as soon as their sidecars have the list: within seconds where they \
+                      watch the trust ConfigMap, else within two minutes, by kubelet. Connections that exist stay until they end.";
 
 /// Names the members that do not look at the list.
 ///
@@ -135,15 +130,6 @@ async fn enforced(client: &Client, cluster: &ClusterName, domains: &[Domain]) ->
     }
 }
 
-async fn look(api: &Api<ConfigMap>, name: &str) -> Result<ConfigMap, Error> {
-    client::within(api.get_opt(name)).await?.ok_or_else(|| {
-        format!(
-            "there is no ConfigMap {name} in this namespace: no pod of this cluster has opted in, or the signer is away"
-        )
-        .into()
-    })
-}
-
 /// The lists that the signer publishes.
 fn published(object: &ConfigMap) -> BTreeMap<Domain, Crl> {
     let list = |domain: Domain| {
@@ -161,37 +147,6 @@ fn none(cluster: &ClusterName) -> String {
     )
 }
 
-/// What the signer answered, when it has answered for all of `domains`. It writes the answer with the list.
-///
-/// # Errors
-/// A domain was refused, or nothing was found. What was done for the others is in the text.
-fn answered(object: &ConfigMap, domains: &[Domain], request: &Request) -> Result<Option<String>, Error> {
-    let (mut text, mut count, mut refused) = (String::new(), 0, false);
-    for domain in domains {
-        let annotation = object.metadata.annotations.as_ref().and_then(|a| a.get(&status_annotation(*domain)));
-        let report: Option<Report> = annotation.and_then(|text| serde_json::from_str(text).ok());
-        let Some((answer, about)) = report.and_then(|report| Some((report.answer?, report.count))) else {
-            return Ok(None);
-        };
-        if answer.id != request.id {
-            return Ok(None);
-        }
-        count += about;
-        refused |= !answer.accepted;
-        let verdict = if answer.accepted { "" } else { "refused: " };
-        // Writing to a String cannot fail.
-        let _ = writeln!(text, "{domain}: {verdict}{}", answer.message);
-    }
-    if count == 0 || refused {
-        return Err(text.trim_end().to_owned().into());
-    }
-    if request.action != Action::Undo {
-        text += "Members refuse new connections with it as soon as their sidecars have the list: within seconds where they watch the \
-                 trust ConfigMap, else within two minutes, by kubelet. Connections that exist stay until they end.";
-    }
-    Ok(Some(text.trim_end().to_owned()))
-}
-
 fn lists(cluster: &ClusterName, object: &ConfigMap) -> String {
     let lists = published(object);
     let mut text = String::new();
@@ -206,15 +161,4 @@ fn lists(cluster: &ClusterName, object: &ConfigMap) -> String {
         }
     }
     text.trim_end().to_owned()
-}
-
-fn say(text: &str) -> Result<(), Error> {
-    writeln!(std::io::stdout(), "{text}")?;
-    Ok(())
-}
-
-fn id() -> Result<String, Error> {
-    let mut bytes = [0; 8];
-    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| "no random numbers")?;
-    Ok(hex(&bytes))
 }

@@ -18,6 +18,9 @@ use crate::{revoke::Selector, rollover::rfc3339};
 /// Certificates at most: those that end last. Each takes some 200 bytes of the Secret.
 const MOST: usize = 1024;
 
+/// Seconds after which a certificate is on its pod's disk and in use, as far as the signer can tell.
+const SETTLES: u64 = 5;
+
 /// See the module.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
@@ -142,6 +145,33 @@ impl Issued {
         named.filter(|leaf| !newer(leaf)).map(|leaf| leaf.pod.as_str()).collect()
     }
 
+    /// Which of these certificates a pod that is `live` uses, by its uid: it has no newer one of the same user. What was
+    /// issued less than [`SETTLES`] before `now` may not be on its disk yet.
+    pub(super) fn in_use<'a>(
+        &'a self,
+        serials: impl Iterator<Item = &'a String>,
+        live: impl Fn(&str) -> bool,
+        now: SystemTime,
+    ) -> BTreeMap<&'a str, BTreeSet<&'a str>> {
+        let settled = seconds(now).saturating_sub(SETTLES);
+        let replaced = |than: &Leaf| {
+            let mut others = self.leaves.values().filter(|leaf| leaf.holder == than.holder && leaf.user == than.user);
+            others.any(|leaf| leaf.at > than.at && leaf.at <= settled)
+        };
+        let mut found: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        for serial in serials {
+            if let Some(leaf) = self.leaves.get(serial).filter(|leaf| live(&leaf.holder) && !replaced(leaf)) {
+                found.entry(&leaf.holder).or_default().insert(serial);
+            }
+        }
+        found
+    }
+
+    /// When a certificate was issued, in seconds of the Unix epoch.
+    pub(super) fn at(&self, serial: &str) -> Option<u64> {
+        self.leaves.get(serial).map(|leaf| leaf.at)
+    }
+
     /// Who holds these certificates.
     pub(super) fn holders<'a>(&self, serials: impl Iterator<Item = &'a String>) -> BTreeSet<String> {
         serials.filter_map(|serial| Some(self.leaves.get(serial)?.holder.clone())).collect()
@@ -196,6 +226,22 @@ mod tests {
         assert_eq!(issued.holders(["1".to_owned()].iter()), BTreeSet::from(["uid of prod/etcd-0".to_owned()]));
         issued.note("4", leaf(100, 200, "web/app", "app"));
         assert_eq!(serials(&issued, &Selector::Pod("etcd-0".to_owned())), ["2"], "the first has ended");
+    }
+
+    #[test]
+    fn a_pod_uses_its_newest_certificate_and_a_new_one_after_some_seconds() {
+        let mut issued = Issued::default();
+        issued.note("1", leaf(10, 1000, "prod/app", "app"));
+        issued.note("2", leaf(20, 1000, "prod/app", "app"));
+        issued.note("3", leaf(20, 1000, "prod/app", "system:etcd-metrics:app"));
+        issued.note("4", leaf(10, 1000, "prod/gone", "app"));
+        issued.note("5", leaf(10, 1000, "prod/other", "app"));
+        let all: Vec<String> = ["1", "2", "3", "4", "5", "ff"].map(str::to_owned).into();
+        let used = |now| -> BTreeSet<&str> {
+            issued.in_use(all.iter(), |uid| uid != "uid of prod/gone", time(now)).into_values().flatten().collect()
+        };
+        assert_eq!(used(25), BTreeSet::from(["2", "3", "5"]));
+        assert_eq!(used(24), BTreeSet::from(["1", "2", "3", "5"]), "the new one may not be on the disk yet");
     }
 
     #[test]

@@ -74,7 +74,7 @@ impl Authorities {
         now: SystemTime,
     ) -> Result<Ready, Unavailable> {
         let mut stored = stored;
-        stored.revoke(None, &name.namespace, &[], now);
+        stored.revoke(None, &name.namespace, (&[], &[]), now);
         let object = Secret {
             metadata: ObjectMeta {
                 name: Some(secret.to_owned()),

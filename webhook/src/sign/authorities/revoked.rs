@@ -18,9 +18,9 @@ use super::{
 };
 use crate::{
     ca::{authority::Authority, crl, issue::IssueError},
-    revoke::{Action, Report, Request, Selector},
-    rollover::{Answer, rfc3339},
-    sign::cache::pods::Voter,
+    revoke::{Action, InUse, Report, Request, Selector},
+    rollover::{Answer, LivePod, rfc3339},
+    sign::cache::pods::{Voter, is_host},
 };
 
 /// Entries of one authority at most. They share its Secret with a rollover's pods, and two lists share a ConfigMap with the
@@ -57,6 +57,11 @@ struct Record {
     answer: Option<Answer>,
     /// Certificates that it was about.
     count: usize,
+    /// When it was answered, in seconds of the Unix epoch.
+    at: u64,
+    /// Pods that use what it named and left.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    in_use: Vec<InUse>,
 }
 
 /// When it was revoked, when the certificate has ended at the latest and the entry leaves (seconds of the Unix epoch), and
@@ -76,6 +81,8 @@ pub(in crate::sign) struct Known<'a> {
     pub(in crate::sign) namespace: &'a str,
     /// Whether the CA may sign lists.
     pub(in crate::sign) signs_lists: bool,
+    /// The pods that hold its certificates.
+    pub(in crate::sign) live: &'a [LivePod],
     /// The members whose peer certificates it signs.
     pub(in crate::sign) voters: &'a [Voter],
     /// When every certificate of the authority that exists now has ended.
@@ -122,7 +129,9 @@ impl Revoked {
 
     /// What is said of the last request.
     pub(in crate::sign) fn report(&self) -> Option<Report> {
-        self.record.answer.as_ref().map(|answer| Report { answer: Some(answer.clone()), count: self.record.count })
+        let Record { answer, count, at, in_use, .. } = &self.record;
+        let (answer, in_use) = (Some(answer.clone()?), in_use.clone());
+        Some(Report { answer, count: *count, at: *at, in_use })
     }
 
     /// Whether the holder of this uid gets no certificate any more.
@@ -139,7 +148,11 @@ impl Revoked {
 
     /// Does what an operator asks, and answers.
     pub(in crate::sign) fn take(&mut self, request: &Request, known: &Known<'_>, now: SystemTime) {
-        let named = known.issued.named(&request.selector, known.namespace);
+        let mut named = known.issued.named(&request.selector, known.namespace);
+        if let Some(until) = request.until {
+            named.retain(|serial, _| known.issued.at(serial).is_none_or(|at| at <= until));
+        }
+        let in_use = if request.action == Action::Renewed { left(&mut named, known, now) } else { Vec::new() };
         // A bar outlives the certificates for which it was made.
         let bars = self.bars_of(&request.selector, known.namespace);
         let takes_bars_back = request.action == Action::Undo && !bars.is_empty();
@@ -159,15 +172,16 @@ impl Revoked {
             named.values().filter(|end| end.is_none()).count(),
         );
         let objection = standings.into_iter().find_map(|(cluster, standing)| standing.objection(cluster));
-        let objection = objection.filter(|_| request.action == Action::Add);
+        let objection = objection.filter(|_| matches!(request.action, Action::Add | Action::Renewed));
         let (answer, count) = match request.action {
             _ if !known.signs_lists => (request.refused(
                 "the CA may not sign revocation lists: its certificate has key usages without cRLSign. Give the signer a CA \
                  that has it, or one without key usages",
             ), 0),
+            _ if named.is_empty() && !in_use.is_empty() => (request.accepted(&format!("{what} is not revoked yet")), 0),
             _ if named.is_empty() && !takes_bars_back => (request.accepted(&format!("there is no certificate of {what}{since}")), 0),
             _ if objection.is_some() => (request.refused(&objection.unwrap_or_default()), 0),
-            Action::Add | Action::Force => {
+            Action::Add | Action::Renewed | Action::Force => {
                 let new = named.keys().filter(|serial| !revoked(serial)).count();
                 let bars = matches!(what, Selector::Pod(_)).then(|| known.issued.holders(named.keys())).unwrap_or_default();
                 let new_bars = bars.iter().filter(|uid| !self.bars(uid)).count();
@@ -195,8 +209,8 @@ impl Revoked {
                         let bar = Bar(seconds(known.authority_end), whole(pod, known.namespace));
                         self.record.barred.extend(bars.into_iter().map(|uid| (uid, bar.clone())));
                         text += "; it gets no other until it is made again";
-                    } else {
-                        text += &in_use(&known.issued.without_newer(named.keys()));
+                    } else if request.action != Action::Renewed {
+                        text += &used_by(&known.issued.without_newer(named.keys()));
                     }
                     (request.accepted(&(text + &since)), named.len())
                 }
@@ -215,7 +229,8 @@ impl Revoked {
                 }
             }
         };
-        (self.record.answer, self.record.count) = (Some(answer), count);
+        let record = &mut self.record;
+        (record.answer, record.count, record.at, record.in_use) = (Some(answer), count, seconds(now), in_use);
     }
 
     /// Takes out what has ended, and signs a list where the last one says something else or is not `authority`'s. The number is
@@ -251,11 +266,31 @@ impl Revoked {
     }
 }
 
+/// Pods in a report at most: an object's annotations hold 256 KiB.
+const MOST_IN_USE: usize = 100;
+
 /// Pods named in an answer at most.
 const MOST_NAMED: usize = 10;
 
+/// Takes from `named` what live pods use, and gives these pods: those of the first pods alone where there are many.
+fn left(named: &mut BTreeMap<String, Option<SystemTime>>, known: &Known<'_>, now: SystemTime) -> Vec<InUse> {
+    let live: BTreeMap<&str, &str> =
+        known.live.iter().filter(|pod| !is_host(&pod.uid)).map(|pod| (pod.uid.as_str(), pod.name.as_str())).collect();
+    let serials: Vec<String> = named.keys().cloned().collect();
+    let used = known.issued.in_use(serials.iter(), |uid| live.contains_key(uid), now);
+    let mut in_use = Vec::new();
+    for (uid, serials) in used {
+        named.retain(|serial, _| !serials.contains(serial.as_str()));
+        let pod = live.get(uid).copied().unwrap_or_default().to_owned();
+        in_use.push(InUse { pod, uid: uid.to_owned(), serials: serials.into_iter().map(str::to_owned).collect() });
+    }
+    in_use.sort();
+    in_use.truncate(MOST_IN_USE);
+    in_use
+}
+
 /// Tells of pods that use a certificate that is revoked now: they get another one with their next renewal.
-fn in_use(pods: &BTreeSet<&str>) -> String {
+fn used_by(pods: &BTreeSet<&str>) -> String {
     let Some(first) = pods.first() else { return String::new() };
     let shown: Vec<&str> = pods.iter().copied().take(MOST_NAMED).collect();
     let more = if pods.len() > MOST_NAMED { format!(" and {} more", pods.len() - MOST_NAMED) } else { String::new() };

@@ -33,7 +33,7 @@ use super::{
 use crate::{
     ca::authority::{Authority, AuthorityError},
     revoke::Request,
-    rollover::{Answer, Life, Phase, Rollover, Step, Trigger, rfc3339},
+    rollover::{Answer, Life, LivePod, Phase, Rollover, Step, Trigger, rfc3339},
     sign::cache::pods::Voter,
 };
 
@@ -195,12 +195,12 @@ impl Stored {
     }
 
     /// Takes an operator's request, and brings the revocation list up to date. What cannot be signed just now is signed later.
-    /// `namespace` is the authority's, and `voters` are the members whose peer certificates it signs.
+    /// `namespace` is the authority's, `live` are its pods, and `voters` the members whose peer certificates it signs.
     pub(in crate::sign) fn revoke(
         &mut self,
         request: Option<&Request>,
         namespace: &str,
-        voters: &[Voter],
+        (live, voters): (&[LivePod], &[Voter]),
         now: SystemTime,
     ) {
         let mut revoked = Revoked::clone(&self.revoked);
@@ -209,6 +209,7 @@ impl Stored {
                 issued: &self.issued,
                 namespace,
                 signs_lists: self.active.signs_lists(),
+                live,
                 voters,
                 leaves_end: self.leaves_end(),
                 authority_end: self.active.not_after(),

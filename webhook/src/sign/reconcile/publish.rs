@@ -170,7 +170,7 @@ impl Reconciler {
             "the policy has {authority} sign these certificates; revoke them at {}/{}",
             authority.namespace, authority.cluster
         ));
-        Some(revoke::Report { answer: Some(answer), count: 0 })
+        Some(revoke::Report { answer: Some(answer), ..revoke::Report::default() })
     }
 
     /// Makes a ConfigMap what it shall be. `before`: what it was when it was looked at last.

@@ -114,7 +114,7 @@ impl Reconciler {
             let namespaces = self.namespaces.borrow();
             namespaces.as_ref().map(|namespaces| self.pods.voters(name, namespaces, policy)).unwrap_or_default()
         });
-        after.revoke(revocation.as_ref(), &name.namespace, &voters.unwrap_or_default(), now);
+        after.revoke(revocation.as_ref(), &name.namespace, (live, &voters.unwrap_or_default()), now);
         let done = decision.step.clone().map(|step| (step, after.clone()));
         if done.is_some() || after.state != stored.state || after.revoked != stored.revoked || after.issued.is_unsaved()
         {

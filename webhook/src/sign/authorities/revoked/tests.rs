@@ -22,11 +22,20 @@ fn ask(action: Action, serial: &str) -> Request {
         id: format!("{serial}-{action:?}"),
         selector: Selector::Serial(serial.to_owned()),
         reason: Reason::KeyCompromise,
+        until: None,
     }
 }
 
 fn known(issued: &Issued, signs_lists: bool, leaves_end: SystemTime) -> Known<'_> {
-    Known { issued, namespace: "prod", signs_lists, voters: &[], leaves_end, authority_end: now() + DAY * 365 }
+    Known {
+        issued,
+        namespace: "prod",
+        signs_lists,
+        live: &[],
+        voters: &[],
+        leaves_end,
+        authority_end: now() + DAY * 365,
+    }
 }
 
 fn killed_and_read_back(revoked: &Revoked) -> Revoked {
@@ -124,7 +133,52 @@ fn a_pod_that_uses_what_is_revoked_is_named() {
     assert!(newest.contains("in use by pod prod/app-0 until") && newest.contains("renew prod/app-0"), "{newest}");
     assert!(said(Selector::User("app".to_owned())).contains("in use by pod prod/app-0, prod/app-1 until"));
     let pods: Vec<String> = (10..30).map(|n| format!("prod/app-{n}")).collect();
-    assert!(in_use(&pods.iter().map(String::as_str).collect()).contains("prod/app-19 and 10 more"));
+    assert!(used_by(&pods.iter().map(String::as_str).collect()).contains("prod/app-19 and 10 more"));
+}
+
+#[test]
+fn what_live_pods_use_is_left_until_they_have_renewed() {
+    let mut issued = Issued::default();
+    for (serial, pod) in [("1", "prod/app-0"), ("2", "prod/app-1"), ("3", "prod/gone")] {
+        issued.note(serial, Leaf::new(&format!("uid of {pod}"), pod.to_owned(), "app", now() + DAY, now()));
+    }
+    let pod = |name: &str| LivePod { uid: format!("uid of {name}"), name: name.to_owned(), roles: BTreeSet::new() };
+    let live = [pod("prod/app-0"), pod("prod/app-1")];
+    let ask = |id: &str| Request {
+        id: id.to_owned(),
+        selector: Selector::User("app".to_owned()),
+        ..ask(Action::Renewed, "x")
+    };
+    let (mut revoked, ca) = (Revoked::default(), ca("one"));
+    revoked.take(&ask("1"), &Known { live: &live, ..known(&issued, true, now() + DAY) }, now());
+    revoked.refresh(&ca, now()).unwrap();
+    assert_eq!(listed(&revoked), ["3"], "nobody uses it");
+    let report = killed_and_read_back(&revoked).report().unwrap();
+    let used: Vec<(&str, Vec<&str>)> = report
+        .in_use
+        .iter()
+        .map(|used| (used.pod.as_str(), used.serials.iter().map(String::as_str).collect()))
+        .collect();
+    assert_eq!((report.count, used), (1, vec![("prod/app-0", vec!["1"]), ("prod/app-1", vec!["2"])]));
+
+    let later = now() + Duration::from_secs(60);
+    issued.note("4", Leaf::new("uid of prod/app-0", "prod/app-0".to_owned(), "app", later + DAY, later));
+    let settled = later + Duration::from_secs(10);
+    let mut of_then = revoked.clone();
+    let until = Request { until: Some(report.at), ..ask("5") };
+    of_then.take(&until, &Known { live: &live[..1], ..known(&issued, true, now() + DAY) }, settled);
+    assert_eq!(of_then.report().unwrap().in_use, [], "the new one is none of those that were named");
+    let known = |live| Known { live, ..known(&issued, true, now() + DAY) };
+    revoked.take(&ask("2"), &known(&live), settled);
+    revoked.refresh(&ca, settled).unwrap();
+    assert_eq!(listed(&revoked), ["1", "3"], "the new one stays");
+    revoked.take(&ask("3"), &known(&live[1..]), settled);
+    revoked.refresh(&ca, settled).unwrap();
+    assert_eq!(listed(&revoked), ["1", "3", "4"], "app-0 has gone");
+    let serial = Request { selector: Selector::Serial("2".to_owned()), ..ask("4") };
+    revoked.take(&serial, &known(&live), settled);
+    let report = revoked.report().unwrap();
+    assert!(report.count == 0 && report.answer.unwrap().accepted && report.in_use.len() == 1);
 }
 
 #[test]

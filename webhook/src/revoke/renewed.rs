@@ -1,0 +1,116 @@
+//! Has the pods that use certificates renew them, and has the signer revoke the old ones then: a pod that is trusted goes on
+//! without a failure.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use futures::{StreamExt as _, stream};
+use kube::Client;
+use tokio::time::{Instant, sleep};
+
+use super::{
+    Action, InUse,
+    signer::{Said, Signer, say},
+};
+use crate::{
+    error::{Error, NotInTime},
+    renew::{self, Asked},
+};
+
+/// The pause between two looks at the sidecars.
+const POLL: Duration = Duration::from_secs(1);
+/// How long after a renewal the signer counts the old certificate as one that nobody uses.
+const SETTLES: Duration = Duration::from_secs(5);
+/// How often the signer is asked for a pod whose sidecar cannot be seen.
+const UNSEEN: Duration = Duration::from_secs(10);
+/// Sidecars that are asked at once.
+const AT_ONCE: usize = 16;
+
+/// Pods still use what was to be revoked.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{what} is not revoked where a pod uses it, because that pod did not renew. Mend that, or give --force or --at-once, or --pod \
+     for a pod that is not trusted"
+)]
+pub(super) struct NotRenewed {
+    what: String,
+    #[source]
+    why: Error,
+}
+
+/// Revokes what nobody uses, has pods renew the rest, and revokes that; gives what the signer said. What is in use after
+/// `timeout` is revoked with `force` alone.
+///
+/// # Errors
+/// The signer does not answer, or pods did not renew: [`NotRenewed`].
+pub(super) async fn revoke(
+    client: &Client,
+    signer: &Signer<'_>,
+    timeout: Duration,
+    force: bool,
+) -> Result<Said, Error> {
+    let deadline = Instant::now() + timeout;
+    let mut said = Said::default();
+    let mut asked: BTreeMap<String, Result<Asked, Error>> = BTreeMap::new();
+    loop {
+        let now = signer.ask(Action::Renewed, said.at).await?;
+        let in_use = now.in_use.clone();
+        said.add(now);
+        if in_use.is_empty() {
+            return Ok(said);
+        }
+        // The signer counts in seconds: what it issues after this is newer than what is in use.
+        sleep(POLL).await;
+        for used in &in_use {
+            if !asked.contains_key(&used.uid) {
+                let answer = renew::ask(client, &used.pod, &used.uid).await;
+                say(&match &answer {
+                    Ok(_) => format!("pod {}: asked to renew", used.pod),
+                    Err(error) => format!("pod {} cannot be asked to renew: {error}", used.pod),
+                })?;
+                asked.insert(used.uid.clone(), answer);
+            }
+        }
+        let nobody_renews = in_use.iter().all(|used| matches!(asked.get(&used.uid), Some(Err(_))));
+        if nobody_renews || Instant::now() >= deadline {
+            if force {
+                said.add(signer.ask(Action::Force, said.at).await?);
+                return Ok(said);
+            }
+            said.print()?;
+            let first = in_use.iter().find_map(|used| asked.remove(&used.uid)?.err()).filter(|_| nobody_renews);
+            let pending = in_use.iter().map(|used| format!("pod {} has no newer certificate", used.pod)).collect();
+            let why = first.unwrap_or_else(|| NotInTime { after: timeout, pending }.into());
+            return Err(NotRenewed { what: signer.selector.to_string(), why }.into());
+        }
+        wait(client, &in_use, &asked, deadline).await;
+    }
+}
+
+/// Waits until the sidecars of all that were asked have other certificates on disk; where one cannot be seen, for a while.
+async fn wait(client: &Client, in_use: &[InUse], asked: &BTreeMap<String, Result<Asked, Error>>, deadline: Instant) {
+    let again = (Instant::now() + UNSEEN).min(deadline);
+    loop {
+        sleep(POLL).await;
+        let looks = in_use.iter().filter_map(|used| Some((used, asked.get(&used.uid)?.as_ref().ok()?)));
+        let seen: Vec<Option<bool>> = stream::iter(looks)
+            .map(|(used, pod)| async { pod.serials(client).await.ok().map(|on_disk| holds(&on_disk, used)) })
+            .buffer_unordered(AT_ONCE)
+            .collect()
+            .await;
+        let (old, unseen) = (seen.contains(&Some(true)), seen.contains(&None));
+        if !old && !unseen {
+            return sleep(SETTLES).await;
+        }
+        if Instant::now() >= if unseen { again } else { deadline } {
+            return;
+        }
+    }
+}
+
+/// Whether a pod has on disk what is to be revoked.
+fn holds(on_disk: &BTreeSet<String>, used: &InUse) -> bool {
+    !on_disk.is_disjoint(&used.serials)
+}
