@@ -227,7 +227,7 @@ pub fn inject_at(text: &str, options: &Options, templates: &[TemplatePath]) -> R
     inject_documents(text, options, templates, false)
 }
 
-/// [`inject_at`]; `keeps` what each YAML document was before.
+/// [`inject_at`]; `keeps` what each document was before.
 fn inject_documents(
     text: &str,
     options: &Options,
@@ -247,12 +247,17 @@ fn inject_documents(
             again: false,
         };
         // What was injected into by this command is injected into anew.
-        let Original::Kept(before) = original::find(document.raw) else {
+        let Original::Kept(before) = original::find(&document) else {
             out.push_str(&visit.document(document, &place, keeps));
             continue;
         };
         let anew = visit.document(document.with(&before), &place, true);
-        if document.raw.strip_prefix(&anew).is_some_and(|rest| rest.trim().is_empty()) {
+        // JSON may have been written in another way since.
+        let same = match document.is_yaml() {
+            true => document.raw.strip_prefix(&anew).is_some_and(|rest| rest.trim().is_empty()),
+            false => document.with(&anew).read().ok() == document.read().ok(),
+        };
+        if same {
             out.push_str(document.raw);
         } else {
             let name = visit.options.injection.sidecar_image.clone();
@@ -291,8 +296,14 @@ impl Visit<'_> {
         if !self.changed {
             return raw;
         }
+        let keeps = keeps && !self.again;
+        if keeps && !document.is_yaml() && !original::keep_in_json(&mut value, &raw) {
+            let most = original::MAX_JSON / 1024;
+            self.warnings
+                .push(format!("{place}: uninject cannot give it back, for it is JSON of more than {most} KiB"));
+        }
         match document.write(&value) {
-            Ok(text) if keeps && document.is_yaml() && !self.again => original::keep(&text, &raw),
+            Ok(text) if keeps && document.is_yaml() => original::keep(&text, &raw),
             Ok(text) => text,
             Err(error) => {
                 self.problems.push(format!("{place}: {error}"));

@@ -22,6 +22,9 @@ pub const ANNOTATION_PREFIX: &str = "etcd-tls.dev/";
 pub const INJECTED_LABEL: &str = "etcd-tls.dev/injected";
 /// What admission said of an injected pod: a JSON list of strings.
 pub const WARNINGS_ANNOTATION: &str = "etcd-tls.dev/warnings";
+/// What `inject` keeps of a JSON document for `uninject`, on the object that the document describes. It is large and no setting, so
+/// it has a prefix of its own, of which controllers keep nothing.
+pub const ORIGINAL_ANNOTATION: &str = "inject.etcd-tls.dev/original";
 /// The annotation of which each new value asks for new certificates; see [`crate::renew::Renew`].
 pub const RENEW_ANNOTATION: &str = "etcd-tls.dev/renew";
 /// CSR annotation: the digest of the bundle that etcd was seen to have loaded.

@@ -1,13 +1,21 @@
 //! The document before injection, kept behind what it became in comments, so that `uninject` gives it back byte for byte and
-//! another image or other options inject anew. JSON has no comments, and keeps nothing.
+//! another image or other options inject anew. JSON has no comments: there an annotation of the object keeps it, in a list of
+//! the first object that was injected into.
 
 use aws_lc_rs::digest::{SHA256, digest};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use etcd_tls_contract::names;
+use serde_json::{Map, Value, json};
+
+use super::{documents::Document, uninject::holds_ours};
 
 /// The comment that begins it; a digest follows.
 const HEAD: &str = "# etcd-tls.dev/original: sha256:";
 /// How much of it stands on a line, in bytes.
 const WIDTH: usize = 96;
+/// The largest JSON document that is kept, in bytes: an object has 256 KiB of annotations, and `kubectl apply` writes all of it
+/// into one more.
+pub(super) const MAX_JSON: usize = 48 * 1024;
 
 /// What a document says of itself before injection.
 #[derive(Debug, PartialEq, Eq)]
@@ -35,8 +43,78 @@ pub(super) fn keep(injected: &str, original: &str) -> String {
     text
 }
 
-/// Finds the original in a document.
-pub(super) fn find(raw: &str) -> Original {
+/// Keeps `original`, which became the JSON document `injected`, in it; whether it fits.
+pub(super) fn keep_in_json(injected: &mut Value, original: &str) -> bool {
+    let fits = original.len() <= MAX_JSON;
+    let digest = digest_of(&without_original(injected).to_string(), original);
+    let Some(holder) = holder(injected).filter(|_| fits) else { return false };
+    let metadata = holder.entry("metadata").or_insert_with(|| json!({}));
+    if let Some(metadata) = metadata.as_object_mut() {
+        let kept = format!("sha256:{digest} {}", STANDARD.encode(original));
+        let annotations = metadata.entry("annotations").or_insert_with(|| json!({}));
+        if !annotations.is_object() {
+            *annotations = json!({});
+        }
+        annotations[names::ORIGINAL_ANNOTATION] = kept.into();
+    }
+    true
+}
+
+/// Finds the original of a document.
+pub(super) fn find(document: &Document<'_>) -> Original {
+    if document.is_yaml() { in_comments(document.raw) } else { in_json(document.raw) }
+}
+
+fn in_json(raw: &str) -> Original {
+    let Some(mut value) = raw.contains("/original\"").then(|| serde_json::from_str(raw).ok()).flatten() else {
+        return Original::Absent;
+    };
+    let rest = without_original(&value);
+    let kept = holder(&mut value).and_then(|holder| {
+        let kept = holder.get("metadata")?.get("annotations")?.get(names::ORIGINAL_ANNOTATION)?.as_str()?;
+        Some(kept.to_owned())
+    });
+    let Some(kept) = kept else { return Original::Absent };
+    let original = kept.split_once(' ').and_then(|(said, encoded)| {
+        let original = String::from_utf8(STANDARD.decode(encoded).ok()?).ok()?;
+        (format!("sha256:{}", digest_of(&rest.to_string(), &original)) == said).then_some(original)
+    });
+    original.map_or(Original::Changed, Original::Kept)
+}
+
+/// The object that keeps the original: the document's, or in a list of objects the first that holds containers of ours.
+fn holder(document: &mut Value) -> Option<&mut Map<String, Value>> {
+    let is_list = |value: &Value| {
+        value.get("kind").and_then(Value::as_str).is_some_and(|kind| kind.ends_with("List"))
+            && value.get("items").is_some_and(Value::is_array)
+    };
+    let mut object = document;
+    while is_list(object) {
+        object = object.get_mut("items")?.as_array_mut()?.iter_mut().find(|item| holds_ours(item))?;
+    }
+    object.as_object_mut()
+}
+
+/// The document without its original, and without what is empty when that is gone.
+fn without_original(document: &Value) -> Value {
+    let mut document = document.clone();
+    if let Some(holder) = holder(&mut document)
+        && let Some(Value::Object(metadata)) = holder.get_mut("metadata")
+    {
+        if let Some(Value::Object(annotations)) = metadata.get_mut("annotations") {
+            annotations.shift_remove(names::ORIGINAL_ANNOTATION);
+        }
+        if metadata.get("annotations").is_some_and(|all| all.is_null() || *all == json!({})) {
+            metadata.shift_remove("annotations");
+        }
+        if metadata.is_empty() {
+            holder.shift_remove("metadata");
+        }
+    }
+    document
+}
+
+fn in_comments(raw: &str) -> Original {
     let Some(at) = raw.rfind(HEAD).filter(|at| *at == 0 || raw[..*at].ends_with('\n')) else { return Original::Absent };
     let mut lines = raw[at + HEAD.len()..].lines();
     let said = lines.next().unwrap_or_default();
@@ -71,11 +149,15 @@ mod tests {
     fn what_is_kept_is_found_and_a_change_is_seen() {
         for original in ["", "a: 1\r\nb: é\u{2028}\n", &"x".repeat(1000)] {
             let kept = keep("a: 2\n", original);
-            assert_eq!(find(&kept), Original::Kept(original.to_owned()));
-            assert_eq!(find(&format!("{kept}\n")), Original::Kept(original.to_owned()), "an empty line at the end");
-            assert_eq!(find(&kept.replace("a: 2", "a: 3")), Original::Changed);
-            assert_eq!(find(&format!("{kept}b: 1\n")), Original::Changed);
+            assert_eq!(in_comments(&kept), Original::Kept(original.to_owned()));
+            assert_eq!(
+                in_comments(&format!("{kept}\n")),
+                Original::Kept(original.to_owned()),
+                "an empty line at the end"
+            );
+            assert_eq!(in_comments(&kept.replace("a: 2", "a: 3")), Original::Changed);
+            assert_eq!(in_comments(&format!("{kept}b: 1\n")), Original::Changed);
         }
-        assert_eq!(find("a: 1\n"), Original::Absent);
+        assert_eq!(in_comments("a: 1\n"), Original::Absent);
     }
 }

@@ -56,14 +56,14 @@ pub fn uninject(text: &str) -> Result<String, InjectError> {
             let name = [&value["metadata"]["name"], &value["metadata"]["generateName"]].map(of).concat();
             format!("document {}: {} {name}", index + 1, of(&value["kind"]))
         };
-        match (original::find(document.raw), document.read()) {
+        match (original::find(&document), document.read()) {
             (Original::Kept(original), _) => out.push_str(&original),
             (_, Ok(Some(value))) if holds_ours(&value) => problems.push(format!(
                 "{}: it was injected, and {}; take the manifest from where it was kept before",
                 what(&value),
-                match original::find(document.raw) {
+                match original::find(&document) {
                     Original::Changed => "changed since, so what it was before is not known",
-                    _ => "does not hold what it was before: it is JSON, from the API server, or of an older version",
+                    _ => "does not hold what it was before: it is from the API server, of an older version, or JSON of more than 48 KiB",
                 }
             )),
             (_, Err(error)) if !foreign::passes_unread(document.raw) => {
