@@ -25,11 +25,11 @@ macro_rules! csr_span {
     };
 }
 
-/// A span of the fields [`REVIEW`]. `pod` or `workload` is recorded.
+/// A span of the fields [`REVIEW`], at level debug as the one line that a review has. `pod` or `workload` is recorded.
 #[macro_export]
 macro_rules! review_span {
     ($review_uid:expr) => {
-        $crate::tracing::error_span!(
+        $crate::tracing::debug_span!(
             "review",
             review_uid = $review_uid,
             pod = $crate::tracing::field::Empty,

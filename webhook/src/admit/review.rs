@@ -234,9 +234,12 @@ fn decide_workload(request: &Request<'_>, admission: &Admission) -> Vec<String> 
 }
 
 impl Request<'_> {
-    /// What every line of the log about this review has.
+    /// What every line of the log about this review has; most processes log none.
     fn span(&self) -> Span {
         let span = review_span!(&*self.uid);
+        if span.is_disabled() {
+            return span;
+        }
         let name = |field: &str| self.object.as_ref()?.get("metadata")?.get(field)?.as_str().filter(|s| !s.is_empty());
         let (namespace, field) = (self.namespace.as_deref().unwrap_or_default(), self.resource.field());
         // A pod of a controller has no name yet.
