@@ -42,7 +42,7 @@ use serde_json::Value;
 
 use self::{
     options::Options,
-    patch::PodPatch,
+    patch::{Item, PodPatch},
     view::{Container, Pod},
 };
 
@@ -312,7 +312,8 @@ impl<'a> Work<'a> {
             chosen.push(*only);
         } else {
             // Another webhook may have added a container since the first look: then the mount tells.
-            chosen.extend(main.iter().filter(|c| has_mount(c, &self.settings.mount_path)));
+            let ours = parts::mount(&self.settings.mount_path);
+            chosen.extend(main.iter().filter(|c| has_mount(c, &ours)));
             if chosen.is_empty() {
                 self.problems.push(format!(
                     "which container is etcd's? None of {} is named {}; name it in annotation etcd-tls.dev/containers",
@@ -358,11 +359,17 @@ impl<'a> Work<'a> {
         let mut environment = environment::environment(container, options, self.settings.options, roles, files);
         self.warnings.append(&mut environment.warnings);
         self.problems.append(&mut environment.problems);
-        patch.append(&path, container.object, "env", environment.add);
+        match environment.add.iter().map(Item::written).collect() {
+            Ok(variables) => patch.append(&path, container.object, "env", variables),
+            Err(error) => {
+                self.problems.push(format!("container {}: its env has no form in JSON: {error}", container.name));
+            }
+        }
         self.check_groups(target);
-        if !has_mount(container, &mount_path) {
+        let mount = parts::mount(&mount_path);
+        if !has_mount(container, &mount) {
             self.check_mounts(container, &mount_path);
-            patch.append(&path, container.object, "volumeMounts", vec![parts::mount(&mount_path)]);
+            patch.append(&path, container.object, "volumeMounts", vec![mount.into()]);
         }
         if roles.iter().any(|r| matches!(r, Role::Peer | Role::Server)) {
             self.check_contract(target);
@@ -415,9 +422,8 @@ fn advertised(targets: &[Target<'_>]) -> BTreeSet<String> {
 }
 
 /// Whether our volume is mounted there already.
-fn has_mount(container: &Container<'_>, path: &str) -> bool {
-    let ours = parts::mount(path);
-    container.list("volumeMounts").iter().any(|mount| present::contains(mount, &ours))
+fn has_mount(container: &Container<'_>, ours: &Value) -> bool {
+    container.list("volumeMounts").iter().any(|mount| present::contains(mount, ours))
 }
 
 #[cfg(test)]

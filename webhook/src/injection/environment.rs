@@ -4,7 +4,7 @@
 //! whoever wrote it meant it. What thereby stays without our certificates is said.
 
 use etcd_tls_contract::{names, role::Role, settings::OptionsMode};
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use super::{
     options::{Doubt, Kept, Options, Run, Setting, Tool},
@@ -16,9 +16,16 @@ use super::{
 #[derive(Debug, Default)]
 pub(super) struct Environment {
     /// Entries of `env` to add.
-    pub(super) add: Vec<Value>,
+    pub(super) add: Vec<Variable>,
     pub(super) warnings: Vec<String>,
     pub(super) problems: Vec<String>,
+}
+
+/// An entry of a container's `env`.
+#[derive(Debug, Serialize)]
+pub(super) struct Variable {
+    name: String,
+    value: String,
 }
 
 /// Options that only make sense together: a certificate needs its key.
@@ -162,7 +169,8 @@ impl Environment {
             }
             (OptionsMode::None, Some(_)) => {}
             (OptionsMode::Auto | OptionsMode::Env, _) => {
-                self.add.extend(wanted.iter().map(|(_, variable, value)| json!({"name": variable, "value": value})));
+                let variables = wanted.into_iter().map(|(_, name, value)| Variable { name, value: value.to_owned() });
+                self.add.extend(variables);
             }
         }
     }

@@ -24,9 +24,8 @@ const LOG_LEVEL: &str = "ETCD_TLS_LOG_LEVEL";
 const TOKEN_SECONDS: u32 = 3600;
 
 /// The volume of keys and certificates: in memory, and bounded.
-pub(super) fn certificates_volume() -> Value {
-    json!({"name": names::VOLUME, "emptyDir": {"medium": "Memory", "sizeLimit": "16Mi"}})
-}
+pub(super) static CERTIFICATES_VOLUME: LazyLock<Value> =
+    LazyLock::new(|| json!({"name": names::VOLUME, "emptyDir": {"medium": "Memory", "sizeLimit": "16Mi"}}));
 
 /// The volume with the trust bundles. Not optional: the pod waits for it, where an optional one would come a minute late.
 pub(super) fn trust_volume(settings: &Settings, namespace: &str) -> Value {
@@ -68,16 +67,14 @@ fn label_selector(requirements: &[Requirement]) -> Value {
 
 /// A token of our containers' own, so that `automountServiceAccountToken: false` stays the pod's word for its containers; beside
 /// it the annotation `renew`, of which the sidecar sees each new value.
-pub(super) fn token_volume() -> Value {
+pub(super) static TOKEN_VOLUME: LazyLock<Value> = LazyLock::new(|| {
     let path = format!("metadata.annotations['{}']", names::RENEW_ANNOTATION);
     let renew = json!({"path": names::RENEW_FILE, "fieldRef": {"apiVersion": "v1", "fieldPath": path}});
     token_volume_with(Some(renew))
-}
+});
 
-/// [`token_volume`] as earlier builds injected it: without the annotation.
-pub(super) fn token_volume_before() -> Value {
-    token_volume_with(None)
-}
+/// [`TOKEN_VOLUME`] as earlier builds injected it: without the annotation.
+pub(super) static TOKEN_VOLUME_BEFORE: LazyLock<Value> = LazyLock::new(|| token_volume_with(None));
 
 fn token_volume_with(more: Option<Value>) -> Value {
     let token = json!({"path": "token", "expirationSeconds": TOKEN_SECONDS});
@@ -103,7 +100,7 @@ pub(super) struct Template<'a> {
     args: &'a PodArgs,
     /// `args`, written; neither container's subcommand is among them.
     words: Vec<String>,
-    resources: Resources,
+    resources: Cow<'a, Resources>,
     /// The user to run as; `None` leaves it to the image, to the pod or to the cluster.
     user: Option<u64>,
     namespace: &'a str,
@@ -221,7 +218,8 @@ impl<'a> Template<'a> {
         user: Option<u64>,
         namespace: &'a str,
     ) -> Self {
-        let resources = settings.resources.over(&config.resources.over(&DEFAULT_RESOURCES));
+        let of_flag = over(&config.resources, Cow::Borrowed(&*DEFAULT_RESOURCES));
+        let resources = over(&settings.resources, of_flag);
         Self { config, settings, args, words: args.render(), resources, user, namespace }
     }
 
@@ -302,6 +300,11 @@ impl<'a> Template<'a> {
             },
         }
     }
+}
+
+/// `ours` over `defaults`, which stay as they are where `ours` names nothing.
+fn over<'a>(ours: &Resources, defaults: Cow<'a, Resources>) -> Cow<'a, Resources> {
+    if *ours == Resources::default() { defaults } else { Cow::Owned(ours.over(&defaults)) }
 }
 
 impl Variable<'_> {

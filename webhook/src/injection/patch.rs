@@ -1,6 +1,8 @@
 //! A JSON patch (RFC 6902) of `add` operations, built for the raw object: parents before children, and a list that is
 //! missing or null made by the first item that goes into it.
 
+use std::borrow::Cow;
+
 use json_patch::{AddOperation, Patch, PatchOperation, ReplaceOperation, jsonptr::PointerBuf};
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -21,9 +23,17 @@ struct Operation {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Item {
     /// A tree of values.
-    Tree(Value),
+    Tree(Cow<'static, Value>),
     /// JSON that is written already.
     Text(String),
+    /// A list.
+    List(Vec<Self>),
+}
+
+impl From<Value> for Item {
+    fn from(tree: Value) -> Self {
+        Self::Tree(Cow::Owned(tree))
+    }
 }
 
 impl Item {
@@ -35,39 +45,28 @@ impl Item {
         serde_json::to_string(value).map(Self::Text)
     }
 
-    /// A list of `items`.
-    fn list(items: impl IntoIterator<Item = Self>) -> Self {
-        let mut trees = Vec::new();
-        let mut text = String::new();
-        for item in items {
-            match item {
-                Self::Tree(tree) if text.is_empty() => trees.push(tree),
-                item => {
-                    for before in trees.drain(..).map(Self::Tree).chain([item]) {
-                        text.push(if text.is_empty() { '[' } else { ',' });
-                        text.push_str(&before.text());
-                    }
+    /// Appends it to `out`, as JSON.
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), serde_json::Error> {
+        match self {
+            Self::Tree(tree) => serde_json::to_writer(&mut *out, tree)?,
+            Self::Text(text) => out.extend_from_slice(text.as_bytes()),
+            Self::List(items) => {
+                out.push(b'[');
+                for (at, item) in items.iter().enumerate() {
+                    out.extend_from_slice(if at == 0 { b"" } else { b"," });
+                    item.write(out)?;
                 }
+                out.push(b']');
             }
         }
-        if text.is_empty() {
-            return Self::Tree(Value::Array(trees));
-        }
-        text.push(']');
-        Self::Text(text)
-    }
-
-    fn text(self) -> String {
-        match self {
-            Self::Tree(tree) => tree.to_string(),
-            Self::Text(text) => text,
-        }
+        Ok(())
     }
 
     fn tree(&self) -> Result<Value, serde_json::Error> {
         match self {
-            Self::Tree(tree) => Ok(tree.clone()),
+            Self::Tree(tree) => Ok(tree.clone().into_owned()),
             Self::Text(text) => serde_json::from_str(text),
+            Self::List(items) => items.iter().map(Self::tree).collect(),
         }
     }
 }
@@ -75,16 +74,16 @@ impl Item {
 impl PodPatch {
     /// Sets a field that is not there, or null.
     pub(super) fn set(&mut self, path: &[&str], value: impl Into<Value>) {
-        self.add(path, Item::Tree(value.into()));
+        self.add(path, value.into().into());
     }
 
     /// Replaces a field. `reload: probe` alone does this.
     pub(super) fn replace(&mut self, path: &[&str], value: impl Into<Value>) {
-        self.0.push(Operation { replaces: true, path: pointer(path), value: Item::Tree(value.into()) });
+        self.0.push(Operation { replaces: true, path: pointer(path), value: value.into().into() });
     }
 
     /// Appends to the list `field` of `parent`, which is at `path`.
-    pub(super) fn append(&mut self, path: &[&str], parent: &Map<String, Value>, field: &str, items: Vec<Value>) {
+    pub(super) fn append(&mut self, path: &[&str], parent: &Map<String, Value>, field: &str, items: Vec<Item>) {
         if items.is_empty() {
             return;
         }
@@ -93,10 +92,10 @@ impl PodPatch {
         if parent.get(field).is_some_and(Value::is_array) {
             path.push("-");
             for item in items {
-                self.set(&path, item);
+                self.add(&path, item);
             }
         } else {
-            self.set(&path, Value::Array(items));
+            self.add(&path, Item::List(items));
         }
     }
 
@@ -113,8 +112,7 @@ impl PodPatch {
         path.push(field);
         if !parent.get(field).is_some_and(Value::is_array) {
             if !items.is_empty() {
-                let list = Item::list(items.into_iter().map(|(_, item)| item));
-                self.add(&path, list);
+                self.add(&path, Item::List(items.into_iter().map(|(_, item)| item).collect()));
             }
             return;
         }
@@ -145,10 +143,7 @@ impl PodPatch {
             out.extend_from_slice(if *replaces { br#"{"op":"replace","path":"# } else { br#"{"op":"add","path":"# });
             serde_json::to_writer(&mut *out, path.as_str())?;
             out.extend_from_slice(br#","value":"#);
-            match value {
-                Item::Tree(tree) => serde_json::to_writer(&mut *out, tree)?,
-                Item::Text(text) => out.extend_from_slice(text.as_bytes()),
-            }
+            value.write(out)?;
             out.push(b'}');
         }
         out.extend_from_slice(if self.0.is_empty() { b"[]" } else { b"]" });

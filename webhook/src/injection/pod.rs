@@ -1,6 +1,6 @@
 //! What the pod as a whole gets: volumes, a group, our two containers, Secrets to pull their image with, label and annotation.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use etcd_tls_contract::{args::PodArgs, names};
 use serde_json::{Map, Value, json};
@@ -13,25 +13,25 @@ use super::{
 
 impl Work<'_> {
     pub(super) fn volumes(&mut self, patch: &mut PodPatch) {
-        let ours = match &self.config.host {
-            Some(host) => parts::host_volumes(host),
+        let ours: Vec<Cow<'static, Value>> = match &self.config.host {
+            Some(host) => parts::host_volumes(host).into_iter().map(Cow::Owned).collect(),
             None => vec![
-                parts::certificates_volume(),
-                parts::trust_volume(&self.settings, self.origin.namespace),
-                parts::token_volume(),
+                Cow::Borrowed(&*parts::CERTIFICATES_VOLUME),
+                Cow::Owned(parts::trust_volume(&self.settings, self.origin.namespace)),
+                Cow::Borrowed(&*parts::TOKEN_VOLUME),
             ],
         };
         // A manifest that an older version injected into stays as it is.
         let is_ours = |theirs: &Value, ours: &Value| {
-            let before = parts::token_volume_before();
+            let before = &*parts::TOKEN_VOLUME_BEFORE;
             present::is_volume(theirs, ours)
-                || theirs.get("name") == before.get("name") && present::is_volume(theirs, &before)
+                || theirs.get("name") == before.get("name") && present::is_volume(theirs, before)
         };
         let mut missing = Vec::new();
         for volume in ours {
             let mut same = self.pod.volumes.iter().filter(|v| v.get("name") == volume.get("name"));
             match same.next() {
-                None => missing.push(volume),
+                None => missing.push(Item::Tree(volume)),
                 Some(theirs) if is_ours(theirs, &volume) && same.next().is_none() => {}
                 Some(_) => self.problems.push(format!(
                     "volume {} is not etcd-tls's own; give the pod's volume another name",
@@ -52,7 +52,7 @@ impl Work<'_> {
                 if groups.is_some_and(|g| !g.is_null() && !g.is_array()) {
                     self.problems.push("spec.securityContext.supplementalGroups is no list".to_owned());
                 } else if !groups.and_then(Value::as_array).is_some_and(|g| g.contains(&gid)) {
-                    patch.append(&["spec", "securityContext"], security, "supplementalGroups", vec![gid]);
+                    patch.append(&["spec", "securityContext"], security, "supplementalGroups", vec![gid.into()]);
                 }
             }
         }
@@ -136,7 +136,8 @@ impl Work<'_> {
             let secrets = self.pod.spec.get(FIELD).and_then(Value::as_array);
             secrets.into_iter().flatten().any(|secret| secret.get("name").and_then(Value::as_str) == Some(name))
         };
-        let missing = self.config.pull_secrets.iter().filter(|name| !there(name)).map(|name| json!({"name": name}));
+        let missing =
+            self.config.pull_secrets.iter().filter(|name| !there(name)).map(|name| json!({"name": name}).into());
         patch.append(&["spec"], self.pod.spec, FIELD, missing.collect());
     }
 
