@@ -2,7 +2,7 @@
 //! script that will fail under client-certificate authentication, and whatever else keeps etcd from coming up, is named.
 //! No warning must mean that it comes up.
 
-use std::collections::BTreeSet;
+use std::{cell::LazyCell, collections::BTreeSet};
 
 use etcd_tls_contract::{names, role::Role, settings::Issuer};
 use serde_json::Value;
@@ -94,6 +94,8 @@ impl<'a> Work<'a> {
         }
         let seen = options.runs_etcd() && container.list("envFrom").is_empty();
         let of = |option| setting(options, option);
+        let cluster = urls::urls(of("initial-cluster").as_ref());
+        let members = cluster.iter().map(|url| url.host.as_str()).collect::<BTreeSet<_>>().len();
         for (role, option, told) in relevant(target) {
             let setting = of(option);
             let urls = urls::urls(setting.as_ref());
@@ -129,7 +131,7 @@ impl<'a> Work<'a> {
                 _ => continue,
             }
             if told {
-                self.check_hosts(target, role, option, &urls, setting.as_ref());
+                self.check_hosts(target, (role, option), &urls, setting.as_ref(), members);
             }
         }
     }
@@ -200,22 +202,28 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// The hosts of `option` that no certificate will hold, or of which it cannot be told.
-    fn check_hosts(&mut self, target: &Target<'a>, role: Role, option: &str, urls: &[Url], setting: Option<&Setting>) {
+    /// The hosts of an option that no certificate will hold, or of which it cannot be told. `members`: of how many the
+    /// cluster is known to be.
+    fn check_hosts(
+        &mut self,
+        target: &Target<'a>,
+        (role, option): (Role, &str),
+        urls: &[Url],
+        setting: Option<&Setting>,
+        members: usize,
+    ) {
         // A static pod asks for the hosts that it advertises.
         if self.config.host.is_some() {
             return;
         }
         let name = target.container.name;
-        let cluster = urls::urls(urls::setting(&target.options, "initial-cluster").as_ref());
-        let members: BTreeSet<&str> = cluster.iter().map(|u| u.host.as_str()).collect();
         let facts = Facts {
             namespace: self.origin.namespace,
             container: target.container,
             host_network: self.pod.flag("hostNetwork"),
             extra: &self.settings.extra_sans,
             foreign: !matches!(self.settings.issuer, Issuer::Csr | Issuer::Ours(_)),
-            members: members.len(),
+            members,
         };
         let mut never: Vec<(&str, Option<String>)> = Vec::new();
         let mut unknown: Vec<String> = urls::unclear(setting).into_iter().collect();
@@ -281,11 +289,12 @@ impl<'a> Work<'a> {
     /// curl and wget in scripts, probes and hooks that ask etcd's port without TLS or without a certificate.
     fn check_requests(&mut self, target: &Target<'a>) {
         let Target { container, options, .. } = target;
-        let clients = urls::urls(setting(options, "listen-client-urls").as_ref());
+        let clients = LazyCell::new(|| urls::urls(setting(options, "listen-client-urls").as_ref()));
         let is_client = |port: u16| clients.iter().any(|u| u.port == port) || (clients.is_empty() && port == 2379);
         let line = container.words("command").chain(container.words("args")).collect::<Vec<_>>().join(" ");
         let hooks = options::hooks(container).map(|(place, words)| (place, words.join(" ")));
-        for (place, text) in std::iter::once(("command".to_owned(), line)).chain(hooks) {
+        let lines = std::iter::once(("command".to_owned(), line)).chain(hooks);
+        for (place, text) in lines.filter(|(_, text)| text.contains("curl") || text.contains("wget")) {
             let asks = |command: &str| {
                 let words: Vec<&str> = command
                     .split(|c: char| c.is_whitespace() || "'\"`()".contains(c))

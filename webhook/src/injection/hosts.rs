@@ -93,8 +93,8 @@ fn field<'a>(hole: &str, container: &Container<'a>) -> Option<&'a str> {
 }
 
 fn extra(name: &str, extra: &Sans) -> bool {
-    let parent = name.split_once('.').map(|(_, parent)| format!("*.{parent}"));
-    extra.dns.contains(name) || parent.is_some_and(|parent| extra.dns.contains(&parent))
+    let parent = || name.split_once('.').map(|(_, parent)| format!("*.{parent}"));
+    !extra.dns.is_empty() && (extra.dns.contains(name) || parent().is_some_and(|parent| extra.dns.contains(&parent)))
 }
 
 fn name(labels: &[&str], facts: &Facts<'_>) -> Held {
@@ -104,15 +104,15 @@ fn name(labels: &[&str], facts: &Facts<'_>) -> Held {
     let Some((namespace, own)) = before.split_last() else { return Held::Unknown };
     let fits = (1..=2).contains(&own.len()) && !(facts.foreign && (own.len() == 1 || domain));
     let same = *namespace == facts.namespace || field(namespace, &facts.container) == Some("metadata.namespace");
-    let whole = own.join(".");
+    let whole = || own.join(".");
     match (fits, same) {
         (true, true) => Held::Possible,
         (false, true) if facts.foreign && own.len() == 2 => {
-            Held::Never(Some(format!("{whole}.{}.svc", facts.namespace)))
+            Held::Never(Some(format!("{}.{}.svc", whole(), facts.namespace)))
         }
         // The rest of the name, or the namespace, stands in a variable.
         _ if namespace.contains('$') => Held::Unknown,
-        _ if svc.is_some() && fits => Held::Never(Some(format!("{whole}.{}.svc", facts.namespace))),
+        _ if svc.is_some() && fits => Held::Never(Some(format!("{}.{}.svc", whole(), facts.namespace))),
         _ if svc.is_none() && (before.len() == 2 || (before.len() == 1 && !facts.foreign)) => {
             Held::Never(Some(format!("{}.{}.svc", before.join("."), facts.namespace)))
         }

@@ -115,7 +115,7 @@ impl Options {
             let line: String = line.join(" ").chars().take(80).collect();
             options.idle = Some(format!("{} runs {line:?}", place(0)));
         }
-        options.variables = environment.by_name.iter().map(|(name, text)| (name.clone(), Setting::of(text))).collect();
+        options.variables = environment.by_name.into_iter().map(|(name, text)| (name, Setting::of(&text))).collect();
         options
     }
 
@@ -131,10 +131,14 @@ impl Options {
 
     /// What a flag, `--name` or `-name`, sets in one or another run of a tool.
     pub(super) fn flag(&self, tool: Tool, name: &str) -> Option<Setting> {
-        let settings: BTreeSet<&Setting> = self.runs_of(tool).filter_map(|run| run.flags.get(name)).collect();
+        let set = || self.runs_of(tool).filter_map(|run| run.flags.get(name));
+        let first = set().next()?;
+        if set().all(|setting| setting == first) {
+            return Some(first.clone());
+        }
+        let settings: BTreeSet<&Setting> = set().collect();
         let known: Vec<&Setting> = settings.iter().copied().filter(|s| **s != Setting::Unknown).collect();
         match known.as_slice() {
-            [] => settings.first().map(|_| Setting::Unknown),
             [one] => Some((*one).clone()),
             several => {
                 let text = |setting: &&Setting| match setting {
@@ -177,12 +181,12 @@ fn argument(text: &Text) -> Text {
 /// What probes and hooks run.
 pub(super) fn hooks<'a>(container: &Container<'a>) -> impl Iterator<Item = (String, Vec<&'a str>)> {
     let object = container.object;
-    let probes = ["livenessProbe", "readinessProbe", "startupProbe"].map(|name| (name.to_owned(), object.get(name)));
+    let probes = ["livenessProbe", "readinessProbe", "startupProbe"].map(|name| ("", name, object.get(name)));
     let lifecycle = object.get("lifecycle");
-    let hooks = ["postStart", "preStop"].map(|name| (format!("lifecycle.{name}"), lifecycle.and_then(|l| l.get(name))));
-    probes.into_iter().chain(hooks).filter_map(|(name, hook)| {
+    let hooks = ["postStart", "preStop"].map(|name| ("lifecycle.", name, lifecycle.and_then(|l| l.get(name))));
+    probes.into_iter().chain(hooks).filter_map(|(of, name, hook)| {
         let command = hook?.get("exec")?.get("command")?.as_array()?;
-        Some((format!("{name}.exec.command"), command.iter().filter_map(Value::as_str).collect()))
+        Some((format!("{of}{name}.exec.command"), command.iter().filter_map(Value::as_str).collect()))
     })
 }
 

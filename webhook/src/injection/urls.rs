@@ -42,7 +42,11 @@ pub(super) fn setting(options: &Options, option: &str) -> Option<Setting> {
 
 /// The environment variable of a tool's option.
 pub(super) fn variable(tool: &str, option: &str) -> String {
-    format!("{tool}_{}", option.to_ascii_uppercase().replace('-', "_"))
+    let mut variable = String::with_capacity(tool.len() + 1 + option.len());
+    variable.push_str(tool);
+    variable.push('_');
+    variable.extend(option.chars().map(|c| if c == '-' { '_' } else { c.to_ascii_uppercase() }));
+    variable
 }
 
 /// The URLs that are written out in a setting.
