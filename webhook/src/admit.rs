@@ -67,7 +67,7 @@ impl Args {
     /// Serves until told to stop.
     ///
     /// # Errors
-    /// What kept it from serving.
+    /// The reason why it could not serve.
     pub async fn run(self) -> Result<(), Error> {
         let Self { sidecar_image, injected, serving_dir, policy_file, leave_out, address, admin_address, workers: _ } =
             self;

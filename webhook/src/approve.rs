@@ -1,8 +1,8 @@
 //! The approver: reads each request of ours, reads its pod live, and writes approve, deny or nothing yet.
 //!
-//! It holds no key and can sign nothing; the signer checks again for itself. What it must be able to do in the API server is
-//! the ClusterRole `etcd-tls-approve` in the manifests: read CSRs, pods, Services and namespaces, patch
-//! `certificatesigningrequests/approval`, `approve` our signers, write events, and keep two bindings ([`bindings`]).
+//! It holds no key and can sign nothing; the signer checks again for itself. It needs the rights of the ClusterRole
+//! `etcd-tls-approve` in the manifests: read CSRs, pods, Services and namespaces, patch `certificatesigningrequests/approval`,
+//! `approve` our signers, write events, and keep two bindings ([`bindings`]).
 //!
 //! **Invariant.** Denied is written only for what waiting cannot change ([`crate::controller`]).
 
@@ -48,7 +48,7 @@ impl Args {
     /// Approves until told to stop.
     ///
     /// # Errors
-    /// What kept it from starting.
+    /// The reason why it could not start.
     pub async fn run(self) -> Result<(), Error> {
         let mut registry = Registry::with_prefix("etcd_tls_approve");
         let metrics = Metrics::register(&mut registry);
@@ -109,7 +109,7 @@ impl Handler for Approver {
     }
 }
 
-// One line and one count for each decision: who asked, for what, and every reason. Nothing of the request's bytes.
+// One log line and one count for each decision: the requester, the subject and every reason. No bytes of the request.
 impl Approver {
     fn refusals(&self) -> MutexGuard<'_, Refusals> {
         self.refusals.lock().unwrap_or_else(PoisonError::into_inner)

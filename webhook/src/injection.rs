@@ -1,4 +1,4 @@
-//! What is done to a pod: left alone, injected into, or refused. Pure: the raw object in, a patch or every reason out.
+//! Injection into a pod: nothing, a patch or a refusal. Pure: takes the raw object, returns a patch or every reason.
 //!
 //! ```text
 //! view                 the raw pod, borrowed                         (recognise)
@@ -11,7 +11,7 @@
 //! patch                the `add` operations                          (apply)
 //! ```
 //!
-//! **Invariant.** Injecting twice changes nothing, whatever the API server and other webhooks add in between.
+//! **Invariant.** Injecting twice changes nothing, even if the API server and other webhooks change the pod in between.
 
 mod checks;
 mod contract;
@@ -46,14 +46,14 @@ use self::{
     view::{Container, Pod},
 };
 
-/// What does not come from the pod.
+/// The settings that do not come from the pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Config {
     /// The image of both injected containers.
     pub sidecar_image: String,
     /// Their `imagePullPolicy`; `None` leaves it to the API server.
     pub image_pull_policy: Option<String>,
-    /// Their resources where the pod does not say; what is not named has the built-in default.
+    /// Their resources if the pod sets none. Resources that are not named have the built-in default.
     pub resources: Resources,
     /// Secrets in the pod's namespace to pull their image with.
     pub pull_secrets: Vec<String>,
@@ -70,7 +70,7 @@ pub struct Config {
 pub enum Issuers {
     /// Those of [`Policy::issuers`](etcd_tls_contract::policy::Policy::issuers).
     Rules(Vec<IssuerRule>),
-    /// They cannot be read, and none was read before: what is wrong.
+    /// They cannot be read and none was read before; the error.
     Unreadable(String),
 }
 
@@ -85,7 +85,7 @@ impl Default for Issuers {
 pub struct Host {
     /// The kubeconfig to ask with; its directory is mounted.
     pub kubeconfig: String,
-    /// What to ask with while there is no certificate.
+    /// The kubeconfig for requests while there is no certificate.
     pub bootstrap_kubeconfig: Option<String>,
     /// Where the files are kept, so that etcd starts again before anybody can be asked.
     pub directory: String,
@@ -102,12 +102,12 @@ pub struct Origin<'a> {
     pub label: bool,
 }
 
-/// What to do with a pod.
+/// The decision on a pod.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Decision {
-    /// Nothing; what to say of it.
+    /// Change nothing; the warnings.
     Leave(Vec<String>),
-    /// Apply the patch, which is empty where everything is in place; what to say of it.
+    /// Apply the patch, which is empty if everything is in place; the warnings.
     Inject {
         /// For the very object that was decided on.
         patch: PodPatch,
@@ -154,7 +154,7 @@ fn left_alone(pod: &Pod<'_>, origin: Origin<'_>) -> Option<Decision> {
     Some(match pod.labels.get(names::LABEL).map(String::as_str) {
         Some(names::DISABLED) => Decision::Leave(Vec::new()),
         Some(other) => Decision::Refuse(vec![unknown_label(other)]),
-        // Whoever injects by hand means what runs etcd, whatever its container is called.
+        // Injection by hand means the container that runs etcd, under any name.
         None if origin.label && pod.containers.iter().any(|c| Options::read(c).runs_etcd()) => return None,
         None if origin.namespace_opted_in => Decision::Leave(vec![format!(
             "etcd-tls: left untouched, since no container is named {} and there is no annotation {}roles",
@@ -183,7 +183,7 @@ struct Work<'a> {
 struct Target<'a> {
     container: Container<'a>,
     options: Options,
-    /// The roles whose options it is told.
+    /// The roles whose options it gets.
     roles: Vec<Role>,
 }
 
@@ -338,8 +338,8 @@ impl<'a> Work<'a> {
             .collect()
     }
 
-    /// Whether etcd is told of the revocation lists. Without the file it refuses everybody, so only where the init container is
-    /// told to write it: one that was injected by an earlier version is not.
+    /// Whether etcd gets the options of the revocation lists. Without the file it refuses everybody, so only if the init
+    /// container writes it: one injected by an earlier version does not.
     fn lists(&self) -> bool {
         let init = self.pod.container(names::INIT_CONTAINER);
         // Nobody brings lists to a static pod's host.
@@ -377,8 +377,8 @@ impl<'a> Work<'a> {
     }
 }
 
-/// What to run on the host of a static pod whose etcd, and so whose sidecar, is not root: kubelet makes a missing directory
-/// as root's.
+/// The commands to run on the host of a static pod whose etcd, and so whose sidecar, is not root: kubelet creates a missing
+/// directory as root.
 fn ownership(host: &Host, user: u64) -> String {
     let wanted = [("the kubeconfig", parts::parent(&host.kubeconfig)), ("--host-dir", host.directory.as_str())];
     let (own, shared): (Vec<_>, Vec<_>) = wanted.into_iter().partition(|(_, dir)| paths::is_dedicated(dir));

@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 
 use super::connections::Peer;
 
-/// What all bodies may hold at once, in bytes.
+/// The limit of all bodies together, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Budget {
     /// Bytes of all bodies.
@@ -117,7 +117,7 @@ impl Body {
 
 impl Drop for Body {
     fn drop(&mut self) {
-        // The memory first: whoever is charged next may have it.
+        // Free the memory first: the next body may take the charge.
         self.bytes = Vec::new();
         self.owner.held().close(self.id);
         self.owner.freed.notify_waiters();

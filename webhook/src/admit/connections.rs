@@ -14,7 +14,7 @@ use std::{
 
 use tokio::sync::Notify;
 
-/// How long requests in flight have when the process is told to stop.
+/// How long requests in flight have after the shutdown signal.
 pub(super) const DRAIN: Duration = Duration::from_secs(20);
 /// How long a connection that must make room has to end well.
 const EVICT: Duration = Duration::from_millis(200);
@@ -73,7 +73,7 @@ struct Entry {
     close: Arc<Notify>,
 }
 
-/// What a connection does.
+/// The state of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
     /// Between two requests, or in its handshake, or in a request's head.
@@ -98,7 +98,7 @@ impl Connections {
         Arc::new(Self { bounds, open: Mutex::default(), freed: Notify::new(), draining: AtomicBool::new(false) })
     }
 
-    /// Waits until there is room for one more connection. When there is none, another one is told to close.
+    /// Waits until there is room for one more connection. If there is none, an idle one is closed.
     pub(super) async fn room(&self) {
         loop {
             let freed = self.freed.notified();
@@ -107,7 +107,7 @@ impl Connections {
                 if open.by_id.len() < self.bounds.connections {
                     return;
                 }
-                // One that was told to close makes room soon.
+                // A closing connection makes room soon.
                 if !open.by_id.values().any(|entry| entry.closing)
                     && let Some(entry) = open.victim().and_then(|id| open.by_id.get_mut(&id))
                 {

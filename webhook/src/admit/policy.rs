@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use super::review::Admission;
 use crate::{injection::Issuers, platform::file_watch::FileWatch};
 
-/// What reviews are answered by, with the rules in `file` as they are now and whenever they change.
+/// The configuration of reviews, with the rules in `file` as they are now and after each change.
 pub(super) fn watched(file: Option<PathBuf>, mut admission: Admission) -> watch::Receiver<Arc<Admission>> {
     let Some(file) = file else { return watch::channel(Arc::new(admission)).1 };
     // Before the first look, so that no change is missed.

@@ -18,16 +18,16 @@ use crate::injection::{Config, Decision, Origin, decide};
 const API_VERSION: &str = "admission.k8s.io/v1";
 /// The longest uid that is echoed; the API server's have 36 characters.
 const MAX_UID: usize = 256;
-/// What a patch of two containers and three volumes takes, about.
+/// The approximate size of a patch of two containers and three volumes, in bytes.
 const PATCH_CAPACITY: usize = 8 * 1024;
 /// More JSON values than a pod that runs has. Each takes some hundred bytes once read, an array or object with one item some
 /// hundred more, which bounds the memory.
 const MAX_VALUES: usize = 100_000;
 
-/// What reviews are answered by.
+/// The configuration of reviews.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Admission {
-    /// What is injected.
+    /// The settings of injection.
     pub injection: Config,
     /// Namespaces whose pods are never touched.
     pub leave_out: BTreeSet<String>,
@@ -38,11 +38,11 @@ pub struct Admission {
 pub struct Answer {
     /// The AdmissionReview, JSON.
     pub body: Vec<u8>,
-    /// What was decided.
+    /// The decision.
     pub verdict: Verdict,
 }
 
-/// What was decided, for metrics and log.
+/// The decision, for metrics and log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Verdict {
     /// A patch was answered.
@@ -221,7 +221,7 @@ fn decide_pod(request: &Request<'_>, admission: &Admission) -> (Decision, u16) {
     (decide(object, &admission.injection, Origin { namespace, namespace_opted_in: true, label: false }), 422)
 }
 
-/// What is to be said of a workload that is made, or whose template changes.
+/// The warnings for a workload that is created or whose template changes.
 fn decide_workload(request: &Request<'_>, admission: &Admission) -> Vec<String> {
     let namespace = request.namespace.as_deref().unwrap_or_default();
     let path = workload::template_path(&request.resource.group, &request.resource.resource);

@@ -1,8 +1,8 @@
 //! The HTTPS side of admission: everything that HTTP can do wrong, answered or ended. HTTP/1.1 alone: API servers speak it
 //! with every webhook that does not offer HTTP/2, and a request then holds one connection and no more.
 //!
-//! Memory is bounded for the process, whoever connects: by the number of connections, by the bytes of all bodies, and by one
-//! large review at a time.
+//! The memory of the process is bounded for all clients together: by the number of connections, by the bytes of all bodies, and
+//! by one large review at a time.
 
 use std::{
     convert::Infallible,
@@ -48,7 +48,7 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes of a request's head, and of what is read of a body at once.
 const MAX_HEAD: usize = 16 * 1024;
-/// What bodies may hold.
+/// The limits of bodies.
 const BUDGET: Budget = Budget { bytes: 16 * 1024 * 1024, bodies: 1024 };
 /// Connections. An API server closes its own after 90 s without a request; one that it has just used must not be closed
 /// under it, so those that brought a review are kept for longer.
@@ -59,16 +59,16 @@ const BOUNDS: Bounds = Bounds {
     crowded_keep_alive: Duration::from_secs(25),
 };
 
-/// What a request asks.
+/// The endpoint of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Endpoint {
     /// `POST /mutate`: a pod's patch.
     Mutate,
-    /// `POST /warn`: what is to be said of a workload.
+    /// `POST /warn`: the warnings for a workload.
     Warn,
 }
 
-/// What answers the body of a request.
+/// Answers the body of a request.
 pub type Answering = Arc<dyn Fn(Endpoint, &[u8]) -> Result<Answer, BadReview> + Send + Sync>;
 
 /// Reviews by what came of them, and what holds memory.
@@ -249,7 +249,7 @@ async fn respond(request: Request<Incoming>, state: &Arc<State>, connection: &Co
             if status == StatusCode::METHOD_NOT_ALLOWED {
                 headers.insert(header::ALLOW, HeaderValue::from_static("POST"));
             }
-            // What is left of the body is not read.
+            // The rest of the body is not read.
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
             response
         }

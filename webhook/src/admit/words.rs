@@ -5,9 +5,9 @@
 const MAX: usize = 256;
 /// More than this would not be passed on: the API server takes 4 KiB for all warnings of a request.
 const MOST: usize = 15;
-/// What each warning begins with.
+/// The start of each warning.
 const PREFIX: &str = "etcd-tls: ";
-/// What the rest of a longer one begins with.
+/// The start of a long warning's further parts.
 const NEXT: &str = "etcd-tls: … ";
 
 /// `warnings`, each with our name before it and none longer than the API server passes on.

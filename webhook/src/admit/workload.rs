@@ -1,5 +1,5 @@
-//! What is said of a workload when it is applied, where its author sees it: all that would be said of the pods that its
-//! template makes, and what they would be refused for. Nothing is ever refused or changed here.
+//! The warnings that the author of a workload sees when applying it: all warnings for the pods of its template, and the reasons
+//! why they would be refused. Nothing is refused or changed here.
 
 use serde_json::Value;
 
@@ -14,7 +14,7 @@ pub(super) fn template_path(group: &str, resource: &str) -> Option<&'static [&'s
     }
 }
 
-/// What to say of a workload whose template is at `path` of `object`; `old` is what it was before, of an update. Pure.
+/// The warnings for a workload whose template is at `path` of `object`; `old` is the object before an update. Pure.
 pub(super) fn warnings(
     path: &[&str],
     object: &Value,

@@ -6,9 +6,9 @@
 //! * Where `sign` may publish trust: a RoleBinding `etcd-tls-sign` in each opted-in namespace, and in those of the clusters
 //!   that the policy's hosts are of.
 //!
-//! What should be is computed from what is watched, compared with what is, and only the difference is written, each binding
-//! at its own pace ([`pace`]). Nothing is written before everything was listed once, so that ignorance takes nobody's rights
-//! away.
+//! The wanted bindings are computed from watched state and compared with the existing ones. Only the difference is written,
+//! each binding at its own pace ([`pace`]). Nothing is written before every list is complete, so that missing knowledge takes
+//! nobody's rights away.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -32,7 +32,7 @@ mod spread;
 
 /// The shipped ClusterRoleBinding.
 pub const REQUESTERS_BINDING: &str = "etcd-tls-requesters";
-/// The ClusterRole of whoever requests.
+/// The ClusterRole of requesters.
 pub const REQUESTER_ROLE: &str = "etcd-tls-requester";
 /// The RoleBinding in each opted-in namespace, and the service account that it is for.
 pub const SIGN_BINDING: &str = "etcd-tls-sign";
@@ -43,7 +43,7 @@ const RBAC: &str = "rbac.authorization.k8s.io";
 /// The group of a namespace's service accounts begins so.
 const SERVICE_ACCOUNTS: &str = "system:serviceaccounts:";
 
-/// What is, as far as it was watched.
+/// The watched state.
 #[derive(Debug, Default)]
 struct Observed {
     /// The subjects of the ClusterRoleBindings, by number; `None`: there is none.
@@ -52,7 +52,8 @@ struct Observed {
     sign: BTreeMap<String, SignBinding>,
 }
 
-/// What is kept of a RoleBinding `etcd-tls-sign`. Whoever may make RoleBindings may make a large one of that name.
+/// The kept facts of a RoleBinding `etcd-tls-sign`. Anybody with the right to create RoleBindings can create a large one of
+/// that name.
 #[derive(Clone, Debug, PartialEq)]
 struct SignBinding {
     uid: Option<String>,
@@ -124,8 +125,8 @@ fn labelled(namespaces: &namespaces::Map) -> BTreeSet<&str> {
     all.map(|(name, _)| name.as_str()).collect()
 }
 
-/// Who may request: the policy's hosts, the groups of the labelled namespaces' service accounts, then single accounts in
-/// their order.
+/// The subjects that may request: the policy's hosts, the groups of the labelled namespaces' service accounts, then single
+/// accounts in their order.
 fn requesters(labelled: &BTreeSet<&str>, accounts: &[accounts::Name<'_>], policy: &Policy) -> Vec<Subject> {
     let rbac = |kind: &str, name: String| Subject {
         api_group: Some(RBAC.to_owned()),
@@ -178,7 +179,7 @@ fn changes(namespaces: &BTreeSet<String>, requesters: Vec<Vec<Subject>>, observe
         })
         .map(|(number, subjects)| Change::Requesters(number, subjects))
         .collect();
-    // One that takes subjects in comes before one that only gives them away: who moves keeps the right.
+    // Additions come before removals, so that a subject that moves keeps the right.
     changes.sort_by_key(|change| match change {
         Change::Requesters(number, subjects) => {
             let present = observed.requesters.get(*number).and_then(Option::as_ref);
@@ -334,7 +335,7 @@ mod tests {
             observed.requesters = requesters;
             assert_eq!(changes(&namespaces, vec![wanted()], &observed), [Change::Requesters(0, wanted())]);
         }
-        // Another one is made when somebody comes into it; who moves there has the right all the while.
+        // A further binding is created for its first subject. A subject that moves there keeps the right throughout.
         observed.requesters = with_subjects(wanted());
         assert_eq!(changes(&namespaces, vec![wanted(), vec![]], &observed), []);
         let moved = vec![groups(&["a"]), groups(&["b"])];

@@ -1,4 +1,4 @@
-//! What admission warned of, as an Event on the pod: whoever made the pod may be a controller, to which nobody listens.
+//! Admission's warnings as an Event on the pod: if a controller created the pod, nobody reads the warnings in its answer.
 //!
 //! Once per pod, when it first asks for a certificate. The Event's name is a digest of what it says, so an approver that was
 //! restarted writes no second one.
@@ -25,7 +25,7 @@ const MAX_UID: usize = 64;
 /// Bytes of an Event's note; the API server takes 1024.
 const MAX_NOTE: usize = 1000;
 
-/// The pods that were told.
+/// The pods that have their Event.
 #[derive(Debug, Default)]
 pub(super) struct Warned(Mutex<Told>);
 

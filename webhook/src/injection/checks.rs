@@ -1,4 +1,4 @@
-//! What is in the way of what is injected: mounts, and ports that are taken.
+//! Conflicts with the injected parts: mounts and ports in use.
 
 use etcd_tls_contract::{args::PodArgs, names};
 use serde_json::Value;

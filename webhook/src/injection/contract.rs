@@ -1,6 +1,6 @@
-//! The pod, held against the contract: each host that no certificate will hold, each URL without TLS, each probe, hook and
-//! script that will fail under client-certificate authentication, and whatever else keeps etcd from coming up, is named.
-//! No warning must mean that it comes up.
+//! Checks the pod against the contract. Warns about each host that no certificate will hold, each URL without TLS, each probe,
+//! hook and script that will fail under client-certificate authentication, and everything else that keeps etcd from starting. A
+//! pod without a warning must start.
 
 use std::{cell::LazyCell, collections::BTreeSet};
 
@@ -15,7 +15,7 @@ use super::{
     urls::{self, Url, setting},
 };
 
-/// The options with URLs of etcd, and whether others dial or are told their hosts.
+/// The options with URLs of etcd, and whether others dial their hosts or receive them.
 const URLS: [(Role, &str, bool); 5] = [
     (Role::Server, "listen-client-urls", false),
     (Role::Server, "advertise-client-urls", true),
@@ -55,7 +55,7 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// What decides on etcd's options and is not written in the pod.
+    /// Sources of etcd's options outside the pod.
     fn check_unseen(&mut self, target: &Target<'a>) {
         let Target { container, options, .. } = target;
         let name = container.name;
@@ -78,7 +78,7 @@ impl<'a> Work<'a> {
             .collect();
         if options.entrypoint && !unset.is_empty() && setting(options, "config-file").is_none() {
             self.warnings.push(format!(
-                "container {name}: what the image runs by default admission cannot see; by its own default etcd stays on \
+                "container {name}: admission cannot see the image's default command, and etcd's own default is \
                  http://. Set {} in env, with https://",
                 unset.iter().map(|option| urls::variable("ETCD", option)).collect::<Vec<_>>().join(" and ")
             ));
@@ -248,8 +248,8 @@ impl<'a> Work<'a> {
             ));
         } else if let Some(what) = unknown.first() {
             self.warnings.push(format!(
-                "container {name}: whether a certificate holds what --{option} names cannot be told: {}; see that it is \
-                 https:// and the pod's address or {pattern}",
+                "container {name}: cannot tell whether a certificate holds the hosts of --{option}: {}; see that it \
+                 is https:// and the pod's address or {pattern}",
                 short(what)
             ));
         }

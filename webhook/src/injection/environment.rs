@@ -1,7 +1,7 @@
 //! The environment variables that etcd and etcdctl get, and those that they must not get.
 //!
-//! An option that the pod sets is the pod's: by flag, because etcd refuses to start over both, and by variable, because
-//! whoever wrote it meant it. What thereby stays without our certificates is said.
+//! An option that the pod sets stays the pod's: by flag, because etcd refuses to start with both; by variable, because its
+//! author meant it. A warning names the options that thereby stay without our certificates.
 
 use etcd_tls_contract::{names, role::Role, settings::OptionsMode};
 use serde::Serialize;
@@ -12,7 +12,7 @@ use super::{
     view::Container,
 };
 
-/// What one container's environment gets, and what is to be said of it.
+/// The variables to add to one container, with warnings and problems.
 #[derive(Debug, Default)]
 pub(super) struct Environment {
     /// Entries of `env` to add.
@@ -39,7 +39,7 @@ struct Unit {
 pub(super) struct Files<'a> {
     /// Where they are.
     pub(super) mount: &'a str,
-    /// Whether etcd is told of the revocation lists.
+    /// Whether etcd gets the options of the revocation lists.
     pub(super) lists: bool,
 }
 
@@ -57,7 +57,7 @@ pub(super) fn environment(
     if roles.contains(&Role::Client) {
         environment.etcdctl(container, options, mode, mount);
     }
-    // A reader of metrics is told where its files are by its own configuration.
+    // A reader of metrics has the paths in its own configuration.
     environment
 }
 
@@ -105,7 +105,7 @@ impl Environment {
         self.lists(container, options, mode, &lists);
     }
 
-    /// etcd runs without a revocation list, too: what speaks against naming one is said, and refuses no pod.
+    /// etcd also runs without a revocation list, so an obstacle to naming one is a warning and refuses no pod.
     fn lists(&mut self, container: &Container<'_>, options: &Options, mode: OptionsMode, lists: &[Unit]) {
         let mut apart = Self::default();
         apart.units(container, options, mode, lists, options.untold.as_ref());
@@ -115,7 +115,7 @@ impl Environment {
             let flags: Vec<String> =
                 lists.iter().flat_map(|unit| &unit.options).map(|(o, file)| format!("--{o}={file}")).collect();
             self.warnings.push(format!(
-                "container {}: which flags etcd gets cannot be told, so it takes revoked certificates unless it gets {}",
+                "container {}: the flags of etcd are unknown, so it accepts revoked certificates unless it gets {}",
                 container.name,
                 flags.join(" ")
             ));
@@ -154,9 +154,10 @@ impl Environment {
         match (mode, untold) {
             (_, _) if wanted.is_empty() => {}
             (OptionsMode::Auto, Some(Doubt { why, place })) => self.problems.push(format!(
-                "container {name}: {place} {why}, so it cannot be told which flags {tool} gets, and an option that {tool} gets by \
-                 flag and by variable stops it. Write {tool} and its flags plainly into command or args; or, where it gets none \
-                 of these flags, annotate {OPTIONS}: env, and etcd-tls sets {}; or annotate {OPTIONS}: none and give it {}",
+                "container {name}: {place} {why}, so the flags of {tool} are unknown, and {tool} does not start \
+                 with an option set by flag and by variable. Write {tool} and its flags plainly into command or \
+                 args; or, where it gets none of these flags, annotate {OPTIONS}: env, and etcd-tls sets {}; or \
+                 annotate {OPTIONS}: none and give it {}",
                 words(&|(_, variable, value)| format!("{variable}={value}")),
                 words(&|(option, _, value)| format!("--{option}={value}")),
             )),

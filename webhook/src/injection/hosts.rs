@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::view::Container;
 
-/// What a host is held against.
+/// The names and addresses that certificates will hold.
 #[derive(Clone, Copy)]
 pub(super) struct Facts<'a> {
     pub(super) namespace: &'a str,
@@ -29,9 +29,9 @@ pub(super) struct Facts<'a> {
 pub(super) enum Held {
     /// One can.
     Possible,
-    /// None will; what to write instead, where that is evident.
+    /// None will; the replacement, if it is evident.
     Never(Option<String>),
-    /// It cannot be told.
+    /// Undetermined.
     Unknown,
 }
 

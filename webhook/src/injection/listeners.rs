@@ -10,7 +10,7 @@ use super::{
 };
 
 impl<'a> Work<'a> {
-    /// etcd's listeners, put into the sidecar's arguments; all of them, for whoever looks for a port.
+    /// Writes etcd's listeners into the sidecar's arguments; returns all of them for the port checks.
     pub(super) fn listeners(&mut self, targets: &[Target<'a>], args: &mut PodArgs) -> Vec<Url> {
         let member = |t: &&Target<'a>| t.roles.iter().any(|r| matches!(r, Role::Peer | Role::Server));
         let Some(target) = targets.iter().find(member) else { return Vec::new() };

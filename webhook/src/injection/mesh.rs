@@ -51,7 +51,8 @@ pub(super) fn ports(listeners: &[Url]) -> BTreeSet<u16> {
     if ports.is_empty() { BTreeSet::from([2379, 2380]) } else { ports }
 }
 
-/// What to say of the meshes that `pod` is in. `admin`: the sidecar's port; `members`: etcd's own ports, none of a client.
+/// The warnings about the service meshes that `pod` is in. `admin`: the sidecar's port; `members`: etcd's own ports, none of a
+/// client.
 pub(super) fn warnings(pod: &Pod<'_>, admin: u16, members: &BTreeSet<u16>) -> Vec<String> {
     MESHES.iter().filter(|mesh| mesh.has(pod)).filter_map(|mesh| mesh.warning(pod, admin, members)).collect()
 }

@@ -1,11 +1,11 @@
-//! Which options a container's own command line sets, as far as it can be told.
+//! The options that a container's own command line sets, as far as they can be determined.
 //!
 //! etcd and etcdctl refuse to start where an option is given by flag and by environment variable, even by an empty one. So
-//! nothing is set in the environment before this is known, and whatever is not fully understood makes the whole command line
-//! one of which nothing can be told.
+//! nothing is set in the environment before this is known. If any part of a command line is not fully understood, the whole
+//! command line is undetermined.
 //!
 //! ```text
-//! options       what is told of a container
+//! options       the result for a container
 //! environment   its variables, with Kubernetes' own $(NAME) put in
 //! shell         its scripts, followed down to the programs they run
 //! programs      what a program does with its words: wrappers, shells, programs that run no other
@@ -45,9 +45,9 @@ pub(super) struct Options {
     pub(super) own_client_flags: bool,
     /// Where and what it runs, which is all known and no etcd.
     pub(super) idle: Option<String>,
-    /// Why the flags of etcd cannot be told.
+    /// Why the flags of etcd are undetermined.
     pub(super) untold: Option<Doubt>,
-    /// Why the flags of etcdctl cannot be told.
+    /// Why the flags of etcdctl are undetermined.
     pub(super) untold_client: Option<Doubt>,
     /// The container's environment.
     pub(super) variables: HashMap<String, Setting>,
@@ -129,7 +129,7 @@ impl Options {
         self.runs_of(Tool::Etcd).next().is_some()
     }
 
-    /// What a flag, `--name` or `-name`, sets in one or another run of a tool.
+    /// The value of a flag, `--name` or `-name`, in any run of a tool.
     pub(super) fn flag(&self, tool: Tool, name: &str) -> Option<Setting> {
         let set = || self.runs_of(tool).filter_map(|run| run.flags.get(name));
         let first = set().next()?;
@@ -156,7 +156,7 @@ impl Options {
             .any(|run| run.words.first().is_some_and(|word| word == "grpc-proxy" || word == "gateway"))
     }
 
-    /// What the pod or its scripts set a variable to.
+    /// The value that the pod or its scripts give a variable.
     pub(super) fn variable(&self, tool: Tool, variable: &str) -> Option<Setting> {
         let set = self.kept(tool, variable).find_map(|(_, kept)| match kept {
             Kept::Set(text) => Some(Setting::Open(text.clone())),
@@ -165,7 +165,7 @@ impl Options {
         set.or_else(|| self.variables.get(variable).cloned())
     }
 
-    /// What scripts make of a variable: for each run of `tool` that they change it for.
+    /// The values that scripts give a variable, for each run of `tool` for which they change it.
     pub(super) fn kept<'a>(&'a self, tool: Tool, variable: &'a str) -> impl Iterator<Item = (&'a Run, &'a Kept)> {
         self.runs_of(tool).filter_map(move |run| Some((run, run.variables.get(variable)?)))
     }
@@ -178,7 +178,7 @@ fn argument(text: &Text) -> Text {
     argument
 }
 
-/// What probes and hooks run.
+/// The commands of probes and hooks.
 pub(super) fn hooks<'a>(container: &Container<'a>) -> impl Iterator<Item = (String, Vec<&'a str>)> {
     let object = container.object;
     let probes = ["livenessProbe", "readinessProbe", "startupProbe"].map(|name| ("", name, object.get(name)));

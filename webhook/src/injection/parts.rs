@@ -1,4 +1,4 @@
-//! What is injected, as JSON: two containers and three volumes, made to meet Pod Security `restricted`.
+//! The injected parts as JSON: two containers and three volumes that meet Pod Security `restricted`.
 
 use std::{borrow::Cow, collections::BTreeMap, sync::LazyLock};
 
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::{Config, Host};
 
-/// What the injected containers have where neither the pod nor the webhook's flag says otherwise.
+/// The resources of the injected containers if neither the pod nor the webhook's flag sets any.
 static DEFAULT_RESOURCES: LazyLock<Resources> = LazyLock::new(|| {
     let text = "requests.cpu=10m,requests.memory=16Mi,limits.cpu=500m,limits.memory=64Mi";
     text.parse().unwrap_or_default()
@@ -93,7 +93,7 @@ pub(super) fn mount(path: &str) -> Value {
     json!({"name": names::VOLUME, "mountPath": path, "readOnly": true})
 }
 
-/// What the injected containers are made from.
+/// The input for the injected containers.
 pub(super) struct Template<'a> {
     config: &'a Config,
     settings: &'a Settings,

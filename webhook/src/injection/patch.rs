@@ -19,7 +19,7 @@ struct Operation {
     value: Item,
 }
 
-/// What an operation adds.
+/// The value that an operation adds.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Item {
     /// A tree of values.

@@ -1,4 +1,5 @@
-//! What the pod as a whole gets: volumes, a group, our two containers, Secrets to pull their image with, label and annotation.
+//! The changes to the pod as a whole: volumes, a group, our two containers, their image pull Secrets, a label and an
+//! annotation.
 
 use std::{borrow::Cow, collections::BTreeMap};
 
@@ -58,8 +59,8 @@ impl Work<'_> {
         }
     }
 
-    /// Our two containers, at the head of `initContainers`. Whether the sidecar, there already or not, is told that it
-    /// may signal.
+    /// Our two containers, at the head of `initContainers`. Returns whether the sidecar, new or present, has the flag that lets
+    /// it signal.
     pub(super) fn containers(
         &mut self,
         mut args: PodArgs,
@@ -72,7 +73,7 @@ impl Work<'_> {
         if let Some(theirs) = sidecar.and_then(|c| present::arguments(&c, "run")) {
             if theirs.can_signal && !args.can_signal {
                 self.warnings.push(
-                    "etcd-tls-sidecar was told that it may signal etcd, which since then is no longer safe: \
+                    "etcd-tls-sidecar is configured to signal etcd, which is no longer safe in this pod: \
                      give each container a runAsUser of its own"
                         .to_owned(),
                 );
@@ -141,7 +142,7 @@ impl Work<'_> {
         patch.append(&["spec"], self.pod.spec, FIELD, missing.collect());
     }
 
-    /// What tells people of an injected pod: the label that marks it and, where admission injects, the warnings.
+    /// The marks of an injected pod: the label and, if admission injects, the annotation with warnings.
     pub(super) fn mark(&self, patch: &mut PodPatch) {
         let mut labels = Map::new();
         if self.origin.label && !self.pod.labels.contains_key(names::LABEL) {
@@ -185,7 +186,7 @@ impl Work<'_> {
     }
 }
 
-/// What the API server takes of annotations, keys and values of one object, in bytes.
+/// The API server's limit for the annotations of one object, keys and values, in bytes.
 const MAX_ANNOTATIONS: usize = 256 * 1024;
 /// The longest value of the annotation with the warnings, in bytes.
 const MAX_WARNINGS: usize = 4 * 1024;

@@ -1,7 +1,7 @@
 //! Whether what stands in the pod under our names is ours.
 //!
-//! Judged by containment: the API server adds defaults, other webhooks rewrite images, resources and probes, and a pod
-//! may have been injected offline by another version. What a name of ours must not hide is another program.
+//! Judged by containment: the API server adds defaults, other webhooks rewrite images, resources and probes, and a pod may have
+//! been injected offline by another version. A container or volume of our name must not hide another program.
 
 use clap::Parser;
 use etcd_tls_contract::{args::PodArgs, names};
@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::view::{Container, List};
 
-/// What an injected container runs with.
+/// The command line of an injected container.
 #[derive(Parser)]
 #[command(no_binary_name = true)]
 struct Line {
@@ -18,7 +18,7 @@ struct Line {
     args: PodArgs,
 }
 
-/// What other webhooks may change in our containers: where they differ, they stay ours.
+/// The fields of our containers that other webhooks may change without making them foreign.
 const OTHERS_MAY_CHANGE: [&str; 5] = ["image", "imagePullPolicy", "resources", "startupProbe", "ports"];
 
 /// The arguments of an injected container, where it has arguments of ours.
@@ -94,7 +94,7 @@ pub(super) fn contains(theirs: &Value, ours: &Value) -> bool {
     }
 }
 
-/// Whether a volume of our name is ours: what we would add is in it, and no other source.
+/// Whether a volume of our name is ours: it contains all that we would add and no other source.
 pub(super) fn is_volume(theirs: &Value, ours: &Value) -> bool {
     let fields = |v: &Value| v.as_object().map_or(0, |o| o.iter().filter(|(_, v)| !v.is_null()).count());
     contains(theirs, ours) && fields(theirs) == fields(ours)

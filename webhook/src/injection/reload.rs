@@ -1,7 +1,7 @@
 //! Whether and how the sidecar can restart etcd: by a signal in a shared process namespace, or through its liveness probe.
 //!
 //! The probe is then a program of ours, which the sidecar puts into the volume of the certificates. It asks the sidecar and
-//! what the user's own probe asked, and only what the sidecar says takes etcd down, never that it says nothing.
+//! then does the user's own check. Only an answer of the sidecar fails the probe for a restart, never its silence.
 //!
 //! A shared process namespace opens `/proc/<pid>/root`, and with it the keys, to every container of etcd's user. So it is
 //! opened only where no other container can have that user.
@@ -18,15 +18,15 @@ use super::{
     view::{Container, Pod},
 };
 
-/// What etcd may need to stop, in seconds.
+/// The time that etcd may need to stop, in seconds.
 const GRACE: u64 = 20;
 /// A probe's `timeoutSeconds` where it has none.
 const TIMEOUT: u64 = 1;
-/// The `timeoutSeconds` of a probe that asks the sidecar alone. The program ends within seconds; what takes longer is a node
-/// that starts nothing, by which etcd is not to be judged.
+/// The `timeoutSeconds` of a probe that asks the sidecar alone. The program ends within seconds. A longer time means that the
+/// node cannot start processes, which says nothing about etcd.
 const ALONE_TIMEOUT: u64 = 60;
 
-/// What the pod allows.
+/// The restart methods that the pod allows.
 #[derive(Debug, Default)]
 pub(super) struct Plan {
     /// The sidecar may signal etcd.
@@ -44,12 +44,12 @@ pub(super) struct Plan {
 pub(super) struct Probe {
     pub(super) value: Value,
     pub(super) replaces: bool,
-    /// What the pod's own probe asked.
+    /// The target of the pod's own probe.
     pub(super) liveness_url: Option<String>,
 }
 
-/// Plans for `etcd`, the containers with etcd in them, the first of which is told of by `listeners`. `members`: they hold
-/// the certificates of a member. `of_host`: a static pod, whose containers may be root's.
+/// Plans for `etcd`, the containers with etcd in them, the first of which is described by `listeners`. `members`: they hold the
+/// certificates of a member. `of_host`: a static pod, whose containers may be root's.
 pub(super) fn plan(
     pod: &Pod<'_>,
     settings: &Settings,

@@ -152,7 +152,7 @@ fn the_patch_adds_and_nothing_else() {
     for operation in &operations {
         assert!(matches!(operation, PatchOperation::Add(_)), "{operation:?}");
     }
-    // What is sent and what is applied here are the same.
+    // The sent patch equals the applied one.
     let (mut sent, mut applied) = (member(), member());
     json_patch::patch(&mut sent, &Patch(operations)).unwrap();
     patch.apply(&mut applied).unwrap();

@@ -2,7 +2,7 @@
 
 use super::options::{Options, Setting, Tool};
 
-/// What a sidecar's own arguments call the pod's address.
+/// The pod's address in a sidecar's own arguments.
 const POD_IP: &str = "$(POD_IP)";
 
 /// One URL of a list.
@@ -35,7 +35,7 @@ pub(super) fn sidecar_host(host: &str) -> String {
     }
 }
 
-/// What the pod sets etcd's `option` to: by flag, else by environment variable.
+/// The pod's setting of etcd's `option`: by flag, else by environment variable.
 pub(super) fn setting(options: &Options, option: &str) -> Option<Setting> {
     options.flag(Tool::Etcd, option).or_else(|| options.variable(Tool::Etcd, &variable("ETCD", option)))
 }
@@ -57,7 +57,7 @@ pub(super) fn urls(setting: Option<&Setting>) -> Vec<Url> {
     }
 }
 
-/// What of a setting's URLs cannot be told, as it is written. Sockets of the file system are none of ours.
+/// The undetermined part of a setting's URLs, as written. Unix sockets are not checked.
 pub(super) fn unclear(setting: Option<&Setting>) -> Option<String> {
     match setting {
         Some(Setting::Text(text) | Setting::Open(text)) => pieces(text)
@@ -88,7 +88,7 @@ fn url(text: &str) -> Option<Url> {
     let (scheme, rest) = (text[..at].rsplit('=').next()?.trim(), &text[at + 3..]);
     let rest = rest.split('/').next()?;
     let (host, port) = rest.rsplit_once(':')?;
-    // What a loop adds at each turn is shown by an ellipsis.
+    // The text that a loop adds at each turn is shown as an ellipsis.
     let port = port.trim().trim_end_matches('…').parse().ok()?;
     Some(Url { https: scheme == "https", host: host.to_owned(), port })
         .filter(|_| scheme == "https" || scheme == "http")

@@ -187,7 +187,7 @@ fn of_two_fields_of_one_name_the_last_counts_as_for_the_api_server() {
     assert_eq!(of(r#"{"etcd-tls":"disabled","etcd-tls":"dynamic"}"#), Verdict::Inject);
     assert_eq!(of(r#"{"etcd-tls":"dynamic","etcd-tls":"disabled"}"#), Verdict::Leave);
     let text = serde_json::to_string(&good()).unwrap().replacen(r#""uid":"#, r#""uid":"x","uid":"#, 1);
-    assert!(mutate(text.as_bytes(), &admission()).is_err(), "which request is meant cannot be told");
+    assert!(mutate(text.as_bytes(), &admission()).is_err(), "two uids are ambiguous");
 }
 
 #[test]
@@ -253,7 +253,7 @@ fn a_workload_is_warned_of_and_never_refused_or_changed() {
         r["oldObject"]["spec"]["template"]["metadata"]["labels"] = json!({});
     });
     assert!(response["warnings"].is_array(), "{response}");
-    // What a pod would be refused for, and a template that is none.
+    // Templates whose pods would be refused, and an invalid template.
     for template in [json!("x"), json!({"metadata": {"annotations": {"etcd-tls.dev/colour": "red"}}}), json!({})] {
         let (response, _) = workload(|r| r["object"]["spec"]["template"] = template.clone());
         assert_eq!(response["allowed"], true);

@@ -28,7 +28,7 @@ pub(super) struct Accounts {
 struct Account {
     pods: usize,
     admitted: bool,
-    /// Who was there before goes first.
+    /// Older accounts go first.
     place: (Since, u64),
     /// When its last pod ended.
     ended: Option<Instant>,

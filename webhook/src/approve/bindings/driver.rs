@@ -63,11 +63,11 @@ pub(in crate::approve) struct BindingArgs {
     withdraw_after: Duration,
 }
 
-/// What is compared of a binding.
+/// The compared fields of a binding.
 const BINDING: &[&[&str]] =
     &[&["metadata", "name"], &["metadata", "namespace"], &["metadata", "uid"], &["subjects"], &["roleRef"]];
 
-/// What is read of a labelled pod.
+/// The fields read of a labelled pod.
 const LABELLED_POD: &[&[&str]] = &[
     &["metadata", "name"],
     &["metadata", "namespace"],
@@ -93,7 +93,7 @@ pub(in crate::approve) struct Keeper {
     pub(in crate::approve) args: BindingArgs,
 }
 
-/// What a term knows: what its watches have brought, and what it wrote of late.
+/// The state of a term: the objects of its watches and its recent writes.
 struct Term {
     accounts: Accounts,
     /// The accounts that had the right when the term began are among [`Self::accounts`].
@@ -104,7 +104,7 @@ struct Term {
     paces: Paces,
 }
 
-/// What came of a change.
+/// The result of a change.
 enum Written {
     Requesters(usize, Vec<Subject>),
     Bound(String, SignBinding),
@@ -219,7 +219,7 @@ impl Keeper {
                     continue;
                 }
             }
-            // What happens within a while is mended at once: many namespaces are few writes.
+            // Changes are gathered for a short time: many namespaces then cost few writes.
             let soon = Instant::now() + took.clamp(GATHER, LONGEST_GATHER);
             next = Some(next.map_or(soon, |next| next.min(soon)));
         }
@@ -293,7 +293,7 @@ impl Keeper {
                         term.paces.failed(&binding, Instant::now());
                         tracing::warn!(%change, %error, "cannot keep a binding; trying again");
                         if in_order {
-                            // Who moves is taken out of one binding only after it is in another.
+                            // A subject that moves is removed from one binding only after it is in another.
                             later(term.paces.not_before(&binding, now).unwrap_or(now));
                             break;
                         }

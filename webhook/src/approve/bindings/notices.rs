@@ -1,4 +1,4 @@
-//! What is said of a binding that is somebody else's, and of accounts for which there is no room.
+//! Events about bindings that somebody else owns and about accounts for which there is no room.
 
 use etcd_tls_contract::names::{DYNAMIC, LABEL};
 use k8s_openapi::api::{core::v1::ObjectReference, rbac::v1::RoleRef};

@@ -44,7 +44,7 @@ impl PartialOrd for Sorted<'_> {
     }
 }
 
-/// What a binding shall hold.
+/// The wanted subjects of the bindings.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Spread {
     /// By number; each sorted, so that the same set is the same list.
@@ -53,8 +53,8 @@ pub(super) struct Spread {
     pub(super) left_out: usize,
 }
 
-/// Spreads those who are `wanted` over the bindings. `present` is what each of them holds now: who is in one stays there, and
-/// who is new comes into the first that has room.
+/// Spreads the `wanted` subjects over the bindings. `present` is the current content of each: a subject stays in its binding, a
+/// new one comes into the first with room.
 pub(super) fn spread(wanted: &[Subject], present: &[&[Subject]]) -> Spread {
     let mut waiting: BTreeSet<Sorted<'_>> = wanted.iter().map(Sorted).collect();
     let mut bindings: Vec<(BTreeSet<Sorted<'_>>, usize)> = present.iter().map(|_| Default::default()).collect();

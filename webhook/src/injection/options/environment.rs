@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::text::{Kind, Text};
 use crate::injection::view::Container;
 
-/// What the variables of a container hold, as far as the pod tells it.
+/// The values of a container's variables, as far as the pod's spec determines them.
 #[derive(Debug, Default)]
 pub(super) struct Environment {
     pub(super) by_name: HashMap<String, Text>,

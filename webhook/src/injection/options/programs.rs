@@ -1,4 +1,4 @@
-//! What a program does with its words: run another one, read a script, or nothing that matters here.
+//! The effect of a program's words: it runs another program, reads a script, or does nothing that matters here.
 
 use super::text::{Kind, Part, Text};
 
@@ -19,7 +19,7 @@ impl Tool {
     }
 }
 
-/// What the first of some words does.
+/// The effect of the first word.
 #[derive(Debug)]
 pub(super) enum Step {
     /// Runs neither etcd nor etcdctl.
@@ -31,11 +31,11 @@ pub(super) enum Step {
     Shell(usize, usize, Passed),
     /// Runs the program at `.0`.
     Wrapper(usize, Passed),
-    /// Why it cannot be told, and whether it can run etcdctl as well.
+    /// Undetermined: the reason, and whether it can run etcdctl as well.
     Unknown(String, bool),
 }
 
-/// What a program on the way to etcd does with the environment and the groups.
+/// The effect of a program on the way to etcd on the environment and the groups.
 #[derive(Debug, Default)]
 pub(super) struct Passed {
     pub(super) sets: Vec<(String, Text)>,
@@ -176,7 +176,7 @@ fn shell(words: &[Text], name: &str) -> Step {
     match words.get(at) {
         Some(_) if string => Step::Shell(at, at + 1, Passed::default()),
         Some(file) => unknown(format!("with the script {}, which is not written in the pod", file.shown())),
-        None => unknown("without a script; what it reads instead is not known".to_owned()),
+        None => unknown("without a script, so its input is not known".to_owned()),
     }
 }
 

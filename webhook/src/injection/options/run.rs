@@ -1,4 +1,4 @@
-//! A run of etcd or etcdctl: what its flags and its environment set.
+//! A run of etcd or etcdctl: the options that its flags and its environment set.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use super::{
     text::{Part, Text},
 };
 
-/// What an option is set to.
+/// The value of an option.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::injection) enum Setting {
     /// This text; `true` for a switch without a value.
@@ -19,7 +19,7 @@ pub(in crate::injection) enum Setting {
 }
 
 impl Setting {
-    /// What a variable of this text is set to.
+    /// The setting of a variable with this text.
     pub(super) fn of(text: &Text) -> Self {
         match (text.as_str(), text.0.as_slice()) {
             (Some(text), _) => Self::Text(text.to_owned()),
@@ -29,7 +29,7 @@ impl Setting {
     }
 }
 
-/// What a script makes of a variable.
+/// The value that a script gives a variable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::injection) enum Kept {
     Set(String),
@@ -49,7 +49,7 @@ pub(in crate::injection) struct Run {
     pub(in crate::injection) flags: BTreeMap<String, Setting>,
     /// Its words that are no flags.
     pub(in crate::injection) words: Vec<String>,
-    /// What the script makes of the variables of etcd and etcdctl.
+    /// The values that the script gives the variables of etcd and etcdctl.
     pub(in crate::injection) variables: BTreeMap<String, Kept>,
     /// The wrapper that takes the pod's groups from it.
     pub(in crate::injection) dropped: Option<String>,
@@ -57,7 +57,7 @@ pub(in crate::injection) struct Run {
     pub(in crate::injection) image: bool,
     /// It asks for its version or for help.
     pub(super) asks: bool,
-    /// Why its flags cannot be told.
+    /// Why its flags are undetermined.
     pub(super) doubt: Option<String>,
 }
 

@@ -1,8 +1,8 @@
 //! A shell's script, followed far enough to tell which programs it runs with which words.
 //!
-//! The script is parsed and followed at once. Nothing is run and nothing guessed: a variable is each of the texts that were
-//! assigned to it, and where something may happen or not, it is what it was or what it would be. What is not understood stops
-//! the reading: then nothing at all is told of the command line.
+//! The script is parsed and followed in one pass. Nothing is run and nothing is guessed: a variable has the set of all texts
+//! assigned to it, and a command that may or may not run adds its texts to the earlier ones. A construct that is not understood
+//! ends the reading: the whole command line is then undetermined.
 
 use std::{
     cell::Cell,
@@ -24,9 +24,9 @@ mod words;
 
 /// How deep scripts, lists and words are nested.
 const MAX_DEPTH: usize = 40;
-/// How many texts a variable or a word is told apart.
+/// The maximum of different texts of a variable or a word.
 const MAX_TEXTS: usize = 64;
-/// How many turns of a loop over known words are told apart.
+/// The maximum of followed turns of a loop over known words.
 const MAX_TURNS: usize = 16;
 /// The first of the characters that stand for holes in a script.
 const HOLES: u32 = 0xF0000;
@@ -38,7 +38,7 @@ fn one_of(texts: &[Option<Text>]) -> Text {
     Text::hole(format!("{}…", shown.trim_end_matches('…')), kind)
 }
 
-/// Why nothing can be told, and where.
+/// Why the command line is undetermined, and the place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::injection) struct Doubt {
     pub(in crate::injection) why: String,
@@ -60,16 +60,16 @@ struct Script {
     heredocs: Vec<(String, bool)>,
 }
 
-/// What is known while the command lines of a container are followed.
+/// The state while the command lines of a container are followed.
 pub(super) struct Shell<'e> {
     environment: &'e Environment,
     script: Script,
-    /// What the script makes of variables: each of the texts that one can have; `None` is unset.
+    /// The script's variables with each text that one can have; `None` is unset.
     variables: BTreeMap<String, Vec<Option<Text>>>,
     /// Arrays, and by the name `@` the words behind the script: each of the lists that one can be; none: not known any more.
     lists: BTreeMap<String, Vec<Vec<Text>>>,
     exported: BTreeSet<String>,
-    /// Assigned or exported in a way that cannot be told.
+    /// Variables that are assigned or exported in an undetermined way.
     tainted: BTreeSet<String>,
     /// The bodies of functions; `None`: one of several, or none.
     functions: BTreeMap<String, Option<Script>>,
@@ -86,12 +86,12 @@ pub(super) struct Shell<'e> {
     left_early: usize,
     /// The turn of a loop.
     turn: Option<usize>,
-    /// What the function that is being followed found: how much was uncertain, and what its local variables were.
+    /// The function being followed: the uncertainty at its start and the outer values of its local variables.
     function: Option<Frame>,
     /// The text is only parsed.
     parsing: bool,
     depth: usize,
-    /// What cleared the environment, and what took the pod's groups away.
+    /// The command that cleared the environment, and the one that dropped the pod's groups.
     cleared: Option<String>,
     dropped: Option<String>,
     pub(super) runs: Vec<Run>,
@@ -189,7 +189,7 @@ impl<'e> Shell<'e> {
         Ok(texts)
     }
 
-    /// What the script assigns and the pod does not set is empty before.
+    /// Whether the pod does not set it: a variable that only the script assigns is empty before.
     fn is_new(&self, name: &str) -> bool {
         !self.environment.from_elsewhere && !self.environment.by_name.contains_key(name)
     }
@@ -221,7 +221,7 @@ impl<'e> Shell<'e> {
             };
             texts.retain(|text| !before.contains(text));
             if self.turn.is_some_and(|turn| turn > 0) && !texts.is_empty() {
-                // What changes with each turn of a loop.
+                // A text that changes with each turn of a loop.
                 let kind = texts.iter().flatten().map(Text::kind).max().unwrap_or(Kind::Word);
                 let shown = before.iter().flatten().map(Text::shown).find(|t| !t.is_empty()).unwrap_or_default();
                 let more = Some(Text::hole(format!("{shown}…"), kind));

@@ -187,7 +187,7 @@ fn probes_share_the_environment() {
     assert_eq!(options.untold, None);
 }
 
-/// What would be gigabytes of words if it were followed to its end.
+/// Scripts that would expand to gigabytes if followed to the end.
 #[test]
 fn what_grows_without_end_is_given_up_on() {
     let doubled = "set -- \"$@\" \"$@\"; ".repeat(60);

@@ -1,4 +1,5 @@
-//! Text as far as the pod tells it: what is written, with holes where only the node or the running script knows more.
+//! Text as far as the pod's spec determines it: literal parts, and holes for values known only on the node or in the running
+//! script.
 
 /// How much a hole can be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -17,7 +18,7 @@ pub(super) enum Kind {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Part {
     Known(String),
-    /// What to show of a hole, how much it can be, and whether double quotes keep it one word.
+    /// A hole: the text to show for it, how much it can be, and whether double quotes keep it one word.
     Hole(String, Kind, bool),
 }
 
@@ -100,7 +101,7 @@ impl Text {
         })
     }
 
-    /// What keeping it takes, in bytes.
+    /// Its memory in bytes.
     pub(super) fn cost(&self) -> usize {
         self.0.iter().fold(16, |sum, part| match part {
             Part::Known(text) | Part::Hole(text, ..) => sum + 16 + text.len(),

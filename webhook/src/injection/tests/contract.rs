@@ -1,4 +1,4 @@
-//! What keeps a pod from coming up with certificates, one change to a good member at a time: each is said.
+//! Obstacles to a start with certificates, one change to a valid member at a time: each has its warning.
 
 use super::*;
 
@@ -133,7 +133,7 @@ fn names_that_no_certificate_holds_are_said() {
         c["env"] = json!([{"name": "PEERS", "valueFrom": {"configMapKeyRef": {"name": "a", "key": "b"}}}]);
         set(c, "initial-cluster", "$(PEERS)");
     });
-    has(&unknown, &["initial-cluster", "cannot be told", "${PEERS}"]);
+    has(&unknown, &["initial-cluster", "cannot tell", "${PEERS}"]);
 }
 
 #[test]
@@ -152,7 +152,7 @@ fn urls_without_tls_are_said() {
     let image = said(|c| {
         c.as_object_mut().unwrap().remove("command");
     });
-    has(&image, &["what the image runs", "ETCD_LISTEN_CLIENT_URLS and ETCD_LISTEN_PEER_URLS"]);
+    has(&image, &["the image's default command", "ETCD_LISTEN_CLIENT_URLS and ETCD_LISTEN_PEER_URLS"]);
 }
 
 #[test]
@@ -185,7 +185,7 @@ fn what_fails_without_a_client_certificate_is_said() {
     });
     has(&metrics, &["livenessProbe", "httpGet"]);
 
-    // What needs none is fine.
+    // Commands that need no certificate are accepted.
     for words in [json!(["etcdctl", "version"]), json!(["etcdctl", "snapshot", "status", "/x"]), json!(["true"])] {
         assert_eq!(said(|c| c["livenessProbe"] = exec(words.clone())), [""; 0], "{words}");
     }
@@ -286,7 +286,7 @@ fn a_listener_that_is_not_known_is_not_guessed() {
             assert!(sidecar_args(&after).contains(&arg.to_owned()), "{what}: {arg}");
         }
     }
-    // What kubelet expands is known.
+    // Variables that kubelet expands are known.
     let (after, _) = injected(&with(|p| {
         p["spec"]["containers"][0]["env"] = json!([
             {"name": "PORT", "value": "12379"}, {"name": "ETCD_LISTEN_CLIENT_URLS", "value": "https://0.0.0.0:$(PORT)"},

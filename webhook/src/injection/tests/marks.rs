@@ -1,4 +1,4 @@
-//! What people see of an injected pod, and what they can set of the injected containers.
+//! The marks of an injected pod, and the settings of the injected containers.
 
 use super::*;
 
@@ -32,7 +32,7 @@ fn the_warnings_stand_on_the_pod() {
     assert_eq!(annotation(&pod).unwrap(), warnings);
     let (pod, _) = injected(&member());
     assert_eq!(annotation(&pod), None, "nothing to say");
-    // A user's own text is no word of ours.
+    // A user's own text is not ours.
     for (pod, said) in [(member(), false), (plain(), true)] {
         let mut pod = pod;
         pod["metadata"]["annotations"] = json!({"etcd-tls.dev/warnings": "[\"all is well\"]", "a": "b"});
@@ -99,7 +99,7 @@ fn the_user_is_left_to_the_cluster_unless_etcds_is_declared() {
         container["securityContext"]["runAsUser"] = json!(1_000_680_000_u32);
     }
     assert_eq!(injected(&assigned).0, assigned);
-    // What the pod says for all of its containers would be root.
+    // The pod's own securityContext would be root.
     let (pod, _) = injected(&with(|pod| {
         pod["spec"]["containers"][0]["securityContext"] = json!({});
         pod["spec"]["securityContext"] = json!({"runAsUser": 0});

@@ -1,4 +1,4 @@
-//! How etcd is restarted: who may signal it, and its liveness probe.
+//! How etcd is restarted: the signal and its conditions, and the liveness probe.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! Who is told of the revocation lists: etcd refuses everybody while the file that it is told of is missing.
+//! Containers that get the options of the revocation lists: etcd refuses everybody while the named file is missing.
 
 use super::*;
 
@@ -33,11 +33,11 @@ fn a_member_is_told_of_its_lists_unless_it_does_not_want_them() {
         pod["spec"]["containers"][0]["command"].as_array_mut().unwrap().push(json!("--client-crl-file=/own.crl"));
     });
     let (pod, warnings) = injected(&own);
-    assert_eq!(told(&pod).len(), 1, "what the pod sets is the pod's: by flag and by variable etcd stops");
+    assert_eq!(told(&pod).len(), 1, "an option of the pod stays the pod's: etcd stops if both set it");
     assert!(warnings.iter().any(|w| w.contains("--client-crl-file=/own.crl")), "{warnings:?}");
 }
 
-/// The images are told as well: one that writes no lists refuses the argument, and the pod does not start.
+/// The injected containers get the argument as well: an image that writes no lists refuses it, and the pod does not start.
 #[test]
 fn the_image_is_told_where_etcd_is() {
     let said = |pod: &Value| {
@@ -56,10 +56,7 @@ fn a_pod_that_was_injected_before_is_not_told() {
     let mut before = injected(&annotated("revocation", "off")).0;
     let annotations = before["metadata"]["annotations"].as_object_mut().unwrap();
     annotations.shift_remove("etcd-tls.dev/revocation");
-    assert!(
-        told(&injected(&before).0).is_empty(),
-        "its init container may write no list, whatever its image is called"
-    );
+    assert!(told(&injected(&before).0).is_empty(), "its init container may write no list, under any image name");
     let mut renamed = injected(&member()).0;
     for container in renamed["spec"]["initContainers"].as_array_mut().unwrap() {
         container["image"] = json!("mirror.example.com/etcd-tls-sidecar:x");

@@ -86,7 +86,7 @@ impl Shell<'_> {
                     return self.define(bare, true);
                 }
                 self.script.at = from;
-                // What stands before a program is for it alone; before a command of the shell's own it may stay.
+                // Assignments before a program hold for it alone; before a builtin they may stay.
                 for (name, [before, value]) in std::mem::take(&mut assigned) {
                     self.assign(&name, before.into_iter().chain(value.clone()).collect())?;
                     own.push((name, value));
@@ -136,7 +136,7 @@ impl Shell<'_> {
         Ok(all)
     }
 
-    /// Follows a command with the variables that are its `own`; what it prints.
+    /// Follows a command with its `own` variables; returns its output.
     fn execute(&mut self, words: &[Text], own: &[(String, Vec<Option<Text>>)]) -> Followed<Text> {
         let Some(first) = words.first().filter(|_| !self.parsing) else { return Ok(Text::hole("$()", Kind::Any)) };
         self.pay(words.iter().map(Text::cost).sum())?;
@@ -228,7 +228,7 @@ impl Shell<'_> {
             }
             name @ ("trap" | "." | "source" | "alias" | "enable" | "hash" | "let" | "mapfile" | "readarray"
             | "bind" | "fc") => {
-                return self.doubt(format!("says {name}: what that does is not understood"));
+                return self.doubt(format!("uses {name}, which is not supported"));
             }
             _ => {
                 self.program(words, own, &|_| place.clone())?;

@@ -176,7 +176,7 @@ impl Shell<'_> {
             "for" => self.each()?,
             "case" => self.cases()?,
             "{" => {
-                // No command of its own: what one within it prints is what it prints.
+                // Its output is that of the commands within it.
                 self.script.at += 1;
                 self.commands -= 1;
                 self.list(&["}"])?;
@@ -338,7 +338,7 @@ impl Shell<'_> {
             let plain = delimiter != raw;
             self.script.heredocs.push((delimiter, plain));
         } else if operator.contains('>') {
-            // What is printed goes elsewhere.
+            // The output goes elsewhere.
             self.commands += usize::from(!operator.starts_with('2'));
             self.written.extend(targets.iter().flatten().map(|text| programs::basename(&text.shown()).to_owned()));
         }

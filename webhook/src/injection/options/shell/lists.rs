@@ -154,7 +154,7 @@ impl Shell<'_> {
         Ok(())
     }
 
-    /// Follows a function with the words that it is called with; what it prints.
+    /// Follows a call of a function with these words; returns its output.
     pub(super) fn call(&mut self, name: &str, words: &[Text], own: &[(String, Vec<Option<Text>>)]) -> Followed<Text> {
         let Some(body) = self.functions.get(name).cloned().flatten().filter(|_| own.is_empty()) else {
             return self
@@ -196,7 +196,7 @@ impl Shell<'_> {
         true
     }
 
-    /// A local variable without a value: what it was outside, or nothing.
+    /// A local variable without a value: it has the outer value or none.
     pub(super) fn local(&mut self, declares: &[Text], name: &str) -> Followed {
         if self.localise(declares, name) {
             let known = self.variables.contains_key(name) || self.environment.by_name.contains_key(name);
@@ -208,7 +208,7 @@ impl Shell<'_> {
         Ok(())
     }
 
-    /// Follows the handler of a signal: what it assigns is not known any more.
+    /// Follows the handler of a signal: its variables are undetermined from here on.
     pub(super) fn trap(&mut self, handler: &Text, place: String) -> Followed {
         let (variables, lists, runs) = (self.variables.clone(), self.lists.clone(), self.runs.len());
         let texts = variables.values().flatten().flatten().chain(lists.values().flatten().flatten());

@@ -80,7 +80,7 @@ impl Shell<'_> {
         }
     }
 
-    /// What is in the quotes in front of it.
+    /// The content of the quotes that follow.
     fn quoted(&mut self, word: &mut Word) -> Followed {
         let quote = self.next();
         while let Some(c) = self.peek() {
@@ -198,7 +198,7 @@ impl Shell<'_> {
         let named = programs::is_name(&name) || name.parse::<usize>().is_ok_and(|n| n > 0);
         if !named || !"-=+?".contains(operator) {
             let text = self.raw('{', '}')?;
-            // What is cut off a word leaves a word.
+            // A part of a word is still a word.
             let cuts = named && !colon && "#%".contains(operator);
             let texts = if cuts && programs::is_name(&name) { self.texts(&name)? } else { Vec::new() };
             let kind = texts.iter().flatten().map(Text::kind).max().unwrap_or(Kind::Many);
@@ -279,7 +279,7 @@ impl Shell<'_> {
         self.doubt("has a bracket that does not close")
     }
 
-    /// A command substitution, behind its bracket: what it prints.
+    /// A command substitution, after its bracket: returns its output.
     fn substitution(&mut self) -> Followed<Text> {
         let before = self.commands;
         self.maybe(|shell| shell.list(&[")"]))?;
