@@ -1,4 +1,4 @@
-//! What keeps certificates fresh: who asks (a pod or a host), the loop that renews, and what it shows of itself.
+//! Renewal of certificates: the subject (a pod or a host), the loop that renews, and its metrics and health.
 
 pub mod addresses;
 pub(crate) mod belief;

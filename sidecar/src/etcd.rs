@@ -60,7 +60,7 @@ impl Client {
     /// Whether the member reaches quorum: `/health`, a linearizable read.
     ///
     /// # Errors
-    /// What it says instead.
+    /// etcd's own reason, or the failure to ask.
     pub async fn health(&self, client_url: &Endpoint) -> Result<(), EtcdError> {
         let (status, body) = self.get(client_url, "/health").await?;
         // `"true"` is a string in every version; a reason stands beside it from 3.5 on.
@@ -74,7 +74,7 @@ impl Client {
     /// The numbers of `/metrics` that we look at.
     ///
     /// # Errors
-    /// What failed.
+    /// The failure.
     pub async fn metrics(&self, client_url: &Endpoint) -> Result<ServerMetrics, EtcdError> {
         let (status, body) = self.get(client_url, "/metrics").await?;
         if status != 200 {
@@ -86,7 +86,7 @@ impl Client {
     /// The members as the gateway lists them.
     ///
     /// # Errors
-    /// What failed; with auth on, [`EtcdError::Forbidden`].
+    /// The failure; with etcd's auth on, [`EtcdError::Forbidden`].
     pub async fn members(&self, client_url: &Endpoint) -> Result<Vec<Member>, EtcdError> {
         let answer = self.call(client_url, "/v3/cluster/member/list", &json!({})).await?;
         serde_json::from_value(answer["members"].clone()).map_err(|e| EtcdError::answer(client_url, e))
@@ -95,7 +95,7 @@ impl Client {
     /// The members as the peer port lists them to a peer.
     ///
     /// # Errors
-    /// What failed.
+    /// The failure.
     pub async fn members_of_peer(&self, peer_url: &Endpoint) -> Result<Vec<Member>, EtcdError> {
         let (status, body) = self.get(peer_url, "/members").await?;
         if status != 200 {
@@ -108,7 +108,7 @@ impl Client {
     /// and a request, since a TLS 1.3 client learns only then that its certificate was refused.
     ///
     /// # Errors
-    /// What failed.
+    /// The failure.
     pub async fn dial_peer(&self, peer_url: &Endpoint) -> Result<(), EtcdError> {
         let (status, body) = self.get(peer_url, "/version").await?;
         if status == 200 { Ok(()) } else { Err(EtcdError::refused(peer_url, status, &body)) }
@@ -117,7 +117,7 @@ impl Client {
     /// Hands leadership from the member at `client_url`, which must be the leader, to `target`.
     ///
     /// # Errors
-    /// What failed.
+    /// The failure.
     pub async fn move_leader(&self, client_url: &Endpoint, target: u64) -> Result<(), EtcdError> {
         let body = json!({"targetID": target.to_string()});
         self.call(client_url, "/v3/maintenance/transfer-leadership", &body).await.map(|_| ())
@@ -126,7 +126,7 @@ impl Client {
     /// Grants a lease of `ttl` seconds; its id.
     ///
     /// # Errors
-    /// What failed.
+    /// The failure.
     pub async fn grant(&self, client_url: &Endpoint, ttl: u32) -> Result<i64, EtcdError> {
         let answer = self.call(client_url, "/v3/lease/grant", &json!({"TTL": ttl.to_string()})).await?;
         integer(&answer["ID"]).ok_or_else(|| EtcdError::answer(client_url, "a lease without an ID"))
@@ -135,7 +135,7 @@ impl Client {
     /// Keeps a lease alive; false if it is gone.
     ///
     /// # Errors
-    /// What failed.
+    /// The failure.
     pub async fn keep_alive(&self, client_url: &Endpoint, lease: i64) -> Result<bool, EtcdError> {
         let answer = self.call(client_url, "/v3/lease/keepalive", &json!({"ID": lease.to_string()})).await?;
         // A lease that is gone is answered without a TTL.
@@ -145,7 +145,7 @@ impl Client {
     /// The seconds that a lease was granted for; `None` if it is gone.
     ///
     /// # Errors
-    /// What failed.
+    /// The failure.
     pub async fn granted(&self, client_url: &Endpoint, lease: i64) -> Result<Option<u64>, EtcdError> {
         let answer = self.call(client_url, "/v3/lease/timetolive", &json!({"ID": lease.to_string()})).await?;
         Ok(integer(&answer["grantedTTL"]).and_then(|seconds| u64::try_from(seconds).ok()).filter(|s| *s > 0))
@@ -154,7 +154,7 @@ impl Client {
     /// Ends a lease, and with it the keys that hang on it. One that is gone already is no error.
     ///
     /// # Errors
-    /// What failed.
+    /// The failure.
     pub async fn revoke(&self, client_url: &Endpoint, lease: i64) -> Result<(), EtcdError> {
         match self.call(client_url, "/v3/lease/revoke", &json!({"ID": lease.to_string()})).await {
             Err(EtcdError::Refused { reason, .. }) if reason.contains("lease not found") => Ok(()),
@@ -165,7 +165,7 @@ impl Client {
     /// Creates `key` on `lease` if there is none, in one transaction.
     ///
     /// # Errors
-    /// What failed.
+    /// The failure.
     pub async fn create(
         &self,
         client_url: &Endpoint,
@@ -196,7 +196,7 @@ impl Client {
     /// Replaces `key`, if it is still as it was `found`, in one transaction; false if it is not.
     ///
     /// # Errors
-    /// What failed.
+    /// The failure.
     pub async fn replace(
         &self,
         client_url: &Endpoint,

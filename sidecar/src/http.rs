@@ -1,4 +1,4 @@
-//! HTTP/1.1 over a connection of one's own: what the client of the API server and the client of etcd share.
+//! HTTP/1.1 over one connection, shared by the client of the API server and the client of etcd.
 
 use std::{error::Error, io, sync::Arc};
 

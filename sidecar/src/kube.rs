@@ -40,7 +40,7 @@ pub trait Api {
         version: Version,
     ) -> impl Future<Output = Result<CertificateSigningRequest, ApiError>>;
 
-    /// Nothing is asked for some time: what is held open may be closed.
+    /// No request follows for some time: idle connections may be closed.
     fn rest(&mut self) {}
 }
 
@@ -67,12 +67,12 @@ pub enum ApiError {
         /// Retry-After, where it says so.
         retry_after: Option<Duration>,
     },
-    /// An answer that is no answer of an API server: a proxy's page, a cut body.
-    #[error("what answers at {address} is no API server: {message}")]
+    /// The answer is not from an API server, or cut: a proxy's page, a partial body.
+    #[error("the answer from {address} is not from an API server: {message}")]
     Malformed {
         /// Where.
         address: String,
-        /// What is wrong with it.
+        /// The fault.
         message: String,
     },
     /// No answer.

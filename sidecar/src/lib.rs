@@ -13,7 +13,7 @@
 //! os           processes, clocks, files
 //! ```
 //!
-//! What may be requested is the contract's to say ([`etcd_tls_contract`]).
+//! The contract ([`etcd_tls_contract`]) defines what may be requested.
 
 pub mod agent;
 pub mod cli;

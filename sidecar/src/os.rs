@@ -13,7 +13,7 @@ pub mod timer;
 /// A descriptor that the runtime tells to be readable.
 #[allow(
     deprecated,
-    reason = "safe for an OwnedFd, whose descriptor is always its own; what replaces it is an unsafe function"
+    reason = "safe for an OwnedFd, whose descriptor is always its own; its replacement is an unsafe function"
 )]
 fn readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::with_interest(fd, Interest::READABLE)

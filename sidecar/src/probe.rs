@@ -1,10 +1,10 @@
-//! etcd's liveness probe under `reload: probe`: what the program `etcd-tls-probe`, which kubelet runs in etcd's container, and
-//! the sidecar say to each other.
+//! etcd's liveness probe under `reload: probe`: the protocol between the sidecar and the program `etcd-tls-probe`, which
+//! kubelet runs in etcd's container.
 //!
 //! ```text
 //! <dir>/probe/etcd-tls-probe   the program, in the volume that both containers have     (install)
-//! <dir>/probe/liveness         the URL that the user's own probe asks, where there is one
-//! <dir>/probe/sidecar.sock     where the sidecar answers; being in the volume it is nobody else's, whatever listens where
+//! <dir>/probe/liveness         the URL of the user's own probe, if there is one
+//! <dir>/probe/sidecar.sock     the sidecar's socket; only containers with the volume reach it
 //! ```
 //!
 //! **Invariant.** The sidecar restarts etcd only by an explicit answer. The program has time limits of its own; kubelet, which
@@ -51,7 +51,7 @@ impl From<String> for Failure {
     }
 }
 
-/// What came of asking the sidecar.
+/// The sidecar's answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Said {
     /// Leave etcd alone.
@@ -62,7 +62,7 @@ pub enum Said {
     Away(String),
 }
 
-/// What the program does next.
+/// The program's next step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Next {
     /// It is done: etcd is left alone.
@@ -103,20 +103,20 @@ impl Said {
     }
 }
 
-/// What follows from what the sidecar said, where the user's own probe is `question`.
+/// The next step after the sidecar's answer, if the user's own probe is `question`.
 pub fn decide(said: &Said, question: Question) -> Next {
     match (said, question) {
         (Said::Dead(reason), _) => Next::Fail(reason.clone()),
         // It has asked.
         (Said::Alive, Question::BySidecar(_)) => Next::Pass,
         (_, Question::None | Question::BySidecar(None)) => Next::Pass,
-        // No TLS here: that somebody listens is all that can be told.
+        // No TLS here: the program can only check whether the port accepts connections.
         (Said::Away(_), Question::BySidecar(Some(address))) => Next::Ask(Question::Tcp(address)),
         (_, question) => Next::Ask(question),
     }
 }
 
-/// What the program says of etcd, in [`etcd_tls_contract::names::PROBE_DIR`] `dir`. Whoever is asked has `limit`.
+/// The program's verdict on etcd; `dir` is [`etcd_tls_contract::names::PROBE_DIR`]. Each check has `limit`.
 ///
 /// # Errors
 /// Why etcd is to be restarted.
@@ -137,7 +137,7 @@ pub fn verdict(dir: &Path, limit: Duration) -> Result<(), Failure> {
 
 /// Asks the sidecar, for `patience` at most.
 fn sidecar(socket: PathBuf, limit: Duration, patience: Duration) -> Said {
-    // Beside, since connecting to a stopped process's socket may block for ever, and cannot be told not to.
+    // In a thread of its own: connecting to a stopped process's socket may block for ever and has no timeout.
     let (told, tells) = mpsc::channel();
     let asking = thread::Builder::new().spawn(move || {
         // Nobody listens any more when it took too long.

@@ -64,7 +64,7 @@ const SILENCE: Duration = Duration::from_secs(120);
 /// How often the cluster's members are noted while nothing is due.
 const LEARN: Duration = Duration::from_secs(600);
 
-/// What is known of etcd's trust; sent whenever it changes.
+/// The known state of etcd's trust; sent on each change.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Status {
     /// The digest of each domain's bundle, once etcd was seen to have loaded it; a domain that etcd verifies nothing
@@ -107,7 +107,7 @@ struct Wait {
     again: Duration,
 }
 
-/// What is to be loaded, and why: the bundles on disk of which etcd runs with others.
+/// The bundles to load, with reasons: those on disk that differ from the ones etcd runs with.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Look {
     due: BTreeMap<Domain, String>,
@@ -120,7 +120,7 @@ impl Restarter {
     /// For one etcd. `registry` gets its metrics: `restart_due`, `restart_waits`, `restarts`, `restart_downtime_seconds`.
     pub fn new(options: Options, registry: &mut Registry) -> Self {
         let method = options.method();
-        // What is told to read its files again may be any program; what is ended is etcd and nothing else.
+        // A signal to reload may go to any program; a signal to end goes to etcd alone.
         let program = if matches!(method, Method::Tell(_)) { None } else { Some(names::ETCD_CONTAINER.to_owned()) };
         let observer = Observer::new(&options, program);
         Self {
@@ -141,7 +141,7 @@ impl Restarter {
         }
     }
 
-    /// What etcd has loaded. The driver states it on its next request, and requests anew when it changes.
+    /// The bundles that etcd has loaded. The driver states them in its next request and requests again after a change.
     pub fn status(&self) -> watch::Receiver<Status> {
         self.status.subscribe()
     }
@@ -216,7 +216,7 @@ impl Restarter {
             let installed = match self.memory.installed(domain, &bundle, now) {
                 Ok(installed) => installed,
                 Err(error) => {
-                    tracing::error!(%error, "what the restarter must remember cannot be written");
+                    tracing::error!(%error, "cannot write the restarter's state");
                     look.blind = true;
                     unknown.insert(domain, Unknown::Files);
                     continue;
@@ -313,7 +313,7 @@ impl Restarter {
         }
     }
 
-    /// While etcd takes us: who it is, and where the others are.
+    /// Learns the members while etcd accepts our certificate: its own identity and the others' addresses.
     async fn learn_cluster(&mut self) {
         if self.learned.is_some_and(|at| at.elapsed() < LEARN) || !matches!(self.method, Method::End(_) | Method::Probe)
         {

@@ -1,11 +1,11 @@
 //! The files: one proven set for all roles of a pod, swapped by one rename.
 //!
 //! ```text
-//! <dir>/peer   -> ..data/peer          what etcd is told to read: peer/tls.crt, peer/tls.key, peer/ca.crt, peer/ca.crl
+//! <dir>/peer   -> ..data/peer          the paths in etcd's options: peer/tls.crt, peer/tls.key, peer/ca.crt, peer/ca.crl
 //! <dir>/..data -> ..7                  the one link that a renewal moves
 //! <dir>/..7/{peer,server}/…            a generation: every role, whole, synced before it is linked
-//! <dir>/..7/state.json                 what the certificates do not say themselves: when they were received
-//! <dir>/..pending/peer.key             a key whose request is under way, so that a restart asks no second time
+//! <dir>/..7/state.json                 facts that are not in the certificates: when they were received
+//! <dir>/..pending/peer.key             the key of a pending request, so that a restart makes no second one
 //! <dir>/..lock                         held for as long as a process works on the directory
 //! ```
 //!
@@ -13,7 +13,7 @@
 //! every certificate in it was proven before it was written: an [`Entry`] is made by [`Entry::prove`], or, with
 //! another bundle, by [`Entry::with_bundle`], which proves again.
 //!
-//! Old generations go as soon as the link has moved; what a crash leaves behind goes before the next write.
+//! Old generations are removed as soon as the link has moved; leftovers of a crash, before the next write.
 
 use std::{
     collections::BTreeMap,
@@ -55,7 +55,7 @@ const STATE: &str = "state.json";
 /// No file of a set is larger; more is not read (a chain of four RSA-4096 certificates is under 10 KiB).
 const MAX_FILE: u64 = 2 * 1024 * 1024;
 
-/// Why the files cannot be read or written. Whatever it is, the set that was in use still is.
+/// Why the files cannot be read or written. In every case the set that was in use stays in use.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// Another process works on the directory.
@@ -75,11 +75,11 @@ pub enum StoreError {
     /// The operating system's.
     #[error("{}: {action}: {source}", path.display())]
     Io {
-        /// What was tried.
+        /// The failed step.
         action: &'static str,
         /// On which path.
         path: PathBuf,
-        /// What came back.
+        /// The system's error.
         source: io::Error,
     },
 }
@@ -154,11 +154,11 @@ impl<F: Files> Store<F> {
         let name = format!("..{number}");
         let generation = self.dir.join(&name);
         if let Err(error) = self.write(&generation, &name, set) {
-            // Best effort: what remains is swept before the next write.
+            // Best effort: the rest is removed before the next write.
             let _ = self.files.remove_dir_all(&generation);
             return Err(error);
         }
-        // The link has moved: whatever fails from here on is no failure of the swap.
+        // The link has moved: a failure from here on is no failure of the swap.
         if let Err(error) = self.files.sync_dir(&self.dir) {
             tracing::warn!(%error, dir = %self.dir.display(), "the new files are in use, but not yet known to be on the medium");
         }
@@ -170,7 +170,7 @@ impl<F: Files> Store<F> {
         Ok(())
     }
 
-    /// Removes a generation. What has the name of one and is no directory is not ours, and stays.
+    /// Removes a generation. An entry with such a name that is no directory is not ours and stays.
     fn remove(&self, generation: &str) -> Result<(), StoreError> {
         let path = self.dir.join(generation);
         if !is_directory(&path) {
@@ -309,8 +309,8 @@ impl<F: Files> Store<F> {
 /// Each role's entry, or why its files do not hold together.
 pub type Entries = BTreeMap<Role, Result<Entry, StoreError>>;
 
-/// What is in use in the directory `dir`, read without its lock: while another process installs, a role may be read as
-/// damaged. `None` where nothing was installed yet.
+/// The set in use in the directory `dir`, read without its lock: during another process's install, a role may be read as
+/// damaged. `None` if nothing was installed yet.
 ///
 /// # Errors
 /// The link to the generation cannot be read, or is not ours.

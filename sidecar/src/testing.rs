@@ -131,7 +131,7 @@ fn time(at: SystemTime) -> ::time::OffsetDateTime {
 #[derive(Clone)]
 pub(crate) struct Fake {
     elapsed: Rc<Cell<Duration>>,
-    /// What is between the wall clock and a right one.
+    /// The difference between the wall clock and a correct one.
     pub(crate) began: Rc<Cell<SystemTime>>,
 }
 

@@ -43,8 +43,8 @@ fn is_global(ip: IpAddr) -> bool {
         }
 }
 
-/// The pod's addresses now: what the downward API said, with each one that is gone from its interface replaced by the
-/// first of the same family that is new there.
+/// The pod's addresses now: the addresses of the downward API, where each address that left its interface is replaced by the
+/// interface's first new one of the same family.
 ///
 /// An address that merely appears beside them is none of the pod's: a second network's, or a floating one on a host's
 /// interface, which the approver would refuse.
@@ -66,7 +66,7 @@ pub fn current(told: &[IpAddr], at_start: &[Address], now: &[Address]) -> Vec<Ip
                 && !at_start.contains(a)
                 && !current.contains(&a.ip)
         });
-        // None in its place yet: what is not there is not asked for.
+        // No successor yet: an address that is gone is not requested.
         current.extend(successor.map(|a| a.ip));
     }
     // All gone: an interface that is down for a moment is no reason to ask for nothing.

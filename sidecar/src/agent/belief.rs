@@ -15,7 +15,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5 * 60);
 /// When the same bundle is asked about again.
 const ASK_AGAIN: Duration = Duration::from_secs(60 * 60);
 
-/// What the signer stated.
+/// The signer's statements.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Statements {
     /// The last digest stated of each domain; it outlives answers without a statement.
@@ -26,7 +26,7 @@ pub(crate) struct Statements {
     last: Option<bool>,
 }
 
-/// What speaks against a bundle on offer.
+/// The reason to refuse a bundle on offer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Doubt {
     /// No answer has stated anything yet.
@@ -36,7 +36,7 @@ pub(crate) enum Doubt {
 }
 
 impl Statements {
-    /// What is on disk says that this was stated of `domain` last.
+    /// Restores the last statement about `domain` from disk.
     pub(crate) fn remember(&mut self, domain: Domain, digest: &str) {
         self.named.insert(domain, digest.to_owned());
         self.last = Some(true);
@@ -82,7 +82,7 @@ impl Statements {
     }
 }
 
-/// When the signer is asked about bundles on offer, so that whoever writes ever new ones causes no storm of requests.
+/// When to ask the signer about bundles on offer. Limits the requests if somebody keeps writing new bundles.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Pace {
     by_domain: BTreeMap<Domain, Asked>,

@@ -48,13 +48,13 @@ pub struct Driver<C, F, M, W> {
     pub agent: Agent<C, F>,
     /// Makes a client of the API server.
     pub api: M,
-    /// What a role asks for now.
+    /// The current request template of a role.
     pub template: W,
     /// etcd's ports.
     pub ports: Vec<Port>,
-    /// What the admin port says.
+    /// The state shown on the admin port.
     pub health: Arc<Health>,
-    /// What etcd was seen to have loaded; none where there is no etcd.
+    /// The bundles that etcd has loaded; `None` without an etcd.
     pub loaded: Option<watch::Receiver<restart::Status>>,
     /// Told when a port still serves an old certificate after its grace time; none where there is no etcd.
     pub unserved: Option<watch::Sender<bool>>,
@@ -66,7 +66,7 @@ pub struct Driver<C, F, M, W> {
     pub renew: Option<RenewFile>,
 }
 
-/// What a started piece of work ends with.
+/// The result of a background task.
 #[allow(clippy::large_enum_variant, reason = "one at a time is there, and moved once")]
 enum Done {
     Obtained(Role, Box<Result<Entry, Failure>>),
@@ -82,7 +82,7 @@ struct Look {
     round: u32,
 }
 
-/// What the loop remembers of a role between two requests.
+/// The loop's state of a role between two requests.
 #[derive(Default)]
 struct RoleState {
     asking: bool,
@@ -98,17 +98,17 @@ struct RoleState {
     received: Duration,
     /// Digest of the bundle on offer that lacks the CA of the certificate in use.
     outdated: Option<String>,
-    /// What that was when the request under way was begun.
+    /// Its value when the pending request began.
     asked_for: Option<String>,
     /// Digest of the bundle on offer that this role asks about.
     offered: Option<String>,
-    /// For which such bundle a certificate was had: one is asked for once for each, whoever signs it.
+    /// The bundle for which a certificate was obtained: one request for each bundle, with any signer.
     renewed_for: Option<String>,
     /// Whether the annotation `renew` asks for a new certificate.
     asked: Asked,
 }
 
-/// The state of the loop: what is under way, and what it remembers from one turn to the next. Times are in terms of
+/// The state of the loop: the pending tasks and the values kept from one turn to the next. Times are in terms of
 /// [`Clock::elapsed`].
 #[derive(Default)]
 struct Progress<'a> {
@@ -171,7 +171,7 @@ where
             }
             if let Some(seconds) = mark.stepped(self.agent.clock()) {
                 tracing::warn!(seconds, "the clock was stepped");
-                // What was refused by the clock of before may be taken now.
+                // A bundle refused under the previous clock may be valid now.
                 for state in progress.roles.values_mut() {
                     (state.hold_until, state.refusals) = (Duration::ZERO, 0);
                 }
@@ -204,7 +204,7 @@ where
         progress.refused = refused;
     }
 
-    /// Asks for what a new value of the annotation `renew` asks for, whatever was refused before.
+    /// Requests the renewal that a new value of the annotation `renew` calls for, even after a refusal.
     fn look_at_renew(&self, progress: &mut Progress<'_>) {
         let Some(file) = &self.renew else { return };
         for role in progress.values.asks(file.value(), self.agent.roles()) {
@@ -282,7 +282,7 @@ where
             let template = (self.template)(*role);
             let entry = self.agent.entry(*role);
             let trusts = self.trusts(role.domain());
-            // What is installed is what a pod without etcd trusts, at once and always: stated with the next request.
+            // A pod without etcd trusts its installed bundles at once; the next request states them.
             let loaded = self.loaded.as_ref().and(trusts.as_deref());
             // A request that stated the bundle in use is not made again to say that it cannot be seen.
             let in_use = entry.as_ref().map(|entry| entry.bundle().digest());
@@ -327,8 +327,8 @@ where
         self.loaded.as_ref().is_some_and(|status| status.borrow().unknown.contains_key(&domain))
     }
 
-    /// What a request states: the digest of the bundle that etcd was seen to have loaded, or that this is unknown; without
-    /// etcd, the digest of the one in use.
+    /// The statement of a request: the digest of the bundle that etcd has loaded, or that it is unknown; without etcd, the
+    /// digest of the bundle in use.
     fn trusts(&self, domain: Domain) -> Option<String> {
         match &self.loaded {
             Some(status) => {
@@ -448,7 +448,7 @@ async fn changed(loaded: &mut Option<watch::Receiver<restart::Status>>) {
     match loaded {
         Some(receiver) => {
             if receiver.changed().await.is_err() {
-                // The restarter has ended; what it saw last stays.
+                // The restarter has ended; its last observation stays.
                 pending::<()>().await;
             }
         }

@@ -21,10 +21,10 @@ pub struct Fetched {
 }
 
 impl Fetched {
-    /// Brings the bundles to the directory; what is no bundle is left out, and what did not change is not written.
+    /// Writes the bundles to the directory. Invalid and unchanged ones are not written.
     ///
     /// # Errors
-    /// The ConfigMap cannot be had, or lacks a bundle, or the directory cannot be written.
+    /// The ConfigMap cannot be read or lacks a bundle, or the directory cannot be written.
     pub async fn fetch(&self, credentials: &HostCredentials) -> Result<(), ApiError> {
         let access =
             |message: String| ApiError::Access(format!("ConfigMap {}/{}: {message}", self.namespace, self.config_map));
@@ -47,7 +47,7 @@ impl Fetched {
         Ok(())
     }
 
-    /// What to do about an answer that waiting may never change.
+    /// The next step after an answer that waiting may never change.
     fn cure(&self, code: Option<u16>) -> Option<String> {
         match code {
             Some(403) => Some(format!(

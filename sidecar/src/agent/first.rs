@@ -30,7 +30,7 @@ const USEFUL_LIMIT: Duration = Duration::from_millis(500);
 /// How much later than its limit a call that hangs is given up.
 const GRACE: Duration = Duration::from_millis(100);
 
-/// What the start of etcd has to do with a role's certificate.
+/// How the start of etcd depends on a role's certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Start {
     /// Nothing to request. A certificate that is due is renewed by `run`.
@@ -177,7 +177,7 @@ pub async fn fill<C: Clock, F: Files, A: Api>(
     Ok(())
 }
 
-/// Requests a certificate, but no longer than `limit` after the start of the process, whatever the API server does.
+/// Requests a certificate, for at most `limit` after the start of the process.
 async fn within<C: Clock, F: Files, A: Api>(
     agent: &Agent<C, F>,
     template: &Template,

@@ -55,7 +55,7 @@ struct DomainLabel {
     domain: &'static str,
 }
 
-/// What every metric's name begins with.
+/// The prefix of every metric's name.
 pub const PREFIX: &str = "etcd_tls";
 
 type Seconds = Gauge<f64, AtomicU64>;
@@ -174,7 +174,7 @@ impl Health {
         self.seen().beat = Instant::now();
     }
 
-    /// What is on disk now, in the pod of `uid`.
+    /// Records the set that is on disk now, in the pod with `uid`.
     pub fn installed(&self, set: &Set, uid: &str) {
         let mut seen = self.seen();
         seen.expiry = set.roles.iter().map(|(role, entry)| (*role, entry.chain().not_after)).collect();

@@ -104,7 +104,7 @@ impl Held {
         }
     }
 
-    /// What is on disk now, in the pod of `uid`.
+    /// Records the set that is on disk now, in the pod with `uid`.
     pub(super) fn installed(&self, set: &Set, uid: &str) {
         self.info.clear();
         self.bundles.clear();

@@ -1,8 +1,8 @@
-//! The trust ConfigMap as the API server sends it: bundles and revocation lists within seconds. kubelet brings the same to the
-//! mounted directory, up to two minutes later. What was sent is on offer until the mounted content changes, and until the watch
-//! has failed for long.
+//! The trust ConfigMap as the API server sends it: bundles and revocation lists within seconds. kubelet updates the mounted
+//! directory up to two minutes later. The watched content is on offer until the mounted content changes or the watch has failed
+//! for long.
 //!
-//! What is sent is verified as what is mounted: this module says only which of the two is newer.
+//! Watched content is verified as mounted content is. This module decides only which of the two is newer.
 
 use std::{
     collections::BTreeMap,
@@ -30,7 +30,7 @@ use crate::{
 const SHORTEST_WATCH: Duration = Duration::from_secs(5 * 60);
 /// How much later it may do so: a connection that nobody ends is dead.
 const LATE: Duration = Duration::from_secs(30);
-/// A watch that ended sooner has failed, whatever its end looked like.
+/// A watch that ended sooner counts as failed, even if it ended without an error.
 const TOO_SHORT: Duration = Duration::from_secs(10);
 /// The longest pause between a watch and the next, and after the first failure: an API server that restarts has thousands of
 /// watches to serve at once.
@@ -42,7 +42,7 @@ const LONGEST_REFUSED: Duration = Duration::from_secs(60 * 60);
 /// Failures in a row that are no news: an API server that restarts.
 const PATIENCE: u32 = 3;
 
-/// What was sent.
+/// The watched content.
 #[derive(Debug, Default)]
 pub struct Pushed {
     contents: Mutex<BTreeMap<&'static str, Content>>,
@@ -53,11 +53,11 @@ pub struct Pushed {
     watched: Gauge,
 }
 
-/// What was sent last of one key.
+/// The last watched content of one key.
 #[derive(Debug)]
 struct Content {
     bytes: Vec<u8>,
-    /// What was mounted when this was looked at first.
+    /// The digest of the mounted content at the first look.
     mounted: Option<Option<u64>>,
     /// Whether the mounted file has changed since.
     overtaken: bool,
@@ -78,7 +78,7 @@ impl Pushed {
         self.changed.notified().await;
     }
 
-    /// What was sent of `key`, unless the mounted `file` has changed since.
+    /// The watched content of `key`, unless the mounted `file` has changed since.
     ///
     /// # Errors
     /// Those of the file, where nothing was sent, or it has changed since.
@@ -98,8 +98,8 @@ impl Pushed {
         self.contents().get(key).is_some_and(|content| content.bytes == bytes)
     }
 
-    /// Takes what was sent. A key that is missing was not sent: what was sent before stays. An earlier state than the last one,
-    /// of an API server that lags behind another, is ignored.
+    /// Takes an object of the watch. A missing key changes nothing: its earlier content stays. An earlier state than the last
+    /// one, of an API server that lags behind another, is ignored.
     fn take(&self, object: ConfigMap) {
         let metadata = &object.metadata;
         if let (Some(uid), Some(Ok(version))) = (&metadata.uid, metadata.resource_version.as_ref().map(|v| v.parse())) {
@@ -123,7 +123,7 @@ impl Pushed {
         }
     }
 
-    /// The watch has failed for long: what is mounted counts.
+    /// The watch has failed for long: the mounted content counts.
     fn forget(&self) {
         self.contents().clear();
     }

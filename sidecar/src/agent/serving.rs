@@ -21,13 +21,13 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 pub struct Port {
     /// `client`, `peer` or `metrics`.
     pub name: &'static str,
-    /// Whose certificate it serves.
+    /// The role whose certificate it serves.
     pub role: Role,
     /// Where it is.
     pub endpoint: Endpoint,
 }
 
-/// What was seen of a port within [`GRACE`].
+/// The state of a port within [`GRACE`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Seen {
     /// It serves the certificate.

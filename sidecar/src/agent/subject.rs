@@ -42,7 +42,7 @@ use crate::{
     store::{Entries, Entry, Set, Store, StoreError, files::Files},
 };
 
-/// Who asks, and for what: the pod as it is told of itself.
+/// The subject of the certificates: the pod's own metadata from the downward API.
 #[derive(Clone, Debug)]
 pub struct Subject {
     /// The facts that a requester knows. [`PodFacts::ips`] are those at the start.
@@ -108,7 +108,7 @@ impl Subject {
     }
 }
 
-/// The certificates of one pod or host: what is held, and what is on disk.
+/// The certificates of one pod or host, in memory and on disk.
 pub struct Agent<C, F> {
     roles: BTreeSet<Role>,
     clock: C,
@@ -205,12 +205,12 @@ impl<C: Clock, F: Files> Agent<C, F> {
         self.held.borrow().roles.get(&role).cloned()
     }
 
-    /// What is on disk, whatever is held.
+    /// The set on disk, independent of the one in memory.
     pub fn on_disk(&self) -> Option<Entries> {
         self.store.borrow().entries().ok().flatten()
     }
 
-    /// Holds nothing any more, so that everything is asked for anew; what is on disk stays until then.
+    /// Forgets the set in memory, so that every role is requested again; the files on disk stay until then.
     pub fn forget(&self) {
         self.held.borrow_mut().roles.clear();
     }
@@ -282,7 +282,7 @@ impl<C: Clock, F: Files> Agent<C, F> {
         self.trust.outdated(refused)
     }
 
-    /// What speaks against taking a changed bundle; `None`: it is in use, or believed.
+    /// The reason to refuse a changed bundle; `None`: it is in use or confirmed by the signer.
     fn doubt(&self, domain: Domain, bundle: &Bundle) -> Option<TrustError> {
         let held = self.held.borrow();
         let entries = || held.roles.iter().filter(|(role, _)| role.domain() == domain);

@@ -52,7 +52,7 @@ pub enum TrustError {
     LacksIssuer {
         /// The bundle's domain.
         domain: Domain,
-        /// Whose certificate.
+        /// The certificate's role.
         role: Role,
         /// Which.
         serial: String,
@@ -61,8 +61,8 @@ pub enum TrustError {
     },
     /// The signer has not stated that it is in force.
     #[error(
-        "the {domain} bundle on offer (digest {offered}) is not in force: {}; the bundle in use stays. Who else writes the \
-         trust ConfigMap? The signer repairs it, and kubelet brings it to the pod within two minutes",
+        "the {domain} bundle on offer (digest {offered}) is not in force: {}; the bundle in use stays. Check who \
+         else writes the trust ConfigMap. The signer repairs it, and kubelet brings it to the pod within two minutes",
         stated(named.as_deref())
     )]
     NotInForce {
@@ -97,7 +97,7 @@ pub struct TrustDir {
     path: PathBuf,
     is_file: bool,
     ours: bool,
-    /// What the API server sends of the same ConfigMap.
+    /// The same ConfigMap, watched through the API server.
     pushed: Option<Arc<Pushed>>,
 }
 
@@ -123,7 +123,7 @@ impl TrustDir {
         Self { pushed: Some(pushed), ..self }
     }
 
-    /// What the API server sends, where the ConfigMap is watched.
+    /// The watched content, if the ConfigMap is watched.
     pub const fn pushed(&self) -> Option<&Arc<Pushed>> {
         self.pushed.as_ref()
     }
@@ -136,7 +136,7 @@ impl TrustDir {
         }
     }
 
-    /// What is on offer of `key`: what was mounted or sent last.
+    /// The content on offer for `key`: the newer of the mounted and the watched one.
     fn content(&self, key: &str, path: &Path) -> io::Result<Vec<u8>> {
         let mounted = read_bounded(path);
         match &self.pushed {
@@ -150,9 +150,9 @@ impl TrustDir {
         self.ours
     }
 
-    /// Of what was refused: whose certificates are of a CA that has left its bundle, and the digest of that. Who missed a
-    /// rollover gets a certificate of the new CA with the bundle, now and not with its renewal. Where that order is not known
-    /// nobody is told: a CA that was swapped by mistake would bring all members to certificates that none of them takes.
+    /// The roles among the refused bundles whose certificate's CA has left the bundle, with the bundle's digest. A member that
+    /// missed a rollover requests a certificate of the new CA at once instead of at its renewal. Without a known order of
+    /// bundles there are none: a CA swapped by mistake would give all members certificates that no member accepts.
     pub fn outdated(&self, refused: &[(Domain, TrustError)]) -> BTreeMap<Role, String> {
         let of = |error: &TrustError| match error {
             TrustError::LacksIssuer { role, offered, .. } if self.ours => Some((*role, offered.clone())),
@@ -199,8 +199,8 @@ impl TrustDir {
         Ok(Some(offered.clone()).filter(|_| !held.is_some_and(late)))
     }
 
-    /// Tells whenever kubelet swaps the directory's contents. The directory is watched and not its files: they are links, and
-    /// what they lead to is replaced.
+    /// Notifies when kubelet swaps the directory's contents. It watches the directory instead of the files: they are links, and
+    /// kubelet replaces their targets.
     ///
     /// # Errors
     /// The directory is not there, or the kernel has no watch left; the directory is then looked at with each tick alone.

@@ -38,7 +38,7 @@ use crate::{
 /// How long a process before us may take to let go of the directory.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
 
-/// What is kept fresh: where the files are, whom to ask, and for what.
+/// The work of an agent: the files, the API server to ask, and the request templates.
 pub struct Work<'a, O, M, W> {
     /// Directory, ports, admin port.
     pub args: &'a PodArgs,
@@ -50,16 +50,16 @@ pub struct Work<'a, O, M, W> {
     pub restart: O,
     /// Makes a client of the API server.
     pub api: M,
-    /// What a role asks for now.
+    /// The current request template of a role.
     pub template: W,
     /// The pod's annotation `renew`; none on a host.
     pub renew: Option<RenewFile>,
 }
 
-/// Keeps it fresh until SIGTERM or SIGINT; `beside` is told of each install and runs as long.
+/// Keeps the certificates fresh until SIGTERM or SIGINT. `beside` runs as long and is notified of each install.
 ///
 /// # Errors
-/// What keeps the process from its work for good.
+/// A permanent failure.
 pub async fn keep<A, O, M, W, B>(
     work: Work<'_, O, M, W>,
     beside: impl FnOnce(watch::Receiver<u64>) -> B,
@@ -82,7 +82,7 @@ where
     if let Some(pushed) = trust.pushed() {
         pushed.register(&mut registry);
     }
-    // Without an etcd there is nothing to restart: what is installed is what its clients read.
+    // Without an etcd there is nothing to restart: its clients read the installed files.
     let serves = roles.contains(&Role::Peer) || roles.contains(&Role::Server);
     let restarter = (serves || args.client_url.is_some() || args.peer_url.is_some())
         .then(|| Restarter::new(restart(), &mut registry));

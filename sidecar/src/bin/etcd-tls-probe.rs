@@ -19,7 +19,7 @@ use etcd_tls_sidecar::probe;
 const DEFAULT_TIMEOUT: u64 = 1;
 
 fn main() -> ExitCode {
-    // Whatever is wrong with the arguments: etcd does not suffer for it.
+    // Invalid arguments must not fail etcd's probe.
     let timeout = env::args().find_map(|word| word.strip_prefix("--timeout=")?.parse().ok()).unwrap_or(DEFAULT_TIMEOUT);
     let program = env::current_exe().ok().or_else(|| env::args_os().next().map(PathBuf::from));
     let mut dir = program.as_deref().and_then(Path::parent).map(Path::to_owned).unwrap_or_default();

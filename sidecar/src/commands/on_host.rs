@@ -26,7 +26,7 @@ use crate::{
 /// Renews the certificates of a host until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// What cannot be retried: arguments, the directory, the admin port.
+/// Failures that no retry mends: arguments, the directory, the admin port.
 pub async fn run(args: &PodArgs, host_args: &HostArgs) -> Result<(), Error> {
     let settings = args.settings().map_err(Error::Arguments)?;
     let host = Host::new(host_args, settings, None).map_err(Error::Arguments)?;

@@ -48,7 +48,7 @@ impl RunArgs {
     /// Renews until SIGTERM or SIGINT.
     ///
     /// # Errors
-    /// What cannot be retried: arguments, the directory, the admin port.
+    /// Failures that no retry mends: arguments, the directory, the admin port.
     pub async fn run(self) -> Result<(), Error> {
         let Self { pod, downward, host, secret, termination_log } = self;
         let result = match (host.kubeconfig.is_some(), downward.0) {

@@ -1,4 +1,4 @@
-//! What a TLS port serves, as its handshake shows it.
+//! The certificate that a TLS port serves, read from its handshake.
 //!
 //! etcd reads its leaf anew at each handshake and its trust bundle never again, so whether a renewal arrived shows in
 //! the certificate it sends, and which CAs it has loaded in the CertificateRequest it sends. Both come before the
@@ -26,7 +26,7 @@ use x509_cert::{Certificate, der::Decode as _};
 
 use crate::http::dial;
 
-/// What the port showed of itself.
+/// The result of a handshake with the port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Served {
     /// The leaf's serial number, as in [`etcd_tls_contract::certificate::Chain::serial`].
@@ -117,7 +117,7 @@ async fn shake(endpoint: &Endpoint, identity: Option<(&str, &str)>) -> Result<Se
     let stream = dial(&host, port).await.map_err(connect)?;
     let finished = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
     let leaf = take(&seen.leaf);
-    // TLS 1.2 tells a client that its certificate is refused before the handshake ends; what we came for was seen.
+    // With TLS 1.2 the server refuses a client certificate before the handshake ends; its own certificate was read before.
     match (finished, leaf) {
         (Ok(mut stream), Some(leaf)) => {
             let _ = stream.shutdown().await;

@@ -67,7 +67,7 @@ pub enum EtcdError {
         url: String,
         /// The HTTP status.
         status: u16,
-        /// What it says.
+        /// etcd's message.
         reason: String,
     },
     /// An answer that cannot be read.
@@ -136,7 +136,7 @@ impl Client {
     /// POST of a JSON body to the gateway; its answer.
     ///
     /// # Errors
-    /// What failed.
+    /// The failure.
     pub async fn call(&self, endpoint: &Endpoint, path: &str, body: &Value) -> Result<Value, EtcdError> {
         let (status, answer) = self.send(endpoint, Request::post(path), Bytes::from(body.to_string())).await?;
         if status != 200 {

@@ -1,4 +1,4 @@
-//! What the issuer of another project changed of what was asked for. Pure.
+//! Differences between a request and the certificate of a foreign issuer. Pure.
 
 use std::time::SystemTime;
 
@@ -15,8 +15,8 @@ use super::renewal::Template;
 /// round.
 const TOLERATED: u32 = 10;
 
-/// Looks at a certificate of a foreign issuer: what has to be said of it, if anything. Our own signers decide by policy,
-/// and their answers pass.
+/// Compares a certificate of a foreign issuer with its request; returns the warning, if any. Our own signers decide by policy,
+/// so their certificates pass.
 ///
 /// # Errors
 /// The certificate may not be used; the one in use stays: it has a critical extension that nobody handles or usages that were not asked for, or it ends before `current`,

@@ -6,12 +6,11 @@
 //!   Find   ───────────────▶ GET ── there is none ─▶ POST
 //! ```
 //!
-//! While a certificate is waited for, whatever the API server has at hand will do: a request only ever goes forward, so that
-//! an old state means another look. That it is gone, or another's, may be such an old state, too: it is believed only of an
-//! answer that is the most recent.
+//! While a certificate is pending, reads come from the API server's cache: a request only moves forward, so an old state means
+//! another read. A request that is missing or foreign may be an old state, too, so only a most recent read decides that.
 //!
-//! What waiting can change (no right yet, an API server that is away or busy) is asked again; what it cannot is an
-//! [`Outcome`]. Who goes on after an outcome, and how, is for the caller: `init` ends, `run` begins anew.
+//! Temporary failures (no right yet, an API server that is away or busy) are retried; permanent ones are an [`Outcome`]. The
+//! caller decides what follows: `init` ends, `run` starts again.
 
 use std::time::Duration;
 
@@ -32,7 +31,7 @@ pub struct Flow {
     since: Duration,
 }
 
-/// What must be in the object for it to be our request.
+/// The fields by which an object is recognised as our request.
 #[derive(Clone, Debug)]
 pub struct Expected {
     /// `spec.request`, as we read it.
@@ -63,10 +62,10 @@ pub enum Call {
     Get(Version),
 }
 
-/// What came of a [`Call`].
+/// The result of a [`Call`].
 pub type Answer = Result<CertificateSigningRequest, ApiError>;
 
-/// What an answer leads to.
+/// The step after an answer.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step {
     /// Make this call after this pause; the error, if there was one, is for the log.
@@ -92,7 +91,7 @@ pub enum Outcome {
     Replaced(String),
 }
 
-/// What the step depends on beside the answer.
+/// The further inputs of a step.
 #[derive(Clone, Copy, Debug)]
 pub struct Circumstances {
     /// Time since the request was begun.

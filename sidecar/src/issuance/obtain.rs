@@ -49,7 +49,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5 * 60);
 /// How often a request is looked at again that has ended with the certificate already in use.
 const STALE_POLL: Duration = Duration::from_secs(20);
 
-/// Why there is no new certificate. Each is told apart: what to do differs.
+/// Why there is no new certificate. Each variant calls for another action.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     /// The approver's verdict.
@@ -97,7 +97,7 @@ pub enum Failure {
     Rejected {
         /// The CSR.
         name: String,
-        /// What a peer would say.
+        /// The reason why a peer would refuse it.
         reason: String,
     },
     /// Nothing within the time given.
@@ -107,7 +107,7 @@ pub enum Failure {
         name: String,
         /// The time given.
         after: Duration,
-        /// What was seen last.
+        /// The last observed state.
         last: String,
     },
     /// The directory cannot be written.
@@ -147,7 +147,7 @@ impl Failure {
     }
 }
 
-/// What the signer stated of the bundles in force with a certificate, if anything.
+/// The signer's statement of the bundles in force, if it came with a certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer(pub Option<InForce>);
 
@@ -166,7 +166,7 @@ pub struct Bundles {
 
 /// What [`obtain`] works with.
 pub struct Issuance<'a, A, C, F> {
-    /// What is asked for.
+    /// The template of the request.
     pub template: &'a Template,
     /// The API server.
     pub api: A,
@@ -180,7 +180,7 @@ pub struct Issuance<'a, A, C, F> {
     pub bundles: &'a dyn Fn(Domain, Option<&Answer>) -> Bundles,
     /// Told when none of them holds the CA of a certificate that was just issued.
     pub awaited: &'a Awaited,
-    /// What the request states in its `trusts` annotation.
+    /// The value of the request's `trusts` annotation.
     pub trusts: Option<String>,
     /// How long to try; for ever, if none.
     pub limit: Option<Duration>,
@@ -252,7 +252,7 @@ async fn request<A: Api, C: Clock, F: Files>(mut issuance: Issuance<'_, A, C, F>
     }
 }
 
-/// What became of a signed certificate.
+/// The result of checking a signed certificate.
 enum Proof {
     /// It is what was asked for.
     Good(Box<Entry>),
@@ -348,7 +348,7 @@ impl<A: Api, C: Clock, F: Files> Issuance<'_, A, C, F> {
                 (Ok(()), Call::Get(version)) => self.api.get(name, version).await,
             };
             let answered = self.clock.elapsed();
-            // A cause is told once, not with each attempt.
+            // A cause is logged once, not with each attempt.
             match &answer {
                 Err(error) if error.code() != Some(404) && error.code() != Some(409) => {
                     let text = error.to_string();

@@ -1,4 +1,4 @@
-//! What a role's certificate is requested with, and when a new one is. Pure.
+//! The content of a role's request and the time of its renewal. Pure.
 
 use std::time::{Duration, SystemTime};
 
@@ -11,12 +11,12 @@ use etcd_tls_contract::{
 
 use crate::store::Entry;
 
-/// What a role's certificate is requested with.
+/// The content of a role's request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Template {
     /// The role.
     pub role: Role,
-    /// What the CSR's name holds after `etcd-tls-`: the pod's uid. With the serial it also fixes the time of renewal.
+    /// The part of the CSR's name after `etcd-tls-`: the pod's uid. With the serial it also fixes the time of renewal.
     pub uid: String,
     /// The subject's CN.
     pub common_name: String,

@@ -43,7 +43,7 @@ pub struct Access {
     pub host: String,
     /// Port.
     pub port: u16,
-    /// What stands before the API's own path; empty as a rule.
+    /// The prefix of the API's path, usually empty.
     pub prefix: String,
     /// PEM certificates of the CAs that the server's certificate may come of.
     pub roots: Vec<u8>,
@@ -70,7 +70,7 @@ pub trait Credentials {
     /// Reads it anew.
     ///
     /// # Errors
-    /// [`ApiError::Access`]: what is missing.
+    /// [`ApiError::Access`] names the missing part.
     fn access(&self) -> Result<Access, ApiError>;
 }
 
@@ -115,7 +115,7 @@ impl<C: Credentials> Kube<C> {
         self.exchange(method, path, body).await?.object()
     }
 
-    /// One call and its answer, whatever its status is.
+    /// One call and its answer of any status.
     ///
     /// # Errors
     /// There is no answer, or nobody to ask: see [`ApiError`].
@@ -171,7 +171,7 @@ impl<C: Credentials> Kube<C> {
     }
 }
 
-/// What the API server answers to one call.
+/// The API server's answer to one call.
 pub(crate) struct Answer {
     address: String,
     status: StatusCode,
@@ -317,7 +317,7 @@ async fn dial(access: &Access, config: ClientConfig) -> io::Result<Sender> {
     Ok(sender)
 }
 
-/// The message of a Status object, or the beginning of whatever it is.
+/// The message of a Status object, or the start of another body.
 fn message_of(body: &[u8]) -> String {
     let status: Option<Status> = serde_json::from_slice(body).ok();
     let text = match status.and_then(|s| s.message) {

@@ -25,7 +25,7 @@ use crate::os::replace::replace;
 /// The name of cluster, context and user in a kubeconfig that is written here. One that has another is not written over.
 const OURS: &str = "etcd-tls";
 
-/// A kubeconfig, as far as it is understood. What would change who is asked, or as whom, and is not understood, is refused.
+/// The supported part of a kubeconfig. Unsupported fields that change the server or the identity are refused.
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 struct Kubeconfig {
@@ -284,7 +284,7 @@ impl Credentials for HostCredentials {
     }
 }
 
-/// Whether a kubeconfig identifies somebody at `now`, as far as can be told from here.
+/// Whether a kubeconfig has usable credentials at `now`, as far as its files show.
 fn usable(current: &Current, now: SystemTime) -> bool {
     match current.client_certificate() {
         Ok(Some(pem)) => Chain::parse(&pem).is_ok_and(|chain| now < chain.not_after),
@@ -297,7 +297,7 @@ fn is_ours(text: &str) -> bool {
     serde_saphyr::from_str::<Kubeconfig>(text).is_ok_and(|config| config.current_context == OURS)
 }
 
-/// JSON strings are YAML scalars, whatever is in them.
+/// Every JSON string is a valid YAML scalar.
 fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }

@@ -46,14 +46,14 @@ pub struct ObjectMeta {
 pub struct CertificateSigningRequest {
     /// Name and annotations.
     pub metadata: ObjectMeta,
-    /// What is asked for.
+    /// The request.
     pub spec: CertificateSigningRequestSpec,
     /// The answer of approver and signer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub status: Option<CertificateSigningRequestStatus>,
 }
 
-/// What a request asks for.
+/// The spec of a request.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct CertificateSigningRequestSpec {

@@ -22,7 +22,7 @@ pub struct Watched {
     lines: Lines,
 }
 
-/// What came of an answer and was not read yet.
+/// The received bytes that were not parsed yet.
 #[derive(Default)]
 struct Lines {
     buffer: Vec<u8>,

@@ -10,7 +10,7 @@ use crate::os::timer::Timer;
 
 /// The wall clock, a clock that only goes forward, and chance.
 pub trait Clock {
-    /// The wall clock: what certificates are judged by.
+    /// The wall clock, by which certificates are judged.
     fn now(&self) -> SystemTime;
 
     /// Time since the process began, which no step of the wall clock changes.
@@ -43,7 +43,8 @@ const STALL: Duration = Duration::from_millis(100);
 /// A machine that stops the process so often has other troubles.
 const READINGS: usize = 10;
 
-/// What both clocks said at one time: when they have parted since, the wall clock was stepped, or the machine suspended.
+/// The readings of both clocks at one time. A later difference means that the wall clock was stepped or the machine was
+/// suspended.
 #[derive(Clone, Copy, Debug)]
 pub struct Mark {
     wall: SystemTime,
@@ -174,7 +175,7 @@ mod tests {
     use super::*;
     use crate::testing::Fake;
 
-    /// Reads its wall clock as it is told.
+    /// Reads its wall clock through a function.
     struct Reading<F>(Fake, F);
 
     impl<F: Fn(&Fake) -> SystemTime> Clock for Reading<F> {

@@ -20,13 +20,13 @@ use nix::{
     unistd::{Pid, SysconfVar, sysconf},
 };
 
-/// Clock ticks a second in `/proc/<pid>/stat` where the system does not say: what every Linux has.
+/// Clock ticks per second in `/proc/<pid>/stat`: the value of every Linux, used if the system does not state one.
 const TICKS: u64 = 100;
 
-/// What to look for.
+/// The process to look for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
-    /// The program's name, the last part of its path; `None`: whoever listens there.
+    /// The program's name, the last part of its path; `None`: any process that listens there.
     pub program: Option<String>,
     /// Where it listens; any of them will do. Empty where nothing is known.
     pub listeners: Vec<Listener>,
@@ -43,7 +43,7 @@ pub struct Listener {
     pub port: u16,
 }
 
-/// How the process is told from others of its name.
+/// How the process is distinguished from others of its name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Place {
     /// By its ports alone: a pod's shared process namespace.
@@ -105,7 +105,7 @@ pub enum ProcessError {
     },
 }
 
-/// What is known of one process of the right name.
+/// The known facts of one process of the right name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Candidate {
     process: Process,
@@ -113,7 +113,7 @@ struct Candidate {
     listens: Option<bool>,
 }
 
-/// What may be wrong where none was found.
+/// Possible reasons why no process was found.
 fn whereabouts(place: &Place) -> String {
     match place {
         Place::Anywhere => {

@@ -7,12 +7,12 @@ use std::{
     path::Path,
 };
 
-/// Puts a file of this content and mode, whatever the umask is, in the place of `path`: written beside, made durable,
-/// renamed. A reader sees the old one or the new.
+/// Replaces `path` by a file with this content and mode, independent of the umask: write a temporary file beside it, sync,
+/// rename. A reader sees the old file or the new one.
 ///
 /// # Errors
-/// The system's; what was there is there still. That the directory cannot be made durable is told in the log alone: the new
-/// file is in its place by then.
+/// The system's error; the old file is still in place. A failed sync of the directory is only logged: the new file is in place
+/// by then.
 pub(crate) fn replace(path: &Path, mode: u32, content: &mut impl Read) -> io::Result<()> {
     let dir = match path.parent() {
         Some(dir) if !dir.as_os_str().is_empty() => dir,
@@ -21,7 +21,7 @@ pub(crate) fn replace(path: &Path, mode: u32, content: &mut impl Read) -> io::Re
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".new");
     let new = dir.join(name);
-    // What a crash left behind may have another mode.
+    // A file left by a crash may have another mode.
     let _ = fs::remove_file(&new);
     let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&new)?;
     let mut write = || {

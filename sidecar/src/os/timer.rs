@@ -79,7 +79,7 @@ mod tests {
         assert!(began.elapsed() >= pause);
     }
 
-    /// The clock is set to what it says already: nobody notices but who asks to be told. That takes the right to set it.
+    /// Sets the clock to its current value: only timers that cancel on a clock change notice. Needs the right to set the clock.
     #[tokio::test]
     async fn a_clock_that_is_set_is_told_at_once_and_no_other() {
         let (watched, other) = (Timer::clock_set().unwrap(), Timer::clock_set().unwrap());

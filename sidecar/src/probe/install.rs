@@ -1,4 +1,4 @@
-//! Puts the probe's program where etcd's container finds it: into the volume of the certificates, whatever image etcd has.
+//! Installs the probe's program into the volume of the certificates, where etcd's container finds it with any image.
 
 use std::{
     fs::{self, DirBuilder, File, Permissions},
@@ -22,7 +22,7 @@ pub enum InstallError {
     Missing {
         /// Where it belongs.
         program: PathBuf,
-        /// What came back.
+        /// The system's error.
         source: io::Error,
     },
     /// Nothing can be run from there.
@@ -35,11 +35,11 @@ pub enum InstallError {
     /// The operating system's.
     #[error("{}: {action}: {source}", path.display())]
     Io {
-        /// What was tried.
+        /// The failed step.
         action: &'static str,
         /// On which path.
         path: PathBuf,
-        /// What came back.
+        /// The system's error.
         source: io::Error,
     },
 }
@@ -47,7 +47,7 @@ pub enum InstallError {
 /// Where the program is: beside the one that runs.
 ///
 /// # Errors
-/// Who runs is not known.
+/// The path of the running program is not known.
 pub fn beside() -> Result<PathBuf, InstallError> {
     let this = std::env::current_exe().map_err(|source| InstallError::Io {
         action: "find the running program",
@@ -57,9 +57,9 @@ pub fn beside() -> Result<PathBuf, InstallError> {
     Ok(this.with_file_name(names::PROBE_PROGRAM))
 }
 
-/// Copies `program` into [`names::PROBE_DIR`] of `dir`, and notes there what the user's own probe asks. Whoever runs the
-/// program meanwhile has the old one or the new. A program that is there already does where the new one cannot be had: it is
-/// asked for long before it is needed, and certificates do not wait for it.
+/// Copies `program` into [`names::PROBE_DIR`] of `dir`, and writes the target of the user's own probe there. A concurrent run
+/// has the old program or the new one. If the new program cannot be read, an installed one is kept: certificates do not wait
+/// for the probe.
 ///
 /// # Errors
 /// There is none, and etcd must not start without.
@@ -84,7 +84,7 @@ fn place(program: &Path, dir: &Path, target: &Path, liveness_url: Option<&str>) 
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(failed("make the directory", dir)(e)),
         _ => {}
     }
-    // Whatever the umask is: the group must be able to read.
+    // Independent of the umask: the group must be able to read.
     fs::set_permissions(dir, Permissions::from_mode(0o750)).map_err(failed("chmod", dir))?;
     let flags = statvfs(dir).map_err(|e| failed("statvfs", dir)(e.into()))?.flags();
     if flags.contains(FsFlags::ST_NOEXEC) {
@@ -123,7 +123,7 @@ mod tests {
         assert!(error.contains("from") && error.contains("beside etcd-tls-sidecar"), "{error}");
 
         fs::write(&program, "first").unwrap();
-        // What a crash left behind is in nobody's way.
+        // A file left by a crash does not matter.
         fs::write(there.with_file_name("etcd-tls-probe.new"), "half").unwrap();
         install(&program, &dir, Some("http://127.0.0.1:2381/health")).unwrap();
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;

@@ -8,10 +8,10 @@ use std::{
 
 use super::{Failure, one_line};
 
-/// Bytes of an answer that are read; what tells is in its first line.
+/// Bytes of an answer that are read; the first line decides.
 const MAX_ANSWER: usize = 4096;
 
-/// What a probe asks.
+/// The check of a probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Question {
     /// Nothing.
@@ -27,8 +27,8 @@ pub enum Question {
         /// Path and query.
         path: String,
     },
-    /// What the sidecar alone can ask, since it takes TLS (and a certificate of a client's) or names: where, if that is
-    /// an address.
+    /// A check that only the sidecar can make, since it takes TLS (and a client certificate) or name resolution; the target, if
+    /// it is an address.
     BySidecar(Option<SocketAddr>),
 }
 
@@ -47,10 +47,10 @@ impl Question {
         }
     }
 
-    /// Asks, for `limit` at most. What cannot be asked here is well.
+    /// Runs the check for at most `limit`. A check that only the sidecar can make passes.
     ///
     /// # Errors
-    /// What is wrong.
+    /// The failed check.
     pub fn ask(&self, limit: Duration) -> Result<(), Failure> {
         match self {
             Self::None | Self::BySidecar(_) => Ok(()),

@@ -29,7 +29,7 @@ const PROBE_LIMIT: Duration = Duration::from_secs(1800);
 const SILENCE: Duration = Duration::from_secs(5);
 /// How often the lock is confirmed.
 const CONFIRM: Duration = Duration::from_secs(TTL as u64 / 3);
-/// How long after the lock was last confirmed the probe may fail: what kubelet does of it comes before the lock lapses.
+/// How long after the last renewal of the lock the probe may fail: kubelet must act before the lock lapses.
 const ARMED: Duration = Duration::from_secs(TTL as u64 * 2 / 3);
 /// How often a restart's progress is looked at.
 const GLANCE: Duration = Duration::from_millis(100);
@@ -38,7 +38,7 @@ const GLANCE_AT_PROBED: Duration = Duration::from_millis(500);
 /// How often everything is looked at again while the probe fails and kubelet has not acted yet.
 const GLANCE_AT_CLUSTER: Duration = Duration::from_secs(5);
 
-/// What has become of an etcd whose probe fails.
+/// The state of an etcd whose probe fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Probed {
     /// Nothing.
@@ -93,7 +93,7 @@ impl<'a> Lock<'a> {
 impl Restarter {
     /// Tells a server that is not etcd to read its files again. It stays up, so there is nothing to lock.
     pub(super) fn tell(&mut self, signal: Signal, look: &Look) -> Result<(), Wait> {
-        // A changed bundle is told once; a leaf that is not served, again and again.
+        // A changed bundle is signalled once; a leaf that is not served, repeatedly.
         let since = uptime().ok().and_then(|now| self.memory.since_restart(now));
         if look.due.is_empty() && since.is_some_and(|since| since < IDLE) {
             return Err(Wait::new("told", format!("{signal} was sent"), AGAIN));
@@ -118,7 +118,7 @@ impl Restarter {
             self.process()?;
         }
         if lock.is_held() {
-            // What was seen before the lock was had may be what another member's restart looked like.
+            // An observation from before the lock may show another member's restart.
             let seen = self.cluster().await?;
             let allowed = permit(seen.me, &seen.members).map_err(Wait::hindered)?;
             if let (true, Some(to)) = (seen.leader, allowed.successor) {
@@ -135,9 +135,8 @@ impl Restarter {
         }
     }
 
-    /// Each time that leadership passes on, writes on their way may be lost, and be answered with a timeout of seconds. When
-    /// the leader goes last it passes on once. A follower that has not gone after a while, for whatever reason, is not
-    /// waited for any longer.
+    /// Each time that leadership passes on, writes on their way may be lost, and be answered with a timeout of seconds. If the
+    /// leader restarts last, leadership moves once. The wait for a follower is limited.
     async fn let_followers_go_first(&mut self, me: u64) -> Result<(), Wait> {
         let since = self.leads_since.get_or_insert_with(Instant::now);
         if since.elapsed() > LEADER_PATIENCE {
@@ -284,7 +283,7 @@ impl Restarter {
         }
     }
 
-    /// What has become of the etcd that started at `before`; `None`: of one that refuses us.
+    /// The state of the etcd that started at `before`; `None`: one that refuses us.
     async fn probed(&self, before: Option<Duration>) -> Probed {
         match (self.observer.started().await, before) {
             (Some(now), Some(before)) if !self.observer.is_another(now, before) => Probed::Same,

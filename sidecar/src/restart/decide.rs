@@ -2,7 +2,7 @@
 //!
 //! **Invariant.** [`permit`] is the only place that allows a restart: every other voter healthy, every other member taking
 //! us for a peer with the leaf and the trust that etcd will start with, and quorum standing without this member. The one
-//! exception is a member without companions, whose restart is an outage whoever does it.
+//! exception is a single-member cluster, where every restart is an outage.
 
 use std::{fmt, time::Duration};
 
@@ -21,16 +21,16 @@ pub(super) struct Installed {
     pub(super) ambiguous: bool,
 }
 
-/// What a port of etcd shows.
+/// The observed state of a port of etcd.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Seen {
     /// The DER subjects it takes client certificates from, sorted; `None` where it asks for no client certificate.
     pub(super) authorities: Option<Vec<Vec<u8>>>,
-    /// The earliest that the process can have started, since the system did; `None` where it cannot be told.
+    /// The earliest possible start of the process, as time since the system's start; `None` if undetermined.
     pub(super) started: Option<Duration>,
 }
 
-/// What is known of the bundle in use.
+/// The known state of the bundle in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Trust {
     /// It is the one on disk.
@@ -61,7 +61,7 @@ pub(super) fn trust(installed: &Installed, seen: &Seen, tried: bool) -> Trust {
 }
 
 /// Whether etcd is to be restarted because it does not serve a leaf that is on disk. `tried` says that it was restarted for
-/// that: what one restart did not cure (etcd reads other files), another one would not either.
+/// that: if one restart did not help (etcd reads other files), another one would not either.
 pub(super) fn leaf_due(unserved: bool, tried: &mut bool) -> bool {
     *tried &= unserved;
     unserved && !*tried
@@ -99,9 +99,9 @@ pub(super) struct MemberSeen {
     pub(super) name: String,
     /// Whether it has no vote.
     pub(super) learner: bool,
-    /// Whether it says that it reaches quorum; what else it says.
+    /// Whether it reports a quorum, or its error.
     pub(super) health: Result<(), MemberError>,
-    /// Whether it takes us for a peer; what else happened.
+    /// Whether it accepts us as a peer, or the error.
     pub(super) peer: Result<(), MemberError>,
 }
 

@@ -82,7 +82,7 @@ impl Gate {
         Self { liveness_url, identity, armed: Mutex::new(None) }
     }
 
-    /// From now on the probe fails, for this reason, whatever holds up the caller until `until` at the latest.
+    /// From now on the probe fails with this reason, until `until` at the latest, even if the caller stalls.
     pub(super) fn arm(&self, reason: &str, until: Instant) {
         let armed = Armed { reason: reason.to_owned(), until };
         *self.armed.lock().unwrap_or_else(PoisonError::into_inner) = Some(armed);
@@ -151,9 +151,8 @@ impl Gate {
         }
     }
 
-    /// What the user's own probe says: no only for a connection that is refused, and an answer that does not come or says no.
-    /// Where more cannot be asked, for want of a certificate or for one that is not taken, it is whether the port takes
-    /// connections, as the program asks without us.
+    /// The result of the user's own probe. It fails for a refused connection, a missing answer or a negative one. If our
+    /// certificate is missing or refused, the result is whether the port accepts connections, as without the sidecar.
     async fn users(&self, url: &str) -> Result<(), Failure> {
         let wrong = |error: &io::Error| Err(format!("{url}: {}", http::with_causes(error)).into());
         let endpoint = match url.parse::<Endpoint>() {
@@ -305,7 +304,7 @@ mod tests {
         let dir = parent.join("x".repeat(200));
         fs::create_dir_all(dir.join(names::PROBE_DIR)).unwrap();
         let gate = Arc::new(Gate::new(None, None));
-        // What an earlier process left there is in nobody's way.
+        // A socket left by an earlier process is replaced.
         drop(listen(&dir).unwrap());
         let serving = tokio::spawn(Arc::clone(&gate).serve(listen(&dir).unwrap()));
         let ask = |request: String| {
@@ -315,7 +314,7 @@ mod tests {
                 let mut stream = UnixStream::connect(path).await.unwrap();
                 stream.write_all(request.as_bytes()).await.unwrap();
                 let mut answer = Vec::new();
-                // Whose request was not read to its end gets an error.
+                // A client whose request is not read to its end gets an error.
                 let _ = stream.read_to_end(&mut answer).await;
                 probe::Said::read(&answer)
             }

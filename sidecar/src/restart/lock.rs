@@ -1,12 +1,11 @@
 //! One restart at a time: a lock that several sidecars of a cluster take turns in.
 //!
-//! etcd's own comes first: a key on a lease, created by a transaction in the very cluster that is restarted, so whoever
-//! cannot reach quorum cannot get it. Where etcd's gateway does not serve us (etcd's auth is on, the gateway is off, or there
-//! is no client certificate), a Kubernetes Lease stands in. That one says nothing of quorum; but neither is believed
-//! alone: the restarter looks at every other member with the lock in its hand.
+//! etcd's own comes first: a key on a lease, created by a transaction in the cluster that is being restarted, so a member
+//! without quorum cannot take it. Where etcd's gateway does not serve us (etcd's auth is on, the gateway is off, or there is no
+//! client certificate), a Kubernetes Lease stands in. A Lease says nothing about quorum. The restarter does not rely on the
+//! lock alone: it checks every other member while it holds the lock.
 //!
-//! **Invariant.** Where the pods have the right to the Lease, every holder has it, those too whom etcd serves, who take
-//! it after etcd's: what serves one member and not another never makes two holders of two kinds.
+//! **Invariant.** If the pods have the right to the Lease, every holder takes it, after etcd's lock if there is one. So two members cannot hold locks of two kinds at once.
 
 mod etcd;
 mod kubernetes;
@@ -35,7 +34,7 @@ pub struct Observed {
 }
 
 impl Observed {
-    /// For how long `record` has been seen unchanged until `now`. What is seen is kept in `observed`.
+    /// How long `record` has been unchanged at `now`. `observed` keeps the last record.
     fn unchanged(observed: &mut Option<Self>, record: String, now: Instant) -> Duration {
         let since = observed.as_ref().filter(|o| o.record == record).map_or(now, |o| o.since);
         *observed = Some(Self { record, since });
@@ -50,7 +49,7 @@ pub enum Attempt<G> {
     Held(G),
     /// Another one has it.
     HeldBy(String),
-    /// This kind of lock is not to be had here, now or later; why.
+    /// This kind of lock is not available here, now or later; the reason.
     Unavailable(String),
 }
 
@@ -73,7 +72,7 @@ impl Guard {
         Self { etcd: Some(lock), lease: None }
     }
 
-    /// The Lease, with etcd's lock where that was to be had.
+    /// The Lease, with etcd's lock if that is available.
     pub fn lease(lock: LeaseLock, etcd: Option<EtcdLock>) -> Self {
         Self { etcd, lease: Some(Box::new(lock)) }
     }

@@ -1,4 +1,4 @@
-//! Which locks a restart is to hold: etcd's own first, then the Lease, each where it is to be had.
+//! The locks that a restart holds: etcd's own first, then the Lease, each if available.
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
@@ -25,7 +25,7 @@ pub(super) struct Locks {
     observed: Option<Observed>,
     /// The same, of the lock in etcd.
     observed_in_etcd: Option<Observed>,
-    /// Who is waited for.
+    /// The holder that is waited for.
     waiting: Option<Waiting>,
     /// Whether the pod has the right to the Lease, once the API server has said so.
     lease_granted: Option<bool>,
@@ -44,7 +44,7 @@ impl Locks {
         Self { holder, lease, observed: None, observed_in_etcd: None, waiting: None, lease_granted: None }
     }
 
-    /// Takes what is to be had. `identity` is the directory of what is presented to etcd.
+    /// Takes the available locks. `identity` is the directory of the client certificate for etcd.
     pub(super) async fn acquire(&mut self, identity: Option<&Path>, client_urls: &[Endpoint]) -> Result<Guard, Wait> {
         let (etcd, refused) = match identity {
             None => (None, "the pod has no certificate to present to etcd (roles server or client)".to_owned()),
@@ -106,7 +106,7 @@ impl Locks {
         }
         match LeaseLock::granted(credentials, &namespace, &name).await {
             Ok(granted) => self.lease_granted = Some(granted),
-            Err(error) => tracing::debug!(%error, name, "whether the Lease is to be had is not known"),
+            Err(error) => tracing::debug!(%error, name, "cannot determine whether the Lease is permitted"),
         }
     }
 

@@ -1,6 +1,6 @@
-//! What the restarter must remember when it is restarted itself: since when each bundle is on disk, which ones were there
-//! before, when etcd was last restarted, and of which cluster it is a member. Times are since the system's start, which no stepped clock moves; after a
-//! reboot nothing of them holds, and nothing of them is needed.
+//! The restarter's state across its own restarts: since when each bundle is on disk, the earlier bundles, the last restart of
+//! etcd, and the cluster it is a member of. Times count from the system's start, so a clock step does not move them; after a
+//! reboot they are invalid and not needed.
 
 use std::{
     collections::BTreeMap,
@@ -44,8 +44,7 @@ struct Kept {
     cluster: Option<KnownCluster>,
 }
 
-/// Who this member is, and where the others serve clients: whom to ask when etcd itself refuses us, as one does that slept
-/// through a rollover.
+/// This member's id and the client URLs of the others, to ask them if this etcd refuses us, as one that missed a rollover does.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub(super) struct KnownCluster {
@@ -82,7 +81,7 @@ struct Known {
 }
 
 impl Memory {
-    /// Reads what was kept in `dir`; what cannot be read is forgotten, which at worst means one restart more.
+    /// Reads the state in `dir`. Unreadable state is dropped, which at worst means one more restart.
     pub(super) fn open(dir: &Path) -> Self {
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
         let path = dir.join(FILE);
@@ -152,7 +151,7 @@ impl Kept {
             self.boot = boot;
             self.restarted = None;
             self.restarted_for.clear();
-            // Whatever runs now started after it.
+            // Every running process started after it.
             self.bundles.values_mut().flatten().for_each(|known| known.since = 0);
         }
         self

@@ -1,4 +1,4 @@
-//! What the restarter shows: whether etcd must be restarted, what that waits for, and what it cost.
+//! Metrics of the restarter: whether etcd must be restarted, the reason it waits, and the duration of restarts.
 
 use prometheus_client::{
     encoding::EncodeLabelSet,

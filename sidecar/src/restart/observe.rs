@@ -91,8 +91,7 @@ impl Observer {
         bundles
     }
 
-    /// What loads the bundle of `role`. A port that is not known, or not one of TLS, is never taken for one that has loaded
-    /// it.
+    /// The loader of `role`'s bundle. An unknown port, or one without TLS, never counts as having loaded it.
     fn loads(&self, role: Role) -> Loads {
         let url = match role {
             Role::Peer => &self.peer_url,
@@ -109,7 +108,7 @@ impl Observer {
     /// What `port` shows of what it has loaded.
     pub(super) async fn seen(&self, port: &Port, started: Option<Duration>) -> Result<Seen, HandshakeError> {
         let dir = self.dir.join(port.role.as_str());
-        // One generation's files, whatever is swapped meanwhile.
+        // The files of one generation, even if the link moves meanwhile.
         let dir = fs::canonicalize(&dir).unwrap_or(dir);
         let read = |name| {
             fs::read_to_string(dir.join(name)).map_err(|e| HandshakeError::Identity(format!("{}: {e}", dir.display())))
@@ -212,7 +211,7 @@ impl Observer {
         Ok(ClusterSeen { me: known.me, leader: metrics.leader, members, client_urls })
     }
 
-    /// Who the own member is, and the others.
+    /// The own member and the others.
     ///
     /// # Errors
     /// As [`Self::cluster`].
@@ -345,7 +344,7 @@ fn client_urls(members: &[Member], me: u64) -> Vec<Endpoint> {
     urls.flat_map(|url| url.parse()).collect()
 }
 
-/// What loads a domain's bundle.
+/// The loader of a domain's bundle.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Loads {
     /// This port of etcd's.

@@ -1,4 +1,4 @@
-//! What a restarter is told: of its etcd, by the arguments of a pod or of a host, and how that etcd may be restarted.
+//! The settings of a restarter: its etcd, from the arguments of a pod or of a host, and how that etcd may be restarted.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -15,7 +15,7 @@ use crate::{kube::pod::PodCredentials, os::process::Place};
 /// Between saying that a one-member cluster will be away and its being away.
 const NOTICE: Duration = Duration::from_secs(30);
 
-/// What a [`Restarter`](super::Restarter) is told of its etcd.
+/// The settings of a [`Restarter`](super::Restarter).
 #[derive(Clone)]
 pub struct Options {
     /// The certificates' directory: `<dir>/<role>/{tls.crt,tls.key,ca.crt}`.
@@ -26,21 +26,21 @@ pub struct Options {
     pub reload: Reload,
     /// Whether a signal reaches etcd.
     pub can_signal: bool,
-    /// How etcd's process is told from others of its name.
+    /// How etcd's process is distinguished from others of its name.
     pub place: Place,
     /// etcd's client port.
     pub client_url: Option<Endpoint>,
     /// etcd's peer port.
     pub peer_url: Option<Endpoint>,
-    /// What the user's own liveness probe asks, under `reload: probe`.
+    /// The URL of the user's own liveness probe, under `reload: probe`.
     pub liveness_url: Option<String>,
-    /// Who holds the lock: the pod, by name and uid.
+    /// The identity of the lock's holder: the pod's name and uid.
     pub holder: String,
     /// The least time between two restarts of ours: kubelet delays a second one within ten minutes.
     pub pace: Duration,
     /// How long before it a restart that is an outage is announced.
     pub notice: Duration,
-    /// Where a Lease may be had, beside etcd's lock or in its place.
+    /// The Lease to take, with etcd's lock or in its place.
     pub lease: Option<LeaseOptions>,
 }
 
@@ -63,7 +63,7 @@ pub fn lease_name(cluster: &str) -> String {
 /// How etcd is restarted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Method {
-    /// This signal ends it, and whoever started it starts it again.
+    /// This signal ends it, and its supervisor starts it again.
     End(Signal),
     /// This signal makes a server that is not etcd read its files again; it stays up.
     Tell(Signal),
@@ -74,7 +74,7 @@ pub(super) enum Method {
 }
 
 impl Options {
-    /// What the pod's arguments say.
+    /// The settings from a pod's arguments.
     pub fn of_pod(args: &PodArgs, pod: &DownwardArgs, credentials: PodCredentials) -> Self {
         Self {
             dir: args.dir.clone(),
@@ -96,8 +96,7 @@ impl Options {
         }
     }
 
-    /// What the arguments say of a host's etcd, which is at `place`. Who names etcd's unit or pid file says that it may be
-    /// signalled.
+    /// The settings from a host's arguments, for the etcd at `place`. Naming etcd's unit or pid file permits signals.
     pub fn of_host(args: &PodArgs, place: Place, holder: String) -> Self {
         Self {
             dir: args.dir.clone(),

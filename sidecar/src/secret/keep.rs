@@ -46,7 +46,7 @@ pub enum KeepError {
     /// There is no good certificate to write.
     #[error("{problem}; see the log of container {}", names::SIDECAR_CONTAINER)]
     Files {
-        /// What is wrong with the files.
+        /// The fault of the files.
         problem: String,
     },
     /// The Secret is not to be written, or cannot be.
@@ -62,12 +62,12 @@ pub enum KeepError {
     Api {
         /// `<namespace>/<name>`.
         secret: String,
-        /// What it says.
+        /// The API server's error.
         error: ApiError,
     },
 }
 
-/// What to do about an answer that waiting may never change.
+/// The next step after an answer that waiting may never change.
 fn cure(error: &ApiError, secret: &str) -> String {
     let name = secret.split('/').next_back().unwrap_or_default();
     match error.code() {
@@ -85,7 +85,7 @@ fn cure(error: &ApiError, secret: &str) -> String {
 /// Keeps the Secret `name` of the pod's namespace until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// What cannot be retried: arguments, the admin port.
+/// Failures that no retry mends: arguments, the admin port.
 pub async fn run(args: &PodArgs, name: &str) -> Result<(), Error> {
     let [role] = args.roles[..] else {
         return Err(Error::Arguments("--secret is for one role: give one of --roles".into()));
@@ -194,7 +194,7 @@ impl<A: Calls> Secret<A> {
         loop {
             attempts += 1;
             let now = System::new().now();
-            // Read each time: what was installed in the meantime is newer.
+            // Read each time: a set installed in the meantime is newer.
             let entry = on_disk(now).map_err(|problem| KeepError::Files { problem })?;
             let present = self.api.get().await.map_err(|error| self.error(error))?;
             let decision = decide(&present, role, &entry, now);
@@ -230,7 +230,7 @@ fn on_disk(dir: &Path, role: Role, now: SystemTime) -> Result<Entry, String> {
         Some(entry) => entry.map_err(|error| error.to_string())?,
         None => return Err(format!("{}: there is no certificate of role {role}", dir.display())),
     };
-    // What came of a mount that was written by another is proven here, too.
+    // A bundle from a mount that somebody else wrote is verified here, too.
     let entry = entry.with_bundle(role, entry.bundle(), now).map_err(|error| error.to_string())?;
     if entry.chain().not_after < now {
         return Err(format!("the certificate of role {role} has expired and was not renewed"));

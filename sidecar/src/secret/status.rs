@@ -1,4 +1,4 @@
-//! What the process shows of itself on its admin port.
+//! The process's health and metrics on its admin port.
 
 use std::sync::{Mutex, PoisonError};
 

@@ -1,4 +1,4 @@
-//! What is stored: one role's verified files, and the set of all roles.
+//! The stored values: one role's verified files, and the set of all roles.
 
 use std::{
     collections::BTreeMap,
@@ -16,7 +16,7 @@ use etcd_tls_contract::{
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-/// What a certificate does not say of itself.
+/// Facts that are not in a certificate.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Record {
@@ -26,7 +26,7 @@ pub struct Record {
     /// Digest of the trust bundle under which the key was made; `key-rotation: on-ca-change` keeps the key while it is
     /// the same.
     pub key_bundle: String,
-    /// What the request stated in its [`names::TRUSTS_ANNOTATION`].
+    /// The request's [`names::TRUSTS_ANNOTATION`].
     #[serde(default)]
     pub trusts: Option<String>,
     /// Digest of the bundle in force of the role's domain, as the signer last stated it.
@@ -50,7 +50,7 @@ pub struct Entry {
     pub(super) record: Record,
 }
 
-/// Every role's entry: what one generation holds.
+/// Every role's entry: the content of one generation.
 #[derive(Clone, Debug, Default)]
 pub struct Set {
     /// By role.
@@ -64,7 +64,7 @@ impl Entry {
     /// do it, it is for `key`, and its names hold all of `asked`.
     ///
     /// # Errors
-    /// What a peer would refuse.
+    /// The reason why a peer would refuse it.
     pub fn prove(
         role: Role,
         chain_pem: &str,
@@ -118,7 +118,7 @@ impl Entry {
         &self.bundle
     }
 
-    /// What the certificate does not say itself.
+    /// The facts that are not in the certificate.
     pub const fn record(&self) -> &Record {
         &self.record
     }

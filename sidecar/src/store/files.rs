@@ -37,7 +37,7 @@ pub struct Disk;
 impl Files for Disk {
     fn create_dir(&self, path: &Path, mode: u32) -> io::Result<()> {
         DirBuilder::new().mode(mode).create(path)?;
-        // Whatever the umask is: the group must be able to read.
+        // Independent of the umask: the group must be able to read.
         fs::set_permissions(path, Permissions::from_mode(mode))
     }
 

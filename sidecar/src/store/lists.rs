@@ -1,4 +1,4 @@
-//! Revocation lists among the files: each role has one, so that etcd finds the file that it is told of.
+//! Revocation lists among the files: each role has one, so that etcd finds the file named in its options.
 
 use std::{
     collections::BTreeMap,
@@ -25,7 +25,7 @@ pub struct Lists {
     pub whole: bool,
 }
 
-/// What stands in `role`'s file.
+/// The content of `role`'s file.
 pub(super) fn of(set: &Set, role: Role) -> &[u8] {
     match set.lists.get(&role.domain()) {
         Some(list) => list.der(),

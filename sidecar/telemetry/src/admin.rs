@@ -48,13 +48,13 @@ pub trait Status: Send + Sync + 'static {
     /// Whether the process makes progress. After an error kubelet restarts the container.
     ///
     /// # Errors
-    /// What stands still, for the operator.
+    /// The stalled part, for the operator.
     fn live(&self) -> Result<(), CheckError>;
 
     /// Whether the process can serve others.
     ///
     /// # Errors
-    /// What is missing, for the operator.
+    /// The missing condition, for the operator.
     fn ready(&self) -> Result<(), CheckError>;
 
     /// The metrics in the OpenMetrics text format.

@@ -25,7 +25,7 @@ pub enum LogError {
     /// The filter does not parse.
     #[error("log level {level:?}: {source}; write a level (info) or targets with levels (info,hyper=debug)")]
     Filter {
-        /// What was asked.
+        /// The requested level.
         level: String,
         /// Why not.
         source: tracing_subscriber::filter::ParseError,
@@ -56,8 +56,8 @@ impl LogArgs {
     }
 }
 
-/// The target whose lines quote an answer that cannot be read, whole. A Secret that was cut off on its way is one. What went
-/// wrong is in the error that its caller gets.
+/// The target whose lines quote an unreadable answer as a whole. Such an answer may be a truncated Secret. The caller's error
+/// names the failure.
 const WHOLE_ANSWERS: &str = "kube_client::client";
 
 fn filter(level: &str) -> Result<Targets, LogError> {
@@ -66,7 +66,7 @@ fn filter(level: &str) -> Result<Targets, LogError> {
 }
 
 /// Sets the process's log up: lines of `format` for what `level` lets through, a level (`info`) or targets with levels
-/// (`info,kube_client=debug`). [`WHOLE_ANSWERS`] stays silent whatever `level` says.
+/// (`info,kube_client=debug`). [`WHOLE_ANSWERS`] stays silent at every `level`.
 ///
 /// # Errors
 /// `level` does not parse, or the log is set up already.

@@ -1,4 +1,4 @@
-//! What Prometheus' client libraries show of every process: `process_*` and `build_info`, read when they are asked for.
+//! The metrics that Prometheus' client libraries have for every process: `process_*` and `build_info`, read at each scrape.
 
 use std::{fmt::Write as _, fs};
 

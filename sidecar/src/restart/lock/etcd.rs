@@ -85,7 +85,7 @@ impl EtcdLock {
         if lapses && found.value == holder && client.keep_alive(url, found.lease).await? {
             return Ok(Attempt::Held(found.lease));
         }
-        // What lapses by itself is waited for, however long its holder keeps it.
+        // A lock that lapses by itself is waited for without a limit.
         if lapses || Observed::unchanged(observed, found.revision.to_string(), Instant::now()) < LONGEST {
             return Ok(Attempt::HeldBy(found.value));
         }

@@ -33,8 +33,7 @@ pub enum LeaseError {
     /// The API server's error.
     #[error(transparent)]
     Api(#[from] ApiError),
-    /// The API server is too slow. What was written may have come to pass: it was in our name, and is taken up again or
-    /// lapses.
+    /// The API server is too slow. The write may have succeeded: it carries our name, so it is found again or lapses.
     #[error("the API server has not answered within {} s", LIMIT.as_secs())]
     Late,
 }
@@ -175,13 +174,13 @@ impl LeaseLock {
     }
 }
 
-/// Who holds a Lease; nobody, where the name is missing or empty.
+/// The holder of a Lease; none if the name is missing or empty.
 fn holder(lease: &Value) -> Option<&str> {
     lease["spec"]["holderIdentity"].as_str().filter(|holder| !holder.is_empty())
 }
 
-/// For how long a Lease is its holder's after its last change: what it says itself, but never more than [`LONGEST`], and
-/// [`TTL`] where it says nothing that makes sense.
+/// How long a Lease is its holder's after its last change: the duration in it, at most [`LONGEST`]; [`TTL`] if it is missing or
+/// invalid.
 fn lasts(lease: &Value) -> Duration {
     let seconds = match lease["spec"]["leaseDurationSeconds"].as_f64() {
         Some(seconds) if seconds > 0.0 => seconds,
