@@ -239,7 +239,7 @@ async fn check_finds_what_is_broken_one_thing_at_a_time() {
         ("admission", "cannot create pods in namespace"),
         ("lease etcd-tls-sign", "cannot get leases"),
         ("admission policy etcd-tls-trust", "cannot be tried"),
-        ("rights of etcd-tls-sign", "cannot be told"),
+        ("rights of etcd-tls-sign", "unknown: "),
         ("policy", "cannot get configmaps"),
     ] {
         let (state, reason) = all.get(subject).cloned().unwrap_or_default();

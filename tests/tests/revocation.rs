@@ -169,7 +169,7 @@ async fn the_signer_lists_what_holders_of_the_right_revoke() {
     let otto = operator(&stack, "prod", "otto", vec![marker("revoke")]).await;
     let (code, untold) = ended(&otto, &["prod/etcd", "--serial", "4f0d"]).await.expect_err("not told");
     assert!(
-        code == Some(4) && untold.contains("cannot be told: cannot list pods in namespace prod"),
+        code == Some(4) && untold.contains("use the list: cannot list pods in namespace prod"),
         "{code:?}: {untold}"
     );
     assert!(untold.contains("kubectl auth can-i list pods -n prod"), "{untold}");

@@ -92,7 +92,7 @@ impl Args {
     /// Looks, and prints what was found.
     ///
     /// # Errors
-    /// What is needed to look: a file, the API server; or not all is well: [`crate::error::NotWell`].
+    /// A missing input: a file, the API server; or a finding that is not well: [`crate::error::NotWell`].
     pub async fn run(self) -> Result<(), Error> {
         let Self { what, namespace, pre, form, cluster, plain_text } = self;
         let (findings, form) = match what {

@@ -15,13 +15,13 @@ pub enum NotWell {
     /// Some are failing or need attention.
     #[error("{failing} of {all} {what} failing, {attention} to look at, {unknown} unknown")]
     Attention {
-        /// What is counted: `pods`, `checks`.
+        /// The counted objects: `pods`, `checks`.
         what: &'static str,
         /// Those that are failing.
         failing: usize,
         /// Those that somebody should look at.
         attention: usize,
-        /// Those of which it cannot be told.
+        /// The undetermined ones.
         unknown: usize,
         /// All.
         all: usize,
@@ -29,9 +29,9 @@ pub enum NotWell {
     /// Nothing is known to be wrong, but not everything could be seen.
     #[error("{unknown} of {all} {what} unknown")]
     Unknown {
-        /// What is counted.
+        /// The counted objects.
         what: &'static str,
-        /// Those of which it cannot be told.
+        /// The undetermined ones.
         unknown: usize,
         /// All.
         all: usize,
@@ -43,13 +43,13 @@ pub enum NotWell {
 #[error("{0}")]
 pub struct NotSeen(pub String);
 
-/// What was waited for has not come.
+/// The awaited state has not come.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not done within {} s: {}", .after.as_secs(), .pending.join("; "))]
 pub struct NotInTime {
     /// The time given.
     pub after: Duration,
-    /// What is not done, with what is known of it.
+    /// The open items, with their known facts.
     pub pending: Vec<String>,
 }
 

@@ -89,7 +89,7 @@ pub struct InjectError(Vec<String>);
 /// How manifests are injected into.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// What is injected.
+    /// The settings of injection.
     pub injection: injection::Config,
     /// The namespace of objects that name none.
     pub namespace: String,
@@ -100,7 +100,7 @@ pub struct Options {
 pub struct Injected {
     /// The manifests.
     pub text: String,
-    /// What to say of them.
+    /// Their warnings.
     pub warnings: Vec<String>,
 }
 
@@ -108,7 +108,7 @@ impl Args {
     /// Reads, injects, writes. Nothing is written unless all of it can be.
     ///
     /// # Errors
-    /// What could not be read, or which pods cannot be injected into.
+    /// Unreadable input, or the pods that cannot be injected into.
     #[allow(clippy::unused_async)] // As every subcommand.
     pub async fn run(self) -> Result<(), Error> {
         let Self {
@@ -280,7 +280,7 @@ struct Visit<'v> {
 }
 
 impl Visit<'_> {
-    /// What becomes of a document.
+    /// Converts a document.
     fn document(&mut self, document: Document<'_>, place: &str, keeps: bool) -> String {
         let raw = document.raw.to_owned();
         let mut value = match document.read() {

@@ -13,7 +13,7 @@ pub struct InjectedArgs {
     /// Secrets in the pod's namespace to pull their image with.
     #[arg(long, env = "SIDECAR_PULL_SECRETS", value_name = "NAME", value_delimiter = ',', value_parser = secret_name)]
     sidecar_pull_secrets: Vec<String>,
-    /// Their resources where the pod's annotation does not say; what is not named is
+    /// Their resources if the pod's annotation sets none; the defaults are
     /// requests.cpu=10m,requests.memory=16Mi,limits.cpu=500m,limits.memory=64Mi.
     #[arg(long, env = "SIDECAR_RESOURCES", value_name = "requests.cpu=10m,...")]
     sidecar_resources: Option<Resources>,
@@ -23,7 +23,7 @@ pub struct InjectedArgs {
 }
 
 impl InjectedArgs {
-    /// What is injected, with `sidecar_image`; `host` of static pods.
+    /// The settings of injection with `sidecar_image`; `host` for static pods.
     pub fn config(self, sidecar_image: String, host: Option<Host>) -> Config {
         let Self { sidecar_pull_policy, sidecar_pull_secrets, sidecar_resources, sidecar_user } = self;
         Config {

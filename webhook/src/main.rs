@@ -21,7 +21,7 @@ fn main() -> ExitCode {
 }
 
 /// Says the error and everything that caused it, on one line.
-#[allow(clippy::print_stderr)] // A command's last word belongs on its standard error, whatever the log is set to.
+#[allow(clippy::print_stderr)] // A command's error belongs on its standard error at every log level.
 fn report(name: &str, error: &(dyn std::error::Error + 'static)) {
     let mut line = error.to_string();
     let mut source = error.source();

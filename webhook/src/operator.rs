@@ -1,5 +1,5 @@
-//! What the operator's commands share: the connection by the caller's kubeconfig, the rights that are missing, and text that
-//! is safe for a terminal.
+//! Shared parts of the operator's commands: the connection by the caller's kubeconfig, missing rights, and text that is safe
+//! for a terminal.
 
 use etcd_tls_contract::names;
 use kube::{Client, Config, config::KubeConfigOptions};
@@ -67,7 +67,7 @@ pub struct Right {
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {right}{}", if .source.is_forbidden() { ": your account lacks this right" } else { "" })]
 pub struct Refused {
-    /// What was tried.
+    /// The attempted action.
     pub right: Right,
     #[source]
     source: RequestError,

@@ -1,4 +1,4 @@
-//! What every process stands on: TLS, files that change, the admin port, the signals to end.
+//! Shared parts of every process: TLS, file watches, the admin port, shutdown signals.
 
 pub(crate) mod essential;
 pub mod file_watch;

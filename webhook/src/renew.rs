@@ -71,7 +71,7 @@ pub enum RenewError {
     /// No pod holds such a certificate.
     #[error("{target} holds no certificate of role {}", list(.roles))]
     NoRole {
-        /// What was named.
+        /// The named object.
         target: Target,
         /// The roles that were named.
         roles: BTreeSet<Role>,
@@ -89,7 +89,7 @@ pub enum RenewError {
         pod: String,
         /// Why.
         reason: String,
-        /// What to do.
+        /// The next step.
         next: String,
     },
 }

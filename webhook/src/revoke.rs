@@ -176,7 +176,7 @@ impl fmt::Display for Request {
     }
 }
 
-/// What the signer says of an authority's revocation list.
+/// The signer's report on an authority's revocation list.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Report {

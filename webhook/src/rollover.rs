@@ -78,7 +78,7 @@ pub struct Rollover {
     /// When the last leaf of the old CA ends; set at the changeover.
     #[serde(default, with = "rfc3339::option")]
     pub old_leaves_until: Option<SystemTime>,
-    /// What each pod was seen to do, by uid.
+    /// The observed progress of each pod, by uid.
     #[serde(default)]
     pub pods: BTreeMap<String, PodProgress>,
 }
@@ -105,7 +105,7 @@ pub enum Trigger {
     Schedule,
 }
 
-/// What a pod was seen to do. It only grows: etcd does not forget a CA that it has loaded.
+/// The observed progress of a pod. It only grows: etcd does not forget a CA that it has loaded.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodProgress {
     /// Domains whose bundle with the new CA the pod's etcd was seen to have loaded.
@@ -162,16 +162,16 @@ pub struct Situation<'a> {
     pub pods: &'a [LivePod],
     /// Every leaf issued by the active CA ends before this time.
     pub leaves_until: Option<SystemTime>,
-    /// What an operator asks for.
+    /// The operator's request.
     pub request: Option<&'a Request>,
 }
 
-/// What is to be done next.
+/// The next step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decision {
     /// The step; `None`: stay.
     pub step: Option<Step>,
-    /// What is waited for, for people.
+    /// The conditions that it waits for, for people.
     pub waiting: Vec<Waiting>,
     /// The answer to the operator's request, if there was one.
     pub answer: Option<Answer>,
@@ -218,7 +218,7 @@ pub enum ChangeOver {
     Forced,
 }
 
-/// What a rollover waits for.
+/// A condition that a rollover waits for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Waiting {
     /// An operator's word, or the overlap's end.
@@ -273,7 +273,7 @@ impl Rollover {
         self.phase = Phase::Signing;
         self.since = now;
         self.old_leaves_until = Some(leaves_until.unwrap_or(now));
-        // What they trust matters no more, and none has a leaf of the new CA yet.
+        // Their trust no longer matters, and none has a leaf of the new CA yet.
         self.pods.clear();
         self.forced = false;
         self
@@ -337,8 +337,8 @@ impl Rollover {
     }
 }
 
-/// What to say of pods that have been waited for too long; `None`: there is none. The same for as long as the same pods are
-/// waited for.
+/// The message about pods that the rollover has waited for too long; `None`: there are none. It stays the same while the same
+/// pods are missing.
 pub fn overdue(waiting: &[Waiting], now: SystemTime) -> Option<String> {
     let late = |w: &&Waiting| matches!(w, Waiting::Pod { since, .. } if now.duration_since(*since).unwrap_or_default() >= OVERDUE);
     let pods: Vec<String> = waiting.iter().filter(late).map(ToString::to_string).collect();

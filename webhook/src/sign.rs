@@ -11,8 +11,8 @@
 //! adopt         the command that gives a namespace made again the CAs of a backup
 //! ```
 //!
-//! What it may do in the API server is the ClusterRole and the Role `etcd-tls-sign` in the manifests, and the ClusterRole
-//! `etcd-tls-trust`, which the approver binds in opted-in namespaces and those of the policy's hosts: the first 403 there is
+//! Its rights are the ClusterRole and the Role `etcd-tls-sign` in the manifests, and the ClusterRole `etcd-tls-trust`, which
+//! the approver binds in opted-in namespaces and those of the policy's hosts: the first 403 there is
 //! *not yet*. It watches the whole cluster by a fixed number of watches: none is of one namespace but the system's.
 //!
 //! **Invariant.** An approval is necessary and not enough: nothing is issued that this process has not judged for itself,
@@ -60,7 +60,7 @@ const LEASE: &str = "etcd-tls-sign";
 pub struct Args {
     #[command(flatten)]
     controller: ControllerArgs,
-    /// The longest life of a leaf, whatever was asked for; may be less than the API server's ten minutes.
+    /// The maximum lifetime of a leaf, for every request; may be less than the API server's ten minutes.
     #[arg(long, value_parser = parse_duration)]
     max_lifetime: Option<Duration>,
     /// The life of the webhook's serving certificate; it is renewed at half of it.
@@ -86,7 +86,7 @@ impl Args {
     /// Signs until told to stop.
     ///
     /// # Errors
-    /// What kept it from starting.
+    /// The reason why it could not start.
     pub async fn run(self) -> Result<(), Error> {
         let Self {
             controller,

@@ -197,7 +197,7 @@ impl Args {
     /// Serves until SIGTERM or SIGINT.
     ///
     /// # Errors
-    /// What kept it from serving.
+    /// The reason why it could not serve.
     pub async fn run(self) -> Result<(), Error> {
         let now = SystemTime::now();
         let files = self.authorities()?;
@@ -230,8 +230,8 @@ impl Args {
         }
         if insecure_allow_anonymous {
             tracing::warn!(
-                "--insecure-allow-anonymous: whoever reaches this port may ask for certificates as system:anonymous, group \
-                 system:unauthenticated; what --approve-group gives that group, it gives everybody"
+                "--insecure-allow-anonymous: everybody who reaches this port may request certificates as \
+                 system:anonymous, group system:unauthenticated; --approve-group for that group holds for everybody"
             );
         }
         let policy = match &policy {

@@ -52,8 +52,8 @@ pub struct PodArgs {
     /// Whether the pod shares its process namespace and etcd runs as this process's user, so that a signal reaches it.
     #[arg(long)]
     pub can_signal: bool,
-    /// Whether etcd is told of revocation lists, without which it refuses everybody. An image of a version that writes none refuses
-    /// this argument: its pod does not start.
+    /// Whether etcd has the options of revocation lists, so that it refuses everybody without the files. An image of a version
+    /// that writes none refuses this argument: its pod does not start.
     #[arg(long)]
     pub revocation_lists: bool,
     /// The directory of the certificates.
@@ -162,7 +162,7 @@ impl PodArgs {
         })
     }
 
-    /// The arguments that, parsed, give this value again; what equals its default is left out.
+    /// The arguments that parse to this value again, without those equal to their defaults.
     pub fn render(&self) -> Vec<String> {
         // No `..`: a new field does not compile until it is rendered.
         let Self {
@@ -325,7 +325,7 @@ mod tests {
         }
     }
 
-    /// What a later version demands of an image, an earlier one refuses.
+    /// An earlier image refuses the argument of a later feature.
     #[test]
     fn an_unknown_argument_is_refused() {
         let args = ["init", "--roles=peer", "--of-a-later-version"];

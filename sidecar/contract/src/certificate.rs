@@ -29,7 +29,7 @@ use crate::{
     san::Sans,
 };
 
-/// The longest bundle or chain that is read: what a ConfigMap holds.
+/// The longest bundle or chain that is read: the size limit of a ConfigMap.
 pub const MAX_PEM: usize = 1024 * 1024;
 
 /// A trust bundle: CA certificates, without duplicates, in the order of their digests.
@@ -78,7 +78,7 @@ impl Bundle {
     /// them), and so are an empty bundle, one over 1 MiB, and certificates that are no CA.
     ///
     /// # Errors
-    /// What is wrong.
+    /// The first fault found.
     pub fn parse(pem: &[u8]) -> Result<Self, CertificateError> {
         Self::from_der(blocks(pem, "bundle")?)
     }
@@ -138,8 +138,8 @@ impl Bundle {
         }
     }
 
-    /// Whether it holds the authority that `chain` leads to, whatever the time: where it does not, a peer with this bundle
-    /// refuses the chain for ever.
+    /// Whether it holds the authority that `chain` leads to, at any time: without it, a peer with this bundle always refuses
+    /// the chain.
     pub fn contains_issuer_of(&self, chain: &Chain) -> bool {
         // The last instant of the leaf: authorities live longer than what they sign.
         self.authorities()
@@ -148,7 +148,7 @@ impl Bundle {
 
     /// Each certificate with what there is to know of it.
     fn authorities(&self) -> impl Iterator<Item = (&[u8], Authority)> {
-        // Whoever made the bundle has read them all.
+        // Every certificate was parsed when the bundle was made.
         self.certificates.iter().filter_map(|der| Some((der.as_slice(), Authority::read(der).ok()?)))
     }
 }
@@ -157,7 +157,7 @@ impl Chain {
     /// Reads a PEM chain, leaf first.
     ///
     /// # Errors
-    /// What is wrong.
+    /// The first fault found.
     pub fn parse(pem: &[u8]) -> Result<Self, CertificateError> {
         Self::from_der(blocks(pem, "chain")?)
     }
@@ -199,7 +199,7 @@ impl Chain {
         last.map_or_else(String::new, |last| last.tbs_certificate().issuer().to_string())
     }
 
-    /// What the leaf allows beyond the `asked` usages, in the API's words: an authority's rights, and extended key usages. A
+    /// The rights of the leaf beyond the `asked` usages, in the API's terms: an authority's rights, and extended key usages. A
     /// leaf without extended key usages is not restricted, and passes.
     ///
     /// # Errors
@@ -228,7 +228,7 @@ impl Chain {
     /// `asked`.
     ///
     /// # Errors
-    /// What a peer would refuse.
+    /// The reason why a peer would refuse it.
     pub fn verify(
         &self,
         role: Role,

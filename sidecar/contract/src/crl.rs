@@ -34,8 +34,8 @@ pub const MAX_ENTRIES: usize = 16 * 1024;
 /// See [`stand_in`]. Its issuer's key exists nowhere any more.
 const STAND_IN: &[u8] = include_bytes!("crl/none.der");
 
-/// An empty list of nobody, number 0: etcd refuses every connection while the file that it is told of is missing, so this one
-/// stands there until there is a list of the cluster's own.
+/// An empty list of no issuer, number 0. etcd refuses every connection while its configured file is missing, so this list
+/// stands in until the cluster has its own.
 pub const fn stand_in() -> &'static [u8] {
     STAND_IN
 }
@@ -110,13 +110,13 @@ impl Crl {
     /// Reads a list in strict DER. Nothing is verified.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// The first fault found.
     pub fn parse(der: &[u8]) -> Result<Self, CrlError> {
         if der.len() > MAX_CRL {
             return Err(CrlError::TooLarge);
         }
         let list = CertificateList::<x509_cert::certificate::Rfc5280>::from_der(der).map_err(unreadable)?;
-        // The reader forgives some of BER. What is not written back byte for byte was not DER.
+        // The reader accepts some BER. Input that does not encode to the same bytes again is not DER.
         if list.to_der().map_err(unreadable)? != der {
             return Err(unreadable("it is not in canonical DER"));
         }

@@ -39,7 +39,7 @@ pub struct Request {
 pub struct RequestError {
     /// One CamelCase word of a fixed set.
     pub reason: &'static str,
-    /// What is wrong with it.
+    /// The fault.
     pub message: String,
 }
 

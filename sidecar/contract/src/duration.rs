@@ -13,7 +13,7 @@ pub const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 3600);
 /// zero.
 ///
 /// # Errors
-/// What is wrong with it.
+/// The fault, for the user.
 pub fn parse_duration(s: &str) -> Result<Duration, InvalidValue> {
     let bad = || {
         format!(

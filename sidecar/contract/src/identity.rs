@@ -44,7 +44,7 @@ pub struct Entitlement {
     pub lifetime: Duration,
 }
 
-/// What to do with a request.
+/// The verdict on a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// It says no more than its pod is.
@@ -60,18 +60,18 @@ pub enum Verdict {
 pub struct Denial {
     /// One CamelCase word of a fixed set.
     pub reason: &'static str,
-    /// What is wrong, with the values, and what to do; no PEM, no token.
+    /// The fault with its values, and the next step; no PEM, no token.
     pub message: String,
 }
 
-/// What a CertificateSigningRequest of ours asks, everything but the pod.
+/// The content of a CertificateSigningRequest of ours, without the pod.
 #[derive(Clone, Debug)]
 pub struct Asked<'a> {
     /// `metadata.name`.
     pub name: &'a str,
     /// The signer, already recognised as ours.
     pub signer: &'a SignerName,
-    /// Who asks.
+    /// The requester.
     pub requester: &'a Requester,
     /// `spec.usages`.
     pub usages: &'a [String],
@@ -118,11 +118,11 @@ pub fn judge(asked: &Asked<'_>, pod: Option<&PodFacts>, services: &[ServiceFacts
             denials.extend(more);
             return Verdict::Deny(denials);
         }
-        // What no address will change is said now.
+        // Objections that no address will change are returned now.
         Err(not_yet) => return if denials.is_empty() { not_yet } else { Verdict::Deny(denials) },
     };
     denials.extend(content(asked, &entitlement));
-    // The annotation may have been changed since; what was asked for counts, within policy.
+    // The annotation may have changed since. The requested lifetime counts, within policy.
     entitlement.lifetime = asked.expiration.unwrap_or(entitlement.lifetime).min(policy.lifetime.max);
     if denials.is_empty() { Verdict::Approve(entitlement) } else { Verdict::Deny(denials) }
 }
@@ -216,7 +216,7 @@ fn role_of(asked: &Asked<'_>, uid: Option<&str>) -> Result<Role, Denial> {
     })
 }
 
-/// What is asked beside signer, names and addresses: subject, usages, key, life.
+/// Checks the form of a request: subject, usages, key, lifetime.
 fn form(asked: &Asked<'_>, role: Role, common_name: &str, policy: &Policy) -> Vec<Denial> {
     let mut denials = Vec::new();
     let request = asked.request;
@@ -249,7 +249,7 @@ fn form(asked: &Asked<'_>, role: Role, common_name: &str, policy: &Policy) -> Ve
     denials
 }
 
-/// What is asked against what the pod is: signer, names and addresses.
+/// Checks a request against its pod: signer, names and addresses.
 fn content(asked: &Asked<'_>, entitlement: &Entitlement) -> Vec<Denial> {
     let mut denials = Vec::new();
     if *asked.signer != entitlement.signer {

@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_is_not_the_grammar_is_refused() {
+    fn lines_outside_the_grammar_are_refused() {
         for line in [
             "etcd-tls trust:".to_owned(),
             "etcd-tls trust: ".to_owned(),

@@ -38,7 +38,7 @@ impl Life {
         self.not_after.duration_since(self.issued).unwrap_or_default()
     }
 
-    /// What is left at `now`; zero once expired.
+    /// The remaining lifetime at `now`; zero once expired.
     pub fn left(&self, now: SystemTime) -> Duration {
         self.not_after.duration_since(now).unwrap_or_default()
     }

@@ -15,12 +15,12 @@ pub const DYNAMIC: &str = "dynamic";
 /// [`LABEL`]'s value for out, on a pod in a labelled namespace.
 pub const DISABLED: &str = "disabled";
 
-/// What every annotation of ours begins with.
+/// The prefix of every annotation of ours.
 pub const ANNOTATION_PREFIX: &str = "etcd-tls.dev/";
 /// The label that marks an injected pod, with the value `true`. It is for people and their selectors: nothing of ours selects by
 /// it or believes it.
 pub const INJECTED_LABEL: &str = "etcd-tls.dev/injected";
-/// What admission said of an injected pod: a JSON list of strings.
+/// Admission's warnings about an injected pod: a JSON list of strings.
 pub const WARNINGS_ANNOTATION: &str = "etcd-tls.dev/warnings";
 /// What `inject` keeps of a JSON document for `uninject`, on the object that the document describes. It is large and no setting, so
 /// it has a prefix of its own, of which controllers keep nothing.
@@ -53,7 +53,7 @@ pub const TOKEN_VOLUME: &str = "etcd-tls-token";
 
 /// Where the etcd container finds its files unless the pod says otherwise.
 pub const DEFAULT_MOUNT_PATH: &str = "/etc/etcd/tls";
-/// Where the injected containers see [`VOLUME`], whatever the etcd container's mount path is.
+/// The mount path of [`VOLUME`] in the injected containers, independent of the etcd container's.
 pub const CERTS_MOUNT_PATH: &str = "/var/run/etcd-tls/certs";
 /// Where the injected containers see [`TRUST_VOLUME`].
 pub const TRUST_MOUNT_PATH: &str = "/var/run/etcd-tls/trust";

@@ -26,11 +26,11 @@ mod tests;
 
 /// The longest policy file that is read, in bytes.
 pub const MAX_POLICY: usize = 256 * 1024;
-/// Authorities of one namespace, where policy says nothing else: whoever may make pods there can name ever new clusters, and
-/// for each of them a key is made and kept.
+/// The default limit of authorities per namespace: the creator of pods there can name any number of clusters, and each of them
+/// gets a key that is kept.
 pub const MAX_AUTHORITIES: u16 = 64;
 
-/// What is allowed beyond the grammar, and within which bounds. [`Default`] is the policy of an empty file.
+/// Permissions beyond the grammar, with their bounds. [`Default`] is the policy of an empty file.
 ///
 /// ```yaml
 /// clusterDomain: cluster.local
@@ -134,7 +134,7 @@ impl Policy {
     /// Parses the policy file; an empty one is the default policy.
     ///
     /// # Errors
-    /// Unknown fields, wrong types, values out of bounds: what and where, for the operator.
+    /// Unknown fields, wrong types, values out of bounds, with the place, for the operator.
     pub fn parse(yaml: &str) -> Result<Self, PolicyError> {
         if yaml.len() > MAX_POLICY {
             return Err(PolicyError(format!("is {} bytes long; at most {MAX_POLICY} are read", yaml.len())));
@@ -177,9 +177,10 @@ impl Policy {
         if let Some(index) = self.hosts.iter().position(|host| !usernames.insert(&host.username)) {
             let username = &self.hosts[index].username;
             return Err(format!(
-                "hosts[{index}]: {username:?} is listed twice; what one host is stands in one entry, and a member of two \
-                 clusters authenticates to each by a name of its own"
-            ).into());
+                "hosts[{index}]: {username:?} is listed twice; give each host one entry, and a member of two \
+                 clusters a username of its own for each"
+            )
+            .into());
         }
         each("authorities", self.authorities.iter().map(AuthoritySecret::check).collect())?;
         let mut signers = BTreeSet::new();
@@ -250,8 +251,8 @@ impl Policy {
         self.authorities.iter().find(|given| given.signer == *authority).map(|given| given.secret_name.as_str())
     }
 
-    /// What of `asked` a pod in `namespace` may have in a certificate of the cluster `cluster` (of the same namespace, or
-    /// of one elsewhere that it may join).
+    /// The part of `asked` that a pod in `namespace` may have in a certificate of the cluster `cluster` (of the same namespace,
+    /// or of one elsewhere that it may join).
     pub fn allowed_extra_sans(&self, namespace: &str, cluster: &str, asked: &Sans) -> Sans {
         let rules: Vec<&ExtraSans> = self
             .extra_sans

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fmt};
 
 use crate::role::Role;
 
-/// What stands between the roles and the rest of a value.
+/// The separator between the roles and the rest of a value.
 const SEPARATOR: char = ':';
 
 /// A value of the annotation: `<anything>`, or `<role>[,<role>…]:<anything>` for these roles alone. Any text is one, so that
@@ -13,7 +13,7 @@ const SEPARATOR: char = ':';
 pub struct Renew {
     /// The roles that are named; empty: all roles of the pod.
     pub roles: BTreeSet<Role>,
-    /// What tells the value from the ones before.
+    /// The part that makes each value unique.
     pub id: String,
 }
 

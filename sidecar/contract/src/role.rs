@@ -1,10 +1,10 @@
-//! What a certificate is for, and which authority signs it.
+//! The purpose of a certificate and the authority that signs it.
 
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-/// What an etcd pod uses a certificate for. Each role has a directory, a key and a certificate of its own.
+/// The purpose for which an etcd pod uses a certificate. Each role has a directory, a key and a certificate of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
@@ -14,7 +14,7 @@ pub enum Role {
     Server,
     /// A client of etcd; etcd's auth takes its CN for the user.
     Client,
-    /// Whoever reads etcd's metrics port.
+    /// A reader of etcd's metrics port.
     Metrics,
 }
 
@@ -65,7 +65,7 @@ impl Role {
         }
     }
 
-    /// What stands before the pod's name in a CN: `system:etcd-peer:` and so on. A client's CN is its user, bare.
+    /// The prefix of the pod's name in a CN: `system:etcd-peer:` and so on. A client's CN is its user, bare.
     pub const fn common_name_prefix(self) -> &'static str {
         match self {
             Self::Peer => "system:etcd-peer:",

@@ -28,7 +28,7 @@ impl Sans {
         self.dns.is_subset(&other.dns) && self.ips.is_subset(&other.ips)
     }
 
-    /// What of it is not among `other`'s, as text.
+    /// The names and addresses that `other` lacks, as text.
     pub fn beyond(&self, other: &Self) -> Vec<String> {
         let names = self.dns.difference(&other.dns).cloned();
         names.chain(self.ips.difference(&other.ips).map(ToString::to_string)).collect()

@@ -60,17 +60,17 @@ pub struct Settings {
     pub admin_port: u16,
     /// `…/reload`.
     pub reload: Reload,
-    /// `…/resources` of the injected containers; what is not named has the webhook's default.
+    /// `…/resources` of the injected containers; unnamed ones have the webhook's default.
     pub resources: Resources,
     /// `…/log-level` of the injected containers; `None` means their default.
     pub log_level: Option<String>,
-    /// `…/options`: how etcd and etcdctl are told of their files.
+    /// `…/options`: how etcd and etcdctl get the paths of their files.
     pub options: OptionsMode,
     /// `…/client-url`: where the sidecar reaches its own etcd's client port; `None` means as the pod's manifest says.
     pub client_url: Option<Endpoint>,
     /// `…/peer-url`: the same of the peer port.
     pub peer_url: Option<Endpoint>,
-    /// `…/revocation`: whether etcd is told of the revocation lists.
+    /// `…/revocation`: whether etcd gets the options of the revocation lists.
     pub revocation: bool,
     /// `…/trust`: the bundle of an issuer of others; `None` means the trust ConfigMap.
     pub trust: Option<Trust>,
@@ -82,7 +82,7 @@ pub struct Settings {
 pub struct Problem {
     /// The annotation's full key.
     pub annotation: String,
-    /// What is wrong, and what would be right.
+    /// The fault and a valid form.
     pub message: String,
 }
 
@@ -131,7 +131,7 @@ impl Settings {
             "reload" => self.reload = value.parse()?,
             "resources" => self.resources = value.parse()?,
             "log-level" => self.log_level = Some(log_level(value)?),
-            // What admission said, and what may change while the pod runs: not settings.
+            // Admission's warnings, and a value that may change while the pod runs: not settings.
             "warnings" | "renew" => {}
             "options" => self.options = value.parse()?,
             "client-url" => self.client_url = Some(listener(value)?),

@@ -50,7 +50,7 @@ impl Unknown {
         }
     }
 
-    /// What it means and what to do, for an operator.
+    /// Its meaning and the next step, for an operator.
     pub const fn advice(&self) -> &'static str {
         match self {
             Self::Listeners => {

@@ -35,8 +35,8 @@ pub struct Authority {
     not_after: SystemTime,
 }
 
-/// What of the issuing certificate reaches each leaf, as the very bytes that stand in it: a name that is encoded anew
-/// may differ from the CA's subject, and a verifier compares bytes.
+/// The parts of the issuing certificate that reach each leaf, as the exact bytes: a name encoded again may differ from the CA's
+/// subject, and a verifier compares bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct IssuerParts {
     /// DER Name.
@@ -73,7 +73,7 @@ pub enum AuthorityError {
     KeyMismatch {
         /// Whose.
         subject: String,
-        /// What may be wrong.
+        /// A possible cause.
         hint: &'static str,
     },
     /// Name constraints would refuse some of what is issued, at the verifier, later.
@@ -235,7 +235,7 @@ impl Authority {
         self.chain.iter().map(Vec::as_slice)
     }
 
-    /// What a leaf's chain carries beside it: all that is below the anchor.
+    /// The rest of a leaf's chain: the certificates below the anchor.
     pub(crate) fn intermediates(&self) -> &[Vec<u8>] {
         &self.chain[..self.chain.len() - 1]
     }

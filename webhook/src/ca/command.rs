@@ -112,7 +112,7 @@ impl FromStr for Member {
 /// One certificate to issue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct LeafTemplate {
-    /// What it belongs to, in paths and Secrets' names.
+    /// Its owner in paths and Secrets' names.
     owner: String,
     role: Role,
     common_name: String,
@@ -126,7 +126,7 @@ impl LeafTemplate {
     }
 }
 
-/// What was made.
+/// The files made.
 struct Issued {
     chain: String,
     key: Zeroizing<String>,
@@ -137,14 +137,14 @@ impl Args {
     /// Issues and writes.
     ///
     /// # Errors
-    /// What makes no sense, or cannot be read or written. What was written before stays.
+    /// Invalid arguments, or files that cannot be read or written. Files written before stay.
     #[allow(clippy::unused_async, reason = "every subcommand runs alike")]
     pub async fn run(self) -> Result<(), Error> {
         let now = SystemTime::now();
         let templates = self.templates()?;
         let mut domains: BTreeSet<Domain> = templates.iter().map(|o| authority_domain(o.role)).collect();
         if self.ca_dir.is_some() {
-            // Whoever makes the CAs of a cluster wants both, if only a client's certificate for now.
+            // A cluster needs both CAs, even if only a client's certificate is requested now.
             domains.extend([Domain::Peer, Domain::Client]);
         }
         let authorities = self.authorities(&domains, now)?;

@@ -26,7 +26,7 @@ use crate::ca::{
     der::{BIT_STRING, SEQUENCE, SET, UTF8_STRING, date, elements, tlv},
 };
 
-/// What a leaf is to say.
+/// The content of a leaf.
 #[derive(Clone, Debug)]
 pub struct Leaf<'a> {
     /// Its role, which decides the extended key usages.
@@ -63,7 +63,7 @@ pub enum IssueError {
     /// The authority has expired, or is not valid yet.
     #[error("the CA is not valid at this time; a rollover to a new CA is due")]
     AuthorityNotValid,
-    /// A leaf of the CA's own key would speak for the CA to whoever pins keys, and the other way round.
+    /// A leaf with the CA's own key would pass for the CA where keys are pinned, and the other way round.
     #[error("the request's public key is the CA's own; make a key for it")]
     KeyOfAuthority,
     /// The crypto library failed, or the leaf's values cannot be encoded.

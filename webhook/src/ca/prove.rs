@@ -58,11 +58,11 @@ impl Authority {
     /// Reads a user's CA: `cert_pem` holds the issuing certificate, then the intermediates above it and, if the user wants
     /// it for the anchor, the root; `key_pem` the issuing certificate's key.
     ///
-    /// The topmost certificate given is the anchor. Whoever gives a root that has signed other things, too, trusts these:
-    /// leave the root out, and the intermediate is the anchor.
+    /// The topmost certificate given is the anchor. A root as the anchor also makes trusted everything else that it has signed.
+    /// To avoid that, leave the root out: the intermediate is then the anchor.
     ///
     /// # Errors
-    /// What is wrong with it, for the person who gave it.
+    /// The first fault found, for the person who supplied it.
     pub fn load(cert_pem: &[u8], key_pem: &[u8], now: SystemTime) -> Result<Self, AuthorityError> {
         let mut chain: Vec<Vec<u8>> = Vec::new();
         for der in Chain::parse(cert_pem).map_err(|e| AuthorityError::Certificate(e.to_string()))?.certificates {
@@ -80,7 +80,7 @@ impl Authority {
     /// still what a rollover starts from; [`crate::ca::issue::issue`] takes it no more.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// The first fault found.
     pub fn reload(cert_pem: &[u8], key_pem: &[u8], now: SystemTime) -> Result<Self, AuthorityError> {
         let chain = Chain::parse(cert_pem).map_err(|e| AuthorityError::Certificate(e.to_string()))?;
         let mut at = now;
@@ -93,7 +93,7 @@ impl Authority {
     }
 }
 
-/// Judges the parts, and issues a leaf on trial: what verification refuses is found out here, not in a pod.
+/// Judges the parts and issues a trial leaf, so that a failing verification shows here and not in a pod.
 fn proven(
     chain: Vec<Vec<u8>>,
     pair: KeyPair,

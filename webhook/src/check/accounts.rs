@@ -1,4 +1,4 @@
-//! The rights of the processes' service accounts: what the manifests grant, asked one by one of the API server.
+//! The rights of the processes' service accounts: the API server is asked for each right that the manifests grant.
 
 use futures::{StreamExt as _, stream};
 use k8s_openapi::api::{
@@ -45,7 +45,7 @@ impl std::fmt::Display for Granted {
     }
 }
 
-/// What the manifests grant; manifests that cannot be read are a build's fault.
+/// The rights that the manifests grant. Unreadable manifests are a fault of the build.
 ///
 /// # Errors
 /// Which.
@@ -110,7 +110,7 @@ pub(super) async fn look(client: &Client, system: &str) -> Vec<Finding> {
         let of_process = || answers.iter().filter(|(_, right)| right.process == process);
         if let Some((Err(error), _)) = of_process().find(|(answer, _)| answer.is_err()) {
             let right = Right::new("create", "subjectaccessreviews.authorization.k8s.io", None);
-            let reason = format!("cannot be told: {error}");
+            let reason = format!("unknown: {error}");
             findings.push(Finding::bad(State::Unknown, subject(process), reason, right.question(), SEE));
             continue;
         }

@@ -1,4 +1,4 @@
-//! What a check found, and how that is written. Pure.
+//! A check's finding and its text. Pure.
 
 use serde::Serialize;
 
@@ -13,9 +13,9 @@ use crate::{
 pub(super) struct Finding {
     /// How it is.
     pub(super) state: State,
-    /// What was looked at.
+    /// The object of the check.
     pub(super) subject: String,
-    /// What was seen.
+    /// The observation.
     pub(super) reason: String,
     /// The next command; `None` where there is nothing to do.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -42,7 +42,7 @@ impl Finding {
     }
 }
 
-/// The findings for people, the most urgent first; what to do stands below each.
+/// The findings for people, the most urgent first, each followed by its next step.
 pub(super) fn text(findings: &[Finding]) -> String {
     let mut sorted: Vec<&Finding> = findings.iter().collect();
     sorted.sort_by_key(|finding| finding.state);

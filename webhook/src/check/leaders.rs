@@ -40,8 +40,8 @@ impl Seen {
     }
 }
 
-/// What two looks, some seconds apart, say of the process `name`. The second look counts only where the first was not fresh: a
-/// Lease that changes has a holder, whatever its clock says.
+/// The findings of two looks, some seconds apart, at the process `name`. The second look counts only if the first was not
+/// fresh: a Lease that changes has a holder, even with a wrong clock.
 pub(super) fn judge(name: &str, first: &Seen, second: &Seen, system: &str) -> Vec<Finding> {
     let subject = format!("lease etcd-tls-{name}");
     let next = format!("kubectl -n {system} get pods; kubectl -n {system} logs deploy/etcd-tls-{name}");
@@ -78,7 +78,7 @@ pub(super) fn judge(name: &str, first: &Seen, second: &Seen, system: &str) -> Ve
     findings
 }
 
-/// What this machine's clock is, beside the API server's.
+/// The difference between this machine's clock and the API server's.
 pub(super) fn clock(local: SystemTime, server: SystemTime) -> Finding {
     let apart = local.duration_since(server).unwrap_or_else(|error| error.duration());
     if apart > APART {
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_that_changes_has_a_leader_whatever_its_clock_says() {
+    fn a_lease_that_changes_has_a_leader_with_any_clock() {
         let of = |first: Seen, second: Seen| {
             judge("sign", &first, &second, "etcd-tls-system")
                 .iter()

@@ -1,4 +1,4 @@
-//! One etcd cluster on its way between plain text and TLS: what it is now, and the next step. docs/plain-text-to-tls.md is the
+//! One etcd cluster on its way between plain text and TLS: its state and the next step. docs/plain-text-to-tls.md is the
 //! runbook.
 //!
 //! ```text
@@ -42,7 +42,7 @@ impl PlainText {
         !self.endpoints.is_empty()
     }
 
-    /// What was seen, and the next step; with it, whether something must be repaired before it.
+    /// The observations and the next step; with it, whether a repair must come first.
     ///
     /// # Errors
     /// A file cannot be read, or no endpoint answers.

@@ -21,7 +21,7 @@ use crate::{
 const SEE_PODS: &str = "docs/upgrade.md#before-the-pods-that-the-new-version-would-refuse";
 const SEE_LEFT: &str = "docs/upgrade.md#after-objects-that-have-been-replaced";
 const PAGE: u32 = 100;
-/// What all that is shipped has, and nothing that a process of ours makes in the system namespace.
+/// The label of every shipped object, and of no object that our processes create in the system namespace.
 const OURS: &str = "app.kubernetes.io/name=etcd-tls";
 
 /// Kinds by group, version, kind and resource: those with pods, and the Namespaces that say who has opted in.
@@ -83,7 +83,7 @@ const SYSTEM: [[&str; 4]; 8] = [
     ["policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets.policy"],
 ];
 
-/// What this version ships, of kinds that are looked at.
+/// The shipped objects of this version, of the checked kinds.
 const SHIPPED: [&str; 21] = [
     include_str!("../../../manifests/service-accounts.yaml"),
     include_str!("../../../manifests/rbac-requesters.yaml"),
@@ -241,7 +241,8 @@ fn leftover(object: &Value, namespace: Option<&str>) -> Finding {
         State::Attention,
         "replaced objects",
         format!(
-            "{kind} {name} is labelled {OURS}, and this version does not ship it; what another version left stays in force"
+            "{kind} {name} is labelled {OURS}, and this version does not ship it; an object of another version \
+             stays in force"
         ),
         format!("kubectl {place}delete {} {name}", kind.to_lowercase()),
         SEE_LEFT,

@@ -11,7 +11,7 @@ use super::{InjectError, MAX_LISTS, Options, documents, inject};
 /// Never asked about by the webhook configuration.
 const EXCLUDED: [&str; 2] = ["kube-system", names::SYSTEM_NAMESPACE];
 
-/// What came of it.
+/// The result.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Report {
     /// Workloads that have opted in.

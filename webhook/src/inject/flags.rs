@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use etcd_tls_contract::{names, role::Role, settings::Settings};
 use serde_json::Value;
 
-/// Changes the values of the TLS flags of every container that runs etcd by a command of its own; what was changed.
+/// Changes the values of the TLS flags of every container that runs etcd by a command of its own. Returns the changes.
 pub(super) fn point_at_ours(pod: &mut Value) -> Vec<String> {
     let annotations: BTreeMap<String, String> = pod
         .get("metadata")

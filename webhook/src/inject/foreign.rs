@@ -1,4 +1,5 @@
-//! Documents that are none of Kubernetes' own workloads: what passes unread, and which pod templates of others are said.
+//! Documents that are none of Kubernetes' own workloads: those that pass unread, and pod templates of other kinds, which get a
+//! warning.
 
 use serde_json::Value;
 
@@ -70,7 +71,7 @@ pub(super) fn passes_unread(raw: &str) -> bool {
     !kinds.is_empty() && kinds.iter().all(|kind| plain(kind))
 }
 
-/// The paths of the pod templates in an object of a kind that is not known: whatever has `spec.containers`.
+/// The paths of the pod templates in an object of an unknown kind: everything with `spec.containers`.
 pub(super) fn templates(object: &Value) -> Vec<String> {
     let mut found = Vec::new();
     look(object, &mut Vec::new(), &mut found);

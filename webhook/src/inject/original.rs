@@ -17,7 +17,7 @@ const WIDTH: usize = 96;
 /// into one more.
 pub(super) const MAX_JSON: usize = 48 * 1024;
 
-/// What a document says of itself before injection.
+/// The original of a document before injection.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Original {
     /// Nothing.

@@ -168,9 +168,9 @@ fn a_static_pod_is_served_by_its_host() {
     assert_eq!(left.warnings.len(), 1);
 }
 
-/// What kubectl takes, or what is no object of ours, is given out as it is, however odd.
+/// Documents that kubectl accepts, or that are no objects of ours, pass unchanged, however odd.
 #[test]
-fn a_document_without_a_pod_passes_byte_for_byte_whatever_is_in_it() {
+fn a_document_without_a_pod_passes_byte_for_byte() {
     for odd in [
         "apiVersion: v1\nkind: ConfigMap\ndata:\n  a: x\n  a: y\n",
         "apiVersion: v1\r\nkind: ConfigMap\r\ndata:\r\n  a: x\r\n  a: y\r\n",
@@ -188,7 +188,7 @@ fn a_document_without_a_pod_passes_byte_for_byte_whatever_is_in_it() {
         assert!(out.text.starts_with(odd), "{odd:?}: {}", out.text);
         assert!(out.text.contains("etcd-tls-init"));
     }
-    // What may hold a pod must be read.
+    // Documents that may hold a pod must be readable.
     for unread in [
         "apiVersion: v1\nkind: Pod\nspec: {}\nspec: {}\n",
         "{apiVersion: v1, kind: Pod, spec: {}, spec: {}}\n",

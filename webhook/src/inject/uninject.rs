@@ -24,7 +24,7 @@ impl UninjectArgs {
     /// Reads, gives back, writes. Nothing is written unless all of it can be.
     ///
     /// # Errors
-    /// What could not be read, or which documents cannot be given back.
+    /// Unreadable input, or the documents that cannot be restored.
     #[allow(clippy::unused_async)] // As every subcommand.
     pub async fn run(self) -> Result<(), Error> {
         let (mut problems, mut out) = (Vec::new(), String::new());

@@ -30,7 +30,7 @@ pub(super) fn read(document: &str) -> Result<Value, YamlError> {
 /// Writes one document, in block style, lists not indented, as `kubectl get -o yaml` does.
 ///
 /// # Errors
-/// What would be read from it is not `value`.
+/// The text would not parse to `value`.
 pub(crate) fn write(value: &Value) -> Result<String, YamlError> {
     let mut text = String::new();
     block(value, 0, &mut text);
@@ -75,7 +75,7 @@ fn block(value: &Value, indent: usize, out: &mut String) {
     }
 }
 
-/// What stands behind `key:` or `-`.
+/// The value after `key:` or `-`.
 fn entry(value: &Value, indent: usize, list_indent: usize, out: &mut String) {
     match value {
         Value::Object(map) if !map.is_empty() => {

@@ -1,5 +1,4 @@
-//! Work that the process cannot do without and cannot start again: a panic in it ends the process, and whoever started the
-//! process starts it again.
+//! Tasks that the process needs and cannot restart: a panic in one ends the process, and its supervisor starts it again.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -50,7 +49,7 @@ mod tests {
         match std::env::var(BREAKS).as_deref() {
             Ok("task") => tokio::spawn(essential("test", async { panic!("broken") })).await.unwrap(),
             Ok("thread") => std::thread::spawn(|| essential_thread("test", || panic!("broken"))).join().unwrap(),
-            // What ends by itself ends nothing else.
+            // A task that ends by itself ends nothing else.
             Ok(_) => {
                 let value = tokio::spawn(essential("test", async { 7 })).await.unwrap();
                 assert_eq!(value + essential_thread("test", || 1), 8);

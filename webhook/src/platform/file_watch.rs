@@ -26,7 +26,7 @@ pub struct FileWatch {
 }
 
 impl FileWatch {
-    /// Begins to watch where `files` are. What cannot be watched is logged, and looked at every [`RECHECK`].
+    /// Watches the directories of `files`. One that cannot be watched is logged and checked every [`RECHECK`].
     pub fn new<'a>(files: impl IntoIterator<Item = &'a Path>) -> Self {
         let (tell, events) = mpsc::channel(1);
         let watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {

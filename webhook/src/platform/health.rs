@@ -1,4 +1,4 @@
-//! What a controller process says of itself on its admin port: ready when all that it waits for has come, and its metrics.
+//! The admin port of a controller process: ready when all its conditions are met, and its metrics.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -49,7 +49,7 @@ pub struct ServingPairs {
 pub struct PairError {
     /// Which.
     pub files: PairFiles,
-    /// What is wrong with it.
+    /// The fault.
     pub message: String,
 }
 

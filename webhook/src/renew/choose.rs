@@ -40,7 +40,7 @@ impl fmt::Display for Target {
     }
 }
 
-/// What a name names.
+/// The kind of a named object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum Kind {
     /// A pod.
@@ -66,7 +66,7 @@ pub(super) struct Chosen {
 /// named).
 ///
 /// # Errors
-/// There is none, it cannot be told which, or one that does not see the annotation.
+/// There is none, the name is ambiguous, or a pod does not see the annotation.
 pub(super) fn choose(
     pods: &[Pod],
     target: &Target,

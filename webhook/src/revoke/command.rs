@@ -111,7 +111,7 @@ const EFFECT: &str = "Members refuse new connections with it as soon as their si
 /// Names the members that do not look at the list.
 ///
 /// # Errors
-/// There are some, or they cannot be told.
+/// There are some, or they cannot be determined.
 async fn enforced(client: &Client, cluster: &ClusterName, domains: &[Domain]) -> Result<(), Error> {
     match status::opted_in(client, Some(&cluster.namespace)).await {
         Ok(pods) => {
@@ -123,7 +123,7 @@ async fn enforced(client: &Client, cluster: &ClusterName, domains: &[Domain]) ->
             }
         }
         Err(refused) => Err(NotSeen(format!(
-            "Whether all members look at the list cannot be told: {refused}; {}",
+            "Cannot determine whether all members use the list: {refused}; {}",
             refused.right.question()
         ))
         .into()),

@@ -49,7 +49,7 @@ fn line(pod: &Pod, cluster: &ClusterName, domains: &[Domain]) -> Option<String> 
     Some(format!("pod {name} takes revoked certificates on its {} port: {why}", ports.join(" and ")))
 }
 
-/// Whether a container of `pod` is told of the list that the sidecar keeps, by variable or by flag.
+/// Whether a container of `pod` has the sidecar's list in its options, by variable or by flag.
 fn is_told(pod: &Pod, role: Role, settings: &Settings) -> bool {
     let file = file(settings, role);
     let variable = format!("ETCD_{}", option(role).to_uppercase().replace('-', "_"));

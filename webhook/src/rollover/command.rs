@@ -185,7 +185,7 @@ fn with_age(line: &str, now: SystemTime) -> String {
     age().map_or_else(|| line.to_owned(), |age| format!("{line} (for {age})"))
 }
 
-/// What outage forcing the next step can mean.
+/// The outage that forcing the next step can cause.
 fn outage(what: &str, report: &Report) -> String {
     let mut text = match report.phase.as_str() {
         "published" => format!(

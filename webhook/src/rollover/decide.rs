@@ -36,7 +36,7 @@ pub fn decide(state: Option<&Rollover>, s: &Situation<'_>) -> Decision {
     Decision { step, waiting, answer }
 }
 
-/// What an operator's request comes to.
+/// The effect of an operator's request.
 fn weigh(request: &Request, state: Option<&Rollover>, s: &Situation<'_>) -> (Option<Step>, Answer) {
     let accepted = |step, message: &str| (Some(step), Answer::accepted(request, message));
     let refused = |message: &str| (None, Answer::refused(request, message));
@@ -67,10 +67,10 @@ fn weigh(request: &Request, state: Option<&Rollover>, s: &Situation<'_>) -> (Opt
         (Action::Force, None) => accepted(Step::Force, "a new CA is being published and signs at once"),
         (Action::Force, Some(Phase::Published)) => accepted(
             Step::ChangeOver(ChangeOver::Forced),
-            "the new CA signs from now on, whoever does not trust it yet",
+            "the new CA signs from now on, even if a pod does not trust it yet",
         ),
         (Action::Force, Some(Phase::Signing)) => {
-            accepted(Step::ForceRetire, "the old CA goes now, whoever still has a certificate of it")
+            accepted(Step::ForceRetire, "the old CA is removed now, even if a pod still has a certificate of it")
         }
     }
 }

@@ -18,7 +18,7 @@ pub fn status_annotation(domain: Domain) -> String {
     format!("{}rollover-{domain}", names::ANNOTATION_PREFIX)
 }
 
-/// What an operator asks for; `<action> <id>`, the id making each request one of its own.
+/// An operator's request: `<action> <id>`; the id makes each request unique.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
     /// What.
@@ -83,7 +83,7 @@ pub struct Answer {
     pub id: String,
     /// Whether it is done.
     pub accepted: bool,
-    /// What is done, or why it is not.
+    /// The action taken, or the reason for the refusal.
     pub message: String,
 }
 
@@ -115,7 +115,7 @@ pub struct Report {
     /// When the phase began; RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<String>,
-    /// What is waited for: at most [`Report::MOST`] lines.
+    /// The conditions that it waits for: at most [`Report::MOST`] lines.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub waiting: Vec<String>,
     /// The answer to the last request.
@@ -127,7 +127,7 @@ impl Report {
     /// Lines of [`Self::waiting`] at most: annotations are bounded, and ten names tell as much as a hundred.
     pub const MOST: usize = 10;
 
-    /// What is to be said of a rollover; `None` is none.
+    /// The report on a rollover; `None` is none.
     pub fn new(rollover: Option<&Rollover>, waiting: &[super::Waiting], answer: Option<Answer>) -> Self {
         let mut lines: Vec<String> = waiting.iter().take(Self::MOST).map(ToString::to_string).collect();
         if waiting.len() > Self::MOST {

@@ -19,7 +19,7 @@ fn pod(n: u32) -> LivePod {
     LivePod { uid: format!("uid-{n}"), name: format!("prod/etcd-{n}"), roles: BTreeSet::from([Role::Peer]) }
 }
 
-/// What the tests turn: one authority, its pods and what is persisted of it.
+/// The subject of the tests: one authority, its pods and its persisted state.
 struct World {
     now: SystemTime,
     active: Life,
@@ -123,7 +123,7 @@ impl World {
     }
 }
 
-/// What is waited for of a pod that has said nothing.
+/// The condition for a pod that has stated nothing.
 fn waits(n: u32, w: &World) -> Waiting {
     Waiting::Pod { name: format!("prod/etcd-{n}"), since: w.state.as_ref().unwrap().since, unknown: None }
 }
@@ -273,7 +273,7 @@ fn a_pod_that_comes_between_is_waited_for() {
 }
 
 #[test]
-fn a_ca_about_to_expire_is_left_whoever_is_missing() {
+fn a_ca_about_to_expire_is_left_even_with_pods_missing() {
     let mut w = World::new();
     w.now = at(50);
     w.step(None);
@@ -406,7 +406,7 @@ fn no_order_breaks_bundle_before_leaf() {
 fn an_operator_forces_each_step() {
     let mut w = World::new();
     w.outside_clients = true;
-    // From rest: published, and signing at the next look, whoever has loaded it.
+    // From rest: published, and signing at the next look, even if nobody has loaded it.
     assert_eq!(w.step(Some(&ask(Action::Force))).step, Some(Step::Force));
     let decision = w.step(None);
     assert_eq!(decision.step, Some(Step::ChangeOver(ChangeOver::Forced)));

@@ -13,7 +13,7 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// What is to be said of this report at this time; `None`: what was said last.
+    /// The line for this report at this time; `None`: unchanged.
     pub(super) fn line(&mut self, report: &Report, now: SystemTime) -> Option<String> {
         let pods = pods(report);
         let (phase, since, first) = self
@@ -21,7 +21,7 @@ impl Progress {
             .take()
             .filter(|began| began.0 == report.phase)
             .unwrap_or_else(|| (report.phase.clone(), now, pods));
-        // New pods join: what they add was not there at first.
+        // New pods join; they were not counted at first.
         let first = first.max(pods);
         let rest: Vec<&str> = report.waiting.iter().map(String::as_str).filter(|line| !is_of_pods(line)).collect();
         let what = describe(&report.phase, pods, &rest);

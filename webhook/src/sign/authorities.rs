@@ -83,7 +83,7 @@ pub(super) enum Unavailable {
     /// An operator has revoked the requester's certificates, and it gets no other.
     #[error("{0}")]
     Barred(String),
-    /// What is there cannot be used; an operator must mend it.
+    /// The stored state cannot be used; an operator must repair it.
     #[error("{0}")]
     Unusable(String),
 }
@@ -100,24 +100,24 @@ pub(super) struct Authorities {
     changed: Arc<Notify>,
 }
 
-/// What a leaf is issued with.
+/// The input for issuing a leaf.
 pub(super) struct Grant<'a> {
     /// The pod's uid, or [`super::cache::pods::host_holder`].
     pub(super) holder: &'a str,
     pub(super) role: Role,
-    /// What the request states that etcd has loaded.
+    /// The bundle that etcd has loaded, as the request states it.
     pub(super) trusts: Option<&'a str>,
     pub(super) lifetime: Duration,
 }
 
-/// What a leaf may be issued by now.
+/// The authority that may issue a leaf now.
 pub(super) struct Granted {
     pub(super) authority: Arc<Authority>,
     /// Digest of the bundle in force.
     pub(super) bundle: String,
 }
 
-/// What is published of an authority.
+/// The published state of an authority.
 pub(super) struct Published {
     pub(super) bundle: Bundle,
     /// Its revocation list; none of a CA that may sign none.
@@ -237,8 +237,8 @@ impl Authorities {
         Ok(granted)
     }
 
-    /// Takes note of a certificate that is about to be issued: what is revoked by now covers it, or it is not issued. It is
-    /// written with a round soon, and others with it.
+    /// Records a certificate before it is issued, so that present revocations cover it or it is not issued. The record is
+    /// written soon, together with others.
     ///
     /// # Errors
     /// An operator has revoked the certificates of its holder meanwhile.
@@ -278,7 +278,7 @@ impl Authorities {
         (held, error)
     }
 
-    /// What is published of an authority, without asking the API server.
+    /// The published bundle of an authority, without a call to the API server.
     pub(super) async fn bundle(&self, name: &SignerName) -> Option<Bundle> {
         let entry = self.quota().get(name)?;
         match &*entry.held.lock().await {
@@ -382,12 +382,12 @@ impl Authorities {
                 *held = Held::Unknown;
                 let secret = SecretMetadata::of(written.metadata).map_err(|e| Unavailable::Unusable(e.to_string()))?;
                 *held = Held::Ready(Box::new(Ready { stored, secret, type_: written.type_ }));
-                // What was recorded was so under the lock that is held here: it is in what was written.
+                // All records were made under the lock that is held here, so the written state contains them.
                 entry.unwritten.lock().unwrap_or_else(PoisonError::into_inner).clear();
                 Ok(())
             }
             Err(error) => {
-                // Gone, changed, or an answer that was lost on the way: what is held is no more than a guess.
+                // Gone, changed, or a lost answer: the state in memory may be wrong.
                 *held = Held::Unknown;
                 self.changed.notify_one();
                 Err(error.into())

@@ -1,7 +1,7 @@
 //! Deletes the CertificateRequests of our pods that are done with, where the component for cert-manager is installed. Their
 //! owner, the pod, takes the others with it.
 //!
-//! Requests of others are told apart by the name; of them only the metadata is read.
+//! Foreign requests are recognised by the name; only their metadata is read.
 
 use std::{
     collections::BTreeMap,
@@ -93,7 +93,7 @@ impl CertificateRequests {
             let superseded = newest.get(&request.owner).is_some_and(|newest| request.created < *newest);
             let age = SystemTime::now().duration_since(request.created).unwrap_or_default();
             if superseded || age >= self.times.issued.min(self.times.refused) {
-                // One that cannot be deleted, whatever refuses it, keeps no other.
+                // A request that cannot be deleted does not delay the others.
                 if let Err(error) = self.look(request, superseded).await {
                     tracing::warn!(
                         %error,

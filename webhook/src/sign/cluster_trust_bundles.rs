@@ -55,7 +55,7 @@ enum PublishError {
     Request(#[from] RequestError),
 }
 
-/// What one object shall say.
+/// The wanted content of one object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Wanted {
     signer: SignerName,
@@ -63,7 +63,7 @@ struct Wanted {
     pem: String,
 }
 
-/// What one object of ours says.
+/// The present content of one object of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Present {
     signer: Option<SignerName>,
@@ -74,7 +74,7 @@ struct Present {
     version: Option<String>,
 }
 
-/// What is done about one object.
+/// The step for one object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Step {
     Create(Wanted),
@@ -96,8 +96,8 @@ fn signer_of(name: &str) -> Option<SignerName> {
     name.strip_suffix(":bundle")?.replacen(':', "/", 1).parse().ok()
 }
 
-/// The steps from what is there to what shall be. `gone` tells of which authorities nothing is left; what is neither wanted nor
-/// gone (its Secret cannot be read just now) stays.
+/// The steps from the present objects to the wanted ones. `gone` names the authorities of which nothing is left. An object that
+/// is neither wanted nor gone (its Secret cannot be read now) stays.
 fn steps(
     wanted: &BTreeMap<String, Wanted>,
     present: &BTreeMap<String, Present>,
@@ -188,7 +188,7 @@ impl ClusterTrustBundles {
         Err(PublishError::NotServed)
     }
 
-    /// What shall be published; `None` while the namespaces or the Secrets are not listed.
+    /// The bundles to publish; `None` while the namespaces or the Secrets are not listed.
     async fn wanted(&self) -> Option<BTreeMap<String, Wanted>> {
         let namespaces = self.namespaces.borrow().clone()?;
         let mut wanted = BTreeMap::new();

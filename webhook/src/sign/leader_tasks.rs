@@ -85,7 +85,7 @@ impl LeaderTasks {
             tasks.shutdown().await;
             signer.authorities.clear();
             signer.metrics.forget_all();
-            // What broke off may break off again at once.
+            // The task may fail again at once.
             sleep(Duration::from_secs(1)).await;
         }
     }

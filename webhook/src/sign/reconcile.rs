@@ -74,7 +74,7 @@ const GIVEN_UNUSABLE: &str = "GivenAuthorityUnusable";
 
 type Namespaces = BTreeMap<String, NamespaceFacts>;
 
-/// What a signer shares between its parts.
+/// The shared state of a signer's parts.
 pub(super) struct Reconciler {
     pub(super) client: Client,
     pub(super) system: String,
@@ -91,7 +91,7 @@ pub(super) struct Reconciler {
     /// The user's CAs, by Secret and its resourceVersion.
     pub(super) given: HashMap<String, (String, Arc<Authority>)>,
     pub(super) said: Said,
-    /// What is known of each trust ConfigMap, by namespace and name.
+    /// The known state of each trust ConfigMap, by namespace and name.
     pub(super) upkeep: HashMap<(String, String), Upkeep>,
 }
 
@@ -157,7 +157,7 @@ impl Reconciler {
             self.metrics.report(&standing.name, &standing.report, standing.waiting, standing.not_after);
             self.metrics.waits_since(&standing.name, standing.waiting_since);
             self.say(&standing).await;
-            // What is not known is not said.
+            // An unknown phase is not reported.
             if standing.report.phase != UNKNOWN {
                 reports.insert(standing.name, standing.report);
             }

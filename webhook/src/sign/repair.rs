@@ -1,4 +1,4 @@
-//! Repair of a trust ConfigMap that somebody else changed: what is wrong with it, what mends it, and how often. Pure.
+//! Repair of a trust ConfigMap that somebody else changed: the fault, its repair and the pace of repairs. Pure.
 //!
 //! A user who can write ConfigMaps in a namespace can damage one in many forms. Each form is repaired: an `immutable` one is
 //! deleted and created again, and the finalizers of one that is being deleted are removed.
@@ -66,7 +66,7 @@ impl Form {
     }
 }
 
-/// What makes a ConfigMap what it shall be.
+/// The repair of a ConfigMap.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Remedy {
     /// It is.
@@ -79,7 +79,7 @@ pub(super) enum Remedy {
     Release(Value),
 }
 
-/// What is wrong with `object`, and what mends it.
+/// The faults of `object` and their repair.
 pub(super) fn remedy(desired: &Desired, object: &ConfigMap) -> (Remedy, BTreeSet<Form>) {
     let metadata = &object.metadata;
     let finalizers = metadata.finalizers.as_ref().is_some_and(|f| !f.is_empty());
@@ -112,7 +112,7 @@ fn data(desired: &Desired, object: &ConfigMap, forms: &mut BTreeSet<Form>) -> Ma
             forms.insert(Form::Data);
         }
     }
-    // A bundle whose authority is not known just now stays: what was published is taken away only by a rollover.
+    // A bundle whose authority is not known just now stays: only a rollover removes a published bundle.
     for key in present.keys().filter(|key| !Domain::ALL.iter().any(|domain| domain.trust_key() == *key)) {
         patch.insert(key.clone(), Value::Null);
         forms.insert(Form::ExtraKeys);
@@ -198,10 +198,10 @@ pub(super) struct Settled {
     pub(super) content: u64,
 }
 
-/// What is known of one ConfigMap, and when it is written next.
+/// The known state of one ConfigMap and the time of its next write.
 #[derive(Debug, Default)]
 pub(super) struct Upkeep {
-    /// What was seen or written last.
+    /// The last content seen or written.
     pub(super) settled: Option<Settled>,
     /// Failures in a row.
     failures: u32,
@@ -357,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_damages_it_all_the_time_makes_few_writes() {
+    fn constant_damage_causes_few_writes() {
         let start = Instant::now();
         let (mut upkeep, mut writes) = (Upkeep::default(), 0);
         for tick in 0..36_000_u64 {

@@ -92,7 +92,7 @@ impl Serving {
     /// Works until it is dropped.
     pub(super) async fn run(self) -> std::convert::Infallible {
         let every = EVERY.min(self.lifetimes.leaf / 10).max(Duration::from_millis(200));
-        // The same trouble is told once.
+        // The same failure is logged once.
         let mut told = None;
         loop {
             let result = self.round().await;
@@ -185,8 +185,8 @@ impl Serving {
         Ok(())
     }
 
-    /// [`Self::publish`] for the configuration that warns. Who does not want warnings deletes it; where it cannot be written,
-    /// nothing but warnings is missing.
+    /// [`Self::publish`] for the configuration that warns. An administrator who wants no warnings deletes it. If it cannot be
+    /// written, only warnings are missing.
     async fn publish_warnings(&self, bundle: &Bundle, served: Option<&Chain>, now: SystemTime) {
         let api: Api<ValidatingWebhookConfiguration> = Api::all(self.client.clone());
         let published = async {
@@ -408,7 +408,7 @@ mod tests {
         let step = due(&stored, Some(&old), half + OVERLAP, LIFETIMES).unwrap();
         stored = stored.after(&step, None, half + OVERLAP);
         assert!(!stored.active.bundle().contains_issuer_of(&old), "so a new pair is due");
-        // What is served is still the old one, however late: nothing goes.
+        // The old pair is still served, however late: nothing is removed.
         assert_eq!(due(&stored, Some(&old), half + DAY * 60, LIFETIMES), None);
         let new = leaf(&mut stored, half + OVERLAP);
         assert_eq!(due(&stored, Some(&new), half + OVERLAP, LIFETIMES), None, "another replica may serve the old one");
@@ -445,7 +445,7 @@ mod tests {
         assert_eq!(written["webhooks"][0]["name"], "w0.etcd-tls.dev");
         let both = bundle.union(&old);
         let done = entries(&[Some(&both), Some(&both)]);
-        assert_eq!(patch(&done, &bundle, Some(&served), now()), None, "what is served can be checked");
+        assert_eq!(patch(&done, &bundle, Some(&served), now()), None, "the served pair can be checked");
         let written = patch(&entries(&[Some(&old)]), &bundle, Some(&served), now()).unwrap();
         let bytes: ByteString =
             serde_json::from_value(written["webhooks"][0]["clientConfig"]["caBundle"].clone()).unwrap();

@@ -28,10 +28,10 @@ use crate::{
     },
 };
 
-/// The reason of a Failed condition; what speaks against the request is in its message.
+/// The reason of a Failed condition; its message lists the objections.
 const FAILED: &str = "SignerValidationFailure";
 
-/// What requests are handled with.
+/// The dependencies for handling requests.
 pub(super) struct Signer {
     pub(super) controller: Controller,
     pub(super) authorities: Arc<Authorities>,
@@ -54,7 +54,7 @@ impl Handler for Signer {
         }
     }
 
-    /// What was approved and not refused. The API server takes a certificate on a request that was denied; we write none.
+    /// Approved requests that were not refused. The API server accepts a certificate on a denied request; we write none.
     fn concerns(&self, csr: &Csr) -> bool {
         let decided = csr.denied() || csr.failed() || csr.status.has_certificate;
         is_ours(csr) && csr.approved() && !decided && csr.metadata.deletion_timestamp.is_none()

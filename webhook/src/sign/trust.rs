@@ -1,4 +1,4 @@
-//! The trust ConfigMaps: what stands in one. Pure. [`super::repair`] makes one what it shall be.
+//! The content of a trust ConfigMap. Pure. [`super::repair`] restores it.
 
 use std::{
     collections::BTreeMap,
@@ -14,7 +14,7 @@ use crate::{
     rollover::{Report, status_annotation},
 };
 
-/// What a ConfigMap shall say; what is not in here stays as it is.
+/// The wanted content of a ConfigMap; other fields stay as they are.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Desired {
     /// PEM, by key.
@@ -35,7 +35,7 @@ impl Desired {
         }
     }
 
-    /// What stands for it where it is remembered: the whole is some KiB for each cluster.
+    /// The digest that is kept in its place: the whole is some KiB for each cluster.
     pub(super) fn digest(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         self.hash(&mut hasher);

@@ -28,7 +28,7 @@ const AUTHENTICATED: &str = "system:authenticated";
 const ANONYMOUS: &str = "system:anonymous";
 const UNAUTHENTICATED: &str = "system:unauthenticated";
 
-/// A caller. The identity fields of whatever it creates are these, whatever it says there.
+/// A caller. Every object that it creates gets these identity fields; values in its body are ignored.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct User {
     /// `spec.username`.
@@ -44,7 +44,7 @@ pub struct User {
 }
 
 impl User {
-    /// Who created a stored request, as it says.
+    /// The creator of a stored request, from the request itself.
     pub fn of(csr: &CertificateSigningRequest) -> Self {
         let spec = &csr.spec;
         Self {
@@ -74,8 +74,8 @@ impl User {
         self.member().map(|(_, host)| host)
     }
 
-    /// Who the caller is to the record of names: one host is the same by each of its certificates, and no client is taken
-    /// for a host or a token's user of the same name.
+    /// The caller's key in the record of names: one host is the same by each of its certificates, and no client is taken for a
+    /// host or a token's user of the same name.
     pub fn principal(&self) -> String {
         match self.host() {
             Some(host) => format!("host/{host}"),
@@ -154,7 +154,7 @@ impl ConnectionIdentity {
         }
         groups.retain(|g| g != AUTHENTICATED && g != UNAUTHENTICATED);
         groups.push(AUTHENTICATED.to_owned());
-        // What cannot be read as a certificate of this signer's presents no names.
+        // A certificate that cannot be parsed as this signer's presents no names.
         let presented = Chain::from_der(vec![leaf.to_vec()]).map(|chain| chain.sans).unwrap_or_default();
         Ok(Self {
             user: User { name: name.clone(), groups, presented: Some(presented), ..User::default() },

@@ -13,7 +13,7 @@ pub const GROUP: &str = "certificates.k8s.io";
 pub struct Cause {
     /// The field's path: `spec.request`.
     pub field: &'static str,
-    /// What is wrong with it.
+    /// The fault.
     pub message: String,
 }
 
@@ -31,7 +31,7 @@ pub enum ApiError {
     Conflict {
         /// The object's name.
         name: String,
-        /// What differs.
+        /// The difference.
         message: String,
     },
     /// 410: a resource version that is no longer, or not yet, known here.
@@ -189,7 +189,7 @@ impl ApiError {
     }
 }
 
-/// What a deletion answers.
+/// The answer to a deletion.
 pub fn deleted(name: &str, uid: &str) -> Value {
     json!({
         "kind": "Status",

@@ -41,12 +41,12 @@ pub enum ProfileError {
         /// The system's error.
         error: std::io::Error,
     },
-    /// What is in the files is no authority.
+    /// The files hold no authority.
     #[error("{path}: {error}")]
     Authority {
         /// The certificate's file.
         path: String,
-        /// What is wrong.
+        /// The fault.
         error: AuthorityError,
     },
     /// Changed files hold another CA.
@@ -58,7 +58,7 @@ pub enum ProfileError {
     Another {
         /// The certificate's file.
         path: String,
-        /// Whose certificates.
+        /// The role of the certificates.
         role: Role,
     },
 }
@@ -94,11 +94,11 @@ impl Profiles {
 
     /// Reads the files again; whether anything was new. All of it is taken, or nothing.
     ///
-    /// What is signed from then on must be accepted by those who know the present bundles alone: the CA's own renewed
-    /// certificate or another intermediate of the same root is taken, another CA is not.
+    /// Holders of only the present bundles must accept certificates signed from then on: the CA's own renewed certificate or
+    /// another intermediate of the same root is taken, another CA is not.
     ///
     /// # Errors
-    /// The files were not taken; what was in force stays.
+    /// The files were refused; the present authorities stay in force.
     pub fn reload(&self, now: SystemTime) -> Result<bool, ProfileError> {
         let new = read(&self.files, now)?;
         let old = self.current();
@@ -109,7 +109,7 @@ impl Profiles {
             return Ok(false);
         }
         for (role, profile) in &new {
-            // Of one that has expired nothing is accepted any more, whatever comes.
+            // Nothing of an expired CA is accepted any more.
             if let Some(old) = old.get(role)
                 && now < old.authority.not_after()
                 && !issue::accepted_by(&profile.authority, old.authority.bundle(), now)

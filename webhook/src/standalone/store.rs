@@ -44,7 +44,7 @@ use crate::{platform::essential::essential_thread, standalone::error::ApiError};
 /// Changes that may wait to be written; more callers wait to be heard.
 const QUEUE: usize = 2_048;
 
-/// What happened to a request.
+/// The kind of a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// It is new.
@@ -58,14 +58,14 @@ pub enum Kind {
 /// One event of the ring.
 #[derive(Clone, Debug)]
 pub struct Event {
-    /// What happened.
+    /// The kind of the change.
     pub kind: Kind,
     /// The request after it, or the last of it.
     pub request: Arc<Stored>,
     /// The revision that the change was given.
     pub revision: u64,
 }
-/// What a change does.
+/// The effect of a change.
 #[derive(Debug)]
 pub enum Mutation {
     /// Puts this object in the place of what is there under its name.
@@ -73,7 +73,7 @@ pub enum Mutation {
     /// Removes the object of this name.
     Delete(String),
 }
-/// What readers see.
+/// The view of readers.
 #[derive(Debug, Default)]
 struct View {
     index: Index,
@@ -83,7 +83,7 @@ struct View {
     revision: u64,
 }
 
-/// What lies between a watcher's revision and now.
+/// The changes between a watcher's revision and now.
 #[derive(Debug)]
 pub enum Since {
     /// These events, oldest first, up to this revision.
@@ -132,7 +132,7 @@ impl Store {
                 Entry::Revision(r) => revision = revision.max(r),
             }
         }
-        // A revision that nobody was told of may have been given out for the batch that was cut off.
+        // The truncated batch may have used revisions that nobody has seen.
         revision += BATCH as u64;
         let view = View { index: index.clone(), ring: VecDeque::new(), floor: revision, revision };
         let view = Arc::new(RwLock::new(view));

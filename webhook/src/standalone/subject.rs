@@ -2,7 +2,7 @@
 
 use etcd_tls_contract::{csr::Request, names, role::Role};
 
-/// What a request turned out to be: its subject fits this profile.
+/// A recognised request: its subject fits this profile.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recognised {
     /// The profile.
@@ -18,7 +18,7 @@ pub struct SubjectError(String);
 
 /// The roles whose CN is a prefix and the name of a host.
 pub const MEMBERS: [Role; 3] = [Role::Peer, Role::Server, Role::Metrics];
-/// What the etcd-certificate-generator has before the host's name in a metrics CN.
+/// The prefix of the host's name in a metrics CN of the etcd-certificate-generator.
 const OLD_METRICS: &str = "system:etcd-metric:";
 /// Digits of the digest that ends a host's name too long for a CN (see `identity::common_name`).
 const DIGEST_DIGITS: usize = 24;
@@ -69,7 +69,7 @@ pub fn subjects_of(host: &str) -> impl Iterator<Item = String> {
     MEMBERS.into_iter().flat_map(prefixes).map(move |prefix| format!("{prefix}{host}"))
 }
 
-/// What stands behind the prefix of `role`.
+/// The part after the prefix of `role`.
 pub fn member(role: Role, common_name: &str) -> Option<&str> {
     prefixes(role).find_map(|prefix| common_name.strip_prefix(prefix))
 }

@@ -1,5 +1,5 @@
-//! What is read for the status: pods, requests and trust ConfigMaps from the API server, and the sidecars' metrics through its
-//! pod proxy. Nothing is written.
+//! Reads the input of the status: pods, requests and trust ConfigMaps from the API server, and the sidecars' metrics through
+//! its pod proxy. Writes nothing.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -36,13 +36,13 @@ const PAGE: u32 = 200;
 const AT_ONCE: usize = 16;
 /// How long one sidecar may take. The API server tries an address for 30 s.
 const SIDECAR_LIMIT: Duration = Duration::from_secs(6);
-/// Most bytes of a sidecar's answer: it has some 10 KiB, and whoever owns the pod may send anything.
+/// The limit of a sidecar's answer in bytes: a real one has some 10 KiB, but the pod's owner may send anything.
 const MAX_ANSWER: usize = 1024 * 1024;
 
 /// All that was seen.
 pub(super) struct Seen {
     pub(super) pods: Vec<PodSeen>,
-    /// What could not be seen of all pods.
+    /// Facts that could not be read for any pod.
     pub(super) notes: Vec<String>,
 }
 
@@ -92,19 +92,19 @@ pub(crate) enum OnePod {
         /// The value of the label `etcd-tls`.
         label: Option<String>,
     },
-    /// What is said of it.
+    /// Its report.
     OptedIn(Box<PodReport>),
 }
 
-/// What is said of one pod.
+/// The report on one pod.
 pub(crate) struct PodReport {
     /// Whether it has the sidecar.
     pub(crate) injected: bool,
     /// The version of its sidecar.
     pub(crate) version: Option<String>,
-    /// What admission warned of.
+    /// Admission's warnings.
     pub(crate) warnings: Vec<String>,
-    /// What somebody should know.
+    /// The findings.
     pub(crate) findings: Vec<Finding>,
     /// Its certificates.
     pub(crate) certificates: Vec<RoleRow>,
@@ -262,7 +262,7 @@ async fn all<K: Clone + DeserializeOwned + std::fmt::Debug>(
     }
 }
 
-/// What is shown of the pods that have opted in or were injected.
+/// The pods that have opted in or were injected.
 async fn pods(client: &Client, namespace: Option<&str>) -> Result<Vec<Listed>, Refused> {
     Ok(opted_in(client, namespace).await?.into_iter().filter_map(Listed::of).collect())
 }
@@ -301,7 +301,7 @@ async fn requests(client: &Client, pods: &[Listed]) -> Result<BTreeMap<String, V
     Ok(found)
 }
 
-/// A request of one of the pods of `uids`. Its name says whose it is; whoever made one under another's name was denied.
+/// A request of one of the pods of `uids`. Its name names the pod; a request under another pod's name was denied.
 fn request(csr: CertificateSigningRequest, uids: &BTreeSet<&str>) -> Option<(String, RequestSeen)> {
     let name = csr.metadata.name?;
     // `etcd-tls-<uid>-<role>-<digest>`; a uid has hyphens, the others have none.
@@ -343,14 +343,14 @@ async fn trust(client: &Client, pods: &[Listed]) -> Trust {
     stream::iter(wanted).map(read).buffered(AT_ONCE).collect().await
 }
 
-/// What the API server answers where it has no object.
+/// The API server's answer for a missing object.
 #[derive(Deserialize)]
 struct Status {
     #[serde(default)]
     message: String,
 }
 
-/// What the sidecar of `pod` says, where it has one.
+/// The metrics of `pod`'s sidecar, if it has one.
 async fn sidecar(client: &Client, pod: &Listed) -> Result<Sidecar, Unseen> {
     let PodSeen { namespace, name, injected, settings, .. } = &pod.seen;
     let port = settings.as_ref().map_or(names::DEFAULT_ADMIN_PORT, |settings| settings.admin_port);
@@ -360,7 +360,7 @@ async fn sidecar(client: &Client, pod: &Listed) -> Result<Sidecar, Unseen> {
 /// Asks the sidecar of the pod `name`, on its admin port.
 ///
 /// # Errors
-/// It cannot be reached, or what answers is no sidecar; what to do.
+/// It cannot be reached, or the answer is not from a sidecar; with the next step.
 pub(crate) async fn ask(client: &Client, namespace: &str, name: &str, port: u16) -> Result<Sidecar, Unseen> {
     let describe = || format!("kubectl -n {namespace} describe pod {name}");
     let unseen = |reason: String| Unseen { reason, next: describe() };

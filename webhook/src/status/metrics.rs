@@ -1,4 +1,4 @@
-//! What a sidecar says of itself on its admin port, read from its metrics.
+//! The state of a sidecar, read from the metrics on its admin port.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +18,7 @@ impl Sample {
     }
 }
 
-/// What a sidecar shows.
+/// The state of a sidecar.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Sidecar {
     /// Its version.

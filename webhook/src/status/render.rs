@@ -20,7 +20,7 @@ pub(super) enum Output {
     Name,
 }
 
-/// What the table is written for.
+/// The output that the table is written to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Screen {
     /// Columns; `None`: nothing is cut.
@@ -153,7 +153,7 @@ pub(super) fn value(rows: &[Row], notes: &[String]) -> Result<Value, serde_json:
     Ok(json!({"pods": serde_json::to_value(rows)?, "notes": notes}))
 }
 
-/// What is said below a pod's line.
+/// The lines below a pod's line.
 fn details(row: &Row) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for finding in &row.findings {

@@ -21,11 +21,11 @@ use crate::rollover::{Report, rfc3339};
 pub(crate) struct Unseen {
     /// Why.
     pub(crate) reason: String,
-    /// What to do.
+    /// The next step.
     pub(crate) next: String,
 }
 
-/// What was seen of one pod.
+/// The observed facts of one pod.
 #[derive(Clone, Debug)]
 pub(super) struct PodSeen {
     /// `metadata.namespace`.
@@ -38,9 +38,9 @@ pub(super) struct PodSeen {
     pub(super) injected: bool,
     /// Why its containers do not run, one line for each.
     pub(super) trouble: Vec<String>,
-    /// What admission warned of.
+    /// Admission's warnings.
     pub(super) warnings: Vec<String>,
-    /// What its sidecar says.
+    /// The state of its sidecar.
     pub(super) sidecar: Result<Sidecar, Unseen>,
     /// By domain, how the rollover stands; `None`: its bundles are not of our signer.
     pub(super) rollovers: BTreeMap<Domain, Result<Report, Unseen>>,
@@ -69,7 +69,7 @@ pub(crate) struct RequestSeen {
 pub(crate) enum State {
     /// It has no valid certificate, or will not get the next one.
     Failing,
-    /// It cannot be told.
+    /// Undetermined.
     Unknown,
     /// Somebody should look.
     Attention,
@@ -89,7 +89,7 @@ impl State {
     }
 }
 
-/// What is said of a pod.
+/// The report on a pod.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Row {
@@ -112,9 +112,9 @@ pub(super) struct Row {
     pub(super) restart_waits: Option<String>,
     /// The rollovers that are under way.
     pub(super) rollovers: Vec<RolloverRow>,
-    /// What somebody should know, the most urgent first.
+    /// The findings, the most urgent first.
     pub(super) findings: Vec<Finding>,
-    /// What admission warned of.
+    /// Admission's warnings.
     pub(super) warnings: Vec<String>,
     /// The version of its sidecar.
     pub(super) sidecar_version: Option<String>,
@@ -142,7 +142,7 @@ pub(crate) struct RoleRow {
     pub(crate) served: &'static str,
 }
 
-/// What is known of a domain's trust.
+/// The known state of a domain's trust.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct TrustRow {
@@ -165,7 +165,7 @@ pub(super) struct RolloverRow {
     /// When the phase began; RFC 3339.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) since: Option<String>,
-    /// What it waits for.
+    /// The conditions that it waits for.
     pub(super) waiting: Vec<String>,
 }
 
@@ -176,7 +176,7 @@ pub(crate) struct Finding {
     pub(crate) state: State,
     /// What.
     pub(crate) reason: String,
-    /// What to do.
+    /// The next step.
     pub(crate) next: String,
 }
 
@@ -279,7 +279,7 @@ impl Findings<'_> {
         }
         if let Err(unseen) = &pod.sidecar {
             self.say(State::Unknown, unseen.reason.clone(), unseen.next.clone());
-            // What the requests say is all that is known.
+            // Only the requests are known.
             for role in pod.settings.clone().unwrap_or_default().roles {
                 self.of_refusals(role, None);
             }
@@ -413,7 +413,7 @@ impl Findings<'_> {
     }
 }
 
-/// What the sidecar's word for a wait means.
+/// The meaning of the sidecar's code for a wait.
 fn waits_for(word: &str) -> String {
     let text = match word {
         "announced" => "the notice before a restart",

@@ -92,7 +92,7 @@ pub(super) fn sentence(error: &webpki::Error) -> String {
     }
 }
 
-/// What is wrong with a certificate. The text continues a sentence that names the certificate.
+/// A fault of a certificate. The text continues a sentence that names the certificate.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct Defect(String);

@@ -49,7 +49,8 @@ pub(super) fn request(pem: &[u8]) -> Result<Request, RequestError> {
     let der = unpem(pem)?;
     let not_der = |what: &str| error("NotDer", format!("the request is {what}"));
     let parsed = CertReq::from_der(&der).map_err(|e| not_der(&format!("no PKCS#10 request in DER: {e}")))?;
-    // The reader forgives some of BER (an explicit FALSE, say). What is not written back byte for byte was not DER.
+    // The reader accepts some BER (an explicit FALSE, for example). Input that does not encode to the same bytes again is not
+    // DER.
     if parsed.to_der().map_err(|e| not_der(&e.to_string()))? != der {
         return Err(not_der("not in canonical DER"));
     }
@@ -76,8 +77,8 @@ pub(super) fn request(pem: &[u8]) -> Result<Request, RequestError> {
     Ok(Request { organization, common_name, sans, key, public_key })
 }
 
-/// One PEM block, written as everybody writes it: the two lines, base64 in lines of 64 between them, no more than a line
-/// feed after it. Whatever else a PEM reader may pass over, another may not.
+/// One PEM block in the common form: the two boundary lines, base64 in lines of 64 between them, at most a line feed after it.
+/// PEM readers differ in what else they skip.
 fn unpem(pem: &[u8]) -> Result<Vec<u8>, RequestError> {
     let bad = |what: &str| {
         error("NotPem", format!("the request is not one PEM block CERTIFICATE REQUEST and nothing else: {what}"))
@@ -147,7 +148,7 @@ fn rsa(raw: &[u8]) -> Option<KeyAlgorithm> {
     }
 }
 
-/// What verifies a signature by `key` under `algorithm`; `None` where they do not fit or the digest is weaker than SHA-256.
+/// The verifier of a signature by `key` under `algorithm`; `None` if they do not fit or the digest is weaker than SHA-256.
 fn verifier(key: KeyAlgorithm, algorithm: &AlgorithmIdentifierOwned) -> Option<&'static dyn VerificationAlgorithm> {
     use KeyAlgorithm as K;
     let null = match &algorithm.parameters {

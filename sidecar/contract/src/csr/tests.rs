@@ -1,7 +1,7 @@
 //! The table of requests: good ones, and every single deviation from them.
 //!
-//! `fixtures/*.pem` are requests by `openssl req` with `O=system:etcd-peers, CN=system:etcd-peer:etcd-0`, one DNS name and
-//! one IP; the file's name says what is special about each. What openssl does not make is made by [`Forge`].
+//! `fixtures/*.pem` are requests by `openssl req` with `O=system:etcd-peers, CN=system:etcd-peer:etcd-0`, one DNS name and one
+//! IP; the file's name names the peculiarity of each. [`Forge`] makes those that openssl cannot.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -90,7 +90,7 @@ fn each_key_that_we_make_is_read_back() {
 
 #[test]
 fn the_keys_digest_is_the_first_half_of_its_sha_256() {
-    // SHA-256 of nothing is in every textbook; CSR names, and whoever compares them, depend on this form.
+    // SHA-256 of nothing is in every textbook; CSR names and their comparison depend on this form.
     assert_eq!(key_digest(b""), "e3b0c44298fc1c149afbf4c8996fb924");
 }
 

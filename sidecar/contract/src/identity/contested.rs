@@ -6,10 +6,10 @@ use std::{collections::BTreeSet, fmt, net::IpAddr};
 use super::{Entitlement, PodFacts, ServiceFacts, Verdict};
 use crate::role::Role;
 
-/// What is known of a pod's addresses beside what the pod reports.
+/// Facts about a pod's addresses from other sources than the pod's status.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Claims {
-    /// Who else has one of them.
+    /// Other holders of these addresses.
     pub claims: Vec<Claim>,
     /// Those that a still valid certificate of this pod holds.
     pub held: BTreeSet<IpAddr>,
@@ -20,11 +20,11 @@ pub struct Claims {
 pub struct Claim {
     /// The address.
     pub ip: IpAddr,
-    /// Who else.
+    /// The other holder.
     pub by: Claimant,
 }
 
-/// Who else has an address.
+/// Another holder of an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Claimant {
     /// A live pod on another node reports it.
@@ -70,8 +70,8 @@ impl fmt::Display for Claim {
 
 /// The claims that keep `entitlement` from being issued to `pod`.
 ///
-/// An address of the pod's that a pod on another node or another node has too belongs to one of the two, and nobody can say to
-/// whom; whoever holds a valid certificate for it may go on. A cluster IP is never a pod's; those of the Services that
+/// An address of the pod's that a pod on another node or another node has too belongs to one of the two, and nothing shows to
+/// which. The holder of a valid certificate for it keeps renewing. A cluster IP is never a pod's; those of the Services that
 /// select the pod are in a server's certificate anyhow.
 pub fn contested<'a>(
     entitlement: &Entitlement,

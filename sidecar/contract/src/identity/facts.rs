@@ -1,8 +1,9 @@
-//! What the rules of identity use: the requester, the pod, the Services, as plain values.
+//! The input of the rules of identity as plain values: the requester, the pod, the Services.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-/// Who asks, as the API server says it: `spec.username`, `uid`, `groups`, `extra` of the CertificateSigningRequest.
+/// The requester, as the API server authenticated it: `spec.username`, `uid`, `groups`, `extra` of the
+/// CertificateSigningRequest.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Requester {
     /// `spec.username`.

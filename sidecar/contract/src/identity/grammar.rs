@@ -1,4 +1,4 @@
-//! The grammar: what a pod in a role may be called.
+//! The grammar of a pod's names and addresses in each role.
 
 use aws_lc_rs::digest;
 
@@ -62,8 +62,8 @@ fn default_user(pod: &PodFacts) -> String {
     format!("{}.{}", pod.service_account, pod.namespace)
 }
 
-/// What the requester itself knows to ask for: its IPs, its hostname, `localhost`, and the `extra-sans` of its settings.
-/// A subset of [`entitlement`], except that policy may refuse those last.
+/// The names and addresses that the requester itself can know: its IPs, its hostname, `localhost`, and the `extra-sans` of its
+/// settings. A subset of [`entitlement`], except that policy may refuse those last.
 ///
 /// The hostname alone is never asked for: it is issued only in the namespace-qualified forms, which take a subdomain.
 pub fn requested_sans(role: Role, pod: &PodFacts, settings: &Settings) -> Sans {
@@ -170,8 +170,8 @@ fn is_host(ip: IpAddr) -> bool {
     names::is_san_ip(ip) && !ip.is_loopback() && !link_local
 }
 
-/// What needs no Service and no DNS: the pod's addresses; loopback and `localhost` for the server role, whose own gateway and
-/// probes dial them.
+/// The names and addresses that need no Service and no DNS: the pod's addresses; loopback and `localhost` for the server role,
+/// whose own gateway and probes dial them.
 fn own_sans(role: Role, pod: &PodFacts) -> Sans {
     let mut sans = Sans::default();
     if needs_addresses(role) {

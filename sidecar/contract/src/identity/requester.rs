@@ -1,4 +1,4 @@
-//! Who asks: a pod-bound service-account token, recognised in what the API server says of the requester.
+//! Recognises a requester with a pod-bound service-account token in the user info that the API server records.
 
 use super::{BoundPod, Denial, Requester};
 use crate::names;
@@ -8,7 +8,7 @@ const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
 pub const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
 const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
 const CREDENTIAL_ID: &str = "authentication.kubernetes.io/credential-id";
-/// What usernames of service accounts begin with.
+/// The prefix of service accounts' usernames.
 pub const SERVICE_ACCOUNT_PREFIX: &str = "system:serviceaccount:";
 
 /// Recognises a pod-bound service-account token in what the API server says of the requester.

@@ -77,7 +77,7 @@ fn a_request_may_ask_for_less_or_for_all() {
 }
 
 #[test]
-fn whoever_asks_with_anything_but_a_pods_token_is_denied() {
+fn every_token_but_a_pods_is_denied() {
     type Change = fn(&mut Requester);
     const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
     let cases: &[(&str, Change)] = &[
@@ -182,7 +182,7 @@ fn a_pod_without_addresses_is_not_yet() {
     for addresses in [&[][..], &["127.0.0.1"], &["::1", "169.254.1.1", "fe80::1", "0.0.0.0", "224.0.0.1"]] {
         let case = Case::with_pod(|pod| pod.ips = addresses.iter().map(|s| ip(s)).collect());
         assert!(matches!(case.judge(), Verdict::NotYet(_)), "{addresses:?}");
-        // What no address will change is said at once.
+        // Objections that no address will change are returned at once.
         let case = Case { usages: vec!["any".to_owned()], ..case };
         assert_eq!(case.denied(), ["WrongUsages"]);
     }
@@ -368,7 +368,7 @@ fn names_and_addresses_of_others_are_denied() {
         let case = Case::with(|case| case.request.sans.ips.extend([ip(address)]));
         assert_eq!(case.denied(), ["NameNotAllowed"], "{address}");
     }
-    // What the server may, a peer may not, and a client may nothing.
+    // The server's extra names are denied to a peer; a client gets none.
     for (role, name, address) in [
         (Role::Peer, "localhost", "127.0.0.1"),
         (Role::Peer, "localhost", "10.96.0.9"),
@@ -404,7 +404,7 @@ fn extra_sans_only_where_policy_says_so() {
     ] {
         assert_eq!(case(Role::Server, policy).denied(), ["NameNotAllowed"], "{policy}");
     }
-    // Policy allows, the pod does not say: what is asked for beside the annotation is not honoured.
+    // Policy allows it, but the pod's annotation does not name it: the request is refused.
     let mut unsaid = Case { policy: Policy::parse(full).unwrap(), ..Case::good() };
     unsaid.request.sans.dns.insert("etcd.example.com".to_owned());
     assert_eq!(unsaid.denied(), ["NameNotAllowed"]);

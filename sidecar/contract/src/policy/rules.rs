@@ -233,7 +233,7 @@ pub struct CrossNamespace {
     /// The cluster.
     #[serde(deserialize_with = "text")]
     pub to: ClusterName,
-    /// What they may be there.
+    /// The roles that they may have there.
     pub roles: BTreeSet<Role>,
 }
 
@@ -243,7 +243,7 @@ impl CrossNamespace {
     }
 }
 
-/// A host or static pod, which has no service account: who it is, and all that it may ask for.
+/// A host or static pod, which has no service account: its identity and everything that it may request.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Host {

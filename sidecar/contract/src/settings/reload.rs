@@ -17,7 +17,7 @@ pub enum Reload {
     None,
 }
 
-/// The signals that `signal:<SIG>` takes: those by which servers are told to reload or to stop.
+/// The signals that `signal:<SIG>` takes: those that make servers reload or stop.
 const SIGNALS: [&str; 7] = ["SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGWINCH"];
 
 impl FromStr for Reload {

@@ -7,13 +7,13 @@ use crate::{
     text::{list, quoted},
 };
 
-/// What a container may be given, by these names.
+/// The names of the resources that a container may have.
 const NAMES: [&str; 3] = ["cpu", "memory", "ephemeral-storage"];
 /// The longest quantity that is taken.
 const MAX_QUANTITY: usize = 24;
 
 /// Requests and limits as the annotation `resources` or the webhook's flag gives them: `requests.cpu=10m,limits.memory=64Mi`.
-/// What is not named keeps its default; `none` takes a default away.
+/// Unnamed ones keep their default; `none` removes a default.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Resources {
     /// `requests`, by resource; `None` for `none`.

@@ -243,7 +243,7 @@ fn signer_and_trust_follow_from_the_issuer() {
 
 /// Words of the grammar and words that are none, put together at random (the same at each run).
 #[test]
-fn whatever_is_written_is_either_refused_or_survives_being_written_again() {
+fn every_text_is_refused_or_survives_a_round_trip() {
     const PIECES: [&str; 32] = [
         "a",
         "b-1",

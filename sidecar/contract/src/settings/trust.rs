@@ -35,7 +35,7 @@ pub enum Trust {
 pub struct Requirement {
     /// The label's key.
     pub key: String,
-    /// What its value has to be.
+    /// The condition on its value.
     pub condition: Condition,
 }
 

@@ -1,4 +1,4 @@
-//! What the members register, and what their ports speak. Each look has a time limit; a failure is a fact, too.
+//! The URLs that the members register and the protocols of their ports. Each look has a time limit; a failure is a fact, too.
 
 use std::{collections::BTreeMap, fmt::Write as _, io, sync::Arc, time::Duration};
 
@@ -178,8 +178,8 @@ async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &str
     Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
-/// What a port speaks. Plain HTTP is answered with HTTP, or by a TLS server with an alert or a 400. etcd's TLS peer port
-/// closes the connection without an answer, so a handshake is tried where the answer tells nothing.
+/// The protocol of a port. Plain HTTP is answered with HTTP, or by a TLS server with an alert or a 400. etcd's TLS peer port
+/// closes the connection without an answer, so a handshake follows if the answer is inconclusive.
 async fn spoken(endpoint: &Endpoint) -> Spoken {
     let scheme = match timeout(LIMIT, answers_plain_text(endpoint)).await.ok().flatten() {
         None if timeout(LIMIT, answers_handshake(endpoint)).await.unwrap_or(false) => Some(Scheme::Https),

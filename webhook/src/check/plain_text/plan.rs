@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt::Write as _};
 
 use crate::error::NotWell;
 
-/// What a URL says, or a port speaks.
+/// The protocol of a URL or of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum Scheme {
     Http,
@@ -41,7 +41,7 @@ impl Scheme {
     }
 }
 
-/// What a port was seen to speak.
+/// The observed protocol of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Spoken {
     Is(Scheme),
@@ -120,7 +120,8 @@ pub(super) fn next(members: &[Member], to: Scheme) -> Step {
                 }
                 (Some(_), Spoken::Is(_)) => {}
                 _ => {
-                    let why = format!("it cannot be told what {} speaks: is the port reachable from here?", port.url);
+                    let why =
+                        format!("the protocol of {} is unknown: check that the port is reachable from here", port.url);
                     return Step::Repair(member.name.clone(), why);
                 }
             }
@@ -202,7 +203,7 @@ fn restart_peer(member: &Member, to: Scheme) -> String {
     )
 }
 
-/// What was seen, and the next step, for people; with it, whether all is well so far.
+/// The observations and the next step, for people; with it, whether all is well so far.
 pub(super) fn report(members: &[Member], to: Scheme) -> (String, Result<(), NotWell>) {
     let step = next(members, to);
     let stop = matches!(step, Step::Repair(..));

@@ -1,4 +1,4 @@
-//! What an authority has issued and that has not ended, so that a certificate can be named by its pod or its user. Pure.
+//! The unexpired certificates of an authority, so that a certificate can be named by its pod or its user. Pure.
 //!
 //! The record is in the authority's Secret. It is written two seconds after a certificate, with others: a signer that is
 //! killed loses what it issued since, which can still be named by its serial number.
@@ -81,14 +81,14 @@ impl Issued {
         self.unsaved = false;
     }
 
-    /// Takes note of a certificate. What has ended goes, and with too many, what ends first.
+    /// Records a certificate. Expired ones are removed; beyond the limit, those that expire first.
     pub(in crate::sign) fn note(&mut self, serial: &str, leaf: Leaf) {
         if self.since == 0 {
             self.since = leaf.at;
         }
         self.leaves.retain(|_, other| leaf.at < other.until);
         while self.leaves.len() >= MOST {
-            // Of whoever has the most: nobody's requests push out the certificates of others.
+            // From the pod or user with the most, so that no requester displaces the certificates of others.
             let mut counts: HashMap<&str, usize> = HashMap::new();
             self.leaves.values().for_each(|leaf| *counts.entry(&leaf.holder).or_default() += 1);
             let rank =

@@ -33,7 +33,7 @@ impl Authorities {
     /// Reads the authority from its Secret, or generates it.
     ///
     /// # Errors
-    /// It is lost, unusable, or cannot be told yet.
+    /// It is lost, unusable or undetermined yet.
     pub(super) async fn load_or_make(&self, name: &SignerName, now: SystemTime) -> Result<Ready, Unavailable> {
         let policy = self.policy.borrow().clone();
         let policy = policy.ok_or_else(|| Unavailable::NotYet("no policy could be read yet".to_owned()))?;
@@ -130,7 +130,7 @@ impl Authorities {
                     return Ok(None);
                 }
                 let text = object.data.as_ref().and_then(|data| data.get(name.domain.trust_key()));
-                // What cannot be read was not written here.
+                // Unreadable content was not written by us.
                 Ok(text.and_then(|text| Bundle::parse(text.as_bytes()).ok()))
             }
             Ok(None) => Ok(None),

@@ -132,9 +132,9 @@ mod tests {
 
     /// By the record alone, five pods that have gone would stand, and one cluster would vote for another.
     #[test]
-    fn who_has_gone_or_is_of_another_cluster_stands_for_nobody() {
+    fn members_that_are_gone_or_of_another_cluster_do_not_count() {
         let many = issued(&[("1", "a", 10), ("2", "b", 10), ("3", "c", 10), ("4", "gone", 10), ("5", "too", 10)]);
-        assert!(objects(&many, &["a", "b", "c"], &["1"], &["2"]), "who has gone does not stand");
+        assert!(objects(&many, &["a", "b", "c"], &["1"], &["2"]), "a member that is gone does not stand");
         assert!(!objects(&many, &["a", "b", "c"], &["4", "5"], &["1"]), "and does not fall");
         let voters = [
             voter("a", "etcd"),
@@ -159,12 +159,12 @@ mod tests {
         (voters[1].running, voters[2].running) = (false, false);
         assert!(
             objection(&restored, &voters, &[], &["1"], 0).is_some(),
-            "who waits for a node votes and does not stand"
+            "a member that waits for a node votes and does not stand"
         );
     }
 
     #[test]
-    fn a_host_is_a_member_by_its_role_whatever_its_name() {
+    fn a_host_is_a_member_by_its_role_and_not_by_its_name() {
         let mut issued = issued(&[("1", "a", 10)]);
         let at = UNIX_EPOCH + Duration::from_secs(10);
         let leaf = Leaf::new("host:cp", String::new(), "cp", at + Duration::from_secs(100), at).of_role(Role::Peer);

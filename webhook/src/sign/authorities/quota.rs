@@ -14,7 +14,7 @@ use tokio::sync::Mutex;
 
 use super::{issued::Leaf, state::Stored};
 
-/// What is known of an authority.
+/// The known state of an authority.
 #[derive(Debug, Default)]
 pub(in crate::sign) enum Held {
     /// Not looked at yet, or to be looked at anew.
@@ -200,7 +200,7 @@ mod tests {
         assert_eq!(taken(&mut quota, "a.one"), Ok(()));
         assert_eq!(taken(&mut quota, "a.two"), Ok(()));
         assert_eq!(taken(&mut quota, "a.three"), Err(QuotaError::Full));
-        assert_eq!(taken(&mut quota, "a.one"), Ok(()), "whoever is in stays in");
+        assert_eq!(taken(&mut quota, "a.one"), Ok(()), "an authority that is in stays in");
         assert_eq!(taken(&mut quota, "b.one"), Ok(()));
     }
 

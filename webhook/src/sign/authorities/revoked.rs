@@ -1,4 +1,4 @@
-//! What an authority has revoked: the record, and the signed list of it. Both are in the authority's Secret, so each change is
+//! The revocations of an authority: the record and the signed list of it. Both are in the authority's Secret, so each change is
 //! one write, and a killed signer leaves no state in between. Pure.
 
 use std::{
@@ -73,9 +73,9 @@ struct Entry(u64, u64, u8);
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Bar(u64, String);
 
-/// What a request is judged by.
+/// The input for judging a request.
 pub(in crate::sign) struct Known<'a> {
-    /// What was issued.
+    /// The issued certificates.
     pub(in crate::sign) issued: &'a Issued,
     /// The authority's namespace, in which a pod's bare name is looked for.
     pub(in crate::sign) namespace: &'a str,
@@ -91,7 +91,7 @@ pub(in crate::sign) struct Known<'a> {
     pub(in crate::sign) authority_end: SystemTime,
 }
 
-/// What cannot be read.
+/// The unreadable part.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0} cannot be read: {1}; restore it, or delete it and what was revoked is accepted again until it ends")]
 pub(in crate::sign) struct RevokedError(&'static str, String);
@@ -107,7 +107,7 @@ impl Revoked {
         })
     }
 
-    /// What is written into a Secret's data; nothing where nothing was signed or answered yet.
+    /// The entries of a Secret's data; none if nothing was signed or answered yet.
     pub(super) fn data(&self) -> Result<Vec<(&'static str, Vec<u8>)>, serde_json::Error> {
         let mut data = Vec::new();
         if self.record != Record::default() {
@@ -127,7 +127,7 @@ impl Revoked {
         self.record.answer.as_ref()
     }
 
-    /// What is said of the last request.
+    /// The report on the last request.
     pub(in crate::sign) fn report(&self) -> Option<Report> {
         let Record { answer, count, at, in_use, .. } = &self.record;
         let (answer, in_use) = (Some(answer.clone()?), in_use.clone());

@@ -56,11 +56,11 @@ pub(in crate::sign) struct Stored {
     pub(in crate::sign) next: Option<Arc<Authority>>,
     /// Published, signs nothing any more.
     pub(in crate::sign) old: Option<Bundle>,
-    /// What is no certificate.
+    /// The state beside the certificates.
     pub(in crate::sign) state: State,
-    /// What was revoked.
+    /// The revocations.
     pub(in crate::sign) revoked: Arc<Revoked>,
-    /// What was issued.
+    /// The issued certificates.
     pub(in crate::sign) issued: Arc<Issued>,
 }
 
@@ -92,7 +92,7 @@ pub(in crate::sign) enum StateError {
     /// The anchor that is on its way out cannot be read.
     #[error("key {OLD_CERTIFICATE}: {0}")]
     Old(CertificateError),
-    /// What was revoked cannot be read.
+    /// The revocations cannot be read.
     #[error("key {0}")]
     Revoked(#[from] RevokedError),
     /// The state cannot be read, or does not fit the CAs.
@@ -178,7 +178,7 @@ impl Stored {
         Ok(data)
     }
 
-    /// What is to be published.
+    /// The bundle to publish.
     pub(in crate::sign) fn bundle(&self) -> Bundle {
         let mut bundle = self.active.bundle().clone();
         for more in self.next.iter().map(|next| next.bundle()).chain(&self.old) {
@@ -290,7 +290,7 @@ pub(in crate::sign) fn secret_name(namespace_uid: &str, authority: &SignerName) 
     format!("etcd-tls-ca-{namespace_uid}-{}-{}", authority.cluster, authority.domain)
 }
 
-/// The CN of a new generation; 64 characters at most. What makes it one of its own stands first, so that it is never cut.
+/// The CN of a new generation; 64 characters at most. The unique part comes first, so that it is never cut.
 pub(in crate::sign) fn common_name(authority: &SignerName, random: [u8; 6]) -> String {
     let random = hex(&random);
     let mut name = format!("etcd-tls {} {random} {}.{}", authority.domain, authority.namespace, authority.cluster);

@@ -1,6 +1,6 @@
-//! The Secrets of the system namespace and the trust ConfigMaps of the cluster, each by one watch of their metadata alone:
-//! that something changed is seen here; what it is, is read when it matters. No key passes through a watch. Of an object a
-//! few words are kept.
+//! The Secrets of the system namespace and the trust ConfigMaps of the cluster, each by one watch of their metadata alone. The
+//! watch shows that an object changed; its content is read when needed. No key passes through a watch. A few words of each
+//! object are kept.
 
 use std::{
     collections::BTreeMap,
@@ -31,7 +31,7 @@ const BUDGET: usize = 16 << 20;
 /// The longest uid.
 const LONGEST_UID: usize = 64;
 
-/// What is kept of an object.
+/// The kept facts of an object.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(in crate::sign) struct Facts {
     /// `metadata.uid`.
@@ -168,8 +168,7 @@ impl Seen {
     }
 }
 
-/// What is kept of an object; of its requests, what fits into `room`: that it is there, and its version, is known in any
-/// case.
+/// The kept facts of an object. Its requests are kept if they fit into `room`; its existence and version always are.
 fn facts(metadata: ObjectMeta, room: usize) -> Facts {
     let authority = authority_of(&metadata);
     let mut requests = metadata.annotations.unwrap_or_default();

@@ -30,13 +30,12 @@ use crate::{
     rollover::LivePod,
 };
 
-/// What is kept of a pod that has opted in, or would have if its namespace had; that has not finished and is not being
-/// deleted.
+/// The kept facts of a live pod that has opted in, or would have if its namespace had; neither finished nor being deleted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Member {
     /// `metadata.uid`.
     uid: Box<str>,
-    /// Whose certificates it holds.
+    /// The cluster of its certificates.
     cluster: ClusterName,
     /// In which roles.
     roles: BTreeSet<Role>,
@@ -201,7 +200,7 @@ impl Pods {
     }
 }
 
-/// What stands for a host where a pod's uid stands for a pod; no uid has a colon.
+/// The key of a host where a pod's key is its uid; no uid has a colon.
 pub(in crate::sign) fn host_holder(username: &str) -> String {
     format!("host:{username}")
 }
@@ -217,15 +216,15 @@ impl Member {
         self.by_label || namespaces.get(namespace).is_some_and(|facts| facts.opted_in && !facts.deleting)
     }
 
-    /// The roles that policy lets it have. Who only claims to belong to another namespace's cluster gets no certificate of
-    /// it; nothing is made for it, and no rollover waits for it.
+    /// The roles that policy lets it have. A pod that only claims to belong to another namespace's cluster gets no certificate
+    /// of it; no authority is made for it, and no rollover waits for it.
     fn allowed<'a>(&'a self, namespace: &'a str, policy: &'a Policy) -> impl Iterator<Item = Role> + 'a {
         let takes = move |role: &Role| policy.allows_cluster(namespace, &self.cluster.signer(role.domain()), *role);
         self.roles.iter().copied().filter(takes)
     }
 }
 
-/// What is kept of `pod`; `None`: nothing.
+/// The kept facts of `pod`; `None`: none.
 fn member(pod: &LeanPod) -> Option<Member> {
     // Nothing is issued to a pod that is not read whole, so no rollover waits for it.
     if pod.is_cut() {

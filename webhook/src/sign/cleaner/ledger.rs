@@ -7,7 +7,7 @@
 //! * at once when its pod leaves too many open ones, and soon after its pod is gone;
 //! * an hour after it was made, if it would be refused and nobody did.
 //!
-//! What finalizers hold is asked to go once and counted until it has gone.
+//! A request held by finalizers is deleted once and counted until it is gone.
 
 use std::{
     cmp::Reverse,
@@ -27,7 +27,7 @@ use crate::controller::{
 const OPEN_PER_ROLE: usize = 4;
 /// Open requests of one pod that stay.
 const OPEN_PER_POD: usize = 16;
-/// What is left for fetching a certificate at least, however old its request is.
+/// The minimum time to fetch a certificate, however old its request is.
 const TO_FETCH: Duration = Duration::from_secs(60);
 /// A delete that met another version is tried again after this, if the watch brings nothing.
 const CHANGED: Duration = Duration::from_secs(5);
@@ -60,7 +60,7 @@ pub(in crate::sign) enum Why {
     Orphaned,
 }
 
-/// What to do with a request now.
+/// The action on a request now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::sign) enum Step {
     /// Delete it.
@@ -177,7 +177,7 @@ impl Ledger {
         self.list += 1;
     }
 
-    /// A list is complete: what it did not bring is gone.
+    /// A list is complete: requests that it did not contain are gone.
     pub(in crate::sign) fn list_ends(&mut self) {
         self.listing = false;
         let gone: Vec<_> = self
@@ -189,7 +189,7 @@ impl Ledger {
         gone.iter().for_each(|name| self.forget(name));
     }
 
-    /// What was under way broke off.
+    /// The pending deletion was aborted.
     pub(in crate::sign) fn release(&mut self, now: Instant) {
         let busy: Vec<_> = self.entries.iter().filter(|(_, e)| e.busy).map(|(name, _)| Arc::clone(name)).collect();
         for name in busy {
@@ -246,7 +246,7 @@ impl Ledger {
             tracing::warn!(
                 csr = csr.name(),
                 finalizers = ?csr.metadata.finalizers,
-                "a deleted request is held by finalizers: remove them, or have whoever set them do so"
+                "a deleted request is held by finalizers: remove them, or have their owner do so"
             );
         }
         self.entries.insert(Arc::clone(&name), entry);
@@ -454,7 +454,7 @@ impl Ledger {
 }
 
 fn standing(csr: &Csr) -> Standing {
-    // The API server takes a certificate on a request that was denied. What was refused stays refused.
+    // The API server takes a certificate on a request that was denied. A refused request stays refused.
     if csr.denied() || csr.failed() {
         Standing::Refused
     } else if csr.status.has_certificate {

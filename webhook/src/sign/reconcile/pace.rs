@@ -8,7 +8,7 @@ const EVERY: Duration = Duration::from_secs(2);
 /// … and after this at the latest where nothing is pending, and where something is.
 const IDLE: Duration = Duration::from_secs(60);
 const BUSY: Duration = Duration::from_secs(10);
-/// What rings within this time rings once, however short a round is, and however long.
+/// Triggers within this time count once, however short or long a round is.
 const SETTLE: Duration = Duration::from_millis(10);
 const LONGEST_SETTLE: Duration = Duration::from_secs(1);
 
@@ -30,7 +30,7 @@ impl Pending {
     }
 }
 
-/// What a round takes where nothing has to be waited for.
+/// The duration of a round without waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Cost(pub(super) Duration);
 

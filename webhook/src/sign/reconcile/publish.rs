@@ -98,8 +98,9 @@ impl Reconciler {
                     let forms: Vec<&str> = mended.repaired.iter().map(|form| form.as_str()).collect();
                     forms.iter().for_each(|form| self.metrics.repaired(form));
                     let note = format!(
-                        "ConfigMap {subject} was changed by somebody else ({}) and has been repaired. Whoever may write \
-                         ConfigMaps in this namespace can delay a trust bundle; the audit log of the API server tells who it was",
+                        "ConfigMap {subject} was changed by somebody else ({}) and has been repaired. Everybody \
+                         with the right to write ConfigMaps in this namespace can delay a trust bundle; the audit \
+                         log of the API server names the writer",
                         forms.join(", ")
                     );
                     self.complain_of(&subject, reference, REPAIRED, &note).await;
@@ -173,7 +174,7 @@ impl Reconciler {
         Some(revoke::Report { answer: Some(answer), ..revoke::Report::default() })
     }
 
-    /// Makes a ConfigMap what it shall be. `before`: what it was when it was looked at last.
+    /// Brings a ConfigMap to its wanted content. `before`: its content at the last look.
     async fn mend(
         &self,
         namespace: &str,
@@ -236,7 +237,7 @@ impl Reconciler {
 /// A ConfigMap that is what it shall be.
 struct Mended {
     version: String,
-    /// What somebody else had changed.
+    /// The changes that somebody else had made.
     repaired: BTreeSet<Form>,
 }
 

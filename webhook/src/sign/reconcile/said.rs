@@ -1,5 +1,4 @@
-//! What was said of late, so that it is not said in every round. Its subjects are named by tenants, so it is pruned where it
-//! is written.
+//! Recent messages, so that a message is not repeated in every round. Tenants name the subjects, so each write prunes.
 
 use std::collections::HashMap;
 
@@ -10,7 +9,7 @@ const LONGEST: Duration = Duration::from_secs(60 * 60);
 /// Things that are remembered. With more, the oldest are forgotten, and said again.
 const MOST: usize = 4096;
 
-/// By subject and reason: what was said last, and when.
+/// The last message and its time, by subject and reason.
 #[derive(Debug, Default)]
 pub(in crate::sign) struct Said(HashMap<(String, &'static str), (String, Instant)>);
 
@@ -41,7 +40,7 @@ impl Said {
         self.0.remove(&(subject.to_owned(), reason));
     }
 
-    /// Makes room: what is older than any interval goes, then the older half, so that a flood does not sort at each word.
+    /// Makes room: drops entries older than any interval, then the older half, so that a flood does not sort at each message.
     fn prune(&mut self, now: Instant) {
         self.0.retain(|_, (_, at)| now.saturating_duration_since(*at) < LONGEST);
         if self.0.len() >= MOST {

@@ -1,5 +1,4 @@
-//! The Secrets behind the authorities: whose they are, those of namespaces that are gone, and those that somebody else
-//! changed.
+//! The Secrets of the authorities: their owners, those of deleted namespaces, and those that somebody else changed.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -42,7 +41,7 @@ impl Reconciler {
             if namespaces.get(&name.namespace).is_some_and(|facts| *facts.uid == **uid) {
                 continue;
             }
-            // What a watch says is not enough to destroy a key.
+            // A watch alone is not enough to destroy a key.
             match namespaces::live(&self.client, &name.namespace).await {
                 Ok(live) if live.as_ref().is_none_or(|facts| *facts.uid != **uid) => {}
                 _ => continue,

@@ -28,7 +28,7 @@ pub(super) const UNKNOWN: &str = "unknown";
 /// The phase of an authority of which no rollover is under way.
 pub(super) const STABLE: &str = "stable";
 
-/// What a round found out about an authority.
+/// The result of a round for an authority.
 pub(super) struct Standing {
     pub(super) name: SignerName,
     pub(super) report: Report,
@@ -213,14 +213,16 @@ pub(super) fn describe(name: &SignerName, step: &Step, after: &Stored, report: &
         Step::ChangeOver(ChangeOver::Expiring) => (
             "RolloverForced",
             format!(
-                "{name}: the old CA is about to expire, so CA {active} signs from now on, though not everybody trusts it: {}",
+                "{name}: the old CA is about to expire, so CA {active} signs from now on, although some pods do not \
+                 trust it yet: {}",
                 report.waiting.join("; ")
             ),
         ),
         Step::ChangeOver(ChangeOver::Forced) => (
             "RolloverForced",
             format!(
-                "{name}: by an operator's order CA {active} signs from now on, though not everybody trusts it: {}",
+                "{name}: by an operator's order CA {active} signs from now on, although some pods do not trust it \
+                 yet: {}",
                 report.waiting.join("; ")
             ),
         ),

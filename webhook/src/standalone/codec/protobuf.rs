@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 /// The media type.
 pub const MEDIA_TYPE: &str = "application/vnd.kubernetes.protobuf";
-/// What stands before the envelope.
+/// The prefix of the envelope.
 const MAGIC: &[u8] = b"k8s\0";
 
 /// Why a body is not read.
@@ -212,7 +212,7 @@ impl<'a> Iterator for Fields<'a> {
         }
         let field = self.field();
         if field.is_none() {
-            // What is left cannot be told apart.
+            // The rest cannot be parsed.
             self.0 = &[];
         }
         Some(field.ok_or(DecodeError::Damaged))

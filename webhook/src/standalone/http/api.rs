@@ -1,4 +1,4 @@
-//! The resource over HTTP: what a path and a method mean, who may, and what is answered.
+//! The resource over HTTP: paths and methods, their rights and their answers.
 //!
 //! | caller | may |
 //! | --- | --- |
@@ -80,14 +80,14 @@ impl Server {
     async fn answer(&self, request: &HttpRequest, payload: &mut web::Payload) -> Result<HttpResponse, ApiError> {
         let route = Route::of(request.path());
         match &route {
-            // What a probe asks, and a client before it has a credential.
+            // Requests of probes, and of clients before they have a credential.
             Some(Route::Live) => return Ok(text("ok")),
             Some(Route::Ready) => return self.ready().map(|()| text("ok")),
             _ => {}
         }
         let user = self.authenticate(request)?;
         let caller = if user.is_in("system:unauthenticated") {
-            // Nobody in particular is told apart by address.
+            // Anonymous callers are distinguished by address.
             request.peer_addr().map_or_else(String::new, |a| a.ip().to_string())
         } else {
             user.name.clone()
@@ -265,7 +265,8 @@ impl Server {
         };
         let send_initial = query.get("sendInitialEvents").map(String::as_str);
         let from = query.get("resourceVersion").map_or("", String::as_str);
-        // Nothing or 0 means: what there is, then what comes. So does sendInitialEvents, with a mark in between.
+        // An empty value or 0 sends the present objects and then the changes. So does sendInitialEvents, with a bookmark in
+        // between.
         let with_initial = send_initial == Some("true") || (send_initial.is_none() && matches!(from, "" | "0"));
         let (initial, now) = self.store.with(|index, revision| {
             let initial: Vec<_> = index.iter().filter(|r| with_initial && selector.takes(r)).cloned().collect();
@@ -337,7 +338,7 @@ fn accepted(request: &HttpRequest, query: &Query) -> Result<Form, ApiError> {
     table::negotiate(&accept(request), include).ok_or(ApiError::NotAcceptable)
 }
 
-/// What the caller accepts, in one line.
+/// The content types that the caller accepts, in one line.
 fn accept(request: &HttpRequest) -> String {
     let headers: Vec<&str> = request.headers().get_all(header::ACCEPT).filter_map(|h| h.to_str().ok()).collect();
     headers.join(",")

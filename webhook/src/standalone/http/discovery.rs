@@ -1,4 +1,4 @@
-//! What the server says of itself, so that kubectl and client-go find their way: groups, resources, version.
+//! API discovery for kubectl and client-go: groups, resources, version.
 
 use serde_json::{Value, json};
 

@@ -80,7 +80,7 @@ impl List {
             if position > list.page.len() {
                 return None;
             }
-            // Whoever else this thread serves comes in between.
+            // Let this thread serve other requests in between.
             yield_now().await;
             let mut chunk = BytesMut::from(std::mem::take(&mut head).as_bytes());
             while chunk.len() < CHUNK {

@@ -80,7 +80,7 @@ fn paths(version: Version, parameters: &[Value]) -> Value {
     };
     json!({
         collection(version): { "post": operation("post", "", "201") },
-        // kubectl looks for a PATCH of the kind, and there for the parameters, whatever it is about to do.
+        // For every operation kubectl looks for a PATCH of the kind, and there for the parameters.
         approval(version): { "patch": operation("patch", "Approval", "200") },
     })
 }

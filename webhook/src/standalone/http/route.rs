@@ -1,4 +1,4 @@
-//! What a call means: its path, and which requests it selects.
+//! The route of a call: its path and the requests that it selects.
 
 use std::collections::HashMap;
 
@@ -14,7 +14,7 @@ use crate::standalone::{
 /// The query's parameters.
 pub type Query = HashMap<String, String>;
 
-/// What a path means.
+/// The route of a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Route {
     Live,

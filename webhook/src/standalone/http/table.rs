@@ -16,7 +16,7 @@ pub enum Form {
     Table(Include),
 }
 
-/// What of the object goes with a row (`includeObject`).
+/// The part of the object in a row (`includeObject`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Include {
     /// Nothing.
@@ -118,10 +118,10 @@ fn columns() -> Value {
     json!([
         column("Name", "name", "The request's name.", 0),
         column("Age", "", "The time since the request was made.", 0),
-        column("SignerName", "", "Who is asked to sign.", 0),
-        column("Requestor", "", "Who asks.", 0),
-        column("RequestedDuration", "", "The lifetime asked for.", 0),
-        column("Condition", "", "What was decided, and whether a certificate was issued.", 0),
+        column("SignerName", "", "The requested signer.", 0),
+        column("Requestor", "", "The requester.", 0),
+        column("RequestedDuration", "", "The requested lifetime.", 0),
+        column("Condition", "", "The decision, and whether a certificate was issued.", 0),
     ])
 }
 

@@ -30,7 +30,7 @@ const EVENTS: usize = 64;
 /// How often a bookmark tells a watcher how far it is.
 const BOOKMARK: Duration = Duration::from_secs(60);
 
-/// What a watcher asked for.
+/// The parameters of a watch.
 pub struct Watch {
     /// Where the events come from.
     pub store: Store,
@@ -88,7 +88,7 @@ impl State {
         if self.over {
             return None;
         }
-        // Whoever else this thread serves comes in between.
+        // Let this thread serve other requests in between.
         yield_now().await;
         if !self.started {
             let lines = self.initial();

@@ -27,7 +27,7 @@ use crate::standalone::{
     version::Version,
 };
 
-/// What a caller wants of a request.
+/// A caller's decision on a request.
 #[derive(Clone, Debug)]
 pub enum Change {
     /// To be this object.

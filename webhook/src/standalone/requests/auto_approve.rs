@@ -25,7 +25,7 @@ use crate::standalone::{
     subject::{self, Recognised},
 };
 
-/// `GROUP=PROFILE:SAN[,SAN…]`: what a group's requests may hold to be approved without a person.
+/// `GROUP=PROFILE:SAN[,SAN…]`: the content with which a group's requests are approved automatically.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
     group: String,
@@ -140,7 +140,7 @@ impl Rule {
     }
 }
 
-/// What becomes of a request.
+/// The result for a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// Approved: by which rule, for the condition's message.
@@ -151,14 +151,14 @@ pub enum Decision {
     Forbid(String),
 }
 
-/// What a decision depends on beside the request and its caller.
+/// The further inputs of a decision beside the request and its caller.
 #[derive(Clone, Copy)]
 pub struct Context<'a> {
     /// `--approve-group`.
     pub rules: &'a [Rule],
-    /// Who holds which name.
+    /// The holders of names.
     pub holders: &'a Holders,
-    /// What policy lists.
+    /// The policy.
     pub policy: &'a Policy,
     /// Whether a CN is also the name of a token's user.
     pub is_token_user: bool,
@@ -210,8 +210,8 @@ fn of_another(user: &User, request: &Request, recognised: &Recognised) -> Option
     }
 }
 
-/// What a host's certificate, with which it asks, does not say: a role that it does not stand for, or a name that neither
-/// stands in it nor in another valid certificate of this host. A token presents nothing, and is not held to it.
+/// Requested content that the host's presented certificate lacks: another role, or a name that is neither in it nor in another
+/// valid certificate of this host. A token presents no certificate, so this check does not apply to it.
 fn beyond_presented(user: &User, request: &Request, recognised: &Recognised, context: &Context<'_>) -> Option<String> {
     let presented = user.presented.as_ref()?;
     let Some((role, host)) = user.member() else {
@@ -237,8 +237,8 @@ fn beyond_presented(user: &User, request: &Request, recognised: &Recognised, con
     beyond.map(|name| format!("{name} stands in no valid certificate of the host {host}, which asks with one"))
 }
 
-/// What policy says of the subject or the names: a host that policy lists has the roles and names listed there, and nobody
-/// else has them.
+/// The policy's objection to the subject or the names: a listed host has the roles and names of its entry, and nobody else has
+/// them.
 fn reserved_by_policy(request: &Request, recognised: &Recognised, policy: &Policy) -> Option<String> {
     let server = recognised.role == Role::Server;
     policy.hosts.iter().find_map(|host| {

@@ -27,7 +27,7 @@ pub struct Created {
 /// Creates a request.
 ///
 /// # Errors
-/// What is wrong with it, or that it could not be stored.
+/// The fault of the request, or a failure to store it.
 pub async fn create(
     server: &Server,
     user: &User,

@@ -26,14 +26,14 @@ use crate::standalone::{
     version::Version,
 };
 
-/// The signer name that v1beta1 gives a request without one: the profile is told from the subject alone.
+/// The signer name that v1beta1 gives a request without one: the profile follows from the subject alone.
 pub const LEGACY_UNKNOWN: &str = "kubernetes.io/legacy-unknown";
 /// The shortest life that may be asked for, as the API server has it.
 const MIN_SECONDS: i32 = 600;
 /// Labels and annotations together.
 const MAX_METADATA: usize = 8 * 1024;
 
-/// What a request is, beyond its object.
+/// The parsed content of a request.
 pub struct Checked {
     /// The request, strictly read.
     pub request: Request,
@@ -85,7 +85,7 @@ pub(super) fn own(csr: &mut CertificateSigningRequest, user: &User) -> Result<()
     let name = match (said.name.filter(|n| !n.is_empty()), &generate) {
         (Some(name), _) => name,
         (None, Some(prefix)) => {
-            // The alphabet of Kubernetes: no vowels, so no words.
+            // The alphabet of Kubernetes: without vowels, so that no real words appear.
             const LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
             let suffix = letters.iter().map(|b| char::from(LETTERS[usize::from(*b) % LETTERS.len()]));
             prefix.chars().chain(suffix).collect()
@@ -237,13 +237,13 @@ fn check_request(
 /// Reads a stored request again, to decide on it by hand.
 ///
 /// # Errors
-/// What is wrong with it, for the `Failed` condition.
+/// The fault, for the `Failed` condition.
 pub fn check_again(server: &Server, csr: &CertificateSigningRequest) -> Result<Checked, InvalidRequest> {
     // Under v1beta1 alone may a request have the unknown signer; its object does not say which version made it.
     check(server, Version::V1beta1, csr)
 }
 
-/// What is wrong with the usages asked for: each must be one that the profile issues. `None`: nothing.
+/// The fault of the requested usages: each must be one that the profile issues. `None`: no fault.
 fn wrong_usages(version: Version, role: Role, asked: &[String]) -> Option<String> {
     if asked.is_empty() {
         // v1beta1 has a default of its own, which the old agents rely on.

@@ -28,13 +28,13 @@ use crate::standalone::{
     store::{AUTO_APPROVED, ENTITLED, Stored, status_mut},
 };
 
-/// What was decided on a request.
+/// The decision on a request.
 pub enum Outcome {
     /// Approved; with what to issue, where that is not just what was asked.
     Approved {
         /// One word, for the condition.
         reason: &'static str,
-        /// Who or what approved.
+        /// The approver.
         message: String,
         /// All that the pod or host is entitled to.
         entitled: Option<Entitlement>,
@@ -46,8 +46,8 @@ pub enum Outcome {
 }
 
 impl Server {
-    /// Decides on a request: by the in-cluster rules alone, for pods and the hosts that policy lists, whatever the API
-    /// version; else by the groups' rules. The pods are those of `look`, or of now.
+    /// Decides on a request of any API version: for pods and the hosts that policy lists, by the in-cluster rules alone; else
+    /// by the groups' rules. The pods are those of `look`, or of now.
     ///
     /// # Errors
     /// [`ApiError::Forbidden`]: the caller asks to be another.
@@ -218,7 +218,7 @@ impl Server {
     }
 }
 
-/// What every line of the log about a request has.
+/// The fields of every log line about a request.
 pub(super) fn span(csr: &CertificateSigningRequest) -> Span {
     let text = |value: &Option<String>| value.clone().unwrap_or_default();
     let span = csr_span!(

@@ -1,9 +1,9 @@
-//! What the policy file and the pods entitle a caller to, judged as the in-cluster approver judges. Pods are described by
+//! A caller's entitlement by the policy file and the pods, judged as the in-cluster approver does. Pods are described by
 //! manifests in a directory.
 //!
-//! With neither `--policy` nor `--pods`, the default, no caller is known here. Whoever can write into the directory decides
-//! which pods exist. The directory is read for each request, as the in-cluster approver reads a pod live; one read costs one
-//! `stat` of each file, and only a file that changed is read again.
+//! With neither `--policy` nor `--pods`, the default, no caller is known here. Write access to the directory is the right to
+//! decide which pods exist. The directory is read for each request, as the in-cluster approver reads a pod live; one read costs
+//! one `stat` of each file, and only a file that changed is read again.
 
 use std::{
     collections::BTreeMap,
@@ -83,7 +83,7 @@ impl Entitlements {
     }
 }
 
-/// What is described in the directory at one time.
+/// The content of the directory at one time.
 #[derive(Clone, Debug, Default)]
 pub struct Look {
     /// Grows with each change that was seen; with the same one, every verdict is the same.
@@ -125,7 +125,7 @@ struct Known {
     look: Look,
 }
 
-/// What tells one content of a file from another: inode, size, mtime and ctime; and when it was looked at.
+/// The fingerprint of a file's content: inode, size, mtime and ctime; and the time of the look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Version {
     stat: [i128; 4],
@@ -183,7 +183,7 @@ impl Directory {
     }
 }
 
-/// What is in one file.
+/// The content of one file.
 #[derive(Debug, Default)]
 struct Manifests {
     pods: Vec<LeanPod>,
@@ -270,7 +270,7 @@ mod tests {
         assert_ne!(changed.generation(), second);
         assert_eq!(changed.facts("prod", "etcd-0").0.unwrap().uid, "v");
         std::fs::write(dir.join("a.yaml"), "kind: [").unwrap();
-        assert_eq!(entitlements.look().generation(), None, "what cannot be read is no empty directory");
+        assert_eq!(entitlements.look().generation(), None, "an unreadable file is no empty directory");
         std::fs::remove_file(dir.join("a.yaml")).unwrap();
         assert!(entitlements.look().facts("prod", "etcd-0").0.is_none());
         std::fs::remove_dir_all(&dir).unwrap();

@@ -25,11 +25,11 @@ pub struct Server {
     pub auth: Authenticator,
     /// The requests.
     pub store: Store,
-    /// What is signed, and by whom.
+    /// The signing profiles.
     pub profiles: Profiles,
-    /// What is approved without a person.
+    /// The rules of automatic approval.
     pub rules: Vec<Rule>,
-    /// Who approves by hand.
+    /// The groups that approve by hand.
     pub admin_groups: Vec<String>,
     /// The one cluster whose signer names are served; `None` for any.
     pub cluster: Option<ClusterName>,
@@ -41,7 +41,7 @@ pub struct Server {
     pub lists: Arc<Quota>,
     /// Watches at once.
     pub watches: Arc<Quota>,
-    /// What the operator is told.
+    /// The metrics for the operator.
     pub metrics: Metrics,
 }
 
@@ -49,7 +49,7 @@ impl Server {
     /// Whether requests can be served.
     ///
     /// # Errors
-    /// What keeps them from it.
+    /// The reason why they cannot.
     pub fn ready(&self) -> Result<(), ApiError> {
         if !self.store.writable() {
             return Err(ApiError::InsufficientStorage("see the log".to_owned()));

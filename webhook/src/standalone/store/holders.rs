@@ -40,7 +40,7 @@ const fn yes() -> bool {
     true
 }
 
-/// Who asks for a CN and SANs.
+/// A claim to a CN and SANs.
 #[derive(Clone, Copy, Debug)]
 pub struct Claim<'a> {
     /// The subject's CN.
@@ -109,7 +109,7 @@ impl Holders {
         let is_own_host = claim.caller_host.is_some_and(|host| host == own);
         let live = |name: &Name| self.names.get(name).into_iter().flatten().filter(move |hold| now < hold.until);
 
-        // The very CN: whoever got the last certificate.
+        // The exact CN: the holder of the last certificate.
         let exact = Name::Subject(claim.common_name.to_owned());
         if let Some(hold) = live(&exact).find(|hold| *hold.principal != *claim.principal)
             && !is_own_host
@@ -265,8 +265,8 @@ impl Holding {
     }
 }
 
-/// The hold that stands in the caller's way: of another subject in which the caller has no part. A host's own names stay its
-/// own, whoever else got them in the meantime.
+/// The hold that conflicts with the caller's: of another subject in which the caller has no part. A host's own names stay its
+/// own, even if somebody else got them in the meantime.
 fn refused<'a>(holds: &[&'a Hold], own: &str, is_own_host: bool, principal: &str) -> Option<&'a Hold> {
     if is_own_host && holds.iter().any(|hold| hold.subject() == own) {
         return None;

@@ -86,7 +86,7 @@ impl Index {
         self.requests.is_empty()
     }
 
-    /// Who holds which name.
+    /// The holders of names.
     pub const fn holders(&self) -> &Holders {
         &self.holders
     }
@@ -139,8 +139,8 @@ impl Index {
         older(request.touched(), life, now)
     }
 
-    /// Puts `new` under `name`, or removes what is there. The names of a certificate are held from now on, whatever becomes
-    /// of its request.
+    /// Stores `new` under `name`, or removes the present request. The names of a certificate are held from now on, even without
+    /// its request.
     pub(super) fn set(&mut self, name: &str, new: Option<Arc<Stored>>, now: SystemTime) {
         if let Some(new) = &new {
             let count = self.counts.entry(new.owner().to_owned()).or_default();

@@ -41,7 +41,7 @@ pub(super) enum Entry {
     },
     /// From here on, only the names that follow are held.
     Holders,
-    /// Names that are held, whatever became of the request.
+    /// Names that are held independently of the request.
     Hold(Holding),
     /// The last revision given out when the journal was written anew.
     Revision(u64),
@@ -63,7 +63,7 @@ pub enum OpenError {
         path: PathBuf,
         /// Where in it.
         offset: u64,
-        /// What was found.
+        /// The fault found.
         message: String,
     },
     /// The system's.
@@ -131,7 +131,7 @@ impl Journal {
             tracing::warn!(
                 file = %path.display(),
                 bytes = bytes.len() as u64 - length,
-                "cutting off a batch that was being written when the process ended; nobody was told of it"
+                "removing a batch that was being written when the process ended; it was never acknowledged"
             );
         }
         if let Some(open) = &open {
@@ -157,7 +157,7 @@ impl Journal {
             if open.file.metadata()?.len() < self.length {
                 return Err(io::Error::other("the journal was changed by somebody else; restart the signer"));
             }
-            // Whatever a failed write left behind the last good batch.
+            // Remove the remains of a failed write after the last good batch.
             open.file.set_len(self.length)?;
             self.open = Some(open);
         }
@@ -209,7 +209,7 @@ impl Journal {
         }
         file.sync_all()?;
         std::fs::rename(new, self.dir.join(JOURNAL))?;
-        // From here on the new file is the journal, whatever else fails.
+        // From here on the new file is the journal, even if a later step fails.
         open.file = file;
         self.length = length;
         self.base = length;

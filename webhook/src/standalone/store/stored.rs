@@ -90,7 +90,7 @@ impl Stored {
         &self.uid
     }
 
-    /// `spec.username`: whose it is.
+    /// `spec.username`: its owner.
     pub fn owner(&self) -> &str {
         &self.owner
     }

@@ -115,7 +115,7 @@ async fn a_user_makes_place_by_its_own_requests_alone() {
     let kept = names(&store);
     assert!(kept.len() <= 11 && kept.contains(&"other".to_owned()) && kept.contains(&"waits".to_owned()), "{kept:?}");
     assert!(kept.contains(&"a29".to_owned()) && !kept.contains(&"a00".to_owned()), "{kept:?}");
-    // What was decided on a moment ago is about to be read.
+    // A request decided a moment ago is about to be read.
     for i in 0..10 {
         let fresh = store.create(denied(&format!("c{i}"), "c", Duration::ZERO)).await;
         assert!(fresh.is_ok(), "{i}");

@@ -33,7 +33,7 @@ const SETTLED: Duration = Duration::from_secs(60);
 /// The one that writes.
 pub(super) struct Writer {
     pub(super) journal: Journal,
-    /// What the view's index will be once the current batch is durable.
+    /// The view's next index, valid once the current batch is durable.
     pub(super) index: Index,
     pub(super) revision: u64,
     pub(super) view: Arc<RwLock<View>>,
@@ -42,7 +42,7 @@ pub(super) struct Writer {
     pub(super) limits: Limits,
 }
 
-/// One change of the current batch: what was there before, and what it makes of it.
+/// One change of the current batch: the old value and the new one.
 struct Step {
     name: String,
     before: Option<Arc<Stored>>,
@@ -94,8 +94,8 @@ impl Writer {
         self.index.iter().filter(|r| Index::expired(r, &self.limits, now)).map(|r| r.name().to_owned()).collect()
     }
 
-    /// Where `wanted` more would not find place: removes decided requests, oldest first; those of a user who has no place
-    /// left, and of all where nobody has. What waits is never removed, and no name becomes free by it.
+    /// If there is no room for `wanted` more: removes decided requests, oldest first; those of a user whose own quota is full,
+    /// and of all users if the store is full. Pending requests are never removed, and no name becomes free by it.
     fn make_place(&mut self, wanted: usize) -> Vec<Step> {
         let full_users = self.index.full_users(&self.limits, wanted.min(self.limits.per_user / 10));
         let full = self.index.len() + wanted > self.limits.requests;
@@ -227,7 +227,7 @@ impl Writer {
             chunk.iter().for_each(|request| put_line(request.json(), &mut lines));
             lines
         });
-        // After the requests: what is held says the last word.
+        // After the requests: the record of holds decides.
         let mut holds = Vec::new();
         Entry::Holders.line(&mut holds);
         self.index.holders().holdings().into_iter().for_each(|holding| Entry::Hold(holding).line(&mut holds));

@@ -42,12 +42,12 @@ fn an_address_that_another_has_too_is_not_yet() {
             assert!(!matches!(verdict, Verdict::Deny(_)), "{what}");
         }
     }
-    // Whose certificate holds no address needs none.
+    // A certificate without addresses needs no uncontested one.
     let claims = claims(claimed("10.0.0.7", by_pod("x")), &[]);
     for role in [Role::Client, Role::Metrics] {
         assert!(matches!(verdict(role, &claims), Verdict::Approve(_)), "{role}");
     }
-    // What no address will change is said all the same, and the reason names the other one.
+    // Other objections are returned as well, and the reason names the other holder.
     let case = Case::with(|case| case.usages = vec!["any".to_owned()]);
     let verdict_ = unless_contested(case.judge(), &case.pod.clone().unwrap(), &case.services, &claims);
     assert!(matches!(verdict_, Verdict::Deny(_)));

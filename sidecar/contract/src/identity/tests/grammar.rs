@@ -1,4 +1,4 @@
-//! Names and addresses: what is issued, and what is requested.
+//! The issued and the requested names and addresses.
 
 use super::*;
 
@@ -19,7 +19,7 @@ fn no_unqualified_name_is_ever_issued() {
     assert!(!dns.contains("kubernetes.default.svc") && dns.contains("kubernetes.default.svc.svc"), "{dns:?}");
     let dns = wide("prod", "kubernetes", "default", "kubernetes");
     assert!(!dns.iter().any(|name| name.starts_with("kubernetes.default") && !name.contains(".prod")), "{dns:?}");
-    // What is no name is not made one.
+    // An invalid name is left out.
     for (hostname, subdomain) in [
         ("a.b", "etcd"),
         ("", "etcd"),

@@ -71,7 +71,7 @@ impl Scene {
         self.seen(csr);
     }
 
-    /// What is due now, each deleted.
+    /// The requests that are due now, each deleted.
     fn deleted(&mut self) -> Vec<(String, Why)> {
         let mut deleted = Vec::new();
         while let Some(order) = self.ledger.take(self.now()) {
@@ -230,7 +230,7 @@ fn refused_ones_beyond_a_few_go_at_once_and_open_ones_are_looked_at() {
     assert!(scene.ledger.take(scene.now()).is_none());
     assert_eq!(scene.deleted_after(TIMES.refused).len(), kept);
     assert!(!scene.ledger.goes_unanswered(&open, made));
-    // What was left to us once, nobody answers any more.
+    // A request once left to us is never answered.
     assert!(!scene.ledger.goes_unanswered(&open, made + TIMES.refused - Duration::from_secs(1)));
     assert!(scene.ledger.goes_unanswered(&open, made + TIMES.refused));
 }
