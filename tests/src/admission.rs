@@ -5,16 +5,16 @@ use serde_json::{Value, json};
 
 use crate::etcd_client::{ClientError, Connection};
 
-/// What a webhook answered.
+/// A webhook's answer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Answer {
     /// The pod with the patch applied; `None` where it was refused.
     pub pod: Option<Value>,
     /// The operations of the patch.
     pub operations: Vec<Value>,
-    /// What a refusal says.
+    /// The message of a refusal.
     pub message: String,
-    /// What kubectl would show beside a success.
+    /// The warnings that kubectl shows beside a success.
     pub warnings: Vec<String>,
 }
 

@@ -52,7 +52,7 @@ pub struct ApiServer {
     /// cluster-admin's kubeconfig.
     pub kubeconfig: PathBuf,
     assets: PathBuf,
-    // Dropped in this order: whoever uses a process goes before it.
+    // Dropped in this order: users of a process before the process.
     controller_manager: Option<Process>,
     apiserver: Process,
     etcd: Process,
@@ -62,7 +62,7 @@ pub struct ApiServer {
     directory: TempDir,
 }
 
-/// What an API server is started with besides the defaults.
+/// The options of an API server besides the defaults.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     /// More flags of kube-apiserver.
@@ -152,7 +152,7 @@ impl ApiServer {
         &self.etcd_url
     }
 
-    /// Its directory, for whatever else a test keeps.
+    /// Its directory, for other files of a test.
     pub fn directory(&self) -> &TempDir {
         &self.directory
     }
@@ -167,7 +167,7 @@ impl ApiServer {
         [self.apiserver.id(), self.etcd.id()]
     }
 
-    /// What kube-apiserver has logged.
+    /// The log of kube-apiserver.
     pub fn log(&self) -> String {
         self.apiserver.log()
     }
@@ -285,7 +285,7 @@ impl ApiServer {
         pods.delete(pod, &DeleteParams::default().grace_period(0)).await.expect("delete a pod");
     }
 
-    /// A token of a service account, bound to `pod` if there is one: what kubelet mounts.
+    /// A token of a service account, bound to `pod` if there is one, as kubelet mounts it.
     pub async fn token(&self, namespace: &str, service_account: &str, pod: Option<&Pod>) -> String {
         let bound_object_ref = pod.map(|p| BoundObjectReference {
             api_version: Some("v1".into()),

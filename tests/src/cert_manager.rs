@@ -27,12 +27,12 @@ use crate::{
 const LIMIT: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// What the stand-in does with requests that it has not answered.
+/// How the stand-in treats unanswered requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Behaviour {
     /// Approves and signs.
     Sign,
-    /// Approves and signs for this life, whatever was asked for.
+    /// Approves and signs for this lifetime, not the requested one.
     Life(Duration),
     /// Does nothing: it is away.
     Away,
@@ -165,7 +165,7 @@ impl CertManager {
         self.state.lock().expect("no panic under the lock")
     }
 
-    /// What it does from now on.
+    /// Sets its behaviour from now on.
     pub fn behave(&self, behaviour: Behaviour) {
         self.state().behaviour = behaviour;
     }

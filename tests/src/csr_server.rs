@@ -45,7 +45,7 @@ const PATH: &str = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
 /// A status, a body and headers.
 pub type Outage = (u16, String, Vec<(String, String)>);
 
-/// What is kept, and how it answers.
+/// The stored objects and the settings of the answers.
 pub struct State {
     /// Every CSR by name.
     pub requests: BTreeMap<String, CertificateSigningRequest>,
@@ -114,7 +114,7 @@ impl CsrServer {
         Self { port, state, created, calls, ca, task }
     }
 
-    /// What is kept, and how it answers. Not to be held across an await.
+    /// The stored objects and the settings of the answers. Not to be held across an await.
     pub fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no panic under the lock")
     }

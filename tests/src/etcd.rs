@@ -146,7 +146,7 @@ impl EtcdCluster {
         self
     }
 
-    /// The cluster's temporary directory, for whatever else a test keeps.
+    /// The cluster's temporary directory, for other files of a test.
     pub fn directory(&self) -> &TempDir {
         &self.directory
     }

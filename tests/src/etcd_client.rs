@@ -41,7 +41,7 @@ fn failed(what: &str, e: impl fmt::Display) -> ClientError {
     ClientError(format!("{what}: {e}"))
 }
 
-/// Who to be: nobody over plain http, or the holder of a role directory.
+/// The client's identity: none over plain http, or that of a role directory.
 #[derive(Clone, Debug)]
 pub struct EtcdClient {
     files: Option<PathBuf>,
@@ -69,7 +69,7 @@ impl EtcdClient {
     /// Connects to `http(s)://<ip>:<port>`.
     ///
     /// # Errors
-    /// What failed.
+    /// The failure.
     pub async fn connect(&self, url: &str) -> Result<Connection, ClientError> {
         let config = match &self.files {
             Some(dir) if url.starts_with("https:") => Some(read_config(dir)?),
@@ -81,7 +81,7 @@ impl EtcdClient {
     /// Whether `/health` at `url` says that the member reaches quorum.
     ///
     /// # Errors
-    /// What it says instead.
+    /// etcd's reason.
     pub async fn healthy(&self, url: &str) -> Result<(), ClientError> {
         let body = self.connect(url).await?.get("/health").await?;
         if body.contains(r#""health":"true""#) { Ok(()) } else { Err(ClientError(body)) }
@@ -90,7 +90,7 @@ impl EtcdClient {
     /// Writes a key over a new connection.
     ///
     /// # Errors
-    /// What failed.
+    /// The failure.
     pub async fn put(&self, url: &str, key: &str, value: &str) -> Result<(), ClientError> {
         self.connect(url).await?.put(key, value).await.map(|_| ())
     }
@@ -98,7 +98,7 @@ impl EtcdClient {
     /// Reads a key, linearizably, over a new connection.
     ///
     /// # Errors
-    /// What failed.
+    /// The failure.
     pub async fn get(&self, url: &str, key: &str) -> Result<Option<String>, ClientError> {
         self.connect(url).await?.range(key).await
     }
@@ -108,7 +108,7 @@ impl Connection {
     /// Connects to `http(s)://<ip>:<port>`, over TLS with `config`.
     ///
     /// # Errors
-    /// What failed.
+    /// The failure.
     pub async fn open(url: &str, config: Option<Arc<rustls::ClientConfig>>) -> Result<Self, ClientError> {
         timeout(REQUEST_LIMIT, Self::open_unbounded(url, config)).await.map_err(|e| failed(url, e))?
     }
@@ -141,7 +141,7 @@ impl Connection {
     /// GET of a path.
     ///
     /// # Errors
-    /// What failed, a status other than 200 included.
+    /// The failure; a status other than 200 is one.
     pub async fn get(&mut self, path: &str) -> Result<String, ClientError> {
         self.send(Request::get(path), Bytes::new()).await
     }
@@ -149,7 +149,7 @@ impl Connection {
     /// Writes a key; the revision of the write.
     ///
     /// # Errors
-    /// What failed.
+    /// The failure.
     pub async fn put(&mut self, key: &str, value: &str) -> Result<u64, ClientError> {
         let body = json!({"key": STANDARD.encode(key), "value": STANDARD.encode(value)});
         let answer = self.post("/v3/kv/put", &body).await?;
@@ -159,7 +159,7 @@ impl Connection {
     /// Reads a key, linearizably.
     ///
     /// # Errors
-    /// What failed.
+    /// The failure.
     pub async fn range(&mut self, key: &str) -> Result<Option<String>, ClientError> {
         let answer = self.post("/v3/kv/range", &json!({"key": STANDARD.encode(key)})).await?;
         let Some(value) = answer["kvs"][0]["value"].as_str() else { return Ok(None) };
@@ -170,7 +170,7 @@ impl Connection {
     /// Every key with `prefix`, and its value.
     ///
     /// # Errors
-    /// What failed.
+    /// The failure.
     pub async fn list(&mut self, prefix: &str) -> Result<BTreeMap<String, String>, ClientError> {
         let body = json!({"key": STANDARD.encode(prefix), "range_end": STANDARD.encode(after(prefix))});
         let answer = self.post("/v3/kv/range", &body).await?;
@@ -181,7 +181,7 @@ impl Connection {
     /// Starts a watch of all keys with `prefix` from `revision` on; each item is one event's key, value and revision.
     ///
     /// # Errors
-    /// What failed.
+    /// The failure.
     pub async fn watch(mut self, prefix: &str, start_revision: u64) -> Result<Watch, ClientError> {
         let body = json!({"create_request": {
             "key": STANDARD.encode(prefix), "range_end": STANDARD.encode(after(prefix)), "start_revision": start_revision.to_string(),
@@ -197,7 +197,7 @@ impl Connection {
     /// POST of a JSON body.
     ///
     /// # Errors
-    /// What failed.
+    /// The failure.
     pub async fn post(&mut self, path: &str, body: &Value) -> Result<Value, ClientError> {
         let text = self.send(Request::post(path), Bytes::from(body.to_string())).await?;
         serde_json::from_str(&text).map_err(|e| failed(&text, e))
@@ -276,7 +276,7 @@ impl Watch {
 /// `files` is none (the handshake then still gets as far as the server's certificate under TLS 1.3).
 ///
 /// # Errors
-/// What failed.
+/// The failure.
 pub async fn served_serial(url: &str, files: &Path) -> Result<String, ClientError> {
     EtcdClient::with_files(files).connect(url).await.map(|c| c.serial)
 }

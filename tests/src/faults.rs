@@ -1,7 +1,7 @@
 //! A proxy before the API server that does to calls what a bad network and a bad day do: it delays and so reorders, loses
 //! requests and answers, truncates, repeats, answers errors and garbage itself, and ends, breaks and spoils watches.
 //!
-//! Callers authenticate through it by their tokens. What happens to the n-th call follows from the seed and n alone.
+//! Callers authenticate through it by their tokens. The fault of the n-th call follows from the seed and n alone.
 
 use std::{
     collections::BTreeMap,
@@ -40,7 +40,7 @@ use crate::{
     pki::{Ca, LeafOptions},
 };
 
-/// What a caller trusts on this proxy is the API server's own CA.
+/// Callers trust the API server's own CA on this proxy.
 type Answer = Response<UnsyncBoxBody<Bytes, io::Error>>;
 /// Of a hundred calls, those to which something happens.
 const CALLS_PERCENT: u64 = 35;
@@ -69,7 +69,7 @@ struct Shared {
     counts: Mutex<BTreeMap<&'static str, u64>>,
 }
 
-/// What happens to a call.
+/// The fault of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
     Delay,
@@ -144,7 +144,7 @@ impl FaultProxy {
         self.shared.faulty.store(faulty, Ordering::SeqCst);
     }
 
-    /// What was done so far, and how often; `calls` are all that came.
+    /// The faults so far with their counts; `calls` is the number of all calls.
     pub fn counts(&self) -> BTreeMap<&'static str, u64> {
         let mut counts = self.shared.counts.lock().expect("no panic while held").clone();
         counts.insert("calls", self.shared.calls.load(Ordering::SeqCst));
@@ -300,7 +300,7 @@ fn spoiled(body: Body, fault: WatchFault, after: Duration) -> UnsyncBoxBody<Byte
 
 enum Phase {
     Well,
-    /// What comes next is sent in half.
+    /// The next part is sent in half.
     Half,
     Stalled,
     Broken,

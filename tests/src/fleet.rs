@@ -31,7 +31,7 @@ use crate::{
 /// A step of a rollover, on a machine that is busy with other tests.
 pub const LIMIT: Duration = Duration::from_secs(180);
 
-/// What a fleet is.
+/// The size and the settings of a fleet.
 #[derive(Clone, Copy, Debug)]
 pub struct Setup<'a> {
     /// The members.
@@ -68,7 +68,7 @@ impl FakeClock {
         fs::rename(next, path).expect("rename");
     }
 
-    /// What a program is to be started with.
+    /// The environment of a program.
     pub fn environment(&self) -> Vec<(String, String)> {
         let text = |path: &Path| path.display().to_string();
         [
@@ -84,7 +84,7 @@ impl FakeClock {
     }
 }
 
-/// A pod's (or a host's) directories, its sidecar, and what it is told.
+/// A pod's (or a host's) directories, its sidecar and its settings.
 pub struct Pod {
     /// `run`, while it runs. Dropped before the directory with its log is.
     pub sidecar: Option<Process>,

@@ -1,5 +1,5 @@
-//! What reads bytes of somebody else, each with what must hold for all bytes. `make fuzz` runs the targets under libFuzzer;
-//! a test runs them over the corpora in `tests/fuzz`, and over changes of these.
+//! The readers of foreign bytes, each with the properties that must hold for all bytes. `make fuzz` runs the targets under
+//! libFuzzer; a test runs them over the corpora in `tests/fuzz`, and over changes of these.
 
 mod mutate;
 mod patch;
@@ -28,7 +28,7 @@ pub use mutate::Changes;
 
 use crate::temp::TempDir;
 
-/// A reader, and what must hold whatever it reads. A violation is a panic.
+/// A reader and the properties that must hold for every input. A violation is a panic.
 #[derive(Clone, Copy, Debug)]
 pub struct Target {
     /// Its name, and its corpus' folder in `tests/fuzz`.
@@ -70,7 +70,7 @@ fn review(bytes: &[u8]) {
     }
     let Some(encoded) = response["patch"].as_str() else { return };
     let operations = STANDARD.decode(encoded).expect("base64");
-    let read: Value = serde_json::from_slice(bytes).expect("what was reviewed is JSON");
+    let read: Value = serde_json::from_slice(bytes).expect("a reviewed body is JSON");
     let object = &read["request"]["object"];
     let operations: Value = serde_json::from_slice(&operations).expect("a patch is JSON");
     let ours = patch::apply(object, &operations).expect("the patch applies");
@@ -81,10 +81,10 @@ fn review(bytes: &[u8]) {
 
     let mut again = read;
     again["request"]["object"] = ours;
-    let answer = mutate(again.to_string().as_bytes(), &ADMISSION).expect("what was injected is readable");
+    let answer = mutate(again.to_string().as_bytes(), &ADMISSION).expect("an injected pod is readable");
     let body: Value = serde_json::from_slice(&answer.body).expect("an answer is JSON");
     assert_eq!(body["response"]["patch"], Value::Null, "a second review changes something: {body}");
-    assert_eq!(body["response"]["allowed"], true, "what was injected is refused: {body}");
+    assert_eq!(body["response"]["allowed"], true, "an injected pod is refused: {body}");
 }
 
 /// A script of a pod's main container.
@@ -118,7 +118,7 @@ fn csr_object(bytes: &[u8]) {
         if let Ok(object) = codec::object(media, bytes) {
             // Not the same to the last digit of a float, of which the resource has none.
             let again = codec::object("application/json", object.to_string().as_bytes());
-            assert!(again.is_ok(), "what was read is not read again: {object}");
+            assert!(again.is_ok(), "a decoded object is refused: {object}");
         }
     }
     for media in ["application/json-patch+json", "application/merge-patch+json"] {
@@ -126,12 +126,12 @@ fn csr_object(bytes: &[u8]) {
     }
 }
 
-/// Manifests. What holds no pod of ours is given out byte for byte; what is injected is left as it is the next time.
+/// Manifests. A manifest without a pod of ours passes byte for byte; an injected one is left unchanged the next time.
 fn manifest(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     let options = inject::Options { injection: ADMISSION.injection.clone(), namespace: "default".to_owned() };
     let Ok(injected) = inject(text, &options) else { return };
-    let Ok(again) = inject(&injected.text, &options) else { panic!("what was injected is refused") };
+    let Ok(again) = inject(&injected.text, &options) else { panic!("an injected manifest is refused") };
     assert_eq!(again.text, injected.text, "a second injection changes something");
 }
 
@@ -147,11 +147,11 @@ fn annotations(bytes: &[u8]) {
 fn certificates(bytes: &[u8]) {
     for pem in [bytes.to_vec(), pem("CERTIFICATE", bytes)] {
         if let Ok(bundle) = Bundle::parse(&pem) {
-            let again = Bundle::parse(bundle.to_pem().as_bytes()).expect("what was written is read");
+            let again = Bundle::parse(bundle.to_pem().as_bytes()).expect("own output is readable");
             assert_eq!(again.digest(), bundle.digest());
         }
         if let Ok(chain) = Chain::parse(&pem) {
-            Chain::parse(chain.to_pem().as_bytes()).expect("what was written is read");
+            Chain::parse(chain.to_pem().as_bytes()).expect("own output is readable");
         }
         let Ok(text) = std::str::from_utf8(&pem) else { continue };
         if let Ok(Some(stated)) = InForce::parse(text) {
@@ -161,7 +161,8 @@ fn certificates(bytes: &[u8]) {
     }
 }
 
-/// DER of a revocation list. What is taken is strict: the same bytes are the same list, and it replaces none of its own number.
+/// DER of a revocation list. The reader is strict: the same bytes are the same list, and a list replaces none with the same
+/// number.
 fn crl(bytes: &[u8]) {
     let Ok(list) = Crl::parse(bytes) else { return };
     assert_eq!(list.der(), bytes);

@@ -6,8 +6,8 @@
 //! 2. a real kube-apiserver, started and thrown away by [`apiserver`];
 //! 3. a cluster with a node, named by `KUBECONFIG`.
 //!
-//! Everything here panics with what went wrong, as a test wants it; what is started is killed when its value is
-//! dropped, and its log is shown when that happens in a panic.
+//! Everything here panics with the failure, as a test wants it. A started process is killed when its value is dropped; in a
+//! panic its log is shown.
 
 pub mod admission;
 pub mod apiserver;

@@ -36,7 +36,7 @@ pub struct Leaf {
     pub key: String,
 }
 
-/// What a leaf is made for: 127.0.0.1 and localhost, server and client, an hour, until told otherwise.
+/// The content of a leaf; by default 127.0.0.1 and localhost, server and client, an hour.
 #[derive(Clone, Debug)]
 pub struct LeafOptions {
     /// The subject's O values.

@@ -1,4 +1,4 @@
-//! A pod's containers as local processes: what kubelet makes of an injected manifest, as far as processes need it.
+//! A pod's containers as local processes: does kubelet's work for an injected manifest, as far as processes need it.
 //!
 //! Volumes are directories, and every mount path in a container's arguments and environment is written as its
 //! directory's. Init containers run to their end in order, native sidecars go on, the containers follow; liveness probes
@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use crate::{etcd_client::EtcdClient, process::Process, temp::TempDir};
 
-/// What a node gives a pod that does not stand in its manifest.
+/// The values that a node gives a pod and that are not in its manifest.
 #[derive(Clone, Debug, Default)]
 pub struct Surroundings {
     /// `metadata.uid`.

@@ -112,7 +112,7 @@ impl Pod {
         self.installed.send_modify(|n| *n += 1);
     }
 
-    /// What its restarter knows.
+    /// The state of its restarter.
     pub fn status(&self) -> Status {
         self.status.borrow().clone()
     }
@@ -146,7 +146,7 @@ impl Pod {
     /// Runs the program that is etcd's liveness probe, as kubelet does; why it fails.
     ///
     /// # Errors
-    /// What it says when it fails.
+    /// The probe's message.
     pub async fn probe(&self) -> Result<(), String> {
         crate::process::probe(&self.dir).await
     }
@@ -177,7 +177,7 @@ impl Pods {
     /// [`Self::start`], the members with more arguments.
     pub async fn start_with(binary: &EtcdBinary, size: u8, ca: &Ca, arguments: impl Fn(usize) -> Vec<String>) -> Self {
         crate::install_crypto();
-        // For whoever looks for what happened: ETCD_TLS_TEST_LOG=debug.
+        // To debug a failure: ETCD_TLS_TEST_LOG=debug.
         if let Ok(level) = std::env::var("ETCD_TLS_TEST_LOG") {
             let _ = log::init(log::Format::Text, &level);
         }

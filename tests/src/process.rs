@@ -170,7 +170,7 @@ fn directory_of_binaries() -> PathBuf {
 /// does.
 ///
 /// # Errors
-/// What it says when it fails.
+/// The message of the failure.
 ///
 /// # Panics
 /// When it takes longer than kubelet lets it, which would count as a failure.

@@ -1,5 +1,5 @@
-//! A standalone signer by its real binary, with a CA, two tokens and a client that speaks HTTP by hand: what is refused
-//! must be seen as it goes over the wire.
+//! A standalone signer by its real binary, with a CA, two tokens and a client that writes HTTP by hand, so that refusals show
+//! as they are on the wire.
 
 use std::{
     fs,
@@ -30,7 +30,7 @@ pub const LIMIT: Duration = Duration::from_secs(120);
 pub const BOOTSTRAP: &str = "3f1c7be2a94d5068b7e1c2d3f4a5968700112233445566778899aabbccddeeff";
 /// The token of user admin, group system:masters.
 pub const ADMIN: &str = "9a8b7c6d5e4f30211203f4e5d6c7b8a900ffeeddccbbaa998877665544332211";
-/// What hosts on loopback may have, with the bootstrap token and with their certificates.
+/// The rules for hosts on loopback, with the bootstrap token and with their certificates.
 pub const HOSTS: [&str; 4] = [
     "--approve-group=system:bootstrappers:etcd=peer:127.0.0.0/8,::1",
     "--approve-group=system:bootstrappers:etcd=server:127.0.0.0/8,::1",
@@ -61,7 +61,7 @@ pub struct Signer {
 }
 
 impl Signer {
-    /// What it needs, not started yet.
+    /// Prepares its files without starting it.
     pub fn new(arguments: &[&str]) -> Self {
         Self::at(Ipv4Addr::LOCALHOST.into(), arguments)
     }

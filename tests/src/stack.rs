@@ -253,7 +253,7 @@ async fn controller(api: &ApiServer, name: &str, arguments: &[String], environme
     Process::spawn(name, &mut command, api.directory().path())
 }
 
-/// What the shipped Deployment of a controller sets in its environment.
+/// The environment in the shipped Deployment of a controller.
 fn shipped_environment(name: &str) -> Vec<(String, String)> {
     let manifest = crate::repository().join(format!("manifests/{name}.yaml"));
     let text = std::fs::read_to_string(&manifest).expect("read a shipped manifest");
@@ -300,7 +300,8 @@ pub fn own_address() -> Option<IpAddr> {
     (!address.is_loopback() && !address.is_unspecified()).then_some(address)
 }
 
-/// What the endpoint controllers would make of the webhook's Service, in the form of old and of new API servers.
+/// The endpoints that the endpoint controllers would create for the webhook's Service, in the form of old and of new API
+/// servers.
 fn endpoint(address: IpAddr, port: u16) -> String {
     let (name, labels) = ("etcd-tls-admit", json!({"kubernetes.io/service-name": "etcd-tls-admit"}));
     let metadata = json!({"name": name, "namespace": SYSTEM_NAMESPACE});

@@ -13,7 +13,7 @@ use nix::sys::statvfs::{FsFlags, statvfs};
 pub struct TempDir(PathBuf);
 
 impl TempDir {
-    /// Makes one; `name` is part of its name, for whoever looks at leftovers.
+    /// Creates one; `name` is part of its name, to identify leftovers.
     pub fn new(name: &str) -> Self {
         Self::under(&std::env::temp_dir(), name)
     }

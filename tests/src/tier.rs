@@ -1,12 +1,12 @@
-//! What this machine can run. A test whose tier is missing says so and how to enable it, past the capture of the test
-//! runner, and returns.
+//! The tiers that this machine can run. A test whose tier is missing prints that and how to enable it, past the capture of the
+//! test runner, and returns.
 
 use std::{env, fs, io::Write, path::PathBuf};
 
 use crate::{etcd::EtcdBinary, machine_clock::MachineClock};
 
-/// Says in one line, even under the test runner's capture, that a test did not run because its tier is missing, why, and
-/// what enables it. `make test` counts the test as skipped.
+/// Prints one line, even under the test runner's capture: the test did not run because its tier is missing, the reason, and how
+/// to enable it. `make test` counts the test as skipped.
 ///
 /// # Panics
 /// `ETCD_TLS_REQUIRE` names this tier or a higher one: a machine that has the parts must not pass without them.

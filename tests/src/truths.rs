@@ -1,4 +1,5 @@
-//! What there ever was of certificates and CAs, seen from beside: of each request one certificate, of each authority one CA.
+//! A record of all certificates and CAs by an independent observer: one certificate for each request, one CA for each
+//! authority.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -80,7 +81,7 @@ impl Witness {
         Self { truths, tasks }
     }
 
-    /// What was seen so far.
+    /// The observations so far.
     pub fn truths(&self) -> MutexGuard<'_, Truths> {
         self.truths.lock().expect("not poisoned")
     }

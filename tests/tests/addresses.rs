@@ -1,5 +1,5 @@
-//! Addresses that two have: a kubelet reports what it likes for its own pods. What it claims stops nobody who has a certificate,
-//! and gets none itself.
+//! Addresses with two claimants: a kubelet can report any address for its own pods. A claim does not stop a pod that has a
+//! certificate, and gets none itself.
 
 #[path = "approve/lab.rs"]
 #[allow(dead_code, reason = "the approver's tests use the rest")]

@@ -1,5 +1,5 @@
-//! The approver on a real API server, with the rights as shipped and tokens bound to pods: what it approves, everything
-//! that it refuses, what it leaves alone, the bindings that it keeps, and its replicas.
+//! The approver on a real API server, with the rights as shipped and tokens bound to pods: approvals, every refusal, requests
+//! that it leaves alone, the bindings that it keeps, and its replicas.
 
 #[path = "approve/bindings.rs"]
 mod bindings;
@@ -161,7 +161,7 @@ async fn refuses(lab: &Lab) {
     let message = lab.denied(&asking.name).await;
     assert!(message.contains("WrongPod"), "{message}");
 
-    // Somebody who is no pod: a user, an unbound token, and whoever may impersonate, but not all of it.
+    // Requesters that are no pod: a user, an unbound token, and one that may impersonate only a part of it.
     let asking = mine();
     asking.create(admin).await;
     let message = lab.denied(&asking.name).await;
@@ -180,7 +180,7 @@ async fn refuses(lab: &Lab) {
         let message = lab.denied(&asking.name).await;
         assert!(message.contains("BadRequester"), "without {left_out}: {message}");
     }
-    // Whoever may impersonate all of it is that pod, as the threat model says: the table above tests what it says it does.
+    // A requester that may impersonate all of it is that pod, as the threat model says: the table above tests its refusals.
     let asking = mine();
     asking.create_as(admin, &whole).await;
     lab.approved(&asking.name).await;
@@ -214,7 +214,7 @@ async fn listens_to_policy(lab: &Lab) {
 
     let policy = "extraSans: [{namespaces: [policy], clusters: ['*'], dnsNames: [etcd.example.com]}]\n\
                   hosts: [{username: host-1, cluster: policy/etcd, roles: [peer], commonName: host-1, ips: [192.0.2.7]}]\n";
-    // What is asked for right after the policy's change is not denied by the policy before it, which a watch still has.
+    // A request right after a change of the policy is not denied by the earlier policy, which a watch may still have.
     for _ in 0..5 {
         let asking = extra();
         lab.set_policy(policy).await;
@@ -366,7 +366,7 @@ async fn bindings_follow_who_opted_in() {
     for (ns, may) in [("by-label", "yes"), ("by-pod", "yes"), ("default", "no"), ("kube-system", "no")] {
         assert_eq!(lab.can_i("etcd-tls-sign", "create", "configmaps", ns), may, "{ns}");
     }
-    // What the approver itself may not do, though it makes bindings.
+    // The rights that the approver itself lacks, though it makes bindings.
     for (verb, what, ns) in [
         ("create", "rolebindings", "default"),
         ("create", "clusterrolebindings", ""),
@@ -463,7 +463,7 @@ async fn replicas_take_over_and_faults_pass() {
     assert!(second.process.log().contains("gave leadership back"));
     holds("approve-c").await;
 
-    // Rights taken away and given back: what came meanwhile is decided, without a restart.
+    // Rights removed and restored: requests from in between are decided without a restart.
     lab.api.kubectl(&["delete", "clusterrolebinding", "etcd-tls-approve"]);
     let asking = Asking::of(&pod, Role::Peer);
     asking.create(&requester).await;

@@ -57,7 +57,7 @@ async fn fat_objects_do_not_exceed_the_limit() {
     };
     let honest = async {
         let pod = member(&lab, "honest", "etcd-0", Some("10.9.0.1")).await;
-        // What the opt-in and the CA take is not measured.
+        // The cost of the opt-in and the CA is not measured.
         issue(&lab, &pod, Role::Peer, None).await;
         let mut longest = Duration::ZERO;
         for _ in 0..5 {

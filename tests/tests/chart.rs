@@ -59,7 +59,7 @@ fn objects(yaml: &str) -> Objects {
     objects
 }
 
-/// The objects of the chart. Who manages them is helm, which nothing else may claim.
+/// The objects of the chart. Helm manages them, and nothing else may claim that.
 fn rendered(helm: &Path, values: &Value) -> Objects {
     let output = template(helm, "etcd-tls-system", values);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -94,7 +94,7 @@ fn same(chart: &Objects, manifests: &Objects, what: &str) {
     assert_eq!(chart.keys().collect::<Vec<_>>(), manifests.keys().collect::<Vec<_>>(), "{what}");
     for (identity, object) in manifests {
         let mut ours = chart[identity].clone();
-        // What a component adds has no labels of the base's kustomization.
+        // Objects of a component have no labels of the base's kustomization.
         if object["metadata"]["labels"]["app.kubernetes.io/instance"].is_null() {
             let labels = ours["metadata"]["labels"].as_object_mut().expect("labels");
             for label in ["instance", "version", "part-of", "managed-by"] {

@@ -1,5 +1,4 @@
-//! What becomes of requests that are done with: through the queue, on a real API server, with the shipped rights and shortened
-//! times.
+//! Removal of finished requests through the queue, on a real API server, with the shipped rights and shortened times.
 
 #[path = "approve/lab.rs"]
 #[allow(dead_code, reason = "the approver's tests use the rest")]

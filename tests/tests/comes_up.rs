@@ -151,7 +151,7 @@ impl Running {
         args.iter().filter_map(Value::as_str).find_map(|a| Some(a.strip_prefix(&prefix)?.replace("$(POD_IP)", ADDRESS)))
     }
 
-    /// Starts it, with DNS that also knows `others`; what went wrong.
+    /// Starts it, with DNS that also knows `others`; returns the failure.
     fn start(&self, binary: &tests::etcd::EtcdBinary, others: &[&str]) -> Result<(), String> {
         let files = TempDir::new("comes-up");
         let (peers, clients) = (Ca::new("peers"), Ca::new("clients"));
@@ -177,7 +177,7 @@ impl Running {
             let ca = if role == Role::Peer { &peers } else { &clients };
             let mount = files.join(self.settings.mount_path.trim_start_matches('/'));
             ca.write_role(&mount.join(role.as_str()), &options);
-            // As init leaves them: etcd refuses everybody while the list that it is told of is missing.
+            // As init leaves them: etcd refuses everybody while its configured list is missing.
             fs::write(mount.join(role.as_str()).join(names::CRL_FILE), crl::stand_in()).expect("write a list");
             if role != Role::Server {
                 ca.write_role(&files.join(role.as_str()), &options);
@@ -285,7 +285,7 @@ fn what_is_injected_without_a_warning_comes_up() {
     assert!(up >= 3, "only {up} shapes were started");
 }
 
-/// The other way round: what is warned of does fail, so the test above can fail, too.
+/// The other way round: a pod with a warning does fail, so the test above can fail, too.
 #[test]
 fn what_is_warned_of_fails() {
     let Some(binary) = binary() else { return };

@@ -12,7 +12,7 @@ use tests::{
     tier,
 };
 
-/// What a browser makes of a page: its document after loading, and a picture.
+/// A page in a browser: its document after loading, and a picture.
 fn opened(browser: &Path, page: &Path, picture: &Path) -> String {
     let profile = TempDir::new("browser");
     let start = |what: &str| {

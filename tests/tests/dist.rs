@@ -1,5 +1,5 @@
-//! What a release has, packed from the programs of this build: the same bytes twice, images that hold together, one manifest,
-//! the chart, bills of materials, checksums.
+//! A release packed from the programs of this build: the same bytes twice, images that hold together, one manifest, the chart,
+//! bills of materials, checksums.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -45,7 +45,7 @@ fn tools() -> bool {
     missing.is_empty()
 }
 
-/// Small programs in the place of ours: what is packed does not depend on what they do.
+/// Small programs in place of ours: packing does not depend on their content.
 fn programs() -> TempDir {
     let directory = TempDir::new("programs");
     for name in ["etcd-tls-webhook", "etcd-tls-sidecar", "etcd-tls-probe"] {
@@ -201,7 +201,7 @@ fn a_release_names_the_registry_of_its_images() {
     }
 }
 
-/// Of the lock file: what is compiled into a program is in its bill of materials, what only tests use is not.
+/// From the lock file: the bill of materials lists the crates compiled into a program and none that only tests use.
 #[test]
 fn bills_of_materials_list_what_is_compiled_in() {
     if !tools() {

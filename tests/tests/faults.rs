@@ -1,6 +1,6 @@
 //! Days of faults in a while: `approve` and `sign`, two of each, and the sidecars of some clusters reach the API server only
 //! through a proxy that delays, loses, truncates, repeats and spoils their calls; processes are killed and the API server
-//! restarts. What must hold, holds at each look and at the end.
+//! restarts. The invariants are checked at each look and at the end.
 //!
 //! `ETCD_TLS_FAULTS_SECONDS` is how long it goes on (default 30), `ETCD_TLS_FAULTS_SEED` the plan.
 
@@ -191,7 +191,7 @@ impl<'a> Controllers<'a> {
     async fn spawn(&mut self, lab: &Lab, name: &'static str) -> Process {
         self.starts += 1;
         if name.starts_with("sign") {
-            // What is answered goes soon, so that the end shows whether anything is left.
+            // Answered requests are deleted soon, so that the end shows whether anything is left.
             return sign_at(lab, name, &self.proxy.url, &["--delete-issued-after=5s"]).await;
         }
         lab.approver_at(name, &self.proxy.url, &[]).process
@@ -289,7 +289,7 @@ async fn faults_between_all_and_the_api_server_lose_nothing() {
     say(&format!("{asked} rounds, {kills} kills, {restarts} restarts of the API server, {faults} faults: {counts:?}"));
     assert!(faults > 50, "hardly anything happened: {counts:?}");
 
-    // Whatever they wait for by now, they come back to.
+    // They recover from every wait.
     members.iter().for_each(|member| member.ask("at the end"));
     let before: Vec<_> = members.iter().map(Member::serials).collect();
     for (n, member) in members.iter().enumerate() {

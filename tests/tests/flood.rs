@@ -1,5 +1,5 @@
-//! A pod that makes requests as fast as it can, the smallest and the largest that the admission policy lets through: what they leave
-//! behind, and how far the API server's etcd grows.
+//! A pod that makes requests as fast as it can, the smallest and the largest that the admission policy permits: the objects
+//! that remain, and the growth of the API server's etcd.
 //!
 //! The short form takes half a minute. With `ETCD_TLS_SOAK` it takes ten minutes, or 5,000 requests if those take longer.
 

@@ -106,7 +106,7 @@ async fn a_right_is_used_only_while_its_policy_is_enforced() {
     let path = "jsonpath={.webhooks[0].clientConfig.caBundle}";
     let bundle = || api.kubectl(&["get", "mutatingwebhookconfiguration", "etcd-tls", "-o", path]);
     assert_eq!(bundle(), "", "caBundle was written without its policy");
-    // It is told to people.
+    // Events report it to people.
     let events = api.kubectl(&["-n", SYSTEM, "get", "events", "-o", "jsonpath={.items[*].message}"]);
     for name in ["etcd-tls-bindings", "etcd-tls-secrets", "etcd-tls-webhooks"] {
         assert!(events.contains(&format!("ValidatingAdmissionPolicy {name} is not enforced")), "{events}");

@@ -1,4 +1,4 @@
-//! The harness itself: what it starts works, and what it drops is gone.
+//! The harness itself: started processes work, and dropped ones are gone.
 
 use std::{net::Ipv4Addr, time::Duration};
 

@@ -88,7 +88,7 @@ async fn a_cluster_is_bootstrapped_from_a_token_and_renewed_while_the_signer_is_
     assert!(dir.join("system:etcd-peer:etcd-0.crt").exists() && dir.join("system:etcd-peer:etcd-0.key").exists());
     assert_eq!(mode(&kubeconfig), 0o600);
 
-    // Without its token the bootstrap user can get nothing more: what renews are the certificates themselves.
+    // Without its token the bootstrap user can get nothing more: the certificates themselves renew.
     signer.dir.write("tokens", format!("{ADMIN},admin,2,system:masters\n"));
     signer.process.as_mut().expect("started").kill();
     let mut command = signer.command(&signer.dir.join("csrs"), signer.port);
@@ -209,7 +209,7 @@ async fn request_leaves_files_under_the_old_names_at_once() {
     let key = fs::read_to_string(assets.join(format!("{cn}.key"))).expect("the old name");
     assert_eq!(PrivateKey::from_pem(&key).expect("a key").public_key(), chain.public_key);
     assert_eq!(mode(&assets.join(format!("{cn}.key"))) & 0o007, 0);
-    // What needs a person waits, and says so in time.
+    // A request that needs a person waits, and says so in time.
     let output = ask("other.example.com").output().expect("run");
     assert!(!output.status.success());
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -256,7 +256,7 @@ async fn a_host_is_handed_over_to_the_signer_in_the_cluster_and_its_etcd_stays_u
     })
     .await;
 
-    // The cluster is told of the host, is given the CA, and takes its certificates for credentials.
+    // The cluster gets the host's policy entry and its CA, and accepts its certificates as credentials.
     let pki = api.directory().join("pki/ca.crt");
     let both = format!("{}{}", fs::read_to_string(&pki).expect("the API server's client CAs"), signer.ca.pem);
     fs::write(&pki, both).expect("write");
@@ -282,7 +282,7 @@ async fn a_host_is_handed_over_to_the_signer_in_the_cluster_and_its_etcd_stays_u
     .await;
     assert!(Bundle::parse(published.as_bytes()) == Bundle::parse(signer.ca.pem.as_bytes()), "{published}");
 
-    // The host is told where to ask from now on; the certificate it has is its credential there, too.
+    // The host gets the new server to ask; its present certificate is its credential there, too.
     let text = fs::read_to_string(&bootstrap).expect("read");
     let old = format!("https://127.0.0.1:{}", signer.port);
     let text =

@@ -174,7 +174,7 @@ async fn an_uninstall_leaves_what_the_page_says_and_nothing_else() {
     let ip = own_address().expect("the stack has one");
     let mut local = stack.local_pod("my-namespace", pod.clone(), &[ip], &programs).await.expect("a pod");
     local.start(LIMIT).await.expect("certificates");
-    assert!(left_over(&stack.api).len() > 20, "what is installed is seen: {:?}", left_over(&stack.api));
+    assert!(left_over(&stack.api).len() > 20, "installed objects are found: {:?}", left_over(&stack.api));
 
     // 1. Opt out.
     assert!(step(&stack, "kubectl get namespaces").expect("the namespaces").contains("my-namespace"));

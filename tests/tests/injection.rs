@@ -1,5 +1,5 @@
-//! Tier 2: what is injected, as a real API server sees it: every shape is valid, a `restricted` namespace takes it, and a
-//! pod that is sent again with all that the server added to it comes back unchanged.
+//! Tier 2: injected pods on a real API server: every shape is valid, a `restricted` namespace accepts it, and a pod that is
+//! sent again with the server's additions comes back unchanged.
 
 use std::{fs, path::PathBuf};
 
@@ -84,7 +84,7 @@ async fn every_injected_shape_is_valid() {
             let options = Options { injection: injection.clone(), namespace: "shapes".to_owned() };
             let injected = inject(&object.to_string(), &options).unwrap_or_else(|e| panic!("{name}: {e}"));
             let injected: Value = serde_json::from_str(&injected.text).expect("JSON");
-            // What was wrong before is not injection's doing.
+            // A fault from before the injection does not count.
             if let Err(error) = create(&api, "shapes", object, true).await {
                 refused.push(format!("{name} {index}, before: {error}"));
             } else if let Err(error) = create(&api, "shapes", injected.clone(), true).await {

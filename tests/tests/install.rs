@@ -1,4 +1,4 @@
-//! An installation from beginning to end, on a real API server: what the manifests ask of a cluster, an upgrade from an older
+//! An installation from beginning to end, on a real API server: the manifests' demands on a cluster, an upgrade from an older
 //! version.
 
 use std::{
@@ -29,7 +29,7 @@ const NAME: &str = "app.kubernetes.io/name";
 /// The version that an upgrade is tried from.
 const OLDER: &str = "7dacd69";
 
-/// What kustomize renders, and that it has nothing to say.
+/// Renders with kustomize; fails on warnings.
 fn render(kubectl: &Path, directory: &Path) -> Vec<Value> {
     let output = Command::new(kubectl).arg("kustomize").arg(directory).output().expect("run kubectl");
     let said = String::from_utf8_lossy(&output.stderr);
@@ -241,7 +241,7 @@ async fn sidecars_of_an_older_version_are_served() {
     assert!(!status.success() || fs::read(&leaf).expect("a certificate") == first);
 }
 
-/// What an upgrade would refuse, and what an older version has left: by an administrator, and by somebody who sees nothing.
+/// The findings before an upgrade and the leftovers of an older version, for an administrator and for a user without rights.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn before_an_upgrade_refused_pods_and_leftovers_are_named() {
     let Some(api) = ApiServer::start().await else { return };
@@ -298,7 +298,7 @@ async fn before_an_upgrade_refused_pods_and_leftovers_are_named() {
     }
     assert!(!said.contains("would be refused") && !said.contains("ok "), "{said}");
 
-    // What it says to do helps.
+    // The printed next step helps.
     api.apply(&workload("prod", "StatefulSet", "24h").to_string());
     api.kubectl(&["-n", SYSTEM, "delete", "role", "etcd-tls-old"]);
     let (code, said) = check(&api.kubeconfig);

@@ -27,7 +27,7 @@ async fn the_same_life_under_each_issuer() {
 async fn scenarios(mut scene: Scene<'_>) {
     issues(&mut scene).await;
     is_found_again_and_waits_for_the_issuer(&mut scene).await;
-    keeps_its_files_whatever_the_issuer_says(&mut scene).await;
+    keeps_its_files_at_every_answer_of_the_issuer(&mut scene).await;
     follows_a_change_of_the_ca(&mut scene).await;
     renews(&mut scene).await;
     leaves_nothing_behind(&mut scene).await;
@@ -49,7 +49,7 @@ async fn issues(scene: &mut Scene<'_>) {
             assert!(request["spec"].get("isCA").is_none());
         }
     }
-    // What is good on disk is used, whoever signed it.
+    // Valid files on disk are used, from any signer.
     scene.init().await.expect("certificates");
     assert_eq!(scene.requests().await.len(), 2);
 }
@@ -69,7 +69,7 @@ async fn is_found_again_and_waits_for_the_issuer(scene: &mut Scene<'_>) {
     assert_eq!(scene.requests().await.len(), before + 2, "the pending requests are found again");
 }
 
-async fn keeps_its_files_whatever_the_issuer_says(scene: &mut Scene<'_>) {
+async fn keeps_its_files_at_every_answer_of_the_issuer(scene: &mut Scene<'_>) {
     scene.move_to("10.0.0.3");
     let files = scene.files();
     let said = |text: &str| text.to_owned();

@@ -1,5 +1,5 @@
 //! The restart lock against records that nobody of ours writes, over real time: on a real API server and on real etcds. A
-//! record whose holder is gone must not block restarts for ever, whatever it says; a holder that is there keeps the lock.
+//! record whose holder is gone must not block restarts for ever, with any content; a live holder keeps the lock.
 
 use std::{
     path::Path,
@@ -29,7 +29,7 @@ use tokio::time::sleep;
 const NAMESPACE: &str = "lock";
 /// How often one that waits tries.
 const AGAIN: Duration = Duration::from_secs(1);
-/// What attempts may take on a busy machine, beside the time that is waited for.
+/// The extra time of attempts on a busy machine.
 const SLACK: Duration = Duration::from_secs(15);
 
 fn credentials(api: &ApiServer, token: &str) -> PodCredentials {
@@ -77,7 +77,7 @@ async fn no_lease_of_a_holder_that_is_gone_blocks_for_ever() {
     let credentials = holder_of_rights(&api).await;
     let leases = Api::<Lease>::namespaced(api.client.clone(), NAMESPACE);
     let (year_9999, year_1970) = ("9999-12-31T23:59:59.000000Z", "1970-01-01T00:00:00.000000Z");
-    // What is in the Lease, and for how long it then lasts.
+    // The content of the Lease, and how long it then lasts.
     let longest = LONGEST.as_secs();
     let scenes = [
         ("empty-holder", json!({"holderIdentity": "", "leaseDurationSeconds": i32::MAX}), 0),
@@ -151,7 +151,7 @@ async fn no_lease_of_a_holder_that_is_gone_blocks_for_ever() {
     assert_eq!(kept, None, "taken from a holder that renews it");
     alive.release().await.expect("give it back");
     assert!(taken_after(&credentials, "alive", SLACK).await.is_some(), "given back");
-    // Who has lost it notices.
+    // A holder that has lost the lock notices.
     let Ok(Attempt::Held(mut ours)) =
         LeaseLock::acquire(credentials.clone(), NAMESPACE, "alive", "us", &mut None).await
     else {
@@ -183,7 +183,7 @@ async fn a_right_that_is_missing_is_told_from_an_error() {
     assert!(LeaseLock::acquire(nowhere, NAMESPACE, "x", "us", &mut None).await.is_err());
 }
 
-/// What holds the key in etcd: for how long its lease is granted, if it has one, and whether it is kept alive.
+/// The key in etcd: the TTL of its lease, if it has one, and whether it is kept alive.
 struct Key {
     name: &'static str,
     holder: &'static str,

@@ -1,4 +1,4 @@
-//! What the log says: a line about one request, one review or one renewal has the fields of its span, in every process.
+//! The log: a line about one request, one review or one renewal has the fields of its span, in every process.
 
 use std::process::Command;
 

@@ -201,7 +201,7 @@ async fn our_own_pods_meet_the_restricted_standard() {
     }
 }
 
-/// What the shipped ConfigMap shows as an example is a policy.
+/// The example in the shipped ConfigMap is a valid policy.
 #[test]
 fn the_policy_example_is_a_policy() {
     let path = tests::repository().join("manifests/policy.yaml");
@@ -234,7 +234,7 @@ fn an_overlays_images_reach_the_injected_sidecar() {
         "kustomization.yaml",
         format!("resources: [{base}]\nimages: [{{name: etcd-tls-sidecar, newName: example.com/s, newTag: v9}}]\n"),
     );
-    // One more overlay, of whoever mirrors images: the names of the one below are its.
+    // One more overlay, for mirrored images: the names in the overlay below refer to it.
     let mirror = TempDir::new("mirror");
     let digest = format!("sha256:{}", "a".repeat(64));
     let below =

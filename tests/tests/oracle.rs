@@ -1,5 +1,5 @@
-//! What is issued, read by libraries that had no part in making it: OpenSSL verifies each role's chain as server and as
-//! client and prints it, and webpki, which rustls verifies with, accepts it.
+//! Issued certificates, read by libraries that did not make them: OpenSSL verifies each role's chain as server and as client
+//! and prints it, and webpki, which rustls verifies with, accepts it.
 
 use std::{collections::BTreeSet, path::Path, process::Command, sync::Arc};
 

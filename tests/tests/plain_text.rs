@@ -18,7 +18,7 @@ use tests::{
 
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// What the runbook does to one member.
+/// The steps of the runbook for one member.
 struct Walk {
     cluster: EtcdCluster,
     dir: TempDir,

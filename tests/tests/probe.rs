@@ -1,5 +1,5 @@
-//! etcd's liveness probe under `reload: probe`, with the real programs: a sidecar takes etcd down by saying so and in no
-//! other way, whatever becomes of it, and the user's own probe keeps its meaning.
+//! etcd's liveness probe under `reload: probe`, with the real programs: only an explicit answer of the sidecar takes etcd down,
+//! no failure of the sidecar does, and the user's own probe keeps its meaning.
 
 use std::{
     fs,
@@ -115,7 +115,7 @@ fn health() -> (String, Arc<AtomicU16>) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whatever_becomes_of_a_sidecar_the_users_own_probe_counts() {
+async fn the_users_own_probe_counts_in_every_failure_of_the_sidecar() {
     let sidecar = Sidecar::new().await;
     let (url, status) = health();
     let certs = sidecar.certs();

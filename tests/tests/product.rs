@@ -1,4 +1,4 @@
-//! Tier 2: what an operator does with the installed system, with the real command, the real sidecar and a real API server.
+//! Tier 2: an operator's commands on the installed system, with the real command, the real sidecar and a real API server.
 
 use std::{
     collections::BTreeMap,
@@ -91,7 +91,7 @@ async fn renew_gives_new_certificates_at_once_and_once() {
     assert!(output.status.success(), "{output:?}");
     assert!(third["client"] != second["client"] && third["metrics"] != second["metrics"], "{second:?} {third:?}");
 
-    // By whoever may edit pods, with any value: one longer than other annotations may be, too.
+    // By everybody with the right to edit pods, with any value, even one longer than other annotations may be.
     let editor = stack
         .api
         .account(
@@ -111,7 +111,7 @@ async fn renew_gives_new_certificates_at_once_and_once() {
     };
     eventually("a renewal by any value", LIMIT, renewed).await;
 
-    // The value that a sidecar finds at its start asks for nothing: what is renewed next is what is named next.
+    // The value that a sidecar finds at its start has no effect; only the next value causes a renewal.
     let fourth = serials(&pod);
     pod.process("etcd-tls-sidecar").terminate(LIMIT).await;
     pod.start_container("etcd-tls-sidecar");
@@ -125,7 +125,7 @@ async fn renew_gives_new_certificates_at_once_and_once() {
     assert!(output.status.success(), "{output:?}\n{}", pod.log("etcd-tls-sidecar"));
     assert!(fifth["client"] == fourth["client"] && fifth["metrics"] != fourth["metrics"], "{fourth:?} {fifth:?}");
 
-    // What cannot be done is said, with an exit code of its own.
+    // An impossible renewal is reported, with an exit code of its own.
     let viewer = json!([{"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list"]}]);
     let viewer = stack.api.account("web", "viewer", viewer).await;
     let output = webhook(&viewer, &["renew", "web/app-0"]).await;
@@ -155,7 +155,7 @@ async fn findings(kubeconfig: &Path, arguments: &[&str]) -> (BTreeMap<String, (S
     let list: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:?}"));
     let word = |finding: &Value, field: &str| finding[field].as_str().unwrap_or_default().to_owned();
     for finding in &list {
-        assert!(finding["state"] == "ok" || !word(finding, "next").is_empty(), "what to do: {finding}");
+        assert!(finding["state"] == "ok" || !word(finding, "next").is_empty(), "no next step: {finding}");
         assert!(word(finding, "see").starts_with("docs/check.md#"), "{finding}");
     }
     let by_subject = list.iter().map(|f| (word(f, "subject"), (word(f, "state"), word(f, "reason")))).collect();

@@ -1,4 +1,5 @@
-//! The ValidatingAdmissionPolicy, on a real API server with real tokens: what it holds whom to, and whom it leaves alone.
+//! The ValidatingAdmissionPolicy, on a real API server with real tokens: its limits for each requester, and the requesters that
+//! it leaves alone.
 
 use std::time::Duration;
 
@@ -111,7 +112,7 @@ async fn requesters_are_held_to_our_requests() {
         ("no lifetime", forever, "expirationSeconds"),
         ("ten years", with("/spec/expirationSeconds", 315_360_000.into()), "expirationSeconds"),
     ];
-    // In force within a moment of being applied; a request that the policy let through would be told by its answer.
+    // In force within a moment of being applied; the answer shows whether the policy permitted a request.
     eventually("the policy", Duration::from_secs(30), || async {
         match create(&bound, with("/spec/signerName", "another.example.com/signer".into())).await {
             Err(message) if message.contains("etcd-tls:") => Ok(()),
@@ -194,7 +195,7 @@ async fn requesters_are_held_to_our_requests() {
     let refused = create(&kubelet, asked).await.expect_err("a kubelet asks another signer");
     assert!(refused.contains("etcd-tls:"), "{refused}");
 
-    // Who may do everything is nobody's requester.
+    // An account with all rights is not a requester.
     let mut asked = request("", "0");
     asked["metadata"]["name"] = "admins".into();
     asked["spec"]["signerName"] = "another.example.com/signer".into();

@@ -105,7 +105,7 @@ async fn the_signer_lists_what_holders_of_the_right_revoke() {
     let first = eventually("empty lists from the start", LIMIT, || published(&maps)).await;
     assert!(first.values().all(|list| list.entries().is_empty() && list.number() > 0), "{first:?}");
 
-    // Whoever changes them, and whichever signer leads: the same lists stay.
+    // After changes by anybody, and with each signer as leader, the same lists stay.
     let admin = stack.api.kubeconfig.clone();
     for damage in [json!({"binaryData": null}), json!({"binaryData": {"peer.crl": "AAAA"}})] {
         maps.patch(TRUST, &PatchParams::default(), &Patch::Merge(damage)).await.expect("damage");
@@ -156,7 +156,8 @@ async fn the_signer_lists_what_holders_of_the_right_revoke() {
     let third = published(&maps).await.expect("lists");
     assert!(third.values().all(|list| list.entries().is_empty()), "{third:?}");
 
-    // A member that does not look at the list is named, and the command fails; who may not list pods is told so.
+    // A member that does not use the list is named, and the command fails; a user who may not list pods gets that as the
+    // reason.
     let pod = json!({
         "metadata": {"name": "etcd-0", "annotations": {"etcd-tls.dev/revocation": "off"}},
         "spec": {"containers": [{"name": "etcd", "image": "etcd", "command": ["etcd"]}]},

@@ -1,5 +1,5 @@
-//! What each account can reach by the rights that the manifests give it, in two steps. On a real API server, with the shipped
-//! manifests, as the account itself. The rules are read from the manifests: one without a trial fails the suite.
+//! The reach of each account by the rights in the manifests, in two steps. On a real API server, with the shipped manifests, as
+//! the account itself. The rules are read from the manifests: one without a trial fails the suite.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -32,7 +32,7 @@ async fn every_right_is_tried_with_what_it_is_not_for() {
     assert!(untried.is_empty(), "rights that nothing tries to misuse: {untried:#?}");
     let gone: Vec<_> = tried.difference(&shipped).map(ToString::to_string).collect();
     assert!(gone.is_empty(), "trials of rights that are not shipped: {gone:#?}");
-    // A rule is tried by a refusal, or states what it reaches; what may be refused at all has its legitimate use beside it.
+    // A rule is tried by a refusal, or its reach is stated; each refusal has a legitimate use beside it.
     let mut by_rule: BTreeMap<_, Vec<_>> = BTreeMap::new();
     for trial in &trials {
         by_rule.entry(&trial.rule).or_default().push(trial.outcome);

@@ -118,7 +118,7 @@ fn pod(name: &str, admin: u16) -> Value {
     })
 }
 
-/// What was seen of the members.
+/// The observations of the members.
 #[derive(Default)]
 struct Seen {
     /// Which members ended, in order.
@@ -269,7 +269,7 @@ impl Live {
     }
 }
 
-/// kubelet's part: what ends is started again.
+/// kubelet's part: restarts ended processes.
 async fn supervise(mut pods: Vec<LocalPod>, seen: Arc<Seen>) {
     loop {
         for (n, pod) in pods.iter_mut().enumerate() {
@@ -330,8 +330,8 @@ async fn the_signer_killed_in_every_phase_of_a_live_clusters_rollover() {
     }
 }
 
-/// Its clock is an hour slow while the members load the new CA, then an hour fast and again slow while that signs. What it
-/// signs while it is slow has expired for everybody else, and nobody installs it.
+/// Its clock is an hour slow while the members load the new CA, then an hour fast and again slow while that signs. Certificates
+/// that it signs while it is slow have expired for everybody else, and nobody installs them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_signers_clock_an_hour_off_in_the_middle_of_a_rollover() {
     if !tier::soak("a rollover with the signer's clock an hour off (five minutes)") {
@@ -339,7 +339,8 @@ async fn the_signers_clock_an_hour_off_in_the_middle_of_a_rollover() {
     }
     let (Some(etcd), Some(library)) = (tier::etcd(), tier::faketime()) else { return };
     let clock = FakeClock::new(library);
-    // What is renewed at 60 % of its life at the latest outlives the time that clocks are wrong, and pauses after a refusal.
+    // A certificate is renewed at 60 % of its lifetime at the latest, so it outlives the time of wrong clocks and the pauses
+    // after a refusal.
     let Some(live) = Live::start(&etcd, "180s", Some(&clock)).await else { return };
     let start = Instant::now();
     let work = live.workload();

@@ -56,7 +56,7 @@ fn workload(pods: &Pods) -> Workload {
     Workload::start(options)
 }
 
-/// What holds whatever else happened.
+/// The invariants of every test.
 fn nothing_lost(report: &Report) {
     assert_eq!((report.failed, report.lost.len(), report.unseen.len()), (0, 0, 0), "{report}");
     assert!(report.writes > 20, "the client hardly worked: {report}");
@@ -375,8 +375,8 @@ async fn with_auth_on_a_lease_is_the_lock() {
     }
 }
 
-/// The gateway serves at one member alone, which is away while it is restarted itself: what one pod has of etcd's lock at
-/// one time, another has not. Where there is a Lease, nobody goes without it.
+/// The gateway serves at one member alone, which is away while it is restarted itself: so at one time one pod can use etcd's
+/// lock and another cannot. If there is a Lease, every pod takes it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn where_gateways_differ_nobody_holds_another_lock() {
     let (binaries, api) = etcds_and_api().await;
@@ -386,7 +386,7 @@ async fn where_gateways_differ_nobody_holds_another_lock() {
         let mut pods = Pods::start_with(&binary, 3, &old, off).await;
         let both = bundle(&[&old, &new]);
         let Some(api) = &api else {
-            // Without a Lease: etcd's lock, at the member where it is to be had.
+            // Without a Lease: etcd's lock, at the member that serves it.
             pods.trust(&both);
             loaded_one_by_one(&pods, &both, &binary).await;
             continue;

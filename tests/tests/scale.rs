@@ -270,7 +270,7 @@ async fn who_asks_for_one_certificate_does_not_wait_for_the_backlog_of_another_n
     for (_, asking) in &asked {
         signer::issued(lab, &asking.name).await;
     }
-    // In the order of the log: who looks at the API server is too late.
+    // In the order of the log: a look at the API server comes too late.
     let approved: Vec<String> = eventually("the backlog's end", LIMIT, || async {
         let log = approver.process.log();
         let lines: Vec<String> = log.lines().filter(|line| line.contains(": approved ")).map(str::to_owned).collect();

@@ -55,8 +55,8 @@ impl Files {
         Bundle::parse(self.text("ca.crt").as_bytes()).expect("a bundle")
     }
 
-    /// What a client does with them, by OpenSSL: the chain leads to a CA of the bundle, and the key is its key. Whether it has
-    /// expired depends on how busy the machine is.
+    /// A client's checks, by OpenSSL: the chain leads to a CA of the bundle, and the key matches. Expiry is not checked, since
+    /// it depends on how busy the machine is.
     fn verified(&self) {
         let path = |name: &str| self.0.join(name);
         let openssl = |arguments: &[&str], file: PathBuf| run(Command::new("openssl").args(arguments).arg(file));
@@ -170,7 +170,7 @@ async fn a_secret_follows_the_certificate_of_its_pod() {
     }
 }
 
-/// A rollover: both CAs first, then a certificate of the new one; what is in the Secret verifies at every look.
+/// A rollover: both CAs first, then a certificate of the new one; the Secret's content verifies at every look.
 async fn follows_the_ca<F: Future<Output = Result<Files, String>>>(stack: &Stack, read: &impl Fn() -> F) {
     let old = read().await.expect("files").bundle();
     let cluster = format!("{NAMESPACE}/etcd");
@@ -194,7 +194,7 @@ async fn follows_the_ca<F: Future<Output = Result<Files, String>>>(stack: &Stack
     .await;
 }
 
-/// What the admin port shows: `/ready`, and `etcd_tls_secret_current`.
+/// The admin port: `/ready`, and `etcd_tls_secret_current`.
 async fn shown(port: u16) -> (bool, bool) {
     let mut http = EtcdClient::plain().connect(&format!("http://127.0.0.1:{port}")).await.expect("the admin port");
     let metrics = http.get("/metrics").await.expect("metrics");
@@ -208,7 +208,7 @@ async fn says_what_is_wrong(stack: &Stack, pod: &LocalPod, secrets: &Api<Secret>
     let merge = async |patch: Value| {
         secrets.patch(NAME, &PatchParams::default(), &Patch::Merge(patch)).await.expect("change the Secret");
     };
-    // Somebody else's, as far as can be told.
+    // Apparently somebody else's.
     let at = pod.log("secret").len();
     merge(json!({"metadata": {"labels": {"etcd-tls.dev/secret": null}}, "data": {"tls.key": "eA=="}})).await;
     logged(pod, at, "lacks the label etcd-tls.dev/secret=true").await;

@@ -188,7 +188,7 @@ async fn a_killed_process_leaves_one_whole_set() {
         assert!(!now.is_empty(), "round {round}: the set is gone");
         changes += u32::from(now != seen);
         seen = now;
-        // One CSR a role and address at the most: who is killed finds its own again, or makes it for the first time.
+        // At most one CSR for each role and address: a killed sidecar finds its request again, or makes it for the first time.
         let most = 2 * (usize::try_from(round).expect("small") + 3);
         assert!(server.made() <= most, "round {round}: {} requests, {most} are explained", server.made());
     }
@@ -418,7 +418,7 @@ async fn etcd_is_seen_to_serve_each_renewal() {
     let server = CsrServer::start(Duration::from_secs(10)).await;
     let mut pod = Pod::new(&server);
     pod.move_to("127.0.0.2");
-    // Peers connect from 127.0.0.1 on loopback, whatever they listen on.
+    // On loopback peers connect from 127.0.0.1, whichever address they listen on.
     let names = "--extra-sans=127.0.0.1,127.0.0.2,localhost";
     let mut init = pod.start("init", &[names]);
     assert!(init.wait(LIMIT).await.success(), "{}", init.log());

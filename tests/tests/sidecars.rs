@@ -16,10 +16,10 @@ use tests::{
     workload::{Report, Workload},
 };
 
-/// Pods, three members. What is renewed at 60 % of its life has eight seconds left, for a machine that is busy.
+/// Pods, three members. A certificate renewed at 60 % of its lifetime has eight seconds left, for a busy machine.
 const PODS: Setup<'static> = Setup { size: 3, life: Duration::from_secs(20), hosts: false, probe: false, clock: None };
 
-/// What holds whatever else happened.
+/// The invariants of every test.
 fn nothing_lost(report: &Report) {
     assert_eq!((report.failed, report.lost.len(), report.unseen.len()), (0, 0, 0), "{report}");
     assert!(report.writes > 20, "the client hardly worked: {report}");
@@ -163,10 +163,10 @@ async fn in_a_rollover(etcd: &EtcdBinary, setup: Setup<'_>) -> (Fleet, Workload,
     (fleet, work, rollover)
 }
 
-/// Members restart without the API, by etcd's own lock; what they have loaded is stated when it is back.
+/// Members restart without the API, by etcd's own lock; they state their loaded bundles when it is back.
 async fn the_api_away_in_the_middle_of_a_rollover() {
     let Some(etcd) = tier::etcd() else { return };
-    // What is renewed at 60 % of its life at the latest outlives the outage.
+    // A certificate renewed at 60 % of its lifetime at the latest outlives the outage.
     let (life, outage) = if tier::soaking() { (240, 60) } else { (56, 15) };
     let (life, outage) = (Duration::from_secs(life), Duration::from_secs(outage));
     let start = Instant::now();
@@ -238,8 +238,8 @@ async fn clocks_an_hour_off_in_the_middle_of_a_rollover() {
     assert_eq!(late, 0, "a clock that is right again renews nothing");
     nothing_lost(&report);
     assert_eq!((fleet.supervisor.most_away(), fleet.supervisor.ends().len()), (1, 6));
-    // The first, two for each bundle (is it in force, and etcd has loaded it), one by the clock; while clocks were slow,
-    // what was signed was not valid yet, and was asked for anew after half a minute's pauses.
+    // The first, two for each bundle (is it in force, and etcd has loaded it), one by the clock; while clocks were slow, signed
+    // certificates were not valid yet and were requested again after pauses of half a minute.
     let most = 6 + if tier::soaking() { 4 } else { 2 };
     assert!(fleet.most_asked() <= most, "{} requests of one role", fleet.most_asked());
 }
@@ -369,7 +369,8 @@ fn healthy(fleet: &Fleet, i: usize) -> impl Future<Output = Result<(), String>> 
     fleet.supervisor.with(|c| c.members[i].healthy_now())
 }
 
-/// What kubelet gives a container to end. etcd may need longer while a peer takes its connections and says nothing.
+/// The time that kubelet gives a container to end. etcd may need longer while a peer accepts its connections and does not
+/// answer.
 const GRACE: Duration = Duration::from_secs(3);
 
 /// Restarts the first two members, one after the other, as an operator does it while the third is away.
@@ -391,7 +392,7 @@ async fn by_hand(fleet: &Fleet) {
     }
 }
 
-/// What a member was while a whole rollover went by.
+/// The state of a member during a whole rollover.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Away {
     /// Its containers were not there; they begin with `init`.
@@ -427,7 +428,7 @@ async fn misses_a_rollover(away: Away, setup: Setup<'_>) {
     let rollover = fleet.rollover(1);
     fleet.publish(&rollover.both);
     installed(&fleet, |role| rollover.both[&role.domain()].digest()).await;
-    // What those ask for who have loaded it lives for seconds, so that the next CA's soon follows.
+    // Certificates of members that have loaded it live for seconds, so that those of the next CA soon follow.
     fleet.server.state().lifetime = PODS.life;
     by_hand(&fleet).await;
     fleet.stated_by(&fleet.members[..2], &rollover.both).await;
@@ -469,7 +470,7 @@ async fn misses_a_rollover(away: Away, setup: Setup<'_>) {
     let report = work.stop().await.expect("read etcd");
     say(&format!("etcd {}: {away:?} for a whole rollover, {:.0?} in all: {report}", etcd.version, start.elapsed()));
     nothing_lost(&report);
-    // Who slept runs with what it had loaded until it is restarted.
+    // A suspended member runs with its old bundles until it is restarted.
     let restarts = fleet.supervisor.ends()[ends..].iter().map(|(i, _)| *i).collect::<Vec<_>>();
     assert_eq!(restarts, if away == Away::Down { vec![] } else { vec![2] });
     // The first, one for the new CA, and one to state that it was loaded.

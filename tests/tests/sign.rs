@@ -1,5 +1,5 @@
-//! The signer on a real API server, with the rights as shipped: what it issues and refuses, its authorities and their
-//! loss, the trust it publishes, the webhook's serving pair, its clean-up, and rollovers with the signer killed between.
+//! The signer on a real API server, with the rights as shipped: certificates and refusals, its authorities and their loss, the
+//! trust it publishes, the webhook's serving pair, its clean-up, and rollovers with the signer killed between.
 
 #[path = "approve/lab.rs"]
 #[allow(dead_code, reason = "the approver's tests use the rest")]
@@ -314,7 +314,7 @@ async fn a_rollover_survives_a_killed_signer_in_each_phase() {
     let text = signer::secrets_text(&lab, &cas(&lab, "roll").await).await;
     assert_eq!(text.matches("BEGIN PRIVATE KEY").count(), 2, "one key each: the old one is gone");
 
-    // Who followed it has seen each phase, and is told that it is over.
+    // `--watch` has shown each phase, and reports the end.
     eventually("--watch to end", LIMIT, || std::future::ready(watch.exited().ok_or("it goes on"))).await;
     let (status, log) = (watch.exited().expect("it has ended"), watch.log());
     assert!(status.success(), "{status}: {log}");
@@ -349,7 +349,7 @@ async fn the_webhooks_pair_is_renewed_and_its_bundle_is_always_ahead() {
     let secrets: Api<Secret> = Api::namespaced(lab.api.client.clone(), SYSTEM_NAMESPACE);
     let webhooks: Api<MutatingWebhookConfiguration> = Api::all(lab.api.client.clone());
     let look = || async {
-        // The bundle is read after the pair: whatever was served then must be checked by it.
+        // The bundle is read after the pair, so it must verify the pair.
         let secret = secrets.get_opt("etcd-tls-admit-serving").await.map_err(|e| e.to_string())?.ok_or("no pair")?;
         let chain = Chain::parse(&secret.data.ok_or("no data")?["tls.crt"].0).map_err(|e| e.to_string())?;
         let webhooks = webhooks.get("etcd-tls").await.map_err(|e| e.to_string())?.webhooks.unwrap_or_default();

@@ -91,7 +91,7 @@ async fn an_old_agents_wire_is_served_unchanged() {
         let chain = Chain::parse(&certificate).expect("a chain");
         assert_eq!((chain.common_name.as_str(), &chain.sans), (name, &sans(dns, &["10.8.89.9"])));
     }
-    // What nobody lets it have waits for a person, and the agent polls on.
+    // A request beyond the rules waits for a person, and the agent keeps polling.
     let pending = wire("pending");
     let [post, polls @ ..] = pending.as_slice() else { panic!("no request") };
     assert_eq!(polls.len(), 3);
@@ -123,7 +123,7 @@ async fn an_old_agents_wire_is_served_unchanged() {
     of_today["metadata"]["name"] = json!("of-today");
     assert_status(&signer.ask("POST", V1, ADMIN, &of_today), 422, "rsa-2048");
 
-    // An agent that prefers protobuf takes JSON; one that takes nothing else is told so.
+    // An agent that prefers protobuf accepts JSON; one that accepts nothing else gets an error.
     for (accept, code) in
         [("application/vnd.kubernetes.protobuf, */*", 200), ("application/vnd.kubernetes.protobuf", 406)]
     {
@@ -144,7 +144,7 @@ async fn a_changed_ca_is_taken_where_its_certificates_are_accepted() {
         Chain::parse(&STANDARD.decode(pem).expect("base64")).expect("a chain")
     };
     let first = issued(&signer, "a");
-    // Another CA, its key a moment later: not taken, and said; what is there goes on.
+    // Another CA, its key a moment later: refused and logged; the present one stays in use.
     let other = Ca::new("etcd CA");
     signer.dir.write("ca.crt", &other.pem);
     signer.dir.write("ca.key", &other.key_pem);

@@ -1,4 +1,4 @@
-//! What the standalone signer refuses, and how: in Kubernetes' own form, with nothing lost.
+//! The refusals of the standalone signer: in Kubernetes' own form, with nothing lost.
 
 use std::{fs, time::Duration};
 
@@ -57,7 +57,7 @@ async fn what_is_refused_is_refused_in_kubernetes_own_form() {
     assert_eq!(body["spec"]["username"], "system:etcd-peer:m1");
     let (object, _) = request("m2", Role::Peer, "m2", &one);
     assert_status(&as_m1(&object), 403, "of another");
-    // Its name is taken now, whoever asks with the bootstrap token: that waits for a person.
+    // Its name is taken now: a request with the bootstrap token waits for a person.
     let (object, _) = request("m1-again", Role::Peer, "m1", &one);
     let (code, body) = signer.ask("POST", V1, BOOTSTRAP, &object);
     assert!(code == 201 && body["status"]["certificate"].is_null(), "{body}");
@@ -224,7 +224,7 @@ async fn ten_thousand_pending_requests_are_kept_and_one_more_is_refused() {
             signer.start().await;
         }
     }
-    // What is deleted makes place.
+    // A deleted request makes room.
     let (code, _) = signer.ask("DELETE", &format!("{V1}/u0-0000"), ADMIN, &Value::Null);
     assert_eq!(code, 200);
     let (code, body) = signer.session().send(&post(USERS, "one-more"));

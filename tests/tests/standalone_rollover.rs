@@ -77,7 +77,7 @@ async fn roll_over(start: Start) {
             format!("--client-url={}", member.client_url()),
             format!("--peer-url={}", member.peer_url()),
             format!("--trust-dir={}", signer.dir.join("trust").display()),
-            // Who starts etcd again here knows no back-off.
+            // The supervisor of this test has no back-off.
             "--restart-pace=1s".to_owned(),
         ]
     };
@@ -93,7 +93,7 @@ async fn roll_over(start: Start) {
 
     let next = Ca::new("the next etcd CA");
     let both = [old.as_str(), next.pem.as_str()];
-    // What members of the old and of the next CA would show each other.
+    // The certificates that members of the old and of the next CA show each other.
     let (of_old, of_next) = (signer.dir.join("of-old"), signer.dir.join("of-next"));
     for (ca, dir) in [(&signer.ca, &of_old), (&next, &of_next)] {
         ca.write_role(dir, &LeafOptions::default());

@@ -1,5 +1,5 @@
-//! Who gets which name from the standalone signer: each attack by the caller with exactly those rights, over TLS, and the
-//! legitimate use beside it.
+//! The names that each caller gets from the standalone signer: each attack by a caller with exactly those rights, over TLS, and
+//! the legitimate use beside it.
 
 use std::fs;
 
@@ -14,7 +14,7 @@ use tests::{
 /// A certificate and its key, as a caller presents them.
 type Leaf = (String, String);
 
-/// What became of a request.
+/// The outcome of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
     Issued,
@@ -116,7 +116,7 @@ async fn a_hosts_certificate_gets_no_name_that_it_does_not_present() {
     }
     let (object, _) = request("another", Role::Peer, "h2", &n1);
     assert_status(&post(&signer, V1, Some(&h1), None, &object), 403, "of another");
-    // Its own, for each role that the rules give; what is every host's; and less.
+    // Its own names, for each role of the rules; the names of every host; and fewer.
     assert_eq!(by_certificate(&signer, &h1, "again", Role::Peer, "h1", &n1), Fate::Issued);
     let server = sans(&["h1.example.com", "localhost"], &["192.0.2.1", "127.0.0.1", "::1"]);
     assert_eq!(by_certificate(&signer, &h1, "server", Role::Server, "h1", &server), Fate::Issued);
@@ -149,8 +149,8 @@ async fn a_hosts_certificate_gets_no_name_that_it_does_not_present() {
     }
 }
 
-/// Attack 12 and 13 with the bootstrap token: a name is its host's from the first certificate that the host asks for itself,
-/// whatever becomes of the requests, until that certificate ends.
+/// Attack 12 and 13 with the bootstrap token: a name is its host's from the first certificate that the host requests itself
+/// until that certificate ends, even if the requests are deleted.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_held_name_is_not_freed_by_deleting_or_evicting_requests() {
     let limits = ["--rate-limit=0", "--max-names-per-user=400"];
@@ -190,7 +190,7 @@ async fn a_held_name_is_not_freed_by_deleting_or_evicting_requests() {
             assert_eq!(by_token(&signer, &name, role, host, &names), Fate::Waits, "{attack} {round}");
         }
         let renewed = by_certificate(&signer, &h1, &format!("renewed-{round}"), Role::Peer, "h1", &n1);
-        assert_eq!(renewed, Fate::Issued, "the host itself, whoever is at a limit");
+        assert_eq!(renewed, Fate::Issued, "the host itself, even with others at a limit");
         signer.process().kill();
         signer.start().await;
     }
@@ -240,7 +240,7 @@ async fn two_users_never_get_one_name() {
     }
 }
 
-/// Attack 15: whoever policy knows is judged by policy alone, whatever the API version.
+/// Attack 15: a caller in the policy is judged by policy alone, in every API version.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn policy_has_the_last_word_in_every_api_version() {
     let mut signer = Signer::new(&[
@@ -290,7 +290,7 @@ async fn policy_has_the_last_word_in_every_api_version() {
     ] {
         assert_eq!(fate(&post(&signer, path, Some(&cp1), None, &object)), Fate::Denied, "{what}");
     }
-    // What policy gives, by each version; all of it, whatever was asked.
+    // The names of the policy, by each version.
     for (what, (path, object)) in [
         ("v1", v1(Role::Peer, "cp-1", &names)),
         ("v1beta1 with a signer", v1beta1("g", Role::Peer, "cp-1", &names, true)),
@@ -343,7 +343,7 @@ async fn a_cn_and_its_names_can_be_read_in_one_way() {
         "system:etcd-peer:*",
         "system:etcd-peer:",
     ] {
-        // What cannot even be built is no request.
+        // A request that cannot be built is not sent.
         if let Ok(answer) = ask("system:etcd-peers", cn, &one) {
             assert_status(&answer, 422, "spec.request");
         }

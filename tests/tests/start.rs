@@ -1,5 +1,5 @@
-//! What is on disk and good is used before anybody is asked: etcd's certificates by the sidecar's real binary, with the
-//! signer away from the start. On a host and for a static pod `request`, in a pod `init`.
+//! Valid files on disk are used before any request: etcd's certificates by the sidecar's real binary, with the signer away from
+//! the start. On a host and for a static pod `request`, in a pod `init`.
 
 use std::{
     fs,
@@ -105,7 +105,7 @@ fn succeeds_at_once(case: &str, command: &mut Command) {
     panic!("{case}: took {took:?}");
 }
 
-/// Whether a mount namespace of one's own can be had; says so where not.
+/// Whether a mount namespace can be created; prints a line if not.
 fn namespaces() -> bool {
     let can = Command::new("unshare").args(["--mount", "true"]).output().is_ok_and(|o| o.status.success());
     if !can {
@@ -115,7 +115,7 @@ fn namespaces() -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_host_with_good_files_starts_whatever_is_away() {
+async fn a_host_with_good_files_starts_with_everything_else_away() {
     let mut host = Host::new(&[]).await;
     let serials = host.serials();
     // Beside `run`, which has the directory's lock.
@@ -252,7 +252,7 @@ fn output_of(path: &Path) -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pod_with_good_files_starts_whatever_is_away() {
+async fn a_pod_with_good_files_starts_with_everything_else_away() {
     let server = CsrServer::start(Duration::from_secs(3600)).await;
     let pod = Pod { dir: TempDir::new("pod"), port: server.port };
     server.token_directory(&pod.dir);
@@ -272,7 +272,7 @@ async fn a_pod_with_good_files_starts_whatever_is_away() {
     let mut command = pod.init(&[]);
     command.env_remove("KUBERNETES_SERVICE_HOST").env_remove("KUBERNETES_SERVICE_PORT");
     succeeds_at_once("no address of the API server", &mut command);
-    // What is worth a request and not worth waiting, with an API server that is away or silent.
+    // Causes that are worth a request but no wait, with an API server that is away or silent.
     server.state().authorities.insert(Domain::Peer, authority("next peer"));
     server.publish_trust(&pod.dir.join("trust"), &std::collections::BTreeMap::new());
     server.token_directory(&pod.dir);

@@ -27,7 +27,7 @@ use tests::{
     tier,
 };
 
-/// A kubelet looks at its directory every 20 s, and a one-member cluster is told of its restart half a minute ahead.
+/// A kubelet looks at its directory every 20 s, and the restart of a one-member cluster is announced half a minute ahead.
 const LIMIT: Duration = Duration::from_secs(300);
 
 /// A manifest in kubelet's directory. Dropped, it is gone, and kubelet ends the pod.
@@ -56,7 +56,7 @@ fn manifest(image: &str, name: &str, address: &str, urls: &[u16; 3], admin: u16,
         .replace("  annotations:\n", &format!("  annotations:\n    etcd-tls.dev/admin-port: \"{admin}\"\n"))
         .replace("registry.example/etcd:3.6.8-0", image);
     if image.contains(":3.4.") {
-        // What etcd 3.4 does not know yet.
+        // Paths that etcd 3.4 does not have yet.
         text = text.replace("path: /livez", "path: /health").replace("path: /readyz", "path: /health");
         text = text.lines().filter(|l| !l.contains("--feature-gates") && !l.contains("--watch-progress")).fold(
             String::new(),
@@ -70,7 +70,7 @@ fn manifest(image: &str, name: &str, address: &str, urls: &[u16; 3], admin: u16,
     text
 }
 
-/// Approves, as a person would, whatever waits.
+/// Approves every pending request, as a person would.
 fn approve(signer: &Signer) -> Result<(), String> {
     let (code, list) = signer.ask("GET", V1, ADMIN, &Value::Null);
     for item in list["items"].as_array().ok_or_else(|| format!("{code} {list}"))? {

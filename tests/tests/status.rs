@@ -1,4 +1,4 @@
-//! What an operator sees: `etcd-tls-webhook status` on a real API server, which reaches a real sidecar through its pod proxy.
+//! The operator's view: `etcd-tls-webhook status` on a real API server, which reaches a real sidecar through its pod proxy.
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -14,7 +14,7 @@ use tests::{
     temp::TempDir,
 };
 
-/// A client of etcd: what it holds is its own, so that its sidecar says all there is to know.
+/// A client of etcd: it has only its own files, so its sidecar's metrics are complete.
 fn client_pod(name: &str) -> Value {
     json!({
         "metadata": {
@@ -64,7 +64,7 @@ async fn status_shows_each_pod_and_names_the_rights_that_are_missing() {
     assert_eq!(line[..4], ["app-0", "etcd", "client", "ok"], "{table}");
     assert!(!table.contains('\u{1b}'), "no colour where no terminal is: {table}");
 
-    // What it shows is what is on disk.
+    // It shows the files on disk.
     let output = status(&kubeconfig, &["-A", "-o", "json"]);
     let shown: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     let of_the_pod = shown["pods"].as_array().expect("pods").iter().find(|p| p["pod"] == "app-0").expect("the pod");

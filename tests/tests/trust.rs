@@ -1,5 +1,5 @@
-//! Trust ConfigMaps under attack, on a real API server with the shipped manifests: whoever may write them can keep a bundle
-//! away, but bring none of his own in; and the signer repairs every form of damage.
+//! Trust ConfigMaps under attack, on a real API server with the shipped manifests: a writer of them can keep a bundle away but
+//! not bring in another; and the signer repairs every form of damage.
 
 use std::{
     collections::BTreeSet,
@@ -400,7 +400,7 @@ async fn every_form_of_damage_is_repaired_within_seconds() {
         assert!(log.contains(form), "{form} in the log");
     }
 
-    // Whoever makes it immutable as fast as he can makes no storm.
+    // Making it immutable as fast as possible causes no storm of writes.
     let (before, start) = (written(), Instant::now());
     let mut flips = 0_u32;
     while start.elapsed() < Duration::from_secs(15) {

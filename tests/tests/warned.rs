@@ -1,4 +1,4 @@
-//! Tier 2: what admission warned of is an Event on the pod, written once by the approver with the rights as shipped, and shown
+//! Tier 2: admission's warnings become an Event on the pod, written once by the approver with the rights as shipped, and shown
 //! by kubectl.
 
 #[path = "approve/lab.rs"]

@@ -1,4 +1,4 @@
-//! Tier 2: what people see of admission: warnings at `kubectl apply` of a workload, and the marks of an injected pod.
+//! Tier 2: admission as users see it: warnings at `kubectl apply` of a workload, and the marks of an injected pod.
 
 use std::{fmt::Write as _, process::Output, time::Duration};
 
@@ -38,7 +38,7 @@ fn workload(kind: &str, name: &str, labels: &Value, containers: &Value) -> Value
     json!({"apiVersion": version, "kind": kind, "metadata": {"name": name}, "spec": spec})
 }
 
-/// `kubectl apply` in `namespace`; what it wrote to standard error.
+/// `kubectl apply` in `namespace`; returns its standard error.
 fn apply(stack: &Stack, namespace: &str, object: &Value) -> (bool, String) {
     let file = TempDir::new("workload");
     let path = file.write("workload.json", object.to_string());
@@ -101,7 +101,7 @@ async fn kubectl_shows_the_warnings_of_a_workload() {
     expect("not opted in", apply(&stack, "other", &object), &[], &["Warning: etcd-tls"]);
     let object = workload("Deployment", "b", &json!({"etcd-tls": "disabled"}), &plain());
     expect("opted out", apply(&stack, "opted-in", &object), &[], &["Warning: etcd-tls"]);
-    // What a pod would be refused for is said, whole, and refuses nothing.
+    // Reasons to refuse a pod appear as complete warnings, and refuse nothing.
     let refused = json!([{"name": "etcd", "image": "etcd", "command": ["etcd"], "ports": [{"containerPort": 9179}]}]);
     let object = workload("StatefulSet", "c", &json!({}), &refused);
     let wanted = [

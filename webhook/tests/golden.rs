@@ -40,7 +40,7 @@ fn inputs() -> Vec<PathBuf> {
     inputs
 }
 
-/// Compares with the file, or writes it when told to; what differs.
+/// Compares with the file, or writes it if asked; returns the difference.
 fn compare(path: &Path, text: &str) -> Option<String> {
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         if text.is_empty() {

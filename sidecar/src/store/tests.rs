@@ -43,7 +43,7 @@ struct Broken {
     left: Rc<Cell<u32>>,
     how: Errno,
     for_good: bool,
-    /// What is left of the process after the failure: nothing, as in a crash.
+    /// No call works after the failure, as in a crash.
     calls: Rc<Cell<u32>>,
 }
 

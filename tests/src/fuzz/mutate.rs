@@ -1,10 +1,10 @@
-//! Changes of a seed, the same in each run: what a test can do without libFuzzer.
+//! Mutations of a seed, the same in each run, for tests without libFuzzer.
 
 /// An endless row of changes.
 #[derive(Clone, Debug)]
 pub struct Changes(u64);
 
-/// What means something to one of the readers.
+/// Words with a meaning to one of the readers.
 const WORDS: [&[u8]; 16] = [
     b"\"",
     b"\\",

@@ -117,7 +117,7 @@ fn the_cost_of_a_review_grows_with_the_pod() {
         let (few, _) = cost(&|pod| make(pod, FEW));
         let (many, verdict) = cost(&|pod| make(pod, 4 * FEW));
         println!("{what}: {few:?}, {many:?} for four times as many ({verdict:?})");
-        // A quadratic step takes sixteen times as long; what is constant and what the allocator does are allowed for.
+        // A quadratic step takes sixteen times as long; the bound leaves room for constant costs and the allocator.
         if many > few * 8 + Duration::from_millis(20) || many > Duration::from_secs(5) {
             slow.push(format!("{what}: {few:?} for {FEW}, {many:?} for {}", 4 * FEW));
         }

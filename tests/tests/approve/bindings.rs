@@ -1,4 +1,4 @@
-//! What a pod's label gives, to whom and for how long, and what somebody else's binding of our name does.
+//! The rights that a pod's label gives, their holders and duration, and the effect of somebody else's binding with our name.
 
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ async fn value(lab: &Lab, approver: &Approver, name: &str) -> u64 {
     line.unwrap_or_else(|| panic!("no {name} in {metrics}")).parse().expect("a number")
 }
 
-/// Attack 3, and its like: what a pod's label gives is its own service account's, for as long as it has such a pod.
+/// Attack 3 and similar ones: a pod's label gives rights to its own service account only, for as long as it has such a pod.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn attack_3_a_pods_label_gives_the_right_to_its_service_account_alone() {
     let Some(lab) = Lab::new().await else { return };
@@ -96,7 +96,7 @@ async fn attack_3_a_pods_label_gives_the_right_to_its_service_account_alone() {
     lab.sign_binding("quiet", true).await;
 }
 
-/// A pod without a label, for whose account a token is to be had.
+/// A pod without a label, whose account can get a token.
 async fn token_of_again(lab: &Lab) -> Client {
     let pods: Api<Pod> = Api::namespaced(lab.api.client.clone(), "mixed");
     let pod = match pods.get_opt("unlabelled").await.expect("look") {
@@ -160,7 +160,7 @@ async fn a_foreign_binding_of_our_name_is_said_and_blocks_no_other_namespace() {
     })
     .await;
 
-    // Taken away by whoever may, ours is there at once.
+    // If somebody with the right deletes our binding, it is back at once.
     let before = value(&lab, &approver, "binding_writes_total").await;
     bindings("squat").delete("etcd-tls-sign", &DeleteParams::default()).await.expect("delete");
     eventually("a binding of ours", LIMIT, || async {

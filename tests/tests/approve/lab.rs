@@ -134,7 +134,7 @@ impl Lab {
         }
     }
 
-    /// Whoever has the token that kubelet would mount into this pod.
+    /// A client with the token that kubelet would mount into this pod.
     pub async fn requester(&self, pod: &Pod) -> Client {
         let namespace = pod.namespace().expect("a namespace");
         self.api.client_with_token(&self.api.token(&namespace, "default", Some(pod)).await).await
@@ -234,7 +234,7 @@ impl Lab {
         .await;
     }
 
-    /// What a service account of ours may do, as the API server says it.
+    /// Whether a service account of ours has a right, as the API server answers.
     pub fn can_i(&self, account: &str, verb: &str, what: &str, namespace: &str) -> String {
         let system = names::SYSTEM_NAMESPACE;
         let user = format!("--as=system:serviceaccount:{system}:{account}");

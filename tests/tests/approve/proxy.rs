@@ -86,8 +86,8 @@ impl Proxy {
         Self { url, fired: Arc::default(), task }
     }
 
-    /// Passes everything on with `client`'s rights, but the calls for Lease `lease`: they are for another one, and `admin`'s. Whoever
-    /// is behind it leads, whatever others believe.
+    /// Passes everything on with `client`'s rights, except calls for Lease `lease`: they go to another Lease, with `admin`'s
+    /// rights. So every process behind the proxy leads.
     #[allow(dead_code, reason = "most processes lead by the Lease that they share")]
     pub async fn with_own_lease(client: Client, admin: Client, lease: &'static str) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("bind");

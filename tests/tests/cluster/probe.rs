@@ -94,7 +94,7 @@ impl Cluster {
         self.run(&["-n", NAMESPACE, "patch", "pod", POD, "--type=json", "-p", &patch]);
     }
 
-    /// What has become of the sidecar.
+    /// The state of the sidecar.
     fn sidecar_state(&self) -> Value {
         let pod = self.json(&["-n", NAMESPACE, "get", "pod", POD]);
         let statuses = pod["status"]["initContainerStatuses"].as_array().cloned().unwrap_or_default();

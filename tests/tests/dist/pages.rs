@@ -29,7 +29,7 @@ fn completion_knows_every_subcommand() {
             run(Command::new(program).arg("-n").arg(directory.write(shell, &text)));
         }
     }
-    // What bash offers for words that have been begun.
+    // Bash's completions of partial words.
     let offered = |words: &str, index: usize| {
         let script = format!(
             "source '{}'; COMP_WORDS=({words}); COMP_CWORD={index}; COMP_TYPE=9

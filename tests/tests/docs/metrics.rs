@@ -43,7 +43,7 @@ fn kind(source: &str, name: &str) -> &'static str {
     }
 }
 
-/// What one source registers: name, kind and help.
+/// The metrics that one source registers: name, kind and help.
 fn registered(source: &str) -> Vec<(String, &'static str, String)> {
     let code = source.split("#[cfg(test)]").next().unwrap_or_default();
     let mut found = Vec::new();

@@ -91,7 +91,7 @@ async fn our_bundles_are_published_as_cluster_trust_bundles() {
     assert_eq!(found.data["spec"]["signerName"], "client.etcd-tls.dev/prod.etcd");
     assert_eq!(Ok(first.clone()), published().await, "the bundle of the trust ConfigMap");
 
-    // A rollover: both CAs. What somebody else writes into it is mended.
+    // A rollover: both CAs. Foreign changes are repaired.
     let mut command = std::process::Command::new(binary("etcd-tls-webhook"));
     command.args(["rollover", "prod/etcd", "--domain", "client"]).env("KUBECONFIG", &stack.api.kubeconfig);
     tokio::task::spawn_blocking(move || run(&mut command)).await.expect("run");
@@ -182,7 +182,7 @@ async fn reaches_no_other(stack: &Stack, bundles: &Api<DynamicObject>) {
         as_sign.patch(name, &PatchParams::default(), &change).await.expect_err("changed");
     }
 
-    // Who may write ClusterTrustBundles, but has no right to attest for our signers.
+    // An account that may write ClusterTrustBundles but not attest for our signers.
     let name = "bundle-writer";
     let rule = json!({"apiGroups": ["certificates.k8s.io"], "resources": ["clustertrustbundles"], "verbs": ["create", "patch"]});
     let rbac = "rbac.authorization.k8s.io";

@@ -66,9 +66,9 @@ async fn finished_certificate_requests_are_deleted_and_no_others() {
         tokio::time::sleep(Duration::from_millis(1100)).await;
     }
     let mut sign = sign(&lab).await;
-    // What this API server does not serve is said, once, and keeps nothing else.
+    // A missing API is logged once and delays nothing else.
     sign.logged("the API server serves no ClusterTrustBundles", LIMIT).await;
-    eventually("what is done with to go", LIMIT, || async {
+    eventually("finished requests to be deleted", LIMIT, || async {
         let left = scene.requests().await.len();
         if left == 2 { Ok(()) } else { Err(format!("{left} requests are left: {}", sign.log())) }
     })

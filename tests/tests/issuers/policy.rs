@@ -1,4 +1,4 @@
-//! The policy on CertificateRequests: what a pod's own token gets past it, and each deviation that it refuses.
+//! The policy on CertificateRequests: the requests that it permits for a pod's own token, and each deviation that it refuses.
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
@@ -85,7 +85,7 @@ async fn a_certificate_request_is_held_to_the_pod_that_asks() {
         create(&client, "cm", &another).await.map_or(Ok(()), |_| Err("taken"))
     })
     .await;
-    create(&client, "cm", &good).await.expect("what the sidecar writes");
+    create(&client, "cm", &good).await.expect("a request as the sidecar writes it");
     for (what, change) in DEVIATIONS {
         let mut object = good.clone();
         change(&mut object);

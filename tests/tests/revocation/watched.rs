@@ -98,7 +98,7 @@ async fn a_list_comes_without_kubelet_where_the_trust_config_map_may_be_watched(
     assert_eq!(warnings, 1, "{}", other.log());
     assert!(!watching.log().contains("the trust ConfigMap is not watched"), "{}", watching.log());
 
-    // What is watched is held to the same as what is mounted. Nobody repairs it now.
+    // Watched content is checked like mounted content. Nobody repairs it now.
     stack.sign.kill();
     let maps: Api<ConfigMap> = Api::namespaced(stack.api.client.clone(), "prod");
     let good = maps.get(TRUST).await.expect("there").binary_data.expect("lists");

@@ -18,7 +18,7 @@ async fn works(scene: &Scene, account: Account, what: &str, call: Call) -> Value
     scene.call(account, call).await.unwrap_or_else(|e| panic!("{what}: {e}"))
 }
 
-/// 1: a binding for itself, then whatever that gives.
+/// 1: a binding for itself, then every right that it gives.
 pub async fn stolen_approver(scene: &Scene) {
     let itself = json!([{"kind": "ServiceAccount", "name": "etcd-tls-approve", "namespace": "etcd-tls-system"}]);
     let of = |namespace: &str| format!("{RBAC}/namespaces/{namespace}/rolebindings/etcd-tls-sign");
@@ -79,7 +79,7 @@ pub async fn requests_that_grow(scene: &Scene) {
             }
         }
     }
-    // Whoever makes it, a request of ours is a pod's or a host's.
+    // A request for our signers is a pod's or a host's, for every creator.
     let early = Call::post(
         CSRS,
         request("etcd-tls-6cc1c6c0-0000-0000-0000-000000000000-peer-0", "peer.etcd-tls.dev/prod.etcd"),
@@ -189,7 +189,7 @@ pub async fn stolen_signer(scene: &Scene) {
     refused(scene, Sign, "a token of approve", Call::post(secrets, token)).await;
 }
 
-/// What a pod was admitted with stays.
+/// A pod keeps the settings with which it was admitted.
 pub async fn a_client_becomes_a_member(scene: &Scene) {
     let one = "/api/v1/namespaces/prod/pods/etcd-0";
     let annotation = |key: &str, value: Value| json!({"metadata": {"annotations": {key: value}}});

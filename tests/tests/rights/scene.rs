@@ -16,7 +16,7 @@ use tests::{
 /// How long anything may take on a busy machine.
 pub const LIMIT: Duration = Duration::from_secs(60);
 
-/// Who acts.
+/// The acting account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Account {
     Approve,

@@ -14,14 +14,14 @@ use super::{
     shipped::Rule,
 };
 
-/// What should come of a call.
+/// The expected result of a call.
 #[derive(Clone, Copy, Debug)]
 pub enum Outcome {
     /// 403 or 422, with this text.
     Refused(&'static str),
     /// It works; tried by a dry run.
     Works,
-    /// No API can refuse it: what is read is not said to admission. The threat model has it, in these words.
+    /// No API can refuse it: admission does not see reads. The threat model states it in these words.
     Stated(&'static str),
 }
 use Outcome::{Refused, Stated, Works};

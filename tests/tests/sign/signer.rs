@@ -118,7 +118,7 @@ pub async fn certificate(lab: &Lab, name: &str) -> Option<Vec<u8>> {
     csr.status.and_then(|s| s.certificate).map(|c| c.0)
 }
 
-/// What is issued on a request.
+/// The certificate issued on a request.
 pub async fn issued(lab: &Lab, name: &str) -> Chain {
     let pem = eventually(&format!("a certificate on {name}"), LIMIT, || async {
         let status = lab.csr(name).await.status;
@@ -206,7 +206,7 @@ pub async fn namespace_again(lab: &Lab, name: &str) {
     namespaces.create(&PostParams::default(), &from_json(namespace)).await.expect("create a namespace");
 }
 
-/// `etcd-tls-webhook rollover roll/etcd --domain peer …` as cluster-admin: what it prints, or what it fails with.
+/// `etcd-tls-webhook rollover roll/etcd --domain peer …` as cluster-admin: its output, or its error.
 pub fn rollover(lab: &Lab, arguments: &[&str]) -> Result<String, String> {
     let mut command = Command::new(binary("etcd-tls-webhook"));
     command.args(["rollover", "roll/etcd", "--domain", "peer"]).args(arguments).env("KUBECONFIG", &lab.api.kubeconfig);

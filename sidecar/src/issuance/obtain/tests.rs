@@ -97,7 +97,7 @@ fn a_cache_that_lags_neither_deletes_nor_replaces_a_request() {
         scene.obtain().unwrap();
         assert_eq!(scene.created(), 1);
     }
-    // One that is gone indeed is told at once, however old the answers of the cache are.
+    // A deleted request is noticed at once, however old the answers of the cache are.
     let scene = Scene::new();
     scene.judge(|_, _| {});
     scene.server.borrow_mut().lag = HOUR;

@@ -1,8 +1,8 @@
 //! Admission: the CPU that a review takes in the process, and its throughput over TLS against the same server's fixed
 //! answers.
 //!
-//! The reference is a process of its own: the webhook's very server, with the same serving pair and workers, which reads
-//! the same request and gives the bytes of its real answer without looking at it. What is between the two is the review.
+//! The reference is a process of its own: the webhook's very server, with the same serving pair and workers, which reads the
+//! same request and returns the bytes of its real answer without parsing it. The difference between the two is the review.
 
 use std::{
     net::SocketAddr,

@@ -109,7 +109,7 @@ pub(crate) async fn asker(api: &ApiServer, namespace: &str, name: &str, account:
 }
 
 impl Asker {
-    /// What its sidecar would ask for `roles` at once, each with a new key.
+    /// The requests that its sidecar would make for `roles` at once, each with a new key.
     pub(crate) fn asks(&self, roles: &[Role]) -> Vec<Ask> {
         roles.iter().map(|role| self.ask(*role)).collect()
     }
@@ -270,8 +270,8 @@ pub(crate) struct ByHand {
 }
 
 impl ByHand {
-    /// `count` cycles of names that begin with `prefix`, by the bearers of `tokens` in turns; with no tokens by whoever the
-    /// wire is.
+    /// `count` cycles of names that begin with `prefix`, by the bearers of `tokens` in turns; without tokens, by the identity
+    /// of the connection.
     pub(crate) fn new(prefix: &str, count: usize, tokens: &[Arc<str>]) -> Self {
         let key = PrivateKey::generate(KeyAlgorithm::EcdsaP256).expect("make a key");
         let sans: Sans = "10.0.0.1,localhost".parse().expect("names");
@@ -288,9 +288,9 @@ impl ByHand {
         Self { creates, certificate: STANDARD.encode(leaf.cert), tokens: tokens.to_vec(), pods: Vec::new() }
     }
 
-    /// Between the writes a live read of one of `pods` as well, and a look at what was signed at the end: approver and signer
-    /// must read the pod of two requests once each, and whoever asks must look once. Nobody waits for anybody, looks too
-    /// early, judges, verifies or signs.
+    /// Between the writes a live read of one of `pods` as well, and a look at the signed request at the end: approver and
+    /// signer must each read the pod of two requests once, and the requester must look once. Nobody waits for anybody, looks
+    /// too early, judges, verifies or signs.
     pub(crate) fn with_reads(mut self, pods: &[Asker]) -> Self {
         self.pods = pods
             .iter()

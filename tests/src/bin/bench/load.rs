@@ -12,13 +12,13 @@ use crate::{
 /// The processes that share the machine's cores.
 pub(crate) struct Load(Vec<(&'static str, u32)>);
 
-/// What they had used at one moment.
+/// Their usage at one moment.
 pub(crate) struct Reading {
     cpu: Vec<(&'static str, f64)>,
     calls: BTreeMap<String, f64>,
 }
 
-/// What was used between readings.
+/// The usage between readings.
 #[derive(Default)]
 pub(crate) struct Spent {
     cpu: BTreeMap<&'static str, f64>,

@@ -27,7 +27,7 @@ use report::Report;
 
 type Measure = for<'a> fn(&'a mut Report) -> LocalBoxFuture<'a, Result<(), String>>;
 
-/// What there is to measure, in the order of the report.
+/// The measurements, in the order of the report.
 const SECTIONS: [(&str, Measure); 7] = [
     ("admission", |report| admission::measure(report).boxed_local()),
     ("sidecar", |report| sidecar::measure(report).boxed_local()),

@@ -1,6 +1,6 @@
 //! The table at the end: each figure with its target beside it, and what could not run with its reason.
 
-/// What was measured.
+/// The measured values.
 #[derive(Default)]
 pub(crate) struct Report {
     section: &'static str,
@@ -12,7 +12,7 @@ pub(crate) struct Report {
 struct Row([String; 5]);
 
 impl Report {
-    /// What follows belongs to `name`.
+    /// Starts the section `name`.
     pub(crate) fn section(&mut self, name: &'static str) {
         println!("{name}");
         self.section = name;
@@ -23,12 +23,12 @@ impl Report {
         self.add(figure.into(), measured, target, if meets { "meets" } else { "misses" });
     }
 
-    /// A figure that has no target: what a judged one was held against.
+    /// A figure without a target: the reference of a judged one.
     pub(crate) fn plain(&mut self, figure: impl Into<String>, measured: String) {
         self.add(figure.into(), measured, "", "");
     }
 
-    /// What could not run, why, and what enables it.
+    /// A measurement that could not run, the reason, and how to enable it.
     pub(crate) fn skip(&mut self, what: &str, why: &str, enable: &str) {
         let line = format!("SKIPPED {what}: {why}; to enable it: {enable}");
         println!("  {line}");

@@ -128,7 +128,7 @@ fn argument(pod: &serde_json::Value, prefix: &str) -> String {
 async fn note_signed(api: Api<CertificateSigningRequest>, signed: Arc<Mutex<BTreeMap<String, Instant>>>) {
     let mut events = std::pin::pin!(watcher(api, watcher::Config::default()));
     while let Some(event) = events.next().await {
-        // What was signed before the watch began has no time.
+        // A certificate signed before the watch began has no time.
         let Ok(watcher::Event::Apply(csr)) = event else { continue };
         let Some(certificate) = csr.status.and_then(|s| s.certificate) else { continue };
         if let (Ok(chain), Ok(mut signed)) = (Chain::parse(&certificate.0), signed.lock()) {
@@ -181,7 +181,7 @@ struct Files {
     key: PrivateKey,
 }
 
-/// What one turn brought.
+/// The result of one turn.
 struct Tally {
     good: u64,
     failed: u64,

@@ -1,5 +1,5 @@
-//! Thousands of namespaces under one API server, a cluster of three in each: what a certificate costs when all members ask at
-//! once, and what `approve` and `sign` hold, at several numbers of namespaces in one run.
+//! Thousands of namespaces under one API server, a cluster of three in each: the cost of a certificate when all members request
+//! at once, and the memory of `approve` and `sign`, at several numbers of namespaces in one run.
 //!
 //! `ETCD_TLS_SCALE=1000,5000,10000` says the numbers; by default it is 300 and 1,000.
 
@@ -144,7 +144,7 @@ async fn etcd_bytes(stack: &Stack, wire: &mut Wire) -> Result<f64, String> {
     size.ok_or_else(|| format!("no size of {} in the API server's metrics", stack.api.etcd_url()))
 }
 
-/// What the processes hold, in MiB: `approve` and `sign`.
+/// The memory of the processes, in MiB: `approve` and `sign`.
 fn held(report: &mut Report, stack: &Stack, number: u32) -> [f64; 2] {
     [("approver", stack.approve.id()), ("signer", stack.sign.id())].map(|(name, pid)| {
         let (now, most) = (memory(pid), peak(pid));
@@ -177,7 +177,7 @@ async fn writes(wire: &mut Wire) -> Result<(f64, f64), String> {
     Ok((writes, refusals))
 }
 
-/// What the processes use while nothing happens.
+/// The usage of the processes at rest.
 async fn idle(report: &mut Report, stack: &Stack, wire: &mut Wire, number: u32) -> Result<(), String> {
     // Requests are deleted twenty seconds after their certificates here.
     sleep(DELETED).await;

@@ -22,7 +22,7 @@ const ROLES: [Role; 2] = [Role::Peer, Role::Server];
 /// Requests at once: two of each pod.
 const AT_ONCE: usize = 400;
 const TURNS: u32 = 4;
-/// What the making of pods sets in motion is over after this.
+/// The time after which the work caused by new pods is done.
 const SETTLED: Duration = Duration::from_secs(2);
 /// Requests to kube-controller-manager, which signs some ten a second.
 const NODES: usize = 100;

@@ -1,4 +1,4 @@
-//! The images' sizes: what the Dockerfiles copy, the programs and the libraries that they are linked to.
+//! The images' sizes: the files that the Dockerfiles copy, that is the programs and their shared libraries.
 
 use std::{fs, path::Path, process::Command};
 

@@ -21,7 +21,7 @@ pub(crate) fn ms(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
 
-/// What a process holds, in MiB.
+/// The memory of a process, in MiB.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Memory {
     /// Resident, the program's and its libraries' pages included.

@@ -25,7 +25,7 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 /// Handshakes at once while connections are opened ahead of a measurement.
 const HANDSHAKES: usize = 16;
 
-/// What a call asks.
+/// The content of a call.
 #[derive(Clone)]
 pub(crate) struct Call {
     pub(crate) method: Method,

@@ -1,4 +1,4 @@
-//! What the demo has seen, and the table at its end.
+//! The demo's observations, and the table at its end.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,7 +9,7 @@ use crate::timeline::{Timeline, figures};
 /// Serials, by pod and role.
 type Seen = BTreeMap<(String, String), BTreeSet<String>>;
 
-/// What was seen.
+/// The observations.
 #[derive(Debug)]
 pub struct Account {
     /// The same, by time.

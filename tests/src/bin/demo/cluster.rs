@@ -280,7 +280,7 @@ impl Cluster {
         account.timeline.mark("the old CAs leave the bundles");
         write_trust(&trust, &[&self.authorities]);
         account.authorities += u32::try_from(DOMAINS.len()).unwrap_or_default();
-        // What etcd still trusts beside the new ones signs nothing any more; its next restart forgets it.
+        // The old CAs that etcd still trusts sign nothing any more; its next restart drops them.
         self.watch(account, workload, Duration::from_secs(5)).await
     }
 
@@ -370,7 +370,7 @@ fn record(directory: &TempDir, pod: &Value, uid: &str, ips: &[IpAddr]) {
     directory.write(format!("pods/{}.json", pod["metadata"]["name"].as_str().unwrap_or_default()), pod.to_string());
 }
 
-/// A line of the token file: who the API server would say asks.
+/// A line of the token file: the identity that the API server would record.
 fn token_line(token: &str, pod: &Value, uid: &str) -> String {
     let name = pod["metadata"]["name"].as_str().unwrap_or_default();
     let extra = [

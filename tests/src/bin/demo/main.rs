@@ -1,9 +1,9 @@
 //! `make demo`: a three-member etcd under load changes every certificate before one's eyes, with no cluster.
 //!
-//! What runs is what runs in a cluster: `admit` is sent the pods as AdmissionReviews over TLS, and what it injected is run,
-//! `etcd-tls-init`, the sidecar and etcd, as local processes. In the API server's place stands `standalone`, which
-//! judges the requests by the same law from the same pods. Certificates live for seconds. A client writes and watches all
-//! the time; a write that fails fails the demo. Its course is written as a page beside the programs, or to the file that
+//! The programs of a cluster run as local processes: `admit` gets the pods as AdmissionReviews over TLS, and the containers of
+//! the injected pods are started, `etcd-tls-init`, the sidecar and etcd. `standalone` takes the API server's place and judges
+//! the requests by the same rules from the same pods. Certificates live for seconds. A client writes and watches all the time;
+//! a write that fails fails the demo. Its course is written as a page beside the programs, or to the file that
 //! `ETCD_TLS_DEMO_PAGE` names.
 
 mod account;

@@ -11,7 +11,7 @@ pub const ETCD: &str = "etcd";
 /// The image that admission injects.
 pub const SIDECAR_IMAGE: &str = "etcd-tls-sidecar:demo";
 
-/// What lets certificates name addresses of loopback.
+/// The policy that permits loopback addresses in certificates.
 pub const POLICY: &str = "extraSans: [{namespaces: [demo], clusters: [etcd], ipBlocks: [127.0.0.0/8]}]\n";
 
 /// A member's address and ports.

@@ -16,7 +16,7 @@ const LANE: f64 = 26.0;
 /// Height of a chart of figures.
 const CHART: f64 = 110.0;
 
-/// What happened when. Times are seconds since the start of the demo.
+/// The events with their times, in seconds since the start of the demo.
 #[derive(Debug)]
 pub struct Timeline {
     start: Instant,
@@ -190,7 +190,7 @@ impl Timeline {
     }
 }
 
-/// What stands at the top of the page.
+/// The figures at the top of the page.
 pub fn figures(report: &Report, certificates: usize, restarts: u32, most_down: usize) -> Vec<(&'static str, String)> {
     vec![
         ("certificates issued", certificates.to_string()),

@@ -111,7 +111,7 @@ pub(super) fn approve(t: &mut Of<'_>, scene: &Scene) {
     t.other_name_refused("admissionregistration.k8s.io/validatingadmissionpolicybindings", &["get"], VAPB, "other");
 }
 
-/// Attack 1: what a right to bind reaches in two steps.
+/// Attack 1: the reach of a right to bind in two steps.
 pub(super) fn role_bindings(t: &mut Of<'_>) {
     let r = "rbac.authorization.k8s.io/rolebindings";
     let of = |namespace: &str| format!("{RBAC}/namespaces/{namespace}/rolebindings");

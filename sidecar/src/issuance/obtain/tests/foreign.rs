@@ -56,7 +56,7 @@ fn what_a_foreign_issuer_adds_is_refused_and_the_files_stay() {
         assert!(scene.clock.elapsed() < Duration::from_secs(60), "{said}: refused at once");
         assert!(!scene.pending(), "{said}");
     }
-    // What was asked for and no more is taken, and so are the usages of key encipherment.
+    // A certificate with exactly the requested content is accepted, and so are the usages of key encipherment.
     let scene = foreign();
     answer(&scene, |p| p.key_usages.push(KeyUsagePurpose::KeyEncipherment));
     scene.obtain().unwrap();
@@ -73,7 +73,7 @@ fn a_shorter_life_is_taken_unless_the_certificate_in_use_lasts_longer() {
     scene.current = Some(scene.authority.entry_at(Role::Peer, scene.clock.now(), 6 * HOUR));
     let failure = scene.obtain().unwrap_err();
     assert!(failure.to_string().contains("before the certificate in use"), "{failure}");
-    // What has expired keeps nothing out; and our own signer shortens lives by policy.
+    // An expired certificate keeps no new one out; and our own signer shortens lives by policy.
     let ended = Some(scene.clock.now() - HOUR);
     assert!(changes::judge(&scene.template, entry.chain(), ended, scene.clock.now()).unwrap().is_some());
     scene.template.signer = "peer.etcd-tls.dev/prod.etcd".to_owned();

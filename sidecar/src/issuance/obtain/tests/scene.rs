@@ -103,7 +103,7 @@ impl Api for FakeApi {
         let mut server = self.begin()?;
         let now = server.clock.elapsed();
         if version == Version::Any && server.made.get(name).is_some_and(|made| now < *made + server.lag) {
-            // What the cache held before: nothing, or another one's.
+            // The earlier content of the cache: nothing, or a foreign request.
             return server.cached.clone().ok_or_else(|| status(404));
         }
         let Some(mut object) = server.requests.get(name).cloned() else { return Err(status(404)) };
@@ -126,7 +126,7 @@ pub(super) struct Scene {
     pub(super) template: Template,
     pub(super) current: Option<Entry>,
     pub(super) bundles: Vec<Bundle>,
-    /// What was told of answers.
+    /// The answers that the observer got.
     pub(super) heard: RefCell<Vec<Answer>>,
     pub(super) limit: Option<Duration>,
 }

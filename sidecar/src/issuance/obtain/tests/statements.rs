@@ -1,4 +1,4 @@
-//! What the signer states in its answers, and certificates that wait for their bundle.
+//! The signer's statements in its answers, and certificates that wait for their bundle.
 
 use std::rc::Rc;
 
@@ -10,7 +10,7 @@ use super::{
 };
 
 /// The answer's statement of the bundles in force reaches the caller, the record keeps it, and the file has none of it. An
-/// answer with two statements is refused whatever its certificate is.
+/// answer with two statements is refused with any certificate.
 #[test]
 fn an_answer_states_the_bundles_in_force() {
     let digest = "0123456789abcdef0123456789abcdef";
