@@ -291,7 +291,7 @@ fn what_cannot_be_told_is_refused_with_a_way_out_that_works() {
         p["spec"]["containers"][0]["env"] = json!(variables);
     }));
     assert!(
-        warnings.iter().any(|w| w.contains("takes revoked certificates unless it gets --peer-crl-file=")),
+        warnings.iter().any(|w| w.contains("accepts revoked certificates unless it gets --peer-crl-file=")),
         "{warnings:?}"
     );
 }
