@@ -380,7 +380,7 @@ async fn what_leaves_no_quorum_needs_force() {
         }
     })
     .await;
-    // Of what is renewed first nobody falls; who does not renew is named.
+    // If pods renew first, no member fails; a pod that does not renew is named.
     for selector in [["--serial", &chain.serial], ["--user", &chain.common_name]] {
         let arguments = [&["prod/pair", "--timeout=2s"], &selector[..]].concat();
         let (code, refused) = ended(&admin, &arguments).await.expect_err("in use");

@@ -246,7 +246,7 @@ fn inject_documents(
             changed: false,
             again: false,
         };
-        // What was injected into by this command is injected into anew.
+        // A document that this command injected into is injected again from its original.
         let Original::Kept(before) = original::find(&document) else {
             out.push_str(&visit.document(document, &place, keeps));
             continue;

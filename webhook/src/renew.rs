@@ -173,7 +173,7 @@ pub(crate) async fn ask(client: &Client, pod: &str, uid: &str) -> Result<Asked, 
     Ok(Asked { namespace: target.namespace, pod })
 }
 
-/// What the sidecar of `pod` says.
+/// The state that the sidecar of `pod` reports.
 async fn look(client: &Client, namespace: &str, pod: &Chosen) -> Result<Sidecar, RenewError> {
     let seen = status::ask(client, namespace, &pod.name, pod.admin_port).await;
     seen.map_err(|unseen| RenewError::Unseen { pod: pod.name.clone(), reason: unseen.reason, next: unseen.next })

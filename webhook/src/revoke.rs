@@ -32,8 +32,8 @@ pub fn status_annotation(domain: Domain) -> String {
     format!("{}revoke-{domain}", names::ANNOTATION_PREFIX)
 }
 
-/// What an operator asks for: `<add|renewed|force|undo>[@<until>] <id> <reason> <selector>`, the id making each request one of
-/// its own.
+/// An operator's request: `<add|renewed|force|undo>[@<until>] <id> <reason> <selector>`, the id making each request one of its
+/// own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
     /// What.

@@ -115,7 +115,7 @@ async fn a_live_pod_is_renewed_before_its_certificate_is_revoked() {
     })
     .await;
 
-    // By its user, where the sidecar cannot be seen: what the signer has recorded counts.
+    // By its user, if the sidecar cannot be read: the signer's record counts.
     let blind = vec![marker("revoke"), may("list", "pods"), may("get", "pods"), may("patch", "pods")];
     let blind = operator(&stack, "prod", "blind", blind).await;
     let said = revoke(&blind, &["prod/etcd", "--user", &first.common_name]).await.expect("revoked");
@@ -130,7 +130,7 @@ async fn a_live_pod_is_renewed_before_its_certificate_is_revoked() {
     assert_eq!(*failed.lock().expect("a list"), Vec::<String>::new(), "of {} writes", writes.load(Ordering::SeqCst));
     program.abort();
 
-    // What does not renew in time is named and stays, and so is what may not be asked.
+    // A pod that does not renew in time is named and its certificate stays; so does one that may not be asked.
     kubelet.abort();
     let maps: Api<ConfigMap> = Api::namespaced(stack.api.client.clone(), "prod");
     let listed = async || published(&maps).await.expect("lists")["client"].entries().contains_key(&third.serial);

@@ -234,7 +234,7 @@ fn decide_workload(request: &Request<'_>, admission: &Admission) -> Vec<String> 
 }
 
 impl Request<'_> {
-    /// What every line of the log about this review has; most processes log none.
+    /// The fields of every log line about this review; most processes log none.
     fn span(&self) -> Span {
         let span = review_span!(&*self.uid);
         if span.is_disabled() {

@@ -202,8 +202,8 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// The hosts of an option that no certificate will hold, or of which it cannot be told. `members`: of how many the
-    /// cluster is known to be.
+    /// The hosts of an option that no certificate will hold, and the undetermined ones. `members`: of how many the cluster is
+    /// known to be.
     fn check_hosts(
         &mut self,
         target: &Target<'a>,

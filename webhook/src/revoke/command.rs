@@ -104,7 +104,7 @@ impl Args {
     }
 }
 
-/// What a revocation means.
+/// The consequence of a revocation.
 const EFFECT: &str = "Members refuse new connections with it as soon as their sidecars have the list: within seconds where they \
                       watch the trust ConfigMap, else within two minutes, by kubelet. Connections that exist stay until they end.";
 

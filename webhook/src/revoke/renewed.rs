@@ -40,8 +40,8 @@ pub(super) struct NotRenewed {
     why: Error,
 }
 
-/// Revokes what nobody uses, has pods renew the rest, and revokes that; gives what the signer said. What is in use after
-/// `timeout` is revoked with `force` alone.
+/// Revokes the unused certificates, has pods renew the others, and revokes those; returns the signer's answer. What is in use
+/// after `timeout` is revoked with `force` alone.
 ///
 /// # Errors
 /// The signer does not answer, or pods did not renew: [`NotRenewed`].
@@ -61,7 +61,7 @@ pub(super) async fn revoke(
         if in_use.is_empty() {
             return Ok(said);
         }
-        // The signer counts in seconds: what it issues after this is newer than what is in use.
+        // The signer counts in seconds: certificates issued after this are newer than those in use.
         sleep(POLL).await;
         for used in &in_use {
             if !asked.contains_key(&used.uid) {

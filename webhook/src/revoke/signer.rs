@@ -73,7 +73,7 @@ pub(super) async fn look(api: &Api<ConfigMap>, name: &str) -> Result<ConfigMap, 
     })
 }
 
-/// What the signer said to one request, or to several one after the other.
+/// The signer's answers to one request, or to several in sequence.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Said {
     lines: Vec<String>,
@@ -111,7 +111,7 @@ impl Said {
     }
 }
 
-/// What the signer answered, when it has answered for all of `domains`. It writes the answer with the list.
+/// The signer's answer, once it has answered for all of `domains`. It writes the answer with the list.
 fn answered(object: &ConfigMap, domains: &[Domain], request: &Request) -> Option<Said> {
     let mut said = Said::default();
     let mut in_use: BTreeMap<String, InUse> = BTreeMap::new();

@@ -53,7 +53,7 @@ pub enum AdoptError {
     Unreadable {
         /// The file.
         file: String,
-        /// What the parser says; it quotes no value.
+        /// The parser's message; it quotes no value.
         reason: String,
     },
     /// Nothing of this cluster.

@@ -172,7 +172,7 @@ impl Issued {
         self.leaves.get(serial).map(|leaf| leaf.at)
     }
 
-    /// Who holds these certificates.
+    /// The holders of these certificates.
     pub(super) fn holders<'a>(&self, serials: impl Iterator<Item = &'a String>) -> BTreeSet<String> {
         serials.filter_map(|serial| Some(self.leaves.get(serial)?.holder.clone())).collect()
     }

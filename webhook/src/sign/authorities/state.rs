@@ -194,8 +194,8 @@ impl Stored {
         of_old.max(of_active).unwrap_or_else(|| self.active.not_after())
     }
 
-    /// Takes an operator's request, and brings the revocation list up to date. What cannot be signed just now is signed later.
-    /// `namespace` is the authority's, `live` are its pods, and `voters` the members whose peer certificates it signs.
+    /// Takes an operator's request, and brings the revocation list up to date. A list that cannot be signed now is signed
+    /// later. `namespace` is the authority's, `live` are its pods, and `voters` the members whose peer certificates it signs.
     pub(in crate::sign) fn revoke(
         &mut self,
         request: Option<&Request>,
