@@ -55,7 +55,7 @@ pub struct ApiServer {
     // Dropped in this order: users of a process before the process.
     controller_manager: Option<Process>,
     apiserver: Process,
-    etcd: Process,
+    etcd: Option<Process>,
     etcd_url: String,
     port: u16,
     options: Options,
@@ -67,6 +67,8 @@ pub struct ApiServer {
 pub struct Options {
     /// More flags of kube-apiserver.
     pub apiserver_arguments: Vec<String>,
+    /// The endpoints of an etcd that is there already; none is started then.
+    pub etcd: Option<String>,
     /// Start kube-controller-manager too, with its own CSR approver and signer.
     pub controller_manager: bool,
     /// More flags of kube-controller-manager.
@@ -97,8 +99,8 @@ impl ApiServer {
         let assets = tier::kubernetes()?;
         crate::install_crypto();
         let directory = TempDir::new("apiserver");
-        let etcd_url = format!("http://127.0.0.1:{}", ports::loopback());
-        let etcd = start_etcd(&assets, &etcd_url, &directory);
+        let etcd_url = options.etcd.clone().unwrap_or_else(|| format!("http://127.0.0.1:{}", ports::loopback()));
+        let etcd = options.etcd.is_none().then(|| start_etcd(&assets, &etcd_url, &directory));
         let ca = Ca::new("kubernetes");
         write_pki(&ca, &directory);
         let port = ports::loopback();
@@ -134,9 +136,23 @@ impl ApiServer {
     pub async fn restart(&mut self, away: Duration) {
         self.apiserver.kill();
         tokio::time::sleep(away).await;
-        self.apiserver = start_apiserver(&self.assets, self.port, &self.etcd_url, &self.directory, &self.options);
-        let ready = hyper::Request::get("/readyz").body(Vec::new()).expect("a request");
-        eventually("kube-apiserver ready again", START_LIMIT, || self.client.request_text(ready.clone())).await;
+        self.keep_up();
+        eventually("kube-apiserver ready again", START_LIMIT, || self.ready()).await;
+    }
+
+    /// Starts kube-apiserver where it does not run, as kubelet does; waits for nothing.
+    pub fn keep_up(&mut self) {
+        if !self.apiserver.running() {
+            self.apiserver = start_apiserver(&self.assets, self.port, &self.etcd_url, &self.directory, &self.options);
+        }
+    }
+
+    /// Whether it says that it is ready.
+    ///
+    /// # Errors
+    /// Why not.
+    pub async fn ready(&self) -> kube::Result<String> {
+        self.client.request_text(hyper::Request::get("/readyz").body(Vec::new()).expect("a request")).await
     }
 
     /// Waits for what the server makes after it is ready, and makes the node.
@@ -162,9 +178,9 @@ impl ApiServer {
         &mut self.apiserver
     }
 
-    /// The process ids of kube-apiserver and of its etcd.
+    /// The process ids of kube-apiserver and of its own etcd; 0 where it was given one.
     pub fn pids(&self) -> [u32; 2] {
-        [self.apiserver.id(), self.etcd.id()]
+        [self.apiserver.id(), self.etcd.as_ref().map_or(0, Process::id)]
     }
 
     /// The log of kube-apiserver.
@@ -174,7 +190,9 @@ impl ApiServer {
 
     /// Whether all of its processes still run.
     pub fn running(&mut self) -> bool {
-        self.etcd.running() && self.apiserver.running() && self.controller_manager.as_mut().is_none_or(Process::running)
+        self.etcd.as_mut().is_none_or(Process::running)
+            && self.apiserver.running()
+            && self.controller_manager.as_mut().is_none_or(Process::running)
     }
 
     /// Starts kube-controller-manager with more flags, besides the one there may be; `None` where there is none.

@@ -235,6 +235,12 @@ impl Stack {
     }
 }
 
+/// Starts `approve` or `sign` again as it was started before, with the token that it had.
+pub fn controller_again(api: &ApiServer, name: &str) -> Process {
+    let kubeconfig = api.directory().join(format!("{name}.kubeconfig"));
+    Process::spawn(name, &mut controller_command(name, &kubeconfig), api.directory().path())
+}
+
 /// The image that admission injects here; for [`LocalPod`] the name of a program.
 pub const SIDECAR_IMAGE: &str = "etcd-tls-sidecar:test";
 
@@ -242,15 +248,16 @@ pub const SIDECAR_IMAGE: &str = "etcd-tls-sidecar:test";
 async fn controller(api: &ApiServer, name: &str, arguments: &[String], environment: &[(String, String)]) -> Process {
     let token = api.token(SYSTEM_NAMESPACE, &format!("etcd-tls-{name}"), None).await;
     let kubeconfig = api.token_kubeconfig(name, &token);
+    let mut command = controller_command(name, &kubeconfig);
+    command.args(arguments).envs(environment.iter().cloned());
+    Process::spawn(name, &mut command, api.directory().path())
+}
+
+fn controller_command(name: &str, kubeconfig: &Path) -> Command {
     let mut command = Command::new(binary("etcd-tls-webhook"));
     command.arg(name).arg("--admin-address").arg(format!("127.0.0.1:{}", ports::loopback()));
+    command.envs(shipped_environment(name)).env("KUBECONFIG", kubeconfig).env("POD_NAME", format!("etcd-tls-{name}-0"));
     command
-        .args(arguments)
-        .envs(shipped_environment(name))
-        .envs(environment.iter().cloned())
-        .env("KUBECONFIG", kubeconfig)
-        .env("POD_NAME", format!("etcd-tls-{name}-0"));
-    Process::spawn(name, &mut command, api.directory().path())
 }
 
 /// The environment in the shipped Deployment of a controller.
