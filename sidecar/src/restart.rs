@@ -5,6 +5,7 @@
 //! cluster    what is on disk, what etcd's ports show, how every member is      (observe)
 //! decision   must etcd be restarted? may it be, now?                           (pure)
 //! act        lock, check again, hand leadership over, end etcd, wait for it
+//! cut        an operator's request to end all connections      (pure)
 //! gate       the liveness probe that kubelet acts on, for `reload: probe`
 //! options    the arguments, and the restart method that follows from them     (pure)
 //! locks      which locks a restart holds, etcd's, the Lease or both
@@ -18,6 +19,7 @@
 //! next one then finds a member that is down and waits for it.
 
 mod act;
+mod cut;
 mod decide;
 pub mod gate;
 pub mod lock;
@@ -37,6 +39,7 @@ use tokio::{
 
 use self::{
     act::Lock,
+    cut::Cut,
     decide::{Permit, Trust, leaf_due, permit, trust},
     locks::Locks,
     memory::Memory,
@@ -86,6 +89,8 @@ pub struct Restarter {
     gate: Arc<Gate>,
     status: watch::Sender<Status>,
     unserved: watch::Sender<bool>,
+    cut_asked: watch::Sender<Option<String>>,
+    cut: Cut,
     locks: Locks,
     /// When the cluster's members were last noted.
     learned: Option<Instant>,
@@ -129,6 +134,8 @@ impl Restarter {
             metrics: Metrics::register(registry),
             status: watch::Sender::default(),
             unserved: watch::Sender::default(),
+            cut_asked: watch::Sender::default(),
+            cut: Cut::default(),
             locks: Locks::new(options.holder.clone(), options.lease.clone()),
             learned: None,
             announced: None,
@@ -157,16 +164,22 @@ impl Restarter {
         self.unserved.clone()
     }
 
+    /// Where to send the id of an operator's request to end all connections by a restart.
+    pub fn cut(&self) -> watch::Sender<Option<String>> {
+        self.cut_asked.clone()
+    }
+
     /// Runs until the sender of `installed` is dropped. Each value sent means: a set was installed, look now. The files are
     /// read from the directory.
     pub async fn run(mut self, mut installed: watch::Receiver<u64>) {
-        let mut unserved = self.unserved.subscribe();
+        let (mut unserved, mut cut) = (self.unserved.subscribe(), self.cut_asked.subscribe());
         loop {
             let pause = self.tick().await;
             tokio::select! {
                 () = sleep(pause) => {}
                 changed = installed.changed() => if changed.is_err() { return },
                 _ = unserved.changed() => {}
+                _ = cut.changed() => {}
             }
         }
     }
@@ -185,7 +198,10 @@ impl Restarter {
         }
         let why = look.why.join("; ");
         match self.attempt(&look, &why).await {
-            Ok(()) => Duration::ZERO,
+            Ok(()) => {
+                self.cut.carried_out();
+                Duration::ZERO
+            }
             Err(wait) => {
                 self.show(Some((&why, &wait)));
                 wait.again
@@ -256,6 +272,15 @@ impl Restarter {
         if leaf_due(*self.unserved.borrow(), &mut self.leaf_tried) {
             look.why.push("etcd still serves an old certificate".to_owned());
         }
+        // Of a server that is told to read its files again, no connection ends.
+        let asked = self.cut_asked.borrow().clone().filter(|_| !matches!(self.method, Method::Tell(_)));
+        if let Some(id) = asked {
+            self.cut.ask(&id, now);
+        }
+        if self.cut.is_due(started) {
+            look.why.push("an operator asks for the end of all connections".to_owned());
+        }
+        self.metrics.cut(self.cut.done());
         self.metrics.states(&loaded, &look.due, &unknown);
         let before = self.status.borrow().unknown.clone();
         for (domain, reason) in unknown.iter().filter(|(domain, reason)| before.get(*domain) != Some(*reason)) {

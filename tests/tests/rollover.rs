@@ -1,6 +1,9 @@
 //! Rollovers of a live cluster on a real API server, as installed: members that the webhook admitted, with their sidecars and
 //! real etcds, `approve` and `sign` with their shipped rights; and the signer killed wherever it can be.
 
+#[path = "rollover/cut.rs"]
+mod cut;
+
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
@@ -17,13 +20,14 @@ use etcd_tls_contract::{
     names,
     role::Role,
 };
-use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::{
     Api,
     api::{Patch, PatchParams},
 };
 use serde_json::{Value, json};
 use tests::{
+    downward::downward,
     etcd::EtcdBinary,
     etcd_client::EtcdClient,
     eventually,
@@ -32,7 +36,7 @@ use tests::{
     ports,
     process::{binary, which},
     say,
-    stack::{Options, Stack},
+    stack::{Options, Stack, own_address},
     tier,
     workload::{self, Workload},
 };
@@ -59,7 +63,7 @@ impl Place {
     fn new(n: u8) -> Self {
         let address = Ipv4Addr::new(127, 0, 0, 2 + n);
         let port = || ports::free(address);
-        let admin = ports::loopback();
+        let admin = ports::free(Ipv4Addr::UNSPECIFIED);
         Self { name: format!("etcd-{n}"), address, client: port(), peer: port(), metrics: port(), admin }
     }
 
@@ -102,6 +106,7 @@ impl Place {
             "volumeMounts": [{"name": "data", "mountPath": "/var/lib/etcd"}],
         }]);
         pod["spec"]["volumes"] = json!([{"name": "data", "emptyDir": {}}]);
+        pod["spec"]["hostNetwork"] = true.into();
         pod
     }
 }
@@ -165,11 +170,15 @@ impl Live {
 
         let programs = [("etcd", etcd.etcd.clone()), ("app", which("true").expect("true"))];
         let places: Vec<Place> = (0..3).map(Place::new).collect();
-        let (mut pods, mut certs) = (Vec::new(), Vec::new());
-        for (n, place) in places.iter().enumerate() {
-            let ip: IpAddr = format!("10.7.0.1{n}").parse().expect("an address");
+        let (mut pods, mut certs, mut tasks) = (Vec::new(), Vec::new(), Vec::new());
+        let pods_api: Api<Pod> = Api::namespaced(stack.api.client.clone(), NAMESPACE);
+        for place in &places {
+            // The members are on this machine's network, where the API server's proxy reaches their sidecars.
+            let ip = own_address().expect("the stack has one");
             let mut pod =
                 stack.local_pod(NAMESPACE, place.pod(&places), &[ip], &programs).await.expect("create a member");
+            let created = pods_api.get(pod.name()).await.expect("the member");
+            tasks.push(downward(&created, pod.volume(names::TOKEN_VOLUME), pods_api.clone()));
             // kubelet's part is played by somebody without a back-off.
             pod.add_argument(names::SIDECAR_CONTAINER, "--restart-pace=1s");
             certs.push(pod.path("etcd", names::DEFAULT_MOUNT_PATH));
@@ -192,8 +201,8 @@ impl Live {
         }
         let seen = Arc::<Seen>::default();
         let addresses = places.iter().map(|p| (p.address, p.client).into()).collect();
-        let tasks =
-            vec![tokio::spawn(supervise(pods, Arc::clone(&seen))), tokio::spawn(look_on(addresses, Arc::clone(&seen)))];
+        tasks.push(tokio::spawn(supervise(pods, Arc::clone(&seen))));
+        tasks.push(tokio::spawn(look_on(addresses, Arc::clone(&seen))));
         Some(Self { stack, sign, places, certs, client_dir, seen, tasks, kills: 0 })
     }
 

@@ -11,7 +11,11 @@ use std::{
     time::Duration,
 };
 
-use etcd_tls_contract::{names, renew::Renew, role::Role};
+use etcd_tls_contract::{
+    names::{self, ClusterName},
+    renew::Renew,
+    role::Role,
+};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, Client,
@@ -113,7 +117,7 @@ impl Args {
         }
         let renew = Renew { roles, id: jiff::Timestamp::now().to_string() };
         for pod in &chosen {
-            annotate(&client, namespace, pod, &renew).await?;
+            annotate(&client, namespace, pod, &renew.to_string()).await?;
             say(&format!("pod {}: asked to renew {}", pod.name, list(&pod.roles)))?;
         }
         if !self.wait {
@@ -127,10 +131,10 @@ impl Args {
 }
 
 /// Writes the annotation.
-async fn annotate(client: &Client, namespace: &str, pod: &Chosen, renew: &Renew) -> Result<(), Refused> {
+async fn annotate(client: &Client, namespace: &str, pod: &Chosen, value: &str) -> Result<(), Refused> {
     let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
     // The uid: a pod that was made again meanwhile has new certificates already.
-    let annotations = json!({names::RENEW_ANNOTATION: renew.to_string()});
+    let annotations = json!({names::RENEW_ANNOTATION: value});
     let patch = Patch::Merge(json!({"metadata": {"uid": pod.uid, "annotations": annotations}}));
     within(api.patch_metadata(&pod.name, &PatchParams::default(), &patch))
         .await
@@ -138,7 +142,7 @@ async fn annotate(client: &Client, namespace: &str, pod: &Chosen, renew: &Renew)
     Ok(())
 }
 
-/// A pod that was asked for new certificates.
+/// A pod that is asked for something by the annotation, such as new certificates.
 #[derive(Debug)]
 pub(crate) struct Asked {
     namespace: String,
@@ -151,7 +155,28 @@ impl Asked {
     /// # Errors
     /// Its sidecar cannot be seen.
     pub(crate) async fn serials(&self, client: &Client) -> Result<BTreeSet<String>, RenewError> {
-        Ok(serials(&look(client, &self.namespace, &self.pod).await?).into_values().collect())
+        Ok(serials(&self.look(client).await?).into_values().collect())
+    }
+
+    /// What its sidecar says.
+    ///
+    /// # Errors
+    /// It cannot be seen.
+    pub(crate) async fn look(&self, client: &Client) -> Result<Sidecar, RenewError> {
+        look(client, &self.namespace, &self.pod).await
+    }
+
+    /// Its name.
+    pub(crate) fn name(&self) -> &str {
+        &self.pod.name
+    }
+
+    /// Writes the annotation.
+    ///
+    /// # Errors
+    /// No right to.
+    pub(crate) async fn annotate(&self, client: &Client, value: &str) -> Result<(), Refused> {
+        annotate(client, &self.namespace, &self.pod, value).await
     }
 }
 
@@ -169,8 +194,20 @@ pub(crate) async fn ask(client: &Client, pod: &str, uid: &str) -> Result<Asked, 
     let mut chosen = choose::choose(&found, &target, Some(Kind::Pod), &BTreeSet::new())?;
     let pod = chosen.pop().ok_or_else(|| RenewError::NoSuch(target.clone()))?;
     let renew = Renew { roles: BTreeSet::new(), id: jiff::Timestamp::now().to_string() };
-    annotate(client, &target.namespace, &pod, &renew).await?;
-    Ok(Asked { namespace: target.namespace, pod })
+    let asked = Asked { namespace: target.namespace, pod };
+    asked.annotate(client, &renew.to_string()).await?;
+    Ok(asked)
+}
+
+/// The members of `cluster` among `pods`, to be asked for something.
+///
+/// # Errors
+/// There is none, or one that does not see the annotation.
+pub(crate) fn members(pods: &[Pod], cluster: &ClusterName) -> Result<Vec<Asked>, RenewError> {
+    let target = Target { namespace: cluster.namespace.clone(), name: cluster.name.clone() };
+    let roles = BTreeSet::from([Role::Peer, Role::Server]);
+    let chosen = choose::choose(pods, &target, Some(Kind::Cluster), &roles)?;
+    Ok(chosen.into_iter().map(|pod| Asked { namespace: cluster.namespace.clone(), pod }).collect())
 }
 
 /// The state that the sidecar of `pod` reports.

@@ -2,6 +2,7 @@
 //! the signer's answers beside them.
 
 mod command;
+mod cut;
 mod members;
 mod renewed;
 mod signer;

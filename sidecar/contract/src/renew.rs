@@ -1,4 +1,5 @@
-//! The value of the annotation `renew`: each new value asks for new certificates, of all roles or of those that it names.
+//! The value of the annotation `renew`: each new value asks for new certificates, of all roles or of those that it names, or for
+//! a restart of etcd.
 
 use std::{collections::BTreeSet, fmt};
 
@@ -6,6 +7,20 @@ use crate::role::Role;
 
 /// The separator between the roles and the rest of a value.
 const SEPARATOR: char = ':';
+/// What stands in place of the roles where etcd's connections are to end.
+const RESTART: &str = "restart";
+
+/// The value that asks for a restart of etcd, one member at a time, so that all connections end, and for no certificate.
+pub fn restart(id: &str) -> String {
+    format!("{RESTART}{SEPARATOR}{id}")
+}
+
+/// The id of a value that [`restart`] made: letters, digits and hyphens, at most 64.
+pub fn read_restart(value: &str) -> Option<&str> {
+    let id = value.strip_prefix(RESTART)?.strip_prefix(SEPARATOR)?;
+    let good = (1..=64).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    good.then_some(id)
+}
 
 /// A value of the annotation: `<anything>`, or `<role>[,<role>…]:<anything>` for these roles alone. Any text is one, so that
 /// `kubectl annotate pod etcd-0 etcd-tls.dev/renew="$(date)" --overwrite` renews all roles.
@@ -45,6 +60,14 @@ impl fmt::Display for Renew {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_restart_is_read_back_and_near_misses_are_not() {
+        assert_eq!(read_restart(&restart("4f-0A")), Some("4f-0A"));
+        for other in ["restart", "restart:", "restart:a b", "restarts:1", "peer:1", &restart(&"x".repeat(65))] {
+            assert_eq!(read_restart(other), None, "{other}");
+        }
+    }
 
     #[test]
     fn a_value_names_roles_or_means_all() {

@@ -58,6 +58,8 @@ pub struct Driver<C, F, M, W> {
     pub loaded: Option<watch::Receiver<restart::Status>>,
     /// Told when a port still serves an old certificate after its grace time; none where there is no etcd.
     pub unserved: Option<watch::Sender<bool>>,
+    /// Told the id of an operator's request to restart etcd; none where there is no etcd.
+    pub cut: Option<watch::Sender<Option<String>>>,
     /// Counts installs, for the restarter.
     pub installed: watch::Sender<u64>,
     /// Wakes the loop when the trust directory has changed.
@@ -207,7 +209,12 @@ where
     /// Requests the renewal that a new value of the annotation `renew` calls for, even after a refusal.
     fn look_at_renew(&self, progress: &mut Progress<'_>) {
         let Some(file) = &self.renew else { return };
-        for role in progress.values.asks(file.value(), self.agent.roles()) {
+        let asks = progress.values.asks(file.value(), self.agent.roles());
+        if let (Some(id), Some(cut)) = (asks.restart, &self.cut) {
+            tracing::info!(id, "an operator asks for a restart of etcd, so that all connections end");
+            cut.send_replace(Some(id));
+        }
+        for role in asks.roles {
             if let Some(state) = progress.roles.get_mut(&role) {
                 state.asked.ask();
                 state.hold_until = Duration::ZERO;

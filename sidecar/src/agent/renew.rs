@@ -7,7 +7,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use etcd_tls_contract::{names, renew::Renew, role::Role};
+use etcd_tls_contract::{
+    names,
+    renew::{Renew, read_restart},
+    role::Role,
+};
 
 use crate::os::directory_watch::DirectoryWatch;
 
@@ -45,6 +49,15 @@ impl RenewFile {
     }
 }
 
+/// What a value asks for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Asks {
+    /// New certificates of these roles.
+    pub roles: BTreeSet<Role>,
+    /// A restart of etcd, by this id.
+    pub restart: Option<String>,
+}
+
 /// Which values were seen: one value asks once.
 #[derive(Debug, Default)]
 pub struct Seen {
@@ -53,20 +66,22 @@ pub struct Seen {
 }
 
 impl Seen {
-    /// Of `roles`, those for which `value` asks. The value that a process finds at its start asks for nothing, nor does an
+    /// For which of `roles` `value` asks, or whether for a restart of etcd. The value that a process finds at its start asks for nothing, nor does an
     /// annotation that is removed.
-    pub fn asks(&mut self, value: Option<String>, roles: &BTreeSet<Role>) -> BTreeSet<Role> {
-        let Some(value) = value else { return BTreeSet::new() };
+    pub fn asks(&mut self, value: Option<String>, roles: &BTreeSet<Role>) -> Asks {
+        let Some(value) = value else { return Asks::default() };
         match &self.last {
-            Some(last) if *last == value || value.is_empty() => BTreeSet::new(),
+            Some(last) if *last == value || value.is_empty() => Asks::default(),
             None => {
                 self.last = Some(value);
-                BTreeSet::new()
+                Asks::default()
             }
             Some(_) => {
+                let restart = read_restart(&value).map(str::to_owned);
                 let renew = Renew::read(&value);
                 self.last = Some(value);
-                roles.iter().copied().filter(|role| renew.names(*role)).collect()
+                let named = |role: &Role| restart.is_none() && renew.names(*role);
+                Asks { roles: roles.iter().copied().filter(named).collect(), restart }
             }
         }
     }
@@ -123,11 +138,17 @@ mod tests {
             (Some("peer:2"), &[Role::Peer]),
         ] {
             let asked = seen.asks(value.map(str::to_owned), &roles);
-            assert_eq!(asked, expected.iter().copied().collect(), "{value:?}");
+            let expected = Asks { roles: expected.iter().copied().collect(), restart: None };
+            assert_eq!(asked, expected, "{value:?}");
         }
+        let restart = Asks { restart: Some("4f".to_owned()), ..Asks::default() };
+        assert_eq!(seen.asks(Some("restart:4f".to_owned()), &roles), restart, "and no certificate");
+        assert_eq!(seen.asks(Some("restart:4f".to_owned()), &roles), Asks::default());
         let mut seen = Seen::default();
-        assert!(seen.asks(Some(String::new()), &roles).is_empty(), "no annotation at the start");
-        assert_eq!(seen.asks(Some("1".to_owned()), &roles), roles);
+        assert_eq!(seen.asks(Some(String::new()), &roles), Asks::default(), "no annotation at the start");
+        assert_eq!(seen.asks(Some("1".to_owned()), &roles).roles, roles);
+        let mut seen = Seen::default();
+        assert_eq!(seen.asks(Some("restart:4f".to_owned()), &roles), Asks::default(), "it was there at the start");
     }
 
     #[test]

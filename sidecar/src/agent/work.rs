@@ -99,6 +99,7 @@ where
     let beside = beside(installed_seen.clone());
     tokio::spawn(admin::serve(listener, Arc::clone(&health) as Arc<dyn admin::Status>));
     let unserved = restarter.as_ref().map(Restarter::leaf_unserved);
+    let cut = restarter.as_ref().map(Restarter::cut);
     let restarting = async {
         if let Some(restarter) = restarter {
             restarter.run(installed_seen).await;
@@ -113,7 +114,7 @@ where
     let agent = Agent::new(roles, clock, store, trust);
     health.awaits(Arc::clone(agent.awaited()));
     let driver =
-        Driver { agent, api, template, ports: ports(args), health, loaded, unserved, installed, changed, renew };
+        Driver { agent, api, template, ports: ports(args), health, loaded, unserved, cut, installed, changed, renew };
     let stop = async {
         tokio::select! {
             _ = terminate.recv() => {}

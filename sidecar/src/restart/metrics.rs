@@ -27,6 +27,11 @@ struct ReasonLabel {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct IdLabel {
+    id: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OutcomeLabel {
     outcome: &'static str,
 }
@@ -37,6 +42,7 @@ pub(super) struct Metrics {
     due: Family<DomainLabel, Gauge>,
     states: Family<StateLabels, Gauge>,
     waits: Family<ReasonLabel, Gauge>,
+    cut: Family<IdLabel, Gauge>,
     restarts: Family<OutcomeLabel, Counter>,
     downtime: Gauge<f64, AtomicU64>,
 }
@@ -56,6 +62,11 @@ impl Metrics {
             metrics.states.clone(),
         );
         registry.register("restart_waits", "1 for what a due restart waits for", metrics.waits.clone());
+        registry.register(
+            "cut_info",
+            "1 for the last request to end all connections that was carried out by a restart of etcd",
+            metrics.cut.clone(),
+        );
         registry.register("restarts", "Restarts of etcd begun, by how they ended", metrics.restarts.clone());
         registry.register_with_unit(
             "restart_downtime",
@@ -101,6 +112,17 @@ impl Metrics {
         self.waits.clear();
         if let Some(reason) = reason {
             self.waits.get_or_create(&ReasonLabel { reason }).set(1);
+        }
+    }
+
+    /// Shows the request that was carried out last.
+    pub(super) fn cut(&self, done: Option<&str>) {
+        if let Some(id) = done {
+            let label = IdLabel { id: id.to_owned() };
+            if self.cut.get(&label).is_none() {
+                self.cut.clear();
+                self.cut.get_or_create(&label).set(1);
+            }
         }
     }
 

@@ -33,12 +33,18 @@ fn chain(files: &Path) -> Chain {
     Chain::parse(&fs::read(files.join(names::CERT_FILE)).expect("read")).expect("a chain")
 }
 
-/// The files of a role as they are now: a program that reads them while they are renewed reads one set.
+/// The files of a role as they are now: of one set, also while they are renewed.
 fn copied(files: &Path, to: &Path) {
+    let read = || -> std::io::Result<Vec<(&str, Vec<u8>)>> {
+        let now = fs::canonicalize(files)?;
+        let names = [names::CERT_FILE, names::KEY_FILE, names::CA_FILE];
+        names.into_iter().map(|name| Ok((name, fs::read(now.join(name))?))).collect()
+    };
+    // A set goes when the next one is there.
+    let set = (0..100).find_map(|_| read().ok()).expect("a set of files");
     fs::create_dir_all(to).expect("a directory");
-    let now = fs::canonicalize(files).expect("files");
-    for name in [names::CERT_FILE, names::KEY_FILE, names::CA_FILE] {
-        fs::write(to.join(name), fs::read(now.join(name)).expect("read")).expect("write");
+    for (name, content) in set {
+        fs::write(to.join(name), content).expect("write");
     }
 }
 

@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, Client};
 
 use super::{
-    Action, DOMAINS, Selector, members, renewed,
+    Action, DOMAINS, Selector, cut, members, renewed,
     signer::{Signer, look, say},
 };
 use crate::{
@@ -49,7 +49,12 @@ pub struct Args {
     /// Revoke them at once: the pods that use them are refused until their next renewal. --pod does the same.
     #[arg(long, conflicts_with_all = ["undo", "list"])]
     at_once: bool,
-    /// How long pods may take to renew: kubelet brings them the annotation `renew` within a minute or two.
+    /// End the connections that exist, too, those of others as well: every etcd of the cluster is restarted, one member at a
+    /// time and never without quorum. A cluster of one member is away for some seconds.
+    #[arg(long, conflicts_with_all = ["undo", "list"])]
+    cut: bool,
+    /// How long pods may take to renew, and with --cut members to restart: kubelet brings them the annotation `renew` within a
+    /// minute or two.
     #[arg(long, default_value = "5m", value_name = "DURATION", value_parser = etcd_tls_contract::duration::parse_duration)]
     timeout: Duration,
     /// Accept the certificates again.
@@ -72,7 +77,7 @@ impl Args {
     /// # Errors
     /// No such cluster, no right to its ConfigMap, no answer, a refusal, or members that do not look at the list.
     pub async fn run(self) -> Result<(), Error> {
-        let Self { cluster, serial, pod, user, reason, force, at_once, timeout, undo, list: _, at } = self;
+        let Self { cluster, serial, pod, user, reason, force, at_once, cut, timeout, undo, list: _, at } = self;
         let (client, _) = at.connect().await?;
         let api: Api<ConfigMap> = Api::namespaced(client.clone(), &cluster.namespace);
         let name = cluster.trust_config_map(&cluster.namespace);
@@ -100,13 +105,20 @@ impl Args {
             return Ok(());
         }
         say(EFFECT)?;
+        if cut {
+            let lists = published(&look(&api, &name).await?);
+            let numbers = lists.into_iter().map(|(domain, list)| (domain, list.number())).collect();
+            cut::cut(&client, &cluster, &numbers, timeout).await?;
+        } else {
+            say("Connections that exist stay until they end.")?;
+        }
         enforced(&client, &cluster, &domains).await
     }
 }
 
 /// The consequence of a revocation.
 const EFFECT: &str = "Members refuse new connections with it as soon as their sidecars have the list: within seconds where they \
-                      watch the trust ConfigMap, else within two minutes, by kubelet. Connections that exist stay until they end.";
+                      watch the trust ConfigMap, else within two minutes, by kubelet.";
 
 /// Names the members that do not look at the list.
 ///

@@ -140,7 +140,11 @@ pub(super) fn say(text: &str) -> Result<(), Error> {
     Ok(())
 }
 
-fn id() -> Result<String, Error> {
+/// An id of its own for each request.
+///
+/// # Errors
+/// There are no random numbers.
+pub(super) fn id() -> Result<String, Error> {
     let mut bytes = [0; 8];
     aws_lc_rs::rand::fill(&mut bytes).map_err(|_| "no random numbers")?;
     Ok(hex(&bytes))

@@ -37,6 +37,10 @@ pub(crate) struct Sidecar {
     pub(crate) restart_due: Vec<Domain>,
     /// The word for what a due restart waits for.
     pub(crate) restart_waits: Option<String>,
+    /// The id of the last request to end all connections that was carried out.
+    pub(crate) cut: Option<String>,
+    /// By domain, the number of the revocation list on disk.
+    pub(crate) lists: BTreeMap<Domain, u64>,
     /// The domains whose bundle on offer is refused.
     pub(crate) refused: Vec<Domain>,
 }
@@ -125,6 +129,10 @@ impl Sidecar {
             }
             ("restart_due", _, Some(domain)) if is => self.restart_due.push(domain),
             ("restart_waits", ..) if is => self.restart_waits = Some(sample.label("reason").to_owned()),
+            ("cut_info", ..) if is => self.cut = Some(sample.label("id").to_owned()),
+            // It is a whole number below 2^53.
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+            ("revocation_list_number", _, Some(domain)) if is => drop(self.lists.insert(domain, sample.value as u64)),
             ("bundle_refused", _, Some(domain)) if is => self.refused.push(domain),
             _ => {}
         }
@@ -194,6 +202,8 @@ etcd_tls_trust_state{domain="client",state="loaded",reason=""} 1
 etcd_tls_restart_due{domain="peer"} 1
 etcd_tls_restart_due{domain="client"} 0
 etcd_tls_restart_waits{reason="leader_last"} 1
+etcd_tls_cut_info{id="4f-0a"} 1
+etcd_tls_revocation_list_number{domain="client"} 1795886277
 etcd_tls_bundle_refused{domain="client"} 1
 etcd_tls_handshakes_total{port="a\"b\\c\nd",result="served"} 4
 # EOF
@@ -218,6 +228,8 @@ etcd_tls_handshakes_total{port="a\"b\\c\nd",result="served"} 4
         assert_eq!(sidecar.trust[&Domain::Client], Trust::Loaded);
         assert_eq!((&sidecar.restart_due[..], &sidecar.refused[..]), (&[Domain::Peer][..], &[Domain::Client][..]));
         assert_eq!(sidecar.restart_waits.as_deref(), Some("leader_last"));
+        assert_eq!(sidecar.cut.as_deref(), Some("4f-0a"));
+        assert_eq!(sidecar.lists, BTreeMap::from([(Domain::Client, 1_795_886_277)]));
     }
 
     #[test]

@@ -1,0 +1,149 @@
+//! Ends the connections that exist, after a revocation: each sidecar restarts its etcd, one member at a time and never without
+//! quorum, as for a new CA.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use etcd_tls_contract::{names::ClusterName, renew::restart, role::Domain};
+use kube::Client;
+use tokio::time::{Instant, sleep};
+
+use super::signer::{id, say};
+use crate::{
+    error::{Error, NotInTime, NotSeen},
+    renew::{self, Asked, RenewError},
+    status::{self, Sidecar},
+};
+
+/// The pause between two looks at the sidecars.
+const POLL: Duration = Duration::from_secs(1);
+/// How long a list may take to a member whose sidecar cannot be seen.
+const UNSEEN: Duration = Duration::from_secs(10);
+
+/// Has the members of `cluster` restart once they have the lists of these `numbers`, and shows how that goes.
+///
+/// # Errors
+/// Members cannot be listed or asked, cannot be seen, or have not all restarted within `timeout`.
+pub(super) async fn cut(
+    client: &Client,
+    cluster: &ClusterName,
+    numbers: &BTreeMap<Domain, u64>,
+    timeout: Duration,
+) -> Result<(), Error> {
+    let pods = status::opted_in(client, Some(&cluster.namespace)).await?;
+    let members = renew::members(&pods, cluster)?;
+    let deadline = Instant::now() + timeout;
+    // Before that, who is cut off would be let in again.
+    let began = Instant::now();
+    loop {
+        let mut late = false;
+        for member in &members {
+            late |= match member.look(client).await {
+                Ok(sidecar) => !has(&sidecar, numbers),
+                Err(_) => began.elapsed() < UNSEEN,
+            };
+        }
+        if !late {
+            break;
+        }
+        if Instant::now() >= deadline {
+            let pending = members.iter().map(|member| format!("pod {} lacks the list", member.name())).collect();
+            return Err(NotInTime { after: timeout, pending }.into());
+        }
+        sleep(POLL).await;
+    }
+    let id = id()?;
+    for member in &members {
+        member.annotate(client, &restart(&id)).await?;
+        say(&format!("pod {}: asked to end its connections by a restart of etcd", member.name()))?;
+    }
+    follow(client, &members, &id, timeout, deadline).await
+}
+
+/// Shows the members' progress until all are done.
+async fn follow(
+    client: &Client,
+    members: &[Asked],
+    id: &str,
+    timeout: Duration,
+    deadline: Instant,
+) -> Result<(), Error> {
+    let mut open: BTreeSet<&str> = members.iter().map(Asked::name).collect();
+    let mut last: BTreeMap<&str, Progress> = BTreeMap::new();
+    loop {
+        for member in members {
+            if !open.contains(member.name()) {
+                continue;
+            }
+            let now = progress(member.look(client).await, id);
+            if now == Progress::Done {
+                open.remove(member.name());
+            }
+            if last.insert(member.name(), now.clone()).as_ref() != Some(&now) {
+                say(&format!("pod {}: {now}", member.name()))?;
+            }
+        }
+        if open.is_empty() {
+            return Ok(());
+        }
+        let unseen = open.iter().all(|name| matches!(last.get(name), Some(Progress::Unseen(_))));
+        if unseen && open.len() == members.len() {
+            return Err(NotSeen(
+                "No member's sidecar can be seen, so that nothing tells when the connections have ended".to_owned(),
+            )
+            .into());
+        }
+        if Instant::now() >= deadline {
+            let pending = last.iter().filter(|(name, _)| open.contains(*name));
+            let pending = pending.map(|(name, progress)| format!("pod {name}: {progress}")).collect();
+            return Err(NotInTime { after: timeout, pending }.into());
+        }
+        sleep(POLL).await;
+    }
+}
+
+/// How a member's restart goes.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+enum Progress {
+    #[error("its connections have ended")]
+    Done,
+    #[error("its etcd was not restarted yet: kubelet brings the request within a minute or two")]
+    Asked,
+    #[error("the restart of its etcd waits: {0}")]
+    Waits(String),
+    #[error("{0}")]
+    Unseen(String),
+}
+
+fn progress(seen: Result<Sidecar, RenewError>, id: &str) -> Progress {
+    match seen {
+        Ok(sidecar) if sidecar.cut.as_deref() == Some(id) => Progress::Done,
+        Ok(sidecar) => sidecar.restart_waits.map_or(Progress::Asked, Progress::Waits),
+        Err(error) => Progress::Unseen(error.to_string()),
+    }
+}
+
+/// Whether a sidecar has these lists or later ones. One that has none keeps none.
+fn has(sidecar: &Sidecar, numbers: &BTreeMap<Domain, u64>) -> bool {
+    numbers.iter().all(|(domain, number)| sidecar.lists.get(domain).is_none_or(|on_disk| on_disk >= number))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_members_progress_is_what_its_sidecar_says() {
+        let sidecar = |cut: Option<&str>, waits: Option<&str>| {
+            Ok(Sidecar { cut: cut.map(str::to_owned), restart_waits: waits.map(str::to_owned), ..Sidecar::default() })
+        };
+        assert_eq!(progress(sidecar(Some("1"), None), "1"), Progress::Done);
+        assert_eq!(progress(sidecar(Some("0"), None), "1"), Progress::Asked, "another request");
+        assert_eq!(progress(sidecar(None, Some("lock")), "1"), Progress::Waits("lock".to_owned()));
+        let numbers = BTreeMap::from([(Domain::Client, 7)]);
+        let on_disk = |number| Sidecar { lists: BTreeMap::from([(Domain::Client, number)]), ..Sidecar::default() };
+        assert!(has(&on_disk(7), &numbers) && has(&on_disk(8), &numbers) && !has(&on_disk(6), &numbers));
+    }
+}
