@@ -258,8 +258,8 @@ impl<'a> Work<'a> {
     /// Probes and hooks by which kubelet asks a port that wants a client certificate.
     fn check_probes(&mut self, target: &Target<'a>) {
         let Target { container, options, .. } = target;
-        let clients = urls::urls(setting(options, "listen-client-urls").as_ref());
-        let metrics = urls::urls(setting(options, "listen-metrics-urls").as_ref());
+        let clients = LazyCell::new(|| urls::urls(setting(options, "listen-client-urls").as_ref()));
+        let metrics = LazyCell::new(|| urls::urls(setting(options, "listen-metrics-urls").as_ref()));
         let wants_certificate = |port: u16| {
             let of = |urls: &[Url]| urls.iter().any(|u| u.port == port && u.https);
             of(&clients)

@@ -15,41 +15,34 @@ impl<'a> Work<'a> {
         let member = |t: &&Target<'a>| t.roles.iter().any(|r| matches!(r, Role::Peer | Role::Server));
         let Some(target) = targets.iter().find(member) else { return Vec::new() };
         let of = |option| urls::urls(urls::setting(&target.options, option).as_ref());
+        let (mut all, peers, metrics) = (of("listen-client-urls"), of("listen-peer-urls"), of("listen-metrics-urls"));
         if target.roles.contains(&Role::Server) {
-            args.client_url =
-                self.listener(target, "listen-client-urls", "client-url", self.settings.client_url.clone());
-            let metrics = of("listen-metrics-urls");
+            let annotated = self.settings.client_url.clone();
+            args.client_url = annotated.or_else(|| self.listener(target, "listen-client-urls", "client-url", &all));
             args.metrics_url = metrics.iter().find(|u| u.https).and_then(|u| u.seen_from_sidecar().parse().ok());
         }
         if target.roles.contains(&Role::Peer) {
-            args.peer_url = self.listener(target, "listen-peer-urls", "peer-url", self.settings.peer_url.clone());
+            let annotated = self.settings.peer_url.clone();
+            args.peer_url = annotated.or_else(|| self.listener(target, "listen-peer-urls", "peer-url", &peers));
         }
-        ["listen-client-urls", "listen-peer-urls", "listen-metrics-urls"].into_iter().flat_map(of).collect()
+        all.extend(peers);
+        all.extend(metrics);
+        all
     }
 
-    /// One listener of etcd; `None`, and a word of it, where it is not known.
-    fn listener(
-        &mut self,
-        target: &Target<'a>,
-        option: &str,
-        annotation: &str,
-        annotated: Option<Endpoint>,
-    ) -> Option<Endpoint> {
-        if annotated.is_some() {
-            return annotated;
-        }
+    /// One listener of etcd, which is not annotated; `known`: what `option` writes out. `None`, and a word of it, where it is
+    /// not known.
+    fn listener(&mut self, target: &Target<'a>, option: &str, annotation: &str, known: &[Url]) -> Option<Endpoint> {
         if target.options.is_proxy()
             && let Some(url) = proxy(target)
         {
             return url.seen_from_sidecar().parse().ok();
         }
-        let setting = urls::setting(&target.options, option);
-        let known = urls::urls(setting.as_ref());
         // One of TLS shows what etcd trusts; of another the sidecar says that it does not.
         if let Some(url) = known.iter().find(|u| u.https).or_else(|| known.first()) {
             return url.seen_from_sidecar().parse().ok();
         }
-        let why = match urls::unclear(setting.as_ref()) {
+        let why = match urls::unclear(urls::setting(&target.options, option).as_ref()) {
             Some(unclear) => format!("--{option} is {unclear}"),
             None if target.options.is_proxy() => "--listen-addr is not written out".to_owned(),
             None if urls::setting(&target.options, "config-file").is_some() => "a config file says it".to_owned(),

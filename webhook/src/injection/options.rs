@@ -17,7 +17,11 @@ use std::collections::{BTreeSet, HashMap};
 
 use serde_json::Value;
 
-use self::{environment::Environment, shell::Shell, text::Text};
+use self::{
+    environment::Environment,
+    shell::Shell,
+    text::{Part, Text},
+};
 pub(super) use self::{
     programs::Tool,
     run::{Kept, Run, Setting},
@@ -67,10 +71,10 @@ impl Options {
         let mut environment = Environment::of(container, left);
 
         let mut options = Self::default();
-        let words: Vec<Text> = line.iter().map(|word| argument(&environment.expand(word))).collect();
+        let words: Vec<Text> = line.iter().map(|word| argument(environment.expand(word))).collect();
         let hooks: Vec<(String, Vec<Text>)> = hooks
             .into_iter()
-            .map(|(place, words)| (place, words.iter().map(|word| argument(&environment.expand(word))).collect()))
+            .map(|(place, words)| (place, words.iter().map(|word| argument(environment.expand(word))).collect()))
             .collect();
         if environment.left == 0 {
             let doubt = Doubt { why: "puts together more than is read".to_owned(), place: "env".to_owned() };
@@ -172,10 +176,13 @@ impl Options {
 }
 
 /// An argument as a program gets it: no shell parts it.
-fn argument(text: &Text) -> Text {
-    let mut argument = Text::default();
-    argument.append(text, true);
-    argument
+fn argument(mut text: Text) -> Text {
+    for part in &mut text.0 {
+        if let Part::Hole(_, _, quoted) = part {
+            *quoted = true;
+        }
+    }
+    text
 }
 
 /// The commands of probes and hooks.

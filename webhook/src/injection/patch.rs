@@ -3,7 +3,10 @@
 
 use std::borrow::Cow;
 
-use json_patch::{AddOperation, Patch, PatchOperation, ReplaceOperation, jsonptr::PointerBuf};
+use json_patch::{
+    AddOperation, Patch, PatchOperation, ReplaceOperation,
+    jsonptr::{ParseError, Pointer, Token},
+};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -15,7 +18,8 @@ pub struct PodPatch(Vec<Operation>);
 #[derive(Clone, Debug, PartialEq)]
 struct Operation {
     replaces: bool,
-    path: PointerBuf,
+    /// A JSON pointer.
+    path: String,
     value: Item,
 }
 
@@ -141,7 +145,7 @@ impl PodPatch {
         for (at, Operation { replaces, path, value }) in self.0.iter().enumerate() {
             out.extend_from_slice(if at == 0 { b"[" } else { b"," });
             out.extend_from_slice(if *replaces { br#"{"op":"replace","path":"# } else { br#"{"op":"add","path":"# });
-            serde_json::to_writer(&mut *out, path.as_str())?;
+            serde_json::to_writer(&mut *out, path)?;
             out.extend_from_slice(br#","value":"#);
             value.write(out)?;
             out.push(b'}');
@@ -156,7 +160,7 @@ impl PodPatch {
     /// It is the patch of another object.
     pub fn apply(&self, pod: &mut Value) -> Result<(), Misfit> {
         let operation = |Operation { replaces, path, value }: &Operation| {
-            let (path, value) = (path.clone(), value.tree()?);
+            let (path, value) = (Pointer::parse(path)?.to_buf(), value.tree()?);
             Ok::<_, Misfit>(if *replaces {
                 PatchOperation::Replace(ReplaceOperation { path, value })
             } else {
@@ -174,12 +178,20 @@ pub enum Misfit {
     /// A value is no JSON.
     #[error("a value of the patch: {0}")]
     Value(#[from] serde_json::Error),
+    /// A path is no JSON pointer.
+    #[error("a path of the patch: {0}")]
+    Pointer(#[from] ParseError),
     /// A path is not in the object.
     #[error("{0}")]
     Path(#[from] json_patch::PatchError),
 }
 
 /// The JSON pointer of these names (RFC 6901).
-fn pointer(path: &[&str]) -> PointerBuf {
-    PointerBuf::from_tokens(path.iter().copied())
+fn pointer(path: &[&str]) -> String {
+    let mut pointer = String::with_capacity(path.iter().map(|name| name.len() + "/~1~1".len()).sum());
+    for name in path {
+        pointer.push('/');
+        pointer.push_str(Token::new(*name).encoded());
+    }
+    pointer
 }
