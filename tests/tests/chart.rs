@@ -157,6 +157,7 @@ fn helm_and_kustomize_render_the_same_objects() {
         ("priority", json!({"priority": {"enabled": true}})),
         ("cert-manager", json!({"certManager": {"issuers": true}})),
         ("cluster-trust-bundles", json!({"clusterTrustBundles": {"enabled": true}})),
+        ("pod-certificates", json!({"podCertificates": {"enabled": true}})),
         ("monitoring", json!({"monitoring": {"enabled": true}})),
     ];
     for (component, mut values) in components {

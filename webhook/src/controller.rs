@@ -217,21 +217,36 @@ impl Controller {
     /// # Errors
     /// It cannot be judged now.
     pub(crate) async fn decide(&self, csr: &Csr, case: &Case) -> Result<Verdict, Trouble> {
+        let judge =
+            |pod: Option<&PodFacts>, services: &[ServiceFacts], policy: &Policy| case.judge(csr, pod, services, policy);
+        self.decide_by(case.needs_pod(), csr.resource_version(), judge).await
+    }
+
+    /// [`Self::decide`] of a request of this resourceVersion, for the pod `bound`, by the rules of `judge`.
+    ///
+    /// # Errors
+    /// It cannot be judged now.
+    pub(crate) async fn decide_by(
+        &self,
+        bound: Option<&BoundPod>,
+        version: &str,
+        judge: impl Fn(Option<&PodFacts>, &[ServiceFacts], &Policy) -> Verdict,
+    ) -> Result<Verdict, Trouble> {
         let policy = self.policy.borrow().clone().ok_or_else(|| Trouble::NotYet(NO_POLICY.to_owned()))?;
-        let pod = match case.needs_pod() {
-            Some(bound) => self.pod(csr, bound).await?,
+        let pod = match bound {
+            Some(bound) => self.pod(bound, version).await?,
             None => None,
         };
         let Some(pod) = pod else {
-            return Ok(match case.judge(csr, None, &[], &policy) {
-                Verdict::Deny(_) => case.judge(csr, None, &[], &*self.policy_now(policy).await?),
+            return Ok(match judge(None, &[], &policy) {
+                Verdict::Deny(_) => judge(None, &[], &*self.policy_now(policy).await?),
                 verdict => verdict,
             });
         };
         let opted_in = self.namespaces.borrow().as_ref().and_then(|all| all.get(&pod.namespace).map(|n| n.opted_in));
         let with = |opted_in| PodFacts { namespace_opted_in: opted_in, ..PodFacts::clone(&pod) };
         let services = self.services.selecting(&pod).await?;
-        let verdict = case.judge(csr, Some(&with(opted_in.unwrap_or_default())), &services, &policy);
+        let verdict = judge(Some(&with(opted_in.unwrap_or_default())), &services, &policy);
         if !matches!(verdict, Verdict::Deny(_)) {
             return self.unless_contested(verdict, &pod, &services).await;
         }
@@ -240,7 +255,7 @@ impl Controller {
         let namespace = namespaces::live(&self.client, &pod.namespace).await?;
         let services = self.services.now(&pod).await.map_err(services::Unknown::Failed)?;
         let facts = with(namespace.is_some_and(|namespace| namespace.opted_in));
-        self.unless_contested(case.judge(csr, Some(&facts), &services, &policy), &facts, &services).await
+        self.unless_contested(judge(Some(&facts), &services, &policy), &facts, &services).await
     }
 
     /// The verdict, given who else has the pod's addresses; where that keeps it waiting, an Event on each of the pods says so.
@@ -302,8 +317,8 @@ impl Controller {
         }
     }
 
-    async fn pod(&self, csr: &Csr, bound: &BoundPod) -> Result<Option<Arc<PodFacts>>, Trouble> {
-        match self.pods.no_older_than(bound, csr.resource_version()).await? {
+    async fn pod(&self, bound: &BoundPod, version: &str) -> Result<Option<Arc<PodFacts>>, Trouble> {
+        match self.pods.no_older_than(bound, version).await? {
             Found::Gone => Ok(None),
             Found::There(facts) => Ok(Some(facts)),
             Found::TooLarge => Err(Trouble::NotYet(format!(

@@ -7,6 +7,7 @@
 //! reconcile     makes CAs, publishes their trust, takes the steps of rollovers
 //! serving       the webhook's serving pair and caBundle
 //! cleaner       deletes the requests that are done with; certificate_requests those of cert-manager
+//! pod_certificates   answers the PodCertificateRequests of kubelets
 //! cluster_trust_bundles   publishes the bundles for others, too
 //! adopt         the command that gives a namespace made again the CAs of a backup
 //! ```
@@ -46,6 +47,7 @@ mod cluster_trust_bundles;
 mod leader_tasks;
 mod marks;
 mod metrics;
+mod pod_certificates;
 mod reconcile;
 mod repair;
 mod serving;
@@ -80,6 +82,9 @@ pub struct Args {
     /// Publish each trust bundle as a ClusterTrustBundle, too; the component cluster-trust-bundles gives the right.
     #[arg(long)]
     cluster_trust_bundles: bool,
+    /// Answer PodCertificateRequests to our signers, too; the component pod-certificates gives the right.
+    #[arg(long)]
+    pod_certificates: bool,
 }
 
 impl Args {
@@ -97,6 +102,7 @@ impl Args {
             cleaner,
             cert_manager,
             cluster_trust_bundles,
+            pod_certificates,
         } = self;
         let mut registry = Registry::with_prefix("etcd_tls_sign");
         let metrics = Metrics::register(&mut registry);
@@ -128,6 +134,7 @@ impl Args {
             lifetimes,
             certificate_requests: cert_manager.then(|| cleaner.times()),
             cluster_trust_bundles,
+            pod_certificates,
         };
         started.run(signer, async { match tasks.keep().await {} }).await;
         Ok(())

@@ -59,6 +59,17 @@ impl Request {
     }
 }
 
+/// The algorithm of a DER SubjectPublicKeyInfo, if it is one that policy can allow.
+pub fn key_algorithm(public_key: &[u8]) -> Option<KeyAlgorithm> {
+    read::key_algorithm(public_key)
+}
+
+/// The DER SubjectPublicKeyInfo of a PKCS#10 request in DER. Nothing else of the request is read, and its signature is not
+/// verified: kube-apiserver does both before it stores a PodCertificateRequest. `None`: it is no such request.
+pub fn public_key_of_stub(der: &[u8]) -> Option<Vec<u8>> {
+    read::public_key(der)
+}
+
 /// See [`Request::key_digest`].
 pub fn key_digest(public_key: &[u8]) -> String {
     hex(&digest::digest(&digest::SHA256, public_key).as_ref()[..16])

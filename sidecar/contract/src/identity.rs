@@ -7,6 +7,7 @@
 mod contested;
 mod facts;
 mod grammar;
+mod pod_certificate;
 mod requester;
 #[cfg(test)]
 mod tests;
@@ -17,6 +18,9 @@ pub use self::{
     contested::{Claim, Claimant, Claims, contested, unless_contested},
     facts::{BoundPod, PodFacts, Requester, ServiceFacts},
     grammar::{common_name, entitlement, opted_in, requested_sans, subject_common_name},
+    pod_certificate::{
+        AskedByKubelet, POD_CERTIFICATE_BACKDATE, ROLE_ANNOTATION, SHORTEST_POD_CERTIFICATE, judge_for_kubelet,
+    },
     requester::{POD_UID, SERVICE_ACCOUNT_PREFIX, bound_pod},
 };
 use crate::{
@@ -96,7 +100,7 @@ pub fn judge(asked: &Asked<'_>, pod: Option<&PodFacts>, services: &[ServiceFacts
         // The token was bound to it, so it was there; a name that comes back comes with another uid.
         return deny("PodGone", format!("there is no pod {}/{}", bound.namespace, bound.pod));
     };
-    let mut denials = live(&bound, pod);
+    let mut denials = live(&bound, pod, "token");
     let settings = match Settings::parse(&pod.annotations) {
         Ok(settings) => settings,
         Err(problems) => {
@@ -165,20 +169,22 @@ fn deny(reason: &'static str, message: impl Into<String>) -> Verdict {
     Verdict::Deny(vec![denial(reason, message)])
 }
 
-/// Whether the live pod is the one that the token is bound to, is running, and has opted in.
-fn live(bound: &BoundPod, pod: &PodFacts) -> Vec<Denial> {
+/// Whether the live pod is the one that the token, or kubelet's request, names, is running, and has opted in.
+fn live(bound: &BoundPod, pod: &PodFacts, source: &str) -> Vec<Denial> {
     let mut denials = Vec::new();
     let name = format!("{}/{}", pod.namespace, pod.name);
-    for (what, live, token) in [
+    for (what, live, said) in [
         ("namespace", &pod.namespace, &bound.namespace),
         ("name", &pod.name, &bound.pod),
         ("uid", &pod.uid, &bound.pod_uid),
         ("service account", &pod.service_account, &bound.service_account),
         ("node", &pod.node, &bound.node),
     ] {
-        if live != token {
-            denials
-                .push(denial("WrongPod", format!("pod {name} has the {what} {live:?}, but the token says {token:?}")));
+        if live != said {
+            denials.push(denial(
+                "WrongPod",
+                format!("pod {name} has the {what} {live:?}, but the {source} says {said:?}"),
+            ));
         }
     }
     if pod.finished {

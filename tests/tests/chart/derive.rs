@@ -45,6 +45,14 @@ const RULE_OF_SIGN: &str = "{{- if .Values.certManager.issuers }}
   resourceNames: [\"peer.etcd-tls.dev/*\", \"client.etcd-tls.dev/*\", \"metrics.etcd-tls.dev/*\"]
   verbs: [attest]
 {{- end }}
+{{- if .Values.podCertificates.enabled }}
+- apiGroups: [certificates.k8s.io]
+  resources: [podcertificaterequests]
+  verbs: [get, list, watch]
+- apiGroups: [certificates.k8s.io]
+  resources: [podcertificaterequests/status]
+  verbs: [patch]
+{{- end }}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRoleBinding
@@ -168,6 +176,9 @@ const SIGN: &[Edit] = &[
         {{- if .Values.clusterTrustBundles.enabled }}
         - --cluster-trust-bundles
         {{- end }}
+        {{- if .Values.podCertificates.enabled }}
+        - --pod-certificates
+        {{- end }}
         {{- include \"etcd-tls.arguments\" (list . .Values.sign) | nindent 8 }}
 ",
     ),
@@ -282,6 +293,7 @@ const SOURCES: &[Source] = &[
         when: Some("clusterTrustBundles.enabled"),
         edits: &[],
     },
+    Source { manifest: "components/pod-certificates/policy.yaml", when: Some("podCertificates.enabled"), edits: &[] },
     Source { manifest: "components/cert-manager/requests.yaml", when: Some("certManager.issuers"), edits: &[] },
     Source {
         manifest: "components/priority/quota.yaml",

@@ -87,6 +87,7 @@ fn flags_are_those_of_the_programs() {
         "log-format",
         "log-level",
         "namespace",
+        "pod-certificates",
         "policy-file",
         "serving-dir",
         "sidecar-image",

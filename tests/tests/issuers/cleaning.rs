@@ -26,6 +26,7 @@ async fn sign(lab: &Lab) -> Process {
         "sign",
         "--cert-manager",
         "--cluster-trust-bundles",
+        "--pod-certificates",
         "--check-pending-every=1s",
         "--delete-issued-after=4s",
     ]);
@@ -78,7 +79,10 @@ async fn finished_certificate_requests_are_deleted_and_no_others() {
     scene.gone().await;
     api.get("etcd-tls-web").await.expect("the request of others");
     assert!(sign.running(), "{}", sign.log());
-    assert_eq!(sign.log().matches("serves no ClusterTrustBundles").count(), 1);
+    sign.logged("the API server serves no PodCertificateRequests", LIMIT).await;
+    for kind in ["ClusterTrustBundles", "PodCertificateRequests"] {
+        assert_eq!(sign.log().matches(&format!("serves no {kind}")).count(), 1, "{kind}");
+    }
     sign.kill();
 
     // Its right reaches no request of others.

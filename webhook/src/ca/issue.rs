@@ -86,10 +86,19 @@ impl IssueError {
 ///
 /// # Errors
 /// See [`IssueError`]; none of them but [`IssueError::KeyOfAuthority`] is the requester's to mend.
-pub fn issue(
+pub fn issue(authority: &Authority, leaf: &Leaf<'_>, now: SystemTime, serial: [u8; 16]) -> Result<Chain, IssueError> {
+    issue_from(authority, leaf, now, BACKDATE, serial)
+}
+
+/// [`issue`] with notBefore `backdate` ago.
+///
+/// # Errors
+/// See [`issue`].
+pub(crate) fn issue_from(
     authority: &Authority,
     leaf: &Leaf<'_>,
     now: SystemTime,
+    backdate: Duration,
     mut serial: [u8; 16],
 ) -> Result<Chain, IssueError> {
     if now < authority.not_before() || authority.not_after() <= now {
@@ -103,7 +112,7 @@ pub fn issue(
     serial[0] = (serial[0] & 0x7f) | 0x40;
 
     let mut params = CertificateParams::default();
-    params.not_before = date((now - BACKDATE).max(authority.not_before())).ok_or(IssueError::AuthorityNotValid)?;
+    params.not_before = date((now - backdate).max(authority.not_before())).ok_or(IssueError::AuthorityNotValid)?;
     params.not_after = date(not_after).ok_or(IssueError::AuthorityNotValid)?;
     params.serial_number = Some(SerialNumber::from_slice(&serial));
     params.subject_alt_names = san_types(leaf.sans)?;

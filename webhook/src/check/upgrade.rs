@@ -84,7 +84,7 @@ const SYSTEM: [[&str; 4]; 8] = [
 ];
 
 /// The shipped objects of this version, of the checked kinds.
-const SHIPPED: [&str; 21] = [
+const SHIPPED: [&str; 22] = [
     include_str!("../../../manifests/service-accounts.yaml"),
     include_str!("../../../manifests/rbac-requesters.yaml"),
     include_str!("../../../manifests/rbac-approve.yaml"),
@@ -106,6 +106,7 @@ const SHIPPED: [&str; 21] = [
     include_str!("../../../manifests/disruption.yaml"),
     include_str!("../../../manifests/components/cert-manager/requests.yaml"),
     include_str!("../../../manifests/components/cluster-trust-bundles/policy.yaml"),
+    include_str!("../../../manifests/components/pod-certificates/policy.yaml"),
 ];
 
 /// Looks at the live workloads and at the install.

@@ -11,6 +11,7 @@ use super::{
     certificate_requests::CertificateRequests,
     cleaner::ledger::Times,
     cluster_trust_bundles::ClusterTrustBundles,
+    pod_certificates::PodCertificates,
     reconcile::{Reconciler, said::Said},
     serving::{Lifetimes, Serving},
     signer::Signer,
@@ -30,12 +31,15 @@ pub(super) struct LeaderTasks {
     pub(super) certificate_requests: Option<Times>,
     /// Whether bundles are published as ClusterTrustBundles, too.
     pub(super) cluster_trust_bundles: bool,
+    /// Whether PodCertificateRequests are answered, too.
+    pub(super) pod_certificates: bool,
 }
 
 impl LeaderTasks {
     /// Runs the tasks in each term of leadership.
     pub(super) async fn keep(self) -> std::convert::Infallible {
-        let Self { signer, members, changed, lifetimes, certificate_requests, cluster_trust_bundles } = self;
+        let Self { signer, members, changed, lifetimes, certificate_requests, cluster_trust_bundles, pod_certificates } =
+            self;
         let controller = &signer.controller;
         let mut leader = controller.leader.clone();
         loop {
@@ -77,6 +81,10 @@ impl LeaderTasks {
                     metrics: signer.metrics.clone(),
                 };
                 tasks.spawn(async move { match bundles.keep().await {} });
+            }
+            if pod_certificates {
+                let certificates = PodCertificates { signer: Arc::clone(&signer) };
+                tasks.spawn(async move { match certificates.keep().await {} });
             }
             tokio::select! {
                 () = until(&mut leader, false) => {}

@@ -85,7 +85,7 @@ impl Metrics {
             failed: metric(
                 registry,
                 "requests_failed",
-                "Approved requests that the signer refused, by reason; a request with several reasons counts once for each",
+                "Approved requests and PodCertificateRequests that the signer refused, by reason; a request with several reasons counts once for each",
             ),
             deleted: metric(registry, "requests_deleted", "Requests deleted, by reason"),
             delete_failures: metric(

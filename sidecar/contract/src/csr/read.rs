@@ -106,6 +106,11 @@ fn unpem(pem: &[u8]) -> Result<Vec<u8>, RequestError> {
     STANDARD.decode(lines.concat()).map_err(|_| bad("not base64"))
 }
 
+/// See [`super::public_key_of_stub`].
+pub(super) fn public_key(der: &[u8]) -> Option<Vec<u8>> {
+    CertReq::from_der(der).ok()?.info.public_key.to_der().ok()
+}
+
 /// The algorithm of a DER SubjectPublicKeyInfo, if it is one of ours.
 pub(super) fn key_algorithm(public_key: &[u8]) -> Option<KeyAlgorithm> {
     algorithm(&SubjectPublicKeyInfoOwned::from_der(public_key).ok()?)

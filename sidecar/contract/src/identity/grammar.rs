@@ -87,6 +87,34 @@ pub fn entitlement(
     settings: &Settings,
     policy: &Policy,
 ) -> Result<Entitlement, Verdict> {
+    grant(role, pod, services, settings, policy, needs_addresses(role))
+}
+
+/// [`entitlement`] of a pod that may have no address yet: no address but those of the host's network and loopback.
+#[allow(clippy::result_large_err, reason = "a verdict a request; it is moved once")]
+pub(super) fn entitlement_by_name(
+    role: Role,
+    pod: &PodFacts,
+    services: &[ServiceFacts],
+    settings: &Settings,
+    policy: &Policy,
+) -> Result<Entitlement, Verdict> {
+    let ips = if pod.host_network { pod.ips.clone() } else { Vec::new() };
+    let pod = PodFacts { ips, ..pod.clone() };
+    let services: Vec<_> =
+        services.iter().map(|service| ServiceFacts { cluster_ips: Vec::new(), ..service.clone() }).collect();
+    grant(role, &pod, &services, settings, policy, pod.host_network && needs_addresses(role))
+}
+
+#[allow(clippy::result_large_err, reason = "a verdict a request; it is moved once")]
+fn grant(
+    role: Role,
+    pod: &PodFacts,
+    services: &[ServiceFacts],
+    settings: &Settings,
+    policy: &Policy,
+    wait_for_address: bool,
+) -> Result<Entitlement, Verdict> {
     let mut denials = Vec::new();
     let mut deny = |reason, message| denials.push(Denial { reason, message });
 
@@ -120,7 +148,7 @@ pub fn entitlement(
     }
     let Some(signer) = signer.filter(|_| denials.is_empty()) else { return Err(Verdict::Deny(denials)) };
 
-    if needs_addresses(role) && addresses(pod).next().is_none() {
+    if wait_for_address && addresses(pod).next().is_none() {
         return Err(Verdict::NotYet(format!("pod {}/{} has no IP address yet", pod.namespace, pod.name)));
     }
     let mut sans = own_sans(role, pod);

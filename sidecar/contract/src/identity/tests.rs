@@ -8,6 +8,7 @@ mod case;
 mod contested;
 mod grammar;
 mod hosts;
+mod pod_certificate;
 
 use self::case::Case;
 use super::*;

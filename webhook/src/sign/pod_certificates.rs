@@ -1,0 +1,352 @@
+//! Answers PodCertificateRequests (KEP-4317) to our signer names, where the component pod-certificates is installed and the API
+//! server serves them. kubelet makes them for a pod's projected volume of `podCertificate`, and there is no approver: each is
+//! judged here by the live pod.
+//!
+//! Every answer is final: kubelet asks no second time for a pod that was denied. What can change by waiting has no answer yet.
+
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use etcd_tls_contract::{
+    csr,
+    identity::{
+        AskedByKubelet, Denial, Entitlement, POD_CERTIFICATE_BACKDATE, SHORTEST_POD_CERTIFICATE, Verdict,
+        judge_for_kubelet,
+    },
+    life::Life,
+    names::SignerName,
+};
+use kube::{
+    api::{Patch, PatchParams},
+    core::{PartialObjectMeta, Request},
+};
+use tokio::{
+    task::{self, JoinSet},
+    time::{Instant, sleep, sleep_until},
+};
+
+use super::{
+    authorities::{Grant, Granted, Unavailable, issued::Leaf as Recorded},
+    signer::Signer,
+};
+use crate::{
+    ca::issue::{IssueError, Leaf, issue_from},
+    controller::{
+        Trouble,
+        client::{RequestError, within},
+        listed::{Event, Events, Key, METADATA_ALONE, WatchError},
+    },
+    rollover::rfc3339,
+};
+use request::{PodCertificateRequest, Times, source};
+use waiting::Waiting;
+
+mod request;
+mod waiting;
+
+const GROUP: &str = "certificates.k8s.io";
+/// The versions that are used, the preferred one first.
+const VERSIONS: [&str; 2] = ["v1", "v1beta1"];
+const RESOURCE: &str = "podcertificaterequests";
+/// How soon a list or a watch that failed is tried again.
+const SOON: Duration = Duration::from_secs(2);
+/// Requests that are worked on at once.
+const WORKERS: usize = 16;
+/// How soon the API is looked for again, and how often what was left out is listed.
+const AGAIN: Duration = Duration::from_secs(30);
+
+/// See the module.
+pub(super) struct PodCertificates {
+    pub(super) signer: Arc<Signer>,
+}
+
+/// Why nothing is answered.
+#[derive(Debug, thiserror::Error)]
+enum AnswerError {
+    #[error(
+        "the API server serves no PodCertificateRequests of {GROUP}: turn on its feature gate PodCertificateRequest and \
+         --runtime-config={GROUP}/v1beta1/podcertificaterequests=true, or take the component pod-certificates away"
+    )]
+    NotServed,
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    #[error(transparent)]
+    Watch(#[from] WatchError),
+}
+
+impl PodCertificates {
+    /// Answers until it is dropped.
+    pub(super) async fn keep(self) -> Infallible {
+        let mut said = None;
+        loop {
+            let result = match self.served().await {
+                Ok(version) => self.answer(&version, &mut said).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = result {
+                let text = error.to_string();
+                if said.as_ref() != Some(&text) {
+                    tracing::warn!(error = text, "PodCertificateRequests are not answered; trying again");
+                    said = Some(text);
+                }
+                sleep(if matches!(error, AnswerError::NotServed) { AGAIN } else { SOON }).await;
+            }
+        }
+    }
+
+    /// The version of the API that is served, such as `certificates.k8s.io/v1beta1`.
+    async fn served(&self) -> Result<String, AnswerError> {
+        for version in VERSIONS {
+            let api_version = format!("{GROUP}/{version}");
+            match within(self.signer.controller.client.list_api_group_resources(&api_version)).await {
+                Ok(list) if list.resources.iter().any(|resource| resource.name == RESOURCE) => return Ok(api_version),
+                Ok(_) => {}
+                Err(error) if error.is_not_found() => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(AnswerError::NotServed)
+    }
+
+    /// Until the watch fails, or until a new list is due.
+    async fn answer(&self, version: &str, said: &mut Option<String>) -> Result<(), AnswerError> {
+        let client = &self.signer.controller.client;
+        let mut events = Events::<PodCertificateRequest>::new(client.clone(), source(version, None));
+        let list_from = Instant::now() + AGAIN;
+        let (mut waiting, mut work, mut names) = (Waiting::default(), JoinSet::new(), HashMap::<task::Id, Key>::new());
+        loop {
+            let now = Instant::now();
+            if waiting.wants_list() && now >= list_from {
+                return Ok(());
+            }
+            while names.len() < WORKERS
+                && let Some(key) = waiting.next(now)
+            {
+                let (signer, version, of) = (Arc::clone(&self.signer), version.to_owned(), key.clone());
+                let task = work.spawn(async move { handle(&signer, &version, &of).await });
+                names.insert(task.id(), key);
+            }
+            let due = waiting.next_due().filter(|_| names.len() < WORKERS);
+            let wake = [due, waiting.wants_list().then_some(list_from)].into_iter().flatten().min();
+            tokio::select! {
+                Some(ended) = work.join_next_with_id() => {
+                    let (id, done) = match ended {
+                        Ok((id, done)) => (id, done),
+                        Err(error) => {
+                            tracing::error!(%error, "handling a PodCertificateRequest broke off");
+                            (error.id(), false)
+                        }
+                    };
+                    if let Some(key) = names.remove(&id) {
+                        if done { waiting.remove(&key) } else { waiting.again(&key, Instant::now()) }
+                    }
+                }
+                event = events.next() => match event? {
+                    Event::Begins => waiting.list_begins(),
+                    Event::Complete => {
+                        waiting.list_ends();
+                        *said = None;
+                        tracing::info!(version, waiting = waiting.len(), "PodCertificateRequests are answered");
+                    }
+                    Event::Applied(request) | Event::Listed(request) => {
+                        if request.concerns_us() {
+                            waiting.offer(request.key(), &request.spec.node_name, Instant::now());
+                        } else {
+                            waiting.remove(&request.key());
+                        }
+                    }
+                    Event::Deleted(request) => waiting.remove(&request.key()),
+                    Event::Progress => {}
+                },
+                () = async {
+                    match wake {
+                        Some(at) => sleep_until(at).await,
+                        None => std::future::pending().await,
+                    }
+                } => {}
+            }
+        }
+    }
+}
+
+/// Whether nothing is left to do for a request.
+async fn handle(signer: &Signer, version: &str, key: &Key) -> bool {
+    let (namespace, name) = key;
+    let result = async {
+        let found = source(version, Some(namespace)).get(&signer.controller.client, name).await?;
+        let Some(request) = found.filter(PodCertificateRequest::concerns_us) else { return Ok(()) };
+        let answering = Answering { signer, version, namespace, name, request: &request };
+        answering.answer().await
+    };
+    match result.await {
+        Ok(()) => true,
+        Err(Trouble::Write(error)) if error.is_not_found() => true,
+        Err(trouble @ (Trouble::NotYet(_) | Trouble::Services(_))) => {
+            tracing::debug!(%namespace, request = %name, reason = %trouble, "not yet");
+            false
+        }
+        Err(Trouble::Write(error)) if error.code() == Some(409) => {
+            tracing::debug!(%namespace, request = %name, %error, "changed since it was looked at");
+            false
+        }
+        Err(error) => {
+            tracing::warn!(
+                %namespace, request = %name, %error,
+                "a PodCertificateRequest cannot be answered now; trying again"
+            );
+            false
+        }
+    }
+}
+
+/// One request, being answered.
+struct Answering<'a> {
+    signer: &'a Signer,
+    version: &'a str,
+    namespace: &'a str,
+    name: &'a str,
+    request: &'a PodCertificateRequest,
+}
+
+impl Answering<'_> {
+    async fn answer(&self) -> Result<(), Trouble> {
+        let request = self.request;
+        let Some(signer) = request.signer() else { return Ok(()) };
+        let (bound, public_key) = (request.bound(), request.public_key());
+        if request.cut {
+            let message = "the request is larger than any that is needed: shorten the volume's userAnnotations";
+            return self.refuse("Denied", Denial { reason: "TooLarge", message: message.to_owned() }).await;
+        }
+        let asked = AskedByKubelet {
+            signer: &signer,
+            bound: &bound,
+            max_expiration: request.max_expiration(),
+            key: public_key.as_deref().and_then(csr::key_algorithm),
+            annotations: &request.spec.unverified_user_annotations,
+        };
+        let controller = &self.signer.controller;
+        let judge = |pod: Option<&_>, services: &[_], policy: &_| judge_for_kubelet(&asked, pod, services, policy);
+        match (controller.decide_by(Some(&bound), request.version(), judge).await?, public_key) {
+            (Verdict::Approve(entitlement), Some(key)) => self.issue(&signer, &entitlement, &key).await,
+            (Verdict::Deny(denials), _) => self.refuse_all("Denied", &denials).await,
+            (Verdict::NotYet(reason), _) => Err(Trouble::NotYet(reason)),
+            (Verdict::Approve(_), None) => Err(Trouble::NotYet("the request has no public key".to_owned())),
+        }
+    }
+
+    async fn issue(&self, name: &SignerName, entitlement: &Entitlement, public_key: &[u8]) -> Result<(), Trouble> {
+        let not_yet = |what: &str| Trouble::NotYet(what.to_owned());
+        let Signer { controller, authorities, metrics, max_lifetime, .. } = self.signer;
+        let policy = controller.policy.borrow().clone().ok_or_else(|| not_yet("no policy could be read yet"))?;
+        let mut leaf = Leaf::entitled(entitlement, public_key, *max_lifetime);
+        let shortest = SHORTEST_POD_CERTIFICATE - POD_CERTIFICATE_BACKDATE;
+        if leaf.lifetime < shortest {
+            let message = "sign's --max-lifetime is less than an hour, and kube-apiserver takes no shorter pod certificate: raise it, \
+                           or let the pod have its certificate of the issuer csr";
+            return self.refuse("Failed", Denial { reason: "LifetimeTooShort", message: message.to_owned() }).await;
+        }
+        // The API server compares the status with the certificate, which has whole seconds.
+        let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = UNIX_EPOCH + Duration::from_secs(elapsed.as_secs());
+        leaf.lifetime = Duration::from_secs(leaf.lifetime.as_secs());
+        let bound = self.request.bound();
+        let grant = Grant { holder: &bound.pod_uid, role: entitlement.role, trusts: None, lifetime: leaf.lifetime };
+        let granted = match authorities.entry(&policy.authority(name)) {
+            Ok(entry) => authorities.grant(&entry, &grant, now).await.map(|granted| (entry, granted)),
+            Err(error) => Err(error),
+        };
+        let (entry, Granted { authority, .. }) = match granted {
+            Ok(granted) => granted,
+            Err(error) => return self.unavailable(error).await,
+        };
+        let mut serial = [0; 16];
+        aws_lc_rs::rand::fill(&mut serial).map_err(|_| not_yet("no random numbers"))?;
+        let chain = match issue_from(&authority, &leaf, now, POD_CERTIFICATE_BACKDATE, serial) {
+            Ok(chain) => chain,
+            Err(error @ IssueError::KeyOfAuthority) => {
+                let denial = Denial { reason: "KeyOfAuthority", message: error.to_string() };
+                return self.refuse("Denied", denial).await;
+            }
+            Err(error) => {
+                if !matches!(error, IssueError::AuthorityNotValid) {
+                    tracing::error!(authority = %entry.name, %error, "cannot issue");
+                }
+                return Err(Trouble::NotYet(error.to_string()));
+            }
+        };
+        if chain.not_after < now + shortest {
+            return Err(not_yet("the CA ends within an hour; a rollover to a new CA is due"));
+        }
+        let life = Life { issued: now, not_after: chain.not_after };
+        let times = Times {
+            not_before: chain.not_before,
+            not_after: chain.not_after,
+            begin_refresh_at: life.renew_at(&bound.pod_uid, &chain.serial),
+        };
+        let pod = format!("{}/{}", bound.namespace, bound.pod);
+        let issued = Recorded::new(&bound.pod_uid, pod.clone(), &chain.common_name, chain.not_after, now)
+            .of_role(entitlement.role);
+        // Before it is issued: one that then is not does no harm there.
+        if let Err(error) = authorities.note_issued(&entry, &chain.serial, issued).await {
+            return self.unavailable(error).await;
+        }
+        self.write(&self.request.issue(&chain.to_pem(), &times, now)).await?;
+        let ips = entitlement.sans.ips.iter().copied().filter(|ip| !ip.is_loopback());
+        controller.pods.hold(&bound.pod_uid, ips, chain.not_after);
+        metrics.issued(entitlement.role);
+        tracing::info!(
+            authority = %entry.name,
+            generation = authority.generation(),
+            serial = chain.serial,
+            common_name = chain.common_name,
+            pod,
+            request = self.name,
+            not_after = %rfc3339::text(chain.not_after),
+            "issued a pod certificate"
+        );
+        Ok(())
+    }
+
+    /// There is no authority to sign with now. It may come, so nothing final is written but where an operator has barred the pod.
+    async fn unavailable(&self, error: Unavailable) -> Result<(), Trouble> {
+        match error {
+            Unavailable::Barred(message) => self.refuse("Denied", Denial { reason: "PodRevoked", message }).await,
+            Unavailable::Api(error) => Err(error.into()),
+            error => Err(Trouble::NotYet(error.to_string())),
+        }
+    }
+
+    async fn refuse(&self, kind: &str, denial: Denial) -> Result<(), Trouble> {
+        self.refuse_all(kind, &[denial]).await
+    }
+
+    /// Writes that there will be no certificate. kubelet shows it as an Event on the pod.
+    async fn refuse_all(&self, kind: &str, denials: &[Denial]) -> Result<(), Trouble> {
+        self.write(&self.request.refusal(kind, denials, SystemTime::now())).await?;
+        denials.iter().for_each(|denial| self.signer.metrics.failed(denial.reason));
+        let reasons = crate::controller::case::message(denials);
+        tracing::warn!(namespace = self.namespace, request = self.name, reasons, "a pod certificate is refused");
+        Ok(())
+    }
+
+    async fn write(&self, patch: &serde_json::Value) -> Result<(), Trouble> {
+        let params = PatchParams { field_manager: Some("etcd-tls-sign".to_owned()), ..PatchParams::default() };
+        let mut request = Request::new(source(self.version, Some(self.namespace)).path)
+            .patch_subresource("status", self.name, &params, &Patch::Merge(patch))
+            .map_err(|error| Trouble::Write(kube::Error::BuildRequest(error).into()))?;
+        if let Ok(metadata_alone) = METADATA_ALONE.parse() {
+            request.headers_mut().insert("accept", metadata_alone);
+        }
+        request.extensions_mut().insert("patch_subresource");
+        let answer = within(self.signer.controller.client.request_text(request)).await.map_err(Trouble::Write)?;
+        // A success status alone proves nothing: a proxy may have answered.
+        let written: PartialObjectMeta =
+            serde_json::from_str(&answer).map_err(|error| Trouble::Write(kube::Error::SerdeError(error).into()))?;
+        let ours = written.metadata.uid.is_some() && written.metadata.uid == self.request.metadata.uid;
+        if ours { Ok(()) } else { Err(Trouble::Write(RequestError::NotWritten)) }
+    }
+}
