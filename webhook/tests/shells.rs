@@ -127,7 +127,10 @@ impl Random {
         let (flags, flag) = (self.flags(), self.flag());
         let name = self.pick(&["A", "B"]);
         let inner = |random: &mut Self| if depth < 2 { random.statement(depth + 1) } else { "true".to_owned() };
-        match self.below(38) {
+        match self.below(41) {
+            38 => format!("mapfile -t L <<< \"{flag}\""),
+            39 => format!("readarray -t L <<EOF\n{flag}\n${name}\nEOF"),
+            40 => format!("sh <<EOF\n{name}={}\nEOF", flag.replace(' ', "\\ ")),
             0..3 => format!("{name}=\"{flags}\""),
             3 => format!("{name}='{flag}'"),
             4 => format!("{name}=\"${name} {flags}\""),
@@ -182,7 +185,13 @@ impl Random {
     /// The command that runs etcd.
     fn run(&mut self) -> String {
         let etcd = self.etcd();
-        match self.below(34) {
+        match self.below(40) {
+            33 => format!("cat <<EOF | sh\n{etcd}\nEOF"),
+            34 => format!("cat <<'EOF' | gosu etcd sh -e\n{}\n{etcd}\nEOF", self.statement(1)),
+            35 => format!("sh <<< \"{}\"", etcd.replace('"', "\\\"")),
+            36 => format!("bash <<'EOF'\n{}\nread X\n{etcd}\nEOF", self.statement(1)),
+            37 => format!("{{ echo '{}'; }} | sh", etcd.replace('\'', "")),
+            38 => format!("echo \"{}\" | {{ cat > /dev/null; sh; }}", etcd.replace('"', "\\\"")),
             0..7 => etcd,
             7..12 => format!("exec {etcd}"),
             12 => format!("command {etcd}"),

@@ -29,6 +29,8 @@ pub(super) enum Step {
     Image,
     /// Runs the script at `.0`, with the words behind `.1` as its arguments.
     Shell(usize, usize, Passed),
+    /// A shell of this name, which runs the script that it reads.
+    Stdin(String, Passed),
     /// Runs the program at `.0`.
     Wrapper(usize, Passed),
     /// Undetermined: the reason, and whether it can run etcdctl as well.
@@ -176,7 +178,8 @@ fn shell(words: &[Text], name: &str) -> Step {
     match words.get(at) {
         Some(_) if string => Step::Shell(at, at + 1, Passed::default()),
         Some(file) => unknown(format!("with the script {}, which is not written in the pod", file.shown())),
-        None => unknown("without a script, so its input is not known".to_owned()),
+        None if string => unknown("without the script of -c".to_owned()),
+        None => Step::Stdin(name.to_owned(), Passed::default()),
     }
 }
 

@@ -19,6 +19,7 @@ use super::{
 
 mod commands;
 mod grammar;
+mod input;
 mod lists;
 mod words;
 
@@ -78,6 +79,10 @@ pub(super) struct Shell<'e> {
     /// How many commands were followed, what the last one prints, and how many assignments there were.
     commands: usize,
     output: Text,
+    /// What the next command reads, where that is known.
+    input: Option<Text>,
+    /// The script itself is what the commands in it read.
+    read_from: bool,
     assignments: usize,
     /// The variable whose new value is being read.
     assigning: String,
@@ -124,6 +129,8 @@ impl<'e> Shell<'e> {
             written: BTreeSet::new(),
             commands: 0,
             output: Text::default(),
+            input: None,
+            read_from: false,
             assignments: 0,
             assigning: String::new(),
             perhaps: 0,

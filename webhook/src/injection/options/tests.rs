@@ -86,6 +86,11 @@ fn functions_arrays_loops_and_eval_are_followed() {
         "for f in cert-file=/a name=x; do A=\"$A --$f\"; done; etcd $A",
         "F=--cert-file=/a; eval \"exec etcd $F\"",
         "cleanup() { kill $PID; }; trap cleanup TERM; etcd --cert-file=/a & PID=$!; wait $PID",
+        "echo 'etcd --cert-file=/a' | sh",
+        "cat <<'EOF' | gosu etcd sh -e\nF='--cert-file=/a'\netcd $F\nEOF",
+        "F=--cert-file=/a; exec sh <<EOF\nset -e\netcd ${F}\nEOF",
+        "mapfile -t A <<< '--cert-file=/a'; etcd \"${A[@]}\"",
+        "readarray -t A <<X\n--cert-file=/a\n--name=x\nX\netcd \"${A[@]}\"",
     ] {
         let options = command(&["bash", "-c", script]);
         assert_eq!(options.untold, None, "{script}");
@@ -100,6 +105,15 @@ fn functions_arrays_loops_and_eval_are_followed() {
         ("trap 'etcdctl $F member remove x' TERM; etcd", "when a signal comes"),
         ("A=(--name x); A[0]=--cert-file=/a; etcd ${A[@]}", "an item of an array"),
         ("mapfile -t A < /flags; etcd \"${A[@]}\"", "mapfile"),
+        ("mapfile A <<< --cert-file=/a; etcd \"${A[@]}\"", "mapfile"),
+        ("sh < /flags; etcd", "without a script"),
+        ("sh <<EOF\netcd $(cat /flags)\nEOF\n", "within a here-document"),
+        ("sh <<-EOF\n\tetcd\n\tEOF\n", "without a script"),
+        ("sh <<EOF < /flags\necho\nEOF\n", "without a script"),
+        ("sh 2>&1 <<A <<B\necho\nA\netcd\nB\n", "without a script"),
+        ("echo 'etcd' | { read x; sh; }", "without a script"),
+        ("cat <<'E' | sh\nread x\nF=\netcd $F\nE\n", "reads from the script itself"),
+        ("F=$(cat /flags); echo \"etcd $F\" | sh", "of which nothing is known"),
         ("f() { f; }; f; etcd", "nested too deeply"),
     ] {
         let untold = command(&["bash", "-c", script]).untold;

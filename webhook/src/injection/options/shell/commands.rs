@@ -38,7 +38,8 @@ impl Shell<'_> {
         Ok(joined)
     }
 
-    pub(super) fn simple(&mut self) -> Followed {
+    /// A simple command that reads `input`, unless it is redirected.
+    pub(super) fn simple(&mut self, mut input: Option<Text>) -> Followed {
         let start = self.script.at;
         let mut words: Vec<Vec<Text>> = vec![Vec::new()];
         let mut assigned: Vec<(String, [Vec<Option<Text>>; 2])> = Vec::new();
@@ -47,7 +48,7 @@ impl Shell<'_> {
         loop {
             self.blank(false)?;
             if self.redirects() {
-                self.redirection()?;
+                self.redirection(&mut input)?;
                 continue;
             }
             match self.peek() {
@@ -114,6 +115,7 @@ impl Shell<'_> {
         words.sort_unstable();
         words.dedup();
         if let [words] = words.as_slice() {
+            self.input = input;
             self.output = self.execute(words, &own)?;
             return Ok(());
         }
@@ -138,6 +140,7 @@ impl Shell<'_> {
 
     /// Follows a command with its `own` variables; returns its output.
     fn execute(&mut self, words: &[Text], own: &[(String, Vec<Option<Text>>)]) -> Followed<Text> {
+        let input = self.input.take();
         let Some(first) = words.first().filter(|_| !self.parsing) else { return Ok(Text::hole("$()", Kind::Any)) };
         self.pay(words.iter().map(Text::cost).sum())?;
         let all = words.iter().map(Text::shown).collect::<Vec<_>>().join(" ");
@@ -189,6 +192,10 @@ impl Shell<'_> {
                 let left: Option<_> = lists.iter().map(|all| all.get(count..).map(<[Text]>::to_vec)).collect();
                 self.assign_list("@", left.unwrap_or_default())?;
             }
+            "read" | "mapfile" | "readarray" | "head" | "sed" | "dd" if self.read_from && input.is_none() => {
+                return self.doubt(format!("uses {all}, which reads from the script itself"));
+            }
+            "mapfile" | "readarray" => self.lines(&words[1..], input.as_ref(), &all)?,
             "read" | "getopts" => {
                 let names: Vec<String> =
                     plain()?.iter().filter(|word| programs::is_name(word)).map(|&name| name.to_owned()).collect();
@@ -213,6 +220,7 @@ impl Shell<'_> {
                 }
                 let words = words.get(at..).unwrap_or_default();
                 let function = words.first().and_then(Text::as_str).is_some_and(|n| self.functions.contains_key(n));
+                self.input = input;
                 if name != "exec" && !function {
                     return self.execute(words, own);
                 }
@@ -226,13 +234,15 @@ impl Shell<'_> {
                 }
                 self.follow(&script, format!("{place}, eval"))?;
             }
-            name @ ("trap" | "." | "source" | "alias" | "enable" | "hash" | "let" | "mapfile" | "readarray"
-            | "bind" | "fc") => {
+            name @ ("trap" | "." | "source" | "alias" | "enable" | "hash" | "let" | "bind" | "fc") => {
                 return self.doubt(format!("uses {name}, which is not supported"));
             }
             _ => {
+                let copies = first.as_str() == Some("cat") && words.len() == 1 && !self.written.contains("cat");
+                let printed = input.clone().filter(|_| copies);
+                self.input = input;
                 self.program(words, own, &|_| place.clone())?;
-                return Ok(programs::output(words));
+                return Ok(printed.unwrap_or_else(|| programs::output(words)));
             }
         }
         Ok(Text::hole(format!("$({all})"), Kind::Any))
@@ -269,6 +279,7 @@ impl Shell<'_> {
         place: &dyn Fn(usize) -> String,
     ) -> Followed {
         let outer = (self.cleared.clone(), self.dropped.clone());
+        let input = self.input.take();
         let mut own = own.to_vec();
         let mut at = 0;
         loop {
@@ -294,11 +305,20 @@ impl Shell<'_> {
                     at += next;
                     continue;
                 }
+                Step::Stdin(name, passed) => {
+                    pass(self, passed);
+                    let Some(script) = &input else {
+                        let why = format!("starts {name} without a script, so its input is not known");
+                        self.note(Tool::Etcd, &why, &place(at));
+                        self.note(Tool::Etcdctl, &why, &place(at));
+                        break;
+                    };
+                    let outer = std::mem::replace(&mut self.read_from, true);
+                    self.child(script, format!("{}, input", place(at)), Vec::new(), &own)?;
+                    self.read_from = outer;
+                }
                 Step::Shell(script, zero, passed) => {
                     pass(self, passed);
-                    if self.environment.by_name.contains_key("BASH_ENV") || self.variables.contains_key("BASH_ENV") {
-                        return self.doubt("sets BASH_ENV, a file that bash reads first");
-                    }
                     let arguments = words.get(zero + 1..).unwrap_or_default().to_vec();
                     self.child(&words[script], place(at + script), arguments, &own)?;
                 }
@@ -323,6 +343,9 @@ impl Shell<'_> {
         arguments: Vec<Text>,
         own: &[(String, Vec<Option<Text>>)],
     ) -> Followed {
+        if self.environment.by_name.contains_key("BASH_ENV") || self.variables.contains_key("BASH_ENV") {
+            return self.doubt("sets BASH_ENV, a file that bash reads first");
+        }
         self.depth += 1;
         let variables = self.variables.clone();
         let exported = self.exported.clone();

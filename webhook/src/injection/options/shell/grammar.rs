@@ -142,15 +142,18 @@ impl Shell<'_> {
         while ["!", "time", "-p"].iter().any(|word| self.eat_bare(word)) {
             self.blank(false)?;
         }
-        let before = self.assignments;
+        let (before, commands) = (self.assignments, self.commands);
         self.command()?;
         self.blank(false)?;
+        let mut printed = Some(self.output.clone()).filter(|_| self.commands == commands + 1);
         while self.peek() == Some('|') && !self.ahead("||") {
             if before != self.assignments && self.perhaps == 0 {
                 return self.doubt("assigns in a pipeline");
             }
-            self.script.at += if self.ahead("|&") { 2 } else { 1 };
+            let errors = self.ahead("|&");
+            self.script.at += if errors { 2 } else { 1 };
             self.blank(true)?;
+            self.input = printed.take().filter(|_| !errors);
             self.maybe(Self::command)?;
             self.commands += 1;
             self.blank(false)?;
@@ -160,6 +163,7 @@ impl Shell<'_> {
 
     pub(super) fn command(&mut self) -> Followed {
         self.commands += 1;
+        let input = self.input.take();
         match self.bare().as_str() {
             "if" => {
                 self.script.at += 2;
@@ -206,7 +210,7 @@ impl Shell<'_> {
             }
             _ if self.ahead("((") => return self.doubt("computes within ((…))"),
             _ if self.eat("(") => drop(self.maybe(|shell| shell.list(&[")"]))?),
-            _ => return self.simple(),
+            _ => return self.simple(input),
         }
         self.commands += 1;
         self.redirections()
@@ -215,7 +219,7 @@ impl Shell<'_> {
     pub(super) fn redirections(&mut self) -> Followed {
         self.blank(false)?;
         while self.redirects() {
-            self.redirection()?;
+            self.redirection(&mut None)?;
             self.blank(false)?;
         }
         Ok(())
@@ -316,7 +320,8 @@ impl Shell<'_> {
         }
     }
 
-    pub(super) fn redirection(&mut self) -> Followed {
+    /// A redirection, and what is read by it where it changes that.
+    pub(super) fn redirection(&mut self, input: &mut Option<Text>) -> Followed {
         let start = self.script.at;
         while self.peek().is_some_and(|c| c.is_ascii_digit() || "<>&|".contains(c))
             && !self.ahead(">(")
@@ -326,9 +331,11 @@ impl Shell<'_> {
         }
         let operator: String = self.script.chars[start..self.script.at].iter().collect();
         let here = operator.trim_start_matches(|c: char| c.is_ascii_digit()) == "<<";
+        *input = if operator.contains('<') { None } else { input.take() };
         if operator.ends_with(|c: char| c.is_ascii_digit()) || self.eat("-") && !here {
             return Ok(());
         }
+        let strips = here && self.script.chars.get(self.script.at - 1) == Some(&'-');
         self.blank(false)?;
         let from = self.script.at;
         let targets = self.word(false)?;
@@ -336,7 +343,14 @@ impl Shell<'_> {
             let raw: String = self.script.chars[from..self.script.at].iter().collect();
             let delimiter: String = raw.chars().filter(|c| !"'\"\\".contains(*c)).collect();
             let plain = delimiter != raw;
+            if operator == "<<" && !strips {
+                *input = self.here_document(&delimiter, plain)?;
+            }
             self.script.heredocs.push((delimiter, plain));
+        } else if operator == "<<<" {
+            if let [words] = targets.as_slice() {
+                *input = words.first().cloned().filter(|_| words.len() == 1);
+            }
         } else if operator.contains('>') {
             // The output goes elsewhere.
             self.commands += usize::from(!operator.starts_with('2'));
