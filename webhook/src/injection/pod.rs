@@ -108,7 +108,14 @@ impl Work<'_> {
                 Some(_) => present::plain_differences(&theirs, &ours),
                 None => present::differences(&theirs, &ours, &args, present::subcommand(name)),
             };
-            if !differences.is_empty() {
+            // All else is as it was injected.
+            if !differences.is_empty() && differences.iter().all(|d| present::ADDED.contains(&d.as_str())) {
+                self.problems.push(format!(
+                    "container {name} of etcd-tls {}: another admission webhook or a policy engine has added that, or somebody \
+                     has in the manifest; except the container there",
+                    differences.join(", ")
+                ));
+            } else if !differences.is_empty() {
                 self.problems.push(format!(
                     "container {name} is not etcd-tls's own: it {}; give the pod's container another name, or take the \
                      injected one out of the manifest",

@@ -27,6 +27,15 @@ pub(super) fn arguments(container: &Container<'_>, subcommand: &str) -> Option<P
     (line.subcommand == subcommand).then_some(line.args)
 }
 
+/// What policy engines add to containers, and ours do not take.
+pub(super) const ADDED: [&str; 2] = ["has lifecycle", "has envFrom"];
+
+/// Fields that a container of ours has not.
+fn added(theirs: &Container<'_>) -> impl Iterator<Item = String> {
+    let has = move |field: &&str| theirs.object.get(*field).is_some_and(|v| !is_empty(v));
+    ["command", "lifecycle", "envFrom"].into_iter().filter(has).map(|field| format!("has {field}"))
+}
+
 /// What `theirs`, which has a name of ours, lacks of `ours`; empty means that it is ours. Its arguments may tell of
 /// etcd's ports and of signals what an earlier look at the pod told.
 pub(super) fn differences(theirs: &Container<'_>, ours: &Value, args: &PodArgs, subcommand: &str) -> Vec<String> {
@@ -34,11 +43,7 @@ pub(super) fn differences(theirs: &Container<'_>, ours: &Value, args: &PodArgs, 
     if theirs.list != List::Init {
         differences.push("is in spec.containers".to_owned());
     }
-    for field in ["command", "lifecycle", "envFrom"] {
-        if theirs.object.get(field).is_some_and(|v| !is_empty(v)) {
-            differences.push(format!("has {field}"));
-        }
-    }
+    differences.extend(added(theirs));
     match arguments(theirs, subcommand) {
         Some(theirs) if same_settings(&theirs, args) => {}
         Some(_) => differences.push("has arguments of other settings".to_owned()),
@@ -51,11 +56,7 @@ pub(super) fn differences(theirs: &Container<'_>, ours: &Value, args: &PodArgs, 
 /// [`differences`] of a static pod's containers, whose arguments must be the same word by word.
 pub(super) fn plain_differences(theirs: &Container<'_>, ours: &Value) -> Vec<String> {
     let mut differences = Vec::new();
-    for field in ["command", "lifecycle", "envFrom"] {
-        if theirs.object.get(field).is_some_and(|v| !is_empty(v)) {
-            differences.push(format!("has {field}"));
-        }
-    }
+    differences.extend(added(theirs));
     if theirs.list != List::Init || theirs.object.get("args") != ours.get("args") {
         differences.push("has other arguments".to_owned());
     }

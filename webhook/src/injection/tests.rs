@@ -380,12 +380,18 @@ fn names_of_ours_hide_nothing_else() {
         json!({"env": []}),
         json!({"restartPolicy": null}),
         json!({"lifecycle": {"postStart": {"exec": {"command": ["x"]}}}}),
+        json!({"envFrom": [{"configMapRef": {"name": "x"}}]}),
     ] {
         let mut forged = good.clone();
         for (key, value) in change.as_object().unwrap() {
             forged["spec"]["initContainers"][1][key] = value.clone();
         }
-        assert!(refused(&forged).contains("etcd-tls-sidecar"), "{change}");
+        let said = refused(&forged);
+        assert!(said.contains("etcd-tls-sidecar"), "{change}");
+        // What others add is not the user's container.
+        let by_others = change.get("lifecycle").or(change.get("envFrom")).is_some();
+        assert_eq!(said.contains("another admission webhook or a policy engine"), by_others, "{change}: {said}");
+        assert_eq!(said.contains("another name"), !by_others, "{change}: {said}");
     }
 }
 
