@@ -191,6 +191,32 @@ async fn one_requester_leaves_a_few() {
     assert!(signer.log().lines().count() < 2000, "a flood fills no log");
 }
 
+/// So the record of what is valid holds all certificates of a pod, and `revoke --pod` finds them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_requester_holds_a_few_valid_certificates_and_its_neighbour_its_own() {
+    const LIFE: Duration = Duration::from_secs(30);
+    let Some(lab) = Lab::new().await else { return };
+    let approver = lab.approver("approve-a", &[]);
+    let _signer = sign(&lab, "sign-a", &["--certificates-per-pod=2", "--max-lifetime=30s"]).await;
+    lab.ready(&approver).await;
+    lab.api.namespace("greedy", &[("etcd-tls", "dynamic")]).await;
+    let greedy = member(&lab, "greedy", "etcd-0", Some("10.3.0.1")).await;
+    let neighbour = member(&lab, "greedy", "etcd-1", Some("10.3.0.2")).await;
+    let (_, first) = issue(&lab, &greedy, Role::Peer, None).await;
+    issue(&lab, &greedy, Role::Peer, None).await;
+    let third = Asking::of(&greedy, Role::Peer);
+    third.create(&lab.requester(&greedy).await).await;
+    lab.event_of("greedy", "etcd-0", "has 2 valid certificates of peer.etcd-tls.dev/greedy.etcd").await;
+
+    // A neighbour is served meanwhile, and the pod by another authority.
+    let (_, beside) = issue(&lab, &neighbour, Role::Peer, None).await;
+    issue(&lab, &greedy, Role::Server, None).await;
+    let third = issued(&lab, &third.name).await;
+    let after = third.not_after.duration_since(first.not_after).expect("a later one");
+    assert!(after >= LIFE - Duration::from_secs(1), "it was issued {:?} before the first one ended", LIFE - after);
+    assert!(beside.not_after < third.not_after, "the neighbour did not wait");
+}
+
 async fn there(lab: &Lab, name: &str) -> bool {
     let csrs: Api<Csr> = Api::all(lab.api.client.clone());
     csrs.get_opt(name).await.expect("look for a request").is_some()

@@ -3,6 +3,7 @@
 //! ```text
 //! authorities   the CAs, each kept by a Secret, held by the leader alone
 //! signer        judges and issues one request
+//! serials       the serial number of a request that is answered again
 //! leader_tasks  what a leader keeps beside that: starts and ends reconcile and serving
 //! reconcile     makes CAs, publishes their trust, takes the steps of rollovers
 //! serving       the webhook's serving pair and caBundle
@@ -29,11 +30,12 @@ use crate::{
     controller::{ControllerArgs, guards},
     error::Error,
 };
-use authorities::Authorities;
+use authorities::{Authorities, issued::MOST};
 use cache::pods::Pods;
 use cleaner::{Cleaner, CleanerArgs};
 use leader_tasks::LeaderTasks;
 use metrics::Metrics;
+use serials::Serials;
 use serving::Lifetimes;
 use signer::Signer;
 
@@ -50,6 +52,7 @@ mod metrics;
 mod pod_certificates;
 mod reconcile;
 mod repair;
+mod serials;
 mod serving;
 mod signer;
 mod trust;
@@ -65,6 +68,10 @@ pub struct Args {
     /// The maximum lifetime of a leaf, for every request; may be less than the API server's ten minutes.
     #[arg(long, value_parser = parse_duration)]
     max_lifetime: Option<Duration>,
+    /// Valid certificates that a pod or host may hold of one authority, so that the record of them holds them all; beyond it,
+    /// a request waits until one has ended.
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u16).range(1..=i64::from(MOST)))]
+    certificates_per_pod: u16,
     /// The life of the webhook's serving certificate; it is renewed at half of it.
     #[arg(long, default_value = "720h", value_parser = parse_duration)]
     serving_lifetime: Duration,
@@ -96,6 +103,7 @@ impl Args {
         let Self {
             controller,
             max_lifetime,
+            certificates_per_pod,
             serving_lifetime,
             serving_ca_lifetime,
             external_serving_pair,
@@ -116,6 +124,7 @@ impl Args {
             controller.policy.clone(),
             controller.namespaces.clone(),
             controller.pods.clone(),
+            certificates_per_pod,
             Arc::clone(&changed),
         );
         let signer = Arc::new(Signer {
@@ -124,6 +133,7 @@ impl Args {
             metrics,
             max_lifetime,
             cleaner: Cleaner::new(cleaner),
+            serials: Serials::default(),
         });
         let lifetimes =
             (!external_serving_pair).then_some(Lifetimes { leaf: serving_lifetime, ca: serving_ca_lifetime });

@@ -52,7 +52,7 @@ use crate::{
         policy,
     },
     revoke,
-    rollover::{PodProgress, Rollover},
+    rollover::{PodProgress, Rollover, rfc3339},
     sign::cache::{objects::Facts, pods::is_host},
 };
 
@@ -80,6 +80,9 @@ pub(super) enum Unavailable {
     /// Its namespace has as many as it may have.
     #[error("{0}")]
     Full(String),
+    /// The requester holds as many valid certificates as it may.
+    #[error("{0}")]
+    Enough(String),
     /// An operator has revoked the requester's certificates, and it gets no other.
     #[error("{0}")]
     Barred(String),
@@ -96,6 +99,8 @@ pub(super) struct Authorities {
     namespaces: namespaces::Current,
     pods: Pods,
     quota: StdMutex<Quota>,
+    /// Valid certificates that a pod or host may hold of one authority.
+    most: u16,
     /// Rung whenever an authority's state changed by a leaf or a statement.
     changed: Arc<Notify>,
 }
@@ -148,9 +153,11 @@ impl Authorities {
         policy: policy::Current,
         namespaces: namespaces::Current,
         pods: Pods,
+        most: u16,
         changed: Arc<Notify>,
     ) -> Self {
-        Self { client, system: system.to_owned(), policy, namespaces, pods, quota: StdMutex::default(), changed }
+        let (system, quota) = (system.to_owned(), StdMutex::default());
+        Self { client, system, policy, namespaces, pods, quota, most, changed }
     }
 
     fn quota(&self) -> std::sync::MutexGuard<'_, Quota> {
@@ -241,13 +248,18 @@ impl Authorities {
     /// written soon, together with others.
     ///
     /// # Errors
-    /// An operator has revoked the certificates of its holder meanwhile.
+    /// An operator has revoked the certificates of its holder meanwhile, or the holder got as many as it may hold.
     pub(super) async fn note_issued(&self, entry: &Entry, serial: &str, leaf: Leaf) -> Result<(), Unavailable> {
         let mut held = entry.held.lock().await;
-        if let Held::Ready(ready) = &*held
-            && ready.stored.revoked.bars(&leaf.holder)
-        {
-            return Err(barred(&entry.name));
+        if let Held::Ready(ready) = &*held {
+            if ready.stored.revoked.bars(&leaf.holder) {
+                return Err(barred(&entry.name));
+            }
+            // Recorded by an attempt to answer, and revoked since: the next one is another certificate.
+            if ready.stored.revoked.lists(serial) {
+                return Err(Unavailable::NotYet("this certificate was revoked before it was handed out".to_owned()));
+            }
+            self.room(&entry.name, ready, serial, &leaf)?;
         }
         entry.unwritten.lock().unwrap_or_else(PoisonError::into_inner).insert(serial.to_owned(), leaf.clone());
         match &mut *held {
@@ -265,6 +277,18 @@ impl Authorities {
             Held::Unknown | Held::Lost | Held::Unusable => self.changed.notify_one(),
         }
         Ok(())
+    }
+
+    /// A holder of too many certificates would push its own out of the record, and they could not be revoked by its name.
+    fn room(&self, authority: &SignerName, ready: &Ready, serial: &str, leaf: &Leaf) -> Result<(), Unavailable> {
+        let Some(until) = ready.stored.issued.full_until(serial, leaf, self.most) else { return Ok(()) };
+        Err(Unavailable::Enough(format!(
+            "the pod or host has {} valid certificates of {authority}, as many as it may hold (--certificates-per-pod of \
+             etcd-tls-sign); the first of them ends at {}. Find out why it asks so often. A pod that is made again gets one \
+             at once",
+            self.most,
+            rfc3339::text(until)
+        )))
     }
 
     /// Locks a place with what is known of it, looked up or made where nothing is.
@@ -345,6 +369,7 @@ impl Authorities {
                         Unavailable::Api(_)
                         | Unavailable::NotYet(_)
                         | Unavailable::Full(_)
+                        | Unavailable::Enough(_)
                         | Unavailable::Barred(_) => {}
                     }
                     return Err(error);
@@ -438,6 +463,7 @@ mod tests {
             tokio::sync::watch::channel(Some(Arc::clone(&policy))).1,
             tokio::sync::watch::channel(None).1,
             Pods::spawn(&client, false, &tasks, None),
+            issued::MOST,
             Arc::default(),
         );
         authorities.listed(&BTreeSet::new());

@@ -17,6 +17,7 @@ use super::{
     cache::pods::host_holder,
     cleaner::Cleaner,
     metrics::Metrics,
+    serials::Serials,
 };
 use crate::{
     ca::issue::{IssueError, Leaf, issue},
@@ -38,18 +39,25 @@ pub(super) struct Signer {
     pub(super) metrics: Metrics,
     pub(super) max_lifetime: Option<Duration>,
     pub(super) cleaner: Cleaner,
+    pub(super) serials: Serials,
 }
 
 impl Handler for Signer {
     fn observe(&self, seen: Seen<'_>) {
         match seen {
-            Seen::ListBegins => self.cleaner.list_begins(),
+            Seen::ListBegins => {
+                self.serials.clear();
+                self.cleaner.list_begins();
+            }
             Seen::There(csr) if is_ours(csr) => {
                 self.controller.note_answered(csr);
                 self.cleaner.observe(csr);
             }
             Seen::There(_) => {}
-            Seen::Gone(csr) => self.cleaner.gone(csr),
+            Seen::Gone(csr) => {
+                self.serials.done(csr.uid());
+                self.cleaner.gone(csr);
+            }
             Seen::ListEnds => self.cleaner.list_ends(),
         }
     }
@@ -98,8 +106,7 @@ impl Signer {
             }
             Err(error) => return Err(self.unavailable(case, error).await),
         };
-        let mut serial = [0; 16];
-        aws_lc_rs::rand::fill(&mut serial).map_err(|_| not_yet("no random numbers"))?;
+        let serial = self.serials.of(csr.uid()).map_err(|_| not_yet("no random numbers"))?;
         let chain = match issue(&authority, &leaf, now, serial) {
             Ok(chain) => chain,
             Err(error @ IssueError::KeyOfAuthority) => {
@@ -123,9 +130,11 @@ impl Signer {
         let issued = Recorded::new(&holder, pod, &chain.common_name, chain.not_after, now).of_role(entitlement.role);
         // Before it is issued: one that then is not does no harm there.
         if let Err(error) = self.authorities.note_issued(&entry, &chain.serial, issued).await {
+            self.serials.done(csr.uid());
             return Err(self.unavailable(case, error).await);
         }
         self.controller.write(csr, "status", patch).await?;
+        self.serials.done(csr.uid());
         self.controller.note_certificate(case, &entitlement.sans, chain.not_after);
         self.metrics.issued(entitlement.role);
         tracing::info!(
@@ -141,10 +150,11 @@ impl Signer {
 
     /// There is no authority to sign with now. It may come, so nothing final is written.
     async fn unavailable(&self, case: &Case, error: Unavailable) -> Trouble {
+        let reason = if matches!(error, Unavailable::Enough(_)) { "TooManyCertificates" } else { "TooManyAuthorities" };
         match error {
             Unavailable::Api(error) => error.into(),
-            Unavailable::Full(why) => {
-                let denial = Denial { reason: "TooManyAuthorities", message: why };
+            Unavailable::Full(message) | Unavailable::Enough(message) => {
+                let denial = Denial { reason, message };
                 self.controller.tell_pod(case, "CertificateWaits", std::slice::from_ref(&denial)).await;
                 Trouble::NotYet(denial.message)
             }

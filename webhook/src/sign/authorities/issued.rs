@@ -16,7 +16,7 @@ use super::epoch::{seconds, time};
 use crate::{revoke::Selector, rollover::rfc3339};
 
 /// Certificates at most: those that end last. Each takes some 200 bytes of the Secret.
-const MOST: usize = 1024;
+pub(in crate::sign) const MOST: u16 = 1024;
 
 /// Seconds after which a certificate is on its pod's disk and in use, as far as the signer can tell.
 const SETTLES: u64 = 5;
@@ -87,7 +87,7 @@ impl Issued {
             self.since = leaf.at;
         }
         self.leaves.retain(|_, other| leaf.at < other.until);
-        while self.leaves.len() >= MOST {
+        while self.leaves.len() >= usize::from(MOST) {
             // From the pod or user with the most, so that no requester displaces the certificates of others.
             let mut counts: HashMap<&str, usize> = HashMap::new();
             self.leaves.values().for_each(|leaf| *counts.entry(&leaf.holder).or_default() += 1);
@@ -99,6 +99,17 @@ impl Issued {
         }
         self.leaves.insert(serial.to_owned(), leaf);
         self.unsaved = true;
+    }
+
+    /// When the first certificate of the holder of `new` ends, if it has `most` others that are valid when `new` is issued; `None`:
+    /// it may get this one.
+    pub(super) fn full_until(&self, serial: &str, new: &Leaf, most: u16) -> Option<SystemTime> {
+        let held = || {
+            let others = self.leaves.iter().filter(|(other, _)| *other != serial).map(|(_, leaf)| leaf);
+            others.filter(|leaf| leaf.holder == new.holder && new.at < leaf.until)
+        };
+        let first = held().map(|leaf| leaf.until).min()?;
+        (held().count() >= usize::from(most)).then(|| time(first))
     }
 
     /// The certificates that `selector` names, each with its end where that is known.
@@ -212,7 +223,7 @@ mod tests {
         assert_eq!(serials(&issued, &Selector::Pod("web/app".to_owned())), ["3"]);
         assert_eq!(serials(&issued, &Selector::User("app".to_owned())), ["3"]);
         let mut crowded = issued.clone();
-        for n in 0..2 * MOST as u64 {
+        for n in 0..2 * u64::from(MOST) {
             crowded.note(&format!("f{n:x}"), leaf(60, 100_000 + n, "prod/loud", "loud"));
         }
         assert_eq!(serials(&crowded, &Selector::Pod("etcd-0".to_owned())).len(), 2, "nobody pushes others out");
@@ -245,13 +256,29 @@ mod tests {
     }
 
     #[test]
+    fn a_holder_is_full_until_its_first_certificate_ends_and_its_neighbour_is_not() {
+        let mut issued = Issued::default();
+        let full = |issued: &Issued, pod: &str, now| issued.full_until("new", &leaf(now, 1000, pod, "x"), 3);
+        for n in 0..3 {
+            assert_eq!(full(&issued, "prod/greedy", 10 + n), None);
+            issued.note(&format!("{n:x}"), leaf(10 + n, 100 + n, "prod/greedy", "greedy"));
+        }
+        assert_eq!(full(&issued, "prod/greedy", 50), Some(time(100)));
+        assert_eq!(full(&issued, "prod/greedy", 99), Some(time(100)));
+        assert_eq!(full(&issued, "prod/greedy", 100), None, "the first has ended");
+        assert_eq!(full(&issued, "prod/neighbour", 50), None);
+        let again = issued.full_until("2", &leaf(50, 1000, "prod/greedy", "x"), 3);
+        assert_eq!(again, None, "an answer that is written again is no other certificate");
+    }
+
+    #[test]
     fn it_is_bounded_and_says_since_when_it_is_complete() {
         let mut issued = Issued::default();
-        for n in 0..2 * MOST as u64 {
+        for n in 0..2 * u64::from(MOST) {
             issued.note(&format!("{n:x}"), leaf(1000 + n, 100_000 + n, "prod/a", "a"));
         }
-        assert_eq!(issued.leaves.len(), MOST);
-        assert_eq!(issued.since, 1000 + MOST as u64);
+        assert_eq!(issued.leaves.len(), usize::from(MOST));
+        assert_eq!(issued.since, 1000 + u64::from(MOST));
         let mut long = issued.clone();
         long.leaves.values_mut().for_each(|leaf| leaf.pod = format!("{}/{}", "n".repeat(63), "p".repeat(63)));
         assert!(serde_json::to_vec(&issued).unwrap().len() < 160 * 1024);

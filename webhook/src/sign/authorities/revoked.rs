@@ -139,6 +139,11 @@ impl Revoked {
         self.record.barred.contains_key(holder)
     }
 
+    /// Whether this certificate is revoked.
+    pub(in crate::sign) fn lists(&self, serial: &str) -> bool {
+        self.record.entries.contains_key(serial)
+    }
+
     /// The barred pods that `selector` names, by uid.
     fn bars_of(&self, selector: &Selector, namespace: &str) -> BTreeSet<String> {
         let Selector::Pod(pod) = selector else { return BTreeSet::new() };
