@@ -18,12 +18,16 @@ use futures::{StreamExt, stream};
 use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::{
     Api,
-    api::{Patch, PatchParams, PostParams},
+    api::{DynamicObject, ListParams, Patch, PatchParams, PostParams},
 };
 use lab::{Asking, Lab};
 use serde_json::{Value, json};
 use signer::{issue, member, sign};
-use tests::apiserver::{NODE, from_json};
+use tests::{
+    apiserver::{NODE, from_json},
+    cert_manager::{CertManager, resource},
+    eventually,
+};
 
 /// `resources.limits.memory` of the shipped Deployments.
 const LIMIT_KIB: u64 = 128 * 1024;
@@ -86,6 +90,56 @@ async fn fat_objects_do_not_exceed_the_limit() {
     }
     println!("an honest request took {longest:?} at most");
     assert!(longest < Duration::from_secs(20), "an honest request took {longest:?}");
+}
+
+/// Requests that a tenant makes for any issuer, with names of ours: `sign` reads of each what it needs to delete it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fat_certificate_requests_do_not_exceed_the_limit() {
+    let Some(lab) = Lab::new().await else { return };
+    CertManager::install(&lab.api).await;
+    lab.api.apply(
+        &json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "List", "items": [
+                {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": "requests"},
+                 "rules": [{"apiGroups": ["cert-manager.io"], "resources": ["certificaterequests"], "verbs": ["get", "list", "delete"]}]},
+                {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": "requests"},
+                 "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "requests"},
+                 "subjects": [{"kind": "ServiceAccount", "name": "etcd-tls-sign", "namespace": "etcd-tls-system"}]},
+            ],
+        })
+        .to_string(),
+    );
+    lab.api.namespace("fat", &[]).await;
+    let many = if std::env::var_os("ETCD_TLS_SOAK").is_some() { 200 } else { 60 };
+    let requests: Api<DynamicObject> = Api::namespaced_with(lab.api.client.clone(), "fat", &resource());
+    let name = |n: usize| format!("etcd-tls-0d5f2e0c-9c2f-4a68-9e53-{n:012x}-peer-0af1");
+    // Stored as JSON, where each of these characters takes six bytes.
+    let fat = "<".repeat(230_000);
+    for n in 0..many {
+        let request = json!({
+            "apiVersion": "cert-manager.io/v1", "kind": "CertificateRequest",
+            "metadata": {"name": name(n), "annotations": {"x": fat}},
+            "spec": {"request": "YWJj", "issuerRef": {"name": "x"}},
+        });
+        requests.create(&PostParams::default(), &from_json(request)).await.expect("create a request");
+    }
+    for n in 0..2 {
+        let ready = json!({"status": {"conditions": [
+            {"type": "Ready", "status": "True", "reason": "Issued", "lastTransitionTime": "2026-01-01T00:00:00Z"},
+        ]}});
+        let params = PatchParams::default();
+        requests.patch_status(&name(n), &params, &Patch::Merge(ready)).await.expect("finish a request");
+    }
+    let signer =
+        sign(&lab, "sign-a", &["--cert-manager", "--check-pending-every=1s", "--delete-issued-after=1s"]).await;
+    eventually("the finished requests to go", lab::LIMIT, || async {
+        let left = requests.list_metadata(&ListParams::default()).await.map_err(|e| e.to_string())?.items.len();
+        if left == many - 2 { Ok(()) } else { Err(format!("{left} of {many}: {}", signer.log())) }
+    })
+    .await;
+    let peak = peak_kib(signer.id());
+    println!("sign: {} MiB at most beside {many} requests of 1.4 MB", peak / 1024);
+    assert!(peak < LIMIT_KIB, "sign had {} MiB resident", peak / 1024);
 }
 
 fn ordinary(n: usize) -> (String, Value) {

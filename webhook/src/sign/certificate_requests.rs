@@ -1,7 +1,8 @@
 //! Deletes the CertificateRequests of our pods that are done with, where the component for cert-manager is installed. Their
 //! owner, the pod, takes the others with it.
 //!
-//! Foreign requests are recognised by the name; only their metadata is read.
+//! Foreign requests are recognised by the name; only their metadata is read. However large an object is, and however many there
+//! are, no more than the wanted fields of one is held.
 
 use std::{
     collections::BTreeMap,
@@ -10,11 +11,12 @@ use std::{
 };
 
 use etcd_tls_contract::role::Role;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{
     Api, Client,
-    api::{ApiResource, DeleteParams, DynamicObject, ListParams, Preconditions},
-    core::PartialObjectMeta,
+    api::{ApiResource, DeleteParams, DynamicObject, Preconditions},
 };
+use serde::Deserialize;
 use serde_json::Value;
 use tokio::time::sleep;
 
@@ -22,10 +24,13 @@ use super::{
     cleaner::ledger::{Times, Why},
     metrics::Metrics,
 };
-use crate::controller::client::{RequestError, within};
+use crate::controller::{
+    client::{RequestError, within},
+    listed::{Metadata, Object, Source, WatchError},
+};
 
-/// Objects of one page. Only their metadata is read, which may still be large.
-const PAGE: u32 = 25;
+/// Bytes of one request that are read; its conditions have less.
+const LIMIT: usize = 64 * 1024;
 
 /// See the module.
 pub(super) struct CertificateRequests {
@@ -42,6 +47,22 @@ struct Known {
     /// Pod uid and role: [`owner`].
     owner: String,
     created: SystemTime,
+}
+
+/// What is read of a request: of the metadata the wanted fields alone.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Lean {
+    metadata: ObjectMeta,
+    status: Value,
+    #[serde(skip)]
+    cut: bool,
+}
+
+impl Object for Lean {
+    fn cut(&mut self) {
+        self.cut = true;
+    }
 }
 
 /// How far a request is.
@@ -62,6 +83,28 @@ fn resource() -> ApiResource {
     }
 }
 
+/// Those of all namespaces, by their metadata.
+fn all() -> Source {
+    Source {
+        path: "/apis/cert-manager.io/v1/certificaterequests".to_owned(),
+        metadata_alone: true,
+        in_pages: true,
+        wanted: &[&["metadata", "namespace"], &["metadata", "name"], &["metadata", "creationTimestamp"]],
+        limit: LIMIT,
+        ..Source::default()
+    }
+}
+
+/// Those of a namespace, each to be read by its name.
+fn of(namespace: &str) -> Source {
+    Source {
+        path: format!("/apis/cert-manager.io/v1/namespaces/{namespace}/certificaterequests"),
+        wanted: &[&["metadata", "uid"], &["status", "conditions"]],
+        limit: LIMIT,
+        ..Source::default()
+    }
+}
+
 impl CertificateRequests {
     /// A round as often as open requests of our own signers are looked at.
     pub(super) async fn clean_up(&self) -> Infallible {
@@ -70,7 +113,7 @@ impl CertificateRequests {
             match self.round().await {
                 Ok(()) => said = None,
                 Err(error) => {
-                    let text = if error.is_not_found() {
+                    let text = if matches!(&error, WatchError::Request(error) if error.is_not_found()) {
                         "the API server serves no CertificateRequests of cert-manager.io/v1; is cert-manager installed?"
                             .to_owned()
                     } else {
@@ -86,7 +129,7 @@ impl CertificateRequests {
         }
     }
 
-    async fn round(&self) -> Result<(), RequestError> {
+    async fn round(&self) -> Result<(), WatchError> {
         let known = self.list().await?;
         let newest = newest(&known);
         for request in &known {
@@ -107,27 +150,18 @@ impl CertificateRequests {
         Ok(())
     }
 
-    async fn list(&self) -> Result<Vec<Known>, RequestError> {
-        let api: Api<DynamicObject> = Api::all_with(self.client.clone(), &resource());
-        let (mut known, mut params) = (Vec::new(), ListParams::default().limit(PAGE));
-        loop {
-            let page = within(api.list_metadata(&params)).await?;
-            known.extend(page.items.iter().filter_map(recognise));
-            match page.metadata.continue_.filter(|token| !token.is_empty()) {
-                Some(token) => params = ListParams::default().limit(PAGE).continue_token(&token),
-                None => return Ok(known),
-            }
-        }
+    async fn list(&self) -> Result<Vec<Known>, WatchError> {
+        let mut known = Vec::new();
+        all().each(&self.client, |object: Metadata| known.extend(recognise(object.metadata))).await?;
+        Ok(known)
     }
 
     async fn look(&self, request: &Known, superseded: bool) -> Result<(), RequestError> {
         let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &request.namespace, &resource());
-        let object = match within(api.get(&request.name)).await {
-            Ok(object) => object,
-            Err(error) if error.is_not_found() => return Ok(()),
-            Err(error) => return Err(error),
-        };
-        let state = state(&object.data, request.created);
+        let found = of(&request.namespace).get::<Lean>(&self.client, &request.name).await?;
+        let Some(object) = found else { return Ok(()) };
+        // An issuer writes a few conditions. With more than is read, it cannot be told that the request is finished.
+        let state = if object.cut { State::Open } else { state(&object.status, request.created) };
         let Some(why) = done_with(state, superseded, self.times, SystemTime::now()) else { return Ok(()) };
         let preconditions =
             Preconditions { uid: object.metadata.uid, resource_version: object.metadata.resource_version };
@@ -152,11 +186,10 @@ impl CertificateRequests {
     }
 }
 
-fn recognise(object: &PartialObjectMeta<DynamicObject>) -> Option<Known> {
-    let metadata = &object.metadata;
-    let name = metadata.name.clone()?;
-    let created = SystemTime::from(metadata.creation_timestamp.as_ref()?.0);
-    Some(Known { namespace: metadata.namespace.clone()?, owner: owner(&name)?, name, created })
+fn recognise(metadata: ObjectMeta) -> Option<Known> {
+    let name = metadata.name?;
+    let created = SystemTime::from(metadata.creation_timestamp?.0);
+    Some(Known { namespace: metadata.namespace?, owner: owner(&name)?, name, created })
 }
 
 /// Pod uid and role of `etcd-tls-<pod uid>-<role>-<digest>`; `None` for every other name.
@@ -179,8 +212,8 @@ fn newest(known: &[Known]) -> BTreeMap<String, SystemTime> {
     newest
 }
 
-fn state(object: &Value, created: SystemTime) -> State {
-    let conditions = object.pointer("/status/conditions").and_then(Value::as_array);
+fn state(status: &Value, created: SystemTime) -> State {
+    let conditions = status.get("conditions").and_then(Value::as_array);
     let text =
         |condition: &Value, field: &str| condition.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
     let at = |condition: &Value| {
@@ -239,7 +272,7 @@ mod tests {
         let at = |seconds: u64| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
         let seconds = Duration::from_secs;
         let times = Times { issued: seconds(300), refused: seconds(3600), open: seconds(60) };
-        let of = |conditions: Value| state(&json!({"status": {"conditions": conditions}}), at(1000));
+        let of = |conditions: Value| state(&json!({"conditions": conditions}), at(1000));
         let condition = |kind: &str, status: &str, reason: &str| json!({"type": kind, "status": status, "reason": reason, "lastTransitionTime": "1970-01-01T00:20:00Z"});
         assert_eq!(of(json!([])), State::Open);
         assert_eq!(state(&json!({}), at(0)), State::Open);

@@ -64,6 +64,8 @@ pub(crate) struct Source {
     pub(crate) fields: Option<String>,
     /// Ask for the metadata alone.
     pub(crate) metadata_alone: bool,
+    /// List in pages, without a watch: the right to watch is missing.
+    pub(crate) in_pages: bool,
     /// The fields of an object that are wanted; its resourceVersion comes anyhow.
     pub(crate) wanted: &'static [&'static [&'static str]],
     /// Bytes of the wanted fields of one object.
@@ -202,13 +204,13 @@ impl<T: Object> Events<T> {
         let of_list = source.tree(&["items", "[]"], &[&["metadata", "resourceVersion"], &["metadata", "continue"]]);
         Self {
             client,
+            streaming_lists: !source.in_pages,
             source,
             of_watch,
             of_list,
             state: State::Closed,
             version: None,
             page: None,
-            streaming_lists: true,
             ready: VecDeque::new(),
             delivered: 0,
             backoff: WatchBackoff::default(),
