@@ -113,8 +113,14 @@ async fn attack_2_a_flood_of_requests_leaves_nothing_and_grows_etcd_by_little() 
     let soak = std::env::var_os("ETCD_TLS_SOAK").is_some();
     let (length, at_least) = if soak { (Duration::from_secs(600), 5000) } else { (Duration::from_secs(30), 100) };
     let approver = lab.approver("approve-a", &[]);
-    let times = ["--delete-issued-after", "5s", "--delete-refused-after", "5s", "--check-pending-every", "2s"];
-    let _signer = sign(&lab, "sign-a", &times).await;
+    // The honest pod asks each second.
+    let of_signer = [
+        "--delete-issued-after=5s",
+        "--delete-refused-after=5s",
+        "--check-pending-every=2s",
+        "--certificates-per-pod=1024",
+    ];
+    let signer = sign(&lab, "sign-a", &of_signer).await;
     lab.ready(&approver).await;
     lab.api.namespace("flood", &[("etcd-tls", "dynamic")]).await;
     lab.api.namespace("honest", &[("etcd-tls", "dynamic")]).await;
@@ -134,9 +140,29 @@ async fn attack_2_a_flood_of_requests_leaves_nothing_and_grows_etcd_by_little() 
         }
     })
     .await;
+    let processes = [("approve", approver.process.id()), ("sign", signer.id())];
+    // What the first flood makes a process hold for ever, such as its buffers, the second does not make it hold again.
+    let mut held = Vec::new();
     for large in [false, true] {
         flood(&lab, &pod, &honest, &client, large, length / 2, at_least / 2).await;
+        held.push(processes.map(|(_, id)| memory_kib(id)));
     }
+    for (n, (name, _)) in processes.iter().enumerate() {
+        let (first, second) = (held[0][n], held[1][n]);
+        println!(
+            "{name}: {} MiB of its own after the smallest requests, {} MiB after the largest",
+            first / 1024,
+            second / 1024
+        );
+        assert!(second < first + 24 * 1024, "{name} holds {second} KiB, and held {first} KiB before");
+    }
+}
+
+/// Memory of a process that is its own.
+fn memory_kib(id: u32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{id}/smaps_rollup")).expect("a running process");
+    let line = text.lines().find_map(|line| line.strip_prefix("Anonymous:")).expect("its anonymous memory");
+    line.split_whitespace().next().and_then(|kib| kib.parse().ok()).expect("a number")
 }
 
 async fn flood(lab: &Lab, pod: &Pod, honest: &Pod, client: &Client, large: bool, length: Duration, at_least: usize) {
