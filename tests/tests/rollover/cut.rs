@@ -4,6 +4,7 @@ use std::{process::Command, sync::atomic::Ordering, time::Instant};
 
 use etcd_tls_contract::{certificate::Chain, names, role::Role};
 use tests::{
+    etcd::EtcdBinary,
     etcd_client::{Connection, EtcdClient},
     ports,
     process::{binary, which},
@@ -14,8 +15,16 @@ use super::{LIMIT, Live, NAMESPACE, json, pod};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cut_ends_the_connections_of_who_is_revoked_and_no_write_of_others_fails() {
-    let Some(etcd) = tier::etcd() else { return };
-    let Some(mut live) = Live::start(&etcd, "5400s", None).await else { return };
+    if tier::etcd().is_none() {
+        return;
+    }
+    for etcd in EtcdBinary::all() {
+        cuts(&etcd).await;
+    }
+}
+
+async fn cuts(etcd: &EtcdBinary) {
+    let Some(mut live) = Live::start(etcd, "5400s", None).await else { return };
     let mut client = pod("revoked", ports::loopback());
     client["metadata"]["annotations"]["etcd-tls.dev/roles"] = "client".into();
     client["spec"]["containers"] = json!([{"name": "app", "image": "app", "command": ["app"]}]);
