@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# dist/dist.sh OUT: what a release has, from the static programs in the directory BIN. `make dist` builds them first.
+# dist/dist.sh OUT: packs a release from the static programs in the directory BIN. `make dist` builds them first.
 #   REGISTRY=example.com/etcd-tls: where install.yaml and the chart look for the images; empty: their plain names, as loaded.
 set -euo pipefail
 out=$(realpath -m "$1"); here=$(realpath "$(dirname "$0")"); cd "$here/.."

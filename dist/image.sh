@@ -6,7 +6,7 @@ repository=$1 version=$2 architecture=$3 out=$4; shift 4
 : "${SOURCE_DATE_EPOCH:?the time of everything in the image}"
 work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
 
-# The same files give the same bytes, whoever packs them.
+# The same files give the same bytes on every machine.
 pack() { tar --format=ustar --sort=name --mtime="@$SOURCE_DATE_EPOCH" --owner=0 --group=0 --numeric-owner -C "$1" -cf "$2" "${@:3}"; }
 
 root=$work/root

@@ -87,9 +87,9 @@ pub(super) fn approve(t: &mut Of<'_>, scene: &Scene) {
         ("a component of Kubernetes", user("system:kube-scheduler")),
     ] {
         let call = Call::apply(&one, requesters(json!([account("prod"), subject.clone()])));
-        t.try_(r, "patch", what, call, Refused("etcd-tls: who may request"));
+        t.try_(r, "patch", what, call, Refused("etcd-tls: a requester is"));
         let call = Call::merge(&one, json!({"subjects": [subject]}));
-        t.try_(r, "patch", what, call, Refused("etcd-tls: who may request"));
+        t.try_(r, "patch", what, call, Refused("etcd-tls: a requester is"));
     }
     t.try_(
         r,
