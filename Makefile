@@ -15,18 +15,18 @@ BUILDER ?= $(firstword $(foreach b,docker podman buildah,$(if $(shell command -v
 BASE ?= scratch
 RUST_IMAGE ?= rust:1-bookworm
 
-# What is released takes its random numbers from the operating system (and the processor), as most TLS libraries do. By
-# default aws-lc first gathers some of its own from the jitter of the processor's clock: 20 ms of each process's start, half
-# of what etcd-tls-init takes.
+# Released programs take random numbers from the operating system (and the processor), as most TLS libraries do. By default
+# aws-lc first gathers its own from the jitter of the processor's clock: 20 ms of each process's start, half of the time of
+# etcd-tls-init.
 build bench: export AWS_LC_SYS_NO_JITTER_ENTROPY = 1
 
-# etcd-tls-probe runs in etcd's container, whatever C library is there, or none.
+# etcd-tls-probe runs in etcd's container, with any C library there, or none.
 SIDECAR = $(CARGO) rustc --locked --profile sidecar -p etcd-tls-sidecar --bin
 STATIC_PROBE = etcd-tls-probe -- -C target-feature=+crt-static
 
 .PHONY: help demo test check deny fuzz build bench images dist etcd clean
 
-help: ## what there is to make
+help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: etcd ## a three-member etcd under load changes every certificate; no cluster needed
@@ -45,10 +45,12 @@ check: deny ## formatting, lints and dependencies
 	@$(CARGO) fmt --all --check
 	@$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 
-# Licences, sources, and duplicate or banned crates (deny.toml). Advisories need the network that `deny-advisories` asks for.
+# Licences, sources, and duplicate or banned crates (deny.toml). Advisories and yanked crates too, if the advisory database can be fetched.
 deny: ## the dependencies against deny.toml
 	@if ! command -v cargo-deny >/dev/null; then echo "SKIPPED cargo deny: not installed; enable with: cargo install cargo-deny --locked"; exit 0; fi
 	@$(CARGO) deny --offline --log-level error check licenses bans sources
+	@if timeout 60 $(CARGO) deny --log-level off fetch db >/dev/null 2>&1; then $(CARGO) deny --log-level error check advisories
+	else echo "SKIPPED cargo deny, advisories: their database cannot be fetched; enable with a network that reaches it"; fi
 
 # Seconds for each target; TARGETS="review csr" for some alone.
 FUZZ_SECONDS ?= 60
@@ -74,7 +76,7 @@ images: ## both images, by $(BUILDER)
 
 # Static programs: they run on any Linux of the architecture, and the images hold nothing else. REGISTRY=example.com/etcd-tls is where
 # install.yaml and the chart look for the images. DIST_PROFILE=dev builds quickly, to try it.
-dist: ## what a release has, into $(TARGET)/dist: programs, images, install.yaml, chart, SBOMs, checksums
+dist: ## pack a release into $(TARGET)/dist: programs, images, install.yaml, chart, SBOMs, checksums
 	@profile=$${DIST_PROFILE:-}
 	[ -n "$$profile" ] || export AWS_LC_SYS_NO_JITTER_ENTROPY=1
 	bin=$$(mktemp -d); trap 'rm -rf "$$bin"' EXIT
@@ -100,5 +102,5 @@ etcd:
 	  || { $$sudo apt-get update -qq && $$sudo apt-get install -qq -y --no-install-recommends etcd-server etcd-client >/dev/null; }
 	@command -v etcd >/dev/null
 
-clean: ## what was built
+clean: ## delete the build
 	$(CARGO) clean
