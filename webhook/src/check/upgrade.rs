@@ -21,66 +21,43 @@ use crate::{
 const SEE_PODS: &str = "docs/upgrade.md#before-the-pods-that-the-new-version-would-refuse";
 const SEE_LEFT: &str = "docs/upgrade.md#after-objects-that-have-been-replaced";
 const PAGE: u32 = 100;
+/// The version of every listed kind.
+const VERSION: &str = "v1";
 /// The label of every shipped object, and of no object that our processes create in the system namespace.
 const OURS: &str = "app.kubernetes.io/name=etcd-tls";
 
-/// Kinds by group, version, kind and resource: those with pods, and the Namespaces that say who has opted in.
-const WORKLOADS: [[&str; 4]; 8] = [
-    ["", "v1", "Namespace", "namespaces"],
-    ["apps", "v1", "StatefulSet", "statefulsets.apps"],
-    ["apps", "v1", "Deployment", "deployments.apps"],
-    ["apps", "v1", "DaemonSet", "daemonsets.apps"],
-    ["apps", "v1", "ReplicaSet", "replicasets.apps"],
-    ["batch", "v1", "Job", "jobs.batch"],
-    ["batch", "v1", "CronJob", "cronjobs.batch"],
-    ["", "v1", "Pod", "pods"],
+/// Kinds with their resources: the workloads, and the Namespaces with the opt-in label.
+const WORKLOADS: [[&str; 2]; 8] = [
+    ["Namespace", "namespaces"],
+    ["StatefulSet", "statefulsets.apps"],
+    ["Deployment", "deployments.apps"],
+    ["DaemonSet", "daemonsets.apps"],
+    ["ReplicaSet", "replicasets.apps"],
+    ["Job", "jobs.batch"],
+    ["CronJob", "cronjobs.batch"],
+    ["Pod", "pods"],
 ];
 
-/// Kinds of what is shipped; those of the cluster, then those of the system namespace.
-const CLUSTER: [[&str; 4]; 8] = [
-    [
-        "admissionregistration.k8s.io",
-        "v1",
-        "ValidatingAdmissionPolicy",
-        "validatingadmissionpolicies.admissionregistration.k8s.io",
-    ],
-    [
-        "admissionregistration.k8s.io",
-        "v1",
-        "ValidatingAdmissionPolicyBinding",
-        "validatingadmissionpolicybindings.admissionregistration.k8s.io",
-    ],
-    [
-        "admissionregistration.k8s.io",
-        "v1",
-        "MutatingWebhookConfiguration",
-        "mutatingwebhookconfigurations.admissionregistration.k8s.io",
-    ],
-    [
-        "admissionregistration.k8s.io",
-        "v1",
-        "ValidatingWebhookConfiguration",
-        "validatingwebhookconfigurations.admissionregistration.k8s.io",
-    ],
-    ["rbac.authorization.k8s.io", "v1", "ClusterRole", "clusterroles.rbac.authorization.k8s.io"],
-    ["rbac.authorization.k8s.io", "v1", "ClusterRoleBinding", "clusterrolebindings.rbac.authorization.k8s.io"],
-    ["flowcontrol.apiserver.k8s.io", "v1", "FlowSchema", "flowschemas.flowcontrol.apiserver.k8s.io"],
-    [
-        "flowcontrol.apiserver.k8s.io",
-        "v1",
-        "PriorityLevelConfiguration",
-        "prioritylevelconfigurations.flowcontrol.apiserver.k8s.io",
-    ],
+/// The shipped kinds: those of the cluster, then those of the system namespace.
+const CLUSTER: [[&str; 2]; 8] = [
+    ["ValidatingAdmissionPolicy", "validatingadmissionpolicies.admissionregistration.k8s.io"],
+    ["ValidatingAdmissionPolicyBinding", "validatingadmissionpolicybindings.admissionregistration.k8s.io"],
+    ["MutatingWebhookConfiguration", "mutatingwebhookconfigurations.admissionregistration.k8s.io"],
+    ["ValidatingWebhookConfiguration", "validatingwebhookconfigurations.admissionregistration.k8s.io"],
+    ["ClusterRole", "clusterroles.rbac.authorization.k8s.io"],
+    ["ClusterRoleBinding", "clusterrolebindings.rbac.authorization.k8s.io"],
+    ["FlowSchema", "flowschemas.flowcontrol.apiserver.k8s.io"],
+    ["PriorityLevelConfiguration", "prioritylevelconfigurations.flowcontrol.apiserver.k8s.io"],
 ];
-const SYSTEM: [[&str; 4]; 8] = [
-    ["apps", "v1", "Deployment", "deployments.apps"],
-    ["", "v1", "Service", "services"],
-    ["", "v1", "ServiceAccount", "serviceaccounts"],
-    ["", "v1", "ResourceQuota", "resourcequotas"],
-    ["rbac.authorization.k8s.io", "v1", "Role", "roles.rbac.authorization.k8s.io"],
-    ["rbac.authorization.k8s.io", "v1", "RoleBinding", "rolebindings.rbac.authorization.k8s.io"],
-    ["networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies.networking.k8s.io"],
-    ["policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets.policy"],
+const SYSTEM: [[&str; 2]; 8] = [
+    ["Deployment", "deployments.apps"],
+    ["Service", "services"],
+    ["ServiceAccount", "serviceaccounts"],
+    ["ResourceQuota", "resourcequotas"],
+    ["Role", "roles.rbac.authorization.k8s.io"],
+    ["RoleBinding", "rolebindings.rbac.authorization.k8s.io"],
+    ["NetworkPolicy", "networkpolicies.networking.k8s.io"],
+    ["PodDisruptionBudget", "poddisruptionbudgets.policy"],
 ];
 
 /// The shipped objects of this version, of the checked kinds.
@@ -153,7 +130,7 @@ pub(super) async fn look(cluster: &Cluster) -> Result<Vec<Finding>, Error> {
 /// A kind that could not be listed.
 fn hidden(
     subject: &str,
-    [.., resource]: [&'static str; 4],
+    [_, resource]: [&'static str; 2],
     namespace: Option<&str>,
     error: RequestError,
     see: &'static str,
@@ -164,17 +141,18 @@ fn hidden(
 /// All objects of a kind, a page at a time, as they stand in a manifest.
 async fn list(
     client: &Client,
-    [group, version, kind, resource]: [&str; 4],
+    [kind, resource]: [&str; 2],
     namespace: Option<&str>,
     labels: Option<&str>,
 ) -> Result<Vec<Value>, RequestError> {
-    let api_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
+    let (plural, group) = resource.split_once('.').unwrap_or((resource, ""));
+    let api_version = if group.is_empty() { VERSION.to_owned() } else { format!("{group}/{VERSION}") };
     let resource = ApiResource {
         group: group.to_owned(),
-        version: version.to_owned(),
+        version: VERSION.to_owned(),
         api_version: api_version.clone(),
         kind: kind.to_owned(),
-        plural: resource.split('.').next().unwrap_or_default().to_owned(),
+        plural: plural.to_owned(),
     };
     let api: Api<DynamicObject> = match namespace {
         Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
