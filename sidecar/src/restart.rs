@@ -272,7 +272,7 @@ impl Restarter {
         if leaf_due(*self.unserved.borrow(), &mut self.leaf_tried) {
             look.why.push("etcd still serves an old certificate".to_owned());
         }
-        // Of a server that is told to read its files again, no connection ends.
+        // A server that reloads its files on a signal ends no connection.
         let asked = self.cut_asked.borrow().clone().filter(|_| !matches!(self.method, Method::Tell(_)));
         if let Some(id) = asked {
             self.cut.ask(&id, now);

@@ -33,7 +33,7 @@ const RESTARTS: Duration = Duration::from_millis(500);
 /// How long a part is up before the next one is started, where it has to wait for one that is not up yet.
 const ALONE: Duration = Duration::from_secs(3);
 
-/// What a control plane consists of.
+/// The parts of a control plane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Part {
     Etcds,
@@ -107,7 +107,7 @@ fn command(container: &Value, pod: &Value, program: &Path, name: &str, address: 
     let list = |field: &str| container[field].as_array().cloned().unwrap_or_default();
     let mut words = [list("command").get(1..).unwrap_or_default().to_vec(), list("args")].concat();
     if words.first().is_some_and(|word| word == "run") {
-        // Where the image has its files unless it is told otherwise.
+        // The image's default path of its files.
         words.push("--assetsdir=/var/run/etcd-tls/certs".into());
     }
     let mut command = Command::new(program);
@@ -123,7 +123,7 @@ fn command(container: &Value, pod: &Value, program: &Path, name: &str, address: 
     command
 }
 
-/// kubelet's part: runs what the manifest on disk says, for as long as it is not aborted. What ends is started again.
+/// kubelet's part: runs the manifest on disk until it is aborted, and restarts ended processes.
 async fn kubelet(dir: PathBuf, name: String, address: IpAddr, etcd: PathBuf) {
     let text = fs::read_to_string(dir.join("etcd.json")).expect("the static pod's manifest");
     let pod: Value = serde_json::from_str(&text).expect("JSON");
@@ -248,7 +248,7 @@ async fn reboot(plane: &mut Plane, stack: &mut Stack, order: [Part; 3]) {
         let began = Instant::now();
         if part == Part::Etcds {
             plane.start();
-            // From good files on disk, whoever else is there.
+            // From valid files on disk, with or without the others.
             plane.up(&format!("{case}: etcd with nothing but {started:?}")).await;
             println!("{case}: etcd is back after {:?}", began.elapsed());
             assert!(plane.etcdctl(&["get", "/test"]).expect("a read").contains(&value), "{case}");
@@ -286,7 +286,7 @@ async fn reboot(plane: &mut Plane, stack: &mut Stack, order: [Part; 3]) {
     println!("{case}: all is back {:?} after the last was started", began.elapsed());
 }
 
-/// kubelet's part for the others: what is started and ends is started again.
+/// kubelet's part for the others: restarts ended processes.
 fn keep_up(stack: &mut Stack, started: &[Part]) {
     if started.contains(&Part::Api) {
         stack.api.keep_up();

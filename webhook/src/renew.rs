@@ -158,7 +158,7 @@ impl Asked {
         Ok(serials(&self.look(client).await?).into_values().collect())
     }
 
-    /// What its sidecar says.
+    /// The state of its sidecar.
     ///
     /// # Errors
     /// It cannot be seen.

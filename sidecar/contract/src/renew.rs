@@ -7,7 +7,7 @@ use crate::role::Role;
 
 /// The separator between the roles and the rest of a value.
 const SEPARATOR: char = ':';
-/// What stands in place of the roles where etcd's connections are to end.
+/// The value in place of the roles that ends etcd's connections.
 const RESTART: &str = "restart";
 
 /// The value that asks for a restart of etcd, one member at a time, so that all connections end, and for no certificate.

@@ -49,7 +49,7 @@ impl RenewFile {
     }
 }
 
-/// What a value asks for.
+/// The request of a value.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Asks {
     /// New certificates of these roles.

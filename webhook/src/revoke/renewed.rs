@@ -40,8 +40,8 @@ pub(super) struct NotRenewed {
     why: Error,
 }
 
-/// Revokes the unused certificates, has pods renew the others, and revokes those; returns the signer's answer. What is in use
-/// after `timeout` is revoked with `force` alone.
+/// Revokes the unused certificates, has pods renew the others, and revokes those; returns the signer's answer. A certificate in
+/// use after `timeout` is revoked with `force` alone.
 ///
 /// # Errors
 /// The signer does not answer, or pods did not renew: [`NotRenewed`].
