@@ -122,6 +122,8 @@ async fn a_lost_ca_is_restored_from_the_backup_or_begun_anew() {
     assert_ne!(issuer(&other), issuer(&first), "a namespace made again inherits nothing");
     let said = shell(&lab.api, dir.path(), &adopt).expect_err("there is another CA");
     assert!(said.contains("has another CA already") && said.contains("scale to 0"), "{said}");
+    let both = ["peer.etcd-tls.dev", "client.etcd-tls.dev"].iter().all(|domain| said.contains(domain));
+    assert!(both, "each authority is named: {said}");
     lab.api.delete_pod(namespace, "etcd-0").await;
     for name in cas(&lab, namespace).await {
         shell(&lab.api, dir.path(), &format!("kubectl -n etcd-tls-system delete secret {name}")).expect("delete");
@@ -139,7 +141,9 @@ async fn a_lost_ca_is_restored_from_the_backup_or_begun_anew() {
     // Another name.
     let elsewhere = adopt.replace("my-namespace/etcd", "elsewhere/etcd --from my-namespace/etcd");
     lab.api.namespace("elsewhere", &[(names::LABEL, names::DYNAMIC)]).await;
-    shell(&lab.api, dir.path(), &elsewhere).expect("adopt under another name");
+    let said = shell(&lab.api, dir.path(), &elsewhere).expect_err("two clusters of one CA");
+    assert!(said.contains("still exists") && said.contains("--share"), "{said}");
+    shell(&lab.api, dir.path(), &format!("{elsewhere} --share")).expect("adopt under another name");
     let pod = injected(&lab, "elsewhere").await;
     let (_, moved) = issue(&lab, &pod, Role::Peer, None).await;
     assert_eq!(issuer(&moved), issuer(&first));

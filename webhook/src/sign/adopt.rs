@@ -13,7 +13,7 @@ use k8s_openapi::{
     api::core::v1::{Namespace, Secret},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
-use kube::{Api, api::PostParams};
+use kube::{Api, Client, api::PostParams};
 use serde_json::Value;
 
 use super::{
@@ -41,6 +41,9 @@ pub struct Args {
     /// The uid of the namespace then, where the backup holds authorities of several namespaces of that name.
     #[arg(long, value_name = "UID")]
     from_uid: Option<String>,
+    /// Adopt them even if the cluster of the backup still exists with them: members and clients of both clusters then trust each other.
+    #[arg(long)]
+    share: bool,
     #[command(flatten)]
     at: Cluster,
 }
@@ -83,9 +86,45 @@ pub enum AdoptError {
         /// Why.
         reason: String,
     },
+    /// Two states of one authority.
+    #[error("the backup holds {signer} of namespace {uid} more than once: leave the newest one in the file")]
+    Twice {
+        /// The authority.
+        signer: String,
+        /// The namespace's uid.
+        uid: String,
+    },
+    /// The source is in use.
+    #[error(
+        "{from} still exists and has these CAs: with them, members and clients of {from} and of {cluster} trust each other. Delete \
+         namespace {} first, or accept this with --share",
+        .from.namespace
+    )]
+    Alive {
+        /// The cluster of the backup.
+        from: ClusterName,
+        /// The cluster that adopts.
+        cluster: ClusterName,
+    },
     /// No namespace of that name.
     #[error("there is no namespace {0}; create it first")]
     NoNamespace(String),
+    /// What is there cannot be read.
+    #[error(
+        "Secret {secret} in {} is unusable ({reason}); nothing was changed for {signer}. Delete the Secret, and adopt again",
+        names::SYSTEM_NAMESPACE
+    )]
+    Broken {
+        /// The authority.
+        signer: SignerName,
+        /// Its Secret.
+        secret: String,
+        /// Why.
+        reason: String,
+    },
+    /// Several of these.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Several(Vec<AdoptError>),
     /// Another CA is in use.
     #[error(
         "{signer} has another CA already, in Secret {secret} in {}; nothing was changed for it. To replace that CA, at the price of \
@@ -118,7 +157,7 @@ impl Args {
     /// # Errors
     /// [`AdoptError`]; the file cannot be read, the caller lacks a right.
     pub async fn run(self) -> Result<(), Error> {
-        let Self { cluster, filename, from, from_uid, at } = self;
+        let Self { cluster, filename, from, from_uid, share, at } = self;
         let text = if filename.as_os_str() == "-" {
             let mut text = String::new();
             io::stdin().read_to_string(&mut text)?;
@@ -130,39 +169,93 @@ impl Args {
         let now = SystemTime::now();
         let found = choose(&text, &filename.display().to_string(), &from, from_uid.as_deref(), now)?;
         let (client, _) = at.connect().await?;
-        let namespaces: Api<Namespace> = Api::all(client.clone());
-        let namespace = within(namespaces.get_opt(&cluster.namespace))
-            .await
-            .map_err(|error| Right::new("get", "namespaces", None).refused(error))?;
-        let uid = namespace
-            .and_then(|namespace| namespace.metadata.uid)
+        let uid = uid(&client, &cluster.namespace)
+            .await?
             .ok_or_else(|| AdoptError::NoNamespace(cluster.namespace.clone()))?;
-        let secrets: Api<Secret> = Api::namespaced(client, names::SYSTEM_NAMESPACE);
-        let right = |verb| Right::new(verb, "secrets", Some(names::SYSTEM_NAMESPACE));
-        let mut refused = None;
+        let secrets: Api<Secret> = Api::namespaced(client.clone(), names::SYSTEM_NAMESPACE);
+        if from != cluster && !share && in_use(&client, &secrets, &from, &found, now).await? {
+            return Err(AdoptError::Alive { from, cluster }.into());
+        }
+        let mut refused = Vec::new();
         for (found, stored) in found {
             let signer = cluster.signer(found.domain);
             let secret = secret_name(&uid, &signer);
             let object = adopted(&secret, &uid, &signer, found.data);
-            let until = rfc3339::text(stored.active.not_after());
-            match within(secrets.create(&PostParams::default(), &object)).await {
-                Ok(_) => say(&format!("{signer}: adopted, as Secret {secret}; the CA ends at {until}"))?,
-                Err(error) if error.code() == Some(409) => {
-                    let there = within(secrets.get(&secret)).await.map_err(|error| right("get").refused(error))?;
-                    let same = Stored::read(&there.data.unwrap_or_default(), now)
-                        .is_ok_and(|there| there.active.generation() == stored.active.generation());
-                    if same {
-                        say(&format!("{signer}: has this CA already, in Secret {secret}"))?;
-                    } else {
-                        let config_map = cluster.trust_config_map(&cluster.namespace);
-                        refused = Some(AdoptError::Taken { signer, secret, config_map });
-                    }
+            match create(&secrets, &object, &stored, now).await? {
+                Created::New => {
+                    let until = rfc3339::text(stored.active.not_after());
+                    say(&format!("{signer}: adopted, as Secret {secret}; the CA ends at {until}"))?;
                 }
-                Err(error) => return Err(right("create").refused(error).into()),
+                Created::Same => say(&format!("{signer}: has this CA already, in Secret {secret}"))?,
+                Created::Broken(reason) => refused.push(AdoptError::Broken { signer, secret, reason }),
+                Created::Taken => {
+                    let config_map = cluster.trust_config_map(&cluster.namespace);
+                    refused.push(AdoptError::Taken { signer, secret, config_map });
+                }
             }
         }
-        refused.map_or(Ok(()), |refused| Err(refused.into()))
+        if refused.is_empty() { Ok(()) } else { Err(AdoptError::Several(refused).into()) }
     }
+}
+
+/// How a create of an authority's Secret went.
+enum Created {
+    New,
+    /// The same CA is there.
+    Same,
+    /// Another one is there.
+    Taken,
+    /// Something is there that cannot be read, and why.
+    Broken(String),
+}
+
+async fn create(secrets: &Api<Secret>, object: &Secret, stored: &Stored, now: SystemTime) -> Result<Created, Error> {
+    let right = |verb| Right::new(verb, "secrets", Some(names::SYSTEM_NAMESPACE));
+    match within(secrets.create(&PostParams::default(), object)).await {
+        Ok(_) => return Ok(Created::New),
+        Err(error) if error.code() == Some(409) => {}
+        Err(error) => return Err(right("create").refused(error).into()),
+    }
+    let name = object.metadata.name.as_deref().unwrap_or_default();
+    let there = within(secrets.get(name)).await.map_err(|error| right("get").refused(error))?;
+    Ok(match Stored::read(&there.data.unwrap_or_default(), now) {
+        Ok(there) if there.active.generation() == stored.active.generation() => Created::Same,
+        Ok(_) => Created::Taken,
+        Err(error) => Created::Broken(error.to_string()),
+    })
+}
+
+/// The uid of a namespace; `None`: there is none of that name.
+async fn uid(client: &Client, namespace: &str) -> Result<Option<String>, Error> {
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    let namespace = within(namespaces.get_opt(namespace))
+        .await
+        .map_err(|error| Right::new("get", "namespaces", None).refused(error))?;
+    Ok(namespace.and_then(|namespace| namespace.metadata.uid))
+}
+
+/// Whether `from` exists, and has one of the CAs that were found.
+async fn in_use(
+    client: &Client,
+    secrets: &Api<Secret>,
+    from: &ClusterName,
+    found: &[(Found, Stored)],
+    now: SystemTime,
+) -> Result<bool, Error> {
+    let Some(uid) = uid(client, &from.namespace).await? else { return Ok(false) };
+    for (found, stored) in found {
+        let name = secret_name(&uid, &from.signer(found.domain));
+        let there = within(secrets.get_opt(&name))
+            .await
+            .map_err(|error| Right::new("get", "secrets", Some(names::SYSTEM_NAMESPACE)).refused(error))?;
+        let same = there
+            .and_then(|there| Stored::read(&there.data.unwrap_or_default(), now).ok())
+            .is_some_and(|there| there.active.generation() == stored.active.generation());
+        if same {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// The authorities of `from` in a backup, each with its state as the signer would read it.
@@ -201,6 +294,11 @@ fn choose(
     if uids.len() > 1 {
         return Err(AdoptError::Ambiguous { namespace: from.namespace.clone(), uids });
     }
+    for (at, one) in found.iter().enumerate() {
+        if found[..at].iter().any(|other| other.domain == one.domain) {
+            return Err(AdoptError::Twice { signer: from.signer(one.domain).to_string(), uid: one.uid.clone() });
+        }
+    }
     found
         .into_iter()
         .map(|found| match Stored::read(&found.data, now) {
@@ -218,8 +316,10 @@ fn choose(
 fn secrets(text: &str, file: &str) -> Result<Vec<Secret>, AdoptError> {
     // A parser's message may quote what it stumbled over, which may be a key.
     let unreadable = |reason: &str| AdoptError::Unreadable { file: file.to_owned(), reason: reason.to_owned() };
-    let documents: Vec<Value> =
-        serde_saphyr::from_multiple(text).map_err(|_| unreadable("its syntax is neither that of YAML nor of JSON"))?;
+    // The operator's own file, of any size.
+    let options = serde_saphyr::options! { budget: None };
+    let documents: Vec<Value> = serde_saphyr::from_multiple_with_options(text, options)
+        .map_err(|_| unreadable("its syntax is neither that of YAML nor of JSON"))?;
     let objects = documents.into_iter().flat_map(|mut document| match document["items"].take() {
         Value::Array(items) => items,
         _ => vec![document],
@@ -308,6 +408,31 @@ mod tests {
         let error = choose(&text, "f", &cluster(), None, now).err().unwrap().to_string();
         assert!(error.contains("--from-uid with one of u1, u2"), "{error}");
         assert_eq!(choose(&text, "f", &cluster(), Some("u2"), now).unwrap()[0].0.uid, "u2");
+    }
+
+    #[test]
+    fn two_states_of_one_authority_are_refused() {
+        let now = SystemTime::now();
+        let signer = "peer.etcd-tls.dev/prod.etcd";
+        let text = format!("{}\n---\n{}\n", secret("u1", signer, now), secret("u1", signer, now));
+        let error = choose(&text, "f", &cluster(), None, now).err().unwrap().to_string();
+        assert!(error.contains("holds peer.etcd-tls.dev/prod.etcd of namespace u1 more than once"), "{error}");
+    }
+
+    #[test]
+    fn a_backup_may_hold_thousands_of_authorities() {
+        let now = SystemTime::now();
+        let wanted = secret("u1", "peer.etcd-tls.dev/prod.etcd", now);
+        let mut other = wanted.clone();
+        let items: Vec<Value> = (0..6_000)
+            .map(|i| {
+                other["metadata"]["annotations"][SIGNER_ANNOTATION] = json!(format!("peer.etcd-tls.dev/n{i}.etcd"));
+                other.clone()
+            })
+            .chain(Some(wanted))
+            .collect();
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
+        assert_eq!(choose(&list.to_string(), "f", &cluster(), None, now).unwrap().len(), 1);
     }
 
     #[test]
