@@ -207,8 +207,8 @@ fn uninject_gives_back_json_byte_for_byte() {
     for text in [
         pod.clone(),
         pod.replace('\n', "\r\n"),
-        format!("\n\t {}\n\n", set),
-        format!("{}\n{}{}  \n", other, set, pod),
+        format!("\n\t {set}\n\n"),
+        format!("{other}\n{set}{pod}  \n"),
         serde_json::to_string_pretty(&list).unwrap(),
         json!({"apiVersion": "v1", "kind": "List", "items": [list]}).to_string(),
         typed.to_string(),

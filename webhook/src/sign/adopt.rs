@@ -124,7 +124,7 @@ pub enum AdoptError {
     },
     /// Several of these.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
-    Several(Vec<AdoptError>),
+    Several(Vec<Self>),
     /// Another CA is in use.
     #[error(
         "{signer} has another CA already, in Secret {secret} in {}; nothing was changed for it. To replace that CA, at the price of \
