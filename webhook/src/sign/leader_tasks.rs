@@ -83,7 +83,7 @@ impl LeaderTasks {
                 tasks.spawn(async move { match bundles.keep().await {} });
             }
             if pod_certificates {
-                let certificates = PodCertificates { signer: Arc::clone(&signer) };
+                let certificates = PodCertificates::new(Arc::clone(&signer));
                 tasks.spawn(async move { match certificates.keep().await {} });
             }
             tokio::select! {

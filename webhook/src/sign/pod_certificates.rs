@@ -31,6 +31,7 @@ use tokio::{
 
 use super::{
     authorities::{Grant, Granted, Unavailable, issued::Leaf as Recorded},
+    serials::Serials,
     signer::Signer,
 };
 use crate::{
@@ -61,7 +62,9 @@ const AGAIN: Duration = Duration::from_secs(30);
 
 /// See the module.
 pub(super) struct PodCertificates {
-    pub(super) signer: Arc<Signer>,
+    signer: Arc<Signer>,
+    /// Apart from those of CertificateSigningRequests, which are dropped with each list of them.
+    serials: Arc<Serials>,
 }
 
 /// Why nothing is answered.
@@ -79,6 +82,11 @@ enum AnswerError {
 }
 
 impl PodCertificates {
+    /// Those of this signer.
+    pub(super) fn new(signer: Arc<Signer>) -> Self {
+        Self { signer, serials: Arc::default() }
+    }
+
     /// Answers until it is dropped.
     pub(super) async fn keep(self) -> Infallible {
         let mut said = None;
@@ -126,8 +134,9 @@ impl PodCertificates {
             while names.len() < WORKERS
                 && let Some(key) = waiting.next(now)
             {
-                let (signer, version, of) = (Arc::clone(&self.signer), version.to_owned(), key.clone());
-                let task = work.spawn(async move { handle(&signer, &version, &of).await });
+                let (signer, serials) = (Arc::clone(&self.signer), Arc::clone(&self.serials));
+                let (version, of) = (version.to_owned(), key.clone());
+                let task = work.spawn(async move { handle(&signer, &serials, &version, &of).await });
                 names.insert(task.id(), key);
             }
             let due = waiting.next_due().filter(|_| names.len() < WORKERS);
@@ -146,7 +155,10 @@ impl PodCertificates {
                     }
                 }
                 event = events.next() => match event? {
-                    Event::Begins => waiting.list_begins(),
+                    Event::Begins => {
+                        self.serials.clear();
+                        waiting.list_begins();
+                    }
                     Event::Complete => {
                         waiting.list_ends();
                         *said = None;
@@ -156,10 +168,14 @@ impl PodCertificates {
                         if request.concerns_us() {
                             waiting.offer(request.key(), &request.spec.node_name, Instant::now());
                         } else {
+                            self.serials.done(request.uid());
                             waiting.remove(&request.key());
                         }
                     }
-                    Event::Deleted(request) => waiting.remove(&request.key()),
+                    Event::Deleted(request) => {
+                        self.serials.done(request.uid());
+                        waiting.remove(&request.key());
+                    }
                     Event::Progress => {}
                 },
                 () = async {
@@ -174,12 +190,12 @@ impl PodCertificates {
 }
 
 /// Whether nothing is left to do for a request.
-async fn handle(signer: &Signer, version: &str, key: &Key) -> bool {
+async fn handle(signer: &Signer, serials: &Serials, version: &str, key: &Key) -> bool {
     let (namespace, name) = key;
     let result = async {
         let found = source(version, Some(namespace)).get(&signer.controller.client, name).await?;
         let Some(request) = found.filter(PodCertificateRequest::concerns_us) else { return Ok(()) };
-        let answering = Answering { signer, version, namespace, name, request: &request };
+        let answering = Answering { signer, serials, version, namespace, name, request: &request };
         answering.answer().await
     };
     match result.await {
@@ -206,6 +222,7 @@ async fn handle(signer: &Signer, version: &str, key: &Key) -> bool {
 /// One request, being answered.
 struct Answering<'a> {
     signer: &'a Signer,
+    serials: &'a Serials,
     version: &'a str,
     namespace: &'a str,
     name: &'a str,
@@ -263,8 +280,7 @@ impl Answering<'_> {
             Ok(granted) => granted,
             Err(error) => return self.unavailable(error).await,
         };
-        let mut serial = [0; 16];
-        aws_lc_rs::rand::fill(&mut serial).map_err(|_| not_yet("no random numbers"))?;
+        let serial = self.serials.of(self.request.uid()).map_err(|_| not_yet("no random numbers"))?;
         let chain = match issue_from(&authority, &leaf, now, POD_CERTIFICATE_BACKDATE, serial) {
             Ok(chain) => chain,
             Err(error @ IssueError::KeyOfAuthority) => {
@@ -292,9 +308,11 @@ impl Answering<'_> {
             .of_role(entitlement.role);
         // Before it is issued: one that then is not does no harm there.
         if let Err(error) = authorities.note_issued(&entry, &chain.serial, issued).await {
+            self.serials.done(self.request.uid());
             return self.unavailable(error).await;
         }
         self.write(&self.request.issue(&chain.to_pem(), &times, now)).await?;
+        self.serials.done(self.request.uid());
         let ips = entitlement.sans.ips.iter().copied().filter(|ip| !ip.is_loopback());
         controller.pods.hold(&bound.pod_uid, ips, chain.not_after);
         metrics.issued(entitlement.role);

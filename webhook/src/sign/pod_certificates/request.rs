@@ -103,6 +103,10 @@ impl PodCertificateRequest {
         key(self.metadata.namespace.as_deref(), self.metadata.name.as_deref())
     }
 
+    pub(super) fn uid(&self) -> &str {
+        self.metadata.uid.as_deref().unwrap_or_default()
+    }
+
     pub(super) fn version(&self) -> &str {
         self.metadata.resource_version.as_deref().unwrap_or_default()
     }
