@@ -230,7 +230,8 @@ async fn a_pod_certificate_is_the_live_pods_and_only_its_kubelet_asks() {
     issues_names_alone(&lab, &pod).await;
     waits_for_the_hosts_address(&lab).await;
     denies_with_a_reason(&lab, &pod).await;
-    asks_for_no_other(&lab, &pod).await;
+    asks_for_no_other(&mut lab, &pod).await;
+    keeps_the_serial_number_of_a_request(&lab).await;
 
     // A leader that was away finds what waits, and a renewal is another certificate.
     lab.sign.kill();
@@ -328,8 +329,68 @@ async fn denies_with_a_reason(lab: &Lab, pod: &Pod) {
     assert_eq!(chain.common_name, "default.prod");
 }
 
+/// An API server that takes no answer does not fill the record of what was issued.
+async fn keeps_the_serial_number_of_a_request(lab: &Lab) {
+    let policy = json!({
+        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy", "metadata": {"name": "no-status"},
+        "spec": {
+            "matchConstraints": {"resourceRules": [{
+                "apiGroups": ["certificates.k8s.io"], "apiVersions": ["*"], "operations": ["UPDATE"],
+                "resources": ["podcertificaterequests/status"],
+            }]},
+            "validations": [{"expression": "false", "message": "no status now"}],
+        },
+    });
+    let binding = json!({
+        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicyBinding",
+        "metadata": {"name": "no-status"}, "spec": {"policyName": "no-status", "validationActions": ["Deny"]},
+    });
+    let pod = lab.pod("again-0", "peer", |_| {}).await;
+    let foreign = lab.request(&pod, "example.com/ca", |_| {}).await;
+    lab.ask(&foreign).await;
+    lab.api.apply(&format!("{policy}\n---\n{binding}"));
+    let name = foreign["metadata"]["name"].as_str().expect("a name");
+    let none = Patch::Merge(json!({"metadata": {"annotations": {"example.com/x": "y"}}}));
+    eventually("no status to be written", LIMIT, || async {
+        match lab.requests(&lab.api.client).patch_status(name, &PatchParams::default(), &none).await {
+            Err(error) if error.to_string().contains("no status now") => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    let request = lab.request(&pod, &signer("peer"), |_| {}).await;
+    lab.ask(&request).await;
+    let name = request["metadata"]["name"].as_str().expect("a name");
+    eventually("some attempts", LIMIT, || async {
+        let log = lab.sign.log();
+        let failed = log.lines().filter(|line| line.contains(name) && line.contains("cannot be answered now")).count();
+        if failed >= 4 { Ok(()) } else { Err(lab.sign.log_end()) }
+    })
+    .await;
+    lab.api.kubectl(&["delete", "validatingadmissionpolicybinding", "no-status"]);
+    let (chain, _) = lab.issued_to(&request).await;
+    let uid = pod.uid().expect("a uid");
+    eventually("the record of what was issued", LIMIT, || async {
+        let secrets: Api<Secret> = Api::namespaced(lab.api.client.clone(), SYSTEM_NAMESPACE);
+        let all = secrets.list(&ListParams::default()).await.map_err(|e| e.to_string())?;
+        let records = all.items.into_iter().filter_map(|secret| secret.data?.remove("issued.json"));
+        let leaves = records.filter_map(|text| serde_json::from_slice::<Value>(&text.0).ok()?.get("leaves").cloned());
+        let mut held = Vec::new();
+        for leaves in leaves {
+            for (serial, leaf) in leaves.as_object().into_iter().flatten() {
+                if leaf["holder"] == uid.as_str() {
+                    held.push(serial.clone());
+                }
+            }
+        }
+        assert!(held.len() <= 1, "each attempt is recorded as another certificate: {held:?}");
+        if held == [chain.serial.clone()] { Ok(()) } else { Err(format!("{held:?}, not {}", chain.serial)) }
+    })
+    .await;
+}
+
 /// Requests of others, and requests for others.
-async fn asks_for_no_other(lab: &Lab, pod: &Pod) {
+async fn asks_for_no_other(lab: &mut Lab, pod: &Pod) {
     let foreign = lab.request(pod, "example.com/ca", |_| {}).await;
     lab.ask(&foreign).await;
     let good = lab.request(pod, &signer("peer"), |_| {}).await;
@@ -347,15 +408,26 @@ async fn asks_for_no_other(lab: &Lab, pod: &Pod) {
     })
     .await;
 
-    // Without the policy, the live pod still has the last word.
+    // Without the policy, nothing is answered; and the live pod still has the last word.
+    lab.sign.kill();
     lab.api.kubectl(&["delete", "validatingadmissionpolicybinding", "etcd-tls-pod-certificates"]);
+    let mut requests = Vec::new();
     for (field, value) in
         [("podUID", "another"), ("nodeName", "node-2"), ("serviceAccountName", "another"), ("podName", "another")]
     {
         let request = lab.request(pod, &signer("peer"), |request| request["spec"][field] = value.into()).await;
         eventually("the policy away", LIMIT, || lab.create(&lab.api.client, &request)).await;
-        let (kind, reason, status) = lab.answer(&request).await;
-        let expected = if field == "podName" { "PodGone" } else { "WrongPod" };
+        requests.push((field, request));
+    }
+    lab.sign = sign(&lab.api).await;
+    lab.sign.logged("not sent: ValidatingAdmissionPolicy etcd-tls-pod-certificates is not enforced", LIMIT).await;
+    for (field, request) in &requests {
+        assert_eq!(lab.status(request).await.get("conditions"), None, "{field}: answered without the policy");
+    }
+    lab.api.apply(include_str!("../../manifests/components/pod-certificates/policy.yaml"));
+    for (field, request) in &requests {
+        let expected = if *field == "podName" { "PodGone" } else { "WrongPod" };
+        let (kind, reason, status) = lab.answer(request).await;
         assert_eq!((kind.as_str(), reason.as_str()), ("Denied", expected), "{field}: {status}");
     }
 

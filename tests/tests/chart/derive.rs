@@ -52,6 +52,10 @@ const RULE_OF_SIGN: &str = "{{- if .Values.certManager.issuers }}
 - apiGroups: [certificates.k8s.io]
   resources: [podcertificaterequests/status]
   verbs: [patch]
+- apiGroups: [admissionregistration.k8s.io]
+  resources: [validatingadmissionpolicies, validatingadmissionpolicybindings]
+  resourceNames: [etcd-tls-pod-certificates]
+  verbs: [get]
 {{- end }}
 ---
 apiVersion: rbac.authorization.k8s.io/v1

@@ -68,6 +68,8 @@ pub(crate) enum Guard {
     Leases,
     /// Events.
     Events,
+    /// PodCertificateRequests to our signers; of the component pod-certificates.
+    PodCertificates,
 }
 
 impl Guard {
@@ -83,6 +85,7 @@ impl Guard {
             Self::Pods => "etcd-tls-pods",
             Self::Leases => "etcd-tls-leases",
             Self::Events => "etcd-tls-events",
+            Self::PodCertificates => "etcd-tls-pod-certificates",
         }
     }
 
@@ -98,6 +101,7 @@ impl Guard {
             Self::Pods => "until it is, who may update a pod can change which certificates it gets",
             Self::Leases => "until it is, a stolen token can keep the next replica from leading",
             Self::Events => "until it is, a stolen token can write Events under other names",
+            Self::PodCertificates => "no PodCertificateRequest is answered until it is",
         }
     }
 }
@@ -115,6 +119,11 @@ pub(crate) const SIGN: &[Guard] = &[
     Guard::Leases,
     Guard::Events,
 ];
+
+/// Those that `sign` depends on; `pod_certificates`: whether it answers PodCertificateRequests.
+pub(crate) fn of_sign(pod_certificates: bool) -> Vec<Guard> {
+    SIGN.iter().copied().chain(pod_certificates.then_some(Guard::PodCertificates)).collect()
+}
 
 /// How a policy stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -369,6 +378,23 @@ mod tests {
         assert!(broken.fault(now).is_some_and(|fault| fault.contains("missing")));
         assert_eq!(broken.after(unknown(), now), broken);
         assert_eq!(broken.after(Look::Enforced, late), Standing::Enforced(late));
+    }
+
+    #[tokio::test]
+    async fn pod_certificates_are_answered_while_their_policy_is_enforced_and_no_longer() {
+        let status = "/apis/certificates.k8s.io/v1beta1/namespaces/a/podcertificaterequests/x/status";
+        let status = Access::of("PATCH", status, None);
+        let (gate, sender) = Gate::new(&of_sign(true));
+        assert!(gate.check(&status).is_err());
+        sender.send_modify(|standings| standings.values_mut().for_each(|s| *s = Standing::Enforced(Instant::now())));
+        assert!(gate.check(&status).is_ok() && gate.ready().is_ok());
+        sender.send_modify(|standings| {
+            standings.insert(Guard::PodCertificates, Standing::Broken(vec!["unbound".to_owned()]));
+        });
+        let refused = gate.check(&status).map_err(|error| error.to_string());
+        assert!(refused.is_err_and(|error| error.contains("etcd-tls-pod-certificates") && error.contains("unbound")));
+        assert!(gate.ready().is_err());
+        assert!(!of_sign(false).contains(&Guard::PodCertificates), "without the component, nothing asks for it");
     }
 
     #[tokio::test]

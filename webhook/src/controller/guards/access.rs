@@ -19,6 +19,8 @@ pub(crate) enum Access {
     ConfigMap,
     /// caBundle.
     WebhookConfiguration,
+    /// Status of a request of kubelet's.
+    PodCertificateRequest,
 }
 
 impl Access {
@@ -31,6 +33,7 @@ impl Access {
         }
         match resource(path) {
             Some("certificatesigningrequests") => Self::Request,
+            Some("podcertificaterequests") => Self::PodCertificateRequest,
             Some("rolebindings") => Self::RoleBinding,
             Some("clusterrolebindings") => Self::ClusterRoleBinding,
             Some("secrets") => Self::Secret,
@@ -51,6 +54,7 @@ impl Access {
             Self::Secret => &[Guard::Secrets],
             Self::ConfigMap => &[Guard::Trust],
             Self::WebhookConfiguration => &[Guard::Webhooks],
+            Self::PodCertificateRequest => &[Guard::PodCertificates],
         }
     }
 }
@@ -102,6 +106,11 @@ mod tests {
                 "PATCH",
                 "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/etcd-tls",
                 Access::WebhookConfiguration,
+            ),
+            (
+                "PATCH",
+                "/apis/certificates.k8s.io/v1beta1/namespaces/a/podcertificaterequests/x/status",
+                Access::PodCertificateRequest,
             ),
             ("POST", "/apis/events.k8s.io/v1/namespaces/secrets/events", Access::Free),
             ("PUT", "/apis/coordination.k8s.io/v1/namespaces/etcd-tls-system/leases/x", Access::Free),

@@ -74,8 +74,8 @@ impl Attempt {
             Guard::Trust => vec![Self::ConfigMap],
             Guard::Webhooks => vec![Self::WebhookConfiguration],
             Guard::RequestWrites => vec![Self::Request(if approve { "approval" } else { "status" })],
-            // Our accounts have none of the rights of pods and their requesters.
-            Guard::Requests | Guard::Pods => Vec::new(),
+            // Our accounts have none of the rights of pods, their requesters and kubelets.
+            Guard::Requests | Guard::Pods | Guard::PodCertificates => Vec::new(),
         }
     }
 

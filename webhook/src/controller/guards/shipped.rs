@@ -12,13 +12,14 @@ use k8s_openapi::{
 
 use super::Guard;
 
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
     include_str!("../../../../manifests/guards/requests.yaml"),
     include_str!("../../../../manifests/guards/bindings.yaml"),
     include_str!("../../../../manifests/guards/secrets.yaml"),
     include_str!("../../../../manifests/guards/trust.yaml"),
     include_str!("../../../../manifests/guards/webhooks.yaml"),
     include_str!("../../../../manifests/guards/pods.yaml"),
+    include_str!("../../../../manifests/components/pod-certificates/policy.yaml"),
 ];
 const HOUSEKEEPING: &str = include_str!("../../../../manifests/guards/housekeeping.yaml");
 
@@ -183,7 +184,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::controller::guards::{APPROVE, SIGN};
+    use crate::controller::guards::{APPROVE, of_sign};
 
     fn live(guard: Guard) -> (ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding) {
         let shipped = Shipped::of(guard).unwrap();
@@ -198,7 +199,7 @@ mod tests {
 
     #[test]
     fn every_guard_is_shipped_and_falls_short_of_itself_in_nothing() {
-        for guard in APPROVE.iter().chain(SIGN) {
+        for guard in APPROVE.iter().chain(&of_sign(true)) {
             let (policy, binding) = live(*guard);
             assert_eq!(Shipped::of(*guard).unwrap().faults(Some(&policy), Some(&binding)), Vec::<String>::new());
             assert!(!policy.spec.unwrap().validations.unwrap().is_empty(), "{}", guard.name());
