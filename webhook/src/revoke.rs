@@ -204,6 +204,16 @@ pub struct InUse {
     pub uid: String,
     /// The certificates' serial numbers.
     pub serials: BTreeSet<String>,
+    /// Those of them that kubelet asked for, for a volume: nobody else can renew them.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub kubelet: BTreeSet<String>,
+}
+
+impl InUse {
+    /// Whether its sidecar can renew one of them.
+    fn can_renew(&self) -> bool {
+        !self.serials.is_subset(&self.kubelet)
+    }
 }
 
 #[cfg(test)]

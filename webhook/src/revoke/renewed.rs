@@ -65,12 +65,22 @@ pub(super) async fn revoke(
         sleep(POLL).await;
         for used in &in_use {
             if !asked.contains_key(&used.uid) {
-                let answer = renew::ask(client, &used.pod, &used.uid).await;
+                let answer = if used.can_renew() {
+                    renew::ask(client, &used.pod, &used.uid).await
+                } else {
+                    Err(of_kubelet(used))
+                };
                 say(&match &answer {
                     Ok(_) => format!("pod {}: asked to renew", used.pod),
                     Err(error) => format!("pod {} cannot be asked to renew: {error}", used.pod),
                 })?;
                 asked.insert(used.uid.clone(), answer);
+            }
+        }
+        // What kubelet asked for is left when the sidecar has renewed its own.
+        for used in in_use.iter().filter(|used| !used.can_renew()) {
+            if !matches!(asked.get(&used.uid), Some(Err(_))) {
+                asked.insert(used.uid.clone(), Err(of_kubelet(used)));
             }
         }
         let nobody_renews = in_use.iter().all(|used| matches!(asked.get(&used.uid), Some(Err(_))));
@@ -108,6 +118,17 @@ async fn wait(client: &Client, in_use: &[InUse], asked: &BTreeMap<String, Result
             return;
         }
     }
+}
+
+/// Why nobody is asked to renew what is left in use by a pod.
+fn of_kubelet(used: &InUse) -> Error {
+    let serials: Vec<&str> = used.kubelet.iter().map(String::as_str).collect();
+    format!(
+        "kubelet has asked for its certificate {} for a volume of podCertificate, and renews it at its own time alone: create the \
+         pod again, and revoke the certificate then",
+        serials.join(", ")
+    )
+    .into()
 }
 
 /// Whether a pod has on disk what is to be revoked.

@@ -125,7 +125,9 @@ fn answered(object: &ConfigMap, domains: &[Domain], request: &Request) -> Option
         let verdict = if answer.accepted { "" } else { "refused: " };
         said.lines.push(format!("{domain}: {verdict}{}", answer.message));
         for used in of_domain {
-            in_use.entry(used.uid.clone()).or_insert_with(|| used.clone()).serials.extend(used.serials);
+            let known = in_use.entry(used.uid.clone()).or_insert_with(|| used.clone());
+            known.serials.extend(used.serials);
+            known.kubelet.extend(used.kubelet);
         }
     }
     said.in_use = in_use.into_values().collect();

@@ -305,7 +305,8 @@ impl Answering<'_> {
         };
         let pod = format!("{}/{}", bound.namespace, bound.pod);
         let issued = Recorded::new(&bound.pod_uid, pod.clone(), &chain.common_name, chain.not_after, now)
-            .of_role(entitlement.role);
+            .of_role(entitlement.role)
+            .of_kubelet();
         // Before it is issued: one that then is not does no harm there.
         if let Err(error) = authorities.note_issued(&entry, &chain.serial, issued).await {
             self.serials.done(self.request.uid());

@@ -20,6 +20,8 @@ pub(in crate::sign) const MOST: u16 = 1024;
 
 /// Seconds after which a certificate is on its pod's disk and in use, as far as the signer can tell.
 const SETTLES: u64 = 5;
+/// The same of a certificate of kubelet: it writes a volume when it looks at the pod, every one or two minutes.
+const VOLUME_SETTLES: u64 = 180;
 
 /// See the module.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +50,9 @@ pub(in crate::sign) struct Leaf {
     /// Whether it is a peer's.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(in crate::sign) peer: bool,
+    /// Whether kubelet asked for it, for a volume of `podCertificate`. The sidecar's is another one, and neither replaces the other.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(in crate::sign) kubelet: bool,
 }
 
 impl Leaf {
@@ -56,7 +61,17 @@ impl Leaf {
         // Every pod's peer has such a CN; a host has the one that policy gives it.
         let peer = user.starts_with(Role::Peer.common_name_prefix());
         let (holder, user) = (holder.to_owned(), user.to_owned());
-        Self { at: seconds(now), until: seconds(not_after), holder, pod, user, peer }
+        Self { at: seconds(now), until: seconds(not_after), holder, pod, user, peer, kubelet: false }
+    }
+
+    /// One that kubelet asked for.
+    pub(in crate::sign) fn of_kubelet(self) -> Self {
+        Self { kubelet: true, ..self }
+    }
+
+    /// Whether `other` is for the same user and comes by the same way.
+    fn alike(&self, other: &Self) -> bool {
+        self.user == other.user && self.kubelet == other.kubelet
     }
 
     /// One of this role.
@@ -131,16 +146,18 @@ impl Issued {
         }
     }
 
-    /// The serial numbers of the newest peer certificates of each holder: one, or those of one second.
+    /// The serial numbers of the newest peer certificates of each holder: one, or those of one second. etcd uses the sidecar's:
+    /// kubelet's count where there are no others.
     pub(super) fn newest_of_peers(&self) -> BTreeMap<&str, Vec<&str>> {
-        let mut newest: BTreeMap<&str, (u64, Vec<&str>)> = BTreeMap::new();
+        let mut newest: BTreeMap<&str, ((bool, u64), Vec<&str>)> = BTreeMap::new();
         for (serial, leaf) in self.leaves.iter().filter(|(_, leaf)| leaf.is_peer()) {
-            let (at, serials) = newest.entry(&leaf.holder).or_default();
-            if leaf.at > *at {
+            let (best, serials) = newest.entry(&leaf.holder).or_default();
+            let rank = (!leaf.kubelet, leaf.at);
+            if rank > *best {
                 serials.clear();
             }
-            if leaf.at >= *at {
-                *at = leaf.at;
+            if rank >= *best {
+                *best = rank;
                 serials.push(serial);
             }
         }
@@ -151,22 +168,22 @@ impl Issued {
     pub(super) fn without_newer<'a>(&self, serials: impl Iterator<Item = &'a String>) -> BTreeSet<&str> {
         let named = serials.filter_map(|serial| self.leaves.get(serial)).filter(|leaf| !leaf.pod.is_empty());
         let newer = |than: &Leaf| {
-            self.leaves.values().any(|leaf| leaf.pod == than.pod && leaf.user == than.user && leaf.at > than.at)
+            self.leaves.values().any(|leaf| leaf.pod == than.pod && leaf.alike(than) && leaf.at > than.at)
         };
         named.filter(|leaf| !newer(leaf)).map(|leaf| leaf.pod.as_str()).collect()
     }
 
-    /// Which of these certificates a pod that is `live` uses, by its uid: it has no newer one of the same user. What was
-    /// issued less than [`SETTLES`] before `now` may not be on its disk yet.
+    /// Which of these certificates a pod that is `live` uses, by its uid: it has no newer one of the same user that
+    /// came by the same way. What was issued less than [`SETTLES`] or [`VOLUME_SETTLES`] before `now` may not be on its disk yet.
     pub(super) fn in_use<'a>(
         &'a self,
         serials: impl Iterator<Item = &'a String>,
         live: impl Fn(&str) -> bool,
         now: SystemTime,
     ) -> BTreeMap<&'a str, BTreeSet<&'a str>> {
-        let settled = seconds(now).saturating_sub(SETTLES);
         let replaced = |than: &Leaf| {
-            let mut others = self.leaves.values().filter(|leaf| leaf.holder == than.holder && leaf.user == than.user);
+            let settled = seconds(now).saturating_sub(if than.kubelet { VOLUME_SETTLES } else { SETTLES });
+            let mut others = self.leaves.values().filter(|leaf| leaf.holder == than.holder && leaf.alike(than));
             others.any(|leaf| leaf.at > than.at && leaf.at <= settled)
         };
         let mut found: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
@@ -176,6 +193,11 @@ impl Issued {
             }
         }
         found
+    }
+
+    /// Whether kubelet asked for a certificate.
+    pub(super) fn is_of_kubelet(&self, serial: &str) -> bool {
+        self.leaves.get(serial).is_some_and(|leaf| leaf.kubelet)
     }
 
     /// When a certificate was issued, in seconds of the Unix epoch.
@@ -206,7 +228,8 @@ mod tests {
     use super::*;
 
     fn leaf(at: u64, until: u64, pod: &str, user: &str) -> Leaf {
-        Leaf { at, until, holder: format!("uid of {pod}"), pod: pod.to_owned(), user: user.to_owned(), peer: false }
+        let holder = format!("uid of {pod}");
+        Leaf { at, until, holder, pod: pod.to_owned(), user: user.to_owned(), peer: false, kubelet: false }
     }
 
     #[test]
@@ -253,6 +276,34 @@ mod tests {
         };
         assert_eq!(used(25), BTreeSet::from(["2", "3", "5"]));
         assert_eq!(used(24), BTreeSet::from(["1", "2", "3", "5"]), "the new one may not be on the disk yet");
+    }
+
+    #[test]
+    fn the_sidecars_certificate_and_kubelets_do_not_replace_each_other() {
+        let mut issued = Issued::default();
+        let user = "system:etcd-peer:etcd-0";
+        issued.note("1", leaf(10, 9000, "prod/etcd-0", user));
+        issued.note("2", leaf(20, 9000, "prod/etcd-0", user).of_kubelet());
+        issued.note("3", leaf(30, 9000, "prod/etcd-0", user));
+        let used = |issued: &Issued, now| -> BTreeSet<String> {
+            let all: Vec<String> = issued.leaves.keys().cloned().collect();
+            issued.in_use(all.iter(), |_| true, time(now)).into_values().flatten().map(str::to_owned).collect()
+        };
+        assert_eq!(
+            used(&issued, 1000),
+            BTreeSet::from(["2".to_owned(), "3".to_owned()]),
+            "the sidecar has renewed its own"
+        );
+        assert_eq!(issued.newest_of_peers()["uid of prod/etcd-0"], ["3"]);
+        issued.note("4", leaf(1000, 9000, "prod/etcd-0", user).of_kubelet());
+        assert_eq!(issued.newest_of_peers()["uid of prod/etcd-0"], ["3"], "etcd uses the sidecar's");
+        assert_eq!(used(&issued, 1000 + VOLUME_SETTLES - 1).len(), 3, "kubelet may not have written the volume");
+        assert_eq!(used(&issued, 1000 + VOLUME_SETTLES), BTreeSet::from(["3".to_owned(), "4".to_owned()]));
+        assert_eq!(issued.without_newer(["1".to_owned(), "2".to_owned()].iter()), BTreeSet::new());
+        assert_eq!(issued.without_newer(["4".to_owned()].iter()).len(), 1);
+        assert!(issued.is_of_kubelet("4") && !issued.is_of_kubelet("3") && !issued.is_of_kubelet("9"));
+        let read: Issued = serde_json::from_slice(&serde_json::to_vec(&issued).unwrap()).unwrap();
+        assert!(read.is_of_kubelet("4"), "the Secret holds it");
     }
 
     #[test]

@@ -287,7 +287,10 @@ fn left(named: &mut BTreeMap<String, Option<SystemTime>>, known: &Known<'_>, now
     for (uid, serials) in used {
         named.retain(|serial, _| !serials.contains(serial.as_str()));
         let pod = live.get(uid).copied().unwrap_or_default().to_owned();
-        in_use.push(InUse { pod, uid: uid.to_owned(), serials: serials.into_iter().map(str::to_owned).collect() });
+        let kubelet =
+            serials.iter().filter(|serial| known.issued.is_of_kubelet(serial)).map(|&s| s.to_owned()).collect();
+        let serials = serials.into_iter().map(str::to_owned).collect();
+        in_use.push(InUse { pod, uid: uid.to_owned(), serials, kubelet });
     }
     in_use.sort();
     in_use.truncate(MOST_IN_USE);
