@@ -17,12 +17,12 @@ pub const DISABLED: &str = "disabled";
 
 /// The prefix of every annotation of ours.
 pub const ANNOTATION_PREFIX: &str = "etcd-tls.dev/";
-/// The label that marks an injected pod, with the value `true`. It is for people and their selectors: nothing of ours selects by
-/// it or believes it.
+/// The label that marks an injected pod, with the value `true`. It is for selectors: people's, that of the PodMonitor for sidecars, and
+/// that of `status` and the commands which list pods as it does. What decides on certificates does not select by it or believe it.
 pub const INJECTED_LABEL: &str = "etcd-tls.dev/injected";
 /// Admission's warnings about an injected pod: a JSON list of strings.
 pub const WARNINGS_ANNOTATION: &str = "etcd-tls.dev/warnings";
-/// What `inject` keeps of a JSON document for `uninject`, on the object that the document describes. It is large and no setting, so
+/// What `inject` keeps of a JSON object for `uninject`, on that object. It is large and no setting, so
 /// it has a prefix of its own, of which controllers keep nothing.
 pub const ORIGINAL_ANNOTATION: &str = "inject.etcd-tls.dev/original";
 /// The annotation of which each new value asks for new certificates; see [`crate::renew::Renew`].
