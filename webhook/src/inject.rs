@@ -292,18 +292,20 @@ impl Visit<'_> {
                 return raw;
             }
         };
+        let before = (keeps && !document.is_yaml()).then(|| value.clone());
         self.object(&mut value, 0);
         if !self.changed {
             return raw;
         }
-        let keeps = keeps && !self.again;
-        if keeps && !document.is_yaml() && !original::keep_in_json(&mut value, &raw) {
-            let most = original::MAX_JSON / 1024;
-            self.warnings
-                .push(format!("{place}: uninject cannot give it back, for it is JSON of more than {most} KiB"));
-        }
-        match document.write(&value) {
-            Ok(text) if keeps && document.is_yaml() => original::keep(&text, &raw),
+        let written = match before {
+            Some(before) => original::write_json(document, &before, &value).map(|(text, lost)| {
+                self.warnings.extend(lost.into_iter().map(|lost| format!("{place}: {lost}")));
+                text
+            }),
+            None => document.write(&value),
+        };
+        match written {
+            Ok(text) if keeps && !self.again && document.is_yaml() => original::keep(&text, &raw),
             Ok(text) => text,
             Err(error) => {
                 self.problems.push(format!("{place}: {error}"));

@@ -12,6 +12,7 @@ use std::{
     process::{Command, Stdio},
 };
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use etcd_tls_webhook::{
     inject::{Options, inject},
     injection::Config,
@@ -241,6 +242,51 @@ fn uninject_gives_back_json_byte_for_byte() {
         let (fine, out, stderr) = piped(&["uninject", "-f", "-"], &text);
         assert!(!fine && out.is_empty() && stderr.contains("StatefulSet etcd: ") && stderr.contains(why), "{stderr}");
     }
+}
+
+/// Anyone who may read a workload reads its annotations, a Deployment's in its ReplicaSets, too.
+#[test]
+fn an_item_of_a_json_list_keeps_nothing_of_the_other_items() {
+    let set = |namespace: &str, value: &str| {
+        let pod = json!({"containers": [{"name": "etcd", "image": "etcd", "env": [{"name": "A", "value": value}]}]});
+        json!({
+            "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "etcd", "namespace": namespace},
+            "spec": {"selector": {}, "template": {"metadata": {"labels": {"a": "b"}}, "spec": pod}},
+        })
+    };
+    let secret =
+        json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "a"}, "data": {"key": "aHVudGVyMg=="}});
+    let inner = json!({"apiVersion": "v1", "kind": "List", "items": [secret, set("two", "of-two")]});
+    let list = json!({"kind": "List", "apiVersion": "v1", "items": [secret, set("one", "of-one"), inner, secret]});
+    for text in [list.to_string(), serde_json::to_string_pretty(&list).unwrap(), format!("{list:#}\n{list}\n")] {
+        let (fine, injected, stderr) = piped(&INJECT, &text);
+        assert!(fine && !stderr.contains("uninject cannot"), "{stderr}");
+        let documents = serde_json::Deserializer::from_str(&injected).into_iter::<serde_json::Value>();
+        for document in documents.map(Result::unwrap) {
+            for item in [&document["items"][1], &document["items"][2]["items"][1]] {
+                assert!(
+                    item["spec"]["template"]["metadata"]["annotations"].get("inject.etcd-tls.dev/original").is_none()
+                );
+                let kept = item["metadata"]["annotations"]["inject.etcd-tls.dev/original"].as_str().unwrap();
+                let kept = STANDARD.decode(kept.split_once(' ').unwrap().1).unwrap();
+                let kept: serde_json::Value = serde_json::from_slice(&kept).unwrap();
+                let namespace = item["metadata"]["namespace"].as_str().unwrap();
+                assert_eq!(kept, set(namespace, &format!("of-{namespace}")), "its own, and nothing else");
+            }
+            assert_eq!(document["items"][0], secret);
+            assert!(document["metadata"].is_null() && document["items"][2]["metadata"].is_null(), "{document}");
+        }
+        assert_eq!(piped(&["uninject", "-f", "-"], &injected).1, text);
+    }
+    // What came to the list since stays; what was injected and keeps nothing is not passed over.
+    let mut injected: serde_json::Value = serde_json::from_str(&piped(&INJECT, &list.to_string()).1).unwrap();
+    injected["items"][0]["data"]["key"] = "bmV3".into();
+    let back = piped(&["uninject", "-f", "-"], &injected.to_string()).1;
+    assert_eq!(back, list.to_string().replacen("aHVudGVyMg==", "bmV3", 1));
+    let annotations = injected["items"][2]["items"][1]["metadata"]["annotations"].as_object_mut().unwrap();
+    annotations.remove("inject.etcd-tls.dev/original");
+    let (fine, out, stderr) = piped(&["uninject", "-f", "-"], &injected.to_string());
+    assert!(!fine && out.is_empty() && stderr.contains("does not hold what it was before"), "{stderr}");
 }
 
 #[test]

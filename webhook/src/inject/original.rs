@@ -1,21 +1,23 @@
 //! The document before injection, kept behind what it became in comments, so that `uninject` gives it back byte for byte and
-//! another image or other options inject anew. JSON has no comments: there an annotation of the object keeps it, in a list of
-//! the first object that was injected into.
+//! another image or other options inject anew. JSON has no comments: there an annotation of the object keeps it. In a list each
+//! object keeps its own, and nothing of the others: a list may hold Secrets and workloads of several namespaces.
+
+use std::ops::Range;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use etcd_tls_contract::names;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use super::{documents::Document, uninject::holds_ours};
+use super::{documents::Document, uninject::holds_ours, yaml::YamlError};
 
 /// The comment that begins it; a digest follows.
 const HEAD: &str = "# etcd-tls.dev/original: sha256:";
 /// How much of it stands on a line, in bytes.
 const WIDTH: usize = 96;
-/// The largest JSON document that is kept, in bytes: an object has 256 KiB of annotations, and `kubectl apply` writes all of it
+/// The largest JSON object that is kept, in bytes: an object has 256 KiB of annotations, and `kubectl apply` writes all of it
 /// into one more.
-pub(super) const MAX_JSON: usize = 48 * 1024;
+const MAX_JSON: usize = 48 * 1024;
 
 /// The original of a document before injection.
 #[derive(Debug, PartialEq, Eq)]
@@ -43,12 +45,76 @@ pub(super) fn keep(injected: &str, original: &str) -> String {
     text
 }
 
-/// Keeps `original`, which became the JSON document `injected`, in it; whether it fits.
-pub(super) fn keep_in_json(injected: &mut Value, original: &str) -> bool {
-    let fits = original.len() <= MAX_JSON;
+/// `after`, which the JSON document `raw` of value `before` became, as text; and what `uninject` cannot give back of it. Each
+/// object that was injected into keeps its own original; the other items of a list stay byte for byte.
+///
+/// # Errors
+/// The value cannot be written.
+pub(super) fn write_json(
+    document: Document<'_>,
+    before: &Value,
+    after: &Value,
+) -> Result<(String, Vec<String>), YamlError> {
+    let (mut marked, mut lost) = (after.clone(), Vec::new());
+    if !is_list(before) {
+        if !holds_ours(before) {
+            keep_in_json(&mut marked, document.raw, &mut lost);
+        }
+        return Ok((document.write(&marked)?, lost));
+    }
+    let text = write_items(document.raw, before, &mut marked, &mut lost);
+    if let Some(text) = text.filter(|text| serde_json::from_str::<Value>(text).is_ok_and(|read| read == marked)) {
+        return Ok((text, lost));
+    }
+    let lost = vec!["uninject cannot give it back, for more than its items was injected into".to_owned()];
+    Ok((document.write(after)?, lost))
+}
+
+/// `raw` with those items of a list, at any depth of lists, that differ in `after`.
+fn write_items(raw: &str, before: &Value, after: &mut Value, lost: &mut Vec<String>) -> Option<String> {
+    let (old, new) = (before.get("items")?.as_array()?, after.get_mut("items")?.as_array_mut()?);
+    let spans = items_in(raw);
+    if spans.len() != old.len() || new.len() != old.len() {
+        return None;
+    }
+    let (mut text, mut end) = (String::new(), 0);
+    for ((span, old), new) in spans.into_iter().zip(old).zip(new) {
+        text.push_str(raw.get(end..span.start)?);
+        let item = raw.get(span.clone())?;
+        if old == new {
+            text.push_str(item);
+        } else if is_list(old) {
+            text.push_str(&write_items(item, old, new, lost)?);
+        } else {
+            if !holds_ours(old) {
+                keep_in_json(new, item, lost);
+            }
+            if item.contains('\n') {
+                let line = raw.get(..span.start)?.rsplit('\n').next().unwrap_or_default();
+                let indent = &line[..line.len() - line.trim_start().len()];
+                text.push_str(&serde_json::to_string_pretty(new).ok()?.replace('\n', &format!("\n{indent}")));
+            } else {
+                text.push_str(&serde_json::to_string(new).ok()?);
+            }
+        }
+        end = span.end;
+    }
+    text.push_str(raw.get(end..)?);
+    Some(text)
+}
+
+/// Keeps `original`, which became the object `injected`, in it.
+fn keep_in_json(injected: &mut Value, original: &str, lost: &mut Vec<String>) {
+    if original.len() > MAX_JSON {
+        let of = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let (kind, name) = (of(&injected["kind"]), of(&injected["metadata"]["name"]));
+        let most = MAX_JSON / 1024;
+        lost.push(format!("uninject cannot give it back, for it is JSON of more than {most} KiB: {kind} {name}"));
+        return;
+    }
     let digest = digest_of(&without_original(injected).to_string(), original);
-    let Some(holder) = holder(injected).filter(|_| fits) else { return false };
-    let metadata = holder.entry("metadata").or_insert_with(|| json!({}));
+    let Some(object) = injected.as_object_mut() else { return };
+    let metadata = object.entry("metadata").or_insert_with(|| json!({}));
     if let Some(metadata) = metadata.as_object_mut() {
         let kept = format!("sha256:{digest} {}", STANDARD.encode(original));
         let annotations = metadata.entry("annotations").or_insert_with(|| json!({}));
@@ -57,7 +123,6 @@ pub(super) fn keep_in_json(injected: &mut Value, original: &str) -> bool {
         }
         annotations[names::ORIGINAL_ANNOTATION] = kept.into();
     }
-    true
 }
 
 /// Finds the original of a document.
@@ -66,39 +131,109 @@ pub(super) fn find(document: &Document<'_>) -> Original {
 }
 
 fn in_json(raw: &str) -> Original {
-    let Some(mut value) = raw.contains("/original\"").then(|| serde_json::from_str(raw).ok()).flatten() else {
-        return Original::Absent;
-    };
-    let rest = without_original(&value);
-    let kept = holder(&mut value).and_then(|holder| {
-        let kept = holder.get("metadata")?.get("annotations")?.get(names::ORIGINAL_ANNOTATION)?.as_str()?;
-        Some(kept.to_owned())
-    });
-    let Some(kept) = kept else { return Original::Absent };
+    let value = raw.contains("/original\"").then(|| serde_json::from_str(raw).ok()).flatten();
+    let found = value.map_or(Original::Absent, |value| in_value(raw, &value));
+    match found {
+        // Something beside the items of a list was injected into.
+        Original::Kept(text) if serde_json::from_str(&text).is_ok_and(|value| holds_ours(&value)) => Original::Changed,
+        found => found,
+    }
+}
+
+/// The original of the object or list `value`, which `raw` is the text of.
+fn in_value(raw: &str, value: &Value) -> Original {
+    if !is_list(value) {
+        return in_object(value);
+    }
+    let spans = items_in(raw);
+    let items = value["items"].as_array().filter(|items| items.len() == spans.len());
+    let (mut text, mut end, mut kept) = (String::new(), 0, false);
+    for (span, item) in spans.into_iter().zip(items.into_iter().flatten()) {
+        text.push_str(&raw[end..span.start]);
+        end = span.end;
+        match in_value(&raw[span.clone()], item) {
+            Original::Kept(original) => {
+                kept = true;
+                text.push_str(&original);
+            }
+            other if holds_ours(item) => return other,
+            _ => text.push_str(&raw[span]),
+        }
+    }
+    text.push_str(&raw[end..]);
+    if kept { Original::Kept(text) } else { Original::Absent }
+}
+
+fn in_object(value: &Value) -> Original {
+    let annotation = value["metadata"]["annotations"].get(names::ORIGINAL_ANNOTATION);
+    let Some(kept) = annotation.and_then(Value::as_str) else { return Original::Absent };
     let original = kept.split_once(' ').and_then(|(said, encoded)| {
         let original = String::from_utf8(STANDARD.decode(encoded).ok()?).ok()?;
-        (format!("sha256:{}", digest_of(&rest.to_string(), &original)) == said).then_some(original)
+        (format!("sha256:{}", digest_of(&without_original(value).to_string(), &original)) == said).then_some(original)
     });
     original.map_or(Original::Changed, Original::Kept)
 }
 
-/// The object that keeps the original: the document's, or in a list of objects the first that holds containers of ours.
-fn holder(document: &mut Value) -> Option<&mut Map<String, Value>> {
-    let is_list = |value: &Value| {
-        value.get("kind").and_then(Value::as_str).is_some_and(|kind| kind.ends_with("List"))
-            && value.get("items").is_some_and(Value::is_array)
-    };
-    let mut object = document;
-    while is_list(object) {
-        object = object.get_mut("items")?.as_array_mut()?.iter_mut().find(|item| holds_ours(item))?;
-    }
-    object.as_object_mut()
+fn is_list(value: &Value) -> bool {
+    value.get("kind").and_then(Value::as_str).is_some_and(|kind| kind.ends_with("List"))
+        && value.get("items").is_some_and(Value::is_array)
 }
 
-/// The document without its original, and without what is empty when that is gone.
+/// Where the items stand in `raw`, the valid text of a list. Of several fields `items` the last counts, as for a reader of JSON.
+fn items_in(raw: &str) -> Vec<Range<usize>> {
+    let mut found = Vec::new();
+    let mut at = raw.find('{').map_or(raw.len(), |at| at + 1);
+    while let Some(key) = next_value(raw, at) {
+        let Some(value) = next_value(raw, key.end) else { break };
+        at = value.end;
+        if serde_json::from_str::<String>(&raw[key]).is_ok_and(|key| key == "items") {
+            found.clear();
+            let mut from = value.start + 1;
+            while let Some(item) = next_value(raw, from).filter(|item| item.end < value.end) {
+                from = item.end;
+                found.push(item);
+            }
+        }
+    }
+    found
+}
+
+/// Where the next key or value of the object or array around `from` stands; `None` at its end.
+fn next_value(raw: &str, from: usize) -> Option<Range<usize>> {
+    let between = |byte: u8| byte.is_ascii_whitespace() || byte == b',' || byte == b':';
+    let bytes = raw.as_bytes();
+    let start = from + bytes.get(from..)?.iter().position(|byte| !between(*byte))?;
+    let (mut depth, mut quoted, mut escaped) = (0_usize, false, false);
+    for (at, byte) in bytes.iter().enumerate().skip(start) {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = true,
+            b'"' => {
+                quoted = !quoted;
+                if !quoted && depth == 0 {
+                    return Some(start..at + 1);
+                }
+            }
+            _ if quoted => {}
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' if depth == 0 => return (at > start).then_some(start..at),
+            b'}' | b']' => {
+                depth -= 1;
+                if depth == 0 {
+                    return Some(start..at + 1);
+                }
+            }
+            byte if depth == 0 && between(*byte) => return Some(start..at),
+            _ => {}
+        }
+    }
+    None
+}
+
+/// The object without its original, and without what is empty when that is gone.
 fn without_original(document: &Value) -> Value {
     let mut document = document.clone();
-    if let Some(holder) = holder(&mut document)
+    if let Some(holder) = document.as_object_mut()
         && let Some(Value::Object(metadata)) = holder.get_mut("metadata")
     {
         if let Some(Value::Object(annotations)) = metadata.get_mut("annotations") {
@@ -159,5 +294,20 @@ mod tests {
             assert_eq!(in_comments(&format!("{kept}b: 1\n")), Original::Changed);
         }
         assert_eq!(in_comments("a: 1\n"), Original::Absent);
+    }
+
+    #[test]
+    fn items_are_found_in_any_writing_of_a_list() {
+        for (raw, items) in [
+            (r#"{"kind":"List","items":[]}"#, vec![]),
+            (
+                r#" {"items" : [ 1 ,"a]\\\"}", {"items":[2]},[],null ] , "kind":"List"}"#,
+                vec!["1", r#""a]\\\"}""#, r#"{"items":[2]}"#, "[]", "null"],
+            ),
+            (r#"{"items":"é","a":{"items":[1]},"\u0069tems":[true,"é"]}"#, vec!["true", r#""é""#]),
+            ("{\"items\":[\r\n\t{\"a\":1}\n]}\n", vec![r#"{"a":1}"#]),
+        ] {
+            assert_eq!(items_in(raw).into_iter().map(|span| &raw[span]).collect::<Vec<_>>(), items, "{raw}");
+        }
     }
 }
