@@ -187,9 +187,9 @@ pub struct Report {
     /// Certificates that it was about.
     #[serde(default)]
     pub count: usize,
-    /// When it was answered, in seconds of the Unix epoch.
-    #[serde(default)]
-    pub at: u64,
+    /// When it was answered, in seconds of the Unix epoch. `None`: by nobody who knows certificates.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<u64>,
     /// Pods that use certificates that it named and left as they are; some of them where there are many.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub in_use: Vec<InUse>,

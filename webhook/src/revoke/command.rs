@@ -89,7 +89,7 @@ impl Args {
         if domains.is_empty() || published(&before).is_empty() {
             return Err(none(&cluster).into());
         }
-        let signer = Signer { api: &api, name: &name, domains: &domains, selector, reason };
+        let signer = Signer { api: &api, name: &name, domains: &domains, selector, reason, force };
         let said = if undo {
             signer.ask(Action::Undo, None).await?
         } else if at_once || matches!(signer.selector, Selector::Pod(_)) {
@@ -97,7 +97,7 @@ impl Args {
         } else {
             renewed::revoke(&client, &signer, timeout, force).await?
         };
-        if said.count == 0 || said.refused {
+        if said.count == 0 || said.refused() {
             return Err(said.text().into());
         }
         said.print()?;

@@ -58,8 +58,11 @@ pub(super) async fn revoke(
         let now = signer.ask(Action::Renewed, said.at).await?;
         let in_use = now.in_use.clone();
         said.add(now);
-        if in_use.is_empty() {
-            return Ok(said);
+        match next(&in_use, said.refused(), force) {
+            Next::Done => return Ok(said),
+            // It names what was revoked before, too.
+            Next::Force => return signer.ask(Action::Force, said.at).await,
+            Next::Renew => {}
         }
         // The signer counts in seconds: certificates issued after this are newer than those in use.
         sleep(POLL).await;
@@ -99,6 +102,25 @@ pub(super) async fn revoke(
     }
 }
 
+/// What follows an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    /// Nothing.
+    Done,
+    /// Nobody is left to renew, and the refusal is overridden.
+    Force,
+    /// The pods that use the rest renew.
+    Renew,
+}
+
+const fn next(in_use: &[InUse], refused: bool, force: bool) -> Next {
+    match (in_use.is_empty(), refused && force) {
+        (false, _) => Next::Renew,
+        (true, true) => Next::Force,
+        (true, false) => Next::Done,
+    }
+}
+
 /// Waits until the sidecars of all that were asked have other certificates on disk; where one cannot be seen, for a while.
 async fn wait(client: &Client, in_use: &[InUse], asked: &BTreeMap<String, Result<Asked, Error>>, deadline: Instant) {
     let again = (Instant::now() + UNSEEN).min(deadline);
@@ -134,4 +156,24 @@ fn of_kubelet(used: &InUse) -> Error {
 /// Whether a pod has on disk what is to be revoked.
 fn holds(on_disk: &BTreeSet<String>, used: &InUse) -> bool {
     !on_disk.is_disjoint(&used.serials)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nobody_uses_is_forced_and_what_a_pod_uses_is_renewed_first() {
+        let used =
+            [InUse { pod: "a/b".to_owned(), uid: "u".to_owned(), serials: BTreeSet::new(), kubelet: BTreeSet::new() }];
+        for (in_use, refused, force, then) in [
+            (&used[..0], true, true, Next::Force),
+            (&used[..0], true, false, Next::Done),
+            (&used[..0], false, true, Next::Done),
+            (&used[..], true, true, Next::Renew),
+            (&used[..], false, false, Next::Renew),
+        ] {
+            assert_eq!(next(in_use, refused, force), then, "{refused} {force}");
+        }
+    }
 }

@@ -30,6 +30,8 @@ pub(super) struct Signer<'a> {
     pub(super) selector: Selector,
     /// Why.
     pub(super) reason: Reason,
+    /// Whether refusals are to be overridden at last.
+    pub(super) force: bool,
 }
 
 impl Signer<'_> {
@@ -45,7 +47,7 @@ impl Signer<'_> {
         client::within(self.api.patch(self.name, &PatchParams::default(), &Patch::Merge(patch))).await?;
         let began = Instant::now();
         while began.elapsed() < PATIENCE {
-            if let Some(said) = answered(&look(self.api, self.name).await?, self.domains, &request) {
+            if let Some(said) = answered(&look(self.api, self.name).await?, self.domains, &request, self.force) {
                 return Ok(said);
             }
             sleep(POLL).await;
@@ -79,8 +81,8 @@ pub(super) struct Said {
     lines: Vec<String>,
     /// Certificates that it was about.
     pub(super) count: usize,
-    /// Whether a domain was refused.
-    pub(super) refused: bool,
+    /// The refusals among the last answers.
+    refusals: Vec<String>,
     /// When the first answer was given.
     pub(super) at: Option<u64>,
     /// Pods that use what was left.
@@ -88,10 +90,15 @@ pub(super) struct Said {
 }
 
 impl Said {
-    /// Adds what was said next.
+    /// Whether the last answer for a domain was a refusal.
+    pub(super) fn refused(&self) -> bool {
+        !self.refusals.is_empty()
+    }
+
+    /// Adds what was said next, for all domains. Of refusals only the last count: what was refused may be granted later.
     pub(super) fn add(&mut self, next: Self) {
         self.count += next.count;
-        self.refused |= next.refused;
+        self.refusals = next.refusals;
         for line in next.lines {
             if !self.lines.contains(&line) {
                 self.lines.push(line);
@@ -102,7 +109,7 @@ impl Said {
 
     /// A line for each domain and answer.
     pub(super) fn text(&self) -> String {
-        self.lines.join("\n")
+        self.lines.iter().chain(&self.refusals).map(String::as_str).collect::<Vec<_>>().join("\n")
     }
 
     /// Prints it.
@@ -112,7 +119,8 @@ impl Said {
 }
 
 /// The signer's answer, once it has answered for all of `domains`. It writes the answer with the list.
-fn answered(object: &ConfigMap, domains: &[Domain], request: &Request) -> Option<Said> {
+/// With `force` also the pods that wait for a refusal to be overridden count.
+fn answered(object: &ConfigMap, domains: &[Domain], request: &Request, force: bool) -> Option<Said> {
     let mut said = Said::default();
     let mut in_use: BTreeMap<String, InUse> = BTreeMap::new();
     for domain in domains {
@@ -120,11 +128,16 @@ fn answered(object: &ConfigMap, domains: &[Domain], request: &Request) -> Option
         let Report { answer, count, at, in_use: of_domain } = serde_json::from_str(text).ok()?;
         let answer = answer.filter(|answer| answer.id == request.id)?;
         said.count += count;
-        said.at = Some(said.at.map_or(at, |earlier| earlier.min(at)));
-        said.refused |= !answer.accepted;
-        let verdict = if answer.accepted { "" } else { "refused: " };
-        said.lines.push(format!("{domain}: {verdict}{}", answer.message));
-        for used in of_domain {
+        // 0 is what a signer of an earlier version says for another cluster's authority.
+        let at = at.filter(|at| *at > 0);
+        said.at = said.at.into_iter().chain(at).min();
+        if answer.accepted {
+            said.lines.push(format!("{domain}: {}", answer.message));
+        } else {
+            said.refusals.push(format!("{domain}: refused: {}", answer.message));
+        }
+        // Nobody renews for what stays refused.
+        for used in of_domain.into_iter().filter(|_| answer.accepted || force) {
             let known = in_use.entry(used.uid.clone()).or_insert_with(|| used.clone());
             known.serials.extend(used.serials);
             known.kubelet.extend(used.kubelet);
@@ -150,4 +163,80 @@ pub(super) fn id() -> Result<String, Error> {
     let mut bytes = [0; 8];
     aws_lc_rs::rand::fill(&mut bytes).map_err(|_| "no random numbers")?;
     Ok(hex(&bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::revoke::DOMAINS;
+
+    fn request() -> Request {
+        Request {
+            action: Action::Renewed,
+            id: "1".to_owned(),
+            selector: Selector::Serial("4f0a".to_owned()),
+            reason: Reason::Unspecified,
+            until: None,
+        }
+    }
+
+    fn accepted(at: u64, pods: &[&str]) -> Report {
+        let used = |pod: &&str| InUse {
+            pod: (*pod).to_owned(),
+            uid: (*pod).to_owned(),
+            serials: BTreeSet::from(["4f0a".to_owned()]),
+            kubelet: BTreeSet::new(),
+        };
+        let in_use = pods.iter().map(used).collect();
+        Report { answer: Some(request().accepted("done")), count: 1, at: Some(at), in_use }
+    }
+
+    fn refused(report: Report) -> Report {
+        Report { answer: Some(request().refused("no")), count: 0, ..report }
+    }
+
+    fn said(reports: [Report; 2], force: bool) -> Said {
+        let annotations =
+            DOMAINS.into_iter().zip(reports).map(|(d, r)| (status_annotation(d), serde_json::to_string(&r).unwrap()));
+        let mut object = ConfigMap::default();
+        object.metadata.annotations = Some(annotations.collect());
+        answered(&object, &DOMAINS, &request(), force).unwrap()
+    }
+
+    #[test]
+    fn another_clusters_authority_does_not_tell_when_it_answered() {
+        let elsewhere = |at| Report { at, ..refused(Report::default()) };
+        for at in [None, Some(0)] {
+            for reports in [[accepted(7, &["a/b"]), elsewhere(at)], [elsewhere(at), accepted(7, &["a/b"])]] {
+                let said = said(reports, false);
+                assert_eq!((said.at, said.in_use.len(), said.refused()), (Some(7), 1, true));
+            }
+        }
+        assert_eq!(said([elsewhere(None), elsewhere(None)], false).at, None);
+        assert_eq!(said([accepted(7, &[]), accepted(6, &[])], false).at, Some(6));
+    }
+
+    #[test]
+    fn nobody_renews_for_a_refusal_that_stands() {
+        let pods = |force| {
+            let said = said([refused(accepted(7, &["a/b"])), accepted(7, &["a/c"])], force);
+            said.in_use.into_iter().map(|used| used.pod).collect::<Vec<_>>()
+        };
+        assert_eq!(pods(false), ["a/c"]);
+        assert_eq!(pods(true), ["a/b", "a/c"], "it is overridden when they have renewed");
+    }
+
+    #[test]
+    fn the_last_answer_of_each_domain_counts() {
+        let mut all = said([refused(accepted(7, &[])), accepted(7, &[])], true);
+        assert!(all.refused() && all.text().contains("refused: no"));
+        all.add(said([accepted(9, &[]), accepted(9, &[])], true));
+        assert_eq!((all.refused(), all.at, all.text().contains("refused")), (false, Some(7), false), "{}", all.text());
+        all.add(said([accepted(9, &[]), refused(accepted(9, &[]))], true));
+        assert!(all.refused());
+    }
 }

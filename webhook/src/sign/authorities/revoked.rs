@@ -131,7 +131,7 @@ impl Revoked {
     pub(in crate::sign) fn report(&self) -> Option<Report> {
         let Record { answer, count, at, in_use, .. } = &self.record;
         let (answer, in_use) = (Some(answer.clone()?), in_use.clone());
-        Some(Report { answer, count: *count, at: *at, in_use })
+        Some(Report { answer, count: *count, at: Some(*at), in_use })
     }
 
     /// Whether the holder of this uid gets no certificate any more.
@@ -157,11 +157,13 @@ impl Revoked {
         if let Some(until) = request.until {
             named.retain(|serial, _| known.issued.at(serial).is_none_or(|at| at <= until));
         }
-        let in_use = if request.action == Action::Renewed { left(&mut named, known, now) } else { Vec::new() };
+        let mut in_use = if request.action == Action::Renewed { left(&mut named, known, now) } else { Vec::new() };
         // A bar outlives the certificates for which it was made.
         let bars = self.bars_of(&request.selector, known.namespace);
         let takes_bars_back = request.action == Action::Undo && !bars.is_empty();
         let revoked = |serial: &&String| self.record.entries.contains_key(*serial);
+        // A place for each that is revoked when its pod has renewed.
+        let waiting = in_use.iter().flat_map(|used| &used.serials).filter(|serial| !revoked(serial)).count();
         let what = &request.selector;
         let by_record = !matches!(what, Selector::Serial(_));
         let since = if by_record {
@@ -179,24 +181,35 @@ impl Revoked {
         let objection = standings.into_iter().find_map(|(cluster, standing)| standing.objection(cluster));
         let objection = objection.filter(|_| matches!(request.action, Action::Add | Action::Renewed));
         let (answer, count) = match request.action {
-            _ if !known.signs_lists => (request.refused(
+            _ if !known.signs_lists => {
+                // Nobody renews for what is refused in any case.
+                in_use.clear();
+                (request.refused(
                 "the CA may not sign revocation lists: its certificate has key usages without cRLSign. Give the signer a CA \
                  that has it, or one without key usages",
-            ), 0),
-            _ if named.is_empty() && !in_use.is_empty() => (request.accepted(&format!("{what} is not revoked yet")), 0),
-            _ if named.is_empty() && !takes_bars_back => (request.accepted(&format!("there is no certificate of {what}{since}")), 0),
+                ), 0)
+            }
+            _ if named.is_empty() && !in_use.is_empty() && self.record.entries.len() + waiting <= MOST => {
+                (request.accepted(&format!("{what} is not revoked yet")), 0)
+            }
+            _ if named.is_empty() && in_use.is_empty() && !takes_bars_back => {
+                (request.accepted(&format!("there is no certificate of {what}{since}")), 0)
+            }
             _ if objection.is_some() => (request.refused(&objection.unwrap_or_default()), 0),
             Action::Add | Action::Renewed | Action::Force => {
-                let new = named.keys().filter(|serial| !revoked(serial)).count();
-                let bars = matches!(what, Selector::Pod(_)).then(|| known.issued.holders(named.keys())).unwrap_or_default();
+                let new = named.keys().filter(|serial| !revoked(serial)).count() + waiting;
+                let bars =
+                    matches!(what, Selector::Pod(_)).then(|| known.issued.holders(named.keys())).unwrap_or_default();
                 let new_bars = bars.iter().filter(|uid| !self.bars(uid)).count();
                 let (full, barred_full) = (
                     self.record.entries.len() + new > MOST,
                     new_bars > 0 && self.record.barred.len() + new_bars > MOST_BARRED,
                 );
                 if full || barred_full {
+                    in_use.clear();
                     let entries = self.record.entries.values().map(|entry| entry.1).filter(|_| full);
-                    let free = entries.chain(self.record.barred.values().map(|bar| bar.0).filter(|_| barred_full)).min();
+                    let free =
+                        entries.chain(self.record.barred.values().map(|bar| bar.0).filter(|_| barred_full)).min();
                     (request.refused(&format!(
                         "a list holds {MOST} certificates and bars {MOST_BARRED} pods at most; the next place is free at {}. To \
                          refuse all certificates of this CA, roll it over with --force",

@@ -165,7 +165,7 @@ fn what_live_pods_use_is_left_until_they_have_renewed() {
     issued.note("4", Leaf::new("uid of prod/app-0", "prod/app-0".to_owned(), "app", later + DAY, later));
     let settled = later + Duration::from_secs(10);
     let mut of_then = revoked.clone();
-    let until = Request { until: Some(report.at), ..ask("5") };
+    let until = Request { until: report.at, ..ask("5") };
     of_then.take(&until, &Known { live: &live[..1], ..known(&issued, true, now() + DAY) }, settled);
     assert_eq!(of_then.report().unwrap().in_use, [], "the new one is none of those that were named");
     let known = |live| Known { live, ..known(&issued, true, now() + DAY) };
@@ -179,6 +179,29 @@ fn what_live_pods_use_is_left_until_they_have_renewed() {
     revoked.take(&serial, &known(&live), settled);
     let report = revoked.report().unwrap();
     assert!(report.count == 0 && report.answer.unwrap().accepted && report.in_use.len() == 1);
+}
+
+#[test]
+fn nobody_renews_for_what_cannot_be_revoked() {
+    let mut issued = Issued::default();
+    for (serial, pod) in [("1", "prod/app-0"), ("2", "prod/gone")] {
+        issued.note(serial, Leaf::new(&format!("uid of {pod}"), pod.to_owned(), "app", now() + DAY, now()));
+    }
+    let live = [LivePod { uid: "uid of prod/app-0".to_owned(), name: "prod/app-0".to_owned(), roles: BTreeSet::new() }];
+    let request = Request { selector: Selector::User("app".to_owned()), ..ask(Action::Renewed, "x") };
+    let in_use = |issued: &Issued, mut revoked: Revoked, signs_lists| {
+        revoked.take(&request, &Known { live: &live, ..known(issued, signs_lists, now() + DAY) }, now());
+        let report = revoked.report().unwrap();
+        (report.answer.unwrap().accepted, report.in_use.len())
+    };
+    assert_eq!(in_use(&issued, Revoked::default(), true), (true, 1));
+    assert_eq!(in_use(&issued, Revoked::default(), false), (false, 0), "no list");
+    let mut full = Revoked::default();
+    full.record.entries = (0..MOST).map(|n| (format!("{n:x}ff"), Entry(0, u64::MAX, 0))).collect();
+    assert_eq!(in_use(&issued, full.clone(), true), (false, 0), "a full one");
+    issued = Issued::default();
+    issued.note("1", Leaf::new("uid of prod/app-0", "prod/app-0".to_owned(), "app", now() + DAY, now()));
+    assert_eq!(in_use(&issued, full, true), (false, 0), "where all are in use");
 }
 
 #[test]
