@@ -32,7 +32,9 @@ const SHORTEST_WATCH: Duration = Duration::from_secs(5 * 60);
 const LATE: Duration = Duration::from_secs(30);
 /// A watch that ended sooner counts as failed, even if it ended without an error.
 const TOO_SHORT: Duration = Duration::from_secs(10);
-/// The longest pause between a watch and the next, and after the first failure: an API server that restarts has thousands of
+/// The longest pause after a watch that lasted as long as it was to.
+const PROMPT: Duration = Duration::from_secs(1);
+/// The longest pause after a watch that ended early, and after the first failure: an API server that restarts has thousands of
 /// watches to serve at once.
 const PAUSE: Duration = Duration::from_secs(30);
 /// The longest pause after failures.
@@ -126,6 +128,7 @@ impl Pushed {
     /// The watch has failed for long: the mounted content counts.
     fn forget(&self) {
         self.contents().clear();
+        *self.version.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     fn contents(&self) -> MutexGuard<'_, BTreeMap<&'static str, Content>> {
@@ -167,7 +170,8 @@ pub async fn follow<K: Credentials, C: Clock>(
             failures = 0;
         }
         if end.is_ok() && !short {
-            clock.sleep(PAUSE.mul_f64(clock.chance())).await;
+            let lasted = clock.elapsed().saturating_sub(began);
+            clock.sleep(between(lasted, lasts, clock.chance())).await;
             continue;
         }
         failures = failures.saturating_add(1);
@@ -193,6 +197,12 @@ pub async fn follow<K: Credentials, C: Clock>(
         }
         clock.sleep(pause(failures, refused, retry_after, clock.chance())).await;
     }
+}
+
+/// The pause after a watch that ended without an error, by `chance`. Where it `lasted` as it was to, those of others end at
+/// other times; an API server that ended it earlier goes away, and ends all at once.
+fn between(lasted: Duration, lasts: Duration, chance: f64) -> Duration {
+    if lasted + PROMPT >= lasts { PROMPT.mul_f64(chance) } else { PAUSE.mul_f64(chance) }
 }
 
 /// The pause after the `failures`th failure in a row (from 1): 30 s doubling to five minutes with full jitter by `chance`, where
@@ -263,6 +273,28 @@ mod tests {
         assert_eq!(newest(&pushed, "0"), "4");
         pushed.forget();
         assert_eq!(newest(&pushed, "0"), "0");
+    }
+
+    /// A datastore that was restored counts versions from an earlier one on.
+    #[test]
+    fn after_a_lasting_failure_an_earlier_version_counts() {
+        let pushed = Pushed::default();
+        let state = |version: &str, text: &str| {
+            let object = json!({"metadata": {"uid": "a", "resourceVersion": version}, "data": {"peer.crt": text}});
+            pushed.take(serde_json::from_value(object).unwrap());
+        };
+        state("10", "2");
+        pushed.forget();
+        state("7", "3");
+        assert_eq!(newest(&pushed, "0"), "3");
+    }
+
+    #[test]
+    fn a_watch_that_ended_when_it_was_to_is_followed_at_once() {
+        let seconds =
+            |lasted, chance| between(Duration::from_secs(lasted), Duration::from_secs_f64(400.5), chance).as_secs_f64();
+        assert!(seconds(400, 0.999) <= 1.0 && seconds(430, 0.999) <= 1.0);
+        assert!(seconds(60, 0.5) > 10.0, "the API server goes away, and thousands come back");
     }
 
     /// Thousands of watches that end at once are not opened again at once.
