@@ -433,6 +433,15 @@ async fn replicas_take_over_and_faults_pass() {
     holds("approve-a").await;
     let mut second = lab.approver("approve-b", &[]);
     lab.ready(&second).await;
+    // What is known of the cluster is shown by the one that leads.
+    const OF_THE_LEADER: [&str; 2] = ["etcd_tls_approve_foreign_bindings ", "etcd_tls_approve_requesters_left_out "];
+    let shows = |text: &str| OF_THE_LEADER.iter().filter(|name| text.lines().any(|l| l.starts_with(*name))).count();
+    eventually("the leader's metrics", LIMIT, || async {
+        let text = lab.metrics(&first).await;
+        if shows(&text) == OF_THE_LEADER.len() { Ok(()) } else { Err(text) }
+    })
+    .await;
+    assert_eq!(shows(&lab.metrics(&second).await), 0, "one that does not lead shows none, and no 0");
 
     lab.api.namespace("many", &[("etcd-tls", "dynamic")]).await;
     let pod = lab.pod("many", "etcd-0", json!({}), Some("10.1.0.1")).await;
@@ -449,6 +458,11 @@ async fn replicas_take_over_and_faults_pass() {
     lab.approved(&left.name).await;
     first.process.signal(Signal::SIGCONT);
     first.process.logged("lost leadership", LIMIT).await;
+    eventually("no metrics of the leader", LIMIT, || async {
+        let text = lab.metrics(&first).await;
+        if shows(&text) == 0 { Ok(()) } else { Err(text) }
+    })
+    .await;
     let asking = Asking::of(&pod, Role::Peer);
     asking.create(&requester).await;
     lab.approved(&asking.name).await;

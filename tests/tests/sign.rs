@@ -25,8 +25,12 @@ use kube::{
 };
 use lab::{Asking, LIMIT, Lab};
 use serde_json::json;
-use signer::{bundle, cas, issue, issued, member, sign, trust, write_trust};
-use tests::{apiserver::from_json, eventually, pki};
+use signer::{bundle, cas, issue, issued, member, sign, sign_with, trust, write_trust};
+use tests::{apiserver::from_json, eventually, pki, ports};
+
+/// What is known of the cluster, which the signer that leads shows.
+const OF_THE_LEADER: [&str; 3] =
+    ["etcd_tls_sign_requests_known ", "etcd_tls_sign_requests_held ", "etcd_tls_sign_trust_unrepaired "];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn issues_what_the_pod_is_and_no_more() {
@@ -289,6 +293,14 @@ async fn a_rollover_survives_a_killed_signer_in_each_phase() {
     let (_, chain) = issue(&lab, &pods[2], Role::Peer, Some(&old.digest())).await;
     assert!(old.contains_issuer_of(&chain), "not everybody trusts the new CA");
     signer::waits_for(&lab, "roll/etcd-2").await;
+    // What cannot be seen is said with its reason and with what to do.
+    issue(&lab, &pods[2], Role::Peer, Some("unknown:listeners")).await;
+    eventually("the reason", LIMIT, || async {
+        let said = signer::rollover(&lab, &["--status"])?;
+        let all = ["roll/etcd-2", "does not know where etcd listens", "etcd-tls.dev/client-url"];
+        if all.iter().all(|text| said.contains(text)) { Ok(()) } else { Err(said) }
+    })
+    .await;
     again(&mut signer).await;
     signer::waits_for(&lab, "roll/etcd-2").await;
     issue(&lab, &pods[2], Role::Peer, Some(&both.digest())).await;
@@ -311,6 +323,14 @@ async fn a_rollover_survives_a_killed_signer_in_each_phase() {
         if peer.certificates().len() == 1 && !peer.contains(&old) { Ok(()) } else { Err("still there") }
     })
     .await;
+    // What goes as it should is no warning.
+    let path = r#"jsonpath={range .items[*]}{.reason}={.type}{"\n"}{end}"#;
+    let events = lab.api.kubectl(&["get", "events", "-A", "-o", path]);
+    let steps: Vec<&str> = events
+        .lines()
+        .filter(|l| ["RolloverPublished=", "RolloverChangedOver=", "RolloverDone="].iter().any(|r| l.starts_with(r)))
+        .collect();
+    assert!(!steps.is_empty() && steps.iter().all(|line| line.ends_with("=Normal")), "{events}");
     let text = signer::secrets_text(&lab, &cas(&lab, "roll").await).await;
     assert_eq!(text.matches("BEGIN PRIVATE KEY").count(), 2, "one key each: the old one is gone");
 
@@ -328,8 +348,23 @@ async fn a_rollover_survives_a_killed_signer_in_each_phase() {
 async fn two_signers_make_one_ca_and_a_killed_leader_is_succeeded() {
     let Some(lab) = Lab::new().await else { return };
     let _approver = lab.approver("approve-a", &[]);
-    let mut first = sign(&lab, "sign-a", &[]).await;
-    let mut second = sign(&lab, "sign-b", &[]).await;
+    let admin = [(); 2].map(|()| ports::loopback());
+    let mut first = sign_with(&lab, "sign-a", &lab.api.url, admin[0], &[]).await;
+    let shown = |port: u16| async move {
+        let text = lab::get(&format!("127.0.0.1:{port}"), "/metrics").await?;
+        let names = OF_THE_LEADER.iter().filter(|name| text.lines().any(|line| line.starts_with(*name)));
+        Ok::<_, String>((names.count(), text))
+    };
+    eventually("the leader's metrics", LIMIT, || async {
+        match shown(admin[0]).await? {
+            (count, _) if count == OF_THE_LEADER.len() => Ok(()),
+            (_, text) => Err(text),
+        }
+    })
+    .await;
+    let mut second = sign_with(&lab, "sign-b", &lab.api.url, admin[1], &[]).await;
+    let (count, text) = eventually("metrics of the one that does not lead", LIMIT, || shown(admin[1])).await;
+    assert!(count == 0 && !text.contains("webhook_certificate_expiry"), "absent, and no 0: {text}");
     lab.api.namespace("pair", &[("etcd-tls", "dynamic")]).await;
     let pod = member(&lab, "pair", "etcd-0", Some("10.7.0.1")).await;
     let before = trust(&lab, "pair", "etcd").await;

@@ -420,7 +420,7 @@ pub fn impersonated(pod: &Pod) -> Vec<(String, String)> {
     ]
 }
 
-async fn get(address: &str, path: &str) -> Result<String, String> {
+pub async fn get(address: &str, path: &str) -> Result<String, String> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let fail = |e: std::io::Error| e.to_string();
     let mut stream = tokio::net::TcpStream::connect(address).await.map_err(fail)?;

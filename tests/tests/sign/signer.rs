@@ -35,11 +35,16 @@ pub async fn sign(lab: &Lab, identity: &str, arguments: &[&str]) -> Process {
 
 /// A signer whose API server is at `url`.
 pub async fn sign_at(lab: &Lab, identity: &str, url: &str, arguments: &[&str]) -> Process {
+    sign_with(lab, identity, url, ports::loopback(), arguments).await
+}
+
+/// [`sign_at`], with this port of loopback for metrics.
+pub async fn sign_with(lab: &Lab, identity: &str, url: &str, admin: u16, arguments: &[&str]) -> Process {
     let token = lab.api.token(SYSTEM_NAMESPACE, "etcd-tls-sign", None).await;
     let kubeconfig = lab.api.token_kubeconfig(identity, &token);
     let text = std::fs::read_to_string(&kubeconfig).expect("read a kubeconfig").replace(&lab.api.url, url);
     std::fs::write(&kubeconfig, text).expect("write a kubeconfig");
-    let admin = format!("127.0.0.1:{}", ports::loopback());
+    let admin = format!("127.0.0.1:{admin}");
     let mut command = Command::new(binary("etcd-tls-webhook"));
     command.arg("sign").args(["--identity", identity, "--admin-address", &admin]).args(arguments);
     command.env_clear().env("KUBECONFIG", kubeconfig).env("ETCD_TLS_LOG_LEVEL", "info,etcd_tls_webhook=debug");

@@ -1,9 +1,9 @@
 //! The approver's own metrics. Every label's values are a fixed set of words.
 
-use etcd_tls_telemetry::metric;
+use etcd_tls_telemetry::{metric, until_set::UntilSet};
 use prometheus_client::{
     encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    metrics::{counter::Counter, family::Family},
     registry::Registry,
 };
 
@@ -18,8 +18,8 @@ struct Decision {
 pub(super) struct Metrics {
     decisions: Family<Decision, Counter>,
     pub(super) binding_writes: Counter,
-    foreign_bindings: Gauge,
-    requesters_left_out: Gauge,
+    foreign_bindings: UntilSet,
+    requesters_left_out: UntilSet,
 }
 
 impl Metrics {
@@ -59,6 +59,12 @@ impl Metrics {
 
     pub(super) fn requesters_left_out(&self, count: usize) {
         self.requesters_left_out.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// Forgets what only the replica that leads shows.
+    pub(super) fn forget_all(&self) {
+        self.foreign_bindings.clear();
+        self.requesters_left_out.clear();
     }
 
     pub(super) fn denied(&self, reason: &'static str) {

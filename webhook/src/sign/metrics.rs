@@ -62,13 +62,13 @@ pub(super) struct Metrics {
     failed: Family<WithReason, Counter>,
     deleted: Family<WithReason, Counter>,
     pub(super) delete_failures: Counter,
-    known: Gauge,
-    held: Gauge,
+    known: UntilSet,
+    held: UntilSet,
     pub(super) trust_writes: Counter,
     trust_repairs: Family<InForm, Counter>,
     pub(super) trust_repair_failures: Counter,
-    pub(super) trust_unrepaired: Gauge,
-    pub(super) cluster_trust_bundles: Gauge,
+    pub(super) trust_unrepaired: UntilSet,
+    pub(super) cluster_trust_bundles: UntilSet,
     serving_until: UntilSet,
     refused: Family<OfNamespace, Gauge>,
     refused_in: Arc<Mutex<BTreeSet<String>>>,
@@ -238,8 +238,9 @@ impl Metrics {
     pub(super) fn forget_all(&self) {
         self.serving_until.clear();
         self.refused(std::iter::empty());
-        self.requests(0, 0);
-        self.trust_unrepaired.set(0);
+        for gauge in [&self.known, &self.held, &self.trust_unrepaired, &self.cluster_trust_bundles] {
+            gauge.clear();
+        }
         self.phase.clear();
         self.waiting.clear();
         self.waiting_since.clear();

@@ -151,6 +151,7 @@ impl Keeper {
                 never = self.keep() => match never {},
                 () = until(&mut leader, false) => {}
             }
+            self.metrics.forget_all();
         }
     }
 
