@@ -316,6 +316,16 @@ async fn bundles_are_taken_or_refused() {
     let ca = pod.dir.join("certs/peer/ca.crt");
     let before = fs::read_to_string(&ca).expect("read");
     let next = authority("next peer").bundle().to_pem();
+    // Nobody told it where etcd listens: that is unknown, with the reason and what to do, and not fine.
+    for domain in ["peer", "client"] {
+        let line = format!("etcd_tls_trust_state{{domain=\"{domain}\",state=\"unknown\",reason=\"listeners\"}} 1");
+        eventually("the unknown state in the metrics", LIMIT, || async {
+            let metrics = get(port, "/metrics").await?;
+            if metrics.contains(&line) { Ok(()) } else { Err(metrics) }
+        })
+        .await;
+    }
+    run.logged("does not know where etcd listens; set the annotations etcd-tls.dev/client-url", LIMIT).await;
     let refused = || async {
         let metrics = get(port, "/metrics").await?;
         if metrics.contains("etcd_tls_bundle_refused{domain=\"peer\"} 1") { Ok(()) } else { Err(metrics) }
@@ -470,6 +480,8 @@ async fn a_real_api_server_gives_certificates() {
 
     let mut init = pod.start("init", &[]);
     init.logged("403", LIMIT).await;
+    let warned = |log: &str| log.lines().any(|line| line.contains(" WARN ") && line.contains("403"));
+    assert!(!warned(&init.log()), "not yet is no warning: {}", init.log());
     let requests = Api::<CertificateSigningRequest>::all(api.client.clone());
     let grant = async {
         let role: ClusterRole = from_json(json!({

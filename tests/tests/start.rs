@@ -213,6 +213,77 @@ async fn only_the_role_that_has_expired_is_requested() {
     assert_ne!(host.serial(Role::Server), server);
 }
 
+/// Runs a program on a host of its own that has one family of addresses, until something listens on each of the ports.
+fn listens(setup: &str, address: &str, ports: &[u16], program: &Command) -> Result<(), String> {
+    let script = format!(
+        "{{ {setup}; }} || exit 9\n\"$@\" & pid=$!\nfor i in $(seq 300); do\n  kill -0 $pid || exit 3\n  all=yes\n  \
+         for port in {}; do ( : <> /dev/tcp/{address}/$port ) 2>/dev/null || all=; done\n  \
+         [ -z \"$all\" ] || {{ kill -9 $pid; exit 0; }}\n  sleep 0.1\ndone\nkill -9 $pid; exit 4",
+        ports.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+    );
+    let mut command = Command::new("unshare");
+    command.args(["--net", "--pid", "--fork", "--kill-child", "bash", "-c", &script, "bash"]);
+    command.arg(program.get_program()).args(program.get_args());
+    command.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let output = command.output().expect("run");
+    if output.status.success() { Ok(()) } else { Err(text(&output)) }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_process_listens_where_there_is_one_family_of_addresses_alone() {
+    const FAMILIES: [(&str, &str); 2] = [
+        ("echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6 && ip link set lo up", "127.0.0.1"),
+        ("ip link set lo up && ip address delete 127.0.0.1/8 dev lo", "::1"),
+    ];
+    for (setup, _) in FAMILIES {
+        let tried = Command::new("unshare").args(["--net", "sh", "-c", setup]).output();
+        if !tried.is_ok_and(|output| output.status.success()) {
+            tier::skip_special("no network namespaces", "root, util-linux' unshare, and iproute2");
+            return;
+        }
+    }
+    let host = Host::new(&[]).await;
+    let path = |name: &str| host.signer.dir.join(name).display().to_string();
+    let kubeconfig = host.signer.dir.join("m1.kubeconfig");
+    let webhook = |arguments: &[String]| {
+        let mut command = Command::new(binary("etcd-tls-webhook"));
+        command
+            .args(arguments)
+            .env("KUBECONFIG", &kubeconfig)
+            .env("POD_NAME", "p")
+            .env("POD_NAMESPACE", "etcd-tls-system");
+        command
+    };
+    let standalone: Vec<String> = [
+        ("cacrt", path("ca.crt")),
+        ("cakey", path("ca.key")),
+        ("servcrt", path("serving/tls.crt")),
+        ("servkey", path("serving/tls.key")),
+        ("token-auth-file", path("tokens")),
+        ("csrdir", path("csrs-alone")),
+    ]
+    .map(|(flag, value)| format!("--{flag}={value}"))
+    .into();
+    let mut sidecar = Command::new(binary("etcd-tls-sidecar"));
+    let mut arguments = host.arguments(&[]);
+    arguments[0] = "run".to_owned();
+    sidecar.args(arguments).arg("--admin-port=9179");
+    let admit = ["admit".to_owned(), "--sidecar-image=x".to_owned(), format!("--serving-dir={}", path("serving"))];
+    let mut problems = Vec::new();
+    for (setup, address) in FAMILIES {
+        for (what, ports, program) in [
+            ("admit", &[8443, 9179][..], &webhook(&admit)),
+            ("approve", &[9179], &webhook(&["approve".to_owned()])),
+            ("sign", &[9179], &webhook(&["sign".to_owned()])),
+            ("standalone", &[6443], &webhook(&[&["standalone".to_owned()], &standalone[..]].concat())),
+            ("sidecar", &[9179], &sidecar),
+        ] {
+            problems.extend(listens(setup, address, ports, program).err().map(|e| format!("{what} on {address}: {e}")));
+        }
+    }
+    assert!(problems.is_empty(), "{}", problems.join("\n"));
+}
+
 /// A pod's directories and variables.
 struct Pod {
     dir: TempDir,

@@ -45,7 +45,7 @@ async fn an_upgrade_makes_nothing_anew_and_wipes_nothing() {
         let values = api.directory().write("values.yaml", values.to_string());
         let mut command = Command::new(&helm);
         command.args(arguments).args(["-n", SYSTEM]).env("KUBECONFIG", &api.kubeconfig);
-        if arguments[0] != "rollback" {
+        if !["rollback", "uninstall"].contains(&arguments[0]) {
             command.arg(chart()).arg("-f").arg(values);
         }
         run(command.env("HOME", api.directory().path()))
@@ -113,4 +113,12 @@ async fn an_upgrade_makes_nothing_anew_and_wipes_nothing() {
     let container = &sign["spec"]["template"]["spec"]["containers"][0];
     assert_eq!(container["image"], "etcd-tls-webhook:0.1.0");
     assert_eq!(container["args"], json!(["sign", "--max-lifetime=1h"]));
+
+    // An uninstall leaves the namespace and the Secrets in it, which hold the CAs, and nothing of the chart.
+    api.kubectl(&["-n", SYSTEM, "create", "secret", "generic", "kube-system-etcd-peer", "--from-literal=tls.key=k"]);
+    run_helm(&["uninstall", "etcd-tls"], &json!({}));
+    let left = api.kubectl(&["get", "-f", &manifest, "--ignore-not-found", "-o", "name"]);
+    assert_eq!(left, "");
+    let left = api.kubectl(&["-n", SYSTEM, "get", "secrets", "-o", "name"]);
+    assert!(left.contains("secret/kube-system-etcd-peer") && !left.contains("sh.helm.release"), "{left}");
 }
