@@ -374,6 +374,11 @@ async fn two_signers_make_one_ca_and_a_killed_leader_is_succeeded() {
     assert_eq!(trust(&lab, "pair", "etcd").await, before);
     assert_eq!(cas(&lab, "pair").await.len(), 2);
     assert!(second.running());
+    // The right to publish trust in a namespace comes a moment after its label: not yet is no warning.
+    for log in [first.log(), second.log()] {
+        let warns = |line: &&str| line.contains(" WARN ") && (line.contains("403") || line.contains("orbidden"));
+        assert_eq!(log.lines().filter(warns).collect::<Vec<_>>(), [""; 0]);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
