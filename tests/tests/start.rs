@@ -230,7 +230,7 @@ fn listens(setup: &str, address: &str, ports: &[u16], program: &Command) -> Resu
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_process_listens_where_there_is_one_family_of_addresses_alone() {
+async fn each_process_of_the_webhook_listens_where_there_is_one_family_of_addresses_alone() {
     const FAMILIES: [(&str, &str); 2] = [
         ("echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6 && ip link set lo up", "127.0.0.1"),
         ("ip link set lo up && ip address delete 127.0.0.1/8 dev lo", "::1"),
@@ -264,10 +264,6 @@ async fn each_process_listens_where_there_is_one_family_of_addresses_alone() {
     ]
     .map(|(flag, value)| format!("--{flag}={value}"))
     .into();
-    let mut sidecar = Command::new(binary("etcd-tls-sidecar"));
-    let mut arguments = host.arguments(&[]);
-    arguments[0] = "run".to_owned();
-    sidecar.args(arguments).arg("--admin-port=9179");
     let admit = ["admit".to_owned(), "--sidecar-image=x".to_owned(), format!("--serving-dir={}", path("serving"))];
     let mut problems = Vec::new();
     for (setup, address) in FAMILIES {
@@ -276,7 +272,6 @@ async fn each_process_listens_where_there_is_one_family_of_addresses_alone() {
             ("approve", &[9179], &webhook(&["approve".to_owned()])),
             ("sign", &[9179], &webhook(&["sign".to_owned()])),
             ("standalone", &[6443], &webhook(&[&["standalone".to_owned()], &standalone[..]].concat())),
-            ("sidecar", &[9179], &sidecar),
         ] {
             problems.extend(listens(setup, address, ports, program).err().map(|e| format!("{what} on {address}: {e}")));
         }
