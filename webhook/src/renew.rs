@@ -86,6 +86,12 @@ pub enum RenewError {
          delete it, so that it is made anew"
     )]
     Blind(String),
+    /// The same key would be certified again.
+    #[error(
+        "pod {0} keeps its private key when it renews (key-rotation: on-ca-change); delete it, so that it is made anew with \
+         another key, or revoke with --pod or --at-once"
+    )]
+    KeepsKey(String),
     /// A sidecar that cannot be asked.
     #[error("it cannot be seen whether pod {pod} renews: {reason}; {next}; without --wait it is asked nevertheless")]
     Unseen {
@@ -180,11 +186,11 @@ impl Asked {
     }
 }
 
-/// Asks the pod `<namespace>/<name>` with this uid for new certificates of all roles.
+/// Asks the pod `<namespace>/<name>` with this uid for new certificates of all roles, with a `new_key` where that matters.
 ///
 /// # Errors
-/// It is not there, does not see the annotation, or cannot be read or patched.
-pub(crate) async fn ask(client: &Client, pod: &str, uid: &str) -> Result<Asked, Error> {
+/// It is not there, does not see the annotation, keeps its key, or cannot be read or patched.
+pub(crate) async fn ask(client: &Client, pod: &str, uid: &str, new_key: bool) -> Result<Asked, Error> {
     let target: Target = pod.parse()?;
     let api: Api<Pod> = Api::namespaced(client.clone(), &target.namespace);
     let found = within(api.get_opt(&target.name))
@@ -193,21 +199,24 @@ pub(crate) async fn ask(client: &Client, pod: &str, uid: &str) -> Result<Asked, 
     let found: Vec<Pod> = found.into_iter().filter(|pod| pod.metadata.uid.as_deref() == Some(uid)).collect();
     let mut chosen = choose::choose(&found, &target, Some(Kind::Pod), &BTreeSet::new())?;
     let pod = chosen.pop().ok_or_else(|| RenewError::NoSuch(target.clone()))?;
+    if new_key {
+        pod.gives_new_key()?;
+    }
     let renew = Renew { roles: BTreeSet::new(), id: jiff::Timestamp::now().to_string() };
     let asked = Asked { namespace: target.namespace, pod };
     asked.annotate(client, &renew.to_string()).await?;
     Ok(asked)
 }
 
-/// The members of `cluster` among `pods`, to be asked for something.
+/// The members of `cluster` among `pods`, to be asked for something, and the names of those that do not see the annotation.
 ///
 /// # Errors
-/// There is none, or one that does not see the annotation.
-pub(crate) fn members(pods: &[Pod], cluster: &ClusterName) -> Result<Vec<Asked>, RenewError> {
+/// There is none.
+pub(crate) fn members(pods: &[Pod], cluster: &ClusterName) -> Result<(Vec<Asked>, Vec<String>), RenewError> {
     let target = Target { namespace: cluster.namespace.clone(), name: cluster.name.clone() };
     let roles = BTreeSet::from([Role::Peer, Role::Server]);
-    let chosen = choose::choose(pods, &target, Some(Kind::Cluster), &roles)?;
-    Ok(chosen.into_iter().map(|pod| Asked { namespace: cluster.namespace.clone(), pod }).collect())
+    let (chosen, blind) = choose::split(pods, &target, Some(Kind::Cluster), &roles)?;
+    Ok((chosen.into_iter().map(|pod| Asked { namespace: cluster.namespace.clone(), pod }).collect(), blind))
 }
 
 /// The state that the sidecar of `pod` reports.

@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, fmt, str::FromStr};
 
 use etcd_tls_contract::{
     invalid_value::InvalidValue,
+    key::KeyRotation,
     names::{self, ClusterName},
     role::Role,
     settings::Settings,
@@ -60,6 +61,16 @@ pub(super) struct Chosen {
     pub(super) admin_port: u16,
     /// The roles to renew; not empty.
     pub(super) roles: BTreeSet<Role>,
+    /// Whether a renewal keeps the private key.
+    pub(super) keeps_key: bool,
+}
+
+impl Chosen {
+    /// # Errors
+    /// A renewal keeps the private key.
+    pub(super) fn gives_new_key(&self) -> Result<(), RenewError> {
+        if self.keeps_key { Err(RenewError::KeepsKey(self.name.clone())) } else { Ok(()) }
+    }
 }
 
 /// The pods among `pods`, which have opted in, that `target` names, with those of `roles` that they hold (all, if none is
@@ -73,6 +84,22 @@ pub(super) fn choose(
     kind: Option<Kind>,
     roles: &BTreeSet<Role>,
 ) -> Result<Vec<Chosen>, RenewError> {
+    match split(pods, target, kind, roles)? {
+        (chosen, blind) if blind.is_empty() => Ok(chosen),
+        (_, blind) => Err(RenewError::Blind(blind.join(", "))),
+    }
+}
+
+/// The same, and the names of those that do not see the annotation.
+///
+/// # Errors
+/// There is none of either, or the name is ambiguous.
+pub(super) fn split(
+    pods: &[Pod],
+    target: &Target,
+    kind: Option<Kind>,
+    roles: &BTreeSet<Role>,
+) -> Result<(Vec<Chosen>, Vec<String>), RenewError> {
     let running: Vec<&Pod> = pods.iter().filter(|pod| !is_over(pod)).collect();
     let named: Vec<&Pod> =
         running.iter().copied().filter(|pod| pod.metadata.name.as_deref() == Some(&target.name)).collect();
@@ -92,7 +119,7 @@ pub(super) fn choose(
     if meant.is_empty() {
         return Err(RenewError::NoSuch(target.clone()));
     }
-    let mut chosen = Vec::new();
+    let (mut chosen, mut blind) = (Vec::new(), Vec::new());
     for pod in meant {
         let Some(settings) = settings(pod) else { continue };
         let name = pod.metadata.name.clone().unwrap_or_default();
@@ -102,16 +129,19 @@ pub(super) fn choose(
             continue;
         }
         if !sees_annotation(pod) {
-            return Err(RenewError::Blind(name));
+            blind.push(name);
+            continue;
         }
         let uid = pod.metadata.uid.clone().unwrap_or_default();
-        chosen.push(Chosen { name, uid, admin_port: settings.admin_port, roles: held });
+        let keeps_key = settings.key_rotation == KeyRotation::OnCaChange;
+        chosen.push(Chosen { name, uid, admin_port: settings.admin_port, roles: held, keeps_key });
     }
     chosen.sort_by(|a, b| a.name.cmp(&b.name));
-    if chosen.is_empty() {
+    blind.sort();
+    if chosen.is_empty() && blind.is_empty() {
         Err(RenewError::NoRole { target: target.clone(), roles: roles.clone() })
     } else {
-        Ok(chosen)
+        Ok((chosen, blind))
     }
 }
 
@@ -164,6 +194,24 @@ mod tests {
         let roles = roles.iter().copied().collect();
         let chosen = choose(pods, &target.parse().unwrap(), kind, &roles).map_err(|e| e.to_string())?;
         Ok(chosen.into_iter().map(|c| format!("{}={}", c.name, super::super::list(&c.roles))).collect())
+    }
+
+    #[test]
+    fn one_that_does_not_see_it_stops_no_other() {
+        let pods = [
+            pod("etcd-0", "etcd", "peer", true),
+            pod("etcd-1", "etcd", "peer", false),
+            pod("etcd-2", "etcd", "peer", true),
+        ];
+        let (chosen, blind) =
+            split(&pods, &"prod/etcd".parse().unwrap(), Some(Kind::Cluster), &BTreeSet::from([Role::Peer])).unwrap();
+        assert_eq!(chosen.iter().map(|c| c.name.as_str()).collect::<Vec<_>>(), ["etcd-0", "etcd-2"]);
+        assert_eq!(blind, ["etcd-1"]);
+        assert!(chosen.iter().all(|c| c.gives_new_key().is_ok()));
+        let mut keeps = pods[0].clone();
+        keeps.metadata.annotations.as_mut().unwrap().insert("etcd-tls.dev/key-rotation".into(), "on-ca-change".into());
+        let chosen = choose(&[keeps], &"prod/etcd-0".parse().unwrap(), None, &BTreeSet::new()).unwrap();
+        assert!(chosen[0].gives_new_key().unwrap_err().to_string().contains("keeps its private key"));
     }
 
     #[test]

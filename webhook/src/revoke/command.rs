@@ -53,7 +53,7 @@ pub struct Args {
     /// time and never without quorum. A cluster of one member is away for some seconds.
     #[arg(long, conflicts_with_all = ["undo", "list"])]
     cut: bool,
-    /// How long pods may take to renew, and with --cut members to restart: kubelet brings them the annotation `renew` within a
+    /// How long pods may take to renew (a pod renews when its sidecar has the new files; a program that reads them once is refused), and with --cut members to restart: kubelet brings them the annotation `renew` within a
     /// minute or two.
     #[arg(long, default_value = "5m", value_name = "DURATION", value_parser = etcd_tls_contract::duration::parse_duration)]
     timeout: Duration,
@@ -108,11 +108,16 @@ impl Args {
         if cut {
             let lists = published(&look(&api, &name).await?);
             let numbers = lists.into_iter().map(|(domain, list)| (domain, list.number())).collect();
-            cut::cut(&client, &cluster, &numbers, timeout).await?;
+            let cut = cut::cut(&client, &cluster, &numbers, timeout).await;
+            let enforced = enforced(&client, &cluster, &domains).await;
+            if let (Err(_), Err(members)) = (&cut, &enforced) {
+                say(&members.to_string())?;
+            }
+            cut.and(enforced)
         } else {
             say("Connections that exist stay until they end.")?;
+            enforced(&client, &cluster, &domains).await
         }
-        enforced(&client, &cluster, &domains).await
     }
 }
 

@@ -19,8 +19,8 @@ use crate::{
 
 /// The pause between two looks at the sidecars.
 const POLL: Duration = Duration::from_secs(1);
-/// How long a list may take to a member whose sidecar cannot be seen.
-const UNSEEN: Duration = Duration::from_secs(10);
+/// How long a list may take to a member whose sidecar cannot be seen: kubelet brings it within this time.
+const UNSEEN: Duration = Duration::from_secs(2 * 60);
 
 /// Has the members of `cluster` restart once they have the lists of these `numbers`, and shows how that goes.
 ///
@@ -33,23 +33,31 @@ pub(super) async fn cut(
     timeout: Duration,
 ) -> Result<(), Error> {
     let pods = status::opted_in(client, Some(&cluster.namespace)).await?;
-    let members = renew::members(&pods, cluster)?;
+    let (members, blind) = renew::members(&pods, cluster)?;
     let deadline = Instant::now() + timeout;
     // Before that, who is cut off would be let in again.
     let began = Instant::now();
     loop {
-        let mut late = false;
+        let (mut pending, mut unseen) = (Vec::new(), Vec::new());
         for member in &members {
-            late |= match member.look(client).await {
-                Ok(sidecar) => !has(&sidecar, numbers),
-                Err(_) => began.elapsed() < UNSEEN,
-            };
+            let seen = member.look(client).await;
+            if late(seen.as_ref(), numbers, began.elapsed()) {
+                let what = if seen.is_ok() { "lacks the list" } else { "cannot be seen, and may lack the list" };
+                pending.push(format!("pod {} {what}", member.name()));
+            } else if seen.is_err() {
+                unseen.push(member.name());
+            }
         }
-        if !late {
+        if pending.is_empty() {
+            for name in unseen {
+                say(&format!(
+                    "pod {name}: its sidecar cannot be seen. If it gets the list after its restart, connections with a \
+                     revoked certificate may be open again: see etcd_tls_revocation_list_number there, and restart it again"
+                ))?;
+            }
             break;
         }
         if Instant::now() >= deadline {
-            let pending = members.iter().map(|member| format!("pod {} lacks the list", member.name())).collect();
             return Err(NotInTime { after: timeout, pending }.into());
         }
         sleep(POLL).await;
@@ -59,7 +67,20 @@ pub(super) async fn cut(
         member.annotate(client, &restart(&id)).await?;
         say(&format!("pod {}: asked to end its connections by a restart of etcd", member.name()))?;
     }
-    follow(client, &members, &id, timeout, deadline).await
+    let followed = if members.is_empty() { Ok(()) } else { follow(client, &members, &id, timeout, deadline).await };
+    if blind.is_empty() {
+        return followed;
+    }
+    let blind = RenewError::Blind(blind.join(", "));
+    if followed.is_err() {
+        say(&blind.to_string())?;
+    }
+    followed.and(Err(blind.into()))
+}
+
+/// Whether a member that was looked at after this time may lack the lists.
+fn late(seen: Result<&Sidecar, &RenewError>, numbers: &BTreeMap<Domain, u64>, waited: Duration) -> bool {
+    seen.map_or(waited < UNSEEN, |sidecar| !has(sidecar, numbers))
 }
 
 /// Shows the members' progress until all are done.
@@ -144,6 +165,11 @@ mod tests {
         assert_eq!(progress(sidecar(None, Some("lock")), "1"), Progress::Waits("lock".to_owned()));
         let numbers = BTreeMap::from([(Domain::Client, 7)]);
         let on_disk = |number| Sidecar { lists: BTreeMap::from([(Domain::Client, number)]), ..Sidecar::default() };
+        let unseen = RenewError::Blind("etcd-0".to_owned());
+        let after = |seconds| late(Err(&unseen), &numbers, Duration::from_secs(seconds));
+        assert!(after(0) && after(119) && !after(120), "kubelet brings it within two minutes");
+        assert!(late(Ok(&on_disk(6)), &numbers, Duration::from_secs(600)));
+        assert!(!late(Ok(&on_disk(7)), &numbers, Duration::ZERO));
         assert!(has(&on_disk(7), &numbers) && has(&on_disk(8), &numbers) && !has(&on_disk(6), &numbers));
     }
 }

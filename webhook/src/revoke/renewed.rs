@@ -6,9 +6,10 @@ use std::{
     time::Duration,
 };
 
+use etcd_tls_contract::crl::Reason;
 use futures::{StreamExt as _, stream};
 use kube::Client;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{
     Action, InUse,
@@ -16,7 +17,7 @@ use super::{
 };
 use crate::{
     error::{Error, NotInTime},
-    renew::{self, Asked},
+    renew::{self, Asked, RenewError},
 };
 
 /// The pause between two looks at the sidecars.
@@ -66,20 +67,30 @@ pub(super) async fn revoke(
         }
         // The signer counts in seconds: certificates issued after this are newer than those in use.
         sleep(POLL).await;
-        for used in &in_use {
-            if !asked.contains_key(&used.uid) {
-                let answer = if used.can_renew() {
-                    renew::ask(client, &used.pod, &used.uid).await
-                } else {
-                    Err(of_kubelet(used))
+        let new_key = signer.reason == Reason::KeyCompromise;
+        let new: Vec<&InUse> = in_use.iter().filter(|used| !asked.contains_key(&used.uid)).collect();
+        let mut answers = stream::iter(new)
+            .map(|used| async move {
+                let answer = async {
+                    if used.can_renew() {
+                        renew::ask(client, &used.pod, &used.uid, new_key).await
+                    } else {
+                        Err(of_kubelet(used))
+                    }
                 };
-                say(&match &answer {
-                    Ok(_) => format!("pod {}: asked to renew", used.pod),
-                    Err(error) => format!("pod {} cannot be asked to renew: {error}", used.pod),
-                })?;
-                asked.insert(used.uid.clone(), answer);
-            }
+                (used, timeout_at(deadline, answer).await.ok())
+            })
+            .buffer_unordered(AT_ONCE);
+        while let Some((used, answer)) = answers.next().await {
+            // Who was not asked in time waits, and who has gone is none of those that the signer names next.
+            let Some(answer) = answer.filter(|answer| !answer.as_ref().is_err_and(is_gone)) else { continue };
+            say(&match &answer {
+                Ok(_) => format!("pod {}: asked to renew", used.pod),
+                Err(error) => format!("pod {} cannot be asked to renew: {error}", used.pod),
+            })?;
+            asked.insert(used.uid.clone(), answer);
         }
+        drop(answers);
         // What kubelet asked for is left when the sidecar has renewed its own.
         for used in in_use.iter().filter(|used| !used.can_renew()) {
             if !matches!(asked.get(&used.uid), Some(Err(_))) {
@@ -100,6 +111,11 @@ pub(super) async fn revoke(
         }
         wait(client, &in_use, &asked, deadline).await;
     }
+}
+
+/// Whether a pod is not there any more.
+fn is_gone(error: &Error) -> bool {
+    matches!(error.downcast_ref(), Some(RenewError::NoSuch(_)))
 }
 
 /// What follows an answer.
@@ -160,7 +176,15 @@ fn holds(on_disk: &BTreeSet<String>, used: &InUse) -> bool {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
+
+    #[test]
+    fn a_pod_that_has_gone_is_no_failure() {
+        let gone: Error = RenewError::NoSuch("a/b".parse().unwrap()).into();
+        assert!(is_gone(&gone) && !is_gone(&RenewError::Blind("b".to_owned()).into()));
+    }
 
     #[test]
     fn what_nobody_uses_is_forced_and_what_a_pod_uses_is_renewed_first() {
