@@ -430,7 +430,7 @@ impl Visit<'_> {
             self.changed |= !said.is_empty();
             self.warn(what, said);
         }
-        let again = uninject::holds_ours(pod);
+        let again = original::holds_ours(pod);
         // A template's own namespace is not looked at by anybody.
         let origin = Origin { namespace, namespace_opted_in: true, label: true };
         match injection::decide(pod, &self.options.injection, origin) {

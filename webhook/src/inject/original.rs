@@ -9,7 +9,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use etcd_tls_contract::names;
 use serde_json::{Value, json};
 
-use super::{documents::Document, uninject::holds_ours, yaml::YamlError};
+use super::{documents::Document, yaml::YamlError};
 
 /// The comment that begins it; a digest follows.
 const HEAD: &str = "# etcd-tls.dev/original: sha256:";
@@ -28,6 +28,22 @@ pub(super) enum Original {
     Kept(String),
     /// It is there, but the document is not the one that was injected any more.
     Changed,
+}
+
+/// Whether there is a container of ours in it, at any depth.
+pub(super) fn holds_ours(value: &Value) -> bool {
+    let is_ours = |container: &Value| {
+        let name = container["name"].as_str().unwrap_or_default();
+        name == names::INIT_CONTAINER || name == names::SIDECAR_CONTAINER
+    };
+    match value {
+        Value::Object(map) => {
+            let containers = map.get("initContainers").and_then(Value::as_array);
+            containers.is_some_and(|all| all.iter().any(is_ours)) || map.values().any(holds_ours)
+        }
+        Value::Array(list) => list.iter().any(holds_ours),
+        _ => false,
+    }
 }
 
 /// `injected`, which ends with a line end, with the original behind it.

@@ -2,7 +2,6 @@
 
 use std::{io::Write, path::PathBuf};
 
-use etcd_tls_contract::names;
 use serde_json::Value;
 
 use super::{
@@ -58,7 +57,7 @@ pub fn uninject(text: &str) -> Result<String, InjectError> {
         };
         match (original::find(&document), document.read()) {
             (Original::Kept(original), _) => out.push_str(&original),
-            (_, Ok(Some(value))) if holds_ours(&value) => problems.push(format!(
+            (_, Ok(Some(value))) if original::holds_ours(&value) => problems.push(format!(
                 "{}: it was injected, and {}; take the manifest from where it was kept before",
                 what(&value),
                 match original::find(&document) {
@@ -73,20 +72,4 @@ pub fn uninject(text: &str) -> Result<String, InjectError> {
         }
     }
     if problems.is_empty() { Ok(out) } else { Err(InjectError(problems)) }
-}
-
-/// Whether there is a container of ours in it, at any depth.
-pub(super) fn holds_ours(value: &Value) -> bool {
-    let is_ours = |container: &Value| {
-        let name = container["name"].as_str().unwrap_or_default();
-        name == names::INIT_CONTAINER || name == names::SIDECAR_CONTAINER
-    };
-    match value {
-        Value::Object(map) => {
-            let containers = map.get("initContainers").and_then(Value::as_array);
-            containers.is_some_and(|all| all.iter().any(is_ours)) || map.values().any(holds_ours)
-        }
-        Value::Array(list) => list.iter().any(holds_ours),
-        _ => false,
-    }
 }
