@@ -188,7 +188,10 @@ async fn every_authority_of_a_cluster_answers() {
     let Some(stack) = Stack::start(&Options::default()).await else { return };
     let policy = "shared:\n\
         - {authority: peer.etcd-tls.dev/two.etcd, signers: [client.etcd-tls.dev/two.etcd, client.etcd-tls.dev/three.etcd]}\n\
-        authorities: [{signer: peer.etcd-tls.dev/four.etcd, secretName: own-peer-ca}]\n";
+        authorities: [{signer: peer.etcd-tls.dev/four.etcd, secretName: own-peer-ca}]\n\
+        hosts:\n\
+        - {username: h1, cluster: five/etcd, roles: [peer], commonName: h1, ips: [10.9.0.1]}\n\
+        - {username: h2, cluster: five/etcd, roles: [peer], commonName: h2, ips: [10.9.0.2]}\n";
     let metadata = |name: &str| json!({"name": name, "namespace": names::SYSTEM_NAMESPACE});
     let (certificate, key) = ca_without_list();
     stack.api.apply(
@@ -200,13 +203,16 @@ async fn every_authority_of_a_cluster_answers() {
         .to_string(),
     );
     let admin = &stack.api.kubeconfig;
-    for namespace in ["two", "three", "four"] {
+    for namespace in ["two", "three", "four", "five"] {
         stack.api.namespace(namespace, &[("etcd-tls", "dynamic")]).await;
         let pod = json!({
             "metadata": {"name": "etcd-0"},
             "spec": {"containers": [{"name": "etcd", "image": "etcd", "command": ["etcd"]}]},
         });
-        stack.api.pod(namespace, pod).await.expect("a pod");
+        // The members of the last one are two hosts.
+        if namespace != "five" {
+            stack.api.pod(namespace, pod).await.expect("a pod");
+        }
     }
     let said = |cluster: &'static str, expected: &'static [&'static str]| async move {
         eventually(cluster, LIMIT, || async {
@@ -220,6 +226,10 @@ async fn every_authority_of_a_cluster_answers() {
     said("three/etcd", &["exit 1: ", "peer: 4f0a is revoked until", "client: refused: ", "revoke them at two/etcd"])
         .await;
     said("four/etcd", &["exit 1: ", "client: 4f0a is revoked until", "peer: refused: ", "without cRLSign"]).await;
+    // No pod uses the certificate of a host, which may be the one that the record lacks.
+    said("five/etcd", &["exit 1: ", "peer: refused: ", "members of five/etcd", "--force"]).await;
+    let forced = revoke(admin, &["five/etcd", "--serial", "4f0a", "--force"]).await.expect("forced");
+    assert!(forced.contains("peer: 4f0a is revoked until"), "{forced}");
 }
 
 /// A CA with key usages and without cRLSign, as kubeadm makes it: certificate and key.
