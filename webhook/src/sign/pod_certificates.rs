@@ -57,7 +57,7 @@ const RESOURCE: &str = "podcertificaterequests";
 const SOON: Duration = Duration::from_secs(2);
 /// Requests that are worked on at once.
 const WORKERS: usize = 16;
-/// How soon the API is looked for again, and how often what was left out is listed.
+/// How soon the API is looked for again, and how often what was left out is listed at most.
 const AGAIN: Duration = Duration::from_secs(30);
 
 /// See the module.
@@ -89,10 +89,10 @@ impl PodCertificates {
 
     /// Answers until it is dropped.
     pub(super) async fn keep(self) -> Infallible {
-        let mut said = None;
+        let (mut said, mut work) = (None, Work::default());
         loop {
             let result = match self.served().await {
-                Ok(version) => self.answer(&version, &mut said).await,
+                Ok(version) => self.answer(&version, &mut work, &mut said).await,
                 Err(error) => Err(error),
             };
             if let Err(error) = result {
@@ -120,29 +120,32 @@ impl PodCertificates {
         Err(AnswerError::NotServed)
     }
 
-    /// Until the watch fails, or until a new list is due.
-    async fn answer(&self, version: &str, said: &mut Option<String>) -> Result<(), AnswerError> {
-        let client = &self.signer.controller.client;
-        let mut events = Events::<PodCertificateRequest>::new(client.clone(), source(version, None));
-        let list_from = Instant::now() + AGAIN;
-        let (mut waiting, mut work, mut names) = (Waiting::default(), JoinSet::new(), HashMap::<task::Id, Key>::new());
+    /// Until the watch fails. What waits stays so, with its pauses.
+    async fn answer(&self, version: &str, work: &mut Work, said: &mut Option<String>) -> Result<(), AnswerError> {
+        let Work { waiting, tasks, names } = work;
+        let list =
+            || Events::<PodCertificateRequest>::new(self.signer.controller.client.clone(), source(version, None));
+        let mut events = list();
+        let mut list_from = Instant::now() + AGAIN;
         loop {
             let now = Instant::now();
+            waiting.gone().iter().for_each(|uid| self.serials.done(uid));
             if waiting.wants_list() && now >= list_from {
-                return Ok(());
+                (events, list_from) = (list(), now + AGAIN);
+                waiting.list_begins();
             }
             while names.len() < WORKERS
-                && let Some(key) = waiting.next(now)
+                && let Some((key, uid)) = waiting.next(now)
             {
                 let (signer, serials) = (Arc::clone(&self.signer), Arc::clone(&self.serials));
                 let (version, of) = (version.to_owned(), key.clone());
-                let task = work.spawn(async move { handle(&signer, &serials, &version, &of).await });
-                names.insert(task.id(), key);
+                let task = tasks.spawn(async move { handle(&signer, &serials, &version, &of).await });
+                names.insert(task.id(), (key, uid));
             }
             let due = waiting.next_due().filter(|_| names.len() < WORKERS);
             let wake = [due, waiting.wants_list().then_some(list_from)].into_iter().flatten().min();
             tokio::select! {
-                Some(ended) = work.join_next_with_id() => {
+                Some(ended) = tasks.join_next_with_id() => {
                     let (id, done) = match ended {
                         Ok((id, done)) => (id, done),
                         Err(error) => {
@@ -150,15 +153,16 @@ impl PodCertificates {
                             (error.id(), false)
                         }
                     };
-                    if let Some(key) = names.remove(&id) {
-                        if done { waiting.remove(&key) } else { waiting.again(&key, Instant::now()) }
+                    if let Some((key, uid)) = names.remove(&id) {
+                        let waits = !done && waiting.again(&key, Instant::now());
+                        if !waits {
+                            waiting.remove(&key);
+                            self.serials.done(&uid);
+                        }
                     }
                 }
                 event = events.next() => match event? {
-                    Event::Begins => {
-                        self.serials.clear();
-                        waiting.list_begins();
-                    }
+                    Event::Begins => waiting.list_begins(),
                     Event::Complete => {
                         waiting.list_ends();
                         *said = None;
@@ -166,16 +170,12 @@ impl PodCertificates {
                     }
                     Event::Applied(request) | Event::Listed(request) => {
                         if request.concerns_us() {
-                            waiting.offer(request.key(), &request.spec.node_name, Instant::now());
+                            waiting.offer(request.key(), request.uid(), Instant::now());
                         } else {
-                            self.serials.done(request.uid());
                             waiting.remove(&request.key());
                         }
                     }
-                    Event::Deleted(request) => {
-                        self.serials.done(request.uid());
-                        waiting.remove(&request.key());
-                    }
+                    Event::Deleted(request) => waiting.remove(&request.key()),
                     Event::Progress => {}
                 },
                 () = async {
@@ -187,6 +187,15 @@ impl PodCertificates {
             }
         }
     }
+}
+
+/// The requests of a term of leadership.
+#[derive(Default)]
+struct Work {
+    waiting: Waiting,
+    /// Those that are worked on, with name and uid.
+    tasks: JoinSet<bool>,
+    names: HashMap<task::Id, (Key, Box<str>)>,
 }
 
 /// Whether nothing is left to do for a request.

@@ -1,7 +1,8 @@
-//! The requests that wait for an answer. Their names are kept, within a bound; nodes take turns. Pure: the time is an argument.
+//! The requests that wait for an answer. Their names are kept, within a bound; namespaces take turns, and none leaves out another.
+//! Pure: the time is an argument.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     time::Duration,
 };
 
@@ -9,37 +10,59 @@ use tokio::time::Instant;
 
 use crate::controller::listed::Key;
 
-/// Requests that are kept, and those of one node.
+/// Requests that are kept, and those of one namespace.
 const MOST: usize = 16 * 1024;
-const MOST_OF_NODE: usize = 1024;
+const MOST_OF_NAMESPACE: usize = 1024;
 const SOONEST: Duration = Duration::from_millis(100);
 const LATEST: Duration = Duration::from_secs(30);
 
 #[derive(Debug)]
 struct Job {
-    node: Box<str>,
+    uid: Box<str>,
     /// `None`: it is worked on.
     due: Option<Instant>,
     attempts: u32,
     list: u64,
 }
 
+/// The requests of one namespace, of which there is at least one.
+#[derive(Debug, Default)]
+struct Space {
+    count: usize,
+    /// When it had its turn last.
+    turn: u64,
+    /// By the time at which they are due, those that are not worked on.
+    due: BTreeSet<(Instant, Key)>,
+    /// The first time of these by which the namespace is in [`Waiting::later`].
+    head: Option<Instant>,
+    /// Whether some of it were left out.
+    left_out: bool,
+}
+
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
     jobs: BTreeMap<Key, Job>,
-    /// When each node had its turn last, and how many of its requests wait.
-    nodes: HashMap<Box<str>, (u64, usize)>,
+    spaces: HashMap<Box<str>, Space>,
+    /// The namespaces by how many requests they have.
+    sizes: BTreeSet<(usize, Box<str>)>,
+    /// Those with a request that is due later, by that time; and those with one that was due at the last look, by their turns.
+    later: BTreeSet<(Instant, Box<str>)>,
+    ready: BTreeSet<(u64, Box<str>)>,
     turn: u64,
     list: u64,
-    /// Whether some were left out, so that a list is due.
+    /// Whether a namespace was left out because the whole was full.
     left_out: bool,
+    wants_list: bool,
+    /// The uids of those that do not wait any more.
+    gone: Vec<Box<str>>,
 }
 
 impl Waiting {
-    pub(super) const fn list_begins(&mut self) {
+    pub(super) fn list_begins(&mut self) {
         self.list += 1;
-        self.left_out = false;
+        (self.left_out, self.wants_list) = (false, false);
+        self.spaces.values_mut().for_each(|space| space.left_out = false);
     }
 
     /// Those that the list did not bring are gone.
@@ -51,65 +74,141 @@ impl Waiting {
 
     /// Whether there is room again for what was left out.
     pub(super) fn wants_list(&self) -> bool {
-        self.left_out && self.jobs.len() < MOST / 2
+        self.wants_list || self.left_out && self.jobs.len() <= MOST / 2
     }
 
     pub(super) fn len(&self) -> usize {
         self.jobs.len()
     }
 
-    /// One that waits.
-    pub(super) fn offer(&mut self, key: Key, node: &str, now: Instant) {
-        if let Some(job) = self.jobs.get_mut(&key) {
-            job.list = self.list;
+    /// The uids of those that do not wait any more, once.
+    pub(super) fn gone(&mut self) -> Vec<Box<str>> {
+        std::mem::take(&mut self.gone)
+    }
+
+    /// One that waits. Where the whole is full, it takes the place of one of the namespace with the most.
+    pub(super) fn offer(&mut self, key: Key, uid: &str, now: Instant) {
+        match self.jobs.get_mut(&key) {
+            Some(job) if *job.uid == *uid => {
+                job.list = self.list;
+                return;
+            }
+            // Made again under its name.
+            Some(_) => self.remove(&key),
+            None => {}
+        }
+        let namespace = key.0.clone();
+        let count = self.spaces.get(&namespace).map_or(0, |space| space.count);
+        if count >= MOST_OF_NAMESPACE {
+            if let Some(space) = self.spaces.get_mut(&namespace) {
+                space.left_out = true;
+            }
             return;
         }
-        let of_node = self.nodes.get(node).map_or(0, |(_, count)| *count);
-        if self.jobs.len() >= MOST || of_node >= MOST_OF_NODE {
+        if self.jobs.len() >= MOST && !self.make_room(count) {
             self.left_out = true;
             return;
         }
-        let node: Box<str> = node.into();
-        self.nodes.entry(node.clone()).or_default().1 += 1;
-        self.jobs.insert(key, Job { node, due: Some(now), attempts: 0, list: self.list });
+        self.jobs.insert(key.clone(), Job { uid: uid.into(), due: Some(now), attempts: 0, list: self.list });
+        let space = self.spaces.entry(namespace.clone()).or_default();
+        space.due.insert((now, key));
+        self.resize(&namespace, 1);
+        self.place(&namespace);
+    }
+
+    /// Takes one away from the namespace with the most, if it has more than one of `count` would have with one more.
+    fn make_room(&mut self, count: usize) -> bool {
+        let Some((most, largest)) = self.sizes.last().cloned() else { return false };
+        if most <= count + 1 {
+            return false;
+        }
+        let last = self.spaces.get(&largest).and_then(|space| space.due.last()).map(|(_, key)| key.clone());
+        let Some(key) = last else { return false };
+        self.remove(&key);
+        self.left_out = true;
+        true
     }
 
     pub(super) fn remove(&mut self, key: &Key) {
         let Some(job) = self.jobs.remove(key) else { return };
-        if let Some((_, count)) = self.nodes.get_mut(&job.node) {
-            *count -= 1;
-            if *count == 0 {
-                self.nodes.remove(&job.node);
+        let namespace = &key.0;
+        self.gone.push(job.uid);
+        if let Some(space) = self.spaces.get_mut(namespace)
+            && let Some(due) = job.due
+        {
+            space.due.remove(&(due, key.clone()));
+        }
+        self.resize(namespace, -1);
+        self.place(namespace);
+        let Some(space) = self.spaces.get(namespace) else { return };
+        self.wants_list |= space.left_out && space.count <= MOST_OF_NAMESPACE / 2;
+        if space.count == 0 {
+            self.sizes.remove(&(0, namespace.clone()));
+            self.spaces.remove(namespace);
+        }
+    }
+
+    /// The next one to work on, with its uid: of the namespace whose turn was the longest ago, the one that is due the longest.
+    pub(super) fn next(&mut self, now: Instant) -> Option<(Key, Box<str>)> {
+        while self.later.first().is_some_and(|(due, _)| *due <= now)
+            && let Some((_, namespace)) = self.later.pop_first()
+        {
+            if let Some(space) = self.spaces.get_mut(&namespace) {
+                space.head = None;
+                self.ready.insert((space.turn, namespace));
             }
         }
-    }
-
-    /// The next one to work on: of the node whose turn was the longest ago, the one that is due the longest.
-    pub(super) fn next(&mut self, now: Instant) -> Option<Key> {
-        let turn_of = |job: &Job| self.nodes.get(&job.node).map_or(0, |(turn, _)| *turn);
-        let due = self.jobs.iter().filter_map(|(key, job)| Some((key, job, job.due.filter(|due| *due <= now)?)));
-        let (key, _, _) = due.min_by_key(|(_, job, due)| (turn_of(job), *due))?;
-        let key = key.clone();
+        let (_, namespace) = self.ready.pop_first()?;
+        let space = self.spaces.get_mut(&namespace)?;
+        let (_, key) = space.due.pop_first()?;
+        self.turn += 1;
+        space.turn = self.turn;
+        self.place(&namespace);
         let job = self.jobs.get_mut(&key)?;
         job.due = None;
-        self.turn += 1;
-        if let Some((turn, _)) = self.nodes.get_mut(&job.node) {
-            *turn = self.turn;
-        }
-        Some(key)
+        let uid = job.uid.clone();
+        Some((key, uid))
     }
 
-    /// It could not be answered.
-    pub(super) fn again(&mut self, key: &Key, now: Instant) {
-        if let Some(job) = self.jobs.get_mut(key) {
-            let wait = SOONEST.saturating_mul(1 << job.attempts.min(10)).min(LATEST);
-            job.attempts += 1;
-            job.due = Some(now + wait);
+    /// It could not be answered. Whether it still waits.
+    pub(super) fn again(&mut self, key: &Key, now: Instant) -> bool {
+        let Some(job) = self.jobs.get_mut(key) else { return false };
+        let wait = SOONEST.saturating_mul(1 << job.attempts.min(10)).min(LATEST);
+        job.attempts += 1;
+        let before = job.due.replace(now + wait);
+        if let Some(space) = self.spaces.get_mut(&key.0) {
+            before.map(|due| space.due.remove(&(due, key.clone())));
+            space.due.insert((now + wait, key.clone()));
         }
+        self.place(&key.0);
+        true
     }
 
+    /// When the next one is due.
     pub(super) fn next_due(&self) -> Option<Instant> {
-        self.jobs.values().filter_map(|job| job.due).min()
+        let ready = self.ready.first().and_then(|(_, namespace)| self.spaces.get(namespace)?.due.first());
+        ready.map(|(due, _)| *due).or_else(|| self.later.first().map(|(due, _)| *due))
+    }
+
+    /// A namespace has one more, or one less.
+    fn resize(&mut self, namespace: &str, by: isize) {
+        let Some(space) = self.spaces.get_mut(namespace) else { return };
+        self.sizes.remove(&(space.count, namespace.into()));
+        space.count = space.count.saturating_add_signed(by);
+        self.sizes.insert((space.count, namespace.into()));
+    }
+
+    /// Puts a namespace where its first request belongs.
+    fn place(&mut self, namespace: &str) {
+        let Some(space) = self.spaces.get_mut(namespace) else { return };
+        if let Some(head) = space.head.take() {
+            self.later.remove(&(head, namespace.into()));
+        }
+        self.ready.remove(&(space.turn, namespace.into()));
+        if let Some((due, _)) = space.due.first() {
+            space.head = Some(*due);
+            self.later.insert((*due, namespace.into()));
+        }
     }
 }
 
@@ -122,40 +221,112 @@ mod tests {
         key(Some("ns"), Some(name))
     }
 
+    fn in_namespace(namespace: &str, name: usize) -> Key {
+        key(Some(namespace), Some(&name.to_string()))
+    }
+
+    fn next(waiting: &mut Waiting, now: Instant) -> Option<Key> {
+        waiting.next(now).map(|(key, _)| key)
+    }
+
+    /// Whether nothing is kept of what is gone.
+    fn is_empty(waiting: &Waiting) -> bool {
+        let Waiting { jobs, spaces, sizes, later, ready, .. } = waiting;
+        jobs.is_empty() && spaces.is_empty() && sizes.is_empty() && later.is_empty() && ready.is_empty()
+    }
+
     #[test]
-    fn nodes_take_turns_and_none_fills_the_whole() {
+    fn namespaces_take_turns_and_none_fills_the_whole() {
         let (mut waiting, now) = (Waiting::default(), Instant::now());
-        for n in 0..2 * MOST_OF_NODE {
-            waiting.offer(of(&format!("a{n}")), "loud", now);
+        for n in 0..2 * MOST_OF_NAMESPACE {
+            waiting.offer(in_namespace("loud", n), "u", now);
         }
-        assert_eq!(waiting.len(), MOST_OF_NODE);
-        assert!(waiting.wants_list());
-        waiting.offer(of("z"), "quiet", now);
-        let first: Vec<Key> = (0..2).filter_map(|_| waiting.next(now)).collect();
+        assert_eq!(waiting.len(), MOST_OF_NAMESPACE);
+        waiting.offer(of("z"), "u", now);
+        let first: Vec<Key> = (0..2).filter_map(|_| next(&mut waiting, now)).collect();
         assert!(first.contains(&of("z")), "{first:?}");
+        // Another turn comes to each before the loud one has its third.
+        waiting.offer(of("y"), "u", now);
+        let second: Vec<Key> = (0..2).filter_map(|_| next(&mut waiting, now)).collect();
+        assert!(second.contains(&of("y")), "{second:?}");
+    }
+
+    #[test]
+    fn what_was_left_out_is_listed_again_only_when_there_is_room() {
+        let (mut waiting, now) = (Waiting::default(), Instant::now());
+        waiting.list_begins();
+        for n in 0..=MOST_OF_NAMESPACE {
+            waiting.offer(in_namespace("loud", n), "u", now);
+        }
+        waiting.list_ends();
+        for n in 0..MOST_OF_NAMESPACE / 2 {
+            assert!(!waiting.wants_list(), "{n}: a list would bring nothing");
+            waiting.remove(&in_namespace("loud", n));
+        }
+        assert!(waiting.wants_list());
+        waiting.list_begins();
+        assert!(!waiting.wants_list());
+    }
+
+    #[test]
+    fn many_loud_namespaces_make_room_for_a_quiet_one() {
+        let (mut waiting, now) = (Waiting::default(), Instant::now());
+        for n in 0..MOST {
+            waiting.offer(in_namespace(&format!("loud-{}", n % 16), n), "u", now);
+        }
+        assert_eq!(waiting.len(), MOST);
+        waiting.offer(of("z"), "u", now);
+        assert_eq!(waiting.len(), MOST);
+        assert_eq!(waiting.gone().len(), 1);
+        let first: Vec<Key> = (0..17).filter_map(|_| next(&mut waiting, now)).collect();
+        assert!(first.contains(&of("z")), "{first:?}");
+        let all: Vec<Key> = waiting.jobs.keys().cloned().collect();
+        all.iter().for_each(|key| waiting.remove(key));
+        assert!(is_empty(&waiting));
+        assert!(waiting.wants_list(), "for the one that made room");
+    }
+
+    #[test]
+    fn a_list_keeps_what_waits_with_its_pause() {
+        let (mut waiting, now) = (Waiting::default(), Instant::now());
+        waiting.offer(of("a"), "u", now);
+        assert_eq!(next(&mut waiting, now), Some(of("a")));
+        assert!(waiting.again(&of("a"), now));
+        waiting.list_begins();
+        waiting.offer(of("a"), "u", now);
+        waiting.list_ends();
+        assert_eq!((waiting.len(), waiting.next_due()), (1, Some(now + SOONEST)));
+        waiting.offer(of("a"), "made again", now);
+        assert_eq!((waiting.len(), waiting.next_due()), (1, Some(now)));
+        assert_eq!(waiting.gone(), [Box::from("u")]);
+        assert_eq!(waiting.gone(), Vec::<Box<str>>::new());
     }
 
     #[test]
     fn one_that_cannot_be_answered_comes_again_later_and_one_that_is_gone_does_not() {
         let (mut waiting, now) = (Waiting::default(), Instant::now());
         waiting.list_begins();
-        waiting.offer(of("a"), "n", now);
-        waiting.offer(of("b"), "n", now);
+        waiting.offer(of("a"), "u", now);
+        waiting.offer(of("b"), "u", now);
         waiting.list_ends();
-        assert_eq!((waiting.next(now), waiting.next(now), waiting.next(now)), (Some(of("a")), Some(of("b")), None));
-        waiting.again(&of("a"), now);
-        assert_eq!(waiting.next(now), None);
+        assert_eq!(
+            (next(&mut waiting, now), next(&mut waiting, now), next(&mut waiting, now)),
+            (Some(of("a")), Some(of("b")), None)
+        );
+        assert!(waiting.again(&of("a"), now));
+        assert_eq!(next(&mut waiting, now), None);
         assert_eq!(waiting.next_due(), Some(now + SOONEST));
-        assert_eq!(waiting.next(now + SOONEST), Some(of("a")));
+        assert_eq!(next(&mut waiting, now + SOONEST), Some(of("a")));
         for _ in 0..20 {
             waiting.again(&of("a"), now);
         }
         assert_eq!(waiting.next_due(), Some(now + LATEST));
         waiting.list_begins();
-        waiting.offer(of("b"), "n", now);
+        waiting.offer(of("b"), "u", now);
         waiting.list_ends();
         assert_eq!((waiting.len(), waiting.next_due()), (1, None), "b is worked on");
         waiting.remove(&of("b"));
-        assert!(waiting.nodes.is_empty());
+        assert!(is_empty(&waiting));
+        assert!(!waiting.again(&of("b"), now));
     }
 }
