@@ -16,7 +16,7 @@ use etcd_tls_contract::{
     role::Domain,
 };
 use etcd_tls_telemetry::renewal_span;
-use tracing::{Instrument as _, Span};
+use tracing::{Instrument as _, Level, Span};
 
 use crate::{
     issuance::{
@@ -34,8 +34,10 @@ use crate::{
 };
 
 pub use failure::Failure;
+use noted::Noted;
 
 mod failure;
+mod noted;
 #[cfg(test)]
 mod tests;
 
@@ -244,6 +246,7 @@ impl<A: Api, C: Clock, F: Files> Issuance<'_, A, C, F> {
         let began = self.clock.elapsed();
         let mut call = flow.begin();
         let mut last = String::new();
+        let mut noted = Noted::default();
         loop {
             let connected = self.api.connect().await;
             let asked = self.clock.elapsed();
@@ -253,13 +256,13 @@ impl<A: Api, C: Clock, F: Files> Issuance<'_, A, C, F> {
                 (Ok(()), Call::Get(version)) => self.api.get(name, version).await,
             };
             let answered = self.clock.elapsed();
-            // A cause is logged once, not with each attempt.
             match &answer {
                 Err(error) if error.code() != Some(404) && error.code() != Some(409) => {
-                    let text = error.to_string();
-                    if text != last {
-                        tracing::warn!(error = %text, "no answer yet; asking again");
-                        last = text;
+                    last = error.to_string();
+                    match noted.next(&last, error.code(), answered.saturating_sub(began)) {
+                        Some(Level::INFO) => tracing::info!(error = %last, "no right to request yet; asking again"),
+                        Some(_) => tracing::warn!(error = %last, "no answer yet; asking again"),
+                        None => {}
                     }
                 }
                 Ok(_) => "neither approved and signed nor denied yet; is the signer running?".clone_into(&mut last),
