@@ -18,7 +18,7 @@ long=" guards trust plain_text sidecars rotation cleanup lock sign approve "
 programs=$(
   "$cargo" test --locked --workspace --no-run --message-format=json-render-diagnostics | {
     grep '"reason":"compiler-artifact"' || true
-  } | sed -nE 's|.*"manifest_path":"([^"]*)/Cargo.toml".*"kind":\["([a-z-]+)".*"name":"([^"]*)","src_path":"([^"]*)".*"test":true\},.*"executable":"([^"]*)".*|\1 \5 \2 \3 \4|p' |
+  } | sed -nE 's|.*"manifest_path":"([^"]*)/Cargo.toml".*"kind":\["([a-z-]+)".*"name":"([^"]*)","src_path":"([^"]*)".*"profile":\{[^}]*"test":true\}.*"executable":"([^"]*)".*|\1 \5 \2 \3 \4|p' |
     while read -r folder program kind name source; do
       class=2
       [[ $long != *" $name "* ]] || class=1
