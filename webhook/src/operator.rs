@@ -1,10 +1,15 @@
 //! Shared parts of the operator's commands: the connection by the caller's kubeconfig, missing rights, and text that is safe
 //! for a terminal.
 
-use etcd_tls_contract::names;
+use std::io::{self, Write as _};
+
+use etcd_tls_contract::{encoding::hex, names};
 use kube::{Client, Config, config::KubeConfigOptions};
 
-use crate::controller::client::{self, ClientError, RequestError};
+use crate::{
+    controller::client::{self, ClientError, RequestError},
+    error::Error,
+};
 
 /// Which cluster an operator's command asks, as kubectl's flags of the same names.
 #[derive(clap::Args, Clone, Debug, Default)]
@@ -104,6 +109,27 @@ pub struct NoNamespace;
 /// It is no DNS label.
 pub fn namespace(name: &str) -> Result<String, NoNamespace> {
     names::is_dns_label(name).then(|| name.to_owned()).ok_or(NoNamespace)
+}
+
+/// Prints lines, in which there may be text of other people's objects.
+///
+/// # Errors
+/// Standard output cannot be written.
+pub(crate) fn say(text: &str) -> Result<(), Error> {
+    for line in text.lines() {
+        writeln!(io::stdout(), "{}", plain(line))?;
+    }
+    Ok(())
+}
+
+/// An id for a request to the signer, by which its answer is recognised.
+///
+/// # Errors
+/// There are no random numbers.
+pub(crate) fn request_id() -> Result<String, Error> {
+    let mut bytes = [0; 8];
+    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| "no random numbers")?;
+    Ok(hex(&bytes))
 }
 
 /// Text of other people's objects, safe for a terminal: control characters are escaped, line ends become spaces.

@@ -7,7 +7,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io::Write as _,
     time::Duration,
 };
 
@@ -27,7 +26,7 @@ use tokio::time::{Instant, sleep};
 use crate::{
     controller::client::within,
     error::{Error, NotInTime},
-    operator::{self, Cluster, Refused, Right},
+    operator::{Cluster, Refused, Right, say},
     status::{self, Sidecar},
 };
 
@@ -283,9 +282,4 @@ async fn wait(
 /// Roles as a person writes them.
 fn list(roles: &BTreeSet<Role>) -> String {
     roles.iter().map(|role| role.as_str()).collect::<Vec<_>>().join(", ")
-}
-
-fn say(line: &str) -> Result<(), Error> {
-    writeln!(std::io::stdout(), "{}", operator::plain(line))?;
-    Ok(())
 }

@@ -13,11 +13,11 @@ use kube::{Api, Client};
 
 use super::{
     Action, DOMAINS, Selector, cut, members, renewed,
-    signer::{Signer, look, say},
+    signer::{Signer, look},
 };
 use crate::{
     error::{Error, NotSeen},
-    operator::{self, Cluster},
+    operator::{self, Cluster, say},
     rollover::rfc3339,
     status,
 };

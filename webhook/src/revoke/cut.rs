@@ -10,9 +10,9 @@ use etcd_tls_contract::{names::ClusterName, renew::restart, role::Domain};
 use kube::Client;
 use tokio::time::{Instant, sleep};
 
-use super::signer::{id, say};
 use crate::{
     error::{Error, NotInTime, NotSeen},
+    operator::{request_id, say},
     renew::{self, Asked, RenewError},
     status::{self, Sidecar},
 };
@@ -62,7 +62,7 @@ pub(super) async fn cut(
         }
         sleep(POLL).await;
     }
-    let id = id()?;
+    let id = request_id()?;
     for member in &members {
         member.annotate(client, &restart(&id)).await?;
         say(&format!("pod {}: asked to end its connections by a restart of etcd", member.name()))?;

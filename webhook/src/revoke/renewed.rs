@@ -13,10 +13,11 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{
     Action, InUse,
-    signer::{Said, Signer, say},
+    signer::{Said, Signer},
 };
 use crate::{
     error::{Error, NotInTime},
+    operator::say,
     renew::{self, Asked, RenewError},
 };
 

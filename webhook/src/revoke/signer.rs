@@ -1,8 +1,8 @@
 //! The signer, as it is asked by annotations of the trust ConfigMap, and what it says.
 
-use std::{collections::BTreeMap, io::Write as _, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
-use etcd_tls_contract::{crl::Reason, encoding::hex, names, role::Domain};
+use etcd_tls_contract::{crl::Reason, names, role::Domain};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{
     Api,
@@ -12,7 +12,11 @@ use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use super::{Action, InUse, Report, Request, Selector, request_annotation, status_annotation};
-use crate::{controller::client, error::Error, operator};
+use crate::{
+    controller::client,
+    error::Error,
+    operator::{request_id, say},
+};
 
 /// How long to wait for the signer's answer.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -40,7 +44,8 @@ impl Signer<'_> {
     /// # Errors
     /// No right to write it, or no answer.
     pub(super) async fn ask(&self, action: Action, until: Option<u64>) -> Result<Said, Error> {
-        let request = Request { action, id: id()?, selector: self.selector.clone(), reason: self.reason, until };
+        let request =
+            Request { action, id: request_id()?, selector: self.selector.clone(), reason: self.reason, until };
         let annotations: BTreeMap<String, String> =
             self.domains.iter().map(|domain| (request_annotation(*domain), request.to_string())).collect();
         let patch = json!({"metadata": {"annotations": annotations}});
@@ -145,24 +150,6 @@ fn answered(object: &ConfigMap, domains: &[Domain], request: &Request, force: bo
     }
     said.in_use = in_use.into_values().collect();
     Some(said)
-}
-
-/// Prints lines, which may have text of others' objects.
-pub(super) fn say(text: &str) -> Result<(), Error> {
-    for line in text.lines() {
-        writeln!(std::io::stdout(), "{}", operator::plain(line))?;
-    }
-    Ok(())
-}
-
-/// An id of its own for each request.
-///
-/// # Errors
-/// There are no random numbers.
-pub(super) fn id() -> Result<String, Error> {
-    let mut bytes = [0; 8];
-    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| "no random numbers")?;
-    Ok(hex(&bytes))
 }
 
 #[cfg(test)]

@@ -7,7 +7,6 @@ use std::{
 };
 
 use etcd_tls_contract::{
-    encoding::hex,
     names::{self, ClusterName},
     role::Domain,
 };
@@ -23,7 +22,11 @@ use super::{
     Action, Report, Request, request_annotation, status_annotation,
     watch::{Progress, is_over},
 };
-use crate::{controller::client, error::Error};
+use crate::{
+    controller::client,
+    error::Error,
+    operator::{request_id, say},
+};
 
 /// How long to wait for the signer's answer.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -81,7 +84,7 @@ impl Args {
             (.., true) => Action::Force,
             _ => Action::Start,
         };
-        let request = Request { action, id: id()? };
+        let request = Request { action, id: request_id()? };
         // Refuses a cluster that is not there, before anything is written.
         let before = report(&api, &name, domain).await?;
         if force {
@@ -227,17 +230,6 @@ fn confirm() -> Result<(), Error> {
     let mut answer = String::new();
     std::io::stdin().lock().read_line(&mut answer)?;
     if answer.trim() == "yes" { Ok(()) } else { Err("nothing was forced".into()) }
-}
-
-fn say(text: &str) -> Result<(), Error> {
-    writeln!(std::io::stdout(), "{text}")?;
-    Ok(())
-}
-
-fn id() -> Result<String, Error> {
-    let mut bytes = [0; 8];
-    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| "no random numbers")?;
-    Ok(hex(&bytes))
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //! another uid, in this Kubernetes cluster or in another one. It runs with the caller's kubeconfig, and needs `get` of the
 //! namespace, and `get` and `create` of Secrets in the system namespace.
 
-use std::{collections::BTreeMap, fs, io, io::Read as _, io::Write as _, path::PathBuf, time::SystemTime};
+use std::{collections::BTreeMap, fs, io, io::Read as _, path::PathBuf, time::SystemTime};
 
 use etcd_tls_contract::{
     names::{self, ClusterName, SignerName},
@@ -11,19 +11,18 @@ use etcd_tls_contract::{
 use k8s_openapi::{
     ByteString,
     api::core::v1::{Namespace, Secret},
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::{Api, Client, api::PostParams};
 use serde_json::Value;
 
 use super::{
-    authorities::state::{Stored, secret_name},
-    marks::{CA_LABEL, MANAGED_LABEL, SIGNER_ANNOTATION, UID_ANNOTATION},
+    authorities::state::{self, Stored, secret_name},
+    marks::{SIGNER_ANNOTATION, UID_ANNOTATION},
 };
 use crate::{
     controller::client::within,
     error::Error,
-    operator::{Cluster, Right},
+    operator::{Cluster, Right, say},
     rollover::rfc3339,
 };
 
@@ -180,7 +179,7 @@ impl Args {
         for (found, stored) in found {
             let signer = cluster.signer(found.domain);
             let secret = secret_name(&uid, &signer);
-            let object = adopted(&secret, &uid, &signer, found.data);
+            let object = state::secret(&secret, &uid, &signer, found.data);
             match create(&secrets, &object, &stored, now).await? {
                 Created::New => {
                     let until = rfc3339::text(stored.active.not_after());
@@ -331,29 +330,6 @@ fn secrets(text: &str, file: &str) -> Result<Vec<Secret>, AdoptError> {
             serde_json::from_value(object).map_err(|_| unreadable(&format!("Secret {name} has fields of wrong types")))
         })
         .collect()
-}
-
-/// The Secret of `signer`, as the signer itself makes it.
-fn adopted(name: &str, uid: &str, signer: &SignerName, data: BTreeMap<String, ByteString>) -> Secret {
-    let pair = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
-    Secret {
-        metadata: ObjectMeta {
-            name: Some(name.to_owned()),
-            labels: Some([MANAGED_LABEL, CA_LABEL].into_iter().map(pair).collect()),
-            annotations: Some(BTreeMap::from([
-                (UID_ANNOTATION.to_owned(), uid.to_owned()),
-                (SIGNER_ANNOTATION.to_owned(), signer.to_string()),
-            ])),
-            ..ObjectMeta::default()
-        },
-        type_: Some("kubernetes.io/tls".to_owned()),
-        data: Some(data),
-        ..Secret::default()
-    }
-}
-
-fn say(line: &str) -> Result<(), Error> {
-    Ok(writeln!(io::stdout(), "{line}")?)
 }
 
 #[cfg(test)]

@@ -9,10 +9,7 @@ use etcd_tls_contract::{
     names::{self, SignerName},
     policy::Policy,
 };
-use k8s_openapi::{
-    api::core::v1::{ConfigMap, Pod, Secret},
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
-};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
 use kube::{
     Api,
     api::{ListParams, PostParams},
@@ -21,12 +18,12 @@ use kube::{
 use super::{
     Authorities, Unavailable,
     quota::{Ready, SecretMetadata},
-    state::{StateError, Stored, common_name, secret_name},
+    state::{self, StateError, Stored, common_name, secret_name},
 };
 use crate::{
     ca::authority::Authority,
     controller::client::{RequestError, within},
-    sign::marks::{CA_LABEL, MANAGED_LABEL, SIGNER_ANNOTATION, UID_ANNOTATION},
+    sign::marks::UID_ANNOTATION,
 };
 
 impl Authorities {
@@ -75,22 +72,8 @@ impl Authorities {
     ) -> Result<Ready, Unavailable> {
         let mut stored = stored;
         stored.revoke(None, &name.namespace, (&[], &[]), now);
-        let object = Secret {
-            metadata: ObjectMeta {
-                name: Some(secret.to_owned()),
-                labels: Some(
-                    [MANAGED_LABEL, CA_LABEL].into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect(),
-                ),
-                annotations: Some(BTreeMap::from([
-                    (UID_ANNOTATION.to_owned(), uid.to_owned()),
-                    (SIGNER_ANNOTATION.to_owned(), name.to_string()),
-                ])),
-                ..ObjectMeta::default()
-            },
-            type_: Some("kubernetes.io/tls".to_owned()),
-            data: Some(stored.data().map_err(|e| Unavailable::Unusable(e.to_string()))?),
-            ..Secret::default()
-        };
+        let data = stored.data().map_err(|e| Unavailable::Unusable(e.to_string()))?;
+        let object = state::secret(secret, uid, name, data);
         match within(self.secrets().create(&PostParams::default(), &object)).await {
             Ok(made) => {
                 tracing::info!(authority = %name, secret, generation = stored.active.generation(), "made a CA");

@@ -23,7 +23,7 @@ use etcd_tls_contract::{
     encoding::hex,
     names::SignerName,
 };
-use k8s_openapi::ByteString;
+use k8s_openapi::{ByteString, api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -34,7 +34,10 @@ use crate::{
     ca::authority::{Authority, AuthorityError},
     revoke::Request,
     rollover::{Answer, Life, LivePod, Phase, Rollover, Step, Trigger, rfc3339},
-    sign::cache::pods::Voter,
+    sign::{
+        cache::pods::Voter,
+        marks::{CA_LABEL, MANAGED_LABEL, SIGNER_ANNOTATION, UID_ANNOTATION},
+    },
 };
 
 const CERTIFICATE: &str = "tls.crt";
@@ -288,6 +291,30 @@ pub(in crate::sign) fn life(authority: &Authority) -> Life {
 /// The name of an authority's Secret: of the namespace's uid, so that a namespace made again inherits nothing.
 pub(in crate::sign) fn secret_name(namespace_uid: &str, authority: &SignerName) -> String {
     format!("etcd-tls-ca-{namespace_uid}-{}-{}", authority.cluster, authority.domain)
+}
+
+/// The Secret of an authority, with the labels and annotations by which the signer knows it.
+pub(in crate::sign) fn secret(
+    name: &str,
+    namespace_uid: &str,
+    authority: &SignerName,
+    data: BTreeMap<String, ByteString>,
+) -> Secret {
+    let label = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
+    Secret {
+        metadata: ObjectMeta {
+            name: Some(name.to_owned()),
+            labels: Some([MANAGED_LABEL, CA_LABEL].into_iter().map(label).collect()),
+            annotations: Some(BTreeMap::from([
+                (UID_ANNOTATION.to_owned(), namespace_uid.to_owned()),
+                (SIGNER_ANNOTATION.to_owned(), authority.to_string()),
+            ])),
+            ..ObjectMeta::default()
+        },
+        type_: Some("kubernetes.io/tls".to_owned()),
+        data: Some(data),
+        ..Secret::default()
+    }
 }
 
 /// The CN of a new generation; 64 characters at most. The unique part comes first, so that it is never cut.
