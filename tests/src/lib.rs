@@ -24,6 +24,7 @@ pub mod machine_clock;
 pub mod pki;
 pub mod pod;
 pub mod pods;
+pub mod policy;
 pub mod ports;
 pub mod process;
 pub mod signer;

@@ -294,10 +294,8 @@ async fn a_revoked_client_is_refused_with_no_restart_and_others_go_on() {
 
 async fn refuses_who_is_revoked(etcd: &EtcdBinary) {
     let Some(mut stack) = Stack::start(&Options::default()).await else { return };
-    let policies: Api<ConfigMap> = Api::namespaced(stack.api.client.clone(), names::SYSTEM_NAMESPACE);
     let policy = "extraSans: [{namespaces: [prod], clusters: [etcd], ipBlocks: [127.0.0.0/8]}]\n";
-    let patch = Patch::Merge(json!({"data": {names::POLICY_KEY: policy}}));
-    policies.patch(names::POLICY_CONFIG_MAP, &PatchParams::default(), &patch).await.expect("write the policy");
+    tests::policy::set(&stack.api.client, policy).await;
     stack.api.namespace("prod", &[("etcd-tls", "dynamic")]).await;
 
     let address = Ipv4Addr::new(127, 0, 0, 2);

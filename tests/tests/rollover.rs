@@ -20,11 +20,8 @@ use etcd_tls_contract::{
     names,
     role::Role,
 };
-use k8s_openapi::api::core::v1::{ConfigMap, Pod};
-use kube::{
-    Api,
-    api::{Patch, PatchParams},
-};
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
 use serde_json::{Value, json};
 use tests::{
     downward::downward,
@@ -162,10 +159,8 @@ impl Live {
         let environment = clock.map(FakeClock::environment).unwrap_or_default();
         let options = Options { sign: sign.clone(), environment, ..Options::default() };
         let mut stack = Stack::start(&options).await?;
-        let config_maps: Api<ConfigMap> = Api::namespaced(stack.api.client.clone(), names::SYSTEM_NAMESPACE);
         let policy = format!("extraSans: [{{namespaces: [{NAMESPACE}], clusters: [etcd], ipBlocks: [127.0.0.0/8]}}]\n");
-        let patch = Patch::Merge(json!({"data": {names::POLICY_KEY: policy}}));
-        config_maps.patch(names::POLICY_CONFIG_MAP, &PatchParams::default(), &patch).await.expect("write the policy");
+        tests::policy::set(&stack.api.client, &policy).await;
         stack.api.namespace(NAMESPACE, &[("etcd-tls", "dynamic")]).await;
 
         let programs = [("etcd", etcd.etcd.clone()), ("app", which("true").expect("true"))];

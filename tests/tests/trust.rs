@@ -60,10 +60,8 @@ impl Drop for Member {
 
 impl Member {
     async fn start(stack: &mut Stack, namespace: &str, etcd: &Path) -> Self {
-        let config_maps: Api<ConfigMap> = Api::namespaced(stack.api.client.clone(), names::SYSTEM_NAMESPACE);
         let policy = format!("extraSans: [{{namespaces: [{namespace}], clusters: [etcd], ipBlocks: [127.0.0.0/8]}}]\n");
-        let patch = Patch::Merge(json!({"data": {names::POLICY_KEY: policy}}));
-        config_maps.patch(names::POLICY_CONFIG_MAP, &PatchParams::default(), &patch).await.expect("write the policy");
+        tests::policy::set(&stack.api.client, &policy).await;
         stack.api.namespace(namespace, &[("etcd-tls", "dynamic")]).await;
         let (address, admin) = (Ipv4Addr::new(127, 0, 0, 2), ports::loopback());
         let url = |port| format!("https://{address}:{port}");

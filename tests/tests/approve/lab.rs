@@ -15,7 +15,7 @@ use etcd_tls_contract::{
 use etcd_tls_webhook::controller::facts;
 use k8s_openapi::api::{
     certificates::v1::CertificateSigningRequest,
-    core::v1::{ConfigMap, Namespace, Pod},
+    core::v1::{Namespace, Pod},
     events::v1::Event,
     rbac::v1::{ClusterRoleBinding, RoleBinding, Subject},
 };
@@ -147,11 +147,7 @@ impl Lab {
     }
 
     pub async fn set_policy(&self, text: &str) {
-        let api: Api<ConfigMap> = Api::namespaced(self.api.client.clone(), names::SYSTEM_NAMESPACE);
-        let patch = json!({"data": {names::POLICY_KEY: text}});
-        api.patch(names::POLICY_CONFIG_MAP, &PatchParams::default(), &Patch::Merge(patch))
-            .await
-            .expect("write the policy");
+        tests::policy::set(&self.api.client, text).await;
     }
 
     pub async fn csr(&self, name: &str) -> CertificateSigningRequest {

@@ -13,10 +13,7 @@ use std::{
 
 use etcd_tls_contract::{certificate::Chain, names};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
-use kube::{
-    Api,
-    api::{Patch, PatchParams},
-};
+use kube::Api;
 use serde_json::json;
 use tests::{
     downward::downward,
@@ -52,10 +49,8 @@ fn copied(files: &Path, to: &Path) {
 async fn a_live_pod_is_renewed_before_its_certificate_is_revoked() {
     let Some(etcd) = tier::etcd() else { return };
     let Some(mut stack) = Stack::start(&Options::default()).await else { return };
-    let policies: Api<ConfigMap> = Api::namespaced(stack.api.client.clone(), names::SYSTEM_NAMESPACE);
     let policy = "extraSans: [{namespaces: [prod], clusters: [etcd], ipBlocks: [127.0.0.0/8]}]\n";
-    let patch = Patch::Merge(json!({"data": {names::POLICY_KEY: policy}}));
-    policies.patch(names::POLICY_CONFIG_MAP, &PatchParams::default(), &patch).await.expect("write the policy");
+    tests::policy::set(&stack.api.client, policy).await;
     stack.api.namespace("prod", &[("etcd-tls", "dynamic")]).await;
     let address = Ipv4Addr::new(127, 0, 0, 2);
     let url = |port| format!("https://{address}:{port}");
