@@ -43,7 +43,7 @@ const MAX_LISTS: usize = 4;
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// A manifest, YAML or JSON, of one or more documents; - is standard input. May be given several times.
-    #[arg(short = 'f', long = "filename", required = true)]
+    #[arg(short = 'f', long = "filename", required_unless_present = "policy")]
     filenames: Vec<PathBuf>,
     /// The namespace of objects that name none.
     #[arg(short, long, default_value = "default")]
@@ -73,6 +73,10 @@ pub struct Args {
     /// Write nothing; name the pod templates that would be refused, of `kubectl get namespaces,statefulsets,… -A -o yaml`.
     #[arg(long, conflicts_with = "for_static")]
     dry_run: bool,
+    /// Write the admission policies that inject without the webhook, for pods that state their options (Kubernetes 1.36 and later); the
+    /// other arguments are constants in them.
+    #[arg(long, conflicts_with_all = ["filenames", "for_static", "dry_run", "templates"])]
+    policy: bool,
 }
 
 /// A path of a host.
@@ -122,9 +126,16 @@ impl Args {
             host_dir,
             templates,
             dry_run,
+            policy,
         } = self;
         let host = for_static.then_some(Host { kubeconfig, bootstrap_kubeconfig, directory: host_dir });
         let injection = injected.config(sidecar_image, host);
+        if policy {
+            let objects = injection::cel::policies(&injection)?;
+            let text = objects.iter().map(to_yaml).collect::<Result<Vec<_>, _>>()?.join("---\n");
+            std::io::stdout().lock().write_all(text.as_bytes())?;
+            return Ok(());
+        }
         let options = Options { injection, namespace };
         if dry_run {
             return judge(&filenames, &options);

@@ -9,10 +9,12 @@
 //! checks, mesh         the way                                       (decide)
 //! pod, parts, present  what the pod gets; what of it is there already
 //! patch                the `add` operations                          (apply)
+//! cel                  the same as admission policies, for pods that state their options
 //! ```
 //!
 //! **Invariant.** Injecting twice changes nothing, even if the API server and other webhooks change the pod in between.
 
+pub mod cel;
 mod checks;
 mod contract;
 mod environment;

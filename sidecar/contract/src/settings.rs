@@ -18,10 +18,10 @@ use self::values::{container, label, lifetime, listener, log_level, mount_path, 
 pub use self::{
     issuer::{Issuer, IssuerRef},
     options::OptionsMode,
-    reload::Reload,
+    reload::{Reload, SIGNALS},
     resources::{Quantity, Resources},
     trust::{Condition, Requirement, Trust},
-    values::user,
+    values::{CLOSED_DIRECTORIES, FILES, LOG_LEVELS, OUR_DIRECTORIES, SHARED_DIRECTORIES, SYSTEM_DIRECTORIES, user},
 };
 use crate::{
     endpoint::Endpoint,
@@ -255,7 +255,7 @@ impl Default for Settings {
 }
 
 /// Every key under our prefix that a pod may carry.
-const KEYS: [&str; 20] = [
+pub const KEYS: [&str; 20] = [
     "roles",
     "cluster",
     "containers",

@@ -302,6 +302,11 @@ impl<'a> Template<'a> {
     }
 }
 
+/// The resources of a pod that sets none.
+pub(super) fn default_resources(config: &Config) -> Resources {
+    over(&config.resources, Cow::Borrowed(&*DEFAULT_RESOURCES)).into_owned()
+}
+
 /// `ours` over `defaults`, which stay as they are where `ours` names nothing.
 fn over<'a>(ours: &Resources, defaults: Cow<'a, Resources>) -> Cow<'a, Resources> {
     if *ours == Resources::default() { defaults } else { Cow::Owned(ours.over(&defaults)) }

@@ -18,7 +18,7 @@ pub enum Reload {
 }
 
 /// The signals that `signal:<SIG>` takes: those that make servers reload or stop.
-const SIGNALS: [&str; 7] = ["SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGWINCH"];
+pub const SIGNALS: [&str; 7] = ["SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGWINCH"];
 
 impl FromStr for Reload {
     type Err = InvalidValue;

@@ -87,7 +87,7 @@ pub fn user(s: &str) -> Result<String, InvalidValue> {
 }
 
 /// Directories that a mount would take away from the container.
-const SYSTEM_DIRECTORIES: [&str; 17] = [
+pub const SYSTEM_DIRECTORIES: [&str; 17] = [
     "/bin",
     "/boot",
     "/dev",
@@ -108,7 +108,7 @@ const SYSTEM_DIRECTORIES: [&str; 17] = [
 ];
 /// Nothing is mounted at or under these: the kernel's, and what programs are made of. Without `/etc/ssl` a program trusts nobody,
 /// without `/usr/bin` there is none.
-const CLOSED_DIRECTORIES: [&str; 25] = [
+pub const CLOSED_DIRECTORIES: [&str; 25] = [
     "/bin",
     "/boot",
     "/dev",
@@ -136,7 +136,7 @@ const CLOSED_DIRECTORIES: [&str; 25] = [
     "/usr/sbin",
 ];
 /// Directories of which one below is somebody's own, and they themselves are not.
-const SHARED_DIRECTORIES: [&str; 10] = [
+pub const SHARED_DIRECTORIES: [&str; 10] = [
     "/usr/local",
     "/usr/share",
     "/usr/local/share",
@@ -149,7 +149,7 @@ const SHARED_DIRECTORIES: [&str; 10] = [
     "/var/tmp",
 ];
 /// Files that every container has, and that kubelet or the image writes.
-const FILES: [&str; 9] = [
+pub const FILES: [&str; 9] = [
     "/etc/group",
     "/etc/hostname",
     "/etc/hosts",
@@ -161,7 +161,7 @@ const FILES: [&str; 9] = [
     "/etc/shadow",
 ];
 /// Where the injected containers have their own mounts, and where every container may have Kubernetes' own.
-const OUR_DIRECTORIES: [&str; 4] = ["/var/run/etcd-tls", "/run/etcd-tls", "/var/run/secrets", "/run/secrets"];
+pub const OUR_DIRECTORIES: [&str; 4] = ["/var/run/etcd-tls", "/run/etcd-tls", "/var/run/secrets", "/run/secrets"];
 
 pub(super) fn mount_path(s: &str) -> Result<String, InvalidValue> {
     let under = |path: &str, directory: &str| {
@@ -197,7 +197,7 @@ pub(super) fn mount_path(s: &str) -> Result<String, InvalidValue> {
 }
 
 /// Levels of a log, from none to all.
-const LOG_LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+pub const LOG_LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
 /// A level, or targets with levels, as `--log-level` takes it: `debug`, `info,etcd_tls_sidecar::restart=debug`.
 pub(super) fn log_level(s: &str) -> Result<String, InvalidValue> {
