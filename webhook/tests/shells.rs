@@ -93,7 +93,15 @@ impl Random {
     /// Something in etcd's place for arguments.
     fn argument(&mut self) -> String {
         let flag = self.flag();
-        match self.below(24) {
+        match self.below(32) {
+            19 => "${A:1}".to_owned(),
+            20 => "\"${A%x}\"".to_owned(),
+            21 => "--name \"${A//,/ }\"".to_owned(),
+            22 => "--name ${HOSTNAME^^}".to_owned(),
+            23 => "--data-dir=\"${ENVIRONMENT:0:4}\"".to_owned(),
+            24 => "\"${L[0]}\"".to_owned(),
+            25 => "--name ${HOSTNAME//-/.} ${B/a/b}".to_owned(),
+            26 => "\"${@:1}\"".to_owned(),
             0 => "$A".to_owned(),
             1 => "\"$A\"".to_owned(),
             2 => "${B}".to_owned(),
@@ -127,7 +135,21 @@ impl Random {
         let (flags, flag) = (self.flags(), self.flag());
         let name = self.pick(&["A", "B"]);
         let inner = |random: &mut Self| if depth < 2 { random.statement(depth + 1) } else { "true".to_owned() };
-        match self.below(41) {
+        match self.below(55) {
+            41 => format!("for ((i = 0; i < 2; i++)); do {name}=\"${name} {flag}\"; done"),
+            42 => format!("((n = 1)); {name}=\"{flag}\"; ((n++))"),
+            43 => format!("f() {{ etcd {flag}; }}\n((f))"),
+            44 => format!("E='etcd {flag}'\n(( $E ))"),
+            45 => format!("L[0]='{flag}'"),
+            46 => format!("declare -A M=([a]='{flag}')\n{name}=\"${{M[a]}}\""),
+            47 => format!("printf -v {name} '%s' '{flag}'"),
+            48 => format!("{name}=\"x{flag}\"; {name}=\"${{{name}:1}}\""),
+            49 => format!("{name}=\"{}\"; {name}=${{{name},,}}", flag.to_uppercase()),
+            50 => format!("{name}=\"${{{name}/a/ {flag}}}\""),
+            51 => format!("sh <<-EOF\n\t{name}='{flag}'\n\tetcd ${name}\n\tEOF"),
+            52 => format!("exec --no-such-option; {name}='{flag}'"),
+            53 => format!("for i in {{1..2}}; do {name}=\"${name} {flag}\"; done"),
+            54 => format!("let i=1; {name}=\"$(({name}=1))\""),
             38 => format!("mapfile -t L <<< \"{flag}\""),
             39 => format!("readarray -t L <<EOF\n{flag}\n${name}\nEOF"),
             40 => format!("sh <<EOF\n{name}={}\nEOF", flag.replace(' ', "\\ ")),
@@ -246,7 +268,15 @@ impl Random {
     fn plain(&mut self) -> Case {
         let mut lines = vec!["set -e".to_owned()];
         for _ in 0..self.below(4) {
-            let line = match self.below(15) {
+            let line = match self.below(23) {
+                15 => "PEERS=\"\"\nfor ((i = 0; i < ${REPLICAS:-3}; i++)); do\n  PEERS+=\"${PEERS:+,}etcd-$i=https://etcd-$i.etcd:2380\"\ndone".to_owned(),
+                16 => "PEERS=\"\"\nfor i in {0..2}; do PEERS=\"${PEERS}etcd-$i=https://etcd-$i.etcd:2380,\"; done\nPEERS=\"${PEERS%,}\"".to_owned(),
+                17 => "declare -A SEEN=([a]=1)\nSEEN[b]=2".to_owned(),
+                18 => "printf -v STATE '%s' new".to_owned(),
+                19 => "(( ${#HOSTNAME} > 0 )) || exit 1".to_owned(),
+                20 => "let n=1; ((n++)) || true".to_owned(),
+                21 => "[[ $HOSTNAME =~ -([0-9]+)$ ]] && STATE=\"n${BASH_REMATCH[1]}\"".to_owned(),
+                22 => "if [ \"${1:0:1}\" = \"-\" ]; then set -- etcd \"$@\"; fi".to_owned(),
                 0 => "IP=$(hostname -i)".to_owned(),
                 1 => "PEERS=\"\"\nfor i in $(seq 0 2); do\n  PEERS=\"${PEERS}${PEERS:+,}etcd-${i}=https://etcd-${i}.etcd:2380\"\ndone".to_owned(),
                 2 => "if [ -d /nope ]; then STATE=existing; else STATE=new; fi".to_owned(),
@@ -272,8 +302,8 @@ impl Random {
         }
         for (word, argument) in [
             ("IP=", " --listen-client-urls=https://${IP}:2379"),
-            ("PEERS=", " \\\n  --initial-cluster ${PEERS}"),
-            ("STATE=", " --initial-cluster-state $STATE"),
+            ("PEERS=", " \\\n  --initial-cluster \"${PEERS}\""),
+            ("STATE", " --initial-cluster-state \"${STATE,,}\" --name \"${HOSTNAME//./-}\""),
             ("FLAGS=", " $FLAGS"),
             ("LOOP=", " $LOOP"),
             ("LIST=", " \"${LIST[@]}\""),
@@ -303,9 +333,11 @@ impl Laboratory {
     fn new(name: &str) -> Self {
         let root = std::env::temp_dir().join(format!("etcd-tls-shells-{name}-{}", std::process::id()));
         fs::create_dir_all(root.join("bin")).unwrap();
-        let mut etcd =
-            String::from("#!/bin/sh\nflags=\nfor word in \"$@\"; do case $word in\n--version|--help|-h) exit 0;;\n");
-        etcd.push_str("-*) name=${word#-}; name=${name#-}; flags=\"$flags|${name%%=*}|\";;\nesac; done\n");
+        let mut etcd = String::from("#!/bin/sh\nflags=\nvalue=\nfor word in \"$@\"; do\n");
+        // The word behind a flag that takes one is its value.
+        etcd.push_str("[ \"$value\" ] && { value=; continue; }\ncase $word in\n--version|--help|-h) exit 0;;\n");
+        etcd.push_str("-*) name=${word#-}; name=${name#-}; flags=\"$flags|${name%%=*}|\"\n");
+        etcd.push_str("case $name in *=*|client-cert-auth|peer-client-cert-auth) ;; *) value=1;; esac;;\nesac; done\n");
         for option in OURS {
             let variable = format!("ETCD_{}", option.to_uppercase().replace('-', "_"));
             etcd.push_str(&format!(

@@ -72,6 +72,69 @@ fn flags_in_a_shells_string() {
     }
 }
 
+/// What cuts, counts or selects stays one word in quotes, and is a value there; at the place of a flag it is refused.
+#[test]
+fn values_by_expansions_are_read_and_flags_by_them_are_refused() {
+    for value in [
+        "\"${PEERS%,}\"",
+        "\"${PEERS:1}\"",
+        "\"${HOSTNAME,,}\"",
+        "${HOSTNAME//./-}",
+        "${HOSTNAME:0:8}",
+        "\"${LIST[0]}\"",
+        "\"${LIST[*]/%/x}\"",
+        "$((n++))",
+    ] {
+        let script = format!("LIST=(a b)\nPEERS=$(cat /peers)\nexec etcd --cert-file=/a --initial-cluster {value}");
+        let options = command(&["bash", "-c", &script]);
+        assert_eq!(options.untold, None, "{script}");
+        assert_eq!(options.flag(Tool::Etcd, "cert-file"), text("/a"), "{script}");
+        let script = format!("LIST=(--cert-file=/a b)\nPEERS=$(cat /peers)\nexec etcd {value}");
+        assert!(command(&["bash", "-c", &script]).untold.is_some(), "{script}");
+    }
+    for script in [
+        "exec etcd --name ${PEERS%,}",
+        "exec etcd --name ${PEERS/a/b}",
+        "exec etcd --name \"${LIST[@]:1}\"",
+        "exec etcd --name \"${@:1}\"",
+        "f() { etcd --cert-file=/a; }; ((f)); etcd",
+        "E='etcd --cert-file=/a'; (( $E )); etcd",
+        "L[0]=--cert-file=/a; etcd ${L[0]}",
+        "declare -A M=([a]=--cert-file=/a); etcd \"${M[@]}\"",
+        "declare -A M=(k --cert-file=/a); etcd --name x ${M[*]}",
+        "printf -v A -- --cert-file=/a; etcd $A",
+        "exec -c etcd",
+        "A=--CERT-FILE=/a; etcd --name \"${A,,}\"",
+        "A=x--cert-file=/a; etcd --name \"${A:1}\"",
+    ] {
+        assert!(command(&["bash", "-c", script, "--", "x"]).untold.is_some(), "{script}");
+    }
+}
+
+/// Loops that count, brace sequences, and an entry point that puts the program in front.
+#[test]
+fn loops_that_count_and_entry_points_are_followed() {
+    for script in [
+        "for ((i = 0; i < 3; i++)); do C=\"${C:+$C,}e-$i=https://e-$i:2380\"; done; exec etcd --cert-file=/a --initial-cluster $C",
+        "for i in {0..2}; do C=\"$C,e-$i=https://e-$i:2380\"; done; exec etcd --cert-file=/a --initial-cluster \"${C:1}\"",
+        "if ((n > 1)); then S=existing; else S=new; fi; etcd --cert-file=/a --initial-cluster-state $S",
+        "let i=0; ((i++)); etcd --cert-file=/a --name e-$i",
+        "A[1]=x; etcd --cert-file=/a --name \"${A[1]}\"",
+        "if [ \"${1:0:1}\" = - ]; then set -- etcd \"$@\"; fi; exec \"$@\"",
+        "case $1 in etcd) shift; exec etcd \"$@\";; *) exec \"$@\";; esac",
+        "sh <<-EOF\n\tetcd --cert-file=/a\n\tEOF\n",
+    ] {
+        for arguments in [["x", "--cert-file=/a", "--name=b"].as_slice(), &["x", "etcd", "--cert-file=/a"]] {
+            if script.starts_with("case") != (arguments[1] == "etcd") {
+                continue;
+            }
+            let options = command(&[["bash", "-c", script].as_slice(), arguments].concat());
+            assert_eq!(options.untold, None, "{script}");
+            assert_eq!(options.flag(Tool::Etcd, "cert-file"), text("/a"), "{script}");
+        }
+    }
+}
+
 /// Functions, arrays and loops over known words, followed to the words that etcd gets.
 #[test]
 fn functions_arrays_loops_and_eval_are_followed() {
@@ -103,12 +166,12 @@ fn functions_arrays_loops_and_eval_are_followed() {
         ("f() { while read x; do A=\"$A $x\"; done; }; f; etcd $A", "any flags"),
         ("f() { A=--cert-file=/a; }; trap f USR1; etcd $A", "any flags"),
         ("trap 'etcdctl $F member remove x' TERM; etcd", "when a signal comes"),
-        ("A=(--name x); A[0]=--cert-file=/a; etcd ${A[@]}", "an item of an array"),
+        ("A=(--name x); A[0]=--cert-file=/a; etcd ${A[@]}", "any flags"),
         ("mapfile -t A < /flags; etcd \"${A[@]}\"", "mapfile"),
         ("mapfile A <<< --cert-file=/a; etcd \"${A[@]}\"", "mapfile"),
         ("sh < /flags; etcd", "without a script"),
         ("sh <<EOF\netcd $(cat /flags)\nEOF\n", "within a here-document"),
-        ("sh <<-EOF\n\tetcd\n\tEOF\n", "without a script"),
+        ("sh <<-EOF\n\tetcd $(cat /flags)\n\tEOF\n", "within a here-document"),
         ("sh <<EOF < /flags\necho\nEOF\n", "without a script"),
         ("sh 2>&1 <<A <<B\necho\nA\netcd\nB\n", "without a script"),
         ("echo 'etcd' | { read x; sh; }", "without a script"),

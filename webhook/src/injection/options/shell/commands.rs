@@ -3,17 +3,25 @@
 use super::*;
 
 impl Shell<'_> {
-    /// `NAME=` or `NAME+=` in front of it, which is taken: the name, and whether it appends.
-    fn assigns(&mut self) -> Followed<Option<(String, bool)>> {
+    /// `NAME=`, `NAME+=` or `NAME[…]=` in front of it, which is taken: the name, and how it is assigned.
+    fn assigns(&mut self) -> Followed<Option<(String, Assigns)>> {
         let bare = self.bare();
         let Some((name, _)) = bare.split_once('=') else { return Ok(None) };
+        let item = name.split_once('[').map(|(name, _)| name).filter(|name| programs::is_name(name));
+        if let Some(name) = item {
+            self.script.at += name.len() + 1;
+            self.raw('[', ']')?;
+            return if self.eat("=") || self.eat("+=") {
+                Ok(Some((name.to_owned(), Assigns::Item)))
+            } else {
+                self.doubt("assigns to an item of an array")
+            };
+        }
         let appends = name.ends_with('+');
         let name = name.strip_suffix('+').unwrap_or(name);
-        if name.contains('[') && programs::is_name(name.split('[').next().unwrap_or_default()) {
-            return self.doubt("assigns to an item of an array");
-        }
         self.script.at += if programs::is_name(name) { name.len() + 1 + usize::from(appends) } else { 0 };
-        Ok(programs::is_name(name).then(|| (name.to_owned(), appends)))
+        let how = if appends { Assigns::Appended } else { Assigns::Whole };
+        Ok(programs::is_name(name).then(|| (name.to_owned(), how)))
     }
 
     fn value(&mut self, name: &str, appends: bool) -> Followed<Vec<Option<Text>>> {
@@ -56,8 +64,9 @@ impl Shell<'_> {
                 _ => {}
             }
             if (count == 0 || declares)
-                && let Some((name, appends)) = self.assigns()?
+                && let Some((name, how)) = self.assigns()?
             {
+                let appends = how == Assigns::Appended;
                 if declares {
                     let _ = self.localise(&words[0], &name);
                 }
@@ -67,6 +76,10 @@ impl Shell<'_> {
                     continue;
                 }
                 let value = self.value(&name, appends)?;
+                if how == Assigns::Item {
+                    self.assign_list(&name, Vec::new())?;
+                    continue;
+                }
                 let known = self.variables.contains_key(&name) || self.environment.by_name.contains_key(&name);
                 let before = if known { self.texts(&name)? } else { vec![None] };
                 self.assign(&name, value.clone())?;
@@ -160,13 +173,16 @@ impl Shell<'_> {
                     if !programs::is_name(name) || words[0].as_str() == Some("local") && self.function.is_none() {
                         return self.doubt(format!("says {all}, which is not understood"));
                     }
+                    if names.iter().any(|n| n == "-A") {
+                        self.assign_list(name, Vec::new())?;
+                    }
                     if exports && self.exported.insert(name.clone()) && self.perhaps > 0 {
                         self.tainted.insert(name.clone());
                     }
                 }
                 if names
                     .iter()
-                    .any(|name| name.starts_with('-') && !["-x", "-r", "-p", "-a", "--"].contains(&name.as_str()))
+                    .any(|name| name.starts_with('-') && !["-x", "-r", "-p", "-a", "-A", "--"].contains(&name.as_str()))
                 {
                     return self.doubt(format!("says {all}, which is not understood"));
                 }
@@ -204,8 +220,12 @@ impl Shell<'_> {
                 }
             }
             "printf" if words.get(1).is_some_and(|word| word.prefix().starts_with("-v")) => {
-                return self.doubt(format!("says {all}"));
+                match (words[1].as_str(), words.get(2).and_then(Text::as_str)) {
+                    (Some("-v"), Some(name)) if programs::is_name(name) => self.unknown(name, Kind::Any)?,
+                    _ => return self.doubt(format!("says {all}")),
+                }
             }
+            "let" => plain()?.iter().try_for_each(|text| self.compute(text))?,
             "trap" if words.get(1).is_none_or(|handler| matches!(handler.as_str(), Some("" | "-" | "-p"))) => {}
             "trap" if !words[1].prefix().starts_with('-') => self.trap(&words[1], place)?,
             name @ ("exec" | "command" | "builtin") => {
@@ -215,6 +235,10 @@ impl Shell<'_> {
                         ("exec", "-a") => 2,
                         ("command", "-v" | "-V") => return Ok(programs::output(words)),
                         (_, "--") | ("exec", "-l") | ("command", "-p") => 1,
+                        // It fails: none of its options, and no program's name.
+                        ("exec", _) if option[1..].contains(|c| !"acl".contains(c)) => {
+                            return Ok(Text::hole("$()", Kind::Any));
+                        }
                         _ => return self.doubt(format!("says {name} {option}")),
                     };
                 }
@@ -234,7 +258,7 @@ impl Shell<'_> {
                 }
                 self.follow(&script, format!("{place}, eval"))?;
             }
-            name @ ("trap" | "." | "source" | "alias" | "enable" | "hash" | "let" | "bind" | "fc") => {
+            name @ ("trap" | "." | "source" | "alias" | "enable" | "hash" | "bind" | "fc") => {
                 return self.doubt(format!("uses {name}, which is not supported"));
             }
             _ => {
@@ -406,6 +430,14 @@ impl Shell<'_> {
         }
         self.runs.push(run);
     }
+}
+
+/// How an assignment changes a variable.
+#[derive(Clone, Copy, PartialEq)]
+enum Assigns {
+    Whole,
+    Appended,
+    Item,
 }
 
 /// Puts a name that was just assigned behind the word that declares it.

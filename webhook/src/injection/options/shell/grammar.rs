@@ -208,7 +208,7 @@ impl Shell<'_> {
             word @ ("select" | "coproc") => {
                 return self.doubt(format!("says {word}, which is not understood"));
             }
-            _ if self.ahead("((") => return self.doubt("computes within ((…))"),
+            _ if self.eat("((") => self.computation()?,
             _ if self.eat("(") => drop(self.maybe(|shell| shell.list(&[")"]))?),
             _ => return self.simple(input),
         }
@@ -239,6 +239,9 @@ impl Shell<'_> {
     pub(super) fn each(&mut self) -> Followed {
         self.script.at += 3;
         self.blank(false)?;
+        if self.eat("((") {
+            return self.counted();
+        }
         let name = self.bare();
         self.script.at += name.chars().count();
         self.blank(true)?;
@@ -283,6 +286,34 @@ impl Shell<'_> {
             vec![Text::hole(format!("${{{name}}}"), kinds)]
         };
         self.assign(&name, items.into_iter().map(Some).collect())?;
+        self.repeat(|shell| shell.list(&["done"]).map(|_| ()))
+    }
+
+    /// `((…))` behind its brackets. A shell without it runs the words as commands in subshells.
+    fn computation(&mut self) -> Followed {
+        let text = self.arithmetic()?;
+        for name in text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|name| programs::is_name(name))
+        {
+            let texts = self.texts(name)?;
+            let odd = |text: &Text| text.kind() > Kind::Word || text.shown().contains("etcd");
+            let expands = text.contains('$') && texts.iter().flatten().any(odd);
+            if name.contains("etcd") || expands || self.functions.contains_key(name) || programs::is_known(name) {
+                return self.doubt("computes within ((…)) with names of programs");
+            }
+        }
+        self.maybe(|shell| shell.compute(&text))
+    }
+
+    /// `for ((…))` behind its brackets. A shell without it ends there.
+    fn counted(&mut self) -> Followed {
+        let text = self.arithmetic()?;
+        self.compute(&text)?;
+        self.blank(true)?;
+        self.eat(";");
+        self.blank(true)?;
+        if !self.eat_bare("do") {
+            return self.doubt("has a loop that is not understood");
+        }
         self.repeat(|shell| shell.list(&["done"]).map(|_| ()))
     }
 
@@ -343,8 +374,8 @@ impl Shell<'_> {
             let raw: String = self.script.chars[from..self.script.at].iter().collect();
             let delimiter: String = raw.chars().filter(|c| !"'\"\\".contains(*c)).collect();
             let plain = delimiter != raw;
-            if operator == "<<" && !strips {
-                *input = self.here_document(&delimiter, plain)?;
+            if operator == "<<" {
+                *input = self.here_document(&delimiter, plain, strips)?;
             }
             self.script.heredocs.push((delimiter, plain));
         } else if operator == "<<<" {

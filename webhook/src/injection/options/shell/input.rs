@@ -3,8 +3,9 @@
 use super::*;
 
 impl Shell<'_> {
-    /// The text of the here-document whose delimiter was just read; `None` where it is not known. It begins at the next line.
-    pub(super) fn here_document(&mut self, delimiter: &str, plain: bool) -> Followed<Option<Text>> {
+    /// The text of the here-document whose delimiter was just read; `None` where it is not known. It begins at the next
+    /// line; `strips`: without the tabs in front of each line.
+    pub(super) fn here_document(&mut self, delimiter: &str, plain: bool, strips: bool) -> Followed<Option<Text>> {
         let chars = Rc::clone(&self.script.chars);
         let rest = chars.get(self.script.at..).unwrap_or_default();
         let line = rest.iter().position(|c| *c == '\n').unwrap_or(rest.len());
@@ -15,7 +16,10 @@ impl Shell<'_> {
         let mut text = Text::default();
         let mut lines = rest.get(line + 1..).unwrap_or_default().split(|c| *c == '\n');
         loop {
-            let Some(line) = lines.next() else { return Ok(None) };
+            let Some(mut line) = lines.next() else { return Ok(None) };
+            while let (true, ['\t', rest @ ..]) = (strips, line) {
+                line = rest;
+            }
             self.pay(4 * line.len() + 4)?;
             if line.iter().copied().eq(delimiter.chars()) {
                 return Ok(Some(text));

@@ -64,17 +64,16 @@ impl Shell<'_> {
             (true, Some(_)) => self.items(name),
             _ => vec![Vec::new()],
         };
+        let mut known = true;
         self.blank(true)?;
         while !self.eat(")") {
             let bare = self.bare();
-            if bare.starts_with('[') && bare.contains("]=") {
-                return self.doubt("assigns to an item of an array");
-            }
+            known &= !(bare.starts_with('[') && bare.contains("]="));
             let more = self.word(true)?;
             new = self.product(new, more)?;
             self.blank(true)?;
         }
-        self.assign_list(name, new)
+        self.assign_list(name, if known { new } else { Vec::new() })
     }
 
     /// `"$@"` or `"${NAME[@]}"` in front of it, which is taken: the list's name.

@@ -50,6 +50,10 @@ impl Shell<'_> {
                             let known = open.map(Text::shown).unwrap_or_default();
                             !odd && (known.is_empty() || (known.starts_with('-') && !known.contains('=')))
                         }
+                        '{' if self.script.at == start && self.numbers() => {
+                            self.expand(&mut word, vec![Some(Text::hole("numbers", Kind::Words))], false)?;
+                            continue;
+                        }
                         '{' => self.bare().contains(',') || self.bare().contains(".."),
                         _ => false,
                     };
@@ -67,6 +71,17 @@ impl Shell<'_> {
             self.expand(&mut word, vec![Some(Text::hole("a pattern", Kind::Many))], true)?;
         }
         Ok(word.done())
+    }
+
+    /// `{1..9}` in front of it, a word of its own, which is taken.
+    fn numbers(&mut self) -> bool {
+        let bare = self.bare();
+        let inner =
+            bare.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')).and_then(|inner| inner.split_once(".."));
+        let number = |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_digit());
+        let numbers = inner.is_some_and(|(from, to)| number(from) && number(to));
+        self.script.at += if numbers { bare.len() } else { 0 };
+        numbers
     }
 
     fn letter(&mut self, word: &mut Word, c: char, quoted: bool) -> Followed {
@@ -132,10 +147,8 @@ impl Shell<'_> {
                 self.expand(word, vec![Some(Text::hole("$'…'", Kind::Many))], true)
             }
             _ if self.eat("((") => {
-                let text = self.raw('(', ')')?;
-                if !self.eat(")") || text.contains('=') || text.contains("++") || text.contains("--") {
-                    return self.doubt("computes in a way that is not understood");
-                }
+                let text = self.arithmetic()?;
+                self.maybe(|shell| shell.compute(&text))?;
                 self.expand(word, vec![Some(Text::hole(format!("$(({text}))"), Kind::Word))], quoted)
             }
             _ if self.eat("(") => {
@@ -198,24 +211,12 @@ impl Shell<'_> {
         let named = programs::is_name(&name) || name.parse::<usize>().is_ok_and(|n| n > 0);
         if !named || !"-=+?".contains(operator) {
             let text = self.raw('{', '}')?;
-            // A part of a word is still a word.
-            let cuts = named && !colon && "#%".contains(operator);
-            let texts = if cuts && programs::is_name(&name) { self.texts(&name)? } else { Vec::new() };
-            let kind = texts.iter().flatten().map(Text::kind).max().unwrap_or(Kind::Many);
-            let kind = if name == "#" {
-                Kind::Word
-            } else if kind > Kind::Words {
-                Kind::Many
-            } else {
-                kind
-            };
-            return self.expand(word, vec![Some(Text::hole(format!("${{{name}{text}}}"), kind))], quoted);
+            let kind = self.part(&name, colon, &text, quoted || !word.splits)?;
+            let text = format!("${{{name}{}{text}}}", if colon { ":" } else { "" });
+            return self.expand(word, vec![Some(Text::hole(text, kind))], quoted);
         }
         self.script.at += 1;
-        let texts = match name.parse::<usize>() {
-            Ok(_) => self.argument(&name),
-            Err(_) => self.texts(&name)?,
-        };
+        let texts = self.scalar(&name)?;
         let mut other = Word::new(false);
         self.depth += 1;
         while self.peek().is_some_and(|c| c != '}') && self.depth < MAX_DEPTH {
@@ -253,6 +254,63 @@ impl Shell<'_> {
             self.assign(&name, all.clone())?;
         }
         self.expand(word, all, quoted)
+    }
+
+    /// Each of the texts of a variable or of an argument by its number.
+    fn scalar(&mut self, name: &str) -> Followed<Vec<Option<Text>>> {
+        if name.parse::<usize>().is_ok() { Ok(self.argument(name)) } else { self.texts(name) }
+    }
+
+    /// How much `${name…}` is, with the `text` of an operator that cuts, replaces or selects; `one`: it stays one word.
+    fn part(&mut self, name: &str, colon: bool, text: &str, one: bool) -> Followed<Kind> {
+        let operator = text.chars().next().unwrap_or_default();
+        let named = programs::is_name(name) || name.parse::<usize>().is_ok_and(|n| n > 0);
+        if name == "#" {
+            return Ok(Kind::Word);
+        }
+        if !named || text.contains('@') || (operator == '[' && text.contains('$')) {
+            return Ok(Kind::Many);
+        }
+        let texts = if operator == '[' { vec![Some(Text::hole("", Kind::Any))] } else { self.scalar(name)? };
+        // What holds flags can become flags.
+        let flags = |shown: String| shown.starts_with('-') || shown.contains("--") || shown.contains(" -");
+        if texts.iter().flatten().any(|text| flags(text.shown())) {
+            return Ok(Kind::Many);
+        }
+        let kind = texts.iter().flatten().map(Text::kind).max().unwrap_or(Kind::Word);
+        let cuts =
+            if colon { operator.is_ascii_digit() || " $(".contains(operator) } else { "#%^,".contains(operator) };
+        let replaces =
+            !colon && operator == '/' && text.chars().all(|c| c.is_ascii_alphanumeric() || "./_-:,=%+#".contains(c));
+        Ok(match kind {
+            // A part of words is still words.
+            Kind::Word | Kind::Words if cuts => kind,
+            Kind::Word if replaces => kind,
+            _ if one => Kind::Any,
+            _ => Kind::Many,
+        })
+    }
+
+    /// The text of an arithmetic expression up to its two brackets, which are taken.
+    pub(super) fn arithmetic(&mut self) -> Followed<String> {
+        let text = self.raw('(', ')')?;
+        if self.eat(")") { Ok(text) } else { self.doubt("computes in a way that is not understood") }
+    }
+
+    /// Arithmetic: the variables that it assigns are numbers from here on.
+    pub(super) fn compute(&mut self, text: &str) -> Followed {
+        let compared =
+            ["==", "!=", "<=", ">="].iter().fold(text.to_owned(), |text, operator| text.replace(operator, " "));
+        let assigns =
+            compared.contains('=') || ["<<=", ">>=", "++", "--"].iter().any(|operator| text.contains(operator));
+        if assigns && text.contains('[') {
+            return self.doubt("computes in a way that is not understood");
+        }
+        let names = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|name| programs::is_name(name));
+        for name in names.filter(|_| assigns) {
+            self.unknown(name, Kind::Word)?;
+        }
+        Ok(())
     }
 
     /// Everything up to the bracket that closes one just read.
