@@ -8,6 +8,7 @@ mod tests;
 use std::{
     collections::BTreeMap,
     fmt,
+    ops::Range,
     str::FromStr,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -45,12 +46,13 @@ pub const fn stand_in() -> &'static [u8] {
 pub struct Crl {
     der: Arc<[u8]>,
     number: u64,
-    issuer: Vec<u8>,
     entries: BTreeMap<String, Revocation>,
-    /// DER of what is signed, of the AlgorithmIdentifier without its header, and the signature.
-    signed: Arc<[u8]>,
-    algorithm: Vec<u8>,
-    signature: Vec<u8>,
+    /// Where the issuer's name is in `der`.
+    issuer: Range<usize>,
+    /// … and what is signed, the AlgorithmIdentifier without its header, and the signature.
+    signed: Range<usize>,
+    algorithm: Range<usize>,
+    signature: Range<usize>,
 }
 
 /// One entry of a list.
@@ -141,15 +143,20 @@ impl Crl {
         }
         let signature = list.signature.as_bytes().ok_or_else(|| unreadable("its signature is not of whole bytes"))?;
         let algorithm = list.signature_algorithm.to_der().map_err(unreadable)?;
+        // What it is in canonical DER of stands in it as it is encoded alone.
+        let place = |part: &[u8]| {
+            let at = if part.is_empty() { None } else { der.windows(part.len()).position(|bytes| bytes == part) };
+            at.map(|at| at..at + part.len()).ok_or_else(|| unreadable("it lacks a part"))
+        };
         Ok(Self {
             der: der.into(),
             number,
-            issuer: tbs.issuer.to_der().map_err(unreadable)?,
             entries,
-            signed: tbs.to_der().map_err(unreadable)?.into(),
+            issuer: place(&tbs.issuer.to_der().map_err(unreadable)?)?,
+            signed: place(&tbs.to_der().map_err(unreadable)?)?,
             // A SEQUENCE of fewer than 128 bytes has a header of two.
-            algorithm: algorithm.get(2..).unwrap_or_default().to_vec(),
-            signature: signature.to_vec(),
+            algorithm: place(algorithm.get(2..).unwrap_or_default())?,
+            signature: place(signature)?,
         })
     }
 
@@ -160,7 +167,7 @@ impl Crl {
     /// [`CrlError::Foreign`].
     pub fn verify<'a>(&self, issuers: impl IntoIterator<Item = &'a [u8]>) -> Result<(), CrlError> {
         let signed = |der: &[u8]| {
-            certificate::crl_signer(der).is_some_and(|subject| subject == self.issuer) && self.is_signed_by(der)
+            certificate::crl_signer(der).is_some_and(|subject| subject == self.issuer()) && self.is_signed_by(der)
         };
         if issuers.into_iter().any(signed) { Ok(()) } else { Err(CrlError::Foreign) }
     }
@@ -168,9 +175,11 @@ impl Crl {
     fn is_signed_by(&self, der: &[u8]) -> bool {
         let der = der.into();
         let Ok(certificate) = EndEntityCert::try_from(&der) else { return false };
-        let mut algorithms =
-            ALL_VERIFICATION_ALGS.iter().filter(|known| known.signature_alg_id().as_ref() == self.algorithm);
-        algorithms.any(|known| certificate.verify_signature(*known, &self.signed, &self.signature).is_ok())
+        let mut algorithms = ALL_VERIFICATION_ALGS
+            .iter()
+            .filter(|known| known.signature_alg_id().as_ref() == &self.der[self.algorithm.clone()]);
+        let (signed, signature) = (&self.der[self.signed.clone()], &self.der[self.signature.clone()]);
+        algorithms.any(|known| certificate.verify_signature(*known, signed, signature).is_ok())
     }
 
     /// Whether it may take the place of `held`; not where it is the same.
@@ -199,7 +208,7 @@ impl Crl {
 
     /// The issuer's name, DER.
     pub fn issuer(&self) -> &[u8] {
-        &self.issuer
+        &self.der[self.issuer.clone()]
     }
 
     /// The entries, by serial number in the form of [`certificate::serial`].

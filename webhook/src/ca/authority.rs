@@ -6,6 +6,7 @@ use std::{fmt, time::SystemTime};
 
 use etcd_tls_contract::certificate::{self, Bundle};
 use rcgen::{KeyPair, PublicKeyData as _};
+use rustls::pki_types::{PrivateKeyDer, pem::PemObject as _};
 use x509_cert::{
     Certificate,
     der::{Decode as _, Encode as _, asn1::ObjectIdentifier},
@@ -21,15 +22,14 @@ const SERVER_AUTH: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.
 const CLIENT_AUTH: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.3.2");
 
 /// A certificate authority: its certificate, the intermediates above it, and its key.
+///
+/// `sign` holds thousands, most of which rest: the key is text, which is read for each signature.
 pub struct Authority {
-    /// DER, the issuing certificate first, then what is above it as far as it was given.
-    chain: Vec<Vec<u8>>,
-    pub(crate) parts: IssuerParts,
-    /// DER SubjectPublicKeyInfo of each certificate of the chain.
-    keys: Vec<Vec<u8>>,
-    pair: Zeroizing<KeyPair>,
-    key_pem: Zeroizing<String>,
+    /// DER of the certificates below the anchor, the issuing one first; none where that is the anchor.
+    intermediates: Vec<Vec<u8>>,
+    /// The anchor.
     bundle: Bundle,
+    key_pem: Zeroizing<String>,
     signs_lists: bool,
     not_before: SystemTime,
     not_after: SystemTime,
@@ -159,40 +159,34 @@ impl Authority {
                 return Err(AuthorityError::Order { issued: subject_of(issued), next: subject_of(next) });
             }
         }
-        let anchor = chain.last().cloned().unwrap_or_default();
-        let bundle = Bundle::from_der(vec![anchor]).map_err(|e| AuthorityError::Certificate(e.to_string()))?;
-        let key_identifier = first
-            .tbs_certificate()
-            .get_extension::<SubjectKeyIdentifier>()
-            .map_err(|e| AuthorityError::Certificate(e.to_string()))?
-            .map(|(_, id)| id.0.as_bytes().to_vec());
         let usage = first
             .tbs_certificate()
             .get_extension::<KeyUsage>()
             .map_err(|e| AuthorityError::Certificate(e.to_string()))?;
         let signs_lists = usage.is_none_or(|(_, usage)| usage.crl_sign());
-        let parts = IssuerParts {
-            subject: der::subject(&chain[0]).map_err(|e| AuthorityError::Certificate(e.to_string()))?,
-            key_identifier,
-        };
+        let mut intermediates = chain;
+        let anchor = intermediates.pop().unwrap_or_default();
+        intermediates.shrink_to_fit();
+        let bundle = Bundle::from_der(vec![anchor]).map_err(|e| AuthorityError::Certificate(e.to_string()))?;
         let validity = |f: fn(&Certificate) -> SystemTime| read.iter().map(f);
-        Ok(Self {
-            parts,
-            keys: read.iter().map(spki_of).collect::<Result<_, _>>()?,
-            pair,
-            key_pem,
+        let authority = Self {
+            intermediates,
             bundle,
+            key_pem,
             signs_lists,
             // The whole chain must be valid for a leaf to be.
             not_before: validity(|c| c.tbs_certificate().validity().not_before.to_system_time()).max().unwrap_or(now),
             not_after: validity(|c| c.tbs_certificate().validity().not_after.to_system_time()).min().unwrap_or(now),
-            chain,
-        })
+        };
+        // What is read again for each signature can be read.
+        authority.parts()?;
+        authority.pair()?;
+        Ok(authority)
     }
 
     /// The issuing certificate and what is above it, as they were given or made: PEM.
     pub fn certificate_pem(&self) -> String {
-        self.chain.iter().map(|der| certificate::to_pem(der)).collect()
+        self.chain().map(certificate::to_pem).collect()
     }
 
     /// The private key's PEM: for the Secret that keeps it, and nothing else.
@@ -217,12 +211,12 @@ impl Authority {
 
     /// Whether `public_key`, DER SubjectPublicKeyInfo, is that of one of its certificates.
     pub(crate) fn has_key(&self, public_key: &[u8]) -> bool {
-        self.keys.iter().any(|key| key == public_key)
+        self.chain().any(|der| der::public_key(der).is_ok_and(|key| key == public_key))
     }
 
     /// The digest that names this authority's generation: of the issuing certificate's DER, 32 hexadecimal digits.
     pub fn generation(&self) -> String {
-        etcd_tls_contract::csr::key_digest(&self.chain[0])
+        etcd_tls_contract::csr::key_digest(self.issuing())
     }
 
     /// Whether it may sign revocation lists: its certificate has no key usage, or cRLSign among them. kubeadm's CAs have not.
@@ -232,17 +226,48 @@ impl Authority {
 
     /// Its certificates, DER, the issuing one first.
     pub(crate) fn chain(&self) -> impl Iterator<Item = &[u8]> {
-        self.chain.iter().map(Vec::as_slice)
+        self.intermediates.iter().chain(self.bundle.certificates()).map(Vec::as_slice)
     }
 
     /// The rest of a leaf's chain: the certificates below the anchor.
     pub(crate) fn intermediates(&self) -> &[Vec<u8>] {
-        &self.chain[..self.chain.len() - 1]
+        &self.intermediates
     }
 
-    pub(crate) fn pair(&self) -> &KeyPair {
-        &self.pair
+    fn issuing(&self) -> &[u8] {
+        self.chain().next().unwrap_or_default()
     }
+
+    /// The key, to sign with and to drop.
+    ///
+    /// # Errors
+    /// [`AuthorityError::Key`], which [`Self::assemble`] would have met.
+    pub(crate) fn pair(&self) -> Result<Zeroizing<KeyPair>, AuthorityError> {
+        read_key(self.key_pem.as_bytes()).map(Zeroizing::new)
+    }
+
+    /// What reaches each leaf of the issuing certificate.
+    ///
+    /// # Errors
+    /// [`AuthorityError::Certificate`], which [`Self::assemble`] would have met.
+    pub(crate) fn parts(&self) -> Result<IssuerParts, AuthorityError> {
+        let unreadable = |e: x509_cert::der::Error| AuthorityError::Certificate(e.to_string());
+        let certificate = Certificate::from_der(self.issuing()).map_err(unreadable)?;
+        let identifier = certificate.tbs_certificate().get_extension::<SubjectKeyIdentifier>().map_err(unreadable)?;
+        Ok(IssuerParts {
+            subject: der::subject(self.issuing()).map_err(unreadable)?,
+            key_identifier: identifier.map(|(_, id)| id.0.as_bytes().to_vec()),
+        })
+    }
+}
+
+/// Reads a key of PEM.
+///
+/// # Errors
+/// [`AuthorityError::Key`].
+pub(crate) fn read_key(key_pem: &[u8]) -> Result<KeyPair, AuthorityError> {
+    let der = PrivateKeyDer::from_pem_slice(key_pem).map_err(|_| AuthorityError::Key)?;
+    KeyPair::try_from(&der).map_err(|_| AuthorityError::Key)
 }
 
 impl fmt::Debug for Authority {

@@ -42,9 +42,10 @@ pub fn sign<'a>(
         return Err(IssueError::AuthorityNotValid);
     }
     let on_date = |at| date(at).ok_or(IssueError::AuthorityNotValid);
-    let pair = authority.pair();
-    let key_identifier = match &authority.parts.key_identifier {
-        Some(id) => KeyIdMethod::PreSpecified(id.clone()),
+    let pair = authority.pair().map_err(IssueError::encoding)?;
+    let parts = authority.parts().map_err(IssueError::encoding)?;
+    let key_identifier = match parts.key_identifier {
+        Some(id) => KeyIdMethod::PreSpecified(id),
         None => KeyIdMethod::Sha256,
     };
     let revoked_certs = revoked.map(|one| {
@@ -63,10 +64,10 @@ pub fn sign<'a>(
         revoked_certs: revoked_certs.collect::<Result<_, IssueError>>()?,
         key_identifier_method: key_identifier,
     };
-    let issuer = Issuer::new(CertificateParams::default(), Unsigned(pair));
+    let issuer = Issuer::new(CertificateParams::default(), Unsigned(&pair));
     let draft = params.signed_by(&issuer).map_err(|e| IssueError::Encoding(e.to_string()))?;
     // version, signature, issuer, thisUpdate …
-    let der = sign_draft(draft.der(), &[(2, &authority.parts.subject)], pair)?;
+    let der = sign_draft(draft.der(), &[(2, &parts.subject)], &pair)?;
     let list = Crl::parse(&der).map_err(|e| IssueError::Refused(e.to_string()))?;
     list.verify(authority.chain()).map_err(|e| IssueError::Refused(e.to_string()))?;
     Ok(list)

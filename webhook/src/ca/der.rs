@@ -9,17 +9,31 @@ pub(crate) const SEQUENCE: u8 = 0x30;
 pub(crate) const SET: u8 = 0x31;
 pub(crate) const BIT_STRING: u8 = 0x03;
 pub(crate) const UTF8_STRING: u8 = 0x0c;
+
 /// The subject of a DER certificate, as the very bytes that stand in it.
 ///
 /// # Errors
 /// `certificate` is not a whole version 3 certificate.
 pub(crate) fn subject(certificate: &[u8]) -> der::Result<Vec<u8>> {
+    field(certificate, 5).map(<[u8]>::to_vec)
+}
+
+/// The SubjectPublicKeyInfo of a DER certificate.
+///
+/// # Errors
+/// `certificate` is not a whole version 3 certificate.
+pub(crate) fn public_key(certificate: &[u8]) -> der::Result<&[u8]> {
+    field(certificate, 6)
+}
+
+/// A field of what is signed of a certificate.
+fn field(certificate: &[u8], place: usize) -> der::Result<&[u8]> {
     let outer = elements(certificate)?;
     let fields = elements(outer.first().copied().unwrap_or_default())?;
     // A version 1 certificate has no version field; it is no CA, so it does not come this far.
     fields
-        .get(5)
-        .map(|f| f.to_vec())
+        .get(place)
+        .copied()
         .ok_or_else(|| ErrorKind::TagUnexpected { expected: Some(Tag::Sequence), actual: Tag::Null }.into())
 }
 

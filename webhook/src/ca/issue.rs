@@ -75,7 +75,7 @@ pub enum IssueError {
 }
 
 impl IssueError {
-    fn encoding(e: impl std::fmt::Display) -> Self {
+    pub(super) fn encoding(e: impl std::fmt::Display) -> Self {
         Self::Encoding(e.to_string())
     }
 }
@@ -121,19 +121,20 @@ pub(crate) fn issue_from(
     params.extended_key_usages = extended_key_usages(leaf.role);
     params.use_authority_key_identifier_extension = true;
 
-    let pair = authority.pair();
+    let pair = authority.pair().map_err(IssueError::encoding)?;
+    let parts = authority.parts().map_err(IssueError::encoding)?;
     let mut issuer = CertificateParams::default();
-    if let Some(id) = &authority.parts.key_identifier {
-        issuer.key_identifier_method = KeyIdMethod::PreSpecified(id.clone());
+    if let Some(id) = parts.key_identifier {
+        issuer.key_identifier_method = KeyIdMethod::PreSpecified(id);
     }
     let public_key = SubjectPublicKeyInfo::from_der(leaf.public_key).map_err(IssueError::encoding)?;
     // Both names of the draft are replaced below. The subject is not left empty, or rcgen would mark the SANs critical.
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, leaf.common_name);
-    let draft = params.signed_by(&public_key, &Issuer::new(issuer, Unsigned(pair))).map_err(IssueError::encoding)?;
+    let draft = params.signed_by(&public_key, &Issuer::new(issuer, Unsigned(&pair))).map_err(IssueError::encoding)?;
     // version, serialNumber, signature, issuer, validity, subject …
-    let names = [(3, authority.parts.subject.as_slice()), (5, &subject_name(leaf)?)];
-    let der = sign_draft(draft.der(), &names, pair)?;
+    let names = [(3, parts.subject.as_slice()), (5, &subject_name(leaf)?)];
+    let der = sign_draft(draft.der(), &names, &pair)?;
 
     let mut certificates = vec![der];
     certificates.extend_from_slice(authority.intermediates());

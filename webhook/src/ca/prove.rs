@@ -4,13 +4,12 @@ use std::time::{Duration, SystemTime};
 
 use etcd_tls_contract::{certificate::Chain, csr::generate_pair, key::KeyAlgorithm, life::BACKDATE};
 use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, KeyPair, KeyUsagePurpose};
-use rustls::pki_types::{PrivateKeyDer, pem::PemObject as _};
 use time::OffsetDateTime;
 use x509_cert::{Certificate, der::Decode as _};
 use zeroize::Zeroizing;
 
 use crate::ca::{
-    authority::{Authority, AuthorityError},
+    authority::{Authority, AuthorityError, read_key},
     der,
     issue::trial,
 };
@@ -70,8 +69,7 @@ impl Authority {
                 chain.push(der);
             }
         }
-        let der = PrivateKeyDer::from_pem_slice(key_pem).map_err(|_| AuthorityError::Key)?;
-        let pair = KeyPair::try_from(&der).map_err(|_| AuthorityError::Key)?;
+        let pair = read_key(key_pem)?;
         let text = std::str::from_utf8(key_pem).map_err(|_| AuthorityError::Key)?;
         proven(chain, pair, Zeroizing::new(text.to_owned()), now)
     }

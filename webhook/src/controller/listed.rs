@@ -1,13 +1,13 @@
 //! Objects of the API server, listed once and kept up to date by a watch, of which a few facts are kept.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 pub(crate) use events::{Event, Events, METADATA_ALONE, Metadata, Object, Source, WatchError};
 
 mod events;
 
-/// Namespace and name of an object; the namespace is empty for one of the cluster.
-pub(crate) type Key = (Box<str>, Box<str>);
+/// Namespace and name of an object; the namespace is empty for one of the cluster. Indexes share it.
+pub(crate) type Key = (Arc<str>, Arc<str>);
 
 /// The kept values of the objects of one [`Source`]. A list changes it in place: objects that are not in the list are removed
 /// when it is complete.
@@ -93,7 +93,7 @@ impl<V> Listed<V> {
 
     /// Those of a namespace.
     pub(crate) fn of_namespace<'a>(&'a self, namespace: &'a str) -> impl Iterator<Item = (&'a str, &'a V)> {
-        let from: Key = (namespace.into(), Box::default());
+        let from: Key = (namespace.into(), "".into());
         let here = self.entries.range(from..).take_while(move |((of, _), _)| **of == *namespace);
         here.map(|((_, name), (_, value))| (&**name, value))
     }

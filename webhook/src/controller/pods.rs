@@ -56,7 +56,7 @@ pub(crate) enum Found {
 /// The kept facts of a pod.
 #[derive(Debug, PartialEq, Eq)]
 struct Seen {
-    uid: Box<str>,
+    uid: Arc<str>,
     node: Box<str>,
     host_network: bool,
     finished: bool,
@@ -75,9 +75,9 @@ struct State {
     /// The nodes that have an address, and how many of their live pods say so.
     nodes: HashMap<IpAddr, HashMap<Box<str>, usize>>,
     /// Until when certificates of live pods hold an address, by the pods' uids: those that were seen or made here.
-    held: HashMap<Box<str>, BTreeMap<IpAddr, SystemTime>>,
+    held: HashMap<Arc<str>, Vec<(IpAddr, SystemTime)>>,
     /// The uids of those that have not finished.
-    live: HashSet<Box<str>>,
+    live: HashSet<Arc<str>>,
     /// Bytes of the facts that are kept.
     bytes: usize,
     version: u64,
@@ -127,7 +127,7 @@ impl Pods {
     pub(crate) fn held(&self, uid: &str, now: SystemTime) -> BTreeSet<IpAddr> {
         let state = self.state();
         let held = state.held.get(uid).into_iter().flatten();
-        held.filter(|(_, until)| **until > now).map(|(ip, _)| *ip).collect()
+        held.filter(|(_, until)| *until > now).map(|(ip, _)| *ip).collect()
     }
 
     /// Keeps those of `uids` whose pods are there and have not finished, as far as the watch says; all while it says nothing.
@@ -211,14 +211,21 @@ impl State {
     fn hold(&mut self, uid: &str, ips: impl IntoIterator<Item = IpAddr>, until: SystemTime) {
         // Requests may be listed before the pods.
         if self.live.contains(uid) || !self.pods.is_complete() {
-            let held = self.held.entry(uid.into()).or_default();
+            let uid = self.live.get(uid).map_or_else(|| Arc::from(uid), Arc::clone);
+            let held = self.held.entry(uid).or_default();
             for ip in ips.into_iter().take(MAX_CLAIMS) {
-                let end = held.entry(ip).or_insert(until);
-                *end = until.max(*end);
+                match held.iter_mut().find(|(known, _)| *known == ip) {
+                    Some((_, end)) => *end = until.max(*end),
+                    None => {
+                        // A pod has one or two.
+                        held.reserve_exact(1);
+                        held.push((ip, until));
+                    }
+                }
             }
             while held.len() > MAX_CLAIMS {
-                let Some(soonest) = held.iter().min_by_key(|(_, until)| **until).map(|(ip, _)| *ip) else { break };
-                held.remove(&soonest);
+                let Some(soonest) = (0..held.len()).min_by_key(|place| held[*place].1) else { break };
+                held.swap_remove(soonest);
             }
         }
     }
@@ -231,7 +238,21 @@ impl State {
         }
         match self.pods.get(&bound.namespace, &bound.pod) {
             None => Some(Found::Gone),
-            Some(Seen { facts, .. }) => facts.as_ref()?.facts().map(|facts| Found::There(Arc::new(facts))),
+            Some(seen) => {
+                let rest = seen.facts.as_ref()?.rest()?;
+                let facts = PodFacts {
+                    namespace: bound.namespace.clone(),
+                    name: bound.pod.clone(),
+                    uid: seen.uid.to_string(),
+                    node: seen.node.to_string(),
+                    host_network: seen.host_network,
+                    ips: seen.ips.to_vec(),
+                    finished: seen.finished,
+                    deleting: seen.deleting,
+                    ..rest
+                };
+                Some(Found::There(Arc::new(facts)))
+            }
         }
     }
 
@@ -279,7 +300,7 @@ impl State {
                 }
             }
             for ip in after.into_iter().flat_map(Seen::live_ips) {
-                by_ip.entry(*ip).or_default().push(key.clone());
+                by_ip.entry(*ip).or_insert_with(|| Vec::with_capacity(1)).push(key.clone());
             }
         });
         if complete {
@@ -314,7 +335,7 @@ fn seen(pod: &LeanPod, room: usize) -> Seen {
     let containers: Vec<&str> = facts.containers.iter().map(String::as_str).collect();
     // Its namespace may opt in at any time.
     let may_ask = opted_in(true, &facts.labels, &facts.annotations, &containers);
-    let kept = may_ask && !pod.is_cut();
+    let kept = may_ask && !pod.is_cut() && facts.ips.len() <= MAX_CLAIMS;
     Seen {
         uid: facts.uid.as_str().into(),
         node: facts.node.as_str().into(),

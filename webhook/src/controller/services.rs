@@ -86,7 +86,7 @@ struct State {
     services: Listed<Seen>,
     by_ip: HashMap<IpAddr, Key>,
     /// Services of a namespace whose facts are not kept.
-    beyond: HashMap<Box<str>, usize>,
+    beyond: HashMap<Arc<str>, usize>,
     bytes: usize,
 }
 
@@ -221,11 +221,11 @@ impl State {
                 by_ip.insert(*ip, key.clone());
             }
             if before.is_some_and(|seen| seen.facts.is_none())
-                && let Some(count) = beyond.get_mut(&key.0)
+                && let Some(count) = beyond.get_mut(&*key.0)
             {
                 *count -= 1;
                 if *count == 0 {
-                    beyond.remove(&key.0);
+                    beyond.remove(&*key.0);
                 }
             }
             if after.is_some_and(|seen| seen.facts.is_none()) {

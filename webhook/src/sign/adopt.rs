@@ -179,7 +179,7 @@ impl Args {
         for (found, stored) in found {
             let signer = cluster.signer(found.domain);
             let secret = secret_name(&uid, &signer);
-            let object = state::secret(&secret, &uid, &signer, found.data);
+            let object = state::secret(&uid, &signer, found.data);
             match create(&secrets, &object, &stored, now).await? {
                 Created::New => {
                     let until = rfc3339::text(stored.active.not_after());

@@ -8,6 +8,7 @@
 
 mod epoch;
 pub(in crate::sign) mod issued;
+mod lean;
 pub(in crate::sign) mod making;
 mod quorum;
 pub(in crate::sign) mod quota;
@@ -394,7 +395,7 @@ impl Authorities {
         if stored.issued.is_unsaved() {
             Arc::make_mut(&mut stored.issued).saved();
         }
-        let metadata = ready.secret.object().map_err(|e| Unavailable::Unusable(e.to_string()))?;
+        let metadata = ready.secret.object(name).map_err(|e| Unavailable::Unusable(e.to_string()))?;
         let secret = metadata.name.clone().unwrap_or_default();
         let object = Secret {
             metadata,
@@ -405,7 +406,8 @@ impl Authorities {
         match within(self.secrets().replace(&secret, &PostParams::default(), &object)).await {
             Ok(written) => {
                 *held = Held::Unknown;
-                let secret = SecretMetadata::of(written.metadata).map_err(|e| Unavailable::Unusable(e.to_string()))?;
+                let secret =
+                    SecretMetadata::of(written.metadata, name).map_err(|e| Unavailable::Unusable(e.to_string()))?;
                 *held = Held::Ready(Box::new(Ready { stored, secret, type_: written.type_ }));
                 // All records were made under the lock that is held here, so the written state contains them.
                 entry.unwritten.lock().unwrap_or_else(PoisonError::into_inner).clear();

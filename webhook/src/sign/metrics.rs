@@ -16,6 +16,9 @@ use prometheus_client::{
 };
 
 use crate::rollover::Report;
+use authorities::{Authorities, PHASES};
+
+mod authorities;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfRole {
@@ -37,24 +40,6 @@ struct OfNamespace {
     namespace: String,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OfAuthority {
-    namespace: String,
-    cluster: String,
-    domain: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct InPhase {
-    namespace: String,
-    cluster: String,
-    domain: &'static str,
-    phase: &'static str,
-}
-
-/// Every word of [`Report::phase`].
-pub(super) const PHASES: [&str; 5] = ["stable", "published", "signing", "lost", "unusable"];
-
 /// See the module.
 #[derive(Clone, Debug)]
 pub(super) struct Metrics {
@@ -72,14 +57,13 @@ pub(super) struct Metrics {
     serving_until: UntilSet,
     refused: Family<OfNamespace, Gauge>,
     refused_in: Arc<Mutex<BTreeSet<String>>>,
-    phase: Family<InPhase, Gauge>,
-    waiting: Family<OfAuthority, Gauge>,
-    waiting_since: Family<OfAuthority, Gauge>,
-    not_after: Family<OfAuthority, Gauge>,
+    authorities: Authorities,
 }
 
 impl Metrics {
     pub(super) fn register(registry: &mut Registry) -> Self {
+        let authorities = Authorities::default();
+        registry.register_collector(Box::new(authorities.clone()));
         Self {
             issued: metric(registry, "certificates_issued", "Certificates issued, by role"),
             failed: metric(
@@ -123,29 +107,13 @@ impl Metrics {
                 "Authorities that are not generated because their namespace has reached its limit",
             ),
             refused_in: Arc::default(),
-            phase: metric(
-                registry,
-                "authority_phase",
-                "1 for the phase that an authority is in; lost and unusable ones issue nothing",
-            ),
-            waiting: metric(
-                registry,
-                "rollover_waiting",
-                "Pods and confirmations that an authority's rollover waits for",
-            ),
-            waiting_since: metric(
-                registry,
-                "rollover_waiting_since_timestamp_seconds",
-                "Since when an authority's rollover waits for pods to load the new CA; absent while it waits for none",
-            ),
-            not_after: metric(registry, "authority_expiry_timestamp_seconds", "notAfter of the CA that signs"),
+            authorities,
         }
     }
 
     /// Shows when the webhook's serving certificate ends.
     pub(super) fn serving_until(&self, not_after: SystemTime) {
-        let seconds = not_after.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        self.serving_until.set(i64::try_from(seconds).unwrap_or(i64::MAX));
+        self.serving_until.set(seconds(not_after).unwrap_or_default());
     }
 
     pub(super) fn issued(&self, role: Role) {
@@ -172,36 +140,16 @@ impl Metrics {
 
     /// Shows how an authority stands.
     pub(super) fn report(&self, name: &SignerName, report: &Report, waiting: usize, not_after: Option<SystemTime>) {
-        for phase in PHASES {
-            let labels = InPhase {
-                namespace: name.namespace.clone(),
-                cluster: name.cluster.clone(),
-                domain: name.domain.as_str(),
-                phase,
-            };
-            // Of the others there are no rows: they would be most of what `sign` shows, and holds, for an authority.
-            if phase == report.phase {
-                self.phase.get_or_create(&labels).set(1);
-            } else {
-                self.phase.remove(&labels);
-            }
-        }
-        let labels = of(name);
-        self.waiting.get_or_create(&labels).set(i64::try_from(waiting).unwrap_or(i64::MAX));
-        if let Some(until) = not_after.and_then(|t| t.duration_since(UNIX_EPOCH).ok()) {
-            self.not_after.get_or_create(&labels).set(i64::try_from(until.as_secs()).unwrap_or(i64::MAX));
-        }
+        self.authorities.show(name, |shown| {
+            shown.phase = PHASES.into_iter().find(|phase| *phase == report.phase);
+            shown.waiting = i64::try_from(waiting).unwrap_or(i64::MAX);
+            shown.not_after = not_after.and_then(seconds).or(shown.not_after);
+        });
     }
 
     /// Shows since when an authority's rollover waits for pods.
     pub(super) fn waits_since(&self, name: &SignerName, since: Option<SystemTime>) {
-        match since.and_then(|t| t.duration_since(UNIX_EPOCH).ok()) {
-            Some(since) => {
-                let seconds = i64::try_from(since.as_secs()).unwrap_or(i64::MAX);
-                self.waiting_since.get_or_create(&of(name)).set(seconds);
-            }
-            None => drop(self.waiting_since.remove(&of(name))),
-        }
+        self.authorities.show(name, |shown| shown.waiting_since = since.and_then(seconds));
     }
 
     /// Shows how many authorities each namespace wants and does not get.
@@ -221,17 +169,7 @@ impl Metrics {
 
     /// Shows an authority no more.
     pub(super) fn forget(&self, name: &SignerName) {
-        for phase in PHASES {
-            self.phase.remove(&InPhase {
-                namespace: name.namespace.clone(),
-                cluster: name.cluster.clone(),
-                domain: name.domain.as_str(),
-                phase,
-            });
-        }
-        self.waiting.remove(&of(name));
-        self.waiting_since.remove(&of(name));
-        self.not_after.remove(&of(name));
+        self.authorities.forget(name);
     }
 
     /// Forgets what only the replica that leads shows.
@@ -241,13 +179,12 @@ impl Metrics {
         for gauge in [&self.known, &self.held, &self.trust_unrepaired, &self.cluster_trust_bundles] {
             gauge.clear();
         }
-        self.phase.clear();
-        self.waiting.clear();
-        self.waiting_since.clear();
-        self.not_after.clear();
+        self.authorities.clear();
     }
 }
 
-fn of(name: &SignerName) -> OfAuthority {
-    OfAuthority { namespace: name.namespace.clone(), cluster: name.cluster.clone(), domain: name.domain.as_str() }
+/// Seconds of the Unix epoch.
+fn seconds(time: SystemTime) -> Option<i64> {
+    let since = time.duration_since(UNIX_EPOCH).ok()?;
+    Some(i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
 }

@@ -195,7 +195,7 @@ struct Work {
     waiting: Waiting,
     /// Those that are worked on, with name and uid.
     tasks: JoinSet<bool>,
-    names: HashMap<task::Id, (Key, Box<str>)>,
+    names: HashMap<task::Id, (Key, Arc<str>)>,
 }
 
 /// Whether nothing is left to do for a request.

@@ -66,7 +66,7 @@ impl Accounts {
                 account.ended = None;
             }
             let Some(name) = before else { return };
-            let Some(accounts) = namespaces.get_mut(namespace) else { return };
+            let Some(accounts) = namespaces.get_mut(&**namespace) else { return };
             let Some(account) = accounts.get_mut(name) else { return };
             account.pods = account.pods.saturating_sub(1);
             if account.pods == 0 {

@@ -58,7 +58,7 @@ fn a_leaf_says_what_policy_says() {
     let certificate = read(&chain);
     let tbs = certificate.tbs_certificate();
     assert_eq!(tbs.subject().to_string(), "CN=system:etcd-peer:etcd-0,O=system:etcd-peers");
-    assert_eq!(tbs.issuer().to_der().unwrap(), authority.parts.subject);
+    assert_eq!(tbs.issuer().to_der().unwrap(), authority.parts().unwrap().subject);
     let (_, constraints) = tbs.get_extension::<BasicConstraints>().unwrap().unwrap();
     assert!(!constraints.ca && constraints.path_len_constraint.is_none());
     let (_, usage) = tbs.get_extension::<KeyUsage>().unwrap().unwrap();
@@ -67,7 +67,7 @@ fn a_leaf_says_what_policy_says() {
     assert_eq!(extended.0.len(), 2);
     let (_, aki) = tbs.get_extension::<AuthorityKeyIdentifier>().unwrap().unwrap();
     let aki = aki.key_identifier.unwrap();
-    assert_eq!(Some(aki.as_bytes()), authority.parts.key_identifier.as_deref());
+    assert_eq!(Some(aki.as_bytes()), authority.parts().unwrap().key_identifier.as_deref());
     assert!(tbs.get_extension::<SubjectKeyIdentifier>().unwrap().is_some());
     // AKI, SANs, KU, EKU, SKI, basicConstraints: nothing else can have come in.
     assert_eq!(tbs.extensions().unwrap().len(), 6);
@@ -76,7 +76,7 @@ fn a_leaf_says_what_policy_says() {
 #[test]
 fn the_cas_own_key_gets_no_leaf() {
     let (authority, sans) = (authority(), sans());
-    let own = authority.pair().subject_public_key_info();
+    let own = authority.pair().unwrap().subject_public_key_info();
     let refused = issue(&authority, &leaf(Role::Peer, &sans, &own), now(), [1; 16]);
     assert_eq!(refused, Err(IssueError::KeyOfAuthority));
 }

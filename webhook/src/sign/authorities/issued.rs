@@ -12,7 +12,10 @@ use std::{
 use etcd_tls_contract::role::Role;
 use serde::{Deserialize, Serialize};
 
-use super::epoch::{seconds, time};
+use super::{
+    epoch::{seconds, time},
+    lean::Lean,
+};
 use crate::{revoke::Selector, rollover::rfc3339};
 
 /// Certificates at most: those that end last. Each takes some 200 bytes of the Secret.
@@ -28,7 +31,7 @@ const VOLUME_SETTLES: u64 = 180;
 #[serde(default, rename_all = "camelCase")]
 pub(in crate::sign) struct Issued {
     /// By serial number.
-    leaves: BTreeMap<String, Leaf>,
+    leaves: Lean<Leaf>,
     /// Seconds of the Unix epoch since which it is complete; 0: nothing was recorded yet.
     since: u64,
     #[serde(skip)]
@@ -101,18 +104,18 @@ impl Issued {
         if self.since == 0 {
             self.since = leaf.at;
         }
-        self.leaves.retain(|_, other| leaf.at < other.until);
+        self.leaves.retain(|other| leaf.at < other.until);
         while self.leaves.len() >= usize::from(MOST) {
             // From the pod or user with the most, so that no requester displaces the certificates of others.
             let mut counts: HashMap<&str, usize> = HashMap::new();
             self.leaves.values().for_each(|leaf| *counts.entry(&leaf.holder).or_default() += 1);
             let rank =
                 |leaf: &Leaf| (Reverse(counts.get(leaf.holder.as_str()).copied().unwrap_or_default()), leaf.until);
-            let first = self.leaves.iter().min_by_key(|(_, leaf)| rank(leaf)).map(|(serial, _)| serial.clone());
+            let first = self.leaves.iter().min_by_key(|(_, leaf)| rank(leaf)).map(|(serial, _)| serial.to_owned());
             let Some(gone) = first.and_then(|serial| self.leaves.remove(&serial)) else { break };
             self.since = self.since.max(gone.at + 1);
         }
-        self.leaves.insert(serial.to_owned(), leaf);
+        self.leaves.insert(serial, leaf);
         self.unsaved = true;
     }
 
@@ -131,7 +134,7 @@ impl Issued {
     pub(super) fn named(&self, selector: &Selector, namespace: &str) -> BTreeMap<String, Option<SystemTime>> {
         let all = |wanted: &dyn Fn(&Leaf) -> bool| {
             let found = self.leaves.iter().filter(|(_, leaf)| wanted(leaf));
-            found.map(|(serial, leaf)| (serial.clone(), Some(time(leaf.until)))).collect()
+            found.map(|(serial, leaf)| (serial.to_owned(), Some(time(leaf.until)))).collect()
         };
         match selector {
             Selector::Serial(serial) => {
@@ -286,7 +289,7 @@ mod tests {
         issued.note("2", leaf(20, 9000, "prod/etcd-0", user).of_kubelet());
         issued.note("3", leaf(30, 9000, "prod/etcd-0", user));
         let used = |issued: &Issued, now| -> BTreeSet<String> {
-            let all: Vec<String> = issued.leaves.keys().cloned().collect();
+            let all: Vec<String> = issued.leaves.iter().map(|(serial, _)| serial.to_owned()).collect();
             issued.in_use(all.iter(), |_| true, time(now)).into_values().flatten().map(str::to_owned).collect()
         };
         assert_eq!(
@@ -331,7 +334,10 @@ mod tests {
         assert_eq!(issued.leaves.len(), usize::from(MOST));
         assert_eq!(issued.since, 1000 + u64::from(MOST));
         let mut long = issued.clone();
-        long.leaves.values_mut().for_each(|leaf| leaf.pod = format!("{}/{}", "n".repeat(63), "p".repeat(63)));
+        for (serial, leaf) in issued.leaves.iter() {
+            let pod = format!("{}/{}", "n".repeat(63), "p".repeat(63));
+            long.leaves.insert(serial, Leaf { pod, ..leaf.clone() });
+        }
         assert!(serde_json::to_vec(&issued).unwrap().len() < 160 * 1024);
         assert!(serde_json::to_vec(&long).unwrap().len() < 320 * 1024);
     }

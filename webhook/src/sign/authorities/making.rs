@@ -37,7 +37,7 @@ impl Authorities {
         let (uid, opted_in) = self.namespace(name)?;
         let secret = secret_name(&uid, name);
         if let Some(found) = within(self.secrets().get_opt(&secret)).await? {
-            return read(&found, now)
+            return read(&found, name, now)
                 .map_err(|e| Unavailable::Unusable(format!("Secret {secret} of authority {name} is unusable: {e}")));
         }
         let published = self.published(name, &uid, opted_in || policy.has_hosts_in(&name.namespace)).await?;
@@ -73,17 +73,18 @@ impl Authorities {
         let mut stored = stored;
         stored.revoke(None, &name.namespace, (&[], &[]), now);
         let data = stored.data().map_err(|e| Unavailable::Unusable(e.to_string()))?;
-        let object = state::secret(secret, uid, name, data);
+        let object = state::secret(uid, name, data);
         match within(self.secrets().create(&PostParams::default(), &object)).await {
             Ok(made) => {
                 tracing::info!(authority = %name, secret, generation = stored.active.generation(), "made a CA");
                 self.changed.notify_one();
-                let secret = SecretMetadata::of(made.metadata).map_err(|e| Unavailable::Unusable(e.to_string()))?;
+                let secret =
+                    SecretMetadata::of(made.metadata, name).map_err(|e| Unavailable::Unusable(e.to_string()))?;
                 Ok(Ready { stored, secret, type_: made.type_ })
             }
             Err(error) if error.code() == Some(409) => {
                 let found = within(self.secrets().get(secret)).await?;
-                read(&found, now).map_err(|e| Unavailable::Unusable(format!("Secret {secret} is unusable: {e}")))
+                read(&found, name, now).map_err(|e| Unavailable::Unusable(format!("Secret {secret} is unusable: {e}")))
             }
             Err(error) => Err(error.into()),
         }
@@ -163,9 +164,9 @@ impl Authorities {
     }
 }
 
-fn read(secret: &Secret, now: SystemTime) -> Result<Ready, StateError> {
+fn read(secret: &Secret, name: &SignerName, now: SystemTime) -> Result<Ready, StateError> {
     let stored = Stored::read(secret.data.as_ref().unwrap_or(&BTreeMap::new()), now)?;
-    let metadata = SecretMetadata::of(secret.metadata.clone()).map_err(|e| StateError::State(e.to_string()))?;
+    let metadata = SecretMetadata::of(secret.metadata.clone(), name).map_err(|e| StateError::State(e.to_string()))?;
     Ok(Ready { stored, secret: metadata, type_: secret.type_.clone() })
 }
 

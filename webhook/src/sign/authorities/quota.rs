@@ -12,7 +12,11 @@ use etcd_tls_contract::names::SignerName;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use tokio::sync::Mutex;
 
-use super::{issued::Leaf, state::Stored};
+use super::{
+    issued::Leaf,
+    state::{Stored, secret_metadata},
+};
+use crate::sign::marks::UID_ANNOTATION;
 
 /// The known state of an authority.
 #[derive(Debug, Default)]
@@ -37,27 +41,55 @@ pub(in crate::sign) struct Ready {
     pub(in crate::sign) type_: Option<String>,
 }
 
-/// A Secret's metadata as text, which takes a quarter of the memory; without who wrote which field, which is most of it: the
-/// API server keeps that when it is not sent.
+/// A Secret's metadata, without what the API server keeps when it is not sent: who wrote which field, and when it was made.
 #[derive(Debug)]
 pub(in crate::sign) struct SecretMetadata {
-    json: Box<str>,
+    uid: Option<Box<str>>,
     version: Option<Box<str>>,
+    rest: Rest,
+}
+
+#[derive(Debug)]
+enum Rest {
+    /// As it is made for a namespace of this uid.
+    Made(Box<str>),
+    /// JSON of all of it: it has others' labels, or was restored by hand.
+    Other(Box<str>),
 }
 
 impl SecretMetadata {
+    /// The metadata of the Secret of `authority`.
+    ///
     /// # Errors
     /// It has no text.
-    pub(in crate::sign) fn of(metadata: ObjectMeta) -> Result<Self, serde_json::Error> {
-        let version = metadata.resource_version.as_deref().map(Into::into);
-        let json = serde_json::to_string(&ObjectMeta { managed_fields: None, ..metadata })?;
-        Ok(Self { json: json.into(), version })
+    pub(in crate::sign) fn of(metadata: ObjectMeta, authority: &SignerName) -> Result<Self, serde_json::Error> {
+        let (uid, version) =
+            (metadata.uid.as_deref().map(Into::into), metadata.resource_version.as_deref().map(Into::into));
+        let annotations = metadata.annotations.as_ref();
+        let of = annotations.and_then(|annotations| annotations.get(UID_ANNOTATION)).cloned().unwrap_or_default();
+        let metadata = ObjectMeta { managed_fields: None, creation_timestamp: None, ..metadata };
+        let bare = ObjectMeta { uid: None, resource_version: None, namespace: None, ..metadata.clone() };
+        let rest = if bare == secret_metadata(&of, authority) {
+            Rest::Made(of.into())
+        } else {
+            Rest::Other(serde_json::to_string(&metadata)?.into())
+        };
+        Ok(Self { uid, version, rest })
     }
 
+    /// To write the Secret of `authority` with.
+    ///
     /// # Errors
     /// The text is not what was written.
-    pub(in crate::sign) fn object(&self) -> Result<ObjectMeta, serde_json::Error> {
-        serde_json::from_str(&self.json)
+    pub(in crate::sign) fn object(&self, authority: &SignerName) -> Result<ObjectMeta, serde_json::Error> {
+        Ok(ObjectMeta {
+            uid: self.uid.as_deref().map(Into::into),
+            resource_version: self.version.as_deref().map(Into::into),
+            ..match &self.rest {
+                Rest::Made(of) => secret_metadata(of, authority),
+                Rest::Other(json) => serde_json::from_str(json)?,
+            }
+        })
     }
 }
 
@@ -82,17 +114,17 @@ pub(in crate::sign) enum QuotaError {
 #[derive(Default)]
 pub(in crate::sign) struct Quota {
     /// By namespace.
-    entries: HashMap<String, BTreeMap<SignerName, Arc<Entry>>>,
+    entries: HashMap<Box<str>, Vec<Arc<Entry>>>,
     /// Those that have a Secret, by namespace.
-    kept: Option<HashMap<String, BTreeSet<SignerName>>>,
+    kept: Option<HashMap<Box<str>, Vec<SignerName>>>,
 }
 
 impl Quota {
     /// Notes which authorities have a Secret.
     pub(in crate::sign) fn listed(&mut self, kept: &BTreeSet<SignerName>) {
-        let mut by_namespace: HashMap<String, BTreeSet<SignerName>> = HashMap::new();
+        let mut by_namespace: HashMap<Box<str>, Vec<SignerName>> = HashMap::new();
         for name in kept {
-            by_namespace.entry(name.namespace.clone()).or_default().insert(name.clone());
+            add(&mut by_namespace, &name.namespace, name.clone());
         }
         self.kept = Some(by_namespace);
     }
@@ -102,39 +134,42 @@ impl Quota {
         if let Some(entry) = self.get(name) {
             return Ok(entry);
         }
-        let kept = self.kept.as_ref().ok_or(QuotaError::NotListed)?.get(&name.namespace);
-        let here = self.entries.entry(name.namespace.clone()).or_default();
+        let kept = self.kept.as_ref().ok_or(QuotaError::NotListed)?.get(name.namespace.as_str());
+        let here = self.entries.get(name.namespace.as_str()).map(Vec::as_slice).unwrap_or_default();
         if !kept.is_some_and(|kept| kept.contains(name)) {
-            let without_entry = kept.into_iter().flatten().filter(|kept| !here.contains_key(*kept)).count();
+            let has_entry = |kept: &SignerName| here.iter().any(|entry| entry.name == *kept);
+            let without_entry = kept.into_iter().flatten().filter(|kept| !has_entry(kept)).count();
             if here.len() + without_entry >= bound {
                 return Err(QuotaError::Full);
             }
         }
         let entry = Arc::new(Entry { name: name.clone(), held: Mutex::default(), unwritten: StdMutex::default() });
-        here.insert(name.clone(), Arc::clone(&entry));
+        add(&mut self.entries, &name.namespace, Arc::clone(&entry));
         Ok(entry)
     }
 
     /// An authority's entry, if it has one.
     pub(in crate::sign) fn get(&self, name: &SignerName) -> Option<Arc<Entry>> {
-        self.entries.get(&name.namespace)?.get(name).cloned()
+        self.entries.get(name.namespace.as_str())?.iter().find(|entry| entry.name == *name).cloned()
     }
 
     /// Whether an authority has neither an entry nor a Secret. `false` while the Secrets are not listed.
     pub(in crate::sign) fn is_gone(&self, name: &SignerName) -> bool {
-        let kept = self.kept.as_ref().map(|kept| kept.get(&name.namespace).is_some_and(|here| here.contains(name)));
+        let has_secret =
+            |kept: &HashMap<_, Vec<_>>| kept.get(name.namespace.as_str()).is_some_and(|here| here.contains(name));
+        let kept = self.kept.as_ref().map(has_secret);
         kept == Some(false) && self.get(name).is_none()
     }
 
     /// Every entry.
     pub(in crate::sign) fn all(&self) -> Vec<Arc<Entry>> {
-        self.entries.values().flat_map(BTreeMap::values).cloned().collect()
+        self.entries.values().flatten().cloned().collect()
     }
 
     /// Removes the entry of an authority whose namespace is gone.
     pub(in crate::sign) fn remove(&mut self, name: &SignerName) {
-        if let Some(here) = self.entries.get_mut(&name.namespace) {
-            here.remove(name);
+        if let Some(here) = self.entries.get_mut(name.namespace.as_str()) {
+            here.retain(|entry| entry.name != *name);
         }
     }
 
@@ -143,18 +178,29 @@ impl Quota {
     pub(in crate::sign) fn remove_idle(&mut self, wanted: &BTreeSet<SignerName>) -> Vec<SignerName> {
         let mut removed = Vec::new();
         self.entries.retain(|_, here| {
-            here.retain(|name, entry| {
-                let idle = !wanted.contains(name)
+            here.retain(|entry| {
+                let idle = !wanted.contains(&entry.name)
                     && Arc::strong_count(entry) == 1
                     && entry.held.try_lock().is_ok_and(|held| !matches!(*held, Held::Ready(_)));
                 if idle {
-                    removed.push(name.clone());
+                    removed.push(entry.name.clone());
                 }
                 !idle
             });
             !here.is_empty()
         });
         removed
+    }
+}
+
+/// Adds to what a namespace has. It has two, as a rule, and there are thousands of namespaces: no place stays empty.
+fn add<T>(all: &mut HashMap<Box<str>, Vec<T>>, namespace: &str, one: T) {
+    match all.get_mut(namespace) {
+        Some(here) => {
+            here.reserve_exact(1);
+            here.push(one);
+        }
+        None => drop(all.insert(namespace.into(), vec![one])),
     }
 }
 

@@ -293,24 +293,28 @@ pub(in crate::sign) fn secret_name(namespace_uid: &str, authority: &SignerName) 
     format!("etcd-tls-ca-{namespace_uid}-{}-{}", authority.cluster, authority.domain)
 }
 
-/// The Secret of an authority, with the labels and annotations by which the signer knows it.
+/// Its metadata: the labels and annotations by which the signer knows it.
+pub(in crate::sign) fn secret_metadata(namespace_uid: &str, authority: &SignerName) -> ObjectMeta {
+    let label = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
+    ObjectMeta {
+        name: Some(secret_name(namespace_uid, authority)),
+        labels: Some([MANAGED_LABEL, CA_LABEL].into_iter().map(label).collect()),
+        annotations: Some(BTreeMap::from([
+            (UID_ANNOTATION.to_owned(), namespace_uid.to_owned()),
+            (SIGNER_ANNOTATION.to_owned(), authority.to_string()),
+        ])),
+        ..ObjectMeta::default()
+    }
+}
+
+/// The Secret of an authority.
 pub(in crate::sign) fn secret(
-    name: &str,
     namespace_uid: &str,
     authority: &SignerName,
     data: BTreeMap<String, ByteString>,
 ) -> Secret {
-    let label = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
     Secret {
-        metadata: ObjectMeta {
-            name: Some(name.to_owned()),
-            labels: Some([MANAGED_LABEL, CA_LABEL].into_iter().map(label).collect()),
-            annotations: Some(BTreeMap::from([
-                (UID_ANNOTATION.to_owned(), namespace_uid.to_owned()),
-                (SIGNER_ANNOTATION.to_owned(), authority.to_string()),
-            ])),
-            ..ObjectMeta::default()
-        },
+        metadata: secret_metadata(namespace_uid, authority),
         type_: Some("kubernetes.io/tls".to_owned()),
         data: Some(data),
         ..Secret::default()

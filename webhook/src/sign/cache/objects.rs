@@ -181,6 +181,10 @@ fn facts(metadata: ObjectMeta, room: usize) -> Facts {
         );
         requests.clear();
     }
+    // An empty map that was filled keeps the room for eleven.
+    if requests.is_empty() {
+        requests = BTreeMap::new();
+    }
     Facts {
         uid: metadata.uid.unwrap_or_default().into(),
         resource_version: metadata.resource_version.unwrap_or_default().into(),

@@ -11,7 +11,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeSet, BinaryHeap, HashMap},
+    collections::{BTreeMap, BinaryHeap, HashMap},
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -22,6 +22,9 @@ use crate::controller::{
     facts::Csr,
     refusals::{self, Refusals},
 };
+use linked::{Age, Link, Linked, role};
+
+mod linked;
 
 /// Open requests of one pod and role that stay; the sidecar has one at a time.
 const OPEN_PER_ROLE: usize = 4;
@@ -108,9 +111,7 @@ struct Entry {
     uid: Box<str>,
     version: Box<str>,
     pod: Arc<str>,
-    role: Box<str>,
-    /// When it was made; and among those of one second, which passed by first in this term. 0: a list brought it.
-    order: (SystemTime, u64),
+    age: Age,
     standing: Standing,
     goes: Option<Why>,
     held: bool,
@@ -121,25 +122,12 @@ struct Entry {
     list: u64,
 }
 
-/// The requests of one pod, or of one requester that is no pod.
-#[derive(Debug, Default)]
-struct Pod {
-    open: BTreeSet<((SystemTime, u64), Arc<str>)>,
-    roles: HashMap<Box<str>, Role>,
-}
-
-#[derive(Debug, Default)]
-struct Role {
-    open: BTreeSet<((SystemTime, u64), Arc<str>)>,
-    issued: BTreeSet<((SystemTime, u64), Arc<str>)>,
-}
-
 /// See the module.
 #[derive(Debug)]
 pub(in crate::sign) struct Ledger {
     times: Times,
-    entries: HashMap<Arc<str>, Entry>,
-    pods: HashMap<Arc<str>, Pod>,
+    entries: BTreeMap<Arc<str>, Entry>,
+    pods: HashMap<Arc<str>, Linked>,
     refusals: Refusals,
     due: BinaryHeap<Reverse<(Instant, u64, Arc<str>)>>,
     serial: u64,
@@ -151,7 +139,7 @@ impl Ledger {
     pub(in crate::sign) fn new(times: Times) -> Self {
         Self {
             times,
-            entries: HashMap::new(),
+            entries: BTreeMap::new(),
             pods: HashMap::new(),
             refusals: Refusals::default(),
             due: BinaryHeap::new(),
@@ -215,12 +203,12 @@ impl Ledger {
             }
             return;
         }
-        let (before, order, goes) = match known {
-            Some(entry) => (Some(entry.standing), entry.order, entry.goes),
+        let (before, age, goes) = match known {
+            Some(entry) => (Some(entry.standing), entry.age, entry.goes),
             None => (None, (csr.created().unwrap_or(wall), self.next_serial()), None),
         };
         self.unlink(csr.name());
-        let name: Arc<str> = Arc::from(csr.name());
+        let name = self.entries.get_key_value(csr.name()).map_or_else(|| Arc::from(csr.name()), |(n, _)| Arc::clone(n));
         let standing = standing(csr);
         let pod: Arc<str> = self
             .pods
@@ -232,8 +220,7 @@ impl Ledger {
             uid: csr.uid().into(),
             version: csr.resource_version().into(),
             pod: Arc::clone(&pod),
-            role: csr.name().rsplit_once('-').map_or_else(|| csr.name(), |(role, _)| role).into(),
-            order,
+            age,
             standing,
             goes,
             held,
@@ -256,21 +243,21 @@ impl Ledger {
         if goes.is_some() {
             return self.wait(&name, now);
         }
-        let since = decided(csr).unwrap_or(order.0);
-        let age = wall.duration_since(since).unwrap_or_default();
+        let since = decided(csr).unwrap_or(age.0);
+        let past = wall.duration_since(since).unwrap_or_default();
         match standing {
             Standing::Issued => {
                 let left = if before.is_some_and(|before| before != Standing::Issued) {
                     self.times.issued
                 } else {
-                    self.times.issued.saturating_sub(age).max(TO_FETCH.min(self.times.issued))
+                    self.times.issued.saturating_sub(past).max(TO_FETCH.min(self.times.issued))
                 };
                 self.wait(&name, now + left);
                 self.link_issued(&pod, &name, now);
             }
             Standing::Refused => {
                 if self.refusals.insert(csr) {
-                    self.wait(&name, now + self.times.refused.saturating_sub(age));
+                    self.wait(&name, now + self.times.refused.saturating_sub(past));
                 } else {
                     self.goes(&name, Why::Unanswered, now);
                 }
@@ -384,61 +371,49 @@ impl Ledger {
 
     fn link_issued(&mut self, pod: &Arc<str>, name: &Arc<str>, now: Instant) {
         let Some(entry) = self.entries.get(name) else { return };
-        let role = self.pods.entry(Arc::clone(pod)).or_default().roles.entry(entry.role.clone()).or_default();
-        role.issued.insert((entry.order, Arc::clone(name)));
-        let Some((latest, _)) = role.issued.last().cloned() else { return };
-        let before = |set: &BTreeSet<((SystemTime, u64), Arc<str>)>| -> Vec<Arc<str>> {
-            set.iter().take_while(|(order, _)| *order < latest).map(|(_, name)| Arc::clone(name)).collect()
-        };
-        for name in before(&role.issued).into_iter().chain(before(&role.open)) {
+        let of_pod = self.pods.entry(Arc::clone(pod)).or_default();
+        of_pod.add(Link { age: entry.age, name: Arc::clone(name), issued: true });
+        let Some(latest) = of_pod.issued(role(name)).map(|link| link.age).next_back() else { return };
+        let all = of_pod.issued(role(name)).chain(of_pod.open(Some(role(name))));
+        let before: Vec<_> = all.filter(|link| link.age < latest).map(|link| Arc::clone(&link.name)).collect();
+        for name in before {
             self.goes(&name, Why::Superseded, now);
         }
     }
 
     fn link_open(&mut self, pod: &Arc<str>, name: &Arc<str>, now: Instant) {
         let Some(entry) = self.entries.get(name) else { return };
-        let order = entry.order;
+        let age = entry.age;
         let of_pod = self.pods.entry(Arc::clone(pod)).or_default();
-        let role = of_pod.roles.entry(entry.role.clone()).or_default();
-        if role.issued.last().is_some_and(|(latest, _)| *latest > order) {
+        if of_pod.issued(role(name)).any(|link| link.age > age) {
             return self.goes(name, Why::Superseded, now);
         }
-        of_pod.open.insert((order, Arc::clone(name)));
-        role.open.insert((order, Arc::clone(name)));
-        let too_many = if role.open.len() > OPEN_PER_ROLE {
-            role.open.first()
-        } else if of_pod.open.len() > OPEN_PER_POD {
-            of_pod.open.first()
+        of_pod.add(Link { age, name: Arc::clone(name), issued: false });
+        let too_many = if of_pod.open(Some(role(name))).count() > OPEN_PER_ROLE {
+            of_pod.open(Some(role(name))).next()
+        } else if of_pod.open(None).count() > OPEN_PER_POD {
+            of_pod.open(None).next()
         } else {
             None
         };
-        if let Some((_, oldest)) = too_many.cloned() {
+        if let Some(oldest) = too_many.map(|link| Arc::clone(&link.name)) {
             self.goes(&oldest, Why::Superseded, now);
         }
     }
 
     fn look_at_open_ones(&mut self, pod: &Arc<str>, now: Instant) {
         let open: Vec<_> =
-            self.pods.get(pod).into_iter().flat_map(|p| &p.open).map(|(_, name)| Arc::clone(name)).collect();
+            self.pods.get(pod).into_iter().flat_map(|pod| pod.open(None)).map(|link| Arc::clone(&link.name)).collect();
         for name in open {
             self.wait(&name, now);
         }
     }
 
-    /// Takes a request out of its pod's sets.
+    /// Takes a request out of its pod's.
     fn unlink(&mut self, name: &str) {
-        let Some((name, entry)) = self.entries.get_key_value(name) else { return };
+        let Some(entry) = self.entries.get(name) else { return };
         let Some(pod) = self.pods.get_mut(&entry.pod) else { return };
-        let key = (entry.order, Arc::clone(name));
-        pod.open.remove(&key);
-        if let Some(role) = pod.roles.get_mut(&entry.role) {
-            role.open.remove(&key);
-            role.issued.remove(&key);
-            if role.open.is_empty() && role.issued.is_empty() {
-                pod.roles.remove(&entry.role);
-            }
-        }
-        if pod.roles.is_empty() {
+        if pod.remove(name) {
             self.pods.remove(&entry.pod);
         }
     }

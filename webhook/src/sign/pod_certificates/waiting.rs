@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
     time::Duration,
 };
 
@@ -18,7 +19,7 @@ const LATEST: Duration = Duration::from_secs(30);
 
 #[derive(Debug)]
 struct Job {
-    uid: Box<str>,
+    uid: Arc<str>,
     /// `None`: it is worked on.
     due: Option<Instant>,
     attempts: u32,
@@ -43,19 +44,19 @@ struct Space {
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
     jobs: BTreeMap<Key, Job>,
-    spaces: HashMap<Box<str>, Space>,
+    spaces: HashMap<Arc<str>, Space>,
     /// The namespaces by how many requests they have.
-    sizes: BTreeSet<(usize, Box<str>)>,
+    sizes: BTreeSet<(usize, Arc<str>)>,
     /// Those with a request that is due later, by that time; and those with one that was due at the last look, by their turns.
-    later: BTreeSet<(Instant, Box<str>)>,
-    ready: BTreeSet<(u64, Box<str>)>,
+    later: BTreeSet<(Instant, Arc<str>)>,
+    ready: BTreeSet<(u64, Arc<str>)>,
     turn: u64,
     list: u64,
     /// Whether a namespace was left out because the whole was full.
     left_out: bool,
     wants_list: bool,
     /// The uids of those that do not wait any more.
-    gone: Vec<Box<str>>,
+    gone: Vec<Arc<str>>,
 }
 
 impl Waiting {
@@ -82,7 +83,7 @@ impl Waiting {
     }
 
     /// The uids of those that do not wait any more, once.
-    pub(super) fn gone(&mut self) -> Vec<Box<str>> {
+    pub(super) fn gone(&mut self) -> Vec<Arc<str>> {
         std::mem::take(&mut self.gone)
     }
 
@@ -149,7 +150,7 @@ impl Waiting {
     }
 
     /// The next one to work on, with its uid: of the namespace whose turn was the longest ago, the one that is due the longest.
-    pub(super) fn next(&mut self, now: Instant) -> Option<(Key, Box<str>)> {
+    pub(super) fn next(&mut self, now: Instant) -> Option<(Key, Arc<str>)> {
         while self.later.first().is_some_and(|(due, _)| *due <= now)
             && let Some((_, namespace)) = self.later.pop_first()
         {
@@ -298,8 +299,8 @@ mod tests {
         assert_eq!((waiting.len(), waiting.next_due()), (1, Some(now + SOONEST)));
         waiting.offer(of("a"), "made again", now);
         assert_eq!((waiting.len(), waiting.next_due()), (1, Some(now)));
-        assert_eq!(waiting.gone(), [Box::from("u")]);
-        assert_eq!(waiting.gone(), Vec::<Box<str>>::new());
+        assert_eq!(waiting.gone(), [Arc::from("u")]);
+        assert_eq!(waiting.gone(), Vec::<Arc<str>>::new());
     }
 
     #[test]

@@ -1,0 +1,133 @@
+//! How each authority stands. There are thousands, so they are kept in few bytes, and become rows with labels when they are read.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use etcd_tls_contract::{names::SignerName, role::Domain};
+use prometheus_client::{collector::Collector, encoding::DescriptorEncoder, metrics::MetricType};
+
+/// Every word of [`crate::rollover::Report::phase`] that is shown.
+pub(super) const PHASES: [&str; 5] = ["stable", "published", "signing", "lost", "unusable"];
+
+/// The rows of one authority.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Shown {
+    /// Of the others there are no rows: they would be most of what `sign` shows for an authority.
+    pub(super) phase: Option<&'static str>,
+    /// Pods and confirmations.
+    pub(super) waiting: i64,
+    /// Seconds of the Unix epoch.
+    pub(super) waiting_since: Option<i64>,
+    /// Seconds of the Unix epoch.
+    pub(super) not_after: Option<i64>,
+}
+
+/// `<namespace>/<cluster>`, and the domain.
+type Key = (Box<str>, Domain);
+
+/// See the module.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Authorities(Arc<Mutex<BTreeMap<Key, Shown>>>);
+
+impl Authorities {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Key, Shown>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the rows of an authority.
+    pub(super) fn show(&self, name: &SignerName, change: impl FnOnce(&mut Shown)) {
+        change(self.lock().entry(key(name)).or_default());
+    }
+
+    /// Shows an authority no more.
+    pub(super) fn forget(&self, name: &SignerName) {
+        self.lock().remove(&key(name));
+    }
+
+    /// Shows none.
+    pub(super) fn clear(&self) {
+        self.lock().clear();
+    }
+}
+
+impl Collector for Authorities {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let all = self.lock();
+        let mut gauge = |name, help, value: &dyn Fn(&Shown) -> Option<(Option<&'static str>, i64)>| {
+            let mut rows = all.iter().filter_map(|(key, shown)| Some((key, value(shown)?))).peekable();
+            if rows.peek().is_none() {
+                return Ok(());
+            }
+            let mut encoder = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for ((place, domain), (phase, value)) in rows {
+                let (namespace, cluster) = place.split_once('/').unwrap_or_default();
+                let mut labels = vec![("namespace", namespace), ("cluster", cluster), ("domain", domain.as_str())];
+                labels.extend(phase.map(|phase| ("phase", phase)));
+                encoder.encode_family(&labels)?.encode_gauge(&value)?;
+            }
+            Ok(())
+        };
+        gauge(
+            "authority_phase",
+            "1 for the phase that an authority is in; lost and unusable ones issue nothing.",
+            &|shown| shown.phase.map(|phase| (Some(phase), 1)),
+        )?;
+        gauge("rollover_waiting", "Pods and confirmations that an authority's rollover waits for.", &|shown| {
+            Some((None, shown.waiting))
+        })?;
+        gauge(
+            "rollover_waiting_since_timestamp_seconds",
+            "Since when an authority's rollover waits for pods to load the new CA; absent while it waits for none.",
+            &|shown| Some((None, shown.waiting_since?)),
+        )?;
+        gauge("authority_expiry_timestamp_seconds", "notAfter of the CA that signs.", &|shown| {
+            Some((None, shown.not_after?))
+        })
+    }
+}
+
+fn key(name: &SignerName) -> Key {
+    (format!("{}/{}", name.namespace, name.cluster).into(), name.domain)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use prometheus_client::{encoding::text::encode, registry::Registry};
+
+    use super::*;
+
+    #[test]
+    fn an_authority_has_the_rows_of_its_state_and_none_when_it_is_forgotten() {
+        let mut registry = Registry::with_prefix("etcd_tls_sign");
+        let authorities = Authorities::default();
+        registry.register_collector(Box::new(authorities.clone()));
+        let text = || {
+            let mut text = String::new();
+            encode(&mut text, &registry).unwrap();
+            text
+        };
+        assert_eq!(text(), "# EOF\n");
+        let name: SignerName = "peer.etcd-tls.dev/prod.etcd".parse().unwrap();
+        authorities.show(&name, |shown| {
+            *shown = Shown { phase: Some("published"), waiting: 2, waiting_since: Some(7), not_after: Some(9) };
+        });
+        let labels = "namespace=\"prod\",cluster=\"etcd\",domain=\"peer\"";
+        for row in [
+            format!("\netcd_tls_sign_authority_phase{{{labels},phase=\"published\"}} 1\n"),
+            format!("\netcd_tls_sign_rollover_waiting{{{labels}}} 2\n"),
+            format!("\netcd_tls_sign_rollover_waiting_since_timestamp_seconds{{{labels}}} 7\n"),
+            format!("\netcd_tls_sign_authority_expiry_timestamp_seconds{{{labels}}} 9\n"),
+        ] {
+            assert!(text().contains(&row), "{row}\n{}", text());
+        }
+        authorities.show(&name, |shown| *shown = Shown::default());
+        assert!(text().contains("rollover_waiting{") && !text().contains("_seconds") && !text().contains("phase"));
+        authorities.forget(&name);
+        assert_eq!(text(), "# EOF\n");
+    }
+}
