@@ -8,6 +8,7 @@ pub mod first;
 pub mod health;
 mod held;
 pub mod host;
+pub mod projected;
 pub mod pushed;
 pub mod renew;
 mod revocation;

@@ -78,7 +78,7 @@ impl LocalPod {
         let pod = Self { manifest, surroundings, containers: BTreeMap::new(), directory, memory };
         for volume in pod.list("volumes") {
             let name = format!("volumes/{}", text(&volume["name"]));
-            if volume["emptyDir"]["medium"] == "Memory" {
+            if volume["emptyDir"]["medium"] == "Memory" || is_of_pod_certificates(&volume) {
                 pod.memory.dir(&name);
             } else if !volume["emptyDir"].is_null() {
                 pod.directory.dir(&name);
@@ -185,6 +185,9 @@ impl LocalPod {
         if let Some(config_map) = volume["configMap"]["name"].as_str() {
             let known = self.surroundings.config_maps.get(config_map);
             return known.unwrap_or_else(|| panic!("no ConfigMap {config_map}")).clone();
+        }
+        if is_of_pod_certificates(&volume) {
+            return self.memory.join(format!("volumes/{name}"));
         }
         if !volume["projected"].is_null() {
             return self.surroundings.token_directory.clone();
@@ -313,6 +316,7 @@ impl LocalPod {
         [
             ("--dir", names::CERTS_MOUNT_PATH),
             ("--trust-dir", names::TRUST_MOUNT_PATH),
+            ("--projected-dir", names::PROJECTED_MOUNT_PATH),
             ("--token-dir", names::TOKEN_MOUNT_PATH),
         ]
         .into_iter()
@@ -380,6 +384,12 @@ impl LocalPod {
         }
         text_with_paths.to_owned()
     }
+}
+
+/// Whether kubelet requests certificates for a volume: who stands for kubelet writes its files.
+fn is_of_pod_certificates(volume: &Value) -> bool {
+    let sources = volume["projected"]["sources"].as_array();
+    sources.is_some_and(|sources| sources.iter().any(|source| !source["podCertificate"].is_null()))
 }
 
 /// Writes a ConfigMap's or a token's files as kubelet does: into a new directory that one rename of `..data` puts in place.

@@ -158,7 +158,9 @@ impl Stack {
         let name = pod.metadata.name.clone().expect("a created pod has a name");
         self.api.set_pod_ips(namespace, &name, ips).await;
         let surroundings = self.surroundings(namespace, &pod, ips, programs).await;
-        Ok(LocalPod::new(serde_json::to_value(&pod).expect("a pod is JSON"), surroundings))
+        // The client's types are of a version before `podCertificate`.
+        let raw = self.api.kubectl(&["get", "pod", &name, "-n", namespace, "-o", "json"]);
+        Ok(LocalPod::new(serde_json::from_str(&raw).expect("a pod is JSON"), surroundings))
     }
 
     async fn surroundings(

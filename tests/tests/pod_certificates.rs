@@ -1,6 +1,9 @@
 //! PodCertificateRequests, answered by `sign` on a real API server, with the rights of the component pod-certificates. A stand-in
 //! for kubelet makes them as its node's user, under NodeRestriction.
 
+#[path = "pod_certificates/member.rs"]
+mod member;
+
 use std::{
     fs,
     process::Command,
@@ -89,24 +92,34 @@ async fn user(api: &ApiServer, name: &str, group: &str) -> Client {
     client_of(&file("kubeconfig")).await
 }
 
+/// The flags of an API server that serves PodCertificateRequests and knows nodes.
+fn apiserver_arguments() -> Vec<String> {
+    let arguments = [
+        "--feature-gates=PodCertificateRequest=true",
+        "--runtime-config=certificates.k8s.io/v1beta1/podcertificaterequests=true",
+        // Beside RBAC.
+        "--authorization-mode=Node",
+        "--enable-admission-plugins=NodeRestriction",
+    ];
+    arguments.map(str::to_owned).to_vec()
+}
+
+/// Applies the manifests with the component.
+fn apply_component(api: &ApiServer) {
+    let overlay = TempDir::new("pod-certificates");
+    let up = "../".repeat(overlay.path().components().count());
+    let of = |path: &str| format!("{up}{}", &tests::repository().join(path).display().to_string()[1..]);
+    let component = of("manifests/components/pod-certificates");
+    let kustomization = json!({"resources": [of("manifests")], "components": [component]});
+    overlay.write("kustomization.yaml", kustomization.to_string());
+    api.kubectl(&["apply", "-k", &overlay.path().display().to_string()]);
+}
+
 impl Lab {
     async fn new() -> Option<Self> {
-        let apiserver_arguments = [
-            "--feature-gates=PodCertificateRequest=true",
-            "--runtime-config=certificates.k8s.io/v1beta1/podcertificaterequests=true",
-            // Beside RBAC.
-            "--authorization-mode=Node",
-            "--enable-admission-plugins=NodeRestriction",
-        ];
-        let apiserver_arguments = apiserver_arguments.map(str::to_owned).to_vec();
-        let api = ApiServer::start_with(&Options { apiserver_arguments, ..Options::default() }).await?;
-        let overlay = TempDir::new("pod-certificates");
-        let up = "../".repeat(overlay.path().components().count());
-        let of = |path: &str| format!("{up}{}", &tests::repository().join(path).display().to_string()[1..]);
-        let component = of("manifests/components/pod-certificates");
-        let kustomization = json!({"resources": [of("manifests")], "components": [component]});
-        overlay.write("kustomization.yaml", kustomization.to_string());
-        api.kubectl(&["apply", "-k", &overlay.path().display().to_string()]);
+        let options = Options { apiserver_arguments: apiserver_arguments(), ..Options::default() };
+        let api = ApiServer::start_with(&options).await?;
+        apply_component(&api);
         for kind in ["mutatingwebhookconfiguration", "validatingwebhookconfiguration"] {
             api.kubectl(&["delete", kind, "etcd-tls", "--ignore-not-found"]);
         }

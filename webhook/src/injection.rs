@@ -19,6 +19,7 @@ mod checks;
 mod contract;
 mod environment;
 mod hosts;
+mod kubelet;
 mod listeners;
 mod mesh;
 mod options;
@@ -200,6 +201,7 @@ impl<'a> Work<'a> {
             self.problems.push("spec.os.name is windows: etcd-tls runs on Linux".to_owned());
         }
         self.check_issuer();
+        self.check_kubelet();
         let targets = self.targets();
         let etcd: Vec<Container<'a>> = {
             let members = targets.iter().filter(|t| t.roles.iter().any(|r| matches!(r, Role::Peer | Role::Server)));
@@ -213,6 +215,7 @@ impl<'a> Work<'a> {
 
         let mut args = PodArgs::of(&self.settings);
         let listeners = self.listeners(&targets, &mut args);
+        self.check_reached(&args);
         let (runs_etcd, of_host) = (self.settings.runs_etcd(), self.config.host.is_some());
         let mut reload = reload::plan(&self.pod, &self.settings, &etcd, runs_etcd, &listeners, of_host);
         self.warnings.append(&mut reload.warnings);
@@ -347,6 +350,7 @@ impl<'a> Work<'a> {
         // Nobody brings lists to a static pod's host.
         self.settings.revocation
             && self.settings.is_ours()
+            && !self.settings.is_of_kubelet()
             && self.config.host.is_none()
             && init.is_none_or(|c| present::arguments(&c, "init").is_some_and(|args| args.revocation_lists))
     }
@@ -357,7 +361,8 @@ impl<'a> Work<'a> {
         let index = container.index.to_string();
         let path = ["spec", container.list.field(), index.as_str()];
         let mount_path = self.settings.mount_path.clone();
-        let files = environment::Files { mount: &mount_path, lists: self.lists() };
+        let files =
+            environment::Files { mount: &mount_path, lists: self.lists(), one_file: self.settings.is_of_kubelet() };
         let mut environment = environment::environment(container, options, self.settings.options, roles, files);
         self.warnings.append(&mut environment.warnings);
         self.problems.append(&mut environment.problems);

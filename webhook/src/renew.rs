@@ -85,6 +85,12 @@ pub enum RenewError {
          delete it, so that it is made anew"
     )]
     Blind(String),
+    /// kubelet alone renews.
+    #[error(
+        "kubelet requests the certificates of pod {0}, at its own time alone (issuer pod-certificate); delete it, so that it is made \
+         anew with others"
+    )]
+    ByKubelet(String),
     /// The same key would be certified again.
     #[error(
         "pod {0} keeps its private key when it renews (key-rotation: on-ca-change); delete it, so that it is made anew with \

@@ -28,7 +28,7 @@ pub struct PodArgs {
     /// The etcd cluster's name within the namespace.
     #[arg(long, default_value = names::DEFAULT_CLUSTER)]
     pub cluster: String,
-    /// The issuer: csr, csr:<signerName> or cert-manager:<Kind>/<name>[.<group>].
+    /// The issuer: csr, csr:<signerName>, pod-certificate or cert-manager:<Kind>/<name>[.<group>].
     #[arg(long, default_value = "csr")]
     pub issuer: Issuer,
     /// The requested lifetime.
@@ -59,6 +59,9 @@ pub struct PodArgs {
     /// The directory of the certificates.
     #[arg(long, default_value = names::CERTS_MOUNT_PATH)]
     pub dir: PathBuf,
+    /// The volume that kubelet keeps, with the issuer pod-certificate: <role>/tls.crt with key and chain, <role>/ca.crt.
+    #[arg(long, default_value = names::PROJECTED_MOUNT_PATH)]
+    pub projected_dir: PathBuf,
     /// The directory of the trust bundles: peer.crt, client.crt, metrics.crt.
     #[arg(long, default_value = names::TRUST_MOUNT_PATH)]
     pub trust_dir: PathBuf,
@@ -127,6 +130,7 @@ impl PodArgs {
             can_signal: false,
             revocation_lists: false,
             dir: names::CERTS_MOUNT_PATH.into(),
+            projected_dir: names::PROJECTED_MOUNT_PATH.into(),
             trust_dir: names::TRUST_MOUNT_PATH.into(),
             token_dir: names::TOKEN_MOUNT_PATH.into(),
             admin_port: settings.admin_port,
@@ -178,6 +182,7 @@ impl PodArgs {
             can_signal,
             revocation_lists,
             dir,
+            projected_dir,
             trust_dir,
             token_dir,
             admin_port,
@@ -202,6 +207,7 @@ impl PodArgs {
         unless("extra-sans", extra_sans.join(","), "");
         unless("reload", reload.to_string(), "auto");
         unless("dir", dir.display().to_string(), names::CERTS_MOUNT_PATH);
+        unless("projected-dir", projected_dir.display().to_string(), names::PROJECTED_MOUNT_PATH);
         unless("trust-dir", trust_dir.display().to_string(), names::TRUST_MOUNT_PATH);
         unless("token-dir", token_dir.display().to_string(), names::TOKEN_MOUNT_PATH);
         unless("admin-port", admin_port.to_string(), &names::DEFAULT_ADMIN_PORT.to_string());
@@ -275,6 +281,7 @@ mod tests {
         for issuer in [
             "csr:client.etcd-tls.dev/prod.etcd",
             "csr:example.com/a.b",
+            "pod-certificate",
             "cert-manager:Issuer/a",
             "cert-manager:ClusterIssuer/a",
         ] {
@@ -294,6 +301,7 @@ mod tests {
             with(&|args| args.user = Some(text.to_owned()));
             with(&|args| args.liveness_url = Some(text.to_owned()));
             with(&|args| args.dir = text.into());
+            with(&|args| args.projected_dir = text.into());
             with(&|args| args.trust_dir = text.into());
             with(&|args| args.token_dir = text.into());
             with(&|args| args.extra_sans = vec![text.to_owned(), "192.0.2.1".to_owned()]);

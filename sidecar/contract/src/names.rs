@@ -46,6 +46,8 @@ pub const SIDECAR_CONTAINER: &str = "etcd-tls-sidecar";
 pub const ETCD_CONTAINER: &str = "etcd";
 /// The in-memory emptyDir with keys and certificates.
 pub const VOLUME: &str = "etcd-tls";
+/// With the issuer `pod-certificate`, [`VOLUME`] is projected by kubelet, and this in-memory emptyDir holds the sidecar's own state.
+pub const STATE_VOLUME: &str = "etcd-tls-state";
 /// The volume with the trust ConfigMap.
 pub const TRUST_VOLUME: &str = "etcd-tls-trust";
 /// The volume with the injected containers' own projected token.
@@ -55,6 +57,8 @@ pub const TOKEN_VOLUME: &str = "etcd-tls-token";
 pub const DEFAULT_MOUNT_PATH: &str = "/etc/etcd/tls";
 /// The mount path of [`VOLUME`] in the injected containers, independent of the etcd container's.
 pub const CERTS_MOUNT_PATH: &str = "/var/run/etcd-tls/certs";
+/// Where the sidecar sees [`VOLUME`] with the issuer `pod-certificate`; its own state is then at [`CERTS_MOUNT_PATH`].
+pub const PROJECTED_MOUNT_PATH: &str = "/var/run/etcd-tls/projected";
 /// Where the injected containers see [`TRUST_VOLUME`].
 pub const TRUST_MOUNT_PATH: &str = "/var/run/etcd-tls/trust";
 /// Where a pod's token, namespace and the API server's CA are; Kubernetes' own default.

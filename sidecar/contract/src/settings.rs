@@ -1,6 +1,7 @@
 //! The settings of a pod: the `etcd-tls.dev/…` annotations, parsed into types that have no invalid values.
 
 mod issuer;
+mod kubelet;
 mod options;
 mod reload;
 mod resources;
@@ -17,6 +18,7 @@ use std::{
 use self::values::{container, label, lifetime, listener, log_level, mount_path, port, switch};
 pub use self::{
     issuer::{Issuer, IssuerRef},
+    kubelet::{key_type, max_expiration},
     options::OptionsMode,
     reload::{Reload, SIGNALS},
     resources::{Quantity, Resources},
@@ -183,6 +185,11 @@ impl Settings {
                 ),
             );
         }
+        if self.is_of_kubelet() {
+            for (key, message) in kubelet::obstacles(self) {
+                problem(key, message);
+            }
+        }
         if self.user.is_some() && !self.roles.contains(&Role::Client) {
             problem("user", "is the CN of a client certificate, but the pod's roles do not hold client".to_owned());
         }
@@ -198,7 +205,9 @@ impl Settings {
         match &self.issuer {
             Issuer::Foreign(signer) => signer.clone(),
             Issuer::CertManager(issuer) => issuer.signer_name(namespace),
-            Issuer::Csr | Issuer::Ours(_) => self.home(namespace).signer(role.domain()).to_string(),
+            Issuer::Csr | Issuer::Ours(_) | Issuer::PodCertificate => {
+                self.home(namespace).signer(role.domain()).to_string()
+            }
         }
     }
 
@@ -209,14 +218,19 @@ impl Settings {
 
     /// Whether approver and signer of ours serve this pod.
     pub const fn is_ours(&self) -> bool {
-        matches!(self.issuer, Issuer::Csr | Issuer::Ours(_))
+        matches!(self.issuer, Issuer::Csr | Issuer::Ours(_) | Issuer::PodCertificate)
+    }
+
+    /// Whether kubelet requests and renews the certificates, and the sidecar only watches them.
+    pub const fn is_of_kubelet(&self) -> bool {
+        matches!(self.issuer, Issuer::PodCertificate)
     }
 
     /// The etcd cluster that a pod in `namespace` belongs to.
     pub fn home(&self, namespace: &str) -> ClusterName {
         match &self.issuer {
             Issuer::Ours(signer) => signer.cluster_name(),
-            Issuer::Csr | Issuer::Foreign(_) | Issuer::CertManager(_) => {
+            Issuer::Csr | Issuer::Foreign(_) | Issuer::CertManager(_) | Issuer::PodCertificate => {
                 ClusterName { namespace: namespace.to_owned(), name: self.cluster.clone() }
             }
         }

@@ -3,6 +3,7 @@
 //! It wakes up for its timers, for a change of the trust directory or ConfigMap, for news from the restarter, and when a request or a check
 //! ends. Each time it evaluates the whole state again, so no event needs to be remembered.
 
+mod kubelet;
 mod lists;
 
 use std::{
@@ -23,6 +24,7 @@ use tokio::sync::watch;
 use crate::{
     agent::{
         health::Health,
+        projected::Projected,
         renew::{Asked, RenewFile, Seen as SeenValues},
         serving::{Port, Seen, look},
         subject::Agent,
@@ -66,6 +68,8 @@ pub struct Driver<C, F, M, W> {
     pub changed: Option<DirectoryWatch>,
     /// The pod's annotation `renew`; none on a host.
     pub renew: Option<RenewFile>,
+    /// The volume that kubelet keeps: then it requests the certificates, and the loop requests none.
+    pub projected: Option<Projected>,
 }
 
 /// The result of a background task.
@@ -108,6 +112,8 @@ struct RoleState {
     renewed_for: Option<String>,
     /// Whether the annotation `renew` asks for a new certificate.
     asked: Asked,
+    /// What was last said of the files that kubelet brings.
+    said: Option<String>,
 }
 
 /// The state of the loop: the pending tasks and the values kept from one turn to the next. Times are in terms of
@@ -154,13 +160,14 @@ where
         futures::pin_mut!(stop);
         loop {
             self.health.beat();
+            self.look_at_projected(&mut progress);
             self.look_at_trust(&mut progress);
             self.look_at_renew(&mut progress);
             self.look_at_lists(&mut progress.refused_lists);
             if self.agent.clock().elapsed() >= progress.write_at {
                 self.write(&mut progress);
             }
-            let pause = self.start_what_is_due(&mut progress);
+            let pause = if self.projected.is_some() { schedule::TICK } else { self.start_what_is_due(&mut progress) };
             let pause = if self.agent.is_dirty() { pause.min(self.until(progress.write_at)) } else { pause };
             tokio::select! {
                 () = &mut stop => return,
@@ -168,6 +175,7 @@ where
                 () = changes(self.changed.as_ref()) => {}
                 () = self.agent.pushed() => {}
                 () = changes(self.renew.as_ref().and_then(RenewFile::watch)) => {}
+                () = changes(self.projected.as_ref().and_then(Projected::watch)) => {}
                 () = changed(&mut loaded) => {}
                 () = nap(self.agent.clock(), &mark, pause.max(Duration::from_millis(10))) => {}
             }

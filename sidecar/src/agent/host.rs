@@ -90,6 +90,9 @@ impl Host {
         if !names::is_dns_label(&args.namespace) || !names::is_dns_label(&settings.cluster) {
             return Err("--namespace and --cluster are DNS labels".into());
         }
+        if settings.is_of_kubelet() {
+            return Err("--issuer: pod-certificate is for pods, whose certificates kubelet requests; use csr".into());
+        }
         if let Issuer::CertManager(issuer) = &settings.issuer {
             return Err(format!(
                 "--issuer {}: a CertificateRequest belongs to a pod; on a host use cert-manager's signers for \

@@ -5,7 +5,6 @@ use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -75,8 +74,12 @@ impl Subject {
             .map_or_else(|_| self.facts.ips.clone(), |now| addresses::current(&self.facts.ips, &self.at_start, &now))
     }
 
-    /// The bundles mounted at `dir`.
-    pub fn trust(&self, dir: &Path) -> TrustDir {
+    /// The bundles that are mounted.
+    pub fn trust(&self, args: &PodArgs) -> TrustDir {
+        if self.settings.is_of_kubelet() {
+            return TrustDir::projected(&args.projected_dir, &self.settings.roles);
+        }
+        let dir = &args.trust_dir;
         let ours = self.settings.our_signer(Role::Peer, &self.facts.namespace).is_some();
         TrustDir::new(dir).of_our_signer(ours)
     }
@@ -88,12 +91,14 @@ impl Subject {
             Issuer::CertManager(issuer) => {
                 Requests::CertManager(CertificateRequests::new(kube, issuer.clone(), &self.facts))
             }
-            Issuer::Csr | Issuer::Ours(_) | Issuer::Foreign(_) => Requests::Signing(kube),
+            Issuer::Csr | Issuer::Ours(_) | Issuer::Foreign(_) | Issuer::PodCertificate => Requests::Signing(kube),
         }
     }
 
     /// What `role` asks for while the pod has `ips`.
     pub fn template(&self, role: Role, ips: Vec<IpAddr>) -> Template {
+        // kubelet asks before the pod has an address, so no certificate of its holds one.
+        let ips = if self.settings.is_of_kubelet() { Vec::new() } else { ips };
         let facts = PodFacts { ips, ..self.facts.clone() };
         Template {
             role,

@@ -1,7 +1,7 @@
 //! Trust bundles as kubelet mounts them and the API server sends them, and whether one is taken: bundle first, leaf later.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     future::pending,
     io::{self, Read as _},
@@ -13,6 +13,7 @@ use std::{
 use etcd_tls_contract::{
     certificate::Bundle,
     crl::{Crl, CrlError},
+    names,
     role::{Domain, Role},
 };
 
@@ -90,12 +91,23 @@ impl TrustError {
     }
 }
 
+/// The names of the bundles' files.
+#[derive(Clone, Debug)]
+enum Layout {
+    /// `<domain>.crt` in the directory.
+    Domains,
+    /// The path is one file for every domain.
+    File,
+    /// `<role>/ca.crt` in the directory; the roles that the pod has.
+    Roles(BTreeSet<Role>),
+}
+
 /// Where the bundles on offer are: a mounted directory with `peer.crt`, `client.crt` and `metrics.crt`, or one file for
 /// all.
 #[derive(Clone, Debug)]
 pub struct TrustDir {
     path: PathBuf,
-    is_file: bool,
+    layout: Layout,
     ours: bool,
     /// The same ConfigMap, watched through the API server.
     pushed: Option<Arc<Pushed>>,
@@ -104,12 +116,29 @@ pub struct TrustDir {
 impl TrustDir {
     /// The mounted directory `path`.
     pub fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), is_file: false, ours: false, pushed: None }
+        Self { path: path.to_owned(), layout: Layout::Domains, ours: false, pushed: None }
     }
 
     /// One file for every domain, where the CAs are shared.
     pub fn file(path: &Path) -> Self {
-        Self { path: path.to_owned(), is_file: true, ours: false, pushed: None }
+        Self { path: path.to_owned(), layout: Layout::File, ours: false, pushed: None }
+    }
+
+    /// The volume that kubelet keeps for `roles`, with their bundles beside the certificates.
+    pub fn projected(path: &Path, roles: &BTreeSet<Role>) -> Self {
+        Self { path: path.to_owned(), layout: Layout::Roles(roles.clone()), ours: false, pushed: None }
+    }
+
+    /// The file of `domain`.
+    fn file_of(&self, domain: Domain) -> PathBuf {
+        match &self.layout {
+            Layout::File => self.path.clone(),
+            Layout::Domains => self.path.join(domain.trust_key()),
+            Layout::Roles(roles) => {
+                let role = roles.iter().find(|role| role.domain() == domain);
+                self.path.join(role.map_or(domain.as_str(), |role| role.as_str())).join(names::CA_FILE)
+            }
+        }
     }
 
     /// The same, where our signer publishes what is in it: a CA leaves its bundles when all who live trust the next one and
@@ -169,7 +198,7 @@ impl TrustDir {
     /// # Errors
     /// There is none, or it is garbage, empty or huge.
     pub fn read(&self, domain: Domain) -> Result<Bundle, TrustError> {
-        let path = if self.is_file { self.path.clone() } else { self.path.join(domain.trust_key()) };
+        let path = self.file_of(domain);
         let pem = self
             .content(domain.trust_key(), &path)
             .map_err(|e| TrustError::Unreadable { path: path.clone(), message: e.to_string() })?;
@@ -182,7 +211,9 @@ impl TrustDir {
     /// # Errors
     /// It is garbage or huge.
     pub fn list(&self, domain: Domain, held: Option<&Crl>) -> Result<Option<Crl>, CrlError> {
-        let Some(key) = domain.crl_key().filter(|_| self.ours && !self.is_file) else { return Ok(None) };
+        let Some(key) = domain.crl_key().filter(|_| self.ours && matches!(self.layout, Layout::Domains)) else {
+            return Ok(None);
+        };
         let der = match self.content(key, &self.path.join(key)) {
             Ok(der) => der,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -206,7 +237,7 @@ impl TrustDir {
     /// The directory is not there, or the kernel has no watch left; the directory is then looked at with each tick alone.
     pub fn watch(&self) -> io::Result<DirectoryWatch> {
         let parent = self.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
-        DirectoryWatch::new(if self.is_file { parent } else { &self.path })
+        DirectoryWatch::new(if matches!(self.layout, Layout::File) { parent } else { &self.path })
     }
 }
 

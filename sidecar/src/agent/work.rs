@@ -10,7 +10,7 @@ use std::{
 
 use etcd_tls_contract::{args::PodArgs, role::Role, settings::Reload};
 use etcd_tls_telemetry::{admin, listen::every_address};
-use prometheus_client::registry::Registry;
+use prometheus_client::{metrics::gauge::Gauge, registry::Registry};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -21,6 +21,7 @@ use crate::{
     agent::{
         driver::Driver,
         health::{Health, PREFIX},
+        projected::Projected,
         renew::RenewFile,
         serving::ports,
         subject::Agent,
@@ -54,6 +55,8 @@ pub struct Work<'a, O, M, W> {
     pub template: W,
     /// The pod's annotation `renew`; none on a host.
     pub renew: Option<RenewFile>,
+    /// The volume that kubelet keeps, where it requests the certificates.
+    pub projected: Option<Projected>,
 }
 
 /// Keeps the certificates fresh until SIGTERM or SIGINT. `beside` runs as long and is notified of each install.
@@ -71,7 +74,7 @@ where
     W: Fn(Role) -> Template,
     B: Future<Output = ()>,
 {
-    let Work { args, roles, trust, restart, api, template, renew } = work;
+    let Work { args, roles, trust, restart, api, template, renew, projected } = work;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let clock = System::new();
@@ -94,6 +97,13 @@ where
         tokio::spawn(gate.serve(gate::listen(&args.dir)?));
     }
     let loaded = restarter.as_ref().map(Restarter::status);
+    let by_kubelet: Gauge = Gauge::default();
+    registry.register(
+        "certificates_by_kubelet",
+        "1 where kubelet requests and renews the certificates (issuer pod-certificate) and the sidecar checks them, else 0",
+        by_kubelet.clone(),
+    );
+    by_kubelet.set(i64::from(projected.is_some()));
     let health = Arc::new(Health::new(&args.roles, registry));
     let (installed, installed_seen) = watch::channel(0);
     let beside = beside(installed_seen.clone());
@@ -113,8 +123,20 @@ where
         .ok();
     let agent = Agent::new(roles, clock, store, trust);
     health.awaits(Arc::clone(agent.awaited()));
-    let driver =
-        Driver { agent, api, template, ports: ports(args), health, loaded, unserved, cut, installed, changed, renew };
+    let driver = Driver {
+        agent,
+        api,
+        template,
+        ports: ports(args),
+        health,
+        loaded,
+        unserved,
+        cut,
+        installed,
+        changed,
+        renew,
+        projected,
+    };
     let stop = async {
         tokio::select! {
             _ = terminate.recv() => {}

@@ -65,9 +65,14 @@ impl InitArgs {
 
 async fn once(pod: &PodArgs, downward: &DownwardArgs, timeout: Duration) -> Result<(), Error> {
     let subject = Subject::of(pod, downward).map_err(Error::Arguments)?;
+    if subject.settings.is_of_kubelet() {
+        return Err(Error::Arguments(
+            "kubelet requests the certificates of issuer pod-certificate; use `run` alone".into(),
+        ));
+    }
     let clock = System::new();
     let store = open(&pod.dir, &clock).await?;
-    let agent = Agent::new(subject.settings.roles.clone(), clock, store, subject.trust(&pod.trust_dir));
+    let agent = Agent::new(subject.settings.roles.clone(), clock, store, subject.trust(pod));
     let templates: Vec<Template> =
         agent.roles().iter().map(|role| subject.template(*role, subject.facts.ips.clone())).collect();
     let credentials = PodCredentials::from_env(&pod.token_dir);

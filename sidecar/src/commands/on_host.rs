@@ -44,6 +44,7 @@ pub async fn run(args: &PodArgs, host_args: &HostArgs) -> Result<(), Error> {
         api: || Kube::new(credentials.clone()),
         template: |role| host.template(role),
         renew: None,
+        projected: None,
     };
     let identity = host.identity().map(|role| args.dir.join(role.as_str()));
     let beside = |installed: watch::Receiver<u64>| {

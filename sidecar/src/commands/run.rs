@@ -13,6 +13,7 @@ use etcd_tls_contract::{
 use crate::{
     agent::{
         host::HostArgs,
+        projected::Projected,
         pushed::follow,
         renew::RenewFile,
         subject::Subject,
@@ -93,7 +94,7 @@ impl Args for Downward {
 async fn in_pod(pod: &PodArgs, downward: &DownwardArgs) -> Result<(), Error> {
     let subject = Subject::of(pod, downward).map_err(Error::Arguments)?;
     let credentials = PodCredentials::from_env(&pod.token_dir)?;
-    let mut trust = subject.trust(&pod.trust_dir);
+    let mut trust = subject.trust(pod);
     if trust.is_ours() {
         trust = trust.with_pushed(Arc::default());
     }
@@ -106,6 +107,7 @@ async fn in_pod(pod: &PodArgs, downward: &DownwardArgs) -> Result<(), Error> {
         api: || subject.requests(credentials.clone()),
         template: |role| subject.template(role, subject.addresses()),
         renew: Some(RenewFile::new(&pod.token_dir)),
+        projected: subject.settings.is_of_kubelet().then(|| Projected::new(&pod.projected_dir)),
     };
     let config_map = subject.settings.trust_config_map(&subject.facts.namespace);
     let watching = async {

@@ -4,7 +4,7 @@
 
 use std::{cell::LazyCell, collections::BTreeSet};
 
-use etcd_tls_contract::{names, role::Role, settings::Issuer};
+use etcd_tls_contract::{names, role::Role};
 use serde_json::Value;
 
 use super::{
@@ -222,7 +222,8 @@ impl<'a> Work<'a> {
             container: target.container,
             host_network: self.pod.flag("hostNetwork"),
             extra: &self.settings.extra_sans,
-            foreign: !matches!(self.settings.issuer, Issuer::Csr | Issuer::Ours(_)),
+            foreign: !self.settings.is_ours(),
+            by_name: self.settings.is_of_kubelet(),
             members,
         };
         let mut never: Vec<(&str, Option<String>)> = Vec::new();
@@ -240,12 +241,19 @@ impl<'a> Work<'a> {
             let more = if never.len() > 1 { format!(" (and {} more)", never.len() - 1) } else { String::new() };
             let instead = match instead {
                 Some(instead) => format!("write {}", short(instead)),
+                None if self.settings.is_of_kubelet() => format!("write {pattern}, or use the issuer csr"),
                 None => format!("write {pattern}, or name it in etcd-tls.dev/extra-sans where policy allows it"),
             };
-            self.warnings.push(format!(
+            let said = format!(
                 "container {name}: --{option} names {}{more}, which no certificate will hold; {instead}",
                 short(host)
-            ));
+            );
+            // An address listened at is nobody's to dial.
+            match (self.settings.is_of_kubelet(), option.starts_with("listen-")) {
+                (true, false) => self.problems.push(said),
+                (true, true) => {}
+                (false, _) => self.warnings.push(said),
+            }
         } else if let Some(what) = unknown.first() {
             self.warnings.push(format!(
                 "container {name}: cannot tell whether a certificate holds the hosts of --{option}: {}; see that it \

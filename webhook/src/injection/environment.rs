@@ -41,6 +41,15 @@ pub(super) struct Files<'a> {
     pub(super) mount: &'a str,
     /// Whether etcd gets the options of the revocation lists.
     pub(super) lists: bool,
+    /// Whether key and chain are one file, which etcd and etcdctl take for both options.
+    pub(super) one_file: bool,
+}
+
+impl Files<'_> {
+    /// The file of the key.
+    const fn key(&self) -> &'static str {
+        if self.one_file { names::CERT_FILE } else { names::KEY_FILE }
+    }
 }
 
 /// What `container` gets for `roles`, with these files.
@@ -52,10 +61,9 @@ pub(super) fn environment(
     files: Files<'_>,
 ) -> Environment {
     let mut environment = Environment::default();
-    let mount = files.mount;
     environment.etcd(container, options, mode, roles, files);
     if roles.contains(&Role::Client) {
-        environment.etcdctl(container, options, mode, mount);
+        environment.etcdctl(container, options, mode, files);
     }
     // A reader of metrics has the paths in its own configuration.
     environment
@@ -76,8 +84,8 @@ impl Environment {
         for &role in roles {
             let of = |file: &str| path(files.mount, role, file);
             let (units, section) = match role {
-                Role::Server => (server_units(of), "client-transport-security"),
-                Role::Peer => (peer_units(of), "peer-transport-security"),
+                Role::Server => (server_units(of, files.key()), "client-transport-security"),
+                Role::Peer => (peer_units(of, files.key()), "peer-transport-security"),
                 Role::Client | Role::Metrics => continue,
             };
             if file_overrides {
@@ -87,7 +95,7 @@ impl Environment {
                 self.warnings.push(format!(
                     "cert-file: {}, key-file: {}, trusted-ca-file: {}, client-cert-auth: true",
                     of(names::CERT_FILE),
-                    of(names::KEY_FILE),
+                    of(files.key()),
                     of(names::CA_FILE),
                 ));
                 if files.lists {
@@ -122,15 +130,15 @@ impl Environment {
         }
     }
 
-    fn etcdctl(&mut self, container: &Container<'_>, options: &Options, mode: OptionsMode, mount: &str) {
+    fn etcdctl(&mut self, container: &Container<'_>, options: &Options, mode: OptionsMode, files: Files<'_>) {
         // An image whose scripts give etcdctl its certificates by flag must not be given them by variable, too.
         if options.own_client_flags && mode == OptionsMode::Auto {
             return;
         }
-        let of = |file| path(mount, Role::Client, file);
+        let of = |file| path(files.mount, Role::Client, file);
         let units = [
             Unit { tool: Tool::Etcdctl, options: vec![("cacert", of(names::CA_FILE))] },
-            Unit { tool: Tool::Etcdctl, options: vec![("cert", of(names::CERT_FILE)), ("key", of(names::KEY_FILE))] },
+            Unit { tool: Tool::Etcdctl, options: vec![("cert", of(names::CERT_FILE)), ("key", of(files.key()))] },
         ];
         self.units(container, options, mode, &units, options.untold_client.as_ref());
     }
@@ -265,19 +273,16 @@ impl Unit {
     }
 }
 
-fn server_units(of: impl Fn(&str) -> String) -> [Unit; 3] {
+fn server_units(of: impl Fn(&str) -> String, key: &str) -> [Unit; 3] {
     [
-        Unit {
-            tool: Tool::Etcd,
-            options: vec![("cert-file", of(names::CERT_FILE)), ("key-file", of(names::KEY_FILE))],
-        },
+        Unit { tool: Tool::Etcd, options: vec![("cert-file", of(names::CERT_FILE)), ("key-file", of(key))] },
         Unit { tool: Tool::Etcd, options: vec![("trusted-ca-file", of(names::CA_FILE))] },
         Unit { tool: Tool::Etcd, options: vec![("client-cert-auth", "true".to_owned())] },
     ]
 }
 
-fn peer_units(of: impl Fn(&str) -> String) -> [Unit; 3] {
-    let pair = vec![("peer-cert-file", of(names::CERT_FILE)), ("peer-key-file", of(names::KEY_FILE))];
+fn peer_units(of: impl Fn(&str) -> String, key: &str) -> [Unit; 3] {
+    let pair = vec![("peer-cert-file", of(names::CERT_FILE)), ("peer-key-file", of(key))];
     [
         Unit { tool: Tool::Etcd, options: pair },
         Unit { tool: Tool::Etcd, options: vec![("peer-trusted-ca-file", of(names::CA_FILE))] },

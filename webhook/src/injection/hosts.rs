@@ -20,6 +20,8 @@ pub(super) struct Facts<'a> {
     pub(super) extra: &'a Sans,
     /// The issuer is not ours: it is asked for no Service's name, nor for one with the cluster's domain.
     pub(super) foreign: bool,
+    /// kubelet requests the certificate, before the pod has an address: it holds names, and addresses on the host's network alone.
+    pub(super) by_name: bool,
     /// Of how many members the cluster is known to be.
     pub(super) members: usize,
 }
@@ -60,6 +62,7 @@ fn address(ip: IpAddr, role: Role, facts: &Facts<'_>) -> Held {
     match ip {
         _ if ip.is_loopback() => loopback(role, facts),
         _ if ip.is_unspecified() => Held::Never(None),
+        _ if facts.by_name && !facts.host_network => Held::Never(None),
         // A server's certificate holds its Services' addresses, and on the host's network the host's are the pod's.
         _ if role == Role::Server || facts.host_network || facts.extra.ips.contains(&ip) => Held::Possible,
         _ => Held::Never(None),
@@ -73,7 +76,10 @@ const fn loopback(role: Role, facts: &Facts<'_>) -> Held {
 
 /// A host that is one variable or the output of one program.
 fn variable(hole: &str, facts: &Facts<'_>) -> Held {
+    let by_name = facts.by_name && !facts.host_network;
     match (hole, field(hole, &facts.container)) {
+        (_, Some("status.podIP" | "status.podIPs")) if by_name => Held::Never(None),
+        ("$(hostname -i)" | "$(hostname -I)", None) if by_name => Held::Never(None),
         (_, Some("status.podIP" | "status.podIPs")) => Held::Possible,
         (_, Some("status.hostIP" | "status.hostIPs")) if facts.host_network => Held::Possible,
         (_, Some("status.hostIP" | "status.hostIPs" | "spec.nodeName" | "metadata.namespace")) => Held::Never(None),
@@ -159,8 +165,15 @@ mod tests {
         let pod = Pod::read(&pod).unwrap();
         let extra = "etcd.example.com,*.wild.example.com,192.0.2.9".parse().unwrap();
         let container = pod.containers[0];
-        let mut facts =
-            Facts { namespace: "prod", container, host_network: false, extra: &extra, foreign: false, members: 3 };
+        let mut facts = Facts {
+            namespace: "prod",
+            container,
+            host_network: false,
+            extra: &extra,
+            foreign: false,
+            by_name: false,
+            members: 3,
+        };
         change(&mut facts);
         held(host, role, &facts)
     }
@@ -221,6 +234,26 @@ mod tests {
             assert!(matches!(judged(host, Role::Peer, |f| f.foreign = true), Held::Never(_)), "{host}");
         }
         assert_eq!(judged("etcd-0.etcd.prod.svc", Role::Peer, |f| f.foreign = true), Held::Possible);
+    }
+
+    #[test]
+    fn a_certificate_of_kubelets_holds_names_alone() {
+        for host in ["192.0.2.1", "[fd00::1]", "${IP}", "[${IP}]", "$(hostname -i)", "10.96.0.1"] {
+            for role in [Role::Peer, Role::Server] {
+                let (by_name, on_host) = (
+                    |f: &mut Facts<'_>| f.by_name = true,
+                    |f: &mut Facts<'_>| {
+                        (f.by_name, f.host_network) = (true, true);
+                    },
+                );
+                assert_eq!(judged(host, role, by_name), Held::Never(None), "{host}");
+                assert_eq!(judged(host, role, on_host), Held::Possible, "{host}: the host's address is known");
+            }
+        }
+        for host in ["etcd-0.etcd.prod.svc", "${POD}.etcd.prod.svc", "$(hostname -f)"] {
+            assert_eq!(judged(host, Role::Peer, |f| f.by_name = true), Held::Possible, "{host}");
+        }
+        assert_eq!(judged("127.0.0.1", Role::Server, |f| f.by_name = true), Held::Possible);
     }
 
     #[test]

@@ -39,7 +39,10 @@ impl<'a> Work<'a> {
             return url.seen_from_sidecar().parse().ok();
         }
         // One of TLS shows what etcd trusts; of another the sidecar says that it does not.
-        if let Some(url) = known.iter().find(|u| u.https).or_else(|| known.first()) {
+        let by_name = self.is_by_name();
+        let tls = || known.iter().filter(|u| u.https);
+        let at_loopback = || tls().find(|u| by_name && is_loopback(&urls::sidecar_host(&u.host)));
+        if let Some(url) = at_loopback().or_else(|| tls().next()).or_else(|| known.first()) {
             return url.seen_from_sidecar().parse().ok();
         }
         let why = match urls::unclear(urls::setting(&target.options, option).as_ref()) {
@@ -61,6 +64,12 @@ impl<'a> Work<'a> {
         ));
         None
     }
+}
+
+/// Whether an address is loopback's.
+pub(super) fn is_loopback(host: &str) -> bool {
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    bare == "localhost" || bare.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 /// The listener of etcd's proxy, which takes an address instead of URLs; it has a default.

@@ -4,9 +4,10 @@ use std::{borrow::Cow, collections::BTreeMap, sync::LazyLock};
 
 use etcd_tls_contract::{
     args::PodArgs,
+    identity::ROLE_ANNOTATION,
     names,
-    role::Domain,
-    settings::{Condition, Requirement, Resources, Settings, Trust},
+    role::{Domain, Role},
+    settings::{Condition, Requirement, Resources, Settings, Trust, key_type, max_expiration},
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -26,6 +27,33 @@ const TOKEN_SECONDS: u32 = 3600;
 /// The volume of keys and certificates: in memory, and bounded.
 pub(super) static CERTIFICATES_VOLUME: LazyLock<Value> =
     LazyLock::new(|| json!({"name": names::VOLUME, "emptyDir": {"medium": "Memory", "sizeLimit": "16Mi"}}));
+
+/// The same of the sidecar alone, where kubelet keeps the certificates.
+pub(super) static STATE_VOLUME: LazyLock<Value> =
+    LazyLock::new(|| json!({"name": names::STATE_VOLUME, "emptyDir": {"medium": "Memory", "sizeLimit": "16Mi"}}));
+
+/// The volume of keys, certificates and bundles with the issuer `pod-certificate`: kubelet requests the certificates, and moves one link
+/// for all of its files. Key and chain are one file, which etcd takes for both. Its mode lets etcd's user read it, whichever it is: where
+/// all containers have one user, or the pod an fsGroup, kubelet narrows it.
+pub(super) fn projected_volume(settings: &Settings, namespace: &str) -> Value {
+    let certificate = |role: &Role| {
+        json!({"podCertificate": {
+            "signerName": settings.signer_name(*role, namespace),
+            "keyType": key_type(settings.key),
+            "maxExpirationSeconds": max_expiration(settings.duration),
+            "credentialBundlePath": format!("{role}/{}", names::CERT_FILE),
+            "userAnnotations": {ROLE_ANNOTATION: role.as_str()},
+        }})
+    };
+    let bundle = |role: &Role| json!({"key": role.domain().trust_key(), "path": format!("{role}/{}", names::CA_FILE)});
+    let items: Vec<Value> = settings.roles.iter().map(bundle).collect();
+    let trust = json!({"configMap": {"name": settings.trust_config_map(namespace), "items": items}});
+    let sources: Vec<Value> = settings.roles.iter().map(certificate).chain([trust]).collect();
+    json!({"name": names::VOLUME, "projected": {"defaultMode": PROJECTED_MODE, "sources": sources}})
+}
+
+/// 0444: a mode by group would need fsGroup, which changes the data volume's files, too.
+const PROJECTED_MODE: u32 = 0o444;
 
 /// The volume with the trust bundles. Not optional: the pod waits for it, where an optional one would come a minute late.
 pub(super) fn trust_volume(settings: &Settings, namespace: &str) -> Value {
@@ -246,7 +274,9 @@ impl<'a> Template<'a> {
     }
 
     fn container(&self, name: &'static str, subcommand: &'static str) -> Container<'_> {
-        let mut mounts = vec![Mount::writable(names::VOLUME, names::CERTS_MOUNT_PATH)];
+        let of_kubelet = self.settings.is_of_kubelet();
+        let own = if of_kubelet { names::STATE_VOLUME } else { names::VOLUME };
+        let mut mounts = vec![Mount::writable(own, names::CERTS_MOUNT_PATH)];
         let (mut env, args);
         if let Some(host) = &self.config.host {
             args = host_words(host, subcommand, self.args, self.namespace).into_iter().map(Cow::Owned).collect();
@@ -269,7 +299,11 @@ impl<'a> Template<'a> {
                 Variable::field("POD_IPS", "status.podIPs"),
             ];
             mounts.extend([
-                Mount::read_only(names::TRUST_VOLUME, names::TRUST_MOUNT_PATH),
+                if of_kubelet {
+                    Mount::read_only(names::VOLUME, names::PROJECTED_MOUNT_PATH)
+                } else {
+                    Mount::read_only(names::TRUST_VOLUME, names::TRUST_MOUNT_PATH)
+                },
                 Mount::read_only(names::TOKEN_VOLUME, names::TOKEN_MOUNT_PATH),
             ]);
         }

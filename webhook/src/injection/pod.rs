@@ -16,6 +16,11 @@ impl Work<'_> {
     pub(super) fn volumes(&mut self, patch: &mut PodPatch) {
         let ours: Vec<Cow<'static, Value>> = match &self.config.host {
             Some(host) => parts::host_volumes(host).into_iter().map(Cow::Owned).collect(),
+            None if self.settings.is_of_kubelet() => vec![
+                Cow::Owned(parts::projected_volume(&self.settings, self.origin.namespace)),
+                Cow::Borrowed(&*parts::STATE_VOLUME),
+                Cow::Borrowed(&*parts::TOKEN_VOLUME),
+            ],
             None => vec![
                 Cow::Borrowed(&*parts::CERTIFICATES_VOLUME),
                 Cow::Owned(parts::trust_volume(&self.settings, self.origin.namespace)),
@@ -84,9 +89,15 @@ impl Work<'_> {
         let template = parts::Template::new(self.config, &self.settings, &args, user, self.origin.namespace);
         let mut insert = Vec::new();
         let mut next = 0;
-        for (name, ours) in
-            [(names::INIT_CONTAINER, template.init_container()), (names::SIDECAR_CONTAINER, template.sidecar())]
-        {
+        // What kubelet brings is there before any container starts, and the sidecar proves it.
+        let init = (!self.settings.is_of_kubelet()).then(|| (names::INIT_CONTAINER, template.init_container()));
+        if init.is_none() && present(names::INIT_CONTAINER).is_some() {
+            self.problems.push(format!(
+                "container {} requests certificates, and kubelet does with issuer pod-certificate; take it out of the manifest",
+                names::INIT_CONTAINER
+            ));
+        }
+        for (name, ours) in init.into_iter().chain([(names::SIDECAR_CONTAINER, template.sidecar())]) {
             let unwritten = |error| format!("container {name} of etcd-tls has no form in JSON: {error}");
             let Some(theirs) = present(name) else {
                 match Item::written(&ours) {
@@ -179,7 +190,9 @@ impl Work<'_> {
     /// The annotation with the warnings. None where a person injects, who reads them, nor where an earlier look injected and
     /// wrote it, nor where the pod's annotations would grow beyond what the API server takes.
     fn warnings_annotation(&self) -> Option<(String, Value)> {
-        let again = [names::INIT_CONTAINER, names::SIDECAR_CONTAINER].iter().all(|n| self.pod.container(n).is_some());
+        let ours = [names::INIT_CONTAINER, names::SIDECAR_CONTAINER];
+        let ours = if self.settings.is_of_kubelet() { &ours[1..] } else { &ours[..] };
+        let again = ours.iter().all(|n| self.pod.container(n).is_some());
         let forged = self.pod.annotations.contains_key(names::WARNINGS_ANNOTATION);
         if self.origin.label || again || (self.warnings.is_empty() && !forged) {
             return None;

@@ -63,6 +63,8 @@ pub(super) struct Chosen {
     pub(super) roles: BTreeSet<Role>,
     /// Whether a renewal keeps the private key.
     pub(super) keeps_key: bool,
+    /// Whether kubelet renews: its sidecar restarts etcd alone.
+    pub(super) of_kubelet: bool,
 }
 
 impl Chosen {
@@ -85,7 +87,10 @@ pub(super) fn choose(
     roles: &BTreeSet<Role>,
 ) -> Result<Vec<Chosen>, RenewError> {
     match split(pods, target, kind, roles)? {
-        (chosen, blind) if blind.is_empty() => Ok(chosen),
+        (chosen, blind) if blind.is_empty() => {
+            let of_kubelet: Vec<&str> = chosen.iter().filter(|c| c.of_kubelet).map(|c| c.name.as_str()).collect();
+            if of_kubelet.is_empty() { Ok(chosen) } else { Err(RenewError::ByKubelet(of_kubelet.join(", "))) }
+        }
         (_, blind) => Err(RenewError::Blind(blind.join(", "))),
     }
 }
@@ -134,7 +139,8 @@ pub(super) fn split(
         }
         let uid = pod.metadata.uid.clone().unwrap_or_default();
         let keeps_key = settings.key_rotation == KeyRotation::OnCaChange;
-        chosen.push(Chosen { name, uid, admin_port: settings.admin_port, roles: held, keeps_key });
+        let of_kubelet = settings.is_of_kubelet();
+        chosen.push(Chosen { name, uid, admin_port: settings.admin_port, roles: held, keeps_key, of_kubelet });
     }
     chosen.sort_by(|a, b| a.name.cmp(&b.name));
     blind.sort();
@@ -212,6 +218,24 @@ mod tests {
         keeps.metadata.annotations.as_mut().unwrap().insert("etcd-tls.dev/key-rotation".into(), "on-ca-change".into());
         let chosen = choose(&[keeps], &"prod/etcd-0".parse().unwrap(), None, &BTreeSet::new()).unwrap();
         assert!(chosen[0].gives_new_key().unwrap_err().to_string().contains("keeps its private key"));
+    }
+
+    #[test]
+    fn what_kubelet_renews_is_not_asked() {
+        let mut by_kubelet = pod("etcd-1", "etcd", "peer", true);
+        by_kubelet
+            .metadata
+            .annotations
+            .as_mut()
+            .unwrap()
+            .insert("etcd-tls.dev/issuer".into(), "pod-certificate".into());
+        let pods = [pod("etcd-0", "etcd", "peer", true), by_kubelet];
+        let said = chosen(&pods, "prod/etcd", None, &[]).unwrap_err();
+        assert!(
+            said.contains("kubelet requests the certificates of pod etcd-1") && said.contains("delete it"),
+            "{said}"
+        );
+        assert!(chosen(&pods, "prod/etcd-0", Some(Kind::Pod), &[]).is_ok());
     }
 
     #[test]

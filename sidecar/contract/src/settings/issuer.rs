@@ -19,6 +19,8 @@ pub enum Issuer {
     Foreign(String),
     /// `cert-manager:<Kind>/<name>[.<group>]`: by a CertificateRequest of cert-manager.
     CertManager(IssuerRef),
+    /// `pod-certificate`: our signer of the pod's own cluster, asked by kubelet (KEP-4317).
+    PodCertificate,
 }
 
 /// The API group of cert-manager's own issuers.
@@ -80,7 +82,7 @@ impl FromStr for Issuer {
     fn from_str(s: &str) -> Result<Self, InvalidValue> {
         let bad = || {
             format!(
-                "{} is not an issuer: csr, csr:<signerName>, cert-manager:<Issuer|ClusterIssuer>/<name>, or \
+                "{} is not an issuer: csr, csr:<signerName>, pod-certificate, cert-manager:<Issuer|ClusterIssuer>/<name>, or \
                  cert-manager:<Kind>/<name>.<group> for an external issuer",
                 quoted(s)
             )
@@ -89,9 +91,7 @@ impl FromStr for Issuer {
             return Ok(Self::Csr);
         }
         if s == "pod-certificate" {
-            return Err("pod-certificate is not supported by this version; write csr, csr:<signerName> or \
-                        cert-manager:<Kind>/<name>"
-                .into());
+            return Ok(Self::PodCertificate);
         }
         if let Some(signer) = s.strip_prefix("csr:") {
             return match signer.parse::<SignerName>() {
@@ -123,6 +123,7 @@ impl fmt::Display for Issuer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Csr => f.write_str("csr"),
+            Self::PodCertificate => f.write_str("pod-certificate"),
             Self::Ours(signer) => write!(f, "csr:{signer}"),
             Self::Foreign(signer) => write!(f, "csr:{signer}"),
             Self::CertManager(IssuerRef { kind, name, group }) if group == CERT_MANAGER => {

@@ -320,8 +320,8 @@ fn bad_words_are_refused() {
                 "cert-manager:Issuer/.example.com",
                 "cert-manager:Issuer/x.Example.com",
                 "vault:x",
-                "pod-certificate",
                 "pod-certificate:x",
+                "pod-certificates",
             ],
         ),
         (
