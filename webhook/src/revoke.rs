@@ -23,6 +23,9 @@ use crate::rollover::Answer;
 /// The domains that have a revocation list. Metrics have their CA with the clients, or are not asked for their certificate.
 pub const DOMAINS: [Domain; 2] = [Domain::Peer, Domain::Client];
 
+/// The annotation of a trust ConfigMap that a standalone signer answers from: its members are hosts, and no pods.
+pub const STANDALONE_ANNOTATION: &str = "etcd-tls.dev/standalone";
+
 /// The annotation with an operator's [`Request`].
 pub fn request_annotation(domain: Domain) -> String {
     format!("{}revoke-{domain}-request", names::ANNOTATION_PREFIX)

@@ -57,6 +57,17 @@ mod serving;
 mod signer;
 mod trust;
 
+/// What the standalone signer keeps as well: the record of what is valid, and of what is revoked.
+pub(crate) mod ledger {
+    pub(crate) use super::{
+        authorities::{
+            issued::{Issued, Leaf},
+            revoked::{Known, Revoked},
+        },
+        cache::pods::{Voter, host_holder},
+    };
+}
+
 /// The Lease that the replicas share.
 const LEASE: &str = "etcd-tls-sign";
 

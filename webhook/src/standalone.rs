@@ -14,7 +14,9 @@
 //!            pods          the in-cluster rules, for policy's hosts and for pods described in files
 //!            rejudge       pending requests of pods, judged again
 //!            approval      /approval: the decision of a person
+//! revocation  who may revoke, and the lists
 //! http       api, route    paths, methods, who may
+//!            trust         the trust ConfigMap: bundles, lists, requests to revoke
 //!            list, watch   answers written as they are sent
 //!            discovery, openapi, table  as kubectl expects them
 //! ```
@@ -30,6 +32,7 @@ pub mod limits;
 pub mod metrics;
 pub mod profiles;
 pub mod requests;
+pub mod revocation;
 pub mod store;
 pub mod subject;
 pub mod version;
@@ -272,6 +275,15 @@ impl Args {
             lists: Quota::new("lists", LISTS_PER_USER, LISTS),
             watches: Quota::new("watches", WATCHES_PER_USER, WATCHES),
             metrics: Metrics::default(),
+        });
+        // The lists are there before anybody can ask for them.
+        server
+            .refresh_lists()
+            .await
+            .unwrap_or_else(|error| tracing::error!(%error, "the revocation lists cannot be renewed"));
+        tokio::spawn({
+            let server = server.clone();
+            essential("revocation lists", async move { server.keep_lists().await })
         });
         let watch = FileWatch::new(server.profiles.files());
         tokio::spawn({

@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 pub use self::rules::{
     AuthoritySecret, CidrBlock, CrossNamespace, DnsPattern, ExtraSans, Host, IssuerRule, Keys, Lifetime,
-    MetricsAuthority, Rollover, SharedAuthority, UserRule, Words,
+    MetricsAuthority, Revoker, Rollover, SharedAuthority, UserRule, Words,
 };
 use crate::{
     invalid_value::InvalidValue,
@@ -68,6 +68,9 @@ pub const MAX_AUTHORITIES: u16 = 64;
 /// - signer: peer.etcd-tls.dev/prod.etcd
 ///   secretName: prod-peer-ca
 /// authoritiesPerNamespace: 64    # CAs that are made for the clusters of one namespace
+/// revokers:                      # standalone signer: who may revoke, beside --admin-group; in a cluster RBAC says it
+/// - username: anna               # or groups, or both
+///   groups: [etcd-operators]     # all of them must be the caller's
 /// rollover:
 ///   caLifetime: 8760h            # the next CA is published at half of it
 ///   clientOverlap: 720h          # without it an operator confirms the clients outside
@@ -101,6 +104,9 @@ pub struct Policy {
     /// How many authorities are made for the clusters of one namespace, 1 to 10,000; by default [`MAX_AUTHORITIES`]. A
     /// cluster has two or three. Those that are there already stay.
     pub authorities_per_namespace: u16,
+    /// Who may revoke certificates of a standalone signer, beside its administrators; by default nobody. In a cluster RBAC says
+    /// it: verb `revoke` on `authorities.etcd-tls.dev`.
+    pub revokers: Vec<Revoker>,
     /// How an authority's key is replaced.
     pub rollover: Rollover,
 }
@@ -120,6 +126,7 @@ impl Default for Policy {
             shared: Vec::new(),
             authorities: Vec::new(),
             authorities_per_namespace: MAX_AUTHORITIES,
+            revokers: Vec::new(),
             rollover: Rollover::default(),
         }
     }
@@ -172,6 +179,7 @@ impl Policy {
         each("crossNamespace", self.cross_namespace.iter().map(CrossNamespace::check).collect())?;
         each("crossNamespace", self.cross_namespace.iter().map(|rule| self.check_metrics(rule)).collect())?;
         each("issuers", self.issuers.iter().map(IssuerRule::check).collect())?;
+        each("revokers", self.revokers.iter().map(Revoker::check).collect())?;
         each("hosts", self.hosts.iter().map(Host::check).collect())?;
         let mut usernames = BTreeSet::new();
         if let Some(index) = self.hosts.iter().position(|host| !usernames.insert(&host.username)) {
@@ -300,6 +308,11 @@ impl Policy {
             names.join(" and "),
             allowed.join(" or ")
         ))
+    }
+
+    /// Whether `username` with `groups` may revoke certificates of a standalone signer.
+    pub fn may_revoke(&self, username: &str, groups: &[String]) -> bool {
+        self.revokers.iter().any(|revoker| revoker.is(username, groups))
     }
 
     /// Whether a host is listed of a cluster in `namespace`.

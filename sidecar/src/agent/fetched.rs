@@ -1,8 +1,8 @@
-//! Trust bundles that a host reads from the ConfigMap in which the signer publishes them.
+//! Trust bundles and revocation lists that a host reads from the ConfigMap in which the signer publishes them.
 
 use std::{collections::BTreeSet, fs, io, path::PathBuf, time::Duration};
 
-use etcd_tls_contract::{certificate::Bundle, names, role::Domain};
+use etcd_tls_contract::{certificate::Bundle, crl::Crl, names, role::Domain};
 use tokio::time::sleep;
 
 use crate::{
@@ -18,10 +18,13 @@ pub struct Fetched {
     pub(crate) config_map: String,
     pub(crate) domains: BTreeSet<Domain>,
     pub(crate) dir: PathBuf,
+    /// Whether bundles are wanted, too; else the operator gives them, and lists alone are read.
+    pub(crate) bundles: bool,
 }
 
 impl Fetched {
-    /// Writes the bundles to the directory. Invalid and unchanged ones are not written.
+    /// Writes bundles and lists to the directory. Invalid and unchanged ones are not written. A list that is missing changes
+    /// nothing: the one before stays.
     ///
     /// # Errors
     /// The ConfigMap cannot be read or lacks a bundle, or the directory cannot be written.
@@ -33,16 +36,25 @@ impl Fetched {
             (Some(_), Some(cure)) => access(format!("{error}; {cure}")),
             _ => error,
         })?;
-        let data = object.data.unwrap_or_default();
-        for domain in &self.domains {
+        let (data, lists) = (object.data.unwrap_or_default(), object.binary_data.unwrap_or_default());
+        let put = |key: &str, mut bytes: &[u8]| {
+            let path = self.dir.join(key);
+            if fs::read(&path).is_ok_and(|present| present == bytes) {
+                return Ok(());
+            }
+            replace(&path, 0o644, &mut bytes).map_err(|e| access(format!("{}: {e}", path.display())))
+        };
+        for domain in self.domains.iter().filter(|_| self.bundles) {
             let key = domain.trust_key();
             let pem = data.get(key).ok_or_else(|| access(format!("has no {key}")))?;
             Bundle::parse(pem.as_bytes()).map_err(|e| access(format!("{key}: {e}")))?;
-            let path = self.dir.join(key);
-            if fs::read(&path).is_ok_and(|present| present == pem.as_bytes()) {
-                continue;
+            put(key, pem.as_bytes())?;
+        }
+        for key in self.domains.iter().filter_map(|domain| domain.crl_key()) {
+            if let Some(list) = lists.get(key) {
+                Crl::parse(&list.0).map_err(|e| access(format!("{key}: {e}")))?;
+                put(key, &list.0)?;
             }
-            replace(&path, 0o644, &mut pem.as_bytes()).map_err(|e| access(format!("{}: {e}", path.display())))?;
         }
         Ok(())
     }
@@ -90,7 +102,10 @@ impl Fetched {
                 Err(error) => {
                     let error = error.to_string();
                     if said.as_ref() != Some(&error) {
-                        tracing::warn!(error, "the trust bundles cannot be read; those at hand stay");
+                        tracing::warn!(
+                            error,
+                            "trust bundles and revocation lists cannot be read from the signer; those at hand stay"
+                        );
                         said = Some(error);
                     }
                     failures = failures.saturating_add(1);

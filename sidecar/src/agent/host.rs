@@ -161,17 +161,20 @@ impl Host {
         self.roles().first().copied()
     }
 
-    /// Where the bundles are: `cacrt`, else `mounted` where that is a directory, else to be fetched into `dir`.
+    /// Where the bundles are: `cacrt`, else `mounted` where that is a directory, else to be fetched into `dir`. Our signer's
+    /// revocation lists are fetched in each case.
     pub fn trust(&self, cacrt: Option<&Path>, mounted: Option<&Path>, dir: &Path) -> Result<Source, InvalidValue> {
-        if let Some(file) = cacrt {
-            return Ok(Source { dir: TrustDir::file(file), fetched: None });
-        }
-        if let Some(mounted) = mounted.filter(|m| m.is_dir()) {
-            return Ok(Source { dir: TrustDir::new(mounted), fetched: None });
-        }
+        let given = match (cacrt, mounted.filter(|mounted| mounted.is_dir())) {
+            (Some(file), _) => Some(TrustDir::file(file)),
+            (None, Some(mounted)) => Some(TrustDir::new(mounted)),
+            (None, None) => None,
+        };
         let role = self.identity().unwrap_or(Role::Peer);
         if self.settings.our_signer(role, &self.namespace).is_none() {
-            return Err("give --cacrt or --trust-dir: this issuer does not publish its trust bundles".into());
+            return match given {
+                Some(dir) => Ok(Source { dir, fetched: None }),
+                None => Err("give --cacrt or --trust-dir: this issuer does not publish its trust bundles".into()),
+            };
         }
         let cluster = self.settings.home(&self.namespace);
         let path = dir.join(TRUST);
@@ -180,8 +183,10 @@ impl Host {
             namespace: cluster.namespace,
             domains: self.roles().iter().map(|r| r.domain()).collect(),
             dir: path.clone(),
+            bundles: given.is_none(),
         };
-        Ok(Source { dir: TrustDir::new(&path).of_our_signer(true), fetched: Some(fetched) })
+        let dir = given.map_or_else(|| TrustDir::new(&path).of_our_signer(true), |given| given.with_lists(&path));
+        Ok(Source { dir, fetched: Some(fetched) })
     }
 }
 

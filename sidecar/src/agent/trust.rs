@@ -109,6 +109,8 @@ pub struct TrustDir {
     path: PathBuf,
     layout: Layout,
     ours: bool,
+    /// Where our signer's revocation lists are.
+    lists: Option<PathBuf>,
     /// The same ConfigMap, watched through the API server.
     pushed: Option<Arc<Pushed>>,
 }
@@ -116,17 +118,17 @@ pub struct TrustDir {
 impl TrustDir {
     /// The mounted directory `path`.
     pub fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), layout: Layout::Domains, ours: false, pushed: None }
+        Self { path: path.to_owned(), layout: Layout::Domains, ours: false, lists: None, pushed: None }
     }
 
     /// One file for every domain, where the CAs are shared.
     pub fn file(path: &Path) -> Self {
-        Self { path: path.to_owned(), layout: Layout::File, ours: false, pushed: None }
+        Self { path: path.to_owned(), layout: Layout::File, ours: false, lists: None, pushed: None }
     }
 
     /// The volume that kubelet keeps for `roles`, with their bundles beside the certificates.
     pub fn projected(path: &Path, roles: &BTreeSet<Role>) -> Self {
-        Self { path: path.to_owned(), layout: Layout::Roles(roles.clone()), ours: false, pushed: None }
+        Self { path: path.to_owned(), layout: Layout::Roles(roles.clone()), ours: false, lists: None, pushed: None }
     }
 
     /// The file of `domain`.
@@ -144,7 +146,13 @@ impl TrustDir {
     /// The same, where our signer publishes what is in it: a CA leaves its bundles when all who live trust the next one and
     /// hold its certificates. Of others no such order is known.
     pub fn of_our_signer(self, ours: bool) -> Self {
-        Self { ours, ..self }
+        let lists = (ours && matches!(self.layout, Layout::Domains)).then(|| self.path.clone());
+        Self { ours, lists, ..self }
+    }
+
+    /// The same, with our signer's revocation lists in `dir`, where an operator gives the bundles.
+    pub fn with_lists(self, dir: &Path) -> Self {
+        Self { lists: Some(dir.to_owned()), ..self }
     }
 
     /// The same, with what the API server sends of the ConfigMap that is mounted.
@@ -165,12 +173,12 @@ impl TrustDir {
         }
     }
 
-    /// The content on offer for `key`: the newer of the mounted and the watched one.
-    fn content(&self, key: &str, path: &Path) -> io::Result<Vec<u8>> {
+    /// The content on offer for `key`: the newer of the mounted and the `watched` one.
+    fn content(&self, key: &str, path: &Path, watched: bool) -> io::Result<Vec<u8>> {
         let mounted = read_bounded(path);
         match &self.pushed {
-            Some(pushed) => pushed.newest(key, mounted),
-            None => mounted,
+            Some(pushed) if watched => pushed.newest(key, mounted),
+            _ => mounted,
         }
     }
 
@@ -200,7 +208,7 @@ impl TrustDir {
     pub fn read(&self, domain: Domain) -> Result<Bundle, TrustError> {
         let path = self.file_of(domain);
         let pem = self
-            .content(domain.trust_key(), &path)
+            .content(domain.trust_key(), &path, self.ours)
             .map_err(|e| TrustError::Unreadable { path: path.clone(), message: e.to_string() })?;
         Bundle::parse(&pem).map_err(|e| TrustError::Unusable { path, message: e.to_string() })
     }
@@ -211,10 +219,8 @@ impl TrustDir {
     /// # Errors
     /// It is garbage or huge.
     pub fn list(&self, domain: Domain, held: Option<&Crl>) -> Result<Option<Crl>, CrlError> {
-        let Some(key) = domain.crl_key().filter(|_| self.ours && matches!(self.layout, Layout::Domains)) else {
-            return Ok(None);
-        };
-        let der = match self.content(key, &self.path.join(key)) {
+        let (Some(key), Some(dir)) = (domain.crl_key(), &self.lists) else { return Ok(None) };
+        let der = match self.content(key, &dir.join(key), true) {
             Ok(der) => der,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(CrlError::Unreadable(error.to_string())),

@@ -3,7 +3,7 @@
 //! With `--bootstrap-kubeconfig` the first certificate is requested with that file's token. Then the kubeconfig is written
 //! with the certificate and used from then on. If the certificate has expired, the bootstrap kubeconfig is used again.
 
-use std::{future::pending, path::Path};
+use std::{future::pending, path::Path, sync::Arc};
 
 use etcd_tls_contract::{args::PodArgs, names};
 use tokio::{sync::watch, time::timeout};
@@ -11,6 +11,7 @@ use tokio::{sync::watch, time::timeout};
 use crate::{
     agent::{
         host::{Host, HostArgs},
+        pushed::follow,
         work::{Work, keep},
     },
     error::Error,
@@ -19,7 +20,7 @@ use crate::{
         http::Kube,
         kubeconfig::{HostCredentials, Written},
     },
-    os::process::Place,
+    os::{clock::System, process::Place},
     restart,
 };
 
@@ -33,13 +34,16 @@ pub async fn run(args: &PodArgs, host_args: &HostArgs) -> Result<(), Error> {
     let kubeconfig = host_args.kubeconfig.as_deref().unwrap_or_else(|| Path::new("kubeconfig"));
     let credentials = HostCredentials::new(kubeconfig, host_args.bootstrap_kubeconfig.as_deref());
     let source = host.trust(host_args.cacrt.as_deref(), Some(&args.trust_dir), &args.dir).map_err(Error::Arguments)?;
+    let mut trust = source.dir;
     if let Some(fetched) = &source.fetched {
         fetched.make_dir()?;
+        trust = trust.with_pushed(Arc::default());
     }
+    let pushed = trust.pushed().cloned();
     let work = Work {
         args,
         roles: host.roles().clone(),
-        trust: source.dir,
+        trust,
         restart: || restart_options(args, host_args, &host),
         api: || Kube::new(credentials.clone()),
         template: |role| host.template(role),
@@ -56,13 +60,21 @@ pub async fn run(args: &PodArgs, host_args: &HostArgs) -> Result<(), Error> {
                 }
                 pending::<()>().await;
             };
+            // A list is to arrive within seconds.
+            let watching = async {
+                if let (Some(pushed), Some(fetched)) = (pushed, &source.fetched) {
+                    let kube = Kube::new(credentials.clone());
+                    follow(pushed, kube, &fetched.namespace, &fetched.config_map, System::new()).await;
+                }
+                pending::<()>().await;
+            };
             let writing = async {
                 if let Some(identity) = &identity {
                     keep_kubeconfig(credentials, identity, installed).await;
                 }
                 pending::<()>().await;
             };
-            tokio::join!(fetching, writing);
+            tokio::join!(fetching, watching, writing);
         }
     };
     keep(work, beside).await

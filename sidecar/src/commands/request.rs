@@ -126,7 +126,8 @@ impl RequestArgs {
         if self.force {
             agent.forget();
         }
-        self.obtain(&agent, &templates, source.fetched.as_ref(), &credentials).await?;
+        self.obtain(&agent, &templates, source.fetched.as_ref().filter(|fetched| fetched.bundles), &credentials)
+            .await?;
         self.hand_out(&host, &credentials)
     }
 

@@ -18,7 +18,7 @@ use super::{
     ApiError,
     http::{Access, Credentials},
 };
-use etcd_tls_contract::{certificate::Chain, names};
+use etcd_tls_contract::{certificate::Chain, crl::Crl, names};
 
 use crate::os::replace::replace;
 
@@ -169,6 +169,14 @@ impl Current {
         self.bytes(self.user.client_certificate_data.as_deref(), self.user.client_certificate.as_deref())
     }
 
+    /// Whether the list beside the certificate's file revokes it: no signer of ours takes it any more.
+    fn has_revoked(&self, chain: &Chain) -> bool {
+        let Some(file) = &self.user.client_certificate else { return false };
+        let list = self.path.parent().unwrap_or_else(|| Path::new("")).join(file).with_file_name(names::CRL_FILE);
+        let list = fs::read(list).ok().and_then(|der| Crl::parse(&der).ok());
+        list.is_some_and(|list| list.entries().contains_key(&chain.serial))
+    }
+
     fn access(&self) -> Result<Access, ApiError> {
         let (host, port, prefix) = server(&self.cluster.server).ok_or_else(|| {
             self.error(format!("the server {:?} is not https://<host>[:<port>][/<path>]", self.cluster.server))
@@ -245,7 +253,8 @@ impl HostCredentials {
         Self { kubeconfig: kubeconfig.to_owned(), bootstrap: bootstrap.map(Path::to_owned) }
     }
 
-    /// The kubeconfig in force at `now`: the bootstrap one where the other is missing or its certificate has expired.
+    /// The kubeconfig in force at `now`: the bootstrap one where the other is missing, or its certificate has expired or is
+    /// revoked.
     fn current(&self, now: SystemTime) -> Result<Current, ApiError> {
         let Some(bootstrap) = &self.bootstrap else { return Current::read(&self.kubeconfig) };
         match Current::read(&self.kubeconfig) {
@@ -287,7 +296,7 @@ impl Credentials for HostCredentials {
 /// Whether a kubeconfig has usable credentials at `now`, as far as its files show.
 fn usable(current: &Current, now: SystemTime) -> bool {
     match current.client_certificate() {
-        Ok(Some(pem)) => Chain::parse(&pem).is_ok_and(|chain| now < chain.not_after),
+        Ok(Some(pem)) => Chain::parse(&pem).is_ok_and(|chain| now < chain.not_after && !current.has_revoked(&chain)),
         Ok(None) => current.user.token.is_some() || current.user.token_file.is_some(),
         Err(_) => false,
     }

@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, Client};
 
 use super::{
-    Action, DOMAINS, Selector, cut, members, renewed,
+    Action, DOMAINS, STANDALONE_ANNOTATION, Selector, cut, members, renewed,
     signer::{Signer, look},
 };
 use crate::{
@@ -87,9 +87,14 @@ impl Args {
         let trusted = |domain: &Domain| before.data.as_ref().is_some_and(|data| data.contains_key(domain.trust_key()));
         let domains: Vec<Domain> = DOMAINS.into_iter().filter(trusted).collect();
         if domains.is_empty() || published(&before).is_empty() {
-            return Err(none(&cluster).into());
+            let none = if is_standalone(&before) { NONE_OF_HOSTS.to_owned() } else { none(&cluster) };
+            return Err(none.into());
         }
         let signer = Signer { api: &api, name: &name, domains: &domains, selector, reason, force };
+        let standalone = is_standalone(&before);
+        if standalone && cut {
+            return Err("--cut is for pods: this signer issues to hosts. Restart their etcd one after the other".into());
+        }
         let said = if undo {
             signer.ask(Action::Undo, None).await?
         } else if at_once || matches!(signer.selector, Selector::Pod(_)) {
@@ -103,6 +108,9 @@ impl Args {
         said.print()?;
         if undo {
             return Ok(());
+        }
+        if standalone {
+            return say(EFFECT_ON_HOSTS);
         }
         say(EFFECT)?;
         if cut {
@@ -124,6 +132,15 @@ impl Args {
 /// The consequence of a revocation.
 const EFFECT: &str = "Members refuse new connections with it as soon as their sidecars have the list: within seconds where they \
                       watch the trust ConfigMap, else within two minutes, by kubelet.";
+
+/// The same at a standalone signer.
+const EFFECT_ON_HOSTS: &str = "Members refuse new connections with it as soon as their sidecars have the list, within seconds, if \
+                               their etcd has --client-crl-file and --peer-crl-file. Connections that exist stay until they \
+                               end. The signer takes no request with it.";
+
+fn is_standalone(object: &ConfigMap) -> bool {
+    object.metadata.annotations.as_ref().is_some_and(|all| all.contains_key(STANDALONE_ANNOTATION))
+}
 
 /// Names the members that do not look at the list.
 ///
@@ -155,6 +172,9 @@ fn published(object: &ConfigMap) -> BTreeMap<Domain, Crl> {
     };
     DOMAINS.into_iter().filter_map(list).collect()
 }
+
+const NONE_OF_HOSTS: &str = "the standalone signer publishes no revocation list: its CA may not sign lists (its certificate has \
+                             key usages without cRLSign), or its --csrdir cannot be written; see its log";
 
 fn none(cluster: &ClusterName) -> String {
     format!(

@@ -7,12 +7,12 @@
 //! A change of an authority's state by a leaf or a statement is persisted before the leaf is issued.
 
 mod epoch;
-pub(in crate::sign) mod issued;
+pub(crate) mod issued;
 mod lean;
 pub(in crate::sign) mod making;
 mod quorum;
 pub(in crate::sign) mod quota;
-mod revoked;
+pub(crate) mod revoked;
 pub(in crate::sign) mod state;
 
 use std::{

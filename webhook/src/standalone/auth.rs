@@ -114,6 +114,7 @@ pub struct IdentityError(String);
 pub struct ConnectionIdentity {
     user: User,
     not_after: SystemTime,
+    serial: String,
 }
 
 impl ConnectionIdentity {
@@ -159,7 +160,13 @@ impl ConnectionIdentity {
         Ok(Self {
             user: User { name: name.clone(), groups, presented: Some(presented), ..User::default() },
             not_after: tbs.validity().not_after.to_system_time(),
+            serial: etcd_tls_contract::certificate::serial(&certificate),
         })
+    }
+
+    /// The certificate's serial number.
+    pub fn serial(&self) -> &str {
+        &self.serial
     }
 }
 

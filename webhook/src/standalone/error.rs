@@ -66,6 +66,9 @@ pub enum ApiError {
     /// 404: no such path.
     #[error("the server could not find the requested resource")]
     NoSuchPath,
+    /// 401: a credential that an operator has revoked.
+    #[error("Unauthorized: the certificate with serial number {0} is revoked")]
+    Revoked(String),
     /// 413: a body above the limit.
     #[error("Request entity too large: limit is {0}")]
     TooLarge(usize),
@@ -103,7 +106,7 @@ impl ApiError {
     pub const fn code(&self) -> u16 {
         match self {
             Self::BadRequest(_) => 400,
-            Self::Unauthorized => 401,
+            Self::Unauthorized | Self::Revoked(_) => 401,
             Self::Forbidden(_) => 403,
             Self::NotFound(_) | Self::NoSuchPath => 404,
             Self::MethodNotAllowed => 405,
@@ -134,7 +137,7 @@ impl ApiError {
             Self::NotFound(_) | Self::NoSuchPath => "NotFound",
             Self::TooLarge(_) => "RequestEntityTooLarge",
             Self::TooManyRequests { .. } => "TooManyRequests",
-            Self::Unauthorized => "Unauthorized",
+            Self::Unauthorized | Self::Revoked(_) => "Unauthorized",
             Self::UnsupportedMediaType(_) => "UnsupportedMediaType",
         }
     }
@@ -157,7 +160,7 @@ impl ApiError {
             Self::TooManyRequests { retry_after_seconds, .. } => {
                 details["retryAfterSeconds"] = json!(retry_after_seconds);
             }
-            Self::NoSuchPath | Self::Unauthorized => details = json!({}),
+            Self::NoSuchPath | Self::Unauthorized | Self::Revoked(_) => details = json!({}),
             _ => {}
         }
         json!({
@@ -180,7 +183,7 @@ impl ApiError {
             Self::TooManyRequests { retry_after_seconds, .. } => {
                 response.insert_header((header::RETRY_AFTER, retry_after_seconds.to_string()));
             }
-            Self::Unauthorized => {
+            Self::Unauthorized | Self::Revoked(_) => {
                 response.insert_header((header::WWW_AUTHENTICATE, "Bearer realm=\"etcd-tls\""));
             }
             _ => {}

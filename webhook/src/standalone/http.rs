@@ -6,4 +6,5 @@ pub mod list;
 pub mod openapi;
 pub mod route;
 pub mod table;
+mod trust;
 pub mod watch;

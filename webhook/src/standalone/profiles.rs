@@ -157,11 +157,16 @@ impl Profiles {
         self.files.get(&role).map(|(_, lifetime)| *lifetime)
     }
 
-    /// The anchors of a domain, for those who verify its certificates.
-    pub fn bundle(&self, domain: Domain) -> Option<Bundle> {
+    /// The authority of a domain: the one whose anchors [`Self::bundle`] gives.
+    pub(crate) fn authority(&self, domain: Domain) -> Option<Arc<Authority>> {
         let profiles = self.current();
         let role = Role::ALL.into_iter().find(|r| r.domain() == domain && profiles.contains_key(r))?;
-        profiles.get(&role).map(|p| p.authority.bundle().clone())
+        profiles.get(&role).map(|profile| Arc::clone(&profile.authority))
+    }
+
+    /// The anchors of a domain, for those who verify its certificates.
+    pub fn bundle(&self, domain: Domain) -> Option<Bundle> {
+        self.authority(domain).map(|authority| authority.bundle().clone())
     }
 
     /// When the first authority to expire does so.

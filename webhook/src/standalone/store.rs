@@ -7,6 +7,7 @@
 pub mod holders;
 mod index;
 mod journal;
+pub mod ledger;
 mod stored;
 mod writer;
 
@@ -25,7 +26,7 @@ use std::{
     time::SystemTime,
 };
 
-use etcd_tls_contract::san::Sans;
+use etcd_tls_contract::{role::Domain, san::Sans};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use tokio::sync::{oneshot, watch};
 
@@ -37,9 +38,10 @@ use self::{
 pub use self::{
     index::{Index, Limits},
     journal::OpenError,
+    ledger::Ledger,
     stored::{AUTO_APPROVED, ENTITLED, Stored, approved_by, status_mut},
 };
-use crate::{platform::essential::essential_thread, standalone::error::ApiError};
+use crate::{platform::essential::essential_thread, sign::ledger::Revoked, standalone::error::ApiError};
 
 /// Changes that may wait to be written; more callers wait to be heard.
 const QUEUE: usize = 2_048;
@@ -93,14 +95,23 @@ pub enum Since {
 }
 
 type Change = Box<dyn FnOnce(&Index) -> Result<Mutation, ApiError> + Send>;
+/// A change of the revocations: the domains' new ones.
+type Revise = Box<dyn FnOnce(&Ledger) -> Result<Vec<(Domain, Revoked)>, ApiError> + Send>;
 type Reply = oneshot::Sender<Result<Arc<Stored>, ApiError>>;
+
+/// The work of the writer.
+enum Work {
+    Request(Change, Reply),
+    Revocations(Revise, oneshot::Sender<Result<(), ApiError>>),
+}
 
 /// The store's handle; clones share one store.
 #[derive(Clone, Debug)]
 pub struct Store {
     view: Arc<RwLock<View>>,
-    changes: mpsc::SyncSender<(Change, Reply)>,
+    changes: mpsc::SyncSender<Work>,
     revision: watch::Receiver<u64>,
+    revised: watch::Receiver<u64>,
     writable: Arc<AtomicBool>,
     limits: Limits,
 }
@@ -129,6 +140,11 @@ impl Store {
                 }
                 Entry::Holders => *index.holders_mut() = Holders::default(),
                 Entry::Hold(holding) => index.holders_mut().take(&holding, now),
+                Entry::Ledger(entry) => {
+                    let path = dir.to_owned();
+                    let damaged = |error: ApiError| OpenError::Damaged { path, offset: 0, message: error.to_string() };
+                    index.ledger_mut().replay(entry).map_err(damaged)?;
+                }
                 Entry::Revision(r) => revision = revision.max(r),
             }
         }
@@ -138,6 +154,7 @@ impl Store {
         let view = Arc::new(RwLock::new(view));
         let (changes, queue) = mpsc::sync_channel(QUEUE);
         let (sender, receiver) = watch::channel(revision);
+        let (revised, of_revisions) = watch::channel(0);
         let writable = Arc::new(AtomicBool::new(journal.writable()));
         let writer = Writer {
             journal,
@@ -145,6 +162,7 @@ impl Store {
             revision,
             view: Arc::clone(&view),
             sender,
+            revised,
             writable: Arc::clone(&writable),
             limits,
         };
@@ -152,7 +170,7 @@ impl Store {
             .name("store".to_owned())
             .spawn(move || essential_thread("store", || writer.run(&queue)))
             .map_err(|error| OpenError::Io { path: dir.to_owned(), error })?;
-        Ok(Self { view, changes, revision: receiver, writable, limits })
+        Ok(Self { view, changes, revision: receiver, revised: of_revisions, writable, limits })
     }
 
     /// Runs `change` and makes its outcome durable; gives back the request as it is now, or the last of a deleted one.
@@ -164,19 +182,31 @@ impl Store {
         change: impl FnOnce(&Index) -> Result<Mutation, ApiError> + Send + 'static,
     ) -> Result<Arc<Stored>, ApiError> {
         let (reply, answer) = oneshot::channel();
-        match self.changes.try_send((Box::new(change), reply)) {
-            Ok(()) => {}
-            Err(mpsc::TrySendError::Full(_)) => {
-                return Err(ApiError::TooManyRequests {
-                    message: "too many requests are being written; try again later".to_owned(),
-                    retry_after_seconds: 1,
-                });
-            }
-            Err(mpsc::TrySendError::Disconnected(_)) => {
-                return Err(ApiError::Internal("the store has stopped; restart the signer".to_owned()));
-            }
-        }
-        answer.await.unwrap_or_else(|_| Err(ApiError::Internal("the store has stopped; restart the signer".to_owned())))
+        self.send(Work::Request(Box::new(change), reply))?;
+        answer.await.unwrap_or_else(|_| Err(stopped()))
+    }
+
+    /// Runs `revise` and makes the revocations that it gives durable; then all readers see them.
+    ///
+    /// # Errors
+    /// The change's own, or that it could not be stored.
+    pub(crate) async fn revise(
+        &self,
+        revise: impl FnOnce(&Ledger) -> Result<Vec<(Domain, Revoked)>, ApiError> + Send + 'static,
+    ) -> Result<(), ApiError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Work::Revocations(Box::new(revise), reply))?;
+        answer.await.unwrap_or_else(|_| Err(stopped()))
+    }
+
+    fn send(&self, work: Work) -> Result<(), ApiError> {
+        self.changes.try_send(work).map_err(|error| match error {
+            mpsc::TrySendError::Full(_) => ApiError::TooManyRequests {
+                message: "too many requests are being written; try again later".to_owned(),
+                retry_after_seconds: 1,
+            },
+            mpsc::TrySendError::Disconnected(_) => stopped(),
+        })
     }
 
     /// Stores a new request, if there is place for it and for its user.
@@ -242,6 +272,11 @@ impl Store {
         self.revision.clone()
     }
 
+    /// Changes whenever the revocations do.
+    pub fn revisions_of_lists(&self) -> watch::Receiver<u64> {
+        self.revised.clone()
+    }
+
     /// Whether the last write went well.
     pub fn writable(&self) -> bool {
         self.writable.load(Ordering::Relaxed)
@@ -251,6 +286,10 @@ impl Store {
         // Nothing panics while it holds the lock for writing.
         self.view.read().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn stopped() -> ApiError {
+    ApiError::Internal("the store has stopped; restart the signer".to_owned())
 }
 
 fn put_new(index: &Index, limits: &Limits, csr: CertificateSigningRequest) -> Result<Mutation, ApiError> {

@@ -298,6 +298,38 @@ impl Host {
     }
 }
 
+/// Who may revoke certificates of a standalone signer.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Revoker {
+    /// The name that the caller authenticates with, exactly; without it, any caller of the groups.
+    #[serde(default)]
+    pub username: Option<String>,
+    /// Groups that the caller must have, all of them.
+    #[serde(default)]
+    pub groups: Vec<String>,
+}
+
+impl Revoker {
+    pub(super) fn check(&self) -> Result<(), InvalidValue> {
+        if self.username.as_ref().is_none_or(String::is_empty) && self.groups.is_empty() {
+            return Err("give a username, groups or both: everybody could revoke".into());
+        }
+        let everybody = |name: &str| name.is_empty() || name == "system:anonymous" || name == "system:authenticated";
+        let unauthenticated = |name: &str| everybody(name) || name == "system:unauthenticated";
+        match self.groups.iter().chain(&self.username).find(|name| unauthenticated(name)) {
+            Some(name) => Err(format!("{name:?} is everybody: name people, or a group of them").into()),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a caller is one.
+    pub(super) fn is(&self, username: &str, groups: &[String]) -> bool {
+        self.username.as_ref().is_none_or(|name| name == username)
+            && self.groups.iter().all(|group| groups.contains(group))
+    }
+}
+
 /// Where metrics certificates come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -192,6 +192,10 @@ fn what_cannot_be_meant_is_refused_and_named() {
         (&format!("hosts: [{{{}}}]", host.replace("username: n", "username: system:serviceaccount:a:b")), "username"),
         (&format!("hosts: [{{{}}}]", host.replace("username: n", "username: system:anonymous")), "username"),
         (&format!("hosts: [{{{host}}}, {{{}, groups: [g]}}]", host.replace("a/b", "a/c")), "listed twice"),
+        ("revokers: [{}]", "everybody"),
+        ("revokers: [{username: ''}]", "everybody"),
+        ("revokers: [{groups: [system:authenticated]}]", "everybody"),
+        ("revokers: [{username: anna, clusters: [a/b]}]", "clusters"),
         ("authoritiesPerNamespace: 0", "authoritiesPerNamespace"),
         ("authoritiesPerNamespace: 10001", "authoritiesPerNamespace"),
         ("authoritiesPerNamespace: -1", "authoritiesPerNamespace"),
@@ -258,4 +262,22 @@ fn metrics_of_another_namespace_need_an_authority_of_their_own() {
     let shared =
         "metricsAuthority: own\nshared: [{authority: client.etcd-tls.dev/a.b, signers: [metrics.etcd-tls.dev/a.b]}]";
     Policy::parse(&format!("crossNamespace: [{{from: web, to: a/b, roles: [metrics]}}]\n{shared}")).unwrap_err();
+}
+
+#[test]
+fn only_listed_people_revoke_at_a_standalone_signer() {
+    let policy =
+        Policy::parse("revokers: [{username: anna}, {groups: [ops, night]}, {username: emil, groups: [ops]}]").unwrap();
+    let groups = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+    for (username, of, may) in [
+        ("anna", &[][..], true),
+        ("emil", &["ops"], true),
+        ("emil", &[], false),
+        ("otto", &["ops"], false),
+        ("otto", &["ops", "night"], true),
+        ("", &[], false),
+    ] {
+        assert_eq!(policy.may_revoke(username, &groups(of)), may, "{username} {of:?}");
+    }
+    assert!(!Policy::default().may_revoke("anna", &groups(&["ops"])));
 }

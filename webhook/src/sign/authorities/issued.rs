@@ -19,7 +19,7 @@ use super::{
 use crate::{revoke::Selector, rollover::rfc3339};
 
 /// Certificates at most: those that end last. Each takes some 200 bytes of the Secret.
-pub(in crate::sign) const MOST: u16 = 1024;
+pub(crate) const MOST: u16 = 1024;
 
 /// Seconds after which a certificate is on its pod's disk and in use, as far as the signer can tell.
 const SETTLES: u64 = 5;
@@ -29,7 +29,7 @@ const VOLUME_SETTLES: u64 = 180;
 /// See the module.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-pub(in crate::sign) struct Issued {
+pub(crate) struct Issued {
     /// By serial number.
     leaves: Lean<Leaf>,
     /// Seconds of the Unix epoch since which it is complete; 0: nothing was recorded yet.
@@ -40,35 +40,52 @@ pub(in crate::sign) struct Issued {
 
 /// One certificate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(in crate::sign) struct Leaf {
+pub(crate) struct Leaf {
     /// When it was issued, and when it ends; seconds of the Unix epoch.
-    pub(in crate::sign) at: u64,
-    pub(in crate::sign) until: u64,
+    pub(crate) at: u64,
+    pub(crate) until: u64,
     /// The uid of the pod, or [`super::super::cache::pods::host_holder`].
-    pub(in crate::sign) holder: String,
+    pub(crate) holder: String,
     /// `<namespace>/<name>` of the pod; empty for a host.
-    pub(in crate::sign) pod: String,
+    pub(crate) pod: String,
     /// The subject's CN.
-    pub(in crate::sign) user: String,
+    pub(crate) user: String,
     /// Whether it is a peer's.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub(in crate::sign) peer: bool,
+    pub(crate) peer: bool,
     /// Whether kubelet asked for it, for a volume of `podCertificate`. The sidecar's is another one, and neither replaces the other.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub(in crate::sign) kubelet: bool,
+    pub(crate) kubelet: bool,
+    /// The cluster, as `<namespace>/<name>`, of a standalone signer's peer: nothing else tells it there.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(crate) cluster: String,
 }
 
 impl Leaf {
     /// A certificate of now.
-    pub(in crate::sign) fn new(holder: &str, pod: String, user: &str, not_after: SystemTime, now: SystemTime) -> Self {
+    pub(crate) fn new(holder: &str, pod: String, user: &str, not_after: SystemTime, now: SystemTime) -> Self {
         // Every pod's peer has such a CN; a host has the one that policy gives it.
         let peer = user.starts_with(Role::Peer.common_name_prefix());
         let (holder, user) = (holder.to_owned(), user.to_owned());
-        Self { at: seconds(now), until: seconds(not_after), holder, pod, user, peer, kubelet: false }
+        Self {
+            at: seconds(now),
+            until: seconds(not_after),
+            holder,
+            pod,
+            user,
+            peer,
+            kubelet: false,
+            cluster: String::new(),
+        }
+    }
+
+    /// One of a host of `cluster`, for a standalone signer.
+    pub(crate) fn of_cluster(self, cluster: String) -> Self {
+        Self { cluster, ..self }
     }
 
     /// One that kubelet asked for.
-    pub(in crate::sign) fn of_kubelet(self) -> Self {
+    pub(crate) fn of_kubelet(self) -> Self {
         Self { kubelet: true, ..self }
     }
 
@@ -78,7 +95,7 @@ impl Leaf {
     }
 
     /// One of this role.
-    pub(in crate::sign) fn of_role(self, role: Role) -> Self {
+    pub(crate) fn of_role(self, role: Role) -> Self {
         Self { peer: role == Role::Peer, ..self }
     }
 
@@ -90,17 +107,17 @@ impl Leaf {
 
 impl Issued {
     /// Whether it holds what its Secret does not.
-    pub(in crate::sign) const fn is_unsaved(&self) -> bool {
+    pub(crate) const fn is_unsaved(&self) -> bool {
         self.unsaved
     }
 
     /// Its Secret was written.
-    pub(in crate::sign) const fn saved(&mut self) {
+    pub(crate) const fn saved(&mut self) {
         self.unsaved = false;
     }
 
     /// Records a certificate. Expired ones are removed; beyond the limit, those that expire first.
-    pub(in crate::sign) fn note(&mut self, serial: &str, leaf: Leaf) {
+    pub(crate) fn note(&mut self, serial: &str, leaf: Leaf) {
         if self.since == 0 {
             self.since = leaf.at;
         }
@@ -165,6 +182,17 @@ impl Issued {
             }
         }
         newest.into_iter().map(|(holder, (_, serials))| (holder, serials)).collect()
+    }
+
+    /// The holders of peer certificates that are valid at `now`, each with its cluster.
+    pub(crate) fn peers(&self, now: SystemTime) -> BTreeSet<(&str, &str)> {
+        let valid = self.leaves.values().filter(|leaf| leaf.is_peer() && seconds(now) < leaf.until);
+        valid.map(|leaf| (leaf.holder.as_str(), leaf.cluster.as_str())).collect()
+    }
+
+    /// When the last certificate of the record ends.
+    pub(crate) fn last_end(&self) -> Option<SystemTime> {
+        self.leaves.values().map(|leaf| leaf.until).max().map(time)
     }
 
     /// The pods that have no newer certificate of the same user than one of these.
@@ -232,7 +260,16 @@ mod tests {
 
     fn leaf(at: u64, until: u64, pod: &str, user: &str) -> Leaf {
         let holder = format!("uid of {pod}");
-        Leaf { at, until, holder, pod: pod.to_owned(), user: user.to_owned(), peer: false, kubelet: false }
+        Leaf {
+            at,
+            until,
+            holder,
+            pod: pod.to_owned(),
+            user: user.to_owned(),
+            peer: false,
+            kubelet: false,
+            cluster: String::new(),
+        }
     }
 
     #[test]

@@ -35,7 +35,7 @@ const LIST: &str = "crl.der";
 
 /// See the module.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(in crate::sign) struct Revoked {
+pub(crate) struct Revoked {
     record: Record,
     list: Option<Arc<Crl>>,
 }
@@ -74,31 +74,31 @@ struct Entry(u64, u64, u8);
 struct Bar(u64, String);
 
 /// The input for judging a request.
-pub(in crate::sign) struct Known<'a> {
+pub(crate) struct Known<'a> {
     /// The issued certificates.
-    pub(in crate::sign) issued: &'a Issued,
+    pub(crate) issued: &'a Issued,
     /// The authority's namespace, in which a pod's bare name is looked for.
-    pub(in crate::sign) namespace: &'a str,
+    pub(crate) namespace: &'a str,
     /// Whether the CA may sign lists.
-    pub(in crate::sign) signs_lists: bool,
+    pub(crate) signs_lists: bool,
     /// The pods that hold its certificates.
-    pub(in crate::sign) live: &'a [LivePod],
+    pub(crate) live: &'a [LivePod],
     /// The members whose peer certificates it signs.
-    pub(in crate::sign) voters: &'a [Voter],
+    pub(crate) voters: &'a [Voter],
     /// When every certificate of the authority that exists now has ended.
-    pub(in crate::sign) leaves_end: SystemTime,
+    pub(crate) leaves_end: SystemTime,
     /// When the CA ends.
-    pub(in crate::sign) authority_end: SystemTime,
+    pub(crate) authority_end: SystemTime,
 }
 
 /// The unreadable part.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0} cannot be read: {1}; restore it, or delete it and what was revoked is accepted again until it ends")]
-pub(in crate::sign) struct RevokedError(&'static str, String);
+pub(crate) struct RevokedError(&'static str, String);
 
 impl Revoked {
     /// Reads it from a Secret's data. A Secret without it (of an earlier version, or restored by hand) has revoked nothing.
-    pub(super) fn read(data: &BTreeMap<String, ByteString>) -> Result<Self, RevokedError> {
+    pub(crate) fn read(data: &BTreeMap<String, ByteString>) -> Result<Self, RevokedError> {
         let record = data.get(RECORD).map(|text| serde_json::from_slice(&text.0)).transpose();
         let list = data.get(LIST).map(|der| Crl::parse(&der.0).map(Arc::new)).transpose();
         Ok(Self {
@@ -107,40 +107,48 @@ impl Revoked {
         })
     }
 
+    /// The record without the list, for a store that has no place for the list; none if nothing was signed or answered yet.
+    ///
+    /// # Errors
+    /// It cannot be encoded.
+    pub(crate) fn record(&self) -> Result<Option<(&'static str, Vec<u8>)>, serde_json::Error> {
+        if self.record == Record::default() {
+            return Ok(None);
+        }
+        Ok(Some((RECORD, serde_json::to_vec(&self.record)?)))
+    }
+
     /// The entries of a Secret's data; none if nothing was signed or answered yet.
     pub(super) fn data(&self) -> Result<Vec<(&'static str, Vec<u8>)>, serde_json::Error> {
-        let mut data = Vec::new();
-        if self.record != Record::default() {
-            data.push((RECORD, serde_json::to_vec(&self.record)?));
-        }
+        let mut data: Vec<_> = self.record()?.into_iter().collect();
         data.extend(self.list.as_ref().map(|list| (LIST, list.der().to_vec())));
         Ok(data)
     }
 
     /// The signed list; `None`: the CA may not sign one, or has not yet.
-    pub(in crate::sign) const fn list(&self) -> Option<&Arc<Crl>> {
+    pub(crate) const fn list(&self) -> Option<&Arc<Crl>> {
         self.list.as_ref()
     }
 
     /// The answer to the last request.
-    pub(in crate::sign) const fn answer(&self) -> Option<&Answer> {
+    pub(crate) const fn answer(&self) -> Option<&Answer> {
         self.record.answer.as_ref()
     }
 
     /// The report on the last request.
-    pub(in crate::sign) fn report(&self) -> Option<Report> {
+    pub(crate) fn report(&self) -> Option<Report> {
         let Record { answer, count, at, in_use, .. } = &self.record;
         let (answer, in_use) = (Some(answer.clone()?), in_use.clone());
         Some(Report { answer, count: *count, at: Some(*at), in_use })
     }
 
     /// Whether the holder of this uid gets no certificate any more.
-    pub(in crate::sign) fn bars(&self, holder: &str) -> bool {
+    pub(crate) fn bars(&self, holder: &str) -> bool {
         self.record.barred.contains_key(holder)
     }
 
     /// Whether this certificate is revoked.
-    pub(in crate::sign) fn lists(&self, serial: &str) -> bool {
+    pub(crate) fn lists(&self, serial: &str) -> bool {
         self.record.entries.contains_key(serial)
     }
 
@@ -152,7 +160,7 @@ impl Revoked {
     }
 
     /// Does what an operator asks, and answers.
-    pub(in crate::sign) fn take(&mut self, request: &Request, known: &Known<'_>, now: SystemTime) {
+    pub(crate) fn take(&mut self, request: &Request, known: &Known<'_>, now: SystemTime) {
         let mut named = known.issued.named(&request.selector, known.namespace);
         if let Some(until) = request.until {
             named.retain(|serial, _| known.issued.at(serial).is_none_or(|at| at <= until));
@@ -256,7 +264,7 @@ impl Revoked {
     ///
     /// # Errors
     /// The list could not be signed; nothing changed but the record.
-    pub(in crate::sign) fn refresh(&mut self, authority: &Authority, now: SystemTime) -> Result<bool, IssueError> {
+    pub(crate) fn refresh(&mut self, authority: &Authority, now: SystemTime) -> Result<bool, IssueError> {
         let before = self.record.entries.len();
         self.record.entries.retain(|_, entry| now < time(entry.1));
         let mut changed = self.record.entries.len() != before;

@@ -48,13 +48,13 @@ struct Member {
 
 /// A member of an etcd cluster: it votes, whether it runs or not.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::sign) struct Voter {
+pub(crate) struct Voter {
     /// The uid of the pod, or [`host_holder`].
-    pub(in crate::sign) holder: String,
+    pub(crate) holder: String,
     /// The cluster. Several may share an authority.
-    pub(in crate::sign) cluster: ClusterName,
+    pub(crate) cluster: ClusterName,
     /// Whether it is on a node and injected. A host is taken for one that runs.
-    pub(in crate::sign) running: bool,
+    pub(crate) running: bool,
 }
 
 /// See the module.
@@ -201,7 +201,7 @@ impl Pods {
 }
 
 /// The key of a host where a pod's key is its uid; no uid has a colon.
-pub(in crate::sign) fn host_holder(username: &str) -> String {
+pub(crate) fn host_holder(username: &str) -> String {
     format!("host:{username}")
 }
 

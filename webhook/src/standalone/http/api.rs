@@ -3,6 +3,8 @@
 //! | caller | may |
 //! | --- | --- |
 //! | everybody who is recognised | create; get, list, watch and delete what is its own |
+//! | | get and watch the trust ConfigMap |
+//! | who may revoke (`revokers` of the policy, administrators) | patch it with requests to revoke |
 //! | an administrator (`--admin-group`) | all of it on everything, and approve and deny |
 
 use std::{
@@ -19,7 +21,7 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt as _;
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::time;
 
 use crate::standalone::{
@@ -31,6 +33,7 @@ use crate::standalone::{
         openapi,
         route::{Query, Route, Selector, flag},
         table::{self, Form, Include},
+        trust::{self, Trust},
         watch::Watch,
     },
     requests::{approval, create, server::Server},
@@ -50,7 +53,7 @@ const MAX_WATCH: u64 = 3600;
 /// Answers every call.
 pub async fn handle(request: HttpRequest, mut payload: web::Payload, server: web::Data<Server>) -> HttpResponse {
     let started = Instant::now();
-    let answer = server.answer(&request, &mut payload).await.unwrap_or_else(|error| {
+    let answer = server.answer(&server, &request, &mut payload).await.unwrap_or_else(|error| {
         if matches!(error, ApiError::Internal(_)) {
             tracing::error!(%error, path = request.path(), "a call failed");
         }
@@ -77,7 +80,12 @@ pub async fn handle(request: HttpRequest, mut payload: web::Payload, server: web
 }
 
 impl Server {
-    async fn answer(&self, request: &HttpRequest, payload: &mut web::Payload) -> Result<HttpResponse, ApiError> {
+    async fn answer(
+        &self,
+        shared: &web::Data<Self>,
+        request: &HttpRequest,
+        payload: &mut web::Payload,
+    ) -> Result<HttpResponse, ApiError> {
         let route = Route::of(request.path());
         match &route {
             // Requests of probes, and of clients before they have a credential.
@@ -111,7 +119,20 @@ impl Server {
                 Ok(text(&self.metrics()))
             }
             Route::Document(document) if *method == Method::GET => Ok(json_response(StatusCode::OK, &document)),
-            Route::Trust { namespace, name } if *method == Method::GET => self.trust(&namespace, &name),
+            Route::Trust { namespace, name } if *method == Method::GET || *method == Method::PATCH => {
+                let trust = Trust::of(self, &namespace, &name)?;
+                if *method == Method::PATCH && !flag(&query, "dryRun") {
+                    let kind = content_type(request);
+                    trust.patch(self, &user, &kind, &body(request, payload).await?).await?;
+                }
+                Ok(trust::answer(&trust.object(self, &user)))
+            }
+            Route::Trusts { namespace } if *method == Method::GET => {
+                let trust = self.watched(&namespace, &query)?;
+                let slot = self.watches.take(&caller)?;
+                let lasts = Duration::from_secs(watch_seconds(&query)?);
+                Ok(trust.watch(shared, &user, lasts, flag(&query, "allowWatchBookmarks"), slot))
+            }
             Route::Collection(version) => match *method {
                 Method::POST => {
                     let body = codec::object(&content_type(request), &body(request, payload).await?)?;
@@ -163,12 +184,13 @@ impl Server {
 
     fn authenticate(&self, request: &HttpRequest) -> Result<User, ApiError> {
         let connection = request.conn_data::<Option<ConnectionIdentity>>().and_then(Option::as_ref);
+        if let Some(identity) = connection
+            && self.store.with(|index, _| index.ledger().lists(identity.serial()))
+        {
+            return Err(ApiError::Revoked(identity.serial().to_owned()));
+        }
         let authorization = request.headers().get(header::AUTHORIZATION).map(header::HeaderValue::as_bytes);
         self.auth.authenticate(connection, authorization, SystemTime::now())
-    }
-
-    fn is_admin(&self, user: &User) -> bool {
-        self.admin_groups.iter().any(|group| user.is_in(group))
     }
 
     fn require_admin(&self, user: &User, what: &str) -> Result<(), ApiError> {
@@ -187,29 +209,15 @@ impl Server {
         Err(ApiError::Forbidden(format!("User {:?} cannot read request {name:?}, which is another's", user.name)))
     }
 
-    /// The trust bundles, in the form and under the name that a cluster's signer publishes them.
-    fn trust(&self, namespace: &str, name: &str) -> Result<HttpResponse, ApiError> {
-        use etcd_tls_contract::{names, role::Domain};
-        let cluster = name.strip_prefix(&names::trust_config_map("")).filter(|c| names::is_dns_label(c));
-        let served = cluster.is_some_and(|cluster| {
-            self.cluster.as_ref().is_none_or(|own| own.namespace == namespace && own.name == cluster)
-        });
-        if !served || !names::is_dns_label(namespace) {
-            return Err(ApiError::NoSuchPath);
+    /// The one ConfigMap that a watch selects by its name.
+    fn watched(&self, namespace: &str, query: &Query) -> Result<Trust, ApiError> {
+        let name = query.get("fieldSelector").and_then(|selector| selector.strip_prefix("metadata.name="));
+        match name {
+            Some(name) if flag(query, "watch") => Trust::of(self, namespace, name),
+            _ => Err(ApiError::BadRequest(
+                "ConfigMaps are only read by name, or watched with the field selector metadata.name=".to_owned(),
+            )),
         }
-        let data: serde_json::Map<String, Value> = Domain::ALL
-            .into_iter()
-            .filter_map(|d| Some((d.trust_key().to_owned(), json!(self.profiles.bundle(d)?.to_pem()))))
-            .collect();
-        Ok(json_response(
-            StatusCode::OK,
-            &json!({
-                "kind": "ConfigMap",
-                "apiVersion": "v1",
-                "metadata": { "name": name, "namespace": namespace },
-                "data": data,
-            }),
-        ))
     }
 
     async fn list(
@@ -258,11 +266,7 @@ impl Server {
         form: Form,
     ) -> Result<HttpResponse, ApiError> {
         let slot = self.watches.take(caller)?;
-        let seconds = match query.get("timeoutSeconds").map(|t| t.parse::<u64>()) {
-            None => MAX_WATCH,
-            Some(Ok(seconds)) => seconds.min(MAX_WATCH),
-            Some(Err(_)) => return Err(ApiError::BadRequest("timeoutSeconds is not a number".to_owned())),
-        };
+        let seconds = watch_seconds(query)?;
         let send_initial = query.get("sendInitialEvents").map(String::as_str);
         let from = query.get("resourceVersion").map_or("", String::as_str);
         // An empty value or 0 sends the present objects and then the changes. So does sendInitialEvents, with a bookmark in
@@ -318,6 +322,15 @@ impl Server {
             .await?;
         tracing::info!(request = name, by = user.name, "deleted");
         Ok(json_response(StatusCode::OK, &error::deleted(name, stored.uid())))
+    }
+}
+
+/// How long a watch is to last.
+fn watch_seconds(query: &Query) -> Result<u64, ApiError> {
+    match query.get("timeoutSeconds").map(|t| t.parse::<u64>()) {
+        None => Ok(MAX_WATCH),
+        Some(Ok(seconds)) => Ok(seconds.min(MAX_WATCH)),
+        Some(Err(_)) => Err(ApiError::BadRequest("timeoutSeconds is not a number".to_owned())),
     }
 }
 

@@ -27,6 +27,7 @@ pub(super) enum Route {
     Status(Version, String),
     Approval(Version, String),
     Trust { namespace: String, name: String },
+    Trusts { namespace: String },
 }
 
 impl Route {
@@ -44,6 +45,7 @@ impl Route {
             ["api", "v1", "namespaces", namespace, "configmaps", name] => {
                 Self::Trust { namespace: (*namespace).to_owned(), name: (*name).to_owned() }
             }
+            ["api", "v1", "namespaces", namespace, "configmaps"] => Self::Trusts { namespace: (*namespace).to_owned() },
             ["apis"] => Self::Document(discovery::groups()),
             ["apis", group] if *group == GROUP => Self::Document(discovery::group()),
             ["openapi", "v2"] => Self::OpenApiV2,

@@ -12,6 +12,7 @@ use jiff::Timestamp;
 
 use super::{
     holders::Holders,
+    ledger::Ledger,
     stored::{Stored, older},
 };
 use crate::standalone::error::ApiError;
@@ -58,6 +59,7 @@ pub struct Index {
     requests: BTreeMap<Arc<str>, Arc<Stored>>,
     counts: HashMap<String, Count>,
     holders: Holders,
+    ledger: Ledger,
 }
 
 impl Index {
@@ -93,6 +95,15 @@ impl Index {
 
     pub(super) const fn holders_mut(&mut self) -> &mut Holders {
         &mut self.holders
+    }
+
+    /// The valid certificates, and the revoked ones.
+    pub const fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    pub(super) const fn ledger_mut(&mut self) -> &mut Ledger {
+        &mut self.ledger
     }
 
     /// Whether there is place for a new request of `user`, decided on or not.
@@ -148,6 +159,9 @@ impl Index {
             count.pending += usize::from(!new.decided());
             if let Some(holding) = new.issued() {
                 self.holders.take(holding, now);
+            }
+            if let Some(recorded) = new.recorded() {
+                self.ledger.note(recorded, now);
             }
         }
         let old = match new {

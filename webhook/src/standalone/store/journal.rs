@@ -20,7 +20,7 @@ use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
-use super::holders::Holding;
+use super::{holders::Holding, ledger::LedgerEntry};
 
 const JOURNAL: &str = "requests.journal";
 const NEW_JOURNAL: &str = "requests.journal.new";
@@ -43,6 +43,8 @@ pub(super) enum Entry {
     Holders,
     /// Names that are held independently of the request.
     Hold(Holding),
+    /// The record of the certificates, or revocations.
+    Ledger(LedgerEntry),
     /// The last revision given out when the journal was written anew.
     Revision(u64),
 }
@@ -360,6 +362,7 @@ mod tests {
                 Entry::Delete { name } => format!("-{name}"),
                 Entry::Revision(n) => n.to_string(),
                 Entry::Holders => "holders".to_owned(),
+                Entry::Ledger(_) => "ledger".to_owned(),
                 Entry::Hold(holding) => holding.common_name.clone(),
             })
             .collect()

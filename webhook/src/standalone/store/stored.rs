@@ -10,7 +10,7 @@ use etcd_tls_contract::certificate::Chain;
 use jiff::Timestamp;
 use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestStatus};
 
-use super::holders::Holding;
+use super::{holders::Holding, ledger::Recorded};
 use crate::standalone::{auth::User, version::Version};
 
 /// The condition's reason where a rule of `--approve-group` approved.
@@ -36,6 +36,7 @@ pub struct Stored {
     decided: bool,
     touched: Timestamp,
     issued: Option<Box<Holding>>,
+    recorded: Option<Box<Recorded>>,
 }
 
 impl Stored {
@@ -45,6 +46,10 @@ impl Stored {
         let conditions = || csr.status.iter().flat_map(|s| s.conditions.iter().flatten());
         let created = csr.metadata.creation_timestamp.as_ref().map(|t| t.0);
         let changed = conditions().filter_map(|c| c.last_update_time.as_ref()).map(|t| t.0);
+        let touched = changed.chain(created).max().unwrap_or(Timestamp::MIN);
+        let certificate = csr.status.as_ref().and_then(|status| status.certificate.as_ref());
+        let chain = certificate.and_then(|certificate| Chain::parse(&certificate.0).ok());
+        let recorded = chain.as_ref().map(|chain| Box::new(Recorded::of(csr, chain, touched)));
         Self {
             revision: csr.metadata.resource_version.as_ref().and_then(|v| v.parse().ok()).unwrap_or_default(),
             // Nothing in the type can fail to be JSON.
@@ -55,8 +60,9 @@ impl Stored {
             signer: Box::from(csr.spec.signer_name.as_str()),
             labels: csr.metadata.labels.clone().unwrap_or_default(),
             decided: conditions().next().is_some(),
-            touched: changed.chain(created).max().unwrap_or(Timestamp::MIN),
-            issued: holding(csr).map(Box::new),
+            touched,
+            issued: chain.map(|chain| Box::new(holding(csr, chain))),
+            recorded,
         }
     }
 
@@ -119,13 +125,16 @@ impl Stored {
     pub(super) fn issued(&self) -> Option<&Holding> {
         self.issued.as_deref()
     }
+
+    /// The certificate for the record, where one was issued.
+    pub(super) fn recorded(&self) -> Option<&Recorded> {
+        self.recorded.as_deref()
+    }
 }
 
 /// The names of the certificate in a request.
-fn holding(csr: &CertificateSigningRequest) -> Option<Holding> {
-    let certificate = csr.status.as_ref()?.certificate.as_ref()?;
-    let chain = Chain::parse(&certificate.0).ok()?;
-    Some(Holding {
+fn holding(csr: &CertificateSigningRequest, chain: Chain) -> Holding {
+    Holding {
         common_name: chain.common_name,
         principal: User::of(csr).principal(),
         dns: chain.sans.dns.into_iter().collect(),
@@ -133,7 +142,7 @@ fn holding(csr: &CertificateSigningRequest) -> Option<Holding> {
         until: chain.not_after.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
         given: approved_by(csr) != Some(AUTO_APPROVED),
         subject: true,
-    })
+    }
 }
 
 /// The reason of the approval, where there is one.

@@ -1,6 +1,7 @@
 //! The writer thread: applies changes in order, makes a batch of them durable, then publishes it.
 
 use std::{
+    io,
     sync::{
         Arc, PoisonError, RwLock, RwLockWriteGuard,
         atomic::{AtomicBool, Ordering},
@@ -13,9 +14,10 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 
 use super::{
-    Change, Event, Kind, Mutation, Reply, View,
+    Event, Kind, Mutation, Reply, Revise, View, Work,
     index::{Index, Limits},
     journal::{Entry, Journal, put_line},
+    ledger,
     stored::{Stored, older},
 };
 use crate::standalone::error::ApiError;
@@ -38,6 +40,8 @@ pub(super) struct Writer {
     pub(super) revision: u64,
     pub(super) view: Arc<RwLock<View>>,
     pub(super) sender: watch::Sender<u64>,
+    /// Counts the changes of the revocations.
+    pub(super) revised: watch::Sender<u64>,
     pub(super) writable: Arc<AtomicBool>,
     pub(super) limits: Limits,
 }
@@ -51,7 +55,7 @@ struct Step {
 }
 
 impl Writer {
-    pub(super) fn run(mut self, queue: &mpsc::Receiver<(Change, Reply)>) {
+    pub(super) fn run(mut self, queue: &mpsc::Receiver<Work>) {
         let mut swept = Instant::now();
         loop {
             let mut batch = Vec::new();
@@ -75,7 +79,16 @@ impl Writer {
                 }
             }
             let mut steps = self.make_place(batch.len());
-            for (change, reply) in batch {
+            for work in batch {
+                let (change, reply) = match work {
+                    Work::Request(change, reply) => (change, reply),
+                    Work::Revocations(revise, reply) => {
+                        // Of what was issued before.
+                        self.commit(std::mem::take(&mut steps));
+                        drop(reply.send(self.revise(revise)));
+                        continue;
+                    }
+                };
                 let outcome = match change(&self.index) {
                     Ok(mutation) => self.apply(mutation, Some(reply)),
                     Err(error) => Err((error, Some(reply))),
@@ -166,15 +179,7 @@ impl Writer {
                 Kind::Deleted => Entry::Delete { name: step.name.clone() }.line(&mut lines),
             }
         }
-        let written = self.journal.append(&lines);
-        let writable = written.is_ok();
-        if self.writable.swap(writable, Ordering::Relaxed) != writable {
-            match &written {
-                Ok(()) => tracing::info!("requests can be written again"),
-                Err(error) => tracing::error!(%error, "requests cannot be written; nothing was changed"),
-            }
-        }
-        match written {
+        match self.write(&lines) {
             Ok(()) => self.publish(steps),
             Err(error) => {
                 for step in steps.into_iter().rev() {
@@ -186,11 +191,51 @@ impl Writer {
                 // Certificates that nobody got hold no name.
                 let view = self.view.read().unwrap_or_else(PoisonError::into_inner);
                 *self.index.holders_mut() = view.index.holders().clone();
+                *self.index.ledger_mut() = view.index.ledger().clone();
             }
         }
         if self.journal.wants_compaction() {
             self.compact();
         }
+    }
+
+    /// Makes lines durable, and says where that ends or begins to fail.
+    fn write(&mut self, lines: &[u8]) -> io::Result<()> {
+        let written = self.journal.append(lines);
+        let writable = written.is_ok();
+        if self.writable.swap(writable, Ordering::Relaxed) != writable {
+            match &written {
+                Ok(()) => tracing::info!("requests can be written again"),
+                Err(error) => tracing::error!(%error, "requests cannot be written; nothing was changed"),
+            }
+        }
+        written
+    }
+
+    /// Makes new revocations durable, then known. Nobody sees a list whose record could be lost.
+    fn revise(&mut self, revise: Revise) -> Result<(), ApiError> {
+        let new = revise(self.index.ledger())?;
+        if new.is_empty() {
+            return Ok(());
+        }
+        let mut lines = Vec::new();
+        for (domain, revoked) in &new {
+            ledger::entry(*domain, revoked)?.line(&mut lines);
+        }
+        self.write(&lines).map_err(|error| ApiError::InsufficientStorage(error.to_string()))?;
+        {
+            let mut view: RwLockWriteGuard<'_, View> = self.view.write().unwrap_or_else(PoisonError::into_inner);
+            for (domain, revoked) in new {
+                let revoked = Arc::new(revoked);
+                view.index.ledger_mut().revise(domain, Arc::clone(&revoked));
+                self.index.ledger_mut().revise(domain, revoked);
+            }
+        }
+        self.revised.send_modify(|count| *count += 1);
+        if self.journal.wants_compaction() {
+            self.compact();
+        }
+        Ok(())
     }
 
     fn publish(&mut self, steps: Vec<Step>) {
@@ -231,6 +276,13 @@ impl Writer {
         let mut holds = Vec::new();
         Entry::Holders.line(&mut holds);
         self.index.holders().holdings().into_iter().for_each(|holding| Entry::Hold(holding).line(&mut holds));
+        match self.index.ledger().entries() {
+            Ok(entries) => entries.iter().for_each(|entry| entry.line(&mut holds)),
+            Err(error) => {
+                tracing::error!(%error, "the journal could not be written anew; the old one stays in force");
+                return;
+            }
+        }
         let entries = std::iter::once(head).chain(puts).chain(std::iter::once(holds));
         if let Err(error) = self.journal.compact(entries) {
             tracing::warn!(%error, "the journal could not be written anew; the old one stays in force");

@@ -1,0 +1,186 @@
+//! Revocation at a standalone signer, by real processes: a host's etcd, its sidecar, the signer and the operator's command.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Instant,
+};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use etcd_tls_contract::{names, role::Role};
+use serde_json::Value;
+use tests::{
+    etcd::EtcdCluster,
+    etcd_client::EtcdClient,
+    eventually,
+    process::binary,
+    say,
+    signer::{ADMIN, BOOTSTRAP, HOSTS, LIMIT, Signer, V1, assert_status, request, sans, sidecar},
+    tier,
+};
+
+const ANNA: &str = "979559840d00b75ef7f5ab92b831bf7f56fab5b8e28b60cbfbb084625aa734ac";
+const OTTO: &str = "c44a030e4320f4dc39ad7a5788c099b4d7220ba2735aa897ee884f4b7edb50cd";
+const TRUST: &str = "/api/v1/namespaces/kube-system/configmaps/etcd-tls-trust-etcd";
+
+/// A signer for hosts and clients, at which anna may revoke and otto may not.
+fn new_signer(more: &[&str]) -> Signer {
+    let clients = "--approve-group=system:bootstrappers:etcd=client:app,other,brief";
+    let mut signer = Signer::new(&[&HOSTS[..], &[clients, "--cluster=kube-system/etcd"], more].concat());
+    let policy = signer.dir.write("policy.yaml", "revokers: [{username: anna, groups: [ops]}]\n");
+    signer.arguments.push(format!("--policy={}", policy.display()));
+    let tokens = fs::read_to_string(signer.dir.join("tokens")).expect("tokens");
+    signer.dir.write("tokens", format!("{tokens}{ANNA},anna,3,ops\n{OTTO},otto,4,ops\n"));
+    signer
+}
+
+/// Runs `etcd-tls-webhook revoke kube-system/etcd`.
+fn revoke(kubeconfig: &Path, arguments: &[&str]) -> Result<String, String> {
+    let mut command = Command::new(binary("etcd-tls-webhook"));
+    command.args(["revoke", "kube-system/etcd"]).args(arguments).env("KUBECONFIG", kubeconfig);
+    let output = command.output().expect("run the command");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+}
+
+/// A certificate by the bootstrap token: certificate and key.
+fn issued(signer: &Signer, role: Role, host: &str, ips: &[&str]) -> (String, String) {
+    let (object, key) = request(&format!("{role}-{host}"), role, host, &sans(&[], ips));
+    let (code, object) = signer.ask("POST", V1, BOOTSTRAP, &object);
+    assert_eq!(code, 201, "{object}");
+    let pem = STANDARD.decode(object["status"]["certificate"].as_str().expect("issued")).expect("base64");
+    (String::from_utf8(pem).expect("PEM"), key.to_pem().to_string())
+}
+
+/// The files of a client of etcd.
+fn client(signer: &Signer, user: &str) -> PathBuf {
+    let (chain, key) = issued(signer, Role::Client, user, &[]);
+    let dir = signer.dir.dir(&format!("client-{user}"));
+    for (file, text) in [(names::CERT_FILE, chain.as_str()), (names::KEY_FILE, &key), (names::CA_FILE, &signer.ca.pem)]
+    {
+        fs::write(dir.join(file), text).expect("written");
+    }
+    dir
+}
+
+async fn refused(files: &Path, url: &str) -> Result<(), String> {
+    match EtcdClient::with_files(files).put(url, "k", "v").await {
+        Err(_) => Ok(()),
+        Ok(()) => Err("still accepted".to_owned()),
+    }
+}
+
+async fn accepted(files: &Path, url: &str) -> Result<(), String> {
+    EtcdClient::with_files(files).put(url, "k", "v").await.map_err(|e| e.to_string())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hosts_etcd_refuses_a_revoked_client_and_the_record_outlives_the_signer() {
+    let Some(etcd) = tier::etcd() else { return };
+    let mut signer = new_signer(&[]);
+    signer.start().await;
+    let bootstrap = signer.kubeconfig("bootstrap.kubeconfig", BOOTSTRAP);
+    let [anna, otto] = [("anna", ANNA), ("otto", OTTO)].map(|(name, token)| signer.kubeconfig(name, token));
+    let mut cluster = signer.etcd(EtcdCluster::new(&etcd, 1));
+    let member = &mut cluster.members[0];
+    let dir = signer.dir.join(&member.name);
+    let arguments = [
+        format!("--ipaddrs={},127.0.0.1", member.address),
+        format!("--client-url={}", member.client_url()),
+        format!("--peer-url={}", member.peer_url()),
+        "--reload=none".to_owned(),
+    ];
+    let _sidecar = sidecar(&signer, &member.name, &bootstrap, &arguments);
+    eventually("the host's certificates", LIMIT, || async {
+        if dir.join("server/tls.crt").exists() && dir.join("peer/tls.crt").exists() { Ok(()) } else { Err("not yet") }
+    })
+    .await;
+    for (flag, role) in [("client", "server"), ("peer", "peer")] {
+        let list = dir.join(role).join(names::CRL_FILE);
+        member.arguments.push(format!("--{flag}-crl-file={}", list.display()));
+    }
+    let url = member.client_url();
+    cluster.start().await;
+    let (app, other) = (client(&signer, "app"), client(&signer, "other"));
+    eventually("both are accepted", LIMIT, || async { accepted(&app, &url).await.and(accepted(&other, &url).await) })
+        .await;
+
+    // Who is not listed revokes nothing, by the command or without it; everybody who is known sees the list.
+    let no = revoke(&otto, &["--user", "app"]).expect_err("without the right");
+    assert!(no.contains("cannot revoke") && no.contains("revokers"), "{no}");
+    for token in [OTTO, BOOTSTRAP] {
+        let headers =
+            [("Authorization", format!("Bearer {token}")), ("Content-Type", "application/merge-patch+json".to_owned())];
+        let headers = headers.each_ref().map(|(key, value)| (*key, value.as_str()));
+        let patch =
+            br#"{"metadata":{"annotations":{"etcd-tls.dev/revoke-client-request":"force 1 unspecified user:app"}}}"#;
+        assert_eq!(signer.try_ask("PATCH", TRUST, &headers, patch, None).expect("an answer").0, 403);
+    }
+    let none = revoke(&otto, &["--list"]).expect("lists");
+    assert_eq!(none.matches(", 0 revoked").count(), 2, "{none}");
+
+    let began = Instant::now();
+    let said = revoke(&anna, &["--user", "app", "--reason", "keyCompromise"]).expect("revoked");
+    assert!(said.contains("client: user app is revoked until") && said.contains("1 certificate"), "{said}");
+    eventually("the client is refused", LIMIT, || refused(&app, &url)).await;
+    say(&format!("a host's etcd refused a client {} ms after the command began", began.elapsed().as_millis()));
+    accepted(&other, &url).await.expect("others go on");
+    // The signer itself takes it no more, and tells who may revoke what was answered; others not.
+    let leaf = ["tls.crt", "tls.key"].map(|file| fs::read_to_string(app.join(file)).expect("read"));
+    let (code, body) = signer.try_ask("GET", V1, &[], b"", Some((&leaf[0], &leaf[1]))).expect("an answer");
+    assert_status(&(code, serde_json::from_str(&body).expect("JSON")), 401, "is revoked");
+    let answers = |token| {
+        let (_, object): (u16, Value) = signer.ask("GET", TRUST, token, &Value::Null);
+        object["metadata"]["annotations"].as_object().expect("annotations").len()
+    };
+    assert_eq!((answers(ADMIN), answers(ANNA), answers(BOOTSTRAP)), (3, 3, 1));
+
+    // Killed at once after another revocation: nothing of it is lost, and neither is the record of what is valid.
+    let said = revoke(&anna, &["--serial", "4F:0A:11", "--reason", "superseded"]).expect("revoked");
+    assert!(said.contains("peer: 4f0a11 is revoked until"), "{said}");
+    signer.process().kill();
+    signer.arguments.push("--clientcertdur=8s".to_owned());
+    signer.start().await;
+    let listed = revoke(&otto, &["--list"]).expect("lists");
+    assert!(listed.contains("client: list") && listed.contains(", 2 revoked"), "{listed}");
+    assert_eq!(listed.lines().filter(|line| line.starts_with("4f0a11 ") && line.ends_with("superseded")).count(), 2);
+    refused(&app, &url).await.expect("still refused");
+    let nobody = revoke(&anna, &["--user", "nobody"]).expect_err("no certificate");
+    assert!(nobody.contains("there is no certificate of user nobody"), "{nobody}");
+    let cut = revoke(&anna, &["--user", "other", "--cut"]).expect_err("for pods");
+    assert!(cut.contains("Restart their etcd"), "{cut}");
+    let pod = revoke(&anna, &["--pod", "other"]).expect_err("for pods");
+    assert!(pod.contains("--serial or --user"), "{pod}");
+
+    // An entry leaves with its certificate's end.
+    drop(client(&signer, "brief"));
+    revoke(&anna, &["--user", "brief"]).expect("revoked");
+    assert!(revoke(&otto, &["--list"]).expect("lists").contains(", 3 revoked"));
+    revoke(&anna, &["--user", "app", "--undo"]).expect("taken back");
+    eventually("accepted again", LIMIT, || accepted(&app, &url)).await;
+    eventually("the entry leaves", LIMIT, || async {
+        let listed = revoke(&otto, &["--list"])?;
+        let lines: Vec<&str> = listed.lines().filter(|line| !line.contains("list ")).collect();
+        if lines.iter().all(|line| line.starts_with("4f0a11 ")) { Ok(()) } else { Err(listed) }
+    })
+    .await;
+    accepted(&other, &url).await.expect("others go on");
+    assert!(cluster.members[0].process().running(), "etcd was not restarted");
+}
+
+/// The members are the hosts that hold peer certificates.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_leaves_no_quorum_of_hosts_needs_force() {
+    let mut signer = new_signer(&[]);
+    signer.start().await;
+    let anna = signer.kubeconfig("anna", ANNA);
+    for number in 1..4 {
+        drop(issued(&signer, Role::Peer, &format!("m{number}"), &[&format!("127.0.0.2{number}")]));
+    }
+    revoke(&anna, &["--user", "system:etcd-peer:m1"]).expect("two of three stand");
+    let refused = revoke(&anna, &["--user", "system:etcd-peer:m2"]).expect_err("one of three");
+    assert!(refused.contains("1 of 3 members of kube-system/etcd") && refused.contains("--force"), "{refused}");
+    let done = revoke(&anna, &["--user", "system:etcd-peer:m2", "--force"]).expect("forced");
+    assert!(done.contains("peer: user system:etcd-peer:m2 is revoked until"), "{done}");
+}
