@@ -1,7 +1,7 @@
 //! Tier 2: injection without the webhook, by the admission policies of `inject --policy` on a real API server. What they make of a
 //! pod is held against what `inject` makes of it, with the API server's defaults in both.
 
-use std::{process::Command, time::Duration};
+use std::{collections::BTreeMap, process::Command, time::Duration};
 
 use etcd_tls_webhook::{
     inject::{Options, inject},
@@ -18,6 +18,8 @@ use tests::{
     apiserver::ApiServer,
     eventually,
     process::{binary, run},
+    repository,
+    temp::TempDir,
     tier,
 };
 
@@ -35,8 +37,8 @@ fn config() -> Config {
     Config { sidecar_image: "etcd-tls-sidecar:test".to_owned(), ..Config::default() }
 }
 
-/// An API server that has MutatingAdmissionPolicy v1, with the policies in force.
-async fn start() -> Option<ApiServer> {
+/// An API server that has MutatingAdmissionPolicy v1.
+async fn server() -> Option<ApiServer> {
     let api = ApiServer::start().await?;
     let served =
         api.client.list_api_group_resources("admissionregistration.k8s.io/v1").await.expect("the API's resources");
@@ -48,6 +50,12 @@ async fn start() -> Option<ApiServer> {
         return None;
     }
     api.namespace(NAMESPACE, &[]).await;
+    Some(api)
+}
+
+/// The same, with the policies in force.
+async fn start() -> Option<ApiServer> {
+    let api = server().await?;
     for namespace in [NAMESPACE, LEFT_OUT] {
         api.service_account(namespace, "release-etcd").await;
     }
@@ -300,6 +308,69 @@ async fn injected_pods_and_those_that_did_not_opt_in_are_left_alone() {
     plain["metadata"]["labels"] = json!({"etcd-tls": "other"});
     let why = create(&api, "labelled", plain).await.expect_err("a label that nobody knows");
     assert!(why.contains("label etcd-tls: write dynamic or disabled"), "{why}");
+}
+
+/// The findings of `check`: state and reason, by subject.
+fn check(api: &ApiServer) -> BTreeMap<String, (String, String)> {
+    let mut command = Command::new(binary("etcd-tls-webhook"));
+    let output = command.args(["check", "-n", NAMESPACE, "-o", "json"]).env("KUBECONFIG", &api.kubeconfig).output();
+    let list: Vec<Value> = serde_json::from_slice(&output.expect("check").stdout).expect("findings");
+    let word = |finding: &Value, field: &str| finding[field].as_str().unwrap_or_default().to_owned();
+    list.iter().map(|f| (word(f, "subject"), (word(f, "state"), word(f, "reason")))).collect()
+}
+
+/// The component: no `admit`, and the image where `images:` reaches it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_install_without_the_webhook_injects_and_is_checked() {
+    let Some(api) = server().await else { return };
+    let overlay = TempDir::new("without-webhook");
+    let up = "../".repeat(overlay.path().components().count());
+    let of = |path: &str| format!("{up}{}", repository().join(path).display());
+    let kustomization = json!({
+        "resources": [of("manifests")], "components": [of("manifests/components/without-webhook")],
+        "images": [{"name": "etcd-tls-sidecar", "newName": "example.com/etcd-tls-sidecar", "newTag": "1"}],
+    });
+    overlay.write("kustomization.yaml", kustomization.to_string());
+    let applied = api.kubectl(&["apply", "-k", &overlay.path().display().to_string()]);
+    assert!(!applied.contains("etcd-tls-admit") && !applied.contains("webhookconfiguration"), "{applied}");
+    let sign = api.kubectl(&["-n", "etcd-tls-system", "get", "deployment", "etcd-tls-sign", "-o", "jsonpath={..args}"]);
+    assert!(sign.contains("--external-serving-pair"), "{sign}");
+
+    let member = member(&[("options", "env")]);
+    let pod = eventually("the policies are in force", Duration::from_secs(60), || async {
+        let pod = create(&api, NAMESPACE, member.clone()).await?;
+        if pod["spec"]["initContainers"].is_array() { Ok(pod) } else { Err("not injected".to_owned()) }
+    })
+    .await;
+    for container in pod["spec"]["initContainers"].as_array().expect("injected") {
+        assert_eq!(container["image"], "example.com/etcd-tls-sidecar:1");
+    }
+    // The guard of injected pods stays.
+    let mut made = pod;
+    made["metadata"]["name"] = json!("made");
+    api.pod(NAMESPACE, made).await.expect("a pod");
+    let mut change = api.kubectl_command(&["-n", NAMESPACE, "annotate", "pod", "made", "etcd-tls.dev/roles=client"]);
+    eventually("the guard is in force", Duration::from_secs(60), || {
+        let output = change.output().expect("kubectl");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        async move { if said.contains("cannot be changed") { Ok(()) } else { Err(format!("{output:?}")) } }
+    })
+    .await;
+
+    let findings = check(&api);
+    assert_eq!(findings["injection policies"].0, "ok", "{findings:?}");
+    assert!(findings["admission"].0 == "ok" && findings["admission"].1.contains("gets its sidecar"), "{findings:?}");
+    assert!(!findings.contains_key("webhook configuration"), "{findings:?}");
+    api.kubectl(&["delete", "validatingadmissionpolicybinding", "etcd-tls-injection-pods"]);
+    let (state, reason) = check(&api)["injection policies"].clone();
+    assert!(state == "failing" && reason.contains("etcd-tls-injection-pods is missing"), "{state} {reason}");
+
+    // Without the image nothing starts without certificates.
+    api.kubectl(&["-n", "etcd-tls-system", "delete", "podtemplate", "etcd-tls-injection"]);
+    eventually("pods are refused", Duration::from_secs(60), || async {
+        create(&api, NAMESPACE, member.clone()).await.map_or(Ok(()), |_| Err("taken"))
+    })
+    .await;
 }
 
 /// The API server ends an expression that costs too much, and the pod is refused.

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! install      the API server's objects, and whether they work
+//! without_webhook  the policies that inject where there is no webhook
 //! leaders      the Leases and the clocks; pure
 //! accounts     the rights of `approve` and `sign`
 //! pod          one pod
@@ -26,6 +27,7 @@ mod plain_text;
 mod pod;
 mod policy;
 mod upgrade;
+mod without_webhook;
 
 use finding::Finding;
 

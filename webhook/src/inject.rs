@@ -15,7 +15,10 @@ use serde_json::Value;
 use crate::{
     error::Error,
     injected::InjectedArgs,
-    injection::{self, Decision, Host, Origin},
+    injection::{
+        self, Decision, Host, Origin,
+        cel::{self, Image},
+    },
 };
 
 use self::{documents::Document, original::Original};
@@ -77,6 +80,9 @@ pub struct Args {
     /// other arguments are constants in them.
     #[arg(long, conflicts_with_all = ["filenames", "for_static", "dry_run", "templates"])]
     policy: bool,
+    /// With --policy: the image is that of PodTemplate etcd-tls-injection in etcd-tls-system, as the component without-webhook has it.
+    #[arg(long, requires = "policy")]
+    image_of_pod_template: bool,
 }
 
 /// A path of a host.
@@ -127,11 +133,13 @@ impl Args {
             templates,
             dry_run,
             policy,
+            image_of_pod_template,
         } = self;
         let host = for_static.then_some(Host { kubeconfig, bootstrap_kubeconfig, directory: host_dir });
         let injection = injected.config(sidecar_image, host);
         if policy {
-            let objects = injection::cel::policies(&injection)?;
+            let image = if image_of_pod_template { Image::PodTemplate } else { Image::Constant };
+            let objects = cel::policies(&injection, image)?;
             let text = objects.iter().map(to_yaml).collect::<Result<Vec<_>, _>>()?.join("---\n");
             std::io::stdout().lock().write_all(text.as_bytes())?;
             return Ok(());

@@ -91,6 +91,19 @@ fn every_shape_becomes_what_it_became() {
     assert!(differences.is_empty(), "{}", differences.join("\n"));
 }
 
+/// The component without-webhook has what the command writes.
+#[test]
+fn the_shipped_policies_are_current() {
+    let output = binary().args(["inject", "--policy", "--image-of-pod-template"]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/components/without-webhook/policies.yaml");
+    let difference = compare(&path, &text);
+    assert!(difference.is_none(), "UPDATE_GOLDEN=1 writes it anew: {difference:?}");
+    let output = binary().args(["inject", "--policy", "-f", "pod.json"]).output().unwrap();
+    assert!(!output.status.success() && output.stdout.is_empty());
+}
+
 /// Earlier builds did not bring the annotation `renew` to the sidecar.
 #[test]
 fn a_manifest_that_an_earlier_build_injected_into_stays_as_it_is() {

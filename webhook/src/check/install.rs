@@ -24,7 +24,7 @@ use super::{
     accounts,
     finding::Finding,
     leaders::{self, Seen},
-    policy,
+    policy, without_webhook,
 };
 use crate::{
     controller::{
@@ -94,7 +94,7 @@ fn words(error: &RequestError) -> String {
     }
 }
 
-/// The webhook configuration, as it stands.
+/// The webhook configuration, as it stands; where there is none, the policies that inject instead.
 async fn configuration(client: &Client) -> Vec<Finding> {
     let subject = "webhook configuration";
     let api: Api<MutatingWebhookConfiguration> = Api::all(client.clone());
@@ -105,6 +105,11 @@ async fn configuration(client: &Client) -> Vec<Finding> {
             return vec![unseen(subject, right, error, SEE_WEBHOOK)];
         }
     };
+    if live.is_none()
+        && let Some(findings) = without_webhook::look(client).await
+    {
+        return findings;
+    }
     let shipped: Option<MutatingWebhookConfiguration> = include_str!("../../../manifests/webhook.yaml")
         .split("\n---\n")
         .next()
@@ -148,14 +153,18 @@ fn judge_configuration(subject: &str, live: Option<&[MutatingWebhook]>, shipped:
     findings
 }
 
-/// Creates a pod as a dry run: the API server asks `admit`, and stores nothing.
+/// Creates a pod as a dry run: the API server asks `admit`, or injects by its policies, and stores nothing. The pod states its
+/// options, as policies need it.
 async fn admission(client: &Client, namespace: &str) -> Finding {
     // The webhook leaves these alone.
     let namespace = if matches!(namespace, "kube-system" | SYSTEM_NAMESPACE) { "default" } else { namespace };
     let pod = json!({
         "metadata": {
             "generateName": "etcd-tls-check-", "labels": {names::LABEL: names::DYNAMIC},
-            "annotations": {format!("{}roles", names::ANNOTATION_PREFIX): "client"},
+            "annotations": {
+                format!("{}roles", names::ANNOTATION_PREFIX): "client",
+                format!("{}options", names::ANNOTATION_PREFIX): "env",
+            },
         },
         "spec": {
             "securityContext": {"runAsNonRoot": true, "runAsUser": 65_534, "seccompProfile": {"type": "RuntimeDefault"}},

@@ -61,7 +61,7 @@ const SYSTEM: [[&str; 2]; 8] = [
 ];
 
 /// The shipped objects of this version, of the checked kinds.
-const SHIPPED: [&str; 22] = [
+const SHIPPED: [&str; 23] = [
     include_str!("../../../manifests/service-accounts.yaml"),
     include_str!("../../../manifests/rbac-requesters.yaml"),
     include_str!("../../../manifests/rbac-approve.yaml"),
@@ -84,6 +84,7 @@ const SHIPPED: [&str; 22] = [
     include_str!("../../../manifests/components/cert-manager/requests.yaml"),
     include_str!("../../../manifests/components/cluster-trust-bundles/policy.yaml"),
     include_str!("../../../manifests/components/pod-certificates/policy.yaml"),
+    include_str!("../../../manifests/components/without-webhook/policies.yaml"),
 ];
 
 /// Looks at the live workloads and at the install.

@@ -28,7 +28,7 @@ use serde_json::{Value, json};
 use self::template::Template;
 use super::Config;
 
-/// The name of both policies. Those of their bindings begin with it.
+/// The name of both policies and of the PodTemplate with the image. Those of their bindings begin with it.
 pub const POLICY: &str = "etcd-tls-injection";
 /// Namespaces whose pods are never touched.
 const LEFT_OUT: [&str; 2] = ["kube-system", names::SYSTEM_NAMESPACE];
@@ -63,11 +63,22 @@ fn variable(name: &'static str, expression: impl Into<String>) -> Variable {
     Variable { name, expression: expression.into() }
 }
 
+/// Where the image of the injected containers stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Image {
+    /// In the policy.
+    Constant,
+    /// In the PodTemplate [`POLICY`] of the system namespace, where `images:` of a kustomization reaches it.
+    PodTemplate,
+}
+
 /// The policies and their bindings, with the settings of `config` as constants.
 ///
 /// # Errors
 /// `config` is for static pods, or this program is at fault.
-pub fn policies(config: &Config) -> Result<Vec<Value>, CelError> {
+pub fn policies(config: &Config, image: Image) -> Result<Vec<Value>, CelError> {
+    let by_template = Config { sidecar_image: template::IMAGE.to_owned(), ..config.clone() };
+    let config = if image == Image::PodTemplate { &by_template } else { config };
     if config.host.is_some() {
         return Err(CelError::Config(
             "static pods do not pass through admission: run inject --static on their manifests",
@@ -79,7 +90,7 @@ pub fn policies(config: &Config) -> Result<Vec<Value>, CelError> {
     variables.push(variable("words", template.words()?));
     variables.push(variable("problems", problems::problems(&template)));
     let variables: Vec<Value> = variables.iter().map(|v| json!({"name": v.name, "expression": v.expression})).collect();
-    let mutating = json!({
+    let mut mutating = json!({
                 "failurePolicy": "Fail",
                 "reinvocationPolicy": "IfNeeded",
                 "matchConstraints": constraints(),
@@ -110,8 +121,14 @@ pub fn policies(config: &Config) -> Result<Vec<Value>, CelError> {
                     },
                 ],
     });
+    let mut bound = json!({});
+    if image == Image::PodTemplate {
+        mutating["paramKind"] = json!({"apiVersion": "v1", "kind": "PodTemplate"});
+        bound["paramRef"] =
+            json!({"name": POLICY, "namespace": names::SYSTEM_NAMESPACE, "parameterNotFoundAction": "Deny"});
+    }
     let mut objects = vec![object("MutatingAdmissionPolicy", POLICY, mutating)];
-    objects.extend(bindings("MutatingAdmissionPolicyBinding", &json!({})));
+    objects.extend(bindings("MutatingAdmissionPolicyBinding", &bound));
     objects.push(object("ValidatingAdmissionPolicy", POLICY, validating));
     objects.extend(bindings("ValidatingAdmissionPolicyBinding", &json!({"validationActions": ["Deny"]})));
     Ok(objects)

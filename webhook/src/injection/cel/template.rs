@@ -15,6 +15,8 @@ use crate::injection::{Config, Decision, Origin, decide};
 const MOUNT: &str = "/zz-mount";
 const CLUSTER: &str = "zz-cluster";
 const LEVEL: &str = "zz=trace";
+/// The image, where a parameter has it.
+pub(super) const IMAGE: &str = "zz-image";
 const ADMIN_PORT: u16 = 64_999;
 const USER: u32 = 64_998;
 /// Resources, and the variables that hold what they are.
@@ -223,6 +225,7 @@ fn cel(value: &Value) -> String {
         Value::Number(number) if number.as_u64() == Some(ADMIN_PORT.into()) => "variables.adminPort".to_owned(),
         Value::Number(number) => number.to_string(),
         Value::String(text) if text == LEVEL => "variables.logLevel".to_owned(),
+        Value::String(text) if text == IMAGE => "params.template.spec.containers[0].image".to_owned(),
         Value::String(text) => placed(text),
         Value::Array(items) => {
             let item = |item: &Value| match item.as_object() {

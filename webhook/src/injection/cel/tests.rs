@@ -30,7 +30,7 @@ fn no_placeholder_is_left_and_settings_are_constants() {
         user: Some(4711),
         ..config()
     };
-    let text = Value::from(policies(&config).unwrap()).to_string();
+    let text = Value::from(policies(&config, Image::Constant).unwrap()).to_string();
     for placeholder in ["zz", "6499", "1001m", "1002Mi", "1003Mi", "2001m", "2002Mi", "2003Mi"] {
         assert!(!text.contains(placeholder), "{placeholder}");
     }
@@ -38,7 +38,9 @@ fn no_placeholder_is_left_and_settings_are_constants() {
         assert!(text.contains(constant), "{constant}");
     }
     let host = Host { kubeconfig: "/k".to_owned(), bootstrap_kubeconfig: None, directory: "/d".to_owned() };
-    assert!(policies(&Config { host: Some(host), ..config }).unwrap_err().to_string().contains("--static"));
+    assert!(
+        policies(&Config { host: Some(host), ..config }, Image::Constant).unwrap_err().to_string().contains("--static")
+    );
 }
 
 use crate::injection::Host;
