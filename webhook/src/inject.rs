@@ -18,6 +18,7 @@ use crate::{
     injection::{
         self, Decision, Host, Origin,
         cel::{self, Image},
+        json,
     },
 };
 
@@ -452,7 +453,7 @@ impl Visit<'_> {
         let again = original::holds_ours(pod);
         // A template's own namespace is not looked at by anybody.
         let origin = Origin { namespace, namespace_opted_in: true, label: true };
-        match injection::decide(pod, &self.options.injection, origin) {
+        match injection::decide(&json::borrowed(pod), &self.options.injection, origin) {
             Decision::Leave(warnings) => self.warn(what, warnings),
             Decision::Refuse(problems) => {
                 self.problems.extend(problems.iter().map(|problem| format!("{what}: {problem}")));

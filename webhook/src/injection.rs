@@ -19,6 +19,7 @@ mod checks;
 mod contract;
 mod environment;
 mod hosts;
+pub mod json;
 mod kubelet;
 mod listeners;
 mod mesh;
@@ -41,9 +42,9 @@ use etcd_tls_contract::{
     role::Role,
     settings::{Issuer, Reload, Resources, Settings},
 };
-use serde_json::Value;
 
 use self::{
+    json::Json,
     options::Options,
     patch::{Item, PodPatch},
     view::{Container, Pod},
@@ -122,7 +123,7 @@ pub enum Decision {
 }
 
 /// Decides on `pod`, a pod or a pod template.
-pub fn decide(pod: &Value, config: &Config, origin: Origin<'_>) -> Decision {
+pub fn decide(pod: &Json<'_>, config: &Config, origin: Origin<'_>) -> Decision {
     let pod = match Pod::read(pod) {
         Ok(pod) => pod,
         Err(problems) => return Decision::Refuse(problems),
@@ -196,7 +197,7 @@ impl<'a> Work<'a> {
     }
 
     fn decide(mut self) -> Decision {
-        let os = self.pod.spec.get("os").and_then(|os| os.get("name")).and_then(Value::as_str);
+        let os = self.pod.spec.get("os").and_then(|os| os.get("name").as_str());
         if os == Some("windows") {
             self.problems.push("spec.os.name is windows: etcd-tls runs on Linux".to_owned());
         }
@@ -366,7 +367,7 @@ impl<'a> Work<'a> {
         let mut environment = environment::environment(container, options, self.settings.options, roles, files);
         self.warnings.append(&mut environment.warnings);
         self.problems.append(&mut environment.problems);
-        match environment.add.iter().map(Item::written).collect() {
+        match environment.add.iter().map(|variable| Item::written(variable, 128)).collect() {
             Ok(variables) => patch.append(&path, container.object, "env", variables),
             Err(error) => {
                 self.problems.push(format!("container {}: its env has no form in JSON: {error}", container.name));
@@ -429,8 +430,8 @@ fn advertised(targets: &[Target<'_>]) -> BTreeSet<String> {
 }
 
 /// Whether our volume is mounted there already.
-fn has_mount(container: &Container<'_>, ours: &Value) -> bool {
-    container.list("volumeMounts").iter().any(|mount| present::contains(mount, ours))
+fn has_mount(container: &Container<'_>, ours: &serde_json::Value) -> bool {
+    container.list("volumeMounts").iter().any(|mount| json::contains(mount, ours))
 }
 
 #[cfg(test)]

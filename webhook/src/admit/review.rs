@@ -8,11 +8,13 @@ use std::{borrow::Cow, collections::BTreeSet};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use etcd_tls_telemetry::review_span;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use tracing::Span;
 
 use super::{words, workload};
-use crate::injection::{Config, Decision, Origin, decide};
+use crate::injection::{
+    Config, Decision, Origin, decide,
+    json::{self, Json},
+};
 
 /// The only version that is spoken.
 const API_VERSION: &str = "admission.k8s.io/v1";
@@ -20,6 +22,8 @@ const API_VERSION: &str = "admission.k8s.io/v1";
 const MAX_UID: usize = 256;
 /// The approximate size of a patch of two containers and three volumes, in bytes.
 const PATCH_CAPACITY: usize = 8 * 1024;
+/// The approximate size of an answer without its patch, in bytes.
+const ANSWER_CAPACITY: usize = 1024;
 /// More JSON values than a pod that runs has. Each takes some hundred bytes once read, an array or object with one item some
 /// hundred more, which bounds the memory.
 const MAX_VALUES: usize = 100_000;
@@ -115,8 +119,10 @@ struct Request<'a> {
     namespace: Option<Cow<'a, str>>,
     #[serde(borrow)]
     operation: Option<Cow<'a, str>>,
-    object: Option<Value>,
-    old_object: Option<Value>,
+    #[serde(borrow, default, deserialize_with = "json::unambiguous")]
+    object: Json<'a>,
+    #[serde(borrow, default, deserialize_with = "json::unambiguous")]
+    old_object: Json<'a>,
 }
 
 #[derive(Default, Deserialize)]
@@ -210,10 +216,13 @@ fn decide_pod(request: &Request<'_>, admission: &Admission) -> (Decision, u16) {
     if admission.leave_out.contains(namespace) {
         return (Decision::Leave(Vec::new()), 0);
     }
-    let Some(object) = request.object.as_ref().filter(|object| !object.is_null()) else {
+    let object = &request.object;
+    if object.is_null() {
         return (Decision::Refuse(vec!["request.object is missing".to_owned()]), 400);
-    };
-    if let Some(kind) = object.get("kind").filter(|kind| kind.as_str() != Some("Pod")) {
+    }
+    if let Some(kind) =
+        object.as_object().and_then(|object| object.get("kind")).filter(|kind| kind.as_str() != Some("Pod"))
+    {
         let kind: String = kind.to_string().chars().take(80).collect();
         return (Decision::Refuse(vec![format!("request.object is no Pod but {kind}")]), 400);
     }
@@ -225,12 +234,12 @@ fn decide_pod(request: &Request<'_>, admission: &Admission) -> (Decision, u16) {
 fn decide_workload(request: &Request<'_>, admission: &Admission) -> Vec<String> {
     let namespace = request.namespace.as_deref().unwrap_or_default();
     let path = workload::template_path(&request.resource.group, &request.resource.resource);
-    let (Some(path), Some(object)) = (path, request.object.as_ref()) else { return Vec::new() };
+    let Some(path) = path else { return Vec::new() };
     let made = matches!(request.operation.as_deref(), Some("CREATE" | "UPDATE"));
     if !made || !request.is_whole() || namespace.is_empty() || admission.leave_out.contains(namespace) {
         return Vec::new();
     }
-    workload::warnings(path, object, request.old_object.as_ref(), namespace, &admission.injection)
+    workload::warnings(path, &request.object, &request.old_object, namespace, &admission.injection)
 }
 
 impl Request<'_> {
@@ -240,7 +249,8 @@ impl Request<'_> {
         if span.is_disabled() {
             return span;
         }
-        let name = |field: &str| self.object.as_ref()?.get("metadata")?.get(field)?.as_str().filter(|s| !s.is_empty());
+        let name =
+            |field: &str| self.object.get("metadata").as_object()?.get(field)?.as_str().filter(|s| !s.is_empty());
         let (namespace, field) = (self.namespace.as_deref().unwrap_or_default(), self.resource.field());
         // A pod of a controller has no name yet.
         let name = name("name").or_else(|| name("generateName")).unwrap_or_default();
@@ -284,23 +294,31 @@ fn answer(uid: &str, (decision, code): (Decision, u16)) -> Result<Answer, serde_
             Verdict::Refuse
         }
     };
-    let mut body = serde_json::to_string(&Answered { api_version: API_VERSION, kind: "AdmissionReview", response })?;
+    let mut body = Vec::with_capacity(ANSWER_CAPACITY + encoded_len(&written));
+    serde_json::to_writer(&mut body, &Answered { api_version: API_VERSION, kind: "AdmissionReview", response })?;
     if !written.is_empty() {
-        put_patch(&mut body, &written);
+        put_patch(&mut body, &written)?;
     }
-    Ok(Answer { body: body.into_bytes(), verdict })
+    Ok(Answer { body, verdict })
 }
 
 /// Puts the patch, in base64, behind the other fields of the response, with which the review ends. It is most of the
 /// answer, and nothing in base64 is ever escaped: so it is written once, where it is sent from.
-fn put_patch(body: &mut String, patch: &[u8]) {
-    const END: &str = "}}";
+fn put_patch(body: &mut Vec<u8>, patch: &[u8]) -> Result<(), serde_json::Error> {
+    const END: &[u8] = b"}}";
     body.truncate(body.len() - END.len());
-    body.reserve(patch.len().div_ceil(3) * 4 + 16);
-    body.push_str(",\"patch\":\"");
-    STANDARD.encode_string(patch, body);
-    body.push('"');
-    body.push_str(END);
+    body.extend_from_slice(b",\"patch\":\"");
+    let at = body.len();
+    body.resize(at + encoded_len(patch), b'=');
+    STANDARD.encode_slice(patch, &mut body[at..]).map_err(serde::ser::Error::custom)?;
+    body.push(b'"');
+    body.extend_from_slice(END);
+    Ok(())
+}
+
+/// The length of `bytes` in base64.
+const fn encoded_len(bytes: &[u8]) -> usize {
+    bytes.len().div_ceil(3) * 4
 }
 
 #[cfg(test)]

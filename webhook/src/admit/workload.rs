@@ -1,9 +1,7 @@
 //! The warnings that the author of a workload sees when applying it: all warnings for the pods of its template, and the reasons
 //! why they would be refused. Nothing is refused or changed here.
 
-use serde_json::Value;
-
-use crate::injection::{Config, Decision, Origin, decide};
+use crate::injection::{Config, Decision, Origin, decide, json::Json};
 
 /// Where a workload of this API group and resource has its pod template.
 pub(super) fn template_path(group: &str, resource: &str) -> Option<&'static [&'static str]> {
@@ -17,14 +15,14 @@ pub(super) fn template_path(group: &str, resource: &str) -> Option<&'static [&'s
 /// The warnings for a workload whose template is at `path` of `object`; `old` is the object before an update. Pure.
 pub(super) fn warnings(
     path: &[&str],
-    object: &Value,
-    old: Option<&Value>,
+    object: &Json<'_>,
+    old: &Json<'_>,
     namespace: &str,
     config: &Config,
 ) -> Vec<String> {
-    let template = |object| path.iter().try_fold(object, |value: &Value, field| value.get(field));
+    let template = |object| path.iter().try_fold(object, |value: &Json<'_>, field| value.as_object()?.get(field));
     let Some(new) = template(object) else { return Vec::new() };
-    if old.and_then(template) == Some(new) {
+    if template(old) == Some(new) {
         return Vec::new();
     }
     match decide(new, config, Origin { namespace, namespace_opted_in: true, label: false }) {

@@ -1,14 +1,13 @@
 //! Conflicts with the injected parts: mounts and ports in use.
 
 use etcd_tls_contract::{args::PodArgs, names};
-use serde_json::Value;
 
-use super::{Work, urls::Url, view::Container};
+use super::{Work, json::Json, urls::Url, view::Container};
 
 impl<'a> Work<'a> {
     pub(super) fn check_mounts(&mut self, container: &Container<'a>, ours: &str) {
         for mount in container.list("volumeMounts") {
-            let text = |field: &str| mount.get(field).and_then(Value::as_str).unwrap_or_default();
+            let text = |field: &str| mount.as_object().and_then(|mount| mount.get(field)?.as_str()).unwrap_or_default();
             let theirs = text("mountPath").trim_end_matches('/');
             let within = |inner: &str, outer: &str| inner.strip_prefix(outer).is_some_and(|rest| rest.starts_with('/'));
             let what = if theirs == ours {
@@ -30,13 +29,11 @@ impl<'a> Work<'a> {
     }
 
     /// Whether no directory can be made in a mount for another one.
-    fn is_read_only(&self, mount: &Value) -> bool {
-        let volume = mount.get("name").and_then(Value::as_str).and_then(|name| self.pod.volume(name));
-        mount.get("readOnly").and_then(Value::as_bool).unwrap_or(false)
+    fn is_read_only(&self, mount: &Json<'_>) -> bool {
+        let volume = mount.get("name").as_str().and_then(|name| self.pod.volume(name));
+        mount.get("readOnly").as_bool().unwrap_or(false)
             || volume.is_some_and(|v| {
-                ["configMap", "secret", "projected", "downwardAPI"]
-                    .iter()
-                    .any(|kind| v.get(kind).is_some_and(|s| !s.is_null()))
+                ["configMap", "secret", "projected", "downwardAPI"].iter().any(|kind| !v.get(*kind).is_null())
             })
     }
 
@@ -50,8 +47,8 @@ impl<'a> Work<'a> {
             ));
         }
         let declared = self.pod.containers.iter().filter(|c| !c.is_injected()).find(|c| {
-            let port = |p: &Value| p.get("containerPort").and_then(Value::as_u64) == Some(u64::from(args.admin_port));
-            c.list("ports").iter().any(|p| port(p) && p.get("protocol").is_none_or(|p| p.as_str() == Some("TCP")))
+            let port = |p: &Json<'_>| p.get("containerPort").as_u64() == Some(u64::from(args.admin_port));
+            c.list("ports").iter().any(|p| port(p) && p.get("protocol").as_str().is_none_or(|p| p == "TCP"))
         });
         let by = match declared {
             Some(container) => format!("container {}", container.name),

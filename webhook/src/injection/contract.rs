@@ -5,7 +5,6 @@
 use std::{cell::LazyCell, collections::BTreeSet};
 
 use etcd_tls_contract::{names, role::Role};
-use serde_json::Value;
 
 use super::{
     Target, Work,
@@ -98,7 +97,7 @@ impl<'a> Work<'a> {
         let members = cluster.iter().map(|url| url.host.as_str()).collect::<BTreeSet<_>>().len();
         for (role, option, told) in relevant(target) {
             let setting = of(option);
-            let urls = urls::urls(setting.as_ref());
+            let urls = if option == "initial-cluster" { cluster.clone() } else { urls::urls(setting.as_ref()) };
             if let Some(url) = urls.iter().find(|u| !u.https) {
                 self.warnings.push(format!(
                     "container {name}: --{option} still says http://{}:{}; write https://",
@@ -278,11 +277,11 @@ impl<'a> Work<'a> {
         let object = container.object;
         let probes = ["startupProbe", "livenessProbe", "readinessProbe"].map(|field| (field, object.get(field)));
         let lifecycle = object.get("lifecycle");
-        let hooks = ["postStart", "preStop"].map(|field| (field, lifecycle.and_then(|l| l.get(field))));
+        let hooks = ["postStart", "preStop"].map(|field| (field, lifecycle.map(|l| l.get(field))));
         for (field, probe) in probes.into_iter().chain(hooks) {
             for kind in ["httpGet", "grpc"] {
-                let Some(handler) = probe.and_then(|p| p.get(kind)).filter(|v| !v.is_null()) else { continue };
-                let elsewhere = handler.get("host").and_then(Value::as_str).is_some_and(|host| !host.is_empty());
+                let Some(handler) = probe.map(|p| p.get(kind)).filter(|v| !v.is_null()) else { continue };
+                let elsewhere = handler.get("host").as_str().is_some_and(|host| !host.is_empty());
                 if !elsewhere && reload::port(handler.get("port"), container).is_some_and(wants_certificate) {
                     self.warnings.push(format!(
                         "container {}: its {field} asks a port that wants a client certificate by {kind} and has none, so it \

@@ -296,7 +296,7 @@ fn list_unit(role: Role, file: String) -> Unit {
 }
 
 fn path(mount: &str, role: Role, file: &str) -> String {
-    format!("{mount}/{role}/{file}")
+    [mount, role.as_str(), file].join("/")
 }
 
 fn same(theirs: &str, ours: &str) -> bool {

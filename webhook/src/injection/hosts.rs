@@ -6,7 +6,6 @@
 use std::net::IpAddr;
 
 use etcd_tls_contract::{role::Role, san::Sans};
-use serde_json::Value;
 
 use super::view::Container;
 
@@ -94,8 +93,8 @@ fn variable(hole: &str, facts: &Facts<'_>) -> Held {
 /// The pod's field that a variable brings.
 fn field<'a>(hole: &str, container: &Container<'a>) -> Option<&'a str> {
     let name = hole.strip_prefix("${")?.strip_suffix('}')?;
-    let entry = container.list("env").iter().find(|e| e.get("name").and_then(Value::as_str) == Some(name))?;
-    entry.get("valueFrom")?.get("fieldRef")?.get("fieldPath")?.as_str()
+    let entry = container.list("env").iter().find(|e| e.get("name").as_str() == Some(name))?;
+    entry.get("valueFrom").get("fieldRef").get("fieldPath").as_str()
 }
 
 fn extra(name: &str, extra: &Sans) -> bool {
@@ -162,6 +161,7 @@ mod tests {
             field("IP", "status.podIP"), field("HOST_IP", "status.hostIP"), field("POD", "metadata.name"),
             field("NS", "metadata.namespace"),
         ]}]}});
+        let pod = crate::injection::json::borrowed(&pod);
         let pod = Pod::read(&pod).unwrap();
         let extra = "etcd.example.com,*.wild.example.com,192.0.2.9".parse().unwrap();
         let container = pod.containers[0];

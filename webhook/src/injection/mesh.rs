@@ -4,8 +4,6 @@
 
 use std::collections::BTreeSet;
 
-use serde_json::{Map, Value};
-
 use super::{urls::Url, view::Pod};
 
 /// The port of the API server's Service.
@@ -94,7 +92,7 @@ impl Mesh {
 
 /// A label or an annotation of the pod, of whomever.
 fn text<'a>(pod: &Pod<'a>, field: &str, key: &str) -> Option<&'a str> {
-    pod.metadata.get(field).and_then(Value::as_object).and_then(|map: &Map<String, Value>| map.get(key)?.as_str())
+    pod.metadata.get(field)?.as_object()?.get(key)?.as_str()
 }
 
 /// Whether a list of ports and ranges holds `port`; `*` is every port.
@@ -113,13 +111,14 @@ fn excludes(list: &str, port: u16) -> bool {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
     fn said(metadata: Value, containers: &[&str]) -> String {
         let containers: Vec<Value> = containers.iter().map(|name| json!({"name": name})).collect();
         let pod = json!({"metadata": metadata, "spec": {"containers": containers}});
+        let pod = crate::injection::json::borrowed(&pod);
         let pod = Pod::read(&pod).unwrap();
         warnings(&pod, 9179, &BTreeSet::from([2379, 2380])).join("; ")
     }

@@ -15,8 +15,6 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use serde_json::Value;
-
 use self::{
     environment::Environment,
     shell::Shell,
@@ -27,7 +25,7 @@ pub(super) use self::{
     run::{Kept, Run, Setting},
     shell::Doubt,
 };
-use super::view::Container;
+use super::{json::Json, view::Container};
 
 mod environment;
 mod programs;
@@ -65,8 +63,7 @@ impl Options {
         let hooks: Vec<(String, Vec<&str>)> = hooks(container).collect();
         let written =
             line.iter().chain(hooks.iter().flat_map(|(_, words)| words)).map(|word| word.len()).sum::<usize>();
-        let variables: usize =
-            container.list("env").iter().map(|e| e.get("value").and_then(Value::as_str).map_or(8, str::len)).sum();
+        let variables: usize = container.list("env").iter().map(|e| e.get("value").as_str().map_or(8, str::len)).sum();
         let left = MAX_TEXT.min(256 * 1024 + 32 * (written + variables));
         let mut environment = Environment::of(container, left);
 
@@ -112,7 +109,7 @@ impl Options {
         }
         let image = options.runs.iter().any(|run| run.image);
         options.entrypoint |= image && !options.runs_etcd();
-        let name = container.object.get("image").and_then(Value::as_str).unwrap_or_default();
+        let name = container.object.get("image").and_then(Json::as_str).unwrap_or_default();
         options.own_client_flags =
             image || (options.entrypoint && name.split('/').any(|part| part.starts_with("bitnami")));
         if !options.runs_etcd() && !options.entrypoint && options.untold.is_none() {
@@ -190,10 +187,10 @@ pub(super) fn hooks<'a>(container: &Container<'a>) -> impl Iterator<Item = (Stri
     let object = container.object;
     let probes = ["livenessProbe", "readinessProbe", "startupProbe"].map(|name| ("", name, object.get(name)));
     let lifecycle = object.get("lifecycle");
-    let hooks = ["postStart", "preStop"].map(|name| ("lifecycle.", name, lifecycle.and_then(|l| l.get(name))));
+    let hooks = ["postStart", "preStop"].map(|name| ("lifecycle.", name, lifecycle.map(|l| l.get(name))));
     probes.into_iter().chain(hooks).filter_map(|(of, name, hook)| {
-        let command = hook?.get("exec")?.get("command")?.as_array()?;
-        Some((format!("{of}{name}.exec.command"), command.iter().filter_map(Value::as_str).collect()))
+        let command = hook?.get("exec").get("command").as_array()?;
+        Some((format!("{of}{name}.exec.command"), command.iter().filter_map(Json::as_str).collect()))
     })
 }
 

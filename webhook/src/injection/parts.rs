@@ -12,7 +12,7 @@ use etcd_tls_contract::{
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{Config, Host};
+use super::{Config, Host, patch::Item};
 
 /// The resources of the injected containers if neither the pod nor the webhook's flag sets any.
 static DEFAULT_RESOURCES: LazyLock<Resources> = LazyLock::new(|| {
@@ -25,12 +25,65 @@ const LOG_LEVEL: &str = "ETCD_TLS_LOG_LEVEL";
 const TOKEN_SECONDS: u32 = 3600;
 
 /// The volume of keys and certificates: in memory, and bounded.
-pub(super) static CERTIFICATES_VOLUME: LazyLock<Value> =
-    LazyLock::new(|| json!({"name": names::VOLUME, "emptyDir": {"medium": "Memory", "sizeLimit": "16Mi"}}));
+static CERTIFICATES_VOLUME: LazyLock<Fixed> =
+    LazyLock::new(|| Fixed::new(json!({"name": names::VOLUME, "emptyDir": {"medium": "Memory", "sizeLimit": "16Mi"}})));
+
+/// A volume that is the same in every pod.
+pub(super) struct Fixed {
+    tree: Value,
+    text: String,
+}
+
+impl Fixed {
+    fn new(tree: Value) -> Self {
+        Self { text: tree.to_string(), tree }
+    }
+}
+
+/// A volume of ours.
+pub(super) enum Volume {
+    Fixed(&'static Fixed),
+    OfPod(Value),
+}
+
+impl Volume {
+    pub(super) const fn tree(&self) -> &Value {
+        match self {
+            Self::Fixed(fixed) => &fixed.tree,
+            Self::OfPod(tree) => tree,
+        }
+    }
+
+    /// The value that adds it.
+    pub(super) fn into_item(self) -> Item {
+        match self {
+            Self::Fixed(fixed) => Item::Text(fixed.text.as_str().into()),
+            Self::OfPod(tree) => tree.into(),
+        }
+    }
+}
+
+/// The volumes of a pod in `namespace`.
+pub(super) fn volumes(config: &Config, settings: &Settings, namespace: &str) -> Vec<Volume> {
+    match &config.host {
+        Some(host) => host_volumes(host).into_iter().map(Volume::OfPod).collect(),
+        None if settings.is_of_kubelet() => vec![
+            Volume::OfPod(projected_volume(settings, namespace)),
+            Volume::Fixed(&STATE_VOLUME),
+            Volume::Fixed(&TOKEN_VOLUME),
+        ],
+        None => vec![
+            Volume::Fixed(&CERTIFICATES_VOLUME),
+            Volume::OfPod(trust_volume(settings, namespace)),
+            Volume::Fixed(&TOKEN_VOLUME),
+        ],
+    }
+}
 
 /// The same of the sidecar alone, where kubelet keeps the certificates.
-pub(super) static STATE_VOLUME: LazyLock<Value> =
-    LazyLock::new(|| json!({"name": names::STATE_VOLUME, "emptyDir": {"medium": "Memory", "sizeLimit": "16Mi"}}));
+static STATE_VOLUME: LazyLock<Fixed> = LazyLock::new(|| {
+    Fixed::new(json!({"name": names::STATE_VOLUME, "emptyDir": {"medium": "Memory", "sizeLimit": "16Mi"}}))
+});
 
 /// The volume of keys, certificates and bundles with the issuer `pod-certificate`: kubelet requests the certificates, and moves one link
 /// for all of its files. Key and chain are one file, which etcd takes for both. Its mode lets etcd's user read it, whichever it is: where
@@ -56,7 +109,7 @@ pub(super) fn projected_volume(settings: &Settings, namespace: &str) -> Value {
 const PROJECTED_MODE: u32 = 0o444;
 
 /// The volume with the trust bundles. Not optional: the pod waits for it, where an optional one would come a minute late.
-pub(super) fn trust_volume(settings: &Settings, namespace: &str) -> Value {
+fn trust_volume(settings: &Settings, namespace: &str) -> Value {
     match &settings.trust {
         None => json!({"name": names::TRUST_VOLUME, "configMap": {"name": settings.trust_config_map(namespace)}}),
         Some(trust) => json!({"name": names::TRUST_VOLUME, "projected": {"sources": trust_sources(trust)}}),
@@ -95,10 +148,10 @@ fn label_selector(requirements: &[Requirement]) -> Value {
 
 /// A token of our containers' own, so that `automountServiceAccountToken: false` stays the pod's word for its containers; beside
 /// it the annotation `renew`, of which the sidecar sees each new value.
-pub(super) static TOKEN_VOLUME: LazyLock<Value> = LazyLock::new(|| {
+static TOKEN_VOLUME: LazyLock<Fixed> = LazyLock::new(|| {
     let path = format!("metadata.annotations['{}']", names::RENEW_ANNOTATION);
     let renew = json!({"path": names::RENEW_FILE, "fieldRef": {"apiVersion": "v1", "fieldPath": path}});
-    token_volume_with(Some(renew))
+    Fixed::new(token_volume_with(Some(renew)))
 });
 
 /// [`TOKEN_VOLUME`] as earlier builds injected it: without the annotation.
@@ -364,7 +417,7 @@ impl<'a> Mount<'a> {
 }
 
 /// A static pod's volumes: directories of its host.
-pub(super) fn host_volumes(host: &Host) -> Vec<Value> {
+fn host_volumes(host: &Host) -> Vec<Value> {
     let volume =
         |name: &'static str, path: &str| json!({"name": name, "hostPath": {"path": path, "type": "DirectoryOrCreate"}});
     let mut volumes = vec![volume(names::VOLUME, &host.directory)];

@@ -8,7 +8,9 @@ use json_patch::{
     jsonptr::{ParseError, Pointer, Token},
 };
 use serde::Serialize;
-use serde_json::{Map, Value};
+use serde_json::Value;
+
+use super::json::{Json, Object};
 
 /// The operations on a pod. Empty where everything is in place.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -27,26 +29,28 @@ struct Operation {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Item {
     /// A tree of values.
-    Tree(Cow<'static, Value>),
+    Tree(Value),
     /// JSON that is written already.
-    Text(String),
+    Text(Cow<'static, str>),
     /// A list.
     List(Vec<Self>),
 }
 
 impl From<Value> for Item {
     fn from(tree: Value) -> Self {
-        Self::Tree(Cow::Owned(tree))
+        Self::Tree(tree)
     }
 }
 
 impl Item {
-    /// `value`, written.
+    /// `value`, written; in about `size` bytes.
     ///
     /// # Errors
     /// It has no form in JSON.
-    pub(super) fn written(value: &impl Serialize) -> Result<Self, serde_json::Error> {
-        serde_json::to_string(value).map(Self::Text)
+    pub(super) fn written(value: &impl Serialize, size: usize) -> Result<Self, serde_json::Error> {
+        let mut text = Vec::with_capacity(size);
+        serde_json::to_writer(&mut text, value)?;
+        String::from_utf8(text).map(|text| Self::Text(text.into())).map_err(serde::ser::Error::custom)
     }
 
     /// Appends it to `out`, as JSON.
@@ -68,7 +72,7 @@ impl Item {
 
     fn tree(&self) -> Result<Value, serde_json::Error> {
         match self {
-            Self::Tree(tree) => Ok(tree.clone().into_owned()),
+            Self::Tree(tree) => Ok(tree.clone()),
             Self::Text(text) => serde_json::from_str(text),
             Self::List(items) => items.iter().map(Self::tree).collect(),
         }
@@ -87,13 +91,13 @@ impl PodPatch {
     }
 
     /// Appends to the list `field` of `parent`, which is at `path`.
-    pub(super) fn append(&mut self, path: &[&str], parent: &Map<String, Value>, field: &str, items: Vec<Item>) {
+    pub(super) fn append(&mut self, path: &[&str], parent: &Object<'_>, field: &str, items: Vec<Item>) {
         if items.is_empty() {
             return;
         }
         let mut path = path.to_vec();
         path.push(field);
-        if parent.get(field).is_some_and(Value::is_array) {
+        if parent.get(field).is_some_and(Json::is_array) {
             path.push("-");
             for item in items {
                 self.add(&path, item);
@@ -105,16 +109,10 @@ impl PodPatch {
 
     /// Inserts into the list `field` of `parent`, which is at `path`: each item before the one that has its index once
     /// the items before it are in.
-    pub(super) fn insert(
-        &mut self,
-        path: &[&str],
-        parent: &Map<String, Value>,
-        field: &str,
-        items: Vec<(usize, Item)>,
-    ) {
+    pub(super) fn insert(&mut self, path: &[&str], parent: &Object<'_>, field: &str, items: Vec<(usize, Item)>) {
         let mut path = path.to_vec();
         path.push(field);
-        if !parent.get(field).is_some_and(Value::is_array) {
+        if !parent.get(field).is_some_and(Json::is_array) {
             if !items.is_empty() {
                 self.add(&path, Item::List(items.into_iter().map(|(_, item)| item).collect()));
             }

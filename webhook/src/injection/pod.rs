@@ -1,48 +1,38 @@
 //! The changes to the pod as a whole: volumes, a group, our two containers, their image pull Secrets, a label and an
 //! annotation.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::collections::BTreeMap;
 
 use etcd_tls_contract::{args::PodArgs, names};
 use serde_json::{Map, Value, json};
 
 use super::{
-    Work, parts,
+    Work,
+    json::{Json, Object},
+    parts,
     patch::{Item, PodPatch},
     present, view,
 };
 
 impl Work<'_> {
     pub(super) fn volumes(&mut self, patch: &mut PodPatch) {
-        let ours: Vec<Cow<'static, Value>> = match &self.config.host {
-            Some(host) => parts::host_volumes(host).into_iter().map(Cow::Owned).collect(),
-            None if self.settings.is_of_kubelet() => vec![
-                Cow::Owned(parts::projected_volume(&self.settings, self.origin.namespace)),
-                Cow::Borrowed(&*parts::STATE_VOLUME),
-                Cow::Borrowed(&*parts::TOKEN_VOLUME),
-            ],
-            None => vec![
-                Cow::Borrowed(&*parts::CERTIFICATES_VOLUME),
-                Cow::Owned(parts::trust_volume(&self.settings, self.origin.namespace)),
-                Cow::Borrowed(&*parts::TOKEN_VOLUME),
-            ],
-        };
         // A manifest that an older version injected into stays as it is.
-        let is_ours = |theirs: &Value, ours: &Value| {
+        let is_ours = |theirs: &Json<'_>, ours: &Value| {
             let before = &*parts::TOKEN_VOLUME_BEFORE;
             present::is_volume(theirs, ours)
-                || theirs.get("name") == before.get("name") && present::is_volume(theirs, before)
+                || theirs.get("name").as_str() == before.get("name").and_then(Value::as_str)
+                    && present::is_volume(theirs, before)
         };
         let mut missing = Vec::new();
-        for volume in ours {
-            let mut same = self.pod.volumes.iter().filter(|v| v.get("name") == volume.get("name"));
+        for volume in parts::volumes(self.config, &self.settings, self.origin.namespace) {
+            let name = volume.tree().get("name").and_then(Value::as_str).unwrap_or_default();
+            let mut same = self.pod.volumes.iter().filter(|v| v.get("name").as_str() == Some(name));
             match same.next() {
-                None => missing.push(Item::Tree(volume)),
-                Some(theirs) if is_ours(theirs, &volume) && same.next().is_none() => {}
-                Some(_) => self.problems.push(format!(
-                    "volume {} is not etcd-tls's own; give the pod's volume another name",
-                    volume.get("name").and_then(Value::as_str).unwrap_or_default()
-                )),
+                None => missing.push(volume.into_item()),
+                Some(theirs) if is_ours(theirs, volume.tree()) && same.next().is_none() => {}
+                Some(_) => self
+                    .problems
+                    .push(format!("volume {name} is not etcd-tls's own; give the pod's volume another name")),
             }
         }
         patch.append(&["spec"], self.pod.spec, "volumes", missing);
@@ -50,15 +40,21 @@ impl Work<'_> {
 
     /// The group that may read the files. Not fsGroup, which would change the data volume's files.
     pub(super) fn groups(&mut self, patch: &mut PodPatch) {
-        let gid = Value::from(names::FILES_GID);
-        match self.pod.spec.get("securityContext").and_then(Value::as_object) {
+        let gid = names::FILES_GID;
+        let has = |groups: &[Json<'_>]| groups.iter().any(|group| group.as_u64() == Some(gid.into()));
+        match self.pod.spec.get("securityContext").and_then(Json::as_object) {
             None => patch.set(&["spec", "securityContext"], json!({"supplementalGroups": [gid]})),
             Some(security) => {
                 let groups = security.get("supplementalGroups");
                 if groups.is_some_and(|g| !g.is_null() && !g.is_array()) {
                     self.problems.push("spec.securityContext.supplementalGroups is no list".to_owned());
-                } else if !groups.and_then(Value::as_array).is_some_and(|g| g.contains(&gid)) {
-                    patch.append(&["spec", "securityContext"], security, "supplementalGroups", vec![gid.into()]);
+                } else if !groups.and_then(Json::as_array).is_some_and(has) {
+                    patch.append(
+                        &["spec", "securityContext"],
+                        security,
+                        "supplementalGroups",
+                        vec![Value::from(gid).into()],
+                    );
                 }
             }
         }
@@ -100,7 +96,7 @@ impl Work<'_> {
         for (name, ours) in init.into_iter().chain([(names::SIDECAR_CONTAINER, template.sidecar())]) {
             let unwritten = |error| format!("container {name} of etcd-tls has no form in JSON: {error}");
             let Some(theirs) = present(name) else {
-                match Item::written(&ours) {
+                match Item::written(&ours, CONTAINER_SIZE) {
                     Ok(ours) => insert.push((next, ours)),
                     Err(error) => self.problems.push(unwritten(error)),
                 }
@@ -144,7 +140,7 @@ impl Work<'_> {
         if self.config.host.is_some() {
             return Some(0);
         }
-        let of_root = self.pod.security("runAsUser").and_then(Value::as_u64) == Some(0);
+        let of_root = self.pod.security("runAsUser").and_then(Json::as_u64) == Some(0);
         self.config.user.or_else(|| of_root.then_some(names::DEFAULT_UID.into()))
     }
 
@@ -152,8 +148,8 @@ impl Work<'_> {
     pub(super) fn pull_secrets(&self, patch: &mut PodPatch) {
         const FIELD: &str = "imagePullSecrets";
         let there = |name: &str| {
-            let secrets = self.pod.spec.get(FIELD).and_then(Value::as_array);
-            secrets.into_iter().flatten().any(|secret| secret.get("name").and_then(Value::as_str) == Some(name))
+            let secrets = self.pod.spec.get(FIELD).and_then(Json::as_array);
+            secrets.into_iter().flatten().any(|secret| secret.get("name").as_str() == Some(name))
         };
         let missing =
             self.config.pull_secrets.iter().filter(|name| !there(name)).map(|name| json!({"name": name}).into());
@@ -179,7 +175,7 @@ impl Work<'_> {
             return;
         }
         for (field, map) in fields {
-            if self.pod.metadata.get(field).is_some_and(Value::is_object) {
+            if self.pod.metadata.get(field).is_some_and(Json::is_object) {
                 map.into_iter().for_each(|(key, value)| patch.set(&["metadata", field, &key], value));
             } else {
                 patch.set(&["metadata", field], map);
@@ -198,14 +194,17 @@ impl Work<'_> {
             return None;
         }
         let text = listed(&self.warnings);
-        let annotations = self.pod.metadata.get("annotations").and_then(Value::as_object);
-        let others = annotations.into_iter().flatten().filter(|(key, _)| *key != names::WARNINGS_ANNOTATION);
+        let annotations = self.pod.metadata.get("annotations").and_then(Json::as_object);
+        let others =
+            annotations.into_iter().flat_map(Object::iter).filter(|(key, _)| *key != names::WARNINGS_ANNOTATION);
         let size: usize = others.map(|(key, value)| key.len() + value.as_str().map_or(0, str::len)).sum();
         let fits = size + names::WARNINGS_ANNOTATION.len() + text.len() <= MAX_ANNOTATIONS;
         fits.then(|| (names::WARNINGS_ANNOTATION.to_owned(), text.into()))
     }
 }
 
+/// The approximate size of a container of ours, in bytes.
+const CONTAINER_SIZE: usize = 2 * 1024;
 /// The API server's limit for the annotations of one object, keys and values, in bytes.
 const MAX_ANNOTATIONS: usize = 256 * 1024;
 /// The longest value of the annotation with the warnings, in bytes.

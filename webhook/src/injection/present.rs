@@ -7,7 +7,10 @@ use clap::Parser;
 use etcd_tls_contract::{args::PodArgs, names};
 use serde_json::Value;
 
-use super::view::{Container, List};
+use super::{
+    json::{Json, contains},
+    view::{Container, List},
+};
 
 /// The command line of an injected container.
 #[derive(Parser)]
@@ -57,7 +60,7 @@ pub(super) fn differences(theirs: &Container<'_>, ours: &Value, args: &PodArgs, 
 pub(super) fn plain_differences(theirs: &Container<'_>, ours: &Value) -> Vec<String> {
     let mut differences = Vec::new();
     differences.extend(added(theirs));
-    if theirs.list != List::Init || theirs.object.get("args") != ours.get("args") {
+    if theirs.list != List::Init || !same(theirs.object.get("args"), ours.get("args")) {
         differences.push("has other arguments".to_owned());
     }
     field_differences(theirs, ours, &mut differences);
@@ -69,7 +72,7 @@ fn field_differences(theirs: &Container<'_>, ours: &Value, differences: &mut Vec
         if field == "args" || OTHERS_MAY_CHANGE.contains(&field.as_str()) {
             continue;
         }
-        let theirs = theirs.object.get(field).unwrap_or(&Value::Null);
+        let theirs = theirs.object.get(field).unwrap_or(&Json::Null);
         let held = match field.as_str() {
             "env" => all_contained(theirs, ours, "name"),
             "volumeMounts" => all_contained(theirs, ours, "mountPath"),
@@ -82,43 +85,30 @@ fn field_differences(theirs: &Container<'_>, ours: &Value, differences: &mut Vec
     }
 }
 
-/// Whether `theirs` holds all of `ours`: objects by field, lists item by item.
-pub(super) fn contains(theirs: &Value, ours: &Value) -> bool {
-    match (theirs, ours) {
-        (Value::Object(theirs), Value::Object(ours)) => {
-            ours.iter().all(|(key, ours)| theirs.get(key).is_some_and(|theirs| contains(theirs, ours)))
-        }
-        (Value::Array(theirs), Value::Array(ours)) => {
-            theirs.len() == ours.len() && theirs.iter().zip(ours).all(|(theirs, ours)| contains(theirs, ours))
-        }
-        (theirs, ours) => theirs == ours,
-    }
-}
-
 /// Whether a volume of our name is ours: it contains all that we would add and no other source.
-pub(super) fn is_volume(theirs: &Value, ours: &Value) -> bool {
-    let fields = |v: &Value| v.as_object().map_or(0, |o| o.iter().filter(|(_, v)| !v.is_null()).count());
-    contains(theirs, ours) && fields(theirs) == fields(ours)
+pub(super) fn is_volume(theirs: &Json<'_>, ours: &Value) -> bool {
+    let fields = theirs.as_object().map_or(0, |o| o.values().filter(|v| !v.is_null()).count());
+    contains(theirs, ours) && fields == ours.as_object().map_or(0, |o| o.values().filter(|v| !v.is_null()).count())
 }
 
-fn all_contained(theirs: &Value, ours: &Value, key: &str) -> bool {
-    let none = Vec::new();
-    let theirs = theirs.as_array().unwrap_or(&none);
-    ours.as_array().unwrap_or(&none).iter().all(|ours| {
-        let mut same = theirs.iter().filter(|theirs| theirs.get(key) == ours.get(key));
+fn all_contained(theirs: &Json<'_>, ours: &Value, key: &str) -> bool {
+    let theirs = theirs.as_array().unwrap_or_default();
+    ours.as_array().into_iter().flatten().all(|ours| {
+        let of = |theirs: &Json<'_>| same(theirs.as_object().and_then(|theirs| theirs.get(key)), ours.get(key));
+        let mut same = theirs.iter().filter(|theirs| of(theirs));
         same.next().is_some_and(|theirs| contains(theirs, ours)) && same.next().is_none()
     })
 }
 
 /// A security context as strict as ours. The user may be none or another one that is not root: etcd's may have been declared
 /// since, and a cluster may assign users of its own.
-fn is_confined(theirs: &Value, ours: &Value) -> bool {
+fn is_confined(theirs: &Json<'_>, ours: &Value) -> bool {
     let mut ours = ours.clone();
     if let Value::Object(ours) = &mut ours {
         ours.shift_remove("runAsUser");
     }
     let as_root = ours.get("runAsNonRoot") == Some(&Value::Bool(false));
-    contains(theirs, &ours) && theirs.get("runAsUser").and_then(Value::as_u64).is_none_or(|user| user != 0 || as_root)
+    contains(theirs, &ours) && theirs.get("runAsUser").as_u64().is_none_or(|user| user != 0 || as_root)
 }
 
 fn same_settings(theirs: &PodArgs, ours: &PodArgs) -> bool {
@@ -132,11 +122,19 @@ fn same_settings(theirs: &PodArgs, ours: &PodArgs) -> bool {
     theirs == *ours
 }
 
-fn is_empty(value: &Value) -> bool {
+/// Whether both are missing, or each holds all of the other.
+fn same(theirs: Option<&Json<'_>>, ours: Option<&Value>) -> bool {
+    match (theirs, ours) {
+        (Some(theirs), Some(ours)) => contains(theirs, ours),
+        (theirs, ours) => theirs.is_none() && ours.is_none(),
+    }
+}
+
+fn is_empty(value: &Json<'_>) -> bool {
     match value {
-        Value::Null => true,
-        Value::Array(list) => list.is_empty(),
-        Value::Object(map) => map.is_empty(),
+        Json::Null => true,
+        Json::Array(list) => list.is_empty(),
+        Json::Object(object) => object.is_empty(),
         _ => false,
     }
 }

@@ -14,6 +14,7 @@ use etcd_tls_contract::{
 use serde_json::{Map, Value, json};
 
 use super::{
+    json::{Json, Object},
     urls::{self, Url},
     view::{Container, Pod},
 };
@@ -88,7 +89,7 @@ pub(super) fn plan(
         },
         Reload::None => {}
     }
-    let grace = pod.spec.get("terminationGracePeriodSeconds").and_then(Value::as_u64);
+    let grace = pod.spec.get("terminationGracePeriodSeconds").and_then(Json::as_u64);
     if let Some(grace) = grace.filter(|g| *g < GRACE && (plan.can_signal || plan.probe.is_some())) {
         plan.warnings.push(format!(
             "terminationGracePeriodSeconds is {grace}: etcd may need {GRACE} s to hand its leadership on when it is restarted"
@@ -104,7 +105,7 @@ fn obstacles(pod: &Pod<'_>, etcd: &[Container<'_>], of_host: bool) -> Result<boo
         why.push("hostPID shows the sidecar other pods' processes as well".to_owned());
     }
     let shared = pod.flag("shareProcessNamespace");
-    if pod.spec.get("shareProcessNamespace") == Some(&Value::Bool(false)) {
+    if pod.spec.get("shareProcessNamespace") == Some(&Json::Bool(false)) {
         why.push("the pod says shareProcessNamespace: false".to_owned());
     }
     if restart_policy(pod) == Some("Never") {
@@ -142,7 +143,7 @@ fn obstacles(pod: &Pod<'_>, etcd: &[Container<'_>], of_host: bool) -> Result<boo
 }
 
 fn restart_policy<'a>(pod: &Pod<'a>) -> Option<&'a str> {
-    pod.spec.get("restartPolicy").and_then(Value::as_str)
+    pod.spec.get("restartPolicy").and_then(Json::as_str)
 }
 
 /// Where etcd's container finds the program.
@@ -156,7 +157,7 @@ impl Plan {
             let words = json!([program(settings), format!("--timeout={timeout}")]);
             json!({"command": words})
         };
-        let Some(theirs) = container.object.get("livenessProbe").and_then(Value::as_object) else {
+        let Some(theirs) = container.object.get("livenessProbe").and_then(Json::as_object) else {
             let value = json!({
                 "exec": ours(TIMEOUT), "periodSeconds": 10u32, "timeoutSeconds": ALONE_TIMEOUT, "failureThreshold": 3u32,
             });
@@ -177,8 +178,8 @@ impl Plan {
                 return;
             }
         };
-        let mut value = theirs.clone();
-        let timeout = theirs.get("timeoutSeconds").and_then(Value::as_u64).filter(|t| *t > 0).unwrap_or(TIMEOUT);
+        let mut value = Map::from(theirs);
+        let timeout = theirs.get("timeoutSeconds").and_then(Json::as_u64).filter(|t| *t > 0).unwrap_or(TIMEOUT);
         value.shift_remove("httpGet");
         value.shift_remove("tcpSocket");
         value.insert("exec".to_owned(), ours(timeout));
@@ -192,14 +193,14 @@ impl Plan {
     }
 }
 
-fn is_ours(probe: &Map<String, Value>, settings: &Settings) -> bool {
-    let words = probe.get("exec").and_then(|exec| exec.get("command")).and_then(Value::as_array);
-    words.and_then(|words| words.first()).and_then(Value::as_str) == Some(program(settings).as_str())
+fn is_ours(probe: &Object<'_>, settings: &Settings) -> bool {
+    let words = probe.get("exec").and_then(|exec| exec.get("command").as_array());
+    words.and_then(|words| words.first()?.as_str()) == Some(program(settings).as_str())
 }
 
 /// The URL that a probe asks, as it is asked from beside etcd.
 fn liveness_url(
-    probe: &Map<String, Value>,
+    probe: &Object<'_>,
     container: &Container<'_>,
     listeners: &[Url],
     settings: &Settings,
@@ -211,12 +212,12 @@ fn liveness_url(
     } else {
         return Err("is neither httpGet nor tcpSocket".to_owned());
     };
-    if handler.get("httpHeaders").and_then(Value::as_array).is_some_and(|headers| !headers.is_empty()) {
+    if handler.get("httpHeaders").as_array().is_some_and(|headers| !headers.is_empty()) {
         return Err("sends httpHeaders, which are not sent in its place".to_owned());
     }
     let port =
         port(handler.get("port"), container).ok_or_else(|| "has a port that no container port names".to_owned())?;
-    let text = |field: &str| handler.get(field).and_then(Value::as_str);
+    let text = |field: &str| handler.as_object()?.get(field)?.as_str();
     let host = match text("host").filter(|h| !h.is_empty()) {
         Some(host) => urls::sidecar_host(host),
         None => {
@@ -237,12 +238,12 @@ fn liveness_url(
 }
 
 /// A probe's port: a number, or the name of a container port.
-pub(super) fn port(port: Option<&Value>, container: &Container<'_>) -> Option<u16> {
-    match port? {
-        Value::Number(number) => number.as_u64()?.try_into().ok(),
-        Value::String(name) => name.parse().ok().or_else(|| {
-            let named = container.list("ports").iter().find(|p| p.get("name").and_then(Value::as_str) == Some(name))?;
-            named.get("containerPort")?.as_u64()?.try_into().ok()
+pub(super) fn port(port: &Json<'_>, container: &Container<'_>) -> Option<u16> {
+    match port {
+        Json::Number(number) => number.as_u64()?.try_into().ok(),
+        Json::Str(name) => name.parse().ok().or_else(|| {
+            let named = container.list("ports").iter().find(|p| p.get("name").as_str() == Some(name))?;
+            named.get("containerPort").as_u64()?.try_into().ok()
         }),
         _ => None,
     }

@@ -17,7 +17,7 @@ fn config() -> Config {
 const ORIGIN: Origin<'static> = Origin { namespace: "prod", namespace_opted_in: false, label: false };
 
 fn decide(pod: &Value, config: &Config, origin: Origin<'_>) -> Decision {
-    super::decide(pod, config, origin)
+    super::decide(&json::borrowed(pod), config, origin)
 }
 
 fn run(pod: &Value) -> Decision {

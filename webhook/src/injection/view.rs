@@ -8,7 +8,8 @@ use std::{
 };
 
 use etcd_tls_contract::names;
-use serde_json::{Map, Value};
+
+use super::json::{Json, Object};
 
 /// The longest list that is looked at. A pod whose lists are longer does not fit into what the API server stores, or no node
 /// can run it.
@@ -19,7 +20,7 @@ pub(super) struct Pod<'a> {
     /// Whether `metadata` is an object.
     pub(super) has_metadata: bool,
     /// `metadata`, or an empty one.
-    pub(super) metadata: &'a Map<String, Value>,
+    pub(super) metadata: &'a Object<'a>,
     /// Our labels alone.
     pub(super) labels: BTreeMap<String, String>,
     /// Our annotations alone.
@@ -29,13 +30,13 @@ pub(super) struct Pod<'a> {
     /// `metadata.namespace`.
     pub(super) namespace: Option<&'a str>,
     /// `spec`.
-    pub(super) spec: &'a Map<String, Value>,
+    pub(super) spec: &'a Object<'a>,
     /// `spec.initContainers`, then `spec.containers`.
     pub(super) containers: Vec<Container<'a>>,
     /// `spec.volumes`.
-    pub(super) volumes: &'a [Value],
+    pub(super) volumes: &'a [Json<'a>],
     /// The volumes by their names; the first of a name.
-    volumes_by_name: HashMap<&'a str, &'a Value>,
+    volumes_by_name: HashMap<&'a str, &'a Json<'a>>,
 }
 
 /// A container of either list.
@@ -48,7 +49,7 @@ pub(super) struct Container<'a> {
     /// Where in its list.
     pub(super) index: usize,
     /// The whole object.
-    pub(super) object: &'a Map<String, Value>,
+    pub(super) object: &'a Object<'a>,
 }
 
 /// One of a pod's lists of containers.
@@ -73,19 +74,17 @@ impl<'a> Pod<'a> {
     ///
     /// # Errors
     /// Every field that is not of its type.
-    pub(super) fn read(pod: &'a Value) -> Result<Self, Vec<String>> {
+    pub(super) fn read(pod: &'a Json<'a>) -> Result<Self, Vec<String>> {
         let mut problems = Vec::new();
         let Some(root) = pod.as_object() else { return Err(vec!["the object is no JSON object".to_owned()]) };
         let empty = empty();
         let metadata = object(root, "metadata", "", &mut problems).unwrap_or(empty);
-        let mirror = metadata
-            .get("annotations")
-            .is_some_and(|a| a.get("kubernetes.io/config.mirror").is_some_and(|v| !v.is_null()));
+        let mirror = metadata.get("annotations").is_some_and(|a| !a.get("kubernetes.io/config.mirror").is_null());
         let labels =
             strings(metadata, "labels", |key| key == names::LABEL || key == names::INJECTED_LABEL, &mut problems);
         let annotations =
             strings(metadata, "annotations", |key| key.starts_with(names::ANNOTATION_PREFIX), &mut problems);
-        let namespace = metadata.get("namespace").and_then(Value::as_str).filter(|n| !n.is_empty());
+        let namespace = metadata.get("namespace").and_then(Json::as_str).filter(|n| !n.is_empty());
         let Some(spec) = object(root, "spec", "", &mut problems) else {
             problems.push("spec is missing".to_owned());
             return Err(problems);
@@ -94,7 +93,7 @@ impl<'a> Pod<'a> {
         for list in [List::Init, List::Main] {
             let field = list.field();
             for (index, value) in array(spec, field, "spec.", &mut problems).iter().enumerate() {
-                match (value.as_object(), value.get("name").and_then(Value::as_str)) {
+                match (value.as_object(), value.get("name").as_str()) {
                     (Some(object), Some(name)) if !name.is_empty() => {
                         check_container(object, name, &mut problems);
                         containers.push(Container { name, list, index, object });
@@ -114,12 +113,12 @@ impl<'a> Pod<'a> {
         }
         let mut volumes_by_name = HashMap::with_capacity(volumes.len());
         for volume in volumes {
-            if let Some(name) = volume.get("name").and_then(Value::as_str) {
+            if let Some(name) = volume.get("name").as_str() {
                 volumes_by_name.entry(name).or_insert(volume);
             }
         }
         if problems.is_empty() {
-            let has_metadata = root.get("metadata").is_some_and(Value::is_object);
+            let has_metadata = root.get("metadata").is_some_and(Json::is_object);
             Ok(Self {
                 has_metadata,
                 metadata,
@@ -138,17 +137,17 @@ impl<'a> Pod<'a> {
     }
 
     /// A field of the pod's security context.
-    pub(super) fn security(&self, field: &str) -> Option<&'a Value> {
-        self.spec.get("securityContext")?.get(field).filter(|v| !v.is_null())
+    pub(super) fn security(&self, field: &str) -> Option<&'a Json<'a>> {
+        self.spec.get("securityContext")?.as_object()?.get(field).filter(|v| !v.is_null())
     }
 
     /// A field of the spec that is `true`.
     pub(super) fn flag(&self, field: &str) -> bool {
-        self.spec.get(field).and_then(Value::as_bool).unwrap_or(false)
+        self.spec.get(field).and_then(Json::as_bool).unwrap_or(false)
     }
 
     /// The volume of this name.
-    pub(super) fn volume(&self, name: &str) -> Option<&'a Value> {
+    pub(super) fn volume(&self, name: &str) -> Option<&'a Json<'a>> {
         self.volumes_by_name.get(name).copied()
     }
 
@@ -159,25 +158,25 @@ impl<'a> Pod<'a> {
 
     /// The user that `container` is declared to run as: its own, else the pod's.
     pub(super) fn user(&self, container: &Container<'a>) -> Option<u64> {
-        let own = container.object.get("securityContext").and_then(|s| s.get("runAsUser")).and_then(Value::as_u64);
-        own.or_else(|| self.security("runAsUser").and_then(Value::as_u64))
+        let own = container.object.get("securityContext").and_then(|s| s.get("runAsUser").as_u64());
+        own.or_else(|| self.security("runAsUser").and_then(Json::as_u64))
     }
 }
 
 impl<'a> Container<'a> {
     /// A list of the container; checked when the pod was read.
-    pub(super) fn list(&self, field: &str) -> &'a [Value] {
-        self.object.get(field).and_then(Value::as_array).map_or(&[], Vec::as_slice)
+    pub(super) fn list(&self, field: &str) -> &'a [Json<'a>] {
+        self.object.get(field).and_then(Json::as_array).unwrap_or_default()
     }
 
     /// `command` or `args`.
     pub(super) fn words(&self, field: &str) -> impl Iterator<Item = &'a str> {
-        self.list(field).iter().filter_map(Value::as_str)
+        self.list(field).iter().filter_map(Json::as_str)
     }
 
     /// Whether it goes on running beside the pod's containers.
     pub(super) fn runs_on(&self) -> bool {
-        self.list == List::Main || self.object.get("restartPolicy").and_then(Value::as_str) == Some("Always")
+        self.list == List::Main || self.object.get("restartPolicy").and_then(Json::as_str) == Some("Always")
     }
 
     /// Whether it is one of ours by its name.
@@ -186,12 +185,12 @@ impl<'a> Container<'a> {
     }
 }
 
-fn empty() -> &'static Map<String, Value> {
-    static EMPTY: LazyLock<Map<String, Value>> = LazyLock::new(Map::new);
+fn empty() -> &'static Object<'static> {
+    static EMPTY: LazyLock<Object<'static>> = LazyLock::new(Object::default);
     &EMPTY
 }
 
-fn check_container(container: &Map<String, Value>, name: &str, problems: &mut Vec<String>) {
+fn check_container(container: &Object<'_>, name: &str, problems: &mut Vec<String>) {
     let path = format!("container {name}: ");
     for field in ["command", "args"] {
         if array(container, field, &path, problems).iter().any(|word| !word.is_string()) {
@@ -206,15 +205,10 @@ fn check_container(container: &Map<String, Value>, name: &str, problems: &mut Ve
     object(container, "securityContext", &path, problems);
 }
 
-fn object<'a>(
-    parent: &'a Map<String, Value>,
-    field: &str,
-    path: &str,
-    problems: &mut Vec<String>,
-) -> Option<&'a Map<String, Value>> {
+fn object<'a>(parent: &'a Object<'a>, field: &str, path: &str, problems: &mut Vec<String>) -> Option<&'a Object<'a>> {
     match parent.get(field) {
-        None | Some(Value::Null) => None,
-        Some(Value::Object(object)) => Some(object),
+        None | Some(Json::Null) => None,
+        Some(Json::Object(object)) => Some(object),
         Some(_) => {
             problems.push(format!("{path}{field} is no object"));
             None
@@ -222,11 +216,11 @@ fn object<'a>(
     }
 }
 
-fn array<'a>(parent: &'a Map<String, Value>, field: &str, path: &str, problems: &mut Vec<String>) -> &'a [Value] {
+fn array<'a>(parent: &'a Object<'a>, field: &str, path: &str, problems: &mut Vec<String>) -> &'a [Json<'a>] {
     match parent.get(field) {
-        None | Some(Value::Null) => &[],
-        Some(Value::Array(array)) if array.len() <= MAX_LIST => array,
-        Some(Value::Array(array)) => {
+        None | Some(Json::Null) => &[],
+        Some(Json::Array(array)) if array.len() <= MAX_LIST => array,
+        Some(Json::Array(array)) => {
             problems.push(format!("{path}{field} has {} entries; at most {MAX_LIST} are looked at", array.len()));
             &[]
         }
@@ -238,7 +232,7 @@ fn array<'a>(parent: &'a Map<String, Value>, field: &str, path: &str, problems: 
 }
 
 fn strings(
-    metadata: &Map<String, Value>,
+    metadata: &Object<'_>,
     field: &str,
     ours: impl Fn(&str) -> bool,
     problems: &mut Vec<String>,

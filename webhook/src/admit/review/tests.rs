@@ -179,13 +179,33 @@ fn mutilated_reviews_never_panic() {
 }
 
 #[test]
-fn of_two_fields_of_one_name_the_last_counts_as_for_the_api_server() {
-    let of = |labels: &str| {
-        let text = serde_json::to_string(&good()).unwrap().replace(r#"{"etcd-tls":"dynamic"}"#, labels);
-        mutate(text.as_bytes(), &admission()).unwrap().verdict
+fn a_field_given_twice_is_an_error_at_every_depth() {
+    let of = |from: &str, to: &str| {
+        let text = serde_json::to_string(&good()).unwrap().replacen(from, to, 1);
+        mutate(text.as_bytes(), &admission()).map(|answer| answer.verdict)
     };
-    assert_eq!(of(r#"{"etcd-tls":"disabled","etcd-tls":"dynamic"}"#), Verdict::Inject);
-    assert_eq!(of(r#"{"etcd-tls":"dynamic","etcd-tls":"disabled"}"#), Verdict::Leave);
+    let labels = r#"{"etcd-tls":"dynamic"}"#;
+    let twice = |labels: &str| match of(r#"{"etcd-tls":"dynamic"}"#, labels) {
+        Err(BadReview::Unreadable(why)) => assert!(why.contains("duplicate field"), "{why}"),
+        other => panic!("{labels}: {other:?}"),
+    };
+    assert_eq!(of(labels, labels), Ok(Verdict::Inject));
+    twice(r#"{"etcd-tls":"disabled","etcd-tls":"dynamic"}"#);
+    twice(r#"{"etcd-tls":"dynamic","etcd-tls":"disabled"}"#);
+    twice(r#"{"etcd-tls":"dynamic","etcd-tls":"dynamic"}"#);
+    twice(r#"{"etcd-tls":"dynamic","etcd\u002dtls":"disabled"}"#);
+    twice(r#"{"etcd-tls":"dynamic","x":[[{"a":{"b":1,"c":2,"b":1}}]]}"#);
+    let many: Vec<String> = (0..1000).map(|n| format!(r#""k{n}":"v""#)).collect();
+    let many = many.join(",");
+    twice(&format!(r#"{{"etcd-tls":"dynamic",{many},"k7":"v"}}"#));
+    assert_eq!(of(labels, &format!(r#"{{"etcd-tls":"dynamic",{many}}}"#)), Ok(Verdict::Inject));
+    // Fields that no reader of a pod has: names are texts, whatever a JSON library makes of them.
+    for key in ["$serde_json::private::RawValue", "$serde_json::private::Number"] {
+        let labels = format!(r#"{{"etcd-tls":"dynamic","{key}":"{{\"etcd-tls\":\"disabled\"}}"}}"#);
+        assert_eq!(of(r#"{"etcd-tls":"dynamic"}"#, &labels), Ok(Verdict::Inject), "{key}");
+        let alone = format!(r#"{{"{key}":"{{\"etcd-tls\":\"disabled\"}}"}}"#);
+        assert_eq!(of(r#"{"etcd-tls":"dynamic"}"#, &alone), Ok(Verdict::Inject), "{key}");
+    }
     let text = serde_json::to_string(&good()).unwrap().replacen(r#""uid":"#, r#""uid":"x","uid":"#, 1);
     assert!(mutate(text.as_bytes(), &admission()).is_err(), "two uids are ambiguous");
 }

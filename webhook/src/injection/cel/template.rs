@@ -9,7 +9,7 @@ use super::{
     CelError,
     text::{literal, only_if},
 };
-use crate::injection::{Config, Decision, Origin, decide};
+use crate::injection::{Config, Decision, Origin, decide, json};
 
 /// Placeholders: values that their settings may have, and that stand nowhere else.
 const MOUNT: &str = "/zz-mount";
@@ -168,7 +168,8 @@ fn inject(config: &Config, roles: &str, reload: &str) -> Result<Value, CelError>
         }]},
     });
     let origin = Origin { namespace: "default", namespace_opted_in: true, label: true };
-    match decide(&pod, config, origin) {
+    let decision = decide(&json::borrowed(&pod), config, origin);
+    match decision {
         Decision::Inject { patch, .. } => patch.apply(&mut pod)?,
         Decision::Refuse(problems) => return Err(CelError::Refused(problems.join("; "))),
         Decision::Leave(_) => return Err(CelError::Refused("it is left alone".to_owned())),

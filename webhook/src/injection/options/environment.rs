@@ -2,10 +2,8 @@
 
 use std::collections::HashMap;
 
-use serde_json::Value;
-
 use super::text::{Kind, Text};
-use crate::injection::view::Container;
+use crate::injection::{json::Json, view::Container};
 
 /// The values of a container's variables, as far as the pod's spec determines them.
 #[derive(Debug, Default)]
@@ -23,10 +21,10 @@ impl Environment {
         let from_elsewhere = !container.list("envFrom").is_empty();
         let mut environment = Self { by_name: HashMap::new(), from_elsewhere, left };
         for entry in container.list("env") {
-            let Some(name) = entry.get("name").and_then(Value::as_str) else { continue };
-            let text = match entry.get("valueFrom").filter(|from| !from.is_null()) {
-                Some(from) => Text::hole(format!("${{{name}}}"), kind(from)),
-                None => environment.expand(entry.get("value").and_then(Value::as_str).unwrap_or_default()),
+            let Some(name) = entry.get("name").as_str() else { continue };
+            let text = match entry.get("valueFrom") {
+                Json::Null => environment.expand(entry.get("value").as_str().unwrap_or_default()),
+                from => Text::hole(format!("${{{name}}}"), kind(from)),
             };
             environment.by_name.insert(name.to_owned(), text);
         }
@@ -76,9 +74,9 @@ impl Environment {
 }
 
 /// How much a `valueFrom` can bring.
-fn kind(from: &Value) -> Kind {
-    let path = from.get("fieldRef").and_then(|field| field.get("fieldPath")).and_then(Value::as_str);
+fn kind(from: &Json<'_>) -> Kind {
+    let path = from.get("fieldRef").get("fieldPath").as_str();
     let word =
         path.is_some_and(|path| !path.starts_with("metadata.annotations") && !path.starts_with("metadata.labels"));
-    if word || from.get("resourceFieldRef").is_some_and(|v| !v.is_null()) { Kind::Word } else { Kind::Any }
+    if word || !from.get("resourceFieldRef").is_null() { Kind::Word } else { Kind::Any }
 }

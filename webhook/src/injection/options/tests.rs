@@ -6,8 +6,8 @@ use super::*;
 use crate::injection::view::List;
 
 fn read(container: &Value) -> Options {
-    let object = container.as_object().unwrap();
-    Options::read(&Container { name: "etcd", list: List::Main, index: 0, object })
+    let container = crate::injection::json::borrowed(container);
+    Options::read(&Container { name: "etcd", list: List::Main, index: 0, object: container.as_object().unwrap() })
 }
 
 fn command(words: &[&str]) -> Options {
