@@ -23,11 +23,11 @@ pub struct Cli {
 #[derive(Subcommand, Debug)]
 enum Command {
     /// Obtains the first certificates of a pod, and exits.
-    Init(InitArgs),
+    Init(Box<InitArgs>),
     /// Renews the certificates of a pod; with --kubeconfig, those of a host. With --secret: keeps a Secret at one of them.
     Run(Box<RunArgs>),
     /// Obtains certificates for a host once, and exits.
-    Request(RequestArgs),
+    Request(Box<RequestArgs>),
 }
 
 impl Cli {

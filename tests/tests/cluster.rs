@@ -9,9 +9,12 @@ use std::{
     env,
     path::{Path, PathBuf},
     process::Command,
+    sync::Mutex,
     time::{Duration, Instant},
 };
 
+#[path = "cluster/kubelet.rs"]
+mod kubelet;
 #[path = "cluster/probe.rs"]
 mod probe;
 
@@ -98,6 +101,19 @@ impl Cluster {
             "patches": [{"target": {"kind": "Deployment", "name": "etcd-tls-sign"}, "patch": patch.to_string()}],
         });
         overlay.write("kustomization.yaml", kustomization.to_string());
+        self.applied(&overlay)
+    }
+
+    /// `manifests/` with a component.
+    fn install_with(&self, component: &str) -> Installed<'_> {
+        let overlay = TempDir::new("install");
+        let component = relative(&overlay, &format!("manifests/components/{component}"));
+        let kustomization = json!({"resources": [relative(&overlay, "manifests")], "components": [component]});
+        overlay.write("kustomization.yaml", kustomization.to_string());
+        self.applied(&overlay)
+    }
+
+    fn applied(&self, overlay: &TempDir) -> Installed<'_> {
         let installed = Installed(self);
         self.run(&["apply", "-k", &overlay.path().display().to_string()]);
         for name in ["etcd-tls-approve", "etcd-tls-sign", "etcd-tls-admit"] {
@@ -249,10 +265,22 @@ fn relative(from: &TempDir, path: &str) -> String {
     format!("{up}{}", repository().join(path).display().to_string().trim_start_matches('/'))
 }
 
+/// Held by the test whose installation is there.
+static INSTALLATION: Mutex<()> = Mutex::new(());
+
+#[test]
+fn a_member_has_its_certificates_by_a_real_kubelet() {
+    let Some(cluster) = Cluster::find().filter(kubelet::is_served) else { return };
+    let _alone = INSTALLATION.lock();
+    let _installed = cluster.install_with("pod-certificates");
+    kubelet::a_member_has_its_certificates_by_kubelet(&cluster);
+}
+
 /// One test, since the installation is one. `ETCD_TLS_TEST_PROBE_ALONE` leaves out all but the member with a probe.
 #[test]
 fn the_example_becomes_a_cluster_and_stays_one() {
     let Some(cluster) = Cluster::find() else { return };
+    let _alone = INSTALLATION.lock();
     let _installed = cluster.install();
     if env::var_os("ETCD_TLS_TEST_PROBE_ALONE").is_some() {
         return probe::a_sidecar_that_is_away_takes_no_etcd_down(&cluster);

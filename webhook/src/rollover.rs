@@ -128,6 +128,8 @@ pub struct LivePod {
     pub name: String,
     /// Its roles that this authority signs.
     pub roles: BTreeSet<Role>,
+    /// Whether kubelet requests its certificates, so that no request states what it has loaded.
+    pub of_kubelet: bool,
 }
 
 /// A CA's generation and its life.

@@ -30,13 +30,16 @@ pub enum Unknown {
     OtherFile,
     /// The sidecar's own directory cannot be read or written.
     Files,
+    /// kubelet requests the certificates, and its request cannot state what etcd has loaded.
+    Kubelet,
     /// A reason of another version: at most 48 of `a-z`, `0-9` and `-`.
     Other(String),
 }
 
 impl Unknown {
     /// Every reason of this version.
-    pub const ALL: [Self; 5] = [Self::Listeners, Self::PlainText, Self::Unreachable, Self::OtherFile, Self::Files];
+    pub const ALL: [Self; 6] =
+        [Self::Listeners, Self::PlainText, Self::Unreachable, Self::OtherFile, Self::Files, Self::Kubelet];
 
     /// The reason's word.
     pub fn as_str(&self) -> &str {
@@ -46,6 +49,7 @@ impl Unknown {
             Self::Unreachable => "unreachable",
             Self::OtherFile => "other-file",
             Self::Files => "files",
+            Self::Kubelet => "kubelet",
             Self::Other(word) => word,
         }
     }
@@ -64,6 +68,10 @@ impl Unknown {
             }
             Self::OtherFile => "etcd trusts other CAs than those of its ca.crt; look at its --trusted-ca-file flags",
             Self::Files => "the sidecar cannot read or write its directory; see its log",
+            Self::Kubelet => {
+                "kubelet's requests state no bundle (issuer pod-certificate); when `etcd-tls-webhook status` shows the trust of each such \
+                 pod as loaded, --force the rollover"
+            }
             Self::Other(_) => "see the sidecar's log",
         }
     }

@@ -260,7 +260,11 @@ async fn a_member_has_its_certificates_by_kubelet_and_renews_and_restarts() {
     let loaded = "etcd_tls_trust_state{domain=\"client\",state=\"loaded\"";
     eventually("the bundle loaded", LIMIT, || metric(&pod, &admin, loaded)).await;
     let status = begin(&["--status"]);
-    assert!(status.contains("etcd-0"), "the rollover waits for it by name: {status}");
+    assert!(status.contains("etcd-0") && status.contains("unknown (kubelet)"), "it waits for the pod: {status}");
+    let mut checked = std::process::Command::new(tests::process::binary("etcd-tls-webhook"));
+    checked.args(["check", "pod", "etcd-0", "-n", NAMESPACE]).env("KUBECONFIG", &stack.api.kubeconfig);
+    let checked = String::from_utf8_lossy(&checked.output().expect("run check").stdout).into_owned();
+    assert!(checked.contains("kubelet makes them (issuer pod-certificate)"), "{checked}");
     begin(&["--force", "--yes"]);
 
     // The new CA signs, live.

@@ -127,6 +127,11 @@ fn findings(namespace: &str, name: &str, report: &PodReport, now: SystemTime) ->
     }
     if let Some((reason, next)) = &report.requests_unseen {
         all.push(Finding::bad(State::Unknown, "requests", reason, next, SEE_REQUESTS));
+    } else if report.of_kubelet {
+        let reason = format!(
+            "kubelet makes them (issuer pod-certificate): kubectl -n {namespace} get podcertificaterequests, which stay a few minutes"
+        );
+        all.push(Finding::ok("requests", reason, SEE_REQUESTS));
     } else if report.requests.is_empty() {
         all.push(Finding::ok("requests", "none is kept: one is deleted five minutes after its issue", SEE_REQUESTS));
     }

@@ -9,7 +9,10 @@ use super::{
     Abort, Action, Answer, ChangeOver, Decision, Life, LivePod, Phase, Request, Rollover, Situation, Step, Trigger,
     Waiting,
 };
-use etcd_tls_contract::{role::Domain, trusts::Trusts};
+use etcd_tls_contract::{
+    role::Domain,
+    trusts::{Trusts, Unknown},
+};
 
 /// How long before the old CA's end it is changed over even though not everybody trusts the new one: at most this, and a
 /// twentieth of the CA's life at most. Leaves of the old CA are cut to its end, so they are renewed within that time.
@@ -141,6 +144,9 @@ fn untrusting(r: &Rollover, s: &Situation<'_>) -> Vec<Waiting> {
         r.pods.get(&pod.uid).is_some_and(|seen| domains.is_subset(&seen.trusts))
     };
     let unknown = |pod: &LivePod| {
+        if pod.of_kubelet {
+            return Some(Unknown::Kubelet);
+        }
         let word = r.pods.get(&pod.uid)?.unknown.values().next()?;
         match format!("unknown:{word}").parse() {
             Ok(Trusts::Unknown(reason)) => Some(reason),

@@ -16,7 +16,12 @@ fn life(generation: &str, from: u64, until: u64) -> Life {
 }
 
 fn pod(n: u32) -> LivePod {
-    LivePod { uid: format!("uid-{n}"), name: format!("prod/etcd-{n}"), roles: BTreeSet::from([Role::Peer]) }
+    LivePod {
+        uid: format!("uid-{n}"),
+        name: format!("prod/etcd-{n}"),
+        roles: BTreeSet::from([Role::Peer]),
+        of_kubelet: false,
+    }
 }
 
 /// The subject of the tests: one authority, its pods and its persisted state.
@@ -430,6 +435,18 @@ fn an_operator_forces_each_step() {
     users.user_owned = true;
     users.given = Some(life("g0", 0, 100));
     assert!(!users.step(Some(&ask(Action::Force))).answer.unwrap().accepted);
+}
+
+#[test]
+fn what_kubelet_requests_is_waited_for_by_that_name() {
+    let mut w = World::new();
+    w.pods[2].of_kubelet = true;
+    w.step(Some(&ask(Action::Start)));
+    (0..2).for_each(|n| w.load(n));
+    let waiting = w.step(None).waiting;
+    let said = waiting.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+    assert!(waiting.len() == 1 && said.contains("prod/etcd-2") && said.contains("unknown (kubelet)"), "{said}");
+    assert!(said.contains("--force"), "{said}");
 }
 
 #[test]

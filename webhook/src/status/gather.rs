@@ -100,6 +100,8 @@ pub(crate) enum OnePod {
 pub(crate) struct PodReport {
     /// Whether it has the sidecar.
     pub(crate) injected: bool,
+    /// Whether kubelet requests its certificates.
+    pub(crate) of_kubelet: bool,
     /// The version of its sidecar.
     pub(crate) version: Option<String>,
     /// Admission's warnings.
@@ -135,10 +137,12 @@ pub(crate) async fn pod(client: &Client, namespace: &str, name: &str) -> Result<
     let [listed] = pods;
     let seen = whole(client, listed, requests, &trust).await;
     let (injected, requests) = (seen.injected, seen.requests.clone());
+    let of_kubelet = seen.settings.as_ref().is_ok_and(Settings::is_of_kubelet);
     let row = super::rows::rows(&[seen], SystemTime::now()).into_iter().next();
     Ok(row.map_or(OnePod::Missing, |row| {
         OnePod::OptedIn(Box::new(PodReport {
             injected,
+            of_kubelet,
             version: row.sidecar_version,
             warnings: row.warnings,
             findings: row.findings,

@@ -44,6 +44,8 @@ struct Member {
     /// Whether it is on a node, with the sidecar that tells what its etcd has loaded. A pod that is on no node yet will
     /// load what is published then.
     running: bool,
+    /// Whether kubelet requests its certificates.
+    of_kubelet: bool,
 }
 
 /// A member of an etcd cluster: it votes, whether it runs or not.
@@ -138,7 +140,8 @@ impl Pods {
             }
             for (authority, roles) in roles {
                 let (uid, name) = (member.uid.to_string(), format!("{namespace}/{name}"));
-                authorities.entry(authority).or_default().push(LivePod { uid, name, roles });
+                let of_kubelet = member.of_kubelet;
+                authorities.entry(authority).or_default().push(LivePod { uid, name, roles, of_kubelet });
             }
         }
         drop(seen);
@@ -150,7 +153,7 @@ impl Pods {
             }
             for (authority, roles) in roles {
                 let (uid, name) = (host_holder(&host.username), format!("of host {}", host.username));
-                authorities.entry(authority).or_default().push(LivePod { uid, name, roles });
+                authorities.entry(authority).or_default().push(LivePod { uid, name, roles, of_kubelet: false });
             }
         }
         authorities
@@ -253,6 +256,7 @@ fn member(pod: &LeanPod) -> Option<Member> {
         cluster: settings.home(metadata.namespace.as_deref().unwrap_or_default()),
         by_label: opted_in(false),
         running: injected && on_a_node,
+        of_kubelet: settings.is_of_kubelet(),
         roles: settings.roles,
     })
 }
@@ -281,7 +285,9 @@ mod tests {
     fn a_pod_counts_from_its_creation_to_its_end() {
         let good = member(&pod(|_| {})).unwrap();
         assert_eq!(good.cluster, ClusterName { namespace: "prod".to_owned(), name: "etcd".to_owned() });
-        assert!(good.running && !good.by_label);
+        assert!(good.running && !good.by_label && !good.of_kubelet);
+        let by_kubelet = pod(|p| p["metadata"]["annotations"]["etcd-tls.dev/issuer"] = "pod-certificate".into());
+        assert!(member(&by_kubelet).unwrap().of_kubelet);
         assert!(!member(&pod(|p| p["spec"]["nodeName"] = "".into())).unwrap().running);
         assert!(!member(&pod(|p| p["spec"]["initContainers"] = json!([]))).unwrap().running);
         for gone in [

@@ -142,7 +142,12 @@ fn what_live_pods_use_is_left_until_they_have_renewed() {
     for (serial, pod) in [("1", "prod/app-0"), ("2", "prod/app-1"), ("3", "prod/gone")] {
         issued.note(serial, Leaf::new(&format!("uid of {pod}"), pod.to_owned(), "app", now() + DAY, now()));
     }
-    let pod = |name: &str| LivePod { uid: format!("uid of {name}"), name: name.to_owned(), roles: BTreeSet::new() };
+    let pod = |name: &str| LivePod {
+        uid: format!("uid of {name}"),
+        name: name.to_owned(),
+        roles: BTreeSet::new(),
+        of_kubelet: false,
+    };
     let live = [pod("prod/app-0"), pod("prod/app-1")];
     let ask = |id: &str| Request {
         id: id.to_owned(),
@@ -187,7 +192,12 @@ fn nobody_renews_for_what_cannot_be_revoked() {
     for (serial, pod) in [("1", "prod/app-0"), ("2", "prod/gone")] {
         issued.note(serial, Leaf::new(&format!("uid of {pod}"), pod.to_owned(), "app", now() + DAY, now()));
     }
-    let live = [LivePod { uid: "uid of prod/app-0".to_owned(), name: "prod/app-0".to_owned(), roles: BTreeSet::new() }];
+    let live = [LivePod {
+        uid: "uid of prod/app-0".to_owned(),
+        name: "prod/app-0".to_owned(),
+        roles: BTreeSet::new(),
+        of_kubelet: false,
+    }];
     let request = Request { selector: Selector::User("app".to_owned()), ..ask(Action::Renewed, "x") };
     let in_use = |issued: &Issued, mut revoked: Revoked, signs_lists| {
         revoked.take(&request, &Known { live: &live, ..known(issued, signs_lists, now() + DAY) }, now());
