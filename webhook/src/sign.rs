@@ -127,8 +127,9 @@ impl Args {
         let metrics = Metrics::register(&mut registry);
         let changed = Arc::new(Notify::new());
         let members = Pods::new(Arc::clone(&changed));
-        let started =
-            controller.start(LEASE, &guards::of_sign(pod_certificates), registry, Some(members.observer())).await?;
+        let started = controller
+            .start(LEASE, &guards::of_sign(pod_certificates, cluster_trust_bundles), registry, Some(members.observer()))
+            .await?;
         let controller = started.controller.clone();
         let authorities = Authorities::new(
             controller.client.clone(),

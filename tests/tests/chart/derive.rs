@@ -44,6 +44,10 @@ const RULE_OF_SIGN: &str = "{{- if .Values.certManager.issuers }}
   resources: [signers]
   resourceNames: [\"peer.etcd-tls.dev/*\", \"client.etcd-tls.dev/*\", \"metrics.etcd-tls.dev/*\"]
   verbs: [attest]
+- apiGroups: [admissionregistration.k8s.io]
+  resources: [validatingadmissionpolicies, validatingadmissionpolicybindings]
+  resourceNames: [etcd-tls-cluster-trust-bundles]
+  verbs: [get]
 {{- end }}
 {{- if .Values.podCertificates.enabled }}
 - apiGroups: [certificates.k8s.io]

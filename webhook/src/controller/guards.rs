@@ -70,6 +70,8 @@ pub(crate) enum Guard {
     Events,
     /// PodCertificateRequests to our signers; of the component pod-certificates.
     PodCertificates,
+    /// ClusterTrustBundles of our signers; of the component cluster-trust-bundles.
+    ClusterTrustBundles,
 }
 
 impl Guard {
@@ -86,6 +88,7 @@ impl Guard {
             Self::Leases => "etcd-tls-leases",
             Self::Events => "etcd-tls-events",
             Self::PodCertificates => "etcd-tls-pod-certificates",
+            Self::ClusterTrustBundles => "etcd-tls-cluster-trust-bundles",
         }
     }
 
@@ -102,6 +105,7 @@ impl Guard {
             Self::Leases => "until it is, a stolen token can keep the next replica from leading",
             Self::Events => "until it is, a stolen token can write Events under other names",
             Self::PodCertificates => "no PodCertificateRequest is answered until it is",
+            Self::ClusterTrustBundles => "no ClusterTrustBundle is written or deleted until it is",
         }
     }
 }
@@ -120,9 +124,14 @@ pub(crate) const SIGN: &[Guard] = &[
     Guard::Events,
 ];
 
-/// Those that `sign` depends on; `pod_certificates`: whether it answers PodCertificateRequests.
-pub(crate) fn of_sign(pod_certificates: bool) -> Vec<Guard> {
-    SIGN.iter().copied().chain(pod_certificates.then_some(Guard::PodCertificates)).collect()
+/// Those that `sign` depends on; `pod_certificates`: whether it answers PodCertificateRequests; `cluster_trust_bundles`: whether it
+/// publishes ClusterTrustBundles.
+pub(crate) fn of_sign(pod_certificates: bool, cluster_trust_bundles: bool) -> Vec<Guard> {
+    let components = [
+        pod_certificates.then_some(Guard::PodCertificates),
+        cluster_trust_bundles.then_some(Guard::ClusterTrustBundles),
+    ];
+    SIGN.iter().copied().chain(components.into_iter().flatten()).collect()
 }
 
 /// How a policy stands.
@@ -384,7 +393,7 @@ mod tests {
     async fn pod_certificates_are_answered_while_their_policy_is_enforced_and_no_longer() {
         let status = "/apis/certificates.k8s.io/v1beta1/namespaces/a/podcertificaterequests/x/status";
         let status = Access::of("PATCH", status, None);
-        let (gate, sender) = Gate::new(&of_sign(true));
+        let (gate, sender) = Gate::new(&of_sign(true, false));
         assert!(gate.check(&status).is_err());
         sender.send_modify(|standings| standings.values_mut().for_each(|s| *s = Standing::Enforced(Instant::now())));
         assert!(gate.check(&status).is_ok() && gate.ready().is_ok());
@@ -394,7 +403,29 @@ mod tests {
         let refused = gate.check(&status).map_err(|error| error.to_string());
         assert!(refused.is_err_and(|error| error.contains("etcd-tls-pod-certificates") && error.contains("unbound")));
         assert!(gate.ready().is_err());
-        assert!(!of_sign(false).contains(&Guard::PodCertificates), "without the component, nothing asks for it");
+        assert!(!of_sign(false, true).contains(&Guard::PodCertificates), "without the component, nothing asks for it");
+    }
+
+    #[tokio::test]
+    async fn cluster_trust_bundles_are_published_while_their_policy_is_enforced_and_no_longer() {
+        let path = "/apis/certificates.k8s.io/v1beta1/clustertrustbundles/peer.etcd-tls.dev:a.etcd:bundle";
+        let writes = ["PATCH", "DELETE"].map(|method| Access::of(method, path, None));
+        let (gate, sender) = Gate::new(&of_sign(false, true));
+        assert!(writes.iter().all(|write| gate.check(write).is_err()));
+        assert!(gate.check(&Access::of("GET", path, None)).is_ok());
+        sender.send_modify(|standings| standings.values_mut().for_each(|s| *s = Standing::Enforced(Instant::now())));
+        assert!(writes.iter().all(|write| gate.check(write).is_ok()));
+        sender.send_modify(|standings| {
+            standings.insert(Guard::ClusterTrustBundles, Standing::Broken(vec!["unbound".to_owned()]));
+        });
+        let refused = gate.check(&writes[0]).map_err(|error| error.to_string());
+        assert!(
+            refused.is_err_and(|error| error.contains("etcd-tls-cluster-trust-bundles") && error.contains("unbound"))
+        );
+        assert!(
+            !of_sign(true, false).contains(&Guard::ClusterTrustBundles),
+            "without the component, nothing asks for it"
+        );
     }
 
     #[tokio::test]

@@ -21,6 +21,8 @@ pub(crate) enum Access {
     WebhookConfiguration,
     /// Status of a request of kubelet's.
     PodCertificateRequest,
+    /// A bundle for workloads that are not injected.
+    ClusterTrustBundle,
 }
 
 impl Access {
@@ -34,6 +36,7 @@ impl Access {
         match resource(path) {
             Some("certificatesigningrequests") => Self::Request,
             Some("podcertificaterequests") => Self::PodCertificateRequest,
+            Some("clustertrustbundles") => Self::ClusterTrustBundle,
             Some("rolebindings") => Self::RoleBinding,
             Some("clusterrolebindings") => Self::ClusterRoleBinding,
             Some("secrets") => Self::Secret,
@@ -55,6 +58,7 @@ impl Access {
             Self::ConfigMap => &[Guard::Trust],
             Self::WebhookConfiguration => &[Guard::Webhooks],
             Self::PodCertificateRequest => &[Guard::PodCertificates],
+            Self::ClusterTrustBundle => &[Guard::ClusterTrustBundles],
         }
     }
 }

@@ -9,8 +9,8 @@ use k8s_openapi::api::{
     rbac::v1::{ClusterRoleBinding, RoleBinding},
 };
 use kube::{
-    Api, Client, Resource,
-    api::{ListParams, Patch, PatchParams, PostParams},
+    Api, Client,
+    api::{ApiResource, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams, PostParams},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
@@ -23,6 +23,8 @@ use crate::controller::{
 
 /// A name that nothing of ours has.
 const NAME: &str = "etcd-tls-policy-check";
+/// A CA of nobody, whose key was thrown away: the API server takes no bundle without one.
+const CERTIFICATE: &str = include_str!("check.pem");
 /// Requests that are looked through for one of ours.
 const PAGE: u32 = 50;
 /// Namespaces in which a write is tried, before there is nothing to try.
@@ -47,6 +49,8 @@ pub(super) enum Attempt {
     WebhookConfiguration,
     /// An annotation of a request, with this subresource.
     Request(&'static str),
+    /// A ClusterTrustBundle of another name.
+    ClusterTrustBundle,
 }
 
 /// Its result.
@@ -73,6 +77,7 @@ impl Attempt {
             Guard::Secrets => vec![Self::Secret],
             Guard::Trust => vec![Self::ConfigMap],
             Guard::Webhooks => vec![Self::WebhookConfiguration],
+            Guard::ClusterTrustBundles => vec![Self::ClusterTrustBundle],
             Guard::RequestWrites => vec![Self::Request(if approve { "approval" } else { "status" })],
             // Our accounts have none of the rights of pods, their requesters and kubelets.
             Guard::Requests | Guard::Pods | Guard::PodCertificates => Vec::new(),
@@ -90,6 +95,7 @@ impl Attempt {
             Self::ConfigMap => "another ConfigMap",
             Self::WebhookConfiguration => "an annotation of the webhook configuration",
             Self::Request(_) => "an annotation of a request",
+            Self::ClusterTrustBundle => "another ClusterTrustBundle",
         }
     }
 
@@ -163,6 +169,23 @@ impl Attempt {
                 }
                 Answer::NothingToTry
             }
+            Self::ClusterTrustBundle => {
+                for version in ["v1", "v1beta1"] {
+                    let kind = GroupVersionKind::gvk("certificates.k8s.io", version, "ClusterTrustBundle");
+                    let resource = ApiResource::from_gvk_with_plural(&kind, "clustertrustbundles");
+                    let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
+                    let bundle = json!({
+                        "apiVersion": resource.api_version, "kind": resource.kind, "metadata": {"name": NAME},
+                        "spec": {"trustBundle": CERTIFICATE},
+                    });
+                    match create(&api, bundle, policy).await {
+                        // Not served in this version.
+                        Answer::NothingToTry => {}
+                        answer => return answer,
+                    }
+                }
+                Answer::NothingToTry
+            }
             Self::WebhookConfiguration => {
                 let api: Api<MutatingWebhookConfiguration> = Api::all(client.clone());
                 judge(within(api.patch("etcd-tls", &dry, &Patch::Merge(annotation))).await, policy)
@@ -186,7 +209,7 @@ impl Attempt {
 
 async fn create<K>(api: &Api<K>, object: Value, policy: &str) -> Answer
 where
-    K: Resource + Clone + DeserializeOwned + Serialize + std::fmt::Debug,
+    K: Clone + DeserializeOwned + Serialize + std::fmt::Debug,
 {
     match serde_json::from_value::<K>(object) {
         Ok(object) => {

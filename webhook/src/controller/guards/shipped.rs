@@ -12,7 +12,7 @@ use k8s_openapi::{
 
 use super::Guard;
 
-const FILES: [&str; 7] = [
+const FILES: [&str; 8] = [
     include_str!("../../../../manifests/guards/requests.yaml"),
     include_str!("../../../../manifests/guards/bindings.yaml"),
     include_str!("../../../../manifests/guards/secrets.yaml"),
@@ -20,6 +20,7 @@ const FILES: [&str; 7] = [
     include_str!("../../../../manifests/guards/webhooks.yaml"),
     include_str!("../../../../manifests/guards/pods.yaml"),
     include_str!("../../../../manifests/components/pod-certificates/policy.yaml"),
+    include_str!("../../../../manifests/components/cluster-trust-bundles/policy.yaml"),
 ];
 const HOUSEKEEPING: &str = include_str!("../../../../manifests/guards/housekeeping.yaml");
 
@@ -199,7 +200,7 @@ mod tests {
 
     #[test]
     fn every_guard_is_shipped_and_falls_short_of_itself_in_nothing() {
-        for guard in APPROVE.iter().chain(&of_sign(true)) {
+        for guard in APPROVE.iter().chain(&of_sign(true, true)) {
             let (policy, binding) = live(*guard);
             assert_eq!(Shipped::of(*guard).unwrap().faults(Some(&policy), Some(&binding)), Vec::<String>::new());
             assert!(!policy.spec.unwrap().validations.unwrap().is_empty(), "{}", guard.name());
