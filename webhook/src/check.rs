@@ -105,7 +105,7 @@ impl Args {
             Some(What::Policy { file, form }) => (vec![policy::of_file(&file)?], form),
             None if plain_text.is_meant() => {
                 let (report, well) = plain_text.report().await?;
-                std::io::stdout().write_all(report.as_bytes())?;
+                operator::say(&report)?;
                 return Ok(well?);
             }
             None if pre => (upgrade::look(&cluster).await?, form),
@@ -113,7 +113,9 @@ impl Args {
         };
         let text = match form.output {
             None => finding::text(&findings),
-            Some(Output::Json) => format!("{}\n", serde_json::to_string_pretty::<Vec<Finding>>(&findings)?),
+            Some(Output::Json) => {
+                format!("{}\n", operator::plain_json(&serde_json::to_string_pretty::<Vec<Finding>>(&findings)?))
+            }
         };
         std::io::stdout().write_all(text.as_bytes())?;
         Ok(finding::well(&findings)?)

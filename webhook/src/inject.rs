@@ -20,6 +20,7 @@ use crate::{
         cel::{self, Image},
         json,
     },
+    operator::{plain, say},
 };
 
 use self::{documents::Document, original::Original};
@@ -200,11 +201,10 @@ fn judge(filenames: &[PathBuf], options: &Options) -> Result<(), Error> {
         all.refused.extend(report.refused);
     }
     let (refused, judged) = (all.refused.len(), all.judged);
-    let mut text: String = all.refused.iter().map(|line| format!("{line}\n")).collect();
-    if refused == 0 {
-        text = format!("No pod would be refused; {judged} workloads have opted in.\n");
+    match refused {
+        0 => say(&format!("No pod would be refused; {judged} workloads have opted in."))?,
+        _ => say(&all.refused.join("\n"))?,
     }
-    std::io::stdout().lock().write_all(text.as_bytes())?;
     if refused > 0 {
         return Err(format!("pods would be refused: {refused} reasons, {judged} workloads that have opted in").into());
     }
@@ -214,7 +214,7 @@ fn judge(filenames: &[PathBuf], options: &Options) -> Result<(), Error> {
 #[allow(clippy::print_stderr)] // The command's own words to its user; standard output is the manifest.
 fn warn(warnings: &[String]) {
     for warning in warnings {
-        eprintln!("Warning: {warning}");
+        eprintln!("Warning: {}", plain(warning));
     }
 }
 

@@ -6,6 +6,7 @@ use etcd_tls_telemetry::exit::Exit;
 use etcd_tls_webhook::{
     cli::{self, Cli},
     error::exit,
+    operator::plain_lines,
 };
 
 fn main() -> ExitCode {
@@ -20,7 +21,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Says the error and everything that caused it, on one line.
+/// Says the error and everything that caused it, safe for a terminal.
 #[allow(clippy::print_stderr)] // A command's error belongs on its standard error at every log level.
 fn report(name: &str, error: &(dyn std::error::Error + 'static)) {
     let mut line = error.to_string();
@@ -29,5 +30,6 @@ fn report(name: &str, error: &(dyn std::error::Error + 'static)) {
         line = format!("{line}: {cause}");
         source = cause.source();
     }
-    eprintln!("{name}: {line}");
+    // The API server, a pod or an object of somebody else may have written parts of it.
+    eprintln!("{name}: {}", plain_lines(&line));
 }

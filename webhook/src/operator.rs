@@ -116,8 +116,8 @@ pub fn namespace(name: &str) -> Result<String, NoNamespace> {
 /// # Errors
 /// Standard output cannot be written.
 pub(crate) fn say(text: &str) -> Result<(), Error> {
-    for line in text.lines() {
-        writeln!(io::stdout(), "{}", plain(line))?;
+    if !text.is_empty() {
+        writeln!(io::stdout(), "{}", plain_lines(text))?;
     }
     Ok(())
 }
@@ -145,6 +145,33 @@ pub fn plain(text: &str) -> String {
     out
 }
 
+/// [`plain`] for text of several lines: the ends of its lines stay.
+pub fn plain_lines(text: &str) -> String {
+    text.lines().map(plain).collect::<Vec<_>>().join("\n")
+}
+
+/// JSON, safe for a terminal: what [`plain`] escapes and the serializer does not, as JSON's own escapes. The values stay.
+pub(crate) fn plain_json(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    for c in json.chars() {
+        // Outside of texts JSON has line ends and spaces alone, and no other of these is beyond U+FFFF.
+        if c != '\n' && (c.is_control() || is_invisible(c)) {
+            out.push_str(&format!("\\u{:04x}", u32::from(c)));
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
+/// Says something beside the output of a command, on standard error.
+///
+/// # Errors
+/// Standard error cannot be written.
+pub(crate) fn note(text: &str) -> io::Result<()> {
+    writeln!(io::stderr(), "{}", plain_lines(text))
+}
+
 /// Characters that change how others are shown: bidirectional controls and zero-width ones.
 const fn is_invisible(c: char) -> bool {
     matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
@@ -157,6 +184,11 @@ mod tests {
     #[test]
     fn text_of_others_moves_no_cursor() {
         assert_eq!(plain("a\u{1b}[2Jb\nc\u{202e}d é"), "a\\u{1b}[2Jb c\\u{202e}d é");
+        assert_eq!(plain_lines("a\r\nb\u{9b}2J\u{7f}"), "a\nb\\u{9b}2J\\u{7f}");
+        let value = serde_json::json!({"a": "\u{1b}]0;x\u{7}\u{7f}\u{9b}2J\u{202e} é\n"});
+        let text = plain_json(&format!("{value:#}"));
+        assert!(text.chars().all(|c| c == '\n' || !c.is_control() && !is_invisible(c)), "{text}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&text).ok(), Some(value));
     }
 
     #[test]

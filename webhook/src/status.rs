@@ -89,14 +89,14 @@ impl Args {
             out.flush()?;
             drop(out);
             if rows.is_empty() {
-                note(&namespace.as_ref().map_or_else(
+                operator::note(&namespace.as_ref().map_or_else(
                     || "no pod of any namespace has opted in".to_owned(),
                     |namespace| format!("no pod of namespace {namespace} has opted in; -A shows all namespaces"),
                 ))?;
             }
             if !matches!(self.output, Some(Output::Json | Output::Yaml)) {
                 for line in &seen.notes {
-                    note(line)?;
+                    operator::note(line)?;
                 }
             }
             if !self.watch {
@@ -113,7 +113,7 @@ impl Args {
             None => render::table(rows, screen),
             Some(Output::Wide) => render::wide(rows, screen),
             Some(Output::Name) => render::names(rows),
-            Some(Output::Json) => format!("{:#}\n", render::value(rows, notes)?),
+            Some(Output::Json) => format!("{}\n", operator::plain_json(&format!("{:#}", render::value(rows, notes)?))),
             Some(Output::Yaml) => inject::to_yaml(&render::value(rows, notes)?)?,
         })
     }
@@ -129,9 +129,4 @@ impl Args {
             all_namespaces: self.all_namespaces,
         }
     }
-}
-
-/// Says something beside the status.
-fn note(line: &str) -> std::io::Result<()> {
-    writeln!(std::io::stderr(), "{}", operator::plain(line))
 }

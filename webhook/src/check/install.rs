@@ -8,7 +8,10 @@ use std::{
 
 use etcd_tls_contract::names::{self, SYSTEM_NAMESPACE};
 use k8s_openapi::api::{
-    admissionregistration::v1::{MutatingWebhook, MutatingWebhookConfiguration},
+    admissionregistration::v1::{
+        MutatingWebhook, MutatingWebhookConfiguration, ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
+    },
+    apps::v1::Deployment,
     coordination::v1::Lease,
     core::v1::{ConfigMap, Namespace, Pod},
 };
@@ -254,7 +257,17 @@ async fn lease(api: &Api<Lease>, client: &Client, name: &str) -> Result<Seen, Fi
 async fn policies(client: &Client, cluster: &Cluster) -> Vec<Finding> {
     let (_, current) = watch::channel(Some(Arc::new(opted_in(client).await)));
     let mut found: BTreeMap<Guard, Vec<(&str, Look)>> = BTreeMap::new();
-    for (process, all) in [("approve", guards::APPROVE), ("sign", guards::SIGN)] {
+    let (mut unseen, mut has) = (Vec::new(), Vec::new());
+    for (guard, argument) in
+        [(Guard::PodCertificates, "--pod-certificates"), (Guard::ClusterTrustBundles, "--cluster-trust-bundles")]
+    {
+        has.push(has_component(client, guard, argument).await.unwrap_or_else(|finding| {
+            unseen.push(finding);
+            false
+        }));
+    }
+    let of_sign = guards::of_sign(has[0], has[1]);
+    for (process, all) in [("approve", guards::APPROVE), ("sign", of_sign.as_slice())] {
         let user = format!("system:serviceaccount:{SYSTEM_NAMESPACE}:etcd-tls-{process}");
         let acting = cluster.connect_as(&user).await;
         for guard in all {
@@ -265,7 +278,36 @@ async fn policies(client: &Client, cluster: &Cluster) -> Vec<Finding> {
             found.entry(*guard).or_default().push((process, look));
         }
     }
-    found.into_iter().map(|(guard, looks)| judge_policy(guard.name(), &looks)).collect()
+    found.into_iter().map(|(guard, looks)| judge_policy(guard.name(), &looks)).chain(unseen).collect()
+}
+
+/// Whether `sign` depends on the policy of a component: by its argument, or where the policy or its binding exists.
+async fn has_component(client: &Client, guard: Guard, argument: &str) -> Result<bool, Finding> {
+    let name = guard.name();
+    let policies: Api<ValidatingAdmissionPolicy> = Api::all(client.clone());
+    let bindings: Api<ValidatingAdmissionPolicyBinding> = Api::all(client.clone());
+    // Where these cannot be read, each finding of a policy says so.
+    let there = matches!(within(policies.get_metadata_opt(name)).await, Ok(Some(_)))
+        || matches!(within(bindings.get_metadata_opt(name)).await, Ok(Some(_)));
+    if there {
+        return Ok(true);
+    }
+    let deployments: Api<Deployment> = Api::namespaced(client.clone(), SYSTEM_NAMESPACE);
+    match within(deployments.get_opt("etcd-tls-sign")).await {
+        Ok(deployment) => Ok(deployment.is_some_and(|deployment| has_argument(&deployment, argument))),
+        Err(error) => {
+            let right = Right::new("get", "deployments.apps", Some(SYSTEM_NAMESPACE));
+            Err(unseen(&format!("admission policy {name}"), right, error, SEE_GUARDS))
+        }
+    }
+}
+
+fn has_argument(deployment: &Deployment, argument: &str) -> bool {
+    let pod = deployment.spec.as_ref().and_then(|spec| spec.template.spec.as_ref());
+    pod.into_iter()
+        .flat_map(|pod| &pod.containers)
+        .flat_map(|container| container.command.iter().chain(&container.args).flatten())
+        .any(|word| word == argument)
 }
 
 fn judge_policy(name: &str, looks: &[(&str, Look)]) -> Finding {

@@ -403,6 +403,14 @@ mod tests {
         let refused = gate.check(&status).map_err(|error| error.to_string());
         assert!(refused.is_err_and(|error| error.contains("etcd-tls-pod-certificates") && error.contains("unbound")));
         assert!(gate.ready().is_err());
+        // An API server that enforces no policy shows them all as shipped; the attempt at a Secret gets through.
+        sender.send_modify(|standings| {
+            standings.insert(Guard::PodCertificates, Standing::Enforced(Instant::now()));
+            standings
+                .insert(Guard::Secrets, Standing::Broken(vec!["the API server let through another Secret".to_owned()]));
+        });
+        let refused = gate.check(&status).map_err(|error| error.to_string());
+        assert!(refused.is_err_and(|error| error.contains("etcd-tls-secrets") && error.contains("let through")));
         assert!(!of_sign(false, true).contains(&Guard::PodCertificates), "without the component, nothing asks for it");
     }
 

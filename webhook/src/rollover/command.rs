@@ -25,7 +25,7 @@ use super::{
 use crate::{
     controller::client,
     error::Error,
-    operator::{request_id, say},
+    operator::{note, request_id, say},
 };
 
 /// How long to wait for the signer's answer.
@@ -136,7 +136,7 @@ async fn watch(api: &Api<ConfigMap>, name: &str, domain: Domain) -> Result<(), E
             Err(error) => {
                 let text = error.to_string();
                 if failed.as_ref() != Some(&text) {
-                    writeln!(std::io::stderr(), "{text}; trying again")?;
+                    note(&format!("{text}; trying again"))?;
                 }
                 failed = Some(text);
             }

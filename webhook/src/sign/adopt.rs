@@ -1,6 +1,6 @@
 //! `etcd-tls-webhook adopt <namespace>/<cluster>`: gives a cluster the CAs of a backup, where its namespace was made again under
 //! another uid, in this Kubernetes cluster or in another one. It runs with the caller's kubeconfig, and needs `get` of the
-//! namespace, and `get` and `create` of Secrets in the system namespace.
+//! namespaces of both names, and `get` and `create` of Secrets in the system namespace.
 
 use std::{collections::BTreeMap, fs, io, io::Read as _, path::PathBuf, time::SystemTime};
 
@@ -22,7 +22,7 @@ use super::{
 use crate::{
     controller::client::within,
     error::Error,
-    operator::{Cluster, Right, say},
+    operator::{Cluster, Refused, Right, say},
     rollover::rfc3339,
 };
 
@@ -95,8 +95,8 @@ pub enum AdoptError {
     },
     /// The source is in use.
     #[error(
-        "{from} still exists and has these CAs: with them, members and clients of {from} and of {cluster} trust each other. Delete \
-         namespace {} first, or accept this with --share",
+        "{from} still exists and trusts a CA of the backup: with it, members and clients of {from} and of {cluster} trust each \
+         other. Delete namespace {} first, or accept this with --share",
         .from.namespace
     )]
     Alive {
@@ -104,6 +104,30 @@ pub enum AdoptError {
         from: ClusterName,
         /// The cluster that adopts.
         cluster: ClusterName,
+    },
+    /// The source may be in use.
+    #[error(
+        "{from} still exists, and nobody can tell whether it trusts a CA of the backup: Secret {secret} in {} is unusable ({reason}); \
+         nothing was changed. Restore that Secret or delete namespace {}, and adopt again, or accept with --share that members and \
+         clients of both clusters may trust each other",
+        names::SYSTEM_NAMESPACE,
+        .from.namespace
+    )]
+    Unclear {
+        /// The cluster of the backup.
+        from: ClusterName,
+        /// Its Secret.
+        secret: String,
+        /// Why it cannot be read.
+        reason: String,
+    },
+    /// A request failed.
+    #[error("{signer}: whether it was adopted is not known; adopt again")]
+    Failed {
+        /// The authority.
+        signer: SignerName,
+        /// The failure.
+        source: Refused,
     },
     /// No namespace of that name.
     #[error("there is no namespace {0}; create it first")]
@@ -122,7 +146,7 @@ pub enum AdoptError {
         reason: String,
     },
     /// Several of these.
-    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    #[error("{}", .0.iter().map(|error| chain(error)).collect::<Vec<_>>().join("\n"))]
     Several(Vec<Self>),
     /// Another CA is in use.
     #[error(
@@ -172,15 +196,23 @@ impl Args {
             .await?
             .ok_or_else(|| AdoptError::NoNamespace(cluster.namespace.clone()))?;
         let secrets: Api<Secret> = Api::namespaced(client.clone(), names::SYSTEM_NAMESPACE);
-        if from != cluster && !share && in_use(&client, &secrets, &from, &found, now).await? {
-            return Err(AdoptError::Alive { from, cluster }.into());
+        if from != cluster && !share {
+            not_in_use(&client, &secrets, (&from, &cluster), &found, now).await?;
         }
         let mut refused = Vec::new();
         for (found, stored) in found {
             let signer = cluster.signer(found.domain);
             let secret = secret_name(&uid, &signer);
             let object = state::secret(&uid, &signer, found.data);
-            match create(&secrets, &object, &stored, now).await? {
+            let created = match create(&secrets, &object, &stored, now).await {
+                Ok(created) => created,
+                // One that fails hides neither what was adopted nor what was refused.
+                Err(source) => {
+                    refused.push(AdoptError::Failed { signer, source });
+                    continue;
+                }
+            };
+            match created {
                 Created::New => {
                     let until = rfc3339::text(stored.active.not_after());
                     say(&format!("{signer}: adopted, as Secret {secret}; the CA ends at {until}"))?;
@@ -193,7 +225,11 @@ impl Args {
                 }
             }
         }
-        if refused.is_empty() { Ok(()) } else { Err(AdoptError::Several(refused).into()) }
+        match refused.pop() {
+            None => Ok(()),
+            Some(one) if refused.is_empty() => Err(one.into()),
+            Some(last) => Err(AdoptError::Several(refused.into_iter().chain([last]).collect()).into()),
+        }
     }
 }
 
@@ -208,12 +244,12 @@ enum Created {
     Broken(String),
 }
 
-async fn create(secrets: &Api<Secret>, object: &Secret, stored: &Stored, now: SystemTime) -> Result<Created, Error> {
+async fn create(secrets: &Api<Secret>, object: &Secret, stored: &Stored, now: SystemTime) -> Result<Created, Refused> {
     let right = |verb| Right::new(verb, "secrets", Some(names::SYSTEM_NAMESPACE));
     match within(secrets.create(&PostParams::default(), object)).await {
         Ok(_) => return Ok(Created::New),
         Err(error) if error.code() == Some(409) => {}
-        Err(error) => return Err(right("create").refused(error).into()),
+        Err(error) => return Err(right("create").refused(error)),
     }
     let name = object.metadata.name.as_deref().unwrap_or_default();
     let there = within(secrets.get(name)).await.map_err(|error| right("get").refused(error))?;
@@ -233,28 +269,55 @@ async fn uid(client: &Client, namespace: &str) -> Result<Option<String>, Error> 
     Ok(namespace.and_then(|namespace| namespace.metadata.uid))
 }
 
-/// Whether `from` exists, and has one of the CAs that were found.
-async fn in_use(
+/// Refuses where `from` exists and trusts one of the CAs that were found, or may trust one.
+async fn not_in_use(
     client: &Client,
     secrets: &Api<Secret>,
-    from: &ClusterName,
+    (from, cluster): (&ClusterName, &ClusterName),
     found: &[(Found, Stored)],
     now: SystemTime,
-) -> Result<bool, Error> {
-    let Some(uid) = uid(client, &from.namespace).await? else { return Ok(false) };
-    for (found, stored) in found {
-        let name = secret_name(&uid, &from.signer(found.domain));
-        let there = within(secrets.get_opt(&name))
+) -> Result<(), Error> {
+    let Some(uid) = uid(client, &from.namespace).await? else { return Ok(()) };
+    // Each CA of the backup against each authority of the source: a CA may have been given to several.
+    for domain in Domain::ALL {
+        let secret = secret_name(&uid, &from.signer(domain));
+        let there = within(secrets.get_opt(&secret))
             .await
             .map_err(|error| Right::new("get", "secrets", Some(names::SYSTEM_NAMESPACE)).refused(error))?;
-        let same = there
-            .and_then(|there| Stored::read(&there.data.unwrap_or_default(), now).ok())
-            .is_some_and(|there| there.active.generation() == stored.active.generation());
-        if same {
-            return Ok(true);
+        let Some(there) = there else { continue };
+        match Stored::read(&there.data.unwrap_or_default(), now) {
+            Ok(there) if found.iter().any(|(_, stored)| share_a_ca(stored, &there)) => {
+                return Err(AdoptError::Alive { from: from.clone(), cluster: cluster.clone() }.into());
+            }
+            Ok(_) => {}
+            Err(error) => {
+                let reason = error.to_string();
+                return Err(AdoptError::Unclear { from: from.clone(), secret, reason }.into());
+            }
         }
     }
-    Ok(false)
+    Ok(())
+}
+
+/// Whether the two trust a CA together, or sign with one key, in whatever phase of a rollover each of them is.
+fn share_a_ca(one: &Stored, other: &Stored) -> bool {
+    let keys = |of: &Stored| -> Vec<String> {
+        [Some(&of.active), of.next.as_ref()].into_iter().flatten().map(|ca| ca.generation()).collect()
+    };
+    let (bundle, keys_of_other) = (other.bundle(), keys(other));
+    one.bundle().certificates().iter().any(|certificate| bundle.certificates().contains(certificate))
+        || keys(one).iter().any(|key| keys_of_other.contains(key))
+}
+
+/// An error with its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text += &format!(": {cause}");
+        source = cause.source();
+    }
+    text
 }
 
 /// The authorities of `from` in a backup, each with its state as the signer would read it.
@@ -342,7 +405,10 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::ca::authority::Authority;
+    use crate::{
+        ca::authority::Authority,
+        rollover::{ChangeOver, Step, Trigger},
+    };
 
     fn secret(uid: &str, signer: &str, now: SystemTime) -> Value {
         let ca = Authority::generate("ca", KeyAlgorithm::EcdsaP256, Duration::from_secs(86400), now).unwrap();
@@ -355,6 +421,30 @@ mod tests {
 
     fn cluster() -> ClusterName {
         "prod/etcd".parse().unwrap()
+    }
+
+    /// The three phases of a rollover are those of a backup and of the cluster it is from, each at its own time.
+    #[test]
+    fn a_ca_is_in_use_in_every_phase_of_a_rollover() {
+        let now = SystemTime::now();
+        let ca = || Authority::generate("ca", KeyAlgorithm::EcdsaP256, Duration::from_secs(86400), now).unwrap();
+        let before = Stored::new(ca());
+        let published = before.after(&Step::Publish(Trigger::Command), Some(ca()), now);
+        let signing = published.after(&Step::ChangeOver(ChangeOver::Trusted), None, now);
+        let done = signing.after(&Step::Retire, None, now);
+        assert_ne!(published.active.generation(), signing.active.generation());
+        let trusted = [
+            (&before, &before),
+            (&before, &published),
+            (&before, &signing),
+            (&published, &signing),
+            (&published, &done),
+        ];
+        for (backup, source) in trusted.into_iter().chain([(&signing, &done)]) {
+            assert!(share_a_ca(backup, source) && share_a_ca(source, backup));
+        }
+        assert!(!share_a_ca(&before, &done), "that CA has left");
+        assert!(!share_a_ca(&before, &Stored::new(ca())));
     }
 
     #[test]

@@ -154,9 +154,9 @@ impl PodCertificates {
                         }
                     };
                     if let Some((key, uid)) = names.remove(&id) {
-                        let waits = !done && waiting.again(&key, Instant::now());
+                        let waits = !done && waiting.again(&key, &uid, Instant::now());
                         if !waits {
-                            waiting.remove(&key);
+                            waiting.done(&key, &uid);
                             self.serials.done(&uid);
                         }
                     }

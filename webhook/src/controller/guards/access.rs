@@ -57,7 +57,8 @@ impl Access {
             Self::Secret => &[Guard::Secrets],
             Self::ConfigMap => &[Guard::Trust],
             Self::WebhookConfiguration => &[Guard::Webhooks],
-            Self::PodCertificateRequest => &[Guard::PodCertificates],
+            // No write of ours is there to try the first with; the second, which is tried, proves that policies are enforced.
+            Self::PodCertificateRequest => &[Guard::PodCertificates, Guard::Secrets],
             Self::ClusterTrustBundle => &[Guard::ClusterTrustBundles],
         }
     }

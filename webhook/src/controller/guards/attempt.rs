@@ -79,7 +79,8 @@ impl Attempt {
             Guard::Webhooks => vec![Self::WebhookConfiguration],
             Guard::ClusterTrustBundles => vec![Self::ClusterTrustBundle],
             Guard::RequestWrites => vec![Self::Request(if approve { "approval" } else { "status" })],
-            // Our accounts have none of the rights of pods, their requesters and kubelets.
+            // Our accounts have none of the rights of pods, their requesters and kubelets. Another policy's attempt must prove
+            // that the API server enforces policies: see `Access::guards`.
             Guard::Requests | Guard::Pods | Guard::PodCertificates => Vec::new(),
         }
     }

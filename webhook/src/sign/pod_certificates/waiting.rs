@@ -126,6 +126,10 @@ impl Waiting {
         let last = self.spaces.get(&largest).and_then(|space| space.due.last()).map(|(_, key)| key.clone());
         let Some(key) = last else { return false };
         self.remove(&key);
+        // It comes back when that namespace has room, or the whole has.
+        if let Some(space) = self.spaces.get_mut(&largest) {
+            space.left_out = true;
+        }
         self.left_out = true;
         true
     }
@@ -171,9 +175,16 @@ impl Waiting {
         Some((key, uid))
     }
 
+    /// It needs no answer any more; one that was made again under its name does.
+    pub(super) fn done(&mut self, key: &Key, uid: &str) {
+        if self.jobs.get(key).is_some_and(|job| *job.uid == *uid) {
+            self.remove(key);
+        }
+    }
+
     /// It could not be answered. Whether it still waits.
-    pub(super) fn again(&mut self, key: &Key, now: Instant) -> bool {
-        let Some(job) = self.jobs.get_mut(key) else { return false };
+    pub(super) fn again(&mut self, key: &Key, uid: &str, now: Instant) -> bool {
+        let Some(job) = self.jobs.get_mut(key).filter(|job| *job.uid == *uid) else { return false };
         let wait = SOONEST.saturating_mul(1 << job.attempts.min(10)).min(LATEST);
         job.attempts += 1;
         let before = job.due.replace(now + wait);
@@ -288,11 +299,47 @@ mod tests {
     }
 
     #[test]
+    fn what_made_room_comes_back_when_its_namespace_has_room() {
+        let (mut waiting, now) = (Waiting::default(), Instant::now());
+        waiting.list_begins();
+        for n in 0..MOST {
+            waiting.offer(in_namespace(&format!("loud-{:02}", n % 16), n), "u", now);
+        }
+        waiting.offer(of("z"), "u", now);
+        waiting.list_ends();
+        // The others hold all they can.
+        let largest: Vec<Key> = waiting.jobs.keys().filter(|key| *key.0 == *"loud-15").cloned().collect();
+        assert_eq!(largest.len(), MOST_OF_NAMESPACE - 1);
+        for (left, key) in (MOST_OF_NAMESPACE / 2..largest.len()).zip(&largest) {
+            assert!(!waiting.wants_list(), "{left}");
+            waiting.remove(key);
+        }
+        assert!(waiting.wants_list());
+    }
+
+    #[test]
+    fn one_that_was_made_again_under_its_name_is_no_part_of_the_old_ones_end() {
+        let (mut waiting, now) = (Waiting::default(), Instant::now());
+        for done in [true, false] {
+            waiting.offer(of("a"), "old", now);
+            assert_eq!(next(&mut waiting, now), Some(of("a")));
+            waiting.offer(of("a"), "new", now);
+            let waits = !done && waiting.again(&of("a"), "old", now);
+            assert!(!waits);
+            waiting.done(&of("a"), "old");
+            // It is due at once, and as it was never tried.
+            assert_eq!(waiting.next(now).map(|(_, uid)| uid.to_string()), Some("new".to_owned()));
+            waiting.done(&of("a"), "new");
+            assert!(is_empty(&waiting));
+        }
+    }
+
+    #[test]
     fn a_list_keeps_what_waits_with_its_pause() {
         let (mut waiting, now) = (Waiting::default(), Instant::now());
         waiting.offer(of("a"), "u", now);
         assert_eq!(next(&mut waiting, now), Some(of("a")));
-        assert!(waiting.again(&of("a"), now));
+        assert!(waiting.again(&of("a"), "u", now));
         waiting.list_begins();
         waiting.offer(of("a"), "u", now);
         waiting.list_ends();
@@ -314,12 +361,12 @@ mod tests {
             (next(&mut waiting, now), next(&mut waiting, now), next(&mut waiting, now)),
             (Some(of("a")), Some(of("b")), None)
         );
-        assert!(waiting.again(&of("a"), now));
+        assert!(waiting.again(&of("a"), "u", now));
         assert_eq!(next(&mut waiting, now), None);
         assert_eq!(waiting.next_due(), Some(now + SOONEST));
         assert_eq!(next(&mut waiting, now + SOONEST), Some(of("a")));
         for _ in 0..20 {
-            waiting.again(&of("a"), now);
+            waiting.again(&of("a"), "u", now);
         }
         assert_eq!(waiting.next_due(), Some(now + LATEST));
         waiting.list_begins();
@@ -328,6 +375,6 @@ mod tests {
         assert_eq!((waiting.len(), waiting.next_due()), (1, None), "b is worked on");
         waiting.remove(&of("b"));
         assert!(is_empty(&waiting));
-        assert!(!waiting.again(&of("b"), now));
+        assert!(!waiting.again(&of("b"), "u", now));
     }
 }
