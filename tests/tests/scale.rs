@@ -227,6 +227,53 @@ async fn two_signers_that_both_lead_make_one_truth() {
     assert_eq!(next, usize::from(PAIRS), "a next CA of each");
 }
 
+/// Namespaces of a cold start, and certificates after which its leaders are killed.
+const STARTING: u16 = 10;
+const KILLED_AFTER: usize = (STARTING * MEMBERS) as usize / 4;
+
+/// The members of all clusters ask at once, and both leaders are killed when a few of them have certificates.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leaders_that_die_in_a_cold_start_cost_no_certificate_and_no_second_ca() {
+    let Some(lab) = Lab::new().await else { return };
+    let witness = Witness::start(&lab.api.client, names::SYSTEM_NAMESPACE);
+    let mut first = (lab.approver("approve-a", &[]), sign(&lab, "sign-a", &[]).await);
+    lab.ready(&first.0).await;
+    let kill = async {
+        let issued = || witness.truths().certificates.len();
+        eventually("some certificates", LIMIT, || async {
+            if issued() >= KILLED_AFTER { Ok(()) } else { Err(issued()) }
+        })
+        .await;
+        first.0.process.kill();
+        first.1.kill();
+        let at = issued();
+        (at, lab.approver("approve-b", &[]), sign(&lab, "sign-b", &[]).await)
+    };
+    let ((at, approver, signer), ()) = tokio::join!(kill, tenants(&lab, 0..STARTING));
+    for n in 0..STARTING {
+        trust(&lab, &namespace(n), names::DEFAULT_CLUSTER).await;
+    }
+    println!("the leaders were killed after {at} of {} certificates", STARTING * MEMBERS);
+    assert!(at < usize::from(STARTING * MEMBERS), "they were killed too late");
+    assert!(
+        signer.log().contains(": issued") && approver.process.log().contains(": approved "),
+        "{}",
+        signer.log_end()
+    );
+    // The witness is a watch of its own.
+    eventually("each request has its certificate", LIMIT, || async {
+        let truths = witness.truths();
+        let seen = (truths.certificates.len(), truths.authorities.len());
+        // Two authorities of each cluster, and the webhook's own CA.
+        let all = seen.0 == usize::from(STARTING * MEMBERS) && seen.1 >= usize::from(2 * STARTING);
+        if all { Ok(()) } else { Err(format!("{seen:?} {:?}", truths.refused)) }
+    })
+    .await;
+    let truths = witness.truths();
+    truths.assert_one_each();
+    assert_eq!(truths.refused.len(), 0, "{:?}", truths.refused);
+}
+
 /// Pods of a namespace that has asked for two certificates each, when three others ask for one.
 const CROWD: u16 = 90;
 const BACKLOG: usize = 2 * CROWD as usize;
@@ -238,7 +285,7 @@ async fn who_asks_for_one_certificate_does_not_wait_for_the_backlog_of_another_n
     let Some(lab) = Lab::new().await else { return };
     lab.api.kubectl(&["apply", "-f", &tests::repository().join("manifests/flow.yaml").display().to_string()]);
     let mut approver = lab.approver("approve-a", &[]);
-    let _signer = sign(&lab, "sign-a", &[]).await;
+    let mut signer = sign(&lab, "sign-a", &[]).await;
     lab.ready(&approver).await;
     let mut pods = Vec::new();
     for n in 0..4 {
@@ -270,25 +317,61 @@ async fn who_asks_for_one_certificate_does_not_wait_for_the_backlog_of_another_n
     for (_, asking) in &asked {
         signer::issued(lab, &asking.name).await;
     }
-    // In the order of the log: a look at the API server comes too late.
-    let approved: Vec<String> = eventually("the backlog's end", LIMIT, || async {
-        let log = approver.process.log();
-        let lines: Vec<String> = log.lines().filter(|line| line.contains(": approved ")).map(str::to_owned).collect();
-        if lines.len() >= BACKLOG + asked.len() { Ok(lines) } else { Err(lines.len()) }
+    let names: Vec<&str> = asked.iter().map(|(_, asking)| asking.name.as_str()).collect();
+    let ahead = ahead_of(&approver.process, ": approved ", &names).await;
+    println!("approve: {ahead} of {BACKLOG} before the last of {} others", names.len());
+    assert!(ahead <= AHEAD, "{ahead} of {BACKLOG} before the last of {} others", names.len());
+
+    // The same of the signer: new requests of all, which are approved while it is away.
+    issued_all(&signer, BACKLOG + 4 + names.len()).await;
+    signer.kill();
+    stream::iter(0..CROWD)
+        .for_each_concurrent(AT_ONCE, |n| async move {
+            let pods: Api<Pod> = Api::namespaced(lab.api.client.clone(), &namespace(0));
+            let pod = pods.get(&format!("crowd-{n}")).await.expect("a pod");
+            let client = lab.requester(&pod).await;
+            for role in [Role::Peer, Role::Server] {
+                lab::Asking::of(&pod, role).create_when_allowed(&client).await;
+            }
+        })
+        .await;
+    let asked: Vec<_> = others.iter().map(|(client, pod)| (client, lab::Asking::of(pod, Role::Server))).collect();
+    for (client, asking) in &asked {
+        asking.create_when_allowed(client).await;
+        lab.approved(&asking.name).await;
+    }
+    eventually("approvals of all", LIMIT, || async {
+        let approved = approver.process.log().matches(": approved ").count();
+        if approved >= 2 * (BACKLOG + asked.len()) { Ok(()) } else { Err(approved) }
     })
     .await;
-    let of_others = |line: &String| asked.iter().any(|(_, asking)| line.contains(&asking.name));
-    let last = approved.iter().rposition(of_others).expect("the others'");
-    let ahead = last + 1 - asked.len();
-    println!("{ahead} of {BACKLOG} before the last of {} others", asked.len());
-    let log = approver.process.log();
-    let told: Vec<&str> =
-        log.lines().filter(|line| asked.iter().any(|(_, asking)| line.contains(&asking.name))).collect();
-    let first = log.lines().find(|l| l.contains(": approved ")).unwrap_or_default();
-    assert!(
-        ahead <= AHEAD,
-        "{ahead} of {BACKLOG} before the last of {} others\n{first}\n{}",
-        asked.len(),
-        told.join("\n")
-    );
+    let signer = sign(lab, "sign-b", &["--workers=4"]).await;
+    let names: Vec<&str> = asked.iter().map(|(_, asking)| asking.name.as_str()).collect();
+    issued_all(&signer, BACKLOG + names.len()).await;
+    let ahead = ahead_of(&signer, ": issued", &names).await;
+    println!("sign: {ahead} of {BACKLOG} before the last of {} others", names.len());
+    assert!(ahead <= AHEAD, "{ahead} of {BACKLOG} before the last of {} others", names.len());
+}
+
+/// Waits until a signer has issued so many.
+async fn issued_all(signer: &Process, count: usize) {
+    eventually("the backlog's certificates", LIMIT, || async {
+        let issued = signer.log().matches(": issued").count();
+        if issued >= count { Ok(()) } else { Err(issued) }
+    })
+    .await;
+}
+
+/// How many others a process finished, by the `word` of its log, before the last of these requests. A look at the API server would
+/// come too late.
+async fn ahead_of(process: &Process, word: &str, names: &[&str]) -> usize {
+    let lines: Vec<String> = eventually("the backlog's end", LIMIT, || async {
+        let log = process.log();
+        let lines: Vec<String> = log.lines().filter(|line| line.contains(word)).map(str::to_owned).collect();
+        if lines.len() >= BACKLOG + names.len() { Ok(lines) } else { Err(lines.len()) }
+    })
+    .await;
+    let of_others = |line: &String| names.iter().any(|name| line.contains(name));
+    let last = lines.iter().rposition(of_others).expect("the others'");
+    last + 1 - names.len()
 }
