@@ -116,7 +116,6 @@ pub const ANNOTATIONS: &[(&str, &str)] = &[
     ("containers", "etcd-tls-sidecar"),
     ("containers", ""),
     ("issuer", "csr"),
-    ("issuer", "pod-certificate"),
     ("issuer", "nonsense"),
     ("duration", "10m"),
     ("duration", "90m"),
@@ -222,7 +221,8 @@ pub const ANNOTATIONS: &[(&str, &str)] = &[
 ];
 
 /// Annotations that `inject` takes and the policies do not.
-pub const STRICTER_ANNOTATIONS: [(&str, &str); 7] = [
+pub const STRICTER_ANNOTATIONS: [(&str, &str); 8] = [
+    ("issuer", "pod-certificate"),
     ("issuer", "cert-manager:Issuer/a"),
     ("issuer", "csr:client.etcd-tls.dev/prod.etcd"),
     ("extra-sans", "192.0.2.1,192.0.2.2"),

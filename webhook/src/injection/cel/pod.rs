@@ -33,7 +33,15 @@ pub(super) fn variables(config: &Config, template: &Template) -> Result<Vec<Vari
     };
     Ok(vec![
         variable("init", "object.spec.?initContainers.orValue([])"),
-        variable("injected", format!("{ours}.all(n, variables.init.exists(c, c.name == n))")),
+        // What kubelet brings, no init container has to.
+        variable("ofKubelet", format!("{} == 'pod-certificate'", annotation("issuer", "csr"))),
+        variable(
+            "injected",
+            format!(
+                "{ours}.all(n, variables.init.exists(c, c.name == n) || (variables.ofKubelet && n == {}))",
+                literal(names::INIT_CONTAINER)
+            ),
+        ),
         variable("main", format!("object.spec.containers.filter(c, !(c.name in {ours}))")),
         variable("own", format!("variables.init.filter(c, !(c.name in {ours})) + variables.main")),
         variable(

@@ -388,9 +388,17 @@ fn conflicts() -> Vec<(String, String)> {
 /// Containers and volumes of our names that are not ours, in a pod that comes injected.
 fn injected(template: &Template) -> String {
     let (init, sidecar) = (literal(names::INIT_CONTAINER), literal(names::SIDECAR_CONTAINER));
-    let volumes = literals(template.volume_names());
+    let all = literals(template.volume_names());
+    let of_kubelet = literals([names::VOLUME, names::STATE_VOLUME, names::TOKEN_VOLUME]);
+    let volumes = format!("(variables.ofKubelet ? {of_kubelet} : {all})");
     let volume = |name: &str, kind: &str| format!("(v.name == {} && has(v.{kind}))", literal(name));
     let trust = ["configMap", "projected"].map(|kind| volume(names::TRUST_VOLUME, kind)).join(" || ");
+    let certificates = format!(
+        "{} || {} || (variables.ofKubelet && {})",
+        volume(names::STATE_VOLUME, "emptyDir"),
+        volume(names::VOLUME, "emptyDir"),
+        volume(names::VOLUME, "projected")
+    );
     given(
         &format!(
             "variables.init.exists(c, c.name in [{init}, {sidecar}] && (has(c.command) || has(c.lifecycle) || has(c.envFrom)\n\
@@ -398,7 +406,7 @@ fn injected(template: &Template) -> String {
              || !(('--roles=' + variables.roles.join(',')) in c.?args.orValue([]))))\n\
              || object.spec.containers.exists(c, c.name in [{init}, {sidecar}])\n\
              || !{volumes}.all(n, object.spec.?volumes.orValue([]).exists(v, v.name == n && ({} || {} || {})))",
-            volume(names::VOLUME, "emptyDir"),
+            certificates,
             trust,
             volume(names::TOKEN_VOLUME, "projected"),
         ),
