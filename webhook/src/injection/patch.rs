@@ -99,9 +99,8 @@ impl PodPatch {
         path.push(field);
         if parent.get(field).is_some_and(Json::is_array) {
             path.push("-");
-            for item in items {
-                self.add(&path, item);
-            }
+            let path = pointer(&path);
+            self.0.extend(items.into_iter().map(|value| Operation { replaces: false, path: path.clone(), value }));
         } else {
             self.add(&path, Item::List(items));
         }
@@ -189,7 +188,11 @@ fn pointer(path: &[&str]) -> String {
     let mut pointer = String::with_capacity(path.iter().map(|name| name.len() + "/~1~1".len()).sum());
     for name in path {
         pointer.push('/');
-        pointer.push_str(Token::new(*name).encoded());
+        if name.contains(['~', '/']) {
+            pointer.push_str(Token::new(*name).encoded());
+        } else {
+            pointer.push_str(name);
+        }
     }
     pointer
 }
