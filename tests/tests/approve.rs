@@ -12,11 +12,7 @@ use std::{net::IpAddr, time::Duration};
 
 use etcd_tls_contract::{names, role::Role};
 use k8s_openapi::api::{
-    certificates::v1::CertificateSigningRequest,
-    coordination::v1::Lease,
-    core::v1::{Namespace, Service},
-    events::v1::Event,
-    rbac::v1::{ClusterRoleBinding, RoleBinding},
+    certificates::v1::CertificateSigningRequest, coordination::v1::Lease, core::v1::Service, events::v1::Event,
 };
 use kube::{
     Api, ResourceExt,
@@ -344,73 +340,6 @@ async fn a_pod_is_judged_by_a_state_no_older_than_its_request() {
         let (approved, message) = lab.decision(&asking.name).await;
         assert_eq!(approved, is_so, "{message}");
     }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn bindings_follow_who_opted_in() {
-    let Some(lab) = Lab::new().await else { return };
-    let approver = lab.approver("approve-a", &["--withdraw-after", "3s"]);
-    lab.ready(&approver).await;
-    let client = || lab.api.client.clone();
-    let group = |ns: &str| format!("Group system:serviceaccounts:{ns}");
-    let account = "ServiceAccount by-pod/default".to_owned();
-    lab.api.namespace("by-label", &[("etcd-tls", "dynamic")]).await;
-    lab.api.namespace("by-pod", &[]).await;
-    lab.subjects(|s| s == [group("by-label")]).await;
-    lab.pod("by-pod", "etcd-0", json!({"etcd-tls": "dynamic"}), None).await;
-    lab.subjects(|s| s == [group("by-label"), account.clone()]).await;
-    lab.sign_binding("by-label", true).await;
-    lab.sign_binding("by-pod", true).await;
-
-    // What `sign` may do there, it may do there alone.
-    for (ns, may) in [("by-label", "yes"), ("by-pod", "yes"), ("default", "no"), ("kube-system", "no")] {
-        assert_eq!(lab.can_i("etcd-tls-sign", "create", "configmaps", ns), may, "{ns}");
-    }
-    // The rights that the approver itself lacks, though it makes bindings.
-    for (verb, what, ns) in [
-        ("create", "rolebindings", "default"),
-        ("create", "clusterrolebindings", ""),
-        ("get", "secrets", names::SYSTEM_NAMESPACE),
-        ("create", "certificatesigningrequests", ""),
-        ("patch", "certificatesigningrequests/status", ""),
-        ("patch", "configmaps/etcd-tls-policy", names::SYSTEM_NAMESPACE),
-        ("list", "secrets", "default"),
-    ] {
-        assert_eq!(lab.can_i("etcd-tls-approve", verb, what, ns), "no", "{verb} {what} {ns}");
-    }
-
-    // Drift is mended: subjects, a binding that is gone, one that binds another role, the manifests applied again.
-    let requesters: Api<ClusterRoleBinding> = Api::all(client());
-    let stranger = json!({"subjects": [{"kind": "Group", "apiGroup": "rbac.authorization.k8s.io", "name": "system:authenticated"}]});
-    requesters.patch("etcd-tls-requesters", &PatchParams::default(), &Patch::Merge(stranger)).await.expect("patch");
-    lab.subjects(|s| s == [group("by-label"), account.clone()]).await;
-    let sign: Api<RoleBinding> = Api::namespaced(client(), "by-label");
-    sign.delete("etcd-tls-sign", &DeleteParams::default()).await.expect("delete");
-    lab.sign_binding("by-label", true).await;
-    lab.install();
-    let before = requesters.get("etcd-tls-requesters").await.expect("there").resource_version();
-    lab.subjects(|s| s == [group("by-label"), account.clone()]).await;
-    requesters.delete("etcd-tls-requesters", &DeleteParams::default()).await.expect("delete");
-    lab.subjects(|s| s == [group("by-label"), account.clone()]).await;
-
-    // Nothing is written when nothing changes.
-    let quiet = requesters.get("etcd-tls-requesters").await.expect("there").resource_version();
-    assert_ne!(quiet, before);
-    let unrelated = json!({"metadata": {"labels": {"team": "a"}}});
-    let namespaces: Api<Namespace> = Api::all(client());
-    namespaces.patch("by-label", &PatchParams::default(), &Patch::Merge(unrelated)).await.expect("patch");
-    lab.pod("by-pod", "etcd-1", json!({"etcd-tls": "dynamic"}), None).await;
-    lab.api.delete_pod("by-pod", "etcd-1").await;
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    assert_eq!(requesters.get("etcd-tls-requesters").await.expect("there").resource_version(), quiet);
-
-    // Out again.
-    lab.label_namespace("by-label", json!(null)).await;
-    lab.subjects(|s| s == [account.clone()]).await;
-    lab.sign_binding("by-label", false).await;
-    lab.api.delete_pod("by-pod", "etcd-0").await;
-    lab.subjects(<[String]>::is_empty).await;
-    lab.sign_binding("by-pod", false).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

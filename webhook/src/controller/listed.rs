@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 pub(crate) use events::{Event, Events, METADATA_ALONE, Metadata, Object, Source, WatchError};
 
 mod events;
+mod reads;
 
 /// Namespace and name of an object; the namespace is empty for one of the cluster. Indexes share it.
 pub(crate) type Key = (Arc<str>, Arc<str>);

@@ -17,12 +17,13 @@ use futures::{Stream, StreamExt};
 use http_body_util::BodyExt;
 use kube::{
     Client,
-    api::{GetParams, ListParams, WatchParams},
+    api::{ListParams, WatchParams},
     core::{Request, Status},
 };
 use serde::{Deserialize, de::DeserializeOwned};
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::reads::{object, refusal};
 use crate::controller::{
     client::{REQUEST_TIMEOUT, RequestError, WATCH_SECONDS, WatchBackoff},
     projection::{Fields, Kept, NotJson, Piece, Projection},
@@ -37,8 +38,6 @@ const LIST_SECONDS: u32 = 240;
 const SILENCE: Duration = Duration::from_secs(75);
 /// A watch that ends sooner is opened again after a wait.
 const SHORTEST: Duration = Duration::from_secs(1);
-/// Bytes of an error's body that are read.
-const MAX_STATUS: usize = 16 * 1024;
 /// The annotation of the bookmark that ends a streaming list.
 const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
 /// The fields read of every object, bookmark and error.
@@ -74,7 +73,7 @@ pub(crate) struct Source {
 
 impl Source {
     /// The tree of the wanted fields, with something in front of each object's.
-    fn tree(&self, prefix: &[&'static str], more: &[&'static [&'static str]]) -> Arc<Fields> {
+    pub(super) fn tree(&self, prefix: &[&'static str], more: &[&'static [&'static str]]) -> Arc<Fields> {
         let of_objects = self.wanted.iter().chain(&OF_ALL);
         let paths: Vec<Vec<&str>> = of_objects
             .map(|path| prefix.iter().chain(*path).copied().collect())
@@ -124,11 +123,11 @@ pub(crate) trait Object: DeserializeOwned + Send + 'static {
 /// The fields common to every object, bookmark and error.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct Head {
+pub(super) struct Head {
     metadata: HeadMetadata,
     code: u16,
-    reason: String,
-    message: String,
+    pub(super) reason: String,
+    pub(super) message: String,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -195,7 +194,7 @@ enum Mode {
     Watch,
 }
 
-type BodyStream = Pin<Box<dyn Stream<Item = Result<Bytes, kube::Error>> + Send>>;
+pub(super) type BodyStream = Pin<Box<dyn Stream<Item = Result<Bytes, kube::Error>> + Send>>;
 
 impl<T: Object> Events<T> {
     /// Of a source, from its first list.
@@ -428,82 +427,12 @@ impl<T: Object> Events<T> {
     }
 }
 
-impl Source {
-    /// One of its objects as it is now; `None`: there is none.
-    ///
-    /// # Errors
-    /// The request's.
-    pub(crate) async fn get<T: Object>(&self, client: &Client, name: &str) -> Result<Option<T>, RequestError> {
-        let build = |error| RequestError::Api(kube::Error::BuildRequest(error));
-        let request = Request::new(&self.path).get(name, &GetParams::default()).map_err(build)?;
-        let read = async {
-            let answer = client.send(request.map(Into::into)).await?;
-            let status = answer.status().as_u16();
-            let mut body: BodyStream = Box::pin(answer.into_body().into_data_stream());
-            if status >= 400 {
-                let error = refusal(status, &mut body).await;
-                return if error.is_not_found() { Ok(None) } else { Err(error) };
-            }
-            let mut projection = Projection::new(self.tree(&[], &[]), self.limit);
-            let mut found = None;
-            while let Some(chunk) = body.next().await {
-                let broken = projection.push(&chunk?, |piece| {
-                    if let Piece::Whole(kept) = piece {
-                        found = Some(object(&kept));
-                    }
-                });
-                broken.map_err(|error| kube::Error::Service(Box::new(error)))?;
-            }
-            // An answer that ends too soon does not say that there is no such object.
-            let found = found.ok_or(RequestError::Incomplete)?;
-            found.map(Some).map_err(|error| kube::Error::SerdeError(error).into())
-        };
-        timeout(REQUEST_TIMEOUT, read).await.map_err(|_| RequestError::Timeout)?
-    }
-
-    /// Shows all of its objects, as they are now, to `see`.
-    ///
-    /// # Errors
-    /// The first thing that went wrong.
-    pub(crate) async fn each<T: Object>(&self, client: &Client, mut see: impl FnMut(T)) -> Result<(), WatchError> {
-        let mut events = Events::new(client.clone(), self.clone());
-        loop {
-            match events.next().await? {
-                Event::Listed(object) => see(object),
-                Event::Complete => return Ok(()),
-                _ => {}
-            }
-        }
-    }
-}
-
-fn object<T: Object>(kept: &Kept) -> Result<T, serde_json::Error> {
-    let mut object: T = serde_json::from_slice(&kept.json)?;
-    if kept.cut {
-        object.cut();
-    }
-    Ok(object)
-}
-
 fn framed<T: Object>(kept: &Kept) -> Result<T, serde_json::Error> {
     let Frame { mut object, .. } = serde_json::from_slice::<Frame<T>>(&kept.json)?;
     if kept.cut {
         object.cut();
     }
     Ok(object)
-}
-
-/// The API server's reason for a refusal.
-async fn refusal(code: u16, body: &mut BodyStream) -> RequestError {
-    let mut text = Vec::new();
-    while text.len() < MAX_STATUS
-        && let Ok(Some(Ok(chunk))) = timeout(REQUEST_TIMEOUT, body.next()).await
-    {
-        text.extend_from_slice(&chunk);
-    }
-    let said = serde_json::from_slice::<Head>(&text).unwrap_or_default();
-    let message = if said.message.is_empty() { format!("HTTP status {code}") } else { said.message };
-    RequestError::Api(kube::Error::Api(Status::failure(&message, &said.reason).with_code(code).boxed()))
 }
 
 fn chain(error: &dyn std::error::Error) -> String {

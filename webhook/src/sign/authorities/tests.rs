@@ -1,0 +1,54 @@
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use crate::rollover::Trigger;
+
+/// A requester with no bundle yet can verify its certificate only by this statement, and asks once.
+#[tokio::test]
+async fn an_answer_states_the_bundle_of_its_own_authority_while_that_is_written() {
+    let config = kube::Config::new("http://127.0.0.1:9".parse().unwrap());
+    let client = Client::try_from(config).unwrap();
+    let tasks = crate::controller::tasks::Tasks::register(&mut prometheus_client::registry::Registry::default());
+    let policy = Arc::new(Policy::default());
+    let authorities = Authorities::new(
+        client.clone(),
+        names::SYSTEM_NAMESPACE,
+        tokio::sync::watch::channel(Some(Arc::clone(&policy))).1,
+        tokio::sync::watch::channel(None).1,
+        Pods::spawn(&client, false, &tasks, None),
+        issued::MOST,
+        Arc::default(),
+    );
+    authorities.listed(&BTreeSet::new());
+    let signer: SignerName = "peer.etcd-tls.dev/prod.etcd".parse().unwrap();
+    let entry = authorities.entry(&policy.authority(&signer)).unwrap();
+    let digest = "0123456789abcdef0123456789abcdef";
+    let writing = entry.held.lock().await;
+    let stated = authorities.in_force(&signer, &policy, &entry.name, digest).await;
+    drop(writing);
+    assert_eq!((stated.digest(Domain::Peer), stated.digest(Domain::Client)), (Some(digest), None));
+}
+
+/// Ten times as many as once filled the Secret, which has room for a mebibyte.
+#[test]
+fn short_lived_pods_do_not_fill_the_secret() {
+    let now = SystemTime::UNIX_EPOCH;
+    let mut rollover = Rollover::publish(Trigger::Command, "old", "new", BTreeSet::new(), now).change_over(None, now);
+    let mut largest = 0;
+    for n in 0..100_000 {
+        let holder = format!("00000000-0000-4000-8000-{n:012}");
+        let grant = Grant { holder: &holder, role: Role::Client, trusts: None, lifetime: Duration::ZERO };
+        let live = |uid: &str| (99_000..).contains(&uid.rsplit('-').next().unwrap().parse::<u32>().unwrap());
+        assert!(note(&mut rollover, &grant, |pods, stays| pods.retain(|uid, _| stays(uid) || live(uid))));
+        assert!(rollover.pods.contains_key(&holder), "the one that is served stays");
+        largest = largest.max(rollover.pods.len());
+        if n == 98_999 {
+            assert!(largest <= FEW + 1, "{largest}");
+        }
+    }
+    assert!((1000..=1001 + FEW).contains(&rollover.pods.len()), "those that live stay: {}", rollover.pods.len());
+    assert!(serde_json::to_string_pretty(&rollover).unwrap().len() < 256 * 1024);
+    let grant = Grant { holder: "host:cp", role: Role::Peer, trusts: None, lifetime: Duration::ZERO };
+    note(&mut rollover, &grant, |pods, stays| pods.retain(|uid, _| stays(uid)));
+    assert_eq!(rollover.pods.len(), 1);
+}
