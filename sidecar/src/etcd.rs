@@ -1,6 +1,6 @@
 //! A lean client of etcd: its JSON gateway (`/v3/…`), and the plain HTTP paths of the client port (`/health`, `/metrics`)
 //! and the peer port (`/members`, `/version`), in HTTP/1.1 over a connection of its own for each request, with a role's
-//! files, read anew, as identity and trust.
+//! files, read again, as identity and trust.
 //!
 //! With etcd's auth on, the gateway answers none of it (from 3.5 not even its status), while `/health`, `/metrics` and
 //! `/members` do not ask; so what can be read there is.

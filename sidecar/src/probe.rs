@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_whole_answer_is_none() {
+    fn an_incomplete_answer_is_no_answer() {
         let others: [&[u8]; 8] =
             [b"", b"alive", b"dead", b"dead \xff\n", b"dead cut", b"no\n", b"dead a\nb\n", b"HTTP/1.1 503 x\r\n\r\n"];
         for other in others {

@@ -121,7 +121,7 @@ impl<F: Files> Store<F> {
     /// etcd has.
     ///
     /// # Errors
-    /// The files cannot be read or do not hold together: to be asked for anew.
+    /// The files cannot be read or do not hold together: to be requested again.
     pub fn load(&self) -> Result<Option<Set>, StoreError> {
         let Some(entries) = self.entries()? else { return Ok(None) };
         let entries = entries.into_iter().map(|(role, entry)| Ok((role, Arc::new(entry?))));

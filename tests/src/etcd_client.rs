@@ -61,7 +61,7 @@ impl EtcdClient {
         Self { files: None }
     }
 
-    /// Presents `dir`'s `tls.crt` and `tls.key` and trusts its `ca.crt`, read anew for each connection.
+    /// Presents `dir`'s `tls.crt` and `tls.key` and trusts its `ca.crt`, read again for each connection.
     pub fn with_files(dir: &Path) -> Self {
         Self { files: Some(dir.to_owned()) }
     }

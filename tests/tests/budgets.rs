@@ -68,7 +68,7 @@ async fn fat_objects_do_not_exceed_the_limit() {
             let began = Instant::now();
             issue(&lab, &pod, Role::Server, None).await;
             longest = longest.max(began.elapsed());
-            // A request that is denied has everything read anew, the fat Services of its namespace as well.
+            // A request that is denied has everything read again, the fat Services of its namespace as well.
             let bad = Asking::of(&pod, Role::Peer).organization("system:masters");
             bad.create(&lab.requester(&pod).await).await;
             lab.denied(&bad.name).await;

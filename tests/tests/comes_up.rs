@@ -264,7 +264,7 @@ fn binary() -> Option<tests::etcd::EtcdBinary> {
 }
 
 #[test]
-fn what_is_injected_without_a_warning_comes_up() {
+fn pods_injected_without_a_warning_come_up() {
     let Some(binary) = binary() else { return };
     let (mut up, mut problems) = (0, Vec::new());
     for entry in fs::read_dir(repository().join("webhook/tests/golden")).expect("the golden files") {
@@ -287,7 +287,7 @@ fn what_is_injected_without_a_warning_comes_up() {
 
 /// The other way round: a pod with a warning does fail, so the test above can fail, too.
 #[test]
-fn what_is_warned_of_fails() {
+fn pods_with_a_warning_fail() {
     let Some(binary) = binary() else { return };
     let file = repository().join("webhook/tests/golden/complete-flags.yaml");
     let good = fs::read_to_string(file).expect("the shape");

@@ -11,7 +11,7 @@ use tests::{
 };
 
 const SYSTEM: &str = "etcd-tls-system";
-/// A proof is made anew each 30 s.
+/// A proof is created again each 30 s.
 const LIMIT: Duration = Duration::from_secs(90);
 
 struct Running {

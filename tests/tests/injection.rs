@@ -101,7 +101,7 @@ async fn every_injected_shape_is_valid() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_the_server_added_does_not_matter() {
+async fn additions_of_the_api_server_do_not_matter() {
     let Some(stack) = stack::Stack::start(&stack::Options::default()).await else { return };
     stack.api.namespace("again", &[("etcd-tls", "dynamic")]).await;
     let mut checked = 0;

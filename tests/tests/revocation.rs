@@ -383,7 +383,7 @@ async fn half(stack: &mut Stack, number: u8) -> LocalPod {
 
 /// Of two members, one whose peer certificate is refused leaves no quorum. A third, which has gone, is in the record alone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_leaves_no_quorum_needs_force() {
+async fn a_revocation_that_leaves_no_quorum_needs_force() {
     let Some(mut stack) = Stack::start(&Options::default()).await else { return };
     stack.api.namespace("prod", &[("etcd-tls", "dynamic")]).await;
     let admin = stack.api.kubeconfig.clone();

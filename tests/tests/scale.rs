@@ -139,7 +139,7 @@ async fn many_namespaces_cost_no_more_watches_than_few() {
     for n in [0, FEW, FEW + MORE - 1] {
         trust(&lab, &namespace(n), names::DEFAULT_CLUSTER).await;
     }
-    // One that is opened anew at this moment counts twice, or not at all.
+    // One that is opened again at this moment counts twice, or not at all.
     eventually("as many watches for many namespaces as for few", LIMIT, || async {
         let many = watches(&lab).await;
         // The Secrets of the system namespace.

@@ -13,7 +13,7 @@ use tests::{
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_refused_is_refused_in_kubernetes_own_form() {
+async fn refusals_have_kubernetes_own_form() {
     let mut signer = Signer::started(&[
         "--max-requests=30",
         "--max-pending-per-user=20",

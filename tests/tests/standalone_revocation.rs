@@ -171,7 +171,7 @@ async fn a_hosts_etcd_refuses_a_revoked_client_and_the_record_outlives_the_signe
 
 /// The members are the hosts that hold peer certificates.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_leaves_no_quorum_of_hosts_needs_force() {
+async fn a_revocation_that_leaves_no_quorum_of_hosts_needs_force() {
     let mut signer = new_signer(&[]);
     signer.start().await;
     let anna = signer.kubeconfig("anna", ANNA);

@@ -163,7 +163,7 @@ async fn a_held_name_is_not_freed_by_deleting_or_evicting_requests() {
     for name in ["first-peer-h1", "by-token", "own"] {
         assert_eq!(signer.ask("DELETE", &format!("{V1}/{name}"), ADMIN, &Value::Null).0, 200);
     }
-    // More than the journal keeps before it is written anew, and more names than a user may hold.
+    // More than the journal keeps before it is rewritten, and more names than a user may hold.
     let mut fates = Vec::new();
     for i in 0..450 {
         let name = format!("x{i}");

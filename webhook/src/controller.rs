@@ -212,7 +212,7 @@ impl Controller {
     }
 
     /// Judges a request by its pod, in a state no older than the request ([`pods`]), and by what the watches have of policy,
-    /// namespace and Services. A denial is final, so it is judged anew by policy, namespace and Services as they are now.
+    /// namespace and Services. A denial is final, so it is judged again by policy, namespace and Services as they are now.
     ///
     /// # Errors
     /// It cannot be judged now.

@@ -1,6 +1,6 @@
 //! Injection without a cluster: manifests in, manifests out.
 //!
-//! Documents with nothing to inject into are given out byte for byte. A document that is injected into is written anew:
+//! Documents with nothing to inject into are given out byte for byte. A document that is injected into is rewritten:
 //! its values and the order of its keys stay, its comments do not (but for those at its head). The command keeps what a YAML
 //! document was before, in comments behind it.
 

@@ -258,7 +258,7 @@ impl Args {
         let pairs = ServingPairs::watch(pairs)?;
         let clients = client_ca_file.map(ClientCas::read).transpose()?;
         let mut tls = pairs.server_config(clients.clone().map(|c| c as _))?;
-        // Each handshake shows the certificate anew: a resumed session would outlive the CA file's next version.
+        // Each handshake shows the certificate again: a resumed session would outlive the CA file's next version.
         tls.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
         tls.send_tls13_tickets = 0;
 

@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_rendered_is_parsed_to_the_same() {
+    fn rendered_arguments_parse_to_the_same() {
         let samples = samples();
         for args in &samples {
             assert_eq!(parse(&args.render()), *args);

@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_back() {
+    fn a_written_statement_is_read_back() {
         let answer = both().before(BLOCK);
         assert_eq!(answer, format!("etcd-tls trust: peer={A} client={B}\n{BLOCK}"));
         let read = InForce::parse(&answer).unwrap().unwrap();

@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_kubelet_brings_is_taken_once_and_proven() {
+    async fn certificates_from_kubelet_are_taken_once_and_proven() {
         let (ours, other) = (Authority::named("ours"), Authority::named("other"));
         let (first, second, foreign) = (ours.entry(Role::Peer), ours.entry(Role::Peer), other.entry(Role::Peer));
         let bundle = |entry: &Entry| format!("{}{}", entry.key_pem(), entry.chain_pem());

@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn what_changed_last_is_on_offer() {
+    fn the_last_change_is_on_offer() {
         let pushed = Pushed::default();
         assert_eq!(newest(&pushed, "1"), "1", "nothing was sent");
         send(&pushed, "2");

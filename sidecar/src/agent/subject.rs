@@ -129,7 +129,7 @@ pub struct Agent<C, F> {
 }
 
 impl<C: Clock, F: Files> Agent<C, F> {
-    /// With what is on disk. Files that do not hold together are asked for anew; they stay until that is done.
+    /// With what is on disk. Files that do not hold together are requested again; they stay until that is done.
     pub fn new(roles: BTreeSet<Role>, clock: C, store: Store<F>, trust: TrustDir) -> Self {
         let lists = store.lists();
         let mut held = Set { lists: lists.by_domain, ..Set::default() };

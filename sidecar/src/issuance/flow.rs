@@ -87,7 +87,7 @@ pub enum Outcome {
     Invalid(String),
     /// Somebody deleted the request before it was signed.
     Deleted,
-    /// Another object has its name: made anew by somebody else (its uid changed), or not ours from the start.
+    /// Another object has its name: created again by somebody else (its uid changed), or not ours from the start.
     Replaced(String),
 }
 

@@ -1,7 +1,7 @@
 //! The API server over HTTP/1.1: one connection for one request's life, closed at rest.
 //!
 //! Hand-made on hyper, because a sidecar that stands beside every etcd member should weigh nothing between two renewals:
-//! no connection pool, no background task, no cache. Where and with what to ask is read anew for each connection, the
+//! no connection pool, no background task, no cache. Where and with what to ask is read again for each connection, the
 //! token for each call, since kubelet replaces both under us.
 
 use std::{io, sync::Arc, time::Duration};

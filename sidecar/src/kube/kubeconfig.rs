@@ -1,7 +1,7 @@
 //! The API server as a host finds it: a kubeconfig, and a bootstrap kubeconfig for as long as there is no valid
 //! certificate of one's own.
 //!
-//! Everything is read anew for each connection: the kubeconfig names the certificate's files, which each renewal replaces.
+//! Everything is read again for each connection: the kubeconfig names the certificate's files, which each renewal replaces.
 
 use std::{
     fmt::Write as _,
@@ -239,7 +239,7 @@ pub struct HostCredentials {
 /// A kubeconfig that is to be written around a certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Written {
-    /// Written, or written anew.
+    /// Written, or rewritten.
     Now,
     /// It says so already.
     Before,
@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_understood_is_refused_without_its_secrets() {
+    fn unknown_kubeconfigs_are_refused_without_quoting_secrets() {
         let good = "server: 'https://h', certificate-authority: ca.crt";
         for (cluster, user, word) in [
             ("server: 'http://h', certificate-authority: ca.crt", "token: secret", "https"),

@@ -72,7 +72,7 @@ impl Mark {
         best
     }
 
-    /// By how many seconds the wall clock was stepped since, if it was. The mark is set anew.
+    /// By how many seconds the wall clock was stepped since, if it was. The mark is set again.
     pub fn stepped(&mut self, clock: &impl Clock) -> Option<i64> {
         let now = Self::new(clock);
         std::mem::replace(self, now).parted(now)

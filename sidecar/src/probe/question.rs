@@ -41,7 +41,7 @@ impl Question {
         let address = address(authority);
         match (scheme, address) {
             ("tcp", Some(address)) => Self::Tcp(address),
-            // Written anew, since `$(POD_IP)` of IPv6 has no brackets.
+            // Rewritten, since `$(POD_IP)` of IPv6 has no brackets.
             ("http", Some(address)) => Self::Http { address, authority: address.to_string(), path: escaped(path) },
             (_, address) => Self::BySidecar(address),
         }

@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_loaded_is_told_by_name_and_where_names_are_used_twice_by_start() {
+    fn loaded_bundles_are_told_by_name_and_for_equal_names_by_start() {
         let at = Duration::from_secs;
         let installed = |subjects, ambiguous| Installed { digest: "d".into(), subjects, since: at(100), ambiguous };
         let both = || names(&[NEW, OLD]);

@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_the_program_cannot_ask_is_asked_here() {
+    async fn the_sidecar_runs_checks_that_the_program_cannot_run() {
         for (status, well) in [("200 OK", true), ("302 Found", true), ("503 Service Unavailable", false)] {
             let port = answering(status).await;
             // By a name, for which the program has no resolver.
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_keeps_the_sidecar_from_asking_takes_no_etcd_down() {
+    async fn an_obstacle_to_the_sidecars_check_takes_no_etcd_down() {
         let dir = std::env::temp_dir().join(format!("etcd-tls-gate-leaf-{}", std::process::id()));
         let leaf = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
         fs::create_dir_all(&dir).unwrap();

@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_ours_or_cannot_be_written_is_refused() {
+    fn foreign_and_immutable_secrets_are_refused() {
         let ours = entry(&Authority::new(), MINUTE);
         type Change = fn(&mut Value);
         let cases: [(Change, &str); 7] = [

@@ -143,7 +143,7 @@ fn serials(set: &Set) -> Vec<String> {
 }
 
 #[test]
-fn what_is_installed_is_read_back() {
+fn an_installed_set_is_read_back() {
     let (dir, authority) = (Dir::new(), Authority::new());
     let set = set_of(&authority);
     let store = Store::open(&dir.0).unwrap();
@@ -239,7 +239,7 @@ fn one_process_at_a_time() {
 }
 
 #[test]
-fn what_is_not_ours_is_not_replaced() {
+fn foreign_files_are_not_replaced() {
     let (dir, authority) = (Dir::new(), Authority::new());
     fs::create_dir(dir.0.join("peer")).unwrap();
     fs::write(dir.0.join("peer/tls.crt"), "precious").unwrap();
@@ -285,7 +285,7 @@ fn a_link_that_leads_elsewhere_is_neither_read_nor_replaced_and_what_it_leads_to
 }
 
 #[test]
-fn what_is_no_directory_is_no_generation() {
+fn only_a_directory_is_a_generation() {
     let (dir, outside, authority) = (Dir::new(), Dir::new(), Authority::new());
     fs::write(outside.0.join("precious"), "x").unwrap();
     fs::write(dir.0.join("..5"), "x").unwrap();

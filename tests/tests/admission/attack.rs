@@ -89,7 +89,7 @@ async fn reviews_are_answered_while_bodies_and_connections_are_held() {
             }
         }));
     }
-    // An API server's connection, and one that is made anew for each review.
+    // An API server's connection, and one that is created again for each review.
     let (mut kept, mut kept_beside, mut count) = (None, None, 0);
     let (mut worst, mut worst_beside) = (Duration::ZERO, Duration::ZERO);
     let began = Instant::now();

@@ -9,7 +9,7 @@ use super::{chart, helm, template};
 
 const SYSTEM: &str = "etcd-tls-system";
 
-/// Of each object of the chart by kind and name: its uid and generation. An object that is made anew has another uid, one whose
+/// Of each object of the chart by kind and name: its uid and generation. An object that is created again has another uid, one whose
 /// spec is changed another generation.
 fn state(api: &ApiServer, manifest: &str) -> BTreeMap<String, (String, Value)> {
     let list: Value = serde_json::from_str(&api.kubectl(&["get", "-f", manifest, "-o", "json"])).expect("JSON");

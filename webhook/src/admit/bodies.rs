@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_being_answered_is_waited_for() {
+    fn a_body_being_answered_is_waited_for() {
         let evict = Arc::new(Notify::new());
         let mut held = held(100, 10);
         let one = held.open(peer(1), &evict);

@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_as_it_should_be_is_not_written() {
+    fn correct_bindings_are_not_written() {
         let namespaces = set(&["b", "a"]);
         let wanted = || groups(&["a", "b"]);
         let mut observed = Observed {

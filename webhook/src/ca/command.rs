@@ -249,7 +249,7 @@ impl Args {
             let (certificate, key) = (dir.join(format!("{domain}.crt")), dir.join(format!("{domain}.key")));
             let authority = match (certificate.exists(), key.exists()) {
                 (false, false) => self.make(*domain, &certificate, &key, now)?,
-                // A CA that is half lost is never made anew: its certificates are out there.
+                // A CA that is half lost is never created again: its certificates are out there.
                 _ => load(&certificate, &key, now)?,
             };
             authorities.insert(*domain, std::sync::Arc::new(authority));
@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_refused() {
+    fn invalid_and_contradictory_options_are_refused() {
         for line in [
             "--roles=peer",
             "--member=../x",

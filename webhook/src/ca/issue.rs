@@ -198,7 +198,7 @@ impl SigningKey for Unsigned<'_> {
 /// Puts `names`, each a DER Name with its place among the fields, into the draft of a certificate or a revocation list, and signs
 /// it: the CA's own subject for the issuer, and a leaf's subject.
 ///
-/// rcgen encodes an issuer anew, and keeps one value of each attribute type: of `DC=example, DC=com`, or of a name in
+/// rcgen encodes an issuer again, and keeps one value of each attribute type: of `DC=example, DC=com`, or of a name in
 /// PrintableString, it makes another name, and no verifier finds the CA again.
 pub(super) fn sign_draft(draft: &[u8], names: &[(usize, &[u8])], pair: &KeyPair) -> Result<Vec<u8>, IssueError> {
     let outer = elements(draft).map_err(IssueError::encoding)?;

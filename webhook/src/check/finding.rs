@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_urgent_comes_first_with_what_to_do() {
+    fn urgent_findings_come_first_with_their_remedy() {
         let findings = [
             Finding::ok("clock", "fine", "docs/check.md#clock"),
             Finding::bad(State::Failing, "lease\u{1b} x", "old", "kubectl get lease", "docs/check.md#leases"),

@@ -238,7 +238,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_shipped_is_told_from_what_is_left() {
+    fn shipped_objects_are_distinguished_from_leftovers() {
         let shipped = shipped().unwrap();
         assert!(shipped.len() > 40, "{shipped:?}");
         let object = |kind: &str, name: &str| json!({"kind": kind, "metadata": {"name": name}});

@@ -109,11 +109,11 @@ impl RequestError {
     }
 }
 
-/// Seconds after which a watch is opened anew: a connection that died silently is noticed within this.
+/// Seconds after which a watch is opened again: a connection that died silently is noticed within this.
 pub const WATCH_SECONDS: u32 = 50;
 
 /// The waits between a watch's attempts: from half a second, doubling, to 20 s, so that rights that were taken away and
-/// given back are noticed within a minute. They begin anew after a minute without an error: a watcher says that it begins
+/// given back are noticed within a minute. They start again after a minute without an error: a watcher says that it begins
 /// a list before the list fails, which is no success.
 #[derive(Debug, Default)]
 pub struct WatchBackoff {

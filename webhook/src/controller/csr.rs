@@ -4,7 +4,7 @@
 //! [`Handler::concerns`] says that it needs work. Work waits in a [`Queue`]: requesters take turns, so a flood of one of them
 //! starves nobody. The queue keeps the content of some hundred CSRs, and the names of the others.
 //!
-//! A replica that does not lead watches nothing. A successor lists anew and finds what its predecessor left.
+//! A replica that does not lead watches nothing. A successor lists again and finds what its predecessor left.
 
 mod queue;
 
@@ -63,7 +63,7 @@ pub enum Outcome {
     NotYet,
     /// The API server failed us: again after 200 ms, doubling up to 30 s.
     Failed,
-    /// The CSR is another one by now: read anew, then [`Handler::concerns`] again.
+    /// The CSR is another one by now: read again, then [`Handler::concerns`] again.
     Stale,
 }
 
@@ -210,7 +210,7 @@ impl<H: Handler> Term<H> {
         }
     }
 
-    /// Returns when the CSRs have to be listed anew because the queue could not take all of them.
+    /// Returns when the CSRs have to be listed again because the queue could not take all of them.
     async fn list_and_watch(&mut self, queue: &mut Queue) {
         let mut events = Events::<Csr>::new(self.client.clone(), facts::csrs());
         let relist_from = Instant::now() + RELIST_EVERY;

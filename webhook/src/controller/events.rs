@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_the_api_server_bounds_is_cut() {
+    async fn event_fields_are_cut_to_the_api_servers_limits() {
         let notice = Notice {
             regarding: pod_reference("ns", &"a".repeat(253), "u"),
             reason: "CertificateDenied",

@@ -40,7 +40,7 @@ mod access;
 mod attempt;
 mod shipped;
 
-/// How often a proof is made anew.
+/// How often a proof is created again.
 const EVERY: Duration = Duration::from_secs(30);
 /// How often where something is missing.
 const SOON: Duration = Duration::from_secs(2);

@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_panics_is_started_again_and_counted() {
+    async fn a_task_that_panics_is_started_again_and_counted() {
         let tasks = Tasks::register(&mut Registry::default());
         let starts = Arc::new(AtomicU32::new(0));
         let counted = Arc::clone(&starts);
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_aborted_ends() {
+    async fn an_aborted_task_ends() {
         let tasks = Tasks::register(&mut Registry::default());
         let (starts, ends) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
         let counted = (Arc::clone(&starts), Arc::clone(&ends));

@@ -297,7 +297,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_kept_is_found_and_a_change_is_seen() {
+    fn a_kept_original_is_found_and_a_change_is_seen() {
         for original in ["", "a: 1\r\nb: é\u{2028}\n", &"x".repeat(1000)] {
             let kept = keep("a: 2\n", original);
             assert_eq!(in_comments(&kept), Original::Kept(original.to_owned()));

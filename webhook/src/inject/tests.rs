@@ -20,7 +20,7 @@ const POD: &str =
     "apiVersion: v1\nkind: Pod\nmetadata:\n  name: etcd\nspec:\n  containers:\n  - name: etcd\n    image: etcd\n";
 
 #[test]
-fn what_is_not_injected_into_stays_byte_for_byte() {
+fn documents_without_a_pod_stay_byte_for_byte() {
     let others = "# head\n\n---\n# a ConfigMap\napiVersion: v1\nkind:   ConfigMap   # odd spacing\ndata: {a: \"yes\",\n  b: |2\n     x\n}\n...\n---\n---\r\nkind: Unknown\r\n--- # comment\napiVersion: example.com/v1\nkind: Deployment\n";
     let valid = others.replace("data: {a: \"yes\",\n  b: |2\n     x\n}", "data: {a: \"yes\",\n  b: x}");
     assert_eq!(inject(&valid, &options()).unwrap().text, valid);

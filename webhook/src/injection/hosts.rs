@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_told() {
+    fn hosts_that_only_the_node_knows_are_unknown() {
         for host in ["${X}", "${POD}.${SERVICE}", "${POD}.etcd.${X}.svc", "$(cat /name)"] {
             assert_eq!(judged(host, Role::Peer, |_| {}), Held::Unknown, "{host}");
         }

@@ -90,7 +90,7 @@ impl Mesh {
     }
 }
 
-/// A label or an annotation of the pod, of whomever.
+/// A label or an annotation of the pod, whatever its prefix.
 fn text<'a>(pod: &Pod<'a>, field: &str, key: &str) -> Option<&'a str> {
     pod.metadata.get(field)?.as_object()?.get(key)?.as_str()
 }

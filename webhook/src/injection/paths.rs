@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_others_use_is_not_given_away() {
+    fn shared_directories_are_not_given_away() {
         for dir in
             ["/etc/kubernetes/etcd-tls", "/var/lib/etcd-tls", "/srv/etcd/tls", "/home/a/etcd-tls", "/var/lib/etcd-2"]
         {

@@ -276,7 +276,7 @@ fn the_pods_own_variables_stay() {
 }
 
 #[test]
-fn what_cannot_be_told_is_refused_with_a_way_out_that_works() {
+fn undetermined_command_lines_are_refused_with_a_way_out_that_works() {
     let unknown = with(|p| p["spec"]["containers"][0]["command"] = json!(["/scripts/start.sh"]));
     let message = refused(&unknown);
     assert!(message.contains("/scripts/start.sh") && message.contains("ETCD_PEER_KEY_FILE="), "{message}");
@@ -396,7 +396,7 @@ fn names_of_ours_hide_nothing_else() {
 }
 
 #[test]
-fn what_the_api_server_and_others_add_does_not_matter() {
+fn additions_of_the_api_server_and_other_webhooks_do_not_matter() {
     let (mut pod, _) = injected(&member());
     let spec = &mut pod["spec"];
     for volume in spec["volumes"].as_array_mut().unwrap() {

@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_told_is_not_taken_for_nothing() {
+    fn undetermined_urls_are_not_taken_for_none() {
         let unclear = |text: &str| unclear(Some(&Setting::Open(text.to_owned())));
         for text in ["https://0.0.0.0:${PORT}", "https://${ADDRESS}", "${URLS}", "https://a:b", "https://a"] {
             assert_eq!(unclear(text).as_deref(), Some(text));

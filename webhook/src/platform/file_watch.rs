@@ -1,4 +1,4 @@
-//! Files that are read anew when they change: tells when to look again.
+//! Files that are read again when they change: tells when to look again.
 //!
 //! Directories are watched, never files: a Secret volume swaps a symbolic link, after which a watch on the file sees nothing
 //! any more. An event may be lost and a watch may fail, so every minute is a time to look, too.

@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn what_kubelet_renews_is_not_asked() {
+    fn pods_whose_certificates_kubelet_renews_are_not_asked() {
         let mut by_kubelet = pod("etcd-1", "etcd", "peer", true);
         by_kubelet
             .metadata

@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_uses_is_forced_and_what_a_pod_uses_is_renewed_first() {
+    fn unused_certificates_are_forced_and_used_ones_renewed_first() {
         let used =
             [InUse { pod: "a/b".to_owned(), uid: "u".to_owned(), serials: BTreeSet::new(), kubelet: BTreeSet::new() }];
         for (in_use, refused, force, then) in [

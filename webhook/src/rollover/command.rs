@@ -239,7 +239,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_waited_for_is_shown_with_its_age() {
+    fn pending_steps_are_shown_with_their_age() {
         let at: jiff::Timestamp = "2026-01-02T06:07:08Z".parse().unwrap();
         let line = "pod prod/etcd-0: since 2026-01-02T03:04:05Z its process was not seen to have loaded the new CA";
         assert_eq!(with_age(line, at.into()), format!("{line} (for 3 h 3 min)"));

@@ -502,7 +502,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_backup_is_refused_without_a_word_of_it() {
+    fn a_file_that_is_no_backup_is_refused_and_not_quoted() {
         let now = SystemTime::now();
         let mut broken = secret("u1", "peer.etcd-tls.dev/prod.etcd", now);
         broken["data"]["tls.key"] = json!("c2VjcmV0");

@@ -385,7 +385,7 @@ impl Authorities {
         }
     }
 
-    /// Writes a new state, and holds it only when it is written. One that somebody else wrote meanwhile is read anew.
+    /// Writes a new state, and holds it only when it is written. One that somebody else wrote meanwhile is read again.
     pub(super) async fn persist(&self, entry: &Entry, held: &mut Held, stored: Stored) -> Result<(), Unavailable> {
         let name = &entry.name;
         let Held::Ready(ready) = &*held else {

@@ -339,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_gone_is_deleted_and_what_cannot_be_read_stays() {
+    fn bundles_of_gone_authorities_are_deleted_and_unreadable_ones_stay() {
         let of = |name: &str, pem: &str| {
             let signer = signer(name);
             (object_name(&signer), Wanted { signer, uid: "u".to_owned(), pem: pem.to_owned() })

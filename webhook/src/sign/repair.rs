@@ -73,9 +73,9 @@ pub(super) enum Remedy {
     Nothing,
     /// This merge patch. It carries the resourceVersion that was looked at.
     Patch(Value),
-    /// Deleting it and making it anew.
+    /// Deleting it and creating it again.
     Replace,
-    /// This merge patch, with which it goes; then it is made anew.
+    /// This merge patch, with which it goes; then it is created again.
     Release(Value),
 }
 
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_as_it_shall_be_is_left_alone() {
+    fn correct_objects_are_left_alone() {
         assert_eq!(damaged(|_| {}), (Remedy::Nothing, vec![]));
         // An operator's request, a CRL, and what kubectl and others note are no damage.
         let others = |object: &mut ConfigMap| {
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_changed_is_replaced_and_what_is_held_is_let_go() {
+    fn immutable_objects_are_replaced_and_held_ones_released() {
         assert_eq!(damaged(|o| o.immutable = Some(true)), (Remedy::Replace, vec![Form::Immutable]));
         let going = |finalizers: Option<Vec<String>>| {
             damaged(|o| {

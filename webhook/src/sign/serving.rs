@@ -137,7 +137,7 @@ impl Serving {
         published
     }
 
-    /// The CA, read or made. One that cannot be read is made anew in its place.
+    /// The CA, read or made. One that cannot be read is created again in its place.
     async fn authority(&self, now: SystemTime) -> Result<(Stored, ObjectMeta), ServingError> {
         let api = self.secrets();
         if let Some(found) = within(api.get_opt(CA_SECRET)).await? {

@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_open_is_bounded_for_each_user_and_for_all() {
+    fn open_requests_are_bounded_for_each_user_and_in_total() {
         let quota = Quota::new("lists", 2, 3);
         let first = quota.take("a").unwrap();
         let _second = quota.take("a").unwrap();

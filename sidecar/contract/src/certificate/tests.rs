@@ -206,7 +206,7 @@ fn a_good_chain_is_verified() {
 }
 
 #[test]
-fn what_a_peer_would_refuse_is_refused() {
+fn chains_that_peers_would_refuse_are_refused() {
     let root = ca("root");
     let bundle = root.bundle();
     let refused = |what: &str, ca: &Ca, change: fn(&mut CertificateParams), others: &[&Ca], bundle: &Bundle| {

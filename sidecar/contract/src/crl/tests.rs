@@ -98,7 +98,7 @@ fn the_number_does_not_go_back() {
 }
 
 #[test]
-fn what_is_no_whole_list_is_refused() {
+fn incomplete_lists_are_refused() {
     let ca = good("a");
     let der = params(1, &[&[1]]).signed_by(&ca.issuer).unwrap().der().to_vec();
     for cut in 0..der.len() {

@@ -40,7 +40,7 @@ fn a_good_request_is_read() {
 }
 
 #[test]
-fn what_differs_and_means_the_same_is_read_the_same() {
+fn equivalent_encodings_are_read_the_same() {
     let critical = seq(&[tlv(OID, OID_SAN), vec![1, 1, 0xff], tlv(4, &seq(&Forge::names()))]);
     let mut same = vec![
         Forge::with(|forge| forge.subject.reverse()),

@@ -146,7 +146,7 @@ fn extra_sans_are_matched_whole() {
 }
 
 #[test]
-fn what_cannot_be_meant_is_refused_and_named() {
+fn contradictory_rules_are_refused_and_named() {
     let host = "username: n, cluster: a/b, roles: [peer], commonName: n";
     for (yaml, part) in [
         ("colour: red", "colour"),

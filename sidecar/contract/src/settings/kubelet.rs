@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn what_kubelet_cannot_ask_for_is_refused_with_the_reason() {
+    fn settings_that_kubelet_cannot_request_are_refused_with_the_reason() {
         for (key, value, roles, reason) in [
             ("extra-sans", "etcd.example.com", "peer", "kubelet can ask for no names"),
             ("extra-sans", "192.0.2.1", "peer", "kubelet can ask for no names"),
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn what_it_can_is_taken() {
+    fn settings_that_kubelet_can_request_are_taken() {
         for annotations in [
             &[][..],
             &[("duration", "1h"), ("key", "ed25519"), ("roles", "peer,server,client,metrics")],

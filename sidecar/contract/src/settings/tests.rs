@@ -123,7 +123,7 @@ fn every_problem_is_told_at_once() {
 }
 
 #[test]
-fn what_a_tenant_may_not_say_is_no_annotation() {
+fn other_names_are_no_annotations() {
     for key in [
         "",
         "image",

@@ -230,7 +230,7 @@ fn a_restart_finds_its_request_and_one_for_other_addresses_is_given_up() {
 }
 
 #[test]
-fn what_a_peer_would_reject_is_never_taken() {
+fn a_certificate_that_peers_would_reject_is_never_taken() {
     let stranger = Rc::new(Authority::named("another CA"));
     let other_key = PrivateKey::generate(KeyAlgorithm::EcdsaP256).unwrap().public_key();
     type Sign = Box<dyn Fn(&Authority, &Request, SystemTime) -> String>;
@@ -382,7 +382,7 @@ fn a_bundle_on_offer_that_lacks_the_ca_in_use_ends_a_kept_key() {
 }
 
 #[test]
-fn what_is_needed() {
+fn the_need_for_a_certificate_is_read_from_the_files() {
     let scene = Scene::new();
     let (template, clock) = (&scene.template, &scene.clock);
     let entry = scene.obtain().unwrap();

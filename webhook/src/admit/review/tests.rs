@@ -61,7 +61,7 @@ fn a_dry_run_is_answered_alike() {
 }
 
 #[test]
-fn what_is_no_review_is_an_error() {
+fn invalid_reviews_are_errors() {
     let mut nested = vec![b'['; 10_000];
     nested.extend(vec![b']'; 10_000]);
     let mut deep = serde_json::to_string(&good()).unwrap().replace("\"oldObject\":null", "\"oldObject\":DEEP");
@@ -140,7 +140,7 @@ fn a_pod_that_is_none_is_refused_with_its_uid() {
 }
 
 #[test]
-fn what_is_no_creation_of_a_pod_is_left_alone() {
+fn reviews_of_other_operations_and_objects_are_left_alone() {
     for change in [
         json!({"operation": "UPDATE"}),
         json!({"operation": "DELETE", "object": null}),

@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_list_does_not_bring_has_ended() {
+    fn accounts_missing_from_a_list_have_ended() {
         let mut lab = Lab::new();
         lab.runs("a", "p", "etcd");
         lab.runs("b", "p", "etcd");

@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_quiet_is_forgotten() {
+    fn quiet_namespaces_are_forgotten() {
         let mut now = Instant::now();
         let mut paces = Paces::default();
         for n in 0..10_000 {

@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_there_twice_or_too_much_is_there_once() {
+    fn duplicate_and_surplus_subjects_are_removed() {
         let (many, twice) = (groups(0..5_000), groups(0..10));
         let after = spread(&many, &[&many, &twice, &[], &[]]);
         assert_eq!(after.bindings.iter().map(Vec::len).sum::<usize>(), 5_000, "a binding of before");

@@ -75,7 +75,7 @@ fn each_deviation_is_told_apart() {
 }
 
 #[test]
-fn what_is_no_pair_is_refused() {
+fn mismatched_and_unreadable_pairs_are_refused() {
     let key = pair();
     let certificate = params("ca").self_signed(&key).unwrap();
     assert!(matches!(load(&[certificate.der()], &pair()), Err(AuthorityError::KeyMismatch { hint: "", .. })));

@@ -231,7 +231,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_port_speaks_is_told_by_its_answer_to_plain_text() {
+    fn a_ports_protocol_is_read_from_its_answer_to_plain_text() {
         for (answer, expected) in [
             (&b"HTTP/1.0 200 OK\r\n\r\n{}"[..], Some(Scheme::Http)),
             (b"HTTP/1.1 404 Not Found\r\n\r\n", Some(Scheme::Http)),

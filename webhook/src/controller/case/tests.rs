@@ -133,7 +133,7 @@ fn set(object: &mut Value, pointer: &str, value: Value) {
 }
 
 #[test]
-fn what_says_no_more_than_its_pod_is_approved() {
+fn a_request_within_its_pods_identity_is_approved() {
     let Verdict::Approve(entitlement) = World::good().verdict() else { panic!("{:?}", World::good().verdict()) };
     assert_eq!(entitlement.common_name, "system:etcd-peer:etcd-0");
     // Less than it is, too.
@@ -256,7 +256,7 @@ fn every_reason_is_given_at_once() {
 }
 
 #[test]
-fn what_waiting_can_change_is_not_denied() {
+fn temporary_obstacles_deny_no_request() {
     let world = World::good().pod("/status/podIPs", Value::Null);
     assert!(matches!(world.verdict(), Verdict::NotYet(_)), "{:?}", world.verdict());
     // But what waiting cannot change is denied at once.

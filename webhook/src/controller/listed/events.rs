@@ -393,7 +393,7 @@ impl<T: Object> Events<T> {
                 if !ends {
                     return Ok(());
                 }
-                // The watch that follows is a connection of its own, which is opened anew more often.
+                // The watch that follows is a connection of its own, which is opened again more often.
                 self.state = State::Closed;
                 Event::Complete
             }

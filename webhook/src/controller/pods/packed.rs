@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_packed_is_the_same_again() {
+    fn a_packed_pod_unpacks_to_the_same() {
         let map =
             |key: &str| BTreeMap::from([(key.to_owned(), "\"<\u{7}ä".to_owned()), ("b".to_owned(), String::new())]);
         let facts = PodFacts {

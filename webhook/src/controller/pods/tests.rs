@@ -107,7 +107,7 @@ fn only_a_state_no_older_than_the_request_is_used() {
 }
 
 #[test]
-fn what_is_kept_has_a_budget() {
+fn the_memory_for_pods_has_a_budget() {
     let mut state = State::default();
     let large = |p: &mut Value| p["metadata"]["annotations"] = json!({"etcd-tls.dev/x": "x".repeat(6000)});
     for n in 0..10_000 {

@@ -39,7 +39,7 @@ fn all_is_all() {
 }
 
 #[test]
-fn what_is_not_wanted_is_not_kept() {
+fn unwanted_fields_are_not_kept() {
     let object = json!({
         "metadata": {"name": "n", "annotations": {"etcd-tls.dev/a": "1", "other": "x".repeat(100_000)}, "managedFields": [{"f": {}}]},
         "spec": {"containers": [{"name": "a", "env": [{"name": "X", "value": "<<<"}]}, {"image": "i"}, {"name": "b"}],
@@ -66,7 +66,7 @@ fn what_is_not_wanted_is_not_kept() {
 }
 
 #[test]
-fn what_is_of_another_shape_is_null() {
+fn fields_of_another_type_are_null() {
     let paths: &[&[&str]] = &[&["a", "b"], &["c", "[]"], &["d", "e"]];
     let (value, cut) = whole(paths, 1000, r#"{"a": [1, 2], "c": {"x": [1]}, "d": "text"}"#);
     assert_eq!((value, cut), (json!({"a": null, "c": null, "d": "text"}), false));
@@ -146,7 +146,7 @@ fn memory_does_not_follow_the_object() {
 }
 
 #[test]
-fn what_is_no_json_is_said() {
+fn invalid_json_is_an_error() {
     for text in ["}", "{]", "{\"a\":x}", "upstream connect error", &"[".repeat(100_000)] {
         let mut projection = Projection::new(Arc::new(Fields::All), 1000);
         assert!(projection.push(text.as_bytes(), |_| {}).is_err(), "{text:.20}");

@@ -41,7 +41,7 @@ fn a_value_that_looks_like_the_program_is_a_value() {
 }
 
 #[test]
-fn what_the_image_starts_is_believed_and_its_flags_are_read() {
+fn the_images_program_is_assumed_and_its_flags_are_read() {
     let none = read(&json!({"name": "etcd"}));
     assert!(none.entrypoint && none.untold.is_none());
     let flags = read(&json!({"name": "etcd", "args": ["--cert-file", "/a"]}));
@@ -196,7 +196,7 @@ fn functions_arrays_loops_and_eval_are_followed() {
 }
 
 #[test]
-fn what_cannot_be_told_is_said() {
+fn undetermined_options_are_reported() {
     for words in [
         vec!["sh", "-c", "exec etcd $OPTS"],
         vec!["sh", "-c", "exec etcd $(cat /flags)"],
@@ -266,7 +266,7 @@ fn probes_share_the_environment() {
 
 /// Scripts that would expand to gigabytes if followed to the end.
 #[test]
-fn what_grows_without_end_is_given_up_on() {
+fn unbounded_growth_is_given_up_on() {
     let doubled = "set -- \"$@\" \"$@\"; ".repeat(60);
     let nested = |inner: &str| format!("{inner}; ").repeat(2000);
     let variables: String =

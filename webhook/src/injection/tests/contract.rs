@@ -156,7 +156,7 @@ fn urls_without_tls_are_said() {
 }
 
 #[test]
-fn what_fails_without_a_client_certificate_is_said() {
+fn probes_and_scripts_without_a_client_certificate_are_reported() {
     let exec = |words: Value| json!({"exec": {"command": words}});
     let run = json!(["etcdctl", "endpoint", "health"]);
     for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {

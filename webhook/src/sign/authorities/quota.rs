@@ -21,7 +21,7 @@ use crate::sign::marks::UID_ANNOTATION;
 /// The known state of an authority.
 #[derive(Debug, Default)]
 pub(in crate::sign) enum Held {
-    /// Not looked at yet, or to be looked at anew.
+    /// Not looked at yet, or to be looked at again.
     #[default]
     Unknown,
     /// Its Secret is missing while trust in it is published.
@@ -97,7 +97,7 @@ impl SecretMetadata {
 pub(in crate::sign) struct Entry {
     pub(in crate::sign) name: SignerName,
     pub(in crate::sign) held: Mutex<Held>,
-    /// Certificates that were recorded, but not written into the Secret: the state may be dropped and read anew meanwhile.
+    /// Certificates that were recorded, but not written into the Secret: the state may be dropped and read again meanwhile.
     pub(in crate::sign) unwritten: StdMutex<BTreeMap<String, Leaf>>,
 }
 
@@ -205,7 +205,7 @@ fn add<T>(all: &mut HashMap<Box<str>, Vec<T>>, namespace: &str, one: T) {
 }
 
 impl Entry {
-    /// Has the Secret read anew, if it is not as it was read or written last. `version`: its resourceVersion, `None` where
+    /// Has the Secret read again, if it is not as it was read or written last. `version`: its resourceVersion, `None` where
     /// there is none.
     pub(in crate::sign) async fn changed_outside(&self, version: Option<&str>) {
         let mut held = self.held.lock().await;
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_a_secret_has_a_place_and_counts_before_it_takes_it() {
+    fn an_authority_with_a_secret_has_a_place_and_counts_before_it_takes_it() {
         let mut quota = Quota::default();
         quota.listed(&names(&["a.old", "a.older", "a.oldest"]));
         assert_eq!(taken(&mut quota, "a.new"), Err(QuotaError::Full));

@@ -406,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_together_is_refused() {
+    fn inconsistent_parts_are_refused() {
         let stored = Stored::new(ca("one")).after(&Step::Publish(Trigger::Command), Some(ca("two")), now());
         let good = stored.data().unwrap();
         let without = |key: &str| {

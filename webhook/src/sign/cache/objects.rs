@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_of_requests_has_a_budget() {
+    fn the_memory_for_requests_has_a_budget() {
         let mut seen = Seen::default();
         let request = |n: usize, bytes: usize| {
             let key = "etcd-tls.dev/rollover-peer-request";

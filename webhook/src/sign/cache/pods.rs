@@ -433,7 +433,7 @@ mod tests {
         assert!(pods.complete());
         let live = pods.by_authority(&prod, &Policy::default()).into_values().next().unwrap();
         assert_eq!(live.iter().map(|pod| pod.uid.as_str()).collect::<Vec<_>>(), ["etcd-1"]);
-        // Made anew under its name.
+        // Created again under its name.
         let anew = pod(|p| (p["metadata"]["name"], p["metadata"]["uid"]) = ("etcd-1".into(), "u9".into()));
         assert!(pods.take(&Event::Applied(anew)));
         assert_eq!(pods.by_authority(&prod, &Policy::default()).into_values().next().unwrap()[0].uid, "u9");

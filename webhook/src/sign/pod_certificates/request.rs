@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_an_answer_or_is_of_others_is_left_alone() {
+    fn answered_and_foreign_requests_are_left_alone() {
         assert!(request(|_| {}).concerns_us());
         for kind in ["Issued", "Denied", "Failed"] {
             let answered = request(|r| r["status"]["conditions"] = json!([{"type": kind, "status": "True"}]));

@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_left_out_is_listed_again_only_when_there_is_room() {
+    fn requests_left_out_are_listed_again_only_when_there_is_room() {
         let (mut waiting, now) = (Waiting::default(), Instant::now());
         waiting.list_begins();
         for n in 0..=MOST_OF_NAMESPACE {

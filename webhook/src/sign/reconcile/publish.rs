@@ -250,7 +250,7 @@ impl Mended {
 /// A ConfigMap that could not be made what it shall be.
 struct NotMended {
     error: MendError,
-    /// It was to be deleted and made anew.
+    /// It was to be deleted and created again.
     renewing: bool,
 }
 

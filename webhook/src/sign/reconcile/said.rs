@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn what_tenants_name_is_not_remembered_without_end() {
+    fn names_given_by_tenants_are_forgotten() {
         let mut now = Instant::now();
         let mut said = Said::default();
         for n in 0..10 * MOST {

@@ -24,7 +24,7 @@ pub(super) fn kept(secrets: &BTreeMap<String, Arc<Facts>>, namespaces: &Namespac
 }
 
 impl Reconciler {
-    /// Has what changed outside read anew.
+    /// Has what changed outside read again.
     pub(super) async fn look_outside(&self, secrets: &BTreeMap<String, Arc<Facts>>) {
         let by_name: HashMap<&SignerName, &Facts> =
             secrets.values().filter_map(|secret| Some((&secret.authority.as_ref()?.0, &**secret))).collect();

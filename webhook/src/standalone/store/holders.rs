@@ -431,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_stored_is_read_back_and_counted() {
+    fn stored_holders_are_read_back_and_counted() {
         let mut held = holders(&[
             (P1, "user/bootstrap", &["10.0.0.1", "old.example.com"]),
             (P1, "host/m1", &["10.0.0.1"]),

@@ -45,7 +45,7 @@ pub(super) enum Entry {
     Hold(Holding),
     /// The record of the certificates, or revocations.
     Ledger(LedgerEntry),
-    /// The last revision given out when the journal was written anew.
+    /// The last revision given out when the journal was rewritten.
     Revision(u64),
 }
 
@@ -85,7 +85,7 @@ pub(super) struct Journal {
     open: Option<Open>,
     /// Bytes that are known to be durable.
     length: u64,
-    /// Bytes of the journal after it was last written anew.
+    /// Bytes of the journal after it was last rewritten.
     base: u64,
 }
 
@@ -173,7 +173,7 @@ impl Journal {
                 Ok(())
             }
             Err(e) => {
-                // A file whose fsync failed is not written again: it is opened anew and cut back to what is durable.
+                // A file whose fsync failed is not written again: it is opened again and cut back to what is durable.
                 if let Some(open) = self.open.take() {
                     open.file.set_len(self.length).unwrap_or_default();
                 }
@@ -369,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_acknowledged_is_read_back() {
+    fn acknowledged_records_are_read_back() {
         let dir = Dir::new("back");
         let (mut journal, entries) = Journal::open(&dir.0).unwrap();
         assert!(entries.is_empty());

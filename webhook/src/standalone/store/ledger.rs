@@ -102,7 +102,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// All of it, for a journal that is written anew.
+    /// All of it, for a journal that is rewritten.
     ///
     /// # Errors
     /// It cannot be encoded.
@@ -121,7 +121,7 @@ impl Ledger {
 pub(super) enum LedgerEntry {
     /// The record of a domain, in the place of what was read so far.
     Issued(Domain, Box<Issued>),
-    /// The revocations of a domain. The list itself is signed anew at a start.
+    /// The revocations of a domain. The list itself is signed again at a start.
     Revoked(Domain, BTreeMap<String, ByteString>),
 }
 

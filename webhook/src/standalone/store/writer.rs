@@ -26,7 +26,7 @@ use crate::standalone::error::ApiError;
 const RING: usize = 2_000;
 /// Changes written together at most.
 pub(super) const BATCH: usize = 512;
-/// Requests of one batch when the journal is written anew.
+/// Requests of one batch when the journal is rewritten.
 const CHUNK: usize = 256;
 /// How often expired requests are looked for.
 const SWEEP: Duration = Duration::from_secs(30);

@@ -151,7 +151,7 @@ fn a_pod_is_as_bad_as_its_worst_finding() {
 }
 
 #[test]
-fn what_is_urgent_comes_first() {
+fn urgent_rows_come_first() {
     let mut failing = member("z");
     failing.injected = false;
     let mut unknown = member("y");

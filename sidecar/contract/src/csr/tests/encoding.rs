@@ -92,7 +92,7 @@ fn strict_der() {
     assert_eq!(raw([&[0x30, 0x83, 0, der[2], der[3]][..], content].concat()), "NotDer", "a length in three bytes");
     assert_eq!(raw([&[0x30, 0x80][..], content, &[0, 0]].concat()), "NotDer", "an indefinite length");
 
-    // Signed anew, so that nothing but the encoding is wrong.
+    // Signed again, so that nothing but the encoding is wrong.
     for (what, version) in [
         ("0 with a length that is not minimal", vec![2, 0x81, 1, 0]),
         ("1", vec![2, 1, 1]),

@@ -38,7 +38,7 @@ fn no_unqualified_name_is_ever_issued() {
 }
 
 #[test]
-fn what_is_requested_is_always_within_what_is_entitled() {
+fn requested_names_are_always_within_the_entitled_ones() {
     for role in Role::ALL {
         for namespace in ["prod", "svc", "default"] {
             for subdomain in [None, Some("etcd"), Some("kubernetes")] {

@@ -73,7 +73,7 @@ fn a_pod_gets_its_names_without_addresses() {
 }
 
 #[test]
-fn what_is_not_the_live_pods_is_denied() {
+fn a_request_beyond_the_live_pod_is_denied() {
     let pod = |change: fn(&mut PodFacts)| Asks::with(|asks| change(asks.case.pod.as_mut().unwrap()));
     for (what, asks, reason) in [
         ("gone", Asks::with(|asks| asks.case.pod = None), "PodGone"),

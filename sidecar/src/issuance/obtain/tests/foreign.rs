@@ -32,7 +32,7 @@ fn answer(scene: &Scene, change: impl Fn(&mut CertificateParams) + 'static) {
 }
 
 #[test]
-fn what_a_foreign_issuer_adds_is_refused_and_the_files_stay() {
+fn additions_of_a_foreign_issuer_are_refused_and_the_files_stay() {
     type Change = fn(&mut CertificateParams);
     let changes: [(&str, Change); 7] = [
         ("1.3.6.1.5.5.7.3.3", |p| p.extended_key_usages.push(ExtendedKeyUsagePurpose::CodeSigning)),

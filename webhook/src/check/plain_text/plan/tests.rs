@@ -75,7 +75,7 @@ fn a_cluster_goes_there_member_by_member_and_back() {
 }
 
 #[test]
-fn what_is_not_seen_to_be_well_is_said_and_nothing_is_told_to_go_on() {
+fn unhealthy_and_unseen_members_stop_the_plan() {
     let mut members = cluster();
     members[1].clients[0].trouble = Some("connection refused".to_owned());
     assert_eq!(of(&next(&members, Scheme::Https)), ("repair", "etcd-2"));

@@ -63,7 +63,7 @@ fn the_requests_of_a_pod_take_one_turn_but_no_more_than_a_pod_has_roles() {
 }
 
 #[test]
-fn what_has_to_wait_waits_longer_each_time_and_never_over_a_minute() {
+fn each_retry_waits_longer_and_never_over_a_minute() {
     let mut now = Instant::now();
     let mut queue = Queue::new(1);
     queue.offer(&csr("a", "x"));
@@ -97,7 +97,7 @@ fn the_end_of_a_request_tells_the_time_since_it_came() {
 }
 
 #[test]
-fn what_passes_by_during_the_work_is_not_lost() {
+fn events_during_the_work_are_not_lost() {
     let now = Instant::now();
     let mut queue = Queue::new(2);
     queue.offer(&csr("a", "x"));
@@ -116,7 +116,7 @@ fn what_passes_by_during_the_work_is_not_lost() {
 }
 
 #[test]
-fn what_is_decided_or_gone_leaves_the_queue() {
+fn decided_and_deleted_requests_leave_the_queue() {
     let now = Instant::now();
     let mut queue = Queue::new(2);
     queue.offer(&csr("a", "x"));
@@ -151,7 +151,7 @@ fn a_long_queue_keeps_names_and_no_contents() {
 }
 
 #[test]
-fn what_does_not_fit_is_listed_again_when_there_is_room() {
+fn requests_that_do_not_fit_are_listed_again_when_there_is_room() {
     let mut queue = Queue::new(1);
     for n in 0..=PER_REQUESTER {
         queue.offer(&csr(&format!("c{n}"), "x"));

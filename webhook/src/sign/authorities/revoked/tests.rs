@@ -137,7 +137,7 @@ fn a_pod_that_uses_what_is_revoked_is_named() {
 }
 
 #[test]
-fn what_live_pods_use_is_left_until_they_have_renewed() {
+fn certificates_of_live_pods_stay_until_the_pods_have_renewed() {
     let mut issued = Issued::default();
     for (serial, pod) in [("1", "prod/app-0"), ("2", "prod/app-1"), ("3", "prod/gone")] {
         issued.note(serial, Leaf::new(&format!("uid of {pod}"), pod.to_owned(), "app", now() + DAY, now()));

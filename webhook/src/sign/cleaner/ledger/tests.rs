@@ -195,7 +195,7 @@ fn a_successor_knows_after_its_list() {
 }
 
 #[test]
-fn what_a_list_does_not_bring_is_gone() {
+fn requests_missing_from_a_list_are_gone() {
     let mut scene = Scene::new();
     let gone = scene.asked("etcd-tls-p-peer-1", "p", &["Denied"]);
     let mut left = scene.asked("etcd-tls-p-server-1", "p", &["Denied"]);
@@ -256,7 +256,7 @@ fn a_pod_leaves_few_open_ones() {
 }
 
 #[test]
-fn what_fails_is_tried_again_and_what_is_held_is_not() {
+fn failed_deletions_are_tried_again_and_held_requests_are_not() {
     let mut scene = Scene::new();
     let mut csr = scene.asked("etcd-tls-p-peer-1", "p", &["Denied"]);
     scene.after += TIMES.refused;
@@ -288,7 +288,7 @@ fn what_fails_is_tried_again_and_what_is_held_is_not() {
 }
 
 #[test]
-fn what_broke_off_is_taken_up_again() {
+fn an_interrupted_deletion_is_resumed() {
     let mut scene = Scene::new();
     scene.asked("etcd-tls-p-peer-1", "p", &["Denied"]);
     scene.after += TIMES.refused;

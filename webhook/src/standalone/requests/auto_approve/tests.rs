@@ -155,7 +155,7 @@ fn a_wildcard_is_only_where_a_rule_spells_it() {
 }
 
 #[test]
-fn what_policy_lists_is_for_the_host_that_it_lists() {
+fn policy_rules_are_for_the_listed_host_alone() {
     const POLICY: &str = "hosts: [{username: cp-1-user, cluster: kube-system/etcd, roles: [peer], commonName: cp-1, \
                           dnsNames: [cp-1.example.com], ips: [192.0.2.1]}, {username: b, cluster: kube-system/etcd, \
                           roles: [client], commonName: backup}]";
