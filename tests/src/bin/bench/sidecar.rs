@@ -176,8 +176,8 @@ async fn rest(report: &mut Report, stack: &mut Stack) -> Result<(), String> {
         return Err(format!("the sidecar ended:\n{}", pod.log(names::SIDECAR_CONTAINER)));
     }
     let (resident, anonymous) = (memory.resident, memory.anonymous);
-    report.judged("sidecar at rest, resident", format!("{resident:.1} MiB"), "<= 10 MiB", resident <= 10.0);
-    report.judged("sidecar at rest, anonymous", format!("{anonymous:.1} MiB"), "<= 3 MiB", anonymous <= 3.0);
+    report.judged("sidecar at rest, resident", format!("{resident:.1} MiB"), "<= 7 MiB", resident <= 7.0);
+    report.judged("sidecar at rest, anonymous", format!("{anonymous:.1} MiB"), "<= 1.5 MiB", anonymous <= 1.5);
     report.plain("sidecar at rest, wake-ups in a minute", woken.to_string());
     Ok(())
 }
