@@ -44,15 +44,13 @@ use crate::{
     rollover::rfc3339,
 };
 use request::{PodCertificateRequest, Times, source};
+use version::{GROUP, served};
 use waiting::Waiting;
 
 mod request;
+mod version;
 mod waiting;
 
-const GROUP: &str = "certificates.k8s.io";
-/// The versions that are used, the preferred one first.
-const VERSIONS: [&str; 2] = ["v1", "v1beta1"];
-const RESOURCE: &str = "podcertificaterequests";
 /// How soon a list or a watch that failed is tried again.
 const SOON: Duration = Duration::from_secs(2);
 /// Requests that are worked on at once.
@@ -91,9 +89,10 @@ impl PodCertificates {
     pub(super) async fn keep(self) -> Infallible {
         let (mut said, mut work) = (None, Work::default());
         loop {
-            let result = match self.served().await {
-                Ok(version) => self.answer(&version, &mut work, &mut said).await,
-                Err(error) => Err(error),
+            let result = match served(&self.signer.controller.client).await {
+                Ok(Some(version)) => self.answer(&version, &mut work, &mut said).await,
+                Ok(None) => Err(AnswerError::NotServed),
+                Err(error) => Err(error.into()),
             };
             if let Err(error) = result {
                 let text = error.to_string();
@@ -104,20 +103,6 @@ impl PodCertificates {
                 sleep(if matches!(error, AnswerError::NotServed) { AGAIN } else { SOON }).await;
             }
         }
-    }
-
-    /// The version of the API that is served, such as `certificates.k8s.io/v1beta1`.
-    async fn served(&self) -> Result<String, AnswerError> {
-        for version in VERSIONS {
-            let api_version = format!("{GROUP}/{version}");
-            match within(self.signer.controller.client.list_api_group_resources(&api_version)).await {
-                Ok(list) if list.resources.iter().any(|resource| resource.name == RESOURCE) => return Ok(api_version),
-                Ok(_) => {}
-                Err(error) if error.is_not_found() => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Err(AnswerError::NotServed)
     }
 
     /// Until the watch fails. What waits stays so, with its pauses.
