@@ -12,7 +12,7 @@
 //! round, of this signer or of its successor, completes an interrupted one.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
@@ -47,7 +47,7 @@ use crate::{
 };
 use pace::{Cost, Pending, settle};
 use said::Said;
-use step::{STABLE, Standing, UNKNOWN, describe, goes_well};
+use step::{Live, STABLE, Standing, UNKNOWN, describe, goes_well};
 
 mod pace;
 mod publish;
@@ -57,6 +57,8 @@ mod step;
 
 /// Authorities and ConfigMaps that are worked on at once.
 const AT_ONCE: usize = 8;
+/// Authorities whose standing is held at a time.
+const TOGETHER: usize = 2048;
 /// How often a lasting trouble is said again in the log.
 const SAY_AGAIN: Duration = Duration::from_secs(60);
 /// How often it is said whom a rollover waits for.
@@ -139,33 +141,59 @@ impl Reconciler {
         self.refresh_given(&entries, policy).await;
         // A pod that was not seen yet is waited for like any other: no step before all are listed.
         let complete = self.pods.complete();
-        let mut pods = self.pods.by_authority(namespaces, policy);
-        let work =
-            entries.into_iter().map(|entry| (complete.then(|| pods.remove(&entry.name).unwrap_or_default()), entry));
-        let this = &*self;
-        let standings: Vec<Standing> = stream::iter(work)
-            .map(|(live, entry)| async move { this.look_at(&entry, live.as_deref(), policy).await })
-            .buffer_unordered(AT_ONCE)
-            .collect()
-            .await;
         let mut reports = HashMap::new();
         let mut pending = if complete { Pending::Nothing } else { Pending::Something };
-        for standing in standings {
-            if standing.trouble.is_some() || standing.report.phase != STABLE {
-                pending = Pending::Something;
-            }
-            self.metrics.report(&standing.name, &standing.report, standing.waiting, standing.not_after);
-            self.metrics.waits_since(&standing.name, standing.waiting_since);
-            self.say(&standing).await;
-            // An unknown phase is not reported.
-            if standing.report.phase != UNKNOWN {
-                reports.insert(standing.name, standing.report);
+        for entries in entries.chunks(TOGETHER) {
+            for standing in self.look_at_all(entries, complete, namespaces, policy).await {
+                if standing.trouble.is_some() || standing.report.phase != STABLE {
+                    pending = Pending::Something;
+                }
+                self.metrics.report(&standing.name, &standing.report, standing.waiting, standing.not_after);
+                self.metrics.waits_since(&standing.name, standing.waiting_since);
+                self.say(&standing).await;
+                // An unknown phase is not reported.
+                if standing.report.phase != UNKNOWN
+                    && let Ok(text) = serde_json::to_string(&standing.report)
+                {
+                    reports.insert(standing.name, text.into());
+                }
             }
         }
         match self.publish(&wanted, &reports, namespaces, policy).await {
             Pending::Nothing => pending,
             Pending::Something => Pending::Something,
         }
+    }
+
+    /// Looks at some authorities. `complete`: all pods were seen.
+    async fn look_at_all(
+        &self,
+        entries: &[Arc<Entry>],
+        complete: bool,
+        namespaces: &Namespaces,
+        policy: &Policy,
+    ) -> Vec<Standing> {
+        let moving: HashSet<&SignerName> =
+            entries.iter().filter(|entry| self.may_move(entry)).map(|entry| &entry.name).collect();
+        let mut pods = if complete && !moving.is_empty() {
+            self.pods.by_authority(namespaces, policy, |name| moving.contains(name))
+        } else {
+            HashMap::new()
+        };
+        let mut with_pods = |entry: &Arc<Entry>| {
+            let live = match (complete, moving.contains(&entry.name)) {
+                (false, _) => Live::NotListed,
+                (true, false) => Live::NotGathered,
+                (true, true) => Live::These(pods.remove(&entry.name).unwrap_or_default()),
+            };
+            (Arc::clone(entry), live)
+        };
+        let work: Vec<(Arc<Entry>, Live)> = entries.iter().map(&mut with_pods).collect();
+        stream::iter(work)
+            .map(|(entry, live)| async move { self.look_at(&entry, &live, policy).await })
+            .buffer_unordered(AT_ONCE)
+            .collect()
+            .await
     }
 
     /// The clusters whose trust each namespace shall have: those of its pods and hosts, and those that it has already.

@@ -9,10 +9,7 @@ use etcd_tls_contract::{crl::Crl, role::Domain};
 use k8s_openapi::{ByteString, api::core::v1::ConfigMap, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 
 use super::marks::{MANAGED_LABEL, UID_ANNOTATION};
-use crate::{
-    revoke,
-    rollover::{Report, status_annotation},
-};
+use crate::{revoke, rollover::status_annotation};
 
 /// The wanted content of a ConfigMap; other fields stay as they are.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -61,11 +58,9 @@ impl Desired {
         }
     }
 
-    /// Says how an authority stands.
-    pub(super) fn say(&mut self, domain: Domain, report: &Report) {
-        if let Ok(text) = serde_json::to_string(report) {
-            self.annotations.insert(status_annotation(domain), text);
-        }
+    /// Says how an authority stands: JSON of a [`Report`](crate::rollover::Report).
+    pub(super) fn say(&mut self, domain: Domain, report: &str) {
+        self.annotations.insert(status_annotation(domain), report.to_owned());
     }
 
     /// A new ConfigMap.

@@ -123,12 +123,13 @@ impl Pods {
         seen.iter().filter(|(_, member)| member.by_label).map(|((namespace, _), _)| namespace.to_string()).collect()
     }
 
-    /// The running pods of each authority, and the hosts that policy lists: a member on a host, too, must have loaded a new
+    /// The running pods of each `wanted` authority, and the hosts that policy lists: a member on a host, too, must have loaded a new
     /// CA before anybody presents a leaf of it.
     pub(in crate::sign) fn by_authority(
         &self,
         namespaces: &namespaces::Map,
         policy: &Policy,
+        wanted: impl Fn(&SignerName) -> bool,
     ) -> HashMap<SignerName, Vec<LivePod>> {
         let mut authorities: HashMap<_, Vec<LivePod>> = HashMap::new();
         let seen = self.lock();
@@ -138,7 +139,7 @@ impl Pods {
             for role in member.allowed(namespace, policy) {
                 roles.entry(policy.authority(&member.cluster.signer(role.domain()))).or_default().insert(role);
             }
-            for (authority, roles) in roles {
+            for (authority, roles) in roles.into_iter().filter(|(authority, _)| wanted(authority)) {
                 let (uid, name) = (member.uid.to_string(), format!("{namespace}/{name}"));
                 let of_kubelet = member.of_kubelet;
                 authorities.entry(authority).or_default().push(LivePod { uid, name, roles, of_kubelet });
@@ -151,7 +152,7 @@ impl Pods {
             for role in host.roles.iter().filter(|role| matches!(role, Role::Peer | Role::Server)) {
                 roles.entry(policy.authority(&host.cluster.signer(role.domain()))).or_default().insert(*role);
             }
-            for (authority, roles) in roles {
+            for (authority, roles) in roles.into_iter().filter(|(authority, _)| wanted(authority)) {
                 let (uid, name) = (host_holder(&host.username), format!("of host {}", host.username));
                 authorities.entry(authority).or_default().push(LivePod { uid, name, roles, of_kubelet: false });
             }
@@ -318,13 +319,14 @@ mod tests {
     fn a_pod_counts_by_its_own_label_or_its_namespaces() {
         let (pods, policy, prod) = (none(), Policy::default(), opted_in(&["prod"]));
         assert!(pods.take(&Event::Applied(pod(|_| {}))));
-        let authorities = pods.by_authority(&prod, &policy);
+        let authorities = pods.by_authority(&prod, &policy, |_| true);
         let cluster = ClusterName { namespace: "prod".to_owned(), name: "etcd".to_owned() };
         assert_eq!(authorities[&cluster.signer(Domain::Peer)].len(), 1);
         assert_eq!(authorities[&cluster.signer(Domain::Client)].len(), 1);
         // The label of the namespace comes and goes with no event of the pod.
         assert!(
-            pods.by_authority(&opted_in(&[]), &policy).is_empty() && pods.clusters(&opted_in(&[]), &policy).is_empty()
+            pods.by_authority(&opted_in(&[]), &policy, |_| true).is_empty()
+                && pods.clusters(&opted_in(&[]), &policy).is_empty()
         );
         assert!(pods.labelled_namespaces().is_empty());
         let labelled = pod(|p| p["metadata"]["labels"]["etcd-tls"] = "dynamic".into());
@@ -351,10 +353,10 @@ mod tests {
         let (pods, prod) = (none(), opted_in(&["prod"]));
         let scraper = pod(|p| p["metadata"]["annotations"]["etcd-tls.dev/roles"] = "server,metrics".into());
         pods.take(&Event::Applied(scraper));
-        let authorities = pods.by_authority(&prod, &Policy::default());
+        let authorities = pods.by_authority(&prod, &Policy::default(), |_| true);
         assert_eq!(authorities.len(), 1);
         let own = Policy::parse("metricsAuthority: own").unwrap();
-        assert_eq!(pods.by_authority(&prod, &own).len(), 2);
+        assert_eq!(pods.by_authority(&prod, &own, |_| true).len(), 2);
     }
 
     #[test]
@@ -366,11 +368,11 @@ mod tests {
                 json!({"etcd-tls.dev/roles": "client", "etcd-tls.dev/issuer": "csr:client.etcd-tls.dev/prod.etcd"});
         });
         assert!(pods.take(&Event::Applied(claims)));
-        assert!(pods.by_authority(&web, &Policy::default()).is_empty());
+        assert!(pods.by_authority(&web, &Policy::default(), |_| true).is_empty());
         assert!(pods.clusters(&web, &Policy::default()).is_empty());
         let allowed = "crossNamespace: [{from: web, to: prod/etcd, roles: [client]}]";
         let allowed = Policy::parse(allowed).unwrap();
-        assert_eq!(pods.by_authority(&web, &allowed).len(), 1);
+        assert_eq!(pods.by_authority(&web, &allowed, |_| true).len(), 1);
         assert_eq!(pods.clusters(&web, &allowed)["web"].len(), 1);
     }
 
@@ -380,7 +382,7 @@ mod tests {
 - {username: 'system:node:cp', cluster: kube-system/etcd, roles: [peer, server], commonName: cp}
 - {username: backup, cluster: kube-system/etcd, roles: [client], commonName: backup}
 ";
-        let authorities = none().by_authority(&opted_in(&[]), &Policy::parse(policy).unwrap());
+        let authorities = none().by_authority(&opted_in(&[]), &Policy::parse(policy).unwrap(), |_| true);
         assert_eq!(authorities.len(), 2);
         let cluster = ClusterName { namespace: "kube-system".to_owned(), name: "etcd".to_owned() };
         let peer = &authorities[&cluster.signer(Domain::Peer)];
@@ -431,11 +433,11 @@ mod tests {
         assert!(!pods.complete(), "an event is no list");
         assert!(pods.take(&Event::Complete));
         assert!(pods.complete());
-        let live = pods.by_authority(&prod, &Policy::default()).into_values().next().unwrap();
+        let live = pods.by_authority(&prod, &Policy::default(), |_| true).into_values().next().unwrap();
         assert_eq!(live.iter().map(|pod| pod.uid.as_str()).collect::<Vec<_>>(), ["etcd-1"]);
         // Created again under its name.
         let anew = pod(|p| (p["metadata"]["name"], p["metadata"]["uid"]) = ("etcd-1".into(), "u9".into()));
         assert!(pods.take(&Event::Applied(anew)));
-        assert_eq!(pods.by_authority(&prod, &Policy::default()).into_values().next().unwrap()[0].uid, "u9");
+        assert_eq!(pods.by_authority(&prod, &Policy::default(), |_| true).into_values().next().unwrap()[0].uid, "u9");
     }
 }

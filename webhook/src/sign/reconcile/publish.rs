@@ -23,7 +23,6 @@ use super::{AT_ONCE, Namespaces, Reconciler, config_map, pace::Pending};
 use crate::{
     controller::client::{RequestError, within},
     revoke::{self, DOMAINS},
-    rollover::Report,
     sign::{
         repair::{Form, Remedy, Settled, remedy},
         trust::Desired,
@@ -41,7 +40,7 @@ impl Reconciler {
     pub(super) async fn publish(
         &mut self,
         wanted: &BTreeSet<(String, ClusterName)>,
-        reports: &HashMap<SignerName, Report>,
+        reports: &HashMap<SignerName, Box<str>>,
         namespaces: &Namespaces,
         policy: &Policy,
     ) -> Pending {
@@ -133,7 +132,7 @@ impl Reconciler {
         namespace: &str,
         cluster: &ClusterName,
         uid: &str,
-        reports: &HashMap<SignerName, Report>,
+        reports: &HashMap<SignerName, Box<str>>,
         policy: &Policy,
     ) -> Desired {
         let mut desired = Desired::new(uid);

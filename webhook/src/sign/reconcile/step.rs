@@ -28,6 +28,16 @@ pub(super) const UNKNOWN: &str = "unknown";
 /// The phase of an authority of which no rollover is under way.
 pub(super) const STABLE: &str = "stable";
 
+/// The pods of an authority.
+#[derive(Debug)]
+pub(super) enum Live {
+    /// Not every pod was seen yet.
+    NotListed,
+    /// The authority seemed to rest, and then nothing is decided by its pods.
+    NotGathered,
+    These(Vec<LivePod>),
+}
+
 /// The result of a round for an authority.
 pub(super) struct Standing {
     pub(super) name: SignerName,
@@ -43,8 +53,19 @@ pub(super) struct Standing {
 }
 
 impl Reconciler {
-    /// Looks at one authority and takes the step that is due. `live`: its pods; `None`: they are not known yet.
-    pub(super) async fn look_at(&self, entry: &Entry, live: Option<&[LivePod]>, policy: &Policy) -> Standing {
+    /// Whether something may be decided by the pods of an authority: a rollover is under way or its state is not known, or
+    /// somebody asks something.
+    pub(super) fn may_move(&self, entry: &Entry) -> bool {
+        let rests = |held: &Held| matches!(held, Held::Ready(ready) if ready.stored.state.rollover.is_none());
+        let asked = |name: &SignerName| {
+            let config_map = self.config_maps.get(&name.namespace, &names::trust_config_map(&name.cluster));
+            config_map.is_some_and(|config_map| !config_map.requests.is_empty())
+        };
+        !entry.held.try_lock().is_ok_and(|held| rests(&held)) || asked(&entry.name)
+    }
+
+    /// Looks at one authority and takes the step that is due.
+    pub(super) async fn look_at(&self, entry: &Entry, live: &Live, policy: &Policy) -> Standing {
         let now = SystemTime::now();
         let name = &entry.name;
         let (mut held, error) = self.authorities.look(entry, now).await;
@@ -73,10 +94,16 @@ impl Reconciler {
                 return standing(report, 1, None, Some(error), None);
             }
         };
-        let Some(live) = live else {
-            let mut report = report_of(&stored, &[]);
-            report.waiting.push("the list of pods".to_owned());
-            return standing(report, 1, Some(stored.active.not_after()), None, None);
+        let revocation = self.revocation(name, &stored);
+        let live = match live {
+            Live::These(pods) => pods.as_slice(),
+            Live::NotGathered if stored.state.rollover.is_none() && revocation.is_none() => &[],
+            // What began to move since is looked at again.
+            Live::NotListed | Live::NotGathered => {
+                let mut report = report_of(&stored, &[]);
+                report.waiting.push("the list of pods".to_owned());
+                return standing(report, 1, Some(stored.active.not_after()), None, None);
+            }
         };
         let (active, next) = (life(&stored.active), stored.next.as_deref().map(life));
         let given_secret = policy.given_secret(name);
@@ -109,7 +136,6 @@ impl Reconciler {
         if let Some(rollover) = &mut after.state.rollover {
             rollover.prune(live);
         }
-        let revocation = self.revocation(name, &stored);
         let voters = revocation.as_ref().map(|_| {
             let namespaces = self.namespaces.borrow();
             namespaces.as_ref().map(|namespaces| self.pods.voters(name, namespaces, policy)).unwrap_or_default()
