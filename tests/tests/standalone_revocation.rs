@@ -8,7 +8,7 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use etcd_tls_contract::{names, role::Role};
+use etcd_tls_contract::{csr::PrivateKey, names, role::Role};
 use serde_json::Value;
 use tests::{
     etcd::EtcdCluster,
@@ -126,6 +126,14 @@ async fn a_hosts_etcd_refuses_a_revoked_client_and_the_record_outlives_the_signe
     eventually("the client is refused", LIMIT, || refused(&app, &url)).await;
     say(&format!("a host's etcd refused a client {} ms after the command began", began.elapsed().as_millis()));
     accepted(&other, &url).await.expect("others go on");
+    // The compromised key gets no other certificate.
+    let key = PrivateKey::from_pem(&fs::read_to_string(app.join(names::KEY_FILE)).expect("read")).expect("a key");
+    let (mut again, _) = request("again", Role::Client, "app", &sans(&[], &[]));
+    let pem = key.request(Role::Client.organization(), "app", &sans(&[], &[])).expect("a request");
+    again["spec"]["request"] = Value::from(STANDARD.encode(pem));
+    let (code, again) = signer.ask("POST", V1, BOOTSTRAP, &again);
+    assert!(code == 201 && again["status"]["certificate"].is_null(), "{again}");
+    assert!(again["status"]["conditions"].to_string().contains("compromised"), "{again}");
     // The signer itself takes it no more, and tells who may revoke what was answered; others not.
     let leaf = ["tls.crt", "tls.key"].map(|file| fs::read_to_string(app.join(file)).expect("read"));
     let (code, body) = signer.try_ask("GET", V1, &[], b"", Some((&leaf[0], &leaf[1]))).expect("an answer");

@@ -194,8 +194,16 @@ impl<A: Api, C: Clock, F: Files> Issuance<'_, A, C, F> {
     fn key(&self, may_keep: bool) -> Result<(PrivateKey, bool), Failure> {
         let Template { role, key: algorithm, key_rotation, .. } = self.template;
         let store = self.store.borrow();
+        // A revoked key may be known to others.
+        let revoked = self.current.filter(|entry| {
+            let lists = store.lists().by_domain;
+            lists.get(&role.domain()).is_some_and(|list| list.entries().contains_key(&entry.chain().serial))
+        });
+        let gives_up = |key: &PrivateKey| revoked.is_some_and(|entry| key.public_key() == entry.chain().public_key);
         if may_keep {
-            if let Some(key) = store.pending(*role).filter(|k| k.algorithm() == Some(*algorithm)) {
+            if let Some(key) =
+                store.pending(*role).filter(|key| !gives_up(key)).filter(|k| k.algorithm() == Some(*algorithm))
+            {
                 return Ok((key, true));
             }
             if *key_rotation == KeyRotation::OnCaChange
@@ -204,6 +212,7 @@ impl<A: Api, C: Clock, F: Files> Issuance<'_, A, C, F> {
                 && (self.bundles)(role.domain(), None).bundles.iter().chain([entry.bundle()]).all(|b| b.digest() == entry.record().key_bundle)
                 && let Ok(key) = PrivateKey::from_pem(entry.key_pem())
                 && key.algorithm() == Some(*algorithm)
+                && revoked.is_none()
             {
                 store.keep_pending(*role, &key)?;
                 return Ok((key, true));

@@ -111,6 +111,8 @@ pub(super) struct Grant<'a> {
     /// The pod's uid, or [`super::cache::pods::host_holder`].
     pub(super) holder: &'a str,
     pub(super) role: Role,
+    /// [`etcd_tls_contract::csr::key_digest`] of the public key.
+    pub(super) key: &'a str,
     /// The bundle that etcd has loaded, as the request states it.
     pub(super) trusts: Option<&'a str>,
     pub(super) lifetime: Duration,
@@ -229,6 +231,9 @@ impl Authorities {
         let ready = self.ready(entry, &mut held, now).await?;
         if ready.stored.revoked.bars(grant.holder) {
             return Err(barred(&entry.name));
+        }
+        if ready.stored.revoked.compromised(grant.key) {
+            return Err(compromised(&entry.name));
         }
         let mut after = ready.stored.clone();
         let end = after.active.not_after();
@@ -442,6 +447,13 @@ fn barred(authority: &SignerName) -> Unavailable {
     Unavailable::Barred(format!(
         "an operator has revoked the certificates of this pod; it gets no other from {authority} until it is made again, or \
          etcd-tls-webhook revoke --undo --pod takes that back"
+    ))
+}
+
+fn compromised(authority: &SignerName) -> Unavailable {
+    Unavailable::Barred(format!(
+        "an operator has revoked this key as compromised, and {authority} issues nothing for it. A sidecar makes another key when \
+         it has the revocation list; delete the pod if it does not"
     ))
 }
 

@@ -265,7 +265,9 @@ impl Answering<'_> {
         let now = UNIX_EPOCH + Duration::from_secs(elapsed.as_secs());
         leaf.lifetime = Duration::from_secs(leaf.lifetime.as_secs());
         let bound = self.request.bound();
-        let grant = Grant { holder: &bound.pod_uid, role: entitlement.role, trusts: None, lifetime: leaf.lifetime };
+        let key = csr::key_digest(public_key);
+        let grant =
+            Grant { holder: &bound.pod_uid, key: &key, role: entitlement.role, trusts: None, lifetime: leaf.lifetime };
         let granted = match authorities.entry(&policy.authority(name)) {
             Ok(entry) => authorities.grant(&entry, &grant, now).await.map(|granted| (entry, granted)),
             Err(error) => Err(error),
@@ -300,6 +302,7 @@ impl Answering<'_> {
         let pod = format!("{}/{}", bound.namespace, bound.pod);
         let issued = Recorded::new(&bound.pod_uid, pod.clone(), &chain.common_name, chain.not_after, now)
             .of_role(entitlement.role)
+            .for_key(public_key)
             .of_kubelet();
         // Before it is issued: one that then is not does no harm there.
         if let Err(error) = authorities.note_issued(&entry, &chain.serial, issued).await {

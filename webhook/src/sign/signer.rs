@@ -6,6 +6,7 @@ use std::{
 };
 
 use etcd_tls_contract::{
+    csr,
     identity::{Denial, Entitlement, Verdict},
     names,
 };
@@ -89,8 +90,10 @@ impl Signer {
         let mut leaf = Leaf::entitled(entitlement, public_key, csr.expiration());
         leaf.lifetime = self.max_lifetime.map_or(leaf.lifetime, |max| leaf.lifetime.min(max));
         let holder = case.bound.as_ref().map_or_else(|| host_holder(&csr.spec.username), |b| b.pod_uid.clone());
+        let key = csr::key_digest(public_key);
         let grant = Grant {
             holder: &holder,
+            key: &key,
             role: entitlement.role,
             trusts: csr.annotation(names::TRUSTS_ANNOTATION),
             lifetime: leaf.lifetime,
@@ -127,7 +130,9 @@ impl Signer {
             "status": {"certificate": certificate},
         });
         let pod = case.bound.as_ref().map(|b| format!("{}/{}", b.namespace, b.pod)).unwrap_or_default();
-        let issued = Recorded::new(&holder, pod, &chain.common_name, chain.not_after, now).of_role(entitlement.role);
+        let issued = Recorded::new(&holder, pod, &chain.common_name, chain.not_after, now)
+            .of_role(entitlement.role)
+            .for_key(public_key);
         // Before it is issued: one that then is not does no harm there.
         if let Err(error) = self.authorities.note_issued(&entry, &chain.serial, issued).await {
             self.serials.done(csr.uid());

@@ -3,15 +3,16 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::rc::Rc;
+use std::{rc::Rc, sync::Arc};
 
-use etcd_tls_contract::{key::KeyAlgorithm, role::Role, san::Sans};
+use etcd_tls_contract::{crl::Crl, key::KeyAlgorithm, role::Role, san::Sans};
 use scene::{FakeApi, HOUR, Scene, block_on, put, signer, status};
 
 use super::*;
 use crate::{
     issuance::renewal::{Reason, Renewal, renewal},
     kube::{ApiError, Version},
+    store::Set,
     testing::Authority,
 };
 
@@ -347,6 +348,29 @@ fn a_kept_key_is_given_up_when_the_life_gets_short() {
     let entry = scene.obtain().unwrap();
     assert_ne!(entry.chain().public_key, scene.current.as_ref().unwrap().chain().public_key);
     assert!(scene.clock.elapsed() < 20 * HOUR, "well before the end of the life");
+}
+
+/// Who has a revoked key could use its next certificate.
+#[test]
+fn a_revoked_certificate_ends_a_kept_key() {
+    for revoked in [false, true] {
+        let mut scene = Scene::new();
+        scene.template.key_rotation = KeyRotation::OnCaChange;
+        let first = scene.obtain().unwrap();
+        let serial = if revoked { first.chain().serial.as_str() } else { "4f0a" };
+        let list = Crl::parse(&scene.authority.list(2, &[serial])).unwrap();
+        let copy = first.with_bundle(Role::Peer, first.bundle(), scene.clock.now()).unwrap();
+        let mut set = Set::default().with(Role::Peer, copy);
+        set.lists.insert(Domain::Peer, Arc::new(list));
+        scene.store.borrow().install(&set).unwrap();
+        // The pending key of the request before is the kept one.
+        scene.server.borrow_mut().requests.clear();
+        scene.clock.pass(HOUR);
+        scene.current = Some(first);
+        let entry = scene.obtain().unwrap();
+        let same = entry.chain().public_key == scene.current.as_ref().unwrap().chain().public_key;
+        assert_eq!(same, !revoked);
+    }
 }
 
 #[test]

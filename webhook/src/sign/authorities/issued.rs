@@ -9,7 +9,7 @@ use std::{
     time::SystemTime,
 };
 
-use etcd_tls_contract::role::Role;
+use etcd_tls_contract::{csr, role::Role};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{revoke::Selector, rollover::rfc3339};
 
-/// Certificates at most: those that end last. Each takes some 200 bytes of the Secret.
+/// Certificates at most: those that end last. Each takes some 250 bytes of the Secret.
 pub(crate) const MOST: u16 = 1024;
 
 /// Seconds after which a certificate is on its pod's disk and in use, as far as the signer can tell.
@@ -59,6 +59,9 @@ pub(crate) struct Leaf {
     /// The cluster, as `<namespace>/<name>`, of a standalone signer's peer: nothing else tells it there.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(crate) cluster: String,
+    /// [`csr::key_digest`] of its public key; empty in records of earlier versions.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(crate) key: String,
 }
 
 impl Leaf {
@@ -76,7 +79,13 @@ impl Leaf {
             peer,
             kubelet: false,
             cluster: String::new(),
+            key: String::new(),
         }
+    }
+
+    /// One for this public key, DER.
+    pub(crate) fn for_key(self, public_key: &[u8]) -> Self {
+        Self { key: csr::key_digest(public_key), ..self }
     }
 
     /// One of a host of `cluster`, for a standalone signer.
@@ -184,6 +193,21 @@ impl Issued {
         newest.into_iter().map(|(holder, (_, serials))| (holder, serials)).collect()
     }
 
+    /// The keys of these certificates, as far as they are known.
+    pub(super) fn keys<'a>(&self, serials: impl Iterator<Item = &'a String>) -> BTreeSet<String> {
+        serials
+            .filter_map(|serial| self.leaves.get(serial))
+            .map(|leaf| leaf.key.to_string())
+            .filter(|key| !key.is_empty())
+            .collect()
+    }
+
+    /// All certificates of these keys, each with its end.
+    pub(super) fn of_keys(&self, keys: &BTreeSet<String>) -> BTreeMap<String, Option<SystemTime>> {
+        let of = self.leaves.iter().filter(|(_, leaf)| keys.contains(leaf.key.as_str()));
+        of.map(|(serial, leaf)| (serial.to_string(), Some(time(leaf.until)))).collect()
+    }
+
     /// The holders of peer certificates that are valid at `now`, each with its cluster.
     pub(crate) fn peers(&self, now: SystemTime) -> BTreeSet<(&str, &str)> {
         let valid = self.leaves.values().filter(|leaf| leaf.is_peer() && seconds(now) < leaf.until);
@@ -269,6 +293,7 @@ mod tests {
             peer: false,
             kubelet: false,
             cluster: String::new(),
+            key: String::new(),
         }
     }
 

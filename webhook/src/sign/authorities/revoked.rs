@@ -52,6 +52,9 @@ struct Record {
     /// Pods that get no certificate any more, by uid.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     barred: BTreeMap<String, Bar>,
+    /// Digests of compromised keys, for which nothing is issued, and until when: seconds of the Unix epoch.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    keys: BTreeMap<String, u64>,
     /// The answer to the last request.
     #[serde(skip_serializing_if = "Option::is_none")]
     answer: Option<Answer>,
@@ -147,6 +150,12 @@ impl Revoked {
         self.record.barred.contains_key(holder)
     }
 
+    /// Whether an operator has revoked a certificate of this key ([`etcd_tls_contract::csr::key_digest`]) because the key is
+    /// compromised.
+    pub(crate) fn compromised(&self, key: &str) -> bool {
+        self.record.keys.contains_key(key)
+    }
+
     /// Whether this certificate is revoked.
     pub(crate) fn lists(&self, serial: &str) -> bool {
         self.record.entries.contains_key(serial)
@@ -164,6 +173,11 @@ impl Revoked {
         let mut named = known.issued.named(&request.selector, known.namespace);
         if let Some(until) = request.until {
             named.retain(|serial, _| known.issued.at(serial).is_none_or(|at| at <= until));
+        }
+        // Who has the key can use each certificate of it.
+        let compromised = request.reason == Reason::KeyCompromise && request.action != Action::Undo;
+        if compromised {
+            named.extend(known.issued.of_keys(&known.issued.keys(named.keys())));
         }
         let mut in_use = if request.action == Action::Renewed { left(&mut named, known, now) } else { Vec::new() };
         // A bar outlives the certificates for which it was made.
@@ -209,8 +223,13 @@ impl Revoked {
                 let bars =
                     matches!(what, Selector::Pod(_)).then(|| known.issued.holders(named.keys())).unwrap_or_default();
                 let new_bars = bars.iter().filter(|uid| !self.bars(uid)).count();
+                // The pod that uses such a key is asked for another one first.
+                let left = known.issued.keys(in_use.iter().flat_map(|used| &used.serials));
+                let keys = if compromised { known.issued.keys(named.keys()) } else { BTreeSet::new() };
+                let keys: BTreeSet<String> = keys.difference(&left).cloned().collect();
+                let new_keys = keys.iter().filter(|key| !self.compromised(key)).count();
                 let (full, barred_full) = (
-                    self.record.entries.len() + new > MOST,
+                    self.record.entries.len() + new > MOST || self.record.keys.len() + new_keys > MOST,
                     new_bars > 0 && self.record.barred.len() + new_bars > MOST_BARRED,
                 );
                 if full || barred_full {
@@ -229,6 +248,7 @@ impl Revoked {
                         let entry = Entry(seconds(now), seconds(until), request.reason.code());
                         self.record.entries.entry(serial.clone()).or_insert(entry);
                     }
+                    self.record.keys.extend(keys.into_iter().map(|key| (key, seconds(known.authority_end))));
                     let end = named.values().map(|end| end.unwrap_or(known.leaves_end)).max().unwrap_or(now);
                     let mut text = format!("{what} is revoked until {}: {}", rfc3339::text(end), counted(named.len()));
                     if let Selector::Pod(pod) = what {
@@ -248,6 +268,8 @@ impl Revoked {
                     self.record.entries.remove(&serial);
                 }
                 self.record.barred.retain(|uid, _| !bars.contains(uid));
+                let keys = known.issued.keys(named.keys());
+                self.record.keys.retain(|key, _| !keys.contains(key));
                 if count > 0 || takes_bars_back {
                     (request.accepted(&format!("{what} is not revoked any more: {}", counted(count))), count.max(1))
                 } else {
@@ -271,6 +293,9 @@ impl Revoked {
         let before = self.record.barred.len();
         self.record.barred.retain(|_, bar| now < time(bar.0));
         changed |= self.record.barred.len() != before;
+        let before = self.record.keys.len();
+        self.record.keys.retain(|_, until| now < time(*until));
+        changed |= self.record.keys.len() != before;
         if !authority.signs_lists() {
             return Ok(self.list.take().is_some() || changed);
         }

@@ -37,7 +37,7 @@ fn short_lived_pods_do_not_fill_the_secret() {
     let mut largest = 0;
     for n in 0..100_000 {
         let holder = format!("00000000-0000-4000-8000-{n:012}");
-        let grant = Grant { holder: &holder, role: Role::Client, trusts: None, lifetime: Duration::ZERO };
+        let grant = Grant { holder: &holder, role: Role::Client, key: "", trusts: None, lifetime: Duration::ZERO };
         let live = |uid: &str| (99_000..).contains(&uid.rsplit('-').next().unwrap().parse::<u32>().unwrap());
         assert!(note(&mut rollover, &grant, |pods, stays| pods.retain(|uid, _| stays(uid) || live(uid))));
         assert!(rollover.pods.contains_key(&holder), "the one that is served stays");
@@ -48,7 +48,7 @@ fn short_lived_pods_do_not_fill_the_secret() {
     }
     assert!((1000..=1001 + FEW).contains(&rollover.pods.len()), "those that live stay: {}", rollover.pods.len());
     assert!(serde_json::to_string_pretty(&rollover).unwrap().len() < 256 * 1024);
-    let grant = Grant { holder: "host:cp", role: Role::Peer, trusts: None, lifetime: Duration::ZERO };
+    let grant = Grant { holder: "host:cp", role: Role::Peer, key: "", trusts: None, lifetime: Duration::ZERO };
     note(&mut rollover, &grant, |pods, stays| pods.retain(|uid, _| stays(uid)));
     assert_eq!(rollover.pods.len(), 1);
 }

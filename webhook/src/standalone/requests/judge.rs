@@ -189,6 +189,9 @@ impl Server {
         now: SystemTime,
     ) -> Result<String, String> {
         let request = &checked.request;
+        if self.store.with(|index, _| index.ledger().compromised(&request.public_key)) {
+            return Err("an operator has revoked this key as compromised; make another one".to_owned());
+        }
         let asked = lifetime(csr);
         let (role, common_name, sans, life) = match entitled {
             Some(e) => (e.role, e.common_name.as_str(), &e.sans, Some(asked.map_or(e.lifetime, |a| a.min(e.lifetime)))),

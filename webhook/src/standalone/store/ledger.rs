@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 
 use etcd_tls_contract::{
     certificate::Chain,
+    csr,
     names::SignerName,
     role::{Domain, Role},
 };
@@ -51,7 +52,7 @@ impl Recorded {
         Self {
             domain,
             serial: chain.serial.clone(),
-            leaf: leaf.of_role(role).of_cluster(cluster),
+            leaf: leaf.of_role(role).of_cluster(cluster).for_key(&chain.public_key),
             until: chain.not_after,
         }
     }
@@ -83,6 +84,12 @@ impl Ledger {
     /// Whether a certificate is revoked.
     pub fn lists(&self, serial: &str) -> bool {
         self.revoked.values().any(|revoked| revoked.lists(serial))
+    }
+
+    /// Whether an operator has revoked a certificate of this public key because the key is compromised.
+    pub fn compromised(&self, public_key: &[u8]) -> bool {
+        let key = csr::key_digest(public_key);
+        self.revoked.values().any(|revoked| revoked.compromised(&key))
     }
 
     /// Replaces the revocations of a domain.

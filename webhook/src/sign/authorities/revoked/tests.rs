@@ -252,3 +252,58 @@ fn a_pod_that_is_revoked_is_barred_until_that_is_taken_back() {
     assert_eq!(report.count, 0);
     assert!(report.answer.unwrap().message.contains("the record holds what was issued since"));
 }
+
+/// A pod that keeps its key has several certificates of it; whoever has the key can use each.
+#[test]
+fn a_compromised_key_is_revoked_with_all_its_certificates_and_gets_no_other() {
+    let ca = ca("one");
+    let mut issued = Issued::default();
+    for (serial, key, at) in [("1", b"kept", 0), ("2", b"kept", 100), ("3", b"more", 200)] {
+        let at = now() + Duration::from_secs(at);
+        let leaf = Leaf::new("uid of prod/app-0", "prod/app-0".to_owned(), "app", at + DAY, at);
+        issued.note(serial, leaf.for_key(key));
+    }
+    let key = |key: &[u8]| etcd_tls_contract::csr::key_digest(key);
+    let at = now() + Duration::from_secs(300);
+    let live = [LivePod {
+        uid: "uid of prod/app-0".to_owned(),
+        name: "prod/app-0".to_owned(),
+        roles: BTreeSet::new(),
+        of_kubelet: false,
+    }];
+    let known = Known { live: &live, ..known(&issued, true, now() + DAY) };
+    let entries = |revoked: &Revoked| revoked.record.entries.keys().cloned().collect::<Vec<_>>();
+
+    let mut other = Revoked::default();
+    other.take(&Request { reason: Reason::Superseded, ..ask(Action::Add, "1") }, &known, at);
+    assert!(entries(&other) == ["1"] && !other.compromised(&key(b"kept")), "the key is not compromised");
+
+    let mut revoked = Revoked::default();
+    revoked.take(&ask(Action::Add, "1"), &known, at);
+    revoked.refresh(&ca, at).unwrap();
+    let mut revoked = killed_and_read_back(&revoked);
+    assert_eq!(entries(&revoked), ["1", "2"]);
+    assert!(revoked.compromised(&key(b"kept")) && !revoked.compromised(&key(b"more")));
+    revoked.refresh(&ca, at + DAY * 2).unwrap();
+    assert!(revoked.compromised(&key(b"kept")), "after the end of its certificates, too");
+    revoked.take(&ask(Action::Undo, "2"), &known, at);
+    assert!(!revoked.compromised(&key(b"kept")));
+
+    // The pod uses the newest of a key: it is asked for another key first.
+    let mut used = Revoked::default();
+    used.take(&ask(Action::Renewed, "3"), &known, at);
+    assert_eq!((used.record.in_use.len(), used.compromised(&key(b"more"))), (1, false));
+    let newest = |serial: &str| {
+        let mut issued = issued.clone();
+        issued.note("4", Leaf::new("uid of prod/app-0", "prod/app-0".to_owned(), "app", at + DAY, at).for_key(b"more"));
+        let known = Known { issued: &issued, ..known_of(&known) };
+        let mut revoked = Revoked::default();
+        revoked.take(&ask(Action::Renewed, serial), &known, at + Duration::from_secs(60));
+        (entries(&revoked), revoked.record.in_use.len(), revoked.compromised(&key(b"more")))
+    };
+    assert_eq!(newest("3"), (vec!["3".to_owned()], 1, false), "the older one of the key that is in use");
+}
+
+fn known_of<'a>(known: &Known<'a>) -> Known<'a> {
+    Known { ..*known }
+}
