@@ -25,6 +25,9 @@ pub(super) struct Shown {
     pub(super) not_after: Option<i64>,
 }
 
+/// A row's phase, where it has one, and its value.
+type Row = (Option<&'static str>, i64);
+
 /// `<namespace>/<cluster>`, and the domain.
 type Key = (Box<str>, Domain);
 
@@ -56,7 +59,7 @@ impl Authorities {
 impl Collector for Authorities {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let all = self.lock();
-        let mut gauge = |name, help, value: &dyn Fn(&Shown) -> Option<(Option<&'static str>, i64)>| {
+        let mut gauge = |name, help, value: fn(&Shown) -> Option<Row>| {
             let mut rows = all.iter().filter_map(|(key, shown)| Some((key, value(shown)?))).peekable();
             if rows.peek().is_none() {
                 return Ok(());
@@ -73,17 +76,17 @@ impl Collector for Authorities {
         gauge(
             "authority_phase",
             "1 for the phase that an authority is in; lost and unusable ones issue nothing.",
-            &|shown| shown.phase.map(|phase| (Some(phase), 1)),
+            |shown| shown.phase.map(|phase| (Some(phase), 1)),
         )?;
-        gauge("rollover_waiting", "Pods and confirmations that an authority's rollover waits for.", &|shown| {
+        gauge("rollover_waiting", "Pods and confirmations that an authority's rollover waits for.", |shown| {
             Some((None, shown.waiting))
         })?;
         gauge(
             "rollover_waiting_since_timestamp_seconds",
             "Since when an authority's rollover waits for pods to load the new CA; absent while it waits for none.",
-            &|shown| Some((None, shown.waiting_since?)),
+            |shown| Some((None, shown.waiting_since?)),
         )?;
-        gauge("authority_expiry_timestamp_seconds", "notAfter of the CA that signs.", &|shown| {
+        gauge("authority_expiry_timestamp_seconds", "notAfter of the CA that signs.", |shown| {
             Some((None, shown.not_after?))
         })
     }
