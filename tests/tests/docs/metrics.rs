@@ -47,13 +47,20 @@ fn kind(source: &str, name: &str) -> &'static str {
 fn registered(source: &str) -> Vec<(String, &'static str, String)> {
     let code = source.split("#[cfg(test)]").next().unwrap_or_default();
     let mut found = Vec::new();
-    for (mark, unit) in [("metric(", ""), ("registry.register(", ""), ("registry.register_with_unit(", "_seconds")] {
+    let marks =
+        [("metric(", ""), ("gauge(", ""), ("registry.register(", ""), ("registry.register_with_unit(", "_seconds")];
+    for (mark, unit) in marks {
         for (at, _) in code.match_indices(mark) {
             let after = code[at + mark.len()..].trim_start();
             let after =
                 after.strip_prefix("registry,").or_else(|| after.strip_prefix("&mut registry,")).unwrap_or(after);
             let Some((name, after)) = literal(after) else { continue };
             let Some((help, after)) = after.trim_start().strip_prefix(',').and_then(literal) else { continue };
+            // Of a collector, which encodes it itself.
+            if mark == "gauge(" {
+                found.push((name, "gauge", help.trim_end_matches('.').to_owned()));
+                continue;
+            }
             // `field: metric(…)`, or `…, metrics.field.clone())`.
             let field = if mark == "metric(" {
                 code[..at].trim_end().strip_suffix(':').and_then(|before| before.split_whitespace().last())
