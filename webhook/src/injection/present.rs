@@ -35,7 +35,7 @@ pub(super) const ADDED: [&str; 2] = ["has lifecycle", "has envFrom"];
 
 /// Fields that a container of ours has not.
 fn added(theirs: &Container<'_>) -> impl Iterator<Item = String> {
-    let has = move |field: &&str| theirs.object.get(*field).is_some_and(|v| !is_empty(v));
+    let has = move |field: &&str| theirs.object.get(field).is_some_and(|v| !is_empty(v));
     ["command", "lifecycle", "envFrom"].into_iter().filter(has).map(|field| format!("has {field}"))
 }
 

@@ -127,7 +127,7 @@ pub enum AdoptError {
         /// The authority.
         signer: SignerName,
         /// The failure.
-        source: Refused,
+        source: Box<Refused>,
     },
     /// No namespace of that name.
     #[error("there is no namespace {0}; create it first")]
@@ -208,7 +208,7 @@ impl Args {
                 Ok(created) => created,
                 // One that fails hides neither what was adopted nor what was refused.
                 Err(source) => {
-                    refused.push(AdoptError::Failed { signer, source });
+                    refused.push(AdoptError::Failed { signer, source: Box::new(source) });
                     continue;
                 }
             };
