@@ -1,6 +1,6 @@
 //! HTTP/1.1 over one connection, shared by the client of the API server and the client of etcd.
 
-use std::{error::Error, io, sync::Arc};
+use std::{error::Error, io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
@@ -17,6 +17,7 @@ use rustls::{
     crypto::CryptoProvider,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName},
 };
+use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
@@ -53,6 +54,12 @@ pub(crate) fn tls(
     Ok(config)
 }
 
+/// The silence after which the peer is probed, the time between probes, and the probes without an answer after which the
+/// connection is dead: a minute and a half in all.
+const SILENCE: Duration = Duration::from_secs(30);
+const BETWEEN_PROBES: Duration = Duration::from_secs(10);
+const PROBES: u32 = 6;
+
 /// Opens a TCP connection to a name or an address (without brackets).
 ///
 /// # Errors
@@ -60,7 +67,14 @@ pub(crate) fn tls(
 pub(crate) async fn dial(host: &str, port: u16) -> io::Result<TcpStream> {
     let stream = TcpStream::connect((host, port)).await?;
     stream.set_nodelay(true)?;
+    keep_alive(&stream)?;
     Ok(stream)
+}
+
+/// Has the kernel find out whether the peer is still there: a watch is silent for minutes.
+fn keep_alive(stream: &TcpStream) -> io::Result<()> {
+    let probes = TcpKeepalive::new().with_time(SILENCE).with_interval(BETWEEN_PROBES).with_retries(PROBES);
+    SockRef::from(stream).set_tcp_keepalive(&probes)
 }
 
 /// Opens a TLS connection to a server whose certificate must hold `name`.

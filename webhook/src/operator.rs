@@ -78,6 +78,15 @@ pub struct Refused {
     source: RequestError,
 }
 
+impl Refused {
+    /// Whether the object is not there any more: no other one has its name, or one with another uid.
+    pub(crate) fn is_gone(&self) -> bool {
+        // The API server's words: "Precondition failed: UID in precondition: …". Other conflicts pass.
+        let other_uid = || self.source.code() == Some(409) && format!("{:?}", self.source).contains("UID");
+        self.source.is_not_found() || other_uid()
+    }
+}
+
 impl Right {
     /// The right to `verb` `resource` in `namespace`, or in all of them.
     pub fn new(verb: &'static str, resource: &'static str, namespace: Option<&str>) -> Self {

@@ -8,7 +8,10 @@ use std::{
     collections::BTreeMap,
     hash::{DefaultHasher, Hash as _, Hasher as _},
     io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -50,6 +53,10 @@ pub struct Pushed {
     contents: Mutex<BTreeMap<&'static str, Content>>,
     /// uid and version of the ConfigMap that was sent last.
     version: Mutex<Option<(String, u64)>>,
+    /// The number of the watch.
+    watch: AtomicU64,
+    /// The watch that sent an earlier version than the last one.
+    doubted: Mutex<Option<u64>>,
     changed: Notify,
     /// 1 while the ConfigMap is watched.
     watched: Gauge,
@@ -100,15 +107,30 @@ impl Pushed {
         self.contents().get(key).is_some_and(|content| content.bytes == bytes)
     }
 
-    /// Takes an object of the watch. A missing key changes nothing: its earlier content stays. An earlier state than the last
-    /// one, of an API server that lags behind another, is ignored.
+    /// A watch begins.
+    fn begin(&self) {
+        self.watch.fetch_add(1, Ordering::Relaxed);
+        self.watched.set(1);
+    }
+
+    /// Whether an earlier state than the last one is to be ignored: once, as an API server may lag behind another. Where the next
+    /// watch sends one as well, the datastore was restored.
+    fn doubts(&self) -> bool {
+        let watch = self.watch.load(Ordering::Relaxed);
+        let mut doubted = self.doubted.lock().unwrap_or_else(PoisonError::into_inner);
+        *doubted.get_or_insert(watch) == watch
+    }
+
+    /// Takes an object of the watch. A missing key changes nothing: its earlier content stays. For an earlier state than the last
+    /// one, see [`Self::doubts`].
     fn take(&self, object: ConfigMap) {
         let metadata = &object.metadata;
         if let (Some(uid), Some(Ok(version))) = (&metadata.uid, metadata.resource_version.as_ref().map(|v| v.parse())) {
             let mut last = self.version.lock().unwrap_or_else(PoisonError::into_inner);
-            if last.as_ref().is_some_and(|(of, at)| of == uid && *at > version) {
+            if last.as_ref().is_some_and(|(of, at)| of == uid && *at > version) && self.doubts() {
                 return;
             }
+            *self.doubted.lock().unwrap_or_else(PoisonError::into_inner) = None;
             *last = Some((uid.clone(), version));
         }
         let (mut texts, mut binaries) = (object.data.unwrap_or_default(), object.binary_data.unwrap_or_default());
@@ -157,7 +179,7 @@ pub async fn follow<K: Credentials, C: Clock>(
         let lasts = SHORTEST_WATCH.mul_f64(1.0 + clock.chance());
         let end = match kube.watch_config_map(namespace, name, lasts).await {
             Ok(watched) => {
-                pushed.watched.set(1);
+                pushed.begin();
                 if said.take().is_some() {
                     tracing::info!(config_map = name, "the trust ConfigMap is watched again");
                 }
@@ -171,7 +193,11 @@ pub async fn follow<K: Credentials, C: Clock>(
         }
         if end.is_ok() && !short {
             let lasted = clock.elapsed().saturating_sub(began);
-            clock.sleep(between(lasted, lasts, clock.chance())).await;
+            let pause = between(lasted, lasts, clock.chance());
+            if pause > PROMPT {
+                pushed.watched.set(0);
+            }
+            clock.sleep(pause).await;
             continue;
         }
         failures = failures.saturating_add(1);
@@ -287,6 +313,32 @@ mod tests {
         pushed.forget();
         state("7", "3");
         assert_eq!(newest(&pushed, "0"), "3");
+    }
+
+    /// The API server was away for a moment only.
+    #[test]
+    fn an_earlier_version_of_two_watches_counts() {
+        let pushed = Pushed::default();
+        let state = |version: &str, text: &str| {
+            let object = json!({"metadata": {"uid": "a", "resourceVersion": version}, "data": {"peer.crt": text}});
+            pushed.take(serde_json::from_value(object).unwrap());
+        };
+        pushed.begin();
+        state("10", "2");
+        pushed.begin();
+        state("7", "3");
+        state("8", "4");
+        assert_eq!(newest(&pushed, "0"), "2", "of an API server that lags");
+        state("11", "5");
+        assert_eq!(newest(&pushed, "0"), "5", "it has caught up");
+        pushed.begin();
+        state("7", "6");
+        assert_eq!(newest(&pushed, "0"), "5");
+        pushed.begin();
+        state("7", "6");
+        assert_eq!(newest(&pushed, "0"), "6", "the datastore was restored");
+        state("8", "7");
+        assert_eq!(newest(&pushed, "0"), "7");
     }
 
     #[test]

@@ -37,7 +37,7 @@ pub(super) async fn cut(
     let deadline = Instant::now() + timeout;
     // Before that, who is cut off would be let in again.
     let began = Instant::now();
-    loop {
+    let unseen = loop {
         let (mut pending, mut unseen) = (Vec::new(), Vec::new());
         for member in &members {
             let seen = member.look(client).await;
@@ -49,33 +49,67 @@ pub(super) async fn cut(
             }
         }
         if pending.is_empty() {
-            for name in unseen {
+            for name in &unseen {
                 say(&format!(
                     "pod {name}: its sidecar cannot be seen. If it gets the list after its restart, connections with a \
                      revoked certificate may be open again: see etcd_tls_revocation_list_number there, and restart it again"
                 ))?;
             }
-            break;
+            break unseen.into_iter().map(str::to_owned).collect::<Vec<_>>();
         }
         if Instant::now() >= deadline {
             return Err(NotInTime { after: timeout, pending }.into());
         }
         sleep(POLL).await;
-    }
+    };
     let id = request_id()?;
-    for member in &members {
-        member.annotate(client, &restart(&id)).await?;
-        say(&format!("pod {}: asked to end its connections by a restart of etcd", member.name()))?;
+    let (mut asked, mut failed) = (Vec::new(), None);
+    for member in members {
+        match member.annotate(client, &restart(&id)).await {
+            Ok(()) => {
+                say(&format!("pod {}: asked to end its connections by a restart of etcd", member.name()))?;
+                asked.push(member);
+            }
+            // It was deleted, or made again under its name.
+            Err(refused) if refused.is_gone() => {
+                say(&format!("pod {}: it has gone, and its connections with it", member.name()))?;
+            }
+            // The others are asked nevertheless.
+            Err(refused) => {
+                say(&format!("pod {} cannot be asked: {refused}", member.name()))?;
+                failed.get_or_insert(refused);
+            }
+        }
     }
-    let followed = if members.is_empty() { Ok(()) } else { follow(client, &members, &id, timeout, deadline).await };
-    if blind.is_empty() {
-        return followed;
+    let followed = if asked.is_empty() { Ok(()) } else { follow(client, &asked, &id, timeout, deadline).await };
+    let mut results = vec![followed];
+    results.extend(failed.map(|refused| Err(refused.into())));
+    if !blind.is_empty() {
+        results.push(Err(RenewError::Blind(blind.join(", ")).into()));
     }
-    let blind = RenewError::Blind(blind.join(", "));
-    if followed.is_err() {
-        say(&blind.to_string())?;
+    results.extend(not_known(&unseen).map(|unknown| Err(unknown.into())));
+    first_of(results)
+}
+
+/// Nothing tells whether these had the list before their restart.
+fn not_known(unseen: &[String]) -> Option<NotSeen> {
+    (!unseen.is_empty()).then(|| {
+        NotSeen(format!(
+            "It could not be seen whether pod {} had the list before its restart; connections with a revoked certificate may be \
+             open again",
+            unseen.join(", ")
+        ))
+    })
+}
+
+/// The first error; the others are printed.
+fn first_of(results: Vec<Result<(), Error>>) -> Result<(), Error> {
+    let mut errors = results.into_iter().filter_map(Result::err);
+    let Some(first) = errors.next() else { return Ok(()) };
+    for error in errors {
+        say(&error.to_string())?;
     }
-    followed.and(Err(blind.into()))
+    Err(first)
 }
 
 /// Whether a member that was looked at after this time may lack the lists.
@@ -153,7 +187,19 @@ fn has(sidecar: &Sidecar, numbers: &BTreeMap<Domain, u64>) -> bool {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::expect_used)]
+
     use super::*;
+
+    #[test]
+    fn what_is_not_known_is_no_success() {
+        assert!(not_known(&[]).is_none());
+        let unknown = not_known(&["etcd-1".to_owned()]).expect("not known");
+        assert!(unknown.to_string().contains("pod etcd-1"));
+        assert!(first_of(vec![Ok(()), Ok(())]).is_ok());
+        let error = first_of(vec![Ok(()), Err(unknown.into()), Err("other".into())]).expect_err("the first");
+        assert!(error.downcast_ref::<NotSeen>().is_some());
+    }
 
     #[test]
     fn a_members_progress_is_what_its_sidecar_says() {

@@ -80,6 +80,9 @@ pub(super) async fn look(api: &Api<ConfigMap>, name: &str) -> Result<ConfigMap, 
     })
 }
 
+/// The end of the answer about certificates that are all in use.
+const NOT_YET: &str = " is not revoked yet";
+
 /// The signer's answers to one request, or to several in sequence.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Said {
@@ -104,6 +107,8 @@ impl Said {
     pub(super) fn add(&mut self, next: Self) {
         self.count += next.count;
         self.refusals = next.refusals;
+        // Now it is, or the next line says again that it is not.
+        self.lines.retain(|line| !line.ends_with(NOT_YET));
         for line in next.lines {
             if !self.lines.contains(&line) {
                 self.lines.push(line);
@@ -223,6 +228,12 @@ mod tests {
         assert!(all.refused() && all.text().contains("refused: no"));
         all.add(said([accepted(9, &[]), accepted(9, &[])], true));
         assert_eq!((all.refused(), all.at, all.text().contains("refused")), (false, Some(7), false), "{}", all.text());
+        let mut not_yet = accepted(9, &["a/b"]);
+        not_yet.answer = Some(request().accepted("user app is not revoked yet"));
+        all.add(said([not_yet, accepted(9, &[])], true));
+        assert!(all.text().contains("not revoked yet"));
+        all.add(said([accepted(9, &[]), accepted(9, &[])], true));
+        assert!(!all.text().contains("not revoked yet"), "{}", all.text());
         all.add(said([accepted(9, &[]), refused(accepted(9, &[]))], true));
         assert!(all.refused());
     }
