@@ -23,6 +23,9 @@ use crate::rollover::Answer;
 /// The domains that have a revocation list. Metrics have their CA with the clients, or are not asked for their certificate.
 pub const DOMAINS: [Domain; 2] = [Domain::Peer, Domain::Client];
 
+/// Pods in the report of a domain at most: an object's annotations hold 256 KiB.
+pub const MOST_IN_USE: usize = 100;
+
 /// The annotation of a trust ConfigMap that a standalone signer answers from: its members are hosts, and no pods.
 pub const STANDALONE_ANNOTATION: &str = "etcd-tls.dev/standalone";
 

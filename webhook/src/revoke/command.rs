@@ -102,18 +102,20 @@ impl Args {
         } else {
             renewed::revoke(&client, &signer, timeout, force).await?
         };
-        if said.count == 0 || said.refused() {
+        if said.count == 0 {
             return Err(said.text().into());
         }
         said.print()?;
+        let refused = if said.refused() { Err(PARTLY.into()) } else { Ok(()) };
         if undo {
-            return Ok(());
+            return refused;
         }
         if standalone {
-            return say(EFFECT_ON_HOSTS);
+            say(EFFECT_ON_HOSTS)?;
+            return refused;
         }
         say(EFFECT)?;
-        if cut {
+        let followed = if cut {
             let lists = published(&look(&api, &name).await?);
             let numbers = lists.into_iter().map(|(domain, list)| (domain, list.number())).collect();
             let cut = cut::cut(&client, &cluster, &numbers, timeout).await;
@@ -125,9 +127,16 @@ impl Args {
         } else {
             say("Connections that exist stay until they end.")?;
             enforced(&client, &cluster, &domains).await
+        };
+        if let (Err(_), Err(followed)) = (&refused, &followed) {
+            say(&followed.to_string())?;
         }
+        refused.and(followed)
     }
 }
+
+/// One authority did it, and another refused.
+const PARTLY: &str = "A part was refused: see above";
 
 /// The consequence of a revocation.
 const EFFECT: &str = "Members refuse new connections with it as soon as their sidecars have the list: within seconds where they \

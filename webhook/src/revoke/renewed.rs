@@ -12,7 +12,7 @@ use kube::Client;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{
-    Action, InUse,
+    Action, InUse, MOST_IN_USE,
     signer::{Said, Signer},
 };
 use crate::{
@@ -42,8 +42,18 @@ pub(super) struct NotRenewed {
     why: Error,
 }
 
+/// Not all pods that use a certificate were asked to renew it.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{said} pods use it and did not renew. The signer names {MOST_IN_USE} pods of an authority at a time, so others may not have been \
+     asked. Mend those above, or give --at-once --force to revoke it without a renewal"
+)]
+struct TooMany {
+    said: usize,
+}
+
 /// Revokes the unused certificates, has pods renew the others, and revokes those; returns the signer's answer. A certificate in
-/// use after `timeout` is revoked with `force` alone.
+/// use after `timeout` is revoked with `force` alone, and only where every pod that uses it was named.
 ///
 /// # Errors
 /// The signer does not answer, or pods did not renew: [`NotRenewed`].
@@ -100,18 +110,27 @@ pub(super) async fn revoke(
         }
         let nobody_renews = in_use.iter().all(|used| matches!(asked.get(&used.uid), Some(Err(_))));
         if nobody_renews || Instant::now() >= deadline {
-            if force {
+            if force && all_named(&in_use) {
                 said.add(signer.ask(Action::Force, said.at).await?);
                 return Ok(said);
             }
             said.print()?;
             let first = in_use.iter().find_map(|used| asked.remove(&used.uid)?.err()).filter(|_| nobody_renews);
             let pending = in_use.iter().map(|used| format!("pod {} has no newer certificate", used.pod)).collect();
-            let why = first.unwrap_or_else(|| NotInTime { after: timeout, pending }.into());
+            let why = match first {
+                _ if force => TooMany { said: in_use.len() }.into(),
+                Some(first) => first,
+                None => NotInTime { after: timeout, pending }.into(),
+            };
             return Err(NotRenewed { what: signer.selector.to_string(), why }.into());
         }
         wait(client, &in_use, &asked, deadline).await;
     }
+}
+
+/// Whether these are all pods that use it. Of more than the signer names at once, some were never asked.
+const fn all_named(in_use: &[InUse]) -> bool {
+    in_use.len() < MOST_IN_USE
 }
 
 /// Whether a pod is not there any more.
@@ -185,6 +204,15 @@ mod tests {
     fn a_pod_that_has_gone_is_no_failure() {
         let gone: Error = RenewError::NoSuch("a/b".parse().unwrap()).into();
         assert!(is_gone(&gone) && !is_gone(&RenewError::Blind("b".to_owned()).into()));
+    }
+
+    #[test]
+    fn force_waits_where_more_pods_may_use_it_than_are_named() {
+        let used =
+            InUse { pod: "a/b".to_owned(), uid: "u".to_owned(), serials: BTreeSet::new(), kubelet: BTreeSet::new() };
+        assert!(all_named(&vec![used.clone(); MOST_IN_USE - 1]));
+        assert!(!all_named(&vec![used; MOST_IN_USE]));
+        assert!(TooMany { said: 100 }.to_string().contains("--at-once --force"));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     ca::{authority::Authority, crl, issue::IssueError},
-    revoke::{Action, InUse, Report, Request, Selector},
+    revoke::{Action, InUse, MOST_IN_USE, Report, Request, Selector},
     rollover::{Answer, LivePod, rfc3339},
     sign::cache::pods::{Voter, is_host},
 };
@@ -316,9 +316,6 @@ impl Revoked {
         Ok(changed)
     }
 }
-
-/// Pods in a report at most: an object's annotations hold 256 KiB.
-const MOST_IN_USE: usize = 100;
 
 /// Pods named in an answer at most.
 const MOST_NAMED: usize = 10;
