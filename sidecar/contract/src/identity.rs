@@ -18,9 +18,7 @@ pub use self::{
     contested::{Claim, Claimant, Claims, contested, unless_contested},
     facts::{BoundPod, PodFacts, Requester, ServiceFacts},
     grammar::{common_name, entitlement, opted_in, requested_sans, subject_common_name},
-    pod_certificate::{
-        AskedByKubelet, POD_CERTIFICATE_BACKDATE, ROLE_ANNOTATION, SHORTEST_POD_CERTIFICATE, judge_for_kubelet,
-    },
+    pod_certificate::{AskedByKubelet, ROLE_ANNOTATION, SHORTEST_POD_CERTIFICATE, judge_for_kubelet},
     requester::{POD_UID, SERVICE_ACCOUNT_PREFIX, bound_pod},
 };
 use crate::{

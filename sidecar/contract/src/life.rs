@@ -8,6 +8,9 @@ use aws_lc_rs::digest::{SHA256, digest};
 /// new certificate.
 pub const BACKDATE: Duration = Duration::from_secs(65 * 60);
 
+/// How far back notBefore is set for kubelet: kube-apiserver takes a difference of less than five minutes to its own clock.
+pub const POD_CERTIFICATE_BACKDATE: Duration = Duration::from_secs(2 * 60);
+
 /// The part of the life before which no certificate is renewed, and the part over which renewals are spread.
 const EARLIEST: f64 = 0.40;
 const SPREAD: f64 = 0.20;

@@ -18,8 +18,8 @@ use std::{
 use etcd_tls_contract::{
     certificate::{Bundle, Chain},
     csr::PrivateKey,
-    identity::POD_CERTIFICATE_BACKDATE,
     life::Life,
+    life::POD_CERTIFICATE_BACKDATE,
     names,
     role::Role,
 };

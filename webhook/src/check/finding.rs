@@ -3,8 +3,9 @@
 use serde::Serialize;
 
 use crate::{
+    controller::client::RequestError,
     error::NotWell,
-    operator::plain,
+    operator::{Right, plain},
     status::{self, State},
 };
 
@@ -60,6 +61,21 @@ pub(super) fn text(findings: &[Finding]) -> String {
 /// All is well, or how many findings are not.
 pub(super) fn well(findings: &[Finding]) -> Result<(), NotWell> {
     status::well("checks", findings.iter().map(|finding| finding.state))
+}
+
+/// A request that failed, as a finding.
+pub(super) fn unseen(subject: &str, right: Right, error: RequestError, see: &'static str) -> Finding {
+    let next = right.question();
+    let cause = words(&error);
+    Finding::bad(State::Unknown, subject, format!("{}: {cause}", right.refused(error)), next, see)
+}
+
+/// The API server's words, where it has answered.
+pub(super) fn words(error: &RequestError) -> String {
+    match error {
+        RequestError::Api(kube::Error::Api(status)) => status.message.clone(),
+        other => other.to_string(),
+    }
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ use tokio::{sync::watch, time::sleep};
 
 use super::{
     accounts,
-    finding::Finding,
+    finding::{Finding, unseen, words},
     leaders::{self, Seen},
     policy, without_webhook,
 };
@@ -80,21 +80,6 @@ async fn server_time(client: &Client) -> Result<Option<SystemTime>, RequestError
     let response = within(client.send(request)).await?;
     let date = response.headers().get(hyper::header::DATE).and_then(|value| value.to_str().ok());
     Ok(date.and_then(|text| jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok()).map(SystemTime::from))
-}
-
-/// A request that failed, as a finding.
-pub(super) fn unseen(subject: &str, right: Right, error: RequestError, see: &'static str) -> Finding {
-    let next = right.question();
-    let cause = words(&error);
-    Finding::bad(State::Unknown, subject, format!("{}: {cause}", right.refused(error)), next, see)
-}
-
-/// The API server's words, where it has answered.
-fn words(error: &RequestError) -> String {
-    match error {
-        RequestError::Api(kube::Error::Api(status)) => status.message.clone(),
-        other => other.to_string(),
-    }
 }
 
 /// The webhook configuration, as it stands; where there is none, the policies that inject instead.

@@ -9,7 +9,7 @@ use kube::{
 };
 use serde_json::Value;
 
-use super::{finding::Finding, install::unseen};
+use super::finding::{Finding, unseen};
 use crate::{
     controller::client::{RequestError, within},
     error::Error,

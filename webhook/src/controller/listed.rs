@@ -2,8 +2,10 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-pub(crate) use events::{Event, Events, METADATA_ALONE, Metadata, Object, Source, WatchError};
+pub(crate) use answer::Object;
+pub(crate) use events::{Event, Events, METADATA_ALONE, Metadata, Source, WatchError};
 
+mod answer;
 mod events;
 mod reads;
 

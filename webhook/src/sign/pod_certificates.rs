@@ -13,11 +13,8 @@ use std::{
 
 use etcd_tls_contract::{
     csr,
-    identity::{
-        AskedByKubelet, Denial, Entitlement, POD_CERTIFICATE_BACKDATE, SHORTEST_POD_CERTIFICATE, Verdict,
-        judge_for_kubelet,
-    },
-    life::Life,
+    identity::{AskedByKubelet, Denial, Entitlement, SHORTEST_POD_CERTIFICATE, Verdict, judge_for_kubelet},
+    life::{Life, POD_CERTIFICATE_BACKDATE},
     names::SignerName,
 };
 use kube::{

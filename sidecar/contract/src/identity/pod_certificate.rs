@@ -5,11 +5,10 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::{BoundPod, Denial, PodFacts, ServiceFacts, Verdict, denial, deny, grammar::entitlement_by_name, live};
 use crate::{
-    duration::format_duration, key::KeyAlgorithm, names::SignerName, policy::Policy, role::Role, settings::Settings,
+    duration::format_duration, key::KeyAlgorithm, life::POD_CERTIFICATE_BACKDATE, names::SignerName, policy::Policy,
+    role::Role, settings::Settings,
 };
 
-/// How far back notBefore is set: kube-apiserver takes a difference of less than five minutes to its own clock.
-pub const POD_CERTIFICATE_BACKDATE: Duration = Duration::from_secs(2 * 60);
 /// The shortest validity that kube-apiserver takes, from notBefore to notAfter.
 pub const SHORTEST_POD_CERTIFICATE: Duration = Duration::from_secs(60 * 60);
 /// The only key of `userAnnotations` that is known: the role, where the signer signs several of the pod's.

@@ -6,8 +6,8 @@ use std::time::Duration;
 use super::{Reload, Settings};
 use crate::{
     duration::format_duration,
-    identity::POD_CERTIFICATE_BACKDATE,
     key::{KeyAlgorithm, KeyRotation},
+    life::POD_CERTIFICATE_BACKDATE,
 };
 
 /// The shortest life: kube-apiserver takes no shorter certificate.

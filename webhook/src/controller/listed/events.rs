@@ -4,26 +4,19 @@
 //! streaming list where the API server has them (1.32 and later), else in pages. Of each object the wanted fields alone are
 //! kept ([`super::projection`]), however large it is. [`Listed`] folds the events into a collection.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    marker::PhantomData,
-    pin::Pin,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::VecDeque, marker::PhantomData, sync::Arc, time::Duration};
 
-use bytes::Bytes;
-use futures::{Stream, StreamExt};
+use futures::StreamExt;
 use http_body_util::BodyExt;
 use kube::{
     Client,
     api::{ListParams, WatchParams},
     core::{Request, Status},
 };
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::Deserialize;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::reads::{object, refusal};
+use super::answer::{BodyStream, Head, HeadMetadata, Object, object, refusal};
 use crate::controller::{
     client::{REQUEST_TIMEOUT, RequestError, WATCH_SECONDS, WatchBackoff},
     projection::{Fields, Kept, NotJson, Piece, Projection},
@@ -114,31 +107,6 @@ impl<T> Event<T> {
     }
 }
 
-/// An object of which no more than the wanted fields is read.
-pub(crate) trait Object: DeserializeOwned + Send + 'static {
-    /// The wanted fields exceed the source's limit: the object is incomplete.
-    fn cut(&mut self) {}
-}
-
-/// The fields common to every object, bookmark and error.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub(super) struct Head {
-    metadata: HeadMetadata,
-    code: u16,
-    pub(super) reason: String,
-    pub(super) message: String,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct HeadMetadata {
-    resource_version: Option<String>,
-    #[serde(rename = "continue")]
-    next: Option<String>,
-    annotations: Option<BTreeMap<String, String>>,
-}
-
 #[derive(Deserialize)]
 struct Frame<T> {
     #[serde(rename = "type")]
@@ -193,8 +161,6 @@ enum Mode {
     Page,
     Watch,
 }
-
-pub(super) type BodyStream = Pin<Box<dyn Stream<Item = Result<Bytes, kube::Error>> + Send>>;
 
 impl<T: Object> Events<T> {
     /// Of a source, from its first list.

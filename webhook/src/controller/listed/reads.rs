@@ -2,21 +2,18 @@
 
 use futures::StreamExt;
 use http_body_util::BodyExt;
-use kube::{
-    Client,
-    api::GetParams,
-    core::{Request, Status},
-};
+use kube::{Client, api::GetParams, core::Request};
 use tokio::time::timeout;
 
-use super::events::{BodyStream, Event, Events, Head, Object, Source, WatchError};
+use super::{
+    answer::{BodyStream, Object, object, refusal},
+    events::{Event, Events, Source, WatchError},
+};
 use crate::controller::{
     client::{REQUEST_TIMEOUT, RequestError},
-    projection::{Kept, Piece, Projection},
+    projection::{Piece, Projection},
 };
 
-/// Bytes of an error's body that are read.
-const MAX_STATUS: usize = 16 * 1024;
 impl Source {
     /// One of its objects as it is now; `None`: there is none.
     ///
@@ -64,25 +61,4 @@ impl Source {
             }
         }
     }
-}
-
-pub(super) fn object<T: Object>(kept: &Kept) -> Result<T, serde_json::Error> {
-    let mut object: T = serde_json::from_slice(&kept.json)?;
-    if kept.cut {
-        object.cut();
-    }
-    Ok(object)
-}
-
-/// The API server's reason for a refusal.
-pub(super) async fn refusal(code: u16, body: &mut BodyStream) -> RequestError {
-    let mut text = Vec::new();
-    while text.len() < MAX_STATUS
-        && let Ok(Some(Ok(chunk))) = timeout(REQUEST_TIMEOUT, body.next()).await
-    {
-        text.extend_from_slice(&chunk);
-    }
-    let said = serde_json::from_slice::<Head>(&text).unwrap_or_default();
-    let message = if said.message.is_empty() { format!("HTTP status {code}") } else { said.message };
-    RequestError::Api(kube::Error::Api(Status::failure(&message, &said.reason).with_code(code).boxed()))
 }

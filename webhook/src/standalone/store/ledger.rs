@@ -14,7 +14,6 @@ use etcd_tls_contract::{
 use jiff::Timestamp;
 use k8s_openapi::{ByteString, api::certificates::v1::CertificateSigningRequest};
 
-use super::journal::Entry;
 use crate::{
     sign::ledger::{Issued, Leaf, Revoked, host_holder},
     standalone::{error::ApiError, subject::host_of},
@@ -113,11 +112,9 @@ impl Ledger {
     ///
     /// # Errors
     /// It cannot be encoded.
-    pub(super) fn entries(&self) -> Result<Vec<Entry>, ApiError> {
-        let issued = self
-            .issued
-            .iter()
-            .map(|(domain, record)| Ok(Entry::Ledger(LedgerEntry::Issued(*domain, Box::new(record.clone())))));
+    pub(super) fn entries(&self) -> Result<Vec<LedgerEntry>, ApiError> {
+        let issued =
+            self.issued.iter().map(|(domain, record)| Ok(LedgerEntry::Issued(*domain, Box::new(record.clone()))));
         issued.chain(self.revoked.iter().map(|(domain, revoked)| entry(*domain, revoked))).collect()
     }
 }
@@ -136,10 +133,10 @@ pub(super) enum LedgerEntry {
 ///
 /// # Errors
 /// They cannot be encoded.
-pub(super) fn entry(domain: Domain, revoked: &Revoked) -> Result<Entry, ApiError> {
+pub(super) fn entry(domain: Domain, revoked: &Revoked) -> Result<LedgerEntry, ApiError> {
     let data = revoked.record().map_err(|error| ApiError::Internal(error.to_string()))?;
     let data = data.map(|(key, bytes)| (key.to_owned(), ByteString(bytes))).into_iter().collect();
-    Ok(Entry::Ledger(LedgerEntry::Revoked(domain, data)))
+    Ok(LedgerEntry::Revoked(domain, data))
 }
 
 #[cfg(test)]
@@ -192,10 +189,8 @@ mod tests {
         ledger.revise(Domain::Client, Arc::new(revoked));
         let mut again = Ledger::default();
         for entry in ledger.entries().unwrap() {
-            let mut line = Vec::new();
-            entry.line(&mut line);
-            let Entry::Ledger(entry) = serde_json::from_slice(&line).unwrap() else { panic!("another entry") };
-            again.replay(entry).unwrap();
+            let line = serde_json::to_vec(&entry).unwrap();
+            again.replay(serde_json::from_slice(&line).unwrap()).unwrap();
         }
         assert_eq!(again.issued(Domain::Peer).unwrap().peers(at(1000)).len(), 1);
         assert!(again.lists("1") && !again.lists("2") && !again.lists("3"));

@@ -220,7 +220,7 @@ impl Writer {
         }
         let mut lines = Vec::new();
         for (domain, revoked) in &new {
-            ledger::entry(*domain, revoked)?.line(&mut lines);
+            Entry::Ledger(ledger::entry(*domain, revoked)?).line(&mut lines);
         }
         self.write(&lines).map_err(|error| ApiError::InsufficientStorage(error.to_string()))?;
         {
@@ -277,7 +277,7 @@ impl Writer {
         Entry::Holders.line(&mut holds);
         self.index.holders().holdings().into_iter().for_each(|holding| Entry::Hold(holding).line(&mut holds));
         match self.index.ledger().entries() {
-            Ok(entries) => entries.iter().for_each(|entry| entry.line(&mut holds)),
+            Ok(entries) => entries.into_iter().for_each(|entry| Entry::Ledger(entry).line(&mut holds)),
             Err(error) => {
                 tracing::error!(%error, "the journal could not be written anew; the old one stays in force");
                 return;

@@ -1,6 +1,7 @@
 //! What kubelet may get for a pod.
 
 use super::*;
+use crate::life::POD_CERTIFICATE_BACKDATE;
 
 /// A request of kubelet, and all that it is judged by.
 struct Asks {
