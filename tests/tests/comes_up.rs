@@ -18,7 +18,7 @@ use etcd_tls_contract::{
     names,
     policy::Policy,
     role::Role,
-    settings::Settings,
+    settings::{Issuer, Settings},
 };
 use etcd_tls_webhook::{
     inject::{Options, inject},
@@ -100,6 +100,10 @@ impl Running {
         };
         let (labels, annotations) = (map("/metadata/labels"), map("/metadata/annotations"));
         let settings = Settings::parse(&annotations).expect("settings");
+        if settings.issuer == Issuer::PodCertificate {
+            // Names alone, in one file with the key: the tests of `pod_certificates` and `cluster` start it.
+            return None;
+        }
         let container = pod["spec"]["containers"].as_array()?.iter().find(|c| {
             let env = c["env"].as_array().into_iter().flatten();
             c["command"].is_array() && env.clone().any(|e| e["name"] == "ETCD_CERT_FILE")
