@@ -318,6 +318,22 @@ impl Fleet {
         self.server.state().requests.keys().filter(|name| name.starts_with(&prefix)).count()
     }
 
+    /// The requests of a pod for a role, each with when it was made, what was said of the loaded bundle, and its answer's length.
+    pub fn requests_of(&self, pod: &Pod, role: Role) -> Vec<String> {
+        let prefix = format!("etcd-tls-{}-{role}-", pod.uid);
+        let state = self.server.state();
+        let all = state.requests.iter().filter(|(name, _)| name.starts_with(&prefix));
+        all.map(|(name, csr)| {
+            let certificate =
+                csr.status.as_ref().and_then(|status| status.certificate.as_ref()).map_or(0, |c| c.0.len());
+            format!(
+                "{name} at {:?}: {:?}, {certificate} bytes",
+                csr.metadata.creation_timestamp, csr.metadata.annotations
+            )
+        })
+        .collect()
+    }
+
     /// The most requests of one pod for one role.
     pub fn most_asked(&self) -> usize {
         let all = self.pods().flat_map(|pod| Role::ALL.map(|role| self.asked(pod, role)));
