@@ -105,8 +105,7 @@ impl Args {
         if said.count == 0 {
             return Err(said.text().into());
         }
-        said.print()?;
-        let refused = if said.refused() { Err(PARTLY.into()) } else { Ok(()) };
+        let refused: Result<(), Error> = if said.refused() { Err(said.text().into()) } else { said.print() };
         if undo {
             return refused;
         }
@@ -134,9 +133,6 @@ impl Args {
         refused.and(followed)
     }
 }
-
-/// One authority did it, and another refused.
-const PARTLY: &str = "A part was refused: see above";
 
 /// The consequence of a revocation.
 const EFFECT: &str = "Members refuse new connections with it as soon as their sidecars have the list: within seconds where they \
