@@ -23,7 +23,8 @@ pub struct Fetched {
 }
 
 impl Fetched {
-    /// Writes bundles and lists to the directory. Invalid and unchanged ones are not written. A list that is missing changes
+    /// Writes bundles and lists to the directory. Invalid and unchanged ones are not written; one that is invalid holds none of the
+    /// others back. A list that is missing changes
     /// nothing: the one before stays.
     ///
     /// # Errors
@@ -44,19 +45,23 @@ impl Fetched {
             }
             replace(&path, 0o644, &mut bytes).map_err(|e| access(format!("{}: {e}", path.display())))
         };
-        for domain in self.domains.iter().filter(|_| self.bundles) {
-            let key = domain.trust_key();
+        let list = |key: &str| match lists.get(key) {
+            Some(list) => {
+                Crl::parse(&list.0).map_err(|e| access(format!("{key}: {e}")))?;
+                put(key, &list.0)
+            }
+            None => Ok(()),
+        };
+        let bundle = |key: &str| {
             let pem = data.get(key).ok_or_else(|| access(format!("has no {key}")))?;
             Bundle::parse(pem.as_bytes()).map_err(|e| access(format!("{key}: {e}")))?;
-            put(key, pem.as_bytes())?;
-        }
-        for key in self.domains.iter().filter_map(|domain| domain.crl_key()) {
-            if let Some(list) = lists.get(key) {
-                Crl::parse(&list.0).map_err(|e| access(format!("{key}: {e}")))?;
-                put(key, &list.0)?;
-            }
-        }
-        Ok(())
+            put(key, pem.as_bytes())
+        };
+        // What is good is written, whatever else is not: a list first, as it may name a thief.
+        let mut written: Vec<Result<(), ApiError>> =
+            self.domains.iter().filter_map(|domain| domain.crl_key()).map(list).collect();
+        written.extend(self.domains.iter().filter(|_| self.bundles).map(|domain| bundle(domain.trust_key())));
+        written.into_iter().collect()
     }
 
     /// The next step after an answer that waiting may never change.

@@ -254,12 +254,15 @@ impl Authorities {
     /// written soon, together with others.
     ///
     /// # Errors
-    /// An operator has revoked the certificates of its holder meanwhile, or the holder got as many as it may hold.
+    /// An operator has revoked the certificates of its holder or of its key meanwhile, or the holder got as many as it may hold.
     pub(super) async fn note_issued(&self, entry: &Entry, serial: &str, leaf: Leaf) -> Result<(), Unavailable> {
         let mut held = entry.held.lock().await;
         if let Held::Ready(ready) = &*held {
             if ready.stored.revoked.bars(&leaf.holder) {
                 return Err(barred(&entry.name));
+            }
+            if ready.stored.revoked.compromised(&leaf.key) {
+                return Err(compromised(&entry.name));
             }
             // Recorded by an attempt to answer, and revoked since: the next one is another certificate.
             if ready.stored.revoked.lists(serial) {

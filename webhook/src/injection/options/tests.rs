@@ -111,6 +111,15 @@ fn values_by_expansions_are_read_and_flags_by_them_are_refused() {
     }
 }
 
+/// A replacement can begin a flag of etcdctl, too.
+#[test]
+fn a_replacement_that_begins_a_flag_is_refused() {
+    for script in ["A=foo; etcd; etcdctl ${A/foo/--cert=x} get a", "A=foo; etcd; etcdctl ${A//foo/-cert=x} get a"] {
+        assert!(command(&["bash", "-c", script]).untold_client.is_some(), "{script}");
+    }
+    assert_eq!(command(&["bash", "-c", "A=a.b; etcd; etcdctl get ${A//./-}"]).untold_client, None);
+}
+
 /// Loops that count, brace sequences, and an entry point that puts the program in front.
 #[test]
 fn loops_that_count_and_entry_points_are_followed() {

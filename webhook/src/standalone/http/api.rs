@@ -121,9 +121,9 @@ impl Server {
             Route::Document(document) if *method == Method::GET => Ok(json_response(StatusCode::OK, &document)),
             Route::Trust { namespace, name } if *method == Method::GET || *method == Method::PATCH => {
                 let trust = Trust::of(self, &namespace, &name)?;
-                if *method == Method::PATCH && !flag(&query, "dryRun") {
-                    let kind = content_type(request);
-                    trust.patch(self, &user, &kind, &body(request, payload).await?).await?;
+                if *method == Method::PATCH {
+                    let (kind, dry) = (content_type(request), flag(&query, "dryRun"));
+                    trust.patch(self, &user, &kind, &body(request, payload).await?, dry).await?;
                 }
                 Ok(trust::answer(&trust.object(self, &user)))
             }

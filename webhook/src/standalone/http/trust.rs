@@ -89,7 +89,14 @@ impl Trust {
     ///
     /// # Errors
     /// The caller may not revoke, the patch says something else, or see [`Server::revoke`].
-    pub(super) async fn patch(&self, server: &Server, user: &User, kind: &str, body: &[u8]) -> Result<(), ApiError> {
+    pub(super) async fn patch(
+        &self,
+        server: &Server,
+        user: &User,
+        kind: &str,
+        body: &[u8],
+        dry: bool,
+    ) -> Result<(), ApiError> {
         if !server.may_revoke(user) {
             let groups = server.admin_groups.join(", ");
             return Err(ApiError::Forbidden(format!(
@@ -101,6 +108,9 @@ impl Trust {
             return Err(ApiError::UnsupportedMediaType("application/merge-patch+json"));
         }
         let requests = requests(body)?;
+        if dry {
+            return Ok(());
+        }
         tracing::info!(by = user.name, cluster = %self.cluster, requests = ?requests.values().map(ToString::to_string).collect::<Vec<_>>(), "revocation asked for");
         server.revoke(self.cluster.clone(), requests).await
     }

@@ -280,8 +280,11 @@ impl Shell<'_> {
         let kind = texts.iter().flatten().map(Text::kind).max().unwrap_or(Kind::Word);
         let cuts =
             if colon { operator.is_ascii_digit() || " $(".contains(operator) } else { "#%^,".contains(operator) };
-        let replaces =
-            !colon && operator == '/' && text.chars().all(|c| c.is_ascii_alphanumeric() || "./_-:,=%+#".contains(c));
+        // A replacement can begin a flag.
+        let flag =
+            text.trim_start_matches('/').split_once('/').is_some_and(|(_, new)| new.starts_with('-') && new != "-");
+        let plain = |c: char| c.is_ascii_alphanumeric() || "./_-:,=%+#".contains(c);
+        let replaces = !colon && operator == '/' && !flag && text.chars().all(plain);
         Ok(match kind {
             // A part of words is still words.
             Kind::Word | Kind::Words if cuts => kind,
