@@ -89,6 +89,17 @@ pub fn exit(error: &(dyn std::error::Error + 'static)) -> Exit {
     Exit::Failure
 }
 
+/// An error with its causes.
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use etcd_tls_telemetry::exit::Exit;
 use etcd_tls_webhook::{
     cli::{self, Cli},
-    error::exit,
+    error::{exit, with_causes},
     operator::plain_lines,
 };
 
@@ -24,12 +24,6 @@ fn main() -> ExitCode {
 /// Says the error and everything that caused it, safe for a terminal.
 #[allow(clippy::print_stderr)] // A command's error belongs on its standard error at every log level.
 fn report(name: &str, error: &(dyn std::error::Error + 'static)) {
-    let mut line = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        line = format!("{line}: {cause}");
-        source = cause.source();
-    }
     // The API server, a pod or an object of somebody else may have written parts of it.
-    eprintln!("{name}: {}", plain_lines(&line));
+    eprintln!("{name}: {}", plain_lines(&with_causes(error)));
 }

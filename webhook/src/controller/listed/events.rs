@@ -17,9 +17,12 @@ use serde::Deserialize;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::answer::{BodyStream, Head, HeadMetadata, Object, object, refusal};
-use crate::controller::{
-    client::{REQUEST_TIMEOUT, RequestError, WATCH_SECONDS, WatchBackoff},
-    projection::{Fields, Kept, NotJson, Piece, Projection},
+use crate::{
+    controller::{
+        client::{REQUEST_TIMEOUT, RequestError, WATCH_SECONDS, WatchBackoff},
+        projection::{Fields, Kept, NotJson, Piece, Projection},
+    },
+    error::with_causes,
 };
 
 /// Objects in one page of a list, where the API server has no streaming lists. Its answer is read piece by piece, so this
@@ -237,7 +240,7 @@ impl<T: Object> Events<T> {
                     let broke_off = !projection.is_between_values();
                     return self.ended(mode, broke_off);
                 };
-                let chunk = chunk.map_err(|error| WatchError::Connection(chain(&error)))?;
+                let chunk = chunk.map_err(|error| WatchError::Connection(with_causes(&error)))?;
                 let mut pieces = Vec::new();
                 projection.push(&chunk, |piece| pieces.push(piece))?;
                 for piece in pieces {
@@ -399,16 +402,6 @@ fn framed<T: Object>(kept: &Kept) -> Result<T, serde_json::Error> {
         object.cut();
     }
     Ok(object)
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }
 
 /// An object of which the metadata alone is wanted.
