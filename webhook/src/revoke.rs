@@ -23,6 +23,9 @@ use crate::rollover::Answer;
 /// The domains that have a revocation list. Metrics have their CA with the clients, or are not asked for their certificate.
 pub const DOMAINS: [Domain; 2] = [Domain::Peer, Domain::Client];
 
+/// The end of the signer's answer about certificates that are all in use.
+pub const NOT_YET: &str = "is not revoked yet";
+
 /// Pods in the report of a domain at most: an object's annotations hold 256 KiB.
 pub const MOST_IN_USE: usize = 100;
 

@@ -114,23 +114,16 @@ impl Args {
             return refused;
         }
         say(EFFECT)?;
-        let followed = if cut {
+        let mut results = vec![refused];
+        if cut {
             let lists = published(&look(&api, &name).await?);
             let numbers = lists.into_iter().map(|(domain, list)| (domain, list.number())).collect();
-            let cut = cut::cut(&client, &cluster, &numbers, timeout).await;
-            let enforced = enforced(&client, &cluster, &domains).await;
-            if let (Err(_), Err(members)) = (&cut, &enforced) {
-                say(&members.to_string())?;
-            }
-            cut.and(enforced)
+            results.push(cut::cut(&client, &cluster, &numbers, timeout).await);
         } else {
             say("Connections that exist stay until they end.")?;
-            enforced(&client, &cluster, &domains).await
-        };
-        if let (Err(_), Err(followed)) = (&refused, &followed) {
-            say(&followed.to_string())?;
         }
-        refused.and(followed)
+        results.push(enforced(&client, &cluster, &domains).await);
+        cut::first_of(results)
     }
 }
 

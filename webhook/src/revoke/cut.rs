@@ -103,7 +103,7 @@ fn not_known(unseen: &[String]) -> Option<NotSeen> {
 }
 
 /// The first error; the others are printed.
-fn first_of(results: Vec<Result<(), Error>>) -> Result<(), Error> {
+pub(super) fn first_of(results: Vec<Result<(), Error>>) -> Result<(), Error> {
     let mut errors = results.into_iter().filter_map(Result::err);
     let Some(first) = errors.next() else { return Ok(()) };
     for error in errors {
@@ -192,7 +192,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_known_is_no_success() {
+    fn an_unseen_member_is_no_success() {
         assert!(not_known(&[]).is_none());
         let unknown = not_known(&["etcd-1".to_owned()]).expect("not known");
         assert!(unknown.to_string().contains("pod etcd-1"));

@@ -80,9 +80,6 @@ pub(super) async fn look(api: &Api<ConfigMap>, name: &str) -> Result<ConfigMap, 
     })
 }
 
-/// The end of the answer about certificates that are all in use.
-const NOT_YET: &str = " is not revoked yet";
-
 /// The signer's answers to one request, or to several in sequence.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Said {
@@ -108,7 +105,7 @@ impl Said {
         self.count += next.count;
         self.refusals = next.refusals;
         // Now it is, or the next line says again that it is not.
-        self.lines.retain(|line| !line.ends_with(NOT_YET));
+        self.lines.retain(|line| !line.ends_with(super::NOT_YET));
         for line in next.lines {
             if !self.lines.contains(&line) {
                 self.lines.push(line);

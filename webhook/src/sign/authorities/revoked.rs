@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     ca::{authority::Authority, crl, issue::IssueError},
-    revoke::{Action, InUse, MOST_IN_USE, Report, Request, Selector},
+    revoke::{Action, InUse, MOST_IN_USE, NOT_YET, Report, Request, Selector},
     rollover::{Answer, LivePod, rfc3339},
     sign::cache::pods::{Voter, is_host},
 };
@@ -212,7 +212,7 @@ impl Revoked {
                 ), 0)
             }
             _ if named.is_empty() && !in_use.is_empty() && self.record.entries.len() + waiting <= MOST => {
-                (request.accepted(&format!("{what} is not revoked yet")), 0)
+                (request.accepted(&format!("{what} {NOT_YET}")), 0)
             }
             _ if named.is_empty() && in_use.is_empty() && !takes_bars_back => {
                 (request.accepted(&format!("there is no certificate of {what}{since}")), 0)
