@@ -115,7 +115,9 @@ async fn a_hosts_etcd_refuses_a_revoked_client_and_the_record_outlives_the_signe
         let headers = headers.each_ref().map(|(key, value)| (*key, value.as_str()));
         let patch =
             br#"{"metadata":{"annotations":{"etcd-tls.dev/revoke-client-request":"force 1 unspecified user:app"}}}"#;
-        assert_eq!(signer.try_ask("PATCH", TRUST, &headers, patch, None).expect("an answer").0, 403);
+        for path in [TRUST.to_owned(), format!("{TRUST}?dryRun=All")] {
+            assert_eq!(signer.try_ask("PATCH", &path, &headers, patch, None).expect("an answer").0, 403, "{path}");
+        }
     }
     let none = revoke(&otto, &["--list"]).expect("lists");
     assert_eq!(none.matches(", 0 revoked").count(), 2, "{none}");

@@ -147,7 +147,7 @@ impl Issued {
 
     /// When the first certificate of the holder of `new` ends, if it has `most` others that are valid when `new` is issued; `None`:
     /// it may get this one.
-    pub(super) fn full_until(&self, serial: &str, new: &Leaf, most: u16) -> Option<SystemTime> {
+    pub(crate) fn full_until(&self, serial: &str, new: &Leaf, most: u16) -> Option<SystemTime> {
         let held = || {
             let others = self.leaves.iter().filter(|(other, _)| *other != serial).map(|(_, leaf)| leaf);
             others.filter(|leaf| leaf.holder == new.holder && new.at < leaf.until)

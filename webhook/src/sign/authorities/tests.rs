@@ -1,25 +1,76 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use crate::rollover::Trigger;
+use etcd_tls_contract::{crl::Reason, key::KeyAlgorithm};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-/// A requester with no bundle yet can verify its certificate only by this statement, and asks once.
-#[tokio::test]
-async fn an_answer_states_the_bundle_of_its_own_authority_while_that_is_written() {
+use crate::{
+    revoke::{Action, Request, Selector},
+    rollover::Trigger,
+};
+
+/// With no API server.
+fn authorities(policy: &Arc<Policy>) -> Authorities {
     let config = kube::Config::new("http://127.0.0.1:9".parse().unwrap());
     let client = Client::try_from(config).unwrap();
     let tasks = crate::controller::tasks::Tasks::register(&mut prometheus_client::registry::Registry::default());
-    let policy = Arc::new(Policy::default());
     let authorities = Authorities::new(
         client.clone(),
         names::SYSTEM_NAMESPACE,
-        tokio::sync::watch::channel(Some(Arc::clone(&policy))).1,
+        tokio::sync::watch::channel(Some(Arc::clone(policy))).1,
         tokio::sync::watch::channel(None).1,
         Pods::spawn(&client, false, &tasks, None),
         issued::MOST,
         Arc::default(),
     );
     authorities.listed(&BTreeSet::new());
+    authorities
+}
+
+/// A revocation that came after the grant and before the certificate was recorded.
+#[tokio::test]
+async fn a_key_that_is_revoked_between_grant_and_record_gets_no_certificate() {
+    let now = SystemTime::now();
+    let policy = Arc::new(Policy::default());
+    let authorities = authorities(&policy);
+    let signer: SignerName = "client.etcd-tls.dev/prod.etcd".parse().unwrap();
+    let entry = authorities.entry(&policy.authority(&signer)).unwrap();
+    let end = now + Duration::from_secs(86_400);
+    let leaf = |key: &[u8]| Leaf::new("uid", "prod/app-0".to_owned(), "app", end, now).for_key(key);
+    let mut issued = issued::Issued::default();
+    issued.note("1", leaf(b"key"));
+    let known = revoked::Known {
+        issued: &issued,
+        namespace: "prod",
+        signs_lists: true,
+        live: &[],
+        voters: &[],
+        leaves_end: end,
+        authority_end: end,
+    };
+    let mut revoked = revoked::Revoked::default();
+    let request = Request {
+        action: Action::Add,
+        id: "1".to_owned(),
+        selector: Selector::Serial("1".to_owned()),
+        reason: Reason::KeyCompromise,
+        until: None,
+    };
+    revoked.take(&request, &known, now);
+    let ca = Authority::generate("ca", KeyAlgorithm::EcdsaP256, Duration::from_secs(86_400), now).unwrap();
+    let stored = Stored { revoked: Arc::new(revoked), ..Stored::new(ca) };
+    let secret = quota::SecretMetadata::of(ObjectMeta::default(), &signer).unwrap();
+    *entry.held.lock().await = Held::Ready(Box::new(Ready { stored, secret, type_: None }));
+    let refused = authorities.note_issued(&entry, "2", leaf(b"key")).await.unwrap_err();
+    assert!(matches!(&refused, Unavailable::Barred(message) if message.contains("compromised")), "{refused}");
+    authorities.note_issued(&entry, "3", leaf(b"another")).await.unwrap();
+}
+
+/// A requester with no bundle yet can verify its certificate only by this statement, and asks once.
+#[tokio::test]
+async fn an_answer_states_the_bundle_of_its_own_authority_while_that_is_written() {
+    let policy = Arc::new(Policy::default());
+    let authorities = authorities(&policy);
     let signer: SignerName = "peer.etcd-tls.dev/prod.etcd".parse().unwrap();
     let entry = authorities.entry(&policy.authority(&signer)).unwrap();
     let digest = "0123456789abcdef0123456789abcdef";

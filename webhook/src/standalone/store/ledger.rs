@@ -15,6 +15,7 @@ use jiff::Timestamp;
 use k8s_openapi::{ByteString, api::certificates::v1::CertificateSigningRequest};
 
 use crate::{
+    rollover::rfc3339,
     sign::ledger::{Issued, Leaf, Revoked, host_holder},
     standalone::{error::ApiError, subject::host_of},
 };
@@ -25,6 +26,9 @@ pub struct Ledger {
     issued: BTreeMap<Domain, Issued>,
     revoked: BTreeMap<Domain, Arc<Revoked>>,
 }
+
+/// Valid certificates of one host or user for one domain, at most.
+const MOST_OF_ONE: u16 = 256;
 
 /// A certificate for the record.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,6 +72,27 @@ impl Ledger {
         if now < recorded.until {
             self.issued.entry(recorded.domain).or_default().note(&recorded.serial, recorded.leaf.clone());
         }
+    }
+
+    /// Refuses a certificate that revocations would not reach.
+    ///
+    /// # Errors
+    /// Its key is revoked as compromised, or its holder has [`MOST_OF_ONE`] valid ones: more would push the holder's own out of the
+    /// record, and `--user` would not find them.
+    pub(super) fn admit(&self, name: &str, new: &Recorded) -> Result<(), ApiError> {
+        if self.revoked.values().any(|revoked| revoked.compromised(&new.leaf.key)) {
+            let message = "an operator has revoked this key as compromised; make another one".to_owned();
+            return Err(ApiError::Conflict { name: name.to_owned(), message });
+        }
+        let full = self.issued.get(&new.domain).and_then(|of| of.full_until(&new.serial, &new.leaf, MOST_OF_ONE));
+        full.map_or(Ok(()), |until| {
+            let message = format!(
+                "{:?} has {MOST_OF_ONE} valid certificates, as many as a host or user may hold; the first of them ends at {}",
+                new.leaf.user,
+                rfc3339::text(until)
+            );
+            Err(ApiError::TooManyRequests { message, retry_after_seconds: 60 })
+        })
     }
 
     /// The valid certificates of a domain.
@@ -161,6 +186,50 @@ mod tests {
     fn recorded(serial: &str, domain: Domain, user: &str, until: u64) -> Recorded {
         let leaf = Leaf::new(&host_holder(user), String::new(), user, at(until), at(1000));
         Recorded { domain, serial: serial.to_owned(), leaf: leaf.of_cluster("a/b".to_owned()), until: at(until) }
+    }
+
+    #[test]
+    fn certificates_beyond_the_reach_of_revocations_are_refused() {
+        let mut ledger = Ledger::default();
+        for serial in 0..MOST_OF_ONE {
+            let new = recorded(&serial.to_string(), Domain::Client, "app", 5000 + u64::from(serial));
+            ledger.admit("x", &new).unwrap();
+            ledger.note(&new, at(1000));
+        }
+        let more = recorded("more", Domain::Client, "app", 6000);
+        let full = ledger.admit("x", &more).unwrap_err();
+        assert!(matches!(&full, ApiError::TooManyRequests { message, .. } if message.contains("256 valid")), "{full}");
+        ledger.admit("x", &recorded("1", Domain::Client, "app", 6000)).unwrap();
+        ledger.admit("x", &recorded("more", Domain::Client, "other", 6000)).unwrap();
+        ledger.admit("x", &recorded("more", Domain::Peer, "app", 6000)).unwrap();
+
+        // A revocation that came between the judgement of a request and its answer.
+        let of_key = |serial: &str, key: &[u8]| {
+            let new = recorded(serial, Domain::Client, "thief", 5000);
+            Recorded { leaf: new.leaf.for_key(key), ..new }
+        };
+        ledger.note(&of_key("stolen", b"key"), at(1000));
+        let known = Known {
+            issued: ledger.issued(Domain::Client).unwrap(),
+            namespace: "a",
+            signs_lists: true,
+            live: &[],
+            voters: &[],
+            leaves_end: at(9000),
+            authority_end: at(9000),
+        };
+        let selector = Selector::Serial("stolen".to_owned());
+        let reason = Reason::KeyCompromise;
+        let mut revoked = Revoked::default();
+        revoked.take(
+            &Request { action: Action::Add, id: "1".to_owned(), selector, reason, until: None },
+            &known,
+            at(1000),
+        );
+        ledger.revise(Domain::Client, Arc::new(revoked));
+        let again = ledger.admit("x", &of_key("again", b"key")).unwrap_err();
+        assert!(matches!(&again, ApiError::Conflict { message, .. } if message.contains("compromised")), "{again}");
+        ledger.admit("x", &of_key("again", b"another")).unwrap();
     }
 
     #[test]

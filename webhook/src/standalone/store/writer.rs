@@ -150,6 +150,12 @@ impl Writer {
                 let request = Arc::new(Stored::new(&csr));
                 let name = request.name().to_owned();
                 let before = self.index.get(&name).cloned();
+                if let Some(new) =
+                    request.recorded().filter(|new| before.as_ref().and_then(|b| b.recorded()) != Some(*new))
+                    && let Err(error) = self.index.ledger().admit(&name, new)
+                {
+                    return Err((error, reply));
+                }
                 let kind = if before.is_some() { Kind::Modified } else { Kind::Added };
                 (name, Some(Arc::clone(&request)), before, Event { kind, request, revision })
             }
