@@ -274,6 +274,13 @@ async fn leaders_that_die_in_a_cold_start_cost_no_certificate_and_no_second_ca()
     assert_eq!(truths.refused.len(), 0, "{:?}", truths.refused);
 }
 
+async fn asks_for_both(lab: &Lab, pod: &Pod) {
+    let client = lab.requester(pod).await;
+    for role in [Role::Peer, Role::Server] {
+        lab::Asking::of(pod, role).create_when_allowed(&client).await;
+    }
+}
+
 /// Pods of a namespace that has asked for two certificates each, when three others ask for one.
 const CROWD: u16 = 90;
 const BACKLOG: usize = 2 * CROWD as usize;
@@ -303,10 +310,7 @@ async fn who_asks_for_one_certificate_does_not_wait_for_the_backlog_of_another_n
         .for_each_concurrent(AT_ONCE, |n| async move {
             let ip = Ipv4Addr::new(10, 2, 0, u8::try_from(n + 1).expect("few")).to_string();
             let pod = member(lab, &namespace(0), &format!("crowd-{n}"), Some(&ip)).await;
-            let client = lab.requester(&pod).await;
-            for role in [Role::Peer, Role::Server] {
-                lab::Asking::of(&pod, role).create_when_allowed(&client).await;
-            }
+            asks_for_both(lab, &pod).await;
         })
         .await;
     let asked: Vec<_> = others.iter().map(|(client, pod)| (client, lab::Asking::of(pod, Role::Server))).collect();
@@ -329,10 +333,7 @@ async fn who_asks_for_one_certificate_does_not_wait_for_the_backlog_of_another_n
         .for_each_concurrent(AT_ONCE, |n| async move {
             let pods: Api<Pod> = Api::namespaced(lab.api.client.clone(), &namespace(0));
             let pod = pods.get(&format!("crowd-{n}")).await.expect("a pod");
-            let client = lab.requester(&pod).await;
-            for role in [Role::Peer, Role::Server] {
-                lab::Asking::of(&pod, role).create_when_allowed(&client).await;
-            }
+            asks_for_both(lab, &pod).await;
         })
         .await;
     let asked: Vec<_> = others.iter().map(|(client, pod)| (client, lab::Asking::of(pod, Role::Server))).collect();

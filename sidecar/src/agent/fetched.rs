@@ -7,7 +7,7 @@ use tokio::time::sleep;
 
 use crate::{
     issuance::schedule,
-    kube::{ApiError, http::Kube, kubeconfig::HostCredentials},
+    kube::{ApiError, http::Kube, kubeconfig::HostCredentials, objects::ConfigMap},
     os::replace::replace,
 };
 
@@ -24,19 +24,26 @@ pub struct Fetched {
 
 impl Fetched {
     /// Writes bundles and lists to the directory. Invalid and unchanged ones are not written; one that is invalid holds none of the
-    /// others back. A list that is missing changes
-    /// nothing: the one before stays.
+    /// others back. A list that is missing changes nothing: the one before stays.
     ///
     /// # Errors
     /// The ConfigMap cannot be read or lacks a bundle, or the directory cannot be written.
     pub async fn fetch(&self, credentials: &HostCredentials) -> Result<(), ApiError> {
-        let access =
-            |message: String| ApiError::Access(format!("ConfigMap {}/{}: {message}", self.namespace, self.config_map));
+        let access = |message: String| self.error(&message);
         let asked = Kube::new(credentials.clone()).config_map(&self.namespace, &self.config_map).await;
         let object = asked.map_err(|error| match (error.code(), self.cure(error.code())) {
             (Some(_), Some(cure)) => access(format!("{error}; {cure}")),
             _ => error,
         })?;
+        self.write(object)
+    }
+
+    fn error(&self, message: &str) -> ApiError {
+        ApiError::Access(format!("ConfigMap {}/{}: {message}", self.namespace, self.config_map))
+    }
+
+    fn write(&self, object: ConfigMap) -> Result<(), ApiError> {
+        let access = |message: String| self.error(&message);
         let (data, lists) = (object.data.unwrap_or_default(), object.binary_data.unwrap_or_default());
         let put = |key: &str, mut bytes: &[u8]| {
             let path = self.dir.join(key);
@@ -119,5 +126,46 @@ impl Fetched {
             };
             sleep(pause).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use base64::{Engine as _, engine::general_purpose::STANDARD};
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::testing::Authority;
+
+    /// A thief's certificate is refused although a bundle beside its list is damaged.
+    #[test]
+    fn a_damaged_file_holds_no_other_back() {
+        let authority = Authority::named("ours");
+        let (pem, list) = (authority.bundle().to_pem(), authority.list(1, &["4f0a"]));
+        let dir = std::env::temp_dir().join(format!("etcd-tls-fetched-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let fetched = Fetched {
+            namespace: "a".to_owned(),
+            config_map: "b".to_owned(),
+            domains: [Domain::Peer, Domain::Client].into(),
+            dir: dir.clone(),
+            bundles: true,
+        };
+        let object =
+            |data: Value, lists: Value| serde_json::from_value(json!({"data": data, "binaryData": lists})).unwrap();
+        let good = STANDARD.encode(&list);
+        let damaged = object(json!({"client.crt": pem}), json!({"peer.crl": "AAAA", "client.crl": good}));
+        let error = fetched.write(damaged).unwrap_err().to_string();
+        assert!(error.contains("ConfigMap a/b: peer.crl"), "{error}");
+        assert_eq!(fs::read(dir.join("client.crl")).unwrap(), list);
+        assert_eq!(fs::read_to_string(dir.join("client.crt")).unwrap(), pem);
+        assert!(!dir.join("peer.crl").exists() && !dir.join("peer.crt").exists());
+        // What is missing changes nothing.
+        let without = object(json!({"client.crt": pem, "peer.crt": pem}), json!({}));
+        fetched.write(without).unwrap();
+        assert_eq!(fs::read(dir.join("client.crl")).unwrap(), list);
+        fs::remove_dir_all(dir).unwrap();
     }
 }

@@ -301,14 +301,16 @@ mod tests {
         assert_eq!(newest(&pushed, "0"), "0");
     }
 
+    fn send_version(pushed: &Pushed, version: &str, text: &str) {
+        let object = json!({"metadata": {"uid": "a", "resourceVersion": version}, "data": {"peer.crt": text}});
+        pushed.take(serde_json::from_value(object).unwrap());
+    }
+
     /// A datastore that was restored counts versions from an earlier one on.
     #[test]
     fn after_a_lasting_failure_an_earlier_version_counts() {
         let pushed = Pushed::default();
-        let state = |version: &str, text: &str| {
-            let object = json!({"metadata": {"uid": "a", "resourceVersion": version}, "data": {"peer.crt": text}});
-            pushed.take(serde_json::from_value(object).unwrap());
-        };
+        let state = |version: &str, text: &str| send_version(&pushed, version, text);
         state("10", "2");
         pushed.forget();
         state("7", "3");
@@ -319,10 +321,7 @@ mod tests {
     #[test]
     fn an_earlier_version_of_two_watches_counts() {
         let pushed = Pushed::default();
-        let state = |version: &str, text: &str| {
-            let object = json!({"metadata": {"uid": "a", "resourceVersion": version}, "data": {"peer.crt": text}});
-            pushed.take(serde_json::from_value(object).unwrap());
-        };
+        let state = |version: &str, text: &str| send_version(&pushed, version, text);
         pushed.begin();
         state("10", "2");
         pushed.begin();

@@ -208,8 +208,7 @@ impl Shell<'_> {
         }
         let colon = self.eat(":");
         let operator = self.peek().unwrap_or_default();
-        let named = programs::is_name(&name) || name.parse::<usize>().is_ok_and(|n| n > 0);
-        if !named || !"-=+?".contains(operator) {
+        if !is_parameter(&name) || !"-=+?".contains(operator) {
             let text = self.raw('{', '}')?;
             let kind = self.part(&name, colon, &text, quoted || !word.splits)?;
             let text = format!("${{{name}{}{text}}}", if colon { ":" } else { "" });
@@ -264,11 +263,10 @@ impl Shell<'_> {
     /// How much `${name…}` is, with the `text` of an operator that cuts, replaces or selects; `one`: it stays one word.
     fn part(&mut self, name: &str, colon: bool, text: &str, one: bool) -> Followed<Kind> {
         let operator = text.chars().next().unwrap_or_default();
-        let named = programs::is_name(name) || name.parse::<usize>().is_ok_and(|n| n > 0);
         if name == "#" {
             return Ok(Kind::Word);
         }
-        if !named || text.contains('@') || (operator == '[' && text.contains('$')) {
+        if !is_parameter(name) || text.contains('@') || (operator == '[' && text.contains('$')) {
             return Ok(Kind::Many);
         }
         let texts = if operator == '[' { vec![Some(Text::hole("", Kind::Any))] } else { self.scalar(name)? };
@@ -383,6 +381,11 @@ impl Shell<'_> {
         }
         Ok(())
     }
+}
+
+/// Whether a name is a variable's, or the number of an argument.
+fn is_parameter(name: &str) -> bool {
+    programs::is_name(name) || name.parse::<usize>().is_ok_and(|n| n > 0)
 }
 
 /// Parts a text at its white space, as a shell does with an expansion outside quotes.
