@@ -11,6 +11,8 @@ use std::{
     time::Duration,
 };
 
+use etcd_tls_sidecar::etcd::Client;
+
 use crate::{
     etcd_client::EtcdClient,
     eventually, ports,
@@ -102,6 +104,23 @@ pub struct EtcdCluster {
     /// The members.
     pub members: Vec<Member>,
     directory: TempDir,
+}
+
+/// Which of the members with these metrics URLs leads.
+///
+/// # Panics
+/// None does within a minute.
+pub async fn leader(urls: &[String]) -> usize {
+    eventually("a leader", Duration::from_secs(60), || async {
+        for (i, url) in urls.iter().enumerate() {
+            let url = url.parse().expect("a URL");
+            if Client::plain().metrics(&url).await.is_ok_and(|metrics| metrics.leader) {
+                return Ok(i);
+            }
+        }
+        Err("none")
+    })
+    .await
 }
 
 impl EtcdCluster {

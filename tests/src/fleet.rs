@@ -15,7 +15,6 @@ use etcd_tls_contract::{
     names,
     role::{Domain, Role},
 };
-use etcd_tls_sidecar::etcd::Client;
 use etcd_tls_webhook::ca::authority::Authority;
 
 use crate::{
@@ -295,16 +294,7 @@ impl Fleet {
     /// Which member leads.
     pub async fn leader(&self) -> usize {
         let urls: Vec<_> = self.supervisor.with(|c| c.members.iter().map(Member::metrics_url).collect());
-        eventually("a leader", LIMIT, || async {
-            for (i, url) in urls.iter().enumerate() {
-                let url = url.parse().expect("a URL");
-                if Client::plain().metrics(&url).await.is_ok_and(|metrics| metrics.leader) {
-                    return Ok(i);
-                }
-            }
-            Err("none")
-        })
-        .await
+        crate::etcd::leader(&urls).await
     }
 
     /// Everybody who has a sidecar.

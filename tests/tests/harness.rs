@@ -7,7 +7,7 @@ use kube::{Api, api::PostParams};
 use serde_json::json;
 use tests::{
     apiserver::ApiServer,
-    etcd::{EtcdCluster, MemberTls},
+    etcd::{self, EtcdCluster, MemberTls},
     etcd_client::EtcdClient,
     pki::{Ca, LeafOptions},
     process::binary,
@@ -56,11 +56,15 @@ async fn three_members_serve_over_tls() {
 
     let workload = Workload::start(workload::Options::new(urls.clone(), &client_files));
     tokio::time::sleep(Duration::from_millis(500)).await;
-    cluster.members[0].stop().await;
-    assert!(!cluster.members[0].is_healthy().await);
-    client.put(&urls[1], "a", "4").await.expect("two of three are a quorum");
-    cluster.members[0].spawn();
-    cluster.members[0].healthy(Duration::from_secs(60)).await;
+    // One that does not lead: writes may end with their leader.
+    let metrics: Vec<_> = cluster.members.iter().map(|member| member.metrics_url()).collect();
+    let leads = etcd::leader(&metrics).await;
+    let stopped = (leads + 1) % urls.len();
+    cluster.members[stopped].stop().await;
+    assert!(!cluster.members[stopped].is_healthy().await);
+    client.put(&urls[leads], "a", "4").await.expect("two of three are a quorum");
+    cluster.members[stopped].spawn();
+    cluster.members[stopped].healthy(Duration::from_secs(60)).await;
     let report = workload.stop().await.expect("an account");
     assert!(report.writes > 0 && report.connections > 0, "{report}");
     assert!(report.failed == 0 && report.lost.is_empty() && report.unseen.is_empty(), "{report}");
