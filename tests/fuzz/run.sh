@@ -3,6 +3,7 @@
 #
 # Only the workspace's own crates are built for coverage; the dependencies are those of `make test`, so a stable toolchain does.
 # FUZZ_PROFILE=release takes longer to build and runs more often. New inputs go to $FUZZ_WORK, not to the corpora here.
+# FUZZ_SEED repeats a run: the same inputs in the same order. Without it each run has others.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 seconds=${1:?usage: run.sh SECONDS [target...]}; shift
@@ -31,7 +32,7 @@ for name in "$@"; do
   mkdir -p "$work/$name"
   echo "== fuzz $name, $seconds s"
   # A run of 10 s is a hang; 512 MiB are the bound on memory.
-  if ! ETCD_TLS_FUZZ_TARGET=$name "$target/$folder/fuzz" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=512 \
+  if ! ETCD_TLS_FUZZ_TARGET=$name "$target/$folder/fuzz" -max_total_time="$seconds" -seed="${FUZZ_SEED:-0}" -timeout=10 -rss_limit_mb=512 \
     -max_len=65536 -print_final_stats=1 -verbosity=0 -artifact_prefix="$work/$name-" "$work/$name" "$here/$name" \
     > "$work/$name.log" 2>&1; then
     tail -30 "$work/$name.log"; status=1

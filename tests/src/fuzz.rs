@@ -66,7 +66,9 @@ fn review(bytes: &[u8]) {
     assert_eq!(response["allowed"] == true, answer.verdict != Verdict::Refuse, "{body}");
     let warnings = response["warnings"].as_array().into_iter().flatten();
     for warning in warnings.filter_map(Value::as_str) {
-        assert!(warning.len() <= 256, "a warning of {} bytes: {warning}", warning.len());
+        // The API server's bound on a warning is in characters.
+        let length = warning.chars().count();
+        assert!(length <= 256, "a warning of {length} characters: {warning}");
     }
     let Some(encoded) = response["patch"].as_str() else { return };
     let operations = STANDARD.decode(encoded).expect("base64");
