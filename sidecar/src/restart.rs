@@ -2,10 +2,10 @@
 //! lock, and only while every other member is healthy and quorum stands without this one.
 //!
 //! ```text
-//! cluster    what is on disk, what etcd's ports show, how every member is      (observe)
-//! decision   must etcd be restarted? may it be, now?                           (pure)
+//! observe    what is on disk, what etcd's ports show, how every member is
+//! decide     must etcd be restarted? may it be, now?                           (pure)
 //! act        lock, check again, hand leadership over, end etcd, wait for it
-//! cut        an operator's request to end all connections      (pure)
+//! cut        an operator's request to end all connections                      (pure)
 //! gate       the liveness probe that kubelet acts on, for `reload: probe`
 //! options    the arguments, and the restart method that follows from them     (pure)
 //! locks      which locks a restart holds, etcd's, the Lease or both

@@ -17,7 +17,7 @@ use crate::{
 
 const SUBJECT: &str = "injection policies";
 const SEE: &str = "docs/check.md#without-the-webhook";
-const APPLY: &str = "etcd-tls-webhook inject --policy | kubectl apply -f -";
+const APPLY: &str = "kubectl apply -k OVERLAY   # yours, with the component without-webhook";
 
 /// Kind, resource with its group, and name of each object.
 fn objects() -> Vec<(&'static str, &'static str, String)> {
