@@ -147,6 +147,15 @@ async fn a_lost_ca_is_restored_from_the_backup_or_begun_anew() {
     let pod = injected(&lab, "elsewhere").await;
     let (_, moved) = issue(&lab, &pod, Role::Peer, None).await;
     assert_eq!(issuer(&moved), issuer(&first));
+
+    // The cluster of the backup is gone; another one that adopted its CAs is not.
+    lab.api.delete_pod(namespace, "etcd-0").await;
+    signer::delete_namespace(&lab, namespace).await;
+    let third = elsewhere.replace("elsewhere/etcd", "third/etcd");
+    lab.api.namespace("third", &[(names::LABEL, names::DYNAMIC)]).await;
+    let said = shell(&lab.api, dir.path(), &third).expect_err("two clusters of one CA");
+    assert!(said.contains("elsewhere/etcd still exists") && said.contains("--share"), "{said}");
+    assert_eq!(cas(&lab, "third").await, [""; 0]);
 }
 
 /// Names of the objects outside namespaces that have to do with etcd-tls.

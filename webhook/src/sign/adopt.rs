@@ -1,26 +1,32 @@
 //! `etcd-tls-webhook adopt <namespace>/<cluster>`: gives a cluster the CAs of a backup, where its namespace was made again under
-//! another uid, in this Kubernetes cluster or in another one. It runs with the caller's kubeconfig, and needs `get` of the
-//! namespaces of both names, and `get` and `create` of Secrets in the system namespace.
+//! another uid, in this Kubernetes cluster or in another one. It runs with the caller's kubeconfig, and needs `get` of
+//! namespaces, and `get`, `list` and `create` of Secrets in the system namespace.
 
 mod backup;
 
-use std::{fs, io, io::Read as _, path::PathBuf, time::SystemTime};
+use std::{collections::BTreeMap, fs, io, io::Read as _, path::PathBuf, time::SystemTime};
 
-use etcd_tls_contract::{
-    names::{self, ClusterName, SignerName},
-    role::Domain,
-};
+use etcd_tls_contract::names::{self, ClusterName, SignerName};
 use k8s_openapi::api::core::v1::{Namespace, Secret};
-use kube::{Api, Client, api::PostParams};
+use kube::{
+    Api, Client,
+    api::{ListParams, PostParams},
+};
 
 use self::backup::{Found, choose};
-use super::authorities::state::{self, Stored, secret_name};
+use super::{
+    authorities::state::{self, Stored, secret_name},
+    marks::{CA_LABEL, SIGNER_ANNOTATION, UID_ANNOTATION},
+};
 use crate::{
     controller::client::within,
     error::{Error, with_causes},
     operator::{Cluster, Refused, Right, say},
     rollover::rfc3339,
 };
+
+/// How many Secrets are read at a time: one may have a MiB.
+const PAGE: u32 = 20;
 
 /// Gives a cluster the certificate authorities of a backup: its namespace was made again, here or elsewhere.
 #[derive(clap::Args, Debug)]
@@ -36,7 +42,7 @@ pub struct Args {
     /// The uid of the namespace then, where the backup holds authorities of several namespaces of that name.
     #[arg(long, value_name = "UID")]
     from_uid: Option<String>,
-    /// Adopt them even if the cluster of the backup still exists with them: members and clients of both clusters then trust each other.
+    /// Adopt them even if another cluster exists that trusts them: members and clients of both clusters then trust each other.
     #[arg(long)]
     share: bool,
     #[command(flatten)]
@@ -89,28 +95,28 @@ pub enum AdoptError {
         /// The namespace's uid.
         uid: String,
     },
-    /// The source is in use.
+    /// A cluster that exists has one of the CAs.
     #[error(
         "{from} still exists and trusts a CA of the backup: with it, members and clients of {from} and of {cluster} trust each \
          other. Delete namespace {} first, or accept this with --share",
         .from.namespace
     )]
     Alive {
-        /// The cluster of the backup.
+        /// The cluster that has it.
         from: ClusterName,
         /// The cluster that adopts.
         cluster: ClusterName,
     },
-    /// The source may be in use.
+    /// A cluster that exists may have one of the CAs.
     #[error(
-        "{from} still exists, and nobody can tell whether it trusts a CA of the backup: Secret {secret} in {} is unusable ({reason}); \
+        "{from} exists, and nobody can tell whether it trusts a CA of the backup: Secret {secret} in {} is unusable ({reason}); \
          nothing was changed. Restore that Secret or delete namespace {}, and adopt again, or accept with --share that members and \
          clients of both clusters may trust each other",
         names::SYSTEM_NAMESPACE,
         .from.namespace
     )]
     Unclear {
-        /// The cluster of the backup.
+        /// The cluster.
         from: ClusterName,
         /// Its Secret.
         secret: String,
@@ -184,8 +190,8 @@ impl Args {
             .await?
             .ok_or_else(|| AdoptError::NoNamespace(cluster.namespace.clone()))?;
         let secrets: Api<Secret> = Api::namespaced(client.clone(), names::SYSTEM_NAMESPACE);
-        if from != cluster && !share {
-            not_in_use(&client, &secrets, (&from, &cluster), &found, now).await?;
+        if !share {
+            not_in_use(&client, &secrets, (&uid, &cluster), &found, now).await?;
         }
         let mut refused = Vec::new();
         for (found, stored) in found {
@@ -257,34 +263,57 @@ async fn uid(client: &Client, namespace: &str) -> Result<Option<String>, Error> 
     Ok(namespace.and_then(|namespace| namespace.metadata.uid))
 }
 
-/// Refuses where `from` exists and trusts one of the CAs that were found, or may trust one.
+/// Refuses where another cluster that exists trusts one of the CAs that were found, or may trust one: a backup may have been given to
+/// several.
 async fn not_in_use(
     client: &Client,
     secrets: &Api<Secret>,
-    (from, cluster): (&ClusterName, &ClusterName),
+    (namespace_uid, cluster): (&str, &ClusterName),
     found: &[(Found, Stored)],
     now: SystemTime,
 ) -> Result<(), Error> {
-    let Some(uid) = uid(client, &from.namespace).await? else { return Ok(()) };
-    // Each CA of the backup against each authority of the source: a CA may have been given to several.
-    for domain in Domain::ALL {
-        let secret = secret_name(&uid, &from.signer(domain));
-        let there = within(secrets.get_opt(&secret))
+    let mut uids = BTreeMap::new();
+    let mut params = ListParams::default().labels(&format!("{}={}", CA_LABEL.0, CA_LABEL.1)).limit(PAGE);
+    loop {
+        let page = within(secrets.list(&params))
             .await
-            .map_err(|error| Right::new("get", "secrets", Some(names::SYSTEM_NAMESPACE)).refused(error))?;
-        let Some(there) = there else { continue };
-        match Stored::read(&there.data.unwrap_or_default(), now) {
-            Ok(there) if found.iter().any(|(_, stored)| share_a_ca(stored, &there)) => {
-                return Err(AdoptError::Alive { from: from.clone(), cluster: cluster.clone() }.into());
+            .map_err(|error| Right::new("list", "secrets", Some(names::SYSTEM_NAMESPACE)).refused(error))?;
+        for secret in page.items {
+            let Some((of, uid_then)) = owner(&secret) else { continue };
+            if of == *cluster && uid_then == namespace_uid {
+                continue;
             }
-            Ok(_) => {}
-            Err(error) => {
-                let reason = error.to_string();
-                return Err(AdoptError::Unclear { from: from.clone(), secret, reason }.into());
+            let uid_now = match uids.get(&of.namespace) {
+                Some(uid) => uid,
+                None => uids.entry(of.namespace.clone()).or_insert(uid(client, &of.namespace).await?),
+            };
+            if uid_now.as_deref() != Some(uid_then.as_str()) {
+                continue;
+            }
+            match Stored::read(&secret.data.unwrap_or_default(), now) {
+                Ok(there) if found.iter().any(|(_, stored)| share_a_ca(stored, &there)) => {
+                    return Err(AdoptError::Alive { from: of, cluster: cluster.clone() }.into());
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    let (secret, reason) = (secret.metadata.name.unwrap_or_default(), error.to_string());
+                    return Err(AdoptError::Unclear { from: of, secret, reason }.into());
+                }
             }
         }
+        match page.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => params = params.continue_token(&token),
+            None => return Ok(()),
+        }
     }
-    Ok(())
+}
+
+/// The cluster of an authority's Secret, and the uid of its namespace.
+fn owner(secret: &Secret) -> Option<(ClusterName, String)> {
+    let annotations = secret.metadata.annotations.as_ref()?;
+    let signer: SignerName = annotations.get(SIGNER_ANNOTATION)?.parse().ok()?;
+    let cluster = ClusterName { namespace: signer.namespace, name: signer.cluster };
+    Some((cluster, annotations.get(UID_ANNOTATION)?.clone()))
 }
 
 /// Whether the two trust a CA together, or sign with one key, in whatever phase of a rollover each of them is.
