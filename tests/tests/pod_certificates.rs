@@ -14,7 +14,10 @@ use etcd_tls_contract::{
     certificate::Chain,
     names::{self, SYSTEM_NAMESPACE},
 };
-use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, Secret, Service, ServiceAccount};
+use k8s_openapi::api::{
+    core::v1::{ConfigMap, Node, Pod, Secret, Service, ServiceAccount},
+    events::v1::Event,
+};
 use kube::{
     Api, Client, ResourceExt,
     api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams, PostParams},
@@ -64,8 +67,12 @@ fn controller(api: &ApiServer, name: &str, token: &str, arguments: &[&str]) -> P
 }
 
 async fn sign(api: &ApiServer) -> Process {
+    sign_with(api, &[]).await
+}
+
+async fn sign_with(api: &ApiServer, arguments: &[&str]) -> Process {
     let token = api.token(SYSTEM_NAMESPACE, "etcd-tls-sign", None).await;
-    controller(api, "sign", &token, &["--pod-certificates"])
+    controller(api, "sign", &token, &[&["--pod-certificates"], arguments].concat())
 }
 
 /// A client with the certificate of a user of the API server.
@@ -265,6 +272,30 @@ async fn a_pod_certificate_is_the_live_pods_and_only_its_kubelet_asks() {
     })
     .await;
     assert!(!lab.sign.log().contains("PRIVATE KEY"));
+
+    waits_where_there_are_too_many(&mut lab, &pod).await;
+}
+
+/// A request waits, and an Event on the pod says what for, until the pod may hold more certificates.
+async fn waits_where_there_are_too_many(lab: &mut Lab, pod: &Pod) {
+    lab.sign.kill();
+    lab.sign = sign_with(&lab.api, &["--certificates-per-pod=1"]).await;
+    let request = lab.request(pod, &signer("peer"), |_| {}).await;
+    lab.ask(&request).await;
+    eventually("an Event on the pod", LIMIT, || async {
+        let events: Api<Event> = Api::namespaced(lab.api.client.clone(), NAMESPACE);
+        let all = events.list(&ListParams::default()).await.map_err(|e| e.to_string())?.items;
+        let of = |e: &Event| e.regarding.as_ref().and_then(|r| r.name.as_deref()) == Some("etcd-0");
+        let notes: Vec<_> = all.into_iter().filter(of).filter_map(|e| Some((e.reason?, e.note?))).collect();
+        let says =
+            |(reason, note): &(String, String)| reason == "CertificateWaits" && note.contains("TooManyCertificates");
+        if notes.iter().any(says) { Ok(()) } else { Err(format!("{notes:?}")) }
+    })
+    .await;
+    assert_eq!(lab.status(&request).await.get("conditions"), None, "waiting may help");
+    lab.sign.kill();
+    lab.sign = sign(&lab.api).await;
+    lab.issued_to(&request).await;
 }
 
 async fn issues_names_alone(lab: &Lab, pod: &Pod) {

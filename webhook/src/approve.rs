@@ -144,7 +144,7 @@ impl Approver {
         self.controller.write(csr, "approval", case::patch(csr, "Denied", case::DENIED, &reasons)).await?;
         denials.iter().for_each(|denial| self.metrics.denied(denial.reason));
         tracing::warn!(csr = csr.name(), uid = csr.uid(), signer, username, pod, reasons, "denied");
-        self.controller.tell_pod(case, "CertificateDenied", denials).await;
+        self.controller.tell_pod(case.bound.as_ref(), "CertificateDenied", denials).await;
         Ok(())
     }
 }

@@ -358,8 +358,8 @@ impl Controller {
     }
 
     /// An event beside the pod that asked, if it is still there.
-    pub(crate) async fn tell_pod(&self, case: &Case, reason: &'static str, denials: &[Denial]) {
-        let Some(bound) = &case.bound else { return };
+    pub(crate) async fn tell_pod(&self, bound: Option<&BoundPod>, reason: &'static str, denials: &[Denial]) {
+        let Some(bound) = bound else { return };
         if denials.iter().any(|denial| denial.reason == "PodGone") {
             return;
         }

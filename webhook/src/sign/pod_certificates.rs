@@ -327,9 +327,12 @@ impl Answering<'_> {
     /// There is no authority to sign with now. It may come, so nothing final is written but where an operator has barred the pod.
     async fn unavailable(&self, error: Unavailable) -> Result<(), Trouble> {
         match error {
-            Unavailable::Barred(message) => self.refuse("Denied", Denial { reason: "PodRevoked", message }).await,
-            Unavailable::Api(error) => Err(error.into()),
-            error => Err(Trouble::NotYet(error.to_string())),
+            Unavailable::Barred(message) => {
+                let message =
+                    format!("{message}; kubelet does not ask again for this pod, so make the pod again in any case");
+                self.refuse("Denied", Denial { reason: "PodRevoked", message }).await
+            }
+            error => Err(self.signer.wait(Some(&self.request.bound()), error).await),
         }
     }
 

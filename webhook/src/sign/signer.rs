@@ -7,7 +7,7 @@ use std::{
 
 use etcd_tls_contract::{
     csr,
-    identity::{Denial, Entitlement, Verdict},
+    identity::{BoundPod, Denial, Entitlement, Verdict},
     names,
 };
 use k8s_openapi::ByteString;
@@ -155,16 +155,20 @@ impl Signer {
 
     /// There is no authority to sign with now. It may come, so nothing final is written.
     async fn unavailable(&self, case: &Case, error: Unavailable) -> Trouble {
-        let reason = if matches!(error, Unavailable::Enough(_)) { "TooManyCertificates" } else { "TooManyAuthorities" };
-        match error {
-            Unavailable::Api(error) => error.into(),
-            Unavailable::Full(message) | Unavailable::Enough(message) => {
-                let denial = Denial { reason, message };
-                self.controller.tell_pod(case, "CertificateWaits", std::slice::from_ref(&denial)).await;
-                Trouble::NotYet(denial.message)
-            }
-            error => Trouble::NotYet(error.to_string()),
-        }
+        self.wait(case.bound.as_ref(), error).await
+    }
+
+    /// The same for a certificate that waits, of a request of whatever kind. The pod gets an Event where somebody can do something.
+    pub(super) async fn wait(&self, bound: Option<&BoundPod>, error: Unavailable) -> Trouble {
+        let (reason, message) = match error {
+            Unavailable::Api(error) => return error.into(),
+            Unavailable::Full(message) => ("TooManyAuthorities", message),
+            Unavailable::Enough(message) => ("TooManyCertificates", message),
+            error => return Trouble::NotYet(error.to_string()),
+        };
+        let denial = Denial { reason, message };
+        self.controller.tell_pod(bound, "CertificateWaits", std::slice::from_ref(&denial)).await;
+        Trouble::NotYet(denial.message)
     }
 
     /// Writes that an approved request is refused all the same.
@@ -173,7 +177,7 @@ impl Signer {
         self.controller.write(csr, "status", case::patch(csr, "Failed", FAILED, &reasons)).await?;
         denials.iter().for_each(|denial| self.metrics.failed(denial.reason));
         tracing::warn!(reasons, "refused");
-        self.controller.tell_pod(case, "CertificateRefused", denials).await;
+        self.controller.tell_pod(case.bound.as_ref(), "CertificateRefused", denials).await;
         Ok(())
     }
 }
