@@ -68,7 +68,7 @@ pub(super) async fn revoke(
     let mut asked: BTreeMap<String, Result<Asked, Error>> = BTreeMap::new();
     loop {
         let now = signer.ask(Action::Renewed, said.at).await?;
-        let in_use = now.in_use.clone();
+        let (in_use, more) = (now.in_use.clone(), now.more_in_use);
         said.add(now);
         match next(&in_use, said.refused(), force) {
             Next::Done => return Ok(said),
@@ -110,7 +110,7 @@ pub(super) async fn revoke(
         }
         let nobody_renews = in_use.iter().all(|used| matches!(asked.get(&used.uid), Some(Err(_))));
         if nobody_renews || Instant::now() >= deadline {
-            if force && all_named(&in_use) {
+            if force && !more {
                 said.add(signer.ask(Action::Force, said.at).await?);
                 return Ok(said);
             }
@@ -126,11 +126,6 @@ pub(super) async fn revoke(
         }
         wait(client, &in_use, &asked, deadline).await;
     }
-}
-
-/// Whether these are all pods that use it. Of more than the signer names at once, some were never asked.
-const fn all_named(in_use: &[InUse]) -> bool {
-    in_use.len() < MOST_IN_USE
 }
 
 /// Whether a pod is not there any more.
@@ -204,15 +199,6 @@ mod tests {
     fn a_pod_that_has_gone_is_no_failure() {
         let gone: Error = RenewError::NoSuch("a/b".parse().unwrap()).into();
         assert!(is_gone(&gone) && !is_gone(&RenewError::Blind("b".to_owned()).into()));
-    }
-
-    #[test]
-    fn force_waits_where_more_pods_may_use_it_than_are_named() {
-        let used =
-            InUse { pod: "a/b".to_owned(), uid: "u".to_owned(), serials: BTreeSet::new(), kubelet: BTreeSet::new() };
-        assert!(all_named(&vec![used.clone(); MOST_IN_USE - 1]));
-        assert!(!all_named(&vec![used; MOST_IN_USE]));
-        assert!(TooMany { said: 100 }.to_string().contains("--at-once --force"));
     }
 
     #[test]

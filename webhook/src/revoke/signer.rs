@@ -11,7 +11,7 @@ use kube::{
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 
-use super::{Action, InUse, Report, Request, Selector, request_annotation, status_annotation};
+use super::{Action, InUse, MOST_IN_USE, Report, Request, Selector, request_annotation, status_annotation};
 use crate::{
     controller::client,
     error::Error,
@@ -92,6 +92,8 @@ pub(super) struct Said {
     pub(super) at: Option<u64>,
     /// Pods that use what was left.
     pub(super) in_use: Vec<InUse>,
+    /// Whether an authority named as many pods as it can, so that others may use it, too.
+    pub(super) more_in_use: bool,
 }
 
 impl Said {
@@ -111,7 +113,7 @@ impl Said {
                 self.lines.push(line);
             }
         }
-        (self.at, self.in_use) = (self.at.or(next.at), next.in_use);
+        (self.at, self.in_use, self.more_in_use) = (self.at.or(next.at), next.in_use, next.more_in_use);
     }
 
     /// A line for each domain and answer.
@@ -144,7 +146,9 @@ fn answered(object: &ConfigMap, domains: &[Domain], request: &Request, force: bo
             said.refusals.push(format!("{domain}: refused: {}", answer.message));
         }
         // Nobody renews for what stays refused.
-        for used in of_domain.into_iter().filter(|_| answer.accepted || force) {
+        let of_domain = if answer.accepted || force { of_domain } else { Vec::new() };
+        said.more_in_use |= of_domain.len() >= MOST_IN_USE;
+        for used in of_domain {
             let known = in_use.entry(used.uid.clone()).or_insert_with(|| used.clone());
             known.serials.extend(used.serials);
             known.kubelet.extend(used.kubelet);
@@ -217,6 +221,26 @@ mod tests {
         };
         assert_eq!(pods(false), ["a/c"]);
         assert_eq!(pods(true), ["a/b", "a/c"], "it is overridden when they have renewed");
+    }
+
+    #[test]
+    fn pods_of_each_authority_are_counted_by_themselves() {
+        let names: Vec<String> = (0..2 * MOST_IN_USE).map(|n| format!("a/b{n}")).collect();
+        let pods =
+            |from: usize, count: usize| -> Vec<&str> { names[from..from + count].iter().map(String::as_str).collect() };
+        let most = MOST_IN_USE;
+        let of = |first: Vec<&str>, second: Vec<&str>| {
+            let said = said([accepted(7, &first), accepted(7, &second)], true);
+            (said.in_use.len(), said.more_in_use)
+        };
+        assert_eq!(of(pods(0, most - 1), pods(most, most - 1)), (2 * most - 2, false), "each named all of its own");
+        assert_eq!(of(pods(0, most), pods(0, 1)), (most, true));
+        assert_eq!(of(pods(0, 1), pods(0, most)), (most, true));
+        let mut all = said([accepted(7, &pods(0, most)), accepted(7, &[])], true);
+        all.add(said([accepted(9, &pods(0, 1)), accepted(9, &[])], true));
+        assert!(!all.more_in_use, "the last answer counts");
+        let stands = said([refused(accepted(7, &pods(0, most))), accepted(7, &[])], false);
+        assert!(!stands.more_in_use, "nobody renews for a refusal");
     }
 
     #[test]

@@ -202,6 +202,12 @@ impl Issued {
             .collect()
     }
 
+    /// How many of these certificates have a key that is not known: the record lacks the certificate, or an earlier version
+    /// recorded it.
+    pub(super) fn without_key<'a>(&self, serials: impl Iterator<Item = &'a String>) -> usize {
+        serials.filter(|serial| self.leaves.get(serial).is_none_or(|leaf| leaf.key.is_empty())).count()
+    }
+
     /// All certificates of these keys, each with its end.
     pub(super) fn of_keys(&self, keys: &BTreeSet<String>) -> BTreeMap<String, Option<SystemTime>> {
         let of = self.leaves.iter().filter(|(_, leaf)| keys.contains(leaf.key.as_str()));

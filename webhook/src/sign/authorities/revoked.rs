@@ -258,6 +258,9 @@ impl Revoked {
                     } else if request.action != Action::Renewed {
                         text += &used_by(&known.issued.without_newer(named.keys()));
                     }
+                    if compromised {
+                        text += &without_key(known.issued.without_key(named.keys()), named.len());
+                    }
                     (request.accepted(&(text + &since)), named.len())
                 }
             }
@@ -346,6 +349,15 @@ fn used_by(pods: &BTreeSet<&str>) -> String {
     let shown: Vec<&str> = pods.iter().copied().take(MOST_NAMED).collect();
     let more = if pods.len() > MOST_NAMED { format!(" and {} more", pods.len() - MOST_NAMED) } else { String::new() };
     format!("; in use by pod {}{more} until its next renewal: etcd-tls-webhook renew {first}", shown.join(", "))
+}
+
+/// Tells of compromised certificates of which the record lacks the key: `lacking` of `all`.
+fn without_key(lacking: usize, all: usize) -> String {
+    match lacking {
+        0 => String::new(),
+        _ if lacking == all => "; the record lacks the key, so this authority bars no key".to_owned(),
+        _ => format!("; the record lacks the keys of {lacking} of them, which are not barred"),
+    }
 }
 
 fn counted(certificates: usize) -> String {

@@ -304,6 +304,37 @@ fn a_compromised_key_is_revoked_with_all_its_certificates_and_gets_no_other() {
     assert_eq!(newest("3"), (vec!["3".to_owned()], 1, false), "the older one of the key that is in use");
 }
 
+/// A key that the record lacks cannot be barred, and the answer says so.
+#[test]
+fn a_compromised_certificate_without_a_known_key_is_said_to_bar_none() {
+    let mut issued = Issued::default();
+    let leaf = || Leaf::new("uid of prod/app-0", "prod/app-0".to_owned(), "app", now() + DAY, now());
+    issued.note("1", leaf().for_key(b"key"));
+    issued.note("2", leaf());
+    let said = |selector: Selector, reason: Reason, action: Action| {
+        let mut revoked = Revoked::default();
+        let request = Request { selector, reason, ..ask(action, "x") };
+        revoked.take(&request, &known(&issued, true, now() + DAY), now());
+        (revoked.answer().unwrap().message.clone(), revoked.record.keys.len())
+    };
+    let serial = |serial: &str| Selector::Serial(serial.to_owned());
+    for (selector, lacks) in [
+        (serial("ff"), "; the record lacks the key, so this authority bars no key"),
+        (serial("2"), "; the record lacks the key, so this authority bars no key"),
+        (Selector::User("app".to_owned()), "; the record lacks the keys of 1 of them, which are not barred"),
+    ] {
+        for action in [Action::Add, Action::Renewed, Action::Force] {
+            let (text, keys) = said(selector.clone(), Reason::KeyCompromise, action);
+            let barred = usize::from(matches!(selector, Selector::User(_)));
+            assert!(text.contains(lacks) && keys == barred, "{action:?} {selector}: {text}");
+        }
+        let (text, _) = said(selector.clone(), Reason::Superseded, Action::Add);
+        assert!(!text.contains("the record lacks"), "{selector}: {text}");
+    }
+    let (text, keys) = said(serial("1"), Reason::KeyCompromise, Action::Add);
+    assert!(!text.contains("the record lacks") && keys == 1, "{text}");
+}
+
 fn known_of<'a>(known: &Known<'a>) -> Known<'a> {
     Known { ..*known }
 }
