@@ -7,17 +7,11 @@ mod renewed;
 mod watched;
 
 use std::{
-    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr},
-    path::{Path, PathBuf},
-    process::Command,
+    path::PathBuf,
 };
 
-use etcd_tls_contract::{
-    certificate::{Bundle, Chain},
-    crl::{Crl, Reason},
-    names,
-};
+use etcd_tls_contract::{certificate::Chain, crl::Reason, names};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{
     Api,
@@ -27,17 +21,15 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair, KeyUsage
 use serde_json::{Value, json};
 use tests::{
     etcd::EtcdBinary,
-    etcd_client::EtcdClient,
     eventually,
     pod::LocalPod,
     ports,
-    process::{binary, which},
+    process::which,
+    revocation::{TRUST, ended, on_disk, published, revoke, write},
     say,
     stack::{LIMIT, Options, Stack},
     tier,
 };
-
-const TRUST: &str = "etcd-tls-trust-etcd";
 
 /// A service account that may read and patch ConfigMaps of `namespace`, and `more`: its kubeconfig.
 async fn operator(stack: &Stack, namespace: &str, name: &str, more: Vec<Value>) -> PathBuf {
@@ -62,36 +54,6 @@ fn marker(verb: &str) -> Value {
 
 fn may(verb: &str, resource: &str) -> Value {
     json!({"apiGroups": [""], "resources": [resource], "verbs": [verb]})
-}
-
-/// Runs `etcd-tls-webhook revoke`.
-async fn revoke(kubeconfig: &PathBuf, arguments: &[&str]) -> Result<String, String> {
-    ended(kubeconfig, arguments).await.map_err(|(_, text)| text)
-}
-
-/// [`revoke`], with the exit code of one that fails.
-async fn ended(kubeconfig: &PathBuf, arguments: &[&str]) -> Result<String, (Option<i32>, String)> {
-    let mut command = Command::new(binary("etcd-tls-webhook"));
-    command.arg("revoke").args(arguments).env("KUBECONFIG", kubeconfig);
-    let output = tokio::task::spawn_blocking(move || command.output()).await.expect("run").expect("run the command");
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    if output.status.success() { Ok(text(&output.stdout)) } else { Err((output.status.code(), text(&output.stderr))) }
-}
-
-/// The lists that are published, each verified by the bundle beside it.
-async fn published(maps: &Api<ConfigMap>) -> Result<BTreeMap<String, Crl>, String> {
-    let object = maps.get(TRUST).await.map_err(|e| e.to_string())?;
-    let (data, binary) = (object.data.unwrap_or_default(), object.binary_data.unwrap_or_default());
-    let mut lists = BTreeMap::new();
-    for domain in ["peer", "client"] {
-        let pem = data.get(&format!("{domain}.crt")).ok_or("no bundle")?;
-        let bundle = Bundle::parse(pem.as_bytes()).map_err(|e| e.to_string())?;
-        let der = binary.get(&format!("{domain}.crl")).ok_or(format!("no {domain}.crl"))?;
-        let list = Crl::parse(&der.0).map_err(|e| e.to_string())?;
-        list.verify(bundle.certificates().iter().map(Vec::as_slice)).map_err(|e| e.to_string())?;
-        lists.insert(domain.to_owned(), list);
-    }
-    Ok(lists)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -127,6 +89,7 @@ async fn the_signer_lists_what_holders_of_the_right_revoke() {
     })
     .await;
     assert!(done.contains("4f0a11 is revoked until"), "{done}");
+    assert_eq!(done.matches("the record lacks the key, so this authority bars no key").count(), 2, "{done}");
     let second = published(&maps).await.expect("lists");
     for (domain, list) in &second {
         assert_eq!(list.replaces(&first[domain]), Ok(true), "{domain}");
@@ -270,15 +233,6 @@ fn member(address: Ipv4Addr, client: &str, peer: &str) -> Value {
             "volumes": [{"name": "data", "emptyDir": {}}],
         },
     })
-}
-
-/// Writes a key on a new connection.
-async fn write(files: &Path, url: &str) -> Result<(), String> {
-    EtcdClient::with_files(files).put(url, "k", "v").await.map_err(|e| e.to_string())
-}
-
-fn on_disk(role: &Path) -> Crl {
-    Crl::parse(&std::fs::read(role.join(names::CRL_FILE)).expect("a list beside the certificate")).expect("a list")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

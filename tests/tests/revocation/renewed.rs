@@ -19,12 +19,13 @@ use tests::{
     downward::downward,
     eventually, ports,
     process::which,
+    revocation::{ended, published, revoke, write},
     stack::{LIMIT, Options, Stack, own_address},
     temp::TempDir,
     tier,
 };
 
-use super::{ended, marker, may, member, operator, published, revoke, write};
+use super::{marker, may, member, operator};
 
 fn chain(files: &Path) -> Chain {
     Chain::parse(&fs::read(files.join(names::CERT_FILE)).expect("read")).expect("a chain")

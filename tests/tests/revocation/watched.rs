@@ -14,10 +14,9 @@ use tests::{
     pod::LocalPod,
     ports,
     process::which,
+    revocation::{TRUST, on_disk, revoke},
     stack::{LIMIT, Options, Stack},
 };
-
-use super::{TRUST, on_disk, revoke};
 
 /// The lists on disk of a running client, and what its sidecar shows of them.
 struct Client {

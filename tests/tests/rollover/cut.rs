@@ -2,16 +2,14 @@
 
 use std::{process::Command, sync::atomic::Ordering, time::Instant};
 
-use etcd_tls_contract::{certificate::Chain, names, role::Role};
+use etcd_tls_contract::{certificate::Chain, names};
 use tests::{
     etcd::EtcdBinary,
     etcd_client::{Connection, EtcdClient},
-    ports,
-    process::{binary, which},
+    live::{Live, NAMESPACE, files_of},
+    process::binary,
     say, tier,
 };
-
-use super::{LIMIT, Live, NAMESPACE, json, pod};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cut_ends_the_connections_of_who_is_revoked_and_no_write_of_others_fails() {
@@ -25,14 +23,8 @@ async fn cut_ends_the_connections_of_who_is_revoked_and_no_write_of_others_fails
 
 async fn cuts(etcd: &EtcdBinary) {
     let Some(mut live) = Live::start(etcd, "5400s", None).await else { return };
-    let mut client = pod("revoked", ports::loopback());
-    client["metadata"]["annotations"]["etcd-tls.dev/roles"] = "client".into();
-    client["spec"]["containers"] = json!([{"name": "app", "image": "app", "command": ["app"]}]);
-    let programs = [("app", which("true").expect("true"))];
-    let client = live.stack.local_pod(NAMESPACE, client, &[[10, 7, 0, 8].into()], &programs).await;
-    let mut client = client.expect("create a client");
-    client.initialise(LIMIT).await.expect("the client's init and sidecar");
-    let files = client.path("app", names::DEFAULT_MOUNT_PATH).join(Role::Client.as_str());
+    let client = live.client("revoked", 8).await;
+    let files = files_of(&client);
     let chain = Chain::parse(&std::fs::read(files.join(names::CERT_FILE)).expect("read")).expect("a chain");
     let revoked = EtcdClient::with_files(&files);
     let mut open: Vec<Connection> = Vec::new();
