@@ -1,6 +1,8 @@
 //! Revocation on a real API server with the shipped manifests: the signer's lists, the operator's command and who may use it, and
 //! a real etcd that refuses what was revoked.
 
+#[path = "revocation/live.rs"]
+mod live;
 #[path = "revocation/renewed.rs"]
 mod renewed;
 #[path = "revocation/watched.rs"]

@@ -1,0 +1,344 @@
+//! A cluster of three under load: a revoked peer, and processes that are killed in the middle of a revocation.
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use etcd_tls_contract::{certificate::Chain, crl::Crl, names, role::Role};
+use futures::future::join_all;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use kube::Api;
+use nix::sys::signal::Signal;
+use tests::{
+    etcd::{EtcdBinary, leader},
+    etcd_client::{EtcdClient, takes},
+    eventually,
+    live::{LIMIT, Live, NAMESPACE, Place, files_of},
+    revocation::{TRUST, on_disk, published, revoke, write},
+    say, tier,
+    workload::Workload,
+};
+use tokio::time::sleep;
+
+const CLUSTER: &str = "live/etcd";
+
+fn chain(files: &Path) -> Chain {
+    Chain::parse(&std::fs::read(files.join(names::CERT_FILE)).expect("read")).expect("a chain")
+}
+
+/// Waits until each of these URLs takes, or refuses, the certificate in `files`.
+async fn accepted(urls: &[String], files: &Path, accepted: bool) {
+    let what = if accepted { "accepted" } else { "refused" };
+    for url in urls {
+        eventually(&format!("{} {what} at {url}", files.display()), LIMIT, || async {
+            if takes(url, files).await == accepted { Ok(()) } else { Err("not yet") }
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_revoked_peer_is_refused_by_the_other_members_and_comes_back_after_undo() {
+    if tier::etcd().is_none() {
+        return;
+    }
+    for etcd in EtcdBinary::all() {
+        refuses_a_peer(&etcd).await;
+    }
+}
+
+async fn refuses_a_peer(etcd: &EtcdBinary) {
+    let Some(live) = Live::start(etcd, "5400s", None).await else { return };
+    let metrics: Vec<String> = live.places.iter().map(Place::metrics_url).collect();
+    // etcd may lose a write when its leader ends.
+    let revoked = (leader(&metrics).await + 1) % live.places.len();
+    let others: Vec<usize> = (0..live.places.len()).filter(|n| *n != revoked).collect();
+    let peer = |n: usize| live.certs[n].join(Role::Peer.as_str());
+    let peer_urls = |of: &[usize]| of.iter().map(|n| live.places[*n].peer_url()).collect::<Vec<_>>();
+    accepted(&peer_urls(&others), &peer(revoked), true).await;
+
+    let mut options = live.work();
+    options.urls = others.iter().map(|n| live.places[*n].client_url()).collect();
+    let work = Workload::start(options);
+    let admin = live.stack.api.kubeconfig.clone();
+    let serial = live.leaf(revoked, Role::Peer).serial;
+    let start = Instant::now();
+    let said = revoke(&admin, &[CLUSTER, "--serial", &serial, "--at-once"]).await.expect("two of three stand");
+    assert!(said.contains(&format!("peer: {serial} is revoked until")), "{said}");
+    accepted(&peer_urls(&others), &peer(revoked), false).await;
+    let took = start.elapsed();
+    for other in &others {
+        accepted(&peer_urls(&[0, 1, 2]), &peer(*other), true).await;
+    }
+
+    // Its etcd connects anew: the others refuse it, and have a quorum.
+    live.kill(revoked, "etcd").await;
+    for other in &others {
+        eventually("the other members log the refusal", LIMIT, || async {
+            let log = live.log(*other, "etcd").await;
+            let refused = log.lines().any(|line| line.contains("rejected connection") && line.contains("revoked"));
+            if refused { Ok(()) } else { Err(log) }
+        })
+        .await;
+    }
+    for other in &others {
+        EtcdClient::plain().healthy(&metrics[*other]).await.expect("it reaches quorum");
+        let url = live.places[*other].client_url();
+        write(&files_of_client(&live), &url).await.expect("a write at another member");
+    }
+    accepted(&peer_urls(&others), &peer(revoked), false).await;
+
+    revoke(&admin, &[CLUSTER, "--serial", &serial, "--undo"]).await.expect("taken back");
+    accepted(&peer_urls(&others), &peer(revoked), true).await;
+    let url = live.places[revoked].client_url();
+    eventually("it is a member again", LIMIT, || async {
+        EtcdClient::plain().healthy(&metrics[revoked]).await.map_err(|e| e.to_string())?;
+        write(&files_of_client(&live), &url).await
+    })
+    .await;
+    let report = work.stop().await.expect("read etcd");
+    say(&format!("etcd {}: a revoked peer was refused after {took:.1?}: {report}", etcd.version));
+    assert_eq!((report.failed, report.lost.len(), report.unseen.len()), (0, 0, 0), "{report}");
+    assert!(report.writes > 20, "the client hardly worked: {report}");
+    assert_eq!(live.seen.ends(), 1, "no other etcd was restarted");
+}
+
+fn files_of_client(live: &Live) -> PathBuf {
+    live.work().files
+}
+
+/// The step of a revocation at which processes are killed.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    /// The request is in the ConfigMap: `sign`.
+    Asked,
+    /// The record and the signed list are in the Secret: `sign`.
+    Recorded,
+    /// The list is in the ConfigMap: `sign`, and all sidecars before they have seen it.
+    Published,
+    /// Some time after they have, the sidecars alone: as they read, verify or write it.
+    Seen(Duration),
+    /// The first member has it on its disk: all of them.
+    Installed,
+}
+
+impl Step {
+    const NAMED: [Self; 5] =
+        [Self::Asked, Self::Recorded, Self::Published, Self::Seen(Duration::from_millis(5)), Self::Installed];
+
+    /// Five, one for each; then as many at other times after the publication.
+    fn all(rounds: u64) -> impl Iterator<Item = Self> {
+        let later = (0..rounds).map(|n| Self::Seen(Duration::from_micros(n * 7919 % 60_000)));
+        Self::NAMED.into_iter().chain(later)
+    }
+
+    const fn kills(self) -> (bool, bool) {
+        match self {
+            Self::Asked | Self::Recorded => (true, false),
+            Self::Published | Self::Installed => (true, true),
+            Self::Seen(_) => (false, true),
+        }
+    }
+}
+
+/// Whether a client is to be refused after a round.
+fn flag(refuse: bool) -> &'static [&'static str] {
+    if refuse { &["--at-once"] } else { &["--undo"] }
+}
+
+/// Each round revokes a client's certificate or takes that back, and one number more, and kills in the middle of it. No
+/// ConfigMap is mounted anew, so a sidecar that starts again finds the oldest list of all in its mount.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn signer_and_sidecars_killed_at_each_step_of_a_revocation() {
+    let Some(etcd) = tier::etcd() else { return };
+    let Some(mut live) = Live::start(&etcd, "5400s", None).await else { return };
+    let app = live.client("revoked", 8).await;
+    let (files, urls) = (files_of(&app), live.places.iter().map(Place::client_url).collect::<Vec<_>>());
+    let serial = chain(&files).serial;
+    accepted(&urls, &files, true).await;
+    live.stack.hold_mounts(true);
+    let over = Arc::new(AtomicBool::new(false));
+    let numbers = tokio::spawn(numbers(lists_on_disk(&live), maps(&live), Arc::clone(&over)));
+    // An attempt of others that fails has failed: nobody else is refused.
+    let mut options = live.work();
+    options.deadline = Duration::ZERO;
+    let work = Workload::start(options);
+
+    let rounds = if tier::soaking() { 200 } else { 3 };
+    let mut expected = BTreeSet::new();
+    let (mut count, mut refuse, mut early) = (0, false, (0, 0));
+    for step in Step::all(rounds) {
+        refuse = !refuse;
+        count += 1;
+        if refuse {
+            expected.insert(serial.clone())
+        } else {
+            expected.remove(&serial)
+        };
+        let (unpublished, not_installed) = round(&mut live, &serial, refuse, step).await;
+        early = (early.0 + usize::from(unpublished), early.1 + not_installed);
+        accepted(&urls, &files, !refuse).await;
+        on_every_disk(&live, &expected).await;
+    }
+    if !refuse {
+        let admin = live.stack.api.kubeconfig.clone();
+        revoke(&admin, &[CLUSTER, "--serial", &serial, "--at-once"]).await.expect("revoked");
+        expected.insert(serial);
+    }
+    accepted(&urls, &files, false).await;
+    on_every_disk(&live, &expected).await;
+    let lists = published(&maps(&live)).await.expect("lists");
+    assert!(lists["client"].entries().keys().eq(&expected), "{lists:?}");
+    let peers: Vec<String> = live.places.iter().map(Place::peer_url).collect();
+    for certs in &live.certs {
+        accepted(&peers, &certs.join(Role::Peer.as_str()), true).await;
+    }
+    over.store(true, Ordering::Relaxed);
+    let seen = numbers.await.expect("no number goes back");
+    let last = lists["client"].number();
+    assert!(seen.iter().all(|(first, now)| first < now && *now == last), "{seen:?}, published: {last}");
+    let report = work.stop().await.expect("read etcd");
+    let (unpublished, not_installed) = early;
+    assert!(not_installed >= live.places.len(), "the suspended sidecars at least");
+    say(&format!(
+        "{count} revocations and undos with processes killed in each, {unpublished} times the signer before the list was \
+         published, {not_installed} times a sidecar before it was on the disk: {report}"
+    ));
+    assert_eq!((report.failed, report.lost.len(), report.unseen.len()), (0, 0, 0), "{report}");
+    assert!(report.writes > 20, "the client hardly worked: {report}");
+    assert_eq!(live.seen.ends(), 0, "no etcd was restarted");
+}
+
+fn maps(live: &Live) -> Api<ConfigMap> {
+    Api::namespaced(live.stack.api.client.clone(), NAMESPACE)
+}
+
+/// The directories with the client list of each member.
+fn lists_on_disk(live: &Live) -> Vec<PathBuf> {
+    live.certs.iter().map(|certs| certs.join(Role::Server.as_str())).collect()
+}
+
+async fn on_every_disk(live: &Live, expected: &BTreeSet<String>) {
+    for directory in lists_on_disk(live) {
+        eventually("the list on every disk", LIMIT, || async {
+            let list = on_disk(&directory);
+            if list.entries().keys().eq(expected) { Ok(()) } else { Err(format!("{list:?}")) }
+        })
+        .await;
+    }
+}
+
+/// Panics where the number of a list goes back: the published one, or one on a disk. The first and the last number of each.
+async fn numbers(directories: Vec<PathBuf>, maps: Api<ConfigMap>, over: Arc<AtomicBool>) -> Vec<(u64, u64)> {
+    let mut seen: Vec<Option<(u64, u64)>> = vec![None; directories.len() + 1];
+    loop {
+        // What is on the disks when all is over is seen, too.
+        let last = over.load(Ordering::Relaxed);
+        for (seen, directory) in seen.iter_mut().zip(&directories) {
+            let now = on_disk(directory).number();
+            let (first, before) = seen.unwrap_or((now, now));
+            assert!(before <= now, "{}: list {now} after {before}", directory.display());
+            *seen = Some((first, now));
+        }
+        if let (Ok(lists), Some(seen)) = (published(&maps).await, seen.last_mut()) {
+            let now = lists["client"].number();
+            let (first, before) = seen.unwrap_or((now, now));
+            assert!(before <= now, "published: list {now} after {before}");
+            *seen = Some((first, now));
+        }
+        if last {
+            return seen.into_iter().flatten().collect();
+        }
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// One revocation, or one undo, with processes killed at `step`. Whether the signer was killed before the list was published, and
+/// how many sidecars before it was on their disk.
+async fn round(live: &mut Live, serial: &str, refuse: bool, step: Step) -> (bool, usize) {
+    let admin = live.stack.api.kubeconfig.clone();
+    // A sidecar has a list some milliseconds after it is published. A suspended one sees it when the test lets it.
+    let waits = matches!(step, Step::Published | Step::Seen(_));
+    if waits {
+        to_sidecars(live, Signal::SIGSTOP).await;
+    }
+    let arguments: Vec<String> =
+        [CLUSTER, "--serial", serial].iter().chain(flag(refuse)).map(|word| (*word).to_owned()).collect();
+    let command = tokio::spawn(async move {
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        revoke(&admin, &arguments).await
+    });
+    reached(live, serial, refuse, step).await;
+    if let Step::Seen(after) = step {
+        to_sidecars(live, Signal::SIGCONT).await;
+        sleep(after).await;
+    }
+    let (sign, sidecars) = step.kills();
+    if sign {
+        live.stack.sign.kill();
+    }
+    if sidecars {
+        to_sidecars(live, Signal::SIGKILL).await;
+    }
+    let listed = |list: &Crl| list.entries().contains_key(serial) == refuse;
+    let unpublished = sign && !published(&maps(live)).await.is_ok_and(|lists| listed(&lists["client"]));
+    let disks = lists_on_disk(live);
+    let not_installed = if sidecars { disks.iter().filter(|disk| !listed(&on_disk(disk))).count() } else { 0 };
+    if sign {
+        live.restart_sign().await;
+    }
+    let said = command.await.expect("run").unwrap_or_else(|error| panic!("{step:?}: {error}"));
+    let word = if refuse { "is revoked until" } else { "is not revoked any more" };
+    assert!(said.contains(&format!("client: {serial} {word}")), "{step:?}: {said}");
+    (unpublished, not_installed)
+}
+
+async fn to_sidecars(live: &Live, signal: Signal) {
+    join_all((0..live.places.len()).map(|n| live.signal(n, names::SIDECAR_CONTAINER, signal))).await;
+}
+
+/// Waits until a revocation has come to `step`.
+async fn reached(live: &Live, serial: &str, refuse: bool, step: Step) {
+    let (maps, start) = (maps(live), Instant::now());
+    let secrets: Api<Secret> = Api::namespaced(live.stack.api.client.clone(), names::SYSTEM_NAMESPACE);
+    let disks = lists_on_disk(live);
+    let name = authority(live).await;
+    loop {
+        assert!(start.elapsed() < LIMIT, "{step:?} is not reached");
+        let there = match step {
+            Step::Asked => {
+                let annotations = maps.get(TRUST).await.expect("read").metadata.annotations.unwrap_or_default();
+                let word = if refuse { "add " } else { "undo " };
+                annotations
+                    .get("etcd-tls.dev/revoke-client-request")
+                    .is_some_and(|request| request.starts_with(word) && request.contains(serial))
+            }
+            Step::Recorded => {
+                let data = secrets.get(&name).await.expect("read").data.unwrap_or_default();
+                let record = String::from_utf8_lossy(&data["revoked.json"].0).into_owned();
+                let record: serde_json::Value = serde_json::from_str(&record).expect("JSON");
+                record["entries"].get(serial).is_some() == refuse
+            }
+            Step::Published | Step::Seen(_) => {
+                published(&maps).await.is_ok_and(|lists| lists["client"].entries().contains_key(serial) == refuse)
+            }
+            Step::Installed => disks.iter().any(|disk| on_disk(disk).entries().contains_key(serial) == refuse),
+        };
+        if there {
+            return;
+        }
+    }
+}
+
+/// The Secret with the client authority of the cluster.
+async fn authority(live: &Live) -> String {
+    let namespaces: Api<k8s_openapi::api::core::v1::Namespace> = Api::all(live.stack.api.client.clone());
+    let uid = namespaces.get(NAMESPACE).await.expect("the namespace").metadata.uid.expect("a uid");
+    format!("etcd-tls-ca-{uid}-{}-client", names::DEFAULT_CLUSTER)
+}
