@@ -11,6 +11,7 @@ mod admission;
 mod asks;
 mod load;
 mod report;
+mod revocation;
 mod rotation;
 mod scale;
 mod sidecar;
@@ -28,13 +29,14 @@ use report::Report;
 type Measure = for<'a> fn(&'a mut Report) -> LocalBoxFuture<'a, Result<(), String>>;
 
 /// The measurements, in the order of the report.
-const SECTIONS: [(&str, Measure); 7] = [
+const SECTIONS: [(&str, Measure); 8] = [
     ("admission", |report| admission::measure(report).boxed_local()),
     ("sidecar", |report| sidecar::measure(report).boxed_local()),
     ("signing", |report| signing::measure(report).boxed_local()),
     ("scale", |report| scale::measure(report).boxed_local()),
     ("standalone", |report| standalone::measure(report).boxed_local()),
     ("rotation", |report| rotation::measure(report).boxed_local()),
+    ("revocation", |report| revocation::measure(report).boxed_local()),
     ("size", |report| async { size::measure(report) }.boxed_local()),
 ];
 

@@ -139,17 +139,9 @@ async fn note_signed(api: Api<CertificateSigningRequest>, signed: Arc<Mutex<BTre
 
 /// A member whose files are swapped by the sidecar's own store far oftener than ever in life, with and without new keys.
 async fn handshakes(report: &mut Report, etcd: &EtcdBinary) -> Result<(), String> {
-    let year = Duration::from_secs(365 * 24 * 3600);
-    let ca =
-        Authority::generate("bench CA", KeyAlgorithm::EcdsaP256, year, SystemTime::now()).map_err(|e| e.to_string())?;
     let mut cluster = EtcdCluster::new(etcd, 1);
     let dir = cluster.directory().dir("tls");
-    let mut files = Files {
-        store: Store::open(&dir).map_err(|e| e.to_string())?,
-        bundle: ca.bundle().clone(),
-        ca,
-        key: new_key()?,
-    };
+    let mut files = Files::new(&dir)?;
     files.swap(false)?;
     cluster = cluster.with_tls(|_| MemberTls { server: Some(dir.join(Role::Server.as_str())), peer: None });
     cluster.start().await;
@@ -174,7 +166,8 @@ async fn handshakes(report: &mut Report, etcd: &EtcdBinary) -> Result<(), String
     Ok(())
 }
 
-struct Files {
+/// The certificate of one member, and the CA of it.
+pub(crate) struct Files {
     store: Store,
     bundle: Bundle,
     ca: Authority,
@@ -194,8 +187,22 @@ fn new_key() -> Result<PrivateKey, String> {
 }
 
 impl Files {
+    /// A CA of a year; nothing is in `dir` yet.
+    pub(crate) fn new(dir: &Path) -> Result<Self, String> {
+        let year = Duration::from_secs(365 * 24 * 3600);
+        let ca = Authority::generate("bench CA", KeyAlgorithm::EcdsaP256, year, SystemTime::now())
+            .map_err(|e| e.to_string())?;
+        let store = Store::open(dir).map_err(|e| e.to_string())?;
+        Ok(Self { store, bundle: ca.bundle().clone(), ca, key: new_key()? })
+    }
+
+    /// The CA.
+    pub(crate) const fn authority(&self) -> &Authority {
+        &self.ca
+    }
+
     /// Installs a new certificate as the sidecar does.
-    fn swap(&mut self, new_key_too: bool) -> Result<(), String> {
+    pub(crate) fn swap(&mut self, new_key_too: bool) -> Result<(), String> {
         if new_key_too {
             self.key = new_key()?;
         }

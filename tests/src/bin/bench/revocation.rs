@@ -1,0 +1,197 @@
+//! Revocation on three members under load: from the command to the first refused handshake on each of them, the failures of others
+//! meanwhile, and the cost of a long list for a handshake.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use etcd_tls_contract::{certificate::Chain, crl::Reason, names, role::Role};
+use etcd_tls_webhook::ca::crl;
+use futures::future::join_all;
+use rustls::client::Resumption;
+use tests::{
+    etcd::{EtcdBinary, EtcdCluster, MemberTls},
+    etcd_client::{Connection, takes},
+    eventually,
+    live::{Live, NAMESPACE, Place, files_of},
+    pki::client_config_of,
+    revocation::revoke,
+    stack::LIMIT,
+};
+use tokio::time::sleep;
+
+use crate::{
+    report::Report,
+    rotation::Files,
+    stats::{median, ms, percentile},
+};
+
+/// Revocations of which the refusals are awaited, each taken back after it, and all revocations.
+const TIMED: usize = 40;
+const ALL: usize = 200;
+/// The pause between two handshakes of who is revoked with a member.
+const PAUSE: Duration = Duration::from_millis(5);
+/// The goal for every member.
+const GOAL: Duration = Duration::from_secs(5);
+
+/// Entries of the lists that etcd reads at a handshake: none, the most of an authority, and more than any has.
+const ENTRIES: [usize; 3] = [0, 2048, 10_000];
+const TURNS: usize = 5;
+const HANDSHAKES: usize = 100;
+
+pub(crate) async fn measure(report: &mut Report) -> Result<(), String> {
+    let Some(etcd) = EtcdBinary::find() else {
+        report.skip("revocation", "no etcd", "apt-get install etcd-server etcd-client, or ETCD=<path>");
+        return Ok(());
+    };
+    revocations(report, &etcd).await?;
+    handshakes(report, &etcd).await
+}
+
+/// The installed system and three members. No ConfigMap is mounted anew: kubelet's next sync never comes.
+async fn revocations(report: &mut Report, etcd: &EtcdBinary) -> Result<(), String> {
+    let Some(mut live) = Live::start(etcd, "5400s", None).await else {
+        report.skip(
+            "the time from the command to refusals",
+            "no API server, or no address but loopback",
+            "KUBEBUILDER_ASSETS=<directory with kube-apiserver, kubectl and etcd> make bench",
+        );
+        return Ok(());
+    };
+    let app = live.client("revoked", 8).await;
+    let files = files_of(&app);
+    let chain = fs::read(files.join(names::CERT_FILE)).map_err(|e| e.to_string())?;
+    let serial = Chain::parse(&chain).map_err(|e| e.to_string())?.serial;
+    let urls: Vec<String> = live.places.iter().map(Place::client_url).collect();
+    let (admin, cluster) = (live.stack.api.kubeconfig.clone(), format!("{NAMESPACE}/etcd"));
+    taken(&urls, &files).await;
+    live.stack.hold_mounts(true);
+    let work = live.workload();
+    let (mut last, mut each, mut commands) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..TIMED {
+        let start = Instant::now();
+        let probes: Vec<_> = urls.iter().map(|url| tokio::spawn(refused(url.clone(), files.clone(), start))).collect();
+        revoke(&admin, &[&cluster, "--serial", &serial, "--at-once"]).await?;
+        commands.push(ms(start.elapsed()));
+        let mut times = Vec::new();
+        for probe in join_all(probes).await {
+            times.push(ms(probe.map_err(|e| e.to_string())??));
+        }
+        last.push(times.iter().copied().fold(0.0, f64::max));
+        each.append(&mut times);
+        revoke(&admin, &[&cluster, "--serial", &serial, "--undo"]).await?;
+        taken(&urls, &files).await;
+    }
+    for n in TIMED..ALL {
+        // A number that no certificate has: only the list grows.
+        revoke(&admin, &[&cluster, "--serial", &format!("4f{n:06x}"), "--at-once"]).await?;
+    }
+    let account = work.stop().await.map_err(|e| e.to_string())?;
+    let figure = |values: &[f64]| format!("{:.0} ms, {:.0} ms", percentile(values, 0.5), percentile(values, 0.99));
+    report.plain(format!("the command itself, {TIMED} times: p50, p99"), figure(&commands));
+    report.plain("from its start to the first refused handshake, a member: p50, p99", figure(&each));
+    report.judged(
+        "the same on the last of three members: p50, p99",
+        figure(&last),
+        "p99 <= 5 s",
+        percentile(&last, 0.99) <= ms(GOAL),
+    );
+    let kept = account.failed == 0 && account.lost.is_empty() && account.unseen.is_empty();
+    report.judged(
+        format!("operations of others, {ALL} revocations and {TIMED} undone"),
+        format!(
+            "{} writes, {} failed, {} lost, {} tried again, longest {:.1} s",
+            account.writes,
+            account.failed,
+            account.lost.len(),
+            account.retried,
+            account.longest.as_secs_f64()
+        ),
+        "0 failed",
+        kept,
+    );
+    Ok(())
+}
+
+/// Waits until every member takes the certificate.
+async fn taken(urls: &[String], files: &Path) {
+    for url in urls {
+        let takes = || async { if takes(url, files).await { Ok(()) } else { Err("refused") } };
+        eventually("the certificate is taken", LIMIT, takes).await;
+    }
+}
+
+/// When a member first refuses the certificate, after `start`.
+async fn refused(url: String, files: PathBuf, start: Instant) -> Result<Duration, String> {
+    while takes(&url, &files).await {
+        if start.elapsed() > LIMIT {
+            return Err(format!("{url} takes a revoked certificate after {LIMIT:?}"));
+        }
+        sleep(PAUSE).await;
+    }
+    Ok(start.elapsed())
+}
+
+/// One member and lists of several lengths in turns, each signed as `sign` signs its own.
+async fn handshakes(report: &mut Report, etcd: &EtcdBinary) -> Result<(), String> {
+    let mut cluster = EtcdCluster::new(etcd, 1);
+    let dir = cluster.directory().dir("tls");
+    let mut files = Files::new(&dir)?;
+    files.swap(false)?;
+    let role = dir.join(Role::Server.as_str());
+    let list = cluster.directory().join("list.crl");
+    cluster = cluster.with_tls(|_| MemberTls { server: Some(role.clone()), peer: None });
+    cluster.members[0].arguments = vec![format!("--client-crl-file={}", list.display())];
+    let mut lists = Vec::new();
+    for (number, entries) in (1_u64..).zip(ENTRIES) {
+        lists.push(signed(&files, number, entries)?);
+    }
+    put(&list, &lists[0])?;
+    cluster.start().await;
+    let url = cluster.members[0].client_url();
+    // Each handshake is a whole one.
+    let mut config = client_config_of(&role)?.as_ref().clone();
+    config.resumption = Resumption::disabled();
+    let config = Arc::new(config);
+    let mut times: [Vec<f64>; 3] = Default::default();
+    for _ in 0..TURNS {
+        for (times, der) in times.iter_mut().zip(&lists) {
+            put(&list, der)?;
+            for _ in 0..HANDSHAKES {
+                let start = Instant::now();
+                // Under TLS 1.3 the client is done before the server has looked at its certificate: one answer is awaited.
+                let mut connection =
+                    Connection::open(&url, Some(Arc::clone(&config))).await.map_err(|e| e.to_string())?;
+                connection.get("/version").await.map_err(|e| e.to_string())?;
+                times.push(ms(start.elapsed()));
+            }
+        }
+    }
+    let empty = median(&times[0]);
+    report.plain("a handshake and one answer of etcd, empty list: p50", format!("{empty:.2} ms"));
+    for ((entries, times), der) in ENTRIES.iter().zip(&times).zip(&lists).skip(1) {
+        report.plain(
+            format!("the same, {entries} entries ({} KiB)", der.len() / 1024),
+            format!("{:.2} ms ({:.2} of that)", median(times), median(times) / empty),
+        );
+    }
+    Ok(())
+}
+
+/// A list with as many serial numbers as long as real ones.
+fn signed(files: &Files, number: u64, entries: usize) -> Result<Vec<u8>, String> {
+    let now = SystemTime::now();
+    let serials: Vec<String> = (0..entries).map(|n| format!("4f{n:030x}")).collect();
+    let revoked = serials.iter().map(|serial| crl::Revoked { serial, at: now, reason: Reason::Superseded });
+    let list = crl::sign(files.authority(), number, revoked, now).map_err(|e| e.to_string())?;
+    Ok(list.der().to_vec())
+}
+
+/// Puts a list in place by a rename, as the sidecar does.
+fn put(path: &Path, der: &[u8]) -> Result<(), String> {
+    let next = path.with_extension("next");
+    fs::write(&next, der).and_then(|()| fs::rename(&next, path)).map_err(|e| e.to_string())
+}
