@@ -3,7 +3,6 @@
 
 mod command;
 mod cut;
-mod members;
 mod renewed;
 mod signer;
 

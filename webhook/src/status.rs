@@ -3,6 +3,7 @@
 //! ```text
 //! gather    what the API server and the sidecars say
 //! metrics   a sidecar's metrics, read
+//! lists     members whose etcd does not look at the revocation list; pure
 //! rows      what is said of each pod; pure
 //! render    how that is written; pure
 //! ```
@@ -19,11 +20,13 @@ use crate::{
 };
 
 mod gather;
+mod lists;
 mod metrics;
 mod render;
 mod rows;
 
 pub(crate) use gather::{OnePod, PodReport, ask, opted_in, pod};
+pub(crate) use lists::without_list;
 pub(crate) use metrics::{Certificate, Sidecar};
 use render::{Output, Screen};
 use rows::Row;

@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, Client};
 
 use super::{
-    Action, DOMAINS, STANDALONE_ANNOTATION, Selector, cut, members, renewed,
+    Action, DOMAINS, STANDALONE_ANNOTATION, Selector, cut, renewed,
     signer::{Signer, look},
 };
 use crate::{
@@ -147,7 +147,7 @@ fn is_standalone(object: &ConfigMap) -> bool {
 async fn enforced(client: &Client, cluster: &ClusterName, domains: &[Domain]) -> Result<(), Error> {
     match status::opted_in(client, Some(&cluster.namespace)).await {
         Ok(pods) => {
-            let without = members::without_list(&pods, cluster, domains);
+            let without = status::without_list(&pods, cluster, domains);
             if without.is_empty() {
                 Ok(())
             } else {

@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 
 /// A line for each member of `cluster` among `pods` (those of its namespace that have opted in) on which a port takes certificates
 /// that `domains` have revoked, and why.
-pub(super) fn without_list(pods: &[Pod], cluster: &ClusterName, domains: &[Domain]) -> Vec<String> {
+pub(crate) fn without_list(pods: &[Pod], cluster: &ClusterName, domains: &[Domain]) -> Vec<String> {
     let mut lines: Vec<String> = pods.iter().filter_map(|pod| line(pod, cluster, domains)).collect();
     lines.sort();
     lines
