@@ -111,3 +111,57 @@ async fn status_shows_each_pod_and_names_the_rights_that_are_missing() {
     let out = text(&output.stdout);
     assert!(output.status.code() == Some(4) && out.contains("the API server does not reach its sidecar"), "{out}");
 }
+
+/// An etcd that admission has told of the lists, one whose annotation leaves them out, and one that an earlier version injected.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn status_and_check_show_which_members_refuse_revoked_certificates() {
+    let Some(stack) = Stack::start(&Options::default()).await else { return };
+    stack.api.namespace("prod", &[("etcd-tls", "dynamic")]).await;
+    // Admission does not see its pods.
+    stack.api.namespace("old", &[]).await;
+    let kubeconfig = stack.api.kubeconfig.clone();
+    let etcd = json!([{"name": "etcd", "image": "etcd", "command": ["etcd"]}]);
+    let pod = |name: &str, annotations: Value| json!({"metadata": {"name": name, "annotations": annotations}, "spec": {"containers": etcd}});
+    stack.api.pod("prod", pod("etcd-0", json!({}))).await.expect("a pod");
+    stack.api.pod("prod", pod("etcd-1", json!({"etcd-tls.dev/revocation": "off"}))).await.expect("a pod");
+    let mut earlier = pod("etcd-2", json!({}));
+    earlier["metadata"]["labels"] = json!({"etcd-tls.dev/injected": "true"});
+    earlier["spec"]["initContainers"] = json!([{"name": "etcd-tls-sidecar", "image": "s", "restartPolicy": "Always"}]);
+    stack.api.pod("old", earlier).await.expect("a pod");
+
+    let output = status(&kubeconfig, &["-A", "-o", "json"]);
+    let shown: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let wide = text(&status(&kubeconfig, &["-A", "-o", "wide"]).stdout);
+    let off = "annotation etcd-tls.dev/revocation is off";
+    let before = "an earlier version injected into it";
+    for (namespace, name, word, reason) in [
+        ("prod", "etcd-0", "enforced", None),
+        ("prod", "etcd-1", "ignored", Some(off)),
+        ("old", "etcd-2", "ignored", Some(before)),
+    ] {
+        let of_the_pod =
+            shown["pods"].as_array().expect("pods").iter().find(|pod| pod["pod"] == name).expect("the pod");
+        let ports = of_the_pod["revocation"].as_array().expect("ports");
+        assert_eq!(ports.iter().map(|port| &port["port"]).collect::<Vec<_>>(), ["peer", "client"], "{of_the_pod}");
+        for port in ports {
+            assert_eq!(port["enforced"], reason.is_none(), "{port}");
+            let said = port["reason"].as_str();
+            assert!(said.zip(reason).map_or(said == reason, |(said, reason)| said.contains(reason)), "{port}");
+        }
+        let lines: Vec<&str> = wide.lines().filter(|line| line.split_whitespace().nth(1) == Some(name)).collect();
+        assert!(lines.len() == 2 && lines.iter().all(|line| line.split_whitespace().any(|w| w == word)), "{wide}");
+        // Nobody meant that, so somebody should know.
+        let findings = of_the_pod["findings"].as_array().expect("findings").iter();
+        let found = findings.filter(|f| f["reason"].as_str().is_some_and(|reason| reason.contains("revoked"))).count();
+        assert_eq!(found, usize::from(name == "etcd-2"), "{of_the_pod}");
+
+        let mut check = Command::new(binary("etcd-tls-webhook"));
+        check.args(["check", "pod", name, "-n", namespace]).env("KUBECONFIG", &kubeconfig);
+        let said = text(&check.output().expect("run check").stdout);
+        let expected = reason.map_or_else(
+            || "its etcd refuses revoked certificates".to_owned(),
+            |reason| format!("takes revoked certificates on its peer and client port: {reason}"),
+        );
+        assert_eq!(said.matches(&expected).count(), 1, "{said}");
+    }
+}

@@ -16,6 +16,7 @@ use crate::{
 
 const SEE_ADMISSION: &str = "docs/check.md#admission-of-a-pod";
 const SEE_REQUESTS: &str = "docs/check.md#requests";
+const SEE_REVOCATION: &str = "docs/revocation.md#limits";
 const SEE_CERTIFICATES: &str = "docs/check.md#certificates";
 
 /// Looks at the pod `name`.
@@ -88,6 +89,16 @@ fn findings(namespace: &str, name: &str, report: &PodReport, now: SystemTime) ->
     if report.injected {
         let version = report.version.as_ref().map(|version| format!(", version {version}")).unwrap_or_default();
         all.push(Finding::ok(&subject, format!("it has the sidecar{version}"), SEE_ADMISSION));
+    }
+    if report.injected && !report.ports.is_empty() {
+        let reason = status::sentence(&report.ports).map_or_else(
+            || "its etcd refuses revoked certificates".to_owned(),
+            |sentence| format!("its etcd {sentence}"),
+        );
+        // Where nobody chose that, it is among the findings below.
+        if report.ports.iter().all(|port| !port.unmeant) {
+            all.push(Finding::ok("revocation", reason, SEE_REVOCATION));
+        }
     }
     let describe = format!("kubectl -n {namespace} describe pod {name}");
     for warning in &report.warnings {

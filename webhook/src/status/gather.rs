@@ -21,6 +21,7 @@ use kube::{Api, Client, api::ListParams, client::Body};
 use serde::{Deserialize, de::DeserializeOwned};
 
 use super::{
+    lists::{self, Port},
     metrics::Sidecar,
     rows::{Finding, PodSeen, RequestSeen, RoleRow, Unseen},
 };
@@ -108,6 +109,8 @@ pub(crate) struct PodReport {
     pub(crate) warnings: Vec<String>,
     /// The findings.
     pub(crate) findings: Vec<Finding>,
+    /// The ports of its etcd, and whether they look at the revocation lists.
+    pub(crate) ports: Vec<Port>,
     /// Its certificates.
     pub(crate) certificates: Vec<RoleRow>,
     /// Its requests that are still there, the oldest first.
@@ -146,6 +149,7 @@ pub(crate) async fn pod(client: &Client, namespace: &str, name: &str) -> Result<
             version: row.sidecar_version,
             warnings: row.warnings,
             findings: row.findings,
+            ports: row.revocation,
             certificates: row.roles,
             requests,
             requests_unseen,
@@ -167,6 +171,8 @@ struct Listed {
 impl Listed {
     /// `None`: it has ended, and needs no certificate any more.
     fn of(pod: Pod) -> Option<Self> {
+        let settings = Settings::parse(&pod.metadata.annotations.clone().unwrap_or_default());
+        let ports = settings.as_ref().map(|settings| lists::ports(&pod, settings)).unwrap_or_default();
         let status = pod.status.unwrap_or_default();
         if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
             return None;
@@ -180,7 +186,6 @@ impl Listed {
         if !injected && labels.get(names::LABEL).is_none_or(|value| value != names::DYNAMIC) {
             return None;
         }
-        let settings = Settings::parse(&annotations);
         let warnings = annotations.get(names::WARNINGS_ANNOTATION);
         let statuses = status.init_container_statuses.into_iter().chain(status.container_statuses).flatten();
         let uid = pod.metadata.uid.unwrap_or_default();
@@ -191,6 +196,7 @@ impl Listed {
                 name: pod.metadata.name.unwrap_or_default(),
                 settings,
                 injected,
+                ports,
                 trouble: statuses.filter_map(|status| trouble(&status)).collect(),
                 warnings: warnings.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default(),
                 sidecar: Ok(Sidecar::default()),

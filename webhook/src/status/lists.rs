@@ -1,11 +1,66 @@
-//! Members whose etcd does not look at the revocation list, as their pods show it. Pure.
+//! Whether the etcd of a member looks at the revocation lists, as its pod shows it. Pure.
 
 use etcd_tls_contract::{
     names::{self, ClusterName},
     role::{Domain, Role},
-    settings::Settings,
+    settings::{OptionsMode, Settings},
 };
 use k8s_openapi::api::core::v1::{Container, Pod};
+use serde::Serialize;
+
+/// A port of etcd that takes client certificates, and whether it refuses those that are revoked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Port {
+    /// `peer` or `client`.
+    pub(crate) port: &'static str,
+    /// The domain of the list.
+    pub(crate) domain: Domain,
+    /// Whether etcd has the list in its options.
+    pub(crate) enforced: bool,
+    /// The reason where it has not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) reason: Option<String>,
+    /// Whether nobody chose that: a new pod would have it.
+    #[serde(skip)]
+    pub(crate) unmeant: bool,
+}
+
+/// The ports of a member's etcd; none of a pod that is no member.
+pub(crate) fn ports(pod: &Pod, settings: &Settings) -> Vec<Port> {
+    let all = [(Domain::Peer, Role::Peer, "peer"), (Domain::Client, Role::Server, "client")];
+    let serves = all.into_iter().filter(|(_, role, _)| settings.roles.contains(role));
+    serves
+        .map(|(domain, role, port)| {
+            let enforced = is_told(pod, role, settings);
+            let (reason, unmeant) = if enforced { (None, false) } else { reason(pod, role, settings) };
+            Port { port, domain, enforced, reason, unmeant }
+        })
+        .collect()
+}
+
+/// Why a port takes revoked certificates, and whether that is no choice of anybody.
+fn reason(pod: &Pod, role: Role, settings: &Settings) -> (Option<String>, bool) {
+    let annotations = pod.metadata.annotations.as_ref();
+    let has = |name: &str| annotations.is_some_and(|annotations| annotations.contains_key(name));
+    let (why, unmeant) = if !containers(pod).any(|container| container.name == names::SIDECAR_CONTAINER) {
+        ("etcd-tls was not injected; recreate it".to_owned(), true)
+    } else if !settings.revocation {
+        (format!("annotation {}revocation is off", names::ANNOTATION_PREFIX), false)
+    } else if !settings.is_ours() {
+        ("its certificates are another issuer's".to_owned(), false)
+    } else if has(names::MIRROR_ANNOTATION) {
+        ("lists do not reach static pods".to_owned(), false)
+    } else {
+        let why = format!(
+            "an earlier version injected into it, or its own options leave the list out; recreate it, or give etcd --{}={}",
+            option(role),
+            file(settings, role)
+        );
+        (why, settings.options != OptionsMode::None)
+    };
+    (Some(why), unmeant)
+}
 
 /// A line for each member of `cluster` among `pods` (those of its namespace that have opted in) on which a port takes certificates
 /// that `domains` have revoked, and why.
@@ -24,29 +79,18 @@ fn line(pod: &Pod, cluster: &ClusterName, domains: &[Domain]) -> Option<String> 
     if settings.home(&cluster.namespace) != *cluster {
         return None;
     }
-    let ports: Vec<(Role, &str)> = [(Domain::Peer, Role::Peer, "peer"), (Domain::Client, Role::Server, "client")]
-        .into_iter()
-        .filter(|(domain, role, _)| domains.contains(domain) && settings.roles.contains(role))
-        .map(|(_, role, port)| (role, port))
-        .filter(|(role, _)| !is_told(pod, *role, &settings))
-        .collect();
-    let (role, _) = ports.first()?;
-    let why = if !containers(pod).any(|container| container.name == names::SIDECAR_CONTAINER) {
-        "etcd-tls was not injected; recreate it".to_owned()
-    } else if !settings.revocation {
-        format!("annotation {}revocation is off", names::ANNOTATION_PREFIX)
-    } else if !settings.is_ours() {
-        "its certificates are another issuer's".to_owned()
-    } else {
-        format!(
-            "an earlier version injected into it, or its own options leave the list out; recreate it, or give etcd --{}={}",
-            option(*role),
-            file(&settings, *role)
-        )
-    };
-    let ports: Vec<&str> = ports.iter().map(|(_, port)| *port).collect();
+    let mut ports = ports(pod, &settings);
+    ports.retain(|port| domains.contains(&port.domain));
     let name = pod.metadata.name.as_deref().unwrap_or_default();
-    Some(format!("pod {name} takes revoked certificates on its {} port: {why}", ports.join(" and ")))
+    sentence(&ports).map(|sentence| format!("pod {name} {sentence}"))
+}
+
+/// What those ports take that do not look at the list; `None`: all do.
+pub(crate) fn sentence(ports: &[Port]) -> Option<String> {
+    let open: Vec<&Port> = ports.iter().filter(|port| !port.enforced).collect();
+    let why = open.first()?.reason.as_deref().unwrap_or_default();
+    let names: Vec<&str> = open.iter().map(|port| port.port).collect();
+    Some(format!("takes revoked certificates on its {} port: {why}", names.join(" and ")))
 }
 
 /// Whether a container of `pod` has the sidecar's list in its options, by variable or by flag.
@@ -156,8 +200,29 @@ mod tests {
             let said = found(pod("etcd-0", annotations, etcd)).unwrap();
             assert!(said.starts_with("pod etcd-0 takes revoked certificates") && said.contains(expected), "{said}");
         }
+        let annotations = json!({"kubernetes.io/config.mirror": "x"});
+        assert!(found(pod("etcd-0", annotations, json!({}))).unwrap().contains("lists do not reach static pods"));
         let mut bare = pod("etcd-0", json!({}), json!({}));
         bare.spec.as_mut().unwrap().init_containers = None;
         assert!(found(bare).unwrap().contains("not injected"));
+    }
+
+    #[test]
+    fn what_nobody_chose_is_told_from_what_somebody_did() {
+        let unmeant = |annotations: Value| {
+            let pod = pod("etcd-0", annotations, json!({}));
+            let settings = Settings::parse(&pod.metadata.annotations.clone().unwrap()).unwrap();
+            ports(&pod, &settings).iter().map(|port| (port.port, port.enforced, port.unmeant)).collect::<Vec<_>>()
+        };
+        assert_eq!(unmeant(json!({})), [("peer", false, true), ("client", false, true)]);
+        for meant in [
+            json!({"etcd-tls.dev/revocation": "off"}),
+            json!({"etcd-tls.dev/options": "none"}),
+            json!({"etcd-tls.dev/issuer": "csr:example.com/etcd"}),
+            json!({"kubernetes.io/config.mirror": "x"}),
+        ] {
+            assert!(unmeant(meant.clone()).iter().all(|(_, enforced, unmeant)| !enforced && !unmeant), "{meant}");
+        }
+        assert_eq!(unmeant(json!({"etcd-tls.dev/roles": "client"})), []);
     }
 }

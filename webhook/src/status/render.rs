@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use etcd_tls_contract::role::Role;
 use serde_json::{Value, json};
 
 use super::rows::{Row, State, duration};
@@ -85,6 +86,7 @@ pub(super) fn wide(rows: &[Row], screen: Screen) -> String {
         "SERVED",
         "BUNDLE",
         "TRUST",
+        "REVOCATION",
         "RESTART",
         "ROLLOVER",
         "WARNINGS",
@@ -96,6 +98,7 @@ pub(super) fn wide(rows: &[Row], screen: Screen) -> String {
         for role in &row.roles {
             let domain = role.role.domain();
             let trust = row.trust.iter().find(|trust| trust.domain == domain);
+            let port = row.revocation.iter().find(|port| port.domain == domain && role.role != Role::Client);
             let rollover = row.rollovers.iter().find(|rollover| rollover.domain == domain);
             let restart = match (row.restart_due, &row.restart_waits) {
                 (false, _) => "-".to_owned(),
@@ -115,6 +118,7 @@ pub(super) fn wide(rows: &[Row], screen: Screen) -> String {
                 role.served.to_owned(),
                 or_unknown(trust.and_then(|trust| trust.bundle.clone())),
                 trust.map_or("unknown", |trust| trust.state).to_owned(),
+                port.map_or("-", |port| if port.enforced { "enforced" } else { "ignored" }).to_owned(),
                 restart,
                 rollover.map_or_else(|| "-".to_owned(), |rollover| plain(&rollover.phase)),
                 row.warnings.len().to_string(),

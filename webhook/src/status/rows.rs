@@ -13,7 +13,10 @@ use etcd_tls_contract::{
 };
 use serde::Serialize;
 
-use super::metrics::{Certificate, Sidecar, Trust};
+use super::{
+    lists::{self, Port},
+    metrics::{Certificate, Sidecar, Trust},
+};
 use crate::rollover::{Report, rfc3339};
 
 /// Something that could not be seen.
@@ -36,6 +39,8 @@ pub(super) struct PodSeen {
     pub(super) settings: Result<Settings, Vec<Problem>>,
     /// Whether it has the sidecar.
     pub(super) injected: bool,
+    /// The ports of its etcd, and whether they look at the revocation lists.
+    pub(super) ports: Vec<Port>,
     /// Why its containers do not run, one line for each.
     pub(super) trouble: Vec<String>,
     /// Admission's warnings.
@@ -105,6 +110,8 @@ pub(super) struct Row {
     pub(super) roles: Vec<RoleRow>,
     /// Its trust.
     pub(super) trust: Vec<TrustRow>,
+    /// Whether its ports refuse revoked certificates.
+    pub(super) revocation: Vec<Port>,
     /// Whether etcd has to be restarted to load a bundle.
     pub(super) restart_due: bool,
     /// The word for what that waits for.
@@ -228,6 +235,7 @@ fn row(pod: &PodSeen, now: SystemTime) -> Row {
         state: findings.first().map_or(State::Ok, |finding| finding.state),
         roles,
         trust,
+        revocation: pod.ports.clone(),
         restart_due: !sidecar.restart_due.is_empty(),
         restart_waits: sidecar.restart_waits,
         rollovers,
@@ -273,6 +281,17 @@ impl Findings<'_> {
             let each: Vec<_> = problems.iter().map(|p| format!("{}: {}", p.annotation, p.message)).collect();
             let reason = format!("its annotations cannot be read: {}", each.join("; "));
             self.say(State::Unknown, reason, self.describe());
+        }
+        let unmeant: Vec<Port> = pod.ports.iter().filter(|port| port.unmeant).cloned().collect();
+        if let Some(sentence) = lists::sentence(&unmeant) {
+            self.say(
+                State::Attention,
+                format!("etcd {sentence}"),
+                format!(
+                    "recreate the pod, or say that it is meant by {}revocation: off (docs/revocation.md, Limits)",
+                    names::ANNOTATION_PREFIX
+                ),
+            );
         }
         for line in &pod.trouble {
             self.say(State::Attention, line.clone(), self.describe());

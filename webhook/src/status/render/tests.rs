@@ -70,6 +70,7 @@ fn wide_has_a_line_for_each_certificate() {
         "yes",
         "00ff",
         "loaded",
+        "enforced",
         "-",
         "-",
         "0",
@@ -83,6 +84,8 @@ fn programs_get_the_same() {
     assert_eq!(names(&rows), "pod/etcd-of-a-team-with-quite-a-long-name-1\npod/etcd-0\n");
     let value = value(&rows, &["n".to_owned()]).unwrap();
     assert_eq!(value["pods"][1]["roles"][0]["serial"], "5af3");
+    let port = &value["pods"][1]["revocation"][0];
+    assert_eq!((&port["port"], &port["domain"], &port["enforced"]), (&"peer".into(), &"peer".into(), &true.into()));
     assert_eq!((&value["pods"][0]["state"], &value["notes"][0]), (&"unknown".into(), &"n".into()));
     let yaml = crate::inject::to_yaml(&value).unwrap();
     assert!(yaml.starts_with("pods:\n- namespace: prod\n"), "{yaml}");

@@ -5,6 +5,10 @@ use super::*;
 const START: f64 = 1_800_000_000.0;
 const HOUR: f64 = 3600.0;
 
+pub(in crate::status) fn port(port: &'static str, domain: Domain, enforced: bool) -> Port {
+    Port { port, domain, enforced, reason: (!enforced).then(|| "because".to_owned()), unmeant: false }
+}
+
 /// A member whose certificates were issued at [`START`] for a day, and are renewed after twelve hours.
 pub(in crate::status) fn member(name: &str) -> PodSeen {
     let certificate = Certificate {
@@ -27,6 +31,7 @@ pub(in crate::status) fn member(name: &str) -> PodSeen {
         name: name.to_owned(),
         settings: Ok(Settings::default()),
         injected: true,
+        ports: vec![port("peer", Domain::Peer, true), port("client", Domain::Client, true)],
         trouble: Vec::new(),
         warnings: Vec::new(),
         sidecar: Ok(sidecar),
@@ -88,6 +93,20 @@ fn a_pod_is_as_bad_as_its_worst_finding() {
             1.0,
             State::Unknown,
             "bad",
+        ),
+        (
+            "a port without list",
+            Box::new(|p, _| p.ports[0] = Port { unmeant: true, ..port("peer", Domain::Peer, false) }),
+            1.0,
+            State::Attention,
+            "etcd takes revoked certificates on its peer port: because",
+        ),
+        (
+            "a port without list, as somebody said",
+            Box::new(|p, _| p.ports[0] = port("peer", Domain::Peer, false)),
+            1.0,
+            State::Ok,
+            "",
         ),
         ("waiting", Box::new(|p, _| p.trouble.push("c waits".to_owned())), 1.0, State::Attention, "c waits"),
         ("served", Box::new(|_, s| peer(s).served = Some(false)), 1.0, State::Attention, "serves another"),
