@@ -265,6 +265,8 @@ async fn a_member_has_its_certificates_by_kubelet_and_renews_and_restarts() {
     checked.args(["check", "pod", "etcd-0", "-n", NAMESPACE]).env("KUBECONFIG", &stack.api.kubeconfig);
     let checked = String::from_utf8_lossy(&checked.output().expect("run check").stdout).into_owned();
     assert!(checked.contains("kubelet makes them (issuer pod-certificate)"), "{checked}");
+    let port = "takes revoked certificates on its peer and client port: annotation etcd-tls.dev/revocation is off";
+    assert!(checked.contains(port), "{checked}");
     begin(&["--force", "--yes"]);
 
     // The new CA signs, live.

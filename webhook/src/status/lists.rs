@@ -49,6 +49,8 @@ fn reason(pod: &Pod, role: Role, settings: &Settings) -> (Option<String>, bool) 
         (format!("annotation {}revocation is off", names::ANNOTATION_PREFIX), false)
     } else if !settings.is_ours() {
         ("its certificates are another issuer's".to_owned(), false)
+    } else if settings.is_of_kubelet() {
+        ("kubelet brings its certificates (issuer pod-certificate), and no list".to_owned(), false)
     } else if has(names::MIRROR_ANNOTATION) {
         ("lists do not reach static pods".to_owned(), false)
     } else {
@@ -186,6 +188,7 @@ mod tests {
         let flag = json!([format!("--peer-crl-file={PEER}.old")]);
         let off = json!({"etcd-tls.dev/revocation": "off"});
         let foreign = json!({"etcd-tls.dev/issuer": "csr:example.com/etcd"});
+        let of_kubelet = json!({"etcd-tls.dev/issuer": "pod-certificate"});
         for (annotations, etcd, expected) in [
             (json!({}), json!({}), "peer and client port: an earlier version injected into it"),
             (json!({}), json!({"env": env}), "on its client port: an earlier version"),
@@ -196,6 +199,7 @@ mod tests {
             ),
             (off, json!({}), "annotation etcd-tls.dev/revocation is off"),
             (foreign, json!({}), "another issuer's"),
+            (of_kubelet, json!({}), "kubelet brings its certificates"),
         ] {
             let said = found(pod("etcd-0", annotations, etcd)).unwrap();
             assert!(said.starts_with("pod etcd-0 takes revoked certificates") && said.contains(expected), "{said}");
@@ -219,6 +223,7 @@ mod tests {
             json!({"etcd-tls.dev/revocation": "off"}),
             json!({"etcd-tls.dev/options": "none"}),
             json!({"etcd-tls.dev/issuer": "csr:example.com/etcd"}),
+            json!({"etcd-tls.dev/issuer": "pod-certificate"}),
             json!({"kubernetes.io/config.mirror": "x"}),
         ] {
             assert!(unmeant(meant.clone()).iter().all(|(_, enforced, unmeant)| !enforced && !unmeant), "{meant}");
