@@ -126,22 +126,28 @@ enum Step {
     Seen(Duration),
     /// The first member has it on its disk: all of them.
     Installed,
+    /// Some time after the command was started: all of them.
+    After(Duration),
 }
 
 impl Step {
     const NAMED: [Self; 5] =
         [Self::Asked, Self::Recorded, Self::Published, Self::Seen(Duration::from_millis(5)), Self::Installed];
 
-    /// Five, one for each; then as many at other times after the publication.
+    /// One for each; then as many at other times.
     fn all(rounds: u64) -> impl Iterator<Item = Self> {
-        let later = (0..rounds).map(|n| Self::Seen(Duration::from_micros(n * 7919 % 60_000)));
+        let later = (0..rounds).map(|n| match n % 3 {
+            0 => Self::Seen(Duration::from_micros(n * 7919 % 60_000)),
+            1 => Self::Recorded,
+            _ => Self::After(Duration::from_millis(n * 131 % 700)),
+        });
         Self::NAMED.into_iter().chain(later)
     }
 
     const fn kills(self) -> (bool, bool) {
         match self {
             Self::Asked | Self::Recorded => (true, false),
-            Self::Published | Self::Installed => (true, true),
+            Self::Published | Self::Installed | Self::After(_) => (true, true),
             Self::Seen(_) => (false, true),
         }
     }
@@ -327,6 +333,10 @@ async fn reached(live: &Live, serial: &str, refuse: bool, step: Step) {
             }
             Step::Published | Step::Seen(_) => {
                 published(&maps).await.is_ok_and(|lists| lists["client"].entries().contains_key(serial) == refuse)
+            }
+            Step::After(time) => {
+                sleep(time).await;
+                true
             }
             Step::Installed => disks.iter().any(|disk| on_disk(disk).entries().contains_key(serial) == refuse),
         };
