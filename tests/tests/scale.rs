@@ -25,7 +25,7 @@ use kube::Api;
 use lab::{LIMIT, Lab};
 use proxy::Proxy;
 use serde_json::json;
-use signer::{issue, member, sign, sign_at, trust, write_trust};
+use signer::{issue, member, member_of, sign, sign_at, trust, write_trust};
 use tests::{eventually, process::Process, truths::Witness};
 use tokio::time::sleep;
 
@@ -281,8 +281,9 @@ async fn asks_for_both(lab: &Lab, pod: &Pod) {
     }
 }
 
-/// Pods of a namespace that has asked for two certificates each, when three others ask for one.
+/// Pods of a namespace that has asked for two certificates each, when three others ask for one; and their service accounts.
 const CROWD: u16 = 90;
+const ACCOUNTS: u16 = 45;
 const BACKLOG: usize = 2 * CROWD as usize;
 /// How many of the backlog may be approved before the last of the others: those under way at once, and a few turns.
 const AHEAD: usize = BACKLOG / 9;
@@ -304,12 +305,16 @@ async fn who_asks_for_one_certificate_does_not_wait_for_the_backlog_of_another_n
         pods.push((lab.requester(&pod).await, pod));
     }
     approver.process.kill();
+    for n in 0..ACCOUNTS {
+        lab.api.service_account(&namespace(0), &format!("account-{n}")).await;
+    }
     let lab = &lab;
     let [_, others @ ..] = &pods[..] else { unreachable!("four pods") };
     stream::iter(0..CROWD)
         .for_each_concurrent(AT_ONCE, |n| async move {
             let ip = Ipv4Addr::new(10, 2, 0, u8::try_from(n + 1).expect("few")).to_string();
-            let pod = member(lab, &namespace(0), &format!("crowd-{n}"), Some(&ip)).await;
+            let account = format!("account-{}", n % ACCOUNTS);
+            let pod = member_of(lab, &namespace(0), &account, &format!("crowd-{n}"), Some(&ip)).await;
             asks_for_both(lab, &pod).await;
         })
         .await;

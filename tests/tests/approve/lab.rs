@@ -137,7 +137,8 @@ impl Lab {
     /// A client with the token that kubelet would mount into this pod.
     pub async fn requester(&self, pod: &Pod) -> Client {
         let namespace = pod.namespace().expect("a namespace");
-        self.api.client_with_token(&self.api.token(&namespace, "default", Some(pod)).await).await
+        let account = pod.spec.as_ref().and_then(|spec| spec.service_account_name.as_deref()).unwrap_or("default");
+        self.api.client_with_token(&self.api.token(&namespace, account, Some(pod)).await).await
     }
 
     pub async fn label_namespace(&self, name: &str, value: Value) {

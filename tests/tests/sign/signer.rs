@@ -53,9 +53,15 @@ pub async fn sign_with(lab: &Lab, identity: &str, url: &str, admin: u16, argumen
 
 /// A pod as admission leaves it.
 pub async fn member(lab: &Lab, namespace: &str, name: &str, ip: Option<&str>) -> Pod {
+    member_of(lab, namespace, "default", name, ip).await
+}
+
+/// [`member`], of this service account.
+pub async fn member_of(lab: &Lab, namespace: &str, account: &str, name: &str, ip: Option<&str>) -> Pod {
     let pod = json!({
         "metadata": {"name": name, "labels": {"app": "etcd"}, "annotations": {}},
         "spec": {
+            "serviceAccountName": account,
             "containers": [{"name": "etcd", "image": "etcd"}],
             "initContainers": [{"name": names::SIDECAR_CONTAINER, "image": "x", "restartPolicy": "Always"}],
         },

@@ -1,4 +1,9 @@
 //! The queue of CSRs that need something: fair between requesters, bounded for each of them, light when long.
+//!
+//! All service accounts of a namespace are one requester, since a namespace can have any number of them. Among themselves they take
+//! turns.
+
+mod ready;
 
 use std::{
     cmp::Reverse,
@@ -9,10 +14,12 @@ use std::{
     time::Duration,
 };
 
+use etcd_tls_contract::identity::SERVICE_ACCOUNT_PREFIX;
 use tokio::time::Instant;
 
 use super::Outcome;
 use crate::controller::facts::Csr;
+use ready::Ready;
 
 /// CSRs of one requester in the queue; more are found again by a list when there is room.
 const PER_REQUESTER: usize = 10_000;
@@ -22,8 +29,6 @@ const MAX_CONTENTS: usize = 512;
 const MAX_CONTENT: usize = 6 * 1024;
 /// Requests of one pod that one turn of its requester takes: a pod has one for each role. They are judged by one read of it.
 const TOGETHER: u8 = 4;
-/// How far into a requester's line others of a pod are looked for.
-const LOOK_AHEAD: usize = 64;
 /// A CSR that waits for longer is kept by its name.
 const MAX_WAIT_WITH_CONTENT: Duration = Duration::from_secs(5);
 
@@ -66,7 +71,8 @@ pub(super) struct Queue {
 
 #[derive(Debug)]
 struct Entry {
-    requester: Arc<str>,
+    /// Who made it; see [`requester`].
+    user: Arc<str>,
     /// The pod's uid.
     pod: Option<Box<str>>,
     csr: Option<Arc<Kept>>,
@@ -93,7 +99,7 @@ struct Next(Option<Arc<Kept>>);
 #[derive(Debug, Default)]
 struct Line {
     /// Names; one that is not [`State::Ready`] any more is passed over.
-    ready: VecDeque<Arc<str>>,
+    ready: Ready,
     entries: usize,
     in_flight: usize,
     overflowed: bool,
@@ -102,15 +108,10 @@ struct Line {
 }
 
 impl Line {
-    /// Puts the next one of `pod` in front, if the turn may go on with it.
-    fn bring_forward(&mut self, pod: Option<&str>, entries: &HashMap<Arc<str>, Entry>) -> bool {
-        let of_pod = |name: &Arc<str>| entries.get(name).is_some_and(|e| e.pod.as_deref() == pod && e.is_ready());
-        if self.together + 1 < TOGETHER
-            && pod.is_some()
-            && let Some(at) = self.ready.iter().take(LOOK_AHEAD).position(of_pod)
-            && let Some(name) = self.ready.remove(at)
-        {
-            self.ready.push_front(name);
+    /// Puts the next one of the pod of `taken` in front, if the turn may go on with it.
+    fn bring_forward(&mut self, taken: &Entry, entries: &HashMap<Arc<str>, Entry>) -> bool {
+        let of_pod = |name: &Arc<str>| entries.get(name).is_some_and(|e| e.pod == taken.pod && e.is_ready());
+        if self.together + 1 < TOGETHER && taken.pod.is_some() && self.ready.bring_forward(&taken.user, of_pod) {
             self.together += 1;
             return true;
         }
@@ -188,9 +189,8 @@ impl Queue {
                 passed_over += 1;
                 continue;
             }
-            let name = line.ready.pop_front()?;
-            let pod = self.entries.get(&name).and_then(|entry| entry.pod.as_deref());
-            if line.bring_forward(pod, &self.entries) {
+            let name = line.ready.pop()?;
+            if self.entries.get(&name).is_some_and(|taken| line.bring_forward(taken, &self.entries)) {
                 self.turns.push_front(Arc::clone(&requester));
             } else if !line.ready.is_empty() {
                 self.turns.push_back(Arc::clone(&requester));
@@ -214,7 +214,7 @@ impl Queue {
         let State::InFlight(next) = &mut entry.state else { return None };
         let next = next.take();
         self.in_flight -= 1;
-        if let Some(line) = self.lines.get_mut(&entry.requester) {
+        if let Some(line) = self.lines.get_mut(requester(&entry.user)) {
             line.in_flight -= 1;
         }
         let attempts = entry.attempts;
@@ -287,21 +287,19 @@ impl Queue {
 
     /// Makes an entry that is yet to be scheduled; not if its requester has too many.
     fn insert(&mut self, csr: &Csr) -> bool {
-        let requester = match self.lines.get_key_value(csr.spec.username.as_str()) {
-            Some((known, _)) => Arc::clone(known),
-            None => Arc::from(csr.spec.username.as_str()),
-        };
-        let line = self.lines.entry(Arc::clone(&requester)).or_default();
+        let requester = known(&self.lines, &csr.spec.username);
+        let line = self.lines.entry(requester).or_default();
         if line.entries >= PER_REQUESTER {
             line.overflowed = true;
             self.overflowed = true;
             return false;
         }
         line.entries += 1;
+        let user = line.ready.shared(&csr.spec.username);
         let pod = csr.pod_uid().map(Box::from);
         self.entries.insert(
             Arc::from(csr.name()),
-            Entry { requester, pod, csr: None, state: State::InFlight(None), attempts: 0, since: Instant::now() },
+            Entry { user, pod, csr: None, state: State::InFlight(None), attempts: 0, since: Instant::now() },
         );
         true
     }
@@ -318,11 +316,12 @@ impl Queue {
         let name = Arc::clone(name);
         let Some(entry) = self.entries.get_mut(&name) else { return };
         entry.state = State::Ready;
-        let line = self.lines.entry(Arc::clone(&entry.requester)).or_default();
+        let requester = known(&self.lines, &entry.user);
+        let line = self.lines.entry(Arc::clone(&requester)).or_default();
         if line.ready.is_empty() {
-            self.turns.push_back(Arc::clone(&entry.requester));
+            self.turns.push_back(requester);
         }
-        line.ready.push_back(name);
+        line.ready.push(&entry.user, name);
     }
 
     fn wait(&mut self, name: &str, until: Instant) {
@@ -337,10 +336,11 @@ impl Queue {
 
     fn drop_entry(&mut self, name: &str) {
         let Some(entry) = self.entries.remove(name) else { return };
-        if let Some(line) = self.lines.get_mut(&entry.requester) {
+        let requester = requester(&entry.user);
+        if let Some(line) = self.lines.get_mut(requester) {
             line.entries -= 1;
         }
-        self.tidy(&entry.requester);
+        self.tidy(requester);
     }
 
     /// Forgets a requester of whom nothing is left.
@@ -349,6 +349,18 @@ impl Queue {
             self.lines.remove(requester);
         }
     }
+}
+
+/// Whose turn a user's request takes: a service account's namespace, or the user.
+fn requester(username: &str) -> &str {
+    let account = username.strip_prefix(SERVICE_ACCOUNT_PREFIX).and_then(|rest| rest.split_once(':'));
+    account.map_or(username, |(namespace, _)| &username[..SERVICE_ACCOUNT_PREFIX.len() + namespace.len()])
+}
+
+/// [`requester`], in the allocation of its line if it has one.
+fn known(lines: &HashMap<Arc<str>, Line>, username: &str) -> Arc<str> {
+    let requester = requester(username);
+    lines.get_key_value(requester).map_or_else(|| Arc::from(requester), |(known, _)| Arc::clone(known))
 }
 
 /// The wait before the attempt after `attempts` others: doubling from `first` to `cap`, spread by up to a quarter less.

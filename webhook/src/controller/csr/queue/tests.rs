@@ -34,6 +34,36 @@ fn a_flood_of_one_requester_starves_nobody() {
 }
 
 #[test]
+fn all_service_accounts_of_a_namespace_take_one_turn() {
+    let now = Instant::now();
+    let mut queue = Queue::new(4);
+    for n in 0..100 {
+        queue.offer(&csr(&format!("flood-{n}"), &format!("system:serviceaccount:flood:account-{n}")));
+    }
+    for (name, requester) in [
+        ("a", "system:serviceaccount:a:default"),
+        ("b", "system:serviceaccount:flooded:default"),
+        ("c", "system:node:c"),
+    ] {
+        queue.offer(&csr(name, requester));
+    }
+    assert_eq!(popped(&mut queue, now), ["flood-0", "a", "b", "c"]);
+}
+
+#[test]
+fn the_service_accounts_of_a_namespace_take_turns_among_themselves() {
+    let now = Instant::now();
+    let mut queue = Queue::new(8);
+    for n in 0..100 {
+        queue.offer(&csr(&format!("loud-{n}"), "system:serviceaccount:ns:loud"));
+    }
+    queue.offer(&csr("a", "system:serviceaccount:ns:quiet"));
+    queue.offer(&csr("b", "system:serviceaccount:ns:other"));
+    queue.offer(&csr("c", "system:serviceaccount:ns:quiet"));
+    assert_eq!(popped(&mut queue, now), ["loud-0", "a", "b", "loud-1", "c", "loud-2"], "six: the share of a namespace");
+}
+
+#[test]
 fn the_requests_of_a_pod_take_one_turn_but_no_more_than_a_pod_has_roles() {
     let now = Instant::now();
     let mut queue = Queue::new(100);
