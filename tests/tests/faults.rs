@@ -2,7 +2,7 @@
 //! through a proxy that delays, loses, truncates, repeats and spoils their calls; processes are killed and the API server
 //! restarts. The invariants are checked at each look and at the end.
 //!
-//! `ETCD_TLS_FAULTS_SECONDS` is how long it goes on (default 30), `ETCD_TLS_FAULTS_SEED` the plan.
+//! `ETCD_TLS_FAULTS_SECONDS` is how long it goes on (default 90), `ETCD_TLS_FAULTS_SEED` the plan.
 
 #[path = "approve/lab.rs"]
 #[allow(dead_code, reason = "the approver's tests use the rest")]
@@ -230,7 +230,7 @@ impl<'a> Controllers<'a> {
 
 fn seconds() -> Duration {
     let given = env::var("ETCD_TLS_FAULTS_SECONDS").ok().and_then(|text| text.parse().ok());
-    Duration::from_secs(given.unwrap_or(30))
+    Duration::from_secs(given.unwrap_or(90))
 }
 
 fn seed() -> u64 {
