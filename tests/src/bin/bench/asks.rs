@@ -182,6 +182,12 @@ pub(crate) async fn burst(wires: &mut [Wire], asks: &[Ask]) -> Result<Burst, Str
 
 /// One request's way, each step as the sidecar takes it; how long it took, in milliseconds.
 pub(crate) async fn get_certificate(wire: &mut Wire, ask: &Ask) -> Result<f64, String> {
+    get_certificate_made(wire, ask, || {}).await
+}
+
+/// [`get_certificate`]; calls `made` when the request is there.
+pub(crate) async fn get_certificate_made(wire: &mut Wire, ask: &Ask, made: impl FnOnce()) -> Result<f64, String> {
+    let mut made = Some(made);
     let began = Instant::now();
     let mut flow = Flow::new(ask.expected.clone());
     let mut call = flow.begin();
@@ -189,6 +195,11 @@ pub(crate) async fn get_certificate(wire: &mut Wire, ask: &Ask) -> Result<f64, S
         let asked = Instant::now();
         let (status, body) = wire.call(&ask.call(call)).await?;
         let took = asked.elapsed();
+        if status == StatusCode::CREATED
+            && let Some(made) = made.take()
+        {
+            made();
+        }
         let answer = if status.is_success() {
             Ok(serde_json::from_slice(&body).map_err(|e| format!("{}: {status}: {e}", ask.name))?)
         } else {
@@ -218,6 +229,11 @@ impl Ask {
         let request = Request::parse(pem.as_bytes()).expect("a request of ours");
         let expected = Expected { request, signer: signer.to_owned() };
         Self { name, create, expected, token }
+    }
+
+    /// The call that makes it.
+    pub(crate) const fn create(&self) -> &http::Call {
+        &self.create
     }
 
     fn call(&self, call: Call) -> http::Call {

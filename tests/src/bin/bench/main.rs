@@ -9,6 +9,8 @@
 
 mod admission;
 mod asks;
+mod crowd;
+mod fairness;
 mod load;
 mod report;
 mod revocation;
@@ -34,6 +36,7 @@ const SECTIONS: [(&str, Measure); 8] = [
     ("sidecar", |report| sidecar::measure(report).boxed_local()),
     ("signing", |report| signing::measure(report).boxed_local()),
     ("scale", |report| scale::measure(report).boxed_local()),
+    ("fairness", |report| fairness::measure(report).boxed_local()),
     ("standalone", |report| standalone::measure(report).boxed_local()),
     ("rotation", |report| rotation::measure(report).boxed_local()),
     ("revocation", |report| revocation::measure(report).boxed_local()),

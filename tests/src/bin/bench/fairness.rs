@@ -1,0 +1,53 @@
+//! One namespace that asks as fast as it can slows another's certificate by no more than twice.
+
+use tests::stack::{Options, Stack};
+
+use crate::{
+    crowd::{PODS, Rounds, Sides},
+    load::{Load, Spent},
+    report::Report,
+    stats::percentile,
+    wire::Wire,
+};
+
+const ROUNDS: usize = 3;
+
+pub(crate) async fn measure(report: &mut Report) -> Result<(), String> {
+    // A pod of the crowd gets as many certificates as it asks for.
+    let sign = ["--certificates-per-pod=1024"].map(ToOwned::to_owned).to_vec();
+    let Some(stack) = Stack::start(&Options { sign, ..Options::default() }).await else {
+        report.skip(
+            "one namespace beside another one that asks as fast as it can",
+            "no API server, or no address but loopback",
+            "KUBEBUILDER_ASSETS=<directory with kube-apiserver, kubectl and etcd> make bench SECTIONS=fairness",
+        );
+        return Ok(());
+    };
+    let mut admin = Wire::open(crate::asks::address(&stack.api), crate::asks::admin(&stack.api)).await?;
+    let load = Load::new(&stack);
+    for accounts in [1, PODS] {
+        let crowd = format!("a namespace with {accounts} service accounts that asks as fast as it can");
+        let mut sides = Sides::new(&stack, accounts).await?;
+        let (mut rounds, mut spent) = (Rounds::default(), Spent::default());
+        for _ in 0..ROUNDS {
+            load.of(&mut spent, &mut admin, sides.round(&stack, &mut rounds)).await?;
+        }
+        let [alone, beside] = rounds.medians();
+        report.plain("a namespace's certificate, alone: p50", format!("{alone:.0} ms"));
+        report.plain(
+            format!("the same beside {crowd}: p50 and p99"),
+            format!("{beside:.0} ms, {:.0} ms", percentile(&rounds.beside, 0.99)),
+        );
+        let [waited, ahead] = rounds.order();
+        report.plain(
+            "requests of that namespace that waited, and that were served before",
+            format!("{waited:.0}, {ahead:.0}"),
+        );
+        let made = rounds.made as f64;
+        report.plain("requests of that namespace", format!("{made:.0}, {:.0}/s", made / rounds.time));
+        report.plain("CPU for a request of all", spent.cpu(made));
+        let ratio = beside / alone;
+        report.judged(format!("beside {crowd}, against alone"), format!("{ratio:.1}"), "<= 2", ratio <= 2.0);
+    }
+    Ok(())
+}
