@@ -1,6 +1,7 @@
 //! Renewal of certificates: the subject (a pod or a host), the loop that renews, and its metrics and health.
 
 pub mod addresses;
+mod answered;
 pub(crate) mod belief;
 pub mod driver;
 pub mod fetched;

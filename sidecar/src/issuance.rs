@@ -4,5 +4,6 @@ pub mod awaited;
 pub mod changes;
 pub mod flow;
 pub mod obtain;
+pub mod others;
 pub mod renewal;
 pub mod schedule;

@@ -53,7 +53,11 @@ pub use self::{
 };
 use etcd_tls_contract::{names, role::Domain, trusts::Unknown};
 
-use crate::{etcd::EtcdError, os::process::uptime};
+use crate::{
+    etcd::EtcdError,
+    issuance::others::{Others, Questions},
+    os::process::uptime,
+};
 
 /// How soon what only an operator can change is looked at again.
 const IDLE: Duration = Duration::from_secs(30);
@@ -64,6 +68,8 @@ const REST: Duration = Duration::from_secs(300);
 const AGAIN: Duration = Duration::from_secs(3);
 /// How long a port may show nothing before that is said: etcd starts meanwhile.
 const SILENCE: Duration = Duration::from_secs(120);
+/// How often the members are looked at while a certificate waits for their trust.
+const QUESTIONS: Duration = Duration::from_secs(10);
 /// How often the cluster's members are noted while nothing is due.
 const LEARN: Duration = Duration::from_secs(600);
 
@@ -75,6 +81,9 @@ pub struct Status {
     pub loaded: BTreeMap<Domain, String>,
     /// Domains of which it cannot be seen whether etcd has loaded the bundle on disk. Never counted as loaded.
     pub unknown: BTreeMap<Domain, Unknown>,
+    /// Domains in which another member trusts a CA that is not in the bundle on disk, with a digest of what it shows. Looked for
+    /// where the bundle comes with the issuer's answers.
+    pub ahead: BTreeMap<Domain, String>,
     /// Why etcd must be restarted, and why that waits; `None` when all is loaded.
     pub due: Option<String>,
 }
@@ -92,6 +101,7 @@ pub struct Restarter {
     cut_asked: watch::Sender<Option<String>>,
     cut: Cut,
     locks: Locks,
+    questions: Arc<Questions>,
     /// When the cluster's members were last noted.
     learned: Option<Instant>,
     announced: Option<Instant>,
@@ -137,6 +147,7 @@ impl Restarter {
             cut_asked: watch::Sender::default(),
             cut: Cut::default(),
             locks: Locks::new(options.holder.clone(), options.lease.clone()),
+            questions: Arc::default(),
             learned: None,
             announced: None,
             leads_since: None,
@@ -164,6 +175,11 @@ impl Restarter {
         self.unserved.clone()
     }
 
+    /// Where to ask which members trust a bundle.
+    pub fn questions(&self) -> Arc<Questions> {
+        Arc::clone(&self.questions)
+    }
+
     /// Where to send the id of an operator's request to end all connections by a restart.
     pub fn cut(&self) -> watch::Sender<Option<String>> {
         self.cut_asked.clone()
@@ -175,7 +191,10 @@ impl Restarter {
         let (mut unserved, mut cut) = (self.unserved.subscribe(), self.cut_asked.subscribe());
         loop {
             let pause = self.tick().await;
+            self.look_ahead().await;
+            let pause = if self.answer_questions().await { pause.min(QUESTIONS) } else { pause };
             tokio::select! {
+                () = self.questions.asked() => {}
                 () = sleep(pause) => {}
                 changed = installed.changed() => if changed.is_err() { return },
                 _ = unserved.changed() => {}
@@ -207,6 +226,29 @@ impl Restarter {
                 wait.again
             }
         }
+    }
+
+    /// Notes where other members trust more CAs than are on disk.
+    async fn look_ahead(&self) {
+        if !self.questions.looks_ahead() {
+            return;
+        }
+        let ahead = self.observer.ahead().await;
+        self.status.send_if_modified(|status| std::mem::replace(&mut status.ahead, ahead.clone()) != ahead);
+    }
+
+    /// Tells who waits which members do not trust their bundle yet; whether anybody waits.
+    async fn answer_questions(&self) -> bool {
+        let open = self.questions.open();
+        for (domain, bundle) in &open {
+            let loaded = self.status.borrow().loaded.get(domain) == Some(&bundle.digest());
+            let answer = match self.observer.distrusting(*domain, bundle, loaded).await {
+                Ok(members) => Others { members, unknown: None },
+                Err(why) => Others::unseen(why),
+            };
+            self.questions.answer(*domain, bundle, answer);
+        }
+        !open.is_empty()
     }
 
     /// Compares what is on disk with what etcd shows, and states what is loaded.

@@ -234,6 +234,17 @@ impl ApiServer {
         self.kubectl(&["apply", "-k", &path.display().to_string()])
     }
 
+    /// The same of the manifests with `components` of theirs.
+    pub fn apply_components(&self, components: &[&str]) -> String {
+        let overlay = TempDir::new("components");
+        let up = "../".repeat(overlay.path().components().count());
+        let of = |path: &str| format!("{up}{}", &crate::repository().join(path).display().to_string()[1..]);
+        let components: Vec<_> = components.iter().map(|name| of(&format!("manifests/components/{name}"))).collect();
+        let kustomization = json!({"resources": [of("manifests")], "components": components});
+        overlay.write("kustomization.yaml", kustomization.to_string());
+        self.kubectl(&["apply", "-k", &overlay.path().display().to_string()])
+    }
+
     /// Makes a namespace, with its `default` service account, since no controller makes that here.
     pub async fn namespace(&self, name: &str, labels: &[(&str, &str)]) -> Namespace {
         let labels: BTreeMap<_, _> = labels.iter().copied().collect();

@@ -46,6 +46,8 @@ pub enum Behaviour {
     Rubbish(String),
     /// The issuer leaves out the addresses.
     Forget,
+    /// Approves and signs; `status.ca` is empty, as with issuers that know no CA.
+    NoCa,
 }
 
 /// The running stand-in; dropped, it ends.
@@ -227,7 +229,10 @@ fn certificate_request(state: &Mutex<State>, object: &DynamicObject) -> Option<V
             let usages: Vec<&str> = usages.iter().filter_map(Value::as_str).collect();
             let certificate = state.answer(&behaviour, &request, life, &usages);
             let issued = condition("Ready", true, "Issued", "Certificate fetched from issuer successfully");
-            let mut status = json!({"conditions": [approved, issued], "ca": STANDARD.encode(&state.ca.pem)});
+            let mut status = json!({"conditions": [approved, issued]});
+            if behaviour != Behaviour::NoCa {
+                status["ca"] = STANDARD.encode(&state.ca.pem).into();
+            }
             if !certificate.is_empty() {
                 status["certificate"] = STANDARD.encode(certificate).into();
             }

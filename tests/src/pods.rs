@@ -5,6 +5,7 @@ use std::{
     future::Future,
     net::Ipv4Addr,
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -18,6 +19,7 @@ use etcd_tls_contract::{
     settings::Reload,
 };
 use etcd_tls_sidecar::{
+    issuance::others::{Others, Questions},
     os::process::Place,
     probe::install,
     restart::{Options, Restarter, Status, gate},
@@ -52,6 +54,7 @@ pub struct Pod {
     pub files: Files,
     installed: watch::Sender<u64>,
     status: watch::Receiver<Status>,
+    questions: Arc<Questions>,
     /// The restarter, and what answers the probe.
     tasks: Vec<JoinHandle<()>>,
     dir: PathBuf,
@@ -123,6 +126,11 @@ impl Pod {
         [Domain::Peer, Domain::Client].iter().all(|d| loaded.get(d) == Some(&bundle.digest()))
     }
 
+    /// Who does not trust all of `bundle`, as it sees the members.
+    pub fn distrusting(&self, domain: Domain, bundle: &Bundle) -> Others {
+        self.questions.ask(domain, bundle)
+    }
+
     /// Ends its restarter, as a sidecar that is killed ends.
     pub fn kill_restarter(&mut self) {
         self.tasks.drain(..).for_each(|task| task.abort());
@@ -134,6 +142,8 @@ impl Pod {
         change(&mut self.options);
         let restarter = Restarter::new(self.options.clone(), &mut Registry::default());
         self.status = restarter.status();
+        self.questions = restarter.questions();
+        self.questions.look_ahead();
         if self.options.reload == Reload::Probe {
             let program = binary(names::PROBE_PROGRAM);
             install::install(&program, &self.dir, self.options.liveness_url.as_deref()).expect("install the probe");
@@ -280,6 +290,7 @@ fn pod(dir: &TempDir, member: &Member) -> Pod {
         files: Files::new(&path, options),
         installed,
         status,
+        questions: Arc::default(),
         tasks: Vec::new(),
         dir: path,
         options: options_of_restarter,

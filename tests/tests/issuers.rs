@@ -10,6 +10,8 @@ mod cleaning;
 mod policy;
 #[path = "issuers/scene.rs"]
 mod scene;
+#[path = "issuers/trust.rs"]
+mod trust;
 
 use std::time::Duration;
 

@@ -13,7 +13,7 @@ use crate::{
     names,
     role::Role,
     san::Sans,
-    settings::{Issuer, Reload, Settings, user},
+    settings::{Issuer, Reload, Settings, Trust, user},
 };
 
 /// The minimum time between two restarts of etcd: kubelet delays a second restart of a container within ten minutes.
@@ -56,6 +56,9 @@ pub struct PodArgs {
     /// that writes none refuses this argument: its pod does not start.
     #[arg(long)]
     pub revocation_lists: bool,
+    /// Take the trust bundle from the issuer's answers (status.ca of a CertificateRequest) and not from --trust-dir.
+    #[arg(long)]
+    pub trust_of_issuer: bool,
     /// The directory of the certificates.
     #[arg(long, default_value = names::CERTS_MOUNT_PATH)]
     pub dir: PathBuf,
@@ -129,6 +132,7 @@ impl PodArgs {
             reload: settings.reload.clone(),
             can_signal: false,
             revocation_lists: false,
+            trust_of_issuer: settings.trust == Some(Trust::Issuer),
             dir: names::CERTS_MOUNT_PATH.into(),
             projected_dir: names::PROJECTED_MOUNT_PATH.into(),
             trust_dir: names::TRUST_MOUNT_PATH.into(),
@@ -162,6 +166,7 @@ impl PodArgs {
             user: self.user.as_deref().map(user).transpose().map_err(|e| e.at("--user"))?,
             admin_port: self.admin_port,
             reload: self.reload.clone(),
+            trust: self.trust_of_issuer.then_some(Trust::Issuer),
             ..Settings::default()
         })
     }
@@ -181,6 +186,7 @@ impl PodArgs {
             reload,
             can_signal,
             revocation_lists,
+            trust_of_issuer,
             dir,
             projected_dir,
             trust_dir,
@@ -217,6 +223,9 @@ impl PodArgs {
         }
         if *revocation_lists {
             out.push("--revocation-lists".to_owned());
+        }
+        if *trust_of_issuer {
+            out.push("--trust-of-issuer".to_owned());
         }
         let text = |url: &Option<Endpoint>| url.as_ref().map(ToString::to_string);
         for (name, value) in [
@@ -316,6 +325,7 @@ mod tests {
         with(&|args| args.key_rotation = KeyRotation::OnCaChange);
         with(&|args| args.can_signal = true);
         with(&|args| args.revocation_lists = true);
+        with(&|args| args.trust_of_issuer = true);
         with(&|args| args.admin_port = 65535);
         samples
     }
@@ -364,6 +374,10 @@ mod tests {
         let settings = Settings::parse(&annotations).unwrap();
         assert_eq!(parse(&PodArgs::of(&settings).render()).settings().unwrap(), settings);
         assert_eq!(parse(&PodArgs::of(&Settings::default()).render()).settings().unwrap(), Settings::default());
+        let of_issuer = [("issuer", "cert-manager:Issuer/ca"), ("trust", "issuer")];
+        let of_issuer = of_issuer.map(|(key, value)| (format!("etcd-tls.dev/{key}"), value.to_owned())).into();
+        let settings = Settings::parse(&of_issuer).unwrap();
+        assert_eq!(parse(&PodArgs::of(&settings).render()).settings().unwrap(), settings);
     }
 
     #[test]

@@ -146,6 +146,18 @@ impl Bundle {
             .any(|(der, authority)| chain.leads_to(der, &authority, chain.not_after, &[End::Client]).is_ok())
     }
 
+    /// Whether one authority of it is that of both chains. `None`: it lacks the authority of one of them.
+    pub fn same_issuer(&self, one: &Chain, other: &Chain) -> Option<bool> {
+        let of = |chain: &Chain| -> Vec<&[u8]> {
+            let leads = |(der, authority): &(&[u8], Authority)| {
+                chain.leads_to(der, authority, chain.not_after, &[End::Client]).is_ok()
+            };
+            self.authorities().filter(leads).map(|(der, _)| der).collect()
+        };
+        let (one, other) = (of(one), of(other));
+        (!one.is_empty() && !other.is_empty()).then(|| one.iter().any(|der| other.contains(der)))
+    }
+
     /// Each certificate with what there is to know of it.
     fn authorities(&self) -> impl Iterator<Item = (&[u8], Authority)> {
         // Every certificate was parsed when the bundle was made.

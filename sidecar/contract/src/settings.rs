@@ -185,6 +185,17 @@ impl Settings {
                 ),
             );
         }
+        if self.trust == Some(Trust::Issuer)
+            && let Issuer::Foreign(signer) = &self.issuer
+        {
+            problem(
+                "trust",
+                format!(
+                    "issuer is the CA in the issuer's answer, and a CertificateSigningRequest to {signer} is answered \
+                     without one; write configmap/<name>, clustertrustbundle/<name> or clustertrustbundle-signer/{signer}"
+                ),
+            );
+        }
         if self.is_of_kubelet() {
             for (key, message) in kubelet::obstacles(self) {
                 problem(key, message);

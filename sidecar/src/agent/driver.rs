@@ -110,6 +110,8 @@ struct RoleState {
     offered: Option<String>,
     /// The bundle for which a certificate was obtained: one request for each bundle, with any signer.
     renewed_for: Option<String>,
+    /// What members that trust more CAs showed when a certificate was last requested for that.
+    ahead: Option<String>,
     /// Whether the annotation `renew` asks for a new certificate.
     asked: Asked,
     /// What was last said of the files that kubelet brings.
@@ -201,6 +203,7 @@ where
             state.outdated = outdated.remove(role);
         }
         self.health.signer_states(self.agent.signer_states());
+        self.health.issuer_states(self.agent.issuer_states());
         for domain in Domain::ALL {
             let now: Vec<_> = refused.iter().filter(|(d, e)| *d == domain && !e.is_asked_about()).collect();
             let anew = now.iter().any(|refusal| !progress.refused.contains(refusal));
@@ -317,12 +320,15 @@ where
                 None => renewal,
             };
             let renewal = if state.asked.is_due() { renewal.or(Reason::Asked) } else { renewal };
+            let ahead = self.ahead(role.domain()).filter(|_| first);
+            let renewal = if ahead.is_some() && ahead != state.ahead { renewal.or(Reason::Ahead) } else { renewal };
             match renewal {
                 Renewal::At(at) => pause = pause.min(schedule::sleep(now, at)),
                 Renewal::Due(_) if !held.is_zero() => pause = pause.min(held),
                 Renewal::Due(why) => {
                     tracing::info!(%role, %why, "requesting a certificate");
                     state.asking = true;
+                    state.ahead = ahead.or(state.ahead.take());
                     state.asked.begin();
                     state.asked_for.clone_from(&state.outdated);
                     state.offered = offers.get(&role.domain()).cloned();
@@ -336,6 +342,11 @@ where
             }
         }
         pause
+    }
+
+    /// What members that trust more CAs of `domain` show.
+    fn ahead(&self, domain: Domain) -> Option<String> {
+        self.loaded.as_ref().and_then(|status| status.borrow().ahead.get(&domain).cloned())
     }
 
     fn is_unknown(&self, domain: Domain) -> bool {

@@ -48,8 +48,14 @@ fn start(template: &Template, entry: Option<&Entry>, now: SystemTime) -> Start {
     match renewal(template, entry, None, now) {
         Renewal::Due(Reason::Missing | Reason::Names(_)) => Start::Missing,
         Renewal::Due(Reason::Early) => Start::Useful,
-        Renewal::Due(Reason::Due | Reason::Trusts | Reason::Outdated | Reason::Offered | Reason::Asked) => {
-            if entry.is_none_or(|e| life(e).left(now).is_zero()) { Start::Missing } else { Start::Good }
+        Renewal::Due(
+            Reason::Due | Reason::Trusts | Reason::Outdated | Reason::Offered | Reason::Asked | Reason::Ahead,
+        ) => {
+            if entry.is_none_or(|e| life(e).left(now).is_zero()) {
+                Start::Missing
+            } else {
+                Start::Good
+            }
         }
         Renewal::At(_) => Start::Good,
     }

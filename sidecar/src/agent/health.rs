@@ -39,6 +39,12 @@ struct WaitLabels {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct MemberLabels {
+    role: &'static str,
+    member: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct RenewalLabels {
     role: &'static str,
     result: &'static str,
@@ -77,7 +83,9 @@ pub struct Health {
     lists_refused: Family<DomainLabel, Gauge>,
     pending: Family<RoleLabel, Seconds>,
     waits: Family<WaitLabels, Gauge>,
+    waits_for: Family<MemberLabels, Gauge>,
     awaited: OnceLock<Arc<Awaited>>,
+    issuer_states: Family<Vec<(&'static str, &'static str)>, Gauge>,
     states: Family<Vec<(&'static str, &'static str)>, Gauge>,
     said: AtomicBool,
 }
@@ -113,7 +121,9 @@ impl Health {
             lists_refused: Family::default(),
             pending: Family::default(),
             waits: Family::default(),
+            waits_for: Family::default(),
             awaited: OnceLock::new(),
+            issuer_states: Family::default(),
             states: Family::default(),
             said: AtomicBool::new(false),
         };
@@ -126,6 +136,16 @@ impl Health {
             "certificate_waits",
             "1 while a signed certificate waits for a trust bundle with this CA",
             health.waits.clone(),
+        );
+        registry.register(
+            "certificate_waits_for_member",
+            "1 while a signed certificate waits until this member of etcd trusts its CA; `unknown`: the members cannot be seen",
+            health.waits_for.clone(),
+        );
+        registry.register(
+            "issuer_states_ca",
+            "1 if the issuer's last answer has its CA, from which trust: issuer takes the bundle, else 0; absent otherwise",
+            health.issuer_states.clone(),
         );
         registry.register("renewals", "Requests for a certificate that ended, by result", health.renewals.clone());
         registry.register("rotated", "Certificates that all of their ports were seen to serve", health.rotated.clone());
@@ -263,6 +283,13 @@ impl Health {
         }
     }
 
+    /// Whether the issuer's last answer had its CA; `None`: there was no answer yet, or the bundle does not come from it.
+    pub fn issuer_states(&self, states: Option<bool>) {
+        if let Some(states) = states {
+            self.issuer_states.get_or_create(&Vec::new()).set(i64::from(states));
+        }
+    }
+
     fn seen(&self) -> MutexGuard<'_, Seen> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -298,8 +325,13 @@ impl Status for Health {
             self.pending.get_or_create(&RoleLabel { role: role.as_str() }).set(age);
         }
         self.waits.clear();
-        for (role, ca) in self.awaited.get().map(|awaited| awaited.all()).unwrap_or_default() {
-            self.waits.get_or_create(&WaitLabels { role: role.as_str(), ca }).set(1);
+        self.waits_for.clear();
+        for (role, wait) in self.awaited.get().map(|awaited| awaited.all()).unwrap_or_default() {
+            let role = role.as_str();
+            self.waits.get_or_create(&WaitLabels { role, ca: wait.authority }).set(1);
+            for member in wait.members {
+                self.waits_for.get_or_create(&MemberLabels { role, member }).set(1);
+            }
         }
         let mut text = String::with_capacity(8 * 1024);
         match encode(&mut text, &self.registry) {

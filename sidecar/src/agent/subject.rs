@@ -23,6 +23,7 @@ use etcd_tls_contract::{
 use crate::{
     agent::{
         addresses::{self, Address},
+        answered::Answered,
         belief::{Doubt, Pace, Statements},
         revocation,
         trust::{self, TrustDir, TrustError},
@@ -30,7 +31,8 @@ use crate::{
     issuance::{
         awaited::Awaited,
         obtain::{self, Answer, Bundles, Failure, Issuance},
-        renewal::Template,
+        others::{Others, Questions},
+        renewal::{Template, life},
     },
     kube::{
         Api,
@@ -79,6 +81,9 @@ impl Subject {
         if self.settings.is_of_kubelet() {
             return TrustDir::projected(&args.projected_dir, &self.settings.roles);
         }
+        if args.trust_of_issuer {
+            return TrustDir::of_answers();
+        }
         let dir = &args.trust_dir;
         let ours = self.settings.our_signer(Role::Peer, &self.facts.namespace).is_some();
         TrustDir::new(dir).of_our_signer(ours)
@@ -122,6 +127,10 @@ pub struct Agent<C, F> {
     stated: RefCell<Statements>,
     pace: RefCell<Pace>,
     awaited: Arc<Awaited>,
+    /// The bundle of the issuer's answers, where it comes from there.
+    answered: Option<Answered>,
+    /// To who can see what etcd's members trust; none where nobody can.
+    questions: Option<Arc<Questions>>,
     held: RefCell<Set>,
     /// Roles whose held entry is not on disk yet; their pending keys stay until it is.
     fresh: RefCell<BTreeSet<Role>>,
@@ -162,6 +171,8 @@ impl<C: Clock, F: Files> Agent<C, F> {
             }
         }
         Self {
+            answered: trust.is_of_answers().then(Answered::default),
+            questions: None,
             roles,
             clock,
             store: RefCell::new(store),
@@ -173,6 +184,14 @@ impl<C: Clock, F: Files> Agent<C, F> {
             fresh: RefCell::default(),
             dirty: Cell::new(!lists.whole),
         }
+    }
+
+    /// The same, where somebody sees what etcd's members trust.
+    pub fn with_questions(self, questions: Option<Arc<Questions>>) -> Self {
+        if let Some(questions) = questions.as_ref().filter(|_| self.answered.is_some()) {
+            questions.look_ahead();
+        }
+        Self { questions, ..self }
     }
 
     /// The roles to hold.
@@ -190,9 +209,42 @@ impl<C: Clock, F: Files> Agent<C, F> {
         &self.awaited
     }
 
-    /// Ends when the API server has sent a new bundle or list.
+    /// Ends when the API server has sent a new bundle or list, or the issuer another CA.
     pub async fn pushed(&self) {
-        self.trust.changed().await;
+        match &self.answered {
+            Some(answered) => answered.changed().await,
+            None => self.trust.changed().await,
+        }
+    }
+
+    /// Whether the issuer's last answer had its CA; `None` before the first answer, and where the bundle comes from elsewhere.
+    pub fn issuer_states(&self) -> Option<bool> {
+        self.answered.as_ref().and_then(Answered::states)
+    }
+
+    /// The bundle on offer for `domain`; `None`: there has been no answer that brings one, and the bundle in use stays.
+    fn on_offer(&self, domain: Domain) -> Option<Result<Bundle, TrustError>> {
+        match &self.answered {
+            Some(answered) => answered.offered().map(Ok),
+            None => Some(self.trust.read(domain)),
+        }
+    }
+
+    /// Takes the CA of an answer.
+    fn hear_authority(&self, authority: &Result<Bundle, String>) {
+        let Some(answered) = &self.answered else { return };
+        let held = self.held.borrow();
+        let in_use = held.roles.values().map(|entry| entry.bundle().clone()).reduce(|all, one| all.union(&one));
+        let longest = held.roles.values().map(|entry| life(entry).whole()).max();
+        answered.hear(authority, in_use.as_ref(), self.clock.elapsed(), longest.unwrap_or_default());
+    }
+
+    /// Whom a certificate under a bundle of `domain` waits for.
+    fn others(&self, domain: Domain, bundle: &Bundle) -> Others {
+        match &self.questions {
+            Some(questions) => questions.ask(domain, bundle),
+            None => Others::unseen("this pod runs no etcd to ask"),
+        }
     }
 
     /// The clocks.
@@ -233,12 +285,13 @@ impl<C: Clock, F: Files> Agent<C, F> {
     pub fn take_trust(&self) -> Vec<(Domain, TrustError)> {
         let (mut offered, mut refused) = (BTreeMap::new(), Vec::new());
         for domain in self.domains() {
-            match self.trust.read(domain) {
-                Ok(bundle) => match self.doubt(domain, &bundle) {
+            match self.on_offer(domain) {
+                None => {}
+                Some(Ok(bundle)) => match self.doubt(domain, &bundle) {
                     Some(error) => refused.push((domain, error)),
                     None => drop(offered.insert(domain, bundle)),
                 },
-                Err(error) => refused.push((domain, error)),
+                Some(Err(error)) => refused.push((domain, error)),
             }
         }
         let (next, errors) = trust::take(&self.held.borrow(), &offered, self.clock.now());
@@ -329,32 +382,41 @@ impl<C: Clock, F: Files> Agent<C, F> {
     /// The bundles that a new certificate of `domain` may verify under: those in use, then the one on offer, if it is
     /// believed by what was stated before or by `answer`.
     fn bundles(&self, domain: Domain, answer: Option<&Answer>) -> Bundles {
+        if let Some(answer) = answer {
+            self.hear_authority(&answer.authority);
+        }
         let held = self.held.borrow();
         let mut found = Bundles::default();
         let in_use = held.roles.iter().filter(|(role, _)| role.domain() == domain).map(|(_, e)| e.bundle().clone());
-        let offered = self.trust.read(domain);
-        let digest = offered.as_ref().ok().map(Bundle::digest);
-        if let Some(Answer(answer)) = answer {
-            self.stated.borrow_mut().hear(answer.as_ref(), domain, digest.as_deref());
+        let offered = self.on_offer(domain);
+        let digest = offered.as_ref().and_then(|offered| offered.as_ref().ok()).map(Bundle::digest);
+        if let Some(Answer { in_force, .. }) = answer {
+            self.stated.borrow_mut().hear(in_force.as_ref(), domain, digest.as_deref());
         }
         let offered = match (offered, &digest) {
-            (Ok(bundle), Some(digest)) if self.trust.is_ours() => match self.stated.borrow().believe(domain, digest) {
-                Ok(()) => Some(bundle),
-                Err(doubt) => {
-                    found.doubt = Some(match doubt {
-                        Doubt::Unheard => {
-                            format!("the signer has not stated that the bundle on offer ({digest}) is in force")
-                        }
-                        Doubt::Another(named) => format!(
-                            "the bundle on offer has digest {digest}, the signer states {named}; waiting for the one in force"
-                        ),
-                    });
-                    found.unconfirmed = Some(bundle);
-                    None
+            (None, _) => {
+                found.doubt = self.answered.as_ref().map(Answered::missing);
+                None
+            }
+            (Some(Ok(bundle)), Some(digest)) if self.trust.is_ours() => {
+                match self.stated.borrow().believe(domain, digest) {
+                    Ok(()) => Some(bundle),
+                    Err(doubt) => {
+                        found.doubt = Some(match doubt {
+                            Doubt::Unheard => {
+                                format!("the signer has not stated that the bundle on offer ({digest}) is in force")
+                            }
+                            Doubt::Another(named) => format!(
+                                "the bundle on offer has digest {digest}, the signer states {named}; waiting for the one in force"
+                            ),
+                        });
+                        found.unconfirmed = Some(bundle);
+                        None
+                    }
                 }
-            },
-            (Ok(bundle), _) => Some(bundle),
-            (Err(error), _) => {
+            }
+            (Some(Ok(bundle)), _) => Some(bundle),
+            (Some(Err(error)), _) => {
                 found.doubt = Some(error.to_string());
                 None
             }
@@ -371,7 +433,7 @@ impl<C: Clock, F: Files> Agent<C, F> {
     /// Digest of the bundle that a role of `domain` has in use, or would have first.
     pub fn bundle_digest(&self, domain: Domain) -> Option<String> {
         let in_use = self.bundles(domain, None).bundles.first().map(Bundle::digest);
-        in_use.or_else(|| self.trust.read(domain).ok().map(|bundle| bundle.digest()))
+        in_use.or_else(|| self.on_offer(domain)?.ok().map(|bundle| bundle.digest()))
     }
 
     /// Asks for `template`, for as long as `limit` says.
@@ -386,6 +448,7 @@ impl<C: Clock, F: Files> Agent<C, F> {
         limit: Option<Duration>,
     ) -> Result<Entry, Failure> {
         let current = self.entry(template.role);
+        let others = |domain, bundle: &Bundle| self.others(domain, bundle);
         obtain::obtain(Issuance {
             template,
             api,
@@ -393,6 +456,7 @@ impl<C: Clock, F: Files> Agent<C, F> {
             store: &self.store,
             current: current.as_deref(),
             bundles: &|domain, answer| self.bundles(domain, answer),
+            others: self.answered.as_ref().map(|_| &others as &dyn Fn(Domain, &Bundle) -> Others),
             awaited: &self.awaited,
             trusts,
             limit,

@@ -100,6 +100,8 @@ enum Layout {
     File,
     /// `<role>/ca.crt` in the directory; the roles that the pod has.
     Roles(BTreeSet<Role>),
+    /// None: they come with the issuer's answers.
+    Answers,
 }
 
 /// Where the bundles on offer are: a mounted directory with `peer.crt`, `client.crt` and `metrics.crt`, or one file for
@@ -131,11 +133,21 @@ impl TrustDir {
         Self { path: path.to_owned(), layout: Layout::Roles(roles.clone()), ours: false, lists: None, pushed: None }
     }
 
+    /// No directory: the bundle comes with the issuer's answers.
+    pub fn of_answers() -> Self {
+        Self { path: PathBuf::new(), layout: Layout::Answers, ours: false, lists: None, pushed: None }
+    }
+
+    /// Whether the bundle comes with the issuer's answers.
+    pub const fn is_of_answers(&self) -> bool {
+        matches!(self.layout, Layout::Answers)
+    }
+
     /// The file of `domain`.
     fn file_of(&self, domain: Domain) -> PathBuf {
         match &self.layout {
             Layout::File => self.path.clone(),
-            Layout::Domains => self.path.join(domain.trust_key()),
+            Layout::Domains | Layout::Answers => self.path.join(domain.trust_key()),
             Layout::Roles(roles) => {
                 let role = roles.iter().find(|role| role.domain() == domain);
                 self.path.join(role.map_or(domain.as_str(), |role| role.as_str())).join(names::CA_FILE)

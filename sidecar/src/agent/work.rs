@@ -110,6 +110,7 @@ where
     tokio::spawn(admin::serve(listener, Arc::clone(&health) as Arc<dyn admin::Status>));
     let unserved = restarter.as_ref().map(Restarter::leaf_unserved);
     let cut = restarter.as_ref().map(Restarter::cut);
+    let questions = restarter.as_ref().map(Restarter::questions);
     let restarting = async {
         if let Some(restarter) = restarter {
             restarter.run(installed_seen).await;
@@ -117,11 +118,14 @@ where
         pending::<()>().await;
     };
 
-    let changed = trust
-        .watch()
-        .inspect_err(|error| tracing::warn!(%error, "the trust directory cannot be watched; it is read every minute"))
-        .ok();
-    let agent = Agent::new(roles, clock, store, trust);
+    let watch = || {
+        let watched = trust.watch();
+        watched.inspect_err(
+            |error| tracing::warn!(%error, "the trust directory cannot be watched; it is read every minute"),
+        )
+    };
+    let changed = if trust.is_of_answers() { None } else { watch().ok() };
+    let agent = Agent::new(roles, clock, store, trust).with_questions(questions);
     health.awaits(Arc::clone(agent.awaited()));
     let driver = Driver {
         agent,

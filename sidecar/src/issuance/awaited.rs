@@ -1,4 +1,5 @@
-//! For whose CA a signed certificate waits: its issuer has changed the CA, and no bundle at hand holds the new one.
+//! For whose CA a signed certificate waits: its issuer has changed the CA, and no bundle at hand holds the new one, or not
+//! everybody trusts it yet.
 
 use std::{
     collections::BTreeMap,
@@ -10,18 +11,31 @@ use tokio::sync::Notify;
 
 /// Of a CA's name, which is its issuer's to choose.
 const MAX_NAME: usize = 200;
+/// Of the members that are shown; a cluster has seven or so.
+const MAX_MEMBERS: usize = 16;
+
+/// What a certificate waits for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wait {
+    /// The CA's name.
+    pub authority: String,
+    /// The etcd members that do not trust it yet, where the bundle comes with the issuer's answer; else empty.
+    pub members: Vec<String>,
+}
 
 /// The CAs that are waited for, by role.
 #[derive(Debug, Default)]
 pub struct Awaited {
     told: Notify,
-    by_role: Mutex<BTreeMap<Role, String>>,
+    by_role: Mutex<BTreeMap<Role, Wait>>,
 }
 
 impl Awaited {
-    /// `role`'s certificate waits for the CA of this name.
-    pub fn begin(&self, role: Role, authority: &str) {
-        self.lock().insert(role, authority.chars().take(MAX_NAME).collect());
+    /// `role`'s certificate waits for the CA of this name, until `members` trust it.
+    pub fn begin(&self, role: Role, authority: &str, members: Vec<String>) {
+        let cut = |name: &str| name.chars().take(MAX_NAME).collect();
+        let members = members.iter().take(MAX_MEMBERS).map(|name| cut(name)).collect();
+        self.lock().insert(role, Wait { authority: cut(authority), members });
         self.told.notify_one();
     }
 
@@ -36,11 +50,11 @@ impl Awaited {
     }
 
     /// All of them.
-    pub fn all(&self) -> BTreeMap<Role, String> {
+    pub fn all(&self) -> BTreeMap<Role, Wait> {
         self.lock().clone()
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Role, String>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Role, Wait>> {
         self.by_role.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -78,7 +78,12 @@ pub enum Step {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// A certificate chain in PEM, not yet looked at.
-    Signed(Vec<u8>),
+    Signed {
+        /// The chain.
+        chain: Vec<u8>,
+        /// The issuer's CA in PEM, where the answer has one.
+        ca: Option<Vec<u8>>,
+    },
     /// The approver said no: its reason and message.
     Denied(String),
     /// The signer said that it cannot: its reason and message.
@@ -209,7 +214,10 @@ impl Flow {
             return Step::Over(Outcome::Failed(reason));
         }
         match status.and_then(|s| s.certificate.as_ref()) {
-            Some(certificate) if !certificate.0.is_empty() => Step::Over(Outcome::Signed(certificate.0.clone())),
+            Some(certificate) if !certificate.0.is_empty() => Step::Over(Outcome::Signed {
+                chain: certificate.0.clone(),
+                ca: status.and_then(|status| status.ca.as_ref()).map(|ca| ca.0.clone()),
+            }),
             _ => {
                 let pause = if first {
                     schedule::first_poll(circumstances.took)

@@ -9,7 +9,7 @@ use etcd_tls_contract::{
     certificate::{Bundle, Chain},
     csr::{PrivateKey, Request},
     identity,
-    in_force::InForce,
+    in_force::{InForce, InForceError},
     key::KeyRotation,
     life::Life,
     names,
@@ -23,6 +23,7 @@ use crate::{
         awaited::Awaited,
         changes,
         flow::{Call, Circumstances, Expected, Flow, Outcome, Step},
+        others::Others,
         renewal::{Template, life},
     },
     kube::{
@@ -38,6 +39,7 @@ use noted::Noted;
 
 mod failure;
 mod noted;
+mod overlap;
 #[cfg(test)]
 mod tests;
 
@@ -46,6 +48,8 @@ const LEAST_EXPIRATION: Duration = Duration::from_secs(600);
 /// How long a certificate may be ahead of us: of our clock, or of the trust bundle that kubelet brings us.
 const AHEAD: Duration = Duration::from_secs(10 * 60);
 const AHEAD_POLL: Duration = Duration::from_secs(2);
+/// How often it is looked whether the members trust a CA that has come with no overlap.
+const OVERLAP_POLL: Duration = Duration::from_secs(10);
 /// How long a certificate waits for the bundle on offer to be believed before another is requested: first, where its answer
 /// leaves the bundle out; first, where its answer states another bundle, which kubelet may bring yet; and at most.
 const UNSTATED_WAIT: Duration = Duration::from_secs(2);
@@ -54,9 +58,25 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5 * 60);
 /// How often a request is looked at again that has ended with the certificate already in use.
 const STALE_POLL: Duration = Duration::from_secs(20);
 
-/// The signer's statement of the bundles in force, if it came with a certificate.
+/// What came with a certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answer(pub Option<InForce>);
+pub struct Answer {
+    /// The signer's statement of the bundles in force.
+    pub in_force: Option<InForce>,
+    /// The issuer's CA, or why there is none.
+    pub authority: Result<Bundle, String>,
+}
+
+impl Answer {
+    /// `pem` is the text with the certificate, `ca` the CA beside it.
+    fn read(pem: &str, ca: Option<&[u8]>) -> Result<Self, InForceError> {
+        let authority = match ca {
+            None => Err("it is empty".to_owned()),
+            Some(ca) => Bundle::parse(ca).map_err(|error| error.to_string()),
+        };
+        Ok(Self { in_force: InForce::parse(pem)?, authority })
+    }
+}
 
 /// The bundles that a new certificate may verify under.
 #[derive(Clone, Debug, Default)]
@@ -85,6 +105,9 @@ pub struct Issuance<'a, A, C, F> {
     pub current: Option<&'a Entry>,
     /// Bundles that a new certificate may verify under; told of the answer, once there is one.
     pub bundles: &'a dyn Fn(Domain, Option<&Answer>) -> Bundles,
+    /// Who does not trust a bundle yet, where the bundle comes with the answer: a certificate of a CA that has come with no
+    /// overlap waits for them.
+    pub others: Option<&'a dyn Fn(Domain, &Bundle) -> Others>,
     /// Told when none of them holds the CA of a certificate that was just issued.
     pub awaited: &'a Awaited,
     /// The value of the request's `trusts` annotation.
@@ -113,8 +136,8 @@ async fn request<A: Api, C: Clock, F: Files>(mut issuance: Issuance<'_, A, C, F>
         Span::current().record("csr", name.as_str());
         let flow = if resumed { Flow::resumed(expected) } else { Flow::new(expected) };
         let result = match issuance.wait(flow, &request, &name).await? {
-            Outcome::Signed(pem) => {
-                let text = String::from_utf8_lossy(&pem);
+            Outcome::Signed { chain, ca } => {
+                let text = String::from_utf8_lossy(&chain);
                 if issuance.is_stale(&text) {
                     // The key was kept, so the request has the name of the one before, which is still there.
                     if life_of(issuance.current).is_some_and(|l| l.is_short(issuance.clock.now())) {
@@ -127,7 +150,7 @@ async fn request<A: Api, C: Clock, F: Files>(mut issuance: Issuance<'_, A, C, F>
                     }
                     continue;
                 }
-                let proven = issuance.prove(&text, &key, &name, &mut patience).await;
+                let proven = issuance.prove(&text, ca.as_deref(), &key, &name, &mut patience).await;
                 issuance.awaited.end(issuance.template.role);
                 return match proven {
                     Err(failure @ Failure::Rejected { .. }) => Err(issuance.forget(failure)),
@@ -320,23 +343,30 @@ impl<A: Api, C: Clock, F: Files> Issuance<'_, A, C, F> {
     /// Proves the chain under the first bundle that it verifies under. One that is ahead of our clock, or of the bundle
     /// that kubelet has brought us so far, is waited for. The statement of its answer is of the time of its issuance: where
     /// the bundle on offer has its CA and is not the stated one, waiting longer may not help, and another answer may.
-    async fn prove(&self, pem: &str, key: &PrivateKey, name: &str, patience: &mut Patience) -> Result<Proof, Failure> {
+    async fn prove(
+        &self,
+        pem: &str,
+        ca: Option<&[u8]>,
+        key: &PrivateKey,
+        name: &str,
+        patience: &mut Patience,
+    ) -> Result<Proof, Failure> {
         let Template { role, sans, .. } = self.template;
         let rejected = |reason: String| Failure::Rejected { name: name.to_owned(), reason };
         let chain = Chain::parse(pem.as_bytes()).map_err(|e| rejected(e.to_string()))?;
-        let answer = Answer(InForce::parse(pem).map_err(|e| rejected(e.to_string()))?);
+        let answer = Answer::read(pem, ca).map_err(|e| rejected(e.to_string()))?;
         let in_use = self.current.map(|entry| entry.chain().not_after);
         let changed = changes::judge(self.template, &chain, in_use, self.clock.now());
         if let Some(changed) = changed.map_err(|e| rejected(e.to_string()))? {
             tracing::warn!(changed, "the certificate differs from the request");
         }
         let began = self.clock.elapsed();
-        let mut told = false;
+        let (mut told, mut said) = (false, String::new());
         loop {
             let now = self.clock.now();
             let Bundles { bundles, doubt, unconfirmed, in_force } = (self.bundles)(role.domain(), Some(&answer));
             let stated = in_force.is_some();
-            let mut reason = "there is no trust bundle to verify it under".to_owned();
+            let (mut reason, mut proven) = ("there is no trust bundle to verify it under".to_owned(), None);
             for bundle in &bundles {
                 let seconds = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
                 let kept = self.current.filter(|e| e.chain().public_key == chain.public_key);
@@ -347,9 +377,23 @@ impl<A: Api, C: Clock, F: Files> Issuance<'_, A, C, F> {
                     in_force: in_force.clone(),
                 };
                 match Entry::prove(*role, pem, key, bundle, sans, record, now) {
-                    Ok(entry) => return Ok(Proof::Good(Box::new(entry))),
+                    Ok(entry) => {
+                        proven = Some(entry);
+                        break;
+                    }
                     Err(e) => reason = e.to_string(),
                 }
+            }
+            if let Some(entry) = proven {
+                let Some(others) = self.held_back(&entry, now) else { return Ok(Proof::Good(Box::new(entry))) };
+                let reason = overlap::reason(&chain, &others);
+                if said != reason {
+                    tracing::warn!(%reason, "a signed certificate waits; the one in use stays");
+                    said.clone_from(&reason);
+                }
+                self.awaited.begin(*role, &chain.authority(), others.members);
+                self.pause(OVERLAP_POLL, name, &reason).await?;
+                continue;
             }
             let early = chain.not_before > now && chain.not_before.duration_since(now).unwrap_or_default() <= AHEAD;
             if let Some(doubt) = doubt {
@@ -360,7 +404,9 @@ impl<A: Api, C: Clock, F: Files> Issuance<'_, A, C, F> {
                 reason = format!("{reason}; the certificate is of {}", chain.authority());
             }
             let elapsed = self.clock.elapsed();
-            if !(early || unknown) || elapsed.saturating_sub(*patience.began.get_or_insert(began)) > AHEAD {
+            // A bundle that comes with the answer is there already.
+            let waits = early || unknown && self.others.is_none();
+            if !waits || elapsed.saturating_sub(*patience.began.get_or_insert(began)) > AHEAD {
                 return Err(rejected(reason));
             }
             let expired = chain.not_after <= now;
@@ -374,7 +420,7 @@ impl<A: Api, C: Clock, F: Files> Issuance<'_, A, C, F> {
                 told = true;
             }
             if unknown {
-                self.awaited.begin(*role, &chain.authority());
+                self.awaited.begin(*role, &chain.authority(), Vec::new());
             }
             self.pause(AHEAD_POLL, name, &reason).await?;
         }

@@ -51,6 +51,8 @@ pub enum Reason {
     Offered,
     /// The pod's annotation `renew` has a new value.
     Asked,
+    /// Another member trusts a CA that is not in the bundle; the answer states the issuer's CA.
+    Ahead,
 }
 
 impl std::fmt::Display for Reason {
@@ -63,6 +65,7 @@ impl std::fmt::Display for Reason {
             Self::Trusts => f.write_str("etcd has loaded another trust bundle"),
             Self::Outdated => f.write_str("the trust bundle on offer lacks its CA"),
             Self::Offered => f.write_str("a changed trust bundle is on offer; is it in force?"),
+            Self::Ahead => f.write_str("another member trusts one more CA; has the issuer changed it?"),
             Self::Asked => f.write_str("the annotation renew has a new value"),
         }
     }

@@ -62,6 +62,7 @@ struct Reference {
 #[serde(default)]
 struct Status {
     certificate: Option<ByteString>,
+    ca: Option<ByteString>,
     conditions: Option<Vec<CertificateSigningRequestCondition>>,
 }
 
@@ -118,7 +119,8 @@ impl<C: Credentials> CertificateRequests<C> {
 
 /// The conditions in the terms of a CertificateSigningRequest. `Ready` is one verdict or another by its status and reason.
 fn status(status: Status) -> CertificateSigningRequestStatus {
-    let Status { certificate, conditions } = status;
+    let Status { certificate, ca, conditions } = status;
+    let ca = ca.filter(|ca| !ca.0.is_empty());
     let certificate = certificate.filter(|certificate| !certificate.0.is_empty());
     let verdict = |condition: CertificateSigningRequestCondition| {
         let type_ = match (condition.type_.as_str(), condition.status.as_str(), condition.reason.as_deref()) {
@@ -141,7 +143,11 @@ fn status(status: Status) -> CertificateSigningRequestStatus {
     // Until it is ready, what stands in the status may be half of it.
     let ready = conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
     let conditions = conditions.into_iter().flatten().filter_map(verdict).collect();
-    CertificateSigningRequestStatus { certificate: certificate.filter(|_| ready), conditions: Some(conditions) }
+    CertificateSigningRequestStatus {
+        certificate: certificate.filter(|_| ready),
+        conditions: Some(conditions),
+        ca: ca.filter(|_| ready),
+    }
 }
 
 impl<C: Credentials> Api for CertificateRequests<C> {
@@ -234,6 +240,11 @@ mod tests {
             verdicts(json!({"conditions": [approved, issued], "certificate": "eHl6", "ca": "YWJj"})),
             (Some(b"xyz".to_vec()), Vec::new())
         );
+        let ca = |status: Value| super::status(serde_json::from_value(status).unwrap()).ca.map(|ca| ca.0);
+        let answer = |conditions: Value, ca: &str| json!({"conditions": conditions, "certificate": "eHl6", "ca": ca});
+        assert_eq!(ca(answer(json!([approved, issued]), "YWJj")), Some(b"abc".to_vec()));
+        assert_eq!(ca(answer(json!([approved, pending]), "YWJj")), None, "it may be half of it");
+        assert_eq!(ca(answer(json!([approved, issued]), "")), None);
         assert_eq!(verdicts(json!({"conditions": [issued]})).1, ["Failed"], "ready, and nothing there");
         assert_eq!(verdicts(json!({"conditions": [issued], "certificate": ""})).1, ["Failed"]);
         for (conditions, expected) in [

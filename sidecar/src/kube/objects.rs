@@ -79,6 +79,9 @@ pub struct CertificateSigningRequestStatus {
     /// The verdicts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub conditions: Option<Vec<CertificateSigningRequestCondition>>,
+    /// The issuer's CA in PEM, of a CertificateRequest; a CertificateSigningRequest has none.
+    #[serde(skip)]
+    pub ca: Option<ByteString>,
 }
 
 /// A verdict.

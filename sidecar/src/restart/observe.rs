@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
 
+use aws_lc_rs::digest;
 use futures::future::join_all;
 use tokio::time::timeout;
 
@@ -12,6 +13,7 @@ use super::{
 };
 use etcd_tls_contract::{
     certificate::Bundle,
+    encoding::hex,
     endpoint::Endpoint,
     invalid_value::InvalidValue,
     names,
@@ -311,6 +313,73 @@ impl Observer {
         None
     }
 
+    /// The members whose port does not show all CAs of `bundle`, by name; this one among them unless its etcd has `loaded` it.
+    ///
+    /// # Errors
+    /// Why they cannot be seen.
+    pub(super) async fn distrusting(
+        &self,
+        domain: Domain,
+        bundle: &Bundle,
+        loaded: bool,
+    ) -> Result<Vec<String>, String> {
+        let role = [Role::Peer, Role::Server].into_iter().find(|role| role.domain() == domain);
+        let Some(role) = role.filter(|role| self.roles.contains(role)) else {
+            return Err(format!("no port of this pod's etcd takes certificates of {domain}"));
+        };
+        let (_, known, members) = self.known().await.map_err(|error| error.to_string())?;
+        let looks = members.into_iter().map(|member| async move {
+            let trusts = if member.id == known.me { loaded } else { self.trusts(role, &member, bundle).await };
+            (!trusts).then(|| if member.name.is_empty() { format!("{:x}", member.id) } else { member.name })
+        });
+        Ok(join_all(looks).await.into_iter().flatten().collect())
+    }
+
+    /// The domains in which a port of another member shows a CA that is not in the bundle on disk, with a digest of what it
+    /// shows.
+    pub(super) async fn ahead(&self) -> BTreeMap<Domain, String> {
+        let mut found = BTreeMap::new();
+        let Ok((_, known, members)) = self.known().await else { return found };
+        let bundles = self.bundles();
+        for role in [Role::Peer, Role::Server].into_iter().filter(|role| self.roles.contains(role)) {
+            let Some((bundle, _)) = bundles.get(&role.domain()) else { continue };
+            for member in members.iter().filter(|member| member.id != known.me) {
+                let shown = self.shown(role, member).await.unwrap_or_default();
+                if !shows_all(&bundle.subjects(), &shown) {
+                    found.insert(role.domain(), names_digest(&shown));
+                    break;
+                }
+            }
+        }
+        found
+    }
+
+    /// The subjects that the member's first port for `role` shows that can be asked; `None`: none can, or it asks for no
+    /// certificate.
+    async fn shown(&self, role: Role, member: &Member) -> Option<Vec<Vec<u8>>> {
+        let urls = if role == Role::Peer { &member.peer_urls } else { &member.client_urls };
+        for endpoint in urls.iter().flat_map(|url| url.parse::<Endpoint>()).filter(|endpoint| endpoint.tls) {
+            if let Ok(seen) = self.seen(&Port { role, endpoint }, None).await {
+                return seen.authorities;
+            }
+        }
+        None
+    }
+
+    /// Whether one of the member's ports for `role` shows all CAs of `bundle`, or asks for no certificate.
+    async fn trusts(&self, role: Role, member: &Member, bundle: &Bundle) -> bool {
+        let urls = if role == Role::Peer { &member.peer_urls } else { &member.client_urls };
+        for endpoint in urls.iter().flat_map(|url| url.parse::<Endpoint>()) {
+            if !endpoint.tls {
+                return true;
+            }
+            if let Ok(seen) = self.seen(&Port { role, endpoint }, None).await {
+                return seen.authorities.is_none_or(|shown| shows_all(&shown, &bundle.subjects()));
+            }
+        }
+        false
+    }
+
     /// Whether a member accepts this one as a peer, by the first of its URLs that does.
     async fn dialled(&self, urls: &[String]) -> Result<(), MemberError> {
         let mut failed = MemberError::from("no peer URL");
@@ -331,6 +400,23 @@ impl Observer {
         }
         Ok(self.peer(&endpoint)?.dial_peer(&endpoint).await?)
     }
+}
+
+/// Whether `shown` names each of `subjects`, one that several CAs share as often as they do.
+fn shows_all(shown: &[Vec<u8>], subjects: &[Vec<u8>]) -> bool {
+    let count = |all: &[Vec<u8>], one: &Vec<u8>| all.iter().filter(|other| *other == one).count();
+    subjects.iter().all(|subject| count(shown, subject) >= count(subjects, subject))
+}
+
+/// A digest of subjects, which a port shows in an order of its own.
+fn names_digest(subjects: &[Vec<u8>]) -> String {
+    let mut subjects: Vec<&Vec<u8>> = subjects.iter().collect();
+    subjects.sort();
+    let mut context = digest::Context::new(&digest::SHA256);
+    for subject in subjects {
+        context.update(digest::digest(&digest::SHA256, subject).as_ref());
+    }
+    hex(&context.finish().as_ref()[..16])
 }
 
 /// The URLs of a member, as it registered them.

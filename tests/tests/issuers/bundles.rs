@@ -12,7 +12,6 @@ use tests::{
     eventually,
     process::{binary, run},
     stack::{Options, Stack},
-    temp::TempDir,
 };
 
 use crate::scene::LIMIT;
@@ -65,13 +64,7 @@ async fn our_bundles_are_published_as_cluster_trust_bundles() {
     // The flag without the component: said, and everything else works.
     stack.sign.logged("ClusterTrustBundles are not published", LIMIT).await;
     assert!(stack.sign.log().contains("forbidden"), "{}", stack.sign.log());
-    let overlay = TempDir::new("bundles");
-    let up = "../".repeat(overlay.path().components().count());
-    let of = |path: &str| format!("{up}{}", &tests::repository().join(path).display().to_string()[1..]);
-    let component = of("manifests/components/cluster-trust-bundles");
-    let kustomization = json!({"resources": [of("manifests")], "components": [component]});
-    overlay.write("kustomization.yaml", kustomization.to_string());
-    stack.api.kubectl(&["apply", "-k", &overlay.path().display().to_string()]);
+    stack.api.apply_components(&["cluster-trust-bundles"]);
     stack.restart_sign(&options.sign).await;
 
     stack.api.namespace("prod", &[("etcd-tls", "dynamic")]).await;

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use etcd_tls_contract::certificate::Chain;
+use etcd_tls_contract::certificate::{Bundle, Chain};
 use k8s_openapi::api::{certificates::v1::CertificateSigningRequest, core::v1::Pod};
 use kube::{
     Api, ResourceExt as _,
@@ -49,6 +49,8 @@ pub struct Scene<'a> {
     pod: Pod,
     environment: Vec<(String, String)>,
     address: String,
+    /// Whether the bundle comes with the issuer's answers, and none is mounted.
+    pub of_issuer: bool,
 }
 
 impl Lab {
@@ -64,14 +66,7 @@ impl Lab {
             tests::tier::skip_special("no kube-controller-manager beside kube-apiserver", "put one there");
             return None;
         };
-        let overlay = TempDir::new("issuers");
-        let up = "../".repeat(overlay.path().components().count());
-        let repository = tests::repository();
-        let of = |path: &str| format!("{up}{}", &repository.join(path).display().to_string()[1..]);
-        let kustomization =
-            json!({"resources": [of("manifests")], "components": [of("manifests/components/cert-manager")]});
-        overlay.write("kustomization.yaml", kustomization.to_string());
-        api.kubectl(&["apply", "-k", &overlay.path().display().to_string()]);
+        api.apply_components(&["cert-manager"]);
         let lab = Self { api, _controller_manager: controller_manager };
         lab.opt_in(&NAMESPACES);
         Some(lab)
@@ -143,7 +138,8 @@ impl<'a> Scene<'a> {
             variable("NODE_NAME", "node-1"),
         ]);
         let address = "10.0.0.1".to_owned();
-        let scene = Self { lab, namespace: namespace.to_owned(), kind, issuer, dir, pod, environment, address };
+        let namespace = namespace.to_owned();
+        let scene = Self { lab, namespace, kind, issuer, dir, pod, environment, address, of_issuer: false };
         scene.publish(&scene.issuer.ca());
         scene
     }
@@ -183,6 +179,9 @@ impl<'a> Scene<'a> {
         for (flag, name) in [("--dir", directory), ("--trust-dir", "trust"), ("--token-dir", "token")] {
             command.arg(flag).arg(self.dir.join(name));
         }
+        if self.of_issuer {
+            command.arg("--trust-of-issuer");
+        }
         command.arg("--termination-log").arg(self.dir.join("termination-log"));
         command.args(more).envs(self.environment.iter().map(|(k, v)| (k, v))).env("POD_IPS", &self.address);
         Process::spawn(subcommand, &mut command, self.dir.path())
@@ -203,6 +202,18 @@ impl<'a> Scene<'a> {
             .into_iter()
             .flat_map(|role| ["tls.crt", "tls.key", "ca.crt"].map(|f| format!("{role}/{f}")));
         files.map(|f| (f.clone(), fs::read(self.dir.join("certs").join(&f)).expect("a file"))).collect()
+    }
+
+    /// Starts without a mounted bundle.
+    pub fn takes_the_bundle_of_the_issuer(&mut self) {
+        fs::remove_dir_all(self.dir.join("trust")).expect("remove the bundle");
+        self.of_issuer = true;
+    }
+
+    /// The CAs of the peer's bundle on disk.
+    pub fn bundle(&self) -> Bundle {
+        let pem = fs::read(self.dir.join("certs/peer/ca.crt")).expect("a bundle");
+        Bundle::parse(&pem).expect("CAs")
     }
 
     pub fn forget_files(&self) {

@@ -72,11 +72,14 @@ pub(super) fn volumes(config: &Config, settings: &Settings, namespace: &str) -> 
             Volume::Fixed(&STATE_VOLUME),
             Volume::Fixed(&TOKEN_VOLUME),
         ],
-        None => vec![
-            Volume::Fixed(&CERTIFICATES_VOLUME),
-            Volume::OfPod(trust_volume(settings, namespace)),
-            Volume::Fixed(&TOKEN_VOLUME),
-        ],
+        None => [
+            Some(Volume::Fixed(&CERTIFICATES_VOLUME)),
+            trust_volume(settings, namespace).map(Volume::OfPod),
+            Some(Volume::Fixed(&TOKEN_VOLUME)),
+        ]
+        .into_iter()
+        .flatten()
+        .collect(),
     }
 }
 
@@ -108,18 +111,25 @@ pub(super) fn projected_volume(settings: &Settings, namespace: &str) -> Value {
 /// 0444: a mode by group would need fsGroup, which changes the data volume's files, too.
 const PROJECTED_MODE: u32 = 0o444;
 
-/// The volume with the trust bundles. Not optional: the pod waits for it, where an optional one would come a minute late.
-fn trust_volume(settings: &Settings, namespace: &str) -> Value {
-    match &settings.trust {
-        None => json!({"name": names::TRUST_VOLUME, "configMap": {"name": settings.trust_config_map(namespace)}}),
-        Some(trust) => json!({"name": names::TRUST_VOLUME, "projected": {"sources": trust_sources(trust)}}),
+/// The volume with the trust bundles; `None` where they come with the issuer's answers. Not optional: the pod waits for it, where
+/// an optional one would come a minute late.
+fn trust_volume(settings: &Settings, namespace: &str) -> Option<Value> {
+    let source = match &settings.trust {
+        None => json!({"configMap": {"name": settings.trust_config_map(namespace)}}),
+        Some(trust) => json!({"projected": {"sources": trust_sources(trust)?}}),
+    };
+    let mut volume = json!({"name": names::TRUST_VOLUME});
+    if let (Some(volume), Value::Object(source)) = (volume.as_object_mut(), source) {
+        volume.extend(source);
     }
+    Some(volume)
 }
 
-/// One bundle under the name of each domain: the issuer is the same for all roles.
-fn trust_sources(trust: &Trust) -> Vec<Value> {
+/// One bundle under the name of each domain: the issuer is the same for all roles. `None`: no volume holds it.
+fn trust_sources(trust: &Trust) -> Option<Vec<Value>> {
     let of_domains = |source: &dyn Fn(&str) -> Value| Domain::ALL.map(|domain| source(domain.trust_key())).to_vec();
-    match trust {
+    Some(match trust {
+        Trust::Issuer => return None,
         Trust::ConfigMap { name, key } => {
             let items = of_domains(&|path| json!({"key": key, "path": path}));
             vec![json!({"configMap": {"name": name, "items": items}})]
@@ -131,7 +141,7 @@ fn trust_sources(trust: &Trust) -> Vec<Value> {
                 &|path| json!({"clusterTrustBundle": {"signerName": signer, "labelSelector": selector, "path": path}}),
             )
         }
-    }
+    })
 }
 
 /// A selector without requirements matches all; without a selector, kubelet matches nothing.
@@ -351,14 +361,12 @@ impl<'a> Template<'a> {
                 Variable::field("POD_IP", "status.podIP"),
                 Variable::field("POD_IPS", "status.podIPs"),
             ];
-            mounts.extend([
-                if of_kubelet {
-                    Mount::read_only(names::VOLUME, names::PROJECTED_MOUNT_PATH)
-                } else {
-                    Mount::read_only(names::TRUST_VOLUME, names::TRUST_MOUNT_PATH)
-                },
-                Mount::read_only(names::TOKEN_VOLUME, names::TOKEN_MOUNT_PATH),
-            ]);
+            if of_kubelet {
+                mounts.push(Mount::read_only(names::VOLUME, names::PROJECTED_MOUNT_PATH));
+            } else if !self.args.trust_of_issuer {
+                mounts.push(Mount::read_only(names::TRUST_VOLUME, names::TRUST_MOUNT_PATH));
+            }
+            mounts.push(Mount::read_only(names::TOKEN_VOLUME, names::TOKEN_MOUNT_PATH));
         }
         let level = self.settings.log_level.iter();
         env.extend(level.map(|level| Variable::Plain { name: LOG_LEVEL, value: level }));

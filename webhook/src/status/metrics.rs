@@ -29,6 +29,8 @@ pub(crate) struct Sidecar {
     pub(crate) failing: BTreeMap<Role, String>,
     /// By role, the CA of whose bundle a signed certificate waits.
     pub(crate) awaited: BTreeMap<Role, String>,
+    /// By role, the members of etcd that do not trust that CA yet.
+    pub(crate) awaited_members: BTreeMap<Role, Vec<String>>,
     /// By domain, the digest of the bundle on disk.
     pub(crate) bundles: BTreeMap<Domain, String>,
     /// By domain, what is known of the bundle that etcd has loaded.
@@ -116,6 +118,9 @@ impl Sidecar {
             ("certificate_waits", Some(role), _) if is => {
                 self.awaited.insert(role, sample.label("ca").to_owned());
             }
+            ("certificate_waits_for_member", Some(role), _) if is => {
+                self.awaited_members.entry(role).or_default().push(sample.label("member").to_owned());
+            }
             ("bundle_info", _, Some(domain)) if is => {
                 self.bundles.insert(domain, sample.label("digest").to_owned());
             }
@@ -196,6 +201,7 @@ etcd_tls_certificate_ports{role="peer"} 1
 etcd_tls_certificate_served{role="peer"} 0
 etcd_tls_request_failing{role="server",result="denied"} 1
 etcd_tls_certificate_waits{role="server",ca="CN=next CA"} 1
+etcd_tls_certificate_waits_for_member{role="server",member="etcd-1"} 1
 etcd_tls_bundle_info{domain="peer",digest="00ff"} 1
 etcd_tls_trust_state{domain="peer",state="unknown",reason="plain-text"} 1
 etcd_tls_trust_state{domain="client",state="loaded",reason=""} 1
@@ -224,6 +230,7 @@ etcd_tls_handshakes_total{port="a\"b\\c\nd",result="served"} 4
         assert_eq!(sidecar.version.as_deref(), Some("0.1.0"));
         assert_eq!(sidecar.failing, [(Role::Server, "denied".to_owned())].into());
         assert_eq!(sidecar.awaited, [(Role::Server, "CN=next CA".to_owned())].into());
+        assert_eq!(sidecar.awaited_members, [(Role::Server, vec!["etcd-1".to_owned()])].into());
         assert_eq!(sidecar.trust[&Domain::Peer], Trust::Unknown("plain-text".to_owned()));
         assert_eq!(sidecar.trust[&Domain::Client], Trust::Loaded);
         assert_eq!((&sidecar.restart_due[..], &sidecar.refused[..]), (&[Domain::Peer][..], &[Domain::Client][..]));

@@ -203,9 +203,11 @@ fn row(pod: &PodSeen, now: SystemTime) -> Row {
     for role in &settings.roles {
         let certificate = sidecar.certificates.get(role).cloned().unwrap_or_default();
         if pod.injected && pod.sidecar.is_ok() {
-            found.of_a_role(*role, &certificate, sidecar.failing.get(role).map(String::as_str), now);
+            let members = sidecar.awaited_members.get(role).map_or(&[][..], Vec::as_slice);
+            let failing = sidecar.failing.get(role).map(String::as_str);
+            found.of_a_role(*role, &certificate, failing, !members.is_empty(), now);
             if let Some(ca) = sidecar.awaited.get(role) {
-                found.of_a_wait(*role, ca);
+                found.of_a_wait(*role, ca, members);
             }
         }
         roles.push(role_row(*role, &certificate, now));
@@ -323,7 +325,15 @@ impl Findings<'_> {
         true
     }
 
-    fn of_a_role(&mut self, role: Role, certificate: &Certificate, failing: Option<&str>, now: SystemTime) {
+    /// `waits`: a new certificate waits for the members' trust, on purpose, until a fifth of the life is left.
+    fn of_a_role(
+        &mut self,
+        role: Role,
+        certificate: &Certificate,
+        failing: Option<&str>,
+        waits: bool,
+        now: SystemTime,
+    ) {
         let refused = self.of_refusals(role, certificate.issued);
         match certificate.expiry.map(at) {
             None => self.say(State::Failing, format!("{role}: there is no certificate yet"), self.log()),
@@ -335,8 +345,9 @@ impl Findings<'_> {
                 if let Some(renewal) = certificate.renewal.map(at) {
                     // A renewal may take some tries; a quarter of the time that is left for it is for them.
                     let rest = expiry.duration_since(renewal).unwrap_or_default();
-                    if now > renewal + rest / 4 {
-                        let left = duration(expiry.duration_since(now).unwrap_or_default());
+                    let left = expiry.duration_since(now).unwrap_or_default();
+                    if now > renewal + rest / 4 && !(waits && left > rest / 4) {
+                        let left = duration(left);
                         self.say(
                             State::Failing,
                             format!("{role}: the renewal is overdue; the certificate expires in {left}"),
@@ -370,7 +381,16 @@ impl Findings<'_> {
         }
     }
 
-    fn of_a_wait(&mut self, role: Role, ca: &str) {
+    fn of_a_wait(&mut self, role: Role, ca: &str, members: &[String]) {
+        if !members.is_empty() {
+            let members = members.join(", ");
+            return self.say(
+                State::Attention,
+                format!("{role}: a signed certificate waits until etcd trusts the CA {ca}: {members}"),
+                "its issuer's CA was changed with no overlap; renew the cluster, so that its other pods learn of it \
+                 (docs/issuers.md, The CA from the answer)",
+            );
+        }
         self.say(
             State::Attention,
             format!("{role}: a signed certificate waits for a trust bundle that holds the CA {ca}"),

@@ -166,6 +166,14 @@ fn combinations_that_cannot_be_are_refused() {
     assert!(problem("trust", "configmap/ca").message.contains("issuers of others"));
     assert!(parse(&[("trust", "configmap/ca"), ("issuer", "csr:peer.etcd-tls.dev/prod.etcd")]).is_err());
     parse(&[("trust", "configmap/ca"), ("issuer", "csr:example.com/ca")]).unwrap();
+    // The answer to a CertificateSigningRequest has no CA.
+    let refused = parse(&[("trust", "issuer"), ("issuer", "csr:example.com/ca")]).unwrap_err();
+    assert!(refused.len() == 1 && refused[0].message.contains("answered without one"), "{refused:?}");
+    assert!(refused[0].message.contains("clustertrustbundle-signer/example.com/ca"), "{refused:?}");
+    assert!(problem("trust", "issuer").message.contains("issuers of others"));
+    for issuer in ["cert-manager:ClusterIssuer/ca", "cert-manager:Kind/ca.issuers.example.com"] {
+        assert_eq!(parse(&[("trust", "issuer"), ("issuer", issuer)]).unwrap().trust, Some(Trust::Issuer));
+    }
 }
 
 #[test]
@@ -184,6 +192,7 @@ fn words_are_written_as_they_are_read() {
     for trust in [
         "configmap/a.b/ca.crt",
         "configmap/a/x_Y-1.pem",
+        "issuer",
         "clustertrustbundle/a.b",
         "clustertrustbundle/example.com:ca:main",
         "clustertrustbundle-signer/example.com/ca",

@@ -6,6 +6,8 @@ use crate::{invalid_value::InvalidValue, names, settings::issuer::is_signer_name
 
 /// The key of a ConfigMap that is read unless another one is named.
 const DEFAULT_KEY: &str = "ca.crt";
+/// The value of [`Trust::Issuer`].
+const ISSUER: &str = "issuer";
 /// The most requirements of one label selector.
 const MAX_REQUIREMENTS: usize = 16;
 
@@ -28,6 +30,8 @@ pub enum Trust {
         /// All of them must hold; none matches every bundle of the signer.
         selector: Vec<Requirement>,
     },
+    /// `issuer`: the CA that comes with each of the issuer's answers (`status.ca` of a CertificateRequest).
+    Issuer,
 }
 
 /// One requirement of a label selector.
@@ -58,11 +62,14 @@ impl FromStr for Trust {
     fn from_str(s: &str) -> Result<Self, InvalidValue> {
         let bad = || {
             InvalidValue::from(format!(
-                "{} is no source of a trust bundle: configmap/<name>[/<key>], clustertrustbundle/<name> or \
+                "{} is no source of a trust bundle: issuer, configmap/<name>[/<key>], clustertrustbundle/<name> or \
                  clustertrustbundle-signer/<signerName>[?<label selector>]",
                 quoted(s)
             ))
         };
+        if s == ISSUER {
+            return Ok(Self::Issuer);
+        }
         let (kind, rest) = s.split_once('/').ok_or_else(bad)?;
         match kind {
             "configmap" => {
@@ -144,6 +151,7 @@ impl fmt::Display for Trust {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::ConfigMap { name, key } => write!(f, "configmap/{name}/{key}"),
+            Self::Issuer => f.write_str(ISSUER),
             Self::Bundle(name) => write!(f, "clustertrustbundle/{name}"),
             Self::SignerBundles { signer, selector } => {
                 write!(f, "clustertrustbundle-signer/{signer}")?;

@@ -212,7 +212,7 @@ pub(crate) async fn get_certificate_made(wire: &mut Wire, ask: &Ask, made: impl 
             return Err(format!("{}: no certificate within {LIMIT:?}: {status}", ask.name));
         }
         match flow.step(answer, &Circumstances { elapsed, took, life: None, now, chance: 0.5 }) {
-            Step::Over(Outcome::Signed(_)) => return Ok(began.elapsed().as_secs_f64() * 1e3),
+            Step::Over(Outcome::Signed { .. }) => return Ok(began.elapsed().as_secs_f64() * 1e3),
             Step::Over(outcome) => return Err(format!("{}: no certificate: {outcome:?}", ask.name)),
             Step::Next(next, pause) => {
                 call = next;

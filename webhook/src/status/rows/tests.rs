@@ -142,6 +142,18 @@ fn a_pod_is_as_bad_as_its_worst_finding() {
             State::Attention,
             "holds the CA CN=next CA",
         ),
+        (
+            "a CA that members do not trust yet",
+            Box::new(|_, s| {
+                for role in [Role::Peer, Role::Server] {
+                    s.awaited.insert(role, "CN=next CA".to_owned());
+                    s.awaited_members.insert(role, vec!["etcd-1".to_owned(), "etcd-2".to_owned()]);
+                }
+            }),
+            16.0,
+            State::Attention,
+            "until etcd trusts the CA CN=next CA: etcd-1, etcd-2",
+        ),
         ("denied", Box::new(|p, _| p.requests.push(refusal(START + HOUR))), 2.0, State::Failing, "denied: not yours"),
         ("denied before", Box::new(|p, _| p.requests.push(refusal(START - HOUR))), 2.0, State::Ok, ""),
         (

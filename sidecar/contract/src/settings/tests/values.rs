@@ -328,7 +328,6 @@ fn bad_words_are_refused() {
             "trust",
             &[
                 "",
-                "issuer",
                 "configmap",
                 "configmap/",
                 "ConfigMap/ca",
@@ -340,6 +339,8 @@ fn bad_words_are_refused() {
                 "configmap/ca/a b",
                 "configmap/ns/ca/x",
                 "secret/ca",
+                "issuer/",
+                "Issuer",
                 "clustertrustbundle/",
                 "clustertrustbundle/A",
                 "clustertrustbundle/a:",

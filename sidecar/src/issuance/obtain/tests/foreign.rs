@@ -106,3 +106,64 @@ fn a_chain_with_intermediates_is_kept_whole() {
     let entry = scene.obtain().unwrap();
     assert_eq!(Chain::parse(entry.chain_pem().as_bytes()).unwrap().certificates.len(), 2);
 }
+
+/// `trust: issuer`, and the CA was changed with no overlap.
+fn swapped(life: Duration) -> (Scene, Rc<Authority>) {
+    let mut scene = foreign();
+    let old = Rc::new(Authority::named("the CA of before"));
+    scene.template.sans = Sans::default();
+    scene.current = Some(old.entry_at(Role::Peer, scene.clock.now(), life));
+    scene.bundles = vec![old.bundle().union(&scene.authority.bundle())];
+    (scene, old)
+}
+
+#[test]
+fn a_leaf_of_a_ca_with_no_overlap_waits_until_the_members_trust_it() {
+    let (mut scene, old) = swapped(24 * HOUR);
+    let (clock, bundle) = (scene.clock.clone(), scene.bundles[0].clone());
+    scene.others = Some(Box::new(move |domain, asked| {
+        assert_eq!((domain, asked), (Role::Peer.domain(), &bundle));
+        match clock.elapsed() {
+            elapsed if elapsed < HOUR => Others::unseen("etcd is away"),
+            elapsed if elapsed < 3 * HOUR => Others { members: vec!["etcd-1".to_owned()], unknown: None },
+            _ => Others::default(),
+        }
+    }));
+    let entry = scene.obtain().unwrap();
+    assert_eq!(entry.bundle(), &scene.bundles[0]);
+    let elapsed = scene.clock.elapsed();
+    assert!(elapsed >= 3 * HOUR && elapsed < 3 * HOUR + Duration::from_secs(60), "{elapsed:?}");
+    assert!(scene.awaited.all().is_empty(), "it waits no more");
+    assert_eq!(scene.created(), 1);
+    // A leaf of the CA in use waits for nobody, and without a certificate in use there is nothing to go on with.
+    scene.others = Some(Box::new(|_, _| Others::unseen("never")));
+    let begun = scene.clock.elapsed();
+    let installed = |scene: &Scene| scene.store.borrow().forget_pending(Role::Peer).unwrap();
+    installed(&scene);
+    scene.current = Some(scene.authority.entry_at(Role::Peer, scene.clock.now(), 24 * HOUR));
+    scene.obtain().unwrap();
+    installed(&scene);
+    scene.current = None;
+    scene.obtain().unwrap();
+    installed(&scene);
+    // One that lacks a name of the pod's is of no use either.
+    scene.current = Some(old.entry_at(Role::Peer, scene.clock.now(), 24 * HOUR));
+    scene.template.sans = "10.0.0.1".parse().unwrap();
+    scene.obtain().unwrap();
+    assert!(scene.clock.elapsed() - begun < Duration::from_secs(60));
+}
+
+#[test]
+fn a_leaf_of_a_ca_with_no_overlap_is_used_before_the_one_in_use_ends() {
+    let (mut scene, _) = swapped(HOUR);
+    scene.others = Some(Box::new(|_, _| Others::unseen("etcd is away")));
+    scene.obtain().unwrap();
+    let elapsed = scene.clock.elapsed();
+    assert!(elapsed >= HOUR * 4 / 5 && elapsed < HOUR * 4 / 5 + Duration::from_secs(60), "{elapsed:?}");
+    // Whom it waits for is shown.
+    let (mut scene, _) = swapped(HOUR);
+    scene.limit = Some(Duration::from_secs(60));
+    scene.others = Some(Box::new(|_, _| Others { members: vec!["etcd-1".to_owned()], unknown: None }));
+    let failure = scene.obtain().unwrap_err().to_string();
+    assert!(failure.contains("of CN=test CA, not trusted yet by etcd of etcd-1"), "{failure}");
+}

@@ -12,13 +12,14 @@ use etcd_tls_contract::{
     certificate::Bundle,
     csr::Request,
     key::{KeyAlgorithm, KeyRotation},
-    role::Role,
+    role::{Domain, Role},
 };
 
 use crate::{
     issuance::{
         awaited::Awaited,
         obtain::{Answer, Bundles, Failure, Issuance, obtain},
+        others::Others,
         renewal::Template,
     },
     kube::{
@@ -129,6 +130,9 @@ pub(super) struct Scene {
     /// The answers that the observer got.
     pub(super) heard: RefCell<Vec<Answer>>,
     pub(super) limit: Option<Duration>,
+    /// Who does not trust a bundle yet, where it comes with the answer.
+    pub(super) others: Option<Box<dyn Fn(Domain, &Bundle) -> Others>>,
+    pub(super) awaited: Awaited,
 }
 
 impl Drop for Scene {
@@ -179,6 +183,8 @@ impl Scene {
             current: None,
             heard: RefCell::default(),
             limit: None,
+            others: None,
+            awaited: Awaited::default(),
         }
     }
 
@@ -201,7 +207,8 @@ impl Scene {
                 self.heard.borrow_mut().extend(answer.cloned());
                 Bundles { bundles: self.bundles.clone(), ..Bundles::default() }
             },
-            awaited: &Awaited::default(),
+            others: self.others.as_ref().map(|others| others as &dyn Fn(Domain, &Bundle) -> Others),
+            awaited: &self.awaited,
             trusts: Some("digest".to_owned()),
             limit: self.limit,
         }))
@@ -237,5 +244,5 @@ pub(super) fn put(object: &mut CertificateSigningRequest, type_: &str, message: 
         message: Some(message.to_owned()),
     };
     let certificate = certificate.map(|pem| ByteString(pem.into_bytes()));
-    object.status = Some(CertificateSigningRequestStatus { certificate, conditions: Some(vec![condition]) });
+    object.status = Some(CertificateSigningRequestStatus { certificate, conditions: Some(vec![condition]), ca: None });
 }

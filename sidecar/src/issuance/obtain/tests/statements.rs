@@ -32,7 +32,7 @@ fn an_answer_states_the_bundles_in_force() {
             let entry = obtained.unwrap();
             assert!(entry.chain_pem().starts_with("-----BEGIN"), "{}", entry.chain_pem());
             let stated =
-                heard.last().unwrap().0.as_ref().and_then(|f| f.digest(Role::Peer.domain()).map(str::to_owned));
+                heard.last().unwrap().in_force.as_ref().and_then(|f| f.digest(Role::Peer.domain()).map(str::to_owned));
             assert_eq!(stated.as_deref(), (!text.is_empty()).then_some(digest));
         } else {
             assert!(matches!(obtained, Err(Failure::Rejected { .. })), "{text}");
@@ -63,7 +63,7 @@ fn with_statements(scene: &Scene, digests: &[&str]) -> (Result<Entry, Failure>, 
         store: &scene.store,
         current: None,
         bundles: &|domain, answer| {
-            let stated = answer.and_then(|a| a.0.as_ref()).and_then(|s| s.digest(domain)).map(str::to_owned);
+            let stated = answer.and_then(|a| a.in_force.as_ref()).and_then(|s| s.digest(domain)).map(str::to_owned);
             let believed = stated.as_deref() == Some(offered.digest().as_str());
             Bundles {
                 bundles: believed.then(|| offered.clone()).into_iter().collect(),
@@ -72,6 +72,7 @@ fn with_statements(scene: &Scene, digests: &[&str]) -> (Result<Entry, Failure>, 
                 ..Bundles::default()
             }
         },
+        others: None,
         awaited: &Awaited::default(),
         trusts: None,
         limit: None,
@@ -120,6 +121,7 @@ fn a_certificate_that_expires_while_it_waits_for_its_bundle_is_replaced() {
                 .collect(),
             ..Bundles::default()
         },
+        others: None,
         awaited: &Awaited::default(),
         trusts: None,
         limit: None,

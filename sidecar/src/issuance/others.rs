@@ -1,0 +1,118 @@
+//! Who does not trust the CA of a new certificate yet. The certificate of a CA that has come with no overlap waits for them.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use etcd_tls_contract::{certificate::Bundle, role::Domain};
+use tokio::sync::Notify;
+
+/// How long a question counts: it is asked again and again while a certificate waits.
+const ASKED: Duration = Duration::from_secs(30);
+
+/// The word for members that cannot be seen.
+pub const UNKNOWN: &str = "unknown";
+
+/// Whom a certificate waits for; nobody: it may be used.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Others {
+    /// The names of etcd's members, or [`UNKNOWN`].
+    pub members: Vec<String>,
+    /// Why they cannot be seen.
+    pub unknown: Option<String>,
+}
+
+impl Others {
+    /// They cannot be seen.
+    pub fn unseen(why: impl Into<String>) -> Self {
+        Self { members: vec![UNKNOWN.to_owned()], unknown: Some(why.into()) }
+    }
+}
+
+/// Questions about the members' trust, from who waits to who can see the members.
+#[derive(Debug, Default)]
+pub struct Questions {
+    by_domain: Mutex<BTreeMap<Domain, Question>>,
+    ahead: AtomicBool,
+    asked: Notify,
+}
+
+#[derive(Debug)]
+struct Question {
+    bundle: Bundle,
+    at: Instant,
+    answer: Option<Others>,
+}
+
+impl Questions {
+    /// The last answer of who does not trust all of `bundle`.
+    pub fn ask(&self, domain: Domain, bundle: &Bundle) -> Others {
+        let mut questions = self.lock();
+        let question = questions.get_mut(&domain).filter(|q| q.bundle == *bundle && q.at.elapsed() < ASKED);
+        if let Some(question) = question {
+            question.at = Instant::now();
+            return question.answer.clone().unwrap_or_else(|| Others::unseen("they are being asked"));
+        }
+        questions.insert(domain, Question { bundle: bundle.clone(), at: Instant::now(), answer: None });
+        self.asked.notify_one();
+        Others::unseen("they are being asked")
+    }
+
+    /// From now on it is looked whether other members trust more CAs: then the issuer may have changed its CA.
+    pub fn look_ahead(&self) {
+        self.ahead.store(true, Ordering::Relaxed);
+    }
+
+    /// See [`Self::look_ahead`].
+    pub fn looks_ahead(&self) -> bool {
+        self.ahead.load(Ordering::Relaxed)
+    }
+
+    /// The open questions.
+    pub fn open(&self) -> BTreeMap<Domain, Bundle> {
+        let mut questions = self.lock();
+        questions.retain(|_, question| question.at.elapsed() < ASKED);
+        questions.iter().map(|(domain, question)| (*domain, question.bundle.clone())).collect()
+    }
+
+    /// Answers the question about `bundle`, if it is still asked.
+    pub fn answer(&self, domain: Domain, bundle: &Bundle, answer: Others) {
+        if let Some(question) = self.lock().get_mut(&domain).filter(|question| question.bundle == *bundle) {
+            question.answer = Some(answer);
+        }
+    }
+
+    /// Ends when there is a new question.
+    pub async fn asked(&self) {
+        self.asked.notified().await;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Domain, Question>> {
+        self.by_domain.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Authority;
+
+    #[test]
+    fn an_answer_is_of_the_bundle_that_was_asked_about() {
+        let (one, two) = (Authority::named("one").bundle(), Authority::named("two").bundle());
+        let questions = Questions::default();
+        assert!(questions.open().is_empty());
+        assert_eq!(questions.ask(Domain::Peer, &one).members, [UNKNOWN], "not answered yet");
+        questions.answer(Domain::Peer, &two, Others::default());
+        assert_eq!(questions.ask(Domain::Peer, &one).members, [UNKNOWN], "the answer was about another one");
+        questions.answer(Domain::Peer, &one, Others::default());
+        assert_eq!(questions.ask(Domain::Peer, &one), Others::default());
+        assert_eq!(questions.ask(Domain::Peer, &two).members, [UNKNOWN]);
+        assert_eq!(questions.open(), BTreeMap::from([(Domain::Peer, two)]));
+    }
+}
