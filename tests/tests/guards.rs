@@ -3,13 +3,19 @@
 
 use std::{collections::BTreeSet, process::Command, time::Duration};
 
+use kube::{
+    Api, ResourceExt,
+    api::{DynamicObject, ListParams, Patch, PatchParams, PostParams},
+};
 use serde_json::{Value, json};
 use tests::{
-    apiserver::ApiServer,
+    apiserver::{ApiServer, from_json},
+    cert_manager::{CertManager, resource},
     eventually, ports,
     process::{Process, binary},
 };
 
+const WARN: &str = r#"{"spec": {"validationActions": ["Warn"]}}"#;
 const SYSTEM: &str = "etcd-tls-system";
 /// A proof is created again each 30 s.
 const LIMIT: Duration = Duration::from_secs(90);
@@ -19,12 +25,16 @@ struct Running {
     admin: String,
 }
 
-async fn start(api: &ApiServer, name: &str) -> Running {
+async fn start(api: &ApiServer, name: &str, arguments: &[&str]) -> Running {
     let token = api.token(SYSTEM, &format!("etcd-tls-{name}"), None).await;
     let kubeconfig = api.token_kubeconfig(name, &token);
     let admin = format!("127.0.0.1:{}", ports::loopback());
     let mut command = Command::new(binary("etcd-tls-webhook"));
-    command.args([name, "--admin-address", &admin]).env("KUBECONFIG", kubeconfig).env("POD_NAME", format!("{name}-0"));
+    command
+        .args([name, "--admin-address", &admin])
+        .args(arguments)
+        .env("KUBECONFIG", kubeconfig)
+        .env("POD_NAME", format!("{name}-0"));
     Running { _process: Process::spawn(name, &mut command, api.directory().path()), admin }
 }
 
@@ -62,8 +72,23 @@ impl Running {
 }
 
 /// The policies of each process, as its RBAC rule names them.
-const APPROVE: [&str; 6] = ["requests", "request-writes", "bindings", "pods", "leases", "events"];
-const SIGN: [&str; 7] = ["requests", "request-writes", "secrets", "trust", "webhooks", "leases", "events"];
+const APPROVE: [&str; 7] =
+    ["requests", "request-writes", "bindings", "pods", "leases", "events", "certificate-requests"];
+const SIGN: [&str; 10] = [
+    "requests",
+    "request-writes",
+    "secrets",
+    "trust",
+    "webhooks",
+    "leases",
+    "events",
+    "certificate-request-deletes",
+    "pod-certificates",
+    "cluster-trust-bundles",
+];
+/// The components with policies of their own, and what they add to `sign`.
+const COMPONENTS: [&str; 3] = ["cert-manager", "pod-certificates", "cluster-trust-bundles"];
+const OF_COMPONENTS: [&str; 3] = ["--cert-manager", "--pod-certificates", "--cluster-trust-bundles"];
 
 async fn exists(api: &ApiServer, path: &str) -> bool {
     let request = hyper::Request::get(path).body(Vec::new()).expect("a request");
@@ -79,7 +104,7 @@ async fn a_right_is_used_only_while_its_policy_is_enforced() {
     let Some(api) = ApiServer::start().await else { return };
     api.apply_kustomization("manifests");
     api.namespace("prod", &[("etcd-tls", "dynamic")]).await;
-    let (approve, sign) = (start(&api, "approve").await, start(&api, "sign").await);
+    let (approve, sign) = (start(&api, "approve", &[]).await, start(&api, "sign", &[]).await);
     approve.ready().await;
     sign.ready().await;
     let binding = |namespace: &str| {
@@ -122,8 +147,9 @@ async fn a_right_is_used_only_while_its_policy_is_enforced() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_way_to_loosen_each_policy_is_noticed() {
     let Some(api) = ApiServer::start().await else { return };
-    api.apply_kustomization("manifests");
-    let (approve, sign) = (start(&api, "approve").await, start(&api, "sign").await);
+    api.apply_components(&COMPONENTS);
+    let (approve, sign) =
+        (start(&api, "approve", &["--cert-manager"]).await, start(&api, "sign", &OF_COMPONENTS).await);
     let processes = [("approve", &approve, APPROVE.as_slice()), ("sign", &sign, SIGN.as_slice())];
     let (vap, vapb) = ("validatingadmissionpolicy", "validatingadmissionpolicybinding");
     let patch = |kind: &str, name: &str, path: &str, value: Value| {
@@ -153,8 +179,65 @@ async fn each_way_to_loosen_each_policy_is_noticed() {
             }
         }
         api.kubectl(&["delete", &format!("{vap},{vapb}"), "-l", "app.kubernetes.io/name=etcd-tls"]);
-        api.apply_kustomization("manifests");
+        api.apply_components(&COMPONENTS);
     }
+    approve.ready().await;
+    sign.ready().await;
+}
+
+/// CertificateRequests of cert-manager: `sign` deletes none, and `approve` lets nobody request, while the policy of that is not
+/// enforced. That it is enforced is tried on a request of others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_rights_of_the_component_for_cert_manager_wait_for_its_policies() {
+    let Some(api) = ApiServer::start().await else { return };
+    CertManager::install(&api).await;
+    api.apply_components(&["cert-manager"]);
+    let (deletes, requests) = ("etcd-tls-certificate-request-deletes", "etcd-tls-certificate-requests");
+    api.kubectl(&["patch", "validatingadmissionpolicybinding", deletes, "--type=merge", "--patch", WARN]);
+    api.kubectl(&["delete", "validatingadmissionpolicybinding", requests]);
+    api.namespace("prod", &[("etcd-tls", "dynamic")]).await;
+    let objects: Api<DynamicObject> = Api::namespaced_with(api.client.clone(), "prod", &resource());
+    for name in ["company", "etcd-tls-0d5f2e0c-9c2f-4a68-9e53-3b0a4f6d7c11-peer-0af1"] {
+        let request = json!({
+            "apiVersion": "cert-manager.io/v1", "kind": "CertificateRequest", "metadata": {"name": name},
+            "spec": {"request": "YWJj", "issuerRef": {"name": "company"}},
+        });
+        objects.create(&PostParams::default(), &from_json(request)).await.expect("a request");
+        let ready = json!({"status": {"certificate": "YWJj", "conditions": [
+            {"type": "Ready", "status": "True", "reason": "Issued", "lastTransitionTime": "2026-01-01T00:00:00Z"},
+        ]}});
+        objects.patch_status(name, &PatchParams::default(), &Patch::Merge(ready)).await.expect("its end");
+    }
+    let soon = ["--cert-manager", "--check-pending-every=1s", "--delete-issued-after=1s"];
+    let approve = start(&api, "approve", &["--cert-manager"]).await;
+    let sign = start(&api, "sign", &soon).await;
+    approve.complains("approve", requests, "its binding is missing").await;
+    sign.complains("sign", deletes, "does not deny").await;
+    sign.complains("sign", deletes, "let through the deletion of a CertificateRequest of others").await;
+    // Some rounds of each. `approve` is at work where the right is another's.
+    comes(&api, "/apis/rbac.authorization.k8s.io/v1/namespaces/prod/rolebindings/etcd-tls-sign").await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let names = async || -> BTreeSet<String> {
+        let list = objects.list(&ListParams::default()).await.expect("a list").items;
+        list.iter().map(ResourceExt::name_any).collect()
+    };
+    assert_eq!(names().await.len(), 2, "one was deleted without the policy");
+    let path = "jsonpath={.subjects}";
+    let subjects = || api.kubectl(&["get", "clusterrolebinding", "etcd-tls-requesters", "-o", path]);
+    assert!(!subjects().contains("system:serviceaccounts:prod"), "{}", subjects());
+
+    api.apply_components(&["cert-manager"]);
+    let others = BTreeSet::from(["company".to_owned()]);
+    eventually("the finished one to go", LIMIT, || async {
+        let names = names().await;
+        if names == others { Ok(()) } else { Err(format!("{names:?}")) }
+    })
+    .await;
+    eventually("the right to request", LIMIT, || async {
+        let subjects = subjects();
+        if subjects.contains("system:serviceaccounts:prod") { Ok(()) } else { Err(subjects) }
+    })
+    .await;
     approve.ready().await;
     sign.ready().await;
 }

@@ -20,7 +20,7 @@ use crate::{
         case::{self, Case},
         csr::{Handler, Outcome, Seen},
         facts::Csr,
-        guards,
+        guards::{self, Components},
         refusals::Refusals,
     },
     error::Error,
@@ -42,6 +42,9 @@ pub struct Args {
     controller: ControllerArgs,
     #[command(flatten)]
     bindings: bindings::BindingArgs,
+    /// Give the right to request only while the policy on CertificateRequests is enforced, too; for the component cert-manager.
+    #[arg(long)]
+    cert_manager: bool,
 }
 
 impl Args {
@@ -52,7 +55,8 @@ impl Args {
     pub async fn run(self) -> Result<(), Error> {
         let mut registry = Registry::with_prefix("etcd_tls_approve");
         let metrics = Metrics::register(&mut registry);
-        let started = self.controller.start(LEASE, guards::APPROVE, registry, None).await?;
+        let components = Components { cert_manager: self.cert_manager, ..Components::default() };
+        let started = self.controller.start(LEASE, &guards::of_approve(components), registry, None).await?;
         let controller = started.controller.clone();
         let binds = bindings::Keeper {
             client: controller.client.clone(),

@@ -27,7 +27,10 @@ use prometheus_client::registry::Registry;
 use tokio::sync::Notify;
 
 use crate::{
-    controller::{ControllerArgs, guards},
+    controller::{
+        ControllerArgs,
+        guards::{self, Components},
+    },
     error::Error,
 };
 use authorities::{Authorities, issued::MOST};
@@ -127,9 +130,8 @@ impl Args {
         let metrics = Metrics::register(&mut registry);
         let changed = Arc::new(Notify::new());
         let members = Pods::new(Arc::clone(&changed));
-        let started = controller
-            .start(LEASE, &guards::of_sign(pod_certificates, cluster_trust_bundles), registry, Some(members.observer()))
-            .await?;
+        let components = Components { cert_manager, cluster_trust_bundles, pod_certificates };
+        let started = controller.start(LEASE, &guards::of_sign(components), registry, Some(members.observer())).await?;
         let controller = started.controller.clone();
         let authorities = Authorities::new(
             controller.client.clone(),

@@ -27,6 +27,16 @@ const RULE_OF_REQUESTER: &str = "{{- end }}
 {{- end }}
 ---
 # `approve` keeps the subjects";
+const RULE_OF_APPROVE: &str = "{{- if .Values.certManager.issuers }}
+- apiGroups: [admissionregistration.k8s.io]
+  resources: [validatingadmissionpolicies, validatingadmissionpolicybindings]
+  resourceNames: [etcd-tls-certificate-requests]
+  verbs: [get]
+{{- end }}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+";
 const AFTER_SIGN: &str = "---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRoleBinding
@@ -35,6 +45,10 @@ const RULE_OF_SIGN: &str = "{{- if .Values.certManager.issuers }}
 - apiGroups: [cert-manager.io]
   resources: [certificaterequests]
   verbs: [get, list, delete]
+- apiGroups: [admissionregistration.k8s.io]
+  resources: [validatingadmissionpolicies, validatingadmissionpolicybindings]
+  resourceNames: [etcd-tls-certificate-request-deletes]
+  verbs: [get]
 {{- end }}
 {{- if .Values.clusterTrustBundles.enabled }}
 - apiGroups: [certificates.k8s.io]
@@ -165,7 +179,11 @@ const APPROVE: &[Edit] = &[
     Edit(
         1,
         "        - approve\n",
-        "        - approve\n        {{- include \"etcd-tls.arguments\" (list . .Values.approve) | nindent 8 }}\n",
+        "        - approve
+        {{- if .Values.certManager.issuers }}
+        - --cert-manager
+        {{- end }}
+        {{- include \"etcd-tls.arguments\" (list . .Values.approve) | nindent 8 }}\n",
     ),
 ];
 
@@ -252,7 +270,7 @@ const SOURCES: &[Source] = &[
             ),
         ],
     },
-    plain("rbac-approve.yaml"),
+    Source { manifest: "rbac-approve.yaml", when: None, edits: &[Edit(1, AFTER_SIGN, RULE_OF_APPROVE)] },
     Source { manifest: "rbac-sign.yaml", when: None, edits: &[Edit(1, AFTER_SIGN, RULE_OF_SIGN)] },
     plain("rbac-authorities.yaml"),
     plain("flow.yaml"),

@@ -32,7 +32,7 @@ use super::{
 use crate::{
     controller::{
         client::{RequestError, within},
-        guards::{self, Guard, Look},
+        guards::{self, Components, Guard, Look},
         namespaces::{self, NamespaceFacts},
     },
     error::Error,
@@ -243,16 +243,19 @@ async fn policies(client: &Client, cluster: &Cluster) -> Vec<Finding> {
     let (_, current) = watch::channel(Some(Arc::new(opted_in(client).await)));
     let mut found: BTreeMap<Guard, Vec<(&str, Look)>> = BTreeMap::new();
     let (mut unseen, mut has) = (Vec::new(), Vec::new());
-    for (guard, argument) in
-        [(Guard::PodCertificates, "--pod-certificates"), (Guard::ClusterTrustBundles, "--cluster-trust-bundles")]
-    {
+    for (guard, argument) in [
+        (Guard::PodCertificates, "--pod-certificates"),
+        (Guard::ClusterTrustBundles, "--cluster-trust-bundles"),
+        (Guard::CertificateRequests, "--cert-manager"),
+    ] {
         has.push(has_component(client, guard, argument).await.unwrap_or_else(|finding| {
             unseen.push(finding);
             false
         }));
     }
-    let of_sign = guards::of_sign(has[0], has[1]);
-    for (process, all) in [("approve", guards::APPROVE), ("sign", of_sign.as_slice())] {
+    let components = Components { pod_certificates: has[0], cluster_trust_bundles: has[1], cert_manager: has[2] };
+    let (of_approve, of_sign) = (guards::of_approve(components), guards::of_sign(components));
+    for (process, all) in [("approve", of_approve.as_slice()), ("sign", of_sign.as_slice())] {
         let user = format!("system:serviceaccount:{SYSTEM_NAMESPACE}:etcd-tls-{process}");
         let acting = cluster.connect_as(&user).await;
         for guard in all {

@@ -72,6 +72,21 @@ pub(crate) enum Guard {
     PodCertificates,
     /// ClusterTrustBundles of our signers; of the component cluster-trust-bundles.
     ClusterTrustBundles,
+    /// Pods' CertificateRequests to issuers of cert-manager; of the component cert-manager.
+    CertificateRequests,
+    /// The deletion of CertificateRequests; of the component cert-manager.
+    CertificateRequestDeletes,
+}
+
+/// The components of the manifests that a process works for, by its arguments.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Components {
+    /// Finished CertificateRequests are deleted, and requesters may create some.
+    pub(crate) cert_manager: bool,
+    /// ClusterTrustBundles are published.
+    pub(crate) cluster_trust_bundles: bool,
+    /// PodCertificateRequests are answered.
+    pub(crate) pod_certificates: bool,
 }
 
 impl Guard {
@@ -89,6 +104,8 @@ impl Guard {
             Self::Events => "etcd-tls-events",
             Self::PodCertificates => "etcd-tls-pod-certificates",
             Self::ClusterTrustBundles => "etcd-tls-cluster-trust-bundles",
+            Self::CertificateRequests => "etcd-tls-certificate-requests",
+            Self::CertificateRequestDeletes => "etcd-tls-certificate-request-deletes",
         }
     }
 
@@ -106,15 +123,17 @@ impl Guard {
             Self::Events => "until it is, a stolen token can write Events under other names",
             Self::PodCertificates => "no PodCertificateRequest is answered until it is",
             Self::ClusterTrustBundles => "no ClusterTrustBundle is written or deleted until it is",
+            Self::CertificateRequests => "no service account is given the right to request until it is",
+            Self::CertificateRequestDeletes => "no CertificateRequest is deleted until it is",
         }
     }
 }
 
-/// Those that a process depends on.
-pub(crate) const APPROVE: &[Guard] =
+/// Those that a process depends on, whatever the components.
+const APPROVE: &[Guard] =
     &[Guard::Requests, Guard::RequestWrites, Guard::Bindings, Guard::Pods, Guard::Leases, Guard::Events];
 /// See [`APPROVE`].
-pub(crate) const SIGN: &[Guard] = &[
+const SIGN: &[Guard] = &[
     Guard::Requests,
     Guard::RequestWrites,
     Guard::Secrets,
@@ -124,14 +143,19 @@ pub(crate) const SIGN: &[Guard] = &[
     Guard::Events,
 ];
 
-/// Those that `sign` depends on; `pod_certificates`: whether it answers PodCertificateRequests; `cluster_trust_bundles`: whether it
-/// publishes ClusterTrustBundles.
-pub(crate) fn of_sign(pod_certificates: bool, cluster_trust_bundles: bool) -> Vec<Guard> {
-    let components = [
-        pod_certificates.then_some(Guard::PodCertificates),
-        cluster_trust_bundles.then_some(Guard::ClusterTrustBundles),
+/// Those that `approve` depends on.
+pub(crate) fn of_approve(components: Components) -> Vec<Guard> {
+    APPROVE.iter().copied().chain(components.cert_manager.then_some(Guard::CertificateRequests)).collect()
+}
+
+/// Those that `sign` depends on.
+pub(crate) fn of_sign(components: Components) -> Vec<Guard> {
+    let more = [
+        components.pod_certificates.then_some(Guard::PodCertificates),
+        components.cluster_trust_bundles.then_some(Guard::ClusterTrustBundles),
+        components.cert_manager.then_some(Guard::CertificateRequestDeletes),
     ];
-    SIGN.iter().copied().chain(components.into_iter().flatten()).collect()
+    SIGN.iter().copied().chain(more.into_iter().flatten()).collect()
 }
 
 /// How a policy stands.
@@ -265,7 +289,7 @@ pub(crate) type OfPolicy = [(&'static str, &'static str); 1];
 
 /// Looks at the policies again and again.
 pub(crate) struct Prover {
-    /// Without the gate: an attempt must reach the API server.
+    /// An attempt is a dry run, which the gate lets through.
     pub(crate) client: Client,
     pub(crate) system: String,
     /// `approve` or `sign`.
@@ -360,7 +384,9 @@ pub(crate) async fn look(
             attempt::Answer::Refused | attempt::Answer::NothingToTry => {}
             attempt::Answer::Accepted => faults.push(format!("the API server let through {}", attempt.what())),
             attempt::Answer::Unknown(error) if faults.is_empty() => return Look::Unknown(error),
-            attempt::Answer::Unknown(_) => {}
+            attempt::Answer::Unknown(error) => {
+                tracing::debug!(policy = name, error, "an attempt says nothing of a policy")
+            }
         }
     }
     if faults.is_empty() { Look::Enforced } else { Look::Broken(faults) }
@@ -369,6 +395,8 @@ pub(crate) async fn look(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const ALL: Components = Components { cert_manager: true, cluster_trust_bundles: true, pod_certificates: true };
 
     #[test]
     fn a_proof_counts_for_a_while_and_a_fault_until_it_is_disproved() {
@@ -393,7 +421,7 @@ mod tests {
     async fn pod_certificates_are_answered_while_their_policy_is_enforced_and_no_longer() {
         let status = "/apis/certificates.k8s.io/v1beta1/namespaces/a/podcertificaterequests/x/status";
         let status = Access::of("PATCH", status, None);
-        let (gate, sender) = Gate::new(&of_sign(true, false));
+        let (gate, sender) = Gate::new(&of_sign(Components { pod_certificates: true, ..Components::default() }));
         assert!(gate.check(&status).is_err());
         sender.send_modify(|standings| standings.values_mut().for_each(|s| *s = Standing::Enforced(Instant::now())));
         assert!(gate.check(&status).is_ok() && gate.ready().is_ok());
@@ -411,14 +439,15 @@ mod tests {
         });
         let refused = gate.check(&status).map_err(|error| error.to_string());
         assert!(refused.is_err_and(|error| error.contains("etcd-tls-secrets") && error.contains("let through")));
-        assert!(!of_sign(false, true).contains(&Guard::PodCertificates), "without the component, nothing asks for it");
+        let without = of_sign(Components { pod_certificates: false, ..ALL });
+        assert!(!without.contains(&Guard::PodCertificates), "without the component, nothing asks for it");
     }
 
     #[tokio::test]
     async fn cluster_trust_bundles_are_published_while_their_policy_is_enforced_and_no_longer() {
         let path = "/apis/certificates.k8s.io/v1beta1/clustertrustbundles/peer.etcd-tls.dev:a.etcd:bundle";
         let writes = ["PATCH", "DELETE"].map(|method| Access::of(method, path, None));
-        let (gate, sender) = Gate::new(&of_sign(false, true));
+        let (gate, sender) = Gate::new(&of_sign(Components { cluster_trust_bundles: true, ..Components::default() }));
         assert!(writes.iter().all(|write| gate.check(write).is_err()));
         assert!(gate.check(&Access::of("GET", path, None)).is_ok());
         sender.send_modify(|standings| standings.values_mut().for_each(|s| *s = Standing::Enforced(Instant::now())));
@@ -430,10 +459,38 @@ mod tests {
         assert!(
             refused.is_err_and(|error| error.contains("etcd-tls-cluster-trust-bundles") && error.contains("unbound"))
         );
-        assert!(
-            !of_sign(true, false).contains(&Guard::ClusterTrustBundles),
-            "without the component, nothing asks for it"
-        );
+        let without = of_sign(Components { cluster_trust_bundles: false, ..ALL });
+        assert!(!without.contains(&Guard::ClusterTrustBundles), "without the component, nothing asks for it");
+    }
+
+    #[tokio::test]
+    async fn the_rights_of_cert_managers_component_are_used_while_its_policies_are_enforced_and_no_longer() {
+        let delete = "/apis/cert-manager.io/v1/namespaces/a/certificaterequests/x";
+        let delete = Access::of("DELETE", delete, None);
+        let binding = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/etcd-tls-requesters";
+        let binding = Access::of("PATCH", binding, None);
+        let component = Components { cert_manager: true, ..Components::default() };
+        for (access, guards, guard) in [
+            (delete, of_sign(component), Guard::CertificateRequestDeletes),
+            (binding, of_approve(component), Guard::CertificateRequests),
+        ] {
+            let (gate, sender) = Gate::new(&guards);
+            assert!(gate.check(&access).is_err());
+            let proven = |standings: &mut Standings| {
+                standings.values_mut().for_each(|standing| *standing = Standing::Enforced(Instant::now()));
+            };
+            sender.send_modify(proven);
+            assert!(gate.check(&access).is_ok() && gate.ready().is_ok());
+            sender.send_modify(|standings| {
+                standings.insert(guard, Standing::Broken(vec!["unbound".to_owned()]));
+            });
+            let refused = gate.check(&access).map_err(|error| error.to_string());
+            assert!(refused.is_err_and(|error| error.contains(guard.name()) && error.contains("unbound")));
+            assert!(gate.ready().is_err());
+        }
+        let (gate, sender) = Gate::new(&of_approve(Components::default()));
+        sender.send_modify(|standings| standings.values_mut().for_each(|s| *s = Standing::Enforced(Instant::now())));
+        assert!(gate.check(&binding).is_ok(), "without the component, nothing asks for it");
     }
 
     #[tokio::test]

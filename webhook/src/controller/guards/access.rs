@@ -23,6 +23,8 @@ pub(crate) enum Access {
     PodCertificateRequest,
     /// A bundle for workloads that are not injected.
     ClusterTrustBundle,
+    /// A finished request to an issuer of cert-manager.
+    CertificateRequest,
 }
 
 impl Access {
@@ -37,6 +39,7 @@ impl Access {
             Some("certificatesigningrequests") => Self::Request,
             Some("podcertificaterequests") => Self::PodCertificateRequest,
             Some("clustertrustbundles") => Self::ClusterTrustBundle,
+            Some("certificaterequests") => Self::CertificateRequest,
             Some("rolebindings") => Self::RoleBinding,
             Some("clusterrolebindings") => Self::ClusterRoleBinding,
             Some("secrets") => Self::Secret,
@@ -53,13 +56,15 @@ impl Access {
             Self::Request => &[Guard::RequestWrites],
             Self::RoleBinding => &[Guard::Bindings],
             // The right to request is given only where what is requested is bounded.
-            Self::ClusterRoleBinding => &[Guard::Bindings, Guard::Requests],
+            Self::ClusterRoleBinding => &[Guard::Bindings, Guard::Requests, Guard::CertificateRequests],
             Self::Secret => &[Guard::Secrets],
             Self::ConfigMap => &[Guard::Trust],
             Self::WebhookConfiguration => &[Guard::Webhooks],
             // No write of ours is there to try the first with; the second, which is tried, proves that policies are enforced.
             Self::PodCertificateRequest => &[Guard::PodCertificates, Guard::Secrets],
             Self::ClusterTrustBundle => &[Guard::ClusterTrustBundles],
+            // There may be no request of others to try it with: see `PodCertificateRequest`.
+            Self::CertificateRequest => &[Guard::CertificateRequestDeletes, Guard::Secrets],
         }
     }
 }
@@ -117,6 +122,7 @@ mod tests {
                 "/apis/certificates.k8s.io/v1beta1/namespaces/a/podcertificaterequests/x/status",
                 Access::PodCertificateRequest,
             ),
+            ("DELETE", "/apis/cert-manager.io/v1/namespaces/a/certificaterequests/x", Access::CertificateRequest),
             ("POST", "/apis/events.k8s.io/v1/namespaces/secrets/events", Access::Free),
             ("PUT", "/apis/coordination.k8s.io/v1/namespaces/etcd-tls-system/leases/x", Access::Free),
             ("PATCH", "/api/v1/namespaces/secrets", Access::Free),

@@ -27,6 +27,8 @@ const NAME: &str = "etcd-tls-policy-check";
 const CERTIFICATE: &str = include_str!("check.pem");
 /// Requests that are looked through for one of ours.
 const PAGE: u32 = 50;
+/// Pages of CertificateRequests that are looked through for one of others.
+const PAGES: usize = 10;
 /// Namespaces in which a write is tried, before there is nothing to try.
 const NAMESPACES: usize = 5;
 
@@ -51,6 +53,8 @@ pub(super) enum Attempt {
     Request(&'static str),
     /// A ClusterTrustBundle of another name.
     ClusterTrustBundle,
+    /// The deletion of a CertificateRequest that is no pod's.
+    CertificateRequest,
 }
 
 /// Its result.
@@ -78,10 +82,11 @@ impl Attempt {
             Guard::Trust => vec![Self::ConfigMap],
             Guard::Webhooks => vec![Self::WebhookConfiguration],
             Guard::ClusterTrustBundles => vec![Self::ClusterTrustBundle],
+            Guard::CertificateRequestDeletes => vec![Self::CertificateRequest],
             Guard::RequestWrites => vec![Self::Request(if approve { "approval" } else { "status" })],
             // Our accounts have none of the rights of pods, their requesters and kubelets. Another policy's attempt must prove
             // that the API server enforces policies: see `Access::guards`.
-            Guard::Requests | Guard::Pods | Guard::PodCertificates => Vec::new(),
+            Guard::Requests | Guard::Pods | Guard::PodCertificates | Guard::CertificateRequests => Vec::new(),
         }
     }
 
@@ -97,6 +102,7 @@ impl Attempt {
             Self::WebhookConfiguration => "an annotation of the webhook configuration",
             Self::Request(_) => "an annotation of a request",
             Self::ClusterTrustBundle => "another ClusterTrustBundle",
+            Self::CertificateRequest => "the deletion of a CertificateRequest of others",
         }
     }
 
@@ -187,6 +193,7 @@ impl Attempt {
                 }
                 Answer::NothingToTry
             }
+            Self::CertificateRequest => delete_another(client, policy).await,
             Self::WebhookConfiguration => {
                 let api: Api<MutatingWebhookConfiguration> = Api::all(client.clone());
                 judge(within(api.patch("etcd-tls", &dry, &Patch::Merge(annotation))).await, policy)
@@ -206,6 +213,36 @@ impl Attempt {
             }
         }
     }
+}
+
+/// Tries to delete the first CertificateRequest whose name is none of ours. Where there is none, none could be misused.
+async fn delete_another(client: &Client, policy: &str) -> Answer {
+    let kind = GroupVersionKind::gvk("cert-manager.io", "v1", "CertificateRequest");
+    let resource = ApiResource::from_gvk_with_plural(&kind, "certificaterequests");
+    let all: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
+    let mut page = ListParams::default().limit(PAGE);
+    for _ in 0..PAGES {
+        let list = match within(all.list_metadata(&page)).await {
+            Ok(list) => list,
+            // Not served: cert-manager is not installed.
+            Err(error) if error.is_not_found() => return Answer::NothingToTry,
+            Err(error) => return Answer::Unknown(error.to_string()),
+        };
+        let names = list.items.into_iter().filter_map(|item| item.metadata.namespace.zip(item.metadata.name));
+        if let Some((namespace, name)) = names.into_iter().find(|(_, name)| !name.starts_with("etcd-tls-")) {
+            // By the query, as in all dry runs: the gate lets through what is one by its query, and kube writes it into the body.
+            let path = format!("/apis/cert-manager.io/v1/namespaces/{namespace}/certificaterequests/{name}?dryRun=All");
+            return match hyper::Request::delete(path).body(Vec::new()) {
+                Ok(request) => judge(within(client.request::<Value>(request)).await, policy),
+                Err(error) => Answer::Unknown(error.to_string()),
+            };
+        }
+        match list.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => page = page.continue_token(&token),
+            None => break,
+        }
+    }
+    Answer::NothingToTry
 }
 
 async fn create<K>(api: &Api<K>, object: Value, policy: &str) -> Answer
