@@ -13,8 +13,8 @@ use std::{
 use serde_json::{Value, json};
 use tests::{process::binary, temp::TempDir};
 
-/// The title of a window, a cleared screen by C0 and by C1, a deletion, text from right to left, and a line of its own.
-const HOSTILE: &str = "\u{1b}]0;x\u{7}\u{1b}[2J\u{9b}2J\u{7f}\u{8}\u{202e}HOSTILE\r\nforged";
+/// The title of a window, a cleared screen by C0 and by C1, a deletion, text from right to left and apart, and a line of its own.
+const HOSTILE: &str = "\u{1b}]0;x\u{7}\u{1b}[2J\u{9b}2J\u{7f}\u{8}\u{202e}\u{2066}\u{2069}\u{200b}HOSTILE\r\nforged";
 
 /// Answers every request of one command line after the other, until the test's process ends.
 fn serve(answer: fn(&str, &str) -> (u16, String)) -> String {
@@ -76,12 +76,13 @@ fn run(kubeconfig: &Path, arguments: &[&str]) -> Output {
     command.output().expect("run")
 }
 
-/// Neither stream holds a control character but line ends; and the text was there.
+/// Neither stream holds a control character but line ends, or one that changes how others are shown; and the text was there.
 fn is_plain(what: &str, output: &Output, said: &str) {
     let mut all = String::new();
     for bytes in [&output.stdout, &output.stderr] {
         let text = std::str::from_utf8(bytes).unwrap_or_else(|e| panic!("{what}: {e}: {output:?}"));
-        let bad = text.chars().find(|c| *c != '\n' && c.is_control());
+        let turns = |c: &char| matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}');
+        let bad = text.chars().find(|c| *c != '\n' && c.is_control() || turns(c));
         assert_eq!(bad, None, "{what}: {output:?}");
         all += text;
     }
@@ -221,6 +222,27 @@ fn no_text_of_a_pod_or_of_its_namespace_reaches_the_terminal_as_it_is() {
         ] {
             is_plain(&format!("{name}: {}", arguments.join(" ")), &run(&config, arguments), "HOSTILE");
         }
+    }
+}
+
+/// A pod of such a name, as no API server has one.
+fn named(_method: &str, path: &str) -> (u16, String) {
+    let resource = path.split('?').next().unwrap_or(path);
+    if !resource.ends_with("/pods") {
+        return status(404);
+    }
+    let mut pod = pod();
+    pod["metadata"]["name"] = HOSTILE.into();
+    let list = json!({"apiVersion": "v1", "kind": "PodList", "metadata": {"resourceVersion": "1"}, "items": [pod]});
+    (200, list.to_string())
+}
+
+#[test]
+fn no_name_reaches_the_terminal_as_it_is() {
+    let dir = TempDir::new("terminal");
+    let config = kubeconfig(&dir, "named", &serve(named));
+    for output in ["name", "yaml", "json", "wide"] {
+        is_plain(&format!("-o {output}"), &run(&config, &["status", "-o", output]), "HOSTILE");
     }
 }
 

@@ -182,7 +182,7 @@ pub(crate) fn note(text: &str) -> io::Result<()> {
 }
 
 /// Characters that change how others are shown: bidirectional controls and zero-width ones.
-const fn is_invisible(c: char) -> bool {
+pub(crate) const fn is_invisible(c: char) -> bool {
     matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 

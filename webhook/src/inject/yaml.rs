@@ -7,6 +7,8 @@ use std::fmt::Write;
 
 use serde_json::Value;
 
+use crate::operator::is_invisible;
+
 /// A manifest that cannot be read, or not be written so that it reads the same.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum YamlError {
@@ -191,9 +193,11 @@ fn could_be_number(text: &str) -> bool {
         && text.chars().all(|c| c.is_ascii_hexdigit() || "xXoOTZtz_+-.: ".contains(c))
 }
 
+/// Whether it may stand as it is: YAML takes it, and it does not change how a terminal shows others.
 fn is_printable(c: char) -> bool {
-    matches!(c, ' '..='~' | '\u{a0}'..='\u{2027}' | '\u{202a}'..='\u{d7ff}' | '\u{e000}'..='\u{fefe}' | '\u{ff00}'..='\u{fffd}')
-        || c >= '\u{10000}'
+    let yaml = matches!(c, ' '..='~' | '\u{a0}'..='\u{2027}' | '\u{202a}'..='\u{d7ff}' | '\u{e000}'..='\u{fefe}' | '\u{ff00}'..='\u{fffd}')
+        || c >= '\u{10000}';
+    yaml && !is_invisible(c)
 }
 
 fn pad(indent: usize, out: &mut String) {
@@ -325,9 +329,13 @@ mod tests {
             "? a",
             "a\n---\nb",
             "a\n...\nb",
+            "a\u{202e}b",
+            "a\nb\u{2066}c\u{2069}\n",
+            "\u{200b}",
         ];
         let all = json!({"list": &texts, "nested": {"list": [&texts, [&texts]], "keys": texts.iter().map(|t| ((*t).to_owned(), json!({"x": t}))).collect::<serde_json::Map<_, _>>()}});
         let text = write(&all).unwrap();
+        assert!(!text.contains(is_invisible), "a character that changes how others are shown");
         for options in
             [serde_saphyr::options! {}, serde_saphyr::options! { legacy_octal_numbers: true, strict_booleans: true }]
         {
