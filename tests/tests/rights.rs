@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use rights::{
     attacks,
     scene::{Call, LIMIT, RBAC, Scene, trust_bundle},
-    shipped, subresources,
+    shipped, streams, subresources,
     trials::{self, Outcome},
 };
 use serde_json::json;
@@ -19,6 +19,7 @@ mod rights {
     pub mod attacks;
     pub mod scene;
     pub mod shipped;
+    pub mod streams;
     pub mod subresources;
     pub mod trials;
 }
@@ -97,6 +98,12 @@ async fn attack_5_a_stolen_signer_sends_no_object_elsewhere_and_gets_no_token() 
 async fn a_subresource_of_a_pod_reaches_that_pod_and_does_not_change_what_it_is() {
     let Some(scene) = Scene::new().await else { return };
     subresources::reach_one_pod_and_do_not_change_what_it_is(&scene).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_into_a_pod_reaches_that_pod_and_its_ports_and_makes_no_request_of_it() {
+    let Some(scene) = Scene::new().await else { return };
+    streams::reach_the_pod_that_they_name(&scene).await;
 }
 
 /// With Kubernetes' controllers: `admin` holds the marker right, policies have no type errors, and namespaces go.
