@@ -209,14 +209,42 @@ async fn check_finds_what_is_broken_one_thing_at_a_time() {
     policy("");
 
     // A binding that denies no more.
-    let deny = |action: &str| {
+    let deny = |name: &str, action: &str| {
         let patch = json!({"spec": {"validationActions": [action]}}).to_string();
-        let binding = ["patch", "validatingadmissionpolicybinding", "etcd-tls-secrets", "--type=merge", "-p", &patch];
+        let binding = ["patch", "validatingadmissionpolicybinding", name, "--type=merge", "-p", &patch];
         stack.api.kubectl(&binding);
     };
-    deny("Audit");
+    deny("etcd-tls-secrets", "Audit");
     found(&kubeconfig, "admission policy etcd-tls-secrets", "failing", "does not deny", &[]).await;
-    deny("Deny");
+    deny("etcd-tls-secrets", "Deny");
+
+    // The policies of components, where they are installed: by the argument of `sign` too.
+    let of_components = [
+        "etcd-tls-certificate-requests",
+        "etcd-tls-certificate-request-deletes",
+        "etcd-tls-pod-certificates",
+        "etcd-tls-cluster-trust-bundles",
+    ];
+    let subject = |name: &str| format!("admission policy {name}");
+    let (all, _) = findings(&kubeconfig, &["-n", "web"]).await;
+    assert!(of_components.iter().all(|name| !all.contains_key(&subject(name))), "{all:#?}");
+    stack.api.apply_components(&["cert-manager", "pod-certificates", "cluster-trust-bundles"]);
+    for name in of_components {
+        deny(name, "Audit");
+        found(&kubeconfig, &subject(name), "failing", "does not deny", &[]).await;
+        deny(name, "Deny");
+    }
+    let (all, _) = findings(&kubeconfig, &["-n", "web"]).await;
+    assert!(of_components.iter().all(|name| all[&subject(name)].0 == "ok"), "{all:#?}");
+    let both = "validatingadmissionpolicy,validatingadmissionpolicybinding";
+    for name in of_components {
+        stack.api.kubectl(&["delete", both, name]);
+        // Of cert-manager's two, one is looked for where the other one is.
+        let also: Vec<String> = of_components.iter().map(|name| subject(name)).collect();
+        let also: Vec<&str> = also.iter().map(String::as_str).collect();
+        found(&kubeconfig, &subject(name), "failing", "the policy is missing", &also).await;
+    }
+    stack.api.apply_kustomization("manifests");
 
     // A right that is taken away.
     stack.api.kubectl(&["-n", "etcd-tls-system", "delete", "rolebinding", "etcd-tls-sign"]);
