@@ -38,7 +38,9 @@ fn template(helm: &Path, namespace: &str, values: &Value) -> Output {
     let directory = TempDir::new("values");
     let file = directory.write("values.yaml", values.to_string());
     let mut command = Command::new(helm);
-    command.args(["template", "etcd-tls"]).arg(chart()).args(["--kube-version", "1.30.0", "-n", namespace, "-f"]);
+    // The oldest version that takes them.
+    let version = if values["withoutWebhook"]["enabled"] == true { "1.36.0" } else { "1.30.0" };
+    command.args(["template", "etcd-tls"]).arg(chart()).args(["--kube-version", version, "-n", namespace, "-f"]);
     command.arg(file).env("HOME", directory.path()).env_remove("KUBECONFIG").output().expect("run helm")
 }
 
@@ -158,6 +160,7 @@ fn helm_and_kustomize_render_the_same_objects() {
         ("cert-manager", json!({"certManager": {"issuers": true}})),
         ("cluster-trust-bundles", json!({"clusterTrustBundles": {"enabled": true}})),
         ("pod-certificates", json!({"podCertificates": {"enabled": true}})),
+        ("without-webhook", json!({"withoutWebhook": {"enabled": true}})),
         ("monitoring", json!({"monitoring": {"enabled": true}})),
     ];
     for (component, mut values) in components {

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, fs};
 /// A text that stands exactly so many times in a manifest, and what the template has instead.
 struct Edit(usize, &'static str, &'static str);
 
-/// A manifest, the template that is made of it, and the value without which the template gives nothing.
+/// A manifest, the template that is made of it, and the condition on which the template gives something.
 struct Source {
     manifest: &'static str,
     when: Option<&'static str>,
@@ -79,6 +79,9 @@ const RULE_OF_SIGN: &str = "{{- if .Values.certManager.issuers }}
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRoleBinding
 ";
+
+const WITH_WEBHOOK: &str = "not .Values.withoutWebhook.enabled";
+const AFTER_ADMIT_ACCOUNT: &str = "automountServiceAccountToken: false\n---\n";
 
 /// The edits that all three Deployments share.
 const DEPLOYMENT: &[Edit] = &[
@@ -196,7 +199,7 @@ const SIGN: &[Edit] = &[
         {{- if .Values.certManager.issuers }}
         - --cert-manager
         {{- end }}
-        {{- if .Values.certManager.servingPair.enabled }}
+        {{- if or .Values.certManager.servingPair.enabled .Values.withoutWebhook.enabled }}
         - --external-serving-pair
         {{- end }}
         {{- if .Values.clusterTrustBundles.enabled }}
@@ -215,7 +218,7 @@ const BUDGET: &[Edit] = &[
     Edit(
         1,
         "apiVersion: policy/v1\nkind: PodDisruptionBudget\nmetadata:\n  name: etcd-tls-PROCESS\n",
-        "{{- if gt (int .Values.PROCESS.replicas) 1 }}
+        "{{- if COUNTED }}
 apiVersion: policy/v1
 kind: PodDisruptionBudget
 metadata:
@@ -234,7 +237,7 @@ metadata:
 const SOURCES: &[Source] = &[
     Source {
         manifest: "namespace.yaml",
-        when: Some("namespace.create"),
+        when: Some(".Values.namespace.create"),
         edits: &[
             // The namespace holds the Secrets of the CAs.
             Edit(1, "  labels:\n", "  annotations: {helm.sh/resource-policy: keep}\n  labels:\n"),
@@ -252,7 +255,14 @@ const SOURCES: &[Source] = &[
             ),
         ],
     },
-    plain("service-accounts.yaml"),
+    Source {
+        manifest: "service-accounts.yaml",
+        when: None,
+        edits: &[
+            Edit(1, "# One for each process", "{{- if not .Values.withoutWebhook.enabled }}\n# One for each process"),
+            Edit(1, AFTER_ADMIT_ACCOUNT, "automountServiceAccountToken: false\n---\n{{- end }}\n"),
+        ],
+    },
     Source {
         manifest: "rbac-requesters.yaml",
         when: None,
@@ -295,12 +305,12 @@ const SOURCES: &[Source] = &[
     plain("guards/webhooks.yaml"),
     plain("guards/pods.yaml"),
     plain("guards/housekeeping.yaml"),
-    Source { manifest: "admit.yaml", when: None, edits: ADMIT },
+    Source { manifest: "admit.yaml", when: Some(WITH_WEBHOOK), edits: ADMIT },
     Source { manifest: "approve.yaml", when: None, edits: APPROVE },
     Source { manifest: "sign.yaml", when: None, edits: SIGN },
     Source {
         manifest: "webhook.yaml",
-        when: None,
+        when: Some(WITH_WEBHOOK),
         edits: &[Edit(
             2,
             "metadata:\n  name: etcd-tls\n",
@@ -312,18 +322,47 @@ const SOURCES: &[Source] = &[
 ",
         )],
     },
-    Source { manifest: "network.yaml", when: Some("networkPolicy.enabled"), edits: &[] },
+    Source {
+        manifest: "network.yaml",
+        when: Some(".Values.networkPolicy.enabled"),
+        edits: &[
+            Edit(
+                1,
+                "# Admission is asked by the API server,",
+                "{{- if not .Values.withoutWebhook.enabled }}\n# Admission is asked by the API server,",
+            ),
+            Edit(1, "---\n# Approver and signer ask", "---\n{{- end }}\n# Approver and signer ask"),
+        ],
+    },
+    Source {
+        manifest: "components/without-webhook/policies.yaml",
+        when: Some(".Values.withoutWebhook.enabled"),
+        edits: &[],
+    },
+    Source {
+        manifest: "components/without-webhook/image/template.yaml",
+        when: Some(".Values.withoutWebhook.enabled"),
+        edits: &[Edit(
+            1,
+            "image: etcd-tls-sidecar\n",
+            "image: {{ include \"etcd-tls.image\" (list . .Values.images.sidecar) }}\n",
+        )],
+    },
     plain("disruption.yaml"),
     Source {
         manifest: "components/cluster-trust-bundles/policy.yaml",
-        when: Some("clusterTrustBundles.enabled"),
+        when: Some(".Values.clusterTrustBundles.enabled"),
         edits: &[],
     },
-    Source { manifest: "components/pod-certificates/policy.yaml", when: Some("podCertificates.enabled"), edits: &[] },
-    Source { manifest: "components/cert-manager/requests.yaml", when: Some("certManager.issuers"), edits: &[] },
+    Source {
+        manifest: "components/pod-certificates/policy.yaml",
+        when: Some(".Values.podCertificates.enabled"),
+        edits: &[],
+    },
+    Source { manifest: "components/cert-manager/requests.yaml", when: Some(".Values.certManager.issuers"), edits: &[] },
     Source {
         manifest: "components/priority/quota.yaml",
-        when: Some("priority.enabled"),
+        when: Some(".Values.priority.enabled"),
         edits: &[
             Edit(1, "Six pods, and", "All pods, and"),
             Edit(
@@ -333,11 +372,11 @@ const SOURCES: &[Source] = &[
             ),
         ],
     },
-    Source { manifest: "components/monitoring/alerts.yaml", when: Some("monitoring.enabled"), edits: &[] },
-    Source { manifest: "components/monitoring/dashboard.yaml", when: Some("monitoring.enabled"), edits: &[] },
+    Source { manifest: "components/monitoring/alerts.yaml", when: Some(".Values.monitoring.enabled"), edits: &[] },
+    Source { manifest: "components/monitoring/dashboard.yaml", when: Some(".Values.monitoring.enabled"), edits: &[] },
     Source {
         manifest: "components/monitoring/monitors.yaml",
-        when: Some("monitoring.enabled"),
+        when: Some(".Values.monitoring.enabled"),
         edits: &[Edit(3, "interval: 30s", "interval: {{ .Values.monitoring.interval }}")],
     },
 ];
@@ -409,6 +448,12 @@ pub fn templates() -> BTreeMap<String, String> {
         if *manifest == "disruption.yaml" {
             for process in ["admit", "approve", "sign"] {
                 text = apply(&text, manifest, process, BUDGET);
+                let several = format!("gt (int .Values.{process}.replicas) 1");
+                let counted = match process {
+                    "admit" => format!("and ({several}) (not .Values.withoutWebhook.enabled)"),
+                    _ => several,
+                };
+                text = text.replace("COUNTED", &counted);
             }
         }
         let monitoring = manifest.starts_with("components/monitoring/");
@@ -416,7 +461,7 @@ pub fn templates() -> BTreeMap<String, String> {
         let head =
             format!("{{{{- /* Made from manifests/{manifest}. UPDATE_DOCS=1 and the test `chart` write it. */}}}}\n");
         let text = match when {
-            Some(value) => format!("{head}{{{{- if .Values.{value} }}}}\n{text}{{{{- end }}}}\n"),
+            Some(value) => format!("{head}{{{{- if {value} }}}}\n{text}{{{{- end }}}}\n"),
             None => head + &text,
         };
         made.insert(manifest.trim_start_matches("components/").replace('/', "-"), text);

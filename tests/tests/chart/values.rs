@@ -248,6 +248,21 @@ fn values_that_make_no_sense_are_refused() {
         ("an unknown resource", json!({"sign": {"resources": {"limits": {"disk": "1Gi"}}}})),
         ("a switch as text", json!({"monitoring": {"enabled": "no"}})),
         ("an interval", json!({"monitoring": {"interval": "often"}})),
+        (
+            "admission on the host's network without admission",
+            json!({"withoutWebhook": {"enabled": true}, "admit": {"hostNetwork": true}}),
+        ),
+        (
+            "a flag of admission without admission",
+            json!({"withoutWebhook": {"enabled": true}, "admit": {"flags": {"sidecar-user": 7}}}),
+        ),
+        (
+            "a serving pair of no admission",
+            json!({
+                "withoutWebhook": {"enabled": true},
+                "certManager": {"servingPair": {"enabled": true, "issuer": {"name": "x"}}},
+            }),
+        ),
         ("a serving pair of no issuer", json!({"certManager": {"servingPair": {"enabled": true}}})),
         ("a cluster of no name", json!({"clusters": ["*"]})),
         ("a policy that is a list", json!({"policy": ["keys"]})),
@@ -259,6 +274,20 @@ fn values_that_make_no_sense_are_refused() {
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success() && said.contains("values don't meet the specifications"), "{what}: {said}");
     }
+    // The API server has no such policies.
+    let file = tests::temp::TempDir::new("values");
+    let values = file.write("values.yaml", json!({"withoutWebhook": {"enabled": true}}).to_string());
+    let mut command = Command::new(&helm);
+    command.args(["template", "etcd-tls"]).arg(chart()).args([
+        "--kube-version",
+        "1.35.9",
+        "-n",
+        "etcd-tls-system",
+        "-f",
+    ]);
+    let output = command.arg(values).env("HOME", file.path()).env_remove("KUBECONFIG").output().expect("run helm");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("withoutWebhook.enabled needs Kubernetes 1.36"), "{said}");
     // Rights, admission policies and commands name the namespace.
     let output = template(&helm, "default", &json!({}));
     let said = String::from_utf8_lossy(&output.stderr);
