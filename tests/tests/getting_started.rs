@@ -1,7 +1,7 @@
 //! docs/getting-started.md: its commands as they stand there, on a real API server with the installed system, and on this
 //! machine as a host. What needs kind, a container engine or running nodes is listed here, so that nothing else stays untried.
 
-use std::{env, fs, net::Ipv4Addr, os::unix::fs::symlink, path::Path, process::Command};
+use std::{env, fs, os::unix::fs::symlink, path::Path, process::Command};
 
 use tests::{
     ports,
@@ -70,6 +70,8 @@ fn path(more: &[&Path]) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_commands_for_clusters_do_what_the_page_says() {
     let Some(stack) = Stack::start(&Options::default()).await else { return };
+    // As a cluster's controllers make it.
+    stack.api.service_account("default", "default").await;
     // A checkout, in which an overlay may be written; and OpenShift's client, which is kubectl with more commands.
     let directory = TempDir::new("getting-started");
     for name in ["manifests", "webhook"] {
@@ -128,7 +130,7 @@ fn the_commands_for_hosts_end_with_a_healthy_etcd() {
         script = script.replace(port, &format!("@{port}@"));
     }
     for port in ["6444", "2379", "2380", "9179"] {
-        script = script.replace(&format!("@{port}@"), &ports::free(Ipv4Addr::LOCALHOST.into()).to_string());
+        script = script.replace(&format!("@{port}@"), &ports::loopback().to_string());
     }
     let directory = TempDir::new("getting-started-hosts");
     // Everything that it starts ends with it.

@@ -328,7 +328,7 @@ where
                 Renewal::Due(why) => {
                     tracing::info!(%role, %why, "requesting a certificate");
                     state.asking = true;
-                    state.ahead = ahead.or(state.ahead.take());
+                    state.ahead = ahead.or_else(|| state.ahead.take());
                     state.asked.begin();
                     state.asked_for.clone_from(&state.outdated);
                     state.offered = offers.get(&role.domain()).cloned();

@@ -31,7 +31,7 @@ use crate::{
     issuance::{
         awaited::Awaited,
         obtain::{self, Answer, Bundles, Failure, Issuance},
-        others::{Others, Questions},
+        others::{Distrusting, Others, Questions},
         renewal::{Template, life},
     },
     kube::{
@@ -456,7 +456,7 @@ impl<C: Clock, F: Files> Agent<C, F> {
             store: &self.store,
             current: current.as_deref(),
             bundles: &|domain, answer| self.bundles(domain, answer),
-            others: self.answered.as_ref().map(|_| &others as &dyn Fn(Domain, &Bundle) -> Others),
+            others: self.answered.as_ref().map(|_| &others as Distrusting<'_>),
             awaited: &self.awaited,
             trusts,
             limit,

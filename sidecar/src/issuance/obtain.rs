@@ -23,7 +23,7 @@ use crate::{
         awaited::Awaited,
         changes,
         flow::{Call, Circumstances, Expected, Flow, Outcome, Step},
-        others::Others,
+        others::Distrusting,
         renewal::{Template, life},
     },
     kube::{
@@ -107,7 +107,7 @@ pub struct Issuance<'a, A, C, F> {
     pub bundles: &'a dyn Fn(Domain, Option<&Answer>) -> Bundles,
     /// Who does not trust a bundle yet, where the bundle comes with the answer: a certificate of a CA that has come with no
     /// overlap waits for them.
-    pub others: Option<&'a dyn Fn(Domain, &Bundle) -> Others>,
+    pub others: Option<Distrusting<'a>>,
     /// Told when none of them holds the CA of a certificate that was just issued.
     pub awaited: &'a Awaited,
     /// The value of the request's `trusts` annotation.

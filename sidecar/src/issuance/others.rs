@@ -34,6 +34,9 @@ impl Others {
     }
 }
 
+/// Who does not trust a bundle of a domain yet.
+pub type Distrusting<'a> = &'a dyn Fn(Domain, &Bundle) -> Others;
+
 /// Questions about the members' trust, from who waits to who can see the members.
 #[derive(Debug, Default)]
 pub struct Questions {

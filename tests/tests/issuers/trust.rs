@@ -60,7 +60,7 @@ async fn the_bundle_comes_with_the_issuers_answers() {
     shown(
         port,
         &[
-            "etcd_tls_issuer_states_ca 1",
+            "etcd_tls_issuer_states_ca{} 1",
             "etcd_tls_certificate_waits{role=\"peer\",ca=\"CN=next CA\"} 1",
             "etcd_tls_certificate_waits_for_member{role=\"peer\",member=\"unknown\"} 1",
             "etcd_tls_certificate_waits_for_member{role=\"server\",member=\"unknown\"} 1",

@@ -4,6 +4,7 @@ use etcd_tls_contract::{certificate::Chain, role::Role};
 use rcgen::{CertificateParams, CustomExtension, DnType, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, SanType};
 
 use super::*;
+use crate::issuance::others::Others;
 
 fn foreign() -> Scene {
     let mut scene = Scene::new();

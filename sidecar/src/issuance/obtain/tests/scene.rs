@@ -19,7 +19,7 @@ use crate::{
     issuance::{
         awaited::Awaited,
         obtain::{Answer, Bundles, Failure, Issuance, obtain},
-        others::Others,
+        others::{Distrusting, Others},
         renewal::Template,
     },
     kube::{
@@ -118,6 +118,9 @@ pub(super) fn status(code: u16) -> ApiError {
     ApiError::Status { code, message: format!("status {code}"), retry_after: None }
 }
 
+/// See [`Distrusting`].
+pub(super) type Seen = Box<dyn Fn(Domain, &Bundle) -> Others>;
+
 pub(super) struct Scene {
     pub(super) authority: Rc<Authority>,
     pub(super) clock: Fake,
@@ -131,7 +134,7 @@ pub(super) struct Scene {
     pub(super) heard: RefCell<Vec<Answer>>,
     pub(super) limit: Option<Duration>,
     /// Who does not trust a bundle yet, where it comes with the answer.
-    pub(super) others: Option<Box<dyn Fn(Domain, &Bundle) -> Others>>,
+    pub(super) others: Option<Seen>,
     pub(super) awaited: Awaited,
 }
 
@@ -207,7 +210,7 @@ impl Scene {
                 self.heard.borrow_mut().extend(answer.cloned());
                 Bundles { bundles: self.bundles.clone(), ..Bundles::default() }
             },
-            others: self.others.as_ref().map(|others| others as &dyn Fn(Domain, &Bundle) -> Others),
+            others: self.others.as_ref().map(|others| others as Distrusting<'_>),
             awaited: &self.awaited,
             trusts: Some("digest".to_owned()),
             limit: self.limit,
