@@ -10,7 +10,7 @@
 use std::{
     fs::{DirBuilder, File, OpenOptions},
     io::{self, ErrorKind, Read as _, Seek as _, SeekFrom, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -81,17 +81,23 @@ pub enum OpenError {
 /// The open journal of one directory.
 pub(super) struct Journal {
     dir: PathBuf,
+    /// Held until the journal is dropped, also while it cannot be written; `None`: the directory could never be written.
+    lock: Option<Flock<File>>,
     /// `None` while the directory cannot be written.
-    open: Option<Open>,
+    open: Option<File>,
+    /// The file that was read or written last.
+    last: Option<Seen>,
     /// Bytes that are known to be durable.
     length: u64,
     /// Bytes of the journal after it was last rewritten.
     base: u64,
 }
 
-struct Open {
-    file: File,
-    _lock: Flock<File>,
+/// A file, and its bytes when nobody held the lock: another process may have written since.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Seen {
+    inode: u64,
+    bytes: u64,
 }
 
 impl Journal {
@@ -110,19 +116,21 @@ impl Journal {
             made => made.map_err(io(dir))?,
         }
         let path = dir.join(JOURNAL);
-        let open = match lock_and_open(dir) {
-            Ok(open) => Some(open),
+        let (lock, open) = match lock_of(dir).and_then(|lock| Ok((lock, open_file(dir, JOURNAL)?))) {
+            Ok((lock, open)) => (Some(lock), Some(open)),
             Err(e) if e.kind() == ErrorKind::WouldBlock => return Err(OpenError::InUse(dir.to_owned())),
             Err(e) if cannot_write(&e) => {
                 tracing::error!(dir = %dir.display(), error = %e, "requests cannot be written; only reading is served");
-                None
+                (None, None)
             }
             Err(e) => return Err(io(dir)(e)),
         };
         let mut bytes = Vec::new();
+        let mut last = None;
         match File::open(&path) {
             Ok(mut file) => {
                 file.read_to_end(&mut bytes).map_err(io(&path))?;
+                last = Some(Seen { inode: file.metadata().map_err(io(&path))?.ino(), bytes: bytes.len() as u64 });
             }
             Err(e) if e.kind() == ErrorKind::NotFound => {}
             Err(e) => return Err(io(&path)(e)),
@@ -137,10 +145,10 @@ impl Journal {
             );
         }
         if let Some(open) = &open {
-            open.file.set_len(length).and_then(|()| open.file.sync_all()).map_err(io(&path))?;
+            open.set_len(length).and_then(|()| open.sync_all()).map_err(io(&path))?;
             sync_dir(dir).map_err(io(dir))?;
         }
-        Ok((Self { dir: dir.to_owned(), open, length, base: length }, entries))
+        Ok((Self { dir: dir.to_owned(), lock, open, last, length, base: length }, entries))
     }
 
     /// Whether the last write went well.
@@ -155,16 +163,10 @@ impl Journal {
     pub(super) fn append(&mut self, lines: &[u8]) -> io::Result<()> {
         let batch = batch(lines);
         if self.open.is_none() {
-            let open = lock_and_open(&self.dir)?;
-            if open.file.metadata()?.len() < self.length {
-                return Err(io::Error::other("the journal was changed by somebody else; restart the signer"));
-            }
-            // Remove the remains of a failed write after the last good batch.
-            open.file.set_len(self.length)?;
-            self.open = Some(open);
+            self.open = Some(self.open_again()?);
         }
         let written = match &mut self.open {
-            Some(open) => write_at(&mut open.file, self.length, &batch),
+            Some(open) => write_at(open, self.length, &batch),
             None => Err(ErrorKind::NotFound.into()),
         };
         match written {
@@ -175,11 +177,33 @@ impl Journal {
             Err(e) => {
                 // A file whose fsync failed is not written again: it is opened again and cut back to what is durable.
                 if let Some(open) = self.open.take() {
-                    open.file.set_len(self.length).unwrap_or_default();
+                    open.set_len(self.length).unwrap_or_default();
                 }
                 Err(e)
             }
         }
+    }
+
+    /// Opens the file after a failure, and removes the remains of a failed write after the last good batch. The lock was held
+    /// meanwhile; where it could not be taken before, the file must be as it was read.
+    fn open_again(&mut self) -> io::Result<File> {
+        let taken = if self.lock.is_none() { Some(lock_of(&self.dir)?) } else { None };
+        let file = open_file(&self.dir, JOURNAL)?;
+        let metadata = file.metadata()?;
+        let now = Seen { inode: metadata.ino(), bytes: metadata.len() };
+        let same = match self.last {
+            Some(last) if taken.is_none() => now.inode == last.inode && now.bytes >= self.length,
+            Some(last) => now == last,
+            None => now.bytes == 0,
+        };
+        if !same {
+            // Whatever is there is somebody else's: it is not cut.
+            return Err(io::Error::other("the journal was changed by somebody else; restart the signer"));
+        }
+        file.set_len(self.length)?;
+        self.lock = taken.or(self.lock.take());
+        self.last = Some(Seen { inode: now.inode, bytes: self.length });
+        Ok(file)
     }
 
     /// Whether most of the journal is superseded.
@@ -212,7 +236,9 @@ impl Journal {
         file.sync_all()?;
         std::fs::rename(new, self.dir.join(JOURNAL))?;
         // From here on the new file is the journal, even if a later step fails.
-        open.file = file;
+        let inode = file.metadata().map(|metadata| metadata.ino());
+        *open = file;
+        self.last = inode.ok().map(|inode| Seen { inode, bytes: length });
         self.length = length;
         self.base = length;
         sync_dir(&self.dir)
@@ -227,12 +253,12 @@ fn cannot_write(e: &io::Error) -> bool {
     )
 }
 
-fn lock_and_open(dir: &Path) -> io::Result<Open> {
-    let file = |name: &str| {
-        OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(dir.join(name))
-    };
-    let lock = Flock::lock(file(LOCK)?, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| io::Error::from(e))?;
-    Ok(Open { file: file(JOURNAL)?, _lock: lock })
+fn lock_of(dir: &Path) -> io::Result<Flock<File>> {
+    Flock::lock(open_file(dir, LOCK)?, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| io::Error::from(e))
+}
+
+fn open_file(dir: &Path, name: &str) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(dir.join(name))
 }
 
 fn write_at(file: &mut File, offset: u64, bytes: &[u8]) -> io::Result<()> {
@@ -421,12 +447,38 @@ mod tests {
         journal.append(&lines(&[put("a")])).unwrap();
         // Every write to this device fails for want of space.
         let full = OpenOptions::new().read(true).write(true).open("/dev/full").unwrap();
-        let good = std::mem::replace(&mut journal.open.as_mut().unwrap().file, full);
+        let good = std::mem::replace(journal.open.as_mut().unwrap(), full);
         assert_eq!(journal.append(&lines(&[put("b")])).unwrap_err().kind(), ErrorKind::StorageFull);
         assert!(!journal.writable());
         drop(good);
+        assert!(matches!(Journal::open(&dir.0), Err(OpenError::InUse(_))), "the lock is held all the time");
         journal.append(&lines(&[put("c")])).unwrap();
         drop(journal);
         assert_eq!(names(&Journal::open(&dir.0).unwrap().1), ["a", "c"]);
+    }
+
+    /// As where the directory was read-only at the start, and another process was started on it later.
+    #[test]
+    fn what_another_process_wrote_meanwhile_is_never_cut_off() {
+        let dir = Dir::new("other");
+        let (mut journal, _) = Journal::open(&dir.0).unwrap();
+        journal.append(&lines(&[put("a")])).unwrap();
+        drop(journal);
+        let (mut reader, _) = Journal::open(&dir.0).unwrap();
+        (reader.lock, reader.open) = (None, None);
+        let (mut other, _) = Journal::open(&dir.0).unwrap();
+        assert!(reader.append(&lines(&[put("x")])).is_err(), "the other one holds the lock");
+        other.append(&lines(&[put("b")])).unwrap();
+        drop(other);
+        let refused = reader.append(&lines(&[put("x")])).unwrap_err().to_string();
+        assert!(refused.contains("changed by somebody else"), "{refused}");
+        assert_eq!(names(&Journal::open(&dir.0).unwrap().1), ["a", "b"]);
+
+        // Where nobody wrote, it goes on.
+        let (mut reader, _) = Journal::open(&dir.0).unwrap();
+        (reader.lock, reader.open) = (None, None);
+        reader.append(&lines(&[put("c")])).unwrap();
+        drop(reader);
+        assert_eq!(names(&Journal::open(&dir.0).unwrap().1), ["a", "b", "c"]);
     }
 }
