@@ -326,6 +326,18 @@ pub fn assert_status(answer: &(u16, Value), code: u16, word: &str) {
     assert!(body["message"].as_str().unwrap_or_default().contains(word), "{word}: {body}");
 }
 
+/// Runs `etcd-tls-webhook revoke kube-system/etcd`.
+///
+/// # Errors
+/// The text of stderr, where it failed.
+pub fn revoke(kubeconfig: &Path, arguments: &[&str]) -> Result<String, String> {
+    let mut command = Command::new(binary("etcd-tls-webhook"));
+    command.args(["revoke", "kube-system/etcd"]).args(arguments).env("KUBECONFIG", kubeconfig);
+    let output = command.output().expect("run the command");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+}
+
 /// Permission bits of a file.
 pub fn mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap_or_else(|e| panic!("{}: {e}", path.display())).permissions().mode() & 0o777

@@ -3,20 +3,17 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
     time::Instant,
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use etcd_tls_contract::{csr::PrivateKey, names, role::Role};
+use etcd_tls_contract::{certificate::Chain, csr::PrivateKey, names, role::Role};
 use serde_json::Value;
 use tests::{
     etcd::EtcdCluster,
     etcd_client::EtcdClient,
-    eventually,
-    process::binary,
-    say,
-    signer::{ADMIN, BOOTSTRAP, HOSTS, LIMIT, Signer, V1, assert_status, request, sans, sidecar},
+    eventually, say,
+    signer::{ADMIN, BOOTSTRAP, HOSTS, LIMIT, Signer, V1, assert_status, request, revoke, sans, sidecar},
     tier,
 };
 
@@ -33,15 +30,6 @@ fn new_signer(more: &[&str]) -> Signer {
     let tokens = fs::read_to_string(signer.dir.join("tokens")).expect("tokens");
     signer.dir.write("tokens", format!("{tokens}{ANNA},anna,3,ops\n{OTTO},otto,4,ops\n"));
     signer
-}
-
-/// Runs `etcd-tls-webhook revoke kube-system/etcd`.
-fn revoke(kubeconfig: &Path, arguments: &[&str]) -> Result<String, String> {
-    let mut command = Command::new(binary("etcd-tls-webhook"));
-    command.args(["revoke", "kube-system/etcd"]).args(arguments).env("KUBECONFIG", kubeconfig);
-    let output = command.output().expect("run the command");
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
 }
 
 /// A certificate by the bootstrap token: certificate and key.
@@ -147,10 +135,11 @@ async fn a_hosts_etcd_refuses_a_revoked_client_and_the_record_outlives_the_signe
     assert_eq!((answers(ADMIN), answers(ANNA), answers(BOOTSTRAP)), (3, 3, 1));
 
     // Killed at once after another revocation: nothing of it is lost, and neither is the record of what is valid.
-    let said = revoke(&anna, &["--serial", "4F:0A:11", "--reason", "superseded"]).expect("revoked");
+    let unknown = ["--serial", "4F:0A:11", "--reason", "superseded", "--force"];
+    let said = revoke(&anna, &unknown).expect("revoked");
     assert!(said.contains("peer: 4f0a11 is revoked until"), "{said}");
     signer.process().kill();
-    signer.arguments.push("--clientcertdur=8s".to_owned());
+    signer.arguments.push("--clientcertdur=20s".to_owned());
     signer.start().await;
     let listed = revoke(&otto, &["--list"]).expect("lists");
     assert!(listed.contains("client: list") && listed.contains(", 2 revoked"), "{listed}");
@@ -164,9 +153,21 @@ async fn a_hosts_etcd_refuses_a_revoked_client_and_the_record_outlives_the_signe
     assert!(pod.contains("--serial or --user"), "{pod}");
 
     // An entry leaves with its certificate's end.
-    drop(client(&signer, "brief"));
-    revoke(&anna, &["--user", "brief"]).expect("revoked");
-    assert!(revoke(&otto, &["--list"]).expect("lists").contains(", 3 revoked"));
+    for attempt in 0.. {
+        let (object, _) = request(&format!("brief-{attempt}"), Role::Client, "brief", &sans(&[], &[]));
+        assert_eq!(signer.ask("POST", V1, BOOTSTRAP, &object).0, 201);
+        match revoke(&anna, &["--user", "brief"]) {
+            Ok(said) => {
+                assert!(
+                    said.contains("client: user brief is revoked until") && said.contains("1 certificate"),
+                    "{said}"
+                );
+                break;
+            }
+            // On a day so slow that it has ended meanwhile.
+            Err(ended) => assert!(attempt < 5 && ended.contains("there is no certificate of user brief"), "{ended}"),
+        }
+    }
     revoke(&anna, &["--user", "app", "--undo"]).expect("taken back");
     eventually("accepted again", LIMIT, || accepted(&app, &url)).await;
     eventually("the entry leaves", LIMIT, || async {
@@ -193,4 +194,62 @@ async fn a_revocation_that_leaves_no_quorum_of_hosts_needs_force() {
     assert!(refused.contains("1 of 3 members of kube-system/etcd") && refused.contains("--force"), "{refused}");
     let done = revoke(&anna, &["--user", "system:etcd-peer:m2", "--force"]).expect("forced");
     assert!(done.contains("peer: user system:etcd-peer:m2 is revoked until"), "{done}");
+}
+
+fn peer(signer: &Signer, name: &str, host: &str, ip: &str, cluster: &str) -> String {
+    let (mut object, _) = request(name, Role::Peer, host, &sans(&[], &[ip]));
+    object["spec"]["signerName"] = Value::from(format!("peer.etcd-tls.dev/kube-system.{cluster}"));
+    let (code, object) = signer.ask("POST", V1, BOOTSTRAP, &object);
+    assert_eq!(code, 201, "{object}");
+    let pem = STANDARD.decode(object["status"]["certificate"].as_str().expect("issued")).expect("base64");
+    Chain::parse(&pem).expect("a chain").serial
+}
+
+/// As with a `--csrdir` of before there was a record, or one that was moved away.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_serial_number_that_the_record_lacks_needs_force() {
+    let mut signer = new_signer(&[]);
+    signer.start().await;
+    let anna = signer.kubeconfig("anna", ANNA);
+    let lost: Vec<String> =
+        (1..4).map(|n| peer(&signer, &format!("m{n}"), &format!("m{n}"), &format!("127.0.0.2{n}"), "etcd")).collect();
+    signer.process().kill();
+    fs::rename(signer.dir.join("csrs"), signer.dir.join("moved")).expect("moved");
+    signer.start().await;
+    let refused = revoke(&anna, &["--serial", &lost[0]]).expect_err("nothing tells whose it is");
+    assert!(refused.contains("the record lacks this serial number") && refused.contains("--force"), "{refused}");
+    assert!(refused.contains("no members are known"), "{refused}");
+    // A recorded peer is named beside it, and a client's serial number is no peer's.
+    peer(&signer, "m4", "m4", "127.0.0.24", "etcd");
+    let refused = revoke(&anna, &["--serial", &lost[1]]).expect_err("nothing tells whose it is");
+    assert!(refused.contains("members counted: m4 (kube-system/etcd)"), "{refused}");
+    let (chain, _) = issued(&signer, Role::Client, "app", &[]);
+    let app = Chain::parse(chain.as_bytes()).expect("a chain").serial;
+    revoke(&anna, &["--serial", &app]).expect("a client's");
+    let done = revoke(&anna, &["--serial", &lost[1], "--force"]).expect("forced");
+    assert!(done.contains("is revoked until") && done.contains("members counted: m4 (kube-system/etcd)"), "{done}");
+    revoke(&anna, &["--serial", &lost[1]]).expect("it is revoked already");
+    revoke(&anna, &["--serial", &lost[1], "--undo"]).expect("taken back");
+}
+
+/// Several etcds on each host, by one signer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_counts_in_each_of_its_clusters_by_its_certificate_of_that_cluster() {
+    let mut signer = new_signer(&[]);
+    signer.arguments.retain(|argument| !argument.starts_with("--cluster="));
+    signer.start().await;
+    let anna = signer.kubeconfig("anna", ANNA);
+    let mut main = Vec::new();
+    for n in 1..4 {
+        let (host, ip) = (format!("m{n}"), format!("127.0.0.2{n}"));
+        main.push(peer(&signer, &format!("{host}-main"), &host, &ip, "etcd"));
+    }
+    for n in 1..4 {
+        let (host, ip) = (format!("m{n}"), format!("127.0.0.2{n}"));
+        peer(&signer, &format!("{host}-events"), &host, &ip, "events");
+    }
+    let done = revoke(&anna, &["--serial", &main[0]]).expect("two of three stand");
+    assert!(done.contains("members counted: m1, m2, m3 (kube-system/etcd)"), "{done}");
+    let refused = revoke(&anna, &["--serial", &main[1]]).expect_err("one of three");
+    assert!(refused.contains("1 of 3 members of kube-system/etcd") && refused.contains("--force"), "{refused}");
 }

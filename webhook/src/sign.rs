@@ -65,7 +65,7 @@ pub(crate) mod ledger {
     pub(crate) use super::{
         authorities::{
             issued::{Issued, Leaf},
-            revoked::{Known, Revoked},
+            revoked::{ByRecord, Known, Revoked},
         },
         cache::pods::{Voter, host_holder},
     };

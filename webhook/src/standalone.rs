@@ -72,7 +72,7 @@ use crate::{
             rejudge::judge_again,
             server::{Probes, Server},
         },
-        store::{Limits, Store},
+        store::{Bounds, Limits, Store},
     },
 };
 
@@ -194,6 +194,18 @@ pub struct Args {
     /// person [default: --max-requests].
     #[arg(long)]
     pub max_names_per_user: Option<usize>,
+    /// Valid certificates that a caller may hold of one host or client, for peers and for clients each. A further request gets 429.
+    /// Revoked certificates do not count.
+    #[arg(long, default_value_t = Bounds::default().per_name, value_parser = at_least_one, value_name = "NUMBER")]
+    pub certificates_per_name: usize,
+    /// The same of one caller in all.
+    #[arg(long, default_value_t = Bounds::default().per_user, value_parser = at_least_one, value_name = "NUMBER")]
+    pub certificates_per_user: usize,
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    let number: usize = text.parse().map_err(|_| "not a number".to_owned())?;
+    if number == 0 { Err("at least 1".to_owned()) } else { Ok(number) }
 }
 
 impl Args {
@@ -223,6 +235,8 @@ impl Args {
             max_pending_per_user,
             max_requests_per_user,
             max_names_per_user,
+            certificates_per_name,
+            certificates_per_user,
             ..
         } = self;
         if servcrt.len() != servkey.len() {
@@ -250,6 +264,11 @@ impl Args {
             per_user: max_requests_per_user.unwrap_or_else(|| max_pending_per_user.max(max_requests / 5)),
             pending_per_user: max_pending_per_user,
             names_per_user: max_names_per_user.unwrap_or(max_requests),
+            certificates: Bounds {
+                per_name: certificates_per_name,
+                per_user: certificates_per_user,
+                ..Bounds::default()
+            },
             ..Limits::default()
         };
         let store = Store::open(&csrdir, limits)?;

@@ -290,7 +290,9 @@ impl Authorities {
 
     /// A holder of too many certificates would push its own out of the record, and they could not be revoked by its name.
     fn room(&self, authority: &SignerName, ready: &Ready, serial: &str, leaf: &Leaf) -> Result<(), Unavailable> {
-        let Some(until) = ready.stored.issued.full_until(serial, leaf, self.most) else { return Ok(()) };
+        let Some(until) = ready.stored.issued.full_until(serial, leaf, usize::from(self.most), |_| false) else {
+            return Ok(());
+        };
         Err(Unavailable::Enough(format!(
             "the pod or host has {} valid certificates of {authority}, as many as it may hold (--certificates-per-pod of \
              etcd-tls-sign); the first of them ends at {}. Find out why it asks so often. A pod that is made again gets one \

@@ -1,7 +1,7 @@
 //! Revocation: who may revoke, what a request does to the record, and the lists that are signed of it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -12,12 +12,15 @@ use tokio::time;
 use crate::{
     ca::authority::Authority,
     revoke::{Action, DOMAINS, Request, Selector},
-    sign::ledger::{Issued, Known, Revoked, Voter},
+    sign::ledger::{ByRecord, Issued, Known, Revoked, Voter},
     standalone::{auth::User, error::ApiError, requests::server::Server, store::ledger::Ledger},
 };
 
 /// How often expired entries leave the lists, and a new CA signs them.
 const REFRESH: Duration = Duration::from_secs(10);
+
+/// Clusters, and hosts of each, that an answer names at most.
+const MOST_NAMED: usize = 20;
 
 /// A request, with the cluster that it names.
 #[derive(Clone, Debug)]
@@ -104,13 +107,16 @@ fn revised(
         let issued = ledger.issued(*domain).unwrap_or(&nothing);
         let request = asked.and_then(|asked| Some((asked, asked.requests.get(domain)?)));
         if let Some((asked, request)) = request {
+            let voters = voters(issued, own.unwrap_or(&asked.cluster), now);
+            let by_record = by_record(ledger, *domain, &request.selector, &voters);
             let ca_end = authority.not_after();
             let known = Known {
                 issued,
                 namespace: &asked.cluster.namespace,
                 signs_lists: authority.signs_lists(),
                 live: &[],
-                voters: &voters(issued, own.unwrap_or(&asked.cluster), now),
+                voters: &voters,
+                by_record: (*domain == Domain::Peer).then_some(&by_record),
                 // Certificates of an earlier CA may end later.
                 leaves_end: issued.last_end().map_or(ca_end, |last| last.max(ca_end)),
                 authority_end: ca_end,
@@ -131,10 +137,30 @@ fn revised(
 
 /// The hosts that hold valid peer certificates. Where a request named no signer, and so no cluster, it is of `cluster`.
 fn voters(issued: &Issued, cluster: &ClusterName, now: SystemTime) -> Vec<Voter> {
-    let voter = |(holder, of): (&str, &str)| Voter {
-        holder: holder.to_owned(),
-        cluster: of.parse().unwrap_or_else(|_| cluster.clone()),
-        running: true,
+    let member = |(holder, of): (&str, &str)| (of.parse().unwrap_or_else(|_| cluster.clone()), holder.to_owned());
+    // A host is one member of a cluster, also where not each of its certificates names it.
+    let members: BTreeSet<(ClusterName, String)> = issued.peers(now).into_iter().map(member).collect();
+    members.into_iter().map(|(cluster, holder)| Voter { holder, cluster, running: true }).collect()
+}
+
+/// The members for people, and whether the serial number that is named is recorded in another domain than `domain`.
+fn by_record(ledger: &Ledger, domain: Domain, selector: &Selector, voters: &[Voter]) -> ByRecord {
+    let mut hosts: BTreeMap<&ClusterName, Vec<&str>> = BTreeMap::new();
+    for voter in voters {
+        let host = voter.holder.split_once(':').map_or(voter.holder.as_str(), |(_, host)| host);
+        hosts.entry(&voter.cluster).or_default().push(host);
+    }
+    let text = |(cluster, hosts): (&ClusterName, Vec<&str>)| {
+        let shown = hosts.iter().take(MOST_NAMED).copied().collect::<Vec<_>>().join(", ");
+        let more =
+            if hosts.len() > MOST_NAMED { format!(" and {} more", hosts.len() - MOST_NAMED) } else { String::new() };
+        format!("{shown}{more} ({cluster})")
     };
-    issued.peers(now).into_iter().map(voter).collect()
+    let counted = hosts.into_iter().take(MOST_NAMED).map(text).collect::<Vec<_>>().join("; ");
+    let others = DOMAINS.into_iter().filter(|other| *other != domain).filter_map(|other| ledger.issued(other));
+    let of_others = match selector {
+        Selector::Serial(serial) if others.into_iter().any(|issued| issued.has(serial)) => [serial.clone()].into(),
+        _ => BTreeSet::new(),
+    };
+    ByRecord { counted, of_others }
 }

@@ -38,7 +38,7 @@ use self::{
 pub use self::{
     index::{Index, Limits},
     journal::OpenError,
-    ledger::Ledger,
+    ledger::{Bounds, Ledger},
     stored::{AUTO_APPROVED, ENTITLED, Stored, approved_by, status_mut},
 };
 use crate::{platform::essential::essential_thread, sign::ledger::Revoked, standalone::error::ApiError};

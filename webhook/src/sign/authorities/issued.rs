@@ -59,6 +59,9 @@ pub(crate) struct Leaf {
     /// The cluster, as `<namespace>/<name>`, of a standalone signer's peer: nothing else tells it there.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(crate) cluster: String,
+    /// To whom a standalone signer issued it. Several callers may share the name of one host or client there.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(crate) principal: String,
     /// [`csr::key_digest`] of its public key; empty in records of earlier versions.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(crate) key: String,
@@ -79,6 +82,7 @@ impl Leaf {
             peer,
             kubelet: false,
             cluster: String::new(),
+            principal: String::new(),
             key: String::new(),
         }
     }
@@ -91,6 +95,11 @@ impl Leaf {
     /// One of a host of `cluster`, for a standalone signer.
     pub(crate) fn of_cluster(self, cluster: String) -> Self {
         Self { cluster, ..self }
+    }
+
+    /// One that a standalone signer issued to `principal`.
+    pub(crate) fn to(self, principal: String) -> Self {
+        Self { principal, ..self }
     }
 
     /// One that kubelet asked for.
@@ -145,15 +154,55 @@ impl Issued {
         self.unsaved = true;
     }
 
-    /// When the first certificate of the holder of `new` ends, if it has `most` others that are valid when `new` is issued; `None`:
-    /// it may get this one.
-    pub(crate) fn full_until(&self, serial: &str, new: &Leaf, most: u16) -> Option<SystemTime> {
+    /// Records a certificate of a standalone signer, where no caller takes another's place. Beyond `room` leaves what is
+    /// revoked, then what the same caller has of the same name, then what others have of it; of these, what ends first.
+    pub(crate) fn note_within(&mut self, room: usize, serial: &str, leaf: Leaf, revoked: impl Fn(&str) -> bool) {
+        if self.since == 0 {
+            self.since = leaf.at;
+        }
+        self.leaves.retain(|other| leaf.at < other.until);
+        while self.leaves.len() >= room && self.leaves.get(serial).is_none() {
+            let rank = |serial: &str, other: &Leaf| {
+                (!revoked(serial), other.holder != leaf.holder, other.principal != leaf.principal, other.until)
+            };
+            let first = self.leaves.iter().min_by_key(|(serial, other)| rank(serial, other)).map(|(s, _)| s.to_owned());
+            let Some(first) = first else { break };
+            if let Some(gone) = self.leaves.remove(&first)
+                && !revoked(&first)
+            {
+                self.since = self.since.max(gone.at + 1);
+            }
+        }
+        self.leaves.insert(serial, leaf);
+        self.unsaved = true;
+    }
+
+    /// How many certificates are recorded that are valid at `at` (seconds of the Unix epoch), and of which `wanted` is true.
+    pub(crate) fn count(&self, at: u64, wanted: impl Fn(&str, &Leaf) -> bool) -> usize {
+        self.leaves.iter().filter(|(serial, leaf)| at < leaf.until && wanted(serial, leaf)).count()
+    }
+
+    /// Whether it holds this serial number.
+    pub(crate) fn has(&self, serial: &str) -> bool {
+        self.leaves.get(serial).is_some()
+    }
+
+    /// When the first certificate of the holder of `new` ends, if it has `most` others that were issued to the same caller, are
+    /// valid when `new` is issued and not `revoked`; `None`: it may get this one.
+    pub(crate) fn full_until(
+        &self,
+        serial: &str,
+        new: &Leaf,
+        most: usize,
+        revoked: impl Fn(&str) -> bool,
+    ) -> Option<SystemTime> {
         let held = || {
-            let others = self.leaves.iter().filter(|(other, _)| *other != serial).map(|(_, leaf)| leaf);
-            others.filter(|leaf| leaf.holder == new.holder && new.at < leaf.until)
+            let own = |leaf: &Leaf| leaf.holder == new.holder && leaf.principal == new.principal && new.at < leaf.until;
+            let own = self.leaves.iter().filter(move |(_, leaf)| own(leaf));
+            own.filter(|(other, _)| *other != serial && !revoked(other)).map(|(_, leaf)| leaf)
         };
         let first = held().map(|leaf| leaf.until).min()?;
-        (held().count() >= usize::from(most)).then(|| time(first))
+        (held().count() >= most).then(|| time(first))
     }
 
     /// The certificates that `selector` names, each with its end where that is known.
@@ -175,12 +224,12 @@ impl Issued {
         }
     }
 
-    /// The serial numbers of the newest peer certificates of each holder: one, or those of one second. etcd uses the sidecar's:
-    /// kubelet's count where there are no others.
-    pub(super) fn newest_of_peers(&self) -> BTreeMap<&str, Vec<&str>> {
-        let mut newest: BTreeMap<&str, ((bool, u64), Vec<&str>)> = BTreeMap::new();
+    /// The serial numbers of the newest peer certificates of each holder and cluster ([`Leaf::cluster`]): one, or those of one
+    /// second. etcd uses the sidecar's: kubelet's count where there are no others.
+    pub(super) fn newest_of_peers(&self) -> BTreeMap<(&str, &str), Vec<&str>> {
+        let mut newest: BTreeMap<(&str, &str), ((bool, u64), Vec<&str>)> = BTreeMap::new();
         for (serial, leaf) in self.leaves.iter().filter(|(_, leaf)| leaf.is_peer()) {
-            let (best, serials) = newest.entry(&leaf.holder).or_default();
+            let (best, serials) = newest.entry((&leaf.holder, &leaf.cluster)).or_default();
             let rank = (!leaf.kubelet, leaf.at);
             if rank > *best {
                 serials.clear();
@@ -190,7 +239,7 @@ impl Issued {
                 serials.push(serial);
             }
         }
-        newest.into_iter().map(|(holder, (_, serials))| (holder, serials)).collect()
+        newest.into_iter().map(|(of, (_, serials))| (of, serials)).collect()
     }
 
     /// The keys of these certificates, as far as they are known.
@@ -299,6 +348,7 @@ mod tests {
             peer: false,
             kubelet: false,
             cluster: String::new(),
+            principal: String::new(),
             key: String::new(),
         }
     }
@@ -365,9 +415,9 @@ mod tests {
             BTreeSet::from(["2".to_owned(), "3".to_owned()]),
             "the sidecar has renewed its own"
         );
-        assert_eq!(issued.newest_of_peers()["uid of prod/etcd-0"], ["3"]);
+        assert_eq!(issued.newest_of_peers()[&("uid of prod/etcd-0", "")], ["3"]);
         issued.note("4", leaf(1000, 9000, "prod/etcd-0", user).of_kubelet());
-        assert_eq!(issued.newest_of_peers()["uid of prod/etcd-0"], ["3"], "etcd uses the sidecar's");
+        assert_eq!(issued.newest_of_peers()[&("uid of prod/etcd-0", "")], ["3"], "etcd uses the sidecar's");
         assert_eq!(used(&issued, 1000 + VOLUME_SETTLES - 1).len(), 3, "kubelet may not have written the volume");
         assert_eq!(used(&issued, 1000 + VOLUME_SETTLES), BTreeSet::from(["3".to_owned(), "4".to_owned()]));
         assert_eq!(issued.without_newer(["1".to_owned(), "2".to_owned()].iter()), BTreeSet::new());
@@ -380,7 +430,7 @@ mod tests {
     #[test]
     fn a_holder_is_full_until_its_first_certificate_ends_and_its_neighbour_is_not() {
         let mut issued = Issued::default();
-        let full = |issued: &Issued, pod: &str, now| issued.full_until("new", &leaf(now, 1000, pod, "x"), 3);
+        let full = |issued: &Issued, pod: &str, now| issued.full_until("new", &leaf(now, 1000, pod, "x"), 3, |_| false);
         for n in 0..3 {
             assert_eq!(full(&issued, "prod/greedy", 10 + n), None);
             issued.note(&format!("{n:x}"), leaf(10 + n, 100 + n, "prod/greedy", "greedy"));
@@ -389,7 +439,7 @@ mod tests {
         assert_eq!(full(&issued, "prod/greedy", 99), Some(time(100)));
         assert_eq!(full(&issued, "prod/greedy", 100), None, "the first has ended");
         assert_eq!(full(&issued, "prod/neighbour", 50), None);
-        let again = issued.full_until("2", &leaf(50, 1000, "prod/greedy", "x"), 3);
+        let again = issued.full_until("2", &leaf(50, 1000, "prod/greedy", "x"), 3, |_| false);
         assert_eq!(again, None, "an answer that is written again is no other certificate");
     }
 

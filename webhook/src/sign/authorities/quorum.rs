@@ -39,9 +39,15 @@ impl Standing {
         for voter in voters {
             let standing = clusters.entry(&voter.cluster).or_default();
             standing.members += 1;
-            if let Some(newest) = newest.get(voter.holder.as_str()) {
-                standing.before += usize::from(newest.iter().any(|serial| !revoked(serial)));
-                standing.after += usize::from(newest.iter().any(|serial| !revoked(serial) && !named(serial)));
+            // One that names no cluster may be of any, so the member stands by none of its certificates alone.
+            let cluster = voter.cluster.to_string();
+            let own = [cluster.as_str(), ""].map(|of| newest.get(&(voter.holder.as_str(), of)));
+            let all = |stands: &dyn Fn(&str) -> bool| {
+                own.iter().flatten().all(|newest| newest.iter().any(|serial| stands(serial)))
+            };
+            if own.iter().any(Option::is_some) {
+                standing.before += usize::from(all(&|serial| !revoked(serial)));
+                standing.after += usize::from(all(&|serial| !revoked(serial) && !named(serial)));
             } else if voter.running {
                 standing.before += 1;
                 standing.after += 1;
@@ -53,6 +59,11 @@ impl Standing {
             standing.after -= unknown.min(standing.unrecorded);
         }
         clusters
+    }
+
+    /// Whether a member falls.
+    pub(super) const fn falls(self) -> bool {
+        self.after < self.before
     }
 
     /// Why that is not done without force; `None`: it takes no member away, or a quorum stands.
@@ -146,6 +157,32 @@ mod tests {
         let said = objection(&many, &voters, &[], &["1"], 0);
         assert!(said.as_deref().is_some_and(|said| said.contains("1 of 2 members of prod/etcd")), "{said:?}");
         assert_eq!(objection(&many, &voters, &[], &["3"], 0), None);
+    }
+
+    /// Several etcds on one host: each has a certificate of its own.
+    #[test]
+    fn a_host_stands_in_each_of_its_clusters_by_its_certificate_of_that_cluster() {
+        let mut issued = Issued::default();
+        let mut voters = Vec::new();
+        let mut note = |serial: String, holder: &str, cluster: &str, at| {
+            let at = UNIX_EPOCH + Duration::from_secs(at);
+            let leaf = Leaf::new(holder, String::new(), holder, at + Duration::from_secs(1000), at).of_role(Role::Peer);
+            issued.note(&serial, leaf.of_cluster(cluster.to_owned()));
+        };
+        for (n, host) in ["host:m1", "host:m2", "host:m3"].into_iter().enumerate() {
+            // That of events is the newer one.
+            for (cluster, at) in [("main", 10), ("events", 20)] {
+                note(format!("{cluster}{n}"), host, &format!("prod/{cluster}"), at);
+                voters.push(voter(host, cluster));
+            }
+        }
+        note("unnamed".to_owned(), "host:m3", "", 30);
+        assert_eq!(objection(&issued, &voters, &[], &["main0"], 0), None);
+        let said = objection(&issued, &voters, &["main0"], &["main1"], 0);
+        assert!(said.as_deref().is_some_and(|said| said.contains("1 of 3 members of prod/main")), "{said:?}");
+        assert_eq!(objection(&issued, &voters, &["main0"], &["events1"], 0), None, "each cluster by itself");
+        assert!(objection(&issued, &voters, &["main0"], &["main2"], 0).is_some(), "beside one that names no cluster");
+        assert!(objection(&issued, &voters, &["main0"], &["unnamed"], 0).is_some(), "which may be that of main");
     }
 
     #[test]

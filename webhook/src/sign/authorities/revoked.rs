@@ -88,10 +88,21 @@ pub(crate) struct Known<'a> {
     pub(crate) live: &'a [LivePod],
     /// The members whose peer certificates it signs.
     pub(crate) voters: &'a [Voter],
+    /// Set where the record alone tells the members and their certificates: at a standalone signer.
+    pub(crate) by_record: Option<&'a ByRecord>,
     /// When every certificate of the authority that exists now has ended.
     pub(crate) leaves_end: SystemTime,
     /// When the CA ends.
     pub(crate) authority_end: SystemTime,
+}
+
+/// Of peers whose members the record alone tells.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ByRecord {
+    /// The members that are counted, for people.
+    pub(crate) counted: String,
+    /// Serial numbers that the record of another domain holds: they are no peer's.
+    pub(crate) of_others: BTreeSet<String>,
 }
 
 /// The unreadable part.
@@ -193,6 +204,11 @@ impl Revoked {
         } else {
             String::new()
         };
+        let falls_unseen = |by: &ByRecord| {
+            let unseen = |serial: &&String| !known.issued.has(serial) && !by.of_others.contains(*serial);
+            named.keys().filter(|serial| !revoked(serial)).any(|serial| unseen(&serial))
+        };
+        let unseen = known.by_record.is_some_and(falls_unseen);
         let standings = Standing::of(
             known.issued,
             known.voters,
@@ -200,7 +216,16 @@ impl Revoked {
             |serial| named.contains_key(serial),
             named.values().filter(|end| end.is_none()).count(),
         );
+        let falls = unseen || standings.values().any(|standing| standing.falls());
+        let members = known.by_record.filter(|_| falls).map_or_else(String::new, |by| {
+            if by.counted.is_empty() {
+                "; no members are known".to_owned()
+            } else {
+                format!("; members counted: {}", by.counted)
+            }
+        });
         let objection = standings.into_iter().find_map(|(cluster, standing)| standing.objection(cluster));
+        let objection = objection.or_else(|| unseen.then(|| UNSEEN.to_owned())).map(|objection| objection + &members);
         let objection = objection.filter(|_| matches!(request.action, Action::Add | Action::Renewed));
         let (answer, count) = match request.action {
             _ if !known.signs_lists => {
@@ -261,7 +286,7 @@ impl Revoked {
                     if compromised {
                         text += &without_key(known.issued.without_key(named.keys()), named.len());
                     }
-                    (request.accepted(&(text + &since)), named.len())
+                    (request.accepted(&(text + &since + &members)), named.len())
                 }
             }
             Action::Undo => {
@@ -319,6 +344,10 @@ impl Revoked {
         Ok(changed)
     }
 }
+
+/// Why a standalone signer refuses a serial number that no record holds.
+const UNSEEN: &str = "the record lacks this serial number, so it may be that of a member's peer certificate in use, and nothing \
+                      tells whether a quorum would stand. Give --force if you know whose it is";
 
 /// Pods named in an answer at most.
 const MOST_NAMED: usize = 10;

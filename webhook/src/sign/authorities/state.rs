@@ -214,6 +214,7 @@ impl Stored {
                 signs_lists: self.active.signs_lists(),
                 live,
                 voters,
+                by_record: None,
                 leaves_end: self.leaves_end(),
                 authority_end: self.active.not_after(),
             };

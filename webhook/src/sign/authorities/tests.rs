@@ -45,6 +45,7 @@ async fn a_key_that_is_revoked_between_grant_and_record_gets_no_certificate() {
         signs_lists: true,
         live: &[],
         voters: &[],
+        by_record: None,
         leaves_end: end,
         authority_end: end,
     };

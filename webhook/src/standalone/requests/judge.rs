@@ -16,16 +16,19 @@ use k8s_openapi::{
 
 use tracing::Span;
 
-use crate::standalone::{
-    auth::User,
-    error::ApiError,
-    requests::{
-        auto_approve::{self, Context, Decision},
-        intake::Checked,
-        pods::Look,
-        server::Server,
+use crate::{
+    rollover::rfc3339,
+    standalone::{
+        auth::User,
+        error::ApiError,
+        requests::{
+            auto_approve::{self, Context, Decision},
+            intake::Checked,
+            pods::Look,
+            server::Server,
+        },
+        store::{AUTO_APPROVED, ENTITLED, Stored, status_mut},
     },
-    store::{AUTO_APPROVED, ENTITLED, Stored, status_mut},
 };
 
 /// The decision on a request.
@@ -207,6 +210,7 @@ impl Server {
         let conditions: Vec<&str> =
             status.iter().flat_map(|s| s.conditions.iter().flatten()).map(|c| c.type_.as_str()).collect();
         let issued = status.is_some_and(|s| s.certificate.is_some());
+        let certificate = stored.certificate();
         self.metrics.outcome(issued, conditions.contains(&"Denied"), conditions.contains(&"Failed"));
         let mut messages = status.iter().flat_map(|s| s.conditions.iter().flatten()).map(|c| c.message.as_deref());
         tracing::info!(
@@ -215,6 +219,8 @@ impl Server {
             cn = checked.request.common_name,
             conditions = conditions.join(","),
             issued,
+            serial = certificate.map(|(serial, _)| serial),
+            not_after = certificate.map(|(_, until)| rfc3339::text(until)),
             reason = messages.next_back().flatten().unwrap_or_default(),
             "request decided on"
         );

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 
 use super::{
     holders::Holders,
-    ledger::Ledger,
+    ledger::{Bounds, Ledger, ROOM},
     stored::{Stored, older},
 };
 use crate::standalone::error::ApiError;
@@ -28,6 +28,8 @@ pub struct Limits {
     pub pending_per_user: usize,
     /// Names that a user's automatically approved certificates may hold.
     pub names_per_user: usize,
+    /// Valid certificates.
+    pub certificates: Bounds,
     /// How long a request waits for somebody to decide on it.
     pub pending_life: Duration,
     /// How long a decided one stays.
@@ -41,6 +43,7 @@ impl Default for Limits {
             per_user: 2_000,
             pending_per_user: 1_000,
             names_per_user: 10_000,
+            certificates: Bounds::default(),
             pending_life: Duration::from_secs(24 * 3600),
             decided_life: Duration::from_secs(3600),
         }
@@ -161,7 +164,7 @@ impl Index {
                 self.holders.take(holding, now);
             }
             if let Some(recorded) = new.recorded() {
-                self.ledger.note(recorded, now);
+                self.ledger.note(recorded, ROOM, now);
             }
         }
         let old = match new {

@@ -27,8 +27,25 @@ pub struct Ledger {
     revoked: BTreeMap<Domain, Arc<Revoked>>,
 }
 
-/// Valid certificates of one host or user for one domain, at most.
-const MOST_OF_ONE: u16 = 256;
+/// Valid certificates that the record of a domain holds. Each takes some 500 bytes of memory, twice.
+pub(super) const ROOM: usize = 16_384;
+
+/// How many valid certificates of a domain that are not revoked a caller may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// Of one host or client name.
+    pub per_name: usize,
+    /// In all.
+    pub per_user: usize,
+    /// All callers together: as many as the record holds.
+    pub room: usize,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self { per_name: 256, per_user: ROOM / 2, room: ROOM }
+    }
+}
 
 /// A certificate for the record.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,23 +58,35 @@ pub(super) struct Recorded {
 
 impl Recorded {
     /// The certificate of a request that was decided on at `at`.
-    pub(super) fn of(csr: &CertificateSigningRequest, chain: &Chain, at: Timestamp) -> Self {
+    pub(super) fn of(csr: &CertificateSigningRequest, chain: &Chain, principal: String, at: Timestamp) -> Self {
         let signer = csr.spec.signer_name.parse::<SignerName>().ok();
         // The agents of before 1.19 name no signer.
         let by_name = || {
             if chain.common_name.starts_with(Role::Peer.common_name_prefix()) { Domain::Peer } else { Domain::Client }
         };
         let domain = listed(signer.as_ref().map_or_else(by_name, |signer| signer.domain));
-        let holder = host_holder(host_of(&chain.common_name).unwrap_or(&chain.common_name));
+        // A client whose CN is spelled like a host is none.
+        let cn = &chain.common_name;
+        let holder = host_of(cn).map_or_else(|| format!("client:{cn}"), host_holder);
         let cluster = signer.map(|signer| signer.cluster_name().to_string()).unwrap_or_default();
         let role = if domain == Domain::Peer { Role::Peer } else { Role::Client };
         let leaf = Leaf::new(&holder, String::new(), &chain.common_name, chain.not_after, at.into());
         Self {
             domain,
             serial: chain.serial.clone(),
-            leaf: leaf.of_role(role).of_cluster(cluster).for_key(&chain.public_key),
+            leaf: leaf.of_role(role).of_cluster(cluster).to(principal).for_key(&chain.public_key),
             until: chain.not_after,
         }
+    }
+
+    /// Its serial number.
+    pub(super) fn serial(&self) -> &str {
+        &self.serial
+    }
+
+    /// When it ends.
+    pub(super) const fn until(&self) -> SystemTime {
+        self.until
     }
 }
 
@@ -67,32 +96,65 @@ fn listed(domain: Domain) -> Domain {
 }
 
 impl Ledger {
-    /// Adds a certificate. One that has ended changes nothing.
-    pub(super) fn note(&mut self, recorded: &Recorded, now: SystemTime) {
+    /// Adds a certificate to a record of `room`. One that has ended changes nothing. A full record forgets no other caller's: see
+    /// [`Self::admit`].
+    pub(super) fn note(&mut self, recorded: &Recorded, room: usize, now: SystemTime) {
         if now < recorded.until {
-            self.issued.entry(recorded.domain).or_default().note(&recorded.serial, recorded.leaf.clone());
+            let revoked = self.revoked.get(&recorded.domain).cloned().unwrap_or_default();
+            let issued = self.issued.entry(recorded.domain).or_default();
+            issued.note_within(room, &recorded.serial, recorded.leaf.clone(), |serial| revoked.lists(serial));
         }
     }
 
-    /// Refuses a certificate that revocations would not reach.
+    /// Refuses a certificate that revocations would not reach: its key is revoked as compromised, its caller holds as many as
+    /// it may, or the record is full and has none of this host or client, whose place the new one could take. No caller fills
+    /// another's place, and revoked certificates fill none.
     ///
     /// # Errors
-    /// Its key is revoked as compromised, or its holder has [`MOST_OF_ONE`] valid ones: more would push the holder's own out of the
-    /// record, and `--user` would not find them.
-    pub(super) fn admit(&self, name: &str, new: &Recorded) -> Result<(), ApiError> {
+    /// Which of these it is, and the remedy.
+    pub(super) fn admit(&self, name: &str, new: &Recorded, bounds: Bounds) -> Result<(), ApiError> {
         if self.revoked.values().any(|revoked| revoked.compromised(&new.leaf.key)) {
             let message = "an operator has revoked this key as compromised; make another one".to_owned();
             return Err(ApiError::Conflict { name: name.to_owned(), message });
         }
-        let full = self.issued.get(&new.domain).and_then(|of| of.full_until(&new.serial, &new.leaf, MOST_OF_ONE));
-        full.map_or(Ok(()), |until| {
-            let message = format!(
-                "{:?} has {MOST_OF_ONE} valid certificates, as many as a host or user may hold; the first of them ends at {}",
-                new.leaf.user,
-                rfc3339::text(until)
-            );
-            Err(ApiError::TooManyRequests { message, retry_after_seconds: 60 })
-        })
+        let Some(issued) = self.issued.get(&new.domain) else { return Ok(()) };
+        let revoked = self.revoked.get(&new.domain);
+        let lists = |serial: &str| revoked.is_some_and(|revoked| revoked.lists(serial));
+        let Leaf { user, principal, holder, at, .. } = &new.leaf;
+        let counts = |serial: &str| serial != new.serial && !lists(serial);
+        let of_caller = issued.count(*at, |serial, leaf| leaf.principal == *principal && counts(serial));
+        let remedy = |who: &str| {
+            format!(
+                "An operator makes place for others with `etcd-tls-webhook revoke <namespace>/<cluster> --user {who}`: \
+                 revoked certificates do not count"
+            )
+        };
+        let message = if let Some(until) = issued.full_until(&new.serial, &new.leaf, bounds.per_name, lists) {
+            format!(
+                "{principal} has {} valid certificates of {user}, as many as one caller may hold of a name \
+                 (--certificates-per-name); the first of them ends at {}. {}",
+                bounds.per_name,
+                rfc3339::text(until),
+                remedy(user)
+            )
+        } else if of_caller >= bounds.per_user {
+            format!(
+                "{principal} has {of_caller} valid certificates, and {} are the limit of a caller (--certificates-per-user). {}",
+                bounds.per_user,
+                remedy("<CN>")
+            )
+        } else if issued.count(*at, |serial, _| counts(serial)) >= bounds.room
+            && issued.count(*at, |_, leaf| leaf.holder == *holder) == 0
+        {
+            format!(
+                "{} valid certificates are recorded, which is the limit, and none of {user}. {}",
+                bounds.room,
+                remedy("<CN>")
+            )
+        } else {
+            return Ok(());
+        };
+        Err(ApiError::TooManyRequests { message, retry_after_seconds: 60 })
     }
 
     /// The valid certificates of a domain.
@@ -190,31 +252,36 @@ mod tests {
 
     #[test]
     fn certificates_beyond_the_reach_of_revocations_are_refused() {
+        let bounds = Bounds { per_name: 256, ..Bounds::default() };
         let mut ledger = Ledger::default();
-        for serial in 0..MOST_OF_ONE {
-            let new = recorded(&serial.to_string(), Domain::Client, "app", 5000 + u64::from(serial));
-            ledger.admit("x", &new).unwrap();
-            ledger.note(&new, at(1000));
+        for serial in 0..256 {
+            let new = recorded(&serial.to_string(), Domain::Client, "app", 5000 + serial);
+            ledger.admit("x", &new, bounds).unwrap();
+            ledger.note(&new, ROOM, at(1000));
         }
         let more = recorded("more", Domain::Client, "app", 6000);
-        let full = ledger.admit("x", &more).unwrap_err();
+        let full = ledger.admit("x", &more, bounds).unwrap_err();
         assert!(matches!(&full, ApiError::TooManyRequests { message, .. } if message.contains("256 valid")), "{full}");
-        ledger.admit("x", &recorded("1", Domain::Client, "app", 6000)).unwrap();
-        ledger.admit("x", &recorded("more", Domain::Client, "other", 6000)).unwrap();
-        ledger.admit("x", &recorded("more", Domain::Peer, "app", 6000)).unwrap();
+        assert!(full.to_string().contains("revoke <namespace>/<cluster> --user app"), "{full}");
+        ledger.admit("x", &recorded("1", Domain::Client, "app", 6000), bounds).unwrap();
+        ledger.admit("x", &recorded("more", Domain::Client, "other", 6000), bounds).unwrap();
+        ledger.admit("x", &recorded("more", Domain::Peer, "app", 6000), bounds).unwrap();
+        let by_another = Recorded { leaf: more.leaf.clone().to("user/other".to_owned()), ..more };
+        ledger.admit("x", &by_another, bounds).unwrap();
 
         // A revocation that came between the judgement of a request and its answer.
         let of_key = |serial: &str, key: &[u8]| {
             let new = recorded(serial, Domain::Client, "thief", 5000);
             Recorded { leaf: new.leaf.for_key(key), ..new }
         };
-        ledger.note(&of_key("stolen", b"key"), at(1000));
+        ledger.note(&of_key("stolen", b"key"), ROOM, at(1000));
         let known = Known {
             issued: ledger.issued(Domain::Client).unwrap(),
             namespace: "a",
             signs_lists: true,
             live: &[],
             voters: &[],
+            by_record: None,
             leaves_end: at(9000),
             authority_end: at(9000),
         };
@@ -227,17 +294,79 @@ mod tests {
             at(1000),
         );
         ledger.revise(Domain::Client, Arc::new(revoked));
-        let again = ledger.admit("x", &of_key("again", b"key")).unwrap_err();
+        let again = ledger.admit("x", &of_key("again", b"key"), bounds).unwrap_err();
         assert!(matches!(&again, ApiError::Conflict { message, .. } if message.contains("compromised")), "{again}");
-        ledger.admit("x", &of_key("again", b"another")).unwrap();
+        ledger.admit("x", &of_key("again", b"another"), bounds).unwrap();
+    }
+
+    fn of(principal: &str, user: &str, serial: &str, until: u64) -> Recorded {
+        let new = recorded(serial, Domain::Client, user, until);
+        Recorded { leaf: new.leaf.to(principal.to_owned()), ..new }
+    }
+
+    /// As one token may flood it, and each invented host by its own certificate.
+    #[test]
+    fn a_full_record_forgets_no_other_callers_certificate() {
+        let bounds = Bounds { per_name: 256, per_user: 256, room: 512 };
+        let mut ledger = Ledger::default();
+        let take = |ledger: &mut Ledger, new: Recorded| {
+            ledger.admit("x", &new, bounds)?;
+            ledger.note(&new, bounds.room, at(1000));
+            Ok::<_, ApiError>(())
+        };
+        let token = "user/bootstrap";
+        for (serial, user) in [("app", "app"), ("first", "m1")] {
+            take(&mut ledger, of(token, user, serial, 2000)).unwrap();
+        }
+        let mut taken = 2;
+        let refused = loop {
+            match take(&mut ledger, of(token, &format!("z{taken}"), &format!("t{taken}"), 9000)) {
+                Ok(()) => taken += 1,
+                Err(refused) => break refused,
+            }
+            assert!(taken <= bounds.room);
+        };
+        assert_eq!(taken, bounds.per_user);
+        assert!(refused.to_string().contains("--certificates-per-user"), "{refused}");
+        for n in 0..bounds.room - taken {
+            take(&mut ledger, of(&format!("host/z{n}"), &format!("z{}", n + 2), &format!("h{n}"), 9000))
+                .unwrap_or_else(|e| {
+                    panic!("{n}: {e}");
+                });
+        }
+        let has = |ledger: &Ledger, serial: &str| ledger.issued(Domain::Client).unwrap().has(serial);
+        let full = take(&mut ledger, of("user/new", "new", "new", 9000)).unwrap_err();
+        assert!(full.to_string().contains("which is the limit, and none of new"), "{full}");
+        // A host's renewal by its own certificate takes the place of its own.
+        take(&mut ledger, of("host/m1", "m1", "second", 2500)).unwrap();
+        assert!(has(&ledger, "second") && !has(&ledger, "first") && has(&ledger, "app") && has(&ledger, "t2"));
+        take(&mut ledger, of("host/m1", "m1", "third", 2600)).unwrap();
+        assert!(has(&ledger, "third") && !has(&ledger, "second") && has(&ledger, "app") && has(&ledger, "t2"));
+        let crowded = ledger.issued(Domain::Client).unwrap().count(0, |_, _| true);
+        assert_eq!(crowded, bounds.room);
+        let again: Issued =
+            serde_json::from_slice(&serde_json::to_vec(ledger.issued(Domain::Client).unwrap()).unwrap()).unwrap();
+        assert_eq!(again.count(0, |_, leaf| leaf.principal == "host/m1"), 1, "the journal holds it");
+    }
+
+    /// As commit ed104b6 wrote them, with no principal.
+    #[test]
+    fn certificates_of_an_earlier_record_are_revocable_and_fill_nobodys_place() {
+        let line = r#"{"issued":["client",{"leaves":{"4f":{"at":1700000000,"until":1700005000,"holder":"host:app","pod":"",
+            "user":"app","key":"k"}},"since":1700000000}]}"#;
+        let mut ledger = Ledger::default();
+        ledger.replay(serde_json::from_str(line).unwrap()).unwrap();
+        assert!(ledger.issued(Domain::Client).unwrap().has("4f"));
+        let bounds = Bounds { per_name: 1, ..Bounds::default() };
+        ledger.admit("x", &of("user/a", "app", "50", 6000), bounds).unwrap();
     }
 
     #[test]
     fn a_journal_written_anew_holds_the_record_and_the_revocations() {
         let mut ledger = Ledger::default();
-        ledger.note(&recorded("1", Domain::Client, "app", 5000), at(1000));
-        ledger.note(&recorded("2", Domain::Peer, "system:etcd-peer:m1", 5000), at(1000));
-        ledger.note(&recorded("3", Domain::Client, "old", 900), at(1000));
+        ledger.note(&recorded("1", Domain::Client, "app", 5000), ROOM, at(1000));
+        ledger.note(&recorded("2", Domain::Peer, "system:etcd-peer:m1", 5000), ROOM, at(1000));
+        ledger.note(&recorded("3", Domain::Client, "old", 900), ROOM, at(1000));
         let authority = Authority::generate("a", KeyAlgorithm::EcdsaP256, Duration::from_secs(9000), at(1000)).unwrap();
         let known = Known {
             issued: ledger.issued(Domain::Client).unwrap(),
@@ -245,6 +374,7 @@ mod tests {
             signs_lists: true,
             live: &[],
             voters: &[],
+            by_record: None,
             leaves_end: at(9000),
             authority_end: at(9000),
         };

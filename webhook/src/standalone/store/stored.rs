@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    time::{Duration, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
@@ -49,7 +49,8 @@ impl Stored {
         let touched = changed.chain(created).max().unwrap_or(Timestamp::MIN);
         let certificate = csr.status.as_ref().and_then(|status| status.certificate.as_ref());
         let chain = certificate.and_then(|certificate| Chain::parse(&certificate.0).ok());
-        let recorded = chain.as_ref().map(|chain| Box::new(Recorded::of(csr, chain, touched)));
+        let recorded =
+            chain.as_ref().map(|chain| Box::new(Recorded::of(csr, chain, User::of(csr).principal(), touched)));
         Self {
             revision: csr.metadata.resource_version.as_ref().and_then(|v| v.parse().ok()).unwrap_or_default(),
             // Nothing in the type can fail to be JSON.
@@ -124,6 +125,11 @@ impl Stored {
     /// The names of the certificate, where one was issued.
     pub(super) fn issued(&self) -> Option<&Holding> {
         self.issued.as_deref()
+    }
+
+    /// Serial number and end of the certificate, where one was issued.
+    pub fn certificate(&self) -> Option<(&str, SystemTime)> {
+        self.recorded().map(|recorded| (recorded.serial(), recorded.until()))
     }
 
     /// The certificate for the record, where one was issued.

@@ -152,7 +152,7 @@ impl Writer {
                 let before = self.index.get(&name).cloned();
                 if let Some(new) =
                     request.recorded().filter(|new| before.as_ref().and_then(|b| b.recorded()) != Some(*new))
-                    && let Err(error) = self.index.ledger().admit(&name, new)
+                    && let Err(error) = self.index.ledger().admit(&name, new, self.limits.certificates)
                 {
                     return Err((error, reply));
                 }

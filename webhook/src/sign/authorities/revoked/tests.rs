@@ -33,6 +33,7 @@ fn known(issued: &Issued, signs_lists: bool, leaves_end: SystemTime) -> Known<'_
         signs_lists,
         live: &[],
         voters: &[],
+        by_record: None,
         leaves_end,
         authority_end: now() + DAY * 365,
     }
