@@ -227,9 +227,9 @@ impl Issued {
     /// The serial numbers of the newest peer certificates of each holder and cluster ([`Leaf::cluster`]): one, or those of one
     /// second. etcd uses the sidecar's: kubelet's count where there are no others.
     pub(super) fn newest_of_peers(&self) -> BTreeMap<(&str, &str), Vec<&str>> {
-        let mut newest: BTreeMap<(&str, &str), ((bool, u64), Vec<&str>)> = BTreeMap::new();
+        let mut newest: BTreeMap<_, ((bool, u64), Vec<&str>)> = BTreeMap::new();
         for (serial, leaf) in self.leaves.iter().filter(|(_, leaf)| leaf.is_peer()) {
-            let (best, serials) = newest.entry((&leaf.holder, &leaf.cluster)).or_default();
+            let (best, serials) = newest.entry((leaf.holder.as_str(), leaf.cluster.as_str())).or_default();
             let rank = (!leaf.kubelet, leaf.at);
             if rank > *best {
                 serials.clear();

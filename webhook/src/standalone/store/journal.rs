@@ -201,7 +201,7 @@ impl Journal {
             return Err(io::Error::other("the journal was changed by somebody else; restart the signer"));
         }
         file.set_len(self.length)?;
-        self.lock = taken.or(self.lock.take());
+        self.lock = taken.or_else(|| self.lock.take());
         self.last = Some(Seen { inode: now.inode, bytes: self.length });
         Ok(file)
     }
