@@ -44,7 +44,7 @@ fn commands(section: &str) -> Vec<String> {
 }
 
 /// Whether it can be typed here.
-fn is_here(command: &String) -> bool {
+fn is_here(command: &str) -> bool {
     !NOT_HERE.iter().any(|beginning| command.starts_with(beginning))
 }
 
@@ -134,7 +134,7 @@ fn the_commands_for_hosts_end_with_a_healthy_etcd() {
         }
     }
     let commands = commands("Hosts");
-    assert!(commands.iter().all(is_here), "{commands:?}");
+    assert!(commands.iter().all(|command| is_here(command)), "{commands:?}");
     let mut script = commands.join("\n");
     for port in ["6444", "2379", "2380", "9179"] {
         assert!(script.contains(port));

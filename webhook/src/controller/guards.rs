@@ -385,7 +385,7 @@ pub(crate) async fn look(
             attempt::Answer::Accepted => faults.push(format!("the API server let through {}", attempt.what())),
             attempt::Answer::Unknown(error) if faults.is_empty() => return Look::Unknown(error),
             attempt::Answer::Unknown(error) => {
-                tracing::debug!(policy = name, error, "an attempt says nothing of a policy")
+                tracing::debug!(policy = name, error, "an attempt says nothing of a policy");
             }
         }
     }

@@ -31,7 +31,7 @@ use report::Report;
 type Measure = for<'a> fn(&'a mut Report) -> LocalBoxFuture<'a, Result<(), String>>;
 
 /// The measurements, in the order of the report.
-const SECTIONS: [(&str, Measure); 8] = [
+const SECTIONS: [(&str, Measure); 9] = [
     ("admission", |report| admission::measure(report).boxed_local()),
     ("sidecar", |report| sidecar::measure(report).boxed_local()),
     ("signing", |report| signing::measure(report).boxed_local()),
