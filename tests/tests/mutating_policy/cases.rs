@@ -69,7 +69,7 @@ pub fn shapes() -> Vec<(String, Value)> {
 }
 
 /// The shapes that the policies do not inject into, by what they say.
-pub const STRICTER: [(&str, &str); 23] = [
+pub const STRICTER: [(&str, &str); 25] = [
     ("client-deployment.yaml 0 env", "etcd-tls.dev/issuer: without the webhook it is csr"),
     ("client-deployment.yaml 0 none", "etcd-tls.dev/issuer: without the webhook it is csr"),
     ("config-file.yaml 0 env", "a config file of etcd overrides the environment: write options: none"),
@@ -80,6 +80,8 @@ pub const STRICTER: [(&str, &str); 23] = [
     ("foreign-trust-bundle.yaml 0 none", "etcd-tls.dev/trust: is for the issuers of others"),
     ("foreign-trust-configmap.yaml 0 env", "etcd-tls.dev/trust: is for the issuers of others"),
     ("foreign-trust-configmap.yaml 0 none", "etcd-tls.dev/trust: is for the issuers of others"),
+    ("foreign-trust-issuer.yaml 0 env", "etcd-tls.dev/trust: is for the issuers of others"),
+    ("foreign-trust-issuer.yaml 0 none", "etcd-tls.dev/trust: is for the issuers of others"),
     ("foreign-trust-signer.yaml 0 env", "etcd-tls.dev/trust: is for the issuers of others"),
     ("foreign-trust-signer.yaml 0 none", "etcd-tls.dev/trust: is for the issuers of others"),
     ("grpc-proxy.yaml 0 env", "etcd stops at both"),

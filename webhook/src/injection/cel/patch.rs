@@ -26,13 +26,17 @@ pub(super) fn patch(config: &Config, template: &Template) -> Result<String, CelE
          + string(object.spec.containers.map(c, c.name).indexOf(variables.etcdNames[0])) + '/livenessProbe', value: {}}}] : [])",
         template.probe()
     ));
-    parts.push(mark());
     // Only admission's own warnings stand there.
     parts.push(format!(
         "({warnings} in variables.annotations\n\
          ? [JSONPatch{{op: 'remove', path: '/metadata/annotations/' + jsonpatch.escapeKey({warnings})}}] : [])"
     ));
-    Ok(format!("size(variables.problems) > 0 || variables.injected ? [] :\n{}", parts.join("\n+ ")))
+    // An injected pod is marked, too: its label is how people select it.
+    Ok(format!(
+        "size(variables.problems) > 0 ? [] :\n(variables.injected ? [] :\n{})\n+ {}",
+        parts.join("\n+ "),
+        mark()
+    ))
 }
 
 /// Environment and mount of each target.

@@ -390,7 +390,11 @@ fn injected(template: &Template) -> String {
     let (init, sidecar) = (literal(names::INIT_CONTAINER), literal(names::SIDECAR_CONTAINER));
     let all = literals(template.volume_names());
     let of_kubelet = literals([names::VOLUME, names::STATE_VOLUME, names::TOKEN_VOLUME]);
-    let volumes = format!("(variables.ofKubelet ? {of_kubelet} : {all})");
+    // With trust: issuer the bundle comes with the certificate.
+    let of_issuer = format!("variables.annotations[?'{}trust'].orValue('') == 'issuer'", names::ANNOTATION_PREFIX);
+    let trust_volume = literal(names::TRUST_VOLUME);
+    let volumes =
+        format!("(variables.ofKubelet ? {of_kubelet} : {all}.filter(n, n != {trust_volume} || !({of_issuer})))");
     let volume = |name: &str, kind: &str| format!("(v.name == {} && has(v.{kind}))", literal(name));
     let trust = ["configMap", "projected"].map(|kind| volume(names::TRUST_VOLUME, kind)).join(" || ");
     let certificates = format!(
