@@ -57,7 +57,7 @@ async fn nobody_fills_the_place_of_a_host_or_of_another_name() {
     }
     let (full, _) = ask(&signer, "m1-more", Role::Peer, "m1", "127.0.1.1");
     assert_status(&full, 429, "user/bootstrap has 4 valid certificates of system:etcd-peer:m1");
-    assert_status(&full, 429, "revoke <namespace>/<cluster> --user system:etcd-peer:m1");
+    assert_status(&full, 429, "`--user system:etcd-peer:m1`, those in use too");
     // That is the token's bound and not the host's.
     for n in 0..4 {
         renew(&signer, &m1, &format!("m1-renewal-{n}"), Role::Peer, "m1", "127.0.1.1");

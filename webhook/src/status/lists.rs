@@ -32,36 +32,42 @@ pub(crate) fn ports(pod: &Pod, settings: &Settings) -> Vec<Port> {
     let serves = all.into_iter().filter(|(_, role, _)| settings.roles.contains(role));
     serves
         .map(|(domain, role, port)| {
-            let enforced = is_told(pod, role, settings);
-            let (reason, unmeant) = if enforced { (None, false) } else { reason(pod, role, settings) };
-            Port { port, domain, enforced, reason, unmeant }
+            let (reason, unmeant) = match unreached(pod, settings) {
+                Some((reason, unmeant)) => (Some(reason), unmeant),
+                None if is_told(pod, role, settings) => (None, false),
+                None => (Some(untold(role, settings)), settings.options != OptionsMode::None),
+            };
+            Port { port, domain, enforced: reason.is_none(), reason, unmeant }
         })
         .collect()
 }
 
-/// Why a port takes revoked certificates, and whether that is no choice of anybody.
-fn reason(pod: &Pod, role: Role, settings: &Settings) -> (Option<String>, bool) {
+/// Why no list reaches the pod, whatever the options of its etcd, and whether that is no choice of anybody.
+fn unreached(pod: &Pod, settings: &Settings) -> Option<(String, bool)> {
     let annotations = pod.metadata.annotations.as_ref();
     let has = |name: &str| annotations.is_some_and(|annotations| annotations.contains_key(name));
-    let (why, unmeant) = if !containers(pod).any(|container| container.name == names::SIDECAR_CONTAINER) {
-        ("etcd-tls was not injected; recreate it".to_owned(), true)
+    if !containers(pod).any(|container| container.name == names::SIDECAR_CONTAINER) {
+        Some(("etcd-tls was not injected; recreate it".to_owned(), true))
     } else if !settings.revocation {
-        (format!("annotation {}revocation is off", names::ANNOTATION_PREFIX), false)
+        Some((format!("annotation {}revocation is off", names::ANNOTATION_PREFIX), false))
     } else if !settings.is_ours() {
-        ("its certificates are another issuer's".to_owned(), false)
+        Some(("its certificates are another issuer's".to_owned(), false))
     } else if settings.is_of_kubelet() {
-        ("kubelet brings its certificates (issuer pod-certificate), and no list".to_owned(), false)
+        Some(("kubelet brings its certificates (issuer pod-certificate), and no list".to_owned(), false))
     } else if has(names::MIRROR_ANNOTATION) {
-        ("lists do not reach static pods".to_owned(), false)
+        Some(("lists do not reach static pods".to_owned(), false))
     } else {
-        let why = format!(
-            "an earlier version injected into it, or its own options leave the list out; recreate it, or give etcd --{}={}",
-            option(role),
-            file(settings, role)
-        );
-        (why, settings.options != OptionsMode::None)
-    };
-    (Some(why), unmeant)
+        None
+    }
+}
+
+/// Why etcd does not look at the list that is there.
+fn untold(role: Role, settings: &Settings) -> String {
+    format!(
+        "an earlier version injected into it, or its own options leave the list out; recreate it, or give etcd --{}={}",
+        option(role),
+        file(settings, role)
+    )
 }
 
 /// A line for each member of `cluster` among `pods` (those of its namespace that have opted in) on which a port takes certificates

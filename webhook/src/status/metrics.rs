@@ -43,6 +43,8 @@ pub(crate) struct Sidecar {
     pub(crate) cut: Option<String>,
     /// By domain, the number of the revocation list on disk.
     pub(crate) lists: BTreeMap<Domain, u64>,
+    /// The domains whose revocation list on offer is refused.
+    pub(crate) lists_refused: Vec<Domain>,
     /// The domains whose bundle on offer is refused.
     pub(crate) refused: Vec<Domain>,
 }
@@ -138,6 +140,7 @@ impl Sidecar {
             // It is a whole number below 2^53.
             #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
             ("revocation_list_number", _, Some(domain)) if is => drop(self.lists.insert(domain, sample.value as u64)),
+            ("revocation_list_refused", _, Some(domain)) if is => self.lists_refused.push(domain),
             ("bundle_refused", _, Some(domain)) if is => self.refused.push(domain),
             _ => {}
         }
@@ -211,6 +214,8 @@ etcd_tls_restart_waits{reason="leader_last"} 1
 etcd_tls_cut_info{id="4f-0a"} 1
 etcd_tls_revocation_list_number{domain="client"} 1795886277
 etcd_tls_bundle_refused{domain="client"} 1
+etcd_tls_revocation_list_refused{domain="peer"} 1
+etcd_tls_revocation_list_refused{domain="client"} 0
 etcd_tls_handshakes_total{port="a\"b\\c\nd",result="served"} 4
 # EOF
 "#;
@@ -234,6 +239,7 @@ etcd_tls_handshakes_total{port="a\"b\\c\nd",result="served"} 4
         assert_eq!(sidecar.trust[&Domain::Peer], Trust::Unknown("plain-text".to_owned()));
         assert_eq!(sidecar.trust[&Domain::Client], Trust::Loaded);
         assert_eq!((&sidecar.restart_due[..], &sidecar.refused[..]), (&[Domain::Peer][..], &[Domain::Client][..]));
+        assert_eq!(sidecar.lists_refused, [Domain::Peer]);
         assert_eq!(sidecar.restart_waits.as_deref(), Some("leader_last"));
         assert_eq!(sidecar.cut.as_deref(), Some("4f-0a"));
         assert_eq!(sidecar.lists, BTreeMap::from([(Domain::Client, 1_795_886_277)]));

@@ -63,6 +63,11 @@ impl Backoff {
         before.is_none()
     }
 
+    /// It does not wait for its caller's bound any more.
+    fn settled(&mut self, uid: &str) {
+        self.requests.remove(uid);
+    }
+
     /// Its decision is stored: its caller's others may be, too.
     fn stored(&mut self, uid: &str, caller: &Caller) {
         self.requests.remove(uid);
@@ -121,16 +126,17 @@ pub async fn judge_again(server: Arc<Server>) {
 /// Decides on a pending request, as the pods are at `look`. Nothing is signed for a caller that has to wait.
 async fn decide(server: &Server, stored: &Stored, user: &User, look: &Look, backoff: &mut Backoff) {
     let mut csr = stored.csr();
-    let Ok(checked) = check_again(server, &csr) else { return };
+    let Ok(checked) = check_again(server, &csr) else { return backoff.settled(stored.uid()) };
     let caller = (user.principal(), checked.request.common_name.clone());
     if backoff.holds(&caller, Instant::now()) {
         backoff.wait(stored.uid(), caller);
         return;
     }
     let now = SystemTime::now();
-    let Ok(outcome) = server.judge(user, &csr, &checked, now, Some(look)) else { return };
+    let Ok(outcome) = server.judge(user, &csr, &checked, now, Some(look)) else { return backoff.settled(stored.uid()) };
+    // It waits for its pod.
     if server.settle(&mut csr, &checked, outcome, now).is_some() {
-        return;
+        return backoff.settled(stored.uid());
     }
     let (name, uid, revision) = (stored.name().to_owned(), stored.uid().to_owned(), stored.revision);
     let change = server.store.change(move |index| approval::replace(index.get(&name), &uid, revision, csr));

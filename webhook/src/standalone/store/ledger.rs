@@ -43,7 +43,8 @@ pub struct Bounds {
 
 impl Default for Bounds {
     fn default() -> Self {
-        Self { per_name: 256, per_user: ROOM / 2, room: ROOM }
+        // A list holds 2,048: all that one caller has can be revoked, and others' beside it.
+        Self { per_name: 256, per_user: 1_024, room: ROOM }
     }
 }
 
@@ -125,8 +126,8 @@ impl Ledger {
         let of_caller = issued.count(*at, |serial, leaf| leaf.principal == *principal && counts(serial));
         let remedy = |who: &str| {
             format!(
-                "An operator makes place for others with `etcd-tls-webhook revoke <namespace>/<cluster> --user {who}`: \
-                 revoked certificates do not count"
+                "Revoked certificates do not count: an operator revokes those that nobody needs with `etcd-tls-webhook revoke \
+                 <namespace>/<cluster> --serial <number>` (the log has each `serial`), or all with `--user {who}`, those in use too"
             )
         };
         let message = if let Some(until) = issued.full_until(&new.serial, &new.leaf, bounds.per_name, lists) {

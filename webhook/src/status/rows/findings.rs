@@ -201,6 +201,10 @@ impl Findings<'_> {
                 },
             );
         }
+        for domain in &sidecar.lists_refused {
+            let reason = format!("{domain}: the revocation list on offer is refused; the one before stays in use");
+            self.say(State::Attention, reason, self.log());
+        }
         for domain in &sidecar.refused {
             self.say(State::Attention, format!("{domain}: the trust bundle on offer is refused"), self.log());
         }
