@@ -148,14 +148,24 @@ impl Bundle {
 
     /// Whether one authority of it is that of both chains. `None`: it lacks the authority of one of them.
     pub fn same_issuer(&self, one: &Chain, other: &Chain) -> Option<bool> {
-        let of = |chain: &Chain| -> Vec<&[u8]> {
-            let leads = |(der, authority): &(&[u8], Authority)| {
-                chain.leads_to(der, authority, chain.not_after, &[End::Client]).is_ok()
-            };
-            self.authorities().filter(leads).map(|(der, _)| der).collect()
+        let (one, other) = (self.issuers_of(one)?, self.issuers_of(other)?);
+        Some(one.certificates.iter().any(|der| other.certificates.contains(der)))
+    }
+
+    /// The part of it that `chain` leads to, as [`Self::contains_issuer_of`] finds it; `None`: nothing.
+    pub fn issuers_of(&self, chain: &Chain) -> Option<Self> {
+        let leads = |(der, authority): &(&[u8], Authority)| {
+            chain.leads_to(der, authority, chain.not_after, &[End::Client]).is_ok()
         };
-        let (one, other) = (of(one), of(other));
-        (!one.is_empty() && !other.is_empty()).then(|| one.iter().any(|der| other.contains(der)))
+        let certificates: Vec<_> = self.authorities().filter(leads).map(|(der, _)| der.to_vec()).collect();
+        (!certificates.is_empty()).then_some(Self { certificates })
+    }
+
+    /// The part of it of which `keep` is true; `None`: nothing.
+    #[must_use]
+    pub fn only(&self, keep: impl Fn(&[u8]) -> bool) -> Option<Self> {
+        let certificates: Vec<_> = self.certificates.iter().filter(|der| keep(der)).cloned().collect();
+        (!certificates.is_empty()).then_some(Self { certificates })
     }
 
     /// Each certificate with what there is to know of it.

@@ -1,12 +1,15 @@
 //! The trust bundle that comes with the issuer's answers (`trust: issuer`).
 //!
-//! An answer names the CA of now and no order of CAs. So a CA that is new is added beside those in use, and a CA that the answers
-//! leave out stays for as long as a certificate of it may be in use: for the life of a certificate.
+//! An answer names the CA of now and no order of CAs. So a CA that is new is added beside those in use. A CA that the answers leave
+//! out stays for the life of a certificate after the last answer that named it: until then, certificates of it may be in use.
 
-use std::{cell::RefCell, time::Duration};
+use std::{cell::RefCell, collections::BTreeMap, time::Duration};
 
 use etcd_tls_contract::certificate::Bundle;
 use tokio::sync::Notify;
+
+/// The most CAs of a bundle. An issuer that names more within the life of a certificate is refused.
+const MOST: usize = 16;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -19,8 +22,9 @@ pub(super) struct Answered {
 struct State {
     /// The bundle to have in use.
     offered: Option<Bundle>,
-    /// Since when the answers leave out a CA in use, in terms of [`Clock::elapsed`](crate::os::clock::Clock::elapsed).
-    left_out: Option<Duration>,
+    /// When an answer last named each CA, by its DER, in terms of [`Clock::elapsed`](crate::os::clock::Clock::elapsed); of one in
+    /// use that none has named, the first answer.
+    named: BTreeMap<Vec<u8>, Duration>,
     /// Whether the last answer had a CA; `None` before the first one.
     states: Option<bool>,
     /// Why it had none.
@@ -42,9 +46,16 @@ impl Answered {
         match authority {
             Ok(stated) => {
                 let before = state.offered.take();
-                let base = before.as_ref().or(in_use);
-                let next =
-                    base.map_or_else(|| stated.clone(), |base| next(base, stated, &mut state.left_out, now, life));
+                let base = before.as_ref().or(in_use).unwrap_or(stated);
+                let next = next(base, stated, &mut state.named, now, life);
+                if next.certificates().len() > MOST {
+                    tracing::warn!(
+                        most = MOST,
+                        "the issuer has named more CAs within the life of a certificate than a bundle may hold; the bundle in use stays"
+                    );
+                    state.offered = before;
+                    return;
+                }
                 if before.as_ref() != Some(&next) {
                     self.heard.notify_one();
                 }
@@ -87,22 +98,23 @@ impl Answered {
     }
 }
 
-/// The bundle after an answer with `stated`, where `base` is the one before. `left_out`: see [`State`].
-fn next(base: &Bundle, stated: &Bundle, left_out: &mut Option<Duration>, now: Duration, life: Duration) -> Bundle {
-    if stated.contains(base) {
-        *left_out = None;
-        return stated.clone();
+/// The bundle after an answer with `stated`, where `base` is the one before. `named`: see [`State`].
+fn next(
+    base: &Bundle,
+    stated: &Bundle,
+    named: &mut BTreeMap<Vec<u8>, Duration>,
+    now: Duration,
+    life: Duration,
+) -> Bundle {
+    for der in stated.certificates() {
+        named.insert(der.clone(), now);
     }
-    // With another CA the time begins anew: certificates of the last one are in use yet.
-    if !base.contains(stated) {
-        *left_out = None;
+    for der in base.certificates() {
+        named.entry(der.clone()).or_insert(now);
     }
-    let since = *left_out.get_or_insert(now);
-    if now.saturating_sub(since) > life {
-        *left_out = None;
-        return stated.clone();
-    }
-    base.union(stated)
+    named.retain(|_, at| now.saturating_sub(*at) <= life);
+    let all = base.union(stated);
+    all.only(|der| named.contains_key(der)).unwrap_or_else(|| stated.clone())
 }
 
 #[cfg(test)]
@@ -127,13 +139,40 @@ mod tests {
         // With overlap, and back again.
         assert_eq!(hear(&old.union(&new), 10), old.union(&new));
         assert_eq!(hear(&old, 20), old.union(&new), "certificates of the new one may be in use");
-        assert_eq!(hear(&old, 20 + 3601), old);
+        assert_eq!(hear(&old, 10 + 3601), old);
         // Without.
         assert_eq!(hear(&new, 5000), old.union(&new));
-        assert_eq!(hear(&new, 5000 + 3600), old.union(&new));
-        assert_eq!(hear(&last, 8700), old.union(&new).union(&last), "the next one begins the time anew");
-        assert_eq!(hear(&last, 12_200), old.union(&new).union(&last));
-        assert_eq!(hear(&last, 8700 + 3601), last);
+        assert_eq!(hear(&new, 10 + 3601 + 3600), old.union(&new));
+        assert_eq!(hear(&last, 7212), new.union(&last), "each has a time of its own");
+        assert_eq!(hear(&last, 7211 + 3600), new.union(&last));
+        assert_eq!(hear(&last, 7211 + 3601), last);
+    }
+
+    #[test]
+    fn a_ca_that_comes_and_goes_stays_for_a_life_after_its_last_answer() {
+        let [old, new] = ["old", "new"].map(|name| Authority::named(name).bundle());
+        let answered = Answered::default();
+        let hear = |bundle: &Bundle, at| {
+            answered.hear(&Ok(bundle.clone()), Some(&old), Duration::from_secs(at), LIFE);
+            answered.offered().unwrap()
+        };
+        // New for most of a life, then back, as of an issuer with two replicas.
+        for at in [0, 1800, 3060] {
+            assert_eq!(hear(&new, at), old.union(&new));
+        }
+        for at in [3240, 3601, 3060 + 3600] {
+            assert_eq!(hear(&old, at), old.union(&new), "{at}: a certificate of `new` is younger than a life");
+        }
+        assert_eq!(hear(&old, 3060 + 3601), old);
+    }
+
+    #[test]
+    fn an_issuer_of_ever_other_cas_fills_no_bundle() {
+        let answered = Answered::default();
+        for n in 0..20 {
+            answered.hear(&Ok(Authority::named(&n.to_string()).bundle()), None, Duration::from_secs(n), LIFE);
+        }
+        assert_eq!(answered.offered().unwrap().certificates().len(), MOST);
     }
 
     #[test]

@@ -76,6 +76,14 @@ impl Answer {
         };
         Ok(Self { in_force: InForce::parse(pem)?, authority })
     }
+
+    /// Without a CA that is not the one of the certificate beside it: nobody has said that such a CA is to be trusted.
+    fn beside(mut self, chain: &Chain) -> Self {
+        if self.authority.as_ref().is_ok_and(|authority| !authority.contains_issuer_of(chain)) {
+            self.authority = Err(format!("it is not the CA of the certificate, {}", chain.authority()));
+        }
+        self
+    }
 }
 
 /// The bundles that a new certificate may verify under.
@@ -197,6 +205,8 @@ struct Patience {
     began: Option<Duration>,
     /// How many were given up.
     given_up: u32,
+    /// Whether the issuer was asked once more after a certificate had waited for members in vain.
+    asked_again: bool,
 }
 
 impl Patience {
@@ -354,7 +364,7 @@ impl<A: Api, C: Clock, F: Files> Issuance<'_, A, C, F> {
         let Template { role, sans, .. } = self.template;
         let rejected = |reason: String| Failure::Rejected { name: name.to_owned(), reason };
         let chain = Chain::parse(pem.as_bytes()).map_err(|e| rejected(e.to_string()))?;
-        let answer = Answer::read(pem, ca).map_err(|e| rejected(e.to_string()))?;
+        let answer = Answer::read(pem, ca).map_err(|e| rejected(e.to_string()))?.beside(&chain);
         let in_use = self.current.map(|entry| entry.chain().not_after);
         let changed = changes::judge(self.template, &chain, in_use, self.clock.now());
         if let Some(changed) = changed.map_err(|e| rejected(e.to_string()))? {
@@ -385,7 +395,14 @@ impl<A: Api, C: Clock, F: Files> Issuance<'_, A, C, F> {
                 }
             }
             if let Some(entry) = proven {
-                let Some(others) = self.held_back(&entry, now) else { return Ok(Proof::Good(Box::new(entry))) };
+                let Some(others) = self.held_back(&entry, now) else {
+                    // What it waited for did not come. The issuer may have gone back to its CA meanwhile: it is asked once more.
+                    if !said.is_empty() && !patience.asked_again && self.is_pressed(&entry, now) {
+                        patience.asked_again = true;
+                        return Ok(Proof::Again(said));
+                    }
+                    return Ok(Proof::Good(Box::new(entry)));
+                };
                 let reason = overlap::reason(&chain, &others);
                 if said != reason {
                     tracing::warn!(%reason, "a signed certificate waits; the one in use stays");
