@@ -97,18 +97,8 @@ async fn fat_objects_do_not_exceed_the_limit() {
 async fn fat_certificate_requests_do_not_exceed_the_limit() {
     let Some(lab) = Lab::new().await else { return };
     CertManager::install(&lab.api).await;
-    lab.api.apply(
-        &json!({
-            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "List", "items": [
-                {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": "requests"},
-                 "rules": [{"apiGroups": ["cert-manager.io"], "resources": ["certificaterequests"], "verbs": ["get", "list", "delete"]}]},
-                {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": "requests"},
-                 "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "requests"},
-                 "subjects": [{"kind": "ServiceAccount", "name": "etcd-tls-sign", "namespace": "etcd-tls-system"}]},
-            ],
-        })
-        .to_string(),
-    );
+    // Its rights, and the policies without which it does not use them.
+    lab.api.apply_components(&["cert-manager"]);
     lab.api.namespace("fat", &[]).await;
     let many = if std::env::var_os("ETCD_TLS_SOAK").is_some() { 200 } else { 60 };
     let requests: Api<DynamicObject> = Api::namespaced_with(lab.api.client.clone(), "fat", &resource());

@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use super::Guard;
 use crate::controller::{
     client::{RequestError, within},
+    listed::{Metadata, Source, WatchError},
     namespaces,
 };
 
@@ -27,8 +28,8 @@ const NAME: &str = "etcd-tls-policy-check";
 const CERTIFICATE: &str = include_str!("check.pem");
 /// Requests that are looked through for one of ours.
 const PAGE: u32 = 50;
-/// Pages of CertificateRequests that are looked through for one of others.
-const PAGES: usize = 10;
+/// Bytes of one CertificateRequest that are read.
+const MOST_OF_ONE: usize = 4 * 1024;
 /// Namespaces in which a write is tried, before there is nothing to try.
 const NAMESPACES: usize = 5;
 
@@ -215,34 +216,35 @@ impl Attempt {
     }
 }
 
-/// Tries to delete the first CertificateRequest whose name is none of ours. Where there is none, none could be misused.
+/// Tries to delete a CertificateRequest whose name is none of ours. Where there is none, none could be misused. However large the
+/// requests are, and however many, one is read at a time.
 async fn delete_another(client: &Client, policy: &str) -> Answer {
-    let kind = GroupVersionKind::gvk("cert-manager.io", "v1", "CertificateRequest");
-    let resource = ApiResource::from_gvk_with_plural(&kind, "certificaterequests");
-    let all: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
-    let mut page = ListParams::default().limit(PAGE);
-    for _ in 0..PAGES {
-        let list = match within(all.list_metadata(&page)).await {
-            Ok(list) => list,
-            // Not served: cert-manager is not installed.
-            Err(error) if error.is_not_found() => return Answer::NothingToTry,
-            Err(error) => return Answer::Unknown(error.to_string()),
-        };
-        let names = list.items.into_iter().filter_map(|item| item.metadata.namespace.zip(item.metadata.name));
-        if let Some((namespace, name)) = names.into_iter().find(|(_, name)| !name.starts_with("etcd-tls-")) {
-            // By the query, as in all dry runs: the gate lets through what is one by its query, and kube writes it into the body.
-            let path = format!("/apis/cert-manager.io/v1/namespaces/{namespace}/certificaterequests/{name}?dryRun=All");
-            return match hyper::Request::delete(path).body(Vec::new()) {
-                Ok(request) => judge(within(client.request::<Value>(request)).await, policy),
-                Err(error) => Answer::Unknown(error.to_string()),
-            };
-        }
-        match list.metadata.continue_.filter(|token| !token.is_empty()) {
-            Some(token) => page = page.continue_token(&token),
-            None => break,
-        }
+    let requests = Source {
+        path: "/apis/cert-manager.io/v1/certificaterequests".to_owned(),
+        metadata_alone: true,
+        in_pages: true,
+        wanted: &[&["metadata", "namespace"], &["metadata", "name"]],
+        limit: MOST_OF_ONE,
+        ..Source::default()
+    };
+    let mut another = None;
+    let see = |object: Metadata| {
+        let named = object.metadata.namespace.zip(object.metadata.name);
+        another = another.take().or_else(|| named.filter(|(_, name)| !name.starts_with("etcd-tls-")));
+    };
+    match requests.each(client, see).await {
+        Ok(()) => {}
+        // Not served: cert-manager is not installed.
+        Err(WatchError::Request(error)) if error.is_not_found() => return Answer::NothingToTry,
+        Err(error) => return Answer::Unknown(error.to_string()),
     }
-    Answer::NothingToTry
+    let Some((namespace, name)) = another else { return Answer::NothingToTry };
+    // By the query, as in all dry runs: the gate lets through what is one by its query, and kube writes it into the body.
+    let path = format!("/apis/cert-manager.io/v1/namespaces/{namespace}/certificaterequests/{name}?dryRun=All");
+    match hyper::Request::delete(path).body(Vec::new()) {
+        Ok(request) => judge(within(client.request::<Value>(request)).await, policy),
+        Err(error) => Answer::Unknown(error.to_string()),
+    }
 }
 
 async fn create<K>(api: &Api<K>, object: Value, policy: &str) -> Answer
