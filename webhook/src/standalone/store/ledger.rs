@@ -263,7 +263,7 @@ mod tests {
         let more = recorded("more", Domain::Client, "app", 6000);
         let full = ledger.admit("x", &more, bounds).unwrap_err();
         assert!(matches!(&full, ApiError::TooManyRequests { message, .. } if message.contains("256 valid")), "{full}");
-        assert!(full.to_string().contains("revoke <namespace>/<cluster> --user app"), "{full}");
+        assert!(full.to_string().contains("revoke <namespace>/<cluster> --serial <number>`"), "{full}");
         ledger.admit("x", &recorded("1", Domain::Client, "app", 6000), bounds).unwrap();
         ledger.admit("x", &recorded("more", Domain::Client, "other", 6000), bounds).unwrap();
         ledger.admit("x", &recorded("more", Domain::Peer, "app", 6000), bounds).unwrap();

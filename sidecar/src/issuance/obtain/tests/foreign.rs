@@ -121,7 +121,8 @@ fn swapped(life: Duration) -> (Scene, Rc<Authority>) {
 #[test]
 fn a_leaf_of_a_ca_with_no_overlap_waits_until_the_members_trust_it() {
     let (mut scene, old) = swapped(24 * HOUR);
-    let (clock, bundle) = (scene.clock.clone(), scene.bundles[0].clone());
+    // A member that was made anew trusts the new CA alone, so the question is about that one.
+    let (clock, bundle) = (scene.clock.clone(), scene.authority.bundle());
     scene.others = Some(Box::new(move |domain, asked| {
         assert_eq!((domain, asked), (Role::Peer.domain(), &bundle));
         match clock.elapsed() {
@@ -161,6 +162,14 @@ fn a_leaf_of_a_ca_with_no_overlap_is_used_before_the_one_in_use_ends() {
     scene.obtain().unwrap();
     let elapsed = scene.clock.elapsed();
     assert!(elapsed >= HOUR * 4 / 5 && elapsed < HOUR * 4 / 5 + Duration::from_secs(60), "{elapsed:?}");
+    assert_eq!(scene.created(), 2, "the issuer may have gone back to its CA: it is asked once more");
+    // Members that are seen to refuse it keep it out for longer.
+    let (mut scene, _) = swapped(HOUR);
+    scene.others = Some(Box::new(|_, _| Others { members: vec!["etcd-1".to_owned()], unknown: None }));
+    scene.obtain().unwrap();
+    let elapsed = scene.clock.elapsed();
+    assert!(elapsed >= HOUR * 19 / 20 && elapsed < HOUR * 19 / 20 + Duration::from_secs(60), "{elapsed:?}");
+    assert_eq!(scene.created(), 2);
     // Whom it waits for is shown.
     let (mut scene, _) = swapped(HOUR);
     scene.limit = Some(Duration::from_secs(60));
