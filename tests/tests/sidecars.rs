@@ -458,8 +458,9 @@ async fn misses_a_rollover(away: Away, setup: Setup<'_>) {
         fleet.members[2].run();
         fleet.supervisor.free(2);
     } else {
-        fleet.members[2].sidecar.as_mut().expect("it runs").signal(Signal::SIGCONT);
+        // etcd first: a sidecar whose etcd does not answer yet requests without a statement, and once more when it does.
         fleet.supervisor.resume(2);
+        fleet.members[2].sidecar.as_mut().expect("it runs").signal(Signal::SIGCONT);
     }
     if setup.probe {
         fleet.probed(fleet.stated(&rollover.new)).await;
