@@ -181,9 +181,18 @@ pub(crate) fn note(text: &str) -> io::Result<()> {
     writeln!(io::stderr(), "{}", plain_lines(text))
 }
 
-/// Characters that change how others are shown: bidirectional controls and zero-width ones.
+/// Characters that change how others are shown: bidirectional controls, zero-width characters and tags.
 pub(crate) const fn is_invisible(c: char) -> bool {
-    matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+    matches!(
+        c,
+        '\u{61c}'
+            | '\u{180e}'
+            | '\u{200b}'..='\u{200f}'
+            | '\u{202a}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}'
+            | '\u{feff}'
+            | '\u{e0000}'..='\u{e007f}'
+    )
 }
 
 #[cfg(test)]
@@ -193,6 +202,7 @@ mod tests {
     #[test]
     fn text_of_others_moves_no_cursor() {
         assert_eq!(plain("a\u{1b}[2Jb\nc\u{202e}d é"), "a\\u{1b}[2Jb c\\u{202e}d é");
+        assert_eq!(plain("\u{61c}a\u{180e}\u{e0041}"), "\\u{61c}a\\u{180e}\\u{e0041}");
         assert_eq!(plain_lines("a\r\nb\u{9b}2J\u{7f}"), "a\nb\\u{9b}2J\\u{7f}");
         let value = serde_json::json!({"a": "\u{1b}]0;x\u{7}\u{7f}\u{9b}2J\u{202e} é\n"});
         let text = plain_json(&format!("{value:#}"));

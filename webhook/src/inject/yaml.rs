@@ -332,6 +332,7 @@ mod tests {
             "a\u{202e}b",
             "a\nb\u{2066}c\u{2069}\n",
             "\u{200b}",
+            "a\u{61c}b\u{180e}c\u{e0041}",
         ];
         let all = json!({"list": &texts, "nested": {"list": [&texts, [&texts]], "keys": texts.iter().map(|t| ((*t).to_owned(), json!({"x": t}))).collect::<serde_json::Map<_, _>>()}});
         let text = write(&all).unwrap();
