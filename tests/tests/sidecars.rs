@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use etcd_tls_contract::role::Role;
+use etcd_tls_contract::role::{Domain, Role};
 use nix::sys::signal::Signal;
 use tests::{
     etcd::EtcdBinary,
@@ -418,6 +418,11 @@ async fn misses_a_rollover(away: Away, setup: Setup<'_>) {
     let mut fleet = Fleet::start(&etcd, Setup { life: Duration::from_secs(3600), ..setup }).await;
     let start = Instant::now();
     fleet.noted(2).await;
+    // A sidecar that has not seen this yet requests without a statement when it wakes up, and once more when it has.
+    let sidecar = fleet.members[2].sidecar.as_ref().expect("it runs");
+    for domain in [Domain::Peer, Domain::Client] {
+        sidecar.logged(&format!("etcd has loaded the trust bundle domain={domain}"), LIMIT).await;
+    }
     if away == Away::Down {
         fleet.supervisor.hold_down(2);
         fleet.members[2].sidecar = None;
@@ -458,7 +463,6 @@ async fn misses_a_rollover(away: Away, setup: Setup<'_>) {
         fleet.members[2].run();
         fleet.supervisor.free(2);
     } else {
-        // etcd first: a sidecar whose etcd does not answer yet requests without a statement, and once more when it does.
         fleet.supervisor.resume(2);
         fleet.members[2].sidecar.as_mut().expect("it runs").signal(Signal::SIGCONT);
     }
