@@ -47,6 +47,7 @@ test: etcd ## everything that this machine can test, and one line for each thing
 check: deny ## formatting, lints and dependencies
 	@$(CARGO) fmt --all --check
 	@$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	@$(CARGO) clippy --locked -p etcd-tls-webhook --lib -- -D warnings # as it is shipped, without the feature traces
 
 # Licences, sources, and duplicate or banned crates (deny.toml). Advisories and yanked crates too, if the advisory database can be fetched.
 deny: ## the dependencies against deny.toml

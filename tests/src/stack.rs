@@ -76,6 +76,8 @@ pub struct Options {
     pub all: Vec<String>,
     /// The environment of `sign`, such as another clock.
     pub environment: Vec<(String, String)>,
+    /// The environment of `admit`, `approve` and `sign`.
+    pub of_all: Vec<(String, String)>,
     /// How the API server is started.
     pub api: ApiOptions,
     /// The kustomization of an older version, applied before.
@@ -98,8 +100,9 @@ impl Stack {
             api.kubectl(&["apply", "-k", &before.display().to_string()]);
         }
         api.apply_kustomization("manifests");
-        let approve = controller(&api, "approve", &options.all, &[]).await;
-        let sign = controller(&api, "sign", &[&options.sign[..], &options.all].concat(), &options.environment).await;
+        let approve = controller(&api, "approve", &options.all, &options.of_all).await;
+        let environment = [&options.of_all[..], &options.environment].concat();
+        let sign = controller(&api, "sign", &[&options.sign[..], &options.all].concat(), &environment).await;
         let serving = api.directory().dir("serving");
         let secrets = Api::<Secret>::namespaced(api.client.clone(), SYSTEM_NAMESPACE);
         let held = Arc::new(AtomicBool::new(false));
@@ -113,12 +116,15 @@ impl Stack {
         let port = ports::free(address);
         let mut command = Command::new(binary("etcd-tls-webhook"));
         command.args(["admit", "--sidecar-image", SIDECAR_IMAGE]).arg("--serving-dir").arg(&serving);
-        command.arg("--address").arg(format!("{address}:{port}")).args(&options.all);
+        command
+            .arg("--address")
+            .arg(format!("{address}:{port}"))
+            .args(&options.all)
+            .envs(options.of_all.iter().cloned());
         command.arg("--admin-address").arg(format!("127.0.0.1:{}", ports::loopback()));
         let admit = Process::spawn("admit", &mut command, api.directory().path());
         api.apply(&endpoint(address, port));
-        let mut stack =
-            Self { sign, approve, admit, mounts: vec![mount], held, environment: options.environment.clone(), api };
+        let mut stack = Self { sign, approve, admit, mounts: vec![mount], held, environment, api };
         stack.ready().await;
         Some(stack)
     }

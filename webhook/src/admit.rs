@@ -3,7 +3,7 @@
 //! **Invariant.** It can neither read nor write anything in the cluster: it holds its serving pair, and no client of the
 //! API. An answer depends on the review and on this process's arguments alone, so a dry run has no effect.
 
-use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, sync::Arc, time::SystemTime};
 
 use etcd_tls_contract::names;
 use etcd_tls_telemetry::listen;
@@ -17,6 +17,7 @@ use crate::{
         shutdown,
         tls::{PairFiles, ServingPairs},
     },
+    traces::Traces,
 };
 
 mod bodies;
@@ -90,10 +91,19 @@ impl Args {
         let injection = injected.config(sidecar_image, None);
         let leave_out: BTreeSet<String> = leave_out.into_iter().filter(|namespace| !namespace.is_empty()).collect();
         tracing::info!(address = %bound, sidecar_image = injection.sidecar_image, "serving admission");
+        let traces = Traces::start("admit");
         let admission = policy::watched(policy_file, review::Admission { injection, leave_out });
         let answer: server::Answering = Arc::new(move |endpoint, body| {
             let admission = Arc::clone(&admission.borrow());
             match endpoint {
+                server::Endpoint::Mutate if traces.is_on() => {
+                    let now = SystemTime::now();
+                    let answer = review::mutate_traced(body, &admission, now)?;
+                    if let Some(review::Traced { context, pod }) = &answer.trace {
+                        traces.admitted(*context, pod, answer.verdict.as_str(), now);
+                    }
+                    Ok(answer)
+                }
                 server::Endpoint::Mutate => review::mutate(body, &admission),
                 server::Endpoint::Warn => review::warn(body, &admission),
             }

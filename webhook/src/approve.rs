@@ -101,7 +101,7 @@ impl Handler for Approver {
     }
 
     async fn handle(&self, csr: &Csr) -> Outcome {
-        let case = Case::open(csr);
+        let (case, began) = (Case::open(csr), SystemTime::now());
         self.warned.tell(&self.controller, csr, &case).await;
         let result = match self.controller.decide(csr, &case).await {
             Ok(Verdict::Approve(entitlement)) => self.approve(csr, &case, &entitlement).await,
@@ -109,6 +109,7 @@ impl Handler for Approver {
             Ok(Verdict::NotYet(reason)) => Err(Trouble::NotYet(reason)),
             Err(trouble) => Err(trouble),
         };
+        self.controller.trace(csr, &case, began, &result);
         self.controller.outcome(csr, result)
     }
 }

@@ -26,6 +26,7 @@ use tokio::sync::watch;
 use crate::{
     error::Error,
     platform::{health::Health, shutdown},
+    traces::{self, Look, Traces},
 };
 use case::Case;
 use client::{RequestError, within};
@@ -98,6 +99,7 @@ pub(crate) struct Controller {
     pub(crate) tasks: Tasks,
     metrics: Metrics,
     gate: Gate,
+    traces: Traces,
 }
 
 /// A controller that has been started and does nothing yet.
@@ -164,6 +166,7 @@ impl ControllerArgs {
             tasks,
             metrics,
             gate,
+            traces: Traces::start(process),
         };
 
         let health = Arc::new(Health::new(registry));
@@ -365,6 +368,25 @@ impl Controller {
         }
         let regarding = pod_reference(&bound.namespace, &bound.pod, &bound.pod_uid);
         self.recorder.warn(Notice { regarding, reason, note: case::message(denials) }).await;
+    }
+
+    /// Exports the span of a look at a request that began at that time.
+    pub(crate) fn trace(&self, csr: &Csr, case: &Case, began: SystemTime, result: &Result<(), Trouble>) {
+        if self.traces.is_on() {
+            let pod = case.bound.as_ref().and_then(|bound| self.pods.facts(bound));
+            let admission = pod.and_then(|pod| traces::on_pod(&pod.annotations));
+            let look = Look {
+                csr: csr.name(),
+                csr_uid: csr.uid(),
+                created: csr.created().unwrap_or(began),
+                signer: &csr.spec.signer_name,
+                requester: &csr.spec.username,
+                pod: &case.pod(),
+                admission,
+                began,
+            };
+            self.traces.looked(&look, result.as_ref().err().map(|trouble| trouble as _));
+        }
     }
 
     /// Counts and logs how a look at a request went, and says when to look again.

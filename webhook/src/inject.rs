@@ -452,7 +452,7 @@ impl Visit<'_> {
         }
         let again = original::holds_ours(pod);
         // A template's own namespace is not looked at by anybody.
-        let origin = Origin { namespace, namespace_opted_in: true, label: true };
+        let origin = Origin { namespace, namespace_opted_in: true, label: true, trace: None };
         match injection::decide(&json::borrowed(pod), &self.options.injection, origin) {
             Decision::Leave(warnings) => self.warn(what, warnings),
             Decision::Refuse(problems) => {

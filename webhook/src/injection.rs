@@ -43,6 +43,8 @@ use etcd_tls_contract::{
     settings::{Issuer, Reload, Resources, Settings},
 };
 
+use crate::traces::Context;
+
 use self::{
     json::Json,
     options::Options,
@@ -104,6 +106,8 @@ pub struct Origin<'a> {
     pub namespace_opted_in: bool,
     /// Whether to label the pod as opted in.
     pub label: bool,
+    /// The place of its admission in a trace, to be written on it; `None` where no traces are exported.
+    pub trace: Option<Context>,
 }
 
 /// The decision on a pod.

@@ -22,3 +22,4 @@ pub mod rollover;
 pub mod sign;
 pub mod standalone;
 pub mod status;
+pub mod traces;

@@ -29,6 +29,9 @@ pub const ORIGINAL_ANNOTATION: &str = "inject.etcd-tls.dev/original";
 pub const RENEW_ANNOTATION: &str = "etcd-tls.dev/renew";
 /// CSR annotation: the digest of the bundle that etcd was seen to have loaded.
 pub const TRUSTS_ANNOTATION: &str = "etcd-tls.dev/trusts";
+/// On an injected pod: the place of its admission in a trace, a `traceparent` of W3C Trace Context. Admission writes it where traces are
+/// exported.
+pub const TRACE_ANNOTATION: &str = "etcd-tls.dev/traceparent";
 /// On a CertificateRequest of cert-manager: the name of the pod that asks.
 pub const POD_ANNOTATION: &str = "etcd-tls.dev/pod";
 

@@ -133,8 +133,8 @@ impl Settings {
             "reload" => self.reload = value.parse()?,
             "resources" => self.resources = value.parse()?,
             "log-level" => self.log_level = Some(log_level(value)?),
-            // Admission's warnings, and a value that may change while the pod runs: not settings.
-            "warnings" | "renew" => {}
+            // Admission's warnings, its place in a trace, and a value that may change while the pod runs: not settings.
+            "warnings" | "traceparent" | "renew" => {}
             "options" => self.options = value.parse()?,
             "client-url" => self.client_url = Some(listener(value)?),
             "peer-url" => self.peer_url = Some(listener(value)?),

@@ -3,7 +3,7 @@
 //! A body that is no review has nobody to answer to and is an HTTP error; everything with a uid gets an answer with that
 //! uid, a refusal where it must be one.
 
-use std::{borrow::Cow, collections::BTreeSet};
+use std::{borrow::Cow, collections::BTreeSet, time::SystemTime};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use etcd_tls_telemetry::review_span;
@@ -11,9 +11,12 @@ use serde::{Deserialize, Serialize};
 use tracing::Span;
 
 use super::{words, workload};
-use crate::injection::{
-    Config, Decision, Origin, decide,
-    json::{self, Json},
+use crate::{
+    injection::{
+        Config, Decision, Origin, decide,
+        json::{self, Json},
+    },
+    traces::Context,
 };
 
 /// The only version that is spoken.
@@ -44,6 +47,17 @@ pub struct Answer {
     pub body: Vec<u8>,
     /// The decision.
     pub verdict: Verdict,
+    /// The review in a trace; `None` where no traces are exported, and where nothing is injected.
+    pub trace: Option<Traced>,
+}
+
+/// A review in a trace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Traced {
+    /// Its place.
+    pub context: Context,
+    /// The pod, `<namespace>/<name>`.
+    pub pod: String,
 }
 
 /// The decision, for metrics and log.
@@ -167,7 +181,22 @@ struct Status {
 /// # Errors
 /// The body is no review.
 pub fn mutate(body: &[u8], admission: &Admission) -> Result<Answer, BadReview> {
-    review(body, |request| decide_pod(request, admission))
+    review(body, |request| decide_pod(request, admission, None))
+}
+
+/// [`mutate`], where the review has a place in a trace from `now` on; the pod is marked with it.
+///
+/// # Errors
+/// The body is no review.
+pub fn mutate_traced(body: &[u8], admission: &Admission, now: SystemTime) -> Result<Answer, BadReview> {
+    let mut trace = None;
+    let answer = review(body, |request| {
+        let context = Context::of_admission(&request.uid, now);
+        trace = context.map(|context| Traced { context, pod: request.object_name() });
+        decide_pod(request, admission, context)
+    })?;
+    let trace = trace.filter(|_| answer.verdict == Verdict::Inject);
+    Ok(Answer { trace, ..answer })
 }
 
 /// Answers a review of a workload: with what is to be said of its pods. It allows everything.
@@ -204,7 +233,7 @@ fn review(body: &[u8], decide: impl FnOnce(&Request<'_>) -> (Decision, u16)) -> 
 }
 
 /// A decision on a pod, and the code of the status if it is a refusal.
-fn decide_pod(request: &Request<'_>, admission: &Admission) -> (Decision, u16) {
+fn decide_pod(request: &Request<'_>, admission: &Admission, trace: Option<Context>) -> (Decision, u16) {
     let pod = request.resource.group.is_empty() && request.resource.resource == "pods";
     if !pod || !request.is_whole() || request.operation.as_deref() != Some("CREATE") {
         return (Decision::Leave(Vec::new()), 0);
@@ -227,7 +256,7 @@ fn decide_pod(request: &Request<'_>, admission: &Admission) -> (Decision, u16) {
         return (Decision::Refuse(vec![format!("request.object is no Pod but {kind}")]), 400);
     }
     // A pod without our label can only have come by the entry for labelled namespaces.
-    (decide(object, &admission.injection, Origin { namespace, namespace_opted_in: true, label: false }), 422)
+    (decide(object, &admission.injection, Origin { namespace, namespace_opted_in: true, label: false, trace }), 422)
 }
 
 /// The warnings for a workload that is created or whose template changes.
@@ -249,13 +278,18 @@ impl Request<'_> {
         if span.is_disabled() {
             return span;
         }
+        span.record(self.resource.field(), self.object_name());
+        span
+    }
+
+    /// The object, `<namespace>/<name>`.
+    fn object_name(&self) -> String {
         let name =
             |field: &str| self.object.get("metadata").as_object()?.get(field)?.as_str().filter(|s| !s.is_empty());
-        let (namespace, field) = (self.namespace.as_deref().unwrap_or_default(), self.resource.field());
+        let namespace = self.namespace.as_deref().unwrap_or_default();
         // A pod of a controller has no name yet.
         let name = name("name").or_else(|| name("generateName")).unwrap_or_default();
-        span.record(field, format!("{namespace}/{name}"));
-        span
+        format!("{namespace}/{name}")
     }
 
     /// Whether it is about an object and not a subresource.
@@ -299,7 +333,7 @@ fn answer(uid: &str, (decision, code): (Decision, u16)) -> Result<Answer, serde_
     if !written.is_empty() {
         put_patch(&mut body, &written)?;
     }
-    Ok(Answer { body, verdict })
+    Ok(Answer { body, verdict, trace: None })
 }
 
 /// Puts the patch, in base64, behind the other fields of the response, with which the review ends. It is most of the

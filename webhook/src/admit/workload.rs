@@ -25,7 +25,7 @@ pub(super) fn warnings(
     if template(old) == Some(new) {
         return Vec::new();
     }
-    match decide(new, config, Origin { namespace, namespace_opted_in: true, label: false }) {
+    match decide(new, config, Origin { namespace, namespace_opted_in: true, label: false, trace: None }) {
         Decision::Leave(warnings) | Decision::Inject { warnings, .. } => warnings,
         Decision::Refuse(problems) => {
             let refused = |problem| format!("a pod of this template will be refused: {problem}");

@@ -154,6 +154,14 @@ impl Pods {
         }
     }
 
+    /// The pod as the watch has it, however old that is: not to judge by.
+    pub(crate) fn facts(&self, bound: &BoundPod) -> Option<Arc<PodFacts>> {
+        match self.state().watched(bound, "0") {
+            Some(Found::There(facts)) if facts.uid == bound.pod_uid => Some(facts),
+            _ => None,
+        }
+    }
+
     async fn read(&self, bound: &BoundPod) -> Result<Found, RequestError> {
         let source = Source { path: format!("/api/v1/namespaces/{}/pods", bound.namespace), ..source() };
         Ok(match source.get::<LeanPod>(&self.client, &bound.pod).await? {

@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use etcd_tls_contract::{args::PodArgs, names};
 use serde_json::{Map, Value, json};
 
+use crate::traces;
+
 use super::{
     Work,
     json::{Json, Object},
@@ -165,7 +167,7 @@ impl Work<'_> {
         if self.pod.labels.get(names::INJECTED_LABEL).is_none_or(|value| value != "true") {
             labels.insert(names::INJECTED_LABEL.to_owned(), "true".into());
         }
-        let annotations: Map<String, Value> = self.warnings_annotation().into_iter().collect();
+        let annotations: Map<String, Value> = self.warnings_annotation().into_iter().chain(self.trace()).collect();
         let fields: Vec<(&str, Map<String, Value>)> =
             [("labels", labels), ("annotations", annotations)].into_iter().filter(|(_, map)| !map.is_empty()).collect();
         if !self.pod.has_metadata {
@@ -181,6 +183,13 @@ impl Work<'_> {
                 patch.set(&["metadata", field], map);
             }
         }
+    }
+
+    /// The annotation with the place of the admission in a trace. An earlier look at the same pod may have written it.
+    fn trace(&self) -> Option<(String, Value)> {
+        let written = traces::on_pod(&self.pod.annotations).is_some();
+        let place = self.origin.trace.filter(|_| !written)?;
+        Some((names::TRACE_ANNOTATION.to_owned(), place.to_string().into()))
     }
 
     /// The annotation with the warnings. None where a person injects, who reads them, nor where an earlier look injected and

@@ -14,7 +14,7 @@ fn config() -> Config {
     Config { sidecar_image: "etcd-tls-sidecar:test".into(), ..Config::default() }
 }
 
-const ORIGIN: Origin<'static> = Origin { namespace: "prod", namespace_opted_in: false, label: false };
+const ORIGIN: Origin<'static> = Origin { namespace: "prod", namespace_opted_in: false, label: false, trace: None };
 
 fn decide(pod: &Value, config: &Config, origin: Origin<'_>) -> Decision {
     super::decide(&json::borrowed(pod), config, origin)
@@ -468,7 +468,7 @@ fn a_port_is_had_once() {
 
 #[test]
 fn inject_labels() {
-    let origin = Origin { namespace: "default", namespace_opted_in: true, label: true };
+    let origin = Origin { namespace: "default", namespace_opted_in: true, label: true, trace: None };
     for metadata in [json!(null), json!({}), json!({"labels": null}), json!({"labels": {"a": "b"}})] {
         let mut pod = with(|p| p["metadata"] = metadata.clone());
         let Decision::Inject { patch, .. } = decide(&pod, &config(), origin) else { panic!() };

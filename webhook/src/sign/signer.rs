@@ -70,13 +70,14 @@ impl Handler for Signer {
     }
 
     async fn handle(&self, csr: &Csr) -> Outcome {
-        let case = Case::open(csr);
+        let (case, began) = (Case::open(csr), SystemTime::now());
         let result = match self.controller.decide(csr, &case).await {
             Ok(Verdict::Approve(entitlement)) => self.issue(csr, &case, &entitlement).await,
             Ok(Verdict::Deny(denials)) => self.refuse(csr, &case, &denials).await,
             Ok(Verdict::NotYet(reason)) => Err(Trouble::NotYet(reason)),
             Err(trouble) => Err(trouble),
         };
+        self.controller.trace(csr, &case, began, &result);
         self.controller.outcome(csr, result)
     }
 }

@@ -66,6 +66,7 @@ fn every_annotation_is_read() {
         ("log-level", "info,etcd_tls_sidecar::restart=debug"),
         ("trust", "configmap/company/ca.pem"),
         ("warnings", "[\"said by admission\"]"),
+        ("traceparent", "of whatever form"),
         ("renew", "2026-11-28"),
         ("options", "none"),
         ("client-url", "https://127.0.0.1:12379"),

@@ -224,7 +224,7 @@ pub(crate) async fn serve_fixed(arguments: &[String]) -> ExitCode {
         let [address, serving, answer] = arguments else { return Err("address, directory, file".to_owned()) };
         tests::install_crypto();
         let body = std::fs::read(answer).map_err(|e| e.to_string())?;
-        let fixed = Answer { body, verdict: Verdict::Inject };
+        let fixed = Answer { body, verdict: Verdict::Inject, trace: None };
         let pairs = ServingPairs::watch(vec![PairFiles::in_dir(Path::new(serving))]).map_err(|e| e.to_string())?;
         let tls = pairs.server_config(None).map_err(|e| e.to_string())?;
         let address: SocketAddr = address.parse().map_err(|_| "no address")?;

@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use etcd_tls_contract::names;
 use serde_json::{Value, json};
 
 use super::*;
@@ -280,4 +281,43 @@ fn a_workload_is_warned_of_and_never_refused_or_changed() {
         let said = response["warnings"][0].as_str().unwrap();
         assert!(said.starts_with("etcd-tls: a pod of this template will be refused: "), "{said}");
     }
+}
+
+#[test]
+fn a_review_in_a_trace_marks_the_pod_that_it_injects_and_answers_the_same_otherwise() {
+    const PLACE: &str = "00-0d5f2e0c9c2f4a689e533b0a4f6d7c12-6a0000000d5f2e0c-01";
+    let now = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(0x6a00_0000);
+    // The pod after the review, and what is exported.
+    let reviewed = |annotations: Value, traced: bool| {
+        let mut body = good();
+        body["request"]["uid"] = "0d5f2e0c-9c2f-4a68-9e53-3b0a4f6d7c12".into();
+        body["request"]["object"]["metadata"]["annotations"] = annotations;
+        let bytes = serde_json::to_vec(&body).unwrap();
+        let answer =
+            if traced { mutate_traced(&bytes, &admission(), now) } else { mutate(&bytes, &admission()) }.unwrap();
+        let response: Value = serde_json::from_slice(&answer.body).unwrap();
+        let patch = STANDARD.decode(response["response"]["patch"].as_str().unwrap()).unwrap();
+        let mut pod = body["request"]["object"].take();
+        let patch: json_patch::Patch = serde_json::from_slice(&patch).unwrap();
+        json_patch::patch(&mut pod, &patch).unwrap();
+        (pod, answer.trace)
+    };
+    let (plain, exported) = reviewed(json!({}), false);
+    assert_eq!((plain["metadata"]["annotations"].get(names::TRACE_ANNOTATION), exported), (None, None));
+    let (mut traced, exported) = reviewed(json!({}), true);
+    let Traced { context, pod } = exported.unwrap();
+    assert_eq!((context.to_string().as_str(), pod.as_str()), (PLACE, "prod/etcd-"));
+    assert_eq!(traced["metadata"]["annotations"][names::TRACE_ANNOTATION], PLACE);
+    traced["metadata"]["annotations"].as_object_mut().unwrap().remove(names::TRACE_ANNOTATION);
+    assert_eq!(traced, plain);
+    // An earlier look at the same pod may have written it; anything else is replaced.
+    let other = PLACE.replace("0d5f", "1111");
+    let annotated = |value: &str| json!({names::TRACE_ANNOTATION: value});
+    assert_eq!(reviewed(annotated(&other), true).0["metadata"]["annotations"][names::TRACE_ANNOTATION], other.as_str());
+    assert_eq!(reviewed(annotated("x"), true).0["metadata"]["annotations"][names::TRACE_ANNOTATION], PLACE);
+    // Nothing is exported of a review that injects nothing.
+    let mut left = good();
+    left["request"]["namespace"] = "kube-system".into();
+    let answer = mutate_traced(&serde_json::to_vec(&left).unwrap(), &admission(), now).unwrap();
+    assert_eq!((answer.verdict, answer.trace), (Verdict::Leave, None));
 }

@@ -56,7 +56,7 @@ fn annotated(key: &str, bad: &str, write: &str) -> String {
 
 /// What holds for each pod that has opted in.
 fn always() -> Vec<String> {
-    let known: Vec<&str> = KEYS.into_iter().chain(["warnings"]).collect();
+    let known: Vec<&str> = KEYS.into_iter().chain(["warnings", "traceparent"]).collect();
     let known = literals(known);
     let (label, dynamic) = (literal(names::LABEL), literal(names::DYNAMIC));
     let long = format!(
