@@ -22,10 +22,10 @@ use etcd_tls_contract::{names, role::Role};
 use futures::{StreamExt, stream};
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
-use lab::{LIMIT, Lab};
+use lab::{Asking, LIMIT, Lab};
 use proxy::Proxy;
 use serde_json::json;
-use signer::{issue, member, member_of, sign, sign_at, trust, write_trust};
+use signer::{issue, issued, member, member_of, sign, sign_at, trust, write_trust};
 use tests::{eventually, process::Process, truths::Witness};
 use tokio::time::sleep;
 
@@ -176,6 +176,54 @@ async fn many_namespaces_cost_no_more_watches_than_few() {
         if before == after { Ok(()) } else { Err(format!("{before:#?} {after:#?}")) }
     })
     .await;
+}
+
+/// The members that ask at once for two certificates each.
+const ASKING: u16 = 30;
+
+/// `approve` and `sign` judge by a state of the pod no older than the request. The watch has no such state where no pod changes, so
+/// each of them reads the pod: where requests wait for their turn, once for both of a pod.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_requests_that_wait_both_of_a_pod_are_judged_by_one_read() {
+    let Some(lab) = Lab::new().await else { return };
+    // So that requests do wait.
+    let approver = lab.approver("approve-a", &["--workers=2"]);
+    let _signer = sign(&lab, "sign-a", &["--workers=1"]).await;
+    lab.ready(&approver).await;
+    lab.api.namespace("tenant", &[(names::LABEL, names::DYNAMIC)]).await;
+    let mut pods = Vec::new();
+    for n in 0..ASKING {
+        let [_, low] = n.to_be_bytes();
+        let ip = Ipv4Addr::new(10, 9, 0, low + 1).to_string();
+        let pod = member(&lab, "tenant", &format!("etcd-{n}"), Some(&ip)).await;
+        let requester = lab.requester(&pod).await;
+        pods.push((pod, requester));
+    }
+    // The right to ask, and the authorities.
+    let first = member(&lab, "tenant", "first", Some("10.9.1.1")).await;
+    for role in [Role::Peer, Role::Server] {
+        issue(&lab, &first, role, None).await;
+    }
+    let reads = || async {
+        let all = figures(&lab, "apiserver_request_total").await;
+        let of_pods = |labels: &str| labels.contains("verb=\"GET\"") && labels.contains("resource=\"pods\"");
+        all.iter().filter(|(labels, _)| of_pods(labels)).map(|(_, count)| count).sum::<f64>()
+    };
+    let before = reads().await;
+    let asked = pods.iter().map(|(pod, requester)| async {
+        let both = [Role::Peer, Role::Server].map(|role| Asking::of(pod, role));
+        futures::join!(both[0].create_when_allowed(requester), both[1].create_when_allowed(requester));
+        both.map(|asking| asking.name)
+    });
+    for names in futures::future::join_all(asked).await {
+        for name in names {
+            issued(&lab, &name).await;
+        }
+    }
+    let (each, certificates) = (reads().await - before, 2.0 * f64::from(ASKING));
+    println!("{:.2} reads of a pod for a certificate, by approve and sign", each / certificates);
+    // Two if each read for each request; one if the two requests of a pod always stood together.
+    assert!(each > 0.0 && each <= 1.6 * certificates, "{each} reads for {certificates} certificates");
 }
 
 /// A Lease keeps two signers from working, not what they write from being one truth.

@@ -83,6 +83,7 @@ struct Approver {
 impl Handler for Approver {
     fn observe(&self, seen: Seen<'_>) {
         if let Seen::There(csr) = seen {
+            self.controller.pods.saw(csr);
             self.controller.note_answered(csr);
         }
         let mut refusals = self.refusals();

@@ -58,8 +58,14 @@ impl Warned {
         if self.told().uids.contains(&bound.pod_uid) {
             return;
         }
-        // A failure is the verdict's to report; it reads the same.
-        let Ok(Found::There(pod)) = controller.pods.no_older_than(bound, csr.resource_version()).await else { return };
+        // The annotation does not change. A failure is the verdict's to report; it reads the same.
+        let pod = match controller.pods.facts(bound) {
+            Some(pod) => pod,
+            None => match controller.pods.no_older_than(bound, csr.resource_version()).await {
+                Ok(Found::There(pod)) => pod,
+                _ => return,
+            },
+        };
         if pod.uid != bound.pod_uid || !self.told().add(&pod.uid) {
             return;
         }

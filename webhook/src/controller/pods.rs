@@ -1,9 +1,10 @@
 //! A watch of every pod of the cluster. Names and addresses are kept of the pods that may request.
 //!
 //! A request is judged by its pod in a state no older than the request. The watch has that state when its newest event or
-//! bookmark has a resourceVersion at or above the request's; else the pod is read. A read at the request's resourceVersion
-//! (`?resourceVersion=`) would spare etcd, but the API server holds it until its cache of pods is new enough: where no pod
-//! changes that takes a tenth of a second, and three where etcd cannot be asked for its progress (before 3.4.31).
+//! bookmark has a resourceVersion at or above the request's; else the pod is read, once for its requests of a moment ([`recent`]).
+//! A read at the request's resourceVersion (`?resourceVersion=`) would spare etcd, but the API server holds it until its cache of
+//! pods is new enough: where no pod changes that takes a tenth of a second, and three where etcd cannot be asked for its progress
+//! (before 3.4.31).
 //!
 //! Of a pod a few facts are kept, within a budget. Of a pod beyond it, uid, node and addresses are kept, and the rest is read when
 //! it matters.
@@ -23,14 +24,16 @@ use kube::Client;
 
 use super::{
     client::RequestError,
-    facts::{self, LeanPod, POD_WANTED},
+    facts::{self, Csr, LeanPod, POD_WANTED},
     listed::{Event, Events, Key, Listed, Source, key},
     tasks::Tasks,
 };
 
 use packed::Packed;
+use recent::Recent;
 
 mod packed;
+mod recent;
 
 /// Bytes of one pod's labels, annotations and names that are read.
 const READ: usize = 32 * 1024;
@@ -90,6 +93,7 @@ struct State {
 pub(crate) struct Pods {
     client: Client,
     state: Arc<RwLock<State>>,
+    recent: Arc<Recent>,
     /// Where resources are kept in several etcds, their resourceVersions say nothing of each other.
     live_reads: bool,
 }
@@ -102,7 +106,8 @@ impl Pods {
     /// may have 4 KiB: they are not kept.
     pub(crate) fn spawn(client: &Client, live_reads: bool, tasks: &Tasks, observer: Option<Observer>) -> Self {
         let state = State { without_warnings: observer.is_some(), ..State::default() };
-        let pods = Self { client: client.clone(), state: Arc::new(RwLock::new(state)), live_reads };
+        let state = Arc::new(RwLock::new(state));
+        let pods = Self { client: client.clone(), state, recent: Arc::default(), live_reads };
         let follower = pods.clone();
         tasks.keep("pods", move || follower.clone().follow(observer.clone()));
         pods
@@ -147,10 +152,22 @@ impl Pods {
     /// # Errors
     /// The API server's, of a read.
     pub(crate) async fn no_older_than(&self, bound: &BoundPod, version: &str) -> Result<Found, RequestError> {
-        let watched = if self.live_reads { None } else { self.state().watched(bound, version) };
-        match watched {
-            Some(found) => Ok(found),
-            None => self.read(bound).await,
+        if self.live_reads {
+            return self.read(bound).await;
+        }
+        if let Some(found) = self.state().watched(bound, version) {
+            return Ok(found);
+        }
+        match version.parse() {
+            Ok(version) => self.recent.no_older_than(bound, version, self.read(bound)).await,
+            Err(_) => self.read(bound).await,
+        }
+    }
+
+    /// A request was seen: reads that begin from now on show a state no older than it.
+    pub(crate) fn saw(&self, csr: &Csr) {
+        if let Ok(version) = csr.resource_version().parse() {
+            self.recent.saw(version);
         }
     }
 

@@ -45,6 +45,9 @@ pub(super) struct Signer {
 
 impl Handler for Signer {
     fn observe(&self, seen: Seen<'_>) {
+        if let Seen::There(csr) = seen {
+            self.controller.pods.saw(csr);
+        }
         match seen {
             Seen::ListBegins => {
                 self.serials.clear();
