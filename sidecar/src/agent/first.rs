@@ -38,30 +38,28 @@ enum Start {
     /// Worth a request, not worth waiting: the clock may be wrong, since by it the certificate is not valid yet; or the
     /// answer states whether a changed bundle on offer is in force.
     Useful,
-    /// Peers may refuse it: the bundle on offer lacks its CA.
+    /// Peers may refuse it: the bundle on offer lacks its CA, or it lacks a name or an address.
     Refused,
     /// etcd cannot start without a new one.
     Missing,
 }
 
 fn start(template: &Template, entry: Option<&Entry>, now: SystemTime) -> Start {
+    let expired = entry.is_none_or(|e| life(e).left(now).is_zero());
     match renewal(template, entry, None, now) {
-        Renewal::Due(Reason::Missing | Reason::Names(_)) => Start::Missing,
+        Renewal::Due(Reason::Missing) => Start::Missing,
         Renewal::Due(Reason::Early) => Start::Useful,
+        Renewal::Due(_) if expired => Start::Missing,
+        // etcd starts with it, and with that perhaps the API server that is to be asked.
+        Renewal::Due(Reason::Names(_)) => Start::Refused,
         Renewal::Due(
             Reason::Due | Reason::Trusts | Reason::Outdated | Reason::Offered | Reason::Asked | Reason::Ahead,
-        ) => {
-            if entry.is_none_or(|e| life(e).left(now).is_zero()) {
-                Start::Missing
-            } else {
-                Start::Good
-            }
-        }
-        Renewal::At(_) => Start::Good,
+        )
+        | Renewal::At(_) => Start::Good,
     }
 }
 
-/// The roles whose certificate etcd cannot start without and that are missing, expired, or lack a name.
+/// The roles whose certificate etcd cannot start without: it is missing or expired.
 pub fn missing<C: Clock, F: Files>(agent: &Agent<C, F>, templates: &[Template]) -> BTreeSet<Role> {
     let now = agent.clock().now();
     let missing = |template: &&Template| start(template, agent.entry(template.role).as_deref(), now) == Start::Missing;
@@ -301,6 +299,10 @@ mod tests {
             assert_eq!(start(&template, Some(&entry), at), expected, "{name}");
         }
         template.sans = Sans { dns: ["another.example.com".to_owned()].into(), ..template.sans };
-        assert_eq!(start(&template, Some(&entry), from + whole / 10), Start::Missing, "a name is lacking");
+        for (at, expected) in
+            [(from + whole / 10, Start::Refused), (to - Duration::from_secs(1), Start::Refused), (to, Start::Missing)]
+        {
+            assert_eq!(start(&template, Some(&entry), at), expected, "a name is lacking");
+        }
     }
 }

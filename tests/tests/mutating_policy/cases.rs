@@ -263,6 +263,14 @@ pub fn changed() -> Vec<(String, Value)> {
         with("shared", &reloads, &|p| p["spec"]["shareProcessNamespace"] = json!(true));
         with("not shared", &reloads, &|p| p["spec"]["shareProcessNamespace"] = json!(false));
         with("never", &reloads, &|p| p["spec"]["restartPolicy"] = json!("Never"));
+        for context in [
+            json!({"runAsUser": 2000, "privileged": true}),
+            json!({"runAsUser": 2000, "capabilities": {"add": ["NET_RAW", "SETUID"]}}),
+            json!({"runAsUser": 2000, "capabilities": {"add": ["NET_RAW"], "drop": ["ALL"]}}),
+        ] {
+            let other = json!({"name": "other", "image": "other", "securityContext": context});
+            with(&format!("beside {other}"), &reloads, &|p| beside(p, other.clone()));
+        }
         for user in [json!({}), json!({"runAsUser": 0}), json!({"runAsUser": 1000}), json!({"runAsUser": 2000})] {
             let other = json!({"name": "other", "image": "other", "securityContext": user});
             with(&format!("beside {other}"), &reloads, &|p| beside(p, other.clone()));
@@ -333,6 +341,14 @@ pub fn changed() -> Vec<(String, Value)> {
         etcd(p, "volumeMounts", json!([{"name": "a", "mountPath": "/etc/etcd"}]));
     });
     with("a probe and never", &[("reload", "probe")], &|p| p["spec"]["restartPolicy"] = json!("Never"));
+    for shared in [false, true] {
+        with(&format!("a probe on failure, {shared}"), &[("reload", "probe")], &|p| {
+            p["spec"]["restartPolicy"] = json!("OnFailure");
+            if shared {
+                p["spec"]["shareProcessNamespace"] = json!(true);
+            }
+        });
+    }
     pods
 }
 

@@ -23,10 +23,15 @@ const URLS: [(Role, &str, bool); 5] = [
     (Role::Peer, "initial-cluster", true),
 ];
 
+/// The options by which etcd lets in certificates of one name alone (etcd `transport.TLSInfo.AllowedCN`, `AllowedHostname`).
+pub(super) const ALLOWED: [&str; 3] =
+    ["peer-cert-allowed-cn", "peer-cert-allowed-hostname", "client-cert-allowed-hostname"];
+
 impl<'a> Work<'a> {
     pub(super) fn check_contract(&mut self, target: &Target<'a>) {
         self.check_unseen(target);
         self.check_urls(target);
+        self.check_allowed(target);
         if target.roles.contains(&Role::Peer) {
             self.check_bootstrap(target);
         }
@@ -131,6 +136,24 @@ impl<'a> Work<'a> {
             }
             if told {
                 self.check_hosts(target, (role, option), &urls, setting.as_ref(), members);
+            }
+        }
+    }
+
+    /// See [`ALLOWED`].
+    fn check_allowed(&mut self, target: &Target<'a>) {
+        let Target { container, options, roles, .. } = target;
+        let why = [
+            (Role::Peer, "each member's certificate has a CN of its own, system:etcd-peer:<pod>"),
+            (Role::Peer, "each member's certificate holds its own names and etcd-tls.dev/extra-sans"),
+            (Role::Server, "clients' certificates hold no names of hosts"),
+        ];
+        for (option, (role, why)) in ALLOWED.into_iter().zip(why) {
+            if roles.contains(&role) && setting(options, option).is_some() {
+                self.warnings.push(format!(
+                    "container {}: --{option} is set, and {why}. Leave it out; the CA signs for this cluster alone",
+                    container.name
+                ));
             }
         }
     }

@@ -81,10 +81,20 @@ pub(super) fn plan(
             )),
         },
         Reload::Probe => match etcd.first() {
-            Some(_) if restart_policy(pod) == Some("Never") => plan.problems.push(
-                "annotation etcd-tls.dev/reload: probe: restartPolicy is Never, so what it ends stays away".to_owned(),
-            ),
-            Some(container) => plan.probe(settings, container, listeners),
+            Some(container) => match stays_away(pod, container) {
+                Some(why) => plan
+                    .problems
+                    .push(format!("annotation etcd-tls.dev/reload: probe: {why}, so what it ends stays away")),
+                // etcd ends its process by a signal, but with code 0 where it is process 1 (etcd osutil.HandleInterrupts).
+                None if restart_policy(pod) == Some("OnFailure") && !pod.flag("shareProcessNamespace") => {
+                    plan.problems.push(
+                        "annotation etcd-tls.dev/reload: probe: restartPolicy is OnFailure, and an etcd that is process 1 of its \
+                         container ends with code 0, so kubelet does not start it again; write restartPolicy: Always"
+                            .to_owned(),
+                    );
+                }
+                None => plan.probe(settings, container, listeners),
+            },
             None => plan.problems.push("annotation etcd-tls.dev/reload: probe needs a container with etcd".to_owned()),
         },
         Reload::None => {}
@@ -108,9 +118,8 @@ fn obstacles(pod: &Pod<'_>, etcd: &[Container<'_>], of_host: bool) -> Result<boo
     if pod.spec.get("shareProcessNamespace") == Some(&Json::Bool(false)) {
         why.push("the pod says shareProcessNamespace: false".to_owned());
     }
-    if restart_policy(pod) == Some("Never") {
-        why.push("restartPolicy is Never".to_owned());
-    }
+    why.extend(etcd.first().and_then(|container| stays_away(pod, container)));
+    why.extend(etcd.iter().skip(1).filter_map(own_restart_policy));
     let mut users = Vec::new();
     for container in etcd {
         match pod.user(container) {
@@ -135,11 +144,40 @@ fn obstacles(pod: &Pod<'_>, etcd: &[Container<'_>], of_host: bool) -> Result<boo
                     why.push(format!("container {} has etcd's user {user} and could read its keys", other.name));
                 }
                 Some(0) => why.push(format!("container {} runs as root and could read etcd's keys", other.name)),
-                Some(_) => {}
+                Some(_) => why.extend(powers(other).map(|power| {
+                    format!("container {} {power}, by which it could become etcd's user and read its keys", other.name)
+                })),
             }
         }
     }
     if why.is_empty() && !etcd.is_empty() { Ok(!shared) } else { Err(why) }
+}
+
+/// Why kubelet does not start a container again that was ended.
+fn stays_away(pod: &Pod<'_>, container: &Container<'_>) -> Option<String> {
+    let never = (restart_policy(pod) == Some("Never")).then(|| "restartPolicy is Never".to_owned());
+    never.or_else(|| own_restart_policy(container))
+}
+
+/// The same by `containers[].restartPolicy`, which Kubernetes has since 1.34 and which precedes the pod's.
+fn own_restart_policy(container: &Container<'_>) -> Option<String> {
+    let own = container.object.get("restartPolicy").and_then(Json::as_str).filter(|own| *own != "Always")?;
+    Some(format!("container {} has a restartPolicy of its own, {own}", container.name))
+}
+
+/// ALL, and the capabilities by which a process takes another user, or is not asked for one (capabilities(7)).
+pub(super) const POWERS: [&str; 8] =
+    ["ALL", "SETUID", "SETGID", "SYS_PTRACE", "SYS_ADMIN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "CHOWN"];
+
+/// What gives a container that is not root more than its user: it could become another one, or read what another one's is.
+fn powers(container: &Container<'_>) -> Option<&'static str> {
+    let context = container.object.get("securityContext").and_then(Json::as_object)?;
+    if context.get("privileged") == Some(&Json::Bool(true)) {
+        return Some("is privileged");
+    }
+    let added = context.get("capabilities").and_then(|capabilities| capabilities.get("add").as_array())?;
+    let mut added = added.iter().filter_map(Json::as_str).map(|name| name.strip_prefix("CAP_").unwrap_or(name));
+    added.any(|name| POWERS.contains(&name)).then_some("adds capabilities")
 }
 
 fn restart_policy<'a>(pod: &Pod<'a>) -> Option<&'a str> {

@@ -8,7 +8,7 @@ use super::{
     text::{annotation, has, literal, literals, only_if},
     variable,
 };
-use crate::injection::Config;
+use crate::injection::{Config, reload::POWERS};
 
 /// All words that a container runs, probes and hooks included, as one text.
 fn line(container: &str) -> String {
@@ -87,6 +87,9 @@ pub(super) fn variables(config: &Config, template: &Template) -> Result<Vec<Vari
     ])
 }
 
+/// Whether a container with etcd is not started again by its own policy.
+pub(super) const OWN_RESTART_POLICY: &str = "variables.etcd.exists(c, c.?restartPolicy.orValue('Always') != 'Always')";
+
 /// Why a signal cannot or must not reach etcd; empty where it can. The first of the reasons that `reload` has.
 fn obstacle(user_of: &str) -> String {
     let others = format!(
@@ -94,6 +97,7 @@ fn obstacle(user_of: &str) -> String {
          .filter(c, !(c.name in variables.etcdNames) && !(c.name in {}))",
         literals([names::INIT_CONTAINER, names::SIDECAR_CONTAINER])
     );
+    let powers = POWERS.map(|name| [name.to_owned(), format!("CAP_{name}")]).concat();
     [
         ("size(variables.etcd) == 0".to_owned(), "no container runs etcd"),
         ("object.spec.?hostPID.orValue(false)".to_owned(), "hostPID shows the sidecar the processes of other pods"),
@@ -102,12 +106,21 @@ fn obstacle(user_of: &str) -> String {
             "the pod says shareProcessNamespace: false",
         ),
         ("object.spec.?restartPolicy.orValue('') == 'Never'".to_owned(), "restartPolicy is Never"),
+        (OWN_RESTART_POLICY.to_owned(), "a container with etcd has a restartPolicy of its own"),
         ("variables.users.exists(u, u < 0)".to_owned(), "a container with etcd declares no runAsUser"),
         ("variables.users.exists(u, u == 0)".to_owned(), "a container with etcd runs as root"),
         ("size(variables.users) > 1".to_owned(), "the containers with etcd run as different users"),
         (
             format!("!variables.shared && {others}.exists(c, int({user_of}) in [-1, 0] + variables.users)"),
             "another container has the user of etcd, is root or declares no runAsUser, and could read its keys",
+        ),
+        (
+            format!(
+                "!variables.shared && {others}.exists(c, c.?securityContext.?privileged.orValue(false)\n\
+                 || c.?securityContext.?capabilities.?add.orValue([]).exists(n, n in {}))",
+                literals(powers.iter().map(String::as_str))
+            ),
+            "another container is privileged or adds capabilities, by which it could become the user of etcd and read its keys",
         ),
     ]
     .iter()

@@ -14,10 +14,12 @@ use etcd_tls_contract::{
 };
 
 use super::{
+    pod::OWN_RESTART_POLICY,
     settings::{DURATION, PORT, RESOURCE},
     template::Template,
     text::{has, literal, literals, only_if},
 };
+use crate::injection::{contract::ALLOWED, urls};
 
 /// What a person does where the policies cannot.
 const INSTEAD: &str = "run etcd-tls-webhook inject on the manifest, or install the webhook (docs/without-webhook.md)";
@@ -300,6 +302,7 @@ fn lines(template: &Template) -> Vec<(String, String)> {
     };
     let flagged = |flags: &str| format!("(^|[^A-Za-z0-9_-])--?({flags})($|[^A-Za-z0-9_-])");
     let member = "c.name in variables.memberNames";
+    let allowed = ALLOWED.map(|option| urls::variable("ETCD", option));
     let stops = |tool: &str| {
         format!(
             "annotation etcd-tls.dev/options is env, but a command line names a certificate by flag or variable, and {tool} stops \
@@ -324,6 +327,15 @@ fn lines(template: &Template) -> Vec<(String, String)> {
             "a config file of etcd overrides the environment: write options: none, and name the certificates in it".to_owned(),
         ),
         (
+            format!(
+                "variables.targets.exists(c, {member} && (c.?env.orValue([]).exists(e, e.name in {})\n\
+                 || variables.targetLines[variables.wanted.indexOf(c.name)].matches({})))",
+                literals(allowed.iter().map(String::as_str)),
+                literal(&flagged(&ALLOWED.join("|")))
+            ),
+            format!("etcd lets in certificates of one name alone by --{}: leave it out; the CA signs for this cluster alone", ALLOWED.join(", --")),
+        ),
+        (
             "variables.targets.exists(c, c.name in variables.memberNames\n\
              && (c.?env.orValue([]).exists(e, e.name == 'ETCD_LISTEN_METRICS_URLS' && !e.?value.orValue('').startsWith('http://'))\n\
              || variables.targetLines[variables.wanted.indexOf(c.name)].matches('listen-metrics-urls[= ]*[^ ]*https:|LISTEN_METRICS_URLS')))"
@@ -340,6 +352,17 @@ fn restarts() -> Vec<(String, String)> {
         (
             format!("variables.reload == 'probe' && {never}"),
             "annotation etcd-tls.dev/reload: probe: restartPolicy is Never, so what it ends stays away".to_owned(),
+        ),
+        (
+            format!("variables.reload == 'probe' && {OWN_RESTART_POLICY}"),
+            "annotation etcd-tls.dev/reload: probe: the container with etcd has a restartPolicy of its own, so what it ends stays away"
+                .to_owned(),
+        ),
+        (
+            "variables.reload == 'probe' && object.spec.?restartPolicy.orValue('') == 'OnFailure' && !variables.shared".to_owned(),
+            "annotation etcd-tls.dev/reload: probe: restartPolicy is OnFailure, and an etcd that is process 1 of its container ends \
+             with code 0, so kubelet does not start it again; write restartPolicy: Always"
+                .to_owned(),
         ),
         (
             "variables.reload == 'probe' && size(variables.etcd) > 0 && has(variables.etcd[0].livenessProbe)".to_owned(),

@@ -296,3 +296,12 @@ fn a_listener_that_is_not_known_is_not_guessed() {
     }));
     assert!(sidecar_args(&after).contains(&"--client-url=https://127.0.0.1:12379".to_owned()));
 }
+
+#[test]
+fn options_that_let_in_one_name_alone_are_said() {
+    for option in crate::injection::contract::ALLOWED {
+        has(&flag(option, "etcd"), &[option, "Leave it out"]);
+        let variable = crate::injection::urls::variable("ETCD", option);
+        has(&said(|c| c["env"] = json!([{"name": variable, "value": "etcd"}])), &[option, "Leave it out"]);
+    }
+}

@@ -15,6 +15,19 @@ fn the_process_namespace_is_shared_only_where_nobody_else_can_be_etcd() {
         })
     };
     assert_eq!(share(&other(json!(7))), Some(json!(true)));
+    let powerful = |context: Value| {
+        with(|p| {
+            let mut context = context;
+            context["runAsUser"] = json!(7);
+            p["spec"]["containers"].as_array_mut().unwrap().push(json!({"name": "x", "securityContext": context}));
+        })
+    };
+    for harmless in [
+        json!({"privileged": false, "capabilities": {"drop": ["ALL"]}}),
+        json!({"capabilities": {"add": ["NET_BIND_SERVICE"]}}),
+    ] {
+        assert_eq!(share(&powerful(harmless)), Some(json!(true)));
+    }
     for unsafe_one in [
         other(json!(1001)),
         other(json!(null)),
@@ -23,6 +36,11 @@ fn the_process_namespace_is_shared_only_where_nobody_else_can_be_etcd() {
         with(|p| p["spec"]["containers"][0]["securityContext"]["runAsUser"] = json!(0)),
         with(|p| p["spec"]["hostPID"] = json!(true)),
         with(|p| p["spec"]["restartPolicy"] = json!("Never")),
+        with(|p| p["spec"]["containers"][0]["restartPolicy"] = json!("Never")),
+        with(|p| p["spec"]["containers"][0]["restartPolicy"] = json!("OnFailure")),
+        powerful(json!({"privileged": true})),
+        powerful(json!({"capabilities": {"add": ["NET_RAW", "SETUID"]}})),
+        powerful(json!({"capabilities": {"add": ["CAP_SYS_PTRACE"]}})),
     ] {
         let (pod, warnings) = injected(&unsafe_one);
         assert_eq!(pod["spec"].get("shareProcessNamespace"), None);
@@ -77,4 +95,14 @@ fn the_liveness_probe_becomes_ours_only_when_asked() {
     let mut once = annotated("reload", "probe");
     once["spec"]["restartPolicy"] = json!("Never");
     assert!(refused(&once).contains("restartPolicy is Never"));
+    // An etcd that is process 1 ends with code 0.
+    once["spec"]["restartPolicy"] = json!("OnFailure");
+    assert!(refused(&once).contains("restartPolicy is OnFailure"));
+    once["spec"]["shareProcessNamespace"] = json!(true);
+    injected(&once);
+    let mut alone = annotated("reload", "probe");
+    alone["spec"]["containers"][0]["restartPolicy"] = json!("OnFailure");
+    assert!(refused(&alone).contains("a restartPolicy of its own, OnFailure"));
+    alone["spec"]["containers"][0]["restartPolicy"] = json!("Always");
+    injected(&alone);
 }
