@@ -51,7 +51,7 @@ pub use self::{
     gate::Gate,
     options::{LeaseOptions, Options, lease_name},
 };
-use etcd_tls_contract::{names, role::Domain, trusts::Unknown};
+use etcd_tls_contract::{certificate::Bundle, names, role::Domain, trusts::Unknown};
 
 use crate::{
     etcd::EtcdError,
@@ -241,14 +241,26 @@ impl Restarter {
     async fn answer_questions(&self) -> bool {
         let open = self.questions.open();
         for (domain, bundle) in &open {
-            let loaded = self.status.borrow().loaded.get(domain) == Some(&bundle.digest());
-            let answer = match self.observer.distrusting(*domain, bundle, loaded).await {
+            let answer = match self.observer.distrusting(*domain, bundle, self.has_loaded(*domain, bundle)).await {
                 Ok(members) => Others { members, unknown: None },
                 Err(why) => Others::unseen(why),
             };
             self.questions.answer(*domain, bundle, answer);
         }
         !open.is_empty()
+    }
+
+    /// Whether this pod's etcd has loaded `bundle`, which may be a part of the one on disk.
+    ///
+    /// # Errors
+    /// Why it cannot be seen.
+    fn has_loaded(&self, domain: Domain, bundle: &Bundle) -> Result<bool, String> {
+        let status = self.status.borrow();
+        if let Some(reason) = status.unknown.get(&domain) {
+            return Err(reason.as_str().to_owned());
+        }
+        let Some((on_disk, _)) = self.observer.bundles().remove(&domain) else { return Ok(false) };
+        Ok(status.loaded.get(&domain) == Some(&on_disk.digest()) && on_disk.contains(bundle))
     }
 
     /// Compares what is on disk with what etcd shows, and states what is loaded.

@@ -10,6 +10,8 @@ mod cleaning;
 mod policy;
 #[path = "issuers/scene.rs"]
 mod scene;
+#[path = "issuers/swap.rs"]
+mod swap;
 #[path = "issuers/trust.rs"]
 mod trust;
 

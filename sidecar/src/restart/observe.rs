@@ -313,26 +313,36 @@ impl Observer {
         None
     }
 
-    /// The members whose port does not show all CAs of `bundle`, by name; this one among them unless its etcd has `loaded` it.
+    /// The members whose port does not show all CAs of `bundle`, by name; this one among them unless its etcd has `loaded` it. A
+    /// member that does not answer is among them.
     ///
     /// # Errors
-    /// Why they cannot be seen.
+    /// None does without the CAs, as far as that can be seen, and a member's trust cannot be seen; why.
     pub(super) async fn distrusting(
         &self,
         domain: Domain,
         bundle: &Bundle,
-        loaded: bool,
+        loaded: Result<bool, String>,
     ) -> Result<Vec<String>, String> {
         let role = [Role::Peer, Role::Server].into_iter().find(|role| role.domain() == domain);
         let Some(role) = role.filter(|role| self.roles.contains(role)) else {
             return Err(format!("no port of this pod's etcd takes certificates of {domain}"));
         };
         let (_, known, members) = self.known().await.map_err(|error| error.to_string())?;
+        let loaded = &loaded;
         let looks = members.into_iter().map(|member| async move {
-            let trusts = if member.id == known.me { loaded } else { self.trusts(role, &member, bundle).await };
-            (!trusts).then(|| if member.name.is_empty() { format!("{:x}", member.id) } else { member.name })
+            let trusts = if member.id == known.me { loaded.clone() } else { self.trusts(role, &member, bundle).await };
+            (if member.name.is_empty() { format!("{:x}", member.id) } else { member.name }, trusts)
         });
-        Ok(join_all(looks).await.into_iter().flatten().collect())
+        let (mut against, mut unseen) = (Vec::new(), None);
+        for (name, trusts) in join_all(looks).await {
+            match trusts {
+                Ok(true) => {}
+                Ok(false) => against.push(name),
+                Err(why) => drop(unseen.get_or_insert_with(|| format!("{name}: {why}"))),
+            }
+        }
+        unseen.filter(|_| against.is_empty()).map_or(Ok(against), Err)
     }
 
     /// The domains in which a port of another member shows a CA that is not in the bundle on disk, with a digest of what it
@@ -366,18 +376,27 @@ impl Observer {
         None
     }
 
-    /// Whether one of the member's ports for `role` shows all CAs of `bundle`, or asks for no certificate.
-    async fn trusts(&self, role: Role, member: &Member, bundle: &Bundle) -> bool {
-        let urls = if role == Role::Peer { &member.peer_urls } else { &member.client_urls };
-        for endpoint in urls.iter().flat_map(|url| url.parse::<Endpoint>()) {
-            if !endpoint.tls {
-                return true;
-            }
+    /// Whether the member's first port for `role` that answers shows all CAs of `bundle`.
+    ///
+    /// # Errors
+    /// The port shows no CAs: it asks for no certificate, or has no TLS. The member may verify others all the same.
+    async fn trusts(&self, role: Role, member: &Member, bundle: &Bundle) -> Result<bool, String> {
+        let (urls, port) =
+            if role == Role::Peer { (&member.peer_urls, "peer") } else { (&member.client_urls, "client") };
+        let (tls, plain): (Vec<_>, Vec<_>) =
+            urls.iter().flat_map(|url| url.parse::<Endpoint>()).partition(|endpoint| endpoint.tls);
+        if tls.is_empty() && !plain.is_empty() {
+            return Err(format!("its {port} port has no TLS, so it does not show which CAs it trusts"));
+        }
+        for endpoint in tls {
             if let Ok(seen) = self.seen(&Port { role, endpoint }, None).await {
-                return seen.authorities.is_none_or(|shown| shows_all(&shown, &bundle.subjects()));
+                let shown = seen.authorities.ok_or_else(|| {
+                    format!("its {port} port asks for no certificate, so it does not show which CAs it trusts")
+                })?;
+                return Ok(shows_all(&shown, &bundle.subjects()));
             }
         }
-        false
+        Ok(false)
     }
 
     /// Whether a member accepts this one as a peer, by the first of its URLs that does.

@@ -86,16 +86,9 @@ impl Lab {
         let pod = json!({"metadata": {"name": name}, "spec": {"containers": [{"name": "c", "image": "c"}]}});
         eventually("a pod", LIMIT, || self.api.pod(namespace, pod.clone())).await
     }
-}
 
-const RBAC: &str = "rbac.authorization.k8s.io";
-/// The namespaces that there are.
-const NAMESPACES: [&str; 2] = ["cm", "csr"];
-
-impl<'a> Scene<'a> {
-    pub async fn new(lab: &'a Lab, namespace: &str, kind: Kind) -> Self {
-        let api = &lab.api;
-        let signer = format!("example.com/{namespace}");
+    /// Lets the service accounts of `namespace` request of the issuer `company` there, or of `signer`.
+    pub fn grant(&self, namespace: &str, kind: Kind, signer: &str) {
         let rule = match kind {
             Kind::CertManager => {
                 json!({"apiGroups": ["cert-manager.io"], "resources": ["signers"], "resourceNames": ["issuers.cert-manager.io/company"], "verbs": ["request"]})
@@ -118,11 +111,15 @@ impl<'a> Scene<'a> {
         if kind == Kind::CertManager {
             items.iter_mut().for_each(|item| item["metadata"]["namespace"] = namespace.into());
         }
-        api.apply(&json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string());
-        let issuer = CertManager::start(api, namespace, &signer);
-        let pod = lab.pod(namespace, "etcd-0").await;
-        let token = api.token(namespace, "default", Some(&pod)).await;
-        let directory = api.token_directory(&format!("token-{namespace}"), namespace, &token);
+        self.api.apply(&json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string());
+    }
+
+    /// The directory of `pod` with its token, and the environment of its containers.
+    pub async fn mounted(&self, namespace: &str, pod: &Pod) -> (TempDir, Vec<(String, String)>) {
+        let api = &self.api;
+        let name = pod.name_any();
+        let token = api.token(namespace, "default", Some(pod)).await;
+        let directory = api.token_directory(&format!("token-{namespace}-{name}"), namespace, &token);
         let dir = TempDir::new("issuers-pod");
         dir.dir("token");
         for name in ["token", "ca.crt"] {
@@ -131,12 +128,28 @@ impl<'a> Scene<'a> {
         let variable = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         let mut environment = api.pod_environment();
         environment.extend([
-            variable("POD_NAME", "etcd-0"),
+            variable("POD_NAME", &name),
             variable("POD_NAMESPACE", namespace),
             variable("POD_UID", &pod.uid().expect("a uid")),
             variable("POD_SERVICE_ACCOUNT", "default"),
             variable("NODE_NAME", "node-1"),
         ]);
+        (dir, environment)
+    }
+}
+
+const RBAC: &str = "rbac.authorization.k8s.io";
+/// The namespaces that there are.
+const NAMESPACES: [&str; 3] = ["cm", "csr", "swap"];
+
+impl<'a> Scene<'a> {
+    pub async fn new(lab: &'a Lab, namespace: &str, kind: Kind) -> Self {
+        let api = &lab.api;
+        let signer = format!("example.com/{namespace}");
+        lab.grant(namespace, kind, &signer);
+        let issuer = CertManager::start(api, namespace, &signer);
+        let pod = lab.pod(namespace, "etcd-0").await;
+        let (dir, environment) = lab.mounted(namespace, &pod).await;
         let address = "10.0.0.1".to_owned();
         let namespace = namespace.to_owned();
         let scene = Self { lab, namespace, kind, issuer, dir, pod, environment, address, of_issuer: false };

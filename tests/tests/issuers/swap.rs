@@ -1,0 +1,295 @@
+//! `trust: issuer` with three members of etcd and a client at work: the issuer's CA is swapped with no overlap.
+
+use std::{collections::BTreeSet, fs, process::Command};
+
+use etcd_tls_contract::{
+    certificate::{Bundle, Chain},
+    names,
+    role::Role,
+};
+use nix::sys::signal::Signal;
+use serde_json::json;
+use tests::{
+    cert_manager::CertManager,
+    etcd::{EtcdBinary, EtcdCluster, Member, MemberTls},
+    etcd_client::EtcdClient,
+    eventually, ports,
+    process::{Process, binary},
+    say,
+    stack::own_address,
+    supervisor::Supervisor,
+    temp::TempDir,
+    tier,
+    workload::{self, Workload},
+};
+
+use crate::scene::{Kind, LIMIT, Lab};
+
+const NAMESPACE: &str = "swap";
+const MEMBER: [Role; 2] = [Role::Peer, Role::Server];
+
+/// A pod with its sidecar.
+struct Pod {
+    /// `run`. Dropped before the directory with its log is.
+    sidecar: Option<Process>,
+    name: String,
+    roles: &'static [Role],
+    port: u16,
+    address: String,
+    of_run: Vec<String>,
+    environment: Vec<(String, String)>,
+    dir: TempDir,
+}
+
+impl Pod {
+    /// An object on the API server, as admission would have left it, and the pod's directory here.
+    async fn new(lab: &Lab, name: &str, roles: &'static [Role], address: &str) -> Self {
+        // The proxy of the API server, by which `status` asks, dials no loopback address.
+        let (port, ip) = (ports::loopback(), own_address().expect("an address but loopback's"));
+        let manifest = json!({
+            "metadata": {
+                "name": name, "labels": {names::INJECTED_LABEL: "true"},
+                "annotations": {"etcd-tls.dev/admin-port": port.to_string()},
+            },
+            "spec": {
+                "containers": [{"name": "c", "image": "c"}],
+                "initContainers": [{"name": "etcd-tls-sidecar", "image": "s", "restartPolicy": "Always"}],
+            },
+        });
+        let pod = eventually("a pod", LIMIT, || lab.api.pod(NAMESPACE, manifest.clone())).await;
+        lab.api.set_pod_ips(NAMESPACE, name, &[ip]).await;
+        let (dir, mut environment) = lab.mounted(NAMESPACE, &pod).await;
+        environment.push(("POD_IPS".to_owned(), address.to_owned()));
+        dir.write(format!("token/{}", names::RENEW_FILE), "");
+        let (name, address) = (name.to_owned(), address.to_owned());
+        Self { sidecar: None, name, roles, port, address, of_run: Vec::new(), environment, dir }
+    }
+
+    fn start(&self, subcommand: &str, more: &[String]) -> Process {
+        let roles: Vec<&str> = self.roles.iter().map(|role| role.as_str()).collect();
+        let mut command = Command::new(binary("etcd-tls-sidecar"));
+        command.arg(subcommand).arg(format!("--roles={}", roles.join(","))).args([
+            "--issuer=cert-manager:Issuer/company",
+            "--trust-of-issuer",
+            "--log-level=info",
+        ]);
+        // Requested as extra names: loopback addresses are not taken for a pod's own.
+        command.arg(format!("--extra-sans={}", self.address)).args(more);
+        for (flag, name) in [("--dir", "certs"), ("--trust-dir", "trust"), ("--token-dir", "token")] {
+            command.arg(flag).arg(self.dir.join(name));
+        }
+        command.arg("--termination-log").arg(self.dir.join("termination-log"));
+        command.envs(self.environment.iter().map(|(k, v)| (k, v)));
+        Process::spawn(subcommand, &mut command, self.dir.path())
+    }
+
+    /// The init container and then the sidecar.
+    async fn run(&mut self) {
+        let mut init = self.start("init", &[]);
+        assert!(init.wait(LIMIT).await.success(), "{}", init.log());
+        let more = [vec![format!("--admin-port={}", self.port)], self.of_run.clone()].concat();
+        self.sidecar = Some(self.start("run", &more));
+    }
+
+    fn sidecar(&mut self) -> &mut Process {
+        self.sidecar.as_mut().expect("it was started")
+    }
+
+    fn log(&self) -> String {
+        self.sidecar.as_ref().map(Process::log).unwrap_or_default()
+    }
+
+    /// A role's directory.
+    fn files(&self, role: Role) -> std::path::PathBuf {
+        self.dir.join("certs").join(role.as_str())
+    }
+
+    fn leaves(&self) -> Vec<Chain> {
+        let read = |role: &Role| fs::read(self.files(*role).join("tls.crt")).expect("a certificate");
+        self.roles.iter().map(|role| Chain::parse(&read(role)).expect("a chain")).collect()
+    }
+
+    /// The CAs of its certificates.
+    fn issuers(&self) -> BTreeSet<String> {
+        self.leaves().iter().map(Chain::authority).collect()
+    }
+
+    fn bundles(&self) -> Vec<Bundle> {
+        let read = |role: &Role| fs::read(self.files(*role).join("ca.crt")).expect("a bundle");
+        self.roles.iter().map(|role| Bundle::parse(&read(role)).expect("CAs")).collect()
+    }
+
+    /// Writes a value of the annotation `renew` where kubelet brings it.
+    fn renew(&self, value: &str) {
+        self.dir.write("token/.renew", value);
+        fs::rename(self.dir.join("token/.renew"), self.dir.join("token").join(names::RENEW_FILE)).expect("rename");
+    }
+
+    async fn metrics(&self) -> Result<String, String> {
+        let url = format!("http://127.0.0.1:{}", self.port);
+        let mut http = EtcdClient::plain().connect(&url).await.map_err(|e| e.to_string())?;
+        http.get("/metrics").await.map_err(|e| e.to_string())
+    }
+
+    /// Waits until its metrics have these members, and no others, for whom a certificate waits, for each role.
+    async fn waits_for(&self, members: &[&str]) {
+        eventually(&format!("{} to wait for {members:?}", self.name), LIMIT, || async {
+            let metrics = self.metrics().await?;
+            let shown: BTreeSet<&str> =
+                metrics.lines().filter(|line| line.starts_with("etcd_tls_certificate_waits_for_member{")).collect();
+            let expected: BTreeSet<String> = members
+                .iter()
+                .flat_map(|member| self.roles.iter().map(move |role| (role, member)))
+                .map(|(role, member)| {
+                    format!("etcd_tls_certificate_waits_for_member{{role=\"{role}\",member=\"{member}\"}} 1")
+                })
+                .collect();
+            if shown == expected.iter().map(String::as_str).collect() { Ok(()) } else { Err(format!("{shown:?}")) }
+        })
+        .await;
+    }
+}
+
+/// Three members, a client and their issuer.
+struct Cluster<'a> {
+    lab: &'a Lab,
+    issuer: CertManager,
+    members: Vec<Pod>,
+    client: Pod,
+    supervisor: Supervisor,
+    urls: Vec<String>,
+}
+
+impl<'a> Cluster<'a> {
+    async fn start(lab: &'a Lab, etcd: &EtcdBinary) -> Self {
+        lab.grant(NAMESPACE, Kind::CertManager, "example.com/swap");
+        let issuer = CertManager::start(&lab.api, NAMESPACE, "example.com/swap");
+        let mut members = Vec::new();
+        for n in 0..3 {
+            let address = format!("127.0.0.{},127.0.0.1", 2 + n);
+            members.push(Pod::new(lab, &format!("etcd-{n}"), &MEMBER, &address).await);
+        }
+        let mut client = Pod::new(lab, "client", &[Role::Client], "127.0.0.1").await;
+        let mut cluster = EtcdCluster::new(etcd, 3).with_tls(|member| {
+            let pod = members.iter().find(|pod| pod.name == member.name).expect("its pod");
+            MemberTls { server: Some(pod.files(Role::Server)), peer: Some(pod.files(Role::Peer)) }
+        });
+        for (pod, member) in members.iter_mut().zip(&cluster.members) {
+            pod.of_run = vec![
+                format!("--client-url={}", member.client_url()),
+                format!("--peer-url={}", member.peer_url()),
+                // kubelet's part is played by somebody without a back-off.
+                "--restart-pace=1s".to_owned(),
+                "--can-signal".to_owned(),
+            ];
+        }
+        for pod in members.iter_mut().chain([&mut client]) {
+            pod.run().await;
+        }
+        cluster.start().await;
+        let urls = cluster.members.iter().map(Member::client_url).collect();
+        Self { lab, issuer, members, client, supervisor: Supervisor::new(cluster), urls }
+    }
+
+    fn pods(&self) -> impl Iterator<Item = &Pod> {
+        self.members.iter().chain([&self.client])
+    }
+
+    /// As `kubectl etcd-tls renew` of all pods.
+    fn renew(&self, value: &str) {
+        self.pods().for_each(|pod| pod.renew(value));
+    }
+
+    fn workload(&self) -> Workload {
+        let mut options = workload::Options::new(self.urls.clone(), &self.client.files(Role::Client));
+        options.deadline = std::time::Duration::from_secs(10);
+        Workload::start(options)
+    }
+
+    async fn leader(&self) -> usize {
+        let urls: Vec<String> = self.supervisor.with(|c| c.members.iter().map(Member::metrics_url).collect());
+        tests::etcd::leader(&urls).await
+    }
+
+    fn status(&self) -> String {
+        let mut command = Command::new(binary("etcd-tls-webhook"));
+        command.args(["status", "-n", NAMESPACE]).env("KUBECONFIG", &self.lab.api.kubeconfig);
+        String::from_utf8_lossy(&command.output().expect("run status").stdout).into_owned()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ca_that_is_swapped_with_no_overlap_fails_no_write() {
+    let Some(etcd) = tier::etcd() else { return };
+    if own_address().is_none() {
+        tier::skip(2, "no address but loopback, which a pod cannot have", "a network interface with an address");
+        return;
+    }
+    let Some(lab) = Lab::new().await else { return };
+    let mut cluster = Cluster::start(&lab, &etcd).await;
+    let work = cluster.workload();
+    let begin = std::time::Instant::now();
+
+    // Renewed under the same CA: nobody waits, nobody restarts.
+    let before: Vec<Vec<Chain>> = cluster.pods().map(Pod::leaves).collect();
+    cluster.renew("first");
+    eventually("new certificates", LIMIT, || async {
+        let new = |(pod, before): (&Pod, &Vec<Chain>)| {
+            pod.leaves().iter().zip(before).all(|(now, before)| now.serial != before.serial)
+        };
+        let old: Vec<&str> =
+            cluster.pods().zip(&before).filter(|pair| !new(*pair)).map(|(pod, _)| &*pod.name).collect();
+        if old.is_empty() { Ok(()) } else { Err(format!("{old:?}")) }
+    })
+    .await;
+    assert_eq!(cluster.supervisor.ends().len(), 0, "a certificate needs no restart");
+
+    // Swapped, while a sidecar sleeps: its etcd trusts the old CA alone, and everybody waits for it. The leader's: a leader
+    // lets the others restart first, in any case.
+    let late = cluster.leader().await;
+    let others: Vec<usize> = (0..3).filter(|member| *member != late).collect();
+    let late_name = format!("etcd-{late}");
+    let old = Bundle::parse(cluster.issuer.ca().as_bytes()).expect("a CA");
+    cluster.members[late].sidecar().signal(Signal::SIGSTOP);
+    let next = Bundle::parse(cluster.issuer.replace_ca("next CA").as_bytes()).expect("a CA");
+    let both = old.union(&next);
+    cluster.renew("second");
+    for member in others.iter().map(|member| &cluster.members[*member]) {
+        member.waits_for(&[&late_name]).await;
+        let reason = format!("not trusted yet by etcd of {late_name}.");
+        assert!(member.log().contains(&reason), "{}", member.log());
+        assert_eq!(member.issuers(), ["CN=company CA".to_owned()].into(), "the old ones stay in use");
+        assert!(member.bundles().iter().all(|bundle| *bundle == both));
+    }
+    cluster.client.waits_for(&["unknown"]).await;
+    assert!(cluster.client.bundles().iter().all(|bundle| *bundle == both));
+    let status = cluster.status();
+    assert!(status.contains("CN=next CA") && status.contains(&late_name), "{status}");
+    say(&status);
+
+    // It wakes up.
+    cluster.members[late].sidecar().signal(Signal::SIGCONT);
+    eventually("certificates of the next CA", LIMIT, || async {
+        let of = |pod: &Pod| pod.issuers() == ["CN=next CA".to_owned()].into();
+        let late: Vec<&str> = cluster.members.iter().filter(|pod| !of(pod)).map(|pod| &*pod.name).collect();
+        if late.is_empty() { Ok(()) } else { Err(format!("{late:?}: {}", cluster.members[0].log())) }
+    })
+    .await;
+    for member in &cluster.members {
+        member.waits_for(&[]).await;
+    }
+    // The ports serve them.
+    for member in &mut cluster.members {
+        let log = member.sidecar();
+        log.logged("rotated: the new certificate is served", LIMIT).await;
+    }
+    let took = begin.elapsed();
+    let report = work.stop().await.expect("read etcd");
+    let (ends, away) = (cluster.supervisor.ends(), cluster.supervisor.most_away());
+    say(&format!("etcd {}: a CA swapped in {took:.0?}, {} restarts: {report}", etcd.version, ends.len()));
+    assert_eq!((report.failed, report.lost.len(), report.unseen.len()), (0, 0, 0), "{report}");
+    assert!(report.writes > 20, "the client hardly worked: {report}");
+    assert_eq!(away, 1, "members away at the same time");
+    let restarted: BTreeSet<usize> = ends.iter().map(|(i, _)| *i).collect();
+    assert_eq!((ends.len(), restarted.len()), (3, 3), "one restart of each: {ends:?}");
+}
