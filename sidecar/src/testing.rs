@@ -84,10 +84,11 @@ impl Authority {
         params.signed_by(&SubjectPublicKeyInfo::from_der(public_key).unwrap(), &self.issuer).unwrap().pem()
     }
 
-    /// A revocation list of these serial numbers, of an even number of digits, DER.
+    /// A revocation list of these serial numbers, DER. A serial number may have any number of digits: its first byte may be small.
     pub(crate) fn list(&self, number: u64, serials: &[&str]) -> Vec<u8> {
         let byte = |digits: &str| u8::from_str_radix(digits, 16).unwrap();
         let revoked = |serial: &&str| {
+            let serial = format!("{}{serial}", if serial.len().is_multiple_of(2) { "" } else { "0" });
             let bytes: Vec<u8> = (0..serial.len()).step_by(2).map(|at| byte(&serial[at..at + 2])).collect();
             RevokedCertParams {
                 serial_number: bytes.into(),
