@@ -217,7 +217,8 @@ where
         progress.refused = refused;
     }
 
-    /// Requests the renewal that a new value of the annotation `renew` calls for, even after a refusal.
+    /// Requests the renewal that a new value of the annotation `renew` calls for, even after a refusal. Instead of a certificate
+    /// that waits until members trust its CA, another one is requested: the issuer may have gone back.
     fn look_at_renew(&self, progress: &mut Progress<'_>) {
         let Some(file) = &self.renew else { return };
         let asks = progress.values.asks(file.value(), self.agent.roles());
@@ -227,6 +228,9 @@ where
         }
         for role in asks.roles {
             if let Some(state) = progress.roles.get_mut(&role) {
+                if self.agent.awaited().ask_again(role) {
+                    continue;
+                }
                 state.asked.ask();
                 state.hold_until = Duration::ZERO;
             }

@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use etcd_tls_contract::role::Role;
@@ -27,16 +27,29 @@ pub struct Wait {
 #[derive(Debug, Default)]
 pub struct Awaited {
     told: Notify,
-    by_role: Mutex<BTreeMap<Role, Wait>>,
+    by_role: Mutex<BTreeMap<Role, (Wait, Arc<Notify>)>>,
 }
 
 impl Awaited {
-    /// `role`'s certificate waits for the CA of this name, until `members` trust it.
-    pub fn begin(&self, role: Role, authority: &str, members: Vec<String>) {
+    /// `role`'s certificate waits for the CA of this name, until `members` trust it. Notified when another one is asked for
+    /// meanwhile.
+    pub fn begin(&self, role: Role, authority: &str, members: Vec<String>) -> Arc<Notify> {
         let cut = |name: &str| name.chars().take(MAX_NAME).collect();
         let members = members.iter().take(MAX_MEMBERS).map(|name| cut(name)).collect();
-        self.lock().insert(role, Wait { authority: cut(authority), members });
+        let wait = Wait { authority: cut(authority), members };
+        let mut all = self.lock();
+        let asked = all.get(&role).map(|(_, asked)| Arc::clone(asked)).unwrap_or_default();
+        all.insert(role, (wait, Arc::clone(&asked)));
+        drop(all);
         self.told.notify_one();
+        asked
+    }
+
+    /// Asks for another certificate of `role` instead of one that waits for members; whether one does.
+    pub fn ask_again(&self, role: Role) -> bool {
+        let all = self.lock();
+        let asked = all.get(&role).filter(|(wait, _)| !wait.members.is_empty()).map(|(_, asked)| asked.notify_one());
+        asked.is_some()
     }
 
     /// `role`'s certificate waits no more.
@@ -51,10 +64,10 @@ impl Awaited {
 
     /// All of them.
     pub fn all(&self) -> BTreeMap<Role, Wait> {
-        self.lock().clone()
+        self.lock().iter().map(|(role, (wait, _))| (*role, wait.clone())).collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Role, Wait>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Role, (Wait, Arc<Notify>)>> {
         self.by_role.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -63,8 +63,9 @@ const STALE_POLL: Duration = Duration::from_secs(20);
 pub struct Answer {
     /// The signer's statement of the bundles in force.
     pub in_force: Option<InForce>,
-    /// The issuer's CA, or why there is none.
-    pub authority: Result<Bundle, String>,
+    /// The issuer's CA, or why there is none. `None`: it was told before. A certificate that waits is looked at again and again,
+    /// but its issuer has named the CA once.
+    pub authority: Option<Result<Bundle, String>>,
 }
 
 impl Answer {
@@ -74,13 +75,15 @@ impl Answer {
             None => Err("it is empty".to_owned()),
             Some(ca) => Bundle::parse(ca).map_err(|error| error.to_string()),
         };
-        Ok(Self { in_force: InForce::parse(pem)?, authority })
+        Ok(Self { in_force: InForce::parse(pem)?, authority: Some(authority) })
     }
 
     /// Without a CA that is not the one of the certificate beside it: nobody has said that such a CA is to be trusted.
     fn beside(mut self, chain: &Chain) -> Self {
-        if self.authority.as_ref().is_ok_and(|authority| !authority.contains_issuer_of(chain)) {
-            self.authority = Err(format!("it is not the CA of the certificate, {}", chain.authority()));
+        if let Some(Ok(authority)) = &self.authority
+            && !authority.contains_issuer_of(chain)
+        {
+            self.authority = Some(Err(format!("it is not the CA of the certificate, {}", chain.authority())));
         }
         self
     }
@@ -164,7 +167,7 @@ async fn request<A: Api, C: Clock, F: Files>(mut issuance: Issuance<'_, A, C, F>
                     Err(failure @ Failure::Rejected { .. }) => Err(issuance.forget(failure)),
                     Err(failure) => Err(failure),
                     Ok(Proof::Again(reason)) => {
-                        tracing::warn!(%reason, "the certificate cannot be verified; another is requested");
+                        tracing::warn!(%reason, "the certificate is not used; another is requested");
                         (key, resumed) = issuance.key(false)?;
                         continue;
                     }
@@ -194,7 +197,8 @@ async fn request<A: Api, C: Clock, F: Files>(mut issuance: Issuance<'_, A, C, F>
 enum Proof {
     /// It is what was asked for.
     Good(Box<Entry>),
-    /// Its answer does not confirm the bundle on offer, or it has expired: only another answer helps. Says why.
+    /// Its answer does not confirm the bundle on offer, or it has expired: only another answer helps; or another is asked for. Says
+    /// why.
     Again(String),
 }
 
@@ -364,7 +368,7 @@ impl<A: Api, C: Clock, F: Files> Issuance<'_, A, C, F> {
         let Template { role, sans, .. } = self.template;
         let rejected = |reason: String| Failure::Rejected { name: name.to_owned(), reason };
         let chain = Chain::parse(pem.as_bytes()).map_err(|e| rejected(e.to_string()))?;
-        let answer = Answer::read(pem, ca).map_err(|e| rejected(e.to_string()))?.beside(&chain);
+        let mut answer = Answer::read(pem, ca).map_err(|e| rejected(e.to_string()))?.beside(&chain);
         let in_use = self.current.map(|entry| entry.chain().not_after);
         let changed = changes::judge(self.template, &chain, in_use, self.clock.now());
         if let Some(changed) = changed.map_err(|e| rejected(e.to_string()))? {
@@ -375,6 +379,7 @@ impl<A: Api, C: Clock, F: Files> Issuance<'_, A, C, F> {
         loop {
             let now = self.clock.now();
             let Bundles { bundles, doubt, unconfirmed, in_force } = (self.bundles)(role.domain(), Some(&answer));
+            answer.authority = None;
             let stated = in_force.is_some();
             let (mut reason, mut proven) = ("there is no trust bundle to verify it under".to_owned(), None);
             for bundle in &bundles {
@@ -408,8 +413,12 @@ impl<A: Api, C: Clock, F: Files> Issuance<'_, A, C, F> {
                     tracing::warn!(%reason, "a signed certificate waits; the one in use stays");
                     said.clone_from(&reason);
                 }
-                self.awaited.begin(*role, &chain.authority(), others.members);
-                self.pause(OVERLAP_POLL, name, &reason).await?;
+                let asked = self.awaited.begin(*role, &chain.authority(), others.members);
+                tokio::select! {
+                    biased;
+                    () = asked.notified() => return Ok(Proof::Again(format!("{reason}; the annotation renew asks for another one"))),
+                    paused = self.pause(OVERLAP_POLL, name, &reason) => paused?,
+                }
                 continue;
             }
             let early = chain.not_before > now && chain.not_before.duration_since(now).unwrap_or_default() <= AHEAD;

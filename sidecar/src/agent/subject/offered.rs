@@ -126,8 +126,8 @@ impl<C: Clock, F: Files> Agent<C, F> {
     /// The bundles that a new certificate of `domain` may verify under: those in use, then the one on offer, if it is
     /// believed by what was stated before or by `answer`.
     pub(super) fn bundles(&self, domain: Domain, answer: Option<&Answer>) -> Bundles {
-        if let Some(answer) = answer {
-            self.hear_authority(&answer.authority);
+        if let Some(authority) = answer.and_then(|answer| answer.authority.as_ref()) {
+            self.hear_authority(authority);
         }
         let held = self.held.borrow();
         let mut found = Bundles::default();

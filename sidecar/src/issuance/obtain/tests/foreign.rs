@@ -1,5 +1,7 @@
 //! Answers of an issuer of another project.
 
+use std::cell::Cell;
+
 use etcd_tls_contract::{certificate::Chain, role::Role};
 use rcgen::{CertificateParams, CustomExtension, DnType, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, SanType};
 
@@ -137,6 +139,9 @@ fn a_leaf_of_a_ca_with_no_overlap_waits_until_the_members_trust_it() {
     assert!(elapsed >= 3 * HOUR && elapsed < 3 * HOUR + Duration::from_secs(60), "{elapsed:?}");
     assert!(scene.awaited.all().is_empty(), "it waits no more");
     assert_eq!(scene.created(), 1);
+    let heard: Vec<bool> = scene.heard.borrow().iter().map(|answer| answer.authority.is_some()).collect();
+    assert!(heard.len() > 100 && heard[0], "looked at again and again: {}", heard.len());
+    assert_eq!(heard.iter().filter(|told| **told).count(), 1, "the issuer has named its CA once");
     // A leaf of the CA in use waits for nobody, and without a certificate in use there is nothing to go on with.
     scene.others = Some(Box::new(|_, _| Others::unseen("never")));
     let begun = scene.clock.elapsed();
@@ -176,4 +181,26 @@ fn a_leaf_of_a_ca_with_no_overlap_is_used_before_the_one_in_use_ends() {
     scene.others = Some(Box::new(|_, _| Others { members: vec!["etcd-1".to_owned()], unknown: None }));
     let failure = scene.obtain().unwrap_err().to_string();
     assert!(failure.contains("of CN=test CA, not trusted yet by etcd of etcd-1"), "{failure}");
+}
+
+/// The annotation `renew` while a certificate waits: the issuer has gone back to its CA, so another one waits for nobody.
+#[test]
+fn another_one_is_requested_instead_of_one_that_waits() {
+    let (mut scene, old) = swapped(24 * HOUR);
+    let awaited = Rc::clone(&scene.awaited);
+    assert!(!awaited.ask_again(Role::Peer), "none waits");
+    let (clock, server) = (scene.clock.clone(), Rc::clone(&scene.server));
+    let asked = Cell::new(false);
+    scene.others = Some(Box::new(move |_, _| {
+        if clock.elapsed() > HOUR && !asked.replace(true) {
+            server.borrow_mut().judge = signer(&old, &clock, 24 * HOUR);
+            assert!(awaited.ask_again(Role::Peer));
+        }
+        Others { members: vec!["etcd-1".to_owned()], unknown: None }
+    }));
+    let entry = scene.obtain().unwrap();
+    assert_eq!(entry.chain().authority(), "CN=the CA of before");
+    assert_eq!(scene.created(), 2);
+    let elapsed = scene.clock.elapsed();
+    assert!(elapsed > HOUR && elapsed < HOUR + Duration::from_secs(60), "{elapsed:?}");
 }

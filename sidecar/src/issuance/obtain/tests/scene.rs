@@ -135,7 +135,7 @@ pub(super) struct Scene {
     pub(super) limit: Option<Duration>,
     /// Who does not trust a bundle yet, where it comes with the answer.
     pub(super) others: Option<Seen>,
-    pub(super) awaited: Awaited,
+    pub(super) awaited: Rc<Awaited>,
 }
 
 impl Drop for Scene {
@@ -187,7 +187,7 @@ impl Scene {
             heard: RefCell::default(),
             limit: None,
             others: None,
-            awaited: Awaited::default(),
+            awaited: Rc::default(),
         }
     }
 
