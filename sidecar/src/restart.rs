@@ -191,7 +191,7 @@ impl Restarter {
         let (mut unserved, mut cut) = (self.unserved.subscribe(), self.cut_asked.subscribe());
         loop {
             let pause = self.tick().await;
-            self.look_ahead().await;
+            let pause = pause.min(self.look_ahead().await);
             let pause = if self.answer_questions().await { pause.min(QUESTIONS) } else { pause };
             tokio::select! {
                 () = self.questions.asked() => {}
@@ -228,13 +228,17 @@ impl Restarter {
         }
     }
 
-    /// Notes where other members trust more CAs than are on disk.
-    async fn look_ahead(&self) {
-        if !self.questions.looks_ahead() {
-            return;
+    /// Notes where other members trust more CAs than are on disk, unless that was just done; how soon it wants to look again.
+    async fn look_ahead(&self) -> Duration {
+        match self.questions.looks_ahead_in(std::time::Instant::now()) {
+            None => REST,
+            Some(wait) if !wait.is_zero() => wait,
+            Some(_) => {
+                let ahead = self.observer.ahead().await;
+                self.status.send_if_modified(|status| std::mem::replace(&mut status.ahead, ahead.clone()) != ahead);
+                REST
+            }
         }
-        let ahead = self.observer.ahead().await;
-        self.status.send_if_modified(|status| std::mem::replace(&mut status.ahead, ahead.clone()) != ahead);
     }
 
     /// Tells who waits which members do not trust their bundle yet; whether anybody waits.

@@ -15,6 +15,9 @@ use tokio::sync::Notify;
 /// How long a question counts: it is asked again and again while a certificate waits.
 const ASKED: Duration = Duration::from_secs(30);
 
+/// The least time between two looks ahead, which dial each member.
+const AHEAD: Duration = Duration::from_secs(10);
+
 /// The word for members that cannot be seen.
 pub const UNKNOWN: &str = "unknown";
 
@@ -42,6 +45,8 @@ pub type Distrusting<'a> = &'a dyn Fn(Domain, &Bundle) -> Others;
 pub struct Questions {
     by_domain: Mutex<BTreeMap<Domain, Question>>,
     ahead: AtomicBool,
+    /// When it was last looked ahead.
+    looked: Mutex<Option<Instant>>,
     asked: Notify,
 }
 
@@ -71,9 +76,18 @@ impl Questions {
         self.ahead.store(true, Ordering::Relaxed);
     }
 
-    /// See [`Self::look_ahead`].
-    pub fn looks_ahead(&self) -> bool {
-        self.ahead.load(Ordering::Relaxed)
+    /// How long it may not be looked again, however often the caller comes by; zero: it counts as looked at `now`. `None`:
+    /// nobody wants a look. See [`Self::look_ahead`].
+    pub fn looks_ahead_in(&self, now: Instant) -> Option<Duration> {
+        if !self.ahead.load(Ordering::Relaxed) {
+            return None;
+        }
+        let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        let wait = looked.map_or(Duration::ZERO, |at| AHEAD.saturating_sub(now.saturating_duration_since(at)));
+        if wait.is_zero() {
+            *looked = Some(now);
+        }
+        Some(wait)
     }
 
     /// The open questions.
@@ -104,6 +118,21 @@ impl Questions {
 mod tests {
     use super::*;
     use crate::testing::Authority;
+
+    #[test]
+    fn looks_ahead_have_a_pace() {
+        let (questions, begin) = (Questions::default(), Instant::now());
+        assert_eq!(questions.looks_ahead_in(begin), None);
+        questions.look_ahead();
+        // A loop that comes by every 10 ms for five minutes looks 30 times, and knows when to come again.
+        let mut looks = 0;
+        for step in 0..30_000_u32 {
+            let wait = questions.looks_ahead_in(begin + step * Duration::from_millis(10)).unwrap_or_default();
+            assert!(wait <= AHEAD, "{wait:?}");
+            looks += u32::from(wait.is_zero());
+        }
+        assert_eq!(looks, 30);
+    }
 
     #[test]
     fn an_answer_is_of_the_bundle_that_was_asked_about() {
