@@ -5,16 +5,14 @@
 //! and every etcd of `ETCD_VERSIONS`.
 
 use std::{
-    collections::BTreeMap,
     fs,
     time::{Duration, Instant},
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use etcd_tls_contract::{certificate::Bundle, role::Domain, settings::Reload};
+use etcd_tls_contract::{certificate::Bundle, settings::Reload};
 use etcd_tls_sidecar::{
     etcd::{Client, Created},
-    issuance::others::Others,
     kube::pod::PodCredentials,
     restart::{self, LeaseOptions, lock},
 };
@@ -23,7 +21,7 @@ use kube::{Api, api::PostParams};
 use serde_json::json;
 use tests::{
     apiserver::{ApiServer, from_json},
-    etcd::{EtcdBinary, leader},
+    etcd::EtcdBinary,
     eventually,
     pki::Ca,
     pods::{Pods, bundle},
@@ -283,61 +281,6 @@ async fn a_ca_that_takes_over_its_predecessors_name_is_restarted_for() {
         pods.loaded(&bundle(&[&old]), RESTART).await;
         pods.roll_over(&old, &new, 3 * RESTART).await;
         assert_eq!((pods.supervisor.most_away(), pods.supervisor.ends().len()), (1, 6));
-    }
-}
-
-/// A certificate of a CA that an issuer swapped waits for these members.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_members_that_do_not_trust_a_ca_yet_are_named() {
-    for binary in binaries() {
-        for (old, new) in [(Ca::new("old"), Ca::new("new")), (Ca::new("same"), Ca::new("same"))] {
-            let mut pods = Pods::start(&binary, 3, &old).await;
-            pods.loaded(&bundle(&[&old]), RESTART).await;
-            let both = bundle(&[&old, &new]);
-            // A leader lets the others restart first.
-            let urls: Vec<_> = pods.supervisor.with(|c| c.members.iter().map(|m| m.metrics_url()).collect());
-            let last = leader(&urls).await;
-            let others: Vec<usize> = (0..3).filter(|member| *member != last).collect();
-            let names = |members: &[usize]| members.iter().map(|member| format!("etcd-{member}")).collect::<Vec<_>>();
-            let waits = async |pods: &Pods, members: &[usize]| {
-                for domain in [Domain::Peer, Domain::Client] {
-                    let expected = Others { members: names(members), unknown: None };
-                    eventually(&format!("{domain}: {expected:?}"), RESTART, || async {
-                        let mut seen = pods.pods[others[0]].distrusting(domain, &both);
-                        seen.members.sort();
-                        if seen == expected { Ok(()) } else { Err(format!("{seen:?}")) }
-                    })
-                    .await;
-                }
-            };
-            waits(&pods, &[0, 1, 2]).await;
-            for member in &others {
-                pods.pods[*member].files.trust(&both);
-                pods.pods[*member].installed();
-            }
-            eventually("two members have loaded both", 2 * RESTART, || async {
-                let loaded = others.iter().all(|member| pods.pods[*member].has_loaded(&both));
-                if loaded { Ok(()) } else { Err("not yet") }
-            })
-            .await;
-            waits(&pods, &[last]).await;
-            // It sees that the others trust more, so that its sidecar asks the issuer.
-            assert_eq!(pods.pods[others[0]].status().ahead, BTreeMap::new(), "nobody trusts more than it");
-            eventually("the last member sees the others' CA", RESTART, || async {
-                pods.pods[last].installed();
-                tokio::time::sleep(Duration::from_millis(500)).await;
-                let ahead: Vec<Domain> = pods.pods[last].status().ahead.into_keys().collect();
-                if ahead == [Domain::Peer, Domain::Client] { Ok(()) } else { Err(format!("{ahead:?}")) }
-            })
-            .await;
-            // One that is away is not one that trusts it.
-            pods.supervisor.hold_down(last);
-            waits(&pods, &[last]).await;
-            pods.pods[last].files.trust(&both);
-            pods.pods[last].installed();
-            pods.supervisor.free(last);
-            waits(&pods, &[]).await;
-        }
     }
 }
 
