@@ -1,6 +1,12 @@
 //! `trust: issuer` with three members of etcd and a client at work: the issuer's CA is swapped with no overlap.
 
-use std::{collections::BTreeSet, fs, process::Command};
+use std::{
+    collections::BTreeSet,
+    fs,
+    process::Command,
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
 
 use etcd_tls_contract::{
     certificate::{Bundle, Chain},
@@ -20,13 +26,17 @@ use tests::{
     supervisor::Supervisor,
     temp::TempDir,
     tier,
-    workload::{self, Workload},
+    workload::{self, Report, Workload},
 };
 
 use crate::scene::{Kind, LIMIT, Lab};
 
 const NAMESPACE: &str = "swap";
 const MEMBER: [Role; 2] = [Role::Peer, Role::Server];
+
+fn list(roles: &[Role]) -> String {
+    roles.iter().map(|role| role.as_str()).collect::<Vec<_>>().join(",")
+}
 
 /// A pod with its sidecar.
 struct Pod {
@@ -49,7 +59,10 @@ impl Pod {
         let manifest = json!({
             "metadata": {
                 "name": name, "labels": {names::INJECTED_LABEL: "true"},
-                "annotations": {"etcd-tls.dev/admin-port": port.to_string()},
+                "annotations": {
+                    "etcd-tls.dev/admin-port": port.to_string(), "etcd-tls.dev/issuer": "cert-manager:Issuer/company",
+                    "etcd-tls.dev/trust": "issuer", "etcd-tls.dev/roles": list(roles), "etcd-tls.dev/containers": "c",
+                },
             },
             "spec": {
                 "containers": [{"name": "c", "image": "c"}],
@@ -66,9 +79,8 @@ impl Pod {
     }
 
     fn start(&self, subcommand: &str, more: &[String]) -> Process {
-        let roles: Vec<&str> = self.roles.iter().map(|role| role.as_str()).collect();
         let mut command = Command::new(binary("etcd-tls-sidecar"));
-        command.arg(subcommand).arg(format!("--roles={}", roles.join(","))).args([
+        command.arg(subcommand).arg(format!("--roles={}", list(self.roles))).args([
             "--issuer=cert-manager:Issuer/company",
             "--trust-of-issuer",
             "--log-level=info",
@@ -129,6 +141,15 @@ impl Pod {
         let url = format!("http://127.0.0.1:{}", self.port);
         let mut http = EtcdClient::plain().connect(&url).await.map_err(|e| e.to_string())?;
         http.get("/metrics").await.map_err(|e| e.to_string())
+    }
+
+    /// Waits until its metrics have this line.
+    async fn shows(&self, line: &str) {
+        eventually(&format!("{}: {line}", self.name), LIMIT, || async {
+            let metrics = self.metrics().await?;
+            if metrics.lines().any(|l| l == line) { Ok(()) } else { Err(metrics) }
+        })
+        .await;
     }
 
     /// Waits until its metrics have these members, and no others, for whom a certificate waits, for each role.
@@ -200,10 +221,20 @@ impl<'a> Cluster<'a> {
         self.pods().for_each(|pod| pod.renew(value));
     }
 
-    fn workload(&self) -> Workload {
-        let mut options = workload::Options::new(self.urls.clone(), &self.client.files(Role::Client));
-        options.deadline = std::time::Duration::from_secs(10);
-        Workload::start(options)
+    /// A client at work, an operation of which may take this long.
+    fn workload(&self, deadline: Duration) -> Workload {
+        let options = workload::Options::new(self.urls.clone(), &self.client.files(Role::Client));
+        Workload::start(workload::Options { deadline, ..options })
+    }
+
+    /// Waits until all certificates of the members are of the CA.
+    async fn members_have(&self, authority: &str) {
+        eventually(&format!("certificates of {authority}"), LIMIT, || async {
+            let of = |pod: &Pod| pod.issuers() == [authority.to_owned()].into();
+            let late: Vec<&str> = self.members.iter().filter(|pod| !of(pod)).map(|pod| &*pod.name).collect();
+            if late.is_empty() { Ok(()) } else { Err(format!("{late:?}: {}", self.members[0].log())) }
+        })
+        .await;
     }
 
     async fn leader(&self) -> usize {
@@ -218,17 +249,27 @@ impl<'a> Cluster<'a> {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_ca_that_is_swapped_with_no_overlap_fails_no_write() {
-    let Some(etcd) = tier::etcd() else { return };
+fn nothing_lost(report: &Report) {
+    assert_eq!((report.failed, report.lost.len(), report.unseen.len()), (0, 0, 0), "{report}");
+    assert!(report.writes > 20, "the client hardly worked: {report}");
+}
+
+/// `None`, having said so, where the machine lacks something.
+async fn lab() -> Option<(EtcdBinary, Lab)> {
+    let etcd = tier::etcd()?;
     if own_address().is_none() {
         tier::skip(2, "no address but loopback, which a pod cannot have", "a network interface with an address");
-        return;
+        return None;
     }
-    let Some(lab) = Lab::new().await else { return };
+    Some((etcd, Lab::new().await?))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ca_that_is_swapped_with_no_overlap_fails_no_write() {
+    let Some((etcd, lab)) = lab().await else { return };
     let mut cluster = Cluster::start(&lab, &etcd).await;
-    let work = cluster.workload();
-    let begin = std::time::Instant::now();
+    let work = cluster.workload(Duration::from_secs(10));
+    let begin = Instant::now();
 
     // Renewed under the same CA: nobody waits, nobody restarts.
     let before: Vec<Vec<Chain>> = cluster.pods().map(Pod::leaves).collect();
@@ -269,12 +310,7 @@ async fn a_ca_that_is_swapped_with_no_overlap_fails_no_write() {
 
     // It wakes up.
     cluster.members[late].sidecar().signal(Signal::SIGCONT);
-    eventually("certificates of the next CA", LIMIT, || async {
-        let of = |pod: &Pod| pod.issuers() == ["CN=next CA".to_owned()].into();
-        let late: Vec<&str> = cluster.members.iter().filter(|pod| !of(pod)).map(|pod| &*pod.name).collect();
-        if late.is_empty() { Ok(()) } else { Err(format!("{late:?}: {}", cluster.members[0].log())) }
-    })
-    .await;
+    cluster.members_have("CN=next CA").await;
     for member in &cluster.members {
         member.waits_for(&[]).await;
     }
@@ -287,9 +323,70 @@ async fn a_ca_that_is_swapped_with_no_overlap_fails_no_write() {
     let report = work.stop().await.expect("read etcd");
     let (ends, away) = (cluster.supervisor.ends(), cluster.supervisor.most_away());
     say(&format!("etcd {}: a CA swapped in {took:.0?}, {} restarts: {report}", etcd.version, ends.len()));
-    assert_eq!((report.failed, report.lost.len(), report.unseen.len()), (0, 0, 0), "{report}");
-    assert!(report.writes > 20, "the client hardly worked: {report}");
+    nothing_lost(&report);
     assert_eq!(away, 1, "members away at the same time");
     let restarted: BTreeSet<usize> = ends.iter().map(|(i, _)| *i).collect();
     assert_eq!((ends.len(), restarted.len()), (3, 3), "one restart of each: {ends:?}");
+}
+
+/// The limit that docs/issuers.md states: a member that is made anew in the middle of a swap trusts the new CA alone. The others
+/// do not restart, since that would cost the quorum; restarted by hand, they all come together.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_is_made_anew_in_a_swap_stops_the_restarts_of_the_others() {
+    let Some((etcd, lab)) = lab().await else { return };
+    let mut cluster = Cluster::start(&lab, &etcd).await;
+    // A restart by hand is an outage here.
+    let work = cluster.workload(Duration::from_secs(60));
+    let begin = Instant::now();
+    let anew = (cluster.leader().await + 1) % 3;
+    let others: Vec<usize> = (0..3).filter(|member| *member != anew).collect();
+
+    cluster.supervisor.hold_down(anew);
+    cluster.members[anew].sidecar = None;
+    let old = Bundle::parse(cluster.issuer.ca().as_bytes()).expect("a CA");
+    let next = Bundle::parse(cluster.issuer.replace_ca("next CA").as_bytes()).expect("a CA");
+    let both = old.union(&next);
+    for pod in others.iter().map(|member| &cluster.members[*member]).chain([&cluster.client]) {
+        pod.renew("swapped");
+    }
+    for member in &others {
+        cluster.members[*member].waits_for(&["etcd-0", "etcd-1", "etcd-2"]).await;
+        cluster.members[*member].shows("etcd_tls_restart_waits{reason=\"unhealthy\"} 1").await;
+    }
+    // Its pod is created again, with the data of before.
+    let member = &mut cluster.members[anew];
+    fs::remove_dir_all(member.dir.join("certs")).expect("remove the certificates");
+    member.run().await;
+    assert!(member.bundles().iter().all(|bundle| *bundle == next), "it trusts the new CA alone");
+    cluster.supervisor.free(anew);
+    // As long as it stays cut off, nobody restarts, and the quorum of the others works.
+    let (writes, ends) = (work.figures().writes.load(Ordering::Relaxed), cluster.supervisor.ends());
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert!(work.figures().writes.load(Ordering::Relaxed) > writes, "the quorum works");
+    assert_eq!(cluster.supervisor.ends(), ends, "nobody restarts");
+    for member in &others {
+        cluster.members[*member].shows("etcd_tls_restart_waits{reason=\"unhealthy\"} 1").await;
+        assert_eq!(cluster.members[*member].issuers(), ["CN=company CA".to_owned()].into());
+    }
+    let status = cluster.status();
+    assert!(status.contains("that waits: another member is not healthy"), "{status}");
+    say(&status);
+
+    for member in &others {
+        cluster.supervisor.terminate(*member);
+        let loaded = format!("etcd has loaded the trust bundle domain=peer digest={}", both.digest());
+        cluster.members[*member].sidecar().logged(&loaded, LIMIT).await;
+    }
+    cluster.members_have("CN=next CA").await;
+    eventually("all members to be healthy", LIMIT, || async {
+        let checks: Vec<_> = cluster.supervisor.with(|c| c.members.iter().map(Member::healthy_now).collect());
+        for check in checks {
+            check.await?;
+        }
+        Ok::<(), String>(())
+    })
+    .await;
+    let report = work.stop().await.expect("read etcd");
+    say(&format!("etcd {}: a member made anew in a swap, {:.0?}: {report}", etcd.version, begin.elapsed()));
+    nothing_lost(&report);
 }
