@@ -1,8 +1,8 @@
 //! `trust: issuer`: the bundle comes with the issuer's answers, on a real API server.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use etcd_tls_contract::certificate::Bundle;
+use etcd_tls_contract::certificate::{Bundle, Chain};
 use tests::{cert_manager::Behaviour, etcd_client::EtcdClient, eventually};
 
 use crate::scene::{Kind, LIMIT, Lab, Scene};
@@ -48,6 +48,7 @@ async fn the_bundle_comes_with_the_issuers_answers() {
     assert!(init.wait(LIMIT).await.success(), "{}", init.log());
     assert!(init.log().contains("the issuer's answer has no CA (status.ca)"), "{}", init.log());
     assert_eq!(scene.bundle(), old);
+    let long = Chain::parse(&scene.files()["peer/tls.crt"]).expect("a chain");
 
     // A CA that is swapped with no overlap: trusted at once beside the old one; the leaf waits, and it is shown for whom.
     scene.issuer.behave(Behaviour::Life(Duration::from_secs(90)));
@@ -87,4 +88,6 @@ async fn the_bundle_comes_with_the_issuers_answers() {
     })
     .await;
     run.kill();
+    // The life that counts is the pod's own: one of the old CA that lives longer, as a client may have it, is refused by now.
+    assert!(long.not_after > SystemTime::now() && !scene.bundle().contains_issuer_of(&long));
 }
