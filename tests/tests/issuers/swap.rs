@@ -308,6 +308,21 @@ async fn a_ca_that_is_swapped_with_no_overlap_fails_no_write() {
     assert!(status.contains("CN=next CA") && status.contains(&late_name), "{status}");
     say(&status);
 
+    // A new value of the annotation requests other certificates in place of those that wait.
+    let member = &cluster.members[others[0]];
+    member.renew("third");
+    for role in MEMBER {
+        let again = format!("renewal{{role=\"{role}\"");
+        eventually("another request", LIMIT, || async {
+            let log = member.log();
+            let asked =
+                |line: &str| line.contains(&again) && line.contains("the annotation renew asks for another one");
+            if log.lines().any(asked) { Ok(()) } else { Err(log) }
+        })
+        .await;
+    }
+    member.waits_for(&[&late_name]).await;
+
     // It wakes up.
     cluster.members[late].sidecar().signal(Signal::SIGCONT);
     cluster.members_have("CN=next CA").await;
