@@ -89,8 +89,12 @@ async fn keeps_its_files_at_every_answer_of_the_issuer(scene: &mut Scene<'_>) {
     }
     for (behaviour, reason, verdict) in cases {
         scene.issuer.behave(behaviour.clone());
-        let failure = scene.init().await.expect_err("no certificate");
-        assert!(failure.contains(verdict) && failure.contains(reason), "{behaviour:?}: {failure}");
+        // The certificates there lack an address, and etcd can start with them.
+        let mut init = scene.start("init", &[]);
+        assert!(init.wait(LIMIT).await.success(), "{behaviour:?}: {}", init.log());
+        let log = init.log();
+        assert!(log.contains(verdict) && log.contains(reason), "{behaviour:?}: {log}");
+        assert!(log.contains("the certificate on disk stays in use"), "{behaviour:?}: {log}");
         assert_eq!(scene.files(), files, "{behaviour:?}: the files stay");
     }
     scene.issuer.behave(Behaviour::Sign);
@@ -116,6 +120,8 @@ async fn follows_a_change_of_the_ca(scene: &mut Scene<'_>) {
     assert_eq!(scene.files(), files, "the old files stay");
     scene.publish(&last);
     assert!(init.wait(LIMIT).await.success(), "{}", init.log());
+    // On a slow machine the first one has gone on with the old files.
+    scene.init().await.expect("certificates of the last CA");
     assert_eq!(scene.issuers(), ["CN=last CA".to_owned()].into());
 }
 

@@ -161,6 +161,15 @@ impl Bundle {
         (!certificates.is_empty()).then_some(Self { certificates })
     }
 
+    /// The part of it with the subjects of `others`. Certificates of one subject are told apart by their number alone where only subjects
+    /// are shown.
+    #[must_use]
+    pub fn named_like(&self, others: &Self) -> Self {
+        let subjects = others.subjects();
+        let same = self.authorities().filter(|(_, authority)| subjects.contains(&authority.subject));
+        Self { certificates: same.map(|(der, _)| der.to_vec()).collect() }
+    }
+
     /// The part of it of which `keep` is true; `None`: nothing.
     #[must_use]
     pub fn only(&self, keep: impl Fn(&[u8]) -> bool) -> Option<Self> {

@@ -8,7 +8,7 @@ use k8s_openapi::api::{
 use kube::{Api, Client, api::PostParams};
 use serde_json::Value;
 
-use super::finding::Finding;
+use super::finding::{APPLY, Finding};
 use crate::{controller::client::within, operator::Right, status::State};
 
 const SEE: &str = "docs/check.md#rights";
@@ -124,7 +124,7 @@ pub(super) async fn look(client: &Client, system: &str) -> Vec<Finding> {
             let more = missing.len().saturating_sub(NAMED);
             let more = if more == 0 { String::new() } else { format!(" and {more} more") };
             let named = missing.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
-            let next = "kubectl apply -k manifests";
+            let next = APPLY;
             Finding::bad(State::Failing, subject(process), format!("it lacks {named}{more}"), next, SEE)
         });
     }

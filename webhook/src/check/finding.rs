@@ -9,6 +9,10 @@ use crate::{
     status::{self, State},
 };
 
+/// The next command where something of the install is missing or another one. `manifests` alone would reset an overlay.
+pub(super) const APPLY: &str =
+    "kubectl apply -k manifests   # or your overlay, or helm upgrade: what you installed with";
+
 /// One thing that was looked at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Finding {

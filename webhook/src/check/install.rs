@@ -25,7 +25,7 @@ use tokio::{sync::watch, time::sleep};
 
 use super::{
     accounts,
-    finding::{Finding, unseen, words},
+    finding::{APPLY, Finding, unseen, words},
     leaders::{self, Seen},
     policy, without_webhook,
 };
@@ -44,7 +44,6 @@ const SEE_WEBHOOK: &str = "docs/check.md#webhook";
 const SEE_GUARDS: &str = "docs/check.md#admission-policies";
 const SEE_LEASES: &str = "docs/check.md#leases";
 const SEE_CLOCK: &str = "docs/check.md#clock";
-const APPLY: &str = "kubectl apply -k manifests";
 /// Between two looks at a Lease: a leader renews it every 3 s.
 const TWO_RENEWALS: Duration = Duration::from_secs(7);
 /// Namespaces that are looked at for one that has opted in.

@@ -5,7 +5,7 @@ use std::path::Path;
 use etcd_tls_contract::{names, policy::Policy};
 use k8s_openapi::api::core::v1::ConfigMap;
 
-use super::finding::Finding;
+use super::finding::{APPLY, Finding};
 use crate::{error::Error, status::State};
 
 pub(super) const SUBJECT: &str = "policy";
@@ -16,7 +16,7 @@ pub(super) fn judge_config_map(found: Option<&ConfigMap>) -> Finding {
     let Some(found) = found else {
         let reason =
             format!("ConfigMap {} is missing: no request is decided after the next start", names::POLICY_CONFIG_MAP);
-        return Finding::bad(State::Failing, SUBJECT, reason, "kubectl apply -k manifests", SEE);
+        return Finding::bad(State::Failing, SUBJECT, reason, APPLY, SEE);
     };
     let text = found.data.as_ref().and_then(|data| data.get(names::POLICY_KEY)).map_or("", String::as_str);
     let next = format!("kubectl -n {} edit configmap {}", names::SYSTEM_NAMESPACE, names::POLICY_CONFIG_MAP);

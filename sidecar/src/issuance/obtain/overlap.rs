@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use etcd_tls_contract::certificate::Chain;
+use etcd_tls_contract::certificate::{Bundle, Chain};
 
 use super::{Issuance, life_of};
 use crate::{issuance::others::Others, kube::Api, store::Entry};
@@ -23,18 +23,24 @@ impl<A: Api, C, F> Issuance<'_, A, C, F> {
         if !serves || last || entry.bundle().same_issuer(old, new) == Some(true) {
             return None;
         }
-        // A member that was made anew trusts the new CA alone: it does not wait for the old one.
-        let others = others(self.template.role.domain(), &entry.bundle().issuers_of(new)?);
+        let others = others(self.template.role.domain(), &asked_about(entry)?);
         let waits = if life.is_short(now) { others.unknown.is_none() } else { true };
         Some(others).filter(|others| waits && !others.members.is_empty())
     }
 
     /// Whether `entry` is used because the one in use ends soon, and not because everybody trusts its CA.
     pub(super) fn is_pressed(&self, entry: &Entry, now: SystemTime) -> bool {
-        let bundle = entry.bundle().issuers_of(entry.chain());
+        let bundle = asked_about(entry);
         let others = self.others.zip(bundle).map(|(others, bundle)| others(self.template.role.domain(), &bundle));
         life_of(self.current).is_some_and(|life| life.is_short(now)) && others.is_some_and(|o| !o.members.is_empty())
     }
+}
+
+/// The CAs that others must trust before `entry` is used: its own alone, since a member that was made anew trusts no other one. Where
+/// the old CA has the same subject, that one, too: etcd shows subjects, so a member with the old CA is known by their number alone.
+fn asked_about(entry: &Entry) -> Option<Bundle> {
+    let issuers = entry.bundle().issuers_of(entry.chain())?;
+    Some(entry.bundle().named_like(&issuers))
 }
 
 /// Why a certificate waits.

@@ -112,8 +112,12 @@ fn a_chain_with_intermediates_is_kept_whole() {
 
 /// `trust: issuer`, and the CA was changed with no overlap.
 fn swapped(life: Duration) -> (Scene, Rc<Authority>) {
+    swapped_from("the CA of before", life)
+}
+
+fn swapped_from(name: &str, life: Duration) -> (Scene, Rc<Authority>) {
     let mut scene = foreign();
-    let old = Rc::new(Authority::named("the CA of before"));
+    let old = Rc::new(Authority::named(name));
     scene.template.sans = Sans::default();
     scene.current = Some(old.entry_at(Role::Peer, scene.clock.now(), life));
     scene.bundles = vec![old.bundle().union(&scene.authority.bundle())];
@@ -158,6 +162,23 @@ fn a_leaf_of_a_ca_with_no_overlap_waits_until_the_members_trust_it() {
     scene.template.sans = "10.0.0.1".parse().unwrap();
     scene.obtain().unwrap();
     assert!(scene.clock.elapsed() - begun < Duration::from_secs(60));
+}
+
+/// etcd shows the subjects of its CAs alone: one that has the old CA shows as much of the new one as one that has that.
+#[test]
+fn where_the_new_ca_has_the_old_ones_subject_the_question_is_about_both() {
+    let (mut scene, old) = swapped_from("test CA", 24 * HOUR);
+    let both = old.bundle().union(&scene.authority.bundle());
+    assert_eq!(old.bundle().subjects(), scene.authority.bundle().subjects());
+    let asked = Rc::new(Cell::new(0));
+    let count = Rc::clone(&asked);
+    scene.others = Some(Box::new(move |_, bundle| {
+        assert_eq!(bundle, &both);
+        count.set(count.get() + 1);
+        Others::default()
+    }));
+    scene.obtain().unwrap();
+    assert!(asked.get() > 0);
 }
 
 #[test]
