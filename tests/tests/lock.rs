@@ -13,16 +13,16 @@ use etcd_tls_sidecar::{
     restart::lock::{Attempt, EtcdLock, KEY, LONGEST, LeaseLock, TTL},
 };
 use futures::future::join_all;
-use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::{coordination::v1::Lease, core::v1::Pod};
 use kube::{
-    Api,
+    Api, ResourceExt as _,
     api::{Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
 use tests::{
     apiserver::{ApiServer, from_json},
     etcd::{EtcdBinary, EtcdCluster},
-    tier,
+    eventually, tier,
 };
 use tokio::time::sleep;
 
@@ -42,8 +42,7 @@ async fn holder_of_rights(api: &ApiServer) -> PodCredentials {
     api.namespace(NAMESPACE, &[]).await;
     let rbac = "rbac.authorization.k8s.io";
     let metadata = json!({"name": "lock", "namespace": NAMESPACE});
-    let rules =
-        json!([{"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get", "create", "update"]}]);
+    let rules = json!([{"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get", "create", "update", "patch"]}]);
     let items = json!([
         {"apiVersion": format!("{rbac}/v1"), "kind": "Role", "metadata": metadata, "rules": rules},
         {
@@ -161,6 +160,67 @@ async fn no_lease_of_a_holder_that_is_gone_blocks_for_ever() {
     leases.patch("alive", &PatchParams::default(), &Patch::Merge(&patch)).await.expect("a patch");
     let lost = ours.confirm().await.expect_err("another has it").to_string();
     assert!(lost.contains("ghost has Lease alive now"), "{lost}");
+}
+
+/// `edit` has Leases: who has it keeps no cluster from restarting. The pods of the namespace have the lock under their names.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn attack_a_right_to_leases_is_no_right_to_the_lock_for_restarts() {
+    let Some(api) = ApiServer::start().await else { return };
+    api.apply_kustomization("manifests");
+    holder_of_rights(&api).await;
+    let name = "etcd-tls-restart-etcd";
+    let pod = |name: &str| json!({"metadata": {"name": name}, "spec": {"containers": [{"name": "c", "image": "c"}]}});
+    let (member, other) = (
+        eventually("a pod", SLACK, || api.pod(NAMESPACE, pod("etcd-0"))).await,
+        eventually("a pod", SLACK, || api.pod(NAMESPACE, pod("etcd-1"))).await,
+    );
+    let holder = |pod: &Pod| format!("{}/{}", pod.name_any(), pod.uid().expect("a uid"));
+    let ours = api.client_with_token(&api.token(NAMESPACE, "default", Some(&member)).await).await;
+    let editor = api.client_with_token(&api.token(NAMESPACE, "default", None).await).await;
+    let leases = |client: &kube::Client| Api::<Lease>::namespaced(client.clone(), NAMESPACE);
+    let lease = |holder: &str| json!({"metadata": {"name": name}, "spec": {"holderIdentity": holder, "leaseDurationSeconds": 30}});
+    let dry = PostParams { dry_run: true, ..PostParams::default() };
+    eventually("the policy in force", SLACK, || async {
+        let refused = leases(&editor).create(&dry, &from_json(lease("x"))).await;
+        refused.map_or_else(|e| if is_of_policy(&e) { Ok(()) } else { Err(e.to_string()) }, |_| Err("taken".to_owned()))
+    })
+    .await;
+    // The sidecar's own writes: take, confirm, give back.
+    let credentials = credentials(&api, &api.token(NAMESPACE, "default", Some(&member)).await);
+    let Ok(Attempt::Held(mut lock)) =
+        LeaseLock::acquire(credentials.clone(), NAMESPACE, name, &holder(&member), &mut None).await
+    else {
+        panic!("a member cannot have the lock")
+    };
+    lock.confirm().await.expect("it is kept");
+    let renewed = json!({"spec": {"renewTime": "2030-01-01T00:00:00.000000Z"}});
+    let held = json!({"spec": {"holderIdentity": "x"}});
+    let by_another = json!({"spec": {"holderIdentity": holder(&other)}});
+    for (what, client, patch) in [
+        ("a renewal without a pod's token", &editor, &renewed),
+        ("a holder without a pod's token", &editor, &held),
+        ("a holder that is no pod", &ours, &held),
+        ("a holder that is another pod", &ours, &by_another),
+    ] {
+        let answer = leases(client).patch(name, &PatchParams::default(), &Patch::Merge(patch)).await;
+        let error = answer.expect_err(what);
+        assert!(is_of_policy(&error), "{what}: {error}");
+    }
+    // An administrator, as the harness's client is, takes a lock away.
+    leases(&api.client).patch(name, &PatchParams::default(), &Patch::Merge(&held)).await.expect("an administrator's");
+    lock.confirm().await.expect_err("another has it");
+    leases(&api.client).delete(name, &kube::api::DeleteParams::default()).await.expect("delete it");
+    let again = LeaseLock::acquire(credentials, NAMESPACE, name, &holder(&member), &mut None).await;
+    let Ok(Attempt::Held(lock)) = again else { panic!("the member has it again") };
+    lock.release().await.expect("give it back");
+    // Other Leases are of others.
+    let free =
+        json!({"metadata": {"name": "my-controller"}, "spec": {"holderIdentity": "x", "leaseDurationSeconds": 3600}});
+    leases(&editor).create(&dry, &from_json(free)).await.expect("another Lease");
+}
+
+fn is_of_policy(error: &kube::Error) -> bool {
+    error.to_string().contains("the lock for restarts is written by a pod of its namespace")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -98,7 +98,7 @@ pub fn all(scene: &Scene) -> Vec<Trial> {
     of("ClusterRole/etcd-tls-trust", Sign, &sign::trust);
     of("ClusterRole/etcd-tls-requester", Pod, &|t| requester(t, scene));
     of("ClusterRole/etcd-tls-authorities", NamespaceAdmin, &authorities);
-    of("Role/etcd-tls-lease-lock", Pod, &lease_lock);
+    of("Role/etcd-tls-lease-lock", Pod, &|t| lease_lock(t, &scene.uid));
     of("Role/etcd-client-tls", Pod, &kept_secret);
     of("Role/etcd-tls-hosts", Host, &|t| {
         t.try_(
@@ -297,7 +297,7 @@ fn authorities(t: &mut Of<'_>) {
     );
 }
 
-fn lease_lock(t: &mut Of<'_>) {
+fn lease_lock(t: &mut Of<'_>, uid: &str) {
     let r = "coordination.k8s.io/leases";
     let all = "/apis/coordination.k8s.io/v1/namespaces/prod/leases";
     t.try_(
@@ -307,7 +307,14 @@ fn lease_lock(t: &mut Of<'_>) {
         Call::post(all, lease("etcd-tls-restart-etcd", 2_147_483_647)),
         Refused("etcd-tls"),
     );
-    t.try_(r, "create", "the lock", Call::post(all, lease("etcd-tls-restart-etcd", 30)).dry(), Works);
+    let held_by = |holder: String| {
+        let mut body = lease("etcd-tls-restart-etcd", 30);
+        body["spec"]["holderIdentity"] = holder.into();
+        Call::post(all, body).dry()
+    };
+    t.try_(r, "create", "the lock", held_by(format!("etcd-0/{uid}")), Works);
+    t.try_(r, "create", "the lock for nobody", held_by(String::new()), Works);
+    t.try_(r, "create", "the lock for another", held_by(format!("etcd-1/{uid}")), Refused("its holder is that pod"));
     t.one(
         r,
         "create",
