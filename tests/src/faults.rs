@@ -67,7 +67,11 @@ struct Shared {
     calls: AtomicU64,
     faulty: AtomicBool,
     counts: Mutex<BTreeMap<&'static str, u64>>,
+    stand_in: Mutex<Option<StandIn>>,
 }
+
+/// Answers a read of this path and query in place of the API server, with an object as JSON.
+type StandIn = Arc<dyn Fn(&str) -> Option<Vec<u8>> + Send + Sync>;
 
 /// The fault of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,6 +136,7 @@ impl FaultProxy {
             calls: AtomicU64::new(0),
             faulty: AtomicBool::new(false),
             counts: Mutex::default(),
+            stand_in: Mutex::default(),
         });
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("bind");
         let port = listener.local_addr().expect("an address").port();
@@ -142,6 +147,11 @@ impl FaultProxy {
     /// Whether something happens to calls from now on. Watches that are open keep what was planned for them.
     pub fn set_faulty(&self, faulty: bool) {
         self.shared.faulty.store(faulty, Ordering::SeqCst);
+    }
+
+    /// Has reads answered by `answer` where it has one: for more objects than a test can create.
+    pub fn answer_reads(&self, answer: impl Fn(&str) -> Option<Vec<u8>> + Send + Sync + 'static) {
+        *self.shared.stand_in.lock().expect("no panic while held") = Some(Arc::new(answer));
     }
 
     /// The faults so far with their counts; `calls` is the number of all calls.
@@ -195,6 +205,11 @@ impl Shared {
         let faulty = self.faulty.load(Ordering::SeqCst);
         let (head, body) = request.into_parts();
         let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
+        if head.method == Method::GET
+            && let Some(answer) = self.stand_in(&head)
+        {
+            return Ok(answer_of(StatusCode::OK, answer.into()));
+        }
         if head.uri.query().is_some_and(|query| query.contains("watch=")) {
             let answer = self.send(&head, &body).await?;
             let fault = (faulty && random.below(100) < WATCHES_PERCENT).then(|| random.of(&WATCH_FAULTS));
@@ -236,6 +251,11 @@ impl Shared {
             Fault::Refused(status, reason) => Ok(refusal(status, reason)),
             Fault::Garbage(bytes) => Ok(answer_of(StatusCode::OK, Bytes::from_static(bytes))),
         }
+    }
+
+    fn stand_in(&self, head: &Parts) -> Option<Vec<u8>> {
+        let stand_in = self.stand_in.lock().expect("no panic while held").clone()?;
+        stand_in(head.uri.path_and_query()?.as_str())
     }
 
     fn count(&self, name: &'static str) {

@@ -11,7 +11,13 @@ mod lab;
 #[allow(dead_code, reason = "the signer's tests use the rest")]
 mod signer;
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use etcd_tls_contract::role::Role;
 use futures::{StreamExt, stream};
@@ -22,11 +28,12 @@ use kube::{
 };
 use lab::{Asking, Lab};
 use serde_json::{Value, json};
-use signer::{issue, member, sign};
+use signer::{issue, member, sign, sign_at};
 use tests::{
     apiserver::{NODE, from_json},
     cert_manager::{CertManager, resource},
     eventually,
+    faults::FaultProxy,
 };
 
 /// `resources.limits.memory` of the shipped Deployments.
@@ -102,7 +109,7 @@ async fn fat_certificate_requests_do_not_exceed_the_limit() {
     lab.api.namespace("fat", &[]).await;
     let many = if std::env::var_os("ETCD_TLS_SOAK").is_some() { 200 } else { 60 };
     let requests: Api<DynamicObject> = Api::namespaced_with(lab.api.client.clone(), "fat", &resource());
-    let name = |n: usize| format!("etcd-tls-0d5f2e0c-9c2f-4a68-9e53-{n:012x}-peer-0af1");
+    let name = |n: usize| format!("etcd-tls-0d5f2e0c-9c2f-4a68-9e53-{n:012x}-peer-0123456789abcdef0123456789abcdef");
     // Stored as JSON, where each of these characters takes six bytes.
     let fat = "<".repeat(230_000);
     for n in 0..many {
@@ -129,6 +136,51 @@ async fn fat_certificate_requests_do_not_exceed_the_limit() {
     .await;
     let peak = peak_kib(signer.id());
     println!("sign: {} MiB at most beside {many} requests of 1.4 MB", peak / 1024);
+    assert!(peak < LIMIT_KIB, "sign had {} MiB resident", peak / 1024);
+}
+
+/// As many as fill an API server's etcd. The test answers them: an API server takes many minutes to store them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn any_number_of_certificate_requests_does_not_exceed_the_limit() {
+    const MANY: usize = 250_000;
+    const PAGE: usize = 1000;
+    let Some(lab) = Lab::new().await else { return };
+    CertManager::install(&lab.api).await;
+    lab.api.apply_components(&["cert-manager"]);
+    let proxy = FaultProxy::start(&lab.api, 1).await;
+    let lists = Arc::new(AtomicUsize::new(0));
+    let complete = Arc::clone(&lists);
+    proxy.answer_reads(move |path| {
+        let query = path.strip_prefix("/apis/cert-manager.io/v1/certificaterequests?")?;
+        let from = query.split('&').find_map(|part| part.strip_prefix("continue=")?.parse().ok()).unwrap_or_default();
+        let items: Vec<Value> = (from..MANY.min(from + PAGE))
+            .map(|n| {
+                let name = format!("etcd-tls-0d5f2e0c-9c2f-4a68-9e53-{n:012x}-peer-{n:032x}");
+                json!({"metadata": {
+                    "name": name, "namespace": "x".repeat(63), "uid": name, "resourceVersion": "1",
+                    "creationTimestamp": "2026-01-01T00:00:00Z",
+                }})
+            })
+            .collect();
+        let next = if from + PAGE < MANY { (from + PAGE).to_string() } else { String::new() };
+        if next.is_empty() {
+            complete.fetch_add(1, Ordering::Relaxed);
+        }
+        let list = json!({
+            "kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1",
+            "metadata": {"resourceVersion": "1", "continue": next}, "items": items,
+        });
+        Some(list.to_string().into_bytes())
+    });
+    let signer = sign_at(&lab, "sign-a", &proxy.url, &["--cert-manager", "--check-pending-every=1s"]).await;
+    // One list is that of the trial of the policy; the others are rounds.
+    eventually("some rounds", 3 * lab::LIMIT, || async {
+        let lists = lists.load(Ordering::Relaxed);
+        if lists >= 4 { Ok(()) } else { Err(format!("{lists}: {}", signer.log())) }
+    })
+    .await;
+    let peak = peak_kib(signer.id());
+    println!("sign: {} MiB at most beside {MANY} CertificateRequests", peak / 1024);
     assert!(peak < LIMIT_KIB, "sign had {} MiB resident", peak / 1024);
 }
 

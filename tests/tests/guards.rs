@@ -197,7 +197,7 @@ async fn the_rights_of_the_component_for_cert_manager_wait_for_its_policies() {
     api.kubectl(&["delete", "validatingadmissionpolicybinding", requests]);
     api.namespace("prod", &[("etcd-tls", "dynamic")]).await;
     let objects: Api<DynamicObject> = Api::namespaced_with(api.client.clone(), "prod", &resource());
-    for name in ["company", "etcd-tls-0d5f2e0c-9c2f-4a68-9e53-3b0a4f6d7c11-peer-0af1"] {
+    for name in ["company", "etcd-tls-0d5f2e0c-9c2f-4a68-9e53-3b0a4f6d7c11-peer-0123456789abcdef0123456789abcdef"] {
         let request = json!({
             "apiVersion": "cert-manager.io/v1", "kind": "CertificateRequest", "metadata": {"name": name},
             "spec": {"request": "YWJj", "issuerRef": {"name": "company"}},

@@ -3,7 +3,7 @@
 use std::{process::Command, time::Duration};
 
 use kube::{
-    Api, Client,
+    Api, Client, ResourceExt as _,
     api::{DeleteParams, DynamicObject, PostParams},
 };
 use serde_json::{Value, json};
@@ -92,4 +92,42 @@ async fn finished_certificate_requests_are_deleted_and_no_others() {
     let theirs: Api<DynamicObject> = Api::namespaced_with(client, "csr", &resource());
     let refused = theirs.delete("etcd-tls-web", &DeleteParams::default()).await.expect_err("deleted").to_string();
     assert!(refused.contains("sign deletes only"), "{refused}");
+}
+
+/// As attack 2, with CertificateRequests: the pod's own token, good names, and an issuer that answers none.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn attack_2_a_flood_of_certificate_requests_leaves_a_few() {
+    const MANY: usize = 400;
+    let Some(lab) = Lab::new().await else { return };
+    let scene = Scene::new(&lab, "cm", Kind::CertManager).await;
+    scene.issuer.behave(Behaviour::Away);
+    let pod = lab.pod("cm", "etcd-1").await;
+    let (name, uid) = (pod.name_any(), pod.uid().expect("a uid"));
+    let client = lab.api.client_with_token(&lab.api.token("cm", "default", Some(&pod)).await).await;
+    let requests: Api<DynamicObject> = Api::namespaced_with(client, "cm", &resource());
+    let create = async |n: usize| {
+        let role = ["peer", "server"][n % 2];
+        let request = json!({
+            "apiVersion": "cert-manager.io/v1", "kind": "CertificateRequest",
+            "metadata": {
+                "name": format!("etcd-tls-{uid}-{role}-{n:032x}"),
+                "ownerReferences": [{"apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid}],
+            },
+            "spec": {"request": "AAAA".repeat(1300), "duration": "24h", "issuerRef": {"name": "company"}},
+        });
+        requests.create(&PostParams::default(), &from_json(request)).await.map_err(|e| e.to_string())
+    };
+    eventually("the right to request", LIMIT, || create(0)).await;
+    let sign = sign(&lab).await;
+    for n in 1..MANY {
+        create(n).await.unwrap_or_else(|e| panic!("request {n}: {e}"));
+    }
+    let all: Api<DynamicObject> = Api::namespaced_with(lab.api.client.clone(), "cm", &resource());
+    eventually("a few to be left", LIMIT, || async {
+        let left = all.list_metadata(&Default::default()).await.map_err(|e| e.to_string())?.items.len();
+        if (1..=8).contains(&left) { Ok(()) } else { Err(format!("{left} of {MANY}: {}", sign.log())) }
+    })
+    .await;
+    // The newest ones are those that stay.
+    all.get(&format!("etcd-tls-{uid}-peer-{:032x}", MANY - 2)).await.expect("the newest one");
 }

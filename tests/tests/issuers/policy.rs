@@ -10,12 +10,15 @@ use tests::{apiserver::from_json, cert_manager::resource, eventually};
 
 use crate::scene::{Kind, LIMIT, Lab, Scene};
 
+/// Of a key.
+const DIGEST: &str = "0123456789abcdef0123456789abcdef";
+
 fn request(pod: &Pod) -> Value {
     let (name, uid) = (pod.name_any(), pod.uid().expect("a uid"));
     json!({
         "apiVersion": "cert-manager.io/v1", "kind": "CertificateRequest",
         "metadata": {
-            "name": format!("etcd-tls-{uid}-peer-0123"), "annotations": {"etcd-tls.dev/pod": name},
+            "name": format!("etcd-tls-{uid}-peer-{DIGEST}"), "annotations": {"etcd-tls.dev/pod": name},
             "ownerReferences": [{"apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid}],
         },
         "spec": {
@@ -33,13 +36,24 @@ async fn create(client: &Client, namespace: &str, object: &Value) -> kube::Resul
 
 type Change = fn(&mut Value);
 
-const DEVIATIONS: [(&str, Change); 25] = [
+fn rename(request: &mut Value, change: impl Fn(&str) -> String) {
+    let name = change(request["metadata"]["name"].as_str().expect("a name"));
+    request["metadata"]["name"] = name.into();
+}
+
+const DEVIATIONS: [(&str, Change); 31] = [
     ("another issuer", |r| r["spec"]["issuerRef"]["name"] = json!("board")),
     ("a ClusterIssuer of the same name", |r| r["spec"]["issuerRef"]["kind"] = json!("ClusterIssuer")),
     ("another group", |r| r["spec"]["issuerRef"]["group"] = json!("issuers.example.com")),
     ("an issuer's path", |r| r["spec"]["issuerRef"]["name"] = json!("../company")),
     ("a CA", |r| r["spec"]["isCA"] = json!(true)),
-    ("another's name", |r| r["metadata"]["name"] = json!("etcd-tls-00000000-0000-0000-0000-000000000000-peer-0")),
+    ("another's name", |r| {
+        r["metadata"]["name"] = json!(format!("etcd-tls-00000000-0000-0000-0000-000000000000-peer-{DIGEST}"))
+    }),
+    ("a name without role and digest", |r| rename(r, |name| name.replace(&format!("peer-{DIGEST}"), "x1"))),
+    ("a name of no role", |r| rename(r, |name| name.replace("-peer-", "-root-"))),
+    ("a name with a short digest", |r| rename(r, |name| name[..name.len() - 1].to_owned())),
+    ("a name with a long digest", |r| rename(r, |name| format!("{name}0"))),
     ("a free name", |r| r["metadata"]["name"] = json!("company")),
     ("a generated name", |r| {
         let owners = r["metadata"]["ownerReferences"].take();
@@ -61,6 +75,10 @@ const DEVIATIONS: [(&str, Change); 25] = [
     ("no duration", |r| r["spec"]["duration"] = json!("x")),
     ("a usage", |r| r["spec"]["usages"] = json!(["cert sign"])),
     ("another requester", |r| r["spec"]["username"] = json!("system:serviceaccount:kube-system:admin")),
+    ("groups of others", |r| r["spec"]["groups"] = json!(["system:serviceaccounts", "system:masters"])),
+    ("another pod's extra", |r| {
+        r["spec"]["extra"] = json!({"authentication.kubernetes.io/pod-name": ["etcd-9"]});
+    }),
     ("another pod's annotation", |r| r["metadata"]["annotations"]["etcd-tls.dev/pod"] = json!("etcd-9")),
     ("an annotation of cert-manager", |r| {
         r["metadata"]["annotations"]["cert-manager.io/private-key-secret-name"] = json!("admin");
@@ -86,6 +104,13 @@ async fn a_certificate_request_is_held_to_the_pod_that_asks() {
     })
     .await;
     create(&client, "cm", &good).await.expect("a request as the sidecar writes it");
+    // cert-manager's own webhook writes these.
+    let mut written = good.clone();
+    written["spec"]["groups"] = json!(["system:serviceaccounts", "system:serviceaccounts:cm", "system:authenticated"]);
+    written["spec"]["extra"] = json!({"authentication.kubernetes.io/pod-name": ["etcd-1"]});
+    written["spec"]["username"] = json!("system:serviceaccount:cm:default");
+    create(&client, "cm", &written).await.expect("a request as cert-manager's webhook completes it");
+    takes_no_more_than_the_requesters_share(&lab, &client, &good).await;
     for (what, change) in DEVIATIONS {
         let mut object = good.clone();
         change(&mut object);
@@ -115,4 +140,27 @@ async fn a_certificate_request_is_held_to_the_pod_that_asks() {
         "metadata": {"name": "of-cert-manager"}, "spec": {"request": "YWJj", "isCA": true, "issuerRef": {"name": "x"}}}))
     .await
     .expect("requests of others are not concerned");
+}
+
+/// The API server counts the request among those of etcd-tls-requesters, however many there are.
+async fn takes_no_more_than_the_requesters_share(lab: &Lab, client: &Client, request: &Value) {
+    let of = |kind: &str, name: &str| lab.api.kubectl(&["get", kind, name, "-o", "jsonpath={.metadata.uid}"]);
+    let schema = of("flowschema", "etcd-tls-certificate-requests");
+    let level = of("prioritylevelconfiguration", "etcd-tls-requesters");
+    let path = "/apis/cert-manager.io/v1/namespaces/cm/certificaterequests";
+    let name = request["metadata"]["name"].as_str().expect("a name");
+    let calls =
+        [("POST", format!("{path}?dryRun=All"), request.to_string()), ("GET", format!("{path}/{name}"), String::new())];
+    for (method, path, body) in calls {
+        eventually(&format!("{method} at the requesters' level"), LIMIT, || async {
+            let call = hyper::Request::builder().method(method).uri(&path).header("Content-Type", "application/json");
+            let call = call.body(body.clone().into_bytes()).expect("a request");
+            let answer = client.send(call.map(Into::into)).await.map_err(|e| e.to_string())?;
+            let header =
+                |name: &str| answer.headers().get(name).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
+            let seen = (header("x-kubernetes-pf-flowschema-uid"), header("x-kubernetes-pf-prioritylevel-uid"));
+            if seen == (schema.clone(), level.clone()) { Ok(()) } else { Err(format!("{seen:?}")) }
+        })
+        .await;
+    }
 }

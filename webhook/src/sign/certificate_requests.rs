@@ -2,15 +2,14 @@
 //! owner, the pod, takes the others with it.
 //!
 //! Foreign requests are recognised by the name; only their metadata is read. However large an object is, and however many there
-//! are, no more than the wanted fields of one is held.
+//! are, no more than the wanted fields of a page of them is held, and what [`grouped`] keeps.
 
 use std::{
-    collections::BTreeMap,
     convert::Infallible,
     time::{Duration, SystemTime},
 };
 
-use etcd_tls_contract::role::Role;
+use futures::{StreamExt, stream::FuturesUnordered};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{
     Api, Client,
@@ -26,27 +25,24 @@ use super::{
 };
 use crate::controller::{
     client::{RequestError, within},
-    listed::{Metadata, Object, Source, WatchError},
+    listed::{Event, Events, Metadata, Object, Source, WatchError},
 };
+use grouped::{Grouped, Known, Task};
+
+mod grouped;
 
 /// Bytes of one request that are read; its conditions have less.
 const LIMIT: usize = 64 * 1024;
+/// Requests that are read or deleted at once: more than the pods' level of the API server creates at once.
+const AT_ONCE: usize = 16;
+/// The wait for the next round while a pod leaves more requests than are kept.
+const IN_A_FLOOD: Duration = Duration::from_secs(1);
 
 /// See the module.
 pub(super) struct CertificateRequests {
     pub(super) client: Client,
     pub(super) times: Times,
     pub(super) metrics: Metrics,
-}
-
-/// One request of ours, by its metadata.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Known {
-    namespace: String,
-    name: String,
-    /// Pod uid and role: [`owner`].
-    owner: String,
-    created: SystemTime,
 }
 
 /// What is read of a request: of the metadata the wanted fields alone.
@@ -89,7 +85,12 @@ fn all() -> Source {
         path: "/apis/cert-manager.io/v1/certificaterequests".to_owned(),
         metadata_alone: true,
         in_pages: true,
-        wanted: &[&["metadata", "namespace"], &["metadata", "name"], &["metadata", "creationTimestamp"]],
+        wanted: &[
+            &["metadata", "namespace"],
+            &["metadata", "name"],
+            &["metadata", "uid"],
+            &["metadata", "creationTimestamp"],
+        ],
         limit: LIMIT,
         ..Source::default()
     }
@@ -109,8 +110,9 @@ impl CertificateRequests {
     /// A round as often as open requests of our own signers are looked at.
     pub(super) async fn clean_up(&self) -> Infallible {
         let mut said = None;
+        let mut grouped = Grouped::new(self.times);
         loop {
-            match self.round().await {
+            match self.round(&mut grouped).await {
                 Ok(()) => said = None,
                 Err(error) => {
                     let text = if matches!(&error, WatchError::Request(error) if error.is_not_found()) {
@@ -125,39 +127,57 @@ impl CertificateRequests {
                     }
                 }
             }
-            sleep(self.times.open).await;
+            sleep(if grouped.round_ends() { self.times.open.min(IN_A_FLOOD) } else { self.times.open }).await;
         }
     }
 
-    async fn round(&self) -> Result<(), WatchError> {
-        let known = self.list().await?;
-        let newest = newest(&known);
-        for request in &known {
-            let superseded = newest.get(&request.owner).is_some_and(|newest| request.created < *newest);
-            let age = SystemTime::now().duration_since(request.created).unwrap_or_default();
-            if superseded || age >= self.times.issued.min(self.times.refused) {
-                // A request that cannot be deleted does not delay the others.
-                if let Err(error) = self.look(request, superseded).await {
-                    tracing::warn!(
-                        %error,
-                        namespace = request.namespace,
-                        request = request.name,
-                        "a CertificateRequest cannot be deleted; it is tried again"
-                    );
+    async fn round(&self, grouped: &mut Grouped) -> Result<(), WatchError> {
+        let mut events = Events::<Metadata>::new(self.client.clone(), all());
+        let (mut tasks, mut complete) = (FuturesUnordered::new(), false);
+        while !(complete && tasks.is_empty()) {
+            tokio::select! {
+                event = events.next(), if !complete && tasks.len() < AT_ONCE => {
+                    let found = match event? {
+                        Event::Listed(object) => grouped.take(object.metadata, SystemTime::now()),
+                        Event::Complete => {
+                            complete = true;
+                            grouped.group_ends(SystemTime::now())
+                        }
+                        _ => continue,
+                    };
+                    tasks.extend(found.into_iter().map(|task| self.take(task)));
                 }
+                Some(()) = tasks.next() => {}
             }
         }
         Ok(())
     }
 
-    async fn list(&self) -> Result<Vec<Known>, WatchError> {
-        let mut known = Vec::new();
-        all().each(&self.client, |object: Metadata| known.extend(recognise(object.metadata))).await?;
-        Ok(known)
+    /// A request that cannot be deleted does not delay the others.
+    async fn take(&self, task: Task) {
+        let (request, result) = match task {
+            Task::Delete(request) => {
+                let version =
+                    Preconditions { uid: Some(request.uid.clone()), resource_version: Some(request.version.clone()) };
+                let result = self.delete(&request, version, Why::Superseded).await;
+                (request, result)
+            }
+            Task::Look { request, superseded } => {
+                let result = self.look(&request, superseded).await;
+                (request, result)
+            }
+        };
+        if let Err(error) = result {
+            tracing::warn!(
+                %error,
+                namespace = request.namespace,
+                request = request.name,
+                "a CertificateRequest cannot be deleted; it is tried again"
+            );
+        }
     }
 
     async fn look(&self, request: &Known, superseded: bool) -> Result<(), RequestError> {
-        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &request.namespace, &resource());
         let found = of(&request.namespace).get::<Lean>(&self.client, &request.name).await?;
         let Some(object) = found else { return Ok(()) };
         // An issuer writes a few conditions. With more than is read, it cannot be told that the request is finished.
@@ -165,6 +185,11 @@ impl CertificateRequests {
         let Some(why) = done_with(state, superseded, self.times, SystemTime::now()) else { return Ok(()) };
         let preconditions =
             Preconditions { uid: object.metadata.uid, resource_version: object.metadata.resource_version };
+        self.delete(request, preconditions, why).await
+    }
+
+    async fn delete(&self, request: &Known, preconditions: Preconditions, why: Why) -> Result<(), RequestError> {
+        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &request.namespace, &resource());
         match within(api.delete(&request.name, &DeleteParams::default().preconditions(preconditions))).await {
             Ok(_) => {
                 self.metrics.deleted(why.as_str());
@@ -184,32 +209,6 @@ impl CertificateRequests {
             }
         }
     }
-}
-
-fn recognise(metadata: ObjectMeta) -> Option<Known> {
-    let name = metadata.name?;
-    let created = SystemTime::from(metadata.creation_timestamp?.0);
-    Some(Known { namespace: metadata.namespace?, owner: owner(&name)?, name, created })
-}
-
-/// Pod uid and role of `etcd-tls-<pod uid>-<role>-<digest>`; `None` for every other name.
-fn owner(name: &str) -> Option<String> {
-    let (front, digest) = name.strip_prefix("etcd-tls-")?.rsplit_once('-')?;
-    let (uid, role) = front.rsplit_once('-')?;
-    let is_hex = |s: &str| s.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    let is_uid = uid.split('-').map(str::len).eq([8, 4, 4, 4, 12]) && uid.split('-').all(is_hex);
-    let is_role = Role::ALL.into_iter().any(|known| known.as_str() == role);
-    (is_uid && is_role && !digest.is_empty() && is_hex(digest)).then(|| front.to_owned())
-}
-
-/// When the newest request of each pod and role was made.
-fn newest(known: &[Known]) -> BTreeMap<String, SystemTime> {
-    let mut newest = BTreeMap::new();
-    for request in known {
-        let at = newest.entry(request.owner.clone()).or_insert(request.created);
-        *at = request.created.max(*at);
-    }
-    newest
 }
 
 fn state(status: &Value, created: SystemTime) -> State {
@@ -248,24 +247,6 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-
-    #[test]
-    fn names_of_others_are_not_ours() {
-        let uid = "0d5f2e0c-9c2f-4a68-9e53-3b0a4f6d7c11";
-        assert_eq!(owner(&format!("etcd-tls-{uid}-peer-0af1")), Some(format!("{uid}-peer")));
-        for name in [
-            "etcd-tls-peer-0af1".to_owned(),
-            format!("etcd-tls-{uid}-peer"),
-            format!("etcd-tls-{uid}-peer-"),
-            format!("etcd-tls-{uid}-root-0af1"),
-            format!("etcd-tls-{uid}-peer-xyz"),
-            format!("etcd-tls-{uid}x-peer-0af1"),
-            format!("x-etcd-tls-{uid}-peer-0af1"),
-            format!("{uid}-peer-0af1"),
-        ] {
-            assert_eq!(owner(&name), None, "{name}");
-        }
-    }
 
     #[test]
     fn a_request_goes_when_it_is_done_with() {
