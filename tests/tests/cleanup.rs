@@ -191,6 +191,88 @@ async fn one_requester_leaves_a_few() {
     assert!(signer.log().lines().count() < 2000, "a flood fills no log");
 }
 
+/// Kubernetes itself deletes those to other signers after an hour or a day.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn attack_2_a_pods_requests_to_another_signer_are_deleted_too() {
+    const SIGNER: &str = "example.com/company";
+    let Some(lab) = Lab::new().await else { return };
+    // The policy on requests counts here.
+    lab.api.kubectl(&["delete", "clusterrolebinding", "request-anything"]);
+    lab.api.namespace("flood", &[("etcd-tls", "dynamic")]).await;
+    let rbac = "rbac.authorization.k8s.io";
+    lab.api.apply(
+        &json!({"apiVersion": "v1", "kind": "List", "items": [
+            {"apiVersion": format!("{rbac}/v1"), "kind": "ClusterRole", "metadata": {"name": "request-company"}, "rules": [
+                {"apiGroups": ["certificates.k8s.io"], "resources": ["signers"], "resourceNames": [SIGNER], "verbs": ["request"]},
+            ]},
+            {"apiVersion": format!("{rbac}/v1"), "kind": "ClusterRoleBinding", "metadata": {"name": "request-company"},
+                "roleRef": {"apiGroup": rbac, "kind": "ClusterRole", "name": "request-company"},
+                "subjects": [{"kind": "Group", "apiGroup": rbac, "name": "system:serviceaccounts:flood"}]},
+        ]})
+        .to_string(),
+    );
+    let approver = lab.approver("approve-a", &[]);
+    let signer = sign(&lab, "sign-a", &SHORT).await;
+    lab.ready(&approver).await;
+    let pod = member(&lab, "flood", "etcd-0", Some("10.4.0.1")).await;
+    let requester = lab.requester(&pod).await;
+    let foreign = |role| Asking::of(&pod, role).signer(SIGNER);
+    foreign(Role::Peer).create_when_allowed(&requester).await;
+    // A name that says nothing of pod and role is refused, since nobody would delete it.
+    let uid = pod.uid().expect("a uid");
+    let free = foreign(Role::Peer).named(&format!("etcd-tls-{uid}-x1"));
+    let refused = free.try_create(&requester, &[]).await.expect_err("taken").to_string();
+    assert!(refused.contains("to another signer must be etcd-tls-"), "{refused}");
+
+    // Open ones: a few of them stay, and a few refused ones.
+    let asks: Vec<_> = (0..120).map(|n| foreign(if n % 2 == 0 { Role::Peer } else { Role::Server })).collect();
+    for chunk in asks.chunks(10) {
+        futures::future::join_all(chunk.iter().map(|asking| asking.create(&requester))).await;
+    }
+    let open = |csr: &&Csr| csr.spec.signer_name == SIGNER;
+    eventually("all but a few to be gone", LIMIT, || async {
+        let left = signer::csrs(&lab).await.iter().filter(open).count();
+        if (1..=8).contains(&left) { Ok(()) } else { Err(format!("{left}: {}", signer.log())) }
+    })
+    .await;
+    // The last of them is answered: the certificate can be fetched, and goes at its time, as the earlier ones do at once.
+    let last = foreign(Role::Peer);
+    last.create(&requester).await;
+    lab.approve_by_hand(&last.name).await;
+    let csrs: Api<Csr> = Api::all(lab.api.client.clone());
+    let chain = tests::pki::Ca::new("company").leaf(&tests::pki::LeafOptions::default()).cert;
+    let chain = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, chain);
+    let at = Instant::now();
+    let certificate = Patch::Merge(json!({"status": {"certificate": chain}}));
+    csrs.patch_status(&last.name, &PatchParams::default(), &certificate).await.expect("its certificate");
+    gone_between(&lab, &last.name, at, ISSUED - Duration::from_secs(1), ISSUED + SOON).await;
+    // Denied ones stay for people to read, for their time.
+    let denied = foreign(Role::Server);
+    denied.create(&requester).await;
+    lab.api.kubectl(&["certificate", "deny", &denied.name]);
+    let at = Instant::now();
+    gone_between(&lab, &denied.name, at, REFUSED - Duration::from_secs(2), REFUSED + SOON).await;
+    // A request of another, under the name of a pod, is another's: here an administrator's.
+    let of_another = foreign(Role::Peer);
+    of_another.create(&lab.api.client).await;
+    lab.api.kubectl(&["certificate", "deny", &of_another.name]);
+    // The open ones go with their pod.
+    lab.api.delete_pod("flood", "etcd-0").await;
+    eventually("only the administrator's to be left", LIMIT, || async {
+        let left: Vec<_> = signer::csrs(&lab).await.iter().map(ResourceExt::name_any).collect();
+        if left == [of_another.name.clone()] { Ok(()) } else { Err(format!("{left:?}")) }
+    })
+    .await;
+    tokio::time::sleep(REFUSED + SOON).await;
+    assert!(there(&lab, &of_another.name).await, "not ours to delete");
+    // Nor has the account the right to.
+    let token = lab.api.token("etcd-tls-system", "etcd-tls-sign", None).await;
+    let stolen: Api<Csr> = Api::all(lab.api.client_with_token(&token).await);
+    let refused = stolen.delete(&of_another.name, &kube::api::DeleteParams::default()).await;
+    let refused = refused.expect_err("deleted").to_string();
+    assert!(refused.contains("only requests of our signers"), "{refused}");
+}
+
 /// So the record of what is valid holds all certificates of a pod, and `revoke --pod` finds them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_requester_holds_a_few_valid_certificates_and_its_neighbour_its_own() {

@@ -386,7 +386,7 @@ impl Asking {
         }
     }
 
-    async fn try_create(&self, client: &Client, headers: &[(String, String)]) -> kube::Result<()> {
+    pub async fn try_create(&self, client: &Client, headers: &[(String, String)]) -> kube::Result<()> {
         let mut request = hyper::Request::post("/apis/certificates.k8s.io/v1/certificatesigningrequests")
             .header("Content-Type", "application/json");
         for (name, value) in headers {

@@ -9,7 +9,7 @@ use etcd_tls_contract::{
     identity::{self, Asked, BoundPod, Denial, PodFacts, Requester, SERVICE_ACCOUNT_PREFIX, ServiceFacts, Verdict},
     names::{SIGNER_DOMAIN, SignerName, SignerNameError},
     policy::Policy,
-    role::Domain,
+    role::{Domain, Role},
     san::Sans,
 };
 use serde_json::{Value, json};
@@ -43,6 +43,22 @@ pub(crate) fn is_ours(signer_name: &str) -> bool {
                 || Domain::ALL.iter().any(|domain| host.strip_suffix(SIGNER_DOMAIN) == Some(&format!("{domain}.")))
         }
     }
+}
+
+/// Whether a CSR to another's signer is a pod's, by the name that the admission policy on requests gives it. Nobody of ours
+/// decides about it; `sign` deletes it when it is done with.
+pub(crate) fn is_a_pods_to_another(csr: &Csr) -> bool {
+    let names = |uid: &str| {
+        let rest = csr.name().strip_prefix("etcd-tls-").and_then(|name| name.strip_prefix(uid));
+        let Some((role, digest)) = rest.and_then(|rest| rest.strip_prefix('-')?.split_once('-')) else { return false };
+        uid.len() == 36
+            && Role::ALL.into_iter().any(|known| known.as_str() == role)
+            && digest.len() == 32
+            && digest.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+    };
+    !is_ours(&csr.spec.signer_name)
+        && csr.spec.username.starts_with(SERVICE_ACCOUNT_PREFIX)
+        && csr.pod_uid().is_some_and(names)
 }
 
 /// A CSR that concerns us, read as far as it can be without its pod.

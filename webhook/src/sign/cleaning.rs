@@ -17,9 +17,10 @@ use super::{
     signer::Signer,
 };
 use crate::controller::{
-    case::Case,
+    case::{self, Case},
     client::within,
     facts::{self, Csr},
+    pods::Found,
 };
 
 /// Steps that are taken at once.
@@ -114,7 +115,19 @@ impl Signer {
             self.cleaner.observe(&csr);
             return Ended::Changed;
         }
-        match self.controller.decide(&csr, &Case::open(&csr)).await {
+        let case = Case::open(&csr);
+        if case::is_a_pods_to_another(&csr) {
+            return match &case.bound {
+                Some(bound) => match self.controller.pods.no_older_than(bound, csr.resource_version()).await {
+                    Ok(Found::Gone) => Ended::Delete(Why::Orphaned),
+                    Ok(Found::There(pod)) if pod.uid != bound.pod_uid => Ended::Delete(Why::Orphaned),
+                    Ok(_) => Ended::Stays,
+                    Err(_) => Ended::Failed,
+                },
+                None => Ended::Stays,
+            };
+        }
+        match self.controller.decide(&csr, &case).await {
             Ok(Verdict::Deny(denials)) if denials.iter().any(|denial| POD_GONE.contains(&denial.reason)) => {
                 Ended::Delete(Why::Orphaned)
             }

@@ -57,6 +57,7 @@ impl Handler for Signer {
                 self.controller.note_answered(csr);
                 self.cleaner.observe(csr);
             }
+            Seen::There(csr) if case::is_a_pods_to_another(csr) => self.cleaner.observe(csr),
             Seen::There(_) => {}
             Seen::Gone(csr) => {
                 self.serials.done(csr.uid());
