@@ -32,15 +32,42 @@ fn issued(signer: &Signer, name: &str, role: Role, host: &str, ip: &str) -> (Str
     issued.unwrap_or_else(|| panic!("{}", answer.1))
 }
 
-/// A host renews by its certificate.
-fn renew(signer: &Signer, leaf: &(String, String), name: &str, role: Role, host: &str, ip: &str) {
-    let (object, _) = request(name, role, host, &sans(&[], &[ip]));
+/// A host asks by its certificate: the answer, and certificate and key where they were issued.
+fn try_renew(
+    signer: &Signer,
+    leaf: &(String, String),
+    name: &str,
+    role: Role,
+    host: &str,
+    ip: &str,
+) -> ((u16, Value), Option<(String, String)>) {
+    let (object, key) = request(name, role, host, &sans(&[], &[ip]));
     let headers = [("Content-Type", "application/json")];
     let body = object.to_string();
     let (code, body) =
         signer.try_ask("POST", V1, &headers, body.as_bytes(), Some((&leaf.0, &leaf.1))).expect("an answer");
     let object: Value = serde_json::from_str(&body).expect("JSON");
-    assert!(code == 201 && certificate(&object).is_some(), "{code} {body}");
+    let issued = certificate(&object).map(|pem| (pem, key.to_pem().to_string()));
+    ((code, object), issued)
+}
+
+/// A host renews by its certificate.
+fn renew(signer: &Signer, leaf: &(String, String), name: &str, role: Role, host: &str, ip: &str) -> (String, String) {
+    let ((code, object), issued) = try_renew(signer, leaf, name, role, host, ip);
+    assert_eq!(code, 201, "{object}");
+    issued.unwrap_or_else(|| panic!("{object}"))
+}
+
+/// A person approves a request: its certificate, or the answer.
+fn approve(signer: &Signer, name: &str) -> Result<String, String> {
+    let approval = json!({ "status": { "conditions": [{ "type": "Approved", "status": "True", "reason": "test" }] } });
+    let authorization = format!("Bearer {ADMIN}");
+    let headers = [("Authorization", authorization.as_str()), ("Content-Type", "application/merge-patch+json")];
+    let path = format!("{V1}/{name}/approval");
+    let (code, body) =
+        signer.try_ask("PATCH", &path, &headers, approval.to_string().as_bytes(), None).expect("an answer");
+    let object: Value = serde_json::from_str(&body).expect("JSON");
+    certificate(&object).filter(|_| code == 200).ok_or(body)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -113,6 +140,117 @@ async fn a_certificate_is_revocable_after_its_token_took_its_fill() {
     let listed = revoke(&admin, &["--list"]).expect("lists");
     assert!(listed.lines().any(|line| line.starts_with(&chain.serial)), "{listed}");
     issued(&signer, "app-again", Role::Client, "app", "");
+}
+
+/// A thief has the bootstrap token before the host renews for the first time, and later an old certificate of the host.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_renews_whatever_a_thief_took_by_its_token_or_an_old_certificate() {
+    let bounds = ["--certificates-per-name=4", "--certificates-per-user=4", "--cluster=kube-system/etcd"];
+    let mut signer = Signer::started(&[&HOSTS[..], &bounds].concat()).await;
+    let ip = "127.0.1.1";
+    let own = issued(&signer, "m1", Role::Peer, "m1", ip);
+    let stolen = issued(&signer, "m1-stolen", Role::Peer, "m1", ip);
+    let fill = |signer: &Signer, leaf: &(String, String), prefix: &str| {
+        let mut answers = (0..20).map(|n| try_renew(signer, leaf, &format!("{prefix}-{n}"), Role::Peer, "m1", ip).0);
+        answers.find(|(code, _)| *code != 201).expect("no bound")
+    };
+    let full = fill(&signer, &stolen, "thief");
+    assert_status(&full, 429, "valid certificates");
+    let message = full.1["message"].as_str().expect("a message");
+    let (serial, user) = (message.find("--serial").expect("a remedy"), message.find("--user ").expect("a remedy"));
+    assert!(serial < user, "{message}");
+
+    let second = renew(&signer, &own, "m1-second", Role::Peer, "m1", ip);
+    renew(&signer, &own, "m1-server", Role::Server, "m1", ip);
+    // The journal alone tells whose successor a certificate is.
+    signer.process().kill();
+    signer.start().await;
+    let full = fill(&signer, &own, "old");
+    assert_status(&full, 429, "valid certificates");
+    let third = renew(&signer, &second, "m1-third", Role::Peer, "m1", ip);
+    renew(&signer, &third, "m1-fourth", Role::Peer, "m1", ip);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_token_does_not_fill_the_record_by_hosts_that_it_invents() {
+    let bounds = ["--certificates-per-name=4", "--certificates-per-user=4", "--max-certificates=40"];
+    let mut signer = Signer::started(&[&HOSTS[..], &bounds, &["--cluster=kube-system/etcd"]].concat()).await;
+    let ip = |n: usize| format!("127.0.2.{n}");
+    let hosts: Vec<(String, String)> =
+        (1..5).map(|n| issued(&signer, &format!("z{n}"), Role::Peer, &format!("z{n}"), &ip(n))).collect();
+    let mut taken = hosts.len();
+    for (n, first) in hosts.iter().enumerate() {
+        let host = format!("z{}", n + 1);
+        let mut last = first.clone();
+        for k in 0..8 {
+            for leaf in [first.clone(), last.clone()] {
+                let name = format!("{host}-{k}-{taken}-{}", u8::from(leaf == last));
+                let (answer, issued) = try_renew(&signer, &leaf, &name, Role::Peer, &host, &ip(n + 1));
+                if let Some(issued) = issued {
+                    (taken, last) = (taken + 1, issued);
+                } else {
+                    assert_status(&answer, 429, "--certificates-per-");
+                }
+            }
+        }
+        if n == 1 {
+            signer.process().kill();
+            signer.start().await;
+        }
+    }
+    assert_eq!(taken, 20, "each has five, by renewals alone");
+    assert_status(&ask(&signer, "z5", Role::Peer, "z5", "127.0.2.5").0, 429, "--certificates-per-user");
+    // Another caller's place is free, and so is that of a host that a person approves.
+    let (answer, waits) = ask(&signer, "new", Role::Peer, "new", "10.0.0.9");
+    assert!(answer.0 == 201 && waits.is_none(), "{}", answer.1);
+    approve(&signer, "new").expect("its token is full, and a person approves");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_record_loses_no_certificate_and_has_place_for_renewals_and_approvals() {
+    let clients = "--approve-group=system:bootstrappers:etcd=client:app,other";
+    let bounds = ["--certificates-per-name=8", "--certificates-per-user=8", "--max-certificates=8"];
+    let more = [clients, "--cluster=kube-system/etcd"];
+    let mut signer = Signer::started(&[&HOSTS[..], &bounds, &more].concat()).await;
+    let admin = signer.kubeconfig("admin.kubeconfig", ADMIN);
+    issued(&signer, "app", Role::Client, "app", "");
+    let hosts: Vec<(String, String)> = (1..6)
+        .map(|n| {
+            issued(&signer, &format!("s{n}"), Role::Server, &format!("s{n}"), &format!("127.0.3.{n}"));
+            issued(&signer, &format!("p{n}"), Role::Peer, &format!("s{n}"), &format!("127.0.3.{n}"))
+        })
+        .collect();
+    let full = ask(&signer, "s6", Role::Server, "s6", "127.0.3.6").0;
+    assert_status(&full, 429, "6 are the limit for a new host or client that no person approves");
+    assert_status(&ask(&signer, "other", Role::Client, "other", "").0, 429, "--max-certificates");
+    // Who is recorded gets another one, and keeps the first.
+    issued(&signer, "app-again", Role::Client, "app", "");
+    renew(&signer, &hosts[0], "s1-renewal", Role::Server, "s1", "127.0.3.1");
+    let (object, _) = request("by-hand", Role::Server, "s7", &sans(&[], &["10.0.0.9"]));
+    assert_eq!(signer.ask("POST", V1, ADMIN, &object).0, 201);
+    let refused = approve(&signer, "by-hand").expect_err("8 of 8");
+    assert!(refused.contains("8 are the limit for a new host or client (--max-certificates)"), "{refused}");
+    signer.process().kill();
+    signer.start().await;
+    let said = revoke(&admin, &["--user", "app"]).expect("revoked");
+    assert!(said.contains("2 certificates"), "{said}");
+    approve(&signer, "by-hand").expect("revoked certificates fill no place");
+}
+
+#[test]
+fn bounds_beyond_the_record_are_refused() {
+    for (flags, message) in [
+        (&["--certificates-per-name=9", "--max-certificates=8"][..], "--certificates-per-name=9 is more than"),
+        (&["--certificates-per-name=1", "--certificates-per-user=9", "--max-certificates=8"], "-user=9 is more than"),
+        (&["--certificates-per-user=20000"], "--max-certificates=16384"),
+        (&["--max-certificates=1000001"], "from 1 to 1000000"),
+        (&["--certificates-per-name=0"], "from 1 to 1000000"),
+    ] {
+        let signer = Signer::new(flags);
+        let output = signer.command(&signer.dir.join("csrs"), signer.port).output().expect("it ends");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+        assert!(!output.status.success() && said.contains(message), "{flags:?}: {said}");
+    }
 }
 
 /// Each would be signed and refused again four times a second.

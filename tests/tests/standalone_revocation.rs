@@ -219,6 +219,9 @@ async fn a_serial_number_that_the_record_lacks_needs_force() {
     let refused = revoke(&anna, &["--serial", &lost[0]]).expect_err("nothing tells whose it is");
     assert!(refused.contains("the record lacks this serial number") && refused.contains("--force"), "{refused}");
     assert!(refused.contains("no members are known"), "{refused}");
+    assert!(refused.contains("client: refused: nothing is changed"), "{refused}");
+    let listed = revoke(&anna, &["--list"]).expect("lists");
+    assert_eq!(listed.matches(", 0 revoked").count(), 2, "{listed}");
     // A recorded peer is named beside it, and a client's serial number is no peer's.
     peer(&signer, "m4", "m4", "127.0.0.24", "etcd");
     let refused = revoke(&anna, &["--serial", &lost[1]]).expect_err("nothing tells whose it is");

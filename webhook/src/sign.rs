@@ -64,7 +64,7 @@ mod trust;
 pub(crate) mod ledger {
     pub(crate) use super::{
         authorities::{
-            issued::{Issued, Leaf},
+            issued::{Issued, Leaf, Line},
             revoked::{ByRecord, Known, Revoked},
         },
         cache::pods::{Voter, host_holder},

@@ -194,18 +194,25 @@ pub struct Args {
     /// person [default: --max-requests].
     #[arg(long)]
     pub max_names_per_user: Option<usize>,
-    /// Valid certificates that a caller may hold of one host or client, for peers and for clients each. A further request gets 429.
-    /// Revoked certificates do not count.
-    #[arg(long, default_value_t = Bounds::default().per_name, value_parser = at_least_one, value_name = "NUMBER")]
+    /// Valid certificates that a caller may hold of one host or client, for peers and for clients each; at most
+    /// --max-certificates. A further request gets 429. Revoked certificates do not count.
+    #[arg(long, default_value_t = Bounds::default().per_name, value_parser = certificates, value_name = "NUMBER")]
     pub certificates_per_name: usize,
-    /// The same of one caller in all.
-    #[arg(long, default_value_t = Bounds::default().per_user, value_parser = at_least_one, value_name = "NUMBER")]
+    /// The same of one caller in all, and of the hosts that got their first certificate by its token. Renewals do not count.
+    #[arg(long, default_value_t = Bounds::default().per_user, value_parser = certificates, value_name = "NUMBER")]
     pub certificates_per_user: usize,
+    /// Valid certificates of all callers, for peers and for clients each. The last quarter is for requests that a person or the
+    /// policy approves. Hosts and clients that are recorded get as many again.
+    #[arg(long, default_value_t = Bounds::default().room, value_parser = certificates, value_name = "NUMBER")]
+    pub max_certificates: usize,
 }
 
-fn at_least_one(text: &str) -> Result<usize, String> {
+/// Valid certificates that any of the bounds may be: some 1 KB of memory each.
+const MOST_CERTIFICATES: usize = 1_000_000;
+
+fn certificates(text: &str) -> Result<usize, String> {
     let number: usize = text.parse().map_err(|_| "not a number".to_owned())?;
-    if number == 0 { Err("at least 1".to_owned()) } else { Ok(number) }
+    if (1..=MOST_CERTIFICATES).contains(&number) { Ok(number) } else { Err(format!("from 1 to {MOST_CERTIFICATES}")) }
 }
 
 impl Args {
@@ -237,6 +244,7 @@ impl Args {
             max_names_per_user,
             certificates_per_name,
             certificates_per_user,
+            max_certificates,
             ..
         } = self;
         if servcrt.len() != servkey.len() {
@@ -244,6 +252,13 @@ impl Args {
         }
         if token_auth_file.is_none() && client_ca_file.is_none() && !insecure_allow_anonymous {
             return Err("nobody could call: give --token-auth-file, --client-ca-file or both".into());
+        }
+        for (flag, number) in
+            [("--certificates-per-name", certificates_per_name), ("--certificates-per-user", certificates_per_user)]
+        {
+            if number > max_certificates {
+                return Err(format!("{flag}={number} is more than --max-certificates={max_certificates}").into());
+            }
         }
         if insecure_allow_anonymous {
             tracing::warn!(
@@ -267,11 +282,11 @@ impl Args {
             certificates: Bounds {
                 per_name: certificates_per_name,
                 per_user: certificates_per_user,
-                ..Bounds::default()
+                room: max_certificates,
             },
             ..Limits::default()
         };
-        let store = Store::open(&csrdir, limits)?;
+        let store = Store::of_cluster(&csrdir, limits, cluster.as_ref())?;
         let pairs: Vec<PairFiles> =
             servcrt.into_iter().zip(servkey).map(|(certificate, key)| PairFiles { certificate, key }).collect();
         let pairs = ServingPairs::watch(pairs)?;

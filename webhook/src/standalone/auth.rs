@@ -24,6 +24,8 @@ use crate::standalone::{error::ApiError, subject};
 
 /// Members of this group may do everything here.
 pub const MASTERS: &str = "system:masters";
+/// The field of `spec.extra` with the serial number of the client certificate that the caller presented.
+pub const PRESENTED: &str = "etcd-tls.dev/presented-serial";
 const AUTHENTICATED: &str = "system:authenticated";
 const ANONYMOUS: &str = "system:anonymous";
 const UNAUTHENTICATED: &str = "system:unauthenticated";
@@ -157,10 +159,12 @@ impl ConnectionIdentity {
         groups.push(AUTHENTICATED.to_owned());
         // A certificate that cannot be parsed as this signer's presents no names.
         let presented = Chain::from_der(vec![leaf.to_vec()]).map(|chain| chain.sans).unwrap_or_default();
+        let serial = etcd_tls_contract::certificate::serial(&certificate);
+        let extra = BTreeMap::from([(PRESENTED.to_owned(), vec![serial.clone()])]);
         Ok(Self {
-            user: User { name: name.clone(), groups, presented: Some(presented), ..User::default() },
+            user: User { name: name.clone(), groups, extra, presented: Some(presented), ..User::default() },
             not_after: tbs.validity().not_after.to_system_time(),
-            serial: etcd_tls_contract::certificate::serial(&certificate),
+            serial,
         })
     }
 

@@ -92,7 +92,8 @@ impl Server {
     }
 }
 
-/// The revocations that differ from those of `ledger`: after what is asked, and without what has ended.
+/// The revocations that differ from those of `ledger`: after what is asked, and without what has ended. Where no quorum of one
+/// domain would stand, no domain does it.
 fn revised(
     ledger: &Ledger,
     authorities: &[(Domain, Arc<Authority>)],
@@ -102,6 +103,7 @@ fn revised(
     let now = SystemTime::now();
     let nothing = Issued::default();
     let mut new = Vec::new();
+    let mut refusal = None;
     for (domain, authority) in authorities {
         let mut revoked = ledger.revoked(*domain).map(|revoked| Revoked::clone(revoked)).unwrap_or_default();
         let issued = ledger.issued(*domain).unwrap_or(&nothing);
@@ -121,7 +123,9 @@ fn revised(
                 leaves_end: issued.last_end().map_or(ca_end, |last| last.max(ca_end)),
                 authority_end: ca_end,
             };
-            revoked.take(request, &known, now);
+            if revoked.take(request, &known, now) {
+                refusal = Some(*domain);
+            }
         }
         let changed = revoked.refresh(authority, now).map_err(|error| {
             ApiError::Internal(format!(
@@ -132,7 +136,35 @@ fn revised(
             new.push((*domain, revoked));
         }
     }
+    if let (Some(refuses), Some(asked)) = (refusal, asked) {
+        return unchanged(ledger, authorities, refuses, asked, new);
+    }
     Ok(new)
+}
+
+/// The revocations as they are, with the refusals of `new`. What another domain would have done, it does not.
+fn unchanged(
+    ledger: &Ledger,
+    authorities: &[(Domain, Arc<Authority>)],
+    refuses: Domain,
+    asked: &Asked,
+    new: Vec<(Domain, Revoked)>,
+) -> Result<Vec<(Domain, Revoked)>, ApiError> {
+    let now = SystemTime::now();
+    let mut same = Vec::new();
+    for (domain, refused) in new {
+        let Some(request) = asked.requests.get(&domain).filter(|_| !refused.refuses()) else {
+            same.push((domain, refused));
+            continue;
+        };
+        let mut before = ledger.revoked(domain).map(|revoked| Revoked::clone(revoked)).unwrap_or_default();
+        before.leave(request, &format!("nothing is changed, as it is refused for {refuses} certificates"), now);
+        if let Some((_, authority)) = authorities.iter().find(|(of, _)| *of == domain) {
+            before.refresh(authority, now).map_err(|error| ApiError::Internal(error.to_string()))?;
+        }
+        same.push((domain, before));
+    }
+    Ok(same)
 }
 
 /// The hosts that hold valid peer certificates. Where a request named no signer, and so no cluster, it is of `cluster`.

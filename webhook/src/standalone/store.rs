@@ -26,7 +26,7 @@ use std::{
     time::SystemTime,
 };
 
-use etcd_tls_contract::{role::Domain, san::Sans};
+use etcd_tls_contract::{names::ClusterName, role::Domain, san::Sans};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use tokio::sync::{oneshot, watch};
 
@@ -122,8 +122,17 @@ impl Store {
     /// # Errors
     /// See [`OpenError`].
     pub fn open(dir: &Path, limits: Limits) -> Result<Self, OpenError> {
+        Self::of_cluster(dir, limits, None)
+    }
+
+    /// [`Self::open`], for a signer of this cluster alone.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn of_cluster(dir: &Path, limits: Limits, cluster: Option<&ClusterName>) -> Result<Self, OpenError> {
         let (journal, entries) = Journal::open(dir)?;
         let mut index = Index::default();
+        *index.ledger_mut() = Ledger::of_cluster(cluster);
         let mut revision = 0;
         let now = SystemTime::now();
         for entry in entries {
@@ -132,10 +141,10 @@ impl Store {
                     let stored = Stored::new(&csr);
                     revision = revision.max(stored.revision);
                     let name = stored.name().to_owned();
-                    index.set(&name, Some(Arc::new(stored)), now);
+                    index.set(&name, Some(Arc::new(stored)), limits.certificates.room, now);
                 }
                 Entry::Delete { name } => {
-                    index.set(&name, None, now);
+                    index.set(&name, None, limits.certificates.room, now);
                     revision += 1;
                 }
                 Entry::Holders => *index.holders_mut() = Holders::default(),

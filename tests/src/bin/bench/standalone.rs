@@ -105,6 +105,7 @@ impl Signer {
         command.args(["--approve-group", "bench=peer:10.0.0.0/8", "--rate-limit", "0", "--max-requests", "200000"]);
         // All are of one token and one host.
         command.args(["--certificates-per-name", "200000", "--certificates-per-user", "200000"]);
+        command.args(["--max-certificates", "200000"]);
         let process = Process::spawn("standalone", &mut command, directory.path());
         let config = client_config(&serving.pem, None);
         Wire::open_when_up(address, &config).await?;

@@ -65,6 +65,24 @@ pub(crate) struct Leaf {
     /// [`csr::key_digest`] of its public key; empty in records of earlier versions.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(crate) key: String,
+    /// How a standalone signer's caller came to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) line: Option<Box<Line>>,
+}
+
+/// The certificates by which a caller of a standalone signer came to one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct Line {
+    /// The serial number of the certificate that was presented; empty: another credential.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(crate) presented: String,
+    /// The serial number of the first certificate of its branch: of renewals, each by the one before.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(crate) branch: String,
+    /// To whom it is charged: the caller that the presented certificates lead back to.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(crate) origin: String,
 }
 
 impl Leaf {
@@ -84,7 +102,18 @@ impl Leaf {
             cluster: String::new(),
             principal: String::new(),
             key: String::new(),
+            line: None,
         }
+    }
+
+    /// To whom it is charged. Records of earlier versions lack that.
+    pub(crate) fn origin(&self) -> &str {
+        self.line.as_ref().map_or(self.principal.as_str(), |line| line.origin.as_str())
+    }
+
+    /// The branch of this certificate, whose own serial number is `serial`.
+    pub(crate) fn branch<'a>(&'a self, serial: &'a str) -> &'a str {
+        self.line.as_ref().map_or(serial, |line| line.branch.as_str())
     }
 
     /// One for this public key, DER.
@@ -154,23 +183,18 @@ impl Issued {
         self.unsaved = true;
     }
 
-    /// Records a certificate of a standalone signer, where no caller takes another's place. Beyond `room` leaves what is
-    /// revoked, then what the same caller has of the same name, then what others have of it; of these, what ends first.
+    /// Records a certificate of a standalone signer. Beyond `room`, revoked certificates leave, first those that end first. A
+    /// valid one that is not revoked never leaves.
     pub(crate) fn note_within(&mut self, room: usize, serial: &str, leaf: Leaf, revoked: impl Fn(&str) -> bool) {
         if self.since == 0 {
             self.since = leaf.at;
         }
         self.leaves.retain(|other| leaf.at < other.until);
         while self.leaves.len() >= room && self.leaves.get(serial).is_none() {
-            let rank = |serial: &str, other: &Leaf| {
-                (!revoked(serial), other.holder != leaf.holder, other.principal != leaf.principal, other.until)
-            };
-            let first = self.leaves.iter().min_by_key(|(serial, other)| rank(serial, other)).map(|(s, _)| s.to_owned());
-            let Some(first) = first else { break };
-            if let Some(gone) = self.leaves.remove(&first)
-                && !revoked(&first)
-            {
-                self.since = self.since.max(gone.at + 1);
+            let gone = self.leaves.iter().filter(|(serial, _)| revoked(serial));
+            let first = gone.min_by_key(|(_, other)| other.until).map(|(serial, _)| serial.to_owned());
+            if first.and_then(|first| self.leaves.remove(&first)).is_none() {
+                break;
             }
         }
         self.leaves.insert(serial, leaf);
@@ -180,6 +204,27 @@ impl Issued {
     /// How many certificates are recorded that are valid at `at` (seconds of the Unix epoch), and of which `wanted` is true.
     pub(crate) fn count(&self, at: u64, wanted: impl Fn(&str, &Leaf) -> bool) -> usize {
         self.leaves.iter().filter(|(serial, leaf)| at < leaf.until && wanted(serial, leaf)).count()
+    }
+
+    /// The certificate of this serial number.
+    pub(crate) fn get(&self, serial: &str) -> Option<&Leaf> {
+        self.leaves.get(serial)
+    }
+
+    /// Puts a certificate that was read again in the place of what it has of this serial number.
+    pub(crate) fn put(&mut self, serial: &str, leaf: Leaf) {
+        self.leaves.insert(serial, leaf);
+    }
+
+    /// Changes each certificate.
+    pub(crate) fn each(&mut self, change: impl Fn(&mut Leaf)) {
+        self.leaves.values_mut().for_each(change);
+    }
+
+    /// How many branches the valid certificates have of which `wanted` is true.
+    pub(crate) fn branches(&self, at: u64, wanted: impl Fn(&str, &Leaf) -> bool) -> usize {
+        let found = self.leaves.iter().filter(|(serial, leaf)| at < leaf.until && wanted(serial, leaf));
+        found.map(|(serial, leaf)| leaf.branch(serial)).collect::<BTreeSet<_>>().len()
     }
 
     /// Whether it holds this serial number.
@@ -350,6 +395,7 @@ mod tests {
             cluster: String::new(),
             principal: String::new(),
             key: String::new(),
+            line: None,
         }
     }
 

@@ -39,15 +39,23 @@ impl Standing {
         for voter in voters {
             let standing = clusters.entry(&voter.cluster).or_default();
             standing.members += 1;
-            // One that names no cluster may be of any, so the member stands by none of its certificates alone.
             let cluster = voter.cluster.to_string();
-            let own = [cluster.as_str(), ""].map(|of| newest.get(&(voter.holder.as_str(), of)));
-            let all = |stands: &dyn Fn(&str) -> bool| {
-                own.iter().flatten().all(|newest| newest.iter().any(|serial| stands(serial)))
-            };
-            if own.iter().any(Option::is_some) {
-                standing.before += usize::from(all(&|serial| !revoked(serial)));
-                standing.after += usize::from(all(&|serial| !revoked(serial) && !named(serial)));
+            let holder = voter.holder.as_str();
+            let of = |cluster| newest.get(&(holder, cluster));
+            let at = |serials: &Vec<&str>| serials.first().and_then(|serial| issued.at(serial));
+            // One that names no cluster may be of any. It was replaced by a newer one of the only cluster that the holder is in.
+            let alone = newest.keys().filter(|(of, cluster)| *of == holder && !cluster.is_empty()).count() == 1;
+            let unnamed = of("").filter(|unnamed| !of(&cluster).is_some_and(|own| alone && at(unnamed) < at(own)));
+            let own: Vec<&Vec<&str>> = of(&cluster).into_iter().chain(unnamed).collect();
+            let stands = |serials: &Vec<&str>| serials.iter().any(|serial| !revoked(serial));
+            let still = |serials: &Vec<&str>| serials.iter().any(|serial| !revoked(serial) && !named(serial));
+            if !own.is_empty() {
+                // Nothing tells by which it stands. So it stands by any until one that stands is named, and then by all alone.
+                let before = own.iter().any(|serials| stands(serials));
+                let touched = own.iter().any(|serials| stands(serials) && !still(serials));
+                let after = if touched { own.iter().all(|serials| still(serials)) } else { before };
+                standing.before += usize::from(before);
+                standing.after += usize::from(after);
             } else if voter.running {
                 standing.before += 1;
                 standing.after += 1;
@@ -183,6 +191,40 @@ mod tests {
         assert_eq!(objection(&issued, &voters, &["main0"], &["events1"], 0), None, "each cluster by itself");
         assert!(objection(&issued, &voters, &["main0"], &["main2"], 0).is_some(), "beside one that names no cluster");
         assert!(objection(&issued, &voters, &["main0"], &["unnamed"], 0).is_some(), "which may be that of main");
+    }
+
+    /// As agents of before 1.19 asked, and then sidecars, which name the cluster.
+    #[test]
+    fn certificates_of_no_cluster_that_were_replaced_do_not_count_and_switch_the_guard_off_in_no_case() {
+        let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
+        let of = |clusters: &[&str], old: u64| {
+            let (mut issued, mut voters) = (Issued::default(), Vec::new());
+            for (n, host) in ["host:m1", "host:m2", "host:m3"].into_iter().enumerate() {
+                let mut note = |serial: String, cluster: String, seconds| {
+                    let leaf =
+                        Leaf::new(host, String::new(), host, at(seconds + 1000), at(seconds)).of_role(Role::Peer);
+                    issued.note(&serial, leaf.of_cluster(cluster));
+                };
+                note(format!("old{n}"), String::new(), old);
+                for cluster in clusters {
+                    note(format!("{cluster}{n}"), format!("prod/{cluster}"), 20);
+                    voters.push(voter(host, cluster));
+                }
+            }
+            (issued, voters)
+        };
+        let old = ["old0", "old1", "old2"];
+        let (issued, voters) = of(&["main"], 10);
+        assert_eq!(objection(&issued, &voters, &[], &old, 0), None, "each has a newer one");
+        assert_eq!(objection(&issued, &voters, &old, &["main0"], 0), None);
+        let revoked = ["old0", "old1", "old2", "main0"];
+        assert!(objection(&issued, &voters, &revoked, &["main1"], 0).is_some());
+        // Where it may be in use, the guard holds before and after it was revoked.
+        for (issued, voters) in [of(&["main", "events"], 10), of(&["main"], 30)] {
+            assert!(objection(&issued, &voters, &[], &["old0", "old1"], 0).is_some());
+            assert_eq!(objection(&issued, &voters, &old, &["ff"], 0), None, "nobody falls");
+            assert!(objection(&issued, &voters, &revoked, &["main1"], 0).is_some(), "after a revocation with force");
+        }
     }
 
     #[test]

@@ -180,7 +180,7 @@ impl Revoked {
     }
 
     /// Does what an operator asks, and answers.
-    pub(crate) fn take(&mut self, request: &Request, known: &Known<'_>, now: SystemTime) {
+    pub(crate) fn take(&mut self, request: &Request, known: &Known<'_>, now: SystemTime) -> bool {
         let mut named = known.issued.named(&request.selector, known.namespace);
         if let Some(until) = request.until {
             named.retain(|serial, _| known.issued.at(serial).is_none_or(|at| at <= until));
@@ -227,6 +227,7 @@ impl Revoked {
         let objection = standings.into_iter().find_map(|(cluster, standing)| standing.objection(cluster));
         let objection = objection.or_else(|| unseen.then(|| UNSEEN.to_owned())).map(|objection| objection + &members);
         let objection = objection.filter(|_| matches!(request.action, Action::Add | Action::Renewed));
+        let mut objected = false;
         let (answer, count) = match request.action {
             _ if !known.signs_lists => {
                 // Nobody renews for what is refused in any case.
@@ -242,7 +243,10 @@ impl Revoked {
             _ if named.is_empty() && in_use.is_empty() && !takes_bars_back => {
                 (request.accepted(&format!("there is no certificate of {what}{since}")), 0)
             }
-            _ if objection.is_some() => (request.refused(&objection.unwrap_or_default()), 0),
+            _ if objection.is_some() => {
+                objected = true;
+                (request.refused(&objection.unwrap_or_default()), 0)
+            }
             Action::Add | Action::Renewed | Action::Force => {
                 let new = named.keys().filter(|serial| !revoked(serial)).count() + waiting;
                 let bars =
@@ -307,6 +311,19 @@ impl Revoked {
         };
         let record = &mut self.record;
         (record.answer, record.count, record.at, record.in_use) = (Some(answer), count, seconds(now), in_use);
+        objected
+    }
+
+    /// Changes nothing, and says why.
+    pub(crate) fn leave(&mut self, request: &Request, why: &str, now: SystemTime) {
+        let record = &mut self.record;
+        (record.answer, record.count, record.at) = (Some(request.refused(why)), 0, seconds(now));
+        record.in_use.clear();
+    }
+
+    /// Whether the last request was refused.
+    pub(crate) fn refuses(&self) -> bool {
+        self.record.answer.as_ref().is_some_and(|answer| !answer.accepted)
     }
 
     /// Takes out what has ended, and signs a list where the last one says something else or is not `authority`'s. The number is

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 
 use super::{
     holders::Holders,
-    ledger::{Bounds, Ledger, ROOM},
+    ledger::{Bounds, Ledger},
     stored::{Stored, older},
 };
 use crate::standalone::error::ApiError;
@@ -154,8 +154,8 @@ impl Index {
     }
 
     /// Stores `new` under `name`, or removes the present request. The names of a certificate are held from now on, even without
-    /// its request.
-    pub(super) fn set(&mut self, name: &str, new: Option<Arc<Stored>>, now: SystemTime) {
+    /// its request, and the certificate is in the record, which has `room`.
+    pub(super) fn set(&mut self, name: &str, new: Option<Arc<Stored>>, room: usize, now: SystemTime) {
         if let Some(new) = &new {
             let count = self.counts.entry(new.owner().to_owned()).or_default();
             count.all += 1;
@@ -164,7 +164,7 @@ impl Index {
                 self.holders.take(holding, now);
             }
             if let Some(recorded) = new.recorded() {
-                self.ledger.note(recorded, ROOM, now);
+                self.ledger.note(recorded, room, now);
             }
         }
         let old = match new {

@@ -49,8 +49,9 @@ impl Stored {
         let touched = changed.chain(created).max().unwrap_or(Timestamp::MIN);
         let certificate = csr.status.as_ref().and_then(|status| status.certificate.as_ref());
         let chain = certificate.and_then(|certificate| Chain::parse(&certificate.0).ok());
+        let granted = approved_by(csr) != Some(AUTO_APPROVED);
         let recorded =
-            chain.as_ref().map(|chain| Box::new(Recorded::of(csr, chain, User::of(csr).principal(), touched)));
+            chain.as_ref().map(|chain| Box::new(Recorded::of(csr, chain, User::of(csr).principal(), touched, granted)));
         Self {
             revision: csr.metadata.resource_version.as_ref().and_then(|v| v.parse().ok()).unwrap_or_default(),
             // Nothing in the type can fail to be JSON.

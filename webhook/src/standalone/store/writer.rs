@@ -170,7 +170,7 @@ impl Writer {
             },
         };
         self.revision = revision;
-        self.index.set(&name, new, SystemTime::now());
+        self.index.set(&name, new, self.limits.certificates.room, SystemTime::now());
         Ok(Step { name, before, event, reply })
     }
 
@@ -181,7 +181,13 @@ impl Writer {
         let mut lines = Vec::with_capacity(steps.len() * 4096);
         for step in &steps {
             match step.event.kind {
-                Kind::Added | Kind::Modified => put_line(step.event.request.json(), &mut lines),
+                Kind::Added | Kind::Modified => {
+                    put_line(step.event.request.json(), &mut lines);
+                    let recorded = step.event.request.recorded();
+                    if let Some(entry) = recorded.and_then(|recorded| self.index.ledger().entry_of(recorded)) {
+                        Entry::Ledger(entry).line(&mut lines);
+                    }
+                }
                 Kind::Deleted => Entry::Delete { name: step.name.clone() }.line(&mut lines),
             }
         }
@@ -189,7 +195,7 @@ impl Writer {
             Ok(()) => self.publish(steps),
             Err(error) => {
                 for step in steps.into_iter().rev() {
-                    self.index.set(&step.name, step.before, SystemTime::now());
+                    self.index.set(&step.name, step.before, self.limits.certificates.room, SystemTime::now());
                     if let Some(reply) = step.reply {
                         drop(reply.send(Err(ApiError::InsufficientStorage(error.to_string()))));
                     }
@@ -250,7 +256,7 @@ impl Writer {
             let mut view: RwLockWriteGuard<'_, View> = self.view.write().unwrap_or_else(PoisonError::into_inner);
             for step in steps {
                 let new = (step.event.kind != Kind::Deleted).then(|| Arc::clone(&step.event.request));
-                view.index.set(&step.name, new, SystemTime::now());
+                view.index.set(&step.name, new, self.limits.certificates.room, SystemTime::now());
                 replies.push((step.reply, Arc::clone(&step.event.request)));
                 view.ring.push_back(step.event);
             }
