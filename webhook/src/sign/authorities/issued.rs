@@ -83,6 +83,9 @@ pub(crate) struct Line {
     /// To whom it is charged: the caller that the presented certificates lead back to.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(crate) origin: String,
+    /// Whether its branch began in the record of another domain, where it is charged.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) elsewhere: bool,
 }
 
 impl Leaf {
@@ -109,6 +112,11 @@ impl Leaf {
     /// To whom it is charged. Records of earlier versions lack that.
     pub(crate) fn origin(&self) -> &str {
         self.line.as_ref().map_or(self.principal.as_str(), |line| line.origin.as_str())
+    }
+
+    /// Whether its branch began in the record of another domain.
+    pub(crate) fn began_elsewhere(&self) -> bool {
+        self.line.as_ref().is_some_and(|line| line.elsewhere)
     }
 
     /// The branch of this certificate, whose own serial number is `serial`.

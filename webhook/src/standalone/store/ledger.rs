@@ -155,8 +155,11 @@ impl Ledger {
     fn line(&self, new: &Recorded) -> Line {
         let Leaf { user, principal, holder, at, .. } = &new.leaf;
         let valid = |serial: &str, leaf: &Leaf| *at < leaf.until && serial != new.serial && !self.lists(serial);
-        let found = self.issued.values().find_map(|issued| issued.get(&new.presented));
-        let presented = found.filter(|leaf| valid(&new.presented, leaf));
+        let found = self.issued.iter().find_map(|(domain, issued)| Some((*domain, issued.get(&new.presented)?)));
+        let found = found.filter(|(_, leaf)| valid(&new.presented, leaf));
+        let presented = found.map(|(_, leaf)| leaf);
+        // There are two records: of peers and of clients.
+        let elsewhere = found.is_some_and(|(domain, leaf)| leaf.began_elsewhere() != (domain != new.domain));
         let origin = if new.granted { holder.as_str() } else { presented.map_or(principal.as_str(), Leaf::origin) };
         let succeeds = |serial: &str, leaf: &Leaf| {
             let by = leaf.line.as_ref().is_some_and(|line| line.presented == new.presented);
@@ -171,6 +174,7 @@ impl Ledger {
                 && self.issued.get(&new.domain).is_none_or(within)
         });
         Line {
+            elsewhere: elsewhere && branch.is_some(),
             presented: new.presented.clone(),
             branch: branch.unwrap_or(&new.serial).to_owned(),
             origin: origin.to_owned(),
@@ -198,7 +202,8 @@ impl Ledger {
         if branch != new.serial && recorded < bounds.hard() {
             return Ok(());
         }
-        let of_caller = issued.branches(*at, |serial, leaf| leaf.origin() == origin && counts(serial));
+        let of_caller =
+            issued.branches(*at, |serial, leaf| leaf.origin() == origin && !leaf.began_elsewhere() && counts(serial));
         let known = issued
             .count(*at, |serial, leaf| leaf.holder == *holder && leaf.principal == *principal && counts(serial))
             > 0;
