@@ -9,6 +9,7 @@ mod signer;
 
 use std::{
     collections::BTreeSet,
+    ops::Range,
     time::{Duration, Instant},
 };
 
@@ -29,6 +30,8 @@ const ISSUED: Duration = Duration::from_secs(6);
 const REFUSED: Duration = Duration::from_secs(12);
 const SHORT: [&str; 6] =
     ["--delete-issued-after", "6s", "--delete-refused-after", "12s", "--check-pending-every", "2s"];
+/// Times of objects are in whole seconds.
+const SECOND: Duration = Duration::from_secs(1);
 /// A delete and its way to us.
 const SOON: Duration = Duration::from_secs(4);
 
@@ -44,21 +47,22 @@ async fn each_request_goes_at_its_time() {
 
     // Issued, and superseded.
     let (first, _) = issue(&lab, &pod, Role::Peer, None).await;
+    let before = Instant::now();
     let (server, _) = issue(&lab, &pod, Role::Server, None).await;
     let at = Instant::now();
     let (second, _) = issue(&lab, &pod, Role::Peer, None).await;
     gone(&lab, &first).await;
     assert!(at.elapsed() < ISSUED - Duration::from_secs(1), "a superseded one goes at once");
     assert!(there(&lab, &server).await && there(&lab, &second).await);
-    gone_between(&lab, &server, at, ISSUED - Duration::from_secs(1), ISSUED + SOON).await;
+    gone_between(&lab, &server, before..at, ISSUED - SECOND, ISSUED + SOON).await;
     gone(&lab, &second).await;
 
     // Refused, by the approver and by the signer.
     let denied = Asking::of(&pod, Role::Peer).organization("system:masters");
+    let before = Instant::now();
     denied.create(&requester).await;
     lab.denied(&denied.name).await;
-    let at = Instant::now();
-    gone_between(&lab, &denied.name, at, REFUSED - Duration::from_secs(1), REFUSED + SOON).await;
+    gone_between(&lab, &denied.name, before..Instant::now(), REFUSED - SECOND, REFUSED + SOON).await;
 
     // Nobody fetches what a pod that is gone has asked for.
     let waiting = member(&lab, "clean", "etcd-1", None).await;
@@ -242,16 +246,16 @@ async fn attack_2_a_pods_requests_to_another_signer_are_deleted_too() {
     let csrs: Api<Csr> = Api::all(lab.api.client.clone());
     let chain = tests::pki::Ca::new("company").leaf(&tests::pki::LeafOptions::default()).cert;
     let chain = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, chain);
-    let at = Instant::now();
+    let before = Instant::now();
     let certificate = Patch::Merge(json!({"status": {"certificate": chain}}));
     csrs.patch_status(&last.name, &PatchParams::default(), &certificate).await.expect("its certificate");
-    gone_between(&lab, &last.name, at, ISSUED - Duration::from_secs(1), ISSUED + SOON).await;
+    gone_between(&lab, &last.name, before..Instant::now(), ISSUED - SECOND, ISSUED + SOON).await;
     // Denied ones stay for people to read, for their time.
     let denied = foreign(Role::Server);
     denied.create(&requester).await;
+    let before = Instant::now();
     lab.api.kubectl(&["certificate", "deny", &denied.name]);
-    let at = Instant::now();
-    gone_between(&lab, &denied.name, at, REFUSED - Duration::from_secs(2), REFUSED + SOON).await;
+    gone_between(&lab, &denied.name, before..Instant::now(), REFUSED - SECOND, REFUSED + SOON).await;
     // A request of another, under the name of a pod, is another's: here an administrator's.
     let of_another = foreign(Role::Peer);
     of_another.create(&lab.api.client).await;
@@ -311,10 +315,11 @@ async fn gone(lab: &Lab, name: &str) {
     .await;
 }
 
-async fn gone_between(lab: &Lab, name: &str, since: Instant, earliest: Duration, latest: Duration) {
+/// `since`: the verdict came in this time.
+async fn gone_between(lab: &Lab, name: &str, since: Range<Instant>, earliest: Duration, latest: Duration) {
     gone(lab, name).await;
-    let took = since.elapsed();
-    assert!(took >= earliest && took <= latest, "{name} was gone after {took:?}, not {earliest:?} to {latest:?}");
+    let (most, least) = (since.start.elapsed(), since.end.elapsed());
+    assert!(most >= earliest && least <= latest, "{name} was gone after {most:?}, not {earliest:?} to {latest:?}");
 }
 
 /// Calls for single requests that the API server has answered.
