@@ -148,11 +148,16 @@ async fn requesters_are_held_to_our_requests() {
     eventually("a granted signer", Duration::from_secs(30), || {
         n += 1;
         let mut asked = with("/spec/signerName", "another.example.com/signer".into());
-        asked["metadata"]["name"] = format!("etcd-tls-{uid}-peer-another{n}").into();
+        asked["metadata"]["name"] = format!("etcd-tls-{uid}-peer-{n:032x}").into();
         let bound = bound.clone();
         async move { create(&bound, asked).await }
     })
     .await;
+    // Under another name nobody would delete it.
+    let mut asked = with("/spec/signerName", "another.example.com/signer".into());
+    asked["metadata"]["name"] = format!("etcd-tls-{uid}-peer-another").into();
+    let refused = create(&bound, asked).await.expect_err("a name that sign does not know");
+    assert!(refused.contains("to another signer must be etcd-tls-"), "{refused}");
 
     // A host by its user name: no pod, so no name of a pod; the rest holds.
     let host = impersonating(&api, "host-1", &[]).await;
