@@ -1,0 +1,122 @@
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+
+fn leaf(at: u64, until: u64, pod: &str, user: &str) -> Leaf {
+    let holder = format!("uid of {pod}");
+    Leaf {
+        at,
+        until,
+        holder,
+        pod: pod.to_owned(),
+        user: user.to_owned(),
+        peer: false,
+        kubelet: false,
+        cluster: String::new(),
+        principal: String::new(),
+        key: String::new(),
+        line: None,
+    }
+}
+
+#[test]
+fn certificates_are_found_by_serial_pod_and_user_until_they_end() {
+    let mut issued = Issued::default();
+    issued.note("1", leaf(10, 100, "prod/etcd-0", "system:etcd-peer:etcd-0"));
+    issued.note("2", leaf(50, 150, "prod/etcd-0", "system:etcd-peer:etcd-0"));
+    issued.note("3", leaf(50, 150, "web/app", "app"));
+    let serials =
+        |issued: &Issued, selector: &Selector| -> Vec<String> { issued.named(selector, "prod").into_keys().collect() };
+    assert_eq!(serials(&issued, &Selector::Pod("etcd-0".to_owned())), ["1", "2"]);
+    assert!(serials(&issued, &Selector::Pod("app".to_owned())).is_empty(), "of another namespace");
+    assert_eq!(serials(&issued, &Selector::Pod("web/app".to_owned())), ["3"]);
+    assert_eq!(serials(&issued, &Selector::User("app".to_owned())), ["3"]);
+    let mut crowded = issued.clone();
+    for n in 0..2 * u64::from(MOST) {
+        crowded.note(&format!("f{n:x}"), leaf(60, 100_000 + n, "prod/loud", "loud"));
+    }
+    assert_eq!(serials(&crowded, &Selector::Pod("etcd-0".to_owned())).len(), 2, "nobody pushes others out");
+    let by_serial = issued.named(&Selector::Serial("2".to_owned()), "prod");
+    assert_eq!(by_serial["2"], Some(time(150)));
+    assert_eq!(issued.named(&Selector::Serial("9".to_owned()), "prod")["9"], None, "any serial number can be named");
+    assert_eq!(issued.holders(["1".to_owned()].iter()), BTreeSet::from(["uid of prod/etcd-0".to_owned()]));
+    issued.note("4", leaf(100, 200, "web/app", "app"));
+    assert_eq!(serials(&issued, &Selector::Pod("etcd-0".to_owned())), ["2"], "the first has ended");
+}
+
+#[test]
+fn a_pod_uses_its_newest_certificate_and_a_new_one_after_some_seconds() {
+    let mut issued = Issued::default();
+    issued.note("1", leaf(10, 1000, "prod/app", "app"));
+    issued.note("2", leaf(20, 1000, "prod/app", "app"));
+    issued.note("3", leaf(20, 1000, "prod/app", "system:etcd-metrics:app"));
+    issued.note("4", leaf(10, 1000, "prod/gone", "app"));
+    issued.note("5", leaf(10, 1000, "prod/other", "app"));
+    let all: Vec<String> = ["1", "2", "3", "4", "5", "ff"].map(str::to_owned).into();
+    let used = |now| -> BTreeSet<&str> {
+        issued.in_use(all.iter(), |uid| uid != "uid of prod/gone", time(now)).into_values().flatten().collect()
+    };
+    assert_eq!(used(25), BTreeSet::from(["2", "3", "5"]));
+    assert_eq!(used(24), BTreeSet::from(["1", "2", "3", "5"]), "the new one may not be on the disk yet");
+}
+
+#[test]
+fn the_sidecars_certificate_and_kubelets_do_not_replace_each_other() {
+    let mut issued = Issued::default();
+    let user = "system:etcd-peer:etcd-0";
+    issued.note("1", leaf(10, 9000, "prod/etcd-0", user));
+    issued.note("2", leaf(20, 9000, "prod/etcd-0", user).of_kubelet());
+    issued.note("3", leaf(30, 9000, "prod/etcd-0", user));
+    let used = |issued: &Issued, now| -> BTreeSet<String> {
+        let all: Vec<String> = issued.leaves.iter().map(|(serial, _)| serial.to_owned()).collect();
+        issued.in_use(all.iter(), |_| true, time(now)).into_values().flatten().map(str::to_owned).collect()
+    };
+    assert_eq!(
+        used(&issued, 1000),
+        BTreeSet::from(["2".to_owned(), "3".to_owned()]),
+        "the sidecar has renewed its own"
+    );
+    assert_eq!(issued.newest_of_peers()[&("uid of prod/etcd-0", "")], ["3"]);
+    issued.note("4", leaf(1000, 9000, "prod/etcd-0", user).of_kubelet());
+    assert_eq!(issued.newest_of_peers()[&("uid of prod/etcd-0", "")], ["3"], "etcd uses the sidecar's");
+    assert_eq!(used(&issued, 1000 + VOLUME_SETTLES - 1).len(), 3, "kubelet may not have written the volume");
+    assert_eq!(used(&issued, 1000 + VOLUME_SETTLES), BTreeSet::from(["3".to_owned(), "4".to_owned()]));
+    assert_eq!(issued.without_newer(["1".to_owned(), "2".to_owned()].iter()), BTreeSet::new());
+    assert_eq!(issued.without_newer(["4".to_owned()].iter()).len(), 1);
+    assert!(issued.is_of_kubelet("4") && !issued.is_of_kubelet("3") && !issued.is_of_kubelet("9"));
+    let read: Issued = serde_json::from_slice(&serde_json::to_vec(&issued).unwrap()).unwrap();
+    assert!(read.is_of_kubelet("4"), "the Secret holds it");
+}
+
+#[test]
+fn a_holder_is_full_until_its_first_certificate_ends_and_its_neighbour_is_not() {
+    let mut issued = Issued::default();
+    let full = |issued: &Issued, pod: &str, now| issued.full_until("new", &leaf(now, 1000, pod, "x"), 3, |_| false);
+    for n in 0..3 {
+        assert_eq!(full(&issued, "prod/greedy", 10 + n), None);
+        issued.note(&format!("{n:x}"), leaf(10 + n, 100 + n, "prod/greedy", "greedy"));
+    }
+    assert_eq!(full(&issued, "prod/greedy", 50), Some(time(100)));
+    assert_eq!(full(&issued, "prod/greedy", 99), Some(time(100)));
+    assert_eq!(full(&issued, "prod/greedy", 100), None, "the first has ended");
+    assert_eq!(full(&issued, "prod/neighbour", 50), None);
+    let again = issued.full_until("2", &leaf(50, 1000, "prod/greedy", "x"), 3, |_| false);
+    assert_eq!(again, None, "an answer that is written again is no other certificate");
+}
+
+#[test]
+fn it_is_bounded_and_says_since_when_it_is_complete() {
+    let mut issued = Issued::default();
+    for n in 0..2 * u64::from(MOST) {
+        issued.note(&format!("{n:x}"), leaf(1000 + n, 100_000 + n, "prod/a", "a"));
+    }
+    assert_eq!(issued.leaves.len(), usize::from(MOST));
+    assert_eq!(issued.since, 1000 + u64::from(MOST));
+    let mut long = issued.clone();
+    for (serial, leaf) in issued.leaves.iter() {
+        let pod = format!("{}/{}", "n".repeat(63), "p".repeat(63));
+        long.leaves.insert(serial, Leaf { pod, ..leaf.clone() });
+    }
+    assert!(serde_json::to_vec(&issued).unwrap().len() < 160 * 1024);
+    assert!(serde_json::to_vec(&long).unwrap().len() < 320 * 1024);
+}

@@ -1,0 +1,226 @@
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use etcd_tls_contract::{crl::Reason, key::KeyAlgorithm};
+
+use super::*;
+use crate::{
+    ca::authority::Authority,
+    revoke::{Action, Request, Selector},
+    sign::ledger::Known,
+};
+
+fn at(seconds: u64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(1_700_000_000 + seconds)
+}
+
+fn recorded(serial: &str, domain: Domain, user: &str, until: u64) -> Recorded {
+    let leaf = Leaf::new(&host_holder(user), String::new(), user, at(until), at(1000));
+    let leaf = leaf.of_cluster("a/b".to_owned());
+    let (serial, presented) = (serial.to_owned(), String::new());
+    Recorded { domain, serial, leaf, until: at(until), presented, granted: false }
+}
+
+#[test]
+fn certificates_beyond_the_reach_of_revocations_are_refused() {
+    let bounds = Bounds { per_name: 256, ..Bounds::default() };
+    let mut ledger = Ledger::default();
+    for serial in 0..256 {
+        let new = recorded(&serial.to_string(), Domain::Client, "app", 5000 + serial);
+        ledger.admit("x", &new, bounds).unwrap();
+        ledger.note(&new, Bounds::default().room, at(1000));
+    }
+    let more = recorded("more", Domain::Client, "app", 6000);
+    let full = ledger.admit("x", &more, bounds).unwrap_err();
+    assert!(matches!(&full, ApiError::TooManyRequests { message, .. } if message.contains("256 valid")), "{full}");
+    assert!(full.to_string().contains("revoke <namespace>/<cluster> --serial <number>`"), "{full}");
+    ledger.admit("x", &recorded("1", Domain::Client, "app", 6000), bounds).unwrap();
+    ledger.admit("x", &recorded("more", Domain::Client, "other", 6000), bounds).unwrap();
+    ledger.admit("x", &recorded("more", Domain::Peer, "app", 6000), bounds).unwrap();
+    let by_another = Recorded { leaf: more.leaf.clone().to("user/other".to_owned()), ..more };
+    ledger.admit("x", &by_another, bounds).unwrap();
+
+    // A revocation that came between the judgement of a request and its answer.
+    let of_key = |serial: &str, key: &[u8]| {
+        let new = recorded(serial, Domain::Client, "thief", 5000);
+        Recorded { leaf: new.leaf.for_key(key), ..new }
+    };
+    ledger.note(&of_key("stolen", b"key"), Bounds::default().room, at(1000));
+    let known = Known {
+        issued: ledger.issued(Domain::Client).unwrap(),
+        namespace: "a",
+        signs_lists: true,
+        live: &[],
+        voters: &[],
+        by_record: None,
+        leaves_end: at(9000),
+        authority_end: at(9000),
+    };
+    let selector = Selector::Serial("stolen".to_owned());
+    let reason = Reason::KeyCompromise;
+    let mut revoked = Revoked::default();
+    revoked.take(&Request { action: Action::Add, id: "1".to_owned(), selector, reason, until: None }, &known, at(1000));
+    ledger.revise(Domain::Client, Arc::new(revoked));
+    let again = ledger.admit("x", &of_key("again", b"key"), bounds).unwrap_err();
+    assert!(matches!(&again, ApiError::Conflict { message, .. } if message.contains("compromised")), "{again}");
+    ledger.admit("x", &of_key("again", b"another"), bounds).unwrap();
+}
+
+fn of(principal: &str, user: &str, serial: &str, until: u64) -> Recorded {
+    let new = recorded(serial, Domain::Client, user, until);
+    Recorded { leaf: new.leaf.to(principal.to_owned()), ..new }
+}
+
+/// Of a host by its certificate `presented`.
+fn by(presented: &str, host: &str, serial: &str) -> Recorded {
+    Recorded { presented: presented.to_owned(), ..of(&format!("host/{host}"), host, serial, 9000) }
+}
+
+fn take(ledger: &mut Ledger, new: &Recorded, bounds: Bounds) -> Result<(), ApiError> {
+    ledger.admit("x", new, bounds)?;
+    ledger.note(new, bounds.room, at(1000));
+    Ok(())
+}
+
+const TOKEN: &str = "user/bootstrap";
+
+/// As one token may flood it, and each invented host by its own certificates.
+#[test]
+fn one_token_does_not_fill_the_record_by_hosts_that_it_invents() {
+    let bounds = Bounds { per_name: 256, per_user: 64, room: 1024 };
+    let mut ledger = Ledger::default();
+    let first = |host: usize| (format!("z{host}"), format!("z{host}-first"));
+    let invented = (0..100).take_while(|n| {
+        let (host, first) = first(*n);
+        take(&mut ledger, &of(TOKEN, &host, &first, 9000), bounds).is_ok()
+    });
+    let invented = invented.count();
+    assert_eq!(invented, bounds.per_user);
+    for (host, first) in (0..invented).map(first) {
+        // Forks of the first one, and a line of renewals.
+        let mut last = first.clone();
+        for n in 0..100 {
+            let (fork, next) = (format!("{host}-fork{n}"), format!("{host}-next{n}"));
+            drop(take(&mut ledger, &by(&first, &host, &fork), bounds));
+            if take(&mut ledger, &by(&last, &host, &next), bounds).is_ok() {
+                last = next;
+            }
+        }
+    }
+    let issued = ledger.issued(Domain::Client).unwrap();
+    let taken = issued.count(0, |_, _| true);
+    assert!(taken <= bounds.per_user * BRANCH, "{taken}");
+    assert_eq!(issued.branches(0, |_, leaf| leaf.origin() == TOKEN), bounds.per_user);
+    let refused = take(&mut ledger, &of(TOKEN, "new", "new", 9000), bounds).unwrap_err();
+    assert!(refused.to_string().contains("--certificates-per-user"), "{refused}");
+    take(&mut ledger, &of("user/new", "new", "new", 9000), bounds).unwrap();
+    take(&mut ledger, &Recorded { granted: true, ..of(TOKEN, "approved", "approved", 9000) }, bounds).unwrap();
+}
+
+#[test]
+fn a_full_record_forgets_no_valid_certificate_and_keeps_place_for_renewals_and_approvals() {
+    let bounds = Bounds { per_name: 256, per_user: 1024, room: 40 };
+    let mut ledger = Ledger::default();
+    take(&mut ledger, &of(TOKEN, "app", "app", 9000), bounds).unwrap();
+    take(&mut ledger, &of(TOKEN, "m1", "first", 9000), bounds).unwrap();
+    let new = |n: usize| of(&format!("user/{n}"), &format!("z{n}"), &format!("z{n}"), 9000);
+    let rules = (0..bounds.room).take_while(|n| take(&mut ledger, &new(*n), bounds).is_ok()).count();
+    assert_eq!(rules, 28, "three quarters, of which two are taken");
+    let granted = |n| Recorded { granted: true, ..new(n) };
+    let all = (rules..100).take_while(|n| take(&mut ledger, &granted(*n), bounds).is_ok()).count();
+    assert_eq!(all, 10);
+    // Who has one gets another, and keeps the first.
+    take(&mut ledger, &of(TOKEN, "app", "app-again", 9000), bounds).unwrap();
+    take(&mut ledger, &by("first", "m1", "second"), bounds).unwrap();
+    let has = |serial: &str| ledger.issued(Domain::Client).unwrap().has(serial);
+    assert!(["app", "app-again", "first", "second", "z0", "z27", "z30"].into_iter().all(has));
+    let more = (0..100).take_while(|n| take(&mut ledger, &of(TOKEN, "app", &format!("m{n}"), 9000), bounds).is_ok());
+    assert_eq!(more.count(), bounds.room - 2, "memory is bounded");
+    let full = take(&mut ledger, &by("second", "m1", "third"), bounds).unwrap_err();
+    assert!(full.to_string().contains("80 are the limit (--max-certificates)"), "{full}");
+}
+
+/// A thief has a certificate of the host by the host's bootstrap token, or an old one of its own.
+#[test]
+fn a_host_renews_whatever_others_took_of_its_name() {
+    let bounds = Bounds { per_name: 16, per_user: 32, room: 1024 };
+    let mut ledger = Ledger::default();
+    take(&mut ledger, &of(TOKEN, "m1", "own", 9000), bounds).unwrap();
+    take(&mut ledger, &of(TOKEN, "m1", "stolen", 9000), bounds).unwrap();
+    take(&mut ledger, &by("own", "m1", "own-2"), bounds).unwrap();
+    for presented in ["stolen", "own"] {
+        for n in 0..100 {
+            drop(take(&mut ledger, &by(presented, "m1", &format!("{presented}-{n}")), bounds));
+        }
+    }
+    let full = take(&mut ledger, &by("stolen", "m1", "more"), bounds).unwrap_err();
+    assert!(matches!(full, ApiError::TooManyRequests { .. }), "{full}");
+    take(&mut ledger, &by("own-2", "m1", "own-3"), bounds).unwrap();
+    // The journal holds it, each certificate by itself and the record as a whole.
+    let mut again = Ledger::default();
+    for serial in ["own", "stolen", "own-2", "own-3"] {
+        let entry = ledger.entry_of(&of(TOKEN, "m1", serial, 9000)).unwrap();
+        let line = serde_json::to_vec(&entry).unwrap();
+        again.replay(serde_json::from_slice(&line).unwrap()).unwrap();
+    }
+    let whole: Issued =
+        serde_json::from_slice(&serde_json::to_vec(ledger.issued(Domain::Client).unwrap()).unwrap()).unwrap();
+    for issued in [again.issued(Domain::Client).unwrap(), &whole] {
+        let leaf = issued.get("own-3").unwrap();
+        assert_eq!((leaf.branch("own-3"), leaf.origin()), ("own", TOKEN));
+    }
+}
+
+/// As commit ed104b6 wrote them, with no principal.
+#[test]
+fn certificates_of_an_earlier_record_are_revocable_and_fill_nobodys_place() {
+    let line = r#"{"issued":["client",{"leaves":{"4f":{"at":1700000000,"until":1700005000,"holder":"host:app","pod":"",
+        "user":"app","key":"k"}},"since":1700000000}]}"#;
+    let mut ledger = Ledger::default();
+    ledger.replay(serde_json::from_str(line).unwrap()).unwrap();
+    assert!(ledger.issued(Domain::Client).unwrap().has("4f"));
+    let bounds = Bounds { per_name: 1, ..Bounds::default() };
+    ledger.admit("x", &of("user/a", "app", "50", 6000), bounds).unwrap();
+}
+
+#[test]
+fn a_journal_written_anew_holds_the_record_and_the_revocations() {
+    let mut ledger = Ledger::default();
+    ledger.note(&recorded("1", Domain::Client, "app", 5000), Bounds::default().room, at(1000));
+    ledger.note(&recorded("2", Domain::Peer, "system:etcd-peer:m1", 5000), Bounds::default().room, at(1000));
+    ledger.note(&recorded("3", Domain::Client, "old", 900), Bounds::default().room, at(1000));
+    let authority = Authority::generate("a", KeyAlgorithm::EcdsaP256, Duration::from_secs(9000), at(1000)).unwrap();
+    let known = Known {
+        issued: ledger.issued(Domain::Client).unwrap(),
+        namespace: "a",
+        signs_lists: true,
+        live: &[],
+        voters: &[],
+        by_record: None,
+        leaves_end: at(9000),
+        authority_end: at(9000),
+    };
+    let selector = Selector::User("app".to_owned());
+    let request =
+        Request { action: Action::Renewed, id: "1".to_owned(), selector, reason: Reason::Unspecified, until: None };
+    let mut revoked = Revoked::default();
+    revoked.take(&request, &known, at(1000));
+    revoked.refresh(&authority, at(1000)).unwrap();
+    let number = revoked.list().unwrap().number();
+    ledger.revise(Domain::Client, Arc::new(revoked));
+    let mut again = Ledger::default();
+    for entry in ledger.entries().unwrap() {
+        let line = serde_json::to_vec(&entry).unwrap();
+        again.replay(serde_json::from_slice(&line).unwrap()).unwrap();
+    }
+    assert_eq!(again.issued(Domain::Peer).unwrap().peers(at(1000)).len(), 1);
+    assert!(again.lists("1") && !again.lists("2") && !again.lists("3"));
+    let mut revoked = Revoked::clone(again.revoked(Domain::Client).unwrap());
+    assert_eq!(revoked.report().unwrap().count, 1);
+    assert_eq!(revoked.refresh(&authority, at(1001)), Ok(true), "the list is signed anew");
+    let list = revoked.list().unwrap();
+    assert!(list.number() > number && list.entries().contains_key("1"));
+    assert_eq!(revoked.refresh(&authority, at(5000)), Ok(true));
+    assert!(revoked.list().unwrap().entries().is_empty(), "its certificate has ended");
+}
