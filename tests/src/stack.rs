@@ -243,6 +243,22 @@ impl Stack {
     }
 }
 
+/// A pod with the image `app` and no etcd, whose sidecar holds the certificates of `roles`. Pods that run at once here share an
+/// address, so it has an admin port of its own.
+pub fn client_pod(name: &str, roles: &str) -> Value {
+    json!({
+        "metadata": {
+            "name": name,
+            "labels": {"etcd-tls": "dynamic"},
+            "annotations": {
+                "etcd-tls.dev/roles": roles, "etcd-tls.dev/containers": "app",
+                "etcd-tls.dev/admin-port": ports::free(Ipv4Addr::UNSPECIFIED).to_string(),
+            },
+        },
+        "spec": {"containers": [{"name": "app", "image": "app", "command": ["app"]}]},
+    })
+}
+
 /// Starts `approve` or `sign` again as it was started before, with the token that it had.
 pub fn controller_again(api: &ApiServer, name: &str) -> Process {
     let kubeconfig = api.directory().join(format!("{name}.kubeconfig"));

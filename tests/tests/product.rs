@@ -1,11 +1,6 @@
 //! Tier 2: an operator's commands on the installed system, with the real command, the real sidecar and a real API server.
 
-use std::{
-    collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr},
-    path::Path,
-    process::Output,
-};
+use std::{collections::BTreeMap, net::IpAddr, path::Path, process::Output};
 
 use etcd_tls_contract::certificate::Chain;
 use k8s_openapi::api::core::v1::Pod;
@@ -15,25 +10,14 @@ use tests::{
     downward::downward,
     eventually,
     pod::LocalPod,
-    ports,
     process::{binary, which},
-    stack::{LIMIT, Options, Stack, own_address},
+    stack::{self, LIMIT, Options, Stack, own_address},
 };
 use tokio::process::Command;
 
 /// A pod whose sidecar holds two certificates and has no etcd.
 fn client_pod(name: &str) -> Value {
-    json!({
-        "metadata": {
-            "name": name,
-            "labels": {"etcd-tls": "dynamic"},
-            "annotations": {
-                "etcd-tls.dev/roles": "client,metrics", "etcd-tls.dev/containers": "app",
-                "etcd-tls.dev/admin-port": ports::free(Ipv4Addr::UNSPECIFIED).to_string(),
-            },
-        },
-        "spec": {"containers": [{"name": "app", "image": "app", "command": ["app"]}]},
-    })
+    stack::client_pod(name, "client,metrics")
 }
 
 async fn webhook(kubeconfig: &Path, arguments: &[&str]) -> Output {

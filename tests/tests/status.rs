@@ -1,32 +1,22 @@
 //! The operator's view: `etcd-tls-webhook status` on a real API server, which reaches a real sidecar through its pod proxy.
 
 use std::{
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
     path::Path,
     process::{Command, Output},
 };
 
 use serde_json::{Value, json};
 use tests::{
-    eventually, ports,
+    eventually,
     process::{binary, which},
-    stack::{LIMIT, Options, Stack, own_address},
+    stack::{self, LIMIT, Options, Stack, own_address},
     temp::TempDir,
 };
 
 /// A client of etcd: it has only its own files, so its sidecar's metrics are complete.
 fn client_pod(name: &str) -> Value {
-    json!({
-        "metadata": {
-            "name": name,
-            "labels": {"etcd-tls": "dynamic"},
-            "annotations": {
-                "etcd-tls.dev/roles": "client", "etcd-tls.dev/containers": "app",
-                "etcd-tls.dev/admin-port": ports::free(Ipv4Addr::UNSPECIFIED).to_string(),
-            },
-        },
-        "spec": {"containers": [{"name": "app", "image": "app", "command": ["app"]}]},
-    })
+    stack::client_pod(name, "client")
 }
 
 fn status(kubeconfig: &Path, arguments: &[&str]) -> Output {

@@ -16,11 +16,11 @@ use opentelemetry_proto::tonic::{
     collector::trace::v1::ExportTraceServiceRequest, common::v1::any_value::Value as AnyValue, trace::v1::Span,
 };
 use prost::Message as _;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tests::{
     eventually, ports,
     process::which,
-    stack::{LIMIT, Options, Stack},
+    stack::{self, LIMIT, Options, Stack},
 };
 use tokio::{net::TcpListener, task::JoinHandle};
 
@@ -96,17 +96,7 @@ async fn take(request: Request<Incoming>, all: Arc<Mutex<Vec<Seen>>>) -> Result<
 }
 
 fn client_pod(name: &str) -> Value {
-    json!({
-        "metadata": {
-            "name": name,
-            "labels": {"etcd-tls": "dynamic"},
-            "annotations": {
-                "etcd-tls.dev/roles": "client,metrics", "etcd-tls.dev/containers": "app",
-                "etcd-tls.dev/admin-port": ports::free(Ipv4Addr::UNSPECIFIED).to_string(),
-            },
-        },
-        "spec": {"containers": [{"name": "app", "image": "app", "command": ["app"]}]},
-    })
+    stack::client_pod(name, "client,metrics")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
