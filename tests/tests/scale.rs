@@ -37,6 +37,8 @@ const MEMBERS: u16 = 3;
 const PAIRS: u16 = 5;
 /// How long nothing is written when nothing happens.
 const IDLE: Duration = Duration::from_secs(10);
+/// How long certificates are requested one after the other.
+const RECORDED: Duration = Duration::from_secs(10);
 /// Calls of the harness at once.
 const AT_ONCE: usize = 12;
 /// Watches that `approve` or `sign` may hold.
@@ -224,6 +226,34 @@ async fn of_requests_that_wait_both_of_a_pod_are_judged_by_one_read() {
     println!("{:.2} reads of a pod for a certificate, by approve and sign", each / certificates);
     // Two if each read for each request; one if the two requests of a pod always stood together.
     assert!(each > 0.0 && each <= 1.6 * certificates, "{each} reads for {certificates} certificates");
+}
+
+/// A full record is 350 KiB, and the API server's policies read each write of it several times.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_record_of_certificates_is_written_every_two_seconds_at_most() {
+    let Some(lab) = Lab::new().await else { return };
+    let approver = lab.approver("approve-a", &[]);
+    let _signer = sign(&lab, "sign-a", &[]).await;
+    lab.ready(&approver).await;
+    lab.api.namespace("tenant", &[(names::LABEL, names::DYNAMIC)]).await;
+    let pod = member(&lab, "tenant", "etcd-0", Some("10.9.0.1")).await;
+    for role in [Role::Peer, Role::Server] {
+        issue(&lab, &pod, role, None).await;
+    }
+    let written = || async {
+        let all = figures(&lab, "apiserver_request_total").await;
+        let of_secrets = |labels: &str| labels.contains("verb=\"PUT\"") && labels.contains("resource=\"secrets\"");
+        all.iter().filter(|(labels, _)| of_secrets(labels)).map(|(_, count)| count).sum::<f64>()
+    };
+    let (before, began, mut issued) = (written().await, Instant::now(), 0);
+    while began.elapsed() < RECORDED || issued < 20 {
+        futures::join!(issue(&lab, &pod, Role::Peer, None), issue(&lab, &pod, Role::Server, None));
+        issued += 2;
+    }
+    let (writes, seconds) = (written().await - before, began.elapsed().as_secs_f64());
+    println!("{writes} writes of two records in {seconds:.1} s, for {issued} certificates");
+    // One more of each for the certificates before.
+    assert!(writes >= 2.0 && writes <= 2.0 * (seconds / 2.0 + 1.0), "{writes} writes in {seconds} s");
 }
 
 /// A Lease keeps two signers from working, not what they write from being one truth.

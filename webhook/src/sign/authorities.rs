@@ -14,6 +14,7 @@ mod quorum;
 pub(in crate::sign) mod quota;
 pub(crate) mod revoked;
 pub(in crate::sign) mod state;
+pub(in crate::sign) mod unwritten;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -36,13 +37,14 @@ use kube::{
 };
 use tokio::{
     sync::{MutexGuard, Notify},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use super::authorities::{
     issued::Leaf,
     quota::{Entry, Held, Quota, QuotaError, Ready, SecretMetadata},
     state::Stored,
+    unwritten::RECORD_WITHIN,
 };
 use crate::{
     ca::authority::Authority,
@@ -57,8 +59,6 @@ use crate::{
     sign::cache::{objects::Facts, pods::is_host},
 };
 
-/// How soon the record of what was issued is written.
-const RECORD_WITHIN: Duration = Duration::from_secs(2);
 /// How long an answer waits for the state of the cluster's other authority.
 const STATE_WITHIN: Duration = Duration::from_millis(500);
 
@@ -270,18 +270,15 @@ impl Authorities {
             }
             self.room(&entry.name, ready, serial, &leaf)?;
         }
-        entry.unwritten.lock().unwrap_or_else(PoisonError::into_inner).insert(serial.to_owned(), leaf.clone());
+        if entry.unwritten().add(serial, leaf.clone(), Instant::now()) {
+            let changed = Arc::clone(&self.changed);
+            tokio::spawn(async move {
+                sleep(RECORD_WITHIN).await;
+                changed.notify_one();
+            });
+        }
         match &mut *held {
-            Held::Ready(ready) => {
-                if !ready.stored.issued.is_unsaved() {
-                    let changed = Arc::clone(&self.changed);
-                    tokio::spawn(async move {
-                        sleep(RECORD_WITHIN).await;
-                        changed.notify_one();
-                    });
-                }
-                Arc::make_mut(&mut ready.stored.issued).note(serial, leaf);
-            }
+            Held::Ready(ready) => Arc::make_mut(&mut ready.stored.issued).note(serial, leaf),
             // Recorded when it is read again.
             Held::Unknown | Held::Lost | Held::Unusable => self.changed.notify_one(),
         }
@@ -366,8 +363,8 @@ impl Authorities {
         if !matches!(held, Held::Ready(_)) {
             match self.load_or_make(name, now).await {
                 Ok(mut ready) => {
-                    let unwritten = entry.unwritten.lock().unwrap_or_else(PoisonError::into_inner);
-                    for (serial, leaf) in &*unwritten {
+                    let unwritten = entry.unwritten();
+                    for (serial, leaf) in unwritten.iter() {
                         Arc::make_mut(&mut ready.stored.issued).note(serial, leaf.clone());
                     }
                     drop(unwritten);
@@ -401,10 +398,6 @@ impl Authorities {
         let Held::Ready(ready) = &*held else {
             return Err(Unavailable::NotYet(format!("authority {name} is not loaded yet")));
         };
-        let mut stored = stored;
-        if stored.issued.is_unsaved() {
-            Arc::make_mut(&mut stored.issued).saved();
-        }
         let metadata = ready.secret.object(name).map_err(|e| Unavailable::Unusable(e.to_string()))?;
         let secret = metadata.name.clone().unwrap_or_default();
         let object = Secret {
@@ -420,7 +413,7 @@ impl Authorities {
                     SecretMetadata::of(written.metadata, name).map_err(|e| Unavailable::Unusable(e.to_string()))?;
                 *held = Held::Ready(Box::new(Ready { stored, secret, type_: written.type_ }));
                 // All records were made under the lock that is held here, so the written state contains them.
-                entry.unwritten.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                entry.unwritten().clear();
                 Ok(())
             }
             Err(error) => {

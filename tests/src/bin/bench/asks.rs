@@ -337,7 +337,13 @@ impl ByHand {
         let status = json!({"status": {"certificate": self.certificate}}).to_string();
         wire.succeed(&by(http::Call::patch(format!("{CSRS}/{name}/status"), status))).await?;
         if !self.pods.is_empty() {
-            wire.succeed(&by(http::Call::get(format!("{CSRS}/{name}?resourceVersion=0")))).await?;
+            let look = by(http::Call::get(format!("{CSRS}/{name}?resourceVersion=0")));
+            // The API server's cache may be behind its own writes.
+            while let Err(error) = wire.succeed(&look).await {
+                if !error.contains(": 404 ") {
+                    return Err(error);
+                }
+            }
         }
         Ok(began.elapsed().as_secs_f64() * 1e3)
     }

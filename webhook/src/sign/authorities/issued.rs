@@ -34,8 +34,6 @@ pub(crate) struct Issued {
     leaves: Lean<Leaf>,
     /// Seconds of the Unix epoch since which it is complete; 0: nothing was recorded yet.
     since: u64,
-    #[serde(skip)]
-    unsaved: bool,
 }
 
 /// One certificate.
@@ -161,16 +159,6 @@ impl Leaf {
 }
 
 impl Issued {
-    /// Whether it holds what its Secret does not.
-    pub(crate) const fn is_unsaved(&self) -> bool {
-        self.unsaved
-    }
-
-    /// Its Secret was written.
-    pub(crate) const fn saved(&mut self) {
-        self.unsaved = false;
-    }
-
     /// Records a certificate. Expired ones are removed; beyond the limit, those that expire first.
     pub(crate) fn note(&mut self, serial: &str, leaf: Leaf) {
         if self.since == 0 {
@@ -188,7 +176,6 @@ impl Issued {
             self.since = self.since.max(gone.at + 1);
         }
         self.leaves.insert(serial, leaf);
-        self.unsaved = true;
     }
 
     /// Records a certificate of a standalone signer. Beyond `room`, revoked certificates leave, first those that end first. A
@@ -206,7 +193,6 @@ impl Issued {
             }
         }
         self.leaves.insert(serial, leaf);
-        self.unsaved = true;
     }
 
     /// How many certificates are recorded that are valid at `at` (seconds of the Unix epoch), and of which `wanted` is true.

@@ -4,8 +4,8 @@
 //! authorities is bounded. An authority that has a Secret always has an entry; a new one gets one below the bound.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    sync::{Arc, Mutex as StdMutex},
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError},
 };
 
 use etcd_tls_contract::names::SignerName;
@@ -13,8 +13,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use tokio::sync::Mutex;
 
 use super::{
-    issued::Leaf,
     state::{Stored, secret_metadata},
+    unwritten::Unwritten,
 };
 use crate::sign::marks::UID_ANNOTATION;
 
@@ -98,7 +98,7 @@ pub(in crate::sign) struct Entry {
     pub(in crate::sign) name: SignerName,
     pub(in crate::sign) held: Mutex<Held>,
     /// Certificates that were recorded, but not written into the Secret: the state may be dropped and read again meanwhile.
-    pub(in crate::sign) unwritten: StdMutex<BTreeMap<String, Leaf>>,
+    unwritten: StdMutex<Unwritten>,
 }
 
 /// Why an authority gets no entry.
@@ -205,6 +205,10 @@ fn add<T>(all: &mut HashMap<Box<str>, Vec<T>>, namespace: &str, one: T) {
 }
 
 impl Entry {
+    pub(in crate::sign) fn unwritten(&self) -> MutexGuard<'_, Unwritten> {
+        self.unwritten.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Has the Secret read again, if it is not as it was read or written last. `version`: its resourceVersion, `None` where
     /// there is none.
     pub(in crate::sign) async fn changed_outside(&self, version: Option<&str>) {

@@ -8,6 +8,8 @@ use etcd_tls_contract::{
     role::Domain,
 };
 
+use tokio::time::Instant;
+
 use super::Reconciler;
 use crate::{
     ca::authority::Authority,
@@ -142,8 +144,8 @@ impl Reconciler {
         });
         after.revoke(revocation.as_ref(), &name.namespace, (live, &voters.unwrap_or_default()), now);
         let done = decision.step.clone().map(|step| (step, after.clone()));
-        if done.is_some() || after.state != stored.state || after.revoked != stored.revoked || after.issued.is_unsaved()
-        {
+        let changed = done.is_some() || after.state != stored.state || after.revoked != stored.revoked;
+        if changed || entry.unwritten().is_due(Instant::now()) {
             if let Some(rollover) = &mut after.state.rollover {
                 rollover.forget_all_but(live);
             }
@@ -151,8 +153,10 @@ impl Reconciler {
                 // Another round reads what is there and decides again.
                 return standing(report_of(&stored, &[]), 0, None, Some(error.to_string()), None);
             }
-            // There may be a next step at once.
-            self.changed.notify_one();
+            if changed {
+                // There may be a next step at once.
+                self.changed.notify_one();
+            }
         }
         let until = after.active.not_after();
         let waiting = decision.waiting.len();
