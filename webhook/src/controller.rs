@@ -18,7 +18,7 @@ use etcd_tls_contract::{
 use kube::{
     Client, Resource as _,
     api::{Patch, PatchParams},
-    core::{PartialObjectMeta, Request},
+    core::Request,
 };
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
@@ -29,17 +29,17 @@ use crate::{
     traces::{self, Look, Traces},
 };
 use case::Case;
-use client::{RequestError, within};
+use client::RequestError;
 use csr::{Handler, Outcome};
 use events::{Notice, Recorder, pod_reference};
 use facts::Csr;
 use guards::{Gate, Guard, Prover};
 use lease::Candidate;
-use listed::METADATA_ALONE;
 use metrics::Metrics;
 use pods::{Found, Pods};
 use services::Services;
 use tasks::Tasks;
+use written::written;
 
 pub(crate) mod case;
 pub mod client;
@@ -58,6 +58,7 @@ pub(crate) mod projection;
 pub(crate) mod refusals;
 pub(crate) mod services;
 pub(crate) mod tasks;
+pub(crate) mod written;
 
 /// The arguments of every controller.
 #[derive(clap::Args, Debug)]
@@ -342,22 +343,12 @@ impl Controller {
     /// The API server's, as [`Trouble::Write`].
     pub(crate) async fn write(&self, csr: &Csr, subresource: &str, patch: serde_json::Value) -> Result<(), Trouble> {
         let params = PatchParams { field_manager: Some(self.name.to_owned()), ..PatchParams::default() };
-        let mut request = Request::new(Csr::url_path(&(), None))
+        let request = Request::new(Csr::url_path(&(), None))
             .patch_subresource(subresource, csr.name(), &params, &Patch::Merge(patch))
             .map_err(|error| Trouble::Write(kube::Error::BuildRequest(error).into()))?;
-        // The watch delivers the written object; the answer can be metadata alone.
-        if let Ok(metadata_alone) = METADATA_ALONE.parse() {
-            request.headers_mut().insert("accept", metadata_alone);
-        }
-        request.extensions_mut().insert("patch_subresource");
-        let answer = within(self.client.request_text(request)).await.map_err(Trouble::Write)?;
-        // A success status alone proves nothing: a proxy may have answered.
-        let written: PartialObjectMeta =
-            serde_json::from_str(&answer).map_err(|error| Trouble::Write(kube::Error::SerdeError(error).into()))?;
-        if written.metadata.uid.as_deref() == Some(csr.uid()) {
-            return Ok(());
-        }
-        Err(Trouble::Write(RequestError::NotWritten))
+        // The watch delivers the written object.
+        let metadata = written(&self.client, request, "patch_subresource").await.map_err(Trouble::Write)?;
+        if metadata.uid.as_deref() == Some(csr.uid()) { Ok(()) } else { Err(Trouble::Write(RequestError::NotWritten)) }
     }
 
     /// An event beside the pod that asked, if it is still there.

@@ -30,10 +30,11 @@ use etcd_tls_contract::{
     policy::{MAX_AUTHORITIES, Policy},
     role::{Domain, Role},
 };
-use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::{api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::{
-    Api, Client,
+    Api, Client, Resource as _,
     api::{DeleteParams, PostParams, Preconditions},
+    core::Request,
 };
 use tokio::{
     sync::{MutexGuard, Notify},
@@ -53,6 +54,7 @@ use crate::{
         namespaces,
         pods::Pods,
         policy,
+        written::written,
     },
     revoke,
     rollover::{PodProgress, Rollover, rfc3339},
@@ -400,18 +402,14 @@ impl Authorities {
         };
         let metadata = ready.secret.object(name).map_err(|e| Unavailable::Unusable(e.to_string()))?;
         let secret = metadata.name.clone().unwrap_or_default();
-        let object = Secret {
-            metadata,
-            type_: ready.type_.clone(),
-            data: Some(stored.data().map_err(|e| Unavailable::Unusable(e.to_string()))?),
-            ..Secret::default()
-        };
-        match within(self.secrets().replace(&secret, &PostParams::default(), &object)).await {
-            Ok(written) => {
+        let type_ = ready.type_.clone();
+        let data = stored.data().map_err(|e| Unavailable::Unusable(e.to_string()))?;
+        let object = Secret { metadata, type_: type_.clone(), data: Some(data), ..Secret::default() };
+        match self.replace(&secret, &object).await {
+            Ok(metadata) => {
                 *held = Held::Unknown;
-                let secret =
-                    SecretMetadata::of(written.metadata, name).map_err(|e| Unavailable::Unusable(e.to_string()))?;
-                *held = Held::Ready(Box::new(Ready { stored, secret, type_: written.type_ }));
+                let secret = SecretMetadata::of(metadata, name).map_err(|e| Unavailable::Unusable(e.to_string()))?;
+                *held = Held::Ready(Box::new(Ready { stored, secret, type_ }));
                 // All records were made under the lock that is held here, so the written state contains them.
                 entry.unwritten().clear();
                 Ok(())
@@ -423,6 +421,14 @@ impl Authorities {
                 Err(error.into())
             }
         }
+    }
+
+    async fn replace(&self, secret: &str, object: &Secret) -> Result<ObjectMeta, RequestError> {
+        let bytes = serde_json::to_vec(object).map_err(kube::Error::SerdeError)?;
+        let request = Request::new(Secret::url_path(&(), Some(&self.system)))
+            .replace(secret, &PostParams::default(), bytes)
+            .map_err(kube::Error::BuildRequest)?;
+        written(&self.client, request, "replace").await
     }
 
     /// Deletes the CA of a namespace that is gone.

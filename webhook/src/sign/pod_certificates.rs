@@ -19,7 +19,7 @@ use etcd_tls_contract::{
 };
 use kube::{
     api::{Patch, PatchParams},
-    core::{PartialObjectMeta, Request},
+    core::Request,
 };
 use tokio::{
     task::{self, JoinSet},
@@ -35,8 +35,9 @@ use crate::{
     ca::issue::{IssueError, Leaf, issue_from},
     controller::{
         Trouble,
-        client::{RequestError, within},
-        listed::{Event, Events, Key, METADATA_ALONE, WatchError},
+        client::RequestError,
+        listed::{Event, Events, Key, WatchError},
+        written::written,
     },
     rollover::rfc3339,
 };
@@ -351,18 +352,11 @@ impl Answering<'_> {
 
     async fn write(&self, patch: &serde_json::Value) -> Result<(), Trouble> {
         let params = PatchParams { field_manager: Some("etcd-tls-sign".to_owned()), ..PatchParams::default() };
-        let mut request = Request::new(source(self.version, Some(self.namespace)).path)
+        let request = Request::new(source(self.version, Some(self.namespace)).path)
             .patch_subresource("status", self.name, &params, &Patch::Merge(patch))
             .map_err(|error| Trouble::Write(kube::Error::BuildRequest(error).into()))?;
-        if let Ok(metadata_alone) = METADATA_ALONE.parse() {
-            request.headers_mut().insert("accept", metadata_alone);
-        }
-        request.extensions_mut().insert("patch_subresource");
-        let answer = within(self.signer.controller.client.request_text(request)).await.map_err(Trouble::Write)?;
-        // A success status alone proves nothing: a proxy may have answered.
-        let written: PartialObjectMeta =
-            serde_json::from_str(&answer).map_err(|error| Trouble::Write(kube::Error::SerdeError(error).into()))?;
-        let ours = written.metadata.uid.is_some() && written.metadata.uid == self.request.metadata.uid;
-        if ours { Ok(()) } else { Err(Trouble::Write(RequestError::NotWritten)) }
+        let client = &self.signer.controller.client;
+        let metadata = written(client, request, "patch_subresource").await.map_err(Trouble::Write)?;
+        if metadata.uid == self.request.metadata.uid { Ok(()) } else { Err(Trouble::Write(RequestError::NotWritten)) }
     }
 }
