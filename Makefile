@@ -20,12 +20,11 @@ RUST_IMAGE ?= rust:1-bookworm
 # etcd-tls-init.
 build bench: export AWS_LC_SYS_NO_JITTER_ENTROPY = 1
 
-# etcd-tls-probe runs in etcd's container, with any C library there, or none.
-SIDECAR = $(CARGO) rustc --locked --profile sidecar -p etcd-tls-sidecar --bin
-STATIC_PROBE = etcd-tls-probe -- -C target-feature=+crt-static
+# Released programs are linked statically: they run on any Linux of the architecture, in an image that holds nothing else, and have
+# no pages of a C library that they do not use. etcd-tls-probe runs in etcd's container, with any C library there, or none.
 # A position-independent program relocates some 20,000 pointers when it starts. Packed (DT_RELR), their table is a few KiB instead of
 # half a MiB of the sidecar's memory. The C library reads that form since 2.36.
-PACKED = $(shell printf '2.36\n%s\n' "$$(getconf GNU_LIBC_VERSION 2>/dev/null | cut -d' ' -f2)" | sort -CV && echo -- -C link-arg=-Wl,-z,pack-relative-relocs)
+STATIC = -C target-feature=+crt-static $(shell printf '2.36\n%s\n' "$$(getconf GNU_LIBC_VERSION 2>/dev/null | cut -d' ' -f2)" | sort -CV && echo -C link-arg=-Wl,-z,pack-relative-relocs)
 
 .PHONY: help demo test check deny fuzz build bench images dist etcd clean
 
@@ -62,14 +61,12 @@ fuzz: ## readers of others' bytes under libFuzzer; FUZZ_SECONDS=3600 FUZZ_PROFIL
 	@tests/fuzz/run.sh $(FUZZ_SECONDS) $(TARGETS)
 
 build: ## the binaries, as they are released
-	$(CARGO) build --locked --release -p etcd-tls-webhook
-	$(SIDECAR) etcd-tls-sidecar $(PACKED)
-	$(SIDECAR) $(STATIC_PROBE)
+	$(CARGO) rustc --locked --release -p etcd-tls-webhook --bin etcd-tls-webhook -- $(STATIC)
+	$(CARGO) rustc --locked --profile sidecar -p etcd-tls-sidecar --bin etcd-tls-sidecar -- $(STATIC)
+	$(CARGO) rustc --locked --profile sidecar -p etcd-tls-sidecar --bin etcd-tls-probe -- $(STATIC)
 
-bench: etcd ## the figures, ours and the reference interleaved; SECTIONS="admission sidecar" for some alone
-	@$(CARGO) build --locked --release -p etcd-tls-webhook -p tests --bin etcd-tls-webhook --bin bench
-	@$(SIDECAR) etcd-tls-sidecar $(PACKED)
-	@$(SIDECAR) $(STATIC_PROBE)
+bench: etcd build ## the figures, ours and the reference interleaved; SECTIONS="admission sidecar" for some alone
+	@$(CARGO) build --locked --release -p tests --bin bench
 	@mkdir -p $(TARGET)/shipped
 	@ln -f $(TARGET)/release/etcd-tls-webhook $(TARGET)/sidecar/etcd-tls-sidecar $(TARGET)/sidecar/etcd-tls-probe $(TARGET)/shipped/
 	ETCD_TLS_BIN_DIR=$(abspath $(TARGET))/shipped $(TARGET)/release/bench $(SECTIONS)
@@ -78,14 +75,14 @@ images: ## both images, by $(BUILDER)
 	$(BUILDER) build --build-arg RUST_IMAGE=$(RUST_IMAGE) --build-arg BASE=$(BASE) -f Dockerfile.webhook -t etcd-tls-webhook:$(TAG) .
 	$(BUILDER) build --build-arg RUST_IMAGE=$(RUST_IMAGE) --build-arg BASE=$(BASE) -f Dockerfile.sidecar -t etcd-tls-sidecar:$(TAG) .
 
-# Static programs: they run on any Linux of the architecture, and the images hold nothing else. REGISTRY=example.com/etcd-tls is where
+# REGISTRY=example.com/etcd-tls is where
 # install.yaml and the chart look for the images. DIST_PROFILE=dev builds quickly, to try it.
 dist: ## pack a release into $(TARGET)/dist: programs, images, install.yaml, chart, SBOMs, checksums
 	@profile=$${DIST_PROFILE:-}
 	[ -n "$$profile" ] || export AWS_LC_SYS_NO_JITTER_ENTROPY=1
 	bin=$$(mktemp -d); trap 'rm -rf "$$bin"' EXIT
 	static() {
-	  $(CARGO) rustc --locked --profile "$$1" -p "$$2" --bin "$$3" -- -C target-feature=+crt-static
+	  $(CARGO) rustc --locked --profile "$$1" -p "$$2" --bin "$$3" -- $(STATIC)
 	  install -s -t "$$bin" "$(TARGET)/$${1/#dev/debug}/$$3"
 	}
 	static "$${profile:-release}" etcd-tls-webhook etcd-tls-webhook
