@@ -1,6 +1,9 @@
 //! A stand-in for cert-manager on a real API server: the CustomResourceDefinition of CertificateRequests, and a controller
 //! that does what cert-manager's default approver and CA issuer do. Conditions, reasons and fields are those of its
-//! documentation. It answers CertificateSigningRequests of one foreign signer as well, by the same behaviour.
+//! documentation. It answers CertificateSigningRequests of one foreign signer as well, by the same behaviour. Where the machine
+//! has cert-manager, [`itself`] runs that behind the same interface.
+
+pub mod itself;
 
 use std::{
     sync::{Arc, Mutex, MutexGuard},
@@ -14,6 +17,7 @@ use kube::{
     Api, ResourceExt as _,
     api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams},
 };
+use rcgen::{KeyPair, PublicKeyData as _};
 use serde_json::{Value, json};
 use tokio::{task::JoinHandle, time::sleep};
 
@@ -36,6 +40,8 @@ pub enum Behaviour {
     Life(Duration),
     /// Does nothing: it is away.
     Away,
+    /// Approves, and says that the issuer is not ready yet.
+    Pending,
     /// The approver denies.
     Deny(String),
     /// The issuer fails for good.
@@ -44,14 +50,23 @@ pub enum Behaviour {
     Invalid(String),
     /// The issuer answers with this instead of a certificate; where it is empty, with none.
     Rubbish(String),
+    /// The issuer answers with a certificate of another key.
+    AnotherKey,
     /// The issuer leaves out the addresses.
     Forget,
     /// Approves and signs; `status.ca` is empty, as with issuers that know no CA.
     NoCa,
 }
 
-/// The running stand-in; dropped, it ends.
-pub struct CertManager {
+/// An issuer of one namespace; dropped, it ends.
+pub struct CertManager(Back);
+
+enum Back {
+    StandIn(StandIn),
+    Itself(Box<itself::Issuer>),
+}
+
+struct StandIn {
     state: Arc<Mutex<State>>,
     task: JoinHandle<()>,
 }
@@ -60,10 +75,9 @@ struct State {
     behaviour: Behaviour,
     ca: Ca,
     signer: String,
-    signed: usize,
 }
 
-impl Drop for CertManager {
+impl Drop for StandIn {
     fn drop(&mut self) {
         self.task.abort();
     }
@@ -137,8 +151,7 @@ impl CertManager {
     /// Starts the stand-in for the CertificateRequests of `namespace` and the CertificateSigningRequests to `signer`.
     pub fn start(api: &ApiServer, namespace: &str, signer: &str) -> Self {
         let requests: Api<DynamicObject> = Api::namespaced_with(api.client.clone(), namespace, &resource());
-        let state =
-            State { behaviour: Behaviour::Sign, ca: Ca::new("company CA"), signer: signer.to_owned(), signed: 0 };
+        let state = State { behaviour: Behaviour::Sign, ca: Ca::new("company CA"), signer: signer.to_owned() };
         let state = Arc::new(Mutex::new(state));
         let signing: Api<CertificateSigningRequest> = Api::all(api.client.clone());
         let task = tokio::spawn({
@@ -160,33 +173,68 @@ impl CertManager {
                 }
             }
         });
-        Self { state, task }
+        Self(Back::StandIn(StandIn { state, task }))
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no panic under the lock")
+    /// The issuer of `namespace` that `controller`, cert-manager itself, keeps.
+    pub fn itself(controller: &Arc<itself::Controller>, namespace: &str) -> Self {
+        Self(Back::Itself(Box::new(itself::Issuer::new(controller, namespace))))
+    }
+
+    /// Whether it can behave so. cert-manager itself cannot be made to answer wrongly.
+    pub const fn can(&self, behaviour: &Behaviour) -> bool {
+        match self.0 {
+            Back::StandIn(_) => true,
+            Back::Itself(_) => matches!(
+                behaviour,
+                Behaviour::Sign | Behaviour::Away | Behaviour::Pending | Behaviour::Deny(_) | Behaviour::Fail(_)
+            ),
+        }
+    }
+
+    /// The reason that it gives for failure, whatever [`Behaviour::Fail`] says; `None` where it says just that.
+    pub const fn reason_of_failure(&self) -> Option<&str> {
+        match self.0 {
+            Back::StandIn(_) => None,
+            Back::Itself(_) => Some("Error signing certificate"),
+        }
     }
 
     /// Sets its behaviour from now on.
+    ///
+    /// # Panics
+    /// It [cannot](Self::can).
     pub fn behave(&self, behaviour: Behaviour) {
-        self.state().behaviour = behaviour;
+        match &self.0 {
+            Back::StandIn(stand_in) => stand_in.state().behaviour = behaviour,
+            Back::Itself(issuer) => issuer.behave(&behaviour),
+        }
     }
 
     /// Replaces the CA; the new certificate, PEM.
     pub fn replace_ca(&self, name: &str) -> String {
-        let mut state = self.state();
-        state.ca = Ca::new(name);
-        state.ca.pem.clone()
+        match &self.0 {
+            Back::StandIn(stand_in) => {
+                let mut state = stand_in.state();
+                state.ca = Ca::new(name);
+                state.ca.pem.clone()
+            }
+            Back::Itself(issuer) => issuer.replace_ca(name),
+        }
     }
 
     /// The CA's certificate, PEM.
     pub fn ca(&self) -> String {
-        self.state().ca.pem.clone()
+        match &self.0 {
+            Back::StandIn(stand_in) => stand_in.state().ca.pem.clone(),
+            Back::Itself(issuer) => issuer.ca(),
+        }
     }
+}
 
-    /// How many certificates it has signed.
-    pub fn signed(&self) -> usize {
-        self.state().signed
+impl StandIn {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no panic under the lock")
     }
 }
 
@@ -199,7 +247,7 @@ fn certificate_request(state: &Mutex<State>, object: &DynamicObject) -> Option<V
     if of("Ready").is_some_and(|reason| reason != "Pending") {
         return None;
     }
-    let mut state = state.lock().expect("no panic under the lock");
+    let state = state.lock().expect("no panic under the lock");
     let now = "2026-01-01T00:00:00Z";
     let condition = |type_: &str, status: bool, reason: &str, message: &str| {
         json!({
@@ -212,6 +260,11 @@ fn certificate_request(state: &Mutex<State>, object: &DynamicObject) -> Option<V
     let failed = |first: Value, reason: &str, message: &str| json!({"conditions": [first, condition("Ready", false, reason, message)], "failureTime": now});
     let status = match state.behaviour.clone() {
         Behaviour::Away => return None,
+        Behaviour::Pending if of("Ready").is_some() => return None,
+        Behaviour::Pending => {
+            let message = "Referenced issuer does not have a Ready status condition";
+            json!({"conditions": [approved, condition("Ready", false, "Pending", message)]})
+        }
         Behaviour::Deny(message) => failed(
             condition("Denied", true, "policy.example.com", &message),
             "Denied",
@@ -248,16 +301,23 @@ async fn signing_request(
     object: &CertificateSigningRequest,
 ) {
     let status = object.status.as_ref();
-    let ended = status.and_then(|s| s.conditions.as_ref()).is_some_and(|c| !c.is_empty());
-    if ended || object.spec.signer_name != state.lock().expect("no panic under the lock").signer {
+    // One that is approved alone is left over from the time when it was pending.
+    let conditions: Vec<&str> =
+        status.and_then(|s| s.conditions.as_ref()).into_iter().flatten().map(|c| c.type_.as_str()).collect();
+    let pending = conditions == ["Approved"] && status.is_some_and(|s| s.certificate.is_none());
+    if !(conditions.is_empty() || pending)
+        || object.spec.signer_name != state.lock().expect("no panic under the lock").signer
+    {
         return;
     }
     let condition =
         |type_: &str, message: &str| json!({"type": type_, "status": "True", "reason": "Example", "message": message});
     let (approval, status) = {
-        let mut state = state.lock().expect("no panic under the lock");
+        let state = state.lock().expect("no panic under the lock");
         match state.behaviour.clone() {
             Behaviour::Away => return,
+            Behaviour::Pending if pending => return,
+            Behaviour::Pending => (vec![condition("Approved", "")], None),
             Behaviour::Deny(message) => (vec![condition("Denied", &message)], None),
             Behaviour::Fail(message) | Behaviour::Invalid(message) => {
                 let approved = condition("Approved", "");
@@ -283,7 +343,7 @@ async fn signing_request(
 }
 
 impl State {
-    fn answer(&mut self, behaviour: &Behaviour, request: &[u8], life: Duration, usages: &[&str]) -> String {
+    fn answer(&self, behaviour: &Behaviour, request: &[u8], life: Duration, usages: &[&str]) -> String {
         if let Behaviour::Rubbish(text) = behaviour {
             return text.clone();
         }
@@ -291,9 +351,10 @@ impl State {
         let request = Request::parse(request).expect("a request");
         let sans = if *behaviour == Behaviour::Forget { Sans::default() } else { request.sans.clone() };
         let now = std::time::SystemTime::now();
-        self.signed += 1;
+        let another = (*behaviour == Behaviour::AnotherKey).then(|| KeyPair::generate().expect("make a key"));
+        let key = another.map_or_else(|| request.public_key.clone(), |key| key.subject_public_key_info());
         self.ca.sign(
-            &request.public_key,
+            &key,
             &LeafOptions {
                 organizations: vec![Role::Peer.organization().to_owned()],
                 common_name: request.common_name.clone(),

@@ -19,7 +19,7 @@ use crate::scene::{Kind, LIMIT, Lab, Scene};
 const SYSTEM: &str = "etcd-tls-system";
 
 /// `sign` with the rights of its service account, which deletes after seconds instead of minutes.
-async fn sign(lab: &Lab) -> Process {
+pub async fn sign(lab: &Lab) -> Process {
     let kubeconfig = lab.api.token_kubeconfig("sign", &lab.api.token(SYSTEM, "etcd-tls-sign", None).await);
     let mut command = Command::new(binary("etcd-tls-webhook"));
     command.args([

@@ -5,10 +5,14 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     process::Command,
+    sync::Arc,
     time::Duration,
 };
 
-use etcd_tls_contract::certificate::{Bundle, Chain};
+use etcd_tls_contract::{
+    certificate::{Bundle, Chain},
+    names,
+};
 use k8s_openapi::api::{certificates::v1::CertificateSigningRequest, core::v1::Pod};
 use kube::{
     Api, ResourceExt as _,
@@ -17,7 +21,11 @@ use kube::{
 use serde_json::{Value, json};
 use tests::{
     apiserver::ApiServer,
-    cert_manager::{CertManager, resource},
+    cert_manager::{
+        CertManager,
+        itself::{self, Controller, Programs},
+        resource,
+    },
     eventually,
     process::{Process, binary},
     temp::TempDir,
@@ -35,6 +43,8 @@ pub enum Kind {
 
 /// See the module.
 pub struct Lab {
+    /// cert-manager itself, where it is not the stand-in that answers.
+    cert_manager: Option<Arc<Controller>>,
     pub api: ApiServer,
     _controller_manager: Process,
 }
@@ -45,6 +55,7 @@ pub struct Scene<'a> {
     pub namespace: String,
     pub kind: Kind,
     pub issuer: CertManager,
+    signer: String,
     dir: TempDir,
     pod: Pod,
     environment: Vec<(String, String)>,
@@ -56,8 +67,23 @@ pub struct Scene<'a> {
 impl Lab {
     /// `None`, having said so, where the machine has no API server.
     pub async fn new() -> Option<Self> {
+        Self::with(None).await
+    }
+
+    /// With cert-manager itself. `None`, having said so, where the machine has none or no API server.
+    pub async fn of_cert_manager_itself() -> Option<Self> {
+        Self::with(Some(Programs::find()?)).await
+    }
+
+    async fn with(programs: Option<Programs>) -> Option<Self> {
         let api = ApiServer::start().await?;
-        CertManager::install(&api).await;
+        let cert_manager = match programs {
+            Some(programs) => Some(Controller::start(&api, &programs).await),
+            None => {
+                CertManager::install(&api).await;
+                None
+            }
+        };
         // Before the controller that makes service accounts.
         for namespace in NAMESPACES {
             api.namespace(namespace, &[]).await;
@@ -67,9 +93,22 @@ impl Lab {
             return None;
         };
         api.apply_components(&["cert-manager"]);
-        let lab = Self { api, _controller_manager: controller_manager };
+        let lab = Self { cert_manager, api, _controller_manager: controller_manager };
         lab.opt_in(&NAMESPACES);
         Some(lab)
+    }
+
+    /// The issuer of `namespace`.
+    pub fn issuer(&self, namespace: &str) -> CertManager {
+        self.cert_manager.as_ref().map_or_else(
+            || CertManager::start(&self.api, namespace, &self.signer(namespace)),
+            |controller| CertManager::itself(controller, namespace),
+        )
+    }
+
+    /// The name of the issuer of `namespace` as a signer of CertificateSigningRequests.
+    pub fn signer(&self, namespace: &str) -> String {
+        if self.cert_manager.is_some() { itself::signer(namespace) } else { format!("example.com/{namespace}") }
     }
 
     /// Lets the service accounts of `namespaces` request, as `approve` would by their label.
@@ -87,8 +126,9 @@ impl Lab {
         eventually("a pod", LIMIT, || self.api.pod(namespace, pod.clone())).await
     }
 
-    /// Lets the service accounts of `namespace` request of the issuer `company` there, or of `signer`.
-    pub fn grant(&self, namespace: &str, kind: Kind, signer: &str) {
+    /// Lets the service accounts of `namespace` request of the issuer `company` there.
+    pub fn grant(&self, namespace: &str, kind: Kind) {
+        let signer = self.signer(namespace);
         let rule = match kind {
             Kind::CertManager => {
                 json!({"apiGroups": ["cert-manager.io"], "resources": ["signers"], "resourceNames": ["issuers.cert-manager.io/company"], "verbs": ["request"]})
@@ -111,6 +151,21 @@ impl Lab {
         if kind == Kind::CertManager {
             items.iter_mut().for_each(|item| item["metadata"]["namespace"] = namespace.into());
         }
+        self.api.apply(&json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string());
+    }
+
+    /// Lets them name that issuer in a CertificateSigningRequest: cert-manager itself asks for this right, too.
+    pub fn grant_reference(&self, namespace: &str) {
+        let rule = json!({"apiGroups": ["cert-manager.io"], "resources": ["signers"], "resourceNames": [itself::ISSUER], "verbs": ["reference"]});
+        let group = json!({"kind": "Group", "apiGroup": RBAC, "name": format!("system:serviceaccounts:{namespace}")});
+        let metadata = json!({"name": "reference-company", "namespace": namespace});
+        let items = json!([
+            {"apiVersion": format!("{RBAC}/v1"), "kind": "Role", "metadata": metadata, "rules": [rule]},
+            {
+                "apiVersion": format!("{RBAC}/v1"), "kind": "RoleBinding", "metadata": metadata, "subjects": [group],
+                "roleRef": {"apiGroup": RBAC, "kind": "Role", "name": "reference-company"},
+            },
+        ]);
         self.api.apply(&json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string());
     }
 
@@ -144,16 +199,15 @@ const NAMESPACES: [&str; 3] = ["cm", "csr", "swap"];
 
 impl<'a> Scene<'a> {
     pub async fn new(lab: &'a Lab, namespace: &str, kind: Kind) -> Self {
-        let api = &lab.api;
-        let signer = format!("example.com/{namespace}");
-        lab.grant(namespace, kind, &signer);
-        let issuer = CertManager::start(api, namespace, &signer);
+        lab.grant(namespace, kind);
+        let (issuer, signer) = (lab.issuer(namespace), lab.signer(namespace));
         let pod = lab.pod(namespace, "etcd-0").await;
         let (dir, environment) = lab.mounted(namespace, &pod).await;
         let address = "10.0.0.1".to_owned();
         let namespace = namespace.to_owned();
-        let scene = Self { lab, namespace, kind, issuer, dir, pod, environment, address, of_issuer: false };
+        let scene = Self { lab, namespace, kind, issuer, signer, dir, pod, environment, address, of_issuer: false };
         scene.publish(&scene.issuer.ca());
+        scene.renew("");
         scene
     }
 
@@ -177,6 +231,12 @@ impl<'a> Scene<'a> {
         }
     }
 
+    /// Writes a value of the annotation `renew` where kubelet brings it.
+    pub fn renew(&self, value: &str) {
+        self.dir.write("token/.renew", value);
+        fs::rename(self.dir.join("token/.renew"), self.dir.join("token").join(names::RENEW_FILE)).expect("rename");
+    }
+
     /// Starts the sidecar's binary.
     pub fn start(&self, subcommand: &str, more: &[&str]) -> Process {
         self.start_in("certs", subcommand, more)
@@ -187,7 +247,7 @@ impl<'a> Scene<'a> {
         let mut command = Command::new(binary("etcd-tls-sidecar"));
         command.arg(subcommand).args(["--roles=peer,server", "--log-level=info"]).arg(match self.kind {
             Kind::CertManager => "--issuer=cert-manager:Issuer/company".to_owned(),
-            Kind::Signer => format!("--issuer=csr:example.com/{}", self.namespace),
+            Kind::Signer => format!("--issuer=csr:{}", self.signer),
         });
         for (flag, name) in [("--dir", directory), ("--trust-dir", "trust"), ("--token-dir", "token")] {
             command.arg(flag).arg(self.dir.join(name));
@@ -243,6 +303,12 @@ impl<'a> Scene<'a> {
         self.chains().iter().map(Chain::authority).collect()
     }
 
+    /// Whether the certificates on disk are for the pod's address.
+    pub fn hold_the_address(&self) -> bool {
+        let address = self.address.parse().expect("an address");
+        self.chains().iter().all(|chain| chain.sans.ips.contains(&address))
+    }
+
     /// The serial number of the peer's certificate on disk, if there is one.
     pub fn serial(&self) -> Option<String> {
         self.chains().into_iter().next().map(|chain| chain.serial)
@@ -265,6 +331,27 @@ impl<'a> Scene<'a> {
         };
         let uid = self.uid();
         items.into_iter().filter(|item| item["metadata"]["name"].as_str().unwrap_or_default().contains(&uid)).collect()
+    }
+
+    /// Deletes a request, as its cleaner does.
+    pub async fn forget_request(&self, request: &Value) {
+        let name = request["metadata"]["name"].as_str().expect("a name");
+        let kind = if self.kind == Kind::CertManager { "certificaterequests.cert-manager.io" } else { "csr" };
+        self.lab.api.kubectl(&["delete", kind, name, "-n", &self.namespace]);
+    }
+
+    /// Waits until the issuer says of so many CertificateRequests of the pod that they are pending.
+    pub async fn pending(&self, count: usize) {
+        eventually("pending requests", LIMIT, || async {
+            let requests = self.requests().await;
+            let is_pending = |request: &&Value| {
+                let conditions = request["status"]["conditions"].as_array();
+                conditions.into_iter().flatten().any(|c| c["type"] == "Ready" && c["reason"] == "Pending")
+            };
+            let there = requests.iter().filter(is_pending).count();
+            if there == count { Ok(()) } else { Err(format!("{requests:?}")) }
+        })
+        .await;
     }
 
     /// Waits for so many requests of the pod.

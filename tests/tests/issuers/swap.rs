@@ -183,8 +183,8 @@ struct Cluster<'a> {
 
 impl<'a> Cluster<'a> {
     async fn start(lab: &'a Lab, etcd: &EtcdBinary) -> Self {
-        lab.grant(NAMESPACE, Kind::CertManager, "example.com/swap");
-        let issuer = CertManager::start(&lab.api, NAMESPACE, "example.com/swap");
+        lab.grant(NAMESPACE, Kind::CertManager);
+        let issuer = lab.issuer(NAMESPACE);
         let mut members = Vec::new();
         for n in 0..3 {
             let address = format!("127.0.0.{},127.0.0.1", 2 + n);
@@ -255,19 +255,29 @@ fn nothing_lost(report: &Report) {
 }
 
 /// `None`, having said so, where the machine lacks something.
-async fn lab() -> Option<(EtcdBinary, Lab)> {
+async fn lab(lab: impl Future<Output = Option<Lab>>) -> Option<(EtcdBinary, Lab)> {
     let etcd = tier::etcd()?;
     if own_address().is_none() {
         tier::skip(2, "no address but loopback, which a pod cannot have", "a network interface with an address");
         return None;
     }
-    Some((etcd, Lab::new().await?))
+    Some((etcd, lab.await?))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_ca_that_is_swapped_with_no_overlap_fails_no_write() {
-    let Some((etcd, lab)) = lab().await else { return };
-    let mut cluster = Cluster::start(&lab, &etcd).await;
+    let Some((etcd, lab)) = lab(Lab::new()).await else { return };
+    swapped_with_no_overlap(&etcd, &lab).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ca_that_cert_manager_itself_swaps_with_no_overlap_fails_no_write() {
+    let Some((etcd, lab)) = lab(Lab::of_cert_manager_itself()).await else { return };
+    swapped_with_no_overlap(&etcd, &lab).await;
+}
+
+async fn swapped_with_no_overlap(etcd: &EtcdBinary, lab: &Lab) {
+    let mut cluster = Cluster::start(lab, etcd).await;
     let work = cluster.workload(Duration::from_secs(10));
     let begin = Instant::now();
 
@@ -348,7 +358,7 @@ async fn a_ca_that_is_swapped_with_no_overlap_fails_no_write() {
 /// do not restart, since that would cost the quorum; restarted by hand, they all come together.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_that_is_made_anew_in_a_swap_stops_the_restarts_of_the_others() {
-    let Some((etcd, lab)) = lab().await else { return };
+    let Some((etcd, lab)) = lab(Lab::new()).await else { return };
     let mut cluster = Cluster::start(&lab, &etcd).await;
     // A restart by hand is an outage here.
     let work = cluster.workload(Duration::from_secs(60));
