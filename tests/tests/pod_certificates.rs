@@ -1,6 +1,10 @@
 //! PodCertificateRequests, answered by `sign` on a real API server, with the rights of the component pod-certificates. A stand-in
 //! for kubelet makes them as its node's user, under NodeRestriction.
 
+#[path = "pod_certificates/gone.rs"]
+mod gone;
+#[path = "pod_certificates/many.rs"]
+mod many;
 #[path = "pod_certificates/member.rs"]
 mod member;
 
@@ -249,6 +253,7 @@ async fn a_pod_certificate_is_the_live_pods_and_only_its_kubelet_asks() {
 
     issues_names_alone(&lab, &pod).await;
     waits_for_the_hosts_address(&lab).await;
+    gone::grants_nothing_to_a_pod_that_went(&lab).await;
     denies_with_a_reason(&lab, &pod).await;
     asks_for_no_other(&mut lab, &pod).await;
     keeps_the_serial_number_of_a_request(&lab).await;

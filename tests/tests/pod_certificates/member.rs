@@ -27,6 +27,7 @@ use tests::{
     apiserver::{NODE, Options as ApiOptions, from_json},
     etcd_client::EtcdClient,
     eventually,
+    pki::{Ca, LeafOptions},
     pod::LocalPod,
     ports,
     process::which,
@@ -284,10 +285,38 @@ async fn a_member_has_its_certificates_by_kubelet_and_renews_and_restarts() {
     kubelet.write(&volume);
     served(&pod, &admin, &kubelet).await;
     assert!(pod.process("etcd").running());
+    says_what_is_wrong(&mut pod, &admin, &mut kubelet, &volume).await;
     let log = pod.log(names::SIDECAR_CONTAINER);
     assert!(!log.contains("PRIVATE KEY") && !log.contains("requesting a certificate"), "{log}");
     let requests = stack.api.kubectl(&["get", "csr", "-o", "name"]);
     assert!(!requests.contains("etcd-tls-"), "the pod has requested nothing: {requests}");
+}
+
+/// Rubbish in the volume: the sidecar says so and goes on, and takes the next good generation.
+async fn says_what_is_wrong(pod: &mut LocalPod, admin: &str, kubelet: &mut Kubelet<'_>, volume: &Path) {
+    let good = kubelet.files.clone();
+    let nobodys = Ca::new("nobody's CA").leaf(&LeafOptions::default());
+    let half = String::from_utf8_lossy(&good["peer/tls.crt"]).into_owned();
+    let rubbish = [format!("{}{}", nobodys.key, nobodys.cert), "<html>".to_owned(), half[..half.len() / 2].to_owned()];
+    for text in rubbish {
+        let said = |pod: &LocalPod| pod.log(names::SIDECAR_CONTAINER).matches("kubelet's volume: ").count();
+        let before = said(pod);
+        kubelet.files.insert("peer/tls.crt".to_owned(), text.clone().into_bytes());
+        kubelet.write(volume);
+        eventually("the rubbish to be said", LIMIT, || async {
+            if said(pod) > before { Ok(()) } else { Err(format!("{text:.20}: {}", pod.log(names::SIDECAR_CONTAINER))) }
+        })
+        .await;
+    }
+    metric(pod, admin, "etcd_tls_renewals_total{role=\"peer\",result=\"rejected\"} 1")
+        .await
+        .expect("one of another CA");
+    assert!(pod.process(names::SIDECAR_CONTAINER).running(), "{}", pod.log(names::SIDECAR_CONTAINER));
+    kubelet.files = good;
+    kubelet.request_all().await;
+    kubelet.write(volume);
+    served(pod, admin, kubelet).await;
+    assert!(pod.process("etcd").running() && pod.restarts("etcd") == 1, "no restart for rubbish");
 }
 
 /// Waits until etcd's ports are seen to serve what the volume holds.
