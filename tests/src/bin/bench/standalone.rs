@@ -3,7 +3,7 @@
 
 use std::{
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -62,7 +62,7 @@ pub(crate) async fn measure(report: &mut Report) -> Result<(), String> {
 }
 
 /// A running `standalone` that approves by itself what the bench asks.
-struct Signer {
+pub(crate) struct Signer {
     process: Process,
     address: SocketAddr,
     config: Arc<ClientConfig>,
@@ -74,7 +74,7 @@ struct Signer {
 }
 
 impl Signer {
-    async fn start(algorithm: KeyAlgorithm) -> Result<Self, String> {
+    pub(crate) async fn start(algorithm: KeyAlgorithm) -> Result<Self, String> {
         let directory = TempDir::new("bench-standalone");
         let text = |e: &dyn std::fmt::Display| e.to_string();
         let year = Duration::from_secs(365 * 24 * 3600);
@@ -241,8 +241,8 @@ impl Signer {
         on_all_cores(move || public_key.verify(&MESSAGE, signature.as_ref()).map_err(|e| e.to_string())).await
     }
 
-    /// `request`, from its start to its file.
-    async fn request(&self, report: &mut Report) -> Result<(), String> {
+    /// The kubeconfig of a host.
+    pub(crate) fn kubeconfig(&self) -> PathBuf {
         let kubeconfig = json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "bench",
             "clusters": [{"name": "bench", "cluster": {
@@ -252,28 +252,39 @@ impl Signer {
             "users": [{"name": "bench", "user": {"token": &*self.token}}],
             "contexts": [{"name": "bench", "context": {"cluster": "bench", "user": "bench"}}],
         });
-        let kubeconfig = self.directory.write("kubeconfig", kubeconfig.to_string());
+        self.directory.write("kubeconfig", kubeconfig.to_string())
+    }
+
+    /// `request`, from its start to its file, in a directory of its own; milliseconds.
+    pub(crate) async fn request_once(&self, kubeconfig: &Path, n: usize) -> Result<f64, String> {
+        let assets = self.directory.dir(&format!("assets-{n}"));
+        let mut command = Command::new(binary("etcd-tls-sidecar"));
+        command.args(["request", "--name", "host-2", "--roles", "peer", "--ipaddrs", "10.0.0.2"]);
+        command.arg("--kubeconfig").arg(kubeconfig).arg("--assetsdir").arg(&assets);
+        command.arg("--cacrt").arg(self.directory.join("ca.crt"));
+        let file = assets.join("peer/tls.crt");
+        let began = Instant::now();
+        let mut process = Process::spawn("request", &mut command, self.directory.path());
+        while !file.exists() {
+            if began.elapsed() > REQUEST_LIMIT || process.exited().is_some_and(|s| !s.success()) {
+                return Err(format!("request left no file:\n{}", process.log()));
+            }
+            tokio::task::block_in_place(|| std::thread::sleep(Duration::from_micros(300)));
+        }
+        let took = ms(began.elapsed());
+        process.wait(REQUEST_LIMIT).await;
+        Ok(took)
+    }
+
+    async fn request(&self, report: &mut Report) -> Result<(), String> {
+        let kubeconfig = self.kubeconfig();
         let mut values = Vec::new();
         for n in 0..=REQUESTS {
-            let assets = self.directory.dir(&format!("assets-{n}"));
-            let mut command = Command::new(binary("etcd-tls-sidecar"));
-            command.args(["request", "--name", "host-2", "--roles", "peer", "--ipaddrs", "10.0.0.2"]);
-            command.arg("--kubeconfig").arg(&kubeconfig).arg("--assetsdir").arg(&assets);
-            command.arg("--cacrt").arg(self.directory.join("ca.crt"));
-            let file = assets.join("peer/tls.crt");
-            let began = Instant::now();
-            let mut process = Process::spawn("request", &mut command, self.directory.path());
-            while !file.exists() {
-                if began.elapsed() > REQUEST_LIMIT || process.exited().is_some_and(|s| !s.success()) {
-                    return Err(format!("request left no file:\n{}", process.log()));
-                }
-                tokio::task::block_in_place(|| std::thread::sleep(Duration::from_micros(300)));
-            }
+            let took = self.request_once(&kubeconfig, n).await?;
             // The first one warms the files' cache.
             if n > 0 {
-                values.push(ms(began.elapsed()));
+                values.push(took);
             }
-            process.wait(REQUEST_LIMIT).await;
         }
         let (p50, p90) = (median(&values), percentile(&values, 0.9));
         report.judged("request, start to file, p50 (p90)", format!("{p50:.0} ms ({p90:.0} ms)"), "< 50 ms", p50 < 50.0);
