@@ -112,7 +112,14 @@ impl Controller {
         let path = files.write("crds.yaml", programs.definitions());
         // Some are too long for the annotation of `apply`.
         api.kubectl(&["create", "-f", &path.display().to_string()]);
-        api.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"]);
+        // `kubectl wait` fails at one that has no condition yet.
+        let established =
+            r#"jsonpath={range .items[*]}{.status.conditions[?(@.type=="Established")].status}{"\n"}{end}"#;
+        eventually("cert-manager's CRDs", LIMIT, || async {
+            let states = api.kubectl(&["get", "crd", "-o", established]);
+            if states.lines().all(|state| state == "True") { Ok(()) } else { Err(states) }
+        })
+        .await;
         let requests: Api<DynamicObject> = Api::all_with(api.client.clone(), &resource());
         let all = ListParams::default();
         eventually("CertificateRequests to be served", LIMIT, || requests.list(&all)).await;

@@ -269,6 +269,16 @@ impl<'a> Scene<'a> {
         if init.wait(LIMIT).await.success() { Ok(()) } else { Err(init.log()) }
     }
 
+    /// Runs `init` until the certificates hold the pod's address: beside good files, it takes an API server that needs half a second
+    /// for an answer for none, and goes on.
+    pub async fn obtain(&self) {
+        eventually("certificates with the pod's address", LIMIT, || async {
+            self.init().await?;
+            if self.hold_the_address() { Ok(()) } else { Err("they lack it".to_owned()) }
+        })
+        .await;
+    }
+
     /// Every file of the certificates, with its content.
     pub fn files(&self) -> BTreeMap<String, Vec<u8>> {
         let files = ["peer", "server"]
@@ -293,6 +303,11 @@ impl<'a> Scene<'a> {
         fs::remove_dir_all(self.dir.join("certs")).expect("remove the certificates");
     }
 
+    /// Forgets what each `init` has logged.
+    pub fn forget_log(&self) {
+        fs::remove_file(self.dir.join("init.log")).expect("remove a log");
+    }
+
     fn chains(&self) -> Vec<Chain> {
         let read = |role: &str| fs::read(self.dir.join("certs").join(role).join("tls.crt")).ok();
         ["peer", "server"].into_iter().filter_map(read).map(|pem| Chain::parse(&pem).expect("a chain")).collect()
@@ -304,7 +319,7 @@ impl<'a> Scene<'a> {
     }
 
     /// Whether the certificates on disk are for the pod's address.
-    pub fn hold_the_address(&self) -> bool {
+    fn hold_the_address(&self) -> bool {
         let address = self.address.parse().expect("an address");
         self.chains().iter().all(|chain| chain.sans.ips.contains(&address))
     }
