@@ -113,11 +113,14 @@ impl Controller {
         // Some are too long for the annotation of `apply`.
         api.kubectl(&["create", "-f", &path.display().to_string()]);
         // `kubectl wait` fails at one that has no condition yet.
-        let established =
-            r#"jsonpath={range .items[*]}{.status.conditions[?(@.type=="Established")].status}{"\n"}{end}"#;
         eventually("cert-manager's CRDs", LIMIT, || async {
-            let states = api.kubectl(&["get", "crd", "-o", established]);
-            if states.lines().all(|state| state == "True") { Ok(()) } else { Err(states) }
+            let text = api.kubectl(&["get", "crd", "-o", "json"]);
+            let list: Value = serde_json::from_str(&text).map_err(|e| e.to_string())?;
+            let established = |crd: &Value| {
+                let conditions = crd["status"]["conditions"].as_array();
+                conditions.into_iter().flatten().any(|c| c["type"] == "Established" && c["status"] == "True")
+            };
+            if list["items"].as_array().is_some_and(|all| all.iter().all(established)) { Ok(()) } else { Err(text) }
         })
         .await;
         let requests: Api<DynamicObject> = Api::all_with(api.client.clone(), &resource());

@@ -6,7 +6,7 @@ use std::{
     fs,
     process::Command,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use etcd_tls_contract::{
@@ -267,6 +267,20 @@ impl<'a> Scene<'a> {
     pub async fn init(&self) -> Result<(), String> {
         let mut init = self.start("init", &[]);
         if init.wait(LIMIT).await.success() { Ok(()) } else { Err(init.log()) }
+    }
+
+    /// Starts `init` until so many requests of the pod are there: see [`Self::obtain`].
+    pub async fn start_until_requested(&self, count: usize) -> Process {
+        let began = Instant::now();
+        let mut init = self.start("init", &[]);
+        while self.requests().await.len() != count {
+            assert!(began.elapsed() < LIMIT, "not {count} requests: {}", init.log());
+            if !init.running() {
+                init = self.start("init", &[]);
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        init
     }
 
     /// Runs `init` until the certificates hold the pod's address: beside good files, it takes an API server that needs half a second
