@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    fmt,
+    fmt, io,
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
@@ -17,7 +17,11 @@ use hyper::{Request, client::conn::http1::SendRequest};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::{CertificateDer, ServerName};
 use serde_json::{Value, json};
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::timeout,
+};
 use tokio_rustls::TlsConnector;
 
 use crate::pki;
@@ -281,13 +285,68 @@ pub async fn served_serial(url: &str, files: &Path) -> Result<String, ClientErro
     EtcdClient::with_files(files).connect(url).await.map(|c| c.serial)
 }
 
-/// Whether etcd's client or peer port at `url` takes the certificate in `files`. Under TLS 1.3 a server refuses one when the
+/// What etcd's client or peer port says to a certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// It answers a request.
+    Taken,
+    /// It ends the handshake with an alert of TLS, or the connection right after the handshake, as etcd does where a list refuses the
+    /// certificate (etcd `tlsListener.check`).
+    Refused,
+    /// Neither, and why: a busy etcd, or one that has ended, refuses no certificate.
+    Unknown(String),
+}
+
+/// What etcd's client or peer port at `url` says to the certificate in `files`. Under TLS 1.3 a server refuses one when the
 /// handshake is over for its client, so something is asked.
-pub async fn takes(url: &str, files: &Path) -> bool {
-    match EtcdClient::with_files(files).connect(url).await {
-        Ok(mut connection) => connection.get("/version").await.is_ok(),
-        Err(_) => false,
+pub async fn answer(url: &str, files: &Path) -> Answer {
+    match timeout(REQUEST_LIMIT, first_bytes(url, files)).await {
+        Ok(Ok(bytes)) if bytes.starts_with(b"HTTP/1.1 200") => Answer::Taken,
+        Ok(Ok(bytes)) => Answer::Unknown(format!("{:?}", String::from_utf8_lossy(&bytes))),
+        Ok(Err((shaken, error))) => {
+            let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
+            let alert = matches!(cause, Some(rustls::Error::AlertReceived(_)));
+            let ended = matches!(
+                error.kind(),
+                io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+            );
+            if alert || (shaken && ended) { Answer::Refused } else { Answer::Unknown(error.to_string()) }
+        }
+        Err(_) => Answer::Unknown(format!("no answer within {REQUEST_LIMIT:?}")),
     }
+}
+
+/// Whether [`answer`] is [`Answer::Taken`].
+pub async fn takes(url: &str, files: &Path) -> bool {
+    answer(url, files).await == Answer::Taken
+}
+
+/// How the answer to a request begins.
+///
+/// # Errors
+/// Whether the handshake was over, and what failed.
+async fn first_bytes(url: &str, files: &Path) -> Result<Vec<u8>, (bool, io::Error)> {
+    let before = |error: io::Error| (false, error);
+    let config = read_config(files).map_err(|error| before(io::Error::other(error)))?;
+    let authority =
+        url.strip_prefix("https://").ok_or_else(|| before(io::Error::other(format!("{url} is not https"))))?;
+    let address: SocketAddr = authority.parse().map_err(|error| before(io::Error::other(error)))?;
+    let tcp = TcpStream::connect(address).await.map_err(before)?;
+    let name = ServerName::IpAddress(address.ip().into());
+    let mut tls = TlsConnector::from(config).connect(name, tcp).await.map_err(before)?;
+    let request = format!("GET /version HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n");
+    // An alert may be there already, and the connection be closed: the answer is read in any case.
+    let written = match tls.write_all(request.as_bytes()).await {
+        Ok(()) => tls.flush().await,
+        Err(error) => Err(error),
+    };
+    let mut bytes = vec![0; 64];
+    let read = tls.read(&mut bytes).await.map_err(|error| (true, error))?;
+    bytes.truncate(read);
+    if read > 0 {
+        return Ok(bytes);
+    }
+    Err((true, written.err().unwrap_or_else(|| io::ErrorKind::UnexpectedEof.into())))
 }
 
 /// A DER certificate's serial number, lower-case hexadecimal without leading zeros.

@@ -17,7 +17,7 @@ use kube::Api;
 use nix::sys::signal::Signal;
 use tests::{
     etcd::{EtcdBinary, leader},
-    etcd_client::{EtcdClient, takes},
+    etcd_client::{Answer, EtcdClient, answer},
     eventually,
     live::{LIMIT, Live, NAMESPACE, Place, files_of},
     revocation::{TRUST, on_disk, published, revoke, write},
@@ -26,18 +26,19 @@ use tests::{
 };
 use tokio::time::sleep;
 
-const CLUSTER: &str = "live/etcd";
+pub(super) const CLUSTER: &str = "live/etcd";
 
-fn chain(files: &Path) -> Chain {
+pub(super) fn chain(files: &Path) -> Chain {
     Chain::parse(&std::fs::read(files.join(names::CERT_FILE)).expect("read")).expect("a chain")
 }
 
 /// Waits until each of these URLs takes, or refuses, the certificate in `files`.
-async fn accepted(urls: &[String], files: &Path, accepted: bool) {
-    let what = if accepted { "accepted" } else { "refused" };
+pub(super) async fn accepted(urls: &[String], files: &Path, accepted: bool) {
+    let (what, wanted) = if accepted { ("accepted", Answer::Taken) } else { ("refused", Answer::Refused) };
     for url in urls {
         eventually(&format!("{} {what} at {url}", files.display()), LIMIT, || async {
-            if takes(url, files).await == accepted { Ok(()) } else { Err("not yet") }
+            let said = answer(url, files).await;
+            if said == wanted { Ok(()) } else { Err(format!("{said:?}")) }
         })
         .await;
     }
@@ -77,13 +78,17 @@ async fn refuses_a_peer(etcd: &EtcdBinary) {
         accepted(&peer_urls(&[0, 1, 2]), &peer(*other), true).await;
     }
 
-    // Its etcd connects anew: the others refuse it, and have a quorum.
-    live.kill(revoked, "etcd").await;
+    // Its etcd connects anew: the others refuse it, and have a quorum. Nobody else shows its certificate meanwhile.
+    let mut before = Vec::new();
     for other in &others {
-        eventually("the other members log the refusal", LIMIT, || async {
-            let log = live.log(*other, "etcd").await;
-            let refused = log.lines().any(|line| line.contains("rejected connection") && line.contains("revoked"));
-            if refused { Ok(()) } else { Err(log) }
+        before.push(refusals(&live, *other).await);
+    }
+    live.kill(revoked, "etcd").await;
+    for (other, before) in others.iter().zip(before) {
+        eventually("the other members log the refusal of its etcd", LIMIT, || async {
+            let now = refusals(&live, *other).await;
+            // More than what they had still to write of the handshakes above: it tries again ten times a second.
+            if now >= before + 10 { Ok(()) } else { Err(format!("{now} refusals, {before} before it was killed")) }
         })
         .await;
     }
@@ -109,6 +114,12 @@ async fn refuses_a_peer(etcd: &EtcdBinary) {
     assert_eq!(live.seen.ends(), 1, "no other etcd was restarted");
 }
 
+/// How many connections with a revoked certificate etcd of member `n` has logged as refused.
+async fn refusals(live: &Live, n: usize) -> usize {
+    let log = live.log(n, "etcd").await;
+    log.lines().filter(|line| line.contains("rejected connection") && line.contains("revoked")).count()
+}
+
 fn files_of_client(live: &Live) -> PathBuf {
     live.work().files
 }
@@ -116,7 +127,7 @@ fn files_of_client(live: &Live) -> PathBuf {
 /// The step of a revocation at which processes are killed.
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    /// The request is in the ConfigMap: `sign`.
+    /// The request is in the ConfigMap: `sign`, which is suspended before and so has done nothing.
     Asked,
     /// The record and the signed list are in the Secret: `sign`.
     Recorded,
@@ -178,7 +189,7 @@ async fn signer_and_sidecars_killed_at_each_step_of_a_revocation() {
 
     let rounds = if tier::soaking() { 200 } else { 3 };
     let mut expected = BTreeSet::new();
-    let (mut count, mut refuse, mut early) = (0, false, (0, 0));
+    let (mut count, mut refuse, mut early, mut asked) = (0, false, (0, 0), 0);
     for step in Step::all(rounds) {
         refuse = !refuse;
         count += 1;
@@ -189,6 +200,10 @@ async fn signer_and_sidecars_killed_at_each_step_of_a_revocation() {
         };
         let (unpublished, not_installed) = round(&mut live, &serial, refuse, step).await;
         early = (early.0 + usize::from(unpublished), early.1 + not_installed);
+        if matches!(step, Step::Asked) {
+            assert!(unpublished, "a suspended signer published a list");
+            asked += 1;
+        }
         accepted(&urls, &files, !refuse).await;
         on_every_disk(&live, &expected).await;
     }
@@ -212,6 +227,7 @@ async fn signer_and_sidecars_killed_at_each_step_of_a_revocation() {
     let report = work.stop().await.expect("read etcd");
     let (unpublished, not_installed) = early;
     assert!(not_installed >= live.places.len(), "the suspended sidecars at least");
+    assert!(asked > 0, "the signer was killed at no certain step");
     say(&format!(
         "{count} revocations and undos with processes killed in each, {unpublished} times the signer before the list was \
          published, {not_installed} times a sidecar before it was on the disk: {report}"
@@ -230,7 +246,7 @@ fn lists_on_disk(live: &Live) -> Vec<PathBuf> {
     live.certs.iter().map(|certs| certs.join(Role::Server.as_str())).collect()
 }
 
-async fn on_every_disk(live: &Live, expected: &BTreeSet<String>) {
+pub(super) async fn on_every_disk(live: &Live, expected: &BTreeSet<String>) {
     for directory in lists_on_disk(live) {
         eventually("the list on every disk", LIMIT, || async {
             let list = on_disk(&directory);
@@ -273,6 +289,9 @@ async fn round(live: &mut Live, serial: &str, refuse: bool, step: Step) -> (bool
     let waits = matches!(step, Step::Published | Step::Seen(_));
     if waits {
         to_sidecars(live, Signal::SIGSTOP).await;
+    }
+    if matches!(step, Step::Asked) {
+        live.stack.sign.signal(Signal::SIGSTOP);
     }
     let arguments: Vec<String> =
         [CLUSTER, "--serial", serial].iter().chain(flag(refuse)).map(|word| (*word).to_owned()).collect();
