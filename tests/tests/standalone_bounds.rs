@@ -6,6 +6,7 @@ use etcd_tls_contract::{certificate::Chain, csr::Request, names, role::Role};
 use serde_json::{Value, json};
 use tests::{
     eventually,
+    pki::LeafOptions,
     signer::{ADMIN, BOOTSTRAP, HOSTS, LIMIT, Signer, V1, assert_status, request, revoke, sans},
 };
 
@@ -171,34 +172,122 @@ async fn a_host_renews_whatever_a_thief_took_by_its_token_or_an_old_certificate(
     renew(&signer, &third, "m1-fourth", Role::Peer, "m1", ip);
 }
 
+/// The answer is lost, and its key with the process that made it, also where the signer was killed meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_token_does_not_fill_the_record_by_hosts_that_it_invents() {
-    let bounds = ["--certificates-per-name=4", "--certificates-per-user=4", "--max-certificates=40"];
+async fn a_host_that_lost_an_answer_gets_another_while_its_token_is_full() {
+    let bounds = ["--certificates-per-name=1", "--certificates-per-user=1", "--cluster=kube-system/etcd"];
+    let mut signer = Signer::started(&[&HOSTS[..], &bounds].concat()).await;
+    let ip = "127.0.1.1";
+    let own = issued(&signer, "m1", Role::Peer, "m1", ip);
+    assert_status(&ask(&signer, "m2", Role::Peer, "m2", "127.0.1.2").0, 429, "--certificates-per-user");
+    for role in [Role::Peer, Role::Server] {
+        let lost = renew(&signer, &own, &format!("{role}-lost"), role, "m1", ip);
+        signer.process().kill();
+        signer.start().await;
+        let again = renew(&signer, &own, &format!("{role}-again"), role, "m1", ip);
+        let serial = |leaf: &(String, String)| Chain::parse(leaf.0.as_bytes()).expect("a chain").serial;
+        assert_ne!(serial(&lost), serial(&again));
+        let more = try_renew(&signer, &own, &format!("{role}-more"), role, "m1", ip).0;
+        assert_status(&more, 429, "--certificates-per-");
+        // Whichever of the two reached it: the host goes on by that one. It presents its peer certificate alone.
+        if role == Role::Peer {
+            for (name, leaf) in [("lost", &lost), ("again", &again)] {
+                renew(&signer, leaf, &format!("{name}-peer"), Role::Peer, "m1", ip);
+            }
+        }
+    }
+    assert_status(&ask(&signer, "m3", Role::Peer, "m3", "127.0.1.3").0, 429, "--certificates-per-user");
+}
+
+/// Each invented host is a user of its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_that_wait_keep_no_host_from_its_renewal_and_one_tokens_leave_place_for_others() {
+    let bounds = ["--max-requests=40", "--max-pending-per-user=6", "--max-requests-per-user=40", "--rate-limit=0"];
     let mut signer = Signer::started(&[&HOSTS[..], &bounds, &["--cluster=kube-system/etcd"]].concat()).await;
     let ip = |n: usize| format!("127.0.2.{n}");
     let hosts: Vec<(String, String)> =
         (1..5).map(|n| issued(&signer, &format!("z{n}"), Role::Peer, &format!("z{n}"), &ip(n))).collect();
-    let mut taken = hosts.len();
-    for (n, first) in hosts.iter().enumerate() {
-        let host = format!("z{}", n + 1);
-        let mut last = first.clone();
-        for k in 0..8 {
-            for leaf in [first.clone(), last.clone()] {
-                let name = format!("{host}-{k}-{taken}-{}", u8::from(leaf == last));
-                let (answer, issued) = try_renew(&signer, &leaf, &name, Role::Peer, &host, &ip(n + 1));
-                if let Some(issued) = issued {
-                    (taken, last) = (taken + 1, issued);
-                } else {
-                    assert_status(&answer, 429, "--certificates-per-");
+    // No rule gives this address: each waits for a person.
+    let flood = |signer: &Signer, round: &str| {
+        let mut waiting = 0;
+        for (n, leaf) in hosts.iter().enumerate() {
+            for k in 0..4 {
+                let host = format!("z{}", n + 1);
+                let name = format!("{host}-{round}-{k}");
+                match try_renew(signer, leaf, &name, Role::Peer, &host, "192.0.2.1").0 {
+                    (201, object) => {
+                        assert!(certificate(&object).is_none(), "{object}");
+                        waiting += 1;
+                    }
+                    refused => {
+                        assert_status(&refused, 429, "user/bootstrap and the hosts that have their certificates")
+                    }
                 }
             }
         }
+        waiting
+    };
+    assert_eq!(flood(&signer, "first"), 6, "as many as the token itself may have");
+    signer.process().kill();
+    signer.start().await;
+    assert_eq!(flood(&signer, "again"), 0, "a restart forgets nothing");
+    assert_status(&ask(&signer, "by-token", Role::Peer, "new", "192.0.2.2").0, 429, "user/bootstrap and the hosts");
+    // One that is decided on waits no more.
+    approve(&signer, "z1-first-0").expect("approved");
+    assert_eq!(flood(&signer, "third"), 1);
+
+    // Others have place, until all of it is taken.
+    let mut full = None;
+    'fill: for user in 0..40 {
+        let leaf = signer.ca.leaf(&LeafOptions {
+            organizations: vec!["system:etcd-peers".to_owned()],
+            common_name: format!("system:etcd-peer:other{user}"),
+            ..LeafOptions::default()
+        });
+        for k in 0..6 {
+            let name = format!("other{user}-{k}");
+            let leaf = (leaf.cert.clone(), leaf.key.clone());
+            let (answer, _) = try_renew(&signer, &leaf, &name, Role::Peer, &format!("other{user}"), "192.0.2.3");
+            if answer.0 != 201 {
+                full = Some(answer);
+                break 'fill;
+            }
+        }
+    }
+    assert_status(&full.expect("no bound"), 429, "40 requests are stored, which is the limit");
+    renew(&signer, &hosts[1], "z2-renewal", Role::Peer, "z2", &ip(2));
+    renew(&signer, &hosts[1], "z2-server", Role::Server, "z2", &ip(2));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_token_does_not_fill_the_record_by_hosts_that_it_invents() {
+    let bounds = ["--certificates-per-name=4", "--certificates-per-user=4", "--max-certificates=60"];
+    let mut signer = Signer::started(&[&HOSTS[..], &bounds, &["--cluster=kube-system/etcd"]].concat()).await;
+    let ip = |n: usize| format!("127.0.2.{n}");
+    let hosts: Vec<(String, String)> =
+        (1..5).map(|n| issued(&signer, &format!("z{n}"), Role::Peer, &format!("z{n}"), &ip(n))).collect();
+    let mut taken = 0;
+    for (n, first) in hosts.into_iter().enumerate() {
+        let host = format!("z{}", n + 1);
+        // By each certificate that it gets, as often as that helps.
+        let (mut own, mut by) = (vec![first], 0);
+        while by < own.len() {
+            let name = format!("{host}-{}-{by}", own.len());
+            let (answer, issued) = try_renew(&signer, &own[by], &name, Role::Peer, &host, &ip(n + 1));
+            if let Some(issued) = issued {
+                own.push(issued);
+            } else {
+                assert_status(&answer, 429, "--certificates-per-");
+                by += 1;
+            }
+        }
+        taken += own.len();
         if n == 1 {
             signer.process().kill();
             signer.start().await;
         }
     }
-    assert_eq!(taken, 20, "each has five, by renewals alone");
+    assert_eq!(taken, 40, "each has ten, by renewals alone");
     assert_status(&ask(&signer, "z5", Role::Peer, "z5", "127.0.2.5").0, 429, "--certificates-per-user");
     // Another caller's place is free, and so is that of a host that a person approves.
     let (answer, waits) = ask(&signer, "new", Role::Peer, "new", "10.0.0.9");

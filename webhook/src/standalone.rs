@@ -180,10 +180,10 @@ pub struct Args {
     /// Calls per second and user, with bursts of twice as many; 0 for no limit.
     #[arg(long, default_value_t = 200)]
     pub rate_limit: u32,
-    /// Maximum number of stored requests.
+    /// Maximum number of stored requests. Those that a rule or the policy approves at once have a quarter of it more.
     #[arg(long, default_value_t = 10_000)]
     pub max_requests: usize,
-    /// Maximum number of pending requests per user.
+    /// Maximum number of pending requests per user, with those of the hosts that have their certificates by its token.
     #[arg(long, default_value_t = 1_000)]
     pub max_pending_per_user: usize,
     /// Maximum number of stored requests per user, pending or not [default: a fifth of --max-requests, at least

@@ -33,6 +33,7 @@ use tokio::sync::{oneshot, watch};
 use self::{
     holders::{Claim, Holders},
     journal::{Entry, Journal},
+    stored::Waiter,
     writer::{BATCH, Writer},
 };
 pub use self::{
@@ -157,6 +158,7 @@ impl Store {
                 Entry::Revision(r) => revision = revision.max(r),
             }
         }
+        index.charge_all();
         // The truncated batch may have used revisions that nobody has seen.
         revision += BATCH as u64;
         let view = View { index: index.clone(), ring: VecDeque::new(), floor: revision, revision };
@@ -306,7 +308,8 @@ fn put_new(index: &Index, limits: &Limits, csr: CertificateSigningRequest) -> Re
     if index.get(&name).is_some() {
         return Err(ApiError::AlreadyExists(name));
     }
-    index.room_for(csr.spec.username.as_deref().unwrap_or_default(), csr.status.is_some(), limits)?;
+    let waiter = csr.status.is_none().then(|| Waiter::of(&csr));
+    index.room_for(csr.spec.username.as_deref().unwrap_or_default(), waiter.as_ref(), limits)?;
     Ok(Mutation::Put(Box::new(csr)))
 }
 

@@ -78,6 +78,10 @@ pub(crate) struct Line {
     /// The serial number of the first certificate of its branch: of renewals, each by the one before.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(crate) branch: String,
+    /// The branch that is charged for its branch: that of the certificate that was presented a second time, as after a lost
+    /// answer. Empty: its branch is charged itself.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(crate) root: String,
     /// To whom it is charged: the caller that the presented certificates lead back to.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(crate) origin: String,
@@ -120,6 +124,12 @@ impl Leaf {
     /// The branch of this certificate, whose own serial number is `serial`.
     pub(crate) fn branch<'a>(&'a self, serial: &'a str) -> &'a str {
         self.line.as_ref().map_or(serial, |line| line.branch.as_str())
+    }
+
+    /// The branch that is charged for this certificate, whose own serial number is `serial`.
+    pub(crate) fn root<'a>(&'a self, serial: &'a str) -> &'a str {
+        let root = self.line.as_ref().map(|line| line.root.as_str()).filter(|root| !root.is_empty());
+        root.unwrap_or_else(|| self.branch(serial))
     }
 
     /// One for this public key, DER.
@@ -219,6 +229,12 @@ impl Issued {
     pub(crate) fn branches(&self, at: u64, wanted: impl Fn(&str, &Leaf) -> bool) -> usize {
         let found = self.leaves.iter().filter(|(serial, leaf)| at < leaf.until && wanted(serial, leaf));
         found.map(|(serial, leaf)| leaf.branch(serial)).collect::<BTreeSet<_>>().len()
+    }
+
+    /// How many charged branches ([`Leaf::root`]) the valid certificates have of which `wanted` is true.
+    pub(crate) fn roots(&self, at: u64, wanted: impl Fn(&str, &Leaf) -> bool) -> usize {
+        let found = self.leaves.iter().filter(|(serial, leaf)| at < leaf.until && wanted(serial, leaf));
+        found.map(|(serial, leaf)| leaf.root(serial)).collect::<BTreeSet<_>>().len()
     }
 
     /// Whether it holds this serial number.

@@ -13,18 +13,19 @@ use jiff::Timestamp;
 use super::{
     holders::Holders,
     ledger::{Bounds, Ledger},
-    stored::{Stored, older},
+    stored::{Stored, Waiter, older},
 };
 use crate::standalone::error::ApiError;
 
 /// How much is stored, and for how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Requests in all.
+    /// Requests in all. Those that are decided on at once have a quarter of it more, so that no requests of others that wait
+    /// keep a host from its renewal.
     pub requests: usize,
     /// Requests of one user, decided on or not.
     pub per_user: usize,
-    /// Requests of one user that nobody decided on yet.
+    /// Requests that nobody decided on yet: of one user, and of the hosts that are charged to one (`Leaf::origin`).
     pub pending_per_user: usize,
     /// Names that a user's automatically approved certificates may hold.
     pub names_per_user: usize,
@@ -61,6 +62,9 @@ struct Count {
 pub struct Index {
     requests: BTreeMap<Arc<str>, Arc<Stored>>,
     counts: HashMap<String, Count>,
+    /// The requests that wait, by name, each with the caller that it is charged to; and how many each has.
+    charged: BTreeMap<Arc<str>, Arc<str>>,
+    waiting: HashMap<Arc<str>, usize>,
     holders: Holders,
     ledger: Ledger,
 }
@@ -109,31 +113,66 @@ impl Index {
         &mut self.ledger
     }
 
-    /// Whether there is place for a new request of `user`, decided on or not.
+    /// Whether there is place for a new request of `user`, decided on or not; `waiter` tells to whom one that waits is charged.
     ///
     /// # Errors
     /// [`ApiError::TooManyRequests`]: which limit is reached.
-    pub fn room_for(&self, user: &str, decided: bool, limits: &Limits) -> Result<(), ApiError> {
+    pub(super) fn room_for(&self, user: &str, waiter: Option<&Waiter>, limits: &Limits) -> Result<(), ApiError> {
         let count = self.counts.get(user).copied().unwrap_or_default();
-        let message = if !decided && count.pending >= limits.pending_per_user {
+        let most = limits.pending_per_user;
+        let charged = waiter.map(|waiter| self.charged_to(waiter));
+        let of_charged = charged.and_then(|charged| self.waiting.get(charged)).copied().unwrap_or_default();
+        let all = if waiter.is_some() { limits.requests } else { limits.requests.saturating_add(limits.requests / 4) };
+        let message = if waiter.is_some() && count.pending >= most {
             format!(
-                "{user} has {} requests waiting for approval, which is the limit; have them approved or deleted",
-                limits.pending_per_user
+                "{user} has {most} requests waiting for approval, which is the limit; have them approved or deleted"
+            )
+        } else if let Some(charged) = charged.filter(|_| of_charged >= most) {
+            format!(
+                "{charged} and the hosts that have their certificates by it have {most} requests waiting for approval, which is \
+                 the limit (--max-pending-per-user); have them approved or deleted"
             )
         } else if count.all >= limits.per_user {
             format!(
                 "{user} has {} requests stored, which is the limit; delete some or try again later",
                 limits.per_user
             )
-        } else if self.len() >= limits.requests {
-            format!(
-                "{} requests are stored, which is the limit; have them approved, denied or deleted",
-                limits.requests
-            )
+        } else if self.len() >= all {
+            format!("{all} requests are stored, which is the limit; have them approved, denied or deleted")
         } else {
             return Ok(());
         };
         Err(ApiError::TooManyRequests { message, retry_after_seconds: 60 })
+    }
+
+    /// To whom a request that waits is charged: a host invented by a bootstrap token to that token.
+    fn charged_to<'a>(&'a self, waiter: &'a Waiter) -> &'a str {
+        self.ledger.origin_of(&waiter.presented).unwrap_or(&waiter.principal)
+    }
+
+    /// Charges the requests that wait anew: a journal has them before the record of certificates.
+    pub(super) fn charge_all(&mut self) {
+        (self.charged, self.waiting) = (BTreeMap::new(), HashMap::new());
+        let waiting: Vec<Arc<Stored>> = self.iter().filter(|request| request.waiter().is_some()).cloned().collect();
+        waiting.iter().for_each(|request| self.charge(request));
+    }
+
+    fn charge(&mut self, request: &Stored) {
+        let Some(waiter) = request.waiter() else { return };
+        let charged: Arc<str> = Arc::from(self.charged_to(waiter));
+        *self.waiting.entry(Arc::clone(&charged)).or_default() += 1;
+        self.charged.insert(Arc::from(request.name()), charged);
+    }
+
+    /// The request of this name waits no more.
+    fn discharge(&mut self, name: &str) {
+        let Some(charged) = self.charged.remove(name) else { return };
+        if let Some(count) = self.waiting.get_mut(&charged) {
+            *count -= 1;
+            if *count == 0 {
+                self.waiting.remove(&charged);
+            }
+        }
     }
 
     /// The users who have no place for `wanted` requests more.
@@ -156,6 +195,7 @@ impl Index {
     /// Stores `new` under `name`, or removes the present request. The names of a certificate are held from now on, even without
     /// its request, and the certificate is in the record, which has `room`.
     pub(super) fn set(&mut self, name: &str, new: Option<Arc<Stored>>, room: usize, now: SystemTime) {
+        self.discharge(name);
         if let Some(new) = &new {
             let count = self.counts.entry(new.owner().to_owned()).or_default();
             count.all += 1;
@@ -166,6 +206,7 @@ impl Index {
             if let Some(recorded) = new.recorded() {
                 self.ledger.note(recorded, room, now);
             }
+            self.charge(new);
         }
         let old = match new {
             Some(new) => self.requests.insert(Arc::from(name), new),

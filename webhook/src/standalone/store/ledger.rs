@@ -33,6 +33,11 @@ pub struct Ledger {
 /// took, also where these have its name. Of the domain, so for clients' servers and metrics together.
 const BRANCH: usize = 5;
 
+/// Branches with valid certificates that are charged as one: the first, and one of a host that asked again by the same
+/// certificate, as after a lost answer. Each has a [`BRANCH`] of its own, so the holder of an old certificate leaves the host's
+/// branch as it is. With more, one token could fill the part of the record that rules give ([`Bounds::by_rules`]).
+const BRANCHES: usize = 2;
+
 /// How many valid certificates of a domain that are not revoked a caller may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
@@ -150,8 +155,10 @@ impl Ledger {
     }
 
     /// How the caller came to a new certificate. It continues the branch of the one that was presented if that is of the same
-    /// host or client and has no successor of this name, and the branch is short; else it begins a branch. It is charged to the
-    /// caller of the presented one, as far back as the record has them; one that a person or the policy approved, to its host.
+    /// host or client and has no successor of this name, and the branch is short. If it has a successor, whose answer may have
+    /// been lost, it begins a branch for which the first one is charged, as long as these are few; else a branch of its own. It
+    /// is charged to the caller of the presented one, as far back as the record has them; one that a person or the policy
+    /// approved, to its host.
     fn line(&self, new: &Recorded) -> Line {
         let Leaf { user, principal, holder, at, .. } = &new.leaf;
         let valid = |serial: &str, leaf: &Leaf| *at < leaf.until && serial != new.serial && !self.lists(serial);
@@ -165,25 +172,30 @@ impl Ledger {
             let by = leaf.line.as_ref().is_some_and(|line| line.presented == new.presented);
             by && leaf.user == *user && valid(serial, leaf)
         };
-        let branch = presented.filter(|leaf| leaf.holder == *holder).map(|leaf| leaf.branch(&new.presented));
-        let branch = branch.filter(|branch| {
-            let within = |issued: &Issued| {
-                issued.count(*at, |serial, leaf| leaf.branch(serial) == *branch && valid(serial, leaf)) < BRANCH
-            };
-            self.issued.values().all(|issued| issued.count(*at, succeeds) == 0)
-                && self.issued.get(&new.domain).is_none_or(within)
+        let before = presented.filter(|leaf| leaf.holder == *holder);
+        let first = self.issued.values().all(|issued| issued.count(*at, succeeds) == 0);
+        let of_domain = self.issued.get(&new.domain);
+        let branch = before.map(|leaf| leaf.branch(&new.presented)).filter(|branch| {
+            let of_branch = |serial: &str, leaf: &Leaf| leaf.branch(serial) == *branch && valid(serial, leaf);
+            first && of_domain.is_none_or(|issued| issued.count(*at, of_branch) < BRANCH)
         });
+        let root = before.map(|leaf| leaf.root(&new.presented)).filter(|root| {
+            let of_root = |serial: &str, leaf: &Leaf| leaf.root(serial) == *root && valid(serial, leaf);
+            branch.is_some() || (!first && of_domain.is_none_or(|issued| issued.branches(*at, of_root) < BRANCHES))
+        });
+        let branch = branch.unwrap_or(&new.serial);
         Line {
-            elsewhere: elsewhere && branch.is_some(),
+            elsewhere: elsewhere && root.is_some(),
             presented: new.presented.clone(),
-            branch: branch.unwrap_or(&new.serial).to_owned(),
+            root: root.filter(|root| *root != branch).unwrap_or_default().to_owned(),
+            branch: branch.to_owned(),
             origin: origin.to_owned(),
         }
     }
 
     /// Refuses a certificate that revocations would not reach: its key is revoked as compromised, its caller holds as many as
     /// it may, or the record is full. No caller fills another's place, and revoked certificates fill none. A renewal by the
-    /// last certificate of a short branch is refused only where the record is full twice over.
+    /// last certificate of a short branch, and one that is asked for again, is refused only where the record is full twice over.
     ///
     /// # Errors
     /// Which of these it is, and the remedy.
@@ -198,12 +210,13 @@ impl Ledger {
         let Leaf { user, principal, holder, at, .. } = &new.leaf;
         let counts = |serial: &str| serial != new.serial && !lists(serial);
         let recorded = issued.count(*at, |serial, _| counts(serial));
-        let Line { branch, origin, .. } = self.line(new);
-        if branch != new.serial && recorded < bounds.hard() {
+        let Line { branch, root, origin, .. } = self.line(new);
+        let charged = branch == new.serial && root.is_empty();
+        if !charged && recorded < bounds.hard() {
             return Ok(());
         }
         let of_caller =
-            issued.branches(*at, |serial, leaf| leaf.origin() == origin && !leaf.began_elsewhere() && counts(serial));
+            issued.roots(*at, |serial, leaf| leaf.origin() == origin && !leaf.began_elsewhere() && counts(serial));
         let known = issued
             .count(*at, |serial, leaf| leaf.holder == *holder && leaf.principal == *principal && counts(serial))
             > 0;
@@ -257,6 +270,11 @@ impl Ledger {
     /// The revocations of a domain.
     pub(crate) fn revoked(&self, domain: Domain) -> Option<&Arc<Revoked>> {
         self.revoked.get(&domain)
+    }
+
+    /// To whom the certificate of this serial number is charged, where it is recorded.
+    pub(super) fn origin_of(&self, serial: &str) -> Option<&str> {
+        self.issued.values().find_map(|issued| issued.get(serial)).map(Leaf::origin)
     }
 
     /// Whether a certificate is revoked.

@@ -11,7 +11,10 @@ use jiff::Timestamp;
 use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestStatus};
 
 use super::{holders::Holding, ledger::Recorded};
-use crate::standalone::{auth::User, version::Version};
+use crate::standalone::{
+    auth::{PRESENTED, User},
+    version::Version,
+};
 
 /// The condition's reason where a rule of `--approve-group` approved.
 pub const AUTO_APPROVED: &str = "AutoApproved";
@@ -37,6 +40,23 @@ pub struct Stored {
     touched: Timestamp,
     issued: Option<Box<Holding>>,
     recorded: Option<Box<Recorded>>,
+    waiter: Option<Box<Waiter>>,
+}
+
+/// The caller of a request that nobody decided on yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Waiter {
+    /// [`User::principal`].
+    pub(super) principal: String,
+    /// The serial number of the certificate that it presented; empty: another credential.
+    pub(super) presented: String,
+}
+
+impl Waiter {
+    pub(super) fn of(csr: &CertificateSigningRequest) -> Self {
+        let presented = csr.spec.extra.as_ref().and_then(|extra| extra.get(PRESENTED)?.first()).cloned();
+        Self { principal: User::of(csr).principal(), presented: presented.unwrap_or_default() }
+    }
 }
 
 impl Stored {
@@ -52,6 +72,7 @@ impl Stored {
         let granted = approved_by(csr) != Some(AUTO_APPROVED);
         let recorded =
             chain.as_ref().map(|chain| Box::new(Recorded::of(csr, chain, User::of(csr).principal(), touched, granted)));
+        let decided = conditions().next().is_some();
         Self {
             revision: csr.metadata.resource_version.as_ref().and_then(|v| v.parse().ok()).unwrap_or_default(),
             // Nothing in the type can fail to be JSON.
@@ -61,10 +82,11 @@ impl Stored {
             owner: text(&csr.spec.username),
             signer: Box::from(csr.spec.signer_name.as_str()),
             labels: csr.metadata.labels.clone().unwrap_or_default(),
-            decided: conditions().next().is_some(),
+            decided,
             touched,
             issued: chain.map(|chain| Box::new(holding(csr, chain))),
             recorded,
+            waiter: (!decided).then(|| Box::new(Waiter::of(csr))),
         }
     }
 
@@ -116,6 +138,11 @@ impl Stored {
     /// Whether it is approved, denied or failed.
     pub const fn decided(&self) -> bool {
         self.decided
+    }
+
+    /// Its caller, while nobody has decided on it.
+    pub(super) fn waiter(&self) -> Option<&Waiter> {
+        self.waiter.as_deref()
     }
 
     /// When it was made, or last decided on.

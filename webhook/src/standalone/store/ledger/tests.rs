@@ -98,20 +98,19 @@ fn one_token_does_not_fill_the_record_by_hosts_that_it_invents() {
     let invented = invented.count();
     assert_eq!(invented, bounds.per_user);
     for (host, first) in (0..invented).map(first) {
-        // Forks of the first one, and a line of renewals.
-        let mut last = first.clone();
-        for n in 0..100 {
-            let (fork, next) = (format!("{host}-fork{n}"), format!("{host}-next{n}"));
-            drop(take(&mut ledger, &by(&first, &host, &fork), bounds));
-            if take(&mut ledger, &by(&last, &host, &next), bounds).is_ok() {
-                last = next;
-            }
+        // By each certificate that it gets, as often as that helps.
+        let (mut own, mut n) = (vec![first], 0);
+        while n < own.len() {
+            let next = format!("{host}-{}", own.len());
+            if take(&mut ledger, &by(&own[n], &host, &next), bounds).is_ok() { own.push(next) } else { n += 1 }
         }
     }
     let issued = ledger.issued(Domain::Client).unwrap();
     let taken = issued.count(0, |_, _| true);
-    assert!(taken <= bounds.per_user * BRANCH, "{taken}");
-    assert_eq!(issued.branches(0, |_, leaf| leaf.origin() == TOKEN), bounds.per_user);
+    assert_eq!(taken, bounds.per_user * BRANCH * BRANCHES);
+    assert_eq!(issued.roots(0, |_, leaf| leaf.origin() == TOKEN), bounds.per_user);
+    let shipped = Bounds::default();
+    assert!(shipped.per_user * BRANCH * BRANCHES < shipped.by_rules(), "one token leaves place for others");
     let refused = take(&mut ledger, &of(TOKEN, "new", "new", 9000), bounds).unwrap_err();
     assert!(refused.to_string().contains("--certificates-per-user"), "{refused}");
     take(&mut ledger, &of("user/new", "new", "new", 9000), bounds).unwrap();
@@ -170,6 +169,27 @@ fn a_host_renews_whatever_others_took_of_its_name() {
         let leaf = issued.get("own-3").unwrap();
         assert_eq!((leaf.branch("own-3"), leaf.origin()), ("own", TOKEN));
     }
+}
+
+/// Its answer never reached it, and its key is gone with its process.
+#[test]
+fn a_host_that_asks_again_by_the_same_certificate_is_answered_while_its_token_is_full() {
+    let bounds = Bounds { per_name: 16, per_user: 1, room: 1024 };
+    let mut ledger = Ledger::default();
+    take(&mut ledger, &of(TOKEN, "m1", "own", 9000), bounds).unwrap();
+    take(&mut ledger, &of(TOKEN, "m2", "other", 9000), bounds).unwrap_err();
+    take(&mut ledger, &by("own", "m1", "lost"), bounds).unwrap();
+    take(&mut ledger, &by("own", "m1", "again"), bounds).unwrap();
+    // Once: the holder of an old certificate gets no more, and takes nothing of the host.
+    take(&mut ledger, &by("own", "m1", "thief"), bounds).unwrap_err();
+    take(&mut ledger, &by("lost", "m1", "found"), bounds).unwrap();
+    take(&mut ledger, &by("again", "m1", "again-2"), bounds).unwrap();
+    take(&mut ledger, &by("again", "m1", "again-3"), bounds).unwrap_err();
+    let issued = ledger.issued(Domain::Client).unwrap();
+    let (found, next) = (issued.get("found").unwrap(), issued.get("again-2").unwrap());
+    assert_eq!((found.branch("found"), found.root("found")), ("own", "own"));
+    assert_eq!((next.branch("again-2"), next.root("again-2")), ("again", "own"), "charged to the first one");
+    assert_eq!(issued.roots(0, |_, _| true), 1);
 }
 
 /// As commit ed104b6 wrote them, with no principal.
