@@ -7,7 +7,7 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use etcd_tls_contract::{certificate::Chain, csr::PrivateKey, names, role::Role};
+use etcd_tls_contract::{certificate::Chain, crl::Crl, csr::PrivateKey, names, role::Role};
 use serde_json::Value;
 use tests::{
     etcd::EtcdCluster,
@@ -255,4 +255,84 @@ async fn a_host_counts_in_each_of_its_clusters_by_its_certificate_of_that_cluste
     assert!(done.contains("members counted: m1, m2, m3 (kube-system/etcd)"), "{done}");
     let refused = revoke(&anna, &["--serial", &main[1]]).expect_err("one of three");
     assert!(refused.contains("1 of 3 members of kube-system/etcd") && refused.contains("--force"), "{refused}");
+}
+
+/// Both bring their own bundles. The lists come from the signer nevertheless.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hosts_with_bundles_of_their_own_have_the_lists() {
+    let mut signer = new_signer(&[]);
+    signer.start().await;
+    let anna = signer.kubeconfig("anna", ANNA);
+    let bootstrap = signer.kubeconfig("bootstrap.kubeconfig", BOOTSTRAP);
+    let bundle = signer.dir.write("bundle.crt", &signer.ca.pem);
+    let trust = signer.dir.dir("trust");
+    for file in ["peer.crt", "client.crt"] {
+        fs::write(trust.join(file), &signer.ca.pem).expect("written");
+    }
+    let of = [format!("--cacrt={}", bundle.display()), format!("--trust-dir={}", trust.display())];
+    let mut sidecars = Vec::new();
+    for (n, flag) in of.into_iter().enumerate() {
+        let url = |port: u16| format!("https://127.0.0.{}:{port}", 31 + n);
+        let arguments = [
+            format!("--ipaddrs=127.0.0.{}", 31 + n),
+            format!("--client-url={}", url(2379)),
+            format!("--peer-url={}", url(2380)),
+            "--reload=none".to_owned(),
+            flag,
+        ];
+        sidecars.push(sidecar(&signer, &format!("h{n}"), &bootstrap, &arguments));
+    }
+    let has = |serials: &'static [&str]| {
+        let dirs = ["h0/peer", "h0/server", "h1/peer", "h1/server"].map(|dir| signer.dir.join(dir));
+        async move {
+            for dir in dirs {
+                eventually("the list on disk", LIMIT, || async {
+                    let file = dir.join(names::CRL_FILE);
+                    let der = fs::read(&file).map_err(|error| format!("{}: {error}", file.display()))?;
+                    let list = Crl::parse(&der).map_err(|error| error.to_string())?;
+                    // A stand-in, before there is a list, has no number.
+                    let there = list.number() > 1 && list.entries().keys().eq(serials);
+                    if there { Ok(()) } else { Err(format!("{}: {list:?}", file.display())) }
+                })
+                .await;
+            }
+        }
+    };
+    has(&[]).await;
+    revoke(&anna, &["--serial", "4f0a", "--force"]).expect("revoked");
+    has(&["4f0a"]).await;
+    revoke(&anna, &["--serial", "4f0a", "--undo"]).expect("taken back");
+    has(&[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_whose_certificate_is_revoked_waits_for_a_person_by_its_token() {
+    let mut signer = new_signer(&[]);
+    signer.start().await;
+    let anna = signer.kubeconfig("anna", ANNA);
+    let first = issued(&signer, Role::Peer, "m1", &["127.0.0.21"]);
+    let by_certificate = |name: &str, leaf: &(String, String)| {
+        let (object, key) = request(name, Role::Peer, "m1", &sans(&[], &["127.0.0.21"]));
+        let headers = [("Content-Type", "application/json")];
+        let leaf = Some((leaf.0.as_str(), leaf.1.as_str()));
+        let (code, body) =
+            signer.try_ask("POST", V1, &headers, object.to_string().as_bytes(), leaf).expect("an answer");
+        (code, serde_json::from_str::<Value>(&body).expect("JSON"), key)
+    };
+    // From its first renewal on, its names are its own.
+    let (code, object, key) = by_certificate("renewal", &first);
+    assert_eq!(code, 201, "{object}");
+    let pem = STANDARD.decode(object["status"]["certificate"].as_str().expect("issued")).expect("base64");
+    let second = (String::from_utf8(pem).expect("PEM"), key.to_pem().to_string());
+    revoke(&anna, &["--user", "system:etcd-peer:m1", "--force"]).expect("revoked");
+    for (name, leaf) in [("by-first", &first), ("by-second", &second)] {
+        let (code, object, _) = by_certificate(name, leaf);
+        assert_status(&(code, object), 401, "is revoked");
+    }
+    let (object, _) = request("by-token", Role::Peer, "m1", &sans(&[], &["127.0.0.21"]));
+    let (code, object) = signer.ask("POST", V1, BOOTSTRAP, &object);
+    assert!(code == 201 && object["status"]["certificate"].is_null(), "{object}");
+    assert!(object["status"]["conditions"].is_null(), "nobody has decided: {object}");
+    // Another host of the token goes on.
+    issued(&signer, Role::Peer, "m2", &["127.0.0.22"]);
 }
