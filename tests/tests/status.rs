@@ -118,16 +118,36 @@ async fn status_and_check_show_which_members_refuse_revoked_certificates() {
     earlier["metadata"]["labels"] = json!({"etcd-tls.dev/injected": "true"});
     earlier["spec"]["initContainers"] = json!([{"name": "etcd-tls-sidecar", "image": "s", "restartPolicy": "Always"}]);
     stack.api.pod("old", earlier).await.expect("a pod");
+    let own = "--client-crl-file=/own.crl";
+    for (name, annotations, args) in [
+        ("etcd-3", json!({}), json!(["--config-file=/etc/etcd.yaml"])),
+        ("etcd-4", json!({}), json!([own, "--peer-crl-file=/own.crl"])),
+        ("etcd-5", json!({"etcd-tls.dev/options": "none"}), json!([])),
+    ] {
+        let mut member = pod(name, annotations);
+        member["spec"]["containers"][0]["args"] = args;
+        stack.api.pod("prod", member).await.expect("a pod");
+    }
+    // As kubelet shows a static pod, which no list reaches.
+    let mut mirror = pod("etcd-6", json!({"kubernetes.io/config.mirror": "x"}));
+    mirror["metadata"]["labels"] = json!({"etcd-tls.dev/injected": "true"});
+    mirror["spec"]["initContainers"] = json!([{"name": "etcd-tls-sidecar", "image": "s", "restartPolicy": "Always"}]);
+    stack.api.pod("old", mirror).await.expect("a pod");
 
     let output = status(&kubeconfig, &["-A", "-o", "json"]);
     let shown: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     let wide = text(&status(&kubeconfig, &["-A", "-o", "wide"]).stdout);
     let off = "annotation etcd-tls.dev/revocation is off";
     let before = "an earlier version injected into it";
+    let own_options = "an earlier version injected into it, or its own options leave the list out";
     for (namespace, name, word, reason) in [
         ("prod", "etcd-0", "enforced", None),
         ("prod", "etcd-1", "ignored", Some(off)),
         ("old", "etcd-2", "ignored", Some(before)),
+        ("prod", "etcd-3", "ignored", Some("its etcd has a config file, which has no key for a list")),
+        ("prod", "etcd-4", "ignored", Some(own_options)),
+        ("prod", "etcd-5", "ignored", Some(own_options)),
+        ("old", "etcd-6", "ignored", Some("lists do not reach static pods")),
     ] {
         let of_the_pod =
             shown["pods"].as_array().expect("pods").iter().find(|pod| pod["pod"] == name).expect("the pod");
@@ -143,7 +163,8 @@ async fn status_and_check_show_which_members_refuse_revoked_certificates() {
         // Nobody meant that, so somebody should know.
         let findings = of_the_pod["findings"].as_array().expect("findings").iter();
         let found = findings.filter(|f| f["reason"].as_str().is_some_and(|reason| reason.contains("revoked"))).count();
-        assert_eq!(found, usize::from(name == "etcd-2"), "{of_the_pod}");
+        let unmeant = ["etcd-2", "etcd-3", "etcd-4"].contains(&name);
+        assert_eq!(found, usize::from(unmeant), "{of_the_pod}");
 
         let mut check = Command::new(binary("etcd-tls-webhook"));
         check.args(["check", "pod", name, "-n", namespace]).env("KUBECONFIG", &kubeconfig);

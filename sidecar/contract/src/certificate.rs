@@ -124,6 +124,11 @@ impl Bundle {
         &self.certificates
     }
 
+    /// Whether one of its authorities may sign revocation lists: its certificate has no key usages, or cRLSign among them.
+    pub fn may_sign_lists(&self) -> bool {
+        self.certificates.iter().any(|der| crl_signer(der).is_some())
+    }
+
     /// Whether every certificate of `other` is in it.
     pub fn contains(&self, other: &Self) -> bool {
         other.certificates.iter().all(|der| self.certificates.contains(der))

@@ -78,9 +78,12 @@ pub(super) async fn gather(client: &Client, namespace: Option<&str>) -> Result<S
 }
 
 /// `pod` with what its sidecar says.
-async fn whole(client: &Client, pod: Listed, requests: Vec<RequestSeen>, trust: &Trust) -> PodSeen {
+async fn whole(client: &Client, mut pod: Listed, requests: Vec<RequestSeen>, trust: &Trust) -> PodSeen {
     let sidecar = sidecar(client, &pod).await;
     let rollovers = pod.rollovers(trust);
+    if let Some((_, Ok(published))) = pod.published(trust) {
+        lists::without_any(&mut pod.seen.ports, &published.unlisted);
+    }
     PodSeen { sidecar, rollovers, requests, ..pod.seen }
 }
 
@@ -213,15 +216,22 @@ impl Listed {
         Some((name, settings.roles.iter().map(|role| role.domain()).collect()))
     }
 
+    /// Its trust ConfigMap, by name, as it was read.
+    fn published<'a>(&self, all: &'a Trust) -> Option<(String, &'a Result<Published, Unseen>)> {
+        let (name, _) = self.trust()?;
+        let found = all.get(&(self.seen.namespace.clone(), name.clone()))?;
+        Some((name, found))
+    }
+
     fn rollovers(&self, all: &Trust) -> BTreeMap<Domain, Result<Report, Unseen>> {
-        let Some((name, domains)) = self.trust() else { return BTreeMap::new() };
-        let Some(found) = all.get(&(self.seen.namespace.clone(), name.clone())) else { return BTreeMap::new() };
+        let Some((_, domains)) = self.trust() else { return BTreeMap::new() };
+        let Some((name, found)) = self.published(all) else { return BTreeMap::new() };
         let mut rollovers = BTreeMap::new();
         for domain in domains {
             let report = match found {
                 Err(unseen) => Some(Err(unseen.clone())),
                 // By policy it may be another domain's authority, of which the report is elsewhere.
-                Ok(annotations) => annotations.get(&status_annotation(domain)).map(|text| {
+                Ok(published) => published.annotations.get(&status_annotation(domain)).map(|text| {
                     serde_json::from_str(text).map_err(|error| Unseen {
                         reason: format!("the signer's report on ConfigMap {name} cannot be read: {error}"),
                         next: "use the etcd-tls-webhook of the signer's version".to_owned(),
@@ -329,16 +339,26 @@ fn request(csr: CertificateSigningRequest, uids: &BTreeSet<&str>) -> Option<(Str
     Some((uid.to_owned(), RequestSeen { name, role, created, refused, issued }))
 }
 
-type Trust = BTreeMap<(String, String), Result<BTreeMap<String, String>, Unseen>>;
+/// The facts of a trust ConfigMap.
+struct Published {
+    annotations: BTreeMap<String, String>,
+    /// [`lists::unlisted`].
+    unlisted: BTreeSet<Domain>,
+}
 
-/// The annotations of each trust ConfigMap of `pods`, by namespace and name.
+type Trust = BTreeMap<(String, String), Result<Published, Unseen>>;
+
+/// Each trust ConfigMap of `pods`, by namespace and name.
 async fn trust(client: &Client, pods: &[Listed]) -> Trust {
     let wanted: BTreeSet<(String, String)> =
         pods.iter().filter_map(|pod| Some((pod.seen.namespace.clone(), pod.trust()?.0))).collect();
     let read = |(namespace, name): (String, String)| async move {
         let api: Api<ConfigMap> = Api::namespaced(client.clone(), &namespace);
-        let found = match within(api.get_metadata_opt(&name)).await {
-            Ok(Some(object)) => Ok(object.metadata.annotations.unwrap_or_default()),
+        let found = match within(api.get_opt(&name)).await {
+            Ok(Some(object)) => {
+                let unlisted = lists::unlisted(&object);
+                Ok(Published { annotations: object.metadata.annotations.unwrap_or_default(), unlisted })
+            }
             Ok(None) => Err(Unseen {
                 reason: format!("there is no ConfigMap {name}: the signer is away, or has lost the CA"),
                 next: format!("kubectl -n {} logs deploy/etcd-tls-sign", names::SYSTEM_NAMESPACE),

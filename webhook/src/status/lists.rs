@@ -1,12 +1,17 @@
 //! Whether the etcd of a member looks at the revocation lists, as its pod shows it. Pure.
 
+use std::collections::BTreeSet;
+
 use etcd_tls_contract::{
+    certificate::Bundle,
     names::{self, ClusterName},
     role::{Domain, Role},
     settings::{OptionsMode, Settings},
 };
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, Container, EnvVar, Pod};
 use serde::Serialize;
+
+use crate::revoke::DOMAINS;
 
 /// A port of etcd that takes client certificates, and whether it refuses those that are revoked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -24,6 +29,9 @@ pub(crate) struct Port {
     /// Whether nobody chose that: a new pod would have it.
     #[serde(skip)]
     pub(crate) unmeant: bool,
+    /// Whether there is no list for the port, whatever its etcd looks at: the CA may not sign one.
+    #[serde(skip)]
+    pub(crate) unlisted: bool,
 }
 
 /// The ports of a member's etcd; none of a pod that is no member.
@@ -34,12 +42,36 @@ pub(crate) fn ports(pod: &Pod, settings: &Settings) -> Vec<Port> {
         .map(|(domain, role, port)| {
             let (reason, unmeant) = match unreached(pod, settings) {
                 Some((reason, unmeant)) => (Some(reason), unmeant),
+                None if has_config_file(pod) => (Some(of_config_file()), settings.options != OptionsMode::None),
                 None if is_told(pod, role, settings) => (None, false),
                 None => (Some(untold(role, settings)), settings.options != OptionsMode::None),
             };
-            Port { port, domain, enforced: reason.is_none(), reason, unmeant }
+            Port { port, domain, enforced: reason.is_none(), reason, unmeant, unlisted: false }
         })
         .collect()
+}
+
+/// The domains of a trust ConfigMap for which there can be no list: no CA of the bundle may sign one.
+pub(super) fn unlisted(trust: &ConfigMap) -> BTreeSet<Domain> {
+    let cannot = |domain: &Domain| {
+        let bundle = trust.data.as_ref()?.get(domain.trust_key())?;
+        let bundle = Bundle::parse(bundle.as_bytes()).ok()?;
+        let published =
+            trust.binary_data.as_ref().is_some_and(|all| all.contains_key(domain.crl_key().unwrap_or_default()));
+        Some(!published && !bundle.may_sign_lists())
+    };
+    DOMAINS.into_iter().filter(|domain| cannot(domain) == Some(true)).collect()
+}
+
+/// Says of ports that look at a list that there is none, where `domains` have none.
+pub(super) fn without_any(ports: &mut [Port], domains: &BTreeSet<Domain>) {
+    for port in ports.iter_mut().filter(|port| port.enforced && domains.contains(&port.domain)) {
+        let reason = format!(
+            "there is no list of revoked {} certificates, as the CA may not sign one: its certificate has key usages without cRLSign",
+            port.domain
+        );
+        (port.enforced, port.reason, port.unmeant, port.unlisted) = (false, Some(reason), true, true);
+    }
 }
 
 /// Why no list reaches the pod, whatever the options of its etcd, and whether that is no choice of anybody.
@@ -68,6 +100,28 @@ fn untold(role: Role, settings: &Settings) -> String {
         option(role),
         file(settings, role)
     )
+}
+
+/// Why no flag and no variable tells etcd of a list.
+fn of_config_file() -> String {
+    "its etcd has a config file, which has no key for a list, and beside which etcd ignores flags and variables; use these in its \
+     place"
+        .to_owned()
+}
+
+/// Whether a container of `pod` gives etcd a config file.
+fn has_config_file(pod: &Pod) -> bool {
+    containers(pod).filter(|container| !is_ours(container)).any(|container| {
+        let words = container.command.iter().chain(&container.args).flatten();
+        let named =
+            words.flat_map(|word| word.split(|c: char| c.is_whitespace() || c == '"' || c == '\'')).any(|word| {
+                let flag = word.trim_start_matches('-');
+                word.starts_with('-')
+                    && flag.strip_prefix("config-file").is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
+            });
+        let of_environment = |v: &EnvVar| v.name == "ETCD_CONFIG_FILE" && v.value.as_deref() != Some("");
+        named || container.env.iter().flatten().any(of_environment)
+    })
 }
 
 /// A line for each member of `cluster` among `pods` (those of its namespace that have opted in) on which a port takes certificates
@@ -191,6 +245,8 @@ mod tests {
     #[test]
     fn one_that_is_not_is_named_with_its_reason() {
         let env = json!([{"name": "ETCD_PEER_CRL_FILE", "value": PEER}, {"name": "ETCD_CLIENT_CRL_FILE", "value": "/own.crl"}]);
+        let both =
+            json!([{"name": "ETCD_PEER_CRL_FILE", "value": PEER}, {"name": "ETCD_CLIENT_CRL_FILE", "value": CLIENT}]);
         let flag = json!([format!("--peer-crl-file={PEER}.old")]);
         let off = json!({"etcd-tls.dev/revocation": "off"});
         let foreign = json!({"etcd-tls.dev/issuer": "csr:example.com/etcd"});
@@ -202,6 +258,16 @@ mod tests {
                 json!({"etcd-tls.dev/roles": "peer"}),
                 json!({"args": flag}),
                 "give etcd --peer-crl-file=/etc/etcd/tls/peer/ca.crl",
+            ),
+            (
+                json!({}),
+                json!({"env": both, "args": ["--config-file=/etc/etcd.yaml"]}),
+                "its etcd has a config file, which has no key for a list",
+            ),
+            (
+                json!({}),
+                json!({"command": ["sh", "-c", "exec etcd --config-file /etc/etcd.yaml"], "env": both}),
+                "peer and client port: its etcd has a config file",
             ),
             (off, json!({}), "annotation etcd-tls.dev/revocation is off"),
             (foreign, json!({}), "another issuer's"),

@@ -56,7 +56,16 @@ impl Findings<'_> {
             let reason = format!("its annotations cannot be read: {}", each.join("; "));
             self.say(State::Unknown, reason, self.describe());
         }
-        let unmeant: Vec<Port> = pod.ports.iter().filter(|port| port.unmeant).cloned().collect();
+        let unmeant = pod.ports.iter().filter(|port| port.unmeant).cloned();
+        let (unlisted, unmeant): (Vec<Port>, Vec<Port>) = unmeant.partition(|port| port.unlisted);
+        if let Some(sentence) = lists::sentence(&unlisted) {
+            self.say(
+                State::Attention,
+                format!("etcd {sentence}"),
+                "give the signer a CA that has cRLSign, or one without key usages (docs/revocation.md, Bounds)"
+                    .to_owned(),
+            );
+        }
         if let Some(sentence) = lists::sentence(&unmeant) {
             self.say(
                 State::Attention,

@@ -6,7 +6,7 @@ const START: f64 = 1_800_000_000.0;
 const HOUR: f64 = 3600.0;
 
 pub(in crate::status) fn port(port: &'static str, domain: Domain, enforced: bool) -> Port {
-    Port { port, domain, enforced, reason: (!enforced).then(|| "because".to_owned()), unmeant: false }
+    Port { port, domain, enforced, reason: (!enforced).then(|| "because".to_owned()), unmeant: false, unlisted: false }
 }
 
 /// A member whose certificates were issued at [`START`] for a day, and are renewed after twelve hours.
