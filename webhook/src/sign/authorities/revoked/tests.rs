@@ -115,6 +115,49 @@ fn a_full_list_and_a_ca_that_may_sign_none_are_said() {
 }
 
 #[test]
+fn compromised_keys_and_barred_pods_beyond_their_bounds_are_refused_and_other_revocations_are_not() {
+    let (mut revoked, one) = (Revoked::default(), ca("one"));
+    let of = |serial: &str| {
+        let mut issued = Issued::default();
+        let leaf = Leaf::new(&format!("uid-{serial}"), format!("prod/app-{serial}"), "app", now() + DAY, now());
+        issued.note(serial, leaf.for_key(serial.as_bytes()));
+        issued
+    };
+    let take = |revoked: &mut Revoked, request: Request, serial: &str, at: SystemTime| {
+        let issued = of(serial);
+        let known = Known { authority_end: now() + DAY * 30, ..known(&issued, true, now() + DAY) };
+        revoked.take(&request, &known, at);
+        revoked.answer().unwrap().clone()
+    };
+    for n in 1..=MOST {
+        let serial = format!("{n:x}");
+        assert!(take(&mut revoked, ask(Action::Add, &serial), &serial, now()).accepted);
+    }
+    // The entries have left with their certificates. The keys stay.
+    revoked.refresh(&one, now() + DAY).unwrap();
+    assert!(listed(&revoked).is_empty() && revoked.record.keys.len() == MOST);
+    let later = now() + DAY;
+    let answer = take(&mut revoked, ask(Action::Force, "ffffff"), "ffffff", later);
+    assert!(!answer.accepted && revoked.record.entries.is_empty(), "{answer:?}");
+    let other = Request { reason: Reason::Superseded, ..ask(Action::Add, "ffffff") };
+    assert!(take(&mut revoked, other, "ffffff", later).accepted);
+
+    let pod = |n: usize| Request {
+        selector: Selector::Pod(format!("app-{n:x}")),
+        reason: Reason::Unspecified,
+        ..ask(Action::Add, "x")
+    };
+    let mut revoked = Revoked::default();
+    for n in 1..=MOST_BARRED {
+        assert!(take(&mut revoked, pod(n), &format!("{n:x}"), now()).accepted);
+    }
+    let next = MOST_BARRED + 1;
+    let answer = take(&mut revoked, pod(next), &format!("{next:x}"), now());
+    assert!(!answer.accepted && answer.message.contains("bars 256 pods at most"), "{answer:?}");
+    assert!(take(&mut revoked, pod(1), "1", now()).accepted, "it is barred already");
+}
+
+#[test]
 fn a_pod_that_uses_what_is_revoked_is_named() {
     let mut issued = Issued::default();
     let second = Duration::from_secs(1);
