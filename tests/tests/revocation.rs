@@ -1,10 +1,22 @@
 //! Revocation on a real API server with the shipped manifests: the signer's lists, the operator's command and who may use it, and
 //! a real etcd that refuses what was revoked.
 
+#[path = "approve/lab.rs"]
+#[allow(dead_code, reason = "the approver's tests use the rest")]
+mod lab;
 #[path = "revocation/live.rs"]
 mod live;
+#[path = "revocation/many.rs"]
+mod many;
 #[path = "revocation/renewed.rs"]
 mod renewed;
+#[path = "revocation/restored.rs"]
+mod restored;
+#[path = "sign/signer.rs"]
+#[allow(dead_code, reason = "the signer's tests use the rest")]
+mod signer;
+#[path = "revocation/two_hundred.rs"]
+mod two_hundred;
 #[path = "revocation/watched.rs"]
 mod watched;
 
@@ -26,7 +38,7 @@ use tests::{
     eventually,
     pod::LocalPod,
     ports,
-    process::which,
+    process::{binary, which},
     revocation::{TRUST, ended, on_disk, published, revoke, write},
     say,
     stack::{LIMIT, Options, Stack},
@@ -100,6 +112,17 @@ async fn the_signer_lists_what_holders_of_the_right_revoke() {
     }
     let listed = revoke(&anna, &["prod/etcd", "--list"]).await.expect("a list");
     assert_eq!(listed.lines().filter(|line| line.starts_with("4f0a11 20")).count(), 2, "{listed}");
+
+    // To look, `get` is enough.
+    stack.api.service_account("prod", "rita").await;
+    let of = "--resource-name=etcd-tls-trust-etcd";
+    stack.api.kubectl(&["-n", "prod", "create", "role", "rita", "--verb=get", "--resource=configmaps", of]);
+    let to = ["--role=rita", "--serviceaccount=prod:rita"];
+    stack.api.kubectl(&[&["-n", "prod", "create", "rolebinding", "rita"][..], &to].concat());
+    let rita = stack.api.token_kubeconfig("rita", &stack.api.token("prod", "rita", None).await);
+    assert_eq!(revoke(&rita, &["prod/etcd", "--list"]).await.as_ref(), Ok(&listed));
+    let (code, refused) = ended(&rita, &["prod/etcd", "--serial", "4f0b"]).await.expect_err("without the right");
+    assert!(code == Some(77) && refused.contains("patch"), "{code:?}: {refused}");
 
     let refused = revoke(&emil, &["prod/etcd", "--serial", "4f0b"]).await.expect_err("without the right");
     assert!(refused.contains("verb rollover, revoke or adopt"), "{refused}");
@@ -191,6 +214,21 @@ async fn every_authority_of_a_cluster_answers() {
     said("three/etcd", &["exit 1: ", "peer: 4f0a is revoked until", "client: refused: ", "revoke them at two/etcd"])
         .await;
     said("four/etcd", &["exit 1: ", "client: 4f0a is revoked until", "peer: refused: ", "without cRLSign"]).await;
+    // Also told to those who do not revoke.
+    let printed = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(binary("etcd-tls-webhook"));
+        let output = command.args(arguments).env("KUBECONFIG", admin).output().expect("run the command");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let shown: Value = serde_json::from_str(&printed(&["status", "-n", "four", "-o", "json"])).expect("JSON");
+    let ports = shown["pods"][0]["revocation"].as_array().expect("ports");
+    let enforced: Vec<_> = ports.iter().map(|port| (port["port"].as_str(), port["enforced"].as_bool())).collect();
+    assert_eq!(enforced, [(Some("peer"), Some(false)), (Some("client"), Some(true))], "{shown}");
+    let why = "takes revoked certificates on its peer port: there is no list of revoked peer certificates, as the CA may not sign \
+               one: its certificate has key usages without cRLSign";
+    assert!(shown["pods"][0]["findings"].to_string().contains(why), "{shown}");
+    assert!(printed(&["check", "pod", "etcd-0", "-n", "four"]).contains(why), "{shown}");
+    assert!(!printed(&["check", "pod", "etcd-0", "-n", "two"]).contains("there is no list"));
     // No pod uses the certificate of a host, which may be the one that the record lacks.
     said("five/etcd", &["exit 1: ", "peer: refused: ", "members of five/etcd", "--force"]).await;
     let forced = revoke(admin, &["five/etcd", "--serial", "4f0a", "--force"]).await.expect("forced");

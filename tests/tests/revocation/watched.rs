@@ -19,14 +19,14 @@ use tests::{
 };
 
 /// The lists on disk of a running client, and what its sidecar shows of them.
-struct Client {
+pub(super) struct Client {
     pod: LocalPod,
     files: PathBuf,
     admin_port: u16,
 }
 
 impl Client {
-    async fn start(stack: &mut Stack, cluster: &str) -> Self {
+    pub(super) async fn start(stack: &mut Stack, cluster: &str) -> Self {
         let admin_port = ports::loopback();
         let name = format!("of-{cluster}");
         let pod = json!({
@@ -44,7 +44,7 @@ impl Client {
     }
 
     /// Waits until the list on disk has these serial numbers.
-    async fn has(&self, what: &str, serials: &[&str]) {
+    pub(super) async fn has(&self, what: &str, serials: &[&str]) {
         eventually(what, LIMIT, || async {
             let list = on_disk(&self.files);
             if list.entries().keys().eq(serials) { Ok(()) } else { Err(format!("{list:?}\n{}", self.log())) }
@@ -52,7 +52,7 @@ impl Client {
         .await;
     }
 
-    async fn shows(&self, metric: &str) {
+    pub(super) async fn shows(&self, metric: &str) {
         let url = format!("http://127.0.0.1:{}/metrics", self.admin_port);
         eventually(metric, LIMIT, || async {
             let mut curl = Command::new("curl");
@@ -79,7 +79,7 @@ async fn a_list_comes_without_kubelet_where_the_trust_config_map_may_be_watched(
     stack.api.namespace("prod", &[("etcd-tls", "dynamic")]).await;
     stack.api.service_account("prod", "app").await;
     let admin = stack.api.kubeconfig.clone();
-    let watching = Client::start(&mut stack, "etcd").await;
+    let mut watching = Client::start(&mut stack, "etcd").await;
     let mut other = Client::start(&mut stack, "other").await;
     watching.shows("etcd_tls_trust_watched 1").await;
     other.shows("etcd_tls_trust_watched 0").await;
@@ -102,9 +102,16 @@ async fn a_list_comes_without_kubelet_where_the_trust_config_map_may_be_watched(
     let maps: Api<ConfigMap> = Api::namespaced(stack.api.client.clone(), "prod");
     let good = maps.get(TRUST).await.expect("there").binary_data.expect("lists");
     let kept = on_disk(&watching.files);
-    for (what, der) in
-        [("garbage", b"garbage".as_slice()), ("an older one", first.der()), ("another CA's", &good["peer.crl"].0)]
-    {
+    let huge = vec![0x30; 700 * 1024];
+    let cut = &good["client.crl"].0[..good["client.crl"].0.len() - 1];
+    for (what, der) in [
+        ("garbage", b"garbage".as_slice()),
+        ("nothing", b""),
+        ("cut short", cut),
+        ("a huge one", &huge),
+        ("an older one", first.der()),
+        ("another CA's", &good["peer.crl"].0),
+    ] {
         let bad = json!({"binaryData": {"client.crl": ByteString(der.to_vec())}});
         maps.patch(TRUST, &PatchParams::default(), &Patch::Merge(bad)).await.expect("damage");
         watching.shows("etcd_tls_revocation_list_refused{domain=\"client\"} 1").await;
@@ -113,6 +120,17 @@ async fn a_list_comes_without_kubelet_where_the_trust_config_map_may_be_watched(
         maps.patch(TRUST, &PatchParams::default(), &Patch::Merge(mended)).await.expect("mend");
         watching.shows("etcd_tls_revocation_list_refused{domain=\"client\"} 0").await;
     }
+
+    // One that is not there replaces nothing, also for a sidecar that starts anew.
+    let none = json!({"binaryData": null});
+    maps.patch(TRUST, &PatchParams::default(), &Patch::Merge(none)).await.expect("remove");
+    watching.pod.process(names::SIDECAR_CONTAINER).kill();
+    watching.pod.start_container(names::SIDECAR_CONTAINER);
+    watching.shows("etcd_tls_trust_watched 1").await;
+    watching.shows("etcd_tls_revocation_list_entries{domain=\"client\"} 1").await;
+    assert_eq!(on_disk(&watching.files), kept);
+    let mended = json!({"binaryData": good});
+    maps.patch(TRUST, &PatchParams::default(), &Patch::Merge(mended)).await.expect("mend");
 
     // kubelet brings it to the one that may not watch, and an older one to nobody.
     stack.hold_mounts(false);
