@@ -32,12 +32,16 @@ async fn more_pods_in_use_than_the_signer_names_are_revoked_by_at_once_alone() {
     let issued = stream::iter(0..PODS).map(|n| {
         let lab = &lab;
         async move {
+            let renew = format!("metadata.annotations['{}']", names::RENEW_ANNOTATION);
             let pod = json!({
                 "metadata": {"name": format!("app-{n}"), "annotations": {"etcd-tls.dev/roles": "client"}},
                 "spec": {
                     "serviceAccountName": "app",
                     "containers": [{"name": "app", "image": "app"}],
                     "initContainers": [{"name": names::SIDECAR_CONTAINER, "image": "x", "restartPolicy": "Always"}],
+                    "volumes": [{"name": names::TOKEN_VOLUME, "projected": {"sources": [
+                        {"downwardAPI": {"items": [{"path": names::RENEW_FILE, "fieldRef": {"fieldPath": renew}}]}},
+                    ]}}],
                 },
             });
             lab.api.pod("prod", pod).await.expect("a pod");
