@@ -1,5 +1,7 @@
 //! A restored Secret of an authority lacks the revocations that were made since. The last request stands in the trust ConfigMap.
 
+use std::time::Duration;
+
 use etcd_tls_contract::names;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret};
 use kube::{
@@ -11,6 +13,8 @@ use tests::{
     revocation::{published, revoke},
     stack::{Options, Stack},
 };
+
+use tokio::time::sleep;
 
 use super::watched::Client;
 
@@ -34,6 +38,8 @@ async fn after_a_restored_secret_the_last_revocation_stands_and_those_before_it_
     client.has("all", &["4f0a", "4f0b", "4f0c"]).await;
 
     stack.sign.kill();
+    // Nobody restores within the second of the last revocation, by which its list is numbered.
+    sleep(Duration::from_secs(2)).await;
     let patch = Patch::Merge(json!({"data": older}));
     secrets.patch(&name, &PatchParams::default(), &patch).await.expect("restored");
     let arguments: [String; 0] = [];
