@@ -75,8 +75,8 @@ impl Fetched {
     fn cure(&self, code: Option<u16>) -> Option<String> {
         match code {
             Some(403) => Some(format!(
-                "let this host get that ConfigMap (a Role of its namespace, with resourceNames: [{}]), or give --cacrt with \
-                 the CA certificates",
+                "let this host get and watch that ConfigMap (a Role of its namespace, with resourceNames: [{}]), or give --cacrt \
+                 with the CA certificates",
                 self.config_map
             )),
             Some(404) if self.namespace == names::SYSTEM_NAMESPACE => Some(format!(
