@@ -22,6 +22,7 @@ pub mod fuzz;
 pub mod kubelet;
 pub mod live;
 pub mod machine_clock;
+pub mod pages;
 pub mod pki;
 pub mod pod;
 pub mod pods;

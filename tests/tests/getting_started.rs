@@ -1,11 +1,11 @@
 //! docs/getting-started.md: its commands as they stand there, on a real API server with the installed system, and on this
 //! machine as a host. What needs kind, a container engine or running nodes is listed here, so that nothing else stays untried.
 
-use std::{env, fs, os::unix::fs::symlink, path::Path, process::Command};
+use std::{fs, os::unix::fs::symlink, path::Path};
 
 use tests::{
-    ports,
-    process::{binary, which},
+    pages, ports,
+    process::which,
     repository,
     stack::{Options, Stack},
     temp::TempDir,
@@ -50,21 +50,7 @@ fn is_here(command: &str) -> bool {
 
 /// Runs a script of bash in `directory`; what it prints.
 fn bash(directory: &Path, path: &str, kubeconfig: Option<&Path>, script: &str) -> String {
-    let mut command = Command::new("timeout");
-    command.args(["240", "bash", "-c", script]).current_dir(directory).env("PATH", path).env_remove("KUBECONFIG");
-    command.envs(kubeconfig.map(|file| ("KUBECONFIG", file)));
-    let output = command.output().expect("run bash");
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    assert!(output.status.success(), "{script}\n{}{}", text(&output.stdout), text(&output.stderr));
-    text(&output.stdout)
-}
-
-/// A PATH with the built programs and those of `more`.
-fn path(more: &[&Path]) -> String {
-    let ours = binary("etcd-tls-webhook").parent().expect("a directory").to_owned();
-    let more = more.iter().map(|path| path.display().to_string());
-    let all = std::iter::once(ours.display().to_string()).chain(more).chain(env::var("PATH"));
-    all.collect::<Vec<_>>().join(":")
+    pages::bash(directory, path, kubeconfig, script).unwrap_or_else(|error| panic!("{error}"))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -80,7 +66,7 @@ async fn the_commands_for_clusters_do_what_the_page_says() {
     let kubectl = stack.api.kubectl_path();
     let programs = directory.dir("programs");
     symlink(&kubectl, programs.join("oc")).expect("link");
-    let path = path(&[&programs, kubectl.parent().expect("a directory")]);
+    let path = pages::path(&[&programs, kubectl.parent().expect("a directory")]);
     let mut said = String::new();
     for section in ["kind", "kubeadm", "OpenShift"] {
         for command in commands(section).iter().filter(|command| is_here(command)) {
@@ -146,6 +132,6 @@ fn the_commands_for_hosts_end_with_a_healthy_etcd() {
     let directory = TempDir::new("getting-started-hosts");
     // Everything that it starts ends with it.
     let script = format!("set -e\ntrap 'kill $(jobs -p); wait' EXIT\n{script}\necho healthy; ls pki/peer");
-    let said = bash(directory.path(), &path(&[]), None, &script);
+    let said = bash(directory.path(), &pages::path(&[]), None, &script);
     assert!(said.contains("healthy\nca.crl\nca.crt\ntls.crt\ntls.key\n"), "{said}");
 }
