@@ -13,56 +13,7 @@ use tests::{
 
 /// The rules of OpenShift's SecurityContextConstraints restricted-v2 for a namespace whose users are
 /// 1000680000-1000689999, as a ValidatingAdmissionPolicy. (OpenShift's own admission assigns the users; a policy cannot.)
-const RESTRICTED_V2: &str = r#"
-apiVersion: admissionregistration.k8s.io/v1
-kind: ValidatingAdmissionPolicy
-metadata: {name: restricted-v2}
-spec:
-  failurePolicy: Fail
-  matchConstraints:
-    namespaceSelector: {matchLabels: {scc: restricted-v2}}
-    resourceRules:
-    - {apiGroups: [""], apiVersions: [v1], operations: [CREATE], resources: [pods]}
-  variables:
-  - name: containers
-    expression: "object.spec.containers + object.spec.?initContainers.orValue([])"
-  - name: contexts
-    expression: "variables.containers.filter(c, has(c.securityContext)).map(c, c.securityContext)"
-  validations:
-  - expression: >-
-      variables.contexts.all(s, !has(s.runAsUser) || (s.runAsUser >= 1000680000 && s.runAsUser <= 1000689999))
-    message: runAsUser is not in the range
-  - expression: >-
-      !has(object.spec.securityContext.runAsUser)
-      || (object.spec.securityContext.runAsUser >= 1000680000 && object.spec.securityContext.runAsUser <= 1000689999)
-    message: the pod's runAsUser is not in the range
-  - expression: >-
-      !has(object.spec.securityContext.fsGroup)
-      || (object.spec.securityContext.fsGroup >= 1000680000 && object.spec.securityContext.fsGroup <= 1000689999)
-    message: fsGroup is not in the range
-  - expression: >-
-      variables.contexts.all(s, !has(s.privileged) || !s.privileged)
-      && variables.contexts.all(s, !has(s.allowPrivilegeEscalation) || !s.allowPrivilegeEscalation)
-      && variables.contexts.all(s, !has(s.capabilities) || !has(s.capabilities.add)
-        || s.capabilities.add.all(c, c == 'NET_BIND_SERVICE'))
-    message: privileges
-  - expression: >-
-      variables.contexts.all(s, !has(s.seccompProfile) || s.seccompProfile.type == 'RuntimeDefault')
-      && variables.contexts.all(s, !has(s.seLinuxOptions))
-    message: seccomp or SELinux
-  - expression: >-
-      !has(object.spec.volumes) || object.spec.volumes.all(v, has(v.configMap) || has(v.csi) || has(v.downwardAPI)
-        || has(v.emptyDir) || has(v.ephemeral) || has(v.persistentVolumeClaim) || has(v.projected) || has(v.secret))
-    message: volumes
-  - expression: >-
-      !object.spec.?hostNetwork.orValue(false) && !object.spec.?hostPID.orValue(false) && !object.spec.?hostIPC.orValue(false)
-    message: host namespaces
----
-apiVersion: admissionregistration.k8s.io/v1
-kind: ValidatingAdmissionPolicyBinding
-metadata: {name: restricted-v2}
-spec: {policyName: restricted-v2, validationActions: [Deny]}
-"#;
+const RESTRICTED_V2: &str = include_str!("../fixtures/restricted-v2.yaml");
 
 fn member(annotations: &Value, security: &Value) -> Value {
     json!({

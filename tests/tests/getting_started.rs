@@ -1,28 +1,34 @@
 //! docs/getting-started.md: its commands as they stand there, on a real API server with the installed system, and on this
 //! machine as a host. What needs kind, a container engine or running nodes is listed here, so that nothing else stays untried.
 
-use std::{fs, os::unix::fs::symlink, path::Path};
+use std::{fs, os::unix::fs::symlink, path::Path, process::Command};
 
+use serde_json::{Value, json};
 use tests::{
-    pages, ports,
-    process::which,
+    eventually, pages, ports,
+    process::{run, which},
     repository,
-    stack::{Options, Stack},
+    stack::{LIMIT, Options, Stack},
     temp::TempDir,
     tier,
 };
 
 /// What cannot be typed here, by its beginning.
-const NOT_HERE: [&str; 7] = [
+const NOT_HERE: [&str; 9] = [
     "make images",
     "make dist",
     "kind ",
-    "ctr ",
+    "scp ",
+    "ssh ",
     // No controller makes pods of Deployments and StatefulSets.
     "kubectl -n etcd-tls-system rollout",
     "kubectl -n my-namespace rollout",
     "oc -n etcd-tls-system rollout",
+    "oc -n my-project rollout",
 ];
+
+/// The rules of OpenShift, as a policy for namespaces that are labelled so.
+const RESTRICTED_V2: &str = include_str!("../fixtures/restricted-v2.yaml");
 
 /// The commands of a section, in its order, several lines as one where the shell reads them so.
 fn commands(section: &str) -> Vec<String> {
@@ -70,14 +76,6 @@ async fn the_commands_for_clusters_do_what_the_page_says() {
     let mut said = String::new();
     for section in ["kind", "kubeadm", "OpenShift"] {
         for command in commands(section).iter().filter(|command| is_here(command)) {
-            if command.starts_with("oc create namespace") {
-                // The same name as on kind.
-                stack.api.kubectl(&["delete", "namespace", "my-namespace", "--wait=false"]);
-                continue;
-            }
-            if command.starts_with("oc label namespace") {
-                continue;
-            }
             // Right after an install, policies come into force and leaders begin.
             let patient = format!("for i in $(seq 60); do {command} && exit; sleep 1; done; exit 1");
             // No kubelet starts the example's client, so its state is not known, or there is no certificate: exit code 4 or 3.
@@ -88,9 +86,11 @@ async fn the_commands_for_clusters_do_what_the_page_says() {
                 _ => command,
             };
             said += &bash(directory.path(), &path, Some(&stack.api.kubeconfig), line);
-            if command.starts_with("kubectl create namespace") {
-                // As a cluster's controllers make it.
-                stack.api.service_account("my-namespace", "default").await;
+            // As a cluster's controllers make it.
+            for (beginning, namespace) in [("kubectl create ", "my-namespace"), ("oc create ", "my-project")] {
+                if command.starts_with(&format!("{beginning}namespace")) {
+                    stack.api.service_account(namespace, "default").await;
+                }
             }
         }
     }
@@ -107,6 +107,58 @@ async fn the_commands_for_clusters_do_what_the_page_says() {
     let sign = stack.api.kubectl(&["-n", "etcd-tls-system", "get", "deployment", "etcd-tls-sign", "-o", "yaml"]);
     assert!(sign.contains("image: registry.example.com/etcd-tls-webhook:0.1.0"), "{sign}");
     assert!(!sign.contains("runAsUser"), "{sign}");
+    openshift_takes_the_members(&stack).await;
+    // docs/upgrade.md: `manifests` itself resets the overlay.
+    bash(directory.path(), &path, Some(&stack.api.kubeconfig), "kubectl apply -k manifests");
+    let sign = stack.api.kubectl(&["-n", "etcd-tls-system", "get", "deployment", "etcd-tls-sign", "-o", "yaml"]);
+    assert!(sign.contains("image: etcd-tls-webhook:0.1.0") && sign.contains("runAsUser"), "{sign}");
+}
+
+/// The members of both namespaces, in the one with OpenShift's rules.
+async fn openshift_takes_the_members(stack: &Stack) {
+    stack.api.apply(RESTRICTED_V2);
+    stack.api.kubectl(&["label", "namespace", "my-project", "scc=restricted-v2"]);
+    let pod_of = |namespace: &str| -> Value {
+        let set = stack.api.kubectl(&["-n", namespace, "get", "statefulset", "etcd", "-o", "json"]);
+        let set: Value = serde_json::from_str(&set).expect("JSON");
+        let mut pod = set["spec"]["template"].clone();
+        pod["metadata"]["generateName"] = "etcd-".into();
+        (pod["spec"]["hostname"], pod["spec"]["subdomain"]) = ("etcd-0".into(), "etcd".into());
+        // Of the claim's template.
+        pod["spec"]["volumes"] = json!([{"name": "data", "emptyDir": {}}]);
+        pod
+    };
+    let plain = pod_of("my-namespace");
+    let image = plain["spec"]["containers"][0]["image"].as_str().expect("an image");
+    assert!(image.starts_with("registry.k8s.io/etcd:"), "{image}");
+    eventually("the rules are in force", LIMIT, || async {
+        match stack.api.pod("my-project", plain.clone()).await {
+            Err(error) if error.to_string().contains("restricted-v2") => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    let pod = stack.api.pod("my-project", pod_of("my-project")).await.expect("a pod that meets the rules");
+    let pod = serde_json::to_value(pod).expect("JSON");
+    let sidecar = &pod["spec"]["initContainers"][1];
+    assert!(sidecar["args"].as_array().expect("arguments").contains(&json!("--reload=probe")), "{sidecar}");
+}
+
+#[test]
+fn the_path_of_the_page_is_where_make_build_writes() {
+    let page = fs::read_to_string(repository().join("docs/getting-started.md")).expect("the page");
+    let mut make = Command::new("make");
+    make.args(["--dry-run", "build"]).current_dir(repository()).env_remove("CARGO_TARGET_DIR");
+    let said = run(&mut make);
+    for program in ["etcd-tls-webhook", "etcd-tls-sidecar"] {
+        let line = said.lines().find(|line| line.contains(&format!("-p {program}"))).expect("it is built");
+        let profile = line.split("--profile ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap_or("release");
+        assert!(
+            page.contains(&format!("PATH=$PWD/target/{profile}:"))
+                || page.contains(&format!(":$PWD/target/{profile}:")),
+            "{line}"
+        );
+    }
 }
 
 #[test]
