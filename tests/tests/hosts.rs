@@ -1,6 +1,9 @@
 //! The sidecar on hosts, by its real binary: a real etcd bootstrapped from a token, certificates asked for once, members
 //! that are known beforehand, and a host that is handed over to the signer in the cluster.
 
+#[path = "hosts/page.rs"]
+mod page;
+
 use std::{
     collections::BTreeSet,
     fs,
@@ -296,6 +299,11 @@ async fn a_host_is_handed_over_to_the_signer_in_the_cluster_and_its_etcd_stays_u
     running.logged("resourceNames: [etcd-tls-trust-etcd]", LIMIT).await;
     let shipped = tests::repository().join("manifests/examples/self-hosted/rbac.yaml");
     api.apply(&fs::read_to_string(shipped).expect("read"));
+    for verb in ["get", "watch"] {
+        let host = ["--as=system:etcd-peer:etcd-0", "--as-group=system:etcd-peers", "-n", "kube-system"];
+        let may = api.kubectl(&[&["auth", "can-i", verb, "configmaps/etcd-tls-trust-etcd"][..], &host].concat());
+        assert_eq!(may.trim(), "yes", "{verb}");
+    }
 
     let user = "system:etcd-peer:etcd-0";
     let requests = Api::<CertificateSigningRequest>::all(api.client.clone());

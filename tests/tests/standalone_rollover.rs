@@ -31,6 +31,8 @@ async fn the_ca_of_hosts_is_rolled_over() {
         let own = [
             format!("--ipaddrs={},127.0.0.1", member.address),
             format!("--etcd-pid-file={}", member.pid_file().display()),
+            // As docs/standalone.md does it.
+            format!("--cacrt={}", signer.dir.join("trust/bundle").display()),
         ];
         sidecar(signer, &member.name, &bootstrap, &[&own, arguments].concat())
     })
@@ -46,6 +48,7 @@ async fn the_ca_of_pods_is_rolled_over_where_there_are_no_leases() {
         }
         let mut command = Command::new(binary("etcd-tls-sidecar"));
         command.args(["run", "--roles=peer,server", "--can-signal"]).args(arguments);
+        command.arg("--trust-dir").arg(signer.dir.join("trust"));
         command.arg(format!("--extra-sans={},127.0.0.1", member.address));
         command.arg("--admin-port").arg(ports::loopback().to_string());
         command.arg("--token-dir").arg(token).arg("--dir").arg(signer.dir.join(&member.name));
@@ -76,7 +79,6 @@ async fn roll_over(start: Start) {
         [
             format!("--client-url={}", member.client_url()),
             format!("--peer-url={}", member.peer_url()),
-            format!("--trust-dir={}", signer.dir.join("trust").display()),
             // The supervisor of this test has no back-off.
             "--restart-pace=1s".to_owned(),
         ]
