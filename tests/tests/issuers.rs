@@ -8,6 +8,8 @@ mod bundles;
 mod cleaning;
 #[path = "issuers/many.rs"]
 mod many;
+#[path = "issuers/page.rs"]
+mod page;
 #[path = "issuers/policy.rs"]
 mod policy;
 #[path = "issuers/scene.rs"]

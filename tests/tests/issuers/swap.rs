@@ -243,8 +243,16 @@ impl<'a> Cluster<'a> {
     }
 
     fn status(&self) -> String {
+        self.status_with(&[])
+    }
+
+    fn wide_status(&self) -> String {
+        self.status_with(&["-o", "wide"])
+    }
+
+    fn status_with(&self, more: &[&str]) -> String {
         let mut command = Command::new(binary("etcd-tls-webhook"));
-        command.args(["status", "-n", NAMESPACE]).env("KUBECONFIG", &self.lab.api.kubeconfig);
+        command.args(["status", "-n", NAMESPACE]).args(more).env("KUBECONFIG", &self.lab.api.kubeconfig);
         String::from_utf8_lossy(&command.output().expect("run status").stdout).into_owned()
     }
 }
@@ -352,6 +360,44 @@ async fn swapped_with_no_overlap(etcd: &EtcdBinary, lab: &Lab) {
     assert_eq!(away, 1, "members away at the same time");
     let restarted: BTreeSet<usize> = ends.iter().map(|(i, _)| *i).collect();
     assert_eq!((ends.len(), restarted.len()), (3, 3), "one restart of each: {ends:?}");
+}
+
+/// The new CA has the subject of the old one, as a CA with a new key often has: it waits for all members all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ca_with_the_subject_of_the_old_one_waits_for_all_members_too() {
+    let Some((etcd, lab)) = lab(Lab::new()).await else { return };
+    let mut cluster = Cluster::start(&lab, &etcd).await;
+    let work = cluster.workload(Duration::from_secs(10));
+    let late = cluster.leader().await;
+    let late_name = format!("etcd-{late}");
+    let old = Bundle::parse(cluster.issuer.ca().as_bytes()).expect("a CA");
+    cluster.members[late].sidecar().signal(Signal::SIGSTOP);
+    let next = Bundle::parse(cluster.issuer.replace_ca("company CA").as_bytes()).expect("a CA");
+    assert_ne!(old, next);
+    cluster.renew("swapped");
+    for member in (0..3).filter(|member| *member != late).map(|member| &cluster.members[member]) {
+        member.waits_for(&[&late_name]).await;
+        assert!(member.leaves().iter().all(|leaf| old.contains_issuer_of(leaf)), "the old ones stay in use");
+    }
+    cluster.members[late].sidecar().signal(Signal::SIGCONT);
+    eventually("certificates of the next CA", LIMIT, || async {
+        let of = |pod: &Pod| pod.leaves().iter().all(|leaf| next.contains_issuer_of(leaf));
+        let waiting: Vec<&str> = cluster.members.iter().filter(|pod| !of(pod)).map(|pod| &*pod.name).collect();
+        if waiting.is_empty() { Ok(()) } else { Err(format!("{waiting:?}: {}", cluster.members[late].log())) }
+    })
+    .await;
+    eventually("all members show the CA as loaded", LIMIT, || async {
+        let status = cluster.wide_status();
+        // Of three members and two roles.
+        if status.matches(" loaded ").count() == 6 { Ok(()) } else { Err(status) }
+    })
+    .await;
+    let report = work.stop().await.expect("read etcd");
+    let (ends, away) = (cluster.supervisor.ends(), cluster.supervisor.most_away());
+    say(&format!("etcd {}: a CA of the same subject, {} restarts: {report}", etcd.version, ends.len()));
+    nothing_lost(&report);
+    let restarted: BTreeSet<usize> = ends.iter().map(|(i, _)| *i).collect();
+    assert_eq!((away, ends.len(), restarted.len()), (1, 3, 3), "one restart of each: {ends:?}");
 }
 
 /// The limit that docs/issuers.md states: a member that is made anew in the middle of a swap trusts the new CA alone. The others

@@ -90,4 +90,19 @@ async fn the_bundle_comes_with_the_issuers_answers() {
     run.kill();
     // The life that counts is the pod's own: one of the old CA that lives longer, as a client may have it, is refused by now.
     assert!(long.not_after > SystemTime::now() && !scene.bundle().contains_issuer_of(&long));
+
+    // A certificate of a CA that no answer has named is refused at once: no bundle is to come.
+    scene.issuer.behave(Behaviour::NoCa);
+    scene.issuer.replace_ca("a CA that is not named");
+    scene.move_to("10.0.0.3");
+    let files = scene.files();
+    let mut init = scene.start("init", &[]);
+    init.logged("the certificate is of CN=a CA that is not named", LIMIT).await;
+    init.kill();
+    // All runs write one log.
+    let log = init.log();
+    let log = log.rsplit("etcd_tls_sidecar::cli: etcd-tls-sidecar version").next().expect("the last run");
+    assert!(log.contains("is not installed"), "{log}");
+    assert!(!log.contains("waiting for the clock or for the trust bundle"), "{log}");
+    assert_eq!(scene.files(), files);
 }
