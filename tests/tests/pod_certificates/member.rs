@@ -31,6 +31,7 @@ use tests::{
     pod::LocalPod,
     ports,
     process::which,
+    revocation::ended,
     stack::{Options, Stack},
 };
 
@@ -268,6 +269,12 @@ async fn a_member_has_its_certificates_by_kubelet_and_renews_and_restarts() {
     assert!(checked.contains("kubelet makes them (issuer pod-certificate)"), "{checked}");
     let port = "takes revoked certificates on its peer and client port: annotation etcd-tls.dev/revocation is off";
     assert!(checked.contains(port), "{checked}");
+    // Nobody can have kubelet renew: its certificate is not revoked, and the command says what helps (docs/revocation.md, Limits).
+    let serial = kubelet.serial("server");
+    let (code, said) = ended(&stack.api.kubeconfig, &[&format!("{NAMESPACE}/etcd"), "--serial", &serial])
+        .await
+        .expect_err("it is in use");
+    assert!(code == Some(1) && said.contains("kubelet has asked for its certificate"), "{code:?}: {said}");
     begin(&["--force", "--yes"]);
 
     // The new CA signs, live.

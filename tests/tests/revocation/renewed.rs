@@ -17,7 +17,7 @@ use kube::Api;
 use serde_json::json;
 use tests::{
     downward::downward,
-    eventually, ports,
+    eventually, pages, ports,
     process::which,
     revocation::{ended, published, revoke, write},
     stack::{LIMIT, Options, Stack, own_address},
@@ -131,6 +131,33 @@ async fn a_live_pod_is_renewed_before_its_certificate_is_revoked() {
     .await;
     assert_eq!(*failed.lock().expect("a list"), Vec::<String>::new(), "of {} writes", writes.load(Ordering::SeqCst));
     program.abort();
+
+    // A key has leaked: by the commands of the page. `rollover` tries --cut; no etcd is restarted here.
+    let [leaked] = &pages::blocks("revocation.md", "A key has leaked")[..] else { panic!("one block") };
+    let leaked = leaked.replace("my-namespace", "prod").replace("app-0", "app").replace("4F0A...", &third.serial);
+    let lines: Vec<&str> = leaked.lines().collect();
+    let [revokes, renews] = lines[..] else { panic!("{lines:?}") };
+    let revokes = revokes.strip_suffix(" --cut").expect("it ends connections");
+    let shell = async |line: &str| {
+        let (line, anna, directory) = (line.to_owned(), anna.clone(), directory.path().to_owned());
+        let run = move || pages::bash(&directory, &pages::path(&[]), Some(&anna), &line);
+        tokio::task::spawn_blocking(run).await.expect("it ran").expect("it succeeds")
+    };
+    copied(&files, &old);
+    let said = shell(revokes).await;
+    assert!(said.contains("in use by pod prod/app until its next renewal"), "{said}");
+    eventually("the pod is refused", LIMIT, || async {
+        match write(&old, &client).await {
+            Err(_) => Ok(()),
+            Ok(()) => Err("still accepted"),
+        }
+    })
+    .await;
+    shell(renews).await;
+    let fourth = chain(&files);
+    assert!(fourth.serial != third.serial && fourth.public_key != third.public_key);
+    eventually("the pod is accepted again", LIMIT, || write(&files, &client)).await;
+    let third = fourth;
 
     // A pod that does not renew in time is named and its certificate stays; so does one that may not be asked.
     kubelet.abort();
