@@ -2,7 +2,13 @@
 
 use std::{collections::BTreeSet, fs, path::PathBuf, process::Command};
 
-use tests::{process::which, repository, temp::TempDir, tier};
+use tests::{
+    pages,
+    process::{binary, run, which},
+    repository,
+    temp::TempDir,
+    tier,
+};
 
 #[path = "docs/alerts.rs"]
 mod alerts;
@@ -165,6 +171,75 @@ fn the_threat_model_names_tests_that_exist() {
         }
     }
     assert!(named > 20, "{named} tests are named");
+}
+
+/// README's table of components is the folder.
+#[test]
+fn every_component_is_documented() {
+    let readme = fs::read_to_string(repository().join("README.md")).expect("README.md");
+    let section = readme.split("## Install").nth(1).and_then(|rest| rest.split("\n## ").next()).expect("the section");
+    let documented: BTreeSet<String> =
+        section.lines().filter_map(|line| Some(line.strip_prefix("| `")?.split_once('`')?.0.to_owned())).collect();
+    let there = fs::read_dir(repository().join("manifests/components")).expect("the components");
+    let there: BTreeSet<String> =
+        there.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned()).collect();
+    assert!(there.len() > 8, "{there:?}");
+    assert_eq!(documented, there);
+}
+
+/// Bounds that pages give beside a flag, as the signer's help states them.
+#[test]
+fn the_bounds_of_the_standalone_signer_are_its_defaults() {
+    let mut help = Command::new(binary("etcd-tls-webhook"));
+    let help = run(help.args(["standalone", "--help"]).env("COLUMNS", "1000"));
+    let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+    let default = |flag: &str| {
+        let text = help.split(&format!(" --{flag} <")).nth(1).unwrap_or_else(|| panic!("no --{flag}: {help}"));
+        let value = text.split("[default: ").nth(1).and_then(|rest| rest.split(']').next());
+        value.unwrap_or_else(|| panic!("--{flag} has no default: {text}")).to_owned()
+    };
+    for (flag, value) in [
+        ("certificates-per-name", "256"),
+        ("certificates-per-user", "1024"),
+        ("max-certificates", "16384"),
+        ("max-requests", "10000"),
+        // Of which standalone.md makes 2,000 and 10,000.
+        ("max-requests-per-user", "a fifth of --max-requests"),
+        ("max-names-per-user", "--max-requests"),
+    ] {
+        assert!(default(flag).starts_with(value), "{flag}: {}", default(flag));
+    }
+    let page = |name: &str| {
+        let text = fs::read_to_string(repository().join("docs").join(name)).expect("a page");
+        text.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    for (name, said) in [
+        (
+            "revocation.md",
+            "256 valid certificates of one host or client (`--certificates-per-name`), and 1,024 in all (`--certificates-per-user`)",
+        ),
+        ("revocation.md", "16,384 (`--max-certificates`)"),
+        ("standalone.md", "2,000 stored requests (`--max-requests-per-user`), 10,000 names and addresses"),
+    ] {
+        assert!(page(name).contains(said), "{name}: {said}");
+    }
+}
+
+/// docs/operations.md builds an image with the feature by an argument of the Dockerfile.
+#[test]
+fn the_argument_of_the_image_with_traces_reaches_cargo() {
+    let command = pages::blocks("operations.md", "Traces").remove(0);
+    let build = command.lines().find(|line| line.starts_with("docker build")).expect("the command");
+    let words: Vec<&str> = build.split(' ').collect();
+    let after = |flag: &str| words.iter().skip_while(|word| **word != flag).nth(1).copied().expect("a value");
+    let file = fs::read_to_string(repository().join(after("-f"))).expect("the Dockerfile");
+    let (name, feature) = after("--build-arg").split_once('=').expect("an argument");
+    // Of the stage that builds, and before the command that does.
+    let stage = file.split("\nFROM ").nth(1).expect("the first stage");
+    let (declared, used) = (stage.find(&format!("\nARG {name}=\n")), stage.find(&format!("--features \"${name}\"")));
+    assert!(declared.is_some() && declared < used, "{name}: {declared:?} {used:?}");
+    let manifest = fs::read_to_string(repository().join("webhook/Cargo.toml")).expect("webhook/Cargo.toml");
+    assert!(manifest.lines().any(|line| line.starts_with(&format!("{feature} = ["))), "no feature {feature}");
 }
 
 /// README's table of annotations is the list that admission reads.

@@ -1,4 +1,4 @@
-//! The commands of docs/authorities.md and docs/uninstall.md, as they stand there, typed by an administrator.
+//! The commands of docs/authorities.md, docs/uninstall.md and docs/operations.md, as they stand there, typed by an administrator.
 
 #[path = "approve/lab.rs"]
 #[allow(dead_code, reason = "the approver's tests use the rest")]
@@ -12,11 +12,11 @@ use std::{env, fs, path::Path, process::Command};
 use etcd_tls_contract::{names, role::Role};
 use k8s_openapi::api::core::v1::Pod;
 use lab::{Asking, Lab};
-use serde_json::json;
+use serde_json::{Value, json};
 use signer::{cas, issue, issued, issuer, sign, trust};
 use tests::{
     apiserver::ApiServer,
-    eventually,
+    eventually, pages,
     process::{binary, which},
     repository,
     stack::{LIMIT, Options, Stack, own_address},
@@ -156,6 +156,43 @@ async fn a_lost_ca_is_restored_from_the_backup_or_begun_anew() {
     let said = shell(&lab.api, dir.path(), &third).expect_err("two clusters of one CA");
     assert!(said.contains("elsewhere/etcd still exists") && said.contains("--share"), "{said}");
     assert_eq!(cas(&lab, "third").await, [""; 0]);
+}
+
+/// docs/operations.md, *Traces*: the collector's address reaches the three Deployments, and the policies of the network let `admit`
+/// reach nobody.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_deployments_are_told_of_a_collector_and_admit_may_not_reach_it() {
+    let Some(api) = ApiServer::start().await else { return };
+    api.apply_kustomization("manifests");
+    let block = pages::blocks("operations.md", "Traces").remove(0);
+    let set = block.split_once("kubectl ").map(|(_, rest)| format!("kubectl {rest}")).expect("a command");
+    shell(&api, &repository(), &set).expect("set the variable");
+    let found = |arguments: &[&str]| -> Vec<Value> {
+        let list = api.kubectl(&[&["-n", "etcd-tls-system", "get", "-o", "json"], arguments].concat());
+        let list: Value = serde_json::from_str(&list).expect("JSON");
+        list["items"].as_array().expect("a list").clone()
+    };
+    for deployment in found(&["deployments"]) {
+        let env =
+            deployment["spec"]["template"]["spec"]["containers"][0]["env"].as_array().cloned().unwrap_or_default();
+        let endpoint = env.iter().find(|variable| variable["name"] == "OTEL_EXPORTER_OTLP_ENDPOINT");
+        let endpoint = endpoint.unwrap_or_else(|| panic!("{}: {env:?}", deployment["metadata"]["name"]));
+        assert!(endpoint["value"].as_str().expect("a value").starts_with("http://collector."), "{endpoint}");
+    }
+    let policies = found(&["networkpolicies"]);
+    let selects = |policy: &&Value| {
+        let selector = &policy["spec"]["podSelector"];
+        let components = &selector["matchExpressions"][0]["values"];
+        selector.as_object().is_none_or(serde_json::Map::is_empty)
+            || selector["matchLabels"]["app.kubernetes.io/component"] == "admit"
+            || components.as_array().is_some_and(|values| values.contains(&json!("admit")))
+    };
+    let of_admit: Vec<&Value> = policies.iter().filter(selects).collect();
+    let types = |policy: &&Value| {
+        policy["spec"]["policyTypes"].as_array().is_some_and(|types| types.contains(&json!("Egress")))
+    };
+    assert!(of_admit.iter().any(types), "egress is denied: {of_admit:?}");
+    assert!(of_admit.iter().all(|policy| policy["spec"]["egress"].is_null()), "and nothing allows it: {of_admit:?}");
 }
 
 /// Names of the objects outside namespaces that have to do with etcd-tls.

@@ -17,7 +17,7 @@ use kube::{
 use serde_json::{Value, json};
 use tests::{
     apiserver::{ApiServer, from_json},
-    eventually,
+    eventually, pages,
     process::{binary, run},
     stack::{LIMIT, Options, SIDECAR_IMAGE, Stack},
     temp::TempDir,
@@ -289,6 +289,15 @@ async fn before_an_upgrade_refused_pods_and_leftovers_are_named() {
         assert!(said.contains(text), "{text:?}: {said}");
     }
     assert_eq!(said.matches("attention ").count(), 2, "{said}");
+    // The same from a file, by the command of the page.
+    let page = pages::blocks("upgrade.md", "Before: the pods that the new version would refuse");
+    let line = page[0].replace("./target/release/", "");
+    let path = pages::path(&[api.kubectl_path().parent().expect("a directory")]);
+    let directory = TempDir::new("upgrade");
+    let said = pages::bash(directory.path(), &path, Some(&api.kubeconfig), &format!("set -o pipefail\n{line}"));
+    let said = said.expect_err("a pod would be refused");
+    assert!(said.contains("prod: StatefulSet etcd: ") && !said.contains("Deployment etcd"), "{said}");
+    assert!(line.contains("replicasets"), "{line}");
 
     let nobody = api.account("prod", "nobody", json!([])).await;
     let (code, said) = check(&nobody);

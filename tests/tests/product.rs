@@ -12,6 +12,7 @@ use tests::{
     pod::LocalPod,
     process::{binary, which},
     stack::{self, LIMIT, Options, Stack, own_address},
+    tier,
 };
 use tokio::process::Command;
 
@@ -173,6 +174,19 @@ async fn check_finds_what_is_broken_one_thing_at_a_time() {
         if code == Some(0) && all.len() > 12 { Ok(()) } else { Err(format!("{code:?}: {all:#?}")) }
     })
     .await;
+
+    // This machine's clock, more than 20 s from the API server's.
+    if let Some(library) = tier::faketime() {
+        for clock in ["+40s", "-40s"] {
+            let mut command = Command::new(binary("etcd-tls-webhook"));
+            command.args(["check", "-n", "web", "-o", "json"]).env("KUBECONFIG", &kubeconfig).kill_on_drop(true);
+            command.env("LD_PRELOAD", &library).env("FAKETIME", clock).env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+            let output = command.output().await.expect("run check");
+            let list: Vec<Value> = serde_json::from_slice(&output.stdout).expect("findings");
+            let of_clock = list.iter().find(|finding| finding["subject"] == "clock").expect("a finding");
+            assert!(of_clock["state"] == "attention" && output.status.code() == Some(3), "{clock}: {list:#?}");
+        }
+    }
 
     // A policy that is not read.
     let policy = |text: &str| {
