@@ -214,6 +214,11 @@ fn older_programs() -> Option<PathBuf> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sidecars_of_an_older_version_are_served() {
     let (Some(older), Some(programs)) = (older_manifests(), older_programs()) else { return };
+    // The older program under the arguments of the newer admission, as docs/upgrade.md says.
+    let output = Command::new(programs.join("etcd-tls-sidecar")).args(["init", "--revocation-lists"]).output();
+    let output = output.expect("run the older sidecar");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("--revocation-lists"), "{said}");
     let options = Options { before: Some(older.join("manifests")), ..Options::default() };
     let Some(mut stack) = Stack::start(&options).await else { return };
     stack.api.namespace("prod", &[("etcd-tls", "dynamic")]).await;
