@@ -40,7 +40,8 @@ pub struct Notice {
 const BURST: u32 = 20;
 /// After the burst, one event an object in this time.
 const REFILL: Duration = Duration::from_secs(30);
-/// Objects whose events are counted; with more, nothing is written on a new one until an old one has been quiet.
+/// Objects whose events are counted. With more, the namespace that has the most of them makes room, so that no tenant silences
+/// what is said to others.
 const MAX_OBJECTS: usize = 2048;
 
 /// The type of an event: expected steps are `Normal`.
@@ -59,33 +60,69 @@ pub struct Recorder {
     allowances: Arc<Mutex<Allowances>>,
 }
 
-/// The key by which events are counted; not every reference has a uid.
-fn object(notice: &Notice) -> String {
+/// The namespace and the key in it by which events are counted; not every reference has a uid.
+fn object(notice: &Notice) -> (String, String) {
     let of = |part: &Option<String>| part.clone().unwrap_or_default();
     let Notice { regarding, .. } = notice;
-    format!("{}/{}/{}", of(&regarding.namespace), of(&regarding.name), of(&regarding.uid))
+    (of(&regarding.namespace), format!("{}/{}", of(&regarding.name), of(&regarding.uid)))
 }
 
 /// How many events each object was given of late: by [`object`], the time at which its burst is whole again.
 #[derive(Debug, Default)]
-struct Allowances(HashMap<String, Instant>);
+struct Allowances {
+    namespaces: HashMap<String, HashMap<String, Instant>>,
+    /// Objects of all namespaces.
+    objects: usize,
+}
 
 impl Allowances {
     /// Whether another event on the object may be written, and counts it.
-    fn take(&mut self, object: &str, now: Instant) -> bool {
-        if self.0.len() >= MAX_OBJECTS && !self.0.contains_key(object) {
-            self.0.retain(|_, whole_at| *whole_at > now);
-            if self.0.len() >= MAX_OBJECTS {
+    fn take(&mut self, (namespace, object): (&str, &str), now: Instant) -> bool {
+        let known = self.namespaces.get(namespace).is_some_and(|here| here.contains_key(object));
+        if !known {
+            if !self.has_room(namespace, now) {
                 return false;
             }
+            self.objects += 1;
         }
-        let whole_at = self.0.entry(object.to_owned()).or_insert(now);
+        let whole_at = self.namespaces.entry(namespace.to_owned()).or_default().entry(object.to_owned()).or_insert(now);
         let next = (*whole_at).max(now) + REFILL;
         let fits = next - now <= REFILL * BURST;
         if fits {
             *whole_at = next;
         }
         fits
+    }
+
+    /// Makes room for another object of a namespace: of those that were quiet, else of the namespace that has the most, if it has
+    /// two more or this one has none. Whether there is room.
+    fn has_room(&mut self, namespace: &str, now: Instant) -> bool {
+        if self.objects < MAX_OBJECTS {
+            return true;
+        }
+        self.namespaces.retain(|_, here| {
+            here.retain(|_, whole_at| *whole_at > now);
+            !here.is_empty()
+        });
+        self.objects = self.namespaces.values().map(HashMap::len).sum();
+        if self.objects < MAX_OBJECTS {
+            return true;
+        }
+        let here = self.namespaces.get(namespace).map_or(0, HashMap::len);
+        let Some((largest, most)) = self.namespaces.iter_mut().max_by_key(|(_, all)| all.len()) else { return true };
+        if here != 0 && most.len() <= here + 1 {
+            return false;
+        }
+        // The one that comes nearest to having been quiet.
+        if let Some(quietest) = most.iter().min_by_key(|(_, whole_at)| **whole_at).map(|(object, _)| object.clone()) {
+            most.remove(&quietest);
+            self.objects -= 1;
+        }
+        if most.is_empty() {
+            let largest = largest.clone();
+            self.namespaces.remove(&largest);
+        }
+        true
     }
 }
 
@@ -112,7 +149,8 @@ impl Recorder {
     }
 
     async fn write(&self, kind: Kind, notice: Notice) {
-        if !self.allowances.lock().unwrap_or_else(PoisonError::into_inner).take(&object(&notice), Instant::now()) {
+        let (of, object) = object(&notice);
+        if !self.allowances.lock().unwrap_or_else(PoisonError::into_inner).take((&of, &object), Instant::now()) {
             tracing::debug!(object = notice.regarding.name, "too many events on one object: left out");
             return;
         }
@@ -223,18 +261,44 @@ mod tests {
         let now = Instant::now();
         let mut allowances = Allowances::default();
         for n in 0..BURST {
-            assert!(allowances.take("u", now), "{n}");
+            assert!(allowances.take(("ns", "u"), now), "{n}");
         }
-        assert!(!allowances.take("u", now));
-        assert!(allowances.take("v", now), "another object's are its own");
-        assert!(!allowances.take("u", now + REFILL / 2));
-        assert!(allowances.take("u", now + REFILL));
-        assert!(!allowances.take("u", now + REFILL));
+        assert!(!allowances.take(("ns", "u"), now));
+        assert!(allowances.take(("ns", "v"), now), "another object's are its own");
+        assert!(allowances.take(("other", "u"), now), "another namespace's, too");
+        assert!(!allowances.take(("ns", "u"), now + REFILL / 2));
+        assert!(allowances.take(("ns", "u"), now + REFILL));
+        assert!(!allowances.take(("ns", "u"), now + REFILL));
         for n in 0..2 * MAX_OBJECTS {
-            allowances.take(&n.to_string(), now);
+            allowances.take(("ns", &n.to_string()), now);
         }
-        assert!(allowances.0.len() <= MAX_OBJECTS);
-        assert!(allowances.take("w", now + REFILL * (BURST + 1)), "the quiet ones make room");
+        assert!(allowances.objects <= MAX_OBJECTS);
+        assert!(allowances.take(("ns", "w"), now + REFILL * (BURST + 1)), "the quiet ones make room");
+    }
+
+    #[test]
+    fn a_namespace_with_many_objects_silences_no_other() {
+        let now = Instant::now();
+        let mut allowances = Allowances::default();
+        for n in 0..3000 {
+            assert_eq!(allowances.take(("flood", &n.to_string()), now), n < MAX_OBJECTS, "{n}");
+        }
+        for namespace in 0..100 {
+            let namespace = namespace.to_string();
+            for n in 0..BURST {
+                assert!(allowances.take((&namespace, "u"), now), "{namespace}: {n}");
+            }
+            assert!(!allowances.take((&namespace, "u"), now), "a burst is still a burst");
+        }
+        // A tenant of two namespaces gets no more room, and takes none of a third with less.
+        for n in 0..3000 {
+            allowances.take(("flood", &format!("more-{n}")), now);
+            allowances.take(("flood-2", &n.to_string()), now);
+        }
+        assert!(allowances.take(("third", "u"), now));
+        assert!(!allowances.take(("0", "u"), now), "those with one object keep their count");
+        let counted: usize = allowances.namespaces.values().map(HashMap::len).sum();
+        assert!(counted <= MAX_OBJECTS && counted == allowances.objects, "{counted}");
     }
 
     #[test]
