@@ -56,8 +56,15 @@ impl Args {
         let mut registry = Registry::with_prefix("etcd_tls_approve");
         let metrics = Metrics::register(&mut registry);
         let components = Components { cert_manager: self.cert_manager, ..Components::default() };
-        let started = self.controller.start(LEASE, &guards::of_approve(components), registry, None).await?;
+        let warned = Arc::new(Warned::default());
+        let observer = Some(warned.observer());
+        let started = self.controller.start(LEASE, &guards::of_approve(components), registry, observer).await?;
         let controller = started.controller.clone();
+        let teller = controller.clone();
+        controller.tasks.keep("warnings", move || {
+            let (warned, controller) = (Arc::clone(&warned), teller.clone());
+            async move { match warned.keep(&controller).await {} }
+        });
         let binds = bindings::Keeper {
             client: controller.client.clone(),
             namespaces: controller.namespaces.clone(),
@@ -67,7 +74,7 @@ impl Args {
             args: self.bindings,
         };
         let binds = binds.run(controller.leader.clone());
-        let approver = Approver { controller, metrics, refusals: Mutex::default(), warned: Warned::default() };
+        let approver = Approver { controller, metrics, refusals: Mutex::default() };
         started.run(Arc::new(approver), binds).await;
         Ok(())
     }
@@ -77,7 +84,6 @@ struct Approver {
     controller: Controller,
     metrics: Metrics,
     refusals: Mutex<Refusals>,
-    warned: Warned,
 }
 
 impl Handler for Approver {
@@ -103,7 +109,6 @@ impl Handler for Approver {
 
     async fn handle(&self, csr: &Csr) -> Outcome {
         let (case, began) = (Case::open(csr), SystemTime::now());
-        self.warned.tell(&self.controller, csr, &case).await;
         let result = match self.controller.decide(csr, &case).await {
             Ok(Verdict::Approve(entitlement)) => self.approve(csr, &case, &entitlement).await,
             Ok(Verdict::Deny(denials)) => self.deny(csr, &case, &denials).await,

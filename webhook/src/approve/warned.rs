@@ -1,21 +1,30 @@
 //! Admission's warnings as an Event on the pod: if a controller created the pod, nobody reads the warnings in its answer.
 //!
-//! Once per pod, when it first asks for a certificate. The Event's name is a digest of what it says, so an approver that was
-//! restarted writes no second one.
+//! Once per pod, when it is first seen, whoever issues its certificates. The Event's name is a digest of what it says, so an
+//! approver that was restarted writes no second one.
+
+mod waiting;
 
 use std::{
     collections::{HashSet, VecDeque},
-    sync::{Mutex, PoisonError},
+    convert::Infallible,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
 };
 
 use etcd_tls_contract::names;
+use tokio::{sync::Notify, time::Instant};
 
-use crate::controller::{
-    Controller,
-    case::Case,
-    events::{Notice, pod_reference},
-    facts::Csr,
-    pods::Found,
+use self::waiting::{Sighted, Waiting};
+use crate::{
+    controller::{
+        Controller,
+        events::{Notice, pod_reference},
+        facts::{self, LeanPod},
+        listed::Event,
+        pods::Observer,
+    },
+    platform::shutdown::until,
 };
 
 /// How many pods are remembered; the oldest are forgotten first.
@@ -24,10 +33,17 @@ const MAX_PODS: usize = 8192;
 const MAX_UID: usize = 64;
 /// Bytes of an Event's note; the API server takes 1024.
 const MAX_NOTE: usize = 1000;
+/// A pod that is older is told no more: its Event was written, and has ended since. The API server keeps Events for an hour.
+const NEW: Duration = Duration::from_secs(60 * 60);
 
-/// The pods that have their Event.
+/// The pods that have their Event, and those that shall get it.
 #[derive(Debug, Default)]
-pub(super) struct Warned(Mutex<Told>);
+pub(super) struct Warned {
+    told: Mutex<Told>,
+    waiting: Mutex<Waiting>,
+    /// Rung when a pod waits.
+    rung: Notify,
+}
 
 #[derive(Debug, Default)]
 struct Told {
@@ -52,32 +68,71 @@ impl Told {
 }
 
 impl Warned {
-    /// Writes the Event of the pod that asks by `csr`, if admission warned of it and no look before this one did.
-    pub(super) async fn tell(&self, controller: &Controller, csr: &Csr, case: &Case) {
-        let Some(bound) = case.needs_pod() else { return };
-        if self.told().uids.contains(&bound.pod_uid) {
-            return;
-        }
-        // The annotation does not change. A failure is the verdict's to report; it reads the same.
-        let pod = match controller.pods.facts(bound) {
-            Some(pod) => pod,
-            None => match controller.pods.no_older_than(bound, csr.resource_version()).await {
-                Ok(Found::There(pod)) => pod,
-                _ => return,
-            },
-        };
-        if pod.uid != bound.pod_uid || !self.told().add(&pod.uid) {
-            return;
-        }
-        if let Some(note) = pod.annotations.get(names::WARNINGS_ANNOTATION).and_then(|text| note(text)) {
-            let regarding = pod_reference(&pod.namespace, &pod.name, &pod.uid);
-            controller.recorder.warn(Notice { regarding, reason: "InjectedWithWarnings", note }).await;
+    /// Sees the pods.
+    pub(super) fn observer(self: &Arc<Self>) -> Observer {
+        let warned = Arc::clone(self);
+        Arc::new(move |event| {
+            if let Event::Listed(pod) | Event::Applied(pod) = event {
+                warned.see(pod, SystemTime::now());
+            }
+        })
+    }
+
+    fn see(&self, pod: &LeanPod, now: SystemTime) {
+        let Some(sighted) = sighted(pod, now) else { return };
+        if !self.told().uids.contains(&sighted.uid) {
+            self.waiting().push(sighted, Instant::now());
+            self.rung.notify_one();
         }
     }
 
-    fn told(&self) -> std::sync::MutexGuard<'_, Told> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Writes the Events of the pods that are seen, while this replica leads.
+    pub(super) async fn keep(&self, controller: &Controller) -> Infallible {
+        let mut leader = controller.leader.clone();
+        loop {
+            until(&mut leader, true).await;
+            let next = self.waiting().pop(Instant::now());
+            let Some(pod) = next else {
+                tokio::select! {
+                    () = self.rung.notified() => {}
+                    () = until(&mut leader, false) => {}
+                }
+                continue;
+            };
+            if self.told().add(&pod.uid) {
+                let Sighted { namespace, name, uid, note } = pod;
+                let regarding = pod_reference(&namespace, &name, &uid);
+                controller.recorder.warn(Notice { regarding, reason: "InjectedWithWarnings", note }).await;
+            }
+        }
     }
+
+    fn told(&self) -> MutexGuard<'_, Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The pod, if admission injected it not long ago and warned of it. That it has opted in is not asked: a namespace's label may come
+/// and go, and the Event is beside its own pod.
+fn sighted(pod: &LeanPod, now: SystemTime) -> Option<Sighted> {
+    let metadata = &pod.metadata;
+    let text = metadata.annotations.as_ref()?.get(names::WARNINGS_ANNOTATION)?;
+    let injected = metadata.labels.as_ref()?.get(names::INJECTED_LABEL).is_some_and(|value| value == "true");
+    let created: SystemTime = metadata.creation_timestamp.as_ref()?.0.into();
+    let old = now.duration_since(created).is_ok_and(|age| age > NEW);
+    if !injected || old || facts::has_finished(pod) {
+        return None;
+    }
+    Some(Sighted {
+        namespace: metadata.namespace.clone()?,
+        name: metadata.name.clone()?,
+        uid: metadata.uid.clone()?,
+        note: note(text)?,
+    })
 }
 
 /// The note for the annotation's JSON list; `None` where it is no list of texts, which admission did not write.
@@ -113,6 +168,37 @@ mod tests {
             told.add(&n.to_string());
         }
         assert!(told.uids.len() <= MAX_PODS && told.order.len() <= MAX_PODS);
+    }
+
+    /// Whoever issues its certificates, and whether it asks for any.
+    #[test]
+    fn an_injected_pod_that_is_new_is_told_when_it_is_seen() {
+        let object = json!({
+            "metadata": {
+                "name": "etcd-0", "namespace": "prod", "uid": "u", "creationTimestamp": "2026-01-02T03:04:05Z",
+                "labels": {"etcd-tls.dev/injected": "true"},
+                "annotations": {"etcd-tls.dev/warnings": "[\"a\"]", "etcd-tls.dev/issuer": "cert-manager:Issuer/x"},
+            },
+        });
+        let read = |object: serde_json::Value| -> LeanPod { serde_json::from_value(object).unwrap() };
+        let created: SystemTime = read(object.clone()).metadata.creation_timestamp.as_ref().unwrap().0.into();
+        let told = |change: &dyn Fn(&mut serde_json::Value), age: Duration| {
+            let mut object = object.clone();
+            change(&mut object);
+            sighted(&read(object), created + age).map(|pod| (pod.name, pod.note))
+        };
+        assert_eq!(told(&|_| {}, NEW), Some(("etcd-0".to_owned(), "a".to_owned())));
+        assert_eq!(told(&|_| {}, NEW + Duration::from_secs(1)), None, "its Event was written, and has ended");
+        assert_eq!(told(&|pod| pod["status"] = json!({"phase": "Failed"}), NEW), None);
+        assert_eq!(told(&|pod| pod["metadata"]["labels"] = json!({}), NEW), None, "nobody injected it");
+        assert_eq!(told(&|pod| pod["metadata"]["annotations"] = json!({}), NEW), None);
+        let warned = Warned::default();
+        warned.see(&read(object.clone()), created);
+        warned.see(&read(object.clone()), created);
+        assert!(warned.waiting().pop(Instant::now()).is_some() && warned.waiting().pop(Instant::now()).is_none());
+        warned.told().add("u");
+        warned.see(&read(object), created);
+        assert_eq!(warned.waiting().pop(Instant::now()), None, "once");
     }
 
     #[test]

@@ -84,8 +84,6 @@ struct State {
     /// Bytes of the facts that are kept.
     bytes: usize,
     version: u64,
-    /// Whether admission's warnings are left out of the facts.
-    without_warnings: bool,
 }
 
 /// See the module.
@@ -102,10 +100,10 @@ pub(crate) struct Pods {
 pub(crate) type Observer = Arc<dyn Fn(&Event<LeanPod>) + Send + Sync>;
 
 impl Pods {
-    /// Watches the pods for as long as the process lives. Who has an `observer` has no use for admission's warnings, of which a pod
-    /// may have 4 KiB: they are not kept.
+    /// Watches the pods for as long as the process lives. Admission's warnings, of which a pod may have 4 KiB, are not kept: they are
+    /// the `observer`'s to see.
     pub(crate) fn spawn(client: &Client, live_reads: bool, tasks: &Tasks, observer: Option<Observer>) -> Self {
-        let state = State { without_warnings: observer.is_some(), ..State::default() };
+        let state = State::default();
         let state = Arc::new(RwLock::new(state));
         let pods = Self { client: client.clone(), state, recent: Arc::default(), live_reads };
         let follower = pods.clone();
@@ -286,12 +284,12 @@ impl State {
     }
 
     fn take(&mut self, event: Event<LeanPod>) {
-        let Self { pods, by_ip, nodes, held, live, bytes, without_warnings, .. } = self;
+        let Self { pods, by_ip, nodes, held, live, bytes, .. } = self;
         let room = BUDGET.saturating_sub(*bytes);
         let complete = matches!(event, Event::Complete);
         let keep = |pod: LeanPod| {
             let metadata = &pod.metadata;
-            (key(metadata.namespace.as_deref(), metadata.name.as_deref()), Some(seen(&pod, room, *without_warnings)))
+            (key(metadata.namespace.as_deref(), metadata.name.as_deref()), Some(seen(&pod, room)))
         };
         pods.take(event, keep, |key, before, after| {
             *bytes = (*bytes + after.map_or(0, Seen::size)).saturating_sub(before.map_or(0, Seen::size));
@@ -359,11 +357,9 @@ fn node_ips(pod: &LeanPod) -> Box<[IpAddr]> {
     all.filter(|ip| names::is_san_ip(*ip) && !ip.is_loopback()).take(MAX_CLAIMS).collect()
 }
 
-fn seen(pod: &LeanPod, room: usize, without_warnings: bool) -> Seen {
+fn seen(pod: &LeanPod, room: usize) -> Seen {
     let mut facts = facts::pod(pod, false);
-    if without_warnings {
-        facts.annotations.remove(names::WARNINGS_ANNOTATION);
-    }
+    facts.annotations.remove(names::WARNINGS_ANNOTATION);
     let containers: Vec<&str> = facts.containers.iter().map(String::as_str).collect();
     // Its namespace may opt in at any time.
     let may_ask = opted_in(true, &facts.labels, &facts.annotations, &containers);

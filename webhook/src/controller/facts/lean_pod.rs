@@ -31,6 +31,7 @@ struct Metadata {
     namespace: Option<String>,
     uid: Option<String>,
     resource_version: Option<String>,
+    creation_timestamp: Option<Time>,
     deletion_timestamp: Option<Time>,
     labels: Option<BTreeMap<String, String>>,
     annotations: Option<BTreeMap<String, String>>,
@@ -68,6 +69,7 @@ pub(crate) const WANTED: &[&[&str]] = &[
     &["metadata", "name"],
     &["metadata", "namespace"],
     &["metadata", "uid"],
+    &["metadata", "creationTimestamp"],
     &["metadata", "deletionTimestamp"],
     &["metadata", "labels"],
     &["metadata", "annotations", "etcd-tls.dev/*"],
@@ -115,13 +117,23 @@ impl<'de> Deserialize<'de> for LeanPod {
                 .map(|Name { name }| Container { name, ..Container::default() })
                 .collect::<Vec<_>>()
         };
-        let Metadata { name, namespace, uid, resource_version, deletion_timestamp, labels, annotations } = metadata;
+        let Metadata {
+            name,
+            namespace,
+            uid,
+            resource_version,
+            creation_timestamp,
+            deletion_timestamp,
+            labels,
+            annotations,
+        } = metadata;
         let pod = Pod {
             metadata: ObjectMeta {
                 name,
                 namespace,
                 uid,
                 resource_version,
+                creation_timestamp,
                 deletion_timestamp,
                 labels,
                 annotations,
