@@ -4,9 +4,18 @@
 //! no connection pool, no background task, no cache. Where and with what to ask is read again for each connection, the
 //! token for each call, since kubelet replaces both under us.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
+use futures::future::{Either, select};
 use http_body_util::Full;
 use hyper::{
     HeaderMap, Method, Request, StatusCode,
@@ -31,6 +40,8 @@ use super::{
 use crate::http::{self, Sender};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// After so long without a connection, the other address is tried beside the first.
+const HEAD_START: Duration = Duration::from_secs(2);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// The API server stores no object over 1.5 MiB.
 pub(super) const MAX_BODY: usize = 2 * 1024 * 1024;
@@ -53,6 +64,19 @@ pub struct Access {
     pub identity: Option<(Vec<u8>, Zeroizing<Vec<u8>>)>,
     /// The name in the server's certificate, where it is not the host's.
     pub server_name: Option<String>,
+    /// Where else the same server is, if this address leads elsewhere.
+    pub other: Option<Other>,
+}
+
+/// Another address of the API server.
+#[derive(Clone, Debug)]
+pub struct Other {
+    /// Its host name, which is in the server's certificate.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// Whether it was the one that served last: it is tried first then.
+    pub serves: Arc<AtomicBool>,
 }
 
 impl Access {
@@ -275,8 +299,65 @@ fn request(access: &Access, method: &Method, path: &str, body: Bytes) -> Result<
     builder.body(Full::new(body)).map_err(|e| ApiError::Access(format!("the request cannot be written: {e}")))
 }
 
+/// Connects to the address, or to the other one where there is one and the first is not the API server's: it refuses, its certificate
+/// is of another CA, or it is silent.
 async fn connect(access: &Access) -> Result<Sender, String> {
-    match time::timeout(CONNECT_TIMEOUT, dial(access, tls(access)?)).await {
+    let config = Arc::new(tls(access)?);
+    let name = access.server_name.as_ref().unwrap_or(&access.host);
+    let named = pin!(connect_to(&access.host, access.port, name, Arc::clone(&config)));
+    let Some(other) = &access.other else { return named.await };
+    let beside = pin!(connect_to(&other.host, other.port, &other.host, config));
+    let served = other.serves.load(Ordering::Relaxed);
+    let (connection, second) = if served { first_of(beside, named).await } else { first_of(named, beside).await };
+    let (connection, failed) = connection;
+    let Some(connection) = connection else { return Err(failed) };
+    let by_other = served != second;
+    if by_other && !served {
+        tracing::warn!(
+            address = access.address(),
+            error = failed,
+            "the API server is not at the address that the environment names; it is reached as {}. A Service named kubernetes in \
+             this pod's namespace changes that address: delete it",
+            other.host
+        );
+    }
+    other.serves.store(by_other, Ordering::Relaxed);
+    Ok(connection)
+}
+
+/// The connection that comes first, with the errors of those that failed, and whether it is the second's. The second begins
+/// when the first has failed, or is silent.
+async fn first_of(
+    first: impl Future<Output = Result<Sender, String>> + Unpin,
+    second: impl Future<Output = Result<Sender, String>> + Unpin,
+) -> ((Option<Sender>, String), bool) {
+    let mut first = first;
+    let both = |one: String, other: &str| format!("{one}; {other}");
+    match time::timeout(HEAD_START, &mut first).await {
+        Ok(Ok(connection)) => ((Some(connection), String::new()), false),
+        Ok(Err(one)) => match second.await {
+            Ok(connection) => ((Some(connection), one), true),
+            Err(other) => ((None, both(one, &other)), false),
+        },
+        Err(_) => match select(first, second).await {
+            Either::Left((Ok(connection), _)) => ((Some(connection), String::new()), false),
+            Either::Right((Ok(connection), _)) => {
+                ((Some(connection), format!("no connection within {HEAD_START:?}")), true)
+            }
+            Either::Left((Err(one), second)) => match second.await {
+                Ok(connection) => ((Some(connection), one), true),
+                Err(other) => ((None, both(one, &other)), false),
+            },
+            Either::Right((Err(other), first)) => match first.await {
+                Ok(connection) => ((Some(connection), String::new()), false),
+                Err(one) => ((None, both(one, &other)), false),
+            },
+        },
+    }
+}
+
+async fn connect_to(host: &str, port: u16, name: &str, config: Arc<ClientConfig>) -> Result<Sender, String> {
+    match time::timeout(CONNECT_TIMEOUT, dial(host, port, name, config)).await {
         Ok(connection) => connection.map_err(|e| http::with_causes(&e)),
         Err(_) => Err(format!("no connection within {CONNECT_TIMEOUT:?}")),
     }
@@ -304,9 +385,8 @@ fn tls(access: &Access) -> Result<ClientConfig, String> {
     http::tls(provider, roots, identity).map_err(|e| format!("own certificate: {e}"))
 }
 
-async fn dial(access: &Access, config: ClientConfig) -> io::Result<Sender> {
-    let name = access.server_name.as_ref().unwrap_or(&access.host);
-    let stream = http::dial_tls(&access.host, access.port, name, Arc::new(config)).await?;
+async fn dial(host: &str, port: u16, name: &str, config: Arc<ClientConfig>) -> io::Result<Sender> {
+    let stream = http::dial_tls(host, port, name, config).await?;
     let (sender, connection) = http::begin(stream).await?;
     // Ends when the sender is dropped or the server closes.
     tokio::spawn(async move {

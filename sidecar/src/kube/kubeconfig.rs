@@ -198,6 +198,7 @@ impl Current {
             _ => None,
         };
         Ok(Access {
+            other: None,
             host,
             port,
             prefix,

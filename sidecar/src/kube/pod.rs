@@ -1,16 +1,25 @@
 //! The API server as a pod finds it: environment for the address, the mounted directory for CA and token.
+//!
+//! kubelet makes the address in the environment of the Service `kubernetes` of namespace `default`, and replaces it by that of a
+//! Service `kubernetes` in the pod's own namespace (`getServiceEnvVarMap`). Whoever may create Services there could keep new pods
+//! from starting, so the API server is looked for by its name, too.
 
 use std::{
     env, fs, io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use zeroize::Zeroizing;
 
 use super::{
     ApiError,
-    http::{Access, Credentials},
+    http::{Access, Credentials, Other},
 };
+
+/// The name of the API server in every cluster, which is in its certificate, and the port of that Service.
+const NAME: &str = "kubernetes.default.svc";
+const PORT: u16 = 443;
 
 /// A service account's token and CA in a directory.
 #[derive(Clone, Debug)]
@@ -18,6 +27,7 @@ pub struct PodCredentials {
     dir: PathBuf,
     host: String,
     port: u16,
+    other: Option<Other>,
 }
 
 impl PodCredentials {
@@ -35,12 +45,13 @@ impl PodCredentials {
         let port = variable("KUBERNETES_SERVICE_PORT")?;
         let port =
             port.parse().map_err(|_| ApiError::Access(format!("KUBERNETES_SERVICE_PORT {port:?} is no port")))?;
-        Ok(Self { dir: dir.to_owned(), host, port })
+        let other = Some(Other { host: NAME.to_owned(), port: PORT, serves: Arc::default() });
+        Ok(Self { dir: dir.to_owned(), host, port, other })
     }
 
-    /// The API server at `host` and `port`, with what is in `dir`.
+    /// The API server at `host` and `port` and nowhere else, with what is in `dir`.
     pub fn new(dir: &Path, host: &str, port: u16) -> Self {
-        Self { dir: dir.to_owned(), host: host.to_owned(), port }
+        Self { dir: dir.to_owned(), host: host.to_owned(), port, other: None }
     }
 
     fn read(&self, name: &str) -> Result<Vec<u8>, ApiError> {
@@ -70,6 +81,7 @@ impl Credentials for PodCredentials {
             token: Some(Zeroizing::new(token.trim().to_owned())),
             identity: None,
             server_name: None,
+            other: self.other.clone(),
         })
     }
 }
