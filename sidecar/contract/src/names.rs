@@ -219,6 +219,16 @@ impl fmt::Display for SignerName {
     }
 }
 
+/// Hexadecimal digits of the digest that ends a name which was cut to fit into a CN: 96 bits, so that nobody finds a second name of
+/// the same CN.
+pub const CUT_DIGITS: usize = 24;
+
+/// Whether a name ends as one that was cut does: with a hyphen and [`CUT_DIGITS`] digits.
+pub fn is_cut(name: &str) -> bool {
+    let digest = name.rsplit_once('-').map(|(_, digest)| digest.as_bytes()).unwrap_or_default();
+    digest.len() == CUT_DIGITS && digest.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
 /// Whether `s` is a DNS label as Kubernetes means it (RFC 1123: at most 63 of `a-z 0-9 -`, no hyphen at either end).
 pub fn is_dns_label(s: &str) -> bool {
     let bytes = s.as_bytes();

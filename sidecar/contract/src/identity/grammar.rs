@@ -8,12 +8,17 @@ use std::{
 };
 
 use super::{Denial, Entitlement, PodFacts, ServiceFacts, Verdict};
-use crate::{encoding::hex, names, policy::Policy, role::Role, san::Sans, settings::Settings};
+use crate::{
+    encoding::hex,
+    names::{self, CUT_DIGITS},
+    policy::Policy,
+    role::Role,
+    san::Sans,
+    settings::Settings,
+};
 
 /// RFC 5280, ub-common-name.
 const MAX_COMMON_NAME: usize = 64;
-/// Hexadecimal digits of the digest that ends a cut name: 96 bits, so that nobody finds a second name of the same CN.
-const DIGEST_DIGITS: usize = 24;
 
 /// Whether a pod has opted in: its own label, or its namespace's unless the pod opted out; in a labelled namespace only a
 /// pod with a container `etcd` or an `etcd-tls.dev/roles` annotation.
@@ -34,16 +39,17 @@ pub fn opted_in(
 }
 
 /// The subject's CN for `role`: at most 64 characters (RFC 5280, ub-common-name); a longer name is cut and ended by a
-/// digest of the whole. `name` is the pod's name, for a client the user.
+/// digest of the whole. So is a name that reads like a cut one, which would have the CN of another. `name` is the pod's name, for
+/// a client the user.
 pub fn common_name(role: Role, name: &str) -> String {
     let prefix = role.common_name_prefix();
     let room = MAX_COMMON_NAME - prefix.len();
-    if name.len() <= room {
+    if name.len() < room || (name.len() == room && !names::is_cut(name)) {
         return format!("{prefix}{name}");
     }
     let digest = hex(digest::digest(&digest::SHA256, name.as_bytes()).as_ref());
-    let kept: String = name.chars().filter(char::is_ascii).take(room - 1 - DIGEST_DIGITS).collect();
-    format!("{prefix}{kept}-{}", &digest[..DIGEST_DIGITS])
+    let kept: String = name.chars().filter(char::is_ascii).take(room - 1 - CUT_DIGITS).collect();
+    format!("{prefix}{kept}-{}", &digest[..CUT_DIGITS])
 }
 
 /// The subject's CN for `role` of `pod`, as its settings say it: [`common_name`] of the pod's name, for a client of its user,

@@ -70,12 +70,20 @@ pub(super) fn lifetime(s: &str) -> Result<Duration, InvalidValue> {
 /// A user of etcd, as the CN of a client certificate.
 ///
 /// # Errors
-/// Not 1 to 64 characters of a set without meaning in a distinguished name, or under `system:`, which is ours.
+/// Not 1 to 64 characters of a set without meaning in a distinguished name, or under `system:`, which is ours, or with the end of a
+/// name that was cut.
 pub fn user(s: &str) -> Result<String, InvalidValue> {
     let fine = |b: u8| b.is_ascii_alphanumeric() || b"._:@/-".contains(&b);
     if s.is_empty() || s.len() > 64 || !s.bytes().all(fine) {
         return Err(format!(
             "{} is not a user: 1 to 64 of letters, digits and . _ : @ / - (a CN has no more)",
+            quoted(s)
+        )
+        .into());
+    }
+    if s.len() == 64 && names::is_cut(s) {
+        return Err(format!(
+            "{} is reserved: it has the form of a longer name that was cut to 64 characters and ended with a digest",
             quoted(s)
         )
         .into());

@@ -75,3 +75,29 @@ fn common_names_have_64_characters_at_most_and_stay_apart() {
         }
     }
 }
+
+/// A pod, a user or a host may be called what another is cut to.
+#[test]
+fn a_name_that_reads_like_a_cut_one_has_a_cn_of_its_own() {
+    for role in Role::ALL {
+        let prefix = role.common_name_prefix();
+        for long in ["a".repeat(65), format!("{}.prod", "b-".repeat(31)), "c".repeat(253)] {
+            let cn = common_name(role, &long);
+            let literal = cn.strip_prefix(prefix).unwrap();
+            let of_literal = common_name(role, literal);
+            assert_ne!(of_literal, cn, "two names, one CN");
+            assert_eq!(of_literal.len(), 64);
+            // And so on.
+            let again = common_name(role, of_literal.strip_prefix(prefix).unwrap());
+            assert!(again != of_literal && again != cn);
+            // What only resembles one stays whole.
+            for other in
+                [literal[1..].to_owned(), literal.to_uppercase(), format!("{}z", &literal[..literal.len() - 1])]
+            {
+                assert_eq!(common_name(role, &other), format!("{prefix}{other}"), "{other}");
+            }
+        }
+    }
+    let cut = common_name(Role::Client, &"a".repeat(65));
+    assert!(crate::settings::user(&cut).is_err() && crate::settings::user(&cut[1..]).is_ok());
+}
