@@ -159,6 +159,8 @@ async fn requesters_are_held_to_our_requests() {
     let refused = create(&bound, asked).await.expect_err("a name that sign does not know");
     assert!(refused.contains("to another signer must be etcd-tls-"), "{refused}");
 
+    another_program_requests_freely_where_it_may(&api, &bound, &unbound, &uid).await;
+
     // A host by its user name: no pod, so no name of a pod; the rest holds.
     let host = impersonating(&api, "host-1", &[]).await;
     let mut asked = request("", "0");
@@ -206,6 +208,52 @@ async fn requesters_are_held_to_our_requests() {
     asked["spec"]["signerName"] = "another.example.com/signer".into();
     asked["spec"]["expirationSeconds"] = 315_360_000.into();
     create(&api.client, asked).await.expect("an administrator's request");
+}
+
+/// An operator of the namespace, which has the right to request because its namespace has, makes requests as it always did: with a token
+/// of no pod, under its own names, for any time and other usages. To that signer alone.
+async fn another_program_requests_freely_where_it_may(api: &ApiServer, bound: &Client, unbound: &Client, uid: &str) {
+    let of_operator = |n: u32, signer: &str| {
+        let mut asked = request("", "0");
+        asked["metadata"] = json!({"name": format!("operators-{n}"), "labels": {"etcd-tls.dev/x": "y"}});
+        asked["spec"]["signerName"] = signer.into();
+        asked["spec"]["expirationSeconds"] = 315_360_000.into();
+        asked["spec"]["usages"] = json!(["digital signature", "content commitment"]);
+        asked
+    };
+    const FREE: &str = "operator.example.com/serving";
+    let refused = create(unbound, of_operator(0, FREE)).await.expect_err("without the right");
+    assert!(refused.contains("etcd-tls:"), "{refused}");
+    let rbac = "rbac.authorization.k8s.io";
+    let role: ClusterRole = from_json(json!({
+        "metadata": {"name": "request-freely"},
+        "rules": [{"apiGroups": ["certificates.k8s.io"], "resources": ["signers"], "verbs": ["request-freely"],
+                   "resourceNames": [FREE, "peer.etcd-tls.dev/prod.etcd"]}],
+    }));
+    Api::<ClusterRole>::all(api.client.clone()).create(&PostParams::default(), &role).await.expect("a role");
+    let binding: ClusterRoleBinding = from_json(json!({
+        "metadata": {"name": "request-freely"},
+        "roleRef": {"apiGroup": rbac, "kind": "ClusterRole", "name": "request-freely"},
+        "subjects": [{"kind": "ServiceAccount", "namespace": "prod", "name": "default"}],
+    }));
+    Api::<ClusterRoleBinding>::all(api.client.clone()).create(&PostParams::default(), &binding).await.expect("bind");
+    let mut n = 0;
+    eventually("the right to request freely", Duration::from_secs(30), || {
+        n += 1;
+        let asked = of_operator(n, FREE);
+        async move { create(unbound, asked).await }
+    })
+    .await;
+    create(bound, of_operator(100, FREE)).await.expect("with a pod's token, too");
+    // Neither another signer nor ours, whatever is granted.
+    for (n, signer) in [(101, "operator.example.com/other"), (102, "peer.etcd-tls.dev/prod.etcd")] {
+        let refused = create(unbound, of_operator(n, signer)).await.expect_err(signer);
+        assert!(refused.contains("etcd-tls:"), "{signer}: {refused}");
+    }
+    let mut ours = request(uid, "freely");
+    ours["spec"]["expirationSeconds"] = 315_360_000.into();
+    let refused = create(bound, ours).await.expect_err("ours");
+    assert!(refused.contains("expirationSeconds"), "{refused}");
 }
 
 async fn impersonating(api: &ApiServer, user: &str, groups: &[&str]) -> Client {

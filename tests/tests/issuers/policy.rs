@@ -169,6 +169,30 @@ async fn held_to_the_pod_that_asks(lab: &Lab, deviations: &[(&str, Change)]) {
         "metadata": {"name": "of-cert-manager"}, "spec": {"request": pkcs10(), "isCA": true, "issuerRef": {"name": "x"}}}))
     .await
     .expect("requests of others are not concerned");
+    another_program_requests_freely_where_it_may(&lab, &unbound).await;
+}
+
+/// An operator of the namespace, by the verb `request-freely` on one issuer.
+async fn another_program_requests_freely_where_it_may(lab: &Lab, client: &Client) {
+    let of_operator = |issuer: &str| {
+        json!({"apiVersion": "cert-manager.io/v1", "kind": "CertificateRequest", "metadata": {"name": "operators"},
+            "spec": {"request": "YWJj", "isCA": true, "issuerRef": {"name": issuer}}})
+    };
+    create(client, "cm", &of_operator("free")).await.expect_err("without the right");
+    let rbac = "rbac.authorization.k8s.io";
+    let role = json!({
+        "apiVersion": format!("{rbac}/v1"), "kind": "Role", "metadata": {"name": "freely", "namespace": "cm"},
+        "rules": [{"apiGroups": ["cert-manager.io"], "resources": ["signers"], "verbs": ["request-freely"],
+                   "resourceNames": ["issuers.cert-manager.io/free"]}],
+    });
+    let binding = json!({
+        "apiVersion": format!("{rbac}/v1"), "kind": "RoleBinding", "metadata": {"name": "freely", "namespace": "cm"},
+        "roleRef": {"apiGroup": rbac, "kind": "Role", "name": "freely"},
+        "subjects": [{"kind": "ServiceAccount", "namespace": "cm", "name": "default"}],
+    });
+    lab.api.apply(&json!({"apiVersion": "v1", "kind": "List", "items": [role, binding]}).to_string());
+    eventually("the right to request freely", LIMIT, || create(client, "cm", &of_operator("free"))).await;
+    create(client, "cm", &of_operator("company")).await.expect_err("another issuer");
 }
 
 /// The API server counts the request among those of etcd-tls-requesters, however many there are.
