@@ -3,7 +3,11 @@
 //! Every field has a default. The default allows nothing beyond the grammar: no further names, no user but the pod's own, no
 //! cluster of another namespace, no host.
 
-use std::{collections::BTreeSet, net::IpAddr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::Duration,
+};
 
 use serde::Deserialize;
 
@@ -20,6 +24,8 @@ use crate::{
     settings::{self, Issuer},
 };
 
+mod hosts;
+mod namespaces;
 mod rules;
 #[cfg(test)]
 mod tests;
@@ -29,6 +35,10 @@ pub const MAX_POLICY: usize = 256 * 1024;
 /// The default limit of authorities per namespace: the creator of pods there can name any number of clusters, and each of them
 /// gets a key that is kept.
 pub const MAX_AUTHORITIES: u16 = 64;
+/// The default limit of authorities of all namespaces: about what the shipped memory limit of `sign` holds.
+pub const MAX_AUTHORITIES_IN_ALL: u32 = 8_000;
+/// By default, how long an authority is idle before it is retired.
+pub const IDLE_AUTHORITIES: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// Permissions beyond the grammar, with their bounds. [`Default`] is the policy of an empty file.
 ///
@@ -60,6 +70,8 @@ pub const MAX_AUTHORITIES: u16 = 64;
 /// issuers:                       # etcd-tls.dev/issuer is held to these; a namespace of no rule may use any
 /// - namespaces: [prod]           # "*": every one that no other rule names
 ///   allow: ["cert-manager:ClusterIssuer/company-ca"]
+/// namespaceUids:                 # the namespaces that the names in these rules mean
+///   prod: 8a1b6f0e-5a4e-4a2f-9d5e-0c1f2a3b4c5d
 /// metricsAuthority: client       # or own
 /// shared:                        # several signer names, one authority
 /// - authority: peer.etcd-tls.dev/prod.etcd
@@ -68,6 +80,8 @@ pub const MAX_AUTHORITIES: u16 = 64;
 /// - signer: peer.etcd-tls.dev/prod.etcd
 ///   secretName: prod-peer-ca
 /// authoritiesPerNamespace: 64    # CAs that are made for the clusters of one namespace
+/// authoritiesInAll: 8000         # … of all namespaces
+/// idleAuthorities: 720h          # a CA without pods and valid certificates is deleted after that; or never
 /// revokers:                      # standalone signer: who may revoke, beside --admin-group; in a cluster RBAC says it
 /// - username: anna               # or groups, or both
 ///   groups: [etcd-operators]     # all of them must be the caller's
@@ -94,6 +108,9 @@ pub struct Policy {
     pub hosts: Vec<Host>,
     /// Which issuers the pods of a namespace may name; by default any.
     pub issuers: Vec<IssuerRule>,
+    /// The uids of namespaces that rules name, by name. A rule that names one of these counts only while the namespace has this uid:
+    /// one that was made again under the name has none of its rights. A name without a uid means every namespace of that name.
+    pub namespace_uids: BTreeMap<String, String>,
     /// Whether metrics certificates come from the client authority (the default: etcd's metrics port takes the client CA)
     /// or one of their own (for a proxy in front).
     pub metrics_authority: MetricsAuthority,
@@ -104,6 +121,12 @@ pub struct Policy {
     /// How many authorities are made for the clusters of one namespace, 1 to 10,000; by default [`MAX_AUTHORITIES`]. A
     /// cluster has two or three. Those that are there already stay.
     pub authorities_per_namespace: u16,
+    /// How many authorities are made in all, 1 to 1,000,000; by default [`MAX_AUTHORITIES_IN_ALL`]. Those that are there already stay.
+    pub authorities_in_all: u32,
+    /// After how long an authority is retired that has no pod, no host and no valid certificate; by default [`IDLE_AUTHORITIES`].
+    /// `None` (`never`): each stays for as long as its namespace.
+    #[serde(deserialize_with = "rules::duration_or_never")]
+    pub idle_authorities: Option<Duration>,
     /// Who may revoke certificates of a standalone signer, beside its administrators; by default nobody. In a cluster RBAC says
     /// it: verb `revoke` on `authorities.etcd-tls.dev`.
     pub revokers: Vec<Revoker>,
@@ -122,10 +145,13 @@ impl Default for Policy {
             cross_namespace: Vec::new(),
             hosts: Vec::new(),
             issuers: Vec::new(),
+            namespace_uids: BTreeMap::new(),
             metrics_authority: MetricsAuthority::Client,
             shared: Vec::new(),
             authorities: Vec::new(),
             authorities_per_namespace: MAX_AUTHORITIES,
+            authorities_in_all: MAX_AUTHORITIES_IN_ALL,
+            idle_authorities: Some(IDLE_AUTHORITIES),
             revokers: Vec::new(),
             rollover: Rollover::default(),
         }
@@ -164,6 +190,12 @@ impl Policy {
         self.rollover.check()?;
         if !(1..=10_000).contains(&self.authorities_per_namespace) {
             return Err("authoritiesPerNamespace: from 1 to 10000".into());
+        }
+        if !(1..=1_000_000).contains(&self.authorities_in_all) {
+            return Err("authoritiesInAll: from 1 to 1000000".into());
+        }
+        if self.idle_authorities.is_some_and(|after| after < Duration::from_secs(24 * 3600)) {
+            return Err("idleAuthorities: at least 24h, or never".into());
         }
         if !KeyAlgorithm::ALL.into_iter().any(|key| self.keys.allow(key)) {
             return Err("keys: name at least one".into());
@@ -206,6 +238,7 @@ impl Policy {
                 );
             }
         }
+        self.check_namespace_uids()?;
         let mut given = BTreeSet::new();
         for (index, authority) in self.authorities.iter().enumerate() {
             if !given.insert(&authority.signer) {
@@ -259,17 +292,33 @@ impl Policy {
         self.authorities.iter().find(|given| given.signer == *authority).map(|given| given.secret_name.as_str())
     }
 
-    /// The part of `asked` that a pod in `namespace` may have in a certificate of the cluster `cluster` (of the same namespace,
-    /// or of one elsewhere that it may join).
-    pub fn allowed_extra_sans(&self, namespace: &str, cluster: &str, asked: &Sans) -> Sans {
+    /// The part of `asked` that a pod in `namespace` may have in a certificate of `signer` (of a cluster of the same namespace, or of
+    /// one elsewhere that it may join). What is a host's takes a rule that lists it itself: no wildcard and no block of several.
+    pub fn allowed_extra_sans(&self, namespace: &str, signer: &SignerName, asked: &Sans) -> Sans {
         let rules: Vec<&ExtraSans> = self
             .extra_sans
             .iter()
-            .filter(|rule| rule.namespaces.takes(namespace) && rule.clusters.takes(cluster))
+            .filter(|rule| rule.namespaces.takes(namespace) && rule.clusters.takes(&signer.cluster))
             .collect();
         Sans {
-            dns: asked.dns.iter().filter(|name| rules.iter().any(|rule| rule.takes_name(name))).cloned().collect(),
-            ips: asked.ips.iter().filter(|ip| rules.iter().any(|rule| rule.takes_ip(**ip))).copied().collect(),
+            dns: asked
+                .dns
+                .iter()
+                .filter(|name| {
+                    let listed_itself = self.is_name_of_host(signer, name);
+                    rules.iter().any(|rule| if listed_itself { rule.lists_name(name) } else { rule.takes_name(name) })
+                })
+                .cloned()
+                .collect(),
+            ips: asked
+                .ips
+                .iter()
+                .copied()
+                .filter(|ip| {
+                    let listed_itself = self.is_ip_of_host(signer, *ip);
+                    rules.iter().any(|rule| if listed_itself { rule.lists_ip(*ip) } else { rule.takes_ip(*ip) })
+                })
+                .collect(),
         }
     }
 

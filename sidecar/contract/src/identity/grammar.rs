@@ -152,6 +152,18 @@ fn grant(
             format!("policy's users do not let {} of {} be the etcd user {user}", pod.service_account, pod.namespace),
         );
     }
+    if role == Role::Client
+        && settings.user.as_ref().is_none_or(|user| *user == default_user(pod))
+        && let Some(signer) = &signer
+        && let Some(host) = policy.host_with_user(signer, &default_user(pod))
+        && !policy.allows_user(&pod.namespace, &pod.service_account, &default_user(pod))
+    {
+        let (user, username) = (default_user(pod), &host.username);
+        deny(
+            "WrongUser",
+            format!("the etcd user {user} is that of the policy's host {username}; name another service account"),
+        );
+    }
     let Some(signer) = signer.filter(|_| denials.is_empty()) else { return Err(Verdict::Deny(denials)) };
 
     if wait_for_address && addresses(pod).next().is_none() {
@@ -169,7 +181,7 @@ fn grant(
         }
     }
     if takes_extra_sans(role) {
-        sans.extend(&policy.allowed_extra_sans(&pod.namespace, &signer.cluster, &settings.extra_sans));
+        sans.extend(&policy.allowed_extra_sans(&pod.namespace, &signer, &settings.extra_sans));
     }
     Ok(Entitlement {
         role,

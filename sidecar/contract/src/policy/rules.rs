@@ -25,6 +25,15 @@ fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::E
     parse_duration(&String::deserialize(deserializer)?).map_err(de::Error::custom)
 }
 
+/// A duration, or `never`.
+pub(super) fn duration_or_never<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    if text == "never" {
+        return Ok(None);
+    }
+    parse_duration(&text).map(Some).map_err(de::Error::custom)
+}
+
 fn optional_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
     duration(deserializer).map(Some)
 }
@@ -88,6 +97,12 @@ impl Words {
         self.0.iter().any(|listed| listed == word)
     }
 
+    /// Leaves these words out; whether any is left.
+    pub(super) fn retain(&mut self, stays: impl Fn(&str) -> bool) -> bool {
+        self.0.retain(|word| word == "*" || stays(word));
+        !self.0.is_empty()
+    }
+
     fn all() -> Self {
         Self(vec!["*".to_owned()])
     }
@@ -127,6 +142,17 @@ impl ExtraSans {
 
     pub(super) fn takes_name(&self, name: &str) -> bool {
         self.dns_names.iter().any(|pattern| pattern.takes(name))
+    }
+
+    /// Whether the name itself is listed.
+    pub(super) fn lists_name(&self, name: &str) -> bool {
+        self.dns_names.iter().any(|pattern| pattern.0 == name)
+    }
+
+    /// Whether the address alone is a block that is listed.
+    pub(super) fn lists_ip(&self, ip: IpAddr) -> bool {
+        let (_, width) = bits(ip);
+        self.ip_blocks.iter().any(|block| block.prefix == width && block.contains(ip))
     }
 
     pub(super) fn takes_ip(&self, ip: IpAddr) -> bool {

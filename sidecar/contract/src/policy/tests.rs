@@ -100,6 +100,50 @@ fn metrics_share_the_client_authority_unless_told_otherwise() {
 }
 
 #[test]
+fn idle_authorities_are_kept_for_a_day_at_least_or_for_ever() {
+    let idle =
+        |text: &str| Policy::parse(text).map(|policy| policy.idle_authorities).map_err(|error| error.to_string());
+    assert_eq!(idle(""), Ok(Some(IDLE_AUTHORITIES)));
+    assert_eq!(idle("idleAuthorities: 24h"), Ok(Some(Duration::from_secs(86_400))));
+    assert_eq!(idle("idleAuthorities: never"), Ok(None));
+    for bad in ["23h", "x", "", "0"] {
+        idle(&format!("idleAuthorities: '{bad}'")).unwrap_err();
+    }
+    for bad in ["0", "1000001"] {
+        assert!(refused(&format!("authoritiesInAll: {bad}")).contains("authoritiesInAll"));
+    }
+    refused("authoritiesInAll: -1");
+    assert_eq!(Policy::parse("authoritiesInAll: 9").unwrap().authorities_in_all, 9);
+}
+
+fn server_of(cluster: &str) -> SignerName {
+    format!("client.etcd-tls.dev/prod.{cluster}").parse().unwrap()
+}
+
+#[test]
+fn what_is_a_hosts_takes_a_rule_that_lists_it_itself() {
+    let policy = |rule: &str, cluster: &str| {
+        Policy::parse(&format!(
+            "hosts: [{{username: cp-1, cluster: prod/{cluster}, roles: [peer, server], dnsNames: [cp-1.example.com], ips: [192.0.2.11], \
+             commonName: cp-1}}]\nextraSans: [{{namespaces: [prod], {rule}}}]"
+        ))
+        .unwrap()
+    };
+    let asked: Sans = "cp-1.example.com,cp-2.example.com,192.0.2.11,192.0.2.12".parse().unwrap();
+    let others: Sans = "cp-2.example.com,192.0.2.12".parse().unwrap();
+    let wide = "dnsNames: ['*.example.com'], ipBlocks: [192.0.2.0/24]";
+    let listed = "dnsNames: ['*.example.com', cp-1.example.com], ipBlocks: [192.0.2.0/24, 192.0.2.11/32]";
+    let allowed = |policy: Policy| policy.allowed_extra_sans("prod", &server_of("etcd"), &asked);
+    assert_eq!(allowed(policy(wide, "etcd")), others);
+    assert_eq!(allowed(policy(listed, "etcd")), asked);
+    assert_eq!(
+        allowed(policy(wide, "events")),
+        asked,
+        "those who trust this cluster's CA look for no host of another's"
+    );
+}
+
+#[test]
 fn extra_sans_are_matched_whole() {
     let policy = Policy::parse(
         "extraSans: [{namespaces: ['*'], dnsNames: ['*.etcd.example.com', vip.example.com], ipBlocks: [192.0.2.0/25, '2001:db8::/64', 198.51.100.7/32]}]",
@@ -107,7 +151,7 @@ fn extra_sans_are_matched_whole() {
     .unwrap();
     let allowed = |text: &str| {
         let asked: Sans = text.parse().unwrap();
-        policy.allowed_extra_sans("prod", "etcd", &asked) == asked
+        policy.allowed_extra_sans("prod", &server_of("etcd"), &asked) == asked
     };
     for yes in [
         "a.etcd.example.com",
@@ -139,10 +183,10 @@ fn extra_sans_are_matched_whole() {
     }
     let everything = Policy::parse("extraSans: [{namespaces: [prod], ipBlocks: [0.0.0.0/0, '::/0']}]").unwrap();
     let asked: Sans = "203.0.113.1,2001:db8::1".parse().unwrap();
-    assert_eq!(everything.allowed_extra_sans("prod", "x", &asked), asked);
-    assert!(everything.allowed_extra_sans("web", "x", &asked).is_empty());
+    assert_eq!(everything.allowed_extra_sans("prod", &server_of("x"), &asked), asked);
+    assert!(everything.allowed_extra_sans("web", &server_of("x"), &asked).is_empty());
     let narrow = Policy::parse("extraSans: [{namespaces: [prod], clusters: [events], ipBlocks: [0.0.0.0/0]}]").unwrap();
-    assert!(narrow.allowed_extra_sans("prod", "etcd", &asked).is_empty());
+    assert!(narrow.allowed_extra_sans("prod", &server_of("etcd"), &asked).is_empty());
 }
 
 #[test]

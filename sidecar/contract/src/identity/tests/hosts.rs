@@ -73,6 +73,39 @@ fn and_nothing_else() {
     assert!(host(Role::Client).denied().contains(&"WrongRole"));
 }
 
+const CLIENT: &str = "
+hosts: [{username: monitor, cluster: prod/etcd, roles: [client], ips: [10.0.0.7], commonName: etcd.prod}]
+";
+
+#[test]
+fn an_address_of_a_host_is_no_pods_of_the_cluster_but_on_that_node() {
+    let of = |username: &str, cluster: &str| {
+        let host =
+            format!("username: {username}, cluster: {cluster}, roles: [peer], ips: [10.0.0.7], commonName: cp-1");
+        let policy = Policy::parse(&format!("hosts: [{{{host}}}]")).unwrap();
+        let signer = |domain: &str| format!("{domain}.etcd-tls.dev/prod.etcd").parse().unwrap();
+        let has = |domain| policy.host_with_ip(&signer(domain), ip("10.0.0.7"), NODE).is_some();
+        (has("peer"), has("client"))
+    };
+    assert_eq!(of("cp-1", "prod/etcd"), (true, false), "it has a peer's certificate alone");
+    assert_eq!(of("cp-1", "prod/events"), (false, false));
+    assert_eq!(of(&format!("system:node:{NODE}"), "prod/etcd"), (false, false), "the pod is on that host");
+    assert_eq!(of("system:node:another", "prod/etcd"), (true, false));
+}
+
+#[test]
+fn a_pod_gets_no_etcd_user_of_a_host_by_the_name_of_its_service_account() {
+    let mut case = Case::of(Role::Client, &[]);
+    case.policy = Policy::parse(CLIENT).unwrap();
+    assert_eq!(case.denied(), ["WrongUser"]);
+    case.policy =
+        Policy::parse(&format!("{CLIENT}users: [{{namespace: prod, serviceAccounts: [etcd], users: [etcd.prod]}}]"))
+            .unwrap();
+    case.approved();
+    case.policy = Policy::parse(&CLIENT.replace("prod/etcd", "prod/events")).unwrap();
+    case.approved();
+}
+
 #[test]
 fn a_pod_is_never_judged_as_a_host() {
     let mut case = Case::good();

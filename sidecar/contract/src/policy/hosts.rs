@@ -1,0 +1,36 @@
+//! What is a policy's host's, and so no pod's: its addresses, its names, its etcd user. Each counts for certificates of the
+//! authorities that sign the host's; those who trust another authority do not take a pod for the host.
+
+use std::net::IpAddr;
+
+use super::{Host, Policy, Role, SignerName};
+
+impl Policy {
+    /// The hosts that have certificates of the authority that signs for `signer`.
+    fn hosts_beside<'a>(&'a self, signer: &SignerName) -> impl Iterator<Item = &'a Host> {
+        let authority = self.authority(signer);
+        let signs = move |role: &Role, host: &Host| self.authority(&host.cluster.signer(role.domain())) == authority;
+        self.hosts.iter().filter(move |host| host.roles.iter().any(|role| signs(role, host)))
+    }
+
+    /// The host whose address `ip` is, unless it is the node `node`, as which its kubelet authenticates.
+    pub fn host_with_ip(&self, signer: &SignerName, ip: IpAddr, node: &str) -> Option<&Host> {
+        let is_node = |host: &Host| host.username.strip_prefix("system:node:") == Some(node);
+        self.hosts_beside(signer).find(|host| host.ips.contains(&ip) && !is_node(host))
+    }
+
+    /// The client on a host whose etcd user `user` is.
+    pub fn host_with_user(&self, signer: &SignerName, user: &str) -> Option<&Host> {
+        self.hosts_beside(signer).find(|host| host.roles.contains(&Role::Client) && host.common_name == user)
+    }
+
+    /// Whether a name is one of a host's.
+    pub(super) fn is_name_of_host(&self, signer: &SignerName, name: &str) -> bool {
+        self.hosts_beside(signer).any(|host| host.dns_names.iter().any(|of_host| of_host == name))
+    }
+
+    /// Whether an address is one of a host's.
+    pub(super) fn is_ip_of_host(&self, signer: &SignerName, ip: IpAddr) -> bool {
+        self.hosts_beside(signer).any(|host| host.ips.contains(&ip))
+    }
+}
