@@ -8,7 +8,7 @@ mod lab;
 #[allow(dead_code, reason = "the signer's tests use the rest")]
 mod signer;
 
-use std::time::Duration;
+use std::{process::Command, time::Duration};
 
 use etcd_tls_contract::role::Role;
 use k8s_openapi::api::{
@@ -23,6 +23,7 @@ use lab::{Asking, LIMIT, Lab};
 use serde_json::{Value, json};
 use signer::{certificate, issue, issued, member, sign};
 use tests::{apiserver::from_json, eventually};
+use tokio::net::TcpListener;
 
 const ELSEWHERE: &str = "node-2";
 /// How long a request that has to wait is looked at; an honest one is decided in less than a second.
@@ -78,7 +79,7 @@ async fn asks(lab: &Lab, pod: &Pod, role: Role) -> Asking {
 async fn attack_10_an_address_of_another_pod_is_not_issued_and_its_holder_goes_on() {
     let Some(lab) = Lab::new().await else { return };
     let approver = lab.approver("approve-a", &[]);
-    let _signer = sign(&lab, "sign-a", &[]).await;
+    let signer = sign(&lab, "sign-a", &[]).await;
     lab.ready(&approver).await;
     let client = || lab.api.client.clone();
     let node: Node = from_json(json!({"metadata": {"name": ELSEWHERE}}));
@@ -103,6 +104,26 @@ async fn attack_10_an_address_of_another_pod_is_not_issued_and_its_holder_goes_o
     lab.event_of("prod", "etcd-0", "pod web/thief on node node-2 reports the address 10.1.0.1").await;
     issue(&lab, &honest, Role::Server, None).await;
     issue(&lab, &honest, Role::Peer, None).await;
+    // The policy's host of the cluster has this address; one of another cluster does not count.
+    lab.set_policy(
+        "hosts: [{username: cp-1, cluster: prod/etcd, roles: [peer, server], ips: [192.0.2.11], commonName: cp-1}, \
+         {username: cp-2, cluster: other/etcd, roles: [peer, server], ips: [192.0.2.12], commonName: cp-2}]\n",
+    )
+    .await;
+    eventually("the policy in force", LIMIT, || async {
+        let logs = [approver.process.log(), signer.log()];
+        if logs.iter().all(|log| log.contains("192.0.2.11")) { Ok(()) } else { Err("not yet") }
+    })
+    .await;
+    member(&lab, "prod", "like-cp-1", Some("192.0.2.11")).await;
+    let of_host = Api::<Pod>::namespaced(client(), "prod").get("like-cp-1").await.expect("a pod");
+    let claimed = asks(&lab, &of_host, Role::Server).await;
+    waits(&lab, &claimed).await;
+    lab.event_of("prod", "like-cp-1", "192.0.2.11 is an address of the policy's host cp-1").await;
+    let free = member(&lab, "prod", "like-cp-2", Some("192.0.2.12")).await;
+    issue(&lab, &free, Role::Server, None).await;
+    lab.set_policy("").await;
+    issued(&lab, &claimed.name).await;
     // An approval by a person does not help: the signer judges by the same.
     lab.approve_by_hand(&stolen.name).await;
     tokio::time::sleep(WAITS).await;
@@ -149,4 +170,78 @@ async fn attack_10_an_address_of_another_pod_is_not_issued_and_its_holder_goes_o
     services.delete("api", &DeleteParams::default()).await.expect("delete");
     let pods: Api<Pod> = Api::namespaced(client(), "prod");
     issue(&lab, &pods.get("claims-1").await.expect("a pod"), Role::Peer, None).await;
+}
+
+/// A Service of this name in a pod's namespace changes the address of the API server that kubelet gives the pod. The sidecar's own
+/// program, with such an address and with the API server behind its name.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn attack_a_service_named_kubernetes_keeps_no_pod_from_its_first_certificates() {
+    let can = Command::new("unshare").args(["--mount", "true"]).output().is_ok_and(|o| o.status.success());
+    if !can {
+        tests::tier::skip(2, "no mount namespaces", "root, and util-linux' unshare");
+        return;
+    }
+    let Some(lab) = Lab::new().await else { return };
+    let approver = lab.approver("approve-a", &[]);
+    let _signer = sign(&lab, "sign-a", &[]).await;
+    lab.ready(&approver).await;
+    lab.api.namespace("prod", &[("etcd-tls", "dynamic")]).await;
+    let pod = member(&lab, "prod", "etcd-0", Some("10.1.0.1")).await;
+    let trust = signer::trust(&lab, "prod", "etcd").await;
+    // The right to request is there.
+    issue(&lab, &pod, Role::Peer, None).await;
+    let token = lab.api.token("prod", "default", Some(&pod)).await;
+    let tokens = lab.api.token_directory("attacked", "prod", &token);
+
+    // `kubernetes.default.svc` is an address of loopback of which nothing but this test makes use, at the port of that Service.
+    let address: std::net::SocketAddr = "127.83.17.21:443".parse().expect("an address");
+    let listener = TcpListener::bind(address).await.expect("bind");
+    let port: u16 = lab.api.url.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
+    let forwards = tokio::spawn(async move {
+        while let Ok((mut from, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut to = tokio::net::TcpStream::connect(("127.0.0.1", port)).await?;
+                tokio::io::copy_bidirectional(&mut from, &mut to).await
+            });
+        }
+    });
+    let dir = tests::temp::TempDir::new("attacked");
+    let hosts = dir.write("hosts", "127.0.0.1 localhost\n127.83.17.21 kubernetes.default.svc\n");
+    let trust_dir = dir.dir("trust");
+    for (key, bundle) in [("peer.crt", &trust[0]), ("client.crt", &trust[1])] {
+        std::fs::write(trust_dir.join(key), bundle.to_pem()).expect("write a bundle");
+    }
+    // Nobody is there; somebody accepts and is silent; somebody answers with a certificate of another CA.
+    let silent = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let closed = tests::ports::loopback();
+    let foreign = tests::csr_server::CsrServer::start(Duration::from_secs(3600)).await;
+    for (case, port) in
+        [("closed", closed), ("silent", silent.local_addr().expect("an address").port()), ("foreign", foreign.port)]
+    {
+        let mut command = Command::new("unshare");
+        let setup = format!("mount --bind {} /etc/hosts\nexec \"$@\"", hosts.display());
+        command.args(["--mount", "--propagation=private", "sh", "-ec", &setup, "sh"]);
+        command.arg(tests::process::binary("etcd-tls-sidecar")).args(["init", "--roles=peer,server", "--timeout=60s"]);
+        command.arg("--dir").arg(dir.dir(case)).arg("--trust-dir").arg(&trust_dir).arg("--token-dir").arg(&tokens);
+        command.arg("--termination-log").arg(dir.join("termination-log"));
+        let uid = pod.metadata.uid.clone().expect("a uid");
+        for (name, value) in [
+            ("KUBERNETES_SERVICE_HOST", "127.0.0.1"),
+            ("KUBERNETES_SERVICE_PORT", &port.to_string()),
+            ("POD_NAME", "etcd-0"),
+            ("POD_NAMESPACE", "prod"),
+            ("POD_UID", &uid),
+            ("POD_SERVICE_ACCOUNT", "default"),
+            ("NODE_NAME", tests::apiserver::NODE),
+            ("POD_IPS", "10.1.0.1"),
+        ] {
+            command.env(name, value);
+        }
+        let output = tokio::task::spawn_blocking(move || command.output()).await.expect("a task").expect("run");
+        let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{case}: {}: {text}", output.status);
+        assert!(text.contains("A Service named kubernetes in this pod's namespace"), "{case}: {text}");
+        assert!(dir.join(case).join("server/tls.crt").exists(), "{case}: {text}");
+    }
+    forwards.abort();
 }

@@ -7,11 +7,11 @@
 //! **Invariant.** A refusal, which no requester can wait out, is never written for an error of ours or the API server's,
 //! never by what a watch said of policy, namespace or Services, and never without a policy.
 
-use std::{net::SocketAddr, sync::Arc, time::SystemTime};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::SystemTime};
 
 use etcd_tls_contract::{
     identity::{self, BoundPod, Claim, Claimant, Claims, Denial, PodFacts, ServiceFacts, Verdict},
-    names,
+    names::{self, SignerName},
     policy::Policy,
     san::Sans,
 };
@@ -139,8 +139,9 @@ impl ControllerArgs {
         let client = gated::connect(gate.clone()).await?;
         let process = name.strip_prefix("etcd-tls-").unwrap_or(name);
         let recorder = Recorder::new(client.clone(), process, &identity);
-        let policy = policy::spawn(&client, &namespace, &recorder, &metrics.policy_readable, &tasks);
         let namespaces = namespaces::spawn(&client, &tasks);
+        let policy = policy::spawn(&client, &namespace, &recorder, &metrics.policy_readable, &tasks);
+        let policy = policy::in_force(policy, namespaces.clone(), &namespace, &recorder, &tasks);
         let candidate = Candidate::spawn(client.clone(), &namespace, name, &identity);
         let leader = candidate.leader();
         let pods = Pods::spawn(&client, live_reads, &tasks, observer);
@@ -223,16 +224,17 @@ impl Controller {
     pub(crate) async fn decide(&self, csr: &Csr, case: &Case) -> Result<Verdict, Trouble> {
         let judge =
             |pod: Option<&PodFacts>, services: &[ServiceFacts], policy: &Policy| case.judge(csr, pod, services, policy);
-        self.decide_by(case.needs_pod(), csr.resource_version(), judge).await
+        self.decide_by(case.needs_pod(), case.signer(), csr.resource_version(), judge).await
     }
 
-    /// [`Self::decide`] of a request of this resourceVersion, for the pod `bound`, by the rules of `judge`.
+    /// [`Self::decide`] of a request of this resourceVersion to `signer`, for the pod `bound`, by the rules of `judge`.
     ///
     /// # Errors
     /// It cannot be judged now.
     pub(crate) async fn decide_by(
         &self,
         bound: Option<&BoundPod>,
+        signer: Option<&SignerName>,
         version: &str,
         judge: impl Fn(Option<&PodFacts>, &[ServiceFacts], &Policy) -> Verdict,
     ) -> Result<Verdict, Trouble> {
@@ -243,7 +245,7 @@ impl Controller {
         };
         let Some(pod) = pod else {
             return Ok(match judge(None, &[], &policy) {
-                Verdict::Deny(_) => judge(None, &[], &*self.policy_now(policy).await?),
+                Verdict::Deny(_) => judge(None, &[], &*self.policy_now(policy, bound, signer).await?),
                 verdict => verdict,
             });
         };
@@ -252,14 +254,14 @@ impl Controller {
         let services = self.services.selecting(&pod).await?;
         let verdict = judge(Some(&with(opted_in.unwrap_or_default())), &services, &policy);
         if !matches!(verdict, Verdict::Deny(_)) {
-            return self.unless_contested(verdict, &pod, &services).await;
+            return self.unless_contested(verdict, &pod, &services, &policy).await;
         }
         // Neither what a watch has not brought yet nor what was left out may be the reason.
-        let policy = self.policy_now(policy).await?;
+        let policy = self.policy_now(policy, bound, signer).await?;
         let namespace = namespaces::live(&self.client, &pod.namespace).await?;
         let services = self.services.now(&pod).await.map_err(services::Unknown::Failed)?;
         let facts = with(namespace.is_some_and(|namespace| namespace.opted_in));
-        self.unless_contested(judge(Some(&facts), &services, &policy), &facts, &services).await
+        self.unless_contested(judge(Some(&facts), &services, &policy), &facts, &services, &policy).await
     }
 
     /// The verdict, given who else has the pod's addresses; where that keeps it waiting, an Event on each of the pods says so.
@@ -268,6 +270,7 @@ impl Controller {
         verdict: Verdict,
         pod: &PodFacts,
         services: &[ServiceFacts],
+        policy: &Policy,
     ) -> Result<Verdict, Trouble> {
         let Verdict::Approve(entitlement) = &verdict else { return Ok(verdict) };
         if !(self.pods.is_complete() && self.services.is_complete()) {
@@ -277,6 +280,9 @@ impl Controller {
         for ip in &pod.ips {
             if let Some((namespace, name)) = self.services.with_cluster_ip(*ip) {
                 claims.claims.push(Claim { ip: *ip, by: Claimant::Service { namespace, name } });
+            }
+            if let Some(host) = policy.host_with_ip(&entitlement.signer, *ip, &pod.node) {
+                claims.claims.push(Claim { ip: *ip, by: Claimant::Host(host.username.clone()) });
             }
         }
         for claim in identity::contested(entitlement, pod, services, &claims) {
@@ -332,9 +338,29 @@ impl Controller {
         }
     }
 
-    /// The policy as it is written now; `last` where it cannot be read.
-    async fn policy_now(&self, last: Arc<Policy>) -> Result<Arc<Policy>, RequestError> {
-        Ok(policy::live(&self.client, &self.namespace).await?.map_or(last, Arc::new))
+    /// The policy as it is written now, for the namespaces of pod and signer as they are now; `last` where it cannot be read.
+    async fn policy_now(
+        &self,
+        last: Arc<Policy>,
+        bound: Option<&BoundPod>,
+        signer: Option<&SignerName>,
+    ) -> Result<Arc<Policy>, RequestError> {
+        let Some(policy) = policy::live(&self.client, &self.namespace).await? else { return Ok(last) };
+        if policy.namespace_uids.is_empty() {
+            return Ok(Arc::new(policy));
+        }
+        let mut live = BTreeMap::new();
+        for name in bound.map(|bound| &bound.namespace).into_iter().chain(signer.map(|signer| &signer.namespace)) {
+            if policy.namespace_uids.contains_key(name) && !live.contains_key(name) {
+                live.insert(name.clone(), namespaces::live(&self.client, name).await?.map(|facts| facts.uid));
+            }
+        }
+        let watched = self.namespaces.borrow().clone().unwrap_or_default();
+        let uid = |name: &str| match live.get(name) {
+            Some(uid) => uid.as_deref(),
+            None => watched.get(name).map(|facts| facts.uid.as_str()),
+        };
+        Ok(Arc::new(policy.for_namespaces(uid)))
     }
 
     /// Writes to a subresource of a request; `patch` says of which uid and resourceVersion.

@@ -3,6 +3,7 @@
 //! ```text
 //! authorities   the CAs, each kept by a Secret, held by the leader alone
 //! signer        judges and issues one request
+//! accounts      which namespace a requester is of, by uid
 //! serials       the serial number of a request that is answered again
 //! leader_tasks  what a leader keeps beside that: starts and ends reconcile and serving
 //! reconcile     makes CAs, publishes their trust, takes the steps of rollovers
@@ -33,6 +34,7 @@ use crate::{
     },
     error::Error,
 };
+use accounts::Accounts;
 use authorities::{Authorities, issued::MOST};
 use cache::pods::Pods;
 use cleaner::{Cleaner, CleanerArgs};
@@ -42,6 +44,7 @@ use serials::Serials;
 use serving::Lifetimes;
 use signer::Signer;
 
+mod accounts;
 pub mod adopt;
 mod authorities;
 mod cache;
@@ -149,6 +152,7 @@ impl Args {
             max_lifetime,
             cleaner: Cleaner::new(cleaner),
             serials: Serials::default(),
+            accounts: Accounts::default(),
         });
         let lifetimes =
             (!external_serving_pair).then_some(Lifetimes { leaf: serving_lifetime, ca: serving_ca_lifetime });

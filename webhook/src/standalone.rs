@@ -269,7 +269,11 @@ impl Args {
         let policy = match &policy {
             Some(file) => {
                 let text = fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?;
-                Policy::parse(&text)?
+                let policy = Policy::parse(&text)?;
+                if !policy.namespace_uids.is_empty() {
+                    return Err("--policy: namespaceUids: a standalone signer knows no namespaces".into());
+                }
+                policy
             }
             None => Policy::default(),
         };

@@ -118,6 +118,11 @@ impl Case {
         self.readable.as_ref().ok().map(|(_, request)| request.public_key.as_slice())
     }
 
+    /// The signer that is asked, if the request can be read.
+    pub(crate) fn signer(&self) -> Option<&SignerName> {
+        self.readable.as_ref().ok().map(|(signer, _)| signer)
+    }
+
     /// The names and addresses that are asked for.
     pub(crate) fn sans(&self) -> Option<&Sans> {
         self.readable.as_ref().ok().map(|(_, request)| &request.sans)

@@ -3,6 +3,8 @@
 //! If the policy cannot be parsed, the last valid one stays in force; a log line, a metric and an Event on the ConfigMap say
 //! so. Until a first valid policy is read, decisions wait instead of denying. A denial is made only after a live read
 //! ([`live`]).
+//!
+//! Rules for a namespace whose uid the policy states count only while the namespace has it ([`in_force`]).
 
 use std::sync::Arc;
 
@@ -16,6 +18,7 @@ use super::{
     client::{RequestError, within},
     events::{Notice, Recorder},
     listed::{Event, Events, Object, Source},
+    namespaces,
     tasks::Tasks,
 };
 
@@ -48,6 +51,94 @@ pub(crate) fn spawn(client: &Client, namespace: &str, recorder: &Recorder, reada
         follow(client.clone(), source.clone(), recorder.clone(), readable.clone(), sender.clone())
     });
     receiver
+}
+
+/// The part of a `written` policy that counts for the namespaces that there are: see [`Policy::for_namespaces`].
+pub(crate) fn in_force(
+    written: Current,
+    namespaces: namespaces::Current,
+    system: &str,
+    recorder: &Recorder,
+    tasks: &Tasks,
+) -> Current {
+    let (sender, receiver) = watch::channel(None);
+    let (system, recorder) = (system.to_owned(), recorder.clone());
+    tasks.keep("policy in force", move || {
+        match_namespaces(written.clone(), namespaces.clone(), system.clone(), recorder.clone(), sender.clone())
+    });
+    receiver
+}
+
+async fn match_namespaces(
+    mut written: Current,
+    mut namespaces: namespaces::Current,
+    system: String,
+    recorder: Recorder,
+    sender: watch::Sender<Option<Arc<Policy>>>,
+) {
+    let mut said = Vec::new();
+    loop {
+        let policy = written.borrow_and_update().clone();
+        let there = namespaces.borrow_and_update().clone();
+        if let Some(policy) = policy {
+            // Without uids nothing depends on the namespaces.
+            let matched = if policy.namespace_uids.is_empty() {
+                Some(policy)
+            } else {
+                let uid = |name: &str| there.as_ref()?.get(name).map(|facts| facts.uid.as_str());
+                let replaced = replaced(&policy, uid);
+                if there.is_some() && replaced != said {
+                    for note in &replaced {
+                        tracing::warn!(note, "a rule of the policy does not count");
+                        recorder.warn(of_policy(&system, "PolicyNamespaceReplaced", note)).await;
+                    }
+                    said = replaced;
+                }
+                there.is_some().then(|| Arc::new(policy.for_namespaces(uid)))
+            };
+            sender.send_if_modified(|current| {
+                let changed = *current != matched;
+                if changed {
+                    *current = matched;
+                }
+                changed
+            });
+        }
+        let changed = tokio::select! {
+            changed = written.changed() => changed,
+            changed = namespaces.changed() => changed,
+        };
+        if changed.is_err() {
+            // The other end lives as long as the process, but at its end.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// A sentence on each namespace that is there and is not the one that the policy means.
+fn replaced<'a>(policy: &Policy, uid: impl Fn(&str) -> Option<&'a str>) -> Vec<String> {
+    let other = |(name, meant): (&String, &String)| {
+        let now = uid(name).filter(|now| now != meant)?;
+        Some(format!(
+            "namespace {name} has the uid {now}, and namespaceUids of the policy means that of uid {meant}: the rules that name it do \
+             not count. If it shall have their rights, write its uid there"
+        ))
+    };
+    policy.namespace_uids.iter().filter_map(other).collect()
+}
+
+fn of_policy(system: &str, reason: &'static str, note: &str) -> Notice {
+    Notice {
+        regarding: ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("ConfigMap".to_owned()),
+            namespace: Some(system.to_owned()),
+            name: Some(names::POLICY_CONFIG_MAP.to_owned()),
+            ..ObjectReference::default()
+        },
+        reason,
+        note: note.to_owned(),
+    }
 }
 
 async fn follow(

@@ -14,6 +14,7 @@ use k8s_openapi::ByteString;
 use serde_json::json;
 
 use super::{
+    accounts::Accounts,
     authorities::{Authorities, Grant, Granted, Unavailable, issued::Leaf as Recorded},
     cache::pods::host_holder,
     cleaner::Cleaner,
@@ -41,6 +42,7 @@ pub(super) struct Signer {
     pub(super) max_lifetime: Option<Duration>,
     pub(super) cleaner: Cleaner,
     pub(super) serials: Serials,
+    pub(super) accounts: Accounts,
 }
 
 impl Handler for Signer {
@@ -92,6 +94,9 @@ impl Signer {
         let now = SystemTime::now();
         let policy = self.controller.policy.borrow().clone().ok_or_else(|| not_yet("no policy could be read yet"))?;
         let public_key = case.public_key().ok_or_else(|| not_yet("the request has no public key"))?;
+        if let Some(bound) = &case.bound {
+            self.accounts.check(&self.controller, &bound.namespace, &csr.spec.uid, csr.created()).await?;
+        }
         let mut leaf = Leaf::entitled(entitlement, public_key, csr.expiration());
         leaf.lifetime = self.max_lifetime.map_or(leaf.lifetime, |max| leaf.lifetime.min(max));
         let holder = case.bound.as_ref().map_or_else(|| host_holder(&csr.spec.username), |b| b.pod_uid.clone());

@@ -42,6 +42,8 @@ pub(super) struct Spec {
     #[serde(rename = "podUID")]
     pod_uid: String,
     service_account_name: String,
+    #[serde(rename = "serviceAccountUID")]
+    pub(super) service_account_uid: String,
     pub(super) node_name: String,
     max_expiration_seconds: u32,
     #[serde(rename = "pkixPublicKey")]
@@ -68,11 +70,13 @@ const WANTED: &[&[&str]] = &[
     &["metadata", "name"],
     &["metadata", "namespace"],
     &["metadata", "uid"],
+    &["metadata", "creationTimestamp"],
     &["metadata", "deletionTimestamp"],
     &["spec", "signerName"],
     &["spec", "podName"],
     &["spec", "podUID"],
     &["spec", "serviceAccountName"],
+    &["spec", "serviceAccountUID"],
     &["spec", "nodeName"],
     &["spec", "maxExpirationSeconds"],
     &["spec", "pkixPublicKey"],
@@ -115,6 +119,11 @@ impl PodCertificateRequest {
     pub(super) fn concerns_us(&self) -> bool {
         let decided = self.status.conditions.iter().any(|c| matches!(c.kind.as_str(), "Issued" | "Denied" | "Failed"));
         !decided && self.metadata.deletion_timestamp.is_none() && self.signer().is_some()
+    }
+
+    /// When it was created.
+    pub(super) fn created(&self) -> Option<SystemTime> {
+        self.metadata.creation_timestamp.as_ref().map(|time| time.0.into())
     }
 
     /// The signer, if it is one of ours; the API server knows who may write for a name.
