@@ -16,7 +16,7 @@ use kube::{
 use self::backup::{Found, choose};
 use super::{
     authorities::state::{self, Stored, secret_name},
-    marks::{CA_LABEL, SIGNER_ANNOTATION, UID_ANNOTATION},
+    marks::{CA_LABEL, KEEP_ANNOTATION, SIGNER_ANNOTATION, UID_ANNOTATION},
 };
 use crate::{
     controller::client::within,
@@ -197,7 +197,13 @@ impl Args {
         for (found, stored) in found {
             let signer = cluster.signer(found.domain);
             let secret = secret_name(&uid, &signer);
-            let object = state::secret(&uid, &signer, found.data);
+            let mut object = state::secret(&uid, &signer, found.data);
+            // Its pods may come late.
+            object
+                .metadata
+                .annotations
+                .get_or_insert_default()
+                .insert(KEEP_ANNOTATION.to_owned(), "adopted".to_owned());
             let created = match create(&secrets, &object, &stored, now).await {
                 Ok(created) => created,
                 // One that fails hides neither what was adopted nor what was refused.

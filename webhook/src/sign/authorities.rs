@@ -6,6 +6,7 @@
 //!
 //! A change of an authority's state by a leaf or a statement is persisted before the leaf is issued.
 
+mod deletion;
 mod epoch;
 pub(crate) mod issued;
 mod lean;
@@ -26,16 +27,12 @@ use etcd_tls_contract::{
     certificate::Bundle,
     crl::Crl,
     in_force::InForce,
-    names::{self, SignerName},
-    policy::{MAX_AUTHORITIES, Policy},
+    names::SignerName,
+    policy::{MAX_AUTHORITIES, MAX_AUTHORITIES_IN_ALL, Policy},
     role::{Domain, Role},
 };
 use k8s_openapi::{api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta};
-use kube::{
-    Api, Client, Resource as _,
-    api::{DeleteParams, PostParams, Preconditions},
-    core::Request,
-};
+use kube::{Api, Client, Resource as _, api::PostParams, core::Request};
 use tokio::{
     sync::{MutexGuard, Notify},
     time::{Instant, sleep, timeout},
@@ -49,16 +46,10 @@ use super::authorities::{
 };
 use crate::{
     ca::authority::Authority,
-    controller::{
-        client::{RequestError, within},
-        namespaces,
-        pods::Pods,
-        policy,
-        written::written,
-    },
+    controller::{client::RequestError, namespaces, pods::Pods, policy, written::written},
     revoke,
     rollover::{PodProgress, Rollover, rfc3339},
-    sign::cache::{objects::Facts, pods::is_host},
+    sign::cache::pods::is_host,
 };
 
 /// How long an answer waits for the state of the cluster's other authority.
@@ -185,18 +176,28 @@ impl Authorities {
     /// It has none, and its namespace has no room for another one.
     pub(super) fn entry(&self, name: &SignerName) -> Result<Arc<Entry>, Unavailable> {
         let policy = self.policy.borrow().clone();
+        let policy = policy.as_deref();
         let bound = policy.map_or(MAX_AUTHORITIES, |policy| policy.authorities_per_namespace);
-        self.quota().reserve(name, usize::from(bound)).map_err(|none| match none {
+        let in_all = policy.map_or(MAX_AUTHORITIES_IN_ALL, |policy| policy.authorities_in_all);
+        self.quota().reserve(name, (usize::from(bound), most_in_all(in_all))).map_err(|none| match none {
             QuotaError::NotListed => Unavailable::NotYet("the CAs' Secrets are not listed yet".to_owned()),
             QuotaError::Full => Unavailable::Full(format!(
-                "namespace {} has {bound} certificate authorities, as many as it may have, so none is made for {name}. Take \
-                 away what it has no more use for (pods, then ConfigMap {}<cluster>, then the Secrets in {}), or have \
-                 policy allow more by authoritiesPerNamespace",
+                "namespace {} has {bound} certificate authorities, as many as it may have, so none is made for {name}. \
+                 Delete the pods of clusters that it has no more use for: a CA is retired a day after its last certificate \
+                 ended. Or have policy allow more by authoritiesPerNamespace",
                 name.namespace,
-                names::trust_config_map(""),
-                self.system
+            )),
+            QuotaError::FullInAll => Unavailable::Full(format!(
+                "all namespaces have {in_all} certificate authorities together, as many as they may have, so none is made for \
+                 {name}. Delete clusters without use, or have policy allow more by authoritiesInAll, with more memory for \
+                 etcd-tls-sign"
             )),
         })
+    }
+
+    /// Whether there are as many authorities as there may be in all.
+    pub(super) fn is_full(&self, policy: &Policy) -> bool {
+        self.quota().is_full(most_in_all(policy.authorities_in_all))
     }
 
     /// Every place there is.
@@ -240,7 +241,7 @@ impl Authorities {
         let mut after = ready.stored.clone();
         let end = after.active.not_after();
         let not_after = now.checked_add(grant.lifetime).map_or(end, |t| t.min(end));
-        let mut changed = after.note_leaf(not_after, grant.lifetime);
+        let mut changed = after.note_leaf(not_after, grant.lifetime) | after.state.idle_since.take().is_some();
         if let Some(rollover) = &mut after.state.rollover {
             changed |= note(rollover, grant, |pods, stays| self.pods.retain_live(pods, stays));
         }
@@ -260,6 +261,12 @@ impl Authorities {
     pub(super) async fn note_issued(&self, entry: &Entry, serial: &str, leaf: Leaf) -> Result<(), Unavailable> {
         let mut held = entry.held.lock().await;
         if let Held::Ready(ready) = &*held {
+            if self.is_replaced(&entry.name, ready) {
+                return Err(Unavailable::NotYet(format!(
+                    "namespace {} was made again meanwhile",
+                    entry.name.namespace
+                )));
+            }
             if ready.stored.revoked.bars(&leaf.holder) {
                 return Err(barred(&entry.name));
             }
@@ -316,8 +323,8 @@ impl Authorities {
     pub(super) async fn bundle(&self, name: &SignerName) -> Option<Bundle> {
         let entry = self.quota().get(name)?;
         match &*entry.held.lock().await {
-            Held::Ready(ready) => Some(ready.stored.bundle()),
-            Held::Unknown | Held::Lost | Held::Unusable => None,
+            Held::Ready(ready) if !self.is_replaced(name, ready) => Some(ready.stored.bundle()),
+            Held::Ready(_) | Held::Unknown | Held::Lost | Held::Unusable => None,
         }
     }
 
@@ -325,12 +332,12 @@ impl Authorities {
     pub(super) async fn published_of(&self, name: &SignerName) -> Option<Published> {
         let entry = self.quota().get(name)?;
         match &*entry.held.lock().await {
-            Held::Ready(ready) => Some(Published {
+            Held::Ready(ready) if !self.is_replaced(name, ready) => Some(Published {
                 bundle: ready.stored.bundle(),
                 list: ready.stored.revoked.list().cloned(),
                 answer: ready.stored.revoked.report(),
             }),
-            Held::Unknown | Held::Lost | Held::Unusable => None,
+            Held::Ready(_) | Held::Unknown | Held::Lost | Held::Unusable => None,
         }
     }
 
@@ -362,6 +369,10 @@ impl Authorities {
 
     async fn ready<'h>(&self, entry: &Entry, held: &'h mut Held, now: SystemTime) -> Result<&'h Ready, Unavailable> {
         let name = &entry.name;
+        if matches!(held, Held::Ready(ready) if self.is_replaced(name, ready)) {
+            *held = Held::Unknown;
+            entry.unwritten().clear();
+        }
         if !matches!(held, Held::Ready(_)) {
             match self.load_or_make(name, now).await {
                 Ok(mut ready) => {
@@ -402,14 +413,14 @@ impl Authorities {
         };
         let metadata = ready.secret.object(name).map_err(|e| Unavailable::Unusable(e.to_string()))?;
         let secret = metadata.name.clone().unwrap_or_default();
-        let type_ = ready.type_.clone();
+        let (type_, namespace) = (ready.type_.clone(), ready.namespace.clone());
         let data = stored.data().map_err(|e| Unavailable::Unusable(e.to_string()))?;
         let object = Secret { metadata, type_: type_.clone(), data: Some(data), ..Secret::default() };
         match self.replace(&secret, &object).await {
             Ok(metadata) => {
                 *held = Held::Unknown;
                 let secret = SecretMetadata::of(metadata, name).map_err(|e| Unavailable::Unusable(e.to_string()))?;
-                *held = Held::Ready(Box::new(Ready { stored, secret, type_ }));
+                *held = Held::Ready(Box::new(Ready { namespace, stored, secret, type_ }));
                 // All records were made under the lock that is held here, so the written state contains them.
                 entry.unwritten().clear();
                 Ok(())
@@ -431,20 +442,20 @@ impl Authorities {
         written(&self.client, request, "replace").await
     }
 
-    /// Deletes the CA of a namespace that is gone.
-    pub(super) async fn delete(&self, name: &str, secret: &Facts) -> Result<(), RequestError> {
-        let params = DeleteParams::default().preconditions(Preconditions {
-            uid: Some(secret.uid.to_string()),
-            resource_version: Some(secret.resource_version.to_string()),
-        });
-        within(self.secrets().delete(name, &params)).await?;
-        tracing::info!(secret = name, "deleted the CA of a namespace that is gone");
-        Ok(())
+    /// Whether an authority is of a namespace that is gone, though there may be another one of its name.
+    fn is_replaced(&self, name: &SignerName, ready: &Ready) -> bool {
+        let namespaces = self.namespaces.borrow();
+        let uid = |all: &namespaces::Map| all.get(&name.namespace).map(|facts| facts.uid.as_str() != &*ready.namespace);
+        namespaces.as_ref().is_some_and(|all| uid(all).unwrap_or(true))
     }
 
     fn secrets(&self) -> Api<Secret> {
         Api::namespaced(self.client.clone(), &self.system)
     }
+}
+
+fn most_in_all(policy: u32) -> usize {
+    usize::try_from(policy).unwrap_or(usize::MAX)
 }
 
 fn barred(authority: &SignerName) -> Unavailable {

@@ -1,7 +1,11 @@
 //! The tasks of the leader beside signing requests: authorities and trust, the webhook's serving pair, deletion of finished
 //! requests. When leadership ends, every key is dropped.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use etcd_tls_contract::policy::Policy;
 use tokio::{sync::Notify, task::JoinSet, time::sleep};
@@ -12,7 +16,7 @@ use super::{
     cleaner::ledger::Times,
     cluster_trust_bundles::ClusterTrustBundles,
     pod_certificates::PodCertificates,
-    reconcile::{Reconciler, said::Said},
+    reconcile::{Reconciler, idle::Retired, said::Said},
     serving::{Lifetimes, Serving},
     signer::Signer,
 };
@@ -61,6 +65,9 @@ impl LeaderTasks {
                 given: HashMap::new(),
                 said: Said::default(),
                 upkeep: HashMap::new(),
+                in_use: None,
+                kept_clusters: BTreeSet::new(),
+                retired: Retired::default(),
             };
             tasks.spawn(async move { match reconciler.run().await {} });
             if let Some(lifetimes) = lifetimes {

@@ -152,6 +152,11 @@ impl Metrics {
         self.authorities.show(name, |shown| shown.waiting_since = since.and_then(seconds));
     }
 
+    /// Shows when an authority that nobody uses is deleted.
+    pub(super) fn retires(&self, name: &SignerName, at: Option<SystemTime>) {
+        self.authorities.show(name, |shown| shown.retires = at.and_then(seconds));
+    }
+
     /// Shows how many authorities each namespace wants and does not get.
     pub(super) fn refused<'a>(&self, counts: impl Iterator<Item = (&'a str, u32)>) {
         let mut before = self.refused_in.lock().unwrap_or_else(PoisonError::into_inner);

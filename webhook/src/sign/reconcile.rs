@@ -4,6 +4,7 @@
 //! ```text
 //! pace      when the next round is due
 //! secrets   which authority a Secret belongs to
+//! idle      retires the authorities that nobody uses
 //! step      one authority's rollover
 //! publish   the trust ConfigMaps
 //! ```
@@ -45,10 +46,12 @@ use crate::{
         tasks::Tasks,
     },
 };
+use idle::Retired;
 use pace::{Cost, Pending, settle};
 use said::Said;
 use step::{Live, STABLE, Standing, UNKNOWN, describe, goes_well};
 
+pub(super) mod idle;
 mod pace;
 mod publish;
 pub(super) mod said;
@@ -95,6 +98,11 @@ pub(super) struct Reconciler {
     pub(super) said: Said,
     /// The known state of each trust ConfigMap, by namespace and name.
     pub(super) upkeep: HashMap<(String, String), Upkeep>,
+    /// The clusters of pods and hosts; `None`: not every pod was seen yet.
+    pub(super) in_use: Option<BTreeSet<ClusterName>>,
+    /// Those of which a Secret is marked to be kept.
+    pub(super) kept_clusters: BTreeSet<ClusterName>,
+    pub(super) retired: Retired,
 }
 
 impl Reconciler {
@@ -129,22 +137,26 @@ impl Reconciler {
     async fn round(&mut self, namespaces: &Namespaces, policy: &Policy) -> Pending {
         // Until they are listed, what the absence of one would mean is not known.
         let Some(secrets) = self.secrets.of(&self.system) else { return Pending::Something };
-        let kept = secrets::kept(&secrets, namespaces);
+        let kept = secrets::kept(&secrets, namespaces, &self.retired);
         self.authorities.listed(&kept);
         if !self.config_maps.complete() {
             return Pending::Something;
         }
         self.sweep(&secrets, namespaces).await;
         let wanted = self.wanted(namespaces, policy);
-        let entries = self.entries(kept, &wanted, namespaces, policy).await;
+        // A pod that was not seen yet is one that uses a cluster.
+        self.in_use = self.pods.complete().then(|| self.pods.clusters_in_use(policy));
+        self.kept_clusters = secrets::marked(&secrets);
+        let (entries, full) = self.entries(kept, &wanted, namespaces, policy).await;
         self.look_outside(&secrets).await;
         self.refresh_given(&entries, policy).await;
         // A pod that was not seen yet is waited for like any other: no step before all are listed.
         let complete = self.pods.complete();
-        let mut reports = HashMap::new();
+        let (mut reports, mut idle) = (HashMap::new(), HashMap::new());
         let mut pending = if complete { Pending::Nothing } else { Pending::Something };
         for entries in entries.chunks(TOGETHER) {
             for standing in self.look_at_all(entries, complete, namespaces, policy).await {
+                idle.insert(standing.name.clone(), idle::since(&standing));
                 if standing.trouble.is_some() || standing.report.phase != STABLE {
                     pending = Pending::Something;
                 }
@@ -159,7 +171,11 @@ impl Reconciler {
                 }
             }
         }
-        match self.publish(&wanted, &reports, namespaces, policy).await {
+        let pending_trust = self.publish(&wanted, &reports, namespaces, policy).await;
+        if complete {
+            self.retire(idle::of_standings(&entries, &idle), &full, policy).await;
+        }
+        match pending_trust {
             Pending::Nothing => pending,
             Pending::Something => Pending::Something,
         }
@@ -209,7 +225,12 @@ impl Reconciler {
                 || policy.has_hosts_in(namespace)
                 || namespaces.get(namespace).is_some_and(|facts| facts.opted_in)
         };
-        for (namespace, name) in self.config_maps.names().into_iter().filter(|(namespace, _)| open(namespace)) {
+        let gone = |namespace: &str, name: &str| {
+            !self.retired.is_empty()
+                && self.config_maps.get(namespace, name).is_some_and(|object| self.retired.has(&object.uid))
+        };
+        let names = self.config_maps.names().into_iter();
+        for (namespace, name) in names.filter(|(namespace, name)| open(namespace) && !gone(namespace, name)) {
             // A ConfigMap can have any name. One of a cluster in another namespace counts only where the policy allows pods.
             let allowed = |cluster: &ClusterName| {
                 Role::ALL.iter().any(|role| policy.allows_cluster(&namespace, &cluster.signer(role.domain()), *role))
@@ -229,14 +250,14 @@ impl Reconciler {
     }
 
     /// The places of the authorities to look at: those that have a Secret, those that are wanted as far as their namespaces
-    /// have room, and those that were asked for otherwise.
+    /// have room, and those that were asked for otherwise. And the namespaces that have no room.
     async fn entries(
         &mut self,
         kept: BTreeSet<SignerName>,
         wanted: &BTreeSet<(String, ClusterName)>,
         namespaces: &Namespaces,
         policy: &Policy,
-    ) -> Vec<Arc<Entry>> {
+    ) -> (Vec<Arc<Entry>>, BTreeSet<String>) {
         let mut names = kept;
         names.extend(
             wanted
@@ -261,11 +282,12 @@ impl Reconciler {
             }
         }
         self.metrics.refused(refused.iter().map(|(namespace, (count, ..))| (namespace.as_str(), *count)));
+        let full = refused.keys().cloned().collect();
         for (namespace, (_, first, why)) in refused {
             // One line for each namespace, so that a tenant who names many clusters cannot fill the log.
             self.complain(&namespace, &first, FULL, &why).await;
         }
-        entries
+        (entries, full)
     }
 
     /// Says a step once, and a trouble again and again.

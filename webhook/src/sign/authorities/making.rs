@@ -37,7 +37,7 @@ impl Authorities {
         let (uid, opted_in) = self.namespace(name)?;
         let secret = secret_name(&uid, name);
         if let Some(found) = within(self.secrets().get_opt(&secret)).await? {
-            return read(&found, name, now)
+            return read(&found, name, &uid, now)
                 .map_err(|e| Unavailable::Unusable(format!("Secret {secret} of authority {name} is unusable: {e}")));
         }
         let published = self.published(name, &uid, opted_in || policy.has_hosts_in(&name.namespace)).await?;
@@ -80,11 +80,12 @@ impl Authorities {
                 self.changed.notify_one();
                 let secret =
                     SecretMetadata::of(made.metadata, name).map_err(|e| Unavailable::Unusable(e.to_string()))?;
-                Ok(Ready { stored, secret, type_: made.type_ })
+                Ok(Ready { namespace: uid.into(), stored, secret, type_: made.type_ })
             }
             Err(error) if error.code() == Some(409) => {
                 let found = within(self.secrets().get(secret)).await?;
-                read(&found, name, now).map_err(|e| Unavailable::Unusable(format!("Secret {secret} is unusable: {e}")))
+                read(&found, name, uid, now)
+                    .map_err(|e| Unavailable::Unusable(format!("Secret {secret} is unusable: {e}")))
             }
             Err(error) => Err(error.into()),
         }
@@ -164,10 +165,11 @@ impl Authorities {
     }
 }
 
-fn read(secret: &Secret, name: &SignerName, now: SystemTime) -> Result<Ready, StateError> {
+/// `uid` is the namespace's, of which the Secret's name is made.
+fn read(secret: &Secret, name: &SignerName, uid: &str, now: SystemTime) -> Result<Ready, StateError> {
     let stored = Stored::read(secret.data.as_ref().unwrap_or(&BTreeMap::new()), now)?;
     let metadata = SecretMetadata::of(secret.metadata.clone(), name).map_err(|e| StateError::State(e.to_string()))?;
-    Ok(Ready { stored, secret: metadata, type_: secret.type_.clone() })
+    Ok(Ready { namespace: uid.into(), stored, secret: metadata, type_: secret.type_.clone() })
 }
 
 /// A CA of our own making.

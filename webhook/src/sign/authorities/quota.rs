@@ -35,6 +35,8 @@ pub(in crate::sign) enum Held {
 /// An authority in use, and its Secret as it was read or written last.
 #[derive(Debug)]
 pub(in crate::sign) struct Ready {
+    /// The uid of its namespace: one that is made again under the name has authorities of its own.
+    pub(in crate::sign) namespace: Box<str>,
     pub(in crate::sign) stored: Stored,
     pub(in crate::sign) secret: SecretMetadata,
     /// The API server lets nobody change a Secret's type, and one restored by hand may have another.
@@ -108,6 +110,8 @@ pub(in crate::sign) enum QuotaError {
     NotListed,
     /// The namespace has as many as it may have.
     Full,
+    /// All namespaces together have as many as they may have.
+    FullInAll,
 }
 
 /// See the module.
@@ -129,8 +133,12 @@ impl Quota {
         self.kept = Some(by_namespace);
     }
 
-    /// An authority's entry. A new one is made if its namespace has fewer than `bound` authorities.
-    pub(in crate::sign) fn reserve(&mut self, name: &SignerName, bound: usize) -> Result<Arc<Entry>, QuotaError> {
+    /// An authority's entry. A new one is made if its namespace has fewer than `bound` authorities, and all have fewer than `in_all`.
+    pub(in crate::sign) fn reserve(
+        &mut self,
+        name: &SignerName,
+        (bound, in_all): (usize, usize),
+    ) -> Result<Arc<Entry>, QuotaError> {
         if let Some(entry) = self.get(name) {
             return Ok(entry);
         }
@@ -142,10 +150,21 @@ impl Quota {
             if here.len() + without_entry >= bound {
                 return Err(QuotaError::Full);
             }
+            if self.is_full(in_all) {
+                return Err(QuotaError::FullInAll);
+            }
         }
         let entry = Arc::new(Entry { name: name.clone(), held: Mutex::default(), unwritten: StdMutex::default() });
         add(&mut self.entries, &name.namespace, Arc::clone(&entry));
         Ok(entry)
+    }
+
+    /// Whether there are as many authorities as this.
+    pub(in crate::sign) fn is_full(&self, in_all: usize) -> bool {
+        let entries: usize = self.entries.values().map(Vec::len).sum();
+        // In a round each that has a Secret gets its entry.
+        let kept: usize = self.kept.iter().flat_map(HashMap::values).map(Vec::len).sum();
+        entries.max(kept) >= in_all
     }
 
     /// An authority's entry, if it has one.
@@ -239,7 +258,7 @@ mod tests {
     }
 
     fn taken(quota: &mut Quota, text: &str) -> Result<(), QuotaError> {
-        quota.reserve(&name(text), 2).map(|_| ())
+        quota.reserve(&name(text), (2, 100)).map(|_| ())
     }
 
     #[test]
@@ -272,10 +291,25 @@ mod tests {
     }
 
     #[test]
+    fn all_namespaces_together_have_room_for_so_many() {
+        let mut quota = Quota::default();
+        quota.listed(&names(&["a.old", "b.old"]));
+        let mut taken = |text: &str| quota.reserve(&name(text), (2, 4)).map(|_| ());
+        assert_eq!((taken("a.old"), taken("b.old"), taken("c.new"), taken("d.new")), (Ok(()), Ok(()), Ok(()), Ok(())));
+        assert_eq!(taken("e.new"), Err(QuotaError::FullInAll));
+        assert_eq!(taken("c.new"), Ok(()), "an authority that is in stays in");
+        // Those that have a Secret count before they have an entry, and get one all the same.
+        let mut quota = Quota::default();
+        quota.listed(&names(&["a.1", "a.2", "b.1"]));
+        assert_eq!(quota.reserve(&name("c.new"), (2, 3)).map(|_| ()), Err(QuotaError::FullInAll));
+        assert_eq!(quota.reserve(&name("b.1"), (2, 3)).map(|_| ()), Ok(()));
+    }
+
+    #[test]
     fn room_comes_back_when_nobody_wants_or_uses_a_place() {
         let mut quota = Quota::default();
         quota.listed(&BTreeSet::new());
-        let used = quota.reserve(&name("a.used"), 2).unwrap();
+        let used = quota.reserve(&name("a.used"), (2, 100)).unwrap();
         assert_eq!(taken(&mut quota, "a.wanted"), Ok(()));
         assert!(quota.remove_idle(&names(&["a.wanted"])).is_empty());
         drop(used);

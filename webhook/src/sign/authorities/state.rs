@@ -81,6 +81,9 @@ pub(in crate::sign) struct State {
     /// The answer to the last request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(in crate::sign) answer: Option<Answer>,
+    /// Since when nobody uses it, as far as the signer knows: see [`Stored::rests`].
+    #[serde(with = "rfc3339::option", skip_serializing_if = "Option::is_none")]
+    pub(in crate::sign) idle_since: Option<SystemTime>,
 }
 
 /// Why a Secret is no authority.
@@ -195,6 +198,13 @@ impl Stored {
         let of_old = self.state.rollover.as_ref().and_then(|rollover| rollover.old_leaves_until);
         let of_active = self.state.leaves_until;
         of_old.max(of_active).unwrap_or_else(|| self.active.not_after())
+    }
+
+    /// Whether every certificate of it has ended and no rollover is under way. Whether pods use it, the watch of pods tells.
+    pub(in crate::sign) fn rests(&self, now: SystemTime) -> bool {
+        let ended = |end: Option<SystemTime>| end.is_none_or(|end| end <= now);
+        let moves = self.state.rollover.is_some() || self.next.is_some() || self.old.is_some();
+        !moves && ended(self.state.leaves_until) && ended(self.issued.last_end())
     }
 
     /// Takes an operator's request, and brings the revocation list up to date. A list that cannot be signed now is signed
@@ -404,6 +414,27 @@ mod tests {
         // Never beyond the CA's own end.
         assert!(stored.note_leaf(now() + DAY * 365, DAY * 300));
         assert_eq!(stored.state.leaves_until, Some(stored.active.not_after()));
+    }
+
+    #[test]
+    fn an_authority_rests_when_its_last_certificate_has_ended_and_no_rollover_is_under_way() {
+        let mut stored = Stored::new(ca("one"));
+        assert!(stored.rests(now()), "it has signed nothing");
+        stored.note_leaf(now() + DAY, DAY);
+        let until = stored.state.leaves_until.unwrap();
+        assert!(!stored.rests(until - Duration::from_secs(1)) && stored.rests(until));
+        let end = until + DAY;
+        Arc::make_mut(&mut stored.issued)
+            .note("1", super::super::issued::Leaf::new("u", String::new(), "x", end, now()));
+        assert!(!stored.rests(until) && stored.rests(end), "of the record, too");
+        let published = stored.after(&Step::Publish(Trigger::Command), Some(ca("two")), end);
+        let signing = published.after(&Step::ChangeOver(ChangeOver::Trusted), None, end);
+        assert!(!published.rests(end) && !signing.rests(end + DAY * 1000));
+        // Nobody has counted the leaves of one that was restored by hand, or given.
+        assert!(!Stored::used(ca("one")).rests(now() + DAY * 364));
+        let mut data = stored.data().unwrap();
+        data.remove(STATE);
+        assert!(!Stored::read(&data, now()).unwrap().rests(end));
     }
 
     #[test]

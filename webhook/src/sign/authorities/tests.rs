@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use etcd_tls_contract::{crl::Reason, key::KeyAlgorithm};
+use etcd_tls_contract::{crl::Reason, key::KeyAlgorithm, names};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::{
@@ -11,6 +11,10 @@ use crate::{
 
 /// With no API server.
 fn authorities(policy: &Arc<Policy>) -> Authorities {
+    authorities_of(policy, tokio::sync::watch::channel(None).1)
+}
+
+fn authorities_of(policy: &Arc<Policy>, namespaces: namespaces::Current) -> Authorities {
     let config = kube::Config::new("http://127.0.0.1:9".parse().unwrap());
     let client = Client::try_from(config).unwrap();
     let tasks = crate::controller::tasks::Tasks::register(&mut prometheus_client::registry::Registry::default());
@@ -18,7 +22,7 @@ fn authorities(policy: &Arc<Policy>) -> Authorities {
         client.clone(),
         names::SYSTEM_NAMESPACE,
         tokio::sync::watch::channel(Some(Arc::clone(policy))).1,
-        tokio::sync::watch::channel(None).1,
+        namespaces,
         Pods::spawn(&client, false, &tasks, None),
         issued::MOST,
         Arc::default(),
@@ -61,10 +65,44 @@ async fn a_key_that_is_revoked_between_grant_and_record_gets_no_certificate() {
     let ca = Authority::generate("ca", KeyAlgorithm::EcdsaP256, Duration::from_secs(86_400), now).unwrap();
     let stored = Stored { revoked: Arc::new(revoked), ..Stored::new(ca) };
     let secret = quota::SecretMetadata::of(ObjectMeta::default(), &signer).unwrap();
-    *entry.held.lock().await = Held::Ready(Box::new(Ready { stored, secret, type_: None }));
+    *entry.held.lock().await = Held::Ready(Box::new(Ready { namespace: "u".into(), stored, secret, type_: None }));
     let refused = authorities.note_issued(&entry, "2", leaf(b"key")).await.unwrap_err();
     assert!(matches!(&refused, Unavailable::Barred(message) if message.contains("compromised")), "{refused}");
     authorities.note_issued(&entry, "3", leaf(b"another")).await.unwrap();
+}
+
+/// The watch has shown that the namespace was made again, and no round has looked at the authority since.
+#[tokio::test]
+async fn an_authority_of_a_namespace_that_was_made_again_issues_and_publishes_nothing() {
+    let now = SystemTime::now();
+    let policy = Arc::new(Policy::default());
+    let facts =
+        |uid: &str| namespaces::NamespaceFacts { uid: uid.to_owned(), opted_in: true, deleting: false, hosts: false };
+    let map = |uid| Some(Arc::new(BTreeMap::from([("prod".to_owned(), facts(uid))])));
+    let (sender, receiver) = tokio::sync::watch::channel(map("old"));
+    let authorities = authorities_of(&policy, receiver);
+    let signer: SignerName = "client.etcd-tls.dev/prod.etcd".parse().unwrap();
+    let entry = authorities.entry(&signer).unwrap();
+    let life = Duration::from_secs(86_400);
+    let ca = Authority::generate("ca", KeyAlgorithm::EcdsaP256, life, now).unwrap();
+    let secret = quota::SecretMetadata::of(ObjectMeta::default(), &signer).unwrap();
+    // The state is written as one that this leaf does not move: there is no API server to write it to.
+    let mut stored = Stored::new(ca);
+    stored.note_leaf(now + life, life);
+    *entry.held.lock().await = Held::Ready(Box::new(Ready { namespace: "old".into(), stored, secret, type_: None }));
+    let grant = Grant { holder: "uid", role: Role::Client, key: "", trusts: None, lifetime: Duration::from_secs(600) };
+    let leaf = || Leaf::new("uid", "prod/app-0".to_owned(), "app", now + life, now);
+    authorities.grant(&entry, &grant, now).await.unwrap();
+    authorities.note_issued(&entry, "1", leaf()).await.unwrap();
+    assert!(authorities.bundle(&signer).await.is_some() && authorities.published_of(&signer).await.is_some());
+
+    sender.send_replace(map("new"));
+    let refused = authorities.note_issued(&entry, "2", leaf()).await.unwrap_err();
+    assert!(matches!(&refused, Unavailable::NotYet(message) if message.contains("made again")), "{refused}");
+    assert!(authorities.bundle(&signer).await.is_none() && authorities.published_of(&signer).await.is_none());
+    // It is looked up anew, of the new namespace; the records of the old one are not the new one's.
+    assert!(matches!(authorities.grant(&entry, &grant, now).await, Err(Unavailable::Api(_))));
+    assert!(matches!(*entry.held.lock().await, Held::Unknown) && entry.unwritten().iter().next().is_none());
 }
 
 /// A requester with no bundle yet can verify its certificate only by this statement, and asks once.

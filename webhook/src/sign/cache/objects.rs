@@ -18,7 +18,7 @@ use crate::{
         listed::{Event, Events, Listed, Metadata, Source, key},
         tasks::Tasks,
     },
-    sign::marks::{CA_LABEL, MANAGED_LABEL, SIGNER_ANNOTATION, UID_ANNOTATION},
+    sign::marks::{CA_LABEL, KEEP_ANNOTATION, MANAGED_LABEL, SIGNER_ANNOTATION, UID_ANNOTATION},
 };
 
 const CONFIG_MAPS: &str = "configmaps";
@@ -40,6 +40,8 @@ pub(in crate::sign) struct Facts {
     pub(in crate::sign) resource_version: Box<str>,
     /// Of the Secret of a CA: the authority, and the uid of its namespace.
     pub(in crate::sign) authority: Option<(SignerName, Box<str>)>,
+    /// Whether it is kept though nobody uses it.
+    pub(in crate::sign) kept: bool,
     /// The annotations that are requests to the signer: those of ours that end in `-request`.
     pub(in crate::sign) requests: BTreeMap<String, String>,
 }
@@ -171,6 +173,7 @@ impl Seen {
 /// The kept facts of an object. Its requests are kept if they fit into `room`; its existence and version always are.
 fn facts(metadata: ObjectMeta, room: usize) -> Facts {
     let authority = authority_of(&metadata);
+    let kept = metadata.annotations.as_ref().is_some_and(|annotations| annotations.contains_key(KEEP_ANNOTATION));
     let mut requests = metadata.annotations.unwrap_or_default();
     requests.retain(|key, _| key.ends_with("-request"));
     if size(&requests) > room {
@@ -189,6 +192,7 @@ fn facts(metadata: ObjectMeta, room: usize) -> Facts {
         uid: metadata.uid.unwrap_or_default().into(),
         resource_version: metadata.resource_version.unwrap_or_default().into(),
         authority,
+        kept,
         requests,
     }
 }

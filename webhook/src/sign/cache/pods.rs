@@ -117,6 +117,21 @@ impl Pods {
         clusters
     }
 
+    /// The clusters that a pod belongs to or may join, and those of hosts. Whether the pod's namespace has opted in does not matter:
+    /// its label may come back.
+    pub(in crate::sign) fn clusters_in_use(&self, policy: &Policy) -> BTreeSet<ClusterName> {
+        let seen = self.lock();
+        let pods = seen.iter().filter(|((namespace, _), member)| member.allowed(namespace, policy).next().is_some());
+        let mut clusters: BTreeSet<ClusterName> = BTreeSet::new();
+        for (_, member) in pods {
+            if !clusters.contains(&member.cluster) {
+                clusters.insert(member.cluster.clone());
+            }
+        }
+        clusters.extend(policy.hosts.iter().map(|host| host.cluster.clone()));
+        clusters
+    }
+
     /// Namespaces of pods that have opted in by a label of their own.
     pub(in crate::sign) fn labelled_namespaces(&self) -> BTreeSet<String> {
         let seen = self.lock();

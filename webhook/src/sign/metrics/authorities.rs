@@ -23,6 +23,8 @@ pub(super) struct Shown {
     pub(super) waiting_since: Option<i64>,
     /// Seconds of the Unix epoch.
     pub(super) not_after: Option<i64>,
+    /// Seconds of the Unix epoch.
+    pub(super) retires: Option<i64>,
 }
 
 /// A row's phase, where it has one, and its value.
@@ -88,7 +90,12 @@ impl Collector for Authorities {
         )?;
         gauge("authority_expiry_timestamp_seconds", "notAfter of the CA that signs.", |shown| {
             Some((None, shown.not_after?))
-        })
+        })?;
+        gauge(
+            "authority_retires_timestamp_seconds",
+            "When an authority that nobody uses is deleted; absent of those in use, and where the policy's idleAuthorities is never.",
+            |shown| Some((None, shown.retires?)),
+        )
     }
 }
 
@@ -117,7 +124,13 @@ mod tests {
         assert_eq!(text(), "# EOF\n");
         let name: SignerName = "peer.etcd-tls.dev/prod.etcd".parse().unwrap();
         authorities.show(&name, |shown| {
-            *shown = Shown { phase: Some("published"), waiting: 2, waiting_since: Some(7), not_after: Some(9) };
+            *shown = Shown {
+                phase: Some("published"),
+                waiting: 2,
+                waiting_since: Some(7),
+                not_after: Some(9),
+                retires: Some(11),
+            };
         });
         let labels = "namespace=\"prod\",cluster=\"etcd\",domain=\"peer\"";
         for row in [
@@ -125,6 +138,7 @@ mod tests {
             format!("\netcd_tls_sign_rollover_waiting{{{labels}}} 2\n"),
             format!("\netcd_tls_sign_rollover_waiting_since_timestamp_seconds{{{labels}}} 7\n"),
             format!("\netcd_tls_sign_authority_expiry_timestamp_seconds{{{labels}}} 9\n"),
+            format!("\netcd_tls_sign_authority_retires_timestamp_seconds{{{labels}}} 11\n"),
         ] {
             assert!(text().contains(&row), "{row}\n{}", text());
         }

@@ -6,21 +6,35 @@ use std::{
     time::SystemTime,
 };
 
-use etcd_tls_contract::{names::SignerName, policy::Policy};
+use etcd_tls_contract::{
+    names::{ClusterName, SignerName},
+    policy::Policy,
+};
 
-use super::{GIVEN_UNUSABLE, Namespaces, Reconciler};
+use super::{GIVEN_UNUSABLE, Namespaces, Reconciler, idle::Retired};
 use crate::{
     controller::namespaces,
     sign::{authorities::quota::Entry, cache::objects::Facts},
 };
 
-/// The authorities that have a Secret, of the namespaces that are there.
-pub(super) fn kept(secrets: &BTreeMap<String, Arc<Facts>>, namespaces: &Namespaces) -> BTreeSet<SignerName> {
+/// The authorities that have a Secret, of the namespaces that are there. Those that were `retired` have none, whatever the watch shows.
+pub(super) fn kept(
+    secrets: &BTreeMap<String, Arc<Facts>>,
+    namespaces: &Namespaces,
+    retired: &Retired,
+) -> BTreeSet<SignerName> {
     let of_a_namespace = |(name, uid): &&(SignerName, Box<str>)| {
         namespaces.get(&name.namespace).is_some_and(|facts| *facts.uid == **uid && !facts.deleting)
     };
-    let authorities = secrets.values().filter_map(|secret| secret.authority.as_ref());
+    let there = secrets.values().filter(|secret| !retired.has(&secret.uid));
+    let authorities = there.filter_map(|secret| secret.authority.as_ref());
     authorities.filter(of_a_namespace).map(|(name, _)| name.clone()).collect()
+}
+
+/// The clusters of which a Secret is marked to be kept.
+pub(super) fn marked(secrets: &BTreeMap<String, Arc<Facts>>) -> BTreeSet<ClusterName> {
+    let marked = secrets.values().filter(|secret| secret.kept);
+    marked.filter_map(|secret| Some(secret.authority.as_ref()?.0.cluster_name())).collect()
 }
 
 impl Reconciler {

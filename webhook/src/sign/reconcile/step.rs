@@ -52,6 +52,8 @@ pub(super) struct Standing {
     pub(super) overdue: Option<String>,
     /// Since when pods are waited for.
     pub(super) waiting_since: Option<SystemTime>,
+    /// Since when nobody uses the authority.
+    pub(super) idle_since: Option<SystemTime>,
 }
 
 impl Reconciler {
@@ -80,6 +82,7 @@ impl Reconciler {
             done,
             overdue: None,
             waiting_since: None,
+            idle_since: None,
         };
         let stored = match (&*held, error) {
             (Held::Ready(ready), None) => ready.stored.clone(),
@@ -143,6 +146,9 @@ impl Reconciler {
             namespaces.as_ref().map(|namespaces| self.pods.voters(name, namespaces, policy)).unwrap_or_default()
         });
         after.revoke(revocation.as_ref(), &name.namespace, (live, &voters.unwrap_or_default()), now);
+        let asked = request.is_some() || revocation.is_some();
+        after.state.idle_since = self.idle_since(name, &after, asked, policy, now);
+        let idle_since = after.state.idle_since;
         let done = decision.step.clone().map(|step| (step, after.clone()));
         let changed = done.is_some() || after.state != stored.state || after.revoked != stored.revoked;
         if changed || entry.unwritten().is_due(Instant::now()) {
@@ -167,7 +173,7 @@ impl Reconciler {
         let waiting_since = waiting_since.filter(|_| decision.step.is_none());
         let overdue = overdue(&decision.waiting, now).filter(|_| decision.step.is_none());
         let standing = standing(report_of(&after, &decision.waiting), waiting, Some(until), None, done);
-        Standing { overdue, waiting_since, ..standing }
+        Standing { overdue, waiting_since, idle_since, ..standing }
     }
 
     /// The CA that a step publishes.

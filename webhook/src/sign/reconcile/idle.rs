@@ -1,0 +1,272 @@
+//! Retires the authorities that nobody uses: whoever creates pods can name any number of clusters, and each would count for as long
+//! as its namespace.
+//!
+//! A cluster's authorities are idle while no pod and no host is of it, every certificate has ended, and no rollover is under way.
+//! Since when is in the Secret, so that a new leader goes on. After [`Policy::idle_authorities`] the trust ConfigMaps are deleted
+//! first, then the Secrets: a signer that is killed between goes on, and no trust is left of a CA whose Secret is gone.
+//!
+//! **Invariant.** A CA is not deleted by what a watch shows alone: its own state, written and read in its Secret, says that every
+//! certificate has ended, and the deletion is of exactly that state.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use etcd_tls_contract::{
+    names::{self, ClusterName, SignerName},
+    policy::Policy,
+};
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::{
+    Api,
+    api::{DeleteParams, Preconditions},
+};
+use tokio::time::Instant;
+
+use super::{Reconciler, config_map, step::Standing};
+use crate::{
+    controller::{
+        client::{RequestError, within},
+        events::Notice,
+    },
+    rollover::rfc3339,
+    sign::authorities::{quota::Entry, state::Stored},
+};
+
+/// Where another cluster wants the place, an authority is retired after this.
+const SOON: Duration = Duration::from_secs(24 * 60 * 60);
+/// How often it is said that an authority is to be retired.
+const SAY_IDLE: Duration = Duration::from_secs(24 * 60 * 60);
+/// How long a watch may show what was deleted.
+const LAG: Duration = Duration::from_secs(10 * 60);
+
+/// The reasons of the Events.
+const IDLE: &str = "AuthorityIdle";
+const RETIRED: &str = "AuthorityRetired";
+
+/// The uids of objects that were deleted here, which the watches may show still: they are not wanted for them.
+#[derive(Debug, Default)]
+pub(in crate::sign) struct Retired(HashMap<Box<str>, Instant>);
+
+impl Retired {
+    fn add(&mut self, uid: &str, now: Instant) {
+        self.0.retain(|_, at| now.saturating_duration_since(*at) < LAG);
+        self.0.insert(uid.into(), now);
+    }
+
+    /// Whether an object was deleted.
+    pub(super) fn has(&self, uid: &str) -> bool {
+        self.0.contains_key(uid)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// The idle authorities of a cluster.
+struct Cluster {
+    entries: Vec<Arc<Entry>>,
+    /// Since when all are idle; `None`: one is not.
+    since: Option<SystemTime>,
+}
+
+impl Reconciler {
+    /// Since when an authority is idle, in the state that is to be written. `asked`: an operator's request waits for it.
+    pub(super) fn idle_since(
+        &self,
+        name: &SignerName,
+        stored: &Stored,
+        asked: bool,
+        policy: &Policy,
+        now: SystemTime,
+    ) -> Option<SystemTime> {
+        let before = stored.state.idle_since;
+        let Some(in_use) = &self.in_use else { return before };
+        let used = asked || in_use.contains(&name.cluster_name()) || is_named(name, policy) || self.is_kept(name);
+        match (used || !stored.rests(now), before) {
+            (true, _) => None,
+            // A clock that was set back begins anew.
+            (false, before) => Some(before.filter(|since| *since <= now).unwrap_or(now)),
+        }
+    }
+
+    /// Whether somebody has marked a Secret of the cluster to be kept.
+    fn is_kept(&self, name: &SignerName) -> bool {
+        self.kept_clusters.contains(&name.cluster_name())
+    }
+
+    /// Says which clusters are idle, and retires those whose time has come. `full`: namespaces that want more authorities than they
+    /// may have.
+    pub(super) async fn retire(
+        &mut self,
+        idle: Vec<(Arc<Entry>, Option<SystemTime>)>,
+        full: &BTreeSet<String>,
+        policy: &Policy,
+    ) {
+        let all_full = self.authorities.is_full(policy);
+        let (now, mut clusters) = (SystemTime::now(), BTreeMap::<ClusterName, Cluster>::new());
+        for (entry, since) in idle {
+            let new = || Cluster { entries: Vec::new(), since };
+            let cluster = clusters.entry(entry.name.cluster_name()).or_insert_with(new);
+            // Idle as a whole since the last of them is.
+            cluster.since = cluster.since.zip(since).map(|(one, other)| one.max(other));
+            cluster.entries.push(entry);
+        }
+        for (cluster, Cluster { entries, since }) in clusters {
+            let soon = all_full || full.contains(&cluster.namespace);
+            let at = since.zip(policy.idle_authorities).map(|(since, after)| {
+                let after = if soon { after.min(SOON) } else { after };
+                since + after
+            });
+            for entry in &entries {
+                self.metrics.retires(&entry.name, at);
+            }
+            let Some(at) = at else {
+                self.said.forget(&cluster.to_string(), IDLE);
+                continue;
+            };
+            if at <= now {
+                self.retire_cluster(&cluster, &entries, now).await;
+            } else {
+                self.say_idle(&cluster, at).await;
+            }
+        }
+    }
+
+    async fn say_idle(&mut self, cluster: &ClusterName, at: SystemTime) {
+        let note = format!(
+            "no pod and no host uses the certificate authorities of {cluster}, and no certificate of theirs is valid. They are deleted \
+             at {} with their trust, and a pod that comes later gets new ones. To keep them, annotate a Secret of theirs in {}: {}=true",
+            rfc3339::text(at),
+            self.system,
+            crate::sign::marks::KEEP_ANNOTATION
+        );
+        if self.said.is_due(&cluster.to_string(), IDLE, &note, SAY_IDLE, Instant::now()) {
+            tracing::info!(%cluster, at = rfc3339::text(at), "idle authorities");
+            self.recorder.warn(Notice { regarding: home_of(cluster), reason: IDLE, note }).await;
+        }
+    }
+
+    async fn retire_cluster(&mut self, cluster: &ClusterName, entries: &[Arc<Entry>], now: SystemTime) {
+        if let Err(error) = self.delete_trust(cluster).await {
+            tracing::warn!(%cluster, %error, "the trust of idle authorities cannot be deleted, so they stay");
+            return;
+        }
+        for entry in entries {
+            match self.authorities.retire(entry, now).await {
+                Ok(Some(uid)) => {
+                    self.retired.add(&uid, Instant::now());
+                    self.metrics.forget(&entry.name);
+                    tracing::info!(authority = %entry.name, "retired: nobody used it");
+                }
+                // In use again: the next round publishes its trust again.
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::warn!(authority = %entry.name, %error, "an idle authority cannot be deleted");
+                    return;
+                }
+            }
+        }
+        self.said.forget(&cluster.to_string(), IDLE);
+        self.changed.notify_one();
+        let note = format!(
+            "the certificate authorities of {cluster} were deleted: for long no pod and no host used them, and no certificate of theirs \
+             was valid. A pod that comes gets new ones"
+        );
+        self.recorder.tell(Notice { regarding: home_of(cluster), reason: RETIRED, note }).await;
+    }
+
+    /// Deletes the ConfigMaps of a cluster's trust: its own, and those of other namespaces.
+    async fn delete_trust(&mut self, cluster: &ClusterName) -> Result<(), TrustError> {
+        let of = |(namespace, name): &(String, String)| {
+            ClusterName::of_trust_config_map(namespace, name).as_ref() == Some(cluster)
+        };
+        let mut all: BTreeSet<(String, String)> = self.config_maps.names().into_iter().filter(of).collect();
+        // Its own is looked for in any case: one that lost its label is not watched, and would make the CA a lost one.
+        let own = (cluster.namespace.clone(), cluster.trust_config_map(&cluster.namespace));
+        all.insert(own.clone());
+        for (namespace, name) in all {
+            let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), &namespace);
+            let there = match within(api.get_opt(&name)).await {
+                Ok(Some(there)) => there.metadata,
+                Ok(None) => continue,
+                // Where `sign` has no right any more, a leftover of another namespace does no harm: it is written anew when it is wanted.
+                Err(error) if error.code() == Some(403) && namespace != own.0 => continue,
+                Err(error) => return Err(error.into()),
+            };
+            let preconditions = Preconditions { uid: there.uid.clone(), resource_version: there.resource_version };
+            within(api.delete(&name, &DeleteParams::default().preconditions(preconditions))).await?;
+            if within(api.get_opt(&name)).await?.is_some_and(|left| left.metadata.uid == there.uid) {
+                return Err(TrustError::Held(format!("{namespace}/{name}")));
+            }
+            self.retired.add(&there.uid.unwrap_or_default(), Instant::now());
+        }
+        Ok(())
+    }
+}
+
+/// Why the trust of a cluster is not gone.
+#[derive(Debug, thiserror::Error)]
+enum TrustError {
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    #[error("ConfigMap {0} is held by a finalizer")]
+    Held(String),
+}
+
+/// The idle authority of each standing; those that are not known are in use.
+pub(super) fn of_standings(
+    entries: &[Arc<Entry>],
+    standings: &HashMap<SignerName, Option<SystemTime>>,
+) -> Vec<(Arc<Entry>, Option<SystemTime>)> {
+    let since = |entry: &Arc<Entry>| standings.get(&entry.name).copied().flatten();
+    entries.iter().map(|entry| (Arc::clone(entry), since(entry))).collect()
+}
+
+/// Since when the authority of a standing is idle.
+pub(super) fn since(standing: &Standing) -> Option<SystemTime> {
+    standing.idle_since.filter(|_| standing.trouble.is_none())
+}
+
+/// Whether policy names an authority: its key is the operator's, or it signs for others, or others for it.
+fn is_named(name: &SignerName, policy: &Policy) -> bool {
+    policy.given_secret(name).is_some()
+        || policy.shared.iter().any(|shared| shared.authority == *name || shared.signers.contains(name))
+}
+
+/// The trust ConfigMap of a cluster in its own namespace, beside which its Events are.
+fn home_of(cluster: &ClusterName) -> k8s_openapi::api::core::v1::ObjectReference {
+    config_map(&cluster.namespace, &names::trust_config_map(&cluster.name))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn an_authority_that_policy_names_is_never_idle() {
+        let policy = Policy::parse(
+            "authorities: [{signer: peer.etcd-tls.dev/a.given, secretName: s}]\n\
+             shared: [{authority: peer.etcd-tls.dev/a.one, signers: [peer.etcd-tls.dev/a.two]}]",
+        )
+        .unwrap();
+        let named = |cluster: &str| is_named(&format!("peer.etcd-tls.dev/a.{cluster}").parse().unwrap(), &policy);
+        assert_eq!(["given", "one", "two", "other"].map(named), [true, true, true, false]);
+    }
+
+    #[test]
+    fn what_was_deleted_is_remembered_for_as_long_as_a_watch_may_lag() {
+        let (mut retired, now) = (Retired::default(), Instant::now());
+        assert!(retired.is_empty());
+        retired.add("a", now);
+        retired.add("b", now + LAG / 2);
+        assert!(retired.has("a") && retired.has("b"));
+        retired.add("c", now + LAG);
+        assert!(!retired.has("a") && retired.has("b") && retired.has("c"));
+    }
+}
