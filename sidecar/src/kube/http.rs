@@ -306,7 +306,11 @@ async fn connect(access: &Access) -> Result<Sender, String> {
     let name = access.server_name.as_ref().unwrap_or(&access.host);
     let named = pin!(connect_to(&access.host, access.port, name, Arc::clone(&config)));
     let Some(other) = &access.other else { return named.await };
-    let beside = pin!(connect_to(&other.host, other.port, &other.host, config));
+    let beside = async {
+        let connection = connect_to(&other.host, other.port, &other.host, config).await;
+        connection.map_err(|error| format!("nor as {}: {error}", other.host))
+    };
+    let beside = pin!(beside);
     let served = other.serves.load(Ordering::Relaxed);
     let (connection, second) = if served { first_of(beside, named).await } else { first_of(named, beside).await };
     let (connection, failed) = connection;

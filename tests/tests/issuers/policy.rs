@@ -191,7 +191,8 @@ async fn another_program_requests_freely_where_it_may(lab: &Lab, client: &Client
         "subjects": [{"kind": "ServiceAccount", "namespace": "cm", "name": "default"}],
     });
     lab.api.apply(&json!({"apiVersion": "v1", "kind": "List", "items": [role, binding]}).to_string());
-    eventually("the right to request freely", LIMIT, || create(client, "cm", &of_operator("free"))).await;
+    let free = of_operator("free");
+    eventually("the right to request freely", LIMIT, || create(client, "cm", &free)).await;
     create(client, "cm", &of_operator("company")).await.expect_err("another issuer");
 }
 
