@@ -5,8 +5,8 @@
 //! options              which flags a command line sets
 //! environment, urls,   what etcd's container gets, what it listens
 //! listeners, reload    at, how it can be restarted
-//! contract, hosts,     what would fail or stop it, and what is in
-//! checks, mesh         the way                                       (decide)
+//! contract, asking,    what would fail or stop it, and what is in
+//! hosts, checks, mesh  the way                                       (decide)
 //! pod, parts, present  what the pod gets; what of it is there already
 //! patch                the `add` operations                          (apply)
 //! cel                  the same as admission policies, for pods that state their options
@@ -14,6 +14,7 @@
 //!
 //! **Invariant.** Injecting twice changes nothing, even if the API server and other webhooks change the pod in between.
 
+mod asking;
 pub mod cel;
 mod checks;
 mod contract;
