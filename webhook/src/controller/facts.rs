@@ -210,12 +210,20 @@ pub fn pod(pod: &Pod, namespace_opted_in: bool) -> PodFacts {
         subdomain: spec.and_then(|s| s.subdomain.clone()).filter(|s| !s.is_empty()),
         labels: metadata.labels.clone().unwrap_or_default(),
         annotations: metadata.annotations.clone().unwrap_or_default(),
-        containers: spec.map(|s| s.containers.iter().map(|c| c.name.clone()).collect()).unwrap_or_default(),
+        containers: running(pod).map(str::to_owned).collect(),
         finished: has_finished(pod),
         deleting: metadata.deletion_timestamp.is_some(),
         namespace_opted_in,
         name,
     }
+}
+
+/// The names of the containers that keep running: the main ones, and init containers with `restartPolicy: Always`.
+pub fn running(pod: &Pod) -> impl Iterator<Item = &str> {
+    let spec = pod.spec.iter();
+    let init = spec.clone().flat_map(|s| s.init_containers.iter().flatten());
+    let sidecars = init.filter(|c| c.restart_policy.as_deref() == Some("Always"));
+    spec.flat_map(|s| &s.containers).chain(sidecars).map(|c| c.name.as_str())
 }
 
 /// Whether a pod has ended, for good.
@@ -360,7 +368,8 @@ mod tests {
         let object: Pod = serde_json::from_value(json!({
             "metadata": {"name": "etcd-0", "namespace": "ns", "uid": "u", "labels": {"a": "b"}},
             "spec": {"hostNetwork": true, "serviceAccountName": "sa", "nodeName": "n", "subdomain": "etcd",
-                "containers": [{"name": "etcd"}]},
+                "containers": [{"name": "app"}],
+                "initContainers": [{"name": "setup"}, {"name": "etcd", "restartPolicy": "Always"}]},
             "status": {"phase": "Running", "podIPs": [{"ip": "10.0.0.1"}], "hostIPs": [{"ip": "192.0.2.1"}, {"ip": "fd00::1"}]}
         }))
         .unwrap();
@@ -368,6 +377,7 @@ mod tests {
         assert_eq!(facts.ips, ["192.0.2.1".parse::<std::net::IpAddr>().unwrap(), "fd00::1".parse().unwrap()]);
         assert_eq!((facts.hostname.as_str(), facts.subdomain.as_deref()), ("etcd-0", Some("etcd")));
         assert!(facts.namespace_opted_in && !facts.finished && !facts.deleting);
+        assert_eq!(facts.containers, ["app", "etcd"]);
 
         let mut object = object;
         object.spec.as_mut().unwrap().host_network = None;

@@ -56,7 +56,7 @@ pub struct PodFacts {
     pub labels: BTreeMap<String, String>,
     /// `metadata.annotations`.
     pub annotations: BTreeMap<String, String>,
-    /// Names of `spec.containers`.
+    /// Names of `spec.containers`, and of the native sidecars among `spec.initContainers`.
     pub containers: Vec<String>,
     /// Phase Succeeded or Failed.
     pub finished: bool,

@@ -21,7 +21,8 @@ use crate::{
 const MAX_COMMON_NAME: usize = 64;
 
 /// Whether a pod has opted in: its own label, or its namespace's unless the pod opted out; in a labelled namespace only a
-/// pod with a container `etcd` or an `etcd-tls.dev/roles` annotation.
+/// pod with a container `etcd` or an `etcd-tls.dev/roles` annotation. `containers`: the names of those that keep running, native
+/// sidecars included.
 pub fn opted_in(
     namespace_opted_in: bool,
     labels: &BTreeMap<String, String>,

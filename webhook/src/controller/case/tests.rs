@@ -142,6 +142,17 @@ fn a_request_within_its_pods_identity_is_approved() {
 }
 
 #[test]
+fn an_etcd_that_is_a_native_sidecar_is_an_etcd_pod_of_its_namespace() {
+    let with = |policy: &str| {
+        let world = World::good().pod("/spec/containers", json!([{"name": "app"}]));
+        world.pod("/spec/initContainers", json!([{"name": "etcd", "restartPolicy": policy}]))
+    };
+    assert!(matches!(with("Always").verdict(), Verdict::Approve(_)), "{:?}", with("Always").verdict());
+    // One that ends is no member.
+    assert_eq!(with("OnFailure").reasons(), ["NotOptedIn"]);
+}
+
+#[test]
 fn each_deviation_is_denied_with_its_reason() {
     let good = World::good;
     let peer = |cn: &str, ips: &[&str], dns: &[&str]| World::good().asking("system:etcd-peers", cn, ips, dns);

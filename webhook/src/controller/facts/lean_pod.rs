@@ -12,7 +12,7 @@ use serde::{Deserialize, Deserializer};
 
 use crate::controller::listed::Object;
 
-/// A [`Pod`] with the fields that [`super::pod`] reads, and the names of its init containers.
+/// A [`Pod`] with the fields that [`super::pod`] reads, and the names and restart policies of its init containers.
 #[derive(Clone, Debug, Default)]
 pub struct LeanPod(Pod, bool);
 
@@ -50,9 +50,10 @@ struct Spec {
 }
 
 #[derive(Default, Deserialize)]
-#[serde(default)]
+#[serde(default, rename_all = "camelCase")]
 struct Name {
     name: String,
+    restart_policy: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
@@ -81,6 +82,7 @@ pub(crate) const WANTED: &[&[&str]] = &[
     &["spec", "subdomain"],
     &["spec", "containers", "[]", "name"],
     &["spec", "initContainers", "[]", "name"],
+    &["spec", "initContainers", "[]", "restartPolicy"],
     &["status", "phase"],
     &["status", "podIPs"],
     &["status", "hostIPs"],
@@ -114,7 +116,7 @@ impl<'de> Deserialize<'de> for LeanPod {
             names
                 .unwrap_or_default()
                 .into_iter()
-                .map(|Name { name }| Container { name, ..Container::default() })
+                .map(|Name { name, restart_policy }| Container { name, restart_policy, ..Container::default() })
                 .collect::<Vec<_>>()
         };
         let Metadata {
@@ -209,7 +211,7 @@ mod tests {
             },
             "spec": {
                 "hostNetwork": true, "serviceAccountName": "sa", "nodeName": "n", "hostname": "h", "subdomain": "s",
-                "initContainers": [{"name": "i", "image": "x"}],
+                "initContainers": [{"name": "i", "image": "x"}, {"name": "s", "image": "x", "restartPolicy": "Always"}],
                 "containers": [{"name": "etcd", "image": "x", "env": [{"name": "A", "value": "B"}]}, {"name": "c"}],
                 "volumes": [{"name": "v", "emptyDir": {}}],
             },
@@ -224,6 +226,7 @@ mod tests {
             let whole: Pod = serde_json::from_value(object.clone()).unwrap();
             let lean: LeanPod = serde_json::from_value(object).unwrap();
             assert_eq!(facts::pod(&lean, true), facts::pod(&whole, true));
+            assert_eq!(facts::pod(&lean, true).containers, ["etcd", "c", "s"]);
             let init = |pod: &Pod| pod.spec.clone().unwrap().init_containers.unwrap()[0].name.clone();
             assert_eq!(init(&lean), init(&whole));
         }

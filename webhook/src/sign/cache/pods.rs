@@ -253,7 +253,7 @@ fn member(pod: &LeanPod) -> Option<Member> {
     let (metadata, spec) = (&pod.metadata, pod.spec.as_ref());
     let annotations = metadata.annotations.as_ref().unwrap_or(&nothing);
     let labels = metadata.labels.as_ref().unwrap_or(&nothing);
-    let containers: Vec<&str> = spec.iter().flat_map(|spec| &spec.containers).map(|c| c.name.as_str()).collect();
+    let containers: Vec<&str> = facts::running(pod).collect();
     let opted_in = |by_namespace| opted_in(by_namespace, labels, annotations, &containers);
     if !opted_in(true) || facts::has_finished(pod) || metadata.deletion_timestamp.is_some() {
         return None;
