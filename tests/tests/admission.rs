@@ -220,6 +220,72 @@ async fn a_namespace_is_held_to_the_issuers_of_policy() {
     in_force("the next rule", "allowed").await;
 }
 
+/// Obstacles that are told of from another container or from the pod, and the containers that are injected into.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_fails_beside_etcd_is_in_the_answers_warnings() {
+    let admit = Admit::start("admit-beside").await;
+    let answer = async |change: &dyn Fn(&mut Value)| {
+        let mut review = review();
+        change(&mut review["request"]["object"]);
+        let (status, answer) = admit.post(&serde_json::to_vec(&review).expect("JSON")).await;
+        let mut read: Value = serde_json::from_slice(&answer).expect("an answer");
+        assert_eq!(status, 200, "{read}");
+        let patch = read["response"]["patch"].as_str().and_then(|p| STANDARD.decode(p).ok()).unwrap_or_default();
+        (read["response"]["warnings"].take().to_string(), String::from_utf8(patch).expect("a patch"))
+    };
+    let backup = |pod: &mut Value| {
+        let backup = json!({"name": "backup", "image": "etcd", "command": ["etcdctl", "snapshot", "save", "/x"],
+            "env": [{"name": "ETCDCTL_ENDPOINTS", "value": "http://127.0.0.1:2379"}]});
+        pod["spec"]["containers"].as_array_mut().expect("containers").push(backup);
+    };
+    let etcd = |pod: &mut Value, flag: &str| pod["spec"]["containers"][0]["command"] = json!(["etcd", flag]);
+    for (change, said) in [
+        (&backup as &dyn Fn(&mut Value), "container backup: command[0] runs etcdctl, which needs a client certificate"),
+        (&backup, "container backup: command[0] gives etcdctl the endpoint http://127.0.0.1:2379"),
+        (
+            &|pod| {
+                pod["spec"]["initContainers"] =
+                    json!([{"name": "join", "image": "a", "command": ["etcdctl", "member", "list"]}])
+            },
+            "container join: command[0] runs etcdctl",
+        ),
+        (
+            &|pod| pod["spec"]["containers"][0]["readinessProbe"] = json!({"httpGet": {"port": 2379}}),
+            "container etcd: its readinessProbe asks a port that wants a client certificate",
+        ),
+        (&|pod| etcd(pod, "--discovery-srv=etcd.prod.svc"), "the hosts that --discovery-srv finds"),
+        (
+            &|pod| etcd(pod, "--listen-client-urls=unixs://localhost:2379"),
+            "--listen-client-urls is unixs://localhost:2379",
+        ),
+        (
+            &|pod| etcd(pod, "--initial-advertise-peer-urls=https://etcd-0.etcd.prod.svc:2380"),
+            "etcd-0.etcd.prod.svc, which no certificate will hold; set spec.subdomain",
+        ),
+        (
+            &|pod| etcd(pod, "--cipher-suites=TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"),
+            "--cipher-suites has none for ecdsa-p256 keys",
+        ),
+        (
+            &|pod| pod["spec"]["resources"] = json!({"limits": {"memory": "50Mi"}}),
+            "leave room for about 16Mi of memory",
+        ),
+    ] {
+        let (warnings, _) = answer(change).await;
+        assert!(warnings.contains(said), "{said}: {warnings}");
+    }
+    let (_, patch) = answer(&|pod| {
+        let mut etcd = pod["spec"]["containers"][0].take();
+        etcd["restartPolicy"] = json!("Always");
+        pod["spec"]["initContainers"] = json!([etcd]);
+        pod["spec"]["containers"] = json!([{"name": "app", "image": "app"}]);
+    })
+    .await;
+    assert!(patch.contains("/spec/initContainers/0/volumeMounts") && !patch.contains("/spec/containers/"), "{patch}");
+    let (_, patch) = answer(&|pod| pod["spec"]["resources"] = json!({"limits": {"memory": "50Mi"}})).await;
+    assert!(patch.contains("\"cpu\":\"10m\"") && !patch.contains("\"memory\":"), "{patch}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_bad_request_gets_a_clear_answer() {
     let _alone = ALONE.lock().await;

@@ -8,6 +8,7 @@
 //! contract, asking,    what would fail or stop it, and what is in
 //! hosts, checks, mesh  the way                                       (decide)
 //! pod, parts, present  what the pod gets; what of it is there already
+//! resources            what its own resources leave room for
 //! patch                the `add` operations                          (apply)
 //! cel                  the same as admission policies, for pods that state their options
 //! ```
@@ -31,6 +32,7 @@ mod paths;
 mod pod;
 mod present;
 mod reload;
+mod resources;
 mod urls;
 mod view;
 
@@ -47,8 +49,9 @@ use etcd_tls_contract::{
 use crate::traces::Context;
 
 use self::{
+    asking::Asked,
     json::Json,
-    options::Options,
+    options::{Options, Tool},
     patch::{Item, PodPatch},
     view::{Container, Pod},
 };
@@ -153,7 +156,7 @@ pub fn decide(pod: &Json<'_>, config: &Config, origin: Origin<'_>) -> Decision {
 
 /// Pods that have not opted in.
 fn left_alone(pod: &Pod<'_>, origin: Origin<'_>) -> Option<Decision> {
-    let containers: Vec<&str> = pod.containers.iter().filter(|c| c.list == view::List::Main).map(|c| c.name).collect();
+    let containers: Vec<&str> = pod.containers.iter().filter(|c| c.runs_on()).map(|c| c.name).collect();
     if identity::opted_in(origin.namespace_opted_in, &pod.labels, &pod.annotations, &containers) {
         return match pod.labels.get(names::LABEL).map(String::as_str) {
             None | Some(names::DYNAMIC) => None,
@@ -166,7 +169,7 @@ fn left_alone(pod: &Pod<'_>, origin: Origin<'_>) -> Option<Decision> {
         // Injection by hand means the container that runs etcd, under any name.
         None if origin.label && pod.containers.iter().any(|c| Options::read(c).runs_etcd()) => return None,
         None if origin.namespace_opted_in => Decision::Leave(vec![format!(
-            "etcd-tls: left untouched, since no container is named {} and there is no annotation {}roles",
+            "etcd-tls: left untouched, since no container that keeps running is named {} and there is no annotation {}roles",
             names::ETCD_CONTAINER,
             names::ANNOTATION_PREFIX
         )]),
@@ -208,6 +211,7 @@ impl<'a> Work<'a> {
         }
         self.check_issuer();
         self.check_kubelet();
+        self.check_resources();
         let targets = self.targets();
         let etcd: Vec<Container<'a>> = {
             let members = targets.iter().filter(|t| t.roles.iter().any(|r| matches!(r, Role::Peer | Role::Server)));
@@ -215,9 +219,12 @@ impl<'a> Work<'a> {
             if members.is_empty() { targets.iter().map(|t| t.container).collect() } else { members }
         };
         let mut patch = PodPatch::default();
+        let asked = Asked::of(&targets, &self.settings.mount_path);
         for target in &targets {
             self.equip(target, &mut patch);
+            self.check_target_asks(target, asked.as_ref());
         }
+        self.check_neighbours(&targets, asked.as_ref());
 
         let mut args = PodArgs::of(&self.settings);
         let listeners = self.listeners(&targets, &mut args);
@@ -302,10 +309,12 @@ impl<'a> Work<'a> {
         self.problems.extend(refused.map(|why| format!("annotation etcd-tls.dev/issuer: {why}")));
     }
 
-    /// The containers that the pod means: those it names, else the one named `etcd`, else the only one.
+    /// The containers that the pod means: those it names, else the one named `etcd`, else the only one, else the native sidecar
+    /// that is seen to run etcd.
     fn targets(&mut self) -> Vec<Target<'a>> {
         let own: Vec<Container<'a>> = self.pod.containers.iter().filter(|c| !c.is_injected()).copied().collect();
-        let main: Vec<Container<'a>> = own.iter().filter(|c| c.list == view::List::Main).copied().collect();
+        let running: Vec<Container<'a>> = own.iter().filter(|c| c.runs_on()).copied().collect();
+        let main: Vec<Container<'a>> = running.iter().filter(|c| c.list == view::List::Main).copied().collect();
         let mut chosen = Vec::new();
         if !self.settings.containers.is_empty() {
             for name in &self.settings.containers {
@@ -317,18 +326,20 @@ impl<'a> Work<'a> {
                     )),
                 }
             }
-        } else if let Some(etcd) = main.iter().find(|c| c.name == names::ETCD_CONTAINER) {
+        } else if let Some(etcd) = running.iter().find(|c| c.name == names::ETCD_CONTAINER) {
             chosen.push(*etcd);
-        } else if let [only] = main.as_slice() {
-            chosen.push(*only);
+        } else if let ([only], sidecars) = (main.as_slice(), self.sidecars_with_etcd(&running))
+            && (sidecars.len() < 2 || runs_etcd(only))
+        {
+            chosen.push(sidecars.first().filter(|_| !runs_etcd(only)).copied().unwrap_or(*only));
         } else {
             // Another webhook may have added a container since the first look: then the mount tells.
             let ours = parts::mount(&self.settings.mount_path);
-            chosen.extend(main.iter().filter(|c| has_mount(c, &ours)));
+            chosen.extend(running.iter().filter(|c| has_mount(c, &ours)));
             if chosen.is_empty() {
                 self.problems.push(format!(
                     "which container is etcd's? None of {} is named {}; name it in annotation etcd-tls.dev/containers",
-                    main.iter().map(|c| c.name).collect::<Vec<_>>().join(", "),
+                    running.iter().map(|c| c.name).collect::<Vec<_>>().join(", "),
                     names::ETCD_CONTAINER
                 ));
             }
@@ -347,6 +358,14 @@ impl<'a> Work<'a> {
                 Target { container: pair.0, options: pair.1, roles }
             })
             .collect()
+    }
+
+    /// The native sidecars that are seen to run etcd; of a pod without a member's roles, none is looked for. Too many to be read are
+    /// all taken for such.
+    fn sidecars_with_etcd(&self, running: &[Container<'a>]) -> Vec<Container<'a>> {
+        let sidecars = running.iter().filter(|c| self.settings.runs_etcd() && c.list == view::List::Init);
+        let named: Vec<Container<'a>> = sidecars.filter(|c| names_etcd(c)).copied().collect();
+        if named.len() > asking::MAX_READ { named } else { named.into_iter().filter(runs_etcd).collect() }
     }
 
     /// Whether etcd gets the options of the revocation lists. Without the file it refuses everybody, so only if the init
@@ -432,6 +451,28 @@ fn advertised(targets: &[Target<'_>]) -> BTreeSet<String> {
         }
     }
     hosts
+}
+
+/// Whether the image of a container is etcd's by its name.
+fn is_etcds_image(container: &Container<'_>) -> bool {
+    let image = container.object.get("image").and_then(Json::as_str).unwrap_or_default();
+    let name = image.rsplit('/').next().and_then(|last| last.split([':', '@']).next());
+    name == Some(Tool::Etcd.program())
+}
+
+/// Whether a container may be seen to run etcd: only then is its command line read.
+fn names_etcd(container: &Container<'_>) -> bool {
+    let named = |word: &str| word.contains(Tool::Etcd.program());
+    is_etcds_image(container) || container.words("command").chain(container.words("args")).any(named)
+}
+
+/// Whether a container is seen to run etcd: by its command line, or by its image's name where it runs the image's own.
+fn runs_etcd(container: &Container<'_>) -> bool {
+    if !names_etcd(container) {
+        return false;
+    }
+    let options = Options::read(container);
+    if options.entrypoint { is_etcds_image(container) } else { options.runs_etcd() }
 }
 
 /// Whether our volume is mounted there already.

@@ -50,7 +50,7 @@ fn map(count: usize, entry: impl Fn(usize) -> (String, Value)) -> serde_json::Ma
 /// A way in which a pod can be long, by the number of entries.
 type Long = (&'static str, fn(&mut Value, usize));
 
-const LONG: [Long; 13] = [
+const LONG: [Long; 15] = [
     ("volumes, each mounted below /etc", |pod, count| {
         pod["spec"]["volumes"] = list(count, |n| json!({"name": format!("v{n}"), "configMap": {"name": "c"}}));
         pod["spec"]["containers"][0]["volumeMounts"] =
@@ -107,6 +107,21 @@ const LONG: [Long; 13] = [
     ("tolerations and supplementalGroups", |pod, count| {
         pod["spec"]["tolerations"] = list(count, |n| json!({"key": format!("k{n}"), "operator": "Exists"}));
         pod["spec"]["securityContext"] = json!({"supplementalGroups": list(count, |n| json!(n))});
+    }),
+    ("containers that ask etcd", |pod, count| {
+        let etcd = pod["spec"]["containers"][0].clone();
+        let script = "A=xxxxxxxx; B=$A$A$A$A; C=$B$B$B$B; etcdctl get $C$C$C$C";
+        let asking = |n: usize| json!({"name": format!("c{n}"), "image": "c", "command": ["sh", "-c", script]});
+        pod["spec"]["containers"] = list(count, asking);
+        pod["spec"]["containers"].as_array_mut().expect("a list").push(etcd);
+    }),
+    ("native sidecars that name etcd", |pod, count| {
+        let script = "A=xxxxxxxx; B=$A$A$A$A; C=$B$B$B$B; exec etcd --name=$C$C$C$C";
+        let one =
+            |n: usize| json!({"name": format!("c{n}"), "restartPolicy": "Always", "command": ["sh", "-c", script]});
+        pod["spec"]["initContainers"] = list(count, one);
+        pod["spec"]["containers"][0]["name"] = json!("app");
+        pod["spec"]["containers"][0]["command"] = json!(["app"]);
     }),
 ];
 

@@ -1,30 +1,139 @@
-//! Programs, probes and hooks that ask etcd: each needs TLS and a client certificate.
+//! Programs, probes and hooks that ask etcd: each needs TLS and a client certificate. They are looked for in every container of the
+//! pod, since all of them reach etcd at the pod's own address.
 
-use std::{cell::LazyCell, collections::BTreeSet};
+use std::collections::BTreeSet;
 
-use etcd_tls_contract::role::Role;
+use etcd_tls_contract::{names, role::Role};
 
 use super::{
     Target, Work,
     contract::short,
-    options::{self, Run, Setting, Tool},
+    json::Json,
+    options::{self, Options, Run, Setting, Tool},
+    paths::is_below,
     reload,
     urls::{self, Url, setting},
+    view::Container,
 };
 
+/// How many containers are read that get no certificate. Others are reported as not looked at.
+pub(super) const MAX_READ: usize = 64;
+/// Programs that ask a URL or an address, and the beginnings of their flags for a client certificate.
+const TOOLS: [(&str, &[&str]); 3] = [
+    ("curl", &["-E", "--cert"]),
+    ("wget", &["--certificate"]),
+    ("grpc_health_probe", &["-tls-client-cert", "--tls-client-cert"]),
+];
+
+/// What is asked: the etcd that the pod holds.
+pub(super) struct Asked {
+    clients: Vec<Url>,
+    metrics: Vec<Url>,
+    /// It trusts the certificates of etcd-tls alone.
+    ours: bool,
+}
+
+impl Asked {
+    /// The ports of all `targets` that serve clients with certificates below `mount`; `None` where none does.
+    pub(super) fn of(targets: &[Target<'_>], mount: &str) -> Option<Self> {
+        let mut servers = targets.iter().filter(|target| target.roles.contains(&Role::Server)).peekable();
+        servers.peek()?;
+        let mut asked = Self { clients: Vec::new(), metrics: Vec::new(), ours: true };
+        for Target { options, .. } in servers {
+            let urls = |option| urls::urls(setting(options, option).as_ref());
+            asked.clients.extend(urls("listen-client-urls"));
+            asked.metrics.extend(urls("listen-metrics-urls").into_iter().filter(|url| url.https));
+            asked.ours &= text(setting(options, "trusted-ca-file")).is_none_or(|path| is_below(&path, mount));
+        }
+        Some(asked)
+    }
+
+    /// Whether clients ask at `port`; where it is not written out, the usual one.
+    fn is_client(&self, port: u16) -> bool {
+        self.clients.iter().any(|url| url.port == port) || (self.clients.is_empty() && port == 2379)
+    }
+
+    fn wants_certificate(&self, port: u16) -> bool {
+        self.is_client(port) || self.metrics.iter().any(|url| url.port == port)
+    }
+}
+
+/// A container that may ask etcd.
+struct Asker<'a, 'b> {
+    container: Container<'a>,
+    options: &'b Options,
+    /// Etcd itself runs in it.
+    member: bool,
+    /// It gets a client's certificate, and the variables of etcdctl.
+    client: bool,
+    /// How it would get them.
+    advice: String,
+}
+
 impl<'a> Work<'a> {
+    /// What a container with certificates asks. `asked`: the pod's own etcd.
+    pub(super) fn check_target_asks(&mut self, target: &Target<'a>, asked: Option<&Asked>) {
+        let client = target.roles.contains(&Role::Client);
+        let advice = "add client to etcd-tls.dev/roles".to_owned();
+        let member = target.roles.iter().any(|role| matches!(role, Role::Peer | Role::Server));
+        let asker = Asker { container: target.container, options: &target.options, member, client, advice };
+        match asked {
+            Some(asked) => self.check_asker(&asker, asked),
+            // A client of an etcd in another pod.
+            None if client && !target.roles.contains(&Role::Peer) => {
+                let elsewhere = Asked { clients: Vec::new(), metrics: Vec::new(), ours: false };
+                let before = self.warnings.len();
+                self.check_endpoints(&asker);
+                if self.warnings.len() == before {
+                    self.check_plain_urls(&asker, &elsewhere);
+                }
+            }
+            None => {}
+        }
+    }
+
+    /// The containers that get no certificate, init containers included.
+    pub(super) fn check_neighbours(&mut self, targets: &[Target<'a>], asked: Option<&Asked>) {
+        let Some(asked) = asked else { return };
+        let is_target = |c: &Container<'_>| targets.iter().any(|target| target.container.name == c.name);
+        let others: Vec<Container<'a>> =
+            self.pod.containers.iter().filter(|c| !c.is_injected() && !is_target(c)).copied().collect();
+        let role = if self.settings.roles.contains(&Role::Client) { "" } else { "client to etcd-tls.dev/roles and " };
+        let advice = format!("add {role}the container to etcd-tls.dev/containers");
+        let mut read = 0;
+        for container in others {
+            if !names_a_way(&container) {
+                self.check_probes(&container, asked);
+                continue;
+            }
+            read += 1;
+            if read > MAX_READ {
+                continue;
+            }
+            let (options, advice) = (Options::read(&container), advice.clone());
+            self.check_asker(&Asker { container, options: &options, member: false, client: false, advice }, asked);
+        }
+        if read > MAX_READ {
+            self.warnings.push(format!(
+                "{read} containers without certificates may ask etcd, and {MAX_READ} were looked at; see that the others ask \
+                 by https:// and with a client certificate"
+            ));
+        }
+    }
+
+    fn check_asker(&mut self, asker: &Asker<'a, '_>, asked: &Asked) {
+        let before = self.warnings.len();
+        self.check_probes(&asker.container, asked);
+        self.check_requests(asker, asked);
+        self.check_etcdctl(asker, asked.ours);
+        self.check_endpoints(asker);
+        if self.warnings.len() == before {
+            self.check_plain_urls(asker, asked);
+        }
+    }
+
     /// Probes and hooks by which kubelet asks a port that wants a client certificate.
-    pub(super) fn check_probes(&mut self, target: &Target<'a>) {
-        let Target { container, options, .. } = target;
-        let clients = LazyCell::new(|| urls::urls(setting(options, "listen-client-urls").as_ref()));
-        let metrics = LazyCell::new(|| urls::urls(setting(options, "listen-metrics-urls").as_ref()));
-        let wants_certificate = |port: u16| {
-            let of = |urls: &[Url]| urls.iter().any(|u| u.port == port && u.https);
-            of(&clients)
-                || of(&metrics)
-                || clients.iter().any(|u| u.port == port)
-                || (clients.is_empty() && port == 2379)
-        };
+    fn check_probes(&mut self, container: &Container<'a>, asked: &Asked) {
         let object = container.object;
         let probes = ["startupProbe", "livenessProbe", "readinessProbe"].map(|field| (field, object.get(field)));
         let lifecycle = object.get("lifecycle");
@@ -33,7 +142,8 @@ impl<'a> Work<'a> {
             for kind in ["httpGet", "grpc"] {
                 let Some(handler) = probe.map(|p| p.get(kind)).filter(|v| !v.is_null()) else { continue };
                 let elsewhere = handler.get("host").as_str().is_some_and(|host| !host.is_empty());
-                if !elsewhere && reload::port(handler.get("port"), container).is_some_and(wants_certificate) {
+                let port = reload::port(handler.get("port"), container);
+                if !elsewhere && port.is_some_and(|port| asked.wants_certificate(port)) {
                     self.warnings.push(format!(
                         "container {}: its {field} asks a port that wants a client certificate by {kind} and has none, so it \
                          will fail for ever; probe an http:// URL of --listen-metrics-urls, or use tcpSocket",
@@ -44,88 +154,158 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// curl and wget in scripts, probes and hooks that ask etcd's port without TLS or without a certificate.
-    pub(super) fn check_requests(&mut self, target: &Target<'a>) {
-        let Target { container, options, .. } = target;
-        let clients = LazyCell::new(|| urls::urls(setting(options, "listen-client-urls").as_ref()));
-        let is_client = |port: u16| clients.iter().any(|u| u.port == port) || (clients.is_empty() && port == 2379);
+    /// curl, wget and grpc_health_probe in scripts, probes and hooks that ask etcd's port without TLS or without a certificate.
+    fn check_requests(&mut self, asker: &Asker<'a, '_>, asked: &Asked) {
+        let container = &asker.container;
         let line = container.words("command").chain(container.words("args")).collect::<Vec<_>>().join(" ");
         let hooks = options::hooks(container).map(|(place, words)| (place, words.join(" ")));
         let lines = std::iter::once(("command".to_owned(), line)).chain(hooks);
-        for (place, text) in lines.filter(|(_, text)| text.contains("curl") || text.contains("wget")) {
+        for (place, text) in lines.filter(|(_, text)| TOOLS.iter().any(|(tool, _)| text.contains(tool))) {
             let asks = |command: &str| {
                 let words: Vec<&str> = command
                     .split(|c: char| c.is_whitespace() || "'\"`()".contains(c))
                     .filter(|w| !w.is_empty())
                     .collect();
-                let tool = words.iter().any(|w| matches!(w.rsplit('/').next(), Some("curl" | "wget")));
-                let certificate =
-                    words.iter().any(|w| *w == "-E" || w.starts_with("--cert") || w.starts_with("--certificate"));
-                let of_etcd = |word: &&&str| port(word).is_some_and(is_client);
-                let url = words.iter().find(of_etcd).filter(|_| tool)?;
-                let plain = !url.contains("https://");
-                (plain || !certificate).then(|| (short(url), plain))
+                let is = |word: &str, tool: &str| word.rsplit('/').next() == Some(tool);
+                let (tool, flags) = TOOLS.iter().find(|(tool, _)| words.iter().any(|w| is(w, tool)))?;
+                let certificate = words.iter().any(|w| flags.iter().any(|flag| w.starts_with(flag)));
+                let of_etcd = |word: &&&str| port(word).is_some_and(|port| asked.wants_certificate(port));
+                let url = words.iter().find(of_etcd)?;
+                let tls = match *tool {
+                    "grpc_health_probe" => words.iter().any(|w| w.trim_start_matches('-').starts_with("tls")),
+                    _ => url.contains("https://"),
+                };
+                (!tls || !certificate).then(|| (short(url), !tls))
             };
             let Some((url, plain)) = text.split(['\n', ';', '|', '&']).find_map(asks) else { continue };
             let missing = if plain { "speaks TLS" } else { "wants a client certificate" };
+            let instead = match asker.client || asker.member {
+                true => format!("give it https:// and the files in {}/client (role client)", self.settings.mount_path),
+                false => asker.advice.clone(),
+            };
             self.warnings.push(format!(
-                "container {}: {place} asks {url}, a port that {missing}; ask an http:// URL of --listen-metrics-urls, or give \
-                 it https:// and the files in {}/client (role client)",
-                container.name, self.settings.mount_path
+                "container {}: {place} asks {url}, a port that {missing}; ask an http:// URL of --listen-metrics-urls, or \
+                 {instead}",
+                container.name
             ));
         }
     }
 
-    /// Runs of etcdctl that have no certificate, another's, or no TLS.
-    pub(super) fn check_etcdctl(&mut self, target: &Target<'a>) {
-        let Target { container, options, roles } = target;
+    /// Runs of etcdctl that have no certificate, or another's. `ours`: etcd trusts no other.
+    fn check_etcdctl(&mut self, asker: &Asker<'a, '_>, ours: bool) {
+        let Asker { container, options, member, client, advice } = asker;
         let (name, mount) = (container.name, self.settings.mount_path.clone());
-        let client = roles.contains(&Role::Client);
-        let text = |setting: Option<Setting>| match setting {
-            Some(Setting::Text(text) | Setting::Open(text)) => Some(text),
-            Some(Setting::Unknown) => Some(String::new()),
-            None => None,
-        };
-        let ours = |path: &str| path.starts_with(&format!("{mount}/"));
-        let trusted = text(setting(options, "trusted-ca-file")).is_none_or(|path| ours(&path));
+        let has_files = *client || *member || mounts_files(container);
         let mut said = BTreeSet::new();
         let mut say = |warning: String| said.extend([warning]);
         for run in options.runs_of(Tool::Etcdctl).filter(|run| run.dials()) {
-            let of = |option: &str| {
-                let variable = || options.variable(Tool::Etcdctl, &urls::variable("ETCDCTL", option));
-                text(run.flags.get(option).cloned().or_else(variable))
-            };
             let place = &run.place;
-            match of("cert") {
-                Some(path) if !path.is_empty() && !path.contains('$') && !ours(&path) && trusted => say(format!(
-                    "container {name}: {place} gives etcdctl {}, which etcd will not trust; name {mount}/client/tls.crt, tls.key \
-                     and ca.crt{}",
-                    short(&path),
-                    if client { "" } else { ", and add client to etcd-tls.dev/roles" }
+            match of_run(options, run, "cert") {
+                Some(path) if is_below(&path, &mount) && !has_files => say(format!(
+                    "container {name}: {place} gives etcdctl {}, which the container does not have; {advice}",
+                    short(&path)
                 )),
-                None if !client && !options.own_client_flags => say(format!(
-                    "container {name}: {place} runs etcdctl, which needs a client certificate: add client to \
-                     etcd-tls.dev/roles"
-                )),
+                Some(path) if !path.is_empty() && !path.contains('$') && !is_below(&path, &mount) && ours => {
+                    say(format!(
+                        "container {name}: {place} gives etcdctl {}, which etcd will not trust; name {mount}/client/tls.crt, \
+                         {}",
+                        short(&path),
+                        if *client {
+                            "tls.key and ca.crt".to_owned()
+                        } else {
+                            format!("tls.key and ca.crt, and {advice}")
+                        }
+                    ));
+                }
+                None if !client && !options.own_client_flags => {
+                    say(format!("container {name}: {place} runs etcdctl, which needs a client certificate: {advice}"))
+                }
                 _ => {}
-            }
-            if let Some(endpoint) = of("endpoints").filter(|text| text.contains("http://")) {
-                say(format!(
-                    "container {name}: {place} gives etcdctl the endpoint {}, which will speak TLS; write https://",
-                    short(&endpoint)
-                ));
             }
         }
         let hooks = options::hooks(container).flat_map(|(_, words)| words);
         let mut words = container.words("command").chain(container.words("args")).chain(hooks);
         let told = options.untold_client.is_none() || options.runs_of(Tool::Etcdctl).any(Run::dials);
         if !told && !client && words.any(|word| word.contains("etcdctl")) {
-            say(format!(
-                "container {name}: it names etcdctl, which needs a client certificate; add client to etcd-tls.dev/roles"
-            ));
+            say(format!("container {name}: it names etcdctl, which needs a client certificate; {advice}"));
         }
         self.warnings.extend(said);
     }
+
+    /// Runs of etcdctl without TLS.
+    fn check_endpoints(&mut self, asker: &Asker<'a, '_>) {
+        let options = asker.options;
+        let runs = options.runs_of(Tool::Etcdctl).filter(|run| run.dials());
+        let said: BTreeSet<String> = runs
+            .filter_map(|run| {
+                let endpoint = of_run(options, run, "endpoints").filter(|text| text.contains("http://"))?;
+                Some(format!(
+                    "container {}: {} gives etcdctl the endpoint {}, which will speak TLS; write https://",
+                    asker.container.name,
+                    run.place,
+                    short(&endpoint)
+                ))
+            })
+            .collect();
+        self.warnings.extend(said);
+    }
+
+    /// URLs of etcd's port without TLS, for whichever program they are. Those of etcd's own options are checked by themselves.
+    fn check_plain_urls(&mut self, asker: &Asker<'a, '_>, asked: &Asked) {
+        let (container, options) = (&asker.container, asker.options);
+        let member = asker.member;
+        let plain = |text: &str| {
+            let pieces = text.split(|c: char| c.is_whitespace() || "'\"`(),;|&=".contains(c));
+            let of_etcd = |piece: &&str| port(piece).is_some_and(|port| asked.is_client(port));
+            pieces.filter(|piece| piece.starts_with("http://")).find(of_etcd).map(short)
+        };
+        let variables = container.list("env").iter().filter_map(|entry| {
+            let name = entry.get("name").as_str().filter(|name| !member || *name == "ETCDCTL_ENDPOINTS")?;
+            let value = text(options.variables.get(name).cloned())?;
+            Some((name.to_owned(), plain(&value)?))
+        });
+        let words = container.words("command").chain(container.words("args")).filter(|_| !member);
+        let words = words.filter_map(|word| Some(("its command line".to_owned(), plain(word)?)));
+        if let Some((place, url)) = variables.chain(words).next() {
+            self.warnings.push(format!(
+                "container {}: {place} names {url}, and etcd speaks TLS there and wants a client certificate; write https://{}",
+                container.name,
+                if asker.client || member { String::new() } else { format!(", and {}", asker.advice) }
+            ));
+        }
+    }
+}
+
+/// The value of an option for one run of etcdctl.
+fn of_run(options: &Options, run: &Run, option: &str) -> Option<String> {
+    let variable = || options.variable(Tool::Etcdctl, &urls::variable("ETCDCTL", option));
+    text(run.flags.get(option).cloned().or_else(variable))
+}
+
+/// The text of a setting; empty where it is not known.
+fn text(setting: Option<Setting>) -> Option<String> {
+    match setting {
+        Some(Setting::Text(text) | Setting::Open(text)) => Some(text),
+        Some(Setting::Unknown) => Some(String::new()),
+        None => None,
+    }
+}
+
+/// Whether the pod itself mounts our volume there.
+fn mounts_files(container: &Container<'_>) -> bool {
+    container.list("volumeMounts").iter().any(|mount| mount.get("name").as_str() == Some(names::VOLUME))
+}
+
+/// Whether a container names a program that asks etcd, or a URL without TLS. Only such a one is read.
+fn names_a_way(container: &Container<'_>) -> bool {
+    let hooks = options::hooks(container).flat_map(|(_, words)| words);
+    let words = container.words("command").chain(container.words("args")).chain(hooks);
+    let values = container.list("env").iter().filter_map(|entry| entry.get("value").as_str());
+    let tells = |text: &str| {
+        text.contains("etcdctl") || text.contains("http://") || TOOLS.iter().any(|(tool, _)| text.contains(tool))
+    };
+    let variable = |entry: &Json<'_>| entry.get("name").as_str().is_some_and(|name| name.starts_with("ETCDCTL_"));
+    words.chain(values).any(tells) || container.list("env").iter().any(variable)
 }
 
 /// The port of a URL or of `host:port`, as curl and wget take them.

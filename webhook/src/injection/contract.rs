@@ -10,11 +10,12 @@ use super::{
     Target, Work,
     hosts::{self, Facts, Held},
     options::{Setting, Tool},
+    paths::is_below,
     urls::{self, Url, setting},
 };
 
 /// The options with URLs of etcd, and whether others dial their hosts or receive them.
-const URLS: [(Role, &str, bool); 5] = [
+pub(super) const URLS: [(Role, &str, bool); 5] = [
     (Role::Server, "listen-client-urls", false),
     (Role::Server, "advertise-client-urls", true),
     (Role::Peer, "listen-peer-urls", false),
@@ -26,19 +27,25 @@ const URLS: [(Role, &str, bool); 5] = [
 pub(super) const ALLOWED: [&str; 3] =
     ["peer-cert-allowed-cn", "peer-cert-allowed-hostname", "client-cert-allowed-hostname"];
 
+/// The options by which etcd looks for its members (etcd `embed.Config`; the last two are those of 3.6).
+pub(super) const DISCOVERY: [&str; 4] = ["discovery", "discovery-srv", "discovery-token", "discovery-endpoints"];
+
+/// Suites that fit no key of etcd, where nothing else is left.
+pub(super) const SUITES: &str = "--cipher-suites has none for the key of the certificate, and --tls-max-version is TLS1.2, so no \
+                                 connection succeeds; add one, or choose another etcd-tls.dev/key";
+
 impl<'a> Work<'a> {
     pub(super) fn check_contract(&mut self, target: &Target<'a>) {
         self.check_unseen(target);
         self.check_urls(target);
         self.check_allowed(target);
+        self.check_suites(target);
         if target.roles.contains(&Role::Peer) {
             self.check_bootstrap(target);
+            self.check_discovery(target);
         }
         if target.roles.contains(&Role::Server) {
             self.check_http_listener(target);
-            self.check_probes(target);
-            self.check_requests(target);
-            self.check_etcdctl(target);
         }
     }
 
@@ -163,7 +170,7 @@ impl<'a> Work<'a> {
         let Target { container, options, .. } = target;
         let of = |option| setting(options, option);
         let seen = options.runs_etcd() && container.list("envFrom").is_empty();
-        let found_otherwise = ["config-file", "discovery", "discovery-srv"].into_iter().any(|o| of(o).is_some());
+        let found_otherwise = ["config-file"].into_iter().chain(DISCOVERY).any(|option| of(option).is_some());
         let Some(Setting::Text(advertised)) = of("initial-advertise-peer-urls") else { return };
         if !seen || found_otherwise || options.is_proxy() || advertised.contains('$') {
             return;
@@ -201,6 +208,47 @@ impl<'a> Work<'a> {
             }
             _ => {}
         }
+    }
+
+    /// Members that etcd finds by itself, whose hosts stand in no option.
+    fn check_discovery(&mut self, target: &Target<'a>) {
+        let Target { container, options, .. } = target;
+        let Some(option) = DISCOVERY.into_iter().find(|option| setting(options, option).is_some()) else { return };
+        let see = match option {
+            // etcd takes http:// where only _etcd-server._tcp is there (etcd srv.GetCluster).
+            "discovery-srv" => "the port of their Service is named etcd-server-ssl",
+            _ => "each has registered with https://",
+        };
+        self.warnings.push(format!(
+            "container {}: cannot tell whether a certificate holds the hosts that --{option} finds; see that {see}, and that they \
+             are <pod>.<service>.{}.svc",
+            container.name, self.origin.namespace
+        ));
+    }
+
+    /// Cipher suites of TLS 1.2 that fit the key of no certificate. A key of Ed25519 goes with those of ECDSA (RFC 8422, section 5.10);
+    /// TLS 1.3 has suites for all keys.
+    fn check_suites(&mut self, target: &Target<'a>) {
+        let Target { container, options, .. } = target;
+        let Some(Setting::Text(suites)) = setting(options, "cipher-suites") else { return };
+        let theirs = |option: &&str| matches!(setting(options, option), Some(Setting::Text(file)) if !is_below(&file, &self.settings.mount_path));
+        if ["cert-file", "peer-cert-file"].iter().any(theirs) {
+            return;
+        }
+        let kind = if self.settings.key.as_str().starts_with("rsa-") { "_RSA_" } else { "_ECDSA_" };
+        let last = setting(options, "tls-max-version");
+        if suites.trim().is_empty() || suites.contains('$') || suites.contains(kind) {
+            return;
+        }
+        let said = match last {
+            Some(Setting::Text(version)) if version == "TLS1.2" => SUITES.to_owned(),
+            _ => format!(
+                "--cipher-suites has none for {} keys, so neither a client nor an etcd without TLS 1.3 can connect; add one, or \
+                 choose another etcd-tls.dev/key",
+                self.settings.key
+            ),
+        };
+        self.warnings.push(format!("container {}: {said}", container.name));
     }
 
     /// A second kind of client port, on which some versions of etcd do not look at the revocation list.
@@ -246,25 +294,30 @@ impl<'a> Work<'a> {
             foreign: !self.settings.is_ours(),
             by_name: self.settings.is_of_kubelet(),
             members,
+            // Others' names stand in an initial cluster, too.
+            dns: self.pod.dns.filter(|_| option != "initial-cluster"),
         };
-        let mut never: Vec<(&str, Option<String>)> = Vec::new();
-        let mut unknown: Vec<String> = urls::unclear(setting).into_iter().collect();
+        let pattern = format!("<pod>.<service>.{}.svc", self.origin.namespace);
+        let instead = |instead: Option<String>| match instead {
+            Some(instead) => format!("write {}", short(&instead)),
+            None if self.settings.is_of_kubelet() => format!("write {pattern}, or use the issuer csr"),
+            None => format!("write {pattern}, or name it in etcd-tls.dev/extra-sans where policy allows it"),
+        };
+        let mut never: Vec<(&str, String)> = Vec::new();
+        let mut unknown: Vec<String> = urls::unclear(setting).or_else(|| urls::socket(setting)).into_iter().collect();
         for url in urls {
             match hosts::held(&url.host, role, &facts) {
                 Held::Possible => {}
-                Held::Never(_) if never.iter().any(|(host, _)| *host == url.host) => {}
-                Held::Never(instead) => never.push((&url.host, instead)),
+                Held::Never(_) | Held::NoSubdomain if never.iter().any(|(host, _)| *host == url.host) => {}
+                Held::Never(other) => never.push((&url.host, instead(other))),
+                Held::NoSubdomain => {
+                    never.push((&url.host, "set spec.subdomain of the pod to the Service's name".to_owned()));
+                }
                 Held::Unknown => unknown.push(url.host.clone()),
             }
         }
-        let pattern = format!("<pod>.<service>.{}.svc", self.origin.namespace);
         if let Some((host, instead)) = never.first() {
             let more = if never.len() > 1 { format!(" (and {} more)", never.len() - 1) } else { String::new() };
-            let instead = match instead {
-                Some(instead) => format!("write {}", short(instead)),
-                None if self.settings.is_of_kubelet() => format!("write {pattern}, or use the issuer csr"),
-                None => format!("write {pattern}, or name it in etcd-tls.dev/extra-sans where policy allows it"),
-            };
             let said = format!(
                 "container {name}: --{option} names {}{more}, which no certificate will hold; {instead}",
                 short(host)

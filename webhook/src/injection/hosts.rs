@@ -23,6 +23,9 @@ pub(super) struct Facts<'a> {
     pub(super) by_name: bool,
     /// Of how many members the cluster is known to be.
     pub(super) members: usize,
+    /// The pod's hostname, empty where it is not known yet, and its subdomain, empty where it has none. `None`: neither is known, or hosts
+    /// may be others'.
+    pub(super) dns: Option<(&'a str, &'a str)>,
 }
 
 /// The judgement of a host.
@@ -32,6 +35,8 @@ pub(super) enum Held {
     Possible,
     /// None will; the replacement, if it is evident.
     Never(Option<String>),
+    /// None will, since the pod has no subdomain.
+    NoSubdomain,
     /// Undetermined.
     Unknown,
 }
@@ -111,7 +116,7 @@ fn name(labels: &[&str], facts: &Facts<'_>) -> Held {
     let same = *namespace == facts.namespace || field(namespace, &facts.container) == Some("metadata.namespace");
     let whole = || own.join(".");
     match (fits, same) {
-        (true, true) => Held::Possible,
+        (true, true) => own_name(own, facts),
         (false, true) if facts.foreign && own.len() == 2 => {
             Held::Never(Some(format!("{}.{}.svc", whole(), facts.namespace)))
         }
@@ -123,6 +128,20 @@ fn name(labels: &[&str], facts: &Facts<'_>) -> Held {
         }
         _ => Held::Never(None),
     }
+}
+
+/// A Service's name, or `<hostname>.<subdomain>`, of which there is one.
+fn own_name(labels: &[&str], facts: &Facts<'_>) -> Held {
+    let (Some((hostname, subdomain)), [host, domain]) = (facts.dns, labels) else { return Held::Possible };
+    if subdomain.is_empty() && !domain.contains('$') {
+        return Held::NoSubdomain;
+    }
+    let is = |label: &str, own: &str| label == own || label.contains('$') || own.is_empty();
+    if is(host, hostname) && is(domain, subdomain) {
+        return Held::Possible;
+    }
+    let host = if is(host, hostname) { host } else { hostname };
+    Held::Never(Some(format!("{host}.{subdomain}.{}.svc", facts.namespace)))
 }
 
 /// The labels of a name; a variable and a program's output are parts of one label.
@@ -173,6 +192,7 @@ mod tests {
             foreign: false,
             by_name: false,
             members: 3,
+            dns: Some(("etcd-0", "etcd")),
         };
         change(&mut facts);
         held(host, role, &facts)
@@ -254,6 +274,25 @@ mod tests {
             assert_eq!(judged(host, Role::Peer, |f| f.by_name = true), Held::Possible, "{host}");
         }
         assert_eq!(judged("127.0.0.1", Role::Server, |f| f.by_name = true), Held::Possible);
+    }
+
+    #[test]
+    fn a_pod_has_one_name_below_its_subdomain() {
+        let judged = |host, dns| judged(host, Role::Peer, |f| f.dns = dns);
+        let instead = Held::Never(Some("etcd-0.etcd.prod.svc".to_owned()));
+        for host in ["etcd-0.etcd-peers.prod.svc", "etcd-1.etcd.prod", "etcd-1.other.prod.svc.cluster.local"] {
+            assert_eq!(judged(host, Some(("etcd-0", "etcd"))), instead, "{host}");
+            assert_eq!(judged(host, Some(("etcd-0", ""))), Held::NoSubdomain, "{host}");
+            assert_eq!(judged(host, None), Held::Possible, "{host}: of a template");
+        }
+        // Of a pod whose name is not known yet, and of a Service.
+        assert_eq!(judged("etcd-1.etcd.prod.svc", Some(("", "etcd"))), Held::Possible);
+        assert_eq!(
+            judged("${POD}.other.prod.svc", Some(("etcd-0", "etcd"))),
+            Held::Never(Some("${POD}.etcd.prod.svc".to_owned()))
+        );
+        assert_eq!(judged("etcd-peers.prod.svc", Some(("etcd-0", ""))), Held::Possible);
+        assert_eq!(judged("a.wild.example.com", Some(("etcd-0", ""))), Held::Possible);
     }
 
     #[test]

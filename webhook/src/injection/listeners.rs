@@ -45,7 +45,8 @@ impl<'a> Work<'a> {
         if let Some(url) = at_loopback().or_else(|| tls().next()).or_else(|| known.first()) {
             return url.seen_from_sidecar().parse().ok();
         }
-        let why = match urls::unclear(urls::setting(&target.options, option).as_ref()) {
+        let setting = urls::setting(&target.options, option);
+        let why = match urls::unclear(setting.as_ref()).or_else(|| urls::socket(setting.as_ref())) {
             Some(unclear) => format!("--{option} is {unclear}"),
             None if target.options.is_proxy() => "--listen-addr is not written out".to_owned(),
             None if urls::setting(&target.options, "config-file").is_some() => "a config file says it".to_owned(),

@@ -56,6 +56,11 @@ pub(super) fn shell_word(text: &str) -> String {
     }
 }
 
+/// Whether a file is in `mount` or below it.
+pub(super) fn is_below(path: &str, mount: &str) -> bool {
+    path.strip_prefix(mount).is_some_and(|rest| rest.starts_with('/'))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

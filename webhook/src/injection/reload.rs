@@ -86,7 +86,10 @@ pub(super) fn plan(
                     .problems
                     .push(format!("annotation etcd-tls.dev/reload: probe: {why}, so what it ends stays away")),
                 // etcd ends its process by a signal, but with code 0 where it is process 1 (etcd osutil.HandleInterrupts).
-                None if restart_policy(pod) == Some("OnFailure") && !pod.flag("shareProcessNamespace") => {
+                None if container.object.get("restartPolicy").is_none()
+                    && restart_policy(pod) == Some("OnFailure")
+                    && !pod.flag("shareProcessNamespace") =>
+                {
                     plan.problems.push(
                         "annotation etcd-tls.dev/reload: probe: restartPolicy is OnFailure, and an etcd that is process 1 of its \
                          container ends with code 0, so kubelet does not start it again; write restartPolicy: Always"
@@ -118,8 +121,9 @@ fn obstacles(pod: &Pod<'_>, etcd: &[Container<'_>], of_host: bool) -> Result<boo
     if pod.spec.get("shareProcessNamespace") == Some(&Json::Bool(false)) {
         why.push("the pod says shareProcessNamespace: false".to_owned());
     }
-    why.extend(etcd.first().and_then(|container| stays_away(pod, container)));
-    why.extend(etcd.iter().skip(1).filter_map(own_restart_policy));
+    let mut away: Vec<String> = etcd.iter().filter_map(|container| stays_away(pod, container)).collect();
+    away.dedup();
+    why.append(&mut away);
     let mut users = Vec::new();
     for container in etcd {
         match pod.user(container) {
@@ -155,8 +159,10 @@ fn obstacles(pod: &Pod<'_>, etcd: &[Container<'_>], of_host: bool) -> Result<boo
 
 /// Why kubelet does not start a container again that was ended.
 fn stays_away(pod: &Pod<'_>, container: &Container<'_>) -> Option<String> {
-    let never = (restart_policy(pod) == Some("Never")).then(|| "restartPolicy is Never".to_owned());
-    never.or_else(|| own_restart_policy(container))
+    // Its own precedes the pod's: a native sidecar is started again in a Job, too.
+    let own = container.object.get("restartPolicy").and_then(Json::as_str);
+    let never = own.is_none() && restart_policy(pod) == Some("Never");
+    never.then(|| "restartPolicy is Never".to_owned()).or_else(|| own_restart_policy(container))
 }
 
 /// The same by `containers[].restartPolicy`, which Kubernetes has since 1.34 and which precedes the pod's.

@@ -5,10 +5,13 @@ use serde_json::{Value, json};
 
 use super::*;
 
+mod asking;
 mod contract;
 mod marks;
 mod reload;
+mod resources;
 mod revocation;
+mod sidecars;
 
 fn config() -> Config {
     Config { sidecar_image: "etcd-tls-sidecar:test".into(), ..Config::default() }
@@ -42,6 +45,7 @@ fn member() -> Value {
                 "securityContext": {"runAsUser": 1001},
             }],
             "volumes": [{"name": "data", "emptyDir": {}}],
+            "subdomain": "etcd",
             "futureField": {"kept": [1, 2, 3]},
         },
     })

@@ -57,7 +57,7 @@ pub(super) fn urls(setting: Option<&Setting>) -> Vec<Url> {
     }
 }
 
-/// The undetermined part of a setting's URLs, as written. Unix sockets are not checked.
+/// The undetermined part of a setting's URLs, as written. Of Unix sockets, see [`socket`].
 pub(super) fn unclear(setting: Option<&Setting>) -> Option<String> {
     match setting {
         Some(Setting::Text(text) | Setting::Open(text)) => pieces(text)
@@ -67,6 +67,14 @@ pub(super) fn unclear(setting: Option<&Setting>) -> Option<String> {
         Some(Setting::Unknown) => Some("a value that is not written in the pod".to_owned()),
         None => None,
     }
+}
+
+/// A Unix socket in a setting that names nothing else: no other pod, and not even the sidecar, reaches it.
+pub(super) fn socket(setting: Option<&Setting>) -> Option<String> {
+    let Some(Setting::Text(text) | Setting::Open(text)) = setting else { return None };
+    let mut named = pieces(text).map(str::trim).filter(|piece| !piece.is_empty()).peekable();
+    let first = named.peek()?.chars().take(60).collect();
+    named.all(|piece| piece.rsplit('=').next().is_some_and(|url| url.starts_with("unix"))).then_some(first)
 }
 
 /// The parts between commas; a comma within `${…}` or `$(…)` parts nothing.
@@ -131,6 +139,15 @@ mod tests {
             assert_eq!(unclear(text), None, "{text}");
         }
         assert!(super::unclear(Some(&Setting::Unknown)).is_some());
+        for (text, named) in [
+            ("unixs://localhost:2379", Some("unixs://localhost:2379")),
+            ("unix://a:1, unixs://b:2", Some("unix://a:1")),
+            ("a=unixs://a:1", Some("a=unixs://a:1")),
+            ("unix://a:1,https://[::]:2379", None),
+            ("", None),
+        ] {
+            assert_eq!(socket(Some(&Setting::Text(text.to_owned()))).as_deref(), named, "{text}");
+        }
         assert_eq!(super::unclear(None), None);
     }
 }

@@ -15,6 +15,9 @@ use super::json::{Json, Object};
 /// can run it.
 const MAX_LIST: usize = 10_000;
 
+/// The longest name of a pod that is its hostname as it is.
+const MAX_HOSTNAME: usize = 63;
+
 /// A pod, or the template of one.
 pub(super) struct Pod<'a> {
     /// Whether `metadata` is an object.
@@ -31,6 +34,9 @@ pub(super) struct Pod<'a> {
     pub(super) namespace: Option<&'a str>,
     /// `spec`.
     pub(super) spec: &'a Object<'a>,
+    /// The hostname, empty where it is not known yet, and `spec.subdomain`, empty where there is none; `None` of a template, whose
+    /// pods get both from their controller.
+    pub(super) dns: Option<(&'a str, &'a str)>,
     /// `spec.initContainers`, then `spec.containers`.
     pub(super) containers: Vec<Container<'a>>,
     /// `spec.volumes`.
@@ -119,6 +125,11 @@ impl<'a> Pod<'a> {
         }
         if problems.is_empty() {
             let has_metadata = root.get("metadata").is_some_and(Json::is_object);
+            let text = |of: &'a Object<'a>, field| of.get(field).and_then(Json::as_str).filter(|text| !text.is_empty());
+            let name = text(metadata, "name").filter(|name| name.len() <= MAX_HOSTNAME);
+            let hostname = text(spec, "hostname").or(name).unwrap_or_default();
+            let is_pod = text(root, "kind") == Some("Pod");
+            let dns = is_pod.then(|| (hostname, text(spec, "subdomain").unwrap_or_default()));
             Ok(Self {
                 has_metadata,
                 metadata,
@@ -127,6 +138,7 @@ impl<'a> Pod<'a> {
                 mirror,
                 namespace,
                 spec,
+                dns,
                 containers,
                 volumes,
                 volumes_by_name,

@@ -60,6 +60,18 @@ impl Resources {
         merged
     }
 
+    /// Whether a request or a limit of `name` is given, `none` included.
+    pub fn gives(&self, name: &str) -> bool {
+        self.requests.contains_key(name) || self.limits.contains_key(name)
+    }
+
+    /// Gives neither a request nor a limit of `name`, whatever the defaults are.
+    pub fn leave_out(&mut self, name: &str) {
+        for map in [&mut self.requests, &mut self.limits] {
+            map.insert(name.to_owned(), None);
+        }
+    }
+
     /// The entries of `requests` that are quantities, as they are written.
     pub fn requests(&self) -> impl Iterator<Item = (&str, &str)> {
         quantities(&self.requests)
@@ -68,6 +80,13 @@ impl Resources {
     /// The entries of `limits` that are quantities, as they are written.
     pub fn limits(&self) -> impl Iterator<Item = (&str, &str)> {
         quantities(&self.limits)
+    }
+}
+
+impl Quantity {
+    /// In thousandths, rounded up.
+    pub const fn milli(&self) -> u128 {
+        self.milli
     }
 }
 
@@ -127,6 +146,12 @@ impl fmt::Display for Resources {
     }
 }
 
+impl fmt::Display for Quantity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
 impl FromStr for Quantity {
     type Err = InvalidValue;
 
@@ -183,6 +208,16 @@ mod tests {
         for bad in ["", "m", ".5", "1.", "1.2.3", "-1", "+1", "1e3", "1 Mi", "1mi", "10x", "9".repeat(30).as_str()] {
             assert!(bad.parse::<Quantity>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_resource_that_is_left_out_has_no_default() {
+        let mut left = read("limits.cpu=1");
+        assert!(left.gives("cpu") && !left.gives("memory"));
+        left.leave_out("memory");
+        let merged = left.over(&read("requests.cpu=10m,requests.memory=16Mi,limits.memory=64Mi"));
+        assert_eq!(merged.requests().collect::<Vec<_>>(), [("cpu", "10m")]);
+        assert_eq!(merged.limits().collect::<Vec<_>>(), [("cpu", "1")]);
     }
 
     #[test]

@@ -305,3 +305,120 @@ fn options_that_let_in_one_name_alone_are_said() {
         has(&said(|c| c["env"] = json!([{"name": variable, "value": "etcd"}])), &[option, "Leave it out"]);
     }
 }
+
+#[test]
+fn hosts_that_etcd_finds_by_itself_are_unknown() {
+    for (option, value, see) in [
+        ("discovery-srv", "etcd.prod.svc.cluster.local", "etcd-server-ssl"),
+        ("discovery", "https://discovery.example.com/token", "registered with https://"),
+        ("discovery-token", "token", "registered with https://"),
+        ("discovery-endpoints", "http://discovery.example.com:2379", "registered with https://"),
+    ] {
+        let said = said(|c| {
+            c["command"].as_array_mut().unwrap().retain(|w| !w.as_str().unwrap().contains("initial-cluster"));
+            set(c, option, value);
+        });
+        assert_eq!(said.len(), 1, "{said:?}");
+        has(&said, &["cannot tell whether a certificate holds the hosts", &format!("--{option} finds"), see]);
+    }
+    let mut pod =
+        with(|pod| set(&mut pod["spec"]["containers"][0], "discovery", "https://discovery.example.com/token"));
+    pod["metadata"]["annotations"] = json!({"etcd-tls.dev/roles": "server"});
+    assert_eq!(injected(&pod).1, [""; 0], "it has no certificate of a peer");
+}
+
+#[test]
+fn a_socket_is_no_url_of_tls() {
+    let (after, warnings) = injected(&with(|pod| {
+        set(&mut pod["spec"]["containers"][0], "listen-client-urls", "unixs://localhost:2379");
+    }));
+    has(
+        &warnings,
+        &["where etcd listens is not known", "--listen-client-urls is unixs://localhost:2379", "client-url"],
+    );
+    assert!(!sidecar_args(&after).iter().any(|arg| arg.starts_with("--client-url")), "{:?}", sidecar_args(&after));
+    has(
+        &flag("advertise-client-urls", "unixs://localhost:2379"),
+        &["cannot tell", "advertise-client-urls", "unixs://"],
+    );
+    // Beside another one, it is for whoever knows of it.
+    assert_eq!(flag("listen-client-urls", "unixs://localhost:2379,https://0.0.0.0:2379"), [""; 0]);
+}
+
+#[test]
+fn the_name_of_another_pod_or_subdomain_is_said() {
+    let advertised = |host: &str, change: &dyn Fn(&mut Value)| {
+        let pod = with(|pod| {
+            let container = &mut pod["spec"]["containers"][0];
+            set(container, "initial-advertise-peer-urls", &format!("https://{host}:2380"));
+            set(container, "initial-cluster", &format!("default=https://{host}:2380"));
+            change(pod);
+        });
+        injected(&pod).1
+    };
+    assert_eq!(advertised("etcd-0.etcd.prod.svc", &|_| {}), [""; 0]);
+    for host in ["etcd-0.etcd-peers.prod.svc", "etcd-1.etcd.prod.svc", "etcd-1.etcd-peers.prod"] {
+        has(&advertised(host, &|_| {}), &["initial-advertise-peer-urls", host, "write etcd-0.etcd.prod.svc"]);
+    }
+    let without = advertised("etcd-0.etcd.prod.svc", &|pod| {
+        pod["spec"].as_object_mut().unwrap().remove("subdomain");
+    });
+    has(&without, &["initial-advertise-peer-urls", "etcd-0.etcd.prod.svc", "set spec.subdomain"]);
+    has(&without, &["advertise-client-urls", "set spec.subdomain"]);
+    let hostname = advertised("a.etcd.prod.svc", &|pod| pod["spec"]["hostname"] = json!("a"));
+    has(&hostname, &["advertise-client-urls names etcd-0.etcd.prod.svc", "write a.etcd.prod.svc"]);
+    assert!(!hostname.iter().any(|w| w.contains("initial-advertise")), "{hostname:?}");
+    // A name that is yet to be made, and what a template's controller sets.
+    for change in
+        [&(|pod: &mut Value| pod["metadata"]["name"] = json!("")) as &dyn Fn(&mut Value), &|pod: &mut Value| {
+            pod.as_object_mut().unwrap().remove("kind");
+            pod["spec"].as_object_mut().unwrap().remove("subdomain");
+        }]
+    {
+        assert_eq!(advertised("etcd-0.etcd.prod.svc", change), [""; 0]);
+    }
+}
+
+#[test]
+fn suites_for_keys_of_another_kind_are_said() {
+    let rsa = "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384";
+    let ecdsa = "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256";
+    let said = |suites: &str, version: Option<&str>, key: &str| {
+        let pod = with(|pod| {
+            let container = &mut pod["spec"]["containers"][0];
+            set(container, "cipher-suites", suites);
+            if let Some(version) = version {
+                set(container, "tls-max-version", version);
+            }
+            pod["metadata"]["annotations"] = json!({"etcd-tls.dev/key": key});
+        });
+        injected(&pod).1
+    };
+    for (suites, key) in [(rsa, "ecdsa-p256"), (rsa, "ed25519"), (ecdsa, "rsa-3072")] {
+        has(&said(suites, Some("TLS1.2"), key), &["--cipher-suites", "no connection succeeds", "etcd-tls.dev/key"]);
+        has(&said(suites, None, key), &["--cipher-suites", "without TLS 1.3", "etcd-tls.dev/key"]);
+    }
+    for (suites, key) in [(ecdsa, "ecdsa-p256"), (ecdsa, "ed25519"), (rsa, "rsa-3072"), ("", "ecdsa-p256")] {
+        assert_eq!(said(suites, Some("TLS1.2"), key), [""; 0], "{suites} {key}");
+    }
+    assert_eq!(said(&format!("{rsa},{ecdsa}"), Some("TLS1.2"), "ecdsa-p256"), [""; 0]);
+    let variable = said_by_variable(rsa);
+    has(&variable, &["--cipher-suites", "no connection succeeds"]);
+    // Of a certificate of its own, nobody here knows the key.
+    let own = said_own(rsa);
+    assert!(!own.iter().any(|w| w.contains("cipher-suites")), "{own:?}");
+}
+
+fn said_by_variable(suites: &str) -> Vec<String> {
+    said(|c| {
+        c["env"] = json!([{"name": "ETCD_CIPHER_SUITES", "value": suites}, {"name": "ETCD_TLS_MAX_VERSION", "value": "TLS1.2"}]);
+    })
+}
+
+fn said_own(suites: &str) -> Vec<String> {
+    said(|c| {
+        for (name, value) in [("cipher-suites", suites), ("cert-file", "/own/tls.crt"), ("key-file", "/own/tls.key")] {
+            set(c, name, value);
+        }
+    })
+}

@@ -1,0 +1,206 @@
+//! Containers beside etcd that ask it without TLS or without a certificate: each has its warning.
+
+use super::*;
+
+/// The warnings of a member with another container in `list`.
+#[track_caller]
+fn beside(list: &str, container: &Value, annotations: &[(&str, &str)]) -> Vec<String> {
+    let pod = with(|pod| {
+        for (key, value) in annotations {
+            pod["metadata"]["annotations"][format!("etcd-tls.dev/{key}")] = json!(value);
+        }
+        let mut container = container.clone();
+        container["name"] = json!("backup");
+        container["image"] = json!("backup");
+        container["securityContext"] = json!({"runAsUser": 4000});
+        match pod["spec"][list].as_array_mut() {
+            Some(containers) => containers.push(container),
+            None => pod["spec"][list] = json!([container]),
+        }
+    });
+    let (_, warnings) = injected(&pod);
+    assert!(warnings.iter().all(|w| w.chars().count() <= 256), "{warnings:?}");
+    warnings
+}
+
+#[track_caller]
+fn one(warnings: &[String], words: &[&str]) {
+    let [warning] = warnings else { panic!("{words:?}: {warnings:?}") };
+    assert!(warning.starts_with("container backup: "), "{warning}");
+    assert!(words.iter().all(|word| warning.contains(word)), "{words:?}: {warning}");
+}
+
+const ADVICE: &str = "add client to etcd-tls.dev/roles and the container to etcd-tls.dev/containers";
+
+#[test]
+fn etcdctl_beside_etcd_needs_a_certificate() {
+    let ways = [
+        json!({"command": ["etcdctl", "--endpoints=https://127.0.0.1:2379", "defrag"]}),
+        json!({"command": ["sh", "-ec", "while true; do etcdctl snapshot save /backup/x; sleep 3600; done"]}),
+        json!({"command": ["sleep", "1000"], "lifecycle": {"postStart": {"exec": {"command": ["etcdctl", "member", "list"]}}}}),
+        json!({"command": ["sh", "-c", "eval \"$WHAT\"; etcdctl member list"]}),
+    ];
+    for container in &ways {
+        for list in ["containers", "initContainers"] {
+            one(&beside(list, container, &[]), &["etcdctl", "needs a client certificate", ADVICE]);
+        }
+    }
+    let join = json!({"command": ["sh", "-c", "etcdctl --endpoints=https://etcd.prod.svc:2379 member add $HOSTNAME"]});
+    one(&beside("initContainers", &join, &[]), &["etcdctl", "needs a client certificate", ADVICE]);
+    let client = [("roles", "peer,server,client")];
+    let said = beside("containers", &ways[0], &client);
+    one(&said, &["needs a client certificate", "add the container to etcd-tls.dev/containers"]);
+    assert!(!said[0].contains("etcd-tls.dev/roles"), "{said:?}");
+    // As advised, or with commands that ask nobody.
+    let named = [("roles", "peer,server,client"), ("containers", "etcd,backup")];
+    assert_eq!(beside("containers", &ways[0], &named), [""; 0]);
+    assert_eq!(beside("initContainers", &join, &named), [""; 0]);
+    for words in [json!(["etcdctl", "version"]), json!(["etcdctl", "snapshot", "status", "/x"]), json!(["true"])] {
+        assert_eq!(beside("containers", &json!({"command": words}), &[]), [""; 0], "{words}");
+    }
+    // A member that serves nobody asks for no certificate of clients.
+    assert_eq!(beside("containers", &ways[0], &[("roles", "peer")]), [""; 0]);
+}
+
+#[test]
+fn certificates_that_the_container_lacks_or_etcd_does_not_trust_are_said() {
+    let with_files = |directory: &str| {
+        let flag = |name: &str, file: &str| format!("--{name}={directory}/{file}");
+        json!({"command": ["etcdctl", flag("cert", "tls.crt"), flag("key", "tls.key"), flag("cacert", "ca.crt"), "get", "a"]})
+    };
+    one(&beside("containers", &with_files("/old"), &[]), &["/old/tls.crt", "will not trust", ADVICE]);
+    let ours = with_files("/etc/etcd/tls/client");
+    one(&beside("containers", &ours, &[]), &["/etc/etcd/tls/client/tls.crt", "does not have", ADVICE]);
+    assert_eq!(beside("containers", &ours, &[("roles", "peer,server,client"), ("containers", "etcd,backup")]), [""; 0]);
+}
+
+#[test]
+fn requests_without_tls_beside_etcd_are_said() {
+    for (list, container, words) in [
+        (
+            "containers",
+            json!({"command": ["sh", "-c", "curl -s http://127.0.0.1:2379/metrics | gzip >/x"]}),
+            vec!["command asks http://127.0.0.1:2379/metrics", "speaks TLS", "--listen-metrics-urls", ADVICE],
+        ),
+        (
+            "containers",
+            json!({"command": ["curl", "-k", "https://127.0.0.1:2379/metrics"]}),
+            vec!["wants a client certificate", ADVICE],
+        ),
+        (
+            "initContainers",
+            json!({"command": ["wget", "-O-", "http://etcd.prod.svc:2379/health"]}),
+            vec!["http://etcd.prod.svc:2379/health", "speaks TLS"],
+        ),
+        (
+            "containers",
+            json!({"command": ["x"], "livenessProbe": {"exec": {"command": ["grpc_health_probe", "-addr=127.0.0.1:2379"]}}}),
+            vec!["livenessProbe.exec.command", "speaks TLS"],
+        ),
+        (
+            "containers",
+            json!({"command": ["x"], "readinessProbe": {"httpGet": {"path": "/health", "port": 2379}}}),
+            vec!["readinessProbe", "wants a client certificate by httpGet"],
+        ),
+        (
+            "containers",
+            json!({"command": ["x"], "ports": [{"name": "etcd", "containerPort": 2379}], "livenessProbe": {"grpc": {"port": 2379}}}),
+            vec!["livenessProbe", "by grpc"],
+        ),
+        // Of programs that nobody knows, the URL tells.
+        (
+            "containers",
+            json!({"command": ["apiserver", "--etcd-servers=http://127.0.0.1:2379,http://127.0.0.1:2378"]}),
+            vec!["its command line names http://127.0.0.1:2379", "write https://", ADVICE],
+        ),
+        (
+            "containers",
+            json!({"command": ["x"], "env": [{"name": "PORT", "value": "2379"}, {"name": "ETCDCTL_ENDPOINTS", "value": "http://127.0.0.1:$(PORT)"}]}),
+            vec!["ETCDCTL_ENDPOINTS names http://127.0.0.1:2379", "write https://", ADVICE],
+        ),
+    ] {
+        one(&beside(list, &container, &[]), &words);
+    }
+    // Both are said of a backup as it is written in the field.
+    let plain = json!({
+        "command": ["etcdctl", "snapshot", "save", "/x"],
+        "env": [{"name": "ETCDCTL_ENDPOINTS", "value": "http://127.0.0.1:2379"}],
+    });
+    let said = beside("containers", &plain, &[]);
+    assert!(said.len() == 2 && said[0].contains("needs a client certificate"), "{said:?}");
+    assert!(said[1].contains("gives etcdctl the endpoint http://127.0.0.1:2379, which will speak TLS"), "{said:?}");
+    let named = beside("containers", &plain, &[("roles", "peer,server,client"), ("containers", "etcd,backup")]);
+    one(&named, &["gives etcdctl the endpoint http://127.0.0.1:2379"]);
+
+    for fine in [
+        json!({"command": ["curl", "http://127.0.0.1:8080/metrics"]}),
+        json!({"command": ["x", "--etcd-servers=https://127.0.0.1:2379"]}),
+        json!({"command": ["x"], "readinessProbe": {"tcpSocket": {"port": 2379}}}),
+        json!({"command": ["x"], "readinessProbe": {"httpGet": {"port": 8080}}}),
+        json!({"command": ["curl", "--cert", "/a", "--key", "/b", "https://127.0.0.1:2379/health"]}),
+    ] {
+        assert_eq!(beside("containers", &fine, &[]), [""; 0], "{fine}");
+    }
+}
+
+#[test]
+fn the_ports_are_etcds_own() {
+    let probe = |port: u16| json!({"command": ["x"], "readinessProbe": {"httpGet": {"path": "/health", "port": port}}});
+    let said = |listen: &str, port: u16| {
+        let pod = with(|pod| {
+            let command = pod["spec"]["containers"][0]["command"].as_array_mut().unwrap();
+            command.retain(|word| !word.as_str().unwrap().contains("listen-client"));
+            command.extend(listen.split(' ').map(|word| json!(word)));
+            let mut other = probe(port);
+            other["name"] = json!("other");
+            other["securityContext"] = json!({"runAsUser": 4000});
+            pod["spec"]["containers"].as_array_mut().unwrap().push(other);
+        });
+        injected(&pod).1
+    };
+    let listen =
+        "--listen-client-urls=https://0.0.0.0:12379 --listen-metrics-urls=https://0.0.0.0:2381,http://0.0.0.0:2382";
+    for (port, asks) in [(12379, true), (2381, true), (2379, false), (2382, false)] {
+        assert_eq!(
+            said(listen, port).iter().any(|w| w.contains("container other: its readinessProbe")),
+            asks,
+            "{port}"
+        );
+    }
+}
+
+#[test]
+fn a_client_of_another_pods_etcd_is_told_to_write_https() {
+    let client = |container: Value| {
+        let mut container = container;
+        container["name"] = json!("client");
+        container["securityContext"] = json!({"runAsUser": 4000});
+        injected(&json!({
+            "metadata": {"labels": {"etcd-tls": "dynamic"}, "annotations": {"etcd-tls.dev/roles": "client"}},
+            "spec": {"containers": [container]},
+        }))
+        .1
+    };
+    let endpoint = client(json!({"command": ["etcdctl", "--endpoints=http://etcd.prod.svc:2379", "get", "a"]}));
+    assert!(endpoint.len() == 1 && endpoint[0].contains("the endpoint http://etcd.prod.svc:2379"), "{endpoint:?}");
+    let variable = client(json!({"command": ["app"], "env": [{"name": "ETCD", "value": "http://etcd.prod.svc:2379"}]}));
+    assert!(variable.len() == 1 && variable[0].contains("ETCD names http://etcd.prod.svc:2379"), "{variable:?}");
+    assert_eq!(client(json!({"command": ["app", "--etcd=https://etcd.prod.svc:2379"]})), [""; 0]);
+}
+
+/// Only so many command lines are read, and the others are not taken for fine.
+#[test]
+fn containers_that_are_not_read_are_said() {
+    let many = |count: usize| {
+        let pod = with(|pod| {
+            let containers = pod["spec"]["containers"].as_array_mut().unwrap();
+            containers.extend((0..count).map(|n| {
+                json!({"name": format!("c{n}"), "command": ["etcdctl", "version"], "securityContext": {"runAsUser": 4000}})
+            }));
+        });
+        injected(&pod).1
+    };
+    assert_eq!(many(64), [""; 0]);
+    let said = many(65);
+    assert!(said.len() == 1 && said[0].contains("65 containers") && said[0].contains("64 were looked at"), "{said:?}");
+}
