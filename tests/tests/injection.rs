@@ -101,6 +101,28 @@ async fn every_injected_shape_is_valid() {
     assert!(checked >= 25, "only {checked} shapes");
 }
 
+/// What the API server says of a pod that has no room for our usual requests and limits: so they are left out there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_with_resources_of_its_own_takes_no_more() {
+    let Some(api) = ApiServer::start().await else { return };
+    api.namespace("bounded", &[]).await;
+    let file = repository().join("webhook/tests/golden/pod-resources.injected.yaml");
+    let [pod] = &objects(&fs::read_to_string(file).expect("a golden file"))[..] else { panic!("not one pod") };
+    create(&api, "bounded", pod.clone(), true).await.expect("as it is injected");
+    for (resources, why) in [
+        (
+            json!({"requests": {"cpu": "10m", "memory": "16Mi"}}),
+            "must be greater than or equal to aggregate container requests of 510m",
+        ),
+        (json!({"limits": {"memory": "600Mi"}}), "must be less than or equal to pod limits"),
+    ] {
+        let mut more = pod.clone();
+        more["spec"]["initContainers"][1]["resources"] = resources;
+        let refused = create(&api, "bounded", more, true).await.expect_err("no room");
+        assert!(refused.contains(why), "{refused}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn additions_of_the_api_server_do_not_matter() {
     let Some(stack) = stack::Stack::start(&stack::Options::default()).await else { return };

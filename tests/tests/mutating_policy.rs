@@ -28,6 +28,8 @@ use self::cases::{ANNOTATIONS, STRICTER, STRICTER_ANNOTATIONS, changed, complete
 
 #[path = "mutating_policy/cases.rs"]
 mod cases;
+#[path = "mutating_policy/warned.rs"]
+mod warned;
 
 /// The namespace of the pods here: without the label, so that each pod says for itself.
 const NAMESPACE: &str = "pods";
@@ -313,6 +315,12 @@ async fn injected_pods_and_those_that_did_not_opt_in_are_left_alone() {
     let mut unstated = plain.clone();
     unstated["metadata"] = json!({});
     let why = create(&api, "labelled", unstated.clone()).await.expect_err("an etcd pod of the namespace");
+    assert!(why.contains("annotate etcd-tls.dev/options: env"), "{why}");
+    let mut native = unstated.clone();
+    native["spec"]["initContainers"] = native["spec"]["containers"].clone();
+    native["spec"]["initContainers"][0]["restartPolicy"] = json!("Always");
+    native["spec"]["containers"][0]["name"] = json!("app");
+    let why = create(&api, "labelled", native).await.expect_err("an etcd that is a native sidecar");
     assert!(why.contains("annotate etcd-tls.dev/options: env"), "{why}");
     unstated["spec"]["containers"][0]["name"] = json!("web");
     assert!(!is_injected(&create(&api, "labelled", unstated).await.expect("no etcd pod")));

@@ -349,7 +349,65 @@ pub fn changed() -> Vec<(String, Value)> {
             }
         });
     }
+    for (name, command) in [("etcd", "sh"), ("store", "etcd"), ("store", "/usr/bin/etcd"), ("store", "etcdctl")] {
+        for (reload, policy) in [("auto", "Always"), ("auto", "Never"), ("probe", "Never"), ("probe", "OnFailure")] {
+            with(&format!("native {name} {command} {reload} {policy}"), &[("reload", reload)], &|p| {
+                native(p, name);
+                p["spec"]["initContainers"][0]["command"] = json!([command, "--name=a"]);
+                p["spec"]["restartPolicy"] = json!(policy);
+            });
+        }
+    }
+    with("native by its image", &[], &|p| {
+        native(p, "store");
+        p["spec"]["initContainers"][0].as_object_mut().expect("a container").remove("command");
+        p["spec"]["initContainers"][0]["image"] = json!("registry.example:5000/mirror/etcd:v3.6.13");
+    });
+    with("two native ones", &[], &|p| {
+        native(p, "store");
+        let mut second = p["spec"]["initContainers"][0].clone();
+        second["name"] = json!("second");
+        p["spec"]["initContainers"].as_array_mut().expect("init containers").push(second);
+    });
+    with("a native one and a main one", &[], &|p| {
+        native(p, "store");
+        etcd(p, "command", json!(["etcd"]));
+    });
+    with("one that ends", &[], &|p| {
+        native(p, "etcd");
+        p["spec"]["initContainers"][0].as_object_mut().expect("a container").remove("restartPolicy");
+    });
+    let full = json!({"requests": {"cpu": "500m", "memory": "512Mi"}});
+    let all =
+        ["", "requests.memory=none,limits.memory=none", "requests.memory=20Mi", "limits.memory=2Gi", "limits.cpu=2"];
+    // Requests of the pod that are missing the API server makes of its containers' before a policy sees them.
+    for (bounds, annotations) in [
+        (full.clone(), &all[..]),
+        (json!({"requests": {"cpu": "1", "memory": "600Mi"}, "limits": {"cpu": "1", "memory": "1Gi"}}), &all[..]),
+        (json!({"limits": {"cpu": "1", "memory": "1Gi"}}), &all[..2]),
+        (json!({"limits": {"memory": "1Gi"}}), &all[..2]),
+    ] {
+        for resources in annotations {
+            let resources = *resources;
+            let annotations = [("resources", resources)];
+            let annotations = if resources.is_empty() { &[][..] } else { &annotations[..] };
+            with(&format!("bounded by {bounds} {resources}"), annotations, &|p| {
+                p["spec"]["resources"] = bounds.clone();
+                etcd(p, "resources", full.clone());
+            });
+        }
+    }
     pods
+}
+
+/// Makes the member a native sidecar of this name, beside a main container.
+fn native(pod: &mut Value, name: &str) {
+    let mut etcd = pod["spec"]["containers"][0].take();
+    etcd["name"] = json!(name);
+    etcd["restartPolicy"] = json!("Always");
+    pod["spec"]["initContainers"] = json!([etcd]);
+    pod["spec"]["containers"] =
+        json!([{"name": "app", "image": "app", "command": ["/app"], "securityContext": {"runAsUser": 4000}}]);
 }
 
 /// Members whose command lines stand in the way, and the reason.
@@ -364,7 +422,15 @@ pub fn refused_lines() -> Vec<(Value, &'static str)> {
         pod
     };
     let etcdctl = json!({"exec": {"command": ["sh", "-c", "etcdctl --cacert=/a endpoint health"]}});
+    let mut by_script = member(&[("options", "env")]);
+    native(&mut by_script, "store");
+    by_script["spec"]["initContainers"][0]["command"] = json!(["sh", "-c", "exec etcd"]);
     vec![
+        (
+            with(json!(["sh", "-c", "export ETCD_CONFIG_FILE=/a; etcd"]), json!(null), "etcd"),
+            "a config file of etcd overrides the environment",
+        ),
+        (by_script, "which of the containers run etcd is not told"),
         (with(json!(["etcd", "--cert-file=/a"]), json!(null), "etcd"), "etcd stops at both"),
         (with(json!(["sh", "-c", "exec etcd -peer-key-file /a"]), json!(null), "etcd"), "etcd stops at both"),
         (with(json!(["sh", "-c", "export ETCD_KEY_FILE=/a; etcd"]), json!(null), "etcd"), "etcd stops at both"),

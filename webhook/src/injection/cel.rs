@@ -9,23 +9,28 @@
 //! settings    the annotations, as variables of CEL
 //! pod         the containers that are meant, users, the way to restart etcd
 //! problems    why a pod is refused
+//! room        the part of that about resources
 //! patch       the JSON patch
+//! warnings    what would fail all the same
 //! ```
 //!
 //! Two policies have the same variables. The mutating one changes nothing where there are problems; the validating one, which
-//! looks at what came of it, refuses the pod for them, or where it was not injected into.
+//! looks at what came of it, refuses the pod for them, or where it was not injected into. A third one warns and refuses nothing.
 
 mod patch;
 mod pod;
 mod problems;
+mod room;
 mod settings;
 mod template;
 mod text;
+mod warnings;
 
 use etcd_tls_contract::names;
 use serde_json::{Value, json};
 
 use self::template::Template;
+pub use self::warnings::WARNINGS;
 use super::Config;
 
 /// The name of both policies and of the PodTemplate with the image. Those of their bindings begin with it.
@@ -87,6 +92,7 @@ pub fn policies(config: &Config, image: Image) -> Result<Vec<Value>, CelError> {
     let template = Template::of(config)?;
     let mut variables = settings::variables(config);
     variables.extend(pod::variables(config, &template)?);
+    let mut warning = warnings::spec(&variables);
     variables.push(variable("words", template.words()?));
     variables.push(variable("problems", problems::problems(&template)));
     let variables: Vec<Value> = variables.iter().map(|v| json!({"name": v.name, "expression": v.expression})).collect();
@@ -128,9 +134,14 @@ pub fn policies(config: &Config, image: Image) -> Result<Vec<Value>, CelError> {
             json!({"name": POLICY, "namespace": names::SYSTEM_NAMESPACE, "parameterNotFoundAction": "Deny"});
     }
     let mut objects = vec![object("MutatingAdmissionPolicy", POLICY, mutating)];
-    objects.extend(bindings("MutatingAdmissionPolicyBinding", &bound));
+    objects.extend(bindings("MutatingAdmissionPolicyBinding", POLICY, &bound));
     objects.push(object("ValidatingAdmissionPolicy", POLICY, validating));
-    objects.extend(bindings("ValidatingAdmissionPolicyBinding", &json!({"validationActions": ["Deny"]})));
+    objects.extend(bindings("ValidatingAdmissionPolicyBinding", POLICY, &json!({"validationActions": ["Deny"]})));
+    warning["matchConstraints"] = constraints();
+    warning["matchConditions"] = conditions();
+    objects.push(object("ValidatingAdmissionPolicy", WARNINGS, warning));
+    let actions = json!({"validationActions": ["Warn", "Audit"]});
+    objects.extend(bindings("ValidatingAdmissionPolicyBinding", WARNINGS, &actions));
     Ok(objects)
 }
 
@@ -148,7 +159,7 @@ fn constraints() -> Value {
 
 /// A binding for the pods of labelled namespaces and one for labelled pods anywhere: the selectors of one are ANDed, and conditions
 /// do not see the namespace.
-fn bindings(kind: &str, spec: &Value) -> Vec<Value> {
+fn bindings(kind: &str, policy: &str, spec: &Value) -> Vec<Value> {
     let anywhere = json!({"objectSelector": {"matchLabels": {names::LABEL: names::DYNAMIC}}});
     let labelled = [names::DISABLED, names::DYNAMIC];
     let namespaces = json!({
@@ -157,11 +168,11 @@ fn bindings(kind: &str, spec: &Value) -> Vec<Value> {
     });
     let bound = |(name, resources): (String, Value)| {
         let mut spec = spec.clone();
-        spec["policyName"] = POLICY.into();
+        spec["policyName"] = policy.into();
         spec["matchResources"] = resources;
         object(kind, &name, spec)
     };
-    [(format!("{POLICY}-namespaces"), namespaces), (format!("{POLICY}-pods"), anywhere)].map(bound).to_vec()
+    [(format!("{policy}-namespaces"), namespaces), (format!("{policy}-pods"), anywhere)].map(bound).to_vec()
 }
 
 fn object(kind: &str, name: &str, spec: Value) -> Value {
@@ -186,7 +197,8 @@ fn conditions() -> Value {
             "expression": format!(
                 "{label} in object.metadata.?labels.orValue({{}})\n\
                  || {roles} in object.metadata.?annotations.orValue({{}})\n\
-                 || object.spec.containers.exists(c, c.name == {etcd})"
+                 || object.spec.containers.exists(c, c.name == {etcd})\n\
+                 || object.spec.?initContainers.orValue([]).exists(c, c.name == {etcd} && c.?restartPolicy.orValue('') == 'Always')"
             ),
         },
     ])

@@ -12,8 +12,12 @@ use crate::injection::Config;
 /// The expression of the mutation: a list of operations, empty where there are problems or all is in place.
 pub(super) fn patch(config: &Config, template: &Template) -> Result<String, CelError> {
     let warnings = literal(names::WARNINGS_ANNOTATION);
-    let mut parts =
-        vec![equip(template), append("object.spec.?volumes", "/spec/volumes", &template.volumes()?), groups()];
+    let mut parts = vec![
+        equip(template),
+        probe(template),
+        append("object.spec.?volumes", "/spec/volumes", &template.volumes()?),
+        groups(),
+    ];
     parts.extend(pull_secrets(config));
     parts.push(prepend(&template.containers()?));
     parts.push(
@@ -21,11 +25,6 @@ pub(super) fn patch(config: &Config, template: &Template) -> Result<String, CelE
          ? [JSONPatch{op: 'add', path: '/spec/shareProcessNamespace', value: true}] : [])"
             .to_owned(),
     );
-    parts.push(format!(
-        "(variables.reload == 'probe' ? [JSONPatch{{op: 'add', path: '/spec/containers/'\n\
-         + string(object.spec.containers.map(c, c.name).indexOf(variables.etcdNames[0])) + '/livenessProbe', value: {}}}] : [])",
-        template.probe()
-    ));
     // Only admission's own warnings stand there.
     parts.push(format!(
         "({warnings} in variables.annotations\n\
@@ -39,12 +38,23 @@ pub(super) fn patch(config: &Config, template: &Template) -> Result<String, CelE
     ))
 }
 
+/// The path of the container `c`, as long as its list has no new items.
+const PATH: &str = "'/spec/' + (variables.main.exists(m, m.name == c.name) ? 'containers/' : 'initContainers/')\n\
+                    + string((variables.main.exists(m, m.name == c.name) ? object.spec.containers : variables.init)\
+                    .map(m, m.name).indexOf(c.name))";
+
+/// The liveness probe of the first container with etcd.
+fn probe(template: &Template) -> String {
+    format!(
+        "(variables.reload == 'probe' ? variables.etcd.filter(c, c.name == variables.etcdNames[0]).map(c,\n\
+         JSONPatch{{op: 'add', path: {PATH} + '/livenessProbe', value: {}}}) : [])",
+        template.probe()
+    )
+}
+
 /// Environment and mount of each target.
 fn equip(template: &Template) -> String {
-    let mount = template.mount();
-    let base = "'/spec/' + (variables.main.exists(m, m.name == c.name) ? 'containers/' : 'initContainers/')\n\
-                + string((variables.main.exists(m, m.name == c.name) ? object.spec.containers : variables.init).map(m, m.name)\
-                .indexOf(c.name))";
+    let (mount, base) = (template.mount(), PATH);
     format!(
         "variables.targets.transformList(i, c,\n\
          (size(variables.env[i]) == 0 ? []\n\

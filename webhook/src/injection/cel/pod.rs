@@ -11,7 +11,7 @@ use super::{
 use crate::injection::{Config, reload::POWERS};
 
 /// All words that a container runs, probes and hooks included, as one text.
-fn line(container: &str) -> String {
+pub(super) fn line(container: &str) -> String {
     let hooks = ["livenessProbe", "readinessProbe", "startupProbe", "lifecycle.?postStart", "lifecycle.?preStop"];
     let hooks = hooks.map(|hook| format!(" + {container}.?{hook}.?exec.?command.orValue([])")).join("");
     format!("({container}.?command.orValue([]) + {container}.?args.orValue([]){hooks}).join(' ')")
@@ -20,6 +20,11 @@ fn line(container: &str) -> String {
 /// Whether a container is seen to run etcd by its own command or its image's.
 const RUNS_ETCD: &str = "(c.name == 'etcd' || (size(c.?command.orValue([])) == 0 ? c.?args[?0].orValue('').startsWith('-')\n\
                          : c.command[0].matches('(^|/)etcd$')))";
+
+/// Whether a native sidecar, or the main container beside it, is seen to run etcd: by its command line, or by its image's name where
+/// it runs the image's own.
+pub(super) const IS_ETCD: &str = "(size(c.?command.orValue([])) == 0 ? c.?image.orValue('').matches('(^|/)etcd([:@]|$)')\n\
+                       : c.command[0].matches('(^|/)etcd$'))";
 
 /// The variables, each with those before it in its expression.
 pub(super) fn variables(config: &Config, template: &Template) -> Result<Vec<Variable>, CelError> {
@@ -44,12 +49,20 @@ pub(super) fn variables(config: &Config, template: &Template) -> Result<Vec<Vari
         ),
         variable("main", format!("object.spec.containers.filter(c, !(c.name in {ours}))")),
         variable("own", format!("variables.init.filter(c, !(c.name in {ours})) + variables.main")),
+        // Native sidecars, which keep running.
+        variable(
+            "sidecars",
+            format!("variables.init.filter(c, c.?restartPolicy.orValue('') == 'Always' && !(c.name in {ours}))"),
+        ),
+        variable("sidecarsWithEtcd", format!("variables.member ? variables.sidecars.filter(c, {IS_ETCD}) : []")),
         variable(
             "wanted",
             format!(
                 "{} ? {}.split(',')\n\
-                 : variables.main.exists(c, c.name == {etcd}) ? [{etcd}]\n\
-                 : size(variables.main) == 1 ? [variables.main[0].name] : []",
+                 : (variables.main + variables.sidecars).exists(c, c.name == {etcd}) ? [{etcd}]\n\
+                 : size(variables.main) != 1 ? []\n\
+                 : size(variables.sidecarsWithEtcd) == 0 || variables.main.exists(c, {IS_ETCD}) ? [variables.main[0].name]\n\
+                 : size(variables.sidecarsWithEtcd) == 1 ? [variables.sidecarsWithEtcd[0].name] : []",
                 has("containers"),
                 annotation("containers", ""),
                 etcd = literal(names::ETCD_CONTAINER),
@@ -90,13 +103,13 @@ pub(super) fn variables(config: &Config, template: &Template) -> Result<Vec<Vari
 /// Whether a container with etcd is not started again by its own policy.
 pub(super) const OWN_RESTART_POLICY: &str = "variables.etcd.exists(c, c.?restartPolicy.orValue('Always') != 'Always')";
 
+/// Whether a container with etcd is not started again by the pod's policy. One of its own precedes it.
+pub(super) const NEVER: &str =
+    "(object.spec.?restartPolicy.orValue('') == 'Never' && variables.etcd.exists(c, !has(c.restartPolicy)))";
+
 /// Why a signal cannot or must not reach etcd; empty where it can. The first of the reasons that `reload` has.
 fn obstacle(user_of: &str) -> String {
-    let others = format!(
-        "(variables.init.filter(c, c.?restartPolicy.orValue('') == 'Always') + variables.main)\n\
-         .filter(c, !(c.name in variables.etcdNames) && !(c.name in {}))",
-        literals([names::INIT_CONTAINER, names::SIDECAR_CONTAINER])
-    );
+    let others = "(variables.sidecars + variables.main).filter(c, !(c.name in variables.etcdNames))";
     let powers = POWERS.map(|name| [name.to_owned(), format!("CAP_{name}")]).concat();
     [
         ("size(variables.etcd) == 0".to_owned(), "no container runs etcd"),
@@ -105,7 +118,7 @@ fn obstacle(user_of: &str) -> String {
             "has(object.spec.shareProcessNamespace) && !object.spec.shareProcessNamespace".to_owned(),
             "the pod says shareProcessNamespace: false",
         ),
-        ("object.spec.?restartPolicy.orValue('') == 'Never'".to_owned(), "restartPolicy is Never"),
+        (NEVER.to_owned(), "restartPolicy is Never"),
         (OWN_RESTART_POLICY.to_owned(), "a container with etcd has a restartPolicy of its own"),
         ("variables.users.exists(u, u < 0)".to_owned(), "a container with etcd declares no runAsUser"),
         ("variables.users.exists(u, u == 0)".to_owned(), "a container with etcd runs as root"),

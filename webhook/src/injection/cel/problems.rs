@@ -14,7 +14,8 @@ use etcd_tls_contract::{
 };
 
 use super::{
-    pod::OWN_RESTART_POLICY,
+    pod::{IS_ETCD, NEVER, OWN_RESTART_POLICY, line},
+    room,
     settings::{DURATION, PORT, RESOURCE},
     template::Template,
     text::{has, literal, literals, only_if},
@@ -268,6 +269,18 @@ fn structure(template: &Template) -> Vec<(String, String)> {
             format!("which of the containers run etcd is not told without reading their command lines; {INSTEAD}"),
         ),
         (
+            format!(
+                "!({}) && variables.member && size(variables.main) == 1 && size(variables.sidecarsWithEtcd) == 0\n\
+                 && !(variables.main + variables.sidecars).exists(c, c.name == {})\n\
+                 && !variables.main.exists(c, {IS_ETCD}) && variables.sidecars.exists(c, ({}).matches({}))",
+                has("containers"),
+                literal(names::ETCD_CONTAINER),
+                line("c"),
+                literal(&word("etcd"))
+            ),
+            format!("which of the containers run etcd is not told without reading their command lines; {INSTEAD}"),
+        ),
+        (
             format!("variables.server && !({})", has("client-url")),
             "annotate etcd-tls.dev/client-url with where etcd listens for clients, as a container of the pod reaches it, such as https://127.0.0.1:2379".to_owned(),
         ),
@@ -277,6 +290,7 @@ fn structure(template: &Template) -> Vec<(String, String)> {
         ),
     ];
     all.extend(lines(template));
+    all.extend(room::room());
     all.extend(restarts());
     all.extend(conflicts());
     all
@@ -322,7 +336,7 @@ fn lines(template: &Template) -> Vec<(String, String)> {
             format!(
                 "variables.options == 'env' && variables.targets.exists(c, {member} && (c.?env.orValue([]).exists(e, e.name == \
                  'ETCD_CONFIG_FILE')\n|| variables.targetLines[variables.wanted.indexOf(c.name)].matches({})))",
-                literal(&flagged("config-file"))
+                literal(&format!("{}|ETCD_CONFIG_FILE", flagged("config-file")))
             ),
             "a config file of etcd overrides the environment: write options: none, and name the certificates in it".to_owned(),
         ),
@@ -347,10 +361,9 @@ fn lines(template: &Template) -> Vec<(String, String)> {
 
 /// Restarts that the policies cannot arrange.
 fn restarts() -> Vec<(String, String)> {
-    let never = "object.spec.?restartPolicy.orValue('') == 'Never'";
     let mut all = vec![
         (
-            format!("variables.reload == 'probe' && {never}"),
+            format!("variables.reload == 'probe' && {NEVER}"),
             "annotation etcd-tls.dev/reload: probe: restartPolicy is Never, so what it ends stays away".to_owned(),
         ),
         (
@@ -359,7 +372,9 @@ fn restarts() -> Vec<(String, String)> {
                 .to_owned(),
         ),
         (
-            "variables.reload == 'probe' && object.spec.?restartPolicy.orValue('') == 'OnFailure' && !variables.shared".to_owned(),
+            "variables.reload == 'probe' && object.spec.?restartPolicy.orValue('') == 'OnFailure' && !variables.shared\n\
+             && variables.etcd.exists(c, !has(c.restartPolicy))"
+                .to_owned(),
             "annotation etcd-tls.dev/reload: probe: restartPolicy is OnFailure, and an etcd that is process 1 of its container ends \
              with code 0, so kubelet does not start it again; write restartPolicy: Always"
                 .to_owned(),
@@ -369,7 +384,9 @@ fn restarts() -> Vec<(String, String)> {
             format!("annotation etcd-tls.dev/reload: probe: the container has a liveness probe of its own, which would be replaced; {INSTEAD}"),
         ),
         (
-            "variables.reload == 'probe' && size(variables.etcd) > 0 && !variables.main.exists(c, c.name == variables.etcdNames[0])".to_owned(),
+            "variables.reload == 'probe' && size(variables.etcd) > 0\n\
+             && !(variables.main + variables.sidecars).exists(c, c.name == variables.etcdNames[0])"
+                .to_owned(),
             "annotation etcd-tls.dev/reload: probe: the container with etcd is an init container".to_owned(),
         ),
     ];

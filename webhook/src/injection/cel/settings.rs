@@ -13,7 +13,7 @@ use super::{
     text::{annotation, has, literal, literals},
     variable,
 };
-use crate::injection::{Config, parts};
+use crate::injection::{Config, parts, resources::BOUNDED};
 
 /// Durations: whole numbers with the units h, m, s in that order. No larger ones are within the bounds.
 pub(super) const DURATION: &str = "^([0-9]{1,5}h)?([0-9]{1,7}m)?([0-9]{1,9}s)?$";
@@ -82,6 +82,15 @@ pub(super) fn variables(config: &Config) -> Vec<Variable> {
     variables
 }
 
+/// Whether `spec.resources` bounds the whole pod.
+const BOUNDS: &str = "['requests', 'limits'].exists(k, size(object.spec.?resources[?k].orValue({})) > 0)";
+
+/// Whether the annotation gives a request or a limit of a resource.
+pub(super) fn gives(name: &str) -> String {
+    let of = |kind: &str| format!("r.startsWith({})", literal(&format!("{kind}.{name}=")));
+    format!("variables.givenResources.exists(r, {} || {})", of("requests"), of("limits"))
+}
+
 /// What each resource is: the pod's, else the default. A request above a limit that is only a default raises it, and a limit
 /// below a request that is only a default lowers that, as [`Resources::over`] has it.
 fn of_resources(config: &Config) -> Vec<Variable> {
@@ -101,7 +110,11 @@ fn of_resources(config: &Config) -> Vec<Variable> {
     let named = |name: &str| {
         let given = given(name);
         let length = name.len() + 1;
-        format!("(size({given}) > 0 ? {given}[0].substring({length}) : {})", literal(&default(name)))
+        let mut otherwise = literal(&default(name));
+        if let Some((_, of)) = name.split_once('.').filter(|(_, of)| BOUNDED.contains(of)) {
+            otherwise = format!("({BOUNDS} && !({}) ? 'none' : {otherwise})", gives(of));
+        }
+        format!("(size({given}) > 0 ? {given}[0].substring({length}) : {otherwise})")
     };
     let names: Vec<(&str, &str)> = resources().collect();
     let mut variables = Vec::new();
