@@ -64,7 +64,7 @@ fn a_native_sidecar_that_runs_something_else_is_not_taken_for_etcd() {
     let beside = |change: fn(&mut Value)| {
         mounted(
             &injected(&pod("proxy", |pod| {
-                pod["spec"]["containers"][0]["command"] = json!(["/app", "--listen-client-urls=https://0.0.0.0:2379"]);
+                pod["metadata"]["annotations"] = json!({"etcd-tls.dev/options": "env"});
                 change(&mut pod["spec"]["initContainers"][0]);
             }))
             .0,
@@ -89,6 +89,7 @@ fn a_native_sidecar_that_runs_something_else_is_not_taken_for_etcd() {
     let ends = pod("restore", |pod| {
         pod["spec"]["initContainers"][0].as_object_mut().unwrap().remove("restartPolicy");
         pod["spec"]["initContainers"][0]["command"] = json!(["etcd", "--version"]);
+        pod["metadata"]["annotations"] = json!({"etcd-tls.dev/options": "env"});
     });
     assert_eq!(mounted(&injected(&ends).0), ["app"]);
     let two = pod("store", |pod| {
