@@ -114,7 +114,12 @@ async fn a_pod_with_resources_of_its_own_takes_no_more() {
             json!({"requests": {"cpu": "10m", "memory": "16Mi"}}),
             "must be greater than or equal to aggregate container requests of 510m",
         ),
-        (json!({"limits": {"memory": "600Mi"}}), "must be less than or equal to pod limits"),
+        // A limit without a request is the request, too.
+        (
+            json!({"limits": {"memory": "600Mi"}}),
+            "must be greater than or equal to aggregate container requests of 1112Mi",
+        ),
+        (json!({"requests": {"memory": "0"}, "limits": {"memory": "600Mi"}}), "600Mi"),
     ] {
         let mut more = pod.clone();
         more["spec"]["initContainers"][1]["resources"] = resources;

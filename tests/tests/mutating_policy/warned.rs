@@ -1,7 +1,9 @@
 //! The warnings of the third policy, as kubectl shows them.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
-use tests::{apiserver::ApiServer, temp::TempDir};
+use tests::{apiserver::ApiServer, eventually, temp::TempDir};
 
 use super::{NAMESPACE, member, start};
 
@@ -143,6 +145,11 @@ fn warned() -> Vec<(Change, &'static str, &'static str)> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pod_that_would_fail_or_stay_in_plain_text_is_warned_of() {
     let Some(api) = start().await else { return };
+    eventually("the policy that warns is in force", Duration::from_secs(60), || async {
+        let said = warnings(&api, &good(&[], |spec| set(spec, "listen-client-urls", "http://0.0.0.0:2379")));
+        if said.is_empty() { Err("no warning yet".to_owned()) } else { Ok(()) }
+    })
+    .await;
     let mut faults = Vec::new();
     for (change, container, words) in warned() {
         let pod = good(&[], &change);
