@@ -1,6 +1,6 @@
 //! A pod's own resources (`spec.resources`, Kubernetes 1.34 and later), which bound all of its containers together.
 //!
-//! The API server takes no pod whose containers request more than the pod, nor a limit above the pod's. A request that `spec.resources`
+//! The API server takes no pod whose containers request more than the pod. A request that `spec.resources`
 //! lacks it makes of those of the containers, before admission adds ours. So our containers have none of their own there.
 
 use etcd_tls_contract::settings::Quantity;
@@ -28,7 +28,7 @@ impl<'a> Work<'a> {
         for name in BOUNDED {
             let (request, limit) = (quantity(pod, "requests", name), quantity(pod, "limits", name));
             if self.settings.resources.gives(name) {
-                self.check_room(name, request.or_else(|| limit.clone()).as_ref(), limit.as_ref());
+                self.check_room(name, request.or(limit).as_ref());
             } else {
                 self.settings.resources.leave_out(name);
                 let of = usual.requests().find(|(of, _)| *of == name).map_or("", |(_, text)| text);
@@ -44,19 +44,12 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Whether the pod's request and limit have room for what the annotation gives our containers.
-    fn check_room(&mut self, name: &str, request: Option<&Quantity>, limit: Option<&Quantity>) {
+    /// Whether the pod's request, else its limit, has room for what the annotation gives our containers.
+    fn check_room(&mut self, name: &str, request: Option<&Quantity>) {
         let ours = self.settings.resources.over(&parts::default_resources(self.config));
         let of = |map: &std::collections::BTreeMap<String, Option<Quantity>>| map.get(name).cloned().flatten();
         let (our_request, our_limit) = (of(&ours.requests), of(&ours.limits));
         let fix = format!("raise it in spec.resources, or write requests.{name}=none,limits.{name}=none");
-        if let (Some(ours), Some(limit)) = (&our_limit, limit)
-            && ours.milli() > limit.milli()
-        {
-            self.problems.push(format!(
-                "annotation etcd-tls.dev/resources: limits.{name} of etcd-tls's containers is {ours}, and the pod's is {limit}; {fix}"
-            ));
-        }
         // A limit without a request is the request, too.
         let Some(added) = our_request.or(our_limit) else { return };
         let others = self.pod.containers.iter().filter(|c| c.runs_on() && !c.is_injected());

@@ -16,17 +16,6 @@ pub(super) fn room() -> Vec<(String, String)> {
         let number = |text: &str| format!("quantity(string({text})).asApproximateFloat()");
         let of_container = format!("c.?resources.?requests[?{key}].orValue(c.?resources.?limits[?{key}].orValue('0'))");
         let fix = format!("raise it in spec.resources, or write requests.{name}=none,limits.{name}=none");
-        all.push((
-            format!(
-                "{fine} && {limit} != 'none' && {}.hasValue() && {} > {}",
-                own("limits"),
-                number(&limit),
-                number(&format!("{}.orValue('0')", own("limits")))
-            ),
-            format!(
-                "annotation etcd-tls.dev/resources: limits.{name} of etcd-tls's containers is above the pod's; {fix}"
-            ),
-        ));
         let ours = format!("({request} != 'none' ? {request} : {limit} != 'none' ? {limit} : '0')");
         all.push((
             format!(
