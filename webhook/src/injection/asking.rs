@@ -218,7 +218,7 @@ impl<'a> Work<'a> {
                     ));
                 }
                 None if !client && !options.own_client_flags => {
-                    say(format!("container {name}: {place} runs etcdctl, which needs a client certificate: {advice}"))
+                    say(format!("container {name}: {place} runs etcdctl, which needs a client certificate: {advice}"));
                 }
                 _ => {}
             }
