@@ -30,6 +30,7 @@ pub mod policy;
 pub mod ports;
 pub mod process;
 pub mod revocation;
+pub mod self_hosted;
 pub mod signer;
 pub mod stack;
 pub mod supervisor;
