@@ -277,7 +277,8 @@ impl<'a> Work<'a> {
         }
         let share = reload.share;
         let ports: BTreeSet<u16> = if runs_etcd { mesh::ports(&listeners) } else { BTreeSet::new() };
-        self.warnings.extend(mesh::warnings(&self.pod, args.admin_port, &ports));
+        let users = mesh::Users { own: user, etcd: etcd.first().and_then(|c| self.pod.user(c)) };
+        self.warnings.extend(mesh::warnings(&self.pod, args.admin_port, &ports, users));
         let injected = self.containers(args, user, share, &mut patch);
         if share && injected {
             patch.set(&["spec", "shareProcessNamespace"], true);

@@ -168,3 +168,24 @@ fn a_mesh_is_warned_of() {
     let said = warnings.join("; ");
     assert!(said.contains("traffic.sidecar.istio.io/excludeOutboundPorts: \"443,2379,2380\""), "{said}");
 }
+
+#[test]
+fn a_mesh_lets_the_init_container_through_where_it_runs_as_its_proxys_user() {
+    let as_user = |user: Option<u64>| {
+        let config = Config { user, ..config() };
+        let mut pod = with(|pod| {
+            pod["metadata"]["labels"]["sidecar.istio.io/inject"] = json!("true");
+            // Where etcd's user is declared, it is ours as well.
+            pod["spec"]["containers"][0].as_object_mut().unwrap().remove("securityContext");
+        });
+        let Decision::Inject { patch, warnings } = decide(&pod, &config, ORIGIN) else { panic!() };
+        patch.apply(&mut pod).unwrap();
+        (init(&pod)[0]["securityContext"]["runAsUser"].clone(), warnings.join("; "))
+    };
+    let (_, said) = as_user(None);
+    let flag = said.split("--sidecar-user=").nth(1).and_then(|rest| rest.split(')').next()).unwrap();
+    // As it says.
+    let (user, said) = as_user(Some(flag.parse().unwrap()));
+    assert_eq!(user, json!(1337));
+    assert!(said.contains("excludeOutboundPorts: \"2379,2380\"") && !said.contains("443"), "{said}");
+}
