@@ -422,3 +422,26 @@ fn said_own(suites: &str) -> Vec<String> {
         }
     })
 }
+
+/// An image whose scripts give etcdctl its certificates by flag; and a script of which nobody knows what it gives.
+#[test]
+fn etcdctls_environment_is_not_doubled_and_the_annotation_options_is_for_it_too() {
+    let client = |options: &str, image: &str, command: Value| {
+        with(|pod| {
+            pod["metadata"]["annotations"] = json!({"etcd-tls.dev/roles": "client", "etcd-tls.dev/options": options});
+            pod["spec"]["containers"][0]["image"] = json!(image);
+            pod["spec"]["containers"][0]["command"] = command;
+        })
+    };
+    let set = |pod: &Value| ["ETCDCTL_CACERT", "ETCDCTL_CERT", "ETCDCTL_KEY"].map(|name| env(pod, 0, name).is_some());
+    let own = |options: &str| client(options, "bitnami/etcd:3.5", Value::Null);
+    assert_eq!(set(&injected(&own("auto")).0), [false; 3]);
+    assert_eq!(set(&injected(&own("none")).0), [false; 3]);
+    assert_eq!(set(&injected(&own("env")).0), [true; 3]);
+
+    let unknown = |options: &str| client(options, "etcd", json!(["sh", "-c", "etcdctl $FLAGS get x"]));
+    let said = refused(&unknown("auto"));
+    assert!(said.contains("the flags of etcdctl are unknown") && said.contains("ETCDCTL_CERT=/etc/etcd/tls"), "{said}");
+    assert_eq!(set(&injected(&unknown("env")).0), [true; 3]);
+    assert_eq!(set(&injected(&unknown("none")).0), [false; 3]);
+}
