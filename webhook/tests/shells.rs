@@ -135,7 +135,29 @@ impl Random {
         let (flags, flag) = (self.flags(), self.flag());
         let name = self.pick(&["A", "B"]);
         let inner = |random: &mut Self| if depth < 2 { random.statement(depth + 1) } else { "true".to_owned() };
-        match self.below(55) {
+        match self.below(61) {
+            55 => format!("cat > ./run <<'EOF'\n#!/bin/sh\nexec etcd {flag} \"$@\"\nEOF\nchmod +x ./run"),
+            56 => format!("echo 'etcd {flag}' >> ./run"),
+            57 => format!("printf '%s\\n' '#!/bin/sh -e' 'exec etcd {flag}' > run && chmod +x run"),
+            58 => format!("cat > ./run <<EOF\n{name}='{flag}'\nexec etcd \\${name} ${name} \\\\\nEOF\nchmod +x ./run"),
+            59 => format!("echo \"{name}='{flags}'\" > ./file; cat ./file > ./run; . ./file"),
+            60 => self
+                .pick(&[
+                    "sed -i s/cert-file/key-file/ ./run",
+                    "cp ./file ./run",
+                    "cd ..",
+                    "rm -f ./run",
+                    "mv ./file run",
+                    ": > ./run",
+                    "(echo 'etcd --cert-file=/x' > ./run)",
+                    "[ -d /nope ] || echo 'etcd --key-file=/y' > ./run",
+                    "set -C",
+                    "sh -c 'echo etcd --trusted-ca-file=/z >> ./run'",
+                    "echo 'etcd --client-cert-auth' | tee ./run",
+                    "for f in ./run; do echo 'exec etcd --cert-file=/x' > $f; done",
+                    "exec > ./run",
+                ])
+                .to_owned(),
             41 => format!("for ((i = 0; i < 2; i++)); do {name}=\"${name} {flag}\"; done"),
             42 => format!("((n = 1)); {name}=\"{flag}\"; ((n++))"),
             43 => format!("f() {{ etcd {flag}; }}\n((f))"),
@@ -207,7 +229,22 @@ impl Random {
     /// The command that runs etcd.
     fn run(&mut self) -> String {
         let etcd = self.etcd();
-        match self.below(40) {
+        match self.below(43) {
+            39..42 => {
+                let flags = self.flags();
+                self.pick(&[
+                    "exec ./run",
+                    ". ./run",
+                    "sh ./run",
+                    "./run",
+                    "gosu etcd ./run",
+                    "bash -e ./run x",
+                    "{ ./run; }",
+                ])
+                .to_owned()
+                    + " "
+                    + &flags
+            }
             33 => format!("cat <<EOF | sh\n{etcd}\nEOF"),
             34 => format!("cat <<'EOF' | gosu etcd sh -e\n{}\n{etcd}\nEOF", self.statement(1)),
             35 => format!("sh <<< \"{}\"", etcd.replace('"', "\\\"")),

@@ -30,6 +30,7 @@ use super::{json::Json, view::Container};
 mod environment;
 mod programs;
 mod run;
+mod sed;
 mod shell;
 mod text;
 

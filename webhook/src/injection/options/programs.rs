@@ -1,6 +1,9 @@
 //! The effect of a program's words: it runs another program, reads a script, or does nothing that matters here.
 
-use super::text::{Kind, Part, Text};
+use super::{
+    sed,
+    text::{Kind, Part, Text},
+};
 
 /// A program whose options matter here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,6 +32,8 @@ pub(super) enum Step {
     Image,
     /// Runs the script at `.0`, with the words behind `.1` as its arguments.
     Shell(usize, usize, Passed),
+    /// A shell runs the file at `.0`; the reason why its script is not known, unless a script wrote it.
+    File(usize, String),
     /// A shell of this name, which runs the script that it reads.
     Stdin(String, Passed),
     /// Runs the program at `.0`.
@@ -139,12 +144,11 @@ pub(super) fn step(words: &[Text]) -> Step {
         words[1..].iter().all(|word| word.as_str().is_some_and(|text| what.iter().all(|w| !text.contains(w))))
     };
     let harmless = match name {
-        "awk" | "gawk" | "mawk" => without(&["system", "|"]),
-        // GNU sed runs programs by `e`, alone or at the end of an expression.
-        "sed" => {
-            without(&["etcd ", "/e", "|e", ",e", "#e", ";e", "e;"])
-                && !words.iter().any(|w| matches!(w.as_str(), Some("e" | "1e" | "$e")))
+        "awk" | "gawk" | "mawk" => {
+            without(&["system", "|"])
+                && !words.iter().any(|w| w.prefix().starts_with("-f") || w.prefix().starts_with("--file"))
         }
+        "sed" => sed::is_plain(&words[1..]),
         "find" => without(&["-exec", "-ok"]),
         "tar" => without(&["exec", "command", "-I", "program"]),
         _ => has(HARMLESS, name),
@@ -177,7 +181,9 @@ fn shell(words: &[Text], name: &str) -> Step {
     }
     match words.get(at) {
         Some(_) if string => Step::Shell(at, at + 1, Passed::default()),
-        Some(file) => unknown(format!("with the script {}, which is not written in the pod", file.shown())),
+        Some(file) => {
+            Step::File(at, format!("starts {name} with the script {}, which is not written in the pod", file.shown()))
+        }
         None if string => unknown("without the script of -c".to_owned()),
         None => Step::Stdin(name.to_owned(), Passed::default()),
     }
@@ -279,6 +285,11 @@ pub(super) fn output(words: &[Text]) -> Text {
             }
             Kind::Any
         }
+        ("printf", _) => match formatted(words) {
+            // As `$(…)` leaves it.
+            Some(text) => return trimmed(text),
+            None => Kind::Any,
+        },
         ("which", [program]) | ("command", ["-v", program]) if *program != "$" => return Text::known(program),
         ("hostname", [] | ["-s" | "-f"]) | ("nproc", _) | ("id", ["-u" | "-g"]) => Kind::Word,
         ("date", []) => Kind::Words,
@@ -288,4 +299,43 @@ pub(super) fn output(words: &[Text]) -> Text {
         _ => Kind::Any,
     };
     Text::hole(shown, kind)
+}
+
+/// What printf prints by a format of text, `%s` and ends of lines.
+pub(super) fn formatted(words: &[Text]) -> Option<Text> {
+    let format = words.get(1)?.as_str()?.replace("\\n", "\n");
+    let pieces: Vec<&str> = format.split("%s").collect();
+    if format.starts_with('-') || pieces.iter().any(|piece| piece.contains(['%', '\\'])) {
+        return None;
+    }
+    let mut text = Text::default();
+    let mut rest = &words[2..];
+    loop {
+        for (index, piece) in pieces.iter().enumerate() {
+            if index > 0
+                && let Some((first, others)) = rest.split_first()
+            {
+                if first.loose().is_some() {
+                    return None;
+                }
+                text.append(first, true);
+                rest = others;
+            }
+            text.push_str(piece);
+        }
+        if rest.is_empty() || pieces.len() == 1 {
+            return Some(text);
+        }
+    }
+}
+
+/// Without the ends of lines behind it.
+fn trimmed(mut text: Text) -> Text {
+    if let Some(Part::Known(last)) = text.0.last_mut() {
+        last.truncate(last.trim_end_matches('\n').len());
+        if last.is_empty() {
+            text.0.pop();
+        }
+    }
+    text
 }

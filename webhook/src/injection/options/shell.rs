@@ -18,6 +18,7 @@ use super::{
 };
 
 mod commands;
+mod files;
 mod grammar;
 mod input;
 mod lists;
@@ -76,6 +77,16 @@ pub(super) struct Shell<'e> {
     functions: BTreeMap<String, Option<Script>>,
     /// Files that the scripts write: a program of such a name is not the system's any more.
     written: BTreeSet<String>,
+    /// Of these it is certain what is in them.
+    files: BTreeMap<String, Text>,
+    /// Where the output of the command goes that is being read, and what is there before, where that is known.
+    target: Option<(String, Option<Text>)>,
+    /// Names of files that are perhaps written, so that what is in them is not certain later either.
+    unsure: BTreeSet<String>,
+    /// How many files there were of which it was certain.
+    recorded: usize,
+    /// It is not certain that a script of its own, which is being followed, runs, or that what it prints is in the file.
+    branch: bool,
     /// How many commands were followed, what the last one prints, and how many assignments there were.
     commands: usize,
     output: Text,
@@ -127,6 +138,11 @@ impl<'e> Shell<'e> {
             tainted: BTreeSet::new(),
             functions: BTreeMap::new(),
             written: BTreeSet::new(),
+            files: BTreeMap::new(),
+            target: None,
+            unsure: BTreeSet::new(),
+            recorded: 0,
+            branch: false,
             commands: 0,
             output: Text::default(),
             input: None,

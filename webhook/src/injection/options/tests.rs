@@ -81,7 +81,7 @@ fn values_by_expansions_are_read_and_flags_by_them_are_refused() {
         "\"${HOSTNAME,,}\"",
         "${HOSTNAME//./-}",
         "${HOSTNAME:0:8}",
-        "\"${LIST[0]}\"",
+        "\"${LIST[0]%,}\"",
         "\"${LIST[*]/%/x}\"",
         "$((n++))",
     ] {
@@ -323,4 +323,89 @@ fn long_scripts_are_read_all_the_same() {
     let env: Vec<Value> = (0..20_000).map(|n| json!({"name": format!("v{n}")})).collect();
     let args = vec!["$(v1)"; 20_000];
     assert!(read(&json!({"command": ["etcd"], "args": args, "env": env})).runs_etcd());
+}
+
+#[test]
+fn a_script_that_a_script_writes_is_followed() {
+    for script in [
+        "cat > /w/run <<EOF\n#!/bin/sh\nexec etcd --cert-file=/a\nEOF\nchmod +x /w/run\nexec /w/run",
+        "cat <<'EOF' >./run\n#!/bin/bash -e\nA=--cert-file=/a\nexec etcd $A\nEOF\nchmod +x ./run && ./run",
+        "A=--cert-file=/a\ncat > /w/run <<EOF\netcd $A\nEOF\nsh -e /w/run",
+        "cat > /w/run <<EOF\nA=--cert-file=/a\nexec etcd \\$A\nEOF\n. /w/run",
+        "cat > /w/run <<'EOF'\nexec gosu etcd etcd \"$@\"\nEOF\nbash /w/run --cert-file=/a",
+        "echo '#!/bin/sh' > /w/run; echo 'exec etcd --cert-file=/a' >> /w/run; chmod 755 /w/run; gosu etcd /w/run",
+        "printf '%s\\n' '#!/usr/bin/env sh' 'exec etcd --cert-file=/a' > /w/run; exec /w/run",
+        "printf '#!/bin/sh\\nexec etcd --cert-file=/a\\n' > /w/run; exec /w/run",
+        "echo A=--cert-file=/a > /w/env; . /w/env; exec etcd $A",
+        "f() { echo \"exec etcd $1\" > /w/run; }\nf --cert-file=/a\nsh /w/run",
+    ] {
+        let options = command(&["sh", "-c", script]);
+        assert_eq!(options.untold, None, "{script}");
+        assert_eq!(options.flag(Tool::Etcd, "cert-file"), text("/a"), "{script}");
+    }
+    let written = "echo 'exec etcd --cert-file=/a' > /w/run";
+    for script in [
+        // It is not certain what is in it.
+        "echo \"exec etcd $UNKNOWN\" > /w/run; sh /w/run",
+        "[ -f /x ] && echo 'exec etcd --cert-file=/a' > /w/run; sh /w/run",
+        "[ -f /x ] && sh -c \"echo 'exec etcd --cert-file=/a' > /w/run\"; sh /w/run",
+        "if [ -f /x ]; then echo etcd --cert-file=/a > /w/run; else echo etcd --key-file=/a > /w/run; fi; sh /w/run",
+        "echo 'exec etcd --cert-file=/a' > /w/run & sh /w/run",
+        "echo 'exec etcd --cert-file=/a' >> /w/run; sh /w/run",
+        "echo 'exec etcd --cert-file=/a' > /w/run > /w/other; sh /w/run",
+        "set -C; echo 'exec etcd --cert-file=/a' > /w/run; sh /w/run",
+        "{ echo 'exec etcd --cert-file=/a'; date; } > /w/run; sh /w/run",
+        "echo 'import os' > /w/run; python3 /w/run",
+        "printf '#!/usr/bin/python3\\nimport os\\n' > /w/run; /w/run",
+        &format!("{written}; sed -i s/cert/key/ /w/run; sh /w/run"),
+        &format!("{written}; cp -r /scripts/. /w; sh /w/run"),
+        &format!("{written}; cd /x; sh ./w/run"),
+        &format!("{written}; echo 'etcd --key-file=/b' > \"$F\"; sh /w/run"),
+        &format!("{written}; echo 'etcd --key-file=/b' > /w/../w/run; sh /w/run"),
+        &format!("{written}; etcdctl snapshot save /w/run; sh /w/run"),
+        &format!("{written}; run"),
+    ] {
+        assert!(command(&["sh", "-c", script]).untold.is_some(), "{script}");
+    }
+}
+
+#[test]
+fn items_of_known_lists_are_known() {
+    for script in
+        ["A=(x --cert-file=/a); exec etcd \"${A[@]:1}\"", "A=(x --cert-file=/a); exec etcd ${A[1]} \"${A[-1]}\""]
+    {
+        let options = command(&["bash", "-c", script]);
+        assert_eq!(options.untold, None, "{script}");
+        assert_eq!(options.flag(Tool::Etcd, "cert-file"), text("/a"), "{script}");
+    }
+    for script in [
+        // How many words there are before it, or whether there is one, is not known.
+        "A=($UNKNOWN --cert-file=/a); etcd \"${A[@]:1}\"",
+        "A=($(hostname -I) --cert-file=/a); etcd \"${A[1]}\"",
+        "A=(x); A[1]=--cert-file=/a; etcd \"${A[1]}\"",
+        "A=(x --cert-file=/a); etcd \"${A[$N]}\"",
+        // No shell passes an array on.
+        "export A; A=(--cert-file=/a); sh -c 'etcd $A'",
+        // busybox cuts letters of the first.
+        "set -- a --cert-file=/a b; etcd \"${@:3}\"",
+    ] {
+        assert!(command(&["bash", "-c", script]).untold.is_some(), "{script}");
+    }
+}
+
+#[test]
+fn what_printf_prints_is_known() {
+    for script in [
+        "A=$(printf '%s ' --cert-file=/a --name=b); exec etcd $A",
+        "f() { printf '%s' '--cert-file=/a'; }; exec etcd $(f)",
+        "exec etcd $(printf -- --cert-file=/a)",
+    ] {
+        let options = command(&["sh", "-c", script]);
+        let known = options.untold.is_none();
+        assert!(known == !script.contains("-- --"), "{script}: {:?}", options.untold);
+        assert!(!known || options.flag(Tool::Etcd, "cert-file") == text("/a"), "{script}");
+    }
+    for script in ["etcd $(printf \"$X\")", "etcd $(printf '\\055-cert-file=/a')", "etcd $(printf '%d' 1)"] {
+        assert!(command(&["sh", "-c", script]).untold.is_some(), "{script}");
+    }
 }

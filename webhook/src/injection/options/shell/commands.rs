@@ -49,6 +49,7 @@ impl Shell<'_> {
     /// A simple command that reads `input`, unless it is redirected.
     pub(super) fn simple(&mut self, mut input: Option<Text>) -> Followed {
         let start = self.script.at;
+        let outer = self.target.take();
         let mut words: Vec<Vec<Text>> = vec![Vec::new()];
         let mut assigned: Vec<(String, [Vec<Option<Text>>; 2])> = Vec::new();
         let mut own = Vec::new();
@@ -123,16 +124,26 @@ impl Shell<'_> {
             // Nothing that prints.
             self.commands -= 1;
             self.output = Text::default();
+            self.wrote(Some(&Text::default()));
+            self.target = outer;
             return Ok(());
         }
         words.sort_unstable();
         words.dedup();
         if let [words] = words.as_slice() {
             self.input = input;
+            let target = self.target.take();
             self.output = self.execute(words, &own)?;
+            self.target = target;
+            // From here on all output goes there.
+            self.branch |= self.target.is_some() && words.first().and_then(Text::as_str) == Some("exec");
+            let printed = files::printed(words, &self.output);
+            self.wrote(printed.as_ref());
+            self.target = outer;
             return Ok(());
         }
         self.commands += 1;
+        self.target = outer;
         words.iter().try_for_each(|words| self.maybe(|shell| shell.execute(words, &own)).map(|_| ()))
     }
 
@@ -258,14 +269,27 @@ impl Shell<'_> {
                 }
                 self.follow(&script, format!("{place}, eval"))?;
             }
-            name @ ("trap" | "." | "source" | "alias" | "enable" | "hash" | "bind" | "fc") => {
+            name @ ("." | "source") => {
+                let file = words.get(1).and_then(Text::as_str).filter(|file| words.len() == 2 && file.contains('/'));
+                let script = file.map(|file| self.file(file)).transpose()?.flatten();
+                let (Some(file), Some(script)) = (file, script) else {
+                    return self.doubt(format!("uses {name}, which is not supported"));
+                };
+                self.follow(&script, format!("{place}, {file}"))?;
+            }
+            name @ ("trap" | "alias" | "enable" | "hash" | "bind" | "fc") => {
                 return self.doubt(format!("uses {name}, which is not supported"));
             }
             _ => {
                 let copies = first.as_str() == Some("cat") && words.len() == 1 && !self.written.contains("cat");
-                let printed = input.clone().filter(|_| copies);
+                let tees = first.as_str() == Some("tee") && words.len() == 2;
+                let printed = input.clone().filter(|_| copies || tees);
                 self.input = input;
                 self.program(words, own, &|_| place.clone())?;
+                if let (true, Some(file)) = (tees, words[words.len() - 1].as_str()) {
+                    self.redirected(">", Some(file));
+                    self.wrote(printed.as_ref());
+                }
                 return Ok(printed.unwrap_or_else(|| programs::output(words)));
             }
         }
@@ -281,6 +305,8 @@ impl Shell<'_> {
             if letters.starts_with('-') || letters.is_empty() {
                 return self.assign_list("@", vec![words[at..].to_vec()]);
             }
+            // A file that is there is not written.
+            self.branch |= letters.contains('C') || option == Some("noclobber");
             if letters.contains(['a', 'k']) || matches!(option, Some("allexport" | "keyword")) {
                 return self.doubt(format!("says {all}"));
             }
@@ -311,7 +337,12 @@ impl Shell<'_> {
             let name = words.first().map(Text::shown).unwrap_or_default();
             self.pay(16 + words.iter().map(Text::cost).sum::<usize>())?;
             if self.written.contains(programs::basename(&name)) {
-                return self.doubt(format!("runs {name}, a file of a name that it writes itself"));
+                let script = if name.contains('/') { self.file(&name)? } else { None };
+                let Some(script) = script else {
+                    return self.doubt(format!("runs {name}, a file of a name that it writes itself"));
+                };
+                self.child(&script, format!("{}, {name}", place(at)), words[1..].to_vec(), &own)?;
+                break;
             }
             self.written.extend(programs::writes(words));
             let mut pass = |shell: &mut Self, passed: Passed| {
@@ -321,9 +352,25 @@ impl Shell<'_> {
                 shell.dropped = shell.dropped.take().or_else(|| passed.drops_groups.then(|| name.clone()));
             };
             match programs::step(words) {
-                Step::Harmless => {}
+                Step::Harmless => self.ran(words),
                 Step::Image => self.runs.push(Run { image: true, ..Run::default() }),
-                Step::Tool(tool) => self.tool(tool, &words[1..], &own, &place(at)),
+                Step::Tool(tool) => {
+                    self.tool(tool, &words[1..], &own, &place(at));
+                    self.ran_tool(&words[1..]);
+                }
+                Step::File(file, why) => {
+                    let name = words[file].as_str().map(str::to_owned);
+                    match name.map(|name| self.file(&name)).transpose()?.flatten() {
+                        Some(script) => {
+                            let place = format!("{}, {}", place(at), words[file].shown());
+                            self.child(&script, place, words[file + 1..].to_vec(), &own)?;
+                        }
+                        None => {
+                            self.note(Tool::Etcd, &why, &place(at));
+                            self.note(Tool::Etcdctl, &why, &place(at));
+                        }
+                    }
+                }
                 Step::Wrapper(next, passed) => {
                     pass(self, passed);
                     at += next;
@@ -347,6 +394,7 @@ impl Shell<'_> {
                     self.child(&words[script], place(at + script), arguments, &own)?;
                 }
                 Step::Unknown(why, script) => {
+                    self.files.clear();
                     self.note(Tool::Etcd, &why, &place(at));
                     if script {
                         self.note(Tool::Etcdctl, &why, &place(at));
@@ -375,10 +423,15 @@ impl Shell<'_> {
         let exported = self.exported.clone();
         let functions = std::mem::take(&mut self.functions);
         let lists = std::mem::replace(&mut self.lists, BTreeMap::from([("@".to_owned(), vec![arguments])]));
+        // What it assigns is its own.
+        let (branch, assignments) = (self.branch, self.assignments);
+        self.branch |= self.perhaps > 0;
         let outer = (self.perhaps, self.left_early, self.turn, self.function.take());
         (self.perhaps, self.left_early, self.turn) = (0, 0, None);
         for (name, texts) in &mut self.variables {
-            if !self.exported.contains(name) && !self.environment.by_name.contains_key(name) {
+            let passed = self.exported.contains(name) || self.environment.by_name.contains_key(name);
+            // An array is never passed on.
+            if !passed || lists.contains_key(name) {
                 *texts = vec![Some(Text::hole(format!("${{{name}}}"), Kind::Any))];
             }
         }
@@ -391,6 +444,7 @@ impl Shell<'_> {
         (self.variables, self.exported, self.functions) = (variables, exported, functions);
         self.lists = lists;
         (self.perhaps, self.left_early, self.turn, self.function) = outer;
+        (self.branch, self.assignments) = (branch, assignments);
         self.depth -= 1;
         Ok(())
     }

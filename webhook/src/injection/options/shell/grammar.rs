@@ -123,7 +123,7 @@ impl Shell<'_> {
                 self.depth -= 1;
                 return Ok(end);
             }
-            let before = self.assignments;
+            let (before, recorded) = (self.assignments, self.recorded);
             self.pipeline()?;
             while self.eat("&&") || self.eat("||") {
                 self.blank(true)?;
@@ -131,6 +131,11 @@ impl Shell<'_> {
             }
             match self.peek() {
                 Some('&') if before != self.assignments => return self.doubt("assigns in the background"),
+                Some('&') if recorded != self.recorded => {
+                    // Perhaps not written yet.
+                    self.files.clear();
+                    self.script.at += 1;
+                }
                 Some(';') if self.ahead(";;") => {}
                 Some(';' | '&') => self.script.at += 1,
                 _ => {}
@@ -142,13 +147,16 @@ impl Shell<'_> {
         while ["!", "time", "-p"].iter().any(|word| self.eat_bare(word)) {
             self.blank(false)?;
         }
-        let (before, commands) = (self.assignments, self.commands);
+        let (before, commands, recorded) = (self.assignments, self.commands, self.recorded);
         self.command()?;
         self.blank(false)?;
         let mut printed = Some(self.output.clone()).filter(|_| self.commands == commands + 1);
         while self.peek() == Some('|') && !self.ahead("||") {
             if before != self.assignments && self.perhaps == 0 {
                 return self.doubt("assigns in a pipeline");
+            }
+            if recorded != self.recorded {
+                self.files.clear();
             }
             let errors = self.ahead("|&");
             self.script.at += if errors { 2 } else { 1 };
@@ -217,11 +225,13 @@ impl Shell<'_> {
     }
 
     pub(super) fn redirections(&mut self) -> Followed {
+        let outer = self.target.take();
         self.blank(false)?;
         while self.redirects() {
             self.redirection(&mut None)?;
             self.blank(false)?;
         }
+        self.target = outer;
         Ok(())
     }
 
@@ -386,6 +396,10 @@ impl Shell<'_> {
             // The output goes elsewhere.
             self.commands += usize::from(!operator.starts_with('2'));
             self.written.extend(targets.iter().flatten().map(|text| programs::basename(&text.shown()).to_owned()));
+            match targets.as_slice() {
+                [words] if words.len() == 1 => self.redirected(&operator, words[0].as_str()),
+                _ => self.redirected(&operator, None),
+            }
         }
         Ok(())
     }

@@ -10,7 +10,10 @@ impl Shell<'_> {
         let rest = chars.get(self.script.at..).unwrap_or_default();
         let line = rest.iter().position(|c| *c == '\n').unwrap_or(rest.len());
         // What is behind it in its line ends there for certain.
-        if !self.script.heredocs.is_empty() || rest[..line].iter().any(|c| "'\"\\#`(".contains(*c)) {
+        let behind = &rest[..line];
+        let quotes = |quote: char| behind.iter().filter(|c| **c == quote).count();
+        let quoted = matches!((quotes('"'), quotes('\'')), (double, 0) if double % 2 == 0);
+        if !self.script.heredocs.is_empty() || behind.iter().any(|c| "\\#`(".contains(*c)) || !quoted {
             return Ok(None);
         }
         let mut text = Text::default();
@@ -42,7 +45,14 @@ impl Shell<'_> {
                 text.append(&hole, false);
                 continue;
             }
-            if plain || !"$\\`".contains(*c) {
+            // A backslash takes the meaning from these, and the end of its line from that.
+            let escaped = line.get(at).filter(|next| "$\\`".contains(**next));
+            if let ('\\', false, Some(next)) = (*c, plain, escaped) {
+                text.push_str(next.encode_utf8(&mut [0; 4]));
+                at += 1;
+                continue;
+            }
+            if plain || !"$\\`".contains(*c) || (*c == '\\' && at < line.len()) {
                 text.push_str(c.encode_utf8(&mut [0; 4]));
                 continue;
             }

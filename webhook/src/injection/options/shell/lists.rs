@@ -76,22 +76,46 @@ impl Shell<'_> {
         self.assign_list(name, if known { new } else { Vec::new() })
     }
 
-    /// `"$@"` or `"${NAME[@]}"` in front of it, which is taken: the list's name.
-    pub(super) fn whole_list(&mut self) -> Option<String> {
+    /// `"$@"`, `"${NAME[@]}"` or `"${NAME[@]:1}"` in front of it, which is taken: the list's name, and how many of its items are
+    /// passed over. (Of `"${@:1}"` shells think differently.)
+    pub(super) fn whole_list(&mut self) -> Option<(String, usize)> {
         let rest: String = self.script.chars.get(self.script.at..)?.iter().take(80).collect();
         let inner = rest.strip_prefix("\"$")?.split_once('"')?.0;
-        let name = match inner {
-            "@" | "{@}" => "@",
-            _ => inner.strip_prefix('{')?.strip_suffix("[@]}").filter(|name| programs::is_name(name))?,
+        let (name, from) = match inner {
+            "@" | "{@}" => ("@", 0),
+            _ => {
+                let (name, from) = inner.strip_prefix('{')?.strip_suffix('}')?.split_once("[@]")?;
+                let digits = from.strip_prefix(':').filter(|digits| digits.chars().all(|c| c.is_ascii_digit()));
+                let from = if from.is_empty() { 0 } else { digits?.parse().ok()? };
+                (Some(name).filter(|name| programs::is_name(name))?, from)
+            }
         };
         self.script.at += inner.chars().count() + 3;
-        Some(name.to_owned())
+        Some((name.to_owned(), from))
+    }
+
+    /// `[0]}` in front of it, which is taken: each of the texts that this item of a known list can be.
+    pub(super) fn item(&mut self, name: &str) -> Option<Vec<Option<Text>>> {
+        let rest: String = self.script.chars.get(self.script.at..)?.iter().take(8).collect();
+        let number = rest.strip_prefix('[')?.split_once("]}")?.0;
+        let lists = self.lists.get(name).filter(|lists| !lists.is_empty() && !self.tainted.contains(name))?;
+        if lists.iter().any(|list| !is_counted(list)) {
+            return None;
+        }
+        let of = |list: &Vec<Text>| match number {
+            "-1" => list.last().cloned(),
+            _ => list.get(number.parse::<usize>().ok()?).cloned(),
+        };
+        let known = number == "-1" || number.chars().all(|c| c.is_ascii_digit()) && !number.is_empty();
+        let texts = known.then(|| lists.iter().map(of).collect())?;
+        self.script.at += number.len() + 3;
+        Some(texts)
     }
 
     /// A list in a word that may have more than the list: `joined` for `*`.
     pub(super) fn listed(&mut self, word: &mut Word, name: &str, joined: bool, quoted: bool) -> Followed {
         if word.splits && !quoted {
-            return self.all(word, name, false);
+            return self.all(word, name, 0, false);
         }
         if word.splits && !joined {
             return self.expand(word, vec![Some(Text::hole(format!("${name}"), Kind::Many))], quoted);
@@ -108,10 +132,14 @@ impl Shell<'_> {
         self.expand(word, texts, quoted)
     }
 
-    /// Puts each item of a list into a word, as words of their own.
-    pub(super) fn all(&mut self, word: &mut Word, name: &str, quoted: bool) -> Followed {
+    /// Puts each item of a list, but for the first `from`, into a word, as words of their own.
+    pub(super) fn all(&mut self, word: &mut Word, name: &str, from: usize, quoted: bool) -> Followed {
         let mut lists = self.items(name);
-        if lists.len() * word.texts.len() > MAX_TEXTS {
+        let counted = from == 0 || lists.iter().all(|list| is_counted(list));
+        if counted {
+            lists.iter_mut().for_each(|list| drop(list.drain(..from.min(list.len()))));
+        }
+        if lists.len() * word.texts.len() > MAX_TEXTS || !counted {
             lists = vec![vec![Text::hole(format!("${name}"), Kind::Many)]];
         }
         let mut texts = Vec::new();
@@ -221,4 +249,9 @@ impl Shell<'_> {
         self.tainted.extend(changed.map(|(name, _)| name.clone()).chain(lists.map(|(name, _)| name.clone())));
         Ok(())
     }
+}
+
+/// Whether each item is one word, so that their numbers are known.
+fn is_counted(list: &[Text]) -> bool {
+    list.iter().flat_map(|item| &item.0).all(|part| !matches!(part, Part::Hole(_, kind, _) if *kind > Kind::Word))
 }

@@ -36,7 +36,7 @@ impl Shell<'_> {
                     word.str("/dev/fd/63");
                 }
                 c if c.is_whitespace() || ";&|()<>".contains(c) => break,
-                '"' if let Some(name) = self.whole_list() => self.all(&mut word, &name, true)?,
+                '"' if let Some((name, from)) = self.whole_list() => self.all(&mut word, &name, from, true)?,
                 '\'' | '"' => {
                     word.str("");
                     self.quoted(&mut word)?;
@@ -205,6 +205,9 @@ impl Shell<'_> {
             .flatten()
         {
             return self.listed(word, &name, joined.1, quoted);
+        }
+        if let Some(texts) = self.item(&name) {
+            return self.expand(word, texts, quoted);
         }
         let colon = self.eat(":");
         let operator = self.peek().unwrap_or_default();

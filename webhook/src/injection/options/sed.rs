@@ -1,0 +1,220 @@
+//! sed, which runs programs by its command `e` and by the flag of that name. A script is harmless where each of its commands is
+//! known to run none.
+
+use super::text::{Kind, Part, Text};
+
+/// Its options without a value, by letter and by name.
+const LETTERS: &str = "nEirsuz";
+const LONG: &str =
+    "--quiet --silent --regexp-extended --in-place --separate --unbuffered --null-data --posix --sandbox --expression";
+/// Commands of a letter alone.
+const ALONE: &str = "pdDPnNgGhHxl=Fz";
+
+/// Whether sed with these words, without its name, runs no other program.
+pub(super) fn is_plain(words: &[Text]) -> bool {
+    let (mut at, mut scripts, mut operands) = (0, Vec::new(), Vec::new());
+    while let Some(word) = words.get(at) {
+        at += 1;
+        if word.loose().is_some() {
+            return false;
+        }
+        let prefix = word.prefix();
+        if let Some(long) = prefix.strip_prefix("--").filter(|long| !long.is_empty()) {
+            let name = long.split('=').next().unwrap_or_default();
+            if !LONG.split(' ').any(|known| &known[2..] == name) {
+                return false;
+            }
+            match (name, prefix.split_once('=')) {
+                ("expression", Some((_, script))) if word.as_str().is_some() => scripts.push(Text::known(script)),
+                ("expression", None) => {
+                    let Some(script) = words.get(at) else { return false };
+                    scripts.push(script.clone());
+                    at += 1;
+                }
+                ("expression", _) => return false,
+                _ => {}
+            }
+        } else if let Some(letters) = prefix.strip_prefix('-').filter(|letters| !letters.is_empty()) {
+            for (index, letter) in letters.char_indices() {
+                match letter {
+                    // What follows is the suffix of a copy.
+                    'i' => break,
+                    'e' if index + 1 == letters.len() && word.as_str().is_some() => {
+                        let Some(script) = words.get(at) else { return false };
+                        scripts.push(script.clone());
+                        at += 1;
+                    }
+                    _ if LETTERS.contains(letter) => {}
+                    _ => return false,
+                }
+            }
+        } else {
+            operands.push(word);
+        }
+    }
+    if scripts.is_empty() {
+        scripts.extend(operands.first().copied().cloned());
+    }
+    !scripts.is_empty() && scripts.iter().all(|text| known(text).is_some_and(|text| script(&text).is_some()))
+}
+
+/// The script with a letter for each name or address that is put into it.
+fn known(text: &Text) -> Option<Vec<char>> {
+    let mut chars = Vec::new();
+    for part in &text.0 {
+        match part {
+            Part::Known(known) => chars.extend(known.chars()),
+            Part::Hole(_, Kind::Word, _) => chars.push('x'),
+            Part::Hole(..) => return None,
+        }
+    }
+    Some(chars)
+}
+
+/// `Some` where each command is understood.
+fn script(chars: &[char]) -> Option<()> {
+    let mut at = 0;
+    loop {
+        while chars.get(at).is_some_and(|c| c.is_whitespace() || ";{}".contains(*c)) {
+            at += 1;
+        }
+        if chars.get(at).is_none() {
+            return Some(());
+        }
+        at = address(chars, at)?;
+        if chars.get(at) == Some(&',') {
+            at = address(chars, at + 1)?;
+        }
+        while chars.get(at).is_some_and(|c| *c == ' ' || *c == '!') {
+            at += 1;
+        }
+        let command = *chars.get(at)?;
+        at += 1;
+        let until = |at: usize, ends: &str| {
+            let rest = chars.get(at..).unwrap_or_default();
+            at + rest.iter().position(|c| ends.contains(*c)).unwrap_or(rest.len())
+        };
+        match command {
+            's' | 'y' => {
+                let delimiter = *chars.get(at).filter(|c| c.is_ascii_punctuation() && !"\\-._:[".contains(**c))?;
+                at = part(chars, at + 1, delimiter, true)?;
+                at = part(chars, at, delimiter, false)?;
+                while command == 's' && chars.get(at).is_some_and(|c| c.is_ascii_digit() || "gIiMmp".contains(*c)) {
+                    at += 1;
+                }
+            }
+            '#' | 'r' => at = until(at, "\n"),
+            ':' | 'b' | 't' | 'T' => at = until(at, ";\n}"),
+            'a' | 'i' | 'c' => {
+                at = until(at, "\n");
+                while at > 0 && chars.get(at).is_some() && chars.get(at - 1) == Some(&'\\') {
+                    at = until(at + 1, "\n");
+                }
+            }
+            'q' | 'Q' => {
+                while chars.get(at).is_some_and(|c| c.is_ascii_digit() || *c == ' ') {
+                    at += 1;
+                }
+            }
+            '{' => continue,
+            _ if ALONE.contains(command) => {}
+            _ => return None,
+        }
+        if chars.get(at).is_some_and(|c| !c.is_whitespace() && !";}#".contains(*c)) {
+            return None;
+        }
+    }
+}
+
+/// Behind an address, where there is one.
+fn address(chars: &[char], mut at: usize) -> Option<usize> {
+    match chars.get(at)? {
+        '$' => return Some(at + 1),
+        '/' => {
+            at = part(chars, at + 1, '/', true)?;
+            while chars.get(at).is_some_and(|c| "IM".contains(*c)) {
+                at += 1;
+            }
+        }
+        _ => {
+            while chars.get(at).is_some_and(|c| c.is_ascii_digit() || "+~".contains(*c)) {
+                at += 1;
+            }
+        }
+    }
+    Some(at)
+}
+
+/// Behind the next delimiter that is not escaped.
+fn part(chars: &[char], mut at: usize, delimiter: char, pattern: bool) -> Option<usize> {
+    let mut bracket = false;
+    loop {
+        let c = *chars.get(at)?;
+        at += 1;
+        match c {
+            '\\' => at += 1,
+            // It depends on the program whether that ends it.
+            _ if c == delimiter && bracket => return None,
+            _ if c == delimiter => return Some(at),
+            '\n' => return None,
+            '[' if pattern => bracket = true,
+            ']' => bracket = false,
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plain(words: &[&str]) -> bool {
+        is_plain(&words.iter().map(|word| Text::known(word)).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn scripts_that_run_no_program_are_plain() {
+        for words in [
+            &["s/.*/etcd-&/"][..],
+            &["-i", "s|@IP@|10.0.0.1|g;s/a/b/"],
+            &["-e", "s/e/e/", "-e", "/e/d", "e.txt"],
+            &["-nE", "s/^(.*)-([0-9]+)$/\\2/p"],
+            &["-ne", "/etcd /,$!{p;q;}"],
+            &["-i.bak", "2,3d\n$a etcd --e\ns,x,y,2", "/etc/e"],
+            &["--expression=s/a\\/e/b/", "--in-place=.e", "f"],
+            &["y/abc/xye/"],
+            &["1~2p # e"],
+        ] {
+            assert!(plain(words), "{words:?}");
+        }
+    }
+
+    #[test]
+    fn scripts_that_may_run_programs_are_not() {
+        for words in [
+            &["s/$/ /e"][..],
+            &["s/$/ /ge"],
+            &["s_$_ _Ie"],
+            &["s|a|b|2e;p"],
+            &["1e etcd"],
+            &["e"],
+            &["/x/ e"],
+            &["p;e"],
+            &["{e\n}"],
+            &["s/[/]/x/e/"],
+            &["-f", "script"],
+            &["-e", "p", "-e", "e"],
+            &["-ne", "$!{e\n}"],
+            &["s/a/b/w /dev/stdout"],
+            &["--file=script"],
+            &[],
+        ] {
+            assert!(!plain(words), "{words:?}");
+        }
+        assert!(!is_plain(&[Text::hole("$X", Kind::Any)]));
+        let mut word = Text::known("s/HOST/");
+        word.append(&Text::hole("$HOSTNAME", Kind::Word), true);
+        word.push_str("/");
+        assert!(is_plain(&[word]));
+    }
+}
