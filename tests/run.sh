@@ -9,7 +9,7 @@ cargo=${CARGO:-cargo}
 jobs=${JOBS:-$(($(nproc) + 1))}
 
 # These measure, or share the one cluster: they run one after the other, with nothing beside them.
-alone=" budgets cluster demo faults flood scale static_pod "
+alone=" budgets cluster demo faults flood node_reboot scale static_pod "
 # These take longest: they begin first.
 long=" guards trust plain_text sidecars rotation cleanup lock sign approve "
 

@@ -23,6 +23,7 @@ pub mod kubelet;
 pub mod live;
 pub mod machine_clock;
 pub mod pages;
+pub mod node;
 pub mod pki;
 pub mod pod;
 pub mod pods;

@@ -3,7 +3,7 @@
 
 use std::{env, fs, io::Write, path::PathBuf};
 
-use crate::{etcd::EtcdBinary, machine_clock::MachineClock};
+use crate::{etcd::EtcdBinary, machine_clock::MachineClock, process::which};
 
 /// Prints one line, even under the test runner's capture: the test did not run because its tier is missing, the reason, and how
 /// to enable it. `make test` counts the test as skipped.
@@ -101,7 +101,48 @@ pub fn static_pods() -> Option<(PathBuf, String)> {
             "ETCD_TLS_TEST_STATIC_PODS=<staticPodPath of this machine's kubelet> ETCD_TLS_TEST_ETCD_IMAGE=<image> make test, as root",
         );
     }
-    Some((directory?, env::var("ETCD_TLS_TEST_ETCD_IMAGE").unwrap_or_else(|_| "localhost/etcd:3.5".to_owned())))
+    Some((directory?, etcd_image()))
+}
+
+/// What a node of a test's own is made of.
+#[derive(Clone, Debug)]
+pub struct Runtime {
+    /// The directory with kubelet.
+    pub assets: PathBuf,
+    /// The socket of a containerd that has the images.
+    pub socket: PathBuf,
+    /// The image of etcd.
+    pub etcd_image: String,
+}
+
+/// Tier 3's parts for a node of a test's own on this machine: root's rights, kubelet, containerd, runc, and the images of another
+/// containerd, whose socket `ETCD_TLS_TEST_CONTAINERD` names: those of the static pod's test and that of `etcd-tls-webhook`.
+pub fn runtime() -> Option<Runtime> {
+    let assets =
+        env::var_os("KUBEBUILDER_ASSETS").map_or_else(|| PathBuf::from("/usr/local/kubebuilder/bin"), PathBuf::from);
+    let socket = env::var_os("ETCD_TLS_TEST_CONTAINERD").map(PathBuf::from).filter(|path| path.exists());
+    let missing = ["containerd", "ctr", "runc", "umount"].into_iter().find(|program| which(program).is_none());
+    let reason = match (&socket, missing) {
+        (None, _) => "ETCD_TLS_TEST_CONTAINERD names no socket".to_owned(),
+        (_, Some(program)) => format!("no {program} in PATH"),
+        _ if !assets.join("kubelet").is_file() => format!("no kubelet in {}", assets.display()),
+        _ if !nix::unistd::geteuid().is_root() => "not root".to_owned(),
+        _ => String::new(),
+    };
+    if !reason.is_empty() {
+        skip(
+            3,
+            &reason,
+            "ETCD_TLS_TEST_CONTAINERD=<socket of the containerd of a cluster to throw away, which has the images> \
+             ETCD_TLS_TEST_ETCD_IMAGE=<image> make test, as root",
+        );
+        return None;
+    }
+    Some(Runtime { assets, socket: socket?, etcd_image: etcd_image() })
+}
+
+fn etcd_image() -> String {
+    env::var("ETCD_TLS_TEST_ETCD_IMAGE").unwrap_or_else(|_| "localhost/etcd:3.5".to_owned())
 }
 
 /// The clock of this whole machine, stepped by the command that `ETCD_TLS_TEST_STEP_CLOCK` holds. Nothing else should run
