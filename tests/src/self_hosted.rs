@@ -192,8 +192,9 @@ impl Members {
 
     /// Waits until each member answers by consensus.
     pub async fn up(&self, what: &str) {
-        eventually(what, LIMIT, || async { tokio::task::block_in_place(|| self.etcdctl(&["endpoint", "health"])) })
-            .await;
+        // A container that ended may be started again a minute later.
+        let asked = || async { tokio::task::block_in_place(|| self.etcdctl(&["endpoint", "health"])) };
+        eventually(what, LIMIT * 2, asked).await;
     }
 
     /// Starts a control plane on them with a signer of its own, which takes over the CA of `signer`, and tells the hosts, which
