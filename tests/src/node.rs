@@ -131,7 +131,7 @@ impl Node {
     /// Puts a static pod into kubelet's directory, at once as a whole.
     pub fn add(&self, pod: &Value) {
         let name = pod["metadata"]["name"].as_str().expect("a pod has a name");
-        let file = self.dir.write(&format!("{name}.json"), pod.to_string());
+        let file = self.dir.write(format!("{name}.json"), pod.to_string());
         fs::rename(file, self.dir.join("manifests").join(format!("{name}.json"))).expect("move a manifest");
     }
 
