@@ -177,7 +177,7 @@ impl Cluster {
         let kustomization = json!({
             "namespace": namespace,
             "resources": [relative(&overlay, "manifests/examples/cluster")],
-            "images": [{"name": "registry.k8s.io/etcd", "newName": name, "newTag": tag}],
+            "images": [{"name": "etcd", "newName": name, "newTag": tag}],
             "patches": [{"target": {"kind": "StatefulSet"}, "patch": patch.to_string()}],
         });
         overlay.write("kustomization.yaml", kustomization.to_string());
