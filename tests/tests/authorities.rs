@@ -96,7 +96,7 @@ async fn an_idle_authority_is_said_and_makes_room_and_one_in_use_is_kept() {
     let url = lab.api.url.clone();
     let signer = sign_with(&lab, "sign-a", &url, admin, &["--max-lifetime", "8s"]).await;
     lab.ready(&approver).await;
-    lab.set_policy("authoritiesPerNamespace: 8").await;
+    lab.set_policy("authoritiesPerNamespace: 8\nidleAuthorities: 720h").await;
     lab.api.namespace("ci", &[("etcd-tls", "dynamic")]).await;
     let member_of = async |cluster: &str, ip: &str| {
         let (name, annotations) = (format!("{cluster}-0"), json!({"etcd-tls.dev/cluster": cluster}));

@@ -281,7 +281,9 @@ impl Controller {
             if let Some((namespace, name)) = self.services.with_cluster_ip(*ip) {
                 claims.claims.push(Claim { ip: *ip, by: Claimant::Service { namespace, name } });
             }
-            if let Some(host) = policy.host_with_ip(&entitlement.signer, *ip, &pod.node) {
+            // A pod on the host's network has the host's addresses.
+            let host = policy.host_with_ip(&entitlement.signer, *ip, &pod.node).filter(|_| !pod.host_network);
+            if let Some(host) = host {
                 claims.claims.push(Claim { ip: *ip, by: Claimant::Host(host.username.clone()) });
             }
         }

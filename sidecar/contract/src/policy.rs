@@ -37,8 +37,6 @@ pub const MAX_POLICY: usize = 256 * 1024;
 pub const MAX_AUTHORITIES: u16 = 64;
 /// The default limit of authorities of all namespaces: about what the shipped memory limit of `sign` holds.
 pub const MAX_AUTHORITIES_IN_ALL: u32 = 8_000;
-/// By default, how long an authority is idle before it is retired.
-pub const IDLE_AUTHORITIES: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// Permissions beyond the grammar, with their bounds. [`Default`] is the policy of an empty file.
 ///
@@ -81,7 +79,7 @@ pub const IDLE_AUTHORITIES: Duration = Duration::from_secs(30 * 24 * 3600);
 ///   secretName: prod-peer-ca
 /// authoritiesPerNamespace: 64    # CAs that are made for the clusters of one namespace
 /// authoritiesInAll: 8000         # … of all namespaces
-/// idleAuthorities: 720h          # a CA without pods and valid certificates is deleted after that; or never
+/// idleAuthorities: never         # or 720h: a CA without pods and valid certificates is deleted after that
 /// revokers:                      # standalone signer: who may revoke, beside --admin-group; in a cluster RBAC says it
 /// - username: anna               # or groups, or both
 ///   groups: [etcd-operators]     # all of them must be the caller's
@@ -123,8 +121,8 @@ pub struct Policy {
     pub authorities_per_namespace: u16,
     /// How many authorities are made in all, 1 to 1,000,000; by default [`MAX_AUTHORITIES_IN_ALL`]. Those that are there already stay.
     pub authorities_in_all: u32,
-    /// After how long an authority is retired that has no pod, no host and no valid certificate; by default [`IDLE_AUTHORITIES`].
-    /// `None` (`never`): each stays for as long as its namespace.
+    /// After how long an authority is retired that has no pod, no host and no valid certificate. `None` (`never`), the default: each
+    /// stays for as long as its namespace.
     #[serde(deserialize_with = "rules::duration_or_never")]
     pub idle_authorities: Option<Duration>,
     /// Who may revoke certificates of a standalone signer, beside its administrators; by default nobody. In a cluster RBAC says
@@ -151,7 +149,7 @@ impl Default for Policy {
             authorities: Vec::new(),
             authorities_per_namespace: MAX_AUTHORITIES,
             authorities_in_all: MAX_AUTHORITIES_IN_ALL,
-            idle_authorities: Some(IDLE_AUTHORITIES),
+            idle_authorities: None,
             revokers: Vec::new(),
             rollover: Rollover::default(),
         }

@@ -320,8 +320,8 @@ async fn connect(access: &Access) -> Result<Sender, String> {
         tracing::warn!(
             address = access.address(),
             error = failed,
-            "the API server is not at the address that the environment names; it is reached as {}. A Service named kubernetes in \
-             this pod's namespace changes that address: delete it",
+            "the API server did not answer at the address that the environment names; it is reached as {}. If there is a Service named \
+             kubernetes in this pod's namespace, it changes that address: delete it",
             other.host
         );
     }

@@ -169,7 +169,7 @@ async fn held_to_the_pod_that_asks(lab: &Lab, deviations: &[(&str, Change)]) {
         "metadata": {"name": "of-cert-manager"}, "spec": {"request": pkcs10(), "isCA": true, "issuerRef": {"name": "x"}}}))
     .await
     .expect("requests of others are not concerned");
-    another_program_requests_freely_where_it_may(&lab, &unbound).await;
+    another_program_requests_freely_where_it_may(lab, &unbound).await;
 }
 
 /// An operator of the namespace, by the verb `request-freely` on one issuer.

@@ -82,19 +82,12 @@ async fn match_namespaces(
         let there = namespaces.borrow_and_update().clone();
         if let Some(policy) = policy {
             // Without uids nothing depends on the namespaces.
-            let matched = if policy.namespace_uids.is_empty() {
-                Some(policy)
+            let uid = |name: &str| there.as_ref()?.get(name).map(|facts| facts.uid.as_str());
+            let (matched, replaced) = if policy.namespace_uids.is_empty() {
+                (Some(policy), Vec::new())
             } else {
-                let uid = |name: &str| there.as_ref()?.get(name).map(|facts| facts.uid.as_str());
-                let replaced = replaced(&policy, uid);
-                if there.is_some() && replaced != said {
-                    for note in &replaced {
-                        tracing::warn!(note, "a rule of the policy does not count");
-                        recorder.warn(of_policy(&system, "PolicyNamespaceReplaced", note)).await;
-                    }
-                    said = replaced;
-                }
-                there.is_some().then(|| Arc::new(policy.for_namespaces(uid)))
+                let matched = there.is_some().then(|| Arc::new(policy.for_namespaces(uid)));
+                (matched, replaced(&policy, uid))
             };
             sender.send_if_modified(|current| {
                 let changed = *current != matched;
@@ -103,6 +96,14 @@ async fn match_namespaces(
                 }
                 changed
             });
+            // In force first: an Event may take its time.
+            if there.is_some() && replaced != said {
+                for note in &replaced {
+                    tracing::warn!(note, "a rule of the policy does not count");
+                    recorder.warn(of_policy(&system, "PolicyNamespaceReplaced", note)).await;
+                }
+                said = replaced;
+            }
         }
         let changed = tokio::select! {
             changed = written.changed() => changed,

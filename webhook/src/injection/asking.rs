@@ -12,7 +12,7 @@ use super::{
     options::{self, Options, Run, Setting, Tool},
     paths::is_below,
     reload,
-    urls::{self, Url, setting},
+    urls::{self, setting},
     view::Container,
 };
 
@@ -27,8 +27,8 @@ const TOOLS: [(&str, &[&str]); 3] = [
 
 /// What is asked: the etcd that the pod holds.
 pub(super) struct Asked {
-    clients: Vec<Url>,
-    metrics: Vec<Url>,
+    clients: BTreeSet<u16>,
+    metrics: BTreeSet<u16>,
     /// It trusts the certificates of etcd-tls alone.
     ours: bool,
 }
@@ -38,11 +38,11 @@ impl Asked {
     pub(super) fn of(targets: &[Target<'_>], mount: &str) -> Option<Self> {
         let mut servers = targets.iter().filter(|target| target.roles.contains(&Role::Server)).peekable();
         servers.peek()?;
-        let mut asked = Self { clients: Vec::new(), metrics: Vec::new(), ours: true };
+        let mut asked = Self { clients: BTreeSet::new(), metrics: BTreeSet::new(), ours: true };
         for Target { options, .. } in servers {
             let urls = |option| urls::urls(setting(options, option).as_ref());
-            asked.clients.extend(urls("listen-client-urls"));
-            asked.metrics.extend(urls("listen-metrics-urls").into_iter().filter(|url| url.https));
+            asked.clients.extend(urls("listen-client-urls").iter().map(|url| url.port));
+            asked.metrics.extend(urls("listen-metrics-urls").iter().filter(|url| url.https).map(|url| url.port));
             asked.ours &= text(setting(options, "trusted-ca-file")).is_none_or(|path| is_below(&path, mount));
         }
         Some(asked)
@@ -50,11 +50,11 @@ impl Asked {
 
     /// Whether clients ask at `port`; where it is not written out, the usual one.
     fn is_client(&self, port: u16) -> bool {
-        self.clients.iter().any(|url| url.port == port) || (self.clients.is_empty() && port == 2379)
+        self.clients.contains(&port) || (self.clients.is_empty() && port == 2379)
     }
 
     fn wants_certificate(&self, port: u16) -> bool {
-        self.is_client(port) || self.metrics.iter().any(|url| url.port == port)
+        self.is_client(port) || self.metrics.contains(&port)
     }
 }
 
@@ -81,7 +81,7 @@ impl<'a> Work<'a> {
             Some(asked) => self.check_asker(&asker, asked),
             // A client of an etcd in another pod.
             None if client && !target.roles.contains(&Role::Peer) => {
-                let elsewhere = Asked { clients: Vec::new(), metrics: Vec::new(), ours: false };
+                let elsewhere = Asked { clients: BTreeSet::new(), metrics: BTreeSet::new(), ours: false };
                 let before = self.warnings.len();
                 self.check_endpoints(&asker);
                 if self.warnings.len() == before {

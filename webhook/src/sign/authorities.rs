@@ -195,11 +195,6 @@ impl Authorities {
         })
     }
 
-    /// Whether there are as many authorities as there may be in all.
-    pub(super) fn is_full(&self, policy: &Policy) -> bool {
-        self.quota().is_full(most_in_all(policy.authorities_in_all))
-    }
-
     /// Every place there is.
     pub(super) fn entries(&self) -> Vec<Arc<Entry>> {
         self.quota().all()

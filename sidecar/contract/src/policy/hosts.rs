@@ -13,10 +13,12 @@ impl Policy {
         self.hosts.iter().filter(move |host| host.roles.iter().any(|role| signs(role, host)))
     }
 
-    /// The host whose address `ip` is, unless it is the node `node`, as which its kubelet authenticates.
+    /// The host whose address `ip` is, unless it is the node `node`, as which its kubelet authenticates. A client's certificate has no
+    /// address.
     pub fn host_with_ip(&self, signer: &SignerName, ip: IpAddr, node: &str) -> Option<&Host> {
         let is_node = |host: &Host| host.username.strip_prefix("system:node:") == Some(node);
-        self.hosts_beside(signer).find(|host| host.ips.contains(&ip) && !is_node(host))
+        let serves = |host: &Host| host.roles.iter().any(|role| *role != Role::Client);
+        self.hosts_beside(signer).find(|host| host.ips.contains(&ip) && serves(host) && !is_node(host))
     }
 
     /// The client on a host whose etcd user `user` is.

@@ -55,7 +55,11 @@ pub(super) fn is_plain(words: &[Text]) -> bool {
     if scripts.is_empty() {
         scripts.extend(operands.first().copied().cloned());
     }
-    !scripts.is_empty() && scripts.iter().all(|text| known(text).is_some_and(|text| script(&text).is_some()))
+    !scripts.is_empty()
+        && scripts.iter().all(|text| {
+            let holes = text.0.iter().any(|part| matches!(part, Part::Hole(..)));
+            known(text).is_some_and(|text| script(&text, holes).is_some())
+        })
 }
 
 /// The script with a letter for each name or address that is put into it.
@@ -71,8 +75,8 @@ fn known(text: &Text) -> Option<Vec<char>> {
     Some(chars)
 }
 
-/// `Some` where each command is understood.
-fn script(chars: &[char]) -> Option<()> {
+/// `Some` where each command is understood. `holes`: it has names or addresses that are not known, which a delimiter may be part of.
+fn script(chars: &[char], holes: bool) -> Option<()> {
     let mut at = 0;
     loop {
         while chars.get(at).is_some_and(|c| c.is_whitespace() || ";{}".contains(*c)) {
@@ -96,7 +100,8 @@ fn script(chars: &[char]) -> Option<()> {
         };
         match command {
             's' | 'y' => {
-                let delimiter = *chars.get(at).filter(|c| c.is_ascii_punctuation() && !"\\-._:[".contains(**c))?;
+                let in_names = |c: char| holes && "-._:[".contains(c);
+                let delimiter = *chars.get(at).filter(|c| c.is_ascii_punctuation() && **c != '\\' && !in_names(**c))?;
                 at = part(chars, at + 1, delimiter, true)?;
                 at = part(chars, at, delimiter, false)?;
                 while command == 's' && chars.get(at).is_some_and(|c| c.is_ascii_digit() || "gIiMmp".contains(*c)) {
@@ -145,21 +150,38 @@ fn address(chars: &[char], mut at: usize) -> Option<usize> {
     Some(at)
 }
 
-/// Behind the next delimiter that is not escaped.
+/// Behind the next delimiter that is not escaped and, in a pattern, not within brackets: GNU sed and busybox take it for a character
+/// there.
 fn part(chars: &[char], mut at: usize, delimiter: char, pattern: bool) -> Option<usize> {
-    let mut bracket = false;
     loop {
         let c = *chars.get(at)?;
         at += 1;
         match c {
             '\\' => at += 1,
-            // It depends on the program whether that ends it.
-            _ if c == delimiter && bracket => return None,
             _ if c == delimiter => return Some(at),
             '\n' => return None,
-            '[' if pattern => bracket = true,
-            ']' => bracket = false,
+            '[' if pattern => at = bracket(chars, at)?,
             _ => {}
+        }
+    }
+}
+
+/// Behind the bracket expression that begins before `at`.
+fn bracket(chars: &[char], mut at: usize) -> Option<usize> {
+    at += usize::from(chars.get(at) == Some(&'^'));
+    // The first one is a character of it.
+    at += usize::from(chars.get(at) == Some(&']'));
+    loop {
+        match chars.get(at)? {
+            ']' => return Some(at + 1),
+            '[' if chars.get(at + 1).is_some_and(|c| ":.=".contains(*c)) => {
+                let kind = chars[at + 1];
+                let end = chars[at + 2..].windows(2).position(|pair| pair == [kind, ']'])?;
+                at += 2 + end + 2;
+            }
+            // Whether it is one of its characters depends on the program.
+            '\\' | '\n' => return None,
+            _ => at += 1,
         }
     }
 }
@@ -184,6 +206,11 @@ mod tests {
             &["--expression=s/a\\/e/b/", "--in-place=.e", "f"],
             &["y/abc/xye/"],
             &["1~2p # e"],
+            &["s/[^/]*$//"],
+            &["s/[]/]e/x/"],
+            &["s/[[:alpha:]/]/e/"],
+            &["s:A:B:"],
+            &["s_a_b_", "e"],
         ] {
             assert!(plain(words), "{words:?}");
         }
@@ -201,7 +228,10 @@ mod tests {
             &["/x/ e"],
             &["p;e"],
             &["{e\n}"],
-            &["s/[/]/x/e/"],
+            &["s/[/]/x/e"],
+            &["s/[^/]*$//e"],
+            &["s/[\\]/e/e/"],
+            &["s:A:B:e"],
             &["-f", "script"],
             &["-e", "p", "-e", "e"],
             &["-ne", "$!{e\n}"],

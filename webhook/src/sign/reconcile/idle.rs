@@ -106,7 +106,6 @@ impl Reconciler {
         full: &BTreeSet<String>,
         policy: &Policy,
     ) {
-        let all_full = self.authorities.is_full(policy);
         let (now, mut clusters) = (SystemTime::now(), BTreeMap::<ClusterName, Cluster>::new());
         for (entry, since) in idle {
             let new = || Cluster { entries: Vec::new(), since };
@@ -116,7 +115,7 @@ impl Reconciler {
             cluster.entries.push(entry);
         }
         for (cluster, Cluster { entries, since }) in clusters {
-            let soon = all_full || full.contains(&cluster.namespace);
+            let soon = full.contains(&cluster.namespace);
             let at = since.zip(policy.idle_authorities).map(|(since, after)| {
                 let after = if soon { after.min(SOON) } else { after };
                 since + after

@@ -131,7 +131,16 @@ impl Reconciler {
         let mut after = match &decision.step {
             Some(step) => match self.next_ca(name, step, given_secret, policy, now).await {
                 Ok(next) => stored.after(step, next, now),
-                Err(error) => return standing(report_of(&stored, &[]), 0, None, Some(error.to_string()), None),
+                Err(error) => {
+                    // What was issued meanwhile is recorded all the same.
+                    let report = report_of(&stored, &[]);
+                    if entry.unwritten().is_due(Instant::now())
+                        && let Err(error) = self.authorities.persist(entry, &mut held, stored).await
+                    {
+                        return standing(report, 0, None, Some(error.to_string()), None);
+                    }
+                    return standing(report, 0, None, Some(error.to_string()), None);
+                }
             },
             None => stored.clone(),
         };

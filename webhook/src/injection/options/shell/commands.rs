@@ -275,7 +275,7 @@ impl Shell<'_> {
                 let (Some(file), Some(script)) = (file, script) else {
                     return self.doubt(format!("uses {name}, which is not supported"));
                 };
-                self.follow(&script, format!("{place}, {file}"))?;
+                self.follow(&script, within(&place, file))?;
             }
             name @ ("trap" | "alias" | "enable" | "hash" | "bind" | "fc") => {
                 return self.doubt(format!("uses {name}, which is not supported"));
@@ -341,7 +341,7 @@ impl Shell<'_> {
                 let Some(script) = script else {
                     return self.doubt(format!("runs {name}, a file of a name that it writes itself"));
                 };
-                self.child(&script, format!("{}, {name}", place(at)), words[1..].to_vec(), &own)?;
+                self.child(&script, within(&place(at), &name), words[1..].to_vec(), &own)?;
                 break;
             }
             self.written.extend(programs::writes(words));
@@ -362,7 +362,7 @@ impl Shell<'_> {
                     let name = words[file].as_str().map(str::to_owned);
                     match name.map(|name| self.file(&name)).transpose()?.flatten() {
                         Some(script) => {
-                            let place = format!("{}, {}", place(at), words[file].shown());
+                            let place = within(&place(at), &words[file].shown());
                             self.child(&script, place, words[file + 1..].to_vec(), &own)?;
                         }
                         None => {
@@ -486,12 +486,21 @@ impl Shell<'_> {
     }
 }
 
+/// Characters of a file's name in the place of its script: each run of etcd keeps one.
+const MAX_NAME: usize = 60;
+
 /// How an assignment changes a variable.
 #[derive(Clone, Copy, PartialEq)]
 enum Assigns {
     Whole,
     Appended,
     Item,
+}
+
+/// The place of a file's script: its name, of which people read the beginning.
+fn within(place: &str, file: &str) -> String {
+    let name: String = file.chars().take(MAX_NAME).collect();
+    format!("{place}, {name}")
 }
 
 /// Puts a name that was just assigned behind the word that declares it.
