@@ -240,7 +240,7 @@ async fn attack_a_service_named_kubernetes_keeps_no_pod_from_its_first_certifica
         let output = tokio::task::spawn_blocking(move || command.output()).await.expect("a task").expect("run");
         let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "{case}: {}: {text}", output.status);
-        assert!(text.contains("A Service named kubernetes in this pod's namespace"), "{case}: {text}");
+        assert!(text.contains("a Service named kubernetes in this pod's namespace"), "{case}: {text}");
         assert!(dir.join(case).join("server/tls.crt").exists(), "{case}: {text}");
     }
     forwards.abort();

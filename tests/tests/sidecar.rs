@@ -30,7 +30,7 @@ use serde_json::json;
 use tests::{
     apiserver::{ApiServer, from_json},
     csr_server::{CsrServer, authority},
-    etcd::{EtcdBinary, EtcdCluster, MemberTls},
+    etcd::{EtcdCluster, MemberTls},
     eventually,
 };
 
@@ -306,10 +306,7 @@ async fn two_sidecars_do_not_share_a_directory() {
 /// etcd itself: after each renewal its ports are seen to serve the new serial, with no restart and no signal.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn etcd_is_seen_to_serve_each_renewal() {
-    let Some(etcd) = EtcdBinary::find() else {
-        println!("skipped: no etcd in PATH; install etcd-server, or name one in ETCD");
-        return;
-    };
+    let Some(etcd) = tests::tier::etcd() else { return };
     let server = CsrServer::start(Duration::from_secs(10)).await;
     let mut pod = Pod::new(&server);
     pod.move_to("127.0.0.2");

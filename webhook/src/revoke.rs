@@ -19,9 +19,6 @@ use serde::{Deserialize, Serialize};
 pub use self::command::Args;
 use crate::rollover::Answer;
 
-/// The domains that have a revocation list. Metrics have their CA with the clients, or are not asked for their certificate.
-pub const DOMAINS: [Domain; 2] = [Domain::Peer, Domain::Client];
-
 /// The end of the signer's answer about certificates that are all in use.
 pub const NOT_YET: &str = "is not revoked yet";
 

@@ -17,7 +17,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use etcd_tls_contract::names;
+use etcd_tls_contract::{encoding, names};
 
 #[cfg(feature = "traces")]
 mod export;
@@ -76,11 +76,7 @@ impl Context {
 /// `traceparent` of W3C Trace Context, sampled. <https://www.w3.org/TR/trace-context/#traceparent-header>
 impl fmt::Display for Context {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("00-")?;
-        self.trace.iter().try_for_each(|byte| write!(f, "{byte:02x}"))?;
-        f.write_str("-")?;
-        self.span.iter().try_for_each(|byte| write!(f, "{byte:02x}"))?;
-        f.write_str("-01")
+        write!(f, "00-{}-{}-01", encoding::hex(&self.trace), encoding::hex(&self.span))
     }
 }
 

@@ -79,6 +79,8 @@ impl Role {
 impl Domain {
     /// Every domain.
     pub const ALL: [Self; 3] = [Self::Peer, Self::Client, Self::Metrics];
+    /// Those that have a revocation list. Metrics have their CA with the clients, or are not asked for their certificate.
+    pub const WITH_LISTS: [Self; 2] = [Self::Peer, Self::Client];
 
     /// The domain's word: the first label of its signer name, and its key in the trust ConfigMap (`peer.crt`).
     pub const fn as_str(self) -> &'static str {

@@ -6,7 +6,10 @@ use etcd_tls_contract::policy::{Policy, PolicyError};
 use tokio::sync::watch;
 
 use super::review::Admission;
-use crate::{injection::Issuers, platform::file_watch::FileWatch};
+use crate::{
+    injection::Issuers,
+    platform::{essential::essential, file_watch::FileWatch},
+};
 
 /// The configuration of reviews, with the rules in `file` as they are now and after each change.
 pub(super) fn watched(file: Option<PathBuf>, mut admission: Admission) -> watch::Receiver<Arc<Admission>> {
@@ -23,7 +26,7 @@ pub(super) fn watched(file: Option<PathBuf>, mut admission: Admission) -> watch:
         }
     };
     let (sender, receiver) = watch::channel(Arc::new(admission));
-    tokio::spawn(follow(file, watch, said, sender));
+    tokio::spawn(essential("policy", follow(file, watch, said, sender)));
     receiver
 }
 

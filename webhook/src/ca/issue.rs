@@ -11,7 +11,9 @@ use std::{
 
 use etcd_tls_contract::{
     certificate::{Bundle, Chain},
+    csr,
     identity::Entitlement,
+    key::KeyAlgorithm,
     life::BACKDATE,
     role::Role,
     san::Sans,
@@ -156,7 +158,7 @@ pub(crate) fn accepted_by(authority: &Authority, bundle: &Bundle, now: SystemTim
 }
 
 fn trial_by(authority: &Authority, bundle: &Bundle, now: SystemTime) -> Result<(), IssueError> {
-    let pair = KeyPair::generate().map_err(IssueError::encoding)?;
+    let pair = csr::generate_pair(KeyAlgorithm::EcdsaP256).map_err(IssueError::encoding)?;
     let public_key = pair.subject_public_key_info();
     let sans =
         Sans { dns: BTreeSet::from(["localhost".to_owned()]), ips: BTreeSet::from([IpAddr::V4(Ipv4Addr::LOCALHOST)]) };

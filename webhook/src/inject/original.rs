@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use etcd_tls_contract::names;
+use etcd_tls_contract::{encoding::hex, names};
 use serde_json::{Value, json};
 
 use super::{documents::Document, yaml::YamlError};
@@ -287,7 +287,7 @@ fn in_comments(raw: &str) -> Original {
 fn digest_of(injected: &str, original: &str) -> String {
     let both = [digest(&SHA256, injected.as_bytes()), digest(&SHA256, original.as_bytes())];
     let both: Vec<u8> = both.iter().flat_map(|digest| digest.as_ref().to_vec()).collect();
-    digest(&SHA256, &both).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(digest(&SHA256, &both).as_ref())
 }
 
 #[cfg(test)]

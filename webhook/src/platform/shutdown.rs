@@ -1,12 +1,15 @@
 //! SIGTERM and SIGINT: the first one drains, a second one aborts.
 
+use etcd_tls_telemetry::exit::Exit;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
 };
 
+use super::essential::essential;
+
 /// Becomes `true` at the first SIGTERM or SIGINT, for the process to drain; at the second one the process ends at once
-/// with code 130.
+/// with [`Exit::Stopped`].
 ///
 /// # Errors
 /// The signals cannot be caught.
@@ -14,15 +17,15 @@ pub fn on_signals() -> std::io::Result<watch::Receiver<bool>> {
     let mut term = signal(SignalKind::terminate())?;
     let mut int = signal(SignalKind::interrupt())?;
     let (sender, receiver) = watch::channel(false);
-    tokio::spawn(async move {
+    tokio::spawn(essential("signals", async move {
         let mut next = async || tokio::select! { _ = term.recv() => "SIGTERM", _ = int.recv() => "SIGINT" };
         let name = next().await;
         tracing::info!(signal = name, "shutting down; a second signal aborts");
         let _ = sender.send(true);
         let name = next().await;
         tracing::warn!(signal = name, "aborting");
-        std::process::exit(130);
-    });
+        std::process::exit(i32::from(Exit::Stopped.code()))
+    }));
     Ok(receiver)
 }
 

@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, Client};
 
 use super::{
-    Action, DOMAINS, STANDALONE_ANNOTATION, Selector, cut, renewed,
+    Action, STANDALONE_ANNOTATION, Selector, cut, renewed,
     signer::{Signer, look},
 };
 use crate::{
@@ -85,7 +85,7 @@ impl Args {
         let Some(selector) = serial.or(pod).or(user) else { return say(&lists(&cluster, &before)) };
         // Every authority is asked, also one without a list: it says why it has none.
         let trusted = |domain: &Domain| before.data.as_ref().is_some_and(|data| data.contains_key(domain.trust_key()));
-        let domains: Vec<Domain> = DOMAINS.into_iter().filter(trusted).collect();
+        let domains: Vec<Domain> = Domain::WITH_LISTS.into_iter().filter(trusted).collect();
         if domains.is_empty() || published(&before).is_empty() {
             let none = if is_standalone(&before) { NONE_OF_HOSTS.to_owned() } else { none(&cluster) };
             return Err(none.into());
@@ -168,7 +168,7 @@ fn published(object: &ConfigMap) -> BTreeMap<Domain, Crl> {
         let der = object.binary_data.as_ref()?.get(domain.crl_key()?)?;
         Some((domain, Crl::parse(&der.0).ok()?))
     };
-    DOMAINS.into_iter().filter_map(list).collect()
+    Domain::WITH_LISTS.into_iter().filter_map(list).collect()
 }
 
 const NONE_OF_HOSTS: &str = "the standalone signer publishes no revocation list: its CA may not sign lists (its certificate has \
@@ -185,7 +185,7 @@ fn none(cluster: &ClusterName) -> String {
 fn lists(cluster: &ClusterName, object: &ConfigMap) -> String {
     let lists = published(object);
     let mut text = String::new();
-    for domain in DOMAINS {
+    for domain in Domain::WITH_LISTS {
         let Some(list) = lists.get(&domain) else {
             let _ = writeln!(text, "{cluster} {domain}: no revocation list is published");
             continue;

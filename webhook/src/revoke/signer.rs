@@ -165,8 +165,6 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::revoke::DOMAINS;
-
     fn request() -> Request {
         Request {
             action: Action::Renewed,
@@ -193,11 +191,13 @@ mod tests {
     }
 
     fn said(reports: [Report; 2], force: bool) -> Said {
-        let annotations =
-            DOMAINS.into_iter().zip(reports).map(|(d, r)| (status_annotation(d), serde_json::to_string(&r).unwrap()));
+        let annotations = Domain::WITH_LISTS
+            .into_iter()
+            .zip(reports)
+            .map(|(d, r)| (status_annotation(d), serde_json::to_string(&r).unwrap()));
         let mut object = ConfigMap::default();
         object.metadata.annotations = Some(annotations.collect());
-        answered(&object, &DOMAINS, &request(), force).unwrap()
+        answered(&object, &Domain::WITH_LISTS, &request(), force).unwrap()
     }
 
     #[test]

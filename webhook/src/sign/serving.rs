@@ -257,7 +257,7 @@ impl Serving {
                 within(api.create(&PostParams::default(), &secret(SERVING_SECRET, pair, None))).await?;
             }
         }
-        tracing::info!(x509.serial = chain.serial, "renewed the webhook's serving pair");
+        tracing::info!(serial = chain.serial, "renewed the webhook's serving pair");
         Ok(chain)
     }
 

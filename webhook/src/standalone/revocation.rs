@@ -11,7 +11,7 @@ use tokio::time;
 
 use crate::{
     ca::authority::Authority,
-    revoke::{Action, DOMAINS, Request, Selector},
+    revoke::{Action, Request, Selector},
     sign::ledger::{ByRecord, Issued, Known, Revoked, Voter},
     standalone::{auth::User, error::ApiError, requests::server::Server, store::ledger::Ledger},
 };
@@ -85,8 +85,10 @@ impl Server {
     }
 
     async fn revise(&self, asked: Option<Asked>) -> Result<(), ApiError> {
-        let authorities: Vec<(Domain, Arc<Authority>)> =
-            DOMAINS.into_iter().filter_map(|domain| Some((domain, self.profiles.authority(domain)?))).collect();
+        let authorities: Vec<(Domain, Arc<Authority>)> = Domain::WITH_LISTS
+            .into_iter()
+            .filter_map(|domain| Some((domain, self.profiles.authority(domain)?)))
+            .collect();
         let own = self.cluster.clone();
         self.store.revise(move |ledger| revised(ledger, &authorities, own.as_ref(), asked.as_ref())).await
     }
@@ -189,7 +191,8 @@ fn by_record(ledger: &Ledger, domain: Domain, selector: &Selector, voters: &[Vot
         format!("{shown}{more} ({cluster})")
     };
     let counted = hosts.into_iter().take(MOST_NAMED).map(text).collect::<Vec<_>>().join("; ");
-    let others = DOMAINS.into_iter().filter(|other| *other != domain).filter_map(|other| ledger.issued(other));
+    let others =
+        Domain::WITH_LISTS.into_iter().filter(|other| *other != domain).filter_map(|other| ledger.issued(other));
     let of_others = match selector {
         Selector::Serial(serial) if others.into_iter().any(|issued| issued.has(serial)) => [serial.clone()].into(),
         _ => BTreeSet::new(),

@@ -11,8 +11,6 @@ use etcd_tls_contract::{
 use k8s_openapi::api::core::v1::{ConfigMap, Container, EnvVar, Pod};
 use serde::Serialize;
 
-use crate::revoke::DOMAINS;
-
 /// A port of etcd that takes client certificates, and whether it refuses those that are revoked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -60,7 +58,7 @@ pub(super) fn unlisted(trust: &ConfigMap) -> BTreeSet<Domain> {
             trust.binary_data.as_ref().is_some_and(|all| all.contains_key(domain.crl_key().unwrap_or_default()));
         Some(!published && !bundle.may_sign_lists())
     };
-    DOMAINS.into_iter().filter(|domain| cannot(domain) == Some(true)).collect()
+    Domain::WITH_LISTS.into_iter().filter(|domain| cannot(domain) == Some(true)).collect()
 }
 
 /// Says of ports that look at a list that there is none, where `domains` have none.

@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep};
 use super::{AT_ONCE, Namespaces, Reconciler, config_map, pace::Pending};
 use crate::{
     controller::client::{RequestError, within},
-    revoke::{self, DOMAINS},
+    revoke,
     sign::{
         repair::{Form, Remedy, Settled, remedy},
         trust::Desired,
@@ -145,7 +145,7 @@ impl Reconciler {
                 if let Some(list) = &published.list {
                     desired.publish_list(domain, list);
                 }
-                if DOMAINS.contains(&domain) && namespace == cluster.namespace {
+                if Domain::WITH_LISTS.contains(&domain) && namespace == cluster.namespace {
                     if authority.cluster == signer.cluster && authority.namespace == signer.namespace {
                         // Also where policy has the cluster's other authority sign: it takes the request, which has the same id.
                         published.answer.iter().for_each(|answer| desired.answer(domain, answer));

@@ -22,7 +22,7 @@ use serde_json::{Map, Value, json};
 use tokio::time;
 
 use crate::{
-    revoke::{self, DOMAINS, Request, STANDALONE_ANNOTATION},
+    revoke::{self, Request, STANDALONE_ANNOTATION},
     standalone::{auth::User, error::ApiError, limits::Slot, requests::server::Server},
 };
 
@@ -60,7 +60,7 @@ impl Trust {
         let mut lists = Map::new();
         let answers = server.may_revoke(user);
         server.store.with(|index, _| {
-            for domain in DOMAINS {
+            for domain in Domain::WITH_LISTS {
                 let Some(revoked) = index.ledger().revoked(domain) else { continue };
                 if let (Some(key), Some(list)) = (domain.crl_key(), revoked.list()) {
                     lists.insert(key.to_owned(), json!(ByteString(list.der().to_vec())));
@@ -148,7 +148,7 @@ fn requests(body: &[u8]) -> Result<BTreeMap<Domain, Request>, ApiError> {
     }
     let mut requests = BTreeMap::new();
     for (key, value) in patch["metadata"]["annotations"].as_object().into_iter().flatten() {
-        let domain = DOMAINS.into_iter().find(|domain| revoke::request_annotation(*domain) == *key);
+        let domain = Domain::WITH_LISTS.into_iter().find(|domain| revoke::request_annotation(*domain) == *key);
         let (Some(domain), Some(text)) = (domain, value.as_str()) else {
             return Err(bad(format!("{key} asks for no revocation")));
         };
