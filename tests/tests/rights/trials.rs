@@ -108,6 +108,15 @@ pub fn all(scene: &Scene) -> Vec<Trial> {
             Call::get("/api/v1/namespaces/kube-system/configmaps/coredns"),
             Refused("cannot get"),
         );
+        t.try_(
+            "configmaps",
+            "watch",
+            "another ConfigMap",
+            Call::get(
+                "/api/v1/namespaces/kube-system/configmaps?watch=1&timeoutSeconds=1&fieldSelector=metadata.name%3Dcoredns",
+            ),
+            Refused("cannot watch"),
+        );
     });
     trials
 }
