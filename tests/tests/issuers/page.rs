@@ -50,7 +50,7 @@ async fn the_commands_and_manifests_of_the_page_are_taken() {
 
     // Both roles give the right that they are for, and to nobody else.
     let rights = pages::blocks(PAGE, "Rights");
-    let [of_signer, of_cert_manager] = &rights[..] else { panic!("{rights:?}") };
+    let [of_signer, of_cert_manager, to_reference] = &rights[..] else { panic!("{rights:?}") };
     let reviews: Api<SubjectAccessReview> = Api::all(api.client.clone());
     let may = async |namespace: &str, group: &str, signer: &str| {
         let review = json!({"spec": {
@@ -75,6 +75,7 @@ async fn the_commands_and_manifests_of_the_page_are_taken() {
         .await;
         assert!(!may("default", group, signer).await, "{signer}: another namespace");
     }
+    api.apply(to_reference);
 
     // The annotations in the example's StatefulSet.
     let example = pages::blocks(PAGE, "An example");
