@@ -97,6 +97,13 @@ async fn turned_away(lab: &Lab) -> f64 {
     all.iter().filter(|(labels, _)| labels.contains("code=\"429\"")).map(|(_, count)| count).sum()
 }
 
+/// How many calls of a verb the API server has answered for a resource.
+async fn calls(lab: &Lab, verb: &str, resource: &str) -> f64 {
+    let (verb, resource) = (format!("verb=\"{verb}\""), format!("resource=\"{resource}\""));
+    let all = figures(lab, "apiserver_request_total").await;
+    all.iter().filter(|(labels, _)| labels.contains(&verb) && labels.contains(&resource)).map(|(_, count)| count).sum()
+}
+
 /// Writes of all, but those of Leases and dry runs.
 async fn writes(lab: &Lab) -> BTreeMap<String, f64> {
     let mut all = figures(lab, "apiserver_request_total").await;
@@ -206,11 +213,7 @@ async fn of_requests_that_wait_both_of_a_pod_are_judged_by_one_read() {
     for role in [Role::Peer, Role::Server] {
         issue(&lab, &first, role, None).await;
     }
-    let reads = || async {
-        let all = figures(&lab, "apiserver_request_total").await;
-        let of_pods = |labels: &str| labels.contains("verb=\"GET\"") && labels.contains("resource=\"pods\"");
-        all.iter().filter(|(labels, _)| of_pods(labels)).map(|(_, count)| count).sum::<f64>()
-    };
+    let reads = || calls(&lab, "GET", "pods");
     let before = reads().await;
     let asked = pods.iter().map(|(pod, requester)| async {
         let both = [Role::Peer, Role::Server].map(|role| Asking::of(pod, role));
@@ -240,11 +243,7 @@ async fn the_record_of_certificates_is_written_every_two_seconds_at_most() {
     for role in [Role::Peer, Role::Server] {
         issue(&lab, &pod, role, None).await;
     }
-    let written = || async {
-        let all = figures(&lab, "apiserver_request_total").await;
-        let of_secrets = |labels: &str| labels.contains("verb=\"PUT\"") && labels.contains("resource=\"secrets\"");
-        all.iter().filter(|(labels, _)| of_secrets(labels)).map(|(_, count)| count).sum::<f64>()
-    };
+    let written = || calls(&lab, "PUT", "secrets");
     let (before, began, mut issued) = (written().await, Instant::now(), 0);
     while began.elapsed() < RECORDED || issued < 20 {
         futures::join!(issue(&lab, &pod, Role::Peer, None), issue(&lab, &pod, Role::Server, None));

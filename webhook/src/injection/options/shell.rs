@@ -17,6 +17,7 @@ use super::{
     text::{Kind, Part, Text},
 };
 
+mod child;
 mod commands;
 mod files;
 mod grammar;

@@ -22,6 +22,20 @@ fn recorded(serial: &str, domain: Domain, user: &str, until: u64) -> Recorded {
     Recorded { domain, serial, leaf, until: at(until), presented, granted: false }
 }
 
+/// What is known of the clients' authority.
+fn known(ledger: &Ledger) -> Known<'_> {
+    Known {
+        issued: ledger.issued(Domain::Client).unwrap(),
+        namespace: "a",
+        signs_lists: true,
+        live: &[],
+        voters: &[],
+        by_record: None,
+        leaves_end: at(9000),
+        authority_end: at(9000),
+    }
+}
+
 #[test]
 fn certificates_beyond_the_reach_of_revocations_are_refused() {
     let bounds = Bounds { per_name: 256, ..Bounds::default() };
@@ -47,16 +61,7 @@ fn certificates_beyond_the_reach_of_revocations_are_refused() {
         Recorded { leaf: new.leaf.for_key(key), ..new }
     };
     ledger.note(&of_key("stolen", b"key"), Bounds::default().room, at(1000));
-    let known = Known {
-        issued: ledger.issued(Domain::Client).unwrap(),
-        namespace: "a",
-        signs_lists: true,
-        live: &[],
-        voters: &[],
-        by_record: None,
-        leaves_end: at(9000),
-        authority_end: at(9000),
-    };
+    let known = known(&ledger);
     let selector = Selector::Serial("stolen".to_owned());
     let reason = Reason::KeyCompromise;
     let mut revoked = Revoked::default();
@@ -211,16 +216,7 @@ fn a_journal_written_anew_holds_the_record_and_the_revocations() {
     ledger.note(&recorded("2", Domain::Peer, "system:etcd-peer:m1", 5000), Bounds::default().room, at(1000));
     ledger.note(&recorded("3", Domain::Client, "old", 900), Bounds::default().room, at(1000));
     let authority = Authority::generate("a", KeyAlgorithm::EcdsaP256, Duration::from_secs(9000), at(1000)).unwrap();
-    let known = Known {
-        issued: ledger.issued(Domain::Client).unwrap(),
-        namespace: "a",
-        signs_lists: true,
-        live: &[],
-        voters: &[],
-        by_record: None,
-        leaves_end: at(9000),
-        authority_end: at(9000),
-    };
+    let known = known(&ledger);
     let selector = Selector::User("app".to_owned());
     let request =
         Request { action: Action::Renewed, id: "1".to_owned(), selector, reason: Reason::Unspecified, until: None };
