@@ -74,6 +74,11 @@ impl Place {
         format!("https://{}:{}", self.address, self.peer)
     }
 
+    /// Where its sidecar has `/metrics`, plain.
+    pub fn sidecar_url(&self) -> String {
+        format!("http://{}:{}", Ipv4Addr::LOCALHOST, self.admin)
+    }
+
     /// Its metrics URL, plain.
     pub fn metrics_url(&self) -> String {
         format!("http://{}:{}", self.address, self.metrics)

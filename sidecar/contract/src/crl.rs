@@ -2,6 +2,7 @@
 //!
 //! etcd compares serial numbers alone: neither signature nor issuer nor dates. They are judged here, before etcd reads a list.
 
+pub mod dialled;
 #[cfg(test)]
 mod tests;
 

@@ -1,10 +1,14 @@
 //! One request, one connection: a rotated leaf is then always the one presented, and a resumed session never hides
-//! which certificate was.
+//! which certificate was. A server whose certificate is on the revocation list beside our own is not spoken to.
 
 use std::{fmt::Display, fs, io, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use etcd_tls_contract::endpoint::Endpoint;
+use etcd_tls_contract::{
+    crl::{Crl, dialled::refuse_revoked},
+    endpoint::Endpoint,
+    names,
+};
 use http_body_util::Full;
 use hyper::Request;
 use rustls::{
@@ -81,15 +85,20 @@ pub enum EtcdError {
 }
 
 impl Client {
-    /// Presents `<dir>/tls.crt` and trusts `<dir>/ca.crt`, as they are now.
+    /// Presents `<dir>/tls.crt` and trusts `<dir>/ca.crt`, but for the certificates on `<dir>/ca.crl` where that is there, as they
+    /// are now. As etcd judges its clients, a server is judged by serial number alone.
     ///
     /// # Errors
-    /// [`EtcdError::Files`].
+    /// [`EtcdError::Files`]; a list that cannot be read is one, as etcd, too, accepts nobody then.
     pub fn from_dir(dir: &Path) -> Result<Self, EtcdError> {
-        // By way of the links once, so that the three files are of one generation. One that is swept meanwhile has a
-        // successor.
+        // By way of the links once, so that the files are of one generation. One that is swept meanwhile has a successor: what
+        // it lacked may be there.
         let resolved = || fs::canonicalize(dir).unwrap_or_else(|_| dir.to_owned());
-        Self::from_generation(&resolved()).or_else(|_| Self::from_generation(&resolved()))
+        let generation = resolved();
+        match Self::from_generation(&generation) {
+            Ok(client) if resolved() == generation => Ok(client),
+            _ => Self::from_generation(&resolved()),
+        }
     }
 
     fn from_generation(dir: &Path) -> Result<Self, EtcdError> {
@@ -99,6 +108,11 @@ impl Client {
         };
         let read = |name: &str| fs::read(dir.join(name)).map_err(|e| failed(name, &e));
         let (cert, key, ca) = (read("tls.crt")?, zeroize::Zeroizing::new(read("tls.key")?), read("ca.crt")?);
+        let list = match fs::read(dir.join(names::CRL_FILE)) {
+            Ok(der) => Some(Crl::parse(&der).map_err(|e| failed(names::CRL_FILE, &e))?),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(failed(names::CRL_FILE, &error)),
+        };
         let mut roots = RootCertStore::empty();
         for anchor in CertificateDer::pem_slice_iter(&ca) {
             roots.add(anchor.map_err(|e| failed("ca.crt", &e))?).map_err(|e| failed("ca.crt", &e))?;
@@ -106,8 +120,11 @@ impl Client {
         let chain: Vec<_> =
             CertificateDer::pem_slice_iter(&cert).collect::<Result<_, _>>().map_err(|e| failed("tls.crt", &e))?;
         let key = PrivateKeyDer::from_pem_slice(&key).map_err(|e| failed("tls.key", &e))?;
-        let config = http::tls(aws_lc_rs::default_provider(), roots, Some((chain, key)));
-        let config = config.map_err(|e| failed("tls.crt", &e))?;
+        let config = http::tls(aws_lc_rs::default_provider(), roots.clone(), Some((chain, key)));
+        let mut config = config.map_err(|e| failed("tls.crt", &e))?;
+        if let Some(list) = list {
+            refuse_revoked(&mut config, roots, list).map_err(|e| failed("ca.crt", &e))?;
+        }
         // Without ALPN: HTTP/1.1 is what etcd's peer port serves its plain paths in.
         Ok(Self { tls: Some(Arc::new(config)) })
     }

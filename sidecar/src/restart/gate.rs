@@ -152,7 +152,8 @@ impl Gate {
     }
 
     /// The result of the user's own probe. It fails for a refused connection, a missing answer or a negative one. If our
-    /// certificate is missing or refused, the result is whether the port accepts connections, as without the sidecar.
+    /// certificate is missing or refused, or etcd's is revoked, the result is whether the port accepts connections, as without
+    /// the sidecar: a restart mends none of these.
     async fn users(&self, url: &str) -> Result<(), Failure> {
         let wrong = |error: &io::Error| Err(format!("{url}: {}", http::with_causes(error)).into());
         let endpoint = match url.parse::<Endpoint>() {

@@ -6,9 +6,13 @@
 //! plan   the next step; pure
 //! ```
 
-use std::path::PathBuf;
+use std::{fs, io, path::PathBuf};
 
-use etcd_tls_contract::endpoint::Endpoint;
+use etcd_tls_contract::{
+    crl::{Crl, dialled::refuse_revoked},
+    endpoint::Endpoint,
+    names,
+};
 use rustls::pki_types::pem::PemObject as _;
 
 use crate::error::{Error, NotWell};
@@ -25,7 +29,7 @@ pub(super) struct PlainText {
     /// Where the cluster is to go: https, or back to http.
     #[arg(long, default_value = "https", value_enum, requires = "endpoints")]
     to: plan::Scheme,
-    /// The CA certificates that the members' certificates come from (PEM).
+    /// The CA certificates that the members' certificates come from (PEM). A revocation list ca.crl beside it counts, too.
     #[arg(long, value_name = "FILE", requires = "endpoints")]
     cacert: Option<PathBuf>,
     /// A client certificate (PEM).
@@ -62,8 +66,8 @@ impl PlainText {
         for certificate in CertificateDer::pem_file_iter(cacert).map_err(|e| of(cacert, &e))? {
             roots.add(certificate.map_err(|e| of(cacert, &e))?).map_err(|e| of(cacert, &e))?;
         }
-        let builder = rustls::ClientConfig::builder().with_root_certificates(roots);
-        let config = match (&self.cert, &self.key) {
+        let builder = rustls::ClientConfig::builder().with_root_certificates(roots.clone());
+        let mut config = match (&self.cert, &self.key) {
             (Some(cert), Some(key)) => {
                 let chain =
                     CertificateDer::pem_file_iter(cert).and_then(Iterator::collect).map_err(|e| of(cert, &e))?;
@@ -72,6 +76,15 @@ impl PlainText {
             }
             _ => builder.with_no_client_auth(),
         };
+        let list = cacert.with_file_name(names::CRL_FILE);
+        match fs::read(&list) {
+            Ok(der) => {
+                let list = Crl::parse(&der).map_err(|e| of(&list, &e))?;
+                refuse_revoked(&mut config, roots, list).map_err(|e| of(cacert, &e))?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(of(&list, &error).into()),
+        }
         Ok(Some(look::Tls::new(config)))
     }
 }
