@@ -75,7 +75,7 @@ impl Args {
         };
         let binds = binds.run(controller.leader.clone());
         let approver = Approver { controller, metrics, refusals: Mutex::default() };
-        started.run(Arc::new(approver), binds).await;
+        started.run(Arc::new(approver), binds, async {}).await;
         Ok(())
     }
 }

@@ -179,9 +179,14 @@ impl ControllerArgs {
 }
 
 impl Started {
-    /// Has `handler` handle requests while this replica leads, with `beside` under way, until told to stop; then gives
-    /// leadership back.
-    pub(crate) async fn run<H: Handler>(self, handler: Arc<H>, beside: impl Future<Output = ()>) {
+    /// Has `handler` handle requests while this replica leads, with `beside` under way, until told to stop; then does what is `last`
+    /// and gives leadership back.
+    pub(crate) async fn run<H: Handler>(
+        self,
+        handler: Arc<H>,
+        beside: impl Future<Output = ()>,
+        last: impl Future<Output = ()>,
+    ) {
         let Self { controller, candidate, prover, queue, workers, shutdown } = self;
         let Controller { client, leader, metrics, .. } = controller;
         let shows = metrics.show_leadership(leader.clone());
@@ -191,6 +196,7 @@ impl Started {
             () = shows => {}
             never = prover.run() => match never {},
         }
+        last.await;
         candidate.release().await;
     }
 }

@@ -6,7 +6,11 @@ mod cut;
 mod renewed;
 mod signer;
 
-use std::{collections::BTreeSet, fmt};
+use std::{
+    collections::BTreeSet,
+    fmt,
+    time::{Duration, UNIX_EPOCH},
+};
 
 use etcd_tls_contract::{
     crl::{self, Reason},
@@ -17,7 +21,7 @@ use etcd_tls_contract::{
 use serde::{Deserialize, Serialize};
 
 pub use self::command::Args;
-use crate::rollover::Answer;
+use crate::rollover::{Answer, rfc3339};
 
 /// The end of the signer's answer about certificates that are all in use.
 pub const NOT_YET: &str = "is not revoked yet";
@@ -198,6 +202,17 @@ pub struct Report {
     /// Pods that use certificates that it named and left as they are; some of them where there are many.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub in_use: Vec<InUse>,
+    /// Set where the record lacks valid certificates: those that were issued before then, in seconds of the Unix epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lacks_before: Option<u64>,
+}
+
+/// That a record lacks certificates that were issued before a time, in seconds of the Unix epoch.
+pub(crate) fn lacks(before: u64) -> String {
+    format!(
+        "the record lacks certificates that were issued before {}: only --serial revokes those",
+        rfc3339::text(UNIX_EPOCH + Duration::from_secs(before))
+    )
 }
 
 /// A live pod that uses certificates.

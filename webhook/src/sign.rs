@@ -165,7 +165,8 @@ impl Args {
             cluster_trust_bundles,
             pod_certificates,
         };
-        started.run(signer, async { match tasks.keep().await {} }).await;
+        let authorities = Arc::clone(&signer.authorities);
+        started.run(signer, async { match tasks.keep().await {} }, async move { authorities.flush().await }).await;
         Ok(())
     }
 }

@@ -1,6 +1,10 @@
 //! Lists that come by the watch of the trust ConfigMap.
 
-use std::{path::PathBuf, process::Command, time::Instant};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    time::Instant,
+};
 
 use etcd_tls_contract::names;
 use k8s_openapi::{ByteString, api::core::v1::ConfigMap};
@@ -50,6 +54,11 @@ impl Client {
             if list.entries().keys().eq(serials) { Ok(()) } else { Err(format!("{list:?}\n{}", self.log())) }
         })
         .await;
+    }
+
+    /// The directory with the list.
+    pub(super) fn files(&self) -> &Path {
+        &self.files
     }
 
     pub(super) async fn shows(&self, metric: &str) {

@@ -182,10 +182,19 @@ fn none(cluster: &ClusterName) -> String {
     )
 }
 
+/// Before when certificates were issued that the authority's record lacks.
+fn lacks_before(object: &ConfigMap, domain: Domain) -> Option<u64> {
+    let text = object.metadata.annotations.as_ref()?.get(&super::status_annotation(domain))?;
+    serde_json::from_str::<super::Report>(text).ok()?.lacks_before
+}
+
 fn lists(cluster: &ClusterName, object: &ConfigMap) -> String {
     let lists = published(object);
     let mut text = String::new();
     for domain in Domain::WITH_LISTS {
+        if let Some(before) = lacks_before(object, domain) {
+            let _ = writeln!(text, "{cluster} {domain}: {}", super::lacks(before));
+        }
         let Some(list) = lists.get(&domain) else {
             let _ = writeln!(text, "{cluster} {domain}: no revocation list is published");
             continue;

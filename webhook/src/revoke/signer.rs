@@ -134,7 +134,7 @@ fn answered(object: &ConfigMap, domains: &[Domain], request: &Request, force: bo
     let mut in_use: BTreeMap<String, InUse> = BTreeMap::new();
     for domain in domains {
         let text = object.metadata.annotations.as_ref()?.get(&status_annotation(*domain))?;
-        let Report { answer, count, at, in_use: of_domain } = serde_json::from_str(text).ok()?;
+        let Report { answer, count, at, in_use: of_domain, .. } = serde_json::from_str(text).ok()?;
         let answer = answer.filter(|answer| answer.id == request.id)?;
         said.count += count;
         // 0 is what a signer of an earlier version says for another cluster's authority.
@@ -183,7 +183,7 @@ mod tests {
             kubelet: BTreeSet::new(),
         };
         let in_use = pods.iter().map(used).collect();
-        Report { answer: Some(request().accepted("done")), count: 1, at: Some(at), in_use }
+        Report { answer: Some(request().accepted("done")), count: 1, at: Some(at), in_use, lacks_before: None }
     }
 
     fn refused(report: Report) -> Report {

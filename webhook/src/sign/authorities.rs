@@ -15,11 +15,15 @@ mod quorum;
 pub(in crate::sign) mod quota;
 pub(crate) mod revoked;
 pub(in crate::sign) mod state;
+mod term;
 pub(in crate::sign) mod unwritten;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex as StdMutex, PoisonError},
+    sync::{
+        Arc, Mutex as StdMutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -35,14 +39,13 @@ use k8s_openapi::{api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::Obje
 use kube::{Api, Client, Resource as _, api::PostParams, core::Request};
 use tokio::{
     sync::{MutexGuard, Notify},
-    time::{Instant, sleep, timeout},
+    time::{Instant, timeout},
 };
 
 use super::authorities::{
     issued::Leaf,
     quota::{Entry, Held, Quota, QuotaError, Ready, SecretMetadata},
     state::Stored,
-    unwritten::RECORD_WITHIN,
 };
 use crate::{
     ca::authority::Authority,
@@ -97,6 +100,8 @@ pub(super) struct Authorities {
     most: u16,
     /// Rung whenever an authority's state changed by a leaf or a statement.
     changed: Arc<Notify>,
+    /// Whether the term is over, so that nothing more is recorded.
+    over: AtomicBool,
 }
 
 /// The input for issuing a leaf.
@@ -153,7 +158,7 @@ impl Authorities {
         changed: Arc<Notify>,
     ) -> Self {
         let (system, quota) = (system.to_owned(), StdMutex::default());
-        Self { client, system, policy, namespaces, pods, quota, most, changed }
+        Self { client, system, policy, namespaces, pods, quota, most, changed, over: AtomicBool::default() }
     }
 
     fn quota(&self) -> std::sync::MutexGuard<'_, Quota> {
@@ -167,6 +172,7 @@ impl Authorities {
 
     /// Notes which authorities have a Secret; before this, none has a place.
     pub(super) fn listed(&self, kept: &BTreeSet<SignerName>) {
+        self.over.store(false, Ordering::SeqCst);
         self.quota().listed(kept);
     }
 
@@ -255,6 +261,9 @@ impl Authorities {
     /// An operator has revoked the certificates of its holder or of its key meanwhile, or the holder got as many as it may hold.
     pub(super) async fn note_issued(&self, entry: &Entry, serial: &str, leaf: Leaf) -> Result<(), Unavailable> {
         let mut held = entry.held.lock().await;
+        if self.over.load(Ordering::SeqCst) {
+            return Err(Unavailable::NotYet("this replica does not lead any more".to_owned()));
+        }
         if let Held::Ready(ready) = &*held {
             if self.is_replaced(&entry.name, ready) {
                 return Err(Unavailable::NotYet(format!(
@@ -275,11 +284,7 @@ impl Authorities {
             self.room(&entry.name, ready, serial, &leaf)?;
         }
         if entry.unwritten().add(serial, leaf.clone(), Instant::now()) {
-            let changed = Arc::clone(&self.changed);
-            tokio::spawn(async move {
-                sleep(RECORD_WITHIN).await;
-                changed.notify_one();
-            });
+            self.ring_when_due();
         }
         match &mut *held {
             Held::Ready(ready) => Arc::make_mut(&mut ready.stored.issued).note(serial, leaf),
@@ -330,7 +335,7 @@ impl Authorities {
             Held::Ready(ready) if !self.is_replaced(name, ready) => Some(Published {
                 bundle: ready.stored.bundle(),
                 list: ready.stored.revoked.list().cloned(),
-                answer: ready.stored.revoked.report(),
+                answer: ready.stored.report(SystemTime::now()),
             }),
             Held::Ready(_) | Held::Unknown | Held::Lost | Held::Unusable => None,
         }
@@ -371,12 +376,10 @@ impl Authorities {
         if !matches!(held, Held::Ready(_)) {
             match self.load_or_make(name, now).await {
                 Ok(mut ready) => {
-                    let unwritten = entry.unwritten();
-                    for (serial, leaf) in unwritten.iter() {
-                        Arc::make_mut(&mut ready.stored.issued).note(serial, leaf.clone());
-                    }
-                    drop(unwritten);
+                    let published = self.published_list(name).await?;
+                    self.recall(entry, &mut ready, now);
                     *held = Held::Ready(Box::new(ready));
+                    self.adopt(entry, held, published, now).await?;
                 }
                 Err(error) => {
                     match &error {

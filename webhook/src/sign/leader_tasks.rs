@@ -1,5 +1,5 @@
 //! The tasks of the leader beside signing requests: authorities and trust, the webhook's serving pair, deletion of finished
-//! requests. When leadership ends, every key is dropped.
+//! requests. When leadership ends, the records are written and every key is dropped.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -98,6 +98,7 @@ impl LeaderTasks {
                 Some(Err(error)) = tasks.join_next() => tracing::error!(%error, "a part of the signer panicked; starting it again"),
             }
             tasks.shutdown().await;
+            signer.authorities.flush().await;
             signer.authorities.clear();
             signer.metrics.forget_all();
             // The task may fail again at once.

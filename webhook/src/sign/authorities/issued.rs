@@ -1,7 +1,7 @@
 //! The unexpired certificates of an authority, so that a certificate can be named by its pod or its user. Pure.
 //!
-//! The record is in the authority's Secret. It is written two seconds after a certificate, with others: a signer that is
-//! killed loses what it issued since, which can still be named by its serial number.
+//! The record is in the authority's Secret. It is written two seconds after a certificate, with others, and at the end of a
+//! term: a signer that is killed loses what it issued since, which can still be named by its serial number.
 
 use std::{
     cmp::Reverse,
@@ -16,7 +16,10 @@ use super::{
     epoch::{seconds, time},
     lean::Lean,
 };
-use crate::{revoke::Selector, rollover::rfc3339};
+use crate::{
+    revoke::{self, Selector},
+    rollover::rfc3339,
+};
 
 /// Certificates at most: those that end last. Each takes some 250 bytes of the Secret.
 pub(crate) const MOST: u16 = 1024;
@@ -34,6 +37,14 @@ pub(crate) struct Issued {
     leaves: Lean<Leaf>,
     /// Seconds of the Unix epoch since which it is complete; 0: nothing was recorded yet.
     since: u64,
+    /// Seconds of the Unix epoch when the last valid certificate ends that it lacks; 0: it lacks none.
+    #[serde(skip_serializing_if = "is_zero")]
+    lacking_until: u64,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+const fn is_zero(seconds: &u64) -> bool {
+    *seconds == 0
 }
 
 /// One certificate.
@@ -175,7 +186,7 @@ impl Issued {
             self.since = leaf.at;
         }
         self.leaves.retain(|other| leaf.at < other.until);
-        while self.leaves.len() >= usize::from(MOST) {
+        while self.leaves.len() >= usize::from(MOST) && self.leaves.get(serial).is_none() {
             // From the pod or user with the most, so that no requester displaces the certificates of others.
             let mut counts: HashMap<&str, usize> = HashMap::new();
             self.leaves.values().for_each(|leaf| *counts.entry(&leaf.holder).or_default() += 1);
@@ -184,8 +195,34 @@ impl Issued {
             let first = self.leaves.iter().min_by_key(|(_, leaf)| rank(leaf)).map(|(serial, _)| serial.to_owned());
             let Some(gone) = first.and_then(|serial| self.leaves.remove(&serial)) else { break };
             self.since = self.since.max(gone.at + 1);
+            self.lacking_until = self.lacking_until.max(gone.until);
         }
         self.leaves.insert(serial, leaf);
+    }
+
+    /// It is not known what was issued before `now`; that ends at `end` at the latest.
+    pub(super) fn lost(&mut self, now: SystemTime, end: SystemTime) {
+        self.since = self.since.max(seconds(now));
+        self.lacking_until = self.lacking_until.max(seconds(end));
+    }
+
+    /// Records what `other` has, and lacks what it lacks.
+    pub(super) fn take_in(&mut self, other: &Self) {
+        if other.lacking_until > 0 {
+            self.since = self.since.max(other.since);
+            self.lacking_until = self.lacking_until.max(other.lacking_until);
+        }
+        other.leaves.iter().for_each(|(serial, leaf)| self.note(serial, leaf.clone()));
+    }
+
+    /// How many certificates it holds.
+    pub(super) const fn len(&self) -> usize {
+        self.leaves.len()
+    }
+
+    /// Since when it is complete, in seconds of the Unix epoch, where it lacks a certificate that is valid at `now`.
+    pub(super) fn lacks_before(&self, now: SystemTime) -> Option<u64> {
+        (seconds(now) < self.lacking_until).then_some(self.since)
     }
 
     /// Records a certificate of a standalone signer. Beyond `room`, revoked certificates leave, first those that end first. A
@@ -375,9 +412,13 @@ impl Issued {
         serials.filter_map(|serial| Some(self.leaves.get(serial)?.holder.clone())).collect()
     }
 
-    /// Since when it is complete, for people.
-    pub(super) fn since(&self) -> String {
-        if self.since == 0 { "nothing was issued".to_owned() } else { rfc3339::text(time(self.since)) }
+    /// Which certificates can be named by their pod or user at `now`, for people.
+    pub(super) fn told(&self, now: SystemTime) -> String {
+        match self.lacks_before(now) {
+            Some(since) => revoke::lacks(since),
+            None if self.since == 0 => "the record is empty: nothing was issued".to_owned(),
+            None => format!("the record holds what was issued since {}", rfc3339::text(time(self.since))),
+        }
     }
 }
 

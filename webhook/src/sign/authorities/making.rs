@@ -1,10 +1,11 @@
 //! How an authority comes to be: read from its Secret, given by the user, or generated. **Invariant.** One whose trust is
 //! published and whose Secret is missing is lost, and no other is generated in its place.
 
-use std::{collections::BTreeMap, time::SystemTime};
+use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 
 use etcd_tls_contract::{
     certificate::Bundle,
+    crl::Crl,
     key::KeyAlgorithm,
     names::{self, SignerName},
     policy::Policy,
@@ -32,13 +33,11 @@ impl Authorities {
     /// # Errors
     /// It is lost, unusable or undetermined yet.
     pub(super) async fn load_or_make(&self, name: &SignerName, now: SystemTime) -> Result<Ready, Unavailable> {
-        let policy = self.policy.borrow().clone();
-        let policy = policy.ok_or_else(|| Unavailable::NotYet("no policy could be read yet".to_owned()))?;
+        let policy = self.policy_now()?;
         let (uid, opted_in) = self.namespace(name)?;
         let secret = secret_name(&uid, name);
-        if let Some(found) = within(self.secrets().get_opt(&secret)).await? {
-            return read(&found, name, &uid, now)
-                .map_err(|e| Unavailable::Unusable(format!("Secret {secret} of authority {name} is unusable: {e}")));
+        if let Some(found) = self.read_again(name, &uid, now).await? {
+            return Ok(found);
         }
         let published = self.published(name, &uid, opted_in || policy.has_hosts_in(&name.namespace)).await?;
         let given = self.given(&policy, name, now).await?;
@@ -59,6 +58,41 @@ impl Authorities {
             }
         };
         self.create(name, &uid, &secret, stored, now).await
+    }
+
+    /// Reads the authority from its Secret, if that is there; `uid` is its namespace's.
+    ///
+    /// # Errors
+    /// It cannot be read, or is unusable.
+    pub(super) async fn read_again(
+        &self,
+        name: &SignerName,
+        uid: &str,
+        now: SystemTime,
+    ) -> Result<Option<Ready>, Unavailable> {
+        let secret = secret_name(uid, name);
+        let Some(found) = within(self.secrets().get_opt(&secret)).await? else { return Ok(None) };
+        read(&found, name, uid, now)
+            .map(Some)
+            .map_err(|e| Unavailable::Unusable(format!("Secret {secret} of authority {name} is unusable: {e}")))
+    }
+
+    /// The revocation list that is published of `name` in its own namespace; `None`: none that can be read. Nothing is verified.
+    ///
+    /// # Errors
+    /// It cannot be known now.
+    pub(super) async fn published_list(&self, name: &SignerName) -> Result<Option<Crl>, Unavailable> {
+        let Some(key) = name.domain.crl_key() else { return Ok(None) };
+        let (_, opted_in) = self.namespace(name)?;
+        let may_be = opted_in || self.policy_now()?.has_hosts_in(&name.namespace);
+        let object = self.trust(name, may_be).await?;
+        let der = object.and_then(|object| object.binary_data?.remove(key));
+        Ok(der.and_then(|der| Crl::parse(&der.0).ok()))
+    }
+
+    fn policy_now(&self) -> Result<Arc<Policy>, Unavailable> {
+        let policy = self.policy.borrow().clone();
+        policy.ok_or_else(|| Unavailable::NotYet("no policy could be read yet".to_owned()))
     }
 
     /// Makes the Secret. Where another signer was faster, its CA is the one.
@@ -92,7 +126,7 @@ impl Authorities {
     }
 
     /// The namespace's uid, and whether it is opted in.
-    fn namespace(&self, name: &SignerName) -> Result<(String, bool), Unavailable> {
+    pub(super) fn namespace(&self, name: &SignerName) -> Result<(String, bool), Unavailable> {
         let namespaces = self.namespaces.borrow().clone();
         let namespace = namespaces.as_ref().and_then(|n| n.get(&name.namespace));
         match namespace {
@@ -106,19 +140,21 @@ impl Authorities {
 
     /// The bundle that is published of `name`, in the namespace of this uid; `may_be`: in which trust is published.
     async fn published(&self, name: &SignerName, uid: &str, may_be: bool) -> Result<Option<Bundle>, Unavailable> {
+        let Some(object) = self.trust(name, may_be).await? else { return Ok(None) };
+        let of = object.metadata.annotations.as_ref().and_then(|a| a.get(UID_ANNOTATION));
+        if of.is_some_and(|of| of != uid) {
+            return Ok(None);
+        }
+        let text = object.data.as_ref().and_then(|data| data.get(name.domain.trust_key()));
+        // Unreadable content was not written by us.
+        Ok(text.and_then(|text| Bundle::parse(text.as_bytes()).ok()))
+    }
+
+    /// The trust ConfigMap of `name` in its own namespace; `may_be`: in which trust is published.
+    async fn trust(&self, name: &SignerName, may_be: bool) -> Result<Option<ConfigMap>, Unavailable> {
         let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), &name.namespace);
-        let config_map = names::trust_config_map(&name.cluster);
-        match within(api.get_opt(&config_map)).await {
-            Ok(Some(object)) => {
-                let of = object.metadata.annotations.as_ref().and_then(|a| a.get(UID_ANNOTATION));
-                if of.is_some_and(|of| of != uid) {
-                    return Ok(None);
-                }
-                let text = object.data.as_ref().and_then(|data| data.get(name.domain.trust_key()));
-                // Unreadable content was not written by us.
-                Ok(text.and_then(|text| Bundle::parse(text.as_bytes()).ok()))
-            }
-            Ok(None) => Ok(None),
+        match within(api.get_opt(&names::trust_config_map(&name.cluster))).await {
+            Ok(object) => Ok(object),
             Err(error) if error.code() == Some(403) => {
                 // Where nothing may be published, nothing is. Where it may be, or will be in a moment, there may be trust
                 // that is only not to be seen just now.

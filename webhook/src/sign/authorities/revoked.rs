@@ -23,6 +23,10 @@ use crate::{
     sign::cache::pods::{Voter, is_host},
 };
 
+mod adopted;
+
+pub(super) use adopted::Trust;
+
 /// Entries of one authority at most. They share its Secret with a rollover's pods, and two lists share a ConfigMap with the
 /// bundles.
 const MOST: usize = 2048;
@@ -107,7 +111,9 @@ pub(crate) struct ByRecord {
 
 /// The unreadable part.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0} cannot be read: {1}; restore it, or delete it and what was revoked is accepted again until it ends")]
+#[error(
+    "{0} cannot be read: {1}; restore it, or delete it: what the published list holds stays revoked, barred pods and keys do not"
+)]
 pub(crate) struct RevokedError(&'static str, String);
 
 impl Revoked {
@@ -153,7 +159,7 @@ impl Revoked {
     pub(crate) fn report(&self) -> Option<Report> {
         let Record { answer, count, at, in_use, .. } = &self.record;
         let (answer, in_use) = (Some(answer.clone()?), in_use.clone());
-        Some(Report { answer, count: *count, at: Some(*at), in_use })
+        Some(Report { answer, count: *count, at: Some(*at), in_use, lacks_before: None })
     }
 
     /// Whether the holder of this uid gets no certificate any more.
@@ -200,7 +206,7 @@ impl Revoked {
         let what = &request.selector;
         let by_record = !matches!(what, Selector::Serial(_));
         let since = if by_record {
-            format!(" (the record holds what was issued since {})", known.issued.since())
+            format!(" ({})", known.issued.told(now))
         } else {
             String::new()
         };

@@ -7,7 +7,7 @@
 //! state.json           the rollover under way, until when leaves hold, the last answer to an operator
 //! revoked.json         what was revoked, and the last answer to that
 //! crl.der              the signed list of it
-//! issued.json          what was issued and has not ended; left out where the Secret has no room
+//! issued.json          what was issued and has not ended; left out where the Secret has no room, and then lost at the next read
 //! ```
 //!
 //! Each step is one write of the Secret, so a killed signer leaves no state in between.
@@ -176,9 +176,10 @@ impl Stored {
         for (key, value) in self.revoked.data()? {
             put(key, &value);
         }
+        // An empty one, too: where there is none, it is lost.
         let issued = serde_json::to_vec(&*self.issued)?;
         let bytes: usize = data.values().map(|value| value.0.len()).sum();
-        if bytes + issued.len() <= ROOM && *self.issued != Issued::default() {
+        if bytes + issued.len() <= ROOM {
             data.insert(ISSUED.to_owned(), ByteString(issued));
         }
         Ok(data)

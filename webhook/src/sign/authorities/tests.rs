@@ -102,7 +102,7 @@ async fn an_authority_of_a_namespace_that_was_made_again_issues_and_publishes_no
     assert!(authorities.bundle(&signer).await.is_none() && authorities.published_of(&signer).await.is_none());
     // It is looked up anew, of the new namespace; the records of the old one are not the new one's.
     assert!(matches!(authorities.grant(&entry, &grant, now).await, Err(Unavailable::Api(_))));
-    assert!(matches!(*entry.held.lock().await, Held::Unknown) && entry.unwritten().iter().next().is_none());
+    assert!(matches!(*entry.held.lock().await, Held::Unknown) && entry.unwritten().is_empty());
 }
 
 /// A requester with no bundle yet can verify its certificate only by this statement, and asks once.

@@ -1,10 +1,15 @@
 //! The certificates of an authority that are recorded and not written into its Secret yet. Pure.
+//!
+//! While the Secret cannot be written, certificates are issued all the same: an outage of Secrets (an encryption provider that is
+//! away, say) would else become an outage of etcd, one lifetime later. Nothing is issued unrecorded, as the record in memory has
+//! them, and a revocation finds them there. Both are bounded alike ([`super::issued::MOST`]): beyond it, the pod with the most
+//! certificates loses those that end first, and `revoke` says since when the record is complete.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
-use super::issued::Leaf;
+use super::issued::{Issued, Leaf};
 
 /// How soon the record is written, counted from the first certificate that it lacks. A full record is 350 KiB, so it is written no
 /// more often than this.
@@ -13,22 +18,33 @@ pub(in crate::sign) const RECORD_WITHIN: Duration = Duration::from_secs(2);
 /// See the module.
 #[derive(Debug, Default)]
 pub(in crate::sign) struct Unwritten {
-    leaves: BTreeMap<String, Leaf>,
+    issued: Issued,
     since: Option<Instant>,
 }
 
 impl Unwritten {
-    /// Keeps a certificate until it is written. Whether it is the only one.
+    /// Keeps a certificate until it is written. Whether nothing else was to be written.
     pub(super) fn add(&mut self, serial: &str, leaf: Leaf, now: Instant) -> bool {
-        self.leaves.insert(serial.to_owned(), leaf);
+        self.issued.note(serial, leaf);
         let first = self.since.is_none();
         self.since.get_or_insert(now);
         first
     }
 
-    /// The certificates by serial number, for a record that was read again.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&String, &Leaf)> {
-        self.leaves.iter()
+    /// The record is to say that it lacks what was issued before `now`, which ends at `end` at the latest.
+    pub(super) fn lost(&mut self, now: SystemTime, end: SystemTime) {
+        self.issued.lost(now, end);
+        self.since.get_or_insert_with(Instant::now);
+    }
+
+    /// What a record that was read again is to take in.
+    pub(super) const fn issued(&self) -> &Issued {
+        &self.issued
+    }
+
+    /// Whether all is written.
+    pub(super) const fn is_empty(&self) -> bool {
+        self.since.is_none()
     }
 
     /// All were written.
@@ -44,23 +60,48 @@ impl Unwritten {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::issued::MOST, *};
+
+    fn leaf(pod: &str, minutes: u64) -> Leaf {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(86_400 * 20_000);
+        Leaf::new(pod, format!("prod/{pod}"), pod, now + Duration::from_secs(60 * minutes), now)
+    }
 
     #[test]
     fn it_is_due_two_seconds_after_the_first_certificate() {
         let (start, second) = (Instant::now(), Duration::from_secs(1));
-        let end = std::time::SystemTime::now() + second;
-        let leaf = || Leaf::new("uid", "prod/app-0".to_owned(), "app", end, std::time::SystemTime::now());
         let mut unwritten = Unwritten::default();
-        assert!(!unwritten.is_due(start));
-        assert!(unwritten.add("1", leaf(), start));
-        assert!(!unwritten.add("2", leaf(), start + second));
+        assert!(!unwritten.is_due(start) && unwritten.is_empty());
+        assert!(unwritten.add("1", leaf("app-0", 1), start));
+        assert!(!unwritten.add("2", leaf("app-0", 1), start + second));
         assert!(!unwritten.is_due(start + second));
         assert!(unwritten.is_due(start + second * 2), "counted from the first");
-        assert_eq!(unwritten.iter().count(), 2);
+        assert_eq!(unwritten.issued().len(), 2);
         unwritten.clear();
-        assert_eq!(unwritten.iter().count(), 0);
-        assert!(unwritten.add("3", leaf(), start + second * 2));
+        assert!(unwritten.issued().len() == 0 && unwritten.is_empty());
+        assert!(unwritten.add("3", leaf("app-0", 1), start + second * 2));
         assert!(!unwritten.is_due(start + second * 3));
+    }
+
+    #[test]
+    fn while_the_secret_cannot_be_written_it_holds_as_many_as_a_record_and_says_what_it_lacks() {
+        let (now, mut unwritten, mut record) = (Instant::now(), Unwritten::default(), Issued::default());
+        for n in 0..2 * u64::from(MOST) {
+            let leaf = leaf(if n % 100 == 0 { "quiet" } else { "loud" }, 60 + n);
+            record.note(&format!("{n:x}"), leaf.clone());
+            unwritten.add(&format!("{n:x}"), leaf, now);
+        }
+        assert_eq!(unwritten.issued().len(), usize::from(MOST));
+        for n in (0..2 * u64::from(MOST)).step_by(100) {
+            assert!(unwritten.issued().has(&format!("{n:x}")), "the other pod loses none");
+        }
+        // A record that is read again, as it was before all of them, is the one in memory then.
+        let mut read = Issued::default();
+        read.take_in(unwritten.issued());
+        assert_eq!(read, record);
+        let at = SystemTime::UNIX_EPOCH + Duration::from_secs(86_400 * 20_000);
+        assert!(read.lacks_before(at).is_some());
+        let ended = at + Duration::from_secs(60 * (60 + 2 * u64::from(MOST)));
+        assert_eq!(read.lacks_before(ended), None, "they have ended");
     }
 }

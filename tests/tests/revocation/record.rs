@@ -1,0 +1,177 @@
+//! The record of valid certificates when a leader ends, and when it is lost.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use etcd_tls_contract::{
+    names::{self, SYSTEM_NAMESPACE},
+    role::Role,
+};
+use k8s_openapi::api::{
+    coordination::v1::Lease,
+    core::v1::{ConfigMap, Namespace, Pod, Secret},
+};
+use kube::{
+    Api,
+    api::{Patch, PatchParams},
+};
+use serde_json::json;
+use tests::{
+    eventually,
+    revocation::{published, revoke},
+    say,
+};
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    lab::{LIMIT, Lab},
+    signer::{issue, member, sign, trust},
+};
+
+const LEASE: &str = "etcd-tls-sign";
+
+/// The records of the authorities of `prod/etcd`.
+struct Records {
+    secrets: Api<Secret>,
+    names: [String; 2],
+}
+
+impl Records {
+    async fn of(lab: &Lab) -> Self {
+        let namespaces: Api<Namespace> = Api::all(lab.api.client.clone());
+        let uid = namespaces.get("prod").await.expect("a namespace").metadata.uid.expect("a uid");
+        let names = ["peer", "client"].map(|domain| format!("etcd-tls-ca-{uid}-etcd-{domain}"));
+        Self { secrets: Api::namespaced(lab.api.client.clone(), SYSTEM_NAMESPACE), names }
+    }
+
+    /// The serial numbers in them.
+    async fn serials(&self) -> BTreeSet<String> {
+        let mut serials = BTreeSet::new();
+        for name in &self.names {
+            let data = self.secrets.get(name).await.expect("a Secret").data.unwrap_or_default();
+            let record: serde_json::Value = serde_json::from_slice(&data["issued.json"].0).expect("JSON");
+            serials.extend(record["leaves"].as_object().into_iter().flatten().map(|(serial, _)| serial.clone()));
+        }
+        serials
+    }
+
+    async fn have(&self, wanted: &BTreeSet<String>) {
+        eventually("all certificates in the record", LIMIT, || async {
+            let there = self.serials().await;
+            let missing: Vec<_> = wanted.difference(&there).collect();
+            if missing.is_empty() { Ok(()) } else { Err(format!("{missing:?} of {}", wanted.len())) }
+        })
+        .await;
+    }
+}
+
+async fn begin(lab: &Lab) -> (Pod, Records) {
+    lab.api.namespace("prod", &[(names::LABEL, names::DYNAMIC)]).await;
+    let pod = member(lab, "prod", "etcd-0", Some("10.2.0.1")).await;
+    trust(lab, "prod", "etcd").await;
+    (pod, Records::of(lab).await)
+}
+
+/// Whoever leads next finds what was issued in the last moment before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_of_the_last_second_of_a_term_is_found_by_the_next_leader() {
+    let Some(lab) = Lab::new().await else { return };
+    let approver = lab.approver("approve-a", &[]);
+    let mut first = sign(&lab, "sign-a", &[]).await;
+    lab.ready(&approver).await;
+    let (pod, records) = begin(&lab).await;
+    first.logged("leading", LIMIT).await;
+    let second = sign(&lab, "sign-b", &[]).await;
+    let admin = lab.api.kubeconfig.clone();
+
+    // One that is not written yet when the leader is told to end.
+    let mut last = None;
+    for _ in 0..20 {
+        let (_, chain) = issue(&lab, &pod, Role::Server, None).await;
+        if !records.serials().await.contains(&chain.serial) {
+            last = Some(chain);
+            break;
+        }
+    }
+    let last = last.expect("a certificate is recorded some time after it was issued");
+    assert!(first.terminate(LIMIT).await.success(), "{}", first.log());
+    // It is written before the successor can lead.
+    assert!(records.serials().await.contains(&last.serial), "{}", first.log());
+    second.logged("leading", LIMIT).await;
+    let maps: Api<ConfigMap> = Api::namespaced(lab.api.client.clone(), "prod");
+    let said = eventually("an answer", LIMIT, || async {
+        let said = revoke(&admin, &["prod/etcd", "--user", &last.common_name, "--at-once"]).await;
+        let said = said.unwrap_or_else(|error| error);
+        let list = published(&maps).await?["client"].clone();
+        if list.entries().contains_key(&last.serial) { Ok(said) } else { Err(format!("{said}: {list:?}")) }
+    })
+    .await;
+    assert!(said.contains("the record holds what was issued since 20"), "{said}");
+
+    // The record is lost. Which certificates cannot be named any more is said, and each can be revoked by its number.
+    let (_, old) = issue(&lab, &pod, Role::Server, None).await;
+    records.have(&BTreeSet::from([old.serial.clone()])).await;
+    let lost = Patch::Merge(json!({"data": {"issued.json": null}}));
+    records.secrets.patch(&records.names[1], &PatchParams::default(), &lost).await.expect("lose the record");
+    let lacks = "the record lacks certificates that were issued before 20";
+    eventually("the loss is said by --list", LIMIT, || async {
+        let said = revoke(&admin, &["prod/etcd", "--list"]).await?;
+        if said.contains(&format!("prod/etcd client: {lacks}")) { Ok(()) } else { Err(said) }
+    })
+    .await;
+    let listed = revoke(&admin, &["prod/etcd", "--list"]).await.expect("lists");
+    assert!(!listed.contains(&format!("prod/etcd peer: {lacks}")), "the other one is whole: {listed}");
+    let said = revoke(&admin, &["prod/etcd", "--user", &old.common_name, "--at-once"]).await;
+    let said = said.unwrap_or_else(|error| error);
+    assert!(said.contains(&format!("client: there is no certificate of user {} ({lacks}", old.common_name)), "{said}");
+    assert!(!published(&maps).await.expect("lists")["client"].entries().contains_key(&old.serial));
+    let said = revoke(&admin, &["prod/etcd", "--serial", &old.serial, "--at-once", "--force"]).await;
+    let said = said.unwrap_or_else(|error| error);
+    assert!(published(&maps).await.expect("lists")["client"].entries().contains_key(&old.serial), "{said}");
+    // What is issued from now on can be named, also by the next leader, which still says what it cannot name.
+    let (_, new) = issue(&lab, &pod, Role::Server, None).await;
+    records.have(&BTreeSet::from([new.serial.clone()])).await;
+    drop(second);
+    let third = sign(&lab, "sign-c", &[]).await;
+    third.logged("leading", LIMIT).await;
+    let said = revoke(&admin, &["prod/etcd", "--user", &new.common_name, "--at-once"]).await;
+    let said = said.unwrap_or_else(|error| error);
+    assert!(published(&maps).await.expect("lists")["client"].entries().contains_key(&new.serial), "{said}");
+    assert!(said.contains(lacks), "{said}");
+}
+
+/// The Lease goes to and fro while certificates are issued, so that the leader of before has some that it has not written, and the
+/// next one writes the same Secret.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_loses_its_lease_leaves_no_certificate_out_of_the_record() {
+    let Some(lab) = Lab::new().await else { return };
+    let approver = lab.approver("approve-a", &[]);
+    let first = sign(&lab, "sign-a", &[]).await;
+    lab.ready(&approver).await;
+    let (pod, records) = begin(&lab).await;
+    first.logged("leading", LIMIT).await;
+    let second = sign(&lab, "sign-b", &[]).await;
+    let leases: Api<Lease> = Api::namespaced(lab.api.client.clone(), SYSTEM_NAMESPACE);
+
+    let (mut all, mut next) = (BTreeSet::new(), Instant::now() + Duration::from_secs(2));
+    let mut takers = ["sign-b", "sign-a", "sign-b"].into_iter();
+    let mut taken = 0;
+    loop {
+        for role in [Role::Peer, Role::Server] {
+            let (_, chain) = issue(&lab, &pod, role, None).await;
+            all.insert(chain.serial);
+        }
+        if Instant::now() >= next {
+            let Some(taker) = takers.next() else { break };
+            let holder = Patch::Merge(json!({"spec": {"holderIdentity": taker}}));
+            leases.patch(LEASE, &PatchParams::default(), &holder).await.expect("take the Lease");
+            taken += 1;
+            next = Instant::now() + Duration::from_secs(8);
+        }
+        // A pod may hold a bounded number of certificates.
+        sleep(Duration::from_millis(200)).await;
+    }
+    let lost = [&first, &second].map(|process| process.log().matches("lost leadership").count());
+    assert!(lost[0] >= 1 && lost[1] >= 1, "{lost:?}");
+    records.have(&all).await;
+    say(&format!("{} certificates while the Lease was taken {taken} times: all are in the record", all.len()));
+}
