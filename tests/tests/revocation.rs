@@ -4,14 +4,22 @@
 #[path = "approve/lab.rs"]
 #[allow(dead_code, reason = "the approver's tests use the rest")]
 mod lab;
+#[path = "revocation/damaged.rs"]
+mod damaged;
+#[path = "revocation/dialled.rs"]
+mod dialled;
 #[path = "revocation/live.rs"]
 mod live;
 #[path = "revocation/many.rs"]
 mod many;
+#[path = "revocation/record.rs"]
+mod record;
 #[path = "revocation/renewed.rs"]
 mod renewed;
 #[path = "revocation/restored.rs"]
 mod restored;
+#[path = "revocation/rolled_over.rs"]
+mod rolled_over;
 #[path = "sign/signer.rs"]
 #[allow(dead_code, reason = "the signer's tests use the rest")]
 mod signer;
@@ -19,6 +27,8 @@ mod signer;
 mod two_hundred;
 #[path = "revocation/watched.rs"]
 mod watched;
+#[path = "revocation/within.rs"]
+mod within;
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -130,7 +140,7 @@ async fn the_signer_lists_what_holders_of_the_right_revoke() {
         (&["prod/etcd", "--serial", "4f0b", "--undo"][..], "4f0b is not revoked"),
         (
             &["prod/etcd", "--user", "nobody"],
-            "there is no certificate of user nobody (the record holds what was issued since",
+            "there is no certificate of user nobody (the record is empty: nothing was issued)",
         ),
         (&["prod/etcd", "--pod", "a b"], "neither the name of a pod"),
         (&["prod/other", "--serial", "4f0b"], "no ConfigMap etcd-tls-trust-other"),

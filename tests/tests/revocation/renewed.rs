@@ -32,7 +32,7 @@ fn chain(files: &Path) -> Chain {
 }
 
 /// The files of a role as they are now: of one set, also while they are renewed.
-fn copied(files: &Path, to: &Path) {
+pub(super) fn copied(files: &Path, to: &Path) {
     let read = || -> std::io::Result<Vec<(&str, Vec<u8>)>> {
         let now = fs::canonicalize(files)?;
         let names = [names::CERT_FILE, names::KEY_FILE, names::CA_FILE];

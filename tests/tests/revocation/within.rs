@@ -1,0 +1,127 @@
+//! How soon every member refuses what is revoked.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use etcd_tls_contract::role::Role;
+use futures::future::join_all;
+use tests::{
+    etcd::EtcdBinary,
+    etcd_client::{Answer, answer},
+    live::{LIMIT, Live, Place, files_of},
+    revocation::revoke,
+    say, tier,
+};
+use tokio::time::sleep;
+
+use super::live::{CLUSTER, accepted, chain};
+
+/// From the command to the first refused handshake of the last member.
+const PROMISE: Duration = Duration::from_secs(5);
+const ROUNDS: usize = 3;
+/// A machine on which nothing ran for so long measures itself. Such a round counts only if there is no other.
+const STALL: Duration = Duration::from_millis(500);
+
+/// The longest time for which this process did not run.
+struct Stalls {
+    longest: Arc<AtomicU64>,
+    over: Arc<AtomicBool>,
+}
+
+impl Stalls {
+    /// In a thread of its own: the test's own work is no stall.
+    fn watch() -> Self {
+        let stalls = Self { longest: Arc::default(), over: Arc::default() };
+        let (longest, over) = (Arc::clone(&stalls.longest), Arc::clone(&stalls.over));
+        std::thread::spawn(move || {
+            let tick = Duration::from_millis(10);
+            while !over.load(Ordering::Relaxed) {
+                let began = Instant::now();
+                std::thread::sleep(tick);
+                let late = began.elapsed().saturating_sub(tick);
+                longest.fetch_max(u64::try_from(late.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+            }
+        });
+        stalls
+    }
+
+    fn begin(&self) {
+        self.longest.store(0, Ordering::Relaxed);
+    }
+
+    fn longest(&self) -> Duration {
+        Duration::from_millis(self.longest.load(Ordering::Relaxed))
+    }
+}
+
+impl Drop for Stalls {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Opens connections to `url` until one is refused.
+async fn refused(url: &str, files: &Path) {
+    let start = Instant::now();
+    while answer(url, files).await != Answer::Refused {
+        assert!(start.elapsed() < LIMIT, "{url} does not refuse {}", files.display());
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Revokes the certificate in `files` and takes that back, some times. Each time, with the longest stall meanwhile: the time from
+/// the command to the first refused handshake of the last of `urls`.
+async fn rounds(live: &Live, urls: &[String], files: &PathBuf, stalls: &Stalls) -> Vec<(Duration, Duration)> {
+    let admin = live.stack.api.kubeconfig.clone();
+    let serial = chain(files).serial;
+    let mut took = Vec::new();
+    for _ in 0..ROUNDS {
+        accepted(urls, files, true).await;
+        stalls.begin();
+        let start = Instant::now();
+        let arguments = [CLUSTER, "--serial", &serial, "--at-once"];
+        let each = join_all(urls.iter().map(|url| async {
+            refused(url, files).await;
+            start.elapsed()
+        }));
+        let (said, each) = tokio::join!(revoke(&admin, &arguments), each);
+        took.push((each.into_iter().max().expect("some"), stalls.longest()));
+        said.expect("revoked");
+        revoke(&admin, &[CLUSTER, "--serial", &serial, "--undo"]).await.expect("taken back");
+    }
+    accepted(urls, files, true).await;
+    took
+}
+
+fn judge(what: &str, version: &str, rounds: &[(Duration, Duration)]) {
+    say(&format!("etcd {version}: {what}: time to the last member's first refusal, and longest stall: {rounds:.0?}"));
+    let counts = |(_, stall): &&(Duration, Duration)| *stall < STALL;
+    let counted = rounds.iter().filter(counts).map(|(took, _)| *took).max();
+    let measured = counted.or_else(|| rounds.iter().map(|(took, _)| *took).min()).expect("rounds");
+    assert!(measured <= PROMISE, "{what}: {rounds:?}");
+}
+
+/// kubelet's next sync never comes: the mounted ConfigMaps stay as they were at the start.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_member_refuses_a_revoked_client_and_a_revoked_peer_within_five_seconds() {
+    if tier::etcd().is_none() {
+        return;
+    }
+    for etcd in EtcdBinary::all() {
+        let Some(mut live) = Live::start(&etcd, "5400s", None).await else { return };
+        let app = live.client("revoked", 8).await;
+        live.stack.hold_mounts(true);
+        let stalls = Stalls::watch();
+        let urls: Vec<String> = live.places.iter().map(Place::client_url).collect();
+        judge("a client", &etcd.version, &rounds(&live, &urls, &files_of(&app), &stalls).await);
+        let urls: Vec<String> = live.places.iter().map(Place::peer_url).collect();
+        let peer = live.certs[2].join(Role::Peer.as_str());
+        judge("a peer", &etcd.version, &rounds(&live, &urls, &peer, &stalls).await);
+    }
+}
