@@ -1,7 +1,7 @@
 //! The certificates of servers that are dialled, compared with a revocation list: by serial number alone, each certificate that
 //! is shown, as etcd compares those of its clients. etcd itself compares no certificate of a server.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme,
@@ -17,13 +17,20 @@ use super::Crl;
 use crate::encoding::hex;
 
 /// A server shows a certificate that is on the list.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the server's certificate is revoked: serial number {serial} is on revocation list {number}")]
 pub struct RevokedServer {
     /// The serial number, in the form of [`crate::certificate::serial`].
     pub serial: String,
     /// [`Crl::number`] of the list.
     pub number: u64,
+}
+
+/// As the message: rustls shows the errors of others by their `Debug` alone.
+impl fmt::Debug for RevokedServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 /// Has connections by `config`, which trusts `roots`, refuse servers that show a certificate on `list`. The handshake then fails
