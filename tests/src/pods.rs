@@ -146,7 +146,7 @@ impl Pod {
         self.questions.look_ahead();
         if self.options.reload == Reload::Probe {
             let program = binary(names::PROBE_PROGRAM);
-            install::install(&program, &self.dir, self.options.liveness_url.as_deref()).expect("install the probe");
+            install::install(&program, &self.dir, self.options.liveness_url.as_ref()).expect("install the probe");
             let listener = gate::listen(&self.dir).expect("listen for the probe");
             self.tasks.push(tokio::spawn(restarter.gate().serve(listener)));
         }
@@ -189,7 +189,7 @@ impl Pods {
         crate::install_crypto();
         // To debug a failure: ETCD_TLS_TEST_LOG=debug.
         if let Ok(level) = std::env::var("ETCD_TLS_TEST_LOG") {
-            let _ = log::init(log::Format::Text, &level);
+            let _ = log::init(log::Format::Text, level.parse().expect("ETCD_TLS_TEST_LOG"));
         }
         let dir = TempDir::new("pods");
         let trust = bundle(&[ca]);

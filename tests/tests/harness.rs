@@ -147,14 +147,40 @@ fn a_url_that_cannot_be_read_is_a_usage_error() {
     for url in ["", "x", "127.0.0.1:2379", "unix:///run/etcd.sock", "https://", "https://a b:1", "https://127.0.0.1:0"]
     {
         for command in ["init", "run"] {
-            for flag in ["--client-url", "--peer-url", "--metrics-url"] {
+            for flag in ["--client-url", "--peer-url", "--metrics-url", "--liveness-url"] {
                 refuses("etcd-tls-sidecar", &[command, "--roles=peer,server", &format!("{flag}={url}")], flag);
                 tried += 1;
             }
         }
         refuses("etcd-tls-webhook", &["check", &format!("--endpoints={url}")], "--endpoints");
     }
-    assert_eq!(tried, 42);
+    assert_eq!(tried, 56);
+}
+
+/// So does an address, a list of them, a duration or a level.
+#[test]
+fn an_argument_that_cannot_be_read_is_a_usage_error() {
+    let sidecar = "etcd-tls-sidecar";
+    for command in ["init", "run", "request"] {
+        for argument in ["--duration=1", "--log-level=info,a=loud", "--key=rsa", "--issuer=x"] {
+            refuses(sidecar, &[command, argument], argument.split('=').next().expect("a flag"));
+        }
+    }
+    for command in ["run", "request"] {
+        for argument in
+            ["--dnsnames=a b", "--dnsnames=a,-b", "--ipaddrs=10.0.0.300", "--ipaddrs=0.0.0.0", "--ipaddrs=fe80::1%eth0"]
+        {
+            refuses(sidecar, &[command, argument], argument.split('=').next().expect("a flag"));
+        }
+    }
+    for argument in
+        ["--address=", "--address=127.0.0.1", "--address=https://127.0.0.1:1", "--admin-address=:1", "--rate-limit=x"]
+    {
+        refuses("etcd-tls-webhook", &["standalone", argument], argument.split('=').next().expect("a flag"));
+    }
+    for command in ["admit", "approve", "sign", "standalone", "status", "check"] {
+        refuses("etcd-tls-webhook", &[command, "--log-level=info,a=loud"], "--log-level");
+    }
 }
 
 fn refuses(program: &str, arguments: &[&str], flag: &str) {

@@ -294,6 +294,7 @@ async fn where_no_signal_reaches_the_liveness_probe_does() {
             pods.supervisor.with(|c| c.members.iter().map(|m| format!("{}/health", m.metrics_url())).collect());
         for (pod, health) in pods.pods.iter_mut().zip(health) {
             pod.start_restarter(|options| {
+                let health = health.parse().expect("the URL of the metrics port");
                 (options.reload, options.can_signal, options.liveness_url) = (Reload::Probe, false, Some(health));
             });
         }

@@ -249,7 +249,7 @@ impl<'a> Work<'a> {
             // In place already, and what the user's own asked stands in our arguments alone.
             let sidecar = self.pod.container(names::SIDECAR_CONTAINER);
             args.liveness_url = sidecar
-                .and_then(|c| c.words("args").find_map(|word| Some(word.strip_prefix("--liveness-url=")?.to_owned())));
+                .and_then(|c| c.words("args").find_map(|word| word.strip_prefix("--liveness-url=")?.parse().ok()));
         }
         self.volumes(&mut patch);
         self.groups(&mut patch);

@@ -2,6 +2,7 @@
 //! Kubernetes itself.
 //!
 //! ```text
+//! address                 where it listens
 //! error, version, codec   Kubernetes' errors, API versions and encodings
 //! subject                 which subjects there are, and whose name a CN is
 //! store                   the requests and the holders of names, in a journal
@@ -24,6 +25,7 @@
 //! **Invariant.** A certificate is issued only from a strictly read request whose subject fits a profile, after an approval
 //! that is stored in the same write; of the request, only its public key reaches the certificate.
 
+pub mod address;
 pub mod auth;
 pub mod codec;
 pub mod error;
@@ -51,7 +53,6 @@ use std::{
 use actix_tls::accept::rustls_0_23::TlsStream;
 use actix_web::{App, HttpServer, dev::Extensions, rt::net::TcpStream, web};
 use etcd_tls_contract::{duration::parse_duration, names::ClusterName, policy::Policy, role::Role};
-use etcd_tls_telemetry::listen;
 use tokio::time;
 
 use crate::{
@@ -62,6 +63,7 @@ use crate::{
         tls::{PairFiles, ServingPairs},
     },
     standalone::{
+        address::Address,
         auth::{Authenticator, ConnectionIdentity, MASTERS, clients::ClientCas},
         limits::{Quota, RateLimit},
         metrics::Metrics,
@@ -129,7 +131,7 @@ pub struct Args {
     pub servkey: Vec<PathBuf>,
     /// Address to listen on. [::] is every address of the host, IPv4 and IPv6.
     #[arg(long, default_value = "[::]:6443")]
-    pub address: String,
+    pub address: Address,
     /// Address of /live, /ready and /metrics over plain HTTP, served independently of requests.
     #[arg(long)]
     pub admin_address: Option<SocketAddr>,
@@ -335,7 +337,7 @@ impl Args {
         if let Some(address) = admin_address {
             Probes(server.clone().into_inner()).serve(address).await?;
         }
-        let listener = listen_on(&address).await?;
+        let listener = address.listen().await?;
         let server =
             HttpServer::new(move || App::new().app_data(server.clone()).default_service(web::to(http::api::handle)))
                 .on_connect(remember_client)
@@ -377,19 +379,6 @@ impl Args {
         }
         Ok(files)
     }
-}
-
-/// Listens on the first address of `address` that can be listened on; for `[::]` on IPv4 where the host has no IPv6.
-async fn listen_on(address: &str) -> Result<std::net::TcpListener, Error> {
-    let candidates = tokio::net::lookup_host(address).await.map_err(|e| format!("--address {address}: {e}"))?;
-    let mut failed = format!("--address {address}: no address of this name");
-    for candidate in candidates {
-        match listen::at(candidate).await.and_then(tokio::net::TcpListener::into_std) {
-            Ok(listener) => return Ok(listener),
-            Err(error) => failed = format!("--address {address}: {candidate}: {error}"),
-        }
-    }
-    Err(failed.into())
 }
 
 /// Keeps with a connection who made it, as its certificate says.

@@ -86,7 +86,7 @@ pub struct PodArgs {
     /// The URL (http, https or tcp) of the user's own liveness probe of etcd; under `reload: probe`, etcd-tls-probe checks
     /// it instead.
     #[arg(long)]
-    pub liveness_url: Option<String>,
+    pub liveness_url: Option<Endpoint>,
     /// The minimum time between two restarts of etcd by the sidecar; kubelet delays a second restart within ten minutes.
     #[arg(long, default_value = "10m", value_parser = crate::duration::parse_duration)]
     pub restart_pace: Duration,
@@ -233,7 +233,7 @@ impl PodArgs {
             ("client-url", text(client_url)),
             ("peer-url", text(peer_url)),
             ("metrics-url", text(metrics_url)),
-            ("liveness-url", liveness_url.clone()),
+            ("liveness-url", text(liveness_url)),
         ] {
             out.extend(value.iter().map(|value| format!("--{name}={value}")));
         }
@@ -308,7 +308,6 @@ mod tests {
         for text in ["x", "-x", "--roles=peer", "a b", "a=b", "'\"$(id)", "*"] {
             with(&|args| args.cluster = text.to_owned());
             with(&|args| args.user = Some(text.to_owned()));
-            with(&|args| args.liveness_url = Some(text.to_owned()));
             with(&|args| args.dir = text.into());
             with(&|args| args.projected_dir = text.into());
             with(&|args| args.trust_dir = text.into());
@@ -321,6 +320,7 @@ mod tests {
             with(&|args| args.client_url = Some(url.parse().unwrap()));
             with(&|args| args.peer_url = Some(url.parse().unwrap()));
             with(&|args| args.metrics_url = Some(url.parse().unwrap()));
+            with(&|args| args.liveness_url = Some(url.parse().unwrap()));
         }
         with(&|args| args.key_rotation = KeyRotation::OnCaChange);
         with(&|args| args.can_signal = true);

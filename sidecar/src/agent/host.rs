@@ -41,11 +41,11 @@ pub struct HostArgs {
     #[arg(long, default_value = "kube-system")]
     pub namespace: String,
     /// DNS names to request, separated by commas; the server role also has localhost.
-    #[arg(long, default_value = "", hide_default_value = true)]
-    pub dnsnames: String,
+    #[arg(long, value_name = "NAMES", default_value = "", hide_default_value = true, value_parser = dns_names)]
+    pub dnsnames: BTreeSet<String>,
     /// IPv4 and IPv6 addresses to request, separated by commas; the server role also has 127.0.0.1 and ::1.
-    #[arg(long, default_value = "", hide_default_value = true)]
-    pub ipaddrs: String,
+    #[arg(long, value_name = "ADDRESSES", default_value = "", hide_default_value = true, value_parser = addresses)]
+    pub ipaddrs: BTreeSet<IpAddr>,
     /// One trust bundle for every role. Without it the bundles are read from --trust-dir if it exists, else from the ConfigMap
     /// in which the signer publishes them.
     #[arg(long, value_name = "FILE")]
@@ -102,7 +102,7 @@ impl Host {
             )
             .into());
         }
-        let mut sans = sans(&args.dnsnames, &args.ipaddrs)?;
+        let mut sans = Sans { dns: args.dnsnames.clone(), ips: args.ipaddrs.clone() };
         sans.dns.extend(settings.extra_sans.dns.iter().cloned());
         sans.ips.extend(&settings.extra_sans.ips);
         let serves = settings.roles.contains(&Role::Peer) || settings.roles.contains(&Role::Server);
@@ -190,33 +190,28 @@ impl Host {
     }
 }
 
-/// Reads names and addresses as they stand on a command line: separated by commas, IPv6 with or without brackets.
-///
-/// # Errors
-/// Which is none.
-pub fn sans(dnsnames: &str, ipaddrs: &str) -> Result<Sans, InvalidValue> {
-    let parts = |list: &'static str, text: &str| -> Vec<(&'static str, String)> {
-        let words = text.split(',').map(str::trim).filter(|w| !w.is_empty());
-        words.map(|w| (list, w.to_owned())).collect()
+/// The words of a list on the command line, separated by commas.
+fn words(list: &str) -> impl Iterator<Item = &str> {
+    list.split(',').map(str::trim).filter(|word| !word.is_empty())
+}
+
+/// Reads `--dnsnames`.
+fn dns_names(list: &str) -> Result<BTreeSet<String>, InvalidValue> {
+    let name = |word: &str| {
+        let name = word.to_ascii_lowercase();
+        if names::is_san_dns_name(&name) { Ok(name) } else { Err(format!("{word:?} is not a DNS name").into()) }
     };
-    let mut sans = Sans::default();
-    for (list, word) in [parts("--dnsnames", dnsnames), parts("--ipaddrs", ipaddrs)].concat() {
-        if list == "--dnsnames" {
-            let name = word.to_ascii_lowercase();
-            if !names::is_san_dns_name(&name) {
-                return Err(format!("--dnsnames: {word:?} is not a DNS name").into());
-            }
-            sans.dns.insert(name);
-        } else {
-            let bare = word.strip_prefix('[').and_then(|w| w.strip_suffix(']')).unwrap_or(&word);
-            let ip: IpAddr = bare.parse().map_err(|_| format!("--ipaddrs: {word:?} is no address"))?;
-            if !names::is_san_ip(ip) {
-                return Err(format!("--ipaddrs: {word} is no address of one host").into());
-            }
-            sans.ips.insert(ip);
-        }
-    }
-    Ok(sans)
+    words(list).map(name).collect()
+}
+
+/// Reads `--ipaddrs`: IPv6 with or without brackets.
+fn addresses(list: &str) -> Result<BTreeSet<IpAddr>, InvalidValue> {
+    let address = |word: &str| {
+        let bare = word.strip_prefix('[').and_then(|word| word.strip_suffix(']')).unwrap_or(word);
+        let ip: IpAddr = bare.parse().map_err(|_| format!("{word:?} is no address"))?;
+        if names::is_san_ip(ip) { Ok(ip) } else { Err(format!("{word} is no address of one host").into()) }
+    };
+    words(list).map(address).collect()
 }
 
 /// Where the trust bundles come from.
@@ -234,14 +229,16 @@ mod tests {
 
     use super::*;
 
+    #[derive(clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: HostArgs,
+    }
+
     fn host(roles: &[Role], dnsnames: &str, ipaddrs: &str) -> Result<Host, InvalidValue> {
-        let args = HostArgs {
-            name: Some("M1.example.com".to_owned()),
-            namespace: "kube-system".to_owned(),
-            dnsnames: dnsnames.to_owned(),
-            ipaddrs: ipaddrs.to_owned(),
-            ..HostArgs::default()
-        };
+        let line = [format!("--dnsnames={dnsnames}"), format!("--ipaddrs={ipaddrs}")];
+        let words = ["run", "--name=M1.example.com"].into_iter().chain(line.iter().map(String::as_str));
+        let args = <Cli as clap::Parser>::try_parse_from(words).map_err(|error| error.to_string())?.args;
         let settings = Settings { roles: roles.iter().copied().collect(), ..Settings::default() };
         Host::new(&args, settings, None)
     }

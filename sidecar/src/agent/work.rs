@@ -91,7 +91,7 @@ where
         .then(|| Restarter::new(restart(), &mut registry));
     if args.reload == Reload::Probe {
         // Before the admin port answers, for whose answer etcd's start waits.
-        install::install(&install::beside()?, &args.dir, args.liveness_url.as_deref())?;
+        install::install(&install::beside()?, &args.dir, args.liveness_url.as_ref())?;
         let gate =
             restarter.as_ref().map_or_else(|| Arc::new(Gate::new(args.liveness_url.clone(), None)), Restarter::gate);
         tokio::spawn(gate.serve(gate::listen(&args.dir)?));

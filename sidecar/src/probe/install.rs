@@ -7,11 +7,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use etcd_tls_contract::{endpoint::Endpoint, names};
 use nix::sys::statvfs::{FsFlags, statvfs};
 
 use super::LIVENESS;
-use etcd_tls_contract::names;
-
 use crate::os::replace::replace;
 
 /// Why etcd's liveness probe could not be put in place.
@@ -63,7 +62,7 @@ pub fn beside() -> Result<PathBuf, InstallError> {
 ///
 /// # Errors
 /// There is none, and etcd must not start without.
-pub fn install(program: &Path, dir: &Path, liveness_url: Option<&str>) -> Result<(), InstallError> {
+pub fn install(program: &Path, dir: &Path, liveness_url: Option<&Endpoint>) -> Result<(), InstallError> {
     let dir = dir.join(names::PROBE_DIR);
     let target = dir.join(names::PROBE_PROGRAM);
     match place(program, &dir, &target, liveness_url) {
@@ -75,7 +74,7 @@ pub fn install(program: &Path, dir: &Path, liveness_url: Option<&str>) -> Result
     }
 }
 
-fn place(program: &Path, dir: &Path, target: &Path, liveness_url: Option<&str>) -> Result<(), InstallError> {
+fn place(program: &Path, dir: &Path, target: &Path, liveness_url: Option<&Endpoint>) -> Result<(), InstallError> {
     let failed = |action, path: &Path| {
         let path = path.to_owned();
         move |source| InstallError::Io { action, path, source }
@@ -95,7 +94,7 @@ fn place(program: &Path, dir: &Path, target: &Path, liveness_url: Option<&str>) 
     write(target, 0o550, &mut from)?;
     let liveness = dir.join(LIVENESS);
     match liveness_url {
-        Some(url) => write(&liveness, 0o440, &mut url.as_bytes()),
+        Some(url) => write(&liveness, 0o440, &mut url.as_str().as_bytes()),
         None => match fs::remove_file(&liveness) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed("remove", &liveness)(e)),
             _ => Ok(()),
@@ -125,7 +124,7 @@ mod tests {
         fs::write(&program, "first").unwrap();
         // A file left by a crash does not matter.
         fs::write(there.with_file_name("etcd-tls-probe.new"), "half").unwrap();
-        install(&program, &dir, Some("http://127.0.0.1:2381/health")).unwrap();
+        install(&program, &dir, Some(&"http://127.0.0.1:2381/health".parse().unwrap())).unwrap();
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&there), mode(there.parent().unwrap())), (0o550, 0o750));
         assert_eq!(fs::read_to_string(there.with_file_name(LIVENESS)).unwrap(), "http://127.0.0.1:2381/health");

@@ -43,7 +43,7 @@ const MAX_LIMIT: Duration = Duration::from_secs(600);
 
 /// Answers etcd's liveness probe.
 pub struct Gate {
-    liveness_url: Option<String>,
+    liveness_url: Option<Endpoint>,
     /// The role directory whose certificate is presented to an https check.
     identity: Option<PathBuf>,
     armed: Mutex<Option<Armed>>,
@@ -78,7 +78,7 @@ pub fn listen(dir: &Path) -> io::Result<UnixListener> {
 
 impl Gate {
     /// For an etcd whose user's own probe asks `liveness_url`, by the certificate in `identity` where it is https.
-    pub const fn new(liveness_url: Option<String>, identity: Option<PathBuf>) -> Self {
+    pub const fn new(liveness_url: Option<Endpoint>, identity: Option<PathBuf>) -> Self {
         Self { liveness_url, identity, armed: Mutex::new(None) }
     }
 
@@ -142,7 +142,7 @@ impl Gate {
         if let Some(reason) = self.armed(Instant::now()) {
             return Err(format!("etcd is to be restarted: {reason}").into());
         }
-        match (&self.liveness_url, Question::of(self.liveness_url.as_deref())) {
+        match (&self.liveness_url, Question::of(self.liveness_url.as_ref().map(Endpoint::as_str))) {
             (Some(url), Question::BySidecar(_)) => match timeout(limit, self.users(url)).await {
                 Ok(answer) => answer,
                 Err(_) => Err(format!("{url}: no answer within {} s", limit.as_secs()).into()),
@@ -154,19 +154,13 @@ impl Gate {
     /// The result of the user's own probe. It fails for a refused connection, a missing answer or a negative one. If our
     /// certificate is missing or refused, or etcd's is revoked, the result is whether the port accepts connections, as without
     /// the sidecar: a restart mends none of these.
-    async fn users(&self, url: &str) -> Result<(), Failure> {
+    async fn users(&self, endpoint: &Endpoint) -> Result<(), Failure> {
+        let url = endpoint.as_str();
         let wrong = |error: &io::Error| Err(format!("{url}: {}", http::with_causes(error)).into());
-        let endpoint = match url.parse::<Endpoint>() {
-            Ok(endpoint) => endpoint,
-            Err(error) => {
-                tracing::warn!(%error, "the user's liveness probe cannot be asked");
-                return Ok(());
-            }
-        };
         if !url.starts_with("tcp:") {
             let path = url.splitn(4, '/').nth(3).unwrap_or_default();
-            match self.client(&endpoint) {
-                Ok(client) => match client.ask(&endpoint, &format!("/{path}")).await {
+            match self.client(endpoint) {
+                Ok(client) => match client.ask(endpoint, &format!("/{path}")).await {
                     // As kubelet counts.
                     Ok((200..400, _)) => return Ok(()),
                     Ok((status, body)) => {
@@ -241,12 +235,17 @@ mod tests {
             let port = answering(status).await;
             // By a name, for which the program has no resolver.
             let url = format!("http://localhost:{port}/health?exclude=NOSPACE");
-            assert_eq!(Gate::new(Some(url), None).check(LIMIT).await.is_ok(), well, "{status}");
+            assert_eq!(Gate::new(Some(url.parse().unwrap()), None).check(LIMIT).await.is_ok(), well, "{status}");
             let url = format!("http://127.0.0.1:{port}/health?exclude=NOSPACE");
-            assert_eq!(Gate::new(Some(url), None).check(LIMIT).await, Ok(()), "the program asks that itself");
+            assert_eq!(
+                Gate::new(Some(url.parse().unwrap()), None).check(LIMIT).await,
+                Ok(()),
+                "the program asks that itself"
+            );
         }
         let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-        assert!(Gate::new(Some(format!("https://{closed}/health")), None).check(LIMIT).await.is_err());
+        let url = format!("https://{closed}/health");
+        assert!(Gate::new(Some(url.parse().unwrap()), None).check(LIMIT).await.is_err());
         assert!(Gate::new(None, None).check(LIMIT).await.is_ok());
     }
 
@@ -280,20 +279,21 @@ mod tests {
             fs::write(dir.join(name), text).unwrap();
         }
         let refusing = taking(false).await;
-        let gate = |identity, host: &str, port| Gate::new(Some(format!("https://{host}:{port}/health")), identity);
+        let gate = |identity, port: u16| {
+            Gate::new(Some(format!("https://127.0.0.1:{port}/health").parse().unwrap()), identity)
+        };
         for (identity, why) in [
             (Some(dir.clone()), "a certificate that is not taken"),
             (Some(dir.join("none")), "no files"),
             (None, "a role that has no certificate for a client"),
         ] {
-            assert_eq!(gate(identity, "127.0.0.1", refusing).check(LIMIT).await, Ok(()), "{why}");
+            assert_eq!(gate(identity, refusing).check(LIMIT).await, Ok(()), "{why}");
         }
-        assert_eq!(gate(None, "no host", refusing).check(LIMIT).await, Ok(()), "nothing to be asked");
-        let hanging = gate(Some(dir.clone()), "127.0.0.1", taking(true).await);
+        let hanging = gate(Some(dir.clone()), taking(true).await);
         assert!(hanging.check(Duration::from_millis(300)).await.unwrap_err().to_string().contains("no answer within"));
         let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
         for identity in [Some(dir.clone()), None] {
-            let error = gate(identity, "127.0.0.1", closed).check(LIMIT).await.unwrap_err();
+            let error = gate(identity, closed).check(LIMIT).await.unwrap_err();
             assert!(error.to_string().contains("refused"), "{error}");
         }
         fs::remove_dir_all(dir).unwrap();

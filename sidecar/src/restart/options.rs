@@ -33,7 +33,7 @@ pub struct Options {
     /// etcd's peer port.
     pub peer_url: Option<Endpoint>,
     /// The URL of the user's own liveness probe, under `reload: probe`.
-    pub liveness_url: Option<String>,
+    pub liveness_url: Option<Endpoint>,
     /// The identity of the lock's holder: the pod's name and uid.
     pub holder: String,
     /// The least time between two restarts of ours: kubelet delays a second one within ten minutes.

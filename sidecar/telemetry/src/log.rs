@@ -19,20 +19,27 @@ pub enum Format {
     Json,
 }
 
-/// The log cannot be set up as asked.
+/// The process has a log already.
 #[derive(Debug, thiserror::Error)]
-pub enum LogError {
-    /// The filter does not parse.
-    #[error("log level {level:?}: {source}; write a level (info) or targets with levels (info,hyper=debug)")]
-    Filter {
-        /// The requested level.
-        level: String,
-        /// Why not.
-        source: tracing_subscriber::filter::ParseError,
-    },
-    /// Somebody set a subscriber before.
-    #[error("the log is set up twice: {0}")]
-    Twice(#[from] tracing_subscriber::util::TryInitError),
+#[error("the log is set up twice: {0}")]
+pub struct LogError(#[from] tracing_subscriber::util::TryInitError);
+
+/// A text is neither a level nor a list of targets with levels.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}; write a level (info) or targets with levels (info,hyper=debug)")]
+pub struct LevelsError(tracing_subscriber::filter::ParseError);
+
+/// A level (`info`), or targets with levels (`info,kube_client=debug`). [`WHOLE_ANSWERS`] is silent at every level.
+#[derive(Clone, Debug)]
+pub struct Levels(Targets);
+
+impl FromStr for Levels {
+    type Err = LevelsError;
+
+    fn from_str(text: &str) -> Result<Self, LevelsError> {
+        let targets = Targets::from_str(text).map_err(LevelsError)?;
+        Ok(Self(targets.with_target(WHOLE_ANSWERS, LevelFilter::OFF)))
+    }
 }
 
 /// The flags of the log, the same for every program and subcommand.
@@ -43,7 +50,7 @@ pub struct LogArgs {
     pub log_format: Format,
     /// A level, or targets with levels: info,etcd_tls_sidecar=debug.
     #[arg(long, global = true, env = "ETCD_TLS_LOG_LEVEL", default_value = "info")]
-    pub log_level: String,
+    pub log_level: Levels,
 }
 
 impl LogArgs {
@@ -52,7 +59,7 @@ impl LogArgs {
     /// # Errors
     /// As [`init`].
     pub fn init(&self) -> Result<(), LogError> {
-        init(self.log_format, &self.log_level)
+        init(self.log_format, self.log_level.clone())
     }
 }
 
@@ -60,18 +67,12 @@ impl LogArgs {
 /// names the failure.
 const WHOLE_ANSWERS: &str = "kube_client::client";
 
-fn filter(level: &str) -> Result<Targets, LogError> {
-    let filter = Targets::from_str(level).map_err(|source| LogError::Filter { level: level.to_owned(), source })?;
-    Ok(filter.with_target(WHOLE_ANSWERS, LevelFilter::OFF))
-}
-
-/// Sets the process's log up: lines of `format` for what `level` lets through, a level (`info`) or targets with levels
-/// (`info,kube_client=debug`). [`WHOLE_ANSWERS`] stays silent at every `level`.
+/// Sets up the log of the process: lines of `format` at `levels`.
 ///
 /// # Errors
-/// `level` does not parse, or the log is set up already.
-pub fn init(format: Format, level: &str) -> Result<(), LogError> {
-    let subscriber = tracing_subscriber::registry().with(filter(level)?);
+/// The log is set up already.
+pub fn init(format: Format, levels: Levels) -> Result<(), LogError> {
+    let subscriber = tracing_subscriber::registry().with(levels.0);
     let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(false);
     match format {
         Format::Text => subscriber.with(lines).try_init()?,
@@ -88,13 +89,17 @@ mod tests {
 
     use super::*;
 
+    fn targets(levels: &str) -> Targets {
+        levels.parse::<Levels>().unwrap().0
+    }
+
     #[test]
     fn no_level_lets_whole_answers_into_the_log() {
         for level in ["info", "trace", "info,kube_client=trace", "warn,kube_client::client=trace"] {
-            assert!(!filter(level).unwrap().would_enable(WHOLE_ANSWERS, &Level::WARN), "{level}");
-            assert!(filter(level).unwrap().would_enable("etcd_tls_webhook::sign", &Level::WARN), "{level}");
+            assert!(!targets(level).would_enable(WHOLE_ANSWERS, &Level::WARN), "{level}");
+            assert!(targets(level).would_enable("etcd_tls_webhook::sign", &Level::WARN), "{level}");
         }
-        assert!(filter("info,kube_client=debug").unwrap().would_enable("kube_client::api", &Level::DEBUG));
-        assert!(filter("=").is_err() || filter("a=nonsense").is_err());
+        assert!(targets("info,kube_client=debug").would_enable("kube_client::api", &Level::DEBUG));
+        assert!("a=nonsense".parse::<Levels>().is_err());
     }
 }

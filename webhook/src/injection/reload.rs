@@ -6,9 +6,10 @@
 //! A shared process namespace opens `/proc/<pid>/root`, and with it the keys, to every container of etcd's user. So it is
 //! opened only where no other container can have that user.
 
-use etcd_tls_contract::liveness;
 use etcd_tls_contract::{
-    names,
+    endpoint::Endpoint,
+    invalid_value::InvalidValue,
+    liveness, names,
     settings::{Reload, Settings},
 };
 use serde_json::{Map, Value, json};
@@ -46,7 +47,7 @@ pub(super) struct Probe {
     pub(super) value: Value,
     pub(super) replaces: bool,
     /// The target of the pod's own probe.
-    pub(super) liveness_url: Option<String>,
+    pub(super) liveness_url: Option<Endpoint>,
 }
 
 /// Plans for `etcd`, the containers with etcd in them, the first of which is described by `listeners`. `members`: they hold the
@@ -248,7 +249,7 @@ fn liveness_url(
     container: &Container<'_>,
     listeners: &[Url],
     settings: &Settings,
-) -> Result<String, String> {
+) -> Result<Endpoint, String> {
     let (kind, handler) = if let Some(get) = probe.get("httpGet").filter(|v| !v.is_null()) {
         ("httpGet", get)
     } else if let Some(tcp) = probe.get("tcpSocket").filter(|v| !v.is_null()) {
@@ -272,13 +273,15 @@ fn liveness_url(
     if port == settings.admin_port {
         return Err("asks etcd-tls-sidecar's port: take it out, and put in what etcd itself answers".to_owned());
     }
-    if kind == "tcpSocket" {
-        return Ok(format!("tcp://{host}:{port}"));
-    }
-    let scheme = text("scheme").unwrap_or("HTTP").to_ascii_lowercase();
-    let path = text("path").unwrap_or("/");
-    let slash = if path.starts_with('/') { "" } else { "/" };
-    Ok(format!("{scheme}://{host}:{port}{slash}{path}"))
+    let url = if kind == "tcpSocket" {
+        format!("tcp://{host}:{port}")
+    } else {
+        let scheme = text("scheme").unwrap_or("HTTP").to_ascii_lowercase();
+        let path = text("path").unwrap_or("/");
+        let slash = if path.starts_with('/') { "" } else { "/" };
+        format!("{scheme}://{host}:{port}{slash}{path}")
+    };
+    url.parse().map_err(|error: InvalidValue| format!("asks no URL that etcd-tls-sidecar can ask: {error}"))
 }
 
 /// A probe's port: a number, or the name of a container port.

@@ -87,6 +87,8 @@ fn the_liveness_probe_becomes_ours_only_when_asked() {
     assert_eq!(warnings, Vec::<String>::new());
     assert!(refused(&probed(json!({"exec": {"command": ["x"]}}))).contains("httpGet"));
     assert!(refused(&probed(json!({"httpGet": {"port": "nobody"}}))).contains("port"));
+    let long = json!({"httpGet": {"port": 2381, "path": "/x".repeat(1100)}});
+    assert!(refused(&probed(long)).contains("it is too long"), "the sidecar reads no longer one");
     let with_headers = |headers: Value| probed(json!({"httpGet": {"port": 2381, "httpHeaders": headers}}));
     assert!(refused(&with_headers(json!([{"name": "Authorization", "value": "x"}]))).contains("httpHeaders"));
     injected(&with_headers(json!([])));
