@@ -247,7 +247,7 @@ impl Restarter {
         for (domain, bundle) in &open {
             let answer = match self.observer.distrusting(*domain, bundle, self.has_loaded(*domain, bundle)).await {
                 Ok(members) => Others { members, unknown: None },
-                Err(why) => Others::unseen(why),
+                Err(why) => Others::unseen(why.to_string()),
             };
             self.questions.answer(*domain, bundle, answer);
         }
@@ -258,10 +258,10 @@ impl Restarter {
     ///
     /// # Errors
     /// Why it cannot be seen.
-    fn has_loaded(&self, domain: Domain, bundle: &Bundle) -> Result<bool, String> {
+    fn has_loaded(&self, domain: Domain, bundle: &Bundle) -> Result<bool, Unknown> {
         let status = self.status.borrow();
         if let Some(reason) = status.unknown.get(&domain) {
-            return Err(reason.as_str().to_owned());
+            return Err(reason.clone());
         }
         let Some((on_disk, _)) = self.observer.bundles().remove(&domain) else { return Ok(false) };
         Ok(status.loaded.get(&domain) == Some(&on_disk.digest()) && on_disk.contains(bundle))

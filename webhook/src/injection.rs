@@ -134,7 +134,7 @@ pub enum Decision {
 pub fn decide(pod: &Json<'_>, config: &Config, origin: Origin<'_>) -> Decision {
     let pod = match Pod::read(pod) {
         Ok(pod) => pod,
-        Err(problems) => return Decision::Refuse(problems),
+        Err(error) => return Decision::Refuse(error.problems),
     };
     if pod.mirror {
         return Decision::Leave(Vec::new());
@@ -299,7 +299,7 @@ impl<'a> Work<'a> {
         let refused = match &self.config.issuers {
             Issuers::Rules(rules) => {
                 let policy = Policy { issuers: rules.clone(), ..Policy::default() };
-                policy.refused_issuer(self.origin.namespace, &self.settings.issuer)
+                policy.check_issuer(self.origin.namespace, &self.settings.issuer).err().map(|refused| refused.to_string())
             }
             // approve and sign judge our own once more, by the policy that they read last.
             Issuers::Unreadable(_) if self.settings.is_ours() => None,

@@ -161,6 +161,11 @@ impl Default for Policy {
 #[error("policy.yaml: {0}")]
 pub struct PolicyError(pub String);
 
+/// The policy does not let a namespace's pods use an issuer; with the rules that say so.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct RefusedIssuer(String);
+
 impl Policy {
     /// Parses the policy file; an empty one is the default policy.
     ///
@@ -338,23 +343,26 @@ impl Policy {
                 .any(|rule| rule.from == namespace && rule.to == signer.cluster_name() && rule.roles.contains(&role))
     }
 
-    /// Why pods of `namespace` may not have `issuer`, with the rules named; `None` where they may.
-    pub fn refused_issuer(&self, namespace: &str, issuer: &Issuer) -> Option<String> {
+    /// Checks that pods of `namespace` may have `issuer`.
+    ///
+    /// # Errors
+    /// They may not; with the rules named.
+    pub fn check_issuer(&self, namespace: &str, issuer: &Issuer) -> Result<(), RefusedIssuer> {
         let indexed = || self.issuers.iter().enumerate();
         let mut rules: Vec<_> = indexed().filter(|(_, rule)| rule.namespaces.names(namespace)).collect();
         if rules.is_empty() {
             rules = indexed().filter(|(_, rule)| rule.namespaces.takes(namespace)).collect();
         }
         if rules.is_empty() || rules.iter().any(|(_, rule)| rule.allow.contains(issuer)) {
-            return None;
+            return Ok(());
         }
         let names: Vec<String> = rules.iter().map(|(index, _)| format!("issuers[{index}]")).collect();
         let allowed: Vec<String> = rules.iter().flat_map(|(_, rule)| &rule.allow).map(ToString::to_string).collect();
-        Some(format!(
+        Err(RefusedIssuer(format!(
             "policy's {} lets the pods of namespace {namespace} use {}, not {issuer}",
             names.join(" and "),
             allowed.join(" or ")
-        ))
+        )))
     }
 
     /// Whether `username` with `groups` may revoke certificates of a standalone signer.

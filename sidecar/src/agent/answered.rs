@@ -8,6 +8,8 @@ use std::{cell::RefCell, collections::BTreeMap, time::Duration};
 use etcd_tls_contract::certificate::Bundle;
 use tokio::sync::Notify;
 
+use crate::issuance::obtain::NoAuthority;
+
 /// The most CAs of a bundle. An issuer that names more within the life of a certificate is refused.
 const MOST: usize = 16;
 
@@ -28,7 +30,7 @@ struct State {
     /// Whether the last answer had a CA; `None` before the first one.
     states: Option<bool>,
     /// Why it had none.
-    missing: Option<String>,
+    missing: Option<NoAuthority>,
 }
 
 impl Answered {
@@ -36,7 +38,7 @@ impl Answered {
     /// under it.
     pub(super) fn hear(
         &self,
-        authority: &Result<Bundle, String>,
+        authority: &Result<Bundle, NoAuthority>,
         in_use: Option<&Bundle>,
         now: Duration,
         life: Duration,
@@ -64,7 +66,7 @@ impl Answered {
             Err(why) => {
                 if state.missing.as_ref() != Some(why) {
                     tracing::warn!(
-                        why,
+                        %why,
                         "the issuer's answer has no CA (status.ca), from which trust: issuer takes the bundle; the bundle in \
                          use stays. Where the issuer gives none, name the bundle: trust: configmap/<name>"
                     );
@@ -81,7 +83,7 @@ impl Answered {
 
     /// Why there is none.
     pub(super) fn missing(&self) -> String {
-        let why = self.state.borrow().missing.clone().unwrap_or_else(|| "there was no answer yet".to_owned());
+        let why = self.state.borrow().missing.as_ref().map_or_else(|| "there was no answer yet".to_owned(), ToString::to_string);
         format!(
             "the issuer's answer has no CA (status.ca) to verify it under: {why}; name the bundle by annotation trust"
         )
@@ -180,11 +182,11 @@ mod tests {
         let old = Authority::named("old").bundle();
         let answered = Answered::default();
         assert_eq!((answered.offered(), answered.states()), (None, None));
-        answered.hear(&Err("it is empty".to_owned()), None, Duration::ZERO, LIFE);
+        answered.hear(&Err(NoAuthority::Empty), None, Duration::ZERO, LIFE);
         assert_eq!((answered.offered(), answered.states()), (None, Some(false)));
         assert!(answered.missing().contains("(status.ca)") && answered.missing().contains("it is empty"));
         answered.hear(&Ok(old.clone()), None, Duration::ZERO, LIFE);
-        answered.hear(&Err("it is empty".to_owned()), Some(&old), Duration::ZERO, LIFE);
+        answered.hear(&Err(NoAuthority::Empty), Some(&old), Duration::ZERO, LIFE);
         assert_eq!((answered.offered(), answered.states()), (Some(old), Some(false)));
     }
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use etcd_tls_contract::{
-    certificate::{Bundle, Chain},
+    certificate::{Bundle, CertificateError, Chain},
     csr::{PrivateKey, Request},
     identity,
     in_force::{InForce, InForceError},
@@ -63,17 +63,31 @@ const STALE_POLL: Duration = Duration::from_secs(20);
 pub struct Answer {
     /// The signer's statement of the bundles in force.
     pub in_force: Option<InForce>,
-    /// The issuer's CA, or why there is none. `None`: it was told before. A certificate that waits is looked at again and again,
+    /// The issuer's CA. `None`: it was told before. A certificate that waits is looked at again and again,
     /// but its issuer has named the CA once.
-    pub authority: Option<Result<Bundle, String>>,
+    pub authority: Option<Result<Bundle, NoAuthority>>,
+}
+
+/// The CA beside a certificate cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoAuthority {
+    /// The answer has none.
+    #[error("it is empty")]
+    Empty,
+    /// It cannot be read.
+    #[error(transparent)]
+    Invalid(#[from] CertificateError),
+    /// It is another one than the certificate's.
+    #[error("it is not the CA of the certificate, {0}")]
+    OfAnother(String),
 }
 
 impl Answer {
     /// `pem` is the text with the certificate, `ca` the CA beside it.
     fn read(pem: &str, ca: Option<&[u8]>) -> Result<Self, InForceError> {
         let authority = match ca {
-            None => Err("it is empty".to_owned()),
-            Some(ca) => Bundle::parse(ca).map_err(|error| error.to_string()),
+            None => Err(NoAuthority::Empty),
+            Some(ca) => Bundle::parse(ca).map_err(NoAuthority::from),
         };
         Ok(Self { in_force: InForce::parse(pem)?, authority: Some(authority) })
     }
@@ -83,7 +97,7 @@ impl Answer {
         if let Some(Ok(authority)) = &self.authority
             && !authority.contains_issuer_of(chain)
         {
-            self.authority = Some(Err(format!("it is not the CA of the certificate, {}", chain.authority())));
+            self.authority = Some(Err(NoAuthority::OfAnother(chain.authority())));
         }
         self
     }

@@ -322,16 +322,20 @@ impl Observer {
         &self,
         domain: Domain,
         bundle: &Bundle,
-        loaded: Result<bool, String>,
-    ) -> Result<Vec<String>, String> {
+        loaded: Result<bool, Unknown>,
+    ) -> Result<Vec<String>, TrustUnseen> {
         let role = [Role::Peer, Role::Server].into_iter().find(|role| role.domain() == domain);
         let Some(role) = role.filter(|role| self.roles.contains(role)) else {
-            return Err(format!("no port of this pod's etcd takes certificates of {domain}"));
+            return Err(TrustUnseen::NoPort(domain));
         };
-        let (_, known, members) = self.known().await.map_err(|error| error.to_string())?;
+        let (_, known, members) = self.known().await?;
         let loaded = &loaded;
         let looks = members.into_iter().map(|member| async move {
-            let trusts = if member.id == known.me { loaded.clone() } else { self.trusts(role, &member, bundle).await };
+            let trusts = if member.id == known.me {
+                loaded.clone().map_err(TrustUnseen::Own)
+            } else {
+                self.trusts(role, &member, bundle).await
+            };
             (if member.name.is_empty() { format!("{:x}", member.id) } else { member.name }, trusts)
         });
         let (mut against, mut unseen) = (Vec::new(), None);
@@ -339,7 +343,7 @@ impl Observer {
             match trusts {
                 Ok(true) => {}
                 Ok(false) => against.push(name),
-                Err(why) => drop(unseen.get_or_insert_with(|| format!("{name}: {why}"))),
+                Err(why) => drop(unseen.get_or_insert_with(|| TrustUnseen::Member { name, why: Box::new(why) })),
             }
         }
         unseen.filter(|_| against.is_empty()).map_or(Ok(against), Err)
@@ -380,19 +384,17 @@ impl Observer {
     ///
     /// # Errors
     /// The port shows no CAs: it asks for no certificate, or has no TLS. The member may verify others all the same.
-    async fn trusts(&self, role: Role, member: &Member, bundle: &Bundle) -> Result<bool, String> {
+    async fn trusts(&self, role: Role, member: &Member, bundle: &Bundle) -> Result<bool, TrustUnseen> {
         let (urls, port) =
             if role == Role::Peer { (&member.peer_urls, "peer") } else { (&member.client_urls, "client") };
         let (tls, plain): (Vec<_>, Vec<_>) =
             urls.iter().flat_map(|url| url.parse::<Endpoint>()).partition(|endpoint| endpoint.tls);
         if tls.is_empty() && !plain.is_empty() {
-            return Err(format!("its {port} port has no TLS, so it does not show which CAs it trusts"));
+            return Err(TrustUnseen::NoTls(port));
         }
         for endpoint in tls {
             if let Ok(seen) = self.seen(&Port { role, endpoint }, None).await {
-                let shown = seen.authorities.ok_or_else(|| {
-                    format!("its {port} port asks for no certificate, so it does not show which CAs it trusts")
-                })?;
+                let shown = seen.authorities.ok_or(TrustUnseen::NoCertificateAsked(port))?;
                 return Ok(shows_all(&shown, &bundle.subjects()));
             }
         }
@@ -447,6 +449,34 @@ fn endpoints(urls: &[String]) -> impl Iterator<Item = Result<Endpoint, MemberErr
 fn client_urls(members: &[Member], me: u64) -> Vec<Endpoint> {
     let urls = members.iter().filter(|m| m.id != me).flat_map(|m| &m.client_urls);
     urls.flat_map(|url| url.parse()).collect()
+}
+
+/// The CAs that a member trusts cannot be seen.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum TrustUnseen {
+    /// Those of this pod's etcd.
+    #[error("{}", .0.as_str())]
+    Own(Unknown),
+    /// This pod's etcd has no port with certificates of this domain.
+    #[error("no port of this pod's etcd takes certificates of {0}")]
+    NoPort(Domain),
+    /// The members are not known.
+    #[error(transparent)]
+    Members(#[from] EtcdError),
+    /// The port (peer or client) has no TLS.
+    #[error("its {0} port has no TLS, so it does not show which CAs it trusts")]
+    NoTls(&'static str),
+    /// The port (peer or client) asks its clients for no certificate.
+    #[error("its {0} port asks for no certificate, so it does not show which CAs it trusts")]
+    NoCertificateAsked(&'static str),
+    /// Those of one member.
+    #[error("{name}: {why}")]
+    Member {
+        /// Its name, or its id.
+        name: String,
+        /// The reason.
+        why: Box<Self>,
+    },
 }
 
 /// The loader of a domain's bundle.

@@ -1,6 +1,7 @@
 //! Documents that are none of Kubernetes' own workloads: those that pass unread, and pod templates of other kinds, which get a
 //! warning.
 
+use etcd_tls_contract::invalid_value::InvalidValue;
 use serde_json::Value;
 
 /// How deep a template is looked for.
@@ -30,9 +31,9 @@ pub struct TemplatePath {
 }
 
 impl std::str::FromStr for TemplatePath {
-    type Err = String;
+    type Err = InvalidValue;
 
-    fn from_str(s: &str) -> Result<Self, String> {
+    fn from_str(s: &str) -> Result<Self, InvalidValue> {
         let (kind, path) = s.split_once('=').unwrap_or_default();
         let path: Vec<String> = path.trim_start_matches('.').split('.').map(str::to_owned).collect();
         if kind.is_empty() || path.iter().any(String::is_empty) {

@@ -75,14 +75,22 @@ impl List {
     }
 }
 
+/// A pod whose fields are not of their types.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", problems.join("; "))]
+pub(super) struct InvalidPod {
+    /// One sentence for each field.
+    pub(super) problems: Vec<String>,
+}
+
 impl<'a> Pod<'a> {
     /// Reads `pod`.
     ///
     /// # Errors
     /// Every field that is not of its type.
-    pub(super) fn read(pod: &'a Json<'a>) -> Result<Self, Vec<String>> {
+    pub(super) fn read(pod: &'a Json<'a>) -> Result<Self, InvalidPod> {
         let mut problems = Vec::new();
-        let Some(root) = pod.as_object() else { return Err(vec!["the object is no JSON object".to_owned()]) };
+        let Some(root) = pod.as_object() else { return Err(InvalidPod { problems: vec!["the object is no JSON object".to_owned()] }) };
         let empty = empty();
         let metadata = object(root, "metadata", "", &mut problems).unwrap_or(empty);
         let mirror = metadata.get("annotations").is_some_and(|a| !a.get("kubernetes.io/config.mirror").is_null());
@@ -93,7 +101,7 @@ impl<'a> Pod<'a> {
         let namespace = metadata.get("namespace").and_then(Json::as_str).filter(|n| !n.is_empty());
         let Some(spec) = object(root, "spec", "", &mut problems) else {
             problems.push("spec is missing".to_owned());
-            return Err(problems);
+            return Err(InvalidPod { problems });
         };
         let mut containers = Vec::new();
         for list in [List::Init, List::Main] {
@@ -144,7 +152,7 @@ impl<'a> Pod<'a> {
                 volumes_by_name,
             })
         } else {
-            Err(problems)
+            Err(InvalidPod { problems })
         }
     }
 

@@ -59,14 +59,14 @@ fn a_namespace_is_held_to_its_issuers() {
          - namespaces: ['*']\n  allow: [csr]\n- namespaces: [stage]\n  allow: ['csr:example.com/ca']\n",
     )
     .unwrap();
-    let refused = |namespace: &str, issuer: &str| policy.refused_issuer(namespace, &issuer.parse().unwrap());
+    let refused = |namespace: &str, issuer: &str| policy.check_issuer(namespace, &issuer.parse().unwrap());
     for (namespace, issuer) in [
         ("prod", "cert-manager:ClusterIssuer/company-ca"),
         ("stage", "cert-manager:ClusterIssuer/company-ca"),
         ("stage", "csr:example.com/ca"),
         ("web", "csr"),
     ] {
-        assert_eq!(refused(namespace, issuer), None, "{namespace} {issuer}");
+        assert_eq!(refused(namespace, issuer), Ok(()), "{namespace} {issuer}");
     }
     for (namespace, issuer, rule) in [
         ("prod", "csr", "issuers[0]"),
@@ -76,10 +76,10 @@ fn a_namespace_is_held_to_its_issuers() {
         ("web", "csr:example.com/ca", "issuers[1]"),
         ("web", "csr:peer.etcd-tls.dev/prod.etcd", "issuers[1]"),
     ] {
-        let said = refused(namespace, issuer).unwrap();
+        let said = refused(namespace, issuer).unwrap_err().to_string();
         assert!(said.contains(&format!("policy's {rule} lets")) && said.contains(issuer), "{said}");
     }
-    assert_eq!(Policy::default().refused_issuer("prod", &Issuer::Csr), None);
+    assert_eq!(Policy::default().check_issuer("prod", &Issuer::Csr), Ok(()));
     for bad in [
         "- {namespaces: [a], allow: []}",
         "- {namespaces: [], allow: [csr]}",

@@ -15,7 +15,7 @@ use crate::{
         trust::{self, TrustError},
     },
     issuance::{
-        obtain::{Answer, Bundles},
+        obtain::{Answer, Bundles, NoAuthority},
         renewal::life,
     },
     os::clock::Clock,
@@ -45,7 +45,7 @@ impl<C: Clock, F: Files> Agent<C, F> {
     }
 
     /// Takes the CA of an answer.
-    fn hear_authority(&self, authority: &Result<Bundle, String>) {
+    fn hear_authority(&self, authority: &Result<Bundle, NoAuthority>) {
         let Some(answered) = &self.answered else { return };
         let held = self.held.borrow();
         let in_use = held.roles.values().map(|entry| entry.bundle().clone()).reduce(|all, one| all.union(&one));

@@ -52,7 +52,7 @@ impl Tokens {
     ///
     /// # Errors
     /// Every line that is wrong, without its token.
-    pub fn parse(text: &str) -> Result<Self, Vec<String>> {
+    fn parse(text: &str) -> Result<Self, Vec<String>> {
         let mut users: Vec<([u8; 32], User)> = Vec::new();
         let mut problems = Vec::new();
         for (number, line) in text.lines().enumerate() {

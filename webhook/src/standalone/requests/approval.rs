@@ -20,7 +20,7 @@ use crate::standalone::{
     error::ApiError,
     requests::{
         intake::check_again,
-        judge::{self, Outcome},
+        judge::{self, NotSigned, Outcome},
         server::Server,
     },
     store::{Mutation, Stored, status_mut},
@@ -110,7 +110,7 @@ async fn decide_on(
     let checked = check_again(server, &csr);
     if new.type_ == "Approved" {
         let now = SystemTime::now();
-        let mut checked = checked.as_ref().map_err(ToString::to_string);
+        let mut checked = checked.as_ref().map_err(|error| NotSigned::Invalid(error.clone()));
         let requester = User::of(&csr);
         let mut entitled = None;
         // A person approves, and policy still says what the certificate holds.
@@ -120,7 +120,7 @@ async fn decide_on(
         };
         match &outcome {
             Some(Outcome::Approved { entitled: whole, .. }) => entitled = whole.as_ref(),
-            Some(Outcome::Denied(reasons)) => checked = Err(reasons.clone()),
+            Some(Outcome::Denied(reasons)) => checked = Err(NotSigned::Denied(reasons.clone())),
             Some(Outcome::Waiting(reason)) => {
                 let message = format!("its requester is judged by policy, which cannot tell yet: {reason}");
                 return Err(ApiError::invalid(name, "status.conditions", message));

@@ -21,9 +21,10 @@ use crate::{
     standalone::{
         auth::User,
         error::ApiError,
+        profiles::SignError,
         requests::{
             auto_approve::{self, Context, Decision},
-            intake::Checked,
+            intake::{Checked, InvalidRequest},
             pods::Look,
             server::Server,
         },
@@ -46,6 +47,23 @@ pub enum Outcome {
     Denied(String),
     /// Left for later, or for a person.
     Waiting(String),
+}
+
+/// An approved request got no certificate. The text is the message of its condition `Failed`.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NotSigned {
+    /// The request itself.
+    #[error(transparent)]
+    Invalid(#[from] InvalidRequest),
+    /// The policy does not entitle its requester; every reason.
+    #[error("{0}")]
+    Denied(String),
+    /// The key is on record as compromised.
+    #[error("an operator has revoked this key as compromised; make another one")]
+    Compromised,
+    /// The authority.
+    #[error(transparent)]
+    Sign(#[from] SignError),
 }
 
 impl Server {
@@ -166,7 +184,7 @@ impl Server {
         &self,
         csr: &mut CertificateSigningRequest,
         approval: CertificateSigningRequestCondition,
-        checked: Result<&Checked, String>,
+        checked: Result<&Checked, NotSigned>,
         entitled: Option<&Entitlement>,
         now: SystemTime,
     ) {
@@ -176,7 +194,7 @@ impl Server {
         conditions.push(approval);
         match signed {
             Ok(certificate) => status.certificate = Some(ByteString(certificate.into_bytes())),
-            Err(error) => conditions.push(condition("Failed", "SignerFailed", &error)),
+            Err(error) => conditions.push(condition("Failed", "SignerFailed", &error.to_string())),
         }
     }
 
@@ -190,17 +208,17 @@ impl Server {
         checked: &Checked,
         entitled: Option<&Entitlement>,
         now: SystemTime,
-    ) -> Result<String, String> {
+    ) -> Result<String, NotSigned> {
         let request = &checked.request;
         if self.store.with(|index, _| index.ledger().compromised(&request.public_key)) {
-            return Err("an operator has revoked this key as compromised; make another one".to_owned());
+            return Err(NotSigned::Compromised);
         }
         let asked = lifetime(csr);
         let (role, common_name, sans, life) = match entitled {
             Some(e) => (e.role, e.common_name.as_str(), &e.sans, Some(asked.map_or(e.lifetime, |a| a.min(e.lifetime)))),
             None => (checked.recognised.role, request.common_name.as_str(), &request.sans, asked),
         };
-        self.profiles.issue(role, common_name, sans, &request.public_key, life, now).map_err(|e| e.to_string())
+        Ok(self.profiles.issue(role, common_name, sans, &request.public_key, life, now)?)
     }
 
     /// Says in the log what became of a request.
