@@ -10,17 +10,17 @@
 //! each binding at its own pace ([`pace`]). Nothing is written before every list is complete, so that missing knowledge takes
 //! nobody's rights away.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-};
+use std::{collections::BTreeSet, fmt};
 
 use etcd_tls_contract::{names::SYSTEM_NAMESPACE, policy::Policy};
 use k8s_openapi::api::rbac::v1::{RoleBinding, RoleRef, Subject};
 use kube::ResourceExt;
 use serde::Deserialize;
 
-use crate::controller::namespaces::{self, NamespaceFacts};
+use crate::controller::{
+    listed::Listed,
+    namespaces::{self, NamespaceFacts},
+};
 
 pub(super) use self::driver::{BindingArgs, Keeper};
 
@@ -46,10 +46,33 @@ const SERVICE_ACCOUNTS: &str = "system:serviceaccounts:";
 /// The watched state.
 #[derive(Debug, Default)]
 struct Observed {
-    /// The subjects of the ClusterRoleBindings, by number; `None`: there is none.
-    requesters: Vec<Option<Vec<Subject>>>,
-    /// `etcd-tls-sign` by namespace.
-    sign: BTreeMap<String, SignBinding>,
+    /// The subjects of the ClusterRoleBindings, by number; each list has one or none.
+    requesters: Vec<Listed<Vec<Subject>>>,
+    /// `etcd-tls-sign` of each namespace.
+    sign: Listed<SignBinding>,
+}
+
+impl Observed {
+    /// Of this many ClusterRoleBindings; nothing is listed yet.
+    fn new(requesters: usize) -> Self {
+        Self { requesters: (0..requesters).map(|_| Listed::default()).collect(), ..Self::default() }
+    }
+
+    /// The subjects of a ClusterRoleBinding; `None`: there is none.
+    fn subjects_of(&self, number: usize) -> Option<&Vec<Subject>> {
+        self.requesters.get(number)?.iter().next().map(|(_, subjects)| subjects)
+    }
+
+    /// The RoleBinding of a namespace.
+    fn sign_of(&self, namespace: &str) -> Option<&SignBinding> {
+        self.sign.get(namespace, SIGN_BINDING)
+    }
+
+    /// The subjects of the first ClusterRoleBindings, as far as those are listed.
+    fn present(&self) -> Vec<&[Subject]> {
+        let listed = self.requesters.iter().take_while(|listed| listed.is_complete()).count();
+        (0..listed).map(|number| self.subjects_of(number).map_or(&[][..], Vec::as_slice)).collect()
+    }
 }
 
 /// The kept facts of a RoleBinding `etcd-tls-sign`. Anybody with the right to create RoleBindings can create a large one of
@@ -172,7 +195,7 @@ fn changes(namespaces: &BTreeSet<String>, requesters: Vec<Vec<Subject>>, observe
     let mut changes: Vec<Change> = requesters
         .into_iter()
         .enumerate()
-        .filter(|(number, subjects)| match observed.requesters.get(*number).and_then(Option::as_ref) {
+        .filter(|(number, subjects)| match observed.subjects_of(*number) {
             Some(present) => present != subjects,
             // The first is shipped; another is made when somebody comes into it.
             None => *number == 0 || !subjects.is_empty(),
@@ -182,22 +205,22 @@ fn changes(namespaces: &BTreeSet<String>, requesters: Vec<Vec<Subject>>, observe
     // Additions come before removals, so that a subject that moves keeps the right.
     changes.sort_by_key(|change| match change {
         Change::Requesters(number, subjects) => {
-            let present = observed.requesters.get(*number).and_then(Option::as_ref);
+            let present = observed.subjects_of(*number);
             present.is_some_and(|present| subjects.iter().all(|subject| present.contains(subject)))
         }
         Change::Bind(_) | Change::Unbind(_) => true,
     });
     for namespace in namespaces {
-        match observed.sign.get(namespace) {
+        match observed.sign_of(namespace) {
             Some(binding) if binding.role.is_some() && !binding.is_of(&trust_role()) => {}
             Some(binding) if binding.is_of(&trust_role()) && binding.for_sign => {}
             _ => changes.push(Change::Bind(namespace.clone())),
         }
     }
-    for (namespace, binding) in &observed.sign {
+    for ((namespace, _), binding) in observed.sign.iter() {
         // That of our own namespace holds `sign`'s Role there.
-        if !namespaces.contains(namespace) && binding.is_of(&trust_role()) && namespace != SYSTEM_NAMESPACE {
-            changes.push(Change::Unbind(namespace.clone()));
+        if !namespaces.contains(&**namespace) && binding.is_of(&trust_role()) && **namespace != *SYSTEM_NAMESPACE {
+            changes.push(Change::Unbind(namespace.to_string()));
         }
     }
     changes
@@ -209,7 +232,7 @@ fn foreign<'a>(
     observed: &'a Observed,
 ) -> impl Iterator<Item = (&'a str, &'a SignBinding, &'a RoleRef)> {
     let bindings = namespaces.iter().filter_map(|namespace| {
-        let binding = observed.sign.get(namespace)?;
+        let binding = observed.sign_of(namespace)?;
         Some((namespace.as_str(), binding, binding.role.as_ref()?))
     });
     bindings.filter(|(_, _, role)| **role != trust_role())
@@ -238,7 +261,10 @@ fn lean_binding(LeanBinding(binding, cut): &LeanBinding) -> (String, SignBinding
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
+    use crate::controller::listed::{Event, key};
 
     fn namespace(opted_in: bool, deleting: bool) -> NamespaceFacts {
         NamespaceFacts { uid: "u".to_owned(), opted_in, deleting, hosts: false }
@@ -252,8 +278,21 @@ mod tests {
         SignBinding { uid: None, role: Some(trust_role()), for_sign: true }
     }
 
-    fn with_subjects(subjects: Vec<Subject>) -> Vec<Option<Vec<Subject>>> {
-        vec![Some(subjects)]
+    fn set_sign(observed: &mut Observed, namespace: &str, binding: Option<SignBinding>) {
+        let of = key(Some(namespace), Some(SIGN_BINDING));
+        observed.sign.take(Event::Applied(binding), |binding| (of, binding), |_, _, _| {});
+    }
+
+    /// The first ClusterRoleBinding, and the RoleBindings by namespace; both lists are complete.
+    fn observed<const N: usize>(subjects: Option<Vec<Subject>>, sign: [(&str, SignBinding); N]) -> Observed {
+        let mut observed = Observed::new(1);
+        let of = key(None, Some(REQUESTERS_BINDING));
+        observed.requesters[0].take(Event::Listed(subjects), |subjects| (of, subjects), |_, _, _| {});
+        observed.requesters[0].take(Event::<()>::Complete, |()| (key(None, None), None), |_, _, _| {});
+        for (namespace, binding) in sign {
+            set_sign(&mut observed, namespace, Some(binding));
+        }
+        observed
     }
 
     #[test]
@@ -314,72 +353,60 @@ mod tests {
     fn correct_bindings_are_not_written() {
         let namespaces = set(&["b", "a"]);
         let wanted = || groups(&["a", "b"]);
-        let mut observed = Observed {
-            requesters: with_subjects(wanted()),
-            sign: BTreeMap::from([("a".to_owned(), good()), ("b".to_owned(), good())]),
-        };
-        assert_eq!(changes(&namespaces, vec![wanted()], &observed), []);
+        let mut seen = observed(Some(wanted()), [("a", good()), ("b", good())]);
+        assert_eq!(changes(&namespaces, vec![wanted()], &seen), []);
 
         // Drift of each kind.
-        observed.sign.remove("a");
-        assert_eq!(changes(&namespaces, vec![wanted()], &observed), [Change::Bind("a".to_owned())]);
+        set_sign(&mut seen, "a", None);
+        assert_eq!(changes(&namespaces, vec![wanted()], &seen), [Change::Bind("a".to_owned())]);
         for subjects in [None, Some(vec![]), Some(vec![sign_subject(), sign_subject()])] {
             let binding = RoleBinding { role_ref: trust_role(), subjects, ..RoleBinding::default() };
-            observed.sign.extend([lean_binding(&LeanBinding(binding, false))]);
-            let binding = observed.sign.remove("").unwrap_or_else(good);
-            observed.sign.insert("a".to_owned(), binding);
-            assert_eq!(changes(&namespaces, vec![wanted()], &observed), [Change::Bind("a".to_owned())]);
+            set_sign(&mut seen, "a", Some(lean_binding(&LeanBinding(binding, false)).1));
+            assert_eq!(changes(&namespaces, vec![wanted()], &seen), [Change::Bind("a".to_owned())]);
         }
-        observed.sign.insert("a".to_owned(), good());
-        for requesters in [with_subjects(vec![sign_subject()]), vec![None]] {
-            observed.requesters = requesters;
-            assert_eq!(changes(&namespaces, vec![wanted()], &observed), [Change::Requesters(0, wanted())]);
+        for subjects in [Some(vec![sign_subject()]), None] {
+            let seen = observed(subjects, [("a", good()), ("b", good())]);
+            assert_eq!(changes(&namespaces, vec![wanted()], &seen), [Change::Requesters(0, wanted())]);
         }
         // A further binding is created for its first subject. A subject that moves there keeps the right throughout.
-        observed.requesters = with_subjects(wanted());
-        assert_eq!(changes(&namespaces, vec![wanted(), vec![]], &observed), []);
+        let seen = observed(Some(wanted()), [("a", good()), ("b", good())]);
+        assert_eq!(changes(&namespaces, vec![wanted(), vec![]], &seen), []);
         let moved = vec![groups(&["a"]), groups(&["b"])];
         let moves = [Change::Requesters(1, groups(&["b"])), Change::Requesters(0, groups(&["a"]))];
-        assert_eq!(changes(&namespaces, moved, &observed), moves);
+        assert_eq!(changes(&namespaces, moved, &seen), moves);
     }
 
     #[test]
     fn a_binding_of_another_role_is_said_and_left_alone() {
         let other = RoleRef { name: "cluster-admin".to_owned(), ..trust_role() };
-        let observed = Observed {
-            requesters: with_subjects(vec![]),
-            sign: BTreeMap::from([
-                ("a".to_owned(), SignBinding { role: Some(other), ..good() }),
-                ("large".to_owned(), SignBinding { role: None, for_sign: false, uid: None }),
-                ("out".to_owned(), SignBinding { role: Some(RoleRef::default()), ..good() }),
-                ("out-large".to_owned(), SignBinding { role: None, for_sign: false, uid: None }),
-            ]),
-        };
+        let seen = observed(
+            Some(vec![]),
+            [
+                ("a", SignBinding { role: Some(other), ..good() }),
+                ("large", SignBinding { role: None, for_sign: false, uid: None }),
+                ("out", SignBinding { role: Some(RoleRef::default()), ..good() }),
+                ("out-large", SignBinding { role: None, for_sign: false, uid: None }),
+            ],
+        );
         let namespaces = set(&["a", "b", "large"]);
         let wanted = ["b", "large"].map(|namespace| Change::Bind(namespace.to_owned()));
-        assert_eq!(changes(&namespaces, vec![vec![]], &observed), wanted, "others go on");
-        assert_eq!(foreign(&namespaces, &observed).map(|(ns, ..)| ns).collect::<Vec<_>>(), ["a"]);
+        assert_eq!(changes(&namespaces, vec![vec![]], &seen), wanted, "others go on");
+        assert_eq!(foreign(&namespaces, &seen).map(|(ns, ..)| ns).collect::<Vec<_>>(), ["a"]);
     }
 
     #[test]
     fn trust_is_published_where_nobody_may_ask() {
-        let observed = Observed { requesters: with_subjects(vec![]), sign: BTreeMap::new() };
-        let wanted = changes(&set(&["kube-system"]), vec![vec![]], &observed);
+        let wanted = changes(&set(&["kube-system"]), vec![vec![]], &observed(Some(vec![]), []));
         assert_eq!(wanted, [Change::Bind("kube-system".to_owned())]);
     }
 
     #[test]
     fn who_opts_out_loses_the_binding_and_others_keep_theirs() {
         let other = RoleRef { name: "view".to_owned(), ..trust_role() };
-        let observed = Observed {
-            requesters: with_subjects(groups(&["a"])),
-            sign: BTreeMap::from([
-                ("a".to_owned(), good()),
-                ("not-ours".to_owned(), SignBinding { role: Some(other), ..good() }),
-                (SYSTEM_NAMESPACE.to_owned(), good()),
-            ]),
-        };
+        let not_ours = SignBinding { role: Some(other), ..good() };
+        let seen =
+            observed(Some(groups(&["a"])), [("a", good()), ("not-ours", not_ours), (SYSTEM_NAMESPACE, good())]);
         let wanted = [Change::Requesters(0, vec![]), Change::Unbind("a".to_owned())];
-        assert_eq!(changes(&set(&[]), vec![vec![]], &observed), wanted);
+        assert_eq!(changes(&set(&[]), vec![vec![]], &seen), wanted);
     }
 }

@@ -1,7 +1,7 @@
 //! Watches what the bindings depend on and the bindings themselves, and writes the difference, while this replica leads.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     convert::Infallible,
     time::Duration,
 };
@@ -98,9 +98,9 @@ struct Term {
     accounts: Accounts,
     /// The accounts that had the right when the term began are among [`Self::accounts`].
     began: bool,
-    sign: Listed<BTreeMap<String, SignBinding>>,
-    /// By number.
-    requesters: Vec<Listed<Option<Vec<Subject>>>>,
+    observed: Observed,
+    /// The ClusterRoleBindings, by number, that could not be listed once.
+    failed: BTreeSet<usize>,
     paces: Paces,
 }
 
@@ -109,37 +109,6 @@ enum Written {
     Requesters(usize, Vec<Subject>),
     Bound(String, SignBinding),
     Unbound(String),
-}
-
-/// A collection that is replaced as a whole by each list.
-#[derive(Default)]
-struct Listed<T> {
-    current: Option<T>,
-    listing: T,
-    /// Whether it was tried and could not be listed.
-    failed: bool,
-}
-
-impl<T: Default> Listed<T> {
-    /// Applies a watch's event; `set` and `unset` put an object in and take it out.
-    fn apply<K>(&mut self, event: Event<K>, set: impl Fn(&mut T, K), unset: impl Fn(&mut T, K)) {
-        match event {
-            Event::Begins => self.listing = T::default(),
-            Event::Listed(object) => set(&mut self.listing, object),
-            Event::Complete => self.current = Some(std::mem::take(&mut self.listing)),
-            Event::Progress => {}
-            Event::Applied(object) => {
-                if let Some(current) = &mut self.current {
-                    set(current, object);
-                }
-            }
-            Event::Deleted(object) => {
-                if let Some(current) = &mut self.current {
-                    unset(current, object);
-                }
-            }
-        }
-    }
 }
 
 impl Keeper {
@@ -179,8 +148,8 @@ impl Keeper {
         let mut term = Term {
             accounts: Accounts::new(self.args.withdraw_after),
             began: false,
-            sign: Listed::default(),
-            requesters: (0..BINDINGS).map(|_| Listed::default()).collect(),
+            observed: Observed::new(BINDINGS),
+            failed: BTreeSet::new(),
             paces: Paces::default(),
         };
         let mut next: Option<Instant> = None;
@@ -193,21 +162,13 @@ impl Keeper {
                     Err(error) => tracing::warn!(%error, "cannot watch labelled pods; trying again"),
                 },
                 event = sign.next() => match event {
-                    Ok(event) => term.sign.apply(
-                        event,
-                        |map, binding| { map.extend([lean_binding(&binding)]); },
-                        |map, binding| { map.remove(&lean_binding(&binding).0); },
-                    ),
+                    Ok(event) => term.observed.sign.take(event, sign_binding, |_, _, _| {}),
                     Err(error) => tracing::warn!(%error, "cannot watch RoleBindings; trying again"),
                 },
                 (event, number, _) = of_requesters => match event {
-                    Ok(event) => term.requesters[number].apply(
-                        event,
-                        |one, binding| *one = Some(binding.subjects.unwrap_or_default()),
-                        |one, _| *one = None,
-                    ),
+                    Ok(event) => term.observed.requesters[number].take(event, subjects, |_, _, _| {}),
                     Err(error) => {
-                        term.requesters[number].failed = true;
+                        term.failed.insert(number);
                         tracing::warn!(%error, "cannot watch a ClusterRoleBinding; trying again");
                     }
                 },
@@ -229,42 +190,38 @@ impl Keeper {
     /// Writes what differs. When to look again, if nothing else happens.
     async fn mend(&self, term: &mut Term) -> Option<Instant> {
         let (namespaces, policy) = (self.namespaces.borrow().clone()?, self.policy.borrow().clone()?);
-        if !term.accounts.is_complete() {
-            return None;
-        }
-        if term.sign.current.is_none() || term.requesters.iter().any(|one| one.current.is_none() && !one.failed) {
+        let Term { accounts, began, observed, failed, paces } = term;
+        let mut unseen = observed.requesters.iter().enumerate().filter(|(_, listed)| !listed.is_complete());
+        if !accounts.is_complete() || !observed.sign.is_complete() || unseen.any(|(number, _)| !failed.contains(&number))
+        {
             return None;
         }
         // With the rights of an older installation, the first is the only one.
-        let usable = term.requesters.iter_mut().take_while(|listed| listed.current.is_some());
-        let present: Vec<_> = usable.map(|listed| listed.current.take().flatten()).collect();
+        let present = observed.present();
         if present.is_empty() {
             return None;
         }
-        let mut observed = Observed { requesters: present, sign: term.sign.current.take().unwrap_or_default() };
         let now = Instant::now();
-        if !std::mem::replace(&mut term.began, true) {
-            let had = observed.requesters.iter().flatten().flat_map(|subjects| accounts_of(subjects));
+        if !std::mem::replace(began, true) {
+            let had = present.iter().flat_map(|subjects| accounts_of(subjects));
             let had =
                 had.filter(|(namespace, _)| namespaces.get(*namespace).is_some_and(|facts| may_ask(namespace, facts)));
-            term.accounts.had_the_right(had, now);
+            accounts.had_the_right(had, now);
         }
-        term.accounts.settle(now, |namespace| namespaces.get(namespace).is_some_and(|facts| !facts.deleting));
+        accounts.settle(now, |namespace| namespaces.get(namespace).is_some_and(|facts| !facts.deleting));
         // A labelled namespace's group holds its accounts.
         let by_pod = |name: &str| namespaces.get(name).is_some_and(|facts| !facts.opted_in && may_ask(name, facts));
-        let wanted = requesters(&labelled(&namespaces), &term.accounts.in_turn(by_pod), &policy);
-        let present: Vec<&[Subject]> =
-            observed.requesters.iter().map(|present| present.as_deref().unwrap_or_default()).collect();
+        let wanted = requesters(&labelled(&namespaces), &accounts.in_turn(by_pod), &policy);
         let wanted = spread::spread(&wanted, &present);
         self.metrics.requesters_left_out(wanted.left_out);
         // A cluster of hosts alone has no pod whose label would say where its trust is published: policy says so.
-        let opted_in = opted_in(&namespaces, |name| term.accounts.any_of(name) || policy.has_hosts_in(name));
+        let opted_in = opted_in(&namespaces, |name| accounts.any_of(name) || policy.has_hosts_in(name));
 
-        let mut next = term.accounts.next_end();
+        let mut next = accounts.next_end();
         let mut later = |at: Instant| next = Some(next.map_or(at, |next| next.min(at)));
         let mut due = Vec::new();
-        for change in changes(&opted_in, wanted.bindings, &observed) {
-            match term.paces.not_before(&change.binding(), now) {
+        for change in changes(&opted_in, wanted.bindings, observed) {
+            match paces.not_before(&change.binding(), now) {
                 Some(at) => later(at),
                 None => due.push(change),
             }
@@ -274,7 +231,7 @@ impl Keeper {
         // Those who may request one after the other, as they are ordered; the namespaces' own beside each other.
         for (changes, at_once, in_order) in [(requesters, 1, true), (others, AT_ONCE, false)] {
             let uid_of = |change: &Change| match change {
-                Change::Unbind(namespace) => observed.sign.get(namespace).and_then(|binding| binding.uid.clone()),
+                Change::Unbind(namespace) => observed.sign_of(namespace).and_then(|binding| binding.uid.clone()),
                 Change::Bind(_) | Change::Requesters(..) => None,
             };
             let changes: Vec<_> = changes.into_iter().map(|change| (uid_of(&change), change)).collect();
@@ -286,31 +243,27 @@ impl Keeper {
                 match result {
                     Ok(written) => {
                         observed.take(written);
-                        term.paces.written(&binding, now);
+                        paces.written(&binding, now);
                         self.metrics.binding_writes.inc();
                         tracing::info!(%change, "binding written");
                     }
                     Err(error) => {
-                        term.paces.failed(&binding, Instant::now());
+                        paces.failed(&binding, Instant::now());
                         tracing::warn!(%change, %error, "cannot keep a binding; trying again");
                         if in_order {
                             // A subject that moves is removed from one binding only after it is in another.
-                            later(term.paces.not_before(&binding, now).unwrap_or(now));
+                            later(paces.not_before(&binding, now).unwrap_or(now));
                             break;
                         }
                     }
                 }
-                if let Some(at) = term.paces.not_before(&binding, now) {
+                if let Some(at) = paces.not_before(&binding, now) {
                     later(at);
                 }
             }
         }
-        if let Some(at) = self.tell(term, &opted_in, &observed, by_pod).await {
+        if let Some(at) = self.tell(term, &opted_in, by_pod).await {
             later(at);
-        }
-        term.sign.current = Some(observed.sign);
-        for (listed, present) in term.requesters.iter_mut().zip(observed.requesters) {
-            listed.current = Some(present);
         }
         next
     }
@@ -321,11 +274,10 @@ impl Keeper {
         &self,
         term: &mut Term,
         opted_in: &BTreeSet<String>,
-        observed: &Observed,
         by_pod: impl Fn(&str) -> bool,
     ) -> Option<Instant> {
         let mut notices = Vec::new();
-        for (namespace, binding, role) in foreign(opted_in, observed) {
+        for (namespace, binding, role) in foreign(opted_in, &term.observed) {
             notices.push(foreign_binding(namespace, binding, role));
         }
         self.metrics.foreign_bindings(notices.len());
@@ -403,14 +355,30 @@ impl Observed {
     fn take(&mut self, written: Written) {
         match written {
             Written::Requesters(number, subjects) => {
-                if let Some(present) = self.requesters.get_mut(number) {
-                    *present = Some(subjects);
-                }
+                let of = key(None, Some(&spread::name(number)));
+                self.requesters[number].take(Event::Applied(subjects), |subjects| (of, Some(subjects)), |_, _, _| {});
             }
-            Written::Bound(namespace, binding) => drop(self.sign.insert(namespace, binding)),
-            Written::Unbound(namespace) => drop(self.sign.remove(&namespace)),
+            Written::Bound(namespace, binding) => {
+                let of = key(Some(&namespace), Some(SIGN_BINDING));
+                self.sign.take(Event::Applied(binding), |binding| (of, Some(binding)), |_, _, _| {});
+            }
+            Written::Unbound(namespace) => {
+                let of = key(Some(&namespace), Some(SIGN_BINDING));
+                self.sign.take(Event::Deleted(()), |()| (of, None), |_, _, _| {});
+            }
         }
     }
+}
+
+/// The kept facts of a RoleBinding `etcd-tls-sign`.
+fn sign_binding(binding: LeanBinding) -> (Key, Option<SignBinding>) {
+    let (namespace, kept) = lean_binding(&binding);
+    (key(Some(&namespace), Some(SIGN_BINDING)), Some(kept))
+}
+
+/// The subjects of a ClusterRoleBinding.
+fn subjects(binding: ClusterRoleBinding) -> (Key, Option<Vec<Subject>>) {
+    (key(None, binding.metadata.name.as_deref()), Some(binding.subjects.unwrap_or_default()))
 }
 
 /// The service account of a labelled pod that can ask: it has not finished, and asks with a token of its own. A static pod asks as
