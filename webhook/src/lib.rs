@@ -10,6 +10,7 @@ pub mod check;
 pub mod cli;
 pub mod controller;
 pub mod error;
+pub mod exit;
 pub mod inject;
 pub mod injected;
 pub mod injection;

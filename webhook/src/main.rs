@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use etcd_tls_telemetry::exit::Exit;
 use etcd_tls_webhook::{
     cli::{self, Cli},
-    error::{exit, with_causes},
+    error::with_causes,
+    exit::exit,
     operator::plain_lines,
 };
 

@@ -1,0 +1,68 @@
+//! The exit code of the program.
+
+use etcd_tls_telemetry::exit::Exit;
+
+use crate::{
+    controller::client::{ClientError, RequestError},
+    error::{NotInTime, NotSeen, NotWell},
+};
+
+/// The exit code for `error`, by the first of its causes that has one of its own.
+pub fn exit(error: &(dyn std::error::Error + 'static)) -> Exit {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(request) = error.downcast_ref::<RequestError>() {
+            return match request.code() {
+                Some(401 | 403) => Exit::Denied,
+                _ => Exit::Unavailable,
+            };
+        }
+        if let Some(not_well) = error.downcast_ref::<NotWell>() {
+            return match not_well {
+                NotWell::Attention { .. } => Exit::Attention,
+                NotWell::Unknown { .. } => Exit::Unknown,
+            };
+        }
+        if error.is::<NotSeen>() {
+            return Exit::Unknown;
+        }
+        if error.is::<NotInTime>() {
+            return Exit::TryAgain;
+        }
+        if error.is::<ClientError>() {
+            return Exit::Configuration;
+        }
+        if let Some(io) = error.downcast_ref::<std::io::Error>() {
+            return match io.kind() {
+                std::io::ErrorKind::AddrInUse | std::io::ErrorKind::AddrNotAvailable => Exit::Unavailable,
+                _ => Exit::InputOutput,
+            };
+        }
+        cause = error.source();
+    }
+    Exit::Failure
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::error::Error;
+
+    /// An error with a cause.
+    #[derive(Debug, thiserror::Error)]
+    #[error("above")]
+    struct Above(#[source] Error);
+
+    #[test]
+    fn the_first_cause_with_a_code_of_its_own_decides() {
+        let io = |kind: std::io::ErrorKind| Error::from(std::io::Error::from(kind));
+        assert_eq!(exit(&Above("text".into())), Exit::Failure);
+        assert_eq!(exit(&Above(io(std::io::ErrorKind::NotFound))), Exit::InputOutput);
+        assert_eq!(exit(&Above(io(std::io::ErrorKind::AddrInUse))), Exit::Unavailable);
+        assert_eq!(exit(&Above(Box::new(RequestError::Timeout))), Exit::Unavailable);
+        assert_eq!(exit(&Above(Box::new(NotSeen("text".to_owned())))), Exit::Unknown);
+        assert_eq!(exit(&NotInTime { after: Duration::ZERO, pending: Vec::new() }), Exit::TryAgain);
+    }
+}
