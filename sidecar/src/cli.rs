@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use etcd_tls_telemetry::{exit::Exit, log::LogArgs};
+use etcd_tls_telemetry::{exit::Exit, log::LogArgs, panics};
 
 use crate::{
     commands::{init::InitArgs, request::RequestArgs, run::RunArgs},
@@ -34,6 +34,7 @@ impl Cli {
     /// Runs the command; see [`Exit`] for the exit code.
     pub async fn run(self) -> ExitCode {
         let Self { command, log } = self;
+        panics::count();
         if let Err(error) = log.init() {
             #[allow(clippy::print_stderr, reason = "there is no log to write it to")]
             {

@@ -198,3 +198,19 @@ fn every_exit_code_is_documented() {
     let documented: Vec<u8> = page.lines().filter_map(row).collect();
     assert_eq!(documented, etcd_tls_telemetry::exit::Exit::ALL.map(etcd_tls_telemetry::exit::Exit::code));
 }
+
+/// docs/architecture.md: in the released sidecar, every panic ends the process.
+#[test]
+fn the_released_sidecar_aborts_at_a_panic() {
+    let read = |file: &str| std::fs::read_to_string(repository().join(file)).expect(file);
+    let manifest = read("Cargo.toml");
+    let profile = manifest.split("[profile.sidecar]").nth(1).and_then(|text| text.split("[").next());
+    assert!(profile.is_some_and(|profile| profile.contains("\npanic = \"abort\"\n")), "{profile:?}");
+    for (file, build) in [
+        ("Makefile", "--profile sidecar -p etcd-tls-sidecar --bin etcd-tls-sidecar"),
+        ("Makefile", "static \"$${profile:-sidecar}\" etcd-tls-sidecar etcd-tls-sidecar"),
+        ("Dockerfile.sidecar", "--profile sidecar "),
+    ] {
+        assert!(read(file).contains(build), "{file}: {build}");
+    }
+}

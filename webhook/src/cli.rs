@@ -6,7 +6,7 @@ use std::{
 };
 
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
-use etcd_tls_telemetry::log::LogArgs;
+use etcd_tls_telemetry::{log::LogArgs, panics};
 use tokio::runtime::Builder;
 
 use crate::{
@@ -82,6 +82,7 @@ impl Cli {
     /// # Errors
     /// The subcommand's.
     pub fn run(self) -> Result<(), Error> {
+        panics::count();
         self.log.init()?;
         rustls::crypto::aws_lc_rs::default_provider()
             .install_default()

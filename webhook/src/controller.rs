@@ -188,10 +188,10 @@ impl Started {
         last: impl Future<Output = ()>,
     ) {
         let Self { controller, candidate, prover, queue, workers, shutdown } = self;
-        let Controller { client, leader, metrics, .. } = controller;
+        let Controller { client, leader, metrics, tasks, .. } = controller;
         let shows = metrics.show_leadership(leader.clone());
         tokio::select! {
-            () = csr::run(client, handler, usize::from(workers), leader, shutdown, queue) => {}
+            () = csr::run(client, handler, usize::from(workers), leader, shutdown, queue, tasks) => {}
             () = beside => {}
             () = shows => {}
             never = prover.run() => match never {},

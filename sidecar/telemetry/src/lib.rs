@@ -4,6 +4,7 @@ pub mod admin;
 pub mod exit;
 pub mod listen;
 pub mod log;
+pub mod panics;
 pub mod process;
 pub mod span;
 pub mod until_set;

@@ -1,6 +1,9 @@
-//! The metrics that Prometheus' client libraries have for every process: `process_*` and `build_info`, read at each scrape.
+//! The metrics that Prometheus' client libraries have for every process: `process_*` and `build_info`, and its panics, read at
+//! each scrape.
 
 use std::{fmt::Write as _, fs};
+
+use crate::panics;
 
 /// Clock ticks in a second, as `/proc` counts them for programs: 100 on every architecture that Rust is built for here.
 const TICKS: f64 = 100.0;
@@ -57,6 +60,7 @@ fn render(process: &Process) -> String {
         ("process_virtual_memory_bytes", "", "gauge", "Virtual memory, in bytes", number(virtual_bytes)),
         ("process_open_fds", "", "gauge", "Open file descriptors", number(open_fds)),
         ("process_max_fds", "", "gauge", "The limit of open file descriptors", number(max_fds)),
+        ("etcd_tls_panics", "_total", "counter", "Panics: defects of the program", Some(panics::counted().to_string())),
     ] {
         if let Some(value) = value {
             // Writing to a String does not fail.
@@ -102,6 +106,7 @@ mod tests {
             "process_virtual_memory_bytes ",
             "process_open_fds ",
             "process_max_fds ",
+            "etcd_tls_panics_total ",
             "etcd_tls_build_info{version=",
         ] {
             assert!(text.lines().any(|line| line.starts_with(name)), "{name}: {text}");

@@ -8,7 +8,7 @@
 
 mod queue;
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use etcd_tls_contract::identity::bound_pod;
 use etcd_tls_telemetry::{csr_span, metric};
@@ -19,7 +19,6 @@ use prometheus_client::{
 };
 use tokio::{
     sync::watch,
-    task::{self, JoinSet},
     time::{Instant, sleep_until, timeout},
 };
 use tracing::{Instrument as _, Span};
@@ -28,6 +27,7 @@ use crate::{
     controller::{
         facts::{self, Csr},
         listed::{Event, Events},
+        tasks::{Jobs, Tasks},
     },
     platform::shutdown::until,
 };
@@ -121,6 +121,7 @@ pub async fn run<H: Handler>(
     mut leader: watch::Receiver<bool>,
     mut shutdown: watch::Receiver<bool>,
     metrics: Metrics,
+    tasks: Tasks,
 ) {
     loop {
         tokio::select! {
@@ -133,7 +134,7 @@ pub async fn run<H: Handler>(
         let mut term = Term {
             client: client.clone(),
             handler: Arc::clone(&handler),
-            jobs: Jobs::default(),
+            jobs: Jobs::new(tasks.clone()),
             metrics: metrics.clone(),
             held_until: Some(Instant::now() + LISTED_WITHIN),
         };
@@ -167,40 +168,11 @@ enum Ended {
 struct Term<H> {
     client: Client,
     handler: Arc<H>,
-    jobs: Jobs,
+    /// By the request's name.
+    jobs: Jobs<Arc<str>, Outcome>,
     metrics: Metrics,
     /// Until when work waits for the first list to be complete; `None`: it has begun.
     held_until: Option<Instant>,
-}
-
-/// Jobs under way. Dropping it aborts them.
-#[derive(Default)]
-struct Jobs {
-    set: JoinSet<Outcome>,
-    names: HashMap<task::Id, Arc<str>>,
-}
-
-impl Jobs {
-    /// The next job that ends, with its outcome; a job that panicked has failed.
-    async fn next(&mut self) -> (Arc<str>, Outcome) {
-        loop {
-            let (id, outcome) = match self.set.join_next_with_id().await {
-                Some(Ok(ended)) => ended,
-                Some(Err(error)) => {
-                    tracing::error!(%error, "handling a CSR broke off");
-                    (error.id(), Outcome::Failed)
-                }
-                None => std::future::pending().await,
-            };
-            if let Some(name) = self.names.remove(&id) {
-                return (name, outcome);
-            }
-        }
-    }
-
-    async fn drain(&mut self) {
-        while self.set.join_next().await.is_some() {}
-    }
 }
 
 impl<H: Handler> Term<H> {
@@ -223,7 +195,7 @@ impl<H: Handler> Term<H> {
                 self.start(job);
             }
             self.metrics.queued.set(gauge(queue.waiting()));
-            self.metrics.in_flight.set(gauge(self.jobs.names.len()));
+            self.metrics.in_flight.set(gauge(self.jobs.len()));
             if queue.has_room_again() && now >= relist_from {
                 queue.forget_overflow();
                 return;
@@ -233,6 +205,7 @@ impl<H: Handler> Term<H> {
                 [due, self.held_until, queue.has_room_again().then_some(relist_from)].into_iter().flatten().min();
             tokio::select! {
                 (name, outcome) = self.jobs.next() => {
+                    let outcome = outcome.unwrap_or(Outcome::Failed);
                     if outcome != Outcome::Done {
                         self.metrics.retries.inc();
                     }
@@ -280,8 +253,8 @@ impl<H: Handler> Term<H> {
 
     fn start(&mut self, job: Job) {
         let Job { name, csr } = job;
-        let task = self.jobs.set.spawn(work_on(self.client.clone(), Arc::clone(&self.handler), Arc::clone(&name), csr));
-        self.jobs.names.insert(task.id(), name);
+        let work = work_on(self.client.clone(), Arc::clone(&self.handler), Arc::clone(&name), csr);
+        self.jobs.start("certificate signing request", name, work);
     }
 }
 

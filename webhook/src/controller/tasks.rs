@@ -1,6 +1,6 @@
-//! Tasks that run until they are aborted. One that panics is logged, counted and started again.
+//! Tasks that are started again when they panic: each panic is logged and counted.
 
-use std::time::Duration;
+use std::{collections::HashMap, future::pending, time::Duration};
 
 use etcd_tls_telemetry::metric;
 use prometheus_client::{
@@ -9,7 +9,7 @@ use prometheus_client::{
     registry::Registry,
 };
 use tokio::{
-    task::{AbortHandle, JoinSet},
+    task::{self, AbortHandle, JoinError, JoinSet},
     time::sleep,
 };
 
@@ -37,20 +37,79 @@ impl Tasks {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let restarts = self.restarts.clone();
+        let tasks = self.clone();
         let keeping = tokio::spawn(async move {
             // Dropped, it aborts the task in it.
             let mut running = JoinSet::new();
             loop {
                 running.spawn(task());
                 if let Some(Err(error)) = running.join_next().await {
-                    tracing::error!(task = name, %error, "a task panicked; starting it again");
-                    restarts.get_or_create(&Named { task: name }).inc();
+                    tasks.panicked(name, &error);
                 }
                 sleep(PAUSE).await;
             }
         });
         keeping.abort_handle()
+    }
+
+    /// Logs and counts a panic. A task that was aborted did not panic.
+    fn panicked(&self, task: &'static str, error: &JoinError) {
+        if error.is_panic() {
+            tracing::error!(task, %error, "a task panicked; it is started again");
+            self.restarts.get_or_create(&Named { task }).inc();
+        }
+    }
+}
+
+/// Tasks that end, or that are started again by their owner. Dropped, it aborts them.
+pub(crate) struct Jobs<K, T> {
+    tasks: Tasks,
+    set: JoinSet<T>,
+    running: HashMap<task::Id, (&'static str, K)>,
+}
+
+impl<K, T: Send + 'static> Jobs<K, T> {
+    /// None yet.
+    pub(crate) fn new(tasks: Tasks) -> Self {
+        Self { tasks, set: JoinSet::new(), running: HashMap::new() }
+    }
+
+    /// Starts a task, counted as `name` if it panics.
+    pub(crate) fn start(&mut self, name: &'static str, key: K, task: impl Future<Output = T> + Send + 'static) {
+        let task = self.set.spawn(task);
+        self.running.insert(task.id(), (name, key));
+    }
+
+    /// The number of tasks under way.
+    pub(crate) fn len(&self) -> usize {
+        self.running.len()
+    }
+
+    /// The next task that ends, with its result; `None`: it panicked. Ends never while there is no task. It can be dropped at
+    /// any time without loss.
+    pub(crate) async fn next(&mut self) -> (K, Option<T>) {
+        loop {
+            let (id, result) = match self.set.join_next_with_id().await {
+                Some(Ok((id, result))) => (id, Ok(result)),
+                Some(Err(error)) => (error.id(), Err(error)),
+                None => pending().await,
+            };
+            let Some((name, key)) = self.running.remove(&id) else { continue };
+            return (key, result.inspect_err(|error| self.tasks.panicked(name, error)).ok());
+        }
+    }
+
+    /// Waits until all have ended.
+    pub(crate) async fn drain(&mut self) {
+        while self.len() > 0 {
+            self.next().await;
+        }
+    }
+
+    /// Aborts all, and waits until they have ended.
+    pub(crate) async fn abort(mut self) {
+        self.set.abort_all();
+        self.drain().await;
     }
 }
 
@@ -81,6 +140,26 @@ mod tests {
             sleep(Duration::from_millis(20)).await;
         }
         assert_eq!(tasks.restarts.get_or_create(&Named { task: "test" }).get(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_job_that_panics_is_counted_and_told_to_its_owner() {
+        let tasks = Tasks::register(&mut Registry::default());
+        let count = |name| tasks.restarts.get_or_create(&Named { task: name }).get();
+        let mut jobs = Jobs::new(tasks.clone());
+        jobs.start("one", 1, async { panic!("broken") });
+        assert_eq!(jobs.next().await, (1, None::<&str>));
+        // Its owner starts it again; others are not affected.
+        jobs.start("one", 1, async { panic!("broken again") });
+        jobs.start("one", 2, async { "done" });
+        jobs.start("another", 3, std::future::pending());
+        assert_eq!(jobs.len(), 3);
+        let mut ended = [jobs.next().await, jobs.next().await];
+        ended.sort();
+        assert_eq!((ended, jobs.len()), ([(1, None), (2, Some("done"))], 1));
+        assert_eq!((count("one"), count("another")), (2, 0));
+        jobs.abort().await;
+        assert_eq!((count("one"), count("another")), (2, 0), "to be aborted is no panic");
     }
 
     /// Says that it was dropped.

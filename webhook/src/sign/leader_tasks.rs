@@ -8,7 +8,7 @@ use std::{
 };
 
 use etcd_tls_contract::policy::Policy;
-use tokio::{sync::Notify, task::JoinSet, time::sleep};
+use tokio::{sync::Notify, time::sleep};
 
 use super::{
     cache::{objects::Objects, pods::Pods},
@@ -20,7 +20,7 @@ use super::{
     serving::{Lifetimes, Serving},
     signer::Signer,
 };
-use crate::platform::shutdown::until;
+use crate::{controller::tasks::Jobs, platform::shutdown::until};
 
 /// See the module.
 pub(super) struct LeaderTasks {
@@ -48,7 +48,7 @@ impl LeaderTasks {
         let mut leader = controller.leader.clone();
         loop {
             until(&mut leader, true).await;
-            let mut tasks = JoinSet::new();
+            let mut tasks = Jobs::new(controller.tasks.clone());
             let reconciler = Reconciler {
                 client: controller.client.clone(),
                 system: controller.namespace.clone(),
@@ -69,16 +69,16 @@ impl LeaderTasks {
                 kept_clusters: BTreeSet::new(),
                 retired: Retired::default(),
             };
-            tasks.spawn(async move { match reconciler.run().await {} });
+            tasks.start("authorities", (), async move { match reconciler.run().await {} });
             if let Some(lifetimes) = lifetimes {
-                tasks.spawn(serve(Arc::clone(&signer), lifetimes));
+                tasks.start("serving pair", (), serve(Arc::clone(&signer), lifetimes));
             }
             let cleaning = Arc::clone(&signer);
-            tasks.spawn(async move { match cleaning.clean_up().await {} });
+            tasks.start("cleaning", (), async move { match cleaning.clean_up().await {} });
             if let Some(times) = certificate_requests {
                 let (client, metrics) = (controller.client.clone(), signer.metrics.clone());
                 let requests = CertificateRequests { client, times, metrics };
-                tasks.spawn(async move { match requests.clean_up().await {} });
+                tasks.start("certificate requests", (), async move { match requests.clean_up().await {} });
             }
             if cluster_trust_bundles {
                 let bundles = ClusterTrustBundles {
@@ -87,17 +87,18 @@ impl LeaderTasks {
                     namespaces: controller.namespaces.clone(),
                     metrics: signer.metrics.clone(),
                 };
-                tasks.spawn(async move { match bundles.keep().await {} });
+                tasks.start("cluster trust bundles", (), async move { match bundles.keep().await {} });
             }
             if pod_certificates {
                 let certificates = PodCertificates::new(Arc::clone(&signer));
-                tasks.spawn(async move { match certificates.keep().await {} });
+                tasks.start("pod certificates", (), async move { match certificates.keep().await {} });
             }
             tokio::select! {
                 () = until(&mut leader, false) => {}
-                Some(Err(error)) = tasks.join_next() => tracing::error!(%error, "a part of the signer panicked; starting it again"),
+                // None of them ends but by a panic.
+                _ = tasks.next() => tracing::info!("the leader's tasks are started again"),
             }
-            tasks.shutdown().await;
+            tasks.abort().await;
             signer.authorities.flush().await;
             signer.authorities.clear();
             signer.metrics.forget_all();

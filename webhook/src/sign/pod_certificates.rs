@@ -5,7 +5,6 @@
 //! Every answer is final: kubelet asks no second time for a pod that was denied. What can change by waiting has no answer yet.
 
 use std::{
-    collections::HashMap,
     convert::Infallible,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -21,10 +20,7 @@ use kube::{
     api::{Patch, PatchParams},
     core::Request,
 };
-use tokio::{
-    task::{self, JoinSet},
-    time::{Instant, sleep, sleep_until},
-};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{
     authorities::{Grant, Granted, Unavailable, issued::Leaf as Recorded},
@@ -37,6 +33,7 @@ use crate::{
         Trouble,
         client::RequestError,
         listed::{Event, Events, Key, WatchError},
+        tasks::Jobs,
         written::written,
     },
     rollover::rfc3339,
@@ -85,7 +82,8 @@ impl PodCertificates {
 
     /// Answers until it is dropped.
     pub(super) async fn keep(self) -> Infallible {
-        let (mut said, mut work) = (None, Work::default());
+        let jobs = Jobs::new(self.signer.controller.tasks.clone());
+        let (mut said, mut work) = (None, Work { waiting: Waiting::default(), jobs });
         loop {
             let result = match served(&self.signer.controller.client).await {
                 Ok(Some(version)) => self.answer(&version, &mut work, &mut said).await,
@@ -105,7 +103,7 @@ impl PodCertificates {
 
     /// Until the watch fails. What waits stays so, with its pauses.
     async fn answer(&self, version: &str, work: &mut Work, said: &mut Option<String>) -> Result<(), AnswerError> {
-        let Work { waiting, tasks, names } = work;
+        let Work { waiting, jobs } = work;
         let list =
             || Events::<PodCertificateRequest>::new(self.signer.controller.client.clone(), source(version, None));
         let mut events = list();
@@ -117,31 +115,22 @@ impl PodCertificates {
                 (events, list_from) = (list(), now + AGAIN);
                 waiting.list_begins();
             }
-            while names.len() < WORKERS
+            while jobs.len() < WORKERS
                 && let Some((key, uid)) = waiting.next(now)
             {
                 let (signer, serials) = (Arc::clone(&self.signer), Arc::clone(&self.serials));
                 let (version, of) = (version.to_owned(), key.clone());
-                let task = tasks.spawn(async move { handle(&signer, &serials, &version, &of).await });
-                names.insert(task.id(), (key, uid));
+                let work = async move { handle(&signer, &serials, &version, &of).await };
+                jobs.start("pod certificate request", (key, uid), work);
             }
-            let due = waiting.next_due().filter(|_| names.len() < WORKERS);
+            let due = waiting.next_due().filter(|_| jobs.len() < WORKERS);
             let wake = [due, waiting.wants_list().then_some(list_from)].into_iter().flatten().min();
             tokio::select! {
-                Some(ended) = tasks.join_next_with_id() => {
-                    let (id, done) = match ended {
-                        Ok((id, done)) => (id, done),
-                        Err(error) => {
-                            tracing::error!(%error, "handling a PodCertificateRequest broke off");
-                            (error.id(), false)
-                        }
-                    };
-                    if let Some((key, uid)) = names.remove(&id) {
-                        let waits = !done && waiting.again(&key, &uid, Instant::now());
-                        if !waits {
-                            waiting.done(&key, &uid);
-                            self.serials.done(&uid);
-                        }
+                ((key, uid), done) = jobs.next() => {
+                    let waits = done != Some(true) && waiting.again(&key, &uid, Instant::now());
+                    if !waits {
+                        waiting.done(&key, &uid);
+                        self.serials.done(&uid);
                     }
                 }
                 event = events.next() => match event? {
@@ -173,12 +162,10 @@ impl PodCertificates {
 }
 
 /// The requests of a term of leadership.
-#[derive(Default)]
 struct Work {
     waiting: Waiting,
-    /// Those that are worked on, with name and uid.
-    tasks: JoinSet<bool>,
-    names: HashMap<task::Id, (Key, Arc<str>)>,
+    /// Those that are worked on, by name and uid; whether nothing is left to do for one.
+    jobs: Jobs<(Key, Arc<str>), bool>,
 }
 
 /// Whether nothing is left to do for a request.
