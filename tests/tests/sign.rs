@@ -4,8 +4,13 @@
 #[path = "approve/lab.rs"]
 #[allow(dead_code, reason = "the approver's tests use the rest")]
 mod lab;
+#[path = "approve/proxy.rs"]
+#[allow(dead_code, reason = "the approver's tests use the rest")]
+mod proxy;
 #[path = "sign/signer.rs"]
 mod signer;
+#[path = "sign/stale.rs"]
+mod stale;
 
 use std::{collections::BTreeSet, time::Duration};
 
