@@ -1,20 +1,23 @@
 #!/usr/bin/env bash
 # run.sh LOG: builds the tests of the workspace and runs their programs, some at once: most of them wait for time to pass or for
 # other processes. What a program prints stays together, as `cargo test` prints it, here and in LOG. JOBS sets how many run at
-# once (default: one more than there are processors). Exits 1 where one fails.
+# once (default: one more than there are processors), beside those that mostly wait. Exits 1 where one fails.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 log=$1
 cargo=${CARGO:-cargo}
 jobs=${JOBS:-$(($(nproc) + 1))}
 
-# These measure, or share the one cluster: they run one after the other, with nothing beside them.
-alone=" budgets cluster demo faults flood node_reboot scale static_pod "
-# These take longest: they begin first.
-long=" guards trust plain_text sidecars rotation cleanup lock sign approve "
+# These measure: they run one after the other, with nothing beside them.
+alone=" budgets demo faults flood scale "
+# These mostly wait, for kubelet and for proofs of policies: they run beside the others, one after the other, since some share the one
+# cluster.
+waiting=" cluster guards node_reboot static_pod "
+# These take longest of the rest: they begin first.
+long=" rights issuers revocation trust plain_text sidecars rotation cleanup lock sign approve "
 
 : > "$log"
-# Each line: the program's class, its package's folder, the program, and what Cargo calls it.
+# Each line: the program's class, its package's folder, the program, and its title.
 programs=$(
   "$cargo" test --locked --workspace --no-run --message-format=json-render-diagnostics | {
     grep '"reason":"compiler-artifact"' || true
@@ -23,6 +26,7 @@ programs=$(
       class=2
       [[ $long != *" $name "* ]] || class=1
       [[ $alone != *" $name "* ]] || class=3
+      [[ $waiting != *" $name "* ]] || class=0
       [ "$kind" = test ] && title=${source#"$folder"/} || title="unittests ${source#"$folder"/}"
       printf '%s\t%s\t%s\t%s\n' "$class" "$folder" "$program" "$title"
     done | sort -s -k1,1
@@ -47,9 +51,11 @@ export log
 
 status=0
 pool() { # CLASSES JOBS
-  grep "^[$1]" <<< "$programs" | cut -f2- | tr '\t' '\n' | xargs -d '\n' -n 3 -P "$2" bash -c 'run "$@"' run || status=1
+  { grep "^[$1]" <<< "$programs" || true; } | cut -f2- | tr '\t' '\n' | xargs -r -d '\n' -n 3 -P "$2" bash -c 'run "$@"' run
 }
-pool 12 "$jobs"
-pool 3 1
+pool 0 1 & beside=$!
+pool 12 "$jobs" || status=1
+wait "$beside" || status=1
+pool 3 1 || status=1
 "$cargo" test --locked --workspace --doc 2>&1 | tee -a "$log" || status=1
 exit $status

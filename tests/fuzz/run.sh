@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# run.sh SECONDS [target...]: runs the targets (tests/src/fuzz.rs) under libFuzzer, SECONDS each, all by default.
+# run.sh SECONDS [target...]: runs the targets (tests/src/fuzz.rs) under libFuzzer, SECONDS each, all by default; as many at once as
+# there are processors (FUZZ_JOBS).
 #
 # Only the workspace's own crates are built for coverage; the dependencies are those of `make test`, so a stable toolchain does.
 # FUZZ_PROFILE=release takes longer to build and runs more often. New inputs go to $FUZZ_WORK, not to the corpora here.
@@ -27,16 +28,21 @@ chmod +x "$wrapper"
 RUSTC_WORKSPACE_WRAPPER=$(realpath "$wrapper") cargo build --locked -q --profile "$profile" -p tests --features fuzz --bin fuzz
 folder=$profile; [ "$profile" != dev ] || folder=debug
 [ $# -gt 0 ] || set -- $(cd "$here" && printf '%s\n' */ | tr -d /)
-status=0
-for name in "$@"; do
+fuzz() {
+  local name=$1 status=0
   mkdir -p "$work/$name"
-  echo "== fuzz $name, $seconds s"
   # A run of 10 s is a hang; 512 MiB are the bound on memory.
   if ! ETCD_TLS_FUZZ_TARGET=$name "$target/$folder/fuzz" -max_total_time="$seconds" -seed="${FUZZ_SEED:-0}" -timeout=10 -rss_limit_mb=512 \
     -max_len=65536 -print_final_stats=1 -verbosity=0 -artifact_prefix="$work/$name-" "$work/$name" "$here/$name" \
     > "$work/$name.log" 2>&1; then
-    tail -30 "$work/$name.log"; status=1
+    status=1
   fi
-  grep -h "stat::number_of_executed_units\|stat::peak_rss_mb" "$work/$name.log" || true
-done
-exit $status
+  # In one write: others may end at the same time.
+  echo "== fuzz $name, $seconds s
+$([ "$status" = 0 ] || tail -30 "$work/$name.log")
+$(grep -h "stat::number_of_executed_units\|stat::peak_rss_mb" "$work/$name.log")" | grep -v '^$'
+  return "$status"
+}
+export -f fuzz
+export seconds target folder work here
+printf '%s\n' "$@" | xargs -P "${FUZZ_JOBS:-$(nproc)}" -I NAME bash -c 'fuzz NAME'
