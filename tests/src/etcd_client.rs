@@ -285,7 +285,7 @@ pub async fn served_serial(url: &str, files: &Path) -> Result<String, ClientErro
     EtcdClient::with_files(files).connect(url).await.map(|c| c.serial)
 }
 
-/// What etcd's client or peer port says to a certificate.
+/// The answer of etcd's client or peer port to a certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// It answers a request.
@@ -297,7 +297,7 @@ pub enum Answer {
     Unknown(String),
 }
 
-/// What etcd's client or peer port at `url` says to the certificate in `files`. Under TLS 1.3 a server refuses one when the
+/// The answer of etcd's client or peer port at `url` to the certificate in `files`. Under TLS 1.3 a server refuses one when the
 /// handshake is over for its client, so something is asked.
 pub async fn answer(url: &str, files: &Path) -> Answer {
     match timeout(REQUEST_LIMIT, first_bytes(url, files)).await {

@@ -224,7 +224,7 @@ impl Live {
         Workload::start(self.work())
     }
 
-    /// What [`Self::workload`] does, to be changed.
+    /// The settings of [`Self::workload`], to be changed.
     pub fn work(&self) -> workload::Options {
         let urls = self.places.iter().map(Place::client_url).collect();
         let mut options = workload::Options::new(urls, &self.client_dir);

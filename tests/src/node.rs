@@ -175,7 +175,7 @@ impl Node {
             let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
             let Some((_, rest)) = stat.rsplit_once(") ") else { continue };
             let mut fields = rest.split(' ');
-            // What has ended already and is not waited for yet is nothing that runs.
+            // A zombie does not run.
             if matches!(fields.next(), None | Some("Z" | "X")) {
                 continue;
             }

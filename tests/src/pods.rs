@@ -126,7 +126,7 @@ impl Pod {
         [Domain::Peer, Domain::Client].iter().all(|d| loaded.get(d) == Some(&bundle.digest()))
     }
 
-    /// Who does not trust all of `bundle`, as it sees the members.
+    /// The members that do not trust all of `bundle`, as this pod sees them.
     pub fn distrusting(&self, domain: Domain, bundle: &Bundle) -> Others {
         self.questions.ask(domain, bundle)
     }

@@ -104,7 +104,7 @@ pub fn static_pods() -> Option<(PathBuf, String)> {
     Some((directory?, etcd_image()))
 }
 
-/// What a node of a test's own is made of.
+/// The programs and images of a node that a test starts.
 #[derive(Clone, Debug)]
 pub struct Runtime {
     /// The directory with kubelet.

@@ -362,7 +362,7 @@ async fn replicas_take_over_and_faults_pass() {
     holds("approve-a").await;
     let mut second = lab.approver("approve-b", &[]);
     lab.ready(&second).await;
-    // What is known of the cluster is shown by the one that leads.
+    // The leader shows the state of the cluster.
     const OF_THE_LEADER: [&str; 2] = ["etcd_tls_approve_foreign_bindings ", "etcd_tls_approve_requesters_left_out "];
     let shows = |text: &str| OF_THE_LEADER.iter().filter(|name| text.lines().any(|l| l.starts_with(*name))).count();
     eventually("the leader's metrics", LIMIT, || async {

@@ -47,7 +47,7 @@ fn ago(duration: Duration) -> String {
     jiff::Timestamp::from_second(at.as_second()).expect("a time").to_string()
 }
 
-/// What a policy gives by a namespace's name outlives the namespace, unless it states the uid.
+/// A policy's grant by a namespace's name outlives the namespace, unless it states the uid.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_namespace_made_again_has_no_right_of_a_policy_that_states_the_uid() {
     let Some(lab) = Lab::new().await else { return };
@@ -87,7 +87,7 @@ async fn a_namespace_made_again_has_no_right_of_a_policy_that_states_the_uid() {
     lab.set_policy("").await;
 }
 
-/// Whoever creates pods used up a namespace's authorities for good, one cluster after another.
+/// By creating pods, one used up a namespace's authorities for good, cluster after cluster.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_idle_authority_is_said_and_makes_room_and_one_in_use_is_kept() {
     let Some(lab) = Lab::new().await else { return };

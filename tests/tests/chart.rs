@@ -33,7 +33,7 @@ fn helm() -> Option<PathBuf> {
     found
 }
 
-/// What `helm template` answers for values.
+/// The output of `helm template` for values.
 fn template(helm: &Path, namespace: &str, values: &Value) -> Output {
     let directory = TempDir::new("values");
     let file = directory.write("values.yaml", values.to_string());

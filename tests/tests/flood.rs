@@ -141,7 +141,7 @@ async fn attack_2_a_flood_of_requests_leaves_nothing_and_grows_etcd_by_little() 
     })
     .await;
     let processes = [("approve", approver.process.id()), ("sign", signer.id())];
-    // What the first flood makes a process hold for ever, such as its buffers, the second does not make it hold again.
+    // Memory that the first flood makes a process keep, such as buffers, does not grow by the second.
     let mut held = Vec::new();
     for large in [false, true] {
         flood(&lab, &pod, &honest, &client, large, length / 2, at_least / 2).await;

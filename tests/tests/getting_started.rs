@@ -13,7 +13,7 @@ use tests::{
     tier,
 };
 
-/// What cannot be typed here, by its beginning.
+/// The commands that cannot run here, by their beginnings.
 const NOT_HERE: [&str; 9] = [
     "make images",
     "make dist",

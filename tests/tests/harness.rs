@@ -94,7 +94,7 @@ async fn an_api_server_knows_a_pod_by_its_bound_token() {
     assert!(api.kubectl(&["get", "pods", "-n", "harness"]).contains("Running"));
 }
 
-/// What `make test` says last: a test that said SKIPPED is not counted as passed, and one that never ended is a failure.
+/// The last line of `make test`: a test that said SKIPPED is not counted as passed, and one that never ended is a failure.
 #[test]
 fn the_summary_counts_skipped_tests_apart() {
     let summary = |log: &str| {

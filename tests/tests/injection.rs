@@ -101,7 +101,7 @@ async fn every_injected_shape_is_valid() {
     assert!(checked >= 25, "only {checked} shapes");
 }
 
-/// What the API server says of a pod that has no room for our usual requests and limits: so they are left out there.
+/// Why our usual requests and limits are left out of a pod that has no room for them: the API server's own answer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pod_with_resources_of_its_own_takes_no_more() {
     let Some(api) = ApiServer::start().await else { return };

@@ -33,7 +33,7 @@ async fn applying_again_wipes_nothing() {
     let first = api.apply_kustomization("manifests");
     assert!(first.lines().all(|l| l.ends_with("created")), "{first}");
 
-    // What `approve`, `sign` and the operator write into shipped objects.
+    // The fields that `approve`, `sign` and the operator write into shipped objects.
     let bindings = Api::<ClusterRoleBinding>::all(api.client.clone());
     let subject =
         json!({"kind": "Group", "apiGroup": "rbac.authorization.k8s.io", "name": "system:serviceaccounts:prod"});

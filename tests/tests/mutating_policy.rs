@@ -103,7 +103,7 @@ async fn create(api: &ApiServer, namespace: &str, mut pod: Value) -> Result<Valu
     Ok(json!({"metadata": {"labels": of("labels"), "annotations": of("annotations")}, "spec": made["spec"]}))
 }
 
-/// What `inject` makes of the pod, or why it refuses.
+/// The pod as `inject` changes it, or the reason of a refusal.
 fn injected(pod: &Value) -> Result<Value, String> {
     let options = Options { injection: config(), namespace: NAMESPACE.to_owned() };
     let injected = inject(&pod.to_string(), &options).map_err(|e| e.to_string())?;
@@ -124,7 +124,7 @@ fn difference(path: &str, a: &Value, b: &Value) -> Option<String> {
     }
 }
 
-/// What came of a pod.
+/// The fate of a pod.
 #[derive(Debug, PartialEq)]
 enum Outcome {
     /// `inject` and the policies make the same of it.
@@ -420,7 +420,7 @@ async fn a_large_pod_is_within_the_budget() {
         }
     }
     assert_eq!(outcome(&api, &pod).await, Outcome::Same);
-    // Who may make pods and no more than that does not change the policies.
+    // A right to create pods alone is no right to change the policies.
     let rules = json!([{"apiGroups": ["", "apps"], "resources": ["*"], "verbs": ["*"]}]);
     let kubeconfig = api.account(NAMESPACE, "tenant", rules).await;
     for kind in [

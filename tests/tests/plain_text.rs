@@ -77,7 +77,7 @@ impl Walk {
         member.healthy(LIMIT).await;
     }
 
-    /// What `check` says, once it says `expected` of the next step.
+    /// The output of `check`, once it names `expected` as the next step.
     async fn check(&self, to: &str, expected: &str) -> String {
         self.check_ends(to, expected, 0).await
     }

@@ -151,7 +151,7 @@ impl Lab {
         eventually("a pod", LIMIT, || self.api.pod(NAMESPACE, pod.clone())).await
     }
 
-    /// What kubelet asks for a pod, with a new key; the request's own names are none that it may get.
+    /// The request of kubelet for a pod, with a new key and with names that it may not get.
     async fn request(&self, pod: &Pod, signer: &str, change: impl FnOnce(&mut Value)) -> Value {
         let key = KeyPair::generate().expect("make a key");
         let params = CertificateParams::new(vec!["stub.example.com".to_owned()]).expect("a name");

@@ -33,7 +33,7 @@ use serde_json::json;
 use signer::{bundle, cas, issue, issued, member, sign, sign_with, trust, write_trust};
 use tests::{apiserver::from_json, eventually, pki, ports};
 
-/// What is known of the cluster, which the signer that leads shows.
+/// The state of the cluster, which the leading signer shows.
 const OF_THE_LEADER: [&str; 3] =
     ["etcd_tls_sign_requests_known ", "etcd_tls_sign_requests_held ", "etcd_tls_sign_trust_unrepaired "];
 
@@ -298,7 +298,7 @@ async fn a_rollover_survives_a_killed_signer_in_each_phase() {
     let (_, chain) = issue(&lab, &pods[2], Role::Peer, Some(&old.digest())).await;
     assert!(old.contains_issuer_of(&chain), "not everybody trusts the new CA");
     signer::waits_for(&lab, "roll/etcd-2").await;
-    // What cannot be seen is said with its reason and with what to do.
+    // An unknown state is shown with its reason and the next step.
     issue(&lab, &pods[2], Role::Peer, Some("unknown:listeners")).await;
     eventually("the reason", LIMIT, || async {
         let said = signer::rollover(&lab, &["--status"])?;
@@ -328,7 +328,7 @@ async fn a_rollover_survives_a_killed_signer_in_each_phase() {
         if peer.certificates().len() == 1 && !peer.contains(&old) { Ok(()) } else { Err("still there") }
     })
     .await;
-    // What goes as it should is no warning.
+    // Regular steps are no warnings.
     let path = r#"jsonpath={range .items[*]}{.reason}={.type}{"\n"}{end}"#;
     let events = lab.api.kubectl(&["get", "events", "-A", "-o", path]);
     let steps: Vec<&str> = events

@@ -312,7 +312,7 @@ async fn a_full_record_loses_no_certificate_and_has_place_for_renewals_and_appro
     let full = ask(&signer, "s6", Role::Server, "s6", "127.0.3.6").0;
     assert_status(&full, 429, "6 are the limit for a new host or client that no person approves");
     assert_status(&ask(&signer, "other", Role::Client, "other", "").0, 429, "--max-certificates");
-    // Who is recorded gets another one, and keeps the first.
+    // A recorded host gets another one, and keeps the first.
     issued(&signer, "app-again", Role::Client, "app", "");
     renew(&signer, &hosts[0], "s1-renewal", Role::Server, "s1", "127.0.3.1");
     let (object, _) = request("by-hand", Role::Server, "s7", &sans(&[], &["10.0.0.9"]));

@@ -94,7 +94,7 @@ async fn a_hosts_etcd_refuses_a_revoked_client_and_the_record_outlives_the_signe
     eventually("both are accepted", LIMIT, || async { accepted(&app, &url).await.and(accepted(&other, &url).await) })
         .await;
 
-    // Who is not listed revokes nothing, by the command or without it; everybody who is known sees the list.
+    // A caller that is not listed revokes nothing, by the command or without it; every known caller sees the list.
     let no = revoke(&otto, &["--user", "app"]).expect_err("without the right");
     assert!(no.contains("cannot revoke") && no.contains("revokers"), "{no}");
     for token in [OTTO, BOOTSTRAP] {

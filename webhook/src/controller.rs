@@ -1,4 +1,4 @@
-//! What `approve` and `sign` are alike in: each is the leader of some replicas, watches CertificateSigningRequests, judges
+//! The common parts of `approve` and `sign`: each is the leader of some replicas, watches CertificateSigningRequests, judges
 //! each one by policy, namespace and live pod, and writes what comes of it.
 //!
 //! A controller is started with [`ControllerArgs::start`], decides by [`Controller::decide`], writes by [`Controller::write`]

@@ -63,7 +63,7 @@ mod serving;
 mod signer;
 mod trust;
 
-/// What the standalone signer keeps as well: the record of what is valid, and of what is revoked.
+/// The records that the standalone signer keeps as well: of valid certificates, and of revoked ones.
 pub(crate) mod ledger {
     pub(crate) use super::{
         authorities::{

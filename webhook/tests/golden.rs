@@ -291,7 +291,7 @@ fn an_item_of_a_json_list_keeps_nothing_of_the_other_items() {
         }
         assert_eq!(piped(&["uninject", "-f", "-"], &injected).1, text);
     }
-    // What came to the list since stays; what was injected and keeps nothing is not passed over.
+    // Later additions to the list stay; an injected part that keeps nothing is removed.
     let mut injected: serde_json::Value = serde_json::from_str(&piped(&INJECT, &list.to_string()).1).unwrap();
     injected["items"][0]["data"]["key"] = "bmV3".into();
     let back = piped(&["uninject", "-f", "-"], &injected.to_string()).1;

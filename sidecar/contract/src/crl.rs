@@ -144,7 +144,7 @@ impl Crl {
         }
         let signature = list.signature.as_bytes().ok_or_else(|| unreadable("its signature is not of whole bytes"))?;
         let algorithm = list.signature_algorithm.to_der().map_err(unreadable)?;
-        // What it is in canonical DER of stands in it as it is encoded alone.
+        // In canonical DER, a part is encoded in the whole as it is encoded alone.
         let place = |part: &[u8]| {
             let at = if part.is_empty() { None } else { der.windows(part.len()).position(|bytes| bytes == part) };
             at.map(|at| at..at + part.len()).ok_or_else(|| unreadable("it lacks a part"))

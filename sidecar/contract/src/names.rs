@@ -22,7 +22,7 @@ pub const ANNOTATION_PREFIX: &str = "etcd-tls.dev/";
 pub const INJECTED_LABEL: &str = "etcd-tls.dev/injected";
 /// Admission's warnings about an injected pod: a JSON list of strings.
 pub const WARNINGS_ANNOTATION: &str = "etcd-tls.dev/warnings";
-/// What `inject` keeps of a JSON object for `uninject`, on that object. It is large and no setting, so
+/// The annotation with the original of a JSON object, from `inject` for `uninject`. It is large and no setting, so
 /// it has a prefix of its own, of which controllers keep nothing.
 pub const ORIGINAL_ANNOTATION: &str = "inject.etcd-tls.dev/original";
 /// The annotation of which each new value asks for new certificates; see [`crate::renew::Renew`].

@@ -125,8 +125,8 @@ pub struct Policy {
     /// stays for as long as its namespace.
     #[serde(deserialize_with = "rules::duration_or_never")]
     pub idle_authorities: Option<Duration>,
-    /// Who may revoke certificates of a standalone signer, beside its administrators; by default nobody. In a cluster RBAC says
-    /// it: verb `revoke` on `authorities.etcd-tls.dev`.
+    /// The callers that may revoke certificates of a standalone signer, beside its administrators; by default none. In a
+    /// cluster RBAC says it: verb `revoke` on `authorities.etcd-tls.dev`.
     pub revokers: Vec<Revoker>,
     /// How an authority's key is replaced.
     pub rollover: Rollover,

@@ -110,11 +110,11 @@ struct RoleState {
     offered: Option<String>,
     /// The bundle for which a certificate was obtained: one request for each bundle, with any signer.
     renewed_for: Option<String>,
-    /// What members that trust more CAs showed when a certificate was last requested for that.
+    /// The CAs that other members showed when a certificate was last requested because they trust more.
     ahead: Option<String>,
     /// Whether the annotation `renew` asks for a new certificate.
     asked: Asked,
-    /// What was last said of the files that kubelet brings.
+    /// The last log message about the files that kubelet brings.
     said: Option<String>,
 }
 
@@ -348,7 +348,7 @@ where
         pause
     }
 
-    /// What members that trust more CAs of `domain` show.
+    /// The CAs of `domain` that other members show, if they trust more.
     fn ahead(&self, domain: Domain) -> Option<String> {
         self.loaded.as_ref().and_then(|status| status.borrow().ahead.get(&domain).cloned())
     }

@@ -64,7 +64,7 @@ impl Fetched {
             Bundle::parse(pem.as_bytes()).map_err(|e| access(format!("{key}: {e}")))?;
             put(key, pem.as_bytes())
         };
-        // What is good is written, whatever else is not: a list first, as it may name a thief.
+        // Each valid part is written even if another is invalid; a list first, as it may name a thief.
         let mut written: Vec<Result<(), ApiError>> =
             self.domains.iter().filter_map(|domain| domain.crl_key()).map(list).collect();
         written.extend(self.domains.iter().filter(|_| self.bundles).map(|domain| bundle(domain.trust_key())));
@@ -162,7 +162,7 @@ mod tests {
         assert_eq!(fs::read(dir.join("client.crl")).unwrap(), list);
         assert_eq!(fs::read_to_string(dir.join("client.crt")).unwrap(), pem);
         assert!(!dir.join("peer.crl").exists() && !dir.join("peer.crt").exists());
-        // What is missing changes nothing.
+        // A missing key changes nothing.
         let without = object(json!({"client.crt": pem, "peer.crt": pem}), json!({}));
         fetched.write(without).unwrap();
         assert_eq!(fs::read(dir.join("client.crl")).unwrap(), list);

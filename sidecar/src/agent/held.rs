@@ -59,7 +59,7 @@ pub(super) struct Held {
     bundles: Family<WithDigest, Gauge>,
     list_numbers: Family<OfDomain, Gauge>,
     list_entries: Family<OfDomain, Gauge>,
-    /// What [`Self::failing`] shows.
+    /// The labels that [`Self::failing`] has set.
     last: Arc<Mutex<BTreeMap<Role, &'static str>>>,
 }
 

@@ -125,7 +125,7 @@ impl Host {
         &self.settings.roles
     }
 
-    /// What `role` asks for.
+    /// The template of the certificate for `role`.
     pub fn template(&self, role: Role) -> Template {
         let settings = &self.settings;
         let common_name = match (&self.exact, role, &settings.user) {

@@ -102,7 +102,7 @@ impl Subject {
         }
     }
 
-    /// What `role` asks for while the pod has `ips`.
+    /// The template of the certificate for `role` while the pod has `ips`.
     pub fn template(&self, role: Role, ips: Vec<IpAddr>) -> Template {
         // kubelet asks before the pod has an address, so no certificate of its holds one.
         let ips = if self.settings.is_of_kubelet() { Vec::new() } else { ips };

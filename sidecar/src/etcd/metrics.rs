@@ -1,6 +1,6 @@
 //! The few of etcd's own metrics that tell what its gateway will not tell everybody.
 
-/// What `/metrics` says.
+/// The metrics of etcd that are read.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ServerMetrics {
     /// `etcd_server_id`: the member's id.

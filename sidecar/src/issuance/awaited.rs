@@ -14,7 +14,7 @@ const MAX_NAME: usize = 200;
 /// Of the members that are shown; a cluster has seven or so.
 const MAX_MEMBERS: usize = 16;
 
-/// What a certificate waits for.
+/// The members and the CA that a certificate waits for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wait {
     /// The CA's name.

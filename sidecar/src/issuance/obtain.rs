@@ -58,7 +58,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5 * 60);
 /// How often a request is looked at again that has ended with the certificate already in use.
 const STALE_POLL: Duration = Duration::from_secs(20);
 
-/// What came with a certificate.
+/// The answer that a certificate came with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     /// The signer's statement of the bundles in force.
@@ -116,7 +116,7 @@ pub struct Bundles {
     pub in_force: Option<String>,
 }
 
-/// What [`obtain`] works with.
+/// The dependencies of [`obtain`].
 pub struct Issuance<'a, A, C, F> {
     /// The template of the request.
     pub template: &'a Template,
@@ -130,8 +130,8 @@ pub struct Issuance<'a, A, C, F> {
     pub current: Option<&'a Entry>,
     /// Bundles that a new certificate may verify under; told of the answer, once there is one.
     pub bundles: &'a dyn Fn(Domain, Option<&Answer>) -> Bundles,
-    /// Who does not trust a bundle yet, where the bundle comes with the answer: a certificate of a CA that has come with no
-    /// overlap waits for them.
+    /// The members that do not trust a bundle yet, where the bundle comes with the answer: a certificate of a CA that has
+    /// come with no overlap waits for them.
     pub others: Option<Distrusting<'a>>,
     /// Told when none of them holds the CA of a certificate that was just issued.
     pub awaited: &'a Awaited,
@@ -415,7 +415,8 @@ impl<A: Api, C: Clock, F: Files> Issuance<'_, A, C, F> {
             }
             if let Some(entry) = proven {
                 let Some(others) = self.held_back(&entry, now) else {
-                    // What it waited for did not come. The issuer may have gone back to its CA meanwhile: it is asked once more.
+                    // The members did not load the CA in time. The issuer may have gone back to its CA meanwhile: it is asked
+                    // once more.
                     if !said.is_empty() && !patience.asked_again && self.is_pressed(&entry, now) {
                         patience.asked_again = true;
                         return Ok(Proof::Again(said));

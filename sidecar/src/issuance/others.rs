@@ -1,4 +1,5 @@
-//! Who does not trust the CA of a new certificate yet. The certificate of a CA that has come with no overlap waits for them.
+//! The members that do not trust the CA of a new certificate yet. The certificate of a CA that has come with no overlap waits
+//! for them.
 
 use std::{
     collections::BTreeMap,
@@ -37,7 +38,7 @@ impl Others {
     }
 }
 
-/// Who does not trust a bundle of a domain yet.
+/// The members that do not trust a bundle of a domain yet.
 pub type Distrusting<'a> = &'a dyn Fn(Domain, &Bundle) -> Others;
 
 /// Questions about the members' trust, from who waits to who can see the members.

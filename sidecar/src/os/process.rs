@@ -98,7 +98,7 @@ pub enum ProcessError {
     /// `/proc` cannot be read.
     #[error("{path}: {source}")]
     Proc {
-        /// What.
+        /// The file.
         path: PathBuf,
         /// Why.
         source: io::Error,

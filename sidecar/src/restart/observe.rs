@@ -107,7 +107,7 @@ impl Observer {
         }
     }
 
-    /// What `port` shows of what it has loaded.
+    /// The certificate and the CAs that `port` shows.
     pub(super) async fn seen(&self, port: &Port, started: Option<Duration>) -> Result<Seen, HandshakeError> {
         let dir = self.dir.join(port.role.as_str());
         // The files of one generation, even if the link moves meanwhile.

@@ -114,7 +114,7 @@ impl Options {
         }
     }
 
-    /// What `reload` comes to here.
+    /// The restart method that follows from `reload`.
     pub(super) fn method(&self) -> Method {
         let manual = |why: &str| Method::Manual(why.to_owned());
         match &self.reload {

@@ -8,7 +8,7 @@ use crate::panics;
 /// Clock ticks in a second, as `/proc` counts them for programs: 100 on every architecture that Rust is built for here.
 const TICKS: f64 = 100.0;
 
-/// What `/proc` says; `None`: it does not say it.
+/// The figures in `/proc`; `None`: it has none.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Process {
     cpu_seconds: Option<f64>,

@@ -232,7 +232,7 @@ async fn bindings_follow_who_opted_in() {
     lab.sign_binding("by-label", true).await;
     lab.sign_binding("by-pod", true).await;
 
-    // What `sign` may do there, it may do there alone.
+    // `sign` has its rights there alone.
     for (ns, may) in [("by-label", "yes"), ("by-pod", "yes"), ("default", "no"), ("kube-system", "no")] {
         assert_eq!(lab.can_i("etcd-tls-sign", "create", "configmaps", ns), may, "{ns}");
     }

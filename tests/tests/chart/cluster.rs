@@ -53,7 +53,7 @@ async fn an_upgrade_makes_nothing_anew_and_wipes_nothing() {
     let first = json!({"policy": {"clusterDomain": "example.test"}, "sign": {"flags": {"max-lifetime": "1h"}}});
     run_helm(&["install", "etcd-tls"], &first);
 
-    // What `approve` and `sign` write into shipped objects.
+    // The fields that `approve` and `sign` write into shipped objects.
     let subject = r#"{"subjects": [{"kind": "Group", "apiGroup": "rbac.authorization.k8s.io", "name": "system:serviceaccounts:prod"}]}"#;
     api.kubectl(&["patch", "clusterrolebinding", "etcd-tls-requesters", "--type=merge", "--patch", subject]);
     let pem = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, &api.ca.pem);

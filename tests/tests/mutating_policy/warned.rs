@@ -63,7 +63,7 @@ fn beside(spec: &mut Value, list: &str, mut container: Value) {
 
 type Change = Box<dyn Fn(&mut Value)>;
 
-/// What is warned of, in which container and by which words.
+/// The cases with a warning: the container and the words.
 fn warned() -> Vec<(Change, &'static str, &'static str)> {
     let flag = |flag: &'static str, value: &'static str| -> Change { Box::new(move |s| set(s, flag, value)) };
     let by_variable =

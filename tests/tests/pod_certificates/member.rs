@@ -43,7 +43,7 @@ struct Kubelet<'a> {
     client: &'a Client,
     /// The pod, as it was admitted.
     pod: Value,
-    /// What the next generation of the volume holds.
+    /// The next generation of the volume.
     files: BTreeMap<String, Vec<u8>>,
     generation: u32,
 }

@@ -260,7 +260,7 @@ pub(super) async fn on_every_disk(live: &Live, expected: &BTreeSet<String>) {
 async fn numbers(directories: Vec<PathBuf>, maps: Api<ConfigMap>, over: Arc<AtomicBool>) -> Vec<(u64, u64)> {
     let mut seen: Vec<Option<(u64, u64)>> = vec![None; directories.len() + 1];
     loop {
-        // What is on the disks when all is over is seen, too.
+        // The files on the disks at the end are looked at, too.
         let last = over.load(Ordering::Relaxed);
         for (seen, directory) in seen.iter_mut().zip(&directories) {
             let now = on_disk(directory).number();

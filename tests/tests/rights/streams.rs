@@ -91,7 +91,7 @@ fn der(pem: &str) -> CertificateDer<'static> {
     CertificateDer::from_pem_slice(pem.as_bytes()).expect("a certificate")
 }
 
-/// What they reach is stated in the threat model: the containers and the ports of the pod that is named, and nothing of another
+/// The threat model states their reach: the containers and the ports of the pod that is named, and nothing of another
 /// one. The right makes no request of the pod, and changes nothing of it.
 pub async fn reach_the_pod_that_they_name(scene: &Scene) {
     let Some(address) = own_address() else {

@@ -6,7 +6,7 @@ use tests::apiserver::NODE;
 
 use super::scene::{CSRS, Call, LIMIT, RBAC, Scene, impersonating, request, send};
 
-/// What they reach is stated in the threat model: the keys and the requests of that pod. What the pod is stays.
+/// The threat model states their reach: the keys and the requests of that pod. The pod's identity stays.
 pub async fn reach_one_pod_and_do_not_change_what_it_is(scene: &Scene) {
     let pod = json!({
         "metadata": {"name": "injected", "labels": {"etcd-tls.dev/injected": "true"},

@@ -170,7 +170,7 @@ mod tests {
         assert!(told.uids.len() <= MAX_PODS && told.order.len() <= MAX_PODS);
     }
 
-    /// Whoever issues its certificates, and whether it asks for any.
+    /// The issuer of its certificates, and whether it asks for any.
     #[test]
     fn an_injected_pod_that_is_new_is_told_when_it_is_seen() {
         let object = json!({

@@ -178,7 +178,7 @@ impl Authority {
             not_before: validity(|c| c.tbs_certificate().validity().not_before.to_system_time()).max().unwrap_or(now),
             not_after: validity(|c| c.tbs_certificate().validity().not_after.to_system_time()).min().unwrap_or(now),
         };
-        // What is read again for each signature can be read.
+        // Both are read again for each signature.
         authority.parts()?;
         authority.pair()?;
         Ok(authority)
@@ -246,7 +246,7 @@ impl Authority {
         read_key(self.key_pem.as_bytes()).map(Zeroizing::new)
     }
 
-    /// What reaches each leaf of the issuing certificate.
+    /// The properties of the issuing certificate that affect each leaf.
     ///
     /// # Errors
     /// [`AuthorityError::Certificate`], which [`Self::assemble`] would have met.

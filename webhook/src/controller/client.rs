@@ -38,7 +38,7 @@ pub async fn connect() -> Result<Client, ClientError> {
     Ok(Client::try_from(configuration().await?)?)
 }
 
-/// What [`connect`] makes a client of.
+/// The configuration of the client that [`connect`] makes.
 ///
 /// # Errors
 /// No configuration.

@@ -32,7 +32,7 @@ pub struct Notice {
     pub regarding: ObjectReference,
     /// One CamelCase word, such as `CertificateDenied`.
     pub reason: &'static str,
-    /// What happened and what to do. Everybody who may read the object sees it: nothing internal.
+    /// The event and the next step. Every reader of the object sees it: nothing internal.
     pub note: String,
 }
 

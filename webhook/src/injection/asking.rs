@@ -25,7 +25,7 @@ const TOOLS: [(&str, &[&str]); 3] = [
     ("grpc_health_probe", &["-tls-client-cert", "--tls-client-cert"]),
 ];
 
-/// What is asked: the etcd that the pod holds.
+/// The etcd in the pod, as other containers ask it.
 pub(super) struct Asked {
     clients: BTreeSet<u16>,
     metrics: BTreeSet<u16>,
@@ -71,7 +71,7 @@ struct Asker<'a, 'b> {
 }
 
 impl<'a> Work<'a> {
-    /// What a container with certificates asks. `asked`: the pod's own etcd.
+    /// Checks the questions of a container with certificates. `asked`: the pod's own etcd.
     pub(super) fn check_target_asks(&mut self, target: &Target<'a>, asked: Option<&Asked>) {
         let client = target.roles.contains(&Role::Client);
         let advice = "add client to etcd-tls.dev/roles".to_owned();

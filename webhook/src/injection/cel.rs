@@ -1,7 +1,7 @@
 //! Injection without the webhook: as admission policies of the API server itself, in CEL.
 //!
-//! What is injected is not written here a second time. [`template`] has [`decide`](super::decide) inject into a pod whose settings
-//! are placeholders, and writes the result as CEL with the pod's own settings in their places. CEL does not read command lines,
+//! The injected parts are not written here a second time. [`template`] has [`decide`](super::decide) inject into a pod whose
+//! settings are placeholders, and writes the result as CEL with the pod's own settings in their places. CEL does not read command lines,
 //! so a pod states its options (`etcd-tls.dev/options: env` or `none`) and where its etcd listens.
 //!
 //! ```text

@@ -52,7 +52,7 @@ impl Files<'_> {
     }
 }
 
-/// What `container` gets for `roles`, with these files.
+/// The variables that `container` gets for `roles`, with these files.
 pub(super) fn environment(
     container: &Container<'_>,
     options: &Options,

@@ -1,5 +1,5 @@
-//! What a pod is refused or told for whose certificates kubelet requests: `issuer: pod-certificate`. Settings that its request cannot
-//! carry are refused where they are parsed.
+//! The refusals and warnings for a pod whose certificates kubelet requests, `issuer: pod-certificate`. Settings that its
+//! request cannot carry are refused where they are parsed.
 
 use etcd_tls_contract::{args::PodArgs, names};
 

@@ -87,7 +87,7 @@ impl Work<'_> {
         let template = parts::Template::new(self.config, &self.settings, &args, user, self.origin.namespace);
         let mut insert = Vec::new();
         let mut next = 0;
-        // What kubelet brings is there before any container starts, and the sidecar proves it.
+        // Files that kubelet brings are there before any container starts, and the sidecar checks them.
         let init = (!self.settings.is_of_kubelet()).then(|| (names::INIT_CONTAINER, template.init_container()));
         if init.is_none() && present(names::INIT_CONTAINER).is_some() {
             self.problems.push(format!(

@@ -30,7 +30,7 @@ pub(super) fn arguments(container: &Container<'_>, subcommand: &str) -> Option<P
     (line.subcommand == subcommand).then_some(line.args)
 }
 
-/// What policy engines add to containers, and ours do not take.
+/// The fields that policy engines add to containers and that ours do not take.
 pub(super) const ADDED: [&str; 2] = ["has lifecycle", "has envFrom"];
 
 /// Fields that a container of ours has not.
@@ -39,7 +39,7 @@ fn added(theirs: &Container<'_>) -> impl Iterator<Item = String> {
     ["command", "lifecycle", "envFrom"].into_iter().filter(has).map(|field| format!("has {field}"))
 }
 
-/// What `theirs`, which has a name of ours, lacks of `ours`; empty means that it is ours. Its arguments may tell of
+/// The parts of `ours` that `theirs`, which has a name of ours, lacks; empty means that it is ours. Its arguments may tell of
 /// etcd's ports and of signals what an earlier look at the pod told.
 pub(super) fn differences(theirs: &Container<'_>, ours: &Value, args: &PodArgs, subcommand: &str) -> Vec<String> {
     let mut differences = Vec::new();

@@ -176,7 +176,7 @@ fn own_restart_policy(container: &Container<'_>) -> Option<String> {
 pub(super) const POWERS: [&str; 8] =
     ["ALL", "SETUID", "SETGID", "SYS_PTRACE", "SYS_ADMIN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "CHOWN"];
 
-/// What gives a container that is not root more than its user: it could become another one, or read what another one's is.
+/// The settings that give a container more than its user, which is not root: to become another user, or to read another's files.
 fn powers(container: &Container<'_>) -> Option<&'static str> {
     let context = container.object.get("securityContext").and_then(Json::as_object)?;
     if context.get("privileged") == Some(&Json::Bool(true)) {

@@ -392,7 +392,7 @@ fn names_of_ours_hide_nothing_else() {
         }
         let said = refused(&forged);
         assert!(said.contains("etcd-tls-sidecar"), "{change}");
-        // What others add is not the user's container.
+        // A container that others add is not the user's.
         let by_others = change.get("lifecycle").or_else(|| change.get("envFrom")).is_some();
         assert_eq!(said.contains("another admission webhook or a policy engine"), by_others, "{change}: {said}");
         assert_eq!(said.contains("another name"), !by_others, "{change}: {said}");

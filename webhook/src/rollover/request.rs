@@ -21,7 +21,7 @@ pub fn status_annotation(domain: Domain) -> String {
 /// An operator's request: `<action> <id>`; the id makes each request unique.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
-    /// What.
+    /// The action.
     pub action: Action,
     /// Letters, digits and hyphens; at most 64.
     pub id: String,

@@ -134,7 +134,7 @@ pub enum AdoptError {
     /// No namespace of that name.
     #[error("there is no namespace {0}; create it first")]
     NoNamespace(String),
-    /// What is there cannot be read.
+    /// The existing object cannot be read.
     #[error(
         "Secret {secret} in {} is unusable ({reason}); nothing was changed for {signer}. Delete the Secret, and adopt again",
         names::SYSTEM_NAMESPACE

@@ -1,4 +1,4 @@
-//! What `sign` knows of the cluster: pods, Services, and the objects it keeps.
+//! The state of the cluster in `sign`: pods, Services, and the objects it keeps.
 
 pub(in crate::sign) mod objects;
 pub(in crate::sign) mod pods;

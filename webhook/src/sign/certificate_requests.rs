@@ -45,7 +45,7 @@ pub(super) struct CertificateRequests {
     pub(super) metrics: Metrics,
 }
 
-/// What is read of a request: of the metadata the wanted fields alone.
+/// A request, as far as it is read: of the metadata the wanted fields alone.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Lean {

@@ -34,7 +34,7 @@ impl Serials {
         self.serials().remove(uid);
     }
 
-    /// What is there is listed again.
+    /// The requests are listed again.
     pub(super) fn clear(&self) {
         self.serials().clear();
     }

@@ -145,7 +145,7 @@ fn line(pod: &Pod, cluster: &ClusterName, domains: &[Domain]) -> Option<String> 
     sentence(&ports).map(|sentence| format!("pod {name} {sentence}"))
 }
 
-/// What those ports take that do not look at the list; `None`: all do.
+/// A sentence on the ports that do not read the list; `None`: all do.
 pub(crate) fn sentence(ports: &[Port]) -> Option<String> {
     let open: Vec<&Port> = ports.iter().filter(|port| !port.enforced).collect();
     let why = open.first()?.reason.as_deref().unwrap_or_default();

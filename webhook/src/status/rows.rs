@@ -182,7 +182,7 @@ pub(super) struct RolloverRow {
 pub(crate) struct Finding {
     /// How urgent it is.
     pub(crate) state: State,
-    /// What.
+    /// The message.
     pub(crate) reason: String,
     /// The next step.
     pub(crate) next: String,

@@ -1,5 +1,5 @@
-//! What kubelet may get for a pod by a PodCertificateRequest (KEP-4317). It asks before the pod has an address, for a key and for
-//! a longest life; all else follows from the live pod.
+//! The certificates that kubelet may get for a pod by a PodCertificateRequest (KEP-4317). It asks before the pod
+//! has an address, for a key and for a longest life; all else follows from the live pod.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -14,7 +14,7 @@ pub const SHORTEST_POD_CERTIFICATE: Duration = Duration::from_secs(60 * 60);
 /// The only key of `userAnnotations` that is known: the role, where the signer signs several of the pod's.
 pub const ROLE_ANNOTATION: &str = "etcd-tls.dev/role";
 
-/// What a PodCertificateRequest of ours asks.
+/// The content of a PodCertificateRequest of ours.
 #[derive(Clone, Debug)]
 pub struct AskedByKubelet<'a> {
     /// The signer, already recognised as ours.

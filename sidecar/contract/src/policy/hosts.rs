@@ -1,4 +1,4 @@
-//! What is a policy's host's, and so no pod's: its addresses, its names, its etcd user. Each counts for certificates of the
+//! The addresses, names and etcd users of the policy's hosts, which no pod gets. Each counts for certificates of the
 //! authorities that sign the host's; those who trust another authority do not take a pod for the host.
 
 use std::net::IpAddr;

@@ -324,7 +324,7 @@ impl Host {
     }
 }
 
-/// Who may revoke certificates of a standalone signer.
+/// The callers that may revoke certificates of a standalone signer.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Revoker {

@@ -1,5 +1,5 @@
-//! What `issuer: pod-certificate` rules out: kubelet requests the certificates, and its request (KEP-4317) has a key, a longest life and
-//! nothing else of a pod's choice.
+//! The settings that `issuer: pod-certificate` excludes: kubelet requests the certificates, and its request
+//! (KEP-4317) has a key, a longest life and nothing else of a pod's choice.
 
 use std::time::Duration;
 

@@ -352,7 +352,7 @@ fn a_kept_key_is_given_up_when_the_life_gets_short() {
     assert!(scene.clock.elapsed() < 20 * HOUR, "well before the end of the life");
 }
 
-/// Who has a revoked key could use its next certificate.
+/// A thief with a revoked key could use the next certificate of it.
 #[test]
 fn a_revoked_certificate_ends_a_kept_key() {
     for revoked in [false, true] {

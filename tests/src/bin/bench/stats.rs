@@ -30,7 +30,7 @@ pub(crate) struct Memory {
     pub(crate) anonymous: f64,
 }
 
-/// What `pid` holds now.
+/// The memory of `pid` now.
 pub(crate) fn memory(pid: u32) -> Memory {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
     let field = |name: &str| {

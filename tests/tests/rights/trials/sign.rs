@@ -64,7 +64,7 @@ pub(super) fn sign(t: &mut Of<'_>, scene: &Scene) {
     t.other_name_refused("admissionregistration.k8s.io/validatingadmissionpolicybindings", &["get"], VAPB, "other");
 }
 
-/// What `sign` may do to one of the webhook configurations, `r`; `policy` is another failurePolicy than it has.
+/// The writes that `sign` may make to the webhook configuration `r`; `policy` is another failurePolicy than it has.
 pub(super) fn webhooks(t: &mut Of<'_>, scene: &Scene, r: &str, entry: &str, policy: &str) {
     let collection = r.replace("admissionregistration.k8s.io/", "/apis/admissionregistration.k8s.io/v1/");
     t.other_name_refused(r, &["get"], &collection, "another");

@@ -71,7 +71,7 @@ pub(super) struct Queue {
 
 #[derive(Debug)]
 struct Entry {
-    /// Who made it; see [`requester`].
+    /// Its requester; see [`requester`].
     user: Arc<str>,
     /// The pod's uid.
     pod: Option<Box<str>>,

@@ -38,7 +38,7 @@ pub(super) fn variables(config: &Config, template: &Template) -> Result<Vec<Vari
     };
     Ok(vec![
         variable("init", "object.spec.?initContainers.orValue([])"),
-        // What kubelet brings, no init container has to.
+        // Files that kubelet brings need no init container.
         variable("ofKubelet", format!("{} == 'pod-certificate'", annotation("issuer", "csr"))),
         variable(
             "injected",

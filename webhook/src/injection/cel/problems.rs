@@ -22,7 +22,7 @@ use super::{
 };
 use crate::injection::{contract::ALLOWED, urls};
 
-/// What a person does where the policies cannot.
+/// The next step of a person where the policies cannot inject.
 const INSTEAD: &str = "run etcd-tls-webhook inject on the manifest, or install the webhook (docs/without-webhook.md)";
 /// The most entries of a list.
 const MAX_ENTRIES: usize = 64;
@@ -57,7 +57,7 @@ fn annotated(key: &str, bad: &str, write: &str) -> String {
     given(&format!("{} && ({bad})", has(key)), &format!("annotation {}{key}: {write}", names::ANNOTATION_PREFIX))
 }
 
-/// What holds for each pod that has opted in.
+/// The conditions for each pod that has opted in.
 fn always() -> Vec<String> {
     let known: Vec<&str> = KEYS.into_iter().chain(["warnings", "traceparent"]).collect();
     let known = literals(known);
@@ -229,7 +229,7 @@ fn resources() -> String {
     )
 }
 
-/// What keeps a pod from being injected into, as condition and reason.
+/// The reasons against an injection, each with its condition.
 fn structure(template: &Template) -> Vec<(String, String)> {
     let volumes = literals(template.volume_names());
     let ours = literals([names::INIT_CONTAINER, names::SIDECAR_CONTAINER]);
@@ -296,7 +296,7 @@ fn structure(template: &Template) -> Vec<(String, String)> {
     all
 }
 
-/// What command lines and variables of etcd say, where that matters.
+/// The settings in command lines and variables of etcd that matter.
 fn lines(template: &Template) -> Vec<(String, String)> {
     let of = |etcd: bool| {
         let units = template.units.iter().filter(move |(role, _)| (*role != "client") == etcd);

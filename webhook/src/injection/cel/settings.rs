@@ -91,7 +91,7 @@ pub(super) fn gives(name: &str) -> String {
     format!("variables.givenResources.exists(r, {} || {})", of("requests"), of("limits"))
 }
 
-/// What each resource is: the pod's, else the default. A request above a limit that is only a default raises it, and a limit
+/// The value of each resource: the pod's, else the default. A request above a limit that is only a default raises it, and a limit
 /// below a request that is only a default lowers that, as [`Resources::over`] has it.
 fn of_resources(config: &Config) -> Vec<Variable> {
     let defaults: Resources = parts::default_resources(config);

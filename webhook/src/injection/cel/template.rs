@@ -1,4 +1,4 @@
-//! What is injected, as CEL, from a real injection into a pod whose settings are placeholders.
+//! The injected parts as CEL, from a real injection into a pod whose settings are placeholders.
 
 use std::collections::BTreeMap;
 

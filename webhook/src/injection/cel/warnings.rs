@@ -1,5 +1,5 @@
-//! What would fail or stay without TLS in a pod that is injected into, as warnings of a policy: the API server hands them to whoever
-//! creates the pod, and writes them to its audit log. Policies read no command lines, so less is seen than by the webhook.
+//! Containers that would fail or stay without TLS after an injection, as warnings of a policy: the API server hands
+//! them to the creator of the pod, and writes them to its audit log. Policies read no command lines, so less is seen than by the webhook.
 
 use etcd_tls_contract::{names, role::Role};
 use serde_json::{Value, json};
@@ -192,7 +192,7 @@ fn suites() -> String {
     )
 }
 
-/// What asks etcd's client port in a way that fails.
+/// The containers that ask etcd's client port in a way that fails.
 fn clients(warn: &mut impl FnMut(&'static str, String, &str)) {
     let hooks = [
         "c.?startupProbe",

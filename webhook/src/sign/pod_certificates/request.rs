@@ -177,7 +177,7 @@ impl PodCertificateRequest {
     }
 }
 
-/// What the status says of a certificate.
+/// The certificate in the status.
 pub(super) struct Times {
     pub(super) not_before: SystemTime,
     pub(super) not_after: SystemTime,

@@ -103,7 +103,7 @@ impl Reconciler {
         let live = match live {
             Live::These(pods) => pods.as_slice(),
             Live::NotGathered if stored.state.rollover.is_none() && revocation.is_none() => &[],
-            // What began to move since is looked at again.
+            // An authority that began to move since is looked at again.
             Live::NotListed | Live::NotGathered => {
                 let mut report = report_of(&stored, &[]);
                 report.waiting.push("the list of pods".to_owned());
@@ -132,7 +132,7 @@ impl Reconciler {
             Some(step) => match self.next_ca(name, step, given_secret, policy, now).await {
                 Ok(next) => stored.after(step, next, now),
                 Err(error) => {
-                    // What was issued meanwhile is recorded all the same.
+                    // Certificates issued meanwhile are recorded all the same.
                     let report = report_of(&stored, &[]);
                     if entry.unwritten().is_due(Instant::now())
                         && let Err(error) = self.authorities.persist(entry, &mut held, stored).await

@@ -1,5 +1,5 @@
 //! The trust ConfigMap: bundles and revocation lists, in the form and under the name in which a cluster's signer publishes them.
-//! Who may revoke also sees the answers to requests, and writes requests as annotations.
+//! A caller that may revoke also sees the answers to requests, and writes requests as annotations.
 
 use std::{
     collections::BTreeMap,

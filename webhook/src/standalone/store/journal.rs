@@ -197,7 +197,7 @@ impl Journal {
             None => now.bytes == 0,
         };
         if !same {
-            // Whatever is there is somebody else's: it is not cut.
+            // The file is somebody else's: it is not cut.
             return Err(io::Error::other("the journal was changed by somebody else; restart the signer"));
         }
         file.set_len(self.length)?;

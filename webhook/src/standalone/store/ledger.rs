@@ -51,12 +51,12 @@ pub struct Bounds {
 }
 
 impl Bounds {
-    /// What new hosts and clients get by rules alone.
+    /// The records that new hosts and clients get by rules alone.
     const fn by_rules(self) -> usize {
         self.room - self.room / 4
     }
 
-    /// What is recorded at most.
+    /// The largest number of records.
     const fn hard(self) -> usize {
         self.room * 2
     }

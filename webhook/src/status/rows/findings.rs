@@ -1,4 +1,4 @@
-//! What somebody has to know or do about a pod, from the facts that were seen of it.
+//! The findings about a pod, each with the next step, from the facts that were seen of it.
 
 use std::time::{Duration, SystemTime};
 

@@ -90,7 +90,7 @@ fn a_name_that_reads_like_a_cut_one_has_a_cn_of_its_own() {
             // And so on.
             let again = common_name(role, of_literal.strip_prefix(prefix).unwrap());
             assert!(again != of_literal && again != cn);
-            // What only resembles one stays whole.
+            // A name that only resembles one stays whole.
             for other in
                 [literal[1..].to_owned(), literal.to_uppercase(), format!("{}z", &literal[..literal.len() - 1])]
             {

@@ -1,4 +1,4 @@
-//! What kubelet may get for a pod.
+//! The certificates that kubelet may get for a pod.
 
 use super::*;
 use crate::life::POD_CERTIFICATE_BACKDATE;

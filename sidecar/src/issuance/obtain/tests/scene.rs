@@ -133,7 +133,7 @@ pub(super) struct Scene {
     /// The answers that the observer got.
     pub(super) heard: RefCell<Vec<Answer>>,
     pub(super) limit: Option<Duration>,
-    /// Who does not trust a bundle yet, where it comes with the answer.
+    /// The members that do not trust a bundle yet, where it comes with the answer.
     pub(super) others: Option<Seen>,
     pub(super) awaited: Rc<Awaited>,
 }

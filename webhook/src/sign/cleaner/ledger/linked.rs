@@ -42,7 +42,7 @@ impl Linked {
     }
 }
 
-/// What of a request's name is the same for all of its pod and role: all but the digest of the key.
+/// The part of a request's name that all of its pod and role share: all but the digest of the key.
 pub(super) fn role(name: &str) -> &str {
     name.rsplit_once('-').map_or(name, |(role, _)| role)
 }

@@ -22,7 +22,7 @@ fn recorded(serial: &str, domain: Domain, user: &str, until: u64) -> Recorded {
     Recorded { domain, serial, leaf, until: at(until), presented, granted: false }
 }
 
-/// What is known of the clients' authority.
+/// The known facts of the clients' authority.
 fn known(ledger: &Ledger) -> Known<'_> {
     Known {
         issued: ledger.issued(Domain::Client).unwrap(),
@@ -134,7 +134,7 @@ fn a_full_record_forgets_no_valid_certificate_and_keeps_place_for_renewals_and_a
     let granted = |n| Recorded { granted: true, ..new(n) };
     let all = (rules..100).take_while(|n| take(&mut ledger, &granted(*n), bounds).is_ok()).count();
     assert_eq!(all, 10);
-    // Who has one gets another, and keeps the first.
+    // A holder of one gets another, and keeps the first.
     take(&mut ledger, &of(TOKEN, "app", "app-again", 9000), bounds).unwrap();
     take(&mut ledger, &by("first", "m1", "second"), bounds).unwrap();
     let has = |serial: &str| ledger.issued(Domain::Client).unwrap().has(serial);
