@@ -22,11 +22,11 @@ pub struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
-    /// Obtains the first certificates of a pod, and exits.
+    /// Obtain the first certificates of a pod, and exit.
     Init(Box<InitArgs>),
-    /// Renews the certificates of a pod; with --kubeconfig, those of a host. With --secret: keeps a Secret at one of them.
+    /// Renew the certificates of a pod; with --kubeconfig, those of a host. With --secret: keep a Secret up to date with one of them.
     Run(Box<RunArgs>),
-    /// Obtains certificates for a host once, and exits.
+    /// Obtain certificates for a host once, and exit.
     Request(Box<RequestArgs>),
 }
 

@@ -16,7 +16,7 @@ use crate::{
 /// Worker threads at most: enough for the standalone signer's work, and no thread for each core of a large node.
 const MAX_WORKERS: usize = 4;
 
-/// TLS certificates of its own for every etcd pod.
+/// Gives every etcd pod its own TLS certificates and rotates them.
 #[derive(Debug, Parser)]
 #[command(name = "etcd-tls-webhook", version)]
 pub struct Cli {
@@ -28,35 +28,35 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Give a cluster whose namespace was made again the certificate authorities of a backup.
+    /// Restore the CAs of a backup for a cluster whose namespace was created anew.
     Adopt(sign::adopt::Args),
-    /// Answer the API server's admission reviews: inject the sidecar into pods that opted in.
+    /// Serve admission reviews: inject the sidecar into pods that opted in.
     Admit(admit::Args),
-    /// Approve what says no more than its pod is, deny the rest.
+    /// Approve certificate requests that ask for no more than the names and addresses of their pod; deny the others.
     Approve(approve::Args),
-    /// Look for what is wrong with the install, with a pod or with a policy, and tell the next step.
+    /// Check the install, a pod, a policy or a cluster; each problem comes with the next step.
     Check(Box<check::Args>),
-    /// Print the completion of this command line for a shell.
+    /// Print the completion script for a shell.
     Completion(pages::CompletionArgs),
-    /// Inject into manifests, offline.
+    /// Inject the sidecar into manifests, offline.
     Inject(inject::Args),
-    /// Issue certificates for members of known names, with no signer running: Secret manifests or files.
+    /// Issue certificates for members with known names, without a running signer: as Secret manifests or as files.
     Issue(Box<ca::command::Args>),
     /// Write a man page for this program and each of its subcommands.
     Man(pages::ManArgs),
-    /// Ask the pods of a cluster, or one pod, for new certificates now.
+    /// Renew the certificates of a cluster, or of one pod, now.
     Renew(renew::Args),
-    /// Revoke a certificate of a cluster, take that back, or show what is revoked.
+    /// Revoke a certificate of a cluster, undo that, or show the revoked certificates.
     Revoke(revoke::Args),
-    /// Move a cluster to a new CA, show how that stands, or take it back.
+    /// Move a cluster to a new CA, show the progress, or abort.
     Rollover(rollover::Args),
-    /// Sign what was approved, keep the CAs and publish the trust in them.
+    /// Sign approved certificate requests, keep the CAs, and publish the trust bundles.
     Sign(sign::Args),
-    /// Sign for where there is no API server: serve the CSR resource itself.
+    /// Serve the CSR API and sign, where there is no API server.
     Standalone(Box<standalone::Args>),
-    /// Give back manifests as they were before inject, byte for byte.
+    /// Restore manifests as they were before inject, byte for byte.
     Uninject(inject::UninjectArgs),
-    /// Show the certificates of all pods, and what somebody should look at.
+    /// Show the certificates of pods, problems first.
     Status(status::Args),
 }
 

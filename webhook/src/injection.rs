@@ -299,7 +299,10 @@ impl<'a> Work<'a> {
         let refused = match &self.config.issuers {
             Issuers::Rules(rules) => {
                 let policy = Policy { issuers: rules.clone(), ..Policy::default() };
-                policy.check_issuer(self.origin.namespace, &self.settings.issuer).err().map(|refused| refused.to_string())
+                policy
+                    .check_issuer(self.origin.namespace, &self.settings.issuer)
+                    .err()
+                    .map(|refused| refused.to_string())
             }
             // approve and sign judge our own once more, by the policy that they read last.
             Issuers::Unreadable(_) if self.settings.is_ours() => None,

@@ -83,7 +83,12 @@ impl Answered {
 
     /// Why there is none.
     pub(super) fn missing(&self) -> String {
-        let why = self.state.borrow().missing.as_ref().map_or_else(|| "there was no answer yet".to_owned(), ToString::to_string);
+        let why = self
+            .state
+            .borrow()
+            .missing
+            .as_ref()
+            .map_or_else(|| "there was no answer yet".to_owned(), ToString::to_string);
         format!(
             "the issuer's answer has no CA (status.ca) to verify it under: {why}; name the bundle by annotation trust"
         )

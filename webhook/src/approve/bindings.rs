@@ -404,8 +404,7 @@ mod tests {
     fn who_opts_out_loses_the_binding_and_others_keep_theirs() {
         let other = RoleRef { name: "view".to_owned(), ..trust_role() };
         let not_ours = SignBinding { role: Some(other), ..good() };
-        let seen =
-            observed(Some(groups(&["a"])), [("a", good()), ("not-ours", not_ours), (SYSTEM_NAMESPACE, good())]);
+        let seen = observed(Some(groups(&["a"])), [("a", good()), ("not-ours", not_ours), (SYSTEM_NAMESPACE, good())]);
         let wanted = [Change::Requesters(0, vec![]), Change::Unbind("a".to_owned())];
         assert_eq!(changes(&set(&[]), vec![vec![]], &seen), wanted);
     }

@@ -90,7 +90,9 @@ impl<'a> Pod<'a> {
     /// Every field that is not of its type.
     pub(super) fn read(pod: &'a Json<'a>) -> Result<Self, InvalidPod> {
         let mut problems = Vec::new();
-        let Some(root) = pod.as_object() else { return Err(InvalidPod { problems: vec!["the object is no JSON object".to_owned()] }) };
+        let Some(root) = pod.as_object() else {
+            return Err(InvalidPod { problems: vec!["the object is no JSON object".to_owned()] });
+        };
         let empty = empty();
         let metadata = object(root, "metadata", "", &mut problems).unwrap_or(empty);
         let mirror = metadata.get("annotations").is_some_and(|a| !a.get("kubernetes.io/config.mirror").is_null());

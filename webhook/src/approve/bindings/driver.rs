@@ -1,10 +1,6 @@
 //! Watches what the bindings depend on and the bindings themselves, and writes the difference, while this replica leads.
 
-use std::{
-    collections::BTreeSet,
-    convert::Infallible,
-    time::Duration,
-};
+use std::{collections::BTreeSet, convert::Infallible, time::Duration};
 
 use etcd_tls_contract::{
     duration::parse_duration,
@@ -192,7 +188,9 @@ impl Keeper {
         let (namespaces, policy) = (self.namespaces.borrow().clone()?, self.policy.borrow().clone()?);
         let Term { accounts, began, observed, failed, paces } = term;
         let mut unseen = observed.requesters.iter().enumerate().filter(|(_, listed)| !listed.is_complete());
-        if !accounts.is_complete() || !observed.sign.is_complete() || unseen.any(|(number, _)| !failed.contains(&number))
+        if !accounts.is_complete()
+            || !observed.sign.is_complete()
+            || unseen.any(|(number, _)| !failed.contains(&number))
         {
             return None;
         }
