@@ -114,7 +114,7 @@ impl Metrics {
 
 /// Watches CSRs and has `handler` handle them, `workers` at once, while `leader` says so and until `shutdown`; work in progress
 /// then has a few seconds to end.
-pub async fn run<H: Handler>(
+pub(crate) async fn run<H: Handler>(
     client: Client,
     handler: Arc<H>,
     workers: usize,

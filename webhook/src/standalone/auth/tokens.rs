@@ -33,6 +33,11 @@ pub struct TokenFileError {
     message: String,
 }
 
+/// The lines of a token file that are wrong, each with its number and without its token.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.join("; "))]
+pub struct InvalidLines(Vec<String>);
+
 impl Tokens {
     /// Reads the file.
     ///
@@ -45,14 +50,14 @@ impl Tokens {
             return Err(error(format!("{size} bytes; {MAX_FILE} are the limit")));
         }
         let text = std::fs::read_to_string(path).map_err(|e| error(e.to_string()))?;
-        Self::parse(&text).map_err(|problems| error(problems.join("; ")))
+        Self::parse(&text).map_err(|lines| error(lines.to_string()))
     }
 
     /// Reads the text.
     ///
     /// # Errors
     /// Every line that is wrong, without its token.
-    fn parse(text: &str) -> Result<Self, Vec<String>> {
+    pub fn parse(text: &str) -> Result<Self, InvalidLines> {
         let mut users: Vec<([u8; 32], User)> = Vec::new();
         let mut problems = Vec::new();
         for (number, line) in text.lines().enumerate() {
@@ -68,7 +73,7 @@ impl Tokens {
                 Err(message) => problems.push(format!("line {}: {message}", number + 1)),
             }
         }
-        if problems.is_empty() { Ok(Self { users }) } else { Err(problems) }
+        if problems.is_empty() { Ok(Self { users }) } else { Err(InvalidLines(problems)) }
     }
 
     /// How many tokens there are.
@@ -235,7 +240,7 @@ mod tests {
         let text = format!(
             "secret-that-is-weak,u,1\n{A},u\n{A},,1\n{A},u,1\n{A},v,2\n{B},u,1,\"open\n{B},u,1,g,k=v,more\n{B},system:anonymous,1"
         );
-        let problems = Tokens::parse(&text).unwrap_err();
+        let InvalidLines(problems) = Tokens::parse(&text).unwrap_err();
         assert_eq!(problems.len(), 7, "{problems:#?}");
         assert!(problems.iter().all(|p| !p.contains("secret") && !p.contains(A) && !p.contains(B)), "{problems:#?}");
     }
