@@ -65,7 +65,7 @@ impl Args {
             let (warned, controller) = (Arc::clone(&warned), teller.clone());
             async move { match warned.keep(&controller).await {} }
         });
-        let binds = bindings::Keeper {
+        let binds = bindings::Reconciler {
             client: controller.client.clone(),
             namespaces: controller.namespaces.clone(),
             policy: controller.policy.clone(),

@@ -39,7 +39,7 @@ mod watch;
 
 pub use command::Args;
 pub use decide::decide;
-pub use request::{Action, Answer, Report, Request, RequestError, request_annotation, status_annotation};
+pub use request::{Action, Answer, InvalidRequest, Report, Request, request_annotation, status_annotation};
 
 /// Pods whose progress is kept. Each takes some 70 bytes of a Secret, which holds 1 MiB: with more, those beyond are waited
 /// for by time alone, but certificates are issued all the same.

@@ -36,7 +36,7 @@ pub struct Request {
 /// Why a request is refused; one bounded word and a sentence.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
-pub struct RequestError {
+pub struct CsrError {
     /// One CamelCase word of a fixed set.
     pub reason: &'static str,
     /// The fault.
@@ -48,7 +48,7 @@ impl Request {
     ///
     /// # Errors
     /// The first thing that is wrong with it.
-    pub fn parse(pem: &[u8]) -> Result<Self, RequestError> {
+    pub fn parse(pem: &[u8]) -> Result<Self, CsrError> {
         read::request(pem)
     }
 

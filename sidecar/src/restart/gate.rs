@@ -100,8 +100,8 @@ impl Gate {
 
     /// Answers on `listener` until the future is dropped.
     pub async fn serve(self: Arc<Self>, listener: UnixListener) {
-        let slots = Arc::new(Semaphore::new(AT_ONCE));
-        while let Ok(slot) = Arc::clone(&slots).acquire_owned().await {
+        let permits = Arc::new(Semaphore::new(AT_ONCE));
+        while let Ok(permit) = Arc::clone(&permits).acquire_owned().await {
             match listener.accept().await {
                 Ok((stream, _)) => {
                     let gate = Arc::clone(&self);
@@ -109,7 +109,7 @@ impl Gate {
                         if let Err(error) = gate.answer(stream).await {
                             tracing::debug!(%error, "a liveness probe went away");
                         }
-                        drop(slot);
+                        drop(permit);
                     });
                 }
                 Err(error) => {

@@ -22,7 +22,7 @@ use crate::controller::{
     namespaces::{self, NamespaceFacts},
 };
 
-pub(super) use self::driver::{BindingArgs, Keeper};
+pub(super) use self::driver::{BindingArgs, Reconciler};
 
 mod accounts;
 mod driver;

@@ -43,22 +43,22 @@ pub enum Action {
 /// No request that is understood.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not of the form <start|abort|confirm-clients|force> <id>")]
-pub struct RequestError;
+pub struct InvalidRequest;
 
 impl std::str::FromStr for Request {
-    type Err = RequestError;
+    type Err = InvalidRequest;
 
-    fn from_str(s: &str) -> Result<Self, RequestError> {
-        let (action, id) = s.split_once(' ').ok_or(RequestError)?;
+    fn from_str(s: &str) -> Result<Self, InvalidRequest> {
+        let (action, id) = s.split_once(' ').ok_or(InvalidRequest)?;
         let action = match action {
             "abort" => Action::Abort,
             "confirm-clients" => Action::ConfirmClients,
             "force" => Action::Force,
             "start" => Action::Start,
-            _ => return Err(RequestError),
+            _ => return Err(InvalidRequest),
         };
         if id.is_empty() || id.len() > 64 || !id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
-            return Err(RequestError);
+            return Err(InvalidRequest);
         }
         Ok(Self { action, id: id.to_owned() })
     }

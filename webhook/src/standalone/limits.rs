@@ -75,7 +75,7 @@ pub struct Quota {
 
 /// One of what is open; it is open until this is dropped.
 #[derive(Debug)]
-pub struct Slot {
+pub struct Permit {
     quota: Arc<Quota>,
     user: String,
 }
@@ -90,7 +90,7 @@ impl Quota {
     ///
     /// # Errors
     /// [`ApiError::TooManyRequests`]: which limit is reached.
-    pub fn take(self: &Arc<Self>, user: &str) -> Result<Slot, ApiError> {
+    pub fn take(self: &Arc<Self>, user: &str) -> Result<Permit, ApiError> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let own = open.get(user).copied().unwrap_or_default();
         let limit = if own >= self.per_user {
@@ -99,13 +99,13 @@ impl Quota {
             format!("{} {} are open", self.all, self.what)
         } else {
             open.insert(user.to_owned(), own + 1);
-            return Ok(Slot { quota: Arc::clone(self), user: user.to_owned() });
+            return Ok(Permit { quota: Arc::clone(self), user: user.to_owned() });
         };
         Err(too_many(&format!("{limit}, which is the limit; try again later")))
     }
 }
 
-impl Drop for Slot {
+impl Drop for Permit {
     fn drop(&mut self) {
         let mut open = self.quota.open.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = open.get_mut(&self.user) {

@@ -42,7 +42,7 @@ pub(crate) fn ports(pod: &Pod, settings: &Settings) -> Vec<Port> {
                 Some((reason, unmeant)) => (Some(reason), unmeant),
                 None if has_config_file(pod) => (Some(of_config_file()), settings.options != OptionsMode::None),
                 None if is_told(pod, role, settings) => (None, false),
-                None => (Some(untold(role, settings)), settings.options != OptionsMode::None),
+                None => (Some(undetermined(role, settings)), settings.options != OptionsMode::None),
             };
             Port { port, domain, enforced: reason.is_none(), reason, unmeant, unlisted: false }
         })
@@ -92,7 +92,7 @@ fn unreached(pod: &Pod, settings: &Settings) -> Option<(String, bool)> {
 }
 
 /// Why etcd does not look at the list that is there.
-fn untold(role: Role, settings: &Settings) -> String {
+fn undetermined(role: Role, settings: &Settings) -> String {
     format!(
         "an earlier version injected into it, or its own options leave the list out; recreate it, or give etcd --{}={}",
         option(role),

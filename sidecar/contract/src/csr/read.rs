@@ -19,7 +19,7 @@ use x509_cert::{
     spki::{AlgorithmIdentifierOwned, SubjectPublicKeyInfoOwned},
 };
 
-use super::{MAX_REQUEST, Request, RequestError};
+use super::{CsrError, MAX_REQUEST, Request};
 use crate::{key::KeyAlgorithm, names, san::Sans};
 
 const EXTENSION_REQUEST: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.9.14");
@@ -40,12 +40,12 @@ const RSA_SHA256: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.11354
 const RSA_SHA384: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.12");
 const RSA_SHA512: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.13");
 
-fn error(reason: &'static str, message: impl Into<String>) -> RequestError {
-    RequestError { reason, message: message.into() }
+fn error(reason: &'static str, message: impl Into<String>) -> CsrError {
+    CsrError { reason, message: message.into() }
 }
 
 /// See [`Request::parse`].
-pub(super) fn request(pem: &[u8]) -> Result<Request, RequestError> {
+pub(super) fn request(pem: &[u8]) -> Result<Request, CsrError> {
     let der = unpem(pem)?;
     let not_der = |what: &str| error("NotDer", format!("the request is {what}"));
     let parsed = CertReq::from_der(&der).map_err(|e| not_der(&format!("no PKCS#10 request in DER: {e}")))?;
@@ -79,7 +79,7 @@ pub(super) fn request(pem: &[u8]) -> Result<Request, RequestError> {
 
 /// One PEM block in the common form: the two boundary lines, base64 in lines of 64 between them, at most a line feed after it.
 /// PEM readers differ in what else they skip.
-fn unpem(pem: &[u8]) -> Result<Vec<u8>, RequestError> {
+fn unpem(pem: &[u8]) -> Result<Vec<u8>, CsrError> {
     let bad = |what: &str| {
         error("NotPem", format!("the request is not one PEM block CERTIFICATE REQUEST and nothing else: {what}"))
     };
@@ -177,7 +177,7 @@ fn verifier(key: KeyAlgorithm, algorithm: &AlgorithmIdentifierOwned) -> Option<&
 }
 
 /// The subject: one O and one CN, each alone in its RDN.
-fn subject(name: &Name) -> Result<(String, String), RequestError> {
+fn subject(name: &Name) -> Result<(String, String), CsrError> {
     let bad = |what: &str| error("BadSubject", format!("the subject is not one O and one CN: {what}"));
     let (mut organization, mut common_name) = (None, None);
     for rdn in name.iter_rdn() {
@@ -208,7 +208,7 @@ fn text(value: &Any) -> Option<String> {
 }
 
 /// None, or one extensionRequest with one value with one extension, subjectAltName.
-fn attributes(attributes: &Attributes) -> Result<Sans, RequestError> {
+fn attributes(attributes: &Attributes) -> Result<Sans, CsrError> {
     let bad = |what: String| error("BadExtension", what);
     let mut attributes = attributes.iter();
     let Some(attribute) = attributes.next() else { return Ok(Sans::default()) };
@@ -237,7 +237,7 @@ fn canonical<T: for<'a> der::Decode<'a> + der::Encode>(bytes: &[u8]) -> Option<T
 }
 
 /// DNS names and IP addresses, at least one, none twice.
-fn alternative_names(general: &GeneralNames) -> Result<Sans, RequestError> {
+fn alternative_names(general: &GeneralNames) -> Result<Sans, CsrError> {
     let bad = |what: String| error("BadName", what);
     let mut sans = Sans::default();
     for name in general {

@@ -80,7 +80,7 @@ impl Object for LeanBinding {
 impl Object for ClusterRoleBinding {}
 
 /// Keeps the bindings.
-pub(in crate::approve) struct Keeper {
+pub(in crate::approve) struct Reconciler {
     pub(in crate::approve) client: Client,
     pub(in crate::approve) namespaces: namespaces::Current,
     pub(in crate::approve) policy: policy::Current,
@@ -107,7 +107,7 @@ enum Written {
     Unbound(String),
 }
 
-impl Keeper {
+impl Reconciler {
     /// Keeps the bindings while `leader` says so. Ends never; dropped, it stops.
     pub(in crate::approve) async fn run(mut self, mut leader: watch::Receiver<bool>) {
         loop {

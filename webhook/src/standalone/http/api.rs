@@ -129,9 +129,9 @@ impl Server {
             }
             Route::Trusts { namespace } if *method == Method::GET => {
                 let trust = self.watched(&namespace, &query)?;
-                let slot = self.watches.take(&caller)?;
+                let permit = self.watches.take(&caller)?;
                 let lasts = Duration::from_secs(watch_seconds(&query)?);
-                Ok(trust.watch(shared, &user, lasts, flag(&query, "allowWatchBookmarks"), slot))
+                Ok(trust.watch(shared, &user, lasts, flag(&query, "allowWatchBookmarks"), permit))
             }
             Route::Collection(version) => match *method {
                 Method::POST => {
@@ -243,7 +243,7 @@ impl Server {
         };
         // An agent that waits for its own request looks for it so, as do all who share its token.
         let one = selector.name().is_some();
-        let slot = if one { None } else { Some(self.lists.take(caller)?) };
+        let permit = if one { None } else { Some(self.lists.take(caller)?) };
         let (page, remaining, revision) = self.store.with(|index, revision| {
             if let Some(name) = selector.name() {
                 let found = index.get(name).filter(|r| r.name() > after.as_str() && selector.takes(r));
@@ -254,7 +254,7 @@ impl Server {
             (page, all.count(), revision)
         });
         let next = (remaining > 0).then(|| Some((URL_SAFE_NO_PAD.encode(page.last()?.name()), remaining))).flatten();
-        List { page, revision, next, version, form, now: Timestamp::now(), slot }.response().await
+        List { page, revision, next, version, form, now: Timestamp::now(), permit }.response().await
     }
 
     fn watch(
@@ -265,7 +265,7 @@ impl Server {
         version: Version,
         form: Form,
     ) -> Result<HttpResponse, ApiError> {
-        let slot = self.watches.take(caller)?;
+        let permit = self.watches.take(caller)?;
         let seconds = watch_seconds(query)?;
         let send_initial = query.get("sendInitialEvents").map(String::as_str);
         let from = query.get("resourceVersion").map_or("", String::as_str);
@@ -291,7 +291,7 @@ impl Server {
             mark_initial_end: send_initial == Some("true"),
             bookmarks: flag(query, "allowWatchBookmarks"),
             end: Instant::now() + Duration::from_secs(seconds),
-            slot,
+            permit,
         };
         Ok(HttpResponse::Ok().content_type("application/json").streaming(watch.into_stream()))
     }

@@ -12,7 +12,7 @@ use tokio::task::{spawn_blocking, yield_now};
 use crate::standalone::{
     error::ApiError,
     http::table::{self, Form},
-    limits::Slot,
+    limits::Permit,
     store::Stored,
     version::Version,
 };
@@ -35,7 +35,7 @@ pub struct List {
     /// When it is asked for.
     pub now: Timestamp,
     /// One of the lists that the caller may have; `None` for a list of one request.
-    pub slot: Option<Slot>,
+    pub permit: Option<Permit>,
 }
 
 impl List {
@@ -121,7 +121,7 @@ mod tests {
             Arc::new(Stored::new(&csr))
         });
         let (revision, now) = (7, Timestamp::UNIX_EPOCH);
-        List { page: page.collect(), revision, next: Some(("t".to_owned(), 3)), version, form, now, slot: None }
+        List { page: page.collect(), revision, next: Some(("t".to_owned(), 3)), version, form, now, permit: None }
     }
 
     #[tokio::test]

@@ -23,7 +23,7 @@ use tokio::time;
 
 use crate::{
     revoke::{self, Request, STANDALONE_ANNOTATION},
-    standalone::{auth::User, error::ApiError, limits::Slot, requests::server::Server},
+    standalone::{auth::User, error::ApiError, limits::Permit, requests::server::Server},
 };
 
 /// How often a watcher hears that its connection lives.
@@ -122,7 +122,7 @@ impl Trust {
         user: &User,
         lasts: Duration,
         bookmarks: bool,
-        slot: Slot,
+        permit: Permit,
     ) -> HttpResponse {
         let watching = Watching {
             revisions: server.store.revisions_of_lists(),
@@ -132,7 +132,7 @@ impl Trust {
             end: Instant::now() + lasts,
             bookmarks,
             last: None,
-            _slot: slot,
+            _permit: permit,
         };
         HttpResponse::Ok().content_type("application/json").streaming(watching.into_stream())
     }
@@ -168,7 +168,7 @@ struct Watching {
     /// The object that was sent last.
     last: Option<Value>,
     /// One of the watches that the caller may have.
-    _slot: Slot,
+    _permit: Permit,
 }
 
 impl Watching {

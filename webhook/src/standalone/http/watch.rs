@@ -18,7 +18,7 @@ use crate::standalone::{
         route::Selector,
         table::{self, Form},
     },
-    limits::Slot,
+    limits::Permit,
     store::{Event, Kind, Since, Store, Stored},
     version::Version,
 };
@@ -51,7 +51,7 @@ pub struct Watch {
     /// When the watch ends by itself.
     pub end: Instant,
     /// One of the watches that the caller may have.
-    pub slot: Slot,
+    pub permit: Permit,
 }
 
 /// Where a watch is.
