@@ -25,6 +25,7 @@ use crate::{
 
 use self::{documents::Document, original::Original};
 
+mod anew;
 mod documents;
 mod dry_run;
 mod flags;
@@ -267,23 +268,29 @@ fn inject_documents(
             again: false,
         };
         // A document that this command injected into is injected again from its original.
-        let Original::Kept(before) = original::find(&document) else {
-            out.push_str(&visit.document(document, &place, keeps));
-            continue;
-        };
-        let anew = visit.document(document.with(&before), &place, true);
-        // JSON may have been written in another way since.
-        let same = match document.is_yaml() {
-            true => document.raw.strip_prefix(&anew).is_some_and(|rest| rest.trim().is_empty()),
-            false => document.with(&anew).read().ok() == document.read().ok(),
-        };
-        if same {
-            out.push_str(document.raw);
-        } else {
-            let name = visit.options.injection.sidecar_image.clone();
-            warnings
-                .push(format!("{place}: injected anew, by other options or another version; the image is now {name}"));
+        let kept = original::find(&document);
+        if let Original::Kept(before) = &kept {
+            let anew = visit.document(document.with(before), &place, true);
+            // JSON may have been written in another way since.
+            let same = match document.is_yaml() {
+                true => document.raw.strip_prefix(&anew).is_some_and(|rest| rest.trim().is_empty()),
+                false => document.with(&anew).read().ok() == document.read().ok(),
+            };
+            if same {
+                out.push_str(document.raw);
+            } else {
+                let image = &options.injection.sidecar_image;
+                warnings.push(format!(
+                    "{place}: injected anew, by other options or another version; the image is now {image}"
+                ));
+                out.push_str(&anew);
+            }
+        } else if kept == Original::Changed
+            && let Some(anew) = visit.edited(document, &place)
+        {
             out.push_str(&anew);
+        } else {
+            out.push_str(&visit.document(document, &place, keeps));
         }
     }
     if problems.is_empty() { Ok(Injected { text: out, warnings }) } else { Err(InjectError(problems)) }
@@ -332,6 +339,37 @@ impl Visit<'_> {
                 raw
             }
         }
+    }
+
+    /// A document that was edited since it was injected: the original with the edits in it is injected into. `None`: the original
+    /// is not known, or the edits change nothing that is injected.
+    fn edited(&mut self, document: Document<'_>, place: &str) -> Option<String> {
+        let (edited, original) = original::remembered(&document, &document.read().ok()??)?;
+        if !anew::same_object(&edited, &original) {
+            return None;
+        }
+        let mut scratch = (Vec::new(), Vec::new());
+        let mut visit =
+            Visit { warnings: &mut scratch.0, problems: &mut scratch.1, changed: false, again: false, ..*self };
+        let mut injected = original.clone();
+        visit.object(&mut injected, 0);
+        if !visit.problems.is_empty() {
+            return None;
+        }
+        let before = anew::undo(Some(&edited), Some(&injected), Some(&original), "")?;
+        let mut now = before.clone();
+        visit.object(&mut now, 0);
+        let difference = match visit.problems.is_empty() {
+            true => anew::difference(&edited, &now, &injected)?,
+            false => "it would be refused".to_owned(),
+        };
+        let before = document.write(&before).ok()?;
+        let anew = self.document(document.with(&before), place, true);
+        let image = &self.options.injection.sidecar_image;
+        self.warnings.push(format!(
+            "{place}: injected anew, for it was changed since it was injected ({difference}); the image is now {image}"
+        ));
+        Some(anew)
     }
 
     /// Gives containers of ours, which are there already, the image that is asked for.

@@ -183,11 +183,41 @@ fn in_value(raw: &str, value: &Value) -> Original {
 fn in_object(value: &Value) -> Original {
     let annotation = value["metadata"]["annotations"].get(names::ORIGINAL_ANNOTATION);
     let Some(kept) = annotation.and_then(Value::as_str) else { return Original::Absent };
-    let original = kept.split_once(' ').and_then(|(said, encoded)| {
-        let original = String::from_utf8(STANDARD.decode(encoded).ok()?).ok()?;
-        (format!("sha256:{}", digest_of(&without_original(value).to_string(), &original)) == said).then_some(original)
-    });
-    original.map_or(Original::Changed, Original::Kept)
+    let said = kept.split_once(' ').map(|(said, _)| said);
+    let is_it = |original: &String| {
+        said == Some(&format!("sha256:{}", digest_of(&without_original(value).to_string(), original)))
+    };
+    annotated(value).filter(is_it).map_or(Original::Changed, Original::Kept)
+}
+
+/// What the annotation of `object` keeps, whatever became of the object.
+fn annotated(object: &Value) -> Option<String> {
+    let kept = object["metadata"]["annotations"].get(names::ORIGINAL_ANNOTATION)?.as_str()?;
+    decoded(kept.split_once(' ')?.1)
+}
+
+fn decoded(encoded: &str) -> Option<String> {
+    String::from_utf8(STANDARD.decode(encoded).ok()?).ok()
+}
+
+/// `edited`, the value of `document`, without the originals that it keeps, and the original of it all: of a document that was
+/// changed since it was injected.
+pub(super) fn remembered(document: &Document<'_>, edited: &Value) -> Option<(Value, Value)> {
+    if document.is_yaml() {
+        let original = document.with(&commented(document.raw)?).read().ok()??;
+        return Some((edited.clone(), original));
+    }
+    if !is_list(edited) {
+        return match annotated(edited) {
+            Some(original) => Some((without_original(edited), serde_json::from_str(&original).ok()?)),
+            None => (!holds_ours(edited)).then(|| (edited.clone(), edited.clone())),
+        };
+    }
+    let (mut now, mut before) = (edited.clone(), edited.clone());
+    let items = edited["items"].as_array()?.iter().map(|item| remembered(document, item));
+    let (of_now, of_before): (Vec<Value>, Vec<Value>) = items.collect::<Option<Vec<_>>>()?.into_iter().unzip();
+    (now["items"], before["items"]) = (of_now.into(), of_before.into());
+    Some((now, before))
 }
 
 fn is_list(value: &Value) -> bool {
@@ -266,22 +296,24 @@ fn without_original(document: &Value) -> Value {
 }
 
 fn in_comments(raw: &str) -> Original {
-    let Some(at) = raw.rfind(HEAD).filter(|at| *at == 0 || raw[..*at].ends_with('\n')) else { return Original::Absent };
-    let mut lines = raw[at + HEAD.len()..].lines();
-    let said = lines.next().unwrap_or_default();
-    let mut encoded = String::new();
-    for line in lines {
-        match line.strip_prefix("# ") {
-            Some(more) => encoded.push_str(more.trim_end()),
-            None if line.trim().is_empty() => {}
-            None => return Original::Changed,
-        }
-    }
-    let original = STANDARD.decode(encoded).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+    let Some(at) = head_in(raw) else { return Original::Absent };
+    let said = raw[at + HEAD.len()..].lines().next().unwrap_or_default();
+    let is_kept = |line: &str| line.starts_with("# ") || line.trim().is_empty();
+    let original = commented(raw).filter(|_| raw[at + HEAD.len()..].lines().skip(1).all(is_kept));
     match original {
         Some(original) if digest_of(&raw[..at], &original) == said.trim_end() => Original::Kept(original),
         _ => Original::Changed,
     }
+}
+
+fn head_in(raw: &str) -> Option<usize> {
+    raw.rfind(HEAD).filter(|at| *at == 0 || raw[..*at].ends_with('\n'))
+}
+
+/// What the comments of `raw` keep, whatever became of the rest.
+fn commented(raw: &str) -> Option<String> {
+    let lines = raw[head_in(raw)? + HEAD.len()..].lines().skip(1);
+    decoded(&lines.map_while(|line| line.strip_prefix("# ")).map(str::trim_end).collect::<String>())
 }
 
 fn digest_of(injected: &str, original: &str) -> String {
