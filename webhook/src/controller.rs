@@ -244,18 +244,18 @@ impl Controller {
         version: &str,
         judge: impl Fn(Option<&PodFacts>, &[ServiceFacts], &Policy) -> Verdict,
     ) -> Result<Verdict, Trouble> {
-        let policy = self.policy.borrow().clone().ok_or_else(|| Trouble::NotYet(NO_POLICY.to_owned()))?;
         let pod = match bound {
             Some(bound) => self.pod(bound, version).await?,
             None => None,
         };
+        let (policy, there) = self.in_force().ok_or_else(|| Trouble::NotYet(NO_POLICY.to_owned()))?;
         let Some(pod) = pod else {
             return Ok(match judge(None, &[], &policy) {
                 Verdict::Deny(_) => judge(None, &[], &*self.policy_now(policy, bound, signer).await?),
                 verdict => verdict,
             });
         };
-        let opted_in = self.namespaces.borrow().as_ref().and_then(|all| all.get(&pod.namespace).map(|n| n.opted_in));
+        let opted_in = there.and_then(|all| all.get(&pod.namespace).map(|n| n.opted_in));
         let with = |opted_in| PodFacts { namespace_opted_in: opted_in, ..PodFacts::clone(&pod) };
         let services = self.services.selecting(&pod).await?;
         let verdict = judge(Some(&with(opted_in.unwrap_or_default())), &services, &policy);
@@ -333,6 +333,14 @@ impl Controller {
         if let (Some(sans), Some(created)) = (case.sans(), csr.created()) {
             self.note_certificate(&case, sans, created + life);
         }
+    }
+
+    /// The namespaces as the watch has them now, and the policy in force for these: that of the channel may be of those before.
+    pub(crate) fn in_force(&self) -> Option<(Arc<Policy>, Option<Arc<namespaces::Map>>)> {
+        let policy = self.policy.borrow().clone()?;
+        let there = self.namespaces.borrow().clone();
+        let policy = policy::for_these(policy, there.as_deref());
+        Some((policy, there))
     }
 
     async fn pod(&self, bound: &BoundPod, version: &str) -> Result<Option<Arc<PodFacts>>, Trouble> {

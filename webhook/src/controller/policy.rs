@@ -116,6 +116,13 @@ async fn match_namespaces(
     }
 }
 
+/// The part of a policy in force that counts for these namespaces, too: it may have been matched with those of a moment ago.
+pub(crate) fn for_these(policy: Arc<Policy>, there: Option<&namespaces::Map>) -> Arc<Policy> {
+    let uid = |name: &str| there?.get(name).map(|facts| facts.uid.as_str());
+    let replaced = policy.namespace_uids.iter().any(|(name, meant)| uid(name) != Some(meant.as_str()));
+    if replaced { Arc::new(policy.for_namespaces(uid)) } else { policy }
+}
+
 /// A sentence on each namespace that is there and is not the one that the policy means.
 fn replaced<'a>(policy: &Policy, uid: impl Fn(&str) -> Option<&'a str>) -> Vec<String> {
     let other = |(name, meant): (&String, &String)| {
@@ -266,5 +273,23 @@ mod tests {
         let policy = read(Some(&config_map(names::POLICY_KEY, "clusterDomain: k8s.example"))).unwrap();
         assert_eq!(policy.cluster_domain, "k8s.example");
         assert!(read(Some(&config_map(names::POLICY_KEY, "clusterDomian: x"))).is_err());
+    }
+
+    /// A request was judged by rules for a namespace of a moment ago, and its requester checked against the one of now.
+    #[test]
+    fn a_policy_that_was_matched_a_moment_ago_counts_for_the_namespaces_of_now() {
+        let rules = "users: [{namespace: web, serviceAccounts: [app], users: [root]}]\nnamespaceUids: {web: u1}";
+        let policy = Arc::new(Policy::parse(rules).unwrap());
+        let web = |uid: &str| {
+            let facts =
+                namespaces::NamespaceFacts { uid: uid.to_owned(), opted_in: true, deleting: false, hosts: false };
+            namespaces::Map::from([("web".to_owned(), facts)])
+        };
+        let allows =
+            |there: Option<&namespaces::Map>| for_these(Arc::clone(&policy), there).allows_user("web", "app", "root");
+        assert!(allows(Some(&web("u1"))));
+        assert!(!allows(Some(&web("u2"))) && !allows(Some(&namespaces::Map::new())) && !allows(None));
+        let free = Arc::new(Policy { namespace_uids: BTreeMap::new(), ..Policy::clone(&policy) });
+        assert!(for_these(free, Some(&web("u2"))).allows_user("web", "app", "root"));
     }
 }

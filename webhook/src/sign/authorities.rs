@@ -44,7 +44,7 @@ use tokio::{
 
 use super::authorities::{
     issued::Leaf,
-    quota::{Entry, Held, Quota, QuotaError, Ready, SecretMetadata},
+    quota::{Bounds, Entry, Held, Quota, QuotaError, Ready, SecretMetadata},
     state::Stored,
 };
 use crate::{
@@ -185,13 +185,19 @@ impl Authorities {
         let policy = policy.as_deref();
         let bound = policy.map_or(MAX_AUTHORITIES, |policy| policy.authorities_per_namespace);
         let in_all = policy.map_or(MAX_AUTHORITIES_IN_ALL, |policy| policy.authorities_in_all);
-        self.quota().reserve(name, (usize::from(bound), most_in_all(in_all))).map_err(|none| match none {
+        let bounds = Bounds { per_namespace: bound.into(), in_all: usize::try_from(in_all).unwrap_or(usize::MAX) };
+        self.quota().reserve(name, bounds).map_err(|none| match none {
             QuotaError::NotListed => Unavailable::NotYet("the CAs' Secrets are not listed yet".to_owned()),
             QuotaError::Full => Unavailable::Full(format!(
                 "namespace {} has {bound} certificate authorities, as many as it may have, so none is made for {name}. \
                  Delete the pods of clusters that it has no more use for: a CA is retired a day after its last certificate \
                  ended. Or have policy allow more by authoritiesPerNamespace",
                 name.namespace,
+            )),
+            QuotaError::FullShare(share) => Unavailable::Full(format!(
+                "most of the {in_all} certificate authorities that all namespaces may have are taken, and what is left is for \
+                 namespaces with fewer than {share}: none is made for {name}. Delete clusters without use, or have policy allow \
+                 more by authoritiesInAll, with more memory for etcd-tls-sign"
             )),
             QuotaError::FullInAll => Unavailable::Full(format!(
                 "all namespaces have {in_all} certificate authorities together, as many as they may have, so none is made for \
@@ -450,10 +456,6 @@ impl Authorities {
     fn secrets(&self) -> Api<Secret> {
         Api::namespaced(self.client.clone(), &self.system)
     }
-}
-
-fn most_in_all(policy: u32) -> usize {
-    usize::try_from(policy).unwrap_or(usize::MAX)
 }
 
 fn barred(authority: &SignerName) -> Unavailable {

@@ -16,7 +16,11 @@ use super::{
     cleaner::ledger::Times,
     cluster_trust_bundles::ClusterTrustBundles,
     pod_certificates::PodCertificates,
-    reconcile::{Reconciler, idle::Retired, said::Said},
+    reconcile::{
+        Reconciler,
+        idle::{Attempts, Retired},
+        said::Said,
+    },
     serving::{Lifetimes, Serving},
     signer::Signer,
 };
@@ -68,6 +72,7 @@ impl LeaderTasks {
                 in_use: None,
                 kept_clusters: BTreeSet::new(),
                 retired: Retired::default(),
+                retirements: Attempts::default(),
             };
             tasks.start("authorities", (), async move { match reconciler.run().await {} });
             if let Some(lifetimes) = lifetimes {

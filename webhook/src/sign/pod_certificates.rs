@@ -224,10 +224,16 @@ impl Answering<'_> {
             key: public_key.as_deref().and_then(csr::key_algorithm),
             annotations: &request.spec.unverified_user_annotations,
         };
-        let controller = &self.signer.controller;
+        let Signer { controller, accounts, .. } = self.signer;
+        let (account, created) = (&request.spec.service_account_uid, request.created());
+        // Before the decision, which then is of the same namespaces or newer ones.
+        let of_namespace = accounts.check(controller, &bound.namespace, account, created).await;
         let judge = |pod: Option<&_>, services: &[_], policy: &_| judge_for_kubelet(&asked, pod, services, policy);
         match (controller.decide_by(Some(&bound), Some(&signer), request.version(), judge).await?, public_key) {
-            (Verdict::Approve(entitlement), Some(key)) => self.issue(&signer, &entitlement, &key).await,
+            (Verdict::Approve(entitlement), Some(key)) => {
+                of_namespace?;
+                self.issue(&signer, &entitlement, &key).await
+            }
             (Verdict::Deny(denials), _) => self.refuse_all("Denied", &denials).await,
             (Verdict::NotYet(reason), _) => Err(Trouble::NotYet(reason)),
             (Verdict::Approve(_), None) => Err(Trouble::NotYet("the request has no public key".to_owned())),
@@ -236,8 +242,8 @@ impl Answering<'_> {
 
     async fn issue(&self, name: &SignerName, entitlement: &Entitlement, public_key: &[u8]) -> Result<(), Trouble> {
         let not_yet = |what: &str| Trouble::NotYet(what.to_owned());
-        let Signer { controller, authorities, metrics, max_lifetime, accounts, .. } = self.signer;
-        let policy = controller.policy.borrow().clone().ok_or_else(|| not_yet("no policy could be read yet"))?;
+        let Signer { controller, authorities, metrics, max_lifetime, .. } = self.signer;
+        let (policy, _) = controller.in_force().ok_or_else(|| not_yet("no policy could be read yet"))?;
         let mut leaf = Leaf::entitled(entitlement, public_key, *max_lifetime);
         let shortest = SHORTEST_POD_CERTIFICATE - POD_CERTIFICATE_BACKDATE;
         if leaf.lifetime < shortest {
@@ -250,8 +256,6 @@ impl Answering<'_> {
         let now = UNIX_EPOCH + Duration::from_secs(elapsed.as_secs());
         leaf.lifetime = Duration::from_secs(leaf.lifetime.as_secs());
         let bound = self.request.bound();
-        let (account, created) = (&self.request.spec.service_account_uid, self.request.created());
-        accounts.check(controller, &bound.namespace, account, created).await?;
         let key = csr::key_digest(public_key);
         let grant =
             Grant { holder: &bound.pod_uid, key: &key, role: entitlement.role, trusts: None, lifetime: leaf.lifetime };

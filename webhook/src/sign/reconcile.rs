@@ -46,7 +46,7 @@ use crate::{
         tasks::Tasks,
     },
 };
-use idle::Retired;
+use idle::{Attempts, Retired};
 use pace::{Cost, Pending, settle};
 use said::Said;
 use step::{Live, STABLE, Standing, UNKNOWN, describe, goes_well};
@@ -103,6 +103,7 @@ pub(super) struct Reconciler {
     /// Those of which a Secret is marked to be kept.
     pub(super) kept_clusters: BTreeSet<ClusterName>,
     pub(super) retired: Retired,
+    pub(super) retirements: Attempts,
 }
 
 impl Reconciler {
@@ -172,12 +173,14 @@ impl Reconciler {
             }
         }
         let pending_trust = self.publish(&wanted, &reports, namespaces, policy).await;
-        if complete {
-            self.retire(idle::of_standings(&entries, &idle), &full, policy).await;
-        }
-        match pending_trust {
-            Pending::Nothing => pending,
-            Pending::Something => Pending::Something,
+        let pending_retirement = if complete {
+            self.retire(idle::of_standings(&entries, &idle), &full, policy).await
+        } else {
+            Pending::Nothing
+        };
+        match (pending_trust, pending_retirement) {
+            (Pending::Nothing, Pending::Nothing) => pending,
+            _ => Pending::Something,
         }
     }
 

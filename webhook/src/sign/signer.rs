@@ -77,8 +77,13 @@ impl Handler for Signer {
 
     async fn handle(&self, csr: &Csr) -> Outcome {
         let (case, began) = (Case::open(csr), SystemTime::now());
+        // Before the decision, which then is of the same namespaces or newer ones.
+        let of_namespace = self.check_namespace(csr, &case).await;
         let result = match self.controller.decide(csr, &case).await {
-            Ok(Verdict::Approve(entitlement)) => self.issue(csr, &case, &entitlement).await,
+            Ok(Verdict::Approve(entitlement)) => match of_namespace {
+                Ok(()) => self.issue(csr, &case, &entitlement).await,
+                Err(trouble) => Err(trouble),
+            },
             Ok(Verdict::Deny(denials)) => self.refuse(csr, &case, &denials).await,
             Ok(Verdict::NotYet(reason)) => Err(Trouble::NotYet(reason)),
             Err(trouble) => Err(trouble),
@@ -89,14 +94,17 @@ impl Handler for Signer {
 }
 
 impl Signer {
+    /// Makes sure that a pod's namespace is the one that the watch has.
+    async fn check_namespace(&self, csr: &Csr, case: &Case) -> Result<(), Trouble> {
+        let Some(bound) = &case.bound else { return Ok(()) };
+        self.accounts.check(&self.controller, &bound.namespace, &csr.spec.uid, csr.created()).await
+    }
+
     async fn issue(&self, csr: &Csr, case: &Case, entitlement: &Entitlement) -> Result<(), Trouble> {
         let not_yet = |what: &str| Trouble::NotYet(what.to_owned());
         let now = SystemTime::now();
-        let policy = self.controller.policy.borrow().clone().ok_or_else(|| not_yet("no policy could be read yet"))?;
+        let (policy, _) = self.controller.in_force().ok_or_else(|| not_yet("no policy could be read yet"))?;
         let public_key = case.public_key().ok_or_else(|| not_yet("the request has no public key"))?;
-        if let Some(bound) = &case.bound {
-            self.accounts.check(&self.controller, &bound.namespace, &csr.spec.uid, csr.created()).await?;
-        }
         let mut leaf = Leaf::entitled(entitlement, public_key, csr.expiration());
         leaf.lifetime = self.max_lifetime.map_or(leaf.lifetime, |max| leaf.lifetime.min(max));
         let holder = case.bound.as_ref().map_or_else(|| host_holder(&csr.spec.username), |b| b.pod_uid.clone());

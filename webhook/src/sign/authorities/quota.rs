@@ -2,13 +2,16 @@
 //!
 //! A user who can create pods or ConfigMaps in a namespace can name any number of clusters there, so the number of
 //! authorities is bounded. An authority that has a Secret always has an entry; a new one gets one below the bound.
+//!
+//! Some namespaces do not take the places of all others: with few places left, the bound of a namespace falls to those of a first
+//! cluster ([`Bounds::of_namespace`]).
 
 use std::{
     collections::{BTreeSet, HashMap},
     sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError},
 };
 
-use etcd_tls_contract::names::SignerName;
+use etcd_tls_contract::{names::SignerName, role::Domain};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use tokio::sync::Mutex;
 
@@ -110,8 +113,35 @@ pub(in crate::sign) enum QuotaError {
     NotListed,
     /// The namespace has as many as it may have.
     Full,
+    /// Few are left for all namespaces, and the namespace has as many as it may have then: this many.
+    FullShare(usize),
     /// All namespaces together have as many as they may have.
     FullInAll,
+}
+
+/// How many authorities there may be.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::sign) struct Bounds {
+    /// In a namespace.
+    pub(in crate::sign) per_namespace: usize,
+    /// In all.
+    pub(in crate::sign) in_all: usize,
+}
+
+/// The part of all places that is for first clusters alone, and before which the bound of a namespace falls.
+const LAST: usize = 8;
+/// The authorities of a namespace's first cluster.
+const FIRST: usize = Domain::ALL.len();
+
+impl Bounds {
+    /// How many a namespace may have while `taken` are taken in all. Once three quarters are taken the bound falls evenly; the last
+    /// eighth is for namespaces that have less than a first cluster needs.
+    fn of_namespace(self, taken: usize) -> usize {
+        let last = self.in_all.div_ceil(LAST);
+        let before = self.in_all.saturating_sub(taken).saturating_sub(last).min(last);
+        let share = self.per_namespace.saturating_mul(before).checked_div(last).unwrap_or_default();
+        share.max(FIRST).min(self.per_namespace)
+    }
 }
 
 /// See the module.
@@ -133,12 +163,8 @@ impl Quota {
         self.kept = Some(by_namespace);
     }
 
-    /// An authority's entry. A new one is made if its namespace has fewer than `bound` authorities, and all have fewer than `in_all`.
-    pub(in crate::sign) fn reserve(
-        &mut self,
-        name: &SignerName,
-        (bound, in_all): (usize, usize),
-    ) -> Result<Arc<Entry>, QuotaError> {
+    /// An authority's entry. A new one is made if its namespace and all together have fewer than `bounds` say.
+    pub(in crate::sign) fn reserve(&mut self, name: &SignerName, bounds: Bounds) -> Result<Arc<Entry>, QuotaError> {
         if let Some(entry) = self.get(name) {
             return Ok(entry);
         }
@@ -147,11 +173,17 @@ impl Quota {
         if !kept.is_some_and(|kept| kept.contains(name)) {
             let has_entry = |kept: &SignerName| here.iter().any(|entry| entry.name == *kept);
             let without_entry = kept.into_iter().flatten().filter(|kept| !has_entry(kept)).count();
-            if here.len() + without_entry >= bound {
+            let count = here.len() + without_entry;
+            if count >= bounds.per_namespace {
                 return Err(QuotaError::Full);
             }
-            if self.is_full(in_all) {
+            let taken = self.taken();
+            if taken >= bounds.in_all {
                 return Err(QuotaError::FullInAll);
+            }
+            let share = bounds.of_namespace(taken);
+            if count >= share {
+                return Err(QuotaError::FullShare(share));
             }
         }
         let entry = Arc::new(Entry { name: name.clone(), held: Mutex::default(), unwritten: StdMutex::default() });
@@ -159,12 +191,12 @@ impl Quota {
         Ok(entry)
     }
 
-    /// Whether there are as many authorities as this.
-    pub(in crate::sign) fn is_full(&self, in_all: usize) -> bool {
+    /// How many authorities there are.
+    fn taken(&self) -> usize {
         let entries: usize = self.entries.values().map(Vec::len).sum();
         // In a round each that has a Secret gets its entry.
         let kept: usize = self.kept.iter().flat_map(HashMap::values).map(Vec::len).sum();
-        entries.max(kept) >= in_all
+        entries.max(kept)
     }
 
     /// An authority's entry, if it has one.
@@ -257,8 +289,12 @@ mod tests {
         texts.iter().map(|text| name(text)).collect()
     }
 
+    const fn bounds(per_namespace: usize, in_all: usize) -> Bounds {
+        Bounds { per_namespace, in_all }
+    }
+
     fn taken(quota: &mut Quota, text: &str) -> Result<(), QuotaError> {
-        quota.reserve(&name(text), (2, 100)).map(|_| ())
+        quota.reserve(&name(text), bounds(2, 100)).map(|_| ())
     }
 
     #[test]
@@ -294,22 +330,69 @@ mod tests {
     fn all_namespaces_together_have_room_for_so_many() {
         let mut quota = Quota::default();
         quota.listed(&names(&["a.old", "b.old"]));
-        let mut taken = |text: &str| quota.reserve(&name(text), (2, 4)).map(|_| ());
+        let mut taken = |text: &str| quota.reserve(&name(text), bounds(2, 4)).map(|_| ());
         assert_eq!((taken("a.old"), taken("b.old"), taken("c.new"), taken("d.new")), (Ok(()), Ok(()), Ok(()), Ok(())));
         assert_eq!(taken("e.new"), Err(QuotaError::FullInAll));
         assert_eq!(taken("c.new"), Ok(()), "an authority that is in stays in");
         // Those that have a Secret count before they have an entry, and get one all the same.
         let mut quota = Quota::default();
         quota.listed(&names(&["a.1", "a.2", "b.1"]));
-        assert_eq!(quota.reserve(&name("c.new"), (2, 3)).map(|_| ()), Err(QuotaError::FullInAll));
-        assert_eq!(quota.reserve(&name("b.1"), (2, 3)).map(|_| ()), Ok(()));
+        assert_eq!(quota.reserve(&name("c.new"), bounds(2, 3)).map(|_| ()), Err(QuotaError::FullInAll));
+        assert_eq!(quota.reserve(&name("b.1"), bounds(2, 3)).map(|_| ()), Ok(()));
+    }
+
+    /// 125 namespaces of one tenant filled all 8,000 places, and nobody else got a new cluster.
+    #[test]
+    fn a_tenant_of_many_namespaces_leaves_room_for_the_clusters_of_others() {
+        let mut quota = Quota::default();
+        quota.listed(&BTreeSet::new());
+        let mut take = |namespace: &str, count: usize| {
+            (0..count).filter(|n| quota.reserve(&name(&format!("{namespace}.c{n}")), bounds(64, 8_000)).is_ok()).count()
+        };
+        let taken: usize = (0..125).map(|n| take(&format!("tenant-{n}"), 64)).sum();
+        assert!((6_800..6_900).contains(&taken), "{taken}");
+        // Asked for again, the same are in, and no other.
+        assert_eq!((0..125).map(|n| take(&format!("tenant-{n}"), 64)).sum::<usize>(), taken);
+        // Another namespace gets no less than the last of these, and a first cluster has room when all of these are full.
+        let other = take("other", 64);
+        assert!((8..12).contains(&other), "{other}");
+        for n in 0..370 {
+            assert_eq!(take(&format!("other-{n}"), 3), 3, "{n}");
+        }
+        let last: usize = (0..100).map(|n| take(&format!("last-{n}"), 3)).sum();
+        assert_eq!(taken + other + 370 * 3 + last, 8_000, "every place is used in the end");
+    }
+
+    #[test]
+    fn the_bound_of_a_namespace_falls_to_a_first_cluster() {
+        let of = |taken| bounds(64, 8_000).of_namespace(taken);
+        assert_eq!([0, 6_000, 6_500, 6_900, 7_000, 8_000, 9_000].map(of), [64, 64, 32, 6, 3, 3, 3]);
+        // One namespace may have most of few places; a bound below a first cluster's stays as it is.
+        assert_eq!([0, 74, 75, 88].map(|taken| bounds(64, 100).of_namespace(taken)), [64, 64, 59, 3]);
+        assert_eq!((bounds(1, 8).of_namespace(7), bounds(64, 1).of_namespace(0)), (1, 3));
+    }
+
+    #[test]
+    fn a_namespace_with_its_share_is_told_its_share() {
+        let mut quota = Quota::default();
+        quota.listed(&BTreeSet::new());
+        let mut take = |text: &str| quota.reserve(&name(text), bounds(8, 16)).map(|_| ());
+        for n in 0..12 {
+            assert_eq!(take(&format!("a{}.c{n}", n % 2)), Ok(()));
+        }
+        assert_eq!(take("b.1"), Ok(()));
+        assert_eq!(take("a0.new"), Err(QuotaError::FullShare(4)));
+        assert_eq!((take("b.2"), take("b.3")), (Ok(()), Ok(())));
+        assert_eq!(take("b.4"), Err(QuotaError::FullShare(3)));
+        assert_eq!(take("c.1"), Ok(()));
+        assert_eq!(take("c.2"), Err(QuotaError::FullInAll));
     }
 
     #[test]
     fn room_comes_back_when_nobody_wants_or_uses_a_place() {
         let mut quota = Quota::default();
         quota.listed(&BTreeSet::new());
-        let used = quota.reserve(&name("a.used"), (2, 100)).unwrap();
+        let used = quota.reserve(&name("a.used"), bounds(2, 100)).unwrap();
         assert_eq!(taken(&mut quota, "a.wanted"), Ok(()));
         assert!(quota.remove_idle(&names(&["a.wanted"])).is_empty());
         drop(used);

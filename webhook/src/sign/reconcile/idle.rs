@@ -6,7 +6,11 @@
 //! first, then the Secrets: a signer that is killed between goes on, and no trust is left of a CA whose Secret is gone.
 //!
 //! **Invariant.** A CA is not deleted by what a watch shows alone: its own state, written and read in its Secret, says that every
-//! certificate has ended, and the deletion is of exactly that state.
+//! certificate has ended, and the deletion is of exactly that state. That its time has come was said in a round before.
+//!
+//! A round retires a few clusters ([`attempts::AT_ONCE`]); one that cannot be retired is left alone for a while, and for longer each time.
+
+mod attempts;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -25,7 +29,9 @@ use kube::{
 };
 use tokio::time::Instant;
 
-use super::{Reconciler, config_map, step::Standing};
+pub(in crate::sign) use attempts::Attempts;
+
+use super::{Pending, Reconciler, config_map, step::Standing};
 use crate::{
     controller::{
         client::{RequestError, within},
@@ -44,6 +50,8 @@ const LAG: Duration = Duration::from_secs(10 * 60);
 
 /// The reasons of the Events.
 const IDLE: &str = "AuthorityIdle";
+/// The reason of a line of the log.
+const NOT_RETIRED: &str = "NotRetired";
 const RETIRED: &str = "AuthorityRetired";
 
 /// The uids of objects that were deleted here, which the watches may show still: they are not wanted for them.
@@ -98,14 +106,14 @@ impl Reconciler {
         self.kept_clusters.contains(&name.cluster_name())
     }
 
-    /// Says which clusters are idle, and retires those whose time has come. `full`: namespaces that want more authorities than they
-    /// may have.
+    /// Says which clusters are idle, and retires some of those whose time has come. `full`: namespaces that want more authorities
+    /// than they may have. Whether another round is to go on with it.
     pub(super) async fn retire(
         &mut self,
         idle: Vec<(Arc<Entry>, Option<SystemTime>)>,
         full: &BTreeSet<String>,
         policy: &Policy,
-    ) {
+    ) -> Pending {
         let (now, mut clusters) = (SystemTime::now(), BTreeMap::<ClusterName, Cluster>::new());
         for (entry, since) in idle {
             let new = || Cluster { entries: Vec::new(), since };
@@ -114,6 +122,7 @@ impl Reconciler {
             cluster.since = cluster.since.zip(since).map(|(one, other)| one.max(other));
             cluster.entries.push(entry);
         }
+        let mut due = BTreeMap::new();
         for (cluster, Cluster { entries, since }) in clusters {
             let soon = full.contains(&cluster.namespace);
             let at = since.zip(policy.idle_authorities).map(|(since, after)| {
@@ -127,12 +136,29 @@ impl Reconciler {
                 self.said.forget(&cluster.to_string(), IDLE);
                 continue;
             };
+            self.say_idle(&cluster, at).await;
             if at <= now {
-                self.retire_cluster(&cluster, &entries, now).await;
-            } else {
-                self.say_idle(&cluster, at).await;
+                due.insert(cluster, entries);
             }
         }
+        let these = self.retirements.these(due.keys(), Instant::now());
+        for cluster in &these.now {
+            let Some(entries) = due.get(cluster) else { continue };
+            match self.retire_cluster(cluster, entries, now).await {
+                Ok(()) => {
+                    self.retirements.succeeded(cluster);
+                    self.said.forget(&cluster.to_string(), NOT_RETIRED);
+                }
+                Err(error) => {
+                    self.retirements.failed(cluster, Instant::now());
+                    let (subject, text) = (cluster.to_string(), error.to_string());
+                    if self.said.is_due(&subject, NOT_RETIRED, &text, SAY_IDLE, Instant::now()) {
+                        tracing::warn!(%cluster, %error, "idle authorities cannot be deleted now, so they stay; tried again");
+                    }
+                }
+            }
+        }
+        these.pending
     }
 
     async fn say_idle(&mut self, cluster: &ClusterName, at: SystemTime) {
@@ -149,25 +175,21 @@ impl Reconciler {
         }
     }
 
-    async fn retire_cluster(&mut self, cluster: &ClusterName, entries: &[Arc<Entry>], now: SystemTime) {
-        if let Err(error) = self.delete_trust(cluster).await {
-            tracing::warn!(%cluster, %error, "the trust of idle authorities cannot be deleted, so they stay");
-            return;
-        }
+    async fn retire_cluster(
+        &mut self,
+        cluster: &ClusterName,
+        entries: &[Arc<Entry>],
+        now: SystemTime,
+    ) -> Result<(), RetireError> {
+        self.delete_trust(cluster).await?;
         for entry in entries {
-            match self.authorities.retire(entry, now).await {
-                Ok(Some(uid)) => {
-                    self.retired.add(&uid, Instant::now());
-                    self.metrics.forget(&entry.name);
-                    tracing::info!(authority = %entry.name, "retired: nobody used it");
-                }
+            let Some(uid) = self.authorities.retire(entry, now).await? else {
                 // In use again: the next round publishes its trust again.
-                Ok(None) => return,
-                Err(error) => {
-                    tracing::warn!(authority = %entry.name, %error, "an idle authority cannot be deleted");
-                    return;
-                }
-            }
+                return Ok(());
+            };
+            self.retired.add(&uid, Instant::now());
+            self.metrics.forget(&entry.name);
+            tracing::info!(authority = %entry.name, "retired: nobody used it");
         }
         self.said.forget(&cluster.to_string(), IDLE);
         self.changed.notify_one();
@@ -176,10 +198,11 @@ impl Reconciler {
              was valid. A pod that comes gets new ones"
         );
         self.recorder.tell(Notice { regarding: home_of(cluster), reason: RETIRED, note }).await;
+        Ok(())
     }
 
     /// Deletes the ConfigMaps of a cluster's trust: its own, and those of other namespaces.
-    async fn delete_trust(&mut self, cluster: &ClusterName) -> Result<(), TrustError> {
+    async fn delete_trust(&mut self, cluster: &ClusterName) -> Result<(), RetireError> {
         let of = |(namespace, name): &(String, String)| {
             ClusterName::of_trust_config_map(namespace, name).as_ref() == Some(cluster)
         };
@@ -199,7 +222,7 @@ impl Reconciler {
             let preconditions = Preconditions { uid: there.uid.clone(), resource_version: there.resource_version };
             within(api.delete(&name, &DeleteParams::default().preconditions(preconditions))).await?;
             if within(api.get_opt(&name)).await?.is_some_and(|left| left.metadata.uid == there.uid) {
-                return Err(TrustError::Held(format!("{namespace}/{name}")));
+                return Err(RetireError::Held(format!("{namespace}/{name}")));
             }
             self.retired.add(&there.uid.unwrap_or_default(), Instant::now());
         }
@@ -207,9 +230,9 @@ impl Reconciler {
     }
 }
 
-/// Why the trust of a cluster is not gone.
+/// Why the authorities of a cluster, or their trust, are not gone.
 #[derive(Debug, thiserror::Error)]
-enum TrustError {
+enum RetireError {
     #[error(transparent)]
     Request(#[from] RequestError),
     #[error("ConfigMap {0} is held by a finalizer")]
