@@ -241,6 +241,7 @@ pub async fn flows(scene: &Scene) {
         found["metadata"]["uid"].as_str().expect("a uid").to_owned()
     };
     let (requesters, controllers) = (level("etcd-tls-requesters").await, level("etcd-tls-controllers").await);
+    let looks = level("etcd-tls-looks").await;
     let of = async |account: Account, call: Call| {
         let (headers, _) =
             send(scene.client(account), call.clone()).await.unwrap_or_else(|e| panic!("{}: {e}", call.path));
@@ -252,21 +253,23 @@ pub async fn flows(scene: &Scene) {
         if seen == requesters { Ok(()) } else { Err(seen) }
     })
     .await;
-    assert_eq!(of(Account::Pod, Call::get(format!("{CSRS}/{}", scene.csr("0")))).await, requesters);
+    assert_eq!(of(Account::Pod, Call::get(format!("{CSRS}/{}", scene.csr("0")))).await, looks);
     for account in [Approve, Sign] {
         assert_eq!(of(account, Call::get(format!("{CSRS}/{}", scene.csr("0")))).await, controllers, "{account:?}");
         assert_eq!(of(account, Call::get("/api/v1/pods?limit=1")).await, controllers, "{account:?}");
     }
     let others = of(Editor, Call::get("/api/v1/namespaces/prod/configmaps/app")).await;
-    assert!(others != requesters && others != controllers);
+    assert!(others != requesters && others != looks && others != controllers);
     // As computed: see flow.yaml.
     let metrics = scene.metrics().await;
-    let limit = |metric: &str| {
-        let start = format!("{metric}{{priority_level=\"etcd-tls-requesters\"}} ");
+    let limit = |level: &str, metric: &str| {
+        let start = format!("{metric}{{priority_level=\"{level}\"}} ");
         let line = metrics.lines().find_map(|line| line.strip_prefix(&start)).unwrap_or_else(|| panic!("no {start}"));
         line.parse::<f64>().expect("a number")
     };
-    assert_eq!(limit("apiserver_flowcontrol_nominal_limit_seats"), 7.0);
-    assert_eq!(limit("apiserver_flowcontrol_current_limit_seats"), 7.0);
-    assert_eq!(limit("apiserver_flowcontrol_upper_limit_seats"), 7.0);
+    for level in ["etcd-tls-requesters", "etcd-tls-looks"] {
+        for metric in ["nominal_limit_seats", "current_limit_seats", "upper_limit_seats"] {
+            assert_eq!(limit(level, &format!("apiserver_flowcontrol_{metric}")), 7.0, "{level}: {metric}");
+        }
+    }
 }

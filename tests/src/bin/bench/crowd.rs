@@ -1,7 +1,10 @@
 //! One namespace that asks as fast as it can, and another one that asks now and then: alone, and beside it.
 
 use std::{
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -12,7 +15,7 @@ use tests::stack::Stack;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::{
-    asks::{self, Asker},
+    asks::{self, Asker, ByHand},
     wire::{Call, Wire},
 };
 
@@ -20,8 +23,10 @@ use crate::{
 pub(crate) const PODS: u32 = 20;
 /// Calls of the crowd at once.
 const AT_ONCE: usize = 60;
-/// Requests of the honest namespace in each half of a round, one after the other.
+/// Requests of the honest namespace in each half of a round, one after the other; and as many certificates by hand.
 const REQUESTS: usize = 8;
+/// Rounds.
+pub(crate) const ROUNDS: usize = 3;
 /// Requests that the crowd makes before the honest one asks.
 const HEAD_START: usize = 100;
 /// How long a crowd that has stopped takes to be served, at most.
@@ -31,16 +36,30 @@ const LIMIT: Duration = Duration::from_secs(180);
 pub(crate) struct Sides {
     crowd: Vec<Asker>,
     honest: Asker,
+    by_hand: ByHand,
+    cycles: usize,
     wires: Vec<Wire>,
     wire: Wire,
     admin: Wire,
 }
 
-/// The rounds so far: how long each honest request took, in milliseconds, and how many requests the crowd made.
+/// Requests of the honest namespace.
+#[derive(Default)]
+pub(crate) struct Half {
+    /// How long each took, in milliseconds.
+    pub(crate) took: Vec<f64>,
+    /// Its names.
+    pub(crate) names: Vec<String>,
+    /// How long the same writes take by hand, one after the other, and nothing else: nobody watches, judges or signs.
+    pub(crate) by_hand: Vec<f64>,
+}
+
+/// The rounds so far.
 #[derive(Default)]
 pub(crate) struct Rounds {
-    pub(crate) alone: Vec<f64>,
-    pub(crate) beside: Vec<f64>,
+    pub(crate) alone: Half,
+    pub(crate) beside: Half,
+    /// Requests that the crowd made.
     pub(crate) made: usize,
     /// For how long it made them, in seconds.
     pub(crate) time: f64,
@@ -50,9 +69,10 @@ pub(crate) struct Rounds {
 }
 
 impl Sides {
-    /// Makes the namespaces, the pods and their connections. The pods of the crowd are of so many service accounts.
-    pub(crate) async fn new(stack: &Stack, accounts: u32) -> Result<Self, String> {
-        let [crowded, honest] = ["crowd", "honest"].map(|name| format!("{name}-{accounts}"));
+    /// Makes the namespaces, the pods and their connections. The pods of the crowd are of so many service accounts; `writers`
+    /// write by hand.
+    pub(crate) async fn new(stack: &Stack, accounts: u32, writers: &[Arc<str>]) -> Result<Self, String> {
+        let [crowded, honest] = [crowded(accounts), honest(accounts)];
         for namespace in [&crowded, &honest] {
             stack.api.namespace(namespace, &[(names::LABEL, names::DYNAMIC)]).await;
         }
@@ -69,9 +89,10 @@ impl Sides {
         let wires = Wire::open_many(AT_ONCE, address, &nobody).await?;
         let wire = Wire::open(address, nobody).await?;
         let admin = Wire::open(address, asks::admin(&stack.api)).await?;
-        let mut sides = Self { crowd, honest, wires, wire, admin };
+        let by_hand = ByHand::new(&format!("by-hand-{accounts}"), 2 * ROUNDS * REQUESTS, writers);
+        let mut sides = Self { crowd, honest, by_hand, cycles: 0, wires, wire, admin };
         // The right to ask comes with the first pods, and the CAs.
-        sides.ask(&mut Vec::new()).await?;
+        asks::get_certificate(&mut sides.wire, &sides.honest.asks(&[Role::Peer])[0]).await?;
         asks::get_certificate(&mut sides.wires[0], &sides.crowd[0].asks(&[Role::Peer])[0]).await?;
         Ok(sides)
     }
@@ -79,11 +100,15 @@ impl Sides {
     /// The honest namespace asks alone, and then beside the crowd.
     pub(crate) async fn round(&mut self, stack: &Stack, rounds: &mut Rounds) -> Result<(), String> {
         for _ in 0..REQUESTS {
-            self.ask(&mut rounds.alone).await?;
+            let ask = &self.honest.asks(&[Role::Peer])[0];
+            rounds.alone.took.push(asks::get_certificate(&mut self.wire, ask).await?);
+            rounds.alone.names.push(ask.name.clone());
+            rounds.alone.by_hand.push(self.by_hand.cycle(&mut self.wire, self.cycles).await?);
+            self.cycles += 1;
         }
         let (began, over, made) = (Instant::now(), AtomicBool::new(false), AtomicUsize::new(0));
         let before = issued(&stack.sign.log());
-        let Self { crowd, honest, wires, wire, .. } = self;
+        let Self { crowd, honest, by_hand, cycles, wires, wire, .. } = self;
         let flood = join_all(wires.iter_mut().enumerate().map(|(n, wire)| {
             let asker = &crowd[n % crowd.len()];
             let (over, made) = (&over, &made);
@@ -116,7 +141,8 @@ impl Sides {
                 };
                 match asks::get_certificate_made(wire, ask, there).await {
                     Ok(ms) => {
-                        rounds.beside.push(ms);
+                        rounds.beside.took.push(ms);
+                        rounds.beside.names.push(ask.name.clone());
                         let text = stack.sign.log();
                         let after = text.get(log..).unwrap_or_default();
                         let ahead =
@@ -125,6 +151,11 @@ impl Sides {
                     }
                     Err(error) => took = Err(error),
                 }
+                match by_hand.cycle(wire, *cycles).await {
+                    Ok(ms) => rounds.beside.by_hand.push(ms),
+                    Err(error) => took = Err(error),
+                }
+                *cycles += 1;
             }
             over.store(true, Ordering::Relaxed);
             took
@@ -141,11 +172,6 @@ impl Sides {
             "  {alone:.0} ms alone, {beside:.0} ms beside {made} requests in {time:.1} s, which were served {:.1} s later",
             began.elapsed().as_secs_f64() - time
         );
-        Ok(())
-    }
-
-    async fn ask(&mut self, took: &mut Vec<f64>) -> Result<(), String> {
-        took.push(asks::get_certificate(&mut self.wire, &self.honest.asks(&[Role::Peer])[0]).await?);
         Ok(())
     }
 
@@ -171,6 +197,16 @@ impl Sides {
     }
 }
 
+/// The namespace that asks as fast as it can, with so many service accounts.
+pub(crate) fn crowded(accounts: u32) -> String {
+    format!("crowd-{accounts}")
+}
+
+/// The other one.
+pub(crate) fn honest(accounts: u32) -> String {
+    format!("honest-{accounts}")
+}
+
 /// Whether a line of the log of `sign` says that a certificate was issued.
 fn is_issued(line: &&str) -> bool {
     line.contains(": issued")
@@ -184,7 +220,12 @@ fn issued(log: &str) -> usize {
 impl Rounds {
     /// The median honest request, alone and beside the crowd, in milliseconds.
     pub(crate) fn medians(&self) -> [f64; 2] {
-        [&self.alone, &self.beside].map(|all| crate::stats::median(all))
+        [&self.alone, &self.beside].map(|half| crate::stats::median(&half.took))
+    }
+
+    /// The median of those by hand, alone and beside the crowd, in milliseconds.
+    pub(crate) fn by_hand(&self) -> [f64; 2] {
+        [&self.alone, &self.beside].map(|half| crate::stats::median(&half.by_hand))
     }
 
     /// The medians of [`Self::order`].

@@ -3,19 +3,23 @@
 use tests::stack::{Options, Stack};
 
 use crate::{
-    crowd::{PODS, Rounds, Sides},
+    asks,
+    crowd::{self, PODS, ROUNDS, Rounds, Sides},
     load::{Load, Spent},
     report::Report,
     stats::percentile,
+    steps::{Audit, STEPS, medians},
     wire::Wire,
 };
-
-const ROUNDS: usize = 3;
 
 pub(crate) async fn measure(report: &mut Report) -> Result<(), String> {
     // A pod of the crowd gets as many certificates as it asks for.
     let sign = ["--certificates-per-pod=1024"].map(ToOwned::to_owned).to_vec();
-    let Some(stack) = Stack::start(&Options { sign, ..Options::default() }).await else {
+    let all = [1, PODS];
+    let crowds = all.map(crowd::crowded);
+    let audit = Audit::new(&crowds.each_ref().map(String::as_str));
+    let options = Options { sign, api: audit.options(), ..Options::default() };
+    let Some(stack) = Stack::start(&options).await else {
         report.skip(
             "one namespace beside another one that asks as fast as it can",
             "no API server, or no address but loopback",
@@ -23,11 +27,12 @@ pub(crate) async fn measure(report: &mut Report) -> Result<(), String> {
         );
         return Ok(());
     };
-    let mut admin = Wire::open(crate::asks::address(&stack.api), crate::asks::admin(&stack.api)).await?;
+    let mut admin = Wire::open(asks::address(&stack.api), asks::admin(&stack.api)).await?;
+    let writers = asks::writers(&stack.api).await;
     let load = Load::new(&stack);
-    for accounts in [1, PODS] {
+    for accounts in all {
         let crowd = format!("a namespace with {accounts} service accounts that asks as fast as it can");
-        let mut sides = Sides::new(&stack, accounts).await?;
+        let mut sides = Sides::new(&stack, accounts, &writers).await?;
         let (mut rounds, mut spent) = (Rounds::default(), Spent::default());
         for _ in 0..ROUNDS {
             load.of(&mut spent, &mut admin, sides.round(&stack, &mut rounds)).await?;
@@ -36,12 +41,22 @@ pub(crate) async fn measure(report: &mut Report) -> Result<(), String> {
         report.plain("a namespace's certificate, alone: p50", format!("{alone:.0} ms"));
         report.plain(
             format!("the same beside {crowd}: p50 and p99"),
-            format!("{beside:.0} ms, {:.0} ms", percentile(&rounds.beside, 0.99)),
+            format!("{beside:.0} ms, {:.0} ms", percentile(&rounds.beside.took, 0.99)),
         );
         let [waited, ahead] = rounds.order();
         report.plain(
             "requests of that namespace that waited, and that were served before",
             format!("{waited:.0}, {ahead:.0}"),
+        );
+        let halves = [&rounds.alone, &rounds.beside].map(|half| audit.steps(&crowd::honest(accounts), &half.names));
+        let [steps_alone, steps_beside] = halves.map(|half| half.map(|all| medians(&all)));
+        for (step, (alone, beside)) in STEPS.iter().zip(steps_alone?.iter().zip(steps_beside?)) {
+            report.plain(format!("{step}: alone, beside"), format!("{alone:.1} ms, {beside:.1} ms"));
+        }
+        let [by_hand, by_hand_beside] = rounds.by_hand();
+        report.plain(
+            "the three writes by hand: alone, beside",
+            format!("{by_hand:.0} ms, {by_hand_beside:.0} ms: {:.1} times as long", by_hand_beside / by_hand),
         );
         let made = rounds.made as f64;
         report.plain("requests of that namespace", format!("{made:.0}, {:.0}/s", made / rounds.time));

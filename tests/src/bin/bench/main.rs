@@ -22,6 +22,7 @@ mod signing;
 mod size;
 mod standalone;
 mod stats;
+mod steps;
 mod wire;
 
 use std::process::ExitCode;
