@@ -167,3 +167,46 @@ async fn an_idle_authority_is_said_and_makes_room_and_one_in_use_is_kept() {
     let log = signer.log();
     assert!(!log.contains("is lost") && !log.contains("PRIVATE KEY"), "{log}");
 }
+
+/// 125 namespaces of one tenant took all CAs that there may be, and nobody got a new cluster.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_namespaces_of_a_tenant_leave_room_for_a_first_cluster() {
+    let Some(lab) = Lab::new().await else { return };
+    let approver = lab.approver("approve-a", &[]);
+    let signer = sign(&lab, "sign-a", &[]).await;
+    lab.ready(&approver).await;
+    lab.set_policy("authoritiesPerNamespace: 14\nauthoritiesInAll: 40").await;
+    for (n, namespace) in ["tenant-a", "tenant-b", "tenant-c"].into_iter().enumerate() {
+        lab.api.namespace(namespace, &[("etcd-tls", "dynamic")]).await;
+        for cluster in 0..7 {
+            let annotations = json!({"etcd-tls.dev/cluster": format!("c{cluster}")});
+            let (name, ip) = (format!("c{cluster}-0"), format!("10.9.{n}.{}", cluster + 1));
+            lab.pod_with(namespace, &name, json!({}), annotations, Some(&ip)).await;
+        }
+    }
+    // Each alone would have room for all of its clusters.
+    signer.logged("what is left is for namespaces with fewer than", LIMIT).await;
+    let count = async || {
+        let mut all = 0;
+        for namespace in ["tenant-a", "tenant-b", "tenant-c"] {
+            all += cas(&lab, namespace).await.len();
+        }
+        all
+    };
+    eventually("the tenant to have its CAs", LIMIT, || async {
+        let all = count().await;
+        if all >= 30 { Ok(()) } else { Err(all) }
+    })
+    .await;
+    for (n, namespace) in ["other", "another"].into_iter().enumerate() {
+        lab.api.namespace(namespace, &[("etcd-tls", "dynamic")]).await;
+        let pod = member(&lab, namespace, "etcd-0", Some(&format!("10.9.9.{}", n + 1))).await;
+        trust(&lab, namespace, names::DEFAULT_CLUSTER).await;
+        issue(&lab, &pod, Role::Peer, None).await;
+        issue(&lab, &pod, Role::Server, None).await;
+        assert_eq!(cas(&lab, namespace).await.len(), 2);
+    }
+    let tenants = count().await;
+    assert!(tenants <= 35, "{tenants} of 40");
+    lab.set_policy("").await;
+}
