@@ -1,15 +1,20 @@
 //! Days of faults in a while: `approve` and `sign`, two of each, and the sidecars of some clusters reach the API server only
-//! through a proxy that delays, loses, truncates, repeats and spoils their calls; processes are killed and the API server
-//! restarts. The invariants are checked at each look and at the end.
+//! through a proxy that delays, loses, truncates, repeats and spoils their calls; processes are killed, the API server
+//! restarts, its etcd stands still now and then as with a slow disk, and clocks are stepped by an hour. The invariants are checked
+//! at each look and at the end.
 //!
 //! `ETCD_TLS_FAULTS_SECONDS` is how long it goes on (default 90), `ETCD_TLS_FAULTS_SEED` the plan.
 
+#[path = "faults/clocks.rs"]
+mod clocks;
 #[path = "approve/lab.rs"]
 #[allow(dead_code, reason = "the approver's tests use the rest")]
 mod lab;
 #[path = "sign/signer.rs"]
 #[allow(dead_code, reason = "the signer's tests use the rest")]
 mod signer;
+#[path = "faults/slow_disk.rs"]
+mod slow_disk;
 
 use std::{
     collections::BTreeMap,
@@ -20,12 +25,14 @@ use std::{
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use clocks::{Clocks, Machine};
 use etcd_tls_contract::{certificate::Chain, names, role::Role};
 use futures::future::join_all;
 use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::{Api, api::ListParams};
 use lab::{LIMIT, Lab};
-use signer::{csrs, member, sign_at, trust};
+use signer::{csrs, member, sign_in, trust};
+use slow_disk::SlowDisk;
 use tests::{
     eventually,
     faults::FaultProxy,
@@ -34,6 +41,7 @@ use tests::{
     process::{Process, binary},
     say,
     temp::TempDir,
+    tier,
     truths::Witness,
 };
 use tokio::time::sleep;
@@ -70,7 +78,13 @@ impl Member {
         self.pod.metadata.namespace.as_deref().unwrap_or_default()
     }
 
-    async fn new(lab: &Lab, proxy: &FaultProxy, n: u8, m: u8) -> (Self, Vec<(String, String)>) {
+    async fn new(
+        lab: &Lab,
+        proxy: &FaultProxy,
+        clocks: Option<&Clocks>,
+        n: u8,
+        m: u8,
+    ) -> (Self, Vec<(String, String)>) {
         let namespace = namespace(n);
         let ip = Ipv4Addr::new(10, 77, n, 10 + m).to_string();
         let pod = member(lab, &namespace, &format!("etcd-{m}"), Some(&ip)).await;
@@ -84,7 +98,7 @@ impl Member {
         write_projected(&dir.dir("trust"), bundles.map(|(name, bundle)| (name, bundle.to_pem())));
         dir.dir("certs");
         let text = |s: &str| s.to_owned();
-        let environment = vec![
+        let mut environment = vec![
             (text("POD_NAME"), format!("etcd-{m}")),
             (text("POD_NAMESPACE"), namespace),
             (text("POD_UID"), pod.metadata.uid.clone().expect("a uid")),
@@ -94,6 +108,9 @@ impl Member {
             (text("KUBERNETES_SERVICE_HOST"), text("127.0.0.1")),
             (text("KUBERNETES_SERVICE_PORT"), proxy.port.to_string()),
         ];
+        if n == 0 {
+            environment.extend(clocks.map(|clocks| clocks.environment(Machine::Members)).unwrap_or_default());
+        }
         let made = Self { pod, dir, sidecar: None };
         made.ask("at the start");
         (made, environment)
@@ -171,6 +188,7 @@ fn about(log: &str, name: &str) -> Vec<String> {
 /// The controllers, each behind the proxy.
 struct Controllers<'a> {
     proxy: &'a FaultProxy,
+    clocks: Option<&'a Clocks>,
     processes: Vec<(&'static str, Process)>,
     starts: u64,
     began_with: u64,
@@ -179,8 +197,8 @@ struct Controllers<'a> {
 const CONTROLLERS: [&str; 4] = ["approve-a", "sign-a", "approve-b", "sign-b"];
 
 impl<'a> Controllers<'a> {
-    async fn start(lab: &Lab, proxy: &'a FaultProxy) -> Self {
-        let mut all = Self { proxy, processes: Vec::new(), starts: 0, began_with: 0 };
+    async fn start(lab: &Lab, proxy: &'a FaultProxy, clocks: Option<&'a Clocks>) -> Self {
+        let mut all = Self { proxy, clocks, processes: Vec::new(), starts: 0, began_with: 0 };
         for name in CONTROLLERS {
             let process = all.spawn(lab, name).await;
             all.processes.push((name, process));
@@ -190,12 +208,14 @@ impl<'a> Controllers<'a> {
 
     async fn spawn(&mut self, lab: &Lab, name: &'static str) -> Process {
         self.starts += 1;
+        let machine = if name.ends_with("-a") { Machine::A } else { Machine::B };
+        let environment = self.clocks.map(|clocks| clocks.environment(machine)).unwrap_or_default();
         if name.starts_with("sign") {
             // Answered requests are deleted soon, so that the end shows whether anything is left.
-            return sign_at(lab, name, &self.proxy.url, &["--delete-issued-after=5s", "--certificates-per-pod=1024"])
-                .await;
+            let arguments = ["--delete-issued-after=5s", "--certificates-per-pod=1024"];
+            return sign_in(lab, name, &self.proxy.url, ports::loopback(), &arguments, &environment).await;
         }
-        lab.approver_at(name, &self.proxy.url, &[]).process
+        lab.approver_in(name, &self.proxy.url, &[], &environment).process
     }
 
     /// SIGKILL, and another one under its name.
@@ -246,11 +266,12 @@ async fn faults_between_all_and_the_api_server_lose_nothing() {
     say(&format!("faults for {seconds:?}; ETCD_TLS_FAULTS_SEED={seed} plans the same"));
     let proxy = FaultProxy::start(&lab.api, seed).await;
     let witness = Witness::start(&lab.api.client, names::SYSTEM_NAMESPACE);
-    let mut controllers = Controllers::start(&lab, &proxy).await;
+    let clocks = tier::faketime().map(Clocks::new);
+    let mut controllers = Controllers::start(&lab, &proxy, clocks.as_ref()).await;
     let mut members = Vec::new();
     for n in 0..NAMESPACES {
         lab.api.namespace(&namespace(n), &[(names::LABEL, names::DYNAMIC)]).await;
-        members.extend(join_all((0..MEMBERS).map(|m| Member::new(&lab, &proxy, n, m))).await);
+        members.extend(join_all((0..MEMBERS).map(|m| Member::new(&lab, &proxy, clocks.as_ref(), n, m))).await);
     }
     controllers.began_with = controllers.memory();
 
@@ -260,6 +281,7 @@ async fn faults_between_all_and_the_api_server_lose_nothing() {
     let mut members: Vec<Member> = members.into_iter().map(|(member, _)| member).collect();
     let first: Vec<_> = members.iter().map(Member::serials).collect();
 
+    let slow_disk = SlowDisk::of(lab.api.pids()[1]);
     let began = Instant::now();
     let (mut asked, mut kills, mut restarts) = (0, 0, 0);
     while began.elapsed() < seconds {
@@ -277,6 +299,11 @@ async fn faults_between_all_and_the_api_server_lose_nothing() {
             restarts += 1;
             lab.api.restart(Duration::from_secs(2)).await;
         }
+        if let Some(clocks) = &clocks {
+            clocks.step_at(elapsed);
+            let all = controllers.processes.iter().map(|(_, process)| process);
+            clocks.look(all.chain(members.iter().filter_map(|member| member.sidecar.as_ref())));
+        }
         controllers.all_run();
         for member in &mut members {
             member.serials();
@@ -285,9 +312,17 @@ async fn faults_between_all_and_the_api_server_lose_nothing() {
         }
     }
     proxy.set_faulty(false);
+    let stalls = slow_disk.end();
+    if let Some(clocks) = &clocks {
+        clocks.set_right();
+        say(&format!("{} steps of clocks", clocks.steps()));
+        clocks.assert_seen();
+    }
     let counts = proxy.counts();
     let faults: u64 = counts.iter().filter(|(name, _)| **name != "calls").map(|(_, count)| count).sum();
-    say(&format!("{asked} rounds, {kills} kills, {restarts} restarts of the API server, {faults} faults: {counts:?}"));
+    say(&format!(
+        "{asked} rounds, {kills} kills, {restarts} restarts of the API server, {stalls} stalls of its etcd, {faults} faults: {counts:?}"
+    ));
     assert!(faults > 50, "hardly anything happened: {counts:?}");
 
     // They recover from every wait.

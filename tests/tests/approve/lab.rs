@@ -81,6 +81,17 @@ impl Lab {
 
     /// An approver whose API server is at `url`; its service account's token is its only right.
     pub fn approver_at(&self, identity: &str, url: &str, arguments: &[&str]) -> Approver {
+        self.approver_in(identity, url, arguments, &[])
+    }
+
+    /// [`Self::approver_at`], with more environment, such as another clock.
+    pub fn approver_in(
+        &self,
+        identity: &str,
+        url: &str,
+        arguments: &[&str],
+        environment: &[(String, String)],
+    ) -> Approver {
         let namespace = names::SYSTEM_NAMESPACE;
         let token = self.api.kubectl(&["create", "token", "etcd-tls-approve", "-n", namespace]);
         let kubeconfig = self.api.token_kubeconfig(identity, token.trim());
@@ -90,6 +101,7 @@ impl Lab {
         let mut command = Command::new(binary("etcd-tls-webhook"));
         command.arg("approve").args(["--identity", identity, "--admin-address", &admin]).args(arguments);
         command.env_clear().env("KUBECONFIG", kubeconfig).env("ETCD_TLS_LOG_LEVEL", "info,etcd_tls_webhook=debug");
+        command.envs(environment.iter().cloned());
         Approver { process: Process::spawn(identity, &mut command, self.api.directory().path()), admin }
     }
 

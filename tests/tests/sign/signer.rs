@@ -40,6 +40,18 @@ pub async fn sign_at(lab: &Lab, identity: &str, url: &str, arguments: &[&str]) -
 
 /// [`sign_at`], with this port of loopback for metrics.
 pub async fn sign_with(lab: &Lab, identity: &str, url: &str, admin: u16, arguments: &[&str]) -> Process {
+    sign_in(lab, identity, url, admin, arguments, &[]).await
+}
+
+/// [`sign_with`], with more environment, such as another clock.
+pub async fn sign_in(
+    lab: &Lab,
+    identity: &str,
+    url: &str,
+    admin: u16,
+    arguments: &[&str],
+    environment: &[(String, String)],
+) -> Process {
     let token = lab.api.token(SYSTEM_NAMESPACE, "etcd-tls-sign", None).await;
     let kubeconfig = lab.api.token_kubeconfig(identity, &token);
     let text = std::fs::read_to_string(&kubeconfig).expect("read a kubeconfig").replace(&lab.api.url, url);
@@ -48,6 +60,7 @@ pub async fn sign_with(lab: &Lab, identity: &str, url: &str, admin: u16, argumen
     let mut command = Command::new(binary("etcd-tls-webhook"));
     command.arg("sign").args(["--identity", identity, "--admin-address", &admin]).args(arguments);
     command.env_clear().env("KUBECONFIG", kubeconfig).env("ETCD_TLS_LOG_LEVEL", "info,etcd_tls_webhook=debug");
+    command.envs(environment.iter().cloned());
     Process::spawn(identity, &mut command, lab.api.directory().path())
 }
 
