@@ -215,36 +215,9 @@ impl Issued {
         other.leaves.iter().for_each(|(serial, leaf)| self.note(serial, leaf.clone()));
     }
 
-    /// How many certificates it holds.
-    pub(super) const fn len(&self) -> usize {
-        self.leaves.len()
-    }
-
     /// Since when it is complete, in seconds of the Unix epoch, where it lacks a certificate that is valid at `now`.
     pub(super) fn lacks_before(&self, now: SystemTime) -> Option<u64> {
         (seconds(now) < self.lacking_until).then_some(self.since)
-    }
-
-    /// Records a certificate of a standalone signer. Beyond `room`, revoked certificates leave, first those that end first. A
-    /// valid one that is not revoked never leaves.
-    pub(crate) fn note_within(&mut self, room: usize, serial: &str, leaf: Leaf, revoked: impl Fn(&str) -> bool) {
-        if self.since == 0 {
-            self.since = leaf.at;
-        }
-        self.leaves.retain(|other| leaf.at < other.until);
-        while self.leaves.len() >= room && self.leaves.get(serial).is_none() {
-            let gone = self.leaves.iter().filter(|(serial, _)| revoked(serial));
-            let first = gone.min_by_key(|(_, other)| other.until).map(|(serial, _)| serial.to_owned());
-            if first.and_then(|first| self.leaves.remove(&first)).is_none() {
-                break;
-            }
-        }
-        self.leaves.insert(serial, leaf);
-    }
-
-    /// How many certificates are recorded that are valid at `at` (seconds of the Unix epoch), and of which `wanted` is true.
-    pub(crate) fn count(&self, at: u64, wanted: impl Fn(&str, &Leaf) -> bool) -> usize {
-        self.leaves.iter().filter(|(serial, leaf)| at < leaf.until && wanted(serial, leaf)).count()
     }
 
     /// The certificate of this serial number.
@@ -252,26 +225,27 @@ impl Issued {
         self.leaves.get(serial)
     }
 
-    /// Puts a certificate that was read again in the place of what it has of this serial number.
+    /// Puts a certificate in the place of the one of this serial number, and removes no other one.
     pub(crate) fn put(&mut self, serial: &str, leaf: Leaf) {
+        if self.since == 0 {
+            self.since = leaf.at;
+        }
         self.leaves.insert(serial, leaf);
     }
 
-    /// Changes each certificate.
-    pub(crate) fn each(&mut self, change: impl Fn(&mut Leaf)) {
-        self.leaves.values_mut().for_each(change);
+    /// Removes the certificate of this serial number.
+    pub(crate) fn remove(&mut self, serial: &str) -> Option<Leaf> {
+        self.leaves.remove(serial)
     }
 
-    /// How many branches the valid certificates have of which `wanted` is true.
-    pub(crate) fn branches(&self, at: u64, wanted: impl Fn(&str, &Leaf) -> bool) -> usize {
-        let found = self.leaves.iter().filter(|(serial, leaf)| at < leaf.until && wanted(serial, leaf));
-        found.map(|(serial, leaf)| leaf.branch(serial)).collect::<BTreeSet<_>>().len()
+    /// All certificates, in the order of their serial numbers.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &Leaf)> {
+        self.leaves.iter()
     }
 
-    /// How many charged branches ([`Leaf::root`]) the valid certificates have of which `wanted` is true.
-    pub(crate) fn roots(&self, at: u64, wanted: impl Fn(&str, &Leaf) -> bool) -> usize {
-        let found = self.leaves.iter().filter(|(serial, leaf)| at < leaf.until && wanted(serial, leaf));
-        found.map(|(serial, leaf)| leaf.root(serial)).collect::<BTreeSet<_>>().len()
+    /// How many certificates it holds.
+    pub(crate) fn len(&self) -> usize {
+        self.leaves.len()
     }
 
     /// Whether it holds this serial number.

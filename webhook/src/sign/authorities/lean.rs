@@ -5,60 +5,86 @@ use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+/// Entries with which a map becomes a tree: to insert one among thousands moves half of them.
+const FEW: usize = 64;
+
 /// See the module. In the order of the keys.
-#[derive(Clone, PartialEq, Eq)]
-pub(super) struct Lean<V>(Vec<(Box<str>, V)>);
+#[derive(Clone)]
+pub(super) struct Lean<V> {
+    few: Vec<(Box<str>, V)>,
+    /// All entries, once there were more than [`FEW`].
+    many: Option<Box<BTreeMap<Box<str>, V>>>,
+}
 
 impl<V> Default for Lean<V> {
     fn default() -> Self {
-        Self(Vec::new())
+        Self { few: Vec::new(), many: None }
     }
 }
 
 impl<V> Lean<V> {
     fn place(&self, key: &str) -> Result<usize, usize> {
-        self.0.binary_search_by(|(other, _)| (**other).cmp(key))
+        self.few.binary_search_by(|(other, _)| (**other).cmp(key))
     }
 
-    pub(super) const fn len(&self) -> usize {
-        self.0.len()
+    pub(super) fn len(&self) -> usize {
+        self.many.as_ref().map_or(self.few.len(), |many| many.len())
     }
 
     pub(super) fn get(&self, key: &str) -> Option<&V> {
-        self.place(key).ok().map(|place| &self.0[place].1)
+        match &self.many {
+            Some(many) => many.get(key),
+            None => self.place(key).ok().map(|place| &self.few[place].1),
+        }
     }
 
     pub(super) fn insert(&mut self, key: &str, value: V) {
-        match self.place(key) {
-            Ok(place) => self.0[place].1 = value,
-            Err(place) => {
-                self.0.reserve_exact(1);
-                self.0.insert(place, (key.into(), value));
+        if self.many.is_none() && self.few.len() >= FEW {
+            self.many = Some(Box::new(std::mem::take(&mut self.few).into_iter().collect()));
+        }
+        let place = self.place(key);
+        match (&mut self.many, place) {
+            (Some(many), _) => drop(many.insert(key.into(), value)),
+            (None, Ok(place)) => self.few[place].1 = value,
+            (None, Err(place)) => {
+                self.few.reserve_exact(1);
+                self.few.insert(place, (key.into(), value));
             }
         }
     }
 
     pub(super) fn remove(&mut self, key: &str) -> Option<V> {
-        self.place(key).ok().map(|place| self.0.remove(place).1)
+        match &mut self.many {
+            Some(many) => many.remove(key),
+            None => self.place(key).ok().map(|place| self.few.remove(place).1),
+        }
     }
 
     pub(super) fn retain(&mut self, mut stays: impl FnMut(&V) -> bool) {
-        self.0.retain(|(_, value)| stays(value));
-        self.0.shrink_to_fit();
+        if let Some(many) = &mut self.many {
+            many.retain(|_, value| stays(value));
+        }
+        self.few.retain(|(_, value)| stays(value));
+        self.few.shrink_to_fit();
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &V)> {
-        self.0.iter().map(|(key, value)| (&**key, value))
-    }
-
-    pub(super) fn values_mut(&mut self) -> impl Iterator<Item = &mut V> {
-        self.0.iter_mut().map(|(_, value)| value)
+        let many = self.many.iter().flat_map(|many| many.iter());
+        self.few.iter().map(|(key, value)| (&**key, value)).chain(many.map(|(key, value)| (&**key, value)))
     }
 
     pub(super) fn values(&self) -> impl Iterator<Item = &V> {
-        self.0.iter().map(|(_, value)| value)
+        self.iter().map(|(_, value)| value)
     }
 }
+
+impl<V: PartialEq> PartialEq for Lean<V> {
+    fn eq(&self, other: &Self) -> bool {
+        self.iter().eq(other.iter())
+    }
+}
+
+impl<V: Eq> Eq for Lean<V> {}
 
 impl<V: fmt::Debug> fmt::Debug for Lean<V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -75,9 +101,12 @@ impl<V: Serialize> Serialize for Lean<V> {
 impl<'de, V: Deserialize<'de>> Deserialize<'de> for Lean<V> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let map = BTreeMap::<Box<str>, V>::deserialize(deserializer)?;
-        let mut all = Vec::with_capacity(map.len());
-        all.extend(map);
-        Ok(Self(all))
+        if map.len() > FEW {
+            return Ok(Self { few: Vec::new(), many: Some(Box::new(map)) });
+        }
+        let mut few = Vec::with_capacity(map.len());
+        few.extend(map);
+        Ok(Self { few, many: None })
     }
 }
 
@@ -101,6 +130,28 @@ mod tests {
         assert_eq!((lean.remove("9"), lean.remove("9")), (Some(90), None));
         lean.retain(|value| *value > 30);
         assert_eq!(lean.values().copied().collect::<Vec<_>>(), [50, 70]);
-        assert_eq!(lean.0.capacity(), 2);
+        assert_eq!(lean.few.capacity(), 2);
+    }
+
+    #[test]
+    fn a_large_one_is_the_same_map() {
+        let (mut lean, mut map) = (Lean::default(), BTreeMap::new());
+        for n in 0..10 * FEW {
+            let key = format!("{:x}", n.wrapping_mul(0x9e37_79b9) % 4001);
+            lean.insert(&key, n);
+            map.insert(key, n);
+            if n % 3 == 0 {
+                let key = format!("{:x}", n / 2);
+                assert_eq!(lean.remove(&key), map.remove(&key));
+            }
+            assert_eq!(lean.len(), map.len());
+        }
+        assert!(lean.iter().eq(map.iter().map(|(key, value)| (key.as_str(), value))));
+        let read: Lean<usize> = serde_json::from_str(&serde_json::to_string(&map).unwrap()).unwrap();
+        assert_eq!(read, lean);
+        lean.retain(|n| n % 50 == 0);
+        map.retain(|_, n| *n % 50 == 0);
+        assert!(lean.len() < FEW && lean.iter().eq(map.iter().map(|(key, value)| (key.as_str(), value))));
+        assert_eq!(lean, serde_json::from_str(&serde_json::to_string(&map).unwrap()).unwrap(), "whatever holds it");
     }
 }

@@ -178,6 +178,11 @@ impl Revoked {
         self.record.entries.contains_key(serial)
     }
 
+    /// The revoked serial numbers: at most [`MOST`].
+    pub(crate) fn serials(&self) -> impl Iterator<Item = &str> {
+        self.record.entries.keys().map(String::as_str)
+    }
+
     /// The barred pods that `selector` names, by uid.
     fn bars_of(&self, selector: &Selector, namespace: &str) -> BTreeSet<String> {
         let Selector::Pod(pod) = selector else { return BTreeSet::new() };

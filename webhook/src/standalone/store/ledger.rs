@@ -3,7 +3,11 @@
 //!
 //! A certificate enters the record with its request, by the same write. So neither is lost when the signer is killed.
 
-use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use etcd_tls_contract::{
     certificate::Chain,
@@ -20,10 +24,14 @@ use crate::{
     standalone::{auth::PRESENTED, error::ApiError, subject::host_of},
 };
 
+mod record;
+
+use record::{Fact, Record};
+
 /// See the module.
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
-    issued: BTreeMap<Domain, Issued>,
+    issued: BTreeMap<Domain, Record>,
     revoked: BTreeMap<Domain, Arc<Revoked>>,
     /// The only cluster of this signer; empty: it has several.
     cluster: String,
@@ -144,13 +152,14 @@ impl Ledger {
     /// Adds a certificate to a record of `room`. One that has ended, or is recorded, changes nothing. A full record forgets
     /// revoked certificates alone: see [`Self::admit`].
     pub(super) fn note(&mut self, recorded: &Recorded, room: usize, now: SystemTime) {
-        let known = self.issued.get(&recorded.domain).is_some_and(|issued| issued.has(&recorded.serial));
+        let known = self.issued.get(&recorded.domain).is_some_and(|record| record.get(&recorded.serial).is_some());
         if now < recorded.until && !known {
             let line = Some(Box::new(self.line(recorded)));
             let leaf = self.of_the_only_cluster(Leaf { line, ..recorded.leaf.clone() });
             let revoked = self.revoked.get(&recorded.domain).cloned().unwrap_or_default();
-            let issued = self.issued.entry(recorded.domain).or_default();
-            issued.note_within(room, &recorded.serial, leaf, |serial| revoked.lists(serial));
+            let record = self.issued.entry(recorded.domain).or_default();
+            record.make_room(room, leaf.at, &revoked);
+            record.put(&recorded.serial, leaf);
         }
     }
 
@@ -162,27 +171,28 @@ impl Ledger {
     fn line(&self, new: &Recorded) -> Line {
         let Leaf { user, principal, holder, at, .. } = &new.leaf;
         let valid = |serial: &str, leaf: &Leaf| *at < leaf.until && serial != new.serial && !self.lists(serial);
-        let found = self.issued.iter().find_map(|(domain, issued)| Some((*domain, issued.get(&new.presented)?)));
+        let found = self.issued.iter().find_map(|(domain, record)| Some((*domain, record.get(&new.presented)?)));
         let found = found.filter(|(_, leaf)| valid(&new.presented, leaf));
         let presented = found.map(|(_, leaf)| leaf);
         // There are two records: of peers and of clients.
         let elsewhere = found.is_some_and(|(domain, leaf)| leaf.began_elsewhere() != (domain != new.domain));
         let origin = if new.granted { holder.as_str() } else { presented.map_or(principal.as_str(), Leaf::origin) };
-        let succeeds = |serial: &str, leaf: &Leaf| {
-            let by = leaf.line.as_ref().is_some_and(|line| line.presented == new.presented);
-            by && leaf.user == *user && valid(serial, leaf)
-        };
         let before = presented.filter(|leaf| leaf.holder == *holder);
-        let first = self.issued.values().all(|issued| issued.count(*at, succeeds) == 0);
-        let of_domain = self.issued.get(&new.domain);
+        let mut successors = self.issued.values().flat_map(|record| record.with(Fact::Presented, &new.presented, *at));
+        let first = !successors.any(|(serial, leaf)| leaf.user == *user && valid(serial, leaf));
+        // The valid certificates of the branch that is charged, each with its branch.
+        let root = before.map(|leaf| leaf.root(&new.presented));
+        let of_root = root.zip(self.issued.get(&new.domain)).into_iter().flat_map(|(root, record)| {
+            let all = record.with(Fact::Root, root, *at).filter(|(serial, leaf)| valid(serial, leaf));
+            all.map(|(serial, leaf)| leaf.branch(serial))
+        });
+        let branches: Vec<&str> = of_root.collect();
         let branch = before.map(|leaf| leaf.branch(&new.presented)).filter(|branch| {
-            let of_branch = |serial: &str, leaf: &Leaf| leaf.branch(serial) == *branch && valid(serial, leaf);
-            first && of_domain.is_none_or(|issued| issued.count(*at, of_branch) < BRANCH)
+            let of_branch = branches.iter().filter(|other| *other == branch);
+            first && of_branch.count() < BRANCH
         });
-        let root = before.map(|leaf| leaf.root(&new.presented)).filter(|root| {
-            let of_root = |serial: &str, leaf: &Leaf| leaf.root(serial) == *root && valid(serial, leaf);
-            branch.is_some() || (!first && of_domain.is_none_or(|issued| issued.branches(*at, of_root) < BRANCHES))
-        });
+        let few = branches.into_iter().collect::<BTreeSet<_>>().len() < BRANCHES;
+        let root = root.filter(|_| branch.is_some() || (!first && few));
         let branch = branch.unwrap_or(&new.serial);
         Line {
             elsewhere: elsewhere && root.is_some(),
@@ -204,22 +214,24 @@ impl Ledger {
             let message = "an operator has revoked this key as compromised; make another one".to_owned();
             return Err(ApiError::Conflict { name: name.to_owned(), message });
         }
-        let Some(issued) = self.issued.get(&new.domain) else { return Ok(()) };
+        let Some(record) = self.issued.get(&new.domain) else { return Ok(()) };
         let revoked = self.revoked.get(&new.domain);
         let lists = |serial: &str| revoked.is_some_and(|revoked| revoked.lists(serial));
         let Leaf { user, principal, holder, at, .. } = &new.leaf;
         let counts = |serial: &str| serial != new.serial && !lists(serial);
-        let recorded = issued.count(*at, |serial, _| counts(serial));
+        let recorded = record.valid(*at, revoked.map(|revoked| &**revoked), &new.serial);
         let Line { branch, root, origin, .. } = self.line(new);
         let charged = branch == new.serial && root.is_empty();
         if !charged && recorded < bounds.hard() {
             return Ok(());
         }
-        let of_caller =
-            issued.roots(*at, |serial, leaf| leaf.origin() == origin && !leaf.began_elsewhere() && counts(serial));
-        let known = issued
-            .count(*at, |serial, leaf| leaf.holder == *holder && leaf.principal == *principal && counts(serial))
-            > 0;
+        let of_caller = record.with(Fact::Origin, &origin, *at);
+        let of_caller = of_caller.filter(|(serial, leaf)| !leaf.began_elsewhere() && counts(serial));
+        let of_caller = of_caller.map(|(serial, leaf)| leaf.root(serial)).collect::<BTreeSet<_>>().len();
+        let of_name = record.with(Fact::Holder, holder, *at);
+        let of_name = of_name.filter(|(serial, leaf)| leaf.principal == *principal && counts(serial));
+        let ends: Vec<u64> = of_name.map(|(_, leaf)| leaf.until).collect();
+        let known = !ends.is_empty();
         let room = match (known, new.granted) {
             (true, _) => bounds.hard(),
             (false, true) => bounds.room,
@@ -231,12 +243,13 @@ impl Ledger {
                  <namespace>/<cluster> --serial <number>` (the log has each `serial`), or all with `--user {who}`, those in use too"
             )
         };
-        let message = if let Some(until) = issued.full_until(&new.serial, &new.leaf, bounds.per_name, lists) {
+        let first_end = ends.iter().min().filter(|_| ends.len() >= bounds.per_name);
+        let message = if let Some(until) = first_end {
             format!(
                 "{principal} has {} valid certificates of {user}, as many as one caller may hold of a name \
                  (--certificates-per-name); the first of them ends at {}. {}",
                 bounds.per_name,
-                rfc3339::text(until),
+                rfc3339::text(UNIX_EPOCH + Duration::from_secs(*until)),
                 remedy(user)
             )
         } else if of_caller >= bounds.per_user {
@@ -264,7 +277,7 @@ impl Ledger {
 
     /// The valid certificates of a domain.
     pub(crate) fn issued(&self, domain: Domain) -> Option<&Issued> {
-        self.issued.get(&domain)
+        self.issued.get(&domain).map(Record::issued)
     }
 
     /// The revocations of a domain.
@@ -274,7 +287,7 @@ impl Ledger {
 
     /// To whom the certificate of this serial number is charged, where it is recorded.
     pub(super) fn origin_of(&self, serial: &str) -> Option<&str> {
-        self.issued.values().find_map(|issued| issued.get(serial)).map(Leaf::origin)
+        self.issued.values().find_map(|record| record.get(serial)).map(Leaf::origin)
     }
 
     /// Whether a certificate is revoked.
@@ -296,10 +309,14 @@ impl Ledger {
     /// Takes an entry of the journal.
     pub(super) fn replay(&mut self, entry: LedgerEntry) -> Result<(), ApiError> {
         match entry {
-            LedgerEntry::Issued(domain, mut record) => {
+            LedgerEntry::Issued(domain, issued) => {
+                let mut record = Record::from(*issued);
                 // Those of an earlier version.
-                record.each(|leaf| *leaf = self.of_the_only_cluster(leaf.clone()));
-                drop(self.issued.insert(domain, *record));
+                let unnamed: Vec<_> = record.issued().iter().filter(|(_, leaf)| leaf.cluster.is_empty()).collect();
+                let unnamed: Vec<_> =
+                    unnamed.into_iter().map(|(serial, leaf)| (serial.to_owned(), leaf.clone())).collect();
+                unnamed.into_iter().for_each(|(serial, leaf)| record.put(&serial, self.of_the_only_cluster(leaf)));
+                drop(self.issued.insert(domain, record));
             }
             LedgerEntry::Leaf(domain, serial, leaf) => {
                 let leaf = self.of_the_only_cluster(*leaf);
@@ -325,8 +342,10 @@ impl Ledger {
     /// # Errors
     /// It cannot be encoded.
     pub(super) fn entries(&self) -> Result<Vec<LedgerEntry>, ApiError> {
-        let issued =
-            self.issued.iter().map(|(domain, record)| Ok(LedgerEntry::Issued(*domain, Box::new(record.clone()))));
+        let issued = self
+            .issued
+            .iter()
+            .map(|(domain, record)| Ok(LedgerEntry::Issued(*domain, Box::new(record.issued().clone()))));
         issued.chain(self.revoked.iter().map(|(domain, revoked)| entry(*domain, revoked))).collect()
     }
 }

@@ -88,6 +88,11 @@ fn take(ledger: &mut Ledger, new: &Recorded, bounds: Bounds) -> Result<(), ApiEr
     Ok(())
 }
 
+/// How many branches are charged for these certificates.
+fn roots<'a>(all: impl Iterator<Item = (&'a str, &'a Leaf)>) -> usize {
+    all.map(|(serial, leaf)| leaf.root(serial)).collect::<BTreeSet<_>>().len()
+}
+
 const TOKEN: &str = "user/bootstrap";
 
 /// As one token may flood it, and each invented host by its own certificates.
@@ -111,9 +116,9 @@ fn one_token_does_not_fill_the_record_by_hosts_that_it_invents() {
         }
     }
     let issued = ledger.issued(Domain::Client).unwrap();
-    let taken = issued.count(0, |_, _| true);
+    let taken = issued.iter().count();
     assert_eq!(taken, bounds.per_user * BRANCH * BRANCHES);
-    assert_eq!(issued.roots(0, |_, leaf| leaf.origin() == TOKEN), bounds.per_user);
+    assert_eq!(roots(issued.iter().filter(|(_, leaf)| leaf.origin() == TOKEN)), bounds.per_user);
     let shipped = Bounds::default();
     assert!(shipped.per_user * BRANCH * BRANCHES < shipped.by_rules(), "one token leaves place for others");
     let refused = take(&mut ledger, &of(TOKEN, "new", "new", 9000), bounds).unwrap_err();
@@ -194,7 +199,7 @@ fn a_host_that_asks_again_by_the_same_certificate_is_answered_while_its_token_is
     let (found, next) = (issued.get("found").unwrap(), issued.get("again-2").unwrap());
     assert_eq!((found.branch("found"), found.root("found")), ("own", "own"));
     assert_eq!((next.branch("again-2"), next.root("again-2")), ("again", "own"), "charged to the first one");
-    assert_eq!(issued.roots(0, |_, _| true), 1);
+    assert_eq!(roots(issued.iter()), 1);
 }
 
 /// As commit ed104b6 wrote them, with no principal.
