@@ -1,13 +1,13 @@
 //! Revocation on a real API server with the shipped manifests: the signer's lists, the operator's command and who may use it, and
 //! a real etcd that refuses what was revoked.
 
-#[path = "approve/lab.rs"]
-#[allow(dead_code, reason = "the approver's tests use the rest")]
-mod lab;
 #[path = "revocation/damaged.rs"]
 mod damaged;
 #[path = "revocation/dialled.rs"]
 mod dialled;
+#[path = "approve/lab.rs"]
+#[allow(dead_code, reason = "the approver's tests use the rest")]
+mod lab;
 #[path = "revocation/live.rs"]
 mod live;
 #[path = "revocation/many.rs"]

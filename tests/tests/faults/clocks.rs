@@ -54,7 +54,7 @@ impl Clocks {
         while elapsed > EVERY * u32::try_from(self.steps()).expect("few steps") {
             let n = self.steps.fetch_add(1, Ordering::Relaxed);
             let (turn, right) = (n / 2, n % 2 == 1);
-            let ahead = turn / self.clocks.len() % 2 == 0;
+            let ahead = (turn / self.clocks.len()).is_multiple_of(2);
             let seconds = match (right, ahead) {
                 (true, _) => 0,
                 (false, true) => STEP,

@@ -1,7 +1,7 @@
 //! How soon every member refuses what is revoked.
 
 use std::{
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -77,7 +77,7 @@ async fn refused(url: &str, files: &Path) {
 
 /// Revokes the certificate in `files` and takes that back, some times. Each time, with the longest stall meanwhile: the time from
 /// the command to the first refused handshake of the last of `urls`.
-async fn rounds(live: &Live, urls: &[String], files: &PathBuf, stalls: &Stalls) -> Vec<(Duration, Duration)> {
+async fn rounds(live: &Live, urls: &[String], files: &Path, stalls: &Stalls) -> Vec<(Duration, Duration)> {
     let admin = live.stack.api.kubeconfig.clone();
     let serial = chain(files).serial;
     let mut took = Vec::new();

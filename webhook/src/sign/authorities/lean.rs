@@ -13,6 +13,7 @@ const FEW: usize = 64;
 pub(super) struct Lean<V> {
     few: Vec<(Box<str>, V)>,
     /// All entries, once there were more than [`FEW`].
+    #[expect(clippy::box_collection, reason = "most of thousands have none, and a pointer is a third of a tree")]
     many: Option<Box<BTreeMap<Box<str>, V>>>,
 }
 

@@ -210,11 +210,7 @@ impl Revoked {
         let waiting = in_use.iter().flat_map(|used| &used.serials).filter(|serial| !revoked(serial)).count();
         let what = &request.selector;
         let by_record = !matches!(what, Selector::Serial(_));
-        let since = if by_record {
-            format!(" ({})", known.issued.told(now))
-        } else {
-            String::new()
-        };
+        let since = if by_record { format!(" ({})", known.issued.told(now)) } else { String::new() };
         let falls_unseen = |by: &ByRecord| {
             let unseen = |serial: &&String| !known.issued.has(serial) && !by.of_others.contains(*serial);
             named.keys().filter(|serial| !revoked(serial)).any(|serial| unseen(&serial))
