@@ -10,6 +10,7 @@
 mod admission;
 mod asks;
 mod backends;
+mod credentials;
 mod crowd;
 mod fairness;
 mod load;
@@ -33,11 +34,12 @@ use report::Report;
 type Measure = for<'a> fn(&'a mut Report) -> LocalBoxFuture<'a, Result<(), String>>;
 
 /// The measurements, in the order of the report.
-const SECTIONS: [(&str, Measure); 10] = [
+const SECTIONS: [(&str, Measure); 11] = [
     ("admission", |report| admission::measure(report).boxed_local()),
     ("sidecar", |report| sidecar::measure(report).boxed_local()),
     ("signing", |report| signing::measure(report).boxed_local()),
     ("backends", |report| backends::measure(report).boxed_local()),
+    ("credentials", |report| credentials::measure(report).boxed_local()),
     ("scale", |report| scale::measure(report).boxed_local()),
     ("fairness", |report| fairness::measure(report).boxed_local()),
     ("standalone", |report| standalone::measure(report).boxed_local()),
