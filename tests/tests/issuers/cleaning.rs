@@ -94,6 +94,34 @@ async fn finished_certificate_requests_are_deleted_and_no_others() {
     assert!(refused.contains("sign deletes only"), "{refused}");
 }
 
+/// A pod that goes while its requests wait for a decision, or for their certificate.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_requests_of_a_pod_that_is_deleted_midway_are_all_deleted() {
+    let Some(lab) = Lab::new().await else { return };
+    let mut sign = sign(&lab).await;
+    for (namespace, kind) in [("cm", Kind::CertManager), ("csr", Kind::Signer)] {
+        for behaviour in [Behaviour::Away, Behaviour::Pending] {
+            let scene = Scene::new(&lab, namespace, kind).await;
+            scene.issuer.behave(behaviour.clone());
+            let mut init = scene.start("init", &[]);
+            scene.requested(2).await;
+            if behaviour == Behaviour::Pending {
+                eventually("approved requests", LIMIT, || async {
+                    let requests = scene.requests().await;
+                    let approved =
+                        requests.iter().filter(|r| r["status"]["conditions"][0]["type"] == "Approved").count();
+                    if approved == 2 { Ok(()) } else { Err(format!("{requests:?}")) }
+                })
+                .await;
+            }
+            scene.delete_pod().await;
+            init.kill();
+            scene.gone().await;
+        }
+    }
+    assert!(sign.running(), "{}", sign.log());
+}
+
 /// As attack 2, with CertificateRequests: the pod's own token, good names, and an issuer that answers none.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn attack_2_a_flood_of_certificate_requests_leaves_a_few() {
