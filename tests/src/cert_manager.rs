@@ -75,6 +75,8 @@ struct State {
     behaviour: Behaviour,
     ca: Ca,
     signer: String,
+    /// Whether it approves what it signs.
+    approves: bool,
 }
 
 impl Drop for StandIn {
@@ -148,10 +150,47 @@ impl CertManager {
         eventually("CertificateRequests to be served", LIMIT, || requests.list(&all)).await;
     }
 
+    /// Writes who asks into each new CertificateRequest, as cert-manager's webhook does. `false`: the API server has no
+    /// MutatingAdmissionPolicy.
+    pub async fn write_who_asks(api: &ApiServer) -> bool {
+        let group = "admissionregistration.k8s.io";
+        let served = api.client.list_api_group_resources(&format!("{group}/v1")).await.expect("the API's resources");
+        if !served.resources.iter().any(|resource| resource.kind == "MutatingAdmissionPolicy") {
+            return false;
+        }
+        let fields = ["username", "uid", "groups", "extra"];
+        let add = |field: &str| {
+            let none = if matches!(field, "groups" | "extra") { "dyn(null)" } else { "''" };
+            format!(
+                "JSONPatch{{op: 'add', path: '/spec/{field}', value: has(request.userInfo.{field}) ? dyn(request.userInfo.{field}) : {none}}}"
+            )
+        };
+        let patch = format!("[{}]", fields.map(add).join(", "));
+        let name = "cert-manager-webhook";
+        let policy = json!({
+            "apiVersion": format!("{group}/v1"), "kind": "MutatingAdmissionPolicy", "metadata": {"name": name},
+            "spec": {
+                "failurePolicy": "Fail", "reinvocationPolicy": "Never",
+                "matchConstraints": {"resourceRules": [{
+                    "apiGroups": ["cert-manager.io"], "apiVersions": ["v1"], "operations": ["CREATE"],
+                    "resources": ["certificaterequests"],
+                }]},
+                "mutations": [{"patchType": "JSONPatch", "jsonPatch": {"expression": patch}}],
+            },
+        });
+        let binding = json!({
+            "apiVersion": format!("{group}/v1"), "kind": "MutatingAdmissionPolicyBinding", "metadata": {"name": name},
+            "spec": {"policyName": name},
+        });
+        api.apply(&json!({"apiVersion": "v1", "kind": "List", "items": [policy, binding]}).to_string());
+        true
+    }
+
     /// Starts the stand-in for the CertificateRequests of `namespace` and the CertificateSigningRequests to `signer`.
     pub fn start(api: &ApiServer, namespace: &str, signer: &str) -> Self {
         let requests: Api<DynamicObject> = Api::namespaced_with(api.client.clone(), namespace, &resource());
-        let state = State { behaviour: Behaviour::Sign, ca: Ca::new("company CA"), signer: signer.to_owned() };
+        let state =
+            State { behaviour: Behaviour::Sign, ca: Ca::new("company CA"), signer: signer.to_owned(), approves: true };
         let state = Arc::new(Mutex::new(state));
         let signing: Api<CertificateSigningRequest> = Api::all(api.client.clone());
         let task = tokio::spawn({
@@ -211,6 +250,14 @@ impl CertManager {
         }
     }
 
+    /// Turns its own approver off: it signs what others have approved.
+    pub fn leave_approval_to_others(&self) {
+        match &self.0 {
+            Back::StandIn(stand_in) => stand_in.state().approves = false,
+            Back::Itself(issuer) => issuer.leave_approval_to_others(),
+        }
+    }
+
     /// Replaces the CA; the new certificate, PEM.
     pub fn replace_ca(&self, name: &str) -> String {
         match &self.0 {
@@ -255,8 +302,18 @@ fn certificate_request(state: &Mutex<State>, object: &DynamicObject) -> Option<V
             "lastTransitionTime": now,
         })
     };
-    let approved =
+    let mut approved =
         condition("Approved", true, "cert-manager.io", "Certificate request has been approved by cert-manager.io");
+    if !state.approves {
+        let conditions = object.data["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        let by_others = |type_: &str| conditions.iter().find(|c| c["type"] == type_ && c["status"] == "True").cloned();
+        if let Some(denied) = by_others("Denied") {
+            let message = "The CertificateRequest was denied by an approval controller";
+            let ready = condition("Ready", false, "Denied", message);
+            return Some(json!({"status": {"conditions": [denied, ready], "failureTime": now}}));
+        }
+        approved = by_others("Approved")?;
+    }
     let failed = |first: Value, reason: &str, message: &str| json!({"conditions": [first, condition("Ready", false, reason, message)], "failureTime": now});
     let status = match state.behaviour.clone() {
         Behaviour::Away => return None,
@@ -305,9 +362,11 @@ async fn signing_request(
     let conditions: Vec<&str> =
         status.and_then(|s| s.conditions.as_ref()).into_iter().flatten().map(|c| c.type_.as_str()).collect();
     let pending = conditions == ["Approved"] && status.is_some_and(|s| s.certificate.is_none());
-    if !(conditions.is_empty() || pending)
-        || object.spec.signer_name != state.lock().expect("no panic under the lock").signer
-    {
+    let (signer, approves) = {
+        let state = state.lock().expect("no panic under the lock");
+        (state.signer.clone(), state.approves)
+    };
+    if !(conditions.is_empty() && approves || pending) || object.spec.signer_name != signer {
         return;
     }
     let condition =

@@ -158,6 +158,7 @@ fn helm_and_kustomize_render_the_same_objects() {
         ("openshift", json!({"openshift": {"enabled": true}})),
         ("priority", json!({"priority": {"enabled": true}})),
         ("cert-manager", json!({"certManager": {"issuers": true}})),
+        ("approve-others", json!({"approveOthers": {"enabled": true}})),
         ("cluster-trust-bundles", json!({"clusterTrustBundles": {"enabled": true}})),
         ("pod-certificates", json!({"podCertificates": {"enabled": true}})),
         ("without-webhook", json!({"withoutWebhook": {"enabled": true}})),
@@ -171,5 +172,70 @@ fn helm_and_kustomize_render_the_same_objects() {
         // helm would delete the Secrets of the authorities with it.
         assert_eq!(annotations, Some(json!({"helm.sh/resource-policy": "keep"})));
         same(&chart, &kustomized(&kubectl, &[component]), component);
+    }
+}
+
+#[test]
+fn the_signers_of_others_that_are_decided_are_arguments_and_rights() {
+    let Some(helm) = helm() else { return };
+    let names =
+        json!({"enabled": true, "signers": ["example.com/ca"], "issuers": ["clusterissuers.cert-manager.io/company"]});
+    let objects = rendered(&helm, &json!({"approveOthers": names}));
+    let role = &objects[&("ClusterRole".to_owned(), String::new(), "etcd-tls-approve".to_owned())];
+    let approves = |group: &str, name: &str| {
+        let one =
+            json!({"apiGroups": [group], "resources": ["signers"], "resourceNames": [name], "verbs": ["approve"]});
+        role["rules"].as_array().is_some_and(|rules| rules.contains(&one))
+    };
+    assert!(approves("certificates.k8s.io", "example.com/ca"), "{role}");
+    assert!(approves("cert-manager.io", "clusterissuers.cert-manager.io/company"), "{role}");
+    let deployment = ("Deployment".to_owned(), "etcd-tls-system".to_owned(), "etcd-tls-approve".to_owned());
+    let arguments = &objects[&deployment]["spec"]["template"]["spec"]["containers"][0]["args"];
+    for argument in ["--approve-signer=example.com/ca", "--approve-issuer=clusterissuers.cert-manager.io/company"] {
+        assert!(arguments.as_array().is_some_and(|all| all.contains(&argument.into())), "{arguments}");
+    }
+    let wild =
+        template(&helm, "etcd-tls-system", &json!({"approveOthers": {"enabled": true, "signers": ["example.com/*"]}}));
+    assert!(!wild.status.success(), "all signers of a domain");
+}
+
+#[test]
+fn the_agent_of_a_secret_is_that_of_the_example_in_each_namespace_that_is_named() {
+    let (Some(assets), Some(helm)) = (tier::kubernetes(), helm()) else { return };
+    let example = repository().join("manifests/examples/secret");
+    let output = Command::new(assets.join("kubectl")).arg("kustomize").arg(example).output().expect("run kubectl");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let of_example = objects(&String::from_utf8_lossy(&output.stdout));
+    assert_eq!(of_example.len(), 4, "{:?}", of_example.keys());
+    let secrets = json!([
+        {"namespace": "web", "name": "etcd-client-tls", "user": "app"},
+        {"namespace": "batch", "name": "jobs-etcd", "user": "jobs", "cluster": "events"},
+    ]);
+    let mut objects = rendered(&helm, &json!({"secrets": secrets}));
+    for ((kind, _, name), object) in of_example {
+        let mut ours =
+            objects.remove(&(kind.clone(), "web".to_owned(), name.clone())).unwrap_or_else(|| panic!("{kind}"));
+        ours["metadata"].as_object_mut().expect("metadata").remove("namespace");
+        if kind == "RoleBinding" {
+            ours["subjects"][0].as_object_mut().expect("a subject").remove("namespace");
+        }
+        assert_eq!(ours, object, "{kind} {name}");
+    }
+    let of = |kind: &str| (kind.to_owned(), "batch".to_owned(), "jobs-etcd".to_owned());
+    let role = &objects[&of("Role")];
+    assert_eq!(role["rules"][0]["resourceNames"], json!(["jobs-etcd"]), "{role}");
+    assert_eq!(objects[&of("RoleBinding")]["subjects"][0]["namespace"], "batch");
+    let pod = &objects[&of("Deployment")]["spec"]["template"];
+    let annotations = &pod["metadata"]["annotations"];
+    assert_eq!(
+        (&annotations["etcd-tls.dev/user"], &annotations["etcd-tls.dev/cluster"]),
+        (&json!("jobs"), &json!("events"))
+    );
+    let arguments = pod["spec"]["containers"][0]["args"].as_array().expect("arguments");
+    assert!(arguments.contains(&json!("--secret=jobs-etcd")), "{arguments:?}");
+    assert!(!objects.keys().any(|(kind, ..)| kind == "Secret"), "an upgrade would empty it");
+    for wrong in [json!({"namespace": "web", "name": "x"}), json!({"namespace": "Web", "name": "x", "user": "y"})] {
+        let output = template(&helm, "etcd-tls-system", &json!({"secrets": [wrong]}));
+        assert!(!output.status.success(), "{wrong}");
     }
 }

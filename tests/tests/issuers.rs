@@ -2,10 +2,14 @@
 //! CertificateRequests of cert-manager and for CertificateSigningRequests of a foreign signer. Their controllers are the
 //! stand-in of `tests::cert_manager`, and cert-manager itself where the machine has it.
 
+#[path = "issuers/approving.rs"]
+mod approving;
 #[path = "issuers/bundles.rs"]
 mod bundles;
 #[path = "issuers/cleaning.rs"]
 mod cleaning;
+#[path = "issuers/kube_signer.rs"]
+mod kube_signer;
 #[path = "issuers/many.rs"]
 mod many;
 #[path = "issuers/page.rs"]

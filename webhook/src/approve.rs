@@ -1,4 +1,5 @@
-//! The approver: reads each request of ours, reads its pod live, and writes approve, deny or nothing yet.
+//! The approver: reads each request of ours, reads its pod live, and writes approve, deny or nothing yet. Requests of our pods to
+//! signers of others are decided by the same rules, where the arguments name the signer ([`others`]).
 //!
 //! It holds no key and can sign nothing; the signer checks again for itself. It needs the rights of the ClusterRole
 //! `etcd-tls-approve` in the manifests: read CSRs, pods, Services and namespaces, patch `certificatesigningrequests/approval`,
@@ -26,10 +27,12 @@ use crate::{
     error::Error,
 };
 use metrics::Metrics;
+use others::Others;
 use warned::Warned;
 
 pub mod bindings;
 mod metrics;
+mod others;
 mod warned;
 
 /// The Lease that the replicas share.
@@ -45,6 +48,8 @@ pub struct Args {
     /// Give the right to request only while the policy on CertificateRequests is enforced, too; for the component cert-manager.
     #[arg(long)]
     cert_manager: bool,
+    #[command(flatten)]
+    others: Others,
 }
 
 impl Args {
@@ -55,7 +60,12 @@ impl Args {
     pub async fn run(self) -> Result<(), Error> {
         let mut registry = Registry::with_prefix("etcd_tls_approve");
         let metrics = Metrics::register(&mut registry);
-        let components = Components { cert_manager: self.cert_manager, ..Components::default() };
+        let of_cert_manager = !self.others.issuers().is_empty();
+        let components = Components {
+            cert_manager: self.cert_manager,
+            approvals_of_cert_manager: of_cert_manager,
+            ..Components::default()
+        };
         let warned = Arc::new(Warned::default());
         let observer = Some(warned.observer());
         let started = self.controller.start(LEASE, &guards::of_approve(components), registry, observer).await?;
@@ -74,8 +84,13 @@ impl Args {
             args: self.bindings,
         };
         let binds = binds.run(controller.leader.clone());
-        let approver = Approver { controller, metrics, refusals: Mutex::default() };
-        started.run(Arc::new(approver), binds, async {}).await;
+        let (others, controller_too) = (Arc::new(self.others), controller.clone());
+        let approver = |controller| {
+            let (others, metrics) = (Arc::clone(&others), metrics.clone());
+            Arc::new(Approver { controller, metrics, others, refusals: Mutex::default() })
+        };
+        let beside = of_cert_manager.then(|| approver(controller_too));
+        started.run(approver(controller), beside, binds, async {}).await;
         Ok(())
     }
 }
@@ -83,6 +98,7 @@ impl Args {
 struct Approver {
     controller: Controller,
     metrics: Metrics,
+    others: Arc<Others>,
     refusals: Mutex<Refusals>,
 }
 
@@ -90,12 +106,15 @@ impl Handler for Approver {
     fn observe(&self, seen: Seen<'_>) {
         if let Seen::There(csr) = seen {
             self.controller.pods.saw(csr);
-            self.controller.note_answered(csr);
+            if self.decides(csr) {
+                self.controller.note_answered(csr);
+            }
+            self.notice_others(csr);
         }
         let mut refusals = self.refusals();
         match seen {
             Seen::ListBegins => refusals.clear(),
-            Seen::There(csr) if case::is_ours(&csr.spec.signer_name) && (csr.denied() || csr.failed()) => {
+            Seen::There(csr) if self.decides(csr) && (csr.denied() || csr.failed()) => {
                 refusals.insert(csr);
             }
             Seen::There(_) | Seen::ListEnds => {}
@@ -104,7 +123,7 @@ impl Handler for Approver {
     }
 
     fn concerns(&self, csr: &Csr) -> bool {
-        case::concerns_us(csr)
+        case::is_open(csr) && self.decides(csr)
     }
 
     async fn handle(&self, csr: &Csr) -> Outcome {
@@ -126,10 +145,37 @@ impl Approver {
         self.refusals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether requests to that signer, of that requester, are decided here.
+    fn decides(&self, csr: &Csr) -> bool {
+        case::is_ours(&csr.spec.signer_name) || self.others.concern(csr)
+    }
+
+    /// Says once of each issuer of cert-manager that somebody else approves what is to be decided here.
+    fn notice_others(&self, csr: &Csr) {
+        let approved = csr.status.conditions.iter().find(|c| c.type_ == "Approved" && c.status == "True");
+        let by = approved.map(|c| c.reason.as_deref().unwrap_or_default()).filter(|reason| *reason != case::APPROVED);
+        let Some(by) = by.filter(|_| csr.spec.issuer.is_some() && self.others.concern(csr)) else { return };
+        if self.metrics.approved_by_others(&csr.spec.signer_name) {
+            tracing::warn!(
+                csr = &*csr.key(),
+                issuer = csr.spec.signer_name,
+                by,
+                "a CertificateRequest was approved by another approver, which has not looked who asks; turn cert-manager's own off"
+            );
+        }
+    }
+
+    /// The subresource that holds the decision.
+    const fn subresource(csr: &Csr) -> &'static str {
+        if csr.spec.issuer.is_some() { "status" } else { "approval" }
+    }
+
     async fn approve(&self, csr: &Csr, case: &Case, entitlement: &Entitlement) -> Result<(), Trouble> {
-        let message = format!("{} of {}: asks for no more than it is", entitlement.role, entitlement.signer);
-        self.controller.write(csr, "approval", case::patch(csr, "Approved", case::APPROVED, &message)).await?;
-        self.controller.note_certificate(case, &entitlement.sans, SystemTime::now() + entitlement.lifetime);
+        let now = SystemTime::now();
+        let message = format!("{} of {}: asks for no more than it is", entitlement.role, csr.spec.signer_name);
+        let patch = case::patch(csr, "Approved", case::APPROVED, &message, now);
+        self.controller.write(csr, Self::subresource(csr), patch).await?;
+        self.controller.note_certificate(case, &entitlement.sans, now + entitlement.lifetime);
         self.metrics.approved();
         let (pod, signer, username) = (case.pod(), &csr.spec.signer_name, &csr.spec.username);
         tracing::info!(csr = csr.name(), uid = csr.uid(), signer, username, pod, "approved");
@@ -152,7 +198,8 @@ impl Approver {
             );
             return Ok(());
         }
-        self.controller.write(csr, "approval", case::patch(csr, "Denied", case::DENIED, &reasons)).await?;
+        let patch = case::patch(csr, "Denied", case::DENIED, &reasons, SystemTime::now());
+        self.controller.write(csr, Self::subresource(csr), patch).await?;
         denials.iter().for_each(|denial| self.metrics.denied(denial.reason));
         tracing::warn!(csr = csr.name(), uid = csr.uid(), signer, username, pod, reasons, "denied");
         self.controller.tell_pod(case.bound.as_ref(), "CertificateDenied", denials).await;

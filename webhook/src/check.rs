@@ -5,6 +5,7 @@
 //! without_webhook  the policies that inject where there is no webhook
 //! leaders      the Leases and the clocks; pure
 //! accounts     the rights of `approve` and `sign`
+//! approvers    whether cert-manager's own approver is off
 //! pod          one pod
 //! policy       a policy, in a file or in force
 //! upgrade      what an upgrade would refuse, and what it leaves
@@ -20,6 +21,7 @@ use crate::{
 };
 
 mod accounts;
+mod approvers;
 mod finding;
 mod install;
 mod leaders;

@@ -15,6 +15,7 @@ use etcd_tls_contract::{
     policy::Policy,
     san::Sans,
 };
+use futures::future;
 use kube::{
     Client, Resource as _,
     api::{Patch, PatchParams},
@@ -32,7 +33,7 @@ use case::Case;
 use client::RequestError;
 use csr::{Handler, Outcome};
 use events::{Notice, Recorder, pod_reference};
-use facts::Csr;
+use facts::{CertificateRequest, Csr};
 use guards::{Gate, Guard, Prover};
 use lease::Candidate;
 use metrics::Metrics;
@@ -179,19 +180,29 @@ impl ControllerArgs {
 }
 
 impl Started {
-    /// Has `handler` handle requests while this replica leads, with `beside` under way, until told to stop; then does what is `last`
-    /// and gives leadership back.
+    /// Has `handler` handle requests, and `of_cert_manager` CertificateRequests, while this replica leads, with `beside` under way,
+    /// until told to stop; then does what is `last` and gives leadership back.
     pub(crate) async fn run<H: Handler>(
         self,
         handler: Arc<H>,
+        of_cert_manager: Option<Arc<H>>,
         beside: impl Future<Output = ()>,
         last: impl Future<Output = ()>,
     ) {
         let Self { controller, candidate, prover, queue, workers, shutdown } = self;
         let Controller { client, leader, metrics, tasks, .. } = controller;
         let shows = metrics.show_leadership(leader.clone());
+        let workers = usize::from(workers);
+        let besides = async {
+            if let Some(handler) = of_cert_manager {
+                let (client, leader, shutdown, tasks) = (client.clone(), leader.clone(), shutdown.clone(), tasks.clone());
+                let queue = csr::Metrics::unseen();
+                csr::run::<CertificateRequest, H>(client, handler, workers, leader, shutdown, queue, tasks).await;
+            }
+        };
+        let requests = csr::run::<Csr, H>(client.clone(), handler, workers, leader.clone(), shutdown.clone(), queue, tasks.clone());
         tokio::select! {
-            () = csr::run(client, handler, usize::from(workers), leader, shutdown, queue, tasks) => {}
+            _ = future::join(requests, besides) => {}
             () = beside => {}
             () = shows => {}
             never = prover.run() => match never {},
@@ -320,11 +331,11 @@ impl Controller {
         }
     }
 
-    /// The same of a request that another replica, or this one before its start, has answered.
+    /// The same of a request whose signer is decided about here, that another replica, or this one before its start, has answered.
     pub(crate) fn note_answered(&self, csr: &Csr) {
         let Some(uid) = csr.pod_uid().filter(|_| csr.status.has_certificate) else { return };
         let known = !self.pods.held(uid, SystemTime::now()).is_empty();
-        if known || !case::is_ours(&csr.spec.signer_name) {
+        if known {
             return;
         }
         let Some(policy) = self.policy.borrow().clone() else { return };
@@ -385,7 +396,11 @@ impl Controller {
     /// The API server's, as [`Trouble::Write`].
     pub(crate) async fn write(&self, csr: &Csr, subresource: &str, patch: serde_json::Value) -> Result<(), Trouble> {
         let params = PatchParams { field_manager: Some(self.name.to_owned()), ..PatchParams::default() };
-        let request = Request::new(Csr::url_path(&(), None))
+        let path = match (&csr.spec.issuer, &csr.metadata.namespace) {
+            (Some(_), Some(namespace)) => facts::collection(namespace),
+            _ => Csr::url_path(&(), None),
+        };
+        let request = Request::new(path)
             .patch_subresource(subresource, csr.name(), &params, &Patch::Merge(patch))
             .map_err(|error| Trouble::Write(kube::Error::BuildRequest(error).into()))?;
         // The watch delivers the written object.

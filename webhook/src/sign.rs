@@ -133,7 +133,7 @@ impl Args {
         let metrics = Metrics::register(&mut registry);
         let changed = Arc::new(Notify::new());
         let members = Pods::new(Arc::clone(&changed));
-        let components = Components { cert_manager, cluster_trust_bundles, pod_certificates };
+        let components = Components { cert_manager, cluster_trust_bundles, pod_certificates, ..Components::default() };
         let started = controller.start(LEASE, &guards::of_sign(components), registry, Some(members.observer())).await?;
         let controller = started.controller.clone();
         let authorities = Authorities::new(
@@ -166,7 +166,7 @@ impl Args {
             pod_certificates,
         };
         let authorities = Arc::clone(&signer.authorities);
-        started.run(signer, async { match tasks.keep().await {} }, async move { authorities.flush().await }).await;
+        started.run(signer, None, async { match tasks.keep().await {} }, async move { authorities.flush().await }).await;
         Ok(())
     }
 }

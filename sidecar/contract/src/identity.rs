@@ -17,7 +17,7 @@ use std::time::Duration;
 pub use self::{
     contested::{Claim, Claimant, Claims, contested, unless_contested},
     facts::{BoundPod, PodFacts, Requester, ServiceFacts},
-    grammar::{common_name, entitlement, opted_in, requested_sans, subject_common_name},
+    grammar::{common_name, entitlement, entitlement_of_another, opted_in, requested_sans, subject_common_name},
     pod_certificate::{AskedByKubelet, ROLE_ANNOTATION, SHORTEST_POD_CERTIFICATE, judge_for_kubelet},
     requester::{POD_UID, SERVICE_ACCOUNT_PREFIX, bound_pod},
 };
@@ -28,7 +28,7 @@ use crate::{
     policy::Policy,
     role::Role,
     san::Sans,
-    settings::Settings,
+    settings::{Issuer, Settings},
 };
 
 /// All that one role of one pod is entitled to. The signer issues this, whole; a request may ask for less of the names.
@@ -36,7 +36,7 @@ use crate::{
 pub struct Entitlement {
     /// The role.
     pub role: Role,
-    /// The authority that signs it.
+    /// The authority that signs it; to another's issuer, the one that would sign it if it were ours.
     pub signer: SignerName,
     /// The subject's CN.
     pub common_name: String,
@@ -66,13 +66,23 @@ pub struct Denial {
     pub message: String,
 }
 
-/// The content of a CertificateSigningRequest of ours, without the pod.
+/// The signer that a request is addressed to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Addressee<'a> {
+    /// An authority of ours.
+    Ours(&'a SignerName),
+    /// Another project's issuer. The pod's annotation must name the same one; names and addresses are those that a cluster of the
+    /// pod's own namespace gives it.
+    Another(&'a Issuer),
+}
+
+/// The content of a request, without the pod.
 #[derive(Clone, Debug)]
 pub struct Asked<'a> {
     /// `metadata.name`.
     pub name: &'a str,
-    /// The signer, already recognised as ours.
-    pub signer: &'a SignerName,
+    /// The signer.
+    pub signer: Addressee<'a>,
     /// The requester.
     pub requester: &'a Requester,
     /// `spec.usages`.
@@ -114,7 +124,17 @@ pub fn judge(asked: &Asked<'_>, pod: Option<&PodFacts>, services: &[ServiceFacts
         }
     };
     denials.extend(form(asked, role, &subject_common_name(role, pod, &settings), policy));
-    let mut entitlement = match entitlement(role, pod, services, &settings, policy) {
+    let granted = match asked.signer {
+        Addressee::Ours(_) => entitlement(role, pod, services, &settings, policy),
+        Addressee::Another(issuer) if *issuer == settings.issuer => {
+            entitlement_of_another(role, pod, services, &settings, policy)
+        }
+        Addressee::Another(issuer) => {
+            denials.push(denial("WrongSigner", format!("the pod's issuer is {}, not {issuer}", settings.issuer)));
+            return Verdict::Deny(denials);
+        }
+    };
+    let mut entitlement = match granted {
         Ok(entitlement) => entitlement,
         Err(Verdict::Deny(more)) => {
             denials.extend(more);
@@ -133,6 +153,9 @@ pub fn judge(asked: &Asked<'_>, pod: Option<&PodFacts>, services: &[ServiceFacts
 /// policy says, all of it, and its CSR's name ends with the role and the key's digest.
 pub fn judge_host(asked: &Asked<'_>, policy: &Policy) -> Verdict {
     let requester = asked.requester;
+    if let Addressee::Another(issuer) = asked.signer {
+        return deny("BadRequester", format!("{:?} is no pod: {issuer} is asked by pods alone", requester.username));
+    }
     let Some(host) = policy.host(&requester.username, &requester.groups) else {
         return deny(
             "BadRequester",
@@ -243,6 +266,9 @@ fn form(asked: &Asked<'_>, role: Role, common_name: &str, policy: &Policy) -> Ve
     if !policy.keys.allow(request.key) {
         denials.push(denial("KeyNotAllowed", format!("policy's keys do not hold {}", request.key)));
     }
+    if asked.expiration.is_none() && matches!(asked.signer, Addressee::Another(_)) {
+        denials.push(denial("WrongLifetime", "no life is asked for, and another's issuer would choose it".to_owned()));
+    }
     if let Some(life) = asked.expiration
         && !(policy.lifetime.min..=policy.lifetime.max).contains(&life)
     {
@@ -256,9 +282,10 @@ fn form(asked: &Asked<'_>, role: Role, common_name: &str, policy: &Policy) -> Ve
 /// Checks a request against its pod: signer, names and addresses.
 fn content(asked: &Asked<'_>, entitlement: &Entitlement) -> Vec<Denial> {
     let mut denials = Vec::new();
-    if *asked.signer != entitlement.signer {
-        let message =
-            format!("the signer is {}, but this {} is of {}", asked.signer, entitlement.role, entitlement.signer);
+    if let Addressee::Ours(signer) = asked.signer
+        && *signer != entitlement.signer
+    {
+        let message = format!("the signer is {signer}, but this {} is of {}", entitlement.role, entitlement.signer);
         denials.push(denial("WrongSigner", message));
     }
     let beyond = asked.request.sans.beyond(&entitlement.sans);

@@ -175,6 +175,16 @@ impl Settings {
                 ),
             );
         }
+        if matches!(&self.issuer, Issuer::Foreign(signer) if signer == issuer::KUBE_CLIENT) && self.runs_etcd() {
+            problem(
+                "issuer",
+                format!(
+                    "{} signs certificates of clients alone; a member needs another issuer. Its clients may have roles client \
+                     and metrics of it",
+                    issuer::KUBE_CLIENT
+                ),
+            );
+        }
         if self.trust.is_some() && self.is_ours() {
             problem(
                 "trust",

@@ -51,6 +51,12 @@ struct RenewalLabels {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OutcomeLabels {
+    role: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct PortLabels {
     port: &'static str,
     result: &'static str,
@@ -82,6 +88,7 @@ pub struct Health {
     lists_refused_total: Family<DomainLabel, Counter>,
     lists_refused: Family<DomainLabel, Gauge>,
     pending: Family<RoleLabel, Seconds>,
+    outcomes: Family<OutcomeLabels, Gauge>,
     waits: Family<WaitLabels, Gauge>,
     waits_for: Family<MemberLabels, Gauge>,
     awaited: OnceLock<Arc<Awaited>>,
@@ -94,6 +101,8 @@ struct Seen {
     beat: Instant,
     expiry: BTreeMap<Role, SystemTime>,
     pending: BTreeMap<Role, Instant>,
+    /// How the last request of a role ended, if it brought no certificate.
+    refused: BTreeMap<Role, &'static str>,
     trouble: Option<String>,
 }
 
@@ -106,6 +115,7 @@ impl Health {
                 beat: Instant::now(),
                 expiry: BTreeMap::new(),
                 pending: BTreeMap::new(),
+                refused: BTreeMap::new(),
                 trouble: None,
             }),
             registry: Registry::default(),
@@ -120,6 +130,7 @@ impl Health {
             lists_refused_total: Family::default(),
             lists_refused: Family::default(),
             pending: Family::default(),
+            outcomes: Family::default(),
             waits: Family::default(),
             waits_for: Family::default(),
             awaited: OnceLock::new(),
@@ -131,6 +142,12 @@ impl Health {
             "request_pending_seconds",
             "Age of the pending request; 0 if there is none",
             health.pending.clone(),
+        );
+        registry.register(
+            "request_outcome",
+            "1 for how the last request ended until one brings a certificate: denied, invalid, failed, rejected or another word of \
+             renewals; and 1 for not_yet while a request has no answer",
+            health.outcomes.clone(),
         );
         registry.register(
             "certificate_waits",
@@ -219,7 +236,14 @@ impl Health {
 
     /// A request of `role` has ended, with `failure`, one of a fixed set of words, or with a certificate.
     pub fn asked(&self, role: Role, failure: Option<&'static str>) {
-        let since = self.seen().pending.remove(&role);
+        let since = {
+            let mut seen = self.seen();
+            match failure {
+                Some(failure) => seen.refused.insert(role, failure),
+                None => seen.refused.remove(&role),
+            };
+            seen.pending.remove(&role)
+        };
         if let (Some(since), None) = (since, failure) {
             self.issued_after.observe(since.elapsed().as_secs_f64());
         }
@@ -323,6 +347,16 @@ impl Status for Health {
         for role in &self.roles {
             let age = self.seen().pending.get(role).map_or(0.0, |since| since.elapsed().as_secs_f64());
             self.pending.get_or_create(&RoleLabel { role: role.as_str() }).set(age);
+        }
+        self.outcomes.clear();
+        {
+            let seen = self.seen();
+            for role in &self.roles {
+                let open = seen.pending.contains_key(role).then_some("not_yet");
+                for outcome in seen.refused.get(role).copied().into_iter().chain(open) {
+                    self.outcomes.get_or_create(&OutcomeLabels { role: role.as_str(), outcome }).set(1);
+                }
+            }
         }
         self.waits.clear();
         self.waits_for.clear();

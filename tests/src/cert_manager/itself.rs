@@ -9,7 +9,7 @@ use std::{
     process::Command,
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
     time::Instant,
@@ -235,6 +235,8 @@ pub struct Issuer {
     secrets: AtomicUsize,
     /// The reason to deny, if one is to.
     denial: Arc<Mutex<Option<String>>>,
+    /// Whether it, or the test, approves what it signs.
+    approves: Arc<AtomicBool>,
     task: JoinHandle<()>,
 }
 
@@ -248,19 +250,29 @@ impl Drop for Issuer {
 
 impl Issuer {
     pub(super) fn new(controller: &Arc<Controller>, namespace: &str) -> Self {
-        let denial = Arc::default();
-        let task = tokio::spawn(decide(controller.client.clone(), namespace.to_owned(), Arc::clone(&denial)));
+        let (denial, approves) = (Arc::default(), Arc::new(AtomicBool::new(true)));
+        let decides =
+            decide(controller.client.clone(), namespace.to_owned(), Arc::clone(&denial), Arc::clone(&approves));
+        let task = tokio::spawn(decides);
         let ca = Mutex::new(Ca::new("company CA"));
         let namespace = namespace.to_owned();
-        let issuer =
-            Self { controller: Arc::clone(controller), namespace, ca, secrets: AtomicUsize::new(0), denial, task };
+        let issuer = Self {
+            controller: Arc::clone(controller),
+            namespace,
+            ca,
+            secrets: AtomicUsize::new(0),
+            denial,
+            approves,
+            task,
+        };
         issuer.behave(&Behaviour::Sign);
         issuer
     }
 
     pub(super) fn behave(&self, behaviour: &Behaviour) {
         let denial = if let Behaviour::Deny(reason) = behaviour { Some(reason.clone()) } else { None };
-        self.controller.set(*behaviour != Behaviour::Away, denial.is_none());
+        let approves = denial.is_none() && self.approves.load(Ordering::Relaxed);
+        self.controller.set(*behaviour != Behaviour::Away, approves);
         *self.denial.lock().expect("no panic under the lock") = denial;
         match behaviour {
             Behaviour::Away | Behaviour::Deny(_) => {}
@@ -273,6 +285,11 @@ impl Issuer {
             Behaviour::Fail(_) => self.sign_with(&self.ca(), &Ca::new("another key").key_pem),
             _ => panic!("cert-manager itself cannot be made to behave as {behaviour:?}"),
         }
+    }
+
+    pub(super) fn leave_approval_to_others(&self) {
+        self.approves.store(false, Ordering::Relaxed);
+        self.behave(&Behaviour::Sign);
     }
 
     pub(super) fn replace_ca(&self, name: &str) -> String {
@@ -325,7 +342,7 @@ impl Issuer {
 }
 
 /// Approves the CertificateSigningRequests to the namespace's Issuer; or denies all requests to it, where there is a reason.
-async fn decide(client: Client, namespace: String, denial: Arc<Mutex<Option<String>>>) {
+async fn decide(client: Client, namespace: String, denial: Arc<Mutex<Option<String>>>, approves: Arc<AtomicBool>) {
     let signer = signer(&namespace);
     let signing: Api<CertificateSigningRequest> = Api::all(client.clone());
     let requests: Api<DynamicObject> = Api::namespaced_with(client, &namespace, &resource());
@@ -343,7 +360,7 @@ async fn decide(client: Client, namespace: String, denial: Arc<Mutex<Option<Stri
         for object in signing.list(&all).await.map(|list| list.items).unwrap_or_default() {
             let status = object.status.as_ref();
             let open = status.and_then(|s| s.conditions.as_ref()).is_none_or(Vec::is_empty);
-            if open && object.spec.signer_name == signer {
+            if open && object.spec.signer_name == signer && approves.load(Ordering::Relaxed) {
                 // Gone meanwhile, perhaps.
                 let _ = signing.patch_approval(&object.name_any(), &params, &condition("Approved")).await;
             }

@@ -33,6 +33,30 @@ const RULE_OF_APPROVE: &str = "{{- if .Values.certManager.issuers }}
   resourceNames: [etcd-tls-certificate-requests]
   verbs: [get]
 {{- end }}
+{{- if .Values.approveOthers.enabled }}
+- apiGroups: [cert-manager.io]
+  resources: [certificaterequests]
+  verbs: [get, list, watch]
+- apiGroups: [cert-manager.io]
+  resources: [certificaterequests/status]
+  verbs: [patch]
+- apiGroups: [admissionregistration.k8s.io]
+  resources: [validatingadmissionpolicies, validatingadmissionpolicybindings]
+  resourceNames: [etcd-tls-certificate-request-approvals, etcd-tls-certificate-request-identities]
+  verbs: [get]
+{{- with .Values.approveOthers.signers }}
+- apiGroups: [certificates.k8s.io]
+  resources: [signers]
+  resourceNames: {{- toYaml . | nindent 4 }}
+  verbs: [approve]
+{{- end }}
+{{- with .Values.approveOthers.issuers }}
+- apiGroups: [cert-manager.io]
+  resources: [signers]
+  resourceNames: {{- toYaml . | nindent 4 }}
+  verbs: [approve]
+{{- end }}
+{{- end }}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRoleBinding
@@ -186,6 +210,14 @@ const APPROVE: &[Edit] = &[
         {{- if .Values.certManager.issuers }}
         - --cert-manager
         {{- end }}
+        {{- if .Values.approveOthers.enabled }}
+        {{- range .Values.approveOthers.signers }}
+        - {{ printf \"--approve-signer=%s\" . | quote }}
+        {{- end }}
+        {{- range .Values.approveOthers.issuers }}
+        - {{ printf \"--approve-issuer=%s\" . | quote }}
+        {{- end }}
+        {{- end }}
         {{- include \"etcd-tls.arguments\" (list . .Values.approve) | nindent 8 }}\n",
     ),
 ];
@@ -211,6 +243,52 @@ const SIGN: &[Edit] = &[
         {{- include \"etcd-tls.arguments\" (list . .Values.sign) | nindent 8 }}
 ",
     ),
+];
+
+/// The patch of the component approve-others.
+const REQUESTS: &[Edit] = &[Edit(
+    1,
+    "      || (variables.deletes && request.userInfo.username == 'system:serviceaccount:etcd-tls-system:etcd-tls-sign' && variables.ofPod)\n",
+    "      {{- if .Values.approveOthers.enabled }}
+      || (variables.ofPod && (request.userInfo.username == 'system:serviceaccount:etcd-tls-system:etcd-tls-sign' ? variables.deletes
+      : request.subResource == 'approval'
+      && authorizer.group('certificates.k8s.io').resource('signers').name(oldObject.spec.signerName).check('approve').allowed()))
+      {{- else }}
+      || (variables.deletes && request.userInfo.username == 'system:serviceaccount:etcd-tls-system:etcd-tls-sign' && variables.ofPod)
+      {{- end }}\n",
+)];
+
+/// The agent of a Secret, once for each entry of a list, in the namespace that it names.
+const SECRET: &[Edit] = &[
+    Edit(
+        1,
+        "apiVersion: v1\nkind: ServiceAccount\n",
+        "{{- range .Values.secrets }}\n---\napiVersion: v1\nkind: ServiceAccount\n",
+    ),
+    Edit(
+        4,
+        "metadata:\n  name: etcd-client-tls\n",
+        "metadata:\n  name: SECRET\n  namespace: {{ .namespace | quote }}\n",
+    ),
+    Edit(
+        1,
+        "- {kind: ServiceAccount, name: etcd-client-tls}",
+        "- {kind: ServiceAccount, name: SECRET, namespace: {{ .namespace | quote }}}",
+    ),
+    Edit(1, "image: etcd-tls-sidecar\n", "image: {{ include \"etcd-tls.image\" (list $ $.Values.images.sidecar) }}\n"),
+    Edit(
+        1,
+        "        etcd-tls.dev/user: app\n",
+        "        etcd-tls.dev/user: {{ .user | quote }}
+        {{- with .cluster }}
+        etcd-tls.dev/cluster: {{ . | quote }}
+        {{- end }}
+",
+    ),
+    Edit(1, "          capabilities: {drop: [ALL]}\n", "          capabilities: {drop: [ALL]}\n{{- end }}\n"),
+    Edit(1, "--secret=etcd-client-tls", "--secret={{ .name }}"),
+    Edit(9, "etcd-client-tls", "SECRET"),
+    Edit(14, "SECRET", "{{ .name | quote }}"),
 ];
 
 /// A budget beside a single replica would keep its node from being drained.
@@ -298,7 +376,7 @@ const SOURCES: &[Source] = &[
 ",
         )],
     },
-    plain("guards/requests.yaml"),
+    Source { manifest: "guards/requests.yaml", when: None, edits: REQUESTS },
     plain("guards/trust.yaml"),
     plain("guards/bindings.yaml"),
     plain("guards/secrets.yaml"),
@@ -349,6 +427,7 @@ const SOURCES: &[Source] = &[
         )],
     },
     plain("disruption.yaml"),
+    Source { manifest: "examples/secret/agent.yaml", when: None, edits: SECRET },
     Source {
         manifest: "components/cluster-trust-bundles/policy.yaml",
         when: Some(".Values.clusterTrustBundles.enabled"),
@@ -360,6 +439,11 @@ const SOURCES: &[Source] = &[
         edits: &[],
     },
     Source { manifest: "components/cert-manager/requests.yaml", when: Some(".Values.certManager.issuers"), edits: &[] },
+    Source {
+        manifest: "components/approve-others/policies.yaml",
+        when: Some(".Values.approveOthers.enabled"),
+        edits: &[],
+    },
     Source {
         manifest: "components/priority/quota.yaml",
         when: Some(".Values.priority.enabled"),
@@ -457,7 +541,9 @@ pub fn templates() -> BTreeMap<String, String> {
             }
         }
         let monitoring = manifest.starts_with("components/monitoring/");
-        let text = labelled(&text, if monitoring { "etcd-tls.monitoring.labels" } else { "etcd-tls.labels" });
+        let helper = if monitoring { "etcd-tls.monitoring.labels" } else { "etcd-tls.labels" };
+        // An agent is of its namespace: its labels are its own.
+        let text = if manifest.starts_with("examples/") { text } else { labelled(&text, helper) };
         let head =
             format!("{{{{- /* Made from manifests/{manifest}. UPDATE_DOCS=1 and the test `chart` write it. */}}}}\n");
         let text = match when {

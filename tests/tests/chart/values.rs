@@ -79,6 +79,8 @@ fn flags_are_those_of_the_programs() {
     let own = [
         "address",
         "admin-address",
+        "approve-issuer",
+        "approve-signer",
         "cert-manager",
         "external-serving-pair",
         "cluster-trust-bundles",

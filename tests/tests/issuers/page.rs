@@ -34,6 +34,7 @@ async fn the_commands_and_manifests_of_the_page_are_taken() {
     let [overlay] = &pages::blocks(PAGE, "Components")[..] else { panic!("one block") };
     for (component, policy) in [
         ("cert-manager", "etcd-tls-certificate-requests"),
+        ("approve-others", "etcd-tls-certificate-request-approvals"),
         ("cluster-trust-bundles", "etcd-tls-cluster-trust-bundles"),
         ("pod-certificates", "etcd-tls-pod-certificates"),
     ] {
@@ -43,9 +44,21 @@ async fn the_commands_and_manifests_of_the_page_are_taken() {
     }
     let values = fs::read_to_string(repository().join("manifests/chart/values.yaml")).expect("the chart's values");
     let values: Value = serde_saphyr::from_str(&values).expect("YAML");
-    for value in ["certManager.issuers", "clusterTrustBundles.enabled", "podCertificates.enabled"] {
+    for value in
+        ["certManager.issuers", "approveOthers.enabled", "clusterTrustBundles.enabled", "podCertificates.enabled"]
+    {
         assert_eq!(pages::inline(PAGE, value), value);
         assert_eq!(values.pointer(&format!("/{}", value.replace('.', "/"))), Some(&Value::Bool(false)), "{value}");
+    }
+
+    // The overlay names each signer as an argument and as a right.
+    let [others] = &pages::blocks(PAGE, "Approve for other issuers")[..] else { panic!("one block") };
+    shell(others);
+    let of = |kind: &[&str]| api.kubectl(&[&["get"], kind, &["etcd-tls-approve", "-o", "json"]].concat());
+    let (role, deployment) = (of(&["clusterrole"]), of(&["-n", "etcd-tls-system", "deployment"]));
+    for (argument, name) in [("signer", "example.com/ca"), ("issuer", "clusterissuers.cert-manager.io/company-ca")] {
+        assert!(role.contains(&format!("\"{name}\"")), "{role}");
+        assert!(deployment.contains(&format!("\"--approve-{argument}={name}\"")), "{deployment}");
     }
 
     // Both roles give the right that they are for, and to nobody else.

@@ -67,15 +67,20 @@ pub struct Scene<'a> {
 impl Lab {
     /// `None`, having said so, where the machine has no API server.
     pub async fn new() -> Option<Self> {
-        Self::with(None).await
+        Self::with(None, &[]).await
+    }
+
+    /// The same with a kube-controller-manager that signs nothing.
+    pub async fn without_kube_signer() -> Option<Self> {
+        Self::with(None, &["--controllers=*,-certificatesigningrequest-signing-controller".to_owned()]).await
     }
 
     /// With cert-manager itself. `None`, having said so, where the machine has none or no API server.
     pub async fn of_cert_manager_itself() -> Option<Self> {
-        Self::with(Some(Programs::find()?)).await
+        Self::with(Some(Programs::find()?), &[]).await
     }
 
-    async fn with(programs: Option<Programs>) -> Option<Self> {
+    async fn with(programs: Option<Programs>, of_controller_manager: &[String]) -> Option<Self> {
         let api = ApiServer::start().await?;
         let cert_manager = match programs {
             Some(programs) => Some(Controller::start(&api, &programs).await),
@@ -88,7 +93,7 @@ impl Lab {
         for namespace in NAMESPACES {
             api.namespace(namespace, &[]).await;
         }
-        let Some(controller_manager) = api.start_controller_manager(&[]) else {
+        let Some(controller_manager) = api.start_controller_manager(of_controller_manager) else {
             tests::tier::skip_special("no kube-controller-manager beside kube-apiserver", "put one there");
             return None;
         };

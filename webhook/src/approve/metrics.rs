@@ -3,7 +3,7 @@
 use etcd_tls_telemetry::{metric, until_set::UntilSet};
 use prometheus_client::{
     encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
 
@@ -17,6 +17,7 @@ struct Decision {
 #[derive(Clone, Debug)]
 pub(super) struct Metrics {
     decisions: Family<Decision, Counter>,
+    approved_by_others: Family<[(&'static str, String); 1], Gauge>,
     pub(super) binding_writes: Counter,
     foreign_bindings: UntilSet,
     requesters_left_out: UntilSet,
@@ -29,6 +30,11 @@ impl Metrics {
                 registry,
                 "decisions",
                 "Requests decided, by verdict and reason; a denial counts once a reason",
+            ),
+            approved_by_others: metric(
+                registry,
+                "approved_by_others",
+                "1 for each issuer of --approve-issuer of which another approver has approved a pod's CertificateRequest since the start",
             ),
             binding_writes: metric(registry, "binding_writes", "Bindings written"),
             foreign_bindings: metric(
@@ -46,6 +52,11 @@ impl Metrics {
 
     pub(super) fn approved(&self) {
         self.decisions.get_or_create(&Decision { verdict: "approve", reason: "" }).inc();
+    }
+
+    /// A request that another approver has approved; whether it is the first one of its issuer.
+    pub(super) fn approved_by_others(&self, issuer: &str) -> bool {
+        self.approved_by_others.get_or_create(&[("issuer", issuer.to_owned())]).set(1) == 0
     }
 
     /// A request that would be denied, of a requester that has enough denied ones.

@@ -24,7 +24,7 @@ use serde_json::json;
 use tokio::{sync::watch, time::sleep};
 
 use super::{
-    accounts,
+    accounts, approvers,
     finding::{APPLY, Finding, unseen, words},
     leaders::{self, Seen},
     policy, without_webhook,
@@ -69,6 +69,7 @@ pub(super) async fn look(cluster: &Cluster, namespace: Option<&str>) -> Result<V
     findings.extend(all_leaders(&client).await);
     findings.extend(policies(&client, cluster).await);
     findings.extend(accounts::look(&client, SYSTEM_NAMESPACE).await);
+    findings.extend(approvers::look(&client, SYSTEM_NAMESPACE).await);
     findings.push(policy_in_force(&client).await);
     Ok(findings)
 }
@@ -242,17 +243,23 @@ async fn policies(client: &Client, cluster: &Cluster) -> Vec<Finding> {
     let (_, current) = watch::channel(Some(Arc::new(opted_in(client).await)));
     let mut found: BTreeMap<Guard, Vec<(&str, Look)>> = BTreeMap::new();
     let (mut unseen, mut has) = (Vec::new(), Vec::new());
-    for (guard, argument) in [
-        (Guard::PodCertificates, "--pod-certificates"),
-        (Guard::ClusterTrustBundles, "--cluster-trust-bundles"),
-        (Guard::CertificateRequests, "--cert-manager"),
+    for (guard, process, argument) in [
+        (Guard::PodCertificates, "sign", "--pod-certificates"),
+        (Guard::ClusterTrustBundles, "sign", "--cluster-trust-bundles"),
+        (Guard::CertificateRequests, "sign", "--cert-manager"),
+        (Guard::CertificateRequestApprovals, "approve", "--approve-issuer"),
     ] {
-        has.push(has_component(client, guard, argument).await.unwrap_or_else(|finding| {
+        has.push(has_component(client, guard, process, argument).await.unwrap_or_else(|finding| {
             unseen.push(finding);
             false
         }));
     }
-    let components = Components { pod_certificates: has[0], cluster_trust_bundles: has[1], cert_manager: has[2] };
+    let components = Components {
+        pod_certificates: has[0],
+        cluster_trust_bundles: has[1],
+        cert_manager: has[2],
+        approvals_of_cert_manager: has[3],
+    };
     let (of_approve, of_sign) = (guards::of_approve(components), guards::of_sign(components));
     for (process, all) in [("approve", of_approve.as_slice()), ("sign", of_sign.as_slice())] {
         let user = format!("system:serviceaccount:{SYSTEM_NAMESPACE}:etcd-tls-{process}");
@@ -268,8 +275,8 @@ async fn policies(client: &Client, cluster: &Cluster) -> Vec<Finding> {
     found.into_iter().map(|(guard, looks)| judge_policy(guard.name(), &looks)).chain(unseen).collect()
 }
 
-/// Whether `sign` depends on the policy of a component: by its argument, or where the policy or its binding exists.
-async fn has_component(client: &Client, guard: Guard, argument: &str) -> Result<bool, Finding> {
+/// Whether a process depends on the policy of a component: by its argument, or where the policy or its binding exists.
+async fn has_component(client: &Client, guard: Guard, process: &str, argument: &str) -> Result<bool, Finding> {
     let name = guard.name();
     let policies: Api<ValidatingAdmissionPolicy> = Api::all(client.clone());
     let bindings: Api<ValidatingAdmissionPolicyBinding> = Api::all(client.clone());
@@ -280,7 +287,7 @@ async fn has_component(client: &Client, guard: Guard, argument: &str) -> Result<
         return Ok(true);
     }
     let deployments: Api<Deployment> = Api::namespaced(client.clone(), SYSTEM_NAMESPACE);
-    match within(deployments.get_opt("etcd-tls-sign")).await {
+    match within(deployments.get_opt(&format!("etcd-tls-{process}"))).await {
         Ok(deployment) => Ok(deployment.is_some_and(|deployment| has_argument(&deployment, argument))),
         Err(error) => {
             let right = Right::new("get", "deployments.apps", Some(SYSTEM_NAMESPACE));
@@ -294,7 +301,7 @@ fn has_argument(deployment: &Deployment, argument: &str) -> bool {
     pod.into_iter()
         .flat_map(|pod| &pod.containers)
         .flat_map(|container| container.command.iter().chain(&container.args).flatten())
-        .any(|word| word == argument)
+        .any(|word| word.split('=').next() == Some(argument))
 }
 
 fn judge_policy(name: &str, looks: &[(&str, Look)]) -> Finding {

@@ -4,14 +4,20 @@
 //! The rules themselves are [`etcd_tls_contract::identity::judge`]; here is what stands around it: signer names that are no good,
 //! requests that cannot be read, and what is written for each verdict.
 
+use std::time::SystemTime;
+
 use etcd_tls_contract::{
     csr::Request,
-    identity::{self, Asked, BoundPod, Denial, PodFacts, Requester, SERVICE_ACCOUNT_PREFIX, ServiceFacts, Verdict},
+    identity::{
+        self, Addressee, Asked, BoundPod, Denial, PodFacts, Requester, SERVICE_ACCOUNT_PREFIX, ServiceFacts, Verdict,
+    },
     names::{SIGNER_DOMAIN, SignerName, SignerNameError},
     policy::Policy,
     role::{Domain, Role},
     san::Sans,
+    settings::Issuer,
 };
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::{Value, json};
 
 use crate::controller::facts::Csr;
@@ -26,9 +32,9 @@ const MAX_MESSAGE: usize = 1024;
 /// Bytes of a condition's message.
 const MAX_MESSAGES: usize = 8 * 1024;
 
-/// Whether a CSR waits for our decision: addressed to us, and neither decided nor done with by anybody.
-pub(crate) fn concerns_us(csr: &Csr) -> bool {
-    !(csr.approved() || csr.denied() || csr.failed() || csr.status.has_certificate) && is_ours(&csr.spec.signer_name)
+/// Whether a CSR is neither decided nor done with by anybody.
+pub(crate) fn is_open(csr: &Csr) -> bool {
+    !(csr.approved() || csr.denied() || csr.failed() || csr.status.has_certificate)
 }
 
 /// Whether a signer name is ours to decide about, well-formed or not. Under our domain that is what the approver has the
@@ -45,8 +51,8 @@ pub(crate) fn is_ours(signer_name: &str) -> bool {
     }
 }
 
-/// Whether a CSR to another's signer is a pod's, by the name that the admission policy on requests gives it. Nobody of ours
-/// decides about it; `sign` deletes it when it is done with.
+/// Whether a request to another's signer is a pod's, by the name that the admission policies on requests give it. `approve` decides
+/// about it only where its arguments say so; `sign` deletes it when it is done with.
 pub(crate) fn is_a_pods_to_another(csr: &Csr) -> bool {
     let names = |uid: &str| {
         let rest = csr.name().strip_prefix("etcd-tls-").and_then(|name| name.strip_prefix(uid));
@@ -68,7 +74,35 @@ pub(crate) struct Case {
     /// The pod that the requester's token is bound to.
     pub(crate) bound: Option<BoundPod>,
     /// The parts to judge, or the reasons why the request cannot be read.
-    readable: Result<(SignerName, Request), Vec<Denial>>,
+    readable: Result<(Signer, Request), Vec<Denial>>,
+}
+
+/// The signer that a request is addressed to.
+#[derive(Debug)]
+enum Signer {
+    Ours(SignerName),
+    Another(Issuer),
+}
+
+impl Signer {
+    fn of(csr: &Csr) -> Result<Self, SignerNameError> {
+        let name = &csr.spec.signer_name;
+        if let Some(issuer) = &csr.spec.issuer {
+            return Ok(Self::Another(Issuer::CertManager(issuer.clone())));
+        }
+        match name.parse() {
+            Ok(ours) => Ok(Self::Ours(ours)),
+            Err(SignerNameError::Foreign(_)) => Ok(Self::Another(Issuer::Foreign(name.clone()))),
+            Err(error @ SignerNameError::Malformed(_)) => Err(error),
+        }
+    }
+
+    const fn addressee(&self) -> Addressee<'_> {
+        match self {
+            Self::Ours(signer) => Addressee::Ours(signer),
+            Self::Another(issuer) => Addressee::Another(issuer),
+        }
+    }
 }
 
 impl Case {
@@ -77,7 +111,7 @@ impl Case {
         let requester = csr.requester();
         let bound = identity::bound_pod(&requester);
         let mut denials = Vec::new();
-        let signer = csr.spec.signer_name.parse::<SignerName>().map_err(|error| {
+        let signer = Signer::of(csr).map_err(|error| {
             denials.push(Denial { reason: "WrongSigner", message: error.to_string() });
         });
         let request = if csr.cut {
@@ -88,8 +122,11 @@ impl Case {
                 denials.push(Denial { reason: error.reason, message: error.message });
             })
         };
+        if csr.spec.is_ca {
+            denials.push(Denial { reason: "WrongUsages", message: "spec.isCA: a pod gets no CA".to_owned() });
+        }
         let readable = match (signer, request) {
-            (Ok(signer), Ok(request)) => Ok((signer, request)),
+            (Ok(signer), Ok(request)) if denials.is_empty() => Ok((signer, request)),
             _ => {
                 // Nothing more can be said of the request, but of who asks there can.
                 if let Err(who) = &bound
@@ -118,9 +155,12 @@ impl Case {
         self.readable.as_ref().ok().map(|(_, request)| request.public_key.as_slice())
     }
 
-    /// The signer that is asked, if the request can be read.
+    /// The signer of ours that is asked, if the request can be read.
     pub(crate) fn signer(&self) -> Option<&SignerName> {
-        self.readable.as_ref().ok().map(|(signer, _)| signer)
+        match self.readable.as_ref().ok()? {
+            (Signer::Ours(signer), _) => Some(signer),
+            (Signer::Another(_), _) => None,
+        }
     }
 
     /// The names and addresses that are asked for.
@@ -140,7 +180,7 @@ impl Case {
             Ok((signer, request)) => {
                 let asked = Asked {
                     name: csr.name(),
-                    signer,
+                    signer: signer.addressee(),
                     requester: &self.requester,
                     usages: &csr.spec.usages,
                     expiration: csr.expiration(),
@@ -182,10 +222,17 @@ pub(crate) fn message(denials: &[Denial]) -> String {
 ///
 /// With uid and resourceVersion it cannot land on a CSR of the same name that was made in the meantime, nor on one that
 /// somebody else decided. Conditions that others set stay.
-pub(crate) fn patch(csr: &Csr, type_: &str, reason: &str, message: &str) -> Value {
+pub(crate) fn patch(csr: &Csr, type_: &str, reason: &str, message: &str, now: SystemTime) -> Value {
     let mut conditions: Vec<Value> =
         csr.status.conditions.iter().filter_map(|c| serde_json::to_value(c).ok()).collect();
     conditions.push(json!({"type": type_, "status": "True", "reason": reason, "message": message}));
+    // Of CertificateSigningRequests the API server writes the time.
+    if csr.spec.issuer.is_some()
+        && let Some(condition) = conditions.last_mut()
+        && let Ok(now) = serde_json::to_value(Time(now.try_into().unwrap_or_default()))
+    {
+        condition["lastTransitionTime"] = now;
+    }
     json!({
         "metadata": {"uid": csr.uid(), "resourceVersion": csr.resource_version()},
         "status": {"conditions": conditions},

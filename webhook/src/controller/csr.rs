@@ -1,4 +1,4 @@
-//! The stream of CertificateSigningRequests, worked off by a bounded pool, for as long as this replica leads.
+//! The stream of requests of one [`Kind`], worked off by a bounded pool, for as long as this replica leads.
 //!
 //! No copy of the cluster's CSRs is kept: each one that passes by is shown to [`Handler::observe`] and forgotten unless
 //! [`Handler::concerns`] says that it needs work. Work waits in a [`Queue`]: requesters take turns, so a flood of one of them
@@ -25,7 +25,7 @@ use tracing::{Instrument as _, Span};
 
 use crate::{
     controller::{
-        facts::{self, Csr},
+        facts::{Csr, Kind},
         listed::{Event, Events},
         tasks::{Jobs, Tasks},
     },
@@ -106,15 +106,20 @@ impl Metrics {
         }
     }
 
+    /// Figures that nobody sees: of a second kind of requests in the same process.
+    pub(crate) fn unseen() -> Self {
+        Self::register(&mut Registry::default())
+    }
+
     /// Whether this replica leads and has seen every CSR once.
     pub fn is_synced(&self) -> bool {
         self.synced.get() == 1
     }
 }
 
-/// Watches CSRs and has `handler` handle them, `workers` at once, while `leader` says so and until `shutdown`; work in progress
-/// then has a few seconds to end.
-pub(crate) async fn run<H: Handler>(
+/// Watches all of a kind and has `handler` handle them, `workers` at once, while `leader` says so and until `shutdown`; work in
+/// progress then has a few seconds to end.
+pub(crate) async fn run<K: Kind, H: Handler>(
     client: Client,
     handler: Arc<H>,
     workers: usize,
@@ -140,7 +145,7 @@ pub(crate) async fn run<H: Handler>(
         };
         let mut queue = Queue::new(workers);
         let ended = tokio::select! {
-            never = term.work(&mut queue) => match never {},
+            never = term.work::<K>(&mut queue) => match never {},
             () = until(&mut leader, false) => Ended::LeadershipLost,
             () = until(&mut shutdown, true) => Ended::Shutdown,
         };
@@ -176,15 +181,15 @@ struct Term<H> {
 }
 
 impl<H: Handler> Term<H> {
-    async fn work(&mut self, queue: &mut Queue) -> std::convert::Infallible {
+    async fn work<K: Kind>(&mut self, queue: &mut Queue) -> std::convert::Infallible {
         loop {
-            self.list_and_watch(queue).await;
+            self.list_and_watch::<K>(queue).await;
         }
     }
 
     /// Returns when the CSRs have to be listed again because the queue could not take all of them.
-    async fn list_and_watch(&mut self, queue: &mut Queue) {
-        let mut events = Events::<Csr>::new(self.client.clone(), facts::csrs());
+    async fn list_and_watch<K: Kind>(&mut self, queue: &mut Queue) {
+        let mut events = Events::<K>::new(self.client.clone(), K::all());
         let relist_from = Instant::now() + RELIST_EVERY;
         loop {
             let now = Instant::now();
@@ -192,7 +197,7 @@ impl<H: Handler> Term<H> {
             while self.held_until.is_none()
                 && let Some(job) = queue.pop(now)
             {
-                self.start(job);
+                self.start::<K>(job);
             }
             self.metrics.queued.set(gauge(queue.waiting()));
             self.metrics.in_flight.set(gauge(self.jobs.len()));
@@ -215,7 +220,7 @@ impl<H: Handler> Term<H> {
                 }
                 event = events.next() => match event {
                     Ok(event) => self.take(queue, event),
-                    Err(error) => tracing::warn!(%error, "cannot watch CertificateSigningRequests; trying again"),
+                    Err(error) => tracing::warn!(%error, kind = K::WHAT, "cannot watch requests; trying again"),
                 },
                 () = async {
                     match wake {
@@ -227,7 +232,7 @@ impl<H: Handler> Term<H> {
         }
     }
 
-    fn take(&self, queue: &mut Queue, event: Event<Csr>) {
+    fn take<K: Kind>(&self, queue: &mut Queue, event: Event<K>) {
         match event {
             Event::Begins => self.handler.observe(Seen::ListBegins),
             Event::Complete => {
@@ -235,38 +240,46 @@ impl<H: Handler> Term<H> {
                 self.metrics.lists.inc();
                 self.metrics.synced.set(1);
             }
-            Event::Applied(csr) | Event::Listed(csr) => {
+            Event::Applied(object) | Event::Listed(object) => {
+                let csr = object.into_csr();
                 self.handler.observe(Seen::There(&csr));
                 if self.handler.concerns(&csr) {
                     queue.offer(&csr);
                 } else {
-                    queue.remove(csr.name());
+                    queue.remove(&csr.key());
                 }
             }
             Event::Progress => {}
-            Event::Deleted(csr) => {
+            Event::Deleted(object) => {
+                let csr = object.into_csr();
                 self.handler.observe(Seen::Gone(&csr));
-                queue.remove(csr.name());
+                queue.remove(&csr.key());
             }
         }
     }
 
-    fn start(&mut self, job: Job) {
+    fn start<K: Kind>(&mut self, job: Job) {
         let Job { name, csr } = job;
-        let work = work_on(self.client.clone(), Arc::clone(&self.handler), Arc::clone(&name), csr);
+        let work = work_on::<K, H>(self.client.clone(), Arc::clone(&self.handler), Arc::clone(&name), csr);
         self.jobs.start("certificate signing request", name, work);
     }
 }
 
-async fn work_on<H: Handler>(client: Client, handler: Arc<H>, name: Arc<str>, csr: Option<Arc<Kept>>) -> Outcome {
+async fn work_on<K: Kind, H: Handler>(
+    client: Client,
+    handler: Arc<H>,
+    name: Arc<str>,
+    csr: Option<Arc<Kept>>,
+) -> Outcome {
     if let Some(csr) = csr {
         return handler.handle(&csr).instrument(span(&csr)).await;
     }
-    match facts::csrs().get(&client, &name).await {
+    let (source, name) = K::one(&name);
+    match source.get::<K>(&client, name).await.map(|found| found.map(K::into_csr)) {
         Ok(Some(csr)) if handler.concerns(&csr) => handler.handle(&csr).instrument(span(&csr)).await,
         Ok(_) => Outcome::Done,
         Err(error) => {
-            tracing::warn!(csr = &*name, %error, "cannot read a CSR; trying again");
+            tracing::warn!(csr = name, %error, "cannot read a CSR; trying again");
             Outcome::Failed
         }
     }

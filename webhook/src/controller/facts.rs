@@ -13,6 +13,7 @@ use std::{
 use etcd_tls_contract::{
     identity::{POD_UID, PodFacts, Requester, ServiceFacts},
     names,
+    settings::IssuerRef,
 };
 use k8s_openapi::{
     ByteString,
@@ -26,16 +27,33 @@ use kube::Resource;
 use serde::{Deserialize, Deserializer, de::IgnoredAny};
 
 use super::listed::{Object, Source};
+pub(crate) use certificate_request::{CertificateRequest, collection};
 pub use lean_pod::LeanPod;
 pub(crate) use lean_pod::WANTED as POD_WANTED;
 
+mod certificate_request;
 mod lean_pod;
+
+/// A kind of request: CertificateSigningRequests, or what is read as those.
+pub(crate) trait Kind: Object {
+    /// The kind in the plural, for people.
+    const WHAT: &str;
+
+    /// All of them.
+    fn all() -> Source;
+
+    /// Where the one of this [`Csr::key`] is, and its name there.
+    fn one(key: &str) -> (Source, &str);
+
+    /// The request, as it is judged.
+    fn into_csr(self) -> Csr;
+}
 
 /// A CertificateSigningRequest with what approver and signer look at, and nothing else: no managed fields, no
 /// certificate bytes. Thousands pass through a process in a minute.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct Csr {
-    /// Name, uid, resourceVersion, timestamps, finalizers and annotations; all else is left out.
+    /// Namespace, name, uid, resourceVersion, timestamps, finalizers and annotations; all else is left out.
     #[serde(default, deserialize_with = "lean_metadata")]
     pub metadata: ObjectMeta,
     /// The request and the requester.
@@ -85,6 +103,22 @@ impl Object for Csr {
     }
 }
 
+impl Kind for Csr {
+    const WHAT: &str = "CertificateSigningRequests";
+
+    fn all() -> Source {
+        csrs()
+    }
+
+    fn one(key: &str) -> (Source, &str) {
+        (csrs(), key)
+    }
+
+    fn into_csr(self) -> Csr {
+        self
+    }
+}
+
 /// See [`Csr::spec`].
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
@@ -105,6 +139,12 @@ pub struct CsrSpec {
     pub groups: Vec<String>,
     /// `spec.extra`.
     pub extra: BTreeMap<String, Vec<String>>,
+    /// `spec.issuerRef` of a CertificateRequest of cert-manager; `None`: it is a CertificateSigningRequest.
+    #[serde(skip)]
+    pub issuer: Option<IssuerRef>,
+    /// `spec.isCA` of a CertificateRequest.
+    #[serde(skip)]
+    pub is_ca: bool,
 }
 
 /// See [`Csr::status`].
@@ -122,6 +162,14 @@ impl Csr {
     /// `metadata.name`.
     pub fn name(&self) -> &str {
         self.metadata.name.as_deref().unwrap_or_default()
+    }
+
+    /// The name among all of its kind: with its namespace, where it is of one.
+    pub fn key(&self) -> Cow<'_, str> {
+        match self.metadata.namespace.as_deref() {
+            Some(namespace) if self.spec.issuer.is_some() => Cow::Owned(format!("{namespace}/{}", self.name())),
+            _ => Cow::Borrowed(self.name()),
+        }
     }
 
     /// `metadata.uid`.
@@ -300,6 +348,7 @@ fn lean_metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMet
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Lean {
+        namespace: Option<String>,
         name: Option<String>,
         uid: Option<String>,
         resource_version: Option<String>,
@@ -308,9 +357,18 @@ fn lean_metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMet
         finalizers: Option<Vec<String>>,
         annotations: Option<BTreeMap<String, String>>,
     }
-    let Lean { name, uid, resource_version, creation_timestamp, deletion_timestamp, finalizers, annotations } =
-        Lean::deserialize(deserializer)?;
+    let Lean {
+        namespace,
+        name,
+        uid,
+        resource_version,
+        creation_timestamp,
+        deletion_timestamp,
+        finalizers,
+        annotations,
+    } = Lean::deserialize(deserializer)?;
     Ok(ObjectMeta {
+        namespace,
         name,
         uid,
         resource_version,

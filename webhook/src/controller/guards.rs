@@ -287,7 +287,12 @@ pub(crate) async fn look(
 mod tests {
     use super::*;
 
-    const ALL: Components = Components { cert_manager: true, cluster_trust_bundles: true, pod_certificates: true };
+    const ALL: Components = Components {
+        cert_manager: true,
+        cluster_trust_bundles: true,
+        pod_certificates: true,
+        approvals_of_cert_manager: true,
+    };
 
     #[test]
     fn a_proof_counts_for_a_while_and_a_fault_until_it_is_disproved() {

@@ -25,14 +25,14 @@ impl Refusals {
     /// Counts a refused request; whether it is one of those that are kept.
     pub(crate) fn insert(&mut self, csr: &Csr) -> bool {
         let pod = pod(csr);
-        let known = self.by_pod.get(&*pod).is_some_and(|names| names.contains(csr.name()));
+        let known = self.by_pod.get(&*pod).is_some_and(|names| names.contains(&*csr.key()));
         if known {
             return true;
         }
         if self.full(csr) {
             return false;
         }
-        self.by_pod.entry(pod).or_default().insert(csr.name().into());
+        self.by_pod.entry(pod).or_default().insert((&*csr.key()).into());
         *self.by_account.entry(csr.spec.username.as_str().into()).or_default() += 1;
         true
     }
@@ -45,7 +45,7 @@ impl Refusals {
 
     /// Counts a request no more: it is gone.
     pub(crate) fn remove(&mut self, csr: &Csr) {
-        self.forget(&pod(csr), csr.name());
+        self.forget(&pod(csr), &csr.key());
     }
 
     /// [`Self::remove`], by [`pod`] of the request and its name.

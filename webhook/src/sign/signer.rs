@@ -192,7 +192,7 @@ impl Signer {
     /// Writes that an approved request is refused all the same.
     async fn refuse(&self, csr: &Csr, case: &Case, denials: &[Denial]) -> Result<(), Trouble> {
         let reasons = case::message(denials);
-        self.controller.write(csr, "status", case::patch(csr, "Failed", FAILED, &reasons)).await?;
+        self.controller.write(csr, "status", case::patch(csr, "Failed", FAILED, &reasons, SystemTime::now())).await?;
         denials.iter().for_each(|denial| self.metrics.failed(denial.reason));
         tracing::warn!(reasons, "refused");
         self.controller.tell_pod(case.bound.as_ref(), "CertificateRefused", denials).await;

@@ -10,7 +10,7 @@ use std::{
 use super::{Denial, Entitlement, PodFacts, ServiceFacts, Verdict};
 use crate::{
     encoding::hex,
-    names::{self, CUT_DIGITS},
+    names::{self, CUT_DIGITS, SignerName},
     policy::Policy,
     role::Role,
     san::Sans,
@@ -94,7 +94,22 @@ pub fn entitlement(
     settings: &Settings,
     policy: &Policy,
 ) -> Result<Entitlement, Verdict> {
-    grant(role, pod, services, settings, policy, needs_addresses(role))
+    let signer = settings.our_signer(role, &pod.namespace);
+    grant(role, pod, services, settings, policy, signer, needs_addresses(role))
+}
+
+/// [`entitlement`] to a certificate of another's issuer: names, addresses and users are those of the cluster in the pod's own
+/// namespace that its annotations name.
+#[allow(clippy::result_large_err, reason = "a verdict a request; it is moved once")]
+pub fn entitlement_of_another(
+    role: Role,
+    pod: &PodFacts,
+    services: &[ServiceFacts],
+    settings: &Settings,
+    policy: &Policy,
+) -> Result<Entitlement, Verdict> {
+    let signer = (!settings.is_ours()).then(|| settings.home(&pod.namespace).signer(role.domain()));
+    grant(role, pod, services, settings, policy, signer, needs_addresses(role))
 }
 
 /// [`entitlement`] of a pod that may have no address yet: no address but those of the host's network and loopback.
@@ -110,7 +125,8 @@ pub(super) fn entitlement_by_name(
     let pod = PodFacts { ips, ..pod.clone() };
     let services: Vec<_> =
         services.iter().map(|service| ServiceFacts { cluster_ips: Vec::new(), ..service.clone() }).collect();
-    grant(role, &pod, &services, settings, policy, pod.host_network && needs_addresses(role))
+    let signer = settings.our_signer(role, &pod.namespace);
+    grant(role, &pod, &services, settings, policy, signer, pod.host_network && needs_addresses(role))
 }
 
 #[allow(clippy::result_large_err, reason = "a verdict a request; it is moved once")]
@@ -120,6 +136,7 @@ fn grant(
     services: &[ServiceFacts],
     settings: &Settings,
     policy: &Policy,
+    signer: Option<SignerName>,
     wait_for_address: bool,
 ) -> Result<Entitlement, Verdict> {
     let mut denials = Vec::new();
@@ -128,7 +145,6 @@ fn grant(
     if !settings.roles.contains(&role) {
         deny("WrongRole", format!("the pod's {}roles do not hold {role}", names::ANNOTATION_PREFIX));
     }
-    let signer = settings.our_signer(role, &pod.namespace);
     if signer.is_none() {
         deny("WrongSigner", format!("the pod's issuer is {}, not this signer", settings.issuer));
     }

@@ -4,6 +4,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
+mod another;
 mod case;
 mod contested;
 mod grammar;

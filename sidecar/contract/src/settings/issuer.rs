@@ -15,7 +15,7 @@ pub enum Issuer {
     Csr,
     /// `csr:<signerName>` under our domain: a cluster elsewhere, where policy allows it.
     Ours(SignerName),
-    /// `csr:<signerName>` of another project, which also approves and signs.
+    /// `csr:<signerName>` of another project.
     Foreign(String),
     /// `cert-manager:<Kind>/<name>[.<group>]`: by a CertificateRequest of cert-manager.
     CertManager(IssuerRef),
@@ -58,11 +58,11 @@ impl IssuerRef {
     }
 
     /// The issuer as cert-manager names signers, for a request from `namespace`:
-    /// `<resource>.<group>/[<namespace>.]<name>`.
+    /// `<resource>.<group>/[<namespace>.]<name>`. A kind with `Cluster` in its name is of no namespace.
     pub fn signer_name(&self, namespace: &str) -> String {
         let Self { kind, name, group } = self;
         let resource = kind.to_ascii_lowercase();
-        if resource.starts_with("cluster") {
+        if resource.contains("cluster") {
             format!("{resource}s.{group}/{name}")
         } else {
             format!("{resource}s.{group}/{namespace}.{name}")
@@ -105,9 +105,12 @@ impl FromStr for Issuer {
     }
 }
 
-/// The signer of another project. Those of `kubernetes.io` sign nothing for pods.
+/// kube-controller-manager's signer of client certificates: of its signers the only one that signs for a pod.
+pub(super) const KUBE_CLIENT: &str = "kubernetes.io/kube-apiserver-client";
+
+/// The signer of another project. Those of `kubernetes.io` sign nothing for pods but [`KUBE_CLIENT`].
 fn foreign(signer: &str) -> Option<Issuer> {
-    let fine = is_signer_name(signer) && !signer.starts_with("kubernetes.io/");
+    let fine = is_signer_name(signer) && (signer == KUBE_CLIENT || !signer.starts_with("kubernetes.io/"));
     fine.then(|| Issuer::Foreign(signer.to_owned()))
 }
 

@@ -242,6 +242,8 @@ fn signer_and_trust_follow_from_the_issuer() {
     assert_eq!(all("cert-manager:ClusterIssuer/ca"), ["clusterissuers.cert-manager.io/ca"; 4]);
     assert_eq!(all("cert-manager:Issuer/ca"), ["issuers.cert-manager.io/prod.ca"; 4]);
     assert_eq!(all("cert-manager:StepIssuer/ca.certmanager.step.sm"), ["stepissuers.certmanager.step.sm/prod.ca"; 4]);
+    let of_cluster = "cert-manager:StepClusterIssuer/ca.certmanager.step.sm";
+    assert_eq!(all(of_cluster), ["stepclusterissuers.certmanager.step.sm/ca"; 4]);
 
     assert_eq!(with("csr").trust_config_map("prod"), "etcd-tls-trust-main");
     assert_eq!(with("csr:peer.etcd-tls.dev/core.etcd").trust_config_map("prod"), "etcd-tls-trust-core.etcd");
@@ -249,6 +251,16 @@ fn signer_and_trust_follow_from_the_issuer() {
     let ours = with("csr:peer.etcd-tls.dev/core.etcd").our_signer(Role::Metrics, "prod").unwrap();
     assert_eq!((ours.domain, ours.namespace.as_str()), (Domain::Metrics, "core"));
     assert_eq!(with("csr:example.com/ca").our_signer(Role::Peer, "prod"), None);
+}
+
+#[test]
+fn the_signer_of_kubernetes_for_clients_signs_for_no_member() {
+    let with = |roles: &str| parse(&[("roles", roles), ("issuer", "csr:kubernetes.io/kube-apiserver-client")]);
+    assert!(with("client").is_ok() && with("client,metrics").is_ok());
+    for roles in ["peer", "server", "peer,server,client"] {
+        let problems = with(roles).unwrap_err();
+        assert!(problems.len() == 1 && problems[0].message.contains("clients alone"), "{problems:?}");
+    }
 }
 
 /// Words of the grammar and words that are none, put together at random (the same at each run).

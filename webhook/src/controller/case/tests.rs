@@ -101,7 +101,7 @@ impl World {
 
     fn verdict(&self) -> Verdict {
         let csr: Csr = serde_json::from_value(self.csr.clone()).unwrap();
-        assert!(concerns_us(&csr), "{}", csr.spec.signer_name);
+        assert!(is_open(&csr) && is_ours(&csr.spec.signer_name), "{}", csr.spec.signer_name);
         let pod: Option<Pod> = self.pod.clone().map(|pod| serde_json::from_value(pod).unwrap());
         let pod = pod.map(|pod| facts::pod(&pod, self.namespace_opted_in));
         let services: Vec<_> = self
@@ -309,7 +309,10 @@ fn a_host_is_what_policy_lists() {
 
 #[test]
 fn only_what_is_ours_and_open_concerns_us() {
-    let concerns = |world: World| concerns_us(&serde_json::from_value(world.csr).unwrap());
+    let concerns = |world: World| {
+        let csr: Csr = serde_json::from_value(world.csr).unwrap();
+        is_open(&csr) && is_ours(&csr.spec.signer_name)
+    };
     let signer = |name: &str| World::good().with("/spec/signerName", json!(name));
     assert!(concerns(World::good()));
     for ours in ["metrics.etcd-tls.dev/a.b", "client.etcd-tls.dev/", "etcd-tls.dev/a.b"] {
@@ -337,7 +340,7 @@ fn only_what_is_ours_and_open_concerns_us() {
 fn a_patch_is_bound_to_what_was_looked_at() {
     let world =
         World::good().with("/status", json!({"conditions": [{"type": "Seen", "status": "True", "reason": "x"}]}));
-    let patch = patch(&serde_json::from_value(world.csr).unwrap(), "Denied", DENIED, "no");
+    let patch = patch(&serde_json::from_value(world.csr).unwrap(), "Denied", DENIED, "no", SystemTime::UNIX_EPOCH);
     assert_eq!(patch["metadata"], json!({"uid": "c", "resourceVersion": "1"}));
     let types: Vec<_> = patch["status"]["conditions"].as_array().unwrap().iter().map(|c| c["type"].as_str()).collect();
     assert_eq!(types, [Some("Seen"), Some("Denied")], "conditions of others stay");

@@ -148,16 +148,16 @@ impl Queue {
 
     /// Takes note of a CSR that passed by and needs work.
     pub(super) fn offer(&mut self, csr: &Csr) {
-        let next = Next(self.keep(csr));
-        match self.entries.get_mut(csr.name()) {
+        let (next, key) = (Next(self.keep(csr)), csr.key());
+        match self.entries.get_mut(&*key) {
             None => {
                 if self.insert(csr) {
-                    self.schedule(csr.name(), next);
+                    self.schedule(&key, next);
                 }
             }
             Some(Entry { state: State::InFlight(slot), .. }) => *slot = Some(next),
             Some(Entry { state: State::Ready, csr, .. }) => *csr = next.0,
-            Some(Entry { state: State::Waiting(_), .. }) => self.schedule(csr.name(), next),
+            Some(Entry { state: State::Waiting(_), .. }) => self.schedule(&key, next),
         }
     }
 
@@ -298,7 +298,7 @@ impl Queue {
         let user = line.ready.shared(&csr.spec.username);
         let pod = csr.pod_uid().map(Box::from);
         self.entries.insert(
-            Arc::from(csr.name()),
+            Arc::from(&*csr.key()),
             Entry { user, pod, csr: None, state: State::InFlight(None), attempts: 0, since: Instant::now() },
         );
         true

@@ -25,6 +25,8 @@ pub(crate) enum Access {
     ClusterTrustBundle,
     /// A finished request to an issuer of cert-manager.
     CertificateRequest,
+    /// The decision on such a request.
+    CertificateRequestStatus,
 }
 
 impl Access {
@@ -39,6 +41,9 @@ impl Access {
             Some("certificatesigningrequests") => Self::Request,
             Some("podcertificaterequests") => Self::PodCertificateRequest,
             Some("clustertrustbundles") => Self::ClusterTrustBundle,
+            Some("certificaterequests") if path.ends_with("/status") && method == "PATCH" => {
+                Self::CertificateRequestStatus
+            }
             Some("certificaterequests") => Self::CertificateRequest,
             Some("rolebindings") => Self::RoleBinding,
             Some("clusterrolebindings") => Self::ClusterRoleBinding,
@@ -65,6 +70,10 @@ impl Access {
             Self::ClusterTrustBundle => &[Guard::ClusterTrustBundles],
             // There may be no request of others to try it with: see `PodCertificateRequest`.
             Self::CertificateRequest => &[Guard::CertificateRequestDeletes, Guard::Secrets],
+            // `RequestWrites` is tried where there is a request, and the bindings always.
+            Self::CertificateRequestStatus => {
+                &[Guard::CertificateRequestApprovals, Guard::CertificateRequestIdentities, Guard::Bindings]
+            }
         }
     }
 }
@@ -123,6 +132,12 @@ mod tests {
                 Access::PodCertificateRequest,
             ),
             ("DELETE", "/apis/cert-manager.io/v1/namespaces/a/certificaterequests/x", Access::CertificateRequest),
+            ("DELETE", "/apis/cert-manager.io/v1/namespaces/a/certificaterequests/status", Access::CertificateRequest),
+            (
+                "PATCH",
+                "/apis/cert-manager.io/v1/namespaces/a/certificaterequests/x/status",
+                Access::CertificateRequestStatus,
+            ),
             ("POST", "/apis/events.k8s.io/v1/namespaces/secrets/events", Access::Free),
             ("PUT", "/apis/coordination.k8s.io/v1/namespaces/etcd-tls-system/leases/x", Access::Free),
             ("PATCH", "/api/v1/namespaces/secrets", Access::Free),

@@ -56,6 +56,8 @@ pub(super) enum Attempt {
     ClusterTrustBundle,
     /// The deletion of a CertificateRequest that is no pod's.
     CertificateRequest,
+    /// A decision on such a CertificateRequest.
+    CertificateRequestStatus,
 }
 
 /// Its result.
@@ -84,10 +86,15 @@ impl Attempt {
             Guard::Webhooks => vec![Self::WebhookConfiguration],
             Guard::ClusterTrustBundles => vec![Self::ClusterTrustBundle],
             Guard::CertificateRequestDeletes => vec![Self::CertificateRequest],
+            Guard::CertificateRequestApprovals => vec![Self::CertificateRequestStatus],
             Guard::RequestWrites => vec![Self::Request(if approve { "approval" } else { "status" })],
             // Our accounts have none of the rights of pods, their requesters and kubelets. Another policy's attempt must prove
             // that the API server enforces policies: see `Access::guards`.
-            Guard::Requests | Guard::Pods | Guard::PodCertificates | Guard::CertificateRequests => Vec::new(),
+            Guard::Requests
+            | Guard::Pods
+            | Guard::PodCertificates
+            | Guard::CertificateRequests
+            | Guard::CertificateRequestIdentities => Vec::new(),
         }
     }
 
@@ -104,6 +111,7 @@ impl Attempt {
             Self::Request(_) => "an annotation of a request",
             Self::ClusterTrustBundle => "another ClusterTrustBundle",
             Self::CertificateRequest => "the deletion of a CertificateRequest of others",
+            Self::CertificateRequestStatus => "a decision on a CertificateRequest of others",
         }
     }
 
@@ -194,7 +202,8 @@ impl Attempt {
                 }
                 Answer::NothingToTry
             }
-            Self::CertificateRequest => delete_another(client, policy).await,
+            Self::CertificateRequest => try_another(client, policy, false).await,
+            Self::CertificateRequestStatus => try_another(client, policy, true).await,
             Self::WebhookConfiguration => {
                 let api: Api<MutatingWebhookConfiguration> = Api::all(client.clone());
                 judge(within(api.patch("etcd-tls", &dry, &Patch::Merge(annotation))).await, policy)
@@ -216,9 +225,9 @@ impl Attempt {
     }
 }
 
-/// Tries to delete a CertificateRequest whose name is none of ours. Where there is none, none could be misused. However large the
-/// requests are, and however many, one is read at a time.
-async fn delete_another(client: &Client, policy: &str) -> Answer {
+/// Tries to delete or to decide a CertificateRequest whose name is none of ours. Where there is none, none could be misused.
+/// However large the requests are, and however many, one is read at a time.
+async fn try_another(client: &Client, policy: &str, decide: bool) -> Answer {
     let requests = Source {
         path: "/apis/cert-manager.io/v1/certificaterequests".to_owned(),
         metadata_alone: true,
@@ -240,8 +249,15 @@ async fn delete_another(client: &Client, policy: &str) -> Answer {
     }
     let Some((namespace, name)) = another else { return Answer::NothingToTry };
     // By the query, as in all dry runs: the gate lets through what is one by its query, and kube writes it into the body.
-    let path = format!("/apis/cert-manager.io/v1/namespaces/{namespace}/certificaterequests/{name}?dryRun=All");
-    match hyper::Request::delete(path).body(Vec::new()) {
+    let path = format!("/apis/cert-manager.io/v1/namespaces/{namespace}/certificaterequests/{name}");
+    let request = if decide {
+        let status = json!({"status": {"conditions": [{"type": "Denied", "status": "True", "reason": NAME}]}});
+        let request = hyper::Request::patch(format!("{path}/status?dryRun=All"));
+        request.header("content-type", "application/merge-patch+json").body(status.to_string().into_bytes())
+    } else {
+        hyper::Request::delete(format!("{path}?dryRun=All")).body(Vec::new())
+    };
+    match request {
         Ok(request) => judge(within(client.request::<Value>(request)).await, policy),
         Err(error) => Answer::Unknown(error.to_string()),
     }

@@ -29,6 +29,10 @@ pub(crate) enum Guard {
     CertificateRequests,
     /// The deletion of CertificateRequests; of the component cert-manager.
     CertificateRequestDeletes,
+    /// The decisions on CertificateRequests; of the component approve-others.
+    CertificateRequestApprovals,
+    /// Who asks in a CertificateRequest of a pod; of the component approve-others.
+    CertificateRequestIdentities,
 }
 
 /// The components of the manifests that a process works for, by its arguments.
@@ -40,6 +44,8 @@ pub(crate) struct Components {
     pub(crate) cluster_trust_bundles: bool,
     /// PodCertificateRequests are answered.
     pub(crate) pod_certificates: bool,
+    /// CertificateRequests are decided.
+    pub(crate) approvals_of_cert_manager: bool,
 }
 
 impl Guard {
@@ -59,6 +65,8 @@ impl Guard {
             Self::ClusterTrustBundles => "etcd-tls-cluster-trust-bundles",
             Self::CertificateRequests => "etcd-tls-certificate-requests",
             Self::CertificateRequestDeletes => "etcd-tls-certificate-request-deletes",
+            Self::CertificateRequestApprovals => "etcd-tls-certificate-request-approvals",
+            Self::CertificateRequestIdentities => "etcd-tls-certificate-request-identities",
         }
     }
 
@@ -78,6 +86,9 @@ impl Guard {
             Self::ClusterTrustBundles => "no ClusterTrustBundle is written or deleted until it is",
             Self::CertificateRequests => "no service account is given the right to request until it is",
             Self::CertificateRequestDeletes => "no CertificateRequest is deleted until it is",
+            Self::CertificateRequestApprovals | Self::CertificateRequestIdentities => {
+                "no CertificateRequest is decided until it is"
+            }
         }
     }
 }
@@ -98,7 +109,13 @@ const SIGN: &[Guard] = &[
 
 /// Those that `approve` depends on.
 pub(crate) fn of_approve(components: Components) -> Vec<Guard> {
-    APPROVE.iter().copied().chain(components.cert_manager.then_some(Guard::CertificateRequests)).collect()
+    let decides = components.approvals_of_cert_manager;
+    let more = [
+        components.cert_manager.then_some(Guard::CertificateRequests),
+        decides.then_some(Guard::CertificateRequestApprovals),
+        decides.then_some(Guard::CertificateRequestIdentities),
+    ];
+    APPROVE.iter().copied().chain(more.into_iter().flatten()).collect()
 }
 
 /// Those that `sign` depends on.

@@ -12,7 +12,7 @@ use k8s_openapi::{
 
 use super::Guard;
 
-const FILES: [&str; 9] = [
+const FILES: [&str; 10] = [
     include_str!("../../../../manifests/guards/requests.yaml"),
     include_str!("../../../../manifests/guards/bindings.yaml"),
     include_str!("../../../../manifests/guards/secrets.yaml"),
@@ -22,7 +22,10 @@ const FILES: [&str; 9] = [
     include_str!("../../../../manifests/components/pod-certificates/policy.yaml"),
     include_str!("../../../../manifests/components/cluster-trust-bundles/policy.yaml"),
     include_str!("../../../../manifests/components/cert-manager/requests.yaml"),
+    include_str!("../../../../manifests/components/approve-others/policies.yaml"),
 ];
+/// The patch of [`Guard::RequestWrites`] by the component approve-others: it changes one validation.
+const PATCH: &str = include_str!("../../../../manifests/components/approve-others/request-writes.yaml");
 const HOUSEKEEPING: &str = include_str!("../../../../manifests/guards/housekeeping.yaml");
 
 /// The program holds no usable copy of a policy: a defect of its build.
@@ -45,6 +48,27 @@ pub(super) enum NotShipped {
 pub(super) struct Shipped {
     name: &'static str,
     spec: ValidatingAdmissionPolicySpec,
+    /// Validations that a component has in the place of others, by their index.
+    patched: BTreeMap<usize, String>,
+}
+
+/// An operation of a JSON patch.
+#[derive(serde::Deserialize)]
+struct Operation {
+    path: String,
+    value: String,
+}
+
+/// The validations that a patch replaces.
+fn replaced(name: &'static str, patch: &str) -> Result<BTreeMap<usize, String>, NotShipped> {
+    let unreadable = |reason: String| NotShipped::Unreadable { name, reason };
+    let operations: Vec<Operation> = serde_saphyr::from_str(patch).map_err(|error| unreadable(error.to_string()))?;
+    let one = |Operation { path, value }| {
+        let index = path.strip_prefix("/spec/validations/").and_then(|rest| rest.strip_suffix("/expression"));
+        let index = index.and_then(|index| index.parse().ok()).ok_or_else(|| unreadable(path.clone()))?;
+        Ok((index, plain(&value)))
+    };
+    operations.into_iter().map(one).collect()
 }
 
 impl Shipped {
@@ -62,13 +86,15 @@ impl Shipped {
             let policy: ValidatingAdmissionPolicy = serde_saphyr::from_str(document)
                 .map_err(|error| NotShipped::Unreadable { name, reason: error.to_string() })?;
             if let Some(spec) = policy.spec {
-                return Ok(Self { name, spec });
+                let patched = if guard == Guard::RequestWrites { replaced(name, PATCH)? } else { BTreeMap::default() };
+                return Ok(Self { name, spec, patched });
             }
         }
         Err(NotShipped::Missing(name))
     }
 
-    /// Where the live objects are looser than the shipped ones. An administrator's additions are no fault.
+    /// Where the live objects are looser than the shipped ones. An administrator's additions are no fault, nor is a
+    /// component's patch.
     pub(super) fn faults(
         &self,
         policy: Option<&ValidatingAdmissionPolicy>,
@@ -123,7 +149,8 @@ impl Shipped {
         }
         let live_validations: Vec<_> = live.validations.iter().flatten().map(|v| plain(&v.expression)).collect();
         for (index, validation) in self.spec.validations.iter().flatten().enumerate() {
-            if !live_validations.contains(&plain(&validation.expression)) {
+            let is_there = |expression: &String| live_validations.contains(expression);
+            if !is_there(&plain(&validation.expression)) && !self.patched.get(&index).is_some_and(is_there) {
                 faults.push(format!("its validation {index} is missing"));
             }
         }
@@ -182,7 +209,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use k8s_openapi::api::admissionregistration::v1::{
-        MatchCondition, ParamRef, ValidatingAdmissionPolicyBindingSpec as BindingSpec,
+        MatchCondition, ParamRef, ValidatingAdmissionPolicyBindingSpec as BindingSpec, Validation,
     };
 
     use super::*;
@@ -201,12 +228,35 @@ mod tests {
 
     #[test]
     fn every_guard_is_shipped_and_falls_short_of_itself_in_nothing() {
-        let all = Components { cert_manager: true, cluster_trust_bundles: true, pod_certificates: true };
+        let all = Components {
+            cert_manager: true,
+            cluster_trust_bundles: true,
+            pod_certificates: true,
+            approvals_of_cert_manager: true,
+        };
         for guard in of_approve(all).iter().chain(&of_sign(all)) {
             let (policy, binding) = live(*guard);
             assert_eq!(Shipped::of(*guard).unwrap().faults(Some(&policy), Some(&binding)), Vec::<String>::new());
             assert!(!policy.spec.unwrap().validations.unwrap().is_empty(), "{}", guard.name());
         }
+    }
+
+    #[test]
+    fn the_patch_of_a_component_is_no_fault_and_another_is() {
+        let guard = Guard::RequestWrites;
+        let shipped = Shipped::of(guard).unwrap();
+        let faults = |change: &dyn Fn(&mut Vec<Validation>)| {
+            let (mut policy, binding) = live(guard);
+            change(policy.spec.as_mut().unwrap().validations.as_mut().unwrap());
+            shipped.faults(Some(&policy), Some(&binding))
+        };
+        let [(index, patched)] = &Vec::from_iter(&shipped.patched)[..] else { panic!("{:?}", shipped.patched) };
+        assert_eq!(faults(&|all| all[**index].expression = (*patched).clone()), Vec::<String>::new());
+        let looser = patched.replace("check('approve')", "check('get')");
+        assert_ne!(looser, **patched);
+        assert_eq!(faults(&|all| all[**index].expression = looser.clone()), ["its validation 0 is missing"]);
+        assert_eq!(faults(&|all| all[1].expression = (*patched).clone()), ["its validation 1 is missing"]);
+        assert_eq!(faults(&|all| drop(all.remove(**index))), ["its validation 0 is missing"]);
     }
 
     #[test]

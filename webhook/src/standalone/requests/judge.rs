@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use etcd_tls_contract::{
-    identity::{self, Asked, Entitlement, Verdict, bound_pod},
+    identity::{self, Addressee, Asked, Entitlement, Verdict, bound_pod},
     names::csr_name,
 };
 use etcd_tls_telemetry::csr_span;
@@ -134,7 +134,7 @@ impl Server {
         }
         let asked = Asked {
             name: &name,
-            signer: &signer,
+            signer: Addressee::Ours(&signer),
             requester: &requester,
             usages: &usages,
             expiration: lifetime(csr),

@@ -8,6 +8,8 @@ pub(super) struct Case {
     pub(super) name: Option<String>,
     pub(super) role: Role,
     pub(super) signer: SignerName,
+    /// Another's issuer, in the place of the signer.
+    pub(super) issuer: Option<Issuer>,
     pub(super) requester: Requester,
     pub(super) usages: Vec<String>,
     pub(super) expiration: Option<Duration>,
@@ -49,6 +51,7 @@ impl Case {
             name: None,
             role,
             signer: SignerName { domain: role.domain(), namespace: "prod".to_owned(), cluster: "etcd".to_owned() },
+            issuer: None,
             requester: Requester {
                 username: "system:serviceaccount:prod:etcd".to_owned(),
                 uid: "3a2b".to_owned(),
@@ -112,7 +115,7 @@ impl Case {
         let name = self.name.clone().unwrap_or_else(|| names::csr_name(UID, self.role, &self.request.key_digest()));
         let asked = Asked {
             name: &name,
-            signer: &self.signer,
+            signer: self.issuer.as_ref().map_or(Addressee::Ours(&self.signer), Addressee::Another),
             requester: &self.requester,
             usages: &self.usages,
             expiration: self.expiration,

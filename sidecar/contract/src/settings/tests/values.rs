@@ -302,6 +302,8 @@ fn bad_words_are_refused() {
                 "csr:example.com/a b",
                 "csr:Example.com/a",
                 "csr:kubernetes.io/kubelet-serving",
+                "csr:kubernetes.io/kube-apiserver-client-kubelet",
+                "csr:kubernetes.io/legacy-unknown",
                 "csr:peer.etcd-tls.dev/a",
                 "csr:peer.etcd-tls.dev/a.b.c",
                 "csr:etcd-tls.dev/a.b",
