@@ -195,12 +195,21 @@ impl Started {
         let workers = usize::from(workers);
         let besides = async {
             if let Some(handler) = of_cert_manager {
-                let (client, leader, shutdown, tasks) = (client.clone(), leader.clone(), shutdown.clone(), tasks.clone());
+                let (client, leader, shutdown, tasks) =
+                    (client.clone(), leader.clone(), shutdown.clone(), tasks.clone());
                 let queue = csr::Metrics::unseen();
                 csr::run::<CertificateRequest, H>(client, handler, workers, leader, shutdown, queue, tasks).await;
             }
         };
-        let requests = csr::run::<Csr, H>(client.clone(), handler, workers, leader.clone(), shutdown.clone(), queue, tasks.clone());
+        let requests = csr::run::<Csr, H>(
+            client.clone(),
+            handler,
+            workers,
+            leader.clone(),
+            shutdown.clone(),
+            queue,
+            tasks.clone(),
+        );
         tokio::select! {
             _ = future::join(requests, besides) => {}
             () = beside => {}

@@ -166,7 +166,9 @@ impl Args {
             pod_certificates,
         };
         let authorities = Arc::clone(&signer.authorities);
-        started.run(signer, None, async { match tasks.keep().await {} }, async move { authorities.flush().await }).await;
+        started
+            .run(signer, None, async { match tasks.keep().await {} }, async move { authorities.flush().await })
+            .await;
         Ok(())
     }
 }

@@ -176,7 +176,7 @@ async fn held_to_the_pod_that_asks(lab: &Lab, deviations: &[(&str, Change)]) {
 async fn another_program_requests_freely_where_it_may(lab: &Lab, client: &Client) {
     let of_operator = |issuer: &str| {
         json!({"apiVersion": "cert-manager.io/v1", "kind": "CertificateRequest", "metadata": {"name": "operators"},
-            "spec": {"request": "YWJj", "isCA": true, "issuerRef": {"name": issuer}}})
+            "spec": {"request": pkcs10(), "isCA": true, "issuerRef": {"name": issuer}}})
     };
     create(client, "cm", &of_operator("free")).await.expect_err("without the right");
     let rbac = "rbac.authorization.k8s.io";
