@@ -18,8 +18,8 @@ pub async fn grants_nothing_to_a_pod_that_went(lab: &Lab) {
             lab.api.set_pod_ips(NAMESPACE, name, &["192.0.2.11".parse().expect("an address")]).await;
         }
         let (kind, said, status) = lab.answer(&request).await;
-        // `sign` may look while the API server deletes it.
-        let denied = kind == "Denied" && [reason, "PodDeleting"].contains(&said.as_str());
+        // `sign` may look while the API server deletes it, and before there is another one.
+        let denied = kind == "Denied" && [reason, "PodDeleting", "PodGone"].contains(&said.as_str());
         assert!(denied, "{name}: {status}");
         assert!(status.get("certificateChain").is_none(), "{name}: {status}");
     }

@@ -51,6 +51,8 @@ impl Rolled {
         let admin = self.live.stack.api.kubeconfig.clone();
         revoke(&admin, &[CLUSTER, "--serial", &chain.serial, "--at-once"]).await.expect("revoked");
         accepted(&self.urls, &files, false).await;
+        // A rollover waits for the clients that are there.
+        self.live.stack.api.delete_pod(NAMESPACE, &format!("gone-{n}")).await;
         self.gone.push(Gone { files, chain });
     }
 

@@ -385,7 +385,11 @@ impl Authorities {
                     let published = self.published_list(name).await?;
                     self.recall(entry, &mut ready, now);
                     *held = Held::Ready(Box::new(ready));
-                    self.adopt(entry, held, published, now).await?;
+                    if let Err(error) = self.adopt(entry, held, published, now).await {
+                        // The next request compares the lists again.
+                        *held = Held::Unknown;
+                        return Err(error);
+                    }
                 }
                 Err(error) => {
                     match &error {

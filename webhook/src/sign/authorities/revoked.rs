@@ -178,6 +178,11 @@ impl Revoked {
         self.record.entries.contains_key(serial)
     }
 
+    /// The number of the last list.
+    pub(super) const fn number(&self) -> u64 {
+        self.record.number
+    }
+
     /// The revoked serial numbers: at most [`MOST`].
     pub(crate) fn serials(&self) -> impl Iterator<Item = &str> {
         self.record.entries.keys().map(String::as_str)

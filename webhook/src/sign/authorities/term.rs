@@ -104,7 +104,16 @@ impl Authorities {
         let (Held::Ready(ready), Some(list)) = (&*held, published) else { return Ok(()) };
         let mut after = ready.stored.clone();
         let (number, entries) = (list.number(), list.entries().len());
+        let known = ready.stored.revoked.number();
         if !after.adopt(list, now) {
+            if number > known {
+                tracing::warn!(
+                    authority = %entry.name,
+                    number,
+                    known,
+                    "the published revocation list is newer than the Secret, and no CA of the Secret has signed it: it is not taken                      over. If somebody restored a Secret of before a rollover, repeat the revocations since then"
+                );
+            }
             return Ok(());
         }
         self.persist(entry, held, after).await?;
@@ -145,12 +154,16 @@ impl Authorities {
     /// successor sees the change, and reads it.
     async fn flush_one(&self, entry: &Entry) -> Result<(), Unavailable> {
         let mut held = entry.held.lock().await;
+        if matches!(&*held, Held::Ready(ready) if self.is_replaced(&entry.name, ready)) {
+            // A namespace that was made again inherits nothing.
+            entry.unwritten().clear();
+        }
         let mut result = Ok(());
         for _ in 0..2 {
             if entry.unwritten().is_empty() {
                 break;
             }
-            if !matches!(&*held, Held::Ready(ready) if !self.is_replaced(&entry.name, ready)) {
+            if !matches!(&*held, Held::Ready(_)) {
                 let now = SystemTime::now();
                 let (uid, _) = self.namespace(&entry.name)?;
                 let again = self.read_again(&entry.name, &uid, now).await?;
