@@ -363,11 +363,15 @@ impl Visit<'_> {
             true => anew::difference(&edited, &now, &injected)?,
             false => "it would be refused".to_owned(),
         };
+        let lost = anew::lost(&edited, &now, &injected)
+            .map(|lost| format!("; set by hand and now as injected: {lost} (use the annotations, or set them again)"));
         let before = document.write(&before).ok()?;
         let anew = self.document(document.with(&before), place, true);
         let image = &self.options.injection.sidecar_image;
         self.warnings.push(format!(
-            "{place}: injected anew, for it was changed since it was injected ({difference}); the image is now {image}"
+            "{place}: injected anew, for it was changed since it was injected ({difference}); the image is now {image}; uninject now gives \
+             back the manifest with these changes, without its comments{}",
+            lost.unwrap_or_default()
         ));
         Some(anew)
     }

@@ -507,4 +507,16 @@ fn an_edited_manifest_keeps_what_its_author_wrote() {
     assert_ne!(tuned, first);
     let (fine, out, stderr) = piped(&INJECT, &tuned);
     assert!(fine && out == tuned, "{stderr}");
+    // It does not where something else is: that is said.
+    let both = tuned.replacen("shareProcessNamespace: true", "shareProcessNamespace: false", 1);
+    let (fine, out, stderr) = piped(&INJECT, &both);
+    assert!(fine && !out.contains("cpu: 600m"), "{out}");
+    assert!(
+        stderr.contains("set by hand and now as injected: ") && stderr.contains(".resources.limits.cpu"),
+        "{stderr}"
+    );
+    assert!(
+        stderr.contains("uninject now gives back the manifest with these changes, without its comments"),
+        "{stderr}"
+    );
 }

@@ -5,7 +5,7 @@
 use etcd_tls_contract::names;
 use serde_json::{Map, Value};
 
-/// The fields of our containers that a person may change by hand. They stay while the injection would set the same as before.
+/// The fields of our containers that a person may change by hand. They stay while nothing else is a reason to inject anew.
 const TUNABLE: [&str; 4] = ["imagePullPolicy", "resources", "startupProbe", "ports"];
 const PROBE: &str = "livenessProbe";
 /// How many differences are named.
@@ -97,9 +97,24 @@ fn is_empty(value: &Value) -> bool {
 /// In which fields `edited` differs from `anew`, which it would be now, as text; `None`: in none that an injection sets.
 /// `injected`: what it was before the edit.
 pub(super) fn difference(edited: &Value, anew: &Value, injected: &Value) -> Option<String> {
+    listed(found(edited, anew, injected, false))
+}
+
+/// Which fields of our containers and of our probe were set by hand, and are in `anew` as the injection sets them, as text;
+/// `None`: none.
+pub(super) fn lost(edited: &Value, anew: &Value, injected: &Value) -> Option<String> {
+    let others = found(edited, anew, injected, false);
+    listed(found(edited, anew, injected, true).into_iter().filter(|place| !others.contains(place)).collect())
+}
+
+fn found(edited: &Value, anew: &Value, injected: &Value, tuned: bool) -> Vec<String> {
     let mut found = Vec::new();
-    differences(edited, anew, injected, &mut Vec::new(), &mut found);
+    differences(edited, anew, injected, tuned, &mut Vec::new(), &mut found);
     found.dedup();
+    found
+}
+
+fn listed(mut found: Vec<String>) -> Option<String> {
     let more = found.len().saturating_sub(MAX_NAMED);
     found.truncate(MAX_NAMED);
     (!found.is_empty()).then(|| match more {
@@ -108,7 +123,15 @@ pub(super) fn difference(edited: &Value, anew: &Value, injected: &Value) -> Opti
     })
 }
 
-fn differences(edited: &Value, anew: &Value, injected: &Value, place: &mut Vec<String>, found: &mut Vec<String>) {
+/// `tuned`: those too that alone are no reason to inject anew.
+fn differences(
+    edited: &Value,
+    anew: &Value,
+    injected: &Value,
+    tuned: bool,
+    place: &mut Vec<String>,
+    found: &mut Vec<String>,
+) {
     let same = |one: &Value, other: &Value| one == other || is_empty(one) && is_empty(other);
     if same(edited, anew) {
         return;
@@ -125,11 +148,11 @@ fn differences(edited: &Value, anew: &Value, injected: &Value, place: &mut Vec<S
                 let (theirs, ours, before) = (&edited[&key], &anew[&key], &injected[&key]);
                 let tunable = is_ours && TUNABLE.contains(&key.as_str()) || in_probe && key != "exec";
                 // The API server and others add fields that we do not set.
-                if same(ours, before) && (tunable || is_empty(ours)) {
+                if same(ours, before) && (tunable && !tuned || !tunable && is_empty(ours)) {
                     continue;
                 }
                 place.push(key);
-                differences(theirs, ours, before, place, found);
+                differences(theirs, ours, before, tuned, place, found);
                 place.pop();
             }
         }
@@ -142,7 +165,7 @@ fn differences(edited: &Value, anew: &Value, injected: &Value, place: &mut Vec<S
                 place.push(name.clone().unwrap_or_default());
                 match [edited, anew, injected].map(|list| find(list, &name)) {
                     [Value::Null, ..] | [_, Value::Null, _] => found.push(place.join(".")),
-                    [theirs, ours, before] => differences(&theirs, &ours, &before, place, found),
+                    [theirs, ours, before] => differences(&theirs, &ours, &before, tuned, place, found),
                 }
                 place.pop();
             }
@@ -225,6 +248,16 @@ mod tests {
         ] {
             assert_eq!(difference(&same, &injected, &injected), None, "{same}");
         }
+        let faster = |v: &mut Value| v["spec"]["containers"][0]["livenessProbe"]["periodSeconds"] = json!(3);
+        let both = edited(&|v| {
+            sidecar(v, "resources", json!({"limits": {"cpu": "2"}}));
+            sidecar(v, "args", json!(["run", "--x"]));
+            faster(v);
+        });
+        let tuned = lost(&both, &injected, &injected).unwrap();
+        assert!(tuned.contains("etcd-tls-sidecar.resources.limits.cpu") && !tuned.contains("args"), "{tuned}");
+        assert!(tuned.contains("etcd.livenessProbe.periodSeconds"), "{tuned}");
+        assert_eq!(lost(&injected, &injected, &injected), None);
         let other = edited(&|v| sidecar(v, "args", json!(["run", "--x"])));
         assert_eq!(difference(&other, &injected, &injected).unwrap(), "spec.initContainers.etcd-tls-sidecar.args");
         // An annotation asks for others than before the edit.
