@@ -36,11 +36,13 @@ impl Shell<'_> {
                     word.str("/dev/fd/63");
                 }
                 c if c.is_whitespace() || ";&|()<>".contains(c) => break,
-                '"' if let Some((name, from)) = self.whole_list() => self.all(&mut word, &name, from, true)?,
-                '\'' | '"' => {
-                    word.str("");
-                    self.quoted(&mut word)?;
-                }
+                '\'' | '"' => match self.whole_list() {
+                    Some((name, from)) => self.all(&mut word, &name, from, true)?,
+                    None => {
+                        word.str("");
+                        self.quoted(&mut word)?;
+                    }
+                },
                 '\\' | '`' | '$' => self.special(&mut word, false)?,
                 c => {
                     // A pattern or braces can become any words, which may look like flags.
