@@ -225,13 +225,21 @@ impl Ledger {
         if !charged && recorded < bounds.hard() {
             return Ok(());
         }
-        let of_caller = record.with(Fact::Origin, &origin, *at);
-        let of_caller = of_caller.filter(|(serial, leaf)| !leaf.began_elsewhere() && counts(serial));
-        let of_caller = of_caller.map(|(serial, leaf)| leaf.root(serial)).collect::<BTreeSet<_>>().len();
-        let of_name = record.with(Fact::Holder, holder, *at);
-        let of_name = of_name.filter(|(serial, leaf)| leaf.principal == *principal && counts(serial));
-        let ends: Vec<u64> = of_name.map(|(_, leaf)| leaf.until).collect();
-        let known = !ends.is_empty();
+        // Those of the caller and of the name are read only where there are many.
+        let of_caller = || {
+            let all = record.with(Fact::Origin, &origin, *at);
+            let charged = all.filter(|(serial, leaf)| !leaf.began_elsewhere() && counts(serial));
+            charged.map(|(serial, leaf)| leaf.root(serial)).collect::<BTreeSet<_>>().len()
+        };
+        let few = record.count(Fact::Origin, &origin) < bounds.per_user;
+        let of_caller = if few { 0 } else { of_caller() };
+        let of_name = || {
+            let all = record.with(Fact::Holder, holder, *at);
+            all.filter(|(serial, leaf)| leaf.principal == *principal && counts(serial)).map(|(_, leaf)| leaf.until)
+        };
+        let known = of_name().next().is_some();
+        let few = record.count(Fact::Holder, holder) < bounds.per_name;
+        let ends: Vec<u64> = if few { Vec::new() } else { of_name().collect() };
         let room = match (known, new.granted) {
             (true, _) => bounds.hard(),
             (false, true) => bounds.room,

@@ -1,6 +1,9 @@
 //! The certificates of one domain, and an index of them: to judge a request reads those of its caller, never the whole record.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use crate::sign::ledger::{Issued, Leaf, Revoked};
 
@@ -25,27 +28,26 @@ pub(super) struct Record {
     issued: Issued,
     /// Each fact, its value, and the serial number.
     facts: BTreeSet<(Fact, Text, Text)>,
+    /// How many certificates have a fact of this value; its text is shared.
+    counts: BTreeMap<(Fact, Text), usize>,
     /// The end of each certificate, in seconds of the Unix epoch, and its serial number.
     ends: BTreeSet<(u64, Text)>,
 }
 
 impl From<Issued> for Record {
     fn from(issued: Issued) -> Self {
-        let (mut facts, mut ends) = (BTreeSet::new(), BTreeSet::new());
+        let mut record = Self::default();
         for (serial, leaf) in issued.iter() {
-            let serial: Text = serial.into();
-            facts.extend(facts_of(&serial, leaf));
-            ends.insert((leaf.until, serial));
+            record.index(serial, leaf);
         }
-        Self { issued, facts, ends }
+        Self { issued, ..record }
     }
 }
 
-fn facts_of(serial: &Text, leaf: &Leaf) -> Vec<(Fact, Text, Text)> {
+fn facts_of<'a>(serial: &'a str, leaf: &'a Leaf) -> impl Iterator<Item = (Fact, &'a str)> {
     let presented = leaf.line.as_ref().map(|line| line.presented.as_str()).filter(|presented| !presented.is_empty());
     let always = [(Fact::Root, leaf.root(serial)), (Fact::Origin, leaf.origin()), (Fact::Holder, &leaf.holder)];
-    let all = presented.map(|presented| (Fact::Presented, presented)).into_iter().chain(always);
-    all.map(|(fact, value)| (fact, value.into(), Arc::clone(serial))).collect()
+    presented.map(|presented| (Fact::Presented, presented)).into_iter().chain(always)
 }
 
 impl Record {
@@ -73,6 +75,11 @@ impl Record {
             .filter(move |(_, leaf)| at < leaf.until)
     }
 
+    /// How many certificates have this fact, valid or not.
+    pub(super) fn count(&self, fact: Fact, value: &str) -> usize {
+        self.counts.get(&(fact, value.into())).copied().unwrap_or_default()
+    }
+
     /// How many certificates are valid at `at` (seconds of the Unix epoch) and not revoked; that of `serial` does not count.
     pub(super) fn valid(&self, at: u64, revoked: Option<&Revoked>, serial: &str) -> usize {
         let valid = |serial: &str| self.issued.get(serial).is_some_and(|leaf| at < leaf.until);
@@ -85,10 +92,19 @@ impl Record {
     /// Puts a certificate in the place of the one of this serial number.
     pub(super) fn put(&mut self, serial: &str, leaf: Leaf) {
         self.remove(serial);
-        let text: Text = serial.into();
-        self.facts.extend(facts_of(&text, &leaf));
-        self.ends.insert((leaf.until, text));
+        self.index(serial, &leaf);
         self.issued.put(serial, leaf);
+    }
+
+    fn index(&mut self, serial: &str, leaf: &Leaf) {
+        let text: Text = serial.into();
+        for (fact, value) in facts_of(serial, leaf) {
+            let entry = self.counts.entry((fact, value.into()));
+            let value = Arc::clone(&entry.key().1);
+            *entry.or_default() += 1;
+            self.facts.insert((fact, value, Arc::clone(&text)));
+        }
+        self.ends.insert((leaf.until, text));
     }
 
     /// Removes what has ended at `at`, and beyond `room` revoked certificates, first those that end first. A valid one that is
@@ -110,8 +126,13 @@ impl Record {
     fn remove(&mut self, serial: &str) {
         let Some(leaf) = self.issued.remove(serial) else { return };
         let text: Text = serial.into();
-        for fact in facts_of(&text, &leaf) {
-            self.facts.remove(&fact);
+        for (fact, value) in facts_of(serial, &leaf) {
+            let of = (fact, Text::from(value));
+            self.facts.remove(&(fact, Arc::clone(&of.1), Arc::clone(&text)));
+            match self.counts.get_mut(&of) {
+                Some(count) if *count > 1 => *count -= 1,
+                _ => drop(self.counts.remove(&of)),
+            }
         }
         self.ends.remove(&(leaf.until, text));
     }
@@ -156,6 +177,8 @@ mod tests {
             for (value, serials) in &all {
                 let found: Vec<&str> = record.with(fact, value, at).map(|(serial, _)| serial).collect();
                 assert_eq!(found, *serials, "{fact:?} {value}");
+                let alike = record.issued().iter().filter(|(serial, leaf)| self::value(fact, serial, leaf) == *value);
+                assert_eq!(record.count(fact, value), alike.count(), "{fact:?} {value}");
             }
             let of_none = record.with(fact, "none", at).count() + record.with(fact, "", at).count();
             assert_eq!(of_none, 0);
@@ -206,7 +229,7 @@ mod tests {
         agrees(&record, &revoked, 0);
         agrees(&record, &revoked, 1040);
         let again = Record::from(record.issued().clone());
-        assert_eq!((&again.facts, &again.ends), (&record.facts, &record.ends));
+        assert_eq!((&again.facts, &again.ends, &again.counts), (&record.facts, &record.ends, &record.counts));
         assert_eq!(record.issued().len(), 200);
 
         // The ended ones go, and then revoked ones, those that end first.
