@@ -302,7 +302,7 @@ impl Authorities {
 
     /// A holder of too many certificates would push its own out of the record, and they could not be revoked by its name.
     fn room(&self, authority: &SignerName, ready: &Ready, serial: &str, leaf: &Leaf) -> Result<(), Unavailable> {
-        let Some(until) = ready.stored.issued.full_until(serial, leaf, usize::from(self.most), |_| false) else {
+        let Some(until) = ready.stored.issued.full_until(serial, leaf, usize::from(self.most)) else {
             return Ok(());
         };
         Err(Unavailable::Enough(format!(

@@ -253,19 +253,12 @@ impl Issued {
         self.leaves.get(serial).is_some()
     }
 
-    /// When the first certificate of the holder of `new` ends, if it has `most` others that were issued to the same caller, are
-    /// valid when `new` is issued and not `revoked`; `None`: it may get this one.
-    pub(crate) fn full_until(
-        &self,
-        serial: &str,
-        new: &Leaf,
-        most: usize,
-        revoked: impl Fn(&str) -> bool,
-    ) -> Option<SystemTime> {
+    /// When the first certificate of the holder of `new` ends, if it has `most` others that are valid when `new` is issued; `None`:
+    /// it may get this one.
+    pub(super) fn full_until(&self, serial: &str, new: &Leaf, most: usize) -> Option<SystemTime> {
         let held = || {
-            let own = |leaf: &Leaf| leaf.holder == new.holder && leaf.principal == new.principal && new.at < leaf.until;
-            let own = self.leaves.iter().filter(move |(_, leaf)| own(leaf));
-            own.filter(|(other, _)| *other != serial && !revoked(other)).map(|(_, leaf)| leaf)
+            let own = self.leaves.iter().filter(|(other, leaf)| *other != serial && leaf.holder == new.holder);
+            own.filter(|(_, leaf)| new.at < leaf.until).map(|(_, leaf)| leaf)
         };
         let first = held().map(|leaf| leaf.until).min()?;
         (held().count() >= most).then(|| time(first))

@@ -219,7 +219,11 @@ impl Ledger {
         let lists = |serial: &str| revoked.is_some_and(|revoked| revoked.lists(serial));
         let Leaf { user, principal, holder, at, .. } = &new.leaf;
         let counts = |serial: &str| serial != new.serial && !lists(serial);
-        let recorded = record.valid(*at, revoked.map(|revoked| &**revoked), &new.serial);
+        // No bound is below that of the rules.
+        let recorded = match record.issued().len() {
+            few if few < bounds.by_rules() => few,
+            _ => record.valid(*at, revoked.map(|revoked| &**revoked), &new.serial),
+        };
         let Line { branch, root, origin, .. } = self.line(new);
         let charged = branch == new.serial && root.is_empty();
         if !charged && recorded < bounds.hard() {

@@ -91,7 +91,7 @@ fn the_sidecars_certificate_and_kubelets_do_not_replace_each_other() {
 #[test]
 fn a_holder_is_full_until_its_first_certificate_ends_and_its_neighbour_is_not() {
     let mut issued = Issued::default();
-    let full = |issued: &Issued, pod: &str, now| issued.full_until("new", &leaf(now, 1000, pod, "x"), 3, |_| false);
+    let full = |issued: &Issued, pod: &str, now| issued.full_until("new", &leaf(now, 1000, pod, "x"), 3);
     for n in 0..3 {
         assert_eq!(full(&issued, "prod/greedy", 10 + n), None);
         issued.note(&format!("{n:x}"), leaf(10 + n, 100 + n, "prod/greedy", "greedy"));
@@ -100,7 +100,7 @@ fn a_holder_is_full_until_its_first_certificate_ends_and_its_neighbour_is_not() 
     assert_eq!(full(&issued, "prod/greedy", 99), Some(time(100)));
     assert_eq!(full(&issued, "prod/greedy", 100), None, "the first has ended");
     assert_eq!(full(&issued, "prod/neighbour", 50), None);
-    let again = issued.full_until("2", &leaf(50, 1000, "prod/greedy", "x"), 3, |_| false);
+    let again = issued.full_until("2", &leaf(50, 1000, "prod/greedy", "x"), 3);
     assert_eq!(again, None, "an answer that is written again is no other certificate");
 }
 
