@@ -2,7 +2,7 @@
 //!
 //! **Invariant.** Nothing here prints a key: not `Debug`, not an error.
 
-use std::{fmt, time::SystemTime};
+use std::{fmt, sync::Arc, time::SystemTime};
 
 use etcd_tls_contract::certificate::{self, Bundle};
 use rcgen::{KeyPair, PublicKeyData as _};
@@ -23,13 +23,16 @@ const CLIENT_AUTH: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.
 
 /// A certificate authority: its certificate, the intermediates above it, and its key.
 ///
-/// `sign` holds thousands, most of which rest: the key is text, which is read for each signature.
+/// `sign` holds thousands, most of which rest: the key is text, which is read for each signature. A key of RSA is kept as it was read:
+/// to read it takes several times as long as to sign with it, and such CAs are users' own, so few.
 pub struct Authority {
     /// DER of the certificates below the anchor, the issuing one first; none where that is the anchor.
     intermediates: Vec<Vec<u8>>,
     /// The anchor.
     bundle: Bundle,
     key_pem: Zeroizing<String>,
+    /// The key of RSA.
+    kept: Option<Arc<Zeroizing<KeyPair>>>,
     signs_lists: bool,
     not_before: SystemTime,
     not_after: SystemTime,
@@ -169,10 +172,12 @@ impl Authority {
         intermediates.shrink_to_fit();
         let bundle = Bundle::from_der(vec![anchor]).map_err(|e| AuthorityError::Certificate(e.to_string()))?;
         let validity = |f: fn(&Certificate) -> SystemTime| read.iter().map(f);
+        let is_rsa = *pair.algorithm() == rcgen::PKCS_RSA_SHA256;
         let authority = Self {
             intermediates,
             bundle,
             key_pem,
+            kept: is_rsa.then(|| Arc::new(pair)),
             signs_lists,
             // The whole chain must be valid for a leaf to be.
             not_before: validity(|c| c.tbs_certificate().validity().not_before.to_system_time()).max().unwrap_or(now),
@@ -242,8 +247,10 @@ impl Authority {
     ///
     /// # Errors
     /// [`AuthorityError::Key`], which [`Self::assemble`] would have met.
-    pub(crate) fn pair(&self) -> Result<Zeroizing<KeyPair>, AuthorityError> {
-        read_key(self.key_pem.as_bytes()).map(Zeroizing::new)
+    pub(crate) fn pair(&self) -> Result<Arc<Zeroizing<KeyPair>>, AuthorityError> {
+        self.kept
+            .clone()
+            .map_or_else(|| read_key(self.key_pem.as_bytes()).map(|pair| Arc::new(Zeroizing::new(pair))), Ok)
     }
 
     /// The properties of the issuing certificate that affect each leaf.
