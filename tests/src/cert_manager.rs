@@ -393,9 +393,11 @@ async fn signing_request(
         }
     };
     let (name, params) = (object.name_any(), PatchParams::default());
-    // Gone meanwhile, perhaps; or no certificate, at which the API server refuses it.
-    let approval = json!({"status": {"conditions": approval}});
-    let _ = api.patch_approval(&name, &params, &Patch::Merge(approval)).await;
+    // Gone meanwhile, perhaps; or no certificate, at which the API server refuses it. An approval of others stays as it is.
+    if !pending {
+        let approval = json!({"status": {"conditions": approval}});
+        let _ = api.patch_approval(&name, &params, &Patch::Merge(approval)).await;
+    }
     if let Some(status) = status {
         let _ = api.patch_status(&name, &params, &Patch::Merge(json!({"status": status}))).await;
     }

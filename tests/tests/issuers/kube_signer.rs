@@ -1,9 +1,6 @@
 //! kube-controller-manager's own signer: kubernetes.io/kube-apiserver-client, which signs for clients alone, with our approver.
 
-use std::{
-    process::Command,
-    time::{Duration, Instant},
-};
+use std::{process::Command, time::Duration};
 
 use etcd_tls_contract::{
     certificate::Chain,
@@ -32,7 +29,6 @@ use tests::{
     process::{Process, binary},
     temp::TempDir,
 };
-use tokio::time::sleep;
 
 use crate::{
     approving::{self, address},
@@ -109,22 +105,27 @@ impl EtcdClient {
         std::fs::rename(self.dir.join("token/.renew"), self.dir.join("token").join(names::RENEW_FILE)).expect("rename");
     }
 
-    /// Asks for another certificate, and waits for it. The value that `run` finds at its start asks for nothing: then another does.
+    /// Starts `run`, until it is ready: it has read the annotation `renew` by then, and the next value asks.
+    async fn run(&self, port: u16) -> Process {
+        let run = self.start("run", &[&format!("--admin-port={port}")]);
+        let url = format!("http://127.0.0.1:{port}");
+        eventually("run to be ready", LIMIT, || async {
+            let ready = async { Http::plain().connect(&url).await?.get("/ready").await };
+            ready.await.map_err(|error| format!("{error}: {}", run.log_end()))
+        })
+        .await;
+        run
+    }
+
+    /// Asks for another certificate, and waits for it.
     async fn renew(&self, value: &str, run: &Process) -> Chain {
         let before = self.chain().map(|chain| chain.serial);
-        let (began, mut asked, mut values) = (Instant::now(), None::<Instant>, 0);
-        loop {
-            if asked.is_none_or(|at| at.elapsed() > Duration::from_secs(10)) {
-                values += 1;
-                self.write_renew(&format!("{value}-{values}"));
-                asked = Some(Instant::now());
-            }
-            if let Some(chain) = self.chain().filter(|chain| Some(&chain.serial) != before.as_ref()) {
-                return chain;
-            }
-            assert!(began.elapsed() < LIMIT, "no other certificate: {}", run.log_end());
-            sleep(Duration::from_millis(100)).await;
-        }
+        self.write_renew(value);
+        eventually("another certificate", LIMIT, || async {
+            let other = self.chain().filter(|chain| Some(&chain.serial) != before.as_ref());
+            other.ok_or_else(|| run.log_end())
+        })
+        .await
     }
 
     /// Requests by hand with the pod's token; the request's name.
@@ -193,7 +194,7 @@ async fn the_signer_of_kube_controller_manager_issues_renews_and_is_held_to_the_
 
     // Renew.
     let port = ports::loopback();
-    let run = client.start("run", &[&format!("--admin-port={port}")]);
+    let run = client.run(port).await;
     client.renew("first", &run).await;
     kube_signer.kill();
     let _kube_signer = signer(&lab, &ca, &[]);
@@ -209,15 +210,17 @@ async fn the_signer_of_kube_controller_manager_issues_renews_and_is_held_to_the_
     let signing: Api<CertificateSigningRequest> = Api::all(lab.api.client.clone());
     let denied =
         json!({"status": {"conditions": [{"type": "Denied", "status": "True", "reason": "Test", "message": "no"}]}});
-    let mut decided = 0;
-    for request in signing.list(&ListParams::default()).await.expect("requests").items {
-        if request.status.and_then(|status| status.conditions).is_none_or(|conditions| conditions.is_empty()) {
-            let name = request.metadata.name.expect("a name");
-            signing.patch_approval(&name, &PatchParams::default(), &Patch::Merge(&denied)).await.expect("deny");
-            decided += 1;
-        }
-    }
-    assert_eq!(decided, 1);
+    let open = eventually("the request", LIMIT, || async {
+        let undecided = |request: &CertificateSigningRequest| {
+            let conditions = request.status.as_ref().and_then(|status| status.conditions.as_ref());
+            conditions.is_none_or(Vec::is_empty)
+        };
+        let mut open = signing.list(&ListParams::default()).await.map_err(|e| e.to_string())?.items;
+        open.retain(undecided);
+        if let [one] = &*open { Ok(one.name_any()) } else { Err(format!("{open:?}\n{}", run.log_end())) }
+    })
+    .await;
+    signing.patch_approval(&open, &PatchParams::default(), &Patch::Merge(&denied)).await.expect("deny");
     shows(port, &outcome("denied")).await;
     approve = approving::approve(&lab, &[format!("--approve-signer={SIGNER}")]).await;
     client.renew("again", &run).await;
