@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use etcd_tls_contract::names;
 use serde_json::Value;
 
-use super::{InjectError, MAX_LISTS, Options, documents, inject};
+use super::{InjectError, Options, documents, inject, visit::MAX_LISTS};
 
 /// Never asked about by the webhook configuration.
 const EXCLUDED: [&str; 2] = ["kube-system", names::SYSTEM_NAMESPACE];
