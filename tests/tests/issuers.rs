@@ -4,6 +4,12 @@
 
 #[path = "issuers/approving.rs"]
 mod approving;
+#[path = "issuers/approving_check.rs"]
+mod approving_check;
+#[path = "issuers/approving_rights.rs"]
+mod approving_rights;
+#[path = "issuers/approving_rules.rs"]
+mod approving_rules;
 #[path = "issuers/bundles.rs"]
 mod bundles;
 #[path = "issuers/cleaning.rs"]

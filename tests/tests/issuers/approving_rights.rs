@@ -1,0 +1,115 @@
+//! The rights of our approver's account to requests of other issuers.
+
+use kube::{
+    Client,
+    api::{Patch, PatchParams, PostParams},
+};
+use serde_json::{Value, json};
+use tests::{apiserver::from_json, eventually};
+
+use crate::{
+    approving::{Asked, SYSTEM, Way, approve, install, issuer_of, lab, let_approve_all, pod, ways},
+    scene::{Kind, LIMIT, Lab},
+};
+
+/// What a stolen token of `approve` can write to requests to others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_account_of_approve_decides_what_is_listed_and_nothing_else() {
+    let Some(lab) = lab().await else { return };
+    install(&lab);
+    let ways = ways(&lab);
+    let approve = approve(&lab, &[]).await;
+    let token = lab.api.token(SYSTEM, "etcd-tls-approve", None).await;
+    let stolen = lab.api.client_with_token(&token).await;
+    for way in &ways {
+        let pod = pod(&lab, way.namespace, "etcd-0", &[("issuer", &issuer_of(way))]).await;
+        let asked = Asked::of(way.namespace, "etcd-0");
+        let name = way.ask(&pod, &asked).await;
+        let theirs = way.create(lab.api.client.clone(), &pod, &asked, Some("of-others")).await;
+        let condition = |type_: &str, status: &str| json!({"type": type_, "status": status, "reason": "Test", "message": "m", "lastTransitionTime": "2026-01-01T00:00:00Z"});
+        let approved = json!({"conditions": [condition("Approved", "True")]});
+        // A policy that was just installed takes a moment.
+        let refused = eventually("a refusal of what is not listed", LIMIT, || async {
+            write(way, &stolen, &name, &approved).await.err().ok_or("written")
+        })
+        .await;
+        assert!(refused.contains("approve") && refused.contains("etcd-tls"), "{refused}");
+        let_approve_all(&lab, std::slice::from_ref(way));
+        eventually("the right to approve", LIMIT, || write(way, &stolen, &name, &approved)).await;
+        write(way, &stolen, &name, &json!({"conditions": [condition("Denied", "True")]})).await.expect("deny");
+        write(way, &stolen, &theirs, &approved).await.expect_err("of others");
+        let (requests, signing) = way.client(stolen.clone());
+        match way.kind {
+            Kind::CertManager => {
+                for status in [
+                    json!({"conditions": [condition("Approved", "True"), condition("Ready", "True")]}),
+                    json!({"conditions": [condition("Ready", "True")]}),
+                    json!({"conditions": [condition("Approved", "False")]}),
+                    json!({"certificate": "YWJj"}),
+                    json!({"ca": "YWJj"}),
+                    json!({"failureTime": "2026-01-01T00:00:00Z"}),
+                ] {
+                    let refused = write(way, &stolen, &name, &status).await.expect_err("refused");
+                    assert!(refused.contains("etcd-tls: approve"), "{status}: {refused}");
+                }
+                let dry = PatchParams { dry_run: true, ..PatchParams::default() };
+                let label = json!({"metadata": {"labels": {"a": "b"}}});
+                requests.patch(&name, &dry, &Patch::Merge(label)).await.expect_err("no right to the request itself");
+                requests.delete(&name, &Default::default()).await.expect_err("no right to delete");
+                // A decision stays.
+                let admin = way.client(lab.api.client.clone()).0;
+                let denied = Patch::Merge(json!({"status": {"conditions": [condition("Denied", "True")]}}));
+                admin.patch_status(&name, &PatchParams::default(), &denied).await.expect("denied by an administrator");
+                for conditions in [
+                    json!([condition("Approved", "True")]),
+                    json!([condition("Denied", "True"), condition("Approved", "True")]),
+                    json!([]),
+                ] {
+                    write(way, &stolen, &name, &json!({"conditions": conditions})).await.expect_err("it is denied");
+                }
+            }
+            Kind::Signer => {
+                let patch = Patch::Merge(json!({"status": {"certificate": "YWJj"}}));
+                signing.patch_status(&name, &PatchParams::default(), &patch).await.expect_err("no right to sign");
+                signing.delete(&name, &Default::default()).await.expect_err("no right to delete");
+            }
+        }
+    }
+    drop(approve);
+    nobody_else_says_who_asks(&lab, &ways[0]).await;
+}
+
+/// A decision as a dry run.
+async fn write(way: &Way<'_>, client: &Client, name: &str, status: &Value) -> Result<(), String> {
+    let (requests, signing) = way.client(client.clone());
+    let (dry, patch) =
+        (PatchParams { dry_run: true, ..PatchParams::default() }, Patch::Merge(json!({"status": status})));
+    let result = match way.kind {
+        Kind::CertManager => requests.patch_status(name, &dry, &patch).await.map(drop),
+        Kind::Signer => signing.patch_approval(name, &dry, &patch).await.map(drop),
+    };
+    result.map_err(|error| error.to_string())
+}
+
+/// Where cert-manager's webhook is away, an account that no policy of pods holds could write another's name.
+async fn nobody_else_says_who_asks(lab: &Lab, way: &Way<'_>) {
+    for kind in ["mutatingadmissionpolicybinding", "mutatingadmissionpolicy"] {
+        lab.api.kubectl(&["delete", kind, "cert-manager-webhook"]);
+    }
+    let pod = pod(lab, way.namespace, "etcd-2", &[("issuer", &issuer_of(way))]).await;
+    let (_, mut object) = way.object(&pod, &Asked::of(way.namespace, "etcd-2"), None);
+    object["spec"]["username"] = format!("system:serviceaccount:{}:default", way.namespace).into();
+    let requests = way.client(lab.api.client.clone()).0;
+    let dry = PostParams { dry_run: true, ..PostParams::default() };
+    eventually("who asks to be refused", LIMIT, || async {
+        match requests.create(&dry, &from_json(object.clone())).await {
+            Err(error) if error.to_string().contains("those of the account that asks") => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    let good = way.ask(&pod, &Asked::of(way.namespace, "etcd-2")).await;
+    let forged = Patch::Merge(json!({"spec": {"username": "system:admin"}}));
+    let refused = requests.patch(&good, &PatchParams::default(), &forged).await.expect_err("another name").to_string();
+    assert!(refused.contains("does not change"), "{refused}");
+}
