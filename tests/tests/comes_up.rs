@@ -14,7 +14,7 @@ use std::{
 
 use etcd_tls_contract::{
     crl,
-    identity::{self, PodFacts, ServiceFacts},
+    identity::{self, Addressee, PodFacts, ServiceFacts},
     names,
     policy::Policy,
     role::Role,
@@ -168,8 +168,10 @@ impl Running {
             settings.roles.insert(role);
             // Another project's issuer is asked for the same.
             settings.issuer = Settings::default().issuer;
-            let entitled = identity::entitlement(role, &self.facts, &self.services, &settings, &Policy::default())
-                .unwrap_or_else(|verdict| panic!("{role}: {verdict:?}"));
+            let signer = settings.our_signer(role, &self.facts.namespace).expect("a signer of ours");
+            let (policy, addressee) = (Policy::default(), Addressee::Ours(&signer));
+            let entitled = identity::entitlement(role, &self.facts, &self.services, &settings, &policy, addressee)
+                .unwrap_or_else(|denials| panic!("{role}: {denials:?}"));
             names.extend(entitled.sans.dns.iter().filter(|n| *n != "localhost").cloned());
             let options = LeafOptions {
                 common_name: entitled.common_name,

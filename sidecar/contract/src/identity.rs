@@ -17,7 +17,7 @@ use std::time::Duration;
 pub use self::{
     contested::{Claim, Claimant, Claims, contested, unless_contested},
     facts::{BoundPod, PodFacts, Requester, ServiceFacts},
-    grammar::{common_name, entitlement, entitlement_of_another, opted_in, requested_sans, subject_common_name},
+    grammar::{common_name, entitlement, opted_in, requested_sans, subject_common_name},
     pod_certificate::{AskedByKubelet, ROLE_ANNOTATION, SHORTEST_POD_CERTIFICATE, judge_for_kubelet},
     requester::{POD_UID, SERVICE_ACCOUNT_PREFIX, bound_pod},
 };
@@ -124,25 +124,17 @@ pub fn judge(asked: &Asked<'_>, pod: Option<&PodFacts>, services: &[ServiceFacts
         }
     };
     denials.extend(form(asked, role, &subject_common_name(role, pod, &settings), policy));
-    let granted = match asked.signer {
-        Addressee::Ours(_) => entitlement(role, pod, services, &settings, policy),
-        Addressee::Another(issuer) if *issuer == settings.issuer => {
-            entitlement_of_another(role, pod, services, &settings, policy)
-        }
-        Addressee::Another(issuer) => {
-            denials.push(denial("WrongSigner", format!("the pod's issuer is {}, not {issuer}", settings.issuer)));
-            return Verdict::Deny(denials);
-        }
-    };
-    let mut entitlement = match granted {
+    let mut entitlement = match entitlement(role, pod, services, &settings, policy, asked.signer) {
         Ok(entitlement) => entitlement,
-        Err(Verdict::Deny(more)) => {
+        Err(more) => {
             denials.extend(more);
             return Verdict::Deny(denials);
         }
-        // Objections that no address will change are returned now.
-        Err(not_yet) => return if denials.is_empty() { not_yet } else { Verdict::Deny(denials) },
     };
+    if let Some(reason) = grammar::lacks_address(role, pod) {
+        // Objections that no address will change are returned now.
+        return if denials.is_empty() { Verdict::NotYet(reason) } else { Verdict::Deny(denials) };
+    }
     denials.extend(content(asked, &entitlement));
     // The annotation may have changed since. The requested lifetime counts, within policy.
     entitlement.lifetime = asked.expiration.unwrap_or(entitlement.lifetime).min(policy.lifetime.max);

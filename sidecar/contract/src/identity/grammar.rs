@@ -7,10 +7,10 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use super::{Denial, Entitlement, PodFacts, ServiceFacts, Verdict};
+use super::{Addressee, Denial, Entitlement, PodFacts, ServiceFacts};
 use crate::{
     encoding::hex,
-    names::{self, CUT_DIGITS, SignerName},
+    names::{self, CUT_DIGITS},
     policy::Policy,
     role::Role,
     san::Sans,
@@ -82,63 +82,26 @@ pub fn requested_sans(role: Role, pod: &PodFacts, settings: &Settings) -> Sans {
     sans
 }
 
-/// The whole grammar: what `role` of `pod` is entitled to.
+/// The whole grammar: all that `role` of `pod` is entitled to from `addressee`. From another project's issuer, that is what the
+/// cluster of the pod's own namespace gives. The pod may have no address yet; the caller decides whether to wait for one.
 ///
 /// # Errors
-/// A denial verdict's reasons, or not yet.
-#[allow(clippy::result_large_err, reason = "a verdict a request; it is moved once")]
+/// Every reason to deny.
 pub fn entitlement(
     role: Role,
     pod: &PodFacts,
     services: &[ServiceFacts],
     settings: &Settings,
     policy: &Policy,
-) -> Result<Entitlement, Verdict> {
-    let signer = settings.our_signer(role, &pod.namespace);
-    grant(role, pod, services, settings, policy, signer, needs_addresses(role))
-}
-
-/// [`entitlement`] to a certificate of another's issuer: names, addresses and users are those of the cluster in the pod's own
-/// namespace that its annotations name.
-#[allow(clippy::result_large_err, reason = "a verdict a request; it is moved once")]
-pub fn entitlement_of_another(
-    role: Role,
-    pod: &PodFacts,
-    services: &[ServiceFacts],
-    settings: &Settings,
-    policy: &Policy,
-) -> Result<Entitlement, Verdict> {
-    let signer = (!settings.is_ours()).then(|| settings.home(&pod.namespace).signer(role.domain()));
-    grant(role, pod, services, settings, policy, signer, needs_addresses(role))
-}
-
-/// [`entitlement`] of a pod that may have no address yet: no address but those of the host's network and loopback.
-#[allow(clippy::result_large_err, reason = "a verdict a request; it is moved once")]
-pub(super) fn entitlement_by_name(
-    role: Role,
-    pod: &PodFacts,
-    services: &[ServiceFacts],
-    settings: &Settings,
-    policy: &Policy,
-) -> Result<Entitlement, Verdict> {
-    let ips = if pod.host_network { pod.ips.clone() } else { Vec::new() };
-    let pod = PodFacts { ips, ..pod.clone() };
-    let services: Vec<_> =
-        services.iter().map(|service| ServiceFacts { cluster_ips: Vec::new(), ..service.clone() }).collect();
-    let signer = settings.our_signer(role, &pod.namespace);
-    grant(role, &pod, &services, settings, policy, signer, pod.host_network && needs_addresses(role))
-}
-
-#[allow(clippy::result_large_err, reason = "a verdict a request; it is moved once")]
-fn grant(
-    role: Role,
-    pod: &PodFacts,
-    services: &[ServiceFacts],
-    settings: &Settings,
-    policy: &Policy,
-    signer: Option<SignerName>,
-    wait_for_address: bool,
-) -> Result<Entitlement, Verdict> {
+    addressee: Addressee<'_>,
+) -> Result<Entitlement, Vec<Denial>> {
+    let (signer, name) = match addressee {
+        Addressee::Ours(_) => (settings.our_signer(role, &pod.namespace), "this signer".to_owned()),
+        Addressee::Another(issuer) => {
+            let named = *issuer == settings.issuer && !settings.is_ours();
+            (named.then(|| settings.home(&pod.namespace).signer(role.domain())), issuer.to_string())
+        }
+    };
     let mut denials = Vec::new();
     let mut deny = |reason, message| denials.push(Denial { reason, message });
 
@@ -146,7 +109,7 @@ fn grant(
         deny("WrongRole", format!("the pod's {}roles do not hold {role}", names::ANNOTATION_PREFIX));
     }
     if signer.is_none() {
-        deny("WrongSigner", format!("the pod's issuer is {}, not this signer", settings.issuer));
+        deny("WrongSigner", format!("the pod's issuer is {}, not {name}", settings.issuer));
     }
     if let Some(signer) = &signer
         && !policy.allows_cluster(&pod.namespace, signer, role)
@@ -181,11 +144,8 @@ fn grant(
             format!("the etcd user {user} is that of the policy's host {username}; name another service account"),
         );
     }
-    let Some(signer) = signer.filter(|_| denials.is_empty()) else { return Err(Verdict::Deny(denials)) };
+    let Some(signer) = signer.filter(|_| denials.is_empty()) else { return Err(denials) };
 
-    if wait_for_address && addresses(pod).next().is_none() {
-        return Err(Verdict::NotYet(format!("pod {}/{} has no IP address yet", pod.namespace, pod.name)));
-    }
     let mut sans = own_sans(role, pod);
     let hostnames = hostnames(role, pod).into_iter();
     sans.dns.extend(hostnames.flat_map(|name| all_forms(&name, &pod.namespace, &policy.cluster_domain)));
@@ -207,6 +167,12 @@ fn grant(
         lifetime: settings.duration.min(policy.lifetime.max),
         signer,
     })
+}
+
+/// The reason to wait, where `role` needs an address of `pod` and it has none yet.
+pub(super) fn lacks_address(role: Role, pod: &PodFacts) -> Option<String> {
+    (needs_addresses(role) && addresses(pod).next().is_none())
+        .then(|| format!("pod {}/{} has no IP address yet", pod.namespace, pod.name))
 }
 
 /// Whether the role is found by address: others dial it, or check its certificate against where it dials from.

@@ -3,7 +3,11 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::{BoundPod, Denial, PodFacts, ServiceFacts, Verdict, denial, deny, grammar::entitlement_by_name, live};
+use super::{
+    Addressee, BoundPod, Denial, PodFacts, ServiceFacts, Verdict, denial, deny,
+    grammar::{entitlement, lacks_address},
+    live,
+};
 use crate::{
     duration::format_duration, key::KeyAlgorithm, life::POD_CERTIFICATE_BACKDATE, names::SignerName, policy::Policy,
     role::Role, settings::Settings,
@@ -61,14 +65,17 @@ pub fn judge_for_kubelet(
             return Verdict::Deny(denials);
         }
     };
-    let mut entitlement = match entitlement_by_name(role, pod, services, &settings, policy) {
+    let (named, services) = by_name(pod, services);
+    let mut entitlement = match entitlement(role, &named, &services, &settings, policy, Addressee::Ours(asked.signer)) {
         Ok(entitlement) => entitlement,
-        Err(Verdict::Deny(more)) => {
+        Err(more) => {
             denials.extend(more);
             return Verdict::Deny(denials);
         }
-        Err(not_yet) => return if denials.is_empty() { not_yet } else { Verdict::Deny(denials) },
     };
+    if let Some(reason) = lacks_address(role, pod).filter(|_| pod.host_network) {
+        return if denials.is_empty() { Verdict::NotYet(reason) } else { Verdict::Deny(denials) };
+    }
     if *asked.signer != entitlement.signer {
         let message = format!(
             "the signer is {}, but this {role} is of {}; name that one in the pod's volume",
@@ -95,6 +102,13 @@ pub fn judge_for_kubelet(
         ));
     }
     if denials.is_empty() { Verdict::Approve(entitlement) } else { Verdict::Deny(denials) }
+}
+
+/// The pod and its Services without addresses, but for those of the host's network: a pod has no other at that time.
+fn by_name(pod: &PodFacts, services: &[ServiceFacts]) -> (PodFacts, Vec<ServiceFacts>) {
+    let ips = if pod.host_network { pod.ips.clone() } else { Vec::new() };
+    let services = services.iter().map(|service| ServiceFacts { cluster_ips: Vec::new(), ..service.clone() });
+    (PodFacts { ips, ..pod.clone() }, services.collect())
 }
 
 /// Whether a certificate that lives so long from its issue is shorter than kube-apiserver takes.
