@@ -24,7 +24,7 @@ pub struct Cli {
 enum Command {
     /// Obtain the first certificates of a pod, and exit.
     Init(Box<InitArgs>),
-    /// Renew the certificates of a pod; with --kubeconfig, those of a host. With --secret: keep a Secret up to date with one of them.
+    /// Renew the certificates of a pod or, with --kubeconfig, of a host; with --secret, copy a certificate into a Secret.
     Run(Box<RunArgs>),
     /// Obtain certificates for a host once, and exit.
     Request(Box<RequestArgs>),

@@ -36,22 +36,23 @@ pub struct Args {
     sidecar_image: String,
     #[command(flatten)]
     injected: InjectedArgs,
-    /// The directory of the serving pair, tls.crt and tls.key; it is watched.
+    /// The directory of the serving certificate and key, tls.crt and tls.key. Changes are loaded without a restart.
     #[arg(long, default_value = "/var/run/etcd-tls/serving")]
     serving_dir: PathBuf,
-    /// The operator's policy, whose rules for issuers hold here; it is watched. Without the file any issuer is allowed.
+    /// The operator's policy; its rules for issuers apply here. Changes are loaded without a restart. Without this file every
+    /// issuer is allowed.
     #[arg(long)]
     policy_file: Option<PathBuf>,
-    /// Namespaces whose pods are never touched.
+    /// Namespaces whose pods are never changed, separated by commas.
     #[arg(long, value_delimiter = ',', default_values_t = ["kube-system".to_owned(), names::SYSTEM_NAMESPACE.to_owned()])]
     leave_out: Vec<String>,
-    /// Where POST /mutate and POST /warn are served over TLS.
+    /// The address of POST /mutate and POST /warn, over TLS.
     #[arg(long, default_value = "[::]:8443")]
     address: SocketAddr,
-    /// Where /live, /ready and /metrics are served.
+    /// The address of /live, /ready and /metrics.
     #[arg(long, default_value = "[::]:9179")]
     admin_address: SocketAddr,
-    /// Threads that answer [default: one a core, four at most].
+    /// The number of threads that answer reviews [default: one per core, at most four].
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=64))]
     workers: Option<u16>,
 }

@@ -45,7 +45,8 @@ pub struct Args {
     controller: ControllerArgs,
     #[command(flatten)]
     bindings: bindings::BindingArgs,
-    /// Give the right to request only while the policy on CertificateRequests is enforced, too; for the component cert-manager.
+    /// Grant the right to request only while the admission policy on CertificateRequests is enforced, too. For the component
+    /// cert-manager.
     #[arg(long)]
     cert_manager: bool,
     #[command(flatten)]

@@ -39,11 +39,11 @@ use finding::Finding;
 pub struct Args {
     #[command(subcommand)]
     what: Option<What>,
-    /// The namespace in which a pod is created as a dry run. Default: the one of the kubeconfig's context.
+    /// The namespace in which `check` creates a pod as a dry run. Default: the one of the kubeconfig's context.
     #[arg(short, long, value_name = "NAME", value_parser = operator::namespace)]
     namespace: Option<String>,
-    /// Before an upgrade, with the new program: the live workloads whose pods it would refuse, and objects that an older version
-    /// has left.
+    /// Run before an upgrade, with the new version of this program. Names the live workloads whose pods it would refuse, and
+    /// objects that an older version left behind.
     #[arg(long, conflicts_with = "namespace")]
     pre: bool,
     #[command(flatten)]
@@ -57,7 +57,7 @@ pub struct Args {
 /// How findings are written.
 #[derive(clap::Args, Clone, Copy, Debug)]
 struct Form {
-    /// How the findings are written. Default: for people.
+    /// The output format. Default: text for people.
     #[arg(short, long, value_enum)]
     output: Option<Output>,
 }
@@ -70,11 +70,11 @@ enum Output {
 
 #[derive(clap::Subcommand, Debug)]
 enum What {
-    /// One pod: admission, requests, certificates.
+    /// Check one pod: admission, requests, certificates.
     Pod {
-        /// Its name.
+        /// The name of the pod.
         name: String,
-        /// Its namespace. Default: the one of the kubeconfig's context.
+        /// The namespace of the pod. Default: the one of the kubeconfig's context.
         #[arg(short, long, value_name = "NAME", value_parser = operator::namespace)]
         namespace: Option<String>,
         #[command(flatten)]
@@ -82,9 +82,9 @@ enum What {
         #[command(flatten)]
         cluster: Cluster,
     },
-    /// A policy before it is applied.
+    /// Check a policy before you apply it.
     Policy {
-        /// A ConfigMap etcd-tls-policy, or what its key policy.yaml is to hold.
+        /// A file with the ConfigMap etcd-tls-policy, or with the content of its key policy.yaml.
         #[arg(short, long, value_name = "FILE")]
         file: PathBuf,
         #[command(flatten)]

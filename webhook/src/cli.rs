@@ -28,23 +28,23 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Restore the CAs of a backup for a cluster whose namespace was created anew.
+    /// Restore the CAs of a cluster from a backup after its namespace was created anew.
     Adopt(sign::adopt::Args),
     /// Serve admission reviews: inject the sidecar into pods that opted in.
     Admit(admit::Args),
     /// Approve certificate requests that ask for no more than the names and addresses of their pod; deny the others.
     Approve(approve::Args),
-    /// Check the install, a pod, a policy or a cluster; each problem comes with the next step.
+    /// Check the install, a pod, a policy or a cluster, and name the next step for each problem.
     Check(Box<check::Args>),
     /// Print the completion script for a shell.
     Completion(pages::CompletionArgs),
     /// Inject the sidecar into manifests, offline.
     Inject(inject::Args),
-    /// Issue certificates for members with known names, without a running signer: as Secret manifests or as files.
+    /// Issue certificates as Secret manifests or as files, without a running signer, for members with known names.
     Issue(Box<ca::command::Args>),
     /// Write a man page for this program and each of its subcommands.
     Man(pages::ManArgs),
-    /// Renew the certificates of a cluster, or of one pod, now.
+    /// Renew the certificates of a cluster or of one pod now.
     Renew(renew::Args),
     /// Revoke a certificate of a cluster, undo that, or show the revoked certificates.
     Revoke(revoke::Args),
@@ -52,11 +52,11 @@ enum Command {
     Rollover(rollover::Args),
     /// Sign approved certificate requests, keep the CAs, and publish the trust bundles.
     Sign(sign::Args),
-    /// Serve the CSR API and sign, where there is no API server.
+    /// Serve the CSR API and sign requests where there is no Kubernetes API server.
     Standalone(Box<standalone::Args>),
     /// Restore manifests as they were before inject, byte for byte.
     Uninject(inject::UninjectArgs),
-    /// Show the certificates of pods, problems first.
+    /// Show the certificates of pods, those with problems first.
     Status(status::Args),
 }
 

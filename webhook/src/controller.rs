@@ -64,20 +64,20 @@ pub(crate) mod written;
 /// The arguments of every controller.
 #[derive(clap::Args, Debug)]
 pub struct ControllerArgs {
-    /// The system namespace: of the policy, of the Lease and of `sign`'s CAs.
+    /// The system namespace. It holds the policy, the Leases and the CAs.
     #[arg(long, env = "POD_NAMESPACE", default_value = names::SYSTEM_NAMESPACE)]
     namespace: String,
-    /// This replica's name, one of its own [default: the host name, which is the pod's].
+    /// The unique name of this replica in the Lease [default: the host name, which is the pod's].
     #[arg(long, env = "POD_NAME")]
     identity: Option<String>,
-    /// Requests that are worked on at once.
+    /// The number of requests that are handled at once.
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1024))]
     workers: u16,
-    /// Where /live, /ready and /metrics are served.
+    /// The address of /live, /ready and /metrics.
     #[arg(long, default_value = "[::]:9179")]
     admin_address: SocketAddr,
-    /// Read each request's pod from etcd. Needed where the API server keeps resources in several etcds
-    /// (--etcd-servers-overrides), whose resourceVersions cannot be compared.
+    /// Read each request's pod from etcd instead of from the API server's cache. Needed if the API server keeps resources in
+    /// several etcd clusters (--etcd-servers-overrides), whose resourceVersions cannot be compared.
     #[arg(long)]
     live_reads: bool,
 }

@@ -45,10 +45,10 @@ const MAX_BYTES: u64 = 64 << 20;
 /// The arguments of `inject`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// A manifest, YAML or JSON, of one or more documents; - is standard input. May be given several times.
+    /// A YAML or JSON file with one or more manifests; - is standard input. Can be repeated.
     #[arg(short = 'f', long = "filename", required_unless_present = "policy")]
     filenames: Vec<PathBuf>,
-    /// The namespace of objects that name none.
+    /// The namespace of objects that name no namespace.
     #[arg(short, long, default_value = "default")]
     namespace: String,
     /// The image of the injected containers.
@@ -56,31 +56,33 @@ pub struct Args {
     sidecar_image: String,
     #[command(flatten)]
     injected: InjectedArgs,
-    /// The pods are static ones, which have no service account: a kubeconfig and directories of the host serve them, and
-    /// flags that name other certificates are made to name ours.
+    /// Inject into static pods. They have no service account, so the sidecar uses a kubeconfig and directories of the host.
+    /// etcd flags that name other certificates are changed to name the sidecar's.
     #[arg(long = "static")]
     for_static: bool,
     /// With --static: the kubeconfig on the host; its directory is mounted.
     #[arg(long, value_name = "FILE", default_value = "/etc/kubernetes/etcd-tls/kubeconfig", value_parser = absolute)]
     kubeconfig: String,
-    /// With --static: a kubeconfig with a token on the host, to ask with while there is no certificate.
+    /// With --static: a kubeconfig on the host with a token, which is used while there is no certificate.
     #[arg(long, value_name = "FILE", requires = "for_static", value_parser = absolute)]
     bootstrap_kubeconfig: Option<String>,
-    /// With --static: where keys and certificates are kept on the host.
+    /// With --static: the directory on the host for keys and certificates.
     #[arg(long, value_name = "DIR", default_value = "/var/lib/etcd-tls", value_parser = absolute)]
     host_dir: String,
-    /// Where objects of another kind, such as OpenShift's or a custom resource, have their pod template, for instance
-    /// DeploymentConfig=spec.template; * is each item of a list. May be given several times.
+    /// The path of the pod template in objects of another kind, such as OpenShift's or a custom resource, for example
+    /// DeploymentConfig=spec.template; * stands for each item of a list. Can be repeated.
     #[arg(long = "pod-template-path", value_name = "KIND=PATH")]
     templates: Vec<TemplatePath>,
-    /// Write nothing; name the pod templates that would be refused, of `kubectl get namespaces,statefulsets,… -A -o yaml`.
+    /// Write no manifests, but name the pod templates that would be refused. The input is the output of `kubectl get
+    /// namespaces,statefulsets,… -A -o yaml`.
     #[arg(long, conflicts_with = "for_static")]
     dry_run: bool,
-    /// Write the admission policies that inject without the webhook, for pods that state their options (Kubernetes 1.36 and later); the
-    /// other arguments are constants in them.
+    /// Write the admission policies that inject without the webhook (Kubernetes 1.36 and later), for pods that state their
+    /// options. The other arguments become constants in the policies.
     #[arg(long, conflicts_with_all = ["filenames", "for_static", "dry_run", "templates"])]
     policy: bool,
-    /// With --policy: the image is that of PodTemplate etcd-tls-injection in etcd-tls-system, as the component without-webhook has it.
+    /// With --policy: take the image from the PodTemplate etcd-tls-injection in etcd-tls-system, as the component
+    /// without-webhook does.
     #[arg(long, requires = "policy")]
     image_of_pod_template: bool,
 }

@@ -7,17 +7,18 @@ use crate::injection::{Config, Host, Issuers};
 /// How the injected containers are made where the pod does not say.
 #[derive(clap::Args, Debug)]
 pub struct InjectedArgs {
-    /// Their imagePullPolicy [default: the API server's].
+    /// The imagePullPolicy of the injected containers [default: the API server's].
     #[arg(long, env = "SIDECAR_PULL_POLICY", value_parser = ["Always", "IfNotPresent", "Never"])]
     sidecar_pull_policy: Option<String>,
-    /// Secrets in the pod's namespace to pull their image with.
+    /// Secrets to pull the image of the injected containers with, separated by commas. They must exist in each pod's namespace.
     #[arg(long, env = "SIDECAR_PULL_SECRETS", value_name = "NAME", value_delimiter = ',', value_parser = secret_name)]
     sidecar_pull_secrets: Vec<String>,
-    /// Their resources if the pod's annotation sets none; the defaults are
+    /// The requests and limits of the injected containers if the pod's annotation sets none; the defaults are
     /// requests.cpu=10m,requests.memory=16Mi,limits.cpu=500m,limits.memory=64Mi.
     #[arg(long, env = "SIDECAR_RESOURCES", value_name = "requests.cpu=10m,...")]
     sidecar_resources: Option<Resources>,
-    /// Their user where the pod does not declare etcd's [default: the image's, or the one that the cluster assigns].
+    /// The user ID of the injected containers if the pod does not declare etcd's [default: the image's, or the one that the
+    /// cluster assigns].
     #[arg(long, env = "SIDECAR_USER", value_name = "UID", value_parser = clap::value_parser!(u32).range(1..=2_147_483_647))]
     sidecar_user: Option<u32>,
 }

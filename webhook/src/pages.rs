@@ -32,7 +32,7 @@ impl CompletionArgs {
 /// The arguments of `man`.
 #[derive(clap::Args, Debug)]
 pub struct ManArgs {
-    /// The directory, such as ~/.local/share/man/man1; it is made.
+    /// The directory, such as ~/.local/share/man/man1. It is created if it does not exist.
     directory: PathBuf,
 }
 

@@ -43,16 +43,16 @@ pub struct Args {
     /// A pod or an etcd cluster, as <namespace>/<pod> or <namespace>/<cluster>.
     #[arg(value_name = "NAMESPACE/NAME")]
     target: Target,
-    /// Whether the name is a pod's or a cluster's, where there are both.
+    /// The kind of the name. Needed if there are a pod and a cluster of that name.
     #[arg(long, value_enum)]
     kind: Option<Kind>,
-    /// Renew this role alone: peer, server, client or metrics. May be repeated.
+    /// Renew only this role: peer, server, client or metrics. Can be repeated.
     #[arg(long = "role", value_name = "ROLE", value_delimiter = ',')]
     roles: Vec<Role>,
     /// Wait until every sidecar has its new certificates.
     #[arg(long)]
     wait: bool,
-    /// How long to wait; kubelet may take a minute or two to bring the annotation to the sidecar.
+    /// How long --wait waits. kubelet can take a minute or two to deliver the annotation to the sidecar.
     #[arg(long, default_value = "5m", value_name = "DURATION", requires = "wait", value_parser = etcd_tls_contract::duration::parse_duration)]
     timeout: Duration,
     #[command(flatten)]

@@ -82,31 +82,32 @@ const LEASE: &str = "etcd-tls-sign";
 pub struct Args {
     #[command(flatten)]
     controller: ControllerArgs,
-    /// The maximum lifetime of a leaf, for every request; may be less than the API server's ten minutes.
+    /// The maximum lifetime of every certificate. It can be less than ten minutes, the minimum that the API server accepts in a
+    /// request.
     #[arg(long, value_parser = parse_duration)]
     max_lifetime: Option<Duration>,
-    /// Valid certificates that a pod or host may hold of one authority, so that the record of them holds them all; beyond it,
-    /// a request waits until one has ended.
+    /// The maximum number of valid certificates of one pod or host from one CA. A further request waits until one of them has
+    /// ended.
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u16).range(1..=i64::from(MOST)))]
     certificates_per_pod: u16,
-    /// The life of the webhook's serving certificate; it is renewed at half of it.
+    /// The lifetime of the webhook's serving certificate. It is renewed after half of that time.
     #[arg(long, default_value = "720h", value_parser = parse_duration)]
     serving_lifetime: Duration,
-    /// The life of the webhook's own CA; the next one is published at half of it.
+    /// The lifetime of the webhook's own CA. The next one is published after half of that time.
     #[arg(long, default_value = "17520h", value_parser = parse_duration)]
     serving_ca_lifetime: Duration,
-    /// Neither make the webhook's serving pair nor write its caBundle: another keeps both, such as cert-manager.
+    /// Leave the webhook's serving certificate and its caBundle to another tool, such as cert-manager.
     #[arg(long, conflicts_with_all = ["serving_lifetime", "serving_ca_lifetime"])]
     external_serving_pair: bool,
     #[command(flatten)]
     cleaner: CleanerArgs,
-    /// Delete finished CertificateRequests of our pods, too; the component cert-manager gives the right.
+    /// Also delete finished CertificateRequests of our pods. Needs the rights of the component cert-manager.
     #[arg(long)]
     cert_manager: bool,
-    /// Publish each trust bundle as a ClusterTrustBundle, too; the component cluster-trust-bundles gives the right.
+    /// Also publish each trust bundle as a ClusterTrustBundle. Needs the rights of the component cluster-trust-bundles.
     #[arg(long)]
     cluster_trust_bundles: bool,
-    /// Answer PodCertificateRequests to our signers, too; the component pod-certificates gives the right.
+    /// Also answer PodCertificateRequests to our signers. Needs the rights of the component pod-certificates.
     #[arg(long)]
     pod_certificates: bool,
 }

@@ -96,37 +96,37 @@ pub struct Args {
     /// they change. A new CA that the peers of the current one would not accept is refused.
     #[arg(long, value_name = "FILE", requires = "cakey")]
     pub cacrt: Option<PathBuf>,
-    /// Its private key.
+    /// The private key of --cacrt.
     #[arg(long, value_name = "FILE", requires = "cacrt")]
     pub cakey: Option<PathBuf>,
     /// CA certificate of peers.
     #[arg(long, value_name = "FILE", requires = "peer_cakey")]
     pub peer_cacrt: Option<PathBuf>,
-    /// Its private key.
+    /// The private key of --peer-cacrt.
     #[arg(long, value_name = "FILE", requires = "peer_cacrt")]
     pub peer_cakey: Option<PathBuf>,
     /// CA certificate of servers [default: that of clients; etcd verifies both by one bundle].
     #[arg(long, value_name = "FILE", requires = "server_cakey")]
     pub server_cacrt: Option<PathBuf>,
-    /// Its private key.
+    /// The private key of --server-cacrt.
     #[arg(long, value_name = "FILE", requires = "server_cacrt")]
     pub server_cakey: Option<PathBuf>,
     /// CA certificate of clients.
     #[arg(long, value_name = "FILE", requires = "client_cakey")]
     pub client_cacrt: Option<PathBuf>,
-    /// Its private key.
+    /// The private key of --client-cacrt.
     #[arg(long, value_name = "FILE", requires = "client_cacrt")]
     pub client_cakey: Option<PathBuf>,
     /// CA certificate of metrics [default: that of clients].
     #[arg(long, value_name = "FILE", requires = "metric_cakey")]
     pub metric_cacrt: Option<PathBuf>,
-    /// Its private key.
+    /// The private key of --metric-cacrt.
     #[arg(long, value_name = "FILE", requires = "metric_cacrt")]
     pub metric_cakey: Option<PathBuf>,
     /// Serving certificate. Repeat it with --servkey for more, chosen by SNI; the first one is the default.
     #[arg(long, value_name = "FILE", required = true)]
     pub servcrt: Vec<PathBuf>,
-    /// Its private key, in the order of --servcrt.
+    /// The private key of --servcrt. Repeat it in the order of --servcrt.
     #[arg(long, value_name = "FILE", required = true)]
     pub servkey: Vec<PathBuf>,
     /// Address to listen on. [::] is every address of the host, IPv4 and IPv6.
@@ -182,10 +182,10 @@ pub struct Args {
     /// Calls per second and user, with bursts of twice as many; 0 for no limit.
     #[arg(long, default_value_t = 200)]
     pub rate_limit: u32,
-    /// Maximum number of stored requests. Those that a rule or the policy approves at once have a quarter of it more.
+    /// Maximum number of stored requests. Requests that a rule or the policy approves at once may exceed it by a quarter.
     #[arg(long, default_value_t = 10_000)]
     pub max_requests: usize,
-    /// Maximum number of pending requests per user, with those of the hosts that have their certificates by its token.
+    /// Maximum number of pending requests per user, including those of hosts that got their certificates with its token.
     #[arg(long, default_value_t = 1_000)]
     pub max_pending_per_user: usize,
     /// Maximum number of stored requests per user, pending or not [default: a fifth of --max-requests, at least
@@ -196,15 +196,16 @@ pub struct Args {
     /// person [default: --max-requests].
     #[arg(long)]
     pub max_names_per_user: Option<usize>,
-    /// Valid certificates that a caller may hold of one host or client, for peers and for clients each; at most
-    /// --max-certificates. A further request gets 429. Revoked certificates do not count.
+    /// Maximum number of valid certificates per caller and host or client, for peers and for clients each; at most
+    /// --max-certificates. A further request gets status 429. Revoked certificates do not count.
     #[arg(long, default_value_t = Bounds::default().per_name, value_parser = certificates, value_name = "NUMBER")]
     pub certificates_per_name: usize,
-    /// The same of one caller in all, and of the hosts that got their first certificate by its token. Renewals do not count.
+    /// Maximum number of valid certificates per caller, including those of hosts that got their first certificate with its
+    /// token. Renewals do not count.
     #[arg(long, default_value_t = Bounds::default().per_user, value_parser = certificates, value_name = "NUMBER")]
     pub certificates_per_user: usize,
-    /// Valid certificates of all callers, for peers and for clients each. The last quarter is for requests that a person or the
-    /// policy approves. Hosts and clients that are recorded get as many again.
+    /// Maximum number of valid certificates of all callers, for peers and for clients each. The last quarter is for requests
+    /// that a person or the policy approves. Hosts and clients that are recorded get as many again.
     #[arg(long, default_value_t = Bounds::default().room, value_parser = certificates, value_name = "NUMBER")]
     pub max_certificates: usize,
 }

@@ -44,13 +44,13 @@ pub struct Args {
     /// The pods of this namespace. Default: the one of the kubeconfig's context.
     #[arg(short, long, value_name = "NAME", value_parser = operator::namespace)]
     namespace: Option<String>,
-    /// How the status is written. Default: a table with what somebody should know.
+    /// The output format. Default: a table, with notes below pods that need attention.
     #[arg(short, long, value_enum)]
     output: Option<Output>,
     /// Show the status again and again, until interrupted.
     #[arg(short, long)]
     watch: bool,
-    /// The pause of --watch.
+    /// The time between two updates of --watch.
     #[arg(long, default_value = "5s", value_name = "DURATION", value_parser = etcd_tls_contract::duration::parse_duration)]
     interval: Duration,
     #[command(flatten)]

@@ -22,7 +22,7 @@ pub const RESTART_PACE: Duration = Duration::from_secs(600);
 /// The arguments of `init` and `run` in a pod. They carry every setting of the user, already validated.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct PodArgs {
-    /// The roles to obtain certificates for.
+    /// The roles to obtain certificates for, separated by commas: peer, server, client or metrics.
     #[arg(long, value_delimiter = ',', required = true)]
     pub roles: Vec<Role>,
     /// The etcd cluster's name within the namespace.
@@ -37,32 +37,32 @@ pub struct PodArgs {
     /// The key's algorithm and size.
     #[arg(long, default_value = "ecdsa-p256")]
     pub key: KeyAlgorithm,
-    /// When a new key is generated: always or on-ca-change.
+    /// When to generate a new key: always (with each certificate) or on-ca-change.
     #[arg(long, default_value = "always")]
     pub key_rotation: KeyRotation,
-    /// More names and addresses to request; the policy decides.
+    /// More names and addresses to request, separated by commas. The policy decides about them.
     #[arg(long, value_delimiter = ',')]
     pub extra_sans: Vec<String>,
-    /// The CN of a client certificate; default <serviceaccount>.<namespace>.
+    /// The etcd user, which is the CN of the client certificate [default: <serviceaccount>.<namespace>].
     #[arg(long)]
     pub user: Option<String>,
-    /// How etcd is restarted for a changed trust bundle: auto, signal:<SIG>, probe or none.
+    /// How to restart etcd after a change of the trust bundle: auto, signal:<SIG>, probe or none.
     #[arg(long, default_value = "auto")]
     pub reload: Reload,
-    /// Whether the pod shares its process namespace and etcd runs as this process's user, so that a signal reaches it.
+    /// The pod shares its process namespace and etcd runs as the sidecar's user, so a signal from the sidecar reaches etcd.
     #[arg(long)]
     pub can_signal: bool,
-    /// Whether etcd has the options of revocation lists, so that it refuses everybody without the files. An image of a version
-    /// that writes none refuses this argument: its pod does not start.
+    /// etcd is configured with revocation lists, and refuses every connection while these files are missing. A sidecar version
+    /// that writes no lists refuses this argument, so that such a pod does not start.
     #[arg(long)]
     pub revocation_lists: bool,
-    /// Take the trust bundle from the issuer's answers (status.ca of a CertificateRequest) and not from --trust-dir.
+    /// Take the trust bundle from the issuer's answers (status.ca of a CertificateRequest) instead of from --trust-dir.
     #[arg(long)]
     pub trust_of_issuer: bool,
     /// The directory of the certificates.
     #[arg(long, default_value = names::CERTS_MOUNT_PATH)]
     pub dir: PathBuf,
-    /// The volume that kubelet keeps, with the issuer pod-certificate: <role>/tls.crt with key and chain, <role>/ca.crt.
+    /// With the issuer pod-certificate: the volume in which kubelet keeps <role>/tls.crt (key and chain) and <role>/ca.crt.
     #[arg(long, default_value = names::PROJECTED_MOUNT_PATH)]
     pub projected_dir: PathBuf,
     /// The directory of the trust bundles: peer.crt, client.crt, metrics.crt.
@@ -74,20 +74,20 @@ pub struct PodArgs {
     /// The port of /live, /ready and /metrics, on every address of the pod.
     #[arg(long, default_value_t = names::DEFAULT_ADMIN_PORT)]
     pub admin_port: u16,
-    /// The URL of etcd's client port, as the sidecar reaches it; not given where the pod runs no server.
+    /// The URL of etcd's client port, as the sidecar reaches it. Leave it out if the pod runs no etcd server.
     #[arg(long)]
     pub client_url: Option<Endpoint>,
     /// The URL of etcd's peer port, as the sidecar reaches it.
     #[arg(long)]
     pub peer_url: Option<Endpoint>,
-    /// The URL of etcd's metrics port, as the sidecar reaches it, where it is https.
+    /// The URL of etcd's metrics port, as the sidecar reaches it, if that port is https.
     #[arg(long)]
     pub metrics_url: Option<Endpoint>,
-    /// The URL (http, https or tcp) of the user's own liveness probe of etcd; under `reload: probe`, etcd-tls-probe checks
-    /// it instead.
+    /// The URL (http, https or tcp) of your own liveness probe of etcd. With --reload=probe, etcd-tls-probe makes this check in
+    /// its place.
     #[arg(long)]
     pub liveness_url: Option<Endpoint>,
-    /// The minimum time between two restarts of etcd by the sidecar; kubelet delays a second restart within ten minutes.
+    /// The minimum time between two restarts of etcd by the sidecar. kubelet delays a second restart within ten minutes.
     #[arg(long, default_value = "10m", value_parser = crate::duration::parse_duration)]
     pub restart_pace: Duration,
 }
@@ -95,22 +95,22 @@ pub struct PodArgs {
 /// The pod, from the downward API.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct DownwardArgs {
-    /// metadata.name.
+    /// The pod's metadata.name.
     #[arg(long, env = "POD_NAME")]
     pub pod_name: String,
-    /// metadata.namespace.
+    /// The pod's metadata.namespace.
     #[arg(long, env = "POD_NAMESPACE")]
     pub pod_namespace: String,
-    /// metadata.uid.
+    /// The pod's metadata.uid.
     #[arg(long, env = "POD_UID")]
     pub pod_uid: String,
-    /// spec.serviceAccountName.
+    /// The pod's spec.serviceAccountName.
     #[arg(long, env = "POD_SERVICE_ACCOUNT")]
     pub pod_service_account: String,
-    /// spec.nodeName.
+    /// The pod's spec.nodeName.
     #[arg(long, env = "NODE_NAME")]
     pub node_name: String,
-    /// status.podIPs, separated by commas; on the host's network these are the host's.
+    /// The pod's status.podIPs, separated by commas. On the host network these are the host's addresses.
     #[arg(long, env = "POD_IPS", value_delimiter = ',')]
     pub pod_ips: Vec<IpAddr>,
 }

@@ -28,32 +28,33 @@ const TRUST: &str = "trust";
 /// The arguments of a host.
 #[derive(Args, Clone, Debug, Default)]
 pub struct HostArgs {
-    /// Run on a host, with this kubeconfig. With --bootstrap-kubeconfig it is written with the first certificate.
+    /// Run on a host, with this kubeconfig. With --bootstrap-kubeconfig, the sidecar writes it together with the first
+    /// certificate.
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
-    /// The kubeconfig (with a token) to use while there is no valid certificate.
+    /// The kubeconfig (with a token) that is used while there is no valid certificate.
     #[arg(long, value_name = "FILE", requires = "kubeconfig")]
     pub bootstrap_kubeconfig: Option<PathBuf>,
-    /// The host's name in subjects and in the names of requests [default: the host name].
+    /// The host's name in certificate subjects and in the names of requests [default: the host name].
     #[arg(long)]
     pub name: Option<String>,
     /// The namespace that the etcd cluster belongs to.
     #[arg(long, default_value = "kube-system")]
     pub namespace: String,
-    /// DNS names to request, separated by commas; the server role also has localhost.
+    /// DNS names to request, separated by commas. The server role also gets localhost.
     #[arg(long, value_name = "NAMES", default_value = "", hide_default_value = true, value_parser = dns_names)]
     pub dnsnames: BTreeSet<String>,
-    /// IPv4 and IPv6 addresses to request, separated by commas; the server role also has 127.0.0.1 and ::1.
+    /// IPv4 and IPv6 addresses to request, separated by commas. The server role also gets 127.0.0.1 and ::1.
     #[arg(long, value_name = "ADDRESSES", default_value = "", hide_default_value = true, value_parser = addresses)]
     pub ipaddrs: BTreeSet<IpAddr>,
     /// One trust bundle for every role. Without it the bundles are read from --trust-dir if it exists, else from the ConfigMap
     /// in which the signer publishes them.
     #[arg(long, value_name = "FILE")]
     pub cacrt: Option<PathBuf>,
-    /// etcd is the main process of this systemd unit.
+    /// The systemd unit whose main process is etcd.
     #[arg(long, value_name = "UNIT", conflicts_with = "etcd_pid_file")]
     pub etcd_unit: Option<String>,
-    /// etcd's process id is in this file.
+    /// The file that holds etcd's process ID.
     #[arg(long, value_name = "FILE")]
     pub etcd_pid_file: Option<PathBuf>,
 }

@@ -39,7 +39,7 @@ pub struct InitArgs {
     /// How long to wait for the certificates. Then the container exits with the reason, and kubelet starts it again.
     #[arg(long, default_value = "5m", value_parser = parse_duration)]
     timeout: Duration,
-    /// The file for the reason of a failure, which kubelet reads.
+    /// The file for the reason of a failure. kubelet shows it in the pod's status.
     #[arg(long, default_value = "/dev/termination-log")]
     termination_log: PathBuf,
 }

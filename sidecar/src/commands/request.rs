@@ -46,16 +46,16 @@ pub struct RequestArgs {
     /// The directory of the certificates: <role>/tls.crt, tls.key and ca.crt; with --commonname also <commonname>.crt and <commonname>.key.
     #[arg(long, value_name = "DIR")]
     assetsdir: PathBuf,
-    /// The roles to obtain certificates for [default: the role of --orgname, else peer,server].
+    /// The roles to obtain certificates for, separated by commas [default: the role of --orgname, else peer,server].
     #[arg(long, alias = "role", value_delimiter = ',')]
     roles: Vec<Role>,
-    /// The subject's CN, exactly; for one role.
+    /// The exact CN of the subject. Give one role.
     #[arg(long)]
     commonname: Option<String>,
     /// The subject's O, which determines the role: system:etcd-peers, -servers, -metrics or -clients.
     #[arg(long)]
     orgname: Option<String>,
-    /// The CN of a client certificate: the etcd user.
+    /// The etcd user, which is the CN of the client certificate.
     #[arg(long)]
     user: Option<String>,
     /// The etcd cluster's name.
@@ -70,7 +70,7 @@ pub struct RequestArgs {
     /// The key's algorithm and size.
     #[arg(long, default_value = "ecdsa-p256")]
     key: KeyAlgorithm,
-    /// A directory with the trust bundles peer.crt, client.crt and metrics.crt, by which certificates are verified.
+    /// The directory of the trust bundles peer.crt, client.crt and metrics.crt, which verify the certificates.
     #[arg(long, value_name = "DIR")]
     trust_dir: Option<PathBuf>,
     /// How long to wait for the certificates. A person may have to approve them.

@@ -36,11 +36,11 @@ pub struct RunArgs {
     downward: Downward,
     #[command(flatten)]
     host: HostArgs,
-    /// Keep this Secret of the pod's namespace at the certificate of the one role in --dir, where the pod's own
-    /// etcd-tls-sidecar renews it.
+    /// Keep this Secret in the pod's namespace equal to the certificate in --dir, which the pod's own etcd-tls-sidecar renews.
+    /// Give one role.
     #[arg(long, value_name = "NAME", conflicts_with = "kubeconfig")]
     secret: Option<String>,
-    /// The file for the reason of a failure, which kubelet reads.
+    /// The file for the reason of a failure. kubelet shows it in the pod's status.
     #[arg(long, default_value = "/dev/termination-log")]
     termination_log: PathBuf,
 }

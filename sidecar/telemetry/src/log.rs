@@ -15,7 +15,7 @@ pub enum Format {
     /// One line of text.
     #[default]
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
@@ -45,11 +45,11 @@ impl FromStr for Levels {
 /// The flags of the log, the same for every program and subcommand.
 #[derive(clap::Args, Clone, Debug)]
 pub struct LogArgs {
-    /// The format of a log line.
-    #[arg(long, global = true, env = "ETCD_TLS_LOG_FORMAT", default_value = "text", value_enum)]
+    /// The format of the log.
+    #[arg(long, global = true, display_order = 900, env = "ETCD_TLS_LOG_FORMAT", default_value = "text", value_enum)]
     pub log_format: Format,
-    /// A level, or targets with levels: info,etcd_tls_sidecar=debug.
-    #[arg(long, global = true, env = "ETCD_TLS_LOG_LEVEL", default_value = "info")]
+    /// The log level: off, error, warn, info, debug or trace; or levels by module, such as info,hyper=debug.
+    #[arg(long, global = true, display_order = 900, env = "ETCD_TLS_LOG_LEVEL", default_value = "info")]
     pub log_level: Levels,
 }
 

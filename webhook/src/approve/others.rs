@@ -12,13 +12,13 @@ use crate::controller::{case, facts::Csr};
 /// The arguments.
 #[derive(clap::Args, Clone, Debug, Default)]
 pub(super) struct Others {
-    /// Decide the pods' CertificateSigningRequests to this signer of another project, too; may be repeated. Needs the verb approve on
-    /// that name of signers.certificates.k8s.io.
+    /// Also approve or deny the pods' CertificateSigningRequests to this signer of another project. Can be repeated. `approve`
+    /// needs the verb approve on this name of signers.certificates.k8s.io.
     #[arg(long = "approve-signer", value_name = "SIGNER", value_parser = signer)]
     signers: Vec<String>,
-    /// Decide the pods' CertificateRequests to this issuer of cert-manager, too; may be repeated. The form is
-    /// issuers.cert-manager.io/NAMESPACE.NAME or clusterissuers.cert-manager.io/NAME, as for the verb approve on that name of
-    /// signers.cert-manager.io, which it needs. cert-manager's own approver must be off.
+    /// Also approve or deny the pods' CertificateRequests to this issuer of cert-manager:
+    /// issuers.cert-manager.io/NAMESPACE.NAME or clusterissuers.cert-manager.io/NAME. Can be repeated. `approve` needs the verb
+    /// approve on this name of signers.cert-manager.io, and cert-manager's own approver must be off.
     #[arg(long = "approve-issuer", value_name = "ISSUER", value_parser = issuer)]
     issuers: Vec<String>,
 }

@@ -45,16 +45,16 @@ pub struct Args {
     /// The etcd cluster's name.
     #[arg(long)]
     cluster: String,
-    /// Its namespace.
+    /// The cluster's namespace.
     #[arg(long, default_value = "default")]
     namespace: String,
     /// NAME[=SAN,...]: a member, and its names and addresses [default: its names behind --service]. Can be repeated.
     #[arg(long, value_name = "NAME[=SAN,...]")]
     member: Vec<Member>,
-    /// The CN of a client certificate: the etcd user. Can be repeated.
+    /// An etcd user to issue a client certificate for; it becomes the CN. Can be repeated.
     #[arg(long, value_name = "USER")]
     client: Vec<String>,
-    /// The members' roles.
+    /// The roles of the members, separated by commas.
     #[arg(long, value_delimiter = ',', default_value = "peer,server")]
     roles: Vec<Role>,
     /// The headless Service of the members [default: the cluster's name].
@@ -63,20 +63,20 @@ pub struct Args {
     /// The cluster's DNS domain.
     #[arg(long, default_value = "cluster.local")]
     cluster_domain: String,
-    /// One certificate a role with all members' names, for a StatefulSet whose pods mount one Secret.
+    /// Issue one certificate per role with the names of all members, for a StatefulSet whose pods mount one Secret.
     #[arg(long)]
     shared: bool,
     /// CA certificate (PEM; intermediates may follow) of every role.
     #[arg(long, value_name = "FILE", requires = "cakey", conflicts_with = "ca_dir")]
     cacrt: Option<PathBuf>,
-    /// Its private key.
+    /// The private key of --cacrt.
     #[arg(long, value_name = "FILE", requires = "cacrt")]
     cakey: Option<PathBuf>,
     /// Directory of a CA for peers (peer.crt, peer.key) and one for servers and clients (client.crt, client.key). A missing
     /// one is generated.
     #[arg(long, value_name = "DIR", required_unless_present = "cacrt")]
     ca_dir: Option<PathBuf>,
-    /// The certificates' lifetime, at most until the CA expires.
+    /// The lifetime of the certificates. They end with the CA at the latest.
     #[arg(long, default_value = "8760h", value_parser = parse_duration)]
     duration: Duration,
     /// The keys' algorithm and size.

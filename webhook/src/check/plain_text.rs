@@ -23,19 +23,20 @@ mod plan;
 /// Which cluster, and where it is to go.
 #[derive(clap::Args, Debug)]
 pub(super) struct PlainText {
-    /// One cluster between plain text and TLS: client URLs of members, separated by commas; one that answers is enough.
+    /// Check an etcd cluster that moves between plain text and TLS, by client URLs of its members, separated by commas. One
+    /// member that answers is enough.
     #[arg(long, value_delimiter = ',', value_name = "URL")]
     endpoints: Vec<Endpoint>,
-    /// Where the cluster is to go: https, or back to http.
+    /// The target of the move: https, or back to http.
     #[arg(long, default_value = "https", value_enum, requires = "endpoints")]
     to: plan::Scheme,
-    /// The CA certificates that the members' certificates come from (PEM). A revocation list ca.crl beside it counts, too.
+    /// The CA certificates (PEM) that verify the members. A revocation list ca.crl in the same directory is used, too.
     #[arg(long, value_name = "FILE", requires = "endpoints")]
     cacert: Option<PathBuf>,
-    /// A client certificate (PEM).
+    /// The client certificate (PEM) for the members.
     #[arg(long, value_name = "FILE", requires_all = ["endpoints", "key"])]
     cert: Option<PathBuf>,
-    /// Its private key.
+    /// The private key of --cert.
     #[arg(long, value_name = "FILE", requires = "cert")]
     key: Option<PathBuf>,
 }

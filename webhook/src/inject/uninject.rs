@@ -14,7 +14,7 @@ use crate::error::Error;
 /// The arguments of `uninject`.
 #[derive(clap::Args, Debug)]
 pub struct UninjectArgs {
-    /// A manifest that inject wrote, of one or more documents; - is standard input. May be given several times.
+    /// A file with one or more manifests that `inject` wrote; - is standard input. Can be repeated.
     #[arg(short = 'f', long = "filename", required = true)]
     filenames: Vec<PathBuf>,
 }

@@ -28,39 +28,41 @@ use crate::{
 pub struct Args {
     /// The cluster, as <namespace>/<cluster>.
     cluster: ClusterName,
-    /// The certificate's serial number in hexadecimal digits, as `openssl x509 -noout -serial` prints it. A pod that uses it is
-    /// renewed first.
+    /// The certificate's serial number in hexadecimal digits, as `openssl x509 -noout -serial` prints it. If a pod uses the
+    /// certificate, the pod is renewed first.
     #[arg(long, value_parser = serial)]
     serial: Option<Selector>,
-    /// A pod of the cluster's namespace, or <namespace>/<name>, that is not trusted any more: all its certificates. The signer
-    /// gives it no other until it is made again.
+    /// Revoke all certificates of this pod at once: its name in the cluster's namespace, or <namespace>/<name>. The signer
+    /// issues no further certificate to the pod until it is created anew.
     #[arg(long, value_parser = Selector::pod)]
     pod: Option<Selector>,
-    /// All certificates of this user, the CN, that exist now. Pods that use them are renewed first.
+    /// Revoke all existing certificates of this user (the CN). Pods that use them are renewed first.
     #[arg(long, value_parser = Selector::user)]
     user: Option<Selector>,
-    /// Why: keyCompromise, affiliationChanged, superseded, cessationOfOperation, privilegeWithdrawn or unspecified.
+    /// The reason: keyCompromise, affiliationChanged, superseded, cessationOfOperation, privilegeWithdrawn or unspecified.
     #[arg(long, default_value = "unspecified", conflicts_with_all = ["undo", "list"])]
     reason: Reason,
-    /// Revoke them even where that leaves no quorum of members whose peer certificates are accepted, and where a pod that uses
-    /// them was not renewed within --timeout.
+    /// Revoke even if too few members for a quorum keep an accepted peer certificate, or if a pod that uses the certificates
+    /// was not renewed within --timeout.
     #[arg(long, conflicts_with_all = ["undo", "list"])]
     force: bool,
-    /// Revoke them at once: the pods that use them are refused until their next renewal. --pod does the same.
+    /// Do not renew the pods first: the pods that use the certificates are refused until their next renewal. --pod implies
+    /// this.
     #[arg(long, conflicts_with_all = ["undo", "list"])]
     at_once: bool,
-    /// End the connections that exist, too, those of others as well: every etcd of the cluster is restarted, one member at a
-    /// time and never without quorum. A cluster of one member is away for some seconds.
+    /// Also end existing connections, of all clients: every etcd member is restarted, one at a time and never without quorum. A
+    /// cluster of one member is unavailable for some seconds.
     #[arg(long, conflicts_with_all = ["undo", "list"])]
     cut: bool,
-    /// How long pods may take to renew (a pod renews when its sidecar has the new files; a program that reads them once is refused), and with --cut members to restart: kubelet brings them the annotation `renew` within a
-    /// minute or two.
+    /// How long to wait for pods to renew and, with --cut, for members to restart. kubelet delivers the annotation `renew`
+    /// within a minute or two. A pod counts as renewed when its sidecar has the new files; a program that reads them only at
+    /// start is refused until it restarts.
     #[arg(long, default_value = "5m", value_name = "DURATION", value_parser = etcd_tls_contract::duration::parse_duration)]
     timeout: Duration,
     /// Accept the certificates again.
     #[arg(long, conflicts_with = "list")]
     undo: bool,
-    /// Show what is revoked, and change nothing.
+    /// List the revoked certificates, and change nothing.
     #[arg(long)]
     list: bool,
     #[command(flatten)]

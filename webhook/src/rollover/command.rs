@@ -40,7 +40,7 @@ const WATCH: Duration = Duration::from_secs(2);
 pub struct Args {
     /// The cluster, as <namespace>/<cluster>.
     cluster: ClusterName,
-    /// Which of the cluster's authorities: peer, client or metrics.
+    /// The CA to replace: peer, client or metrics.
     #[arg(long)]
     domain: Domain,
     /// Show the status, and change nothing.
@@ -52,8 +52,8 @@ pub struct Args {
     /// Confirm that the clients outside the cluster trust the new CA.
     #[arg(long)]
     confirm_clients: bool,
-    /// Continue without waiting, after a leak: publish a new CA that signs at once, or let a published one sign, or remove
-    /// the old one. Shows first which outage that can cause.
+    /// Take the next step without waiting, after a leaked key: publish a new CA that signs at once, let the published CA sign,
+    /// or remove the old CA. First shows the outage that this can cause.
     #[arg(long)]
     force: bool,
     /// Do not ask for confirmation of --force.

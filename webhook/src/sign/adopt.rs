@@ -31,18 +31,20 @@ const PAGE: u32 = 20;
 /// Gives a cluster the certificate authorities of a backup: its namespace was made again, here or elsewhere.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// The cluster, as <namespace>/<cluster>. Its namespace exists.
+    /// The cluster, as <namespace>/<cluster>. Its namespace must exist.
     cluster: ClusterName,
-    /// The backup: Secrets of authorities as YAML or JSON, as kubectl prints them; - is standard input.
+    /// The backup: the Secrets of the CAs as YAML or JSON, as kubectl prints them; - is standard input.
     #[arg(short = 'f', long, value_name = "FILE")]
     filename: PathBuf,
-    /// The cluster whose authorities the backup holds, if it had another name.
+    /// The cluster in the backup, if it had another name.
     #[arg(long, value_name = "NAMESPACE/CLUSTER")]
     from: Option<ClusterName>,
-    /// The uid of the namespace then, where the backup holds authorities of several namespaces of that name.
+    /// The UID of the cluster's namespace at the time of the backup. Needed if the backup holds CAs of several namespaces with
+    /// that name.
     #[arg(long, value_name = "UID")]
     from_uid: Option<String>,
-    /// Adopt them even if another cluster exists that trusts them: members and clients of both clusters then trust each other.
+    /// Restore the CAs even if another existing cluster trusts them. Members and clients of both clusters then trust each
+    /// other.
     #[arg(long)]
     share: bool,
     #[command(flatten)]

@@ -18,13 +18,13 @@ pub(super) mod ledger;
 /// When requests are deleted.
 #[derive(clap::Args, Clone, Copy, Debug)]
 pub(super) struct CleanerArgs {
-    /// How long an issued request stays, for its certificate to be fetched.
+    /// How long an issued request is kept, so that its certificate can be fetched.
     #[arg(long, default_value = "5m", value_parser = parse_duration)]
     delete_issued_after: Duration,
-    /// How long a denied or failed request stays, for people to read.
+    /// How long a denied or failed request is kept, so that people can read the reason.
     #[arg(long, default_value = "1h", value_parser = parse_duration)]
     delete_refused_after: Duration,
-    /// How often to look whether the pod of an undecided request still exists.
+    /// How often to check that the pod of an undecided request still exists.
     #[arg(long, default_value = "1m", value_parser = parse_duration)]
     check_pending_every: Duration,
 }

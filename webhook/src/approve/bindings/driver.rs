@@ -54,7 +54,7 @@ const LONGEST_GATHER: Duration = Duration::from_secs(1);
 /// How long rights last.
 #[derive(clap::Args, Clone, Copy, Debug)]
 pub(in crate::approve) struct BindingArgs {
-    /// How long the service account of a labelled pod may request after its last pod.
+    /// How long a service account keeps the right to request after its last labelled pod is gone.
     #[arg(long, default_value = "10m", value_parser = parse_duration)]
     withdraw_after: Duration,
 }
