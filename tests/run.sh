@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # run.sh LOG: builds the tests of the workspace and runs their programs, some at once: most of them wait for time to pass or for
 # other processes. What a program prints stays together, as `cargo test` prints it, here and in LOG. JOBS sets how many run at
-# once (default: one more than there are processors), beside those that mostly wait. Exits 1 where one fails.
+# once (default: one more than there are processors), beside those that mostly wait. Exits 1 where one fails, 130 or 143 when a signal
+# ends it and all that it has started.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 log=$1
@@ -33,9 +34,11 @@ programs=$(
 )
 [ "$programs" ] || { echo "error: could not compile the tests" | tee -a "$log"; exit 1; }
 
+outputs=$(mktemp -d)
+trap 'rm -rf "$outputs"' EXIT
 run() {
   local folder=$1 program=$2 title=$3 out status=0
-  out=$(mktemp)
+  out=$(mktemp -p "$outputs")
   {
     printf '     Running %s (%s)\n' "$title" "$program"
     (cd "$folder" && CARGO_MANIFEST_DIR=$folder exec "$program" 2>&1) || status=$?
@@ -47,15 +50,40 @@ run() {
   [ "$status" = 0 ]
 }
 export -f run
-export log
+export log outputs
 
 status=0
+lanes=()
+# Each lane is a process group of its own, with all that its tests start. A terminal's Ctrl-C and a signal to this process both end here,
+# at once, since this process only waits; and so does every lane.
+set -m
 pool() { # CLASSES JOBS
   { grep "^[$1]" <<< "$programs" || true; } | cut -f2- | tr '\t' '\n' | xargs -r -d '\n' -n 3 -P "$2" bash -c 'run "$@"' run
 }
-pool 0 1 & beside=$!
-pool 12 "$jobs" || status=1
+doc() { "$cargo" test --locked --workspace --doc 2>&1 | tee -a "$log"; }
+begin() { # COMMAND...: its lane's number is in $lane
+  "$@" & lane=$!
+  lanes+=("$lane")
+}
+signal() { # SIGNAL: to every lane; fails where none is left
+  local lane any=1
+  for lane in "${lanes[@]}"; do kill -s "$1" -- "-$lane" 2> /dev/null && any=0; done
+  return $any
+}
+stop() { # STATUS
+  trap '' INT TERM
+  # One that a test has stopped takes SIGTERM only when it goes on.
+  signal TERM && signal CONT || exit "$1"
+  for _ in {1..50}; do signal 0 || exit "$1"; sleep 0.2; done
+  signal KILL || true
+  exit "$1"
+}
+trap 'stop 130' INT
+trap 'stop 143' TERM
+
+begin pool 0 1; beside=$lane
+begin pool 12 "$jobs"; wait "$lane" || status=1
 wait "$beside" || status=1
-pool 3 1 || status=1
-"$cargo" test --locked --workspace --doc 2>&1 | tee -a "$log" || status=1
+begin pool 3 1; wait "$lane" || status=1
+begin doc; wait "$lane" || status=1
 exit $status
