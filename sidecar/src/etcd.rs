@@ -36,18 +36,18 @@ pub struct Member {
     pub learner: bool,
 }
 
-/// How an attempt to create a key ended.
+/// The result of an attempt to create a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Created {
     /// It is ours.
     Yes,
     /// It was there already.
-    Already(Found),
+    Already(HeldKey),
 }
 
-/// A key that is there.
+/// A key that exists already, and its holder's value.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Found {
+pub struct HeldKey {
     /// Its value.
     pub value: String,
     /// The lease it hangs on; 0 for none.
@@ -185,7 +185,7 @@ impl Client {
         }
         let found = &answer["responses"][0]["response_range"]["kvs"][0];
         let value = found["value"].as_str().and_then(|v| STANDARD.decode(v).ok()).unwrap_or_default();
-        Ok(Created::Already(Found {
+        Ok(Created::Already(HeldKey {
             value: String::from_utf8_lossy(&value).into_owned(),
             lease: integer(&found["lease"]).unwrap_or_default(),
             revision: integer(&found["mod_revision"])
@@ -201,7 +201,7 @@ impl Client {
         &self,
         client_url: &Endpoint,
         key: &str,
-        found: &Found,
+        found: &HeldKey,
         value: &str,
         lease: i64,
     ) -> Result<bool, EtcdError> {

@@ -25,10 +25,10 @@ use std::{
 
 use etcd_tls_contract::liveness::SIDECAR_LIMIT;
 
+mod check;
 pub mod install;
-mod question;
 
-pub use self::question::Question;
+pub use self::check::Check;
 
 /// The sidecar's socket in [`etcd_tls_contract::names::PROBE_DIR`].
 pub const SOCKET: &str = "sidecar.sock";
@@ -51,15 +51,15 @@ impl From<String> for Failure {
     }
 }
 
-/// The sidecar's answer.
+/// The sidecar's answer to `etcd-tls-probe`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Said {
+pub enum Liveness {
     /// Leave etcd alone.
     Alive,
-    /// Restart it; why.
+    /// Restart etcd, for this reason.
     Dead(String),
-    /// Nothing that counts; why not.
-    Away(String),
+    /// There is no answer that counts, for this reason.
+    Unanswered(String),
 }
 
 /// The program's next step.
@@ -70,7 +70,7 @@ pub enum Next {
     /// It is done: etcd is restarted; why.
     Fail(String),
     /// The answer to this is the answer.
-    Ask(Question),
+    Ask(Check),
 }
 
 /// The sidecar is asked, and may ask etcd for so long, if it must.
@@ -92,27 +92,27 @@ pub fn answer(verdict: &Result<(), Failure>) -> String {
     }
 }
 
-impl Said {
+impl Liveness {
     /// Reads the sidecar's answer: the whole line or nothing.
     pub fn read(answer: &[u8]) -> Self {
         match str::from_utf8(answer).ok().and_then(|text| text.strip_suffix('\n')) {
             Some("alive") => Self::Alive,
             Some(line) if line.starts_with("dead ") && !line.contains('\n') => Self::Dead(one_line(&line[5..])),
-            _ => Self::Away("its answer is none".to_owned()),
+            _ => Self::Unanswered("its answer is none".to_owned()),
         }
     }
 }
 
-/// The next step after the sidecar's answer, if the user's own probe is `question`.
-pub fn decide(said: &Said, question: Question) -> Next {
-    match (said, question) {
-        (Said::Dead(reason), _) => Next::Fail(reason.clone()),
+/// The next step after the sidecar's answer, if the user's own probe is `check`.
+pub fn decide(said: &Liveness, check: Check) -> Next {
+    match (said, check) {
+        (Liveness::Dead(reason), _) => Next::Fail(reason.clone()),
         // It has asked.
-        (Said::Alive, Question::BySidecar(_)) => Next::Pass,
-        (_, Question::None | Question::BySidecar(None)) => Next::Pass,
+        (Liveness::Alive, Check::BySidecar(_)) => Next::Pass,
+        (_, Check::None | Check::BySidecar(None)) => Next::Pass,
         // No TLS here: the program can only check whether the port accepts connections.
-        (Said::Away(_), Question::BySidecar(Some(address))) => Next::Ask(Question::Tcp(address)),
-        (_, question) => Next::Ask(question),
+        (Liveness::Unanswered(_), Check::BySidecar(Some(address))) => Next::Ask(Check::Tcp(address)),
+        (_, check) => Next::Ask(check),
     }
 }
 
@@ -122,21 +122,21 @@ pub fn decide(said: &Said, question: Question) -> Next {
 /// Why etcd is to be restarted.
 pub fn verdict(dir: &Path, limit: Duration) -> Result<(), Failure> {
     let url = fs::read_to_string(dir.join(LIVENESS)).ok();
-    let question = Question::of(url.as_deref().map(str::trim_end));
-    let patience = if matches!(question, Question::BySidecar(_)) { SIDECAR_LIMIT + limit } else { SIDECAR_LIMIT };
+    let check = Check::of(url.as_deref().map(str::trim_end));
+    let patience = if matches!(check, Check::BySidecar(_)) { SIDECAR_LIMIT + limit } else { SIDECAR_LIMIT };
     let said = sidecar(dir.join(SOCKET), limit, patience);
-    match decide(&said, question) {
+    match decide(&said, check) {
         Next::Pass => Ok(()),
         Next::Fail(reason) => Err(reason.into()),
-        Next::Ask(question) => question.ask(limit).map_err(|error| match &said {
-            Said::Away(why) => format!("{error} (etcd-tls-sidecar is away: {why})").into(),
-            Said::Alive | Said::Dead(_) => error,
+        Next::Ask(check) => check.ask(limit).map_err(|error| match &said {
+            Liveness::Unanswered(why) => format!("{error} (etcd-tls-sidecar is away: {why})").into(),
+            Liveness::Alive | Liveness::Dead(_) => error,
         }),
     }
 }
 
 /// Asks the sidecar, for `patience` at most.
-fn sidecar(socket: PathBuf, limit: Duration, patience: Duration) -> Said {
+fn sidecar(socket: PathBuf, limit: Duration, patience: Duration) -> Liveness {
     // In a thread of its own: connecting to a stopped process's socket may block for ever and has no timeout.
     let (told, tells) = mpsc::channel();
     let asking = thread::Builder::new().spawn(move || {
@@ -144,12 +144,12 @@ fn sidecar(socket: PathBuf, limit: Duration, patience: Duration) -> Said {
         let _ = told.send(converse(&socket, limit));
     });
     if let Err(error) = asking {
-        return Said::Away(error.to_string());
+        return Liveness::Unanswered(error.to_string());
     }
     match tells.recv_timeout(patience) {
-        Ok(Ok(answer)) => Said::read(&answer),
-        Ok(Err(error)) => Said::Away(error.to_string()),
-        Err(_) => Said::Away(format!("no answer within {} s", patience.as_secs())),
+        Ok(Ok(answer)) => Liveness::read(&answer),
+        Ok(Err(error)) => Liveness::Unanswered(error.to_string()),
+        Err(_) => Liveness::Unanswered(format!("no answer within {} s", patience.as_secs())),
     }
 }
 
@@ -180,14 +180,14 @@ mod tests {
         for request in ["", "check 5", "check \n", "check -1\n", "check 5\n\n", "GET / HTTP/1.1\r\n"] {
             assert_eq!(requested(request.as_bytes()), None, "{request:?}");
         }
-        assert_eq!(Said::read(answer(&Ok(())).as_bytes()), Said::Alive);
+        assert_eq!(Liveness::read(answer(&Ok(())).as_bytes()), Liveness::Alive);
         let why = "the peer bundle\nhas changed\n";
         assert_eq!(
-            Said::read(answer(&Err(why.to_owned().into())).as_bytes()),
-            Said::Dead("the peer bundle has changed".to_owned())
+            Liveness::read(answer(&Err(why.to_owned().into())).as_bytes()),
+            Liveness::Dead("the peer bundle has changed".to_owned())
         );
         let long = answer(&Err("x".repeat(100_000).into()));
-        assert!(matches!(Said::read(long.as_bytes()), Said::Dead(why) if why.len() == MAX_REASON));
+        assert!(matches!(Liveness::read(long.as_bytes()), Liveness::Dead(why) if why.len() == MAX_REASON));
     }
 
     #[test]
@@ -195,28 +195,28 @@ mod tests {
         let others: [&[u8]; 8] =
             [b"", b"alive", b"dead", b"dead \xff\n", b"dead cut", b"no\n", b"dead a\nb\n", b"HTTP/1.1 503 x\r\n\r\n"];
         for other in others {
-            assert!(matches!(Said::read(other), Said::Away(_)), "{}", String::from_utf8_lossy(other));
+            assert!(matches!(Liveness::read(other), Liveness::Unanswered(_)), "{}", String::from_utf8_lossy(other));
         }
     }
 
     #[test]
     fn the_sidecars_word_and_the_users_probe_make_the_verdict() {
         let address = "127.0.0.1:2379".parse().unwrap();
-        let tcp = Question::Tcp(address);
-        let (dead, away) = (Said::Dead("due".to_owned()), Said::Away("refused".to_owned()));
-        for question in [Question::None, tcp.clone(), Question::BySidecar(Some(address)), Question::BySidecar(None)] {
-            assert_eq!(decide(&dead, question), Next::Fail("due".to_owned()));
+        let tcp = Check::Tcp(address);
+        let (dead, away) = (Liveness::Dead("due".to_owned()), Liveness::Unanswered("refused".to_owned()));
+        for check in [Check::None, tcp.clone(), Check::BySidecar(Some(address)), Check::BySidecar(None)] {
+            assert_eq!(decide(&dead, check), Next::Fail("due".to_owned()));
         }
-        for (said, question, next) in [
-            (&Said::Alive, Question::None, Next::Pass),
-            (&Said::Alive, tcp.clone(), Next::Ask(tcp.clone())),
-            (&Said::Alive, Question::BySidecar(Some(address)), Next::Pass),
-            (&away, Question::None, Next::Pass),
+        for (said, check, next) in [
+            (&Liveness::Alive, Check::None, Next::Pass),
+            (&Liveness::Alive, tcp.clone(), Next::Ask(tcp.clone())),
+            (&Liveness::Alive, Check::BySidecar(Some(address)), Next::Pass),
+            (&away, Check::None, Next::Pass),
             (&away, tcp.clone(), Next::Ask(tcp.clone())),
-            (&away, Question::BySidecar(Some(address)), Next::Ask(tcp)),
-            (&away, Question::BySidecar(None), Next::Pass),
+            (&away, Check::BySidecar(Some(address)), Next::Ask(tcp)),
+            (&away, Check::BySidecar(None), Next::Pass),
         ] {
-            assert_eq!(decide(said, question.clone()), next, "{said:?} {question:?}");
+            assert_eq!(decide(said, check.clone()), next, "{said:?} {check:?}");
         }
     }
 

@@ -44,7 +44,7 @@ use self::{
     locks::Locks,
     memory::Memory,
     metrics::Metrics,
-    observe::{ClusterSeen, Loads, Observer},
+    observe::{Loads, ObservedCluster, Observer},
     options::Method,
 };
 pub use self::{
@@ -55,7 +55,7 @@ use etcd_tls_contract::{certificate::Bundle, names, role::Domain, trusts::Unknow
 
 use crate::{
     etcd::EtcdError,
-    issuance::others::{Others, Questions},
+    issuance::others::{DistrustingMembers, Questions},
     os::process::uptime,
 };
 
@@ -246,8 +246,8 @@ impl Restarter {
         let open = self.questions.open();
         for (domain, bundle) in &open {
             let answer = match self.observer.distrusting(*domain, bundle, self.has_loaded(*domain, bundle)).await {
-                Ok(members) => Others { members, unknown: None },
-                Err(why) => Others::unseen(why.to_string()),
+                Ok(members) => DistrustingMembers { members, unknown: None },
+                Err(why) => DistrustingMembers::unseen(why.to_string()),
             };
             self.questions.answer(*domain, bundle, answer);
         }
@@ -380,7 +380,7 @@ impl Restarter {
     }
 
     /// Looks at every member, by way of the others where etcd itself refuses us.
-    async fn cluster(&mut self) -> Result<ClusterSeen, Wait> {
+    async fn cluster(&mut self) -> Result<ObservedCluster, Wait> {
         let unknown = |error: EtcdError| Wait::new("cluster_unknown", error.to_string(), AGAIN);
         let error = match self.observer.cluster().await {
             Ok(seen) => return Ok(seen),

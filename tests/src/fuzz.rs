@@ -11,7 +11,7 @@ use etcd_tls_contract::{
     certificate::{Bundle, Chain},
     crl::Crl,
     csr::Request,
-    in_force::InForce,
+    in_force::BundlesInForce,
     policy::Policy,
     settings::Settings,
 };
@@ -156,8 +156,8 @@ fn certificates(bytes: &[u8]) {
             Chain::parse(chain.to_pem().as_bytes()).expect("own output is readable");
         }
         let Ok(text) = std::str::from_utf8(&pem) else { continue };
-        if let Ok(Some(stated)) = InForce::parse(text) {
-            let again = InForce::parse(&stated.before("-----BEGIN CERTIFICATE-----\n"));
+        if let Ok(Some(stated)) = BundlesInForce::parse(text) {
+            let again = BundlesInForce::parse(&stated.before("-----BEGIN CERTIFICATE-----\n"));
             assert_eq!(again, Ok(Some(stated)));
         }
     }

@@ -27,10 +27,10 @@ use tokio::sync::watch;
 use crate::{
     error::Error,
     platform::{health::Health, shutdown},
-    traces::{self, Look, Traces},
+    traces::{self, Reconciliation, Traces},
 };
 use case::Case;
-use client::RequestError;
+use client::ApiServerError;
 use csr::{Handler, Outcome};
 use events::{Notice, Recorder, pod_reference};
 use facts::{CertificateRequest, Csr};
@@ -136,7 +136,7 @@ impl ControllerArgs {
         let metrics = Metrics::register(&mut registry);
         let queue = csr::Metrics::register(&mut registry);
         let tasks = Tasks::register(&mut registry);
-        let (gate, standings) = Gate::new(guards);
+        let (gate, policy_states) = Gate::new(guards);
         let client = gated::connect(gate.clone()).await?;
         let process = name.strip_prefix("etcd-tls-").unwrap_or(name);
         let recorder = Recorder::new(client.clone(), process, &identity);
@@ -153,7 +153,7 @@ impl ControllerArgs {
             process,
             namespaces: namespaces.clone(),
             recorder: recorder.clone(),
-            standings,
+            policy_states,
             enforced: metrics.guarded.clone(),
         };
         let controller = Controller {
@@ -380,7 +380,7 @@ impl Controller {
         last: Arc<Policy>,
         bound: Option<&BoundPod>,
         signer: Option<&SignerName>,
-    ) -> Result<Arc<Policy>, RequestError> {
+    ) -> Result<Arc<Policy>, ApiServerError> {
         let Some(policy) = policy::live(&self.client, &self.namespace).await? else { return Ok(last) };
         if policy.namespace_uids.is_empty() {
             return Ok(Arc::new(policy));
@@ -414,7 +414,11 @@ impl Controller {
             .map_err(|error| Trouble::Write(kube::Error::BuildRequest(error).into()))?;
         // The watch delivers the written object.
         let metadata = written(&self.client, request, "patch_subresource").await.map_err(Trouble::Write)?;
-        if metadata.uid.as_deref() == Some(csr.uid()) { Ok(()) } else { Err(Trouble::Write(RequestError::NotWritten)) }
+        if metadata.uid.as_deref() == Some(csr.uid()) {
+            Ok(())
+        } else {
+            Err(Trouble::Write(ApiServerError::NotWritten))
+        }
     }
 
     /// An event beside the pod that asked, if it is still there.
@@ -427,12 +431,12 @@ impl Controller {
         self.recorder.warn(Notice { regarding, reason, note: case::message(denials) }).await;
     }
 
-    /// Exports the span of a look at a request that began at that time.
+    /// Exports the span of a reconciliation that began at that time.
     pub(crate) fn trace(&self, csr: &Csr, case: &Case, began: SystemTime, result: &Result<(), Trouble>) {
         if self.traces.is_on() {
             let pod = case.bound.as_ref().and_then(|bound| self.pods.facts(bound));
             let admission = pod.and_then(|pod| traces::on_pod(&pod.annotations));
-            let look = Look {
+            let reconciliation = Reconciliation {
                 csr: csr.name(),
                 csr_uid: csr.uid(),
                 created: csr.created().unwrap_or(began),
@@ -442,7 +446,7 @@ impl Controller {
                 admission,
                 began,
             };
-            self.traces.looked(&look, result.as_ref().err().map(|trouble| trouble as _));
+            self.traces.reconciled(&reconciliation, result.as_ref().err().map(|trouble| trouble as _));
         }
     }
 
@@ -479,13 +483,13 @@ pub(crate) enum Trouble {
     NotYet(String),
     /// A read failed.
     #[error(transparent)]
-    Api(#[from] RequestError),
+    Api(#[from] ApiServerError),
     /// The Services that select the pod are not known.
     #[error(transparent)]
     Services(#[from] services::Unknown),
     /// A write of the request itself failed: the request may be gone, or another one by now.
     #[error("{0}")]
-    Write(RequestError),
+    Write(ApiServerError),
 }
 
 /// The reason of the Events of an address that two have.

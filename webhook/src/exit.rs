@@ -3,7 +3,7 @@
 use etcd_tls_telemetry::exit::Exit;
 
 use crate::{
-    controller::client::{ClientError, RequestError},
+    controller::client::{ApiServerError, ClientError},
     error::{NotInTime, NotSeen, NotWell},
 };
 
@@ -11,7 +11,7 @@ use crate::{
 pub fn exit(error: &(dyn std::error::Error + 'static)) -> Exit {
     let mut cause = Some(error);
     while let Some(error) = cause {
-        if let Some(request) = error.downcast_ref::<RequestError>() {
+        if let Some(request) = error.downcast_ref::<ApiServerError>() {
             return match request.code() {
                 Some(401 | 403) => Exit::Denied,
                 _ => Exit::Unavailable,
@@ -61,7 +61,7 @@ mod tests {
         assert_eq!(exit(&Above("text".into())), Exit::Failure);
         assert_eq!(exit(&Above(io(std::io::ErrorKind::NotFound))), Exit::InputOutput);
         assert_eq!(exit(&Above(io(std::io::ErrorKind::AddrInUse))), Exit::Unavailable);
-        assert_eq!(exit(&Above(Box::new(RequestError::Timeout))), Exit::Unavailable);
+        assert_eq!(exit(&Above(Box::new(ApiServerError::Timeout))), Exit::Unavailable);
         assert_eq!(exit(&Above(Box::new(NotSeen("text".to_owned())))), Exit::Unknown);
         assert_eq!(exit(&NotInTime { after: Duration::ZERO, pending: Vec::new() }), Exit::TryAgain);
     }

@@ -49,7 +49,7 @@ use etcd_tls_contract::{
 use crate::traces::Context;
 
 use self::{
-    asking::Asked,
+    asking::DialledEtcd,
     json::Json,
     options::{Options, Tool},
     patch::{Item, PodPatch},
@@ -219,7 +219,7 @@ impl<'a> Work<'a> {
             if members.is_empty() { targets.iter().map(|t| t.container).collect() } else { members }
         };
         let mut patch = PodPatch::default();
-        let asked = Asked::of(&targets, &self.settings.mount_path);
+        let asked = DialledEtcd::of(&targets, &self.settings.mount_path);
         for target in &targets {
             self.equip(target, &mut patch);
             self.check_target_asks(target, asked.as_ref());

@@ -7,7 +7,7 @@ use etcd_tls_contract::{encoding::hex, names};
 use kube::{Client, Config, config::KubeConfigOptions};
 
 use crate::{
-    controller::client::{self, ClientError, RequestError},
+    controller::client::{self, ApiServerError, ClientError},
     error::Error,
 };
 
@@ -75,7 +75,7 @@ pub struct Refused {
     /// The attempted action.
     pub right: Right,
     #[source]
-    source: RequestError,
+    source: ApiServerError,
 }
 
 impl Refused {
@@ -94,7 +94,7 @@ impl Right {
     }
 
     /// The error of a request that needs this right.
-    pub fn refused(self, source: RequestError) -> Refused {
+    pub fn refused(self, source: ApiServerError) -> Refused {
         Refused { right: self, source }
     }
 

@@ -153,14 +153,14 @@ async fn annotate(client: &Client, namespace: &str, pod: &Chosen, value: &str) -
     Ok(())
 }
 
-/// A pod that is asked for something by the annotation, such as new certificates.
+/// A pod whose annotation `renew` was written, for new certificates or a restart of etcd.
 #[derive(Debug)]
-pub(crate) struct Asked {
+pub(crate) struct AnnotatedPod {
     namespace: String,
     pod: Chosen,
 }
 
-impl Asked {
+impl AnnotatedPod {
     /// The serial numbers of the certificates on its disk.
     ///
     /// # Errors
@@ -195,7 +195,7 @@ impl Asked {
 ///
 /// # Errors
 /// It is not there, does not see the annotation, keeps its key, or cannot be read or patched.
-pub(crate) async fn ask(client: &Client, pod: &str, uid: &str, new_key: bool) -> Result<Asked, Error> {
+pub(crate) async fn ask(client: &Client, pod: &str, uid: &str, new_key: bool) -> Result<AnnotatedPod, Error> {
     let target: Target = pod.parse()?;
     let api: Api<Pod> = Api::namespaced(client.clone(), &target.namespace);
     let found = within(api.get_opt(&target.name))
@@ -208,7 +208,7 @@ pub(crate) async fn ask(client: &Client, pod: &str, uid: &str, new_key: bool) ->
         pod.gives_new_key()?;
     }
     let renew = Renew { roles: BTreeSet::new(), id: jiff::Timestamp::now().to_string() };
-    let asked = Asked { namespace: target.namespace, pod };
+    let asked = AnnotatedPod { namespace: target.namespace, pod };
     asked.annotate(client, &renew.to_string()).await?;
     Ok(asked)
 }
@@ -217,11 +217,11 @@ pub(crate) async fn ask(client: &Client, pod: &str, uid: &str, new_key: bool) ->
 ///
 /// # Errors
 /// There is none.
-pub(crate) fn members(pods: &[Pod], cluster: &ClusterName) -> Result<(Vec<Asked>, Vec<String>), RenewError> {
+pub(crate) fn members(pods: &[Pod], cluster: &ClusterName) -> Result<(Vec<AnnotatedPod>, Vec<String>), RenewError> {
     let target = Target { namespace: cluster.namespace.clone(), name: cluster.name.clone() };
     let roles = BTreeSet::from([Role::Peer, Role::Server]);
     let (chosen, blind) = choose::split(pods, &target, Some(Kind::Cluster), &roles)?;
-    Ok((chosen.into_iter().map(|pod| Asked { namespace: cluster.namespace.clone(), pod }).collect(), blind))
+    Ok((chosen.into_iter().map(|pod| AnnotatedPod { namespace: cluster.namespace.clone(), pod }).collect(), blind))
 }
 
 /// The state that the sidecar of `pod` reports.

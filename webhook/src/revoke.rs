@@ -120,10 +120,10 @@ pub enum Action {
     Undo,
 }
 
-/// No request that is understood.
+/// The text is not a revocation request.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not of the form <add|renewed|force|undo>[@<until>] <id> <reason> <serial|pod|user>:<which>")]
-pub struct RequestError;
+pub struct InvalidRevocation;
 
 impl Request {
     /// That it was done.
@@ -138,13 +138,13 @@ impl Request {
 }
 
 impl std::str::FromStr for Request {
-    type Err = RequestError;
+    type Err = InvalidRevocation;
 
-    fn from_str(s: &str) -> Result<Self, RequestError> {
+    fn from_str(s: &str) -> Result<Self, InvalidRevocation> {
         let words: Vec<&str> = s.splitn(4, ' ').collect();
-        let [action, id, reason, selector] = words[..] else { return Err(RequestError) };
+        let [action, id, reason, selector] = words[..] else { return Err(InvalidRevocation) };
         let (action, until) = match action.split_once('@') {
-            Some((action, until)) => (action, Some(until.parse().map_err(|_| RequestError)?)),
+            Some((action, until)) => (action, Some(until.parse().map_err(|_| InvalidRevocation)?)),
             None => (action, None),
         };
         let action = match action {
@@ -152,18 +152,18 @@ impl std::str::FromStr for Request {
             "renewed" => Action::Renewed,
             "force" => Action::Force,
             "undo" => Action::Undo,
-            _ => return Err(RequestError),
+            _ => return Err(InvalidRevocation),
         };
         if id.is_empty() || id.len() > 64 || !id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
-            return Err(RequestError);
+            return Err(InvalidRevocation);
         }
         let selector = match selector.split_once(':') {
-            Some(("serial", serial)) => crl::serial(serial).map(Selector::Serial).map_err(|_| RequestError)?,
-            Some(("pod", pod)) => Selector::pod(pod).map_err(|_| RequestError)?,
-            Some(("user", user)) => Selector::user(user).map_err(|_| RequestError)?,
-            _ => return Err(RequestError),
+            Some(("serial", serial)) => crl::serial(serial).map(Selector::Serial).map_err(|_| InvalidRevocation)?,
+            Some(("pod", pod)) => Selector::pod(pod).map_err(|_| InvalidRevocation)?,
+            Some(("user", user)) => Selector::user(user).map_err(|_| InvalidRevocation)?,
+            _ => return Err(InvalidRevocation),
         };
-        let reason = reason.parse().map_err(|_| RequestError)?;
+        let reason = reason.parse().map_err(|_| InvalidRevocation)?;
         Ok(Self { action, id: id.to_owned(), selector, reason, until })
     }
 }
@@ -271,7 +271,7 @@ mod tests {
             "start 1 unspecified serial:4f0a",
             &format!("add {} unspecified serial:4f0a", "i".repeat(65)),
         ] {
-            assert_eq!(text.parse::<Request>(), Err(RequestError), "{text}");
+            assert_eq!(text.parse::<Request>(), Err(InvalidRevocation), "{text}");
         }
     }
 }

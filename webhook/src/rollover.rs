@@ -25,7 +25,7 @@ use std::{
 
 use etcd_tls_contract::{
     role::{Domain, Role},
-    trusts::{Trusts, Unknown},
+    trusts::{TrustStatement, Unknown},
 };
 use serde::{Deserialize, Serialize};
 
@@ -289,7 +289,7 @@ impl Rollover {
         }
         let loaded = self.accepted.contains(stated);
         let unknown = match stated.parse() {
-            Ok(Trusts::Unknown(reason)) if !loaded => Some(reason),
+            Ok(TrustStatement::Unknown(reason)) if !loaded => Some(reason),
             _ => None,
         };
         if !loaded && unknown.is_none() {

@@ -7,7 +7,7 @@
 //! The spans of a trace:
 //! * `admission`: the review, by `admit`;
 //! * `request`, below it: from the creation of the request by the sidecar until its certificate is there, by `sign`;
-//! * `approve` and `sign`, below that: each look at the request.
+//! * `approve` and `sign`, below that: each reconciliation of the request.
 //!
 //! **Invariant.** No span holds a byte of a request or of a certificate, and no decision depends on a trace.
 
@@ -123,9 +123,9 @@ fn hex<const N: usize>(text: &str) -> Option<[u8; N]> {
     Some(bytes)
 }
 
-/// A look of a controller at a request.
+/// The reconciliation of one request by a controller.
 #[derive(Clone, Copy, Debug)]
-pub struct Look<'a> {
+pub struct Reconciliation<'a> {
     /// `metadata.name` of the CertificateSigningRequest.
     pub csr: &'a str,
     /// `metadata.uid`.
@@ -140,7 +140,7 @@ pub struct Look<'a> {
     pub pod: &'a str,
     /// The place of the pod's admission.
     pub admission: Option<Context>,
-    /// When the look began.
+    /// The time at which it began.
     pub began: SystemTime,
 }
 

@@ -18,7 +18,7 @@ pub use self::{
     contested::{Claim, Claimant, Claims, contested, unless_contested},
     facts::{BoundPod, PodFacts, Requester, ServiceFacts},
     grammar::{common_name, entitlement, opted_in, requested_sans, subject_common_name},
-    pod_certificate::{AskedByKubelet, ROLE_ANNOTATION, SHORTEST_POD_CERTIFICATE, judge_for_kubelet},
+    pod_certificate::{PodCertificateFacts, ROLE_ANNOTATION, SHORTEST_POD_CERTIFICATE, judge_for_kubelet},
     requester::{POD_UID, SERVICE_ACCOUNT_PREFIX, bound_pod},
 };
 use crate::{
@@ -78,7 +78,7 @@ pub enum Addressee<'a> {
 
 /// The content of a request, without the pod.
 #[derive(Clone, Debug)]
-pub struct Asked<'a> {
+pub struct RequestFacts<'a> {
     /// `metadata.name`.
     pub name: &'a str,
     /// The signer.
@@ -96,7 +96,7 @@ pub struct Asked<'a> {
 /// The verdict, from the live pod (`None`: there is none of that name) and the Services of its namespace.
 ///
 /// A requester that is no service account is judged by [`judge_host`].
-pub fn judge(asked: &Asked<'_>, pod: Option<&PodFacts>, services: &[ServiceFacts], policy: &Policy) -> Verdict {
+pub fn judge(asked: &RequestFacts<'_>, pod: Option<&PodFacts>, services: &[ServiceFacts], policy: &Policy) -> Verdict {
     if !asked.requester.username.starts_with(SERVICE_ACCOUNT_PREFIX) {
         return judge_host(asked, policy);
     }
@@ -143,7 +143,7 @@ pub fn judge(asked: &Asked<'_>, pod: Option<&PodFacts>, services: &[ServiceFacts
 
 /// The verdict on a host or static pod that policy lists by the name it authenticates with: its certificate holds what
 /// policy says, all of it, and its CSR's name ends with the role and the key's digest.
-pub fn judge_host(asked: &Asked<'_>, policy: &Policy) -> Verdict {
+pub fn judge_host(asked: &RequestFacts<'_>, policy: &Policy) -> Verdict {
     let requester = asked.requester;
     if let Addressee::Another(issuer) = asked.signer {
         return deny("BadRequester", format!("{:?} is no pod: {issuer} is asked by pods alone", requester.username));
@@ -218,7 +218,7 @@ fn live(bound: &BoundPod, pod: &PodFacts, source: &str) -> Vec<Denial> {
 
 /// The role, from the CSR's name, which must be the one that [`names::csr_name`] gives for the pod's `uid` and the key.
 /// A host has no uid: there that part of the name is free.
-fn role_of(asked: &Asked<'_>, uid: Option<&str>) -> Result<Role, Denial> {
+fn role_of(asked: &RequestFacts<'_>, uid: Option<&str>) -> Result<Role, Denial> {
     let digest = asked.request.key_digest();
     let middle = asked.name.strip_prefix("etcd-tls-").and_then(|rest| rest.strip_suffix(&format!("-{digest}")));
     let parts = middle.and_then(|middle| middle.rsplit_once('-'));
@@ -236,7 +236,7 @@ fn role_of(asked: &Asked<'_>, uid: Option<&str>) -> Result<Role, Denial> {
 }
 
 /// Checks the form of a request: subject, usages, key, lifetime.
-fn form(asked: &Asked<'_>, role: Role, common_name: &str, policy: &Policy) -> Vec<Denial> {
+fn form(asked: &RequestFacts<'_>, role: Role, common_name: &str, policy: &Policy) -> Vec<Denial> {
     let mut denials = Vec::new();
     let request = asked.request;
     if request.organization != role.organization() {
@@ -272,7 +272,7 @@ fn form(asked: &Asked<'_>, role: Role, common_name: &str, policy: &Policy) -> Ve
 }
 
 /// Checks a request against its pod: signer, names and addresses.
-fn content(asked: &Asked<'_>, entitlement: &Entitlement) -> Vec<Denial> {
+fn content(asked: &RequestFacts<'_>, entitlement: &Entitlement) -> Vec<Denial> {
     let mut denials = Vec::new();
     if let Addressee::Ours(signer) = asked.signer
         && *signer != entitlement.signer

@@ -23,14 +23,14 @@ const MAX_LINE: usize = 512;
 
 /// The digest of each domain's bundle in force.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct InForce(BTreeMap<Domain, String>);
+pub struct BundlesInForce(BTreeMap<Domain, String>);
 
 /// The line is there, but does not follow the grammar, or stands there twice.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the signer's statement of the trust bundles in force cannot be read: {0}")]
-pub struct InForceError(&'static str);
+pub struct InvalidBundlesInForce(&'static str);
 
-impl InForce {
+impl BundlesInForce {
     /// A statement of these digests, as [`crate::certificate::Bundle::digest`] gives them.
     pub const fn new(digests: BTreeMap<Domain, String>) -> Self {
         Self(digests)
@@ -42,38 +42,38 @@ impl InForce {
     ///
     /// # Errors
     /// Two statements, a digest that is stated twice, or a statement that does not follow the grammar.
-    pub fn parse(answer: &str) -> Result<Option<Self>, InForceError> {
+    pub fn parse(answer: &str) -> Result<Option<Self>, InvalidBundlesInForce> {
         let text = answer.find("-----BEGIN").map_or(answer, |at| &answer[..at]);
         let mut lines = text.lines().filter_map(|line| line.strip_prefix(PREFIX));
         let Some(rest) = lines.next() else { return Ok(None) };
         if lines.next().is_some() {
-            return Err(InForceError("it stands there twice"));
+            return Err(InvalidBundlesInForce("it stands there twice"));
         }
         if rest.len() > MAX_LINE {
-            return Err(InForceError("it is too long"));
+            return Err(InvalidBundlesInForce("it is too long"));
         }
-        let words = rest.strip_prefix(' ').ok_or(InForceError("no space behind the colon"))?;
+        let words = rest.strip_prefix(' ').ok_or(InvalidBundlesInForce("no space behind the colon"))?;
         let mut seen = BTreeMap::new();
         for word in words.split(' ') {
-            let (name, value) = word.split_once('=').ok_or(InForceError("a word without ="))?;
+            let (name, value) = word.split_once('=').ok_or(InvalidBundlesInForce("a word without ="))?;
             if !is_name(name) || !is_value(value) {
-                return Err(InForceError("a word that is not <name>=<value>"));
+                return Err(InvalidBundlesInForce("a word that is not <name>=<value>"));
             }
             if seen.insert(name, value).is_some() {
-                return Err(InForceError("a name stands there twice"));
+                return Err(InvalidBundlesInForce("a name stands there twice"));
             }
         }
         let mut digests = BTreeMap::new();
         for domain in Domain::ALL {
             if let Some(value) = seen.get(domain.as_str()) {
                 if !is_digest(value) {
-                    return Err(InForceError("a digest that is not 32 lower-case hexadecimal digits"));
+                    return Err(InvalidBundlesInForce("a digest that is not 32 lower-case hexadecimal digits"));
                 }
                 digests.insert(domain, (*value).to_owned());
             }
         }
         if digests.is_empty() {
-            return Err(InForceError("it states no digest"));
+            return Err(InvalidBundlesInForce("it states no digest"));
         }
         Ok(Some(Self(digests)))
     }
@@ -90,7 +90,7 @@ impl InForce {
     }
 }
 
-impl fmt::Display for InForce {
+impl fmt::Display for BundlesInForce {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(PREFIX)?;
         self.0.iter().try_for_each(|(domain, digest)| write!(f, " {domain}={digest}"))
@@ -119,21 +119,21 @@ mod tests {
     const B: &str = "ffffffffffffffffffffffffffffffff";
     const BLOCK: &str = "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n";
 
-    fn both() -> InForce {
-        InForce::new(BTreeMap::from([(Domain::Peer, A.to_owned()), (Domain::Client, B.to_owned())]))
+    fn both() -> BundlesInForce {
+        BundlesInForce::new(BTreeMap::from([(Domain::Peer, A.to_owned()), (Domain::Client, B.to_owned())]))
     }
 
     #[test]
     fn a_written_statement_is_read_back() {
         let answer = both().before(BLOCK);
         assert_eq!(answer, format!("etcd-tls trust: peer={A} client={B}\n{BLOCK}"));
-        let read = InForce::parse(&answer).unwrap().unwrap();
+        let read = BundlesInForce::parse(&answer).unwrap().unwrap();
         assert_eq!(read, both());
         assert_eq!((read.digest(Domain::Peer), read.digest(Domain::Client)), (Some(A), Some(B)));
         assert_eq!(read.digest(Domain::Metrics), Some(B), "the client authority's");
         let own = format!("etcd-tls trust: metrics={A} client={B}\r\n{BLOCK}");
-        assert_eq!(InForce::parse(&own).unwrap().unwrap().digest(Domain::Metrics), Some(A));
-        assert_eq!(InForce::default().before(BLOCK), BLOCK);
+        assert_eq!(BundlesInForce::parse(&own).unwrap().unwrap().digest(Domain::Metrics), Some(A));
+        assert_eq!(BundlesInForce::default().before(BLOCK), BLOCK);
     }
 
     #[test]
@@ -144,12 +144,12 @@ mod tests {
             format!("subject: etcd-0\n Etcd-tls trust: x\n etcd-tls trust: x\n{BLOCK}"),
             format!("{BLOCK}etcd-tls trust: peer={A}\n{BLOCK}"),
         ] {
-            assert_eq!(InForce::parse(&answer), Ok(None), "{answer}");
+            assert_eq!(BundlesInForce::parse(&answer), Ok(None), "{answer}");
         }
         let between = format!("issuer: x\netcd-tls trust: peer={A}\nserial: 7\n{BLOCK}etcd-tls trust: peer={B}\n");
-        assert_eq!(InForce::parse(&between).unwrap().unwrap().digest(Domain::Peer), Some(A));
+        assert_eq!(BundlesInForce::parse(&between).unwrap().unwrap().digest(Domain::Peer), Some(A));
         let later = format!("etcd-tls trust: crl=7 peer={A} next-thing=sha512:x\n{BLOCK}");
-        assert_eq!(InForce::parse(&later).unwrap().unwrap().digest(Domain::Peer), Some(A));
+        assert_eq!(BundlesInForce::parse(&later).unwrap().unwrap().digest(Domain::Peer), Some(A));
     }
 
     #[test]
@@ -177,7 +177,7 @@ mod tests {
             format!("etcd-tls trust: peer={A}\tclient={B}"),
             format!("etcd-tls trust: peer={A} {}", "x=1 y".repeat(200)),
         ] {
-            assert!(InForce::parse(&format!("{line}\n{BLOCK}")).is_err(), "{line:?}");
+            assert!(BundlesInForce::parse(&format!("{line}\n{BLOCK}")).is_err(), "{line:?}");
         }
     }
 }

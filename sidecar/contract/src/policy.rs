@@ -12,8 +12,8 @@ use std::{
 use serde::Deserialize;
 
 pub use self::rules::{
-    AuthoritySecret, CidrBlock, CrossNamespace, DnsPattern, ExtraSans, Host, IssuerRule, Keys, Lifetime,
-    MetricsAuthority, Revoker, Rollover, SharedAuthority, UserRule, Words,
+    AllowedKeys, AuthoritySecret, CidrBlock, CrossNamespace, DnsPattern, ExtraSans, Host, IssuerRule, Lifetime,
+    MetricsAuthority, NameList, Revoker, Rollover, SharedAuthority, UserRule,
 };
 use crate::{
     invalid_value::InvalidValue,
@@ -93,7 +93,7 @@ pub struct Policy {
     /// The cluster's DNS domain, `cluster.local` by default.
     pub cluster_domain: String,
     /// The key algorithms that are signed; by default all but `rsa-2048`.
-    pub keys: Keys,
+    pub keys: AllowedKeys,
     /// The bounds of a leaf's life; by default 10 minutes to a week.
     pub lifetime: Lifetime,
     /// Whose `extra-sans` are honoured; by default nobody's.
@@ -136,7 +136,7 @@ impl Default for Policy {
     fn default() -> Self {
         Self {
             cluster_domain: "cluster.local".to_owned(),
-            keys: Keys::default(),
+            keys: AllowedKeys::default(),
             lifetime: Lifetime::default(),
             extra_sans: Vec::new(),
             users: Vec::new(),

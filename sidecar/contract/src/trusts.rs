@@ -8,9 +8,9 @@ use std::{fmt, str::FromStr};
 pub const MAX_TRUSTS: usize = 64;
 const UNKNOWN: &str = "unknown:";
 
-/// A value of the annotation.
+/// The sidecar's statement of the trust bundle that etcd has loaded: a value of the annotation.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Trusts {
+pub enum TrustStatement {
     /// Digest of the bundle that etcd was seen to have loaded.
     Loaded(String),
     /// It is not known which bundle etcd has loaded.
@@ -87,26 +87,26 @@ impl Unknown {
 /// The value is neither a digest nor `unknown:<reason>`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("neither a bundle's digest nor unknown:<reason>")]
-pub struct TrustsError;
+pub struct InvalidTrustStatement;
 
-impl FromStr for Trusts {
-    type Err = TrustsError;
+impl FromStr for TrustStatement {
+    type Err = InvalidTrustStatement;
 
-    fn from_str(s: &str) -> Result<Self, TrustsError> {
+    fn from_str(s: &str) -> Result<Self, InvalidTrustStatement> {
         if s.len() > MAX_TRUSTS {
-            return Err(TrustsError);
+            return Err(InvalidTrustStatement);
         }
         match s.strip_prefix(UNKNOWN) {
-            Some(word) => Unknown::of_word(word).map(Self::Unknown).ok_or(TrustsError),
+            Some(word) => Unknown::of_word(word).map(Self::Unknown).ok_or(InvalidTrustStatement),
             None if s.len() == 32 && s.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) => {
                 Ok(Self::Loaded(s.to_owned()))
             }
-            None => Err(TrustsError),
+            None => Err(InvalidTrustStatement),
         }
     }
 }
 
-impl fmt::Display for Trusts {
+impl fmt::Display for TrustStatement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Loaded(digest) => f.write_str(digest),
@@ -122,9 +122,9 @@ mod tests {
     #[test]
     fn values_are_read_back_and_bounded() {
         let digest = "0123456789abcdef0123456789abcdef";
-        let mut values = vec![Trusts::Loaded(digest.to_owned())];
-        values.extend(Unknown::ALL.map(Trusts::Unknown));
-        values.push(Trusts::Unknown(Unknown::Other("a-reason-of-a-later-version".to_owned())));
+        let mut values = vec![TrustStatement::Loaded(digest.to_owned())];
+        values.extend(Unknown::ALL.map(TrustStatement::Unknown));
+        values.push(TrustStatement::Unknown(Unknown::Other("a-reason-of-a-later-version".to_owned())));
         for value in values {
             let text = value.to_string();
             assert!(text.len() <= MAX_TRUSTS, "{text}");
@@ -133,7 +133,7 @@ mod tests {
         for bad in
             ["", "unknown", "unknown:", "unknown:A", "unknown:a b", "digest", &digest[1..], &"unknown:".repeat(9)]
         {
-            assert_eq!(bad.parse::<Trusts>(), Err(TrustsError), "{bad}");
+            assert_eq!(bad.parse::<TrustStatement>(), Err(InvalidTrustStatement), "{bad}");
         }
     }
 }

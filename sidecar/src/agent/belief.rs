@@ -1,13 +1,13 @@
 //! Whether a changed trust bundle is believed. Pure.
 //!
-//! The signer states the digests of the bundles in force with each certificate ([`InForce`]). A changed bundle is taken
+//! The signer states the digests of the bundles in force with each certificate ([`BundlesInForce`]). A changed bundle is taken
 //! only if its digest stands in the last answer to a request of our own; a change on offer therefore makes a request. A
 //! signer of an earlier version states nothing: its bundles are taken as before, each after a request, until a statement
 //! was seen once.
 
 use std::{collections::BTreeMap, time::Duration};
 
-use etcd_tls_contract::{in_force::InForce, role::Domain};
+use etcd_tls_contract::{in_force::BundlesInForce, role::Domain};
 
 /// The first pause after a request that did not confirm the bundle on offer.
 const FIRST_PAUSE: Duration = Duration::from_secs(10);
@@ -43,7 +43,7 @@ impl Statements {
     }
 
     /// Takes the statement of an answer; `offered` is the bundle of `domain` on offer.
-    pub(crate) fn hear(&mut self, answer: Option<&InForce>, domain: Domain, offered: Option<&str>) {
+    pub(crate) fn hear(&mut self, answer: Option<&BundlesInForce>, domain: Domain, offered: Option<&str>) {
         self.last = Some(answer.is_some());
         match (answer, offered) {
             (Some(in_force), _) => {
@@ -126,8 +126,8 @@ impl Pace {
 mod tests {
     use super::*;
 
-    fn stated(digest: &str) -> InForce {
-        InForce::new(BTreeMap::from([(Domain::Peer, digest.to_owned())]))
+    fn stated(digest: &str) -> BundlesInForce {
+        BundlesInForce::new(BTreeMap::from([(Domain::Peer, digest.to_owned())]))
     }
 
     #[test]

@@ -16,7 +16,7 @@ use std::{
 use etcd_tls_contract::{
     crl::CrlError,
     role::{Domain, Role},
-    trusts::Trusts,
+    trusts::TrustStatement,
 };
 use futures::{FutureExt as _, StreamExt as _, future::LocalBoxFuture, stream::FuturesUnordered};
 use tokio::sync::watch;
@@ -25,8 +25,8 @@ use crate::{
     agent::{
         health::Health,
         projected::Projected,
-        renew::{Asked, RenewFile, Seen as SeenValues},
-        serving::{Port, Seen, look},
+        renew::{PendingRenewal, RenewFile, SeenValues},
+        serving::{Port, PortState, look},
         subject::Agent,
         trust::TrustError,
     },
@@ -76,7 +76,7 @@ pub struct Driver<C, F, M, W> {
 #[allow(clippy::large_enum_variant, reason = "one at a time is there, and moved once")]
 enum Done {
     Obtained(Role, Box<Result<Entry, Failure>>),
-    Looked(Look, Seen),
+    Looked(Look, PortState),
 }
 
 /// A look at one port for one certificate.
@@ -113,7 +113,7 @@ struct RoleState {
     /// The CAs that other members showed when a certificate was last requested because they trust more.
     ahead: Option<String>,
     /// Whether the annotation `renew` asks for a new certificate.
-    asked: Asked,
+    asked: PendingRenewal,
     /// The last log message about the files that kubelet brings.
     said: Option<String>,
 }
@@ -363,7 +363,8 @@ where
         match &self.loaded {
             Some(status) => {
                 let status = status.borrow();
-                let unknown = status.unknown.get(&domain).map(|reason| Trusts::Unknown(reason.clone()).to_string());
+                let unknown =
+                    status.unknown.get(&domain).map(|reason| TrustStatement::Unknown(reason.clone()).to_string());
                 unknown.or_else(|| status.loaded.get(&domain).cloned())
             }
             None => self.agent.bundle_digest(domain),
@@ -416,7 +417,7 @@ where
         }
     }
 
-    fn looked<'a>(&'a self, this: Look, seen: &Seen, progress: &mut Progress<'a>) {
+    fn looked<'a>(&'a self, this: Look, seen: &PortState, progress: &mut Progress<'a>) {
         let (role, port, serial) = (this.port.role, this.port.name, this.entry.chain().serial.clone());
         let current = self.agent.entry(role).is_some_and(|e| e.chain().serial == serial);
         let Some(state) = progress.roles.get_mut(&role).filter(|_| current) else {
@@ -425,7 +426,7 @@ where
         };
         self.health.handshake(port, seen.as_str());
         match seen {
-            Seen::Served => {
+            PortState::Served => {
                 state.unseen = state.unseen.saturating_sub(1);
                 if state.unseen == 0 {
                     state.other = false;
@@ -440,7 +441,7 @@ where
                 }
                 return;
             }
-            Seen::Other(other) => {
+            PortState::Other(other) => {
                 state.other = true;
                 self.health.served(role, Some(false));
                 if this.round == 0 {
@@ -451,7 +452,7 @@ where
                     );
                 }
             }
-            Seen::Unreachable(error) => {
+            PortState::Unreachable(error) => {
                 if this.round == 0 {
                     tracing::warn!(
                         %role, serial, port, error,

@@ -49,52 +49,52 @@ impl RenewFile {
     }
 }
 
-/// The request of a value.
+/// The request that a value of the annotation `renew` makes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Asks {
+pub struct RenewalRequest {
     /// New certificates of these roles.
     pub roles: BTreeSet<Role>,
     /// A restart of etcd, by this id.
     pub restart: Option<String>,
 }
 
-/// Which values were seen: one value asks once.
+/// The values of the annotation seen so far. Each value makes one request.
 #[derive(Debug, Default)]
-pub struct Seen {
+pub struct SeenValues {
     /// The last value that was not empty; `None` until the file was read.
     last: Option<String>,
 }
 
-impl Seen {
+impl SeenValues {
     /// For which of `roles` `value` asks, or whether for a restart of etcd. The value that a process finds at its start asks for nothing, nor does an
     /// annotation that is removed.
-    pub fn asks(&mut self, value: Option<String>, roles: &BTreeSet<Role>) -> Asks {
-        let Some(value) = value else { return Asks::default() };
+    pub fn asks(&mut self, value: Option<String>, roles: &BTreeSet<Role>) -> RenewalRequest {
+        let Some(value) = value else { return RenewalRequest::default() };
         match &self.last {
-            Some(last) if *last == value || value.is_empty() => Asks::default(),
+            Some(last) if *last == value || value.is_empty() => RenewalRequest::default(),
             None => {
                 self.last = Some(value);
-                Asks::default()
+                RenewalRequest::default()
             }
             Some(_) => {
                 let restart = read_restart(&value).map(str::to_owned);
                 let renew = Renew::read(&value);
                 self.last = Some(value);
                 let named = |role: &Role| restart.is_none() && renew.names(*role);
-                Asks { roles: roles.iter().copied().filter(named).collect(), restart }
+                RenewalRequest { roles: roles.iter().copied().filter(named).collect(), restart }
             }
         }
     }
 }
 
-/// Whether a role's certificate is asked for by the annotation, until a request that began after that has ended well.
+/// The request of the annotation for a role's certificate. It is pending until a request that began after that has ended well.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Asked {
+pub struct PendingRenewal {
     waits: bool,
     under_way: bool,
 }
 
-impl Asked {
+impl PendingRenewal {
     /// A new value asks for it.
     pub const fn ask(&mut self) {
         self.waits = true;
@@ -123,7 +123,7 @@ mod tests {
     #[test]
     fn each_new_value_asks_once() {
         let roles = BTreeSet::from([Role::Peer, Role::Server]);
-        let mut seen = Seen::default();
+        let mut seen = SeenValues::default();
         for (value, expected) in [
             (None, &[][..]),
             (Some("at the start"), &[]),
@@ -138,22 +138,26 @@ mod tests {
             (Some("peer:2"), &[Role::Peer]),
         ] {
             let asked = seen.asks(value.map(str::to_owned), &roles);
-            let expected = Asks { roles: expected.iter().copied().collect(), restart: None };
+            let expected = RenewalRequest { roles: expected.iter().copied().collect(), restart: None };
             assert_eq!(asked, expected, "{value:?}");
         }
-        let restart = Asks { restart: Some("4f".to_owned()), ..Asks::default() };
+        let restart = RenewalRequest { restart: Some("4f".to_owned()), ..RenewalRequest::default() };
         assert_eq!(seen.asks(Some("restart:4f".to_owned()), &roles), restart, "and no certificate");
-        assert_eq!(seen.asks(Some("restart:4f".to_owned()), &roles), Asks::default());
-        let mut seen = Seen::default();
-        assert_eq!(seen.asks(Some(String::new()), &roles), Asks::default(), "no annotation at the start");
+        assert_eq!(seen.asks(Some("restart:4f".to_owned()), &roles), RenewalRequest::default());
+        let mut seen = SeenValues::default();
+        assert_eq!(seen.asks(Some(String::new()), &roles), RenewalRequest::default(), "no annotation at the start");
         assert_eq!(seen.asks(Some("1".to_owned()), &roles).roles, roles);
-        let mut seen = Seen::default();
-        assert_eq!(seen.asks(Some("restart:4f".to_owned()), &roles), Asks::default(), "it was there at the start");
+        let mut seen = SeenValues::default();
+        assert_eq!(
+            seen.asks(Some("restart:4f".to_owned()), &roles),
+            RenewalRequest::default(),
+            "it was there at the start"
+        );
     }
 
     #[test]
     fn a_request_that_fails_or_began_before_is_made_again() {
-        let mut asked = Asked::default();
+        let mut asked = PendingRenewal::default();
         asked.ask();
         asked.begin();
         assert!(!asked.is_due());

@@ -29,7 +29,7 @@ pub struct Port {
 
 /// The state of a port within [`GRACE`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Seen {
+pub enum PortState {
     /// It serves the certificate.
     Served,
     /// It serves another one: this serial.
@@ -38,7 +38,7 @@ pub enum Seen {
     Unreachable(String),
 }
 
-impl Seen {
+impl PortState {
     /// One word, for a metric.
     pub const fn as_str(&self) -> &'static str {
         match self {
@@ -71,21 +71,21 @@ pub fn ports(args: &PodArgs) -> Vec<Port> {
 }
 
 /// Looks at `port` until it serves the certificate of `entry`, for [`GRACE`] at the longest.
-pub async fn look<C: Clock>(port: &Port, entry: &Entry, clock: &C) -> Seen {
+pub async fn look<C: Clock>(port: &Port, entry: &Entry, clock: &C) -> PortState {
     let began = clock.elapsed();
     let mut pause = FIRST_PAUSE;
-    let mut seen = Seen::Unreachable("not asked".to_owned());
+    let mut seen = PortState::Unreachable("not asked".to_owned());
     loop {
         match probe(&port.endpoint, Some((entry.chain_pem(), entry.key_pem())), PROBE_TIMEOUT).await {
-            Ok(served) if served.serial == entry.chain().serial => return Seen::Served,
-            Ok(served) => seen = Seen::Other(served.serial),
+            Ok(served) if served.serial == entry.chain().serial => return PortState::Served,
+            Ok(served) => seen = PortState::Other(served.serial),
             // One that served another certificate before, and now is away, is restarting.
             Err(error @ (HandshakeError::Connect { .. } | HandshakeError::Timeout { .. })) => {
-                seen = Seen::Unreachable(error.to_string());
+                seen = PortState::Unreachable(error.to_string());
             }
             Err(error) => {
-                if !matches!(seen, Seen::Other(_)) {
-                    seen = Seen::Unreachable(error.to_string());
+                if !matches!(seen, PortState::Other(_)) {
+                    seen = PortState::Unreachable(error.to_string());
                 }
             }
         }

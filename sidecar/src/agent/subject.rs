@@ -31,7 +31,7 @@ use crate::{
     issuance::{
         awaited::Awaited,
         obtain::{self, Failure, Issuance},
-        others::{Distrusting, Others, Questions},
+        others::{Distrusting, DistrustingMembers, Questions},
         renewal::Template,
     },
     kube::{
@@ -212,10 +212,10 @@ impl<C: Clock, F: Files> Agent<C, F> {
     }
 
     /// Whom a certificate under a bundle of `domain` waits for.
-    fn others(&self, domain: Domain, bundle: &Bundle) -> Others {
+    fn others(&self, domain: Domain, bundle: &Bundle) -> DistrustingMembers {
         match &self.questions {
             Some(questions) => questions.ask(domain, bundle),
-            None => Others::unseen("this pod runs no etcd to ask"),
+            None => DistrustingMembers::unseen("this pod runs no etcd to ask"),
         }
     }
 

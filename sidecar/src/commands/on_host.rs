@@ -20,7 +20,7 @@ use crate::{
         http::Kube,
         kubeconfig::{HostCredentials, Written},
     },
-    os::{clock::System, process::Place},
+    os::{clock::System, process::FoundBy},
     restart,
 };
 
@@ -105,9 +105,9 @@ pub fn write_kubeconfig(credentials: &HostCredentials, dir: &Path) {
 
 fn restart_options(args: &PodArgs, host_args: &HostArgs, host: &Host) -> restart::Options {
     let place = match (&host_args.etcd_unit, &host_args.etcd_pid_file) {
-        (Some(unit), _) => Place::Unit(unit.clone()),
-        (None, Some(file)) => Place::PidFile(file.clone()),
-        (None, None) => Place::Anywhere,
+        (Some(unit), _) => FoundBy::Unit(unit.clone()),
+        (None, Some(file)) => FoundBy::PidFile(file.clone()),
+        (None, None) => FoundBy::Anywhere,
     };
     restart::Options::of_host(args, place, host.name().to_owned())
 }

@@ -9,7 +9,7 @@ use etcd_tls_contract::{
     certificate::{Bundle, CertificateError, Chain},
     csr::{PrivateKey, Request},
     identity,
-    in_force::{InForce, InForceError},
+    in_force::{BundlesInForce, InvalidBundlesInForce},
     key::KeyRotation,
     life::Life,
     names,
@@ -62,7 +62,7 @@ const STALE_POLL: Duration = Duration::from_secs(20);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     /// The signer's statement of the bundles in force.
-    pub in_force: Option<InForce>,
+    pub in_force: Option<BundlesInForce>,
     /// The issuer's CA. `None`: it was told before. A certificate that waits is looked at again and again,
     /// but its issuer has named the CA once.
     pub authority: Option<Result<Bundle, NoAuthority>>,
@@ -84,12 +84,12 @@ pub enum NoAuthority {
 
 impl Answer {
     /// `pem` is the text with the certificate, `ca` the CA beside it.
-    fn read(pem: &str, ca: Option<&[u8]>) -> Result<Self, InForceError> {
+    fn read(pem: &str, ca: Option<&[u8]>) -> Result<Self, InvalidBundlesInForce> {
         let authority = match ca {
             None => Err(NoAuthority::Empty),
             Some(ca) => Bundle::parse(ca).map_err(NoAuthority::from),
         };
-        Ok(Self { in_force: InForce::parse(pem)?, authority: Some(authority) })
+        Ok(Self { in_force: BundlesInForce::parse(pem)?, authority: Some(authority) })
     }
 
     /// Without a CA that is not the one of the certificate beside it: nobody has said that such a CA is to be trusted.

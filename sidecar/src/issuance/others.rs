@@ -22,16 +22,16 @@ const AHEAD: Duration = Duration::from_secs(10);
 /// The word for members that cannot be seen.
 pub const UNKNOWN: &str = "unknown";
 
-/// Whom a certificate waits for; nobody: it may be used.
+/// The etcd members that a certificate waits for, because they do not trust its CA yet. Empty: it may be used.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Others {
+pub struct DistrustingMembers {
     /// The names of etcd's members, or [`UNKNOWN`].
     pub members: Vec<String>,
     /// Why they cannot be seen.
     pub unknown: Option<String>,
 }
 
-impl Others {
+impl DistrustingMembers {
     /// They cannot be seen.
     pub fn unseen(why: impl Into<String>) -> Self {
         Self { members: vec![UNKNOWN.to_owned()], unknown: Some(why.into()) }
@@ -39,7 +39,7 @@ impl Others {
 }
 
 /// The members that do not trust a bundle of a domain yet.
-pub type Distrusting<'a> = &'a dyn Fn(Domain, &Bundle) -> Others;
+pub type Distrusting<'a> = &'a dyn Fn(Domain, &Bundle) -> DistrustingMembers;
 
 /// Questions about the members' trust, from who waits to who can see the members.
 #[derive(Debug, Default)]
@@ -55,21 +55,21 @@ pub struct Questions {
 struct Question {
     bundle: Bundle,
     at: Instant,
-    answer: Option<Others>,
+    answer: Option<DistrustingMembers>,
 }
 
 impl Questions {
     /// The last answer of who does not trust all of `bundle`.
-    pub fn ask(&self, domain: Domain, bundle: &Bundle) -> Others {
+    pub fn ask(&self, domain: Domain, bundle: &Bundle) -> DistrustingMembers {
         let mut questions = self.lock();
         let question = questions.get_mut(&domain).filter(|q| q.bundle == *bundle && q.at.elapsed() < ASKED);
         if let Some(question) = question {
             question.at = Instant::now();
-            return question.answer.clone().unwrap_or_else(|| Others::unseen("they are being asked"));
+            return question.answer.clone().unwrap_or_else(|| DistrustingMembers::unseen("they are being asked"));
         }
         questions.insert(domain, Question { bundle: bundle.clone(), at: Instant::now(), answer: None });
         self.asked.notify_one();
-        Others::unseen("they are being asked")
+        DistrustingMembers::unseen("they are being asked")
     }
 
     /// From now on it is looked whether other members trust more CAs: then the issuer may have changed its CA.
@@ -99,7 +99,7 @@ impl Questions {
     }
 
     /// Answers the question about `bundle`, if it is still asked.
-    pub fn answer(&self, domain: Domain, bundle: &Bundle, answer: Others) {
+    pub fn answer(&self, domain: Domain, bundle: &Bundle, answer: DistrustingMembers) {
         if let Some(question) = self.lock().get_mut(&domain).filter(|question| question.bundle == *bundle) {
             question.answer = Some(answer);
         }
@@ -141,10 +141,10 @@ mod tests {
         let questions = Questions::default();
         assert!(questions.open().is_empty());
         assert_eq!(questions.ask(Domain::Peer, &one).members, [UNKNOWN], "not answered yet");
-        questions.answer(Domain::Peer, &two, Others::default());
+        questions.answer(Domain::Peer, &two, DistrustingMembers::default());
         assert_eq!(questions.ask(Domain::Peer, &one).members, [UNKNOWN], "the answer was about another one");
-        questions.answer(Domain::Peer, &one, Others::default());
-        assert_eq!(questions.ask(Domain::Peer, &one), Others::default());
+        questions.answer(Domain::Peer, &one, DistrustingMembers::default());
+        assert_eq!(questions.ask(Domain::Peer, &one), DistrustingMembers::default());
         assert_eq!(questions.ask(Domain::Peer, &two).members, [UNKNOWN]);
         assert_eq!(questions.open(), BTreeMap::from([(Domain::Peer, two)]));
     }

@@ -48,7 +48,7 @@ pub(super) const MAX_BODY: usize = 2 * 1024 * 1024;
 const PATH: &str = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
 const USER_AGENT_VALUE: &str = concat!("etcd-tls-sidecar/", env!("CARGO_PKG_VERSION"));
 
-/// Where the API server is, whom we take for it, and who we are.
+/// The API server's address, the CAs that verify it, and our credentials for it.
 pub struct Access {
     /// Host name or address, without brackets.
     pub host: String,
@@ -65,12 +65,12 @@ pub struct Access {
     /// The name in the server's certificate, where it is not the host's.
     pub server_name: Option<String>,
     /// Where else the same server is, if this address leads elsewhere.
-    pub other: Option<Other>,
+    pub other: Option<OtherAddress>,
 }
 
 /// Another address of the API server.
 #[derive(Clone, Debug)]
-pub struct Other {
+pub struct OtherAddress {
     /// Its host name, which is in the server's certificate.
     pub host: String,
     /// Its port.

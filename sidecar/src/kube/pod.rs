@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 
 use super::{
     ApiError,
-    http::{Access, Credentials, Other},
+    http::{Access, Credentials, OtherAddress},
 };
 
 /// The name of the API server in every cluster, which is in its certificate, and the port of that Service.
@@ -27,7 +27,7 @@ pub struct PodCredentials {
     dir: PathBuf,
     host: String,
     port: u16,
-    other: Option<Other>,
+    other: Option<OtherAddress>,
 }
 
 impl PodCredentials {
@@ -45,7 +45,7 @@ impl PodCredentials {
         let port = variable("KUBERNETES_SERVICE_PORT")?;
         let port =
             port.parse().map_err(|_| ApiError::Access(format!("KUBERNETES_SERVICE_PORT {port:?} is no port")))?;
-        let other = Some(Other { host: NAME.to_owned(), port: PORT, serves: Arc::default() });
+        let other = Some(OtherAddress { host: NAME.to_owned(), port: PORT, serves: Arc::default() });
         Ok(Self { dir: dir.to_owned(), host, port, other })
     }
 

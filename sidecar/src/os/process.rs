@@ -23,15 +23,15 @@ use nix::{
 /// Clock ticks per second in `/proc/<pid>/stat`: the value of every Linux, used if the system does not state one.
 const TICKS: u64 = 100;
 
-/// The process to look for.
+/// Selects the process of etcd.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Wanted {
+pub struct ProcessSelector {
     /// The program's name, the last part of its path; `None`: any process that listens there.
     pub program: Option<String>,
     /// Where it listens; any of them will do. Empty where nothing is known.
     pub listeners: Vec<Listener>,
     /// Where else to look than at the name.
-    pub place: Place,
+    pub place: FoundBy,
 }
 
 /// A TCP port that a process listens on.
@@ -43,9 +43,9 @@ pub struct Listener {
     pub port: u16,
 }
 
-/// How the process is distinguished from others of its name.
+/// The way in which the process is found among others of its name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Place {
+pub enum FoundBy {
     /// By its ports alone: a pod's shared process namespace.
     #[default]
     Anywhere,
@@ -73,7 +73,7 @@ pub enum ProcessError {
         /// The name looked for.
         program: String,
         /// Where it was looked for.
-        place: Place,
+        place: FoundBy,
     },
     /// Several, and nothing tells them apart.
     #[error("{count} processes {program} are visible and their ports do not tell which is meant; none is signalled")]
@@ -114,15 +114,15 @@ struct Candidate {
 }
 
 /// Possible reasons why no process was found.
-fn whereabouts(place: &Place) -> String {
+fn whereabouts(place: &FoundBy) -> String {
     match place {
-        Place::Anywhere => {
+        FoundBy::Anywhere => {
             ": is it starting, or does the pod not share its process namespace (shareProcessNamespace)?".to_owned()
         }
-        Place::Unit(unit) => {
+        FoundBy::Unit(unit) => {
             format!(" in unit {unit} that listens at etcd's URLs: is it starting, or is --etcd-unit another's?")
         }
-        Place::PidFile(file) => format!(
+        FoundBy::PidFile(file) => format!(
             " of the id in {} that listens at etcd's URLs: is it starting, or is the file old, or another's?",
             file.display()
         ),
@@ -133,19 +133,19 @@ fn whereabouts(place: &Place) -> String {
 ///
 /// # Errors
 /// None, or more than one.
-pub fn find(wanted: &Wanted) -> Result<Process, ProcessError> {
+pub fn find(wanted: &ProcessSelector) -> Result<Process, ProcessError> {
     find_in(Path::new("/proc"), wanted)
 }
 
-fn find_in(proc: &Path, wanted: &Wanted) -> Result<Process, ProcessError> {
+fn find_in(proc: &Path, wanted: &ProcessSelector) -> Result<Process, ProcessError> {
     let failed = |source| ProcessError::Proc { path: proc.to_owned(), source };
     let sockets = listening(proc, &wanted.listeners);
     let listed = match &wanted.place {
-        Place::PidFile(path) => {
+        FoundBy::PidFile(path) => {
             let text = fs::read_to_string(path).map_err(|source| ProcessError::Proc { path: path.clone(), source })?;
             Some(text.trim().to_owned())
         }
-        Place::Anywhere | Place::Unit(_) => None,
+        FoundBy::Anywhere | FoundBy::Unit(_) => None,
     };
     let mut candidates = Vec::new();
     for entry in fs::read_dir(proc).map_err(failed)? {
@@ -163,7 +163,7 @@ fn find_in(proc: &Path, wanted: &Wanted) -> Result<Process, ProcessError> {
         let Some(start_ticks) = start_ticks(&dir) else { continue };
         let listens = if wanted.listeners.is_empty() { None } else { holds(&dir, &sockets) };
         // Without a name, a process is what it listens on.
-        if wanted.program.is_none() && wanted.place == Place::Anywhere && listens != Some(true) {
+        if wanted.program.is_none() && wanted.place == FoundBy::Anywhere && listens != Some(true) {
             continue;
         }
         candidates.push(Candidate { process: Process { pid, start_ticks }, listens });
@@ -173,7 +173,7 @@ fn find_in(proc: &Path, wanted: &Wanted) -> Result<Process, ProcessError> {
 
 /// One that listens beats those of which it is not known; one that does not listen, while its sockets can be seen, is
 /// another etcd, or this one before it listens.
-fn choose(candidates: &[Candidate], wanted: &Wanted) -> Result<Process, ProcessError> {
+fn choose(candidates: &[Candidate], wanted: &ProcessSelector) -> Result<Process, ProcessError> {
     let of = |listens| candidates.iter().filter(move |c| c.listens == listens).collect::<Vec<_>>();
     let program = wanted.program.as_deref().unwrap_or("that listens there").to_owned();
     match (of(Some(true)).as_slice(), of(None).as_slice()) {
@@ -250,10 +250,10 @@ fn is_program(dir: &Path, program: &str) -> bool {
     comm.trim_end() == name && first.as_deref() == Some(program)
 }
 
-fn in_place(dir: &Path, place: &Place) -> bool {
+fn in_place(dir: &Path, place: &FoundBy) -> bool {
     match place {
-        Place::Anywhere | Place::PidFile(_) => true,
-        Place::Unit(unit) => fs::read_to_string(dir.join("cgroup"))
+        FoundBy::Anywhere | FoundBy::PidFile(_) => true,
+        FoundBy::Unit(unit) => fs::read_to_string(dir.join("cgroup"))
             .unwrap_or_default()
             .lines()
             .any(|l| l.rsplit(':').next().is_some_and(|path| path.split('/').any(|part| part == unit))),
@@ -342,10 +342,10 @@ mod tests {
         std::env::current_exe().unwrap().file_name().unwrap().to_string_lossy().into_owned()
     }
 
-    fn wanted(program: &str, ports: &[u16]) -> Wanted {
+    fn wanted(program: &str, ports: &[u16]) -> ProcessSelector {
         let address = Some(IpAddr::from([127, 0, 0, 1]));
         let listeners = ports.iter().map(|port| Listener { address, port: *port }).collect();
-        Wanted { program: Some(program.to_owned()), listeners, place: Place::Anywhere }
+        ProcessSelector { program: Some(program.to_owned()), listeners, place: FoundBy::Anywhere }
     }
 
     #[test]
@@ -355,10 +355,10 @@ mod tests {
         let found = find(&wanted(&own_name(), &[port])).unwrap();
         assert_eq!(found.pid, i32::try_from(std::process::id()).unwrap());
         assert!(found.runs() && found.started() <= uptime().unwrap());
-        assert_eq!(find(&Wanted { program: None, ..wanted("", &[port]) }).unwrap(), found);
+        assert_eq!(find(&ProcessSelector { program: None, ..wanted("", &[port]) }).unwrap(), found);
         // On that port of another address.
         let elsewhere = Listener { address: Some(IpAddr::from([127, 0, 0, 9])), port };
-        let another = Wanted { listeners: vec![elsewhere], ..wanted(&own_name(), &[]) };
+        let another = ProcessSelector { listeners: vec![elsewhere], ..wanted(&own_name(), &[]) };
         assert!(matches!(find(&another), Err(ProcessError::Absent { .. })));
         // Of that name, but not on that port.
         drop(listener);
@@ -394,15 +394,15 @@ mod tests {
         let file = dir.join("etcd.pid");
         let mut child = Command::new("sleep").arg("60").spawn().unwrap();
         fs::write(&file, format!("{}\n", child.id())).unwrap();
-        let by_file = Wanted { place: Place::PidFile(file.clone()), ..wanted("sleep", &[]) };
+        let by_file = ProcessSelector { place: FoundBy::PidFile(file.clone()), ..wanted("sleep", &[]) };
         assert_eq!(find(&by_file).unwrap().pid, i32::try_from(child.id()).unwrap());
-        let another = Wanted { program: Some("etcd".into()), ..by_file };
+        let another = ProcessSelector { program: Some("etcd".into()), ..by_file };
         assert!(matches!(find(&another), Err(ProcessError::Absent { .. })));
         // A file that was left behind, and names another etcd by now: one that listens elsewhere.
-        let old = Wanted { place: Place::PidFile(file.clone()), ..wanted("sleep", &[1]) };
+        let old = ProcessSelector { place: FoundBy::PidFile(file.clone()), ..wanted("sleep", &[1]) };
         let error = find(&old).unwrap_err();
         assert!(matches!(error, ProcessError::Absent { .. }) && error.to_string().contains("etcd.pid"), "{error}");
-        let unit = Wanted { place: Place::Unit("no-such-unit.service".into()), ..wanted("sleep", &[]) };
+        let unit = ProcessSelector { place: FoundBy::Unit("no-such-unit.service".into()), ..wanted("sleep", &[]) };
         assert!(matches!(find(&unit), Err(ProcessError::Absent { .. })));
         child.kill().unwrap();
         child.wait().unwrap();

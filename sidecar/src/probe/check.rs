@@ -13,7 +13,7 @@ const MAX_ANSWER: usize = 4096;
 
 /// The check of a probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Question {
+pub enum Check {
     /// Nothing.
     None,
     /// Whether somebody takes connections there.
@@ -32,8 +32,8 @@ pub enum Question {
     BySidecar(Option<SocketAddr>),
 }
 
-impl Question {
-    /// The question of a probe for an http, https or tcp URL.
+impl Check {
+    /// The check of a probe for an http, https or tcp URL.
     pub fn of(url: Option<&str>) -> Self {
         let Some(url) = url.filter(|url| !url.is_empty()) else { return Self::None };
         let Some((scheme, rest)) = url.split_once("://") else { return Self::BySidecar(None) };
@@ -147,38 +147,38 @@ mod tests {
     const LIMIT: Duration = Duration::from_millis(500);
 
     #[test]
-    fn urls_become_questions() {
+    fn urls_become_checks() {
         let v4: SocketAddr = "127.0.0.1:2381".parse().unwrap();
         let v6: SocketAddr = "[fd00::1]:2381".parse().unwrap();
-        let http = |address, authority: &str, path: &str| Question::Http {
+        let http = |address, authority: &str, path: &str| Check::Http {
             address,
             authority: authority.to_owned(),
             path: path.to_owned(),
         };
-        for (url, question) in [
-            (None, Question::None),
-            (Some(""), Question::None),
-            (Some("tcp://127.0.0.1:2381"), Question::Tcp(v4)),
+        for (url, check) in [
+            (None, Check::None),
+            (Some(""), Check::None),
+            (Some("tcp://127.0.0.1:2381"), Check::Tcp(v4)),
             (Some("http://127.0.0.1:2381"), http(v4, "127.0.0.1:2381", "/")),
             (
                 Some("http://[fd00::1]:2381/health?exclude=NOSPACE&x=/"),
                 http(v6, "[fd00::1]:2381", "/health?exclude=NOSPACE&x=/"),
             ),
             (Some("http://fd00::1:2381/health"), http(v6, "[fd00::1]:2381", "/health")),
-            (Some("https://fd00::1:2381/health"), Question::BySidecar(Some(v6))),
+            (Some("https://fd00::1:2381/health"), Check::BySidecar(Some(v6))),
             (Some("http://127.0.0.1:2381/a b\r\nX: ü"), http(v4, "127.0.0.1:2381", "/a%20b%0D%0AX:%20%C3%BC")),
-            (Some("https://127.0.0.1:2381/health"), Question::BySidecar(Some(v4))),
-            (Some("https://etcd:2381/health"), Question::BySidecar(None)),
-            (Some("http://localhost:2381/health"), Question::BySidecar(None)),
-            (Some("http://127.0.0.1/health"), Question::BySidecar(None)),
-            (Some("nonsense"), Question::BySidecar(None)),
+            (Some("https://127.0.0.1:2381/health"), Check::BySidecar(Some(v4))),
+            (Some("https://etcd:2381/health"), Check::BySidecar(None)),
+            (Some("http://localhost:2381/health"), Check::BySidecar(None)),
+            (Some("http://127.0.0.1/health"), Check::BySidecar(None)),
+            (Some("nonsense"), Check::BySidecar(None)),
         ] {
-            assert_eq!(Question::of(url), question, "{url:?}");
+            assert_eq!(Check::of(url), check, "{url:?}");
         }
     }
 
     /// Answers one connection with `text`, and keeps it open or not.
-    fn answering(text: &'static str, open: bool) -> Question {
+    fn answering(text: &'static str, open: bool) -> Check {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         thread::spawn(move || {
@@ -191,7 +191,7 @@ mod tests {
                 thread::sleep(20 * LIMIT);
             }
         });
-        Question::of(Some(&format!("http://{address}/health?exclude=NOSPACE")))
+        Check::of(Some(&format!("http://{address}/health?exclude=NOSPACE")))
     }
 
     #[test]
@@ -220,11 +220,11 @@ mod tests {
     fn who_listens_takes_connections() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        assert_eq!(Question::Tcp(address).ask(LIMIT), Ok(()));
+        assert_eq!(Check::Tcp(address).ask(LIMIT), Ok(()));
         drop(listener);
-        let http = Question::of(Some(&format!("http://{address}/")));
-        for question in [Question::Tcp(address), http] {
-            assert!(question.ask(LIMIT).unwrap_err().to_string().contains("refused"));
+        let http = Check::of(Some(&format!("http://{address}/")));
+        for check in [Check::Tcp(address), http] {
+            assert!(check.ask(LIMIT).unwrap_err().to_string().contains("refused"));
         }
     }
 }

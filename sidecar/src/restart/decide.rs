@@ -23,7 +23,7 @@ pub(super) struct Installed {
 
 /// The observed state of a port of etcd.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Seen {
+pub(super) struct ObservedPort {
     /// The DER subjects it takes client certificates from, sorted; `None` where it asks for no client certificate.
     pub(super) authorities: Option<Vec<Vec<u8>>>,
     /// The earliest possible start of the process, as time since the system's start; `None` if undetermined.
@@ -43,7 +43,7 @@ pub(super) enum Trust {
 }
 
 /// Compares what is on disk with what is in use. `tried` says that etcd was restarted for this very bundle.
-pub(super) fn trust(installed: &Installed, seen: &Seen, tried: bool) -> Trust {
+pub(super) fn trust(installed: &Installed, seen: &ObservedPort, tried: bool) -> Trust {
     let restarted = seen.started.map_or(tried, |at| at >= installed.since);
     match &seen.authorities {
         // Nobody is asked for a certificate: there is no trust to load.
@@ -90,9 +90,9 @@ impl From<EtcdError> for MemberError {
     }
 }
 
-/// A member of the cluster as it was just seen.
+/// A member of the cluster as it was just observed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct MemberSeen {
+pub(super) struct ObservedMember {
     /// Its id.
     pub(super) id: u64,
     /// Its name.
@@ -162,15 +162,15 @@ impl fmt::Display for Hindrance {
 ///
 /// # Errors
 /// Why not.
-pub(super) fn permit(me: u64, members: &[MemberSeen]) -> Result<Permit, Hindrance> {
+pub(super) fn permit(me: u64, members: &[ObservedMember]) -> Result<Permit, Hindrance> {
     let own = members.iter().find(|m| m.id == me).ok_or(Hindrance::NotAMember)?;
-    let others: Vec<&MemberSeen> = members.iter().filter(|m| m.id != me).collect();
+    let others: Vec<&ObservedMember> = members.iter().filter(|m| m.id != me).collect();
     let voters = members.iter().filter(|m| !m.learner).count();
     if voters == 1 && !own.learner {
         // Learners follow when it is back; nothing could be done for them.
         return Ok(Permit { successor: None, outage: true });
     }
-    let because = |of: &dyn Fn(&MemberSeen) -> Option<String>| -> Vec<(String, String)> {
+    let because = |of: &dyn Fn(&ObservedMember) -> Option<String>| -> Vec<(String, String)> {
         others.iter().filter_map(|m| Some((label(m), of(m)?))).collect()
     };
     // A learner serves no linearizable read, so its health says nothing.
@@ -191,7 +191,7 @@ pub(super) fn permit(me: u64, members: &[MemberSeen]) -> Result<Permit, Hindranc
     Ok(Permit { successor, outage: false })
 }
 
-fn label(member: &MemberSeen) -> String {
+fn label(member: &ObservedMember) -> String {
     // A member that was added and never started has no name yet.
     if member.name.is_empty() { format!("{:x}", member.id) } else { member.name.clone() }
 }
@@ -209,11 +209,11 @@ mod tests {
         names.iter().map(|n| n.to_vec()).collect()
     }
 
-    fn member(id: u64) -> MemberSeen {
-        MemberSeen { id, name: format!("m{id}"), learner: false, health: Ok(()), peer: Ok(()) }
+    fn member(id: u64) -> ObservedMember {
+        ObservedMember { id, name: format!("m{id}"), learner: false, health: Ok(()), peer: Ok(()) }
     }
 
-    fn cluster(size: u64) -> Vec<MemberSeen> {
+    fn cluster(size: u64) -> Vec<ObservedMember> {
         (1..=size).map(member).collect()
     }
 
@@ -222,8 +222,10 @@ mod tests {
         let at = Duration::from_secs;
         let installed = |subjects, ambiguous| Installed { digest: "d".into(), subjects, since: at(100), ambiguous };
         let both = || names(&[NEW, OLD]);
-        let seen =
-            |authorities: Option<Vec<Vec<u8>>>, started: Option<u64>| Seen { authorities, started: started.map(at) };
+        let seen = |authorities: Option<Vec<Vec<u8>>>, started: Option<u64>| ObservedPort {
+            authorities,
+            started: started.map(at),
+        };
         for (on_disk, seen, tried, expected) in [
             (installed(both(), false), seen(Some(both()), Some(50)), false, Trust::Loaded),
             (installed(both(), false), seen(Some(names(&[OLD])), Some(50)), false, Trust::Due),
@@ -277,7 +279,7 @@ mod tests {
 
     #[test]
     fn every_single_deviation_of_another_member_is_a_hindrance() {
-        type Deviation = (fn(&mut MemberSeen), &'static str);
+        type Deviation = (fn(&mut ObservedMember), &'static str);
         let deviations: [Deviation; 2] = [
             (|m| m.health = Err("RAFT NO LEADER".into()), "unhealthy"),
             (|m| m.peer = Err("unknown authority".into()), "peer_refuses"),
@@ -319,7 +321,7 @@ mod tests {
     #[test]
     fn a_member_that_never_started_is_named_by_its_id() {
         let mut members = cluster(3);
-        members[2] = MemberSeen { name: String::new(), health: Err("no client URL".into()), ..member(0xabc) };
+        members[2] = ObservedMember { name: String::new(), health: Err("no client URL".into()), ..member(0xabc) };
         assert!(permit(1, &members).unwrap_err().to_string().contains("abc: no client URL"));
     }
 }

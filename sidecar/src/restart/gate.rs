@@ -29,7 +29,7 @@ use tokio::{
 use crate::{
     etcd::Client,
     http,
-    probe::{self, Failure, Question},
+    probe::{self, Check, Failure},
 };
 
 /// Probes answered at once; kubelet asks one after the other, and what it gave up waits here.
@@ -142,8 +142,8 @@ impl Gate {
         if let Some(reason) = self.armed(Instant::now()) {
             return Err(format!("etcd is to be restarted: {reason}").into());
         }
-        match (&self.liveness_url, Question::of(self.liveness_url.as_ref().map(Endpoint::as_str))) {
-            (Some(url), Question::BySidecar(_)) => match timeout(limit, self.users(url)).await {
+        match (&self.liveness_url, Check::of(self.liveness_url.as_ref().map(Endpoint::as_str))) {
+            (Some(url), Check::BySidecar(_)) => match timeout(limit, self.users(url)).await {
                 Ok(answer) => answer,
                 Err(_) => Err(format!("{url}: no answer within {} s", limit.as_secs()).into()),
             },
@@ -317,18 +317,18 @@ mod tests {
                 let mut answer = Vec::new();
                 // A client whose request is not read to its end gets an error.
                 let _ = stream.read_to_end(&mut answer).await;
-                probe::Said::read(&answer)
+                probe::Liveness::read(&answer)
             }
         };
-        assert_eq!(ask(probe::request(LIMIT)).await, probe::Said::Alive);
+        assert_eq!(ask(probe::request(LIMIT)).await, probe::Liveness::Alive);
         gate.arm("its trust bundle\nhas changed", Instant::now() + 10 * LIMIT);
         let why = "etcd is to be restarted: its trust bundle has changed".to_owned();
-        assert_eq!(ask(probe::request(LIMIT)).await, probe::Said::Dead(why));
-        assert!(matches!(ask("x".repeat(1000)).await, probe::Said::Away(_)), "no request, no answer");
+        assert_eq!(ask(probe::request(LIMIT)).await, probe::Liveness::Dead(why));
+        assert!(matches!(ask("x".repeat(1000)).await, probe::Liveness::Unanswered(_)), "no request, no answer");
         gate.disarm();
-        assert_eq!(ask(probe::request(LIMIT)).await, probe::Said::Alive);
+        assert_eq!(ask(probe::request(LIMIT)).await, probe::Liveness::Alive);
         gate.arm("its lock may be another's", Instant::now());
-        assert_eq!(ask(probe::request(LIMIT)).await, probe::Said::Alive);
+        assert_eq!(ask(probe::request(LIMIT)).await, probe::Liveness::Alive);
         serving.abort();
         fs::remove_dir_all(parent).unwrap();
     }

@@ -8,7 +8,7 @@ use tokio::time::timeout;
 
 use super::{
     Options,
-    decide::{MemberError, MemberSeen, Seen},
+    decide::{MemberError, ObservedMember, ObservedPort},
     memory::KnownCluster,
 };
 use etcd_tls_contract::{
@@ -28,7 +28,7 @@ use crate::{
         joined,
     },
     http,
-    os::process::{self, Listener, Process, ProcessError, Wanted},
+    os::process::{self, Listener, Process, ProcessError, ProcessSelector},
 };
 
 /// How long a handshake with etcd's own ports may take.
@@ -39,10 +39,10 @@ const CLOCK_SLACK: f64 = 2.0;
 
 /// The cluster as it was just seen.
 #[derive(Clone, Debug)]
-pub(super) struct ClusterSeen {
+pub(super) struct ObservedCluster {
     pub(super) me: u64,
     pub(super) leader: bool,
-    pub(super) members: Vec<MemberSeen>,
+    pub(super) members: Vec<ObservedMember>,
     /// Every member's client URLs, our own first if it takes us: whom to ask for the lock.
     pub(super) client_urls: Vec<Endpoint>,
 }
@@ -56,7 +56,7 @@ pub(super) struct Observer {
     peer_url: Option<Endpoint>,
     /// Whether etcd's processes are visible.
     processes: bool,
-    pub(super) wanted: Wanted,
+    pub(super) wanted: ProcessSelector,
 }
 
 impl Observer {
@@ -69,7 +69,7 @@ impl Observer {
             client_url: options.client_url.clone(),
             peer_url: options.peer_url.clone(),
             processes: options.can_signal,
-            wanted: Wanted { program, listeners, place: options.place.clone() },
+            wanted: ProcessSelector { program, listeners, place: options.place.clone() },
         }
     }
 
@@ -108,7 +108,7 @@ impl Observer {
     }
 
     /// The certificate and the CAs that `port` shows.
-    pub(super) async fn seen(&self, port: &Port, started: Option<Duration>) -> Result<Seen, HandshakeError> {
+    pub(super) async fn seen(&self, port: &Port, started: Option<Duration>) -> Result<ObservedPort, HandshakeError> {
         let dir = self.dir.join(port.role.as_str());
         // The files of one generation, even if the link moves meanwhile.
         let dir = fs::canonicalize(&dir).unwrap_or(dir);
@@ -121,7 +121,7 @@ impl Observer {
             names.sort();
             names
         });
-        Ok(Seen { authorities, started })
+        Ok(ObservedPort { authorities, started })
     }
 
     /// etcd's process, where processes are visible.
@@ -131,7 +131,7 @@ impl Observer {
 
     /// Whether a process that was found by its ports is etcd by its name as well.
     pub(super) fn is_etcd(&self, process: Process) -> bool {
-        let etcd = Wanted { program: Some(names::ETCD_CONTAINER.to_owned()), ..self.wanted.clone() };
+        let etcd = ProcessSelector { program: Some(names::ETCD_CONTAINER.to_owned()), ..self.wanted.clone() };
         process::find(&etcd).is_ok_and(|found| found == process)
     }
 
@@ -205,12 +205,12 @@ impl Observer {
     ///
     /// # Errors
     /// The own member does not say who it is or whom it knows.
-    pub(super) async fn cluster(&self) -> Result<ClusterSeen, EtcdError> {
+    pub(super) async fn cluster(&self) -> Result<ObservedCluster, EtcdError> {
         let (metrics, known, members) = self.known().await?;
         let mut client_urls = vec![self.own_url()?.clone()];
         client_urls.extend(known.others);
         let members = join_all(members.into_iter().map(|m| self.member(m, known.me)).collect::<Vec<_>>()).await;
-        Ok(ClusterSeen { me: known.me, leader: metrics.leader, members, client_urls })
+        Ok(ObservedCluster { me: known.me, leader: metrics.leader, members, client_urls })
     }
 
     /// The own member and the others.
@@ -234,7 +234,7 @@ impl Observer {
     ///
     /// # Errors
     /// None of the others says whom it knows.
-    pub(super) async fn cluster_by_others(&self, known: &KnownCluster) -> Result<ClusterSeen, EtcdError> {
+    pub(super) async fn cluster_by_others(&self, known: &KnownCluster) -> Result<ObservedCluster, EtcdError> {
         let mut last =
             EtcdError::Unreachable { url: joined(&known.others), reason: "no other member to ask".to_owned() };
         for url in &known.others {
@@ -246,7 +246,7 @@ impl Observer {
                 Ok(members) => {
                     let client_urls = client_urls(&members, known.me);
                     let members = join_all(members.into_iter().map(|m| self.member(m, known.me)).collect::<Vec<_>>());
-                    return Ok(ClusterSeen { me: known.me, leader: false, members: members.await, client_urls });
+                    return Ok(ObservedCluster { me: known.me, leader: false, members: members.await, client_urls });
                 }
                 Err(error) => last = error,
             }
@@ -270,13 +270,13 @@ impl Observer {
         }
     }
 
-    async fn member(&self, member: Member, me: u64) -> MemberSeen {
+    async fn member(&self, member: Member, me: u64) -> ObservedMember {
         let (health, peer) = if member.id == me {
             (Ok(()), Ok(()))
         } else {
             tokio::join!(self.health_of(&member.client_urls), self.dialled(&member.peer_urls))
         };
-        MemberSeen { id: member.id, name: member.name, learner: member.learner, health, peer }
+        ObservedMember { id: member.id, name: member.name, learner: member.learner, health, peer }
     }
 
     /// Whether a member is healthy, by the first of its URLs that says so.

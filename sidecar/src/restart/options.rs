@@ -10,7 +10,7 @@ use etcd_tls_contract::{
 };
 use nix::sys::signal::Signal;
 
-use crate::{kube::pod::PodCredentials, os::process::Place};
+use crate::{kube::pod::PodCredentials, os::process::FoundBy};
 
 /// Between saying that a one-member cluster will be away and its being away.
 const NOTICE: Duration = Duration::from_secs(30);
@@ -27,7 +27,7 @@ pub struct Options {
     /// Whether a signal reaches etcd.
     pub can_signal: bool,
     /// How etcd's process is distinguished from others of its name.
-    pub place: Place,
+    pub place: FoundBy,
     /// etcd's client port.
     pub client_url: Option<Endpoint>,
     /// etcd's peer port.
@@ -81,7 +81,7 @@ impl Options {
             roles: args.roles.clone(),
             reload: args.reload.clone(),
             can_signal: args.can_signal,
-            place: Place::Anywhere,
+            place: FoundBy::Anywhere,
             client_url: args.client_url.clone(),
             peer_url: args.peer_url.clone(),
             liveness_url: args.liveness_url.clone(),
@@ -97,12 +97,12 @@ impl Options {
     }
 
     /// The settings from a host's arguments, for the etcd at `place`. Naming etcd's unit or pid file permits signals.
-    pub fn of_host(args: &PodArgs, place: Place, holder: String) -> Self {
+    pub fn of_host(args: &PodArgs, place: FoundBy, holder: String) -> Self {
         Self {
             dir: args.dir.clone(),
             roles: args.roles.clone(),
             reload: args.reload.clone(),
-            can_signal: args.can_signal || place != Place::Anywhere,
+            can_signal: args.can_signal || place != FoundBy::Anywhere,
             place,
             client_url: args.client_url.clone(),
             peer_url: args.peer_url.clone(),
@@ -151,7 +151,7 @@ mod tests {
                 roles: vec![Role::Peer],
                 reload,
                 can_signal,
-                place: Place::Anywhere,
+                place: FoundBy::Anywhere,
                 client_url: None,
                 peer_url: None,
                 liveness_url: None,

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::{
-    controller::client::RequestError,
+    controller::client::ApiServerError,
     error::NotWell,
     operator::{Right, plain},
     status::{self, State},
@@ -68,16 +68,16 @@ pub(super) fn well(findings: &[Finding]) -> Result<(), NotWell> {
 }
 
 /// A request that failed, as a finding.
-pub(super) fn unseen(subject: &str, right: Right, error: RequestError, see: &'static str) -> Finding {
+pub(super) fn unseen(subject: &str, right: Right, error: ApiServerError, see: &'static str) -> Finding {
     let next = right.question();
     let cause = words(&error);
     Finding::bad(State::Unknown, subject, format!("{}: {cause}", right.refused(error)), next, see)
 }
 
 /// The API server's words, where it has answered.
-pub(super) fn words(error: &RequestError) -> String {
+pub(super) fn words(error: &ApiServerError) -> String {
     match error {
-        RequestError::Api(kube::Error::Api(status)) => status.message.clone(),
+        ApiServerError::Api(kube::Error::Api(status)) => status.message.clone(),
         other => other.to_string(),
     }
 }

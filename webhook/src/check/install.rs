@@ -31,8 +31,8 @@ use super::{
 };
 use crate::{
     controller::{
-        client::{RequestError, within},
-        guards::{self, Components, Guard, Look},
+        client::{ApiServerError, within},
+        guards::{self, Components, Guard, Proof},
         namespaces::{self, NamespaceFacts},
     },
     error::Error,
@@ -75,7 +75,7 @@ pub(super) async fn look(cluster: &Cluster, namespace: Option<&str>) -> Result<V
 }
 
 /// The API server's clock, by the header of an answer.
-async fn server_time(client: &Client) -> Result<Option<SystemTime>, RequestError> {
+async fn server_time(client: &Client) -> Result<Option<SystemTime>, ApiServerError> {
     let request = hyper::Request::get("/version").body(Body::empty()).map_err(kube::Error::HttpError)?;
     let response = within(client.send(request)).await?;
     let date = response.headers().get(hyper::header::DATE).and_then(|value| value.to_str().ok());
@@ -174,7 +174,7 @@ async fn admission(client: &Client, namespace: &str) -> Finding {
     judge_admission(namespace, answer, began.elapsed())
 }
 
-fn judge_admission(namespace: &str, answer: Result<Pod, RequestError>, took: Duration) -> Finding {
+fn judge_admission(namespace: &str, answer: Result<Pod, ApiServerError>, took: Duration) -> Finding {
     let subject = "admission";
     let pods = format!("kubectl -n {SYSTEM_NAMESPACE} get pods -l app.kubernetes.io/component=admit -o wide");
     match answer {
@@ -188,7 +188,7 @@ fn judge_admission(namespace: &str, answer: Result<Pod, RequestError>, took: Dur
             let reason = format!("a labelled pod in namespace {namespace} was taken without a sidecar");
             Finding::bad(State::Failing, subject, reason, APPLY, SEE_WEBHOOK)
         }
-        Err(RequestError::Api(kube::Error::Api(status))) if status.message.contains("failed calling webhook") => {
+        Err(ApiServerError::Api(kube::Error::Api(status))) if status.message.contains("failed calling webhook") => {
             let reason = format!("the API server does not reach admit: {}", status.message);
             Finding::bad(State::Failing, subject, reason, pods, SEE_WEBHOOK)
         }
@@ -241,7 +241,7 @@ async fn lease(api: &Api<Lease>, client: &Client, name: &str) -> Result<Seen, Fi
 /// Each admission policy that holds our accounts: its live objects, and a write as `approve` or `sign` that it must refuse.
 async fn policies(client: &Client, cluster: &Cluster) -> Vec<Finding> {
     let (_, current) = watch::channel(Some(Arc::new(opted_in(client).await)));
-    let mut found: BTreeMap<Guard, Vec<(&str, Look)>> = BTreeMap::new();
+    let mut found: BTreeMap<Guard, Vec<(&str, Proof)>> = BTreeMap::new();
     let (mut unseen, mut has) = (Vec::new(), Vec::new());
     for (guard, process, argument) in [
         (Guard::PodCertificates, "sign", "--pod-certificates"),
@@ -266,8 +266,8 @@ async fn policies(client: &Client, cluster: &Cluster) -> Vec<Finding> {
         let acting = cluster.connect_as(&user).await;
         for guard in all {
             let look = match &acting {
-                Ok(acting) => guards::look(*guard, process, client, acting, SYSTEM_NAMESPACE, &current).await,
-                Err(error) => Look::Unknown(error.to_string()),
+                Ok(acting) => guards::prove(*guard, process, client, acting, SYSTEM_NAMESPACE, &current).await,
+                Err(error) => Proof::Unknown(error.to_string()),
             };
             found.entry(*guard).or_default().push((process, look));
         }
@@ -304,11 +304,11 @@ fn has_argument(deployment: &Deployment, argument: &str) -> bool {
         .any(|word| word.split('=').next() == Some(argument))
 }
 
-fn judge_policy(name: &str, looks: &[(&str, Look)]) -> Finding {
+fn judge_policy(name: &str, looks: &[(&str, Proof)]) -> Finding {
     let subject = format!("admission policy {name}");
     let mut faults: Vec<&str> = Vec::new();
     for (_, look) in looks {
-        if let Look::Broken(broken) = look {
+        if let Proof::Broken(broken) = look {
             faults
                 .extend(broken.iter().map(String::as_str).filter(|fault| !faults.contains(fault)).collect::<Vec<_>>());
         }
@@ -318,7 +318,7 @@ fn judge_policy(name: &str, looks: &[(&str, Look)]) -> Finding {
         return Finding::bad(State::Failing, subject, reason, APPLY, SEE_GUARDS);
     }
     for (process, look) in looks {
-        if let Look::Unknown(why) = look {
+        if let Proof::Unknown(why) = look {
             let question =
                 format!("kubectl auth can-i impersonate serviceaccounts/etcd-tls-{process} -n {SYSTEM_NAMESPACE}");
             let reason = format!("it cannot be tried as etcd-tls-{process}: {why}");
@@ -386,12 +386,12 @@ mod tests {
 
     #[test]
     fn a_dry_run_is_good_only_with_a_sidecar() {
-        let pod = |init: Value| -> Result<Pod, RequestError> {
+        let pod = |init: Value| -> Result<Pod, ApiServerError> {
             Ok(serde_json::from_value(json!({"spec": {"containers": [], "initContainers": init}})).unwrap())
         };
-        let refused = |code: u16, message: &str| -> Result<Pod, RequestError> {
+        let refused = |code: u16, message: &str| -> Result<Pod, ApiServerError> {
             let status = Status { code, message: message.to_owned(), ..Status::default() };
-            Err(RequestError::Api(kube::Error::Api(Box::new(status))))
+            Err(ApiServerError::Api(kube::Error::Api(Box::new(status))))
         };
         let state = |answer| judge_admission("web", answer, Duration::ZERO).state;
         assert_eq!(state(pod(json!([{"name": "etcd-tls-sidecar"}]))), State::Ok);
@@ -406,11 +406,11 @@ mod tests {
 
     #[test]
     fn a_fault_counts_before_what_is_unknown() {
-        let broken = || Look::Broken(vec!["its binding is missing".to_owned()]);
-        let unknown = || Look::Unknown("no impersonation".to_owned());
-        let of = |looks: &[(&str, Look)]| judge_policy("p", looks).state;
-        assert_eq!(of(&[("approve", Look::Enforced), ("sign", Look::Enforced)]), State::Ok);
+        let broken = || Proof::Broken(vec!["its binding is missing".to_owned()]);
+        let unknown = || Proof::Unknown("no impersonation".to_owned());
+        let of = |looks: &[(&str, Proof)]| judge_policy("p", looks).state;
+        assert_eq!(of(&[("approve", Proof::Enforced), ("sign", Proof::Enforced)]), State::Ok);
         assert_eq!(of(&[("approve", unknown()), ("sign", broken())]), State::Failing);
-        assert_eq!(of(&[("approve", Look::Enforced), ("sign", unknown())]), State::Unknown);
+        assert_eq!(of(&[("approve", Proof::Enforced), ("sign", unknown())]), State::Unknown);
     }
 }

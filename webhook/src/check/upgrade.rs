@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::finding::{Finding, unseen};
 use crate::{
-    controller::client::{RequestError, within},
+    controller::client::{ApiServerError, within},
     error::Error,
     inject,
     operator::{Cluster, Right},
@@ -133,7 +133,7 @@ fn hidden(
     subject: &str,
     [_, resource]: [&'static str; 2],
     namespace: Option<&str>,
-    error: RequestError,
+    error: ApiServerError,
     see: &'static str,
 ) -> Finding {
     unseen(subject, Right::new("list", resource, namespace), error, see)
@@ -145,7 +145,7 @@ async fn list(
     [kind, resource]: [&str; 2],
     namespace: Option<&str>,
     labels: Option<&str>,
-) -> Result<Vec<Value>, RequestError> {
+) -> Result<Vec<Value>, ApiServerError> {
     let (plural, group) = resource.split_once('.').unwrap_or((resource, ""));
     let api_version = if group.is_empty() { VERSION.to_owned() } else { format!("{group}/{VERSION}") };
     let resource = ApiResource {

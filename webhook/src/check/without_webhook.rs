@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::finding::{Finding, unseen};
 use crate::{
-    controller::client::{RequestError, within},
+    controller::client::{ApiServerError, within},
     injection::cel::POLICY,
     operator::Right,
     status::State,
@@ -52,7 +52,7 @@ pub(super) async fn look(client: &Client) -> Option<Vec<Finding>> {
         let found = match within(api.get_opt(&name)).await {
             Ok(found) => found.map(|object| object.data),
             // Before Kubernetes 1.36 there is no such kind.
-            Err(RequestError::Api(kube::Error::Api(status))) if status.code == 404 => None,
+            Err(ApiServerError::Api(kube::Error::Api(status))) if status.code == 404 => None,
             Err(error) => {
                 let right = Right::new("get", resource, None);
                 return Some(vec![unseen(SUBJECT, right, error, SEE)]);

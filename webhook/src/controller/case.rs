@@ -9,7 +9,8 @@ use std::time::SystemTime;
 use etcd_tls_contract::{
     csr::Request,
     identity::{
-        self, Addressee, Asked, BoundPod, Denial, PodFacts, Requester, SERVICE_ACCOUNT_PREFIX, ServiceFacts, Verdict,
+        self, Addressee, BoundPod, Denial, PodFacts, RequestFacts, Requester, SERVICE_ACCOUNT_PREFIX, ServiceFacts,
+        Verdict,
     },
     names::{SIGNER_DOMAIN, SignerName, SignerNameError},
     policy::Policy,
@@ -178,7 +179,7 @@ impl Case {
     ) -> Verdict {
         match &self.readable {
             Ok((signer, request)) => {
-                let asked = Asked {
+                let asked = RequestFacts {
                     name: csr.name(),
                     signer: signer.addressee(),
                     requester: &self.requester,

@@ -60,16 +60,16 @@ pub(crate) fn bound(config: &mut Config) {
 ///
 /// # Errors
 /// The request's, or that it took too long.
-pub async fn within<T>(request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, RequestError> {
+pub async fn within<T>(request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, ApiServerError> {
     match tokio::time::timeout(REQUEST_TIMEOUT, request).await {
         Ok(result) => Ok(result?),
-        Err(_) => Err(RequestError::Timeout),
+        Err(_) => Err(ApiServerError::Timeout),
     }
 }
 
 /// A request to the API server that failed.
 #[derive(Debug, thiserror::Error)]
-pub enum RequestError {
+pub enum ApiServerError {
     /// No answer within [`REQUEST_TIMEOUT`].
     #[error("the API server did not answer within {} s", REQUEST_TIMEOUT.as_secs())]
     Timeout,
@@ -84,7 +84,7 @@ pub enum RequestError {
     Api(#[from] kube::Error),
 }
 
-impl RequestError {
+impl ApiServerError {
     /// The HTTP status of the API server's answer.
     pub fn code(&self) -> Option<u16> {
         match self {

@@ -20,7 +20,7 @@ use k8s_openapi::{
 use kube::{Api, Client, api::PostParams};
 use tokio::time::Instant;
 
-use crate::controller::client::{RequestError, within};
+use crate::controller::client::{ApiServerError, within};
 
 /// Bytes of an event's note; the API server takes no more.
 const MAX_NOTE: usize = 1024;
@@ -205,7 +205,7 @@ pub fn pod_reference(namespace: &str, name: &str, uid: &str) -> ObjectReference 
     }
 }
 
-fn log_failure(notice: &Notice, error: &RequestError) {
+fn log_failure(notice: &Notice, error: &ApiServerError) {
     tracing::warn!(
         namespace = notice.regarding.namespace,
         object = notice.regarding.name,

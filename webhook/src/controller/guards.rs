@@ -49,9 +49,9 @@ const SOON: Duration = Duration::from_secs(2);
 /// How long a proof counts while the API server cannot be asked.
 const VALID: Duration = Duration::from_secs(5 * 60);
 
-/// How a policy stands.
+/// The known state of an admission policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Standing {
+pub(crate) enum PolicyState {
     /// Not proven: at start, or for too long while the API server failed us. Why.
     Unproven(String),
     /// Proven, then.
@@ -60,7 +60,7 @@ pub(crate) enum Standing {
     Broken(Vec<String>),
 }
 
-impl Standing {
+impl PolicyState {
     /// The fault at `now`, if there is one.
     fn fault(&self, now: Instant) -> Option<String> {
         match self {
@@ -73,12 +73,12 @@ impl Standing {
         }
     }
 
-    /// The state after another look. An inconclusive look leaves the last proof in place.
-    fn after(&self, look: Look, now: Instant) -> Self {
-        match look {
-            Look::Enforced => Self::Enforced(now),
-            Look::Broken(faults) => Self::Broken(faults),
-            Look::Unknown(why) => match self {
+    /// The state after another proof. An inconclusive one leaves the last proof in place.
+    fn after(&self, proof: Proof, now: Instant) -> Self {
+        match proof {
+            Proof::Enforced => Self::Enforced(now),
+            Proof::Broken(faults) => Self::Broken(faults),
+            Proof::Unknown(why) => match self {
                 Self::Enforced(at) if now.saturating_duration_since(*at) <= VALID => self.clone(),
                 Self::Enforced(_) | Self::Unproven(_) => Self::Unproven(why),
                 Self::Broken(_) => self.clone(),
@@ -87,9 +87,9 @@ impl Standing {
     }
 }
 
-/// The result of one look at a policy.
+/// The result of one proof that a policy is enforced.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Look {
+pub(crate) enum Proof {
     /// It is in place, and refuses what it must refuse.
     Enforced,
     /// Each fault.
@@ -98,19 +98,19 @@ pub(crate) enum Look {
     Unknown(String),
 }
 
-/// How every policy of a process stands.
-pub(crate) type Standings = BTreeMap<Guard, Standing>;
+/// The state of every policy that a process depends on.
+pub(crate) type PolicyStates = BTreeMap<Guard, PolicyState>;
 
 /// Whether a call may be sent.
 #[derive(Clone)]
 pub(crate) struct Gate {
-    standings: watch::Receiver<Standings>,
+    policy_states: watch::Receiver<PolicyStates>,
 }
 
 /// A call that was not sent, since its policy is not enforced.
 #[derive(Debug, thiserror::Error)]
 #[error("not sent: ValidatingAdmissionPolicy {policy} is {fault}; {consequence}. Apply the manifests again")]
-pub(crate) struct Unguarded {
+pub(crate) struct NotEnforced {
     policy: &'static str,
     fault: String,
     consequence: &'static str,
@@ -118,23 +118,23 @@ pub(crate) struct Unguarded {
 
 impl Gate {
     /// A gate with how the policies of a process stand, and the other end, by which that is changed.
-    pub(crate) fn new(guards: &[Guard]) -> (Self, watch::Sender<Standings>) {
-        let unproven = || Standing::Unproven("not looked at yet".to_owned());
-        let (sender, standings) = watch::channel(guards.iter().map(|guard| (*guard, unproven())).collect());
-        (Self { standings }, sender)
+    pub(crate) fn new(guards: &[Guard]) -> (Self, watch::Sender<PolicyStates>) {
+        let unproven = || PolicyState::Unproven("not looked at yet".to_owned());
+        let (sender, policy_states) = watch::channel(guards.iter().map(|guard| (*guard, unproven())).collect());
+        (Self { policy_states }, sender)
     }
 
     /// Whether a call may be sent.
     ///
     /// # Errors
     /// The policy that guards it is not enforced.
-    pub(crate) fn check(&self, access: &Access) -> Result<(), Unguarded> {
+    pub(crate) fn check(&self, access: &Access) -> Result<(), NotEnforced> {
         let now = Instant::now();
-        let standings = self.standings.borrow();
+        let policy_states = self.policy_states.borrow();
         for guard in access.guards() {
             // One that another process depends on guards no right of this one.
-            if let Some(fault) = standings.get(guard).and_then(|standing| standing.fault(now)) {
-                return Err(Unguarded { policy: guard.name(), fault, consequence: guard.consequence() });
+            if let Some(fault) = policy_states.get(guard).and_then(|state| state.fault(now)) {
+                return Err(NotEnforced { policy: guard.name(), fault, consequence: guard.consequence() });
             }
         }
         Ok(())
@@ -144,21 +144,22 @@ impl Gate {
     ///
     /// # Errors
     /// Each policy that is not, and what follows from it.
-    pub(crate) fn ready(&self) -> Result<(), Unready> {
+    pub(crate) fn ready(&self) -> Result<(), UnenforcedPolicies> {
         let now = Instant::now();
-        let standings = self.standings.borrow();
-        let faults: Vec<_> = standings.iter().filter_map(|(guard, s)| Some(sentence(*guard, &s.fault(now)?))).collect();
-        if faults.is_empty() { Ok(()) } else { Err(Unready(faults)) }
+        let policy_states = self.policy_states.borrow();
+        let faults: Vec<_> =
+            policy_states.iter().filter_map(|(guard, s)| Some(sentence(*guard, &s.fault(now)?))).collect();
+        if faults.is_empty() { Ok(()) } else { Err(UnenforcedPolicies(faults)) }
     }
 }
 
 /// Policies that are not enforced, a sentence for each.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .0.join("; "))]
-pub(crate) struct Unready(Vec<String>);
+pub(crate) struct UnenforcedPolicies(Vec<String>);
 
-impl From<Unready> for CheckError {
-    fn from(unready: Unready) -> Self {
+impl From<UnenforcedPolicies> for CheckError {
+    fn from(unready: UnenforcedPolicies) -> Self {
         unready.to_string().into()
     }
 }
@@ -176,7 +177,7 @@ struct Said {
 }
 
 /// The label of a policy's gauge.
-pub(crate) type OfPolicy = [(&'static str, &'static str); 1];
+pub(crate) type PolicyLabel = [(&'static str, &'static str); 1];
 
 /// Looks at the policies again and again.
 pub(crate) struct Prover {
@@ -187,8 +188,8 @@ pub(crate) struct Prover {
     pub(crate) process: &'static str,
     pub(crate) namespaces: namespaces::Current,
     pub(crate) recorder: Recorder,
-    pub(crate) standings: watch::Sender<Standings>,
-    pub(crate) enforced: Family<OfPolicy, Gauge>,
+    pub(crate) policy_states: watch::Sender<PolicyStates>,
+    pub(crate) enforced: Family<PolicyLabel, Gauge>,
 }
 
 impl Prover {
@@ -196,24 +197,24 @@ impl Prover {
     pub(crate) async fn run(self) -> Infallible {
         let mut said: BTreeMap<Guard, Said> = BTreeMap::new();
         loop {
-            let guards: Vec<Guard> = self.standings.borrow().keys().copied().collect();
+            let guards: Vec<Guard> = self.policy_states.borrow().keys().copied().collect();
             for guard in guards {
-                let look = self.look(guard).await;
+                let proof = self.prove(guard).await;
                 let now = Instant::now();
-                let before = self.standings.borrow().get(&guard).cloned();
-                let before = before.unwrap_or_else(|| Standing::Unproven("not looked at yet".to_owned()));
-                let after = before.after(look, now);
+                let before = self.policy_states.borrow().get(&guard).cloned();
+                let before = before.unwrap_or_else(|| PolicyState::Unproven("not looked at yet".to_owned()));
+                let after = before.after(proof, now);
                 let fault = after.fault(now);
                 self.enforced.get_or_create(&[("policy", guard.name())]).set(i64::from(fault.is_none()));
-                self.standings.send_if_modified(|standings| {
-                    let changed = standings.get(&guard) != Some(&after);
-                    standings.insert(guard, after);
+                self.policy_states.send_if_modified(|policy_states| {
+                    let changed = policy_states.get(&guard) != Some(&after);
+                    policy_states.insert(guard, after);
                     changed
                 });
                 self.say(guard, fault, said.entry(guard).or_default()).await;
             }
             let now = Instant::now();
-            let fine = self.standings.borrow().values().all(|standing| standing.fault(now).is_none());
+            let fine = self.policy_states.borrow().values().all(|state| state.fault(now).is_none());
             sleep(if fine { EVERY } else { SOON }).await;
         }
     }
@@ -243,44 +244,44 @@ impl Prover {
         said.fault = Some(fault);
     }
 
-    async fn look(&self, guard: Guard) -> Look {
-        look(guard, self.process, &self.client, &self.client, &self.system, &self.namespaces).await
+    async fn prove(&self, guard: Guard) -> Proof {
+        prove(guard, self.process, &self.client, &self.client, &self.system, &self.namespaces).await
     }
 }
 
 /// Looks at a policy once: at the live objects with `reader`, and by attempts that must be refused with `writer`, which acts as
 /// the account of `process`.
-pub(crate) async fn look(
+pub(crate) async fn prove(
     guard: Guard,
     process: &str,
     reader: &Client,
     writer: &Client,
     system: &str,
     namespaces: &namespaces::Current,
-) -> Look {
+) -> Proof {
     let shipped = match Shipped::of(guard) {
         Ok(shipped) => shipped,
-        Err(error) => return Look::Unknown(error.to_string()),
+        Err(error) => return Proof::Unknown(error.to_string()),
     };
     let policies: Api<ValidatingAdmissionPolicy> = Api::all(reader.clone());
     let bindings: Api<ValidatingAdmissionPolicyBinding> = Api::all(reader.clone());
     let name = guard.name();
     let live = match (within(policies.get_opt(name)).await, within(bindings.get_opt(name)).await) {
         (Ok(policy), Ok(binding)) => (policy, binding),
-        (Err(error), _) | (_, Err(error)) => return Look::Unknown(error.to_string()),
+        (Err(error), _) | (_, Err(error)) => return Proof::Unknown(error.to_string()),
     };
     let mut faults = shipped.faults(live.0.as_ref(), live.1.as_ref());
     for attempt in Attempt::of(guard, process) {
         match attempt.make(writer, system, namespaces, name).await {
             attempt::Answer::Refused | attempt::Answer::NothingToTry => {}
             attempt::Answer::Accepted => faults.push(format!("the API server let through {}", attempt.what())),
-            attempt::Answer::Unknown(error) if faults.is_empty() => return Look::Unknown(error),
+            attempt::Answer::Unknown(error) if faults.is_empty() => return Proof::Unknown(error),
             attempt::Answer::Unknown(error) => {
                 tracing::debug!(policy = name, error, "an attempt says nothing of a policy");
             }
         }
     }
-    if faults.is_empty() { Look::Enforced } else { Look::Broken(faults) }
+    if faults.is_empty() { Proof::Enforced } else { Proof::Broken(faults) }
 }
 
 #[cfg(test)]
@@ -297,20 +298,20 @@ mod tests {
     #[test]
     fn a_proof_counts_for_a_while_and_a_fault_until_it_is_disproved() {
         let now = Instant::now();
-        let unknown = || Look::Unknown("away".to_owned());
-        let start = Standing::Unproven("not looked at yet".to_owned());
+        let unknown = || Proof::Unknown("away".to_owned());
+        let start = PolicyState::Unproven("not looked at yet".to_owned());
         assert!(start.fault(now).is_some());
-        assert_eq!(start.after(unknown(), now), Standing::Unproven("away".to_owned()));
-        let proven = start.after(Look::Enforced, now);
+        assert_eq!(start.after(unknown(), now), PolicyState::Unproven("away".to_owned()));
+        let proven = start.after(Proof::Enforced, now);
         assert_eq!(proven.fault(now + VALID), None);
         assert_eq!(proven.after(unknown(), now + VALID), proven);
         let late = now + VALID + Duration::from_secs(1);
         assert!(proven.fault(late).is_some());
-        assert_eq!(proven.after(unknown(), late), Standing::Unproven("away".to_owned()));
-        let broken = proven.after(Look::Broken(vec!["missing".to_owned()]), now);
+        assert_eq!(proven.after(unknown(), late), PolicyState::Unproven("away".to_owned()));
+        let broken = proven.after(Proof::Broken(vec!["missing".to_owned()]), now);
         assert!(broken.fault(now).is_some_and(|fault| fault.contains("missing")));
         assert_eq!(broken.after(unknown(), now), broken);
-        assert_eq!(broken.after(Look::Enforced, late), Standing::Enforced(late));
+        assert_eq!(broken.after(Proof::Enforced, late), PolicyState::Enforced(late));
     }
 
     #[tokio::test]
@@ -319,19 +320,23 @@ mod tests {
         let status = Access::of("PATCH", status, None);
         let (gate, sender) = Gate::new(&of_sign(Components { pod_certificates: true, ..Components::default() }));
         assert!(gate.check(&status).is_err());
-        sender.send_modify(|standings| standings.values_mut().for_each(|s| *s = Standing::Enforced(Instant::now())));
+        sender.send_modify(|policy_states| {
+            policy_states.values_mut().for_each(|s| *s = PolicyState::Enforced(Instant::now()))
+        });
         assert!(gate.check(&status).is_ok() && gate.ready().is_ok());
-        sender.send_modify(|standings| {
-            standings.insert(Guard::PodCertificates, Standing::Broken(vec!["unbound".to_owned()]));
+        sender.send_modify(|policy_states| {
+            policy_states.insert(Guard::PodCertificates, PolicyState::Broken(vec!["unbound".to_owned()]));
         });
         let refused = gate.check(&status).map_err(|error| error.to_string());
         assert!(refused.is_err_and(|error| error.contains("etcd-tls-pod-certificates") && error.contains("unbound")));
         assert!(gate.ready().is_err());
         // An API server that enforces no policy shows them all as shipped; the attempt at a Secret gets through.
-        sender.send_modify(|standings| {
-            standings.insert(Guard::PodCertificates, Standing::Enforced(Instant::now()));
-            standings
-                .insert(Guard::Secrets, Standing::Broken(vec!["the API server let through another Secret".to_owned()]));
+        sender.send_modify(|policy_states| {
+            policy_states.insert(Guard::PodCertificates, PolicyState::Enforced(Instant::now()));
+            policy_states.insert(
+                Guard::Secrets,
+                PolicyState::Broken(vec!["the API server let through another Secret".to_owned()]),
+            );
         });
         let refused = gate.check(&status).map_err(|error| error.to_string());
         assert!(refused.is_err_and(|error| error.contains("etcd-tls-secrets") && error.contains("let through")));
@@ -346,10 +351,12 @@ mod tests {
         let (gate, sender) = Gate::new(&of_sign(Components { cluster_trust_bundles: true, ..Components::default() }));
         assert!(writes.iter().all(|write| gate.check(write).is_err()));
         assert!(gate.check(&Access::of("GET", path, None)).is_ok());
-        sender.send_modify(|standings| standings.values_mut().for_each(|s| *s = Standing::Enforced(Instant::now())));
+        sender.send_modify(|policy_states| {
+            policy_states.values_mut().for_each(|s| *s = PolicyState::Enforced(Instant::now()))
+        });
         assert!(writes.iter().all(|write| gate.check(write).is_ok()));
-        sender.send_modify(|standings| {
-            standings.insert(Guard::ClusterTrustBundles, Standing::Broken(vec!["unbound".to_owned()]));
+        sender.send_modify(|policy_states| {
+            policy_states.insert(Guard::ClusterTrustBundles, PolicyState::Broken(vec!["unbound".to_owned()]));
         });
         let refused = gate.check(&writes[0]).map_err(|error| error.to_string());
         assert!(
@@ -372,20 +379,22 @@ mod tests {
         ] {
             let (gate, sender) = Gate::new(&guards);
             assert!(gate.check(&access).is_err());
-            let proven = |standings: &mut Standings| {
-                standings.values_mut().for_each(|standing| *standing = Standing::Enforced(Instant::now()));
+            let proven = |policy_states: &mut PolicyStates| {
+                policy_states.values_mut().for_each(|state| *state = PolicyState::Enforced(Instant::now()));
             };
             sender.send_modify(proven);
             assert!(gate.check(&access).is_ok() && gate.ready().is_ok());
-            sender.send_modify(|standings| {
-                standings.insert(guard, Standing::Broken(vec!["unbound".to_owned()]));
+            sender.send_modify(|policy_states| {
+                policy_states.insert(guard, PolicyState::Broken(vec!["unbound".to_owned()]));
             });
             let refused = gate.check(&access).map_err(|error| error.to_string());
             assert!(refused.is_err_and(|error| error.contains(guard.name()) && error.contains("unbound")));
             assert!(gate.ready().is_err());
         }
         let (gate, sender) = Gate::new(&of_approve(Components::default()));
-        sender.send_modify(|standings| standings.values_mut().for_each(|s| *s = Standing::Enforced(Instant::now())));
+        sender.send_modify(|policy_states| {
+            policy_states.values_mut().for_each(|s| *s = PolicyState::Enforced(Instant::now()))
+        });
         assert!(gate.check(&binding).is_ok(), "without the component, nothing asks for it");
     }
 
@@ -399,10 +408,12 @@ mod tests {
         assert!(refused.is_err_and(|error| error.contains("etcd-tls-bindings") && error.contains("not looked at yet")));
         assert!(gate.check(&lease).is_ok(), "without a Lease nobody could say so");
         assert!(gate.ready().is_err_and(|why| why.to_string().contains("etcd-tls-bindings")));
-        sender.send_modify(|standings| standings.values_mut().for_each(|s| *s = Standing::Enforced(Instant::now())));
+        sender.send_modify(|policy_states| {
+            policy_states.values_mut().for_each(|s| *s = PolicyState::Enforced(Instant::now()))
+        });
         assert!(gate.check(&binding).is_ok() && gate.ready().is_ok());
-        sender.send_modify(|standings| {
-            standings.insert(Guard::Bindings, Standing::Broken(vec!["unbound".to_owned()]));
+        sender.send_modify(|policy_states| {
+            policy_states.insert(Guard::Bindings, PolicyState::Broken(vec!["unbound".to_owned()]));
         });
         assert!(gate.check(&binding).is_err());
         assert!(gate.ready().is_err_and(|why| why.to_string().contains("unbound")));

@@ -7,7 +7,7 @@ use prometheus_client::{
 };
 use tokio::sync::watch;
 
-use super::guards::OfPolicy;
+use super::guards::PolicyLabel;
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -17,7 +17,7 @@ pub(super) struct Metrics {
     pub(super) errors: Counter,
     pub(super) policy_readable: Gauge,
     /// By policy; see [`super::guards`].
-    pub(super) guarded: Family<OfPolicy, Gauge>,
+    pub(super) guarded: Family<PolicyLabel, Gauge>,
     leader: Gauge,
 }
 

@@ -11,7 +11,7 @@ use kube::{Api, Client};
 use tokio::sync::watch;
 
 use super::{
-    client::{RequestError, within},
+    client::{ApiServerError, within},
     facts,
     listed::{Event, Events, Listed, Metadata, Source, key},
     tasks::Tasks,
@@ -90,7 +90,7 @@ async fn follow(client: Client, sender: watch::Sender<Option<Arc<Map>>>) {
 ///
 /// # Errors
 /// The request's.
-pub async fn live(client: &Client, name: &str) -> Result<Option<NamespaceFacts>, RequestError> {
+pub async fn live(client: &Client, name: &str) -> Result<Option<NamespaceFacts>, ApiServerError> {
     let api: Api<Namespace> = Api::all(client.clone());
     let object = within(api.get_metadata_opt(name)).await?;
     Ok(object.map(|object| namespace(&object.metadata)))

@@ -23,7 +23,7 @@ use etcd_tls_contract::{
 use kube::Client;
 
 use super::{
-    client::RequestError,
+    client::ApiServerError,
     facts::{self, Csr, LeanPod, POD_WANTED},
     listed::{Event, Events, Key, Listed, Source, key},
     tasks::Tasks,
@@ -149,7 +149,7 @@ impl Pods {
     ///
     /// # Errors
     /// The API server's, of a read.
-    pub(crate) async fn no_older_than(&self, bound: &BoundPod, version: &str) -> Result<Found, RequestError> {
+    pub(crate) async fn no_older_than(&self, bound: &BoundPod, version: &str) -> Result<Found, ApiServerError> {
         if self.live_reads {
             return self.read(bound).await;
         }
@@ -177,7 +177,7 @@ impl Pods {
         }
     }
 
-    async fn read(&self, bound: &BoundPod) -> Result<Found, RequestError> {
+    async fn read(&self, bound: &BoundPod) -> Result<Found, ApiServerError> {
         let source = Source { path: format!("/api/v1/namespaces/{}/pods", bound.namespace), ..source() };
         Ok(match source.get::<LeanPod>(&self.client, &bound.pod).await? {
             None => Found::Gone,

@@ -15,7 +15,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::watch;
 
 use super::{
-    client::{RequestError, within},
+    client::{ApiServerError, within},
     events::{Notice, Recorder},
     listed::{Event, Events, Object, Source},
     namespaces,
@@ -199,7 +199,7 @@ async fn follow(
 ///
 /// # Errors
 /// The request's.
-pub async fn live(client: &Client, namespace: &str) -> Result<Option<Policy>, RequestError> {
+pub async fn live(client: &Client, namespace: &str) -> Result<Option<Policy>, ApiServerError> {
     let api: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
     Ok(read(within(api.get_opt(names::POLICY_CONFIG_MAP)).await?.as_ref()).ok())
 }

@@ -25,15 +25,15 @@ const TOOLS: [(&str, &[&str]); 3] = [
     ("grpc_health_probe", &["-tls-client-cert", "--tls-client-cert"]),
 ];
 
-/// The etcd in the pod, as other containers ask it.
-pub(super) struct Asked {
+/// The ports of the pod's etcd that other containers dial.
+pub(super) struct DialledEtcd {
     clients: BTreeSet<u16>,
     metrics: BTreeSet<u16>,
     /// It trusts the certificates of etcd-tls alone.
     ours: bool,
 }
 
-impl Asked {
+impl DialledEtcd {
     /// The ports of all `targets` that serve clients with certificates below `mount`; `None` where none does.
     pub(super) fn of(targets: &[Target<'_>], mount: &str) -> Option<Self> {
         let mut servers = targets.iter().filter(|target| target.roles.contains(&Role::Server)).peekable();
@@ -72,7 +72,7 @@ struct Asker<'a, 'b> {
 
 impl<'a> Work<'a> {
     /// Checks the questions of a container with certificates. `asked`: the pod's own etcd.
-    pub(super) fn check_target_asks(&mut self, target: &Target<'a>, asked: Option<&Asked>) {
+    pub(super) fn check_target_asks(&mut self, target: &Target<'a>, asked: Option<&DialledEtcd>) {
         let client = target.roles.contains(&Role::Client);
         let advice = "add client to etcd-tls.dev/roles".to_owned();
         let member = target.roles.iter().any(|role| matches!(role, Role::Peer | Role::Server));
@@ -81,7 +81,7 @@ impl<'a> Work<'a> {
             Some(asked) => self.check_asker(&asker, asked),
             // A client of an etcd in another pod.
             None if client && !target.roles.contains(&Role::Peer) => {
-                let elsewhere = Asked { clients: BTreeSet::new(), metrics: BTreeSet::new(), ours: false };
+                let elsewhere = DialledEtcd { clients: BTreeSet::new(), metrics: BTreeSet::new(), ours: false };
                 let before = self.warnings.len();
                 self.check_endpoints(&asker);
                 if self.warnings.len() == before {
@@ -93,7 +93,7 @@ impl<'a> Work<'a> {
     }
 
     /// The containers that get no certificate, init containers included.
-    pub(super) fn check_neighbours(&mut self, targets: &[Target<'a>], asked: Option<&Asked>) {
+    pub(super) fn check_neighbours(&mut self, targets: &[Target<'a>], asked: Option<&DialledEtcd>) {
         let Some(asked) = asked else { return };
         let is_target = |c: &Container<'_>| targets.iter().any(|target| target.container.name == c.name);
         let others: Vec<Container<'a>> =
@@ -121,7 +121,7 @@ impl<'a> Work<'a> {
         }
     }
 
-    fn check_asker(&mut self, asker: &Asker<'a, '_>, asked: &Asked) {
+    fn check_asker(&mut self, asker: &Asker<'a, '_>, asked: &DialledEtcd) {
         let before = self.warnings.len();
         self.check_probes(&asker.container, asked);
         self.check_requests(asker, asked);
@@ -133,7 +133,7 @@ impl<'a> Work<'a> {
     }
 
     /// Probes and hooks by which kubelet asks a port that wants a client certificate.
-    fn check_probes(&mut self, container: &Container<'a>, asked: &Asked) {
+    fn check_probes(&mut self, container: &Container<'a>, asked: &DialledEtcd) {
         let object = container.object;
         let probes = ["startupProbe", "livenessProbe", "readinessProbe"].map(|field| (field, object.get(field)));
         let lifecycle = object.get("lifecycle");
@@ -155,7 +155,7 @@ impl<'a> Work<'a> {
     }
 
     /// curl, wget and grpc_health_probe in scripts, probes and hooks that ask etcd's port without TLS or without a certificate.
-    fn check_requests(&mut self, asker: &Asker<'a, '_>, asked: &Asked) {
+    fn check_requests(&mut self, asker: &Asker<'a, '_>, asked: &DialledEtcd) {
         let container = &asker.container;
         let line = container.words("command").chain(container.words("args")).collect::<Vec<_>>().join(" ");
         let hooks = options::hooks(container).map(|(place, words)| (place, words.join(" ")));
@@ -251,7 +251,7 @@ impl<'a> Work<'a> {
     }
 
     /// URLs of etcd's port without TLS, for whichever program they are. Those of etcd's own options are checked by themselves.
-    fn check_plain_urls(&mut self, asker: &Asker<'a, '_>, asked: &Asked) {
+    fn check_plain_urls(&mut self, asker: &Asker<'a, '_>, asked: &DialledEtcd) {
         let (container, options) = (&asker.container, asker.options);
         let member = asker.member;
         let plain = |text: &str| {

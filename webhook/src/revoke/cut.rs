@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep};
 use crate::{
     error::{Error, NotInTime, NotSeen},
     operator::{request_id, say},
-    renew::{self, Asked, RenewError},
+    renew::{self, AnnotatedPod, RenewError},
     status::{self, Sidecar},
 };
 
@@ -120,12 +120,12 @@ fn late(seen: Result<&Sidecar, &RenewError>, numbers: &BTreeMap<Domain, u64>, wa
 /// Shows the members' progress until all are done.
 async fn follow(
     client: &Client,
-    members: &[Asked],
+    members: &[AnnotatedPod],
     id: &str,
     timeout: Duration,
     deadline: Instant,
 ) -> Result<(), Error> {
-    let mut open: BTreeSet<&str> = members.iter().map(Asked::name).collect();
+    let mut open: BTreeSet<&str> = members.iter().map(AnnotatedPod::name).collect();
     let mut last: BTreeMap<&str, Progress> = BTreeMap::new();
     loop {
         for member in members {

@@ -13,12 +13,12 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{
     Action, InUse, MOST_IN_USE,
-    signer::{Said, Signer},
+    signer::{Signer, SignerAnswers},
 };
 use crate::{
     error::{Error, NotInTime},
     operator::say,
-    renew::{self, Asked, RenewError},
+    renew::{self, AnnotatedPod, RenewError},
 };
 
 /// The pause between two looks at the sidecars.
@@ -62,10 +62,10 @@ pub(super) async fn revoke(
     signer: &Signer<'_>,
     timeout: Duration,
     force: bool,
-) -> Result<Said, Error> {
+) -> Result<SignerAnswers, Error> {
     let deadline = Instant::now() + timeout;
-    let mut said = Said::default();
-    let mut asked: BTreeMap<String, Result<Asked, Error>> = BTreeMap::new();
+    let mut said = SignerAnswers::default();
+    let mut asked: BTreeMap<String, Result<AnnotatedPod, Error>> = BTreeMap::new();
     loop {
         let now = signer.ask(Action::Renewed, said.at).await?;
         let (in_use, more) = (now.in_use.clone(), now.more_in_use);
@@ -153,7 +153,12 @@ const fn next(in_use: &[InUse], refused: bool, force: bool) -> Next {
 }
 
 /// Waits until the sidecars of all that were asked have other certificates on disk; where one cannot be seen, for a while.
-async fn wait(client: &Client, in_use: &[InUse], asked: &BTreeMap<String, Result<Asked, Error>>, deadline: Instant) {
+async fn wait(
+    client: &Client,
+    in_use: &[InUse],
+    asked: &BTreeMap<String, Result<AnnotatedPod, Error>>,
+    deadline: Instant,
+) {
     let again = (Instant::now() + UNSEEN).min(deadline);
     loop {
         sleep(POLL).await;

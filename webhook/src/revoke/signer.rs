@@ -43,7 +43,7 @@ impl Signer<'_> {
     ///
     /// # Errors
     /// No right to write it, or no answer.
-    pub(super) async fn ask(&self, action: Action, until: Option<u64>) -> Result<Said, Error> {
+    pub(super) async fn ask(&self, action: Action, until: Option<u64>) -> Result<SignerAnswers, Error> {
         let request =
             Request { action, id: request_id()?, selector: self.selector.clone(), reason: self.reason, until };
         let annotations: BTreeMap<String, String> =
@@ -82,7 +82,7 @@ pub(super) async fn look(api: &Api<ConfigMap>, name: &str) -> Result<ConfigMap, 
 
 /// The signer's answers to one request, or to several in sequence.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Said {
+pub(super) struct SignerAnswers {
     lines: Vec<String>,
     /// Certificates that it was about.
     pub(super) count: usize,
@@ -96,7 +96,7 @@ pub(super) struct Said {
     pub(super) more_in_use: bool,
 }
 
-impl Said {
+impl SignerAnswers {
     /// Whether the last answer for a domain was a refusal.
     pub(super) fn refused(&self) -> bool {
         !self.refusals.is_empty()
@@ -129,8 +129,8 @@ impl Said {
 
 /// The signer's answer, once it has answered for all of `domains`. It writes the answer with the list.
 /// With `force` also the pods that wait for a refusal to be overridden count.
-fn answered(object: &ConfigMap, domains: &[Domain], request: &Request, force: bool) -> Option<Said> {
-    let mut said = Said::default();
+fn answered(object: &ConfigMap, domains: &[Domain], request: &Request, force: bool) -> Option<SignerAnswers> {
+    let mut said = SignerAnswers::default();
     let mut in_use: BTreeMap<String, InUse> = BTreeMap::new();
     for domain in domains {
         let text = object.metadata.annotations.as_ref()?.get(&status_annotation(*domain))?;
@@ -190,7 +190,7 @@ mod tests {
         Report { answer: Some(request().refused("no")), count: 0, ..report }
     }
 
-    fn said(reports: [Report; 2], force: bool) -> Said {
+    fn said(reports: [Report; 2], force: bool) -> SignerAnswers {
         let annotations = Domain::WITH_LISTS
             .into_iter()
             .zip(reports)

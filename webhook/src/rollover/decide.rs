@@ -11,7 +11,7 @@ use super::{
 };
 use etcd_tls_contract::{
     role::Domain,
-    trusts::{Trusts, Unknown},
+    trusts::{TrustStatement, Unknown},
 };
 
 /// How long before the old CA's end it is changed over even though not everybody trusts the new one: at most this, and a
@@ -149,7 +149,7 @@ fn untrusting(r: &Rollover, s: &Situation<'_>) -> Vec<Waiting> {
         }
         let word = r.pods.get(&pod.uid)?.unknown.values().next()?;
         match format!("unknown:{word}").parse() {
-            Ok(Trusts::Unknown(reason)) => Some(reason),
+            Ok(TrustStatement::Unknown(reason)) => Some(reason),
             _ => None,
         }
     };

@@ -30,7 +30,7 @@ use std::{
 use etcd_tls_contract::{
     certificate::Bundle,
     crl::Crl,
-    in_force::InForce,
+    in_force::BundlesInForce,
     names::SignerName,
     policy::{MAX_AUTHORITIES, MAX_AUTHORITIES_IN_ALL, Policy},
     role::{Domain, Role},
@@ -49,7 +49,7 @@ use super::authorities::{
 };
 use crate::{
     ca::authority::Authority,
-    controller::{client::RequestError, namespaces, pods::Pods, policy, written::written},
+    controller::{client::ApiServerError, namespaces, pods::Pods, policy, written::written},
     revoke,
     rollover::{PodProgress, Rollover, rfc3339},
     sign::cache::pods::is_host,
@@ -67,7 +67,7 @@ const FEW: usize = 256;
 pub(super) enum Unavailable {
     /// The API server failed us.
     #[error(transparent)]
-    Api(#[from] RequestError),
+    Api(#[from] ApiServerError),
     /// It was there, and is not.
     #[error("{0}")]
     Lost(String),
@@ -356,7 +356,7 @@ impl Authorities {
         policy: &Policy,
         issuer: &SignerName,
         digest: &str,
-    ) -> InForce {
+    ) -> BundlesInForce {
         let of = |domain| policy.authority(&SignerName { domain, ..signer.clone() });
         let mut digests = BTreeMap::new();
         for domain in Domain::ALL {
@@ -370,7 +370,7 @@ impl Authorities {
                 digests.insert(domain, bundle.digest());
             }
         }
-        InForce::new(digests)
+        BundlesInForce::new(digests)
     }
 
     async fn ready<'h>(&self, entry: &Entry, held: &'h mut Held, now: SystemTime) -> Result<&'h Ready, Unavailable> {
@@ -442,7 +442,7 @@ impl Authorities {
         }
     }
 
-    async fn replace(&self, secret: &str, object: &Secret) -> Result<ObjectMeta, RequestError> {
+    async fn replace(&self, secret: &str, object: &Secret) -> Result<ObjectMeta, ApiServerError> {
         let bytes = serde_json::to_vec(object).map_err(kube::Error::SerdeError)?;
         let request = Request::new(Secret::url_path(&(), Some(&self.system)))
             .replace(secret, &PostParams::default(), bytes)

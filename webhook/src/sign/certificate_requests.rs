@@ -24,7 +24,7 @@ use super::{
     metrics::Metrics,
 };
 use crate::controller::{
-    client::{RequestError, within},
+    client::{ApiServerError, within},
     listed::{Event, Events, Metadata, Object, Source, WatchError},
 };
 use grouped::{Grouped, Known, Task};
@@ -177,7 +177,7 @@ impl CertificateRequests {
         }
     }
 
-    async fn look(&self, request: &Known, superseded: bool) -> Result<(), RequestError> {
+    async fn look(&self, request: &Known, superseded: bool) -> Result<(), ApiServerError> {
         let found = of(&request.namespace).get::<Lean>(&self.client, &request.name).await?;
         let Some(object) = found else { return Ok(()) };
         // An issuer writes a few conditions. With more than is read, it cannot be told that the request is finished.
@@ -188,7 +188,7 @@ impl CertificateRequests {
         self.delete(request, preconditions, why).await
     }
 
-    async fn delete(&self, request: &Known, preconditions: Preconditions, why: Why) -> Result<(), RequestError> {
+    async fn delete(&self, request: &Known, preconditions: Preconditions, why: Why) -> Result<(), ApiServerError> {
         let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &request.namespace, &resource());
         match within(api.delete(&request.name, &DeleteParams::default().preconditions(preconditions))).await {
             Ok(_) => {

@@ -20,7 +20,7 @@ use super::{
     metrics::Metrics,
 };
 use crate::controller::{
-    client::{RequestError, within},
+    client::{ApiServerError, within},
     namespaces::{self, NamespaceFacts},
 };
 
@@ -52,7 +52,7 @@ enum PublishError {
     )]
     NotServed,
     #[error(transparent)]
-    Request(#[from] RequestError),
+    Request(#[from] ApiServerError),
 }
 
 /// The wanted content of one object.
@@ -216,7 +216,7 @@ impl ClusterTrustBundles {
         name: &str,
         step: &Step,
         present: &mut BTreeMap<String, Present>,
-    ) -> Result<(), RequestError> {
+    ) -> Result<(), ApiServerError> {
         let result = match step {
             Step::Create(wanted) => within(api.create(&PostParams::default(), &wanted.object(name)?)).await,
             Step::Update(wanted) => {
@@ -246,14 +246,14 @@ impl ClusterTrustBundles {
 }
 
 impl Wanted {
-    fn object(&self, name: &str) -> Result<DynamicObject, RequestError> {
+    fn object(&self, name: &str) -> Result<DynamicObject, ApiServerError> {
         let object = json!({
             "metadata": {
                 "name": name, "labels": {MANAGED_LABEL.0: MANAGED_LABEL.1}, "annotations": {UID_ANNOTATION: self.uid},
             },
             "spec": {"signerName": self.signer.to_string(), "trustBundle": self.pem},
         });
-        serde_json::from_value(object).map_err(|e| RequestError::Api(kube::Error::SerdeError(e)))
+        serde_json::from_value(object).map_err(|e| ApiServerError::Api(kube::Error::SerdeError(e)))
     }
 }
 
@@ -263,7 +263,7 @@ fn live<'a>(namespaces: &'a BTreeMap<String, NamespaceFacts>, signer: &SignerNam
 }
 
 /// All of ours, by name.
-async fn list(api: &Api<DynamicObject>) -> Result<BTreeMap<String, Present>, RequestError> {
+async fn list(api: &Api<DynamicObject>) -> Result<BTreeMap<String, Present>, ApiServerError> {
     let (mut present, mut params) = (BTreeMap::new(), ours());
     loop {
         let page = within(api.list(&params)).await?;
@@ -277,7 +277,7 @@ async fn list(api: &Api<DynamicObject>) -> Result<BTreeMap<String, Present>, Req
 }
 
 /// Forgets what somebody else changed or deleted. Only the metadata is read.
-async fn changed(api: &Api<DynamicObject>, present: &mut BTreeMap<String, Present>) -> Result<(), RequestError> {
+async fn changed(api: &Api<DynamicObject>, present: &mut BTreeMap<String, Present>) -> Result<(), ApiServerError> {
     let (mut versions, mut params) = (BTreeMap::new(), ours());
     loop {
         let page = within(api.list_metadata(&params)).await?;

@@ -12,7 +12,7 @@ use std::{
 
 use etcd_tls_contract::{
     csr,
-    identity::{AskedByKubelet, Denial, Entitlement, SHORTEST_POD_CERTIFICATE, Verdict, judge_for_kubelet},
+    identity::{Denial, Entitlement, PodCertificateFacts, SHORTEST_POD_CERTIFICATE, Verdict, judge_for_kubelet},
     life::{Life, POD_CERTIFICATE_BACKDATE},
     names::SignerName,
 };
@@ -31,7 +31,7 @@ use crate::{
     ca::issue::{IssueError, Leaf, issue_from},
     controller::{
         Trouble,
-        client::RequestError,
+        client::ApiServerError,
         listed::{Event, Events, Key, WatchError},
         tasks::Jobs,
         written::written,
@@ -69,7 +69,7 @@ enum AnswerError {
     )]
     NotServed,
     #[error(transparent)]
-    Request(#[from] RequestError),
+    Request(#[from] ApiServerError),
     #[error(transparent)]
     Watch(#[from] WatchError),
 }
@@ -217,7 +217,7 @@ impl Answering<'_> {
             let message = "the request is larger than any that is needed: shorten the volume's userAnnotations";
             return self.refuse("Denied", Denial { reason: "TooLarge", message: message.to_owned() }).await;
         }
-        let asked = AskedByKubelet {
+        let asked = PodCertificateFacts {
             signer: &signer,
             bound: &bound,
             max_expiration: request.max_expiration(),
@@ -350,6 +350,6 @@ impl Answering<'_> {
             .map_err(|error| Trouble::Write(kube::Error::BuildRequest(error).into()))?;
         let client = &self.signer.controller.client;
         let metadata = written(client, request, "patch_subresource").await.map_err(Trouble::Write)?;
-        if metadata.uid == self.request.metadata.uid { Ok(()) } else { Err(Trouble::Write(RequestError::NotWritten)) }
+        if metadata.uid == self.request.metadata.uid { Ok(()) } else { Err(Trouble::Write(ApiServerError::NotWritten)) }
     }
 }

@@ -49,7 +49,7 @@ use crate::{
 use idle::{Attempts, Retired};
 use pace::{Cost, Pending, settle};
 use said::Said;
-use step::{Live, STABLE, Standing, UNKNOWN, describe, goes_well};
+use step::{LivePods, RoundResult, STABLE, UNKNOWN, describe, goes_well};
 
 pub(super) mod idle;
 mod pace;
@@ -60,7 +60,7 @@ mod step;
 
 /// Authorities and ConfigMaps that are worked on at once.
 const AT_ONCE: usize = 8;
-/// Authorities whose standing is held at a time.
+/// Authorities whose results are held at a time.
 const TOGETHER: usize = 2048;
 /// How often a lasting trouble is said again in the log.
 const SAY_AGAIN: Duration = Duration::from_secs(60);
@@ -117,9 +117,9 @@ impl Reconciler {
             let namespaces = self.namespaces.borrow_and_update().clone();
             let policy = self.policy.borrow_and_update().clone();
             let began = Instant::now();
-            let mut standing = Pending::Something;
+            let mut pending = Pending::Something;
             if let (Some(namespaces), Some(policy)) = (namespaces, policy) {
-                standing = self.round(&namespaces, &policy).await;
+                pending = self.round(&namespaces, &policy).await;
             }
             cost = cost.after(began.elapsed());
             let rung = async {
@@ -129,7 +129,7 @@ impl Reconciler {
                     result = self.policy.changed() => if result.is_err() { std::future::pending::<()>().await },
                 }
             };
-            if timeout(standing.next_round(cost.0), rung).await.is_ok() {
+            if timeout(pending.next_round(cost.0), rung).await.is_ok() {
                 sleep(settle(cost.0)).await;
             }
         }
@@ -156,25 +156,25 @@ impl Reconciler {
         let (mut reports, mut idle) = (HashMap::new(), HashMap::new());
         let mut pending = if complete { Pending::Nothing } else { Pending::Something };
         for entries in entries.chunks(TOGETHER) {
-            for standing in self.look_at_all(entries, complete, namespaces, policy).await {
-                idle.insert(standing.name.clone(), idle::since(&standing));
-                if standing.trouble.is_some() || standing.report.phase != STABLE {
+            for result in self.look_at_all(entries, complete, namespaces, policy).await {
+                idle.insert(result.name.clone(), idle::since(&result));
+                if result.trouble.is_some() || result.report.phase != STABLE {
                     pending = Pending::Something;
                 }
-                self.metrics.report(&standing.name, &standing.report, standing.waiting, standing.not_after);
-                self.metrics.waits_since(&standing.name, standing.waiting_since);
-                self.say(&standing).await;
+                self.metrics.report(&result.name, &result.report, result.waiting, result.not_after);
+                self.metrics.waits_since(&result.name, result.waiting_since);
+                self.say(&result).await;
                 // An unknown phase is not reported.
-                if standing.report.phase != UNKNOWN
-                    && let Ok(text) = serde_json::to_string(&standing.report)
+                if result.report.phase != UNKNOWN
+                    && let Ok(text) = serde_json::to_string(&result.report)
                 {
-                    reports.insert(standing.name, text.into());
+                    reports.insert(result.name, text.into());
                 }
             }
         }
         let pending_trust = self.publish(&wanted, &reports, namespaces, policy).await;
         let pending_retirement = if complete {
-            self.retire(idle::of_standings(&entries, &idle), &full, policy).await
+            self.retire(idle::of_results(&entries, &idle), &full, policy).await
         } else {
             Pending::Nothing
         };
@@ -191,7 +191,7 @@ impl Reconciler {
         complete: bool,
         namespaces: &Namespaces,
         policy: &Policy,
-    ) -> Vec<Standing> {
+    ) -> Vec<RoundResult> {
         let moving: HashSet<&SignerName> =
             entries.iter().filter(|entry| self.may_move(entry)).map(|entry| &entry.name).collect();
         let mut pods = if complete && !moving.is_empty() {
@@ -201,13 +201,13 @@ impl Reconciler {
         };
         let mut with_pods = |entry: &Arc<Entry>| {
             let live = match (complete, moving.contains(&entry.name)) {
-                (false, _) => Live::NotListed,
-                (true, false) => Live::NotGathered,
-                (true, true) => Live::These(pods.remove(&entry.name).unwrap_or_default()),
+                (false, _) => LivePods::NotListed,
+                (true, false) => LivePods::NotGathered,
+                (true, true) => LivePods::These(pods.remove(&entry.name).unwrap_or_default()),
             };
             (Arc::clone(entry), live)
         };
-        let work: Vec<(Arc<Entry>, Live)> = entries.iter().map(&mut with_pods).collect();
+        let work: Vec<(Arc<Entry>, LivePods)> = entries.iter().map(&mut with_pods).collect();
         stream::iter(work)
             .map(|(entry, live)| async move { self.look_at(&entry, &live, policy).await })
             .buffer_unordered(AT_ONCE)
@@ -294,10 +294,10 @@ impl Reconciler {
     }
 
     /// Says a step once, and a trouble again and again.
-    async fn say(&mut self, standing: &Standing) {
-        let name = &standing.name;
-        if let Some((step, after)) = &standing.done {
-            let (reason, note) = describe(name, step, after, &standing.report);
+    async fn say(&mut self, result: &RoundResult) {
+        let name = &result.name;
+        if let Some((step, after)) = &result.done {
+            let (reason, note) = describe(name, step, after, &result.report);
             tracing::info!(authority = %name, ?step, note, "rollover");
             let notice = Notice { regarding: reference(name), reason, note };
             if goes_well(step) {
@@ -306,12 +306,12 @@ impl Reconciler {
                 self.recorder.warn(notice).await;
             }
         }
-        if let Some(overdue) = &standing.overdue {
+        if let Some(overdue) = &result.overdue {
             self.remind(name, &format!("{name}: {overdue}")).await;
         } else {
             self.said.forget(&name.to_string(), WAITS);
         }
-        match (&standing.trouble, standing.report.phase.as_str()) {
+        match (&result.trouble, result.report.phase.as_str()) {
             (Some(trouble), "lost") => self.complain(&name.to_string(), name, LOST, &trouble.clone()).await,
             (Some(trouble), "unusable") => self.complain(&name.to_string(), name, UNUSABLE, &trouble.clone()).await,
             (Some(trouble), _) => tracing::debug!(authority = %name, trouble, "not yet"),

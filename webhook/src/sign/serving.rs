@@ -45,7 +45,7 @@ use crate::{
         authority::Authority,
         issue::{Leaf, issue},
     },
-    controller::client::{RequestError, within},
+    controller::client::{ApiServerError, within},
     rollover::{ChangeOver, Phase, Step, Trigger},
 };
 
@@ -81,7 +81,7 @@ pub(super) struct Lifetimes {
 #[derive(Debug, thiserror::Error)]
 enum ServingError {
     #[error(transparent)]
-    Api(#[from] RequestError),
+    Api(#[from] ApiServerError),
     #[error("there is no MutatingWebhookConfiguration {CONFIGURATION}: apply the manifests again")]
     NoConfiguration,
     #[error("{0}")]
@@ -196,7 +196,7 @@ impl Serving {
             let Some(patch) = ca_bundle_patch(entries, bundle, served, now) else { return Ok(()) };
             within(api.patch(CONFIGURATION, &PatchParams::default(), &Patch::Strategic(patch))).await?;
             tracing::info!("wrote caBundle of the ValidatingWebhookConfiguration");
-            Ok::<_, RequestError>(())
+            Ok::<_, ApiServerError>(())
         };
         if let Err(error) = published.await {
             tracing::warn!(%error, "cannot write caBundle of the ValidatingWebhookConfiguration: workloads get no warnings");

@@ -40,7 +40,7 @@ pub use self::{
     index::{Index, Limits},
     journal::OpenError,
     ledger::{Bounds, Ledger},
-    stored::{AUTO_APPROVED, ENTITLED, Stored, approved_by, status_mut},
+    stored::{AUTO_APPROVED, ENTITLED, StoredRequest, approved_by, status_mut},
 };
 use crate::{platform::essential::essential_thread, sign::ledger::Revoked, standalone::error::ApiError};
 
@@ -64,7 +64,7 @@ pub struct Event {
     /// The kind of the change.
     pub kind: Kind,
     /// The request after it, or the last of it.
-    pub request: Arc<Stored>,
+    pub request: Arc<StoredRequest>,
     /// The revision that the change was given.
     pub revision: u64,
 }
@@ -98,7 +98,7 @@ pub enum Since {
 type Change = Box<dyn FnOnce(&Index) -> Result<Mutation, ApiError> + Send>;
 /// A change of the revocations: the domains' new ones.
 type Revise = Box<dyn FnOnce(&Ledger) -> Result<Vec<(Domain, Revoked)>, ApiError> + Send>;
-type Reply = oneshot::Sender<Result<Arc<Stored>, ApiError>>;
+type Reply = oneshot::Sender<Result<Arc<StoredRequest>, ApiError>>;
 
 /// The work of the writer.
 enum Work {
@@ -139,7 +139,7 @@ impl Store {
         for entry in entries {
             match entry {
                 Entry::Put(csr) => {
-                    let stored = Stored::new(&csr);
+                    let stored = StoredRequest::new(&csr);
                     revision = revision.max(stored.revision);
                     let name = stored.name().to_owned();
                     index.set(&name, Some(Arc::new(stored)), limits.certificates.room, now);
@@ -191,7 +191,7 @@ impl Store {
     pub async fn change(
         &self,
         change: impl FnOnce(&Index) -> Result<Mutation, ApiError> + Send + 'static,
-    ) -> Result<Arc<Stored>, ApiError> {
+    ) -> Result<Arc<StoredRequest>, ApiError> {
         let (reply, answer) = oneshot::channel();
         self.send(Work::Request(Box::new(change), reply))?;
         answer.await.unwrap_or_else(|_| Err(stopped()))
@@ -224,7 +224,7 @@ impl Store {
     ///
     /// # Errors
     /// As [`Self::change`].
-    pub async fn create(&self, csr: CertificateSigningRequest) -> Result<Arc<Stored>, ApiError> {
+    pub async fn create(&self, csr: CertificateSigningRequest) -> Result<Arc<StoredRequest>, ApiError> {
         let limits = self.limits;
         self.change(move |index| put_new(index, &limits, csr)).await
     }
@@ -239,7 +239,7 @@ impl Store {
         csr: CertificateSigningRequest,
         pending: CertificateSigningRequest,
         caller_host: Option<String>,
-    ) -> Result<(Arc<Stored>, Option<String>), ApiError> {
+    ) -> Result<(Arc<StoredRequest>, Option<String>), ApiError> {
         let limits = self.limits;
         let (tell, told) = mpsc::channel();
         let change = move |index: &Index| match not_free(index, &limits, &csr, caller_host.as_deref()) {
@@ -255,7 +255,7 @@ impl Store {
     }
 
     /// The request of this name.
-    pub fn get(&self, name: &str) -> Option<Arc<Stored>> {
+    pub fn get(&self, name: &str) -> Option<Arc<StoredRequest>> {
         self.read().index.get(name).cloned()
     }
 
@@ -321,7 +321,7 @@ fn not_free(
     csr: &CertificateSigningRequest,
     caller_host: Option<&str>,
 ) -> Option<String> {
-    let stored = Stored::new(csr);
+    let stored = StoredRequest::new(csr);
     let holding = stored.issued()?;
     let sans = Sans { dns: holding.dns.iter().cloned().collect(), ips: holding.ips.iter().copied().collect() };
     let claim = Claim { common_name: &holding.common_name, sans: &sans, principal: &holding.principal, caller_host };

@@ -26,7 +26,7 @@ use super::{
     rows::{Finding, PodSeen, RequestSeen, RoleRow, Unseen},
 };
 use crate::{
-    controller::client::{RequestError, within},
+    controller::client::{ApiServerError, within},
     operator::{Refused, Right},
     rollover::{Report, status_annotation},
 };
@@ -270,7 +270,7 @@ async fn all<K: Clone + DeserializeOwned + std::fmt::Debug>(
     api: &Api<K>,
     selector: &str,
     mut take: impl FnMut(K),
-) -> Result<(), RequestError> {
+) -> Result<(), ApiServerError> {
     let mut params = ListParams::default().labels(selector).limit(PAGE);
     loop {
         let page = within(api.list(&params)).await?;

@@ -29,7 +29,7 @@ use opentelemetry_sdk::{
 };
 use tokio::runtime::{Builder, Runtime};
 
-use super::{Context, Look};
+use super::{Context, Reconciliation};
 
 /// Bytes of a collector's answer that are read.
 const MAX_ANSWER: usize = 64 * 1024;
@@ -79,31 +79,35 @@ impl Traces {
         this.end(span, attributes, Status::Unset);
     }
 
-    /// The span of a controller's look at a request, which ended just now, with `trouble` or without; and, where `sign` has
+    /// The span of a controller's reconciliation of a request, which ended just now, with `trouble` or without; and, where `sign` has
     /// answered, that of the request.
-    pub fn looked(&self, look: &Look<'_>, trouble: Option<&dyn std::error::Error>) {
+    pub fn reconciled(&self, reconciliation: &Reconciliation<'_>, trouble: Option<&dyn std::error::Error>) {
         let Some(this) = &self.0 else { return };
-        let Some(request) = Context::of_request(look.csr_uid, look.created, look.admission) else { return };
+        let Some(request) =
+            Context::of_request(reconciliation.csr_uid, reconciliation.created, reconciliation.admission)
+        else {
+            return;
+        };
         let texts = [
-            ("csr", look.csr),
-            ("csr_uid", look.csr_uid),
-            ("signer", look.signer),
-            ("requester", look.requester),
-            ("pod", look.pod),
+            ("csr", reconciliation.csr),
+            ("csr_uid", reconciliation.csr_uid),
+            ("signer", reconciliation.signer),
+            ("requester", reconciliation.requester),
+            ("pod", reconciliation.pod),
         ];
         let attributes = || texts.map(|(name, value)| KeyValue::new(name, value.to_owned())).to_vec();
         let status = trouble.map_or(Status::Ok, |trouble| Status::error(trouble.to_string()));
         let own = Context { span: RandomIdGenerator::default().new_span_id().to_bytes(), ..request };
-        let (parent, began) = (SpanId::from_bytes(request.span), look.began);
+        let (parent, began) = (SpanId::from_bytes(request.span), reconciliation.began);
         this.end(
             Span { name: this.process, kind: SpanKind::Consumer, context: own, parent, began },
             attributes(),
             status,
         );
         if this.process == "sign" && trouble.is_none() {
-            let parent = look.admission.filter(|admission| admission.trace == request.trace);
+            let parent = reconciliation.admission.filter(|admission| admission.trace == request.trace);
             let parent = parent.map_or(SpanId::INVALID, |admission| SpanId::from_bytes(admission.span));
-            let (kind, began) = (SpanKind::Producer, look.created);
+            let (kind, began) = (SpanKind::Producer, reconciliation.created);
             this.end(Span { name: "request", kind, context: request, parent, began }, attributes(), Status::Ok);
         }
     }

@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use super::{Context, Look};
+use super::{Context, Reconciliation};
 
 /// No export.
 #[derive(Clone, Debug)]
@@ -28,6 +28,6 @@ impl Traces {
     /// A review was answered.
     pub const fn admitted(&self, _context: Context, _pod: &str, _verdict: &'static str, _began: SystemTime) {}
 
-    /// A controller has looked at a request.
-    pub const fn looked(&self, _look: &Look<'_>, _trouble: Option<&dyn std::error::Error>) {}
+    /// A controller has reconciled a request.
+    pub const fn reconciled(&self, _reconciliation: &Reconciliation<'_>, _trouble: Option<&dyn std::error::Error>) {}
 }

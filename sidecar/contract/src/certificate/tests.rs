@@ -305,17 +305,17 @@ fn a_bundle_knows_whether_it_holds_a_chains_authority() {
 /// without one, as signers of before give it, states nothing.
 #[test]
 fn a_statement_before_the_chain_changes_nothing_for_its_readers() {
-    use crate::{in_force::InForce, role::Domain};
+    use crate::{in_force::BundlesInForce, role::Domain};
 
     let ca = ca("ca");
     let (leaf, _) = ca.leaf(|_| ());
     let pem = to_pem(&leaf);
     let bundle = Bundle::from_der(vec![ca.der.clone()]).unwrap();
-    let in_force = InForce::new([(Domain::Peer, bundle.digest()), (Domain::Client, bundle.digest())].into());
+    let in_force = BundlesInForce::new([(Domain::Peer, bundle.digest()), (Domain::Client, bundle.digest())].into());
     let answer = in_force.before(&pem);
     assert!(answer.starts_with(&format!("etcd-tls trust: peer={0} client={0}\n-----BEGIN", bundle.digest())));
     assert_eq!(Chain::parse(answer.as_bytes()).unwrap(), Chain::parse(pem.as_bytes()).unwrap());
     assert_eq!(Chain::parse(answer.as_bytes()).unwrap().to_pem(), pem);
-    assert_eq!(InForce::parse(&answer).unwrap(), Some(in_force));
-    assert_eq!(InForce::parse(&pem), Ok(None));
+    assert_eq!(BundlesInForce::parse(&answer).unwrap(), Some(in_force));
+    assert_eq!(BundlesInForce::parse(&pem), Ok(None));
 }

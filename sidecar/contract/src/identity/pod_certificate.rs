@@ -20,7 +20,7 @@ pub const ROLE_ANNOTATION: &str = "etcd-tls.dev/role";
 
 /// The content of a PodCertificateRequest of ours.
 #[derive(Clone, Debug)]
-pub struct AskedByKubelet<'a> {
+pub struct PodCertificateFacts<'a> {
     /// The signer, already recognised as ours.
     pub signer: &'a SignerName,
     /// The pod that it names.
@@ -36,7 +36,7 @@ pub struct AskedByKubelet<'a> {
 /// The verdict, from the live pod (`None`: there is none of that name) and the Services of its namespace. The lifetime of the
 /// entitlement is counted from the issue, [`POD_CERTIFICATE_BACKDATE`] after notBefore.
 pub fn judge_for_kubelet(
-    asked: &AskedByKubelet<'_>,
+    asked: &PodCertificateFacts<'_>,
     pod: Option<&PodFacts>,
     services: &[ServiceFacts],
     policy: &Policy,
@@ -117,7 +117,7 @@ fn is_too_short(lifetime: Duration) -> bool {
 }
 
 /// The role: the one that the pod names to kubelet, else the pod's only one that the signer signs.
-fn role_of(asked: &AskedByKubelet<'_>, settings: &Settings) -> Result<Role, Denial> {
+fn role_of(asked: &PodCertificateFacts<'_>, settings: &Settings) -> Result<Role, Denial> {
     let invalid = |message: String| denial("InvalidUnverifiedUserAnnotations", message);
     if let Some(unknown) = asked.annotations.keys().find(|key| *key != ROLE_ANNOTATION) {
         return Err(invalid(format!("{unknown} is not known: the only key of userAnnotations is {ROLE_ANNOTATION}")));

@@ -40,16 +40,16 @@ fn optional_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Optio
 
 /// The key algorithms that are signed.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct Keys(BTreeSet<KeyAlgorithm>);
+pub struct AllowedKeys(BTreeSet<KeyAlgorithm>);
 
-impl Keys {
+impl AllowedKeys {
     /// Whether `key` is among them.
     pub fn allow(&self, key: KeyAlgorithm) -> bool {
         self.0.contains(&key)
     }
 }
 
-impl Default for Keys {
+impl Default for AllowedKeys {
     fn default() -> Self {
         Self(KeyAlgorithm::ALL.into_iter().filter(|key| *key != KeyAlgorithm::Rsa2048).collect())
     }
@@ -82,11 +82,11 @@ impl Lifetime {
     }
 }
 
-/// A list of words, or of all (`"*"`).
+/// A list of names, or all names (`"*"`).
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct Words(Vec<String>);
+pub struct NameList(Vec<String>);
 
-impl Words {
+impl NameList {
     /// Whether `word` is listed, or all are.
     pub fn takes(&self, word: &str) -> bool {
         self.0.iter().any(|listed| listed == "*" || listed == word)
@@ -121,10 +121,10 @@ impl Words {
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct ExtraSans {
     /// The pods' namespaces.
-    pub namespaces: Words,
+    pub namespaces: NameList,
     /// The clusters they belong to; default all.
-    #[serde(default = "Words::all")]
-    pub clusters: Words,
+    #[serde(default = "NameList::all")]
+    pub clusters: NameList,
     /// DNS names. `*.example.com` takes every name under `example.com`, at any depth, and the wildcard itself, as written;
     /// no other wildcard.
     #[serde(default, deserialize_with = "texts")]
@@ -232,7 +232,7 @@ pub struct UserRule {
     /// The pods' namespace.
     pub namespace: String,
     /// Their service accounts.
-    pub service_accounts: Words,
+    pub service_accounts: NameList,
     /// The users, each written out: there is no pattern, so that `root` is never included by accident.
     pub users: Vec<String>,
 }
@@ -404,7 +404,7 @@ impl AuthoritySecret {
 #[serde(deny_unknown_fields)]
 pub struct IssuerRule {
     /// The pods' namespaces. `*` is for those that no other rule names.
-    pub namespaces: Words,
+    pub namespaces: NameList,
     /// Values of the annotation `etcd-tls.dev/issuer`, `csr` for none.
     #[serde(deserialize_with = "texts")]
     pub allow: Vec<Issuer>,

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use etcd_tls_contract::certificate::{Bundle, Chain};
 
 use super::{Issuance, life_of};
-use crate::{issuance::others::Others, kube::Api, store::Entry};
+use crate::{issuance::others::DistrustingMembers, kube::Api, store::Entry};
 
 /// The part of a life at the end of which a certificate is used although members are seen that do not trust its CA: they then
 /// refuse each other, so it is the last resort.
@@ -14,7 +14,7 @@ const LAST: u32 = 20;
 impl<A: Api, C, F> Issuance<'_, A, C, F> {
     /// Whom the new certificate `entry` waits for; `None`: nobody. It waits while the one in use does for the pod: it has the
     /// pod's names, and a fifth of its life left; a twentieth, where members are seen that do not trust the new CA.
-    pub(super) fn held_back(&self, entry: &Entry, now: SystemTime) -> Option<Others> {
+    pub(super) fn held_back(&self, entry: &Entry, now: SystemTime) -> Option<DistrustingMembers> {
         let (others, current) = (self.others?, self.current?);
         let (old, new) = (current.chain(), entry.chain());
         let life = life_of(Some(current))?;
@@ -44,7 +44,7 @@ fn asked_about(entry: &Entry) -> Option<Bundle> {
 }
 
 /// Why a certificate waits.
-pub(super) fn reason(chain: &Chain, others: &Others) -> String {
+pub(super) fn reason(chain: &Chain, others: &DistrustingMembers) -> String {
     let (whom, until) = match &others.unknown {
         Some(why) => (format!("it cannot be seen who trusts it yet ({why})"), "fifth"),
         None => (format!("not trusted yet by etcd of {}", others.members.join(", ")), "twentieth"),

@@ -6,7 +6,7 @@ use etcd_tls_contract::endpoint::Endpoint;
 use tokio::time::Instant;
 
 use super::{Attempt, LONGEST, LockLost, Observed, TTL};
-use crate::etcd::{Client, Created, EtcdError, Found, joined};
+use crate::etcd::{Client, Created, EtcdError, HeldKey, joined};
 
 /// The key, in the cluster's own key space. Applications that keep to a prefix of theirs never see it.
 pub const KEY: &str = "etcd-tls.dev/restart";
@@ -131,7 +131,7 @@ impl EtcdLock {
 }
 
 /// Whether a lock ends by itself within [`LONGEST`] when its holder is gone: whether it hangs on a lease, and on a short one.
-async fn lapses(client: &Client, url: &Endpoint, found: &Found) -> Result<bool, EtcdError> {
+async fn lapses(client: &Client, url: &Endpoint, found: &HeldKey) -> Result<bool, EtcdError> {
     if found.lease == 0 {
         return Ok(false);
     }

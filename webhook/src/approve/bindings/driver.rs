@@ -35,7 +35,7 @@ use super::{
 use crate::{
     approve::metrics::Metrics,
     controller::{
-        client::{RequestError, within},
+        client::{ApiServerError, within},
         events::Recorder,
         facts::LeanPod,
         listed::{Event, Events, Key, Object, Source, key},
@@ -303,7 +303,7 @@ impl Reconciler {
     }
 
     /// Writes a change. `uid`: of the binding that goes.
-    async fn write(&self, change: &Change, uid: Option<String>) -> Result<Written, RequestError> {
+    async fn write(&self, change: &Change, uid: Option<String>) -> Result<Written, ApiServerError> {
         // Apply names its object even where it makes it, so that the right to do so is bound to the name.
         let params = PatchParams::apply(FIELD_MANAGER).force();
         match change {

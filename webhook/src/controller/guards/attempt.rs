@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use super::Guard;
 use crate::controller::{
-    client::{RequestError, within},
+    client::{ApiServerError, within},
     listed::{Metadata, Source, WatchError},
     namespaces,
 };
@@ -276,11 +276,11 @@ where
 }
 
 /// Only the policy's own refusal proves it: RBAC, another policy and a failing API server refuse as well.
-fn judge<T>(result: Result<T, RequestError>, policy: &str) -> Answer {
+fn judge<T>(result: Result<T, ApiServerError>, policy: &str) -> Answer {
     match result {
         Ok(_) => Answer::Accepted,
         Err(error) if error.is_not_found() => Answer::NothingToTry,
-        Err(RequestError::Api(kube::Error::Api(status)))
+        Err(ApiServerError::Api(kube::Error::Api(status)))
             if status.message.contains(&format!("ValidatingAdmissionPolicy '{policy}'")) =>
         {
             Answer::Refused
@@ -297,7 +297,7 @@ mod tests {
 
     fn refused(code: u16, message: &str) -> Answer {
         let status = Status { code, message: message.to_owned(), ..Status::default() };
-        judge::<()>(Err(RequestError::Api(kube::Error::Api(Box::new(status)))), "etcd-tls-secrets")
+        judge::<()>(Err(ApiServerError::Api(kube::Error::Api(Box::new(status)))), "etcd-tls-secrets")
     }
 
     #[test]
@@ -314,6 +314,6 @@ mod tests {
         assert!(matches!(refused(500, "internal"), Answer::Unknown(_)));
         assert!(matches!(refused(404, "none"), Answer::NothingToTry));
         assert!(matches!(judge(Ok(()), "etcd-tls-secrets"), Answer::Accepted));
-        assert!(matches!(judge::<()>(Err(RequestError::Timeout), "etcd-tls-secrets"), Answer::Unknown(_)));
+        assert!(matches!(judge::<()>(Err(ApiServerError::Timeout), "etcd-tls-secrets"), Answer::Unknown(_)));
     }
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use tokio::time::timeout;
 
 use crate::controller::{
-    client::{REQUEST_TIMEOUT, RequestError},
+    client::{ApiServerError, REQUEST_TIMEOUT},
     projection::Kept,
 };
 
@@ -54,7 +54,7 @@ pub(super) fn object<T: Object>(kept: &Kept) -> Result<T, serde_json::Error> {
 }
 
 /// The API server's reason for a refusal.
-pub(super) async fn refusal(code: u16, body: &mut BodyStream) -> RequestError {
+pub(super) async fn refusal(code: u16, body: &mut BodyStream) -> ApiServerError {
     let mut text = Vec::new();
     while text.len() < MAX_STATUS
         && let Ok(Some(Ok(chunk))) = timeout(REQUEST_TIMEOUT, body.next()).await
@@ -63,5 +63,5 @@ pub(super) async fn refusal(code: u16, body: &mut BodyStream) -> RequestError {
     }
     let said = serde_json::from_slice::<Head>(&text).unwrap_or_default();
     let message = if said.message.is_empty() { format!("HTTP status {code}") } else { said.message };
-    RequestError::Api(kube::Error::Api(Status::failure(&message, &said.reason).with_code(code).boxed()))
+    ApiServerError::Api(kube::Error::Api(Status::failure(&message, &said.reason).with_code(code).boxed()))
 }

@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::answer::{BodyStream, Head, HeadMetadata, Object, object, refusal};
 use crate::{
     controller::{
-        client::{REQUEST_TIMEOUT, RequestError, WATCH_SECONDS, WatchBackoff},
+        client::{ApiServerError, REQUEST_TIMEOUT, WATCH_SECONDS, WatchBackoff},
         projection::{Fields, Kept, NotJson, Piece, Projection},
     },
     error::with_causes,
@@ -121,7 +121,7 @@ struct Frame<T> {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum WatchError {
     #[error(transparent)]
-    Request(#[from] RequestError),
+    Request(#[from] ApiServerError),
     #[error("the connection broke off: {0}")]
     Connection(String),
     #[error(transparent)]
@@ -284,7 +284,7 @@ impl<T: Object> Events<T> {
                 (Mode::Page, Request::new(&self.source.path).list(&params))
             }
         };
-        let mut request = request.map_err(|error| RequestError::Api(kube::Error::BuildRequest(error)))?;
+        let mut request = request.map_err(|error| ApiServerError::Api(kube::Error::BuildRequest(error)))?;
         if *metadata_alone {
             let accept = if mode == Mode::Page { METADATA_LIST } else { METADATA_ALONE };
             if let Ok(accept) = accept.parse() {
@@ -292,7 +292,7 @@ impl<T: Object> Events<T> {
             }
         }
         let answer = timeout(REQUEST_TIMEOUT, self.client.send(request.map(Into::into))).await;
-        let answer = answer.map_err(|_| RequestError::Timeout)?.map_err(RequestError::Api)?;
+        let answer = answer.map_err(|_| ApiServerError::Timeout)?.map_err(ApiServerError::Api)?;
         let status = answer.status().as_u16();
         let mut body: BodyStream = Box::pin(answer.into_body().into_data_stream());
         if status >= 400 {
@@ -382,7 +382,7 @@ impl<T: Object> Events<T> {
                     return Ok(());
                 }
                 let Head { code, reason, message, .. } = head;
-                return Err(RequestError::Api(kube::Error::Api(
+                return Err(ApiServerError::Api(kube::Error::Api(
                     Status::failure(&message, &reason).with_code(code).boxed(),
                 ))
                 .into());

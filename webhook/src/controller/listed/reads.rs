@@ -10,7 +10,7 @@ use super::{
     events::{Event, Events, Source, WatchError},
 };
 use crate::controller::{
-    client::{REQUEST_TIMEOUT, RequestError},
+    client::{ApiServerError, REQUEST_TIMEOUT},
     projection::{Piece, Projection},
 };
 
@@ -19,8 +19,8 @@ impl Source {
     ///
     /// # Errors
     /// The request's.
-    pub(crate) async fn get<T: Object>(&self, client: &Client, name: &str) -> Result<Option<T>, RequestError> {
-        let build = |error| RequestError::Api(kube::Error::BuildRequest(error));
+    pub(crate) async fn get<T: Object>(&self, client: &Client, name: &str) -> Result<Option<T>, ApiServerError> {
+        let build = |error| ApiServerError::Api(kube::Error::BuildRequest(error));
         let request = Request::new(&self.path).get(name, &GetParams::default()).map_err(build)?;
         let read = async {
             let answer = client.send(request.map(Into::into)).await?;
@@ -41,10 +41,10 @@ impl Source {
                 broken.map_err(|error| kube::Error::Service(Box::new(error)))?;
             }
             // An answer that ends too soon does not say that there is no such object.
-            let found = found.ok_or(RequestError::Incomplete)?;
+            let found = found.ok_or(ApiServerError::Incomplete)?;
             found.map(Some).map_err(|error| kube::Error::SerdeError(error).into())
         };
-        timeout(REQUEST_TIMEOUT, read).await.map_err(|_| RequestError::Timeout)?
+        timeout(REQUEST_TIMEOUT, read).await.map_err(|_| ApiServerError::Timeout)?
     }
 
     /// Shows all of its objects, as they are now, to `see`.

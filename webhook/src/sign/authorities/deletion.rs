@@ -9,7 +9,7 @@ use super::{
     quota::{Entry, Held},
 };
 use crate::{
-    controller::client::{RequestError, within},
+    controller::client::{ApiServerError, within},
     sign::cache::objects::Facts,
 };
 
@@ -22,7 +22,7 @@ impl Authorities {
         &self,
         entry: &Entry,
         now: SystemTime,
-    ) -> Result<Option<Box<str>>, RequestError> {
+    ) -> Result<Option<Box<str>>, ApiServerError> {
         // A request that is granted meanwhile waits here, and gets a new CA.
         let mut held = entry.held.lock().await;
         let Held::Ready(ready) = &*held else { return Ok(None) };
@@ -43,7 +43,7 @@ impl Authorities {
     }
 
     /// Deletes the CA of a namespace that is gone.
-    pub(in crate::sign) async fn delete(&self, name: &str, secret: &Facts) -> Result<(), RequestError> {
+    pub(in crate::sign) async fn delete(&self, name: &str, secret: &Facts) -> Result<(), ApiServerError> {
         let params = DeleteParams::default().preconditions(Preconditions {
             uid: Some(secret.uid.to_string()),
             resource_version: Some(secret.resource_version.to_string()),

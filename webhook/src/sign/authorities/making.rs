@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     ca::authority::Authority,
-    controller::client::{RequestError, within},
+    controller::client::{ApiServerError, within},
     sign::marks::UID_ANNOTATION,
 };
 
@@ -171,7 +171,7 @@ impl Authorities {
     }
 
     /// Whether a pod of the namespace has opted in by its own label, which opens the namespace as its own label would.
-    async fn has_labelled_pods(&self, namespace: &str) -> Result<bool, RequestError> {
+    async fn has_labelled_pods(&self, namespace: &str) -> Result<bool, ApiServerError> {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
         let one = ListParams::default().labels(&format!("{}={}", names::LABEL, names::DYNAMIC)).limit(1);
         Ok(!within(pods.list_metadata(&one)).await?.items.is_empty())

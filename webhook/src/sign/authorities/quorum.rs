@@ -11,9 +11,9 @@ use etcd_tls_contract::names::ClusterName;
 use super::issued::Issued;
 use crate::sign::cache::pods::Voter;
 
-/// The members of one cluster.
+/// Counts of one cluster's members, by their certificates.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Standing {
+pub(super) struct MemberCounts {
     /// All of them.
     members: usize,
     /// Those whose newest certificate is not revoked.
@@ -24,7 +24,7 @@ pub(super) struct Standing {
     unrecorded: usize,
 }
 
-impl Standing {
+impl MemberCounts {
     /// Of each cluster, while `revoked` certificates are refused and `named` ones are about to be; `unknown` of these are not
     /// in the record.
     pub(super) fn of<'a>(
@@ -37,8 +37,8 @@ impl Standing {
         let newest = issued.newest_of_peers();
         let mut clusters: BTreeMap<&ClusterName, Self> = BTreeMap::new();
         for voter in voters {
-            let standing = clusters.entry(&voter.cluster).or_default();
-            standing.members += 1;
+            let member_counts = clusters.entry(&voter.cluster).or_default();
+            member_counts.members += 1;
             let cluster = voter.cluster.to_string();
             let holder = voter.holder.as_str();
             let of = |cluster| newest.get(&(holder, cluster));
@@ -54,17 +54,17 @@ impl Standing {
                 let before = own.iter().any(|serials| stands(serials));
                 let touched = own.iter().any(|serials| stands(serials) && !still(serials));
                 let after = if touched { own.iter().all(|serials| still(serials)) } else { before };
-                standing.before += usize::from(before);
-                standing.after += usize::from(after);
+                member_counts.before += usize::from(before);
+                member_counts.after += usize::from(after);
             } else if voter.running {
-                standing.before += 1;
-                standing.after += 1;
-                standing.unrecorded += 1;
+                member_counts.before += 1;
+                member_counts.after += 1;
+                member_counts.unrecorded += 1;
             }
         }
         // A certificate that nobody recorded may be of any member that has such a one.
-        for standing in clusters.values_mut() {
-            standing.after -= unknown.min(standing.unrecorded);
+        for member_counts in clusters.values_mut() {
+            member_counts.after -= unknown.min(member_counts.unrecorded);
         }
         clusters
     }
@@ -122,8 +122,8 @@ mod tests {
         named: &[&str],
         unknown: usize,
     ) -> Option<String> {
-        let standings = Standing::of(issued, voters, |s| revoked.contains(&s), |s| named.contains(&s), unknown);
-        standings.into_iter().find_map(|(cluster, standing)| standing.objection(cluster))
+        let counts = MemberCounts::of(issued, voters, |s| revoked.contains(&s), |s| named.contains(&s), unknown);
+        counts.into_iter().find_map(|(cluster, member_counts)| member_counts.objection(cluster))
     }
 
     fn objects(issued: &Issued, live: &[&str], revoked: &[&str], named: &[&str]) -> bool {

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     epoch::{seconds, time},
     issued::{Issued, whole},
-    quorum::Standing,
+    quorum::MemberCounts,
 };
 use crate::{
     ca::{authority::Authority, crl, issue::IssueError},
@@ -221,14 +221,14 @@ impl Revoked {
             named.keys().filter(|serial| !revoked(serial)).any(|serial| unseen(&serial))
         };
         let unseen = known.by_record.is_some_and(falls_unseen);
-        let standings = Standing::of(
+        let counts = MemberCounts::of(
             known.issued,
             known.voters,
             |serial| self.record.entries.contains_key(serial),
             |serial| named.contains_key(serial),
             named.values().filter(|end| end.is_none()).count(),
         );
-        let falls = unseen || standings.values().any(|standing| standing.falls());
+        let falls = unseen || counts.values().any(|members| members.falls());
         let members = known.by_record.filter(|_| falls).map_or_else(String::new, |by| {
             if by.counted.is_empty() {
                 "; no members are known".to_owned()
@@ -236,7 +236,7 @@ impl Revoked {
                 format!("; members counted: {}", by.counted)
             }
         });
-        let objection = standings.into_iter().find_map(|(cluster, standing)| standing.objection(cluster));
+        let objection = counts.into_iter().find_map(|(cluster, members)| members.objection(cluster));
         let objection = objection.or_else(|| unseen.then(|| UNSEEN.to_owned())).map(|objection| objection + &members);
         let objection = objection.filter(|_| matches!(request.action, Action::Add | Action::Renewed));
         let mut objected = false;

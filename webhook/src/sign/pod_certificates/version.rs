@@ -2,7 +2,7 @@
 
 use kube::Client;
 
-use crate::controller::client::{RequestError, within};
+use crate::controller::client::{ApiServerError, within};
 
 pub(super) const GROUP: &str = "certificates.k8s.io";
 /// The versions that are used, the preferred one first.
@@ -13,7 +13,7 @@ const RESOURCE: &str = "podcertificaterequests";
 ///
 /// # Errors
 /// The API server cannot be asked.
-pub(super) async fn served(client: &Client) -> Result<Option<String>, RequestError> {
+pub(super) async fn served(client: &Client) -> Result<Option<String>, ApiServerError> {
     for version in VERSIONS {
         let api_version = format!("{GROUP}/{version}");
         match within(client.list_api_group_resources(&api_version)).await {

@@ -31,10 +31,10 @@ use tokio::time::Instant;
 
 pub(in crate::sign) use attempts::Attempts;
 
-use super::{Pending, Reconciler, config_map, step::Standing};
+use super::{Pending, Reconciler, config_map, step::RoundResult};
 use crate::{
     controller::{
-        client::{RequestError, within},
+        client::{ApiServerError, within},
         events::Notice,
     },
     rollover::rfc3339,
@@ -234,23 +234,23 @@ impl Reconciler {
 #[derive(Debug, thiserror::Error)]
 enum RetireError {
     #[error(transparent)]
-    Request(#[from] RequestError),
+    Request(#[from] ApiServerError),
     #[error("ConfigMap {0} is held by a finalizer")]
     Held(String),
 }
 
-/// The idle authority of each standing; those that are not known are in use.
-pub(super) fn of_standings(
+/// The idle authority of each result; those that are not known are in use.
+pub(super) fn of_results(
     entries: &[Arc<Entry>],
-    standings: &HashMap<SignerName, Option<SystemTime>>,
+    idle_since: &HashMap<SignerName, Option<SystemTime>>,
 ) -> Vec<(Arc<Entry>, Option<SystemTime>)> {
-    let since = |entry: &Arc<Entry>| standings.get(&entry.name).copied().flatten();
+    let since = |entry: &Arc<Entry>| idle_since.get(&entry.name).copied().flatten();
     entries.iter().map(|entry| (Arc::clone(entry), since(entry))).collect()
 }
 
-/// Since when the authority of a standing is idle.
-pub(super) fn since(standing: &Standing) -> Option<SystemTime> {
-    standing.idle_since.filter(|_| standing.trouble.is_none())
+/// Since when the authority of a result is idle.
+pub(super) fn since(result: &RoundResult) -> Option<SystemTime> {
+    result.idle_since.filter(|_| result.trouble.is_none())
 }
 
 /// Whether policy names an authority: its key is the operator's, or it signs for others, or others for it.

@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{AT_ONCE, Namespaces, Reconciler, config_map, pace::Pending};
 use crate::{
-    controller::client::{RequestError, within},
+    controller::client::{ApiServerError, within},
     revoke,
     sign::{
         repair::{Form, Remedy, Settled, remedy},
@@ -257,7 +257,7 @@ struct NotMended {
 #[derive(Debug, thiserror::Error)]
 enum MendError {
     #[error(transparent)]
-    Request(#[from] RequestError),
+    Request(#[from] ApiServerError),
     #[error("it is being deleted")]
     Going,
 }
@@ -272,11 +272,11 @@ impl MendError {
 }
 
 impl NotMended {
-    fn writing(error: RequestError) -> Self {
+    fn writing(error: ApiServerError) -> Self {
         Self { error: error.into(), renewing: false }
     }
 
-    fn renewing(error: RequestError) -> Self {
+    fn renewing(error: ApiServerError) -> Self {
         Self { error: error.into(), renewing: true }
     }
 

@@ -32,7 +32,7 @@ pub(super) const STABLE: &str = "stable";
 
 /// The pods of an authority.
 #[derive(Debug)]
-pub(super) enum Live {
+pub(super) enum LivePods {
     /// Not every pod was seen yet.
     NotListed,
     /// The authority seemed to rest, and then nothing is decided by its pods.
@@ -41,7 +41,7 @@ pub(super) enum Live {
 }
 
 /// The result of a round for an authority.
-pub(super) struct Standing {
+pub(super) struct RoundResult {
     pub(super) name: SignerName,
     pub(super) report: Report,
     pub(super) waiting: usize,
@@ -69,11 +69,11 @@ impl Reconciler {
     }
 
     /// Looks at one authority and takes the step that is due.
-    pub(super) async fn look_at(&self, entry: &Entry, live: &Live, policy: &Policy) -> Standing {
+    pub(super) async fn look_at(&self, entry: &Entry, live: &LivePods, policy: &Policy) -> RoundResult {
         let now = SystemTime::now();
         let name = &entry.name;
         let (mut held, error) = self.authorities.look(entry, now).await;
-        let standing = |report, waiting, not_after, trouble, done| Standing {
+        let result = |report, waiting, not_after, trouble, done| RoundResult {
             name: name.clone(),
             report,
             waiting,
@@ -96,18 +96,18 @@ impl Reconciler {
                 phase.clone_into(&mut report.phase);
                 let error = error.map(|e| e.to_string()).unwrap_or_default();
                 report.waiting = vec![error.clone()];
-                return standing(report, 1, None, Some(error), None);
+                return result(report, 1, None, Some(error), None);
             }
         };
         let revocation = self.revocation(name, &stored);
         let live = match live {
-            Live::These(pods) => pods.as_slice(),
-            Live::NotGathered if stored.state.rollover.is_none() && revocation.is_none() => &[],
+            LivePods::These(pods) => pods.as_slice(),
+            LivePods::NotGathered if stored.state.rollover.is_none() && revocation.is_none() => &[],
             // An authority that began to move since is looked at again.
-            Live::NotListed | Live::NotGathered => {
+            LivePods::NotListed | LivePods::NotGathered => {
                 let mut report = report_of(&stored, &[]);
                 report.waiting.push("the list of pods".to_owned());
-                return standing(report, 1, Some(stored.active.not_after()), None, None);
+                return result(report, 1, Some(stored.active.not_after()), None, None);
             }
         };
         let (active, next) = (life(&stored.active), stored.next.as_deref().map(life));
@@ -137,9 +137,9 @@ impl Reconciler {
                     if entry.unwritten().is_due(Instant::now())
                         && let Err(error) = self.authorities.persist(entry, &mut held, stored).await
                     {
-                        return standing(report, 0, None, Some(error.to_string()), None);
+                        return result(report, 0, None, Some(error.to_string()), None);
                     }
-                    return standing(report, 0, None, Some(error.to_string()), None);
+                    return result(report, 0, None, Some(error.to_string()), None);
                 }
             },
             None => stored.clone(),
@@ -166,7 +166,7 @@ impl Reconciler {
             }
             if let Err(error) = self.authorities.persist(entry, &mut held, after.clone()).await {
                 // Another round reads what is there and decides again.
-                return standing(report_of(&stored, &[]), 0, None, Some(error.to_string()), None);
+                return result(report_of(&stored, &[]), 0, None, Some(error.to_string()), None);
             }
             if changed {
                 // There may be a next step at once.
@@ -181,8 +181,8 @@ impl Reconciler {
         });
         let waiting_since = waiting_since.filter(|_| decision.step.is_none());
         let overdue = overdue(&decision.waiting, now).filter(|_| decision.step.is_none());
-        let standing = standing(report_of(&after, &decision.waiting), waiting, Some(until), None, done);
-        Standing { overdue, waiting_since, idle_since, ..standing }
+        let result = result(report_of(&after, &decision.waiting), waiting, Some(until), None, done);
+        RoundResult { overdue, waiting_since, idle_since, ..result }
     }
 
     /// The CA that a step publishes.

@@ -37,7 +37,7 @@ use crate::standalone::{
         watch::Watch,
     },
     requests::{approval, create, server::Server},
-    store::{Mutation, Stored},
+    store::{Mutation, StoredRequest},
     version::Version,
 };
 
@@ -201,7 +201,7 @@ impl Server {
         Err(ApiError::Forbidden(format!("User {:?} cannot {what}: that is for members of {groups}", user.name)))
     }
 
-    fn visible(&self, user: &User, name: &str) -> Result<Arc<Stored>, ApiError> {
+    fn visible(&self, user: &User, name: &str) -> Result<Arc<StoredRequest>, ApiError> {
         let stored = self.store.get(name).ok_or_else(|| ApiError::NotFound(name.to_owned()))?;
         if stored.owner() == user.name || self.is_admin(user) {
             return Ok(stored);
@@ -250,7 +250,7 @@ impl Server {
                 return (found.cloned().into_iter().take(limit).collect(), 0, revision);
             }
             let mut all = index.after(&after).filter(|r| selector.takes(r));
-            let page: Vec<Arc<Stored>> = all.by_ref().take(limit).cloned().collect();
+            let page: Vec<Arc<StoredRequest>> = all.by_ref().take(limit).cloned().collect();
             (page, all.count(), revision)
         });
         let next = (remaining > 0).then(|| Some((URL_SAFE_NO_PAD.encode(page.last()?.name()), remaining))).flatten();

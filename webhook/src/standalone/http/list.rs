@@ -13,7 +13,7 @@ use crate::standalone::{
     error::ApiError,
     http::table::{self, Form},
     limits::Permit,
-    store::Stored,
+    store::StoredRequest,
     version::Version,
 };
 
@@ -23,7 +23,7 @@ const CHUNK: usize = 32 * 1024;
 /// One page of requests, as they were at one revision.
 pub struct List {
     /// The requests, in the order of their names.
-    pub page: Vec<Arc<Stored>>,
+    pub page: Vec<Arc<StoredRequest>>,
     /// The revision.
     pub revision: u64,
     /// The token of the next page, and how many requests are left.
@@ -118,7 +118,7 @@ mod tests {
             let mut csr = CertificateSigningRequest::default();
             csr.metadata.name = Some(format!("r{i}"));
             csr.spec.request.0 = vec![b'x'; 2000];
-            Arc::new(Stored::new(&csr))
+            Arc::new(StoredRequest::new(&csr))
         });
         let (revision, now) = (7, Timestamp::UNIX_EPOCH);
         List { page: page.collect(), revision, next: Some(("t".to_owned(), 3)), version, form, now, permit: None }

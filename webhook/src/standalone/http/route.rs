@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::standalone::{
     error::{ApiError, GROUP, RESOURCE},
     http::{discovery, openapi},
-    store::Stored,
+    store::StoredRequest,
     version::Version,
 };
 
@@ -138,7 +138,7 @@ impl Selector {
     }
 
     /// Whether it selects `request`.
-    pub fn takes(&self, request: &Stored) -> bool {
+    pub fn takes(&self, request: &StoredRequest) -> bool {
         let is = |wanted: &Option<String>, value: &str| wanted.as_ref().is_none_or(|w| w == value);
         is(&self.owner, request.owner())
             && is(&self.name, request.name())

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use serde_json::{Value, json};
 
-use crate::standalone::{store::Stored, version::Version};
+use crate::standalone::{store::StoredRequest, version::Version};
 
 /// How the caller wants objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,12 +58,12 @@ pub fn negotiate(accept: &str, include: Include) -> Option<Form> {
 }
 
 /// One request as JSON.
-pub fn one(stored: &Stored, version: Version, form: Form, now: Timestamp) -> Vec<u8> {
+pub fn one(stored: &StoredRequest, version: Version, form: Form, now: Timestamp) -> Vec<u8> {
     event_object(stored, version, form, now, true)
 }
 
 /// One request in an event; a Table's columns are said in the first event alone.
-pub fn event_object(stored: &Stored, version: Version, form: Form, now: Timestamp, columns: bool) -> Vec<u8> {
+pub fn event_object(stored: &StoredRequest, version: Version, form: Form, now: Timestamp, columns: bool) -> Vec<u8> {
     match form {
         Form::Object => stored.parts(version).concat(),
         Form::Table(include) => {
@@ -91,7 +91,7 @@ pub fn frame(metadata: &Value, version: Version, form: Form) -> (String, &'stati
 }
 
 /// One item of a list.
-pub fn item(stored: &Stored, version: Version, form: Form, now: Timestamp) -> [Bytes; 2] {
+pub fn item(stored: &StoredRequest, version: Version, form: Form, now: Timestamp) -> [Bytes; 2] {
     match form {
         Form::Object => stored.parts(version),
         Form::Table(include) => [Bytes::from(row(stored, version, include, now).to_string()), Bytes::new()],
@@ -125,7 +125,7 @@ fn columns() -> Value {
     ])
 }
 
-fn row(stored: &Stored, version: Version, include: Include, now: Timestamp) -> Value {
+fn row(stored: &StoredRequest, version: Version, include: Include, now: Timestamp) -> Value {
     let csr = &stored.csr();
     let age = csr
         .metadata

@@ -152,7 +152,8 @@ fn requests(body: &[u8]) -> Result<BTreeMap<Domain, Request>, ApiError> {
         let (Some(domain), Some(text)) = (domain, value.as_str()) else {
             return Err(bad(format!("{key} asks for no revocation")));
         };
-        requests.insert(domain, text.parse().map_err(|error: revoke::RequestError| bad(format!("{key}: {error}")))?);
+        requests
+            .insert(domain, text.parse().map_err(|error: revoke::InvalidRevocation| bad(format!("{key}: {error}")))?);
     }
     Ok(requests)
 }

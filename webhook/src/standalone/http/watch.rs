@@ -19,7 +19,7 @@ use crate::standalone::{
         table::{self, Form},
     },
     limits::Permit,
-    store::{Event, Kind, Since, Store, Stored},
+    store::{Event, Kind, Since, Store, StoredRequest},
     version::Version,
 };
 
@@ -43,7 +43,7 @@ pub struct Watch {
     /// Events after this revision.
     pub revision: u64,
     /// First of all, what there is, as events.
-    pub initial: VecDeque<Arc<Stored>>,
+    pub initial: VecDeque<Arc<StoredRequest>>,
     /// Whether the end of what there is is marked by a bookmark of its own (`sendInitialEvents`).
     pub mark_initial_end: bool,
     /// Whether bookmarks are wanted.
@@ -164,7 +164,7 @@ impl State {
         lines
     }
 
-    fn event(&mut self, kind: &str, request: &Stored) -> Vec<u8> {
+    fn event(&mut self, kind: &str, request: &StoredRequest) -> Vec<u8> {
         let object = table::event_object(request, self.watch.version, self.watch.form, Timestamp::now(), self.columns);
         self.columns = false;
         line(kind, &object)

@@ -23,7 +23,7 @@ use crate::standalone::{
         judge::{self, NotSigned, Outcome},
         server::Server,
     },
-    store::{Mutation, Stored, status_mut},
+    store::{Mutation, StoredRequest, status_mut},
     version::Version,
 };
 
@@ -87,7 +87,7 @@ pub async fn decide(
     name: &str,
     change: Change,
     dry_run: bool,
-) -> Result<Arc<Stored>, ApiError> {
+) -> Result<Arc<StoredRequest>, ApiError> {
     let before = server.store.get(name).ok_or_else(|| ApiError::NotFound(name.to_owned()))?;
     let span = judge::span(&before.csr());
     decide_on(server, user, version, before, change, dry_run).instrument(span).await
@@ -98,10 +98,10 @@ async fn decide_on(
     server: &Server,
     user: &User,
     version: Version,
-    before: Arc<Stored>,
+    before: Arc<StoredRequest>,
     change: Change,
     dry_run: bool,
-) -> Result<Arc<Stored>, ApiError> {
+) -> Result<Arc<StoredRequest>, ApiError> {
     let name = before.name();
     let mut csr = before.csr();
     let wanted = change.apply(version.object(&csr))?;
@@ -132,7 +132,7 @@ async fn decide_on(
         status_mut(&mut csr).conditions.get_or_insert_default().push(new);
     }
     if dry_run {
-        return Ok(Arc::new(Stored::new(&csr)));
+        return Ok(Arc::new(StoredRequest::new(&csr)));
     }
     let (uid, revision) = (before.uid().to_owned(), before.revision);
     let stored = server
@@ -147,7 +147,7 @@ async fn decide_on(
 
 /// Puts `csr` in the place of the very object that was decided on, and of no other.
 pub(super) fn replace(
-    current: Option<&Arc<Stored>>,
+    current: Option<&Arc<StoredRequest>>,
     uid: &str,
     revision: u64,
     csr: CertificateSigningRequest,
@@ -169,7 +169,10 @@ fn modified(name: &str) -> ApiError {
 }
 
 /// The one condition that `wanted` has and the request does not; `None` where they are the same.
-fn new_condition(before: &Stored, wanted: &Value) -> Result<Option<CertificateSigningRequestCondition>, ApiError> {
+fn new_condition(
+    before: &StoredRequest,
+    wanted: &Value,
+) -> Result<Option<CertificateSigningRequestCondition>, ApiError> {
     let name = before.name();
     let text = |pointer: &str| wanted.pointer(pointer).and_then(Value::as_str).filter(|s| !s.is_empty());
     if text("/metadata/name").is_some_and(|n| n != name) {
@@ -230,12 +233,12 @@ mod tests {
     use super::*;
     use crate::standalone::requests::judge::condition;
 
-    fn pending() -> Stored {
+    fn pending() -> StoredRequest {
         let mut csr = CertificateSigningRequest::default();
         csr.metadata.name = Some("a".to_owned());
         csr.metadata.uid = Some("u".to_owned());
         csr.metadata.resource_version = Some("5".to_owned());
-        Stored::new(&csr)
+        StoredRequest::new(&csr)
     }
 
     fn with(conditions: Value) -> Value {
@@ -268,7 +271,7 @@ mod tests {
         }
         let mut denied = pending().csr();
         status_mut(&mut denied).conditions = Some(vec![condition("Denied", "r", "m")]);
-        let denied = Stored::new(&denied);
+        let denied = StoredRequest::new(&denied);
         for conditions in
             [json!([]), json!([{ "type": "Approved" }]), json!([{ "type": "Denied" }, { "type": "Approved" }])]
         {

@@ -12,14 +12,14 @@ use crate::standalone::{
     auth::User,
     error::ApiError,
     requests::{intake, judge, server::Server},
-    store::{AUTO_APPROVED, Stored, approved_by},
+    store::{AUTO_APPROVED, StoredRequest, approved_by},
     version::Version,
 };
 
 /// A stored request, and why it waits for a person where it does.
 pub struct Created {
     /// The request.
-    pub stored: Arc<Stored>,
+    pub stored: Arc<StoredRequest>,
     /// Shown to the caller.
     pub waits: Option<String>,
 }
@@ -59,7 +59,7 @@ async fn create_own(
     let now = SystemTime::now();
     let outcome = server.judge(user, &csr, &checked, now, None)?;
     if dry_run {
-        return Ok(Created { stored: Arc::new(Stored::new(&csr)), waits: None });
+        return Ok(Created { stored: Arc::new(StoredRequest::new(&csr)), waits: None });
     }
     let pending = csr.clone();
     let waits = server.settle(&mut csr, &checked, outcome, now);

@@ -8,7 +8,7 @@ use etcd_tls_contract::{
     identity::usages,
     key::KeyAlgorithm,
     names::{ClusterName, SignerName, SignerNameError},
-    policy::Keys,
+    policy::AllowedKeys,
     role::Role,
 };
 use jiff::Timestamp;
@@ -218,8 +218,9 @@ fn check_request(
     let role = recognised.role;
     let keys = &server.entitlements.policy().keys;
     // The old agents make no other keys. A policy that lists the keys holds for them, too.
-    let of_old_agent =
-        csr.spec.signer_name == LEGACY_UNKNOWN && request.key == KeyAlgorithm::Rsa2048 && *keys == Keys::default();
+    let of_old_agent = csr.spec.signer_name == LEGACY_UNKNOWN
+        && request.key == KeyAlgorithm::Rsa2048
+        && *keys == AllowedKeys::default();
     if !keys.allow(request.key) && !of_old_agent {
         return Err(format!("keys of the kind {} are not signed here", request.key));
     }

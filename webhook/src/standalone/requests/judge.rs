@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use etcd_tls_contract::{
-    identity::{self, Addressee, Asked, Entitlement, Verdict, bound_pod},
+    identity::{self, Addressee, Entitlement, RequestFacts, Verdict, bound_pod},
     names::csr_name,
 };
 use etcd_tls_telemetry::csr_span;
@@ -25,10 +25,10 @@ use crate::{
         requests::{
             auto_approve::{self, Context, Decision},
             intake::{Checked, InvalidRequest},
-            pods::Look,
+            pods::Snapshot,
             server::Server,
         },
-        store::{AUTO_APPROVED, ENTITLED, Stored, status_mut},
+        store::{AUTO_APPROVED, ENTITLED, StoredRequest, status_mut},
     },
 };
 
@@ -68,7 +68,7 @@ pub(super) enum NotSigned {
 
 impl Server {
     /// Decides on a request of any API version: for pods and the hosts that policy lists, by the in-cluster rules alone; else
-    /// by the groups' rules. The pods are those of `look`, or of now.
+    /// by the groups' rules. The pods are those of `snapshot`, or of now.
     ///
     /// # Errors
     /// [`ApiError::Forbidden`]: the caller asks to be another.
@@ -78,10 +78,10 @@ impl Server {
         csr: &CertificateSigningRequest,
         checked: &Checked,
         now: SystemTime,
-        look: Option<&Look>,
+        snapshot: Option<&Snapshot>,
     ) -> Result<Outcome, ApiError> {
         if self.entitlements.knows(user) {
-            return Ok(self.judge_by_policy(user, csr, checked, look));
+            return Ok(self.judge_by_policy(user, csr, checked, snapshot));
         }
         let is_token_user = self.auth.is_token_user(&checked.request.common_name);
         let decision = self.store.with(|index, _| {
@@ -111,7 +111,7 @@ impl Server {
         user: &User,
         csr: &CertificateSigningRequest,
         checked: &Checked,
-        look: Option<&Look>,
+        snapshot: Option<&Snapshot>,
     ) -> Outcome {
         let role = checked.recognised.role;
         let host = self.entitlements.policy().host(&user.name, &user.groups);
@@ -132,7 +132,7 @@ impl Server {
                 name = csr_name("host", role, &checked.request.key_digest());
             }
         }
-        let asked = Asked {
+        let asked = RequestFacts {
             name: &name,
             signer: Addressee::Ours(&signer),
             requester: &requester,
@@ -140,9 +140,9 @@ impl Server {
             expiration: lifetime(csr),
             request: &checked.request,
         };
-        let verdict = match look {
-            Some(look) => self.entitlements.judge(&asked, look),
-            None => self.entitlements.judge(&asked, &self.entitlements.look()),
+        let verdict = match snapshot {
+            Some(snapshot) => self.entitlements.judge(&asked, snapshot),
+            None => self.entitlements.judge(&asked, &self.entitlements.snapshot()),
         };
         match verdict {
             Verdict::Approve(entitlement) => Outcome::Approved {
@@ -222,7 +222,7 @@ impl Server {
     }
 
     /// Says in the log what became of a request.
-    pub(super) fn tell(&self, stored: &Stored, checked: &Checked, by: &User) {
+    pub(super) fn tell(&self, stored: &StoredRequest, checked: &Checked, by: &User) {
         let csr = stored.csr();
         let status = csr.status.as_ref();
         let conditions: Vec<&str> =

@@ -14,7 +14,7 @@ use std::{
 };
 
 use etcd_tls_contract::{
-    identity::{Asked, PodFacts, ServiceFacts, Verdict, bound_pod, judge},
+    identity::{PodFacts, RequestFacts, ServiceFacts, Verdict, bound_pod, judge},
     policy::Policy,
 };
 use k8s_openapi::{
@@ -61,38 +61,38 @@ impl Entitlements {
     }
 
     /// The pods as they are described now.
-    pub fn look(&self) -> Look {
-        let Some(directory) = &self.pods else { return Look::default() };
-        directory.look().unwrap_or_else(|error| {
+    pub fn snapshot(&self) -> Snapshot {
+        let Some(directory) = &self.pods else { return Snapshot::default() };
+        directory.snapshot().unwrap_or_else(|error| {
             tracing::error!(%error, "the pods cannot be read; requests of pods wait");
-            Look { unreadable: true, ..Look::default() }
+            Snapshot { unreadable: true, ..Snapshot::default() }
         })
     }
 
-    /// The verdict, with the pods as they were at a look.
-    pub fn judge(&self, asked: &Asked<'_>, look: &Look) -> Verdict {
+    /// The verdict, with the pods as they were at one time.
+    pub fn judge(&self, asked: &RequestFacts<'_>, snapshot: &Snapshot) -> Verdict {
         if self.pods.is_none() {
             return judge(asked, None, &[], &self.policy);
         }
         let Ok(bound) = bound_pod(asked.requester) else { return judge(asked, None, &[], &self.policy) };
-        if look.unreadable {
+        if snapshot.unreadable {
             return Verdict::NotYet("the pods cannot be read".to_owned());
         }
-        let (pod, services) = look.facts(&bound.namespace, &bound.pod);
+        let (pod, services) = snapshot.facts(&bound.namespace, &bound.pod);
         judge(asked, pod.as_ref(), &services, &self.policy)
     }
 }
 
-/// The content of the directory at one time.
+/// The pods, Services and Namespaces of the directory at one time.
 #[derive(Clone, Debug, Default)]
-pub struct Look {
+pub struct Snapshot {
     /// Grows with each change that was seen; with the same one, every verdict is the same.
     generation: u64,
     unreadable: bool,
     files: Vec<Arc<Manifests>>,
 }
 
-impl Look {
+impl Snapshot {
     /// Which state of the directory it is; `None`: it could not be read.
     pub fn generation(&self) -> Option<u64> {
         (!self.unreadable).then_some(self.generation)
@@ -122,7 +122,7 @@ struct Directory {
 #[derive(Debug, Default)]
 struct Known {
     files: BTreeMap<PathBuf, (Version, Arc<Manifests>)>,
-    look: Look,
+    snapshot: Snapshot,
 }
 
 /// The fingerprint of a file's content: inode, size, mtime and ctime; and the time of the look.
@@ -146,7 +146,7 @@ impl Version {
 
 impl Directory {
     /// Reads what changed since the last look.
-    fn look(&self) -> Result<Look, String> {
+    fn snapshot(&self) -> Result<Snapshot, String> {
         let entries = std::fs::read_dir(&self.path).map_err(|e| format!("{}: {e}", self.path.display()))?;
         let mut paths: Vec<PathBuf> = entries.filter_map(Result::ok).map(|e| e.path()).collect();
         paths.retain(|p| p.extension().is_some_and(|e| e == "json" || e == "yaml" || e == "yml"));
@@ -174,12 +174,12 @@ impl Directory {
             files.insert(path, file);
         }
         if changed {
-            let generation = known.look.generation + 1;
+            let generation = known.snapshot.generation + 1;
             let all = files.values().map(|(_, file)| Arc::clone(file)).collect();
             known.files = files;
-            known.look = Look { generation, unreadable: false, files: all };
+            known.snapshot = Snapshot { generation, unreadable: false, files: all };
         }
-        Ok(known.look.clone())
+        Ok(known.snapshot.clone())
     }
 }
 
@@ -255,25 +255,25 @@ mod tests {
         .unwrap();
         std::fs::write(dir.join("notes.txt"), "not a manifest").unwrap();
         let entitlements = Entitlements::new(Policy::default(), Some(dir.clone()));
-        let look = entitlements.look();
-        let (found, services) = look.facts("prod", "etcd-0");
+        let snapshot = entitlements.snapshot();
+        let (found, services) = snapshot.facts("prod", "etcd-0");
         let found = found.unwrap();
         assert_eq!((found.uid.as_str(), found.ips.len(), found.namespace_opted_in), ("u", 1, true));
         assert_eq!(services[0].name, "s");
 
         // A directory that rests is one generation, and each change of it is seen.
         std::thread::sleep(UNSETTLED * 2);
-        let (first, second) = (entitlements.look().generation(), entitlements.look().generation());
+        let (first, second) = (entitlements.snapshot().generation(), entitlements.snapshot().generation());
         assert!(first.is_some() && first == second, "{first:?} {second:?}");
         std::fs::write(dir.join("a.yaml"), pod.replace("uid: u", "uid: v")).unwrap();
-        let changed = entitlements.look();
+        let changed = entitlements.snapshot();
         assert_ne!(changed.generation(), second);
         assert_eq!(changed.facts("prod", "etcd-0").0.unwrap().uid, "v");
         std::fs::write(dir.join("a.yaml"), "kind: [").unwrap();
-        assert_eq!(entitlements.look().generation(), None, "an unreadable file is no empty directory");
+        assert_eq!(entitlements.snapshot().generation(), None, "an unreadable file is no empty directory");
         std::fs::remove_file(dir.join("a.yaml")).unwrap();
-        assert!(entitlements.look().facts("prod", "etcd-0").0.is_none());
+        assert!(entitlements.snapshot().facts("prod", "etcd-0").0.is_none());
         std::fs::remove_dir_all(&dir).unwrap();
-        assert_eq!(entitlements.look().generation(), None);
+        assert_eq!(entitlements.snapshot().generation(), None);
     }
 }

@@ -11,8 +11,8 @@ use tracing::Instrument as _;
 
 use crate::standalone::{
     auth::User,
-    requests::{approval, intake::check_again, judge, pods::Look, server::Server},
-    store::Stored,
+    requests::{approval, intake::check_again, judge, pods::Snapshot, server::Server},
+    store::StoredRequest,
 };
 
 /// How often requests of pods that are not ready to be judged are judged again.
@@ -99,11 +99,11 @@ pub async fn judge_again(server: Arc<Server>) {
         if waiting.is_empty() {
             continue;
         }
-        let look = server.entitlements.look();
+        let snapshot = server.entitlements.snapshot();
         // More judged than wait: some were decided on or deleted since.
-        if look.generation().is_none() || look.generation() != generation || judged.len() > waiting.len() {
+        if snapshot.generation().is_none() || snapshot.generation() != generation || judged.len() > waiting.len() {
             judged.clear();
-            generation = look.generation();
+            generation = snapshot.generation();
         }
         for stored in waiting {
             match backoff.is_due(stored.uid(), Instant::now()) {
@@ -117,14 +117,14 @@ pub async fn judge_again(server: Arc<Server>) {
                 continue;
             }
             judged.insert(stored.uid().to_owned());
-            let again = decide(&server, &stored, &user, &look, &mut backoff);
+            let again = decide(&server, &stored, &user, &snapshot, &mut backoff);
             again.instrument(judge::span(&csr)).await;
         }
     }
 }
 
-/// Decides on a pending request, as the pods are at `look`. Nothing is signed for a caller that has to wait.
-async fn decide(server: &Server, stored: &Stored, user: &User, look: &Look, backoff: &mut Backoff) {
+/// Decides on a pending request, as the pods are at `snapshot`. Nothing is signed for a caller that has to wait.
+async fn decide(server: &Server, stored: &StoredRequest, user: &User, snapshot: &Snapshot, backoff: &mut Backoff) {
     let mut csr = stored.csr();
     let Ok(checked) = check_again(server, &csr) else { return backoff.settled(stored.uid()) };
     let caller = (user.principal(), checked.request.common_name.clone());
@@ -133,7 +133,9 @@ async fn decide(server: &Server, stored: &Stored, user: &User, look: &Look, back
         return;
     }
     let now = SystemTime::now();
-    let Ok(outcome) = server.judge(user, &csr, &checked, now, Some(look)) else { return backoff.settled(stored.uid()) };
+    let Ok(outcome) = server.judge(user, &csr, &checked, now, Some(snapshot)) else {
+        return backoff.settled(stored.uid());
+    };
     // It waits for its pod.
     if server.settle(&mut csr, &checked, outcome, now).is_some() {
         return backoff.settled(stored.uid());

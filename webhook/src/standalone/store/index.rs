@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use super::{
     holders::Holders,
     ledger::{Bounds, Ledger},
-    stored::{Stored, Waiter, older},
+    stored::{StoredRequest, Waiter, older},
 };
 use crate::standalone::error::ApiError;
 
@@ -60,7 +60,7 @@ struct Count {
 /// The requests by name, how many each user has, and the holders of names.
 #[derive(Clone, Debug, Default)]
 pub struct Index {
-    requests: BTreeMap<Arc<str>, Arc<Stored>>,
+    requests: BTreeMap<Arc<str>, Arc<StoredRequest>>,
     counts: HashMap<String, Count>,
     /// The requests that wait, by name, each with the caller that it is charged to; and how many each has.
     charged: BTreeMap<Arc<str>, Arc<str>>,
@@ -71,17 +71,17 @@ pub struct Index {
 
 impl Index {
     /// The request of this name.
-    pub fn get(&self, name: &str) -> Option<&Arc<Stored>> {
+    pub fn get(&self, name: &str) -> Option<&Arc<StoredRequest>> {
         self.requests.get(name)
     }
 
     /// All requests after `name`, in the order of their names.
-    pub fn after(&self, name: &str) -> impl Iterator<Item = &Arc<Stored>> {
+    pub fn after(&self, name: &str) -> impl Iterator<Item = &Arc<StoredRequest>> {
         self.requests.range::<str, _>((Bound::Excluded(name), Bound::Unbounded)).map(|(_, r)| r)
     }
 
     /// All requests.
-    pub fn iter(&self) -> impl Iterator<Item = &Arc<Stored>> {
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<StoredRequest>> {
         self.requests.values()
     }
 
@@ -153,11 +153,12 @@ impl Index {
     /// Charges the requests that wait anew: a journal has them before the record of certificates.
     pub(super) fn charge_all(&mut self) {
         (self.charged, self.waiting) = (BTreeMap::new(), HashMap::new());
-        let waiting: Vec<Arc<Stored>> = self.iter().filter(|request| request.waiter().is_some()).cloned().collect();
+        let waiting: Vec<Arc<StoredRequest>> =
+            self.iter().filter(|request| request.waiter().is_some()).cloned().collect();
         waiting.iter().for_each(|request| self.charge(request));
     }
 
-    fn charge(&mut self, request: &Stored) {
+    fn charge(&mut self, request: &StoredRequest) {
         let Some(waiter) = request.waiter() else { return };
         let charged: Arc<str> = Arc::from(self.charged_to(waiter));
         *self.waiting.entry(Arc::clone(&charged)).or_default() += 1;
@@ -187,14 +188,14 @@ impl Index {
     }
 
     /// Whether a request has been there for long enough.
-    pub(super) fn expired(request: &Stored, limits: &Limits, now: Timestamp) -> bool {
+    pub(super) fn expired(request: &StoredRequest, limits: &Limits, now: Timestamp) -> bool {
         let life = if request.decided() { limits.decided_life } else { limits.pending_life };
         older(request.touched(), life, now)
     }
 
     /// Stores `new` under `name`, or removes the present request. The names of a certificate are held from now on, even without
     /// its request, and the certificate is in the record, which has `room`.
-    pub(super) fn set(&mut self, name: &str, new: Option<Arc<Stored>>, room: usize, now: SystemTime) {
+    pub(super) fn set(&mut self, name: &str, new: Option<Arc<StoredRequest>>, room: usize, now: SystemTime) {
         self.discharge(name);
         if let Some(new) = &new {
             let count = self.counts.entry(new.owner().to_owned()).or_default();

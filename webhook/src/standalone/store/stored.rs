@@ -27,7 +27,7 @@ const BETA_HEAD: &[u8] = b"{\"apiVersion\":\"certificates.k8s.io/v1beta1\"";
 
 /// See the module.
 #[derive(Debug)]
-pub struct Stored {
+pub struct StoredRequest {
     /// `metadata.resourceVersion` as a number.
     pub revision: u64,
     json: Bytes,
@@ -59,7 +59,7 @@ impl Waiter {
     }
 }
 
-impl Stored {
+impl StoredRequest {
     /// The request, as it is to be stored.
     pub fn new(csr: &CertificateSigningRequest) -> Self {
         let text = |text: &Option<String>| Box::from(text.as_deref().unwrap_or_default());
@@ -203,7 +203,7 @@ mod tests {
         let mut csr = CertificateSigningRequest::default();
         csr.metadata.name = Some("a".to_owned());
         csr.metadata.resource_version = Some("7".to_owned());
-        let stored = Stored::new(&csr);
+        let stored = StoredRequest::new(&csr);
         assert_eq!((stored.name(), stored.revision, &stored.csr()), ("a", 7, &csr));
         for version in [Version::V1, Version::V1beta1] {
             let json = stored.parts(version).concat();

@@ -152,7 +152,7 @@ async fn a_watcher_gets_every_change_or_is_told_to_list_again() {
 fn lives_are_counted_from_the_decision() {
     let limits = Limits::default();
     let now = Timestamp::now();
-    let expired = |csr| Index::expired(&Stored::new(&csr), &limits, now);
+    let expired = |csr| Index::expired(&StoredRequest::new(&csr), &limits, now);
     assert!(!expired(csr("a", "u")));
     assert!(!expired(denied("a", "u", Duration::from_secs(3500))));
     assert!(expired(denied("a", "u", Duration::from_secs(3601))));

@@ -18,7 +18,7 @@ use super::{
     index::{Index, Limits},
     journal::{Entry, Journal, put_line},
     ledger,
-    stored::{Stored, older},
+    stored::{StoredRequest, older},
 };
 use crate::standalone::error::ApiError;
 
@@ -49,7 +49,7 @@ pub(super) struct Writer {
 /// One change of the current batch: the old value and the new one.
 struct Step {
     name: String,
-    before: Option<Arc<Stored>>,
+    before: Option<Arc<StoredRequest>>,
     event: Event,
     reply: Option<Reply>,
 }
@@ -120,7 +120,7 @@ impl Writer {
             self.index.iter().filter(|r| r.decided() && older(r.touched(), SETTLED, now)).cloned().collect();
         settled.sort_by_key(|r| r.touched());
         let mut steps = Vec::new();
-        let mut remove = |this: &mut Self, request: &Stored| {
+        let mut remove = |this: &mut Self, request: &StoredRequest| {
             if let Ok(step) = this.apply(Mutation::Delete(request.name().to_owned()), None) {
                 steps.push(step);
             }
@@ -147,7 +147,7 @@ impl Writer {
         let (name, new, before, event) = match mutation {
             Mutation::Put(mut csr) => {
                 csr.metadata.resource_version = Some(revision.to_string());
-                let request = Arc::new(Stored::new(&csr));
+                let request = Arc::new(StoredRequest::new(&csr));
                 let name = request.name().to_owned();
                 let before = self.index.get(&name).cloned();
                 if let Some(new) =
@@ -163,7 +163,7 @@ impl Writer {
                 Some(request) => {
                     let mut last = request.csr();
                     last.metadata.resource_version = Some(revision.to_string());
-                    let event = Event { kind: Kind::Deleted, request: Arc::new(Stored::new(&last)), revision };
+                    let event = Event { kind: Kind::Deleted, request: Arc::new(StoredRequest::new(&last)), revision };
                     (name, None, Some(request), event)
                 }
                 None => return Err((ApiError::NotFound(name), reply)),

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use etcd_tls_contract::{
     names,
     role::{Domain, Role},
-    trusts::{Trusts, Unknown},
+    trusts::{TrustStatement, Unknown},
 };
 
 use super::{
@@ -183,7 +183,7 @@ impl Findings<'_> {
         for (domain, trust) in &sidecar.trust {
             if let Trust::Unknown(word) = trust {
                 let unknown = match format!("unknown:{word}").parse() {
-                    Ok(Trusts::Unknown(unknown)) => unknown,
+                    Ok(TrustStatement::Unknown(unknown)) => unknown,
                     _ => Unknown::Other(word.clone()),
                 };
                 self.say(

@@ -113,7 +113,7 @@ impl Case {
 
     pub(super) fn judge(&self) -> Verdict {
         let name = self.name.clone().unwrap_or_else(|| names::csr_name(UID, self.role, &self.request.key_digest()));
-        let asked = Asked {
+        let asked = RequestFacts {
             name: &name,
             signer: self.issuer.as_ref().map_or(Addressee::Ours(&self.signer), Addressee::Another),
             requester: &self.requester,

@@ -28,7 +28,7 @@ impl Asks {
     }
 
     fn judge(&self) -> Verdict {
-        let asked = AskedByKubelet {
+        let asked = PodCertificateFacts {
             signer: &self.case.signer,
             bound: &self.bound,
             max_expiration: self.max_expiration,

@@ -6,7 +6,7 @@ use etcd_tls_contract::{certificate::Chain, role::Role};
 use rcgen::{CertificateParams, CustomExtension, DnType, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, SanType};
 
 use super::*;
-use crate::issuance::others::Others;
+use crate::issuance::others::DistrustingMembers;
 
 fn foreign() -> Scene {
     let mut scene = Scene::new();
@@ -132,9 +132,9 @@ fn a_leaf_of_a_ca_with_no_overlap_waits_until_the_members_trust_it() {
     scene.others = Some(Box::new(move |domain, asked| {
         assert_eq!((domain, asked), (Role::Peer.domain(), &bundle));
         match clock.elapsed() {
-            elapsed if elapsed < HOUR => Others::unseen("etcd is away"),
-            elapsed if elapsed < 3 * HOUR => Others { members: vec!["etcd-1".to_owned()], unknown: None },
-            _ => Others::default(),
+            elapsed if elapsed < HOUR => DistrustingMembers::unseen("etcd is away"),
+            elapsed if elapsed < 3 * HOUR => DistrustingMembers { members: vec!["etcd-1".to_owned()], unknown: None },
+            _ => DistrustingMembers::default(),
         }
     }));
     let entry = scene.obtain().unwrap();
@@ -147,7 +147,7 @@ fn a_leaf_of_a_ca_with_no_overlap_waits_until_the_members_trust_it() {
     assert!(heard.len() > 100 && heard[0], "looked at again and again: {}", heard.len());
     assert_eq!(heard.iter().filter(|told| **told).count(), 1, "the issuer has named its CA once");
     // A leaf of the CA in use waits for nobody, and without a certificate in use there is nothing to go on with.
-    scene.others = Some(Box::new(|_, _| Others::unseen("never")));
+    scene.others = Some(Box::new(|_, _| DistrustingMembers::unseen("never")));
     let begun = scene.clock.elapsed();
     let installed = |scene: &Scene| scene.store.borrow().forget_pending(Role::Peer).unwrap();
     installed(&scene);
@@ -175,7 +175,7 @@ fn where_the_new_ca_has_the_old_ones_subject_the_question_is_about_both() {
     scene.others = Some(Box::new(move |_, bundle| {
         assert_eq!(bundle, &both);
         count.set(count.get() + 1);
-        Others::default()
+        DistrustingMembers::default()
     }));
     scene.obtain().unwrap();
     assert!(asked.get() > 0);
@@ -184,14 +184,14 @@ fn where_the_new_ca_has_the_old_ones_subject_the_question_is_about_both() {
 #[test]
 fn a_leaf_of_a_ca_with_no_overlap_is_used_before_the_one_in_use_ends() {
     let (mut scene, _) = swapped(HOUR);
-    scene.others = Some(Box::new(|_, _| Others::unseen("etcd is away")));
+    scene.others = Some(Box::new(|_, _| DistrustingMembers::unseen("etcd is away")));
     scene.obtain().unwrap();
     let elapsed = scene.clock.elapsed();
     assert!(elapsed >= HOUR * 4 / 5 && elapsed < HOUR * 4 / 5 + Duration::from_secs(60), "{elapsed:?}");
     assert_eq!(scene.created(), 2, "the issuer may have gone back to its CA: it is asked once more");
     // Members that are seen to refuse it keep it out for longer.
     let (mut scene, _) = swapped(HOUR);
-    scene.others = Some(Box::new(|_, _| Others { members: vec!["etcd-1".to_owned()], unknown: None }));
+    scene.others = Some(Box::new(|_, _| DistrustingMembers { members: vec!["etcd-1".to_owned()], unknown: None }));
     scene.obtain().unwrap();
     let elapsed = scene.clock.elapsed();
     assert!(elapsed >= HOUR * 19 / 20 && elapsed < HOUR * 19 / 20 + Duration::from_secs(60), "{elapsed:?}");
@@ -199,7 +199,7 @@ fn a_leaf_of_a_ca_with_no_overlap_is_used_before_the_one_in_use_ends() {
     // Whom it waits for is shown.
     let (mut scene, _) = swapped(HOUR);
     scene.limit = Some(Duration::from_secs(60));
-    scene.others = Some(Box::new(|_, _| Others { members: vec!["etcd-1".to_owned()], unknown: None }));
+    scene.others = Some(Box::new(|_, _| DistrustingMembers { members: vec!["etcd-1".to_owned()], unknown: None }));
     let failure = scene.obtain().unwrap_err().to_string();
     assert!(failure.contains("of CN=test CA, not trusted yet by etcd of etcd-1"), "{failure}");
 }
@@ -217,7 +217,7 @@ fn another_one_is_requested_instead_of_one_that_waits() {
             server.borrow_mut().judge = signer(&old, &clock, 24 * HOUR);
             assert!(awaited.ask_again(Role::Peer));
         }
-        Others { members: vec!["etcd-1".to_owned()], unknown: None }
+        DistrustingMembers { members: vec!["etcd-1".to_owned()], unknown: None }
     }));
     let entry = scene.obtain().unwrap();
     assert_eq!(entry.chain().authority(), "CN=the CA of before");

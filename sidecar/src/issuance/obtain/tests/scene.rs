@@ -19,7 +19,7 @@ use crate::{
     issuance::{
         awaited::Awaited,
         obtain::{Answer, Bundles, Failure, Issuance, obtain},
-        others::{Distrusting, Others},
+        others::{Distrusting, DistrustingMembers},
         renewal::Template,
     },
     kube::{
@@ -119,7 +119,7 @@ pub(super) fn status(code: u16) -> ApiError {
 }
 
 /// See [`Distrusting`].
-pub(super) type Seen = Box<dyn Fn(Domain, &Bundle) -> Others>;
+pub(super) type Seen = Box<dyn Fn(Domain, &Bundle) -> DistrustingMembers>;
 
 pub(super) struct Scene {
     pub(super) authority: Rc<Authority>,
