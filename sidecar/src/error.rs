@@ -25,7 +25,7 @@ pub enum Error {
         "admin port {port}: {source}; pods on the host's network need a port of their own (etcd-tls.dev/admin-port)"
     )]
     Admin {
-        /// Which.
+        /// The port.
         port: u16,
         /// Why not.
         source: std::io::Error,

@@ -31,7 +31,7 @@ pub struct Member {
     /// Where clients reach it; empty until it has started once.
     #[serde(default, rename = "clientURLs")]
     pub client_urls: Vec<String>,
-    /// Whether it has no vote.
+    /// True if it has no vote.
     #[serde(default, rename = "isLearner")]
     pub learner: bool,
 }
@@ -57,7 +57,7 @@ pub struct HeldKey {
 }
 
 impl Client {
-    /// Whether the member reaches quorum: `/health`, a linearizable read.
+    /// Checks that the member reaches quorum: `/health`, a linearizable read.
     ///
     /// # Errors
     /// etcd's own reason, or the failure to ask.
@@ -104,7 +104,7 @@ impl Client {
         serde_json::from_slice(&body).map_err(|e| EtcdError::answer(peer_url, e))
     }
 
-    /// Whether a peer takes us for one: a whole TLS handshake as another member would make it, with the role's leaf and trust,
+    /// Checks that a peer takes us for one: a whole TLS handshake as another member would make it, with the role's leaf and trust,
     /// and a request, since a TLS 1.3 client learns only then that its certificate was refused.
     ///
     /// # Errors

@@ -70,7 +70,7 @@ pub enum ApiError {
     /// The answer is not from an API server, or cut: a proxy's page, a partial body.
     #[error("the answer from {address} is not from an API server: {message}")]
     Malformed {
-        /// Where.
+        /// The address that was called.
         address: String,
         /// The fault.
         message: String,
@@ -78,7 +78,7 @@ pub enum ApiError {
     /// No answer.
     #[error("the API server at {address} cannot be reached: {message}")]
     Unreachable {
-        /// Where.
+        /// The address that was called.
         address: String,
         /// Why not.
         message: String,

@@ -109,7 +109,7 @@ pub struct Restarter {
     leads_since: Option<Instant>,
     /// Since when a domain's port shows nothing.
     silent: BTreeMap<Domain, Instant>,
-    /// Whether etcd was restarted for a leaf that it does not serve, and still does not.
+    /// True if etcd was restarted for a leaf that it does not serve, and still does not.
     leaf_tried: bool,
 }
 
@@ -254,7 +254,7 @@ impl Restarter {
         !open.is_empty()
     }
 
-    /// Whether this pod's etcd has loaded `bundle`, which may be a part of the one on disk.
+    /// True if this pod's etcd has loaded `bundle`, which may be a part of the one on disk.
     ///
     /// # Errors
     /// Why it cannot be seen.

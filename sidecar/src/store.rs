@@ -399,7 +399,7 @@ fn number_of(name: &str) -> Option<u64> {
     (format!("..{number}") == name).then_some(number)
 }
 
-/// Whether a directory is there, and no link to one.
+/// True if a directory is there, and no link to one.
 fn is_directory(path: &Path) -> bool {
     path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir())
 }

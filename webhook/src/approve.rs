@@ -146,7 +146,7 @@ impl Approver {
         self.refusals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether requests to that signer, of that requester, are decided here.
+    /// True if requests to that signer, of that requester, are decided here.
     fn decides(&self, csr: &Csr) -> bool {
         case::is_ours(&csr.spec.signer_name) || self.others.concern(csr)
     }

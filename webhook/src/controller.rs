@@ -92,7 +92,7 @@ pub(crate) struct Controller {
     pub(crate) namespace: String,
     pub(crate) policy: policy::Current,
     pub(crate) namespaces: namespaces::Current,
-    /// Whether this replica leads.
+    /// True if this replica leads.
     pub(crate) leader: watch::Receiver<bool>,
     pub(crate) recorder: Recorder,
     pub(crate) pods: Pods,

@@ -106,9 +106,9 @@ pub struct Host {
 pub struct Origin<'a> {
     /// The namespace it goes to.
     pub namespace: &'a str,
-    /// Whether that namespace has opted in.
+    /// True if that namespace has opted in.
     pub namespace_opted_in: bool,
-    /// Whether to label the pod as opted in.
+    /// True if to label the pod as opted in.
     pub label: bool,
     /// The place of its admission in a trace, to be written on it; `None` where no traces are exported.
     pub trace: Option<Context>,
@@ -294,7 +294,7 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Whether the pod's namespace may use its issuer.
+    /// Checks that the pod's namespace may use its issuer.
     fn check_issuer(&mut self) {
         let refused = match &self.config.issuers {
             Issuers::Rules(rules) => {
@@ -372,7 +372,7 @@ impl<'a> Work<'a> {
         if named.len() > asking::MAX_READ { named } else { named.into_iter().filter(runs_etcd).collect() }
     }
 
-    /// Whether etcd gets the options of the revocation lists. Without the file it refuses everybody, so only if the init
+    /// True if etcd gets the options of the revocation lists. Without the file it refuses everybody, so only if the init
     /// container writes it: one injected by an earlier version does not.
     fn lists(&self) -> bool {
         let init = self.pod.container(names::INIT_CONTAINER);
@@ -457,20 +457,20 @@ fn advertised(targets: &[Target<'_>]) -> BTreeSet<String> {
     hosts
 }
 
-/// Whether the image of a container is etcd's by its name.
+/// True if the image of a container is etcd's by its name.
 fn is_etcds_image(container: &Container<'_>) -> bool {
     let image = container.object.get("image").and_then(Json::as_str).unwrap_or_default();
     let name = image.rsplit('/').next().and_then(|last| last.split([':', '@']).next());
     name == Some(Tool::Etcd.program())
 }
 
-/// Whether a container may be seen to run etcd: only then is its command line read.
+/// True if a container may be seen to run etcd: only then is its command line read.
 fn names_etcd(container: &Container<'_>) -> bool {
     let named = |word: &str| word.contains(Tool::Etcd.program());
     is_etcds_image(container) || container.words("command").chain(container.words("args")).any(named)
 }
 
-/// Whether a container is seen to run etcd: by its command line, or by its image's name where it runs the image's own.
+/// True if a container is seen to run etcd: by its command line, or by its image's name where it runs the image's own.
 fn runs_etcd(container: &Container<'_>) -> bool {
     if !names_etcd(container) {
         return false;
@@ -479,7 +479,7 @@ fn runs_etcd(container: &Container<'_>) -> bool {
     if options.entrypoint { is_etcds_image(container) } else { options.runs_etcd() }
 }
 
-/// Whether our volume is mounted there already.
+/// True if our volume is mounted there already.
 fn has_mount(container: &Container<'_>, ours: &serde_json::Value) -> bool {
     container.list("volumeMounts").iter().any(|mount| json::contains(mount, ours))
 }

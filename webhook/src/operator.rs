@@ -79,7 +79,7 @@ pub struct Refused {
 }
 
 impl Refused {
-    /// Whether the object is not there any more: no other one has its name, or one with another uid.
+    /// True if the object is not there any more: no other one has its name, or one with another uid.
     pub(crate) fn is_gone(&self) -> bool {
         // The API server's words: "Precondition failed: UID in precondition: …". Other conflicts pass.
         let other_uid = || self.source.code() == Some(409) && format!("{:?}", self.source).contains("UID");

@@ -46,13 +46,13 @@ pub fn status_annotation(domain: Domain) -> String {
 /// own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
-    /// What.
+    /// The action.
     pub action: Action,
     /// Letters, digits and hyphens; at most 64.
     pub id: String,
-    /// Which certificates.
+    /// The certificates.
     pub selector: Selector,
-    /// Why.
+    /// The reason in the revocation list.
     pub reason: Reason,
     /// Only what was issued until then, in seconds of the Unix epoch by the signer's clock ([`Report::at`]): a user's new
     /// certificates are none of those that an operator names.
@@ -230,7 +230,7 @@ pub struct InUse {
 }
 
 impl InUse {
-    /// Whether its sidecar can renew one of them.
+    /// True if its sidecar can renew one of them.
     fn can_renew(&self) -> bool {
         !self.serials.is_subset(&self.kubelet)
     }

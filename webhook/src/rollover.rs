@@ -128,7 +128,7 @@ pub struct LivePod {
     pub name: String,
     /// Its roles that this authority signs.
     pub roles: BTreeSet<Role>,
-    /// Whether kubelet requests its certificates, so that no request states what it has loaded.
+    /// True if kubelet requests its certificates, so that no request states what it has loaded.
     pub of_kubelet: bool,
 }
 
@@ -156,7 +156,7 @@ pub struct Situation<'a> {
     pub given: Option<&'a Life>,
     /// Policy says that the CA is the user's, whether it can be read or not: none is made here.
     pub user_owned: bool,
-    /// Whether others than pods may hold leaves of this authority: clients outside.
+    /// True if others than pods may hold leaves of this authority: clients outside.
     pub outside_clients: bool,
     /// After how long a published CA is taken to have reached the clients outside.
     pub client_overlap: Option<Duration>,

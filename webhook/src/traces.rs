@@ -64,7 +64,7 @@ impl Context {
         Some(Self { trace, span })
     }
 
-    /// Whether a request created at that time is one of the first of the pod with this admission.
+    /// True if a request created at that time is one of the first of the pod with this admission.
     fn is_of_first(&self, created: SystemTime) -> bool {
         let [a, b, c, d, ..] = self.span;
         let at = SystemTime::UNIX_EPOCH + Duration::from_secs(u32::from_be_bytes([a, b, c, d]).into());

@@ -124,12 +124,12 @@ impl Bundle {
         &self.certificates
     }
 
-    /// Whether one of its authorities may sign revocation lists: its certificate has no key usages, or cRLSign among them.
+    /// True if one of its authorities may sign revocation lists: its certificate has no key usages, or cRLSign among them.
     pub fn may_sign_lists(&self) -> bool {
         self.certificates.iter().any(|der| crl_signer(der).is_some())
     }
 
-    /// Whether every certificate of `other` is in it.
+    /// True if every certificate of `other` is in it.
     pub fn contains(&self, other: &Self) -> bool {
         other.certificates.iter().all(|der| self.certificates.contains(der))
     }
@@ -143,7 +143,7 @@ impl Bundle {
         }
     }
 
-    /// Whether it holds the authority that `chain` leads to, at any time: without it, a peer with this bundle always refuses
+    /// True if it holds the authority that `chain` leads to, at any time: without it, a peer with this bundle always refuses
     /// the chain.
     pub fn contains_issuer_of(&self, chain: &Chain) -> bool {
         // The last instant of the leaf: authorities live longer than what they sign.
@@ -151,7 +151,7 @@ impl Bundle {
             .any(|(der, authority)| chain.leads_to(der, &authority, chain.not_after, &[End::Client]).is_ok())
     }
 
-    /// Whether one authority of it is that of both chains. `None`: it lacks the authority of one of them.
+    /// True if one authority of it is that of both chains. `None`: it lacks the authority of one of them.
     pub fn same_issuer(&self, one: &Chain, other: &Chain) -> Option<bool> {
         let (one, other) = (self.issuers_of(one)?, self.issuers_of(other)?);
         Some(one.certificates.iter().any(|der| other.certificates.contains(der)))

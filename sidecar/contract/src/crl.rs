@@ -183,7 +183,7 @@ impl Crl {
         algorithms.any(|known| certificate.verify_signature(*known, signed, signature).is_ok())
     }
 
-    /// Whether it may take the place of `held`; not where it is the same.
+    /// True if it may take the place of `held`; not where it is the same.
     ///
     /// # Errors
     /// [`CrlError::Old`].

@@ -15,7 +15,7 @@ const MAX_URL: usize = 2048;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Endpoint {
     url: String,
-    /// Whether the port speaks TLS.
+    /// True if the port speaks TLS.
     pub tls: bool,
     /// A name or an address, without brackets.
     pub host: String,

@@ -1,4 +1,4 @@
-//! The rules of who may be called what. Pure: values in, verdict out.
+//! The rules for the names and addresses of each requester. Pure: values in, verdict out.
 //!
 //! Shared by the requester, which builds its request from [`requested_sans`], the approver, which judges by [`judge`], and
 //! the signer, which judges again and issues [`entitlement`], whole. Nothing in a request's own body is believed; it is only
@@ -182,7 +182,7 @@ fn deny(reason: &'static str, message: impl Into<String>) -> Verdict {
     Verdict::Deny(vec![denial(reason, message)])
 }
 
-/// Whether the live pod is the one that the token, or kubelet's request, names, is running, and has opted in.
+/// Checks that the live pod is the one that the token, or kubelet's request, names, is running, and has opted in.
 fn live(bound: &BoundPod, pod: &PodFacts, source: &str) -> Vec<Denial> {
     let mut denials = Vec::new();
     let name = format!("{}/{}", pod.namespace, pod.name);

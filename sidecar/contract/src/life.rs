@@ -46,7 +46,7 @@ impl Life {
         self.not_after.duration_since(now).unwrap_or_default()
     }
 
-    /// Whether less than a fifth is left. From then on retries are not jittered.
+    /// True if less than a fifth is left. From then on retries are not jittered.
     pub fn is_short(&self, now: SystemTime) -> bool {
         self.left(now) < self.whole() / 5
     }

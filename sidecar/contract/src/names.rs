@@ -223,13 +223,13 @@ impl fmt::Display for SignerName {
 /// the same CN.
 pub const CUT_DIGITS: usize = 24;
 
-/// Whether a name ends as one that was cut does: with a hyphen and [`CUT_DIGITS`] digits.
+/// True if a name ends as one that was cut does: with a hyphen and [`CUT_DIGITS`] digits.
 pub fn is_cut(name: &str) -> bool {
     let digest = name.rsplit_once('-').map(|(_, digest)| digest.as_bytes()).unwrap_or_default();
     digest.len() == CUT_DIGITS && digest.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// Whether `s` is a DNS label as Kubernetes means it (RFC 1123: at most 63 of `a-z 0-9 -`, no hyphen at either end).
+/// True if `s` is a DNS label as Kubernetes means it (RFC 1123: at most 63 of `a-z 0-9 -`, no hyphen at either end).
 pub fn is_dns_label(s: &str) -> bool {
     let bytes = s.as_bytes();
     (1..=63).contains(&bytes.len())
@@ -238,18 +238,18 @@ pub fn is_dns_label(s: &str) -> bool {
         && bytes[bytes.len() - 1] != b'-'
 }
 
-/// Whether `s` is a DNS subdomain as Kubernetes means it (RFC 1123: labels joined by dots, at most 253 characters).
+/// True if `s` is a DNS subdomain as Kubernetes means it (RFC 1123: labels joined by dots, at most 253 characters).
 pub fn is_dns_subdomain(s: &str) -> bool {
     s.len() <= 253 && s.split('.').all(is_dns_label)
 }
 
-/// Whether `s` may stand in a certificate as a dNSName: a DNS subdomain whose last label is not a number, so that nobody
+/// True if `s` may stand in a certificate as a dNSName: a DNS subdomain whose last label is not a number, so that nobody
 /// takes it for an IP address.
 pub fn is_san_dns_name(s: &str) -> bool {
     is_dns_subdomain(s) && s.rsplit('.').next().is_some_and(|last| !last.bytes().all(|b| b.is_ascii_digit()))
 }
 
-/// Whether `ip` may stand in a certificate: neither unspecified, multicast nor broadcast, and no IPv4 address in IPv6's
+/// True if `ip` may stand in a certificate: neither unspecified, multicast nor broadcast, and no IPv4 address in IPv6's
 /// clothes, which Go reads as the IPv4 address.
 pub fn is_san_ip(ip: IpAddr) -> bool {
     let odd = match ip {

@@ -325,7 +325,7 @@ impl Policy {
         }
     }
 
-    /// Whether a pod of `service_account` in `namespace` may be the etcd user `user`.
+    /// True if a pod of `service_account` in `namespace` may be the etcd user `user`.
     pub fn allows_user(&self, namespace: &str, service_account: &str, user: &str) -> bool {
         self.users.iter().any(|rule| {
             rule.namespace == namespace
@@ -334,7 +334,7 @@ impl Policy {
         })
     }
 
-    /// Whether a pod in `namespace` may hold `role` in the cluster of `signer`: its own namespace's always.
+    /// True if a pod in `namespace` may hold `role` in the cluster of `signer`: its own namespace's always.
     pub fn allows_cluster(&self, namespace: &str, signer: &SignerName, role: Role) -> bool {
         signer.namespace == namespace
             || self
@@ -365,12 +365,12 @@ impl Policy {
         )))
     }
 
-    /// Whether `username` with `groups` may revoke certificates of a standalone signer.
+    /// True if `username` with `groups` may revoke certificates of a standalone signer.
     pub fn may_revoke(&self, username: &str, groups: &[String]) -> bool {
         self.revokers.iter().any(|revoker| revoker.is(username, groups))
     }
 
-    /// Whether a host is listed of a cluster in `namespace`.
+    /// True if a host is listed of a cluster in `namespace`.
     pub fn has_hosts_in(&self, namespace: &str) -> bool {
         self.hosts.iter().any(|host| host.cluster.namespace == namespace)
     }

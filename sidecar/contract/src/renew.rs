@@ -42,7 +42,7 @@ impl Renew {
         named.unwrap_or_else(|| Self { roles: BTreeSet::new(), id: value.to_owned() })
     }
 
-    /// Whether `role` is renewed.
+    /// True if `role` is renewed.
     pub fn names(&self, role: Role) -> bool {
         self.roles.is_empty() || self.roles.contains(&role)
     }

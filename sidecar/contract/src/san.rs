@@ -18,12 +18,12 @@ pub struct Sans {
 }
 
 impl Sans {
-    /// Whether there is neither a name nor an address.
+    /// True if there is neither a name nor an address.
     pub fn is_empty(&self) -> bool {
         self.dns.is_empty() && self.ips.is_empty()
     }
 
-    /// Whether every name and address is among `other`'s.
+    /// True if every name and address is among `other`'s.
     pub fn is_subset(&self, other: &Self) -> bool {
         self.dns.is_subset(&other.dns) && self.ips.is_subset(&other.ips)
     }

@@ -216,7 +216,7 @@ impl Settings {
         }
     }
 
-    /// Whether the pod runs an etcd member: it has the peer or the server role.
+    /// True if the pod runs an etcd member: it has the peer or the server role.
     pub fn runs_etcd(&self) -> bool {
         self.roles.contains(&Role::Peer) || self.roles.contains(&Role::Server)
     }
@@ -237,12 +237,12 @@ impl Settings {
         self.is_ours().then(|| self.home(namespace).signer(role.domain()))
     }
 
-    /// Whether approver and signer of ours serve this pod.
+    /// True if approver and signer of ours serve this pod.
     pub const fn is_ours(&self) -> bool {
         matches!(self.issuer, Issuer::Csr | Issuer::Ours(_) | Issuer::PodCertificate)
     }
 
-    /// Whether kubelet requests and renews the certificates, and the sidecar only watches them.
+    /// True if kubelet requests and renews the certificates, and the sidecar only watches them.
     pub const fn is_of_kubelet(&self) -> bool {
         matches!(self.issuer, Issuer::PodCertificate)
     }

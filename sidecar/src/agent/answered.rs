@@ -27,7 +27,7 @@ struct State {
     /// When an answer last named each CA, by its DER, in terms of [`Clock::elapsed`](crate::os::clock::Clock::elapsed); of one in
     /// use that none has named, the first answer.
     named: BTreeMap<Vec<u8>, Duration>,
-    /// Whether the last answer had a CA; `None` before the first one.
+    /// True if the last answer had a CA; `None` before the first one.
     states: Option<bool>,
     /// Why it had none.
     missing: Option<NoAuthority>,
@@ -94,7 +94,7 @@ impl Answered {
         )
     }
 
-    /// Whether the last answer had a CA; `None` before the first one.
+    /// True if the last answer had a CA; `None` before the first one.
     pub(super) fn states(&self) -> Option<bool> {
         self.state.borrow().states
     }

@@ -22,7 +22,7 @@ pub(crate) struct Statements {
     named: BTreeMap<Domain, String>,
     /// Bundles on offer when an answer without a statement came, where none ever had one.
     silent: BTreeMap<Domain, String>,
-    /// Whether the last answer had a statement; `None` before the first one.
+    /// True if the last answer had a statement; `None` before the first one.
     last: Option<bool>,
 }
 
@@ -66,12 +66,12 @@ impl Statements {
         self.named.get(&domain)
     }
 
-    /// Whether the last answer had a statement; `None` before the first one.
+    /// True if the last answer had a statement; `None` before the first one.
     pub(crate) const fn last(&self) -> Option<bool> {
         self.last
     }
 
-    /// Whether the bundle `offered` may be taken.
+    /// Checks that the bundle `offered` may be taken.
     pub(crate) fn believe(&self, domain: Domain, offered: &str) -> Result<(), Doubt> {
         match (self.named.get(&domain), self.silent.get(&domain)) {
             (Some(named), _) if named == offered => Ok(()),
@@ -105,7 +105,7 @@ impl Pace {
         })
     }
 
-    /// Whether an answer left `offered` unconfirmed.
+    /// True if an answer left `offered` unconfirmed.
     pub(crate) fn was_asked(&self, domain: Domain, offered: &str) -> bool {
         self.by_domain.get(&domain).is_some_and(|asked| asked.offered == offered)
     }

@@ -97,9 +97,9 @@ struct RoleState {
     refusals: u32,
     /// Ports that are still to be seen serving the last certificate.
     unseen: usize,
-    /// Whether one of them was last seen serving another one.
+    /// True if one of them was last seen serving another one.
     other: bool,
-    /// Whether the certificate is one of a process before this one, which has counted it.
+    /// True if the certificate is one of a process before this one, which has counted it.
     counted: bool,
     received: Duration,
     /// Digest of the bundle on offer that lacks the CA of the certificate in use.
@@ -112,7 +112,7 @@ struct RoleState {
     renewed_for: Option<String>,
     /// The CAs that other members showed when a certificate was last requested because they trust more.
     ahead: Option<String>,
-    /// Whether the annotation `renew` asks for a new certificate.
+    /// The request of the annotation `renew`.
     asked: PendingRenewal,
     /// The last log message about the files that kubelet brings.
     said: Option<String>,

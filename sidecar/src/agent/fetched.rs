@@ -18,7 +18,7 @@ pub struct Fetched {
     pub(crate) config_map: String,
     pub(crate) domains: BTreeSet<Domain>,
     pub(crate) dir: PathBuf,
-    /// Whether bundles are wanted, too; else the operator gives them, and lists alone are read.
+    /// True if bundles are wanted, too; else the operator gives them, and lists alone are read.
     pub(crate) bundles: bool,
 }
 

@@ -66,7 +66,7 @@ pub fn missing<C: Clock, F: Files>(agent: &Agent<C, F>, templates: &[Template]) 
     templates.iter().filter(missing).map(|template| template.role).collect()
 }
 
-/// Whether etcd can start with the files in `dir` as they are: read without the directory's lock, and without writing.
+/// True if etcd can start with the files in `dir` as they are: read without the directory's lock, and without writing.
 pub fn at_hand(dir: &Path, templates: &[Template], now: SystemTime) -> bool {
     matches!(store::entries(dir), Ok(Some(entries)) if usable(&entries, templates, now))
 }

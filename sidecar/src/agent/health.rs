@@ -257,7 +257,7 @@ impl Health {
         self.held.ports(role, ports);
     }
 
-    /// Whether all of `role`'s ports serve the certificate on disk; `None`: they are to be looked at.
+    /// True if all of `role`'s ports serve the certificate on disk; `None`: they are to be looked at.
     pub fn served(&self, role: Role, served: Option<bool>) {
         self.held.served(role, served);
     }
@@ -273,7 +273,7 @@ impl Health {
         self.signed_to_served.observe(delay.as_secs_f64());
     }
 
-    /// Whether `domain`'s bundle on offer is refused; `anew` if it was not the last time.
+    /// True if `domain`'s bundle on offer is refused; `anew` if it was not the last time.
     pub fn refused(&self, domain: Domain, refused: bool, anew: bool) {
         let label = DomainLabel { domain: domain.as_str() };
         self.refused.get_or_create(&label).set(i64::from(refused));
@@ -282,7 +282,7 @@ impl Health {
         }
     }
 
-    /// Whether `domain`'s revocation list on offer is refused; `anew` if it was not the last time.
+    /// True if `domain`'s revocation list on offer is refused; `anew` if it was not the last time.
     pub fn list_refused(&self, domain: Domain, refused: bool, anew: bool) {
         let label = DomainLabel { domain: domain.as_str() };
         self.lists_refused.get_or_create(&label).set(i64::from(refused));
@@ -291,7 +291,7 @@ impl Health {
         }
     }
 
-    /// Whether the signer's last answer stated the bundles in force; `None`: there was no answer yet.
+    /// True if the signer's last answer stated the bundles in force; `None`: there was no answer yet.
     pub fn signer_states(&self, states: Option<bool>) {
         let Some(states) = states else { return };
         self.states.get_or_create(&Vec::new()).set(i64::from(states));
@@ -307,7 +307,7 @@ impl Health {
         }
     }
 
-    /// Whether the issuer's last answer had its CA; `None`: there was no answer yet, or the bundle does not come from it.
+    /// True if the issuer's last answer had its CA; `None`: there was no answer yet, or the bundle does not come from it.
     pub fn issuer_states(&self, states: Option<bool>) {
         if let Some(states) = states {
             self.issuer_states.get_or_create(&Vec::new()).set(i64::from(states));

@@ -131,7 +131,7 @@ impl Held {
         self.ports.get_or_create(&OfRole { role: role.as_str() }).set(i64::try_from(ports).unwrap_or(i64::MAX));
     }
 
-    /// Whether all of `role`'s ports serve the certificate on disk; `None`: they are to be looked at.
+    /// True if all of `role`'s ports serve the certificate on disk; `None`: they are to be looked at.
     pub(super) fn served(&self, role: Role, served: Option<bool>) {
         let label = OfRole { role: role.as_str() };
         match served {

@@ -145,7 +145,7 @@ fn read_bounded(path: &Path) -> io::Result<Zeroizing<String>> {
     Ok(text)
 }
 
-/// Whether kubelet should have renewed the certificate of this life by `now`.
+/// True if kubelet should have renewed the certificate of this life by `now`.
 pub fn is_late(life: Life, now: SystemTime) -> bool {
     let whole = life.not_after.duration_since(life.issued).unwrap_or_default();
     life.issued + whole * LATE / 100 <= now

@@ -68,7 +68,7 @@ struct Content {
     bytes: Vec<u8>,
     /// The digest of the mounted content at the first look.
     mounted: Option<Option<u64>>,
-    /// Whether the mounted file has changed since.
+    /// True if the mounted file has changed since.
     overtaken: bool,
 }
 
@@ -102,7 +102,7 @@ impl Pushed {
         file
     }
 
-    /// Whether `bytes` were sent last of `key`.
+    /// True if `bytes` were sent last of `key`.
     pub fn is(&self, key: &str, bytes: &[u8]) -> bool {
         self.contents().get(key).is_some_and(|content| content.bytes == bytes)
     }
@@ -113,7 +113,7 @@ impl Pushed {
         self.watched.set(1);
     }
 
-    /// Whether an earlier state than the last one is to be ignored: once, as an API server may lag behind another. Where the next
+    /// True if an earlier state than the last one is to be ignored: once, as an API server may lag behind another. Where the next
     /// watch sends one as well, the datastore was restored.
     fn doubts(&self) -> bool {
         let watch = self.watch.load(Ordering::Relaxed);

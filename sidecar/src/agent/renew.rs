@@ -100,7 +100,7 @@ impl PendingRenewal {
         self.waits = true;
     }
 
-    /// Whether a request is due for it.
+    /// True if a request is due for it.
     pub const fn is_due(self) -> bool {
         self.waits
     }

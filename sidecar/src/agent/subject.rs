@@ -211,7 +211,7 @@ impl<C: Clock, F: Files> Agent<C, F> {
         &self.awaited
     }
 
-    /// Whom a certificate under a bundle of `domain` waits for.
+    /// The etcd members that a certificate under a bundle of `domain` waits for.
     fn others(&self, domain: Domain, bundle: &Bundle) -> DistrustingMembers {
         match &self.questions {
             Some(questions) => questions.ask(domain, bundle),
@@ -244,7 +244,7 @@ impl<C: Clock, F: Files> Agent<C, F> {
         self.held.borrow_mut().roles.clear();
     }
 
-    /// Whether something held is not on disk.
+    /// True if something held is not on disk.
     pub fn is_dirty(&self) -> bool {
         self.dirty.get()
     }
@@ -276,7 +276,7 @@ impl<C: Clock, F: Files> Agent<C, F> {
         refused
     }
 
-    /// Whether every role on disk has a revocation list, without which etcd refuses everybody.
+    /// True if every role on disk has a revocation list, without which etcd refuses everybody.
     pub fn has_lists(&self) -> bool {
         self.store.borrow().lists().whole
     }

@@ -55,7 +55,7 @@ pub enum TrustError {
         domain: Domain,
         /// The certificate's role.
         role: Role,
-        /// Which.
+        /// The serial number of the certificate.
         serial: String,
         /// Digest of the bundle on offer.
         offered: String,
@@ -73,7 +73,7 @@ pub enum TrustError {
         offered: String,
         /// The digest that the signer stated last.
         named: Option<String>,
-        /// Whether the signer was asked since it is on offer.
+        /// True if the signer was asked since it is on offer.
         asked: bool,
         /// Roles whose certificates it would refuse.
         lacks: Vec<Role>,
@@ -85,7 +85,7 @@ fn stated(named: Option<&str>) -> String {
 }
 
 impl TrustError {
-    /// Whether it is merely asked about: no refusal yet.
+    /// True if it is merely asked about: no refusal yet.
     pub const fn is_asked_about(&self) -> bool {
         matches!(self, Self::NotInForce { asked: false, .. })
     }
@@ -138,7 +138,7 @@ impl TrustDir {
         Self { path: PathBuf::new(), layout: Layout::Answers, ours: false, lists: None, pushed: None }
     }
 
-    /// Whether the bundle comes with the issuer's answers.
+    /// True if the bundle comes with the issuer's answers.
     pub const fn is_of_answers(&self) -> bool {
         matches!(self.layout, Layout::Answers)
     }
@@ -194,7 +194,7 @@ impl TrustDir {
         }
     }
 
-    /// Whether our signer publishes what is in it, so that a bundle is believed only by the signer's statement.
+    /// True if our signer publishes what is in it, so that a bundle is believed only by the signer's statement.
     pub const fn is_ours(&self) -> bool {
         self.ours
     }

@@ -43,7 +43,7 @@ pub enum EtcdError {
     /// The role's files cannot be used.
     #[error("{path}: {reason}")]
     Files {
-        /// Which.
+        /// The file.
         path: String,
         /// Why.
         reason: String,
@@ -51,7 +51,7 @@ pub enum EtcdError {
     /// No answer: no connection, a TLS failure, or too late.
     #[error("{url}: no answer: {reason}")]
     Unreachable {
-        /// Whom.
+        /// The URL that was called.
         url: String,
         /// Why.
         reason: String,
@@ -59,7 +59,7 @@ pub enum EtcdError {
     /// The gateway is off, or does not let us in (etcd's auth, allowed hostnames). Trying again changes nothing.
     #[error("{url}: the JSON gateway does not serve us: {reason}")]
     Forbidden {
-        /// Whom.
+        /// The URL that was called.
         url: String,
         /// Why.
         reason: String,
@@ -67,7 +67,7 @@ pub enum EtcdError {
     /// An answer that says no.
     #[error("{url}: {status}: {reason}")]
     Refused {
-        /// Whom.
+        /// The URL that was called.
         url: String,
         /// The HTTP status.
         status: u16,
@@ -77,7 +77,7 @@ pub enum EtcdError {
     /// An answer that cannot be read.
     #[error("{url}: an answer that cannot be read: {reason}")]
     Answer {
-        /// Whom.
+        /// The URL that was called.
         url: String,
         /// Why.
         reason: String,
@@ -232,7 +232,7 @@ impl EtcdError {
     }
 }
 
-/// Whether an answer means that the gateway is not for us, now or later.
+/// True if an answer means that the gateway is not for us, now or later.
 fn forbids(status: u16, reason: &str) -> bool {
     const WORDS: [&str; 5] = [
         // With auth on, a certificate's name is no user here: it would be the gateway's own.

@@ -232,7 +232,7 @@ impl Flow {
 }
 
 impl Expected {
-    /// Whether `object` is the request that we made, or would have made.
+    /// Checks that `object` is the request that we made, or would have made.
     fn recognise(&self, object: &CertificateSigningRequest) -> Result<(), String> {
         if object.spec.signer_name != self.signer {
             return Err(format!("it is for signer {}, not {}", object.spec.signer_name, self.signer));

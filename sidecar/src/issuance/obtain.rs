@@ -223,7 +223,7 @@ struct Patience {
     began: Option<Duration>,
     /// How many were given up.
     given_up: u32,
-    /// Whether the issuer was asked once more after a certificate had waited for members in vain.
+    /// True if the issuer was asked once more after a certificate had waited for members in vain.
     asked_again: bool,
 }
 

@@ -75,7 +75,7 @@ pub struct OtherAddress {
     pub host: String,
     /// Its port.
     pub port: u16,
-    /// Whether it was the one that served last: it is tried first then.
+    /// True if it was the one that served last: it is tried first then.
     pub serves: Arc<AtomicBool>,
 }
 

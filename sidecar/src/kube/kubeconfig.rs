@@ -169,7 +169,7 @@ impl Current {
         self.bytes(self.user.client_certificate_data.as_deref(), self.user.client_certificate.as_deref())
     }
 
-    /// Whether the list beside the certificate's file revokes it: no signer of ours takes it any more.
+    /// True if the list beside the certificate's file revokes it: no signer of ours takes it any more.
     fn has_revoked(&self, chain: &Chain) -> bool {
         let Some(file) = &self.user.client_certificate else { return false };
         let list = self.path.parent().unwrap_or_else(|| Path::new("")).join(file).with_file_name(names::CRL_FILE);
@@ -294,7 +294,7 @@ impl Credentials for HostCredentials {
     }
 }
 
-/// Whether a kubeconfig has usable credentials at `now`, as far as its files show.
+/// True if a kubeconfig has usable credentials at `now`, as far as its files show.
 fn usable(current: &Current, now: SystemTime) -> bool {
     match current.client_certificate() {
         Ok(Some(pem)) => Chain::parse(&pem).is_ok_and(|chain| now < chain.not_after && !current.has_revoked(&chain)),

@@ -109,7 +109,7 @@ pub enum ProcessError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Candidate {
     process: Process,
-    /// Whether it holds a listening socket of the wanted ports; `None` where that cannot be seen.
+    /// True if it holds a listening socket of the wanted ports; `None` where that cannot be seen.
     listens: Option<bool>,
 }
 
@@ -199,7 +199,7 @@ impl Process {
         })
     }
 
-    /// Whether it still runs; a zombie does not.
+    /// True if it still runs; a zombie does not.
     pub fn runs(self) -> bool {
         let dir = PathBuf::from(format!("/proc/{}", self.pid));
         start_ticks(&dir) == Some(self.start_ticks)
@@ -308,12 +308,12 @@ fn socket_address(text: &str) -> Option<(IpAddr, u16)> {
     Some((ip, u16::from_str_radix(port, 16).ok()?))
 }
 
-/// Whether a connection to `wanted` arrives at a socket bound to `bound`. Go binds `0.0.0.0` as `::`.
+/// True if a connection to `wanted` arrives at a socket bound to `bound`. Go binds `0.0.0.0` as `::`.
 fn reaches(wanted: IpAddr, bound: IpAddr) -> bool {
     bound.is_unspecified() || bound == wanted.to_canonical()
 }
 
-/// Whether a process holds one of `sockets`; `None` where its descriptors may not be seen: their numbers may be listed by
+/// True if a process holds one of `sockets`; `None` where its descriptors may not be seen: their numbers may be listed by
 /// its user, what they are only by who has its groups and capabilities, too.
 fn holds(dir: &Path, sockets: &HashSet<u64>) -> Option<bool> {
     let mut unseen = false;

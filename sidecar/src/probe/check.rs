@@ -16,11 +16,11 @@ const MAX_ANSWER: usize = 4096;
 pub enum Check {
     /// Nothing.
     None,
-    /// Whether somebody takes connections there.
+    /// A TCP connection to this address.
     Tcp(SocketAddr),
-    /// Whether the status is under 400, and a success.
+    /// An HTTP request. A status from 200 to 399 is a success.
     Http {
-        /// Where.
+        /// The address of the server.
         address: SocketAddr,
         /// The value of the header `Host`.
         authority: String,

@@ -23,7 +23,7 @@ impl Cut {
         }
     }
 
-    /// Whether etcd, which `started` at a time where that is known, is to be restarted for it. One that started after the
+    /// True if etcd, which `started` at a time where that is known, is to be restarted for it. One that started after the
     /// request has no connection of before.
     pub(super) fn is_due(&mut self, started: Option<Duration>) -> bool {
         let since = started.is_some_and(|started| self.asked.as_ref().is_some_and(|(_, at)| started > *at + SLACK));

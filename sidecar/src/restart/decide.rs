@@ -17,7 +17,7 @@ pub(super) struct Installed {
     pub(super) subjects: Vec<Vec<u8>>,
     /// When it was first seen there, since the system started.
     pub(super) since: Duration,
-    /// Whether another bundle with the very same subjects was there before: then names do not tell which one is loaded.
+    /// True if another bundle with the very same subjects was there before: then names do not tell which one is loaded.
     pub(super) ambiguous: bool,
 }
 
@@ -60,7 +60,7 @@ pub(super) fn trust(installed: &Installed, seen: &ObservedPort, tried: bool) -> 
     }
 }
 
-/// Whether etcd is to be restarted because it does not serve a leaf that is on disk. `tried` says that it was restarted for
+/// True if etcd is to be restarted because it does not serve a leaf that is on disk. `tried` says that it was restarted for
 /// that: if one restart did not help (etcd reads other files), another one would not either.
 pub(super) fn leaf_due(unserved: bool, tried: &mut bool) -> bool {
     *tried &= unserved;
@@ -97,20 +97,20 @@ pub(super) struct ObservedMember {
     pub(super) id: u64,
     /// Its name.
     pub(super) name: String,
-    /// Whether it has no vote.
+    /// True if it has no vote.
     pub(super) learner: bool,
-    /// Whether it reports a quorum, or its error.
+    /// `Ok` if it reports a quorum, else its error.
     pub(super) health: Result<(), MemberError>,
-    /// Whether it accepts us as a peer, or the error.
+    /// `Ok` if it accepts us as a peer, else the error.
     pub(super) peer: Result<(), MemberError>,
 }
 
 /// A restart that is allowed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Permit {
-    /// Whom to hand leadership to.
+    /// The member that takes over leadership.
     pub(super) successor: Option<u64>,
-    /// Whether the cluster is away meanwhile: it has this one member.
+    /// True if the cluster is away meanwhile: it has this one member.
     pub(super) outage: bool,
 }
 
@@ -158,7 +158,7 @@ impl fmt::Display for Hindrance {
     }
 }
 
-/// Whether member `me` of `members` may be restarted.
+/// Checks that member `me` of `members` may be restarted.
 ///
 /// # Errors
 /// Why not.

@@ -133,7 +133,7 @@ impl Gate {
         timeout(REQUEST_LIMIT, write.write_all(probe::answer(&verdict).as_bytes())).await?
     }
 
-    /// Whether kubelet shall leave etcd alone: fails when a restart is due, allowed and locked, and only until etcd has been
+    /// The answer to etcd's liveness probe: fails when a restart is due, allowed and locked, and only until etcd has been
     /// restarted; else says what the user's own probe says where no other than the sidecar can ask it.
     ///
     /// # Errors
@@ -194,12 +194,12 @@ impl Gate {
     }
 }
 
-/// Whether an error is the server's word, and not what kept us from asking.
+/// True if an error is the server's word, and not what kept us from asking.
 fn says_no(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::TimedOut)
 }
 
-/// Whether what took the connection speaks no HTTP, or not to its end.
+/// True if what took the connection speaks no HTTP, or not to its end.
 fn is_of_http(error: &io::Error) -> bool {
     error.get_ref().and_then(|inner| inner.downcast_ref::<hyper::Error>()).is_some()
 }

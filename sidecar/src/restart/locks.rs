@@ -27,7 +27,7 @@ pub(super) struct Locks {
     observed_in_etcd: Option<Observed>,
     /// The holder that is waited for.
     waiting: Option<Waiting>,
-    /// Whether the pod has the right to the Lease, once the API server has said so.
+    /// True if the pod has the right to the Lease, once the API server has said so.
     lease_granted: Option<bool>,
 }
 

@@ -108,7 +108,7 @@ impl Memory {
         self.kept.restarted.map(|at| now.saturating_sub(Duration::from_millis(at)))
     }
 
-    /// Whether etcd was restarted by us for this bundle.
+    /// True if etcd was restarted by us for this bundle.
     pub(super) fn tried(&self, domain: Domain, digest: &str) -> bool {
         self.kept.restarted_for.get(&domain).is_some_and(|d| d == digest)
     }

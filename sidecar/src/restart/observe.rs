@@ -54,7 +54,7 @@ pub(super) struct Observer {
     roles: Vec<Role>,
     client_url: Option<Endpoint>,
     peer_url: Option<Endpoint>,
-    /// Whether etcd's processes are visible.
+    /// True if etcd's processes are visible.
     processes: bool,
     pub(super) wanted: ProcessSelector,
 }
@@ -129,7 +129,7 @@ impl Observer {
         process::find(&self.wanted)
     }
 
-    /// Whether a process that was found by its ports is etcd by its name as well.
+    /// True if a process that was found by its ports is etcd by its name as well.
     pub(super) fn is_etcd(&self, process: Process) -> bool {
         let etcd = ProcessSelector { program: Some(names::ETCD_CONTAINER.to_owned()), ..self.wanted.clone() };
         process::find(&etcd).is_ok_and(|found| found == process)
@@ -145,7 +145,7 @@ impl Observer {
         Some(Duration::try_from_secs_f64(since_boot).unwrap_or_default())
     }
 
-    /// Whether two answers of [`Self::started`] are of two processes. Where processes are not visible, it is known to a
+    /// True if two answers of [`Self::started`] are of two processes. Where processes are not visible, it is known to a
     /// second only.
     pub(super) fn is_another(&self, now: Duration, before: Duration) -> bool {
         now.abs_diff(before) > if self.processes { Duration::ZERO } else { Duration::from_millis(1500) }
@@ -156,13 +156,13 @@ impl Observer {
         self.client(url)?.metrics(url).await
     }
 
-    /// Whether anybody takes connections where etcd does.
+    /// True if anybody takes connections where etcd does.
     pub(super) async fn listens(&self) -> bool {
         let Some(Endpoint { host, port, .. }) = &self.client_url else { return true };
         timeout(HANDSHAKE_LIMIT, http::dial(host, *port)).await.is_ok_and(|connected| connected.is_ok())
     }
 
-    /// Whether etcd reaches quorum.
+    /// Checks that etcd reaches quorum.
     pub(super) async fn healthy(&self) -> Result<(), EtcdError> {
         let url = self.own_url()?;
         self.client(url)?.health(url).await
@@ -279,7 +279,7 @@ impl Observer {
         ObservedMember { id: member.id, name: member.name, learner: member.learner, health, peer }
     }
 
-    /// Whether a member is healthy, by the first of its URLs that says so.
+    /// Checks that a member is healthy, by the first of its URLs that says so.
     async fn health_of(&self, urls: &[String]) -> Result<(), MemberError> {
         let mut failed = MemberError::from("no client URL: it has never started");
         for endpoint in endpoints(urls) {
@@ -380,7 +380,7 @@ impl Observer {
         None
     }
 
-    /// Whether the member's first port for `role` that answers shows all CAs of `bundle`.
+    /// True if the member's first port for `role` that answers shows all CAs of `bundle`.
     ///
     /// # Errors
     /// The port shows no CAs: it asks for no certificate, or has no TLS. The member may verify others all the same.
@@ -401,7 +401,7 @@ impl Observer {
         Ok(false)
     }
 
-    /// Whether a member accepts this one as a peer, by the first of its URLs that does.
+    /// Checks that a member accepts this one as a peer, by the first of its URLs that does.
     async fn dialled(&self, urls: &[String]) -> Result<(), MemberError> {
         let mut failed = MemberError::from("no peer URL");
         for endpoint in endpoints(urls) {
@@ -423,7 +423,7 @@ impl Observer {
     }
 }
 
-/// Whether `shown` names each of `subjects`, one that several CAs share as often as they do.
+/// True if `shown` names each of `subjects`, one that several CAs share as often as they do.
 fn shows_all(shown: &[Vec<u8>], subjects: &[Vec<u8>]) -> bool {
     let count = |all: &[Vec<u8>], one: &Vec<u8>| all.iter().filter(|other| *other == one).count();
     subjects.iter().all(|subject| count(shown, subject) >= count(subjects, subject))

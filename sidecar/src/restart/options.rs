@@ -24,7 +24,7 @@ pub struct Options {
     pub roles: Vec<Role>,
     /// How etcd may be restarted.
     pub reload: Reload,
-    /// Whether a signal reaches etcd.
+    /// True if a signal reaches etcd.
     pub can_signal: bool,
     /// How etcd's process is distinguished from others of its name.
     pub place: FoundBy,

@@ -119,7 +119,7 @@ impl Held {
         (chain.public_key == public_key).then_some(Self { chain, chain_pem, key_pem, public_key })
     }
 
-    /// Whether it is good for all that `entry` is good for, and was issued later.
+    /// True if it is good for all that `entry` is good for, and was issued later.
     fn replaces(&self, role: Role, entry: &Entry, now: SystemTime) -> bool {
         let (ours, sans) = (entry.chain(), &entry.chain().sans);
         self.chain.not_before > ours.not_before

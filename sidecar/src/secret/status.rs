@@ -9,7 +9,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-/// Whether the Secret is current.
+/// The state of the Secret, for the metrics and the probes.
 pub(super) struct Status {
     trouble: Mutex<Option<String>>,
     current: Gauge,

@@ -138,7 +138,7 @@ impl Set {
         Self { roles, lists: self.lists.clone() }
     }
 
-    /// Whether every one of `roles` is there.
+    /// True if every one of `roles` is there.
     pub fn holds<'a>(&self, roles: impl IntoIterator<Item = &'a Role>) -> bool {
         roles.into_iter().all(|role| self.roles.contains_key(role))
     }

@@ -21,7 +21,7 @@ use super::{Set, current, is_directory};
 pub struct Lists {
     /// Those of a CA; a stand-in is none.
     pub by_domain: BTreeMap<Domain, Arc<Crl>>,
-    /// Whether every role has a list that can be read.
+    /// True if every role has a list that can be read.
     pub whole: bool,
 }
 

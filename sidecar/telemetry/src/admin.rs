@@ -45,13 +45,13 @@ impl From<&str> for CheckError {
 
 /// The state of a process, for its admin port.
 pub trait Status: Send + Sync + 'static {
-    /// Whether the process makes progress. After an error kubelet restarts the container.
+    /// Checks that the process makes progress. After an error kubelet restarts the container.
     ///
     /// # Errors
     /// The stalled part, for the operator.
     fn live(&self) -> Result<(), CheckError>;
 
-    /// Whether the process can serve others.
+    /// Checks that the process can serve others.
     ///
     /// # Errors
     /// The missing condition, for the operator.

@@ -19,7 +19,7 @@ pub(super) const DRAIN: Duration = Duration::from_secs(20);
 /// How long a connection that must make room has to end well.
 const EVICT: Duration = Duration::from_millis(200);
 
-/// Whom a connection counts for: an IPv4 address, or the /64 that an IPv6 address is in.
+/// The peer that a connection counts for: an IPv4 address, or the /64 that an IPv6 address is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Peer(IpAddr);
 

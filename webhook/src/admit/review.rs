@@ -292,7 +292,7 @@ impl Request<'_> {
         format!("{namespace}/{name}")
     }
 
-    /// Whether it is about an object and not a subresource.
+    /// True if it is about an object and not a subresource.
     fn is_whole(&self) -> bool {
         self.sub_resource.as_deref().unwrap_or_default().is_empty()
     }

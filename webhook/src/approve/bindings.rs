@@ -82,7 +82,7 @@ struct SignBinding {
     uid: Option<String>,
     /// `None`: it is larger than any of ours, so that not all of it was read.
     role: Option<RoleRef>,
-    /// Whether its one subject is the signer.
+    /// True if its one subject is the signer.
     for_sign: bool,
 }
 
@@ -137,7 +137,7 @@ fn opted_in(namespaces: &namespaces::Map, by_pods: impl Fn(&str) -> bool) -> BTr
         .collect()
 }
 
-/// Whether service accounts of the namespace may request at all: it is there, and neither ours nor Kubernetes' own.
+/// True if service accounts of the namespace may request at all: it is there, and neither ours nor Kubernetes' own.
 fn may_ask(name: &str, facts: &NamespaceFacts) -> bool {
     !facts.deleting && name != SYSTEM_NAMESPACE && name != KUBE_SYSTEM
 }

@@ -29,7 +29,7 @@ impl Others {
         self.issuers.iter().map(String::as_str).collect()
     }
 
-    /// Whether a request is one of our pods to a signer that is named.
+    /// True if a request is one of our pods to a signer that is named.
     pub(super) fn concern(&self, csr: &Csr) -> bool {
         let named = if csr.spec.issuer.is_some() { &self.issuers } else { &self.signers };
         named.contains(&csr.spec.signer_name) && case::is_a_pods_to_another(csr)

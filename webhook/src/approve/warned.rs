@@ -52,7 +52,7 @@ struct Told {
 }
 
 impl Told {
-    /// Whether `uid` is new, and remembers it.
+    /// True if `uid` is new, and remembers it.
     fn add(&mut self, uid: &str) -> bool {
         if uid.len() > MAX_UID || !self.uids.insert(uid.to_owned()) {
             return false;

@@ -214,7 +214,7 @@ impl Authority {
         self.not_before
     }
 
-    /// Whether `public_key`, DER SubjectPublicKeyInfo, is that of one of its certificates.
+    /// True if `public_key`, DER SubjectPublicKeyInfo, is that of one of its certificates.
     pub(crate) fn has_key(&self, public_key: &[u8]) -> bool {
         self.chain().any(|der| der::public_key(der).is_ok_and(|key| key == public_key))
     }
@@ -224,7 +224,7 @@ impl Authority {
         etcd_tls_contract::csr::key_digest(self.issuing())
     }
 
-    /// Whether it may sign revocation lists: its certificate has no key usage, or cRLSign among them. kubeadm's CAs have not.
+    /// True if it may sign revocation lists: its certificate has no key usage, or cRLSign among them. kubeadm's CAs have not.
     pub fn signs_lists(&self) -> bool {
         self.signs_lists
     }
@@ -283,7 +283,7 @@ impl fmt::Debug for Authority {
     }
 }
 
-/// Whether `certificate`, with `below` CA certificates under it, may be in the chain of a CA.
+/// Checks that `certificate`, with `below` CA certificates under it, may be in the chain of a CA.
 fn judge(certificate: &Certificate, below: usize, now: SystemTime) -> Result<(), AuthorityError> {
     let tbs = certificate.tbs_certificate();
     let subject = subject_of(certificate);

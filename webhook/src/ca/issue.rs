@@ -152,7 +152,7 @@ pub(crate) fn trial(authority: &Authority, now: SystemTime) -> Result<(), IssueE
     trial_by(authority, authority.bundle(), now)
 }
 
-/// Whether those who know `bundle` alone accept what `authority` issues.
+/// True if those who know `bundle` alone accept what `authority` issues.
 pub(crate) fn accepted_by(authority: &Authority, bundle: &Bundle, now: SystemTime) -> bool {
     trial_by(authority, bundle, now).is_ok()
 }

@@ -79,7 +79,7 @@ fn arguments(deployment: &Deployment) -> impl Iterator<Item = &str> {
     containers.flat_map(|container| container.command.iter().chain(&container.args).flatten()).map(String::as_str)
 }
 
-/// Whether a controller of cert-manager runs its approver: all run by default.
+/// True if a controller of cert-manager runs its approver: all run by default.
 fn runs(deployment: &Deployment) -> bool {
     let lists = arguments(deployment).filter_map(|word| word.strip_prefix("--controllers="));
     let Some(list) = lists.last() else { return true };

@@ -275,7 +275,7 @@ async fn policies(client: &Client, cluster: &Cluster) -> Vec<Finding> {
     found.into_iter().map(|(guard, looks)| judge_policy(guard.name(), &looks)).chain(unseen).collect()
 }
 
-/// Whether a process depends on the policy of a component: by its argument, or where the policy or its binding exists.
+/// True if a process depends on the policy of a component: by its argument, or where the policy or its binding exists.
 async fn has_component(client: &Client, guard: Guard, process: &str, argument: &str) -> Result<bool, Finding> {
     let name = guard.name();
     let policies: Api<ValidatingAdmissionPolicy> = Api::all(client.clone());

@@ -17,7 +17,7 @@ const APART: Duration = Duration::from_secs(20);
 pub(super) struct Seen {
     /// `None`: there is none.
     pub(super) lease: Option<Lease>,
-    /// When.
+    /// The time of the read, by the API server's clock.
     pub(super) at: SystemTime,
 }
 
@@ -31,7 +31,7 @@ impl Seen {
         Some(SystemTime::from(self.lease.as_ref()?.spec.as_ref()?.renew_time.as_ref()?.0))
     }
 
-    /// Whether its holder has renewed it just now, as far as one look can say.
+    /// True if its holder has renewed it just now, as far as one look can say.
     pub(super) fn is_fresh(&self) -> bool {
         self.holder().is_some()
             && self

@@ -42,7 +42,7 @@ pub(super) struct PlainText {
 }
 
 impl PlainText {
-    /// Whether a cluster is named.
+    /// True if a cluster is named.
     pub(super) const fn is_meant(&self) -> bool {
         !self.endpoints.is_empty()
     }

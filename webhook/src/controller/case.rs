@@ -33,12 +33,12 @@ const MAX_MESSAGE: usize = 1024;
 /// Bytes of a condition's message.
 const MAX_MESSAGES: usize = 8 * 1024;
 
-/// Whether a CSR is neither decided nor done with by anybody.
+/// True if a CSR is neither decided nor done with by anybody.
 pub(crate) fn is_open(csr: &Csr) -> bool {
     !(csr.approved() || csr.denied() || csr.failed() || csr.status.has_certificate)
 }
 
-/// Whether a signer name is ours to decide about, well-formed or not. Under our domain that is what the approver has the
+/// True if a signer name is ours to decide about, well-formed or not. Under our domain that is what the approver has the
 /// right to decide: the three domains, and their parent. Others (`x.etcd-tls.dev/…`) are nobody's.
 pub(crate) fn is_ours(signer_name: &str) -> bool {
     match signer_name.parse::<SignerName>() {
@@ -52,7 +52,7 @@ pub(crate) fn is_ours(signer_name: &str) -> bool {
     }
 }
 
-/// Whether a request to another's signer is a pod's, by the name that the admission policies on requests give it. `approve` decides
+/// True if a request to another's signer is a pod's, by the name that the admission policies on requests give it. `approve` decides
 /// about it only where its arguments say so; `sign` deletes it when it is done with.
 pub(crate) fn is_a_pods_to_another(csr: &Csr) -> bool {
     let names = |uid: &str| {
@@ -141,7 +141,7 @@ impl Case {
         Self { requester, bound: bound.ok(), readable }
     }
 
-    /// Whether the verdict depends on the pod, so that it has to be read.
+    /// The pod that the verdict depends on, and that must be read.
     pub(crate) fn needs_pod(&self) -> Option<&BoundPod> {
         self.readable.as_ref().ok().and(self.bound.as_ref())
     }

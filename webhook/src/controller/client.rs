@@ -10,7 +10,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long one request may take before it is tried again; watches are not bound by it.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// The API server cannot be reached from here.
+/// There is no client for the API server.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Neither a kubeconfig nor a service account's files.
@@ -79,7 +79,7 @@ pub enum ApiServerError {
     /// A success that does not name the object that was to be written.
     #[error("the answer to a write does not name the object; is a proxy before the API server?")]
     NotWritten,
-    /// An answer that is none.
+    /// Any other error of the client, or an error status of the API server.
     #[error(transparent)]
     Api(#[from] kube::Error),
 }

@@ -74,7 +74,7 @@ pub trait Handler: Send + Sync + 'static {
         let _ = seen;
     }
 
-    /// Whether there is something to do for a CSR; cheap, since every one in the cluster passes by.
+    /// True if there is something to do for a CSR; cheap, since every one in the cluster passes by.
     fn concerns(&self, csr: &Csr) -> bool;
 
     /// Does what the CSR needs. Dropped at any await when leadership is lost, so each of its writes carries uid and
@@ -111,7 +111,7 @@ impl Metrics {
         Self::register(&mut Registry::default())
     }
 
-    /// Whether this replica leads and has seen every CSR once.
+    /// True if this replica leads and has seen every CSR once.
     pub fn is_synced(&self) -> bool {
         self.synced.get() == 1
     }

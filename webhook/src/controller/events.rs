@@ -76,7 +76,7 @@ struct Allowances {
 }
 
 impl Allowances {
-    /// Whether another event on the object may be written, and counts it.
+    /// True if another event on the object may be written, and counts it.
     fn take(&mut self, (namespace, object): (&str, &str), now: Instant) -> bool {
         let known = self.namespaces.get(namespace).is_some_and(|here| here.contains_key(object));
         if !known {

@@ -62,7 +62,7 @@ pub struct Csr {
     /// The decisions so far.
     #[serde(default)]
     pub status: CsrStatus,
-    /// Whether the request was larger than the limit, so that this is only a part of it.
+    /// True if the request was larger than the limit, so that this is only a part of it.
     #[serde(skip)]
     pub cut: bool,
 }
@@ -153,7 +153,7 @@ pub struct CsrSpec {
 pub struct CsrStatus {
     /// `status.conditions`.
     pub conditions: Vec<CertificateSigningRequestCondition>,
-    /// Whether `status.certificate` is there.
+    /// True if `status.certificate` is there.
     #[serde(rename = "certificate", deserialize_with = "is_there")]
     pub has_certificate: bool,
 }
@@ -192,22 +192,22 @@ impl Csr {
         self.metadata.annotations.as_ref()?.get(key).map(String::as_str)
     }
 
-    /// Whether there is a condition of this type; the API server lets the three of its own only be `True`.
+    /// True if there is a condition of this type; the API server lets the three of its own only be `True`.
     pub fn has_condition(&self, type_: &str) -> bool {
         self.status.conditions.iter().any(|c| c.type_ == type_)
     }
 
-    /// Whether it was approved, by whomever.
+    /// True if it was approved, by whomever.
     pub fn approved(&self) -> bool {
         self.has_condition("Approved")
     }
 
-    /// Whether it was denied.
+    /// True if it was denied.
     pub fn denied(&self) -> bool {
         self.has_condition("Denied")
     }
 
-    /// Whether a signer gave it up.
+    /// True if a signer gave it up.
     pub fn failed(&self) -> bool {
         self.has_condition("Failed")
     }
@@ -274,7 +274,7 @@ pub fn running(pod: &Pod) -> impl Iterator<Item = &str> {
     spec.flat_map(|s| &s.containers).chain(sidecars).map(|c| c.name.as_str())
 }
 
-/// Whether a pod has ended, for good.
+/// True if a pod has ended, for good.
 pub fn has_finished(pod: &Pod) -> bool {
     matches!(pod.status.as_ref().and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed"))
 }
@@ -305,12 +305,12 @@ pub fn service(service: &Service) -> ServiceFacts {
     }
 }
 
-/// Whether a namespace carries `etcd-tls=dynamic`.
+/// True if a namespace carries `etcd-tls=dynamic`.
 pub fn namespace_opted_in(namespace: &Namespace) -> bool {
     labelled_dynamic(&namespace.metadata)
 }
 
-/// Whether an object carries `etcd-tls=dynamic`.
+/// True if an object carries `etcd-tls=dynamic`.
 pub fn labelled_dynamic(metadata: &ObjectMeta) -> bool {
     metadata.labels.as_ref().and_then(|l| l.get(names::LABEL)).is_some_and(|v| v == names::DYNAMIC)
 }

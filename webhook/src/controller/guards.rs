@@ -101,7 +101,7 @@ pub(crate) enum Proof {
 /// The state of every policy that a process depends on.
 pub(crate) type PolicyStates = BTreeMap<Guard, PolicyState>;
 
-/// Whether a call may be sent.
+/// Allows calls only while the policies that limit them are enforced.
 #[derive(Clone)]
 pub(crate) struct Gate {
     policy_states: watch::Receiver<PolicyStates>,
@@ -124,7 +124,7 @@ impl Gate {
         (Self { policy_states }, sender)
     }
 
-    /// Whether a call may be sent.
+    /// Checks that a call may be sent.
     ///
     /// # Errors
     /// The policy that guards it is not enforced.
@@ -140,7 +140,7 @@ impl Gate {
         Ok(())
     }
 
-    /// Whether every policy of the process is enforced.
+    /// Checks that every policy of the process is enforced.
     ///
     /// # Errors
     /// Each policy that is not, and what follows from it.

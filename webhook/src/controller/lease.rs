@@ -60,7 +60,7 @@ impl Candidate {
         Self { leader, release, task }
     }
 
-    /// Whether this replica leads; writes stop as soon as it does not.
+    /// True if this replica leads; writes stop as soon as it does not.
     pub fn leader(&self) -> watch::Receiver<bool> {
         self.leader.clone()
     }

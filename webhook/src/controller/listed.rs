@@ -79,7 +79,7 @@ impl<V: PartialEq> Listed<V> {
 }
 
 impl<V> Listed<V> {
-    /// Whether a list was complete once.
+    /// True if a list was complete once.
     pub(crate) const fn is_complete(&self) -> bool {
         self.complete
     }

@@ -25,11 +25,11 @@ pub const HOSTS_LABEL: &str = "etcd-tls.dev/hosts";
 pub struct NamespaceFacts {
     /// `metadata.uid`; authorities are kept by it, so that a namespace made again inherits nothing.
     pub uid: String,
-    /// Whether it carries `etcd-tls=dynamic`.
+    /// True if it carries `etcd-tls=dynamic`.
     pub opted_in: bool,
-    /// Whether it is being deleted; nothing can be created in it any more.
+    /// True if it is being deleted; nothing can be created in it any more.
     pub deleting: bool,
-    /// Whether it carries `etcd-tls.dev/hosts=true`: an administrator lets trust of hosts be published there.
+    /// True if it carries `etcd-tls.dev/hosts=true`: an administrator lets trust of hosts be published there.
     pub hosts: bool,
 }
 

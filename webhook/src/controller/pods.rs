@@ -115,7 +115,7 @@ impl Pods {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether every pod was seen once.
+    /// True if every pod was seen once.
     pub(crate) fn is_complete(&self) -> bool {
         self.state().pods.is_complete()
     }

@@ -200,7 +200,7 @@ impl Projection {
         Ok(())
     }
 
-    /// Whether no value is begun.
+    /// True if no value is begun.
     pub(crate) fn is_between_values(&self) -> bool {
         self.stack.is_empty() && self.state == State::Between
     }

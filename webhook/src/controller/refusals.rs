@@ -37,7 +37,7 @@ impl Refusals {
         true
     }
 
-    /// Whether the requester of `csr` has as many refused requests as are kept.
+    /// True if the requester of `csr` has as many refused requests as are kept.
     pub(crate) fn full(&self, csr: &Csr) -> bool {
         self.by_pod.get(&*pod(csr)).is_some_and(|names| names.len() >= PER_POD)
             || self.by_account.get(csr.spec.username.as_str()).is_some_and(|count| *count >= PER_ACCOUNT)

@@ -121,7 +121,7 @@ impl Services {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether every Service was seen once.
+    /// True if every Service was seen once.
     pub(crate) fn is_complete(&self) -> bool {
         self.state().services.is_complete()
     }

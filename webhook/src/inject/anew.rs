@@ -11,7 +11,7 @@ const PROBE: &str = "livenessProbe";
 /// How many differences are named.
 const MAX_NAMED: usize = 4;
 
-/// Whether both are the same object, by kind and name.
+/// True if both are the same object, by kind and name.
 pub(super) fn same_object(one: &Value, other: &Value) -> bool {
     let of = |value: &Value| [value["kind"].clone(), value["metadata"]["name"].clone()];
     of(one) == of(other)
@@ -73,7 +73,7 @@ pub(super) fn undo(
     (original.is_some() || !is_empty(&undone)).then_some(undone)
 }
 
-/// What tells an item of a list from the others.
+/// The key by which an item of a list is told from the others.
 fn key(item: &Value) -> Option<String> {
     let object = || {
         let metadata = item.get("metadata")?;

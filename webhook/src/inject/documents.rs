@@ -77,7 +77,7 @@ impl<'a> Document<'a> {
         Document { raw, ..self }
     }
 
-    /// Whether it can have comments.
+    /// True if it can have comments.
     pub(super) fn is_yaml(&self) -> bool {
         self.form == Form::Yaml
     }

@@ -82,7 +82,7 @@ fn text_of(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
 }
 
-/// Whether a controller makes the object: its own template is what counts.
+/// True if a controller makes the object: its own template is what counts.
 fn is_controlled(metadata: &Value) -> bool {
     metadata["ownerReferences"].as_array().is_some_and(|owners| owners.iter().any(|o| o["controller"] == true))
 }

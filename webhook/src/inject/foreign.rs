@@ -45,7 +45,7 @@ impl std::str::FromStr for TemplatePath {
     }
 }
 
-/// Whether a YAML document that cannot be read is surely none with a pod: its kind is written plainly, and is no workload's.
+/// True if a YAML document that cannot be read is surely none with a pod: its kind is written plainly, and is no workload's.
 /// kubectl is less strict than a strict reader, and nothing is to be changed in it.
 pub(super) fn passes_unread(raw: &str) -> bool {
     let raw = raw.trim_start_matches('\u{feff}');

@@ -30,7 +30,7 @@ pub(super) enum Original {
     Changed,
 }
 
-/// Whether there is a container of ours in it, at any depth.
+/// True if there is a container of ours in it, at any depth.
 pub(super) fn holds_ours(value: &Value) -> bool {
     let is_ours = |container: &Value| {
         let name = container["name"].as_str().unwrap_or_default();
@@ -190,7 +190,7 @@ fn in_object(value: &Value) -> Original {
     annotated(value).filter(is_it).map_or(Original::Changed, Original::Kept)
 }
 
-/// What the annotation of `object` keeps, whatever became of the object.
+/// The original that the annotation of `object` keeps, whatever became of the object.
 fn annotated(object: &Value) -> Option<String> {
     let kept = object["metadata"]["annotations"].get(names::ORIGINAL_ANNOTATION)?.as_str()?;
     decoded(kept.split_once(' ')?.1)
@@ -310,7 +310,7 @@ fn head_in(raw: &str) -> Option<usize> {
     raw.rfind(HEAD).filter(|at| *at == 0 || raw[..*at].ends_with('\n'))
 }
 
-/// What the comments of `raw` keep, whatever became of the rest.
+/// The original that the comments of `raw` keep, whatever became of the rest.
 fn commented(raw: &str) -> Option<String> {
     let lines = raw[head_in(raw)? + HEAD.len()..].lines().skip(1);
     decoded(&lines.map_while(|line| line.strip_prefix("# ")).map(str::trim_end).collect::<String>())

@@ -111,7 +111,7 @@ fn scalar(value: &Value, indent: usize, out: &mut String) {
     }
 }
 
-/// Whether a text of several lines can stand as a literal block.
+/// True if a text of several lines can stand as a literal block.
 fn is_literal(text: &str) -> bool {
     let body = text.trim_end_matches('\n');
     !body.is_empty()
@@ -193,7 +193,7 @@ fn could_be_number(text: &str) -> bool {
         && text.chars().all(|c| c.is_ascii_hexdigit() || "xXoOTZtz_+-.: ".contains(c))
 }
 
-/// Whether it may stand as it is: YAML takes it, and it does not change how a terminal shows others.
+/// True if it may stand as it is: YAML takes it, and it does not change how a terminal shows others.
 fn is_printable(c: char) -> bool {
     let yaml = matches!(c, ' '..='~' | '\u{a0}'..='\u{2027}' | '\u{202a}'..='\u{d7ff}' | '\u{e000}'..='\u{fefe}' | '\u{ff00}'..='\u{fffd}')
         || c >= '\u{10000}';

@@ -48,7 +48,7 @@ impl DialledEtcd {
         Some(asked)
     }
 
-    /// Whether clients ask at `port`; where it is not written out, the usual one.
+    /// True if clients ask at `port`; where it is not written out, the usual one.
     fn is_client(&self, port: u16) -> bool {
         self.clients.contains(&port) || (self.clients.is_empty() && port == 2379)
     }
@@ -291,12 +291,12 @@ fn text(setting: Option<Setting>) -> Option<String> {
     }
 }
 
-/// Whether the pod itself mounts our volume there.
+/// True if the pod itself mounts our volume there.
 fn mounts_files(container: &Container<'_>) -> bool {
     container.list("volumeMounts").iter().any(|mount| mount.get("name").as_str() == Some(names::VOLUME))
 }
 
-/// Whether a container names a program that asks etcd, or a URL without TLS. Only such a one is read.
+/// True if a container names a program that asks etcd, or a URL without TLS. Only such a one is read.
 fn names_a_way(container: &Container<'_>) -> bool {
     let hooks = options::hooks(container).flat_map(|(_, words)| words);
     let words = container.words("command").chain(container.words("args")).chain(hooks);

@@ -28,7 +28,7 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Whether no directory can be made in a mount for another one.
+    /// True if no directory can be made in a mount for another one.
     fn is_read_only(&self, mount: &Json<'_>) -> bool {
         let volume = mount.get("name").as_str().and_then(|name| self.pod.volume(name));
         mount.get("readOnly").as_bool().unwrap_or(false)

@@ -39,9 +39,9 @@ struct Unit {
 pub(super) struct Files<'a> {
     /// Where they are.
     pub(super) mount: &'a str,
-    /// Whether etcd gets the options of the revocation lists.
+    /// True if etcd gets the options of the revocation lists.
     pub(super) lists: bool,
-    /// Whether key and chain are one file, which etcd and etcdctl take for both options.
+    /// True if key and chain are one file, which etcd and etcdctl take for both options.
     pub(super) one_file: bool,
 }
 

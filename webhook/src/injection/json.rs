@@ -72,7 +72,7 @@ fn mark(key: &str) -> usize {
     key.len() + 7 * byte(0) + byte(key.len() / 2) + 31 * byte(key.len().saturating_sub(1))
 }
 
-/// Whether `theirs` holds all of `ours`: objects by field, lists item by item.
+/// True if `theirs` holds all of `ours`: objects by field, lists item by item.
 pub(super) fn contains(theirs: &Json<'_>, ours: &Value) -> bool {
     match (theirs, ours) {
         (Json::Object(theirs), Value::Object(ours)) => {

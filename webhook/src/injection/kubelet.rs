@@ -6,7 +6,7 @@ use etcd_tls_contract::{args::PodArgs, names};
 use super::{Work, listeners::is_loopback};
 
 impl Work<'_> {
-    /// Whether the certificates hold no address of the pod.
+    /// True if the certificates hold no address of the pod.
     pub(super) fn is_by_name(&self) -> bool {
         self.settings.is_of_kubelet() && !self.pod.flag("hostNetwork")
     }

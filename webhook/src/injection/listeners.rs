@@ -67,7 +67,7 @@ impl<'a> Work<'a> {
     }
 }
 
-/// Whether an address is loopback's.
+/// True if an address is loopback's.
 pub(super) fn is_loopback(host: &str) -> bool {
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     bare == "localhost" || bare.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())

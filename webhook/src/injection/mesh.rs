@@ -145,7 +145,7 @@ fn text<'a>(pod: &Pod<'a>, field: &str, key: &str) -> Option<&'a str> {
     pod.metadata.get(field)?.as_object()?.get(key)?.as_str()
 }
 
-/// Whether a list of ports and ranges holds `port`; `*` is every port.
+/// True if a list of ports and ranges holds `port`; `*` is every port.
 fn excludes(list: &str, port: u16) -> bool {
     list.split(',').map(str::trim).any(|entry| match entry.split_once('-') {
         _ if entry == "*" => true,

@@ -126,7 +126,7 @@ impl Options {
         self.runs.iter().filter(move |run| run.tool == Some(tool))
     }
 
-    /// Whether etcd is run, by name.
+    /// True if etcd is run, by name.
     pub(super) fn runs_etcd(&self) -> bool {
         self.runs_of(Tool::Etcd).next().is_some()
     }
@@ -152,7 +152,7 @@ impl Options {
         }
     }
 
-    /// Whether it is etcd's gRPC proxy or gateway, which have options of their own.
+    /// True if it is etcd's gRPC proxy or gateway, which have options of their own.
     pub(super) fn is_proxy(&self) -> bool {
         self.runs_of(Tool::Etcd)
             .any(|run| run.words.first().is_some_and(|word| word == "grpc-proxy" || word == "gateway"))

@@ -129,7 +129,7 @@ impl PodPatch {
         self.0.push(Operation { replaces: false, path: pointer(path), value });
     }
 
-    /// Whether it changes nothing.
+    /// True if it changes nothing.
     pub const fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

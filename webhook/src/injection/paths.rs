@@ -26,7 +26,7 @@ const OTHERS: [&str; 22] = [
     "/proc",
 ];
 
-/// Whether a directory can be etcd-tls's own: below the first level, and none that others are known to use. A directory
+/// True if a directory can be etcd-tls's own: below the first level, and none that others are known to use. A directory
 /// right below `/home` is a person's, and so is `.kube`.
 pub(super) fn is_dedicated(dir: &str) -> bool {
     let parts = components(dir);
@@ -56,7 +56,7 @@ pub(super) fn shell_word(text: &str) -> String {
     }
 }
 
-/// Whether a file is in `mount` or below it.
+/// True if a file is in `mount` or below it.
 pub(super) fn is_below(path: &str, mount: &str) -> bool {
     path.strip_prefix(mount).is_some_and(|rest| rest.starts_with('/'))
 }

@@ -85,7 +85,7 @@ fn field_differences(theirs: &Container<'_>, ours: &Value, differences: &mut Vec
     }
 }
 
-/// Whether a volume of our name is ours: it contains all that we would add and no other source.
+/// True if a volume of our name is ours: it contains all that we would add and no other source.
 pub(super) fn is_volume(theirs: &Json<'_>, ours: &Value) -> bool {
     let fields = theirs.as_object().map_or(0, |o| o.values().filter(|v| !v.is_null()).count());
     contains(theirs, ours) && fields == ours.as_object().map_or(0, |o| o.values().filter(|v| !v.is_null()).count())
@@ -122,7 +122,7 @@ fn same_settings(theirs: &PodArgs, ours: &PodArgs) -> bool {
     theirs == *ours
 }
 
-/// Whether both are missing, or each holds all of the other.
+/// True if both are missing, or each holds all of the other.
 fn same(theirs: Option<&Json<'_>>, ours: Option<&Value>) -> bool {
     match (theirs, ours) {
         (Some(theirs), Some(ours)) => contains(theirs, ours),

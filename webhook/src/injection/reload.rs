@@ -112,7 +112,7 @@ pub(super) fn plan(
     plan
 }
 
-/// Whether the process namespace is yet to be shared, or every reason why a signal cannot or must not reach etcd.
+/// True if the process namespace is yet to be shared, or every reason why a signal cannot or must not reach etcd.
 fn obstacles(pod: &Pod<'_>, etcd: &[Container<'_>], of_host: bool) -> Result<bool, Vec<String>> {
     let mut why = Vec::new();
     if pod.flag("hostPID") {

@@ -44,7 +44,7 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Whether the pod's request, else its limit, has room for what the annotation gives our containers.
+    /// Checks that the pod's request, else its limit, has room for what the annotation gives our containers.
     fn check_room(&mut self, name: &str, request: Option<&Quantity>) {
         let ours = self.settings.resources.over(&parts::default_resources(self.config));
         let of = |map: &std::collections::BTreeMap<String, Option<Quantity>>| map.get(name).cloned().flatten();

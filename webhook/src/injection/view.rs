@@ -20,7 +20,7 @@ const MAX_HOSTNAME: usize = 63;
 
 /// A pod, or the template of one.
 pub(super) struct Pod<'a> {
-    /// Whether `metadata` is an object.
+    /// True if `metadata` is an object.
     pub(super) has_metadata: bool,
     /// `metadata`, or an empty one.
     pub(super) metadata: &'a Object<'a>,
@@ -196,12 +196,12 @@ impl<'a> Container<'a> {
         self.list(field).iter().filter_map(Json::as_str)
     }
 
-    /// Whether it goes on running beside the pod's containers.
+    /// True if it goes on running beside the pod's containers.
     pub(super) fn runs_on(&self) -> bool {
         self.list == List::Main || self.object.get("restartPolicy").and_then(Json::as_str) == Some("Always")
     }
 
-    /// Whether it is one of ours by its name.
+    /// True if it is one of ours by its name.
     pub(super) fn is_injected(&self) -> bool {
         self.name == names::INIT_CONTAINER || self.name == names::SIDECAR_CONTAINER
     }

@@ -76,7 +76,7 @@ fn directory(file: &Path) -> PathBuf {
     }
 }
 
-/// Whether somebody only opened a file. We do, at each reading, which would ring for the next one for ever.
+/// True if somebody only opened a file. We do, at each reading, which would ring for the next one for ever.
 const fn is_a_look(event: &notify::Result<Event>) -> bool {
     matches!(event, Ok(Event { kind: EventKind::Access(AccessKind::Open(_)), .. }))
 }

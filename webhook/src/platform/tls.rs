@@ -47,7 +47,7 @@ pub struct ServingPairs {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("serving pair {}: {message}", .files.certificate.display())]
 pub struct PairError {
-    /// Which.
+    /// The files of certificate and key.
     pub files: PairFiles,
     /// The fault.
     pub message: String,

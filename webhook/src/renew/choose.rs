@@ -61,9 +61,9 @@ pub(super) struct Chosen {
     pub(super) admin_port: u16,
     /// The roles to renew; not empty.
     pub(super) roles: BTreeSet<Role>,
-    /// Whether a renewal keeps the private key.
+    /// True if a renewal keeps the private key.
     pub(super) keeps_key: bool,
-    /// Whether kubelet renews: its sidecar restarts etcd alone.
+    /// True if kubelet renews: its sidecar restarts etcd alone.
     pub(super) of_kubelet: bool,
 }
 
@@ -160,7 +160,7 @@ fn settings(pod: &Pod) -> Option<Settings> {
     Settings::parse(&pod.metadata.annotations.clone().unwrap_or_default()).ok()
 }
 
-/// Whether kubelet projects the annotation into the sidecar's volume.
+/// True if kubelet projects the annotation into the sidecar's volume.
 fn sees_annotation(pod: &Pod) -> bool {
     let path = format!("metadata.annotations['{}']", names::RENEW_ANNOTATION);
     let projects = |volume: &Volume| {

@@ -112,7 +112,7 @@ pub(super) fn first_of(results: Vec<Result<(), Error>>) -> Result<(), Error> {
     Err(first)
 }
 
-/// Whether a member that was looked at after this time may lack the lists.
+/// True if a member that was looked at after this time may lack the lists.
 fn late(seen: Result<&Sidecar, &RenewError>, numbers: &BTreeMap<Domain, u64>, waited: Duration) -> bool {
     seen.map_or(waited < UNSEEN, |sidecar| !has(sidecar, numbers))
 }
@@ -180,7 +180,7 @@ fn progress(seen: Result<Sidecar, RenewError>, id: &str) -> Progress {
     }
 }
 
-/// Whether a sidecar has these lists or later ones. One that has none keeps none.
+/// True if a sidecar has these lists or later ones. One that has none keeps none.
 fn has(sidecar: &Sidecar, numbers: &BTreeMap<Domain, u64>) -> bool {
     numbers.iter().all(|(domain, number)| sidecar.lists.get(domain).is_none_or(|on_disk| on_disk >= number))
 }

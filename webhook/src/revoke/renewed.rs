@@ -128,12 +128,12 @@ pub(super) async fn revoke(
     }
 }
 
-/// Whether a pod is not there any more.
+/// True if a pod is not there any more.
 fn is_gone(error: &Error) -> bool {
     matches!(error.downcast_ref(), Some(RenewError::NoSuch(_)))
 }
 
-/// What follows an answer.
+/// The step after an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Next {
     /// Nothing.
@@ -189,7 +189,7 @@ fn of_kubelet(used: &InUse) -> Error {
     .into()
 }
 
-/// Whether a pod has on disk what is to be revoked.
+/// True if a pod has on disk what is to be revoked.
 fn holds(on_disk: &BTreeSet<String>, used: &InUse) -> bool {
     !on_disk.is_disjoint(&used.serials)
 }

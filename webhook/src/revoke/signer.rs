@@ -22,7 +22,7 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(200);
 
-/// The signer of a cluster, and what it is asked about.
+/// The signer of a cluster, and the request to it.
 pub(super) struct Signer<'a> {
     /// The ConfigMaps of the cluster's namespace.
     pub(super) api: &'a Api<ConfigMap>,
@@ -32,9 +32,9 @@ pub(super) struct Signer<'a> {
     pub(super) domains: &'a [Domain],
     /// The certificates.
     pub(super) selector: Selector,
-    /// Why.
+    /// The reason in the revocation list.
     pub(super) reason: Reason,
-    /// Whether refusals are to be overridden at last.
+    /// True if refusals are to be overridden at last.
     pub(super) force: bool,
 }
 
@@ -92,12 +92,12 @@ pub(super) struct SignerAnswers {
     pub(super) at: Option<u64>,
     /// Pods that use what was left.
     pub(super) in_use: Vec<InUse>,
-    /// Whether an authority named as many pods as it can, so that others may use it, too.
+    /// True if an authority named as many pods as it can, so that others may use it, too.
     pub(super) more_in_use: bool,
 }
 
 impl SignerAnswers {
-    /// Whether the last answer for a domain was a refusal.
+    /// True if the last answer for a domain was a refusal.
     pub(super) fn refused(&self) -> bool {
         !self.refusals.is_empty()
     }

@@ -81,7 +81,7 @@ impl fmt::Display for Request {
 pub struct Answer {
     /// The request's id.
     pub id: String,
-    /// Whether it is done.
+    /// True if it is done.
     pub accepted: bool,
     /// The action taken, or the reason for the refusal.
     pub message: String,

@@ -36,7 +36,7 @@ impl Progress {
     }
 }
 
-/// Whether there is nothing more to follow: it is over, or cannot go on by itself.
+/// True if there is nothing more to follow: it is over, or cannot go on by itself.
 pub(super) fn is_over(report: &Report) -> bool {
     !matches!(report.phase.as_str(), "published" | "signing")
 }

@@ -84,7 +84,7 @@ impl Accounts {
     }
 }
 
-/// Whether a request is older than the namespace that has the name now. Both are of the API server's clock, in whole seconds.
+/// True if a request is older than the namespace that has the name now. Both are of the API server's clock, in whole seconds.
 fn is_older(asked: Option<SystemTime>, namespace: Option<SystemTime>) -> bool {
     asked.zip(namespace).is_some_and(|(asked, namespace)| asked < namespace)
 }

@@ -324,7 +324,7 @@ fn owner(secret: &Secret) -> Option<(ClusterName, String)> {
     Some((cluster, annotations.get(UID_ANNOTATION)?.clone()))
 }
 
-/// Whether the two trust a CA together, or sign with one key, in whatever phase of a rollover each of them is.
+/// True if the two trust a CA together, or sign with one key, in whatever phase of a rollover each of them is.
 fn share_a_ca(one: &Stored, other: &Stored) -> bool {
     let keys = |of: &Stored| -> Vec<String> {
         [Some(&of.active), of.next.as_ref()].into_iter().flatten().map(|ca| ca.generation()).collect()

@@ -100,7 +100,7 @@ pub(super) struct Authorities {
     most: u16,
     /// Rung whenever an authority's state changed by a leaf or a statement.
     changed: Arc<Notify>,
-    /// Whether the term is over, so that nothing more is recorded.
+    /// True if the term is over, so that nothing more is recorded.
     over: AtomicBool,
 }
 
@@ -212,7 +212,7 @@ impl Authorities {
         self.quota().all()
     }
 
-    /// Whether nothing is left of an authority.
+    /// True if nothing is left of an authority.
     pub(super) fn is_gone(&self, name: &SignerName) -> bool {
         self.quota().is_gone(name)
     }
@@ -450,7 +450,7 @@ impl Authorities {
         written(&self.client, request, "replace").await
     }
 
-    /// Whether an authority is of a namespace that is gone, though there may be another one of its name.
+    /// True if an authority is of a namespace that is gone, though there may be another one of its name.
     fn is_replaced(&self, name: &SignerName, ready: &Ready) -> bool {
         let namespaces = self.namespaces.borrow();
         let uid = |all: &namespaces::Map| all.get(&name.namespace).map(|facts| facts.uid.as_str() != &*ready.namespace);

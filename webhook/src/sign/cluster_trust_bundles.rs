@@ -204,7 +204,7 @@ impl ClusterTrustBundles {
         Some(wanted)
     }
 
-    /// Whether nothing is left of an authority: its namespace is gone, or it has neither a place nor a Secret.
+    /// True if nothing is left of an authority: its namespace is gone, or it has neither a place nor a Secret.
     fn is_gone(&self, signer: &SignerName) -> bool {
         let namespaces = self.namespaces.borrow().clone();
         namespaces.is_some_and(|namespaces| live(&namespaces, signer).is_none()) || self.authorities.is_gone(signer)

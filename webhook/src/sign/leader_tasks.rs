@@ -37,9 +37,9 @@ pub(super) struct LeaderTasks {
     pub(super) lifetimes: Option<Lifetimes>,
     /// When CertificateRequests of cert-manager are deleted, if they are.
     pub(super) certificate_requests: Option<Times>,
-    /// Whether bundles are published as ClusterTrustBundles, too.
+    /// True if bundles are published as ClusterTrustBundles, too.
     pub(super) cluster_trust_bundles: bool,
-    /// Whether PodCertificateRequests are answered, too.
+    /// True if PodCertificateRequests are answered, too.
     pub(super) pod_certificates: bool,
 }
 

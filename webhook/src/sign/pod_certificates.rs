@@ -168,7 +168,7 @@ struct Work {
     jobs: Jobs<(Key, Arc<str>), bool>,
 }
 
-/// Whether nothing is left to do for a request.
+/// True if nothing is left to do for a request.
 async fn handle(signer: &Signer, serials: &Serials, version: &str, key: &Key) -> bool {
     let (namespace, name) = key;
     let result = async {

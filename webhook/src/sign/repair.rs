@@ -217,7 +217,7 @@ impl Upkeep {
         self.not_before.map_or(Duration::ZERO, |at| at.saturating_duration_since(now))
     }
 
-    /// Whether the last attempt failed.
+    /// True if the last attempt failed.
     pub(super) const fn is_failing(&self) -> bool {
         self.failures > 0
     }

@@ -203,7 +203,7 @@ impl Serving {
         }
     }
 
-    /// Whether the pair is missing, past half of its life, for other names, or not of the CA that signs.
+    /// True if the pair is missing, past half of its life, for other names, or not of the CA that signs.
     fn needs_leaf(&self, stored: &Stored, chain: Option<&Chain>, now: SystemTime) -> bool {
         let Some(chain) = chain else { return true };
         let half = half_of_leaf(chain);

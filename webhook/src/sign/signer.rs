@@ -200,7 +200,7 @@ impl Signer {
     }
 }
 
-/// Whether a request is addressed to a signer of ours.
+/// True if a request is addressed to a signer of ours.
 fn is_ours(csr: &Csr) -> bool {
     case::is_ours(&csr.spec.signer_name)
 }

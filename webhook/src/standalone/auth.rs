@@ -58,7 +58,7 @@ impl User {
         }
     }
 
-    /// Whether the caller is in `group`.
+    /// True if the caller is in `group`.
     pub fn is_in(&self, group: &str) -> bool {
         self.groups.iter().any(|g| g == group)
     }
@@ -86,7 +86,7 @@ impl User {
         }
     }
 
-    /// Whether the caller is a client of etcd by a certificate as this signer issues it; its name is that client's.
+    /// True if the caller is a client of etcd by a certificate as this signer issues it; its name is that client's.
     pub fn is_client(&self) -> bool {
         self.is_in(Role::Client.organization())
     }
@@ -214,7 +214,7 @@ impl Authenticator {
         }
     }
 
-    /// Whether a token of the file is this user's.
+    /// True if a token of the file is this user's.
     pub fn is_token_user(&self, name: &str) -> bool {
         let tokens = self.tokens.as_ref().map(|(_, t)| Arc::clone(&t.read().unwrap_or_else(PoisonError::into_inner)));
         tokens.is_some_and(|tokens| tokens.has_user(name))

@@ -36,7 +36,7 @@ pub enum ProfileError {
     /// A file cannot be read.
     #[error("{path}: {error}")]
     File {
-        /// Which.
+        /// The file.
         path: String,
         /// The system's error.
         error: std::io::Error,

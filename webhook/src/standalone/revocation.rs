@@ -30,12 +30,12 @@ struct Asked {
 }
 
 impl Server {
-    /// Whether `user` may revoke: a member of an administrators' group, or whom policy lists.
+    /// True if `user` may revoke: a member of an administrators' group, or whom policy lists.
     pub fn may_revoke(&self, user: &User) -> bool {
         self.is_admin(user) || self.entitlements.policy().may_revoke(&user.name, &user.groups)
     }
 
-    /// Whether `user` is in an administrators' group.
+    /// True if `user` is in an administrators' group.
     pub fn is_admin(&self, user: &User) -> bool {
         self.admin_groups.iter().any(|group| user.is_in(group))
     }

@@ -288,7 +288,7 @@ impl Store {
         self.revised.clone()
     }
 
-    /// Whether the last write went well.
+    /// True if the last write went well.
     pub fn writable(&self) -> bool {
         self.writable.load(Ordering::Relaxed)
     }

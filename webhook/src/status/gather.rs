@@ -102,9 +102,9 @@ pub(crate) enum OnePod {
 
 /// The report on one pod.
 pub(crate) struct PodReport {
-    /// Whether it has the sidecar.
+    /// True if it has the sidecar.
     pub(crate) injected: bool,
-    /// Whether kubelet requests its certificates.
+    /// True if kubelet requests its certificates.
     pub(crate) of_kubelet: bool,
     /// The version of its sidecar.
     pub(crate) version: Option<String>,

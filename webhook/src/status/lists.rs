@@ -19,15 +19,15 @@ pub(crate) struct Port {
     pub(crate) port: &'static str,
     /// The domain of the list.
     pub(crate) domain: Domain,
-    /// Whether etcd has the list in its options.
+    /// True if etcd has the list in its options.
     pub(crate) enforced: bool,
     /// The reason where it has not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) reason: Option<String>,
-    /// Whether nobody chose that: a new pod would have it.
+    /// True if nobody chose that: a new pod would have it.
     #[serde(skip)]
     pub(crate) unmeant: bool,
-    /// Whether there is no list for the port, whatever its etcd looks at: the CA may not sign one.
+    /// True if there is no list for the port, whatever its etcd looks at: the CA may not sign one.
     #[serde(skip)]
     pub(crate) unlisted: bool,
 }
@@ -107,7 +107,7 @@ fn of_config_file() -> String {
         .to_owned()
 }
 
-/// Whether a container of `pod` gives etcd a config file.
+/// True if a container of `pod` gives etcd a config file.
 fn has_config_file(pod: &Pod) -> bool {
     containers(pod).filter(|container| !is_ours(container)).any(|container| {
         let words = container.command.iter().chain(&container.args).flatten();
@@ -153,7 +153,7 @@ pub(crate) fn sentence(ports: &[Port]) -> Option<String> {
     Some(format!("takes revoked certificates on its {} port: {why}", names.join(" and ")))
 }
 
-/// Whether a container of `pod` has the sidecar's list in its options, by variable or by flag.
+/// True if a container of `pod` has the sidecar's list in its options, by variable or by flag.
 fn is_told(pod: &Pod, role: Role, settings: &Settings) -> bool {
     let file = file(settings, role);
     let variable = format!("ETCD_{}", option(role).to_uppercase().replace('-', "_"));
@@ -169,7 +169,7 @@ fn is_told(pod: &Pod, role: Role, settings: &Settings) -> bool {
     })
 }
 
-/// Whether a word, which may be a script, has the flag with this very value.
+/// True if a word, which may be a script, has the flag with this very value.
 fn says(word: &str, option: &str, file: &str) -> bool {
     ["=", " "].into_iter().any(|between| {
         let flag = format!("-{option}{between}{file}");

@@ -62,7 +62,7 @@ pub(crate) struct Certificate {
     pub(crate) expiry: Option<f64>,
     /// How many of etcd's ports serve it.
     pub(crate) ports: Option<f64>,
-    /// Whether all of them do.
+    /// True if all of them do.
     pub(crate) served: Option<bool>,
 }
 

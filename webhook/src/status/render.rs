@@ -26,9 +26,9 @@ pub(super) enum Output {
 pub(super) struct Screen {
     /// Columns; `None`: nothing is cut.
     pub(super) width: Option<usize>,
-    /// Whether colours are shown.
+    /// True if colours are shown.
     pub(super) colour: bool,
-    /// Whether the pods are of several namespaces.
+    /// True if the pods are of several namespaces.
     pub(super) all_namespaces: bool,
 }
 

@@ -38,7 +38,7 @@ pub(super) struct PodSeen {
     pub(super) name: String,
     /// The settings of its annotations, or why they cannot be read.
     pub(super) settings: Result<Settings, Vec<Problem>>,
-    /// Whether it has the sidecar.
+    /// True if it has the sidecar.
     pub(super) injected: bool,
     /// The ports of its etcd, and whether they look at the revocation lists.
     pub(super) ports: Vec<Port>,
@@ -65,7 +65,7 @@ pub(crate) struct RequestSeen {
     pub(crate) created: Option<SystemTime>,
     /// Why it was denied or failed; `None`: neither.
     pub(crate) refused: Option<String>,
-    /// Whether it holds a certificate.
+    /// True if it holds a certificate.
     pub(crate) issued: bool,
 }
 
@@ -111,9 +111,9 @@ pub(super) struct Row {
     pub(super) roles: Vec<RoleRow>,
     /// Its trust.
     pub(super) trust: Vec<TrustRow>,
-    /// Whether its ports refuse revoked certificates.
+    /// Its ports, and whether they refuse revoked certificates.
     pub(super) revocation: Vec<Port>,
-    /// Whether etcd has to be restarted to load a bundle.
+    /// True if etcd has to be restarted to load a bundle.
     pub(super) restart_due: bool,
     /// The word for what that waits for.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -66,7 +66,7 @@ impl Traces {
         }
     }
 
-    /// Whether spans are exported.
+    /// True if spans are exported.
     pub const fn is_on(&self) -> bool {
         self.0.is_some()
     }

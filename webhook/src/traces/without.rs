@@ -20,7 +20,7 @@ impl Traces {
         Self
     }
 
-    /// Whether spans are exported.
+    /// True if spans are exported.
     pub const fn is_on(&self) -> bool {
         false
     }

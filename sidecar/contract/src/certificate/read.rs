@@ -168,7 +168,7 @@ impl Authority {
         self.not_before <= now && now <= self.not_after
     }
 
-    /// Whether it may stand above `intermediates` certificates and a leaf that is presented as `end`.
+    /// True if it may stand above `intermediates` certificates and a leaf that is presented as `end`.
     pub(super) fn takes(&self, intermediates: usize, end: End) -> bool {
         let wanted = match end {
             End::Server => SERVER_AUTH,

@@ -46,7 +46,7 @@ pub fn refuse_revoked(config: &mut ClientConfig, roots: RootCertStore, list: Crl
     Ok(())
 }
 
-/// What `inner` verifies, unless it is on the list.
+/// Accepts the certificates that `inner` verifies, unless they are on the list.
 #[derive(Debug)]
 struct Verifier {
     inner: Arc<WebPkiServerVerifier>,

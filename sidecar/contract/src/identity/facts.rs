@@ -62,7 +62,7 @@ pub struct PodFacts {
     pub finished: bool,
     /// `metadata.deletionTimestamp` is set.
     pub deleting: bool,
-    /// Whether the pod's namespace carries `etcd-tls=dynamic`.
+    /// True if the pod's namespace carries `etcd-tls=dynamic`.
     pub namespace_opted_in: bool,
 }
 

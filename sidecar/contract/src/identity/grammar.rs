@@ -20,7 +20,7 @@ use crate::{
 /// RFC 5280, ub-common-name.
 const MAX_COMMON_NAME: usize = 64;
 
-/// Whether a pod has opted in: its own label, or its namespace's unless the pod opted out; in a labelled namespace only a
+/// True if a pod has opted in: its own label, or its namespace's unless the pod opted out; in a labelled namespace only a
 /// pod with a container `etcd` or an `etcd-tls.dev/roles` annotation. `containers`: the names of those that keep running, native
 /// sidecars included.
 pub fn opted_in(
@@ -175,7 +175,7 @@ pub(super) fn lacks_address(role: Role, pod: &PodFacts) -> Option<String> {
         .then(|| format!("pod {}/{} has no IP address yet", pod.namespace, pod.name))
 }
 
-/// Whether the role is found by address: others dial it, or check its certificate against where it dials from.
+/// True if the role is found by address: others dial it, or check its certificate against where it dials from.
 const fn needs_addresses(role: Role) -> bool {
     matches!(role, Role::Peer | Role::Server)
 }
@@ -240,7 +240,7 @@ fn all_forms(name: &str, namespace: &str, domain: &str) -> Vec<String> {
     forms
 }
 
-/// Whether the Service's selector takes the pod in. An empty selector selects nothing.
+/// True if the Service's selector takes the pod in. An empty selector selects nothing.
 fn selects(service: &ServiceFacts, pod: &PodFacts) -> bool {
     !service.selector.is_empty()
         && names::is_dns_label(&service.name)

@@ -111,7 +111,7 @@ fn by_name(pod: &PodFacts, services: &[ServiceFacts]) -> (PodFacts, Vec<ServiceF
     (PodFacts { ips, ..pod.clone() }, services.collect())
 }
 
-/// Whether a certificate that lives so long from its issue is shorter than kube-apiserver takes.
+/// True if a certificate that lives so long from its issue is shorter than kube-apiserver takes.
 fn is_too_short(lifetime: Duration) -> bool {
     lifetime + POD_CERTIFICATE_BACKDATE < SHORTEST_POD_CERTIFICATE
 }

@@ -26,12 +26,12 @@ impl Policy {
         self.hosts_beside(signer).find(|host| host.roles.contains(&Role::Client) && host.common_name == user)
     }
 
-    /// Whether a name is one of a host's.
+    /// True if a name is one of a host's.
     pub(super) fn is_name_of_host(&self, signer: &SignerName, name: &str) -> bool {
         self.hosts_beside(signer).any(|host| host.dns_names.iter().any(|of_host| of_host == name))
     }
 
-    /// Whether an address is one of a host's.
+    /// True if an address is one of a host's.
     pub(super) fn is_ip_of_host(&self, signer: &SignerName, ip: IpAddr) -> bool {
         self.hosts_beside(signer).any(|host| host.ips.contains(&ip))
     }

@@ -24,7 +24,7 @@ impl Policy {
         Ok(())
     }
 
-    /// Whether a rule names this namespace that gives its pods, hosts or clusters something.
+    /// True if a rule names this namespace that gives its pods, hosts or clusters something.
     fn names_namespace(&self, name: &str) -> bool {
         let signers = self.shared.iter().flat_map(|shared| shared.signers.iter().chain([&shared.authority]));
         let mut signers = signers.chain(self.authorities.iter().map(|given| &given.signer));

@@ -43,7 +43,7 @@ fn optional_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Optio
 pub struct AllowedKeys(BTreeSet<KeyAlgorithm>);
 
 impl AllowedKeys {
-    /// Whether `key` is among them.
+    /// True if `key` is among them.
     pub fn allow(&self, key: KeyAlgorithm) -> bool {
         self.0.contains(&key)
     }
@@ -87,12 +87,12 @@ impl Lifetime {
 pub struct NameList(Vec<String>);
 
 impl NameList {
-    /// Whether `word` is listed, or all are.
+    /// True if `word` is listed, or all are.
     pub fn takes(&self, word: &str) -> bool {
         self.0.iter().any(|listed| listed == "*" || listed == word)
     }
 
-    /// Whether `word` itself is listed.
+    /// True if `word` itself is listed.
     pub(super) fn names(&self, word: &str) -> bool {
         self.0.iter().any(|listed| listed == word)
     }
@@ -144,12 +144,12 @@ impl ExtraSans {
         self.dns_names.iter().any(|pattern| pattern.takes(name))
     }
 
-    /// Whether the name itself is listed.
+    /// True if the name itself is listed.
     pub(super) fn lists_name(&self, name: &str) -> bool {
         self.dns_names.iter().any(|pattern| pattern.0 == name)
     }
 
-    /// Whether the address alone is a block that is listed.
+    /// True if the address alone is a block that is listed.
     pub(super) fn lists_ip(&self, ip: IpAddr) -> bool {
         let (_, width) = bits(ip);
         self.ip_blocks.iter().any(|block| block.prefix == width && block.contains(ip))
@@ -165,7 +165,7 @@ impl ExtraSans {
 pub struct DnsPattern(String);
 
 impl DnsPattern {
-    /// Whether `name` is this name, or under it.
+    /// True if `name` is this name, or under it.
     pub fn takes(&self, name: &str) -> bool {
         let under = |suffix: &str| !name.starts_with('*') && name.ends_with(suffix) && name.len() > suffix.len();
         name == self.0 || self.0.strip_prefix('*').is_some_and(under)
@@ -200,7 +200,7 @@ fn bits(ip: IpAddr) -> (u128, u8) {
 }
 
 impl CidrBlock {
-    /// Whether `ip` is in it.
+    /// True if `ip` is in it.
     pub fn contains(&self, ip: IpAddr) -> bool {
         let ((address, width), (ip, ip_width)) = (bits(self.address), bits(ip));
         // The shift is the width itself for /0, which checked_shr answers with None for IPv6: everything.
@@ -349,7 +349,7 @@ impl Revoker {
         }
     }
 
-    /// Whether a caller is one.
+    /// True if a caller is one.
     pub(super) fn is(&self, username: &str, groups: &[String]) -> bool {
         self.username.as_ref().is_none_or(|name| name == username)
             && self.groups.iter().all(|group| groups.contains(group))

@@ -114,7 +114,7 @@ fn foreign(signer: &str) -> Option<Issuer> {
     fine.then(|| Issuer::Foreign(signer.to_owned()))
 }
 
-/// Whether Kubernetes takes it for a signer's name: a domain of two labels or more, a slash, a path of DNS subdomains.
+/// True if Kubernetes takes it for a signer's name: a domain of two labels or more, a slash, a path of DNS subdomains.
 pub(super) fn is_signer_name(signer: &str) -> bool {
     signer.len() <= 571
         && signer.split_once('/').is_some_and(|(domain, path)| {

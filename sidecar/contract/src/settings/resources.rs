@@ -60,7 +60,7 @@ impl Resources {
         merged
     }
 
-    /// Whether a request or a limit of `name` is given, `none` included.
+    /// True if a request or a limit of `name` is given, `none` included.
     pub fn gives(&self, name: &str) -> bool {
         self.requests.contains_key(name) || self.limits.contains_key(name)
     }

@@ -31,7 +31,7 @@ impl<C: Clock, F: Files> Agent<C, F> {
         }
     }
 
-    /// Whether the issuer's last answer had its CA; `None` before the first answer, and where the bundle comes from elsewhere.
+    /// True if the issuer's last answer had its CA; `None` before the first answer, and where the bundle comes from elsewhere.
     pub fn issuer_states(&self) -> Option<bool> {
         self.answered.as_ref().and_then(Answered::states)
     }
@@ -117,7 +117,7 @@ impl<C: Clock, F: Files> Agent<C, F> {
         }
     }
 
-    /// Whether the signer's last answer stated the bundles in force; `None` before the first answer, and where the bundles
+    /// True if the signer's last answer stated the bundles in force; `None` before the first answer, and where the bundles
     /// are not our signer's.
     pub fn signer_states(&self) -> Option<bool> {
         self.stated.borrow().last().filter(|_| self.trust.is_ours())

@@ -89,7 +89,7 @@ impl Failure {
         }
     }
 
-    /// Whether it was somebody's verdict: asking again soon would meet the same.
+    /// True if it was somebody's verdict: asking again soon would meet the same.
     pub const fn is_verdict(&self) -> bool {
         matches!(
             self,

@@ -12,8 +12,9 @@ use crate::{issuance::others::DistrustingMembers, kube::Api, store::Entry};
 const LAST: u32 = 20;
 
 impl<A: Api, C, F> Issuance<'_, A, C, F> {
-    /// Whom the new certificate `entry` waits for; `None`: nobody. It waits while the one in use does for the pod: it has the
-    /// pod's names, and a fifth of its life left; a twentieth, where members are seen that do not trust the new CA.
+    /// The members that the new certificate `entry` waits for; `None`: it can be used. It waits while the certificate in use is
+    /// good enough for the pod: it has the pod's names and a fifth of its life left (a twentieth, if members are seen that do not
+    /// trust the new CA).
     pub(super) fn held_back(&self, entry: &Entry, now: SystemTime) -> Option<DistrustingMembers> {
         let (others, current) = (self.others?, self.current?);
         let (old, new) = (current.chain(), entry.chain());
@@ -28,7 +29,7 @@ impl<A: Api, C, F> Issuance<'_, A, C, F> {
         Some(others).filter(|others| waits && !others.members.is_empty())
     }
 
-    /// Whether `entry` is used because the one in use ends soon, and not because everybody trusts its CA.
+    /// True if `entry` is used because the one in use ends soon, and not because everybody trusts its CA.
     pub(super) fn is_pressed(&self, entry: &Entry, now: SystemTime) -> bool {
         let bundle = asked_about(entry);
         let others = self.others.zip(bundle).map(|(others, bundle)| others(self.template.role.domain(), &bundle));

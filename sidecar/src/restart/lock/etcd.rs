@@ -130,7 +130,7 @@ impl EtcdLock {
     }
 }
 
-/// Whether a lock ends by itself within [`LONGEST`] when its holder is gone: whether it hangs on a lease, and on a short one.
+/// True if a lock ends by itself within [`LONGEST`] when its holder is gone: whether it hangs on a lease, and on a short one.
 async fn lapses(client: &Client, url: &Endpoint, found: &HeldKey) -> Result<bool, EtcdError> {
     if found.lease == 0 {
         return Ok(false);

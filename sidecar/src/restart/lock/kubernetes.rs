@@ -60,7 +60,7 @@ impl LeaseLock {
         })
     }
 
-    /// Whether there are Leases and the pod has the right to the one of this `name`, as a read of it shows.
+    /// True if there are Leases and the pod has the right to the one of this `name`, as a read of it shows.
     ///
     /// # Errors
     /// The API server's, but for a 403 and a 404, which are answers.
@@ -194,7 +194,7 @@ fn micro_time(time: Timestamp) -> String {
     format!("{time:.6}")
 }
 
-/// Whether a 404 speaks of a Lease that is not there, and not of Leases: the former names it in its details (a Status's
+/// True if a 404 speaks of a Lease that is not there, and not of Leases: the former names it in its details (a Status's
 /// `details.kind` is the resource).
 fn is_of_a_lease(answer: &Answer) -> bool {
     answer.resource().is_some_and(|resource| resource == "leases")

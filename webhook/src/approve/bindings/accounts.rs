@@ -51,7 +51,7 @@ impl Accounts {
         Self { grace, pods: Listed::default(), namespaces: BTreeMap::new(), next: 0 }
     }
 
-    /// Whether every labelled pod was seen once.
+    /// True if every labelled pod was seen once.
     pub(super) const fn is_complete(&self) -> bool {
         self.pods.is_complete()
     }
@@ -118,7 +118,7 @@ impl Accounts {
         all.filter_map(|account| account.ended).min().map(|ended| ended + self.grace)
     }
 
-    /// Whether an account of the namespace has the right.
+    /// True if an account of the namespace has the right.
     pub(super) fn any_of(&self, namespace: &str) -> bool {
         self.namespaces.get(namespace).is_some_and(|accounts| accounts.values().any(|account| account.admitted))
     }

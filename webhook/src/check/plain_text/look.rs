@@ -197,7 +197,7 @@ async fn answers_plain_text(endpoint: &Endpoint) -> Option<Scheme> {
     recognise(&answer)
 }
 
-/// Whether the port takes part in a TLS handshake. No CA is trusted, so the handshake ends at the server's certificate, and
+/// True if the port takes part in a TLS handshake. No CA is trusted, so the handshake ends at the server's certificate, and
 /// nothing is sent to it.
 async fn answers_handshake(endpoint: &Endpoint) -> bool {
     let Ok(name) = ServerName::try_from(endpoint.host.clone()) else { return false };
@@ -210,7 +210,7 @@ async fn answers_handshake(endpoint: &Endpoint) -> bool {
     }
 }
 
-/// Whether only a TLS server brings the handshake to this error.
+/// True if only a TLS server brings the handshake to this error.
 const fn proves_tls(error: &rustls::Error) -> bool {
     use rustls::Error;
     matches!(error, Error::InvalidCertificate(_) | Error::AlertReceived(_) | Error::PeerIncompatible(_))

@@ -262,7 +262,7 @@ impl Queue {
         self.due.peek().map(|Reverse((at, ..))| *at)
     }
 
-    /// Whether something did not fit, and fits now.
+    /// True if something did not fit, and fits now.
     pub(super) fn has_room_again(&self) -> bool {
         self.overflowed && self.lines.values().any(|line| line.overflowed && line.entries <= PER_REQUESTER / 2)
     }

@@ -89,7 +89,7 @@ pub(crate) const WANTED: &[&[&str]] = &[
 ];
 
 impl LeanPod {
-    /// Whether its labels, annotations and names are more than was read.
+    /// True if its labels, annotations and names are more than was read.
     pub(crate) const fn is_cut(&self) -> bool {
         self.1
     }

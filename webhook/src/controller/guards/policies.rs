@@ -31,7 +31,7 @@ pub(crate) enum Guard {
     CertificateRequestDeletes,
     /// The decisions on CertificateRequests; of the component approve-others.
     CertificateRequestApprovals,
-    /// Who asks in a CertificateRequest of a pod; of the component approve-others.
+    /// The user fields in a pod's CertificateRequest; of the component approve-others.
     CertificateRequestIdentities,
 }
 

@@ -168,7 +168,7 @@ impl Shipped {
     }
 }
 
-/// Whether it leaves anything out that its rules match.
+/// True if it leaves anything out that its rules match.
 fn narrows(resources: &MatchResources) -> bool {
     let selects = |selector: &Option<LabelSelector>| {
         selector.as_ref().is_some_and(|selector| {

@@ -17,12 +17,12 @@ pub(super) fn line(container: &str) -> String {
     format!("({container}.?command.orValue([]) + {container}.?args.orValue([]){hooks}).join(' ')")
 }
 
-/// Whether a container is seen to run etcd by its own command or its image's.
+/// The CEL condition that a container is seen to run etcd by its own command or its image's.
 const RUNS_ETCD: &str = "(c.name == 'etcd' || (size(c.?command.orValue([])) == 0 ? c.?args[?0].orValue('').startsWith('-')\n\
                          : c.command[0].matches('(^|/)etcd$')))";
 
-/// Whether a native sidecar, or the main container beside it, is seen to run etcd: by its command line, or by its image's name where
-/// it runs the image's own.
+/// The CEL condition that a native sidecar, or the main container beside it, is seen to run etcd: by its command line, or by its
+/// image's name if it runs the image's own command.
 pub(super) const IS_ETCD: &str = "(size(c.?command.orValue([])) == 0 ? c.?image.orValue('').matches('(^|/)etcd([:@]|$)')\n\
                        : c.command[0].matches('(^|/)etcd$'))";
 
@@ -100,10 +100,10 @@ pub(super) fn variables(config: &Config, template: &Template) -> Result<Vec<Vari
     ])
 }
 
-/// Whether a container with etcd is not started again by its own policy.
+/// The CEL condition that a container with etcd is not started again by its own policy.
 pub(super) const OWN_RESTART_POLICY: &str = "variables.etcd.exists(c, c.?restartPolicy.orValue('Always') != 'Always')";
 
-/// Whether a container with etcd is not started again by the pod's policy. One of its own precedes it.
+/// The CEL condition that a container with etcd is not started again by the pod's policy. One of its own precedes it.
 pub(super) const NEVER: &str =
     "(object.spec.?restartPolicy.orValue('') == 'Never' && variables.etcd.exists(c, !has(c.restartPolicy)))";
 

@@ -82,10 +82,10 @@ pub(super) fn variables(config: &Config) -> Vec<Variable> {
     variables
 }
 
-/// Whether `spec.resources` bounds the whole pod.
+/// The CEL condition that `spec.resources` bounds the whole pod.
 const BOUNDS: &str = "['requests', 'limits'].exists(k, size(object.spec.?resources[?k].orValue({})) > 0)";
 
-/// Whether the annotation gives a request or a limit of a resource.
+/// The CEL condition that the annotation gives a request or a limit of a resource.
 pub(super) fn gives(name: &str) -> String {
     let of = |kind: &str| format!("r.startsWith({})", literal(&format!("{kind}.{name}=")));
     format!("variables.givenResources.exists(r, {} || {})", of("requests"), of("limits"))

@@ -28,7 +28,7 @@ pub(super) fn annotation(key: &str, default: &str) -> String {
     format!("variables.annotations[?{}].orValue({})", full(key), literal(default))
 }
 
-/// Whether the pod has an annotation of ours.
+/// The CEL condition that the pod has an annotation of ours.
 pub(super) fn has(key: &str) -> String {
     format!("{} in variables.annotations", full(key))
 }

@@ -94,7 +94,7 @@ fn variables_of(options: &[&str]) -> Vec<String> {
     options.iter().map(|option| urls::variable("ETCD", option)).collect()
 }
 
-/// Whether a member sets an option that begins so, by flag or by variable.
+/// The CEL condition that a member sets an option that begins so, by flag or by variable.
 fn sets(option: &str) -> String {
     format!(
         "({LINE}.matches({}) || c.?env.orValue([]).exists(e, e.name.startsWith({})))",

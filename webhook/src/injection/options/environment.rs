@@ -9,7 +9,7 @@ use crate::injection::{json::Json, view::Container};
 #[derive(Debug, Default)]
 pub(super) struct Environment {
     pub(super) by_name: HashMap<String, Text>,
-    /// Whether `envFrom` brings others, of which nothing is known.
+    /// True if `envFrom` brings others, of which nothing is known.
     pub(super) from_elsewhere: bool,
     /// How much more text is put together, in bytes; 0: it was too much.
     pub(super) left: usize,

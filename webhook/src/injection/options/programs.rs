@@ -105,7 +105,7 @@ fn system(text: &str) -> &str {
     text.rsplit_once('/').map_or(text, |(directory, name)| if directories.contains(&directory) { name } else { "" })
 }
 
-/// Whether a function of this name would hide a program that is understood.
+/// True if a function of this name would hide a program that is understood.
 pub(super) fn is_known(name: &str) -> bool {
     !matches!(step(&[Text::known(name)]), Step::Unknown(_, false))
         || matches!(name, "exec" | "command" | "set" | "export")
@@ -118,7 +118,7 @@ pub(super) fn writes(words: &[Text]) -> impl Iterator<Item = String> {
     words.iter().skip(1).filter(move |_| writes).map(base)
 }
 
-/// What `words`, a program and its arguments, do.
+/// The effect of `words`, a program and its arguments.
 pub(super) fn step(words: &[Text]) -> Step {
     let Some(first) = words.first() else { return Step::Harmless };
     let Some(program) = first.as_str() else {
@@ -268,7 +268,7 @@ pub(super) fn is_name(text: &str) -> bool {
     text.starts_with(letter) && text.chars().all(|c| letter(c) || c.is_ascii_digit())
 }
 
-/// What `words` print; any text where that is not known.
+/// The output of `words`; any text if it is not known.
 pub(super) fn output(words: &[Text]) -> Text {
     let shown = format!("$({})", words.iter().map(Text::shown).collect::<Vec<_>>().join(" "));
     let arguments: Vec<&str> = words.iter().skip(1).map(|word| word.as_str().unwrap_or("$")).collect();
@@ -301,7 +301,7 @@ pub(super) fn output(words: &[Text]) -> Text {
     Text::hole(shown, kind)
 }
 
-/// What printf prints by a format of text, `%s` and ends of lines.
+/// The output of printf for a format of text, `%s` and ends of lines.
 pub(super) fn formatted(words: &[Text]) -> Option<Text> {
     let format = words.get(1)?.as_str()?.replace("\\n", "\n");
     let pieces: Vec<&str> = format.split("%s").collect();

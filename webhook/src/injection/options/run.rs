@@ -72,7 +72,7 @@ const SWITCHES: &str = "auto-tls client-cert-auth debug enable-grpc-gateway enab
     version write-out-hex hex prefix keys-only print-value-only from-key cluster";
 
 impl Run {
-    /// Whether it talks to etcd: a run of etcdctl that does more than to print or to work on files.
+    /// True if it talks to etcd: a run of etcdctl that does more than to print or to work on files.
     pub(in crate::injection) fn dials(&self) -> bool {
         let word = |index: usize| self.words.get(index).map_or("", String::as_str);
         let on_files = word(0) == "snapshot" && matches!(word(1), "status" | "restore");

@@ -10,7 +10,7 @@ const LONG: &str =
 /// Commands of a letter alone.
 const ALONE: &str = "pdDPnNgGhHxl=Fz";
 
-/// Whether sed with these words, without its name, runs no other program.
+/// True if sed with these words, without its name, runs no other program.
 pub(super) fn is_plain(words: &[Text]) -> bool {
     let (mut at, mut scripts, mut operands) = (0, Vec::new(), Vec::new());
     while let Some(word) = words.get(at) {

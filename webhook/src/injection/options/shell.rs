@@ -91,7 +91,7 @@ pub(super) struct Shell<'e> {
     /// How many commands were followed, what the last one prints, and how many assignments there were.
     commands: usize,
     output: Text,
-    /// What the next command reads, where that is known.
+    /// The input of the next command, if it is known.
     input: Option<Text>,
     /// The script itself is what the commands in it read.
     read_from: bool,
@@ -213,7 +213,7 @@ impl<'e> Shell<'e> {
         Ok(texts)
     }
 
-    /// Whether the pod does not set it: a variable that only the script assigns is empty before.
+    /// True if the pod does not set it: a variable that only the script assigns is empty before.
     fn is_new(&self, name: &str) -> bool {
         !self.environment.from_elsewhere && !self.environment.by_name.contains_key(name)
     }

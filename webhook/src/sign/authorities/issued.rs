@@ -59,10 +59,10 @@ pub(crate) struct Leaf {
     pub(crate) pod: String,
     /// The subject's CN.
     pub(crate) user: String,
-    /// Whether it is a peer's.
+    /// True if it is a peer's.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) peer: bool,
-    /// Whether kubelet asked for it, for a volume of `podCertificate`. The sidecar's is another one, and neither replaces the other.
+    /// True if kubelet asked for it, for a volume of `podCertificate`. The sidecar's is another one, and neither replaces the other.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) kubelet: bool,
     /// The cluster, as `<namespace>/<name>`, of a standalone signer's peer: nothing else tells it there.
@@ -96,7 +96,7 @@ pub(crate) struct Line {
     /// To whom it is charged: the caller that the presented certificates lead back to.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(crate) origin: String,
-    /// Whether its branch began in the record of another domain, where it is charged.
+    /// True if its branch began in the record of another domain, where it is charged.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(crate) elsewhere: bool,
 }
@@ -127,7 +127,7 @@ impl Leaf {
         self.line.as_ref().map_or(self.principal.as_str(), |line| line.origin.as_str())
     }
 
-    /// Whether its branch began in the record of another domain.
+    /// True if its branch began in the record of another domain.
     pub(crate) fn began_elsewhere(&self) -> bool {
         self.line.as_ref().is_some_and(|line| line.elsewhere)
     }
@@ -163,7 +163,7 @@ impl Leaf {
         Self { kubelet: true, ..self }
     }
 
-    /// Whether `other` is for the same user and comes by the same way.
+    /// True if `other` is for the same user and comes by the same way.
     fn alike(&self, other: &Self) -> bool {
         self.user == other.user && self.kubelet == other.kubelet
     }
@@ -248,7 +248,7 @@ impl Issued {
         self.leaves.len()
     }
 
-    /// Whether it holds this serial number.
+    /// True if it holds this serial number.
     pub(crate) fn has(&self, serial: &str) -> bool {
         self.leaves.get(serial).is_some()
     }
@@ -364,7 +364,7 @@ impl Issued {
         found
     }
 
-    /// Whether kubelet asked for a certificate.
+    /// True if kubelet asked for a certificate.
     pub(super) fn is_of_kubelet(&self, serial: &str) -> bool {
         self.leaves.get(serial).is_some_and(|leaf| leaf.kubelet)
     }

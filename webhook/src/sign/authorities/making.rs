@@ -170,7 +170,7 @@ impl Authorities {
         }
     }
 
-    /// Whether a pod of the namespace has opted in by its own label, which opens the namespace as its own label would.
+    /// True if a pod of the namespace has opted in by its own label, which opens the namespace as its own label would.
     async fn has_labelled_pods(&self, namespace: &str) -> Result<bool, ApiServerError> {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
         let one = ListParams::default().labels(&format!("{}={}", names::LABEL, names::DYNAMIC)).limit(1);

@@ -69,7 +69,7 @@ impl MemberCounts {
         clusters
     }
 
-    /// Whether a member falls.
+    /// True if a member falls.
     pub(super) const fn falls(self) -> bool {
         self.after < self.before
     }

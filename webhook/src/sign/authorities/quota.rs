@@ -204,7 +204,7 @@ impl Quota {
         self.entries.get(name.namespace.as_str())?.iter().find(|entry| entry.name == *name).cloned()
     }
 
-    /// Whether an authority has neither an entry nor a Secret. `false` while the Secrets are not listed.
+    /// True if an authority has neither an entry nor a Secret. `false` while the Secrets are not listed.
     pub(in crate::sign) fn is_gone(&self, name: &SignerName) -> bool {
         let has_secret =
             |kept: &HashMap<_, Vec<_>>| kept.get(name.namespace.as_str()).is_some_and(|here| here.contains(name));

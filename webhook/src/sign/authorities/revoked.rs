@@ -86,7 +86,7 @@ pub(crate) struct Known<'a> {
     pub(crate) issued: &'a Issued,
     /// The authority's namespace, in which a pod's bare name is looked for.
     pub(crate) namespace: &'a str,
-    /// Whether the CA may sign lists.
+    /// True if the CA may sign lists.
     pub(crate) signs_lists: bool,
     /// The pods that hold its certificates.
     pub(crate) live: &'a [LivePod],
@@ -162,18 +162,18 @@ impl Revoked {
         Some(Report { answer, count: *count, at: Some(*at), in_use, lacks_before: None })
     }
 
-    /// Whether the holder of this uid gets no certificate any more.
+    /// True if the holder of this uid gets no certificate any more.
     pub(crate) fn bars(&self, holder: &str) -> bool {
         self.record.barred.contains_key(holder)
     }
 
-    /// Whether an operator has revoked a certificate of this key ([`etcd_tls_contract::csr::key_digest`]) because the key is
+    /// True if an operator has revoked a certificate of this key ([`etcd_tls_contract::csr::key_digest`]) because the key is
     /// compromised.
     pub(crate) fn compromised(&self, key: &str) -> bool {
         self.record.keys.contains_key(key)
     }
 
-    /// Whether this certificate is revoked.
+    /// True if this certificate is revoked.
     pub(crate) fn lists(&self, serial: &str) -> bool {
         self.record.entries.contains_key(serial)
     }
@@ -333,7 +333,7 @@ impl Revoked {
         record.in_use.clear();
     }
 
-    /// Whether the last request was refused.
+    /// True if the last request was refused.
     pub(crate) fn refuses(&self) -> bool {
         self.record.answer.as_ref().is_some_and(|answer| !answer.accepted)
     }

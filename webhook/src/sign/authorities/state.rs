@@ -201,7 +201,7 @@ impl Stored {
         of_old.max(of_active).unwrap_or_else(|| self.active.not_after())
     }
 
-    /// Whether every certificate of it has ended and no rollover is under way. Whether pods use it, the watch of pods tells.
+    /// True if every certificate of it has ended and no rollover is under way. Whether pods use it, the watch of pods tells.
     pub(in crate::sign) fn rests(&self, now: SystemTime) -> bool {
         let ended = |end: Option<SystemTime>| end.is_none_or(|end| end <= now);
         let moves = self.state.rollover.is_some() || self.next.is_some() || self.old.is_some();

@@ -26,7 +26,7 @@ const FLUSH_WITHIN: Duration = Duration::from_secs(3);
 const AT_ONCE: usize = 16;
 
 impl Stored {
-    /// Whether certificates were issued and the record of them is lost: it was left out, cannot be read, or somebody restored the
+    /// True if certificates were issued and the record of them is lost: it was left out, cannot be read, or somebody restored the
     /// Secret without it. A certificate is noted in the state before it is issued.
     pub(super) fn has_lost_its_record(&self) -> bool {
         let of_old = self.state.rollover.as_ref().and_then(|rollover| rollover.old_leaves_until);

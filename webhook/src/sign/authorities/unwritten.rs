@@ -37,12 +37,12 @@ impl Unwritten {
         self.since.get_or_insert_with(Instant::now);
     }
 
-    /// What a record that was read again is to take in.
+    /// The entries that a record takes in when it was read again.
     pub(super) const fn issued(&self) -> &Issued {
         &self.issued
     }
 
-    /// Whether all is written.
+    /// True if all is written.
     pub(super) const fn is_empty(&self) -> bool {
         self.since.is_none()
     }
@@ -52,7 +52,7 @@ impl Unwritten {
         *self = Self::default();
     }
 
-    /// Whether the record is to be written now.
+    /// True if the record is to be written now.
     pub(in crate::sign) fn is_due(&self, now: Instant) -> bool {
         self.since.is_some_and(|since| now.saturating_duration_since(since) >= RECORD_WITHIN)
     }

@@ -40,7 +40,7 @@ pub(in crate::sign) struct Facts {
     pub(in crate::sign) resource_version: Box<str>,
     /// Of the Secret of a CA: the authority, and the uid of its namespace.
     pub(in crate::sign) authority: Option<(SignerName, Box<str>)>,
-    /// Whether it is kept though nobody uses it.
+    /// True if it is kept though nobody uses it.
     pub(in crate::sign) kept: bool,
     /// The annotations that are requests to the signer: those of ours that end in `-request`.
     pub(in crate::sign) requests: BTreeMap<String, String>,
@@ -71,7 +71,7 @@ impl Objects {
         seen.objects.is_complete().then(|| here().collect())
     }
 
-    /// Whether they are listed.
+    /// True if they are listed.
     pub(in crate::sign) fn complete(&self) -> bool {
         self.lock().objects.is_complete()
     }

@@ -39,12 +39,12 @@ struct Member {
     cluster: ClusterName,
     /// In which roles.
     roles: BTreeSet<Role>,
-    /// Whether it has opted in by a label of its own.
+    /// True if it has opted in by a label of its own.
     by_label: bool,
-    /// Whether it is on a node, with the sidecar that tells what its etcd has loaded. A pod that is on no node yet will
+    /// True if it is on a node, with the sidecar that tells what its etcd has loaded. A pod that is on no node yet will
     /// load what is published then.
     running: bool,
-    /// Whether kubelet requests its certificates.
+    /// True if kubelet requests its certificates.
     of_kubelet: bool,
 }
 
@@ -55,7 +55,7 @@ pub(crate) struct Voter {
     pub(crate) holder: String,
     /// The cluster. Several may share an authority.
     pub(crate) cluster: ClusterName,
-    /// Whether it is on a node and injected. A host is taken for one that runs.
+    /// True if it is on a node and injected. A host is taken for one that runs.
     pub(crate) running: bool,
 }
 
@@ -87,7 +87,7 @@ impl Pods {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether every pod was seen. Until then nobody knows whom a rollover waits for.
+    /// True if every pod was seen. Until then nobody knows whom a rollover waits for.
     pub(in crate::sign) fn complete(&self) -> bool {
         self.lock().is_complete()
     }
@@ -205,7 +205,7 @@ impl Pods {
         voters
     }
 
-    /// Whether something changed.
+    /// True if something changed.
     fn take(&self, event: &Event<LeanPod>) -> bool {
         let mut seen = self.lock();
         let listed_before = seen.is_complete();
@@ -224,13 +224,13 @@ pub(crate) fn host_holder(username: &str) -> String {
     format!("host:{username}")
 }
 
-/// Whether [`host_holder`] made this.
+/// True if [`host_holder`] made this.
 pub(in crate::sign) fn is_host(holder: &str) -> bool {
     holder.starts_with("host:")
 }
 
 impl Member {
-    /// Whether it has opted in: by its own label, or because its namespace has.
+    /// True if it has opted in: by its own label, or because its namespace has.
     fn counts(&self, namespace: &str, namespaces: &namespaces::Map) -> bool {
         self.by_label || namespaces.get(namespace).is_some_and(|facts| facts.opted_in && !facts.deleting)
     }

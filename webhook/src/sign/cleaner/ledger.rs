@@ -281,7 +281,7 @@ impl Ledger {
         }
     }
 
-    /// Whether an open request that would be refused goes without an answer: the requester has as many refused ones as are
+    /// True if an open request that would be refused goes without an answer: the requester has as many refused ones as are
     /// kept, or a refusal at its creation would have gone by `now`. `approve` does not answer what it once left to us.
     pub(in crate::sign) fn goes_unanswered(&self, csr: &Csr, now: SystemTime) -> bool {
         let overdue = |created: SystemTime| now.duration_since(created).is_ok_and(|age| age >= self.times.refused);

@@ -29,7 +29,7 @@ pub(super) struct PodCertificateRequest {
     pub(super) metadata: ObjectMeta,
     pub(super) spec: Spec,
     status: Status,
-    /// Whether it was larger than the limit, so that this is only a part of it.
+    /// True if it was larger than the limit, so that this is only a part of it.
     #[serde(skip)]
     pub(super) cut: bool,
 }
@@ -115,7 +115,7 @@ impl PodCertificateRequest {
         self.metadata.resource_version.as_deref().unwrap_or_default()
     }
 
-    /// Whether it waits for an answer of ours: its whole status is final once it has one of the three conditions.
+    /// True if it waits for an answer of ours: its whole status is final once it has one of the three conditions.
     pub(super) fn concerns_us(&self) -> bool {
         let decided = self.status.conditions.iter().any(|c| matches!(c.kind.as_str(), "Issued" | "Denied" | "Failed"));
         !decided && self.metadata.deletion_timestamp.is_none() && self.signer().is_some()

@@ -36,7 +36,7 @@ struct Space {
     due: BTreeSet<(Instant, Key)>,
     /// The first time of these by which the namespace is in [`Waiting::later`].
     head: Option<Instant>,
-    /// Whether some of it were left out.
+    /// True if some of it were left out.
     left_out: bool,
 }
 
@@ -52,7 +52,7 @@ pub(super) struct Waiting {
     ready: BTreeSet<(u64, Arc<str>)>,
     turn: u64,
     list: u64,
-    /// Whether a namespace was left out because the whole was full.
+    /// True if a namespace was left out because the whole was full.
     left_out: bool,
     wants_list: bool,
     /// The uids of those that do not wait any more.
@@ -73,7 +73,7 @@ impl Waiting {
         gone.iter().for_each(|key| self.remove(key));
     }
 
-    /// Whether there is room again for what was left out.
+    /// True if there is room again for what was left out.
     pub(super) fn wants_list(&self) -> bool {
         self.wants_list || self.left_out && self.jobs.len() <= MOST / 2
     }
@@ -241,7 +241,7 @@ mod tests {
         waiting.next(now).map(|(key, _)| key)
     }
 
-    /// Whether nothing is kept of what is gone.
+    /// True if nothing is kept of what is gone.
     fn is_empty(waiting: &Waiting) -> bool {
         let Waiting { jobs, spaces, sizes, later, ready, .. } = waiting;
         jobs.is_empty() && spaces.is_empty() && sizes.is_empty() && later.is_empty() && ready.is_empty()

@@ -64,7 +64,7 @@ impl Retired {
         self.0.insert(uid.into(), now);
     }
 
-    /// Whether an object was deleted.
+    /// True if an object was deleted.
     pub(super) fn has(&self, uid: &str) -> bool {
         self.0.contains_key(uid)
     }
@@ -101,7 +101,7 @@ impl Reconciler {
         }
     }
 
-    /// Whether somebody has marked a Secret of the cluster to be kept.
+    /// True if somebody has marked a Secret of the cluster to be kept.
     fn is_kept(&self, name: &SignerName) -> bool {
         self.kept_clusters.contains(&name.cluster_name())
     }
@@ -253,7 +253,7 @@ pub(super) fn since(result: &RoundResult) -> Option<SystemTime> {
     result.idle_since.filter(|_| result.trouble.is_none())
 }
 
-/// Whether policy names an authority: its key is the operator's, or it signs for others, or others for it.
+/// True if policy names an authority: its key is the operator's, or it signs for others, or others for it.
 fn is_named(name: &SignerName, policy: &Policy) -> bool {
     policy.given_secret(name).is_some()
         || policy.shared.iter().any(|shared| shared.authority == *name || shared.signers.contains(name))

@@ -12,7 +12,7 @@ const BUSY: Duration = Duration::from_secs(10);
 const SETTLE: Duration = Duration::from_millis(10);
 const LONGEST_SETTLE: Duration = Duration::from_secs(1);
 
-/// Whether a round left something that comes by time alone.
+/// The work that a round left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Pending {
     /// A rollover under way, a right that is not there yet, a trouble.

@@ -14,7 +14,7 @@ const MOST: usize = 4096;
 pub(in crate::sign) struct Said(HashMap<(String, &'static str), (String, Instant)>);
 
 impl Said {
-    /// Whether to say it now: it was not said of that subject within `every`. Then it counts as said.
+    /// True if to say it now: it was not said of that subject within `every`. Then it counts as said.
     pub(super) fn is_due(
         &mut self,
         subject: &str,

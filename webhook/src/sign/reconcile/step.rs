@@ -57,7 +57,7 @@ pub(super) struct RoundResult {
 }
 
 impl Reconciler {
-    /// Whether something may be decided by the pods of an authority: a rollover is under way or its state is not known, or
+    /// True if something may be decided by the pods of an authority: a rollover is under way or its state is not known, or
     /// somebody asks something.
     pub(super) fn may_move(&self, entry: &Entry) -> bool {
         let rests = |held: &Held| matches!(held, Held::Ready(ready) if ready.stored.state.rollover.is_none());
@@ -220,7 +220,7 @@ impl Reconciler {
     }
 }
 
-/// Whether others than pods may hold leaves of an authority: it signs clients.
+/// True if others than pods may hold leaves of an authority: it signs clients.
 fn outside_clients(name: &SignerName, policy: &Policy) -> bool {
     let mapped = policy.shared.iter().filter(|shared| shared.authority == *name).flat_map(|shared| &shared.signers);
     mapped.chain([name]).any(|signer| signer.domain != Domain::Peer)
@@ -233,7 +233,7 @@ fn report_of(stored: &Stored, waiting: &[crate::rollover::Waiting]) -> Report {
     report
 }
 
-/// Whether a step is one of a rollover that goes as it should; the others are for somebody to look at.
+/// True if a step is one of a rollover that goes as it should; the others are for somebody to look at.
 pub(super) const fn goes_well(step: &Step) -> bool {
     match step {
         Step::Publish(_) | Step::ChangeOver(ChangeOver::Trusted) | Step::Retire | Step::ConfirmClients => true,

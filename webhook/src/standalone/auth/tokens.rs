@@ -81,12 +81,12 @@ impl Tokens {
         self.users.len()
     }
 
-    /// Whether there is none.
+    /// True if there is none.
     pub const fn is_empty(&self) -> bool {
         self.users.is_empty()
     }
 
-    /// Whether a token is `name`'s.
+    /// True if a token is `name`'s.
     pub(super) fn has_user(&self, name: &str) -> bool {
         self.users.iter().any(|(_, user)| user.name == name)
     }

@@ -137,7 +137,7 @@ impl Selector {
         self.name.as_deref()
     }
 
-    /// Whether it selects `request`.
+    /// True if it selects `request`.
     pub fn takes(&self, request: &StoredRequest) -> bool {
         let is = |wanted: &Option<String>, value: &str| wanted.as_ref().is_none_or(|w| w == value);
         is(&self.owner, request.owner())
@@ -154,7 +154,7 @@ fn terms<'a>(query: &'a Query, key: &str) -> impl Iterator<Item = &'a str> {
     query.get(key).map(|s| s.split(',')).into_iter().flatten().filter(|t| !t.is_empty())
 }
 
-/// Whether a parameter is given and not `false`.
+/// True if a parameter is given and not `false`.
 pub(super) fn flag(query: &Query, key: &str) -> bool {
     query.get(key).is_some_and(|v| !matches!(v.as_str(), "" | "0" | "false"))
 }

@@ -44,9 +44,9 @@ pub struct Watch {
     pub revision: u64,
     /// First of all, what there is, as events.
     pub initial: VecDeque<Arc<StoredRequest>>,
-    /// Whether the end of what there is is marked by a bookmark of its own (`sendInitialEvents`).
+    /// True if the end of what there is is marked by a bookmark of its own (`sendInitialEvents`).
     pub mark_initial_end: bool,
-    /// Whether bookmarks are wanted.
+    /// True if bookmarks are wanted.
     pub bookmarks: bool,
     /// When the watch ends by itself.
     pub end: Instant,

@@ -92,7 +92,7 @@ impl Name {
 }
 
 impl Rule {
-    /// Whether it approves what is asked: the profile's, and every name listed.
+    /// True if it approves what is asked: the profile's, and every name listed.
     fn takes(&self, user: &User, request: &Request, recognised: &Recognised) -> bool {
         let own_name = user.host().is_none_or(|host| host == recognised.name);
         if self.role != recognised.role {
@@ -160,7 +160,7 @@ pub struct Context<'a> {
     pub holders: &'a Holders,
     /// The policy.
     pub policy: &'a Policy,
-    /// Whether a CN is also the name of a token's user.
+    /// True if a CN is also the name of a token's user.
     pub is_token_user: bool,
     /// Now.
     pub now: SystemTime,

@@ -117,7 +117,7 @@ fn uuid(mut bytes: [u8; 16]) -> String {
     [&digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..]].join("-")
 }
 
-/// Whether a request may be called so: as Kubernetes allows names in paths, and with nothing that reads as a path.
+/// True if a request may be called so: as Kubernetes allows names in paths, and with nothing that reads as a path.
 /// The etcd-certificate-generator's agents use their CN, which has colons.
 fn is_name(name: &str) -> bool {
     let bytes = name.as_bytes();

@@ -52,7 +52,7 @@ impl Entitlements {
         &self.policy
     }
 
-    /// Whether this caller is judged by policy: a host that policy lists, or a service account where there are pods.
+    /// True if this caller is judged by policy: a host that policy lists, or a service account where there are pods.
     pub fn knows(&self, user: &User) -> bool {
         if user.name.starts_with("system:serviceaccount:") {
             return self.pods.is_some();

@@ -40,7 +40,7 @@ struct Backoff {
 }
 
 impl Backoff {
-    /// Whether a request was refused; `Some(true)`: it may be tried again.
+    /// True if a request was refused; `Some(true)`: it may be tried again.
     fn is_due(&self, uid: &str, now: Instant) -> Option<bool> {
         self.requests.get(uid).map(|caller| !self.holds(caller, now))
     }

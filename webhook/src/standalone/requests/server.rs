@@ -46,7 +46,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Whether requests can be served.
+    /// Checks that requests can be served.
     ///
     /// # Errors
     /// The reason why they cannot.

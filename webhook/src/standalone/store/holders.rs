@@ -28,10 +28,10 @@ pub struct Holding {
     pub ips: Vec<IpAddr>,
     /// notAfter, in seconds since 1970.
     pub until: u64,
-    /// Whether a person gave these names to this host: others lose them.
+    /// True if a person gave these names to this host: others lose them.
     #[serde(default)]
     pub given: bool,
-    /// Whether the CN is held so, too; not where these are names of an older certificate alone.
+    /// True if the CN is held so, too; not where these are names of an older certificate alone.
     #[serde(default = "yes")]
     pub subject: bool,
 }
@@ -81,7 +81,7 @@ pub struct Holders {
     of_principal: HashMap<Arc<str>, usize>,
 }
 
-/// Whether every host has the name for itself, so that it can be nobody's: `localhost` and its two addresses.
+/// True if every host has the name for itself, so that it can be nobody's: `localhost` and its two addresses.
 pub fn is_everybodys(dns: &str) -> bool {
     dns == "localhost"
 }
@@ -136,12 +136,12 @@ impl Holders {
         })
     }
 
-    /// Whether a valid certificate of `host` holds this DNS name.
+    /// True if a valid certificate of `host` holds this DNS name.
     pub fn holds_dns(&self, host: &str, dns: &str, now: SystemTime) -> bool {
         self.holds(host, &Name::Dns(dns.to_owned()), now)
     }
 
-    /// Whether a valid certificate of `host` holds this address.
+    /// True if a valid certificate of `host` holds this address.
     pub fn holds_ip(&self, host: &str, ip: IpAddr, now: SystemTime) -> bool {
         self.holds(host, &Name::Ip(ip), now)
     }
@@ -228,7 +228,7 @@ impl Holders {
         self.names.len()
     }
 
-    /// Whether no name is held.
+    /// True if no name is held.
     pub fn is_empty(&self) -> bool {
         self.names.is_empty()
     }

@@ -90,7 +90,7 @@ impl Index {
         self.requests.len()
     }
 
-    /// Whether there is none.
+    /// True if there is none.
     pub fn is_empty(&self) -> bool {
         self.requests.is_empty()
     }
@@ -113,7 +113,7 @@ impl Index {
         &mut self.ledger
     }
 
-    /// Whether there is place for a new request of `user`, decided on or not; `waiter` tells to whom one that waits is charged.
+    /// Checks that there is place for a new request of `user`, decided on or not; `waiter` tells to whom one that waits is charged.
     ///
     /// # Errors
     /// [`ApiError::TooManyRequests`]: which limit is reached.
@@ -187,7 +187,7 @@ impl Index {
         self.counts.get(user).map_or(0, |count| count.all)
     }
 
-    /// Whether a request has been there for long enough.
+    /// True if a request has been there for long enough.
     pub(super) fn expired(request: &StoredRequest, limits: &Limits, now: Timestamp) -> bool {
         let life = if request.decided() { limits.decided_life } else { limits.pending_life };
         older(request.touched(), life, now)

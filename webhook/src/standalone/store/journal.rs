@@ -151,7 +151,7 @@ impl Journal {
         Ok((Self { dir: dir.to_owned(), lock, open, last, length, base: length }, entries))
     }
 
-    /// Whether the last write went well.
+    /// True if the last write went well.
     pub(super) const fn writable(&self) -> bool {
         self.open.is_some()
     }
@@ -206,7 +206,7 @@ impl Journal {
         Ok(file)
     }
 
-    /// Whether most of the journal is superseded.
+    /// True if most of the journal is superseded.
     pub(super) fn wants_compaction(&self) -> bool {
         self.open.is_some() && self.length > COMPACT_FROM.max(self.base.saturating_mul(2))
     }
@@ -245,7 +245,7 @@ impl Journal {
     }
 }
 
-/// Whether an error says that this directory takes no writes now, though it may later.
+/// True if an error says that this directory takes no writes now, though it may later.
 fn cannot_write(e: &io::Error) -> bool {
     matches!(
         e.kind(),

@@ -86,7 +86,7 @@ pub(super) struct Recorded {
     until: SystemTime,
     /// The serial number of the certificate that its caller presented; empty: another credential.
     presented: String,
-    /// Whether a person or the policy approved it.
+    /// True if a person or the policy approved it.
     granted: bool,
 }
 
@@ -302,12 +302,12 @@ impl Ledger {
         self.issued.values().find_map(|record| record.get(serial)).map(Leaf::origin)
     }
 
-    /// Whether a certificate is revoked.
+    /// True if a certificate is revoked.
     pub fn lists(&self, serial: &str) -> bool {
         self.revoked.values().any(|revoked| revoked.lists(serial))
     }
 
-    /// Whether an operator has revoked a certificate of this public key because the key is compromised.
+    /// True if an operator has revoked a certificate of this public key because the key is compromised.
     pub fn compromised(&self, public_key: &[u8]) -> bool {
         let key = csr::key_digest(public_key);
         self.revoked.values().any(|revoked| revoked.compromised(&key))

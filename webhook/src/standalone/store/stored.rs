@@ -135,7 +135,7 @@ impl StoredRequest {
         self.labels.get(key).map(String::as_str)
     }
 
-    /// Whether it is approved, denied or failed.
+    /// True if it is approved, denied or failed.
     pub const fn decided(&self) -> bool {
         self.decided
     }

@@ -1,4 +1,4 @@
-//! What a command reads: here-documents, here-strings and what the command before it in a pipeline prints.
+//! The input of a command: here-documents, here-strings and what the command before it in a pipeline prints.
 
 use super::*;
 

@@ -251,7 +251,7 @@ impl Shell<'_> {
     }
 }
 
-/// Whether each item is one word, so that their numbers are known.
+/// True if each item is one word, so that their numbers are known.
 fn is_counted(list: &[Text]) -> bool {
     list.iter().flat_map(|item| &item.0).all(|part| !matches!(part, Part::Hole(_, kind, _) if *kind > Kind::Word))
 }

@@ -4,7 +4,7 @@ use super::*;
 
 /// The texts that a word can be, while it is put together: of each the words that are complete, and the one that is not.
 pub(super) struct Word {
-    /// Whether white space in expansions parts words.
+    /// True if white space in expansions parts words.
     pub(super) splits: bool,
     pub(super) texts: Vec<(Vec<Text>, Option<Text>)>,
 }
@@ -388,7 +388,7 @@ impl Shell<'_> {
     }
 }
 
-/// Whether a name is a variable's, or the number of an argument.
+/// True if a name is a variable's, or the number of an argument.
 fn is_parameter(name: &str) -> bool {
     programs::is_name(name) || name.parse::<usize>().is_ok_and(|n| n > 0)
 }

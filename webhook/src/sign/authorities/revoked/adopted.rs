@@ -15,7 +15,7 @@ use crate::{
     sign::authorities::{epoch::seconds, issued::Issued},
 };
 
-/// What judges a published list, and the ends of its entries.
+/// The inputs for judging a published list and the ends of its entries.
 pub(in crate::sign::authorities) struct Trust<'a> {
     /// The CA that signs.
     pub(in crate::sign::authorities) active: &'a Authority,

@@ -31,7 +31,7 @@ struct Attempt {
 pub(super) struct These {
     /// To be retired now.
     pub(super) now: BTreeSet<ClusterName>,
-    /// Whether others come in the next round.
+    /// The work left for the next round.
     pub(super) pending: Pending,
 }
 
