@@ -3,6 +3,9 @@
 use std::time::Duration;
 
 /// Ends a subcommand; `main` prints it with all its causes.
+///
+/// It is boxed because no caller handles it: a function returns it only to the `run` of a subcommand. Errors that are handled are
+/// types of their modules. They stay in the chain of causes, where [`crate::exit::exit`] finds the exit code.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
 
 /// Not all is well: for scripts, as an exit code.

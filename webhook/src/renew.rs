@@ -11,6 +11,7 @@ use std::{
 };
 
 use etcd_tls_contract::{
+    invalid_value::InvalidValue,
     names::{self, ClusterName},
     renew::Renew,
     role::Role,
@@ -191,11 +192,32 @@ impl AnnotatedPod {
     }
 }
 
+/// Why a pod is not asked to renew.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AskError {
+    /// The pod's name is not of the form `<namespace>/<name>`.
+    #[error(transparent)]
+    Name(#[from] InvalidValue),
+    /// It is not there, or would not renew.
+    #[error(transparent)]
+    Renew(#[from] RenewError),
+    /// The API server refused to read or patch it.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+}
+
+impl AskError {
+    /// True if the pod is not there any more.
+    pub(crate) const fn is_gone(&self) -> bool {
+        matches!(self, Self::Renew(RenewError::NoSuch(_)))
+    }
+}
+
 /// Asks the pod `<namespace>/<name>` with this uid for new certificates of all roles, with a `new_key` where that matters.
 ///
 /// # Errors
 /// It is not there, does not see the annotation, keeps its key, or cannot be read or patched.
-pub(crate) async fn ask(client: &Client, pod: &str, uid: &str, new_key: bool) -> Result<AnnotatedPod, Error> {
+pub(crate) async fn ask(client: &Client, pod: &str, uid: &str, new_key: bool) -> Result<AnnotatedPod, AskError> {
     let target: Target = pod.parse()?;
     let api: Api<Pod> = Api::namespaced(client.clone(), &target.namespace);
     let found = within(api.get_opt(&target.name))

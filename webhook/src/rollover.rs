@@ -281,7 +281,7 @@ impl Rollover {
         self
     }
 
-    /// Notes what a pod states of its etcd's bundle ([`etcd_tls_contract::names::TRUSTS_ANNOTATION`]). Whether anything is
+    /// Notes what a pod states of its etcd's bundle ([`etcd_tls_contract::names::TRUSTS_ANNOTATION`]). True if anything is
     /// new, and must be persisted.
     pub fn note_trusts(&mut self, uid: &str, domain: Domain, stated: &str) -> bool {
         if self.phase != Phase::Published {
@@ -317,7 +317,7 @@ impl Rollover {
         Some(self.pods.entry(uid.to_owned()).or_default())
     }
 
-    /// Notes that a pod gets a leaf of the new CA. Whether anything is new, and must be persisted.
+    /// Notes that a pod gets a leaf of the new CA. Returns true if anything is new, and must be persisted.
     pub fn note_renewed(&mut self, uid: &str, role: Role) -> bool {
         self.phase == Phase::Signing && self.progress(uid).is_some_and(|pod| pod.renewed.insert(role))
     }

@@ -109,7 +109,7 @@ pub struct Policy {
     /// The uids of namespaces that rules name, by name. A rule that names one of these counts only while the namespace has this uid:
     /// one that was made again under the name has none of its rights. A name without a uid means every namespace of that name.
     pub namespace_uids: BTreeMap<String, String>,
-    /// Whether metrics certificates come from the client authority (the default: etcd's metrics port takes the client CA)
+    /// The authority of metrics certificates: the client authority (the default: etcd's metrics port takes the client CA)
     /// or one of their own (for a proxy in front).
     pub metrics_authority: MetricsAuthority,
     /// Several signer names mapped to one authority; by default each has its own.

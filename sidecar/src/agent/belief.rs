@@ -1,4 +1,4 @@
-//! Whether a changed trust bundle is believed. Pure.
+//! Decides if a changed trust bundle is believed. Pure.
 //!
 //! The signer states the digests of the bundles in force with each certificate ([`BundlesInForce`]). A changed bundle is taken
 //! only if its digest stands in the last answer to a request of our own; a change on offer therefore makes a request. A

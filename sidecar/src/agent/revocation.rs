@@ -1,4 +1,4 @@
-//! Whether a revocation list on offer is taken: signed by a CA of the bundle in use, and newer than the list in use. Pure.
+//! Takes a revocation list on offer only if it is signed by a CA of the bundle in use, and newer than the list in use. Pure.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Whether etcd has to be restarted, and whether it may be, now. Pure.
+//! Decides if etcd needs a restart, and if the restart is allowed now. Pure.
 //!
 //! **Invariant.** [`permit`] is the only place that allows a restart: every other voter healthy, every other member taking
 //! us for a peer with the leaf and the trust that etcd will start with, and quorum standing without this member. The one

@@ -1,4 +1,4 @@
-//! Whether the Secret is written, and with what. Pure.
+//! Decides if the Secret is written, and its content. Pure.
 
 use std::time::SystemTime;
 

@@ -1,5 +1,5 @@
-//! Whether cert-manager's own approver is off, where `approve` is to decide CertificateRequests: it approves each of them, whoever asks
-//! and for whatever names.
+//! Checks that cert-manager's own approver is off where `approve` decides CertificateRequests. That approver approves every request,
+//! of any requester and for any names.
 
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::{Api, Client, api::ListParams};

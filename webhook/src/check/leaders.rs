@@ -1,4 +1,4 @@
-//! Whether `approve` and `sign` have a leader, by their Leases and the API server's clock. Pure.
+//! Checks that `approve` and `sign` have a leader, by their Leases and the API server's clock. Pure.
 
 use std::time::{Duration, SystemTime};
 

@@ -95,7 +95,7 @@ impl Allowances {
     }
 
     /// Makes room for another object of a namespace: of those that were quiet, else of the namespace that has the most, if it has
-    /// two more or this one has none. Whether there is room.
+    /// two more or this one has none. Returns true if there is room.
     fn has_room(&mut self, namespace: &str, now: Instant) -> bool {
         if self.objects < MAX_OBJECTS {
             return true;

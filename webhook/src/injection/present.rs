@@ -1,4 +1,4 @@
-//! Whether what stands in the pod under our names is ours.
+//! Decides if the objects in the pod with our names are ours.
 //!
 //! Judged by containment: the API server adds defaults, other webhooks rewrite images, resources and probes, and a pod may have
 //! been injected offline by another version. A container or volume of our name must not hide another program.

@@ -94,7 +94,7 @@ impl ServingPairs {
         .with_cert_resolver(resolver))
     }
 
-    /// Reads the files again; each pair that is good and new is served from now on. Whether any was.
+    /// Reads the files again; each pair that is good and new is served from now on. Returns true if any was.
     ///
     /// # Errors
     /// The pairs that were not taken; their last good ones stay.

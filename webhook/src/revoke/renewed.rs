@@ -18,7 +18,7 @@ use super::{
 use crate::{
     error::{Error, NotInTime},
     operator::say,
-    renew::{self, AnnotatedPod, RenewError},
+    renew::{self, AnnotatedPod, AskError},
 };
 
 /// The pause between two looks at the sidecars.
@@ -40,6 +40,31 @@ pub(super) struct NotRenewed {
     what: String,
     #[source]
     why: Error,
+}
+
+/// Why a pod that uses a certificate is not asked to renew it.
+#[derive(Debug, thiserror::Error)]
+enum NotAsked {
+    /// It could not be asked.
+    #[error(transparent)]
+    Sidecar(#[from] AskError),
+    /// kubelet alone renews the rest of what it uses.
+    #[error(
+        "kubelet has asked for its certificate {0} for a volume of podCertificate, and renews it at its own time alone: create the \
+         pod again, and revoke the certificate then"
+    )]
+    OfKubelet(String),
+}
+
+impl NotAsked {
+    fn of_kubelet(used: &InUse) -> Self {
+        Self::OfKubelet(used.kubelet.iter().map(String::as_str).collect::<Vec<_>>().join(", "))
+    }
+
+    /// True if the pod is not there any more.
+    const fn is_gone(&self) -> bool {
+        matches!(self, Self::Sidecar(error) if error.is_gone())
+    }
 }
 
 /// Not all pods that use a certificate were asked to renew it.
@@ -65,7 +90,7 @@ pub(super) async fn revoke(
 ) -> Result<SignerAnswers, Error> {
     let deadline = Instant::now() + timeout;
     let mut said = SignerAnswers::default();
-    let mut asked: BTreeMap<String, Result<AnnotatedPod, Error>> = BTreeMap::new();
+    let mut asked: BTreeMap<String, Result<AnnotatedPod, NotAsked>> = BTreeMap::new();
     loop {
         let now = signer.ask(Action::Renewed, said.at).await?;
         let (in_use, more) = (now.in_use.clone(), now.more_in_use);
@@ -84,9 +109,9 @@ pub(super) async fn revoke(
             .map(|used| async move {
                 let answer = async {
                     if used.can_renew() {
-                        renew::ask(client, &used.pod, &used.uid, new_key).await
+                        renew::ask(client, &used.pod, &used.uid, new_key).await.map_err(NotAsked::from)
                     } else {
-                        Err(of_kubelet(used))
+                        Err(NotAsked::of_kubelet(used))
                     }
                 };
                 (used, timeout_at(deadline, answer).await.ok())
@@ -94,7 +119,7 @@ pub(super) async fn revoke(
             .buffer_unordered(AT_ONCE);
         while let Some((used, answer)) = answers.next().await {
             // Who was not asked in time waits, and who has gone is none of those that the signer names next.
-            let Some(answer) = answer.filter(|answer| !answer.as_ref().is_err_and(is_gone)) else { continue };
+            let Some(answer) = answer.filter(|answer| !answer.as_ref().is_err_and(NotAsked::is_gone)) else { continue };
             say(&match &answer {
                 Ok(_) => format!("pod {}: asked to renew", used.pod),
                 Err(error) => format!("pod {} cannot be asked to renew: {error}", used.pod),
@@ -105,7 +130,7 @@ pub(super) async fn revoke(
         // What kubelet asked for is left when the sidecar has renewed its own.
         for used in in_use.iter().filter(|used| !used.can_renew()) {
             if !matches!(asked.get(&used.uid), Some(Err(_))) {
-                asked.insert(used.uid.clone(), Err(of_kubelet(used)));
+                asked.insert(used.uid.clone(), Err(NotAsked::of_kubelet(used)));
             }
         }
         let nobody_renews = in_use.iter().all(|used| matches!(asked.get(&used.uid), Some(Err(_))));
@@ -119,18 +144,13 @@ pub(super) async fn revoke(
             let pending = in_use.iter().map(|used| format!("pod {} has no newer certificate", used.pod)).collect();
             let why = match first {
                 _ if force => TooMany { said: in_use.len() }.into(),
-                Some(first) => first,
+                Some(first) => first.into(),
                 None => NotInTime { after: timeout, pending }.into(),
             };
             return Err(NotRenewed { what: signer.selector.to_string(), why }.into());
         }
         wait(client, &in_use, &asked, deadline).await;
     }
-}
-
-/// True if a pod is not there any more.
-fn is_gone(error: &Error) -> bool {
-    matches!(error.downcast_ref(), Some(RenewError::NoSuch(_)))
 }
 
 /// The step after an answer.
@@ -156,7 +176,7 @@ const fn next(in_use: &[InUse], refused: bool, force: bool) -> Next {
 async fn wait(
     client: &Client,
     in_use: &[InUse],
-    asked: &BTreeMap<String, Result<AnnotatedPod, Error>>,
+    asked: &BTreeMap<String, Result<AnnotatedPod, NotAsked>>,
     deadline: Instant,
 ) {
     let again = (Instant::now() + UNSEEN).min(deadline);
@@ -178,17 +198,6 @@ async fn wait(
     }
 }
 
-/// Why nobody is asked to renew what is left in use by a pod.
-fn of_kubelet(used: &InUse) -> Error {
-    let serials: Vec<&str> = used.kubelet.iter().map(String::as_str).collect();
-    format!(
-        "kubelet has asked for its certificate {} for a volume of podCertificate, and renews it at its own time alone: create the \
-         pod again, and revoke the certificate then",
-        serials.join(", ")
-    )
-    .into()
-}
-
 /// True if a pod has on disk what is to be revoked.
 fn holds(on_disk: &BTreeSet<String>, used: &InUse) -> bool {
     !on_disk.is_disjoint(&used.serials)
@@ -199,11 +208,13 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+    use crate::renew::RenewError;
 
     #[test]
     fn a_pod_that_has_gone_is_no_failure() {
-        let gone: Error = RenewError::NoSuch("a/b".parse().unwrap()).into();
-        assert!(is_gone(&gone) && !is_gone(&RenewError::Blind("b".to_owned()).into()));
+        let error = |error: RenewError| NotAsked::from(AskError::from(error));
+        assert!(error(RenewError::NoSuch("a/b".parse().unwrap())).is_gone());
+        assert!(!error(RenewError::Blind("b".to_owned())).is_gone());
     }
 
     #[test]

@@ -132,7 +132,7 @@ pub(super) struct Published {
     pub(super) answer: Option<revoke::Report>,
 }
 
-/// Notes in a rollover what a leaf and its request show of their holder. Whether anything is new, and must be persisted. `live`
+/// Notes in a rollover what a leaf and its request show of their holder. True if anything is new, and must be persisted. `live`
 /// forgets the pods that are gone, but for those that stay.
 fn note(
     rollover: &mut Rollover,

@@ -1,4 +1,4 @@
-//! Whether the etcd of a member looks at the revocation lists, as its pod shows it. Pure.
+//! Reads from a member's pod if its etcd reads the revocation lists. Pure.
 
 use std::collections::BTreeSet;
 

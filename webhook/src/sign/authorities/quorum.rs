@@ -1,4 +1,4 @@
-//! Whether a revocation takes a quorum of peers away: how many members of each cluster keep a peer certificate that is not
+//! Decides if a revocation takes a quorum of peers away: how many members of each cluster keep a peer certificate that is not
 //! revoked. Pure.
 //!
 //! The members are the pods that live and the hosts that policy lists; the record of what was issued tells their certificates.

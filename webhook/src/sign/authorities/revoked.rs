@@ -339,7 +339,7 @@ impl Revoked {
     }
 
     /// Takes out what has ended, and signs a list where the last one says something else or is not `authority`'s. The number is
-    /// never smaller than the time in seconds, so that it does not go back where the record is lost. Whether anything changed.
+    /// never smaller than the time in seconds, so that it does not go back where the record is lost. True if anything changed.
     ///
     /// # Errors
     /// The list could not be signed; nothing changed but the record.

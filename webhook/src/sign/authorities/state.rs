@@ -282,7 +282,7 @@ impl Stored {
         self.state.rollover = Some(Rollover::publish(trigger, &old, &new, accepted, now));
     }
 
-    /// Makes room for a leaf that ends at `not_after`. Whether the state changed, and must be persisted before the leaf
+    /// Makes room for a leaf that ends at `not_after`. Returns true if the state changed, and must be persisted before the leaf
     /// is issued.
     pub(in crate::sign) fn note_leaf(&mut self, not_after: SystemTime, lifetime: Duration) -> bool {
         let moved = self.state.leaves_until.is_none_or(|until| until < not_after);

@@ -33,7 +33,7 @@ impl Stored {
         *self.issued == Issued::default() && of_old.max(self.state.leaves_until).is_some()
     }
 
-    /// Takes over a published list that is newer than the Secret, which then is an older one that somebody restored. Whether it
+    /// Takes over a published list that is newer than the Secret, which then is an older one that somebody restored. True if it
     /// did. The record then lacks what was issued since the Secret was saved.
     pub(super) fn adopt(&mut self, list: Crl, now: SystemTime) -> bool {
         let mut revoked = Revoked::clone(&self.revoked);

@@ -23,7 +23,7 @@ pub(in crate::sign) struct Unwritten {
 }
 
 impl Unwritten {
-    /// Keeps a certificate until it is written. Whether nothing else was to be written.
+    /// Keeps a certificate until it is written. Returns true if nothing else was to be written.
     pub(super) fn add(&mut self, serial: &str, leaf: Leaf, now: Instant) -> bool {
         self.issued.note(serial, leaf);
         let first = self.since.is_none();

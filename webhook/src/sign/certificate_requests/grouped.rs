@@ -102,7 +102,7 @@ impl Grouped {
         tasks
     }
 
-    /// A round is over, or broke off. Whether a pod left more requests than are kept.
+    /// A round is over, or broke off. Returns true if a pod left more requests than are kept.
     pub(super) fn round_ends(&mut self) -> bool {
         self.group = None;
         self.newest.clear();

@@ -182,7 +182,7 @@ impl Waiting {
         }
     }
 
-    /// It could not be answered. Whether it still waits.
+    /// It could not be answered. Returns true if it still waits.
     pub(super) fn again(&mut self, key: &Key, uid: &str, now: Instant) -> bool {
         let Some(job) = self.jobs.get_mut(key).filter(|job| *job.uid == *uid) else { return false };
         let wait = SOONEST.saturating_mul(1 << job.attempts.min(10)).min(LATEST);

@@ -107,7 +107,7 @@ impl Reconciler {
     }
 
     /// Says which clusters are idle, and retires some of those whose time has come. `full`: namespaces that want more authorities
-    /// than they may have. Whether another round is to go on with it.
+    /// than they may have. Returns the work for another round.
     pub(super) async fn retire(
         &mut self,
         idle: Vec<(Arc<Entry>, Option<SystemTime>)>,

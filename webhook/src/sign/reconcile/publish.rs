@@ -36,7 +36,7 @@ const UNREPAIRED: &str = "TrustNotRepaired";
 const LASTING: Duration = Duration::from_secs(1);
 
 impl Reconciler {
-    /// Makes the ConfigMaps of the `wanted` clusters what they shall be. Whether one is not.
+    /// Makes the ConfigMaps of the `wanted` clusters what they shall be. Returns the work that is left.
     pub(super) async fn publish(
         &mut self,
         wanted: &BTreeSet<(String, ClusterName)>,

@@ -54,7 +54,7 @@ impl Backoff {
         self.requests.insert(uid.to_owned(), caller);
     }
 
-    /// Its decision could not be stored. Whether that is new of its caller.
+    /// Its decision could not be stored. Returns true if that is new of its caller.
     fn refused(&mut self, uid: &str, caller: Caller, now: Instant) -> bool {
         let before = self.callers.get(&caller).map(|refused| refused.wait);
         let wait = before.map_or(FIRST_WAIT, |wait| (wait * 2).min(LAST_WAIT));

@@ -30,7 +30,7 @@ pub(in crate::sign::authorities) struct Trust<'a> {
 
 impl Revoked {
     /// Takes the entries of `list` in the place of its own, if a CA of `trust` signed it and its number is higher than all that
-    /// the record knows. Whether it did. What the list lacks was taken back, or has ended: it is not revoked any more. An
+    /// the record knows. Returns true if it did. What the list lacks was taken back, or has ended: it is not revoked any more. An
     /// entry's end is the one of the record, else the one that the Secret has of it, else [`Trust::unknown_end`].
     ///
     /// The list says neither which pods are barred nor which keys. The pods stay as they are; so do the keys, but for those of
