@@ -19,8 +19,8 @@ use etcd_tls_contract::{
     settings::Reload,
 };
 use etcd_tls_sidecar::{
-    issuance::others::{Others, Questions},
-    os::process::Place,
+    issuance::others::{DistrustingMembers, Questions},
+    os::process::FoundBy,
     probe::install,
     restart::{Options, Restarter, Status, gate},
     store::{Entry, Record, Set, Store},
@@ -127,7 +127,7 @@ impl Pod {
     }
 
     /// The members that do not trust all of `bundle`, as this pod sees them.
-    pub fn distrusting(&self, domain: Domain, bundle: &Bundle) -> Others {
+    pub fn distrusting(&self, domain: Domain, bundle: &Bundle) -> DistrustingMembers {
         self.questions.ask(domain, bundle)
     }
 
@@ -274,7 +274,7 @@ fn pod(dir: &TempDir, member: &Member) -> Pod {
         roles: ROLES.to_vec(),
         reload: Reload::Auto,
         can_signal: true,
-        place: Place::Anywhere,
+        place: FoundBy::Anywhere,
         client_url: member.client_url().parse().ok(),
         peer_url: member.peer_url().parse().ok(),
         liveness_url: None,

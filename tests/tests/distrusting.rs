@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use etcd_tls_contract::role::Domain;
-use etcd_tls_sidecar::issuance::others::Others;
+use etcd_tls_sidecar::issuance::others::DistrustingMembers;
 use tests::{
     etcd::{EtcdBinary, leader},
     eventually,
@@ -40,7 +40,7 @@ async fn the_members_that_do_not_trust_a_ca_yet_are_named() {
             let names = |members: &[usize]| members.iter().map(|member| format!("etcd-{member}")).collect::<Vec<_>>();
             let waits = async |pods: &Pods, members: &[usize]| {
                 for domain in [Domain::Peer, Domain::Client] {
-                    let expected = Others { members: names(members), unknown: None };
+                    let expected = DistrustingMembers { members: names(members), unknown: None };
                     eventually(&format!("{domain}: {expected:?}"), RESTART, || async {
                         let mut seen = pods.pods[others[0]].distrusting(domain, &both);
                         seen.members.sort();
@@ -93,7 +93,7 @@ async fn a_member_whose_port_asks_for_no_certificate_is_unknown() {
             cluster.members[1].arguments = ["--client-cert-auth=false", "--trusted-ca-file="].map(str::to_owned).into();
         });
         pods.supervisor.terminate(1);
-        let sees = async |domain, bundle, expected: Others| {
+        let sees = async |domain, bundle, expected: DistrustingMembers| {
             eventually(&format!("{domain}: {expected:?}"), RESTART, || async {
                 let mut seen = pods.pods[0].distrusting(domain, bundle);
                 seen.members.sort();
@@ -102,10 +102,10 @@ async fn a_member_whose_port_asks_for_no_certificate_is_unknown() {
             .await;
         };
         let why = "etcd-1: its client port asks for no certificate, so it does not show which CAs it trusts";
-        sees(Domain::Client, &trust, Others::unseen(why)).await;
-        sees(Domain::Peer, &trust, Others::default()).await;
+        sees(Domain::Client, &trust, DistrustingMembers::unseen(why)).await;
+        sees(Domain::Peer, &trust, DistrustingMembers::default()).await;
         // Members that are seen not to trust it count first: a certificate waits longer for them.
         let against = ["etcd-0", "etcd-2"].map(str::to_owned).into();
-        sees(Domain::Client, &next, Others { members: against, unknown: None }).await;
+        sees(Domain::Client, &next, DistrustingMembers { members: against, unknown: None }).await;
     }
 }

@@ -321,7 +321,7 @@ mod tests {
         let (gate, sender) = Gate::new(&of_sign(Components { pod_certificates: true, ..Components::default() }));
         assert!(gate.check(&status).is_err());
         sender.send_modify(|policy_states| {
-            policy_states.values_mut().for_each(|s| *s = PolicyState::Enforced(Instant::now()))
+            policy_states.values_mut().for_each(|s| *s = PolicyState::Enforced(Instant::now()));
         });
         assert!(gate.check(&status).is_ok() && gate.ready().is_ok());
         sender.send_modify(|policy_states| {
@@ -352,7 +352,7 @@ mod tests {
         assert!(writes.iter().all(|write| gate.check(write).is_err()));
         assert!(gate.check(&Access::of("GET", path, None)).is_ok());
         sender.send_modify(|policy_states| {
-            policy_states.values_mut().for_each(|s| *s = PolicyState::Enforced(Instant::now()))
+            policy_states.values_mut().for_each(|s| *s = PolicyState::Enforced(Instant::now()));
         });
         assert!(writes.iter().all(|write| gate.check(write).is_ok()));
         sender.send_modify(|policy_states| {
@@ -393,7 +393,7 @@ mod tests {
         }
         let (gate, sender) = Gate::new(&of_approve(Components::default()));
         sender.send_modify(|policy_states| {
-            policy_states.values_mut().for_each(|s| *s = PolicyState::Enforced(Instant::now()))
+            policy_states.values_mut().for_each(|s| *s = PolicyState::Enforced(Instant::now()));
         });
         assert!(gate.check(&binding).is_ok(), "without the component, nothing asks for it");
     }
@@ -409,7 +409,7 @@ mod tests {
         assert!(gate.check(&lease).is_ok(), "without a Lease nobody could say so");
         assert!(gate.ready().is_err_and(|why| why.to_string().contains("etcd-tls-bindings")));
         sender.send_modify(|policy_states| {
-            policy_states.values_mut().for_each(|s| *s = PolicyState::Enforced(Instant::now()))
+            policy_states.values_mut().for_each(|s| *s = PolicyState::Enforced(Instant::now()));
         });
         assert!(gate.check(&binding).is_ok() && gate.ready().is_ok());
         sender.send_modify(|policy_states| {
