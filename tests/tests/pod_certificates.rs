@@ -1,6 +1,8 @@
 //! PodCertificateRequests, answered by `sign` on a real API server, with the rights of the component pod-certificates. A stand-in
 //! for kubelet makes them as its node's user, under NodeRestriction.
 
+#[path = "pod_certificates/found.rs"]
+mod found;
 #[path = "pod_certificates/gone.rs"]
 mod gone;
 #[path = "pod_certificates/many.rs"]
@@ -202,6 +204,15 @@ impl Lab {
         .await
     }
 
+    /// Whether a certificate is in the record of an authority.
+    async fn recorded(&self, serial: &str) -> Result<(), String> {
+        let secrets: Api<Secret> = Api::namespaced(self.api.client.clone(), SYSTEM_NAMESPACE);
+        let all = secrets.list(&ListParams::default()).await.map_err(|e| e.to_string())?;
+        let mut texts = all.items.into_iter().flat_map(|secret| secret.data.unwrap_or_default().into_values());
+        let found = texts.any(|text| String::from_utf8_lossy(&text.0).contains(serial));
+        if found { Ok(()) } else { Err(format!("{serial} is in no Secret")) }
+    }
+
     /// Asks, and gives the certificate, which OpenSSL accepts.
     async fn issued(&self, request: &Value) -> (Chain, Value) {
         self.ask(request).await;
@@ -267,15 +278,8 @@ async fn a_pod_certificate_is_the_live_pods_and_only_its_kubelet_asks() {
     let (second, _) = lab.issued(&lab.request(&pod, &signer("peer"), |_| {}).await).await;
     assert_ne!(first.serial, second.serial);
     assert_eq!(first.sans, second.sans);
-    eventually("the record of what was issued", LIMIT, || async {
-        let secrets: Api<Secret> = Api::namespaced(lab.api.client.clone(), SYSTEM_NAMESPACE);
-        let all = secrets.list(&ListParams::default()).await.map_err(|e| e.to_string())?;
-        let texts = all.items.into_iter().flat_map(|secret| secret.data.unwrap_or_default().into_values());
-        let found =
-            texts.map(|text| String::from_utf8_lossy(&text.0).into_owned()).any(|text| text.contains(&second.serial));
-        if found { Ok(()) } else { Err(format!("{} is in no Secret", second.serial)) }
-    })
-    .await;
+    eventually("the record of what was issued", LIMIT, || lab.recorded(&second.serial)).await;
+    found::by_the_next_leader(&mut lab, &pod).await;
     assert!(!lab.sign.log().contains("PRIVATE KEY"));
 
     waits_where_there_are_too_many(&mut lab, &pod).await;

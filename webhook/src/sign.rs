@@ -6,6 +6,7 @@
 //! accounts      which namespace a requester is of, by uid
 //! serials       the serial number of a request that is answered again
 //! leader_tasks  what a leader keeps beside that: starts and ends reconcile and serving
+//! recollection  finds what a killed leader issued and did not record
 //! reconcile     makes CAs, publishes their trust, takes the steps of rollovers
 //! serving       the webhook's serving pair and caBundle
 //! cleaner       deletes the requests that are done with; certificate_requests those of cert-manager
@@ -56,6 +57,7 @@ mod leader_tasks;
 mod marks;
 mod metrics;
 mod pod_certificates;
+mod recollection;
 mod reconcile;
 mod repair;
 mod serials;
@@ -135,7 +137,8 @@ impl Args {
         let changed = Arc::new(Notify::new());
         let members = Pods::new(Arc::clone(&changed));
         let components = Components { cert_manager, cluster_trust_bundles, pod_certificates, ..Components::default() };
-        let started = controller.start(LEASE, &guards::of_sign(components), registry, Some(members.observer())).await?;
+        let started =
+            controller.start(LEASE, &guards::of_sign(components), registry, Some(members.observer())).await?;
         let controller = started.controller.clone();
         let authorities = Authorities::new(
             controller.client.clone(),

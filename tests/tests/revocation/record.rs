@@ -1,4 +1,4 @@
-//! The record of valid certificates when a leader ends, and when it is lost.
+//! The record of valid certificates when a leader ends or is killed, and when it is lost.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -12,7 +12,7 @@ use k8s_openapi::api::{
 };
 use kube::{
     Api,
-    api::{Patch, PatchParams},
+    api::{Patch, PatchParams, PostParams},
 };
 use serde_json::json;
 use tests::{
@@ -23,8 +23,8 @@ use tests::{
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    lab::{LIMIT, Lab},
-    signer::{issue, member, sign, trust},
+    lab::{Asking, LIMIT, Lab},
+    signer::{issue, issued, member, sign, trust},
 };
 
 const LEASE: &str = "etcd-tls-sign";
@@ -52,6 +52,18 @@ impl Records {
             serials.extend(record["leaves"].as_object().into_iter().flatten().map(|(serial, _)| serial.clone()));
         }
         serials
+    }
+
+    /// The entry of a certificate.
+    async fn entry(&self, serial: &str) -> Option<serde_json::Value> {
+        for name in &self.names {
+            let data = self.secrets.get(name).await.expect("a Secret").data.unwrap_or_default();
+            let record: serde_json::Value = serde_json::from_slice(&data["issued.json"].0).expect("JSON");
+            if let Some(leaf) = record["leaves"].get(serial) {
+                return Some(leaf.clone());
+            }
+        }
+        None
     }
 
     async fn have(&self, wanted: &BTreeSet<String>) {
@@ -174,4 +186,110 @@ async fn a_leader_that_loses_its_lease_leaves_no_certificate_out_of_the_record()
     assert!(lost[0] >= 1 && lost[1] >= 1, "{lost:?}");
     records.have(&all).await;
     say(&format!("{} certificates while the Lease was taken {taken} times: all are in the record", all.len()));
+}
+
+/// A killed signer records nothing more. Its successor finds what it issued in the requests, also one that another one superseded, before
+/// it does what an operator asks.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_killed_signer_did_not_record_is_revoked_by_its_pod_all_the_same() {
+    let Some(lab) = Lab::new().await else { return };
+    let approver = lab.approver("approve-a", &[]);
+    let mut first = sign(&lab, "sign-a", &[]).await;
+    lab.ready(&approver).await;
+    let (pod, records) = begin(&lab).await;
+    let (_, recorded) = issue(&lab, &pod, Role::Server, None).await;
+    records.have(&BTreeSet::from([recorded.serial.clone()])).await;
+    let usual = records.entry(&recorded.serial).await.expect("an entry");
+
+    // Two that are not written when it dies, which a slow machine may need more than one attempt for.
+    let mut killed = None;
+    for _ in 0..20 {
+        let (_, earlier) = issue(&lab, &pod, Role::Server, None).await;
+        let (_, last) = issue(&lab, &pod, Role::Server, None).await;
+        first.kill();
+        let written = records.serials().await;
+        if !written.contains(&earlier.serial) && !written.contains(&last.serial) {
+            killed = Some([earlier, last]);
+            break;
+        }
+        first = sign(&lab, "sign-a", &[]).await;
+        first.logged("leading", LIMIT).await;
+    }
+    let killed = killed.expect("a certificate is recorded some time after it was issued");
+
+    // Asked before anybody leads.
+    let admin = lab.api.kubeconfig.clone();
+    let asked = tokio::spawn(async move { revoke(&admin, &["prod/etcd", "--pod", "etcd-0", "--force"]).await });
+    sleep(Duration::from_secs(1)).await;
+    let second = sign(&lab, "sign-b", &[]).await;
+    second.logged("recorded what the leader before had issued and not recorded", LIMIT).await;
+    let said = asked.await.expect("a command").unwrap_or_else(|error| error);
+    let maps: Api<ConfigMap> = Api::namespaced(lab.api.client.clone(), "prod");
+    let list = published(&maps).await.expect("lists")["client"].clone();
+    for chain in killed.iter().chain([&recorded]) {
+        assert!(list.entries().contains_key(&chain.serial), "{said}: {:?}", list.entries());
+    }
+    assert!(!said.contains("the record lacks"), "{said}");
+    // The record of each is the same as if it had been written in time.
+    records.have(&killed.iter().map(|chain| chain.serial.clone()).collect()).await;
+    for chain in &killed {
+        let found = records.entry(&chain.serial).await.expect("an entry");
+        for field in ["holder", "pod", "user", "peer"] {
+            assert_eq!(found.get(field), usual.get(field), "{field}");
+        }
+        assert_eq!(found["key"], etcd_tls_contract::csr::key_digest(&chain.public_key));
+        let (at, until) = (found["at"].as_u64().expect("a time"), found["until"].as_u64().expect("a time"));
+        let before = usual["at"].as_u64().expect("a time");
+        assert!(before <= at && at <= before + 300 && at < until, "{before} {found}");
+    }
+}
+
+/// The namespace's binding is gone, and no approver repairs it: a signer that begins issues all the same. It publishes and signs no list
+/// before it has compared the published one, as somebody may have restored an older Secret meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_signer_that_cannot_read_the_published_list_yet_issues_and_loses_no_revocation() {
+    let Some(lab) = Lab::new().await else { return };
+    let mut approver = lab.approver("approve-a", &[]);
+    let mut first = sign(&lab, "sign-a", &[]).await;
+    lab.ready(&approver).await;
+    let (pod, records) = begin(&lab).await;
+    let (_, recorded) = issue(&lab, &pod, Role::Server, None).await;
+    records.have(&BTreeSet::from([recorded.serial.clone()])).await;
+    let admin = lab.api.kubeconfig.clone();
+    let older = records.secrets.get(&records.names[1]).await.expect("a Secret");
+    let said = revoke(&admin, &["prod/etcd", "--serial", &recorded.serial, "--at-once", "--force"]).await;
+    let maps: Api<ConfigMap> = Api::namespaced(lab.api.client.clone(), "prod");
+    let revoked = published(&maps).await.expect("lists")["client"].clone();
+    assert!(revoked.entries().contains_key(&recorded.serial), "{said:?}");
+
+    // A request is approved while nobody signs.
+    first.kill();
+    let asking = Asking::of(&pod, Role::Server);
+    asking.create_when_allowed(&lab.requester(&pod).await).await;
+    lab.approved(&asking.name).await;
+    approver.process.kill();
+    lab.api.kubectl(&["-n", "prod", "delete", "rolebinding", "etcd-tls-sign"]);
+    eventually("the right is gone", LIMIT, || async {
+        let answer = lab.can_i("etcd-tls-sign", "get", "configmaps", "prod");
+        if answer == "no" { Ok(()) } else { Err(answer) }
+    })
+    .await;
+    let mut restored = records.secrets.get(&records.names[1]).await.expect("a Secret");
+    restored.data.clone_from(&older.data);
+    records.secrets.replace(&records.names[1], &PostParams::default(), &restored).await.expect("restored");
+
+    let second = sign(&lab, "sign-b", &[]).await;
+    let chain = issued(&lab, &asking.name).await;
+    assert!(!second.log().contains("the list is taken over"), "{}", second.log());
+    // The right comes, and with it the published list.
+    let approver = lab.approver("approve-b", &[]);
+    lab.sign_binding("prod", true).await;
+    second.logged("the Secret is older than the published revocation list: the list is taken over", LIMIT).await;
+    let said = revoke(&admin, &["prod/etcd", "--serial", &chain.serial, "--at-once", "--force"]).await;
+    let list = published(&maps).await.expect("lists")["client"].clone();
+    for serial in [&recorded.serial, &chain.serial] {
+        assert!(list.entries().contains_key(serial), "{said:?}: {:?}", list.entries());
+    }
+    assert_eq!(list.replaces(&revoked), Ok(true));
+    drop(approver);
 }

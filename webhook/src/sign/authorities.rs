@@ -314,14 +314,17 @@ impl Authorities {
         )))
     }
 
-    /// Locks a place with what is known of it, looked up or made where nothing is.
+    /// Locks a place with what is known of it, looked up or made where nothing is, once the published revocation list is compared.
     pub(super) async fn look<'a>(
         &self,
         entry: &'a Entry,
         now: SystemTime,
     ) -> (MutexGuard<'a, Held>, Option<Unavailable>) {
         let mut held = entry.held.lock().await;
-        let error = self.ready(entry, &mut held, now).await.err();
+        let error = match self.ready(entry, &mut held, now).await {
+            Ok(_) => self.compare(entry, &mut held, now).await.err(),
+            Err(error) => Some(error),
+        };
         (held, error)
     }
 
@@ -334,11 +337,11 @@ impl Authorities {
         }
     }
 
-    /// All that is published of an authority.
+    /// All that is published of an authority; nothing before its published list was compared.
     pub(super) async fn published_of(&self, name: &SignerName) -> Option<Published> {
         let entry = self.quota().get(name)?;
         match &*entry.held.lock().await {
-            Held::Ready(ready) if !self.is_replaced(name, ready) => Some(Published {
+            Held::Ready(ready) if ready.compared && !self.is_replaced(name, ready) => Some(Published {
                 bundle: ready.stored.bundle(),
                 list: ready.stored.revoked.list().cloned(),
                 answer: ready.stored.report(SystemTime::now()),
@@ -382,14 +385,8 @@ impl Authorities {
         if !matches!(held, Held::Ready(_)) {
             match self.load_or_make(name, now).await {
                 Ok(mut ready) => {
-                    let published = self.published_list(name).await?;
                     self.recall(entry, &mut ready, now);
                     *held = Held::Ready(Box::new(ready));
-                    if let Err(error) = self.adopt(entry, held, published, now).await {
-                        // The next request compares the lists again.
-                        *held = Held::Unknown;
-                        return Err(error);
-                    }
                 }
                 Err(error) => {
                     match &error {
@@ -421,14 +418,14 @@ impl Authorities {
         };
         let metadata = ready.secret.object(name).map_err(|e| Unavailable::Unusable(e.to_string()))?;
         let secret = metadata.name.clone().unwrap_or_default();
-        let (type_, namespace) = (ready.type_.clone(), ready.namespace.clone());
+        let (type_, namespace, compared) = (ready.type_.clone(), ready.namespace.clone(), ready.compared);
         let data = stored.data().map_err(|e| Unavailable::Unusable(e.to_string()))?;
         let object = Secret { metadata, type_: type_.clone(), data: Some(data), ..Secret::default() };
         match self.replace(&secret, &object).await {
             Ok(metadata) => {
                 *held = Held::Unknown;
                 let secret = SecretMetadata::of(metadata, name).map_err(|e| Unavailable::Unusable(e.to_string()))?;
-                *held = Held::Ready(Box::new(Ready { namespace, stored, secret, type_ }));
+                *held = Held::Ready(Box::new(Ready { namespace, stored, secret, type_, compared }));
                 // All records were made under the lock that is held here, so the written state contains them.
                 entry.unwritten().clear();
                 Ok(())

@@ -16,6 +16,7 @@ use super::{
     cleaner::ledger::Times,
     cluster_trust_bundles::ClusterTrustBundles,
     pod_certificates::PodCertificates,
+    recollection::Recollection,
     reconcile::{
         Reconciler,
         idle::{Attempts, Retired},
@@ -73,6 +74,7 @@ impl LeaderTasks {
                 kept_clusters: BTreeSet::new(),
                 retired: Retired::default(),
                 retirements: Attempts::default(),
+                recollection: Recollection::new(controller.client.clone(), pod_certificates),
             };
             tasks.start("authorities", (), async move { match reconciler.run().await {} });
             if let Some(lifetimes) = lifetimes {

@@ -39,7 +39,8 @@ use crate::{
     rollover::rfc3339,
 };
 use request::{PodCertificateRequest, Times, source};
-use version::{GROUP, served};
+use version::GROUP;
+pub(super) use version::served;
 use waiting::Waiting;
 
 mod request;

@@ -35,6 +35,7 @@ use super::{
     authorities::{Authorities, Unavailable, quota::Entry},
     cache::{objects::Objects, pods::Pods},
     metrics::Metrics,
+    recollection::Recollection,
     repair::Upkeep,
 };
 use crate::{
@@ -104,6 +105,7 @@ pub(super) struct Reconciler {
     pub(super) kept_clusters: BTreeSet<ClusterName>,
     pub(super) retired: Retired,
     pub(super) retirements: Attempts,
+    pub(super) recollection: Recollection,
 }
 
 impl Reconciler {
@@ -141,6 +143,10 @@ impl Reconciler {
         let kept = secrets::kept(&secrets, namespaces, &self.retired);
         self.authorities.listed(&kept);
         if !self.config_maps.complete() {
+            return Pending::Something;
+        }
+        // A request to revoke names certificates by the record.
+        if !self.recollection.is_over(&self.authorities, &kept, policy).await {
             return Pending::Something;
         }
         self.sweep(&secrets, namespaces).await;

@@ -1,7 +1,7 @@
 //! The unexpired certificates of an authority, so that a certificate can be named by its pod or its user. Pure.
 //!
 //! The record is in the authority's Secret. It is written two seconds after a certificate, with others, and at the end of a
-//! term: a signer that is killed loses what it issued since, which can still be named by its serial number.
+//! term. What a signer that is killed issued since, its successor finds in the requests ([`crate::sign::recollection`]).
 
 use std::{
     cmp::Reverse,
@@ -320,6 +320,13 @@ impl Issued {
     pub(super) fn of_keys(&self, keys: &BTreeSet<String>) -> BTreeMap<String, Option<SystemTime>> {
         let of = self.leaves.iter().filter(|(_, leaf)| keys.contains(leaf.key.as_str()));
         of.map(|(serial, leaf)| (serial.to_string(), Some(time(leaf.until)))).collect()
+    }
+
+    /// The certificates of the key of this one that were issued later than `at` (seconds of the Unix epoch), each with its end.
+    pub(super) fn of_its_key_since(&self, serial: &str, at: u64) -> impl Iterator<Item = (&str, u64)> {
+        let key = self.leaves.get(serial).map(|leaf| leaf.key.as_str()).filter(|key| !key.is_empty());
+        let of_key = move |leaf: &Leaf| at < leaf.at && key == Some(leaf.key.as_str());
+        self.leaves.iter().filter(move |(_, leaf)| of_key(leaf)).map(|(serial, leaf)| (serial, leaf.until))
     }
 
     /// The holders of peer certificates that are valid at `now`, each with its cluster.

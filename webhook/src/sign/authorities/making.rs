@@ -114,7 +114,7 @@ impl Authorities {
                 self.changed.notify_one();
                 let secret =
                     SecretMetadata::of(made.metadata, name).map_err(|e| Unavailable::Unusable(e.to_string()))?;
-                Ok(Ready { namespace: uid.into(), stored, secret, type_: made.type_ })
+                Ok(Ready { namespace: uid.into(), stored, secret, type_: made.type_, compared: true })
             }
             Err(error) if error.code() == Some(409) => {
                 let found = within(self.secrets().get(secret)).await?;
@@ -205,7 +205,7 @@ impl Authorities {
 fn read(secret: &Secret, name: &SignerName, uid: &str, now: SystemTime) -> Result<Ready, StateError> {
     let stored = Stored::read(secret.data.as_ref().unwrap_or(&BTreeMap::new()), now)?;
     let metadata = SecretMetadata::of(secret.metadata.clone(), name).map_err(|e| StateError::State(e.to_string()))?;
-    Ok(Ready { namespace: uid.into(), stored, secret: metadata, type_: secret.type_.clone() })
+    Ok(Ready { namespace: uid.into(), stored, secret: metadata, type_: secret.type_.clone(), compared: false })
 }
 
 /// A CA of our own making.

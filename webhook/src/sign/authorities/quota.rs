@@ -44,6 +44,8 @@ pub(in crate::sign) struct Ready {
     pub(in crate::sign) secret: SecretMetadata,
     /// The API server lets nobody change a Secret's type, and one restored by hand may have another.
     pub(in crate::sign) type_: Option<String>,
+    /// Whether the published revocation list was compared with it. Until then no other list is signed or published.
+    pub(in crate::sign) compared: bool,
 }
 
 /// A Secret's metadata, without what the API server keeps when it is not sent: who wrote which field, and when it was made.

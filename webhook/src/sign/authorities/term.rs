@@ -6,13 +6,13 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use etcd_tls_contract::crl::Crl;
+use etcd_tls_contract::{certificate::Chain, crl::Crl};
 use futures::{StreamExt, stream};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     Authorities, Unavailable,
-    issued::Issued,
+    issued::{Issued, Leaf},
     quota::{Entry, Held, Ready},
     revoked::{Revoked, Trust},
     state::Stored,
@@ -89,19 +89,31 @@ impl Authorities {
         });
     }
 
-    /// Has an authority that was read take over the list that is `published`, where that is newer: somebody restored an older
+    /// Compares an authority that was read with its published list, once. Certificates do not wait for this: what is published
+    /// may not be readable yet.
+    ///
+    /// # Errors
+    /// The list cannot be read now, or what it adds could not be written.
+    pub(super) async fn compare(&self, entry: &Entry, held: &mut Held, now: SystemTime) -> Result<(), Unavailable> {
+        if !matches!(held, Held::Ready(ready) if !ready.compared) {
+            return Ok(());
+        }
+        if let Some(list) = self.published_list(&entry.name).await? {
+            self.adopt(entry, held, list, now).await?;
+        }
+        if let Held::Ready(ready) = held {
+            ready.compared = true;
+        }
+        Ok(())
+    }
+
+    /// Has an authority that was read take over the published list, where that is newer: somebody restored an older
     /// Secret, and sidecars have the revocations that it lacks. It is written before another list is signed or published.
     ///
     /// # Errors
     /// It could not be written.
-    pub(super) async fn adopt(
-        &self,
-        entry: &Entry,
-        held: &mut Held,
-        published: Option<Crl>,
-        now: SystemTime,
-    ) -> Result<(), Unavailable> {
-        let (Held::Ready(ready), Some(list)) = (&*held, published) else { return Ok(()) };
+    async fn adopt(&self, entry: &Entry, held: &mut Held, list: Crl, now: SystemTime) -> Result<(), Unavailable> {
+        let Held::Ready(ready) = &*held else { return Ok(()) };
         let mut after = ready.stored.clone();
         let (number, entries) = (list.number(), list.entries().len());
         let known = ready.stored.revoked.number();
@@ -125,6 +137,45 @@ impl Authorities {
              lost: repeat revocations by --pod, and with --reason keyCompromise"
         );
         Ok(())
+    }
+
+    /// Records what was issued by a leader before, as far as the record lacks it. How many there are.
+    ///
+    /// # Errors
+    /// The authority cannot be read now.
+    pub(in crate::sign) async fn recollect(
+        &self,
+        entry: &Entry,
+        found: Vec<(Chain, Leaf)>,
+        now: SystemTime,
+    ) -> Result<usize, Unavailable> {
+        let mut held = entry.held.lock().await;
+        self.ready(entry, &mut held, now).await?;
+        let Held::Ready(ready) = &mut *held else { return Ok(0) };
+        // A CA of a namespace that was made again has issued none of them.
+        let bundle = ready.stored.bundle();
+        let mut count = 0;
+        for (chain, leaf) in found {
+            let serial = &chain.serial;
+            if chain.not_after <= now || ready.stored.issued.has(serial) || !bundle.contains_issuer_of(&chain) {
+                continue;
+            }
+            let revoked = &ready.stored.revoked;
+            if !revoked.lists(serial) && (revoked.bars(&leaf.holder) || revoked.compromised(&leaf.key)) {
+                tracing::warn!(
+                    authority = %entry.name,
+                    serial,
+                    pod = leaf.pod,
+                    "a certificate was not recorded when its pod or key was revoked: revoke it by --serial"
+                );
+            }
+            if entry.unwritten().add(serial, leaf.clone(), Instant::now()) {
+                self.ring_when_due();
+            }
+            Arc::make_mut(&mut ready.stored.issued).note(serial, leaf);
+            count += 1;
+        }
+        Ok(count)
     }
 
     /// Writes the records that are not written yet, within a few seconds: at the end of a term, before [`Self::clear`].

@@ -65,7 +65,8 @@ async fn a_key_that_is_revoked_between_grant_and_record_gets_no_certificate() {
     let ca = Authority::generate("ca", KeyAlgorithm::EcdsaP256, Duration::from_secs(86_400), now).unwrap();
     let stored = Stored { revoked: Arc::new(revoked), ..Stored::new(ca) };
     let secret = quota::SecretMetadata::of(ObjectMeta::default(), &signer).unwrap();
-    *entry.held.lock().await = Held::Ready(Box::new(Ready { namespace: "u".into(), stored, secret, type_: None }));
+    *entry.held.lock().await =
+        Held::Ready(Box::new(Ready { namespace: "u".into(), stored, secret, type_: None, compared: true }));
     let refused = authorities.note_issued(&entry, "2", leaf(b"key")).await.unwrap_err();
     assert!(matches!(&refused, Unavailable::Barred(message) if message.contains("compromised")), "{refused}");
     authorities.note_issued(&entry, "3", leaf(b"another")).await.unwrap();
@@ -89,7 +90,8 @@ async fn an_authority_of_a_namespace_that_was_made_again_issues_and_publishes_no
     // The state is written as one that this leaf does not move: there is no API server to write it to.
     let mut stored = Stored::new(ca);
     stored.note_leaf(now + life, life);
-    *entry.held.lock().await = Held::Ready(Box::new(Ready { namespace: "old".into(), stored, secret, type_: None }));
+    *entry.held.lock().await =
+        Held::Ready(Box::new(Ready { namespace: "old".into(), stored, secret, type_: None, compared: true }));
     let grant = Grant { holder: "uid", role: Role::Client, key: "", trusts: None, lifetime: Duration::from_secs(600) };
     let leaf = || Leaf::new("uid", "prod/app-0".to_owned(), "app", now + life, now);
     authorities.grant(&entry, &grant, now).await.unwrap();

@@ -2,7 +2,8 @@
 //!
 //! Of a request a few words are kept, from when a list or a watch brings it until it is gone. A request goes
 //!
-//! * some minutes after it was issued, and at once when a later one of its pod and role is issued;
+//! * some minutes after it was issued, and soon when a later one of its pod and role is issued: the successor of a killed leader
+//!   finds in it what that did not record;
 //! * an hour after it was refused, and at once when its requester has left as many refused ones as are kept;
 //! * at once when its pod leaves too many open ones, and soon after its pod is gone;
 //! * an hour after it was made, if it would be refused and nobody did.
@@ -32,6 +33,9 @@ const OPEN_PER_ROLE: usize = 4;
 const OPEN_PER_POD: usize = 16;
 /// The minimum time to fetch a certificate, however old its request is.
 const TO_FETCH: Duration = Duration::from_secs(60);
+/// How long an issued request stays that a later one supersedes: until its certificate is recorded, also where the leader is killed
+/// and its successor looks for it.
+const SUPERSEDED_STAYS: Duration = Duration::from_secs(8);
 /// A delete that met another version is tried again after this, if the watch brings nothing.
 const CHANGED: Duration = Duration::from_secs(5);
 /// The waits between attempts when the API server fails.
@@ -240,8 +244,8 @@ impl Ledger {
         if held {
             return;
         }
-        if goes.is_some() {
-            return self.wait(&name, now);
+        if let Some(why) = goes {
+            return self.wait(&name, now + self.stays(why, standing));
         }
         let since = decided(csr).unwrap_or(age.0);
         let past = wall.duration_since(since).unwrap_or_default();
@@ -365,7 +369,16 @@ impl Ledger {
         self.unlink(name);
         if let Some(entry) = self.entries.get_mut(name) {
             entry.goes = Some(why);
-            self.wait(name, now);
+            let standing = entry.standing;
+            self.wait(name, now + self.stays(why, standing));
+        }
+    }
+
+    /// How long a request stays that goes.
+    fn stays(&self, why: Why, standing: Standing) -> Duration {
+        match (why, standing) {
+            (Why::Superseded, Standing::Issued) => SUPERSEDED_STAYS.min(self.times.issued),
+            _ => Duration::ZERO,
         }
     }
 

@@ -13,7 +13,7 @@ const RESOURCE: &str = "podcertificaterequests";
 ///
 /// # Errors
 /// The API server cannot be asked.
-pub(super) async fn served(client: &Client) -> Result<Option<String>, ApiServerError> {
+pub(in crate::sign) async fn served(client: &Client) -> Result<Option<String>, ApiServerError> {
     for version in VERSIONS {
         let api_version = format!("{GROUP}/{version}");
         match within(client.list_api_group_resources(&api_version)).await {

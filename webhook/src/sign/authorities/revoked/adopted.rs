@@ -34,7 +34,8 @@ impl Revoked {
     /// entry's end is the one of the record, else the one that the Secret has of it, else [`Trust::unknown_end`].
     ///
     /// The list says neither which pods are barred nor which keys. The pods stay as they are; so do the keys, but for those of
-    /// what was taken back and of listed certificates that the record has.
+    /// what was taken back and of listed certificates that the record has. A certificate of such a key that was issued since, while
+    /// the list could not be read, is revoked, too.
     pub(in crate::sign::authorities) fn adopt(&mut self, list: Crl, trust: &Trust<'_>) -> bool {
         if list.number() <= self.record.number {
             return false;
@@ -53,8 +54,13 @@ impl Revoked {
         };
         let entries: BTreeMap<String, Entry> = list.entries().iter().map(entry).collect();
         let gone = trust.issued.keys(self.record.entries.keys().filter(|serial| !entries.contains_key(*serial)));
-        let compromised = entries.iter().filter(|(_, entry)| Reason::of_code(entry.2) == Reason::KeyCompromise);
-        let barred: BTreeSet<String> = trust.issued.keys(compromised.map(|(serial, _)| serial));
+        let compromised = || entries.iter().filter(|(_, entry)| Reason::of_code(entry.2) == Reason::KeyCompromise);
+        let barred: BTreeSet<String> = trust.issued.keys(compromised().map(|(serial, _)| serial));
+        let since = compromised().flat_map(|(serial, entry)| {
+            let later = trust.issued.of_its_key_since(serial, entry.0);
+            later.map(|(serial, until)| (serial.to_owned(), Entry(entry.0, until, entry.2)))
+        });
+        let since: Vec<(String, Entry)> = since.collect();
         self.record.keys.retain(|key, _| barred.contains(key) || !gone.contains(key));
         let room = MOST.saturating_sub(self.record.keys.len());
         let new: Vec<String> =
@@ -62,6 +68,9 @@ impl Revoked {
         let until = seconds(trust.active.not_after());
         self.record.keys.extend(new.into_iter().map(|key| (key, until)));
         self.record.entries = entries;
+        for (serial, entry) in since {
+            self.record.entries.entry(serial).or_insert(entry);
+        }
         self.record.number = list.number();
         // A list of the next CA is signed anew.
         self.record.signed_by = if by_active { trust.active.generation() } else { String::new() };
@@ -139,6 +148,15 @@ mod tests {
         assert_eq!(ends, [("4f0a", before), ("4f0c", known), ("4f0d", unknown)], "4f0b was taken back");
         assert!(after.compromised(&etcd_tls_contract::csr::key_digest(b"c")));
         assert!(!after.compromised(&etcd_tls_contract::csr::key_digest(b"b")));
+        // While the list could not be read, the key got another certificate.
+        let mut later = issued.clone();
+        let renewed = Leaf::new("u", "prod/app".to_owned(), "app", now() + DAY * 4, now() + DAY).for_key(b"c");
+        later.note("4f0e", renewed);
+        let mut both = knows(&one, 100, &["4f0a"]);
+        assert!(both.adopt(newer.clone(), &Trust { issued: &later, ..trust(None) }));
+        assert!(["4f0a", "4f0c", "4f0d", "4f0e"].iter().all(|serial| both.lists(serial)));
+        assert!(both.refresh(&one, now() + DAY).unwrap(), "the list lacks one, so another is signed");
+        assert!(both.list().unwrap().entries().contains_key("4f0e"));
         assert!(!after.refresh(&one, now()).unwrap(), "the same list stays");
         assert_eq!(**after.list().unwrap(), newer);
         assert!(after.refresh(&one, known).unwrap(), "entries leave with their certificates");

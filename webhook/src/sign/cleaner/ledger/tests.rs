@@ -135,12 +135,13 @@ fn a_later_one_takes_the_place_of_an_earlier_one_when_it_is_issued() {
     let mut second = scene.asked("etcd-tls-p-peer-2", "p", &["Approved"]);
     assert_eq!(scene.deleted(), [], "not before it is issued");
     scene.decided(&mut second, "issued");
-    assert_eq!(scene.deleted(), one("etcd-tls-p-peer-1", Why::Superseded));
+    assert_eq!(scene.deleted_after(SUPERSEDED_STAYS - SECOND), [], "its certificate may not be recorded yet");
+    assert_eq!(scene.deleted_after(SECOND), one("etcd-tls-p-peer-1", Why::Superseded));
     // An open one that was made before goes with it; one that was made after does not.
     let mut third = scene.csr("etcd-tls-p-peer-3", "p");
     scene.after += SECOND;
     scene.asked("etcd-tls-p-peer-4", "p", &["Approved", "issued"]);
-    assert_eq!(scene.deleted(), one("etcd-tls-p-peer-2", Why::Superseded));
+    assert_eq!(scene.deleted_after(SUPERSEDED_STAYS), one("etcd-tls-p-peer-2", Why::Superseded));
     scene.seen(&mut third);
     assert_eq!(scene.deleted(), one("etcd-tls-p-peer-3", Why::Superseded));
 }
@@ -177,10 +178,12 @@ fn a_successor_knows_after_its_list() {
             scene.seen(csr);
         }
         scene.ledger.list_ends();
-        assert_eq!(scene.deleted(), one("etcd-tls-p-peer-1", Why::Superseded));
+        assert_eq!(scene.deleted(), []);
+        assert_eq!(scene.deleted_after(SUPERSEDED_STAYS), one("etcd-tls-p-peer-1", Why::Superseded));
     }
     // Its age counts, but not for less than the time to fetch it.
-    assert_eq!(scene.deleted_after(Duration::from_secs(99)), []);
+    let left = Duration::from_secs(100) - SUPERSEDED_STAYS * 2;
+    assert_eq!(scene.deleted_after(left - SECOND), []);
     assert_eq!(scene.deleted_after(SECOND), one("etcd-tls-p-peer-2", Why::Issued));
     assert_eq!(scene.deleted_after(TIMES.refused - Duration::from_secs(300)), one("etcd-tls-p-server-1", Why::Refused));
     // Long over at a list: at once, and what can still be fetched a minute later.
