@@ -102,6 +102,47 @@ async fn status_shows_each_pod_and_names_the_rights_that_are_missing() {
     assert!(output.status.code() == Some(4) && out.contains("the API server does not reach its sidecar"), "{out}");
 }
 
+/// Somebody revoked the certificate that a member's clients see, at once. Its pod is named until it has another one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn status_names_a_member_whose_server_certificate_is_revoked() {
+    let Some(mut stack) = Stack::start(&Options::default()).await else { return };
+    stack.api.namespace("web", &[]).await;
+    let kubeconfig = stack.api.kubeconfig.clone();
+    let ip: IpAddr = own_address().expect("the stack has one");
+    let programs = [("app", which("true").expect("true"))];
+    let mut member = stack::client_pod("etcd-0", "server");
+    member["metadata"]["annotations"]["etcd-tls.dev/options"] = "none".into();
+    let mut pod = stack.local_pod("web", member, &[ip], &programs).await.expect("a pod");
+    pod.initialise(LIMIT).await.expect("init and sidecar");
+    let file = std::fs::read(pod.volume("etcd-tls").join("server/tls.crt")).expect("a certificate");
+    let serial = etcd_tls_contract::certificate::Chain::parse(&file).expect("a chain").serial;
+    let said = format!("server: the certificate {serial} is revoked: no sidecar takes this member for healthy");
+    let shown = || text(&status(&kubeconfig, &["-n", "web"]).stdout);
+    assert!(!shown().contains("is revoked"), "{}", shown());
+
+    let mut revoke = Command::new(binary("etcd-tls-webhook"));
+    revoke.args(["revoke", "web/etcd", "--serial", &serial, "--at-once"]).env("KUBECONFIG", &kubeconfig);
+    let output = revoke.output().expect("run revoke");
+    eventually("it is named", LIMIT, || async {
+        let shown = shown();
+        if shown.contains(&said) && shown.contains("etcd-tls-webhook renew web/etcd-0") {
+            Ok(())
+        } else {
+            Err(format!("{shown}{output:?}"))
+        }
+    })
+    .await;
+    // As it says.
+    let mut renew = Command::new(binary("etcd-tls-webhook"));
+    let output = renew.args(["renew", "web/etcd-0"]).env("KUBECONFIG", &kubeconfig).output().expect("run renew");
+    assert!(output.status.success(), "{output:?}");
+    eventually("it has another certificate", LIMIT, || async {
+        let shown = shown();
+        if shown.contains("is revoked") { Err(shown) } else { Ok(()) }
+    })
+    .await;
+}
+
 /// An etcd that admission has told of the lists, one whose annotation leaves them out, and one that an earlier version injected.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn status_and_check_show_which_members_refuse_revoked_certificates() {

@@ -81,10 +81,22 @@ pub(super) async fn gather(client: &Client, namespace: Option<&str>) -> Result<S
 async fn whole(client: &Client, mut pod: Listed, requests: Vec<RequestSeen>, trust: &Trust) -> PodSeen {
     let sidecar = sidecar(client, &pod).await;
     let rollovers = pod.rollovers(trust);
+    let mut revoked = BTreeSet::new();
     if let Some((_, Ok(published))) = pod.published(trust) {
         lists::without_any(&mut pod.seen.ports, &published.unlisted);
+        let certificates = sidecar.iter().flat_map(|sidecar| &sidecar.certificates);
+        let is_revoked = |role: Role, serial: &String| {
+            published.revoked.get(&role.domain()).is_some_and(|serials| serials.contains(serial))
+        };
+        revoked.extend(
+            certificates
+                .filter(|(role, certificate)| {
+                    certificate.serial.as_ref().is_some_and(|serial| is_revoked(**role, serial))
+                })
+                .map(|(role, _)| *role),
+        );
     }
-    PodSeen { sidecar, rollovers, requests, ..pod.seen }
+    PodSeen { sidecar, rollovers, requests, revoked, ..pod.seen }
 }
 
 /// One pod, looked at by name.
@@ -205,6 +217,7 @@ impl Listed {
                 sidecar: Ok(Sidecar::default()),
                 rollovers: BTreeMap::new(),
                 requests: Vec::new(),
+                revoked: BTreeSet::new(),
             },
         })
     }
@@ -344,6 +357,8 @@ struct Published {
     annotations: BTreeMap<String, String>,
     /// [`lists::unlisted`].
     unlisted: BTreeSet<Domain>,
+    /// [`lists::revoked`].
+    revoked: BTreeMap<Domain, BTreeSet<String>>,
 }
 
 type Trust = BTreeMap<(String, String), Result<Published, Unseen>>;
@@ -357,7 +372,8 @@ async fn trust(client: &Client, pods: &[Listed]) -> Trust {
         let found = match within(api.get_opt(&name)).await {
             Ok(Some(object)) => {
                 let unlisted = lists::unlisted(&object);
-                Ok(Published { annotations: object.metadata.annotations.unwrap_or_default(), unlisted })
+                let revoked = lists::revoked(&object);
+                Ok(Published { annotations: object.metadata.annotations.unwrap_or_default(), unlisted, revoked })
             }
             Ok(None) => Err(Unseen {
                 reason: format!("there is no ConfigMap {name}: the signer is away, or has lost the CA"),

@@ -1,9 +1,10 @@
 //! Reads from a member's pod if its etcd reads the revocation lists. Pure.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use etcd_tls_contract::{
     certificate::Bundle,
+    crl::Crl,
     names::{self, ClusterName},
     role::{Domain, Role},
     settings::{OptionsMode, Settings},
@@ -59,6 +60,15 @@ pub(super) fn unlisted(trust: &ConfigMap) -> BTreeSet<Domain> {
         Some(!published && !bundle.may_sign_lists())
     };
     Domain::WITH_LISTS.into_iter().filter(|domain| cannot(domain) == Some(true)).collect()
+}
+
+/// The revoked serial numbers of a trust ConfigMap, by domain. A list that cannot be read has none: sidecars refuse it.
+pub(super) fn revoked(trust: &ConfigMap) -> BTreeMap<Domain, BTreeSet<String>> {
+    let serials = |domain: Domain| {
+        let list = Crl::parse(&trust.binary_data.as_ref()?.get(domain.crl_key()?)?.0).ok()?;
+        Some((domain, list.entries().keys().cloned().collect()))
+    };
+    Domain::WITH_LISTS.into_iter().filter_map(serials).collect()
 }
 
 /// Says of ports that look at a list that there is none, where `domains` have none.

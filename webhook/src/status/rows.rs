@@ -52,6 +52,8 @@ pub(super) struct PodSeen {
     pub(super) rollovers: BTreeMap<Domain, Result<Report, Unseen>>,
     /// Its requests.
     pub(super) requests: Vec<RequestSeen>,
+    /// The roles whose certificate in use is revoked.
+    pub(super) revoked: BTreeSet<Role>,
 }
 
 /// A CertificateSigningRequest of a pod.

@@ -116,6 +116,22 @@ impl Findings<'_> {
         now: SystemTime,
     ) {
         let refused = self.of_refusals(role, certificate.issued);
+        if self.pod.revoked.contains(&role) {
+            let serial = certificate.serial.as_deref().unwrap_or_default();
+            let refused_by = match role {
+                Role::Peer => "the other members refuse its connections",
+                Role::Server => "no sidecar takes this member for healthy, so no other member restarts",
+                Role::Client | Role::Metrics => "members refuse its connections",
+            };
+            self.say(
+                State::Failing,
+                format!("{role}: the certificate {serial} is revoked: {refused_by}"),
+                format!(
+                    "etcd-tls-webhook renew {0}/{1}; or, where revoke --pod barred it: kubectl -n {0} delete pod {1}",
+                    self.pod.namespace, self.pod.name
+                ),
+            );
+        }
         match certificate.expiry.map(at) {
             None => self.say(State::Failing, format!("{role}: there is no certificate yet"), self.log()),
             Some(expiry) if expiry <= now => {

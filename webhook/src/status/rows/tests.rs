@@ -37,6 +37,7 @@ pub(in crate::status) fn member(name: &str) -> PodSeen {
         sidecar: Ok(sidecar),
         rollovers: BTreeMap::new(),
         requests: Vec::new(),
+        revoked: BTreeSet::new(),
     }
 }
 
@@ -107,6 +108,13 @@ fn a_pod_is_as_bad_as_its_worst_finding() {
             1.0,
             State::Ok,
             "",
+        ),
+        (
+            "revoked",
+            Box::new(|p, _| p.revoked = [Role::Server].into()),
+            1.0,
+            State::Failing,
+            "server: the certificate 5af3 is revoked: no sidecar takes this member for healthy, so no other member restarts",
         ),
         ("waiting", Box::new(|p, _| p.trouble.push("c waits".to_owned())), 1.0, State::Attention, "c waits"),
         ("served", Box::new(|_, s| peer(s).served = Some(false)), 1.0, State::Attention, "serves another"),
