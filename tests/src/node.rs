@@ -57,6 +57,18 @@ impl Node {
         node
     }
 
+    /// Has kubelet start with these feature gates on.
+    pub fn turn_on(&self, gates: &[&str]) {
+        let mut configuration = self.configuration();
+        configuration["featureGates"] = gates.iter().map(|gate| ((*gate).to_owned(), Value::Bool(true))).collect();
+        self.dir.write("kubelet.json", configuration.to_string());
+    }
+
+    /// The directory of a projected volume of the pod with this uid, where kubelet has it.
+    pub fn projected(&self, pod_uid: &str, volume: &str) -> PathBuf {
+        self.dir.join(format!("kubelet/pods/{pod_uid}/volumes/kubernetes.io~projected/{volume}"))
+    }
+
     /// Starts containerd and kubelet, as an init system does. The first time containerd gets the images.
     pub async fn power_on(&mut self) {
         let mut command = Command::new("containerd");

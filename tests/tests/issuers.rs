@@ -2,12 +2,12 @@
 //! CertificateRequests of cert-manager and for CertificateSigningRequests of a foreign signer. Their controllers are the
 //! stand-in of `tests::cert_manager`, and cert-manager itself where the machine has it.
 
+#[path = "issuers/account.rs"]
+mod account;
 #[path = "issuers/approving.rs"]
 mod approving;
 #[path = "issuers/approving_check.rs"]
 mod approving_check;
-#[path = "issuers/approving_rights.rs"]
-mod approving_rights;
 #[path = "issuers/approving_rules.rs"]
 mod approving_rules;
 #[path = "issuers/bundles.rs"]
@@ -22,6 +22,10 @@ mod many;
 mod page;
 #[path = "issuers/policy.rs"]
 mod policy;
+#[path = "issuers/projected.rs"]
+mod projected;
+#[path = "issuers/queue.rs"]
+mod queue;
 #[path = "issuers/scene.rs"]
 mod scene;
 #[path = "issuers/swap.rs"]

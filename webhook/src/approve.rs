@@ -19,7 +19,7 @@ use crate::{
     controller::{
         Controller, ControllerArgs, Trouble,
         case::{self, Case},
-        csr::{Handler, Outcome, Seen},
+        csr::{self as queue, Handler, Outcome, Seen},
         facts::Csr,
         guards::{self, Components},
         refusals::Refusals,
@@ -62,6 +62,7 @@ impl Args {
         let mut registry = Registry::with_prefix("etcd_tls_approve");
         let metrics = Metrics::register(&mut registry);
         let of_cert_manager = !self.others.issuers().is_empty();
+        let queue = of_cert_manager.then(|| queue::Metrics::register_certificate_requests(&mut registry));
         let components = Components {
             cert_manager: self.cert_manager,
             approvals_of_cert_manager: of_cert_manager,
@@ -69,7 +70,7 @@ impl Args {
         };
         let warned = Arc::new(Warned::default());
         let observer = Some(warned.observer());
-        let started = self.controller.start(LEASE, &guards::of_approve(components), registry, observer).await?;
+        let started = self.controller.start(LEASE, &guards::of_approve(components), registry, observer, queue).await?;
         let controller = started.controller.clone();
         let teller = controller.clone();
         controller.tasks.keep("warnings", move || {

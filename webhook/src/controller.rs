@@ -33,7 +33,7 @@ use case::Case;
 use client::ApiServerError;
 use csr::{Handler, Outcome};
 use events::{Notice, Recorder, pod_reference};
-use facts::{CertificateRequest, Csr};
+use facts::{CertificateRequest, Csr, Kind};
 use guards::{Gate, Guard, Prover};
 use lease::Candidate;
 use metrics::Metrics;
@@ -110,6 +110,7 @@ pub(crate) struct Started {
     candidate: Candidate,
     prover: Prover,
     queue: csr::Metrics,
+    of_cert_manager: Option<csr::Metrics>,
     workers: u16,
     shutdown: watch::Receiver<bool>,
 }
@@ -117,6 +118,7 @@ pub(crate) struct Started {
 impl ControllerArgs {
     /// Connects, watches policy and namespaces, stands for leader by the Lease `name`, and serves the admin port with the
     /// metrics of `registry` and the common ones. `guards`: the admission policies that it depends on. `observer` sees the pods.
+    /// `of_cert_manager`: the figures of CertificateRequests, where they are decided, too.
     ///
     /// # Errors
     /// The reason why it could not start.
@@ -126,6 +128,7 @@ impl ControllerArgs {
         guards: &[Guard],
         mut registry: Registry,
         observer: Option<pods::Observer>,
+        of_cert_manager: Option<csr::Metrics>,
     ) -> Result<Started, Error> {
         let Self { namespace, identity, workers, admin_address, live_reads } = self;
         let shutdown = shutdown::on_signals()?;
@@ -173,9 +176,13 @@ impl ControllerArgs {
         };
 
         let health = Arc::new(Health::new(registry));
-        controller.require(&health, queue.clone());
+        controller.require(&health);
+        controller.require_listed::<Csr>(&health, queue.clone());
+        if let Some(queue) = of_cert_manager.clone() {
+            controller.require_listed::<CertificateRequest>(&health, queue);
+        }
         health.serve(admin_address).await?;
-        Ok(Started { controller, candidate, prover, queue, workers, shutdown })
+        Ok(Started { controller, candidate, prover, queue, of_cert_manager, workers, shutdown })
     }
 }
 
@@ -189,15 +196,14 @@ impl Started {
         beside: impl Future<Output = ()>,
         last: impl Future<Output = ()>,
     ) {
-        let Self { controller, candidate, prover, queue, workers, shutdown } = self;
+        let Self { controller, candidate, prover, queue, of_cert_manager: second, workers, shutdown } = self;
         let Controller { client, leader, metrics, tasks, .. } = controller;
         let shows = metrics.show_leadership(leader.clone());
         let workers = usize::from(workers);
         let besides = async {
-            if let Some(handler) = of_cert_manager {
+            if let Some((handler, queue)) = of_cert_manager.zip(second) {
                 let (client, leader, shutdown, tasks) =
                     (client.clone(), leader.clone(), shutdown.clone(), tasks.clone());
-                let queue = csr::Metrics::unseen();
                 csr::run::<CertificateRequest, H>(client, handler, workers, leader, shutdown, queue, tasks).await;
             }
         };
@@ -223,7 +229,7 @@ impl Started {
 
 impl Controller {
     /// Registers the conditions of readiness.
-    fn require(&self, health: &Health, queue: csr::Metrics) {
+    fn require(&self, health: &Health) {
         let policy = self.policy.clone();
         health.require(move || policy.borrow().as_ref().map(|_| ()).ok_or_else(|| NO_POLICY.to_owned()));
         let namespaces = self.namespaces.clone();
@@ -235,10 +241,14 @@ impl Controller {
         health.require(move || if services.is_complete() { Ok(()) } else { Err("Services not listed yet".to_owned()) });
         let gate = self.gate.clone();
         health.require(move || gate.ready());
+    }
+
+    /// Has a leader be ready when it has seen every request of a kind once.
+    fn require_listed<K: Kind>(&self, health: &Health, queue: csr::Metrics) {
         let leader = self.leader.clone();
         health.require(move || {
             let waiting = *leader.borrow() && !queue.is_synced();
-            if waiting { Err("CertificateSigningRequests not listed yet".to_owned()) } else { Ok(()) }
+            if waiting { Err(format!("{} not listed yet", K::WHAT)) } else { Ok(()) }
         });
     }
 

@@ -138,7 +138,7 @@ impl Args {
         let members = Pods::new(Arc::clone(&changed));
         let components = Components { cert_manager, cluster_trust_bundles, pod_certificates, ..Components::default() };
         let started =
-            controller.start(LEASE, &guards::of_sign(components), registry, Some(members.observer())).await?;
+            controller.start(LEASE, &guards::of_sign(components), registry, Some(members.observer()), None).await?;
         let controller = started.controller.clone();
         let authorities = Authorities::new(
             controller.client.clone(),

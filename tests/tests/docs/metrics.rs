@@ -5,12 +5,13 @@ use std::{collections::BTreeSet, fmt::Write as _, fs, path::Path};
 use tests::repository;
 
 /// Where metrics are registered, by which processes, and what their names begin with.
-const PLACES: [(&str, &[(&str, &str)]); 5] = [
+const PLACES: [(&str, &[(&str, &str)]); 6] = [
     ("sidecar/src", &[("etcd-tls-sidecar", "etcd_tls_")]),
     ("webhook/src/admit", &[("admit", "etcd_tls_admit_")]),
     ("webhook/src/approve", &[("approve", "etcd_tls_approve_")]),
     ("webhook/src/sign", &[("sign", "etcd_tls_sign_")]),
     ("webhook/src/controller", &[("approve", "etcd_tls_approve_"), ("sign", "etcd_tls_sign_")]),
+    ("webhook/src/controller/csr", &[("approve", "etcd_tls_approve_certificate_requests_")]),
 ];
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -55,10 +55,15 @@ pub fn let_approve(lab: &Lab, group: &str, signer: &str) {
 
 /// Starts `approve` with the rights of its account.
 pub async fn approve(lab: &Lab, arguments: &[String]) -> Process {
+    approve_at(lab, ports::loopback(), arguments).await
+}
+
+/// [`approve`], with this admin port.
+pub async fn approve_at(lab: &Lab, admin: u16, arguments: &[String]) -> Process {
     let kubeconfig = lab.api.token_kubeconfig("approve", &lab.api.token(SYSTEM, "etcd-tls-approve", None).await);
     let mut command = Command::new(binary("etcd-tls-webhook"));
     command.args(["approve", "--cert-manager"]).args(arguments);
-    command.arg("--admin-address").arg(format!("127.0.0.1:{}", ports::loopback()));
+    command.arg("--admin-address").arg(format!("127.0.0.1:{admin}"));
     command.env_clear().env("KUBECONFIG", kubeconfig);
     Process::spawn("approve", &mut command, lab.api.directory().path())
 }

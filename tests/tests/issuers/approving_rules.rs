@@ -115,7 +115,7 @@ async fn refusals(way: &Way<'_>, pod_0: &Pod, approve: &Process) {
 }
 
 /// Runs the sidecar's `init` of a pod, whose bundle is of `issuer`.
-async fn init(lab: &Lab, namespace: &str, pod: &Pod, issuer: &CertManager, argument: &str) -> Result<(), String> {
+pub async fn init(lab: &Lab, namespace: &str, pod: &Pod, issuer: &CertManager, argument: &str) -> Result<(), String> {
     let (dir, environment) = lab.mounted(namespace, pod).await;
     dir.dir("trust");
     for domain in ["peer", "client"] {

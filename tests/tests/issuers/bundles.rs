@@ -17,7 +17,7 @@ use tests::{
 use crate::scene::LIMIT;
 
 const SYSTEM: &str = "etcd-tls-system";
-const OURS: &str = "client.etcd-tls.dev:prod.etcd:bundle";
+pub const OURS: &str = "client.etcd-tls.dev:prod.etcd:bundle";
 
 fn resource() -> ApiResource {
     ApiResource {
@@ -49,17 +49,29 @@ async fn create(api: &Api<DynamicObject>, object: &Value) -> kube::Result<Dynami
     api.create(&dry_run, &from_json(object.clone())).await
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn our_bundles_are_published_as_cluster_trust_bundles() {
+/// An API server that has ClusterTrustBundles and their projection, and `sign` that publishes them.
+pub fn options() -> Options {
     let apiserver_arguments = vec![
-        "--feature-gates=ClusterTrustBundle=true".to_owned(),
+        "--feature-gates=ClusterTrustBundle=true,ClusterTrustBundleProjection=true".to_owned(),
         "--runtime-config=certificates.k8s.io/v1beta1/clustertrustbundles=true".to_owned(),
     ];
-    let options = Options {
+    Options {
         sign: vec!["--cluster-trust-bundles".to_owned()],
         api: ApiOptions { apiserver_arguments, ..ApiOptions::default() },
         ..Options::default()
-    };
+    }
+}
+
+/// Our ClusterTrustBundle of this name.
+pub async fn published(stack: &Stack, name: &str) -> Result<Bundle, String> {
+    let bundles: Api<DynamicObject> = Api::all_with(stack.api.client.clone(), &resource());
+    let found = bundles.get(name).await.map_err(|e| e.to_string())?;
+    Bundle::parse(found.data["spec"]["trustBundle"].as_str().unwrap_or_default().as_bytes()).map_err(|e| e.to_string())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn our_bundles_are_published_as_cluster_trust_bundles() {
+    let options = options();
     let Some(mut stack) = Stack::start(&options).await else { return };
     // The flag without the component: said, and everything else works.
     stack.sign.logged("ClusterTrustBundles are not published", LIMIT).await;

@@ -100,15 +100,15 @@ impl Metrics {
             queued: metric(registry, "queue_depth", "Requests that wait for their turn or for another try"),
             in_flight: metric(registry, "queue_in_flight", "Requests that are worked on"),
             retries: metric(registry, "queue_retries", "Requests that had to be looked at again"),
-            lists: metric(registry, "queue_lists", "Lists of all CertificateSigningRequests"),
+            lists: metric(registry, "queue_lists", "Lists of all requests of the kind"),
             synced: metric(registry, "queue_synced", "1 while leading with a complete list"),
             latency: latency(registry),
         }
     }
 
-    /// Figures that nobody sees: of a second kind of requests in the same process.
-    pub(crate) fn unseen() -> Self {
-        Self::register(&mut Registry::default())
+    /// The figures of CertificateRequests of cert-manager, in a process that has those of CertificateSigningRequests, too.
+    pub(crate) fn register_certificate_requests(registry: &mut Registry) -> Self {
+        Self::register(registry.sub_registry_with_prefix("certificate_requests"))
     }
 
     /// True if this replica leads and has seen every CSR once.

@@ -1,13 +1,13 @@
-//! The rights of our approver's account to requests of other issuers.
+//! What the account of `approve` cannot do with requests to the issuers of others, whoever has its token.
 
 use kube::{
-    Client,
-    api::{Patch, PatchParams, PostParams},
+    Api, Client,
+    api::{DynamicObject, ListParams, Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
-use tests::{apiserver::from_json, eventually};
+use tests::{apiserver::from_json, cert_manager::resource, eventually};
 
-use crate::{
+use super::{
     approving::{Asked, SYSTEM, Way, approve, install, issuer_of, lab, let_approve_all, pod, ways},
     scene::{Kind, LIMIT, Lab},
 };
@@ -38,6 +38,25 @@ async fn the_account_of_approve_decides_what_is_listed_and_nothing_else() {
         eventually("the right to approve", LIMIT, || write(way, &stolen, &name, &approved)).await;
         write(way, &stolen, &name, &json!({"conditions": [condition("Denied", "True")]})).await.expect("deny");
         write(way, &stolen, &theirs, &approved).await.expect_err("of others");
+        // Nor does it fill the API server's storage.
+        for field in ["reason", "message"] {
+            let mut long = condition("Approved", "True");
+            long[field] = "x".repeat(if field == "reason" { 129 } else { 8193 }).into();
+            let refused =
+                write(way, &stolen, &name, &json!({"conditions": [long.clone()]})).await.expect_err("too long");
+            assert!(refused.contains("characters at most"), "{refused}");
+            long[field] = "x".repeat(if field == "reason" { 128 } else { 8192 }).into();
+            write(way, &stolen, &name, &json!({"conditions": [long]}))
+                .await
+                .expect("long enough for all that is written");
+        }
+        // As docs/security.md says: nobody of ours looks at the name again, and it reads the requests of all namespaces.
+        let any =
+            Asked { common_name: "system:kube-controller-manager".to_owned(), ..Asked::of(way.namespace, "etcd-0") };
+        let any = way.ask(&pod, &any).await;
+        write(way, &stolen, &any, &approved).await.expect("any name that a pod requests");
+        let all: Api<DynamicObject> = Api::all_with(stolen.clone(), &resource());
+        all.list(&ListParams::default()).await.expect("it reads every CertificateRequest");
         let (requests, signing) = way.client(stolen.clone());
         match way.kind {
             Kind::CertManager => {

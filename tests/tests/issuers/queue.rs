@@ -1,0 +1,75 @@
+//! The queue of CertificateRequests that `approve` decides: its figures, and that a leader is not ready before it has seen them all.
+
+use tests::{cert_manager::CertManager, eventually, ports};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+
+use super::{
+    approving::{approve_at, install, lab, let_approve, pod},
+    approving_rules::init,
+    scene::{Kind, LIMIT},
+};
+
+const PREFIX: &str = "etcd_tls_approve_certificate_requests_";
+
+/// The answer of an admin port, with its status line.
+async fn get(port: u16, path: &str) -> Result<String, String> {
+    let read = async {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        Ok::<_, std::io::Error>(answer)
+    };
+    read.await.map_err(|error| error.to_string())
+}
+
+/// A figure of the queue.
+async fn figure(port: u16, name: &str) -> Result<f64, String> {
+    let metrics = get(port, "/metrics").await?;
+    let line = metrics.lines().find_map(|line| line.strip_prefix(&format!("{PREFIX}{name} ")));
+    line.and_then(|value| value.trim().parse().ok()).ok_or_else(|| format!("{name}: {metrics}"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_queue_of_certificate_requests_shows_itself_and_a_leader_is_ready_when_it_has_seen_them_all() {
+    let Some(lab) = lab().await else { return };
+    install(&lab);
+    lab.grant("cm", Kind::CertManager);
+    let signer = "issuers.cert-manager.io/cm.company";
+    let_approve(&lab, "cert-manager.io", signer);
+    lab.api.kubectl(&["delete", "crd", "certificaterequests.cert-manager.io"]);
+    let port = ports::loopback();
+    let _approve = approve_at(&lab, port, &[format!("--approve-issuer={signer}")]).await;
+    eventually("it waits for CertificateRequests alone", LIMIT, || async {
+        let answer = get(port, "/ready").await?;
+        let waits = answer.starts_with("HTTP/1.1 503") && answer.contains("CertificateRequests not listed yet");
+        let others = answer.contains("CertificateSigningRequests not") || answer.contains("pods not listed");
+        if waits && !others { Ok(()) } else { Err(answer) }
+    })
+    .await;
+    assert_eq!(figure(port, "queue_synced").await, Ok(0.0));
+
+    CertManager::install(&lab.api).await;
+    eventually("it is ready", LIMIT, || async {
+        let answer = get(port, "/ready").await?;
+        if answer.starts_with("HTTP/1.1 200") { Ok(()) } else { Err(answer) }
+    })
+    .await;
+    assert_eq!(figure(port, "queue_synced").await, Ok(1.0));
+    assert!(figure(port, "queue_lists_total").await.expect("a figure") >= 1.0);
+    let issuer = lab.issuer("cm");
+    issuer.leave_approval_to_others();
+    let named = "cert-manager:Issuer/company";
+    let pod = pod(&lab, "cm", "etcd-0", &[("issuer", named), ("roles", "peer,server")]).await;
+    init(&lab, "cm", &pod, &issuer, &format!("--issuer={named}")).await.expect("certificates");
+    eventually("both requests are decided and counted", LIMIT, || async {
+        let decided = figure(port, "request_duration_seconds_count").await?;
+        let left = figure(port, "queue_depth").await? + figure(port, "queue_in_flight").await?;
+        if decided >= 2.0 && left == 0.0 { Ok(()) } else { Err(format!("{decided} decided, {left} left")) }
+    })
+    .await;
+}
