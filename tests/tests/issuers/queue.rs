@@ -28,7 +28,7 @@ async fn get(port: u16, path: &str) -> Result<String, String> {
 }
 
 /// A figure of the queue.
-async fn figure(port: u16, name: &str) -> Result<f64, String> {
+async fn figure(port: u16, name: &str) -> Result<u64, String> {
     let metrics = get(port, "/metrics").await?;
     let line = metrics.lines().find_map(|line| line.strip_prefix(&format!("{PREFIX}{name} ")));
     line.and_then(|value| value.trim().parse().ok()).ok_or_else(|| format!("{name}: {metrics}"))
@@ -51,7 +51,7 @@ async fn the_queue_of_certificate_requests_shows_itself_and_a_leader_is_ready_wh
         if waits && !others { Ok(()) } else { Err(answer) }
     })
     .await;
-    assert_eq!(figure(port, "queue_synced").await, Ok(0.0));
+    assert_eq!(figure(port, "queue_synced").await, Ok(0));
 
     CertManager::install(&lab.api).await;
     eventually("it is ready", LIMIT, || async {
@@ -59,8 +59,8 @@ async fn the_queue_of_certificate_requests_shows_itself_and_a_leader_is_ready_wh
         if answer.starts_with("HTTP/1.1 200") { Ok(()) } else { Err(answer) }
     })
     .await;
-    assert_eq!(figure(port, "queue_synced").await, Ok(1.0));
-    assert!(figure(port, "queue_lists_total").await.expect("a figure") >= 1.0);
+    assert_eq!(figure(port, "queue_synced").await, Ok(1));
+    assert!(figure(port, "queue_lists_total").await.expect("a figure") >= 1);
     let issuer = lab.issuer("cm");
     issuer.leave_approval_to_others();
     let named = "cert-manager:Issuer/company";
@@ -69,7 +69,7 @@ async fn the_queue_of_certificate_requests_shows_itself_and_a_leader_is_ready_wh
     eventually("both requests are decided and counted", LIMIT, || async {
         let decided = figure(port, "request_duration_seconds_count").await?;
         let left = figure(port, "queue_depth").await? + figure(port, "queue_in_flight").await?;
-        if decided >= 2.0 && left == 0.0 { Ok(()) } else { Err(format!("{decided} decided, {left} left")) }
+        if decided >= 2 && left == 0 { Ok(()) } else { Err(format!("{decided} decided, {left} left")) }
     })
     .await;
 }
