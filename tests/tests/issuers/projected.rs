@@ -70,7 +70,8 @@ async fn a_kubelet_projects_our_cluster_trust_bundles_and_follows_a_rollover() {
             "volumes": [{"name": "trust", "projected": {"sources": [projection]}}],
         },
     });
-    let reader = eventually("a pod", SYNCED, || pods.create(&PostParams::default(), &from_json(reader.clone()))).await;
+    let (params, reader): (_, Pod) = (PostParams::default(), from_json(reader));
+    let reader = eventually("a pod", SYNCED, || pods.create(&params, &reader)).await;
     let shows = |what: &'static str, wanted: Bundle| {
         let (node, reader) = (&node, &reader);
         async move {
