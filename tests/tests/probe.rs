@@ -148,6 +148,27 @@ async fn the_users_own_probe_counts_in_every_failure_of_the_sidecar() {
     users_word(false).await;
 }
 
+/// An earlier admission wrote what this version cannot read, and the image alone is raised: the pod starts, and its probe does not ask it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_url_of_an_earlier_injection_that_cannot_be_read_keeps_nothing_down() {
+    let pod = Sidecar::new().await;
+    let urls = ["http://a b:2381/health", "unix:///run/etcd.sock", "http://[::1:2381/health", ""];
+    for (before, unreadable) in urls.into_iter().enumerate() {
+        let argument = format!("--liveness-url={unreadable}");
+        let status = pod.spawn(&binary("etcd-tls-sidecar"), "init", &[argument]).wait(LIMIT).await;
+        assert!(status.success(), "{unreadable:?}: {status}");
+        let mut sidecar = pod.run(unreadable).await;
+        probe(&pod.certs()).await.expect("the sidecar has nothing against etcd");
+        assert!(!pod.certs().join(PROBE_DIR).join("liveness").exists(), "{unreadable:?}");
+        let warnings = sidecar.log().matches("--liveness-url is not asked").count();
+        // One of each process: they write into one file.
+        assert_eq!(warnings, before + 1, "{unreadable:?}: {}", sidecar.log_end());
+        sidecar.kill();
+        // etcd is no more kept down while the sidecar is away.
+        probe(&pod.certs()).await.expect("a sidecar that is away is no reason");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_probe_over_tls_is_the_sidecars_and_a_connection_where_that_is_away() {
     let sidecar = Sidecar::new().await;

@@ -241,7 +241,7 @@ impl<'a> Work<'a> {
         self.check_ports(&args, &listeners);
 
         if let (Some(probe), Some(container)) = (reload.probe, etcd.first()) {
-            args.liveness_url = probe.liveness_url;
+            args.liveness_url = probe.liveness_url.map(Into::into);
             let index = container.index.to_string();
             let path = ["spec", container.list.field(), &index, "livenessProbe"];
             if probe.replaces { patch.replace(&path, probe.value) } else { patch.set(&path, probe.value) }

@@ -10,6 +10,7 @@ use crate::{
     identity::PodFacts,
     invalid_value::InvalidValue,
     key::{KeyAlgorithm, KeyRotation},
+    liveness::LivenessUrl,
     names,
     role::Role,
     san::Sans,
@@ -84,9 +85,9 @@ pub struct PodArgs {
     #[arg(long)]
     pub metrics_url: Option<Endpoint>,
     /// The URL (http, https or tcp) of your own liveness probe of etcd. With --reload=probe, etcd-tls-probe makes this check in
-    /// its place.
+    /// its place. A URL that cannot be read is left out, with a warning.
     #[arg(long)]
-    pub liveness_url: Option<Endpoint>,
+    pub liveness_url: Option<LivenessUrl>,
     /// The minimum time between two restarts of etcd by the sidecar. kubelet delays a second restart within ten minutes.
     #[arg(long, default_value = "10m", value_parser = crate::duration::parse_duration)]
     pub restart_pace: Duration,
@@ -233,11 +234,16 @@ impl PodArgs {
             ("client-url", text(client_url)),
             ("peer-url", text(peer_url)),
             ("metrics-url", text(metrics_url)),
-            ("liveness-url", text(liveness_url)),
+            ("liveness-url", liveness_url.as_ref().map(ToString::to_string)),
         ] {
             out.extend(value.iter().map(|value| format!("--{name}={value}")));
         }
         out
+    }
+
+    /// The user's own liveness probe, where its URL can be read.
+    pub fn liveness_endpoint(&self) -> Option<&Endpoint> {
+        self.liveness_url.as_ref().and_then(|url| url.endpoint().ok())
     }
 }
 

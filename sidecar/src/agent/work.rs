@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use etcd_tls_contract::{args::PodArgs, role::Role, settings::Reload};
+use etcd_tls_contract::{args::PodArgs, liveness::LivenessUrl, role::Role, settings::Reload};
 use etcd_tls_telemetry::{admin, listen::every_address};
 use prometheus_client::{metrics::gauge::Gauge, registry::Registry};
 use tokio::{
@@ -91,9 +91,12 @@ where
         .then(|| Restarter::new(restart(), &mut registry));
     if args.reload == Reload::Probe {
         // Before the admin port answers, for whose answer etcd's start waits.
-        install::install(&install::beside()?, &args.dir, args.liveness_url.as_ref())?;
-        let gate =
-            restarter.as_ref().map_or_else(|| Arc::new(Gate::new(args.liveness_url.clone(), None)), Restarter::gate);
+        if let Some(Err(error)) = args.liveness_url.as_ref().map(LivenessUrl::endpoint) {
+            tracing::warn!(%error, "--liveness-url is not asked: etcd's liveness probe fails for a restart alone, until the pod is recreated");
+        }
+        let users = args.liveness_endpoint();
+        install::install(&install::beside()?, &args.dir, users)?;
+        let gate = restarter.as_ref().map_or_else(|| Arc::new(Gate::new(users.cloned(), None)), Restarter::gate);
         tokio::spawn(gate.serve(gate::listen(&args.dir)?));
     }
     let loaded = restarter.as_ref().map(Restarter::status);
