@@ -75,21 +75,16 @@ images: ## both images, by $(BUILDER)
 	$(BUILDER) build --build-arg RUST_IMAGE=$(RUST_IMAGE) --build-arg BASE=$(BASE) -f Dockerfile.webhook -t etcd-tls-webhook:$(TAG) .
 	$(BUILDER) build --build-arg RUST_IMAGE=$(RUST_IMAGE) --build-arg BASE=$(BASE) -f Dockerfile.sidecar -t etcd-tls-sidecar:$(TAG) .
 
-# REGISTRY=example.com/etcd-tls is where
-# install.yaml and the chart look for the images. DIST_PROFILE=dev builds quickly, to try it.
+# REGISTRY=example.com/etcd-tls is where install.yaml and the chart look for the images. ARCH=arm64 or amd64: for that architecture,
+# with a cross compiler and qemu where it is not this machine's. DIST=<folder> names another place. DIST_PROFILE=dev builds quickly, to
+# try it.
+DIST ?= $(TARGET)/dist
 dist: ## pack a release into $(TARGET)/dist: programs, images, install.yaml, chart, SBOMs, checksums
-	@profile=$${DIST_PROFILE:-}
-	[ -n "$$profile" ] || export AWS_LC_SYS_NO_JITTER_ENTROPY=1
-	bin=$$(mktemp -d); trap 'rm -rf "$$bin"' EXIT
-	static() {
-	  $(CARGO) rustc --locked --profile "$$1" -p "$$2" --bin "$$3" -- $(STATIC)
-	  install -s -t "$$bin" "$(TARGET)/$${1/#dev/debug}/$$3"
-	}
-	static "$${profile:-release}" etcd-tls-webhook etcd-tls-webhook
-	static "$${profile:-sidecar}" etcd-tls-sidecar etcd-tls-sidecar
-	static "$${profile:-sidecar}" etcd-tls-sidecar etcd-tls-probe
-	BIN=$$bin CARGO=$(CARGO) dist/dist.sh $(TARGET)/dist
-	echo "in $(TARGET)/dist:"; ls $(TARGET)/dist
+	@bin=$$(mktemp -d); trap 'rm -rf "$$bin"' EXIT
+	export ARCH=$(ARCH) CARGO=$(CARGO) BIN=$$bin
+	STATIC="$(STATIC)" dist/build.sh "$$bin"
+	dist/dist.sh $(DIST)
+	echo "in $(DIST):"; ls $(DIST)
 
 # An etcd, where there is none: the distribution's. ETCD=<path> names another. (Debian starts a server of its own on the
 # well-known ports; ours are on others.)

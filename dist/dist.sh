@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # dist/dist.sh OUT: packs a release from the static programs in the directory BIN. `make dist` builds them first.
+#   ARCH=arm64: they are of another architecture than this machine.
 #   REGISTRY=example.com/etcd-tls: where install.yaml and the chart look for the images; empty: their plain names, as loaded.
 set -euo pipefail
 out=$(realpath -m "$1"); here=$(realpath "$(dirname "$0")"); cd "$here/.."
@@ -14,7 +15,8 @@ elif command -v kubectl >/dev/null; then kustomize=(kubectl kustomize)
 else echo "dist: no kubectl and no kustomize in PATH" >&2; exit 1; fi
 
 version=$(sed -n 's/^version: //p' manifests/chart/Chart.yaml)
-case $(uname -m) in x86_64) architecture=amd64 ;; aarch64) architecture=arm64 ;; *) architecture=$(uname -m) ;; esac
+# shellcheck source=architecture.sh
+. dist/architecture.sh
 platform=linux-$architecture
 work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
 # Only what an earlier run made is taken away.
@@ -28,8 +30,8 @@ ln -s etcd-tls-webhook "$work/kubectl-etcd_tls"
 install -m 755 "$BIN/etcd-tls-sidecar" "$work/etcd-tls-sidecar"
 install -m 644 LICENSE "$work/LICENSE"
 mkdir -p "$work/completions" "$work/man/man1"
-for shell in bash fish zsh; do "$BIN/etcd-tls-webhook" completion "$shell" >"$work/completions/etcd-tls-webhook.$shell"; done
-"$BIN/etcd-tls-webhook" man "$work/man/man1"
+for shell in bash fish zsh; do "${runner[@]}" "$BIN/etcd-tls-webhook" completion "$shell" >"$work/completions/etcd-tls-webhook.$shell"; done
+"${runner[@]}" "$BIN/etcd-tls-webhook" man "$work/man/man1"
 archive -C "$work" -c LICENSE completions man etcd-tls-sidecar etcd-tls-webhook kubectl-etcd_tls | gzip -n >"$out/etcd-tls-$version-$platform.tar.gz"
 
 # A name without a registry means this one, for kubelet, too.
@@ -52,7 +54,7 @@ mkdir "$work/chart"; cp -r manifests/chart "$work/chart/etcd-tls"
 chmod -R u=rwX,go=rX "$work/chart"
 archive -C "$work/chart" --exclude='*/.helmignore' -c etcd-tls | gzip -n >"$out/etcd-tls-$version.tgz"
 
-"$CARGO" metadata --locked --format-version 1 --filter-platform "$(rustc -vV | sed -n 's/^host: //p')" >"$work/metadata.json"
+"$CARGO" metadata --locked --format-version 1 --filter-platform "$triple" >"$work/metadata.json"
 for package in etcd-tls-webhook etcd-tls-sidecar; do
   jq --arg package "$package" -f "$here/sbom.jq" "$work/metadata.json" >"$out/$package-$version-$platform.cdx.json"
 done

@@ -20,6 +20,8 @@ use tests::{
 
 #[path = "dist/pages.rs"]
 mod pages;
+#[path = "dist/programs.rs"]
+mod programs;
 #[path = "dist/workflows.rs"]
 mod workflows;
 
@@ -257,10 +259,9 @@ fn bills_of_materials_list_what_is_compiled_in() {
 /// Our own programs are what `make dist` packs.
 #[test]
 fn the_programs_that_are_packed_are_those_of_the_workspace() {
-    let makefile = fs::read_to_string(repository().join("Makefile")).expect("Makefile");
-    let dist = makefile.split("\ndist:").nth(1).and_then(|rest| rest.split("\n\n").next()).expect("the target");
+    let script = fs::read_to_string(repository().join("dist/build.sh")).expect("build.sh");
     for name in ["etcd-tls-webhook", "etcd-tls-sidecar", "etcd-tls-probe"] {
         assert!(binary(name).is_file());
-        assert!(dist.lines().any(|line| line.trim().starts_with("static ") && line.ends_with(name)), "{name}: {dist}");
+        assert!(script.lines().any(|line| line.starts_with("static \"") && line.ends_with(name)), "{name}: {script}");
     }
 }
