@@ -87,19 +87,20 @@ pub struct Options {
 impl Stack {
     /// Installs and starts everything; `None`, having said so, where the machine has no API server.
     pub async fn start(options: &Options) -> Option<Self> {
-        let Some(address) = own_address() else {
-            tier::skip(
-                2,
-                "no address but loopback, which an endpoint cannot have",
-                "a network interface with an address",
-            );
+        if !can_start() {
             return None;
-        };
+        }
         let api = ApiServer::start_with(&options.api).await?;
         if let Some(before) = &options.before {
             api.kubectl(&["apply", "-k", &before.display().to_string()]);
         }
         api.apply_kustomization("manifests");
+        Some(Self::start_on(api, options).await)
+    }
+
+    /// Starts everything on an API server where it is installed, on a machine where it [can start](can_start).
+    pub async fn start_on(api: ApiServer, options: &Options) -> Self {
+        let address = own_address().expect("can_start was asked");
         let approve = controller(&api, "approve", &options.all, &options.of_all).await;
         let environment = [&options.of_all[..], &options.environment].concat();
         let sign = controller(&api, "sign", &[&options.sign[..], &options.all].concat(), &environment).await;
@@ -126,7 +127,7 @@ impl Stack {
         api.apply(&endpoint(address, port));
         let mut stack = Self { sign, approve, admit, mounts: vec![mount], held, environment, api };
         stack.ready().await;
-        Some(stack)
+        stack
     }
 
     /// Waits until a labelled pod can be created at all.
@@ -321,6 +322,16 @@ where
 
 fn project(directory: &Path, files: Option<&BTreeMap<String, Vec<u8>>>) {
     write_projected(directory, files.into_iter().flatten().map(|(name, content)| (name.as_str(), content.clone())));
+}
+
+/// Whether this machine has an address for the webhook; says so where not.
+pub fn can_start() -> bool {
+    let can = own_address().is_some();
+    if !can {
+        let enable = "a network interface with an address";
+        tier::skip(2, "no address but loopback, which an endpoint cannot have", enable);
+    }
+    can
 }
 
 /// An address of this machine that is not loopback's; nothing is sent.

@@ -8,12 +8,19 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use tests::{process::which, repository, temp::TempDir, tier};
+use tests::{
+    process::{run, which},
+    repository,
+    temp::TempDir,
+    tier,
+};
 
 #[path = "chart/cluster.rs"]
 mod cluster;
 #[path = "chart/derive.rs"]
 mod derive;
+#[path = "chart/upgrade.rs"]
+mod upgrade;
 #[path = "chart/values.rs"]
 mod values;
 
@@ -31,6 +38,23 @@ fn helm() -> Option<PathBuf> {
         tier::skip_special("no helm in PATH", "helm 3.14 or later, or HELM=/path/to/helm");
     }
     found
+}
+
+/// Each major version of helm that is here: the one of [`helm`], and helm 3, which `HELM3` or `helm3` in PATH names where the other is a
+/// later one.
+fn helms() -> Vec<PathBuf> {
+    let mut all: Vec<_> = helm().into_iter().collect();
+    let version = |helm: &Path| run(Command::new(helm).args(["version", "--template", "{{.Version}}"]));
+    if all.iter().all(|helm| !version(helm).starts_with("v3.")) {
+        let third = env::var_os("HELM3").map(PathBuf::from).or_else(|| which("helm3"));
+        if let Some(third) = &third {
+            assert!(version(third).starts_with("v3."), "{}: {}", third.display(), version(third));
+        } else {
+            tier::skip_special("no helm 3", "helm3 in PATH, or HELM3=/path/to/helm of 3.14 or later");
+        }
+        all.extend(third);
+    }
+    all
 }
 
 /// The output of `helm template` for values.
@@ -144,14 +168,19 @@ fn the_templates_are_made_from_the_manifests() {
 
 #[test]
 fn helm_and_kustomize_render_the_same_objects() {
-    let (Some(assets), Some(helm)) = (tier::kubernetes(), helm()) else { return };
-    let kubectl = assets.join("kubectl");
-    let base = kustomized(&kubectl, &[]);
+    let Some(assets) = tier::kubernetes() else { return };
+    for helm in helms() {
+        renders_the_same_objects(&helm, &assets.join("kubectl"));
+    }
+}
+
+fn renders_the_same_objects(helm: &Path, kubectl: &Path) {
+    let base = kustomized(kubectl, &[]);
     assert!(base.len() > 40, "{:?}", base.keys());
     let namespace = ("Namespace".to_owned(), String::new(), "etcd-tls-system".to_owned());
     let mut without = base;
     without.remove(&namespace).expect("the namespace");
-    same(&rendered(&helm, &json!({})), &without, "default values");
+    same(&rendered(helm, &json!({})), &without, "default values");
 
     let components = [
         ("host-network", json!({"admit": {"hostNetwork": true}})),
@@ -166,12 +195,12 @@ fn helm_and_kustomize_render_the_same_objects() {
     ];
     for (component, mut values) in components {
         values["namespace"] = json!({"create": true});
-        let mut chart = rendered(&helm, &values);
+        let mut chart = rendered(helm, &values);
         let created = chart.get_mut(&namespace).expect("the namespace");
         let annotations = created["metadata"].as_object_mut().expect("metadata").remove("annotations");
         // helm would delete the Secrets of the authorities with it.
         assert_eq!(annotations, Some(json!({"helm.sh/resource-policy": "keep"})));
-        same(&chart, &kustomized(&kubectl, &[component]), component);
+        same(&chart, &kustomized(kubectl, &[component]), component);
     }
 }
 

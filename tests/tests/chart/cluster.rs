@@ -1,13 +1,13 @@
 //! The chart on a real API server: installed, upgraded, rolled back.
 
-use std::{collections::BTreeMap, process::Command};
+use std::{collections::BTreeMap, path::Path, process::Command};
 
 use serde_json::{Value, json};
 use tests::{apiserver::ApiServer, process::run};
 
-use super::{chart, helm, template};
+use super::{chart, helms, template};
 
-const SYSTEM: &str = "etcd-tls-system";
+pub(super) const SYSTEM: &str = "etcd-tls-system";
 
 /// Of each object of the chart by kind and name: its uid and generation. An object that is created again has another uid, one whose
 /// spec is changed another generation.
@@ -38,12 +38,17 @@ fn changed(before: &BTreeMap<String, (String, Value)>, after: &BTreeMap<String, 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_upgrade_makes_nothing_anew_and_wipes_nothing() {
-    let Some(helm) = helm() else { return };
-    let Some(api) = ApiServer::start().await else { return };
+    for helm in helms() {
+        let Some(api) = ApiServer::start().await else { return };
+        upgrades(&api, &helm).await;
+    }
+}
+
+async fn upgrades(api: &ApiServer, helm: &Path) {
     api.namespace(SYSTEM, &[("pod-security.kubernetes.io/enforce", "restricted")]).await;
     let run_helm = |arguments: &[&str], values: &Value| {
         let values = api.directory().write("values.yaml", values.to_string());
-        let mut command = Command::new(&helm);
+        let mut command = Command::new(helm);
         command.args(arguments).args(["-n", SYSTEM]).env("KUBECONFIG", &api.kubeconfig);
         if !["rollback", "uninstall"].contains(&arguments[0]) {
             command.arg(chart()).arg("-f").arg(values);
@@ -72,19 +77,19 @@ async fn an_upgrade_makes_nothing_anew_and_wipes_nothing() {
             assert_eq!(bundles.split(' ').filter(|bundle| *bundle == pem).count(), entries, "{kind}: {bundles}");
         }
     };
-    let output = template(&helm, SYSTEM, &first);
+    let output = template(helm, SYSTEM, &first);
     let manifest = api.directory().write("chart.yaml", &output.stdout).display().to_string();
-    let before = state(&api, &manifest);
+    let before = state(api, &manifest);
     assert!(before.len() > 40, "{before:?}");
 
     run_helm(&["upgrade", "etcd-tls"], &first);
-    assert_eq!(changed(&before, &state(&api, &manifest)), [""; 0], "an upgrade to the same changes nothing");
+    assert_eq!(changed(&before, &state(api, &manifest)), [""; 0], "an upgrade to the same changes nothing");
     kept();
 
     // Without the policy: the key goes, and what is then written by hand stays.
     let second = json!({"images": {"webhook": {"tag": "v9"}}, "sign": {"replicas": 3}});
     run_helm(&["upgrade", "etcd-tls"], &second);
-    let after = state(&api, &manifest);
+    let after = state(api, &manifest);
     assert_eq!(
         changed(&before, &after),
         ["Deployment etcd-tls-admit", "Deployment etcd-tls-approve", "Deployment etcd-tls-sign"]
@@ -96,7 +101,7 @@ async fn an_upgrade_makes_nothing_anew_and_wipes_nothing() {
     let own = r#"{"data": {"policy.yaml": "clusterDomain: own.test\n"}}"#;
     api.kubectl(&["-n", SYSTEM, "patch", "configmap", "etcd-tls-policy", "--type=merge", "--patch", own]);
     run_helm(&["upgrade", "etcd-tls"], &second);
-    assert_eq!(changed(&after, &state(&api, &manifest)), [""; 0]);
+    assert_eq!(changed(&after, &state(api, &manifest)), [""; 0]);
     assert_eq!(policy(), "clusterDomain: own.test\n");
 
     // Helm 4 writes no policy over one that was written by hand, helm 3 does.
@@ -104,7 +109,7 @@ async fn an_upgrade_makes_nothing_anew_and_wipes_nothing() {
     api.kubectl(&["-n", SYSTEM, "patch", "configmap", "etcd-tls-policy", "--type=json", "--patch", none]);
     // A rollback gives back what the first one said.
     run_helm(&["rollback", "etcd-tls", "1"], &json!({}));
-    assert_eq!(changed(&after, &state(&api, &manifest)).len(), 3);
+    assert_eq!(changed(&after, &state(api, &manifest)).len(), 3);
     kept();
     assert_eq!(policy(), "clusterDomain: example.test\n");
     let sign = api.kubectl(&["-n", SYSTEM, "get", "deployment", "etcd-tls-sign", "-o", "json"]);
