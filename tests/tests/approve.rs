@@ -54,6 +54,7 @@ async fn decides_by_what_the_pod_is() {
     }
 
     let metrics = lab.metrics(&approver).await;
+    assert!(metrics.contains("\netcd_tls_panics_total 0\n"), "{metrics}");
     assert!(
         metrics.contains("etcd_tls_approve_decisions_total{verdict=\"deny\",reason=\"NameNotAllowed\"}"),
         "{metrics}"

@@ -187,6 +187,7 @@ async fn certificates_are_renewed_and_recovered_by_themselves() {
     assert!(server.made() <= made + 4, "no pile of requests");
     let metrics = get(port, "/metrics").await.expect("metrics");
     assert!(metrics.contains("etcd_tls_renewals_total{role=\"peer\",result=\"issued\"}"), "{metrics}");
+    assert!(metrics.contains("\netcd_tls_panics_total 0\n"), "{metrics}");
     assert!(run.terminate(LIMIT).await.success(), "{}", run.log());
 }
 

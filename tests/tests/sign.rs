@@ -370,6 +370,7 @@ async fn two_signers_make_one_ca_and_a_killed_leader_is_succeeded() {
     let mut second = sign_with(&lab, "sign-b", &lab.api.url, admin[1], &[]).await;
     let (count, text) = eventually("metrics of the one that does not lead", LIMIT, || shown(admin[1])).await;
     assert!(count == 0 && !text.contains("webhook_certificate_expiry"), "absent, and no 0: {text}");
+    assert!(text.contains("\netcd_tls_panics_total 0\n"), "{text}");
     lab.api.namespace("pair", &[("etcd-tls", "dynamic")]).await;
     let pod = member(&lab, "pair", "etcd-0", Some("10.7.0.1")).await;
     let before = trust(&lab, "pair", "etcd").await;

@@ -120,4 +120,5 @@ async fn reviews_are_answered_while_bodies_and_connections_are_held() {
     let metrics = admit.metrics().await;
     let evicted = metrics.lines().find_map(|l| l.strip_prefix("etcd_tls_admit_bodies_evicted_total "));
     assert!(evicted.is_some_and(|n| n != "0"), "{metrics}");
+    assert!(metrics.contains("\netcd_tls_panics_total 0\n"), "{metrics}");
 }

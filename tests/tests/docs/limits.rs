@@ -1,0 +1,96 @@
+//! The numbers in sentences of the pages are those of the sources. Their effects have tests of their own; here a change of one of them
+//! does not leave a page behind.
+
+use std::fs;
+
+use tests::repository;
+
+/// Page, words of it, source file, and the line in it that the words repeat.
+const SAME: [(&str, &str, &str, &str); 14] = [
+    (
+        "operations.md",
+        "If it does not answer within two seconds, your own probe decides",
+        "sidecar/contract/src/liveness.rs",
+        "pub const SIDECAR_LIMIT: Duration = Duration::from_secs(2);",
+    ),
+    ("operations.md", "blocks restarts for at most 60 s", "sidecar/src/restart/lock.rs", "pub const TTL: u32 = 30;"),
+    (
+        "operations.md",
+        "blocks restarts for at most 60 s",
+        "sidecar/src/restart/lock.rs",
+        "pub const LONGEST: Duration = Duration::from_secs(2 * TTL as u64);",
+    ),
+    (
+        "operations.md",
+        "else within 15 s",
+        "sidecar/src/os/clock.rs",
+        "const GLANCE: Duration = Duration::from_secs(15);",
+    ),
+    (
+        "operations.md",
+        "more than 50 service accounts",
+        "webhook/src/approve/bindings/accounts.rs",
+        "pub(super) const MAX_OF_NAMESPACE: usize = 50;",
+    ),
+    (
+        "revocation.md",
+        "An authority bars at most 2,048 keys",
+        "webhook/src/sign/authorities/revoked.rs",
+        "const MOST: usize = 2048;",
+    ),
+    (
+        "revocation.md",
+        "An authority revokes at most 2,048 certificates and 2,048 compromised keys",
+        "webhook/src/sign/authorities/revoked.rs",
+        "const MOST: usize = 2048;",
+    ),
+    (
+        "revocation.md",
+        "An authority bars at most 256 pods",
+        "webhook/src/sign/authorities/revoked.rs",
+        "const MOST_BARRED: usize = 256;",
+    ),
+    (
+        "revocation.md",
+        "record of the valid certificates of an authority, 1,024 at most",
+        "webhook/src/sign/authorities/issued.rs",
+        "pub(crate) const MOST: u16 = 1024;",
+    ),
+    ("revocation.md", "A pod that has 256 of them waits", "webhook/src/sign.rs", "default_value_t = 256,"),
+    (
+        "revocation.md",
+        "`sign` writes the record within two seconds after a certificate",
+        "webhook/src/sign/authorities/unwritten.rs",
+        "pub(in crate::sign) const RECORD_WITHIN: Duration = Duration::from_secs(2);",
+    ),
+    (
+        "issuers.md",
+        "Of one pod and role at most the newest four stay",
+        "webhook/src/sign/certificate_requests/grouped.rs",
+        "const PER_ROLE: usize = 4;",
+    ),
+    ("issuers.md", "A bundle has at most 16 CAs", "sidecar/src/agent/answered.rs", "const MOST: usize = 16;"),
+    (
+        "standalone.md",
+        "`request` asks for 20 s at most",
+        "sidecar/src/agent/first.rs",
+        "const REFUSED_LIMIT: Duration = Duration::from_secs(20);",
+    ),
+];
+
+#[test]
+fn numbers_of_the_pages_are_those_of_the_sources() {
+    let mut stale = Vec::new();
+    for (page, words, source, line) in SAME {
+        let text = fs::read_to_string(repository().join("docs").join(page)).expect("a page");
+        // Lines end anywhere.
+        let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        if !text.contains(words) {
+            stale.push(format!("docs/{page} no longer says {words:?}"));
+        }
+        if !fs::read_to_string(repository().join(source)).expect("a source").contains(line) {
+            stale.push(format!("{source} no longer has {line:?}, as docs/{page} says: {words:?}"));
+        }
+    }
+    assert!(stale.is_empty(), "{}", stale.join("\n"));
+}
