@@ -28,6 +28,7 @@ mod documents;
 mod dry_run;
 mod flags;
 mod foreign;
+mod leftovers;
 mod original;
 mod uninject;
 mod visit;

@@ -520,3 +520,84 @@ fn an_edited_manifest_keeps_what_its_author_wrote() {
         "{stderr}"
     );
 }
+
+/// `text` with a line `more` behind each line `line`, as far to the right.
+fn line_behind(text: &str, line: &str, more: &[&str]) -> String {
+    let mut out = String::new();
+    for of in text.split_inclusive('\n') {
+        out.push_str(of);
+        let indent = &of[..of.len() - of.trim_start().len()];
+        if of.trim() == line {
+            out.extend(more.iter().map(|more| format!("{indent}{more}\n")));
+        }
+    }
+    assert_ne!(out, text, "{line}");
+    out
+}
+
+/// Of an older version's additions nothing stays, although this version does not make them. The same words of the author's stay.
+#[test]
+fn an_edited_manifest_of_an_older_version_keeps_none_of_its_additions() {
+    let member = fs::read_to_string(directory().join("restricted.yaml")).unwrap();
+    let member = member.replace("  name: etcd\nspec", "  name: etcd\n  annotations:\n    a: b\nspec");
+    let of_kubelet = fs::read_to_string(directory().join("pod-certificate.yaml")).unwrap();
+    // By an older version's judgement the signal could reach etcd.
+    let silent = member.replace("    a: b\n", "    a: b\n    etcd-tls.dev/reload: none\n");
+    let port = |text: &str| text.replacen("0.0.0.0:2379", "0.0.0.0:12379", 1);
+    let is_injected = |text: &str| text.contains("name: etcd-tls-sidecar");
+    let (again, _) = edited_after(&silent, &|text| match is_injected(text) {
+        true => line_behind(
+            &port(&text.replacen("\nspec:\n", "\nspec:\n  shareProcessNamespace: true\n", 1)),
+            "- --roles=peer,server",
+            &["- --can-signal"],
+        ),
+        false => port(text),
+    });
+    assert!(!again.contains("shareProcessNamespace"), "{again}");
+    // It shares its namespace by its author's word: the sidecar had no right to signal.
+    let share = |text: &str| port(&text.replacen("\nspec:\n", "\nspec:\n  shareProcessNamespace: true\n", 1));
+    let (again, _) = edited_after(&silent, &share);
+    assert!(again.contains("shareProcessNamespace: true"), "{again}");
+    // It gave lists to all.
+    let unlisted = member.replace("    a: b\n", "    a: b\n    etcd-tls.dev/revocation: 'off'\n");
+    let lists = ["- name: ETCD_PEER_CRL_FILE", "  value: /etc/etcd/tls/peer/ca.crl"];
+    let listed = |text: &str| {
+        let behind = line_behind(text, "value: /etc/etcd/tls/server/ca.crt", &["LISTS"]);
+        let indent = "    ";
+        let lists = lists.map(|line| format!("{indent}{line}\n")).concat();
+        let text: String = behind
+            .split_inclusive('\n')
+            .map(|line| if line.trim() == "LISTS" { lists.as_str() } else { line })
+            .collect();
+        line_behind(&text, "- --roles=peer,server", &["- --revocation-lists"])
+    };
+    let (again, _) = edited_after(&unlisted, &|text| if is_injected(text) { listed(&port(text)) } else { port(text) });
+    assert!(!again.contains("_CRL_FILE"), "{again}");
+    // Key and chain were two files.
+    let longer = |text: &str| text.replacen("duration: 48h", "duration: 47h", 1);
+    let (again, _) = edited_after(&of_kubelet, &|text| match is_injected(text) {
+        true => {
+            let mut text = longer(text);
+            for role in ["peer", "server"] {
+                let file = |file: &str| format!("_KEY_FILE\n          value: /etc/etcd/tls/{role}/{file}\n");
+                assert!(text.contains(&file("tls.crt")), "{text}");
+                text = text.replace(&file("tls.crt"), &file("tls.key"));
+            }
+            line_behind(&text, "- --roles=peer,server,client", &["- --older"])
+        }
+        false => longer(text),
+    });
+    assert!(again.contains("/server/tls.crt") && !again.contains("tls.key"), "{again}");
+    // The probe of an older version had another timeout.
+    let probed = fs::read_to_string(directory().join("reload-probe.yaml")).unwrap();
+    let at = |text: &str| text.replacen(":2379", ":12379", 1);
+    let (again, _) = edited_after(&probed, &|text| match is_injected(text) {
+        true => {
+            let (head, tail) = text.split_once("--timeout=").unwrap();
+            let (_, tail) = tail.split_once('\n').unwrap();
+            at(&format!("{head}--timeout=99\n{tail}"))
+        }
+        false => at(text),
+    });
+    assert!(!again.contains("--timeout=99"), "{again}");
+}

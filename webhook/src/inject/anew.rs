@@ -33,14 +33,22 @@ pub(super) fn undo(
     }
     let (Some(edited), Some(injected)) = (edited, injected) else { return edited.cloned() };
     let original = original.filter(|original| !original.is_null());
+    let mut renewed = None;
     if field == PROBE {
-        match edited.get("exec") == injected.get("exec") {
+        match program(edited) == program(injected) {
             // Whoever put in another check has a probe of their own.
             false => return Some(edited.clone()),
             true if original.is_none() => return None,
+            // Of another version the arguments may differ.
+            true if edited.get("exec") != injected.get("exec") => {
+                let mut probe = edited.clone();
+                probe["exec"] = injected["exec"].clone();
+                renewed = Some(probe);
+            }
             true => {}
         }
     }
+    let edited = renewed.as_ref().unwrap_or(edited);
     let undone: Value = match (edited, injected, original) {
         (Value::Object(edited), Value::Object(injected), None | Some(Value::Object(_))) => {
             let before = original.and_then(Value::as_object);
@@ -73,8 +81,13 @@ pub(super) fn undo(
     (original.is_some() || !is_empty(&undone)).then_some(undone)
 }
 
+/// The program that a probe runs.
+fn program(probe: &Value) -> Option<&Value> {
+    probe.get("exec").and_then(|exec| exec.get("command")?.get(0))
+}
+
 /// The key by which an item of a list is told from the others.
-fn key(item: &Value) -> Option<String> {
+pub(super) fn key(item: &Value) -> Option<String> {
     let object = || {
         let metadata = item.get("metadata")?;
         let parts = [&item["kind"], &metadata["namespace"], &metadata["name"]];

@@ -10,7 +10,7 @@ use super::{
     documents::Document,
     flags,
     foreign::{self, TemplatePath},
-    original,
+    leftovers, original,
 };
 
 /// How deep Lists may hold Lists.
@@ -75,7 +75,7 @@ impl<'v> Visit<'v> {
     /// A document that was edited since it was injected: the original with the edits in it is injected into. `None`: the original
     /// is not known, or the edits change nothing that is injected.
     pub(super) fn edited(&mut self, document: Document<'_>, place: &str) -> Option<String> {
-        let (edited, original) = original::remembered(&document, &document.read().ok()??)?;
+        let (mut edited, original) = original::remembered(&document, &document.read().ok()??)?;
         if !anew::same_object(&edited, &original) {
             return None;
         }
@@ -87,14 +87,16 @@ impl<'v> Visit<'v> {
         if !visit.problems.is_empty() {
             return None;
         }
+        let whole = edited.clone();
+        leftovers::take_out(&mut edited, &injected, &original);
         let before = anew::undo(Some(&edited), Some(&injected), Some(&original), "")?;
         let mut now = before.clone();
         visit.object(&mut now, 0);
         let difference = match visit.problems.is_empty() {
-            true => anew::difference(&edited, &now, &injected)?,
+            true => anew::difference(&whole, &now, &injected)?,
             false => "it would be refused".to_owned(),
         };
-        let lost = anew::lost(&edited, &now, &injected)
+        let lost = anew::lost(&whole, &now, &injected)
             .map(|lost| format!("; set by hand and now as injected: {lost} (use the annotations, or set them again)"));
         let before = document.write(&before).ok()?;
         let anew = self.document(document.with(&before), place, true);
