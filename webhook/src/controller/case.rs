@@ -30,8 +30,10 @@ pub(crate) const DENIED: &str = "EtcdTlsDenied";
 const TOO_LARGE: &str = "the CertificateSigningRequest is larger than any that is needed";
 /// Bytes of one reason's message: names out of a request may be as long as a request.
 const MAX_MESSAGE: usize = 1024;
-/// Bytes of a condition's message.
+/// Bytes of a condition's message. The admission policies on what `approve` and `sign` write take no more characters.
 const MAX_MESSAGES: usize = 8 * 1024;
+/// The end of a message that does not hold every reason.
+const MORE: &str = "; and more";
 
 /// True if a CSR is neither decided nor done with by anybody.
 pub(crate) fn is_open(csr: &Csr) -> bool {
@@ -194,27 +196,24 @@ impl Case {
     }
 }
 
-/// Every reason in one text, for a condition or an event.
+/// The reasons in one text of [`MAX_MESSAGES`] bytes at most, for a condition or an event.
 pub(crate) fn message(denials: &[Denial]) -> String {
     let mut text = String::new();
-    for Denial { reason, message } in denials {
-        if text.len() > MAX_MESSAGES {
-            text.push_str("; and more");
-            break;
-        }
-        if !text.is_empty() {
-            text.push_str("; ");
-        }
-        text.push_str(reason);
-        text.push_str(": ");
+    for (index, Denial { reason, message }) in denials.iter().enumerate() {
+        let separator = if index == 0 { "" } else { "; " };
         let mut end = message.len().min(MAX_MESSAGE);
         while !message.is_char_boundary(end) {
             end -= 1;
         }
-        text.push_str(&message[..end]);
-        if end < message.len() {
-            text.push('…');
+        let cut = if end < message.len() { "…" } else { "" };
+        let one = format!("{separator}{reason}: {}{cut}", &message[..end]);
+        // Whatever follows, there is room to say that more does.
+        let rest = if index + 1 < denials.len() { MORE.len() } else { 0 };
+        if text.len() + one.len() + rest > MAX_MESSAGES {
+            text.push_str(MORE);
+            break;
         }
+        text.push_str(&one);
     }
     text
 }

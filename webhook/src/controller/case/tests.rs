@@ -350,9 +350,37 @@ fn a_patch_is_bound_to_what_was_looked_at() {
 fn messages_are_bounded_and_hold_no_request() {
     let long = Denial { reason: "NameNotAllowed", message: "ä".repeat(100_000) };
     let text = message(&vec![long; 100]);
-    assert!(text.len() < 12 * 1024, "{}", text.len());
     assert!(text.starts_with("NameNotAllowed: ä") && text.ends_with("; and more"));
+    assert!(text.len() > 7 * 1024, "{}", text.len());
     let two =
         message(&[Denial { reason: "A", message: "a".to_owned() }, Denial { reason: "B", message: "b".to_owned() }]);
     assert_eq!(two, "A: a; B: b");
+}
+
+/// The admission policies refuse a longer message, and then nobody would learn the reasons.
+#[test]
+fn no_message_is_longer_than_the_policies_take() {
+    let manifests = [
+        include_str!("../../../../manifests/guards/requests.yaml"),
+        include_str!("../../../../manifests/components/approve-others/policies.yaml"),
+    ];
+    for manifest in manifests {
+        let bound = |field: &str| -> Vec<usize> {
+            let before = format!("{field}) <= ");
+            let rest = manifest.split(&before).skip(1);
+            rest.map(|rest| rest.chars().take_while(char::is_ascii_digit).collect::<String>().parse().unwrap())
+                .collect()
+        };
+        let ([messages], [reasons]) = (&bound(".message")[..], &bound(".reason")[..]) else { panic!("{manifest}") };
+        for (number, of_each) in (1..=20).flat_map(|number| (0..=1200).map(move |of_each| (number, of_each))) {
+            let denial = Denial { reason: "BadAnnotation", message: "x".repeat(of_each) };
+            let text = message(&vec![denial; number]);
+            assert!(text.len() <= *messages, "{number} of {of_each}: {}", text.len());
+            let all = text.matches("BadAnnotation").count() == number;
+            assert_eq!(text.ends_with("; and more"), !all, "{number} of {of_each}");
+            // A reason is left out only where there is no room for it.
+            assert!(all || text.len() + 1100 > *messages, "{number} of {of_each}: {}", text.len());
+        }
+        assert!([APPROVED, DENIED].iter().all(|reason| reason.len() <= *reasons));
+    }
 }
