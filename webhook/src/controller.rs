@@ -243,13 +243,10 @@ impl Controller {
         health.require(move || gate.ready());
     }
 
-    /// Has a leader be ready when it has seen every request of a kind once.
+    /// Has a leader be ready when it has seen every request of a kind once, or the API server does not know the kind.
     fn require_listed<K: Kind>(&self, health: &Health, queue: csr::Metrics) {
         let leader = self.leader.clone();
-        health.require(move || {
-            let waiting = *leader.borrow() && !queue.is_synced();
-            if waiting { Err(format!("{} not listed yet", K::WHAT)) } else { Ok(()) }
-        });
+        health.require(move || if *leader.borrow() { queue.is_listed::<K>() } else { Ok(()) });
     }
 
     /// Judges a request by its pod, in a state no older than the request ([`pods`]), and by what the watches have of policy,

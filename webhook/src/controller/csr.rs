@@ -8,7 +8,10 @@
 
 mod queue;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use etcd_tls_contract::identity::bound_pod;
 use etcd_tls_telemetry::{csr_span, metric};
@@ -26,7 +29,7 @@ use tracing::{Instrument as _, Span};
 use crate::{
     controller::{
         facts::{Csr, Kind},
-        listed::{Event, Events},
+        listed::{Event, Events, WatchError},
         tasks::{Jobs, Tasks},
     },
     platform::shutdown::until,
@@ -91,6 +94,16 @@ pub struct Metrics {
     lists: Counter,
     synced: Gauge,
     latency: Histogram,
+    fault: Arc<Mutex<Option<Fault>>>,
+}
+
+/// Why there is no list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Fault {
+    /// The API server does not know the kind: there are no requests.
+    Unknown,
+    /// In the words of the last try.
+    Failed(String),
 }
 
 impl Metrics {
@@ -103,6 +116,7 @@ impl Metrics {
             lists: metric(registry, "queue_lists", "Lists of all requests of the kind"),
             synced: metric(registry, "queue_synced", "1 while leading with a complete list"),
             latency: latency(registry),
+            fault: Arc::default(),
         }
     }
 
@@ -114,6 +128,45 @@ impl Metrics {
     /// True if this replica leads and has seen every CSR once.
     pub fn is_synced(&self) -> bool {
         self.synced.get() == 1
+    }
+
+    /// Whether every request of the kind was seen once: also where the API server does not know the kind.
+    ///
+    /// # Errors
+    /// The reason why not, for people.
+    pub(crate) fn is_listed<K: Kind>(&self) -> Result<(), String> {
+        if self.is_synced() {
+            return Ok(());
+        }
+        match &*self.fault.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(Fault::Unknown) => Ok(()),
+            Some(Fault::Failed(error)) => Err(format!("{} not listed yet: {error}", K::WHAT)),
+            None => Err(format!("{} not listed yet", K::WHAT)),
+        }
+    }
+
+    /// Takes note of how a list went; true if it was the other way before.
+    fn fault(&self, now: Option<Fault>) -> bool {
+        let mut fault = self.fault.lock().unwrap_or_else(PoisonError::into_inner);
+        let changed = *fault != now;
+        *fault = now;
+        changed
+    }
+
+    /// Takes note of a watch or a list that failed, and says so.
+    fn failed<K: Kind>(&self, error: &WatchError) {
+        match K::UNKNOWN.filter(|_| matches!(error, WatchError::Request(error) if error.is_not_found())) {
+            // Once: it may last, and everything else works.
+            Some(advice) => {
+                if self.fault(Some(Fault::Unknown)) {
+                    tracing::warn!(kind = K::WHAT, "{advice}");
+                }
+            }
+            None => {
+                tracing::warn!(%error, kind = K::WHAT, "cannot watch requests; trying again");
+                self.fault(Some(Fault::Failed(error.to_string())));
+            }
+        }
     }
 }
 
@@ -150,6 +203,7 @@ pub(crate) async fn run<K: Kind, H: Handler>(
             () = until(&mut shutdown, true) => Ended::Shutdown,
         };
         metrics.synced.set(0);
+        metrics.fault(None);
         metrics.queued.set(0);
         match ended {
             // Dropping the jobs stops every write at once.
@@ -220,7 +274,7 @@ impl<H: Handler> Term<H> {
                 }
                 event = events.next() => match event {
                     Ok(event) => self.take(queue, event),
-                    Err(error) => tracing::warn!(%error, kind = K::WHAT, "cannot watch requests; trying again"),
+                    Err(error) => self.metrics.failed::<K>(&error),
                 },
                 () = async {
                     match wake {
@@ -239,6 +293,7 @@ impl<H: Handler> Term<H> {
                 self.handler.observe(Seen::ListEnds);
                 self.metrics.lists.inc();
                 self.metrics.synced.set(1);
+                self.metrics.fault(None);
             }
             Event::Applied(object) | Event::Listed(object) => {
                 let csr = object.into_csr();

@@ -38,6 +38,8 @@ mod lean_pod;
 pub(crate) trait Kind: Object {
     /// The kind in the plural, for people.
     const WHAT: &str;
+    /// What to do where the API server does not know the kind, for people; `None`: each one knows it.
+    const UNKNOWN: Option<&str>;
 
     /// All of them.
     fn all() -> Source;
@@ -105,6 +107,7 @@ impl Object for Csr {
 
 impl Kind for Csr {
     const WHAT: &str = "CertificateSigningRequests";
+    const UNKNOWN: Option<&str> = None;
 
     fn all() -> Source {
         csrs()

@@ -104,6 +104,9 @@ impl Object for CertificateRequest {
 
 impl Kind for CertificateRequest {
     const WHAT: &str = "CertificateRequests";
+    const UNKNOWN: Option<&str> = Some(
+        "there are no CertificateRequests of cert-manager.io/v1: install cert-manager, or remove --approve-issuer",
+    );
 
     fn all() -> Source {
         Source { path: format!("{GROUP}/certificaterequests"), wanted: WANTED, limit: LIMIT, ..Source::default() }
