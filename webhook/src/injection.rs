@@ -247,9 +247,8 @@ impl<'a> Work<'a> {
             if probe.replaces { patch.replace(&path, probe.value) } else { patch.set(&path, probe.value) }
         } else if self.settings.reload == Reload::Probe {
             // In place already, and what the user's own asked stands in our arguments alone.
-            let sidecar = self.pod.container(names::SIDECAR_CONTAINER);
-            args.liveness_url = sidecar
-                .and_then(|c| c.words("args").find_map(|word| word.strip_prefix("--liveness-url=")?.parse().ok()));
+            args.liveness_url = reload::injected_url(&self.pod);
+            self.warnings.extend(args.liveness_url.as_ref().and_then(reload::not_asked));
         }
         self.volumes(&mut patch);
         self.groups(&mut patch);

@@ -9,7 +9,8 @@
 use etcd_tls_contract::{
     endpoint::Endpoint,
     invalid_value::InvalidValue,
-    liveness, names,
+    liveness::{self, LivenessUrl},
+    names,
     settings::{Reload, Settings},
 };
 use serde_json::{Map, Value, json};
@@ -241,6 +242,24 @@ impl Plan {
 fn is_ours(probe: &Object<'_>, settings: &Settings) -> bool {
     let words = probe.get("exec").and_then(|exec| exec.get("command").as_array());
     words.and_then(|words| words.first()?.as_str()) == Some(program(settings).as_str())
+}
+
+/// The URL of the user's own probe in the arguments of a sidecar that is in the pod already; `None` where there is no such argument.
+pub(super) fn injected_url(pod: &Pod<'_>) -> Option<LivenessUrl> {
+    let sidecar = pod.container(names::SIDECAR_CONTAINER)?;
+    let word = sidecar.words("args").find_map(|word| word.strip_prefix("--liveness-url="))?;
+    let Ok(url) = word.parse();
+    Some(url)
+}
+
+/// The warning of a URL that an earlier injection wrote and that cannot be read.
+pub(super) fn not_asked(url: &LivenessUrl) -> Option<String> {
+    let error = url.endpoint().err()?;
+    Some(format!(
+        "container {}: the argument --liveness-url, from an earlier injection, is not asked: {error}; uninject the manifest, correct \
+         etcd's own livenessProbe, and inject again",
+        names::SIDECAR_CONTAINER
+    ))
 }
 
 /// The URL that a probe asks, as it is asked from beside etcd.

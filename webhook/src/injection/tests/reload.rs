@@ -108,3 +108,30 @@ fn the_liveness_probe_becomes_ours_only_when_asked() {
     alone["spec"]["containers"][0]["restartPolicy"] = json!("Always");
     injected(&alone);
 }
+
+/// An earlier injection wrote what this version cannot read. The pod is admitted as it is, and its author hears that the probe is off.
+#[test]
+fn an_injected_url_that_cannot_be_read_is_warned_of_at_each_admission() {
+    let mut pod = annotated("reload", "probe");
+    pod["spec"]["containers"][0]["livenessProbe"] = json!({"httpGet": {"path": "/health", "port": 2381}});
+    let (pod, _) = injected(&pod);
+    let about =
+        |warnings: &[String]| warnings.iter().filter(|w| w.contains("--liveness-url")).cloned().collect::<Vec<_>>();
+    let (again, warnings) = injected(&pod);
+    assert_eq!(again, pod);
+    assert_eq!(about(&warnings), Vec::<String>::new(), "a good one");
+    let unreadable = "--liveness-url=http://a b:2381/health";
+    let text = serde_json::to_string(&pod).expect("JSON");
+    assert_eq!(text.matches("--liveness-url=http://$(POD_IP):2381/health").count(), 2, "of both containers");
+    let earlier: Value =
+        serde_json::from_str(&text.replace("--liveness-url=http://$(POD_IP):2381/health", unreadable)).expect("JSON");
+    let (admitted, warnings) = injected(&earlier);
+    assert_eq!(admitted, earlier);
+    let said = about(&warnings);
+    assert!(
+        said.len() == 1
+            && said[0].contains("is not asked: \"http://a b:2381/health\" is not a URL")
+            && said[0].ends_with("uninject the manifest, correct etcd's own livenessProbe, and inject again"),
+        "{warnings:?}"
+    );
+}
