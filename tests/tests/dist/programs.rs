@@ -1,7 +1,8 @@
 //! The programs of a release: compiled to the same bytes in any folder, for both architectures, with no name of a folder in them.
 //!
 //! The short form compiles a small workspace by `dist/build.sh`: its packages and programs have the names of ours. The long form
-//! makes a release of this workspace, twice. `ETCD_TLS_TEST_ARM64_BIN_DIR` names a folder that `ARCH=arm64 dist/build.sh` has filled,
+//! makes a release of this workspace, twice. Both compile with the profile `dev`, so the profiles of releases are not compared here.
+//! `ETCD_TLS_TEST_ARM64_BIN_DIR` names a folder that `ARCH=arm64 dist/build.sh` has filled,
 //! where it is not compiled anew.
 
 use std::{
@@ -40,6 +41,13 @@ fn main() {
 "#;
 const SCRIPT: &str = r#"
 fn main() {
+    // What crates of C sources read: flags of ours, and none of the environment's.
+    for (name, value) in std::env::vars_os() {
+        let value = value.to_string_lossy();
+        assert!(!value.contains("of-the-environment"), "{name:?} is {value}");
+    }
+    let ours = format!("CFLAGS_{}", std::env::var("TARGET").unwrap().replace('-', "_"));
+    assert!(std::env::var(ours).unwrap().contains("-ffile-prefix-map="));
     let path = std::path::Path::new(&std::env::var("OUT_DIR").unwrap()).join("made.rs");
     std::fs::write(path, "{ assert!(x > 0, \"{}\", file!()); x + 41 }").unwrap();
 }
@@ -73,8 +81,17 @@ fn build(folder: &Path, target: Option<&Path>, architecture: &str) -> PathBuf {
     let programs = folder.join(format!("programs-{architecture}"));
     let mut command = Command::new(folder.join("dist/build.sh"));
     command.arg(&programs).env("ARCH", architecture).env("DIST_PROFILE", "dev").env_remove("CARGO");
-    // Neither is taken.
-    command.env("RUSTFLAGS", format!("--cfg=of_{}", programs.components().count())).env("CARGO_INCREMENTAL", "1");
+    // None of them is taken.
+    let depth = programs.components().count();
+    command.env("RUSTFLAGS", format!("--cfg=of_{depth}")).env("CARGO_INCREMENTAL", "1");
+    command.env("CARGO_PROFILE_DEV_OPT_LEVEL", (depth % 4).to_string());
+    let cpu = if architecture == "arm64" { "aarch64" } else { "x86_64" };
+    for name in ["CFLAGS", "HOST_CFLAGS", "TARGET_CFLAGS", "CPPFLAGS", "CXXFLAGS", "ASFLAGS", "AWS_LC_SYS_CFLAGS"] {
+        command.env(name, "-Dof-the-environment");
+    }
+    for target in [format!("{cpu}-unknown-linux-gnu"), format!("{cpu}_unknown_linux_gnu")] {
+        command.env(format!("CFLAGS_{target}"), "-Dof-the-environment\n=1");
+    }
     match target {
         Some(target) => command.env("CARGO_TARGET_DIR", target),
         None => command.env_remove("CARGO_TARGET_DIR"),
@@ -95,6 +112,12 @@ fn missing(architecture: &str) -> Option<String> {
     if cpu != env::consts::ARCH {
         let tools = [format!("{cpu}-linux-gnu-gcc"), format!("qemu-{cpu}-static")];
         missing.extend(tools.into_iter().filter(|tool| which(tool).is_none()));
+    }
+    // Its C library, which the compiler may lack.
+    let compiler = if cpu == env::consts::ARCH { "cc".to_owned() } else { format!("{cpu}-linux-gnu-gcc") };
+    let file = |compiler| run(Command::new(compiler).arg("-print-file-name=libc.a"));
+    if which(&compiler).is_none_or(|compiler| !Path::new(file(compiler).trim()).is_absolute()) {
+        missing.push(format!("libc.a of {compiler}"));
     }
     (!missing.is_empty()).then(|| format!("no {}", missing.join(", ")))
 }
@@ -197,13 +220,64 @@ fn programs_are_compiled_to_the_same_bytes_in_any_folder() {
     assert_eq!(run(Command::new(qemu).arg(one.join("etcd-tls-probe"))), "1 42\n");
 }
 
+/// Runs `dist/build.sh` where it refuses to compile: the words that it ends with. It has made no folder of programs.
+fn refused(script: &Path, environment: &[(&str, &Path)]) -> String {
+    let directory = TempDir::new("refused");
+    let mut command = Command::new(script);
+    command.arg("programs").current_dir(directory.path()).envs(environment.iter().copied()).env_remove("CARGO");
+    let output = command.env("DIST_PROFILE", "dev").output().expect("run");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success(), "{said}");
+    assert!(!directory.join("programs").exists(), "{said}");
+    said
+}
+
 #[test]
 fn an_architecture_that_is_not_released_is_refused() {
-    let output = Command::new(repository().join("dist/build.sh")).arg("programs").env("ARCH", "riscv64").output();
-    let output = output.expect("run");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success() && said.contains("ARCH is riscv64: amd64 or arm64"), "{said}");
-    assert!(!repository().join("programs").exists());
+    let said = refused(&repository().join("dist/build.sh"), &[("ARCH", Path::new("riscv64"))]);
+    assert!(said.contains("ARCH is riscv64: amd64 or arm64"), "{said}");
+}
+
+/// Flags of C compilers are split at white space, so that the name of such a folder would stay in the programs or end the build.
+#[test]
+fn a_machine_that_cannot_compile_a_release_is_told_why() {
+    let here = if env::consts::ARCH == "aarch64" { "arm64" } else { "amd64" };
+    if let Some(missing) = missing(here) {
+        return tier::skip_special(&missing, "https://rustup.rs");
+    }
+    if !tools() {
+        return;
+    }
+    let directory = TempDir::new("machines");
+    let spaced = directory.dir("with a space");
+    workspace(&spaced);
+    let said = refused(&spaced.join("dist/build.sh"), &[]);
+    assert!(said.contains("with a space has a space in its name"), "{said}");
+    let folder = directory.dir("workspace");
+    workspace(&folder);
+    let script = folder.join("dist/build.sh");
+    let said = refused(&script, &[("CARGO_TARGET_DIR", &spaced)]);
+    assert!(said.contains("with a space has a space in its name"), "{said}");
+
+    let program = |name: &str, text: &str| {
+        let path = directory.write(name, format!("#!/bin/sh\n{text}\n"));
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("make it a program");
+        path
+    };
+    let linker = format!("CARGO_TARGET_{}_UNKNOWN_LINUX_GNU_LINKER", env::consts::ARCH.to_uppercase());
+    let musl = program("musl-cc", "echo x86_64-alpine-linux-musl");
+    let said = refused(&script, &[(&linker, &musl)]);
+    assert!(
+        said.contains("musl-cc makes programs for x86_64-alpine-linux-musl, and a release is linked with glibc"),
+        "{said}"
+    );
+    let shared = program("shared-cc", "case $1 in -dumpmachine) echo x86_64-redhat-linux ;; *) echo libc.a ;; esac");
+    let said = refused(&script, &[(&linker, &shared)]);
+    assert!(said.contains("shared-cc finds no libc.a to link programs statically"), "{said}");
+    let rustc = program("rustc", "echo /nowhere");
+    let said = refused(&script, &[("RUSTC", &rustc)]);
+    let target = format!("{}-unknown-linux-gnu", env::consts::ARCH);
+    assert!(said.contains(&format!("no standard library for {target}: rustup target add {target}")), "{said}");
 }
 
 /// Copies the files of this repository that git knows, as they are now.
