@@ -34,6 +34,8 @@ const SHORT: [&str; 6] =
 const SECOND: Duration = Duration::from_secs(1);
 /// A delete and its way to us.
 const SOON: Duration = Duration::from_secs(4);
+/// How much later than its time a delete may be seen where the machine has other work. By default requests stay longer than this.
+const LATE: Duration = Duration::from_secs(60);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_request_goes_at_its_time() {
@@ -45,24 +47,17 @@ async fn each_request_goes_at_its_time() {
     let pod = member(&lab, "clean", "etcd-0", Some("10.1.0.1")).await;
     let requester = lab.requester(&pod).await;
 
-    // Issued, and superseded.
-    let (first, _) = issue(&lab, &pod, Role::Peer, None).await;
+    // Issued.
     let before = Instant::now();
     let (server, _) = issue(&lab, &pod, Role::Server, None).await;
-    let at = Instant::now();
-    let (second, _) = issue(&lab, &pod, Role::Peer, None).await;
-    gone(&lab, &first).await;
-    assert!(at.elapsed() < ISSUED - Duration::from_secs(1), "a superseded one goes before its time");
-    assert!(there(&lab, &server).await && there(&lab, &second).await);
-    gone_between(&lab, &server, before..at, ISSUED - SECOND, ISSUED + SOON).await;
-    gone(&lab, &second).await;
+    gone_between(&lab, &server, before..Instant::now(), ISSUED - SECOND, ISSUED + LATE).await;
 
     // Refused, by the approver and by the signer.
     let denied = Asking::of(&pod, Role::Peer).organization("system:masters");
     let before = Instant::now();
     denied.create(&requester).await;
     lab.denied(&denied.name).await;
-    gone_between(&lab, &denied.name, before..Instant::now(), REFUSED - SECOND, REFUSED + SOON).await;
+    gone_between(&lab, &denied.name, before..Instant::now(), REFUSED - SECOND, REFUSED + LATE).await;
 
     // Nobody fetches what a pod that is gone has asked for.
     let waiting = member(&lab, "clean", "etcd-1", None).await;
@@ -79,6 +74,41 @@ async fn each_request_goes_at_its_time() {
 
     held_by_a_finalizer(&lab, &signer).await;
     through_an_outage(&mut lab, &mut signer).await;
+}
+
+/// A request whose pod and role have a later certificate goes within a minute or so, not at the time of issued ones.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_superseded_request_goes_before_its_time() {
+    let Some(lab) = Lab::new().await else { return };
+    let approver = lab.approver("approve-a", &[]);
+    let _signer = sign(&lab, "sign-a", &["--delete-issued-after", "1h"]).await;
+    lab.ready(&approver).await;
+    lab.api.namespace("clean", &[("etcd-tls", "dynamic")]).await;
+    let pod = member(&lab, "clean", "etcd-0", Some("10.1.0.1")).await;
+    let (first, _) = issue(&lab, &pod, Role::Peer, None).await;
+    let (server, _) = issue(&lab, &pod, Role::Server, None).await;
+    let (second, _) = issue(&lab, &pod, Role::Peer, None).await;
+    gone(&lab, &first).await;
+    assert!(there(&lab, &server).await, "one of another role is no successor");
+    assert!(there(&lab, &second).await, "the last one stays");
+}
+
+/// However short the time of issued ones is: a superseded one stays no longer than any other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_superseded_request_stays_no_longer_than_others() {
+    let Some(lab) = Lab::new().await else { return };
+    let approver = lab.approver("approve-a", &[]);
+    let _signer = sign(&lab, "sign-a", &["--delete-issued-after", "3s"]).await;
+    lab.ready(&approver).await;
+    lab.api.namespace("clean", &[("etcd-tls", "dynamic")]).await;
+    let pod = member(&lab, "clean", "etcd-0", Some("10.1.0.1")).await;
+    let (first, _) = issue(&lab, &pod, Role::Peer, None).await;
+    let (second, _) = issue(&lab, &pod, Role::Peer, None).await;
+    let at = Instant::now();
+    gone(&lab, &first).await;
+    gone(&lab, &second).await;
+    let took = at.elapsed();
+    assert!(took < Duration::from_secs(3) + LATE, "{took:?}");
 }
 
 async fn held_by_a_finalizer(lab: &Lab, signer: &Process) {
@@ -249,13 +279,13 @@ async fn attack_2_a_pods_requests_to_another_signer_are_deleted_too() {
     let before = Instant::now();
     let certificate = Patch::Merge(json!({"status": {"certificate": chain}}));
     csrs.patch_status(&last.name, &PatchParams::default(), &certificate).await.expect("its certificate");
-    gone_between(&lab, &last.name, before..Instant::now(), ISSUED - SECOND, ISSUED + SOON).await;
+    gone_between(&lab, &last.name, before..Instant::now(), ISSUED - SECOND, ISSUED + LATE).await;
     // Denied ones stay for people to read, for their time.
     let denied = foreign(Role::Server);
     denied.create(&requester).await;
     let before = Instant::now();
     lab.api.kubectl(&["certificate", "deny", &denied.name]);
-    gone_between(&lab, &denied.name, before..Instant::now(), REFUSED - SECOND, REFUSED + SOON).await;
+    gone_between(&lab, &denied.name, before..Instant::now(), REFUSED - SECOND, REFUSED + LATE).await;
     // A request of another, under the name of a pod, is another's: here an administrator's.
     let of_another = foreign(Role::Peer);
     of_another.create(&lab.api.client).await;
