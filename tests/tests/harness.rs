@@ -208,7 +208,7 @@ fn the_released_sidecar_aborts_at_a_panic() {
     assert!(profile.is_some_and(|profile| profile.contains("\npanic = \"abort\"\n")), "{profile:?}");
     for (file, build) in [
         ("Makefile", "--profile sidecar -p etcd-tls-sidecar --bin etcd-tls-sidecar"),
-        ("Makefile", "static \"$${profile:-sidecar}\" etcd-tls-sidecar etcd-tls-sidecar"),
+        ("dist/build.sh", "static \"${profile:-sidecar}\" etcd-tls-sidecar etcd-tls-sidecar"),
         ("Dockerfile.sidecar", "--profile sidecar "),
     ] {
         assert!(read(file).contains(build), "{file}: {build}");

@@ -1,6 +1,9 @@
 //! The record of valid certificates when a leader ends or is killed, and when it is lost.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, SystemTime},
+};
 
 use etcd_tls_contract::{
     names::{self, SYSTEM_NAMESPACE},
@@ -12,7 +15,7 @@ use k8s_openapi::api::{
 };
 use kube::{
     Api,
-    api::{Patch, PatchParams, PostParams},
+    api::{DeleteParams, Patch, PatchParams, PostParams},
 };
 use serde_json::json;
 use tests::{
@@ -24,7 +27,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     lab::{Asking, LIMIT, Lab},
-    signer::{issue, issued, member, sign, trust},
+    signer::{self, issue, issued, member, sign, trust},
 };
 
 const LEASE: &str = "etcd-tls-sign";
@@ -202,10 +205,11 @@ async fn what_a_killed_signer_did_not_record_is_revoked_by_its_pod_all_the_same(
     let usual = records.entry(&recorded.serial).await.expect("an entry");
 
     // Two that are not written when it dies, which a slow machine may need more than one attempt for.
-    let mut killed = None;
+    let (mut killed, mut issued_by) = (None, SystemTime::now());
     for _ in 0..20 {
         let (_, earlier) = issue(&lab, &pod, Role::Server, None).await;
         let (_, last) = issue(&lab, &pod, Role::Server, None).await;
+        issued_by = SystemTime::now();
         first.kill();
         let written = records.serials().await;
         if !written.contains(&earlier.serial) && !written.contains(&last.serial) {
@@ -240,7 +244,8 @@ async fn what_a_killed_signer_did_not_record_is_revoked_by_its_pod_all_the_same(
         assert_eq!(found["key"], etcd_tls_contract::csr::key_digest(&chain.public_key));
         let (at, until) = (found["at"].as_u64().expect("a time"), found["until"].as_u64().expect("a time"));
         let before = usual["at"].as_u64().expect("a time");
-        assert!(before <= at && at <= before + 300 && at < until, "{before} {found}");
+        let after = issued_by.duration_since(SystemTime::UNIX_EPOCH).expect("a time").as_secs();
+        assert!(before <= at && at <= after && at < until, "{before} {after} {found}");
     }
 }
 
@@ -281,6 +286,7 @@ async fn a_signer_that_cannot_read_the_published_list_yet_issues_and_loses_no_re
     let second = sign(&lab, "sign-b", &[]).await;
     let chain = issued(&lab, &asking.name).await;
     assert!(!second.log().contains("the list is taken over"), "{}", second.log());
+    records.have(&BTreeSet::from([chain.serial.clone()])).await;
     // The right comes, and with it the published list.
     let approver = lab.approver("approve-b", &[]);
     lab.sign_binding("prod", true).await;
@@ -292,4 +298,38 @@ async fn a_signer_that_cannot_read_the_published_list_yet_issues_and_loses_no_re
     }
     assert_eq!(list.replaces(&revoked), Ok(true));
     drop(approver);
+}
+
+/// The Secret of a CA that policy gives is made again when it is lost. The published list is the only record of revocations then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_given_ca_whose_secret_is_lost_loses_no_revocation() {
+    let Some(lab) = Lab::new().await else { return };
+    let approver = lab.approver("approve-a", &[]);
+    let signer = sign(&lab, "sign-a", &[]).await;
+    let given = signer::chain("given");
+    signer::give(&lab, "own-client-ca", &given.pem, &given.key_pem).await;
+    lab.set_policy("authorities: [{signer: client.etcd-tls.dev/prod.etcd, secretName: own-client-ca}]\n").await;
+    lab.ready(&approver).await;
+    let (pod, records) = begin(&lab).await;
+    let (_, chain) = issue(&lab, &pod, Role::Server, None).await;
+    assert!(given.root.contains_issuer_of(&chain), "of the given CA");
+    records.have(&BTreeSet::from([chain.serial.clone()])).await;
+    let admin = lab.api.kubeconfig.clone();
+    let said = revoke(&admin, &["prod/etcd", "--serial", &chain.serial, "--at-once", "--force"]).await;
+    let maps: Api<ConfigMap> = Api::namespaced(lab.api.client.clone(), "prod");
+    let revoked = published(&maps).await.expect("lists")["client"].clone();
+    assert!(revoked.entries().contains_key(&chain.serial), "{said:?}");
+
+    records.secrets.delete(&records.names[1], &DeleteParams::default()).await.expect("lose the Secret");
+    signer
+        .logged("the Secret of a CA that policy gives is made again, with the published revocation list", LIMIT)
+        .await;
+    // Another revocation has another list signed and published.
+    let (_, other) = issue(&lab, &pod, Role::Server, None).await;
+    let said = revoke(&admin, &["prod/etcd", "--serial", &other.serial, "--at-once", "--force"]).await;
+    let list = published(&maps).await.expect("lists")["client"].clone();
+    for serial in [&chain.serial, &other.serial] {
+        assert!(list.entries().contains_key(serial), "{said:?}: {:?}", list.entries());
+    }
+    assert_eq!(list.replaces(&revoked), Ok(true));
 }

@@ -13,6 +13,7 @@ mod lean;
 pub(in crate::sign) mod making;
 mod quorum;
 pub(in crate::sign) mod quota;
+pub(in crate::sign) mod recollected;
 pub(crate) mod revoked;
 pub(in crate::sign) mod state;
 mod term;
@@ -38,13 +39,14 @@ use etcd_tls_contract::{
 use k8s_openapi::{api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::{Api, Client, Resource as _, api::PostParams, core::Request};
 use tokio::{
-    sync::{MutexGuard, Notify},
+    sync::{MutexGuard, Notify, watch},
     time::{Instant, timeout},
 };
 
 use super::authorities::{
     issued::Leaf,
     quota::{Bounds, Entry, Held, Quota, QuotaError, Ready, SecretMetadata},
+    recollected::Recollected,
     state::Stored,
 };
 use crate::{
@@ -102,6 +104,7 @@ pub(super) struct Authorities {
     changed: Arc<Notify>,
     /// True if the term is over, so that nothing more is recorded.
     over: AtomicBool,
+    recollected: watch::Sender<Recollected>,
 }
 
 /// The input for issuing a leaf.
@@ -158,7 +161,8 @@ impl Authorities {
         changed: Arc<Notify>,
     ) -> Self {
         let (system, quota) = (system.to_owned(), StdMutex::default());
-        Self { client, system, policy, namespaces, pods, quota, most, changed, over: AtomicBool::default() }
+        let (over, recollected) = (AtomicBool::default(), watch::Sender::new(Recollected::begin()));
+        Self { client, system, policy, namespaces, pods, quota, most, changed, over, recollected }
     }
 
     fn quota(&self) -> std::sync::MutexGuard<'_, Quota> {
@@ -210,6 +214,16 @@ impl Authorities {
     /// Every place there is.
     pub(super) fn entries(&self) -> Vec<Arc<Entry>> {
         self.quota().all()
+    }
+
+    /// True if it is known in this term which authorities have a Secret.
+    pub(super) fn are_listed(&self) -> bool {
+        self.quota().is_listed()
+    }
+
+    /// Whether an authority has a Secret; `None`: the Secrets are not listed yet in this term.
+    pub(super) fn has_secret(&self, name: &SignerName) -> Option<bool> {
+        self.quota().has_secret(name)
     }
 
     /// True if nothing is left of an authority.
@@ -344,7 +358,7 @@ impl Authorities {
             Held::Ready(ready) if ready.compared && !self.is_replaced(name, ready) => Some(Published {
                 bundle: ready.stored.bundle(),
                 list: ready.stored.revoked.list().cloned(),
-                answer: ready.stored.report(SystemTime::now()),
+                answer: self.report(&ready.stored, SystemTime::now()),
             }),
             Held::Ready(_) | Held::Unknown | Held::Lost | Held::Unusable => None,
         }
@@ -387,6 +401,11 @@ impl Authorities {
                 Ok(mut ready) => {
                     self.recall(entry, &mut ready, now);
                     *held = Held::Ready(Box::new(ready));
+                    match self.compare(entry, held, now).await {
+                        // Certificates do not wait for a list that cannot be read yet.
+                        Ok(()) | Err(Unavailable::NotYet(_) | Unavailable::Api(_)) => {}
+                        Err(error) => return Err(error),
+                    }
                 }
                 Err(error) => {
                     match &error {

@@ -1,6 +1,9 @@
 //! Deletes finished requests, a few at once, while this replica leads.
 
-use std::{convert::Infallible, time::SystemTime};
+use std::{
+    convert::Infallible,
+    time::{Duration, SystemTime},
+};
 
 use etcd_tls_contract::identity::Verdict;
 use futures::{StreamExt, stream::FuturesUnordered};
@@ -13,6 +16,7 @@ use kube::{
 use tokio::time::{Instant, sleep_until};
 
 use super::{
+    authorities::recollected::Recollected,
     cleaner::ledger::{Ended, Order, Step, Why},
     signer::Signer,
 };
@@ -25,6 +29,9 @@ use crate::controller::{
 
 /// Steps that are taken at once.
 const AT_ONCE: usize = 8;
+/// How long issued requests stay at most while a new leader looks in them for certificates that are not recorded: where it cannot,
+/// they would fill the API server's store.
+const SPARE_FOR: Duration = Duration::from_secs(10 * 60);
 /// The reason of a denial whose pod is gone.
 const POD_GONE: [&str; 2] = ["PodGone", "WrongPod"];
 
@@ -34,9 +41,21 @@ impl Signer {
         let cleaner = &self.cleaner;
         cleaner.ledger().release(Instant::now());
         let mut steps = FuturesUnordered::new();
+        let (recollected, patience) = (self.authorities.recollected(), Instant::now() + SPARE_FOR);
+        let mut said = false;
         loop {
             let next_due = {
                 let mut ledger = cleaner.ledger();
+                let spares = *recollected.borrow() != Recollected::All;
+                let too_late = Instant::now() >= patience;
+                if spares && too_late && !said {
+                    tracing::warn!(
+                        "issued requests are deleted, although certificates of the leader before could not be looked for in \
+                         them: records may lack some for good"
+                    );
+                    said = true;
+                }
+                ledger.spare(spares && !too_late);
                 while steps.len() < AT_ONCE
                     && let Some(order) = ledger.take(Instant::now())
                 {

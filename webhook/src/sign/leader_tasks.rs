@@ -54,6 +54,7 @@ impl LeaderTasks {
         loop {
             until(&mut leader, true).await;
             let mut tasks = Jobs::new(controller.tasks.clone());
+            signer.authorities.begin();
             let reconciler = Reconciler {
                 client: controller.client.clone(),
                 system: controller.namespace.clone(),
@@ -74,9 +75,16 @@ impl LeaderTasks {
                 kept_clusters: BTreeSet::new(),
                 retired: Retired::default(),
                 retirements: Attempts::default(),
-                recollection: Recollection::new(controller.client.clone(), pod_certificates),
+                waited: false,
             };
             tasks.start("authorities", (), async move { match reconciler.run().await {} });
+            let recollection = Recollection {
+                client: controller.client.clone(),
+                authorities: Arc::clone(&signer.authorities),
+                policy: controller.policy.clone(),
+                pod_certificates,
+            };
+            tasks.start("recollection", (), async move { match recollection.keep().await {} });
             if let Some(lifetimes) = lifetimes {
                 tasks.start("serving pair", (), serve(Arc::clone(&signer), lifetimes));
             }

@@ -1,10 +1,14 @@
 //! The certificates that a killed leader issued and did not record: it writes the records two seconds late. Their requests outlive it
-//! by minutes, so a new leader lists them once, before its first round, and records what the records lack. Until then it takes
-//! no request to revoke; it issues meanwhile.
+//! by minutes, so a new leader lists them once, and records what the records lack. Its first round, which takes requests to revoke,
+//! waits for this, but not for long: after that, answers say that the records may lack certificates. It issues meanwhile, and deletes no
+//! issued request.
 
 use std::{
     collections::{BTreeSet, HashMap},
+    convert::Infallible,
+    future::pending,
     mem::take,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -16,13 +20,14 @@ use etcd_tls_contract::{
     policy::Policy,
     role::{Domain, Role},
 };
+use futures::{StreamExt, stream};
 use k8s_openapi::{
     ByteString, api::certificates::v1::CertificateSigningRequestCondition as Condition,
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::Client;
 use serde::Deserialize;
-use tokio::time::{Instant, timeout};
+use tokio::time::{sleep, timeout};
 
 use super::{
     authorities::{Authorities, Unavailable, issued::Leaf},
@@ -33,24 +38,35 @@ use crate::controller::{
     client::ApiServerError,
     facts::{CsrSpec, csrs},
     listed::{Event, Events, Object, Source, WatchError},
+    policy,
 };
 
-/// How long one list may take.
-const LIST_WITHIN: Duration = Duration::from_secs(30);
-/// How long rounds wait for it. Certificates, trust and rollovers go on without it then.
-const WAIT: Duration = Duration::from_secs(30);
-/// The pause between attempts after that.
-const AGAIN: Duration = Duration::from_secs(30);
+/// How long one list may take: as long as the API server takes at most to send a large one.
+const LIST_WITHIN: Duration = Duration::from_secs(240);
+/// The pauses between attempts.
+const AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// How often to look whether the authorities' Secrets are listed.
+const LOOK: Duration = Duration::from_millis(100);
 /// Certificates that are held at a time.
 const TOGETHER: usize = 256;
+/// Authorities that are recorded at once.
+const AT_ONCE: usize = 8;
 
 /// See the module.
 pub(super) struct Recollection {
-    client: Client,
-    pod_certificates: bool,
-    over: bool,
-    began: Option<Instant>,
-    next: Option<Instant>,
+    pub(super) client: Client,
+    pub(super) authorities: Arc<Authorities>,
+    pub(super) policy: policy::Current,
+    pub(super) pod_certificates: bool,
+}
+
+/// Requests that have certificates. Each list is of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Requests {
+    /// CertificateSigningRequests.
+    Csrs,
+    /// PodCertificateRequests.
+    OfKubelet,
 }
 
 /// Why it is not known what was issued.
@@ -62,91 +78,119 @@ enum RecollectionError {
     Request(#[from] ApiServerError),
     #[error(transparent)]
     Authority(#[from] Unavailable),
+    #[error("no policy could be read yet")]
+    NoPolicy,
     #[error("the list was not complete in time")]
     Slow,
 }
 
+impl RecollectionError {
+    /// True if there is no such list, or no right to it.
+    fn is_absent(&self) -> bool {
+        let (Self::Watch(WatchError::Request(error)) | Self::Request(error)) = self else { return false };
+        error.is_not_found() || error.is_forbidden()
+    }
+}
+
 impl Recollection {
-    /// Of a term that begins.
-    pub(super) const fn new(client: Client, pod_certificates: bool) -> Self {
-        Self { client, pod_certificates, over: false, began: None, next: None }
+    /// Lists what there is until it is recorded, which it tells [`Authorities`].
+    pub(super) async fn keep(self) -> Infallible {
+        while !self.authorities.are_listed() {
+            sleep(LOOK).await;
+        }
+        let of_kubelet = async { if self.pod_certificates { self.record_all(Requests::OfKubelet).await } else { 0 } };
+        let (of_csrs, of_kubelet) = tokio::join!(self.record_all(Requests::Csrs), of_kubelet);
+        let certificates = of_csrs + of_kubelet;
+        if certificates > 0 {
+            tracing::info!(certificates, "recorded what the leader before had issued and not recorded");
+        }
+        self.authorities.all_recollected();
+        pending().await
     }
 
-    /// Whether rounds may begin: everything is recorded, or it is not to be had within half a minute. `kept`: the authorities that
-    /// have a Secret.
-    pub(super) async fn is_over(
-        &mut self,
-        authorities: &Authorities,
-        kept: &BTreeSet<SignerName>,
-        policy: &Policy,
-    ) -> bool {
-        let now = Instant::now();
-        let began = *self.began.get_or_insert(now);
-        if self.over || self.next.is_some_and(|next| now < next) {
-            return true;
-        }
-        let result = timeout(LIST_WITHIN, self.list(authorities, kept, policy)).await;
-        match result.unwrap_or(Err(RecollectionError::Slow)) {
-            Ok(count) => {
-                self.over = true;
-                if count > 0 {
-                    tracing::info!(certificates = count, "recorded what the leader before had issued and not recorded");
+    /// How many certificates of these requests were recorded.
+    async fn record_all(&self, requests: Requests) -> usize {
+        let (mut recorded, mut wait) = (0, AGAIN.0);
+        loop {
+            let result = timeout(LIST_WITHIN, self.list(requests, &mut recorded)).await;
+            match result.unwrap_or(Err(RecollectionError::Slow)) {
+                Ok(()) => return recorded,
+                Err(error) if requests == Requests::OfKubelet && error.is_absent() => {
+                    tracing::warn!(
+                        %error,
+                        "PodCertificateRequests cannot be listed, so certificates of theirs that a killed leader did not record are \
+                         not looked for: apply the component pod-certificates, or remove --pod-certificates"
+                    );
+                    return recorded;
+                }
+                Err(error) => {
+                    tracing::warn!(
+                        ?requests,
+                        %error,
+                        "cannot record what was issued last; until then the records may lack certificates of a leader that was killed"
+                    );
+                    sleep(wait).await;
+                    wait = (wait * 2).min(AGAIN.1);
                 }
             }
-            Err(error) => {
-                let waits = began.elapsed() < WAIT;
-                tracing::warn!(
-                    %error, waits,
-                    "cannot list what was issued last; until then the records may lack certificates of a leader that was killed"
-                );
-                if waits {
-                    return false;
-                }
-                self.next = Some(Instant::now() + AGAIN);
-            }
         }
-        true
     }
 
-    /// How many certificates were recorded.
-    async fn list(
-        &self,
-        authorities: &Authorities,
-        kept: &BTreeSet<SignerName>,
-        policy: &Policy,
-    ) -> Result<usize, RecollectionError> {
-        let mut records = Records { authorities, kept, policy, found: HashMap::new(), waiting: 0, recorded: 0 };
-        records.take_all::<Answered>(&self.client, answered()).await?;
-        if self.pod_certificates
-            && let Some(version) = served(&self.client).await?
-        {
-            records.take_all::<AnsweredByKubelet>(&self.client, answered_by_kubelet(&version)).await?;
+    async fn list(&self, requests: Requests, recorded: &mut usize) -> Result<(), RecollectionError> {
+        let policy = self.policy.borrow().clone().ok_or(RecollectionError::NoPolicy)?;
+        let mut records = Records {
+            authorities: &self.authorities,
+            policy: &policy,
+            found: HashMap::new(),
+            waiting: 0,
+            recorded,
+            unusable: BTreeSet::new(),
+        };
+        match requests {
+            Requests::Csrs => records.take_all::<Answered>(&self.client, answered()).await,
+            Requests::OfKubelet => match served(&self.client).await? {
+                Some(version) => {
+                    records.take_all::<AnsweredByKubelet>(&self.client, answered_by_kubelet(&version)).await
+                }
+                None => Ok(()),
+            },
         }
-        Ok(records.recorded)
     }
 }
 
 /// What was found, on its way to the records.
 struct Records<'a> {
-    authorities: &'a Authorities,
-    kept: &'a BTreeSet<SignerName>,
+    authorities: &'a Arc<Authorities>,
     policy: &'a Policy,
     found: HashMap<SignerName, Vec<(Chain, Leaf)>>,
     waiting: usize,
-    recorded: usize,
+    recorded: &'a mut usize,
+    /// Authorities of which it is said that nothing can be recorded.
+    unusable: BTreeSet<SignerName>,
 }
 
 impl Records<'_> {
     async fn take_all<T: Found>(&mut self, client: &Client, source: Source) -> Result<(), RecollectionError> {
         let mut events = Events::<T>::new(client.clone(), source);
+        let mut cut = 0_usize;
         loop {
             match events.next().await? {
+                Event::Listed(object) if object.is_cut() => cut += 1,
                 Event::Listed(object) => {
                     if let Some((signer, chain, leaf)) = object.found() {
                         self.add(&signer, chain, leaf).await?;
                     }
                 }
-                Event::Complete => return self.write().await,
+                Event::Complete => {
+                    if cut > 0 {
+                        tracing::warn!(
+                            requests = cut,
+                            "requests are too large to be read: if a killed leader had issued their certificates and not recorded \
+                             them, only --serial revokes these"
+                        );
+                    }
+                    return self.write().await;
+                }
                 Event::Begins | Event::Applied(_) | Event::Deleted(_) | Event::Progress => {}
             }
         }
@@ -154,7 +198,7 @@ impl Records<'_> {
 
     async fn add(&mut self, signer: &SignerName, chain: Chain, leaf: Leaf) -> Result<(), RecollectionError> {
         let authority = self.policy.authority(signer);
-        if !self.kept.contains(&authority) {
+        if self.authorities.has_secret(&authority) != Some(true) {
             return Ok(());
         }
         self.found.entry(authority).or_default().push((chain, leaf));
@@ -164,24 +208,43 @@ impl Records<'_> {
 
     async fn write(&mut self) -> Result<(), RecollectionError> {
         self.waiting = 0;
-        for (authority, found) in take(&mut self.found) {
-            let recorded = match self.authorities.entry(&authority) {
-                Ok(entry) => self.authorities.recollect(&entry, found, SystemTime::now()).await,
-                Err(error) => Err(error),
-            };
+        let record = |(authority, found): (SignerName, Vec<(Chain, Leaf)>)| {
+            let authorities = Arc::clone(self.authorities);
+            async move {
+                let recorded = match authorities.entry(&authority) {
+                    Ok(entry) => authorities.recollect(&entry, found, SystemTime::now()).await,
+                    Err(error) => Err(error),
+                };
+                (authority, recorded)
+            }
+        };
+        let found: Vec<_> = take(&mut self.found).into_iter().map(record).collect();
+        let results: Vec<_> = stream::iter(found).buffer_unordered(AT_ONCE).collect().await;
+        let mut result = Ok(());
+        for (authority, recorded) in results {
             match recorded {
-                Ok(count) => self.recorded += count,
-                Err(error @ Unavailable::Api(_)) => return Err(error.into()),
-                // Lost or unusable, which its round says: a Secret that is restored says what its record lacks.
-                Err(error) => tracing::debug!(%authority, %error, "nothing is recorded"),
+                Ok(count) => *self.recorded += count,
+                Err(error @ (Unavailable::Api(_) | Unavailable::NotYet(_))) => result = Err(error.into()),
+                Err(error) => {
+                    if self.unusable.insert(authority.clone()) {
+                        tracing::warn!(
+                            %authority,
+                            %error,
+                            "certificates that the leader before issued are not recorded: once this is repaired, revoke such by \
+                             --serial, by the log of sign"
+                        );
+                    }
+                }
             }
         }
-        Ok(())
+        result
     }
 }
 
 /// A request that may have a certificate of ours.
 trait Found: Object {
+    /// True if it was too large to be read.
+    fn is_cut(&self) -> bool;
     /// The signer that it names, the certificate, and the record of it.
     fn found(self) -> Option<(SignerName, Chain, Leaf)>;
 }
@@ -225,11 +288,15 @@ impl Object for Answered {
 }
 
 impl Found for Answered {
+    fn is_cut(&self) -> bool {
+        self.cut
+    }
+
     fn found(self) -> Option<(SignerName, Chain, Leaf)> {
-        let Self { spec, status, cut } = self;
+        let Self { spec, status, .. } = self;
         let signer: SignerName = spec.signer_name.parse().ok()?;
         let is = |wanted: &[&str]| status.conditions.iter().any(|condition| wanted.contains(&condition.type_.as_str()));
-        if cut || !is(&["Approved"]) || is(&["Denied", "Failed"]) {
+        if !is(&["Approved"]) || is(&["Denied", "Failed"]) {
             return None;
         }
         let chain = Chain::parse(&status.certificate.0).ok()?;
@@ -295,12 +362,13 @@ impl Object for AnsweredByKubelet {
 }
 
 impl Found for AnsweredByKubelet {
+    fn is_cut(&self) -> bool {
+        self.cut
+    }
+
     fn found(self) -> Option<(SignerName, Chain, Leaf)> {
-        let Self { metadata, spec, status, cut } = self;
+        let Self { metadata, spec, status, .. } = self;
         let signer: SignerName = spec.signer_name.parse().ok()?;
-        if cut {
-            return None;
-        }
         let chain = Chain::parse(status.certificate_chain.as_bytes()).ok()?;
         let pod = format!("{}/{}", metadata.namespace.unwrap_or_default(), spec.pod_name);
         let created = metadata.creation_timestamp.map(|time| time.0.into());

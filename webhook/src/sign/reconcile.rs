@@ -32,10 +32,9 @@ use tokio::{
 };
 
 use super::{
-    authorities::{Authorities, Unavailable, quota::Entry},
+    authorities::{Authorities, Unavailable, quota::Entry, recollected::Recollected},
     cache::{objects::Objects, pods::Pods},
     metrics::Metrics,
-    recollection::Recollection,
     repair::Upkeep,
 };
 use crate::{
@@ -63,6 +62,8 @@ mod step;
 const AT_ONCE: usize = 8;
 /// Authorities whose results are held at a time.
 const TOGETHER: usize = 2048;
+/// How long the first round waits for the certificates that the leader before did not record.
+const RECOLLECTED_WITHIN: Duration = Duration::from_secs(30);
 /// How often a lasting trouble is said again in the log.
 const SAY_AGAIN: Duration = Duration::from_secs(60);
 /// How often it is said whom a rollover waits for.
@@ -105,7 +106,8 @@ pub(super) struct Reconciler {
     pub(super) kept_clusters: BTreeSet<ClusterName>,
     pub(super) retired: Retired,
     pub(super) retirements: Attempts,
-    pub(super) recollection: Recollection,
+    /// True if a round has waited for the records to be complete.
+    pub(super) waited: bool,
 }
 
 impl Reconciler {
@@ -146,8 +148,15 @@ impl Reconciler {
             return Pending::Something;
         }
         // A request to revoke names certificates by the record.
-        if !self.recollection.is_over(&self.authorities, &kept, policy).await {
-            return Pending::Something;
+        if !self.waited {
+            let mut recollected = self.authorities.recollected();
+            let all = recollected.wait_for(|recollected| *recollected == Recollected::All);
+            if timeout(RECOLLECTED_WITHIN, all).await.is_err() {
+                tracing::warn!(
+                    "what the leader before issued is not recorded yet: until then, answers to revoke say that records may lack some"
+                );
+            }
+            self.waited = true;
         }
         self.sweep(&secrets, namespaces).await;
         let wanted = self.wanted(namespaces, policy);

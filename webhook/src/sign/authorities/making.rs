@@ -43,8 +43,24 @@ impl Authorities {
         let given = self.given(&policy, name, now).await?;
         let stored = match (given, published) {
             (Some(given), None) => Stored::new(given),
-            // The user's own CA is still the one that is trusted, and the only one: nothing is lost but our copy of it.
-            (Some(given), Some(published)) if published == *given.bundle() => Stored::used(given),
+            // The user's own CA is still the one that is trusted, and the only one: nothing is lost but our copy of it, and the
+            // revocations, which the published list has.
+            (Some(given), Some((published, list))) if published == *given.bundle() => {
+                let mut stored = Stored::used(given);
+                if let Some(list) = list {
+                    let (number, entries) = (list.number(), list.entries().len());
+                    let adopted = stored.adopt(list, now);
+                    tracing::warn!(
+                        authority = %name,
+                        number,
+                        entries,
+                        adopted,
+                        "the Secret of a CA that policy gives is made again, with the published revocation list where its CA has \
+                         signed that. Bars of pods and keys are lost: repeat revocations by --pod, and with --reason keyCompromise"
+                    );
+                }
+                stored
+            }
             (None, None) => Stored::new(generate(name, &policy, now)?),
             (_, Some(_)) => {
                 return Err(Unavailable::Lost(format!(
@@ -82,12 +98,12 @@ impl Authorities {
     /// # Errors
     /// It cannot be known now.
     pub(super) async fn published_list(&self, name: &SignerName) -> Result<Option<Crl>, Unavailable> {
-        let Some(key) = name.domain.crl_key() else { return Ok(None) };
+        if name.domain.crl_key().is_none() {
+            return Ok(None);
+        }
         let (_, opted_in) = self.namespace(name)?;
         let may_be = opted_in || self.policy_now()?.has_hosts_in(&name.namespace);
-        let object = self.trust(name, may_be).await?;
-        let der = object.and_then(|object| object.binary_data?.remove(key));
-        Ok(der.and_then(|der| Crl::parse(&der.0).ok()))
+        Ok(self.trust(name, may_be).await?.and_then(|object| list_of(name, &object)))
     }
 
     fn policy_now(&self) -> Result<Arc<Policy>, Unavailable> {
@@ -138,8 +154,14 @@ impl Authorities {
         }
     }
 
-    /// The bundle that is published of `name`, in the namespace of this uid; `may_be`: in which trust is published.
-    async fn published(&self, name: &SignerName, uid: &str, may_be: bool) -> Result<Option<Bundle>, Unavailable> {
+    /// The bundle that is published of `name`, and its revocation list, in the namespace of this uid; `may_be`: in which trust is
+    /// published.
+    async fn published(
+        &self,
+        name: &SignerName,
+        uid: &str,
+        may_be: bool,
+    ) -> Result<Option<(Bundle, Option<Crl>)>, Unavailable> {
         let Some(object) = self.trust(name, may_be).await? else { return Ok(None) };
         let of = object.metadata.annotations.as_ref().and_then(|a| a.get(UID_ANNOTATION));
         if of.is_some_and(|of| of != uid) {
@@ -147,7 +169,8 @@ impl Authorities {
         }
         let text = object.data.as_ref().and_then(|data| data.get(name.domain.trust_key()));
         // Unreadable content was not written by us.
-        Ok(text.and_then(|text| Bundle::parse(text.as_bytes()).ok()))
+        let bundle = text.and_then(|text| Bundle::parse(text.as_bytes()).ok());
+        Ok(bundle.map(|bundle| (bundle, list_of(name, &object))))
     }
 
     /// The trust ConfigMap of `name` in its own namespace; `may_be`: in which trust is published.
@@ -199,6 +222,12 @@ impl Authorities {
             .map(Some)
             .map_err(|e| Unavailable::Unusable(format!("Secret {secret}, the CA that policy gives {name}: {e}")))
     }
+}
+
+/// The revocation list of an authority in its trust ConfigMap.
+fn list_of(name: &SignerName, object: &ConfigMap) -> Option<Crl> {
+    let der = object.binary_data.as_ref()?.get(name.domain.crl_key()?)?;
+    Crl::parse(&der.0).ok()
 }
 
 /// `uid` is the namespace's, of which the Secret's name is made.

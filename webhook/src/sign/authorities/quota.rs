@@ -206,12 +206,20 @@ impl Quota {
         self.entries.get(name.namespace.as_str())?.iter().find(|entry| entry.name == *name).cloned()
     }
 
+    /// True if it is known which authorities have a Secret.
+    pub(in crate::sign) const fn is_listed(&self) -> bool {
+        self.kept.is_some()
+    }
+
+    /// Whether an authority has a Secret; `None`: the Secrets are not listed yet.
+    pub(in crate::sign) fn has_secret(&self, name: &SignerName) -> Option<bool> {
+        let kept = self.kept.as_ref()?;
+        Some(kept.get(name.namespace.as_str()).is_some_and(|here| here.contains(name)))
+    }
+
     /// True if an authority has neither an entry nor a Secret. `false` while the Secrets are not listed.
     pub(in crate::sign) fn is_gone(&self, name: &SignerName) -> bool {
-        let has_secret =
-            |kept: &HashMap<_, Vec<_>>| kept.get(name.namespace.as_str()).is_some_and(|here| here.contains(name));
-        let kept = self.kept.as_ref().map(has_secret);
-        kept == Some(false) && self.get(name).is_none()
+        self.has_secret(name) == Some(false) && self.get(name).is_none()
     }
 
     /// Every entry.

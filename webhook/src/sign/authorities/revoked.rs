@@ -24,6 +24,7 @@ use crate::{
 };
 
 mod adopted;
+mod found;
 
 pub(super) use adopted::Trust;
 

@@ -6,13 +6,13 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use etcd_tls_contract::{certificate::Chain, crl::Crl};
+use etcd_tls_contract::crl::Crl;
 use futures::{StreamExt, stream};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
 use super::{
     Authorities, Unavailable,
-    issued::{Issued, Leaf},
+    issued::Issued,
     quota::{Entry, Held, Ready},
     revoked::{Revoked, Trust},
     state::Stored,
@@ -123,7 +123,7 @@ impl Authorities {
                     authority = %entry.name,
                     number,
                     known,
-                    "the published revocation list is newer than the Secret, and no CA of the Secret has signed it: it is not taken                      over. If somebody restored a Secret of before a rollover, repeat the revocations since then"
+                    "the published revocation list is newer than the Secret, and no CA of the Secret has signed it: it is not taken over. If somebody restored a Secret of before a rollover, repeat the revocations since then"
                 );
             }
             return Ok(());
@@ -137,45 +137,6 @@ impl Authorities {
              lost: repeat revocations by --pod, and with --reason keyCompromise"
         );
         Ok(())
-    }
-
-    /// Records what was issued by a leader before, as far as the record lacks it. How many there are.
-    ///
-    /// # Errors
-    /// The authority cannot be read now.
-    pub(in crate::sign) async fn recollect(
-        &self,
-        entry: &Entry,
-        found: Vec<(Chain, Leaf)>,
-        now: SystemTime,
-    ) -> Result<usize, Unavailable> {
-        let mut held = entry.held.lock().await;
-        self.ready(entry, &mut held, now).await?;
-        let Held::Ready(ready) = &mut *held else { return Ok(0) };
-        // A CA of a namespace that was made again has issued none of them.
-        let bundle = ready.stored.bundle();
-        let mut count = 0;
-        for (chain, leaf) in found {
-            let serial = &chain.serial;
-            if chain.not_after <= now || ready.stored.issued.has(serial) || !bundle.contains_issuer_of(&chain) {
-                continue;
-            }
-            let revoked = &ready.stored.revoked;
-            if !revoked.lists(serial) && (revoked.bars(&leaf.holder) || revoked.compromised(&leaf.key)) {
-                tracing::warn!(
-                    authority = %entry.name,
-                    serial,
-                    pod = leaf.pod,
-                    "a certificate was not recorded when its pod or key was revoked: revoke it by --serial"
-                );
-            }
-            if entry.unwritten().add(serial, leaf.clone(), Instant::now()) {
-                self.ring_when_due();
-            }
-            Arc::make_mut(&mut ready.stored.issued).note(serial, leaf);
-            count += 1;
-        }
-        Ok(count)
     }
 
     /// Writes the records that are not written yet, within a few seconds: at the end of a term, before [`Self::clear`].

@@ -144,3 +144,31 @@ fn short_lived_pods_do_not_fill_the_secret() {
     note(&mut rollover, &grant, |pods, stays| pods.retain(|uid, _| stays(uid)));
     assert_eq!(rollover.pods.len(), 1);
 }
+
+/// The first rounds of a leader that cannot list requests.
+#[tokio::test]
+async fn until_all_is_recollected_answers_say_that_the_record_may_lack_certificates_and_nothing_of_it_is_kept() {
+    let now = SystemTime::now();
+    let authorities = authorities(&Arc::new(Policy::default()));
+    let ca = Authority::generate("one", KeyAlgorithm::EcdsaP256, Duration::from_secs(86_400 * 365), now).unwrap();
+    let mut stored = Stored::new(ca);
+    let end = now + Duration::from_secs(86_400);
+    stored.note_leaf(end, Duration::from_secs(86_400));
+    Arc::make_mut(&mut stored.issued).note("1", Leaf::new("uid", "prod/app-0".to_owned(), "app", end, now));
+    let lacks = |authorities: &Authorities| {
+        authorities.report(&stored, now).is_some_and(|report| report.lacks_before.is_some())
+    };
+    let told = |authorities: &Authorities| {
+        let mut noted = stored.clone();
+        authorities.note_gap(&mut noted);
+        noted.issued.told(now)
+    };
+    authorities.begin();
+    assert!(lacks(&authorities));
+    assert!(told(&authorities).contains("the record lacks certificates"), "{}", told(&authorities));
+    authorities.all_recollected();
+    assert!(!lacks(&authorities));
+    assert!(told(&authorities).contains("the record holds what was issued since"), "{}", told(&authorities));
+    authorities.begin();
+    assert!(lacks(&authorities), "the next term");
+}

@@ -20,6 +20,7 @@ use std::{
 use tokio::time::Instant;
 
 use crate::controller::{
+    case::is_ours,
     facts::Csr,
     refusals::{self, Refusals},
 };
@@ -33,9 +34,11 @@ const OPEN_PER_ROLE: usize = 4;
 const OPEN_PER_POD: usize = 16;
 /// The minimum time to fetch a certificate, however old its request is.
 const TO_FETCH: Duration = Duration::from_secs(60);
-/// How long an issued request stays that a later one supersedes: until its certificate is recorded, also where the leader is killed
-/// and its successor looks for it.
-const SUPERSEDED_STAYS: Duration = Duration::from_secs(8);
+/// How long an issued request of ours stays that a later one supersedes: until its certificate is recorded, also where the leader is
+/// killed.
+const SUPERSEDED_STAYS: Duration = TO_FETCH;
+/// When to look again at a request that is spared ([`Ledger::spare`]).
+const SPARED: Duration = Duration::from_secs(2);
 /// A delete that met another version is tried again after this, if the watch brings nothing.
 const CHANGED: Duration = Duration::from_secs(5);
 /// The waits between attempts when the API server fails.
@@ -117,6 +120,8 @@ struct Entry {
     pod: Arc<str>,
     age: Age,
     standing: Standing,
+    /// True if it is to a signer of ours, whose certificates are recorded.
+    ours: bool,
     goes: Option<Why>,
     held: bool,
     busy: bool,
@@ -124,6 +129,13 @@ struct Entry {
     /// The entry in `due` that counts.
     ticket: u64,
     list: u64,
+}
+
+impl Entry {
+    /// True if it has a certificate of ours.
+    fn is_recorded(&self) -> bool {
+        self.ours && self.standing == Standing::Issued
+    }
 }
 
 /// See the module.
@@ -137,6 +149,7 @@ pub(in crate::sign) struct Ledger {
     serial: u64,
     listing: bool,
     list: u64,
+    spares: bool,
 }
 
 impl Ledger {
@@ -150,7 +163,13 @@ impl Ledger {
             serial: 0,
             listing: false,
             list: 0,
+            spares: false,
         }
+    }
+
+    /// Whether issued requests of ours stay: while the certificates of the leader before are looked for, which did not record all.
+    pub(in crate::sign) const fn spare(&mut self, spares: bool) {
+        self.spares = spares;
     }
 
     /// Requests that finalizers hold.
@@ -226,6 +245,7 @@ impl Ledger {
             pod: Arc::clone(&pod),
             age,
             standing,
+            ours: is_ours(&csr.spec.signer_name),
             goes,
             held,
             busy,
@@ -245,7 +265,7 @@ impl Ledger {
             return;
         }
         if let Some(why) = goes {
-            return self.wait(&name, now + self.stays(why, standing));
+            return self.wait(&name, now + self.stays(&name, why));
         }
         let since = decided(csr).unwrap_or(age.0);
         let past = wall.duration_since(since).unwrap_or_default();
@@ -303,6 +323,10 @@ impl Ledger {
             let Reverse((_, ticket, name)) = self.due.pop()?;
             let Some(entry) = self.entries.get_mut(&name) else { continue };
             if entry.ticket != ticket || entry.busy || entry.held {
+                continue;
+            }
+            if self.spares && entry.is_recorded() {
+                self.wait(&name, now + SPARED);
                 continue;
             }
             entry.busy = true;
@@ -369,17 +393,14 @@ impl Ledger {
         self.unlink(name);
         if let Some(entry) = self.entries.get_mut(name) {
             entry.goes = Some(why);
-            let standing = entry.standing;
-            self.wait(name, now + self.stays(why, standing));
+            self.wait(name, now + self.stays(name, why));
         }
     }
 
     /// How long a request stays that goes.
-    fn stays(&self, why: Why, standing: Standing) -> Duration {
-        match (why, standing) {
-            (Why::Superseded, Standing::Issued) => SUPERSEDED_STAYS.min(self.times.issued),
-            _ => Duration::ZERO,
-        }
+    fn stays(&self, name: &str, why: Why) -> Duration {
+        let recorded = self.entries.get(name).is_some_and(Entry::is_recorded);
+        if why == Why::Superseded && recorded { SUPERSEDED_STAYS.min(self.times.issued) } else { Duration::ZERO }
     }
 
     fn link_issued(&mut self, pod: &Arc<str>, name: &Arc<str>, now: Instant) {

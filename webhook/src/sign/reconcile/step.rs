@@ -1,6 +1,6 @@
 //! One authority in one round: how it stands, and the step of its rollover that is due.
 
-use std::time::SystemTime;
+use std::{sync::Arc, time::SystemTime};
 
 use etcd_tls_contract::{
     names::{self, SignerName},
@@ -96,6 +96,7 @@ impl Reconciler {
                 phase.clone_into(&mut report.phase);
                 let error = error.map(|e| e.to_string()).unwrap_or_default();
                 report.waiting = vec![error.clone()];
+                self.record(entry, &mut held).await;
                 return result(report, 1, None, Some(error), None);
             }
         };
@@ -154,7 +155,12 @@ impl Reconciler {
             let namespaces = self.namespaces.borrow();
             namespaces.as_ref().map(|namespaces| self.pods.voters(name, namespaces, policy)).unwrap_or_default()
         });
+        let issued = Arc::clone(&after.issued);
+        if revocation.is_some() {
+            self.authorities.note_gap(&mut after);
+        }
         after.revoke(revocation.as_ref(), &name.namespace, (live, &voters.unwrap_or_default()), now);
+        after.issued = issued;
         let asked = request.is_some() || revocation.is_some();
         after.state.idle_since = self.idle_since(name, &after, asked, policy, now);
         let idle_since = after.state.idle_since;
@@ -183,6 +189,18 @@ impl Reconciler {
         let overdue = overdue(&decision.waiting, now).filter(|_| decision.step.is_none());
         let result = result(report_of(&after, &decision.waiting), waiting, Some(until), None, done);
         RoundResult { overdue, waiting_since, idle_since, ..result }
+    }
+
+    /// Records what was issued while nothing else can be done: the published list cannot be compared, say.
+    async fn record(&self, entry: &Entry, held: &mut Held) {
+        let due = entry.unwritten().is_due(Instant::now());
+        let stored = match &*held {
+            Held::Ready(ready) if due => ready.stored.clone(),
+            Held::Ready(_) | Held::Unknown | Held::Lost | Held::Unusable => return,
+        };
+        if let Err(error) = self.authorities.persist(entry, held, stored).await {
+            tracing::debug!(authority = %entry.name, %error, "the record is not written yet");
+        }
     }
 
     /// The CA that a step publishes.

@@ -39,6 +39,7 @@ impl Scene {
         csr.metadata.name = Some(name.to_owned());
         csr.metadata.uid = Some(format!("uid of {name}"));
         csr.metadata.creation_timestamp = Some(time(self.wall()));
+        csr.spec.signer_name = "peer.etcd-tls.dev/a.b".to_owned();
         csr.spec.username = "system:serviceaccount:a:b".to_owned();
         csr.spec.extra.insert(POD_UID.to_owned(), vec![pod.to_owned()]);
         csr
@@ -147,6 +148,41 @@ fn a_later_one_takes_the_place_of_an_earlier_one_when_it_is_issued() {
 }
 
 #[test]
+fn one_to_anothers_signer_that_is_superseded_goes_at_once_as_its_certificate_is_recorded_nowhere() {
+    let mut scene = Scene::new();
+    for n in 1..=2 {
+        let mut csr = scene.csr(&format!("etcd-tls-p-peer-{n}"), "p");
+        csr.spec.signer_name = "example.com/etcd".to_owned();
+        scene.seen(&mut csr);
+        scene.decided(&mut csr, "Approved");
+        scene.decided(&mut csr, "issued");
+        scene.after += SECOND;
+    }
+    assert_eq!(scene.deleted(), one("etcd-tls-p-peer-1", Why::Superseded));
+}
+
+#[test]
+fn issued_ones_of_ours_stay_while_a_new_leader_looks_for_certificates_in_them() {
+    let mut scene = Scene::new();
+    scene.ledger.spare(true);
+    scene.asked("etcd-tls-p-peer-1", "p", &["Approved", "issued"]);
+    scene.after += SECOND;
+    scene.asked("etcd-tls-p-peer-2", "p", &["Approved", "issued"]);
+    scene.asked("etcd-tls-p-server-1", "p", &["Denied"]);
+    let mut other = scene.csr("etcd-tls-q-peer-1", "q");
+    other.spec.signer_name = "example.com/etcd".to_owned();
+    other.status.has_certificate = true;
+    scene.seen(&mut other);
+    assert_eq!(scene.deleted_after(TIMES.issued * 2), one("etcd-tls-q-peer-1", Why::Issued));
+    assert_eq!(scene.deleted_after(TIMES.refused), one("etcd-tls-p-server-1", Why::Refused));
+    scene.ledger.spare(false);
+    let mut deleted = scene.deleted_after(SPARED);
+    deleted.sort_by(|a, b| a.0.cmp(&b.0));
+    let both = [("etcd-tls-p-peer-1", Why::Superseded), ("etcd-tls-p-peer-2", Why::Issued)];
+    assert_eq!(deleted, both.map(|(name, why)| (name.to_owned(), why)));
+}
+
+#[test]
 fn nobody_takes_the_place_of_anothers_request() {
     let mut scene = Scene::new();
     scene.asked("etcd-tls-p-peer-1", "p", &["Approved", "issued"]);
@@ -165,7 +201,7 @@ fn a_successor_knows_after_its_list() {
     scene.after += SECOND;
     let mut second = scene.asked("etcd-tls-p-peer-2", "p", &["Approved", "issued"]);
     let mut denied = scene.asked("etcd-tls-p-server-1", "p", &["Denied"]);
-    scene.after += Duration::from_secs(200);
+    scene.after += Duration::from_secs(100);
     // In the order of their names, or another one.
     for turned in [false, true] {
         scene.ledger = Ledger::new(TIMES);
@@ -182,7 +218,7 @@ fn a_successor_knows_after_its_list() {
         assert_eq!(scene.deleted_after(SUPERSEDED_STAYS), one("etcd-tls-p-peer-1", Why::Superseded));
     }
     // Its age counts, but not for less than the time to fetch it.
-    let left = Duration::from_secs(100) - SUPERSEDED_STAYS * 2;
+    let left = Duration::from_secs(200) - SUPERSEDED_STAYS * 2;
     assert_eq!(scene.deleted_after(left - SECOND), []);
     assert_eq!(scene.deleted_after(SECOND), one("etcd-tls-p-peer-2", Why::Issued));
     assert_eq!(scene.deleted_after(TIMES.refused - Duration::from_secs(300)), one("etcd-tls-p-server-1", Why::Refused));
