@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tests::{apiserver::from_json, cert_manager::resource, eventually};
 
 use super::{
-    approving::{Asked, SYSTEM, Way, approve, install, issuer_of, lab, let_approve_all, pod, ways},
+    approving::{Asked, SYSTEM, Way, approve, arguments, install, issuer_of, lab, let_approve_all, pod, ways},
     scene::{Kind, LIMIT, Lab},
 };
 
@@ -49,6 +49,15 @@ async fn the_account_of_approve_decides_what_is_listed_and_nothing_else() {
             write(way, &stolen, &name, &json!({"conditions": [long]}))
                 .await
                 .expect("long enough for all that is written");
+        }
+        let number = (0..1000).map(|n| condition(&format!("Type{n}"), "True"));
+        for conditions in [
+            json!([condition(&"x".repeat(100_000), "True")]),
+            json!([condition("Approved", "True"), condition("Reviewed", "True")]),
+            Value::from_iter(number),
+        ] {
+            let refused = write(way, &stolen, &name, &json!({"conditions": conditions})).await.expect_err("filled up");
+            assert!(refused.contains("etcd-tls: approve") && refused.contains("one condition"), "{refused}");
         }
         // As docs/security.md says: nobody of ours looks at the name again, and it reads the requests of all namespaces.
         let any =
@@ -96,6 +105,37 @@ async fn the_account_of_approve_decides_what_is_listed_and_nothing_else() {
     }
     drop(approve);
     nobody_else_says_who_asks(&lab, &ways[0]).await;
+}
+
+/// Another approver may have written more than ours may.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_condition_of_another_approver_keeps_ours_from_no_decision() {
+    let Some(lab) = lab().await else { return };
+    install(&lab);
+    let ways = ways(&lab);
+    let approve = approve(&lab, &arguments(&ways)).await;
+    for way in &ways {
+        let pod = pod(&lab, way.namespace, "etcd-0", &[("issuer", &issuer_of(way))]).await;
+        let name = way.ask(&pod, &Asked::of(way.namespace, "etcd-0")).await;
+        let long = json!({
+            "type": "Reviewed", "status": "True", "reason": "x".repeat(200), "message": "x".repeat(10_000),
+            "lastTransitionTime": "2026-01-01T00:00:00Z",
+        });
+        let (requests, signing) = way.client(lab.api.client.clone());
+        let (params, patch) = (PatchParams::default(), Patch::Merge(json!({"status": {"conditions": [long]}})));
+        match way.kind {
+            Kind::CertManager => drop(requests.patch_status(&name, &params, &patch).await.expect("a condition")),
+            Kind::Signer => drop(signing.patch_approval(&name, &params, &patch).await.expect("a condition")),
+        }
+        way.is_open(&name).await;
+        let theirs = way.condition(&name, "Reviewed").await.expect("their condition");
+        let_approve_all(&lab, std::slice::from_ref(way));
+        eventually("an approval", LIMIT, || async {
+            way.condition(&name, "Approved").await.ok_or_else(|| approve.log_end())
+        })
+        .await;
+        assert_eq!(way.condition(&name, "Reviewed").await, Some(theirs), "it stays");
+    }
 }
 
 /// A decision as a dry run.

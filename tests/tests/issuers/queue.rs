@@ -1,5 +1,6 @@
 //! The queue of CertificateRequests that `approve` decides: its figures, and that a leader is not ready before it has seen them all.
 
+use serde_json::{Value, json};
 use tests::{cert_manager::CertManager, eventually, ports};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -12,6 +13,7 @@ use super::{
     scene::{Kind, LIMIT},
 };
 
+const ROLE: &str = "etcd-tls-approve";
 const PREFIX: &str = "etcd_tls_approve_certificate_requests_";
 
 /// The answer of an admin port, with its status line.
@@ -42,24 +44,49 @@ async fn the_queue_of_certificate_requests_shows_itself_and_a_leader_is_ready_wh
     let signer = "issuers.cert-manager.io/cm.company";
     let_approve(&lab, "cert-manager.io", signer);
     lab.api.kubectl(&["delete", "crd", "certificaterequests.cert-manager.io"]);
+    // Without the right, nobody can tell whether there are any.
+    let of_kind = |rules: &Value| {
+        let all = rules.as_array().expect("rules").iter();
+        all.filter(|rule| rule["resources"] != json!(["certificaterequests"])).cloned().collect::<Vec<_>>()
+    };
+    let role: Value =
+        serde_json::from_str(&lab.api.kubectl(&["get", "clusterrole", ROLE, "-o", "json"])).expect("JSON");
+    let rules = |rules: &Value| {
+        let patch = json!([{"op": "replace", "path": "/rules", "value": rules}]).to_string();
+        lab.api.kubectl(&["patch", "clusterrole", ROLE, "--type=json", "--patch", &patch]);
+    };
+    let fewer = Value::from(of_kind(&role["rules"]));
+    assert_ne!(fewer, role["rules"]);
+    rules(&fewer);
     let port = ports::loopback();
-    let _approve = approve_at(&lab, port, &[format!("--approve-issuer={signer}")]).await;
+    let approve = approve_at(&lab, port, &[format!("--approve-issuer={signer}")]).await;
     eventually("it waits for CertificateRequests alone", LIMIT, || async {
         let answer = get(port, "/ready").await?;
-        let waits = answer.starts_with("HTTP/1.1 503") && answer.contains("CertificateRequests not listed yet");
+        let waits = answer.starts_with("HTTP/1.1 503") && answer.contains("CertificateRequests not listed yet: ");
         let others = answer.contains("CertificateSigningRequests not") || answer.contains("pods not listed");
-        if waits && !others { Ok(()) } else { Err(answer) }
+        if waits && answer.contains("forbidden") && !others { Ok(()) } else { Err(answer) }
     })
     .await;
     assert_eq!(figure(port, "queue_synced").await, Ok(0));
 
-    CertManager::install(&lab.api).await;
-    eventually("it is ready", LIMIT, || async {
+    // Where cert-manager is not installed, there are none, and the rollout ends.
+    rules(&role["rules"]);
+    let ready = || async {
         let answer = get(port, "/ready").await?;
         if answer.starts_with("HTTP/1.1 200") { Ok(()) } else { Err(answer) }
+    };
+    eventually("it is ready without cert-manager", LIMIT, ready).await;
+    assert_eq!(figure(port, "queue_synced").await, Ok(0));
+    let log = approve.log();
+    assert_eq!(log.matches("install cert-manager, or remove --approve-issuer").count(), 1, "{log}");
+
+    CertManager::install(&lab.api).await;
+    eventually("it has listed them", LIMIT, || async {
+        let synced = figure(port, "queue_synced").await?;
+        if synced == 1 { Ok(()) } else { Err(format!("{synced}: {}", approve.log_end())) }
     })
     .await;
-    assert_eq!(figure(port, "queue_synced").await, Ok(1));
+    ready().await.expect("ready");
     assert!(figure(port, "queue_lists_total").await.expect("a figure") >= 1);
     let issuer = lab.issuer("cm");
     issuer.leave_approval_to_others();

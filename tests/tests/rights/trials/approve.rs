@@ -22,6 +22,13 @@ pub(super) fn approve(t: &mut Of<'_>, scene: &Scene) {
     ] {
         t.try_(r, "patch", what, Call::merge(&ours, with(metadata)), Refused("etcd-tls"));
     }
+    let many: Vec<Value> = (0..1000).map(|n| approval(&format!("Type{n}"))["status"]["conditions"][0].take()).collect();
+    for (what, body) in [
+        ("write a condition of another type", approval(&"x".repeat(100_000))),
+        ("write a thousand conditions", json!({"status": {"conditions": many}})),
+    ] {
+        t.try_(r, "patch", what, Call::merge(&ours, body), Refused("one condition"));
+    }
     let theirs = format!("{CSRS}/theirs/approval");
     t.try_(
         r,
