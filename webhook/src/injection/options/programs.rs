@@ -228,7 +228,7 @@ fn wrapper(words: &[Text], form: &[&str]) -> Option<Step> {
         }
         passed.clears |= name == "env" && text == "-";
         for (index, letter) in text.char_indices().skip(1) {
-            let rest = &text[index + 1..];
+            let rest = &text[index + letter.len_utf8()..];
             if valued.contains(letter) && valued != "." {
                 if name == "env" {
                     let value = if rest.is_empty() { words.get(at)?.as_str()? } else { rest };
