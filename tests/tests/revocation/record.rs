@@ -6,6 +6,7 @@ use std::{
 };
 
 use etcd_tls_contract::{
+    certificate::Bundle,
     names::{self, SYSTEM_NAMESPACE},
     role::Role,
 };
@@ -20,6 +21,7 @@ use kube::{
 use serde_json::json;
 use tests::{
     eventually,
+    pki::Ca,
     revocation::{published, revoke},
     say,
 };
@@ -306,13 +308,14 @@ async fn a_given_ca_whose_secret_is_lost_loses_no_revocation() {
     let Some(lab) = Lab::new().await else { return };
     let approver = lab.approver("approve-a", &[]);
     let signer = sign(&lab, "sign-a", &[]).await;
-    let given = signer::chain("given");
+    let given = Ca::new("given");
     signer::give(&lab, "own-client-ca", &given.pem, &given.key_pem).await;
     lab.set_policy("authorities: [{signer: client.etcd-tls.dev/prod.etcd, secretName: own-client-ca}]\n").await;
     lab.ready(&approver).await;
     let (pod, records) = begin(&lab).await;
     let (_, chain) = issue(&lab, &pod, Role::Server, None).await;
-    assert!(given.root.contains_issuer_of(&chain), "of the given CA");
+    let bundle = Bundle::parse(given.pem.as_bytes()).expect("a bundle");
+    assert!(bundle.contains_issuer_of(&chain), "of the given CA");
     records.have(&BTreeSet::from([chain.serial.clone()])).await;
     let admin = lab.api.kubeconfig.clone();
     let said = revoke(&admin, &["prod/etcd", "--serial", &chain.serial, "--at-once", "--force"]).await;
