@@ -6,8 +6,11 @@ use std::{
     process::{Command, Output},
 };
 
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
 use serde_json::{Value, json};
 use tests::{
+    downward::downward,
     eventually,
     process::{binary, which},
     stack::{self, LIMIT, Options, Stack, own_address},
@@ -113,6 +116,9 @@ async fn status_names_a_member_whose_server_certificate_is_revoked() {
     let mut member = stack::client_pod("etcd-0", "server");
     member["metadata"]["annotations"]["etcd-tls.dev/options"] = "none".into();
     let mut pod = stack.local_pod("web", member, &[ip], &programs).await.expect("a pod");
+    let pods: Api<Pod> = Api::namespaced(stack.api.client.clone(), "web");
+    let created = pods.get("etcd-0").await.expect("the pod");
+    let _kubelet = downward(&created, pod.volume("etcd-tls-token"), pods);
     pod.initialise(LIMIT).await.expect("init and sidecar");
     let file = std::fs::read(pod.volume("etcd-tls").join("server/tls.crt")).expect("a certificate");
     let serial = etcd_tls_contract::certificate::Chain::parse(&file).expect("a chain").serial;

@@ -180,6 +180,9 @@ async fn an_upgrade_and_a_rollback_issue_nothing_anew() {
     let ip = |last: u8| [[10, 0, 0, last].into()];
     let mut etcd = stack.local_pod("prod", pod("etcd-0"), &ip(7), &programs).await.expect("a pod");
     assert!(etcd.run_to_end("etcd-tls-init", LIMIT).await.success(), "{}", etcd.log("etcd-tls-init"));
+    // As kubelet projects the annotation `renew`, which is not set yet: a sidecar takes the first value that it finds for an old one.
+    let token = etcd.volume("etcd-tls-token");
+    fs::write(token.join(names::RENEW_FILE), "").expect("write no value");
     etcd.start_container("etcd-tls-sidecar");
     let read = |directory: &Path| -> BTreeMap<String, Vec<u8>> {
         let files =
@@ -212,8 +215,6 @@ async fn an_upgrade_and_a_rollback_issue_nothing_anew() {
         assert!(process.running(), "{}", process.log_end());
     }
 
-    // As kubelet projects the annotation `renew`.
-    let token = etcd.volume("etcd-tls-token");
     fs::write(token.join(".renew"), "now").expect("write a value");
     fs::rename(token.join(".renew"), token.join(names::RENEW_FILE)).expect("write a value");
     eventually("the first pod to renew", LIMIT, || async {
