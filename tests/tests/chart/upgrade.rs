@@ -25,16 +25,14 @@ use super::{chart, cluster::SYSTEM, helms};
 /// The first chart, and one of 29 November 2026.
 const OLDER: [&str; 2] = ["9f6deef", "31445c7"];
 
-/// The chart of a commit; says so where the sources have no such history: unpacked from an archive, or a shallow clone.
+/// The chart of a commit; says so where git finds no such commit: unpacked from an archive, a shallow clone, or another history.
 ///
 /// # Panics
-/// The whole history has no such commit, or git cannot read it.
+/// The commit has no chart.
 fn older(commit: &str) -> Option<TempDir> {
-    let git = |arguments: &[&str]| {
-        let output = Command::new("git").arg("-C").arg(repository()).args(arguments).output().expect("run git");
-        String::from_utf8_lossy(&output.stdout).trim().to_owned()
-    };
-    if !repository().join(".git").exists() || git(&["rev-parse", "--is-shallow-repository"]) == "true" {
+    let mut look = Command::new("git");
+    look.arg("-C").arg(repository()).args(["cat-file", "-e", &format!("{commit}^{{commit}}")]);
+    if !look.output().is_ok_and(|output| output.status.success()) {
         tier::skip_special(&format!("no history with {commit}"), "a clone with its history");
         return None;
     }
