@@ -13,7 +13,7 @@ const VERDICT_BACKOFF: Duration = Duration::from_secs(30);
 
 /// About how long an idle approver and signer take.
 const FIRST_POLL: Duration = Duration::from_millis(10);
-const LONGEST_FIRST_POLL: Duration = Duration::from_millis(250);
+const LONGEST_FIRST_POLL: Duration = Duration::from_secs(1);
 /// An API server with little to do answers sooner.
 const BUSY: Duration = Duration::from_millis(10);
 const SHORTEST_POLL: Duration = Duration::from_millis(4);
@@ -39,8 +39,7 @@ pub fn verdict_backoff(times: u32, chance: f64) -> Duration {
 
 /// The pause before a request that was just made is looked at for the first time. `took` is how long the API server took to
 /// make it, without the connection. Approver and signer read it and write it before its certificate is there, which takes
-/// about twice as long. A busy API server has the requests of others to serve first: five times as long, up to 250 ms. A creation
-/// also waits in queues that a look does not wait in, so beyond that its time says little.
+/// about twice as long. A busy API server has the requests of others to serve first: five times as long.
 pub fn first_poll(took: Duration) -> Duration {
     (took * 2 + took.saturating_sub(BUSY) * 3).clamp(FIRST_POLL, LONGEST_FIRST_POLL)
 }
@@ -125,7 +124,7 @@ mod tests {
     fn a_busy_server_is_asked_less() {
         let ms = Duration::from_millis;
         for (took, first, next) in
-            [(1, 10, 4), (3, 10, 6), (20, 70, 50), (100, 250, 290), (300, 250, 890), (30_000, 250, 5_000)]
+            [(1, 10, 4), (3, 10, 6), (20, 70, 50), (100, 470, 290), (300, 1_000, 890), (30_000, 1_000, 5_000)]
         {
             assert_eq!(
                 (first_poll(ms(took)), poll(ms(10), ms(took), 0.5)),

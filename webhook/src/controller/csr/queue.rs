@@ -29,8 +29,6 @@ const MAX_CONTENTS: usize = 512;
 const MAX_CONTENT: usize = 6 * 1024;
 /// Requests of one pod that one turn of its requester takes: a pod has one for each role. They are judged by one read of it.
 const TOGETHER: u8 = 4;
-/// Jobs of one requester that are under way at once, at the least, where there are workers for others beside them.
-const LEAST_SHARE: usize = 3;
 /// A CSR that waits for longer is kept by its name.
 const MAX_WAIT_WITH_CONTENT: Duration = Duration::from_secs(5);
 
@@ -276,11 +274,9 @@ impl Queue {
         self.lines.retain(|_, line| line.entries > 0 || !line.ready.is_empty());
     }
 
-    /// Jobs that one requester may have under way: an eighth of the workers. With more, the calls of a namespace that asks as fast as
-    /// it can have all processors of the API server, and each call of another waits for them. Of few workers, three jobs, but never
-    /// more than three quarters, so that there is always a worker for somebody else.
+    /// Jobs that one requester may have under way: three quarters, so that there is always a worker for somebody else.
     fn share(&self) -> usize {
-        (self.workers / 8).max(LEAST_SHARE).min(self.workers * 3 / 4).max(1)
+        (self.workers * 3 / 4).max(1)
     }
 
     /// Content, if there is room for it.
