@@ -347,6 +347,27 @@ async fn a_rollover_survives_a_killed_signer_in_each_phase() {
     let lines =
         [at(" published: "), at("; 1 pod not seen to have loaded the new CA"), at(" signing: "), at(" stable: ")];
     assert!(lines.is_sorted(), "{log}");
+
+    // Without --domain, a step is for each CA of the cluster that can take it.
+    let each =
+        |said: &str, phase: &str| ["peer", "client"].iter().all(|d| said.contains(&format!("roll/etcd {d}: {phase}")));
+    let said = signer::rollover_of_all(&lab, &["--status"]).expect("the status");
+    assert!(each(&said, "stable"), "{said}");
+    let said = signer::rollover_of_all(&lab, &["--abort"]).expect_err("there is none to abort");
+    assert!(said.contains("peer is stable, client is stable"), "{said}");
+    let said = signer::rollover_of_all(&lab, &[]).expect("both begin");
+    assert!(each(&said, "published"), "{said}");
+    let said = signer::rollover_of_all(&lab, &[]).expect_err("both have begun");
+    assert!(said.contains("peer is published, client is published"), "{said}");
+    let said = signer::rollover_of_all(&lab, &["--abort"]).expect("both are taken back");
+    assert!(each(&said, "stable"), "{said}");
+    // An outage is never begun in more CAs than one.
+    let said = signer::rollover_of_all(&lab, &["--force", "--yes"]).expect_err("which CA?");
+    assert!(said.contains("--domain"), "{said}");
+    // Another cluster's context.
+    let said = signer::rollover_of_all(&lab, &["--status", "--context", "elsewhere"]).expect_err("no such context");
+    assert!(said.contains("elsewhere"), "{said}");
+    signer::rollover_of_all(&lab, &["--status", "--context", "test"]).expect("the kubeconfig's own");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -232,8 +232,13 @@ pub async fn namespace_again(lab: &Lab, name: &str) {
 
 /// `etcd-tls-webhook rollover roll/etcd --domain peer …` as cluster-admin: its output, or its error.
 pub fn rollover(lab: &Lab, arguments: &[&str]) -> Result<String, String> {
+    rollover_of_all(lab, &[&["--domain", "peer"], arguments].concat())
+}
+
+/// The same without `--domain`.
+pub fn rollover_of_all(lab: &Lab, arguments: &[&str]) -> Result<String, String> {
     let mut command = Command::new(binary("etcd-tls-webhook"));
-    command.args(["rollover", "roll/etcd", "--domain", "peer"]).args(arguments).env("KUBECONFIG", &lab.api.kubeconfig);
+    command.args(["rollover", "roll/etcd"]).args(arguments).env("KUBECONFIG", &lab.api.kubeconfig);
     let output = command.output().expect("run the command");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }

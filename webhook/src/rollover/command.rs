@@ -19,13 +19,13 @@ use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use super::{
-    Action, Report, Request, request_annotation, status_annotation,
+    Action, Answer, Report, Request, request_annotation, status_annotation,
     watch::{Progress, is_over},
 };
 use crate::{
     controller::client,
     error::Error,
-    operator::{note, request_id, say},
+    operator::{Cluster, note, request_id, say},
 };
 
 /// How long to wait for the signer's answer.
@@ -40,9 +40,11 @@ const WATCH: Duration = Duration::from_secs(2);
 pub struct Args {
     /// The cluster, as <namespace>/<cluster>.
     cluster: ClusterName,
-    /// The CA to replace: peer, client or metrics.
+    /// The CA to replace: peer, client or metrics. Default: every CA of the cluster for which the step is possible.
     #[arg(long)]
-    domain: Domain,
+    domain: Option<Domain>,
+    #[command(flatten)]
+    kubernetes: Cluster,
     /// Show the status, and change nothing.
     #[arg(long)]
     status: bool,
@@ -53,8 +55,8 @@ pub struct Args {
     #[arg(long)]
     confirm_clients: bool,
     /// Take the next step without waiting, after a leaked key: publish a new CA that signs at once, let the published CA sign,
-    /// or remove the old CA. First shows the outage that this can cause.
-    #[arg(long)]
+    /// or remove the old CA. First shows the outage that this can cause. It needs --domain.
+    #[arg(long, requires = "domain")]
     force: bool,
     /// Do not ask for confirmation of --force.
     #[arg(long, requires = "force")]
@@ -65,18 +67,23 @@ pub struct Args {
 }
 
 impl Args {
-    /// Writes the request and waits for the signer's answer, or prints the status.
+    /// Writes the request for each domain and waits for the signer's answers, or prints the status.
     ///
     /// # Errors
-    /// No such cluster, no right to its ConfigMap, no answer, or a refusal.
+    /// No such cluster, no right to its ConfigMap, no domain for which the step is possible, no answer, or a refusal.
     pub async fn run(self) -> Result<(), Error> {
-        let Self { cluster, domain, status, abort, confirm_clients, force, yes, watch: follow } = self;
-        let api: Api<ConfigMap> = Api::namespaced(client::connect().await?, &cluster.namespace);
+        let Self { cluster, domain, kubernetes, status, abort, confirm_clients, force, yes, watch: follow } = self;
+        let (client, _) = kubernetes.connect().await?;
         let name = cluster.trust_config_map(&cluster.namespace);
+        let trust = Trust { api: Api::namespaced(client, &cluster.namespace), name };
+        // Refuses a cluster that is not there, before anything is written.
+        let reports = trust.reports(domain).await?;
         if status {
-            let report = report(&api, &name, domain).await?;
-            say(&describe(&format!("{cluster} {domain}"), &report))?;
-            return if follow { watch(&api, &name, domain).await } else { Ok(()) };
+            for (domain, report) in &reports {
+                say(&describe(&format!("{cluster} {domain}"), report))?;
+            }
+            let domains: Vec<Domain> = reports.into_iter().map(|(domain, _)| domain).collect();
+            return if follow { trust.watch(&domains).await } else { Ok(()) };
         }
         let action = match (abort, confirm_clients, force) {
             (true, ..) => Action::Abort,
@@ -84,26 +91,111 @@ impl Args {
             (.., true) => Action::Force,
             _ => Action::Start,
         };
-        let request = Request { action, id: request_id()? };
-        // Refuses a cluster that is not there, before anything is written.
-        let before = report(&api, &name, domain).await?;
+        let domains = domains(action, domain, &reports)?;
         if force {
-            say(&outage(&format!("{cluster} {domain}"), &before))?;
+            for (domain, report) in &reports {
+                say(&outage(&format!("{cluster} {domain}"), report))?;
+            }
             if !yes {
                 confirm()?;
             }
         }
-        let patch = json!({"metadata": {"annotations": {request_annotation(domain): request.to_string()}}});
-        client::within(api.patch(&name, &PatchParams::default(), &Patch::Merge(patch))).await?;
+        let request = Request { action, id: request_id()? };
+        let asked = domains.iter().map(|domain| (request_annotation(*domain), json!(request.to_string())));
+        let patch = json!({"metadata": {"annotations": asked.collect::<serde_json::Map<_, _>>()}});
+        client::within(trust.api.patch(&trust.name, &PatchParams::default(), &Patch::Merge(patch))).await?;
+        let mut refusals = Vec::new();
+        let mut accepted = Vec::new();
+        for (domain, report, answer) in trust.answers(&domains, &request).await? {
+            if answer.accepted {
+                say(&format!("{}\n{}", answer.message, describe(&format!("{cluster} {domain}"), &report)))?;
+                accepted.push(domain);
+            } else {
+                refusals.push(format!("{cluster} {domain}: refused: {}", answer.message));
+            }
+        }
+        let refused = |refusals: Vec<String>| Err(refusals.join("\n").into());
+        if follow && !accepted.is_empty() {
+            trust.watch(&accepted).await?;
+        }
+        if refusals.is_empty() { Ok(()) } else { refused(refusals) }
+    }
+}
+
+/// The domains that a request is for: the one that the operator names, or all for which the step is possible now.
+fn domains(action: Action, named: Option<Domain>, reports: &[(Domain, Report)]) -> Result<Vec<Domain>, Error> {
+    if let Some(named) = named {
+        return Ok(vec![named]);
+    }
+    let possible = |(domain, report): &&(Domain, Report)| match action {
+        Action::Start => report.phase == STABLE,
+        Action::Abort | Action::Force => report.phase == PUBLISHED,
+        Action::ConfirmClients => report.phase == PUBLISHED && *domain != Domain::Peer,
+    };
+    let domains: Vec<Domain> = reports.iter().filter(possible).map(|(domain, _)| *domain).collect();
+    if domains.is_empty() {
+        let phases: Vec<String> =
+            reports.iter().map(|(domain, report)| format!("{domain} is {}", report.phase)).collect();
+        let none = match action {
+            Action::Start => "no CA of this cluster is stable",
+            Action::Abort | Action::Force => "no new CA of this cluster is published",
+            Action::ConfirmClients => "no new CA for clients of this cluster is published",
+        };
+        return Err(format!("{none}: {}; see --status", phases.join(", ")).into());
+    }
+    Ok(domains)
+}
+
+/// The phase without a rollover.
+const STABLE: &str = "stable";
+/// The phase in which both CAs are trusted and the old one signs.
+const PUBLISHED: &str = "published";
+
+/// A cluster's trust ConfigMap, by which the signer is asked and reports.
+struct Trust {
+    api: Api<ConfigMap>,
+    name: String,
+}
+
+impl Trust {
+    /// The report on each domain that has one, or on `domain` alone.
+    async fn reports(&self, domain: Option<Domain>) -> Result<Vec<(Domain, Report)>, Error> {
+        let name = &self.name;
+        let object = client::within(self.api.get_opt(name)).await?.ok_or_else(|| {
+            format!(
+                "there is no ConfigMap {name} in this namespace: no pod of this cluster has opted in, or the signer is away"
+            )
+        })?;
+        let annotations = object.metadata.annotations.unwrap_or_default();
+        let mut reports = Vec::new();
+        for domain in Domain::ALL.into_iter().filter(|one| domain.is_none_or(|named| named == *one)) {
+            let Some(text) = annotations.get(&status_annotation(domain)) else { continue };
+            let report = serde_json::from_str(text)
+                .map_err(|e| format!("the signer's report on ConfigMap {name} cannot be read: {e}"))?;
+            reports.push((domain, report));
+        }
+        if reports.is_empty() {
+            let what = domain.map_or_else(|| "any authority".to_owned(), |domain| format!("an authority {domain}"));
+            return Err(format!(
+                "ConfigMap {name} says nothing of {what}: by policy it is another domain's, or the signer is away"
+            )
+            .into());
+        }
+        Ok(reports)
+    }
+
+    /// Waits for the answer to `request` for each domain.
+    async fn answers(&self, domains: &[Domain], request: &Request) -> Result<Vec<(Domain, Report, Answer)>, Error> {
         let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {
-            let report = report(&api, &name, domain).await?;
-            if let Some(answer) = report.answer.as_ref().filter(|a| a.id == request.id) {
-                if !answer.accepted {
-                    return Err(format!("refused: {}", answer.message).into());
-                }
-                say(&format!("{}\n{}", answer.message, describe(&format!("{cluster} {domain}"), &report)))?;
-                return if follow { watch(&api, &name, domain).await } else { Ok(()) };
+            let reports = self.reports(None).await?.into_iter().filter(|(domain, _)| domains.contains(domain));
+            let answered = reports.filter_map(|(domain, report)| {
+                let answer = report.answer.clone().filter(|answer| answer.id == request.id)?;
+                Some((domain, report, answer))
+            });
+            let answered: Vec<_> = answered.collect();
+            if answered.len() == domains.len() {
+                return Ok(answered);
             }
             sleep(POLL).await;
         }
@@ -115,48 +207,49 @@ impl Args {
         )
         .into())
     }
-}
 
-/// Follows a rollover until it is over. One reading that fails is no end: a rollover takes as long as certificates live.
-async fn watch(api: &Api<ConfigMap>, name: &str, domain: Domain) -> Result<(), Error> {
-    let mut progress = Progress::default();
-    let mut failed: Option<String> = None;
-    loop {
-        match report(api, name, domain).await {
-            Ok(report) => {
-                failed = None;
-                if let Some(line) = progress.line(&report, SystemTime::now()) {
-                    say(&line)?;
+    /// Follows the rollovers until all are over. One reading that fails is no end: a rollover takes as long as certificates
+    /// live.
+    async fn watch(&self, domains: &[Domain]) -> Result<(), Error> {
+        let mut followed: Vec<(Domain, Progress)> =
+            domains.iter().map(|domain| (*domain, Progress::default())).collect();
+        let mut failed: Option<String> = None;
+        let mut unusable = Vec::new();
+        while !followed.is_empty() {
+            match self.reports(None).await {
+                Ok(reports) => {
+                    failed = None;
+                    let mut left = Vec::new();
+                    for (domain, mut progress) in followed {
+                        let Some((_, report)) = reports.iter().find(|(one, _)| *one == domain) else {
+                            left.push((domain, progress));
+                            continue;
+                        };
+                        if let Some(line) = progress.line(report, SystemTime::now()) {
+                            say(&if domains.len() > 1 { format!("{domain}: {line}") } else { line })?;
+                        }
+                        match is_over(report) {
+                            true if report.phase != STABLE => unusable.push(describe(&self.name, report)),
+                            true => {}
+                            false => left.push((domain, progress)),
+                        }
+                    }
+                    followed = left;
                 }
-                if is_over(&report) {
-                    let stable = report.phase == "stable";
-                    return if stable { Ok(()) } else { Err(describe(name, &report).into()) };
+                Err(error) => {
+                    let text = error.to_string();
+                    if failed.as_ref() != Some(&text) {
+                        note(&format!("{text}; trying again"))?;
+                    }
+                    failed = Some(text);
                 }
             }
-            Err(error) => {
-                let text = error.to_string();
-                if failed.as_ref() != Some(&text) {
-                    note(&format!("{text}; trying again"))?;
-                }
-                failed = Some(text);
+            if !followed.is_empty() {
+                sleep(WATCH).await;
             }
         }
-        sleep(WATCH).await;
+        if unusable.is_empty() { Ok(()) } else { Err(unusable.join("\n").into()) }
     }
-}
-
-async fn report(api: &Api<ConfigMap>, name: &str, domain: Domain) -> Result<Report, Error> {
-    let object = client::within(api.get_opt(name)).await?.ok_or_else(|| {
-        format!(
-            "there is no ConfigMap {name} in this namespace: no pod of this cluster has opted in, or the signer is away"
-        )
-    })?;
-    let annotations = object.metadata.annotations.unwrap_or_default();
-    let text = annotations.get(&status_annotation(domain)).ok_or_else(|| {
-        format!("ConfigMap {name} says nothing of an authority {domain}: by policy it is another domain's, or the signer is away")
-    })?;
-    serde_json::from_str(text)
-        .map_err(|e| format!("the signer's report on ConfigMap {name} cannot be read: {e}").into())
 }
 
 fn describe(what: &str, report: &Report) -> String {
@@ -246,6 +339,30 @@ mod tests {
         for other in ["clients outside: an operator's --confirm-clients", "pod a: since never", "pod a: since "] {
             assert_eq!(with_age(other, at.into()), other);
         }
+    }
+
+    #[test]
+    fn without_a_domain_a_step_is_for_those_that_can_take_it() {
+        let report = |phase: &str| Report { phase: phase.to_owned(), ..Report::new(None, &[], None) };
+        let (peer, client, metrics) = (Domain::Peer, Domain::Client, Domain::Metrics);
+        let of = |action, named, phases: &[(Domain, &str)]| {
+            let reports: Vec<_> = phases.iter().map(|(domain, phase)| (*domain, report(phase))).collect();
+            domains(action, named, &reports).map_err(|error| error.to_string())
+        };
+        let mixed = [(peer, "published"), (client, "stable"), (metrics, "lost")];
+        assert_eq!(of(Action::Start, None, &mixed), Ok(vec![client]));
+        assert_eq!(of(Action::Abort, None, &mixed), Ok(vec![peer]));
+        // The signer answers for the domain that the operator names.
+        assert_eq!(of(Action::Start, Some(peer), &mixed), Ok(vec![peer]));
+        let all = [(peer, "published"), (client, "published"), (metrics, "published")];
+        assert_eq!(of(Action::ConfirmClients, None, &all), Ok(vec![client, metrics]));
+        let none = of(Action::ConfirmClients, None, &mixed).unwrap_err();
+        assert_eq!(
+            none,
+            "no new CA for clients of this cluster is published: peer is published, client is stable, metrics is lost; see --status"
+        );
+        let under_way = of(Action::Start, None, &all).unwrap_err();
+        assert!(under_way.starts_with("no CA of this cluster is stable: peer is published"), "{under_way}");
     }
 
     #[test]
