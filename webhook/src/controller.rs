@@ -156,7 +156,7 @@ impl ControllerArgs {
             namespaces: namespaces.clone(),
             recorder: recorder.clone(),
             policy_states,
-            enforced: metrics.guarded.clone(),
+            enforced: metrics.enforced.clone(),
         };
         let controller = Controller {
             name,

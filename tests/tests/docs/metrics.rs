@@ -19,6 +19,7 @@ struct Metric {
     process: String,
     name: String,
     kind: &'static str,
+    labels: Vec<String>,
     help: String,
 }
 
@@ -30,22 +31,42 @@ fn literal(text: &str) -> Option<(String, &str)> {
     Some((joined, &inside[end + 1..]))
 }
 
-/// The kind of metric that the field `name` of a struct in `source` is.
-fn kind(source: &str, name: &str) -> &'static str {
+/// The kind of metric that the field `name` of a struct in `source` is, and its declaration.
+fn kind<'a>(source: &'a str, name: &str) -> (&'static str, &'a str) {
     let field = format!(" {name}: ");
     let words = ["Counter", "Histogram", "Gauge", "UntilSet", "Seconds"];
-    let declared = source.lines().filter_map(|line| line.split_once(&field)).map(|(_, declared)| declared);
-    let word = declared.filter_map(|declared| words.into_iter().find(|word| declared.contains(word))).next();
-    match word {
-        Some("Counter") => "counter",
-        Some("Histogram") => "histogram",
-        Some(_) => "gauge",
+    let mut declared = source.lines().filter_map(|line| line.split_once(&field)).map(|(_, declared)| declared);
+    let found = declared.find_map(|declared| Some((words.into_iter().find(|word| declared.contains(word))?, declared)));
+    match found {
+        Some(("Counter", declared)) => ("counter", declared),
+        Some(("Histogram", declared)) => ("histogram", declared),
+        Some((_, declared)) => ("gauge", declared),
         None => panic!("no declaration of {name}"),
     }
 }
 
-/// The metrics that one source registers: name, kind and help.
-fn registered(source: &str) -> Vec<(String, &'static str, String)> {
+/// The labels of the field `name` of a struct in `source`, by its declaration. Label sets are structs of `sources`, or are written where a
+/// value is set.
+fn labels(source: &str, name: &str, declared: &str, sources: &str) -> Vec<String> {
+    let Some(set) = declared.split_once("Family<").map(|(_, set)| set) else { return Vec::new() };
+    let declaration = format!("struct {} {{", set.split(',').next().unwrap_or_default());
+    let Some((_, fields)) = [source, sources].into_iter().find_map(|source| source.split_once(&declaration)) else {
+        let set = format!("{name}.get_or_create(");
+        return written(sources.split_once(&set).unwrap_or_else(|| panic!("no value of {name}")).1);
+    };
+    let fields = fields.split('}').next().unwrap_or_default().lines().map(str::trim);
+    let fields = fields.filter(|line| !line.starts_with("//")).filter_map(|line| line.split_once(": "));
+    fields.map(|(field, _)| field.split(' ').next_back().unwrap_or(field).to_owned()).collect()
+}
+
+/// The names in the pairs of a label set that `text` begins with: `&[("a", …), ("b", …)]`, or `&Vec::new()`, which has none.
+fn written(text: &str) -> Vec<String> {
+    let pairs = text.split([']', ';']).next().unwrap_or_default();
+    pairs.split("(\"").skip(1).filter_map(|pair| pair.split('"').next()).map(ToOwned::to_owned).collect()
+}
+
+/// The metrics that one source registers: name, kind, labels and help. `sources` are those of its crate.
+fn registered(source: &str, sources: &str) -> Vec<(String, &'static str, Vec<String>, String)> {
     let code = source.split("#[cfg(test)]").next().unwrap_or_default();
     let mut found = Vec::new();
     let marks =
@@ -59,7 +80,11 @@ fn registered(source: &str) -> Vec<(String, &'static str, String)> {
             let Some((help, after)) = after.trim_start().strip_prefix(',').and_then(literal) else { continue };
             // Of a collector, which encodes it itself.
             if mark == "gauge(" {
-                found.push((name, "gauge", help.trim_end_matches('.').to_owned()));
+                let mut labels = written(code.split_once("let mut labels = vec!").map_or("", |(_, after)| after));
+                if after.split("gauge(").next().is_some_and(|own| own.contains("Some(phase)")) {
+                    labels.push("phase".to_owned());
+                }
+                found.push((name, "gauge", labels, help.trim_end_matches('.').to_owned()));
                 continue;
             }
             // `field: metric(…)`, or `…, metrics.field.clone())`.
@@ -68,9 +93,10 @@ fn registered(source: &str) -> Vec<(String, &'static str, String)> {
             } else {
                 after.split(".clone()").next().and_then(|before| before.split([' ', '.', ',']).next_back())
             };
-            let kind = kind(code, field.map(str::trim).unwrap_or_default());
+            let field = field.map(str::trim).unwrap_or_default();
+            let (kind, declared) = kind(code, field);
             let suffix = if kind == "counter" { "_total" } else { "" };
-            found.push((format!("{name}{unit}{suffix}"), kind, help));
+            found.push((format!("{name}{unit}{suffix}"), kind, labels(code, field, declared, sources), help));
         }
     }
     found
@@ -81,11 +107,17 @@ fn all() -> BTreeSet<Metric> {
     for (place, processes) in PLACES {
         let mut files = super::sources(&repository().join(place));
         files.extend(Some(repository().join(format!("{place}.rs"))).filter(|file| file.exists()));
-        for file in files.iter().filter(|file| !is_test(file)) {
-            for (name, kind, help) in registered(&fs::read_to_string(file).expect("a source")) {
+        let texts: Vec<_> = files
+            .iter()
+            .filter(|file| !is_test(file))
+            .map(|file| fs::read_to_string(file).expect("a source"))
+            .collect();
+        let sources = texts.concat();
+        for source in &texts {
+            for (name, kind, labels, help) in registered(source, &sources) {
                 for (process, prefix) in processes {
                     let (process, name) = ((*process).to_owned(), format!("{prefix}{name}"));
-                    all.insert(Metric { process, name, kind, help: help.clone() });
+                    all.insert(Metric { process, name, kind, labels: labels.clone(), help: help.clone() });
                 }
             }
         }
@@ -99,10 +131,18 @@ fn all() -> BTreeSet<Metric> {
             process: "every process".to_owned(),
             name: sample.to_owned(),
             kind,
+            labels: sample_labels(rest),
             help: help.to_owned(),
         });
     }
     all
+}
+
+/// The label names of the first sample below a HELP line.
+fn sample_labels(block: &str) -> Vec<String> {
+    let sample = block.lines().nth(1).and_then(|line| line.split_once('{')).map_or("", |(_, rest)| rest);
+    let sample = sample.split('}').next().unwrap_or_default();
+    sample.split(',').filter_map(|pair| pair.split_once('=')).map(|(name, _)| name.to_owned()).collect()
 }
 
 fn is_test(file: &Path) -> bool {
@@ -118,6 +158,8 @@ pub fn names() -> BTreeSet<String> {
 fn the_reference_of_metrics_is_current() {
     let all = all();
     assert!(all.len() > 60, "{} metrics", all.len());
+    let labelled = all.iter().filter(|metric| !metric.labels.is_empty()).count();
+    assert!(labelled > 30, "{labelled} with labels");
     let mut page = "# Metrics\n\nOn the admin port, `/metrics`, in the OpenMetrics text format. Times are seconds of the Unix epoch; a counter ends in \
                     `_total`.\n`manifests/components/monitoring` has what is scraped, and [alerts](runbook.md).\n\nThis page is made from the sources.\n"
         .to_owned();
@@ -126,9 +168,10 @@ fn the_reference_of_metrics_is_current() {
         assert!(metric.help.chars().all(|c| c != '|' && c != '\n'), "{metric:?}");
         if metric.process != process {
             process = &metric.process;
-            let _ = write!(page, "\n## {process}\n\n| metric | type | meaning |\n| --- | --- | --- |\n");
+            let _ = write!(page, "\n## {process}\n\n| metric | type | labels | meaning |\n| --- | --- | --- | --- |\n");
         }
-        let _ = writeln!(page, "| `{}` | {} | {} |", metric.name, metric.kind, metric.help);
+        let labels: Vec<String> = metric.labels.iter().map(|label| format!("`{label}`")).collect();
+        let _ = writeln!(page, "| `{}` | {} | {} | {} |", metric.name, metric.kind, labels.join(", "), metric.help);
     }
     let path = repository().join("docs/metrics.md");
     if std::env::var_os("UPDATE_DOCS").is_some() {

@@ -17,7 +17,7 @@ pub(super) struct Metrics {
     pub(super) errors: Counter,
     pub(super) policy_readable: Gauge,
     /// By policy; see [`super::guards`].
-    pub(super) guarded: Family<PolicyLabel, Gauge>,
+    pub(super) enforced: Family<PolicyLabel, Gauge>,
     leader: Gauge,
 }
 
@@ -28,7 +28,7 @@ impl Metrics {
             conflicts: metric(registry, "conflicts", "Writes that met a request which had changed"),
             errors: metric(registry, "errors", "Looks at a request that the API server failed"),
             policy_readable: metric(registry, "policy_readable", "1 while the policy's ConfigMap is what is in force"),
-            guarded: metric(
+            enforced: metric(
                 registry,
                 "admission_policy_enforced",
                 "1 while a ValidatingAdmissionPolicy that this process depends on is proven to be enforced",

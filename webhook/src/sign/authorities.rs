@@ -194,8 +194,8 @@ impl Authorities {
             QuotaError::NotListed => Unavailable::NotYet("the CAs' Secrets are not listed yet".to_owned()),
             QuotaError::Full => Unavailable::Full(format!(
                 "namespace {} has {bound} certificate authorities, as many as it may have, so none is made for {name}. \
-                 Delete the pods of clusters that it has no more use for: a CA is retired a day after its last certificate \
-                 ended. Or have policy allow more by authoritiesPerNamespace",
+                 Raise authoritiesPerNamespace in the policy. Or set idleAuthorities there and delete the pods of unused clusters: \
+                 their CAs are deleted a day after the last certificate has ended",
                 name.namespace,
             )),
             QuotaError::FullShare(share) => Unavailable::Full(format!(

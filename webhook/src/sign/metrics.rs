@@ -104,7 +104,7 @@ impl Metrics {
             refused: metric(
                 registry,
                 "authorities_refused",
-                "Authorities that are not generated because their namespace has reached its limit",
+                "Authorities that are not generated because their namespace, or all namespaces together, have reached the limit",
             ),
             refused_in: Arc::default(),
             authorities,
