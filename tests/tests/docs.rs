@@ -16,6 +16,10 @@ mod alerts;
 mod limits;
 #[path = "docs/metrics.rs"]
 mod metrics;
+#[path = "docs/names.rs"]
+mod names;
+#[path = "docs/proofs.rs"]
+mod proofs;
 
 /// README.md and every page of docs/, with its text.
 fn pages() -> Vec<(PathBuf, String)> {
@@ -205,6 +209,7 @@ fn the_bounds_of_the_standalone_signer_are_its_defaults() {
         ("certificates-per-user", "1024"),
         ("max-certificates", "16384"),
         ("max-requests", "10000"),
+        ("max-pending-per-user", "1000"),
         // Of which standalone.md makes 2,000 and 10,000.
         ("max-requests-per-user", "a fifth of --max-requests"),
         ("max-names-per-user", "--max-requests"),
@@ -221,7 +226,9 @@ fn the_bounds_of_the_standalone_signer_are_its_defaults() {
             "256 valid certificates of one host or client (`--certificates-per-name`), and 1,024 in all (`--certificates-per-user`)",
         ),
         ("revocation.md", "16,384 (`--max-certificates`)"),
-        ("standalone.md", "2,000 stored requests (`--max-requests-per-user`), 10,000 names and addresses"),
+        ("standalone.md", "| stored requests | 2,000 | `--max-requests-per-user` |"),
+        ("standalone.md", "| names and addresses that were approved automatically | 10,000 | `--max-names-per-user` |"),
+        ("standalone.md", "got their certificates by its token | 1,000 | `--max-pending-per-user` |"),
     ] {
         assert!(page(name).contains(said), "{name}: {said}");
     }
