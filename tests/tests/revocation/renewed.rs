@@ -133,7 +133,9 @@ async fn a_live_pod_is_renewed_before_its_certificate_is_revoked() {
     program.abort();
 
     // A key has leaked: by the commands of the page. `rollover` tries --cut; no etcd is restarted here.
-    let [leaked] = &pages::blocks("revocation.md", "A key has leaked")[..] else { panic!("one block") };
+    let [leaked, _] = &pages::blocks("revocation.md", "A key has leaked")[..] else {
+        panic!("a client's and a member's")
+    };
     let leaked = leaked.replace("my-namespace", "prod").replace("app-0", "app").replace("4F0A...", &third.serial);
     let lines: Vec<&str> = leaked.lines().collect();
     let [revokes, renews] = lines[..] else { panic!("{lines:?}") };

@@ -1,14 +1,18 @@
 //! `revoke --cut`: the connections of who is revoked end on every member, and the writes of others go on.
 
-use std::{process::Command, sync::atomic::Ordering, time::Instant};
+use std::{fs, process::Command, sync::atomic::Ordering, time::Instant};
 
-use etcd_tls_contract::{certificate::Chain, names};
+use etcd_tls_contract::{certificate::Chain, names, role::Role};
 use tests::{
     etcd::EtcdBinary,
-    etcd_client::{Connection, EtcdClient},
-    live::{Live, NAMESPACE, files_of},
+    etcd_client::{Answer, Connection, EtcdClient, answer},
+    eventually,
+    live::{LIMIT, Live, NAMESPACE, Place, files_of},
+    pages,
     process::binary,
-    say, tier,
+    say,
+    temp::TempDir,
+    tier,
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -25,7 +29,7 @@ async fn cuts(etcd: &EtcdBinary) {
     let Some(mut live) = Live::start(etcd, "5400s", None).await else { return };
     let client = live.client("revoked", 8).await;
     let files = files_of(&client);
-    let chain = Chain::parse(&std::fs::read(files.join(names::CERT_FILE)).expect("read")).expect("a chain");
+    let chain = Chain::parse(&fs::read(files.join(names::CERT_FILE)).expect("read")).expect("a chain");
     let revoked = EtcdClient::with_files(&files);
     let mut open: Vec<Connection> = Vec::new();
     for place in &live.places {
@@ -61,4 +65,41 @@ async fn cuts(etcd: &EtcdBinary) {
     assert_eq!((report.failed, report.lost.len(), report.unseen.len()), (0, 0, 0), "{report}");
     assert!(report.writes > 20, "the client hardly worked: {report}");
     assert_eq!((most_away, ends), (1, 3), "one member at a time");
+
+    // The keys of a member have leaked: by the command of the page.
+    let [_, of_member] = &pages::blocks("revocation.md", "A key has leaked")[..] else {
+        panic!("a client's and a member's")
+    };
+    let of_member = of_member.replace("my-namespace", NAMESPACE);
+    let cases: [(Role, fn(&Place) -> String); 2] = [(Role::Server, Place::client_url), (Role::Peer, Place::peer_url)];
+    for (n, (role, url)) in cases.into_iter().enumerate() {
+        let (stolen, files) = (TempDir::new("stolen"), live.certs[0].join(role.as_str()));
+        for file in [names::CERT_FILE, names::KEY_FILE, names::CA_FILE] {
+            fs::copy(files.join(file), stolen.join(file)).expect("copy");
+        }
+        for place in &live.places {
+            let answered = answer(&url(place), stolen.path()).await;
+            assert_eq!(answered, Answer::Taken, "{}: {role} before", place.name);
+        }
+        let (serial, work) = (live.leaf(0, role).serial, live.workload());
+        let line = of_member.replace("4F0A...", &serial);
+        let (kubeconfig, directory) = (live.stack.api.kubeconfig.clone(), TempDir::new("shell"));
+        let run = move || pages::bash(directory.path(), &pages::path(&[]), Some(&kubeconfig), &line);
+        let said = tokio::task::spawn_blocking(run).await.expect("it ran").expect("it succeeds");
+        assert_ne!(live.leaf(0, role).serial, serial, "{role} renewed first: {said}");
+        live.settled(3 * (n + 2)).await;
+        for place in &live.places {
+            eventually(&format!("{} to refuse {role}", place.name), LIMIT, || async {
+                match answer(&url(place), stolen.path()).await {
+                    Answer::Refused => Ok(()),
+                    other => Err(format!("{other:?}")),
+                }
+            })
+            .await;
+        }
+        let report = work.stop().await.expect("read etcd");
+        let most_away = live.seen.most_away.load(Ordering::Relaxed);
+        say(&format!("etcd {}: the {role} certificate of a member: {report}", etcd.version));
+        assert_eq!((report.failed, report.lost.len(), report.unseen.len(), most_away), (0, 0, 0, 1), "{report}");
+    }
 }
