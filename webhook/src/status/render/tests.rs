@@ -30,6 +30,9 @@ etcd-of-a-t…ong-name-1  etcd     peer,server  unknown  unknown  unknown  unkno
 etcd-0                  etcd     peer,server  ok       23h      yes      loaded
 ";
     assert_eq!(text, expected);
+    // The example of the page.
+    let indented: String = expected.lines().map(|line| format!("    {line}\n")).collect();
+    assert!(include_str!("../../../../docs/operations.md").contains(&indented), "{indented}");
     for all_namespaces in [false, true] {
         let text = table(&some(), Screen { all_namespaces, ..SCREEN });
         assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
