@@ -226,6 +226,14 @@ async fn who_is_no_sidecar_is_one_that_is_away() {
     assert_eq!(probe(dir.path()).await, Ok(()), "{} connections wait", waiting.len());
 }
 
+/// Of all arguments, `--help` alone ends it without a question: a probe that is called wrongly does not restart etcd.
+#[test]
+fn the_help_of_the_probe_says_what_it_asks_and_its_codes() {
+    let output = std::process::Command::new(binary("etcd-tls-probe")).arg("--help").output().expect("run it");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("Usage: etcd-tls-probe [--timeout=<SECONDS>]"), "{output:?}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sidecar_without_its_probe_says_so_before_etcd_starts() {
     let sidecar = Sidecar::new().await;

@@ -85,7 +85,7 @@ enum What {
     /// Check a policy before you apply it.
     Policy {
         /// A file with the ConfigMap etcd-tls-policy, or with the content of its key policy.yaml.
-        #[arg(short, long, value_name = "FILE")]
+        #[arg(short, long = "filename", alias = "file", value_name = "FILE")]
         file: PathBuf,
         #[command(flatten)]
         form: Form,

@@ -18,7 +18,19 @@ use etcd_tls_sidecar::probe;
 /// kubelet's own.
 const DEFAULT_TIMEOUT: u64 = 1;
 
+const HELP: &str = "\
+The liveness probe of etcd under `etcd-tls.dev/reload: probe`. kubelet runs it in etcd's container.
+
+Usage: etcd-tls-probe [--timeout=<SECONDS>]
+
+It exits with 0 if etcd is left alone, and with 1, and the reason on standard output, if kubelet has to restart etcd.
+An argument that it does not know has no effect.";
+
 fn main() -> ExitCode {
+    if env::args().skip(1).any(|word| word == "--help" || word == "-h") {
+        let _ = writeln!(io::stdout(), "{HELP}");
+        return ExitCode::SUCCESS;
+    }
     // Invalid arguments must not fail etcd's probe.
     let timeout = env::args().find_map(|word| word.strip_prefix("--timeout=")?.parse().ok()).unwrap_or(DEFAULT_TIMEOUT);
     let program = env::current_exe().ok().or_else(|| env::args_os().next().map(PathBuf::from));
