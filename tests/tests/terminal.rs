@@ -257,7 +257,9 @@ fn no_text_of_a_manifest_reaches_the_terminal_as_it_is() {
     });
     let refused = dir.write("refused.json", pod.to_string()).display().to_string();
     is_plain("inject", &run(&config, &["inject", "-f", &refused]), "HOSTILE");
-    is_plain("inject --dry-run", &run(&config, &["inject", "--dry-run", "-f", &refused]), "HOSTILE");
+    let judged = run(&config, &["inject", "--dry-run", "-f", &refused]);
+    assert_eq!(judged.status.code(), Some(1), "docs/exit-codes.md: a pod would be refused");
+    is_plain("inject --dry-run", &judged, "HOSTILE");
     // Another kind with a template: a warning.
     let other = json!({
         "apiVersion": "example.com/v1", "kind": "Etcd", "metadata": {"name": HOSTILE},
