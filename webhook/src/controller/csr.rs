@@ -14,7 +14,7 @@ use std::{
 };
 
 use etcd_tls_contract::identity::bound_pod;
-use etcd_tls_telemetry::{csr_span, metric};
+use etcd_tls_telemetry::{admin::CheckError, csr_span, metric};
 use kube::Client;
 use prometheus_client::{
     metrics::{counter::Counter, gauge::Gauge, histogram::Histogram},
@@ -134,14 +134,14 @@ impl Metrics {
     ///
     /// # Errors
     /// The reason why not, for people.
-    pub(crate) fn is_listed<K: Kind>(&self) -> Result<(), String> {
+    pub(crate) fn is_listed<K: Kind>(&self) -> Result<(), CheckError> {
         if self.is_synced() {
             return Ok(());
         }
         match &*self.fault.lock().unwrap_or_else(PoisonError::into_inner) {
             Some(Fault::Unknown) => Ok(()),
-            Some(Fault::Failed(error)) => Err(format!("{} not listed yet: {error}", K::WHAT)),
-            None => Err(format!("{} not listed yet", K::WHAT)),
+            Some(Fault::Failed(error)) => Err(format!("{} not listed yet: {error}", K::WHAT).into()),
+            None => Err(format!("{} not listed yet", K::WHAT).into()),
         }
     }
 

@@ -109,9 +109,9 @@ struct Line {
 
 impl Line {
     /// Puts the next one of the pod of `taken` in front, if the turn may go on with it.
-    fn bring_forward(&mut self, taken: &Entry, entries: &HashMap<Arc<str>, Entry>) -> bool {
+    fn promote(&mut self, taken: &Entry, entries: &HashMap<Arc<str>, Entry>) -> bool {
         let of_pod = |name: &Arc<str>| entries.get(name).is_some_and(|e| e.pod == taken.pod && e.is_ready());
-        if self.together + 1 < TOGETHER && taken.pod.is_some() && self.ready.bring_forward(&taken.user, of_pod) {
+        if self.together + 1 < TOGETHER && taken.pod.is_some() && self.ready.promote(&taken.user, of_pod) {
             self.together += 1;
             return true;
         }
@@ -190,7 +190,7 @@ impl Queue {
                 continue;
             }
             let name = line.ready.pop()?;
-            if self.entries.get(&name).is_some_and(|taken| line.bring_forward(taken, &self.entries)) {
+            if self.entries.get(&name).is_some_and(|taken| line.promote(taken, &self.entries)) {
                 self.turns.push_front(Arc::clone(&requester));
             } else if !line.ready.is_empty() {
                 self.turns.push_back(Arc::clone(&requester));

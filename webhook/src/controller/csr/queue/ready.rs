@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-/// How far into a user's requests [`Ready::bring_forward`] looks.
+/// How far into a user's requests [`Ready::promote`] looks.
 const LOOK_AHEAD: usize = 64;
 
 /// See the module. A user is in `turns` exactly once while it has a request, and else not.
@@ -47,7 +47,7 @@ impl Ready {
     }
 
     /// Has `user` give its next request that `is` names out of turn, if one is near.
-    pub(super) fn bring_forward(&mut self, user: &str, is: impl Fn(&Arc<str>) -> bool) -> bool {
+    pub(super) fn promote(&mut self, user: &str, is: impl Fn(&Arc<str>) -> bool) -> bool {
         if let Some(names) = self.names.get_mut(user)
             && let Some(at) = names.iter().take(LOOK_AHEAD).position(is)
             && let Some(name) = names.remove(at)
