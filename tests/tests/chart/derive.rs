@@ -404,12 +404,8 @@ const SOURCES: &[Source] = &[
         manifest: "network.yaml",
         when: Some(".Values.networkPolicy.enabled"),
         edits: &[
-            Edit(
-                1,
-                "# Admission is asked by the API server,",
-                "{{- if not .Values.withoutWebhook.enabled }}\n# Admission is asked by the API server,",
-            ),
-            Edit(1, "---\n# Approver and signer ask", "---\n{{- end }}\n# Approver and signer ask"),
+            Edit(1, "# `admit`: connections", "{{- if not .Values.withoutWebhook.enabled }}\n# `admit`: connections"),
+            Edit(1, "---\n# `approve` and `sign`:", "---\n{{- end }}\n# `approve` and `sign`:"),
         ],
     },
     Source {
