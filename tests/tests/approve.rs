@@ -252,6 +252,40 @@ async fn listens_to_policy(lab: &Lab) {
     lab.approved(&asking.name).await;
 }
 
+/// Processes that start with a policy that cannot be parsed have none: they decide no request until it is corrected.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn processes_that_start_with_an_unreadable_policy_decide_no_request() {
+    let Some(lab) = Lab::new().await else { return };
+    lab.api.namespace("unread", &[("etcd-tls", "dynamic")]).await;
+    let pod = lab.pod("unread", "etcd-0", json!({}), Some("10.1.0.1")).await;
+    lab.set_policy("extraSans: [{nonsense").await;
+    // Of an administrator: with a policy, the one would be denied at once, and the other, which is approved, fail.
+    let (open, approved) = (Asking::of(&pod, Role::Peer), Asking::of(&pod, Role::Server));
+    open.create(&lab.api.client).await;
+    approved.create(&lab.api.client).await;
+    lab.approve_by_hand(&approved.name).await;
+    let approver = lab.approver("approve-a", &[]);
+    let token = lab.api.token(names::SYSTEM_NAMESPACE, "etcd-tls-sign", None).await;
+    lab.api.token_kubeconfig("sign", &token);
+    let _signer = tests::stack::controller_again(&lab.api, "sign");
+    lab.unready(&approver, "no policy could be read yet").await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(lab.verdict(&open.name).await, None);
+    assert_eq!(lab.verdict(&approved.name).await.map(|(approved, _)| approved), Some(true), "and no second condition");
+    let status = lab.csr(&approved.name).await.status.unwrap_or_default();
+    assert!(status.certificate.is_none(), "{status:?}");
+
+    lab.set_policy("").await;
+    lab.ready(&approver).await;
+    let message = lab.denied(&open.name).await;
+    assert!(message.contains("BadRequester"), "{message}");
+    eventually("the signer's refusal", LIMIT, || async {
+        let conditions = lab.csr(&approved.name).await.status.and_then(|status| status.conditions).unwrap_or_default();
+        if conditions.iter().any(|c| c.type_ == "Failed") { Ok(()) } else { Err(format!("{conditions:?}")) }
+    })
+    .await;
+}
+
 /// A CSR that is deleted and made again under its name, with other content, between the approver's look and its write.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_decision_lands_on_nothing_but_what_was_looked_at() {

@@ -119,6 +119,15 @@ impl Lab {
         .await;
     }
 
+    /// Waits until `/ready` says `text`.
+    pub async fn unready(&self, approver: &Approver, text: &str) {
+        eventually(&format!("the approver to say {text}"), LIMIT, || async {
+            let answer = get(&approver.admin, "/ready").await?;
+            if answer.starts_with("HTTP/1.1 5") && answer.contains(text) { Ok(()) } else { Err(answer) }
+        })
+        .await;
+    }
+
     pub async fn metrics(&self, approver: &Approver) -> String {
         get(&approver.admin, "/metrics").await.expect("metrics")
     }
