@@ -60,8 +60,11 @@ impl Admit {
         Self::start_command(name, shell).await
     }
 
-    async fn start_command(name: &str, mut command: Command) -> Self {
-        let dir = TempDir::new(name);
+    async fn start_command(name: &str, command: Command) -> Self {
+        Self::start_in(TempDir::new(name), command).await
+    }
+
+    async fn start_in(dir: TempDir, mut command: Command) -> Self {
         let ca = Ca::new("admit");
         publish(&ca, &dir.dir("serving"));
         dir.dir("policy");
@@ -218,6 +221,32 @@ async fn a_namespace_is_held_to_the_issuers_of_policy() {
     in_force("the last good rule", "policy's issuers[0]").await;
     write("issuers:\n- namespaces: ['*']\n  allow: [csr]\n");
     in_force("the next rule", "allowed").await;
+}
+
+/// With a policy that it could not read since its start, admission refuses other issuers than `csr`, until it can.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unreadable_policy_at_the_start_allows_no_other_issuer() {
+    let dir = TempDir::new("admit-unreadable");
+    dir.dir("policy");
+    dir.write("policy/policy.yaml", "issuers: nonsense\n");
+    let admit = Admit::start_in(dir, Command::new(binary("etcd-tls-webhook"))).await;
+    let answered = async |issuer: &str| {
+        let mut review = review();
+        review["request"]["object"]["metadata"]["annotations"] = json!({"etcd-tls.dev/issuer": issuer});
+        let (_, answer) = admit.post(&serde_json::to_vec(&review).expect("JSON")).await;
+        let read: Value = serde_json::from_slice(&answer).expect("an answer");
+        read["response"]["status"]["message"].as_str().unwrap_or("allowed").to_owned()
+    };
+    assert_eq!(answered("csr").await, "allowed");
+    let other = "cert-manager:Issuer/ca";
+    let refusal = answered(other).await;
+    assert!(refusal.contains("policy"), "{refusal}");
+    drop(admit.dir.write("policy/policy.yaml", "clusterDomain: cluster.local\n"));
+    eventually("the policy", Duration::from_secs(120), || async {
+        let answer = answered(other).await;
+        if answer == "allowed" { Ok(()) } else { Err(answer) }
+    })
+    .await;
 }
 
 /// Obstacles that are told of from another container or from the pod, and the containers that are injected into.
