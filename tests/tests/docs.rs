@@ -12,6 +12,8 @@ use tests::{
 
 #[path = "docs/alerts.rs"]
 mod alerts;
+#[path = "docs/command_line.rs"]
+mod command_line;
 #[path = "docs/limits.rs"]
 mod limits;
 #[path = "docs/metrics.rs"]
