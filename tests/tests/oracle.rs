@@ -96,10 +96,23 @@ fn openssl_and_webpki_accept_what_is_issued_for_each_role() {
         return;
     }
     tests::install_crypto();
+    for (key, algorithm) in [
+        ("ecdsa-p256", "NIST CURVE: P-256"),
+        ("ecdsa-p384", "NIST CURVE: P-384"),
+        ("ed25519", "Public Key Algorithm: ED25519"),
+        ("rsa-3072", "Public-Key: (3072 bit)"),
+        ("rsa-4096", "Public-Key: (4096 bit)"),
+    ] {
+        issued_with(key, algorithm);
+    }
+}
+
+/// The same of keys of this kind, which OpenSSL prints so.
+fn issued_with(key: &str, algorithm: &str) {
     let dir = TempDir::new("oracle");
     let out = dir.join("out");
     let mut issue = Command::new(binary("etcd-tls-webhook"));
-    issue.args(["issue", "--cluster=etcd", "--roles=peer,server,metrics", "--client=backup"]);
+    issue.args(["issue", "--cluster=etcd", "--roles=peer,server,metrics", "--client=backup", "--key", key]);
     issue
         .args(["--member=etcd-0=etcd-0.example.com,10.0.0.1,2001:db8::1", "--duration=24h", "--ca-dir"])
         .arg(dir.join("ca"));
@@ -116,8 +129,8 @@ fn openssl_and_webpki_accept_what_is_issued_for_each_role() {
         let other = dir.join("ca").join(if case.role == "peer" { "client.crt" } else { "peer.crt" });
         assert!(accepted(&chain, &other, "sslclient").is_err(), "{} under the other CA", case.role);
         let text = openssl(&["x509", "-noout", "-text", "-nameopt", "RFC2253,-dn_rev", "-in"], &chain).expect("text");
-        for expected in [case.subject, case.usages, "CA:FALSE", "X509v3 Authority Key Identifier", "id-ecPublicKey"] {
-            assert!(text.contains(expected), "{}: no {expected} in\n{text}", case.role);
+        for expected in [case.subject, case.usages, "CA:FALSE", "X509v3 Authority Key Identifier", algorithm] {
+            assert!(text.contains(expected), "{key}, {}: no {expected} in\n{text}", case.role);
         }
         for name in case.names {
             assert!(text.contains(name), "{}: no {name} in\n{text}", case.role);

@@ -1,5 +1,6 @@
 //! A pod's private key, and the requests it signs.
 
+use aws_lc_rs::signature::Ed25519KeyPair;
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PublicKeyData, RsaKeySize, SanType};
 use zeroize::{Zeroize as _, Zeroizing};
 
@@ -31,11 +32,17 @@ pub fn generate_pair(algorithm: KeyAlgorithm) -> Result<KeyPair, rcgen::Error> {
     match algorithm {
         KeyAlgorithm::EcdsaP256 => KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256),
         KeyAlgorithm::EcdsaP384 => KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384),
-        KeyAlgorithm::Ed25519 => KeyPair::generate_for(&rcgen::PKCS_ED25519),
+        KeyAlgorithm::Ed25519 => ed25519(),
         KeyAlgorithm::Rsa2048 => KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, RsaKeySize::_2048),
         KeyAlgorithm::Rsa3072 => KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, RsaKeySize::_3072),
         KeyAlgorithm::Rsa4096 => KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, RsaKeySize::_4096),
     }
+}
+
+/// As PKCS#8 of version 1 (RFC 5208): OpenSSL 3.0 reads no version 2 (RFC 5958), which [`KeyPair::generate_for`] writes.
+fn ed25519() -> Result<KeyPair, rcgen::Error> {
+    let pair = Ed25519KeyPair::generate().and_then(|pair| pair.to_pkcs8v1());
+    KeyPair::try_from(pair.map_err(|_| rcgen::Error::RingUnspecified)?.as_ref())
 }
 
 impl PrivateKey {
