@@ -19,7 +19,7 @@ use crate::{
     controller::{
         Controller, ControllerArgs, Trouble,
         case::{self, Case},
-        csr::{self as queue, Handler, Outcome, Seen},
+        csr::{self as queue, Handled, Handler, Seen},
         facts::Csr,
         guards::{self, Components},
         refusals::Refusals,
@@ -128,7 +128,7 @@ impl Handler for Approver {
         case::is_open(csr) && self.decides(csr)
     }
 
-    async fn handle(&self, csr: &Csr) -> Outcome {
+    async fn handle(&self, csr: &Csr) -> Handled {
         let (case, began) = (Case::open(csr), SystemTime::now());
         let result = match self.controller.decide(csr, &case).await {
             Ok(Verdict::Approve(entitlement)) => self.approve(csr, &case, &entitlement).await,

@@ -29,7 +29,7 @@ use crate::{
 };
 use case::Case;
 use client::ApiServerError;
-use csr::{Handler, Outcome};
+use csr::{Handled, Handler};
 use events::{Notice, Recorder, pod_reference};
 use facts::{CertificateRequest, Csr, Kind};
 use guards::{Gate, Guard, Prover};
@@ -300,25 +300,25 @@ impl Controller {
     }
 
     /// Counts and logs how a look at a request went, and says when to look again.
-    pub(crate) fn outcome(&self, csr: &Csr, result: Result<(), Trouble>) -> Outcome {
+    pub(crate) fn outcome(&self, csr: &Csr, result: Result<(), Trouble>) -> Handled {
         let csr = csr.name();
         match result {
-            Ok(()) => Outcome::Done,
+            Ok(()) => Handled::Done,
             Err(trouble @ (Trouble::NotYet(_) | Trouble::Services(_))) => {
                 self.metrics.waits.inc();
                 tracing::debug!(csr, reason = %trouble, "not yet");
-                Outcome::NotYet
+                Handled::NotYet
             }
-            Err(Trouble::Write(error)) if error.is_not_found() => Outcome::Done,
+            Err(Trouble::Write(error)) if error.is_not_found() => Handled::Done,
             Err(Trouble::Write(error)) if error.is_stale() => {
                 self.metrics.conflicts.inc();
                 tracing::debug!(csr, %error, "changed since it was looked at");
-                Outcome::Stale
+                Handled::Stale
             }
             Err(Trouble::Api(error) | Trouble::Write(error)) => {
                 self.metrics.errors.inc();
                 tracing::warn!(csr, %error, "a request cannot be handled now; trying again");
-                Outcome::Failed
+                Handled::Failed
             }
         }
     }

@@ -12,7 +12,7 @@ use std::{
 use serde::Deserialize;
 
 pub use self::rules::{
-    AllowedKeys, AuthoritySecret, CidrBlock, CrossNamespace, DnsPattern, ExtraSans, Host, IssuerRule, Lifetime,
+    AllowedKeys, AuthoritySecret, CidrBlock, CrossNamespace, DnsPattern, ExtraSans, HostRule, IssuerRule, Lifetime,
     MetricsAuthority, NameList, Revoker, Rollover, SharedAuthority, UserRule,
 };
 use crate::{
@@ -103,7 +103,7 @@ pub struct Policy {
     /// Which namespaces' pods may join a cluster of another; by default none.
     pub cross_namespace: Vec<CrossNamespace>,
     /// Static pods and hosts, by the name they authenticate with; by default none.
-    pub hosts: Vec<Host>,
+    pub hosts: Vec<HostRule>,
     /// Which issuers the pods of a namespace may name; by default any.
     pub issuers: Vec<IssuerRule>,
     /// The uids of namespaces that rules name, by name. A rule that names one of these counts only while the namespace has this uid:
@@ -215,7 +215,7 @@ impl Policy {
         each("crossNamespace", self.cross_namespace.iter().map(|rule| self.check_metrics(rule)).collect())?;
         each("issuers", self.issuers.iter().map(IssuerRule::check).collect())?;
         each("revokers", self.revokers.iter().map(Revoker::check).collect())?;
-        each("hosts", self.hosts.iter().map(Host::check).collect())?;
+        each("hosts", self.hosts.iter().map(HostRule::check).collect())?;
         let mut usernames = BTreeSet::new();
         if let Some(index) = self.hosts.iter().position(|host| !usernames.insert(&host.username)) {
             let username = &self.hosts[index].username;
@@ -376,7 +376,7 @@ impl Policy {
     }
 
     /// The host that authenticates as `username` with `groups`.
-    pub fn host(&self, username: &str, groups: &[String]) -> Option<&Host> {
+    pub fn host(&self, username: &str, groups: &[String]) -> Option<&HostRule> {
         self.hosts
             .iter()
             .find(|host| host.username == username && host.groups.iter().all(|group| groups.contains(group)))

@@ -59,7 +59,7 @@ pub enum Seen<'a> {
 
 /// How handling a CSR went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum Handled {
     /// Nothing is left to do, as far as we know.
     Done,
     /// It has to wait for something else (a pod's IP): again after 25 ms, doubling up to a minute.
@@ -82,7 +82,7 @@ pub trait Handler: Send + Sync + 'static {
 
     /// Does what the CSR needs. Dropped at any await when leadership is lost, so each of its writes carries uid and
     /// resourceVersion and stands by itself.
-    fn handle(&self, csr: &Csr) -> impl Future<Output = Outcome> + Send;
+    fn handle(&self, csr: &Csr) -> impl Future<Output = Handled> + Send;
 }
 
 /// Figures of the queue.
@@ -228,7 +228,7 @@ struct Term<H> {
     client: Client,
     handler: Arc<H>,
     /// By the request's name.
-    jobs: Jobs<Arc<str>, Outcome>,
+    jobs: Jobs<Arc<str>, Handled>,
     metrics: Metrics,
     /// Until when work waits for the first list to be complete; `None`: it has begun.
     held_until: Option<Instant>,
@@ -264,8 +264,8 @@ impl<H: Handler> Term<H> {
                 [due, self.held_until, queue.has_room_again().then_some(relist_from)].into_iter().flatten().min();
             tokio::select! {
                 (name, outcome) = self.jobs.next() => {
-                    let outcome = outcome.unwrap_or(Outcome::Failed);
-                    if outcome != Outcome::Done {
+                    let outcome = outcome.unwrap_or(Handled::Failed);
+                    if outcome != Handled::Done {
                         self.metrics.retries.inc();
                     }
                     if let Some(taken) = queue.finish(&name, outcome, Instant::now()) {
@@ -325,17 +325,17 @@ async fn work_on<K: Kind, H: Handler>(
     handler: Arc<H>,
     name: Arc<str>,
     csr: Option<Arc<Kept>>,
-) -> Outcome {
+) -> Handled {
     if let Some(csr) = csr {
         return handler.handle(&csr).instrument(span(&csr)).await;
     }
     let (source, name) = K::one(&name);
     match source.get::<K>(&client, name).await.map(|found| found.map(K::into_csr)) {
         Ok(Some(csr)) if handler.concerns(&csr) => handler.handle(&csr).instrument(span(&csr)).await,
-        Ok(_) => Outcome::Done,
+        Ok(_) => Handled::Done,
         Err(error) => {
             tracing::warn!(csr = name, %error, "cannot read a CSR; trying again");
-            Outcome::Failed
+            Handled::Failed
         }
     }
 }

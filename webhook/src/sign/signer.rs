@@ -26,7 +26,7 @@ use crate::{
     controller::{
         Controller, Trouble,
         case::{self, Case},
-        csr::{Handler, Outcome, Seen},
+        csr::{Handled, Handler, Seen},
         facts::Csr,
     },
 };
@@ -75,7 +75,7 @@ impl Handler for Signer {
         is_ours(csr) && csr.approved() && !decided && csr.metadata.deletion_timestamp.is_none()
     }
 
-    async fn handle(&self, csr: &Csr) -> Outcome {
+    async fn handle(&self, csr: &Csr) -> Handled {
         let (case, began) = (Case::open(csr), SystemTime::now());
         // Before the decision, which then is of the same namespaces or newer ones.
         let of_namespace = self.check_namespace(csr, &case).await;

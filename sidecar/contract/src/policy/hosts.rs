@@ -3,26 +3,27 @@
 
 use std::net::IpAddr;
 
-use super::{Host, Policy, Role, SignerName};
+use super::{HostRule, Policy, Role, SignerName};
 
 impl Policy {
     /// The hosts that have certificates of the authority that signs for `signer`.
-    fn hosts_beside<'a>(&'a self, signer: &SignerName) -> impl Iterator<Item = &'a Host> {
+    fn hosts_beside<'a>(&'a self, signer: &SignerName) -> impl Iterator<Item = &'a HostRule> {
         let authority = self.authority(signer);
-        let signs = move |role: &Role, host: &Host| self.authority(&host.cluster.signer(role.domain())) == authority;
+        let signs =
+            move |role: &Role, host: &HostRule| self.authority(&host.cluster.signer(role.domain())) == authority;
         self.hosts.iter().filter(move |host| host.roles.iter().any(|role| signs(role, host)))
     }
 
     /// The host whose address `ip` is, unless it is the node `node`, as which its kubelet authenticates. A client's certificate has no
     /// address.
-    pub fn host_with_ip(&self, signer: &SignerName, ip: IpAddr, node: &str) -> Option<&Host> {
-        let is_node = |host: &Host| host.username.strip_prefix("system:node:") == Some(node);
-        let serves = |host: &Host| host.roles.iter().any(|role| *role != Role::Client);
+    pub fn host_with_ip(&self, signer: &SignerName, ip: IpAddr, node: &str) -> Option<&HostRule> {
+        let is_node = |host: &HostRule| host.username.strip_prefix("system:node:") == Some(node);
+        let serves = |host: &HostRule| host.roles.iter().any(|role| *role != Role::Client);
         self.hosts_beside(signer).find(|host| host.ips.contains(&ip) && serves(host) && !is_node(host))
     }
 
     /// The client on a host whose etcd user `user` is.
-    pub fn host_with_user(&self, signer: &SignerName, user: &str) -> Option<&Host> {
+    pub fn host_with_user(&self, signer: &SignerName, user: &str) -> Option<&HostRule> {
         self.hosts_beside(signer).find(|host| host.roles.contains(&Role::Client) && host.common_name == user)
     }
 

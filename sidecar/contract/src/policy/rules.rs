@@ -272,7 +272,7 @@ impl CrossNamespace {
 /// A host or static pod, which has no service account: its identity and everything that it may request.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct Host {
+pub struct HostRule {
     /// The name it authenticates with, exactly; never a service account's.
     pub username: String,
     /// Groups that it must have, all of them.
@@ -293,7 +293,7 @@ pub struct Host {
     pub common_name: String,
 }
 
-impl Host {
+impl HostRule {
     pub(super) fn check(&self) -> Result<(), InvalidValue> {
         if self.username.is_empty()
             || self.username.starts_with("system:serviceaccount:")

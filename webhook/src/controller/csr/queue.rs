@@ -17,7 +17,7 @@ use std::{
 use etcd_tls_contract::identity::SERVICE_ACCOUNT_PREFIX;
 use tokio::time::Instant;
 
-use super::Outcome;
+use super::Handled;
 use crate::controller::facts::Csr;
 use ready::Ready;
 
@@ -209,7 +209,7 @@ impl Queue {
     }
 
     /// Takes note of how a job went. Returns the time since it came into the queue, if nothing is left to do for it.
-    pub(super) fn finish(&mut self, name: &str, outcome: Outcome, now: Instant) -> Option<Duration> {
+    pub(super) fn finish(&mut self, name: &str, outcome: Handled, now: Instant) -> Option<Duration> {
         let entry = self.entries.get_mut(name)?;
         let State::InFlight(next) = &mut entry.state else { return None };
         let next = next.take();
@@ -221,24 +221,24 @@ impl Queue {
         entry.attempts += 1;
         let (first, cap) = match (outcome, next) {
             // The pending version is newer than the one that was handled.
-            (Outcome::Done | Outcome::Stale, Some(next)) => {
+            (Handled::Done | Handled::Stale, Some(next)) => {
                 self.schedule(name, next);
                 return None;
             }
-            (Outcome::Done, None) => {
+            (Handled::Done, None) => {
                 let taken = now.saturating_duration_since(entry.since);
                 self.drop_entry(name);
                 return Some(taken);
             }
-            (Outcome::Stale, None) => {
+            (Handled::Stale, None) => {
                 entry.csr = None;
                 (Duration::from_millis(10), Duration::from_secs(30))
             }
-            (Outcome::NotYet | Outcome::Failed, next) => {
+            (Handled::NotYet | Handled::Failed, next) => {
                 if let Some(Next(newer)) = next {
                     entry.csr = newer;
                 }
-                if outcome == Outcome::NotYet {
+                if outcome == Handled::NotYet {
                     (Duration::from_millis(25), Duration::from_secs(60))
                 } else {
                     (Duration::from_millis(200), Duration::from_secs(30))

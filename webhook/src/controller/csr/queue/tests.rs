@@ -26,7 +26,7 @@ fn a_flood_of_one_requester_starves_nobody() {
     assert_eq!(popped(&mut queue, now), ["flood-0", "a", "b", "flood-1"]);
     // One requester never has all workers.
     for name in ["flood-0", "a", "b", "flood-1"] {
-        queue.finish(name, Outcome::Done, now);
+        queue.finish(name, Handled::Done, now);
     }
     assert_eq!(popped(&mut queue, now), ["flood-2", "flood-3", "flood-4"]);
     queue.offer(&csr("c", "quiet"));
@@ -100,7 +100,7 @@ fn each_retry_waits_longer_and_never_over_a_minute() {
     let mut waits = Vec::new();
     for _ in 0..40 {
         assert_eq!(popped(&mut queue, now), ["a"]);
-        queue.finish("a", Outcome::NotYet, now);
+        queue.finish("a", Handled::NotYet, now);
         let due = queue.next_due().unwrap();
         waits.push(due - now);
         assert!(queue.pop(now).is_none());
@@ -118,12 +118,12 @@ fn the_end_of_a_request_tells_the_time_since_it_came() {
     let mut queue = Queue::new(2);
     queue.offer(&csr("a", "x"));
     assert!(queue.pop(now).is_some());
-    assert_eq!(queue.finish("a", Outcome::NotYet, now), None, "it waits");
+    assert_eq!(queue.finish("a", Handled::NotYet, now), None, "it waits");
     let later = now + Duration::from_secs(5);
     assert!(queue.pop(later).is_some());
-    let taken = queue.finish("a", Outcome::Done, later).unwrap();
+    let taken = queue.finish("a", Handled::Done, later).unwrap();
     assert!(taken > Duration::from_secs(4) && taken <= Duration::from_secs(5), "{taken:?}");
-    assert_eq!(queue.finish("a", Outcome::Done, later), None, "it is gone");
+    assert_eq!(queue.finish("a", Handled::Done, later), None, "it is gone");
 }
 
 #[test]
@@ -134,12 +134,12 @@ fn events_during_the_work_are_not_lost() {
     assert!(queue.pop(now).is_some());
     queue.offer(&csr("a", "x"));
     assert!(queue.pop(now).is_none(), "never two workers on one CSR");
-    queue.finish("a", Outcome::Done, now);
+    queue.finish("a", Handled::Done, now);
     assert_eq!(popped(&mut queue, now), ["a"]);
 
     // The echo of our own write needs nothing.
     queue.remove("a");
-    queue.finish("a", Outcome::Done, now);
+    queue.finish("a", Handled::Done, now);
     assert!(queue.pop(now).is_none());
     assert_eq!(queue.waiting(), 0);
     assert!(queue.lines.is_empty() && queue.entries.is_empty() && queue.turns.is_empty());
@@ -173,7 +173,7 @@ fn a_long_queue_keeps_names_and_no_contents() {
     let mut big = csr("big", "y");
     big.spec.request.0 = vec![0; MAX_CONTENT + 1];
     for job in jobs {
-        queue.finish(&job.name, Outcome::Done, now);
+        queue.finish(&job.name, Handled::Done, now);
     }
     assert_eq!(Arc::strong_count(&queue.places), 1, "each place is given back");
     queue.offer(&big);
@@ -202,7 +202,7 @@ fn a_stale_one_is_read_anew_soon() {
     let mut queue = Queue::new(1);
     queue.offer(&csr("a", "x"));
     assert!(queue.pop(now).unwrap().csr.is_some());
-    queue.finish("a", Outcome::Stale, now);
+    queue.finish("a", Handled::Stale, now);
     let due = queue.next_due().unwrap();
     assert!(due - now <= Duration::from_millis(10));
     assert!(queue.pop(due).unwrap().csr.is_none());
