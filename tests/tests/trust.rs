@@ -410,6 +410,27 @@ async fn every_form_of_damage_is_repaired_within_seconds() {
     assert!(writes <= 12, "{writes} writes against {flips} in 15 s");
     whole("the last flip").await;
 
+    // A right that is not used while the policy that guards it is not in force.
+    api.kubectl(&["delete", "validatingadmissionpolicybinding", "etcd-tls-trust"]);
+    eventually("the signer to notice", LIMIT, || async {
+        let log = stack.sign.log();
+        let said = log.lines().any(|line| line.contains("policy is not enforced") && line.contains("etcd-tls-trust"));
+        if said { Ok(()) } else { Err(stack.sign.log_end()) }
+    })
+    .await;
+    let patch = Patch::Merge(json!({"data": {"client.crt": "x"}}));
+    maps.patch(TRUST, &PatchParams::default(), &patch).await.expect("damage");
+    sleep(Duration::from_secs(5)).await;
+    let now = maps.get(TRUST).await.expect("there").data.unwrap_or_default();
+    assert_eq!(now.get("client.crt").map(String::as_str), Some("x"), "it was written without its policy");
+    api.apply_kustomization("manifests");
+    // Proven again within half a minute.
+    eventually("the repair", LIMIT, || async {
+        let now = maps.get(TRUST).await.map_err(|e| e.to_string())?;
+        if json!(now.data) == good { Ok(()) } else { Err("still damaged".to_owned()) }
+    })
+    .await;
+
     // A right to publish that is not used to write anything else.
     let other = json!({"metadata": {"name": "other"}, "data": {"a": "b"}});
     let other: ConfigMap = serde_json::from_value(other).expect("a ConfigMap");

@@ -77,6 +77,23 @@ fn workflows_have_steps_that_can_run() {
     assert!(scripts > 8, "{scripts} scripts");
 }
 
+/// The tests of a whole cluster find all of its images there.
+#[test]
+fn ci_loads_each_image_that_a_cluster_of_the_tests_needs() {
+    let jobs = jobs("ci.yml");
+    let steps = jobs["test"]["steps"].as_array().expect("steps");
+    let scripts: Vec<&str> = steps.iter().filter_map(|step| step["run"].as_str()).collect();
+    let with = |text: &str| scripts.iter().find(|script| script.contains(text)).unwrap_or_else(|| panic!("no {text}"));
+    let cluster = with("KUBECONFIG=");
+    let loaded = cluster.split("kind load docker-image ").nth(1).and_then(|rest| rest.lines().next()).expect("images");
+    let named = cluster.split("ETCD_TLS_TEST_ETCD_IMAGE=").nth(1).and_then(|rest| rest.split('"').next());
+    let etcd = named.expect("the image of etcd");
+    assert!(cluster.contains(&format!("docker build -t {etcd} ")), "{etcd} is not built");
+    for image in ["etcd-tls-webhook:0.1.0", "etcd-tls-sidecar:0.1.0", etcd] {
+        assert!(loaded.split(' ').any(|name| name == image), "{image} is not loaded");
+    }
+}
+
 /// From the oldest version that the chart installs on to the one that the tests of tier 2 run on here.
 #[test]
 fn ci_runs_on_every_version_of_kubernetes_that_is_supported() {
