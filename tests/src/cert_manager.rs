@@ -11,7 +11,7 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use etcd_tls_contract::{csr::Request, role::Role, san::Sans};
+use etcd_tls_contract::{csr::Request, san::Sans};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use kube::{
     Api, ResourceExt as _,
@@ -73,10 +73,33 @@ struct StandIn {
 
 struct State {
     behaviour: Behaviour,
-    ca: Ca,
+    authority: Authority,
     signer: String,
     /// Whether it approves what it signs.
     approves: bool,
+}
+
+/// The CA of an issuer.
+struct Authority {
+    ca: Ca,
+    /// The root that has signed it, where it is an intermediate; PEM.
+    root: Option<String>,
+}
+
+impl Authority {
+    fn new(name: &str) -> Self {
+        Self { ca: Ca::new(name), root: None }
+    }
+
+    fn below(root: &str) -> Self {
+        let root = Ca::new(root);
+        Self { ca: root.below("intermediate CA"), root: Some(root.pem) }
+    }
+
+    /// What a bundle has to hold; PEM.
+    fn anchor(&self) -> &str {
+        self.root.as_deref().unwrap_or(&self.ca.pem)
+    }
 }
 
 impl Drop for StandIn {
@@ -189,8 +212,12 @@ impl CertManager {
     /// Starts the stand-in for the CertificateRequests of `namespace` and the CertificateSigningRequests to `signer`.
     pub fn start(api: &ApiServer, namespace: &str, signer: &str) -> Self {
         let requests: Api<DynamicObject> = Api::namespaced_with(api.client.clone(), namespace, &resource());
-        let state =
-            State { behaviour: Behaviour::Sign, ca: Ca::new("company CA"), signer: signer.to_owned(), approves: true };
+        let state = State {
+            behaviour: Behaviour::Sign,
+            authority: Authority::new("company CA"),
+            signer: signer.to_owned(),
+            approves: true,
+        };
         let state = Arc::new(Mutex::new(state));
         let signing: Api<CertificateSigningRequest> = Api::all(api.client.clone());
         let task = tokio::spawn({
@@ -260,20 +287,26 @@ impl CertManager {
 
     /// Replaces the CA; the new certificate, PEM.
     pub fn replace_ca(&self, name: &str) -> String {
-        match &self.0 {
-            Back::StandIn(stand_in) => {
-                let mut state = stand_in.state();
-                state.ca = Ca::new(name);
-                state.ca.pem.clone()
-            }
-            Back::Itself(issuer) => issuer.replace_ca(name),
-        }
+        self.replace(Authority::new(name))
     }
 
-    /// The CA's certificate, PEM.
+    /// Replaces the CA with an intermediate one below a new root; the root, PEM.
+    pub fn replace_ca_by_intermediate(&self, root: &str) -> String {
+        self.replace(Authority::below(root))
+    }
+
+    fn replace(&self, authority: Authority) -> String {
+        match &self.0 {
+            Back::StandIn(stand_in) => stand_in.state().authority = authority,
+            Back::Itself(issuer) => issuer.replace(authority),
+        }
+        self.ca()
+    }
+
+    /// The CA's certificate, or that of the root above it; PEM.
     pub fn ca(&self) -> String {
         match &self.0 {
-            Back::StandIn(stand_in) => stand_in.state().ca.pem.clone(),
+            Back::StandIn(stand_in) => stand_in.state().authority.anchor().to_owned(),
             Back::Itself(issuer) => issuer.ca(),
         }
     }
@@ -291,7 +324,7 @@ fn certificate_request(state: &Mutex<State>, object: &DynamicObject) -> Option<V
         let conditions = object.data["status"]["conditions"].as_array().cloned().unwrap_or_default();
         conditions.into_iter().find(|c| c["type"] == kind).map(|c| c["reason"].as_str().unwrap_or_default().to_owned())
     };
-    if of("Ready").is_some_and(|reason| reason != "Pending") {
+    if of("Ready").is_some_and(|reason| reason != "Pending") || of("InvalidRequest").is_some() {
         return None;
     }
     let state = state.lock().expect("no panic under the lock");
@@ -328,8 +361,9 @@ fn certificate_request(state: &Mutex<State>, object: &DynamicObject) -> Option<V
             "The CertificateRequest was denied by an approval controller",
         ),
         Behaviour::Fail(message) => failed(approved, "Failed", &message),
+        // cert-manager then looks at the request no more: it says nothing of `Ready`, and no time.
         Behaviour::Invalid(message) => {
-            failed(condition("InvalidRequest", true, "InvalidRequest", &message), "Failed", &message)
+            json!({"conditions": [approved, condition("InvalidRequest", true, "InvalidRequest", &message)]})
         }
         behaviour => {
             let text = |name: &str| object.data["spec"][name].as_str().unwrap_or_default().to_owned();
@@ -341,7 +375,7 @@ fn certificate_request(state: &Mutex<State>, object: &DynamicObject) -> Option<V
             let issued = condition("Ready", true, "Issued", "Certificate fetched from issuer successfully");
             let mut status = json!({"conditions": [approved, issued]});
             if behaviour != Behaviour::NoCa {
-                status["ca"] = STANDARD.encode(&state.ca.pem).into();
+                status["ca"] = STANDARD.encode(state.authority.anchor()).into();
             }
             if !certificate.is_empty() {
                 status["certificate"] = STANDARD.encode(certificate).into();
@@ -414,10 +448,11 @@ impl State {
         let now = std::time::SystemTime::now();
         let another = (*behaviour == Behaviour::AnotherKey).then(|| KeyPair::generate().expect("make a key"));
         let key = another.map_or_else(|| request.public_key.clone(), |key| key.subject_public_key_info());
-        self.ca.sign(
+        let Authority { ca, root } = &self.authority;
+        let leaf = ca.sign(
             &key,
             &LeafOptions {
-                organizations: vec![Role::Peer.organization().to_owned()],
+                organizations: vec![request.organization.clone()],
                 common_name: request.common_name.clone(),
                 dns: sans.dns.iter().cloned().collect(),
                 ips: sans.ips.iter().copied().collect(),
@@ -426,6 +461,7 @@ impl State {
                 not_before: now,
                 not_after: now + life,
             },
-        )
+        );
+        if root.is_some() { leaf + &ca.pem } else { leaf }
     }
 }

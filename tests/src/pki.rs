@@ -76,28 +76,29 @@ impl Default for LeafOptions {
 impl Ca {
     /// A self-signed CA of ten years.
     pub fn new(common_name: &str) -> Self {
-        let mut params = CertificateParams::default();
-        params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, common_name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let now = SystemTime::now();
-        // Before any clock that a test sets back.
-        params.not_before = (now - Duration::from_secs(86_400)).into();
-        params.not_after = (now + Duration::from_secs(10 * 365 * 24 * 3600)).into();
         let key = KeyPair::generate().expect("make a key");
+        let params = parameters(common_name);
         let pem = params.self_signed(&key).expect("sign a CA").pem();
+        Self::of(common_name, params, key, pem)
+    }
+
+    /// An intermediate CA that this one has signed.
+    pub fn below(&self, common_name: &str) -> Self {
+        let key = KeyPair::generate().expect("make a key");
+        let mut params = parameters(common_name);
+        params.use_authority_key_identifier_extension = true;
+        let pem = params.signed_by(&key, &self.issuer).expect("sign a CA").pem();
+        Self::of(common_name, params, key, pem)
+    }
+
+    fn of(common_name: &str, params: CertificateParams, key: KeyPair, pem: String) -> Self {
         let key_pem = key.serialize_pem();
         Self { name: common_name.to_owned(), issuer: Issuer::new(params, key), pem, key_pem }
     }
 
     /// Another certificate for the same name and key, as a CA that is renewed has it: PEM.
     pub fn renewed(&self) -> String {
-        let mut params = CertificateParams::default();
-        params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, &self.name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let mut params = parameters(&self.name);
         params.not_after = (SystemTime::now() + Duration::from_secs(11 * 365 * 24 * 3600)).into();
         params.self_signed(self.issuer.key()).expect("sign a CA").pem()
     }
@@ -144,6 +145,20 @@ impl Ca {
         }
         leaf
     }
+}
+
+/// A CA of ten years.
+fn parameters(common_name: &str) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, common_name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let now = SystemTime::now();
+    // Before any clock that a test sets back.
+    params.not_before = (now - Duration::from_secs(86_400)).into();
+    params.not_after = (now + Duration::from_secs(10 * 365 * 24 * 3600)).into();
+    params
 }
 
 /// A rustls client that trusts `ca` (PEM) and presents `leaf` (chain and key, PEM). It resumes no session: a resumed one

@@ -14,6 +14,8 @@ mod approving_rules;
 mod bundles;
 #[path = "issuers/cleaning.rs"]
 mod cleaning;
+#[path = "issuers/external.rs"]
+mod external;
 #[path = "issuers/kube_signer.rs"]
 mod kube_signer;
 #[path = "issuers/many.rs"]
@@ -28,6 +30,8 @@ mod projected;
 mod queue;
 #[path = "issuers/scene.rs"]
 mod scene;
+#[path = "issuers/stand_in.rs"]
+mod stand_in;
 #[path = "issuers/swap.rs"]
 mod swap;
 #[path = "issuers/trust.rs"]
@@ -78,6 +82,7 @@ async fn scenarios(mut scene: Scene<'_>) {
     is_found_again_and_waits_for_the_issuer(&mut scene).await;
     keeps_its_files_at_every_answer_of_the_issuer(&mut scene).await;
     follows_a_change_of_the_ca(&mut scene).await;
+    keeps_a_chain_whole(&mut scene).await;
     renews(&mut scene).await;
     leaves_nothing_behind(&mut scene).await;
 }
@@ -186,6 +191,19 @@ async fn follows_a_change_of_the_ca(scene: &mut Scene<'_>) {
     // On a slow machine the first one has gone on with the old files.
     scene.init().await.expect("certificates of the last CA");
     assert_eq!(scene.issuers(), ["CN=last CA".to_owned()].into());
+}
+
+/// Of an issuer whose CA is an intermediate: the bundle has the root alone, so a peer has to be sent what is between.
+async fn keeps_a_chain_whole(scene: &mut Scene<'_>) {
+    scene.publish(&scene.issuer.replace_ca_by_intermediate("root CA"));
+    scene.move_to("10.0.0.6");
+    scene.obtain().await;
+    for chain in scene.chains() {
+        assert_eq!((chain.certificates.len(), &*chain.authority()), (2, "CN=root CA"));
+    }
+    for role in ["peer", "server"] {
+        scene.verified(role);
+    }
 }
 
 /// The metric by which `status` says whom a certificate waits for.

@@ -25,7 +25,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tokio::{task::JoinHandle, time::sleep};
 
-use super::{Behaviour, LIMIT, LOOK_EVERY, resource};
+use super::{Authority, Behaviour, LIMIT, LOOK_EVERY, resource};
 use crate::{
     apiserver::ApiServer,
     eventually,
@@ -231,7 +231,7 @@ async fn webhook(api: &ApiServer, program: &Path) -> Process {
 pub struct Issuer {
     controller: Arc<Controller>,
     namespace: String,
-    ca: Mutex<Ca>,
+    authority: Mutex<Authority>,
     secrets: AtomicUsize,
     /// The reason to deny, if one is to.
     denial: Arc<Mutex<Option<String>>>,
@@ -254,12 +254,12 @@ impl Issuer {
         let decides =
             decide(controller.client.clone(), namespace.to_owned(), Arc::clone(&denial), Arc::clone(&approves));
         let task = tokio::spawn(decides);
-        let ca = Mutex::new(Ca::new("company CA"));
+        let authority = Mutex::new(Authority::new("company CA"));
         let namespace = namespace.to_owned();
         let issuer = Self {
             controller: Arc::clone(controller),
             namespace,
-            ca,
+            authority,
             secrets: AtomicUsize::new(0),
             denial,
             approves,
@@ -277,12 +277,14 @@ impl Issuer {
         match behaviour {
             Behaviour::Away | Behaviour::Deny(_) => {}
             Behaviour::Sign => {
-                let (certificate, key) = self.with(|ca| (ca.pem.clone(), ca.key_pem.clone()));
+                let (certificate, key) = self.with(|authority| (authority.ca.pem.clone(), authority.ca.key_pem.clone()));
                 self.sign_with(&certificate, &key);
             }
             Behaviour::Pending => self.refer("none", false),
             // It does not see before it signs that the key is another one.
-            Behaviour::Fail(_) => self.sign_with(&self.ca(), &Ca::new("another key").key_pem),
+            Behaviour::Fail(_) => {
+                self.sign_with(&self.with(|authority| authority.ca.pem.clone()), &Ca::new("another key").key_pem)
+            }
             _ => panic!("cert-manager itself cannot be made to behave as {behaviour:?}"),
         }
     }
@@ -292,18 +294,17 @@ impl Issuer {
         self.behave(&Behaviour::Sign);
     }
 
-    pub(super) fn replace_ca(&self, name: &str) -> String {
-        *self.ca.lock().expect("no panic under the lock") = Ca::new(name);
+    pub(super) fn replace(&self, authority: Authority) {
+        *self.authority.lock().expect("no panic under the lock") = authority;
         self.behave(&Behaviour::Sign);
-        self.ca()
     }
 
     pub(super) fn ca(&self) -> String {
-        self.with(|ca| ca.pem.clone())
+        self.with(|authority| authority.anchor().to_owned())
     }
 
-    fn with<T>(&self, read: impl FnOnce(&Ca) -> T) -> T {
-        read(&self.ca.lock().expect("no panic under the lock"))
+    fn with<T>(&self, read: impl FnOnce(&Authority) -> T) -> T {
+        read(&self.authority.lock().expect("no panic under the lock"))
     }
 
     /// Has the Issuer sign with this pair.
@@ -311,7 +312,7 @@ impl Issuer {
         let name = format!("company-{}", self.secrets.fetch_add(1, Ordering::Relaxed));
         self.controller.apply(&json!({
             "apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": self.namespace},
-            "type": "kubernetes.io/tls", "stringData": {"tls.crt": certificate, "tls.key": key},
+            "type": "kubernetes.io/tls", "stringData": {"tls.crt": certificate, "tls.key": key, "ca.crt": self.ca()},
         }));
         self.refer(&name, true);
     }

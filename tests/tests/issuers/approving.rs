@@ -144,22 +144,34 @@ impl Way<'_> {
     /// Creates a request as the owner of `client`; its name.
     pub async fn create(&self, client: Client, pod: &Pod, asked: &Asked, name: Option<&str>) -> String {
         let (name, object) = self.object(pod, asked, name);
-        let (requests, signing) = self.client(client);
-        eventually("a request", LIMIT, || async {
-            let params = PostParams::default();
-            match self.kind {
-                Kind::CertManager => requests.create(&params, &from_json(object.clone())).await.map(drop),
-                Kind::Signer => signing.create(&params, &from_json(object.clone())).await.map(drop),
-            }
-        })
-        .await;
+        eventually("a request", LIMIT, || self.post(client.clone(), &object)).await;
         name
+    }
+
+    async fn post(&self, client: Client, object: &Value) -> Result<(), String> {
+        let (requests, signing) = self.client(client);
+        let params = PostParams::default();
+        let made = match self.kind {
+            Kind::CertManager => requests.create(&params, &from_json(object.clone())).await.map(drop),
+            Kind::Signer => signing.create(&params, &from_json(object.clone())).await.map(drop),
+        };
+        made.map_err(|error| error.to_string())
     }
 
     /// The same with the token of the pod.
     pub async fn ask(&self, pod: &Pod, asked: &Asked) -> String {
+        self.create(self.client_of(pod).await, pod, asked, None).await
+    }
+
+    /// [`Self::ask`], once: the API server's refusal.
+    pub async fn try_ask(&self, pod: &Pod, asked: &Asked) -> Result<String, String> {
+        let (name, object) = self.object(pod, asked, None);
+        self.post(self.client_of(pod).await, &object).await.map(|()| name)
+    }
+
+    async fn client_of(&self, pod: &Pod) -> Client {
         let token = self.lab.api.token(self.namespace, "default", Some(pod)).await;
-        self.create(self.lab.api.client_with_token(&token).await, pod, asked, None).await
+        self.lab.api.client_with_token(&token).await
     }
 
     /// The status of a request.

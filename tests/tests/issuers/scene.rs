@@ -27,7 +27,7 @@ use tests::{
         resource,
     },
     eventually,
-    process::{Process, binary},
+    process::{Process, binary, run},
     temp::TempDir,
 };
 
@@ -144,16 +144,24 @@ impl Lab {
         };
         // CertificateSigningRequests are of no namespace, so neither is the right.
         let cluster = if kind == Kind::Signer { "Cluster" } else { "" };
-        let name = format!("request-{namespace}");
+        self.bind(namespace, cluster, &format!("request-{namespace}"), &rule);
+    }
+
+    /// Gives the service accounts of `namespace` the right of `rule` there.
+    pub fn allow(&self, namespace: &str, name: &str, rule: &Value) {
+        self.bind(namespace, "", name, rule);
+    }
+
+    fn bind(&self, namespace: &str, cluster: &str, name: &str, rule: &Value) {
         let group = json!({"kind": "Group", "apiGroup": RBAC, "name": format!("system:serviceaccounts:{namespace}")});
-        let mut items = vec![
+        let mut items = [
             json!({"apiVersion": format!("{RBAC}/v1"), "kind": format!("{cluster}Role"), "metadata": {"name": name}, "rules": [rule]}),
             json!({
                 "apiVersion": format!("{RBAC}/v1"), "kind": format!("{cluster}RoleBinding"), "metadata": {"name": name},
                 "roleRef": {"apiGroup": RBAC, "kind": format!("{cluster}Role"), "name": name}, "subjects": [group],
             }),
         ];
-        if kind == Kind::CertManager {
+        if cluster.is_empty() {
             items.iter_mut().for_each(|item| item["metadata"]["namespace"] = namespace.into());
         }
         self.api.apply(&json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string());
@@ -162,16 +170,7 @@ impl Lab {
     /// Lets them name that issuer in a CertificateSigningRequest: cert-manager itself asks for this right, too.
     pub fn grant_reference(&self, namespace: &str) {
         let rule = json!({"apiGroups": ["cert-manager.io"], "resources": ["signers"], "resourceNames": [itself::ISSUER], "verbs": ["reference"]});
-        let group = json!({"kind": "Group", "apiGroup": RBAC, "name": format!("system:serviceaccounts:{namespace}")});
-        let metadata = json!({"name": "reference-company", "namespace": namespace});
-        let items = json!([
-            {"apiVersion": format!("{RBAC}/v1"), "kind": "Role", "metadata": metadata, "rules": [rule]},
-            {
-                "apiVersion": format!("{RBAC}/v1"), "kind": "RoleBinding", "metadata": metadata, "subjects": [group],
-                "roleRef": {"apiGroup": RBAC, "kind": "Role", "name": "reference-company"},
-            },
-        ]);
-        self.api.apply(&json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string());
+        self.allow(namespace, "reference-company", &rule);
     }
 
     /// The directory of `pod` with its token, and the environment of its containers.
@@ -327,7 +326,16 @@ impl<'a> Scene<'a> {
         fs::remove_file(self.dir.join("init.log")).expect("remove a log");
     }
 
-    fn chains(&self) -> Vec<Chain> {
+    /// Has OpenSSL verify a role's chain against its bundle.
+    pub fn verified(&self, role: &str) {
+        let path = |name: &str| self.dir.join("certs").join(role).join(name);
+        let mut command = Command::new("openssl");
+        command.arg("verify").arg("-CAfile").arg(path("ca.crt")).arg("-untrusted").arg(path("tls.crt"));
+        run(command.arg(path("tls.crt")));
+    }
+
+    /// The chains of the certificates on disk.
+    pub fn chains(&self) -> Vec<Chain> {
         let read = |role: &str| fs::read(self.dir.join("certs").join(role).join("tls.crt")).ok();
         ["peer", "server"].into_iter().filter_map(read).map(|pem| Chain::parse(&pem).expect("a chain")).collect()
     }
