@@ -77,10 +77,17 @@ impl EtcdClient {
         let pod = approving::pod(lab, NAMESPACE, name, annotations).await;
         let (dir, mut environment) = lab.mounted(NAMESPACE, &pod).await;
         environment.push(("POD_IPS".to_owned(), address(NAMESPACE, name)));
-        dir.dir("trust");
-        dir.write("trust/client.crt", &ca.pem);
         dir.write(format!("token/{}", names::RENEW_FILE), "");
-        Self { pod, dir, environment }
+        let client = Self { pod, dir, environment };
+        client.publish(&ca.pem);
+        client
+    }
+
+    /// Writes the bundle where admission's projection would bring it.
+    fn publish(&self, pem: &str) {
+        self.dir.dir("trust");
+        self.dir.write("trust/.new", pem);
+        std::fs::rename(self.dir.join("trust/.new"), self.dir.join("trust/client.crt")).expect("rename");
     }
 
     fn start(&self, subcommand: &str, more: &[&str]) -> Process {
@@ -197,7 +204,7 @@ async fn the_signer_of_kube_controller_manager_issues_renews_and_is_held_to_the_
     let run = client.run(port).await;
     client.renew("first", &run).await;
     kube_signer.kill();
-    let _kube_signer = signer(&lab, &ca, &[]);
+    kube_signer = signer(&lab, &ca, &[]);
     let longer = client.renew("longer", &run).await;
     assert!(longer.not_after > chain.not_after + Duration::from_secs(3600), "{}", run.log());
 
@@ -227,6 +234,23 @@ async fn the_signer_of_kube_controller_manager_issues_renews_and_is_held_to_the_
     eventually("no outcome", LIMIT, || async {
         let metrics = metrics(port).await;
         if metrics.contains("etcd_tls_request_outcome{") { Err(metrics) } else { Ok(()) }
+    })
+    .await;
+
+    // Away, and back with another CA, of which the bundle learns later.
+    kube_signer.kill();
+    let before = client.chain().expect("a certificate").serial;
+    client.write_renew("away");
+    shows(port, &outcome("not_yet")).await;
+    let next = Ca::new("next etcd clients");
+    let _kube_signer = signer(&lab, &next, &[]);
+    let waits = "etcd_tls_certificate_waits{role=\"client\",ca=\"CN=next etcd clients\"} 1";
+    shows(port, waits).await;
+    assert_eq!(client.chain().expect("a certificate").serial, before, "the old one stays");
+    client.publish(&format!("{}{}", ca.pem, next.pem));
+    eventually("a certificate of the next CA", LIMIT, || async {
+        let authority = client.chain().expect("a certificate").authority();
+        if authority == "CN=next etcd clients" { Ok(()) } else { Err(run.log_end()) }
     })
     .await;
 
