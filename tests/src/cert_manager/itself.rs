@@ -277,7 +277,8 @@ impl Issuer {
         match behaviour {
             Behaviour::Away | Behaviour::Deny(_) => {}
             Behaviour::Sign => {
-                let (certificate, key) = self.with(|authority| (authority.ca.pem.clone(), authority.ca.key_pem.clone()));
+                let (certificate, key) =
+                    self.with(|authority| (authority.ca.pem.clone(), authority.ca.key_pem.clone()));
                 self.sign_with(&certificate, &key);
             }
             Behaviour::Pending => self.refer("none", false),
