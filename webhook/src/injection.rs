@@ -4,7 +4,8 @@
 //! view                 the raw pod, borrowed                         (recognise)
 //! options              which flags a command line sets
 //! environment, urls,   what etcd's container gets, what it listens
-//! listeners, reload    at, how it can be restarted
+//! listeners, reload,   at, how it can be restarted, and whether
+//! ending               it comes back
 //! contract, asking,    what would fail or stop it, and what is in
 //! hosts, checks, mesh  the way                                       (decide)
 //! pod, parts, present  what the pod gets; what of it is there already
@@ -19,6 +20,7 @@ mod asking;
 pub mod cel;
 mod checks;
 mod contract;
+mod ending;
 mod environment;
 mod hosts;
 pub mod json;
@@ -234,6 +236,13 @@ impl<'a> Work<'a> {
         self.warnings.append(&mut reload.warnings);
         self.problems.append(&mut reload.problems);
         args.can_signal = reload.can_signal;
+        if reload.can_signal && runs_etcd {
+            let urls = [&args.client_url, &args.peer_url, &args.metrics_url].into_iter().flatten();
+            let ports: BTreeSet<u16> = urls.map(|url| url.port).chain(listeners.iter().map(|url| url.port)).collect();
+            let members = targets.iter().filter(|target| etcd.iter().any(|c| c.name == target.container.name));
+            let may_stay_away = |target| ending::warning(&self.pod, target, &ports, &self.settings.reload);
+            self.warnings.extend(members.filter_map(may_stay_away).next());
+        }
         args.revocation_lists = runs_etcd && self.lists();
         if of_host {
             args.extra_sans.extend(advertised(&targets));

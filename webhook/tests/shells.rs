@@ -24,6 +24,9 @@ use etcd_tls_webhook::{
 };
 use serde_json::{Value, json};
 
+#[path = "shells/endings.rs"]
+mod endings;
+
 const SEED: u64 = 0x5eed_0011;
 const CASES: usize = 3000;
 const TIME: Duration = Duration::from_secs(240);
@@ -383,7 +386,9 @@ impl Laboratory {
         }
         etcd.push_str("echo RAN \"$@\"\n");
         let shift = "#!/bin/sh\nshift\nexec \"$@\"\n";
-        for (name, text) in [("etcd", etcd.as_str()), ("gosu", shift), ("su-exec", shift)] {
+        let user = "#!/bin/sh\nshift 2\n[ \"$1\" = -- ] && shift\nexec \"$@\"\n";
+        let wrappers = [("gosu", shift), ("su-exec", shift), ("tini", shift), ("runuser", user), ("sudo", user)];
+        for (name, text) in wrappers.into_iter().chain([("etcd", etcd.as_str())]) {
             let path = root.join("bin").join(name);
             fs::write(&path, text).unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();

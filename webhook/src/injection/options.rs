@@ -9,6 +9,7 @@
 //! environment   its variables, with Kubernetes' own $(NAME) put in
 //! shell         its scripts, followed down to the programs they run
 //! programs      what a program does with its words: wrappers, shells, programs that run no other
+//! fate          what becomes of the container when etcd ends
 //! run           what the words and variables of etcd and etcdctl set
 //! text          text with holes
 //! ```
@@ -21,6 +22,7 @@ use self::{
     text::{Part, Text},
 };
 pub(super) use self::{
+    fate::{After, Fate},
     programs::Tool,
     run::{Kept, Run, Setting},
     shell::Doubt,
@@ -28,6 +30,7 @@ pub(super) use self::{
 use super::{json::Json, view::Container};
 
 mod environment;
+mod fate;
 mod programs;
 mod run;
 mod sed;
@@ -52,6 +55,8 @@ pub(super) struct Options {
     pub(super) untold: Option<Doubt>,
     /// Why the flags of etcdctl are undetermined.
     pub(super) untold_client: Option<Doubt>,
+    /// What becomes of the container when etcd ends.
+    pub(super) after: After,
     /// The container's environment.
     pub(super) variables: HashMap<String, Setting>,
 }
@@ -76,7 +81,8 @@ impl Options {
             .collect();
         if environment.left == 0 {
             let doubt = Doubt { why: "puts together more than is read".to_owned(), place: "env".to_owned() };
-            return Self { untold: Some(doubt.clone()), untold_client: Some(doubt), ..options };
+            let after = unknown(&doubt);
+            return Self { untold: Some(doubt.clone()), untold_client: Some(doubt), after, ..options };
         }
         let left = environment.left;
         let mut shell = Shell::new(&environment, left);
@@ -93,6 +99,12 @@ impl Options {
             }
             false => shell.program(&words, &[], &place),
         };
+        options.after = shell.after();
+        let is_seen = options.entrypoint || shell.runs.iter().any(|run| run.image || run.tool == Some(Tool::Etcd));
+        let untold = shell.doubts.get(&Tool::Etcd).filter(|_| !is_seen);
+        if let Some(doubt) = followed.as_ref().err().or(untold) {
+            options.after = options.after.or(unknown(doubt));
+        }
         options.untold = shell.doubts.remove(&Tool::Etcd);
         options.untold_client = shell.doubts.remove(&Tool::Etcdctl);
         if let Err(doubt) = followed {
@@ -171,6 +183,11 @@ impl Options {
     pub(super) fn kept<'a>(&'a self, tool: Tool, variable: &'a str) -> impl Iterator<Item = (&'a Run, &'a Kept)> {
         self.runs_of(tool).filter_map(move |run| Some((run, run.variables.get(variable)?)))
     }
+}
+
+/// Nothing is known of a script that is not understood to its end.
+fn unknown(doubt: &Doubt) -> After {
+    After { fate: Fate::Unknown, why: format!("{} {}", doubt.place, doubt.why) }
 }
 
 /// An argument as a program gets it: no shell parts it.

@@ -91,7 +91,7 @@ const WRAPPERS: &str = "
     sudo ugCp nEHbS preserve-env,non-interactive,set-home 0
     runuser ugG . . 0";
 
-fn has(list: &str, word: &str) -> bool {
+pub(super) fn has(list: &str, word: &str) -> bool {
     list.split([' ', ',', '\n']).any(|known| !known.is_empty() && known == word)
 }
 

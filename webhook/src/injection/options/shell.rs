@@ -12,6 +12,7 @@ use std::{
 
 use super::{
     environment::Environment,
+    fate::{self, After, Fate},
     programs::{self, Passed, Step, Tool},
     run::{Kept, Run},
     text::{Kind, Part, Text},
@@ -19,11 +20,14 @@ use super::{
 
 mod child;
 mod commands;
+mod ending;
 mod files;
 mod grammar;
 mod input;
 mod lists;
 mod words;
+
+use self::ending::{Around, Ending, Turns};
 
 /// How deep scripts, lists and words are nested.
 const MAX_DEPTH: usize = 40;
@@ -112,6 +116,21 @@ pub(super) struct Shell<'e> {
     cleared: Option<String>,
     dropped: Option<String>,
     pub(super) runs: Vec<Run>,
+    /// How far it is with the runs of etcd, and the fate by the list of commands that is being followed.
+    ending: Ending,
+    listed: Fate,
+    /// What it follows is the container's main process, or reads what etcd prints.
+    main: bool,
+    piped: bool,
+    /// How often it left a loop or the script.
+    leaves: usize,
+    /// The loop around, and whether a command that fails ends the shell.
+    around: Around,
+    errexit: bool,
+    /// A handler that runs when the shell ends: its place.
+    at_exit: Option<String>,
+    /// `$!` is etcd.
+    job: bool,
     /// The first doubt of each tool.
     pub(super) doubts: BTreeMap<Tool, Doubt>,
     /// How much more is read, in bytes.
@@ -159,6 +178,15 @@ impl<'e> Shell<'e> {
             cleared: None,
             dropped: None,
             runs: Vec::new(),
+            ending: Ending::default(),
+            listed: Fate::default(),
+            main: true,
+            piped: false,
+            leaves: 0,
+            around: Around::default(),
+            errexit: false,
+            at_exit: None,
+            job: false,
             doubts: BTreeMap::new(),
             left,
         }
@@ -196,7 +224,8 @@ impl<'e> Shell<'e> {
     /// Each of the texts that a variable can have.
     fn texts(&mut self, name: &str) -> Followed<Vec<Option<Text>>> {
         let known = ["HOSTNAME", "PWD", "RANDOM", "PPID", "UID", "EUID", "#", "?", "$", "!"].contains(&name);
-        let hole = |kind| Text::hole(format!("${{{name}}}"), kind);
+        let shown = if name == "!" { self.last_job().to_owned() } else { format!("${{{name}}}") };
+        let hole = |kind| Text::hole(shown.clone(), kind);
         let texts = match self.variables.get(name) {
             _ if self.tainted.contains(name) => vec![Some(hole(Kind::Any))],
             Some(texts) => texts.clone(),
@@ -268,6 +297,14 @@ impl<'e> Shell<'e> {
 
     fn unknown(&mut self, name: &str, kind: Kind) -> Followed {
         self.assign(name, vec![Some(Text::hole(format!("${{{name}}}"), kind))])
+    }
+
+    /// Follows what another process than this shell does.
+    fn apart<T>(&mut self, follow: impl FnOnce(&mut Self) -> Followed<T>) -> Followed<T> {
+        let main = std::mem::replace(&mut self.main, false);
+        let done = follow(self)?;
+        self.main = main;
+        Ok(done)
     }
 
     /// Follows what may happen or not.

@@ -5,6 +5,8 @@ use serde_json::{Value, json};
 use super::*;
 use crate::injection::view::List;
 
+mod ending;
+
 fn read(container: &Value) -> Options {
     let container = crate::injection::json::borrowed(container);
     Options::read(&Container { name: "etcd", list: List::Main, index: 0, object: container.as_object().unwrap() })

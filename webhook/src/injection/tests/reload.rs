@@ -135,3 +135,72 @@ fn an_injected_url_that_cannot_be_read_is_warned_of_at_each_admission() {
         "{warnings:?}"
     );
 }
+
+#[test]
+fn a_container_that_may_stay_without_etcd_is_warned_of_and_injected_as_any_other() {
+    let pod = |script: &str, change: &dyn Fn(&mut Value)| {
+        with(|p| {
+            p["spec"]["containers"][0]["command"] = json!(["sh", "-c", script]);
+            change(p);
+        })
+    };
+    let said = |pod: &Value| -> Vec<String> {
+        let (injected, warnings) = injected(pod);
+        assert!(sidecar_args(&injected).contains(&"--can-signal".to_owned()));
+        assert_eq!(injected["spec"]["shareProcessNamespace"], json!(true));
+        assert!(warnings.iter().all(|w| w.chars().count() <= 256), "{warnings:?}");
+        let of_ours = |w: &String| ["when etcd ends", "ends with etcd"].iter().any(|part| w.contains(part));
+        warnings.into_iter().filter(of_ours).collect()
+    };
+    let none = |_: &mut Value| {};
+    assert_eq!(said(&pod("exec etcd --name a", &none)), [""; 0]);
+    assert_eq!(said(&pod("while true; do etcd; done", &none)), [""; 0]);
+    let goes_on = "etcd &\ntail -f /dev/null";
+    assert_eq!(
+        said(&pod(goes_on, &none)),
+        [
+            "container etcd: its script goes on when etcd ends (command[2] line 2: tail -f /dev/null), so a restart for a new CA leaves \
+          it without etcd: write exec etcd or a livenessProbe of its port, or see etcd-tls.dev/reload"
+        ]
+    );
+    let unknown = "etcd & if [ -e /x ]; then sleep 1d; fi; wait";
+    assert_eq!(
+        said(&pod(unknown, &none)),
+        [
+            "container etcd: it is not known whether its script ends with etcd (command[2] line 1: sleep 1d); if not, a restart for a \
+          new CA leaves it without etcd: write exec etcd or a livenessProbe of its port, or see etcd-tls.dev/reload"
+        ]
+    );
+    // A long name and a long command.
+    let long = pod(&format!("etcd & tail -f /{}", "x".repeat(5000)), &|p| {
+        p["spec"]["containers"][0]["name"] = json!("e".repeat(63));
+    });
+    assert!(said(&long)[0].contains("…), so a restart"));
+    // Its author says that the signal serves; but not where it cannot.
+    let signal = |p: &mut Value| p["metadata"]["annotations"] = json!({"etcd-tls.dev/reload": "signal:SIGTERM"});
+    assert_eq!(said(&pod(unknown, &signal)), [""; 0]);
+    assert_eq!(said(&pod(goes_on, &signal)).len(), 1);
+    // Kubelet starts it again when its liveness probe fails, if that asks etcd.
+    for (probe, asks) in [
+        (json!({"tcpSocket": {"port": 2379}}), true),
+        (json!({"httpGet": {"path": "/health", "port": 2379}}), true),
+        (json!({"tcpSocket": {"port": 9000}}), false),
+        (json!({"tcpSocket": {"port": 2379, "host": "10.0.0.1"}}), false),
+        (json!({"exec": {"command": ["true"]}}), false),
+    ] {
+        let probed = |p: &mut Value| p["spec"]["containers"][0]["livenessProbe"] = probe.clone();
+        assert_eq!(said(&pod(goes_on, &probed)).is_empty(), asks, "{probe}");
+    }
+    // Code 0, after which OnFailure starts nothing.
+    let on_failure = |p: &mut Value| p["spec"]["restartPolicy"] = json!("OnFailure");
+    assert_eq!(said(&pod("etcd || true", &none)), [""; 0]);
+    let text = said(&pod("etcd || true", &on_failure));
+    assert!(text[0].contains("may end with code 0") && text[0].contains("OnFailure"), "{text:?}");
+    assert_eq!(said(&pod("exec etcd", &on_failure)), [""; 0]);
+    // Where the sidecar does not end etcd, there is nothing to warn of.
+    for reload in ["none", "probe"] {
+        let (_, warnings) =
+            injected(&pod(goes_on, &|p| p["metadata"]["annotations"] = json!({"etcd-tls.dev/reload": reload})));
+        assert!(!warnings.iter().any(|w| w.contains("when etcd ends")), "{reload}: {warnings:?}");
+    }
+}

@@ -36,9 +36,17 @@ impl Shell<'_> {
                 shell.cleared = shell.cleared.take().or_else(|| passed.clears.then(|| name.clone()));
                 shell.dropped = shell.dropped.take().or_else(|| passed.drops_groups.then(|| name.clone()));
             };
-            match programs::step(words) {
+            let step = programs::step(words);
+            match step {
+                Step::Harmless | Step::Unknown(..) | Step::Tool(Tool::Etcdctl) => self.passes(words, &step),
+                _ => {}
+            }
+            match step {
                 Step::Harmless => self.ran(words),
-                Step::Image => self.runs.push(Run { image: true, ..Run::default() }),
+                Step::Image => {
+                    self.runs.push(Run { image: true, ..Run::default() });
+                    self.started();
+                }
                 Step::Tool(tool) => {
                     self.tool(tool, &words[1..], &own, &place(at));
                     self.ran_tool(&words[1..]);
@@ -51,6 +59,7 @@ impl Shell<'_> {
                             self.child(&script, place, words[file + 1..].to_vec(), &own)?;
                         }
                         None => {
+                            self.passes(words, &Step::Unknown(String::new(), true));
                             self.note(Tool::Etcd, &why, &place(at));
                             self.note(Tool::Etcdctl, &why, &place(at));
                         }
@@ -64,6 +73,7 @@ impl Shell<'_> {
                 Step::Stdin(name, passed) => {
                     pass(self, passed);
                     let Some(script) = &input else {
+                        self.passes(words, &Step::Unknown(String::new(), true));
                         let why = format!("starts {name} without a script, so its input is not known");
                         self.note(Tool::Etcd, &why, &place(at));
                         self.note(Tool::Etcdctl, &why, &place(at));
@@ -75,6 +85,9 @@ impl Shell<'_> {
                 }
                 Step::Shell(script, zero, passed) => {
                     pass(self, passed);
+                    self.errexit |= words[1..script]
+                        .iter()
+                        .any(|word| word.prefix().starts_with('-') && word.shown().contains('e'));
                     let arguments = words.get(zero + 1..).unwrap_or_default().to_vec();
                     self.child(&words[script], place(at + script), arguments, &own)?;
                 }
@@ -113,6 +126,7 @@ impl Shell<'_> {
         self.branch |= self.perhaps > 0;
         let outer = (self.perhaps, self.left_early, self.turn, self.function.take());
         (self.perhaps, self.left_early, self.turn) = (0, 0, None);
+        let level = self.around.level.take();
         for (name, texts) in &mut self.variables {
             let passed = self.exported.contains(name) || self.environment.by_name.contains_key(name);
             // An array is never passed on.
@@ -129,6 +143,7 @@ impl Shell<'_> {
         (self.variables, self.exported, self.functions) = (variables, exported, functions);
         self.lists = lists;
         (self.perhaps, self.left_early, self.turn, self.function) = outer;
+        self.around.level = level;
         (self.branch, self.assignments) = (branch, assignments);
         self.depth -= 1;
         Ok(())
@@ -168,6 +183,9 @@ impl Shell<'_> {
             run.variables.insert(name.clone(), kept);
         }
         self.runs.push(run);
+        if tool == Tool::Etcd {
+            self.started();
+        }
     }
 }
 

@@ -126,6 +126,7 @@ impl Shell<'_> {
             self.output = Text::default();
             self.wrote(Some(&Text::default()));
             self.target = outer;
+            self.passes(&[Text::known(":")], &Step::Harmless);
             return Ok(());
         }
         words.sort_unstable();
@@ -211,6 +212,7 @@ impl Shell<'_> {
                 // Whether it comes to what follows.
                 self.perhaps += 1;
                 self.left_early += usize::from(first.as_str() == Some("return") || words.len() > 1);
+                self.leaves += usize::from(first.as_str() != Some("continue"));
             }
             "set" => self.options(&words[1..], &all)?,
             "shift" => {
@@ -222,13 +224,17 @@ impl Shell<'_> {
             "read" | "mapfile" | "readarray" | "head" | "sed" | "dd" if self.read_from && input.is_none() => {
                 return self.doubt(format!("uses {all}, which reads from the script itself"));
             }
-            "mapfile" | "readarray" => self.lines(&words[1..], input.as_ref(), &all)?,
+            "mapfile" | "readarray" => {
+                self.passes(words, &Step::Harmless);
+                self.lines(&words[1..], input.as_ref(), &all)?;
+            }
             "read" | "getopts" => {
                 let names: Vec<String> =
                     plain()?.iter().filter(|word| programs::is_name(word)).map(|&name| name.to_owned()).collect();
                 for name in names.iter().map(String::as_str).chain(["REPLY", "OPTARG", "OPTIND"]) {
                     self.unknown(name, Kind::Any)?;
                 }
+                self.passes(words, &Step::Harmless);
             }
             "printf" if words.get(1).is_some_and(|word| word.prefix().starts_with("-v")) => {
                 match (words[1].as_str(), words.get(2).and_then(Text::as_str)) {
@@ -238,7 +244,10 @@ impl Shell<'_> {
             }
             "let" => plain()?.iter().try_for_each(|text| self.compute(text))?,
             "trap" if words.get(1).is_none_or(|handler| matches!(handler.as_str(), Some("" | "-" | "-p"))) => {}
-            "trap" if !words[1].prefix().starts_with('-') => self.trap(&words[1], place)?,
+            "trap" if !words[1].prefix().starts_with('-') => {
+                self.handles(&words[2..]);
+                self.trap(&words[1], place)?;
+            }
             name @ ("exec" | "command" | "builtin") => {
                 let mut at = 1;
                 while let Some(option) = words.get(at).and_then(Text::as_str).filter(|word| word.starts_with('-')) {
@@ -285,7 +294,7 @@ impl Shell<'_> {
                 let tees = first.as_str() == Some("tee") && words.len() == 2;
                 let printed = input.clone().filter(|_| copies || tees);
                 self.input = input;
-                self.program(words, own, &|_| place.clone())?;
+                self.apart(|shell| shell.program(words, own, &|_| place.clone()))?;
                 if let (true, Some(file)) = (tees, words[words.len() - 1].as_str()) {
                     self.redirected(">", Some(file));
                     self.wrote(printed.as_ref());
@@ -305,6 +314,7 @@ impl Shell<'_> {
             if letters.starts_with('-') || letters.is_empty() {
                 return self.assign_list("@", vec![words[at..].to_vec()]);
             }
+            self.errexit |= letters.contains('e') || option == Some("errexit");
             // A file that is there is not written.
             self.branch |= letters.contains('C') || option == Some("noclobber");
             if letters.contains(['a', 'k']) || matches!(option, Some("allexport" | "keyword")) {

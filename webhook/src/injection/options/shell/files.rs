@@ -77,6 +77,7 @@ impl Shell<'_> {
             return Ok(None);
         }
         let first = text.prefix().lines().next().unwrap_or_default();
+        self.errexit |= first.starts_with("#!") && first.contains(" -");
         let known = first.strip_prefix("#!").is_none_or(|line| {
             let words: Vec<Text> = line.split_whitespace().map(Text::known).collect();
             let words = match words.first().and_then(Text::as_str) {

@@ -124,6 +124,7 @@ impl Shell<'_> {
                 return Ok(end);
             }
             let (before, recorded) = (self.assignments, self.recorded);
+            let (first, ending, listed) = (self.runs.len(), self.ending.clone(), std::mem::take(&mut self.listed));
             self.pipeline()?;
             while self.eat("&&") || self.eat("||") {
                 self.blank(true)?;
@@ -131,15 +132,19 @@ impl Shell<'_> {
             }
             match self.peek() {
                 Some('&') if before != self.assignments => return self.doubt("assigns in the background"),
-                Some('&') if recorded != self.recorded => {
-                    // Perhaps not written yet.
-                    self.files.clear();
+                Some('&') => {
+                    if recorded != self.recorded {
+                        // Perhaps not written yet.
+                        self.files.clear();
+                    }
                     self.script.at += 1;
+                    self.in_background(first, ending);
                 }
                 Some(';') if self.ahead(";;") => {}
-                Some(';' | '&') => self.script.at += 1,
+                Some(';') => self.script.at += 1,
                 _ => {}
             }
+            self.listed = self.listed.max(listed);
         }
     }
 
@@ -148,6 +153,7 @@ impl Shell<'_> {
             self.blank(false)?;
         }
         let (before, commands, recorded) = (self.assignments, self.commands, self.recorded);
+        let first = self.runs.len();
         self.command()?;
         self.blank(false)?;
         let mut printed = Some(self.output.clone()).filter(|_| self.commands == commands + 1);
@@ -162,7 +168,12 @@ impl Shell<'_> {
             self.script.at += if errors { 2 } else { 1 };
             self.blank(true)?;
             self.input = printed.take().filter(|_| !errors);
-            self.maybe(Self::command)?;
+            let (last, fed) = (self.runs.len(), self.listed);
+            let (piped, reads) = (self.piped, self.is_run(first));
+            self.piped |= reads;
+            self.apart(|shell| shell.maybe(Self::command))?;
+            self.piped = piped;
+            self.in_pipeline(first, last, fed);
             self.commands += 1;
             self.blank(false)?;
         }
@@ -181,9 +192,10 @@ impl Shell<'_> {
                     Ok(())
                 })?;
             }
-            "while" | "until" => {
+            word @ ("while" | "until") => {
                 self.script.at += 5;
-                self.repeat(|shell| shell.list(&["do"]).and_then(|_| shell.list(&["done"])).map(|_| ()))?;
+                let turns = self.turns(word);
+                self.repeat(turns, |shell| shell.list(&["do"]).and_then(|_| shell.list(&["done"])).map(|_| ()))?;
             }
             "for" => self.each()?,
             "case" => self.cases()?,
@@ -217,7 +229,7 @@ impl Shell<'_> {
                 return self.doubt(format!("says {word}, which is not understood"));
             }
             _ if self.eat("((") => self.computation()?,
-            _ if self.eat("(") => drop(self.maybe(|shell| shell.list(&[")"]))?),
+            _ if self.eat("(") => drop(self.apart(|shell| shell.maybe(|shell| shell.list(&[")"])))?),
             _ => return self.simple(input),
         }
         self.commands += 1;
@@ -235,14 +247,16 @@ impl Shell<'_> {
         Ok(())
     }
 
-    /// Follows a loop until nothing new comes of it.
-    pub(super) fn repeat(&mut self, turn: impl Fn(&mut Self) -> Followed) -> Followed {
+    /// Follows a loop until nothing new comes of it. `turns`: how often it is run.
+    pub(super) fn repeat(&mut self, turns: Turns, turn: impl Fn(&mut Self) -> Followed) -> Followed {
         let (start, outer, certain) = (self.script.at, self.turn, self.perhaps - self.left_early);
+        let begun = self.begins();
         for number in 0..4 {
             (self.script.at, self.turn) = (start, Some(number.max(outer.unwrap_or(0))));
             self.maybe(&turn)?;
         }
         (self.turn, self.perhaps) = (outer, certain + self.left_early);
+        self.looped(turns, begun);
         Ok(())
     }
 
@@ -296,7 +310,7 @@ impl Shell<'_> {
             vec![Text::hole(format!("${{{name}}}"), kinds)]
         };
         self.assign(&name, items.into_iter().map(Some).collect())?;
-        self.repeat(|shell| shell.list(&["done"]).map(|_| ()))
+        self.repeat(Turns::Counted, |shell| shell.list(&["done"]).map(|_| ()))
     }
 
     /// `((…))` behind its brackets. A shell without it runs the words as commands in subshells.
@@ -324,7 +338,9 @@ impl Shell<'_> {
         if !self.eat_bare("do") {
             return self.doubt("has a loop that is not understood");
         }
-        self.repeat(|shell| shell.list(&["done"]).map(|_| ()))
+        let endless = text.split(';').nth(1).is_some_and(|condition| condition.trim().is_empty());
+        let turns = if endless { Turns::Endless } else { Turns::Unknown };
+        self.repeat(turns, |shell| shell.list(&["done"]).map(|_| ()))
     }
 
     pub(super) fn cases(&mut self) -> Followed {

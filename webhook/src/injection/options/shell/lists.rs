@@ -240,7 +240,9 @@ impl Shell<'_> {
         let (variables, lists, runs) = (self.variables.clone(), self.lists.clone(), self.runs.len());
         let texts = variables.values().flatten().flatten().chain(lists.values().flatten().flatten());
         self.pay(texts.map(Text::cost).sum())?;
+        let (ending, leaves) = (self.ending.clone(), self.leaves);
         self.maybe(|shell| shell.follow(handler, format!("{place}, trap")))?;
+        (self.ending, self.leaves) = (ending, leaves);
         if self.runs.len() > runs {
             return self.doubt("runs etcd or etcdctl when a signal comes");
         }

@@ -32,7 +32,10 @@ impl Shell<'_> {
         while let Some(c) = self.peek() {
             match c {
                 '<' | '>' if self.script.at == start && (self.eat("<(") || self.eat(">(")) => {
-                    self.maybe(|shell| shell.list(&[")"]))?;
+                    // It runs beside the script.
+                    let ending = self.ending.clone();
+                    self.apart(|shell| shell.maybe(|shell| shell.list(&[")"])))?;
+                    self.ending = ending;
                     word.str("/dev/fd/63");
                 }
                 c if c.is_whitespace() || ";&|()<>".contains(c) => break,
@@ -346,7 +349,7 @@ impl Shell<'_> {
     /// A command substitution, after its bracket: returns its output.
     fn substitution(&mut self) -> Followed<Text> {
         let before = self.commands;
-        self.maybe(|shell| shell.list(&[")"]))?;
+        self.apart(|shell| shell.maybe(|shell| shell.list(&[")"])))?;
         let one = self.commands == before + 1;
         Ok(if one { std::mem::take(&mut self.output) } else { Text::hole("$(…)", Kind::Any) })
     }
