@@ -26,6 +26,8 @@ use serde_json::{Value, json};
 
 #[path = "shells/endings.rs"]
 mod endings;
+#[path = "shells/idioms.rs"]
+mod idioms;
 
 const SEED: u64 = 0x5eed_0011;
 const CASES: usize = 3000;
