@@ -23,19 +23,26 @@ const CLIENT_AUTH: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.
 
 /// A certificate authority: its certificate, the intermediates above it, and its key.
 ///
-/// `sign` holds thousands, most of which rest: the key is text, which is read for each signature. A key of RSA is kept as it was read:
-/// to read it takes several times as long as to sign with it, and such CAs are users' own, so few.
+/// `sign` holds thousands, most of which rest: the key is text, which is read for each signature. To read a key, and to check it,
+/// takes longer than to sign with it. So a key of RSA is kept as it was read, since such CAs are users' own and few; and any
+/// key where there are few authorities ([`Self::keeping_key`]).
 pub struct Authority {
     /// DER of the certificates below the anchor, the issuing one first; none where that is the anchor.
     intermediates: Vec<Vec<u8>>,
     /// The anchor.
     bundle: Bundle,
     key_pem: Zeroizing<String>,
-    /// The key of RSA.
-    kept: Option<Arc<Zeroizing<KeyPair>>>,
+    /// The key as it was read, and the parts, where they are kept.
+    kept: Option<Kept>,
     signs_lists: bool,
     not_before: SystemTime,
     not_after: SystemTime,
+}
+
+/// What each signature needs, as it was read.
+struct Kept {
+    pair: Arc<Zeroizing<KeyPair>>,
+    parts: Arc<IssuerParts>,
 }
 
 /// The parts of the issuing certificate that reach each leaf, as the exact bytes: a name encoded again may differ from the CA's
@@ -173,20 +180,33 @@ impl Authority {
         let bundle = Bundle::from_der(vec![anchor]).map_err(|e| AuthorityError::Certificate(e.to_string()))?;
         let validity = |f: fn(&Certificate) -> SystemTime| read.iter().map(f);
         let is_rsa = *pair.algorithm() == rcgen::PKCS_RSA_SHA256;
-        let authority = Self {
+        let mut authority = Self {
             intermediates,
             bundle,
             key_pem,
-            kept: is_rsa.then(|| Arc::new(pair)),
+            kept: None,
             signs_lists,
             // The whole chain must be valid for a leaf to be.
             not_before: validity(|c| c.tbs_certificate().validity().not_before.to_system_time()).max().unwrap_or(now),
             not_after: validity(|c| c.tbs_certificate().validity().not_after.to_system_time()).min().unwrap_or(now),
         };
-        // Both are read again for each signature.
-        authority.parts()?;
-        authority.pair()?;
+        // Both are read again for each signature, unless they are kept.
+        let parts = authority.parts()?;
+        if is_rsa {
+            authority.kept = Some(Kept { pair: Arc::new(pair), parts });
+        } else {
+            authority.pair()?;
+        }
         Ok(authority)
+    }
+
+    /// Keeps the key as it is read now, for a signer of few authorities and many certificates.
+    ///
+    /// # Errors
+    /// [`AuthorityError::Key`], which [`Self::assemble`] would have met.
+    pub(crate) fn keeping_key(mut self) -> Result<Self, AuthorityError> {
+        self.kept = Some(Kept { pair: self.pair()?, parts: self.parts()? });
+        Ok(self)
     }
 
     /// The issuing certificate and what is above it, as they were given or made: PEM.
@@ -248,23 +268,27 @@ impl Authority {
     /// # Errors
     /// [`AuthorityError::Key`], which [`Self::assemble`] would have met.
     pub(crate) fn pair(&self) -> Result<Arc<Zeroizing<KeyPair>>, AuthorityError> {
-        self.kept
-            .clone()
-            .map_or_else(|| read_key(self.key_pem.as_bytes()).map(|pair| Arc::new(Zeroizing::new(pair))), Ok)
+        match &self.kept {
+            Some(kept) => Ok(Arc::clone(&kept.pair)),
+            None => read_key(self.key_pem.as_bytes()).map(|pair| Arc::new(Zeroizing::new(pair))),
+        }
     }
 
     /// The properties of the issuing certificate that affect each leaf.
     ///
     /// # Errors
     /// [`AuthorityError::Certificate`], which [`Self::assemble`] would have met.
-    pub(crate) fn parts(&self) -> Result<IssuerParts, AuthorityError> {
+    pub(crate) fn parts(&self) -> Result<Arc<IssuerParts>, AuthorityError> {
+        if let Some(kept) = &self.kept {
+            return Ok(Arc::clone(&kept.parts));
+        }
         let unreadable = |e: x509_cert::der::Error| AuthorityError::Certificate(e.to_string());
         let certificate = Certificate::from_der(self.issuing()).map_err(unreadable)?;
         let identifier = certificate.tbs_certificate().get_extension::<SubjectKeyIdentifier>().map_err(unreadable)?;
-        Ok(IssuerParts {
+        Ok(Arc::new(IssuerParts {
             subject: der::subject(self.issuing()).map_err(unreadable)?,
             key_identifier: identifier.map(|(_, id)| id.0.as_bytes().to_vec()),
-        })
+        }))
     }
 }
 

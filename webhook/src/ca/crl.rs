@@ -44,8 +44,8 @@ pub fn sign<'a>(
     let on_date = |at| date(at).ok_or(IssueError::AuthorityNotValid);
     let pair = authority.pair().map_err(IssueError::encoding)?;
     let parts = authority.parts().map_err(IssueError::encoding)?;
-    let key_identifier = match parts.key_identifier {
-        Some(id) => KeyIdMethod::PreSpecified(id),
+    let key_identifier = match &parts.key_identifier {
+        Some(id) => KeyIdMethod::PreSpecified(id.clone()),
         None => KeyIdMethod::Sha256,
     };
     let revoked_certs = revoked.map(|one| {

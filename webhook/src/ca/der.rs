@@ -44,6 +44,18 @@ fn field(certificate: &[u8], place: usize) -> der::Result<&[u8]> {
 pub(crate) fn elements(der: &[u8]) -> der::Result<Vec<&[u8]>> {
     let mut reader = SliceReader::new(der)?;
     Header::decode(&mut reader)?;
+    rest(reader)
+}
+
+/// DER elements that stand one after the other, each with its tag and length.
+///
+/// # Errors
+/// `der` is not DER.
+pub(crate) fn series(der: &[u8]) -> der::Result<Vec<&[u8]>> {
+    rest(SliceReader::new(der)?)
+}
+
+fn rest<'a>(mut reader: SliceReader<'a>) -> der::Result<Vec<&'a [u8]>> {
     let mut elements = Vec::with_capacity(8);
     while !reader.is_finished() {
         elements.push(reader.tlv_bytes()?);

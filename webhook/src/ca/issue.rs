@@ -126,8 +126,8 @@ pub(crate) fn issue_from(
     let pair = authority.pair().map_err(IssueError::encoding)?;
     let parts = authority.parts().map_err(IssueError::encoding)?;
     let mut issuer = CertificateParams::default();
-    if let Some(id) = parts.key_identifier {
-        issuer.key_identifier_method = KeyIdMethod::PreSpecified(id);
+    if let Some(id) = &parts.key_identifier {
+        issuer.key_identifier_method = KeyIdMethod::PreSpecified(id.clone());
     }
     let public_key = SubjectPublicKeyInfo::from_der(leaf.public_key).map_err(IssueError::encoding)?;
     // Both names of the draft are replaced below. The subject is not left empty, or rcgen would mark the SANs critical.

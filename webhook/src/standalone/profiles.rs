@@ -247,7 +247,9 @@ fn load(files: &AuthorityFiles, now: SystemTime) -> Result<Authority, ProfileErr
     };
     let certificate = read(&files.certificate)?;
     let key = zeroize::Zeroizing::new(read(&files.key)?);
+    // Of a few authorities, each signs many certificates.
     Authority::load(&certificate, &key, now)
+        .and_then(Authority::keeping_key)
         .map_err(|error| ProfileError::Authority { path: files.certificate.display().to_string(), error })
 }
 

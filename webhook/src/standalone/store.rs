@@ -4,10 +4,13 @@
 //! atomic. Changes that wait at the same time are written as one batch. Readers see a shared map, and watchers a ring of the
 //! latest events; a watcher that falls behind must list again.
 
+mod draft;
 pub mod holders;
 mod index;
 mod journal;
 pub mod ledger;
+mod packed;
+mod revocations;
 mod stored;
 mod writer;
 
@@ -31,16 +34,18 @@ use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use tokio::sync::{oneshot, watch};
 
 use self::{
+    draft::Draft,
     holders::{Claim, Holders},
     journal::{Entry, Journal},
-    stored::Waiter,
+    stored::{Issuance, Waiter},
     writer::{BATCH, Writer},
 };
 pub use self::{
     index::{Index, Limits},
     journal::OpenError,
     ledger::{Bounds, Ledger},
-    stored::{AUTO_APPROVED, ENTITLED, StoredRequest, approved_by, status_mut},
+    revocations::Revocations,
+    stored::{AUTO_APPROVED, ENTITLED, Proposal, StoredRequest, approved_by, status_mut},
 };
 use crate::{platform::essential::essential_thread, sign::ledger::Revoked, standalone::error::ApiError};
 
@@ -72,7 +77,7 @@ pub struct Event {
 #[derive(Debug)]
 pub enum Mutation {
     /// Puts this object in the place of what is there under its name.
-    Put(Box<CertificateSigningRequest>),
+    Put(Box<Proposal>),
     /// Removes the object of this name.
     Delete(String),
 }
@@ -95,7 +100,7 @@ pub enum Since {
     Gone,
 }
 
-type Change = Box<dyn FnOnce(&Index) -> Result<Mutation, ApiError> + Send>;
+type Change = Box<dyn FnOnce(&Draft) -> Result<Mutation, ApiError> + Send>;
 /// A change of the revocations: the domains' new ones.
 type Revise = Box<dyn FnOnce(&Ledger) -> Result<Vec<(Domain, Revoked)>, ApiError> + Send>;
 type Reply = oneshot::Sender<Result<Arc<StoredRequest>, ApiError>>;
@@ -131,37 +136,35 @@ impl Store {
     /// # Errors
     /// See [`OpenError`].
     pub fn of_cluster(dir: &Path, limits: Limits, cluster: Option<&ClusterName>) -> Result<Self, OpenError> {
-        let (journal, entries) = Journal::open(dir)?;
-        let mut index = Index::default();
-        *index.ledger_mut() = Ledger::of_cluster(cluster);
+        let mut draft = Draft::of(Ledger::of_cluster(cluster));
         let mut revision = 0;
         let now = SystemTime::now();
-        for entry in entries {
+        let journal = Journal::open(dir, |entry| {
             match entry {
                 Entry::Put(csr) => {
-                    let stored = StoredRequest::new(&csr);
+                    let issuance = Issuance::of(&csr);
+                    let stored = StoredRequest::issued(&csr, issuance.as_ref());
                     revision = revision.max(stored.revision);
                     let name = stored.name().to_owned();
-                    index.set(&name, Some(Arc::new(stored)), limits.certificates.room, now);
+                    draft.set(&name, Some(Arc::new(stored)), issuance.as_ref(), limits.certificates.room, now);
                 }
                 Entry::Delete { name } => {
-                    index.set(&name, None, limits.certificates.room, now);
+                    draft.set(&name, None, None, limits.certificates.room, now);
                     revision += 1;
                 }
-                Entry::Holders => *index.holders_mut() = Holders::default(),
-                Entry::Hold(holding) => index.holders_mut().take(&holding, now),
-                Entry::Ledger(entry) => {
-                    let path = dir.to_owned();
-                    let damaged = |error: ApiError| OpenError::Damaged { path, offset: 0, message: error.to_string() };
-                    index.ledger_mut().replay(entry).map_err(damaged)?;
-                }
+                Entry::Holders => *draft.index_mut().holders_mut() = Holders::default(),
+                Entry::Hold(holding) => draft.index_mut().holders_mut().take(&holding, now),
+                Entry::Ledger(entry) => draft.ledger_mut().replay(entry).map_err(|error| error.to_string())?,
                 Entry::Revision(r) => revision = revision.max(r),
             }
-        }
-        index.charge_all();
+            draft.ledger_mut().keep();
+            Ok(())
+        })?;
+        draft.charge_all();
+        *draft.index_mut().revocations_mut() = draft.ledger().revocations().clone();
         // The truncated batch may have used revisions that nobody has seen.
         revision += BATCH as u64;
-        let view = View { index: index.clone(), ring: VecDeque::new(), floor: revision, revision };
+        let view = View { index: draft.index().clone(), ring: VecDeque::new(), floor: revision, revision };
         let view = Arc::new(RwLock::new(view));
         let (changes, queue) = mpsc::sync_channel(QUEUE);
         let (sender, receiver) = watch::channel(revision);
@@ -169,7 +172,7 @@ impl Store {
         let writable = Arc::new(AtomicBool::new(journal.writable()));
         let writer = Writer {
             journal,
-            index,
+            draft,
             revision,
             view: Arc::clone(&view),
             sender,
@@ -191,6 +194,13 @@ impl Store {
     pub async fn change(
         &self,
         change: impl FnOnce(&Index) -> Result<Mutation, ApiError> + Send + 'static,
+    ) -> Result<Arc<StoredRequest>, ApiError> {
+        self.change_draft(|draft| change(draft.index())).await
+    }
+
+    async fn change_draft(
+        &self,
+        change: impl FnOnce(&Draft) -> Result<Mutation, ApiError> + Send + 'static,
     ) -> Result<Arc<StoredRequest>, ApiError> {
         let (reply, answer) = oneshot::channel();
         self.send(Work::Request(Box::new(change), reply))?;
@@ -225,32 +235,35 @@ impl Store {
     /// # Errors
     /// As [`Self::change`].
     pub async fn create(&self, csr: CertificateSigningRequest) -> Result<Arc<StoredRequest>, ApiError> {
-        let limits = self.limits;
-        self.change(move |index| put_new(index, &limits, csr)).await
+        let (limits, proposal) = (self.limits, Proposal::from(csr));
+        self.change_draft(move |draft| put_new(draft, &limits, proposal)).await
     }
 
     /// Stores a new request with its certificate, if each name of it is still free for its user, for the host
-    /// `caller_host` or as a user's share; else stores `pending`, and says why.
+    /// `caller_host` or as a user's share; else stores it without its status, and says why.
     ///
     /// # Errors
     /// As [`Self::change`].
     pub async fn create_if_free(
         &self,
         csr: CertificateSigningRequest,
-        pending: CertificateSigningRequest,
         caller_host: Option<String>,
     ) -> Result<(Arc<StoredRequest>, Option<String>), ApiError> {
-        let limits = self.limits;
+        let (limits, proposal) = (self.limits, Proposal::from(csr));
         let (tell, told) = mpsc::channel();
-        let change = move |index: &Index| match not_free(index, &limits, &csr, caller_host.as_deref()) {
-            Some(reason) => {
-                // The receiver lives until the change has an answer.
-                let _ = tell.send(reason);
-                put_new(index, &limits, pending)
+        let change = move |draft: &Draft| {
+            let issuance = proposal.issuance.as_ref();
+            match issuance.and_then(|issuance| not_free(draft.index(), &limits, issuance, caller_host.as_deref())) {
+                Some(reason) => {
+                    // The receiver lives until the change has an answer.
+                    let _ = tell.send(reason);
+                    let pending = CertificateSigningRequest { status: None, ..proposal.csr };
+                    put_new(draft, &limits, pending.into())
+                }
+                None => put_new(draft, &limits, proposal),
             }
-            None => put_new(index, &limits, csr),
         };
-        let stored = self.change(change).await?;
+        let stored = self.change_draft(change).await?;
         Ok((stored, told.try_recv().ok()))
     }
 
@@ -303,26 +316,21 @@ fn stopped() -> ApiError {
     ApiError::Internal("the store has stopped; restart the signer".to_owned())
 }
 
-fn put_new(index: &Index, limits: &Limits, csr: CertificateSigningRequest) -> Result<Mutation, ApiError> {
-    let name = csr.metadata.name.clone().unwrap_or_default();
-    if index.get(&name).is_some() {
-        return Err(ApiError::AlreadyExists(name));
+fn put_new(draft: &Draft, limits: &Limits, new: Proposal) -> Result<Mutation, ApiError> {
+    let csr = &new.csr;
+    let name = csr.metadata.name.as_deref().unwrap_or_default();
+    if draft.index().get(name).is_some() {
+        return Err(ApiError::AlreadyExists(name.to_owned()));
     }
-    let waiter = csr.status.is_none().then(|| Waiter::of(&csr));
-    index.room_for(csr.spec.username.as_deref().unwrap_or_default(), waiter.as_ref(), limits)?;
-    Ok(Mutation::Put(Box::new(csr)))
+    let waiter = csr.status.is_none().then(|| Waiter::of(csr));
+    draft.room_for(csr.spec.username.as_deref().unwrap_or_default(), waiter.as_ref(), limits)?;
+    Ok(Mutation::Put(Box::new(new)))
 }
 
 /// Why a certificate that a rule approved cannot be given out: another holds a name of it by now, or its user holds as many
 /// as it may.
-fn not_free(
-    index: &Index,
-    limits: &Limits,
-    csr: &CertificateSigningRequest,
-    caller_host: Option<&str>,
-) -> Option<String> {
-    let stored = StoredRequest::new(csr);
-    let holding = stored.issued()?;
+fn not_free(index: &Index, limits: &Limits, issuance: &Issuance, caller_host: Option<&str>) -> Option<String> {
+    let holding = &issuance.holding;
     let sans = Sans { dns: holding.dns.iter().cloned().collect(), ips: holding.ips.iter().copied().collect() };
     let claim = Claim { common_name: &holding.common_name, sans: &sans, principal: &holding.principal, caller_host };
     let (new, held) = index.holders().growth(holding);

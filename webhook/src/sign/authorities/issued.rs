@@ -220,6 +220,11 @@ impl Issued {
         (seconds(now) < self.lacking_until).then_some(self.since)
     }
 
+    /// What it says of itself, without the certificates.
+    pub(crate) fn emptied(&self) -> Self {
+        Self { leaves: Lean::default(), ..*self }
+    }
+
     /// The certificate of this serial number.
     pub(crate) fn get(&self, serial: &str) -> Option<&Leaf> {
         self.leaves.get(serial)

@@ -185,7 +185,7 @@ impl Server {
     fn authenticate(&self, request: &HttpRequest) -> Result<User, ApiError> {
         let connection = request.conn_data::<Option<ConnectionIdentity>>().and_then(Option::as_ref);
         if let Some(identity) = connection
-            && self.store.with(|index, _| index.ledger().lists(identity.serial()))
+            && self.store.with(|index, _| index.revocations().lists(identity.serial()))
         {
             return Err(ApiError::Revoked(identity.serial().to_owned()));
         }

@@ -70,7 +70,7 @@ impl List {
 
     /// Bytes of all items and the commas between them.
     fn length(&self) -> usize {
-        let items = (0..).map_while(|i| self.item(i)).map(|parts| parts.iter().map(Bytes::len).sum::<usize>());
+        let items = self.page.iter().map(|stored| table::size(stored, self.version, self.form, self.now));
         items.sum::<usize>() + self.page.len().saturating_sub(1)
     }
 

@@ -98,6 +98,14 @@ pub fn item(stored: &StoredRequest, version: Version, form: Form, now: Timestamp
     }
 }
 
+/// Bytes of one item of a list.
+pub fn size(stored: &StoredRequest, version: Version, form: Form, now: Timestamp) -> usize {
+    match form {
+        Form::Object => stored.size(version),
+        Form::Table(_) => item(stored, version, form, now).iter().map(Bytes::len).sum(),
+    }
+}
+
 /// A Table of no rows, as a bookmark carries it.
 pub fn empty_table(metadata: Value) -> Value {
     table(Vec::new(), metadata, false)

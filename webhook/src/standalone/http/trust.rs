@@ -61,7 +61,7 @@ impl Trust {
         let answers = server.may_revoke(user);
         server.store.with(|index, _| {
             for domain in Domain::WITH_LISTS {
-                let Some(revoked) = index.ledger().revoked(domain) else { continue };
+                let Some(revoked) = index.revocations().get(domain) else { continue };
                 if let (Some(key), Some(list)) = (domain.crl_key(), revoked.list()) {
                     lists.insert(key.to_owned(), json!(ByteString(list.der().to_vec())));
                 }

@@ -156,7 +156,7 @@ pub(super) fn replace(
     match current {
         None => Err(ApiError::NotFound(name)),
         Some(current) if current.uid() != uid || current.revision != revision => Err(modified(&name)),
-        Some(_) => Ok(Mutation::Put(Box::new(csr))),
+        Some(_) => Ok(Mutation::Put(Box::new(csr.into()))),
     }
 }
 

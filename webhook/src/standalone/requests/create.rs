@@ -61,12 +61,11 @@ async fn create_own(
     if dry_run {
         return Ok(Created { stored: Arc::new(StoredRequest::new(&csr)), waits: None });
     }
-    let pending = csr.clone();
     let waits = server.settle(&mut csr, &checked, outcome, now);
     let held_again = host_claim(user, &csr);
     let (stored, waits) = match held_again {
         // Another request may have got a name between the decision and now.
-        Some(claim) => server.store.create_if_free(csr, pending, claim).await?,
+        Some(claim) => server.store.create_if_free(csr, claim).await?,
         None => (server.store.create(csr).await?, waits),
     };
     server.tell(&stored, &checked, user);

@@ -210,7 +210,7 @@ impl Server {
         now: SystemTime,
     ) -> Result<String, NotSigned> {
         let request = &checked.request;
-        if self.store.with(|index, _| index.ledger().compromised(&request.public_key)) {
+        if self.store.with(|index, _| index.revocations().compromised(&request.public_key)) {
             return Err(NotSigned::Compromised);
         }
         let asked = lifetime(csr);
@@ -223,14 +223,11 @@ impl Server {
 
     /// Says in the log what became of a request.
     pub(super) fn tell(&self, stored: &StoredRequest, checked: &Checked, by: &User) {
-        let csr = stored.csr();
-        let status = csr.status.as_ref();
-        let conditions: Vec<&str> =
-            status.iter().flat_map(|s| s.conditions.iter().flatten()).map(|c| c.type_.as_str()).collect();
-        let issued = status.is_some_and(|s| s.certificate.is_some());
+        let told = stored.conditions();
+        let conditions: Vec<&str> = told.iter().map(|condition| condition.kind.as_str()).collect();
         let certificate = stored.certificate();
+        let issued = certificate.is_some();
         self.metrics.outcome(issued, conditions.contains(&"Denied"), conditions.contains(&"Failed"));
-        let mut messages = status.iter().flat_map(|s| s.conditions.iter().flatten()).map(|c| c.message.as_deref());
         tracing::info!(
             by = by.name,
             profile = %checked.recognised.role,
@@ -239,7 +236,7 @@ impl Server {
             issued,
             serial = certificate.map(|(serial, _)| serial),
             not_after = certificate.map(|(_, until)| rfc3339::text(until)),
-            reason = messages.next_back().flatten().unwrap_or_default(),
+            reason = told.last().and_then(|condition| condition.message.as_deref()).unwrap_or_default(),
             "request decided on"
         );
     }

@@ -186,6 +186,10 @@ impl Holders {
             let older = holds.iter().filter(|hold| hold.common_name == new.common_name).map(|hold| hold.until).max();
             drain(holds, &mut self.of_principal, |hold| hold.common_name == new.common_name);
             *self.of_principal.entry(Arc::clone(&new.principal)).or_default() += 1;
+            if holds.is_empty() {
+                // Most names have one holder, and there are thousands of names.
+                holds.reserve_exact(1);
+            }
             holds.push(Hold { until: older.map_or(until, |older| older.max(until)), ..new.clone() });
         }
     }

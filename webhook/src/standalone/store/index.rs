@@ -1,8 +1,9 @@
-//! The requests by name, with what is asked of all of them at once: how many each user has, who holds which name, which have
-//! been there for long enough.
+//! The requests by name, the holders of names, and the revocations: all that readers see.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    borrow::Borrow,
+    cmp::Ordering,
+    collections::BTreeSet,
     ops::Bound,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -11,11 +12,11 @@ use std::{
 use jiff::Timestamp;
 
 use super::{
-    holders::Holders,
-    ledger::{Bounds, Ledger},
-    stored::{StoredRequest, Waiter, older},
+    holders::{Holders, Holding},
+    ledger::Bounds,
+    revocations::Revocations,
+    stored::{StoredRequest, older},
 };
-use crate::standalone::error::ApiError;
 
 /// How much is stored, and for how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,39 +51,58 @@ impl Default for Limits {
         }
     }
 }
-/// A user's requests.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Count {
-    all: usize,
-    pending: usize,
+/// A request in a set of them, in the order of their names.
+#[derive(Clone, Debug)]
+struct ByName(Arc<StoredRequest>);
+
+impl Borrow<str> for ByName {
+    fn borrow(&self) -> &str {
+        self.0.name()
+    }
 }
 
-/// The requests by name, how many each user has, and the holders of names.
+impl Ord for ByName {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.0.name().cmp(other.0.name())
+    }
+}
+
+impl PartialOrd for ByName {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for ByName {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.name() == other.0.name()
+    }
+}
+
+impl Eq for ByName {}
+
+/// See the module.
 #[derive(Clone, Debug, Default)]
 pub struct Index {
-    requests: BTreeMap<Arc<str>, Arc<StoredRequest>>,
-    counts: HashMap<String, Count>,
-    /// The requests that wait, by name, each with the caller that it is charged to; and how many each has.
-    charged: BTreeMap<Arc<str>, Arc<str>>,
-    waiting: HashMap<Arc<str>, usize>,
+    requests: BTreeSet<ByName>,
     holders: Holders,
-    ledger: Ledger,
+    revocations: Revocations,
 }
 
 impl Index {
     /// The request of this name.
     pub fn get(&self, name: &str) -> Option<&Arc<StoredRequest>> {
-        self.requests.get(name)
+        self.requests.get(name).map(|found| &found.0)
     }
 
     /// All requests after `name`, in the order of their names.
     pub fn after(&self, name: &str) -> impl Iterator<Item = &Arc<StoredRequest>> {
-        self.requests.range::<str, _>((Bound::Excluded(name), Bound::Unbounded)).map(|(_, r)| r)
+        self.requests.range::<str, _>((Bound::Excluded(name), Bound::Unbounded)).map(|found| &found.0)
     }
 
     /// All requests.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<StoredRequest>> {
-        self.requests.values()
+        self.requests.iter().map(|found| &found.0)
     }
 
     /// How many there are.
@@ -104,87 +124,13 @@ impl Index {
         &mut self.holders
     }
 
-    /// The valid certificates, and the revoked ones.
-    pub const fn ledger(&self) -> &Ledger {
-        &self.ledger
+    /// The revocations.
+    pub const fn revocations(&self) -> &Revocations {
+        &self.revocations
     }
 
-    pub(super) const fn ledger_mut(&mut self) -> &mut Ledger {
-        &mut self.ledger
-    }
-
-    /// Checks that there is place for a new request of `user`, decided on or not; `waiter` tells to whom one that waits is charged.
-    ///
-    /// # Errors
-    /// [`ApiError::TooManyRequests`]: which limit is reached.
-    pub(super) fn room_for(&self, user: &str, waiter: Option<&Waiter>, limits: &Limits) -> Result<(), ApiError> {
-        let count = self.counts.get(user).copied().unwrap_or_default();
-        let most = limits.pending_per_user;
-        let charged = waiter.map(|waiter| self.charged_to(waiter));
-        let of_charged = charged.and_then(|charged| self.waiting.get(charged)).copied().unwrap_or_default();
-        let all = if waiter.is_some() { limits.requests } else { limits.requests.saturating_add(limits.requests / 4) };
-        let message = if waiter.is_some() && count.pending >= most {
-            format!(
-                "{user} has {most} requests waiting for approval, which is the limit; have them approved or deleted"
-            )
-        } else if let Some(charged) = charged.filter(|_| of_charged >= most) {
-            format!(
-                "{charged} and the hosts that have their certificates by it have {most} requests waiting for approval, which is \
-                 the limit (--max-pending-per-user); have them approved or deleted"
-            )
-        } else if count.all >= limits.per_user {
-            format!(
-                "{user} has {} requests stored, which is the limit; delete some or try again later",
-                limits.per_user
-            )
-        } else if self.len() >= all {
-            format!("{all} requests are stored, which is the limit; have them approved, denied or deleted")
-        } else {
-            return Ok(());
-        };
-        Err(ApiError::TooManyRequests { message, retry_after_seconds: 60 })
-    }
-
-    /// To whom a request that waits is charged: a host invented by a bootstrap token to that token.
-    fn charged_to<'a>(&'a self, waiter: &'a Waiter) -> &'a str {
-        self.ledger.origin_of(&waiter.presented).unwrap_or(&waiter.principal)
-    }
-
-    /// Charges the requests that wait anew: a journal has them before the record of certificates.
-    pub(super) fn charge_all(&mut self) {
-        (self.charged, self.waiting) = (BTreeMap::new(), HashMap::new());
-        let waiting: Vec<Arc<StoredRequest>> =
-            self.iter().filter(|request| request.waiter().is_some()).cloned().collect();
-        waiting.iter().for_each(|request| self.charge(request));
-    }
-
-    fn charge(&mut self, request: &StoredRequest) {
-        let Some(waiter) = request.waiter() else { return };
-        let charged: Arc<str> = Arc::from(self.charged_to(waiter));
-        *self.waiting.entry(Arc::clone(&charged)).or_default() += 1;
-        self.charged.insert(Arc::from(request.name()), charged);
-    }
-
-    /// The request of this name waits no more.
-    fn discharge(&mut self, name: &str) {
-        let Some(charged) = self.charged.remove(name) else { return };
-        if let Some(count) = self.waiting.get_mut(&charged) {
-            *count -= 1;
-            if *count == 0 {
-                self.waiting.remove(&charged);
-            }
-        }
-    }
-
-    /// The users who have no place for `wanted` requests more.
-    pub(super) fn full_users(&self, limits: &Limits, wanted: usize) -> Vec<String> {
-        let full = self.counts.iter().filter(|(_, count)| count.all + wanted > limits.per_user);
-        full.map(|(user, _)| user.clone()).collect()
-    }
-
-    /// How many requests `user` has.
-    pub(super) fn count_of(&self, user: &str) -> usize {
-        self.counts.get(user).map_or(0, |count| count.all)
+    pub(super) const fn revocations_mut(&mut self) -> &mut Revocations {
+        &mut self.revocations
     }
 
     /// True if a request has been there for long enough.
@@ -193,34 +139,22 @@ impl Index {
         older(request.touched(), life, now)
     }
 
-    /// Stores `new` under `name`, or removes the present request. The names of a certificate are held from now on, even without
-    /// its request, and the certificate is in the record, which has `room`.
-    pub(super) fn set(&mut self, name: &str, new: Option<Arc<StoredRequest>>, room: usize, now: SystemTime) {
-        self.discharge(name);
-        if let Some(new) = &new {
-            let count = self.counts.entry(new.owner().to_owned()).or_default();
-            count.all += 1;
-            count.pending += usize::from(!new.decided());
-            if let Some(holding) = new.issued() {
-                self.holders.take(holding, now);
-            }
-            if let Some(recorded) = new.recorded() {
-                self.ledger.note(recorded, room, now);
-            }
-            self.charge(new);
+    /// Stores `new` under its name, which is `name`, or removes the present request. The names of a certificate are held from
+    /// now on, even without its request. Gives the request that was there.
+    pub(super) fn set(
+        &mut self,
+        name: &str,
+        new: Option<Arc<StoredRequest>>,
+        holding: Option<&Holding>,
+        now: SystemTime,
+    ) -> Option<Arc<StoredRequest>> {
+        if let Some(holding) = holding {
+            self.holders.take(holding, now);
         }
         let old = match new {
-            Some(new) => self.requests.insert(Arc::from(name), new),
-            None => self.requests.remove(name),
+            Some(new) => self.requests.replace(ByName(new)),
+            None => self.requests.take(name),
         };
-        if let Some(old) = old
-            && let Some(count) = self.counts.get_mut(old.owner())
-        {
-            count.all -= 1;
-            count.pending -= usize::from(!old.decided());
-            if count.all == 0 {
-                self.counts.remove(old.owner());
-            }
-        }
+        old.map(|old| old.0)
     }
 }

@@ -20,7 +20,10 @@ use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
-use super::{holders::Holding, ledger::LedgerEntry};
+use super::{
+    holders::Holding,
+    ledger::{LedgerEntry, LedgerLine},
+};
 
 const JOURNAL: &str = "requests.journal";
 const NEW_JOURNAL: &str = "requests.journal.new";
@@ -28,8 +31,8 @@ const LOCK: &str = "lock";
 /// Below this size a journal is left as it is.
 const COMPACT_FROM: u64 = 4 << 20;
 
-/// One change.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// One change, as it is read.
+#[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Entry {
     /// The request as it is from now on.
@@ -46,6 +49,25 @@ pub(super) enum Entry {
     /// The record of the certificates, or revocations.
     Ledger(LedgerEntry),
     /// The last revision given out when the journal was rewritten.
+    Revision(u64),
+}
+
+/// An [`Entry`], as it is written; a request is written by [`put_line`].
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Line<'a> {
+    /// See [`Entry::Delete`].
+    Delete {
+        /// The name.
+        name: &'a str,
+    },
+    /// See [`Entry::Holders`].
+    Holders,
+    /// See [`Entry::Hold`].
+    Hold(Holding),
+    /// See [`Entry::Ledger`].
+    Ledger(LedgerLine<'a>),
+    /// See [`Entry::Revision`].
     Revision(u64),
 }
 
@@ -101,12 +123,12 @@ struct Seen {
 }
 
 impl Journal {
-    /// Opens `dir`, making it where it is missing, and reads what is in it. A directory that can be read and not written
+    /// Opens `dir`, making it where it is missing, and gives `take` each entry that is in it. A directory that can be read and not written
     /// is opened all the same: each [`Self::append`] tries again.
     ///
     /// # Errors
     /// See [`OpenError`].
-    pub(super) fn open(dir: &Path) -> Result<(Self, Vec<Entry>), OpenError> {
+    pub(super) fn open(dir: &Path, take: impl FnMut(Entry) -> Result<(), String>) -> Result<Self, OpenError> {
         let io = |path: &Path| {
             let path = path.to_owned();
             move |error| OpenError::Io { path, error }
@@ -135,8 +157,11 @@ impl Journal {
             Err(e) if e.kind() == ErrorKind::NotFound => {}
             Err(e) => return Err(io(&path)(e)),
         }
-        let (entries, length) =
-            replay(&bytes).map_err(|(offset, message)| OpenError::Damaged { path: path.clone(), offset, message })?;
+        let length = replay(&bytes, take).map_err(|(offset, message)| OpenError::Damaged {
+            path: path.clone(),
+            offset,
+            message,
+        })?;
         if length < bytes.len() as u64 {
             tracing::warn!(
                 file = %path.display(),
@@ -148,7 +173,7 @@ impl Journal {
             open.set_len(length).and_then(|()| open.sync_all()).map_err(io(&path))?;
             sync_dir(dir).map_err(io(dir))?;
         }
-        Ok((Self { dir: dir.to_owned(), lock, open, last, length, base: length }, entries))
+        Ok(Self { dir: dir.to_owned(), lock, open, last, length, base: length })
     }
 
     /// True if the last write went well.
@@ -271,11 +296,11 @@ fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-impl Entry {
-    /// Adds the line of this entry.
-    pub(super) fn line(&self, lines: &mut Vec<u8>) {
+impl Line<'_> {
+    /// Adds it to `lines`.
+    pub(super) fn add_to(&self, lines: &mut Vec<u8>) {
         // Nothing in the type can fail to be JSON, and writing to memory does not fail.
-        lines.extend(serde_json::to_vec(self).unwrap_or_default());
+        serde_json::to_writer(&mut *lines, self).unwrap_or_default();
         lines.push(b'\n');
     }
 }
@@ -297,16 +322,16 @@ fn head(lines: &[u8]) -> String {
     format!("#{} {}\n", lines.len(), hex(&digest(&SHA256, lines).as_ref()[..16]))
 }
 
-/// The entries of all whole batches, and where the last of them ends.
-fn replay(bytes: &[u8]) -> Result<(Vec<Entry>, u64), (u64, String)> {
-    let mut entries = Vec::new();
+/// Gives `take` the entries of all whole batches, one after the other; where the last of them ends. The requests in a journal
+/// are of several times the memory of those that are kept of it.
+fn replay(bytes: &[u8], mut take: impl FnMut(Entry) -> Result<(), String>) -> Result<u64, (u64, String)> {
     let mut offset = 0;
     while offset < bytes.len() {
         match next_batch(&bytes[offset..]) {
             Ok((lines, end)) => {
                 for line in lines.split(|b| *b == b'\n').filter(|l| !l.is_empty()) {
-                    let entry = serde_json::from_slice(line).map_err(|e| (offset as u64, e.to_string()))?;
-                    entries.push(entry);
+                    let entry = serde_json::from_slice(line).map_err(|e| e.to_string());
+                    entry.and_then(&mut take).map_err(|message| (offset as u64, message))?;
                 }
                 offset += end;
             }
@@ -321,7 +346,7 @@ fn replay(bytes: &[u8]) -> Result<(Vec<Entry>, u64), (u64, String)> {
             }
         }
     }
-    Ok((entries, offset as u64))
+    Ok(offset as u64)
 }
 
 /// The lines of the batch at the beginning of `bytes`, and its length.
@@ -363,6 +388,24 @@ mod tests {
         }
     }
 
+    fn open(dir: &Path) -> Result<(Journal, Vec<Entry>), OpenError> {
+        let mut entries = Vec::new();
+        let journal = Journal::open(dir, |entry| {
+            entries.push(entry);
+            Ok(())
+        })?;
+        Ok((journal, entries))
+    }
+
+    fn replayed(bytes: &[u8]) -> Result<(Vec<Entry>, u64), (u64, String)> {
+        let mut entries = Vec::new();
+        let length = replay(bytes, |entry| {
+            entries.push(entry);
+            Ok(())
+        })?;
+        Ok((entries, length))
+    }
+
     fn put(name: &str) -> Entry {
         let mut csr = CertificateSigningRequest::default();
         csr.metadata.name = Some(name.to_owned());
@@ -374,7 +417,9 @@ mod tests {
         for entry in entries {
             match entry {
                 Entry::Put(csr) => put_line(&serde_json::to_vec(csr).unwrap(), &mut lines),
-                other => other.line(&mut lines),
+                Entry::Delete { name } => Line::Delete { name }.add_to(&mut lines),
+                Entry::Revision(number) => Line::Revision(*number).add_to(&mut lines),
+                other => panic!("{other:?} is in no test"),
             }
         }
         lines
@@ -397,26 +442,26 @@ mod tests {
     #[test]
     fn acknowledged_records_are_read_back() {
         let dir = Dir::new("back");
-        let (mut journal, entries) = Journal::open(&dir.0).unwrap();
+        let (mut journal, entries) = open(&dir.0).unwrap();
         assert!(entries.is_empty());
         journal.append(&lines(&[put("a"), put("../b")])).unwrap();
         journal.append(&lines(&[Entry::Delete { name: "a".to_owned() }])).unwrap();
         drop(journal);
-        let (mut journal, entries) = Journal::open(&dir.0).unwrap();
+        let (mut journal, entries) = open(&dir.0).unwrap();
         assert_eq!(names(&entries), ["a", "../b", "-a"]);
         journal.compact([lines(&[Entry::Revision(7)]), lines(&[put("../b")])].into_iter()).unwrap();
         journal.append(&lines(&[put("c")])).unwrap();
         drop(journal);
-        assert_eq!(names(&Journal::open(&dir.0).unwrap().1), ["7", "../b", "c"]);
+        assert_eq!(names(&open(&dir.0).unwrap().1), ["7", "../b", "c"]);
     }
 
     #[test]
     fn two_writers_are_told_apart() {
         let dir = Dir::new("two");
-        let first = Journal::open(&dir.0).unwrap();
-        assert!(matches!(Journal::open(&dir.0), Err(OpenError::InUse(_))));
+        let first = open(&dir.0).unwrap();
+        assert!(matches!(open(&dir.0), Err(OpenError::InUse(_))));
         drop(first);
-        Journal::open(&dir.0).unwrap();
+        open(&dir.0).unwrap();
     }
 
     #[test]
@@ -424,10 +469,10 @@ mod tests {
         let whole = [batch(&lines(&[put("a")])), batch(&lines(&[put("b"), put("c")]))];
         let bytes = whole.concat();
         for cut in whole[0].len()..bytes.len() {
-            let (entries, length) = replay(&bytes[..cut]).unwrap();
+            let (entries, length) = replayed(&bytes[..cut]).unwrap();
             assert_eq!((names(&entries), length), (vec!["a".to_owned()], whole[0].len() as u64), "{cut}");
         }
-        assert_eq!(names(&replay(&bytes).unwrap().0), ["a", "b", "c"]);
+        assert_eq!(names(&replayed(&bytes).unwrap().0), ["a", "b", "c"]);
     }
 
     #[test]
@@ -436,14 +481,14 @@ mod tests {
         for i in 0..whole[0].len() {
             let mut bytes = whole.concat();
             bytes[i] ^= 1;
-            assert!(replay(&bytes).is_err(), "byte {i}");
+            assert!(replayed(&bytes).is_err(), "byte {i}");
         }
     }
 
     #[test]
     fn a_failed_write_is_as_if_it_had_not_been() {
         let dir = Dir::new("full");
-        let (mut journal, _) = Journal::open(&dir.0).unwrap();
+        let (mut journal, _) = open(&dir.0).unwrap();
         journal.append(&lines(&[put("a")])).unwrap();
         // Every write to this device fails for want of space.
         let full = OpenOptions::new().read(true).write(true).open("/dev/full").unwrap();
@@ -451,34 +496,34 @@ mod tests {
         assert_eq!(journal.append(&lines(&[put("b")])).unwrap_err().kind(), ErrorKind::StorageFull);
         assert!(!journal.writable());
         drop(good);
-        assert!(matches!(Journal::open(&dir.0), Err(OpenError::InUse(_))), "the lock is held all the time");
+        assert!(matches!(open(&dir.0), Err(OpenError::InUse(_))), "the lock is held all the time");
         journal.append(&lines(&[put("c")])).unwrap();
         drop(journal);
-        assert_eq!(names(&Journal::open(&dir.0).unwrap().1), ["a", "c"]);
+        assert_eq!(names(&open(&dir.0).unwrap().1), ["a", "c"]);
     }
 
     /// As where the directory was read-only at the start, and another process was started on it later.
     #[test]
     fn what_another_process_wrote_meanwhile_is_never_cut_off() {
         let dir = Dir::new("other");
-        let (mut journal, _) = Journal::open(&dir.0).unwrap();
+        let (mut journal, _) = open(&dir.0).unwrap();
         journal.append(&lines(&[put("a")])).unwrap();
         drop(journal);
-        let (mut reader, _) = Journal::open(&dir.0).unwrap();
+        let (mut reader, _) = open(&dir.0).unwrap();
         (reader.lock, reader.open) = (None, None);
-        let (mut other, _) = Journal::open(&dir.0).unwrap();
+        let (mut other, _) = open(&dir.0).unwrap();
         assert!(reader.append(&lines(&[put("x")])).is_err(), "the other one holds the lock");
         other.append(&lines(&[put("b")])).unwrap();
         drop(other);
         let refused = reader.append(&lines(&[put("x")])).unwrap_err().to_string();
         assert!(refused.contains("changed by somebody else"), "{refused}");
-        assert_eq!(names(&Journal::open(&dir.0).unwrap().1), ["a", "b"]);
+        assert_eq!(names(&open(&dir.0).unwrap().1), ["a", "b"]);
 
         // Where nobody wrote, it goes on.
-        let (mut reader, _) = Journal::open(&dir.0).unwrap();
+        let (mut reader, _) = open(&dir.0).unwrap();
         (reader.lock, reader.open) = (None, None);
         reader.append(&lines(&[put("c")])).unwrap();
         drop(reader);
-        assert_eq!(names(&Journal::open(&dir.0).unwrap().1), ["a", "b", "c"]);
+        assert_eq!(names(&open(&dir.0).unwrap().1), ["a", "b", "c"]);
     }
 }

@@ -11,13 +11,13 @@ use std::{
 
 use etcd_tls_contract::{
     certificate::Chain,
-    csr,
     names::{ClusterName, SignerName},
     role::{Domain, Role},
 };
 use jiff::Timestamp;
 use k8s_openapi::{ByteString, api::certificates::v1::CertificateSigningRequest};
 
+use super::revocations::Revocations;
 use crate::{
     rollover::rfc3339,
     sign::ledger::{Issued, Leaf, Line, Revoked, host_holder},
@@ -32,9 +32,20 @@ use record::{Fact, Record};
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
     issued: BTreeMap<Domain, Record>,
-    revoked: BTreeMap<Domain, Arc<Revoked>>,
+    revoked: Revocations,
+    /// The changes that are not durable yet, in their order.
+    changes: Vec<Changed>,
     /// The only cluster of this signer; empty: it has several.
     cluster: String,
+}
+
+/// A change of the record, and what undoes it.
+#[derive(Clone, Debug)]
+enum Changed {
+    /// The certificate of this serial number is new.
+    Added(Domain, String),
+    /// This one left.
+    Removed(Domain, String, Leaf),
 }
 
 /// Valid certificates of a branch that count against no bound of a caller: a host that renews is never refused for what others
@@ -156,10 +167,31 @@ impl Ledger {
         if now < recorded.until && !known {
             let line = Some(Box::new(self.line(recorded)));
             let leaf = self.of_the_only_cluster(Leaf { line, ..recorded.leaf.clone() });
-            let revoked = self.revoked.get(&recorded.domain).cloned().unwrap_or_default();
-            let record = self.issued.entry(recorded.domain).or_default();
-            record.make_room(room, leaf.at, &revoked);
+            let revoked = self.revoked.get(recorded.domain).cloned().unwrap_or_default();
+            let domain = recorded.domain;
+            let record = self.issued.entry(domain).or_default();
+            let gone = record.make_room(room, leaf.at, &revoked);
+            self.changes.extend(gone.into_iter().map(|(serial, leaf)| Changed::Removed(domain, serial, leaf)));
             record.put(&recorded.serial, leaf);
+            self.changes.push(Changed::Added(domain, recorded.serial.clone()));
+        }
+    }
+
+    /// All changes so far are durable.
+    pub(super) fn keep(&mut self) {
+        self.changes = Vec::new();
+    }
+
+    /// Takes back the changes of the record that are not durable.
+    pub(super) fn take_back(&mut self) {
+        for change in std::mem::take(&mut self.changes).into_iter().rev() {
+            match change {
+                Changed::Added(domain, serial) => {
+                    let record = self.issued.entry(domain).or_default();
+                    drop(record.remove(&serial));
+                }
+                Changed::Removed(domain, serial, leaf) => self.issued.entry(domain).or_default().put(&serial, leaf),
+            }
         }
     }
 
@@ -210,12 +242,12 @@ impl Ledger {
     /// # Errors
     /// Which of these it is, and the remedy.
     pub(super) fn admit(&self, name: &str, new: &Recorded, bounds: Bounds) -> Result<(), ApiError> {
-        if self.revoked.values().any(|revoked| revoked.compromised(&new.leaf.key)) {
+        if self.revoked.compromised_digest(&new.leaf.key) {
             let message = "an operator has revoked this key as compromised; make another one".to_owned();
             return Err(ApiError::Conflict { name: name.to_owned(), message });
         }
         let Some(record) = self.issued.get(&new.domain) else { return Ok(()) };
-        let revoked = self.revoked.get(&new.domain);
+        let revoked = self.revoked.get(new.domain);
         let lists = |serial: &str| revoked.is_some_and(|revoked| revoked.lists(serial));
         let Leaf { user, principal, holder, at, .. } = &new.leaf;
         let counts = |serial: &str| serial != new.serial && !lists(serial);
@@ -294,7 +326,7 @@ impl Ledger {
 
     /// The revocations of a domain.
     pub(crate) fn revoked(&self, domain: Domain) -> Option<&Arc<Revoked>> {
-        self.revoked.get(&domain)
+        self.revoked.get(domain)
     }
 
     /// To whom the certificate of this serial number is charged, where it is recorded.
@@ -304,18 +336,17 @@ impl Ledger {
 
     /// True if a certificate is revoked.
     pub fn lists(&self, serial: &str) -> bool {
-        self.revoked.values().any(|revoked| revoked.lists(serial))
+        self.revoked.lists(serial)
     }
 
-    /// True if an operator has revoked a certificate of this public key because the key is compromised.
-    pub fn compromised(&self, public_key: &[u8]) -> bool {
-        let key = csr::key_digest(public_key);
-        self.revoked.values().any(|revoked| revoked.compromised(&key))
+    /// The revocations of all domains.
+    pub(super) const fn revocations(&self) -> &Revocations {
+        &self.revoked
     }
 
     /// Replaces the revocations of a domain.
     pub(super) fn revise(&mut self, domain: Domain, revoked: Arc<Revoked>) {
-        self.revoked.insert(domain, revoked);
+        self.revoked.revise(domain, revoked);
     }
 
     /// Takes an entry of the journal.
@@ -336,7 +367,7 @@ impl Ledger {
             }
             LedgerEntry::Revoked(domain, data) => {
                 let revoked = Revoked::read(&data).map_err(|error| ApiError::Internal(error.to_string()))?;
-                self.revoked.insert(domain, Arc::new(revoked));
+                self.revoked.revise(domain, Arc::new(revoked));
             }
         }
         Ok(())
@@ -344,26 +375,39 @@ impl Ledger {
 
     /// The entry of a certificate, for the journal: its request alone does not tell to whom it is charged. `None`: it is not
     /// recorded.
-    pub(super) fn entry_of(&self, recorded: &Recorded) -> Option<LedgerEntry> {
+    pub(super) fn entry_of<'a>(&'a self, recorded: &'a Recorded) -> Option<LedgerLine<'a>> {
         let leaf = self.issued.get(&recorded.domain)?.get(&recorded.serial)?;
-        Some(LedgerEntry::Leaf(recorded.domain, recorded.serial.clone(), Box::new(leaf.clone())))
+        Some(LedgerLine::Leaf(recorded.domain, &recorded.serial, leaf))
     }
 
-    /// All of it, for a journal that is rewritten.
+    /// All of it, for a journal that is rewritten: a record is emptied, and then filled by one entry for each certificate.
     ///
     /// # Errors
     /// It cannot be encoded.
-    pub(super) fn entries(&self) -> Result<Vec<LedgerEntry>, ApiError> {
-        let issued = self
-            .issued
-            .iter()
-            .map(|(domain, record)| Ok(LedgerEntry::Issued(*domain, Box::new(record.issued().clone()))));
-        issued.chain(self.revoked.iter().map(|(domain, revoked)| entry(*domain, revoked))).collect()
+    pub(super) fn entries(&self) -> Result<impl Iterator<Item = LedgerLine<'_>>, ApiError> {
+        let issued = self.issued.iter().flat_map(|(domain, record)| {
+            let leaves = record.issued().iter().map(|(serial, leaf)| LedgerLine::Leaf(*domain, serial, leaf));
+            std::iter::once(LedgerLine::Issued(*domain, record.issued().emptied())).chain(leaves)
+        });
+        let revoked = self.revoked.iter().map(|(domain, revoked)| entry(domain, revoked));
+        Ok(issued.chain(revoked.collect::<Result<Vec<_>, _>>()?))
     }
 }
 
+/// A [`LedgerEntry`], as it is written.
+#[derive(Debug, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum LedgerLine<'a> {
+    /// See [`LedgerEntry::Issued`].
+    Issued(Domain, Issued),
+    /// See [`LedgerEntry::Leaf`].
+    Leaf(Domain, &'a str, &'a Leaf),
+    /// See [`LedgerEntry::Revoked`].
+    Revoked(Domain, BTreeMap<String, ByteString>),
+}
+
 /// An entry of the journal.
-#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum LedgerEntry {
     /// The record of a domain, in the place of what was read so far.
@@ -378,10 +422,10 @@ pub(super) enum LedgerEntry {
 ///
 /// # Errors
 /// They cannot be encoded.
-pub(super) fn entry(domain: Domain, revoked: &Revoked) -> Result<LedgerEntry, ApiError> {
+pub(super) fn entry(domain: Domain, revoked: &Revoked) -> Result<LedgerLine<'static>, ApiError> {
     let data = revoked.record().map_err(|error| ApiError::Internal(error.to_string()))?;
     let data = data.map(|(key, bytes)| (key.to_owned(), ByteString(bytes))).into_iter().collect();
-    Ok(LedgerEntry::Revoked(domain, data))
+    Ok(LedgerLine::Revoked(domain, data))
 }
 
 #[cfg(test)]

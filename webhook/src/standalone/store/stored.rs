@@ -1,4 +1,4 @@
-//! One stored request: its JSON, which is stored once and sent as it is, and the facts that lists and limits need.
+//! One stored request: its JSON, as it is sent, in few bytes, and the facts that lists and limits need.
 
 use std::{
     collections::BTreeMap,
@@ -9,8 +9,13 @@ use bytes::Bytes;
 use etcd_tls_contract::certificate::Chain;
 use jiff::Timestamp;
 use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestStatus};
+use serde::Deserialize;
 
-use super::{holders::Holding, ledger::Recorded};
+use super::{
+    holders::Holding,
+    ledger::Recorded,
+    packed::{Label, Packed},
+};
 use crate::standalone::{
     auth::{PRESENTED, User},
     version::Version,
@@ -30,17 +35,68 @@ const BETA_HEAD: &[u8] = b"{\"apiVersion\":\"certificates.k8s.io/v1beta1\"";
 pub struct StoredRequest {
     /// `metadata.resourceVersion` as a number.
     pub revision: u64,
-    json: Bytes,
-    name: Box<str>,
-    uid: Box<str>,
-    owner: Box<str>,
-    signer: Box<str>,
+    json: Packed,
+    /// Name, uid, owner, signer, and the certificate's serial number, one after the other.
+    texts: Box<str>,
+    /// Where each of them ends, but the last.
+    ends: [usize; 4],
     labels: BTreeMap<String, String>,
     decided: bool,
     touched: Timestamp,
-    issued: Option<Box<Holding>>,
-    recorded: Option<Box<Recorded>>,
+    /// The end of the certificate, where one was issued.
+    until: Option<SystemTime>,
     waiter: Option<Box<Waiter>>,
+}
+
+/// The certificate of a request, for the records of names and of certificates.
+#[derive(Debug)]
+pub(super) struct Issuance {
+    pub(super) holding: Holding,
+    pub(super) recorded: Recorded,
+}
+
+impl Issuance {
+    /// The certificate in this request, where one was issued.
+    pub(super) fn of(csr: &CertificateSigningRequest) -> Option<Self> {
+        let chain = Chain::parse(&csr.status.as_ref()?.certificate.as_ref()?.0).ok()?;
+        let granted = approved_by(csr) != Some(AUTO_APPROVED);
+        let principal = User::of(csr).principal();
+        let recorded = Recorded::of(csr, &chain, principal.clone(), touched(csr), granted);
+        let holding = Holding {
+            common_name: chain.common_name,
+            principal,
+            dns: chain.sans.dns.into_iter().collect(),
+            ips: chain.sans.ips.into_iter().collect(),
+            until: chain.not_after.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+            given: granted,
+            subject: true,
+        };
+        Some(Self { holding, recorded })
+    }
+}
+
+/// A request that is to be stored, and what its certificate says: read before the writer has it.
+#[derive(Debug)]
+pub struct Proposal {
+    pub(super) csr: CertificateSigningRequest,
+    pub(super) issuance: Option<Issuance>,
+}
+
+impl From<CertificateSigningRequest> for Proposal {
+    fn from(csr: CertificateSigningRequest) -> Self {
+        Self { issuance: Issuance::of(&csr), csr }
+    }
+}
+
+/// A condition, as far as people are told of it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Condition {
+    /// Its type.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Its message.
+    pub message: Option<String>,
 }
 
 /// The caller of a request that nobody decided on yet.
@@ -62,72 +118,109 @@ impl Waiter {
 impl StoredRequest {
     /// The request, as it is to be stored.
     pub fn new(csr: &CertificateSigningRequest) -> Self {
-        let text = |text: &Option<String>| Box::from(text.as_deref().unwrap_or_default());
-        let conditions = || csr.status.iter().flat_map(|s| s.conditions.iter().flatten());
-        let created = csr.metadata.creation_timestamp.as_ref().map(|t| t.0);
-        let changed = conditions().filter_map(|c| c.last_update_time.as_ref()).map(|t| t.0);
-        let touched = changed.chain(created).max().unwrap_or(Timestamp::MIN);
+        Self::issued(csr, Issuance::of(csr).as_ref())
+    }
+
+    /// [`Self::new`], with the certificate that is in it.
+    pub(super) fn issued(csr: &CertificateSigningRequest, issuance: Option<&Issuance>) -> Self {
+        let recorded = issuance.map(|issuance| &issuance.recorded);
+        let text = |text: &'_ Option<String>| text.as_deref().unwrap_or_default().to_owned();
+        let parts = [
+            text(&csr.metadata.name),
+            text(&csr.metadata.uid),
+            text(&csr.spec.username),
+            csr.spec.signer_name.clone(),
+            recorded.map_or_else(String::new, |recorded| recorded.serial().to_owned()),
+        ];
+        let mut end = 0;
+        let ends = [0, 1, 2, 3].map(|part: usize| {
+            end += parts[part].len();
+            end
+        });
+        let decided = csr.status.iter().flat_map(|s| s.conditions.iter().flatten()).next().is_some();
+        // Nothing in the type can fail to be JSON.
+        let json = serde_json::to_string(csr).unwrap_or_default();
         let certificate = csr.status.as_ref().and_then(|status| status.certificate.as_ref());
-        let chain = certificate.and_then(|certificate| Chain::parse(&certificate.0).ok());
-        let granted = approved_by(csr) != Some(AUTO_APPROVED);
-        let recorded =
-            chain.as_ref().map(|chain| Box::new(Recorded::of(csr, chain, User::of(csr).principal(), touched, granted)));
-        let decided = conditions().next().is_some();
+        let certificate = certificate.map_or(&[][..], |certificate| &certificate.0);
         Self {
             revision: csr.metadata.resource_version.as_ref().and_then(|v| v.parse().ok()).unwrap_or_default(),
-            // Nothing in the type can fail to be JSON.
-            json: Bytes::from(serde_json::to_vec(csr).unwrap_or_default()),
-            name: text(&csr.metadata.name),
-            uid: text(&csr.metadata.uid),
-            owner: text(&csr.spec.username),
-            signer: Box::from(csr.spec.signer_name.as_str()),
+            json: Packed::new(&json, [(&csr.spec.request.0, Label::Request), (certificate, Label::Certificate)]),
+            texts: parts.concat().into_boxed_str(),
+            ends,
             labels: csr.metadata.labels.clone().unwrap_or_default(),
             decided,
-            touched,
-            issued: chain.map(|chain| Box::new(holding(csr, chain))),
-            recorded,
+            touched: touched(csr),
+            until: recorded.map(Recorded::until),
             waiter: (!decided).then(|| Box::new(Waiter::of(csr))),
         }
     }
 
     /// The object. It was written here, so it can be read.
     pub fn csr(&self) -> CertificateSigningRequest {
-        serde_json::from_slice(&self.json).unwrap_or_default()
+        serde_json::from_slice(&self.json()).unwrap_or_default()
     }
 
     /// The object's JSON in the words of v1.
-    pub fn json(&self) -> &Bytes {
-        &self.json
+    pub fn json(&self) -> Vec<u8> {
+        self.json.json()
     }
 
     /// The object's JSON in the words of `version`, in two parts.
     pub fn parts(&self, version: Version) -> [Bytes; 2] {
+        let json = Bytes::from(self.json());
         match version {
-            Version::V1beta1 if self.json.starts_with(HEAD) => {
-                [Bytes::from_static(BETA_HEAD), self.json.slice(HEAD.len()..)]
-            }
-            _ => [self.json.clone(), Bytes::new()],
+            Version::V1beta1 if json.starts_with(HEAD) => [Bytes::from_static(BETA_HEAD), json.slice(HEAD.len()..)],
+            _ => [json, Bytes::new()],
         }
+    }
+
+    /// Bytes of the object's JSON in the words of `version`.
+    pub fn size(&self, version: Version) -> usize {
+        match version {
+            Version::V1beta1 if self.json.without_values().as_bytes().starts_with(HEAD) => {
+                self.json.len() - HEAD.len() + BETA_HEAD.len()
+            }
+            _ => self.json.len(),
+        }
+    }
+
+    /// `status.conditions`.
+    pub fn conditions(&self) -> Vec<Condition> {
+        #[derive(Default, Deserialize)]
+        #[serde(default)]
+        struct Decided {
+            status: Conditions,
+        }
+        #[derive(Default, Deserialize)]
+        #[serde(default)]
+        struct Conditions {
+            conditions: Vec<Condition>,
+        }
+        serde_json::from_str(self.json.without_values()).map(|Decided { status }| status.conditions).unwrap_or_default()
+    }
+
+    fn text(&self, from: usize, to: usize) -> &str {
+        self.texts.get(from..to).unwrap_or_default()
     }
 
     /// `metadata.name`.
     pub fn name(&self) -> &str {
-        &self.name
+        self.text(0, self.ends[0])
     }
 
     /// `metadata.uid`.
     pub fn uid(&self) -> &str {
-        &self.uid
+        self.text(self.ends[0], self.ends[1])
     }
 
     /// `spec.username`: its owner.
     pub fn owner(&self) -> &str {
-        &self.owner
+        self.text(self.ends[1], self.ends[2])
     }
 
     /// `spec.signerName`.
     pub fn signer(&self) -> &str {
-        &self.signer
+        self.text(self.ends[2], self.ends[3])
     }
 
     /// `metadata.labels`: the value of `key`.
@@ -150,33 +243,18 @@ impl StoredRequest {
         self.touched
     }
 
-    /// The names of the certificate, where one was issued.
-    pub(super) fn issued(&self) -> Option<&Holding> {
-        self.issued.as_deref()
-    }
-
     /// Serial number and end of the certificate, where one was issued.
     pub fn certificate(&self) -> Option<(&str, SystemTime)> {
-        self.recorded().map(|recorded| (recorded.serial(), recorded.until()))
-    }
-
-    /// The certificate for the record, where one was issued.
-    pub(super) fn recorded(&self) -> Option<&Recorded> {
-        self.recorded.as_deref()
+        Some((self.text(self.ends[3], self.texts.len()), self.until?))
     }
 }
 
-/// The names of the certificate in a request.
-fn holding(csr: &CertificateSigningRequest, chain: Chain) -> Holding {
-    Holding {
-        common_name: chain.common_name,
-        principal: User::of(csr).principal(),
-        dns: chain.sans.dns.into_iter().collect(),
-        ips: chain.sans.ips.into_iter().collect(),
-        until: chain.not_after.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
-        given: approved_by(csr) != Some(AUTO_APPROVED),
-        subject: true,
-    }
+/// When it was made, or last decided on.
+fn touched(csr: &CertificateSigningRequest) -> Timestamp {
+    let conditions = csr.status.iter().flat_map(|s| s.conditions.iter().flatten());
+    let created = csr.metadata.creation_timestamp.as_ref().map(|t| t.0);
+    let changed = conditions.filter_map(|c| c.last_update_time.as_ref()).map(|t| t.0);
+    changed.chain(created).max().unwrap_or(Timestamp::MIN)
 }
 
 /// The reason of the approval, where there is one.
@@ -209,6 +287,7 @@ mod tests {
             let json = stored.parts(version).concat();
             let value: serde_json::Value = serde_json::from_slice(&json).unwrap();
             assert_eq!(value, version.object(&csr));
+            assert_eq!(json.len(), stored.size(version));
         }
     }
 }

@@ -99,7 +99,9 @@ impl Record {
     fn index(&mut self, serial: &str, leaf: &Leaf) {
         let text: Text = serial.into();
         for (fact, value) in facts_of(serial, leaf) {
-            let entry = self.counts.entry((fact, value.into()));
+            // Most begin a branch of their own.
+            let shared = if value == serial { Arc::clone(&text) } else { value.into() };
+            let entry = self.counts.entry((fact, shared));
             let value = Arc::clone(&entry.key().1);
             *entry.or_default() += 1;
             self.facts.insert((fact, value, Arc::clone(&text)));
@@ -109,22 +111,29 @@ impl Record {
 
     /// Removes what has ended at `at`, and beyond `room` revoked certificates, first those that end first. A valid one that is
     /// not revoked never leaves.
-    pub(super) fn make_room(&mut self, room: usize, at: u64, revoked: &Revoked) {
+    /// Gives what left.
+    pub(super) fn make_room(&mut self, room: usize, at: u64, revoked: &Revoked) -> Vec<(String, Leaf)> {
+        let mut left = Vec::new();
+        let mut leave = |record: &mut Self, serial: &str| {
+            left.extend(record.remove(serial).map(|leaf| (serial.to_owned(), leaf)));
+        };
         while let Some((_, serial)) = self.ends.first().filter(|(end, _)| *end <= at).cloned() {
-            self.remove(&serial);
+            leave(self, &serial);
         }
         if self.issued.len() < room {
-            return;
+            return left;
         }
         let mut gone: Vec<(u64, String)> =
             revoked.serials().filter_map(|serial| Some((self.get(serial)?.until, serial.to_owned()))).collect();
         gone.sort_unstable();
         gone.truncate((self.issued.len() + 1).saturating_sub(room));
-        gone.iter().for_each(|(_, serial)| self.remove(serial));
+        gone.iter().for_each(|(_, serial)| leave(self, serial));
+        left
     }
 
-    fn remove(&mut self, serial: &str) {
-        let Some(leaf) = self.issued.remove(serial) else { return };
+    /// Removes the certificate of this serial number.
+    pub(super) fn remove(&mut self, serial: &str) -> Option<Leaf> {
+        let leaf = self.issued.remove(serial)?;
         let text: Text = serial.into();
         for (fact, value) in facts_of(serial, &leaf) {
             let of = (fact, Text::from(value));
@@ -135,6 +144,7 @@ impl Record {
             }
         }
         self.ends.remove(&(leaf.until, text));
+        Some(leaf)
     }
 }
 

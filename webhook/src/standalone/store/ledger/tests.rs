@@ -169,7 +169,8 @@ fn a_host_renews_whatever_others_took_of_its_name() {
     // The journal holds it, each certificate by itself and the record as a whole.
     let mut again = Ledger::default();
     for serial in ["own", "stolen", "own-2", "own-3"] {
-        let entry = ledger.entry_of(&of(TOKEN, "m1", serial, 9000)).unwrap();
+        let own = of(TOKEN, "m1", serial, 9000);
+        let entry = ledger.entry_of(&own).unwrap();
         let line = serde_json::to_vec(&entry).unwrap();
         again.replay(serde_json::from_slice(&line).unwrap()).unwrap();
     }
@@ -200,6 +201,32 @@ fn a_host_that_asks_again_by_the_same_certificate_is_answered_while_its_token_is
     assert_eq!((found.branch("found"), found.root("found")), ("own", "own"));
     assert_eq!((next.branch("again-2"), next.root("again-2")), ("again", "own"), "charged to the first one");
     assert_eq!(roots(issued.iter()), 1);
+}
+
+#[test]
+fn changes_that_are_not_durable_are_taken_back() {
+    let text = |ledger: &Ledger| serde_json::to_string(&ledger.entries().unwrap().collect::<Vec<_>>()).unwrap();
+    let bounds = Bounds { per_name: 2, ..Bounds::default() };
+    let mut ledger = Ledger::default();
+    ledger.note(&of("user/a", "app", "short", 1500), bounds.room, at(1000));
+    ledger.note(&of("user/a", "app", "long", 9000), bounds.room, at(1000));
+    ledger.keep();
+    let before = text(&ledger);
+    // One that ended leaves for it.
+    let leaf = Leaf::new(&host_holder("app"), String::new(), "app", at(9000), at(2000)).to("user/a".to_owned());
+    let next = |serial: &str| Recorded { leaf: leaf.clone(), ..of("user/a", "app", serial, 9000) };
+    ledger.note(&next("next"), bounds.room, at(2000));
+    let has = |ledger: &Ledger, serial: &str| ledger.issued(Domain::Client).unwrap().has(serial);
+    assert!(has(&ledger, "next") && !has(&ledger, "short"));
+    ledger.admit("x", &next("more"), bounds).unwrap_err();
+    ledger.take_back();
+    assert_eq!(text(&ledger), before);
+    ledger.admit("x", &next("more"), bounds).unwrap();
+    ledger.note(&next("next"), bounds.room, at(2000));
+    ledger.keep();
+    ledger.take_back();
+    assert!(has(&ledger, "next") && !has(&ledger, "short"), "it is durable");
+    ledger.admit("x", &next("more"), bounds).unwrap_err();
 }
 
 /// As commit ed104b6 wrote them, with no principal.
