@@ -4,11 +4,14 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use k8s_openapi::{api::certificates::v1::CertificateSigningRequestCondition, apimachinery::pkg::apis::meta::v1::Time};
-
+use etcd_tls_contract::encoding;
 use jiff::Timestamp;
+use k8s_openapi::{
+    ByteString, api::certificates::v1::CertificateSigningRequestCondition, apimachinery::pkg::apis::meta::v1::Time,
+};
 
 use super::*;
+use crate::ca::der;
 
 struct Dir(PathBuf);
 
@@ -50,6 +53,17 @@ fn names(store: &Store) -> Vec<String> {
     store.with(|index, _| index.iter().map(|r| r.name().to_owned()).collect())
 }
 
+/// The store after its last handle was dropped: its writer ends a moment later.
+fn reopened(dir: &Dir) -> Store {
+    loop {
+        match Store::open(&dir.0, Limits::default()) {
+            Ok(store) => break store,
+            Err(OpenError::InUse(_)) => thread::sleep(Duration::from_millis(1)),
+            Err(e) => panic!("{e}"),
+        }
+    }
+}
+
 #[tokio::test]
 async fn one_of_two_requests_of_one_name_wins() {
     let dir = Dir::new("name");
@@ -68,18 +82,53 @@ async fn a_restart_forgets_nothing_and_repeats_no_revision() {
     store.change(|_| Ok(Mutation::Delete("a".to_owned()))).await.unwrap();
     let last = store.with(|_, revision| revision);
     drop(store);
-    // The writer ends with its last handle, a moment later.
-    let store = loop {
-        match Store::open(&dir.0, Limits::default()) {
-            Ok(store) => break store,
-            Err(OpenError::InUse(_)) => thread::sleep(Duration::from_millis(1)),
-            Err(e) => panic!("{e}"),
-        }
-    };
+    let store = reopened(&dir);
     assert_eq!(names(&store), ["b"]);
     let new = store.create(csr("c", "u")).await.unwrap().revision;
     assert!(first < last && last < new, "{first} {last} {new}");
     assert!(matches!(store.since(last, 100), Since::Gone), "a watch of the old process begins anew");
+}
+
+/// Also one that the reader of requests would refuse today.
+#[tokio::test]
+async fn a_journal_gives_back_each_request_in_the_form_that_its_pem_has() {
+    let dir = Dir::new("forms");
+    let store = Store::open(&dir.0, Limits::default()).unwrap();
+    let common = |label: &str| encoding::pem(label, &der::tlv(der::SEQUENCE, &[7; 300])).to_string();
+    let forms = |label: &str| {
+        let common = common(label);
+        let last = common.find("-----END").unwrap();
+        [
+            common.replace('\n', "\r\n"),
+            common.replacen("BwcHBwcH", "BwcH\nBwcH", 1),
+            common.replacen('\n', "\nComment: a\n\n", 1),
+            format!("text\n{common}text\n"),
+            format!("{common}\n"),
+            common.trim_end().to_owned(),
+            common[..last].to_owned(),
+            format!("{}====\n{}", &common[..last], &common[last..]),
+            common.repeat(2),
+            String::new(),
+            common,
+        ]
+    };
+    let mut stored = Vec::new();
+    for (i, request) in forms("CERTIFICATE REQUEST").into_iter().enumerate() {
+        for (j, certificate) in forms("CERTIFICATE").into_iter().enumerate() {
+            let mut csr = denied(&format!("{i:02}-{j:02}"), &format!("u{i}"), Duration::ZERO);
+            csr.spec.request.0 = request.clone().into_bytes();
+            status_mut(&mut csr).certificate = Some(ByteString(certificate.into_bytes()));
+            let revision = store.create(csr.clone()).await.unwrap().revision;
+            csr.metadata.resource_version = Some(revision.to_string());
+            stored.push(serde_json::to_string(&csr).unwrap());
+        }
+    }
+    let read = |store: &Store| -> Vec<String> {
+        store.with(|index, _| index.iter().map(|r| String::from_utf8(r.json()).unwrap()).collect())
+    };
+    assert_eq!(read(&store), stored);
+    drop(store);
+    assert_eq!(read(&reopened(&dir)), stored);
 }
 
 #[tokio::test]
