@@ -128,14 +128,19 @@ fn apply_component(api: &ApiServer) {
     api.kubectl(&["apply", "-k", &overlay.path().display().to_string()]);
 }
 
+/// No `admit` runs here.
+fn without_webhooks(api: &ApiServer) {
+    for kind in ["mutatingwebhookconfiguration", "validatingwebhookconfiguration"] {
+        api.kubectl(&["delete", kind, "etcd-tls", "--ignore-not-found"]);
+    }
+}
+
 impl Lab {
     async fn new() -> Option<Self> {
         let options = Options { apiserver_arguments: apiserver_arguments(), ..Options::default() };
         let api = ApiServer::start_with(&options).await?;
         apply_component(&api);
-        for kind in ["mutatingwebhookconfiguration", "validatingwebhookconfiguration"] {
-            api.kubectl(&["delete", kind, "etcd-tls", "--ignore-not-found"]);
-        }
+        without_webhooks(&api);
         let kubelet = user(&api, &format!("system:node:{NODE}"), "system:nodes").await;
         let token = api.token(SYSTEM_NAMESPACE, "etcd-tls-approve", None).await;
         let approve = controller(&api, "approve", &token, &[]);
@@ -280,6 +285,7 @@ async fn a_pod_certificate_is_the_live_pods_and_only_its_kubelet_asks() {
     assert_eq!(first.sans, second.sans);
     eventually("the record of what was issued", LIMIT, || lab.recorded(&second.serial)).await;
     found::by_the_next_leader(&mut lab, &pod).await;
+    found::but_not_without_the_component(&mut lab).await;
     assert!(!lab.sign.log().contains("PRIVATE KEY"));
 
     waits_where_there_are_too_many(&mut lab, &pod).await;
