@@ -92,6 +92,8 @@ impl Args {
             let none = if is_standalone(&before) { NONE_OF_HOSTS.to_owned() } else { none(&cluster) };
             return Err(none.into());
         }
+        // Others than the one of this number are found in the record.
+        let by_record = !matches!(selector, Selector::Serial(_)) || reason == Reason::KeyCompromise;
         let signer = Signer { api: &api, name: &name, domains: &domains, selector, reason, force };
         let standalone = is_standalone(&before);
         if standalone && cut {
@@ -125,8 +127,14 @@ impl Args {
             say("Connections that exist stay until they end.")?;
         }
         results.push(enforced(&client, &cluster, &domains).await);
+        results.extend(said.lacks_before.filter(|_| by_record).map(|before| Err(maybe_more(before).into())));
         cut::first_of(results)
     }
+}
+
+/// Certificates of which the record knows nothing were not revoked.
+fn maybe_more(before: u64) -> NotSeen {
+    NotSeen(format!("Cannot determine whether there are other certificates to revoke: {}", super::lacks(before)))
 }
 
 /// The consequence of a revocation.

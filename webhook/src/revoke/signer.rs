@@ -18,8 +18,8 @@ use crate::{
     operator::{request_id, say},
 };
 
-/// How long to wait for the signer's answer.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long to wait for the signer's answer: a new leader waits for the Lease, and half a minute for what the one before issued.
+const PATIENCE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(200);
 
 /// The signer of a cluster, and the request to it.
@@ -94,6 +94,8 @@ pub(super) struct SignerAnswers {
     pub(super) in_use: Vec<InUse>,
     /// True if an authority named as many pods as it can, so that others may use it, too.
     pub(super) more_in_use: bool,
+    /// Set where a record lacks valid certificates: those that were issued before then, in seconds of the Unix epoch.
+    pub(super) lacks_before: Option<u64>,
 }
 
 impl SignerAnswers {
@@ -114,6 +116,7 @@ impl SignerAnswers {
             }
         }
         (self.at, self.in_use, self.more_in_use) = (self.at.or(next.at), next.in_use, next.more_in_use);
+        self.lacks_before = next.lacks_before;
     }
 
     /// A line for each domain and answer.
@@ -134,9 +137,10 @@ fn answered(object: &ConfigMap, domains: &[Domain], request: &Request, force: bo
     let mut in_use: BTreeMap<String, InUse> = BTreeMap::new();
     for domain in domains {
         let text = object.metadata.annotations.as_ref()?.get(&status_annotation(*domain))?;
-        let Report { answer, count, at, in_use: of_domain, .. } = serde_json::from_str(text).ok()?;
+        let Report { answer, count, at, in_use: of_domain, lacks_before } = serde_json::from_str(text).ok()?;
         let answer = answer.filter(|answer| answer.id == request.id)?;
         said.count += count;
+        said.lacks_before = said.lacks_before.max(lacks_before);
         // 0 is what a signer of an earlier version says for another cluster's authority.
         let at = at.filter(|at| *at > 0);
         said.at = said.at.into_iter().chain(at).min();
@@ -211,6 +215,16 @@ mod tests {
         }
         assert_eq!(said([elsewhere(None), elsewhere(None)], false).at, None);
         assert_eq!(said([accepted(7, &[]), accepted(6, &[])], false).at, Some(6));
+    }
+
+    #[test]
+    fn a_record_that_lacks_certificates_is_told_by_the_last_answers() {
+        let lacking = |before| Report { lacks_before: before, ..accepted(7, &[]) };
+        let mut all = said([lacking(None), lacking(Some(60))], false);
+        assert_eq!(all.lacks_before, Some(60));
+        assert_eq!(said([lacking(Some(120)), lacking(Some(60))], false).lacks_before, Some(120));
+        all.add(said([lacking(None), lacking(None)], false));
+        assert_eq!(all.lacks_before, None);
     }
 
     #[test]

@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// How long to wait for the signer's answer.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(200);
 /// How often --watch looks.
 const WATCH: Duration = Duration::from_secs(2);

@@ -278,39 +278,36 @@ impl Authorities {
     /// written soon, together with others.
     ///
     /// # Errors
-    /// An operator has revoked the certificates of its holder or of its key meanwhile, or the holder got as many as it may hold.
+    /// An operator has revoked the certificates of its holder or of its key meanwhile, or the holder got as many as it may hold. Or it
+    /// is not known just now what is revoked.
     pub(super) async fn note_issued(&self, entry: &Entry, serial: &str, leaf: Leaf) -> Result<(), Unavailable> {
         let mut held = entry.held.lock().await;
         if self.over.load(Ordering::SeqCst) {
             return Err(Unavailable::NotYet("this replica does not lead any more".to_owned()));
         }
-        if let Held::Ready(ready) = &*held {
-            if self.is_replaced(&entry.name, ready) {
-                return Err(Unavailable::NotYet(format!(
-                    "namespace {} was made again meanwhile",
-                    entry.name.namespace
-                )));
-            }
-            if ready.stored.revoked.bars(&leaf.holder) {
-                return Err(barred(&entry.name));
-            }
-            if ready.stored.revoked.compromised(&leaf.key) {
-                return Err(compromised(&entry.name));
-            }
-            // Recorded by an attempt to answer, and revoked since: the next one is another certificate.
-            if ready.stored.revoked.lists(serial) {
-                return Err(Unavailable::NotYet("this certificate was revoked before it was handed out".to_owned()));
-            }
-            self.room(&entry.name, ready, serial, &leaf)?;
+        let Held::Ready(ready) = &mut *held else {
+            // A write that failed may have revoked the certificates of this holder: the next attempt reads what is there.
+            self.changed.notify_one();
+            return Err(Unavailable::NotYet(format!("authority {} is read again", entry.name)));
+        };
+        if self.is_replaced(&entry.name, ready) {
+            return Err(Unavailable::NotYet(format!("namespace {} was made again meanwhile", entry.name.namespace)));
         }
+        if ready.stored.revoked.bars(&leaf.holder) {
+            return Err(barred(&entry.name));
+        }
+        if ready.stored.revoked.compromised(&leaf.key) {
+            return Err(compromised(&entry.name));
+        }
+        // Recorded by an attempt to answer, and revoked since: the next one is another certificate.
+        if ready.stored.revoked.lists(serial) {
+            return Err(Unavailable::NotYet("this certificate was revoked before it was handed out".to_owned()));
+        }
+        self.room(&entry.name, ready, serial, &leaf)?;
         if entry.unwritten().add(serial, leaf.clone(), Instant::now()) {
             self.ring_when_due();
         }
-        match &mut *held {
-            Held::Ready(ready) => Arc::make_mut(&mut ready.stored.issued).note(serial, leaf),
-            // Recorded when it is read again.
-            Held::Unknown | Held::Lost | Held::Unusable => self.changed.notify_one(),
-        }
+        Arc::make_mut(&mut ready.stored.issued).note(serial, leaf);
         Ok(())
     }
 

@@ -20,19 +20,29 @@ pub(super) struct MemberCounts {
     before: usize,
     /// Those of them whose newest certificate is not revoked now.
     after: usize,
-    /// Those that run with a certificate that the record lacks. It is taken for one that is not revoked.
+    /// Those that run with a certificate that the record lacks, or may lack. It is taken for one that is not revoked.
     unrecorded: usize,
 }
 
+/// Certificates that the record lacks.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Unrecorded {
+    /// How many of those that are about to be revoked.
+    pub(super) named: usize,
+    /// How many of those that are revoked already.
+    pub(super) revoked: usize,
+    /// Set where the record lacks valid ones: it is complete since this time, in seconds of the Unix epoch.
+    pub(super) before: Option<u64>,
+}
+
 impl MemberCounts {
-    /// Of each cluster, while `revoked` certificates are refused and `named` ones are about to be; `unknown` of these are not
-    /// in the record.
+    /// Of each cluster, while `revoked` certificates are refused and `named` ones are about to be.
     pub(super) fn of<'a>(
         issued: &Issued,
         voters: &'a [Voter],
         revoked: impl Fn(&str) -> bool,
         named: impl Fn(&str) -> bool,
-        unknown: usize,
+        lacking: Unrecorded,
     ) -> BTreeMap<&'a ClusterName, Self> {
         let newest = issued.newest_of_peers();
         let mut clusters: BTreeMap<&ClusterName, Self> = BTreeMap::new();
@@ -56,6 +66,10 @@ impl MemberCounts {
                 let after = if touched { own.iter().all(|serials| still(serials)) } else { before };
                 member_counts.before += usize::from(before);
                 member_counts.after += usize::from(after);
+                // It may have got a newer one, which the record lacks.
+                let newest = own.iter().filter_map(|serials| at(serials)).max();
+                let may_have_newer = lacking.before.is_some_and(|since| newest.is_none_or(|at| at < since));
+                member_counts.unrecorded += usize::from(after && voter.running && may_have_newer);
             } else if voter.running {
                 member_counts.before += 1;
                 member_counts.after += 1;
@@ -64,7 +78,8 @@ impl MemberCounts {
         }
         // A certificate that nobody recorded may be of any member that has such a one.
         for member_counts in clusters.values_mut() {
-            member_counts.after -= unknown.min(member_counts.unrecorded);
+            member_counts.before -= lacking.revoked.min(member_counts.unrecorded);
+            member_counts.after -= (lacking.revoked + lacking.named).min(member_counts.unrecorded);
         }
         clusters
     }
@@ -82,7 +97,7 @@ impl MemberCounts {
         let unrecorded = if unrecorded == 0 {
             String::new()
         } else {
-            format!(" (the record lacks the certificates of {unrecorded} of them, which may be the ones named)")
+            format!(" (the record lacks certificates of {unrecorded} of them, which may be the ones named)")
         };
         falls.then(|| {
             format!(
@@ -122,7 +137,8 @@ mod tests {
         named: &[&str],
         unknown: usize,
     ) -> Option<String> {
-        let counts = MemberCounts::of(issued, voters, |s| revoked.contains(&s), |s| named.contains(&s), unknown);
+        let lacking = Unrecorded { named: unknown, ..Unrecorded::default() };
+        let counts = MemberCounts::of(issued, voters, |s| revoked.contains(&s), |s| named.contains(&s), lacking);
         counts.into_iter().find_map(|(cluster, member_counts)| member_counts.objection(cluster))
     }
 
@@ -240,6 +256,29 @@ mod tests {
             objection(&restored, &voters, &[], &["1"], 0).is_some(),
             "a member that waits for a node votes and does not stand"
         );
+    }
+
+    /// One revocation after the other, each of a number that the record lacks.
+    #[test]
+    fn revoked_numbers_that_the_record_lacks_may_have_been_those_of_members() {
+        let voters = [voter("a", "etcd"), voter("b", "etcd"), voter("c", "etcd")];
+        let of = |issued: &Issued, lacking: Unrecorded| {
+            let counts = MemberCounts::of(issued, &voters, |_| false, |_| false, lacking);
+            counts.into_iter().find_map(|(cluster, member_counts)| member_counts.objection(cluster))
+        };
+        let next = |revoked, before| Unrecorded { named: 1, revoked, before };
+        for lost in [Issued::default(), issued(&[("1", "a", 10)])] {
+            assert_eq!(of(&lost, next(0, None)), None);
+            assert!(of(&lost, next(1, None)).is_some_and(|said| said.contains("1 of 3 members")));
+        }
+        // Each has one in the record, which lacks those of later: an older record was restored, say.
+        let older = issued(&[("1", "a", 10), ("2", "b", 10), ("3", "c", 10)]);
+        assert_eq!(of(&older, next(5, None)), None, "a whole record: nobody's");
+        assert_eq!(of(&older, next(0, Some(20))), None);
+        assert!(of(&older, next(1, Some(20))).is_some_and(|said| said.contains("may be the ones named")));
+        assert_eq!(of(&older, Unrecorded { named: 0, revoked: 2, before: Some(20) }), None, "nobody falls");
+        let renewed = issued(&[("1", "a", 10), ("2", "b", 20), ("3", "c", 20)]);
+        assert_eq!(of(&renewed, next(1, Some(20))), None, "two have newer ones than it lacks");
     }
 
     #[test]

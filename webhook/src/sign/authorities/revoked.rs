@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     epoch::{seconds, time},
     issued::{Issued, whole},
-    quorum::MemberCounts,
+    quorum::{MemberCounts, Unrecorded},
 };
 use crate::{
     ca::{authority::Authority, crl, issue::IssueError},
@@ -216,18 +216,25 @@ impl Revoked {
         let waiting = in_use.iter().flat_map(|used| &used.serials).filter(|serial| !revoked(serial)).count();
         let what = &request.selector;
         let by_record = !matches!(what, Selector::Serial(_));
+        // Other certificates of a compromised key are named by the record.
+        let by_record = by_record || (compromised && known.issued.lacks_before(now).is_some());
         let since = if by_record { format!(" ({})", known.issued.told(now)) } else { String::new() };
         let falls_unseen = |by: &ByRecord| {
             let unseen = |serial: &&String| !known.issued.has(serial) && !by.of_others.contains(*serial);
             named.keys().filter(|serial| !revoked(serial)).any(|serial| unseen(&serial))
         };
         let unseen = known.by_record.is_some_and(falls_unseen);
+        let of_nobody = |serial: &str| !named.contains_key(serial) && !known.issued.has(serial);
         let counts = MemberCounts::of(
             known.issued,
             known.voters,
             |serial| self.record.entries.contains_key(serial),
             |serial| named.contains_key(serial),
-            named.values().filter(|end| end.is_none()).count(),
+            Unrecorded {
+                named: named.values().filter(|end| end.is_none()).count(),
+                revoked: self.record.entries.keys().filter(|serial| of_nobody(serial)).count(),
+                before: known.issued.lacks_before(now),
+            },
         );
         let falls = unseen || counts.values().any(|members| members.falls());
         let members = known.by_record.filter(|_| falls).map_or_else(String::new, |by| {

@@ -65,6 +65,9 @@ pub(in crate::sign) struct Stored {
     pub(in crate::sign) revoked: Arc<Revoked>,
     /// The issued certificates.
     pub(in crate::sign) issued: Arc<Issued>,
+    /// True if there is no record of them, and that is not noted in one yet: the Secret had none that could be read, as it was left out,
+    /// or somebody restored the Secret without it.
+    pub(in crate::sign) unrecorded: bool,
 }
 
 /// See [`Stored::state`].
@@ -116,13 +119,14 @@ impl Stored {
             state: State::default(),
             revoked: Arc::default(),
             issued: Arc::default(),
+            unrecorded: false,
         }
     }
 
     /// An authority whose leaves nobody has counted: any may live as long as the CA.
     pub(in crate::sign) fn used(active: Authority) -> Self {
         let state = State { leaves_until: Some(active.not_after()), ..State::default() };
-        Self { state, ..Self::new(active) }
+        Self { state, unrecorded: true, ..Self::new(active) }
     }
 
     /// Reads a Secret's data.
@@ -156,7 +160,8 @@ impl Stored {
             tracing::error!(%error, "the record of what was issued cannot be read; it begins anew");
             None
         });
-        Ok(Self { active, next, old, state, revoked, issued: Arc::new(issued.unwrap_or_default()) })
+        let unrecorded = issued.is_none();
+        Ok(Self { active, next, old, state, revoked, issued: Arc::new(issued.unwrap_or_default()), unrecorded })
     }
 
     /// The Secret's data.
@@ -179,7 +184,7 @@ impl Stored {
         // An empty one, too: where there is none, it is lost.
         let issued = serde_json::to_vec(&*self.issued)?;
         let bytes: usize = data.values().map(|value| value.0.len()).sum();
-        if bytes + issued.len() <= ROOM {
+        if !self.unrecorded && bytes + issued.len() <= ROOM {
             data.insert(ISSUED.to_owned(), ByteString(issued));
         }
         Ok(data)
@@ -436,6 +441,27 @@ mod tests {
         let mut data = stored.data().unwrap();
         data.remove(STATE);
         assert!(!Stored::read(&data, now()).unwrap().rests(end));
+    }
+
+    #[test]
+    fn a_record_that_is_not_there_is_lost_and_one_that_is_empty_is_not() {
+        let mut stored = Stored::new(ca("one"));
+        let mut data = stored.data().unwrap();
+        data.remove(ISSUED);
+        assert!(!Stored::read(&data, now()).unwrap().has_lost_its_record(), "nothing was issued");
+        stored.note_leaf(now() + DAY, DAY);
+        assert!(
+            !killed_and_read_back(&stored).has_lost_its_record(),
+            "killed before its first certificate was recorded"
+        );
+        let mut data = stored.data().unwrap();
+        data.remove(ISSUED);
+        let lost = Stored::read(&data, now()).unwrap();
+        assert!(lost.has_lost_its_record());
+        assert_eq!(lost.data().unwrap(), data, "the Secret says so until the loss is in a record");
+        data.insert(ISSUED.to_owned(), ByteString(b"garbage".to_vec()));
+        assert!(Stored::read(&data, now()).unwrap().has_lost_its_record());
+        assert!(killed_and_read_back(&Stored::used(ca("two"))).has_lost_its_record());
     }
 
     #[test]

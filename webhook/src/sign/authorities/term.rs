@@ -12,7 +12,6 @@ use tokio::time::{sleep, timeout};
 
 use super::{
     Authorities, Unavailable,
-    issued::Issued,
     quota::{Entry, Held, Ready},
     revoked::{Revoked, Trust},
     state::Stored,
@@ -26,11 +25,11 @@ const FLUSH_WITHIN: Duration = Duration::from_secs(3);
 const AT_ONCE: usize = 16;
 
 impl Stored {
-    /// True if certificates were issued and the record of them is lost: it was left out, cannot be read, or somebody restored the
-    /// Secret without it. A certificate is noted in the state before it is issued.
+    /// True if certificates were issued and the record of them is lost. A certificate is noted in the state before it is issued. One that
+    /// is not in an empty record yet is found in its request.
     pub(super) fn has_lost_its_record(&self) -> bool {
         let of_old = self.state.rollover.as_ref().and_then(|rollover| rollover.old_leaves_until);
-        *self.issued == Issued::default() && of_old.max(self.state.leaves_until).is_some()
+        self.unrecorded && of_old.max(self.state.leaves_until).is_some()
     }
 
     /// Takes over a published list that is newer than the Secret, which then is an older one that somebody restored. True if it
@@ -67,7 +66,9 @@ impl Authorities {
     /// Adds to an authority that was read what is recorded and not written yet, and says where a record is lost.
     pub(super) fn recall(&self, entry: &Entry, ready: &mut Ready, now: SystemTime) {
         let mut unwritten = entry.unwritten();
-        if unwritten.is_empty() && ready.stored.has_lost_its_record() {
+        let lost = ready.stored.has_lost_its_record();
+        ready.stored.unrecorded = false;
+        if lost {
             tracing::warn!(
                 authority = %entry.name,
                 "the record of what was issued is lost: only --serial revokes certificates of before"

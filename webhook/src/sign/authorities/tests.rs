@@ -70,6 +70,11 @@ async fn a_key_that_is_revoked_between_grant_and_record_gets_no_certificate() {
     let refused = authorities.note_issued(&entry, "2", leaf(b"key")).await.unwrap_err();
     assert!(matches!(&refused, Unavailable::Barred(message) if message.contains("compromised")), "{refused}");
     authorities.note_issued(&entry, "3", leaf(b"another")).await.unwrap();
+    // A write whose answer was lost, of a revocation, say.
+    *entry.held.lock().await = Held::Unknown;
+    let waits = authorities.note_issued(&entry, "4", leaf(b"another")).await.unwrap_err();
+    assert!(matches!(&waits, Unavailable::NotYet(message) if message.contains("is read again")), "{waits}");
+    assert_eq!(entry.unwritten().issued().len(), 1, "nothing is recorded that is not issued");
 }
 
 /// The watch has shown that the namespace was made again, and no round has looked at the authority since.
