@@ -202,7 +202,11 @@ pub struct Report {
     /// Pods that use certificates that it named and left as they are; some of them where there are many.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub in_use: Vec<InUse>,
-    /// Set where the record lacks valid certificates: those that were issued before then, in seconds of the Unix epoch.
+    /// Set where the record lacked valid certificates when it was answered: those that were issued before then, in seconds of the
+    /// Unix epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lacked_before: Option<u64>,
+    /// The same of now. What a new leader finds is not lacking any more, but the answer was not about it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lacks_before: Option<u64>,
 }

@@ -127,7 +127,7 @@ impl Args {
             say("Connections that exist stay until they end.")?;
         }
         results.push(enforced(&client, &cluster, &domains).await);
-        results.extend(said.lacks_before.filter(|_| by_record).map(|before| Err(maybe_more(before).into())));
+        results.extend(said.lacked_before.filter(|_| by_record).map(|before| Err(maybe_more(before).into())));
         cut::first_of(results)
     }
 }

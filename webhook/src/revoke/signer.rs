@@ -94,8 +94,8 @@ pub(super) struct SignerAnswers {
     pub(super) in_use: Vec<InUse>,
     /// True if an authority named as many pods as it can, so that others may use it, too.
     pub(super) more_in_use: bool,
-    /// Set where a record lacks valid certificates: those that were issued before then, in seconds of the Unix epoch.
-    pub(super) lacks_before: Option<u64>,
+    /// [`Report::lacked_before`], of any authority.
+    pub(super) lacked_before: Option<u64>,
 }
 
 impl SignerAnswers {
@@ -116,7 +116,7 @@ impl SignerAnswers {
             }
         }
         (self.at, self.in_use, self.more_in_use) = (self.at.or(next.at), next.in_use, next.more_in_use);
-        self.lacks_before = next.lacks_before;
+        self.lacked_before = next.lacked_before;
     }
 
     /// A line for each domain and answer.
@@ -137,10 +137,11 @@ fn answered(object: &ConfigMap, domains: &[Domain], request: &Request, force: bo
     let mut in_use: BTreeMap<String, InUse> = BTreeMap::new();
     for domain in domains {
         let text = object.metadata.annotations.as_ref()?.get(&status_annotation(*domain))?;
-        let Report { answer, count, at, in_use: of_domain, lacks_before } = serde_json::from_str(text).ok()?;
+        let Report { answer, count, at, in_use: of_domain, lacked_before, lacks_before: _ } =
+            serde_json::from_str(text).ok()?;
         let answer = answer.filter(|answer| answer.id == request.id)?;
         said.count += count;
-        said.lacks_before = said.lacks_before.max(lacks_before);
+        said.lacked_before = said.lacked_before.max(lacked_before);
         // 0 is what a signer of an earlier version says for another cluster's authority.
         let at = at.filter(|at| *at > 0);
         said.at = said.at.into_iter().chain(at).min();
@@ -187,7 +188,7 @@ mod tests {
             kubelet: BTreeSet::new(),
         };
         let in_use = pods.iter().map(used).collect();
-        Report { answer: Some(request().accepted("done")), count: 1, at: Some(at), in_use, lacks_before: None }
+        Report { answer: Some(request().accepted("done")), count: 1, at: Some(at), in_use, ..Report::default() }
     }
 
     fn refused(report: Report) -> Report {
@@ -219,12 +220,13 @@ mod tests {
 
     #[test]
     fn a_record_that_lacks_certificates_is_told_by_the_last_answers() {
-        let lacking = |before| Report { lacks_before: before, ..accepted(7, &[]) };
+        // What it lacks now is of no matter: it may have found some since.
+        let lacking = |before| Report { lacked_before: before, lacks_before: Some(1), ..accepted(7, &[]) };
         let mut all = said([lacking(None), lacking(Some(60))], false);
-        assert_eq!(all.lacks_before, Some(60));
-        assert_eq!(said([lacking(Some(120)), lacking(Some(60))], false).lacks_before, Some(120));
+        assert_eq!(all.lacked_before, Some(60));
+        assert_eq!(said([lacking(Some(120)), lacking(Some(60))], false).lacked_before, Some(120));
         all.add(said([lacking(None), lacking(None)], false));
-        assert_eq!(all.lacks_before, None);
+        assert_eq!(all.lacked_before, None);
     }
 
     #[test]

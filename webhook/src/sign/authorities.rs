@@ -274,24 +274,31 @@ impl Authorities {
         Ok(granted)
     }
 
-    /// Records a certificate before it is issued, so that present revocations cover it or it is not issued. The record is
+    /// Records a certificate of `issuer` before it is issued, so that present revocations cover it or it is not issued. The record is
     /// written soon, together with others.
     ///
     /// # Errors
     /// An operator has revoked the certificates of its holder or of its key meanwhile, or the holder got as many as it may hold. Or it
     /// is not known just now what is revoked.
-    pub(super) async fn note_issued(&self, entry: &Entry, serial: &str, leaf: Leaf) -> Result<(), Unavailable> {
+    pub(super) async fn note_issued(
+        &self,
+        entry: &Entry,
+        issuer: &Authority,
+        serial: &str,
+        leaf: Leaf,
+    ) -> Result<(), Unavailable> {
         let mut held = entry.held.lock().await;
         if self.over.load(Ordering::SeqCst) {
             return Err(Unavailable::NotYet("this replica does not lead any more".to_owned()));
         }
-        let Held::Ready(ready) = &mut *held else {
-            // A write that failed may have revoked the certificates of this holder: the next attempt reads what is there.
-            self.changed.notify_one();
-            return Err(Unavailable::NotYet(format!("authority {} is read again", entry.name)));
-        };
-        if self.is_replaced(&entry.name, ready) {
+        if matches!(&*held, Held::Ready(ready) if self.is_replaced(&entry.name, ready)) {
             return Err(Unavailable::NotYet(format!("namespace {} was made again meanwhile", entry.name.namespace)));
+        }
+        // A write that failed since the grant may have revoked the certificates of this holder: what is there is read first. It is
+        // not left to another attempt: while the Secret cannot be written, one write after the other fails.
+        let ready = self.ready(entry, &mut held, SystemTime::now()).await?;
+        if ready.stored.active.generation() != issuer.generation() {
+            return Err(Unavailable::NotYet(format!("another CA signs for {} since a moment ago", entry.name)));
         }
         if ready.stored.revoked.bars(&leaf.holder) {
             return Err(barred(&entry.name));
@@ -387,7 +394,12 @@ impl Authorities {
         BundlesInForce::new(digests)
     }
 
-    async fn ready<'h>(&self, entry: &Entry, held: &'h mut Held, now: SystemTime) -> Result<&'h Ready, Unavailable> {
+    async fn ready<'h>(
+        &self,
+        entry: &Entry,
+        held: &'h mut Held,
+        now: SystemTime,
+    ) -> Result<&'h mut Ready, Unavailable> {
         let name = &entry.name;
         if matches!(held, Held::Ready(ready) if self.is_replaced(name, ready)) {
             *held = Held::Unknown;

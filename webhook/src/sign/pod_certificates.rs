@@ -297,7 +297,7 @@ impl Answering<'_> {
             .for_key(public_key)
             .of_kubelet();
         // Before it is issued: one that then is not does no harm there.
-        if let Err(error) = authorities.note_issued(&entry, &chain.serial, issued).await {
+        if let Err(error) = authorities.note_issued(&entry, &authority, &chain.serial, issued).await {
             self.serials.done(self.request.uid());
             return self.unavailable(error).await;
         }

@@ -152,7 +152,7 @@ impl Signer {
             .of_role(entitlement.role)
             .for_key(public_key);
         // Before it is issued: one that then is not does no harm there.
-        if let Err(error) = self.authorities.note_issued(&entry, &chain.serial, issued).await {
+        if let Err(error) = self.authorities.note_issued(&entry, &authority, &chain.serial, issued).await {
             self.serials.done(csr.uid());
             return Err(self.unavailable(case, error).await);
         }

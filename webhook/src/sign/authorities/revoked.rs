@@ -70,6 +70,9 @@ struct Record {
     /// Pods that use what it named and left.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     in_use: Vec<InUse>,
+    /// [`Report::lacked_before`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lacked_before: Option<u64>,
 }
 
 /// When it was revoked, when the certificate has ended at the latest and the entry leaves (seconds of the Unix epoch), and
@@ -158,9 +161,9 @@ impl Revoked {
 
     /// The report on the last request.
     pub(crate) fn report(&self) -> Option<Report> {
-        let Record { answer, count, at, in_use, .. } = &self.record;
-        let (answer, in_use) = (Some(answer.clone()?), in_use.clone());
-        Some(Report { answer, count: *count, at: Some(*at), in_use, lacks_before: None })
+        let Record { answer, count, at, in_use, lacked_before, .. } = &self.record;
+        let (answer, in_use, lacked_before) = (Some(answer.clone()?), in_use.clone(), *lacked_before);
+        Some(Report { answer, count: *count, at: Some(*at), in_use, lacked_before, lacks_before: None })
     }
 
     /// True if the holder of this uid gets no certificate any more.
@@ -331,6 +334,7 @@ impl Revoked {
         };
         let record = &mut self.record;
         (record.answer, record.count, record.at, record.in_use) = (Some(answer), count, seconds(now), in_use);
+        record.lacked_before = known.issued.lacks_before(now);
         objected
     }
 
@@ -339,6 +343,7 @@ impl Revoked {
         let record = &mut self.record;
         (record.answer, record.count, record.at) = (Some(request.refused(why)), 0, seconds(now));
         record.in_use.clear();
+        record.lacked_before = None;
     }
 
     /// True if the last request was refused.

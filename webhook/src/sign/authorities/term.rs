@@ -66,16 +66,15 @@ impl Authorities {
     /// Adds to an authority that was read what is recorded and not written yet, and says where a record is lost.
     pub(super) fn recall(&self, entry: &Entry, ready: &mut Ready, now: SystemTime) {
         let mut unwritten = entry.unwritten();
-        let lost = ready.stored.has_lost_its_record();
-        ready.stored.unrecorded = false;
-        if lost {
+        // Once for each loss: until that is written, it is read again and again.
+        if ready.stored.has_lost_its_record() && unwritten.lost(now, ready.stored.leaves_end()) {
             tracing::warn!(
                 authority = %entry.name,
                 "the record of what was issued is lost: only --serial revokes certificates of before"
             );
-            unwritten.lost(now, ready.stored.leaves_end());
             self.ring_when_due();
         }
+        ready.stored.unrecorded = false;
         if !unwritten.is_empty() {
             Arc::make_mut(&mut ready.stored.issued).take_in(unwritten.issued());
         }

@@ -1,7 +1,15 @@
 #![allow(clippy::unwrap_used)]
 
+use std::{
+    convert::Infallible,
+    future,
+    task::{Context, Poll},
+};
+
 use super::*;
 use etcd_tls_contract::{crl::Reason, key::KeyAlgorithm, names};
+use http_body_util::Full;
+use hyper::{Response, body::Bytes};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::{
@@ -16,7 +24,10 @@ fn authorities(policy: &Arc<Policy>) -> Authorities {
 
 fn authorities_of(policy: &Arc<Policy>, namespaces: namespaces::Current) -> Authorities {
     let config = kube::Config::new("http://127.0.0.1:9".parse().unwrap());
-    let client = Client::try_from(config).unwrap();
+    authorities_at(Client::try_from(config).unwrap(), policy, namespaces)
+}
+
+fn authorities_at(client: Client, policy: &Arc<Policy>, namespaces: namespaces::Current) -> Authorities {
     let tasks = crate::controller::tasks::Tasks::register(&mut prometheus_client::registry::Registry::default());
     let authorities = Authorities::new(
         client.clone(),
@@ -64,17 +75,90 @@ async fn a_key_that_is_revoked_between_grant_and_record_gets_no_certificate() {
     revoked.take(&request, &known, now);
     let ca = Authority::generate("ca", KeyAlgorithm::EcdsaP256, Duration::from_secs(86_400), now).unwrap();
     let stored = Stored { revoked: Arc::new(revoked), ..Stored::new(ca) };
+    let issuer = Arc::clone(&stored.active);
     let secret = quota::SecretMetadata::of(ObjectMeta::default(), &signer).unwrap();
     *entry.held.lock().await =
         Held::Ready(Box::new(Ready { namespace: "u".into(), stored, secret, type_: None, compared: true }));
-    let refused = authorities.note_issued(&entry, "2", leaf(b"key")).await.unwrap_err();
+    let refused = authorities.note_issued(&entry, &issuer, "2", leaf(b"key")).await.unwrap_err();
     assert!(matches!(&refused, Unavailable::Barred(message) if message.contains("compromised")), "{refused}");
-    authorities.note_issued(&entry, "3", leaf(b"another")).await.unwrap();
-    // A write whose answer was lost, of a revocation, say.
+    authorities.note_issued(&entry, &issuer, "3", leaf(b"another")).await.unwrap();
+}
+
+/// An API server with this Secret, or that fails, and with nothing else.
+#[derive(Clone, Default)]
+struct Holds(Arc<StdMutex<Option<Secret>>>);
+
+impl tower::Service<hyper::Request<kube::client::Body>> for Holds {
+    type Response = Response<Full<Bytes>>;
+    type Error = Infallible;
+    type Future = future::Ready<Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: hyper::Request<kube::client::Body>) -> Self::Future {
+        let secret = self.0.lock().unwrap().clone();
+        let failure =
+            |code| (code, serde_json::json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code}));
+        let (code, body) = match secret {
+            None => failure(500),
+            Some(secret) if request.uri().path().contains("/secrets/") => (200, serde_json::to_value(secret).unwrap()),
+            Some(_) => failure(404),
+        };
+        future::ready(Ok(Response::builder().status(code).body(Full::new(body.to_string().into())).unwrap()))
+    }
+}
+
+/// Between grant and record another write has failed, whose answer may be lost: that of a revocation, say.
+#[tokio::test]
+async fn a_certificate_of_an_authority_that_is_to_be_read_again_is_recorded_by_what_is_read() {
+    let now = SystemTime::now();
+    let policy = Arc::new(Policy::default());
+    let facts = namespaces::NamespaceFacts { uid: "u".to_owned(), opted_in: true, deleting: false, hosts: false };
+    let namespaces = Some(Arc::new(BTreeMap::from([("prod".to_owned(), facts)])));
+    let (server, (_sender, receiver)) = (Holds::default(), tokio::sync::watch::channel(namespaces));
+    let authorities = authorities_at(Client::new(server.clone(), "default"), &policy, receiver);
+    let signer: SignerName = "client.etcd-tls.dev/prod.etcd".parse().unwrap();
+    let entry = authorities.entry(&signer).unwrap();
+    let life = Duration::from_secs(86_400);
+    let ca = |name: &str| Authority::generate(name, KeyAlgorithm::EcdsaP256, life, now).unwrap();
+    let leaf = |holder: &str| Leaf::new(holder, format!("prod/{holder}"), "app", now + life, now);
+    let mut stored = Stored::new(ca("ca"));
+    let issuer = Arc::clone(&stored.active);
+    Arc::make_mut(&mut stored.issued).note("1", leaf("barred"));
+    let holds = |stored: &Stored| {
+        let secret = state::secret("u", &signer, stored.data().unwrap());
+        *server.0.lock().unwrap() = Some(secret);
+    };
+
+    let unreadable = authorities.note_issued(&entry, &issuer, "2", leaf("app")).await.unwrap_err();
+    assert!(matches!(unreadable, Unavailable::Api(_)), "{unreadable}");
+    assert!(entry.unwritten().is_empty(), "nothing is recorded that is not issued");
+    holds(&stored);
+    authorities.note_issued(&entry, &issuer, "2", leaf("barred")).await.unwrap();
+    assert!(entry.unwritten().issued().has("2"));
+
     *entry.held.lock().await = Held::Unknown;
-    let waits = authorities.note_issued(&entry, "4", leaf(b"another")).await.unwrap_err();
-    assert!(matches!(&waits, Unavailable::NotYet(message) if message.contains("is read again")), "{waits}");
-    assert_eq!(entry.unwritten().issued().len(), 1, "nothing is recorded that is not issued");
+    let request = Request {
+        action: Action::Add,
+        id: "1".to_owned(),
+        selector: Selector::Pod("barred".to_owned()),
+        reason: Reason::Unspecified,
+        until: None,
+    };
+    stored.revoke(Some(&request), "prod", (&[], &[]), now);
+    holds(&stored);
+    let refused = authorities.note_issued(&entry, &issuer, "3", leaf("barred")).await.unwrap_err();
+    assert!(matches!(refused, Unavailable::Barred(_)), "{refused}");
+    authorities.note_issued(&entry, &issuer, "4", leaf("app")).await.unwrap();
+
+    *entry.held.lock().await = Held::Unknown;
+    holds(&Stored::new(ca("another")));
+    let waits = authorities.note_issued(&entry, &issuer, "5", leaf("app")).await.unwrap_err();
+    assert!(matches!(&waits, Unavailable::NotYet(message) if message.contains("another CA")), "{waits}");
+    let unwritten = entry.unwritten();
+    assert!(["2", "4"].iter().all(|serial| unwritten.issued().has(serial)) && unwritten.issued().len() == 2);
 }
 
 /// The watch has shown that the namespace was made again, and no round has looked at the authority since.
@@ -94,17 +178,18 @@ async fn an_authority_of_a_namespace_that_was_made_again_issues_and_publishes_no
     let secret = quota::SecretMetadata::of(ObjectMeta::default(), &signer).unwrap();
     // The state is written as one that this leaf does not move: there is no API server to write it to.
     let mut stored = Stored::new(ca);
+    let issuer = Arc::clone(&stored.active);
     stored.note_leaf(now + life, life);
     *entry.held.lock().await =
         Held::Ready(Box::new(Ready { namespace: "old".into(), stored, secret, type_: None, compared: true }));
     let grant = Grant { holder: "uid", role: Role::Client, key: "", trusts: None, lifetime: Duration::from_secs(600) };
     let leaf = || Leaf::new("uid", "prod/app-0".to_owned(), "app", now + life, now);
     authorities.grant(&entry, &grant, now).await.unwrap();
-    authorities.note_issued(&entry, "1", leaf()).await.unwrap();
+    authorities.note_issued(&entry, &issuer, "1", leaf()).await.unwrap();
     assert!(authorities.bundle(&signer).await.is_some() && authorities.published_of(&signer).await.is_some());
 
     sender.send_replace(map("new"));
-    let refused = authorities.note_issued(&entry, "2", leaf()).await.unwrap_err();
+    let refused = authorities.note_issued(&entry, &issuer, "2", leaf()).await.unwrap_err();
     assert!(matches!(&refused, Unavailable::NotYet(message) if message.contains("made again")), "{refused}");
     assert!(authorities.bundle(&signer).await.is_none() && authorities.published_of(&signer).await.is_none());
     // It is looked up anew, of the new namespace; the records of the old one are not the new one's.

@@ -20,6 +20,7 @@ pub(in crate::sign) const RECORD_WITHIN: Duration = Duration::from_secs(2);
 pub(in crate::sign) struct Unwritten {
     issued: Issued,
     since: Option<Instant>,
+    lost: bool,
 }
 
 impl Unwritten {
@@ -31,10 +32,16 @@ impl Unwritten {
         first
     }
 
-    /// The record is to say that it lacks what was issued before `now`, which ends at `end` at the latest.
-    pub(super) fn lost(&mut self, now: SystemTime, end: SystemTime) {
+    /// The record is lost. The next one is to say that it lacks what was issued before `now`, which ends at `end` at the latest, and
+    /// which is not here. Returns false if that was noted before: it is the same loss.
+    pub(super) fn lost(&mut self, now: SystemTime, end: SystemTime) -> bool {
+        if self.lost {
+            return false;
+        }
+        self.lost = true;
         self.issued.lost(now, end);
         self.since.get_or_insert_with(Instant::now);
+        true
     }
 
     /// The entries that a record takes in when it was read again.
@@ -81,6 +88,20 @@ mod tests {
         assert!(unwritten.issued().len() == 0 && unwritten.is_empty());
         assert!(unwritten.add("3", leaf("app-0", 1), start + second * 2));
         assert!(!unwritten.is_due(start + second * 3));
+    }
+
+    #[test]
+    fn a_loss_is_noted_once_until_it_is_written() {
+        let at = |n: u64| SystemTime::UNIX_EPOCH + Duration::from_secs(86_400 * 20_000 + n);
+        let mut unwritten = Unwritten::default();
+        assert!(unwritten.lost(at(0), at(100)) && !unwritten.is_empty());
+        unwritten.add("1", leaf("app-0", 1), Instant::now());
+        assert!(!unwritten.lost(at(1), at(100)), "the Secret is read again, and the certificate is here");
+        let mut read = Issued::default();
+        read.take_in(unwritten.issued());
+        assert_eq!(read.lacks_before(at(2)), Some(86_400 * 20_000), "from the first loss on");
+        unwritten.clear();
+        assert!(unwritten.lost(at(2), at(100)), "another one");
     }
 
     #[test]

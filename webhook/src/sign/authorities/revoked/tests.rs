@@ -98,6 +98,18 @@ fn a_changeover_signs_it_anew_and_a_lost_record_does_not_set_the_number_back() {
     assert_eq!(lost.list().unwrap().replaces(revoked.list().unwrap()), Ok(true));
 }
 
+/// What a new leader finds later was not in the record, and the answer was not about it.
+#[test]
+fn the_report_says_what_the_record_lacked_when_it_was_answered() {
+    let (mut revoked, mut lacking) = (Revoked::default(), Issued::default());
+    lacking.lost(now(), now() + DAY);
+    revoked.take(&ask(Action::Add, "4f0a"), &known(&lacking, true, now() + DAY), now());
+    let report = killed_and_read_back(&revoked).report().unwrap();
+    assert_eq!((report.lacked_before, report.lacks_before), (Some(seconds(now())), None));
+    revoked.take(&ask(Action::Add, "4f0b"), &known(&Issued::default(), true, now() + DAY), now());
+    assert_eq!(revoked.report().unwrap().lacked_before, None);
+}
+
 #[test]
 fn a_full_list_and_a_ca_that_may_sign_none_are_said() {
     let mut revoked = Revoked::default();
