@@ -8,6 +8,8 @@ mod dialled;
 #[path = "approve/lab.rs"]
 #[allow(dead_code, reason = "the approver's tests use the rest")]
 mod lab;
+#[path = "revocation/lacking.rs"]
+mod lacking;
 #[path = "revocation/live.rs"]
 mod live;
 #[path = "revocation/many.rs"]

@@ -35,13 +35,14 @@ use crate::{
 const LEASE: &str = "etcd-tls-sign";
 
 /// The records of the authorities of `prod/etcd`.
-struct Records {
-    secrets: Api<Secret>,
-    names: [String; 2],
+pub(super) struct Records {
+    pub(super) secrets: Api<Secret>,
+    /// Of the peer and of the client authority.
+    pub(super) names: [String; 2],
 }
 
 impl Records {
-    async fn of(lab: &Lab) -> Self {
+    pub(super) async fn of(lab: &Lab) -> Self {
         let namespaces: Api<Namespace> = Api::all(lab.api.client.clone());
         let uid = namespaces.get("prod").await.expect("a namespace").metadata.uid.expect("a uid");
         let names = ["peer", "client"].map(|domain| format!("etcd-tls-ca-{uid}-etcd-{domain}"));
@@ -49,7 +50,7 @@ impl Records {
     }
 
     /// The serial numbers in them.
-    async fn serials(&self) -> BTreeSet<String> {
+    pub(super) async fn serials(&self) -> BTreeSet<String> {
         let mut serials = BTreeSet::new();
         for name in &self.names {
             let data = self.secrets.get(name).await.expect("a Secret").data.unwrap_or_default();
@@ -71,7 +72,7 @@ impl Records {
         None
     }
 
-    async fn have(&self, wanted: &BTreeSet<String>) {
+    pub(super) async fn have(&self, wanted: &BTreeSet<String>) {
         eventually("all certificates in the record", LIMIT, || async {
             let there = self.serials().await;
             let missing: Vec<_> = wanted.difference(&there).collect();
@@ -285,7 +286,8 @@ async fn a_signer_that_cannot_read_the_published_list_yet_issues_and_loses_no_re
     restored.data.clone_from(&older.data);
     records.secrets.replace(&records.names[1], &PostParams::default(), &restored).await.expect("restored");
 
-    let second = sign(&lab, "sign-b", &[]).await;
+    // Of the same name, so that it does not wait for the Lease.
+    let second = sign(&lab, "sign-a", &[]).await;
     let chain = issued(&lab, &asking.name).await;
     assert!(!second.log().contains("the list is taken over"), "{}", second.log());
     records.have(&BTreeSet::from([chain.serial.clone()])).await;
