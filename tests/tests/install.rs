@@ -262,18 +262,33 @@ async fn before_an_upgrade_refused_pods_and_leftovers_are_named() {
     let (code, said) = check(&api.kubeconfig);
     assert!(code == Some(0) && said.contains("no pod would be refused; 0 workloads have opted in"), "{code:?}: {said}");
 
-    let workload = |namespace: &str, kind: &str, duration: &str| {
+    let template = |kind: &str, namespace: &str, name: &str, annotations: Value, command: &[&str]| {
+        let listen = "--listen-client-urls=https://0.0.0.0:2379";
         json!({
-            "apiVersion": "apps/v1", "kind": kind, "metadata": {"name": "etcd", "namespace": namespace},
-            "spec": {"selector": {"matchLabels": {"app": "etcd"}}, "template": {
-                "metadata": {"labels": {"app": "etcd"}, "annotations": {"etcd-tls.dev/duration": duration}},
-                "spec": {"containers": [{"name": "etcd", "image": "etcd", "command": ["etcd"], "args": ["--listen-client-urls=https://0.0.0.0:2379"]}]},
+            "apiVersion": "apps/v1", "kind": kind, "metadata": {"name": name, "namespace": namespace},
+            "spec": {"selector": {"matchLabels": {"app": name}}, "template": {
+                "metadata": {"labels": {"app": name}, "annotations": annotations},
+                "spec": {"containers": [{"name": "etcd", "image": "etcd", "command": command, "args": [listen]}]},
             }},
         })
+    };
+    let workload = |namespace: &str, kind: &str, duration: &str| {
+        template(kind, namespace, "etcd", json!({"etcd-tls.dev/duration": duration}), &["etcd"])
+    };
+    // Each is taken by the version from before, which read the first call of etcd and doubted nothing else.
+    let scripts = [
+        ("sourced", ". /run/etcd.env; exec etcd \"$@\" $FLAGS"),
+        ("piped", "etcd --version; echo \"etcd $(cat /run/flags)\" | sh"),
+    ];
+    let script = |name: &str, text: &str, annotations: Value| {
+        template("StatefulSet", "prod", name, annotations, &["sh", "-c", text, "etcd"])
     };
     api.apply(&workload("prod", "StatefulSet", "a day").to_string());
     api.apply(&workload("prod", "Deployment", "24h").to_string());
     api.apply(&workload("other", "StatefulSet", "a day").to_string());
+    for (name, text) in scripts {
+        api.apply(&script(name, text, json!({})).to_string());
+    }
     let role = |name: &str, namespace: &str, labels: Value| {
         json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role",
             "metadata": {"name": name, "namespace": namespace, "labels": labels}, "rules": []})
@@ -293,7 +308,16 @@ async fn before_an_upgrade_refused_pods_and_leftovers_are_named() {
     ] {
         assert!(said.contains(text), "{text:?}: {said}");
     }
-    assert_eq!(said.matches("attention ").count(), 2, "{said}");
+    for (name, _) in scripts {
+        let refused =
+            format!("workloads: would be refused: prod: StatefulSet {name}: container etcd: command[2] line 1 ");
+        let next = format!(
+            "next: kubectl -n prod edit statefulset {name}   # in spec.template.metadata.annotations, add \
+             etcd-tls.dev/options: env (or none, "
+        );
+        assert!(said.contains(&refused) && said.contains(&next), "{name}: {said}");
+    }
+    assert_eq!(said.matches("attention ").count(), 2 + scripts.len(), "{said}");
     // The same from a file, by the command of the page.
     let page = pages::blocks("upgrade.md", "Before: the pods that the new version would refuse");
     let line = page[0].replace("./target/release/", "");
@@ -302,6 +326,13 @@ async fn before_an_upgrade_refused_pods_and_leftovers_are_named() {
     let said = pages::bash(directory.path(), &path, Some(&api.kubeconfig), &format!("set -o pipefail\n{line}"));
     let said = said.expect_err("a pod would be refused");
     assert!(said.contains("prod: StatefulSet etcd: ") && !said.contains("Deployment etcd"), "{said}");
+    for (name, _) in scripts {
+        let line = said.lines().find(|line| line.starts_with(&format!("prod: StatefulSet {name}: ")));
+        let line = line.unwrap_or_else(|| panic!("{name}: {said}"));
+        for way_out in ["annotate etcd-tls.dev/options: env,", "annotate etcd-tls.dev/options: none and give it --"] {
+            assert!(line.contains(way_out), "{way_out}: {line}");
+        }
+    }
     assert!(line.contains("replicasets"), "{line}");
 
     let nobody = api.account("prod", "nobody", json!([])).await;
@@ -314,7 +345,10 @@ async fn before_an_upgrade_refused_pods_and_leftovers_are_named() {
 
     // The printed next step helps.
     api.apply(&workload("prod", "StatefulSet", "24h").to_string());
+    for ((name, text), options) in scripts.into_iter().zip(["env", "none"]) {
+        api.apply(&script(name, text, json!({"etcd-tls.dev/options": options})).to_string());
+    }
     api.kubectl(&["-n", SYSTEM, "delete", "role", "etcd-tls-old"]);
     let (code, said) = check(&api.kubeconfig);
-    assert!(code == Some(0) && said.contains("no pod would be refused; 2 workloads have opted in"), "{code:?}: {said}");
+    assert!(code == Some(0) && said.contains("no pod would be refused; 4 workloads have opted in"), "{code:?}: {said}");
 }

@@ -38,6 +38,8 @@ mod resources;
 mod urls;
 mod view;
 
+pub(crate) use self::environment::STATE_ENV;
+
 use std::collections::BTreeSet;
 
 use etcd_tls_contract::{

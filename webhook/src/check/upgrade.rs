@@ -13,7 +13,7 @@ use super::finding::{Finding, unseen};
 use crate::{
     controller::client::{ApiServerError, within},
     error::Error,
-    inject,
+    inject, injection,
     operator::{Cluster, Right},
     status::State,
 };
@@ -183,10 +183,21 @@ async fn list(
 fn refused(line: &str) -> Finding {
     let place = line.split_once(": ").and_then(|(namespace, rest)| {
         let (kind, rest) = rest.split_once(' ')?;
-        Some(format!("kubectl -n {namespace} edit {} {}", kind.to_lowercase(), rest.split(':').next()?))
+        let edit = format!("kubectl -n {namespace} edit {} {}", kind.to_lowercase(), rest.split(':').next()?);
+        Some(if line.contains(injection::STATE_ENV) { format!("{edit}   # {}", annotate(kind)) } else { edit })
     });
     let next = place.unwrap_or_else(|| "correct the workload that the reason names".to_owned());
     Finding::bad(State::Attention, "workloads", format!("would be refused: {line}"), next, SEE_PODS)
+}
+
+/// Where the annotation belongs that states the options of a command line that cannot be told.
+fn annotate(kind: &str) -> String {
+    let template = match kind {
+        "Pod" => "",
+        "CronJob" => "spec.jobTemplate.spec.template.",
+        _ => "spec.template.",
+    };
+    format!("in {template}metadata.annotations, add etcd-tls.dev/options: env (or none, with the flags of the reason)")
 }
 
 /// Kind and name of all that is shipped.
@@ -262,5 +273,29 @@ mod tests {
         assert_eq!(finding.next.as_deref(), Some("kubectl -n etcd-tls-system delete role etcd-tls-old"));
         let finding = refused("prod: StatefulSet etcd: annotation duration: not a duration");
         assert_eq!(finding.next.as_deref(), Some("kubectl -n prod edit statefulset etcd"));
+    }
+
+    #[test]
+    fn a_command_line_that_cannot_be_told_gets_its_annotation() {
+        let container = json!({"name": "etcd", "image": "etcd", "command": ["sh", "-c", ". /env; etcd $FLAGS"]});
+        let template = json!({"spec": {"containers": [container]}});
+        for (kind, version, spec, place) in [
+            ("StatefulSet", "apps/v1", json!({"template": template}), "spec.template.metadata.annotations"),
+            (
+                "CronJob",
+                "batch/v1",
+                json!({"jobTemplate": {"spec": {"template": template}}}),
+                "spec.jobTemplate.spec.template.metadata.annotations",
+            ),
+            ("Pod", "v1", template["spec"].clone(), "in metadata.annotations"),
+        ] {
+            let metadata = json!({"name": "etcd", "namespace": "prod"});
+            let report = inject::would_refuse(&[
+                json!({"apiVersion": version, "kind": kind, "metadata": metadata, "spec": spec}),
+            ]);
+            assert_eq!(report.refused.len(), 1, "{report:?}");
+            let next = refused(&report.refused[0]).next.unwrap();
+            assert!(next.contains(place) && next.contains("add etcd-tls.dev/options: env (or none"), "{next}");
+        }
     }
 }

@@ -164,7 +164,7 @@ impl Environment {
             (OptionsMode::Auto, Some(Doubt { why, place })) => self.problems.push(format!(
                 "container {name}: {place} {why}, so the flags of {tool} are unknown, and {tool} does not start \
                  with an option set by flag and by variable. Write {tool} and its flags plainly into command or \
-                 args; or, where it gets none of these flags, annotate {OPTIONS}: env, and etcd-tls sets {}; or \
+                 args; or, where it gets none of these flags, {STATE_ENV}, and etcd-tls sets {}; or \
                  annotate {OPTIONS}: none and give it {}",
                 words(&|(_, variable, value)| format!("{variable}={value}")),
                 words(&|(option, _, value)| format!("--{option}={value}")),
@@ -187,6 +187,8 @@ impl Environment {
 
 /// The annotation by which a user says how options are given.
 const OPTIONS: &str = "etcd-tls.dev/options";
+/// The way out of a refused command line, in the words of the refusal.
+pub(crate) const STATE_ENV: &str = "annotate etcd-tls.dev/options: env";
 
 impl Unit {
     /// The options that the pod does not set, with their variables and values: none when it has its own way with one of them.
