@@ -343,7 +343,11 @@ fn pods_injected_without_a_warning_come_up() {
         }
     }
     assert!(problems.is_empty(), "{}", problems.join("\n"));
-    assert_eq!(exempt, EXEMPT.iter().map(|(name, _)| *name).collect::<BTreeSet<_>>(), "one of them has a warning, or is not there");
+    assert_eq!(
+        exempt,
+        EXEMPT.iter().map(|(name, _)| *name).collect::<BTreeSet<_>>(),
+        "one of them has a warning, or is not there"
+    );
     assert!(up >= 3, "only {up} shapes were started");
 }
 

@@ -1,15 +1,23 @@
 //! Tier 2: admission as users see it: warnings at `kubectl apply` of a workload, and the marks of an injected pod.
 
-use std::{fmt::Write as _, process::Output, time::Duration};
+use std::{
+    fmt::Write as _,
+    process::Output,
+    time::{Duration, Instant},
+};
 
 use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
 use kube::Api;
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tests::{
     eventually,
     stack::{LIMIT, Options, Stack},
     temp::TempDir,
 };
+
+/// The second of a webhook that does not answer, and kubectl's own time.
+const IN_TIME: Duration = Duration::from_millis(2500);
 
 /// A member that speaks plain HTTP.
 fn plain() -> Value {
@@ -113,13 +121,37 @@ async fn kubectl_shows_the_warnings_of_a_workload() {
 
     marks(&stack).await;
 
-    // While admission is away, a workload is applied all the same, within a second or so.
+    // Without an answer of admission, a workload is applied all the same, after the second that each entry is given.
+    for webhook in configurations.get("etcd-tls").await.expect("the configuration").webhooks.unwrap_or_default() {
+        assert_eq!(
+            (webhook.timeout_seconds, webhook.failure_policy.as_deref()),
+            (Some(1), Some("Ignore")),
+            "{}",
+            webhook.name
+        );
+    }
+    stack.admit.signal(Signal::SIGSTOP);
+    applied_in_time(&stack, "hangs", "other", &dynamic);
+    applied_in_time(&stack, "hangs", "opted-in", &json!({}));
     stack.admit.kill();
-    let object = workload("Deployment", "away", &dynamic, &plain());
-    let began = std::time::Instant::now();
-    let (applied, said) = apply(&stack, "other", &object);
-    assert!(applied && !said.contains("Warning: etcd-tls"), "{said}");
-    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+    applied_in_time(&stack, "away", "other", &dynamic);
+}
+
+/// Applies workloads while admission does not answer; of three, for a machine that is busy with others' work, the fastest must be
+/// in time.
+fn applied_in_time(stack: &Stack, case: &str, namespace: &str, labels: &Value) {
+    let mut took = Vec::new();
+    for attempt in 0..3 {
+        let object = workload("Deployment", &format!("{case}-{attempt}"), labels, &plain());
+        let began = Instant::now();
+        let (applied, said) = apply(stack, namespace, &object);
+        took.push(began.elapsed());
+        assert!(applied && !said.contains("Warning: etcd-tls"), "{case} in {namespace}: {said}");
+        if took.last().is_some_and(|took| *took < IN_TIME) {
+            return;
+        }
+    }
+    panic!("{case} in {namespace}: took {took:?}");
 }
 
 /// An injected pod carries the label and the annotation; its creator's forgeries are replaced.
