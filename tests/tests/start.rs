@@ -46,10 +46,11 @@ impl Host {
         self.signer.dir.join("m1")
     }
 
-    fn arguments(&self, more: &[&str]) -> Vec<String> {
+    fn arguments(&self, subcommand: &str, more: &[&str]) -> Vec<String> {
         let mut arguments: Vec<String> =
-            ["request", "--name=m1", "--roles=peer,server", "--ipaddrs=127.0.0.2,127.0.0.1"].map(Into::into).into();
-        arguments.push(format!("--assetsdir={}", self.dir().display()));
+            [subcommand, "--name=m1", "--roles=peer,server", "--ipaddrs=127.0.0.2,127.0.0.1"].map(Into::into).into();
+        let dir = if subcommand == "run" { "dir" } else { "assetsdir" };
+        arguments.push(format!("--{dir}={}", self.dir().display()));
         arguments.push(format!("--kubeconfig={}", self.signer.dir.join("m1.kubeconfig").display()));
         arguments.push(format!("--bootstrap-kubeconfig={}", self.bootstrap.display()));
         arguments.extend(more.iter().map(|&a| a.to_owned()));
@@ -57,8 +58,12 @@ impl Host {
     }
 
     fn request(&self, more: &[&str]) -> Command {
+        self.sidecar("request", more)
+    }
+
+    fn sidecar(&self, subcommand: &str, more: &[&str]) -> Command {
         let mut command = Command::new(binary("etcd-tls-sidecar"));
-        command.args(self.arguments(more));
+        command.args(self.arguments(subcommand, more));
         command
     }
 
@@ -66,7 +71,7 @@ impl Host {
     fn request_after(&self, setup: &str, more: &[&str]) -> Command {
         let mut command = Command::new("unshare");
         command.args(["--mount", "--propagation=private", "sh", "-ec", &format!("{setup}\nexec \"$@\""), "sh"]);
-        command.arg(binary("etcd-tls-sidecar")).args(self.arguments(more));
+        command.arg(binary("etcd-tls-sidecar")).args(self.arguments("request", more));
         command
     }
 
@@ -134,6 +139,7 @@ async fn a_host_with_good_files_starts_with_everything_else_away() {
 
     let silent = TcpListener::bind(("127.0.0.1", host.signer.port)).expect("bind");
     succeeds_at_once("connections are accepted and nobody answers", &mut host.request(&long));
+    succeeds_at_once("… and the certificates lack a name", &mut host.request(&more));
     drop(silent);
 
     for (case, content) in [("garbage", "}{"), ("empty", "")] {
@@ -233,7 +239,7 @@ fn listens(setup: &str, address: &str, ports: &[u16], program: &Command) -> Resu
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_process_of_the_webhook_listens_where_there_is_one_family_of_addresses_alone() {
+async fn each_process_listens_where_there_is_one_family_of_addresses_alone() {
     const FAMILIES: [(&str, &str); 2] = [
         ("echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6 && ip link set lo up", "127.0.0.1"),
         ("ip link set lo up && ip address delete 127.0.0.1/8 dev lo", "::1"),
@@ -267,6 +273,11 @@ async fn each_process_of_the_webhook_listens_where_there_is_one_family_of_addres
     ]
     .map(|(flag, value)| format!("--{flag}={value}"))
     .into();
+    let server = CsrServer::start(Duration::from_secs(3600)).await;
+    let pod = Pod { dir: TempDir::new("pod"), port: server.port };
+    server.token_directory(&pod.dir);
+    server.trust_directory(&pod.dir);
+    let on_host = host.sidecar("run", &["--admin-port=9279"]);
     let admit = ["admit".to_owned(), "--sidecar-image=x".to_owned(), format!("--serving-dir={}", path("serving"))];
     let mut problems = Vec::new();
     for (setup, address) in FAMILIES {
@@ -275,6 +286,8 @@ async fn each_process_of_the_webhook_listens_where_there_is_one_family_of_addres
             ("approve", &[9179], &webhook(&["approve".to_owned()])),
             ("sign", &[9179], &webhook(&["sign".to_owned()])),
             ("standalone", &[6443], &webhook(&[&["standalone".to_owned()], &standalone[..]].concat())),
+            ("run on a host", &[9279], &on_host),
+            ("run in a pod", &[9279], &pod.sidecar("run", &["--admin-port=9279"])),
         ] {
             problems.extend(listens(setup, address, ports, program).err().map(|e| format!("{what} on {address}: {e}")));
         }
@@ -290,8 +303,12 @@ struct Pod {
 
 impl Pod {
     fn init(&self, more: &[&str]) -> Command {
+        self.sidecar("init", more)
+    }
+
+    fn sidecar(&self, subcommand: &str, more: &[&str]) -> Command {
         let mut command = Command::new(binary("etcd-tls-sidecar"));
-        command.args(["init", "--roles=peer,server"]).args(more);
+        command.args([subcommand, "--roles=peer,server"]).args(more);
         for (flag, name) in [("--dir", "certs"), ("--trust-dir", "trust"), ("--token-dir", "token")] {
             command.arg(flag).arg(self.dir.join(name));
         }
@@ -350,6 +367,8 @@ async fn a_pod_with_good_files_starts_with_everything_else_away() {
     let mut command = pod.init(&[]);
     command.env("KUBERNETES_SERVICE_PORT", silent.local_addr().expect("an address").port().to_string());
     succeeds_at_once("… and one that never answers", &mut command);
+    command.env("POD_IPS", "127.0.0.1,10.0.0.9");
+    succeeds_at_once("… and the certificates lack an address, too", &mut command);
     server.state().away = false;
     server.state().outage = Some((503, "{}".to_owned(), Vec::new()));
     succeeds_at_once("… and one whose own etcd is away", &mut pod.init(&[]));
