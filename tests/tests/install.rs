@@ -26,6 +26,7 @@ use tests::{
 
 const SYSTEM: &str = "etcd-tls-system";
 const NAME: &str = "app.kubernetes.io/name";
+const INJECTED: &str = "etcd-tls.dev/injected";
 /// The version that an upgrade is tried from.
 const OLDER: &str = "7dacd69";
 
@@ -91,6 +92,39 @@ fn the_manifests_ask_nothing_of_a_cluster_that_it_may_not_have() {
         assert_eq!(deployment["spec"]["template"]["spec"]["priorityClassName"], "system-cluster-critical");
     }
     assert!(with.iter().any(|o| o["kind"] == "ResourceQuota" && o["metadata"]["namespace"] == SYSTEM));
+}
+
+/// Each component and example on its own: kustomize has nothing to say, such as that a field is deprecated.
+#[test]
+fn kustomize_takes_every_component_and_example_without_a_word() {
+    let Some(assets) = tier::kubernetes() else { return };
+    let kubectl = assets.join("kubectl");
+    let names = |directory: &str| -> BTreeSet<String> {
+        let entries = fs::read_dir(tests::repository().join(directory)).expect("a directory");
+        entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("a name")).collect()
+    };
+    let mut objects = Vec::new();
+    for component in names("manifests/components") {
+        objects.extend(render(&kubectl, overlay(&[&component]).path()));
+    }
+    for example in names("manifests/examples") {
+        objects.extend(render(&kubectl, &tests::repository().join("manifests/examples").join(example)));
+    }
+    // A selector with it would take users' pods for ours. Their metrics are the one purpose of the label.
+    let selecting: BTreeSet<_> = objects.iter().filter(|object| selects(object, INJECTED)).map(identity).collect();
+    assert_eq!(selecting, BTreeSet::from([("PodMonitor".to_owned(), "etcd-tls-sidecars".to_owned())]));
+}
+
+/// Whether a selector in it has this label.
+fn selects(value: &Value, label: &str) -> bool {
+    match value {
+        Value::Array(items) => items.iter().any(|item| selects(item, label)),
+        Value::Object(fields) => fields.iter().any(|(key, field)| {
+            let selector = key.to_lowercase().ends_with("selector") && field.to_string().contains(label);
+            selector || selects(field, label)
+        }),
+        _ => false,
+    }
 }
 
 /// OpenShift's restricted-v2, as a policy: users and groups are of the namespace's range or are not named.
