@@ -72,6 +72,8 @@ impl Drop for Mount {
 pub struct Options {
     /// More arguments of `sign`, such as `--max-lifetime`.
     pub sign: Vec<String>,
+    /// More arguments of `admit`, such as `--sidecar-resources`.
+    pub admit: Vec<String>,
     /// More arguments of `admit`, `approve` and `sign`, such as `--log-format=json`.
     pub all: Vec<String>,
     /// The environment of `sign`, such as another clock.
@@ -120,6 +122,7 @@ impl Stack {
         command
             .arg("--address")
             .arg(format!("{address}:{port}"))
+            .args(&options.admit)
             .args(&options.all)
             .envs(options.of_all.iter().cloned());
         command.arg("--admin-address").arg(format!("127.0.0.1:{}", ports::loopback()));

@@ -81,6 +81,47 @@ async fn limit_range(stack: &Stack) {
             json!({"requests": {"cpu": "50m", "memory": "32Mi"}, "limits": {"cpu": "200m", "memory": "64Mi"}})
         );
     }
+    stack.api.namespace("ratio", &[]).await;
+    ratio(stack, "ratio");
+    refused_for_the_ratio(stack, "ratio", &json!({})).await;
+    let annotations = json!({"etcd-tls.dev/resources": "requests.cpu=125m"});
+    stack.api.pod("ratio", member(&annotations, &json!({}))).await.expect("within the ratio");
+}
+
+/// A ratio that the built-in resources do not meet, as the one rule.
+fn ratio(stack: &Stack, namespace: &str) {
+    let limits = json!([{"type": "Container", "maxLimitRequestRatio": {"cpu": "4"}}]);
+    let range = json!({
+        "apiVersion": "v1", "kind": "LimitRange", "metadata": {"name": "limits"}, "spec": {"limits": limits},
+    });
+    stack.api.kubectl(&["create", "-n", namespace, "-f", &file(stack, &range)]);
+}
+
+/// Waits until a pod with these annotations is refused for the ratio.
+async fn refused_for_the_ratio(stack: &Stack, namespace: &str, annotations: &Value) {
+    eventually("the ratio", LIMIT, || async {
+        match stack.api.pod(namespace, member(annotations, &json!({}))).await {
+            Err(error) if error.to_string().contains("cpu max limit to request ratio per Container is 4") => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_operators_resources_meet_the_ratio_of_a_limit_range() {
+    let options = Options { admit: vec!["--sidecar-resources=requests.cpu=125m".to_owned()], ..Options::default() };
+    let Some(stack) = Stack::start(&options).await else { return };
+    stack.api.namespace("ratio", &[]).await;
+    ratio(&stack, "ratio");
+    // What the pod says is preferred.
+    refused_for_the_ratio(&stack, "ratio", &json!({"etcd-tls.dev/resources": "requests.cpu=10m"})).await;
+    let pod = stack.api.pod("ratio", member(&json!({}), &json!({}))).await.expect("within the ratio");
+    let pod = serde_json::to_value(pod).expect("JSON");
+    for container in pod["spec"]["initContainers"].as_array().expect("injected") {
+        let cpu = (&container["resources"]["requests"]["cpu"], &container["resources"]["limits"]["cpu"]);
+        assert_eq!(cpu, (&json!("125m"), &json!("500m")));
+    }
 }
 
 async fn quota(stack: &Stack) {
