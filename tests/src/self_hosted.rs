@@ -17,8 +17,10 @@ use crate::{
     pki::LeafOptions,
     ports,
     process::{Process, binary, run},
+    say,
     signer::{LIMIT, Signer},
     stack::{Options, Stack},
+    tier,
 };
 
 /// Where the injected containers have the host's certificates.
@@ -35,8 +37,8 @@ pub enum Part {
     Signer,
 }
 
-/// Each order; the first two are the extremes.
-pub const ORDERS: [[Part; 3]; 6] = [
+/// Each order.
+static ORDERS: [[Part; 3]; 6] = [
     [Part::Etcds, Part::Signer, Part::Api],
     [Part::Signer, Part::Api, Part::Etcds],
     [Part::Etcds, Part::Api, Part::Signer],
@@ -44,6 +46,20 @@ pub const ORDERS: [[Part; 3]; 6] = [
     [Part::Api, Part::Signer, Part::Etcds],
     [Part::Signer, Part::Etcds, Part::Api],
 ];
+
+/// The orders that a run tries: two, chosen by the day of the year, so that three days in a row try all; with `ETCD_TLS_SOAK`
+/// each of the six. Says which.
+pub fn orders() -> Vec<[Part; 3]> {
+    let day = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC).day_of_year();
+    let orders = if tier::soaking() { ORDERS.to_vec() } else { orders_of(day).to_vec() };
+    say(&format!("day {day} of the year: {orders:?}"));
+    orders
+}
+
+fn orders_of(day: i16) -> &'static [[Part; 3]] {
+    let (pairs, _) = ORDERS.as_chunks::<2>();
+    &pairs[usize::from(day.unsigned_abs()) % pairs.len()]
+}
 
 /// A member: its manifest, injected, is `etcd.json` in its directory.
 pub struct Member {
@@ -252,6 +268,19 @@ impl Members {
                 if kubeconfig.contains(url) { Ok(()) } else { Err(kubeconfig) }
             })
             .await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn three_days_have_tried_all_orders() {
+        for first in 1..=364 {
+            let tried: Vec<_> = (first..first + 3).flat_map(orders_of).collect();
+            assert!(ORDERS.iter().all(|order| tried.contains(&order)), "{first}: {tried:?}");
         }
     }
 }

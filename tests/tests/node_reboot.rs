@@ -2,8 +2,8 @@
 //!
 //! Three members of etcd, the API server that keeps its objects in them, and the approver and the signer are static pods of one
 //! node, which has no network of pods and no API server but this one. Its kubelet, its containerd and all containers end by
-//! SIGKILL at once. Then the node starts with the parts in two orders and with all of them at once, or with `ETCD_TLS_SOAK` in
-//! each of the six orders as well. `reboot.rs` shows the same of processes, without kubelet.
+//! SIGKILL at once. Then the node starts with all parts at once, and with the parts in two orders, chosen by the day of the year,
+//! or with `ETCD_TLS_SOAK` in each of the six. `reboot.rs` shows the same of processes, without kubelet.
 
 use std::{
     fs,
@@ -16,7 +16,7 @@ use tests::{
     node::{Node, static_pod_of},
     process::Process,
     say,
-    self_hosted::{Members, ORDERS, Part},
+    self_hosted::{Members, Part, orders},
     signer::{BOOTSTRAP, Signer},
     stack::{Stack, own_address},
     tier,
@@ -147,9 +147,9 @@ async fn a_node_that_lost_its_power_brings_the_control_plane_back() {
     let mut plane = Plane { node, members, stack, api, signer: signer_pods };
     plane.whole("as static pods").await;
 
-    plane.reboot(ORDERS[0], false).await;
-    let orders = if tier::soaking() { &ORDERS[..] } else { &ORDERS[..2] };
-    for order in orders.iter().copied() {
+    let orders = orders();
+    plane.reboot(orders[0], false).await;
+    for order in orders {
         plane.reboot(order, true).await;
     }
     // kubelet has told the API server of them: it was theirs all the time.

@@ -2,7 +2,7 @@
 //!
 //! Three members run from injected static-pod manifests on disk: a supervisor plays kubelet and starts the manifest's
 //! containers in their order. A real kube-apiserver keeps its objects in them, and `approve` and `sign` work against it. All of
-//! it is killed at once and started in two orders, or with `ETCD_TLS_SOAK` in each of the six.
+//! it is killed at once and started in two orders, chosen by the day of the year, or with `ETCD_TLS_SOAK` in each of the six.
 
 use std::{
     fs,
@@ -15,7 +15,7 @@ use std::{
 use serde_json::Value;
 use tests::{
     process::{Process, binary},
-    self_hosted::{Members, ORDERS, Part},
+    self_hosted::{Members, Part, orders},
     signer::{BOOTSTRAP, LIMIT, Signer},
     stack::{Stack, controller_again},
     tier,
@@ -198,8 +198,7 @@ async fn a_control_plane_comes_back_in_whatever_order_it_is_started() {
     plane.members.up("etcd with its certificates, and the first signer gone").await;
     plane.members.ask_at(&stack.api.url).await;
     println!("the hosts are the cluster's after {:?}", began.elapsed());
-    let orders = if tier::soaking() { &ORDERS[..] } else { &ORDERS[..2] };
-    for order in orders.iter().copied() {
+    for order in orders() {
         reboot(&mut plane, &mut stack, order).await;
     }
 }
