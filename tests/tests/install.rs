@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use etcd_tls_contract::certificate::Chain;
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
 use kube::{
     Api,
@@ -243,8 +244,8 @@ fn older_programs() -> Option<PathBuf> {
     dir
 }
 
-/// A pod as the older version has injected it runs the older sidecar on: the new approver and signer serve it, and its
-/// certificates are not issued anew.
+/// A pod as the older version has injected it runs the older sidecar on: the new approver and signer serve it, its certificates
+/// are not issued anew for nothing, and are renewed when they are due.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sidecars_of_an_older_version_are_served() {
     let (Some(older), Some(programs)) = (older_manifests(), older_programs()) else { return };
@@ -253,7 +254,8 @@ async fn sidecars_of_an_older_version_are_served() {
     let output = output.expect("run the older sidecar");
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && said.contains("--revocation-lists"), "{said}");
-    let options = Options { before: Some(older.join("manifests")), ..Options::default() };
+    let sign = vec!["--max-lifetime=45s".to_owned()];
+    let options = Options { before: Some(older.join("manifests")), sign, ..Options::default() };
     let Some(mut stack) = Stack::start(&options).await else { return };
     stack.api.namespace("prod", &[("etcd-tls", "dynamic")]).await;
     let manifest = r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "etcd-0", "labels": {"etcd-tls": "dynamic"}},
@@ -271,13 +273,23 @@ async fn sidecars_of_an_older_version_are_served() {
     let status = pod.run_to_end("etcd-tls-init", LIMIT).await;
     assert!(status.success(), "{}", pod.log("etcd-tls-init"));
     let leaf = pod.volume("etcd-tls").join("peer/tls.crt");
-    let first = fs::read(&leaf).expect("a certificate");
+    let serial = || Chain::parse(&fs::read(&leaf).expect("a certificate")).expect("a chain").serial;
+    let first = serial();
+    // The container is restarted.
+    let status = pod.run_to_end("etcd-tls-init", LIMIT).await;
+    assert!(status.success() && serial() == first, "{}", pod.log("etcd-tls-init"));
     pod.start_container("etcd-tls-sidecar");
     tokio::time::sleep(Duration::from_secs(5)).await;
     assert!(pod.process("etcd-tls-sidecar").running(), "{}", pod.log("etcd-tls-sidecar"));
-    assert_eq!(fs::read(&leaf).expect("a certificate"), first, "nothing is issued anew");
+    assert_eq!(serial(), first, "nothing is issued anew");
+    eventually("a renewal", LIMIT, async || if serial() == first { Err(pod.log("etcd-tls-sidecar")) } else { Ok(()) })
+        .await;
+    assert!(pod.process("etcd-tls-sidecar").running(), "{}", pod.log("etcd-tls-sidecar"));
+    // In a pod that is started again it is used, and not issued anew.
+    assert!(pod.process("etcd-tls-sidecar").terminate(LIMIT).await.success(), "{}", pod.log("etcd-tls-sidecar"));
+    let second = serial();
     let status = pod.run_to_end("etcd-tls-init", LIMIT).await;
-    assert!(!status.success() || fs::read(&leaf).expect("a certificate") == first);
+    assert!(status.success() && serial() == second, "{}", pod.log("etcd-tls-init"));
 }
 
 /// The findings before an upgrade and the leftovers of an older version, for an administrator and for a user without rights.
