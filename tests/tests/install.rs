@@ -31,6 +31,11 @@ const INJECTED: &str = "etcd-tls.dev/injected";
 /// The version that an upgrade is tried from.
 const OLDER: &str = "7dacd69";
 
+/// Commands that the older version took, and whose etcd this version cannot tell the options of: a script that is not in the pod,
+/// and a program that takes the environment away.
+const TAKEN_BEFORE: [(&str, &[&str]); 2] =
+    [("file", &["gosu", "etcd", "/scripts/run"]), ("sudo", &["sh", "-c", "sudo -u etcd etcd \"$@\"", "etcd"])];
+
 /// Renders with kustomize; fails on warnings.
 fn render(kubectl: &Path, directory: &Path) -> Vec<Value> {
     let output = Command::new(kubectl).arg("kustomize").arg(directory).output().expect("run kubectl");
@@ -254,6 +259,13 @@ async fn sidecars_of_an_older_version_are_served() {
     let output = output.expect("run the older sidecar");
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && said.contains("--revocation-lists"), "{said}");
+    for (name, command) in TAKEN_BEFORE {
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": {"containers": [
+            {"name": "etcd", "image": "etcd", "command": command, "args": ["--listen-client-urls=https://0.0.0.0:2379"]},
+        ]}});
+        let file = older.write("taken.json", pod.to_string());
+        run(Command::new(programs.join("etcd-tls-webhook")).args(["inject", "-f"]).arg(file));
+    }
     let sign = vec!["--max-lifetime=45s".to_owned()];
     let options = Options { before: Some(older.join("manifests")), sign, ..Options::default() };
     let Some(mut stack) = Stack::start(&options).await else { return };
@@ -321,19 +333,14 @@ async fn before_an_upgrade_refused_pods_and_leftovers_are_named() {
     let workload = |namespace: &str, kind: &str, duration: &str| {
         template(kind, namespace, "etcd", json!({"etcd-tls.dev/duration": duration}), &["etcd"])
     };
-    // Each is taken by the version from before, which read the first call of etcd and doubted nothing else.
-    let scripts = [
-        ("sourced", ". /run/etcd.env; exec etcd \"$@\" $FLAGS"),
-        ("piped", "etcd --version; echo \"etcd $(cat /run/flags)\" | sh"),
-    ];
-    let script = |name: &str, text: &str, annotations: Value| {
-        template("StatefulSet", "prod", name, annotations, &["sh", "-c", text, "etcd"])
+    let taken_before = |(name, command): (&str, &[&str]), annotations: Value| {
+        template("StatefulSet", "prod", name, annotations, command)
     };
     api.apply(&workload("prod", "StatefulSet", "a day").to_string());
     api.apply(&workload("prod", "Deployment", "24h").to_string());
     api.apply(&workload("other", "StatefulSet", "a day").to_string());
-    for (name, text) in scripts {
-        api.apply(&script(name, text, json!({})).to_string());
+    for case in TAKEN_BEFORE {
+        api.apply(&taken_before(case, json!({})).to_string());
     }
     let role = |name: &str, namespace: &str, labels: Value| {
         json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role",
@@ -354,16 +361,15 @@ async fn before_an_upgrade_refused_pods_and_leftovers_are_named() {
     ] {
         assert!(said.contains(text), "{text:?}: {said}");
     }
-    for (name, _) in scripts {
-        let refused =
-            format!("workloads: would be refused: prod: StatefulSet {name}: container etcd: command[2] line 1 ");
+    for (name, _) in TAKEN_BEFORE {
+        let refused = format!("workloads: would be refused: prod: StatefulSet {name}: container etcd: command[2] ");
         let next = format!(
             "next: kubectl -n prod edit statefulset {name}   # in spec.template.metadata.annotations, add \
              etcd-tls.dev/options: env (or none, "
         );
         assert!(said.contains(&refused) && said.contains(&next), "{name}: {said}");
     }
-    assert_eq!(said.matches("attention ").count(), 2 + scripts.len(), "{said}");
+    assert_eq!(said.matches("attention ").count(), 2 + TAKEN_BEFORE.len(), "{said}");
     // The same from a file, by the command of the page.
     let page = pages::blocks("upgrade.md", "Before: the pods that the new version would refuse");
     let line = page[0].replace("./target/release/", "");
@@ -372,7 +378,7 @@ async fn before_an_upgrade_refused_pods_and_leftovers_are_named() {
     let said = pages::bash(directory.path(), &path, Some(&api.kubeconfig), &format!("set -o pipefail\n{line}"));
     let said = said.expect_err("a pod would be refused");
     assert!(said.contains("prod: StatefulSet etcd: ") && !said.contains("Deployment etcd"), "{said}");
-    for (name, _) in scripts {
+    for (name, _) in TAKEN_BEFORE {
         let line = said.lines().find(|line| line.starts_with(&format!("prod: StatefulSet {name}: ")));
         let line = line.unwrap_or_else(|| panic!("{name}: {said}"));
         for way_out in ["annotate etcd-tls.dev/options: env,", "annotate etcd-tls.dev/options: none and give it --"] {
@@ -391,8 +397,8 @@ async fn before_an_upgrade_refused_pods_and_leftovers_are_named() {
 
     // The printed next step helps.
     api.apply(&workload("prod", "StatefulSet", "24h").to_string());
-    for ((name, text), options) in scripts.into_iter().zip(["env", "none"]) {
-        api.apply(&script(name, text, json!({"etcd-tls.dev/options": options})).to_string());
+    for (case, options) in TAKEN_BEFORE.into_iter().zip(["env", "none"]) {
+        api.apply(&taken_before(case, json!({"etcd-tls.dev/options": options})).to_string());
     }
     api.kubectl(&["-n", SYSTEM, "delete", "role", "etcd-tls-old"]);
     let (code, said) = check(&api.kubeconfig);
