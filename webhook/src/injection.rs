@@ -38,7 +38,7 @@ mod resources;
 mod urls;
 mod view;
 
-pub(crate) use self::environment::STATE_ENV;
+pub(crate) use self::environment::{STATE_ENV, STATE_NONE};
 
 use std::collections::BTreeSet;
 

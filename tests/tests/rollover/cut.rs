@@ -71,8 +71,8 @@ async fn cuts(etcd: &EtcdBinary) {
         panic!("a client's and a member's")
     };
     let of_member = of_member.replace("my-namespace", NAMESPACE);
-    let cases: [(Role, fn(&Place) -> String); 2] = [(Role::Server, Place::client_url), (Role::Peer, Place::peer_url)];
-    for (n, (role, url)) in cases.into_iter().enumerate() {
+    for (n, role) in [Role::Server, Role::Peer].into_iter().enumerate() {
+        let url = |place: &Place| if role == Role::Peer { place.peer_url() } else { place.client_url() };
         let (stolen, files) = (TempDir::new("stolen"), live.certs[0].join(role.as_str()));
         for file in [names::CERT_FILE, names::KEY_FILE, names::CA_FILE] {
             fs::copy(files.join(file), stolen.join(file)).expect("copy");

@@ -184,20 +184,24 @@ fn refused(line: &str) -> Finding {
     let place = line.split_once(": ").and_then(|(namespace, rest)| {
         let (kind, rest) = rest.split_once(' ')?;
         let edit = format!("kubectl -n {namespace} edit {} {}", kind.to_lowercase(), rest.split(':').next()?);
-        Some(if line.contains(injection::STATE_ENV) { format!("{edit}   # {}", annotate(kind)) } else { edit })
+        let options = match line {
+            line if line.contains(injection::STATE_ENV) => "env (or none, with the flags of the reason)",
+            line if line.contains(injection::STATE_NONE) => "none, and give the flags of the reason",
+            _ => return Some(edit),
+        };
+        Some(format!("{edit}   # in {}metadata.annotations, add etcd-tls.dev/options: {options}", template(kind)))
     });
     let next = place.unwrap_or_else(|| "correct the workload that the reason names".to_owned());
     Finding::bad(State::Attention, "workloads", format!("would be refused: {line}"), next, SEE_PODS)
 }
 
-/// Where the annotation belongs that states the options of a command line that cannot be told.
-fn annotate(kind: &str) -> String {
-    let template = match kind {
+/// The path of the pod template in objects of this kind, with a dot behind it.
+fn template(kind: &str) -> &'static str {
+    match kind {
         "Pod" => "",
         "CronJob" => "spec.jobTemplate.spec.template.",
         _ => "spec.template.",
-    };
-    format!("in {template}metadata.annotations, add etcd-tls.dev/options: env (or none, with the flags of the reason)")
+    }
 }
 
 /// Kind and name of all that is shipped.

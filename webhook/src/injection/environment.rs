@@ -161,6 +161,12 @@ impl Environment {
         let name = container.name;
         match (mode, untold) {
             (_, _) if wanted.is_empty() => {}
+            (OptionsMode::Auto, Some(doubt)) if doubt.clears_environment() => self.problems.push(format!(
+                "container {name}: {} {}, so {tool} would get none of them; annotate {OPTIONS}: none and give it {}",
+                doubt.place,
+                doubt.why,
+                words(&|(option, _, value)| format!("--{option}={value}")),
+            )),
             (OptionsMode::Auto, Some(Doubt { why, place })) => self.problems.push(format!(
                 "container {name}: {place} {why}, so the flags of {tool} are unknown, and {tool} does not start \
                  with an option set by flag and by variable. Write {tool} and its flags plainly into command or \
@@ -178,6 +184,12 @@ impl Environment {
             }
             (OptionsMode::None, Some(_)) => {}
             (OptionsMode::Auto | OptionsMode::Env, _) => {
+                if let Some(doubt) = untold.filter(|doubt| doubt.clears_environment()) {
+                    self.warnings.push(format!(
+                        "container {name}: {OPTIONS} is env, but {} {}; annotate {OPTIONS}: none and give {tool} its flags",
+                        doubt.place, doubt.why
+                    ));
+                }
                 let variables = wanted.into_iter().map(|(_, name, value)| Variable { name, value: value.to_owned() });
                 self.add.extend(variables);
             }
@@ -189,6 +201,8 @@ impl Environment {
 const OPTIONS: &str = "etcd-tls.dev/options";
 /// The way out of a refused command line, in the words of the refusal.
 pub(crate) const STATE_ENV: &str = "annotate etcd-tls.dev/options: env";
+/// The only way out where etcd does not see the variables of its container.
+pub(crate) const STATE_NONE: &str = "annotate etcd-tls.dev/options: none";
 
 impl Unit {
     /// The options that the pod does not set, with their variables and values: none when it has its own way with one of them.

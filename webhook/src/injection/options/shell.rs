@@ -52,6 +52,16 @@ pub(in crate::injection) struct Doubt {
     pub(in crate::injection) place: String,
 }
 
+/// What a program does that starts etcd without the variables of its container.
+const CLEARS: &str = "which clears the environment by which the options come";
+
+impl Doubt {
+    /// True if etcd does not see the variables of its container, whatever the annotation `options` says.
+    pub(in crate::injection) fn clears_environment(&self) -> bool {
+        self.why.ends_with(CLEARS)
+    }
+}
+
 pub(super) type Followed<T = ()> = Result<T, Doubt>;
 
 /// A text that is being followed.

@@ -445,3 +445,24 @@ fn etcdctls_environment_is_not_doubled_and_the_annotation_options_is_for_it_too(
     assert_eq!(set(&injected(&unknown("env")).0), [true; 3]);
     assert_eq!(set(&injected(&unknown("none")).0), [false; 3]);
 }
+
+/// A program that takes the environment away: variables do not reach etcd, so the only way out is its flags.
+#[test]
+fn where_the_environment_is_cleared_the_annotation_env_is_no_way_out() {
+    for program in ["sudo -u etcd", "env -i"] {
+        let member = |options: &str| {
+            with(|pod| {
+                pod["metadata"]["annotations"] = json!({"etcd-tls.dev/options": options});
+                pod["spec"]["containers"][0]["command"] = json!(["sh", "-c", format!("{program} etcd")]);
+            })
+        };
+        let said = refused(&member("auto"));
+        assert!(said.contains("which clears the environment"), "{program}: {said}");
+        assert!(said.contains("options: none and give it --") && !said.contains("options: env"), "{program}: {said}");
+        let warned = |options: &str| {
+            let (_, warnings) = injected(&member(options));
+            warnings.iter().any(|warning| warning.contains("which clears the environment"))
+        };
+        assert!(warned("env") && !warned("none"), "{program}");
+    }
+}

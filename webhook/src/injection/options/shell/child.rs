@@ -165,7 +165,7 @@ impl Shell<'_> {
             self.note(tool, &why, place);
         }
         if let Some(by) = self.cleared.clone() {
-            self.note(tool, &format!("runs {by}, which clears the environment by which the options come"), place);
+            self.note(tool, &format!("runs {by}, {CLEARS}"), place);
         }
         run.dropped.clone_from(&self.dropped);
         for (name, texts) in self.variables.iter().chain(own.iter().map(|(n, t)| (n, t))) {
