@@ -137,7 +137,7 @@ async fn the_signer_lists_what_holders_of_the_right_revoke() {
     assert!(code == Some(77) && refused.contains("patch"), "{code:?}: {refused}");
 
     let refused = revoke(&emil, &["prod/etcd", "--serial", "4f0b"]).await.expect_err("without the right");
-    assert!(refused.contains("verb rollover, revoke or adopt"), "{refused}");
+    assert!(refused.contains("needs the right to revoke authorities.etcd-tls.dev/etcd in namespace prod"), "{refused}");
     for (arguments, expected) in [
         (&["prod/etcd", "--serial", "4f0b", "--undo"][..], "4f0b is not revoked"),
         (

@@ -54,7 +54,9 @@ impl Records {
         let mut serials = BTreeSet::new();
         for name in &self.names {
             let data = self.secrets.get(name).await.expect("a Secret").data.unwrap_or_default();
-            let record: serde_json::Value = serde_json::from_slice(&data["issued.json"].0).expect("JSON");
+            // One that was lost is not there until it is written again.
+            let Some(record) = data.get("issued.json") else { continue };
+            let record: serde_json::Value = serde_json::from_slice(&record.0).expect("JSON");
             serials.extend(record["leaves"].as_object().into_iter().flatten().map(|(serial, _)| serial.clone()));
         }
         serials
@@ -64,7 +66,9 @@ impl Records {
     async fn entry(&self, serial: &str) -> Option<serde_json::Value> {
         for name in &self.names {
             let data = self.secrets.get(name).await.expect("a Secret").data.unwrap_or_default();
-            let record: serde_json::Value = serde_json::from_slice(&data["issued.json"].0).expect("JSON");
+            // One that was lost is not there until it is written again.
+            let Some(record) = data.get("issued.json") else { continue };
+            let record: serde_json::Value = serde_json::from_slice(&record.0).expect("JSON");
             if let Some(leaf) = record["leaves"].get(serial) {
                 return Some(leaf.clone());
             }
