@@ -15,14 +15,14 @@ use etcd_tls_contract::{csr::Request, san::Sans};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use kube::{
     Api, ResourceExt as _,
-    api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams},
+    api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams, PostParams},
 };
 use rcgen::{KeyPair, PublicKeyData as _};
 use serde_json::{Value, json};
 use tokio::{task::JoinHandle, time::sleep};
 
 use crate::{
-    apiserver::ApiServer,
+    apiserver::{ApiServer, from_json},
     eventually,
     pki::{Ca, LeafOptions},
 };
@@ -206,6 +206,19 @@ impl CertManager {
             "spec": {"policyName": name},
         });
         api.apply(&json!({"apiVersion": "v1", "kind": "List", "items": [policy, binding]}).to_string());
+        // It is in force a moment later.
+        let requests: Api<DynamicObject> = Api::namespaced_with(api.client.clone(), "default", &resource());
+        let request = json!({
+            "apiVersion": "cert-manager.io/v1", "kind": "CertificateRequest", "metadata": {"generateName": "probe-"},
+            "spec": {"issuerRef": {"name": "none"}, "request": "eA=="},
+        });
+        let request: DynamicObject = from_json(request);
+        let dry = PostParams { dry_run: true, ..PostParams::default() };
+        eventually("who asks to be written", LIMIT, || async {
+            let made = requests.create(&dry, &request).await.map_err(|e| e.to_string())?;
+            if made.data["spec"]["username"].is_string() { Ok(()) } else { Err(made.data.to_string()) }
+        })
+        .await;
         true
     }
 

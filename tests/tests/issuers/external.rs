@@ -5,7 +5,7 @@ use kube::{
     Api,
     api::{DynamicObject, ListParams},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use tests::cert_manager::{CertManager, resource};
 
 use crate::{
@@ -30,7 +30,22 @@ async fn an_external_issuer_is_requested_from_beside_cert_manager_itself() {
     // Its own approver is off while an issuer leaves the approval to others.
     let of_cert_manager = lab.issuer("csr");
     of_cert_manager.leave_approval_to_others();
+    // Its webhook takes the approval of a request to a kind that is served alone.
+    lab.api.apply(&step_issuers().to_string());
     scenario(&lab).await;
+}
+
+fn step_issuers() -> Value {
+    let schema = json!({"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}});
+    json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": "stepissuers.certmanager.step.sm"},
+        "spec": {
+            "group": "certmanager.step.sm", "scope": "Namespaced",
+            "names": {"kind": "StepIssuer", "listKind": "StepIssuerList", "plural": "stepissuers", "singular": "stepissuer"},
+            "versions": [{"name": "v1beta1", "served": true, "storage": true, "schema": schema}],
+        },
+    })
 }
 
 async fn scenario(lab: &Lab) {
