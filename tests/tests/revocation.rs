@@ -315,7 +315,7 @@ async fn refuses_who_is_revoked(etcd: &EtcdBinary) {
     let other = mount.join("client");
     eventually("the member serves", LIMIT, || write(&other, &client)).await;
 
-    let app = json!({
+    let manifest = json!({
         "metadata": {"name": "app", "annotations": {
             "etcd-tls.dev/roles": "client", "etcd-tls.dev/admin-port": ports::loopback().to_string(),
         }},
@@ -323,7 +323,8 @@ async fn refuses_who_is_revoked(etcd: &EtcdBinary) {
     });
     stack.api.service_account("prod", "app").await;
     let programs = [("app", which("true").expect("true"))];
-    let mut app = stack.local_pod("prod", app, &[[10, 7, 0, 11].into()], &programs).await.expect("a client");
+    let mut app =
+        stack.local_pod("prod", manifest.clone(), &[[10, 7, 0, 11].into()], &programs).await.expect("a client");
     app.initialise(LIMIT).await.expect("init and sidecar");
     let files = app.path("app", names::DEFAULT_MOUNT_PATH).join("client");
     write(&files, &client).await.expect("a good certificate");
@@ -370,6 +371,13 @@ async fn refuses_who_is_revoked(etcd: &EtcdBinary) {
     let status = app.run_to_end(names::INIT_CONTAINER, LIMIT).await;
     let log = app.log(names::INIT_CONTAINER);
     assert!(!status.success() && log.contains("an operator has revoked the certificates of this pod"), "{log}");
+
+    // Made again, it is another pod.
+    stack.api.kubectl(&["-n", "prod", "delete", "pod", "app", "--grace-period=0", "--force"]);
+    let mut app = stack.local_pod("prod", manifest, &[[10, 7, 0, 12].into()], &programs).await.expect("a client");
+    app.initialise(LIMIT).await.expect("init and sidecar");
+    let files = app.path("app", names::DEFAULT_MOUNT_PATH).join("client");
+    write(&files, &client).await.expect("a good certificate");
 }
 
 /// A member of a pair, of which init container and sidecar alone run.

@@ -1,6 +1,7 @@
 //! Lists that come by the watch of the trust ConfigMap.
 
 use std::{
+    fs,
     path::{Path, PathBuf},
     process::Command,
     time::Instant,
@@ -17,7 +18,7 @@ use tests::{
     eventually,
     pod::LocalPod,
     ports,
-    process::which,
+    process::{binary, run, which},
     revocation::{TRUST, on_disk, revoke},
     stack::{LIMIT, Options, Stack},
 };
@@ -105,6 +106,19 @@ async fn a_list_comes_without_kubelet_where_the_trust_config_map_may_be_watched(
     let warnings = other.log().matches("the trust ConfigMap is not watched").count();
     assert_eq!(warnings, 1, "{}", other.log());
     assert!(!watching.log().contains("the trust ConfigMap is not watched"), "{}", watching.log());
+
+    // A bundle comes in the same way.
+    let cas = |client: &Client| {
+        let bundle = fs::read_to_string(client.files.join(names::CA_FILE)).expect("a bundle");
+        bundle.matches("BEGIN CERTIFICATE").count()
+    };
+    for cluster in ["prod/etcd", "prod/other"] {
+        let mut rollover = Command::new(binary("etcd-tls-webhook"));
+        rollover.args(["rollover", cluster, "--domain", "client"]).env("KUBECONFIG", &admin);
+        tokio::task::spawn_blocking(move || run(&mut rollover)).await.expect("run");
+    }
+    eventually("the next CA", LIMIT, || async { if cas(&watching) == 2 { Ok(()) } else { Err(watching.log()) } }).await;
+    assert_eq!(cas(&other), 1, "without the right nothing comes but the mounted bundle");
 
     // Watched content is checked like mounted content. Nobody repairs it now.
     stack.sign.kill();

@@ -17,6 +17,7 @@ use tests::{
     live::{LIMIT, Live, Place, files_of},
     revocation::revoke,
     say, tier,
+    workload::Workload,
 };
 use tokio::time::sleep;
 
@@ -118,10 +119,17 @@ async fn every_member_refuses_a_revoked_client_and_a_revoked_peer_within_five_se
         let app = live.client("revoked", 8).await;
         live.stack.hold_mounts(true);
         let stalls = Stalls::watch();
+        // Others' attempts are not repeated: one that fails has failed.
+        let mut options = live.work();
+        options.deadline = Duration::ZERO;
+        let work = Workload::start(options);
         let urls: Vec<String> = live.places.iter().map(Place::client_url).collect();
         judge("a client", &etcd.version, &rounds(&live, &urls, &files_of(&app), &stalls).await);
         let urls: Vec<String> = live.places.iter().map(Place::peer_url).collect();
         let peer = live.certs[2].join(Role::Peer.as_str());
         judge("a peer", &etcd.version, &rounds(&live, &urls, &peer, &stalls).await);
+        let report = work.stop().await.expect("read etcd");
+        assert_eq!((report.failed, report.lost.len(), report.unseen.len()), (0, 0, 0), "{report}");
+        assert!(report.writes > 20, "the client hardly worked: {report}");
     }
 }
