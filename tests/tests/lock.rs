@@ -62,7 +62,11 @@ async fn taken_after(credentials: &PodCredentials, name: &str, limit: Duration) 
         let attempt = LeaseLock::acquire(credentials.clone(), NAMESPACE, name, "us", &mut observed).await;
         match attempt.unwrap_or_else(|e| panic!("{name}: {e}")) {
             Attempt::Held(_) => return Some(began.elapsed()),
-            Attempt::HeldBy(other) => assert_eq!(other, "ghost", "{name}"),
+            // Or it was touched between the attempt's look and its write.
+            Attempt::HeldBy(other) => {
+                let touched = name == "touched" && other == "another member, by a moment";
+                assert!(other == "ghost" || touched, "{name}: {other}");
+            }
             Attempt::Unavailable(why) => panic!("{name}: {why}"),
         }
         sleep(AGAIN).await;
