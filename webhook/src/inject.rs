@@ -15,7 +15,7 @@ use crate::{
     error::Error,
     injected::InjectedArgs,
     injection::{
-        self, Host,
+        self, HostPaths,
         cel::{self, Image},
     },
     operator::{plain, say},
@@ -138,7 +138,7 @@ impl Args {
             policy,
             image_of_pod_template,
         } = self;
-        let host = for_static.then_some(Host { kubeconfig, bootstrap_kubeconfig, directory: host_dir });
+        let host = for_static.then_some(HostPaths { kubeconfig, bootstrap_kubeconfig, directory: host_dir });
         let injection = injected.config(sidecar_image, host);
         if policy {
             let image = if image_of_pod_template { Image::PodTemplate } else { Image::Constant };

@@ -2,7 +2,7 @@
 
 use etcd_tls_contract::settings::Resources;
 
-use crate::injection::{Config, Host, Issuers};
+use crate::injection::{Config, HostPaths, Issuers};
 
 /// How the injected containers are made where the pod does not say.
 #[derive(clap::Args, Debug)]
@@ -25,7 +25,7 @@ pub struct InjectedArgs {
 
 impl InjectedArgs {
     /// The settings of injection with `sidecar_image`; `host` for static pods.
-    pub fn config(self, sidecar_image: String, host: Option<Host>) -> Config {
+    pub fn config(self, sidecar_image: String, host: Option<HostPaths>) -> Config {
         let Self { sidecar_pull_policy, sidecar_pull_secrets, sidecar_resources, sidecar_user } = self;
         Config {
             sidecar_image,

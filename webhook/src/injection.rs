@@ -74,7 +74,7 @@ pub struct Config {
     /// Their user where etcd's is not declared; `None` leaves it to the image and to the cluster.
     pub user: Option<u64>,
     /// For static pods; `None` for all others.
-    pub host: Option<Host>,
+    pub host: Option<HostPaths>,
     /// Which issuers pods may name.
     pub issuers: Issuers,
 }
@@ -96,7 +96,7 @@ impl Default for Issuers {
 
 /// Where a static pod, which has no service account and no API objects, finds on its host what others are given.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Host {
+pub struct HostPaths {
     /// The kubeconfig to ask with; its directory is mounted.
     pub kubeconfig: String,
     /// The kubeconfig for requests while there is no certificate.
@@ -120,7 +120,7 @@ pub struct Origin<'a> {
 
 /// The decision on a pod.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Decision {
+pub enum PodDecision {
     /// Change nothing; the warnings.
     Leave(Vec<String>),
     /// Apply the patch, which is empty if everything is in place; the warnings.
@@ -135,16 +135,16 @@ pub enum Decision {
 }
 
 /// Decides on `pod`, a pod or a pod template.
-pub fn decide(pod: &Json<'_>, config: &Config, origin: Origin<'_>) -> Decision {
+pub fn decide(pod: &Json<'_>, config: &Config, origin: Origin<'_>) -> PodDecision {
     let pod = match Pod::read(pod) {
         Ok(pod) => pod,
-        Err(error) => return Decision::Refuse(error.problems),
+        Err(error) => return PodDecision::Refuse(error.problems),
     };
     if pod.mirror {
-        return Decision::Leave(Vec::new());
+        return PodDecision::Leave(Vec::new());
     }
     if let Some(namespace) = pod.namespace.filter(|namespace| *namespace != origin.namespace) {
-        return Decision::Refuse(vec![format!(
+        return PodDecision::Refuse(vec![format!(
             "metadata.namespace is {namespace:?}, but the request is for {:?}",
             origin.namespace
         )]);
@@ -154,30 +154,30 @@ pub fn decide(pod: &Json<'_>, config: &Config, origin: Origin<'_>) -> Decision {
     }
     match Settings::parse(&pod.annotations) {
         Ok(settings) => Work::new(pod, settings, config, origin).decide(),
-        Err(problems) => Decision::Refuse(problems.iter().map(ToString::to_string).collect()),
+        Err(problems) => PodDecision::Refuse(problems.iter().map(ToString::to_string).collect()),
     }
 }
 
 /// Pods that have not opted in.
-fn left_alone(pod: &Pod<'_>, origin: Origin<'_>) -> Option<Decision> {
+fn left_alone(pod: &Pod<'_>, origin: Origin<'_>) -> Option<PodDecision> {
     let containers: Vec<&str> = pod.containers.iter().filter(|c| c.runs_on()).map(|c| c.name).collect();
     if identity::opted_in(origin.namespace_opted_in, &pod.labels, &pod.annotations, &containers) {
         return match pod.labels.get(names::LABEL).map(String::as_str) {
             None | Some(names::DYNAMIC) => None,
-            Some(other) => Some(Decision::Refuse(vec![unknown_label(other)])),
+            Some(other) => Some(PodDecision::Refuse(vec![unknown_label(other)])),
         };
     }
     Some(match pod.labels.get(names::LABEL).map(String::as_str) {
-        Some(names::DISABLED) => Decision::Leave(Vec::new()),
-        Some(other) => Decision::Refuse(vec![unknown_label(other)]),
+        Some(names::DISABLED) => PodDecision::Leave(Vec::new()),
+        Some(other) => PodDecision::Refuse(vec![unknown_label(other)]),
         // Injection by hand means the container that runs etcd, under any name.
         None if origin.label && pod.containers.iter().any(|c| Options::read(c).runs_etcd()) => return None,
-        None if origin.namespace_opted_in => Decision::Leave(vec![format!(
+        None if origin.namespace_opted_in => PodDecision::Leave(vec![format!(
             "etcd-tls: left untouched, since no container that keeps running is named {} and there is no annotation {}roles",
             names::ETCD_CONTAINER,
             names::ANNOTATION_PREFIX
         )]),
-        None => Decision::Leave(Vec::new()),
+        None => PodDecision::Leave(Vec::new()),
     })
 }
 
@@ -208,7 +208,7 @@ impl<'a> Work<'a> {
         Self { pod, settings, config, origin, problems: Vec::new(), warnings: Vec::new() }
     }
 
-    fn decide(mut self) -> Decision {
+    fn decide(mut self) -> PodDecision {
         let os = self.pod.spec.get("os").and_then(|os| os.get("name").as_str());
         if os == Some("windows") {
             self.problems.push("spec.os.name is windows: etcd-tls runs on Linux".to_owned());
@@ -298,9 +298,9 @@ impl<'a> Work<'a> {
         }
         if self.problems.is_empty() {
             self.mark(&mut patch);
-            Decision::Inject { patch, warnings: self.warnings }
+            PodDecision::Inject { patch, warnings: self.warnings }
         } else {
-            Decision::Refuse(self.problems)
+            PodDecision::Refuse(self.problems)
         }
     }
 
@@ -425,7 +425,7 @@ impl<'a> Work<'a> {
 
 /// The commands to run on the host of a static pod whose etcd, and so whose sidecar, is not root: kubelet creates a missing
 /// directory as root.
-fn ownership(host: &Host, user: u64) -> String {
+fn ownership(host: &HostPaths, user: u64) -> String {
     let wanted = [("the kubeconfig", parts::parent(&host.kubeconfig)), ("--host-dir", host.directory.as_str())];
     let (own, shared): (Vec<_>, Vec<_>) = wanted.into_iter().partition(|(_, dir)| paths::is_dedicated(dir));
     let mut said = format!("etcd runs as user {user}, and etcd-tls with it");

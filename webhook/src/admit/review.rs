@@ -13,7 +13,7 @@ use tracing::Span;
 use super::{words, workload};
 use crate::{
     injection::{
-        Config, Decision, Origin, decide,
+        Config, Origin, PodDecision, decide,
         json::{self, Json},
     },
     traces::Context,
@@ -204,10 +204,10 @@ pub fn mutate_traced(body: &[u8], admission: &Admission, now: SystemTime) -> Res
 /// # Errors
 /// The body is no review.
 pub fn warn(body: &[u8], admission: &Admission) -> Result<Answer, BadReview> {
-    review(body, |request| (Decision::Leave(decide_workload(request, admission)), 0))
+    review(body, |request| (PodDecision::Leave(decide_workload(request, admission)), 0))
 }
 
-fn review(body: &[u8], decide: impl FnOnce(&Request<'_>) -> (Decision, u16)) -> Result<Answer, BadReview> {
+fn review(body: &[u8], decide: impl FnOnce(&Request<'_>) -> (PodDecision, u16)) -> Result<Answer, BadReview> {
     // Counted as bytes, so that a refusal costs no memory. A value takes a byte and a comma at least.
     if body.len() > MAX_VALUES && body.iter().filter(|byte| matches!(byte, b',' | b'[' | b'{')).count() > MAX_VALUES {
         return Err(BadReview::TooLarge);
@@ -233,27 +233,27 @@ fn review(body: &[u8], decide: impl FnOnce(&Request<'_>) -> (Decision, u16)) -> 
 }
 
 /// A decision on a pod, and the code of the status if it is a refusal.
-fn decide_pod(request: &Request<'_>, admission: &Admission, trace: Option<Context>) -> (Decision, u16) {
+fn decide_pod(request: &Request<'_>, admission: &Admission, trace: Option<Context>) -> (PodDecision, u16) {
     let pod = request.resource.group.is_empty() && request.resource.resource == "pods";
     if !pod || !request.is_whole() || request.operation.as_deref() != Some("CREATE") {
-        return (Decision::Leave(Vec::new()), 0);
+        return (PodDecision::Leave(Vec::new()), 0);
     }
     let namespace = request.namespace.as_deref().unwrap_or_default();
     if namespace.is_empty() {
-        return (Decision::Refuse(vec!["request.namespace is empty".to_owned()]), 400);
+        return (PodDecision::Refuse(vec!["request.namespace is empty".to_owned()]), 400);
     }
     if admission.leave_out.contains(namespace) {
-        return (Decision::Leave(Vec::new()), 0);
+        return (PodDecision::Leave(Vec::new()), 0);
     }
     let object = &request.object;
     if object.is_null() {
-        return (Decision::Refuse(vec!["request.object is missing".to_owned()]), 400);
+        return (PodDecision::Refuse(vec!["request.object is missing".to_owned()]), 400);
     }
     if let Some(kind) =
         object.as_object().and_then(|object| object.get("kind")).filter(|kind| kind.as_str() != Some("Pod"))
     {
         let kind: String = kind.to_string().chars().take(80).collect();
-        return (Decision::Refuse(vec![format!("request.object is no Pod but {kind}")]), 400);
+        return (PodDecision::Refuse(vec![format!("request.object is no Pod but {kind}")]), 400);
     }
     // A pod without our label can only have come by the entry for labelled namespaces.
     (decide(object, &admission.injection, Origin { namespace, namespace_opted_in: true, label: false, trace }), 422)
@@ -298,15 +298,15 @@ impl Request<'_> {
     }
 }
 
-fn answer(uid: &str, (decision, code): (Decision, u16)) -> Result<Answer, serde_json::Error> {
+fn answer(uid: &str, (decision, code): (PodDecision, u16)) -> Result<Answer, serde_json::Error> {
     let mut response = Response { uid, allowed: true, patch_type: None, warnings: Vec::new(), status: None };
     let mut written = Vec::new();
     let verdict = match decision {
-        Decision::Leave(warnings) => {
+        PodDecision::Leave(warnings) => {
             response.warnings = words::spoken(warnings);
             Verdict::Leave
         }
-        Decision::Inject { patch, warnings } => {
+        PodDecision::Inject { patch, warnings } => {
             response.warnings = words::spoken(warnings);
             if patch.is_empty() {
                 Verdict::InPlace
@@ -317,7 +317,7 @@ fn answer(uid: &str, (decision, code): (Decision, u16)) -> Result<Answer, serde_
                 Verdict::Inject
             }
         }
-        Decision::Refuse(problems) => {
+        PodDecision::Refuse(problems) => {
             response.allowed = false;
             response.status = Some(Status {
                 status: "Failure",

@@ -1,7 +1,7 @@
 //! The warnings that the author of a workload sees when applying it: all warnings for the pods of its template, and the reasons
 //! why they would be refused. Nothing is refused or changed here.
 
-use crate::injection::{Config, Decision, Origin, decide, json::Json};
+use crate::injection::{Config, Origin, PodDecision, decide, json::Json};
 
 /// Where a workload of this API group and resource has its pod template.
 pub(super) fn template_path(group: &str, resource: &str) -> Option<&'static [&'static str]> {
@@ -26,8 +26,8 @@ pub(super) fn warnings(
         return Vec::new();
     }
     match decide(new, config, Origin { namespace, namespace_opted_in: true, label: false, trace: None }) {
-        Decision::Leave(warnings) | Decision::Inject { warnings, .. } => warnings,
-        Decision::Refuse(problems) => {
+        PodDecision::Leave(warnings) | PodDecision::Inject { warnings, .. } => warnings,
+        PodDecision::Refuse(problems) => {
             let refused = |problem| format!("a pod of this template will be refused: {problem}");
             problems.into_iter().map(refused).collect()
         }

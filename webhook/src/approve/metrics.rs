@@ -8,7 +8,7 @@ use prometheus_client::{
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Decision {
+struct DecisionLabels {
     verdict: &'static str,
     reason: &'static str,
 }
@@ -16,7 +16,7 @@ struct Decision {
 /// See the module.
 #[derive(Clone, Debug)]
 pub(super) struct Metrics {
-    decisions: Family<Decision, Counter>,
+    decisions: Family<DecisionLabels, Counter>,
     approved_by_others: Family<[(&'static str, String); 1], Gauge>,
     pub(super) binding_writes: Counter,
     foreign_bindings: UntilSet,
@@ -51,7 +51,7 @@ impl Metrics {
     }
 
     pub(super) fn approved(&self) {
-        self.decisions.get_or_create(&Decision { verdict: "approve", reason: "" }).inc();
+        self.decisions.get_or_create(&DecisionLabels { verdict: "approve", reason: "" }).inc();
     }
 
     /// A request that another approver has approved; whether it is the first one of its issuer.
@@ -61,7 +61,7 @@ impl Metrics {
 
     /// A request that would be denied, of a requester that has enough denied ones.
     pub(super) fn unanswered(&self) {
-        self.decisions.get_or_create(&Decision { verdict: "none", reason: "TooManyRefused" }).inc();
+        self.decisions.get_or_create(&DecisionLabels { verdict: "none", reason: "TooManyRefused" }).inc();
     }
 
     pub(super) fn foreign_bindings(&self, count: usize) {
@@ -79,6 +79,6 @@ impl Metrics {
     }
 
     pub(super) fn denied(&self, reason: &'static str) {
-        self.decisions.get_or_create(&Decision { verdict: "deny", reason }).inc();
+        self.decisions.get_or_create(&DecisionLabels { verdict: "deny", reason }).inc();
     }
 }

@@ -119,7 +119,7 @@ fn files_are_joined_as_documents() {
 
 #[test]
 fn a_static_pod_is_served_by_its_host() {
-    let host = Host {
+    let host = HostPaths {
         kubeconfig: "/etc/kubernetes/etcd-tls/kubeconfig".into(),
         bootstrap_kubeconfig: Some("/etc/kubernetes/etcd-tls/bootstrap".into()),
         directory: "/var/lib/etcd-tls".into(),

@@ -3,7 +3,7 @@
 use etcd_tls_contract::names;
 use serde_json::Value;
 
-use crate::injection::{self, Decision, Origin, json};
+use crate::injection::{self, Origin, PodDecision, json};
 
 use super::{
     Options, anew,
@@ -229,11 +229,11 @@ impl<'v> Visit<'v> {
         // A template's own namespace is not looked at by anybody.
         let origin = Origin { namespace, namespace_opted_in: true, label: true, trace: None };
         match injection::decide(&json::borrowed(pod), &self.options.injection, origin) {
-            Decision::Leave(warnings) => self.warn(what, warnings),
-            Decision::Refuse(problems) => {
+            PodDecision::Leave(warnings) => self.warn(what, warnings),
+            PodDecision::Refuse(problems) => {
                 self.problems.extend(problems.iter().map(|problem| format!("{what}: {problem}")));
             }
-            Decision::Inject { patch, warnings } => {
+            PodDecision::Inject { patch, warnings } => {
                 self.warn(what, warnings);
                 match patch.apply(pod) {
                     Ok(()) => self.changed |= !patch.is_empty(),

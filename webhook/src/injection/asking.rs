@@ -225,7 +225,7 @@ impl<'a> Work<'a> {
         }
         let hooks = options::hooks(container).flat_map(|(_, words)| words);
         let mut words = container.words("command").chain(container.words("args")).chain(hooks);
-        let told = options.untold_client.is_none() || options.runs_of(Tool::Etcdctl).any(Run::dials);
+        let told = options.undetermined_client.is_none() || options.runs_of(Tool::Etcdctl).any(Run::dials);
         if !told && !client && words.any(|word| word.contains("etcdctl")) {
             say(format!("container {name}: it names etcdctl, which needs a client certificate; {advice}"));
         }

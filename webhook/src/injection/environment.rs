@@ -109,14 +109,14 @@ impl Environment {
                 lists.extend(files.lists.then(|| list_unit(role, of(names::CRL_FILE))));
             }
         }
-        self.units(container, options, mode, &all, options.untold.as_ref());
+        self.units(container, options, mode, &all, options.undetermined.as_ref());
         self.lists(container, options, mode, &lists);
     }
 
     /// etcd also runs without a revocation list, so an obstacle to naming one is a warning and refuses no pod.
     fn lists(&mut self, container: &Container<'_>, options: &Options, mode: OptionsMode, lists: &[Unit]) {
         let mut apart = Self::default();
-        apart.units(container, options, mode, lists, options.untold.as_ref());
+        apart.units(container, options, mode, lists, options.undetermined.as_ref());
         self.add.append(&mut apart.add);
         self.warnings.append(&mut apart.warnings);
         if !apart.problems.is_empty() {
@@ -140,7 +140,7 @@ impl Environment {
             Unit { tool: Tool::Etcdctl, options: vec![("cacert", of(names::CA_FILE))] },
             Unit { tool: Tool::Etcdctl, options: vec![("cert", of(names::CERT_FILE)), ("key", of(files.key()))] },
         ];
-        self.units(container, options, mode, &units, options.untold_client.as_ref());
+        self.units(container, options, mode, &units, options.undetermined_client.as_ref());
     }
 
     fn units(
@@ -149,7 +149,7 @@ impl Environment {
         options: &Options,
         mode: OptionsMode,
         units: &[Unit],
-        untold: Option<&Doubt>,
+        undetermined: Option<&Doubt>,
     ) {
         let mut wanted: Vec<(&str, String, &str)> = Vec::new();
         for unit in units {
@@ -159,7 +159,7 @@ impl Environment {
         let words =
             |text: &dyn Fn(&(&str, String, &str)) -> String| wanted.iter().map(text).collect::<Vec<_>>().join(" ");
         let name = container.name;
-        match (mode, untold) {
+        match (mode, undetermined) {
             (_, _) if wanted.is_empty() => {}
             (OptionsMode::Auto, Some(doubt)) if doubt.clears_environment() => self.problems.push(format!(
                 "container {name}: {} {}, so {tool} would get none of them; annotate {OPTIONS}: none and give it {}",
@@ -184,7 +184,7 @@ impl Environment {
             }
             (OptionsMode::None, Some(_)) => {}
             (OptionsMode::Auto | OptionsMode::Env, _) => {
-                if let Some(doubt) = untold.filter(|doubt| doubt.clears_environment()) {
+                if let Some(doubt) = undetermined.filter(|doubt| doubt.clears_environment()) {
                     self.warnings.push(format!(
                         "container {name}: {OPTIONS} is env, but {} {}; annotate {OPTIONS}: none and give {tool} its flags",
                         doubt.place, doubt.why

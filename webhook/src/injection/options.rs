@@ -52,9 +52,9 @@ pub(super) struct Options {
     /// Where and what it runs, which is all known and no etcd.
     pub(super) idle: Option<String>,
     /// Why the flags of etcd are undetermined.
-    pub(super) untold: Option<Doubt>,
+    pub(super) undetermined: Option<Doubt>,
     /// Why the flags of etcdctl are undetermined.
-    pub(super) untold_client: Option<Doubt>,
+    pub(super) undetermined_client: Option<Doubt>,
     /// What becomes of the container when etcd ends.
     pub(super) after: After,
     /// The container's environment.
@@ -82,7 +82,7 @@ impl Options {
         if environment.left == 0 {
             let doubt = Doubt { why: "puts together more than is read".to_owned(), place: "env".to_owned() };
             let after = unknown(&doubt);
-            return Self { untold: Some(doubt.clone()), untold_client: Some(doubt), after, ..options };
+            return Self { undetermined: Some(doubt.clone()), undetermined_client: Some(doubt), after, ..options };
         }
         let left = environment.left;
         let mut shell = Shell::new(&environment, left);
@@ -101,15 +101,15 @@ impl Options {
         };
         options.after = shell.after();
         let is_seen = options.entrypoint || shell.runs.iter().any(|run| run.image || run.tool == Some(Tool::Etcd));
-        let untold = shell.doubts.get(&Tool::Etcd).filter(|_| !is_seen);
-        if let Some(doubt) = followed.as_ref().err().or(untold) {
+        let undetermined = shell.doubts.get(&Tool::Etcd).filter(|_| !is_seen);
+        if let Some(doubt) = followed.as_ref().err().or(undetermined) {
             options.after = options.after.or(unknown(doubt));
         }
-        options.untold = shell.doubts.remove(&Tool::Etcd);
-        options.untold_client = shell.doubts.remove(&Tool::Etcdctl);
+        options.undetermined = shell.doubts.remove(&Tool::Etcd);
+        options.undetermined_client = shell.doubts.remove(&Tool::Etcdctl);
         if let Err(doubt) = followed {
-            options.untold = Some(doubt.clone());
-            options.untold_client = Some(doubt);
+            options.undetermined = Some(doubt.clone());
+            options.undetermined_client = Some(doubt);
         }
         options.runs = shell.runs;
         for (place, words) in hooks {
@@ -117,7 +117,7 @@ impl Options {
             let mut shell = Shell::new(&environment, left);
             let followed = shell.program(&words, &[], &|at| format!("{place}[{at}]"));
             let doubt = followed.err().or_else(|| shell.doubts.remove(&Tool::Etcdctl));
-            options.untold_client = options.untold_client.or(doubt);
+            options.undetermined_client = options.undetermined_client.or(doubt);
             options.runs.extend(shell.runs.into_iter().filter(|run| run.tool != Some(Tool::Etcd)));
         }
         let image = options.runs.iter().any(|run| run.image);
@@ -125,7 +125,7 @@ impl Options {
         let name = container.object.get("image").and_then(Json::as_str).unwrap_or_default();
         options.own_client_flags =
             image || (options.entrypoint && name.split('/').any(|part| part.starts_with("bitnami")));
-        if !options.runs_etcd() && !options.entrypoint && options.untold.is_none() {
+        if !options.runs_etcd() && !options.entrypoint && options.undetermined.is_none() {
             let line: String = line.join(" ").chars().take(80).collect();
             options.idle = Some(format!("{} runs {line:?}", place(0)));
         }

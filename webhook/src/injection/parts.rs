@@ -12,7 +12,7 @@ use etcd_tls_contract::{
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{Config, Host, patch::Item};
+use super::{Config, HostPaths, patch::Item};
 
 /// The resources of the injected containers if neither the pod nor the webhook's flag sets any.
 static DEFAULT_RESOURCES: LazyLock<Resources> = LazyLock::new(|| {
@@ -425,7 +425,7 @@ impl<'a> Mount<'a> {
 }
 
 /// A static pod's volumes: directories of its host.
-fn host_volumes(host: &Host) -> Vec<Value> {
+fn host_volumes(host: &HostPaths) -> Vec<Value> {
     let volume =
         |name: &'static str, path: &str| json!({"name": name, "hostPath": {"path": path, "type": "DirectoryOrCreate"}});
     let mut volumes = vec![volume(names::VOLUME, &host.directory)];
@@ -434,7 +434,7 @@ fn host_volumes(host: &Host) -> Vec<Value> {
 }
 
 /// The directories of the kubeconfigs, mounted where they are on the host: one is written beside, by a rename.
-fn host_directories(host: &Host) -> impl Iterator<Item = (&'static str, &str)> {
+fn host_directories(host: &HostPaths) -> impl Iterator<Item = (&'static str, &str)> {
     let own = parent(&host.kubeconfig);
     let bootstrap = host.bootstrap_kubeconfig.as_deref().map(parent).filter(|dir| *dir != own);
     std::iter::once(("etcd-tls-kubeconfig", own)).chain(bootstrap.map(|dir| ("etcd-tls-bootstrap", dir)))
@@ -449,7 +449,7 @@ pub(super) fn parent(file: &str) -> &str {
 }
 
 /// `request` once and `run` for ever, as on a host.
-fn host_words(host: &Host, subcommand: &str, args: &PodArgs, namespace: &str) -> Vec<String> {
+fn host_words(host: &HostPaths, subcommand: &str, args: &PodArgs, namespace: &str) -> Vec<String> {
     let (ips, names): (Vec<&String>, Vec<&String>) =
         args.extra_sans.iter().partition(|san| san.parse::<std::net::IpAddr>().is_ok());
     let list = |own: &str, more: &[&String]| {

@@ -19,11 +19,11 @@ fn config() -> Config {
 
 const ORIGIN: Origin<'static> = Origin { namespace: "prod", namespace_opted_in: false, label: false, trace: None };
 
-fn decide(pod: &Value, config: &Config, origin: Origin<'_>) -> Decision {
+fn decide(pod: &Value, config: &Config, origin: Origin<'_>) -> PodDecision {
     super::decide(&json::borrowed(pod), config, origin)
 }
 
-fn run(pod: &Value) -> Decision {
+fn run(pod: &Value) -> PodDecision {
     decide(pod, &config(), ORIGIN)
 }
 
@@ -64,10 +64,10 @@ fn annotated(key: &str, value: &str) -> Value {
 /// The injected pod and the warnings; injected again, it must stay as it is.
 #[track_caller]
 fn injected(pod: &Value) -> (Value, Vec<String>) {
-    let Decision::Inject { patch, warnings } = run(pod) else { panic!("{:?}", run(pod)) };
+    let PodDecision::Inject { patch, warnings } = run(pod) else { panic!("{:?}", run(pod)) };
     let mut after = pod.clone();
     patch.apply(&mut after).unwrap();
-    let Decision::Inject { patch: again, .. } = run(&after) else { panic!("{:?}", run(&after)) };
+    let PodDecision::Inject { patch: again, .. } = run(&after) else { panic!("{:?}", run(&after)) };
     assert_eq!(again, PodPatch::default(), "injecting twice changed something");
     (after, warnings)
 }
@@ -75,7 +75,7 @@ fn injected(pod: &Value) -> (Value, Vec<String>) {
 #[track_caller]
 fn refused(pod: &Value) -> String {
     match run(pod) {
-        Decision::Refuse(problems) => problems.join("; "),
+        PodDecision::Refuse(problems) => problems.join("; "),
         other => panic!("not refused: {other:?}"),
     }
 }
@@ -83,13 +83,13 @@ fn refused(pod: &Value) -> String {
 #[test]
 fn who_owns_a_hosts_directories_is_said_where_etcd_is_not_root() {
     let mut config = config();
-    config.host = Some(Host {
+    config.host = Some(HostPaths {
         kubeconfig: "/etc/kubernetes/etcd-tls/kubeconfig".to_owned(),
         bootstrap_kubeconfig: Some("/etc/kubernetes/etcd-tls/bootstrap.kubeconfig".to_owned()),
         directory: "/var/lib/etcd-tls".to_owned(),
     });
     let warnings = |pod: &Value| match decide(pod, &config, ORIGIN) {
-        Decision::Inject { warnings, .. } => warnings.join("; "),
+        PodDecision::Inject { warnings, .. } => warnings.join("; "),
         other => panic!("{other:?}"),
     };
     let said = warnings(&member());
@@ -97,12 +97,12 @@ fn who_owns_a_hosts_directories_is_said_where_etcd_is_not_root() {
                    /etc/kubernetes/etcd-tls/bootstrap.kubeconfig";
     assert!(said.contains(command), "{said}");
     let mut shared = config.clone();
-    shared.host = Some(Host {
+    shared.host = Some(HostPaths {
         kubeconfig: "/etc/kubernetes/etcd-tls.kubeconfig".to_owned(),
         bootstrap_kubeconfig: Some("/etc/kubernetes/boot strap".to_owned()),
         directory: "/var/lib/etcd tls".to_owned(),
     });
-    let Decision::Inject { warnings: said, .. } = decide(&member(), &shared, ORIGIN) else { panic!("not injected") };
+    let PodDecision::Inject { warnings: said, .. } = decide(&member(), &shared, ORIGIN) else { panic!("not injected") };
     let said = said.join("; ");
     assert!(
         said.contains("/etc/kubernetes may hold others' files, too: give the kubeconfig a directory of its own"),
@@ -149,7 +149,7 @@ fn a_member_gets_everything() {
 
 #[test]
 fn the_patch_adds_and_nothing_else() {
-    let Decision::Inject { patch, .. } = run(&member()) else { panic!() };
+    let PodDecision::Inject { patch, .. } = run(&member()) else { panic!() };
     let mut written = Vec::new();
     patch.write(&mut written).unwrap();
     let Patch(operations) = serde_json::from_slice(&written).unwrap();
@@ -227,21 +227,21 @@ fn malformed_pods_are_refused_with_every_reason() {
 fn who_has_not_opted_in_is_left_alone() {
     let namespace = Origin { namespace_opted_in: true, ..ORIGIN };
     let bare = with(|p| p["metadata"] = json!({"name": "x"}));
-    assert!(matches!(decide(&bare, &config(), namespace), Decision::Inject { .. }));
-    assert_eq!(run(&bare), Decision::Leave(vec![]));
+    assert!(matches!(decide(&bare, &config(), namespace), PodDecision::Inject { .. }));
+    assert_eq!(run(&bare), PodDecision::Leave(vec![]));
     let web = with(|p| {
         p["metadata"] = json!({"name": "x"});
         p["spec"]["containers"][0]["name"] = json!("web");
     });
-    let Decision::Leave(warnings) = decide(&web, &config(), namespace) else { panic!() };
+    let PodDecision::Leave(warnings) = decide(&web, &config(), namespace) else { panic!() };
     assert_eq!(warnings.len(), 1);
     let out = with(|p| p["metadata"]["labels"]["etcd-tls"] = json!("disabled"));
-    assert_eq!(decide(&out, &config(), namespace), Decision::Leave(vec![]));
+    assert_eq!(decide(&out, &config(), namespace), PodDecision::Leave(vec![]));
     let mirror = with(|p| p["metadata"]["annotations"] = json!({"kubernetes.io/config.mirror": "x"}));
-    assert_eq!(run(&mirror), Decision::Leave(vec![]));
+    assert_eq!(run(&mirror), PodDecision::Leave(vec![]));
     for value in ["Dynamic", "dynamic ", "true", ""] {
         let pod = with(|p| p["metadata"]["labels"]["etcd-tls"] = json!(value));
-        assert!(matches!(decide(&pod, &config(), namespace), Decision::Refuse(_)), "{value:?}");
+        assert!(matches!(decide(&pod, &config(), namespace), PodDecision::Refuse(_)), "{value:?}");
     }
 }
 
@@ -420,7 +420,7 @@ fn additions_of_the_api_server_and_other_webhooks_do_not_matter() {
     }
     spec["initContainers"].as_array_mut().unwrap().insert(0, json!({"name": "istio-init"}));
     spec["containers"].as_array_mut().unwrap().insert(0, json!({"name": "proxy"}));
-    let Decision::Inject { patch, .. } = run(&pod) else { panic!("{:?}", run(&pod)) };
+    let PodDecision::Inject { patch, .. } = run(&pod) else { panic!("{:?}", run(&pod)) };
     assert_eq!(patch, PodPatch::default());
 }
 
@@ -440,7 +440,7 @@ fn mounts_that_collide_are_refused() {
             volume["name"] = json!("v");
             p["spec"]["volumes"] = json!([volume]);
         });
-        assert_eq!(matches!(run(&pod), Decision::Refuse(_)), refuse, "{path}");
+        assert_eq!(matches!(run(&pod), PodDecision::Refuse(_)), refuse, "{path}");
     }
 }
 
@@ -475,10 +475,10 @@ fn inject_labels() {
     let origin = Origin { namespace: "default", namespace_opted_in: true, label: true, trace: None };
     for metadata in [json!(null), json!({}), json!({"labels": null}), json!({"labels": {"a": "b"}})] {
         let mut pod = with(|p| p["metadata"] = metadata.clone());
-        let Decision::Inject { patch, .. } = decide(&pod, &config(), origin) else { panic!() };
+        let PodDecision::Inject { patch, .. } = decide(&pod, &config(), origin) else { panic!() };
         patch.apply(&mut pod).unwrap();
         assert_eq!(pod["metadata"]["labels"]["etcd-tls"], "dynamic", "{metadata}");
-        let Decision::Inject { patch, .. } = decide(&pod, &config(), origin) else { panic!() };
+        let PodDecision::Inject { patch, .. } = decide(&pod, &config(), origin) else { panic!() };
         assert_eq!(patch, PodPatch::default());
     }
 }

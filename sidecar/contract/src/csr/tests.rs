@@ -243,7 +243,7 @@ fn the_subject_is_one_organization_and_one_common_name() {
     }
     assert_eq!(reason(Forge::with_common_name(UTF8, &[b'a'; 65536 / 2]).pem()), "TooLong", "a CN of 32 KiB");
     let commas = Request::parse(Forge::with_common_name(UTF8, b"x,O=system:masters").pem().as_bytes()).unwrap();
-    assert_eq!(commas.common_name, "x,O=system:masters", "text is text; the law compares it whole");
+    assert_eq!(commas.common_name, "x,O=system:masters", "text is text; the policy compares it whole");
 }
 
 #[test]
@@ -361,7 +361,7 @@ fn names_are_dns_names_and_addresses() {
     assert_eq!(reason(Forge::with_extensions(&[trailing]).pem()), "BadName", "bytes behind the list");
     let odd_length = extension(OID_SAN, &[&[0x30, 0x81, 7, DNS][..], &[5], b"a.svc"].concat());
     assert_eq!(reason(Forge::with_extensions(&[odd_length]).pem()), "BadName", "a length that is not minimal");
-    // A wildcard, a homograph and loopback are names; the law decides over them.
+    // A wildcard, a homograph and loopback are names; the policy decides over them.
     for name in ["*.etcd.prod.svc", "xn--tcd-9la.prod.svc", "localhost", "kubernetes.default.svc"] {
         assert!(Request::parse(Forge::with_names(&[dns(name)]).pem().as_bytes()).unwrap().sans.dns.contains(name));
     }

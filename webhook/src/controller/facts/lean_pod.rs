@@ -201,7 +201,7 @@ mod tests {
     use crate::controller::facts;
 
     #[test]
-    fn a_pod_read_leanly_is_the_same_to_the_law() {
+    fn a_pod_read_leanly_is_the_same_to_the_policy() {
         let object = json!({
             "apiVersion": "v1", "kind": "Pod",
             "metadata": {

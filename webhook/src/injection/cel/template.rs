@@ -9,7 +9,7 @@ use super::{
     CelError,
     text::{literal, only_if},
 };
-use crate::injection::{Config, Decision, Origin, decide, json};
+use crate::injection::{Config, Origin, PodDecision, decide, json};
 
 /// Placeholders: values that their settings may have, and that stand nowhere else.
 const MOUNT: &str = "/zz-mount";
@@ -170,9 +170,9 @@ fn inject(config: &Config, roles: &str, reload: &str) -> Result<Value, CelError>
     let origin = Origin { namespace: "default", namespace_opted_in: true, label: true, trace: None };
     let decision = decide(&json::borrowed(&pod), config, origin);
     match decision {
-        Decision::Inject { patch, .. } => patch.apply(&mut pod)?,
-        Decision::Refuse(problems) => return Err(CelError::Refused(problems.join("; "))),
-        Decision::Leave(_) => return Err(CelError::Refused("it is left alone".to_owned())),
+        PodDecision::Inject { patch, .. } => patch.apply(&mut pod)?,
+        PodDecision::Refuse(problems) => return Err(CelError::Refused(problems.join("; "))),
+        PodDecision::Leave(_) => return Err(CelError::Refused("it is left alone".to_owned())),
     }
     Ok(pod)
 }

@@ -47,10 +47,10 @@ fn no_placeholder_is_left_and_settings_are_constants() {
     for constant in ["'example.com/it\\\\'s:1'", "'imagePullPolicy': dyn('Always')", "['pull']", "4711"] {
         assert!(text.contains(constant), "{constant}");
     }
-    let host = Host { kubeconfig: "/k".to_owned(), bootstrap_kubeconfig: None, directory: "/d".to_owned() };
+    let host = HostPaths { kubeconfig: "/k".to_owned(), bootstrap_kubeconfig: None, directory: "/d".to_owned() };
     assert!(
         policies(&Config { host: Some(host), ..config }, Image::Constant).unwrap_err().to_string().contains("--static")
     );
 }
 
-use crate::injection::Host;
+use crate::injection::HostPaths;

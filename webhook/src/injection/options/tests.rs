@@ -24,7 +24,7 @@ fn text(s: &str) -> Option<Setting> {
 fn every_spelling_of_a_flag() {
     let options =
         command(&["/usr/local/bin/etcd", "--cert-file=/a", "-key-file", "/b", "--client-cert-auth", "--name", "x"]);
-    assert_eq!(options.untold, None);
+    assert_eq!(options.undetermined, None);
     assert!(options.runs_etcd());
     assert_eq!(options.flag(Tool::Etcd, "cert-file"), text("/a"));
     assert_eq!(options.flag(Tool::Etcd, "key-file"), text("/b"));
@@ -39,18 +39,18 @@ fn a_value_that_looks_like_the_program_is_a_value() {
     let options = command(&["tini", "--", "etcd", "--data-dir", "/var/lib/etcd", "--key-file=/k"]);
     assert_eq!(options.flag(Tool::Etcd, "data-dir"), text("/var/lib/etcd"));
     assert_eq!(options.flag(Tool::Etcd, "key-file"), text("/k"));
-    assert_eq!(options.untold, None);
+    assert_eq!(options.undetermined, None);
 }
 
 #[test]
 fn the_images_program_is_assumed_and_its_flags_are_read() {
     let none = read(&json!({"name": "etcd"}));
-    assert!(none.entrypoint && none.untold.is_none());
+    assert!(none.entrypoint && none.undetermined.is_none());
     let flags = read(&json!({"name": "etcd", "args": ["--cert-file", "/a"]}));
-    assert!(flags.entrypoint && flags.untold.is_none());
+    assert!(flags.entrypoint && flags.undetermined.is_none());
     assert_eq!(flags.flag(Tool::Etcd, "cert-file"), text("/a"));
     let bitnami = command(&["/opt/bitnami/scripts/etcd/entrypoint.sh", "/opt/bitnami/scripts/etcd/run.sh"]);
-    assert!(bitnami.entrypoint && bitnami.untold.is_none(), "{:?}", bitnami.untold);
+    assert!(bitnami.entrypoint && bitnami.undetermined.is_none(), "{:?}", bitnami.undetermined);
 }
 
 #[test]
@@ -68,7 +68,7 @@ fn flags_in_a_shells_string() {
     ] {
         let options =
             read(&json!({"name": "etcd", "command": ["/bin/sh", "-ec"], "args": [script, "sh", "--cert-file", "/a"]}));
-        assert_eq!(options.untold, None, "{script}");
+        assert_eq!(options.undetermined, None, "{script}");
         assert!(options.flag(Tool::Etcd, "cert-file").is_some(), "{script}");
         assert_eq!(options.flag(Tool::Etcd, "key-file"), None, "{script}");
     }
@@ -89,10 +89,10 @@ fn values_by_expansions_are_read_and_flags_by_them_are_refused() {
     ] {
         let script = format!("LIST=(a b)\nPEERS=$(cat /peers)\nexec etcd --cert-file=/a --initial-cluster {value}");
         let options = command(&["bash", "-c", &script]);
-        assert_eq!(options.untold, None, "{script}");
+        assert_eq!(options.undetermined, None, "{script}");
         assert_eq!(options.flag(Tool::Etcd, "cert-file"), text("/a"), "{script}");
         let script = format!("LIST=(--cert-file=/a b)\nPEERS=$(cat /peers)\nexec etcd {value}");
-        assert!(command(&["bash", "-c", &script]).untold.is_some(), "{script}");
+        assert!(command(&["bash", "-c", &script]).undetermined.is_some(), "{script}");
     }
     for script in [
         "exec etcd --name ${PEERS%,}",
@@ -109,7 +109,7 @@ fn values_by_expansions_are_read_and_flags_by_them_are_refused() {
         "A=--CERT-FILE=/a; etcd --name \"${A,,}\"",
         "A=x--cert-file=/a; etcd --name \"${A:1}\"",
     ] {
-        assert!(command(&["bash", "-c", script, "--", "x"]).untold.is_some(), "{script}");
+        assert!(command(&["bash", "-c", script, "--", "x"]).undetermined.is_some(), "{script}");
     }
 }
 
@@ -117,9 +117,9 @@ fn values_by_expansions_are_read_and_flags_by_them_are_refused() {
 #[test]
 fn a_replacement_that_begins_a_flag_is_refused() {
     for script in ["A=foo; etcd; etcdctl ${A/foo/--cert=x} get a", "A=foo; etcd; etcdctl ${A//foo/-cert=x} get a"] {
-        assert!(command(&["bash", "-c", script]).untold_client.is_some(), "{script}");
+        assert!(command(&["bash", "-c", script]).undetermined_client.is_some(), "{script}");
     }
-    assert_eq!(command(&["bash", "-c", "A=a.b; etcd; etcdctl get ${A//./-}"]).untold_client, None);
+    assert_eq!(command(&["bash", "-c", "A=a.b; etcd; etcdctl get ${A//./-}"]).undetermined_client, None);
 }
 
 /// Loops that count, brace sequences, and an entry point that puts the program in front.
@@ -140,7 +140,7 @@ fn loops_that_count_and_entry_points_are_followed() {
                 continue;
             }
             let options = command(&[["bash", "-c", script].as_slice(), arguments].concat());
-            assert_eq!(options.untold, None, "{script}");
+            assert_eq!(options.undetermined, None, "{script}");
             assert_eq!(options.flag(Tool::Etcd, "cert-file"), text("/a"), "{script}");
         }
     }
@@ -167,7 +167,7 @@ fn functions_arrays_loops_and_eval_are_followed() {
         "readarray -t A <<X\n--cert-file=/a\n--name=x\nX\netcd \"${A[@]}\"",
     ] {
         let options = command(&["bash", "-c", script]);
-        assert_eq!(options.untold, None, "{script}");
+        assert_eq!(options.undetermined, None, "{script}");
         assert_eq!(options.flag(Tool::Etcd, "cert-file"), text("/a"), "{script}");
         assert_eq!(options.flag(Tool::Etcd, "key-file"), None, "{script}");
     }
@@ -190,8 +190,8 @@ fn functions_arrays_loops_and_eval_are_followed() {
         ("F=$(cat /flags); echo \"etcd $F\" | sh", "of which nothing is known"),
         ("f() { f; }; f; etcd", "nested too deeply"),
     ] {
-        let untold = command(&["bash", "-c", script]).untold;
-        assert!(untold.as_ref().is_some_and(|doubt| doubt.why.contains(why)), "{script}: {untold:?}");
+        let undetermined = command(&["bash", "-c", script]).undetermined;
+        assert!(undetermined.as_ref().is_some_and(|doubt| doubt.why.contains(why)), "{script}: {undetermined:?}");
     }
     // A loop over nothing loses no etcd: whether a flag is in $x is not known, and the one that is written is seen.
     for script in [
@@ -200,10 +200,10 @@ fn functions_arrays_loops_and_eval_are_followed() {
     ] {
         let options = command(&["bash", "-c", script]);
         assert!(options.runs_etcd() && options.idle.is_none(), "{script}");
-        assert!(options.untold.is_some() || options.flag(Tool::Etcd, "cert-file") == text("/a"), "{script}");
+        assert!(options.undetermined.is_some() || options.flag(Tool::Etcd, "cert-file") == text("/a"), "{script}");
     }
     let idle = command(&["sleep", "infinity"]);
-    assert!(idle.idle.is_some() && idle.untold.is_none() && !idle.runs_etcd());
+    assert!(idle.idle.is_some() && idle.undetermined.is_none() && !idle.runs_etcd());
 }
 
 #[test]
@@ -219,17 +219,17 @@ fn undetermined_options_are_reported() {
         vec!["sh"],
         vec!["sh", "-c", "F=$(cat /x); etcd $F"],
     ] {
-        assert!(command(&words).untold.is_some(), "{words:?}");
+        assert!(command(&words).undetermined.is_some(), "{words:?}");
     }
     let from = read(&json!({
         "name": "etcd", "command": ["etcd", "$(ARGS)"],
         "env": [{"name": "ARGS", "valueFrom": {"configMapKeyRef": {"name": "a", "key": "b"}}}],
     }));
-    assert!(from.untold.unwrap().why.contains("ARGS"));
+    assert!(from.undetermined.unwrap().why.contains("ARGS"));
     let envfrom = read(&json!({
         "name": "etcd", "command": ["etcd", "$(ARGS)"], "envFrom": [{"configMapRef": {"name": "a"}}],
     }));
-    assert!(envfrom.untold.is_some());
+    assert!(envfrom.undetermined.is_some());
 }
 
 #[test]
@@ -243,7 +243,7 @@ fn kubernetes_own_variables_are_put_in() {
             {"name": "EXTRA", "value": "--key-file=/k"},
         ],
     }));
-    assert_eq!(options.untold, None);
+    assert_eq!(options.undetermined, None);
     assert_eq!(options.flag(Tool::Etcd, "listen-client-urls"), Some(Setting::Open("https://${POD_IP}:2379".into())));
     assert_eq!(options.flag(Tool::Etcd, "name"), Some(Setting::Open("${POD_NAME}".into())));
     assert_eq!(options.flag(Tool::Etcd, "key-file"), text("/k"));
@@ -257,12 +257,12 @@ fn the_clients_flags_are_its_own() {
         "-c",
         "curl --cacert /x https://y; etcdctl --endpoints=\"$EP\" --key=/k put \"$k\" \"$v\"; etcdctl snapshot save /backup/$(date).db",
     ]);
-    assert_eq!(options.untold_client, None);
+    assert_eq!(options.undetermined_client, None);
     assert_eq!(options.flag(Tool::Etcdctl, "cacert"), None, "that was curl's");
     assert_eq!(options.flag(Tool::Etcdctl, "key"), text("/k"));
-    assert!(command(&["sh", "-c", "etcdctl $FLAGS get x"]).untold_client.is_some());
-    assert!(command(&["sh", "/scripts/backup.sh"]).untold_client.is_some());
-    assert!(command(&["/app/server", "--cert=/x"]).untold_client.is_none());
+    assert!(command(&["sh", "-c", "etcdctl $FLAGS get x"]).undetermined_client.is_some());
+    assert!(command(&["sh", "/scripts/backup.sh"]).undetermined_client.is_some());
+    assert!(command(&["/app/server", "--cert=/x"]).undetermined_client.is_none());
 }
 
 #[test]
@@ -272,7 +272,7 @@ fn probes_share_the_environment() {
         "livenessProbe": {"exec": {"command": ["/bin/sh", "-ec", "ETCDCTL_API=3 etcdctl --cacert=/ca get foo"]}},
     }));
     assert_eq!(options.flag(Tool::Etcdctl, "cacert"), text("/ca"));
-    assert_eq!(options.untold, None);
+    assert_eq!(options.undetermined, None);
 }
 
 /// Scripts that would expand to gigabytes if followed to the end.
@@ -303,11 +303,11 @@ fn unbounded_growth_is_given_up_on() {
         let options = read(&container);
         let said = container.to_string().chars().take(60).collect::<String>();
         assert!(
-            options.untold.as_ref().is_some_and(|why| why.why.contains("more than is read")),
+            options.undetermined.as_ref().is_some_and(|why| why.why.contains("more than is read")),
             "{said}: {:?}",
-            options.untold
+            options.undetermined
         );
-        assert!(options.untold_client.is_some(), "{said}");
+        assert!(options.undetermined_client.is_some(), "{said}");
     }
 }
 
@@ -316,7 +316,7 @@ fn long_scripts_are_read_all_the_same() {
     let script =
         format!("{}\nARGS=\"--cert-file=/a\"\nexec etcd $ARGS \"$@\"", "echo starting up; sleep 1\n".repeat(2000));
     let options = command(&["sh", "-c", &script, "x", "--key-file=/b"]);
-    assert_eq!(options.untold, None);
+    assert_eq!(options.undetermined, None);
     assert_eq!(options.flag(Tool::Etcd, "cert-file"), text("/a"));
     assert_eq!(options.flag(Tool::Etcd, "key-file"), text("/b"));
     // Brackets that never close, and a long environment of which every word asks.
@@ -342,7 +342,7 @@ fn a_script_that_a_script_writes_is_followed() {
         "f() { echo \"exec etcd $1\" > /w/run; }\nf --cert-file=/a\nsh /w/run",
     ] {
         let options = command(&["sh", "-c", script]);
-        assert_eq!(options.untold, None, "{script}");
+        assert_eq!(options.undetermined, None, "{script}");
         assert_eq!(options.flag(Tool::Etcd, "cert-file"), text("/a"), "{script}");
     }
     let written = "echo 'exec etcd --cert-file=/a' > /w/run";
@@ -367,7 +367,7 @@ fn a_script_that_a_script_writes_is_followed() {
         &format!("{written}; etcdctl snapshot save /w/run; sh /w/run"),
         &format!("{written}; run"),
     ] {
-        assert!(command(&["sh", "-c", script]).untold.is_some(), "{script}");
+        assert!(command(&["sh", "-c", script]).undetermined.is_some(), "{script}");
     }
 }
 
@@ -377,7 +377,7 @@ fn items_of_known_lists_are_known() {
         ["A=(x --cert-file=/a); exec etcd \"${A[@]:1}\"", "A=(x --cert-file=/a); exec etcd ${A[1]} \"${A[-1]}\""]
     {
         let options = command(&["bash", "-c", script]);
-        assert_eq!(options.untold, None, "{script}");
+        assert_eq!(options.undetermined, None, "{script}");
         assert_eq!(options.flag(Tool::Etcd, "cert-file"), text("/a"), "{script}");
     }
     for script in [
@@ -391,7 +391,7 @@ fn items_of_known_lists_are_known() {
         // busybox cuts letters of the first.
         "set -- a --cert-file=/a b; etcd \"${@:3}\"",
     ] {
-        assert!(command(&["bash", "-c", script]).untold.is_some(), "{script}");
+        assert!(command(&["bash", "-c", script]).undetermined.is_some(), "{script}");
     }
 }
 
@@ -403,11 +403,11 @@ fn what_printf_prints_is_known() {
         "exec etcd $(printf -- --cert-file=/a)",
     ] {
         let options = command(&["sh", "-c", script]);
-        let known = options.untold.is_none();
-        assert!(known != script.contains("-- --"), "{script}: {:?}", options.untold);
+        let known = options.undetermined.is_none();
+        assert!(known != script.contains("-- --"), "{script}: {:?}", options.undetermined);
         assert!(!known || options.flag(Tool::Etcd, "cert-file") == text("/a"), "{script}");
     }
     for script in ["etcd $(printf \"$X\")", "etcd $(printf '\\055-cert-file=/a')", "etcd $(printf '%d' 1)"] {
-        assert!(command(&["sh", "-c", script]).untold.is_some(), "{script}");
+        assert!(command(&["sh", "-c", script]).undetermined.is_some(), "{script}");
     }
 }

@@ -203,7 +203,7 @@ fn probes_and_scripts_without_a_client_certificate_are_reported() {
 #[test]
 fn a_static_pods_old_certificates_are_said() {
     let mut config = config();
-    config.host = Some(Host {
+    config.host = Some(HostPaths {
         kubeconfig: "/etc/kubernetes/etcd-tls/kubeconfig".to_owned(),
         bootstrap_kubeconfig: None,
         directory: "/var/lib/etcd-tls".to_owned(),
@@ -213,7 +213,7 @@ fn a_static_pods_old_certificates_are_said() {
             "/bin/sh", "-ec", "ETCDCTL_API=3 etcdctl --cert=/etc/kubernetes/pki/etcd/healthcheck-client.crt \
              --key=/etc/kubernetes/pki/etcd/healthcheck-client.key --cacert=/etc/kubernetes/pki/etcd/ca.crt get foo"]}});
     });
-    let Decision::Inject { warnings, .. } = decide(&pod, &config, ORIGIN) else { panic!("not injected") };
+    let PodDecision::Inject { warnings, .. } = decide(&pod, &config, ORIGIN) else { panic!("not injected") };
     has(&warnings, &["livenessProbe", "/etc/kubernetes/pki/etcd/healthcheck-client.crt", "will not trust"]);
 }
 

@@ -42,7 +42,7 @@ fn the_warnings_stand_on_the_pod() {
         assert_eq!(pod["metadata"]["annotations"]["a"], "b");
     }
     // Nobody needs the annotation where a person injects.
-    let Decision::Inject { patch, .. } = decide(&plain(), &config(), Origin { label: true, ..ORIGIN }) else {
+    let PodDecision::Inject { patch, .. } = decide(&plain(), &config(), Origin { label: true, ..ORIGIN }) else {
         panic!()
     };
     let mut pod = plain();
@@ -107,7 +107,7 @@ fn the_user_is_left_to_the_cluster_unless_etcds_is_declared() {
     assert_eq!(users(&pod), [json!(65532), json!(65532)]);
     // The webhook's flag.
     let flagged = Config { user: Some(2000), ..config() };
-    let Decision::Inject { patch, .. } = decide(&with_user(json!({})), &flagged, ORIGIN) else { panic!() };
+    let PodDecision::Inject { patch, .. } = decide(&with_user(json!({})), &flagged, ORIGIN) else { panic!() };
     let mut pod = with_user(json!({}));
     patch.apply(&mut pod).unwrap();
     assert_eq!(users(&pod), [json!(2000), json!(2000)]);
@@ -124,7 +124,7 @@ fn resources_and_log_level_are_the_pods_else_the_flags_else_built_in() {
 
     let flagged = Config { resources: "requests.cpu=50m,limits.cpu=none".parse().unwrap(), ..config() };
     let apply = |mut pod: Value| {
-        let Decision::Inject { patch, .. } = decide(&pod, &flagged, ORIGIN) else { panic!() };
+        let PodDecision::Inject { patch, .. } = decide(&pod, &flagged, ORIGIN) else { panic!() };
         patch.apply(&mut pod).unwrap();
         init(&pod)[1]["resources"].clone()
     };
@@ -155,7 +155,7 @@ fn pull_secrets_are_added_once() {
     ] {
         let mut pod = with(|pod| pod["spec"]["imagePullSecrets"] = theirs.clone());
         for _ in 0..2 {
-            let Decision::Inject { patch, .. } = decide(&pod, &flagged, ORIGIN) else { panic!() };
+            let PodDecision::Inject { patch, .. } = decide(&pod, &flagged, ORIGIN) else { panic!() };
             patch.apply(&mut pod).unwrap();
             assert_eq!(pod["spec"]["imagePullSecrets"], wanted);
         }
@@ -178,7 +178,7 @@ fn a_mesh_lets_the_init_container_through_where_it_runs_as_its_proxys_user() {
             // Where etcd's user is declared, it is ours as well.
             pod["spec"]["containers"][0].as_object_mut().unwrap().remove("securityContext");
         });
-        let Decision::Inject { patch, warnings } = decide(&pod, &config, ORIGIN) else { panic!() };
+        let PodDecision::Inject { patch, warnings } = decide(&pod, &config, ORIGIN) else { panic!() };
         patch.apply(&mut pod).unwrap();
         (init(&pod)[0]["securityContext"]["runAsUser"].clone(), warnings.join("; "))
     };

@@ -24,7 +24,7 @@ fn a_member_is_told_of_its_lists_unless_it_does_not_want_them() {
     let issuer = with(|pod| {
         pod["metadata"]["annotations"] = json!({"etcd-tls.dev/issuer": "csr:example.com/etcd"});
     });
-    if let Decision::Inject { patch, .. } = run(&issuer) {
+    if let PodDecision::Inject { patch, .. } = run(&issuer) {
         let mut after = issuer.clone();
         patch.apply(&mut after).unwrap();
         assert!(told(&after).is_empty(), "nobody publishes lists of another issuer");

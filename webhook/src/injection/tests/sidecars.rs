@@ -112,12 +112,12 @@ fn a_labelled_namespace_means_it_too() {
     let origin = Origin { namespace: "prod", namespace_opted_in: true, label: false, trace: None };
     let in_namespace = |pod: Value| decide(&pod, &config(), origin);
     let unlabelled = |name: &str| pod(name, |pod| pod["metadata"]["labels"] = json!({}));
-    assert!(matches!(in_namespace(unlabelled("etcd")), Decision::Inject { .. }));
-    let Decision::Leave(said) = in_namespace(unlabelled("store")) else { panic!("not left") };
+    assert!(matches!(in_namespace(unlabelled("etcd")), PodDecision::Inject { .. }));
+    let PodDecision::Leave(said) = in_namespace(unlabelled("store")) else { panic!("not left") };
     assert!(said[0].contains("no container that keeps running is named etcd"), "{said:?}");
     let mut restore = unlabelled("etcd");
     restore["spec"]["initContainers"][0].as_object_mut().unwrap().remove("restartPolicy");
-    assert!(matches!(in_namespace(restore), Decision::Leave(_)));
+    assert!(matches!(in_namespace(restore), PodDecision::Leave(_)));
 }
 
 #[test]

@@ -20,7 +20,7 @@ use crate::standalone::{
     error::ApiError,
     requests::{
         intake::check_again,
-        judge::{self, NotSigned, Outcome},
+        judge::{self, Judgement, NotSigned},
         server::Server,
     },
     store::{Mutation, StoredRequest, status_mut},
@@ -119,9 +119,9 @@ async fn decide_on(
             _ => None,
         };
         match &outcome {
-            Some(Outcome::Approved { entitled: whole, .. }) => entitled = whole.as_ref(),
-            Some(Outcome::Denied(reasons)) => checked = Err(NotSigned::Denied(reasons.clone())),
-            Some(Outcome::Waiting(reason)) => {
+            Some(Judgement::Approved { entitled: whole, .. }) => entitled = whole.as_ref(),
+            Some(Judgement::Denied(reasons)) => checked = Err(NotSigned::Denied(reasons.clone())),
+            Some(Judgement::Waiting(reason)) => {
                 let message = format!("its requester is judged by policy, which cannot tell yet: {reason}");
                 return Err(ApiError::invalid(name, "status.conditions", message));
             }

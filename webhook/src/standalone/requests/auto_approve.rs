@@ -142,7 +142,7 @@ impl Rule {
 
 /// The result for a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Decision {
+pub enum AutoApproval {
     /// Approved: by which rule, for the condition's message.
     Approve(String),
     /// Left for a person: why no rule approves it, for the log.
@@ -167,9 +167,9 @@ pub struct Context<'a> {
 }
 
 /// Decides on a request whose subject fits a profile, of a caller that policy does not know.
-pub fn decide(user: &User, request: &Request, recognised: &Recognised, context: &Context<'_>) -> Decision {
+pub fn decide(user: &User, request: &Request, recognised: &Recognised, context: &Context<'_>) -> AutoApproval {
     if let Some(reason) = of_another(user, request, recognised) {
-        return Decision::Forbid(reason);
+        return AutoApproval::Forbid(reason);
     }
     let principal = user.principal();
     let claim = Claim {
@@ -182,14 +182,14 @@ pub fn decide(user: &User, request: &Request, recognised: &Recognised, context: 
         .or_else(|| context.holders.conflict(&claim, context.now))
         .or_else(|| reserved_by_policy(request, recognised, context.policy));
     if let Some(reason) = waits {
-        return Decision::Wait(reason);
+        return AutoApproval::Wait(reason);
     }
     if recognised.role == Role::Client && recognised.name != user.name && context.is_token_user {
-        return Decision::Wait(format!("{} is the name of a token's user", recognised.name));
+        return AutoApproval::Wait(format!("{} is the name of a token's user", recognised.name));
     }
     match context.rules.iter().find(|rule| user.is_in(&rule.group) && rule.takes(user, request, recognised)) {
-        Some(rule) => Decision::Approve(rule.text.clone()),
-        None => Decision::Wait("no --approve-group rule takes the caller, the profile and every name".to_owned()),
+        Some(rule) => AutoApproval::Approve(rule.text.clone()),
+        None => AutoApproval::Wait("no --approve-group rule takes the caller, the profile and every name".to_owned()),
     }
 }
 

@@ -23,7 +23,7 @@ use crate::{
         error::ApiError,
         profiles::SignError,
         requests::{
-            auto_approve::{self, Context, Decision},
+            auto_approve::{self, AutoApproval, Context},
             intake::{Checked, InvalidRequest},
             pods::Snapshot,
             server::Server,
@@ -33,7 +33,7 @@ use crate::{
 };
 
 /// The decision on a request.
-pub enum Outcome {
+pub enum Judgement {
     /// Approved; with what to issue, where that is not just what was asked.
     Approved {
         /// One word, for the condition.
@@ -79,7 +79,7 @@ impl Server {
         checked: &Checked,
         now: SystemTime,
         snapshot: Option<&Snapshot>,
-    ) -> Result<Outcome, ApiError> {
+    ) -> Result<Judgement, ApiError> {
         if self.entitlements.knows(user) {
             return Ok(self.judge_by_policy(user, csr, checked, snapshot));
         }
@@ -95,13 +95,13 @@ impl Server {
             auto_approve::decide(user, &checked.request, &checked.recognised, &context)
         });
         match decision {
-            Decision::Approve(rule) => Ok(Outcome::Approved {
+            AutoApproval::Approve(rule) => Ok(Judgement::Approved {
                 reason: AUTO_APPROVED,
                 message: format!("approved by --approve-group {rule}"),
                 entitled: None,
             }),
-            Decision::Wait(reason) => Ok(Outcome::Waiting(reason)),
-            Decision::Forbid(reason) => Err(ApiError::Forbidden(reason)),
+            AutoApproval::Wait(reason) => Ok(Judgement::Waiting(reason)),
+            AutoApproval::Forbid(reason) => Err(ApiError::Forbidden(reason)),
         }
     }
 
@@ -112,13 +112,13 @@ impl Server {
         csr: &CertificateSigningRequest,
         checked: &Checked,
         snapshot: Option<&Snapshot>,
-    ) -> Outcome {
+    ) -> Judgement {
         let role = checked.recognised.role;
         let host = self.entitlements.policy().host(&user.name, &user.groups);
         let cluster = self.cluster.as_ref().or_else(|| host.map(|host| &host.cluster));
         let assumed = || cluster.map(|cluster| cluster.signer(role.domain()));
         let Some(signer) = checked.signer.clone().or_else(assumed) else {
-            return Outcome::Denied("the request names no signer, and --cluster says none".to_owned());
+            return Judgement::Denied("the request names no signer, and --cluster says none".to_owned());
         };
         let requester = user.requester();
         let mut usages = csr.spec.usages.clone().unwrap_or_default();
@@ -145,16 +145,16 @@ impl Server {
             None => self.entitlements.judge(&asked, &self.entitlements.snapshot()),
         };
         match verdict {
-            Verdict::Approve(entitlement) => Outcome::Approved {
+            Verdict::Approve(entitlement) => Judgement::Approved {
                 reason: ENTITLED,
                 message: "the request says no more than its requester is".to_owned(),
                 entitled: Some(entitlement),
             },
             Verdict::Deny(denials) => {
                 let reasons: Vec<String> = denials.iter().map(|d| format!("{}: {}", d.reason, d.message)).collect();
-                Outcome::Denied(reasons.join("; "))
+                Judgement::Denied(reasons.join("; "))
             }
-            Verdict::NotYet(reason) => Outcome::Waiting(reason),
+            Verdict::NotYet(reason) => Judgement::Waiting(reason),
         }
     }
 
@@ -163,19 +163,19 @@ impl Server {
         &self,
         csr: &mut CertificateSigningRequest,
         checked: &Checked,
-        outcome: Outcome,
+        outcome: Judgement,
         now: SystemTime,
     ) -> Option<String> {
         match outcome {
-            Outcome::Approved { reason, message, entitled } => {
+            Judgement::Approved { reason, message, entitled } => {
                 self.approve(csr, condition("Approved", reason, &message), Ok(checked), entitled.as_ref(), now);
                 None
             }
-            Outcome::Denied(message) => {
+            Judgement::Denied(message) => {
                 status_mut(csr).conditions = Some(vec![condition("Denied", "NotEntitled", &message)]);
                 None
             }
-            Outcome::Waiting(reason) => Some(reason),
+            Judgement::Waiting(reason) => Some(reason),
         }
     }
 

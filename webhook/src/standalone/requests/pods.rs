@@ -227,7 +227,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn by_default_the_law_knows_nobody() {
+    fn by_default_no_subject_is_known() {
         let entitlements = Entitlements::default();
         let pod = User { name: "system:serviceaccount:prod:etcd".to_owned(), ..User::default() };
         assert!(!entitlements.knows(&pod));

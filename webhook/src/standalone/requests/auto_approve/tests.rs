@@ -27,7 +27,7 @@ fn request(role: Role, name: &str, dns: &[&str], ips: &[&str]) -> Request {
 }
 
 /// The decision where `holder` holds the request's names.
-fn decision(user: &User, request: &Request, holder: Option<&str>, rules: &[&str]) -> Decision {
+fn decision(user: &User, request: &Request, holder: Option<&str>, rules: &[&str]) -> AutoApproval {
     let mut holders = Holders::default();
     if let Some(holder) = holder {
         let (cn, sans) = (&request.common_name, &request.sans);
@@ -48,7 +48,7 @@ fn holding(cn: &str, principal: &str, sans: &Sans) -> Holding {
     }
 }
 
-fn decided(user: &User, request: &Request, holders: &Holders, policy: &str, rules: &[&str]) -> Decision {
+fn decided(user: &User, request: &Request, holders: &Holders, policy: &str, rules: &[&str]) -> AutoApproval {
     let rules: Vec<Rule> = rules.iter().map(|r| r.parse().unwrap()).collect();
     let policy = Policy::parse(policy).unwrap();
     let now = SystemTime::UNIX_EPOCH;
@@ -57,7 +57,7 @@ fn decided(user: &User, request: &Request, holders: &Holders, policy: &str, rule
 }
 
 fn approved(user: &User, request: &Request, rules: &[&str]) -> bool {
-    matches!(decision(user, request, None, rules), Decision::Approve(_))
+    matches!(decision(user, request, None, rules), AutoApproval::Approve(_))
 }
 
 /// A host that asks with a certificate of these names.
@@ -66,8 +66,8 @@ fn host(role: Role, name: &str, dns: &[&str], ips: &[&str]) -> User {
     User { presented, ..user(&format!("{}{name}", role.common_name_prefix()), role.organization()) }
 }
 
-fn waits(decision: &Decision) -> bool {
-    matches!(decision, Decision::Wait(_))
+fn waits(decision: &AutoApproval) -> bool {
+    matches!(decision, AutoApproval::Wait(_))
 }
 
 const ALL: [&str; 8] = [
@@ -89,10 +89,10 @@ fn a_renewal_asks_for_no_more_than_it_presents() {
         |user: &User, role, dns: &[&str], ips: &[&str]| decided(user, &request(role, "m1", dns, ips), &empty, "", &ALL);
     for (dns, ips) in [(&["m1.example.com"][..], &["192.0.2.1"][..]), (&["m1.example.com"], &[]), (&[], &["192.0.2.1"])]
     {
-        assert!(matches!(ask(&m1, Role::Peer, dns, ips), Decision::Approve(_)), "{dns:?} {ips:?}");
+        assert!(matches!(ask(&m1, Role::Peer, dns, ips), AutoApproval::Approve(_)), "{dns:?} {ips:?}");
     }
     let server = ask(&m1, Role::Server, &["m1.example.com", "localhost"], &["192.0.2.1", "127.0.0.1", "::1"]);
-    assert!(matches!(server, Decision::Approve(_)), "{server:?}");
+    assert!(matches!(server, AutoApproval::Approve(_)), "{server:?}");
     for (dns, ips) in [
         (&["m2.example.com"][..], &["192.0.2.1"][..]),
         (&["*.example.com"], &[]),
@@ -109,13 +109,13 @@ fn a_renewal_asks_for_no_more_than_it_presents() {
     let names = (&["m1.example.com"][..], &["192.0.2.1"][..]);
     let as_server = host(Role::Server, "m1", names.0, names.1);
     let as_metrics = host(Role::Metrics, "m1", names.0, names.1);
-    assert!(matches!(ask(&as_server, Role::Server, names.0, names.1), Decision::Approve(_)));
+    assert!(matches!(ask(&as_server, Role::Server, names.0, names.1), AutoApproval::Approve(_)));
     assert!(waits(&ask(&as_server, Role::Peer, names.0, names.1)));
     assert!(waits(&ask(&as_metrics, Role::Peer, names.0, names.1)));
     let client = |user: &User, name| decided(user, &request(Role::Client, name, &[], &[]), &empty, "", &ALL);
     assert!(waits(&client(&as_metrics, "backup")));
     // A client of another name is spelled by the rule, never a host's like name.
-    assert!(matches!(client(&m1, "backup"), Decision::Approve(_)));
+    assert!(matches!(client(&m1, "backup"), AutoApproval::Approve(_)));
     assert!(waits(&client(&m1, "m2.example.com")));
     // An organization of members without a host's name is nobody's renewal.
     let odd = User { presented: Some(Sans::default()), ..user("system:etcd-peer:M1", "system:etcd-peers") };
@@ -130,7 +130,7 @@ fn a_host_keeps_the_names_of_its_other_certificates() {
     let mut holders = Holders::default();
     assert!(waits(&decided(&m1, &server, &holders, "", &ALL)));
     holders.take(&holding("system:etcd-server:m1", "user/bootstrap", &server.sans), SystemTime::UNIX_EPOCH);
-    assert!(matches!(decided(&m1, &server, &holders, "", &ALL), Decision::Approve(_)));
+    assert!(matches!(decided(&m1, &server, &holders, "", &ALL), AutoApproval::Approve(_)));
 }
 
 #[test]
@@ -168,9 +168,9 @@ fn policy_rules_are_for_the_listed_host_alone() {
     let ask = |role, name: &str, dns: &[&str], ips: &[&str]| {
         decided(&bootstrap, &request(role, name, dns, ips), &Holders::default(), POLICY, &rules)
     };
-    assert!(matches!(ask(Role::Peer, "cp-1", &["cp-1.example.com"], &["192.0.2.1"]), Decision::Approve(_)));
-    assert!(matches!(ask(Role::Peer, "cp-2", &["cp-2.example.com"], &["192.0.2.2"]), Decision::Approve(_)));
-    assert!(matches!(ask(Role::Client, "other", &[], &[]), Decision::Approve(_)));
+    assert!(matches!(ask(Role::Peer, "cp-1", &["cp-1.example.com"], &["192.0.2.1"]), AutoApproval::Approve(_)));
+    assert!(matches!(ask(Role::Peer, "cp-2", &["cp-2.example.com"], &["192.0.2.2"]), AutoApproval::Approve(_)));
+    assert!(matches!(ask(Role::Client, "other", &[], &[]), AutoApproval::Approve(_)));
     for (role, name, dns, ips) in [
         (Role::Server, "cp-1", &["cp-1.example.com"][..], &["192.0.2.1"][..]),
         (Role::Peer, "cp-1", &["cp-1.example.com", "cp-9.example.com"], &[]),
@@ -263,14 +263,14 @@ fn nobody_gets_the_name_of_another() {
         ["system:etcd-peers=peer:10.0.0.0/8", "system:etcd-peers=client:*.x.y,m2", "system:etcd-clients=client:c,d"];
     let m1 = user("system:etcd-peer:m1", "system:etcd-peers");
     let peer = |name| request(Role::Peer, name, &[], &["10.0.0.1"]);
-    assert!(matches!(decision(&m1, &peer("m1"), None, &rules), Decision::Approve(_)));
-    assert!(matches!(decision(&m1, &peer("m2"), None, &rules), Decision::Forbid(_)));
-    assert!(matches!(decision(&m1, &request(Role::Server, "m2", &[], &[]), None, &rules), Decision::Forbid(_)));
+    assert!(matches!(decision(&m1, &peer("m1"), None, &rules), AutoApproval::Approve(_)));
+    assert!(matches!(decision(&m1, &peer("m2"), None, &rules), AutoApproval::Forbid(_)));
+    assert!(matches!(decision(&m1, &request(Role::Server, "m2", &[], &[]), None, &rules), AutoApproval::Forbid(_)));
     let c = user("c", "system:etcd-clients");
     let client = |name| request(Role::Client, name, &[], &[]);
-    assert!(matches!(decision(&c, &client("c"), None, &rules), Decision::Approve(_)));
-    assert!(matches!(decision(&c, &client("d"), None, &rules), Decision::Forbid(_)));
-    assert!(matches!(decision(&c, &peer("c"), None, &rules), Decision::Forbid(_)));
+    assert!(matches!(decision(&c, &client("c"), None, &rules), AutoApproval::Approve(_)));
+    assert!(matches!(decision(&c, &client("d"), None, &rules), AutoApproval::Forbid(_)));
+    assert!(matches!(decision(&c, &peer("c"), None, &rules), AutoApproval::Forbid(_)));
 }
 
 #[test]
@@ -279,9 +279,9 @@ fn a_name_in_use_by_another_waits_for_a_person() {
     let bootstrap = user("bootstrap", HOSTS);
     let m1 = user("system:etcd-peer:m1", "system:etcd-peers");
     let peer = request(Role::Peer, "m1", &[], &["10.0.0.1"]);
-    assert!(matches!(decision(&bootstrap, &peer, Some("user/bootstrap"), &rule), Decision::Approve(_)));
-    assert!(matches!(decision(&m1, &peer, Some("user/bootstrap"), &rule), Decision::Approve(_)), "its own name");
-    assert!(matches!(decision(&bootstrap, &peer, Some("host/m1"), &rule), Decision::Wait(_)));
+    assert!(matches!(decision(&bootstrap, &peer, Some("user/bootstrap"), &rule), AutoApproval::Approve(_)));
+    assert!(matches!(decision(&m1, &peer, Some("user/bootstrap"), &rule), AutoApproval::Approve(_)), "its own name");
+    assert!(matches!(decision(&bootstrap, &peer, Some("host/m1"), &rule), AutoApproval::Wait(_)));
 }
 
 #[test]
