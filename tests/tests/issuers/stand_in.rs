@@ -18,7 +18,8 @@ use crate::{
 
 const NAMESPACE: &str = "cm";
 /// What cert-manager says of a CA with another key.
-const FAILURE: &str = "Error signing certificate: x509: provided PrivateKey doesn't match parent's PublicKey";
+const FAILURE: &str = "Error signing certificate: error creating x509 certificate: x509: provided PrivateKey doesn't match parent's \
+    PublicKey";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_stand_in_answers_as_cert_manager_itself() {
