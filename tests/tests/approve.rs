@@ -3,6 +3,8 @@
 
 #[path = "approve/bindings.rs"]
 mod bindings;
+#[path = "approve/held.rs"]
+mod held;
 #[path = "approve/lab.rs"]
 mod lab;
 #[path = "approve/proxy.rs"]
@@ -250,89 +252,6 @@ async fn listens_to_policy(lab: &Lab) {
     lab.subjects(|subjects| subjects.iter().any(|s| s == "User host-1")).await;
     asking.create_as(&lab.api.client, &host).await;
     lab.approved(&asking.name).await;
-}
-
-/// Processes that start with a policy that cannot be parsed have none: they decide no request until it is corrected.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn processes_that_start_with_an_unreadable_policy_decide_no_request() {
-    let Some(lab) = Lab::new().await else { return };
-    lab.api.namespace("unread", &[("etcd-tls", "dynamic")]).await;
-    let pod = lab.pod("unread", "etcd-0", json!({}), Some("10.1.0.1")).await;
-    lab.set_policy("extraSans: [{nonsense").await;
-    // Of an administrator: with a policy, the one would be denied at once, and the other, which is approved, fail.
-    let (open, approved) = (Asking::of(&pod, Role::Peer), Asking::of(&pod, Role::Server));
-    open.create(&lab.api.client).await;
-    approved.create(&lab.api.client).await;
-    lab.approve_by_hand(&approved.name).await;
-    let approver = lab.approver("approve-a", &[]);
-    let token = lab.api.token(names::SYSTEM_NAMESPACE, "etcd-tls-sign", None).await;
-    lab.api.token_kubeconfig("sign", &token);
-    let _signer = tests::stack::controller_again(&lab.api, "sign");
-    lab.unready(&approver, "no policy could be read yet").await;
-    tokio::time::sleep(Duration::from_secs(5)).await;
-    assert_eq!(lab.verdict(&open.name).await, None);
-    assert_eq!(lab.verdict(&approved.name).await.map(|(approved, _)| approved), Some(true), "and no second condition");
-    let status = lab.csr(&approved.name).await.status.unwrap_or_default();
-    assert!(status.certificate.is_none(), "{status:?}");
-
-    lab.set_policy("").await;
-    lab.ready(&approver).await;
-    let message = lab.denied(&open.name).await;
-    assert!(message.contains("BadRequester"), "{message}");
-    eventually("the signer's refusal", LIMIT, || async {
-        let conditions = lab.csr(&approved.name).await.status.and_then(|status| status.conditions).unwrap_or_default();
-        if conditions.iter().any(|c| c.type_ == "Failed") { Ok(()) } else { Err(format!("{conditions:?}")) }
-    })
-    .await;
-}
-
-/// Without the policy on writes of requests, or where it only warns, none is decided and none is signed.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_request_is_decided_while_the_policy_on_its_writes_is_not_in_force() {
-    let Some(lab) = Lab::new().await else { return };
-    lab.api.namespace("held", &[("etcd-tls", "dynamic")]).await;
-    let pod = lab.pod("held", "etcd-0", json!({}), Some("10.1.0.1")).await;
-    let approver = lab.approver("approve-a", &[]);
-    lab.ready(&approver).await;
-    let token = lab.api.token(names::SYSTEM_NAMESPACE, "etcd-tls-sign", None).await;
-    lab.api.token_kubeconfig("sign", &token);
-    let signer = tests::stack::controller_again(&lab.api, "sign");
-    let policy = "etcd-tls-request-writes";
-    for fault in ["missing", "not Deny"] {
-        let what = "validatingadmissionpolicybinding";
-        let said = || {
-            let log = signer.log();
-            log.lines().filter(|line| line.contains("policy is not enforced") && line.contains(policy)).count()
-        };
-        let before = said();
-        match fault {
-            "missing" => lab.api.kubectl(&["delete", what, policy]),
-            _ => lab.api.kubectl(&["patch", what, policy, "-p", r#"{"spec": {"validationActions": ["Warn"]}}"#]),
-        };
-        lab.unready(&approver, policy).await;
-        eventually("the signer to notice", LIMIT, || async {
-            if said() > before { Ok(()) } else { Err(signer.log_end()) }
-        })
-        .await;
-        // Of an administrator: the one would be denied at once, and the other, which is approved, fail.
-        let (open, approved) = (Asking::of(&pod, Role::Peer), Asking::of(&pod, Role::Server));
-        open.create(&lab.api.client).await;
-        approved.create(&lab.api.client).await;
-        lab.approve_by_hand(&approved.name).await;
-        tokio::time::sleep(Duration::from_secs(5)).await;
-        assert_eq!(lab.verdict(&open.name).await, None, "{fault}");
-        assert_eq!(lab.verdict(&approved.name).await.map(|(approved, _)| approved), Some(true), "{fault}");
-
-        lab.install();
-        lab.ready(&approver).await;
-        assert!(lab.denied(&open.name).await.contains("BadRequester"), "{fault}");
-        eventually("the signer's refusal", LIMIT, || async {
-            let status = lab.csr(&approved.name).await.status.unwrap_or_default();
-            let conditions = status.conditions.unwrap_or_default();
-            if conditions.iter().any(|c| c.type_ == "Failed") { Ok(()) } else { Err(format!("{conditions:?}")) }
-        })
-        .await;
-    }
 }
 
 /// A CSR that is deleted and made again under its name, with other content, between the approver's look and its write.
