@@ -4,8 +4,8 @@ use std::fs;
 
 use tests::repository;
 
-/// Every policy of `guards/policies.rs` has a row, and no other has one. A row says that there is no dry-run write exactly where
-/// `guards/attempt.rs` has none.
+/// Every policy of `guards/policies.rs` has a row, and no other has one. A row names the processes that compare the policy, says what
+/// the process says while it is not in force, and that there is no dry-run write exactly where `guards/attempt.rs` has none.
 #[test]
 fn each_policy_has_a_row_that_says_how_it_is_proven() {
     let source = |file: &str| {
@@ -27,10 +27,26 @@ fn each_policy_has_a_row_that_says_how_it_is_proven() {
     assert_eq!(rows.len(), names.len(), "{rows:#?}");
     let none = attempts.split_once("=> Vec::new()").expect("those without a write").0;
     let none = none.rsplit_once(']').expect("the arm before").1;
+    let between = |from: &str, to: &str| policies.split_once(from).expect(from).1.split_once(to).expect(to).0;
+    let of = |list: &str, component: &str, guard: &str| {
+        let all = format!("{},{}", between(list, "];"), between(component, "];"));
+        all.split(|c: char| !c.is_alphanumeric() && c != ':').any(|word| word == format!("Guard::{guard}"))
+    };
+    let consequences = between("const fn consequence(self)", "\n    }\n");
     for (guard, name) in names {
         let row = rows.iter().find(|row| row.starts_with(&format!("| `{name}` |"))).unwrap_or_else(|| panic!("{name}"));
         let cells: Vec<&str> = row.split(" | ").collect();
         let tried = !none.contains(&format!("Guard::{guard}\n")) && !none.contains(&format!("Guard::{guard} "));
         assert_eq!(!cells[2].starts_with("none"), tried, "{row}");
+        let compared = [
+            ("`approve`", of("const APPROVE: ", "fn of_approve(", guard)),
+            ("`sign`", of("const SIGN: ", "fn of_sign(", guard)),
+        ];
+        for (process, compares) in compared {
+            assert_eq!(cells[1].contains(process), compares, "{process}: {row}");
+        }
+        let words = consequences.split_once(&format!("Self::{guard} ")).expect("its consequence").1;
+        let words = words.split('"').nth(1).expect("words");
+        assert_eq!(cells[3].trim_end_matches(" |"), words, "{row}");
     }
 }

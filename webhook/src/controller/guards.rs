@@ -109,7 +109,9 @@ pub(crate) struct Gate {
 
 /// A call that was not sent, since its policy is not enforced.
 #[derive(Debug, thiserror::Error)]
-#[error("not sent: ValidatingAdmissionPolicy {policy} is {fault}; {consequence}. Apply the manifests again")]
+#[error(
+    "not sent: ValidatingAdmissionPolicy {policy} is {fault}; {consequence} until it is. Apply the manifests again"
+)]
 pub(crate) struct NotEnforced {
     policy: &'static str,
     fault: String,
@@ -165,7 +167,7 @@ impl From<UnenforcedPolicies> for CheckError {
 }
 
 fn sentence(guard: Guard, fault: &str) -> String {
-    format!("ValidatingAdmissionPolicy {} is {fault}; {}", guard.name(), guard.consequence())
+    format!("ValidatingAdmissionPolicy {} is {fault}; {} until it is", guard.name(), guard.consequence())
 }
 
 /// The last report about a policy.

@@ -58,7 +58,8 @@ impl Access {
     pub(super) const fn guards(self) -> &'static [Guard] {
         match self {
             Self::Free => &[],
-            Self::Request => &[Guard::RequestWrites],
+            // There may be no request of ours among those that are looked at: see `PodCertificateRequest`.
+            Self::Request => &[Guard::RequestWrites, Guard::Leases],
             Self::RoleBinding => &[Guard::Bindings],
             // The right to request is given only where what is requested is bounded.
             Self::ClusterRoleBinding => &[Guard::Bindings, Guard::Requests, Guard::CertificateRequests],

@@ -70,24 +70,26 @@ impl Guard {
         }
     }
 
-    /// The work that stops without it.
+    /// What follows while it is not in force, as docs/security.md says it.
     pub(super) const fn consequence(self) -> &'static str {
         match self {
-            Self::Requests => "no service account is given the right to request until it is",
-            Self::RequestWrites => "no request is approved, signed or deleted until it is",
-            Self::Bindings => "no binding is written until it is",
-            Self::Secrets => "no Secret is written until it is, so no CA is made and no serving pair renewed",
-            Self::Trust => "no trust bundle is written until it is",
-            Self::Webhooks => "caBundle is not written until it is",
-            Self::Pods => "until it is, who may update a pod can change which certificates it gets",
-            Self::Leases => "until it is, a stolen token can keep the next replica from leading",
-            Self::Events => "until it is, a stolen token can write Events under other names",
-            Self::PodCertificates => "no PodCertificateRequest is answered until it is",
-            Self::ClusterTrustBundles => "no ClusterTrustBundle is written or deleted until it is",
-            Self::CertificateRequests => "no service account is given the right to request until it is",
-            Self::CertificateRequestDeletes => "no CertificateRequest is deleted until it is",
+            Self::Requests => "no service account is given the right to request",
+            Self::RequestWrites => "no request is approved, signed or deleted",
+            Self::Bindings => "no binding is written",
+            Self::Secrets => "no Secret is written, no CA is made and no serving pair renewed",
+            Self::Trust => "no trust bundle is written",
+            Self::Webhooks => "caBundle is not written",
+            Self::Pods => "who may update a pod can change which certificates it gets",
+            Self::Leases => {
+                "a stolen token can keep the next replica from leading, and no request is approved, signed or deleted"
+            }
+            Self::Events => "a stolen token can write Events under other names",
+            Self::PodCertificates => "no PodCertificateRequest is answered",
+            Self::ClusterTrustBundles => "no ClusterTrustBundle is written or deleted",
+            Self::CertificateRequests => "no service account is given the right to request",
+            Self::CertificateRequestDeletes => "no CertificateRequest is deleted",
             Self::CertificateRequestApprovals | Self::CertificateRequestIdentities => {
-                "no CertificateRequest is decided until it is"
+                "no CertificateRequest is decided"
             }
         }
     }
