@@ -76,9 +76,11 @@ impl MemberCounts {
                 member_counts.unrecorded += 1;
             }
         }
-        // A certificate that nobody recorded may be of any member that has such a one.
+        // A certificate that nobody recorded may be of any member that has such a one. Those that are revoked already may all be of
+        // others: each that is named now may be of a member that stands.
         for member_counts in clusters.values_mut() {
-            member_counts.before -= lacking.revoked.min(member_counts.unrecorded);
+            let named = lacking.named.min(member_counts.unrecorded);
+            member_counts.before -= lacking.revoked.min(member_counts.unrecorded - named);
             member_counts.after -= (lacking.revoked + lacking.named).min(member_counts.unrecorded);
         }
         clusters
@@ -269,7 +271,12 @@ mod tests {
         let next = |revoked, before| Unrecorded { named: 1, revoked, before };
         for lost in [Issued::default(), issued(&[("1", "a", 10)])] {
             assert_eq!(of(&lost, next(0, None)), None);
-            assert!(of(&lost, next(1, None)).is_some_and(|said| said.contains("1 of 3 members")));
+            for revoked in [1, 2, 3, 9] {
+                assert!(
+                    of(&lost, next(revoked, None)).is_some_and(|said| said.contains("1 of 3 members")),
+                    "{revoked}"
+                );
+            }
         }
         // Each has one in the record, which lacks those of later: an older record was restored, say.
         let older = issued(&[("1", "a", 10), ("2", "b", 10), ("3", "c", 10)]);
