@@ -9,7 +9,7 @@ use std::{
     time::SystemTime,
 };
 
-use etcd_tls_contract::{csr, role::Role};
+use etcd_tls_contract::{csr, duration::MAX_DURATION, role::Role};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -200,10 +200,11 @@ impl Issued {
         self.leaves.insert(serial, leaf);
     }
 
-    /// It is not known what was issued before `now`; that ends at `end` at the latest.
+    /// It is not known what was issued before `now`; that ends at `end` at the latest. However long its CA is, no certificate is longer
+    /// than [`MAX_DURATION`].
     pub(super) fn lost(&mut self, now: SystemTime, end: SystemTime) {
         self.since = self.since.max(seconds(now));
-        self.lacking_until = self.lacking_until.max(seconds(end));
+        self.lacking_until = self.lacking_until.max(seconds(end.min(now + MAX_DURATION)));
     }
 
     /// Records what `other` has, and lacks what it lacks.

@@ -1,7 +1,7 @@
 //! The certificates of an authority that are recorded and not written into its Secret yet. Pure.
 //!
-//! While the Secret cannot be written, certificates are issued all the same: an outage of Secrets (an encryption provider that is
-//! away, say) would else become an outage of etcd, one lifetime later. Nothing is issued unrecorded, as the record in memory has
+//! While the Secret can be read and not written, certificates are issued all the same: that outage would else become an outage of
+//! etcd, one lifetime later. Nothing is issued unrecorded, as the record in memory has
 //! them, and a revocation finds them there. Both are bounded alike ([`super::issued::MOST`]): beyond it, the pod with the most
 //! certificates loses those that end first, and `revoke` says since when the record is complete.
 
