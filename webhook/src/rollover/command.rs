@@ -2,6 +2,7 @@
 //! caller's kubeconfig and needs only `get` and `patch` on the cluster's trust ConfigMap.
 
 use std::{
+    collections::BTreeMap,
     io::Write as _,
     time::{Duration, SystemTime},
 };
@@ -77,7 +78,7 @@ impl Args {
         let name = cluster.trust_config_map(&cluster.namespace);
         let trust = Trust { api: Api::namespaced(client, &cluster.namespace), name };
         // Refuses a cluster that is not there, before anything is written.
-        let reports = trust.reports(domain).await?;
+        let reports = trust.reports(domain.as_ref().map_or(&Domain::ALL, std::slice::from_ref)).await?;
         if status {
             for (domain, report) in &reports {
                 say(&describe(&format!("{cluster} {domain}"), report))?;
@@ -91,6 +92,7 @@ impl Args {
             (.., true) => Action::Force,
             _ => Action::Start,
         };
+        let all = domain.is_none();
         let domains = domains(action, domain, &reports)?;
         if force {
             for (domain, report) in &reports {
@@ -106,19 +108,28 @@ impl Args {
         client::within(trust.api.patch(&trust.name, &PatchParams::default(), &Patch::Merge(patch))).await?;
         let mut refusals = Vec::new();
         let mut accepted = Vec::new();
-        for (domain, report, answer) in trust.answers(&domains, &request).await? {
-            if answer.accepted {
-                say(&format!("{}\n{}", answer.message, describe(&format!("{cluster} {domain}"), &report)))?;
-                accepted.push(domain);
-            } else {
-                refusals.push(format!("{cluster} {domain}: refused: {}", answer.message));
+        let mut failures = Vec::new();
+        for (domain, answered) in trust.answers(&domains, &request).await? {
+            match answered {
+                Some((report, answer)) if answer.accepted => {
+                    say(&format!("{}\n{}", answer.message, describe(&format!("{cluster} {domain}"), &report)))?;
+                    accepted.push(domain);
+                }
+                Some((_, answer)) => refusals.push(format!("{cluster} {domain}: refused: {}", answer.message)),
+                None => failures.push(format!("{cluster} {domain}: {}", silent())),
             }
         }
-        let refused = |refusals: Vec<String>| Err(refusals.join("\n").into());
+        // The operator asked for what is possible, and the signer says that it is not: a CA of the user's own.
+        if all && !accepted.is_empty() {
+            for refusal in std::mem::take(&mut refusals) {
+                note(&refusal)?;
+            }
+        }
+        failures.splice(..0, refusals);
         if follow && !accepted.is_empty() {
             trust.watch(&accepted).await?;
         }
-        if refusals.is_empty() { Ok(()) } else { refused(refusals) }
+        if failures.is_empty() { Ok(()) } else { Err(failures.join("\n").into()) }
     }
 }
 
@@ -158,8 +169,8 @@ struct Trust {
 }
 
 impl Trust {
-    /// The report on each domain that has one, or on `domain` alone.
-    async fn reports(&self, domain: Option<Domain>) -> Result<Vec<(Domain, Report)>, Error> {
+    /// The report on each of `wanted` that has one.
+    async fn reports(&self, wanted: &[Domain]) -> Result<Vec<(Domain, Report)>, Error> {
         let name = &self.name;
         let object = client::within(self.api.get_opt(name)).await?.ok_or_else(|| {
             format!(
@@ -168,14 +179,17 @@ impl Trust {
         })?;
         let annotations = object.metadata.annotations.unwrap_or_default();
         let mut reports = Vec::new();
-        for domain in Domain::ALL.into_iter().filter(|one| domain.is_none_or(|named| named == *one)) {
-            let Some(text) = annotations.get(&status_annotation(domain)) else { continue };
+        for domain in wanted {
+            let Some(text) = annotations.get(&status_annotation(*domain)) else { continue };
             let report = serde_json::from_str(text)
                 .map_err(|e| format!("the signer's report on ConfigMap {name} cannot be read: {e}"))?;
-            reports.push((domain, report));
+            reports.push((*domain, report));
         }
         if reports.is_empty() {
-            let what = domain.map_or_else(|| "any authority".to_owned(), |domain| format!("an authority {domain}"));
+            let what = match wanted {
+                [domain] => format!("an authority {domain}"),
+                _ => "any authority".to_owned(),
+            };
             return Err(format!(
                 "ConfigMap {name} says nothing of {what}: by policy it is another domain's, or the signer is away"
             )
@@ -184,28 +198,26 @@ impl Trust {
         Ok(reports)
     }
 
-    /// Waits for the answer to `request` for each domain.
-    async fn answers(&self, domains: &[Domain], request: &Request) -> Result<Vec<(Domain, Report, Answer)>, Error> {
+    /// Waits for the answer to `request` for each domain; `None` for one without an answer in time.
+    async fn answers(
+        &self,
+        domains: &[Domain],
+        request: &Request,
+    ) -> Result<Vec<(Domain, Option<(Report, Answer)>)>, Error> {
         let deadline = Instant::now() + PATIENCE;
-        while Instant::now() < deadline {
-            let reports = self.reports(None).await?.into_iter().filter(|(domain, _)| domains.contains(domain));
-            let answered = reports.filter_map(|(domain, report)| {
+        loop {
+            let mut reports: BTreeMap<Domain, Report> = self.reports(domains).await?.into_iter().collect();
+            let mut answer = |domain: &Domain| {
+                let report = reports.remove(domain)?;
                 let answer = report.answer.clone().filter(|answer| answer.id == request.id)?;
-                Some((domain, report, answer))
-            });
-            let answered: Vec<_> = answered.collect();
-            if answered.len() == domains.len() {
-                return Ok(answered);
+                Some((report, answer))
+            };
+            let answers: Vec<_> = domains.iter().map(|domain| (*domain, answer(domain))).collect();
+            if answers.iter().all(|(_, answer)| answer.is_some()) || Instant::now() >= deadline {
+                return Ok(answers);
             }
             sleep(POLL).await;
         }
-        Err(format!(
-            "the signer did not answer within {} s; the request stands: see --status, and the log of deployment \
-             etcd-tls-sign in {}",
-            PATIENCE.as_secs(),
-            names::SYSTEM_NAMESPACE
-        )
-        .into())
     }
 
     /// Follows the rollovers until all are over. One reading that fails is no end: a rollover takes as long as certificates
@@ -216,7 +228,8 @@ impl Trust {
         let mut failed: Option<String> = None;
         let mut unusable = Vec::new();
         while !followed.is_empty() {
-            match self.reports(None).await {
+            let wanted: Vec<Domain> = followed.iter().map(|(domain, _)| *domain).collect();
+            match self.reports(&wanted).await {
                 Ok(reports) => {
                     failed = None;
                     let mut left = Vec::new();
@@ -279,6 +292,15 @@ fn with_age(line: &str, now: SystemTime) -> String {
         Some(format!("{} h {} min", minutes / 60, minutes % 60))
     };
     age().map_or_else(|| line.to_owned(), |age| format!("{line} (for {age})"))
+}
+
+/// The signer's silence.
+fn silent() -> String {
+    format!(
+        "the signer did not answer within {} s; the request stands: see --status, and the log of deployment etcd-tls-sign in {}",
+        PATIENCE.as_secs(),
+        names::SYSTEM_NAMESPACE
+    )
 }
 
 /// The outage that forcing the next step can cause.
