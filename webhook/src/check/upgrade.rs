@@ -183,16 +183,32 @@ async fn list(
 fn refused(line: &str) -> Finding {
     let place = line.split_once(": ").and_then(|(namespace, rest)| {
         let (kind, rest) = rest.split_once(' ')?;
-        let edit = format!("kubectl -n {namespace} edit {} {}", kind.to_lowercase(), rest.split(':').next()?);
-        let options = match line {
-            line if line.contains(injection::STATE_ENV) => "env (or none, with the flags of the reason)",
-            line if line.contains(injection::STATE_NONE) => "none, and give the flags of the reason",
-            _ => return Some(edit),
-        };
-        Some(format!("{edit}   # in {}metadata.annotations, add etcd-tls.dev/options: {options}", template(kind)))
+        let name = rest.split(':').next()?;
+        // Nothing of these that matters can be changed.
+        let again = matches!(kind, "Pod" | "Job");
+        let verb = if again { "delete" } else { "edit" };
+        let command = format!("kubectl -n {namespace} {verb} {} {name}", kind.to_lowercase());
+        let place = format!("{}metadata.annotations", template(kind));
+        Some(match options(line) {
+            None if again => format!("{command}   # and create it again, corrected"),
+            None => command,
+            Some(options) if again => {
+                format!("{command}   # and create it again, in {place} etcd-tls.dev/options: {options}")
+            }
+            Some(options) => format!("{command}   # in {place}, add etcd-tls.dev/options: {options}"),
+        })
     });
     let next = place.unwrap_or_else(|| "correct the workload that the reason names".to_owned());
     Finding::bad(State::Attention, "workloads", format!("would be refused: {line}"), next, SEE_PODS)
+}
+
+/// The value of the annotation `options` by which the reason's pod is injected, where one does.
+fn options(line: &str) -> Option<&'static str> {
+    match line {
+        line if line.contains(injection::STATE_ENV) => Some("env (or none, with the flags of the reason)"),
+        line if line.contains(injection::STATE_NONE) => Some("none, and give the flags of the reason"),
+        _ => None,
+    }
 }
 
 /// The path of the pod template in objects of this kind, with a dot behind it.
@@ -291,7 +307,13 @@ mod tests {
                 json!({"jobTemplate": {"spec": {"template": template}}}),
                 "spec.jobTemplate.spec.template.metadata.annotations",
             ),
-            ("Pod", "v1", template["spec"].clone(), "in metadata.annotations"),
+            ("Pod", "v1", template["spec"].clone(), "delete pod etcd   # and create it again, in metadata.annotations"),
+            (
+                "Job",
+                "batch/v1",
+                json!({"template": template}),
+                "delete job etcd   # and create it again, in spec.template.metadata.annotations",
+            ),
         ] {
             let metadata = json!({"name": "etcd", "namespace": "prod"});
             let report = inject::would_refuse(&[
@@ -299,7 +321,7 @@ mod tests {
             ]);
             assert_eq!(report.refused.len(), 1, "{report:?}");
             let next = refused(&report.refused[0]).next.unwrap();
-            assert!(next.contains(place) && next.contains("add etcd-tls.dev/options: env (or none"), "{next}");
+            assert!(next.contains(place) && next.contains("etcd-tls.dev/options: env (or none"), "{next}");
         }
     }
 }
