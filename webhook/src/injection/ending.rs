@@ -13,8 +13,8 @@ use super::{
     view::{Container, Pod},
 };
 
-/// The longest warning, in characters.
-const MAX: usize = 256;
+/// The longest warning, in characters: one of 256, as Kubernetes asks for, less admission's prefix.
+const MAX: usize = 256 - "etcd-tls: ".len();
 
 /// Warns of a member's container that may stay without etcd after a signal. `ports`: etcd's.
 pub(super) fn warning(pod: &Pod<'_>, target: &Target<'_>, ports: &BTreeSet<u16>, reload: &Reload) -> Option<String> {
@@ -34,8 +34,8 @@ pub(super) fn warning(pod: &Pod<'_>, target: &Target<'_>, ports: &BTreeSet<u16>,
         // Its author says that the signal serves.
         Fate::Unknown if matches!(reload, Reload::Signal(_)) => return None,
         Fate::Unknown => (
-            "it is not known whether its script ends with etcd",
-            format!("; if not, a restart for a new CA leaves it without etcd: {advice}"),
+            "unknown whether its script ends with etcd",
+            format!("; if not, a new CA leaves it without etcd: {advice}"),
         ),
         Fate::GoesOn => (
             "its script goes on when etcd ends",

@@ -86,7 +86,7 @@ fn word(command: &[&str], script: &str) -> Word {
         None => Ends,
         Some(said) if said.contains("goes on when etcd ends") => GoesOn,
         Some(said) => {
-            assert!(said.contains("it is not known whether its script ends with etcd"), "{said}");
+            assert!(said.contains("unknown whether its script ends with etcd"), "{said}");
             Unknown
         }
     }

@@ -166,16 +166,21 @@ fn a_container_that_may_stay_without_etcd_is_warned_of_and_injected_as_any_other
     let unknown = "etcd & if [ -e /x ]; then sleep 1d; fi; wait";
     assert_eq!(
         said(&pod(unknown, &none)),
-        [
-            "container etcd: it is not known whether its script ends with etcd (command[2] line 1: sleep 1d); if not, a restart for a \
-          new CA leaves it without etcd: write exec etcd or a livenessProbe of its port, or see etcd-tls.dev/reload"
-        ]
+        ["container etcd: unknown whether its script ends with etcd (command[2] line 1: sleep 1d); if not, a new \
+          CA leaves it without etcd: write exec etcd or a livenessProbe of its port, or see etcd-tls.dev/reload"]
     );
-    // A long name and a long command.
-    let long = pod(&format!("etcd & tail -f /{}", "x".repeat(5000)), &|p| {
-        p["spec"]["containers"][0]["name"] = json!("e".repeat(63));
-    });
-    assert!(said(&long)[0].contains("…), so a restart"));
+    // A long name and a long command: a warning that fits into one of admission's.
+    let x = "x".repeat(5000);
+    let scripts = [
+        (format!("etcd & tail -f /{x}"), "…), so a restart"),
+        (format!("etcd & if [ -e /x ]; then sleep {x}; fi; wait"), "…); if not"),
+    ];
+    for (script, part) in scripts {
+        let long = pod(&script, &|p| p["spec"]["containers"][0]["name"] = json!("e".repeat(63)));
+        let warnings = said(&long);
+        assert!(warnings[0].contains(part), "{warnings:?}");
+        assert!(warnings[0].chars().count() + "etcd-tls: ".len() <= 256, "{warnings:?}");
+    }
     // Its author says that the signal serves; but not where it cannot.
     let signal = |p: &mut Value| p["metadata"]["annotations"] = json!({"etcd-tls.dev/reload": "signal:SIGTERM"});
     assert_eq!(said(&pod(unknown, &signal)), [""; 0]);
