@@ -110,8 +110,9 @@ impl Args {
             return Err(said.text().into());
         }
         let refused: Result<(), Error> = if said.refused() { Err(said.text().into()) } else { said.print() };
+        let maybe_more = said.lacked_before.filter(|_| by_record).map(|before| Err(maybe_more(before, undo).into()));
         if undo {
-            return refused;
+            return cut::first_of([refused].into_iter().chain(maybe_more).collect());
         }
         if standalone {
             say(EFFECT_ON_HOSTS)?;
@@ -127,14 +128,15 @@ impl Args {
             say("Connections that exist stay until they end.")?;
         }
         results.push(enforced(&client, &cluster, &domains).await);
-        results.extend(said.lacked_before.filter(|_| by_record).map(|before| Err(maybe_more(before).into())));
+        results.extend(maybe_more);
         cut::first_of(results)
     }
 }
 
-/// Certificates of which the record knows nothing were not revoked.
-fn maybe_more(before: u64) -> NotSeen {
-    NotSeen(format!("Cannot determine whether there are other certificates to revoke: {}", super::lacks(before)))
+/// Certificates of which the record knows nothing stay as they are.
+fn maybe_more(before: u64, undo: bool) -> NotSeen {
+    let what = if undo { "other revoked certificates of it" } else { "other certificates to revoke" };
+    NotSeen(format!("Cannot determine whether there are {what}: {}", super::lacks(before)))
 }
 
 /// The consequence of a revocation.
