@@ -226,12 +226,15 @@ async fn who_is_no_sidecar_is_one_that_is_away() {
     assert_eq!(probe(dir.path()).await, Ok(()), "{} connections wait", waiting.len());
 }
 
-/// Of all arguments, `--help` alone ends it without a question: a probe that is called wrongly does not restart etcd.
+/// `--help` as the first argument ends it without a question; a probe that is called wrongly asks.
 #[test]
 fn the_help_of_the_probe_says_what_it_asks_and_its_codes() {
     let output = std::process::Command::new(binary("etcd-tls-probe")).arg("--help").output().expect("run it");
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && said.contains("Usage: etcd-tls-probe [--timeout=<SECONDS>]"), "{output:?}");
+    let output =
+        std::process::Command::new(binary("etcd-tls-probe")).args(["--verbose", "--help"]).output().expect("run it");
+    assert!(output.status.success() && output.stdout.is_empty(), "there is no sidecar to say more: {output:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -23,11 +23,12 @@ The liveness probe of etcd under `etcd-tls.dev/reload: probe`. kubelet runs it i
 
 Usage: etcd-tls-probe [--timeout=<SECONDS>]
 
+As the first argument, --help or -h shows this text and asks nothing.
 It exits with 0 if etcd is left alone, and with 1, and the reason on standard output, if kubelet has to restart etcd.
 An argument that it does not know has no effect.";
 
 fn main() -> ExitCode {
-    if env::args().skip(1).any(|word| word == "--help" || word == "-h") {
+    if env::args().nth(1).is_some_and(|word| word == "--help" || word == "-h") {
         let _ = writeln!(io::stdout(), "{HELP}");
         return ExitCode::SUCCESS;
     }
