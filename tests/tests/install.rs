@@ -266,7 +266,7 @@ async fn sidecars_of_an_older_version_are_served() {
         let file = older.write("taken.json", pod.to_string());
         run(Command::new(programs.join("etcd-tls-webhook")).args(["inject", "-f"]).arg(file));
     }
-    let sign = vec!["--max-lifetime=45s".to_owned()];
+    let sign = vec!["--max-lifetime=120s".to_owned()];
     let options = Options { before: Some(older.join("manifests")), sign, ..Options::default() };
     let Some(mut stack) = Stack::start(&options).await else { return };
     stack.api.namespace("prod", &[("etcd-tls", "dynamic")]).await;

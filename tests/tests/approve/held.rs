@@ -62,8 +62,10 @@ async fn processes_that_start_with_an_unreadable_policy_decide_no_request() {
     lab.set_policy("extraSans: [{nonsense").await;
     let two = Two::create(&lab, &pod).await;
     let approver = lab.approver("approve-a", &[]);
-    let _signer = signer(&lab).await;
+    let signer = signer(&lab).await;
     lab.unready(&approver, "no policy could be read yet").await;
+    signer.logged("policy unreadable", LIMIT).await;
+    signer.logged("leading", LIMIT).await;
     two.stay(&lab, "unreadable").await;
     lab.set_policy("").await;
     two.are_refused(&lab, &approver, "readable").await;
