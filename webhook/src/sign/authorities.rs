@@ -9,6 +9,7 @@
 mod deletion;
 mod epoch;
 pub(crate) mod issued;
+mod leaf;
 mod lean;
 pub(in crate::sign) mod making;
 mod quorum;
@@ -300,10 +301,10 @@ impl Authorities {
         if ready.stored.active.generation() != issuer.generation() {
             return Err(Unavailable::NotYet(format!("another CA signs for {} since a moment ago", entry.name)));
         }
-        if ready.stored.revoked.bars(&leaf.holder) {
+        if ready.stored.revoked.bars(leaf.holder()) {
             return Err(barred(&entry.name));
         }
-        if ready.stored.revoked.compromised(&leaf.key) {
+        if ready.stored.revoked.compromised(&leaf.key()) {
             return Err(compromised(&entry.name));
         }
         // Recorded by an attempt to answer, and revoked since: the next one is another certificate.

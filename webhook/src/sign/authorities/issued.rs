@@ -6,12 +6,14 @@
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
     time::SystemTime,
 };
 
-use etcd_tls_contract::{csr, duration::MAX_DURATION, role::Role};
-use serde::{Deserialize, Serialize};
+use etcd_tls_contract::duration::MAX_DURATION;
+use serde::{Deserialize, Deserializer, Serialize};
 
+pub(crate) use super::leaf::{Leaf, Line};
 use super::{
     epoch::{seconds, time},
     lean::Lean,
@@ -34,6 +36,7 @@ const VOLUME_SETTLES: u64 = 180;
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Issued {
     /// By serial number.
+    #[serde(deserialize_with = "shared")]
     leaves: Lean<Leaf>,
     /// Seconds of the Unix epoch since which it is complete; 0: nothing was recorded yet.
     since: u64,
@@ -47,157 +50,38 @@ const fn is_zero(seconds: &u64) -> bool {
     *seconds == 0
 }
 
-/// One certificate.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Leaf {
-    /// When it was issued, and when it ends; seconds of the Unix epoch.
-    pub(crate) at: u64,
-    pub(crate) until: u64,
-    /// The uid of the pod, or [`super::super::cache::pods::host_holder`].
-    pub(crate) holder: String,
-    /// `<namespace>/<name>` of the pod; empty for a host.
-    pub(crate) pod: String,
-    /// The subject's CN.
-    pub(crate) user: String,
-    /// True if it is a peer's.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub(crate) peer: bool,
-    /// True if kubelet asked for it, for a volume of `podCertificate`. The sidecar's is another one, and neither replaces the other.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub(crate) kubelet: bool,
-    /// The cluster, as `<namespace>/<name>`, of a standalone signer's peer: nothing else tells it there.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub(crate) cluster: String,
-    /// To whom a standalone signer issued it. Several callers may share the name of one host or client there.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub(crate) principal: String,
-    /// [`csr::key_digest`] of its public key; empty in records of earlier versions.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub(crate) key: String,
-    /// How a standalone signer's caller came to it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) line: Option<Box<Line>>,
-}
-
-/// The certificates by which a caller of a standalone signer came to one.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub(crate) struct Line {
-    /// The serial number of the certificate that was presented; empty: another credential.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub(crate) presented: String,
-    /// The serial number of the first certificate of its branch: of renewals, each by the one before.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub(crate) branch: String,
-    /// The branch that is charged for its branch: that of the certificate that was presented a second time, as after a lost
-    /// answer. Empty: its branch is charged itself.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub(crate) root: String,
-    /// To whom it is charged: the caller that the presented certificates lead back to.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub(crate) origin: String,
-    /// True if its branch began in the record of another domain, where it is charged.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub(crate) elsewhere: bool,
-}
-
-impl Leaf {
-    /// A certificate of now.
-    pub(crate) fn new(holder: &str, pod: String, user: &str, not_after: SystemTime, now: SystemTime) -> Self {
-        // Every pod's peer has such a CN; a host has the one that policy gives it.
-        let peer = user.starts_with(Role::Peer.common_name_prefix());
-        let (holder, user) = (holder.to_owned(), user.to_owned());
-        Self {
-            at: seconds(now),
-            until: seconds(not_after),
-            holder,
-            pod,
-            user,
-            peer,
-            kubelet: false,
-            cluster: String::new(),
-            principal: String::new(),
-            key: String::new(),
-            line: None,
-        }
-    }
-
-    /// To whom it is charged. Records of earlier versions lack that.
-    pub(crate) fn origin(&self) -> &str {
-        self.line.as_ref().map_or(self.principal.as_str(), |line| line.origin.as_str())
-    }
-
-    /// True if its branch began in the record of another domain.
-    pub(crate) fn began_elsewhere(&self) -> bool {
-        self.line.as_ref().is_some_and(|line| line.elsewhere)
-    }
-
-    /// The branch of this certificate, whose own serial number is `serial`.
-    pub(crate) fn branch<'a>(&'a self, serial: &'a str) -> &'a str {
-        self.line.as_ref().map_or(serial, |line| line.branch.as_str())
-    }
-
-    /// The branch that is charged for this certificate, whose own serial number is `serial`.
-    pub(crate) fn root<'a>(&'a self, serial: &'a str) -> &'a str {
-        let root = self.line.as_ref().map(|line| line.root.as_str()).filter(|root| !root.is_empty());
-        root.unwrap_or_else(|| self.branch(serial))
-    }
-
-    /// One for this public key, DER.
-    pub(crate) fn for_key(self, public_key: &[u8]) -> Self {
-        Self { key: csr::key_digest(public_key), ..self }
-    }
-
-    /// One of a host of `cluster`, for a standalone signer.
-    pub(crate) fn of_cluster(self, cluster: String) -> Self {
-        Self { cluster, ..self }
-    }
-
-    /// One that a standalone signer issued to `principal`.
-    pub(crate) fn to(self, principal: String) -> Self {
-        Self { principal, ..self }
-    }
-
-    /// One that kubelet asked for.
-    pub(crate) fn of_kubelet(self) -> Self {
-        Self { kubelet: true, ..self }
-    }
-
-    /// True if `other` is for the same user and comes by the same way.
-    fn alike(&self, other: &Self) -> bool {
-        self.user == other.user && self.kubelet == other.kubelet
-    }
-
-    /// One of this role.
-    pub(crate) fn of_role(self, role: Role) -> Self {
-        Self { peer: role == Role::Peer, ..self }
-    }
-
-    /// Records of earlier versions lack the role.
-    fn is_peer(&self) -> bool {
-        self.peer || self.user.starts_with(Role::Peer.common_name_prefix())
-    }
-}
-
 impl Issued {
     /// Records a certificate. Expired ones are removed; beyond the limit, those that expire first.
-    pub(crate) fn note(&mut self, serial: &str, leaf: Leaf) {
+    pub(crate) fn note(&mut self, serial: &str, mut leaf: Leaf) {
         if self.since == 0 {
             self.since = leaf.at;
         }
         self.leaves.retain(|other| leaf.at < other.until);
         while self.leaves.len() >= usize::from(MOST) && self.leaves.get(serial).is_none() {
-            // From the pod or user with the most, so that no requester displaces the certificates of others.
-            let mut counts: HashMap<&str, usize> = HashMap::new();
-            self.leaves.values().for_each(|leaf| *counts.entry(&leaf.holder).or_default() += 1);
-            let rank =
-                |leaf: &Leaf| (Reverse(counts.get(leaf.holder.as_str()).copied().unwrap_or_default()), leaf.until);
-            let first = self.leaves.iter().min_by_key(|(_, leaf)| rank(leaf)).map(|(serial, _)| serial.to_owned());
-            let Some(gone) = first.and_then(|serial| self.leaves.remove(&serial)) else { break };
+            self.evict();
+        }
+        self.share(&mut leaf);
+        self.leaves.insert(serial, leaf);
+    }
+
+    /// Removes a certificate and notes that it lacks it: of the pod or user with the most, so that no requester displaces the
+    /// certificates of others, the one that ends first.
+    fn evict(&mut self) {
+        let mut counts: HashMap<&str, usize> = HashMap::new();
+        self.leaves.values().for_each(|leaf| *counts.entry(leaf.holder()).or_default() += 1);
+        let rank = |leaf: &Leaf| (Reverse(counts.get(leaf.holder()).copied().unwrap_or_default()), leaf.until);
+        let first = self.leaves.iter().min_by_key(|(_, leaf)| rank(leaf)).map(|(serial, _)| serial.to_owned());
+        if let Some(gone) = first.and_then(|serial| self.leaves.remove(&serial)) {
             self.since = self.since.max(gone.at + 1);
             self.lacking_until = self.lacking_until.max(gone.until);
         }
-        self.leaves.insert(serial, leaf);
+    }
+
+    /// Has a certificate share the text of another one. Of thousands, as only a standalone signer has them, each keeps its own.
+    fn share(&self, leaf: &mut Leaf) {
+        if self.leaves.len() <= usize::from(MOST) {
+            let _found = self.leaves.values().any(|other| leaf.share(other));
+        }
     }
 
     /// It is not known what was issued before `now`; that ends at `end` at the latest. However long its CA is, no certificate is longer
@@ -263,7 +147,7 @@ impl Issued {
     /// it may get this one.
     pub(super) fn full_until(&self, serial: &str, new: &Leaf, most: usize) -> Option<SystemTime> {
         let held = || {
-            let own = self.leaves.iter().filter(|(other, leaf)| *other != serial && leaf.holder == new.holder);
+            let own = self.leaves.iter().filter(|(other, leaf)| *other != serial && leaf.holder() == new.holder());
             own.filter(|(_, leaf)| new.at < leaf.until).map(|(_, leaf)| leaf)
         };
         let first = held().map(|leaf| leaf.until).min()?;
@@ -283,9 +167,9 @@ impl Issued {
             }
             Selector::Pod(pod) => {
                 let whole = whole(pod, namespace);
-                all(&|leaf| leaf.pod == whole)
+                all(&|leaf| leaf.pod() == whole)
             }
-            Selector::User(user) => all(&|leaf| leaf.user == *user),
+            Selector::User(user) => all(&|leaf| leaf.user() == *user),
         }
     }
 
@@ -294,7 +178,7 @@ impl Issued {
     pub(super) fn newest_of_peers(&self) -> BTreeMap<(&str, &str), Vec<&str>> {
         let mut newest: BTreeMap<_, ((bool, u64), Vec<&str>)> = BTreeMap::new();
         for (serial, leaf) in self.leaves.iter().filter(|(_, leaf)| leaf.is_peer()) {
-            let (best, serials) = newest.entry((leaf.holder.as_str(), leaf.cluster.as_str())).or_default();
+            let (best, serials) = newest.entry((leaf.holder(), leaf.cluster())).or_default();
             let rank = (!leaf.kubelet, leaf.at);
             if rank > *best {
                 serials.clear();
@@ -311,7 +195,7 @@ impl Issued {
     pub(super) fn keys<'a>(&self, serials: impl Iterator<Item = &'a String>) -> BTreeSet<String> {
         serials
             .filter_map(|serial| self.leaves.get(serial))
-            .map(|leaf| leaf.key.to_string())
+            .map(|leaf| leaf.key().into_owned())
             .filter(|key| !key.is_empty())
             .collect()
     }
@@ -319,26 +203,26 @@ impl Issued {
     /// How many of these certificates have a key that is not known: the record lacks the certificate, or an earlier version
     /// recorded it.
     pub(super) fn without_key<'a>(&self, serials: impl Iterator<Item = &'a String>) -> usize {
-        serials.filter(|serial| self.leaves.get(serial).is_none_or(|leaf| leaf.key.is_empty())).count()
+        serials.filter(|serial| self.leaves.get(serial).is_none_or(Leaf::lacks_key)).count()
     }
 
     /// All certificates of these keys, each with its end.
     pub(super) fn of_keys(&self, keys: &BTreeSet<String>) -> BTreeMap<String, Option<SystemTime>> {
-        let of = self.leaves.iter().filter(|(_, leaf)| keys.contains(leaf.key.as_str()));
+        let of = self.leaves.iter().filter(|(_, leaf)| keys.contains(&*leaf.key()));
         of.map(|(serial, leaf)| (serial.to_string(), Some(time(leaf.until)))).collect()
     }
 
     /// The certificates of the key of this one that were issued later than `at` (seconds of the Unix epoch), each with its end.
     pub(super) fn of_its_key_since(&self, serial: &str, at: u64) -> impl Iterator<Item = (&str, u64)> {
-        let key = self.leaves.get(serial).map(|leaf| leaf.key.as_str()).filter(|key| !key.is_empty());
-        let of_key = move |leaf: &Leaf| at < leaf.at && key == Some(leaf.key.as_str());
+        let this = self.leaves.get(serial);
+        let of_key = move |leaf: &Leaf| at < leaf.at && this.is_some_and(|this| leaf.has_key_of(this));
         self.leaves.iter().filter(move |(_, leaf)| of_key(leaf)).map(|(serial, leaf)| (serial, leaf.until))
     }
 
     /// The holders of peer certificates that are valid at `now`, each with its cluster.
     pub(crate) fn peers(&self, now: SystemTime) -> BTreeSet<(&str, &str)> {
         let valid = self.leaves.values().filter(|leaf| leaf.is_peer() && seconds(now) < leaf.until);
-        valid.map(|leaf| (leaf.holder.as_str(), leaf.cluster.as_str())).collect()
+        valid.map(|leaf| (leaf.holder(), leaf.cluster())).collect()
     }
 
     /// When the last certificate of the record ends.
@@ -348,11 +232,11 @@ impl Issued {
 
     /// The pods that have no newer certificate of the same user than one of these.
     pub(super) fn without_newer<'a>(&self, serials: impl Iterator<Item = &'a String>) -> BTreeSet<&str> {
-        let named = serials.filter_map(|serial| self.leaves.get(serial)).filter(|leaf| !leaf.pod.is_empty());
+        let named = serials.filter_map(|serial| self.leaves.get(serial)).filter(|leaf| !leaf.pod().is_empty());
         let newer = |than: &Leaf| {
-            self.leaves.values().any(|leaf| leaf.pod == than.pod && leaf.alike(than) && leaf.at > than.at)
+            self.leaves.values().any(|leaf| leaf.pod() == than.pod() && leaf.alike(than) && leaf.at > than.at)
         };
-        named.filter(|leaf| !newer(leaf)).map(|leaf| leaf.pod.as_str()).collect()
+        named.filter(|leaf| !newer(leaf)).map(Leaf::pod).collect()
     }
 
     /// Which of these certificates a pod that is `live` uses, by its uid: it has no newer one of the same user that
@@ -365,13 +249,13 @@ impl Issued {
     ) -> BTreeMap<&'a str, BTreeSet<&'a str>> {
         let replaced = |than: &Leaf| {
             let settled = seconds(now).saturating_sub(if than.kubelet { VOLUME_SETTLES } else { SETTLES });
-            let mut others = self.leaves.values().filter(|leaf| leaf.holder == than.holder && leaf.alike(than));
+            let mut others = self.leaves.values().filter(|leaf| leaf.holder() == than.holder() && leaf.alike(than));
             others.any(|leaf| leaf.at > than.at && leaf.at <= settled)
         };
         let mut found: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
         for serial in serials {
-            if let Some(leaf) = self.leaves.get(serial).filter(|leaf| live(&leaf.holder) && !replaced(leaf)) {
-                found.entry(&leaf.holder).or_default().insert(serial);
+            if let Some(leaf) = self.leaves.get(serial).filter(|leaf| live(leaf.holder()) && !replaced(leaf)) {
+                found.entry(leaf.holder()).or_default().insert(serial);
             }
         }
         found
@@ -389,7 +273,7 @@ impl Issued {
 
     /// The holders of these certificates.
     pub(super) fn holders<'a>(&self, serials: impl Iterator<Item = &'a String>) -> BTreeSet<String> {
-        serials.filter_map(|serial| Some(self.leaves.get(serial)?.holder.clone())).collect()
+        serials.filter_map(|serial| Some(self.leaves.get(serial)?.holder().to_owned())).collect()
     }
 
     /// Which certificates can be named by their pod or user at `now`, for people.
@@ -400,6 +284,17 @@ impl Issued {
             None => format!("the record holds what was issued since {}", rfc3339::text(time(self.since))),
         }
     }
+}
+
+/// The certificates of a text, in which many have the same holder, pod and user.
+fn shared<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Lean<Leaf>, D::Error> {
+    let mut leaves = Lean::<Leaf>::deserialize(deserializer)?;
+    let mut known: HashMap<Arc<str>, Leaf> = HashMap::new();
+    for leaf in leaves.values_mut() {
+        let of_text = known.entry(Arc::clone(leaf.shared())).or_insert_with(|| leaf.clone());
+        leaf.share(of_text);
+    }
+    Ok(leaves)
 }
 
 /// A pod's namespace and name; one without a namespace is in `namespace`.

@@ -1,12 +1,14 @@
-//! A map of few entries in one allocation without room to spare: a tree has room for eleven from the first on, and there are
-//! thousands of such maps.
+//! A map of few entries in one allocation with little room to spare: a tree has room for eleven from the first on, of which half is
+//! empty when it is large, and there are thousands of such maps.
 
 use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// Entries with which a map becomes a tree: to insert one among thousands moves half of them.
-const FEW: usize = 64;
+/// Entries with which a map becomes a tree: to insert one among many thousands moves half of them. More than a record of `sign` has.
+const FEW: usize = 2048;
+/// The part of a map that may be empty. Few entries have none.
+const SPARE: usize = 16;
 
 /// See the module. In the order of the keys.
 #[derive(Clone)]
@@ -48,7 +50,9 @@ impl<V> Lean<V> {
             (Some(many), _) => drop(many.insert(key.into(), value)),
             (None, Ok(place)) => self.few[place].1 = value,
             (None, Err(place)) => {
-                self.few.reserve_exact(1);
+                if self.few.len() == self.few.capacity() {
+                    self.few.reserve_exact(1 + self.few.len() / SPARE);
+                }
                 self.few.insert(place, (key.into(), value));
             }
         }
@@ -66,7 +70,9 @@ impl<V> Lean<V> {
             many.retain(|_, value| stays(value));
         }
         self.few.retain(|(_, value)| stays(value));
-        self.few.shrink_to_fit();
+        if self.few.capacity() > self.few.len() + self.few.len() / SPARE * 2 {
+            self.few.shrink_to_fit();
+        }
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &V)> {
@@ -76,6 +82,13 @@ impl<V> Lean<V> {
 
     pub(super) fn values(&self) -> impl Iterator<Item = &V> {
         self.iter().map(|(_, value)| value)
+    }
+}
+
+impl<V> Lean<V> {
+    pub(super) fn values_mut(&mut self) -> impl Iterator<Item = &mut V> {
+        let many = self.many.iter_mut().flat_map(|many| many.values_mut());
+        self.few.iter_mut().map(|(_, value)| value).chain(many)
     }
 }
 
@@ -138,7 +151,7 @@ mod tests {
     fn a_large_one_is_the_same_map() {
         let (mut lean, mut map) = (Lean::default(), BTreeMap::new());
         for n in 0..10 * FEW {
-            let key = format!("{:x}", n.wrapping_mul(0x9e37_79b9) % 4001);
+            let key = format!("{:x}", n.wrapping_mul(0x9e37_79b9) % 8009);
             lean.insert(&key, n);
             map.insert(key, n);
             if n % 3 == 0 {

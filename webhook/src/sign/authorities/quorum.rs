@@ -296,7 +296,9 @@ mod tests {
         issued.note("2", leaf.clone());
         let voters = [voter("a", "etcd"), voter("host:cp", "etcd")];
         assert!(objection(&issued, &voters, &[], &["2"], 0).is_some());
-        issued.note("3", Leaf { at: 20, ..leaf }.of_role(Role::Server));
+        let mut later = leaf.of_role(Role::Server);
+        later.at = 20;
+        issued.note("3", later);
         assert!(objection(&issued, &voters, &[], &["2"], 0).is_some(), "the newer one is for its server");
     }
 }

@@ -101,7 +101,7 @@ impl Authorities {
                 tracing::warn!(
                     authority = %entry.name,
                     serial = chain.serial,
-                    pod = leaf.pod,
+                    pod = leaf.pod(),
                     %reason,
                     "a certificate was not recorded when its pod or key was revoked: it is revoked now"
                 );

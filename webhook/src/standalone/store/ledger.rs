@@ -157,7 +157,7 @@ impl Ledger {
 
     /// A certificate whose request named no cluster is of the only one.
     fn of_the_only_cluster(&self, leaf: Leaf) -> Leaf {
-        if leaf.cluster.is_empty() { leaf.of_cluster(self.cluster.clone()) } else { leaf }
+        if leaf.cluster().is_empty() { leaf.of_cluster(self.cluster.clone()) } else { leaf }
     }
 
     /// Adds a certificate to a record of `room`. One that has ended, or is recorded, changes nothing. A full record forgets
@@ -165,8 +165,7 @@ impl Ledger {
     pub(super) fn note(&mut self, recorded: &Recorded, room: usize, now: SystemTime) {
         let known = self.issued.get(&recorded.domain).is_some_and(|record| record.get(&recorded.serial).is_some());
         if now < recorded.until && !known {
-            let line = Some(Box::new(self.line(recorded)));
-            let leaf = self.of_the_only_cluster(Leaf { line, ..recorded.leaf.clone() });
+            let leaf = self.of_the_only_cluster(recorded.leaf.clone().by(self.line(recorded)));
             let revoked = self.revoked.get(recorded.domain).cloned().unwrap_or_default();
             let domain = recorded.domain;
             let record = self.issued.entry(domain).or_default();
@@ -201,17 +200,18 @@ impl Ledger {
     /// is charged to the caller of the presented one, as far back as the record has them; one that a person or the policy
     /// approved, to its host.
     fn line(&self, new: &Recorded) -> Line {
-        let Leaf { user, principal, holder, at, .. } = &new.leaf;
+        let (at, holder) = (&new.leaf.at, new.leaf.holder());
+        let (user, principal) = (new.leaf.user(), new.leaf.principal());
         let valid = |serial: &str, leaf: &Leaf| *at < leaf.until && serial != new.serial && !self.lists(serial);
         let found = self.issued.iter().find_map(|(domain, record)| Some((*domain, record.get(&new.presented)?)));
         let found = found.filter(|(_, leaf)| valid(&new.presented, leaf));
         let presented = found.map(|(_, leaf)| leaf);
         // There are two records: of peers and of clients.
         let elsewhere = found.is_some_and(|(domain, leaf)| leaf.began_elsewhere() != (domain != new.domain));
-        let origin = if new.granted { holder.as_str() } else { presented.map_or(principal.as_str(), Leaf::origin) };
-        let before = presented.filter(|leaf| leaf.holder == *holder);
+        let origin = if new.granted { holder } else { presented.map_or(principal, Leaf::origin) };
+        let before = presented.filter(|leaf| leaf.holder() == holder);
         let mut successors = self.issued.values().flat_map(|record| record.with(Fact::Presented, &new.presented, *at));
-        let first = !successors.any(|(serial, leaf)| leaf.user == *user && valid(serial, leaf));
+        let first = !successors.any(|(serial, leaf)| leaf.user() == user && valid(serial, leaf));
         // The valid certificates of the branch that is charged, each with its branch.
         let root = before.map(|leaf| leaf.root(&new.presented));
         let of_root = root.zip(self.issued.get(&new.domain)).into_iter().flat_map(|(root, record)| {
@@ -242,14 +242,15 @@ impl Ledger {
     /// # Errors
     /// Which of these it is, and the remedy.
     pub(super) fn admit(&self, name: &str, new: &Recorded, bounds: Bounds) -> Result<(), ApiError> {
-        if self.revoked.compromised_digest(&new.leaf.key) {
+        if self.revoked.compromised_digest(&new.leaf.key()) {
             let message = "an operator has revoked this key as compromised; make another one".to_owned();
             return Err(ApiError::Conflict { name: name.to_owned(), message });
         }
         let Some(record) = self.issued.get(&new.domain) else { return Ok(()) };
         let revoked = self.revoked.get(new.domain);
         let lists = |serial: &str| revoked.is_some_and(|revoked| revoked.lists(serial));
-        let Leaf { user, principal, holder, at, .. } = &new.leaf;
+        let (at, holder) = (&new.leaf.at, new.leaf.holder());
+        let (user, principal) = (new.leaf.user(), new.leaf.principal());
         let counts = |serial: &str| serial != new.serial && !lists(serial);
         // No bound is below that of the rules.
         let recorded = match record.issued().len() {
@@ -271,7 +272,7 @@ impl Ledger {
         let of_caller = if few { 0 } else { of_caller() };
         let of_name = || {
             let all = record.with(Fact::Holder, holder, *at);
-            all.filter(|(serial, leaf)| leaf.principal == *principal && counts(serial)).map(|(_, leaf)| leaf.until)
+            all.filter(|(serial, leaf)| leaf.principal() == principal && counts(serial)).map(|(_, leaf)| leaf.until)
         };
         let known = of_name().next().is_some();
         let few = record.count(Fact::Holder, holder) < bounds.per_name;
@@ -355,7 +356,7 @@ impl Ledger {
             LedgerEntry::Issued(domain, issued) => {
                 let mut record = Record::from(*issued);
                 // Those of an earlier version.
-                let unnamed: Vec<_> = record.issued().iter().filter(|(_, leaf)| leaf.cluster.is_empty()).collect();
+                let unnamed: Vec<_> = record.issued().iter().filter(|(_, leaf)| leaf.cluster().is_empty()).collect();
                 let unnamed: Vec<_> =
                     unnamed.into_iter().map(|(serial, leaf)| (serial.to_owned(), leaf.clone())).collect();
                 unnamed.into_iter().for_each(|(serial, leaf)| record.put(&serial, self.of_the_only_cluster(leaf)));

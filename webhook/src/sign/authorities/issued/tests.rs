@@ -3,20 +3,7 @@
 use super::*;
 
 fn leaf(at: u64, until: u64, pod: &str, user: &str) -> Leaf {
-    let holder = format!("uid of {pod}");
-    Leaf {
-        at,
-        until,
-        holder,
-        pod: pod.to_owned(),
-        user: user.to_owned(),
-        peer: false,
-        kubelet: false,
-        cluster: String::new(),
-        principal: String::new(),
-        key: String::new(),
-        line: None,
-    }
+    Leaf::new(&format!("uid of {pod}"), pod.to_owned(), user, time(until), time(at))
 }
 
 #[test]
@@ -115,8 +102,37 @@ fn it_is_bounded_and_says_since_when_it_is_complete() {
     let mut long = issued.clone();
     for (serial, leaf) in issued.leaves.iter() {
         let pod = format!("{}/{}", "n".repeat(63), "p".repeat(63));
-        long.leaves.insert(serial, Leaf { pod, ..leaf.clone() });
+        long.leaves.insert(serial, Leaf::new(leaf.holder(), pod, leaf.user(), time(leaf.until), time(leaf.at)));
     }
     assert!(serde_json::to_vec(&issued).unwrap().len() < 160 * 1024);
     assert!(serde_json::to_vec(&long).unwrap().len() < 320 * 1024);
+}
+
+/// The Secret's text is that of the versions before, to the byte: signers of two versions take turns during an upgrade.
+#[test]
+fn the_text_of_a_record_is_read_and_written_as_by_the_version_before() {
+    const TEXT: &str = concat!(
+        r#"{"leaves":{"#,
+        r#""10ab":{"at":100,"until":900,"holder":"u-0","pod":"prod/etcd-0","user":"system:etcd-peer:etcd-0","peer":true,"#,
+        r#""key":"000123456789abcdef0123456789abcd"},"#,
+        r#""2":{"at":110,"until":910,"holder":"u-0","pod":"prod/etcd-0","user":"system:etcd-peer:etcd-0","peer":true,"#,
+        r#""kubelet":true,"key":"ffffffffffffffffffffffffffffffff"},"#,
+        r#""3":{"at":120,"until":920,"holder":"host/m1","pod":"","user":"m1"},"#,
+        r#""4":{"at":130,"until":930,"holder":"u-0","pod":"prod/etcd-0","user":"system:etcd-peer:etcd-0","peer":true,"#,
+        r#""key":"of another form"}},"since":90,"lackingUntil":800}"#
+    );
+    let record: Issued = serde_json::from_slice(TEXT.as_bytes()).unwrap();
+    assert_eq!(serde_json::to_string(&record).unwrap(), TEXT);
+    let named = |selector: Selector| -> Vec<String> { record.named(&selector, "prod").into_keys().collect() };
+    assert_eq!(named(Selector::Pod("etcd-0".to_owned())), ["10ab", "2", "4"]);
+    assert_eq!(named(Selector::User("m1".to_owned())), ["3"]);
+    assert_eq!(record.named(&Selector::Serial("10ab".to_owned()), "prod")["10ab"], Some(time(900)));
+    let serials = ["10ab", "3", "4"].map(str::to_owned);
+    let keys = BTreeSet::from(["000123456789abcdef0123456789abcd", "of another form"].map(str::to_owned));
+    assert_eq!((record.keys(serials.iter()), record.without_key(serials.iter())), (keys.clone(), 1));
+    assert_eq!(record.of_keys(&keys).into_keys().collect::<Vec<_>>(), ["10ab", "4"]);
+    // The same certificates, recorded one by one, are the same record.
+    let mut noted = Issued { since: 90, lacking_until: 800, ..Issued::default() };
+    record.leaves.iter().for_each(|(serial, leaf)| noted.note(serial, leaf.clone()));
+    assert_eq!(noted, record);
 }

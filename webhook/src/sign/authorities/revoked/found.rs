@@ -13,7 +13,7 @@ use crate::sign::authorities::{
 impl Revoked {
     /// True if nothing would be issued to this holder or for this key.
     pub(in crate::sign::authorities) fn refuses_leaf(&self, leaf: &Leaf) -> bool {
-        self.bars(&leaf.holder) || self.compromised(&leaf.key)
+        self.bars(leaf.holder()) || self.compromised(&leaf.key())
     }
 
     /// Revokes a certificate that was found, if its holder is barred or its key compromised: with the reason for which that was done, as
@@ -28,13 +28,13 @@ impl Revoked {
         if self.lists(serial) || !self.refuses_leaf(leaf) {
             return None;
         }
-        let of_holder = |serial: &str| issued.get(serial).is_some_and(|other| other.holder == leaf.holder);
+        let of_holder = |serial: &str| issued.get(serial).is_some_and(|other| other.holder() == leaf.holder());
         let of_holder = self.record.entries.iter().filter(|(serial, _)| of_holder(serial));
         let of_bar = of_holder.max_by_key(|(_, entry)| entry.0).map(|(_, entry)| Reason::of_code(entry.2));
-        let reason = if self.compromised(&leaf.key) { Some(Reason::KeyCompromise) } else { of_bar };
+        let reason = if self.compromised(&leaf.key()) { Some(Reason::KeyCompromise) } else { of_bar };
         let reason = reason.unwrap_or(Reason::Unspecified);
-        if reason == Reason::KeyCompromise && !leaf.key.is_empty() {
-            self.record.keys.entry(leaf.key.clone()).or_insert_with(|| seconds(until));
+        if reason == Reason::KeyCompromise && !leaf.key().is_empty() {
+            self.record.keys.entry(leaf.key().into_owned()).or_insert_with(|| seconds(until));
         }
         self.record.entries.insert(serial.to_owned(), Entry(seconds(now), leaf.until, reason.code()));
         Some(reason)
@@ -65,7 +65,7 @@ mod tests {
             issued.note(serial, leaf(holder, serial.as_bytes()));
             revoked.record.entries.insert(serial.to_owned(), Entry(seconds(now), seconds(now + DAY), reason.code()));
         }
-        revoked.record.keys.insert(leaf("", b"key").key, seconds(now + DAY));
+        revoked.record.keys.insert(leaf("", b"key").key().into_owned(), seconds(now + DAY));
         let mut take = |serial: &str, leaf: &Leaf| revoked.take_found(serial, leaf, &issued, times);
         assert_eq!(take("1", &leaf("left", b"1")), None, "it is revoked");
         assert_eq!(take("3", &leaf("other", b"other")), None);

@@ -45,8 +45,8 @@ impl From<Issued> for Record {
 }
 
 fn facts_of<'a>(serial: &'a str, leaf: &'a Leaf) -> impl Iterator<Item = (Fact, &'a str)> {
-    let presented = leaf.line.as_ref().map(|line| line.presented.as_str()).filter(|presented| !presented.is_empty());
-    let always = [(Fact::Root, leaf.root(serial)), (Fact::Origin, leaf.origin()), (Fact::Holder, &leaf.holder)];
+    let presented = leaf.line().map(|line| line.presented.as_str()).filter(|presented| !presented.is_empty());
+    let always = [(Fact::Root, leaf.root(serial)), (Fact::Origin, leaf.origin()), (Fact::Holder, leaf.holder())];
     presented.map(|presented| (Fact::Presented, presented)).into_iter().chain(always)
 }
 
@@ -169,10 +169,10 @@ mod tests {
 
     fn value(fact: Fact, serial: &str, leaf: &Leaf) -> String {
         let value = match fact {
-            Fact::Presented => leaf.line.as_ref().map_or("", |line| line.presented.as_str()),
+            Fact::Presented => leaf.line().map_or("", |line| line.presented.as_str()),
             Fact::Root => leaf.root(serial),
             Fact::Origin => leaf.origin(),
-            Fact::Holder => leaf.holder.as_str(),
+            Fact::Holder => leaf.holder(),
         };
         value.to_owned()
     }
@@ -212,7 +212,8 @@ mod tests {
                 origin: format!("user/{}", n % 6),
                 elsewhere: false,
             };
-            Leaf { line: (!n.is_multiple_of(10)).then(|| Box::new(line)), ..leaf.to(format!("user/{}", n % 3)) }
+            let leaf = leaf.to(format!("user/{}", n % 3));
+            if n.is_multiple_of(10) { leaf } else { leaf.by(line) }
         };
         let mut record = Record::default();
         let mut revoked = Revoked::default();
