@@ -36,7 +36,7 @@ use crate::{
     error::Error,
 };
 use accounts::Accounts;
-use authorities::{Authorities, issued::MOST};
+use authorities::{Authorities, issued::MOST, memory::Records};
 use cache::pods::Pods;
 use cleaner::{Cleaner, CleanerArgs};
 use leader_tasks::LeaderTasks;
@@ -92,6 +92,10 @@ pub struct Args {
     /// ended.
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u16).range(1..=i64::from(MOST)))]
     certificates_per_pod: u16,
+    /// The memory for the record of valid certificates, in MiB: of all pods, hosts and CAs together. When three quarters of it are
+    /// taken, the maximum for one pod or host falls, down to 32. When all of it is taken, the largest records forget certificates.
+    #[arg(long, default_value_t = 32, value_name = "MIB", value_parser = clap::value_parser!(u16).range(1..))]
+    record_memory: u16,
     /// The lifetime of the webhook's serving certificate. It is renewed after half of that time.
     #[arg(long, default_value = "720h", value_parser = parse_duration)]
     serving_lifetime: Duration,
@@ -124,6 +128,7 @@ impl Args {
             controller,
             max_lifetime,
             certificates_per_pod,
+            record_memory,
             serving_lifetime,
             serving_ca_lifetime,
             external_serving_pair,
@@ -133,7 +138,8 @@ impl Args {
             pod_certificates,
         } = self;
         let mut registry = Registry::with_prefix("etcd_tls_sign");
-        let metrics = Metrics::register(&mut registry);
+        let records = Arc::new(Records::new(usize::from(record_memory) << 20));
+        let metrics = Metrics::register(&mut registry, &records, certificates_per_pod);
         let changed = Arc::new(Notify::new());
         let members = Pods::new(Arc::clone(&changed));
         let components = Components { cert_manager, cluster_trust_bundles, pod_certificates, ..Components::default() };
@@ -146,7 +152,7 @@ impl Args {
             controller.policy.clone(),
             controller.namespaces.clone(),
             controller.pods.clone(),
-            certificates_per_pod,
+            (certificates_per_pod, records),
             Arc::clone(&changed),
         );
         let signer = Arc::new(Signer {

@@ -12,6 +12,7 @@ pub(crate) mod issued;
 mod leaf;
 mod lean;
 pub(in crate::sign) mod making;
+pub(in crate::sign) mod memory;
 mod quorum;
 pub(in crate::sign) mod quota;
 pub(in crate::sign) mod recollected;
@@ -46,6 +47,7 @@ use tokio::{
 
 use super::authorities::{
     issued::Leaf,
+    memory::Records,
     quota::{Bounds, Entry, Held, Quota, QuotaError, Ready, SecretMetadata},
     recollected::Recollected,
     state::Stored,
@@ -99,8 +101,9 @@ pub(super) struct Authorities {
     namespaces: namespaces::Current,
     pods: Pods,
     quota: StdMutex<Quota>,
-    /// Valid certificates that a pod or host may hold of one authority.
+    /// Valid certificates that a pod or host may hold of one authority, while there is memory for them.
     most: u16,
+    records: Arc<Records>,
     /// Rung whenever an authority's state changed by a leaf or a statement.
     changed: Arc<Notify>,
     /// True if the term is over, so that nothing more is recorded.
@@ -158,12 +161,12 @@ impl Authorities {
         policy: policy::Current,
         namespaces: namespaces::Current,
         pods: Pods,
-        most: u16,
+        (most, records): (u16, Arc<Records>),
         changed: Arc<Notify>,
     ) -> Self {
-        let (system, quota) = (system.to_owned(), StdMutex::default());
+        let (system, quota) = (system.to_owned(), StdMutex::new(Quota::new(Arc::clone(&records))));
         let (over, recollected) = (AtomicBool::default(), watch::Sender::new(Recollected::begin()));
-        Self { client, system, policy, namespaces, pods, quota, most, changed, over, recollected }
+        Self { client, system, policy, namespaces, pods, quota, most, records, changed, over, recollected }
     }
 
     fn quota(&self) -> std::sync::MutexGuard<'_, Quota> {
@@ -172,7 +175,7 @@ impl Authorities {
 
     /// Drops every key: at the end of a term.
     pub(super) fn clear(&self) {
-        *self.quota() = Quota::default();
+        *self.quota() = Quota::new(Arc::clone(&self.records));
     }
 
     /// Notes which authorities have a Secret; before this, none has a place.
@@ -316,19 +319,24 @@ impl Authorities {
             self.ring_when_due();
         }
         Arc::make_mut(&mut ready.stored.issued).note(serial, leaf);
+        entry.weigh(&mut held);
         Ok(())
     }
 
     /// A holder of too many certificates would push its own out of the record, and they could not be revoked by its name.
     fn room(&self, authority: &SignerName, ready: &Ready, serial: &str, leaf: &Leaf) -> Result<(), Unavailable> {
-        let Some(until) = ready.stored.issued.full_until(serial, leaf, usize::from(self.most)) else {
+        let most = self.records.per_pod(self.most);
+        let Some(until) = ready.stored.issued.full_until(serial, leaf, usize::from(most)) else {
             return Ok(());
         };
+        let bound = if most < self.most {
+            "as many as a pod may hold while little memory is left for the records of all pods (--record-memory of etcd-tls-sign)"
+        } else {
+            "as many as it may hold (--certificates-per-pod of etcd-tls-sign)"
+        };
         Err(Unavailable::Enough(format!(
-            "the pod or host has {} valid certificates of {authority}, as many as it may hold (--certificates-per-pod of \
-             etcd-tls-sign); the first of them ends at {}. Find out why it asks so often. A pod that is made again gets one \
-             at once",
-            self.most,
+            "the pod or host has {most} valid certificates of {authority}, {bound}; the first of them ends at {}. Find out why it \
+             asks so often. A pod that is made again gets one at once",
             rfc3339::text(until)
         )))
     }
@@ -340,6 +348,7 @@ impl Authorities {
         now: SystemTime,
     ) -> (MutexGuard<'a, Held>, Option<Unavailable>) {
         let mut held = entry.held.lock().await;
+        entry.forget_ended(&mut held, now);
         let error = match self.ready(entry, &mut held, now).await {
             Ok(_) => self.compare(entry, &mut held, now).await.err(),
             Err(error) => Some(error),
@@ -411,6 +420,7 @@ impl Authorities {
                 Ok(mut ready) => {
                     self.recall(entry, &mut ready, now);
                     *held = Held::Ready(Box::new(ready));
+                    entry.weigh(held);
                     match self.compare(entry, held, now).await {
                         // Certificates do not wait for a list that cannot be read yet.
                         Ok(()) | Err(Unavailable::NotYet(_) | Unavailable::Api(_)) => {}
@@ -457,6 +467,7 @@ impl Authorities {
                 *held = Held::Ready(Box::new(Ready { namespace, stored, secret, type_, compared }));
                 // All records were made under the lock that is held here, so the written state contains them.
                 entry.unwritten().clear();
+                entry.weigh(held);
                 Ok(())
             }
             Err(error) => {

@@ -15,10 +15,12 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use super::authorities::memory::Records;
 use crate::rollover::Report;
 use authorities::{Authorities, PHASES};
 
 mod authorities;
+mod records;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfRole {
@@ -61,9 +63,10 @@ pub(super) struct Metrics {
 }
 
 impl Metrics {
-    pub(super) fn register(registry: &mut Registry) -> Self {
+    pub(super) fn register(registry: &mut Registry, records: &Arc<Records>, per_pod: u16) -> Self {
         let authorities = Authorities::default();
         registry.register_collector(Box::new(authorities.clone()));
+        registry.register_collector(Box::new(records::Shown { records: Arc::clone(records), most: per_pod }));
         Self {
             issued: metric(registry, "certificates_issued", "Certificates issued, by role"),
             failed: metric(

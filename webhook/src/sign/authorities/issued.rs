@@ -26,6 +26,10 @@ use crate::{
 /// Certificates at most: those that end last. Each takes some 250 bytes of the Secret.
 pub(crate) const MOST: u16 = 1024;
 
+/// Seconds for which a certificate that has ended stays in a record to which none is added: a clock that is set forward by an hour,
+/// and back, loses none.
+const CLOCK: u64 = 65 * 60;
+
 /// Seconds after which a certificate is on its pod's disk and in use, as far as the signer can tell.
 const SETTLES: u64 = 5;
 /// The same of a certificate of kubelet: it writes a volume when it looks at the pod, every one or two minutes.
@@ -82,6 +86,38 @@ impl Issued {
         if self.leaves.len() <= usize::from(MOST) {
             let _found = self.leaves.values().any(|other| leaf.share(other));
         }
+    }
+
+    /// True if it holds certificates that ended [a while](CLOCK) before `now`.
+    pub(super) fn has_ended(&self, now: SystemTime) -> bool {
+        let now = seconds(now);
+        self.leaves.values().any(|leaf| leaf.until.saturating_add(CLOCK) <= now)
+    }
+
+    /// Removes the certificates that ended [a while](CLOCK) before `now`.
+    pub(super) fn forget_ended(&mut self, now: SystemTime) {
+        let now = seconds(now);
+        self.leaves.retain(|leaf| now < leaf.until.saturating_add(CLOCK));
+    }
+
+    /// Removes certificates until it takes at most so many bytes of memory, as [`Self::note`] does beyond the limit.
+    pub(super) fn shrink_to(&mut self, bytes: usize) {
+        let mut taken = self.bytes();
+        while taken > bytes {
+            let before = self.leaves.len();
+            // An equal text is freed with the last of its certificates, so that the sum is made anew: few times.
+            (0..before.div_ceil(16)).for_each(|_| self.evict());
+            self.leaves.retain(|_| true);
+            if self.leaves.len() == before {
+                break;
+            }
+            taken = self.bytes();
+        }
+    }
+
+    /// Bytes of memory that it takes, about.
+    pub(super) fn bytes(&self) -> usize {
+        self.leaves.bytes() + self.leaves.values().map(Leaf::heap).sum::<usize>()
     }
 
     /// It is not known what was issued before `now`; that ends at `end` at the latest. However long its CA is, no certificate is longer

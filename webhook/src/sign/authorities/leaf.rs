@@ -270,6 +270,32 @@ impl Leaf {
     pub(super) const fn shared(&self) -> &Arc<str> {
         &self.of.text
     }
+
+    /// Bytes of memory that it takes beside itself, about. It takes an equal part of a text that it shares.
+    pub(super) fn heap(&self) -> usize {
+        let key = match &self.key {
+            Key::Digest(_) => 0,
+            Key::Other(text) => chunk(text.len()),
+        };
+        let rare = |rare: &Rare| {
+            let line = rare.line.as_ref().map_or(0, |line| {
+                [&line.presented, &line.branch, &line.root, &line.origin].map(|text| chunk(text.len())).iter().sum()
+            });
+            chunk(size_of::<Rare>()) + chunk(rare.cluster.len()) + chunk(rare.principal.len()) + line
+        };
+        // An Arc counts its holders in two words.
+        let shared = chunk(self.of.text.len() + 16) / Arc::strong_count(&self.of.text).max(1);
+        key + self.rare.as_deref().map_or(0, rare) + shared
+    }
+}
+
+/// Bytes that the allocator of glibc takes for so many: a word more, in steps of 16, and 32 at least.
+pub(super) const fn chunk(bytes: usize) -> usize {
+    match bytes {
+        0 => 0,
+        1..=24 => 32,
+        _ => (bytes + 8).next_multiple_of(16),
+    }
 }
 
 impl fmt::Debug for Leaf {
@@ -366,11 +392,15 @@ mod tests {
     }
 
     #[test]
-    fn one_takes_few_bytes_and_shares_its_text() {
+    fn one_takes_few_bytes_and_a_shared_text_counts_once() {
         assert!(size_of::<Leaf>() <= 80, "{}", size_of::<Leaf>());
         let leaf = || Leaf::new("uid", "prod/a".to_owned(), "a", UNIX_EPOCH + Duration::from_secs(9), UNIX_EPOCH);
+        let alone = leaf().for_key(b"key").heap();
+        assert_eq!(alone, chunk("uidprod/aa".len() + 16));
         let (one, mut other) = (leaf(), leaf());
-        assert!(other.share(&one) && Arc::ptr_eq(one.shared(), other.shared()));
+        assert!(other.share(&one));
+        assert_eq!(one.heap() + other.heap(), alone);
         assert!(!other.share(&Leaf::new("ui", "dprod/a".to_owned(), "a", UNIX_EPOCH, UNIX_EPOCH)), "the same letters");
+        assert!(leaf().of_cluster("prod/etcd".to_owned()).heap() > alone);
     }
 }

@@ -5,6 +5,8 @@ use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::leaf::chunk;
+
 /// Entries with which a map becomes a tree: to insert one among many thousands moves half of them. More than a record of `sign` has.
 const FEW: usize = 2048;
 /// The part of a map that may be empty. Few entries have none.
@@ -89,6 +91,15 @@ impl<V> Lean<V> {
     pub(super) fn values_mut(&mut self) -> impl Iterator<Item = &mut V> {
         let many = self.many.iter_mut().flat_map(|many| many.values_mut());
         self.few.iter_mut().map(|(_, value)| value).chain(many)
+    }
+
+    /// Bytes of memory that it takes, without those of the values beside themselves.
+    pub(super) fn bytes(&self) -> usize {
+        let keys: usize = self.iter().map(|(key, _)| chunk(key.len())).sum();
+        let row = size_of::<(Box<str>, V)>();
+        // A tree is half empty at the worst.
+        let many = self.many.as_ref().map_or(0, |many| 2 * many.len() * row);
+        chunk(self.few.capacity() * row) + many + keys
     }
 }
 

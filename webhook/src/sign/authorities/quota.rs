@@ -9,6 +9,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError},
+    time::SystemTime,
 };
 
 use etcd_tls_contract::{names::SignerName, role::Domain};
@@ -16,6 +17,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use tokio::sync::Mutex;
 
 use super::{
+    memory::{Records, Share},
     state::{Stored, secret_metadata},
     unwritten::Unwritten,
 };
@@ -33,6 +35,16 @@ pub(in crate::sign) enum Held {
     Ready(Box<Ready>),
     /// Its Secret, or the user's, cannot be used.
     Unusable,
+}
+
+impl Held {
+    /// Bytes of memory that its record takes, about.
+    fn record_bytes(&self) -> usize {
+        match self {
+            Self::Ready(ready) => ready.stored.issued.bytes(),
+            Self::Unknown | Self::Lost | Self::Unusable => 0,
+        }
+    }
 }
 
 /// An authority in use, and its Secret as it was read or written last.
@@ -106,6 +118,8 @@ pub(in crate::sign) struct Entry {
     pub(in crate::sign) held: Mutex<Held>,
     /// Certificates that were recorded, but not written into the Secret: the state may be dropped and read again meanwhile.
     unwritten: StdMutex<Unwritten>,
+    /// The memory of both records.
+    share: Share,
 }
 
 /// Why an authority gets no entry.
@@ -153,9 +167,15 @@ pub(in crate::sign) struct Quota {
     entries: HashMap<Box<str>, Vec<Arc<Entry>>>,
     /// Those that have a Secret, by namespace.
     kept: Option<HashMap<Box<str>, Vec<SignerName>>>,
+    records: Arc<Records>,
 }
 
 impl Quota {
+    /// None yet; `records`: the memory of all records.
+    pub(in crate::sign) fn new(records: Arc<Records>) -> Self {
+        Self { records, ..Self::default() }
+    }
+
     /// Notes which authorities have a Secret.
     pub(in crate::sign) fn listed(&mut self, kept: &BTreeSet<SignerName>) {
         let mut by_namespace: HashMap<Box<str>, Vec<SignerName>> = HashMap::new();
@@ -188,7 +208,9 @@ impl Quota {
                 return Err(QuotaError::FullShare(share));
             }
         }
-        let entry = Arc::new(Entry { name: name.clone(), held: Mutex::default(), unwritten: StdMutex::default() });
+        let share = Share::of(Arc::clone(&self.records));
+        let entry =
+            Arc::new(Entry { name: name.clone(), held: Mutex::default(), unwritten: StdMutex::default(), share });
         add(&mut self.entries, &name.namespace, Arc::clone(&entry));
         Ok(entry)
     }
@@ -268,6 +290,33 @@ fn add<T>(all: &mut HashMap<Box<str>, Vec<T>>, namespace: &str, one: T) {
 impl Entry {
     pub(in crate::sign) fn unwritten(&self) -> MutexGuard<'_, Unwritten> {
         self.unwritten.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts the memory of the records, after a change of one. Beyond its part of a memory that is full, each forgets
+    /// certificates, and says so ([`Issued`](super::issued::Issued)).
+    pub(in crate::sign) fn weigh(&self, held: &mut Held) {
+        let mut unwritten = self.unwritten();
+        self.share.set(held.record_bytes() + unwritten.issued().bytes());
+        if let Some(most) = self.share.too_much() {
+            unwritten.shrink_to(most / 2);
+            if let Held::Ready(ready) = held {
+                Arc::make_mut(&mut ready.stored.issued).shrink_to(most - unwritten.issued().bytes().min(most));
+            }
+            self.share.set(held.record_bytes() + unwritten.issued().bytes());
+        }
+    }
+
+    /// Drops what has ended from the record in memory. A certificate that is recorded does that, too; this is for those to which
+    /// none is added.
+    pub(in crate::sign) fn forget_ended(&self, held: &mut Held, now: SystemTime) {
+        let Held::Ready(ready) = held else { return };
+        let has_ended = ready.stored.issued.has_ended(now);
+        if has_ended {
+            Arc::make_mut(&mut ready.stored.issued).forget_ended(now);
+        }
+        if has_ended || self.share.too_much().is_some() {
+            self.weigh(held);
+        }
     }
 
     /// Has the Secret read again, if it is not as it was read or written last. `version`: its resourceVersion, `None` where

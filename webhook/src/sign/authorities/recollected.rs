@@ -122,6 +122,7 @@ impl Authorities {
             }
         }
         ready.stored.issued = after.issued;
+        entry.weigh(&mut held);
         Ok(new.len())
     }
 }

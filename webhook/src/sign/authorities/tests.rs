@@ -35,7 +35,7 @@ fn authorities_at(client: Client, policy: &Arc<Policy>, namespaces: namespaces::
         tokio::sync::watch::channel(Some(Arc::clone(policy))).1,
         namespaces,
         Pods::spawn(&client, false, &tasks, None),
-        issued::MOST,
+        (issued::MOST, Arc::new(Records::new(usize::MAX))),
         Arc::default(),
     );
     authorities.listed(&BTreeSet::new());

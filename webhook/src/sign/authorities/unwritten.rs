@@ -49,6 +49,11 @@ impl Unwritten {
         &self.issued
     }
 
+    /// See [`Issued::shrink_to`].
+    pub(super) fn shrink_to(&mut self, bytes: usize) {
+        self.issued.shrink_to(bytes);
+    }
+
     /// True if all is written.
     pub(super) const fn is_empty(&self) -> bool {
         self.since.is_none()

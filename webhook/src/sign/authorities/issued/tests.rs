@@ -136,3 +136,70 @@ fn the_text_of_a_record_is_read_and_written_as_by_the_version_before() {
     record.leaves.iter().for_each(|(serial, leaf)| noted.note(serial, leaf.clone()));
     assert_eq!(noted, record);
 }
+
+#[test]
+fn certificates_of_one_pod_share_their_text_also_when_they_are_read() {
+    let mut issued = Issued::default();
+    issued.note("1", leaf(10, 1000, "prod/etcd-0", "system:etcd-peer:etcd-0"));
+    let one = issued.bytes();
+    for n in 2..18 {
+        issued.note(&n.to_string(), leaf(10, 1000, "prod/etcd-0", "system:etcd-peer:etcd-0").for_key(&[n]));
+    }
+    let each = (issued.bytes() - one) / 16;
+    assert!(each < 150, "{each}");
+    let read: Issued = serde_json::from_slice(&serde_json::to_vec(&issued).unwrap()).unwrap();
+    assert!(read.bytes() <= issued.bytes(), "{} of {}", read.bytes(), issued.bytes());
+}
+
+#[test]
+fn with_less_memory_the_pod_with_the_most_loses_what_ends_first_and_that_is_said() {
+    let mut issued = Issued::default();
+    for n in 0..100 {
+        issued.note(&format!("loud-{n}"), leaf(10, 1000 + n, "prod/loud", "loud"));
+    }
+    for n in 0..3 {
+        issued.note(&format!("quiet-{n}"), leaf(10, 500, "prod/quiet", "quiet"));
+    }
+    let (before, all) = (issued.clone(), issued.bytes());
+    issued.shrink_to(all);
+    assert_eq!(issued, before, "there is room");
+    issued.shrink_to(all / 2);
+    assert!(issued.bytes() <= all / 2 && issued.bytes() > all / 3, "{} of {all}", issued.bytes());
+    assert!((0..3).all(|n| issued.has(&format!("quiet-{n}"))), "the other pod loses none");
+    assert!(issued.has("loud-99") && !issued.has("loud-0"));
+    assert_eq!((before.lacks_before(time(500)), issued.lacks_before(time(500))), (None, Some(11)));
+    issued.shrink_to(0);
+    assert_eq!(issued.len(), 0);
+    assert_eq!((issued.lacks_before(time(1098)), issued.lacks_before(time(1099))), (Some(11), None));
+}
+
+#[test]
+fn a_clock_that_is_an_hour_fast_for_a_while_loses_no_certificate() {
+    let mut issued = Issued::default();
+    issued.note("1", leaf(10, 1000, "prod/etcd-0", "system:etcd-peer:etcd-0"));
+    issued.forget_ended(time(900 + 3600));
+    assert!(issued.has("1") && !issued.has_ended(time(900 + 3600)));
+    assert!(issued.has_ended(time(1000 + CLOCK)));
+    issued.forget_ended(time(1000 + CLOCK));
+    assert_eq!((issued.len(), issued.lacks_before(time(0))), (0, None));
+}
+
+/// docs/scale.md has this of a cluster.
+#[test]
+fn the_records_of_a_cluster_of_three_take_little_of_eight_kib() {
+    let cluster = |user: &str| {
+        let mut issued = Issued::default();
+        for n in 0..3_u8 {
+            let (pod, user) = (format!("tenant-1234/etcd-{n}"), format!("{user}:etcd-{n}"));
+            // A certificate, and the next one.
+            for at in [0_u8, 1] {
+                let holder = format!("0d5f2e0c-9c2f-4a68-9e53-00000000000{n}");
+                let leaf = Leaf::new(&holder, pod.clone(), &user, time(86_400), time(1)).for_key(&[n, at]);
+                issued.note(&format!("{:040x}", 2 * n + at), leaf);
+            }
+        }
+        issued.bytes()
+    };
+    let both = cluster("system:etcd-peer") + cluster("system:etcd-server");
+    assert!(both <= 2560, "{both}");
+}
