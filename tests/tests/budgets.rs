@@ -12,28 +12,34 @@ mod lab;
 mod signer;
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
-use etcd_tls_contract::role::Role;
+use etcd_tls_contract::{names::SYSTEM_NAMESPACE, role::Role};
 use futures::{StreamExt, stream};
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::{
+    ByteString,
+    api::core::v1::{Pod, Secret, Service},
+};
 use kube::{
-    Api,
+    Api, ResourceExt,
     api::{DynamicObject, ListParams, Patch, PatchParams, PostParams},
 };
 use lab::{Asking, Lab};
 use serde_json::{Value, json};
-use signer::{issue, member, sign, sign_at};
+use signer::{cas, issue, member, sign, sign_at, sign_with};
 use tests::{
     apiserver::{NODE, from_json},
     cert_manager::{CertManager, resource},
     eventually,
     faults::FaultProxy,
+    ports,
+    revocation::revoke,
 };
 
 /// `resources.limits.memory` of the shipped Deployments.
@@ -182,6 +188,132 @@ async fn any_number_of_certificate_requests_does_not_exceed_the_limit() {
     let peak = peak_kib(signer.id());
     println!("sign: {} MiB at most beside {MANY} CertificateRequests", peak / 1024);
     assert!(peak < LIMIT_KIB, "sign had {} MiB resident", peak / 1024);
+}
+
+/// Namespaces of a tenant, each with as many clusters as it may have, of two authorities each.
+const FULL: [&str; 3] = ["full-0", "full-1", "full-2"];
+const CLUSTERS: usize = 32;
+/// Certificates on each record, of a pod each, with the longest names: half a megabyte.
+const RECORDED: usize = 1000;
+/// `--record-memory` is this by default.
+const RECORDS: f64 = (32 << 20) as f64;
+
+/// As many certificates of as many pods as would take three times the memory that there is for the record of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn full_records_do_not_exceed_the_limit() {
+    let Some(lab) = Lab::new().await else { return };
+    let approver = lab.approver("approve-a", &[]);
+    let mut first = sign(&lab, "sign-a", &[]).await;
+    lab.ready(&approver).await;
+    lab.api.namespace("honest", &[("etcd-tls", "dynamic")]).await;
+    let honest = member(&lab, "honest", "etcd-0", Some("10.9.0.1")).await;
+    issue(&lab, &honest, Role::Peer, None).await;
+    for namespace in FULL {
+        lab.api.namespace(namespace, &[("etcd-tls", "dynamic")]).await;
+        stream::iter(0..CLUSTERS)
+            .for_each_concurrent(8, |n| {
+                let annotations = json!({"etcd-tls.dev/cluster": format!("c{n}")});
+                let (lab, name) = (&lab, format!("c{n}-0"));
+                async move { drop(lab.pod_with(namespace, &name, json!({}), annotations, Some("10.9.1.1")).await) }
+            })
+            .await;
+    }
+    eventually("the CAs", 3 * lab::LIMIT, || async {
+        let mut missing = FULL.len() * CLUSTERS * 2;
+        for namespace in FULL {
+            missing -= cas(&lab, namespace).await.len();
+        }
+        if missing == 0 { Ok(()) } else { Err(missing) }
+    })
+    .await;
+    let greedy: Pod = Api::namespaced(lab.api.client.clone(), FULL[0]).get("c0-0").await.expect("a pod");
+    // It would write its own records over these.
+    first.kill();
+    let secrets: Api<Secret> = Api::namespaced(lab.api.client.clone(), SYSTEM_NAMESPACE);
+    for namespace in FULL {
+        stream::iter(cas(&lab, namespace).await)
+            .for_each_concurrent(8, |name| {
+                let record = if namespace == FULL[0] && name.ends_with("-c0-peer") {
+                    record(100, |_| (greedy.uid().expect("a uid"), format!("{namespace}/c0-0")))
+                } else {
+                    record(RECORDED, |n| {
+                        let unique = format!("{name}-{n}");
+                        let pod = format!("{namespace}/{unique:0>220}");
+                        (format!("0d5f2e0c-9c2f-4a68-9e53-{n:012x}"), pod)
+                    })
+                };
+                let patch = Patch::Merge(json!({"data": {"issued.json": ByteString(record.to_string().into_bytes())}}));
+                let secrets = &secrets;
+                async move { drop(secrets.patch(&name, &PatchParams::default(), &patch).await.expect("fill a record")) }
+            })
+            .await;
+    }
+
+    let admin = ports::loopback();
+    let signer = sign_with(&lab, "sign-b", &lab.api.url, admin, &[]).await;
+    let metrics = || async { lab::get(&format!("127.0.0.1:{admin}"), "/metrics").await };
+    eventually("all of them read, and what is too much forgotten", 3 * lab::LIMIT, || async {
+        let text = metrics().await?;
+        let read = text.lines().filter(|line| line.starts_with("etcd_tls_sign_authority_phase{")).count();
+        let taken = metric(&text, "etcd_tls_sign_record_bytes");
+        let as_bound = 0.8 * RECORDS < taken && taken <= RECORDS;
+        if read == FULL.len() * CLUSTERS * 2 + 2 && as_bound { Ok(()) } else { Err(format!("{read}: {taken}")) }
+    })
+    .await;
+    let per_pod = metric(&metrics().await.expect("metrics"), "etcd_tls_sign_certificates_per_pod_now");
+    assert!((32.0..100.0).contains(&per_pod), "{per_pod}");
+    let said = eventually("what a record forgot is said", lab::LIMIT, || async {
+        let said = revoke(&lab.api.kubeconfig, &["full-0/c1", "--list"]).await?;
+        if said.contains("c1 peer: the record lacks certificates") { Ok(said) } else { Err(said) }
+    })
+    .await;
+    println!("{said}");
+
+    // A pod that has many waits. One that has few gets its next one, beside a full record as elsewhere.
+    let more = Asking::of(&greedy, Role::Peer);
+    more.create_when_allowed(&lab.requester(&greedy).await).await;
+    lab.event_of(FULL[0], "c0-0", "while little memory is left for the records of all pods").await;
+    let few: Pod = Api::namespaced(lab.api.client.clone(), FULL[0]).get("c1-0").await.expect("a pod");
+    issue(&lab, &few, Role::Peer, None).await;
+    let mut longest = Duration::ZERO;
+    for _ in 0..5 {
+        let began = Instant::now();
+        issue(&lab, &honest, Role::Server, None).await;
+        longest = longest.max(began.elapsed());
+    }
+    let said = revoke(&lab.api.kubeconfig, &["honest/etcd", "--list"]).await.expect("lists");
+    assert!(!said.contains("the record lacks"), "a small record is whole: {said}");
+    let (peak, taken) =
+        (peak_kib(signer.id()), metric(&metrics().await.expect("metrics"), "etcd_tls_sign_record_bytes"));
+    println!(
+        "sign: {} MiB at most, {:.1} MiB of records; an honest request took {longest:?}",
+        peak / 1024,
+        taken / f64::from(1 << 20)
+    );
+    assert!(peak < LIMIT_KIB, "sign had {} MiB resident", peak / 1024);
+    assert!(taken <= 1.05 * RECORDS, "{taken}");
+    assert!(longest < Duration::from_secs(20), "an honest request took {longest:?}");
+}
+
+/// A record of `count` certificates, each of the holder and pod that `of` says.
+fn record(count: usize, of: impl Fn(usize) -> (String, String)) -> Value {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("a time").as_secs();
+    let leaf = |n: usize| {
+        let (holder, pod) = of(n);
+        let user = format!("system:etcd-peer:{n:047}");
+        json!({
+            "at": now - 60, "until": now + 86_400, "holder": holder, "pod": pod, "user": user, "peer": true,
+            "key": format!("{n:032x}"),
+        })
+    };
+    let leaves: BTreeMap<String, Value> = (0..count).map(|n| (format!("{n:040x}"), leaf(n))).collect();
+    json!({"leaves": leaves, "since": now - 60})
+}
+
+/// The value of a metric without labels.
+fn metric(text: &str, name: &str) -> f64 {
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    value.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("{name}: {text}"))
 }
 
 fn ordinary(n: usize) -> (String, Value) {
