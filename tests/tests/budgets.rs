@@ -39,7 +39,7 @@ use tests::{
     eventually,
     faults::FaultProxy,
     ports,
-    revocation::revoke,
+    revocation::{ended, revoke},
 };
 
 /// `resources.limits.memory` of the shipped Deployments.
@@ -192,7 +192,9 @@ async fn any_number_of_certificate_requests_does_not_exceed_the_limit() {
 
 /// Namespaces of a tenant, each with as many clusters as it may have, of two authorities each.
 const FULL: [&str; 3] = ["full-0", "full-1", "full-2"];
-const CLUSTERS: usize = 32;
+const CLUSTERS: usize = 31;
+/// The namespace that has one more, of three members.
+const OF_THREE: &str = FULL[1];
 /// Certificates on each record, of a pod each, with the longest names: half a megabyte.
 const RECORDED: usize = 1000;
 /// `--record-memory` is this by default.
@@ -218,8 +220,12 @@ async fn full_records_do_not_exceed_the_limit() {
             })
             .await;
     }
+    let mut members = Vec::new();
+    for n in 0..3 {
+        members.push(member(&lab, OF_THREE, &format!("etcd-{n}"), Some(&format!("10.9.2.{n}"))).await);
+    }
     eventually("the CAs", 3 * lab::LIMIT, || async {
-        let mut missing = FULL.len() * CLUSTERS * 2;
+        let mut missing = (FULL.len() * CLUSTERS + 1) * 2;
         for namespace in FULL {
             missing -= cas(&lab, namespace).await.len();
         }
@@ -238,8 +244,10 @@ async fn full_records_do_not_exceed_the_limit() {
                 } else {
                     record(RECORDED, |n| {
                         let unique = format!("{name}-{n}");
-                        let pod = format!("{namespace}/{unique:0>220}");
-                        (format!("0d5f2e0c-9c2f-4a68-9e53-{n:012x}"), pod)
+                        let own = members.get(n).filter(|_| namespace == OF_THREE && name.ends_with("-etcd-peer"));
+                        let other = || format!("0d5f2e0c-9c2f-4a68-9e53-{n:012x}");
+                        let pod = own.map_or_else(|| format!("{unique:0>220}"), ResourceExt::name_any);
+                        (own.and_then(ResourceExt::uid).unwrap_or_else(other), format!("{namespace}/{pod}"))
                     })
                 };
                 let patch = Patch::Merge(json!({"data": {"issued.json": ByteString(record.to_string().into_bytes())}}));
@@ -257,7 +265,7 @@ async fn full_records_do_not_exceed_the_limit() {
         let read = text.lines().filter(|line| line.starts_with("etcd_tls_sign_authority_phase{")).count();
         let taken = metric(&text, "etcd_tls_sign_record_bytes");
         let as_bound = 0.8 * RECORDS < taken && taken <= RECORDS;
-        if read == FULL.len() * CLUSTERS * 2 + 2 && as_bound { Ok(()) } else { Err(format!("{read}: {taken}")) }
+        if read == (FULL.len() * CLUSTERS + 2) * 2 && as_bound { Ok(()) } else { Err(format!("{read}: {taken}")) }
     })
     .await;
     let per_pod = metric(&metrics().await.expect("metrics"), "etcd_tls_sign_certificates_per_pod_now");
@@ -268,6 +276,7 @@ async fn full_records_do_not_exceed_the_limit() {
     })
     .await;
     println!("{said}");
+    nothing_is_taken_for_whole(&lab).await;
 
     // A pod that has many waits. One that has few gets its next one, beside a full record as elsewhere.
     let more = Asking::of(&greedy, Role::Peer);
@@ -295,14 +304,38 @@ async fn full_records_do_not_exceed_the_limit() {
     assert!(longest < Duration::from_secs(20), "an honest request took {longest:?}");
 }
 
+/// A record that forgot certificates for the memory of all may lack some of any pod: `revoke` says so, and takes each member of
+/// whom it may lack one for the owner of a certificate that it does not know.
+async fn nothing_is_taken_for_whole(lab: &Lab) {
+    let cluster = format!("{OF_THREE}/etcd");
+    eventually("its record forgot some", 3 * lab::LIMIT, || async {
+        let said = revoke(&lab.api.kubeconfig, &[&cluster, "--list"]).await?;
+        if said.contains("etcd peer: the record lacks certificates") { Ok(()) } else { Err(said) }
+    })
+    .await;
+    let ends = async |named: [&str; 2]| ended(&lab.api.kubeconfig, &[&cluster, named[0], named[1], "--at-once"]).await;
+    for named in [["--pod", "etcd-0"], ["--user", &format!("system:etcd-peer:{:047}", 0)]] {
+        let (code, said) = ends(named).await.expect_err("there may be others");
+        let untold = "Cannot determine whether there are other certificates to revoke";
+        assert!(code == Some(4) && said.contains(untold), "{code:?}: {said}");
+    }
+    // One of three is refused now. This one may be of either of the others.
+    let (code, said) = ends(["--serial", "4f0a"]).await.expect_err("no quorum may be left");
+    let why = "it would leave 1 of 3 members of";
+    let lacks = "the record lacks certificates of 2 of them, which may be the ones named";
+    assert!(code != Some(0) && said.contains(why) && said.contains(lacks), "{code:?}: {said}");
+}
+
 /// A record of `count` certificates, each of the holder and pod that `of` says.
 fn record(count: usize, of: impl Fn(usize) -> (String, String)) -> Value {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("a time").as_secs();
+    // The first ones end last, and are not forgotten.
+    let until = |n: usize| now + 86_400 + u64::try_from(count - n).expect("few");
     let leaf = |n: usize| {
         let (holder, pod) = of(n);
         let user = format!("system:etcd-peer:{n:047}");
         json!({
-            "at": now - 60, "until": now + 86_400, "holder": holder, "pod": pod, "user": user, "peer": true,
+            "at": now - 60, "until": until(n), "holder": holder, "pod": pod, "user": user, "peer": true,
             "key": format!("{n:032x}"),
         })
     };

@@ -319,8 +319,17 @@ impl Authorities {
             self.ring_when_due();
         }
         Arc::make_mut(&mut ready.stored.issued).note(serial, leaf);
-        entry.weigh(&mut held);
+        self.weigh(entry, &mut held);
         Ok(())
+    }
+
+    /// Counts the memory of a record after a change. Where all is taken, the others that are too large by now forget, too.
+    fn weigh(&self, entry: &Entry, held: &mut Held) {
+        entry.weigh(held);
+        if self.records.are_full() {
+            let all = self.quota().all();
+            all.iter().for_each(|other| other.make_room());
+        }
     }
 
     /// A holder of too many certificates would push its own out of the record, and they could not be revoked by its name.
@@ -420,7 +429,7 @@ impl Authorities {
                 Ok(mut ready) => {
                     self.recall(entry, &mut ready, now);
                     *held = Held::Ready(Box::new(ready));
-                    entry.weigh(held);
+                    self.weigh(entry, held);
                     match self.compare(entry, held, now).await {
                         // Certificates do not wait for a list that cannot be read yet.
                         Ok(()) | Err(Unavailable::NotYet(_) | Unavailable::Api(_)) => {}
@@ -467,7 +476,7 @@ impl Authorities {
                 *held = Held::Ready(Box::new(Ready { namespace, stored, secret, type_, compared }));
                 // All records were made under the lock that is held here, so the written state contains them.
                 entry.unwritten().clear();
-                entry.weigh(held);
+                self.weigh(entry, held);
                 Ok(())
             }
             Err(error) => {

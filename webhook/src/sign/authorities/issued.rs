@@ -5,7 +5,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap},
     sync::Arc,
     time::SystemTime,
 };
@@ -29,6 +29,9 @@ pub(crate) const MOST: u16 = 1024;
 /// Seconds for which a certificate that has ended stays in a record to which none is added: a clock that is set forward by an hour,
 /// and back, loses none.
 const CLOCK: u64 = 65 * 60;
+
+/// When a certificate ends, and its serial number.
+type Ends<'a> = (u64, &'a str);
 
 /// Seconds after which a certificate is on its pod's disk and in use, as far as the signer can tell.
 const SETTLES: u64 = 5;
@@ -61,23 +64,40 @@ impl Issued {
             self.since = leaf.at;
         }
         self.leaves.retain(|other| leaf.at < other.until);
-        while self.leaves.len() >= usize::from(MOST) && self.leaves.get(serial).is_none() {
-            self.evict();
+        if self.leaves.get(serial).is_none() {
+            self.evict((self.leaves.len() + 1).saturating_sub(usize::from(MOST)));
         }
         self.share(&mut leaf);
         self.leaves.insert(serial, leaf);
     }
 
-    /// Removes a certificate and notes that it lacks it: of the pod or user with the most, so that no requester displaces the
-    /// certificates of others, the one that ends first.
-    fn evict(&mut self) {
-        let mut counts: HashMap<&str, usize> = HashMap::new();
-        self.leaves.values().for_each(|leaf| *counts.entry(leaf.holder()).or_default() += 1);
-        let rank = |leaf: &Leaf| (Reverse(counts.get(leaf.holder()).copied().unwrap_or_default()), leaf.until);
-        let first = self.leaves.iter().min_by_key(|(_, leaf)| rank(leaf)).map(|(serial, _)| serial.to_owned());
-        if let Some(gone) = first.and_then(|serial| self.leaves.remove(&serial)) {
-            self.since = self.since.max(gone.at + 1);
-            self.lacking_until = self.lacking_until.max(gone.until);
+    /// Removes so many certificates and notes that it lacks them: each of the pod or user with the most, so that no requester
+    /// displaces the certificates of others, the one that ends first.
+    fn evict(&mut self, how_many: usize) {
+        if how_many == 0 {
+            return;
+        }
+        let mut by_holder: HashMap<&str, Vec<Ends<'_>>> = HashMap::new();
+        for (serial, leaf) in self.leaves.iter() {
+            by_holder.entry(leaf.holder()).or_default().push((leaf.until, serial));
+        }
+        // In each: what ends first is last.
+        by_holder.values_mut().for_each(|own| own.sort_unstable_by(|one, other| other.cmp(one)));
+        let ranked = by_holder.into_values().filter_map(|own| Some((own.len(), Reverse(*own.last()?), own)));
+        let mut holders: BinaryHeap<(usize, Reverse<Ends<'_>>, Vec<Ends<'_>>)> = ranked.collect();
+        let mut gone = Vec::with_capacity(how_many.min(self.leaves.len()));
+        while gone.len() < how_many
+            && let Some((_, Reverse((_, first)), mut own)) = holders.pop()
+        {
+            gone.push(first.to_owned());
+            own.pop();
+            if let Some(&next) = own.last() {
+                holders.push((own.len(), Reverse(next), own));
+            }
+        }
+        for leaf in gone.iter().filter_map(|serial| self.leaves.remove(serial)) {
+            self.since = self.since.max(leaf.at + 1);
+            self.lacking_until = self.lacking_until.max(leaf.until);
         }
     }
 
@@ -106,7 +126,7 @@ impl Issued {
         while taken > bytes {
             let before = self.leaves.len();
             // An equal text is freed with the last of its certificates, so that the sum is made anew: few times.
-            (0..before.div_ceil(16)).for_each(|_| self.evict());
+            self.evict(before.div_ceil(16));
             self.leaves.retain(|_| true);
             if self.leaves.len() == before {
                 break;

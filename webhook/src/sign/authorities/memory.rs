@@ -3,7 +3,8 @@
 //!
 //! A record is bounded by itself, and so is the number of authorities; the product of both is more than a process has. With less than a
 //! quarter left, the bound of each pod falls, evenly, to [`FLOOR`]: pods that ask without end then hold what they have, and others go on.
-//! With none left, as many pods ask that much, a record of more than an equal part forgets as a full one does.
+//! With none left, as many pods ask that much, a record that grows beyond an equal part forgets as a full one does, and so does a
+//! larger one when a smaller one grows.
 
 use std::sync::{
     Arc,
@@ -40,18 +41,21 @@ impl Records {
         self.taken.load(Ordering::Relaxed)
     }
 
+    /// True if more than the bound is taken.
+    pub(super) fn are_full(&self) -> bool {
+        self.taken() > self.bound
+    }
+
     /// Valid certificates of one CA that a pod may hold now; `most`: with memory left.
     pub(in crate::sign) fn per_pod(&self, most: u16) -> u16 {
         per_pod(self.taken(), self.bound, most)
     }
 
-    /// Bytes that the records of an authority may take now: an equal part of all if none are left.
-    fn per_authority(&self) -> usize {
-        if self.taken() < self.bound {
-            return usize::MAX;
-        }
+    /// Bytes that an authority's records, which take `own`, may take now: what the others leave, and an equal part of all at least.
+    fn per_authority(&self, own: usize) -> usize {
+        let left = self.bound.saturating_sub(self.taken().saturating_sub(own));
         let equal = self.bound.checked_div(self.authorities.load(Ordering::Relaxed));
-        equal.unwrap_or(usize::MAX).max(LEAST)
+        equal.unwrap_or(usize::MAX).max(LEAST).max(left)
     }
 }
 
@@ -85,8 +89,9 @@ impl Share {
 
     /// Bytes that it may take, if that is less than what it takes.
     pub(super) fn too_much(&self) -> Option<usize> {
-        let most = self.all.per_authority();
-        (self.own.load(Ordering::Relaxed) > most).then_some(most)
+        let own = self.own.load(Ordering::Relaxed);
+        let most = self.all.per_authority(own);
+        (own > most).then_some(most)
     }
 }
 
@@ -136,16 +141,22 @@ mod tests {
         let all = Arc::new(Records::new(16 * LEAST));
         let (one, other) = (Share::of(Arc::clone(&all)), Share::of(Arc::clone(&all)));
         one.set(15 * LEAST);
-        assert_eq!((one.too_much(), other.too_much()), (None, None));
         other.set(LEAST);
-        assert_eq!((one.too_much(), other.too_much()), (Some(8 * LEAST), None));
-        one.set(8 * LEAST);
+        assert_eq!((one.too_much(), other.too_much()), (None, None), "both have room");
+        other.set(3 * LEAST);
+        assert_eq!((one.too_much(), other.too_much()), (Some(13 * LEAST), None), "what the other one leaves");
+        other.set(10 * LEAST);
+        assert_eq!((one.too_much(), other.too_much()), (Some(8 * LEAST), Some(8 * LEAST)), "equal parts");
+        one.set(6 * LEAST);
         assert_eq!((one.too_much(), other.too_much()), (None, None), "there is memory again");
+        one.set(8 * LEAST);
+        assert_eq!((one.too_much(), other.too_much()), (None, Some(8 * LEAST)));
+        other.set(0);
         // Of many, each may take what a small cluster needs.
         let many: Vec<_> = (0..100).map(|_| Share::of(Arc::clone(&all))).collect();
         many.iter().for_each(|share| share.set(LEAST));
         assert_eq!((one.too_much(), other.too_much(), many[0].too_much()), (Some(LEAST), None, None));
         drop(many);
-        assert_eq!((one.too_much(), all.taken()), (None, 9 * LEAST));
+        assert_eq!((one.too_much(), all.taken()), (None, 8 * LEAST));
     }
 }

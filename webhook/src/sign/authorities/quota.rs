@@ -306,6 +306,15 @@ impl Entry {
         }
     }
 
+    /// [`Self::weigh`], if it is too large and nobody works on it.
+    pub(in crate::sign) fn make_room(&self) {
+        if self.share.too_much().is_some()
+            && let Ok(mut held) = self.held.try_lock()
+        {
+            self.weigh(&mut held);
+        }
+    }
+
     /// Drops what has ended from the record in memory. A certificate that is recorded does that, too; this is for those to which
     /// none is added.
     pub(in crate::sign) fn forget_ended(&self, held: &mut Held, now: SystemTime) {
