@@ -29,6 +29,9 @@ const MAX_CONTENTS: usize = 512;
 const MAX_CONTENT: usize = 6 * 1024;
 /// Requests of one pod that one turn of its requester takes: a pod has one for each role. They are judged by one read of it.
 const TOGETHER: u8 = 4;
+/// Jobs that one requester may have under way. More of them gain little, and the API server works on all of them at once: where it
+/// has few processors, a call for somebody else takes as much longer.
+const AT_ONCE: usize = 4;
 /// A CSR that waits for longer is kept by its name.
 const MAX_WAIT_WITH_CONTENT: Duration = Duration::from_secs(5);
 
@@ -274,9 +277,9 @@ impl Queue {
         self.lines.retain(|_, line| line.entries > 0 || !line.ready.is_empty());
     }
 
-    /// Jobs that one requester may have under way: three quarters, so that there is always a worker for somebody else.
+    /// Jobs that one requester may have under way: three quarters at most, so that there is always a worker for somebody else.
     fn share(&self) -> usize {
-        (self.workers * 3 / 4).max(1)
+        (self.workers * 3 / 4).clamp(1, AT_ONCE)
     }
 
     /// Content, if there is room for it.

@@ -33,6 +33,21 @@ fn a_flood_of_one_requester_starves_nobody() {
     assert_eq!(popped(&mut queue, now), ["c"]);
 }
 
+/// Each job is some calls, which the API server works on at once.
+#[test]
+fn of_many_workers_one_requester_has_a_few() {
+    let now = Instant::now();
+    let mut queue = Queue::new(32);
+    for n in 0..100 {
+        queue.offer(&csr(&format!("flood-{n}"), &format!("system:serviceaccount:flood:account-{n}")));
+    }
+    assert_eq!(popped(&mut queue, now).len(), AT_ONCE);
+    for n in 0..100 {
+        queue.offer(&csr(&format!("a-{n}"), &format!("system:serviceaccount:ns-{n}:default")));
+    }
+    assert_eq!(popped(&mut queue, now).len(), 32 - AT_ONCE, "the others have the other workers");
+}
+
 #[test]
 fn all_service_accounts_of_a_namespace_take_one_turn() {
     let now = Instant::now();
@@ -60,7 +75,10 @@ fn the_service_accounts_of_a_namespace_take_turns_among_themselves() {
     queue.offer(&csr("a", "system:serviceaccount:ns:quiet"));
     queue.offer(&csr("b", "system:serviceaccount:ns:other"));
     queue.offer(&csr("c", "system:serviceaccount:ns:quiet"));
-    assert_eq!(popped(&mut queue, now), ["loud-0", "a", "b", "loud-1", "c", "loud-2"], "six: the share of a namespace");
+    assert_eq!(popped(&mut queue, now), ["loud-0", "a", "b", "loud-1"], "four: the share of a namespace");
+    queue.finish("a", Handled::Done, now);
+    queue.finish("loud-0", Handled::Done, now);
+    assert_eq!(popped(&mut queue, now), ["c", "loud-2"]);
 }
 
 #[test]
@@ -76,13 +94,22 @@ fn the_requests_of_a_pod_take_one_turn_but_no_more_than_a_pod_has_roles() {
         queue.offer(&csr);
     }
     queue.offer(&of("a2", "x", "a"));
-    assert_eq!(popped(&mut queue, now), ["a1", "a2", "d1", "b1", "b2", "c1"]);
+    let done = |queue: &mut Queue, names: &[&str]| {
+        for name in names {
+            queue.finish(name, Handled::Done, now);
+        }
+    };
+    assert_eq!(popped(&mut queue, now), ["a1", "a2", "d1", "b1", "b2"], "and four are the share of x");
+    done(&mut queue, &["a1", "a2", "d1", "b1", "b2"]);
+    assert_eq!(popped(&mut queue, now), ["c1"]);
 
     for name in (0..6).map(|n| format!("f{n}")) {
         queue.offer(&of(&name, "flood", "f"));
     }
     queue.offer(&of("q", "quiet", "q"));
-    assert_eq!(popped(&mut queue, now), ["f0", "f1", "f2", "f3", "q", "f4", "f5"]);
+    assert_eq!(popped(&mut queue, now), ["f0", "f1", "f2", "f3", "q"]);
+    done(&mut queue, &["f0", "f1", "f2", "f3"]);
+    assert_eq!(popped(&mut queue, now), ["f4", "f5"]);
 
     // One that needs nothing any more is passed over.
     for name in ["g0", "g1", "g2"] {
@@ -165,7 +192,7 @@ fn a_long_queue_keeps_names_and_no_contents() {
     let now = Instant::now();
     let mut queue = Queue::new(1000);
     for n in 0..600 {
-        queue.offer(&csr(&format!("c{n}"), "x"));
+        queue.offer(&csr(&format!("c{n}"), &format!("x{n}")));
     }
     let jobs: Vec<Job> = std::iter::from_fn(|| queue.pop(now)).collect();
     assert_eq!(jobs.iter().filter(|j| j.csr.is_some()).count(), MAX_CONTENTS);
