@@ -38,10 +38,10 @@ use std::{
 };
 
 use etcd_tls_contract::{certificate::Chain, crl::Reason, names};
-use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::api::{core::v1::ConfigMap, events::v1::Event};
 use kube::{
     Api,
-    api::{Patch, PatchParams},
+    api::{ListParams, Patch, PatchParams},
 };
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair, KeyUsagePurpose};
 use serde_json::{Value, json};
@@ -56,6 +56,12 @@ use tests::{
     stack::{LIMIT, Options, Stack},
     tier,
 };
+
+/// The tests below and those of rollovers run on each etcd that there is: on all series where `ETCD_VERSIONS` names them.
+#[test]
+fn every_series_of_etcd_is_tried() {
+    tier::every_series_of_etcd();
+}
 
 /// A service account that may read and patch ConfigMaps of `namespace`, and `more`: its kubeconfig.
 async fn operator(stack: &Stack, namespace: &str, name: &str, more: Vec<Value>) -> PathBuf {
@@ -185,7 +191,7 @@ async fn the_signer_lists_what_holders_of_the_right_revoke() {
 /// the user's own, which may sign no list: each request is answered, for each kind of certificate.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_authority_of_a_cluster_answers() {
-    let Some(stack) = Stack::start(&Options::default()).await else { return };
+    let Some(mut stack) = Stack::start(&Options::default()).await else { return };
     let policy = "shared:\n\
         - {authority: peer.etcd-tls.dev/two.etcd, signers: [client.etcd-tls.dev/two.etcd, client.etcd-tls.dev/three.etcd]}\n\
         authorities: [{signer: peer.etcd-tls.dev/four.etcd, secretName: own-peer-ca}]\n\
@@ -202,7 +208,7 @@ async fn every_authority_of_a_cluster_answers() {
         ]})
         .to_string(),
     );
-    let admin = &stack.api.kubeconfig;
+    let admin = &stack.api.kubeconfig.clone();
     for namespace in ["two", "three", "four", "five"] {
         stack.api.namespace(namespace, &[("etcd-tls", "dynamic")]).await;
         let pod = json!({
@@ -241,6 +247,28 @@ async fn every_authority_of_a_cluster_answers() {
     assert!(shown["pods"][0]["findings"].to_string().contains(why), "{shown}");
     assert!(printed(&["check", "pod", "etcd-0", "-n", "four"]).contains(why), "{shown}");
     assert!(!printed(&["check", "pod", "etcd-0", "-n", "two"]).contains("there is no list"));
+    let install = printed(&["check", "-n", "four"]);
+    let named = install.lines().filter(|line| line.contains("cannot be revoked")).collect::<Vec<_>>();
+    let expected =
+        "attention revocation lists: peer certificates of four/etcd cannot be revoked: the CA may not sign a list";
+    assert!(named.len() == 1 && named[0].starts_with(expected), "{install}");
+    // Admission does not see the CA: with its certificate the member gets an Event.
+    let member = half(&mut stack, "four", "etcd", 1).await;
+    let events: Api<Event> = Api::namespaced(stack.api.client.clone(), "four");
+    eventually("an Event on the member", LIMIT, || async {
+        let events = events.list(&ListParams::default()).await.map_err(|e| e.to_string())?.items;
+        let of_it = |event: &Event| {
+            event.regarding.as_ref().and_then(|pod| pod.name.as_deref()) == Some(member.name())
+                && event.reason.as_deref() == Some("NotRevocable")
+        };
+        let told = events.iter().find(|event| of_it(event)).and_then(|event| event.note.clone());
+        let told = told.ok_or_else(|| format!("{} Events", events.len()))?;
+        let expected =
+            "NoRevocationList: peer certificates of this cluster cannot be revoked: the CA may not sign a list";
+        if told.starts_with(expected) { Ok(()) } else { Err(told) }
+    })
+    .await;
+    drop(member);
     // No pod uses the certificate of a host, which may be the one that the record lacks.
     said("five/etcd", &["exit 1: ", "peer: refused: ", "members of five/etcd", "--force"]).await;
     let forced = revoke(admin, &["five/etcd", "--serial", "4f0a", "--force"]).await.expect("forced");
@@ -380,17 +408,18 @@ async fn refuses_who_is_revoked(etcd: &EtcdBinary) {
     write(&files, &client).await.expect("a good certificate");
 }
 
-/// A member of a pair, of which init container and sidecar alone run.
-async fn half(stack: &mut Stack, number: u8) -> LocalPod {
+/// A member of which init container and sidecar alone run.
+async fn half(stack: &mut Stack, namespace: &str, cluster: &str, number: u8) -> LocalPod {
     let pod = json!({
-        "metadata": {"name": format!("pair-{number}"), "annotations": {
-            "etcd-tls.dev/roles": "peer", "etcd-tls.dev/cluster": "pair",
+        "metadata": {"name": format!("{cluster}-{number}"), "annotations": {
+            "etcd-tls.dev/roles": "peer", "etcd-tls.dev/cluster": cluster,
             "etcd-tls.dev/admin-port": ports::loopback().to_string(),
         }},
         "spec": {"containers": [{"name": "etcd", "image": "etcd", "command": ["etcd"]}]},
     });
     let programs = [("etcd", which("true").expect("true"))];
-    let mut pod = stack.local_pod("prod", pod, &[[10, 7, 0, 20 + number].into()], &programs).await.expect("a member");
+    let ip = [10, 7, 0, 20 + number].into();
+    let mut pod = stack.local_pod(namespace, pod, &[ip], &programs).await.expect("a member");
     pod.initialise(LIMIT).await.expect("init and sidecar");
     pod
 }
@@ -401,7 +430,10 @@ async fn a_revocation_that_leaves_no_quorum_needs_force() {
     let Some(mut stack) = Stack::start(&Options::default()).await else { return };
     stack.api.namespace("prod", &[("etcd-tls", "dynamic")]).await;
     let admin = stack.api.kubeconfig.clone();
-    let members = [half(&mut stack, 0).await, half(&mut stack, 1).await, half(&mut stack, 2).await];
+    let mut members = Vec::new();
+    for number in 0..3 {
+        members.push(half(&mut stack, "prod", "pair", number).await);
+    }
     let files = members[1].path("etcd", names::DEFAULT_MOUNT_PATH).join("peer");
     let chain = Chain::parse(&std::fs::read(files.join(names::CERT_FILE)).expect("read")).expect("a chain");
     stack.api.kubectl(&["-n", "prod", "delete", "pod", "pair-2", "--grace-period=0", "--force"]);

@@ -6,6 +6,7 @@
 //! leaders      the Leases and the clocks; pure
 //! accounts     the rights of `approve` and `sign`
 //! approvers    whether cert-manager's own approver is off
+//! lists        CAs that may sign no revocation list
 //! pod          one pod
 //! policy       a policy, in a file or in force
 //! upgrade      what an upgrade would refuse, and what it leaves
@@ -25,6 +26,7 @@ mod approvers;
 mod finding;
 mod install;
 mod leaders;
+mod lists;
 mod plain_text;
 mod pod;
 mod policy;

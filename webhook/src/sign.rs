@@ -54,7 +54,7 @@ mod cleaner;
 mod cleaning;
 mod cluster_trust_bundles;
 mod leader_tasks;
-mod marks;
+pub(crate) mod marks;
 mod metrics;
 mod pod_certificates;
 mod recollection;

@@ -26,7 +26,7 @@ mod render;
 mod rows;
 
 pub(crate) use gather::{OnePod, PodReport, ask, opted_in, pod};
-pub(crate) use lists::{sentence, without_list};
+pub(crate) use lists::{sentence, unlisted, without_list};
 pub(crate) use metrics::{Certificate, Sidecar};
 use render::{Output, Screen};
 use rows::Row;

@@ -27,7 +27,7 @@ use super::{
     accounts, approvers,
     finding::{APPLY, Finding, unseen, words},
     leaders::{self, Seen},
-    policy, without_webhook,
+    lists, policy, without_webhook,
 };
 use crate::{
     controller::{
@@ -71,6 +71,7 @@ pub(super) async fn look(cluster: &Cluster, namespace: Option<&str>) -> Result<V
     findings.extend(accounts::look(&client, SYSTEM_NAMESPACE).await);
     findings.extend(approvers::look(&client, SYSTEM_NAMESPACE).await);
     findings.push(policy_in_force(&client).await);
+    findings.extend(lists::look(&client).await);
     Ok(findings)
 }
 

@@ -7,6 +7,6 @@ pub(super) const SIGNER_ANNOTATION: &str = "etcd-tls.dev/signer";
 /// The annotation of an authority's Secret that keeps it from being retired, whatever its value. `adopt` sets it.
 pub(super) const KEEP_ANNOTATION: &str = "etcd-tls.dev/keep";
 /// The label of all that `sign` keeps.
-pub(super) const MANAGED_LABEL: (&str, &str) = ("app.kubernetes.io/managed-by", "etcd-tls");
+pub(crate) const MANAGED_LABEL: (&str, &str) = ("app.kubernetes.io/managed-by", "etcd-tls");
 /// The label of an authority's Secret.
 pub(super) const CA_LABEL: (&str, &str) = ("app.kubernetes.io/component", "certificate-authority");

@@ -9,6 +9,7 @@ use etcd_tls_contract::{
     csr,
     identity::{BoundPod, Denial, Entitlement, Verdict},
     names,
+    role::Role,
 };
 use k8s_openapi::ByteString;
 use serde_json::json;
@@ -22,7 +23,10 @@ use super::{
     serials::Serials,
 };
 use crate::{
-    ca::issue::{IssueError, Leaf, issue},
+    ca::{
+        authority::Authority,
+        issue::{IssueError, Leaf, issue},
+    },
     controller::{
         Controller, Trouble,
         case::{self, Case},
@@ -168,7 +172,22 @@ impl Signer {
             not_after = %crate::rollover::rfc3339::text(chain.not_after),
             "issued"
         );
+        self.tell_of_no_list(case, entitlement, &authority).await;
         Ok(())
+    }
+
+    /// Admission sees no CA. So a member gets an Event with its certificate where nobody can revoke that.
+    async fn tell_of_no_list(&self, case: &Case, entitlement: &Entitlement, authority: &Authority) {
+        if authority.signs_lists() || !matches!(entitlement.role, Role::Peer | Role::Server) {
+            return;
+        }
+        let message = format!(
+            "{} certificates of this cluster cannot be revoked: the CA may not sign a list, as its certificate has key usages without \
+             cRLSign. Give the signer a CA that has it, or one without key usages",
+            entitlement.signer.domain
+        );
+        let denial = Denial { reason: "NoRevocationList", message };
+        self.controller.tell_pod(case.bound.as_ref(), "NotRevocable", std::slice::from_ref(&denial)).await;
     }
 
     /// There is no authority to sign with now. It may come, so nothing final is written.

@@ -51,7 +51,7 @@ pub(crate) fn ports(pod: &Pod, settings: &Settings) -> Vec<Port> {
 }
 
 /// The domains of a trust ConfigMap for which there can be no list: no CA of the bundle may sign one.
-pub(super) fn unlisted(trust: &ConfigMap) -> BTreeSet<Domain> {
+pub(crate) fn unlisted(trust: &ConfigMap) -> BTreeSet<Domain> {
     let cannot = |domain: &Domain| {
         let bundle = trust.data.as_ref()?.get(domain.trust_key())?;
         let bundle = Bundle::parse(bundle.as_bytes()).ok()?;
