@@ -51,11 +51,17 @@ impl EtcdBinary {
     }
 
     /// [`Self::find`]'s, then each etcd of the directories in `ETCD_VERSIONS` (separated by colons), one a version.
+    ///
+    /// # Panics
+    /// One of these directories has no etcd.
     pub fn all() -> Vec<Self> {
         let more = env::var_os("ETCD_VERSIONS").unwrap_or_default();
         let mut all: Vec<Self> = Vec::new();
-        let more = env::split_paths(&more).filter(|dir| !dir.as_os_str().is_empty());
-        for found in Self::find().into_iter().chain(more.filter_map(|dir| Self::at(&dir.join("etcd")))) {
+        let more = env::split_paths(&more).filter(|dir| !dir.as_os_str().is_empty()).map(|dir| {
+            let found = Self::at(&dir.join("etcd"));
+            found.unwrap_or_else(|| panic!("ETCD_VERSIONS: no etcd that tells its version in {}", dir.display()))
+        });
+        for found in Self::find().into_iter().chain(more) {
             if all.iter().all(|b| b.version != found.version) {
                 all.push(found);
             }

@@ -61,6 +61,22 @@ pub fn etcd() -> Option<EtcdBinary> {
     found
 }
 
+/// The series of etcd that the tests of revocation and rollovers shall try.
+pub const SERIES: [&str; 3] = ["3.4", "3.5", "3.6"];
+
+/// Says which of [`SERIES`] are missing, if any is. A test that calls it counts as skipped then.
+pub fn every_series_of_etcd() {
+    let versions: Vec<String> = EtcdBinary::all().into_iter().map(|etcd| etcd.version).collect();
+    let has = |series: &&str| versions.iter().any(|version| version.starts_with(&format!("{series}.")));
+    let missing: Vec<&str> = SERIES.into_iter().filter(|series| !has(series)).collect();
+    if !missing.is_empty() {
+        skip_special(
+            &format!("no etcd {}: tried with {}", missing.join(", "), versions.join(", ")),
+            "ETCD_VERSIONS=<directory with etcd>:<another> make test",
+        );
+    }
+}
+
 /// Tier 2's directory with kube-apiserver, etcd and kubectl: `KUBEBUILDER_ASSETS`, else where envtest puts them.
 pub fn kubernetes() -> Option<PathBuf> {
     let dir =
