@@ -1,7 +1,7 @@
 //! A cluster of three under load: a revoked peer, and processes that are killed in the middle of a revocation.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -10,7 +10,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use etcd_tls_contract::{certificate::Chain, crl::Crl, names, role::Role};
+use etcd_tls_contract::{
+    certificate::Chain,
+    crl::Crl,
+    names,
+    role::{Domain, Role},
+};
 use futures::future::join_all;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::Api;
@@ -145,14 +150,15 @@ impl Step {
     const NAMED: [Self; 5] =
         [Self::Asked, Self::Recorded, Self::Published, Self::Seen(Duration::from_millis(5)), Self::Installed];
 
-    /// One for each; then as many at other times.
-    fn all(rounds: u64) -> impl Iterator<Item = Self> {
+    /// One for each, for a client (0) and for a peer (1); then as many at other times.
+    fn all(rounds: u64) -> impl Iterator<Item = (usize, Self)> {
         let later = (0..rounds).map(|n| match n % 3 {
             0 => Self::Seen(Duration::from_micros(n * 7919 % 60_000)),
             1 => Self::Recorded,
             _ => Self::After(Duration::from_millis(n * 131 % 700)),
         });
-        Self::NAMED.into_iter().chain(later)
+        let named = [0, 1].into_iter().flat_map(|target| Self::NAMED.map(|step| (target, step)));
+        named.chain(later.enumerate().map(|(n, step)| (n % 2, step)))
     }
 
     const fn kills(self) -> (bool, bool) {
@@ -164,21 +170,60 @@ impl Step {
     }
 }
 
-/// Whether a client is to be refused after a round.
-fn flag(refuse: bool) -> &'static [&'static str] {
-    if refuse { &["--at-once"] } else { &["--undo"] }
+/// A certificate that rounds revoke and take back, and the ports that have to refuse it.
+struct Target {
+    domain: Domain,
+    serial: String,
+    files: PathBuf,
+    urls: Vec<String>,
+    refuse: bool,
 }
 
-/// Each round revokes a client's certificate or takes that back, and one number more, and kills in the middle of it. No
-/// ConfigMap is mounted anew, so a sidecar that starts again finds the oldest list of all in its mount.
+impl Target {
+    fn new(domain: Domain, files: PathBuf, urls: Vec<String>) -> Self {
+        Self { domain, serial: chain(&files).serial, files, urls, refuse: false }
+    }
+
+    /// The other way round; and the words of the command for it.
+    fn turn(&mut self, expected: &mut BTreeSet<String>) -> &'static str {
+        self.refuse = !self.refuse;
+        if self.refuse {
+            expected.insert(self.serial.clone());
+            "--at-once"
+        } else {
+            expected.remove(&self.serial);
+            "--undo"
+        }
+    }
+
+    fn lists(&self, list: &Crl) -> bool {
+        list.entries().contains_key(&self.serial) == self.refuse
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn signer_and_sidecars_killed_at_each_step_of_a_revocation() {
-    let Some(etcd) = tier::etcd() else { return };
-    let Some(mut live) = Live::start(&etcd, "5400s", None).await else { return };
+    if tier::etcd().is_none() {
+        return;
+    }
+    for etcd in EtcdBinary::all() {
+        kills_at_each_step(&etcd).await;
+    }
+}
+
+/// Each round revokes a client's or a peer's certificate or takes that back, and one number more, and kills in the middle of it. No
+/// ConfigMap is mounted anew, so a sidecar that starts again finds the oldest list of all in its mount.
+async fn kills_at_each_step(etcd: &EtcdBinary) {
+    let Some(mut live) = Live::start(etcd, "5400s", None).await else { return };
     let app = live.client("revoked", 8).await;
-    let (files, urls) = (files_of(&app), live.places.iter().map(Place::client_url).collect::<Vec<_>>());
-    let serial = chain(&files).serial;
-    accepted(&urls, &files, true).await;
+    let peers: Vec<String> = live.places.iter().map(Place::peer_url).collect();
+    let mut targets = [
+        Target::new(Domain::Client, files_of(&app), live.places.iter().map(Place::client_url).collect()),
+        Target::new(Domain::Peer, live.certs[2].join(Role::Peer.as_str()), peers.clone()),
+    ];
+    for target in &targets {
+        accepted(&target.urls, &target.files, true).await;
+    }
     live.stack.hold_mounts(true);
     let over = Arc::new(AtomicBool::new(false));
     let numbers = tokio::spawn(numbers(lists_on_disk(&live), maps(&live), Arc::clone(&over)));
@@ -189,48 +234,49 @@ async fn signer_and_sidecars_killed_at_each_step_of_a_revocation() {
 
     let rounds = if tier::soaking() { 200 } else { 3 };
     let mut expected = BTreeSet::new();
-    let (mut count, mut refuse, mut early, mut asked) = (0, false, (0, 0), 0);
-    for step in Step::all(rounds) {
-        refuse = !refuse;
+    let (mut count, mut early, mut asked) = (0, (0, 0), 0);
+    for (turn, step) in Step::all(rounds) {
+        let target = &mut targets[turn];
+        let flag = target.turn(&mut expected);
         count += 1;
-        if refuse {
-            expected.insert(serial.clone())
-        } else {
-            expected.remove(&serial)
-        };
-        let (unpublished, not_installed) = round(&mut live, &serial, refuse, step).await;
+        let (unpublished, not_installed) = round(&mut live, target, flag, step).await;
         early = (early.0 + usize::from(unpublished), early.1 + not_installed);
         if matches!(step, Step::Asked) {
             assert!(unpublished, "a suspended signer published a list");
             asked += 1;
         }
-        accepted(&urls, &files, !refuse).await;
+        accepted(&target.urls, &target.files, !target.refuse).await;
         on_every_disk(&live, &expected).await;
     }
-    if !refuse {
-        let admin = live.stack.api.kubeconfig.clone();
-        revoke(&admin, &[CLUSTER, "--serial", &serial, "--at-once"]).await.expect("revoked");
-        expected.insert(serial);
+    // At the end the client is revoked, and no peer.
+    let admin = live.stack.api.kubeconfig.clone();
+    for target in &mut targets {
+        if target.refuse != (target.domain == Domain::Client) {
+            let flag = target.turn(&mut expected);
+            revoke(&admin, &[CLUSTER, "--serial", &target.serial, flag]).await.expect("revoked or taken back");
+        }
+        accepted(&target.urls, &target.files, !target.refuse).await;
     }
-    accepted(&urls, &files, false).await;
     on_every_disk(&live, &expected).await;
     let lists = published(&maps(&live)).await.expect("lists");
-    assert!(lists["client"].entries().keys().eq(&expected), "{lists:?}");
-    let peers: Vec<String> = live.places.iter().map(Place::peer_url).collect();
+    assert!(lists.values().all(|list| list.entries().keys().eq(&expected)), "{lists:?}");
     for certs in &live.certs {
         accepted(&peers, &certs.join(Role::Peer.as_str()), true).await;
     }
     over.store(true, Ordering::Relaxed);
     let seen = numbers.await.expect("no number goes back");
-    let last = lists["client"].number();
-    assert!(seen.iter().all(|(first, now)| first < now && *now == last), "{seen:?}, published: {last}");
+    for (domain, first, now) in &seen {
+        let last = lists[domain.as_str()].number();
+        assert!(first < now && *now == last, "{seen:?}, published for {domain}: {last}");
+    }
     let report = work.stop().await.expect("read etcd");
     let (unpublished, not_installed) = early;
     assert!(not_installed >= live.places.len(), "the suspended sidecars at least");
-    assert!(asked > 0, "the signer was killed at no certain step");
+    assert!(asked > 1, "the signer was killed at no certain step");
     say(&format!(
-        "{count} revocations and undos with processes killed in each, {unpublished} times the signer before the list was \
-         published, {not_installed} times a sidecar before it was on the disk: {report}"
+        "etcd {}: {count} revocations and undos with processes killed in each, {unpublished} times the signer before the list was \
+         published, {not_installed} times a sidecar before it was on the disk: {report}",
+        etcd.version
     ));
     assert_eq!((report.failed, report.lost.len(), report.unseen.len()), (0, 0, 0), "{report}");
     assert!(report.writes > 20, "the client hardly worked: {report}");
@@ -241,13 +287,14 @@ fn maps(live: &Live) -> Api<ConfigMap> {
     Api::namespaced(live.stack.api.client.clone(), NAMESPACE)
 }
 
-/// The directories with the client list of each member.
-fn lists_on_disk(live: &Live) -> Vec<PathBuf> {
-    live.certs.iter().map(|certs| certs.join(Role::Server.as_str())).collect()
+/// The directories with the lists of each member.
+fn lists_on_disk(live: &Live) -> Vec<(Domain, PathBuf)> {
+    let of = |role: Role| live.certs.iter().map(move |certs| (role.domain(), certs.join(role.as_str())));
+    of(Role::Server).chain(of(Role::Peer)).collect()
 }
 
 pub(super) async fn on_every_disk(live: &Live, expected: &BTreeSet<String>) {
-    for directory in lists_on_disk(live) {
+    for (_, directory) in lists_on_disk(live) {
         eventually("the list on every disk", LIMIT, || async {
             let list = on_disk(&directory);
             if list.entries().keys().eq(expected) { Ok(()) } else { Err(format!("{list:?}")) }
@@ -256,26 +303,32 @@ pub(super) async fn on_every_disk(live: &Live, expected: &BTreeSet<String>) {
     }
 }
 
-/// Panics where the number of a list goes back: the published one, or one on a disk. The first and the last number of each.
-async fn numbers(directories: Vec<PathBuf>, maps: Api<ConfigMap>, over: Arc<AtomicBool>) -> Vec<(u64, u64)> {
-    let mut seen: Vec<Option<(u64, u64)>> = vec![None; directories.len() + 1];
+/// Panics where the number of a list goes back: the published one, or one on a disk. The domain and the first and the last number
+/// of each.
+async fn numbers(
+    directories: Vec<(Domain, PathBuf)>,
+    maps: Api<ConfigMap>,
+    over: Arc<AtomicBool>,
+) -> Vec<(Domain, u64, u64)> {
+    let mut seen: BTreeMap<(Domain, String), (u64, u64)> = BTreeMap::new();
+    let mut note = |domain: Domain, place: String, now: u64| {
+        let (_, before) = seen.entry((domain, place.clone())).or_insert((now, now));
+        assert!(*before <= now, "{place}: {domain} list {now} after {before}");
+        *before = now;
+    };
     loop {
         // The files on the disks at the end are looked at, too.
         let last = over.load(Ordering::Relaxed);
-        for (seen, directory) in seen.iter_mut().zip(&directories) {
-            let now = on_disk(directory).number();
-            let (first, before) = seen.unwrap_or((now, now));
-            assert!(before <= now, "{}: list {now} after {before}", directory.display());
-            *seen = Some((first, now));
+        for (domain, directory) in &directories {
+            note(*domain, directory.display().to_string(), on_disk(directory).number());
         }
-        if let (Ok(lists), Some(seen)) = (published(&maps).await, seen.last_mut()) {
-            let now = lists["client"].number();
-            let (first, before) = seen.unwrap_or((now, now));
-            assert!(before <= now, "published: list {now} after {before}");
-            *seen = Some((first, now));
+        if let Ok(lists) = published(&maps).await {
+            for domain in Domain::WITH_LISTS {
+                note(domain, "published".to_owned(), lists[domain.as_str()].number());
+            }
         }
         if last {
-            return seen.into_iter().flatten().collect();
+            return seen.into_iter().map(|((domain, _), (first, now))| (domain, first, now)).collect();
         }
         sleep(Duration::from_millis(5)).await;
     }
@@ -283,7 +336,7 @@ async fn numbers(directories: Vec<PathBuf>, maps: Api<ConfigMap>, over: Arc<Atom
 
 /// One revocation, or one undo, with processes killed at `step`. Whether the signer was killed before the list was published, and
 /// how many sidecars before it was on their disk.
-async fn round(live: &mut Live, serial: &str, refuse: bool, step: Step) -> (bool, usize) {
+async fn round(live: &mut Live, target: &Target, flag: &'static str, step: Step) -> (bool, usize) {
     let admin = live.stack.api.kubeconfig.clone();
     // A sidecar has a list some milliseconds after it is published. A suspended one sees it when the test lets it.
     let waits = matches!(step, Step::Published | Step::Seen(_));
@@ -293,13 +346,9 @@ async fn round(live: &mut Live, serial: &str, refuse: bool, step: Step) -> (bool
     if matches!(step, Step::Asked) {
         live.stack.sign.signal(Signal::SIGSTOP);
     }
-    let arguments: Vec<String> =
-        [CLUSTER, "--serial", serial].iter().chain(flag(refuse)).map(|word| (*word).to_owned()).collect();
-    let command = tokio::spawn(async move {
-        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-        revoke(&admin, &arguments).await
-    });
-    reached(live, serial, refuse, step).await;
+    let (domain, serial) = (target.domain.as_str(), target.serial.clone());
+    let command = tokio::spawn(async move { revoke(&admin, &[CLUSTER, "--serial", &serial, flag]).await });
+    reached(live, target, step).await;
     if let Step::Seen(after) = step {
         to_sidecars(live, Signal::SIGCONT).await;
         sleep(after).await;
@@ -311,17 +360,22 @@ async fn round(live: &mut Live, serial: &str, refuse: bool, step: Step) -> (bool
     if sidecars {
         to_sidecars(live, Signal::SIGKILL).await;
     }
-    let listed = |list: &Crl| list.entries().contains_key(serial) == refuse;
-    let unpublished = sign && !published(&maps(live)).await.is_ok_and(|lists| listed(&lists["client"]));
-    let disks = lists_on_disk(live);
-    let not_installed = if sidecars { disks.iter().filter(|disk| !listed(&on_disk(disk))).count() } else { 0 };
+    let unpublished = sign && !published(&maps(live)).await.is_ok_and(|lists| target.lists(&lists[domain]));
+    let disks = disks_of(live, target);
+    let not_installed = if sidecars { disks.iter().filter(|disk| !target.lists(&on_disk(disk))).count() } else { 0 };
     if sign {
         live.restart_sign().await;
     }
-    let said = command.await.expect("run").unwrap_or_else(|error| panic!("{step:?}: {error}"));
-    let word = if refuse { "is revoked until" } else { "is not revoked any more" };
-    assert!(said.contains(&format!("client: {serial} {word}")), "{step:?}: {said}");
+    let said = command.await.expect("run").unwrap_or_else(|error| panic!("{domain}, {step:?}: {error}"));
+    let word = if target.refuse { "is revoked until" } else { "is not revoked any more" };
+    assert!(said.contains(&format!("{domain}: {} {word}", target.serial)), "{domain}, {step:?}: {said}");
     (unpublished, not_installed)
+}
+
+/// The directories with each member's list of the target's domain.
+fn disks_of(live: &Live, target: &Target) -> Vec<PathBuf> {
+    let of = lists_on_disk(live).into_iter().filter(|(domain, _)| *domain == target.domain);
+    of.map(|(_, disk)| disk).collect()
 }
 
 async fn to_sidecars(live: &Live, signal: Signal) {
@@ -329,35 +383,34 @@ async fn to_sidecars(live: &Live, signal: Signal) {
 }
 
 /// Waits until a revocation has come to `step`.
-async fn reached(live: &Live, serial: &str, refuse: bool, step: Step) {
+async fn reached(live: &Live, target: &Target, step: Step) {
     let (maps, start) = (maps(live), Instant::now());
     let secrets: Api<Secret> = Api::namespaced(live.stack.api.client.clone(), names::SYSTEM_NAMESPACE);
-    let disks = lists_on_disk(live);
-    let name = authority(live).await;
+    let disks = disks_of(live, target);
+    let (domain, serial) = (target.domain.as_str(), &target.serial);
+    let name = authority(live, domain).await;
     loop {
-        assert!(start.elapsed() < LIMIT, "{step:?} is not reached");
+        assert!(start.elapsed() < LIMIT, "{domain}, {step:?} is not reached");
         let there = match step {
             Step::Asked => {
                 let annotations = maps.get(TRUST).await.expect("read").metadata.annotations.unwrap_or_default();
-                let word = if refuse { "add " } else { "undo " };
+                let word = if target.refuse { "add " } else { "undo " };
                 annotations
-                    .get("etcd-tls.dev/revoke-client-request")
+                    .get(&format!("etcd-tls.dev/revoke-{domain}-request"))
                     .is_some_and(|request| request.starts_with(word) && request.contains(serial))
             }
             Step::Recorded => {
                 let data = secrets.get(&name).await.expect("read").data.unwrap_or_default();
                 let record = String::from_utf8_lossy(&data["revoked.json"].0).into_owned();
                 let record: serde_json::Value = serde_json::from_str(&record).expect("JSON");
-                record["entries"].get(serial).is_some() == refuse
+                record["entries"].get(serial).is_some() == target.refuse
             }
-            Step::Published | Step::Seen(_) => {
-                published(&maps).await.is_ok_and(|lists| lists["client"].entries().contains_key(serial) == refuse)
-            }
+            Step::Published | Step::Seen(_) => published(&maps).await.is_ok_and(|lists| target.lists(&lists[domain])),
             Step::After(time) => {
                 sleep(time).await;
                 true
             }
-            Step::Installed => disks.iter().any(|disk| on_disk(disk).entries().contains_key(serial) == refuse),
+            Step::Installed => disks.iter().any(|disk| target.lists(&on_disk(disk))),
         };
         if there {
             return;
@@ -365,9 +418,9 @@ async fn reached(live: &Live, serial: &str, refuse: bool, step: Step) {
     }
 }
 
-/// The Secret with the client authority of the cluster.
-async fn authority(live: &Live) -> String {
+/// The Secret with an authority of the cluster.
+pub(super) async fn authority(live: &Live, domain: &str) -> String {
     let namespaces: Api<k8s_openapi::api::core::v1::Namespace> = Api::all(live.stack.api.client.clone());
     let uid = namespaces.get(NAMESPACE).await.expect("the namespace").metadata.uid.expect("a uid");
-    format!("etcd-tls-ca-{uid}-{}-client", names::DEFAULT_CLUSTER)
+    format!("etcd-tls-ca-{uid}-{}-{domain}", names::DEFAULT_CLUSTER)
 }
