@@ -30,6 +30,7 @@ pub mod pods;
 pub mod policy;
 pub mod ports;
 pub mod process;
+pub mod prompt;
 pub mod revocation;
 pub mod self_hosted;
 pub mod signer;

@@ -2,10 +2,6 @@
 
 use std::{
     path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
     time::{Duration, Instant},
 };
 
@@ -15,58 +11,16 @@ use tests::{
     etcd::EtcdBinary,
     etcd_client::{Answer, answer},
     live::{LIMIT, Live, Place, files_of},
+    prompt::{Stalls, judge},
     revocation::revoke,
-    say, tier,
+    tier,
     workload::Workload,
 };
 use tokio::time::sleep;
 
 use super::live::{CLUSTER, accepted, chain};
 
-/// From the command to the first refused handshake of the last member.
-const PROMISE: Duration = Duration::from_secs(5);
 const ROUNDS: usize = 3;
-/// A machine on which nothing ran for so long measures itself. Such a round counts only if there is no other.
-const STALL: Duration = Duration::from_millis(500);
-
-/// The longest time for which this process did not run.
-struct Stalls {
-    longest: Arc<AtomicU64>,
-    over: Arc<AtomicBool>,
-}
-
-impl Stalls {
-    /// In a thread of its own: the test's own work is no stall.
-    fn watch() -> Self {
-        let stalls = Self { longest: Arc::default(), over: Arc::default() };
-        let (longest, over) = (Arc::clone(&stalls.longest), Arc::clone(&stalls.over));
-        std::thread::spawn(move || {
-            let tick = Duration::from_millis(10);
-            while !over.load(Ordering::Relaxed) {
-                let began = Instant::now();
-                std::thread::sleep(tick);
-                let late = began.elapsed().saturating_sub(tick);
-                longest.fetch_max(u64::try_from(late.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
-            }
-        });
-        stalls
-    }
-
-    fn begin(&self) {
-        self.longest.store(0, Ordering::Relaxed);
-    }
-
-    fn longest(&self) -> Duration {
-        Duration::from_millis(self.longest.load(Ordering::Relaxed))
-    }
-}
-
-impl Drop for Stalls {
-    fn drop(&mut self) {
-        self.over.store(true, Ordering::Relaxed);
-    }
-}
-
 /// Opens connections to `url` until one is refused.
 async fn refused(url: &str, files: &Path) {
     let start = Instant::now();
@@ -100,14 +54,6 @@ async fn rounds(live: &Live, urls: &[String], files: &Path, stalls: &Stalls) -> 
     took
 }
 
-fn judge(what: &str, version: &str, rounds: &[(Duration, Duration)]) {
-    say(&format!("etcd {version}: {what}: time to the last member's first refusal, and longest stall: {rounds:.0?}"));
-    let counts = |(_, stall): &&(Duration, Duration)| *stall < STALL;
-    let counted = rounds.iter().filter(counts).map(|(took, _)| *took).max();
-    let measured = counted.or_else(|| rounds.iter().map(|(took, _)| *took).min()).expect("rounds");
-    assert!(measured <= PROMISE, "{what}: {rounds:?}");
-}
-
 /// kubelet's next sync never comes: the mounted ConfigMaps stay as they were at the start.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_member_refuses_a_revoked_client_and_a_revoked_peer_within_five_seconds() {
@@ -124,10 +70,13 @@ async fn every_member_refuses_a_revoked_client_and_a_revoked_peer_within_five_se
         options.deadline = Duration::ZERO;
         let work = Workload::start(options);
         let urls: Vec<String> = live.places.iter().map(Place::client_url).collect();
-        judge("a client", &etcd.version, &rounds(&live, &urls, &files_of(&app), &stalls).await);
+        judge(
+            &format!("etcd {}: a client under load", etcd.version),
+            &rounds(&live, &urls, &files_of(&app), &stalls).await,
+        );
         let urls: Vec<String> = live.places.iter().map(Place::peer_url).collect();
         let peer = live.certs[2].join(Role::Peer.as_str());
-        judge("a peer", &etcd.version, &rounds(&live, &urls, &peer, &stalls).await);
+        judge(&format!("etcd {}: a peer under load", etcd.version), &rounds(&live, &urls, &peer, &stalls).await);
         let report = work.stop().await.expect("read etcd");
         assert_eq!((report.failed, report.lost.len(), report.unseen.len()), (0, 0, 0), "{report}");
         assert!(report.writes > 20, "the client hardly worked: {report}");
