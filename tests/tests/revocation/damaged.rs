@@ -1,9 +1,20 @@
 //! Damaged lists beside real etcds, of peers and of clients: the list in force stays, who is revoked stays refused, and nobody else is.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant, SystemTime},
+};
 
-use etcd_tls_contract::{crl::Crl, names, role::Role};
-use k8s_openapi::{ByteString, api::core::v1::ConfigMap};
+use etcd_tls_contract::{
+    crl::{Crl, Reason},
+    names,
+    role::Role,
+};
+use etcd_tls_webhook::ca::{authority::Authority, crl};
+use k8s_openapi::{
+    ByteString,
+    api::core::v1::{ConfigMap, Secret},
+};
 use kube::{
     Api,
     api::{Patch, PatchParams},
@@ -12,7 +23,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tests::{
     etcd::EtcdBinary,
-    etcd_client::EtcdClient,
+    etcd_client::{Answer, EtcdClient, answer},
     eventually,
     live::{LIMIT, Live, NAMESPACE, Place, files_of},
     revocation::{TRUST, on_disk, published, revoke},
@@ -22,9 +33,12 @@ use tests::{
 };
 
 use super::{
-    live::{CLUSTER, accepted, chain},
+    live::{CLUSTER, accepted, authority, chain},
     renewed::copied,
 };
+
+/// Entries of a long list.
+const MANY: usize = 10_000;
 
 /// A metric of a member's sidecar; 0 where it is not there.
 async fn metric(place: &Place, name: &str) -> Result<u64, String> {
@@ -162,9 +176,49 @@ async fn damages(etcd: &EtcdBinary) {
         domain.stands("none", &kept).await;
         put(&key, bytes(whole)).await;
     }
+    ten_thousand(&live, &domains, &maps).await;
     let report = work.stop().await.expect("read etcd");
     say(&format!("etcd {}: damaged lists of peers and clients: {report}", etcd.version));
     assert_eq!((report.failed, report.lost.len(), report.unseen.len()), (0, 0, 0), "{report}");
     assert!(report.writes > 20, "the client hardly worked: {report}");
     assert_eq!(live.seen.ends(), 0, "no etcd was restarted");
+}
+
+/// Lists with more entries than an authority of ours signs, signed by the cluster's own CAs: every sidecar installs them, and every
+/// etcd refuses who is on them and nobody else.
+async fn ten_thousand(live: &Live, domains: &[Domain], maps: &Api<ConfigMap>) {
+    let secrets: Api<Secret> = Api::namespaced(live.stack.api.client.clone(), names::SYSTEM_NAMESPACE);
+    for domain in domains {
+        let before = handshakes(domain).await;
+        let secret = secrets.get(&authority(live, domain.name).await).await.expect("the CA").data.expect("data");
+        let [certificate, key] = ["tls.crt", "tls.key"].map(|file| secret[file].0.clone());
+        let mut serials: Vec<String> = (1..MANY).map(|n| format!("4f{n:030x}")).collect();
+        serials.push(chain(&domain.revoked).serial);
+        let now = SystemTime::now();
+        let ca = Authority::load(&certificate, &key, now).expect("a CA");
+        let revoked = serials.iter().map(|serial| crl::Revoked { serial, at: now, reason: Reason::Superseded });
+        let number = domain.on_disks().iter().map(Crl::number).max().expect("lists") + 1;
+        let list = crl::sign(&ca, number, revoked, now).expect("a list");
+        let patch = json!({"binaryData": {format!("{}.crl", domain.name): ByteString(list.der().to_vec())}});
+        maps.patch(TRUST, &PatchParams::default(), &Patch::Merge(patch)).await.expect("a patch");
+        shows(live, &format!("etcd_tls_revocation_list_entries{{domain=\"{}\"}}", domain.name), MANY as u64).await;
+        domain.stands("ten thousand", &vec![list; live.places.len()]).await;
+        let after = handshakes(domain).await;
+        say(&format!(
+            "{}: a handshake and one answer: {before:.1?} with a short list, {after:.1?} with {MANY} entries",
+            domain.name
+        ));
+    }
+}
+
+/// The median of some whole handshakes with the first member, each with one answer.
+async fn handshakes(domain: &Domain) -> Duration {
+    let mut times = Vec::new();
+    for _ in 0..31 {
+        let start = Instant::now();
+        assert_eq!(answer(&domain.urls[0], &domain.honest[0]).await, Answer::Taken);
+        times.push(start.elapsed());
+    }
+    times.sort_unstable();
+    times[times.len() / 2]
 }
