@@ -29,8 +29,9 @@ use crate::{
     stats::{median, ms, percentile},
 };
 
-/// Revocations of which the refusals are awaited, each taken back after it, and all revocations.
+/// Revocations of which the refusals are awaited, each taken back after it: of a client, and of a peer. And all revocations.
 const TIMED: usize = 40;
+const TIMED_PEERS: usize = 20;
 const ALL: usize = 200;
 /// The pause between two handshakes of who is revoked with a member.
 const PAUSE: Duration = Duration::from_millis(5);
@@ -63,45 +64,32 @@ async fn revocations(report: &mut Report, etcd: &EtcdBinary) -> Result<(), Strin
     };
     let app = live.client("revoked", 8).await;
     let files = files_of(&app);
-    let chain = fs::read(files.join(names::CERT_FILE)).map_err(|e| e.to_string())?;
-    let serial = Chain::parse(&chain).map_err(|e| e.to_string())?.serial;
     let urls: Vec<String> = live.places.iter().map(Place::client_url).collect();
     let (admin, cluster) = (live.stack.api.kubeconfig.clone(), format!("{NAMESPACE}/etcd"));
-    taken(&urls, &files).await;
     live.stack.hold_mounts(true);
     let work = live.workload();
-    let (mut last, mut each, mut commands) = (Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..TIMED {
-        let start = Instant::now();
-        let probes: Vec<_> = urls.iter().map(|url| tokio::spawn(refused(url.clone(), files.clone(), start))).collect();
-        revoke(&admin, &[&cluster, "--serial", &serial, "--at-once"]).await?;
-        commands.push(ms(start.elapsed()));
-        let mut times = Vec::new();
-        for probe in join_all(probes).await {
-            times.push(ms(probe.map_err(|e| e.to_string())??));
-        }
-        last.push(times.iter().copied().fold(0.0, f64::max));
-        each.append(&mut times);
-        revoke(&admin, &[&cluster, "--serial", &serial, "--undo"]).await?;
-        taken(&urls, &files).await;
-    }
-    for n in TIMED..ALL {
+    let of_client = timed(&admin, &cluster, &files, &urls, TIMED).await?;
+    let urls: Vec<String> = live.places.iter().map(Place::peer_url).collect();
+    let of_peer = timed(&admin, &cluster, &live.certs[2].join(Role::Peer.as_str()), &urls, TIMED_PEERS).await?;
+    for n in TIMED + TIMED_PEERS..ALL {
         // A number that no certificate has: only the list grows.
         revoke(&admin, &[&cluster, "--serial", &format!("4f{n:06x}"), "--at-once"]).await?;
     }
     let account = work.stop().await.map_err(|e| e.to_string())?;
     let figure = |values: &[f64]| format!("{:.0} ms, {:.0} ms", percentile(values, 0.5), percentile(values, 0.99));
-    report.plain(format!("the command itself, {TIMED} times: p50, p99"), figure(&commands));
-    report.plain("from its start to the first refused handshake, a member: p50, p99", figure(&each));
-    report.judged(
-        "the same on the last of three members: p50, p99",
-        figure(&last),
-        "p99 <= 5 s",
-        percentile(&last, 0.99) <= ms(GOAL),
-    );
+    for (whose, Timed { commands, each, last }) in [("a client", of_client), ("a peer", of_peer)] {
+        report.plain(format!("the command itself, of {whose}, {} times: p50, p99", commands.len()), figure(&commands));
+        report.plain("from its start to the first refused handshake, a member: p50, p99", figure(&each));
+        report.judged(
+            "the same on the last of three members: p50, p99",
+            figure(&last),
+            "p99 <= 5 s",
+            percentile(&last, 0.99) <= ms(GOAL),
+        );
+    }
     let kept = account.failed == 0 && account.lost.is_empty() && account.unseen.is_empty();
     report.judged(
-        format!("operations of others, {ALL} revocations and {TIMED} undone"),
+        format!("operations of others, {ALL} revocations and {} undone", TIMED + TIMED_PEERS),
         format!(
             "{} writes, {} failed, {} lost, {} tried again, longest {:.1} s",
             account.writes,
@@ -114,6 +102,38 @@ async fn revocations(report: &mut Report, etcd: &EtcdBinary) -> Result<(), Strin
         kept,
     );
     Ok(())
+}
+
+/// Milliseconds from the start of a command: to its end, to the first refusal of each member, and to that of the last member.
+#[derive(Default)]
+struct Timed {
+    commands: Vec<f64>,
+    each: Vec<f64>,
+    last: Vec<f64>,
+}
+
+/// Revokes the certificate in `files` and takes that back, `rounds` times; `urls` have to refuse it.
+async fn timed(admin: &Path, cluster: &str, files: &Path, urls: &[String], rounds: usize) -> Result<Timed, String> {
+    let chain = fs::read(files.join(names::CERT_FILE)).map_err(|e| e.to_string())?;
+    let serial = Chain::parse(&chain).map_err(|e| e.to_string())?.serial;
+    let mut timed = Timed::default();
+    taken(urls, files).await;
+    for _ in 0..rounds {
+        let start = Instant::now();
+        let probe = |url: &String| tokio::spawn(refused(url.clone(), files.to_owned(), start));
+        let probes: Vec<_> = urls.iter().map(probe).collect();
+        revoke(admin, &[cluster, "--serial", &serial, "--at-once"]).await?;
+        timed.commands.push(ms(start.elapsed()));
+        let mut times = Vec::new();
+        for probe in join_all(probes).await {
+            times.push(ms(probe.map_err(|e| e.to_string())??));
+        }
+        timed.last.push(times.iter().copied().fold(0.0, f64::max));
+        timed.each.append(&mut times);
+        revoke(admin, &[cluster, "--serial", &serial, "--undo"]).await?;
+        taken(urls, files).await;
+    }
+    Ok(timed)
 }
 
 /// Waits until every member takes the certificate.
