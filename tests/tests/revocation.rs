@@ -185,6 +185,7 @@ async fn the_signer_lists_what_holders_of_the_right_revoke() {
     let now = published(&maps).await.expect("lists");
     assert!(now.values().all(|list| list.entries().contains_key("4f0d")), "it is revoked nevertheless: {now:?}");
     revoke(&admin, &["prod/etcd", "--serial", "4f0c", "--undo"]).await.expect("taken back");
+    rolled_over::the_new_ca_signs_what_is_revoked(&stack, "prod").await;
 }
 
 /// A policy by which `two` has one authority, the clients of `three` are another cluster's, and the peers of `four` have a CA of

@@ -1,16 +1,21 @@
 //! A rollover of the CA while certificates of the old and of the new one are revoked.
 
-use std::{path::PathBuf, time::SystemTime};
+use std::{path::PathBuf, process::Command, time::SystemTime};
 
-use etcd_tls_contract::{certificate::Chain, crl::Crl};
+use etcd_tls_contract::{
+    certificate::{Bundle, Chain},
+    crl::Crl,
+};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
 use tests::{
     etcd::EtcdBinary,
     eventually,
     live::{LIMIT, Live, NAMESPACE, Place, files_of},
+    process::binary,
     revocation::{published, revoke},
     say,
+    stack::Stack,
     temp::TempDir,
     tier,
 };
@@ -82,6 +87,33 @@ impl Rolled {
         })
         .await
     }
+}
+
+/// No pod has a certificate, so nobody has to load the new CA first: it takes over at once, and signs the list with the entries of
+/// before.
+pub(super) async fn the_new_ca_signs_what_is_revoked(stack: &Stack, namespace: &str) {
+    let maps: Api<ConfigMap> = Api::namespaced(stack.api.client.clone(), namespace);
+    let bundle = async || {
+        let pem = stack.bundle(namespace, "client").await.ok_or("no bundle")?;
+        Bundle::parse(pem.as_bytes()).map_err(|e| e.to_string())
+    };
+    let (old, before) = (bundle().await.expect("a bundle"), published(&maps).await.expect("lists")["client"].clone());
+    assert!(!before.entries().is_empty(), "{before:?}");
+    let cluster = format!("{namespace}/etcd");
+    for more in [&[][..], &["--force", "--yes"]] {
+        let mut command = Command::new(binary("etcd-tls-webhook"));
+        command.args(["rollover", &cluster, "--domain", "client"]).args(more).env("KUBECONFIG", &stack.api.kubeconfig);
+        let output = command.output().expect("run the command");
+        assert!(output.status.success(), "{output:?}");
+    }
+    eventually("a list of the new CA", LIMIT, || async {
+        let (bundle, list) = (bundle().await?, published(&maps).await?["client"].clone());
+        let new = bundle.certificates().iter().filter(|der| !old.certificates().contains(der)).map(Vec::as_slice);
+        list.verify(new).map_err(|e| format!("{e}: {} CAs", bundle.certificates().len()))?;
+        assert!(list.entries().keys().eq(before.entries().keys()) && list.number() > before.number(), "{list:?}");
+        Ok::<_, String>(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
