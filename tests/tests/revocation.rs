@@ -47,6 +47,7 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair, KeyUsage
 use serde_json::{Value, json};
 use tests::{
     etcd::EtcdBinary,
+    etcd_client::{Answer, answer},
     eventually,
     pod::LocalPod,
     ports,
@@ -54,6 +55,7 @@ use tests::{
     revocation::{TRUST, ended, on_disk, published, revoke, write},
     say,
     stack::{LIMIT, Options, Stack},
+    temp::TempDir,
     tier,
 };
 
@@ -329,7 +331,8 @@ async fn a_revoked_client_is_refused_with_no_restart_and_others_go_on() {
 
 async fn refuses_who_is_revoked(etcd: &EtcdBinary) {
     let Some(mut stack) = Stack::start(&Options::default()).await else { return };
-    let policy = "extraSans: [{namespaces: [prod], clusters: [etcd], ipBlocks: [127.0.0.0/8]}]\n";
+    let policy =
+        "extraSans: [{namespaces: [prod], clusters: [etcd], ipBlocks: [127.0.0.0/8]}]\nmetricsAuthority: own\n";
     tests::policy::set(&stack.api.client, policy).await;
     stack.api.namespace("prod", &[("etcd-tls", "dynamic")]).await;
 
@@ -346,7 +349,7 @@ async fn refuses_who_is_revoked(etcd: &EtcdBinary) {
 
     let manifest = json!({
         "metadata": {"name": "app", "annotations": {
-            "etcd-tls.dev/roles": "client", "etcd-tls.dev/admin-port": ports::loopback().to_string(),
+            "etcd-tls.dev/roles": "client,metrics", "etcd-tls.dev/admin-port": ports::loopback().to_string(),
         }},
         "spec": {"serviceAccountName": "app", "containers": [{"name": "app", "image": "app", "command": ["app"]}]},
     });
@@ -357,6 +360,15 @@ async fn refuses_who_is_revoked(etcd: &EtcdBinary) {
     app.initialise(LIMIT).await.expect("init and sidecar");
     let files = app.path("app", names::DEFAULT_MOUNT_PATH).join("client");
     write(&files, &client).await.expect("a good certificate");
+    // No port of etcd takes those of an authority of their own, for which there is no list.
+    let copies = TempDir::new("metrics");
+    for (url, role) in [(&client, "client"), (&peer, "peer")] {
+        let metrics = copies.path().join(role);
+        renewed::copied(&files.with_file_name("metrics"), &metrics);
+        // The CA of etcd's own certificate, which the scraper would trust.
+        std::fs::copy(mount.join(role).join(names::CA_FILE), metrics.join(names::CA_FILE)).expect("copied");
+        assert_eq!(answer(url, &metrics).await, Answer::Refused, "{url}");
+    }
 
     let chain = Chain::parse(&std::fs::read(files.join(names::CERT_FILE)).expect("read")).expect("a chain");
     let admin = stack.api.kubeconfig.clone();
