@@ -6,7 +6,7 @@ use std::fs;
 use tests::repository;
 
 /// Page, words of it, source file, and the line in it that the words repeat.
-const SAME: [(&str, &str, &str, &str); 14] = [
+const SAME: [(&str, &str, &str, &str); 16] = [
     (
         "operations.md",
         "If it does not answer within two seconds, your own probe decides",
@@ -43,6 +43,18 @@ const SAME: [(&str, &str, &str, &str); 14] = [
         "An authority revokes at most 2,048 certificates and 2,048 compromised keys",
         "webhook/src/sign/authorities/revoked.rs",
         "const MOST: usize = 2048;",
+    ),
+    (
+        "revocation.md",
+        "up to 16,384 entries and 512 KiB",
+        "sidecar/contract/src/crl.rs",
+        "pub const MAX_ENTRIES: usize = 16 * 1024;",
+    ),
+    (
+        "revocation.md",
+        "up to 16,384 entries and 512 KiB",
+        "sidecar/contract/src/crl.rs",
+        "pub const MAX_CRL: usize = 512 * 1024;",
     ),
     (
         "revocation.md",

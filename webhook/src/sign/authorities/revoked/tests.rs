@@ -126,6 +126,18 @@ fn a_full_list_and_a_ca_that_may_sign_none_are_said() {
     assert!(revoked.answer().unwrap().message.contains("cRLSign"));
 }
 
+/// Why [`MOST`] is not greater.
+#[test]
+fn ten_thousand_entries_with_their_list_do_not_fit_into_a_secret() {
+    let mut revoked = Revoked::default();
+    let entry = Entry(seconds(now()), seconds(now() + DAY), Reason::KeyCompromise.code());
+    revoked.record.entries = (0..10_000).map(|n| (format!("4f{n:030x}"), entry)).collect();
+    revoked.refresh(&ca("one"), now()).unwrap();
+    assert_eq!(listed(&revoked).len(), 10_000);
+    let bytes: usize = revoked.data().unwrap().iter().map(|(_, bytes)| bytes.len()).sum();
+    assert!(bytes > 1024 * 1024, "{bytes}");
+}
+
 #[test]
 fn compromised_keys_and_barred_pods_beyond_their_bounds_are_refused_and_other_revocations_are_not() {
     let (mut revoked, one) = (Revoked::default(), ca("one"));
