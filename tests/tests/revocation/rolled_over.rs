@@ -1,10 +1,11 @@
 //! A rollover of the CA while certificates of the old and of the new one are revoked.
 
-use std::{path::PathBuf, process::Command, time::SystemTime};
+use std::{fs, path::PathBuf, process::Command, time::SystemTime};
 
 use etcd_tls_contract::{
     certificate::{Bundle, Chain},
     crl::Crl,
+    names,
 };
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
@@ -66,7 +67,10 @@ impl Rolled {
     /// that was revoked is valid, so that it is the list that refuses it.
     async fn stands(&self, phase: &str) -> Crl {
         let list = self.list().await;
+        let trusted = self.live.stack.bundle(NAMESPACE, "client").await.expect("a bundle");
         for gone in &self.gone {
+            // A member may have a certificate of the new CA meanwhile: the one that is refused shall trust it.
+            fs::write(gone.files.join(names::CA_FILE), &trusted).expect("written");
             accepted(&self.urls, &gone.files, false).await;
             assert!(
                 list.entries().contains_key(&gone.chain.serial) || !gone.is_valid(),
