@@ -87,6 +87,7 @@ async fn within_seconds(kubeconfig: &Path, app: &Path, other: &Path, url: &str) 
     }
     let report = work.stop().await.expect("read etcd");
     assert_eq!((report.failed, report.lost.len(), report.unseen.len()), (0, 0, 0), "{report}");
+    assert!(report.writes > 5, "the client hardly worked: {report}");
     judge("a client at a host's etcd under load", &rounds);
 }
 
