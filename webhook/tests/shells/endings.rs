@@ -77,7 +77,7 @@ const SCRIPTS: &[(&str, Word)] = &[
 /// What admission says of a pod with this command.
 fn word(command: &[&str], script: &str) -> Word {
     let command: Vec<String> = command.iter().map(|word| (*word).to_owned()).chain([script.to_owned()]).collect();
-    let case = Case { command, args: Vec::new(), environment: String::new() };
+    let case = Case { tool: Tool::Etcd, command, args: Vec::new(), environment: String::new() };
     let (_, warnings) = injected(&case).unwrap_or_else(|| panic!("{script}: refused"));
     let said: Vec<&String> =
         warnings.iter().filter(|w| w.contains("when etcd ends") || w.contains("ends with etcd")).collect();
@@ -335,6 +335,7 @@ fn no_composed_script_goes_on_of_which_admission_says_nothing() {
     let (tried, silent) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let faults = faults(&cases, |at, (script, shell)| {
         let case = Case {
+            tool: Tool::Etcd,
             command: shell.iter().map(|w| (*w).to_owned()).chain([script.clone()]).collect(),
             args: Vec::new(),
             environment: String::new(),

@@ -26,6 +26,9 @@ fn sibling(random: &mut Random, kind: usize) -> Case {
         "tini --",
         "nice -n 5",
         "timeout 10",
+        "sudo -E -u etcd",
+        "s6-setuidgid etcd",
+        "setpriv --reuid=1001 --clear-groups",
     ]);
     let (plain, quote) = (random.flag(), random.pick(&["\"", "'"]));
     let words = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
@@ -100,14 +103,14 @@ fn sibling(random: &mut Random, kind: usize) -> Case {
         _ => script(format!("set -- {flag} {other}\n[ -d / ] && set -- \"$@\" {plain}\n{exec}etcd \"$@\"")),
     };
     let environment = if random.below(3) == 0 { random.flag() } else { "/data".to_owned() };
-    Case { command, args, environment }
+    Case { tool: Tool::Etcd, command, args, environment }
 }
 
 #[test]
 fn no_sibling_of_a_known_command_line_gives_etcd_an_option_twice() {
     let mut random = Random(SEED ^ 7);
     let cases: Vec<Case> = (0..8 * KINDS).map(|at| sibling(&mut random, at % KINDS)).collect();
-    let (mut faults, tried, done) = try_all("siblings", &cases);
+    let Tried { mut faults, tried, injected: done, .. } = try_all("siblings", &cases);
     // A config file's options are not in the environment.
     faults.retain(|fault| fault.contains("CONFLICT"));
     assert!(faults.is_empty(), "{} faults, such as\n{}", faults.len(), faults.join("\n"));
