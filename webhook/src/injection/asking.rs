@@ -232,47 +232,84 @@ impl<'a> Work<'a> {
         self.warnings.extend(said);
     }
 
-    /// Runs of etcdctl without TLS.
+    /// Runs of etcdctl without TLS, or by a name that no certificate holds.
     fn check_endpoints(&mut self, asker: &Asker<'a, '_>) {
-        let options = asker.options;
+        let (options, name) = (asker.options, asker.container.name);
         let runs = options.runs_of(Tool::Etcdctl).filter(|run| run.dials());
         let said: BTreeSet<String> = runs
             .filter_map(|run| {
-                let endpoint = of_run(options, run, "endpoints").filter(|text| text.contains("http://"))?;
-                Some(format!(
-                    "container {}: {} gives etcdctl the endpoint {}, which will speak TLS; write https://",
-                    asker.container.name,
-                    run.place,
-                    short(&endpoint)
-                ))
+                let (endpoints, place) = (of_run(options, run, "endpoints")?, &run.place);
+                if endpoints.contains("http://") {
+                    return Some(format!(
+                        "container {name}: {place} gives etcdctl the endpoint {}, which will speak TLS; write https://",
+                        short(&endpoints)
+                    ));
+                }
+                let unverified = of_run(options, run, "insecure-skip-tls-verify").is_some();
+                let theirs = |file: String| !file.is_empty() && !is_below(&file, &self.settings.mount_path);
+                if unverified || of_run(options, run, "cacert").is_some_and(theirs) {
+                    return None;
+                }
+                let host = endpoints.split(',').find_map(|endpoint| self.unqualified(endpoint.trim()))?;
+                Some(format!("container {name}: {place} gives etcdctl an endpoint with {}", self.not_held(host)))
             })
             .collect();
         self.warnings.extend(said);
     }
 
-    /// URLs of etcd's port without TLS, for whichever program they are. Those of etcd's own options are checked by themselves.
+    /// The host of a URL if it is a name without a namespace. A host that is no pod has certificates with such names.
+    fn unqualified<'u>(&self, url: &'u str) -> Option<&'u str> {
+        let rest = url.strip_prefix("https://").unwrap_or(url);
+        let host = rest.split([':', '/', '?', '#']).next()?;
+        let letters = host.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
+        let known = host.is_empty() || host == "localhost" || self.settings.extra_sans.dns.contains(host);
+        (letters && !known && self.config.host.is_none()).then_some(host)
+    }
+
+    fn not_held(&self, host: &str) -> String {
+        let host = short(host);
+        format!(
+            "the name {host}, and no certificate holds a name without its namespace unless a member's extra-sans has it; write \
+             {host}.{}.svc",
+            short(self.origin.namespace)
+        )
+    }
+
+    /// URLs of etcd's port without TLS, or by a name that no certificate holds, for whichever program they are. Those of etcd's own
+    /// options are checked by themselves.
     fn check_plain_urls(&mut self, asker: &Asker<'a, '_>, asked: &DialledEtcd) {
-        let (container, options) = (&asker.container, asker.options);
-        let member = asker.member;
-        let plain = |text: &str| {
+        // Runs of etcdctl are checked by themselves.
+        let etcdctl = asker.options.runs_of(Tool::Etcdctl).any(Run::dials);
+        let mut said = None;
+        for (place, text) in self.told(asker) {
             let pieces = text.split(|c: char| c.is_whitespace() || "'\"`(),;|&=".contains(c));
-            let of_etcd = |piece: &&str| port(piece).is_some_and(|port| asked.is_client(port));
-            pieces.filter(|piece| piece.starts_with("http://")).find(of_etcd).map(short)
-        };
+            let mut urls = pieces.filter(|piece| port(piece).is_some_and(|port| asked.is_client(port)));
+            let certificate =
+                if asker.client || asker.member { String::new() } else { format!(", and {}", asker.advice) };
+            said = urls.find_map(|url| match url.strip_prefix("https://") {
+                _ if url.starts_with("http://") => Some(format!(
+                    "{place} names {}, and etcd speaks TLS there and wants a client certificate; write https://{certificate}",
+                    short(url)
+                )),
+                Some(_) if !etcdctl => Some(format!("{place} has {}", self.not_held(self.unqualified(url)?))),
+                _ => None,
+            });
+            if said.is_some() {
+                break;
+            }
+        }
+        self.warnings.extend(said.map(|said| format!("container {}: {said}", asker.container.name)));
+    }
+
+    /// The variables and words of a container that may name etcd, each with its place.
+    fn told(&self, asker: &Asker<'a, '_>) -> Vec<(String, String)> {
+        let (container, options, member) = (&asker.container, asker.options, asker.member);
         let variables = container.list("env").iter().filter_map(|entry| {
             let name = entry.get("name").as_str().filter(|name| !member || *name == "ETCDCTL_ENDPOINTS")?;
-            let value = text(options.variables.get(name).cloned())?;
-            Some((name.to_owned(), plain(&value)?))
+            Some((name.to_owned(), text(options.variables.get(name).cloned())?))
         });
         let words = container.words("command").chain(container.words("args")).filter(|_| !member);
-        let words = words.filter_map(|word| Some(("its command line".to_owned(), plain(word)?)));
-        if let Some((place, url)) = variables.chain(words).next() {
-            self.warnings.push(format!(
-                "container {}: {place} names {url}, and etcd speaks TLS there and wants a client certificate; write https://{}",
-                container.name,
-                if asker.client || member { String::new() } else { format!(", and {}", asker.advice) }
-            ));
-        }
+        variables.chain(words.map(|word| ("its command line".to_owned(), word.to_owned()))).collect()
     }
 }
 

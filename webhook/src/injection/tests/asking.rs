@@ -188,6 +188,54 @@ fn a_client_of_another_pods_etcd_is_told_to_write_https() {
     assert_eq!(client(json!({"command": ["app", "--etcd=https://etcd.prod.svc:2379"]})), [""; 0]);
 }
 
+#[test]
+fn a_client_is_told_that_no_certificate_holds_a_name_without_its_namespace() {
+    let client = |container: Value, extra: &str| {
+        let mut container = container;
+        container["name"] = json!("client");
+        container["securityContext"] = json!({"runAsUser": 4000});
+        let mut annotations = json!({"etcd-tls.dev/roles": "client"});
+        if !extra.is_empty() {
+            annotations["etcd-tls.dev/extra-sans"] = json!(extra);
+        }
+        injected(&json!({
+            "metadata": {"labels": {"etcd-tls": "dynamic"}, "annotations": annotations},
+            "spec": {"containers": [container]},
+        }))
+        .1
+    };
+    let etcdctl = |endpoints: &str| client(json!({"command": ["etcdctl", "--endpoints", endpoints, "get", "a"]}), "");
+    for endpoints in ["https://etcd-client:2379", "etcd-client:2379", "https://etcd.prod.svc:2379, https://etcd-client"]
+    {
+        let said = etcdctl(endpoints);
+        assert!(
+            said.len() == 1 && said[0].contains("command[0] gives etcdctl an endpoint with the name etcd-client"),
+            "{said:?}"
+        );
+        assert!(said[0].contains("write etcd-client.prod.svc") && said[0].chars().count() <= 256, "{said:?}");
+    }
+    let script = json!({"command": ["sh", "-c", "E=https://etcd:2379; etcdctl --endpoints=$E get a"]});
+    let variable =
+        json!({"command": ["app"], "env": [{"name": "ETCD", "value": "https://etcd:2379,https://10.0.0.7:2379"}]});
+    let flag = json!({"command": ["kube-apiserver", "--etcd-servers=https://etcd:2379"]});
+    for container in [&script, &variable, &flag] {
+        let said = client(container.clone(), "");
+        assert!(said.len() == 1 && said[0].contains("write etcd.prod.svc"), "{said:?}");
+        assert_eq!(client(container.clone(), "etcd"), [""; 0], "{container}");
+    }
+    for endpoints in
+        ["https://etcd.other:2379", "127.0.0.1:2379", "localhost:2379", "https://[::1]:2379", "$(HOST):2379"]
+    {
+        assert_eq!(etcdctl(endpoints), [""; 0], "{endpoints}");
+    }
+    assert_eq!(client(json!({"command": ["app", "--peers=https://app:8443"]}), ""), [""; 0]);
+    // Of another's CA nothing is known.
+    for flag in ["--cacert=/theirs/ca.crt", "--insecure-skip-tls-verify"] {
+        let said = client(json!({"command": ["etcdctl", flag, "--endpoints=https://etcd:2379", "get", "a"]}), "");
+        assert!(!said.iter().any(|w| w.contains("without its namespace")), "{flag}: {said:?}");
+    }
+}
+
 /// Only so many command lines are read, and the others are not taken for fine.
 #[test]
 fn containers_that_are_not_read_are_said() {
