@@ -14,6 +14,8 @@ use tests::{
 mod alerts;
 #[path = "docs/command_line.rs"]
 mod command_line;
+#[path = "docs/field.rs"]
+mod field;
 #[path = "docs/limits.rs"]
 mod limits;
 #[path = "docs/metrics.rs"]
