@@ -16,6 +16,9 @@ use tests::{
     workload::{Options, Report, Workload},
 };
 
+#[path = "plain_text/on_kubernetes.rs"]
+mod on_kubernetes;
+
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// The steps of the runbook for one member.
