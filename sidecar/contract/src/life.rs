@@ -8,7 +8,9 @@ use aws_lc_rs::digest::{SHA256, digest};
 /// new certificate.
 pub const BACKDATE: Duration = Duration::from_secs(65 * 60);
 
-/// How far back notBefore is set for kubelet: kube-apiserver takes a difference of less than five minutes to its own clock.
+/// How far back notBefore is set for kubelet. With none, a peer whose clock is a second behind would refuse a new member. kube-apiserver takes
+/// a difference of less than five minutes to its own clock (`ValidatePodCertificateRequestStatusUpdate` of Kubernetes), from which the signer's may
+/// differ, too. Two minutes, as Kubernetes' own signer for tests has it (`test/utils/hermeticpodcertificatesigner`).
 pub const POD_CERTIFICATE_BACKDATE: Duration = Duration::from_secs(2 * 60);
 
 /// The part of the life before which no certificate is renewed, and the part over which renewals are spread.
