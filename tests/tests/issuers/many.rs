@@ -1,4 +1,4 @@
-//! A thousand requests at once to one issuer: each is answered, and `sign` leaves none.
+//! A thousand requests at once to one issuer: each is answered, and `sign` leaves none. With `ETCD_TLS_SOAK`, 3,000.
 
 use std::collections::BTreeSet;
 
@@ -17,20 +17,18 @@ use kube::{
     api::{DynamicObject, ListParams, PostParams},
 };
 use serde_json::{Value, json};
-use tests::{apiserver::from_json, cert_manager::resource, eventually, say};
+use tests::{apiserver::from_json, cert_manager::resource, eventually, say, tier};
 
 use crate::{
     cleaning::sign,
     scene::{Kind, LIMIT, Lab},
 };
 
-const PODS: usize = 125;
 const ROLES: [Role; 2] = [Role::Peer, Role::Server];
 /// As many of one pod and role stay, in any state.
 const EACH: usize = 4;
 /// Pods and requests that are made at once.
 const AT_ONCE: usize = 16;
-const ALL: usize = PODS * ROLES.len() * EACH;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_requests_are_answered_and_none_is_left() {
@@ -47,25 +45,26 @@ async fn a_thousand_requests_to_cert_manager_itself_are_answered_and_none_is_lef
 
 async fn of_each_kind(lab: &Lab) {
     for (namespace, kind) in [("cm", Kind::CertManager), ("csr", Kind::Signer)] {
-        let many = Many { lab, namespace, kind };
+        let many = Many { lab, namespace, kind, pods: if tier::soaking() { 375 } else { 125 } };
+        let all = many.pods * ROLES.len() * EACH;
         lab.grant(namespace, kind);
         let _issuer = lab.issuer(namespace);
         let made = many.make().await;
-        assert_eq!(made.len(), ALL);
+        assert_eq!(made.len(), all);
         eventually("each to be answered", LIMIT, || async {
             let answered = many.answered().await?;
-            if answered == made { Ok(()) } else { Err(format!("{} of {ALL} are answered", answered.len())) }
+            if answered == made { Ok(()) } else { Err(format!("{} of {all} are answered", answered.len())) }
         })
         .await;
         let mut sign = sign(lab).await;
         eventually("none to be left", LIMIT, || async {
             let left = many.list().await?.len();
-            if left == 0 { Ok(()) } else { Err(format!("{left} of {ALL}: {}", sign.log_end())) }
+            if left == 0 { Ok(()) } else { Err(format!("{left} of {all}: {}", sign.log_end())) }
         })
         .await;
         assert!(sign.running(), "{}", sign.log());
         sign.kill();
-        say(&format!("{kind:?}: {ALL} requests answered and deleted"));
+        say(&format!("{kind:?}: {all} requests answered and deleted"));
     }
 }
 
@@ -73,12 +72,13 @@ struct Many<'a> {
     lab: &'a Lab,
     namespace: &'a str,
     kind: Kind,
+    pods: usize,
 }
 
 impl Many<'_> {
     /// The names of the requests of all pods, made with the token of each.
     async fn make(&self) -> BTreeSet<String> {
-        let pods = stream::iter(0..PODS).map(|n| self.requests_of_pod(n)).buffer_unordered(AT_ONCE);
+        let pods = stream::iter(0..self.pods).map(|n| self.requests_of_pod(n)).buffer_unordered(AT_ONCE);
         pods.collect::<Vec<_>>().await.into_iter().flatten().collect()
     }
 

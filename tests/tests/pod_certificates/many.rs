@@ -1,24 +1,24 @@
-//! More requests at once than `sign` keeps of one namespace: each gets its own pod's certificate.
+//! More requests at once than `sign` keeps of one namespace: each gets its own pod's certificate. With `ETCD_TLS_SOAK` they are 3,200.
 
 use etcd_tls_contract::certificate::Chain;
 use futures::{StreamExt as _, stream};
 use kube::{ResourceExt as _, api::ListParams};
-use tests::eventually;
+use tests::{eventually, tier};
 
 use super::{LIMIT, Lab, sign, signer};
 
-const PODS: usize = 150;
 const EACH: usize = 4;
 const DOMAINS: [&str; 2] = ["peer", "client"];
-const ALL: usize = PODS * EACH * DOMAINS.len();
 const AT_ONCE: usize = 16;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn more_than_a_thousand_requests_at_once_get_their_own_pods_certificates() {
     let Some(mut lab) = Lab::new().await else { return };
+    let count = if tier::soaking() { 400 } else { 150 };
+    let expected = count * EACH * DOMAINS.len();
     // They wait for a signer that is away.
     lab.sign.kill();
-    let pods = stream::iter(0..PODS).map(|n| {
+    let pods = stream::iter(0..count).map(|n| {
         let lab = &lab;
         async move {
             let pod = lab.pod(&format!("etcd-{n}"), "peer,server", |_| {}).await;
@@ -32,7 +32,7 @@ async fn more_than_a_thousand_requests_at_once_get_their_own_pods_certificates()
     let items = eventually("all to be answered", LIMIT, || async {
         let all = lab.requests(&lab.api.client).list(&ListParams::default()).await.map_err(|e| e.to_string())?.items;
         let answered = all.iter().filter(|item| item.data["status"]["conditions"].is_array()).count();
-        if answered == ALL { Ok(all) } else { Err(format!("{answered} of {}: {}", all.len(), lab.sign.log_end())) }
+        if answered == expected { Ok(all) } else { Err(format!("{answered} of {}: {}", all.len(), lab.sign.log_end())) }
     })
     .await;
     for item in items {
