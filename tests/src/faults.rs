@@ -1,5 +1,6 @@
 //! A proxy before the API server that does to calls what a bad network and a bad day do: it delays and so reorders, loses
-//! requests and answers, truncates, repeats, answers errors and garbage itself, and ends, breaks and spoils watches.
+//! requests and answers, truncates, repeats, answers errors and garbage itself, and ends, breaks and spoils watches. It can
+//! also show some of the API as another version of the API server would.
 //!
 //! Callers authenticate through it by their tokens. The fault of the n-th call follows from the seed and n alone.
 
@@ -27,7 +28,7 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use kube::{Client, Config, client::Body};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::{
     net::TcpListener,
     task::{JoinHandle, JoinSet},
@@ -68,6 +69,16 @@ struct Shared {
     faulty: AtomicBool,
     counts: Mutex<BTreeMap<&'static str, u64>>,
     stand_in: Mutex<Option<StandIn>>,
+    translation: Mutex<Option<Arc<dyn Translation>>>,
+}
+
+/// Shows some of the API server's API as another version of it would. Nothing happens to these calls.
+pub trait Translation: Send + Sync {
+    /// The path and query that the API server is asked in place of `asked`; `None`: nothing is translated.
+    fn path(&self, asked: &str) -> Option<String>;
+
+    /// The answer to `asked`: an object, a list, or an event of a watch.
+    fn answer(&self, asked: &str, value: Value) -> Value;
 }
 
 /// Answers a read of this path and query in place of the API server, with an object as JSON.
@@ -137,6 +148,7 @@ impl FaultProxy {
             faulty: AtomicBool::new(false),
             counts: Mutex::default(),
             stand_in: Mutex::default(),
+            translation: Mutex::default(),
         });
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("bind");
         let port = listener.local_addr().expect("an address").port();
@@ -152,6 +164,11 @@ impl FaultProxy {
     /// Has reads answered by `answer` where it has one: for more objects than a test can create.
     pub fn answer_reads(&self, answer: impl Fn(&str) -> Option<Vec<u8>> + Send + Sync + 'static) {
         *self.shared.stand_in.lock().expect("no panic while held") = Some(Arc::new(answer));
+    }
+
+    /// Translates the calls that `translation` knows.
+    pub fn translate(&self, translation: impl Translation + 'static) {
+        *self.shared.translation.lock().expect("no panic while held") = Some(Arc::new(translation));
     }
 
     /// The faults so far with their counts; `calls` is the number of all calls.
@@ -210,6 +227,14 @@ impl Shared {
         {
             return Ok(answer_of(StatusCode::OK, answer.into()));
         }
+        let translation = self.translation.lock().expect("no panic while held").clone();
+        if let Some(translation) = translation
+            && let asked = path_of(&head).to_owned()
+            && let Some(path) = translation.path(&asked)
+        {
+            let answer = self.send_to(&path, &head, &body).await?;
+            return Ok(answer.map(|body| translated(body, move |value| translation.answer(&asked, value))));
+        }
         if head.uri.query().is_some_and(|query| query.contains("watch=")) {
             let answer = self.send(&head, &body).await?;
             let fault = (faulty && random.below(100) < WATCHES_PERCENT).then(|| random.of(&WATCH_FAULTS));
@@ -263,7 +288,10 @@ impl Shared {
     }
 
     async fn send(&self, head: &Parts, body: &Bytes) -> io::Result<Response<Body>> {
-        let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
+        self.send_to(path_of(head), head, body).await
+    }
+
+    async fn send_to(&self, path: &str, head: &Parts, body: &Bytes) -> io::Result<Response<Body>> {
         let mut on = Request::builder().method(head.method.clone()).uri(path);
         for name in ["accept", "content-type", "authorization", "user-agent"] {
             if let Some(value) = head.headers.get(name) {
@@ -283,6 +311,34 @@ async fn ready<T>(value: T) -> T {
     value
 }
 
+fn path_of(head: &Parts) -> &str {
+    head.uri.path_and_query().map_or("/", |path| path.as_str())
+}
+
+/// A body whose lines, each a JSON value, are translated as they come.
+fn translated(body: Body, translate: impl Fn(Value) -> Value + Send + 'static) -> UnsyncBoxBody<Bytes, io::Error> {
+    let lines = stream::unfold((body.into_data_stream(), Vec::new()), |(mut chunks, mut rest)| async {
+        loop {
+            if let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+                let after = rest.split_off(end + 1);
+                return Some((Ok(rest), (chunks, after)));
+            }
+            match chunks.next().await {
+                Some(Ok(chunk)) => rest.extend_from_slice(&chunk),
+                Some(Err(error)) => return Some((Err(io::Error::other(error)), (chunks, rest))),
+                None if rest.is_empty() => return None,
+                None => return Some((Ok(rest), (chunks, Vec::new()))),
+            }
+        }
+    });
+    let frames = lines.map(move |line| {
+        let line = line?;
+        let value = serde_json::from_slice(&line).map(|value| format!("{}\n", translate(value)).into_bytes());
+        Ok(Frame::data(value.unwrap_or(line).into()))
+    });
+    StreamBody::new(frames).boxed_unsync()
+}
+
 fn whole(body: Body) -> UnsyncBoxBody<Bytes, io::Error> {
     body.map_err(io::Error::other).boxed_unsync()
 }
@@ -294,7 +350,7 @@ fn answer_of(status: StatusCode, body: Bytes) -> Answer {
     answer
 }
 
-fn status_of(status: StatusCode, reason: &str) -> serde_json::Value {
+fn status_of(status: StatusCode, reason: &str) -> Value {
     let message = format!("made by the test: {reason}");
     json!({
         "apiVersion": "v1", "kind": "Status", "metadata": {}, "status": "Failure",

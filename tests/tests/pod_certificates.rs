@@ -9,6 +9,10 @@ mod gone;
 mod many;
 #[path = "pod_certificates/member.rs"]
 mod member;
+#[path = "pod_certificates/refused.rs"]
+mod refused;
+#[path = "pod_certificates/v1.rs"]
+mod v1;
 
 use std::{
     fs,
@@ -66,9 +70,17 @@ struct Lab {
 }
 
 fn controller(api: &ApiServer, name: &str, token: &str, arguments: &[&str]) -> Process {
+    controller_at(api, &api.url, name, token, arguments)
+}
+
+/// The same through another URL of the API server.
+fn controller_at(api: &ApiServer, url: &str, name: &str, token: &str, arguments: &[&str]) -> Process {
+    let kubeconfig = api.token_kubeconfig(name, token);
+    let text = fs::read_to_string(&kubeconfig).expect("read a kubeconfig").replace(&api.url, url);
+    fs::write(&kubeconfig, text).expect("write a kubeconfig");
     let mut command = Command::new(binary("etcd-tls-webhook"));
     command.args([name, "--identity", name, "--admin-address", &format!("127.0.0.1:{}", ports::loopback())]);
-    command.args(arguments).env_clear().env("KUBECONFIG", api.token_kubeconfig(name, token));
+    command.args(arguments).env_clear().env("KUBECONFIG", kubeconfig);
     Process::spawn(name, &mut command, api.directory().path())
 }
 
@@ -272,7 +284,7 @@ async fn a_pod_certificate_is_the_live_pods_and_only_its_kubelet_asks() {
     gone::grants_nothing_to_a_pod_that_went(&lab).await;
     denies_with_a_reason(&lab, &pod).await;
     asks_for_no_other(&mut lab, &pod).await;
-    keeps_the_serial_number_of_a_request(&lab).await;
+    refused::keeps_the_serial_number_of_a_request(&lab).await;
 
     // A leader that was away finds what waits, and a renewal is another certificate.
     lab.sign.kill();
@@ -289,6 +301,7 @@ async fn a_pod_certificate_is_the_live_pods_and_only_its_kubelet_asks() {
     assert!(!lab.sign.log().contains("PRIVATE KEY"));
 
     waits_where_there_are_too_many(&mut lab, &pod).await;
+    v1::is_found_by_discovery(&mut lab, &pod).await;
 }
 
 /// A request waits, and an Event on the pod says what for, until the pod may hold more certificates.
@@ -333,16 +346,20 @@ async fn issues_names_alone(lab: &Lab, pod: &Pod) {
         let part = refresh.duration_since(from).expect("later").as_secs_f64() / whole.as_secs_f64();
         assert!((0.4..0.63).contains(&part), "{part}");
     }
-    // Before stubPKCS10Request: the key, and a signature of the pod's uid.
     let key = KeyPair::generate().expect("make a key");
-    let proof = key.sign(pod.uid().expect("a uid").as_bytes()).expect("sign");
-    let older = |request: &mut Value| {
-        request["spec"].as_object_mut().expect("a spec").remove("stubPKCS10Request");
-        request["spec"]["pkixPublicKey"] = json!(k8s_openapi::ByteString(key.subject_public_key_info()));
-        request["spec"]["proofOfPossession"] = json!(k8s_openapi::ByteString(proof));
-    };
-    let (chain, _) = lab.issued(&lab.request(pod, &signer("peer"), older).await).await;
+    let (chain, _) = lab.issued(&lab.request(pod, &signer("peer"), of_older_kubelet(pod, &key)).await).await;
     assert_eq!(chain.public_key, key.subject_public_key_info());
+}
+
+/// Before stubPKCS10Request: the key, and a signature of the pod's uid.
+fn of_older_kubelet(pod: &Pod, key: &KeyPair) -> impl FnOnce(&mut Value) {
+    let proof = key.sign(pod.uid().expect("a uid").as_bytes()).expect("sign");
+    let key = key.subject_public_key_info();
+    move |request| {
+        request["spec"].as_object_mut().expect("a spec").remove("stubPKCS10Request");
+        request["spec"]["pkixPublicKey"] = json!(k8s_openapi::ByteString(key));
+        request["spec"]["proofOfPossession"] = json!(k8s_openapi::ByteString(proof));
+    }
 }
 
 async fn waits_for_the_hosts_address(lab: &Lab) {
@@ -386,66 +403,6 @@ async fn denies_with_a_reason(lab: &Lab, pod: &Pod) {
     let named = annotate(json!({"etcd-tls.dev/role": "client"}));
     let (chain, _) = lab.issued(&lab.request(&both, &signer("client"), named).await).await;
     assert_eq!(chain.common_name, "default.prod");
-}
-
-/// An API server that takes no answer does not fill the record of what was issued.
-async fn keeps_the_serial_number_of_a_request(lab: &Lab) {
-    let policy = json!({
-        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy", "metadata": {"name": "no-status"},
-        "spec": {
-            "matchConstraints": {"resourceRules": [{
-                "apiGroups": ["certificates.k8s.io"], "apiVersions": ["*"], "operations": ["UPDATE"],
-                "resources": ["podcertificaterequests/status"],
-            }]},
-            "validations": [{"expression": "false", "message": "no status now"}],
-        },
-    });
-    let binding = json!({
-        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicyBinding",
-        "metadata": {"name": "no-status"}, "spec": {"policyName": "no-status", "validationActions": ["Deny"]},
-    });
-    let pod = lab.pod("again-0", "peer", |_| {}).await;
-    let foreign = lab.request(&pod, "example.com/ca", |_| {}).await;
-    lab.ask(&foreign).await;
-    lab.api.apply(&format!("{policy}\n---\n{binding}"));
-    let name = foreign["metadata"]["name"].as_str().expect("a name");
-    let none = Patch::Merge(json!({"metadata": {"annotations": {"example.com/x": "y"}}}));
-    eventually("no status to be written", LIMIT, || async {
-        match lab.requests(&lab.api.client).patch_status(name, &PatchParams::default(), &none).await {
-            Err(error) if error.to_string().contains("no status now") => Ok(()),
-            other => Err(format!("{other:?}")),
-        }
-    })
-    .await;
-    let request = lab.request(&pod, &signer("peer"), |_| {}).await;
-    lab.ask(&request).await;
-    let name = request["metadata"]["name"].as_str().expect("a name");
-    eventually("some attempts", LIMIT, || async {
-        let log = lab.sign.log();
-        let failed = log.lines().filter(|line| line.contains(name) && line.contains("cannot be answered now")).count();
-        if failed >= 4 { Ok(()) } else { Err(lab.sign.log_end()) }
-    })
-    .await;
-    lab.api.kubectl(&["delete", "validatingadmissionpolicybinding", "no-status"]);
-    let (chain, _) = lab.issued_to(&request).await;
-    let uid = pod.uid().expect("a uid");
-    eventually("the record of what was issued", LIMIT, || async {
-        let secrets: Api<Secret> = Api::namespaced(lab.api.client.clone(), SYSTEM_NAMESPACE);
-        let all = secrets.list(&ListParams::default()).await.map_err(|e| e.to_string())?;
-        let records = all.items.into_iter().filter_map(|secret| secret.data?.remove("issued.json"));
-        let leaves = records.filter_map(|text| serde_json::from_slice::<Value>(&text.0).ok()?.get("leaves").cloned());
-        let mut held = Vec::new();
-        for leaves in leaves {
-            for (serial, leaf) in leaves.as_object().into_iter().flatten() {
-                if leaf["holder"] == uid.as_str() {
-                    held.push(serial.clone());
-                }
-            }
-        }
-        assert!(held.len() <= 1, "each attempt is recorded as another certificate: {held:?}");
-        if held == [chain.serial.clone()] { Ok(()) } else { Err(format!("{held:?}, not {}", chain.serial)) }
-    })
-    .await;
 }
 
 /// Requests of others, and requests for others.

@@ -5,6 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use etcd_tls_contract::{
     csr,
     identity::{BoundPod, Denial},
@@ -66,7 +67,12 @@ struct Condition {
     kind: String,
 }
 
+/// Where v1 shows the key of a request that was made in v1beta1 with `pkixPublicKey`, which v1 lacks (`pkg/apis/certificates/v1/conversion.go` of
+/// Kubernetes). The API server reads the annotation back into that field and compares the certificate with it.
+const KEY_ANNOTATION: &str = "certificates.k8s.io/initial-pkix-public-key";
+
 const WANTED: &[&[&str]] = &[
+    &["metadata", "annotations", KEY_ANNOTATION],
     &["metadata", "name"],
     &["metadata", "namespace"],
     &["metadata", "uid"],
@@ -147,11 +153,16 @@ impl PodCertificateRequest {
         Duration::from_secs(self.spec.max_expiration_seconds.into())
     }
 
-    /// DER SubjectPublicKeyInfo: of `stubPKCS10Request` where that is set, else `pkixPublicKey`. kube-apiserver has verified the
-    /// proof of the private key: the signature of the one, `proofOfPossession` of the other.
+    /// DER SubjectPublicKeyInfo: of `stubPKCS10Request` where that is set, else `pkixPublicKey`, which v1 shows as an annotation.
+    /// kube-apiserver has verified the proof of the private key: the signature of the one, `proofOfPossession` of the other.
     pub(super) fn public_key(&self) -> Option<Vec<u8>> {
         let Spec { stub_pkcs10_request: ByteString(stub), pkix_public_key: ByteString(pkix), .. } = &self.spec;
-        if stub.is_empty() { (!pkix.is_empty()).then(|| pkix.clone()) } else { csr::public_key_of_stub(stub) }
+        if !stub.is_empty() {
+            return csr::public_key_of_stub(stub);
+        }
+        let of_v1 = || STANDARD.decode(self.metadata.annotations.as_ref()?.get(KEY_ANNOTATION)?).ok();
+        let key = if pkix.is_empty() { of_v1()? } else { pkix.clone() };
+        (!key.is_empty()).then_some(key)
     }
 
     /// The patch of a refusal, of exactly this request as it was looked at.
@@ -226,5 +237,17 @@ mod tests {
         assert_eq!(request(|_| {}).public_key().unwrap(), b"abc");
         assert_eq!(request(|r| r["spec"]["stubPKCS10Request"] = "YWJj".into()).public_key(), None, "no request");
         assert_eq!(request(|r| r["spec"]["pkixPublicKey"] = "".into()).public_key(), None);
+        // As v1 shows it.
+        let annotated = |key: &str, value: &str| {
+            request(|r| {
+                r["spec"]["pkixPublicKey"] = key.into();
+                r["metadata"]["annotations"] = json!({KEY_ANNOTATION: value});
+            })
+        };
+        assert_eq!(annotated("", "ZGVm").public_key().unwrap(), b"def");
+        assert_eq!(annotated("YWJj", "ZGVm").public_key().unwrap(), b"abc");
+        for nothing in ["", "*"] {
+            assert_eq!(annotated("", nothing).public_key(), None);
+        }
     }
 }
