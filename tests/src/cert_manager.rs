@@ -4,6 +4,8 @@
 //! has cert-manager, [`itself`] runs that behind the same interface.
 
 pub mod itself;
+pub mod programs;
+pub mod step;
 
 use std::{
     sync::{Arc, Mutex, MutexGuard},

@@ -4,6 +4,8 @@
 
 #[path = "issuers/account.rs"]
 mod account;
+#[path = "issuers/approver_policy.rs"]
+mod approver_policy;
 #[path = "issuers/approving.rs"]
 mod approving;
 #[path = "issuers/approving_check.rs"]
@@ -32,6 +34,8 @@ mod queue;
 mod scene;
 #[path = "issuers/stand_in.rs"]
 mod stand_in;
+#[path = "issuers/step.rs"]
+mod step;
 #[path = "issuers/swap.rs"]
 mod swap;
 #[path = "issuers/trust.rs"]

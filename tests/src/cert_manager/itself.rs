@@ -1,9 +1,9 @@
-//! cert-manager itself on a test's API server, behind the interface of the stand-in. It is no part of this repository, and nothing
-//! here brings it: `CERT_MANAGER_BIN` names a directory with its programs `controller` and `webhook`, `CERT_MANAGER_CRDS` one
-//! with its CustomResourceDefinitions (by default `crds` in the former).
+//! cert-manager itself on a test's API server, behind the interface of the stand-in. `CERT_MANAGER_BIN` names a directory with its
+//! programs `controller` and `webhook`, `CERT_MANAGER_CRDS` one with its CustomResourceDefinitions (by default `crds` in the
+//! former).
 
 use std::{
-    env, fs,
+    env,
     net::TcpStream,
     path::{Path, PathBuf},
     process::Command,
@@ -25,7 +25,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tokio::{task::JoinHandle, time::sleep};
 
-use super::{Authority, Behaviour, LIMIT, LOOK_EVERY, resource};
+use super::{Authority, Behaviour, LIMIT, LOOK_EVERY, programs, resource};
 use crate::{
     apiserver::ApiServer,
     eventually,
@@ -33,9 +33,9 @@ use crate::{
     ports,
     process::{Process, run},
     temp::TempDir,
-    tier,
 };
 
+const VARIABLE: &str = "CERT_MANAGER_BIN";
 /// The Issuer of each namespace.
 pub const ISSUER: &str = "company";
 /// The controllers that CA issuers need, for both kinds of request.
@@ -55,35 +55,15 @@ pub struct Programs {
 impl Programs {
     /// `None`, having said so, where the machine has none.
     pub fn find() -> Option<Self> {
-        let found = Self::named();
-        if found.is_none() {
-            tier::skip_special(
-                "no cert-manager",
-                "CERT_MANAGER_BIN=<directory with cert-manager's controller and webhook, and its CRDs in crds>",
-            );
-        }
-        found
+        programs::directory(VARIABLE, "cert-manager", "cert-manager's controller and webhook, and its CRDs in crds")?;
+        Self::named()
     }
 
     /// The same, without a word.
     pub fn named() -> Option<Self> {
-        let directory = PathBuf::from(env::var_os("CERT_MANAGER_BIN")?);
+        let directory = PathBuf::from(env::var_os(VARIABLE)?);
         let definitions = env::var_os("CERT_MANAGER_CRDS").map_or_else(|| directory.join("crds"), PathBuf::from);
         Some(Self { controller: directory.join("controller"), webhook: directory.join("webhook"), definitions })
-    }
-
-    /// Its CustomResourceDefinitions as one manifest. In its repository they are templates of its chart; only labels are.
-    fn definitions(&self) -> String {
-        let files = fs::read_dir(&self.definitions).unwrap_or_else(|e| panic!("{}: {e}", self.definitions.display()));
-        let mut manifest = String::new();
-        for path in files.map(|file| file.expect("a file").path()) {
-            if path.extension().is_some_and(|end| end == "yaml") {
-                let text = fs::read_to_string(&path).expect("read a definition");
-                let lines = text.lines().filter(|line| !line.contains("{{"));
-                manifest.extend(lines.flat_map(|line| [line, "\n"]).chain(["---\n"]));
-            }
-        }
-        manifest
     }
 }
 
@@ -108,21 +88,7 @@ struct Running {
 impl Controller {
     /// Installs cert-manager on `api` as its chart would, and runs it as cluster-admin.
     pub async fn start(api: &ApiServer, programs: &Programs) -> Arc<Self> {
-        let files = TempDir::new("cert-manager");
-        let path = files.write("crds.yaml", programs.definitions());
-        // Some are too long for the annotation of `apply`.
-        api.kubectl(&["create", "-f", &path.display().to_string()]);
-        // `kubectl wait` fails at one that has no condition yet.
-        eventually("cert-manager's CRDs", LIMIT, || async {
-            let text = api.kubectl(&["get", "crd", "-o", "json"]);
-            let list: Value = serde_json::from_str(&text).map_err(|e| e.to_string())?;
-            let established = |crd: &Value| {
-                let conditions = crd["status"]["conditions"].as_array();
-                conditions.into_iter().flatten().any(|c| c["type"] == "Established" && c["status"] == "True")
-            };
-            if list["items"].as_array().is_some_and(|all| all.iter().all(established)) { Ok(()) } else { Err(text) }
-        })
-        .await;
+        programs::install_definitions(api, &programs.definitions).await;
         let requests: Api<DynamicObject> = Api::all_with(api.client.clone(), &resource());
         let all = ListParams::default();
         eventually("CertificateRequests to be served", LIMIT, || requests.list(&all)).await;

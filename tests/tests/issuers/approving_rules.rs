@@ -1,14 +1,16 @@
 //! The identity rules for requests to other issuers, through our approver.
 
-use std::process::Command;
+use std::{fs, process::Command};
 
+use etcd_tls_contract::certificate::Chain;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 use serde_json::json;
 use tests::{
     cert_manager::CertManager,
     eventually,
-    process::{Process, binary},
+    process::{Process, binary, run},
+    temp::TempDir,
 };
 
 use crate::{
@@ -40,7 +42,7 @@ async fn scenario(lab: &Lab) {
     for (way, issuer) in ways.iter().zip(&issuers) {
         let named = issuer_of(way);
         let pod = pod(lab, way.namespace, "etcd-0", &[("issuer", &named), ("roles", "peer,server")]).await;
-        init(lab, way.namespace, &pod, issuer, &format!("--issuer={named}"))
+        init(lab, way.namespace, &pod, &issuer.ca(), &format!("--issuer={named}"))
             .await
             .unwrap_or_else(|log| panic!("{log}\n{}", approve.log_end()));
         let good = way.ask(&pod, &Asked::of(way.namespace, "etcd-0")).await;
@@ -114,20 +116,92 @@ async fn refusals(way: &Way<'_>, pod_0: &Pod, approve: &Process) {
     way.is_open(&theirs).await;
 }
 
-/// Runs the sidecar's `init` of a pod, whose bundle is of `issuer`.
-pub async fn init(lab: &Lab, namespace: &str, pod: &Pod, issuer: &CertManager, argument: &str) -> Result<(), String> {
-    let (dir, environment) = lab.mounted(namespace, pod).await;
-    dir.dir("trust");
-    for domain in ["peer", "client"] {
-        dir.write(format!("trust/{domain}.crt"), issuer.ca());
+/// Runs the sidecar's `init` of a pod, whose bundle is `ca`.
+pub async fn init(lab: &Lab, namespace: &str, pod: &Pod, ca: &str, argument: &str) -> Result<(), String> {
+    Sidecar::new(lab, namespace, pod, "peer,server", ca, argument).await.init().await
+}
+
+/// The sidecar's program in a pod.
+pub struct Sidecar {
+    dir: TempDir,
+    environment: Vec<(String, String)>,
+    address: String,
+    arguments: [String; 2],
+}
+
+impl Sidecar {
+    /// Of these roles, with this bundle and this argument.
+    pub async fn new(lab: &Lab, namespace: &str, pod: &Pod, roles: &str, ca: &str, argument: &str) -> Self {
+        let (dir, environment) = lab.mounted(namespace, pod).await;
+        dir.dir("trust");
+        for domain in ["peer", "client", "metrics"] {
+            dir.write(format!("trust/{domain}.crt"), ca);
+        }
+        let address = address(namespace, &pod.name_any());
+        let arguments = [format!("--roles={roles}"), argument.to_owned()];
+        Self { dir, environment, address, arguments }
     }
-    let mut command = Command::new(binary("etcd-tls-sidecar"));
-    command.args(["init", "--roles=peer,server", "--log-level=info", argument]);
-    for (flag, name) in [("--dir", "certs"), ("--trust-dir", "trust"), ("--token-dir", "token")] {
-        command.arg(flag).arg(dir.join(name));
+
+    /// Gives the pod another address, so that its certificates lack a name.
+    pub async fn move_to(&mut self, lab: &Lab, namespace: &str, pod: &Pod, address: &str) {
+        lab.api.set_pod_ips(namespace, &pod.name_any(), &[address.parse().expect("an address")]).await;
+        address.clone_into(&mut self.address);
     }
-    command.arg("--termination-log").arg(dir.join("termination-log"));
-    command.envs(environment).env("POD_IPS", address(namespace, &pod.name_any()));
-    let mut init = Process::spawn("init", &mut command, dir.path());
-    if init.wait(LIMIT).await.success() { Ok(()) } else { Err(init.log()) }
+
+    /// Starts `init`.
+    pub fn start(&self) -> Process {
+        let mut command = Command::new(binary("etcd-tls-sidecar"));
+        command.args(["init", "--log-level=info"]).args(&self.arguments);
+        for (flag, name) in [("--dir", "certs"), ("--trust-dir", "trust"), ("--token-dir", "token")] {
+            command.arg(flag).arg(self.dir.join(name));
+        }
+        command.arg("--termination-log").arg(self.dir.join("termination-log"));
+        command.envs(self.environment.iter().map(|(k, v)| (k, v))).env("POD_IPS", &self.address);
+        Process::spawn("init", &mut command, self.dir.path())
+    }
+
+    /// Runs `init` to its end.
+    ///
+    /// # Errors
+    /// It failed: its log.
+    pub async fn init(&self) -> Result<(), String> {
+        let mut init = self.start();
+        if init.wait(LIMIT).await.success() { Ok(()) } else { Err(init.log()) }
+    }
+
+    /// Runs `init` until the certificate of its peer holds the pod's address.
+    pub async fn obtain(&self) {
+        let address = self.address.parse().expect("an address");
+        eventually("a certificate with the pod's address", LIMIT, || async {
+            self.init().await?;
+            if self.chain("peer").sans.ips.contains(&address) { Ok(()) } else { Err("it lacks it".to_owned()) }
+        })
+        .await;
+    }
+
+    /// The subject of a role's certificate, by OpenSSL.
+    pub fn subject(&self, role: &str) -> String {
+        let path = self.dir.join("certs").join(role).join("tls.crt");
+        run(Command::new("openssl").args(["x509", "-noout", "-subject", "-in"]).arg(path))
+    }
+
+    /// Has it say in one line what became of a request of its peer, and why, beside a certificate that stays in use.
+    pub async fn says(&self, verdict: &str, reason: &str) {
+        eventually("the issuer's answer to be said", LIMIT, || async {
+            // An API server that needs half a second for an answer is taken for none.
+            let mut init = self.start();
+            assert!(init.wait(LIMIT).await.success(), "{}", init.log());
+            let said = |line: &str| {
+                [verdict, reason, "the certificate on disk stays in use"].iter().all(|words| line.contains(words))
+            };
+            if init.log().lines().any(said) { Ok(()) } else { Err(init.log_end()) }
+        })
+        .await;
+    }
+
+    /// The chain of a role on disk.
+    pub fn chain(&self, role: &str) -> Chain {
+        let pem = fs::read(self.dir.join("certs").join(role).join("tls.crt")).expect("a certificate");
+        Chain::parse(&pem).expect("a chain")
+    }
 }

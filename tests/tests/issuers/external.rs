@@ -1,12 +1,15 @@
 //! An external issuer of cert-manager, such as step-issuer: a kind and a group of its own, and a controller of its own that signs.
-//! The stand-in is that controller.
+//! The stand-in is that controller; in `step.rs` it is step-issuer itself.
 
 use kube::{
     Api,
     api::{DynamicObject, ListParams},
 };
 use serde_json::{Value, json};
-use tests::cert_manager::{CertManager, resource};
+use tests::{
+    cert_manager::{CertManager, resource},
+    process::Process,
+};
 
 use crate::{
     approving::{Asked, Way, approve, install, lab, let_approve, pod},
@@ -14,25 +17,36 @@ use crate::{
     scene::{Kind, Lab},
 };
 
-const NAMESPACE: &str = "cm";
-const ISSUER: &str = "cert-manager:StepIssuer/company.certmanager.step.sm";
+pub const NAMESPACE: &str = "cm";
+pub const ISSUER: &str = "cert-manager:StepIssuer/company.certmanager.step.sm";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_external_issuer_is_requested_from_by_its_own_kind_and_group() {
     let Some(lab) = lab().await else { return };
-    scenario(&lab).await;
+    of_the_stand_in(&lab).await;
 }
 
 /// cert-manager's CRD takes the reference, its webhook the request, and its CA issuer leaves it alone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_external_issuer_is_requested_from_beside_cert_manager_itself() {
     let Some(lab) = Lab::of_cert_manager_itself().await else { return };
-    // Its own approver is off while an issuer leaves the approval to others.
-    let of_cert_manager = lab.issuer("csr");
-    of_cert_manager.leave_approval_to_others();
+    let _of_cert_manager = without_its_approver(&lab);
     // Its webhook takes the approval of a request to a kind that is served alone.
     lab.api.apply(&step_issuers().to_string());
-    scenario(&lab).await;
+    of_the_stand_in(&lab).await;
+}
+
+/// cert-manager's own approver is off while an issuer leaves the approval to others.
+pub fn without_its_approver(lab: &Lab) -> CertManager {
+    let issuer = lab.issuer("csr");
+    issuer.leave_approval_to_others();
+    issuer
+}
+
+async fn of_the_stand_in(lab: &Lab) {
+    let issuer = CertManager::start(&lab.api, NAMESPACE, "example.com/nobody");
+    issuer.leave_approval_to_others();
+    scenario(lab, &issuer.ca()).await;
 }
 
 fn step_issuers() -> Value {
@@ -48,7 +62,8 @@ fn step_issuers() -> Value {
     })
 }
 
-async fn scenario(lab: &Lab) {
+/// With an issuer that signs by this CA. Returns `approve`, which approves for it.
+pub async fn scenario(lab: &Lab, ca: &str) -> Process {
     install(lab);
     lab.allow(
         NAMESPACE,
@@ -56,15 +71,13 @@ async fn scenario(lab: &Lab) {
         &json!({"apiGroups": ["cert-manager.io"], "resources": ["signers"], "verbs": ["request"],
             "resourceNames": ["stepissuers.certmanager.step.sm/company"]}),
     );
-    let issuer = CertManager::start(&lab.api, NAMESPACE, "example.com/nobody");
-    issuer.leave_approval_to_others();
     let signer = format!("stepissuers.certmanager.step.sm/{NAMESPACE}.company");
     let_approve(lab, "cert-manager.io", &signer);
     let approve = approve(lab, &[format!("--approve-issuer={signer}")]).await;
 
     let issued = async |name: &str| {
         let pod = pod(lab, NAMESPACE, name, &[("issuer", ISSUER), ("roles", "peer,server")]).await;
-        let result = init(lab, NAMESPACE, &pod, &issuer, &format!("--issuer={ISSUER}")).await;
+        let result = init(lab, NAMESPACE, &pod, ca, &format!("--issuer={ISSUER}")).await;
         result.unwrap_or_else(|log| panic!("{log}\n{}", approve.log_end()));
         pod
     };
@@ -89,4 +102,5 @@ async fn scenario(lab: &Lab) {
     let open = own.ask(&first, &asked).await;
     issued("etcd-1").await;
     own.is_open(&open).await;
+    approve
 }

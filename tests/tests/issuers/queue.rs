@@ -92,7 +92,7 @@ async fn the_queue_of_certificate_requests_shows_itself_and_a_leader_is_ready_wh
     issuer.leave_approval_to_others();
     let named = "cert-manager:Issuer/company";
     let pod = pod(&lab, "cm", "etcd-0", &[("issuer", named), ("roles", "peer,server")]).await;
-    init(&lab, "cm", &pod, &issuer, &format!("--issuer={named}")).await.expect("certificates");
+    init(&lab, "cm", &pod, &issuer.ca(), &format!("--issuer={named}")).await.expect("certificates");
     eventually("both requests are decided and counted", LIMIT, || async {
         let decided = figure(port, "request_duration_seconds_count").await?;
         let left = figure(port, "queue_depth").await? + figure(port, "queue_in_flight").await?;
