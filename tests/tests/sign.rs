@@ -4,6 +4,8 @@
 #[path = "approve/lab.rs"]
 #[allow(dead_code, reason = "the approver's tests use the rest")]
 mod lab;
+#[path = "sign/manual.rs"]
+mod manual;
 #[path = "approve/proxy.rs"]
 #[allow(dead_code, reason = "the approver's tests use the rest")]
 mod proxy;
@@ -50,6 +52,7 @@ async fn issues_what_the_pod_is_and_no_more() {
     keeps_published_trust(&lab).await;
     stops_for_a_lost_ca(&lab).await;
     makes_no_authorities_without_end(&lab).await;
+    manual::a_person_decides(&lab).await;
     cleans_up(&lab).await;
 
     let log = signer.log();

@@ -1,5 +1,6 @@
 //! The approver: reads each request of ours, reads its pod live, and writes approve, deny or nothing yet. Requests of our pods to
-//! signers of others are decided by the same rules, where the arguments name the signer ([`others`]).
+//! signers of others are decided by the same rules, where the arguments name the signer ([`others`]). What policy leaves to a person
+//! is denied or left, and never approved here.
 //!
 //! It holds no key and can sign nothing; the signer checks again for itself. It needs the rights of the ClusterRole
 //! `etcd-tls-approve` in the manifests: read CSRs, pods, Services and namespaces, patch `certificatesigningrequests/approval`,
@@ -12,7 +13,10 @@ use std::{
     time::SystemTime,
 };
 
-use etcd_tls_contract::identity::{Denial, Entitlement, Verdict};
+use etcd_tls_contract::{
+    identity::{Denial, Entitlement, Verdict},
+    names::REVIEWED_CONDITION,
+};
 use prometheus_client::registry::Registry;
 
 use crate::{
@@ -20,6 +24,7 @@ use crate::{
         Controller, ControllerArgs, Trouble,
         case::{self, Case},
         csr::{self as queue, Handled, Handler, Seen},
+        events::{Notice, pod_reference, request_reference},
         facts::Csr,
         guards::{self, Components},
         refusals::Refusals,
@@ -131,7 +136,7 @@ impl Handler for Approver {
     async fn handle(&self, csr: &Csr) -> Handled {
         let (case, began) = (Case::open(csr), SystemTime::now());
         let result = match self.controller.decide(csr, &case).await {
-            Ok(Verdict::Approve(entitlement)) => self.approve(csr, &case, &entitlement).await,
+            Ok(Verdict::Approve(entitlement)) => self.approve_or_leave(csr, &case, &entitlement).await,
             Ok(Verdict::Deny(denials)) => self.deny(csr, &case, &denials).await,
             Ok(Verdict::NotYet(reason)) => Err(Trouble::NotYet(reason)),
             Err(trouble) => Err(trouble),
@@ -172,6 +177,16 @@ impl Approver {
         if csr.spec.issuer.is_some() { "status" } else { "approval" }
     }
 
+    async fn approve_or_leave(&self, csr: &Csr, case: &Case, entitlement: &Entitlement) -> Result<(), Trouble> {
+        // Those to the signers of others are nobody's by this policy.
+        if case.signer().is_some()
+            && let Some(rule) = self.controller.manual_approval(case.bound.as_ref(), entitlement).await?
+        {
+            return self.leave(csr, case, entitlement, rule).await;
+        }
+        self.approve(csr, case, entitlement).await
+    }
+
     async fn approve(&self, csr: &Csr, case: &Case, entitlement: &Entitlement) -> Result<(), Trouble> {
         let now = SystemTime::now();
         let message = format!("{} of {}: asks for no more than it is", entitlement.role, csr.spec.signer_name);
@@ -182,6 +197,31 @@ impl Approver {
         let (pod, signer, username) = (case.pod(), &csr.spec.signer_name, &csr.spec.username);
         tracing::info!(csr = csr.name(), uid = csr.uid(), signer, username, pod, "approved");
         Ok(())
+    }
+
+    /// Leaves a request to a person, by this rule of policy: says so once, in Events and in a condition.
+    async fn leave(&self, csr: &Csr, case: &Case, entitlement: &Entitlement, rule: usize) -> Result<(), Trouble> {
+        let (name, signer) = (csr.name(), &csr.spec.signer_name);
+        let message = format!(
+            "{} of {signer}: asks for no more than it is. By manualApproval[{rule}] of the policy a person decides: \
+             kubectl certificate approve {name}",
+            entitlement.role
+        );
+        let waits = Err(Trouble::NotYet(message.clone()));
+        if csr.status.conditions.iter().any(|condition| condition.type_ == REVIEWED_CONDITION) {
+            return waits;
+        }
+        let of_pod = case.bound.as_ref().map(|bound| pod_reference(&bound.namespace, &bound.pod, &bound.pod_uid));
+        for regarding in of_pod.into_iter().chain([request_reference(name, csr.uid())]) {
+            let note = message.clone();
+            self.controller.recorder.warn(Notice { regarding, reason: "CertificateAwaitsApproval", note }).await;
+        }
+        let patch = case::patch(csr, REVIEWED_CONDITION, case::MANUAL, &message, SystemTime::now());
+        self.controller.write(csr, Self::subresource(csr), patch).await?;
+        self.metrics.left();
+        let (pod, username) = (case.pod(), &csr.spec.username);
+        tracing::info!(csr = name, uid = csr.uid(), signer, username, pod, rule, "left to a person");
+        waits
     }
 
     async fn deny(&self, csr: &Csr, case: &Case, denials: &[Denial]) -> Result<(), Trouble> {

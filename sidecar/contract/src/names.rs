@@ -38,6 +38,9 @@ pub const POD_ANNOTATION: &str = "etcd-tls.dev/pod";
 /// The annotation of a static pod's mirror, which stands in the API for what kubelet runs from a file.
 pub const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
 
+/// The condition by which `approve` says that nothing speaks against a request that policy leaves to a person.
+pub const REVIEWED_CONDITION: &str = "EtcdTlsReviewed";
+
 /// The domain that ends our signer names' first part.
 pub const SIGNER_DOMAIN: &str = "etcd-tls.dev";
 

@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 pub use self::rules::{
     AllowedKeys, AuthoritySecret, CidrBlock, CrossNamespace, DnsPattern, ExtraSans, HostRule, IssuerRule, Lifetime,
-    MetricsAuthority, NameList, Revoker, Rollover, SharedAuthority, UserRule,
+    ManualApproval, MetricsAuthority, NameList, Revoker, Rollover, SharedAuthority, UserRule,
 };
 use crate::{
     invalid_value::InvalidValue,
@@ -68,6 +68,10 @@ pub const MAX_AUTHORITIES_IN_ALL: u32 = 8_000;
 /// issuers:                       # etcd-tls.dev/issuer is held to these; a namespace of no rule may use any
 /// - namespaces: [prod]           # "*": every one that no other rule names
 ///   allow: ["cert-manager:ClusterIssuer/company-ca"]
+/// manualApproval:                # a person decides about these requests: kubectl certificate approve
+/// - namespaces: [prod]           # of the pod, or of the cluster; "*": every one
+///   clusters: ["*"]
+///   roles: [peer, server]        # by default all
 /// namespaceUids:                 # the namespaces that the names in these rules mean
 ///   prod: 8a1b6f0e-5a4e-4a2f-9d5e-0c1f2a3b4c5d
 /// metricsAuthority: client       # or own
@@ -106,6 +110,8 @@ pub struct Policy {
     pub hosts: Vec<HostRule>,
     /// Which issuers the pods of a namespace may name; by default any.
     pub issuers: Vec<IssuerRule>,
+    /// Which requests a person decides about; by default none. What is denied is denied all the same.
+    pub manual_approval: Vec<ManualApproval>,
     /// The uids of namespaces that rules name, by name. A rule that names one of these counts only while the namespace has this uid:
     /// one that was made again under the name has none of its rights. A name without a uid means every namespace of that name.
     pub namespace_uids: BTreeMap<String, String>,
@@ -143,6 +149,7 @@ impl Default for Policy {
             cross_namespace: Vec::new(),
             hosts: Vec::new(),
             issuers: Vec::new(),
+            manual_approval: Vec::new(),
             namespace_uids: BTreeMap::new(),
             metrics_authority: MetricsAuthority::Client,
             shared: Vec::new(),
@@ -214,6 +221,7 @@ impl Policy {
         each("crossNamespace", self.cross_namespace.iter().map(CrossNamespace::check).collect())?;
         each("crossNamespace", self.cross_namespace.iter().map(|rule| self.check_metrics(rule)).collect())?;
         each("issuers", self.issuers.iter().map(IssuerRule::check).collect())?;
+        each("manualApproval", self.manual_approval.iter().map(ManualApproval::check).collect())?;
         each("revokers", self.revokers.iter().map(Revoker::check).collect())?;
         each("hosts", self.hosts.iter().map(HostRule::check).collect())?;
         let mut usernames = BTreeSet::new();
@@ -363,6 +371,18 @@ impl Policy {
             names.join(" and "),
             allowed.join(" or ")
         )))
+    }
+
+    /// The index of the rule by which a person decides about a request of this role to `signer`, if there is one. `namespace`: the
+    /// pod's; a host has none.
+    pub fn manual_approval(&self, namespace: Option<&str>, signer: &SignerName, role: Role) -> Option<usize> {
+        let of = |rule: &ManualApproval| {
+            let takes = |name: &str| rule.namespaces.takes(name);
+            takes(&signer.namespace) || namespace.is_some_and(takes)
+        };
+        self.manual_approval
+            .iter()
+            .position(|rule| of(rule) && rule.clusters.takes(&signer.cluster) && rule.roles.contains(&role))
     }
 
     /// True if `username` with `groups` may revoke certificates of a standalone signer.

@@ -235,6 +235,14 @@ impl Patience {
     }
 }
 
+/// Why a request that is neither signed nor refused waits, as far as it says so.
+fn waits_for(object: &CertificateSigningRequest) -> String {
+    let conditions = object.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    let reviewed = conditions.into_iter().find(|condition| condition.type_ == names::REVIEWED_CONDITION);
+    let message = reviewed.and_then(|condition| condition.message.clone());
+    message.unwrap_or_else(|| "neither approved and signed nor denied yet; is the signer running?".to_owned())
+}
+
 fn life_of(entry: Option<&Entry>) -> Option<Life> {
     entry.map(life)
 }
@@ -325,7 +333,7 @@ impl<A: Api, C: Clock, F: Files> Issuance<'_, A, C, F> {
                         None => {}
                     }
                 }
-                Ok(_) => "neither approved and signed nor denied yet; is the signer running?".clone_into(&mut last),
+                Ok(object) => last = waits_for(object),
                 Err(_) => {}
             }
             let circumstances = Circumstances {

@@ -203,7 +203,7 @@ impl Scene {
         let asked = self.request("0");
         eventually("the right to request", LIMIT, || self.call(Account::Pod, Call::post(CSRS, asked.clone()))).await;
         self.call(Account::Pod, Call::post(CSRS, self.request("approved"))).await.expect("a request");
-        let approved = json!({"status": {"conditions": [{"type": "Approved", "status": "True", "reason": "Test", "message": "m"}]}});
+        let approved = json!({"status": {"conditions": [{"type": "Approved", "status": "True", "reason": "EtcdTlsApproved", "message": "m"}]}});
         let approval = format!("{CSRS}/{}/approval", self.csr("approved"));
         self.call(Account::Approve, Call::merge(approval, approved)).await.expect("an approval");
         self.leases = leases;

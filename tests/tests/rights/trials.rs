@@ -122,7 +122,8 @@ pub fn all(scene: &Scene) -> Vec<Trial> {
 }
 
 fn approval(condition: &str) -> Value {
-    json!({"status": {"conditions": [{"type": condition, "status": "True", "reason": "Test", "message": "m"}]}})
+    let reason = if condition == "Approved" { "EtcdTlsApproved" } else { "Test" };
+    json!({"status": {"conditions": [{"type": condition, "status": "True", "reason": reason, "message": "m"}]}})
 }
 
 fn fat_managed_fields() -> Value {

@@ -54,6 +54,11 @@ impl Metrics {
         self.decisions.get_or_create(&DecisionLabels { verdict: "approve", reason: "" }).inc();
     }
 
+    /// A request that policy leaves to a person.
+    pub(super) fn left(&self) {
+        self.decisions.get_or_create(&DecisionLabels { verdict: "none", reason: "ManualApproval" }).inc();
+    }
+
     /// A request that another approver has approved; whether it is the first one of its issuer.
     pub(super) fn approved_by_others(&self, issuer: &str) -> bool {
         self.approved_by_others.get_or_create(&[("issuer", issuer.to_owned())]).set(1) == 0

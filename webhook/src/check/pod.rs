@@ -127,6 +127,13 @@ fn findings(namespace: &str, name: &str, report: &PodReport, now: SystemTime) ->
         all.push(match (&request.refused, request.issued) {
             (Some(why), _) => Finding::bad(State::Attention, subject, format!("{why}{age}"), next, SEE_REQUESTS),
             (None, true) => Finding::ok(subject, format!("issued{age}"), SEE_REQUESTS),
+            (None, false) if request.awaits_person => Finding::bad(
+                State::Attention,
+                subject,
+                format!("waits for a person to decide{age}"),
+                request.command(),
+                "docs/approval.md#decide",
+            ),
             (None, false) => Finding::bad(
                 State::Attention,
                 subject,

@@ -25,6 +25,8 @@ use crate::controller::facts::Csr;
 
 /// The reason of an Approved condition.
 pub(crate) const APPROVED: &str = "EtcdTlsApproved";
+/// The reason of a condition [`etcd_tls_contract::names::REVIEWED_CONDITION`].
+pub(crate) const MANUAL: &str = "ManualApproval";
 /// The reason of a Denied condition; its message lists the objections.
 pub(crate) const DENIED: &str = "EtcdTlsDenied";
 const TOO_LARGE: &str = "the CertificateSigningRequest is larger than any that is needed";
@@ -38,6 +40,12 @@ const MORE: &str = "; and more";
 /// True if a CSR is neither decided nor done with by anybody.
 pub(crate) fn is_open(csr: &Csr) -> bool {
     !(csr.approved() || csr.denied() || csr.failed() || csr.status.has_certificate)
+}
+
+/// True if somebody else than `approve` approved it. The admission policy on writes to requests keeps its reason for `approve`.
+pub(crate) fn is_approved_by_another(csr: &Csr) -> bool {
+    let by_another = |reason: Option<&str>| reason != Some(APPROVED);
+    csr.status.conditions.iter().any(|c| c.type_ == "Approved" && c.status == "True" && by_another(c.reason.as_deref()))
 }
 
 /// True if a signer name is ours to decide about, well-formed or not. Under our domain that is what the approver has the

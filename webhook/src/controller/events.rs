@@ -205,6 +205,17 @@ pub fn pod_reference(namespace: &str, name: &str, uid: &str) -> ObjectReference 
     }
 }
 
+/// A reference to a CertificateSigningRequest. It has no namespace; its events are in `default`.
+pub fn request_reference(name: &str, uid: &str) -> ObjectReference {
+    ObjectReference {
+        api_version: Some("certificates.k8s.io/v1".to_owned()),
+        kind: Some("CertificateSigningRequest".to_owned()),
+        name: Some(name.to_owned()),
+        uid: Some(uid.to_owned()),
+        ..ObjectReference::default()
+    }
+}
+
 fn log_failure(notice: &Notice, error: &ApiServerError) {
     tracing::warn!(
         namespace = notice.regarding.namespace,

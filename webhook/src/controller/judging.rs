@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 
 use etcd_tls_contract::{
-    identity::{self, BoundPod, Claim, Claimant, Claims, PodFacts, ServiceFacts, Verdict},
+    identity::{self, BoundPod, Claim, Claimant, Claims, Entitlement, PodFacts, ServiceFacts, Verdict},
     names::SignerName,
     policy::Policy,
     san::Sans,
@@ -113,6 +113,25 @@ impl Controller {
             }
         }
         Ok(identity::unless_contested(verdict, pod, services, &claims))
+    }
+
+    /// The index of policy's rule by which a person decides about a request that is found good, to a signer of ours; `None`: there
+    /// is none. By the policy as it is written now, since a refusal may follow.
+    ///
+    /// # Errors
+    /// There is no policy, or it cannot be read now.
+    pub(crate) async fn manual_approval(
+        &self,
+        bound: Option<&BoundPod>,
+        entitlement: &Entitlement,
+    ) -> Result<Option<usize>, Trouble> {
+        let (policy, _) = self.in_force().ok_or_else(|| Trouble::NotYet(NO_POLICY.to_owned()))?;
+        let namespace = bound.map(|bound| bound.namespace.as_str());
+        let rule = |policy: &Policy| policy.manual_approval(namespace, &entitlement.signer, entitlement.role);
+        match rule(&policy) {
+            None => Ok(None),
+            Some(_) => Ok(rule(&*self.policy_now(policy, bound, Some(&entitlement.signer)).await?)),
+        }
     }
 
     /// Takes note of a certificate: its pod may go on with its addresses when another reports them.

@@ -233,12 +233,27 @@ impl Answering<'_> {
         match (controller.decide_by(Some(&bound), Some(&signer), request.version(), judge).await?, public_key) {
             (Verdict::Approve(entitlement), Some(key)) => {
                 of_namespace?;
-                self.issue(&signer, &entitlement, &key).await
+                match self.manual_approval(&entitlement).await? {
+                    None => self.issue(&signer, &entitlement, &key).await,
+                    Some(denial) => self.refuse("Denied", denial).await,
+                }
             }
             (Verdict::Deny(denials), _) => self.refuse_all("Denied", &denials).await,
             (Verdict::NotYet(reason), _) => Err(Trouble::NotYet(reason)),
             (Verdict::Approve(_), None) => Err(Trouble::NotYet("the request has no public key".to_owned())),
         }
+    }
+
+    /// Nobody approves a PodCertificateRequest. Where policy has a person approve, there is none.
+    async fn manual_approval(&self, entitlement: &Entitlement) -> Result<Option<Denial>, Trouble> {
+        let rule = self.signer.controller.manual_approval(Some(&self.request.bound()), entitlement).await?;
+        Ok(rule.map(|rule| {
+            let message = format!(
+                "by manualApproval[{rule}] of the policy a person approves certificates, and nobody can approve a \
+                 PodCertificateRequest: let the pod have the issuer csr"
+            );
+            Denial { reason: "ManualApproval", message }
+        }))
     }
 
     async fn issue(&self, name: &SignerName, entitlement: &Entitlement, public_key: &[u8]) -> Result<(), Trouble> {

@@ -1,4 +1,5 @@
-//! Signs one request: judges it again as the approver did, by the whole grammar, and issues what its pod is entitled to.
+//! Signs one request: judges it again as the approver did, by the whole grammar, and issues what its pod is entitled to. Where policy
+//! has a person approve, the approval of `approve` is none.
 
 use std::{
     sync::Arc,
@@ -106,6 +107,12 @@ impl Signer {
 
     async fn issue(&self, csr: &Csr, case: &Case, entitlement: &Entitlement) -> Result<(), Trouble> {
         let not_yet = |what: &str| Trouble::NotYet(what.to_owned());
+        if !case::is_approved_by_another(csr)
+            && let Some(rule) = self.controller.manual_approval(case.bound.as_ref(), entitlement).await?
+        {
+            let message = format!("by manualApproval[{rule}] of the policy a person approves it, and approve did");
+            return self.refuse(csr, case, &[Denial { reason: "NoPersonApproved", message }]).await;
+        }
         let now = SystemTime::now();
         let (policy, _) = self.controller.in_force().ok_or_else(|| not_yet("no policy could be read yet"))?;
         let public_key = case.public_key().ok_or_else(|| not_yet("the request has no public key"))?;

@@ -343,13 +343,15 @@ fn request(csr: CertificateSigningRequest, uids: &BTreeSet<&str>) -> Option<(Str
     let (uid, role) = (*uids.get(uid)?, role.parse::<Role>().ok()?);
     let status = csr.status.unwrap_or_default();
     let issued = status.certificate.as_ref().is_some_and(|certificate| !certificate.0.is_empty());
+    let has = |kind: &str| status.conditions.iter().flatten().any(|c| c.type_ == kind);
+    let awaits_person = has(names::REVIEWED_CONDITION) && !["Approved", "Denied", "Failed"].into_iter().any(has);
     let refusal = status.conditions.iter().flatten().find(|c| matches!(c.type_.as_str(), "Denied" | "Failed"));
     let refused = refusal.map(|condition| {
         let words = condition.message.as_deref().or(condition.reason.as_deref()).unwrap_or("no reason is given");
         format!("{}: {words}", condition.type_.to_lowercase())
     });
     let created = csr.metadata.creation_timestamp.map(|time| SystemTime::from(time.0));
-    Some((uid.to_owned(), RequestSeen { name, role, created, refused, issued }))
+    Some((uid.to_owned(), RequestSeen { name, role, created, refused, issued, awaits_person }))
 }
 
 /// The facts of a trust ConfigMap.
@@ -484,6 +486,7 @@ mod tests {
         };
         let (of, seen) = csr(format!("etcd-tls-{uid}-server-abc")).unwrap();
         assert_eq!((of.as_str(), seen.role, seen.refused.as_deref()), (uid, Role::Server, Some("denied: no such pod")));
+        assert!(!seen.awaits_person);
         for other in [format!("etcd-tls-{uid}-other-abc"), format!("etcd-tls-x{uid}-peer-abc"), "x".to_owned()] {
             assert!(csr(other).is_none());
         }

@@ -69,6 +69,15 @@ pub(crate) struct RequestSeen {
     pub(crate) refused: Option<String>,
     /// True if it holds a certificate.
     pub(crate) issued: bool,
+    /// True if policy leaves it to a person, who has not decided yet.
+    pub(crate) awaits_person: bool,
+}
+
+impl RequestSeen {
+    /// The command of the person who decides.
+    pub(crate) fn command(&self) -> String {
+        format!("kubectl describe csr {0}; then kubectl certificate approve {0}, or deny", self.name)
+    }
 }
 
 /// How a pod is, the most urgent first.

@@ -36,7 +36,7 @@ impl Policy {
     }
 
     /// The policy without the rights of namespaces that are not those it means ([`Self::namespace_uids`]); `uid` gives the uid that a
-    /// namespace has now, `None` where there is none. `issuers` stays: it takes away, and admission knows no uid.
+    /// namespace has now, `None` where there is none. `issuers` and `manualApproval` stay: they take away, and admission knows no uid.
     #[must_use]
     pub fn for_namespaces<'a>(&self, uid: impl Fn(&str) -> Option<&'a str>) -> Self {
         let replaced =

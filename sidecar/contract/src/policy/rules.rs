@@ -417,6 +417,32 @@ impl IssuerRule {
     }
 }
 
+/// Requests that a person decides about, when `approve` has found nothing against them.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ManualApproval {
+    /// The namespaces: of the pod that asks, or of the cluster that it asks for.
+    pub namespaces: NameList,
+    /// The clusters; default all.
+    #[serde(default = "NameList::all")]
+    pub clusters: NameList,
+    /// The roles; default all.
+    #[serde(default = "ManualApproval::all_roles")]
+    pub roles: BTreeSet<Role>,
+}
+
+impl ManualApproval {
+    fn all_roles() -> BTreeSet<Role> {
+        Role::ALL.into_iter().collect()
+    }
+
+    pub(super) fn check(&self) -> Result<(), InvalidValue> {
+        self.namespaces.check("namespaces", names::is_dns_label)?;
+        self.clusters.check("clusters", names::is_dns_label)?;
+        if self.roles.is_empty() { Err("roles: name at least one".into()) } else { Ok(()) }
+    }
+}
+
 /// How an authority's key is replaced. The next CA is published at half of the life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]

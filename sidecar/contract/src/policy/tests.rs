@@ -92,6 +92,28 @@ fn a_namespace_is_held_to_its_issuers() {
 }
 
 #[test]
+fn a_person_decides_about_the_requests_that_a_rule_names() {
+    let policy = Policy::parse(
+        "manualApproval:\n- {namespaces: [prod], clusters: [main], roles: [peer]}\n- {namespaces: [ops]}\n\
+         namespaceUids: {}\n",
+    )
+    .unwrap();
+    let rule =
+        |namespace: Option<&str>, signer: &str, role| policy.manual_approval(namespace, &signer.parse().unwrap(), role);
+    let main = "peer.etcd-tls.dev/prod.main";
+    assert_eq!(rule(Some("prod"), main, Role::Peer), Some(0));
+    assert_eq!(rule(Some("web"), main, Role::Peer), Some(0), "the cluster's namespace counts");
+    assert_eq!(rule(None, main, Role::Peer), Some(0), "a host is of its cluster's");
+    assert_eq!(rule(Some("ops"), "client.etcd-tls.dev/prod.main", Role::Client), Some(1), "and so does the pod's");
+    assert_eq!(rule(Some("prod"), "client.etcd-tls.dev/prod.main", Role::Client), None);
+    assert_eq!(rule(Some("prod"), "peer.etcd-tls.dev/prod.other", Role::Peer), None);
+    assert_eq!(Policy::default().manual_approval(Some("prod"), &main.parse().unwrap(), Role::Peer), None);
+    for bad in ["{namespaces: []}", "{namespaces: [A]}", "{namespaces: [a], roles: []}", "{roles: [peer]}"] {
+        refused(&format!("manualApproval: [{bad}]"));
+    }
+}
+
+#[test]
 fn metrics_share_the_client_authority_unless_told_otherwise() {
     let signer = |s: &str| s.parse::<SignerName>().unwrap();
     let metrics = signer("metrics.etcd-tls.dev/prod.etcd");

@@ -13,6 +13,10 @@ pub(super) fn approve(t: &mut Of<'_>, scene: &Scene) {
     let r = "certificates.k8s.io/certificatesigningrequests/approval";
     t.try_(r, "patch", "approve", Call::merge(&ours, approval("Approved")).dry(), Works);
     t.try_(r, "patch", "deny", Call::merge(&ours, approval("Denied")).dry(), Works);
+    t.try_(r, "patch", "say that a person decides", Call::merge(&ours, approval("EtcdTlsReviewed")).dry(), Works);
+    let mut person = approval("Approved");
+    person["status"]["conditions"][0]["reason"] = "KubectlApprove".into();
+    t.try_(r, "patch", "approve as a person would", Call::merge(&ours, person), Refused("that of approve"));
     for (what, metadata) in [
         ("say what etcd has loaded", json!({"annotations": {"etcd-tls.dev/trusts": "0".repeat(32)}})),
         ("annotate", json!({"annotations": {"a": "x".repeat(200_000)}})),

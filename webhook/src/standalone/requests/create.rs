@@ -57,7 +57,7 @@ async fn create_own(
         return Err(ApiError::AlreadyExists(name));
     }
     let now = SystemTime::now();
-    let outcome = server.judge(user, &csr, &checked, now, None)?;
+    let outcome = server.unless_left(user, server.judge(user, &csr, &checked, now, None)?);
     if dry_run {
         return Ok(Created { stored: Arc::new(StoredRequest::new(&csr)), waits: None });
     }

@@ -158,6 +158,17 @@ impl Server {
         }
     }
 
+    /// The same judgement, but waiting where policy leaves the decision about its pods and hosts to a person.
+    pub(super) fn unless_left(&self, user: &User, judgement: Judgement) -> Judgement {
+        let Judgement::Approved { entitled: Some(entitlement), .. } = &judgement else { return judgement };
+        let bound = bound_pod(&user.requester()).ok();
+        let namespace = bound.as_ref().map(|bound| bound.namespace.as_str());
+        match self.entitlements.policy().manual_approval(namespace, &entitlement.signer, entitlement.role) {
+            Some(rule) => Judgement::Waiting(format!("by manualApproval[{rule}] of the policy a person decides")),
+            None => judgement,
+        }
+    }
+
     /// Writes the outcome into the request's status, signing what is approved; why it waits, where it does.
     pub(super) fn settle(
         &self,

@@ -136,7 +136,8 @@ async fn decide(server: &Server, stored: &StoredRequest, user: &User, snapshot: 
     let Ok(outcome) = server.judge(user, &csr, &checked, now, Some(snapshot)) else {
         return backoff.settled(stored.uid());
     };
-    // It waits for its pod.
+    // It waits for its pod, or for a person.
+    let outcome = server.unless_left(user, outcome);
     if server.settle(&mut csr, &checked, outcome, now).is_some() {
         return backoff.settled(stored.uid());
     }

@@ -76,6 +76,13 @@ impl Findings<'_> {
                 ),
             );
         }
+        for request in pod.requests.iter().filter(|request| request.awaits_person) {
+            self.say(
+                State::Attention,
+                format!("{}: request {} waits for a person to decide (docs/approval.md)", request.role, request.name),
+                request.command(),
+            );
+        }
         for line in &pod.trouble {
             self.say(State::Attention, line.clone(), self.describe());
         }

@@ -66,6 +66,7 @@ fn refusal(created: f64) -> RequestSeen {
         created: Some(at(created)),
         refused: Some("denied: not yours".to_owned()),
         issued: false,
+        awaits_person: false,
     }
 }
 
@@ -85,6 +86,15 @@ fn a_pod_is_as_bad_as_its_worst_finding() {
         ("none", Box::new(|_, s| s.certificates.clear()), 1.0, State::Failing, "no certificate yet"),
         ("not injected", Box::new(|p, _| p.injected = false), 1.0, State::Failing, "has no sidecar"),
         ("away", Box::new(move |p, _| p.sidecar = Err(unseen())), 1.0, State::Unknown, "gone"),
+        (
+            "a person",
+            Box::new(|p, _| {
+                p.requests = vec![RequestSeen { refused: None, awaits_person: true, ..refusal(1.0) }];
+            }),
+            1.0,
+            State::Attention,
+            "peer: request etcd-tls-u-peer-x waits for a person",
+        ),
         (
             "annotations",
             Box::new(|p, _| {
