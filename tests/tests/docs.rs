@@ -14,6 +14,8 @@ use tests::{
 mod alerts;
 #[path = "docs/command_line.rs"]
 mod command_line;
+#[path = "docs/events.rs"]
+mod events;
 #[path = "docs/field.rs"]
 mod field;
 #[path = "docs/limits.rs"]
@@ -22,6 +24,8 @@ mod limits;
 mod metrics;
 #[path = "docs/names.rs"]
 mod names;
+#[path = "docs/policy.rs"]
+mod policy;
 #[path = "docs/proofs.rs"]
 mod proofs;
 

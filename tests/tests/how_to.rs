@@ -9,7 +9,7 @@ mod signer;
 
 use std::{env, fs, path::Path, process::Command};
 
-use etcd_tls_contract::{names, role::Role};
+use etcd_tls_contract::{certificate::Bundle, names, role::Role};
 use k8s_openapi::api::core::v1::Pod;
 use lab::{Asking, Lab};
 use serde_json::{Value, json};
@@ -156,6 +156,80 @@ async fn a_lost_ca_is_restored_from_the_backup_or_begun_anew() {
     let said = shell(&lab.api, dir.path(), &third).expect_err("two clusters of one CA");
     assert!(said.contains("elsewhere/etcd still exists") && said.contains("--share"), "{said}");
     assert_eq!(cas(&lab, "third").await, [""; 0]);
+}
+
+/// docs/authorities.md, *A CA of one's own*, and docs/clients-outside.md, as far as there is no member to call.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ca_of_ones_own_signs_and_a_client_outside_gets_its_certificate() {
+    if which("openssl").is_none() {
+        return tests::tier::skip_special("no openssl in PATH", "install it");
+    }
+    let Some(lab) = Lab::new().await else { return };
+    let approver = lab.approver("approve-a", &[]);
+    let _signer = sign(&lab, "sign-a", &[]).await;
+    lab.ready(&approver).await;
+    lab.api.namespace("my-namespace", &[(names::LABEL, names::DYNAMIC)]).await;
+    let dir = TempDir::new("how-to");
+    let type_ = |line: &str| shell(&lab.api, dir.path(), line).unwrap_or_else(|said| panic!("{line}: {said}"));
+    let next_ca = |commands: &str| {
+        type_(
+            "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 -subj /CN=root -keyout root.key -out root.crt",
+        );
+        type_(commands);
+        Bundle::parse(&fs::read(dir.join("root.crt")).expect("a root")).expect("a bundle")
+    };
+
+    // A CA of one's own, then the next one.
+    let own = pages::blocks("authorities.md", "A CA of one's own");
+    let outside = |section: &str| pages::blocks("clients-outside.md", section);
+    let root = next_ca(&own[0]);
+    lab.set_policy(&format!("{}\n{}\n", own[1], outside("A host that renews by itself")[0])).await;
+    let pod = injected(&lab, "my-namespace").await;
+    let (_, chain) = issue(&lab, &pod, Role::Peer, None).await;
+    assert!(chain.certificates.len() == 2, "the intermediate is sent, the root is not");
+    let published = |root: Bundle| async move {
+        let [peer, ..] = trust(&lab, "my-namespace", "etcd").await;
+        if peer.contains(&root) { Ok(()) } else { Err("another bundle") }
+    };
+    eventually("the root to be published", LIMIT, || published(root.clone())).await;
+    let (make, create) = own[0].rsplit_once('\n').expect("two commands");
+    assert!(create.starts_with("kubectl"), "{create}");
+    let next = next_ca(make);
+    type_("cp peer-ca-chain.crt next-chain.crt; cp peer-ca.key next.key");
+    type_(&own[2]);
+    eventually("the next root to be published", LIMIT, || published(next.clone())).await;
+
+    // A client outside: a user of the API server, known by its certificate.
+    let pki = lab.api.directory().join("pki").display().to_string();
+    type_(&format!(
+        "openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout user.key -out user.csr -subj /CN=backup-host
+         openssl x509 -req -in user.csr -CA {pki}/ca.crt -CAkey {pki}/ca.key -CAcreateserial -days 1 -out user.crt
+         kubectl config view --raw --minify > backup.kubeconfig
+         export KUBECONFIG=backup.kubeconfig
+         kubectl config unset users
+         kubectl config set-credentials backup --client-certificate=user.crt --client-key=user.key --embed-certs
+         kubectl config set-context --current --user=backup"
+    ));
+    let block = outside("A host that renews by itself");
+    type_(&block[1]);
+    let run = format!("exec {} --admin-port {}", block[2], tests::ports::loopback());
+    let mut client = std::process::Command::new("bash");
+    client.args(["-c", &run]).current_dir(dir.path()).env("PATH", pages::path(&[]));
+    let mut client = tests::process::Process::spawn("client", &mut client, dir.path());
+    eventually("the certificate of the client outside", LIMIT, || async {
+        if dir.join("certs/client/tls.crt").exists() { Ok(()) } else { Err(client.log_end()) }
+    })
+    .await;
+    let said = type_(
+        "openssl verify -CAfile certs/client/ca.crt certs/client/tls.crt; openssl x509 -noout -subject -in certs/client/tls.crt",
+    );
+    assert!(said.contains("certs/client/tls.crt: OK") && said.contains("CN = backup"), "{said}");
+    client.terminate(LIMIT).await;
+
+    // The bundle alone.
+    type_(outside("A certificate that you bring").last().expect("a command"));
+    let bundle = Bundle::parse(&fs::read(dir.join("ca.crt")).expect("a bundle")).expect("a bundle");
+    assert_eq!(bundle, trust(&lab, "my-namespace", "etcd").await[1]);
 }
 
 /// docs/operations.md, *Traces*: the collector's address reaches the three Deployments, and the policies of the network let `admit`

@@ -164,6 +164,55 @@ async fn found(kubeconfig: &Path, subject: &str, state: &str, words: &str, also:
     .await;
 }
 
+/// A pod that needs admission is refused with the reason, and not left to hang: `admit` stands still, and `admit` has an expired pair.
+async fn admission_that_is_ill(stack: &mut Stack) {
+    let pod = json!({
+        "metadata": {
+            "generateName": "ill-", "labels": {"etcd-tls": "dynamic"}, "annotations": {"etcd-tls.dev/roles": "client"},
+        },
+        "spec": {"containers": [{"name": "c", "image": "c"}]},
+    });
+    stack.admit.signal(Signal::SIGSTOP);
+    let began = Instant::now();
+    let said = stack.api.pod("web", pod.clone()).await.expect_err("nobody answers").to_string();
+    // The API server gives the time that it has waited for, and calls once.
+    let timeout = said.contains("pod.etcd-tls.dev") && said.contains("timeout=5s");
+    assert!(timeout && said.contains("deadline exceeded") && began.elapsed() < LIMIT, "{said}");
+    stack.admit.signal(Signal::SIGCONT);
+    stack.api.pod("web", pod.clone()).await.expect("it answers again");
+
+    // `sign` is away, or it would renew the pair.
+    stack.sign.kill();
+    let ca = Ca::new("admit");
+    let now = SystemTime::now();
+    let expired = ca.leaf(&LeafOptions {
+        dns: vec!["etcd-tls-admit.etcd-tls-system.svc".to_owned()],
+        not_before: now - Duration::from_secs(7200),
+        not_after: now - Duration::from_secs(3600),
+        ..LeafOptions::default()
+    });
+    let data = json!({"data": {"tls.crt": ByteString(expired.cert.into()), "tls.key": ByteString(expired.key.into())}});
+    let patch = |what: &[&str], patch: serde_json::Value| {
+        let patch = patch.to_string();
+        stack.api.kubectl(&[&["patch"], what, &["-p", &patch]].concat())
+    };
+    patch(&["-n", "etcd-tls-system", "secret", "etcd-tls-admit-serving"], data);
+    let text = stack.api.kubectl(&["get", "mutatingwebhookconfiguration", "etcd-tls", "-o", "json"]);
+    let mut configuration: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    for webhook in configuration["webhooks"].as_array_mut().expect("webhooks") {
+        webhook["clientConfig"]["caBundle"] = json!(ByteString(ca.pem.clone().into()));
+    }
+    stack.api.apply(&configuration.to_string());
+    eventually("a refusal that says why", LIMIT, || async {
+        match stack.api.pod("web", pod.clone()).await {
+            Ok(_) => Err("taken".to_owned()),
+            Err(error) if error.to_string().contains("certificate has expired") => Ok(()),
+            Err(error) => Err(error.to_string()),
+        }
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn check_finds_what_is_broken_one_thing_at_a_time() {
     let Some(mut stack) = Stack::start(&Options::default()).await else { return };
@@ -250,6 +299,7 @@ async fn check_finds_what_is_broken_one_thing_at_a_time() {
     found(&kubeconfig, "rights of etcd-tls-sign", "failing", "create secrets", &also).await;
     stack.api.apply_kustomization("manifests");
 
+    admission_that_is_ill(&mut stack).await;
     // Admission that is away, and a leader that is.
     stack.admit.kill();
     found(&kubeconfig, "admission", "failing", "does not reach admit", &["lease"]).await;

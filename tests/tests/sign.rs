@@ -25,10 +25,11 @@ use etcd_tls_contract::{
 use k8s_openapi::api::{
     admissionregistration::v1::MutatingWebhookConfiguration,
     core::v1::{ConfigMap, Secret, Service},
+    events::v1::Event,
 };
 use kube::{
     Api, ResourceExt,
-    api::{DeleteParams, Patch, PatchParams, PostParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
 };
 use lab::{Asking, LIMIT, Lab};
 use serde_json::json;
@@ -91,6 +92,18 @@ async fn issues_the_whole_grammar(lab: &Lab) {
         assert_eq!(life, Duration::from_secs(86_400) + BACKDATE, "a day from the issue");
         assert!(serials.insert(chain.serial), "serials are random");
     }
+    lab.event_of("good", "etcd-0", "the first certificate is issued").await;
+}
+
+/// The Events with this reason, as type and name of the object.
+async fn events(lab: &Lab, namespace: &str, reason: &str) -> Vec<String> {
+    let api: Api<Event> = Api::namespaced(lab.api.client.clone(), namespace);
+    let all = api.list(&ListParams::default()).await.expect("list events").items;
+    let of = |event: &Event| {
+        let object = event.regarding.as_ref().and_then(|regarding| regarding.name.clone()).unwrap_or_default();
+        format!("{} {object}", event.type_.clone().unwrap_or_default())
+    };
+    all.iter().filter(|event| event.reason.as_deref() == Some(reason)).map(of).collect()
 }
 
 async fn refuses_what_was_approved_wrongly(lab: &Lab) {
@@ -213,6 +226,9 @@ async fn cleans_up(lab: &Lab) {
         if all.iter().any(|csr| csr.name_any() == first.0) { Err("still there") } else { Ok(()) }
     })
     .await;
+    // Of five certificates of two authorities, one.
+    assert_eq!(events(lab, "good", "CertificateIssued").await, ["Normal etcd-0"]);
+    assert_eq!(events(lab, "good", "CertificateNearExpiry").await, [""; 0]);
 }
 
 async fn lab_pod(lab: &Lab, namespace: &str, name: &str) -> k8s_openapi::api::core::v1::Pod {
@@ -339,6 +355,12 @@ async fn a_rollover_survives_a_killed_signer_in_each_phase() {
         .filter(|l| ["RolloverPublished=", "RolloverChangedOver=", "RolloverDone="].iter().any(|r| l.starts_with(r)))
         .collect();
     assert!(!steps.is_empty() && steps.iter().all(|line| line.ends_with("=Normal")), "{events}");
+    // The last certificates have ended, and nobody renewed them.
+    eventually("a warning of a certificate that is not renewed", LIMIT, || async {
+        let told = events(&lab, "roll", "CertificateNearExpiry").await;
+        if told.iter().any(|event| event == "Warning etcd-2") { Ok(()) } else { Err(format!("{told:?}")) }
+    })
+    .await;
     let text = signer::secrets_text(&lab, &cas(&lab, "roll").await).await;
     assert_eq!(text.matches("BEGIN PRIVATE KEY").count(), 2, "one key each: the old one is gone");
 

@@ -24,7 +24,11 @@ use crate::{
         Controller, ControllerArgs, Trouble,
         case::{self, Case},
         csr::{self as queue, Handled, Handler, Seen},
-        events::{Notice, pod_reference, request_reference},
+        events::{
+            Notice, pod_reference,
+            reasons::{CERTIFICATE_AWAITS_APPROVAL, CERTIFICATE_DENIED},
+            request_reference,
+        },
         facts::Csr,
         guards::{self, Components},
         refusals::Refusals,
@@ -214,7 +218,7 @@ impl Approver {
         let of_pod = case.bound.as_ref().map(|bound| pod_reference(&bound.namespace, &bound.pod, &bound.pod_uid));
         for regarding in of_pod.into_iter().chain([request_reference(name, csr.uid())]) {
             let note = message.clone();
-            self.controller.recorder.warn(Notice { regarding, reason: "CertificateAwaitsApproval", note }).await;
+            self.controller.recorder.say(Notice { regarding, reason: CERTIFICATE_AWAITS_APPROVAL, note }).await;
         }
         let patch = case::patch(csr, REVIEWED_CONDITION, case::MANUAL, &message, SystemTime::now());
         self.controller.write(csr, Self::subresource(csr), patch).await?;
@@ -244,7 +248,7 @@ impl Approver {
         self.controller.write(csr, Self::subresource(csr), patch).await?;
         denials.iter().for_each(|denial| self.metrics.denied(denial.reason));
         tracing::warn!(csr = csr.name(), uid = csr.uid(), signer, username, pod, reasons, "denied");
-        self.controller.tell_pod(case.bound.as_ref(), "CertificateDenied", denials).await;
+        self.controller.tell_pod(case.bound.as_ref(), CERTIFICATE_DENIED, denials).await;
         Ok(())
     }
 }

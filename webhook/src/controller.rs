@@ -30,7 +30,7 @@ use crate::{
 use case::Case;
 use client::ApiServerError;
 use csr::{Handled, Handler};
-use events::{Notice, Recorder, pod_reference};
+use events::{Notice, Reason, Recorder, pod_reference};
 use facts::{CertificateRequest, Csr, Kind};
 use guards::{Gate, Guard, Prover};
 use lease::Candidate;
@@ -58,6 +58,7 @@ pub(crate) mod projection;
 pub(crate) mod refusals;
 pub(crate) mod services;
 pub(crate) mod tasks;
+pub(crate) mod told;
 pub(crate) mod written;
 
 /// The arguments of every controller.
@@ -271,13 +272,13 @@ impl Controller {
     }
 
     /// An event beside the pod that asked, if it is still there.
-    pub(crate) async fn tell_pod(&self, bound: Option<&BoundPod>, reason: &'static str, denials: &[Denial]) {
+    pub(crate) async fn tell_pod(&self, bound: Option<&BoundPod>, reason: &'static Reason, denials: &[Denial]) {
         let Some(bound) = bound else { return };
         if denials.iter().any(|denial| denial.reason == "PodGone") {
             return;
         }
         let regarding = pod_reference(&bound.namespace, &bound.pod, &bound.pod_uid);
-        self.recorder.warn(Notice { regarding, reason, note: case::message(denials) }).await;
+        self.recorder.say(Notice { regarding, reason, note: case::message(denials) }).await;
     }
 
     /// Exports the span of a reconciliation that began at that time.

@@ -9,6 +9,7 @@
 //! recollection  finds what a killed leader issued and did not record
 //! reconcile     makes CAs, publishes their trust, takes the steps of rollovers
 //! serving       the webhook's serving pair and caBundle
+//! near_end      says that a pod has not renewed a certificate
 //! cleaner       deletes the requests that are done with; certificate_requests those of cert-manager
 //! pod_certificates   answers the PodCertificateRequests of kubelets
 //! cluster_trust_bundles   publishes the bundles for others, too
@@ -22,7 +23,10 @@
 //! **Invariant.** An approval is necessary and not enough: nothing is issued that this process has not judged for itself,
 //! and nothing of a request but its public key is signed.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use etcd_tls_contract::duration::parse_duration;
 use prometheus_client::registry::Registry;
@@ -56,6 +60,7 @@ mod cluster_trust_bundles;
 mod leader_tasks;
 pub(crate) mod marks;
 mod metrics;
+mod near_end;
 mod pod_certificates;
 mod recollection;
 mod reconcile;
@@ -163,6 +168,7 @@ impl Args {
             cleaner: Cleaner::new(cleaner),
             serials: Serials::default(),
             accounts: Accounts::default(),
+            told: Mutex::default(),
         });
         let lifetimes =
             (!external_serving_pair).then_some(Lifetimes { leaf: serving_lifetime, ca: serving_ca_lifetime });

@@ -6,7 +6,6 @@
 mod waiting;
 
 use std::{
-    collections::{HashSet, VecDeque},
     convert::Infallible,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
@@ -19,18 +18,15 @@ use self::waiting::{Sighted, Waiting};
 use crate::{
     controller::{
         Controller,
-        events::{Notice, pod_reference},
+        events::{Notice, pod_reference, reasons::INJECTED_WITH_WARNINGS},
         facts::{self, LeanPod},
         listed::Event,
         pods::Observer,
+        told::Told,
     },
     platform::shutdown::until,
 };
 
-/// How many pods are remembered; the oldest are forgotten first.
-const MAX_PODS: usize = 8192;
-/// Bytes of a pod's uid that are remembered; the API server's have 36.
-const MAX_UID: usize = 64;
 /// Bytes of an Event's note; the API server takes 1024.
 const MAX_NOTE: usize = 1000;
 /// A pod that is older is told no more: its Event was written, and has ended since. The API server keeps Events for an hour.
@@ -43,28 +39,6 @@ pub(super) struct Warned {
     waiting: Mutex<Waiting>,
     /// Rung when a pod waits.
     rung: Notify,
-}
-
-#[derive(Debug, Default)]
-struct Told {
-    uids: HashSet<String>,
-    order: VecDeque<String>,
-}
-
-impl Told {
-    /// True if `uid` is new, and remembers it.
-    fn add(&mut self, uid: &str) -> bool {
-        if uid.len() > MAX_UID || !self.uids.insert(uid.to_owned()) {
-            return false;
-        }
-        self.order.push_back(uid.to_owned());
-        if self.order.len() > MAX_PODS
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.uids.remove(&oldest);
-        }
-        true
-    }
 }
 
 impl Warned {
@@ -80,7 +54,7 @@ impl Warned {
 
     fn see(&self, pod: &LeanPod, now: SystemTime) {
         let Some(sighted) = sighted(pod, now) else { return };
-        if !self.told().uids.contains(&sighted.uid) {
+        if !self.told().has(&sighted.uid) {
             self.waiting().push(sighted, Instant::now());
             self.rung.notify_one();
         }
@@ -102,7 +76,7 @@ impl Warned {
             if self.told().add(&pod.uid) {
                 let Sighted { namespace, name, uid, note } = pod;
                 let regarding = pod_reference(&namespace, &name, &uid);
-                controller.recorder.warn(Notice { regarding, reason: "InjectedWithWarnings", note }).await;
+                controller.recorder.say(Notice { regarding, reason: INJECTED_WITH_WARNINGS, note }).await;
             }
         }
     }
@@ -158,17 +132,6 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-
-    #[test]
-    fn a_pod_is_told_once_and_the_memory_is_bounded() {
-        let mut told = Told::default();
-        assert!(told.add("a") && !told.add("a") && told.add("b"));
-        assert!(!told.add(&"x".repeat(MAX_UID + 1)));
-        for n in 0..2 * MAX_PODS {
-            told.add(&n.to_string());
-        }
-        assert!(told.uids.len() <= MAX_PODS && told.order.len() <= MAX_PODS);
-    }
 
     /// The issuer of its certificates, and whether it asks for any.
     #[test]

@@ -1,5 +1,5 @@
-//! Events for people: problems with a pod's certificates, on the pod; the steps of a rollover, on its trust ConfigMap. An
-//! issued certificate gets no event.
+//! Events for people: problems with a pod's certificates, on the pod; the steps of a rollover, on its trust ConfigMap. Of issued
+//! certificates a pod's first one gets an event. [`reasons`] lists them all.
 //!
 //! An event's name is a digest of what it says, so saying it again is an `AlreadyExists` and no second event: a pod that
 //! asks wrongly once a second fills no event list. One that asks for something else each time is cut short after a few.
@@ -21,6 +21,9 @@ use kube::{Api, Client, api::PostParams};
 use tokio::time::Instant;
 
 use crate::controller::client::{ApiServerError, within};
+pub use reasons::Reason;
+
+pub mod reasons;
 
 /// Bytes of an event's note; the API server takes no more.
 const MAX_NOTE: usize = 1024;
@@ -30,8 +33,8 @@ const MAX_NOTE: usize = 1024;
 pub struct Notice {
     /// The object; its namespace is the event's.
     pub regarding: ObjectReference,
-    /// One CamelCase word, such as `CertificateDenied`.
-    pub reason: &'static str,
+    /// What it is about.
+    pub reason: &'static Reason,
     /// The event and the next step. Every reader of the object sees it: nothing internal.
     pub note: String,
 }
@@ -43,13 +46,6 @@ const REFILL: Duration = Duration::from_secs(30);
 /// Objects whose events are counted. With more, the namespace that has the most of them makes room, so that no tenant silences
 /// what is said to others.
 const MAX_OBJECTS: usize = 2048;
-
-/// The type of an event: expected steps are `Normal`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    Normal,
-    Warning,
-}
 
 /// Writes events as one process of etcd-tls.
 #[derive(Clone)]
@@ -139,22 +135,13 @@ impl Recorder {
 
     /// Writes the event; one that says the same of the same object is there for an hour and not written again. Best
     /// effort: a failure is logged and nothing waits for it.
-    pub async fn warn(&self, notice: Notice) {
-        self.write(Kind::Warning, notice).await;
-    }
-
-    /// The same of something that goes as it should: an event of type Normal.
-    pub async fn tell(&self, notice: Notice) {
-        self.write(Kind::Normal, notice).await;
-    }
-
-    async fn write(&self, kind: Kind, notice: Notice) {
+    pub async fn say(&self, notice: Notice) {
         let (of, object) = object(&notice);
         if !self.allowances.lock().unwrap_or_else(PoisonError::into_inner).take((&of, &object), Instant::now()) {
             tracing::debug!(object = notice.regarding.name, "too many events on one object: left out");
             return;
         }
-        let event = self.event(kind, &notice, Timestamp::now());
+        let event = self.event(&notice, Timestamp::now());
         let namespace = event.metadata.namespace.clone().unwrap_or_default();
         let api: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
         match within(api.create(&PostParams::default(), &event)).await {
@@ -166,12 +153,12 @@ impl Recorder {
         }
     }
 
-    fn event(&self, kind: Kind, notice: &Notice, now: Timestamp) -> Event {
+    fn event(&self, notice: &Notice, now: Timestamp) -> Event {
         let Notice { regarding, reason, note } = notice;
         let note =
             if note.len() > MAX_NOTE { format!("{}…", cut(note, MAX_NOTE - "…".len())) } else { note.clone() };
         let object = regarding.name.as_deref().unwrap_or_default();
-        let said = [&self.controller, regarding.uid.as_deref().unwrap_or_default(), reason, &note].join("\0");
+        let said = [&self.controller, regarding.uid.as_deref().unwrap_or_default(), reason.name(), &note].join("\0");
         let hash = hex(&digest(&SHA256, said.as_bytes()).as_ref()[..8]);
         let name = cut(object, 253 - 1 - hash.len()).trim_end_matches(['.', '-']);
         Event {
@@ -183,11 +170,11 @@ impl Recorder {
             action: Some("Certify".to_owned()),
             event_time: Some(MicroTime(now)),
             note: Some(note),
-            reason: Some((*reason).to_owned()),
+            reason: Some(reason.name().to_owned()),
             regarding: Some(regarding.clone()),
             reporting_controller: Some(self.controller.clone()),
             reporting_instance: Some(self.instance.clone()),
-            type_: Some(format!("{kind:?}")),
+            type_: Some(reason.kind().to_owned()),
             ..Event::default()
         }
     }
@@ -220,7 +207,7 @@ fn log_failure(notice: &Notice, error: &ApiServerError) {
     tracing::warn!(
         namespace = notice.regarding.namespace,
         object = notice.regarding.name,
-        reason = notice.reason,
+        reason = notice.reason.name(),
         %error,
         "could not write an event"
     );
@@ -256,12 +243,10 @@ mod tests {
         let recorder = recorder();
         let notice = |uid, note: &str| Notice {
             regarding: pod_reference("ns", "etcd-0", uid),
-            reason: "CertificateDenied",
+            reason: reasons::CERTIFICATE_DENIED,
             note: note.to_owned(),
         };
-        let name = |n: &Notice, at| {
-            recorder.event(Kind::Warning, n, Timestamp::from_second(at).unwrap()).metadata.name.unwrap()
-        };
+        let name = |n: &Notice, at| recorder.event(n, Timestamp::from_second(at).unwrap()).metadata.name.unwrap();
         assert_eq!(name(&notice("u", "no"), 1), name(&notice("u", "no"), 2));
         assert_ne!(name(&notice("u", "no"), 1), name(&notice("u", "never"), 1));
         assert_ne!(name(&notice("u", "no"), 1), name(&notice("v", "no"), 1));
@@ -316,7 +301,7 @@ mod tests {
     fn objects_without_a_uid_are_counted_apart() {
         let notice = |namespace: &str| Notice {
             regarding: ObjectReference { uid: None, ..pod_reference(namespace, "etcd-tls-trust-etcd", "") },
-            reason: "AuthorityLost",
+            reason: reasons::AUTHORITY_LOST,
             note: String::new(),
         };
         assert_ne!(object(&notice("a")), object(&notice("b")));
@@ -326,10 +311,10 @@ mod tests {
     async fn event_fields_are_cut_to_the_api_servers_limits() {
         let notice = Notice {
             regarding: pod_reference("ns", &"a".repeat(253), "u"),
-            reason: "CertificateDenied",
+            reason: reasons::CERTIFICATE_ISSUED,
             note: "ä".repeat(2000),
         };
-        let event = recorder().event(Kind::Normal, &notice, Timestamp::UNIX_EPOCH);
+        let event = recorder().event(&notice, Timestamp::UNIX_EPOCH);
         assert_eq!(event.type_.as_deref(), Some("Normal"));
         assert!(event.metadata.name.unwrap().len() <= 253);
         let note = event.note.unwrap();

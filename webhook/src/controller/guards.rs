@@ -28,7 +28,7 @@ use tokio::{
 
 use super::{
     client::within,
-    events::{Notice, Recorder},
+    events::{Notice, Recorder, reasons::POLICY_NOT_ENFORCED},
     namespaces,
 };
 use attempt::Attempt;
@@ -242,7 +242,7 @@ impl Prover {
             name: Some(format!("etcd-tls-{}", self.process)),
             ..ObjectReference::default()
         };
-        self.recorder.warn(Notice { regarding, reason: "PolicyNotEnforced", note }).await;
+        self.recorder.say(Notice { regarding, reason: POLICY_NOT_ENFORCED, note }).await;
         said.fault = Some(fault);
     }
 

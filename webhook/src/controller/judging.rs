@@ -13,15 +13,12 @@ use super::{
     Controller, NO_POLICY, Trouble,
     case::Case,
     client::ApiServerError,
-    events::{Notice, pod_reference},
+    events::{Notice, pod_reference, reasons::ADDRESS_CONTESTED},
     facts::Csr,
     namespaces,
     pods::Found,
     policy, services,
 };
-
-/// The reason of the Events of an address that two have.
-const CONTESTED: &str = "AddressContested";
 
 impl Controller {
     /// Judges a request by its pod, in a state no older than the request ([`super::pods`]), and by what the watches have of policy,
@@ -102,14 +99,14 @@ impl Controller {
                 claim.ip
             );
             let regarding = pod_reference(&pod.namespace, &pod.name, &pod.uid);
-            self.recorder.warn(Notice { regarding, reason: CONTESTED, note }).await;
+            self.recorder.say(Notice { regarding, reason: ADDRESS_CONTESTED, note }).await;
             if let Claimant::Pod { namespace, name, uid, .. } = &claim.by {
                 let note = format!(
                     "pod {}/{} on node {} reports the address {} of this pod too: neither gets a first certificate for it",
                     pod.namespace, pod.name, pod.node, claim.ip
                 );
                 let regarding = pod_reference(namespace, name, uid);
-                self.recorder.warn(Notice { regarding, reason: CONTESTED, note }).await;
+                self.recorder.say(Notice { regarding, reason: ADDRESS_CONTESTED, note }).await;
             }
         }
         Ok(identity::unless_contested(verdict, pod, services, &claims))

@@ -16,7 +16,10 @@ use tokio::sync::watch;
 
 use super::{
     client::{ApiServerError, within},
-    events::{Notice, Recorder},
+    events::{
+        Notice, Recorder,
+        reasons::{POLICY_NAMESPACE_REPLACED, POLICY_UNREADABLE},
+    },
     listed::{Event, Events, Object, Source},
     namespaces,
     tasks::Tasks,
@@ -100,7 +103,7 @@ async fn match_namespaces(
             if there.is_some() && replaced != said {
                 for note in &replaced {
                     tracing::warn!(note, "a rule of the policy does not count");
-                    recorder.warn(of_policy(&system, "PolicyNamespaceReplaced", note)).await;
+                    recorder.say(of_policy(&system, note)).await;
                 }
                 said = replaced;
             }
@@ -135,7 +138,7 @@ fn replaced<'a>(policy: &Policy, uid: impl Fn(&str) -> Option<&'a str>) -> Vec<S
     policy.namespace_uids.iter().filter_map(other).collect()
 }
 
-fn of_policy(system: &str, reason: &'static str, note: &str) -> Notice {
+fn of_policy(system: &str, note: &str) -> Notice {
     Notice {
         regarding: ObjectReference {
             api_version: Some("v1".to_owned()),
@@ -144,7 +147,7 @@ fn of_policy(system: &str, reason: &'static str, note: &str) -> Notice {
             name: Some(names::POLICY_CONFIG_MAP.to_owned()),
             ..ObjectReference::default()
         },
-        reason,
+        reason: POLICY_NAMESPACE_REPLACED,
         note: note.to_owned(),
     }
 }
@@ -187,7 +190,7 @@ async fn follow(
                 let in_force = if sender.borrow().is_some() { KEPT } else { NONE };
                 tracing::error!(%error, "policy unreadable: {in_force}");
                 if let Some(object) = object {
-                    recorder.warn(unreadable(&object, &format!("{error}; {in_force}"))).await;
+                    recorder.say(unreadable(&object, &format!("{error}; {in_force}"))).await;
                 }
             }
         }
@@ -244,7 +247,7 @@ fn unreadable(object: &ConfigMap, note: &str) -> Notice {
             uid: object.metadata.uid.clone(),
             ..ObjectReference::default()
         },
-        reason: "PolicyUnreadable",
+        reason: POLICY_UNREADABLE,
         note: note.to_owned(),
     }
 }

@@ -279,7 +279,7 @@ impl Authorities {
     }
 
     /// Records a certificate of `issuer` before it is issued, so that present revocations cover it or it is not issued. The record is
-    /// written soon, together with others.
+    /// written soon, together with others. True: it is the first one of its holder that the record has.
     ///
     /// # Errors
     /// An operator has revoked the certificates of its holder or of its key meanwhile, or the holder got as many as it may hold. Or it
@@ -290,7 +290,7 @@ impl Authorities {
         issuer: &Authority,
         serial: &str,
         leaf: Leaf,
-    ) -> Result<(), Unavailable> {
+    ) -> Result<bool, Unavailable> {
         let mut held = entry.held.lock().await;
         if self.over.load(Ordering::SeqCst) {
             return Err(Unavailable::NotYet("this replica does not lead any more".to_owned()));
@@ -318,9 +318,23 @@ impl Authorities {
         if entry.unwritten().add(serial, leaf.clone(), Instant::now()) {
             self.ring_when_due();
         }
+        let first = !ready.stored.issued.knows(leaf.holder());
         Arc::make_mut(&mut ready.stored.issued).note(serial, leaf);
         self.weigh(entry, &mut held);
-        Ok(())
+        Ok(first)
+    }
+
+    /// The pods' certificates of which little of the life is left, by the record.
+    pub(super) async fn ending(&self, entry: &Entry, now: SystemTime) -> Vec<(String, Leaf)> {
+        match &*entry.held.lock().await {
+            Held::Ready(ready) if !self.is_replaced(&entry.name, ready) => ready.stored.issued.ending(now),
+            Held::Ready(_) | Held::Unknown | Held::Lost | Held::Unusable => Vec::new(),
+        }
+    }
+
+    /// True if the record has a newer certificate in the place of `leaf`.
+    pub(super) async fn has_newer(&self, entry: &Entry, leaf: &Leaf) -> bool {
+        matches!(&*entry.held.lock().await, Held::Ready(ready) if ready.stored.issued.has_newer(leaf))
     }
 
     /// Counts the memory of a record after a change. Where all is taken, the others that are too large by now forget, too.

@@ -15,6 +15,7 @@ use super::{
     certificate_requests::CertificateRequests,
     cleaner::ledger::Times,
     cluster_trust_bundles::ClusterTrustBundles,
+    near_end::NearEnd,
     pod_certificates::PodCertificates,
     recollection::Recollection,
     reconcile::{
@@ -104,6 +105,13 @@ impl LeaderTasks {
                 };
                 tasks.start("cluster trust bundles", (), async move { match bundles.keep().await {} });
             }
+            let near_end = NearEnd {
+                authorities: Arc::clone(&signer.authorities),
+                pods: members.clone(),
+                recorder: controller.recorder.clone(),
+                max_lifetime: signer.max_lifetime,
+            };
+            tasks.start("certificates near their end", (), async move { match near_end.keep().await {} });
             if pod_certificates {
                 let certificates = PodCertificates::new(Arc::clone(&signer));
                 tasks.start("pod certificates", (), async move { match certificates.keep().await {} });

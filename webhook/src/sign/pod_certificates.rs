@@ -312,10 +312,13 @@ impl Answering<'_> {
             .for_key(public_key)
             .of_kubelet();
         // Before it is issued: one that then is not does no harm there.
-        if let Err(error) = authorities.note_issued(&entry, &authority, &chain.serial, issued).await {
-            self.serials.done(self.request.uid());
-            return self.unavailable(error).await;
-        }
+        let first = match authorities.note_issued(&entry, &authority, &chain.serial, issued).await {
+            Ok(first) => first,
+            Err(error) => {
+                self.serials.done(self.request.uid());
+                return self.unavailable(error).await;
+            }
+        };
         self.write(&self.request.issue(&chain.to_pem(), &times, now)).await?;
         self.serials.done(self.request.uid());
         let ips = entitlement.sans.ips.iter().copied().filter(|ip| !ip.is_loopback());
@@ -331,6 +334,9 @@ impl Answering<'_> {
             not_after = %rfc3339::text(chain.not_after),
             "issued a pod certificate"
         );
+        if first {
+            self.signer.tell_first(Some(&bound), entitlement, &chain.serial, chain.not_after).await;
+        }
         Ok(())
     }
 

@@ -40,7 +40,10 @@ use super::{
 use crate::{
     ca::authority::Authority,
     controller::{
-        events::{Notice, Recorder},
+        events::{
+            Notice, Reason, Recorder,
+            reasons::{AUTHORITY_LOST, AUTHORITY_UNUSABLE, ROLLOVER_WAITS, TOO_MANY_AUTHORITIES},
+        },
         namespaces::{self, NamespaceFacts},
         policy,
         tasks::Tasks,
@@ -49,7 +52,7 @@ use crate::{
 use idle::{Attempts, Retired};
 use pace::{Cost, Pending, settle};
 use said::Said;
-use step::{LivePods, RoundResult, STABLE, UNKNOWN, describe, goes_well};
+use step::{LivePods, RoundResult, STABLE, UNKNOWN, describe};
 
 pub(super) mod idle;
 mod pace;
@@ -68,16 +71,6 @@ const RECOLLECTED_WITHIN: Duration = Duration::from_secs(30);
 const SAY_AGAIN: Duration = Duration::from_secs(60);
 /// How often it is said whom a rollover waits for.
 const REMIND_AGAIN: Duration = Duration::from_secs(60 * 60);
-
-/// The reasons of an authority's lasting troubles.
-const LOST: &str = "AuthorityLost";
-/// A rollover waits for pods that do not report.
-const WAITS: &str = "RolloverWaits";
-const UNUSABLE: &str = "AuthorityUnusable";
-/// A namespace has as many authorities as it may have.
-const FULL: &str = "TooManyAuthorities";
-/// The user's CA cannot be used; the one in use stays.
-const GIVEN_UNUSABLE: &str = "GivenAuthorityUnusable";
 
 type Namespaces = BTreeMap<String, NamespaceFacts>;
 
@@ -303,7 +296,7 @@ impl Reconciler {
         let full = refused.keys().cloned().collect();
         for (namespace, (_, first, why)) in refused {
             // One line for each namespace, so that a tenant who names many clusters cannot fill the log.
-            self.complain(&namespace, &first, FULL, &why).await;
+            self.complain(&namespace, &first, TOO_MANY_AUTHORITIES, &why).await;
         }
         (entries, full)
     }
@@ -314,51 +307,48 @@ impl Reconciler {
         if let Some((step, after)) = &result.done {
             let (reason, note) = describe(name, step, after, &result.report);
             tracing::info!(authority = %name, ?step, note, "rollover");
-            let notice = Notice { regarding: reference(name), reason, note };
-            if goes_well(step) {
-                self.recorder.tell(notice).await;
-            } else {
-                self.recorder.warn(notice).await;
-            }
+            self.recorder.say(Notice { regarding: reference(name), reason, note }).await;
         }
         if let Some(overdue) = &result.overdue {
             self.remind(name, &format!("{name}: {overdue}")).await;
         } else {
-            self.said.forget(&name.to_string(), WAITS);
+            self.said.forget(&name.to_string(), ROLLOVER_WAITS.name());
         }
         match (&result.trouble, result.report.phase.as_str()) {
-            (Some(trouble), "lost") => self.complain(&name.to_string(), name, LOST, &trouble.clone()).await,
-            (Some(trouble), "unusable") => self.complain(&name.to_string(), name, UNUSABLE, &trouble.clone()).await,
+            (Some(trouble), "lost") => self.complain(&name.to_string(), name, AUTHORITY_LOST, &trouble.clone()).await,
+            (Some(trouble), "unusable") => {
+                self.complain(&name.to_string(), name, AUTHORITY_UNUSABLE, &trouble.clone()).await
+            }
             (Some(trouble), _) => tracing::debug!(authority = %name, trouble, "not yet"),
             (None, _) => {
-                self.said.forget(&name.to_string(), LOST);
-                self.said.forget(&name.to_string(), UNUSABLE);
+                self.said.forget(&name.to_string(), AUTHORITY_LOST.name());
+                self.said.forget(&name.to_string(), AUTHORITY_UNUSABLE.name());
             }
         }
     }
 
     /// Says once an hour whom a rollover waits for.
     async fn remind(&mut self, name: &SignerName, text: &str) {
-        if !self.said.is_due(&name.to_string(), WAITS, text, REMIND_AGAIN, Instant::now()) {
+        if !self.said.is_due(&name.to_string(), ROLLOVER_WAITS.name(), text, REMIND_AGAIN, Instant::now()) {
             return;
         }
         tracing::warn!(authority = %name, "{text}");
-        self.recorder.warn(Notice { regarding: reference(name), reason: WAITS, note: text.to_owned() }).await;
+        self.recorder.say(Notice { regarding: reference(name), reason: ROLLOVER_WAITS, note: text.to_owned() }).await;
     }
 
     /// Says a trouble of `subject` now and then, beside the trust of an authority.
-    async fn complain(&mut self, subject: &str, name: &SignerName, reason: &'static str, trouble: &str) {
-        tracing::debug!(authority = %name, reason, "trouble");
+    async fn complain(&mut self, subject: &str, name: &SignerName, reason: &'static Reason, trouble: &str) {
+        tracing::debug!(authority = %name, reason = reason.name(), "trouble");
         self.complain_of(subject, reference(name), reason, trouble).await;
     }
 
     /// [`Self::complain`], beside any object.
-    async fn complain_of(&mut self, subject: &str, regarding: ObjectReference, reason: &'static str, trouble: &str) {
-        if !self.said.is_due(subject, reason, trouble, SAY_AGAIN, Instant::now()) {
+    async fn complain_of(&mut self, subject: &str, regarding: ObjectReference, reason: &'static Reason, trouble: &str) {
+        if !self.said.is_due(subject, reason.name(), trouble, SAY_AGAIN, Instant::now()) {
             return;
         }
-        tracing::error!(subject, reason, "{trouble}");
-        self.recorder.warn(Notice { regarding, reason, note: trouble.to_owned() }).await;
+        tracing::error!(subject, reason = reason.name(), "{trouble}");
+        self.recorder.say(Notice { regarding, reason, note: trouble.to_owned() }).await;
     }
 }
 

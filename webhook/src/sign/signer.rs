@@ -2,7 +2,7 @@
 //! has a person approve, the approval of `approve` is none.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
 
@@ -32,7 +32,12 @@ use crate::{
         Controller, Trouble,
         case::{self, Case},
         csr::{Handled, Handler, Seen},
+        events::{
+            Notice, pod_reference,
+            reasons::{CERTIFICATE_ISSUED, CERTIFICATE_REFUSED, CERTIFICATE_WAITS, NOT_REVOCABLE},
+        },
         facts::Csr,
+        told::Told,
     },
 };
 
@@ -48,6 +53,8 @@ pub(super) struct Signer {
     pub(super) cleaner: Cleaner,
     pub(super) serials: Serials,
     pub(super) accounts: Accounts,
+    /// The pods that have their Event of the first certificate.
+    pub(super) told: Mutex<Told>,
 }
 
 impl Handler for Signer {
@@ -163,10 +170,13 @@ impl Signer {
             .of_role(entitlement.role)
             .for_key(public_key);
         // Before it is issued: one that then is not does no harm there.
-        if let Err(error) = self.authorities.note_issued(&entry, &authority, &chain.serial, issued).await {
-            self.serials.done(csr.uid());
-            return Err(self.unavailable(case, error).await);
-        }
+        let first = match self.authorities.note_issued(&entry, &authority, &chain.serial, issued).await {
+            Ok(first) => first,
+            Err(error) => {
+                self.serials.done(csr.uid());
+                return Err(self.unavailable(case, error).await);
+            }
+        };
         self.controller.write(csr, "status", patch).await?;
         self.serials.done(csr.uid());
         self.controller.note_certificate(case, &entitlement.sans, chain.not_after);
@@ -179,8 +189,30 @@ impl Signer {
             not_after = %crate::rollover::rfc3339::text(chain.not_after),
             "issued"
         );
+        if first {
+            self.tell_first(case.bound.as_ref(), entitlement, &chain.serial, chain.not_after).await;
+        }
         self.tell_of_no_list(case, entitlement, &authority).await;
         Ok(())
+    }
+
+    /// Says beside a pod that it has its first certificate: once, and not of each role and renewal.
+    pub(super) async fn tell_first(
+        &self,
+        bound: Option<&BoundPod>,
+        entitlement: &Entitlement,
+        serial: &str,
+        end: SystemTime,
+    ) {
+        let Some(bound) = bound else { return };
+        if !self.told.lock().unwrap_or_else(PoisonError::into_inner).add(&bound.pod_uid) {
+            return;
+        }
+        let Entitlement { role, signer, .. } = entitlement;
+        let end = crate::rollover::rfc3339::text(end);
+        let note = format!("the first certificate is issued: {role} of {signer}, serial {serial}, until {end}");
+        let regarding = pod_reference(&bound.namespace, &bound.pod, &bound.pod_uid);
+        self.controller.recorder.say(Notice { regarding, reason: CERTIFICATE_ISSUED, note }).await;
     }
 
     /// Admission sees no CA. So a member gets an Event with its certificate where nobody can revoke that.
@@ -194,7 +226,7 @@ impl Signer {
             entitlement.signer.domain
         );
         let denial = Denial { reason: "NoRevocationList", message };
-        self.controller.tell_pod(case.bound.as_ref(), "NotRevocable", std::slice::from_ref(&denial)).await;
+        self.controller.tell_pod(case.bound.as_ref(), NOT_REVOCABLE, std::slice::from_ref(&denial)).await;
     }
 
     /// There is no authority to sign with now. It may come, so nothing final is written.
@@ -211,7 +243,7 @@ impl Signer {
             error => return Trouble::NotYet(error.to_string()),
         };
         let denial = Denial { reason, message };
-        self.controller.tell_pod(bound, "CertificateWaits", std::slice::from_ref(&denial)).await;
+        self.controller.tell_pod(bound, CERTIFICATE_WAITS, std::slice::from_ref(&denial)).await;
         Trouble::NotYet(denial.message)
     }
 
@@ -221,7 +253,7 @@ impl Signer {
         self.controller.write(csr, "status", case::patch(csr, "Failed", FAILED, &reasons, SystemTime::now())).await?;
         denials.iter().for_each(|denial| self.metrics.failed(denial.reason));
         tracing::warn!(reasons, "refused");
-        self.controller.tell_pod(case.bound.as_ref(), "CertificateRefused", denials).await;
+        self.controller.tell_pod(case.bound.as_ref(), CERTIFICATE_REFUSED, denials).await;
         Ok(())
     }
 }

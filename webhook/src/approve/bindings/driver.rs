@@ -284,16 +284,16 @@ impl Reconciler {
         let mut next = None;
         for notice in notices {
             let about = notice.regarding.namespace.clone().unwrap_or_default();
-            let about = format!("{about}: {}", notice.reason);
+            let about = format!("{about}: {}", notice.reason.name());
             if term.paces.not_before(&about, Instant::now()).is_none() {
                 tracing::warn!(
                     namespace = notice.regarding.namespace,
                     object = notice.regarding.name,
-                    reason = notice.reason,
+                    reason = notice.reason.name(),
                     "{}",
                     notice.note
                 );
-                self.recorder.warn(notice).await;
+                self.recorder.say(notice).await;
                 term.paces.failed(&about, Instant::now());
             }
             let at = term.paces.not_before(&about, Instant::now());

@@ -4,7 +4,10 @@ use etcd_tls_contract::names::{DYNAMIC, LABEL};
 use k8s_openapi::api::{core::v1::ObjectReference, rbac::v1::RoleRef};
 
 use super::{RBAC, SIGN_BINDING, SignBinding, TRUST_ROLE, accounts::MAX_OF_NAMESPACE};
-use crate::controller::events::Notice;
+use crate::controller::events::{
+    Notice,
+    reasons::{FOREIGN_BINDING, TOO_MANY_ACCOUNTS},
+};
 
 /// A RoleBinding of our name that binds another role.
 pub(super) fn foreign_binding(namespace: &str, binding: &SignBinding, role: &RoleRef) -> Notice {
@@ -17,7 +20,7 @@ pub(super) fn foreign_binding(namespace: &str, binding: &SignBinding, role: &Rol
             uid: binding.uid.clone(),
             ..ObjectReference::default()
         },
-        reason: "ForeignBinding",
+        reason: FOREIGN_BINDING,
         note: format!(
             "RoleBinding {SIGN_BINDING} binds {} {}, not ClusterRole {TRUST_ROLE}: the trust of this namespace's clusters cannot be \
              published. Delete it: kubectl -n {namespace} delete rolebinding {SIGN_BINDING}",
@@ -36,7 +39,7 @@ pub(super) fn too_many_accounts(namespace: &str, name: &str, without: usize) -> 
             name: Some(name.to_owned()),
             ..ObjectReference::default()
         },
-        reason: "TooManyAccounts",
+        reason: TOO_MANY_ACCOUNTS,
         note: format!(
             "{without} service accounts of this namespace have a labelled pod and may not request certificates: {MAX_OF_NAMESPACE} \
              may, until ten minutes after their last pods. Use fewer service accounts, or label the namespace {LABEL}={DYNAMIC}"

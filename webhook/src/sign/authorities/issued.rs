@@ -194,6 +194,32 @@ impl Issued {
         self.leaves.len()
     }
 
+    /// True if it has a certificate of this holder.
+    pub(super) fn knows(&self, holder: &str) -> bool {
+        self.leaves.values().any(|leaf| leaf.holder() == holder)
+    }
+
+    /// True if it has a newer certificate in the place of `leaf`.
+    pub(super) fn has_newer(&self, leaf: &Leaf) -> bool {
+        self.leaves.values().any(|other| other.holder() == leaf.holder() && other.alike(leaf) && other.at > leaf.at)
+    }
+
+    /// The newest certificate of each pod and user, where less than a quarter of its life is left: it is renewed at 40 to 60 %.
+    pub(super) fn ending(&self, now: SystemTime) -> Vec<(String, Leaf)> {
+        let now = seconds(now);
+        let mut newest: HashMap<(&str, &str, bool), (&str, &Leaf)> = HashMap::new();
+        for (serial, leaf) in self.leaves.iter().filter(|(_, leaf)| !leaf.pod().is_empty()) {
+            let key = (leaf.holder(), leaf.user(), leaf.kubelet);
+            let best = newest.entry(key).or_insert((serial, leaf));
+            if leaf.at > best.1.at {
+                *best = (serial, leaf);
+            }
+        }
+        let ends = |leaf: &Leaf| now + leaf.until.saturating_sub(leaf.at) / 4 > leaf.until;
+        let ending = newest.into_values().filter(|(_, leaf)| ends(leaf));
+        ending.map(|(serial, leaf)| (serial.to_owned(), leaf.clone())).collect()
+    }
+
     /// True if it holds this serial number.
     pub(crate) fn has(&self, serial: &str) -> bool {
         self.leaves.get(serial).is_some()

@@ -92,6 +92,11 @@ impl Pods {
         self.lock().is_complete()
     }
 
+    /// True if the pod of this name has this uid.
+    pub(in crate::sign) fn is_there(&self, namespace: &str, name: &str, uid: &str) -> bool {
+        self.lock().get(namespace, name).is_some_and(|member| *member.uid == *uid)
+    }
+
     /// The clusters that pods need the trust of, by the pods' namespace; hosts read it in their cluster's.
     pub(in crate::sign) fn clusters(
         &self,

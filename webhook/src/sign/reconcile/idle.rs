@@ -35,7 +35,10 @@ use super::{Pending, Reconciler, config_map, step::RoundResult};
 use crate::{
     controller::{
         client::{ApiServerError, within},
-        events::Notice,
+        events::{
+            Notice,
+            reasons::{AUTHORITY_IDLE, AUTHORITY_RETIRED},
+        },
     },
     rollover::rfc3339,
     sign::authorities::{quota::Entry, state::Stored},
@@ -48,11 +51,8 @@ const SAY_IDLE: Duration = Duration::from_secs(24 * 60 * 60);
 /// How long a watch may show what was deleted.
 const LAG: Duration = Duration::from_secs(10 * 60);
 
-/// The reasons of the Events.
-const IDLE: &str = "AuthorityIdle";
 /// The reason of a line of the log.
 const NOT_RETIRED: &str = "NotRetired";
-const RETIRED: &str = "AuthorityRetired";
 
 /// The uids of objects that were deleted here, which the watches may show still: they are not wanted for them.
 #[derive(Debug, Default)]
@@ -133,7 +133,7 @@ impl Reconciler {
                 self.metrics.retires(&entry.name, at);
             }
             let Some(at) = at else {
-                self.said.forget(&cluster.to_string(), IDLE);
+                self.said.forget(&cluster.to_string(), AUTHORITY_IDLE.name());
                 continue;
             };
             self.say_idle(&cluster, at).await;
@@ -169,9 +169,9 @@ impl Reconciler {
             self.system,
             crate::sign::marks::KEEP_ANNOTATION
         );
-        if self.said.is_due(&cluster.to_string(), IDLE, &note, SAY_IDLE, Instant::now()) {
+        if self.said.is_due(&cluster.to_string(), AUTHORITY_IDLE.name(), &note, SAY_IDLE, Instant::now()) {
             tracing::info!(%cluster, at = rfc3339::text(at), "idle authorities");
-            self.recorder.warn(Notice { regarding: home_of(cluster), reason: IDLE, note }).await;
+            self.recorder.say(Notice { regarding: home_of(cluster), reason: AUTHORITY_IDLE, note }).await;
         }
     }
 
@@ -191,13 +191,13 @@ impl Reconciler {
             self.metrics.forget(&entry.name);
             tracing::info!(authority = %entry.name, "retired: nobody used it");
         }
-        self.said.forget(&cluster.to_string(), IDLE);
+        self.said.forget(&cluster.to_string(), AUTHORITY_IDLE.name());
         self.changed.notify_one();
         let note = format!(
             "the certificate authorities of {cluster} were deleted: for long no pod and no host used them, and no certificate of theirs \
              was valid. A pod that comes gets new ones"
         );
-        self.recorder.tell(Notice { regarding: home_of(cluster), reason: RETIRED, note }).await;
+        self.recorder.say(Notice { regarding: home_of(cluster), reason: AUTHORITY_RETIRED, note }).await;
         Ok(())
     }
 

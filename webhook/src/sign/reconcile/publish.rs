@@ -21,7 +21,10 @@ use tokio::time::{Instant, sleep};
 
 use super::{AT_ONCE, Namespaces, Reconciler, config_map, pace::Pending};
 use crate::{
-    controller::client::{ApiServerError, within},
+    controller::{
+        client::{ApiServerError, within},
+        events::reasons::{TRUST_NOT_REPAIRED, TRUST_REPAIRED},
+    },
     revoke,
     sign::{
         repair::{Form, Remedy, Settled, remedy},
@@ -29,9 +32,6 @@ use crate::{
     },
 };
 
-/// Events beside a ConfigMap.
-const REPAIRED: &str = "TrustRepaired";
-const UNREPAIRED: &str = "TrustNotRepaired";
 /// With a pause of this length, a failure is said.
 const LASTING: Duration = Duration::from_secs(1);
 
@@ -102,7 +102,7 @@ impl Reconciler {
                          log of the API server names the writer",
                         forms.join(", ")
                     );
-                    self.complain_of(&subject, reference, REPAIRED, &note).await;
+                    self.complain_of(&subject, reference, TRUST_REPAIRED, &note).await;
                 }
             }
             Err(NotMended { error, renewing: false }) if error.code() == Some(403) => {
@@ -119,7 +119,7 @@ impl Reconciler {
                 // Changed since it was looked at, or the namespace is going: no trouble, unless it lasts.
                 if pause >= LASTING {
                     let note = format!("ConfigMap {subject} cannot be written: {error}; it is tried again");
-                    self.complain_of(&subject, reference, UNREPAIRED, &note).await;
+                    self.complain_of(&subject, reference, TRUST_NOT_REPAIRED, &note).await;
                 } else {
                     tracing::debug!(config_map = subject, %error, "not written; trying again");
                 }

@@ -15,7 +15,7 @@ pub(in crate::sign) struct Said(HashMap<(String, &'static str), (String, Instant
 
 impl Said {
     /// True if to say it now: it was not said of that subject within `every`. Then it counts as said.
-    pub(super) fn is_due(
+    pub(in crate::sign) fn is_due(
         &mut self,
         subject: &str,
         reason: &'static str,

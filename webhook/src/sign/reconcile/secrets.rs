@@ -11,9 +11,9 @@ use etcd_tls_contract::{
     policy::Policy,
 };
 
-use super::{GIVEN_UNUSABLE, Namespaces, Reconciler, idle::Retired};
+use super::{Namespaces, Reconciler, idle::Retired};
 use crate::{
-    controller::namespaces,
+    controller::{events::reasons::GIVEN_AUTHORITY_UNUSABLE, namespaces},
     sign::{authorities::quota::Entry, cache::objects::Facts},
 };
 
@@ -85,7 +85,7 @@ impl Reconciler {
             }
             match self.authorities.given(policy, name, now).await {
                 Ok(Some(authority)) => {
-                    self.said.forget(&name.to_string(), GIVEN_UNUSABLE);
+                    self.said.forget(&name.to_string(), GIVEN_AUTHORITY_UNUSABLE.name());
                     self.given.insert(secret.to_owned(), (version, Arc::new(authority)));
                 }
                 Ok(None) => {}
@@ -93,7 +93,7 @@ impl Reconciler {
                 Err(error) => {
                     self.given.remove(secret);
                     let trouble = error.to_string();
-                    self.complain(&name.to_string(), name, GIVEN_UNUSABLE, &trouble).await;
+                    self.complain(&name.to_string(), name, GIVEN_AUTHORITY_UNUSABLE, &trouble).await;
                 }
             }
         }

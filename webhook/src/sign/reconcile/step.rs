@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::Reconciler;
 use crate::{
     ca::authority::Authority,
+    controller::events::{Reason, reasons},
     revoke,
     rollover::{
         ChangeOver, LivePod, Report, Request, Situation, Step, Waiting, decide, overdue, request_annotation, rfc3339,
@@ -251,30 +252,19 @@ fn report_of(stored: &Stored, waiting: &[crate::rollover::Waiting]) -> Report {
     report
 }
 
-/// True if a step is one of a rollover that goes as it should; the others are for somebody to look at.
-pub(super) const fn goes_well(step: &Step) -> bool {
-    match step {
-        Step::Publish(_) | Step::ChangeOver(ChangeOver::Trusted) | Step::Retire | Step::ConfirmClients => true,
-        Step::ChangeOver(ChangeOver::Expiring | ChangeOver::Forced)
-        | Step::Force
-        | Step::ForceRetire
-        | Step::Abort(_) => false,
-    }
-}
-
 /// A step, for people.
-pub(super) fn describe(name: &SignerName, step: &Step, after: &Stored, report: &Report) -> (&'static str, String) {
+pub(super) fn describe(name: &SignerName, step: &Step, after: &Stored, report: &Report) -> (&'static Reason, String) {
     let active = after.active.generation();
     match step {
         Step::Publish(trigger) => {
             let next = after.next.as_ref().map(|next| next.generation()).unwrap_or_default();
-            ("RolloverPublished", format!("{name}: CA {next} is published beside {active} ({trigger:?})"))
+            (reasons::ROLLOVER_PUBLISHED, format!("{name}: CA {next} is published beside {active} ({trigger:?})"))
         }
         Step::ChangeOver(ChangeOver::Trusted) => {
-            ("RolloverChangedOver", format!("{name}: all pods trust CA {active}, which signs from now on"))
+            (reasons::ROLLOVER_CHANGED_OVER, format!("{name}: all pods trust CA {active}, which signs from now on"))
         }
         Step::ChangeOver(ChangeOver::Expiring) => (
-            "RolloverForced",
+            reasons::ROLLOVER_FORCED,
             format!(
                 "{name}: the old CA is about to expire, so CA {active} signs from now on, although some pods do not \
                  trust it yet: {}",
@@ -282,7 +272,7 @@ pub(super) fn describe(name: &SignerName, step: &Step, after: &Stored, report: &
             ),
         ),
         Step::ChangeOver(ChangeOver::Forced) => (
-            "RolloverForced",
+            reasons::ROLLOVER_FORCED,
             format!(
                 "{name}: by an operator's order CA {active} signs from now on, although some pods do not trust it \
                  yet: {}",
@@ -290,24 +280,26 @@ pub(super) fn describe(name: &SignerName, step: &Step, after: &Stored, report: &
             ),
         ),
         Step::Force => (
-            "RolloverForced",
+            reasons::ROLLOVER_FORCED,
             format!(
                 "{name}: by an operator's order CA {} is published beside {active} and signs at once",
                 after.next.as_ref().map(|next| next.generation()).unwrap_or_default()
             ),
         ),
         Step::ForceRetire => (
-            "RolloverForced",
+            reasons::ROLLOVER_FORCED,
             format!("{name}: by an operator's order the old CA is gone before its last certificate; {active} is left"),
         ),
-        Step::Retire => {
-            ("RolloverDone", format!("{name}: the old CA's last leaf has gone, and so has the CA; {active} is left"))
-        }
+        Step::Retire => (
+            reasons::ROLLOVER_DONE,
+            format!("{name}: the old CA's last leaf has gone, and so has the CA; {active} is left"),
+        ),
         Step::Abort(why) => {
-            ("RolloverAborted", format!("{name}: the next CA was taken back ({why:?}); {active} goes on"))
+            (reasons::ROLLOVER_ABORTED, format!("{name}: the next CA was taken back ({why:?}); {active} goes on"))
         }
-        Step::ConfirmClients => {
-            ("RolloverClientsConfirmed", format!("{name}: an operator says that the clients outside trust the new CA"))
-        }
+        Step::ConfirmClients => (
+            reasons::ROLLOVER_CLIENTS_CONFIRMED,
+            format!("{name}: an operator says that the clients outside trust the new CA"),
+        ),
     }
 }

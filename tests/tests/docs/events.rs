@@ -1,0 +1,28 @@
+//! docs/events.md, made from the list of reasons: `UPDATE_DOCS=1 cargo test -p tests --test docs events` writes it anew. No Event has another
+//! reason: nothing else than the list makes one.
+
+use std::{fmt::Write as _, fs};
+
+use etcd_tls_webhook::controller::events::reasons;
+use tests::repository;
+
+#[test]
+fn the_reference_of_events_is_current() {
+    let mut page = "# Events\n\n`approve` and `sign` write Events for people. `kubectl describe` shows them with their object for an hour; \
+                    `kubectl get events -A` lists all of them, with\nthe reporting controllers `etcd-tls.dev/approve` and `etcd-tls.dev/sign`. \
+                    What is said twice is one Event. An object gets 20 Events at once at most, then one in 30 s. The sidecar and `admit`\nwrite none.\n\n\
+                    This page is made from the sources.\n\n| reason | type | object | by | meaning |\n| --- | --- | --- | --- | --- |\n"
+        .to_owned();
+    for reason in reasons::ALL {
+        let (name, kind, object) = (reason.name(), reason.kind(), reason.object());
+        let _ = writeln!(page, "| `{name}` | {kind} | {object} | {} | {} |", reason.by(), reason.meaning());
+    }
+    let path = repository().join("docs/events.md");
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        fs::write(&path, &page).expect("write docs/events.md");
+    }
+    assert!(
+        fs::read_to_string(&path).is_ok_and(|text| text == page),
+        "docs/events.md is not current: UPDATE_DOCS=1 writes it"
+    );
+}
