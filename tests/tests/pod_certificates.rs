@@ -403,6 +403,15 @@ async fn denies_with_a_reason(lab: &Lab, pod: &Pod) {
     let named = annotate(json!({"etcd-tls.dev/role": "client"}));
     let (chain, _) = lab.issued(&lab.request(&both, &signer("client"), named).await).await;
     assert_eq!(chain.common_name, "default.prod");
+
+    // Where a person approves, nobody could.
+    tests::policy::set(&lab.api.client, "manualApproval: [{namespaces: [prod], clusters: [held]}]").await;
+    lab.sign.logged("manual_approval: [ManualApproval", LIMIT).await;
+    let held =
+        lab.pod("held-0", "peer", |pod| pod["metadata"]["annotations"]["etcd-tls.dev/cluster"] = "held".into()).await;
+    let (said, message) = lab.denied(&lab.request(&held, "peer.etcd-tls.dev/prod.held", |_| {}).await).await;
+    assert!(said == "ManualApproval" && message.contains("the issuer csr"), "{said}: {message}");
+    tests::policy::set(&lab.api.client, "").await;
 }
 
 /// Requests of others, and requests for others.

@@ -1,14 +1,22 @@
 //! Tier 2: an operator's commands on the installed system, with the real command, the real sidecar and a real API server.
 
-use std::{collections::BTreeMap, net::IpAddr, path::Path, process::Output};
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    path::Path,
+    process::Output,
+    time::{Duration, Instant, SystemTime},
+};
 
 use etcd_tls_contract::certificate::Chain;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::{ByteString, api::core::v1::Pod};
 use kube::Api;
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tests::{
     downward::downward,
     eventually,
+    pki::{Ca, LeafOptions},
     pod::LocalPod,
     process::{binary, which},
     stack::{self, LIMIT, Options, Stack, own_address},
@@ -192,13 +200,10 @@ async fn admission_that_is_ill(stack: &mut Stack) {
         ..LeafOptions::default()
     });
     let data = json!({"data": {"tls.crt": ByteString(expired.cert.into()), "tls.key": ByteString(expired.key.into())}});
-    let patch = |what: &[&str], patch: serde_json::Value| {
-        let patch = patch.to_string();
-        stack.api.kubectl(&[&["patch"], what, &["-p", &patch]].concat())
-    };
-    patch(&["-n", "etcd-tls-system", "secret", "etcd-tls-admit-serving"], data);
+    let data = data.to_string();
+    stack.api.kubectl(&["-n", "etcd-tls-system", "patch", "secret", "etcd-tls-admit-serving", "-p", &data]);
     let text = stack.api.kubectl(&["get", "mutatingwebhookconfiguration", "etcd-tls", "-o", "json"]);
-    let mut configuration: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let mut configuration: Value = serde_json::from_str(&text).expect("JSON");
     for webhook in configuration["webhooks"].as_array_mut().expect("webhooks") {
         webhook["clientConfig"]["caBundle"] = json!(ByteString(ca.pem.clone().into()));
     }

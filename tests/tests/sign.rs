@@ -96,7 +96,7 @@ async fn issues_the_whole_grammar(lab: &Lab) {
 }
 
 /// The Events with this reason, as type and name of the object.
-async fn events(lab: &Lab, namespace: &str, reason: &str) -> Vec<String> {
+async fn told(lab: &Lab, namespace: &str, reason: &str) -> Vec<String> {
     let api: Api<Event> = Api::namespaced(lab.api.client.clone(), namespace);
     let all = api.list(&ListParams::default()).await.expect("list events").items;
     let of = |event: &Event| {
@@ -227,8 +227,8 @@ async fn cleans_up(lab: &Lab) {
     })
     .await;
     // Of five certificates of two authorities, one.
-    assert_eq!(events(lab, "good", "CertificateIssued").await, ["Normal etcd-0"]);
-    assert_eq!(events(lab, "good", "CertificateNearExpiry").await, [""; 0]);
+    assert_eq!(told(lab, "good", "CertificateIssued").await, ["Normal etcd-0"]);
+    assert_eq!(told(lab, "good", "CertificateNearExpiry").await, [""; 0]);
 }
 
 async fn lab_pod(lab: &Lab, namespace: &str, name: &str) -> k8s_openapi::api::core::v1::Pod {
@@ -357,8 +357,8 @@ async fn a_rollover_survives_a_killed_signer_in_each_phase() {
     assert!(!steps.is_empty() && steps.iter().all(|line| line.ends_with("=Normal")), "{events}");
     // The last certificates have ended, and nobody renewed them.
     eventually("a warning of a certificate that is not renewed", LIMIT, || async {
-        let told = events(&lab, "roll", "CertificateNearExpiry").await;
-        if told.iter().any(|event| event == "Warning etcd-2") { Ok(()) } else { Err(format!("{told:?}")) }
+        let all = told(&lab, "roll", "CertificateNearExpiry").await;
+        if all.iter().any(|event| event == "Warning etcd-2") { Ok(()) } else { Err(format!("{all:?}")) }
     })
     .await;
     let text = signer::secrets_text(&lab, &cas(&lab, "roll").await).await;

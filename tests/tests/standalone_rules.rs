@@ -253,7 +253,9 @@ async fn policy_has_the_last_word_in_every_api_version() {
     let policy = signer.dir.write(
         "policy.yaml",
         "hosts: [{username: 'system:etcd-peer:cp-1', groups: ['system:etcd-peers'], cluster: kube-system/etcd, \
-         roles: [peer], commonName: cp-1, dnsNames: [cp-1.example.com], ips: [192.0.2.11]}]",
+         roles: [peer], commonName: cp-1, dnsNames: [cp-1.example.com], ips: [192.0.2.11]}, \
+         {username: 'system:etcd-peer:cp-3', cluster: kube-system/etcd, roles: [peer, server], commonName: cp-3, \
+         dnsNames: [cp-3.example.com]}]\nmanualApproval: [{namespaces: [kube-system], roles: [server]}]\n",
     );
     signer.arguments.push(format!("--policy={}", policy.display()));
     signer.start().await;
@@ -301,6 +303,14 @@ async fn policy_has_the_last_word_in_every_api_version() {
         let pem = STANDARD.decode(answer.1["status"]["certificate"].as_str().expect("issued")).expect("base64");
         assert_eq!(Chain::parse(&pem).expect("a chain").sans, names, "{what}");
     }
+    // What policy leaves to a person waits for one, who decides.
+    let own = sans(&["cp-3.example.com"], &[]);
+    let cp3 = bootstrapped(&signer, Role::Peer, "cp-3", &own);
+    let (path, object) = v1beta1("person", Role::Server, "cp-3", &own, false);
+    assert_eq!(fate(&post(&signer, path, Some(&cp3), None, &object)), Fate::Waits);
+    assert!(approve(&signer, "person")["status"]["certificate"].is_string(), "a person has approved it");
+    let (path, object) = v1beta1("no-person", Role::Server, "cp-3", &names, false);
+    assert_eq!(fate(&post(&signer, path, Some(&cp3), None, &object)), Fate::Denied, "of another host");
     // The names and the roles of a listed host, asked for by those whom policy does not know.
     assert_eq!(by_token(&signer, "t1", Role::Server, "cp-1", &names), Fate::Waits);
     assert_eq!(by_token(&signer, "t2", Role::Peer, "cp-9", &names), Fate::Waits);

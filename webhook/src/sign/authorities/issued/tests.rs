@@ -76,6 +76,26 @@ fn the_sidecars_certificate_and_kubelets_do_not_replace_each_other() {
 }
 
 #[test]
+fn a_pods_newest_certificate_is_near_its_end_when_a_quarter_of_its_life_is_left() {
+    let mut issued = Issued::default();
+    let (peer, server) = ("system:etcd-peer:etcd-0", "system:etcd-server:etcd-0");
+    issued.note("1", leaf(1000, 1400, "prod/etcd-0", peer));
+    issued.note("2", leaf(1000, 1400, "prod/etcd-0", server));
+    issued.note("3", Leaf { holder: "host:x".to_owned(), ..leaf(1000, 1400, "", "x") });
+    assert!(issued.knows("uid of prod/etcd-0") && !issued.knows("uid of prod/etcd-1"));
+    let ending = |issued: &Issued, now| -> BTreeSet<String> {
+        issued.ending(time(now)).into_iter().map(|(serial, _)| serial).collect()
+    };
+    assert_eq!(ending(&issued, 1300), BTreeSet::new());
+    assert_eq!(ending(&issued, 1301), BTreeSet::from(["1".to_owned(), "2".to_owned()]), "and no host's");
+    issued.note("4", leaf(1200, 1600, "prod/etcd-0", peer));
+    assert_eq!(ending(&issued, 1399), BTreeSet::from(["2".to_owned()]), "the other is renewed");
+    let old = leaf(1000, 1400, "prod/etcd-0", peer);
+    assert!(issued.has_newer(&old) && !issued.has_newer(&leaf(1000, 1400, "prod/etcd-0", server)));
+    assert!(!issued.has_newer(&old.of_kubelet()));
+}
+
+#[test]
 fn a_holder_is_full_until_its_first_certificate_ends_and_its_neighbour_is_not() {
     let mut issued = Issued::default();
     let full = |issued: &Issued, pod: &str, now| issued.full_until("new", &leaf(now, 1000, pod, "x"), 3);
