@@ -335,7 +335,7 @@ impl Answering<'_> {
             "issued a pod certificate"
         );
         if first {
-            self.signer.tell_first(Some(&bound), entitlement, &chain.serial, chain.not_after).await;
+            self.signer.tell_first(Some(&bound), entitlement, &chain.serial, chain.not_after);
         }
         Ok(())
     }

@@ -317,7 +317,7 @@ impl Reconciler {
         match (&result.trouble, result.report.phase.as_str()) {
             (Some(trouble), "lost") => self.complain(&name.to_string(), name, AUTHORITY_LOST, &trouble.clone()).await,
             (Some(trouble), "unusable") => {
-                self.complain(&name.to_string(), name, AUTHORITY_UNUSABLE, &trouble.clone()).await
+                self.complain(&name.to_string(), name, AUTHORITY_UNUSABLE, &trouble.clone()).await;
             }
             (Some(trouble), _) => tracing::debug!(authority = %name, trouble, "not yet"),
             (None, _) => {

@@ -190,14 +190,14 @@ impl Signer {
             "issued"
         );
         if first {
-            self.tell_first(case.bound.as_ref(), entitlement, &chain.serial, chain.not_after).await;
+            self.tell_first(case.bound.as_ref(), entitlement, &chain.serial, chain.not_after);
         }
         self.tell_of_no_list(case, entitlement, &authority).await;
         Ok(())
     }
 
     /// Says beside a pod that it has its first certificate: once, and not of each role and renewal.
-    pub(super) async fn tell_first(
+    pub(super) fn tell_first(
         &self,
         bound: Option<&BoundPod>,
         entitlement: &Entitlement,
@@ -212,7 +212,9 @@ impl Signer {
         let end = crate::rollover::rfc3339::text(end);
         let note = format!("the first certificate is issued: {role} of {signer}, serial {serial}, until {end}");
         let regarding = pod_reference(&bound.namespace, &bound.pod, &bound.pod_uid);
-        self.controller.recorder.say(Notice { regarding, reason: CERTIFICATE_ISSUED, note }).await;
+        // The next request does not wait for it.
+        let recorder = self.controller.recorder.clone();
+        tokio::spawn(async move { recorder.say(Notice { regarding, reason: CERTIFICATE_ISSUED, note }).await });
     }
 
     /// Admission sees no CA. So a member gets an Event with its certificate where nobody can revoke that.
