@@ -1,7 +1,7 @@
 //! docs/approval.md: policy leaves requests to a person, who decides with kubectl and the rights of the page.
 
 use etcd_tls_contract::{
-    names::{LABEL, REVIEWED_CONDITION},
+    names::{LABEL, REVIEWED_CONDITION, SIDECAR_CONTAINER},
     role::Role,
 };
 use k8s_openapi::api::{certificates::v1::CertificateSigningRequest as Csr, core::v1::Pod, events::v1::Event};
@@ -11,7 +11,7 @@ use tests::{eventually, pages, process::binary, repository};
 
 use crate::{
     lab::{Asking, LIMIT, Lab},
-    signer::{certificate, has, issued, member, refused},
+    signer::{certificate, has, issued, refused},
 };
 
 const NAMESPACE: &str = "my-namespace";
@@ -57,7 +57,15 @@ fn ours(lab: &Lab, arguments: &[&str]) -> String {
 pub async fn a_person_decides(lab: &Lab) {
     lab.set_policy(&pages::blocks("approval.md", "Policy").remove(0)).await;
     lab.api.namespace(NAMESPACE, &[(LABEL, "dynamic")]).await;
-    let pod = member(lab, NAMESPACE, "etcd-0", Some("10.9.0.1")).await;
+    let pod = json!({
+        "metadata": {"name": "etcd-0", "labels": {"etcd-tls.dev/injected": "true"}},
+        "spec": {
+            "containers": [{"name": "etcd", "image": "etcd"}],
+            "initContainers": [{"name": SIDECAR_CONTAINER, "image": "x", "restartPolicy": "Always"}],
+        },
+    });
+    lab.api.pod(NAMESPACE, pod).await.expect("create a pod");
+    let pod = lab.api.set_pod_ips(NAMESPACE, "etcd-0", &["10.9.0.1".parse().expect("an address")]).await;
     let requester = lab.requester(&pod).await;
     let first = waiting(lab, &pod, &requester).await;
 
