@@ -158,6 +158,12 @@ async fn a_lost_ca_is_restored_from_the_backup_or_begun_anew() {
     assert_eq!(cas(&lab, "third").await, [""; 0]);
 }
 
+/// Whether the peers' bundle of the cluster holds a CA.
+async fn publishes(lab: &Lab, root: &Bundle) -> Result<(), &'static str> {
+    let [peer, ..] = trust(lab, "my-namespace", "etcd").await;
+    if peer.contains(root) { Ok(()) } else { Err("another bundle") }
+}
+
 /// docs/authorities.md, *A CA of one's own*, and docs/clients-outside.md, as far as there is no member to call.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_ca_of_ones_own_signs_and_a_client_outside_gets_its_certificate() {
@@ -187,17 +193,13 @@ async fn a_ca_of_ones_own_signs_and_a_client_outside_gets_its_certificate() {
     let pod = injected(&lab, "my-namespace").await;
     let (_, chain) = issue(&lab, &pod, Role::Peer, None).await;
     assert!(chain.certificates.len() == 2, "the intermediate is sent, the root is not");
-    let published = |root: Bundle| async move {
-        let [peer, ..] = trust(&lab, "my-namespace", "etcd").await;
-        if peer.contains(&root) { Ok(()) } else { Err("another bundle") }
-    };
-    eventually("the root to be published", LIMIT, || published(root.clone())).await;
+    eventually("the root to be published", LIMIT, || publishes(&lab, &root)).await;
     let (make, create) = own[0].rsplit_once('\n').expect("two commands");
     assert!(create.starts_with("kubectl"), "{create}");
     let next = next_ca(make);
     type_("cp peer-ca-chain.crt next-chain.crt; cp peer-ca.key next.key");
     type_(&own[2]);
-    eventually("the next root to be published", LIMIT, || published(next.clone())).await;
+    eventually("the next root to be published", LIMIT, || publishes(&lab, &next)).await;
 
     // A client outside: a user of the API server, known by its certificate.
     let pki = lab.api.directory().join("pki").display().to_string();

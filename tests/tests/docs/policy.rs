@@ -9,8 +9,8 @@ use tests::repository;
 fn expected(yaml: &str) -> Option<Vec<String>> {
     let error = Policy::parse(yaml).expect_err("an unknown field").to_string();
     let (_, rest) = error.split_once("unknown field `nonsense`")?;
-    let (_, names) = rest.split_once("expected ")?;
-    Some(names.lines().next()?.split('`').skip(1).step_by(2).map(str::to_owned).collect())
+    let names = rest.split_once("expected ")?.1.lines().next()?.trim_start_matches("one of ");
+    Some(names.replace(" or ", ", ").split(", ").map(|name| name.trim_matches([' ', '`']).to_owned()).collect())
 }
 
 #[test]
