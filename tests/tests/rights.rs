@@ -6,8 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use rights::{
     attacks,
     scene::{Call, LIMIT, RBAC, Scene, trust_bundle},
-    shipped, streams, subresources,
-    trials::{self, Outcome},
+    shipped::{self, Rules},
+    streams, subresources,
+    trials::{self, Outcome, Trial},
 };
 use serde_json::json;
 use tests::{
@@ -17,6 +18,7 @@ use tests::{
 
 mod rights {
     pub mod attacks;
+    pub mod components;
     pub mod scene;
     pub mod shipped;
     pub mod streams;
@@ -28,22 +30,48 @@ mod rights {
 async fn every_right_is_tried_with_what_it_is_not_for() {
     let Some(scene) = Scene::new().await else { return };
     let trials = trials::all(&scene);
-    let shipped = shipped::rules();
-    let tried: BTreeSet<_> = trials.iter().map(|trial| trial.rule.clone()).collect();
-    let untried: Vec<_> = shipped.difference(&tried).map(ToString::to_string).collect();
-    assert!(untried.is_empty(), "rights that nothing tries to misuse: {untried:#?}");
-    let gone: Vec<_> = tried.difference(&shipped).map(ToString::to_string).collect();
-    assert!(gone.is_empty(), "trials of rights that are not shipped: {gone:#?}");
+    let [names, _] = trials::names();
+    every_rule_is_tried(shipped::rules(), names, &trials);
+    let wrong = outcomes(&scene, trials).await;
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_right_of_a_component_is_tried_with_what_it_is_not_for() {
+    let Some((scene, requests)) = Scene::with_components().await else { return };
+    let trials = trials::of_components(&scene, &requests);
+    let [_, names] = trials::names();
+    every_rule_is_tried(shipped::rules_of_components(), names, &trials);
+    let wrong = outcomes(&scene, trials).await;
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// That nothing is shipped without a trial and with other names than are `meant`, and nothing tried that is not shipped.
+fn every_rule_is_tried(shipped: Rules, mut meant: Rules, trials: &[Trial]) {
     // A rule is tried by a refusal, or its reach is stated; each refusal has a legitimate use beside it.
-    let mut by_rule: BTreeMap<_, Vec<_>> = BTreeMap::new();
-    for trial in &trials {
-        by_rule.entry(&trial.rule).or_default().push(trial.outcome);
+    let mut tried: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for trial in trials {
+        tried.entry(trial.rule.clone()).or_default().push(trial.outcome);
     }
-    for (rule, outcomes) in by_rule {
+    let untried: Vec<_> = shipped.keys().filter(|rule| !tried.contains_key(rule)).map(ToString::to_string).collect();
+    assert!(untried.is_empty(), "rights that nothing tries to misuse: {untried:#?}");
+    let gone: Vec<_> = tried.keys().filter(|rule| !shipped.contains_key(rule)).map(ToString::to_string).collect();
+    assert!(gone.is_empty(), "trials of rights that are not shipped: {gone:#?}");
+    for (rule, outcomes) in tried {
         let decided = outcomes.iter().any(|o| matches!(o, Outcome::Refused(_) | Outcome::Stated(_)));
         assert!(decided, "{rule}: nothing that it is not for is tried");
     }
 
+    for (rule, names) in shipped {
+        // A rule without names is one for every object.
+        let meant = meant.remove(&rule).unwrap_or_else(|| BTreeSet::from([BTreeSet::new()]));
+        assert_eq!(names, meant, "{rule}: the names of its objects");
+    }
+    assert!(meant.is_empty(), "names of rules that are not shipped: {meant:#?}");
+}
+
+/// What comes of other calls than it should.
+async fn outcomes(scene: &Scene, trials: Vec<Trial>) -> Vec<String> {
     let mut wrong = Vec::new();
     for trial in trials {
         let (rule, what) = (&trial.rule, trial.what);
@@ -65,7 +93,7 @@ async fn every_right_is_tried_with_what_it_is_not_for() {
             Outcome::Stated(_) => unreachable!("a statement calls nothing"),
         }
     }
-    assert!(wrong.is_empty(), "{wrong:#?}");
+    wrong
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

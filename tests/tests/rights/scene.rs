@@ -99,6 +99,11 @@ impl Scene {
     pub async fn new() -> Option<Self> {
         let api = ApiServer::start().await?;
         api.apply_kustomization("manifests");
+        Some(Self::of(api).await)
+    }
+
+    /// On an API server that has the manifests.
+    pub(super) async fn of(api: ApiServer) -> Self {
         api.namespace("prod", &[]).await;
         api.namespace("web", &[]).await;
         let pod = json!({
@@ -117,7 +122,7 @@ impl Scene {
         let host = impersonating(&api, "cp-1", &["system:etcd-peers", "system:authenticated"]).await;
         let mut scene = Self { api, approve, sign, pod: bound, namespace_admin, editor, host, uid, leases: Vec::new() };
         scene.furnish().await;
-        Some(scene)
+        scene
     }
 
     async fn furnish(&mut self) {

@@ -1,7 +1,7 @@
-//! The rules of every Role and ClusterRole in `manifests/`, read from the files themselves.
+//! The rules of every Role and ClusterRole in `manifests/`, read from the files themselves, and those that components add to them.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fmt, fs,
     path::{Path, PathBuf},
 };
@@ -61,30 +61,73 @@ fn collect(directory: &Path, files: &mut Vec<PathBuf>) {
     }
 }
 
-/// The rules that are shipped.
-pub fn rules() -> BTreeSet<Rule> {
-    let mut rules = BTreeSet::new();
+/// The names of a rule's objects; empty where it is for all.
+pub type Names = BTreeSet<String>;
+
+/// The rules of some roles, each with its `resourceNames`: more than one set where it is repeated.
+pub type Rules = BTreeMap<Rule, BTreeSet<Names>>;
+
+/// The rules of the roles.
+pub fn rules() -> Rules {
+    let mut rules = Rules::new();
     for document in documents() {
         let kind = document["kind"].as_str().unwrap_or_default();
-        if !["Role", "ClusterRole"].contains(&kind) {
-            continue;
-        }
-        let role = format!("{kind}/{}", document["metadata"]["name"].as_str().expect("a name"));
-        for rule in document["rules"].as_array().expect("rules") {
-            assert!(rule["nonResourceURLs"].is_null(), "{role}: extend this test for URLs");
-            for (group, resource, verb) in combinations(rule) {
-                let resource = if group.is_empty() { resource } else { format!("{group}/{resource}") };
-                rules.insert(Rule { role: role.clone(), resource, verb });
+        if is_role(kind) {
+            let role = format!("{kind}/{}", document["metadata"]["name"].as_str().expect("a name"));
+            for rule in document["rules"].as_array().expect("rules") {
+                add(&mut rules, &role, rule);
             }
         }
     }
     rules
 }
 
+/// The rules that components add to them.
+pub fn rules_of_components() -> Rules {
+    let mut rules = Rules::new();
+    let patches = documents().into_iter().filter_map(|document| document.get("patches")?.as_array().cloned());
+    for patch in patches.flatten() {
+        let target = &patch["target"];
+        let kind = target["kind"].as_str().unwrap_or_default();
+        if is_role(kind) {
+            let role = format!("{kind}/{}", target["name"].as_str().expect("a name"));
+            let text = patch["patch"].as_str().unwrap_or_else(|| panic!("{role}: extend this test for {patch}"));
+            let operations: Vec<Value> = serde_saphyr::from_str(text).expect("a JSON patch");
+            for operation in operations {
+                let whole = operation["op"] == "add" && operation["path"] == "/rules/-";
+                assert!(whole, "{role}: extend this test for {operation}");
+                add(&mut rules, &role, &operation["value"]);
+            }
+        } else {
+            // Of one other kind, by its name.
+            assert!(!kind.is_empty() && kind.chars().all(char::is_alphabetic), "extend this test for {patch}");
+        }
+    }
+    rules
+}
+
+fn is_role(kind: &str) -> bool {
+    ["Role", "ClusterRole"].contains(&kind)
+}
+
+fn add(rules: &mut Rules, role: &str, rule: &Value) {
+    assert!(rule["nonResourceURLs"].is_null(), "{role}: extend this test for URLs");
+    let names: Names = rule["resourceNames"].as_array().into_iter().flatten().map(text).collect();
+    assert!(rule["resourceNames"].is_null() != !names.is_empty(), "{role}: {rule}");
+    for (group, resource, verb) in combinations(rule) {
+        let resource = if group.is_empty() { resource } else { format!("{group}/{resource}") };
+        rules.entry(Rule::new(role, &resource, &verb)).or_default().insert(names.clone());
+    }
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().expect("a string").to_owned()
+}
+
 fn combinations(rule: &Value) -> Vec<(String, String, String)> {
     let list = |key: &str| -> Vec<String> {
         let values = rule[key].as_array().unwrap_or_else(|| panic!("a rule without {key}: {rule}"));
-        values.iter().map(|v| v.as_str().expect("a string").to_owned()).collect()
+        values.iter().map(text).collect()
     };
     let mut all = Vec::new();
     for group in list("apiGroups") {

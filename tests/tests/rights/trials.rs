@@ -1,23 +1,26 @@
 //! For each verb of each rule: calls that the account should not get through, and its own work, which it should.
 
 mod approve;
+mod components;
+mod names;
 mod sign;
 
 use serde_json::{Value, json};
 
 use super::{
+    components::Requests,
     scene::{
         Account::{self, Approve, Host, NamespaceAdmin, Pod, Sign},
         CA, CSRS, Call, RBAC, Scene, event, lease, request, requesters, role_binding, secret, sign_subject,
         trust_binding, trust_bundle,
     },
-    shipped::Rule,
+    shipped::{Rule, Rules},
 };
 
 /// The expected result of a call.
 #[derive(Clone, Copy, Debug)]
 pub enum Outcome {
-    /// 403 or 422, with this text.
+    /// 403 or 422, with this text, which says by what.
     Refused(&'static str),
     /// It works; tried by a dry run.
     Works,
@@ -119,6 +122,23 @@ pub fn all(scene: &Scene) -> Vec<Trial> {
         );
     });
     trials
+}
+
+/// Those of the rules that components add.
+pub fn of_components(scene: &Scene, requests: &Requests) -> Vec<Trial> {
+    let mut trials = Vec::new();
+    let mut of = |role: &'static str, account: Account, fill: &dyn Fn(&mut Of<'_>)| {
+        fill(&mut Of { role, account, trials: &mut trials });
+    };
+    of("ClusterRole/etcd-tls-requester", Pod, &|t| components::requester(t, scene));
+    of("ClusterRole/etcd-tls-approve", Approve, &|t| components::approve(t, requests));
+    of("ClusterRole/etcd-tls-sign", Sign, &|t| components::sign(t, scene, requests));
+    trials
+}
+
+/// The `resourceNames` of the rules that have some; of those of the manifests, and of those that components add.
+pub fn names() -> [Rules; 2] {
+    [names::all(), names::of_components()]
 }
 
 fn approval(condition: &str) -> Value {

@@ -39,7 +39,7 @@ pub(super) fn approve(t: &mut Of<'_>, scene: &Scene) {
         "patch",
         "annotate another signer's",
         Call::merge(&theirs, json!({"metadata": {"annotations": {"a": "b"}}})),
-        Refused(""),
+        Refused("not permitted to approve"),
     );
     let r = "certificates.k8s.io/signers";
     t.try_(
@@ -49,7 +49,13 @@ pub(super) fn approve(t: &mut Of<'_>, scene: &Scene) {
         Call::merge(&theirs, approval("Approved")),
         Refused("not permitted"),
     );
-    t.try_(r, "approve", "deny another signer's", Call::merge(&theirs, approval("Denied")), Refused(""));
+    t.try_(
+        r,
+        "approve",
+        "deny another signer's",
+        Call::merge(&theirs, approval("Denied")),
+        Refused("not permitted to approve"),
+    );
     t.stated(
         "pods",
         &["get", "list", "watch"],
@@ -116,7 +122,13 @@ pub(super) fn approve(t: &mut Of<'_>, scene: &Scene) {
         Call::merge(&one, json!({"metadata": {"annotations": {"a": "b"}}})),
         Refused("etcd-tls"),
     );
-    t.try_(r, "patch", "another role", Call::merge(&one, json!({"roleRef": {"name": "cluster-admin"}})), Refused(""));
+    t.try_(
+        r,
+        "patch",
+        "another role",
+        Call::merge(&one, json!({"roleRef": {"name": "cluster-admin"}})),
+        Refused("not currently held"),
+    );
     role_bindings(t);
     t.other_name_refused("admissionregistration.k8s.io/validatingadmissionpolicies", &["get"], VAP, "other");
     t.other_name_refused("admissionregistration.k8s.io/validatingadmissionpolicybindings", &["get"], VAPB, "other");
@@ -180,14 +192,14 @@ pub(super) fn role_bindings(t: &mut Of<'_>) {
         "patch",
         "sign's own, in the system namespace",
         Call::merge(one("etcd-tls-system"), json!({"subjects": own["subjects"]})),
-        Refused(""),
+        Refused("not currently held"),
     );
     t.try_(
         r,
         "patch",
         "sign's own, metadata alone",
         Call::merge(one("etcd-tls-system"), json!({"metadata": {"labels": {"a": "b"}}})),
-        Refused(""),
+        Refused("not currently held"),
     );
     t.try_(
         r,
@@ -204,7 +216,7 @@ pub(super) fn role_bindings(t: &mut Of<'_>) {
         "bind",
         "cluster-admin",
         Call::apply(one("web"), role_binding("web", admin, itself.clone())),
-        Refused(""),
+        Refused("not currently held"),
     );
     let edit = json!({"kind": "ClusterRole", "name": "edit"});
     t.try_(
@@ -212,6 +224,6 @@ pub(super) fn role_bindings(t: &mut Of<'_>) {
         "bind",
         "edit",
         Call::apply(one("web"), role_binding("web", edit, itself)),
-        Refused(""),
+        Refused("etcd-tls: approve binds"),
     );
 }

@@ -31,19 +31,20 @@ pub(super) fn sign(t: &mut Of<'_>, scene: &Scene) {
         Refused("etcd-tls"),
     );
     let r = "certificates.k8s.io/signers";
+    let certificate = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, &scene.api.ca.pem);
     t.try_(
         r,
         "sign",
         "another signer's",
-        Call::merge(format!("{theirs}/status"), json!({"status": {"certificate": "LS0tLS1CRUdJTi"}})),
-        Refused(""),
+        Call::merge(format!("{theirs}/status"), json!({"status": {"certificate": certificate}})),
+        Refused("not permitted to sign"),
     );
     t.try_(
         r,
         "sign",
         "another signer's, failed",
         Call::merge(format!("{theirs}/status"), approval("Failed")),
-        Refused(""),
+        Refused("not permitted to sign"),
     );
     for resource in ["pods", "services", "namespaces"] {
         t.stated(resource, &["get", "list", "watch"], "`sign` reads every pod, Service and namespace of the cluster");
