@@ -72,8 +72,17 @@ impl Running {
 }
 
 /// The policies of each process, as its RBAC rule names them.
-const APPROVE: [&str; 7] =
-    ["requests", "request-writes", "bindings", "pods", "leases", "events", "certificate-requests"];
+const APPROVE: [&str; 9] = [
+    "requests",
+    "request-writes",
+    "bindings",
+    "pods",
+    "leases",
+    "events",
+    "certificate-requests",
+    "certificate-request-approvals",
+    "certificate-request-identities",
+];
 const SIGN: [&str; 10] = [
     "requests",
     "request-writes",
@@ -86,9 +95,10 @@ const SIGN: [&str; 10] = [
     "pod-certificates",
     "cluster-trust-bundles",
 ];
-/// The components with policies of their own, and what they add to `sign`.
-const COMPONENTS: [&str; 3] = ["cert-manager", "pod-certificates", "cluster-trust-bundles"];
+/// The components with policies of their own, and what they add to `sign` and to `approve`.
+const COMPONENTS: [&str; 4] = ["cert-manager", "approve-others", "pod-certificates", "cluster-trust-bundles"];
 const OF_COMPONENTS: [&str; 3] = ["--cert-manager", "--pod-certificates", "--cluster-trust-bundles"];
+const OF_APPROVE: [&str; 2] = ["--cert-manager", "--approve-issuer=clusterissuers.cert-manager.io/company"];
 
 async fn exists(api: &ApiServer, path: &str) -> bool {
     let request = hyper::Request::get(path).body(Vec::new()).expect("a request");
@@ -147,9 +157,9 @@ async fn a_right_is_used_only_while_its_policy_is_enforced() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_way_to_loosen_each_policy_is_noticed() {
     let Some(api) = ApiServer::start().await else { return };
+    CertManager::install(&api).await;
     api.apply_components(&COMPONENTS);
-    let (approve, sign) =
-        (start(&api, "approve", &["--cert-manager"]).await, start(&api, "sign", &OF_COMPONENTS).await);
+    let (approve, sign) = (start(&api, "approve", &OF_APPROVE).await, start(&api, "sign", &OF_COMPONENTS).await);
     let processes = [("approve", &approve, APPROVE.as_slice()), ("sign", &sign, SIGN.as_slice())];
     let (vap, vapb) = ("validatingadmissionpolicy", "validatingadmissionpolicybinding");
     let patch = |kind: &str, name: &str, path: &str, value: Value| {
@@ -161,7 +171,11 @@ async fn each_way_to_loosen_each_policy_is_noticed() {
     type Loosen<'a> = &'a dyn Fn(&str);
     let ways: [(&str, Loosen<'_>); 6] = [
         ("does not deny", &|name| patch(vapb, name, "/spec/validationActions", json!(["Warn", "Audit"]))),
-        ("narrowed (matchConditions)", &|name| patch(vap, name, "/spec/matchConditions/-", never.clone())),
+        ("narrowed (matchConditions)", &|name| match name {
+            // It has none.
+            "etcd-tls-certificate-request-identities" => patch(vap, name, "/spec/matchConditions", json!([never])),
+            _ => patch(vap, name, "/spec/matchConditions/-", never.clone()),
+        }),
         ("its binding is narrowed", &|name| patch(vapb, name, "/spec/matchResources", elsewhere.clone())),
         ("validation 0 is missing", &|name| patch(vap, name, "/spec/validations/0/expression", "true".into())),
         ("failurePolicy", &|name| patch(vap, name, "/spec/failurePolicy", "Ignore".into())),
