@@ -394,8 +394,15 @@ async fn every_form_of_damage_is_repaired_within_seconds() {
         .collect();
     assert!(!notes.is_empty(), "an Event");
     let log = stack.sign.log();
+    let line = log.lines().find(|line| line.contains("admin port")).expect("the admin port in the log");
+    let port = line.split("127.0.0.1:").nth(1).expect("its address");
+    let port = port.split(|c: char| !c.is_ascii_digit()).next().and_then(|port| port.parse().ok()).expect("a port");
+    let metrics = get(port, "/metrics").await.expect("the signer's metrics");
     for form in forms {
         assert!(log.contains(form), "{form} in the log");
+        let line = format!("\netcd_tls_sign_trust_repairs_total{{form=\"{form}\"}} ");
+        let value = metrics.split(&line).nth(1).and_then(|rest| rest.lines().next()?.parse::<usize>().ok());
+        assert!(value.is_some_and(|value| value > 0), "{form} in the metrics");
     }
 
     // Making it immutable as fast as possible causes no storm of writes.
