@@ -1,6 +1,7 @@
 //! The readers of foreign bytes, each with the properties that must hold for all bytes. `make fuzz` runs the targets under
 //! libFuzzer; a test runs them over the corpora in `tests/fuzz`, and over changes of these.
 
+mod http;
 mod mutate;
 mod patch;
 
@@ -38,11 +39,12 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 12] = [
     Target { name: "review", run: review },
     Target { name: "command-line", run: command_line },
     Target { name: "csr", run: csr },
     Target { name: "csr-object", run: csr_object },
+    Target { name: "http", run: http::run },
     Target { name: "manifest", run: manifest },
     Target { name: "annotations", run: annotations },
     Target { name: "certificates", run: certificates },
