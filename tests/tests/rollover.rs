@@ -3,6 +3,8 @@
 
 #[path = "rollover/cut.rs"]
 mod cut;
+#[path = "rollover/forced.rs"]
+mod forced;
 
 use std::{
     sync::atomic::Ordering,

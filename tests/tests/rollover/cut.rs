@@ -2,6 +2,7 @@
 
 use std::{fs, process::Command, sync::atomic::Ordering, time::Instant};
 
+use super::forced;
 use etcd_tls_contract::{certificate::Chain, names, role::Role};
 use tests::{
     etcd::EtcdBinary,
@@ -21,12 +22,13 @@ async fn cut_ends_the_connections_of_who_is_revoked_and_no_write_of_others_fails
         return;
     }
     for etcd in EtcdBinary::all() {
-        cuts(&etcd).await;
+        let Some(live) = cuts(&etcd).await else { return };
+        forced::both_steps(&live).await;
     }
 }
 
-async fn cuts(etcd: &EtcdBinary) {
-    let Some(mut live) = Live::start(etcd, "5400s", None).await else { return };
+async fn cuts(etcd: &EtcdBinary) -> Option<Live> {
+    let mut live = Live::start(etcd, "5400s", None).await?;
     let client = live.client("revoked", 8).await;
     let files = files_of(&client);
     let chain = Chain::parse(&fs::read(files.join(names::CERT_FILE)).expect("read")).expect("a chain");
@@ -102,4 +104,5 @@ async fn cuts(etcd: &EtcdBinary) {
         say(&format!("etcd {}: the {role} certificate of a member: {report}", etcd.version));
         assert_eq!((report.failed, report.lost.len(), report.unseen.len(), most_away), (0, 0, 0, 1), "{report}");
     }
+    Some(live)
 }
