@@ -247,6 +247,17 @@ impl Stack {
     }
 }
 
+impl Stack {
+    /// Ends `approve` and `sign`, and starts those of the programs in a directory, such as an older version's.
+    pub async fn replace_controllers(&mut self, programs: &Path, sign: &[String]) {
+        self.approve.kill();
+        self.sign.kill();
+        let webhook = programs.join("etcd-tls-webhook");
+        self.approve = controller_of(&webhook, &self.api, "approve", &[], &[]).await;
+        self.sign = controller_of(&webhook, &self.api, "sign", sign, &self.environment).await;
+    }
+}
+
 /// A pod with the image `app` and no etcd, whose sidecar holds the certificates of `roles`. Pods that run at once here share an
 /// address, so it has an admin port of its own.
 pub fn client_pod(name: &str, roles: &str) -> Value {
@@ -266,7 +277,11 @@ pub fn client_pod(name: &str, roles: &str) -> Value {
 /// Starts `approve` or `sign` again as it was started before, with the token that it had.
 pub fn controller_again(api: &ApiServer, name: &str) -> Process {
     let kubeconfig = api.directory().join(format!("{name}.kubeconfig"));
-    Process::spawn(name, &mut controller_command(name, &kubeconfig), api.directory().path())
+    Process::spawn(
+        name,
+        &mut controller_command(&binary("etcd-tls-webhook"), name, &kubeconfig),
+        api.directory().path(),
+    )
 }
 
 /// The image that admission injects here; for [`LocalPod`] the name of a program.
@@ -274,15 +289,25 @@ pub const SIDECAR_IMAGE: &str = "etcd-tls-sidecar:test";
 
 /// Starts `approve` or `sign` with the rights of its service account and no others.
 async fn controller(api: &ApiServer, name: &str, arguments: &[String], environment: &[(String, String)]) -> Process {
+    controller_of(&binary("etcd-tls-webhook"), api, name, arguments, environment).await
+}
+
+async fn controller_of(
+    program: &Path,
+    api: &ApiServer,
+    name: &str,
+    arguments: &[String],
+    environment: &[(String, String)],
+) -> Process {
     let token = api.token(SYSTEM_NAMESPACE, &format!("etcd-tls-{name}"), None).await;
     let kubeconfig = api.token_kubeconfig(name, &token);
-    let mut command = controller_command(name, &kubeconfig);
+    let mut command = controller_command(program, name, &kubeconfig);
     command.args(arguments).envs(environment.iter().cloned());
     Process::spawn(name, &mut command, api.directory().path())
 }
 
-fn controller_command(name: &str, kubeconfig: &Path) -> Command {
-    let mut command = Command::new(binary("etcd-tls-webhook"));
+fn controller_command(program: &Path, name: &str, kubeconfig: &Path) -> Command {
+    let mut command = Command::new(program);
     command.arg(name).arg("--admin-address").arg(format!("127.0.0.1:{}", ports::loopback()));
     command.envs(shipped_environment(name)).env("KUBECONFIG", kubeconfig).env("POD_NAME", format!("etcd-tls-{name}-0"));
     command

@@ -20,7 +20,7 @@ use tests::{
     apiserver::{ApiServer, from_json},
     eventually, pages,
     process::{binary, run},
-    stack::{LIMIT, Options, SIDECAR_IMAGE, Stack},
+    stack::{LIMIT, Options, SIDECAR_IMAGE, Stack, client_pod},
     temp::TempDir,
     tier,
 };
@@ -307,6 +307,45 @@ async fn sidecars_of_an_older_version_are_served() {
     let second = serial();
     let status = pod.run_to_end("etcd-tls-init", LIMIT).await;
     assert!(status.success() && serial() == second, "{}", pod.log("etcd-tls-init"));
+}
+
+/// A roll back under running pods: the newer sidecar goes on with its certificates, and the older approver and signer renew them. They
+/// refuse a pod with an annotation that the older version does not know, as docs/upgrade.md says.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sidecars_are_served_by_an_older_version() {
+    let (Some(older), Some(programs)) = (older_manifests(), older_programs()) else { return };
+    let sign = vec!["--max-lifetime=45s".to_owned()];
+    let Some(mut stack) = Stack::start(&Options { sign: sign.clone(), ..Options::default() }).await else { return };
+    stack.api.namespace("prod", &[("etcd-tls", "dynamic")]).await;
+    // Peers without TLS are warned of in an annotation.
+    let warned = json!({"metadata": {"name": "etcd-0", "labels": {"etcd-tls": "dynamic"}}, "spec": {"containers": [{
+        "name": "etcd", "image": "etcd", "command": ["etcd"],
+        "args": ["--listen-client-urls=https://0.0.0.0:2379", "--advertise-client-urls=https://127.0.0.1:2379"],
+    }]}});
+    let [ip, other] = ["10.0.0.7", "10.0.0.8"].map(|ip| ip.parse().expect("an address"));
+    let mut warned = stack.local_pod("prod", warned, &[ip], &[]).await.expect("a pod");
+    let mut pod = stack.local_pod("prod", client_pod("app", "client"), &[other], &[]).await.expect("a pod");
+    for pod in [&mut warned, &mut pod] {
+        pod.initialise(LIMIT).await.expect("init and sidecar");
+    }
+    let directory = pod.volume("etcd-tls").join("client");
+    let read = |file: &str| fs::read(directory.join(file)).unwrap_or_else(|e| panic!("{file}: {e}"));
+    let serial = || Chain::parse(&read("tls.crt")).expect("a chain").serial;
+    let bundle = read("ca.crt");
+
+    stack.api.kubectl(&["apply", "-k", &older.join("manifests").display().to_string()]);
+    stack.replace_controllers(&programs, &sign).await;
+    stack.sign.logged("leading", LIMIT).await;
+    let log = || pod.log("etcd-tls-sidecar");
+    for what in ["a renewal by the older signer", "another one"] {
+        let before = serial();
+        eventually(what, LIMIT, async || if serial() == before { Err(log()) } else { Ok(()) }).await;
+    }
+    assert_eq!(read("ca.crt"), bundle, "the bundle is as it was");
+    assert!(pod.process("etcd-tls-sidecar").running(), "{}", pod.log("etcd-tls-sidecar"));
+    let refused = "annotation etcd-tls.dev/warnings: is not known";
+    let log = || warned.log("etcd-tls-sidecar");
+    eventually(refused, LIMIT, async || if log().contains(refused) { Ok(()) } else { Err(log()) }).await;
 }
 
 /// The findings before an upgrade and the leftovers of an older version, for an administrator and for a user without rights.
