@@ -425,6 +425,24 @@ mod tests {
         assert!(held.is_empty(), "it has ended before");
     }
 
+    /// Ten times as many names as a user may hold at once, by default.
+    #[test]
+    fn names_of_certificates_that_have_ended_leave_nothing() {
+        let (mut held, most) = (Holders::default(), 10_000);
+        for n in 0..10 * most {
+            let address = format!("10.{}.{}.{}", n >> 16, (n >> 8) & 255, n & 255);
+            let now = NOW + n / 10;
+            held.take(&holding(&format!("system:etcd-peer:m{n}"), "user/bootstrap", &[&address], now + 100), at(now));
+            if n % 100 == 0 {
+                held.sweep(at(now));
+                assert!(held.len() <= 2_400, "{} names at {n}", held.len());
+                assert_eq!(held.of_principal["user/bootstrap"], held.len());
+            }
+        }
+        held.sweep(at(NOW + most + 100));
+        assert!(held.is_empty() && held.of_principal.is_empty());
+    }
+
     #[test]
     fn a_person_gives_a_name_to_another_host() {
         let mut held = holders(&[(P1, "host/m1", &["10.0.0.1", "10.0.0.2"])]);

@@ -131,6 +131,39 @@ async fn a_journal_gives_back_each_request_in_the_form_that_its_pem_has() {
     assert_eq!(read(&reopened(&dir)), stored);
 }
 
+/// Ten times as many bytes as it may have before it is written anew.
+#[tokio::test]
+async fn a_journal_of_requests_that_are_gone_stays_small() {
+    const ALLOWED: u64 = 4 << 20;
+    let dir = Dir::new("small");
+    let store = Store::open(&dir.0, Limits::default()).unwrap();
+    store.create(csr("stays", "u")).await.unwrap();
+    let padding = "x".repeat(16 * 1024);
+    let (mut written, mut round) = (0, 0);
+    while written < 10 * ALLOWED {
+        let names: Vec<_> = (0..BATCH / 2).map(|n| format!("gone-{round}-{n}")).collect();
+        futures::future::join_all(names.iter().map(async |name| {
+            let mut csr = csr(name, "u");
+            csr.metadata.annotations = Some([("a".to_owned(), padding.clone())].into());
+            store.create(csr).await.unwrap();
+        }))
+        .await;
+        futures::future::join_all(names.iter().map(async |name| {
+            let name = name.clone();
+            store.change(move |_| Ok(Mutation::Delete(name))).await.unwrap();
+        }))
+        .await;
+        written += (padding.len() * names.len()) as u64;
+        round += 1;
+        let files = std::fs::read_dir(&dir.0).unwrap();
+        let bytes: u64 = files.map(|file| file.unwrap().metadata().unwrap().len()).sum();
+        // A round of requests beyond it, and the new file beside the old one.
+        assert!(bytes <= 3 * ALLOWED, "{bytes} bytes after {written}");
+    }
+    drop(store);
+    assert_eq!(names(&reopened(&dir)), ["stays"]);
+}
+
 #[tokio::test]
 async fn limits_hold_and_what_waits_is_never_removed() {
     let dir = Dir::new("limits");

@@ -151,6 +151,24 @@ fn a_full_record_forgets_no_valid_certificate_and_keeps_place_for_renewals_and_a
 }
 
 /// A thief has a certificate of the host by the host's bootstrap token, or an old one of its own.
+/// Ten times as many certificates as are valid at once, at most.
+#[test]
+fn a_record_of_certificates_that_have_ended_does_not_grow() {
+    let bounds = Bounds { per_name: 256, per_user: 1024, room: 100 };
+    let mut ledger = Ledger::default();
+    for n in 0..10 * bounds.hard() as u64 {
+        let (now, user) = (at(n), format!("m{}", n % 50));
+        let leaf = Leaf::new(&host_holder(&user), String::new(), &user, at(n + 50), now);
+        let (serial, presented) = (n.to_string(), String::new());
+        let new = Recorded { domain: Domain::Client, serial, leaf, until: at(n + 50), presented, granted: false };
+        ledger.admit("x", &new, bounds).unwrap();
+        ledger.note(&new, bounds.room, now);
+        ledger.keep();
+        let recorded = ledger.issued(Domain::Client).unwrap().iter().count();
+        assert!(recorded <= bounds.room, "{recorded} records after {n}");
+    }
+}
+
 #[test]
 fn a_host_renews_whatever_others_took_of_its_name() {
     let bounds = Bounds { per_name: 16, per_user: 32, room: 1024 };
