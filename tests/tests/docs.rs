@@ -10,6 +10,8 @@ use tests::{
     tier,
 };
 
+#[path = "docs/actors.rs"]
+mod actors;
 #[path = "docs/alerts.rs"]
 mod alerts;
 #[path = "docs/command_line.rs"]
@@ -28,6 +30,8 @@ mod names;
 mod policy;
 #[path = "docs/proofs.rs"]
 mod proofs;
+#[path = "rights/shipped.rs"]
+mod shipped;
 
 /// README.md and every page of docs/, with its text.
 fn pages() -> Vec<(PathBuf, String)> {
@@ -180,6 +184,7 @@ fn the_threat_model_names_tests_that_exist() {
     for row in text.lines().filter(|line| line.starts_with("| ")) {
         let Some(cell) = row.trim_end_matches(" |").rsplit(" | ").next() else { continue };
         let heading = row.starts_with("| attack |") || row.starts_with("| --- |");
+        assert_eq!(row.matches(" | ").count(), 2, "not an attack, a defence and tests: {row}");
         assert!(heading || cell.contains('`'), "docs/security.md names no test for: {row}");
         for name in cell.split('`').skip(1).step_by(2) {
             assert!(known.contains(name), "docs/security.md names {name}, which no test is");
