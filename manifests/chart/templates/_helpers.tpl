@@ -65,3 +65,19 @@ imagePullSecrets:
 priorityClassName: system-cluster-critical
 {{- end }}
 {{- end }}
+
+{{- /* A duration such as 1h30m, in seconds. */}}
+{{- define "etcd-tls.seconds" -}}
+{{- $seconds := 0 }}
+{{- range $unit, $of := dict "h" 3600 "m" 60 "s" 1 }}
+{{- $seconds = add $seconds (mul $of (regexFind (printf "[0-9]+%s" $unit) $ | trimSuffix $unit | default "0" | atoi)) }}
+{{- end }}
+{{- $seconds }}
+{{- end }}
+
+{{- /* A quantity such as 128Mi or 20m, in thousandths. */}}
+{{- define "etcd-tls.thousandths" -}}
+{{- $units := dict "m" 1.0 "" 1e3 "k" 1e6 "Ki" 1024e3 "M" 1e9 "Mi" 1048576e3 "G" 1e12 "Gi" 1073741824e3 }}
+{{- $text := toString . }}
+{{- mulf (regexFind "^[0-9.]+" $text | float64) (get $units (regexFind "[A-Za-z]*$" $text)) | int64 }}
+{{- end }}

@@ -73,6 +73,19 @@ fn every_value_is_documented() {
     );
 }
 
+/// The keys of a policy that the schema and the template know are those that the processes read.
+#[test]
+fn keys_of_the_policy_are_those_that_are_read() {
+    let error = etcd_tls_contract::policy::Policy::parse("nonsense: 1").expect_err("an unknown key").to_string();
+    let schema = schema();
+    let keys: Vec<&String> = schema["properties"]["policy"]["properties"].as_object().expect("keys").keys().collect();
+    assert!(keys.len() > 10 && keys.iter().all(|key| error.contains(&format!("`{key}`"))), "{keys:?}: {error}");
+    assert_eq!(error.matches('`').count(), 2 * (keys.len() + 1), "{keys:?}: {error}");
+    let template = fs::read_to_string(chart().join("templates/checks.yaml")).expect("a template");
+    let listed: Vec<String> = keys.iter().map(|key| format!("{key:?}")).collect();
+    assert!(template.contains(&format!("list {} ", listed.join(" "))), "{listed:?}");
+}
+
 /// The flags that the schema knows are those that the program has, but for the chart's own.
 #[test]
 fn flags_are_those_of_the_programs() {
@@ -270,26 +283,61 @@ fn values_that_make_no_sense_are_refused() {
         ("a policy that is a list", json!({"policy": ["keys"]})),
         ("a node label that is a number", json!({"nodeSelector": {"pool": 1}})),
         ("tolerations that are a map", json!({"tolerations": {"operator": "Exists"}})),
+        ("a toleration of another shape", json!({"tolerations": [{"taint": "a"}]})),
+        ("a toleration of no effect that there is", json!({"tolerations": [{"key": "a", "effect": "Never"}]})),
+        ("an affinity to nothing", json!({"affinity": {"zone": "a"}})),
+        ("an affinity of another shape", json!({"affinity": {"podAntiAffinity": {"required": []}}})),
+        ("a cluster that is named twice", json!({"clusters": ["etcd", "etcd"]})),
+        ("an unknown key of the policy", json!({"policy": {"clusterDomian": "a"}})),
+        ("a policy's life in days", json!({"policy": {"lifetime": {"min": "7d"}}})),
+        ("a policy's unknown algorithm", json!({"policy": {"keys": ["rsa-1024"]}})),
+        ("a policy's users as a map", json!({"policy": {"users": {"namespace": "a"}}})),
+        ("no authority for a namespace", json!({"policy": {"authoritiesPerNamespace": 0}})),
+        ("others' signers, which are not approved", json!({"approveOthers": {"signers": ["example.com/ca"]}})),
     ];
     for (what, values) in refused {
         let output = template(&helm, "etcd-tls-system", &values);
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success() && said.contains("values don't meet the specifications"), "{what}: {said}");
     }
-    // The API server has no such policies.
-    let file = tests::temp::TempDir::new("values");
-    let values = file.write("values.yaml", json!({"withoutWebhook": {"enabled": true}}).to_string());
-    let mut command = Command::new(&helm);
-    command.args(["template", "etcd-tls"]).arg(chart()).args([
-        "--kube-version",
-        "1.35.9",
-        "-n",
-        "etcd-tls-system",
-        "-f",
-    ]);
-    let output = command.arg(values).env("HOME", file.path()).env_remove("KUBECONFIG").output().expect("run helm");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success() && said.contains("withoutWebhook.enabled needs Kubernetes 1.36"), "{said}");
+    // One value against another.
+    for (values, words) in [
+        (json!({"sign": {"resources": {"requests": {"memory": "1Gi"}}}}), "the request for memory, 1Gi, is above the limit, 128Mi"),
+        (json!({"admit": {"resources": {"requests": {"cpu": "1500m"}}}}), "the request for cpu, 1500m, is above the limit, 1"),
+        (json!({"sign": {"flags": {"serving-lifetime": "2h", "serving-ca-lifetime": "1h59m"}}}), "serving-lifetime, 2h, is above"),
+        (json!({"policy": {"lifetime": {"min": "200h"}}}), "lifetime.min, 200h, is above lifetime.max, 168h"),
+        (json!({"policy": "lifetime: {min: 2h, max: 1h30m}"}), "lifetime.min, 2h, is above lifetime.max, 1h30m"),
+        (json!({"policy": "clusterDomian: a"}), "unknown key \"clusterDomian\""),
+        (json!({"policy": "{"}), "policy: it is no YAML"),
+    ] {
+        let output = template(&helm, "etcd-tls-system", &values);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains(words), "{values}: {said}");
+    }
+    for sense in [
+        json!({"sign": {"resources": {"requests": {"cpu": 1, "memory": "128Mi"}}, "flags": {"serving-lifetime": "17520h"}}}),
+        json!({"policy": "lifetime: {min: 10m, max: 168h}"}),
+        json!({"policy": {"lifetime": {"min": "1h", "max": "1h"}, "idleAuthorities": "never", "clusterDomain": "a"}}),
+        json!({"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": []}}}}),
+        json!({"tolerations": [{"key": "a", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 60}]}),
+    ] {
+        let output = template(&helm, "etcd-tls-system", &sense);
+        assert!(output.status.success(), "{sense}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    // What the API server does not have.
+    for (values, version, words) in [
+        (json!({"withoutWebhook": {"enabled": true}}), "1.35.9", "withoutWebhook.enabled needs Kubernetes 1.36"),
+        (json!({"podCertificates": {"enabled": true}}), "1.34.9", "podCertificates.enabled needs Kubernetes 1.35"),
+    ] {
+        let file = tests::temp::TempDir::new("values");
+        let values = file.write("values.yaml", values.to_string());
+        let mut command = Command::new(&helm);
+        command.args(["template", "etcd-tls"]).arg(chart());
+        command.args(["--kube-version", version, "-n", "etcd-tls-system", "-f"]).arg(values);
+        let output = command.env("HOME", file.path()).env_remove("KUBECONFIG").output().expect("run helm");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains(words), "{said}");
+    }
     // Rights, admission policies and commands name the namespace.
     let output = template(&helm, "default", &json!({}));
     let said = String::from_utf8_lossy(&output.stderr);
