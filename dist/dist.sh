@@ -27,12 +27,13 @@ archive() { tar --format=ustar --sort=name --mtime="@$SOURCE_DATE_EPOCH" --owner
 # The command line: under its own name, and under the one that makes it `kubectl etcd-tls`.
 install -m 755 "$BIN/etcd-tls-webhook" "$work/etcd-tls-webhook"
 ln -s etcd-tls-webhook "$work/kubectl-etcd_tls"
+ln -s etcd-tls-webhook "$work/kubectl_complete-etcd_tls"
 install -m 755 "$BIN/etcd-tls-sidecar" "$work/etcd-tls-sidecar"
 install -m 644 LICENSE "$work/LICENSE"
 mkdir -p "$work/completions" "$work/man/man1"
 for shell in bash fish zsh; do "${runner[@]}" "$BIN/etcd-tls-webhook" completion "$shell" >"$work/completions/etcd-tls-webhook.$shell"; done
 "${runner[@]}" "$BIN/etcd-tls-webhook" man "$work/man/man1"
-archive -C "$work" -c LICENSE completions man etcd-tls-sidecar etcd-tls-webhook kubectl-etcd_tls | gzip -n >"$out/etcd-tls-$version-$platform.tar.gz"
+archive -C "$work" -c LICENSE completions man etcd-tls-sidecar etcd-tls-webhook kubectl-etcd_tls kubectl_complete-etcd_tls | gzip -n >"$out/etcd-tls-$version-$platform.tar.gz"
 
 # A name without a registry means this one, for kubelet, too.
 repository=${REGISTRY:-docker.io/library}

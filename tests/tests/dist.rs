@@ -152,11 +152,11 @@ fn a_release_is_packed_to_the_same_bytes() {
     let kustomized = run(Command::new(assets.join("kubectl")).arg("kustomize").arg(repository().join("manifests")));
     assert_eq!(String::from_utf8_lossy(&first["install.yaml"]), kustomized);
 
-    // The command line, under both names.
+    // The command line, under each of its names.
     let programs = first.keys().find(|n| n.ends_with(".tar.gz")).expect("the programs");
     let unpacked = TempDir::new("unpacked");
     run(Command::new("tar").arg("-xzf").arg(packed[0].join(programs)).arg("-C").arg(unpacked.path()));
-    for name in ["etcd-tls-webhook", "kubectl-etcd_tls"] {
+    for name in ["etcd-tls-webhook", "kubectl-etcd_tls", "kubectl_complete-etcd_tls"] {
         assert_eq!(run(&mut Command::new(unpacked.join(name))), "etcd-tls-webhook\n");
     }
 }

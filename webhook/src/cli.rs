@@ -62,6 +62,8 @@ enum Command {
 
 /// The name under which kubectl finds a plugin for `kubectl etcd-tls`.
 const PLUGIN: &str = "kubectl-etcd_tls";
+/// The name under which kubectl finds the program that completes `kubectl etcd-tls`.
+const COMPLETES: &str = "kubectl_complete-etcd_tls";
 
 /// How the program is called: by its own name, or as a plugin of kubectl where its file has that name.
 pub fn name(program: &OsStr) -> &'static str {
@@ -72,6 +74,11 @@ pub fn name(program: &OsStr) -> &'static str {
 impl Cli {
     /// Reads the command line, the program's name first. Ends the program where there is nothing to run.
     pub fn read(arguments: Vec<OsString>) -> Self {
+        let program = arguments.first().map(Path::new).and_then(Path::file_name);
+        if program.is_some_and(|file| file == COMPLETES) {
+            let done = pages::complete(&Self::command(), arguments.get(1..).unwrap_or_default());
+            std::process::exit(i32::from(done.is_err()));
+        }
         let name = name(arguments.first().map_or_else(Default::default, OsString::as_os_str));
         let matches = Self::command().name(name).bin_name(name).get_matches_from(arguments);
         Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
