@@ -20,6 +20,7 @@ pub mod platform;
 pub mod renew;
 pub mod revoke;
 pub mod rollover;
+mod screen;
 pub mod sign;
 pub mod standalone;
 pub mod status;

@@ -17,6 +17,7 @@ use crate::{
     error::{Error, NotWell},
     inject,
     operator::{self, Cluster},
+    screen,
 };
 
 mod gather;
@@ -25,15 +26,12 @@ mod metrics;
 mod render;
 mod rows;
 
-pub(crate) use gather::{OnePod, PodReport, ask, opted_in, pod};
+pub(crate) use gather::{OnePod, PodReport, ask, namespace, opted_in, pod};
 pub(crate) use lists::{sentence, unlisted, without_list};
 pub(crate) use metrics::{Certificate, Sidecar};
 use render::{Output, Screen};
 use rows::Row;
 pub(crate) use rows::{State, duration};
-
-/// The least columns of a table.
-const LEAST_WIDTH: usize = 60;
 
 /// The arguments of `status`.
 #[derive(clap::Args, Debug)]
@@ -79,8 +77,24 @@ impl Args {
         let (client, default) = self.cluster.connect().await?;
         let namespace = (!self.all_namespaces).then(|| self.namespace.clone().unwrap_or(default));
         let terminal = std::io::stdout().is_terminal();
+        let (mut first, mut failed) = (true, String::new());
         loop {
-            let seen = gather::gather(&client, namespace.as_deref()).await?;
+            let seen = match gather::gather(&client, namespace.as_deref()).await {
+                Ok(seen) => seen,
+                // What was shown stays; the API server may be back soon.
+                Err(refused) if self.watch && !first => {
+                    let said = format!("{}; trying again", gather::with_cause(&refused));
+                    if said != failed {
+                        operator::note(&said)?;
+                    }
+                    failed = said;
+                    tokio::time::sleep(self.interval).await;
+                    continue;
+                }
+                Err(refused) => return Err(refused.into()),
+            };
+            first = false;
+            failed.clear();
             let rows = rows::rows(&seen.pods, SystemTime::now());
             let text = self.text(&rows, &seen.notes, self.screen(terminal))?;
             let mut out = std::io::stdout().lock();
@@ -122,12 +136,11 @@ impl Args {
     }
 
     fn screen(&self, terminal: bool) -> Screen {
-        let columns = std::env::var("COLUMNS").ok().and_then(|text| text.parse::<usize>().ok());
         // https://no-color.org: any value but the empty one.
         let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         let dumb = std::env::var_os("TERM").is_some_and(|value| value == "dumb");
         Screen {
-            width: terminal.then(|| columns.unwrap_or(80).max(LEAST_WIDTH)),
+            width: screen::width(),
             colour: terminal && !plain && !dumb,
             all_namespaces: self.all_namespaces,
         }

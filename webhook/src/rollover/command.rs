@@ -27,6 +27,7 @@ use crate::{
     controller::client,
     error::Error,
     operator::{Cluster, note, request_id, say},
+    screen,
 };
 
 /// How long to wait for the signer's answer.
@@ -81,7 +82,8 @@ impl Args {
         let reports = trust.reports(domain.as_ref().map_or(&Domain::ALL, std::slice::from_ref)).await?;
         if status {
             for (domain, report) in &reports {
-                say(&describe(&format!("{cluster} {domain}"), report))?;
+                let text = describe(&format!("{cluster} {domain}"), report);
+                say(&screen::wrapped_lines(&text, screen::width()))?;
             }
             let domains: Vec<Domain> = reports.into_iter().map(|(domain, _)| domain).collect();
             return if follow { trust.watch(&domains).await } else { Ok(()) };
@@ -112,7 +114,8 @@ impl Args {
         for (domain, answered) in trust.answers(&domains, &request).await? {
             match answered {
                 Some((report, answer)) if answer.accepted => {
-                    say(&format!("{}\n{}", answer.message, describe(&format!("{cluster} {domain}"), &report)))?;
+                    let text = format!("{}\n{}", answer.message, describe(&format!("{cluster} {domain}"), &report));
+                    say(&screen::wrapped_lines(&text, screen::width()))?;
                     accepted.push(domain);
                 }
                 Some((_, answer)) => refusals.push(format!("{cluster} {domain}: refused: {}", answer.message)),

@@ -7,6 +7,7 @@ use std::{
 };
 
 use etcd_tls_contract::{
+    certificate::Bundle,
     names,
     role::{Domain, Role},
     settings::Settings,
@@ -23,7 +24,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use super::{
     lists::{self, Port},
     metrics::Sidecar,
-    rows::{Finding, PodSeen, RequestSeen, RoleRow, Unseen},
+    rows::{Finding, PodSeen, RequestSeen, RoleRow, State, Unseen},
 };
 use crate::{
     controller::client::{ApiServerError, within},
@@ -82,7 +83,9 @@ async fn whole(client: &Client, mut pod: Listed, requests: Vec<RequestSeen>, tru
     let sidecar = sidecar(client, &pod).await;
     let rollovers = pod.rollovers(trust);
     let mut revoked = BTreeSet::new();
+    let mut bundles = BTreeMap::new();
     if let Some((_, Ok(published))) = pod.published(trust) {
+        bundles.clone_from(&published.bundles);
         lists::without_any(&mut pod.seen.ports, &published.unlisted);
         let certificates = sidecar.iter().flat_map(|sidecar| &sidecar.certificates);
         let is_revoked = |role: Role, serial: &String| {
@@ -96,7 +99,7 @@ async fn whole(client: &Client, mut pod: Listed, requests: Vec<RequestSeen>, tru
                 .map(|(role, _)| *role),
         );
     }
-    PodSeen { sidecar, rollovers, requests, revoked, ..pod.seen }
+    PodSeen { sidecar, rollovers, bundles, requests, revoked, ..pod.seen }
 }
 
 /// One pod, looked at by name.
@@ -172,7 +175,28 @@ pub(crate) async fn pod(client: &Client, namespace: &str, name: &str) -> Result<
     }))
 }
 
-fn with_cause(error: &(dyn std::error::Error + 'static)) -> String {
+/// One pod of a namespace.
+pub(crate) struct PodLine {
+    /// Its name.
+    pub(crate) pod: String,
+    /// How it is.
+    pub(crate) state: State,
+    /// The findings.
+    pub(crate) findings: Vec<Finding>,
+}
+
+/// The pods of a namespace that have opted in, the most urgent first.
+///
+/// # Errors
+/// Pods cannot be listed.
+pub(crate) async fn namespace(client: &Client, namespace: &str) -> Result<Vec<PodLine>, Refused> {
+    let seen = gather(client, Some(namespace)).await?;
+    let rows = super::rows::rows(&seen.pods, SystemTime::now());
+    Ok(rows.into_iter().map(|row| PodLine { pod: row.pod, state: row.state, findings: row.findings }).collect())
+}
+
+/// An error with its cause.
+pub(super) fn with_cause(error: &(dyn std::error::Error + 'static)) -> String {
     let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
     format!("{error}{cause}")
 }
@@ -216,6 +240,7 @@ impl Listed {
                 warnings: warnings.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default(),
                 sidecar: Ok(Sidecar::default()),
                 rollovers: BTreeMap::new(),
+                bundles: BTreeMap::new(),
                 requests: Vec::new(),
                 revoked: BTreeSet::new(),
             },
@@ -346,17 +371,21 @@ fn request(csr: CertificateSigningRequest, uids: &BTreeSet<&str>) -> Option<(Str
     let has = |kind: &str| status.conditions.iter().flatten().any(|c| c.type_ == kind);
     let awaits_person = has(names::REVIEWED_CONDITION) && !["Approved", "Denied", "Failed"].into_iter().any(has);
     let refusal = status.conditions.iter().flatten().find(|c| matches!(c.type_.as_str(), "Denied" | "Failed"));
+    let trusts = csr.metadata.annotations.unwrap_or_default().remove(names::TRUSTS_ANNOTATION);
+    let trusts = trusts.and_then(|text| text.parse().ok());
     let refused = refusal.map(|condition| {
         let words = condition.message.as_deref().or(condition.reason.as_deref()).unwrap_or("no reason is given");
         format!("{}: {words}", condition.type_.to_lowercase())
     });
     let created = csr.metadata.creation_timestamp.map(|time| SystemTime::from(time.0));
-    Some((uid.to_owned(), RequestSeen { name, role, created, refused, issued, awaits_person }))
+    Some((uid.to_owned(), RequestSeen { name, role, created, refused, issued, awaits_person, trusts }))
 }
 
 /// The facts of a trust ConfigMap.
 struct Published {
     annotations: BTreeMap<String, String>,
+    /// By domain, the digest of the bundle.
+    bundles: BTreeMap<Domain, String>,
     /// [`lists::unlisted`].
     unlisted: BTreeSet<Domain>,
     /// [`lists::revoked`].
@@ -375,7 +404,12 @@ async fn trust(client: &Client, pods: &[Listed]) -> Trust {
             Ok(Some(object)) => {
                 let unlisted = lists::unlisted(&object);
                 let revoked = lists::revoked(&object);
-                Ok(Published { annotations: object.metadata.annotations.unwrap_or_default(), unlisted, revoked })
+                let bundle = |domain: Domain| {
+                    let text = object.data.as_ref()?.get(domain.trust_key())?;
+                    Some((domain, Bundle::parse(text.as_bytes()).ok()?.digest()))
+                };
+                let bundles = Domain::ALL.into_iter().filter_map(bundle).collect();
+                Ok(Published { annotations: object.metadata.annotations.unwrap_or_default(), bundles, unlisted, revoked })
             }
             Ok(None) => Err(Unseen {
                 reason: format!("there is no ConfigMap {name}: the signer is away, or has lost the CA"),

@@ -6,7 +6,10 @@ use etcd_tls_contract::role::Role;
 use serde_json::{Value, json};
 
 use super::rows::{Row, State, duration};
-use crate::operator::plain;
+use crate::{
+    operator::plain,
+    screen::{chars, hanging, wrapped},
+};
 
 /// How the rows are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -71,7 +74,7 @@ pub(super) fn table(rows: &[Row], screen: Screen) -> String {
     out
 }
 
-/// A line for each certificate.
+/// A line for each certificate; where the screen is too narrow for that, lines with the heads beside the values.
 pub(super) fn wide(rows: &[Row], screen: Screen) -> String {
     let heads = [
         "NAMESPACE",
@@ -127,20 +130,40 @@ pub(super) fn wide(rows: &[Row], screen: Screen) -> String {
         }
     }
     let formatted = columns(&lines);
-    let mut out = format!("{}\n", formatted[0]);
-    for (state, line) in states.iter().zip(&formatted[1..]) {
-        out += &coloured(line, *state, screen.colour);
-        out.push('\n');
+    let mut out = String::new();
+    if screen.width.is_some_and(|width| formatted.iter().any(|line| chars(line) > width)) {
+        for (state, line) in states.iter().zip(&lines[1..]) {
+            out += &block(&heads, line, *state, screen);
+        }
+    } else {
+        let _ = writeln!(out, "{}", formatted[0]);
+        for (state, line) in states.iter().zip(&formatted[1..]) {
+            let _ = writeln!(out, "{}", coloured(line, *state, screen.colour));
+        }
     }
     for row in rows {
         let details = details(row);
         if !details.is_empty() {
             let _ = writeln!(out, "{}/{}:", plain(&row.namespace), plain(&row.pod));
             for detail in details {
-                let _ = writeln!(out, "    {detail}");
+                for part in wrapped(&detail, screen.width.map(|width| width.saturating_sub(4))) {
+                    let _ = writeln!(out, "    {part}");
+                }
             }
         }
     }
+    out
+}
+
+/// A certificate on lines of its own: what it is and how, then each value with its head.
+fn block(heads: &[&str], line: &[String], state: State, screen: Screen) -> String {
+    const NAMES: usize = 5;
+    let [namespace, pod, cluster, role, ..] = line else { return String::new() };
+    let name = format!("{namespace}/{pod}  {cluster}  {role}  {}  ", state.as_str());
+    let mut out = format!("{}\n", coloured(&name, state, screen.colour).trim_end());
+    // A head and its value stay on one line.
+    let pairs = heads.iter().zip(line).skip(NAMES).map(|(head, value)| format!("{head}\u{a0}{value}"));
+    out += &hanging("    ", &pairs.collect::<Vec<_>>().join(" "), screen.width).replace('\u{a0}', " ");
     out
 }
 
@@ -240,10 +263,6 @@ fn cut(text: &str, width: usize) -> String {
     all[..head].iter().chain(&['…']).chain(&all[all.len() - tail..]).collect()
 }
 
-fn chars(text: &str) -> usize {
-    text.chars().count()
-}
-
 fn columns(lines: &[Vec<String>]) -> Vec<String> {
     let count = lines.first().map_or(0, Vec::len);
     let widths: Vec<usize> = (0..count).map(|i| lines.iter().map(|line| chars(&line[i])).max().unwrap_or(0)).collect();
@@ -252,26 +271,6 @@ fn columns(lines: &[Vec<String>]) -> Vec<String> {
         padded.join("  ").trim_end().to_owned()
     };
     lines.iter().map(line).collect()
-}
-
-/// Words on lines of at most `width` characters. A longer word has a line of its own.
-fn wrapped(text: &str, width: Option<usize>) -> Vec<String> {
-    let Some(width) = width else { return vec![text.to_owned()] };
-    let indent = text.len() - text.trim_start().len();
-    let mut lines = vec![" ".repeat(indent)];
-    for word in text.split_whitespace() {
-        let line = lines.last_mut().map_or(0, |line| chars(line));
-        if line > indent && line + 1 + chars(word) > width {
-            lines.push(" ".repeat(indent + 2));
-        }
-        if let Some(line) = lines.last_mut() {
-            if !line.trim().is_empty() {
-                line.push(' ');
-            }
-            line.push_str(word);
-        }
-    }
-    lines
 }
 
 fn coloured(line: &str, state: State, colour: bool) -> String {

@@ -10,6 +10,7 @@ use std::{
 use etcd_tls_contract::{
     role::{Domain, Role},
     settings::{Problem, Settings},
+    trusts::TrustStatement,
 };
 use serde::Serialize;
 
@@ -50,6 +51,8 @@ pub(super) struct PodSeen {
     pub(super) sidecar: Result<Sidecar, Unseen>,
     /// By domain, how the rollover stands; `None`: its bundles are not of our signer.
     pub(super) rollovers: BTreeMap<Domain, Result<Report, Unseen>>,
+    /// By domain, the digest of the published bundle, as far as it could be read.
+    pub(super) bundles: BTreeMap<Domain, String>,
     /// Its requests.
     pub(super) requests: Vec<RequestSeen>,
     /// The roles whose certificate in use is revoked.
@@ -71,6 +74,8 @@ pub(crate) struct RequestSeen {
     pub(crate) issued: bool,
     /// True if policy leaves it to a person, who has not decided yet.
     pub(crate) awaits_person: bool,
+    /// What it states of the bundle that etcd has loaded.
+    pub(crate) trusts: Option<TrustStatement>,
 }
 
 impl RequestSeen {
@@ -171,6 +176,9 @@ pub(super) struct TrustRow {
     pub(super) bundle: Option<String>,
     /// `loaded`, `due` or `unknown`; `-` where there is no etcd to load it.
     pub(super) state: &'static str,
+    /// True if the sidecar could not be asked, so that the state is what `sign` knows of it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(super) reported: bool,
 }
 
 /// A rollover.
@@ -228,7 +236,7 @@ fn row(pod: &PodSeen, now: SystemTime) -> Row {
         found.of_the_trust(&sidecar);
     }
     let domains: BTreeSet<Domain> = settings.roles.iter().map(|role| role.domain()).collect();
-    let trust = domains.iter().map(|domain| trust_row(*domain, &sidecar, pod.sidecar.is_ok())).collect();
+    let trust = domains.iter().map(|domain| trust_row(*domain, &sidecar, pod)).collect();
     let mut rollovers = Vec::new();
     for (domain, report) in &pod.rollovers {
         match report {
@@ -282,17 +290,39 @@ fn role_row(role: Role, certificate: &Certificate, now: SystemTime) -> RoleRow {
     }
 }
 
-fn trust_row(domain: Domain, sidecar: &Sidecar, seen: bool) -> TrustRow {
+fn trust_row(domain: Domain, sidecar: &Sidecar, pod: &PodSeen) -> TrustRow {
+    if pod.sidecar.is_err() {
+        let reported = reported(domain, pod);
+        return TrustRow { domain, bundle: None, state: reported.unwrap_or("unknown"), reported: reported.is_some() };
+    }
     let bundle = sidecar.bundles.get(&domain).cloned();
     let state = match sidecar.trust.get(&domain) {
         Some(Trust::Loaded) => "loaded",
         Some(Trust::Due) => "due",
         Some(Trust::Unknown(_)) => "unknown",
         // A client's process reads its bundle itself.
-        None if seen && sidecar.trust.is_empty() => "-",
+        None if sidecar.trust.is_empty() => "-",
         None => "unknown",
     };
-    TrustRow { domain, bundle, state }
+    TrustRow { domain, bundle, state, reported: false }
+}
+
+/// What `sign` knows of the bundle that the pod's etcd has loaded: from its last request that is still there, else from the
+/// rollover that is under way.
+fn reported(domain: Domain, pod: &PodSeen) -> Option<&'static str> {
+    let of_domain = pod.requests.iter().filter(|request| request.role.domain() == domain && request.issued);
+    let last = of_domain.max_by_key(|request| request.created);
+    if let Some(TrustStatement::Loaded(digest)) = last.and_then(|request| request.trusts.as_ref()) {
+        return Some(if pod.bundles.get(&domain)? == digest { "loaded" } else { "due" });
+    }
+    let report = pod.rollovers.get(&domain)?.as_ref().ok().filter(|report| report.phase == "published")?;
+    let name = format!("pod {}/{}: ", pod.namespace, pod.name);
+    if report.waiting.iter().any(|line| line.starts_with(&name)) {
+        return Some("due");
+    }
+    // A report names some pods alone.
+    let all_named = !report.waiting.iter().any(|line| line.starts_with("and "));
+    (all_named && pod.settings.as_ref().is_ok_and(Settings::runs_etcd)).then_some("loaded")
 }
 
 /// The time of so many seconds of the Unix epoch. Values beyond all calendars are cut.

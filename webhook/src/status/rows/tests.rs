@@ -36,6 +36,7 @@ pub(in crate::status) fn member(name: &str) -> PodSeen {
         warnings: Vec::new(),
         sidecar: Ok(sidecar),
         rollovers: BTreeMap::new(),
+        bundles: BTreeMap::new(),
         requests: Vec::new(),
         revoked: BTreeSet::new(),
     }
@@ -67,6 +68,7 @@ fn refusal(created: f64) -> RequestSeen {
         refused: Some("denied: not yours".to_owned()),
         issued: false,
         awaits_person: false,
+        trusts: None,
     }
 }
 
@@ -246,4 +248,37 @@ fn durations_have_two_units() {
     ] {
         assert_eq!(duration(Duration::from_secs(seconds)), text);
     }
+}
+
+#[test]
+fn where_the_sidecar_cannot_be_asked_the_signer_tells_of_the_trust() {
+    let away = |change: &dyn Fn(&mut PodSeen)| {
+        let mut pod = member("etcd-0");
+        pod.sidecar = Err(Unseen { reason: "no right".to_owned(), next: "ask".to_owned() });
+        change(&mut pod);
+        let row = row(&pod, after(1.0));
+        row.trust.iter().map(|trust| (trust.domain, trust.state, trust.reported)).collect::<Vec<_>>()
+    };
+    let (peer, client) = (Domain::Peer, Domain::Client);
+    assert_eq!(away(&|_| {}), [(peer, "unknown", false), (client, "unknown", false)]);
+    // Of a rollover: who is waited for, and who is not.
+    let waits = |line: &'static str| {
+        move |pod: &mut PodSeen| {
+            let waiting = vec![line.to_owned()];
+            pod.rollovers = [(peer, Ok(Report { waiting, ..report("published") }))].into();
+        }
+    };
+    assert_eq!(away(&waits("pod prod/etcd-0: since x"))[0], (peer, "due", true));
+    assert_eq!(away(&waits("pod prod/etcd-00: since x"))[0], (peer, "loaded", true));
+    assert_eq!(away(&waits("and 3 more"))[0], (peer, "unknown", false));
+    // Of its last request.
+    let stated = |digest: &'static str| {
+        move |pod: &mut PodSeen| {
+            pod.bundles = [(peer, "00ff".to_owned())].into();
+            let trusts = Some(TrustStatement::Loaded(digest.to_owned()));
+            pod.requests = vec![RequestSeen { issued: true, refused: None, trusts, ..refusal(START) }];
+        }
+    };
+    assert_eq!(away(&stated("00ff"))[0], (peer, "loaded", true));
+    assert_eq!(away(&stated("00fe"))[0], (peer, "due", true));
 }
