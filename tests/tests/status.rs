@@ -17,6 +17,8 @@ use tests::{
     temp::TempDir,
 };
 
+mod member;
+
 /// A client of etcd: it has only its own files, so its sidecar's metrics are complete.
 fn client_pod(name: &str) -> Value {
     stack::client_pod(name, "client")
@@ -78,6 +80,21 @@ async fn status_shows_each_pod_and_names_the_rights_that_are_missing() {
     let help = Command::new(bin.join("kubectl-etcd_tls")).args(["status", "--help"]).output().expect("run the plugin");
     assert!(text(&help.stdout).contains("Usage: kubectl etcd-tls status"), "{help:?}");
 
+    // kubectl completes it by a link of another name.
+    std::os::unix::fs::symlink(binary("etcd-tls-webhook"), bin.join("kubectl_complete-etcd_tls")).expect("link it");
+    for (words, offered) in [
+        (&["etcd-tls", "rollo"][..], "rollover"),
+        (&["etcd-tls", "check", "na"], "namespace"),
+        (&["etcd-tls", "status", "--all"], "--all-namespaces"),
+        (&["etcd-tls", "status", "-o", "js"], "json"),
+    ] {
+        let mut kubectl = Command::new(stack.api.kubectl_path());
+        let output = kubectl.arg("__complete").args(words).env("PATH", bin.path()).output().expect("run kubectl");
+        let said = text(&output.stdout);
+        let lines: Vec<&str> = said.lines().map(|line| line.split('\t').next().unwrap_or_default()).collect();
+        assert_eq!(lines, [offered, ":4"], "{words:?}: {output:?}");
+    }
+
     // Without rights: which, and where.
     let nobody = stack.api.account("web", "nobody", json!([])).await;
     for (arguments, place) in [(&["-n", "web"][..], "in namespace web"), (&["-A"], "in all namespaces")] {
@@ -99,10 +116,45 @@ async fn status_shows_each_pod_and_names_the_rights_that_are_missing() {
     let output = status(&kubeconfig, &["-n", "web", "-o", "name"]);
     assert_eq!(text(&output.stdout), "pod/app-1\npod/app-0\n", "{output:?}");
     assert_eq!(output.status.code(), Some(4), "{output:?}");
+    on_a_terminal(&kubeconfig);
     drop(pod);
     let output = status(&kubeconfig, &["-n", "web"]);
     let out = text(&output.stdout);
     assert!(output.status.code() == Some(4) && out.contains("the API server does not reach its sidecar"), "{out}");
+}
+
+/// What a command writes to a terminal of so many columns, its lines' ends as they were.
+fn terminal(kubeconfig: &Path, columns: u16, command: &str) -> String {
+    let mut script = Command::new("script");
+    let line = format!("stty cols {columns} -onlcr; {} {command}", binary("etcd-tls-webhook").display());
+    script.args(["-qec", &line, "/dev/null"]).env("KUBECONFIG", kubeconfig);
+    script.env("TERM", "xterm").env_remove("COLUMNS").env_remove("NO_COLOR");
+    text(&script.stdin(std::process::Stdio::null()).output().expect("run script").stdout)
+}
+
+/// Colour, and lines that fit the terminal's own width.
+fn on_a_terminal(kubeconfig: &Path) {
+    if which("script").is_none() {
+        return tests::tier::skip_special("no script", "apt-get install bsdutils");
+    }
+    let table = terminal(kubeconfig, 200, "status -n web");
+    assert!(table.contains("\u{1b}[32mok\u{1b}[0m") && table.contains("\u{1b}[35munknown\u{1b}[0m"), "{table:?}");
+    assert!(table.lines().any(|line| line.chars().count() > 80), "{table}");
+    for (columns, command) in [
+        (66, "status -n web"),
+        (80, "status -n web -o wide"),
+        (80, "check pod app-0 -n web"),
+        (80, "rollover web/etcd --status"),
+    ] {
+        let shown = terminal(kubeconfig, columns, command);
+        let plain: String = shown.replace("\u{1b}[0m", "").split('\u{1b}').enumerate().map(|(n, part)| if n == 0 { part } else { part.split_once('m').map_or("", |(_, rest)| rest) }).collect();
+        // A command to type is not parted.
+        let of_text = plain.lines().filter(|line| !line.trim_start().starts_with("next: ") && !line.contains("kubectl"));
+        let widest = of_text.map(|line| line.chars().count()).max().unwrap_or(0);
+        assert!(plain.lines().count() > 1 && widest <= usize::from(columns), "{command}: {widest}: {plain}");
+    }
+    let wide = terminal(kubeconfig, 80, "status -n web -o wide");
+    assert!(wide.contains("web/app-0  web/etcd  client") && wide.contains("SERIAL "), "{wide}");
 }
 
 /// Somebody revoked the certificate that a member's clients see, at once. Its pod is named until it has another one.

@@ -8,6 +8,8 @@
 //! approvers    whether cert-manager's own approver is off
 //! lists        CAs that may sign no revocation list
 //! pod          one pod
+//! member       the etcd of one pod: its options, and a handshake
+//! namespace    one namespace
 //! policy       a policy, in a file or in force
 //! upgrade      what an upgrade would refuse, and what it leaves
 //! plain_text   one etcd cluster between plain text and TLS
@@ -19,6 +21,7 @@ use std::{io::Write as _, path::PathBuf};
 use crate::{
     error::Error,
     operator::{self, Cluster},
+    screen,
 };
 
 mod accounts;
@@ -27,6 +30,8 @@ mod finding;
 mod install;
 mod leaders;
 mod lists;
+mod member;
+mod namespace;
 mod plain_text;
 mod pod;
 mod policy;
@@ -72,7 +77,17 @@ enum Output {
 
 #[derive(clap::Subcommand, Debug)]
 enum What {
-    /// Check one pod: admission, requests, certificates.
+    /// Check one namespace: label, rights, trust, authorities, policies, workloads, requests, pods.
+    Namespace {
+        /// The name of the namespace. Default: the one of the kubeconfig's context.
+        #[arg(value_parser = operator::namespace)]
+        name: Option<String>,
+        #[command(flatten)]
+        form: Form,
+        #[command(flatten)]
+        cluster: Cluster,
+    },
+    /// Check one pod: admission, requests, certificates, etcd.
     Pod {
         /// The name of the pod.
         name: String,
@@ -106,6 +121,13 @@ impl Args {
                 let (client, default) = cluster.connect().await?;
                 (pod::look(&client, &namespace.unwrap_or(default), &name).await?, form)
             }
+            Some(What::Namespace { name, form, cluster }) => {
+                let name = match name {
+                    Some(name) => name,
+                    None => cluster.connect().await?.1,
+                };
+                (namespace::look(&cluster, &name).await?, form)
+            }
             Some(What::Policy { file, form }) => (vec![policy::of_file(&file)?], form),
             None if plain_text.is_meant() => {
                 let (report, well) = plain_text.report().await?;
@@ -116,7 +138,7 @@ impl Args {
             None => (install::look(&cluster, namespace.as_deref()).await?, form),
         };
         let text = match form.output {
-            None => finding::text(&findings),
+            None => finding::text(&findings, screen::width()),
             Some(Output::Json) => {
                 format!("{}\n", operator::plain_json(&serde_json::to_string_pretty::<Vec<Finding>>(&findings)?))
             }

@@ -10,6 +10,7 @@
 //! hosts, checks, mesh  the way                                       (decide)
 //! pod, parts, present  what the pod gets; what of it is there already
 //! resources            what its own resources leave room for
+//! told                 what a live member's etcd is told, for `check pod`
 //! patch                the `add` operations                          (apply)
 //! cel                  the same as admission policies, for pods that state their options
 //! ```
@@ -35,10 +36,14 @@ mod pod;
 mod present;
 mod reload;
 mod resources;
+mod told;
 mod urls;
 mod view;
 
-pub(crate) use self::environment::{STATE_ENV, STATE_NONE};
+pub(crate) use self::{
+    environment::{STATE_ENV, STATE_NONE},
+    told::{Told, told},
+};
 
 use std::collections::BTreeSet;
 

@@ -9,7 +9,11 @@ use kube::{Api, Client, api::PostParams};
 use serde_json::Value;
 
 use super::finding::{APPLY, Finding};
-use crate::{controller::client::within, operator::Right, status::State};
+use crate::{
+    controller::client::{ApiServerError, within},
+    operator::Right,
+    status::State,
+};
 
 const SEE: &str = "docs/check.md#rights";
 const SHIPPED: [(&str, &str); 2] = [
@@ -133,30 +137,45 @@ pub(super) async fn look(client: &Client, system: &str) -> Vec<Finding> {
 
 async fn has(client: &Client, system: &str, right: &Granted) -> Result<bool, String> {
     let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    let attributes = ResourceAttributes {
+        namespace: right.namespace.clone(),
+        verb: Some(right.verb.clone()),
+        group: text(&right.group),
+        resource: Some(right.resource.clone()),
+        subresource: text(&right.subresource),
+        name: text(&right.name),
+        ..ResourceAttributes::default()
+    };
+    let account = format!("etcd-tls-{}", right.process);
+    allowed(client, system, &account, attributes).await.map_err(|error| error.to_string())
+}
+
+/// Asks whether a service account has a right.
+///
+/// # Errors
+/// The API server's.
+pub(super) async fn allowed(
+    client: &Client,
+    namespace: &str,
+    account: &str,
+    attributes: ResourceAttributes,
+) -> Result<bool, ApiServerError> {
     let groups = [
         "system:serviceaccounts".to_owned(),
-        format!("system:serviceaccounts:{system}"),
+        format!("system:serviceaccounts:{namespace}"),
         "system:authenticated".to_owned(),
     ];
     let review = SubjectAccessReview {
         spec: SubjectAccessReviewSpec {
-            user: Some(format!("system:serviceaccount:{system}:etcd-tls-{}", right.process)),
+            user: Some(format!("system:serviceaccount:{namespace}:{account}")),
             groups: Some(groups.to_vec()),
-            resource_attributes: Some(ResourceAttributes {
-                namespace: right.namespace.clone(),
-                verb: Some(right.verb.clone()),
-                group: text(&right.group),
-                resource: Some(right.resource.clone()),
-                subresource: text(&right.subresource),
-                name: text(&right.name),
-                ..ResourceAttributes::default()
-            }),
+            resource_attributes: Some(attributes),
             ..SubjectAccessReviewSpec::default()
         },
         ..SubjectAccessReview::default()
     };
     let reviews: Api<SubjectAccessReview> = Api::all(client.clone());
-    let answer = within(reviews.create(&PostParams::default(), &review)).await.map_err(|error| error.to_string())?;
+    let answer = within(reviews.create(&PostParams::default(), &review)).await?;
     Ok(answer.status.is_some_and(|status| status.allowed))
 }
 

@@ -6,6 +6,7 @@ use crate::{
     controller::client::ApiServerError,
     error::NotWell,
     operator::{Right, plain},
+    screen,
     status::{self, State},
 };
 
@@ -47,14 +48,15 @@ impl Finding {
     }
 }
 
-/// The findings for people, the most urgent first, each followed by its next step.
-pub(super) fn text(findings: &[Finding]) -> String {
+/// The findings for people, the most urgent first, each followed by its next step; on lines of at most `width` columns where a
+/// terminal has so many. A command is not parted.
+pub(super) fn text(findings: &[Finding], width: Option<usize>) -> String {
     let mut sorted: Vec<&Finding> = findings.iter().collect();
     sorted.sort_by_key(|finding| finding.state);
     let mut out = String::new();
     for finding in sorted {
         let (state, subject, reason) = (finding.state.as_str(), plain(&finding.subject), plain(&finding.reason));
-        out += &format!("{state:<9} {subject}: {reason}\n");
+        out += &screen::hanging(&format!("{state:<9} "), &format!("{subject}: {reason}"), width);
         if let Some(next) = &finding.next {
             out += &format!("          next: {}\n          see:  {}\n", plain(next), finding.see);
         }
@@ -93,9 +95,13 @@ mod tests {
             Finding::bad(State::Failing, "lease\u{1b} x", "old", "kubectl get lease", "docs/check.md#leases"),
         ];
         assert_eq!(
-            text(&findings),
+            text(&findings, None),
             "failing   lease\\u{1b} x: old\n          next: kubectl get lease\n          see:  docs/check.md#leases\nok        clock: fine\n"
         );
+        let long = [Finding::ok("policy", "a word and ".repeat(12).trim_end(), "docs/check.md#policy")];
+        let narrow = text(&long, Some(80));
+        assert!(narrow.lines().count() == 2 && narrow.lines().all(|line| line.chars().count() <= 80), "{narrow}");
+        assert!(narrow.lines().nth(1).is_some_and(|line| line.starts_with("          a") || line.starts_with("          w")), "{narrow}");
         assert!(matches!(well(&findings), Err(NotWell::Attention { failing: 1, all: 2, .. })));
         assert!(well(&findings[..1]).is_ok());
     }

@@ -67,7 +67,7 @@ pub(super) async fn look(cluster: &Cluster, namespace: Option<&str>) -> Result<V
     findings.extend(configuration(&client).await);
     findings.push(admission(&client, namespace.unwrap_or(&default)).await);
     findings.extend(all_leaders(&client).await);
-    findings.extend(policies(&client, cluster).await);
+    findings.extend(policies(&client, cluster, opted_in(&client).await).await);
     findings.extend(accounts::look(&client, SYSTEM_NAMESPACE).await);
     findings.extend(approvers::look(&client, SYSTEM_NAMESPACE).await);
     findings.push(policy_in_force(&client).await);
@@ -239,9 +239,10 @@ async fn lease(api: &Api<Lease>, client: &Client, name: &str) -> Result<Seen, Fi
     Ok(Seen { lease, at })
 }
 
-/// Each admission policy that holds our accounts: its live objects, and a write as `approve` or `sign` that it must refuse.
-async fn policies(client: &Client, cluster: &Cluster) -> Vec<Finding> {
-    let (_, current) = watch::channel(Some(Arc::new(opted_in(client).await)));
+/// Each admission policy that holds our accounts: its live objects, and a write as `approve` or `sign` that it must refuse, in one
+/// of `namespaces` where it is of a namespace.
+pub(super) async fn policies(client: &Client, cluster: &Cluster, namespaces: namespaces::Map) -> Vec<Finding> {
+    let (_, current) = watch::channel(Some(Arc::new(namespaces)));
     let mut found: BTreeMap<Guard, Vec<(&str, Proof)>> = BTreeMap::new();
     let (mut unseen, mut has) = (Vec::new(), Vec::new());
     for (guard, process, argument) in [

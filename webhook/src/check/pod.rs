@@ -1,4 +1,4 @@
-//! One pod: admission, its requests, its certificates.
+//! One pod: admission, its requests, its certificates, its etcd.
 
 use std::time::SystemTime;
 
@@ -6,7 +6,7 @@ use etcd_tls_contract::names;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, Client};
 
-use super::finding::Finding;
+use super::{finding::Finding, member};
 use crate::{
     controller::client::within,
     error::Error,
@@ -35,7 +35,13 @@ pub(super) async fn look(client: &Client, namespace: &str, name: &str) -> Result
             let of_namespace = if labelled { Ok(None) } else { namespace_label(client, namespace).await };
             vec![not_opted_in(namespace, name, label.as_deref(), of_namespace)]
         }
-        status::OnePod::OptedIn(report) => findings(namespace, name, &report, SystemTime::now()),
+        status::OnePod::OptedIn(report) => {
+            let mut all = findings(namespace, name, &report, SystemTime::now());
+            if report.injected {
+                all.extend(member::look(client, namespace, name).await);
+            }
+            all
+        }
     })
 }
 

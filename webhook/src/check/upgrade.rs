@@ -26,17 +26,17 @@ const VERSION: &str = "v1";
 /// The label of every shipped object, and of no object that our processes create in the system namespace.
 const OURS: &str = "app.kubernetes.io/name=etcd-tls";
 
-/// Kinds with their resources: the workloads, and the Namespaces with the opt-in label.
-const WORKLOADS: [[&str; 2]; 8] = [
-    ["Namespace", "namespaces"],
+/// The kinds that make pods, with their resources.
+pub(super) const CONTROLLERS: [[&str; 2]; 6] = [
     ["StatefulSet", "statefulsets.apps"],
     ["Deployment", "deployments.apps"],
     ["DaemonSet", "daemonsets.apps"],
     ["ReplicaSet", "replicasets.apps"],
     ["Job", "jobs.batch"],
     ["CronJob", "cronjobs.batch"],
-    ["Pod", "pods"],
 ];
+/// What `--pre` reads beside them: the Namespaces with the opt-in label, and pods.
+const MORE: [[&str; 2]; 2] = [["Namespace", "namespaces"], ["Pod", "pods"]];
 
 /// The shipped kinds: those of the cluster, then those of the system namespace.
 const CLUSTER: [[&str; 2]; 8] = [
@@ -94,7 +94,7 @@ const SHIPPED: [&str; 23] = [
 pub(super) async fn look(cluster: &Cluster) -> Result<Vec<Finding>, Error> {
     let (client, _) = cluster.connect().await?;
     let (mut objects, mut findings) = (Vec::new(), Vec::new());
-    for kind in WORKLOADS {
+    for kind in CONTROLLERS.into_iter().chain(MORE) {
         match list(&client, kind, None, None).await {
             Ok(items) => objects.extend(items),
             Err(error) => findings.push(hidden("workloads", kind, None, error, SEE_PODS)),
@@ -140,7 +140,7 @@ fn hidden(
 }
 
 /// All objects of a kind, a page at a time, as they stand in a manifest.
-async fn list(
+pub(super) async fn list(
     client: &Client,
     [kind, resource]: [&str; 2],
     namespace: Option<&str>,

@@ -29,9 +29,9 @@ pub(super) struct Variable {
 }
 
 /// Options that only make sense together: a certificate needs its key.
-struct Unit {
+pub(super) struct Unit {
     tool: Tool,
-    options: Vec<(&'static str, String)>,
+    pub(super) options: Vec<(&'static str, String)>,
 }
 
 /// The files of a container.
@@ -289,7 +289,7 @@ impl Unit {
     }
 }
 
-fn server_units(of: impl Fn(&str) -> String, key: &str) -> [Unit; 3] {
+pub(super) fn server_units(of: impl Fn(&str) -> String, key: &str) -> [Unit; 3] {
     [
         Unit { tool: Tool::Etcd, options: vec![("cert-file", of(names::CERT_FILE)), ("key-file", of(key))] },
         Unit { tool: Tool::Etcd, options: vec![("trusted-ca-file", of(names::CA_FILE))] },
@@ -297,7 +297,7 @@ fn server_units(of: impl Fn(&str) -> String, key: &str) -> [Unit; 3] {
     ]
 }
 
-fn peer_units(of: impl Fn(&str) -> String, key: &str) -> [Unit; 3] {
+pub(super) fn peer_units(of: impl Fn(&str) -> String, key: &str) -> [Unit; 3] {
     let pair = vec![("peer-cert-file", of(names::CERT_FILE)), ("peer-key-file", of(key))];
     [
         Unit { tool: Tool::Etcd, options: pair },
@@ -311,11 +311,11 @@ fn list_unit(role: Role, file: String) -> Unit {
     Unit { tool: Tool::Etcd, options: vec![(option, file)] }
 }
 
-fn path(mount: &str, role: Role, file: &str) -> String {
+pub(super) fn path(mount: &str, role: Role, file: &str) -> String {
     [mount, role.as_str(), file].join("/")
 }
 
-fn same(theirs: &str, ours: &str) -> bool {
+pub(super) fn same(theirs: &str, ours: &str) -> bool {
     // A switch is read as Go reads a bool.
     theirs == ours || (ours == "true" && matches!(theirs, "1" | "t" | "T" | "TRUE" | "True"))
 }
