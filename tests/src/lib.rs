@@ -31,6 +31,7 @@ pub mod policy;
 pub mod ports;
 pub mod process;
 pub mod prompt;
+pub mod promtool;
 pub mod revocation;
 pub mod self_hosted;
 pub mod signer;

@@ -274,6 +274,34 @@ pub fn client_pod(name: &str, roles: &str) -> Value {
     })
 }
 
+/// The one member of an etcd, with the image `etcd`, at these ports of `ip`. Its sidecar restarts it for nobody.
+pub fn member_pod(name: &str, ip: IpAddr, client: u16, peer: u16) -> Value {
+    let url = |port: u16| format!("https://{ip}:{port}");
+    json!({
+        "metadata": {
+            "name": name,
+            "annotations": {
+                "etcd-tls.dev/reload": "none",
+                "etcd-tls.dev/admin-port": ports::free(Ipv4Addr::UNSPECIFIED).to_string(),
+            },
+        },
+        "spec": {
+            "containers": [{
+                "name": "etcd", "image": "etcd", "command": ["etcd"],
+                "args": [
+                    format!("--name={name}"), "--data-dir=/var/lib/etcd/data",
+                    format!("--listen-client-urls={}", url(client)), format!("--advertise-client-urls={}", url(client)),
+                    format!("--listen-peer-urls={}", url(peer)), format!("--initial-advertise-peer-urls={}", url(peer)),
+                    format!("--initial-cluster={name}={}", url(peer)), "--unsafe-no-fsync", "--logger=zap",
+                ],
+                "securityContext": {"runAsUser": 2379},
+                "volumeMounts": [{"name": "data", "mountPath": "/var/lib/etcd"}],
+            }],
+            "volumes": [{"name": "data", "emptyDir": {}}],
+        },
+    })
+}
+
 /// Starts `approve` or `sign` again as it was started before, with the token that it had.
 pub fn controller_again(api: &ApiServer, name: &str) -> Process {
     let kubeconfig = api.directory().join(format!("{name}.kubeconfig"));

@@ -2,21 +2,23 @@
 
 use std::{
     fs,
-    net::Ipv4Addr,
-    path::{Path, PathBuf},
+    path::Path,
     process::Command,
     time::Duration,
 };
 
 use serde_json::{Value, json};
 use tests::{
-    eventually, ports,
-    process::{Process, which},
-    repository,
-    stack::{LIMIT, Options, Stack, own_address},
+    eventually, policy, ports,
+    process::{Process, binary, run, which},
+    promtool, repository,
+    stack::{self, LIMIT, Options, Stack, own_address},
     temp::TempDir,
     tier,
 };
+
+/// How long an alert may take that waits for a certificate to end, or a query that waits for the next renewal.
+const LONG: Duration = Duration::from_secs(300);
 
 /// A document of the component, as YAML.
 fn document(file: &str) -> Value {
@@ -117,28 +119,38 @@ fn admin_address(process: &Process) -> String {
     words.nth(1).expect("an address").to_owned()
 }
 
+/// The metrics of a process.
+fn scrape(address: &str) -> String {
+    run(Command::new("curl").args(["-sS", &format!("http://{address}/metrics")]))
+}
+
+/// Waits until every one of `alerts` fires.
+async fn fires(prometheus: &Prometheus, alerts: &[&str]) {
+    for alert in alerts {
+        eventually(&format!("{alert} to fire"), LONG, || async {
+            let firing = prometheus.firing().await?;
+            if firing.iter().any(|f| f == alert) { Ok(()) } else { Err(format!("{firing:?}")) }
+        })
+        .await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_dashboard_answers_and_an_alert_fires_when_its_cause_is_there_and_not_before() {
+async fn the_dashboard_answers_and_alerts_fire_when_their_cause_is_there_and_not_before() {
     let queries = queries();
-    let (Some(prometheus), Some(_)) = (which("prometheus"), which("curl")) else {
+    let (Some(program), Some(_)) = (which("prometheus"), which("curl")) else {
         return tier::skip_special("no prometheus, or no curl", "apt-get install prometheus curl");
     };
-    let Some(mut stack) = Stack::start(&Options::default()).await else { return };
-    stack.api.namespace("web", &[]).await;
-    let port = ports::free(Ipv4Addr::UNSPECIFIED);
-    let pod = json!({
-        "metadata": {
-            "name": "app-0", "labels": {"etcd-tls": "dynamic"},
-            "annotations": {
-                "etcd-tls.dev/roles": "client,metrics", "etcd-tls.dev/containers": "app",
-                "etcd-tls.dev/admin-port": port.to_string(),
-            },
-        },
-        "spec": {"containers": [{"name": "app", "image": "app", "command": ["app"]}]},
-    });
+    let Some(etcd) = tier::etcd() else { return };
+    // A certificate is renewed after 72 s at the latest, and overdue after 84 s.
+    let options = Options { sign: vec!["--max-lifetime=120s".to_owned()], ..Options::default() };
+    let Some(mut stack) = Stack::start(&options).await else { return };
+    stack.api.namespace("web", &[("etcd-tls", "dynamic")]).await;
     let ip = own_address().expect("the stack has one");
-    let programs: [(&str, PathBuf); 1] = [("app", which("true").expect("true"))];
-    let mut pod = stack.local_pod("web", pod, &[ip], &programs).await.expect("a pod");
+    let manifest = stack::member_pod("etcd-0", ip, ports::free(ip), ports::free(ip));
+    let port = manifest["metadata"]["annotations"]["etcd-tls.dev/admin-port"].as_str().expect("a port").to_owned();
+    let programs = [("etcd", etcd.etcd.clone())];
+    let mut pod = stack.local_pod("web", manifest, &[ip], &programs).await.expect("a member");
     pod.start(LIMIT).await.expect("certificates");
 
     let directory = TempDir::new("prometheus");
@@ -147,20 +159,32 @@ async fn the_dashboard_answers_and_an_alert_fires_when_its_cause_is_there_and_no
         ("etcd-tls-admit-0", system, admin_address(&stack.admit)),
         ("etcd-tls-approve-0", system, admin_address(&stack.approve)),
         ("etcd-tls-sign-0", system, admin_address(&stack.sign)),
-        ("app-0", "web", format!("127.0.0.1:{port}")),
+        ("etcd-0", "web", format!("127.0.0.1:{port}")),
     ];
-    let prometheus = Prometheus::start(&prometheus, &directory, &targets);
+    let prometheus = Prometheus::start(&program, &directory, &targets);
     eventually("every process to be scraped", LIMIT, || async {
         let up = prometheus.ask("up == 1").await?;
         if up.len() == targets.len() + 1 { Ok(()) } else { Err(format!("{up:?}")) }
     })
     .await;
     for (title, query) in &queries {
-        eventually(&format!("{title}: {query} to answer"), LIMIT, || async {
+        eventually(&format!("{title}: {query} to answer"), LONG, || async {
             let result = prometheus.ask(query).await?;
-            if result.is_empty() { Err("no data".to_owned()) } else { Ok(()) }
+            let number = |series: &Value| series["value"][1].as_str().is_some_and(|value| value != "NaN");
+            if result.iter().any(number) { Ok(()) } else { Err(format!("{result:?}")) }
         })
         .await;
+    }
+    for (pod, _, address) in &targets {
+        promtool::check_metrics(pod, &scrape(address));
+    }
+    for (address, names) in [
+        (&targets[0].2, &["etcd_tls_admit_certificate_expiry_timestamp_seconds "][..]),
+        (&targets[1].2, &["etcd_tls_approve_last_decision_timestamp_seconds "]),
+        (&targets[2].2, &["etcd_tls_sign_last_issue_timestamp_seconds ", "etcd_tls_sign_webhook_certificate_expiry_timestamp_seconds "]),
+    ] {
+        let text = scrape(address);
+        assert!(names.iter().all(|name| text.contains(&format!("\n{name}"))), "{names:?}: {text}");
     }
     // With every rule evaluated for longer than an alert waits.
     tokio::time::sleep(Duration::from_secs(25)).await;
@@ -168,14 +192,44 @@ async fn the_dashboard_answers_and_an_alert_fires_when_its_cause_is_there_and_no
     assert!(evaluated.is_ok_and(|of| !of.is_empty()), "the rules are evaluated");
     assert_eq!(prometheus.firing().await.expect("an answer"), Vec::<String>::new());
 
-    stack.sign.terminate(LIMIT).await;
-    for alert in ["EtcdTlsDown", "EtcdTlsNoLeader"] {
-        eventually(&format!("{alert} to fire"), LIMIT, || async {
-            let firing = prometheus.firing().await?;
-            if firing.iter().any(|f| f == alert) { Ok(()) } else { Err(format!("{firing:?}")) }
-        })
-        .await;
-    }
+    // A policy that nobody can read, and an admission policy that denies no more.
+    let deny = |action: &str| {
+        let patch = json!({"spec": {"validationActions": [action]}}).to_string();
+        let name = "etcd-tls-webhooks";
+        stack.api.kubectl(&["patch", "validatingadmissionpolicybinding", name, "--type=merge", "-p", &patch]);
+    };
+    policy::set(&stack.api.client, "nonsense: 1").await;
+    deny("Audit");
+    fires(&prometheus, &["EtcdTlsPolicyUnreadable", "EtcdTlsAdmissionPolicyNotEnforced"]).await;
+    deny("Deny");
+
+    // A CA that ends in a day; a member that has to be restarted for the next CA.
+    policy::set(&stack.api.client, "rollover: {caLifetime: 24h}").await;
+    stack.api.namespace("short", &[]).await;
+    eventually("a pod of a new cluster", LIMIT, || stack.api.pod("short", stack::client_pod("app-0", "client"))).await;
+    let mut rollover = Command::new(binary("etcd-tls-webhook"));
+    run(rollover.args(["rollover", "web/etcd", "--domain=peer"]).env("KUBECONFIG", &stack.api.kubeconfig));
+    fires(&prometheus, &["EtcdTlsAuthorityEnds", "EtcdTlsRestartDue"]).await;
+
+    // That CA is lost; and requests are refused, until certificates are overdue and expire.
+    let secrets: Value = serde_json::from_str(&stack.api.kubectl(&["-n", system, "get", "secrets", "-o", "json"])).expect("JSON");
+    let of_short = secrets["items"].as_array().expect("Secrets").iter().find(|secret| {
+        secret["metadata"]["annotations"]["etcd-tls.dev/signer"] == "client.etcd-tls.dev/short.etcd"
+    });
+    let name = of_short.expect("its CA")["metadata"]["name"].as_str().expect("a name").to_owned();
+    stack.api.kubectl(&["-n", system, "delete", "secret", &name]);
+    policy::set(&stack.api.client, "keys: [rsa-4096]").await;
+    let overdue = ["EtcdTlsRequestFailing", "EtcdTlsCertificateNotRenewed", "EtcdTlsCertificateExpired"];
+    fires(&prometheus, &[&["EtcdTlsAuthorityLost"], &overdue[..]].concat()).await;
+
+    // While sign stands still, somebody writes the trust by hand.
+    stack.sign.signal(nix::sys::signal::Signal::SIGSTOP);
+    let damage = json!({"data": {"peer.crt": "nonsense"}, "binaryData": {"peer.crl": "bm9uc2Vuc2U="}}).to_string();
+    stack.api.kubectl(&["-n", "web", "patch", "configmap", "etcd-tls-trust-etcd", "--type=merge", "-p", &damage]);
+    fires(&prometheus, &["EtcdTlsBundleRefused", "EtcdTlsRevocationListRefused"]).await;
+
+    stack.sign.kill();
+    fires(&prometheus, &["EtcdTlsDown", "EtcdTlsNoLeader"]).await;
     let leaders = &queries.iter().find(|(title, _)| title == "Leaders").expect("the panel").1;
     let shown = prometheus.ask(leaders).await.expect("an answer");
     assert_eq!(shown[0]["value"][1], "1", "the panel says so too: {shown:?}");

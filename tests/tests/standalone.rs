@@ -320,6 +320,15 @@ async fn every_address_is_listened_on() {
     let port = tests::ports::free(every);
     let mut signer = Signer::at(every, &[&format!("--admin-address=[::]:{port}")]);
     signer.start().await;
+    if tests::process::which("curl").is_some() {
+        let mut curl = std::process::Command::new("curl");
+        let metrics = tests::process::run(curl.args(["-sS", &format!("http://127.0.0.1:{port}/metrics")]));
+        tests::promtool::check_metrics("standalone", &metrics);
+        for name in ["calls_total", "call_duration_seconds_bucket", "authority_expiry_timestamp_seconds", "held_names"] {
+            assert!(metrics.contains(&format!("\netcd_tls_standalone_{name}")), "{name}: {metrics}");
+        }
+        assert_eq!(metrics.matches("# TYPE process_start_time_seconds").count(), 1, "{metrics}");
+    }
     for port in [signer.port, port] {
         std::net::TcpStream::connect(("127.0.0.1", port)).expect("IPv4");
         match std::net::TcpListener::bind(("::1", 0)) {

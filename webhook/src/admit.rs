@@ -3,7 +3,13 @@
 //! **Invariant.** It can neither read nor write anything in the cluster: it holds its serving pair, and no client of the
 //! API. An answer depends on the review and on this process's arguments alone, so a dry run has no effect.
 
-use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, sync::Arc, time::SystemTime};
+use std::{
+    collections::BTreeSet,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, Weak},
+    time::{Duration, SystemTime},
+};
 
 use etcd_tls_contract::names;
 use etcd_tls_telemetry::listen;
@@ -13,6 +19,7 @@ use crate::{
     error::Error,
     injected::InjectedArgs,
     platform::{
+        essential::essential,
         health::Health,
         shutdown,
         tls::{PairFiles, ServingPairs},
@@ -27,6 +34,9 @@ pub mod review;
 pub mod server;
 mod words;
 mod workload;
+
+/// How often it looks when the serving pair in use ends.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// The arguments of `admit`.
 #[derive(clap::Args, Debug)]
@@ -65,6 +75,16 @@ pub struct ListenError {
     source: std::io::Error,
 }
 
+/// Shows when the serving pair in use ends, for as long as there is one.
+async fn show_expiry(pairs: Weak<ServingPairs>, metrics: server::Metrics) {
+    while let Some(end) = pairs.upgrade().map(|pairs| pairs.not_after()) {
+        if let Some(end) = end {
+            metrics.serving_until(end);
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
 impl Args {
     /// Serves until told to stop.
     ///
@@ -87,6 +107,7 @@ impl Args {
             () = shutdown::until(&mut stop, true) => return Ok(()),
         }
         let pairs = ServingPairs::watch(vec![files])?;
+        tokio::spawn(essential("expiry of the serving pair", show_expiry(Arc::downgrade(&pairs), metrics.clone())));
         let listener = listen::at(address).await.map_err(|source| ListenError { address, source })?;
         let bound = listener.local_addr()?;
         let injection = injected.config(sidecar_image, None);

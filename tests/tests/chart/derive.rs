@@ -452,7 +452,11 @@ const SOURCES: &[Source] = &[
             ),
         ],
     },
-    Source { manifest: "components/monitoring/alerts.yaml", when: Some(".Values.monitoring.enabled"), edits: &[] },
+    Source {
+        manifest: "components/monitoring/alerts.yaml",
+        when: Some(".Values.monitoring.enabled"),
+        edits: &[Edit(17, "runbook_url: docs/runbook.md#", "runbook_url: {{ .Values.monitoring.runbookUrl }}#")],
+    },
     Source { manifest: "components/monitoring/dashboard.yaml", when: Some(".Values.monitoring.enabled"), edits: &[] },
     Source {
         manifest: "components/monitoring/monitors.yaml",

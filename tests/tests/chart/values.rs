@@ -153,7 +153,7 @@ fn values_reach_the_objects() {
             "topologySpread": {"whenUnsatisfiable": "DoNotSchedule"},
             "networkPolicy": {"enabled": false},
             "certManager": {"servingPair": {"enabled": true, "issuer": {"name": "company"}}},
-            "monitoring": {"enabled": true, "interval": "1m", "labels": {"release": "prometheus"}},
+            "monitoring": {"enabled": true, "interval": "1m", "labels": {"release": "prometheus"}, "runbookUrl": "https://docs.example.com/runbook.html"},
         }),
     );
     let of = |kind: &str, name: &str| {
@@ -293,6 +293,7 @@ fn values_that_make_no_sense_are_refused() {
         ("a policy's unknown algorithm", json!({"policy": {"keys": ["rsa-1024"]}})),
         ("a policy's users as a map", json!({"policy": {"users": {"namespace": "a"}}})),
         ("no authority for a namespace", json!({"policy": {"authoritiesPerNamespace": 0}})),
+        ("a runbook that is no link", json!({"monitoring": {"runbookUrl": "runbook"}})),
         ("others' signers, which are not approved", json!({"approveOthers": {"signers": ["example.com/ca"]}})),
     ];
     for (what, values) in refused {

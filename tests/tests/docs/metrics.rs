@@ -5,11 +5,12 @@ use std::{collections::BTreeSet, fmt::Write as _, fs, path::Path};
 use tests::repository;
 
 /// Where metrics are registered, by which processes, and what their names begin with.
-const PLACES: [(&str, &[(&str, &str)]); 6] = [
+const PLACES: [(&str, &[(&str, &str)]); 7] = [
     ("sidecar/src", &[("etcd-tls-sidecar", "etcd_tls_")]),
     ("webhook/src/admit", &[("admit", "etcd_tls_admit_")]),
     ("webhook/src/approve", &[("approve", "etcd_tls_approve_")]),
     ("webhook/src/sign", &[("sign", "etcd_tls_sign_")]),
+    ("webhook/src/standalone", &[("standalone", "etcd_tls_standalone_")]),
     ("webhook/src/controller", &[("approve", "etcd_tls_approve_"), ("sign", "etcd_tls_sign_")]),
     ("webhook/src/controller/csr", &[("approve", "etcd_tls_approve_certificate_requests_")]),
 ];

@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
     path::Path,
     process::{Command, Output},
     time::Duration,
@@ -13,39 +13,11 @@ use serde_json::{Value, json};
 use tests::{
     eventually, ports,
     process::{Process, binary},
-    stack::{LIMIT, Options, Stack, own_address},
+    stack::{self, LIMIT, Options, Stack, own_address},
     tier,
 };
 
 use super::{status, text};
-
-/// A member that restarts its etcd for nobody, as a user writes it.
-fn member(ip: IpAddr, client: u16, peer: u16) -> Value {
-    let url = |port: u16| format!("https://{ip}:{port}");
-    json!({
-        "metadata": {
-            "name": "etcd-0",
-            "annotations": {
-                "etcd-tls.dev/reload": "none",
-                "etcd-tls.dev/admin-port": ports::free(Ipv4Addr::UNSPECIFIED).to_string(),
-            },
-        },
-        "spec": {
-            "containers": [{
-                "name": "etcd", "image": "etcd", "command": ["etcd"],
-                "args": [
-                    "--name=etcd-0", "--data-dir=/var/lib/etcd/data",
-                    format!("--listen-client-urls={}", url(client)), format!("--advertise-client-urls={}", url(client)),
-                    format!("--listen-peer-urls={}", url(peer)), format!("--initial-advertise-peer-urls={}", url(peer)),
-                    format!("--initial-cluster=etcd-0={}", url(peer)), "--unsafe-no-fsync", "--logger=zap",
-                ],
-                "securityContext": {"runAsUser": 2379},
-                "volumeMounts": [{"name": "data", "mountPath": "/var/lib/etcd"}],
-            }],
-            "volumes": [{"name": "data", "emptyDir": {}}],
-        },
-    })
-}
 
 fn command(kubeconfig: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new(binary("etcd-tls-webhook"));
@@ -83,7 +55,7 @@ async fn a_member_is_seen_from_all_sides() {
     let ip = own_address().expect("the stack has one");
     let [client, peer] = [ip, ip].map(ports::free);
     let programs = [("etcd", etcd.etcd.clone())];
-    let mut pod = stack.local_pod("prod", member(ip, client, peer), &[ip], &programs).await.expect("a member");
+    let mut pod = stack.local_pod("prod", stack::member_pod("etcd-0", ip, client, peer), &[ip], &programs).await.expect("a member");
     pod.start(LIMIT).await.expect("init, sidecar and etcd");
     eventually("the member is well", LIMIT, || async {
         let output = status(&kubeconfig, &["-n", "prod"]);
@@ -126,8 +98,7 @@ async fn of_ports_that_others_have(stack: &Stack, ip: IpAddr) {
             let _ = std::io::Write::write_all(&mut stream, b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n");
         }
     });
-    let mut other = member(ip, plain, ports::free(ip));
-    other["metadata"]["name"] = "etcd-9".into();
+    let mut other = stack::member_pod("etcd-9", ip, plain, ports::free(ip));
     other["metadata"]["annotations"]["etcd-tls.dev/options"] = "none".into();
     other["spec"]["containers"][0]["args"].as_array_mut().expect("arguments").push("--cert-file=/mine.crt".into());
     stack.api.pod("prod", other).await.expect("a pod");

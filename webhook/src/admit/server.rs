@@ -8,10 +8,11 @@ use std::{
     convert::Infallible,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use bytes::Bytes;
+use etcd_tls_telemetry::until_set::UntilSet;
 use http_body_util::{BodyExt, Full};
 use hyper::{
     Method, Request, Response, StatusCode,
@@ -79,6 +80,7 @@ pub struct Metrics {
     bodies: Gauge,
     evicted: Counter,
     duration: Histogram,
+    expiry: UntilSet,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -104,7 +106,19 @@ impl Metrics {
             "Time from the head of a request until its answer is ready; the arrival of its body included",
             duration.clone(),
         );
-        Self { reviews, connections, bodies, evicted, duration }
+        let expiry = UntilSet::default();
+        registry.register(
+            "certificate_expiry_timestamp_seconds",
+            "notAfter of the serving certificate in use, whoever keeps it",
+            expiry.clone(),
+        );
+        Self { reviews, connections, bodies, evicted, duration, expiry }
+    }
+
+    /// Shows when the serving certificate ends.
+    pub fn serving_until(&self, not_after: SystemTime) {
+        let seconds = not_after.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        self.expiry.set(i64::try_from(seconds).unwrap_or(i64::MAX));
     }
 
     fn count(&self, verdict: &'static str) {

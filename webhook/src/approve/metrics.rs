@@ -1,5 +1,7 @@
 //! The approver's own metrics. Every label's values are a fixed set of words.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use etcd_tls_telemetry::{metric, until_set::UntilSet};
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -17,6 +19,7 @@ struct DecisionLabels {
 #[derive(Clone, Debug)]
 pub(super) struct Metrics {
     decisions: Family<DecisionLabels, Counter>,
+    last_decision: UntilSet,
     approved_by_others: Family<[(&'static str, String); 1], Gauge>,
     pub(super) binding_writes: Counter,
     foreign_bindings: UntilSet,
@@ -30,6 +33,11 @@ impl Metrics {
                 registry,
                 "decisions",
                 "Requests decided, by verdict and reason; a denial counts once a reason",
+            ),
+            last_decision: metric(
+                registry,
+                "last_decision_timestamp_seconds",
+                "When this replica approved or denied a request last, since its start",
             ),
             approved_by_others: metric(
                 registry,
@@ -52,6 +60,7 @@ impl Metrics {
 
     pub(super) fn approved(&self) {
         self.decisions.get_or_create(&DecisionLabels { verdict: "approve", reason: "" }).inc();
+        self.last_decision.set(now());
     }
 
     /// A request that policy leaves to a person.
@@ -85,5 +94,12 @@ impl Metrics {
 
     pub(super) fn denied(&self, reason: &'static str) {
         self.decisions.get_or_create(&DecisionLabels { verdict: "deny", reason }).inc();
+        self.last_decision.set(now());
     }
+}
+
+/// Seconds of the Unix epoch.
+fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }

@@ -6,7 +6,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock, Weak},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use rustls::{
@@ -17,6 +17,7 @@ use rustls::{
     sign::CertifiedKey,
 };
 use tokio::time;
+use x509_cert::der::Decode as _;
 
 use crate::platform::{essential::essential, file_watch::FileWatch};
 
@@ -120,6 +121,12 @@ impl ServingPairs {
     pub fn default_leaf(&self) -> Option<CertificateDer<'static>> {
         let pairs = self.pairs.read().unwrap_or_else(PoisonError::into_inner);
         pairs.first()?.certified.cert.first().cloned()
+    }
+
+    /// When the leaf of [`Self::default_leaf`] ends; `None`: it cannot be read.
+    pub fn not_after(&self) -> Option<SystemTime> {
+        let leaf = x509_cert::Certificate::from_der(&self.default_leaf()?).ok()?;
+        Some(leaf.tbs_certificate().validity().not_after.to_system_time())
     }
 
     fn pick(&self, name: Option<&str>) -> Option<Arc<CertifiedKey>> {

@@ -46,6 +46,7 @@ struct OfNamespace {
 #[derive(Clone, Debug)]
 pub(super) struct Metrics {
     issued: Family<OfRole, Counter>,
+    last_issue: UntilSet,
     failed: Family<WithReason, Counter>,
     deleted: Family<WithReason, Counter>,
     pub(super) delete_failures: Counter,
@@ -69,6 +70,11 @@ impl Metrics {
         registry.register_collector(Box::new(records::Shown { records: Arc::clone(records), most: per_pod }));
         Self {
             issued: metric(registry, "certificates_issued", "Certificates issued, by role"),
+            last_issue: metric(
+                registry,
+                "last_issue_timestamp_seconds",
+                "When this replica issued a certificate last, since its start",
+            ),
             failed: metric(
                 registry,
                 "requests_failed",
@@ -121,6 +127,7 @@ impl Metrics {
 
     pub(super) fn issued(&self, role: Role) {
         self.issued.get_or_create(&OfRole { role: role.as_str() }).inc();
+        self.last_issue.set(seconds(SystemTime::now()).unwrap_or_default());
     }
 
     pub(super) fn repaired(&self, form: &'static str) {

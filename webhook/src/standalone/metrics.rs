@@ -1,61 +1,119 @@
-//! Metrics: calls by code, requests by outcome, stored requests.
+//! The metrics of the standalone signer. Every label's values are a fixed set of words.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use etcd_tls_telemetry::admin::with_process;
+use etcd_tls_telemetry::{metric, until_set::UntilSet};
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode_registry},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::Registry,
+};
 
-/// Counters since the start; the labels are of fixed sets.
-#[derive(Debug, Default)]
+/// The classes of codes, 1xx to 5xx.
+const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfCode {
+    code: &'static str,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WithOutcome {
+    outcome: &'static str,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct InState {
+    state: &'static str,
+}
+
+/// See the module.
+#[derive(Debug)]
 pub struct Metrics {
-    /// By class of code, 1xx to 5xx.
-    calls: [AtomicU64; 5],
-    refused: AtomicU64,
-    issued: AtomicU64,
-    denied: AtomicU64,
-    failed: AtomicU64,
+    registry: Registry,
+    calls: Family<OfCode, Counter>,
+    refused: Counter,
+    call_duration: Histogram,
+    requests: Family<WithOutcome, Counter>,
+    last_issue: UntilSet,
+    stored_requests: Family<InState, Gauge>,
+    held_names: Gauge,
+    authority_expiry: UntilSet,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("etcd_tls_standalone");
+        let calls: Family<OfCode, Counter> = metric(&mut registry, "calls", "Calls answered, by class of the code");
+        for code in CLASSES {
+            let _ = calls.get_or_create(&OfCode { code });
+        }
+        let requests: Family<WithOutcome, Counter> =
+            metric(&mut registry, "requests", "Requests decided, by outcome");
+        for outcome in ["issued", "denied", "failed"] {
+            let _ = requests.get_or_create(&WithOutcome { outcome });
+        }
+        let call_duration = Histogram::new([0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0]);
+        registry.register("call_duration_seconds", "Time from the head of a call until its answer is ready", call_duration.clone());
+        let refused = metric(&mut registry, "refused", "Calls refused: the caller is unknown, has no right, or calls too often");
+        let last_issue = metric(&mut registry, "last_issue_timestamp_seconds", "When a certificate was issued last, since the start");
+        let stored_requests = metric(&mut registry, "stored_requests", "Requests on disk, by state");
+        let held_names = metric(&mut registry, "held_names", "Names and addresses that have a holder");
+        let authority_expiry =
+            metric(&mut registry, "authority_expiry_timestamp_seconds", "notAfter of the CA that ends first");
+        Self {
+            registry,
+            calls,
+            refused,
+            call_duration,
+            requests,
+            last_issue,
+            stored_requests,
+            held_names,
+            authority_expiry,
+        }
+    }
 }
 
 impl Metrics {
     /// Counts a call.
-    pub fn call(&self, code: u16) {
-        let class = usize::from(code / 100).clamp(1, 5) - 1;
-        self.calls[class].fetch_add(1, Ordering::Relaxed);
+    pub fn call(&self, code: u16, took: Duration) {
+        let class = usize::from(code / 100).clamp(1, CLASSES.len()) - 1;
+        self.calls.get_or_create(&OfCode { code: CLASSES[class] }).inc();
         if matches!(code, 401 | 403 | 429) {
-            self.refused.fetch_add(1, Ordering::Relaxed);
+            self.refused.inc();
+        }
+        self.call_duration.observe(took.as_secs_f64());
+    }
+
+    /// Counts what became of a request at `now`.
+    pub fn outcome(&self, issued: bool, denied: bool, failed: bool, now: SystemTime) {
+        for (is, outcome) in [(issued, "issued"), (denied, "denied"), (failed, "failed")] {
+            self.requests.get_or_create(&WithOutcome { outcome }).inc_by(u64::from(is));
+        }
+        if issued {
+            self.last_issue.set(seconds(now));
         }
     }
 
-    /// Counts what became of a request.
-    pub fn outcome(&self, issued: bool, denied: bool, failed: bool) {
-        for (is, counter) in [(issued, &self.issued), (denied, &self.denied), (failed, &self.failed)] {
-            counter.fetch_add(u64::from(is), Ordering::Relaxed);
+    /// The OpenMetrics text, without those of the process.
+    pub fn render(&self, stored: usize, pending: usize, names: usize, not_after: Option<SystemTime>) -> String {
+        for (state, count) in [("pending", pending), ("decided", stored - pending.min(stored))] {
+            self.stored_requests.get_or_create(&InState { state }).set(i64::try_from(count).unwrap_or(i64::MAX));
         }
+        self.held_names.set(i64::try_from(names).unwrap_or(i64::MAX));
+        match not_after {
+            Some(end) => self.authority_expiry.set(seconds(end)),
+            None => self.authority_expiry.clear(),
+        }
+        let mut text = String::new();
+        if encode_registry(&mut text, &self.registry).is_err() {
+            text.clear();
+        }
+        text + "# EOF\n"
     }
+}
 
-    /// The OpenMetrics text.
-    pub fn render(&self, stored: usize, pending: usize, names: usize) -> String {
-        use std::fmt::Write as _;
-        let mut text = String::from("# TYPE etcd_tls_standalone_calls counter\n");
-        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        // Writing to a String does not fail.
-        for (class, counter) in (1..).zip(&self.calls) {
-            let _ = writeln!(text, "etcd_tls_standalone_calls_total{{code=\"{class}xx\"}} {}", read(counter));
-        }
-        let _ = writeln!(
-            text,
-            "# TYPE etcd_tls_standalone_refused counter\netcd_tls_standalone_refused_total {}",
-            read(&self.refused)
-        );
-        text.push_str("# TYPE etcd_tls_standalone_requests counter\n");
-        for (outcome, counter) in [("issued", &self.issued), ("denied", &self.denied), ("failed", &self.failed)] {
-            let _ = writeln!(text, "etcd_tls_standalone_requests_total{{outcome=\"{outcome}\"}} {}", read(counter));
-        }
-        text.push_str("# TYPE etcd_tls_standalone_stored_requests gauge\n");
-        let _ = writeln!(text, "etcd_tls_standalone_stored_requests{{state=\"pending\"}} {pending}");
-        let _ =
-            writeln!(text, "etcd_tls_standalone_stored_requests{{state=\"decided\"}} {}", stored - pending.min(stored));
-        text.push_str("# TYPE etcd_tls_standalone_held_names gauge\n");
-        let _ = writeln!(text, "etcd_tls_standalone_held_names {names}");
-        with_process(&text)
-    }
+fn seconds(time: SystemTime) -> i64 {
+    i64::try_from(time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()).unwrap_or(i64::MAX)
 }

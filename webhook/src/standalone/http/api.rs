@@ -19,6 +19,7 @@ use actix_web::{
 };
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::{Bytes, BytesMut};
+use etcd_tls_telemetry::admin;
 use futures::StreamExt as _;
 use jiff::Timestamp;
 use serde_json::Value;
@@ -59,7 +60,7 @@ pub async fn handle(request: HttpRequest, mut payload: web::Payload, server: web
         }
         error.response()
     });
-    server.metrics.call(answer.status().as_u16());
+    server.metrics.call(answer.status().as_u16(), started.elapsed());
     tracing::debug!(
         method = %request.method(),
         path = request.path(),
@@ -116,7 +117,7 @@ impl Server {
             Route::Live | Route::Ready | Route::OpenApiV2 => Err(ApiError::NoSuchPath),
             Route::Metrics => {
                 self.require_admin(&user, "read metrics")?;
-                Ok(text(&self.metrics()))
+                Ok(text(&admin::with_process(&self.metrics())))
             }
             Route::Document(document) if *method == Method::GET => Ok(json_response(StatusCode::OK, &document)),
             Route::Trust { namespace, name } if *method == Method::GET || *method == Method::PATCH => {

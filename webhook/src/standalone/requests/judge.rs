@@ -238,7 +238,7 @@ impl Server {
         let conditions: Vec<&str> = told.iter().map(|condition| condition.kind.as_str()).collect();
         let certificate = stored.certificate();
         let issued = certificate.is_some();
-        self.metrics.outcome(issued, conditions.contains(&"Denied"), conditions.contains(&"Failed"));
+        self.metrics.outcome(issued, conditions.contains(&"Denied"), conditions.contains(&"Failed"), SystemTime::now());
         tracing::info!(
             by = by.name,
             profile = %checked.recognised.role,

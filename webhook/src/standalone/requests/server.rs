@@ -60,12 +60,12 @@ impl Server {
         Ok(())
     }
 
-    /// The OpenMetrics text.
+    /// The OpenMetrics text, without those of the process.
     pub fn metrics(&self) -> String {
         let (stored, pending, names) = self
             .store
             .with(|index, _| (index.len(), index.iter().filter(|r| !r.decided()).count(), index.holders().len()));
-        self.metrics.render(stored, pending, names)
+        self.metrics.render(stored, pending, names, self.profiles.not_after())
     }
 }
 
