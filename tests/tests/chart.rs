@@ -64,7 +64,8 @@ fn template(helm: &Path, namespace: &str, values: &Value) -> Output {
     let mut command = Command::new(helm);
     // The oldest version that takes them.
     let needs = [("withoutWebhook", "1.36.0"), ("podCertificates", "1.35.0")];
-    let version = needs.iter().find(|(value, _)| values[value]["enabled"] == true).map_or("1.30.0", |(_, version)| version);
+    let version =
+        needs.iter().find(|(value, _)| values[value]["enabled"] == true).map_or("1.30.0", |(_, version)| version);
     command.args(["template", "etcd-tls"]).arg(chart()).args(["--kube-version", version, "-n", namespace, "-f"]);
     command.arg(file).env("HOME", directory.path()).env_remove("KUBECONFIG").output().expect("run helm")
 }

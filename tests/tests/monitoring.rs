@@ -1,11 +1,6 @@
 //! The shipped dashboard and alerts in a real Prometheus that scrapes the real processes.
 
-use std::{
-    fs,
-    path::Path,
-    process::Command,
-    time::Duration,
-};
+use std::{fs, path::Path, process::Command, time::Duration};
 
 use serde_json::{Value, json};
 use tests::{
@@ -181,7 +176,13 @@ async fn the_dashboard_answers_and_alerts_fire_when_their_cause_is_there_and_not
     for (address, names) in [
         (&targets[0].2, &["etcd_tls_admit_certificate_expiry_timestamp_seconds "][..]),
         (&targets[1].2, &["etcd_tls_approve_last_decision_timestamp_seconds "]),
-        (&targets[2].2, &["etcd_tls_sign_last_issue_timestamp_seconds ", "etcd_tls_sign_webhook_certificate_expiry_timestamp_seconds "]),
+        (
+            &targets[2].2,
+            &[
+                "etcd_tls_sign_last_issue_timestamp_seconds ",
+                "etcd_tls_sign_webhook_certificate_expiry_timestamp_seconds ",
+            ],
+        ),
     ] {
         let text = scrape(address);
         assert!(names.iter().all(|name| text.contains(&format!("\n{name}"))), "{names:?}: {text}");
@@ -212,10 +213,12 @@ async fn the_dashboard_answers_and_alerts_fire_when_their_cause_is_there_and_not
     fires(&prometheus, &["EtcdTlsAuthorityEnds", "EtcdTlsRestartDue"]).await;
 
     // That CA is lost; and requests are refused, until certificates are overdue and expire.
-    let secrets: Value = serde_json::from_str(&stack.api.kubectl(&["-n", system, "get", "secrets", "-o", "json"])).expect("JSON");
-    let of_short = secrets["items"].as_array().expect("Secrets").iter().find(|secret| {
-        secret["metadata"]["annotations"]["etcd-tls.dev/signer"] == "client.etcd-tls.dev/short.etcd"
-    });
+    let secrets: Value =
+        serde_json::from_str(&stack.api.kubectl(&["-n", system, "get", "secrets", "-o", "json"])).expect("JSON");
+    let of_short =
+        secrets["items"].as_array().expect("Secrets").iter().find(|secret| {
+            secret["metadata"]["annotations"]["etcd-tls.dev/signer"] == "client.etcd-tls.dev/short.etcd"
+        });
     let name = of_short.expect("its CA")["metadata"]["name"].as_str().expect("a name").to_owned();
     stack.api.kubectl(&["-n", system, "delete", "secret", &name]);
     policy::set(&stack.api.client, "keys: [rsa-4096]").await;

@@ -324,7 +324,8 @@ async fn every_address_is_listened_on() {
         let mut curl = std::process::Command::new("curl");
         let metrics = tests::process::run(curl.args(["-sS", &format!("http://127.0.0.1:{port}/metrics")]));
         tests::promtool::check_metrics("standalone", &metrics);
-        for name in ["calls_total", "call_duration_seconds_bucket", "authority_expiry_timestamp_seconds", "held_names"] {
+        for name in ["calls_total", "call_duration_seconds_bucket", "authority_expiry_timestamp_seconds", "held_names"]
+        {
             assert!(metrics.contains(&format!("\netcd_tls_standalone_{name}")), "{name}: {metrics}");
         }
         assert_eq!(metrics.matches("# TYPE process_start_time_seconds").count(), 1, "{metrics}");

@@ -147,9 +147,15 @@ fn on_a_terminal(kubeconfig: &Path) {
         (80, "rollover web/etcd --status"),
     ] {
         let shown = terminal(kubeconfig, columns, command);
-        let plain: String = shown.replace("\u{1b}[0m", "").split('\u{1b}').enumerate().map(|(n, part)| if n == 0 { part } else { part.split_once('m').map_or("", |(_, rest)| rest) }).collect();
+        let plain: String = shown
+            .replace("\u{1b}[0m", "")
+            .split('\u{1b}')
+            .enumerate()
+            .map(|(n, part)| if n == 0 { part } else { part.split_once('m').map_or("", |(_, rest)| rest) })
+            .collect();
         // A command to type is not parted.
-        let of_text = plain.lines().filter(|line| !line.trim_start().starts_with("next: ") && !line.contains("kubectl"));
+        let of_text =
+            plain.lines().filter(|line| !line.trim_start().starts_with("next: ") && !line.contains("kubectl"));
         let widest = of_text.map(|line| line.chars().count()).max().unwrap_or(0);
         assert!(plain.lines().count() > 1 && widest <= usize::from(columns), "{command}: {widest}: {plain}");
     }

@@ -16,7 +16,8 @@ pub(crate) fn width() -> Option<usize> {
     }
     let exported = std::env::var("COLUMNS").ok().and_then(|text| text.parse::<usize>().ok());
     // 0: a terminal whose size nobody has set.
-    let says = || rustix::termios::tcgetwinsize(&out).ok().map(|size| usize::from(size.ws_col)).filter(|columns| *columns > 0);
+    let says =
+        || rustix::termios::tcgetwinsize(&out).ok().map(|size| usize::from(size.ws_col)).filter(|columns| *columns > 0);
     Some(exported.or_else(says).unwrap_or(USUAL_WIDTH).max(LEAST_WIDTH))
 }
 

@@ -139,10 +139,6 @@ impl Args {
         // https://no-color.org: any value but the empty one.
         let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         let dumb = std::env::var_os("TERM").is_some_and(|value| value == "dumb");
-        Screen {
-            width: screen::width(),
-            colour: terminal && !plain && !dumb,
-            all_namespaces: self.all_namespaces,
-        }
+        Screen { width: screen::width(), colour: terminal && !plain && !dumb, all_namespaces: self.all_namespaces }
     }
 }

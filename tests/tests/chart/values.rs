@@ -303,9 +303,18 @@ fn values_that_make_no_sense_are_refused() {
     }
     // One value against another.
     for (values, words) in [
-        (json!({"sign": {"resources": {"requests": {"memory": "1Gi"}}}}), "the request for memory, 1Gi, is above the limit, 128Mi"),
-        (json!({"admit": {"resources": {"requests": {"cpu": "1500m"}}}}), "the request for cpu, 1500m, is above the limit, 1"),
-        (json!({"sign": {"flags": {"serving-lifetime": "2h", "serving-ca-lifetime": "1h59m"}}}), "serving-lifetime, 2h, is above"),
+        (
+            json!({"sign": {"resources": {"requests": {"memory": "1Gi"}}}}),
+            "the request for memory, 1Gi, is above the limit, 128Mi",
+        ),
+        (
+            json!({"admit": {"resources": {"requests": {"cpu": "1500m"}}}}),
+            "the request for cpu, 1500m, is above the limit, 1",
+        ),
+        (
+            json!({"sign": {"flags": {"serving-lifetime": "2h", "serving-ca-lifetime": "1h59m"}}}),
+            "serving-lifetime, 2h, is above",
+        ),
         (json!({"policy": {"lifetime": {"min": "200h"}}}), "lifetime.min, 200h, is above lifetime.max, 168h"),
         (json!({"policy": "lifetime: {min: 2h, max: 1h30m}"}), "lifetime.min, 2h, is above lifetime.max, 1h30m"),
         (json!({"policy": "clusterDomian: a"}), "unknown key \"clusterDomian\""),

@@ -55,7 +55,10 @@ async fn a_member_is_seen_from_all_sides() {
     let ip = own_address().expect("the stack has one");
     let [client, peer] = [ip, ip].map(ports::free);
     let programs = [("etcd", etcd.etcd.clone())];
-    let mut pod = stack.local_pod("prod", stack::member_pod("etcd-0", ip, client, peer), &[ip], &programs).await.expect("a member");
+    let mut pod = stack
+        .local_pod("prod", stack::member_pod("etcd-0", ip, client, peer), &[ip], &programs)
+        .await
+        .expect("a member");
     pod.start(LIMIT).await.expect("init, sidecar and etcd");
     eventually("the member is well", LIMIT, || async {
         let output = status(&kubeconfig, &["-n", "prod"]);
@@ -83,10 +86,16 @@ fn of_a_member_that_is_well(kubeconfig: &Path) {
         ("certificate peer", "served by etcd: yes"),
         ("certificate server", "served by etcd: yes"),
     ] {
-        assert!(all.get(subject).is_some_and(|(state, reason)| state == "ok" && reason.contains(words)), "{subject}: {all:#?}");
+        assert!(
+            all.get(subject).is_some_and(|(state, reason)| state == "ok" && reason.contains(words)),
+            "{subject}: {all:#?}"
+        );
     }
     let requests: Vec<_> = all.iter().filter(|(subject, _)| subject.starts_with("request ")).collect();
-    assert!(requests.len() == 2 && requests.iter().all(|(_, (_, reason))| reason.starts_with("issued")), "{requests:?}");
+    assert!(
+        requests.len() == 2 && requests.iter().all(|(_, (_, reason))| reason.starts_with("issued")),
+        "{requests:?}"
+    );
 }
 
 /// A pod that states other options, whose ports are of a server of plain HTTP, and of nobody.
@@ -95,6 +104,7 @@ async fn of_ports_that_others_have(stack: &Stack, ip: IpAddr) {
     let plain = listener.local_addr().expect("an address").port();
     std::thread::spawn(move || {
         for mut stream in listener.incoming().flatten() {
+            let _ = std::io::Read::read(&mut stream, &mut [0; 1024]);
             let _ = std::io::Write::write_all(&mut stream, b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n");
         }
     });
@@ -111,7 +121,10 @@ async fn of_ports_that_others_have(stack: &Stack, ip: IpAddr) {
         ("client port", "failing", "it speaks plain HTTP"),
         ("peer port", "attention", "nothing listens there"),
     ] {
-        assert!(all.get(subject).is_some_and(|(is, reason)| is == state && reason.contains(words)), "{subject}: {all:#?}");
+        assert!(
+            all.get(subject).is_some_and(|(is, reason)| is == state && reason.contains(words)),
+            "{subject}: {all:#?}"
+        );
     }
     stack.api.delete_pod("prod", "etcd-9").await;
 }

@@ -101,7 +101,13 @@ mod tests {
         let long = [Finding::ok("policy", "a word and ".repeat(12).trim_end(), "docs/check.md#policy")];
         let narrow = text(&long, Some(80));
         assert!(narrow.lines().count() == 2 && narrow.lines().all(|line| line.chars().count() <= 80), "{narrow}");
-        assert!(narrow.lines().nth(1).is_some_and(|line| line.starts_with("          a") || line.starts_with("          w")), "{narrow}");
+        assert!(
+            narrow
+                .lines()
+                .nth(1)
+                .is_some_and(|line| line.starts_with("          a") || line.starts_with("          w")),
+            "{narrow}"
+        );
         assert!(matches!(well(&findings), Err(NotWell::Attention { failing: 1, all: 2, .. })));
         assert!(well(&findings[..1]).is_ok());
     }

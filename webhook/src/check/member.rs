@@ -53,7 +53,11 @@ pub(super) async fn look(client: &Client, namespace: &str, name: &str) -> Vec<Fi
         findings.push(match (&address, port) {
             (Some(_), Some(port)) => handshake(client, namespace, name, told.role, port).await,
             (address, _) => {
-                let why = if address.is_none() { "the pod has no address yet" } else { "no port for others is written in the pod" };
+                let why = if address.is_none() {
+                    "the pod has no address yet"
+                } else {
+                    "no port for others is written in the pod"
+                };
                 let reason = format!("no handshake was made: {why}");
                 Finding::bad(State::Unknown, subject(told.role), reason, &next, SEE)
             }
@@ -109,7 +113,11 @@ async fn handshake(client: &Client, namespace: &str, name: &str, role: Role, por
         Ok(Ok((_, body))) => {
             let (state, reason) = judge(&body);
             let reason = format!("port {port}: {reason}");
-            if state == State::Ok { Finding::ok(subject, reason, SEE) } else { Finding::bad(state, subject, reason, next, SEE) }
+            if state == State::Ok {
+                Finding::ok(subject, reason, SEE)
+            } else {
+                Finding::bad(state, subject, reason, next, SEE)
+            }
         }
     }
 }
@@ -122,7 +130,10 @@ fn judge(body: &str) -> (State, String) {
     };
     let words = status["message"].as_str().unwrap_or_default();
     // Go names the alert of the other side: `bad certificate` in TLS 1.2, and of old versions in TLS 1.3.
-    if ["remote error: tls: certificate required", "remote error: tls: bad certificate"].iter().any(|alert| words.contains(alert)) {
+    if ["remote error: tls: certificate required", "remote error: tls: bad certificate"]
+        .iter()
+        .any(|alert| words.contains(alert))
+    {
         (State::Ok, "it speaks TLS, and refuses a caller without a client certificate".to_owned())
     } else if words.contains("HTTP response to HTTPS client") {
         (State::Failing, "it speaks plain HTTP".to_owned())
@@ -141,7 +152,9 @@ mod tests {
 
     #[test]
     fn the_alert_of_a_port_tells_what_it_demands() {
-        let status = |words: &str| json!({"kind": "Status", "message": format!("error trying to reach service: {words}")}).to_string();
+        let status = |words: &str| {
+            json!({"kind": "Status", "message": format!("error trying to reach service: {words}")}).to_string()
+        };
         for (body, state) in [
             (status("remote error: tls: certificate required"), State::Ok),
             (status("remote error: tls: bad certificate"), State::Ok),

@@ -181,14 +181,19 @@ async fn binding(client: &Client, name: &str) -> Finding {
     let api: Api<RoleBinding> = Api::namespaced(client.clone(), name);
     match within(api.get_opt("etcd-tls-sign")).await {
         Ok(found) => judge_binding(subject, name, found.as_ref()),
-        Err(error) => unseen(subject, Right::new("get", "rolebindings.rbac.authorization.k8s.io", Some(name)), error, SEE),
+        Err(error) => {
+            unseen(subject, Right::new("get", "rolebindings.rbac.authorization.k8s.io", Some(name)), error, SEE)
+        }
     }
 }
 
 fn judge_binding(subject: &str, name: &str, found: Option<&RoleBinding>) -> Finding {
     let bad = |reason: &str, next: String| Finding::bad(State::Failing, subject, reason, next, SEE);
     let Some(found) = found else {
-        return bad("there is none, so sign cannot publish trust here, and pods wait for it: approve makes it", log_of("approve"));
+        return bad(
+            "there is none, so sign cannot publish trust here, and pods wait for it: approve makes it",
+            log_of("approve"),
+        );
     };
     let for_sign = found.subjects.iter().flatten().any(|subject| {
         subject.kind == "ServiceAccount"
@@ -238,7 +243,8 @@ fn judge_requests(all: &[CertificateSigningRequest], now: SystemTime) -> Vec<Fin
     for csr in all {
         let name = csr.metadata.name.as_deref().unwrap_or_default();
         let conditions = || csr.status.iter().flat_map(|status| status.conditions.iter().flatten());
-        let issued = csr.status.as_ref().and_then(|status| status.certificate.as_ref()).is_some_and(|c| !c.0.is_empty());
+        let issued =
+            csr.status.as_ref().and_then(|status| status.certificate.as_ref()).is_some_and(|c| !c.0.is_empty());
         let refused = conditions().find(|condition| matches!(condition.type_.as_str(), "Denied" | "Failed"));
         let created = csr.metadata.creation_timestamp.as_ref().map(|time| SystemTime::from(time.0));
         let age = created.and_then(|at| now.duration_since(at).ok()).unwrap_or_default();
@@ -344,9 +350,14 @@ mod tests {
             csr("c".into(), json!({})),
             csr("d".into(), json!({"certificate": "eA=="})),
         ];
-        let said: Vec<String> = judge_requests(&all, now).into_iter().map(|f| format!("{}: {}", f.subject, f.reason)).collect();
+        let said: Vec<String> =
+            judge_requests(&all, now).into_iter().map(|f| format!("{}: {}", f.subject, f.reason)).collect();
         assert_eq!(said.len(), 3, "{said:?}");
-        for (line, words) in said.iter().zip(["request a: denied: why", "request b: it waits for sign", "request c: it waits for approve"]) {
+        for (line, words) in said.iter().zip([
+            "request a: denied: why",
+            "request b: it waits for sign",
+            "request c: it waits for approve",
+        ]) {
             assert!(line.starts_with(words), "{line}");
         }
         let many: Vec<_> = (0..13).map(|n| csr(n.to_string(), of("Failed"))).collect();

@@ -74,7 +74,7 @@ fn of_role(target: &Target<'_>, role: Role, settings: &Settings) -> Told {
             Some(Setting::Unknown) => told.unseen.push(format!("--{option} is a value that is not written in the pod")),
             None => match &hidden {
                 Some(why) => told.unseen.push(format!("--{option}: {why}")),
-                None => told.faults.push(format!("--{option} is not set; it is {ours} in a new pod")),
+                None => told.faults.push(format!("--{option} is not set; etcd-tls would say {ours}")),
             },
         }
     }
@@ -146,7 +146,8 @@ mod tests {
     }
 
     fn all_well() -> Vec<String> {
-        let urls = ["listen-client-urls=https://0.0.0.0:2379,https://127.0.0.1:2378", "listen-peer-urls=https://0.0.0.0:2380"];
+        let urls =
+            ["listen-client-urls=https://0.0.0.0:2379,https://127.0.0.1:2378", "listen-peer-urls=https://0.0.0.0:2380"];
         let urls = urls.map(|url| format!("--{url}"));
         [urls.to_vec(), flags("server", ""), flags("peer", "peer-")].concat()
     }
@@ -155,10 +156,10 @@ mod tests {
     fn a_member_with_our_files_and_tls_alone_is_well() {
         let all = of(json!({"command": ["etcd"], "args": all_well()}));
         assert!(all.iter().all(|told| told.faults.is_empty() && told.unseen.is_empty()), "{all:?}");
-        assert_eq!(all.iter().map(|told| (told.role, &told.ports[..])).collect::<Vec<_>>(), [
-            (Role::Peer, &[2380][..]),
-            (Role::Server, &[2379][..])
-        ]);
+        assert_eq!(
+            all.iter().map(|told| (told.role, &told.ports[..])).collect::<Vec<_>>(),
+            [(Role::Peer, &[2380][..]), (Role::Server, &[2379][..])]
+        );
         // By variable, too.
         let (flag, rest) = all_well().into_iter().partition::<Vec<_>, _>(|flag| flag.starts_with("--cert-file"));
         let env = json!([{"name": "ETCD_CERT_FILE", "value": flag[0].split_once('=').unwrap().1}]);
@@ -172,7 +173,11 @@ mod tests {
             ("--cert-file", "--cert-file=/mine.crt", "--cert-file is /mine.crt, not /etc/etcd/tls/server/tls.crt"),
             ("--peer-key-file", "--name=a", "--peer-key-file is not set"),
             ("--client-cert-auth", "--client-cert-auth=false", "--client-cert-auth is false, not true"),
-            ("--listen-client", "--listen-client-urls=http://0.0.0.0:2379", "--listen-client-urls says http://0.0.0.0:2379"),
+            (
+                "--listen-client",
+                "--listen-client-urls=http://0.0.0.0:2379",
+                "--listen-client-urls says http://0.0.0.0:2379",
+            ),
             ("--listen-peer", "--name=a", "--listen-peer-urls is not set"),
             ("x", "--advertise-client-urls=http://etcd-0:2379", "--advertise-client-urls says http://etcd-0:2379"),
             ("x", "--initial-cluster=a=https://a:2380,b=http://b:2380", "--initial-cluster says http://b:2380"),

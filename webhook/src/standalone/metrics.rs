@@ -44,34 +44,42 @@ pub struct Metrics {
 impl Default for Metrics {
     fn default() -> Self {
         let mut registry = Registry::with_prefix("etcd_tls_standalone");
-        let calls: Family<OfCode, Counter> = metric(&mut registry, "calls", "Calls answered, by class of the code");
-        for code in CLASSES {
-            let _ = calls.get_or_create(&OfCode { code });
-        }
-        let requests: Family<WithOutcome, Counter> =
-            metric(&mut registry, "requests", "Requests decided, by outcome");
-        for outcome in ["issued", "denied", "failed"] {
-            let _ = requests.get_or_create(&WithOutcome { outcome });
-        }
         let call_duration = Histogram::new([0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0]);
-        registry.register("call_duration_seconds", "Time from the head of a call until its answer is ready", call_duration.clone());
-        let refused = metric(&mut registry, "refused", "Calls refused: the caller is unknown, has no right, or calls too often");
-        let last_issue = metric(&mut registry, "last_issue_timestamp_seconds", "When a certificate was issued last, since the start");
-        let stored_requests = metric(&mut registry, "stored_requests", "Requests on disk, by state");
-        let held_names = metric(&mut registry, "held_names", "Names and addresses that have a holder");
-        let authority_expiry =
-            metric(&mut registry, "authority_expiry_timestamp_seconds", "notAfter of the CA that ends first");
-        Self {
-            registry,
-            calls,
-            refused,
+        registry.register(
+            "call_duration_seconds",
+            "Time from the head of a call until its answer is ready",
+            call_duration.clone(),
+        );
+        let metrics = Self {
+            calls: metric(&mut registry, "calls", "Calls answered, by class of the code"),
+            refused: metric(
+                &mut registry,
+                "refused",
+                "Calls refused: the caller is unknown, has no right, or calls too often",
+            ),
             call_duration,
-            requests,
-            last_issue,
-            stored_requests,
-            held_names,
-            authority_expiry,
+            requests: metric(&mut registry, "requests", "Requests decided, by outcome"),
+            last_issue: metric(
+                &mut registry,
+                "last_issue_timestamp_seconds",
+                "When a certificate was issued last, since the start",
+            ),
+            stored_requests: metric(&mut registry, "stored_requests", "Requests on disk, by state"),
+            held_names: metric(&mut registry, "held_names", "Names and addresses that have a holder"),
+            authority_expiry: metric(
+                &mut registry,
+                "authority_expiry_timestamp_seconds",
+                "notAfter of the CA that ends first",
+            ),
+            registry,
+        };
+        for code in CLASSES {
+            let _ = metrics.calls.get_or_create(&OfCode { code });
         }
+        for outcome in ["issued", "denied", "failed"] {
+            let _ = metrics.requests.get_or_create(&WithOutcome { outcome });
+        }
+        metrics
     }
 }
 

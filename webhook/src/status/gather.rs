@@ -409,7 +409,12 @@ async fn trust(client: &Client, pods: &[Listed]) -> Trust {
                     Some((domain, Bundle::parse(text.as_bytes()).ok()?.digest()))
                 };
                 let bundles = Domain::ALL.into_iter().filter_map(bundle).collect();
-                Ok(Published { annotations: object.metadata.annotations.unwrap_or_default(), bundles, unlisted, revoked })
+                Ok(Published {
+                    annotations: object.metadata.annotations.unwrap_or_default(),
+                    bundles,
+                    unlisted,
+                    revoked,
+                })
             }
             Ok(None) => Err(Unseen {
                 reason: format!("there is no ConfigMap {name}: the signer is away, or has lost the CA"),

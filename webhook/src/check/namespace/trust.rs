@@ -61,7 +61,8 @@ fn judge(
     findings.push(if unreadable.is_empty() {
         Finding::ok(&subject, format!("it has a bundle for {}", list(domains)), SEE)
     } else {
-        let reason = format!("its keys {} are missing or hold no certificates; sign writes them again", unreadable.join(", "));
+        let reason =
+            format!("its keys {} are missing or hold no certificates; sign writes them again", unreadable.join(", "));
         Finding::bad(State::Failing, &subject, reason, &log, SEE)
     });
     let annotations = found.metadata.annotations.as_ref();
@@ -77,7 +78,13 @@ fn of_authority(namespace: &str, home: &ClusterName, domain: Domain, report: &st
     let subject = format!("authority {home} {domain}");
     let Ok(report) = serde_json::from_str::<Report>(report) else {
         let next = "use the etcd-tls-webhook of the signer's version";
-        return Finding::bad(State::Unknown, subject, format!("the signer's report in {namespace} cannot be read"), next, SEE);
+        return Finding::bad(
+            State::Unknown,
+            subject,
+            format!("the signer's report in {namespace} cannot be read"),
+            next,
+            SEE,
+        );
     };
     let until = report.active_until.map(|until| format!("; its CA ends {until}")).unwrap_or_default();
     match report.phase.as_str() {
@@ -125,7 +132,11 @@ mod tests {
             ("{\"phase\": \"lost\"}", State::Failing),
             ("?", State::Unknown),
         ] {
-            assert_eq!(judged(Some(with(report))), [(map.clone(), State::Failing), (authority.clone(), state)], "{report}");
+            assert_eq!(
+                judged(Some(with(report))),
+                [(map.clone(), State::Failing), (authority.clone(), state)],
+                "{report}"
+            );
         }
     }
 }

@@ -11,7 +11,11 @@ use super::super::{
     finding::{Finding, unseen, words},
     upgrade,
 };
-use crate::{controller::client::{ApiServerError, within}, operator::Right, status::State};
+use crate::{
+    controller::client::{ApiServerError, within},
+    operator::Right,
+    status::State,
+};
 
 const SEE: &str = "docs/check.md#workloads";
 /// Workloads that are tried.
@@ -46,7 +50,13 @@ pub(super) async fn look(client: &Client, namespace: &str, namespace_opted_in: b
     findings.extend(answers.into_iter().filter_map(|(workload, answer)| judge(namespace, &workload, answer)));
     if all > MOST {
         let next = "etcd-tls-webhook check --pre   # all workloads, without the API server's other checks";
-        findings.push(Finding::bad(State::Unknown, "workloads", format!("{} more were not tried", all - MOST), next, SEE));
+        findings.push(Finding::bad(
+            State::Unknown,
+            "workloads",
+            format!("{} more were not tried", all - MOST),
+            next,
+            SEE,
+        ));
     }
     if findings.len() == before && before == 0 {
         findings.push(Finding::ok("workloads", format!("no pod of {all} workloads would be refused"), SEE));
@@ -58,7 +68,8 @@ pub(super) async fn look(client: &Client, namespace: &str, namespace_opted_in: b
 /// another one, or is over.
 fn planned(object: &Value, namespace_opted_in: bool) -> Option<(String, Value)> {
     let metadata = &object["metadata"];
-    let controlled = metadata["ownerReferences"].as_array().is_some_and(|all| all.iter().any(|o| o["controller"] == true));
+    let controlled =
+        metadata["ownerReferences"].as_array().is_some_and(|all| all.iter().any(|o| o["controller"] == true));
     if controlled || !object["status"]["completionTime"].is_null() {
         return None;
     }
@@ -104,7 +115,8 @@ fn judge(namespace: &str, workload: &str, answer: Result<Pod, ApiServerError>) -
             if containers.iter().any(|container| container.name == names::SIDECAR_CONTAINER) {
                 return None;
             }
-            let reason = "a new pod would get no sidecar: admission is not installed, or does not look at this namespace";
+            let reason =
+                "a new pod would get no sidecar: admission is not installed, or does not look at this namespace";
             bad(State::Failing, reason.to_owned(), "etcd-tls-webhook check".to_owned())
         }
         Err(error) if error.is_forbidden() && error.to_string().contains("cannot create resource") => {
@@ -117,7 +129,11 @@ fn judge(namespace: &str, workload: &str, answer: Result<Pod, ApiServerError>) -
                 return bad(State::Attention, format!("one more pod would be refused now: {said}"), next);
             }
             if said.contains("failed calling webhook") {
-                return bad(State::Failing, format!("a new pod would be refused: {said}"), "etcd-tls-webhook check".to_owned());
+                return bad(
+                    State::Failing,
+                    format!("a new pod would be refused: {said}"),
+                    "etcd-tls-webhook check".to_owned(),
+                );
             }
             bad(State::Failing, format!("a new pod would be refused: {said}"), edit)
         }
