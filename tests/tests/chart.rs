@@ -19,6 +19,8 @@ use tests::{
 mod cluster;
 #[path = "chart/derive.rs"]
 mod derive;
+#[path = "chart/serving.rs"]
+mod serving;
 #[path = "chart/upgrade.rs"]
 mod upgrade;
 #[path = "chart/values.rs"]

@@ -17,6 +17,7 @@ use tests::{
     temp::TempDir,
 };
 
+#[path = "status/member.rs"]
 mod member;
 
 /// A client of etcd: it has only its own files, so its sidecar's metrics are complete.

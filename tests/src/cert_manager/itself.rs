@@ -38,8 +38,10 @@ use crate::{
 const VARIABLE: &str = "CERT_MANAGER_BIN";
 /// The Issuer of each namespace.
 pub const ISSUER: &str = "company";
-/// The controllers that CA issuers need, for both kinds of request.
-const CONTROLLERS: &str = "issuers,clusterissuers,certificaterequests-issuer-ca,certificatesigningrequests-issuer-ca";
+/// The controllers that CA issuers need, for both kinds of request, and those of Certificates.
+const CONTROLLERS: &str = "issuers,clusterissuers,certificaterequests-issuer-ca,certificatesigningrequests-issuer-ca,\
+                           certificates-trigger,certificates-issuing,certificates-key-manager,certificates-request-manager,\
+                           certificates-readiness,certificates-revision-manager";
 /// The one that approves each CertificateRequest.
 const APPROVER: &str = "certificaterequests-approver";
 /// The type of condition that an Issuer has when it can sign.
