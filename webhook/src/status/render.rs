@@ -162,8 +162,8 @@ fn block(heads: &[&str], line: &[String], state: State, screen: Screen) -> Strin
     let name = format!("{namespace}/{pod}  {cluster}  {role}  {}  ", state.as_str());
     let mut out = format!("{}\n", coloured(&name, state, screen.colour).trim_end());
     // A head and its value stay on one line.
-    let pairs = heads.iter().zip(line).skip(NAMES).map(|(head, value)| format!("{head}\u{a0}{value}"));
-    out += &hanging("    ", &pairs.collect::<Vec<_>>().join(" "), screen.width).replace('\u{a0}', " ");
+    let pairs = heads.iter().zip(line).skip(NAMES).map(|(head, value)| format!("{head}\0{value}"));
+    out += &hanging("    ", &pairs.collect::<Vec<_>>().join(" "), screen.width).replace('\0', " ");
     out
 }
 

@@ -56,8 +56,17 @@ fn colours_are_for_terminals() {
 }
 
 #[test]
-fn wide_has_a_line_for_each_certificate() {
+fn wide_fits_a_narrow_screen() {
     let text = wide(&some(), SCREEN);
+    assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+    let mut lines = text.lines().skip_while(|line| !line.starts_with("prod/etcd-0  prod/etcd  server  ok"));
+    assert!(lines.next().is_some() && lines.next().is_some_and(|line| line.starts_with("    SERIAL 5af3 AGE 1h")), "{text}");
+    assert!(text.contains("REVOCATION enforced") && text.contains("\nprod/etcd-of-a-team-with-quite-a-long-name-1:\n"), "{text}");
+}
+
+#[test]
+fn wide_has_a_line_for_each_certificate() {
+    let text = wide(&some(), Screen { width: None, ..SCREEN });
     let line = text.lines().find(|line| line.contains("etcd-0 ") && line.contains(" server ")).unwrap();
     let words: Vec<&str> = line.split_whitespace().collect();
     let expected = [
