@@ -184,6 +184,10 @@ async fn of_its_namespace(stack: &mut Stack) {
         "spec": {"hard": {"pods": "0"}},
     });
     stack.api.apply(&quota.to_string());
+    // Its controller does not run here.
+    let counted = json!({"status": {"hard": {"pods": "0"}, "used": {"pods": "0"}}}).to_string();
+    let patch = ["patch", "resourcequota", "full", "-n", "prod", "--subresource=status", "--type=merge", "-p"];
+    stack.api.kubectl(&[&patch[..], &[&counted]].concat());
     found(&kubeconfig, &arguments, "StatefulSet good", "attention", "exceeded quota").await;
     stack.api.kubectl(&["-n", "prod", "delete", "resourcequota/full", "statefulset/bad", "statefulset/good"]);
 

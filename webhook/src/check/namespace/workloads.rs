@@ -124,7 +124,8 @@ fn judge(namespace: &str, workload: &str, answer: Result<Pod, ApiServerError>) -
         }
         Err(error) => {
             let said = words(&error);
-            if said.contains("exceeded quota") {
+            // Of one whose use nobody has counted yet: `status unknown for quota`.
+            if said.contains("exceeded quota") || said.contains("unknown for quota") {
                 let next = format!("kubectl -n {namespace} describe resourcequotas");
                 return bad(State::Attention, format!("one more pod would be refused now: {said}"), next);
             }

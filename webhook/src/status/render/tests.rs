@@ -60,8 +60,14 @@ fn wide_fits_a_narrow_screen() {
     let text = wide(&some(), SCREEN);
     assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
     let mut lines = text.lines().skip_while(|line| !line.starts_with("prod/etcd-0  prod/etcd  server  ok"));
-    assert!(lines.next().is_some() && lines.next().is_some_and(|line| line.starts_with("    SERIAL 5af3 AGE 1h")), "{text}");
-    assert!(text.contains("REVOCATION enforced") && text.contains("\nprod/etcd-of-a-team-with-quite-a-long-name-1:\n"), "{text}");
+    assert!(
+        lines.next().is_some() && lines.next().is_some_and(|line| line.starts_with("    SERIAL 5af3 AGE 1h")),
+        "{text}"
+    );
+    assert!(
+        text.contains("REVOCATION enforced") && text.contains("\nprod/etcd-of-a-team-with-quite-a-long-name-1:\n"),
+        "{text}"
+    );
 }
 
 #[test]
