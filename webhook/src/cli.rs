@@ -34,7 +34,7 @@ enum Command {
     Admit(admit::Args),
     /// Approve certificate requests that ask for no more than the names and addresses of their pod; deny the others.
     Approve(approve::Args),
-    /// Check the install, a pod, a policy or a cluster, and name the next step for each problem.
+    /// Check the install, a namespace, a pod, a policy or a cluster, and name the next step for each problem.
     Check(Box<check::Args>),
     /// Print the completion script for a shell.
     Completion(pages::CompletionArgs),
