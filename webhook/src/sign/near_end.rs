@@ -50,19 +50,19 @@ impl NearEnd {
     async fn round(&self, said: &mut Said, now: SystemTime) {
         for entry in self.authorities.entries() {
             for (serial, leaf) in self.authorities.ending(&entry, now).await {
-                let Some((namespace, name)) = leaf.pod.split_once('/') else { continue };
-                if !self.pods.is_there(namespace, name, &leaf.holder) || self.is_renewed(&leaf).await {
+                let Some((namespace, name)) = leaf.pod().split_once('/') else { continue };
+                if !self.pods.is_there(namespace, name, leaf.holder()) || self.is_renewed(&leaf).await {
                     continue;
                 }
                 let note = format!(
                     "certificate {serial} of {} ends at {}, and the pod has not renewed it: kubectl -n {namespace} logs {name} -c \
                      etcd-tls-sidecar, or etcd-tls-webhook check pod {name} -n {namespace}",
-                    leaf.user,
+                    leaf.user(),
                     rfc3339::text(leaf.end())
                 );
                 if said.is_due(&serial, CERTIFICATE_NEAR_EXPIRY.name(), &note, SAY_AGAIN, Instant::now()) {
-                    tracing::warn!(pod = leaf.pod, serial, user = leaf.user, "a certificate is near its end");
-                    let regarding = pod_reference(namespace, name, &leaf.holder);
+                    tracing::warn!(pod = leaf.pod(), serial, user = leaf.user(), "a certificate is near its end");
+                    let regarding = pod_reference(namespace, name, leaf.holder());
                     self.recorder.say(Notice { regarding, reason: CERTIFICATE_NEAR_EXPIRY, note }).await;
                 }
             }

@@ -87,6 +87,8 @@ reasons! {
         "A CA of one's own cannot be used. The one in use stays; correct the Secret.";
     INJECTED_WITH_WARNINGS WARNING POD, APPROVE: "InjectedWithWarnings",
         "Admission warned of the pod when it injected it. The Event has the warnings.";
+    NOT_REVOCABLE WARNING POD, SIGN: "NotRevocable",
+        "The CA of the member's certificates may not sign a revocation list, so nobody can revoke them. Give the signer a CA with the key usage cRLSign.";
     POLICY_NAMESPACE_REPLACED WARNING POLICY, BOTH: "PolicyNamespaceReplaced",
         "A namespace has another uid than `namespaceUids` says, so the rules that name it do not count.";
     POLICY_NOT_ENFORCED WARNING "Deployment", BOTH: "PolicyNotEnforced",

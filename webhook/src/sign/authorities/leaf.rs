@@ -7,7 +7,7 @@ use std::{borrow::Cow, fmt, sync::Arc, time::SystemTime};
 use etcd_tls_contract::{csr, role::Role};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::epoch::seconds;
+use super::epoch::{seconds, time};
 
 /// See the module.
 #[derive(Clone, PartialEq, Eq)]
@@ -143,6 +143,11 @@ impl Leaf {
             peer,
             kubelet: false,
         }
+    }
+
+    /// When it ends.
+    pub(crate) fn end(&self) -> SystemTime {
+        time(self.until)
     }
 
     /// The uid of the pod, or [`host_holder`](crate::sign::cache::pods::host_holder).

@@ -81,7 +81,7 @@ fn a_pods_newest_certificate_is_near_its_end_when_a_quarter_of_its_life_is_left(
     let (peer, server) = ("system:etcd-peer:etcd-0", "system:etcd-server:etcd-0");
     issued.note("1", leaf(1000, 1400, "prod/etcd-0", peer));
     issued.note("2", leaf(1000, 1400, "prod/etcd-0", server));
-    issued.note("3", Leaf { holder: "host:x".to_owned(), ..leaf(1000, 1400, "", "x") });
+    issued.note("3", Leaf::new("host:x", String::new(), "x", time(1400), time(1000)));
     assert!(issued.knows("uid of prod/etcd-0") && !issued.knows("uid of prod/etcd-1"));
     let ending = |issued: &Issued, now| -> BTreeSet<String> {
         issued.ending(time(now)).into_iter().map(|(serial, _)| serial).collect()
