@@ -133,10 +133,11 @@ impl Running {
             return None;
         }
         let containers = ["initContainers", "containers"].into_iter().flat_map(|list| pod["spec"][list].as_array());
-        let mut container = containers.flatten().cloned().find(|c| {
+        let of_etcd = |c: &&Value| {
             let has = |name: &str| c["env"].as_array().into_iter().flatten().any(|e| e["name"] == name);
             (c["command"].is_array() || has("ETCD_ON_K8S")) && has("ETCD_CERT_FILE")
-        })?;
+        };
+        let mut container = containers.flatten().find(of_etcd)?.clone();
         if !container["command"].is_array() {
             // This image's entry point runs etcd without flags; its volume is below /tmp here.
             container["command"] = serde_json::json!(["etcd"]);

@@ -49,7 +49,7 @@ pub fn complete(command: &clap::Command, words: &[OsString]) -> io::Result<()> {
     for (word, help) in offers(command, &words) {
         let _ = writeln!(text, "{word}\t{help}");
     }
-    write!(io::stdout(), "{text}{NO_FILES}\n")
+    writeln!(io::stdout(), "{text}{NO_FILES}")
 }
 
 /// The words that may stand in the place of the last one of `words`, each with its help.

@@ -114,7 +114,6 @@ fn try_cases(name: &str, seed: u64, count: usize, share: usize, of: impl Fn(Case
     assert!(tried >= count / 4, "only {tried} in {TIME:?}");
     assert!(injected * 100 >= tried * share, "only {injected} of {tried} are injected into");
     assert!(ran * 2 >= injected, "only {ran} of {injected} ran their program");
-    eprintln!("{name}: {injected} of {tried} are injected into, {ran} ran their program");
 }
 
 #[test]

@@ -101,7 +101,7 @@ impl Clients {
         ca.write_role(&files.join("client"), &client);
         files.write("etc/hosts", format!("127.0.0.1 localhost\n{ADDRESS} {}\n", names.join(" ")));
         for (at, container) in self.containers.iter().enumerate() {
-            let script = files.write(&format!("tmp/start-{at}"), self.script(container));
+            let script = files.write(format!("tmp/start-{at}"), self.script(container));
             fs::set_permissions(script, fs::Permissions::from_mode(0o755)).expect("make it executable");
         }
         let directory = binary.etcd.parent().unwrap_or(Path::new("/"));

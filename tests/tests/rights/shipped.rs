@@ -113,7 +113,7 @@ fn is_role(kind: &str) -> bool {
 fn add(rules: &mut Rules, role: &str, rule: &Value) {
     assert!(rule["nonResourceURLs"].is_null(), "{role}: extend this test for URLs");
     let names: Names = rule["resourceNames"].as_array().into_iter().flatten().map(text).collect();
-    assert!(rule["resourceNames"].is_null() != !names.is_empty(), "{role}: {rule}");
+    assert_eq!(rule["resourceNames"].is_null(), names.is_empty(), "{role}: {rule}");
     for (group, resource, verb) in combinations(rule) {
         let resource = if group.is_empty() { resource } else { format!("{group}/{resource}") };
         rules.entry(Rule::new(role, &resource, &verb)).or_default().insert(names.clone());

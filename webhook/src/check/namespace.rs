@@ -69,7 +69,7 @@ pub(super) async fn look(cluster: &Cluster, name: &str) -> Result<Vec<Finding>, 
     let deleting = found.metadata.deletion_timestamp.is_some();
     let (opted_in, finding) = judge_label(name, label.as_deref(), deleting, pods.len());
     let mut findings = vec![finding];
-    if deleting || !(opted_in || !pods.is_empty()) {
+    if deleting || (!opted_in && pods.is_empty()) {
         return Ok(findings);
     }
     let settings: Vec<(Settings, String)> = pods.iter().filter_map(facts).collect();
