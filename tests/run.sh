@@ -15,7 +15,7 @@ alone=" budgets demo faults flood scale "
 # cluster.
 waiting=" cluster guards node_reboot static_pod "
 # These take longest of the rest: they begin first.
-long=" rights issuers revocation trust plain_text sidecars rotation cleanup lock sign approve "
+long=" rights issuers revocation trust plain_text sidecars rotation cleanup lock sign approve monitoring "
 
 : > "$log"
 # Each line: the program's class, its package's folder, the program, and its title.

@@ -65,11 +65,16 @@ pub fn etcd() -> Option<EtcdBinary> {
 pub const SERIES: [&str; 3] = ["3.4", "3.5", "3.6"];
 
 /// Says which of [`SERIES`] are missing, if any is. A test that calls it counts as skipped then.
+///
+/// # Panics
+/// `ETCD_VERSIONS` names directories, and one of [`SERIES`] is missing.
 pub fn every_series_of_etcd() {
     let versions: Vec<String> = EtcdBinary::all().into_iter().map(|etcd| etcd.version).collect();
     let has = |series: &&str| versions.iter().any(|version| version.starts_with(&format!("{series}.")));
     let missing: Vec<&str> = SERIES.into_iter().filter(|series| !has(series)).collect();
     if !missing.is_empty() {
+        let named = env::var_os("ETCD_VERSIONS").is_some_and(|named| !named.is_empty());
+        assert!(!named, "ETCD_VERSIONS lacks {missing:?}");
         skip_special(
             &format!("no etcd {}: tried with {}", missing.join(", "), versions.join(", ")),
             "ETCD_VERSIONS=<directory with etcd>:<another> make test",

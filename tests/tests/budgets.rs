@@ -1,7 +1,8 @@
-//! Memory of `approve` and `sign` beside the fattest objects that a tenant can make: at most the limit of the shipped manifests, as
-//! the kernel counts it (VmHWM: the most that was ever resident), from start to end. They run under that limit, as RLIMIT_DATA: all
-//! private memory that can be written, thread stacks included. It is stricter than the cgroup of a container, and a process that
-//! reaches it ends. `ETCD_TLS_BIN_DIR` names released programs to be tried so.
+//! Memory of `approve` and `sign` beside the fattest objects that a tenant can make: at most the limit of the shipped
+//! manifests, as the kernel counts it (VmHWM: the most that was ever resident), from start to end. In all tests but that of
+//! full records, which looks at the peak alone, they run under that limit, as RLIMIT_DATA: all private memory that can be
+//! written, thread stacks included. It is stricter than the cgroup of a container, and a process that reaches it ends.
+//! `ETCD_TLS_BIN_DIR` names released programs to be tried so.
 //!
 //! The short form has so many fat objects that a page of them would exceed the limit. With `ETCD_TLS_SOAK` there are four times as
 //! many and 10,000 ordinary pods, which takes some minutes.

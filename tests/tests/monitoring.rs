@@ -205,7 +205,11 @@ async fn the_dashboard_answers_and_alerts_fire_when_their_cause_is_there_and_not
     deny("Deny");
 
     // A CA that ends in a day; a member that has to be restarted for the next CA.
+    let in_force = || stack.sign.log().matches("policy in force").count();
+    let before = in_force();
     policy::set(&stack.api.client, "rollover: {caLifetime: 24h}").await;
+    eventually("sign to read the policy", LIMIT, || async { if in_force() > before { Ok(()) } else { Err(before) } })
+        .await;
     stack.api.namespace("short", &[]).await;
     eventually("a pod of a new cluster", LIMIT, || stack.api.pod("short", stack::client_pod("app-0", "client"))).await;
     let mut rollover = Command::new(binary("etcd-tls-webhook"));

@@ -187,7 +187,7 @@ async fn admission_that_is_ill(stack: &mut Stack) {
     let timeout = said.contains("pod.etcd-tls.dev") && said.contains("timeout=5s");
     assert!(timeout && said.contains("deadline exceeded") && began.elapsed() < LIMIT, "{said}");
     stack.admit.signal(Signal::SIGCONT);
-    stack.api.pod("web", pod.clone()).await.expect("it answers again");
+    eventually("admission again", LIMIT, || stack.api.pod("web", pod.clone())).await;
 
     // `sign` is away, or it would renew the pair.
     stack.sign.kill();

@@ -184,7 +184,7 @@ impl Approver {
     async fn approve_or_leave(&self, csr: &Csr, case: &Case, entitlement: &Entitlement) -> Result<(), Trouble> {
         // Those to the signers of others are nobody's by this policy.
         if case.signer().is_some()
-            && let Some(rule) = self.controller.manual_approval(case.bound.as_ref(), entitlement).await?
+            && let Some(rule) = self.controller.manual_approval(case.bound.as_ref(), entitlement, is_left(csr)).await?
         {
             return self.leave(csr, case, entitlement, rule).await;
         }
@@ -206,23 +206,26 @@ impl Approver {
     /// Leaves a request to a person, by this rule of policy: says so once, in Events and in a condition.
     async fn leave(&self, csr: &Csr, case: &Case, entitlement: &Entitlement, rule: usize) -> Result<(), Trouble> {
         let (name, signer) = (csr.name(), &csr.spec.signer_name);
+        // A host names its requests, and a person copies the command.
+        let is_plain =
+            name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b".-".contains(&byte));
         let message = format!(
             "{} of {signer}: asks for no more than it is. By manualApproval[{rule}] of the policy a person decides: \
-             kubectl certificate approve {name}",
-            entitlement.role
+             kubectl certificate approve {}",
+            entitlement.role,
+            if is_plain { name } else { "<name of the request>" }
         );
         let waits = Err(Trouble::NotYet(message.clone()));
-        if csr.status.conditions.iter().any(|condition| condition.type_ == REVIEWED_CONDITION) {
+        if is_left(csr) {
             return waits;
-        }
-        let of_pod = case.bound.as_ref().map(|bound| pod_reference(&bound.namespace, &bound.pod, &bound.pod_uid));
-        for regarding in of_pod.into_iter().chain([request_reference(name, csr.uid())]) {
-            let note = message.clone();
-            self.controller.recorder.say(Notice { regarding, reason: CERTIFICATE_AWAITS_APPROVAL, note }).await;
         }
         let patch = case::patch(csr, REVIEWED_CONDITION, case::MANUAL, &message, SystemTime::now());
         self.controller.write(csr, Self::subresource(csr), patch).await?;
         self.metrics.left();
+        // Of a pod's requests one Event beside the pod: each new request would else be one more object with Events.
+        let of_pod = case.bound.as_ref().map(|bound| pod_reference(&bound.namespace, &bound.pod, &bound.pod_uid));
+        let regarding = of_pod.unwrap_or_else(|| request_reference(name, csr.uid()));
+        self.controller.recorder.say(Notice { regarding, reason: CERTIFICATE_AWAITS_APPROVAL, note: message }).await;
         let (pod, username) = (case.pod(), &csr.spec.username);
         tracing::info!(csr = name, uid = csr.uid(), signer, username, pod, rule, "left to a person");
         waits
@@ -251,4 +254,9 @@ impl Approver {
         self.controller.tell_pod(case.bound.as_ref(), CERTIFICATE_DENIED, denials).await;
         Ok(())
     }
+}
+
+/// True if a request is left to a person.
+fn is_left(csr: &Csr) -> bool {
+    csr.status.conditions.iter().any(|condition| condition.type_ == REVIEWED_CONDITION)
 }

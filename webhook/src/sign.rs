@@ -23,10 +23,7 @@
 //! **Invariant.** An approval is necessary and not enough: nothing is issued that this process has not judged for itself,
 //! and nothing of a request but its public key is signed.
 
-use std::{
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use etcd_tls_contract::duration::parse_duration;
 use prometheus_client::registry::Registry;
@@ -40,6 +37,7 @@ use crate::{
     error::Error,
 };
 use accounts::Accounts;
+use asides::Asides;
 use authorities::{Authorities, issued::MOST, memory::Records};
 use cache::pods::Pods;
 use cleaner::{Cleaner, CleanerArgs};
@@ -51,6 +49,7 @@ use signer::Signer;
 
 mod accounts;
 pub mod adopt;
+mod asides;
 mod authorities;
 mod cache;
 mod certificate_requests;
@@ -168,7 +167,7 @@ impl Args {
             cleaner: Cleaner::new(cleaner),
             serials: Serials::default(),
             accounts: Accounts::default(),
-            told: Mutex::default(),
+            asides: Asides::default(),
         });
         let lifetimes =
             (!external_serving_pair).then_some(Lifetimes { leaf: serving_lifetime, ca: serving_ca_lifetime });

@@ -78,6 +78,7 @@ priorityClassName: system-cluster-critical
 {{- /* A quantity such as 128Mi or 20m, in thousandths. */}}
 {{- define "etcd-tls.thousandths" -}}
 {{- $units := dict "m" 1.0 "" 1e3 "k" 1e6 "Ki" 1024e3 "M" 1e9 "Mi" 1048576e3 "G" 1e12 "Gi" 1073741824e3 }}
-{{- $text := toString . }}
+{{- /* A number of a values file comes as a float. */}}
+{{- $text := kindIs "string" . | ternary (toString .) (printf "%.0f" (float64 .)) }}
 {{- mulf (regexFind "^[0-9.]+" $text | float64) (get $units (regexFind "[A-Za-z]*$" $text)) | int64 }}
 {{- end }}

@@ -373,16 +373,18 @@ impl Policy {
         )))
     }
 
-    /// The index of the rule by which a person decides about a request of this role to `signer`, if there is one. `namespace`: the
-    /// pod's; a host has none.
-    pub fn manual_approval(&self, namespace: Option<&str>, signer: &SignerName, role: Role) -> Option<usize> {
-        let of = |rule: &ManualApproval| {
+    /// The index of the rule by which a person decides about a request to `signer`, if there is one. `namespace`: the pod's; a host
+    /// has none. A rule guards CAs: those of the roles that it names, whatever else the same CA signs.
+    pub fn manual_approval(&self, namespace: Option<&str>, signer: &SignerName) -> Option<usize> {
+        let authority = self.authority(signer);
+        let guards = |rule: &ManualApproval, named: &SignerName| {
             let takes = |name: &str| rule.namespaces.takes(name);
-            takes(&signer.namespace) || namespace.is_some_and(takes)
+            let of = |role: &Role| self.authority(&SignerName { domain: role.domain(), ..named.clone() }) == authority;
+            (takes(&named.namespace) || namespace.is_some_and(takes))
+                && rule.clusters.takes(&named.cluster)
+                && rule.roles.iter().any(of)
         };
-        self.manual_approval
-            .iter()
-            .position(|rule| of(rule) && rule.clusters.takes(&signer.cluster) && rule.roles.contains(&role))
+        self.manual_approval.iter().position(|rule| [signer, &authority].into_iter().any(|named| guards(rule, named)))
     }
 
     /// True if `username` with `groups` may revoke certificates of a standalone signer.

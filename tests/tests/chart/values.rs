@@ -20,8 +20,9 @@ fn defaults() -> Value {
 
 /// Each value that stands in values.yaml: its path, its default, its part of the schema. Both hold the same.
 fn leaves(path: &str, schema: &Value, default: &Value, found: &mut Vec<(String, Value, Value)>) {
-    // A policy is one value, whose keys have a page of their own.
-    let inner = schema["properties"].as_object().filter(|_| !path.ends_with(".flags") && path != "policy");
+    // An object that is empty by default is one value: nothing of it stands in values.yaml.
+    let empty = default.as_object().is_some_and(serde_json::Map::is_empty);
+    let inner = schema["properties"].as_object().filter(|_| !empty);
     let Some(properties) = inner else {
         found.push((path.to_owned(), default.clone(), schema.clone()));
         return;

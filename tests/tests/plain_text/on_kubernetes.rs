@@ -87,13 +87,30 @@ struct Walk {
 }
 
 impl Walk {
-    /// `kubectl apply`; what it says. Returns when the controller has seen it.
-    async fn apply(&self, step: &Step) -> String {
+    /// `kubectl apply` with these flags; what it says.
+    fn kubectl_apply(&self, step: &Step, flags: &[&str]) -> String {
         let file = TempDir::new("plain-text");
         let path = file.write("set.json", step.manifest().to_string()).display().to_string();
-        let output = self.stack.api.kubectl_command(&["apply", "-f", &path]).output().expect("run kubectl");
+        let arguments = [&["apply", "-f", path.as_str()][..], flags].concat();
+        let output = self.stack.api.kubectl_command(&arguments).output().expect("run kubectl");
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "{said}");
+        said
+    }
+
+    /// Waits until a dry run of `plain` has the warning. The API server gives the webhook of a StatefulSet one second, and goes on
+    /// without it: what the next `kubectl apply` does not say means something only where admission answers in time.
+    async fn warns(&self, plain: &Step) {
+        eventually("the warning", LIMIT, || async {
+            let said = self.kubectl_apply(plain, &["--dry-run=server"]);
+            if said.contains(PLAIN) { Ok(()) } else { Err(said) }
+        })
+        .await;
+    }
+
+    /// `kubectl apply`; what it says. Returns when the controller has seen it.
+    async fn apply(&self, step: &Step) -> String {
+        let said = self.kubectl_apply(step, &[]);
         let sets = Api::<StatefulSet>::namespaced(self.stack.api.client.clone(), NAMESPACE);
         eventually("the StatefulSet controller", LIMIT, || async {
             let set = sets.get("etcd").await.map_err(|e| e.to_string())?;
@@ -175,6 +192,7 @@ async fn a_stateful_set_goes_from_http_to_https_and_back() {
     api.kubectl(&["label", "namespace", NAMESPACE, "etcd-tls=dynamic"]);
     walk.rolled("the label", &plain, &[]).await;
     let both = Step { clients: BOTH, metrics: true, ..start.clone() };
+    walk.warns(&both).await;
     let said = walk.apply(&both).await;
     assert!(said.contains(PLAIN) && !said.contains("readinessProbe") && !said.contains("refused"), "{said}");
     let first = walk.rolled("certificates, and a second client port", &plain, &[0, 1, 2]).await;
@@ -201,6 +219,7 @@ async fn a_stateful_set_goes_from_http_to_https_and_back() {
 
     // Step 4. The probe asks --listen-metrics-urls, so the pods are ready.
     let closed = Step { clients: &BOTH[1..], peers: "https", ..both.clone() };
+    walk.warns(&both).await;
     let said = walk.apply(&closed).await;
     assert!(!said.contains("Warning: etcd-tls"), "{said}");
     before = walk.rolled("the plain port is closed", &before, &[0, 1, 2]).await;
@@ -208,6 +227,7 @@ async fn a_stateful_set_goes_from_http_to_https_and_back() {
 
     // The last step back.
     let off = Step { labels: json!({"etcd-tls": "disabled"}), ..start };
+    walk.warns(&both).await;
     let said = walk.apply(&off).await;
     assert!(!said.contains("Warning: etcd-tls"), "{said}");
     before = walk.rolled("back in plain text", &before, &[0, 1, 2]).await;

@@ -7,13 +7,17 @@ use tests::{
     etcd_client::{Answer, EtcdClient, answer},
     eventually,
     live::{LIMIT, Live, NAMESPACE},
-    process::binary,
+    process::{binary, which},
     say,
     temp::TempDir,
+    tier,
 };
 
 /// Forces the clients' CA of a live cluster, both steps. Its certificates are those of the new CA, and it takes writes again.
 pub async fn both_steps(live: &Live) {
+    if which("script").is_none() {
+        return tier::skip_special("no script", "apt-get install bsdutils");
+    }
     let old = live.bundle("client").await;
     // Nothing is forced by a program that has not confirmed it, nor at a terminal without "yes".
     let said = live.rollover("client", &["--force"]).await.expect_err("not confirmed");

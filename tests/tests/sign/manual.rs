@@ -72,8 +72,9 @@ pub async fn a_person_decides(lab: &Lab) {
     // Who looks learns the command: on the pod, on the request, and from our own commands.
     let command = format!("kubectl certificate approve {}", first.name);
     lab.event_of(NAMESPACE, "etcd-0", &command).await;
-    lab.event_of("default", &first.name, &command).await;
-    let events: Api<Event> = Api::namespaced(lab.api.client.clone(), "default");
+    let reviewed = lab.csr(&first.name).await.status.and_then(|status| status.conditions).unwrap_or_default();
+    assert!(reviewed.iter().any(|c| c.message.as_deref().is_some_and(|m| m.contains(&command))), "{reviewed:?}");
+    let events: Api<Event> = Api::namespaced(lab.api.client.clone(), NAMESPACE);
     let events = events.list(&ListParams::default()).await.expect("list events").items;
     assert!(events.iter().any(|e| e.reason.as_deref() == Some("CertificateAwaitsApproval")), "{events:?}");
     for look in [&["status", "-n", NAMESPACE, "-o", "yaml"][..], &["check", "pod", "etcd-0", "-n", NAMESPACE]] {

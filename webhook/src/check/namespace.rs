@@ -255,6 +255,9 @@ fn judge_requests(all: &[CertificateSigningRequest], now: SystemTime) -> Vec<Fin
             }
             None if issued || age < PATIENCE => continue,
             None if conditions().any(|condition| condition.type_ == "Approved") => "it waits for sign".to_owned(),
+            None if conditions().any(|condition| condition.type_ == names::REVIEWED_CONDITION) => {
+                format!("it waits for a person: kubectl certificate approve {name}")
+            }
             None => "it waits for approve".to_owned(),
         };
         if findings.len() == NAMED {

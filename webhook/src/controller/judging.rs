@@ -113,7 +113,8 @@ impl Controller {
     }
 
     /// The index of policy's rule by which a person decides about a request that is found good, to a signer of ours; `None`: there
-    /// is none. By the policy as it is written now, since a refusal may follow.
+    /// is none. By the policy as it is written now, since a refusal may follow; by the one in force where it `is_left` to a person
+    /// already.
     ///
     /// # Errors
     /// There is no policy, or it cannot be read now.
@@ -121,13 +122,14 @@ impl Controller {
         &self,
         bound: Option<&BoundPod>,
         entitlement: &Entitlement,
+        is_left: bool,
     ) -> Result<Option<usize>, Trouble> {
         let (policy, _) = self.in_force().ok_or_else(|| Trouble::NotYet(NO_POLICY.to_owned()))?;
         let namespace = bound.map(|bound| bound.namespace.as_str());
-        let rule = |policy: &Policy| policy.manual_approval(namespace, &entitlement.signer, entitlement.role);
+        let rule = |policy: &Policy| policy.manual_approval(namespace, &entitlement.signer);
         match rule(&policy) {
-            None => Ok(None),
-            Some(_) => Ok(rule(&*self.policy_now(policy, bound, Some(&entitlement.signer)).await?)),
+            found if is_left || found.is_none() => Ok(found),
+            _ => Ok(rule(&*self.policy_now(policy, bound, Some(&entitlement.signer)).await?)),
         }
     }
 

@@ -123,7 +123,7 @@ impl Args {
             }
         }
         // The operator asked for what is possible, and the signer says that it is not: a CA of the user's own.
-        if all && !accepted.is_empty() {
+        if all && matches!(action, Action::Start) && !accepted.is_empty() {
             for refusal in std::mem::take(&mut refusals) {
                 note(&refusal)?;
             }

@@ -22,7 +22,7 @@ mod term;
 pub(in crate::sign) mod unwritten;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{
         Arc, Mutex as StdMutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -46,7 +46,7 @@ use tokio::{
 };
 
 use super::authorities::{
-    issued::Leaf,
+    issued::{Leaf, Place},
     memory::Records,
     quota::{Bounds, Entry, Held, Quota, QuotaError, Ready, SecretMetadata},
     recollected::Recollected,
@@ -318,7 +318,7 @@ impl Authorities {
         if entry.unwritten().add(serial, leaf.clone(), Instant::now()) {
             self.ring_when_due();
         }
-        let first = !ready.stored.issued.knows(leaf.holder());
+        let first = !ready.stored.issued.knows(leaf.holder(), serial);
         Arc::make_mut(&mut ready.stored.issued).note(serial, leaf);
         self.weigh(entry, &mut held);
         Ok(first)
@@ -332,9 +332,11 @@ impl Authorities {
         }
     }
 
-    /// True if the record has a newer certificate in the place of `leaf`.
-    pub(super) async fn has_newer(&self, entry: &Entry, leaf: &Leaf) -> bool {
-        matches!(&*entry.held.lock().await, Held::Ready(ready) if ready.stored.issued.has_newer(leaf))
+    /// Leaves out those in whose place the record has a newer one.
+    pub(super) async fn leave_out_renewed(&self, entry: &Entry, ending: &mut HashMap<Place, (String, Leaf)>) {
+        if let Held::Ready(ready) = &*entry.held.lock().await {
+            ready.stored.issued.leave_out_renewed(ending);
+        }
     }
 
     /// Counts the memory of a record after a change. Where all is taken, the others that are too large by now forget, too.

@@ -4,6 +4,7 @@
 //! One Event for each certificate in an hour, and none for a pod that is gone.
 
 use std::{
+    collections::{HashMap, HashSet},
     convert::Infallible,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -12,9 +13,11 @@ use std::{
 use tokio::time::{Instant, sleep};
 
 use super::{
-    authorities::{Authorities, issued::Leaf},
+    authorities::{
+        Authorities,
+        issued::{Leaf, Place},
+    },
     cache::pods::Pods,
-    reconcile::said::Said,
 };
 use crate::{
     controller::events::{Notice, Recorder, pod_reference, reasons::CERTIFICATE_NEAR_EXPIRY},
@@ -38,7 +41,7 @@ pub(super) struct NearEnd {
 impl NearEnd {
     pub(super) async fn keep(self) -> Infallible {
         let every = self.max_lifetime.map_or(EVERY, |life| (life / 8).clamp(Duration::from_secs(1), EVERY));
-        let mut said = Said::default();
+        let mut said = HashMap::new();
         loop {
             sleep(every).await;
             if self.pods.complete() {
@@ -47,35 +50,45 @@ impl NearEnd {
         }
     }
 
-    async fn round(&self, said: &mut Said, now: SystemTime) {
+    /// `said`: the certificates of which it was said, and when.
+    async fn round(&self, said: &mut HashMap<String, Instant>, now: SystemTime) {
+        let mut ending = Vec::new();
         for entry in self.authorities.entries() {
-            for (serial, leaf) in self.authorities.ending(&entry, now).await {
-                let Some((namespace, name)) = leaf.pod().split_once('/') else { continue };
-                if !self.pods.is_there(namespace, name, leaf.holder()) || self.is_renewed(&leaf).await {
-                    continue;
-                }
-                let note = format!(
-                    "certificate {serial} of {} ends at {}, and the pod has not renewed it: kubectl -n {namespace} logs {name} -c \
-                     etcd-tls-sidecar, or etcd-tls-webhook check pod {name} -n {namespace}",
-                    leaf.user(),
-                    rfc3339::text(leaf.end())
-                );
-                if said.is_due(&serial, CERTIFICATE_NEAR_EXPIRY.name(), &note, SAY_AGAIN, Instant::now()) {
-                    tracing::warn!(pod = leaf.pod(), serial, user = leaf.user(), "a certificate is near its end");
-                    let regarding = pod_reference(namespace, name, leaf.holder());
-                    self.recorder.say(Notice { regarding, reason: CERTIFICATE_NEAR_EXPIRY, note }).await;
-                }
+            ending.extend(self.authorities.ending(&entry, now).await);
+        }
+        let serials: HashSet<&str> = ending.iter().map(|(serial, _)| serial.as_str()).collect();
+        said.retain(|serial, at| serials.contains(serial.as_str()) && at.elapsed() < SAY_AGAIN);
+        let mut due: HashMap<Place, (String, Leaf)> = HashMap::new();
+        for (serial, leaf) in ending {
+            let there = leaf.pod().split_once('/').is_some_and(|(n, name)| self.pods.is_there(n, name, leaf.holder()));
+            let place = leaf.place();
+            if there && !said.contains_key(&serial) && due.get(&place).is_none_or(|(_, other)| other.at < leaf.at) {
+                due.insert(place, (serial, leaf));
             }
+        }
+        if due.is_empty() {
+            return;
+        }
+        // Another authority may have issued a newer one: policy may say by now that it signs for these.
+        for entry in self.authorities.entries() {
+            self.authorities.leave_out_renewed(&entry, &mut due).await;
+        }
+        for (serial, leaf) in due.into_values() {
+            self.say(&serial, &leaf).await;
+            said.insert(serial, Instant::now());
         }
     }
 
-    /// True if another authority has issued a newer one: policy may say by now that it signs for this one.
-    async fn is_renewed(&self, leaf: &Leaf) -> bool {
-        for entry in self.authorities.entries() {
-            if self.authorities.has_newer(&entry, leaf).await {
-                return true;
-            }
-        }
-        false
+    async fn say(&self, serial: &str, leaf: &Leaf) {
+        let Some((namespace, name)) = leaf.pod().split_once('/') else { return };
+        let note = format!(
+            "certificate {serial} of {} ends at {}, and the pod has not renewed it: kubectl -n {namespace} logs {name} -c \
+             etcd-tls-sidecar, or etcd-tls-webhook check pod {name} -n {namespace}",
+            leaf.user(),
+            rfc3339::text(leaf.end())
+        );
+        tracing::warn!(pod = leaf.pod(), serial, user = leaf.user(), "a certificate is near its end");
+        let regarding = pod_reference(namespace, name, leaf.holder());
+        self.recorder.say(Notice { regarding, reason: CERTIFICATE_NEAR_EXPIRY, note }).await;
     }
 }

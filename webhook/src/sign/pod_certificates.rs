@@ -246,7 +246,7 @@ impl Answering<'_> {
 
     /// Nobody approves a PodCertificateRequest. Where policy has a person approve, there is none.
     async fn manual_approval(&self, entitlement: &Entitlement) -> Result<Option<Denial>, Trouble> {
-        let rule = self.signer.controller.manual_approval(Some(&self.request.bound()), entitlement).await?;
+        let rule = self.signer.controller.manual_approval(Some(&self.request.bound()), entitlement, false).await?;
         Ok(rule.map(|rule| {
             let message = format!(
                 "by manualApproval[{rule}] of the policy a person approves certificates, and nobody can approve a \

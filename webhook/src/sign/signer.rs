@@ -2,7 +2,7 @@
 //! has a person approve, the approval of `approve` is none.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -17,6 +17,7 @@ use serde_json::json;
 
 use super::{
     accounts::Accounts,
+    asides::Asides,
     authorities::{Authorities, Grant, Granted, Unavailable, issued::Leaf as Recorded},
     cache::pods::host_holder,
     cleaner::Cleaner,
@@ -37,7 +38,6 @@ use crate::{
             reasons::{CERTIFICATE_ISSUED, CERTIFICATE_REFUSED, CERTIFICATE_WAITS, NOT_REVOCABLE},
         },
         facts::Csr,
-        told::Told,
     },
 };
 
@@ -53,8 +53,8 @@ pub(super) struct Signer {
     pub(super) cleaner: Cleaner,
     pub(super) serials: Serials,
     pub(super) accounts: Accounts,
-    /// The pods that have their Event of the first certificate.
-    pub(super) told: Mutex<Told>,
+    /// Events about pods that have one already, and those that are being written.
+    pub(super) asides: Asides,
 }
 
 impl Handler for Signer {
@@ -115,7 +115,7 @@ impl Signer {
     async fn issue(&self, csr: &Csr, case: &Case, entitlement: &Entitlement) -> Result<(), Trouble> {
         let not_yet = |what: &str| Trouble::NotYet(what.to_owned());
         if !case::is_approved_by_another(csr)
-            && let Some(rule) = self.controller.manual_approval(case.bound.as_ref(), entitlement).await?
+            && let Some(rule) = self.controller.manual_approval(case.bound.as_ref(), entitlement, false).await?
         {
             let message = format!("by manualApproval[{rule}] of the policy a person approves it, and approve did");
             return self.refuse(csr, case, &[Denial { reason: "NoPersonApproved", message }]).await;
@@ -192,7 +192,7 @@ impl Signer {
         if first {
             self.tell_first(case.bound.as_ref(), entitlement, &chain.serial, chain.not_after);
         }
-        self.tell_of_no_list(case, entitlement, &authority).await;
+        self.tell_of_no_list(case, entitlement, &authority);
         Ok(())
     }
 
@@ -205,30 +205,29 @@ impl Signer {
         end: SystemTime,
     ) {
         let Some(bound) = bound else { return };
-        if !self.told.lock().unwrap_or_else(PoisonError::into_inner).add(&bound.pod_uid) {
-            return;
-        }
         let Entitlement { role, signer, .. } = entitlement;
         let end = crate::rollover::rfc3339::text(end);
         let note = format!("the first certificate is issued: {role} of {signer}, serial {serial}, until {end}");
         let regarding = pod_reference(&bound.namespace, &bound.pod, &bound.pod_uid);
-        // The next request does not wait for it.
-        let recorder = self.controller.recorder.clone();
-        tokio::spawn(async move { recorder.say(Notice { regarding, reason: CERTIFICATE_ISSUED, note }).await });
+        let notice = Notice { regarding, reason: CERTIFICATE_ISSUED, note };
+        self.asides.say_once(&bound.pod_uid, &self.controller.recorder, notice);
     }
 
-    /// Admission sees no CA. So a member gets an Event with its certificate where nobody can revoke that.
-    async fn tell_of_no_list(&self, case: &Case, entitlement: &Entitlement, authority: &Authority) {
+    /// Admission sees no CA. So a member gets an Event with its first certificate where nobody can revoke that.
+    fn tell_of_no_list(&self, case: &Case, entitlement: &Entitlement, authority: &Authority) {
+        let Some(bound) = &case.bound else { return };
         if authority.signs_lists() || !matches!(entitlement.role, Role::Peer | Role::Server) {
             return;
         }
-        let message = format!(
+        let note = format!(
             "{} certificates of this cluster cannot be revoked: the CA may not sign a list, as its certificate has key usages without \
              cRLSign. Give the signer a CA that has it, or one without key usages",
             entitlement.signer.domain
         );
-        let denial = Denial { reason: "NoRevocationList", message };
-        self.controller.tell_pod(case.bound.as_ref(), NOT_REVOCABLE, std::slice::from_ref(&denial)).await;
+        let regarding = pod_reference(&bound.namespace, &bound.pod, &bound.pod_uid);
+        let subject = format!("{} {}", bound.pod_uid, entitlement.signer.domain);
+        let notice = Notice { regarding, reason: NOT_REVOCABLE, note };
+        self.asides.say_once(&subject, &self.controller.recorder, notice);
     }
 
     /// There is no authority to sign with now. It may come, so nothing final is written.

@@ -417,7 +417,7 @@ impl IssuerRule {
     }
 }
 
-/// Requests that a person decides about, when `approve` has found nothing against them.
+/// Requests that a person decides about, when `approve` has found nothing against them: all those to the CAs of the roles.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ManualApproval {

@@ -95,19 +95,26 @@ fn a_namespace_is_held_to_its_issuers() {
 fn a_person_decides_about_the_requests_that_a_rule_names() {
     let policy = Policy::parse(
         "manualApproval:\n- {namespaces: [prod], clusters: [main], roles: [peer]}\n- {namespaces: [ops]}\n\
-         namespaceUids: {}\n",
+         - {namespaces: [web], roles: [server]}\nnamespaceUids: {}\n\
+         shared: [{authority: peer.etcd-tls.dev/prod.main, signers: [peer.etcd-tls.dev/dev.main]}]\n",
     )
     .unwrap();
-    let rule =
-        |namespace: Option<&str>, signer: &str, role| policy.manual_approval(namespace, &signer.parse().unwrap(), role);
+    let rule = |namespace: Option<&str>, signer: &str| policy.manual_approval(namespace, &signer.parse().unwrap());
     let main = "peer.etcd-tls.dev/prod.main";
-    assert_eq!(rule(Some("prod"), main, Role::Peer), Some(0));
-    assert_eq!(rule(Some("web"), main, Role::Peer), Some(0), "the cluster's namespace counts");
-    assert_eq!(rule(None, main, Role::Peer), Some(0), "a host is of its cluster's");
-    assert_eq!(rule(Some("ops"), "client.etcd-tls.dev/prod.main", Role::Client), Some(1), "and so does the pod's");
-    assert_eq!(rule(Some("prod"), "client.etcd-tls.dev/prod.main", Role::Client), None);
-    assert_eq!(rule(Some("prod"), "peer.etcd-tls.dev/prod.other", Role::Peer), None);
-    assert_eq!(Policy::default().manual_approval(Some("prod"), &main.parse().unwrap(), Role::Peer), None);
+    assert_eq!(rule(Some("prod"), main), Some(0));
+    assert_eq!(rule(Some("test"), main), Some(0), "the cluster's namespace counts");
+    assert_eq!(rule(None, main), Some(0), "a host is of its cluster's");
+    assert_eq!(rule(Some("ops"), "client.etcd-tls.dev/prod.main"), Some(1), "and so does the pod's");
+    assert_eq!(rule(Some("prod"), "client.etcd-tls.dev/prod.main"), None);
+    assert_eq!(rule(Some("dev"), "peer.etcd-tls.dev/dev.main"), Some(0), "its CA is that of prod");
+    assert_eq!(rule(Some("dev"), "client.etcd-tls.dev/dev.main"), None);
+    for other in ["client", "metrics"] {
+        let signer = format!("{other}.etcd-tls.dev/web.main");
+        assert_eq!(rule(Some("web"), &signer), Some(2), "its CA is that of servers");
+    }
+    assert_eq!(rule(Some("web"), "peer.etcd-tls.dev/web.main"), None);
+    assert_eq!(rule(Some("prod"), "peer.etcd-tls.dev/prod.other"), None);
+    assert_eq!(Policy::default().manual_approval(Some("prod"), &main.parse().unwrap()), None);
     for bad in ["{namespaces: []}", "{namespaces: [A]}", "{namespaces: [a], roles: []}", "{roles: [peer]}"] {
         refused(&format!("manualApproval: [{bad}]"));
     }

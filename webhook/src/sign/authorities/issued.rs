@@ -13,7 +13,7 @@ use std::{
 use etcd_tls_contract::duration::MAX_DURATION;
 use serde::{Deserialize, Deserializer, Serialize};
 
-pub(crate) use super::leaf::{Leaf, Line};
+pub(crate) use super::leaf::{Leaf, Line, Place};
 use super::{
     epoch::{seconds, time},
     lean::Lean,
@@ -194,14 +194,19 @@ impl Issued {
         self.leaves.len()
     }
 
-    /// True if it has a certificate of this holder.
-    pub(super) fn knows(&self, holder: &str) -> bool {
-        self.leaves.values().any(|leaf| leaf.holder() == holder)
+    /// True if it has another certificate of this holder.
+    pub(super) fn knows(&self, holder: &str, serial: &str) -> bool {
+        self.leaves.iter().any(|(other, leaf)| leaf.holder() == holder && other != serial)
     }
 
-    /// True if it has a newer certificate in the place of `leaf`.
-    pub(super) fn has_newer(&self, leaf: &Leaf) -> bool {
-        self.leaves.values().any(|other| other.holder() == leaf.holder() && other.alike(leaf) && other.at > leaf.at)
+    /// Leaves out those in whose place it has a newer one.
+    pub(super) fn leave_out_renewed(&self, ending: &mut HashMap<Place, (String, Leaf)>) {
+        for leaf in self.leaves.values() {
+            let place = leaf.place();
+            if ending.get(&place).is_some_and(|(_, old)| old.at < leaf.at) {
+                ending.remove(&place);
+            }
+        }
     }
 
     /// The newest certificate of each pod and user, where less than a quarter of its life is left: it is renewed at 40 to 60 %.

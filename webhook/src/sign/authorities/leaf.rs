@@ -9,6 +9,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::epoch::{seconds, time};
 
+/// The holder, the user, and true if kubelet asked: a newer certificate of these replaces an older one.
+pub(crate) type Place = (String, String, bool);
+
 /// See the module.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Leaf {
@@ -143,6 +146,11 @@ impl Leaf {
             peer,
             kubelet: false,
         }
+    }
+
+    /// Its place.
+    pub(crate) fn place(&self) -> Place {
+        (self.holder().to_owned(), self.user().to_owned(), self.kubelet)
     }
 
     /// When it ends.

@@ -163,7 +163,7 @@ impl Server {
         let Judgement::Approved { entitled: Some(entitlement), .. } = &judgement else { return judgement };
         let bound = bound_pod(&user.requester()).ok();
         let namespace = bound.as_ref().map(|bound| bound.namespace.as_str());
-        match self.entitlements.policy().manual_approval(namespace, &entitlement.signer, entitlement.role) {
+        match self.entitlements.policy().manual_approval(namespace, &entitlement.signer) {
             Some(rule) => Judgement::Waiting(format!("by manualApproval[{rule}] of the policy a person decides")),
             None => judgement,
         }

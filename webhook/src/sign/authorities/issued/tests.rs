@@ -82,7 +82,8 @@ fn a_pods_newest_certificate_is_near_its_end_when_a_quarter_of_its_life_is_left(
     issued.note("1", leaf(1000, 1400, "prod/etcd-0", peer));
     issued.note("2", leaf(1000, 1400, "prod/etcd-0", server));
     issued.note("3", Leaf::new("host:x", String::new(), "x", time(1400), time(1000)));
-    assert!(issued.knows("uid of prod/etcd-0") && !issued.knows("uid of prod/etcd-1"));
+    assert!(issued.knows("uid of prod/etcd-0", "9") && !issued.knows("uid of prod/etcd-1", "9"));
+    assert!(!issued.knows("host:x", "3"), "itself is no other one");
     let ending = |issued: &Issued, now| -> BTreeSet<String> {
         issued.ending(time(now)).into_iter().map(|(serial, _)| serial).collect()
     };
@@ -91,8 +92,11 @@ fn a_pods_newest_certificate_is_near_its_end_when_a_quarter_of_its_life_is_left(
     issued.note("4", leaf(1200, 1600, "prod/etcd-0", peer));
     assert_eq!(ending(&issued, 1399), BTreeSet::from(["2".to_owned()]), "the other is renewed");
     let old = leaf(1000, 1400, "prod/etcd-0", peer);
-    assert!(issued.has_newer(&old) && !issued.has_newer(&leaf(1000, 1400, "prod/etcd-0", server)));
-    assert!(!issued.has_newer(&old.of_kubelet()));
+    let all = [old.clone(), leaf(1000, 1400, "prod/etcd-0", server), old.of_kubelet()];
+    let mut ending = all.map(|leaf| (leaf.place(), (String::new(), leaf))).into_iter().collect();
+    issued.leave_out_renewed(&mut ending);
+    let left: BTreeSet<_> = ending.into_keys().map(|(_, user, kubelet)| (user, kubelet)).collect();
+    assert_eq!(left, BTreeSet::from([(server.to_owned(), false), (peer.to_owned(), true)]));
 }
 
 #[test]

@@ -1,0 +1,50 @@
+//! Events that no work waits for: few are written at once, and a bounded number waits. One that finds no place is left out.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::Semaphore;
+
+use crate::controller::{
+    events::{Notice, Recorder},
+    told::Told,
+};
+
+/// Events that wait or are being written.
+const PLACES: usize = 1024;
+/// Events that are being written: each is a request of the API server.
+const AT_ONCE: usize = 4;
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Asides {
+    places: Arc<Semaphore>,
+    at_once: Arc<Semaphore>,
+    told: Mutex<Told>,
+}
+
+impl Default for Asides {
+    fn default() -> Self {
+        Self {
+            places: Arc::new(Semaphore::new(PLACES)),
+            at_once: Arc::new(Semaphore::new(AT_ONCE)),
+            told: Mutex::default(),
+        }
+    }
+}
+
+impl Asides {
+    /// Writes an Event about `subject`, unless there was one or there is no place.
+    pub(super) fn say_once(&self, subject: &str, recorder: &Recorder, notice: Notice) {
+        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else { return };
+        if !self.told.lock().unwrap_or_else(PoisonError::into_inner).add(subject) {
+            return;
+        }
+        let (at_once, recorder) = (Arc::clone(&self.at_once), recorder.clone());
+        tokio::spawn(async move {
+            if let Ok(_turn) = at_once.acquire().await {
+                recorder.say(notice).await;
+            }
+            drop(place);
+        });
+    }
+}
