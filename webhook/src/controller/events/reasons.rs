@@ -64,15 +64,15 @@ reasons! {
     AUTHORITY_IDLE WARNING TRUST, SIGN: "AuthorityIdle",
         "No pod uses the CAs of a cluster. The Event says when they are deleted, and how to keep them.";
     AUTHORITY_LOST WARNING TRUST, SIGN: "AuthorityLost",
-        "The Secret of a CA is gone, and its bundle is in use. Restore it from the backup, or begin anew.";
+        "The Secret of a CA is gone, and its bundle is in use. Restore it from the backup, or create a new CA (docs/authorities.md).";
     AUTHORITY_RETIRED NORMAL TRUST, SIGN: "AuthorityRetired",
         "The CAs of a cluster that nobody used were deleted.";
     AUTHORITY_UNUSABLE WARNING TRUST, SIGN: "AuthorityUnusable",
         "The Secret of a CA cannot be read. Restore it from the backup.";
     CERTIFICATE_AWAITS_APPROVAL WARNING "Pod, CertificateSigningRequest", APPROVE: "CertificateAwaitsApproval",
-        "By policy a person decides about the request. The Event has the command.";
+        "By the policy, a person decides about the request. The Event has the command.";
     CERTIFICATE_DENIED WARNING POD, APPROVE: "CertificateDenied",
-        "A request asks for more than its pod is. The Event has every reason.";
+        "A request asks for more than its pod may have, such as another name or address. The Event lists every reason.";
     CERTIFICATE_ISSUED NORMAL POD, SIGN: "CertificateIssued",
         "The pod has its first certificate. Once for each pod; renewals have no Event, and where thousands of pods start at once, some pods have none.";
     CERTIFICATE_NEAR_EXPIRY WARNING POD, SIGN: "CertificateNearExpiry",
@@ -110,9 +110,9 @@ reasons! {
     ROLLOVER_WAITS WARNING TRUST, SIGN: "RolloverWaits",
         "A rollover waits longer than it should. The Event names the pods.";
     TOO_MANY_ACCOUNTS WARNING "ServiceAccount", APPROVE: "TooManyAccounts",
-        "More service accounts of a namespace have labelled pods than get the right to request.";
+        "More than 50 service accounts of the namespace have labelled pods. Only 50 get the right to request. Label the namespace instead.";
     TOO_MANY_AUTHORITIES WARNING TRUST, SIGN: "TooManyAuthorities",
-        "The namespace, or all together, have as many CAs as policy allows.";
+        "The namespace, or all together, have as many CAs as the policy allows.";
     TRUST_NOT_REPAIRED WARNING TRUST, SIGN: "TrustNotRepaired",
         "The published bundle cannot be written. It is tried again.";
     TRUST_REPAIRED WARNING TRUST, SIGN: "TrustRepaired",
