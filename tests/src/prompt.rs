@@ -58,14 +58,16 @@ impl Drop for Stalls {
 }
 
 /// Judges rounds by [`PROMISE`]: each is the time that it took, with the longest stall meanwhile. Machines that run tests do other
-/// work, so the promise is measured by the fastest of the rounds without a stall. Slower rounds are printed, and prove nothing.
+/// work, so the promise is measured by the lower middle of the rounds without a stall: the second of three. A slower one is printed.
 ///
 /// # Panics
 /// The promise is not kept.
 pub fn judge(what: &str, rounds: &[(Duration, Duration)]) {
     say(&format!("{what}: time to the last member's first refusal, and longest stall: {rounds:.0?}"));
     let counts = |(_, stall): &&(Duration, Duration)| *stall < STALL;
-    let counted = rounds.iter().filter(counts).map(|(took, _)| *took).min();
-    let measured = counted.or_else(|| rounds.iter().map(|(took, _)| *took).min()).expect("rounds");
+    let mut counted: Vec<Duration> = rounds.iter().filter(counts).map(|(took, _)| *took).collect();
+    counted.sort_unstable();
+    let middle = counted.get(counted.len().saturating_sub(1) / 2).copied();
+    let measured = middle.or_else(|| rounds.iter().map(|(took, _)| *took).min()).expect("rounds");
     assert!(measured <= PROMISE, "{what}: {rounds:?}");
 }

@@ -219,13 +219,13 @@ impl Approver {
         if is_left(csr) {
             return waits;
         }
-        let patch = case::patch(csr, REVIEWED_CONDITION, case::MANUAL, &message, SystemTime::now());
-        self.controller.write(csr, Self::subresource(csr), patch).await?;
-        self.metrics.left();
         // Of a pod's requests one Event beside the pod: each new request would else be one more object with Events.
         let of_pod = case.bound.as_ref().map(|bound| pod_reference(&bound.namespace, &bound.pod, &bound.pod_uid));
         let regarding = of_pod.unwrap_or_else(|| request_reference(name, csr.uid()));
-        self.controller.recorder.say(Notice { regarding, reason: CERTIFICATE_AWAITS_APPROVAL, note: message }).await;
+        self.controller.recorder.say(Notice { regarding, reason: CERTIFICATE_AWAITS_APPROVAL, note: message.clone() }).await;
+        let patch = case::patch(csr, REVIEWED_CONDITION, case::MANUAL, &message, SystemTime::now());
+        self.controller.write(csr, Self::subresource(csr), patch).await?;
+        self.metrics.left();
         let (pod, username) = (case.pod(), &csr.spec.username);
         tracing::info!(csr = name, uid = csr.uid(), signer, username, pod, rule, "left to a person");
         waits

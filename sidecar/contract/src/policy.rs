@@ -384,7 +384,10 @@ impl Policy {
                 && rule.clusters.takes(&named.cluster)
                 && rule.roles.iter().any(of)
         };
-        self.manual_approval.iter().position(|rule| [signer, &authority].into_iter().any(|named| guards(rule, named)))
+        // Whatever has a certificate of the CA is trusted where another of its signer names is.
+        let siblings = self.shared.iter().filter(|shared| shared.authority == authority).flat_map(|shared| &shared.signers);
+        let named: Vec<&SignerName> = [signer, &authority].into_iter().chain(siblings).collect();
+        self.manual_approval.iter().position(|rule| named.iter().any(|named| guards(rule, named)))
     }
 
     /// True if `username` with `groups` may revoke certificates of a standalone signer.

@@ -325,6 +325,11 @@ fn values_that_make_no_sense_are_refused() {
             json!({"sign": {"flags": {"serving-lifetime": "2h", "serving-ca-lifetime": "1h59m"}}}),
             "serving-lifetime, 2h, is above",
         ),
+        (
+            json!({"sign": {"flags": {"record-memory": 65}}}),
+            "record-memory, 65 MiB, is above half of the memory limit, 128Mi",
+        ),
+        (json!({"sign": {"resources": {"limits": {"memory": "60Mi"}, "requests": {"memory": "48Mi"}}}}), "record-memory, 32 MiB"),
         (json!({"policy": {"lifetime": {"min": "200h"}}}), "lifetime.min, 200h, is above lifetime.max, 168h"),
         (json!({"policy": "lifetime: {min: 2h, max: 1h30m}"}), "lifetime.min, 2h, is above lifetime.max, 1h30m"),
         (json!({"policy": "clusterDomian: a"}), "unknown key \"clusterDomian\""),
@@ -336,6 +341,7 @@ fn values_that_make_no_sense_are_refused() {
     }
     for sense in [
         json!({"sign": {"resources": {"requests": {"cpu": 1, "memory": "128Mi"}}, "flags": {"serving-lifetime": "17520h"}}}),
+        json!({"sign": {"flags": {"record-memory": 64}, "resources": {"limits": {"memory": 134_217_728}}}}),
         json!({"policy": "lifetime: {min: 10m, max: 168h}"}),
         json!({"policy": {"lifetime": {"min": "1h", "max": "1h"}, "idleAuthorities": "never", "clusterDomain": "a"}}),
         json!({"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": []}}}}),

@@ -248,16 +248,17 @@ fn judge_requests(all: &[CertificateSigningRequest], now: SystemTime) -> Vec<Fin
         let refused = conditions().find(|condition| matches!(condition.type_.as_str(), "Denied" | "Failed"));
         let created = csr.metadata.creation_timestamp.as_ref().map(|time| SystemTime::from(time.0));
         let age = created.and_then(|at| now.duration_since(at).ok()).unwrap_or_default();
+        let has = |kind: &str| conditions().any(|condition| condition.type_ == kind);
+        let reviewed = || has(names::REVIEWED_CONDITION);
+        let waits_for_person = refused.is_none() && !has("Approved") && reviewed();
         let reason = match refused {
             Some(condition) => {
                 let why = condition.message.as_deref().or(condition.reason.as_deref()).unwrap_or("no reason is given");
                 format!("{}: {why}", condition.type_.to_lowercase())
             }
             None if issued || age < PATIENCE => continue,
-            None if conditions().any(|condition| condition.type_ == "Approved") => "it waits for sign".to_owned(),
-            None if conditions().any(|condition| condition.type_ == names::REVIEWED_CONDITION) => {
-                format!("it waits for a person: kubectl certificate approve {name}")
-            }
+            None if has("Approved") => "it waits for sign".to_owned(),
+            None if reviewed() => "it waits for a person to decide".to_owned(),
             None => "it waits for approve".to_owned(),
         };
         if findings.len() == NAMED {
@@ -265,7 +266,11 @@ fn judge_requests(all: &[CertificateSigningRequest], now: SystemTime) -> Vec<Fin
             continue;
         }
         let reason = format!("{reason}, made {} ago", duration(age));
-        let next = format!("kubectl describe csr {name}");
+        let next = if waits_for_person {
+            format!("kubectl certificate approve {name}")
+        } else {
+            format!("kubectl describe csr {name}")
+        };
         findings.push(Finding::bad(State::Attention, format!("request {name}"), reason, next, SEE_REQUESTS));
     }
     if more > 0 {

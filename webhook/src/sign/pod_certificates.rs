@@ -260,6 +260,10 @@ impl Answering<'_> {
         let not_yet = |what: &str| Trouble::NotYet(what.to_owned());
         let Signer { controller, authorities, metrics, max_lifetime, .. } = self.signer;
         let (policy, _) = controller.in_force().ok_or_else(|| not_yet("no policy could be read yet"))?;
+        let bound = self.request.bound();
+        if policy.manual_approval(Some(&bound.namespace), &entitlement.signer).is_some() {
+            return Err(not_yet("by the policy in force a person approves it"));
+        }
         let mut leaf = Leaf::entitled(entitlement, public_key, *max_lifetime);
         let shortest = SHORTEST_POD_CERTIFICATE - POD_CERTIFICATE_BACKDATE;
         if leaf.lifetime < shortest {
@@ -271,7 +275,6 @@ impl Answering<'_> {
         let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let now = UNIX_EPOCH + Duration::from_secs(elapsed.as_secs());
         leaf.lifetime = Duration::from_secs(leaf.lifetime.as_secs());
-        let bound = self.request.bound();
         let key = csr::key_digest(public_key);
         let grant =
             Grant { holder: &bound.pod_uid, key: &key, role: entitlement.role, trusts: None, lifetime: leaf.lifetime };
@@ -337,6 +340,7 @@ impl Answering<'_> {
         if first {
             self.signer.tell_first(Some(&bound), entitlement, &chain.serial, chain.not_after);
         }
+        self.signer.tell_of_no_list(Some(&bound), entitlement, &authority);
         Ok(())
     }
 

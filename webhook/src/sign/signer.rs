@@ -122,6 +122,11 @@ impl Signer {
         }
         let now = SystemTime::now();
         let (policy, _) = self.controller.in_force().ok_or_else(|| not_yet("no policy could be read yet"))?;
+        // The CA is that of this policy; the one that was read live may name another.
+        let namespace = case.bound.as_ref().map(|bound| bound.namespace.as_str());
+        if !case::is_approved_by_another(csr) && policy.manual_approval(namespace, &entitlement.signer).is_some() {
+            return Err(not_yet("by the policy in force a person approves it"));
+        }
         let public_key = case.public_key().ok_or_else(|| not_yet("the request has no public key"))?;
         let mut leaf = Leaf::entitled(entitlement, public_key, csr.expiration());
         leaf.lifetime = self.max_lifetime.map_or(leaf.lifetime, |max| leaf.lifetime.min(max));
@@ -192,7 +197,7 @@ impl Signer {
         if first {
             self.tell_first(case.bound.as_ref(), entitlement, &chain.serial, chain.not_after);
         }
-        self.tell_of_no_list(case, entitlement, &authority);
+        self.tell_of_no_list(case.bound.as_ref(), entitlement, &authority);
         Ok(())
     }
 
@@ -214,8 +219,8 @@ impl Signer {
     }
 
     /// Admission sees no CA. So a member gets an Event with its first certificate where nobody can revoke that.
-    fn tell_of_no_list(&self, case: &Case, entitlement: &Entitlement, authority: &Authority) {
-        let Some(bound) = &case.bound else { return };
+    pub(super) fn tell_of_no_list(&self, bound: Option<&BoundPod>, entitlement: &Entitlement, authority: &Authority) {
+        let Some(bound) = bound else { return };
         if authority.signs_lists() || !matches!(entitlement.role, Role::Peer | Role::Server) {
             return;
         }

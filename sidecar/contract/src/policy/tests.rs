@@ -96,7 +96,8 @@ fn a_person_decides_about_the_requests_that_a_rule_names() {
     let policy = Policy::parse(
         "manualApproval:\n- {namespaces: [prod], clusters: [main], roles: [peer]}\n- {namespaces: [ops]}\n\
          - {namespaces: [web], roles: [server]}\nnamespaceUids: {}\n\
-         shared: [{authority: peer.etcd-tls.dev/prod.main, signers: [peer.etcd-tls.dev/dev.main]}]\n",
+         shared: [{authority: peer.etcd-tls.dev/prod.main, signers: [peer.etcd-tls.dev/dev.main]},\n\
+         {authority: peer.etcd-tls.dev/dev.base, signers: [peer.etcd-tls.dev/web.guest, peer.etcd-tls.dev/ops.guest]}]\n",
     )
     .unwrap();
     let rule = |namespace: Option<&str>, signer: &str| policy.manual_approval(namespace, &signer.parse().unwrap());
@@ -108,6 +109,9 @@ fn a_person_decides_about_the_requests_that_a_rule_names() {
     assert_eq!(rule(Some("prod"), "client.etcd-tls.dev/prod.main"), None);
     assert_eq!(rule(Some("dev"), "peer.etcd-tls.dev/dev.main"), Some(0), "its CA is that of prod");
     assert_eq!(rule(Some("dev"), "client.etcd-tls.dev/dev.main"), None);
+    for of_one_ca in ["web.guest", "dev.base"] {
+        assert_eq!(rule(Some("dev"), &format!("peer.etcd-tls.dev/{of_one_ca}")), Some(1), "a guest of ops has the same CA");
+    }
     for other in ["client", "metrics"] {
         let signer = format!("{other}.etcd-tls.dev/web.main");
         assert_eq!(rule(Some("web"), &signer), Some(2), "its CA is that of servers");
