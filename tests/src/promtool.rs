@@ -9,19 +9,26 @@ use std::{
 use crate::{process::which, tier};
 
 /// Checks an answer of `/metrics` by `promtool check metrics`: names, units, help, types. promtool reads the older text format, in which
-/// a counter's name in HELP and TYPE ends in `_total`, too.
+/// a counter's name in HELP and TYPE ends in `_total`, too, and an info is a gauge whose name ends in `_info`.
 pub fn check_metrics(what: &str, text: &str) {
     let Some(promtool) = which("promtool") else {
         return tier::skip_special("no promtool", "apt-get install prometheus");
     };
-    let typed = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter"));
-    let counters: BTreeSet<&str> = typed.filter(|name| !name.ends_with("_total")).collect();
+    let typed = |kind: &str, end: &str| -> BTreeSet<&str> {
+        let names = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(kind));
+        names.filter(|name| !name.ends_with(end)).collect()
+    };
+    let (counters, infos) = (typed(" counter", "_total"), typed(" info", "_info"));
     let mut older = String::new();
     for line in text.lines().filter(|line| *line != "# EOF" && !line.starts_with("# UNIT ")) {
         let mut words = line.splitn(4, ' ');
         match (words.next(), words.next(), words.next(), words.next()) {
             (Some("#"), Some(word), Some(name), Some(rest)) if counters.contains(name) => {
                 older += &format!("# {word} {name}_total {rest}\n");
+            }
+            (Some("#"), Some(word), Some(name), Some(rest)) if infos.contains(name) => {
+                let rest = if word == "TYPE" { "gauge" } else { rest };
+                older += &format!("# {word} {name}_info {rest}\n");
             }
             _ => older += &format!("{line}\n"),
         }

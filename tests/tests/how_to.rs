@@ -205,7 +205,8 @@ async fn a_ca_of_ones_own_signs_and_a_client_outside_gets_its_certificate() {
     let pki = lab.api.directory().join("pki").display().to_string();
     type_(&format!(
         "openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout user.key -out user.csr -subj /CN=backup-host
-         openssl x509 -req -in user.csr -CA {pki}/ca.crt -CAkey {pki}/ca.key -CAcreateserial -days 1 -out user.crt
+         echo extendedKeyUsage=clientAuth > user.ext
+         openssl x509 -req -in user.csr -CA {pki}/ca.crt -CAkey {pki}/ca.key -CAcreateserial -days 1 -extfile user.ext -out user.crt
          kubectl config view --raw --minify > backup.kubeconfig
          export KUBECONFIG=backup.kubeconfig
          kubectl config unset users

@@ -116,7 +116,7 @@ async fn roll_over(start: Start) {
         Ok(())
     };
     publish(&signer, &both);
-    eventually("each etcd is restarted and takes certificates of both CAs", LIMIT, || all_take(true)).await;
+    eventually("each etcd is restarted and takes certificates of both CAs", 2 * LIMIT, || all_take(true)).await;
     assert_eq!(restarts(&supervisor), BTreeMap::from([(0, 1), (1, 1), (2, 1)]));
 
     // It takes hosts that have renewed, and those that have not yet.

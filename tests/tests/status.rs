@@ -140,7 +140,7 @@ fn on_a_terminal(kubeconfig: &Path) {
     }
     let table = terminal(kubeconfig, 200, "status -n web");
     assert!(table.contains("\u{1b}[32mok\u{1b}[0m") && table.contains("\u{1b}[35munknown\u{1b}[0m"), "{table:?}");
-    assert!(table.lines().any(|line| line.chars().count() > 80), "{table}");
+    assert!(table.lines().any(|line| line.chars().count() > 66), "{table}");
     for (columns, command) in [
         (66, "status -n web"),
         (80, "status -n web -o wide"),

@@ -385,7 +385,8 @@ impl Policy {
                 && rule.roles.iter().any(of)
         };
         // Whatever has a certificate of the CA is trusted where another of its signer names is.
-        let siblings = self.shared.iter().filter(|shared| shared.authority == authority).flat_map(|shared| &shared.signers);
+        let siblings =
+            self.shared.iter().filter(|shared| shared.authority == authority).flat_map(|shared| &shared.signers);
         let named: Vec<&SignerName> = [signer, &authority].into_iter().chain(siblings).collect();
         self.manual_approval.iter().position(|rule| named.iter().any(|named| guards(rule, named)))
     }

@@ -329,7 +329,10 @@ fn values_that_make_no_sense_are_refused() {
             json!({"sign": {"flags": {"record-memory": 65}}}),
             "record-memory, 65 MiB, is above half of the memory limit, 128Mi",
         ),
-        (json!({"sign": {"resources": {"limits": {"memory": "60Mi"}, "requests": {"memory": "48Mi"}}}}), "record-memory, 32 MiB"),
+        (
+            json!({"sign": {"resources": {"limits": {"memory": "60Mi"}, "requests": {"memory": "48Mi"}}}}),
+            "record-memory, 32 MiB",
+        ),
         (json!({"policy": {"lifetime": {"min": "200h"}}}), "lifetime.min, 200h, is above lifetime.max, 168h"),
         (json!({"policy": "lifetime: {min: 2h, max: 1h30m}"}), "lifetime.min, 2h, is above lifetime.max, 1h30m"),
         (json!({"policy": "clusterDomian: a"}), "unknown key \"clusterDomian\""),

@@ -85,22 +85,26 @@ fn of_options(told: &Told, next: &str) -> Finding {
     Finding::ok(subject, "its files, client certificates demanded, and https:// alone", SEE)
 }
 
+/// In TLS 1.3 a port refuses a caller after the caller's part of the handshake: the API server may write into the closed connection
+/// before it reads the alert. Then it is asked again.
+const CUT: [&str; 2] = ["broken pipe", "connection reset by peer"];
+const TRIES: usize = 8;
+
 /// Has the API server call the port with TLS and no client certificate.
 async fn handshake(client: &Client, namespace: &str, name: &str, role: Role, port: u16) -> Finding {
     let subject = subject(role);
     let next = format!("kubectl -n {namespace} logs {name}");
     let unknown = |reason: String| Finding::bad(State::Unknown, &subject, reason, &next, SEE);
     let path = format!("/api/v1/namespaces/{namespace}/pods/https:{name}:{port}/proxy/version");
-    let request = match hyper::Request::get(path).body(Body::empty()) {
-        Ok(request) => request,
-        Err(error) => return unknown(error.to_string()),
-    };
     let asked = async {
-        let response = client.send(request).await.map_err(|error| format!("the API server fails: {error}"))?;
-        let status = response.status().as_u16();
-        let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
-        let body = body.map_err(|error| format!("the answer cannot be read: {error}"))?.to_bytes();
-        Ok((status, String::from_utf8_lossy(&body).into_owned()))
+        let mut answer = ask(client, &path).await;
+        for _ in 1..TRIES {
+            if !answer.as_ref().is_ok_and(|(_, body)| CUT.iter().any(|words| body.contains(words))) {
+                break;
+            }
+            answer = ask(client, &path).await;
+        }
+        answer
     };
     match tokio::time::timeout(LIMIT, asked).await {
         Err(_) => unknown(format!("port {port} gave no answer within {} s", LIMIT.as_secs())),
@@ -120,6 +124,16 @@ async fn handshake(client: &Client, namespace: &str, name: &str, role: Role, por
             }
         }
     }
+}
+
+/// One call by the API server: its code and body.
+async fn ask(client: &Client, path: &str) -> Result<(u16, String), String> {
+    let request = hyper::Request::get(path).body(Body::empty()).map_err(|error| error.to_string())?;
+    let response = client.send(request).await.map_err(|error| format!("the API server fails: {error}"))?;
+    let status = response.status().as_u16();
+    let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
+    let body = body.map_err(|error| format!("the answer cannot be read: {error}"))?.to_bytes();
+    Ok((status, String::from_utf8_lossy(&body).into_owned()))
 }
 
 /// What an answer says of the port: of the API server, whose words end with those of TLS, or of the port itself.

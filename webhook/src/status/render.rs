@@ -284,8 +284,11 @@ fn coloured(line: &str, state: State, colour: bool) -> String {
     if !colour {
         return line.to_owned();
     }
-    // The word of the state alone, as a column: a pod may have the same name.
-    match line.rfind(&format!("  {word}  ")) {
+    // The word of the state alone, as a column: a pod and a cluster may have the same name, and other columns say unknown, too.
+    let cell = format!("  {word}  ");
+    let behind_names = |at: &usize| line[..*at].split("  ").filter(|cell| !cell.trim().is_empty()).count() >= 3;
+    let starts = || line.match_indices(&cell).map(|(at, _)| at);
+    match starts().find(behind_names).or_else(|| starts().last()) {
         Some(start) => {
             let (before, rest) = line.split_at(start + 2);
             format!("{before}\u{1b}[{code}m{word}\u{1b}[0m{}", &rest[word.len()..])

@@ -110,7 +110,11 @@ fn a_person_decides_about_the_requests_that_a_rule_names() {
     assert_eq!(rule(Some("dev"), "peer.etcd-tls.dev/dev.main"), Some(0), "its CA is that of prod");
     assert_eq!(rule(Some("dev"), "client.etcd-tls.dev/dev.main"), None);
     for of_one_ca in ["web.guest", "dev.base"] {
-        assert_eq!(rule(Some("dev"), &format!("peer.etcd-tls.dev/{of_one_ca}")), Some(1), "a guest of ops has the same CA");
+        assert_eq!(
+            rule(Some("dev"), &format!("peer.etcd-tls.dev/{of_one_ca}")),
+            Some(1),
+            "a guest of ops has the same CA"
+        );
     }
     for other in ["client", "metrics"] {
         let signer = format!("{other}.etcd-tls.dev/web.main");
