@@ -129,7 +129,8 @@ async fn roll_over(start: Start) {
     assert_eq!(restarts(&supervisor).values().sum::<usize>(), 3, "no leaf needs a restart");
 
     publish(&signer, &[&next.pem]);
-    eventually("each etcd is restarted and takes certificates of the old CA no more", LIMIT, || all_take(false)).await;
+    eventually("each etcd is restarted and takes certificates of the old CA no more", 2 * LIMIT, || all_take(false))
+        .await;
     assert_eq!(restarts(&supervisor), BTreeMap::from([(0, 2), (1, 2), (2, 2)]));
     assert_eq!(supervisor.most_away(), 1, "members away at the same time");
     let report = work.stop().await.expect("read etcd");
