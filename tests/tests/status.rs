@@ -154,9 +154,11 @@ fn on_a_terminal(kubeconfig: &Path) {
             .enumerate()
             .map(|(n, part)| if n == 0 { part } else { part.split_once('m').map_or("", |(_, rest)| rest) })
             .collect();
-        // A command to type is not parted.
-        let of_text =
-            plain.lines().filter(|line| !line.trim_start().starts_with("next: ") && !line.contains("kubectl"));
+        // A command to type is not parted, and neither is a name.
+        let whole = |line: &str| {
+            line.trim_start().starts_with("next: ") || line.contains("kubectl") || !line.trim().contains(' ')
+        };
+        let of_text = plain.lines().filter(|line| !whole(line));
         let widest = of_text.map(|line| line.chars().count()).max().unwrap_or(0);
         assert!(plain.lines().count() > 1 && widest <= usize::from(columns), "{command}: {widest}: {plain}");
     }

@@ -120,7 +120,7 @@ async fn of_ports_that_others_have(stack: &Stack, ip: IpAddr) {
     for (subject, state, words) in [
         ("etcd's options (server)", "attention", "--cert-file is /mine.crt, not /etc/etcd/tls/server/tls.crt"),
         ("etcd's options (peer)", "attention", "--peer-cert-file is not set"),
-        ("client port", "failing", "it speaks plain HTTP"),
+        ("client port", "failing", "it does not speak TLS"),
         ("peer port", "attention", "nothing listens there"),
     ] {
         assert!(

@@ -149,8 +149,9 @@ fn judge(body: &str) -> (State, String) {
         .any(|alert| words.contains(alert))
     {
         (State::Ok, "it speaks TLS, and refuses a caller without a client certificate".to_owned())
-    } else if words.contains("HTTP response to HTTPS client") {
-        (State::Failing, "it speaks plain HTTP".to_owned())
+    } else if ["HTTP response to HTTPS client", "does not look like a TLS handshake"].iter().any(|s| words.contains(s))
+    {
+        (State::Failing, "it does not speak TLS".to_owned())
     } else if words.contains("connection refused") {
         (State::Attention, "nothing listens there: etcd is not up, or listens elsewhere".to_owned())
     } else {
@@ -173,6 +174,7 @@ mod tests {
             (status("remote error: tls: certificate required"), State::Ok),
             (status("remote error: tls: bad certificate"), State::Ok),
             (status("http: server gave HTTP response to HTTPS client"), State::Failing),
+            (status("tls: first record does not look like a TLS handshake"), State::Failing),
             (status("dial tcp 10.0.0.7:2379: connect: connection refused"), State::Attention),
             (status("EOF"), State::Unknown),
             ("{\"etcdserver\":\"3.5.0\"}".to_owned(), State::Failing),
