@@ -255,12 +255,12 @@ async fn of_a_restart_that_is_due(stack: &Stack) {
 async fn watched_while_the_api_server_is_away(stack: &mut Stack) {
     let directory = stack.api.directory().dir("watch");
     let mut command = Command::new(binary("etcd-tls-webhook"));
-    command.args(["status", "-n", "prod", "-o", "name", "--watch", "--interval=200ms"]);
+    command.args(["status", "-n", "prod", "-o", "name", "--watch", "--interval=1s"]);
     command.env("KUBECONFIG", &stack.api.kubeconfig);
     let mut watch = Process::spawn("watch", &mut command, &directory);
     let shown = |watch: &Process| watch.log().matches("pod/etcd-0\n").count();
     watch.logged("pod/etcd-0", LIMIT).await;
-    stack.api.restart(Duration::from_secs(1)).await;
+    stack.api.restart(Duration::from_secs(3)).await;
     watch.logged("trying again", LIMIT).await;
     let before = shown(&watch);
     eventually("it is shown again", LIMIT, || async {
