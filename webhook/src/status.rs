@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! gather    what the API server and the sidecars say
+//! proxy     a sidecar's port, through the API server
 //! metrics   a sidecar's metrics, read
 //! lists     members whose etcd does not look at the revocation list; pure
 //! rows      what is said of each pod; pure
@@ -23,12 +24,14 @@ use crate::{
 mod gather;
 mod lists;
 mod metrics;
+pub(crate) mod proxy;
 mod render;
 mod rows;
 
-pub(crate) use gather::{OnePod, PodReport, ask, namespace, opted_in, pod};
+pub(crate) use gather::{OnePod, PodReport, namespace, opted_in, pod};
 pub(crate) use lists::{sentence, unlisted, without_list};
 pub(crate) use metrics::{Certificate, Sidecar};
+pub(crate) use proxy::ask;
 use render::{Output, Screen};
 use rows::Row;
 pub(crate) use rows::{State, duration};

@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use etcd_tls_contract::{role::Role, settings::Settings};
-use http_body_util::{BodyExt as _, Limited};
 use k8s_openapi::api::core::v1::Pod;
-use kube::{Api, Client, client::Body};
+use kube::{Api, Client};
 use serde_json::Value;
 
 use super::finding::{Finding, unseen};
@@ -13,7 +12,7 @@ use crate::{
     controller::client::within,
     injection::{self, Told},
     operator::Right,
-    status::State,
+    status::{State, proxy},
 };
 
 const SEE: &str = "docs/check.md#etcd";
@@ -97,12 +96,12 @@ async fn handshake(client: &Client, namespace: &str, name: &str, role: Role, por
     let unknown = |reason: String| Finding::bad(State::Unknown, &subject, reason, &next, SEE);
     let path = format!("/api/v1/namespaces/{namespace}/pods/https:{name}:{port}/proxy/version");
     let asked = async {
-        let mut answer = ask(client, &path).await;
+        let mut answer = proxy::get(client, &path, MAX_ANSWER).await;
         for _ in 1..TRIES {
             if !answer.as_ref().is_ok_and(|(_, body)| CUT.iter().any(|words| body.contains(words))) {
                 break;
             }
-            answer = ask(client, &path).await;
+            answer = proxy::get(client, &path, MAX_ANSWER).await;
         }
         answer
     };
@@ -124,16 +123,6 @@ async fn handshake(client: &Client, namespace: &str, name: &str, role: Role, por
             }
         }
     }
-}
-
-/// One call by the API server: its code and body.
-async fn ask(client: &Client, path: &str) -> Result<(u16, String), String> {
-    let request = hyper::Request::get(path).body(Body::empty()).map_err(|error| error.to_string())?;
-    let response = client.send(request).await.map_err(|error| format!("the API server fails: {error}"))?;
-    let status = response.status().as_u16();
-    let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
-    let body = body.map_err(|error| format!("the answer cannot be read: {error}"))?.to_bytes();
-    Ok((status, String::from_utf8_lossy(&body).into_owned()))
 }
 
 /// What an answer says of the port: of the API server, whose words end with those of TLS, or of the port itself.

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
 use etcd_tls_contract::{
@@ -13,17 +13,17 @@ use etcd_tls_contract::{
     settings::Settings,
 };
 use futures::{StreamExt as _, stream};
-use http_body_util::{BodyExt as _, Limited};
 use k8s_openapi::api::{
     certificates::v1::CertificateSigningRequest,
     core::v1::{ConfigMap, ContainerStatus, Pod},
 };
-use kube::{Api, Client, api::ListParams, client::Body};
-use serde::{Deserialize, de::DeserializeOwned};
+use kube::{Api, Client, api::ListParams};
+use serde::de::DeserializeOwned;
 
 use super::{
     lists::{self, Port},
     metrics::Sidecar,
+    proxy::ask,
     rows::{Finding, PodSeen, RequestSeen, RoleRow, State, Unseen},
 };
 use crate::{
@@ -36,10 +36,6 @@ use crate::{
 const PAGE: u32 = 200;
 /// Sidecars that are asked at once.
 const AT_ONCE: usize = 16;
-/// How long one sidecar may take. The API server tries an address for 30 s.
-const SIDECAR_LIMIT: Duration = Duration::from_secs(6);
-/// The limit of a sidecar's answer in bytes: a real one has some 10 KiB, but the pod's owner may send anything.
-const MAX_ANSWER: usize = 1024 * 1024;
 
 /// All that was seen.
 pub(super) struct Seen {
@@ -430,48 +426,11 @@ async fn trust(client: &Client, pods: &[Listed]) -> Trust {
     stream::iter(wanted).map(read).buffered(AT_ONCE).collect().await
 }
 
-/// The API server's answer for a missing object.
-#[derive(Deserialize)]
-struct Status {
-    #[serde(default)]
-    message: String,
-}
-
 /// The metrics of `pod`'s sidecar, if it has one.
 async fn sidecar(client: &Client, pod: &Listed) -> Result<Sidecar, Unseen> {
     let PodSeen { namespace, name, injected, settings, .. } = &pod.seen;
     let port = settings.as_ref().map_or(names::DEFAULT_ADMIN_PORT, |settings| settings.admin_port);
     if *injected { ask(client, namespace, name, port).await } else { Ok(Sidecar::default()) }
-}
-
-/// Asks the sidecar of the pod `name`, on its admin port.
-///
-/// # Errors
-/// It cannot be reached, or the answer is not from a sidecar; with the next step.
-pub(crate) async fn ask(client: &Client, namespace: &str, name: &str, port: u16) -> Result<Sidecar, Unseen> {
-    let describe = || format!("kubectl -n {namespace} describe pod {name}");
-    let unseen = |reason: String| Unseen { reason, next: describe() };
-    let path = format!("/api/v1/namespaces/{namespace}/pods/{name}:{port}/proxy/metrics");
-    let request = hyper::Request::get(path).body(Body::empty()).map_err(|error| unseen(error.to_string()))?;
-    let asked = async {
-        let response = client.send(request).await.map_err(|error| unseen(format!("the API server fails: {error}")))?;
-        let status = response.status().as_u16();
-        let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
-        let body = body.map_err(|error| unseen(format!("the sidecar's answer cannot be read: {error}")))?.to_bytes();
-        Ok((status, String::from_utf8_lossy(&body).into_owned()))
-    };
-    let late = || unseen(format!("its sidecar gave no answer on port {port} within {} s", SIDECAR_LIMIT.as_secs()));
-    let (status, text) = tokio::time::timeout(SIDECAR_LIMIT, asked).await.map_err(|_| late())??;
-    let right = Right::new("get", "pods/proxy", Some(namespace));
-    let words = || serde_json::from_str::<Status>(&text).map_or_else(|_| format!("status {status}"), |s| s.message);
-    match status {
-        200 => Sidecar::read(&text).map_err(|error| unseen(format!("its sidecar, on port {port}: {error}"))),
-        401 | 403 => {
-            let reason = format!("its sidecar cannot be asked: your account lacks the right to {right}");
-            Err(Unseen { reason, next: right.question() })
-        }
-        _ => Err(unseen(format!("the API server does not reach its sidecar on port {port}: {}", words()))),
-    }
 }
 
 #[cfg(test)]
