@@ -7,7 +7,7 @@ use kube::Api;
 use serde_json::Value;
 use tokio::task::JoinHandle;
 
-use crate::pod::write_projected;
+use crate::local_pod::write_projected;
 
 /// The files of the downward API in the token's volume, as kubelet keeps them.
 ///

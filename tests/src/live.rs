@@ -28,12 +28,12 @@ use crate::{
     etcd::EtcdBinary,
     etcd_client::EtcdClient,
     eventually,
-    fleet::FakeClock,
-    pod::LocalPod,
+    installation::{Installation, Options, own_address},
+    local_pod::LocalPod,
     policy, ports,
     process::{binary, which},
     say,
-    stack::{Options, Stack, own_address},
+    sidecar_cluster::FakeClock,
     workload::{self, Workload},
 };
 
@@ -148,7 +148,7 @@ impl Seen {
 /// The cluster, its client, and who plays kubelet for them. Dropped, it is gone.
 pub struct Live {
     /// The installed system.
-    pub stack: Stack,
+    pub installation: Installation,
     sign: Vec<String>,
     /// The members.
     pub places: Vec<Place>,
@@ -180,20 +180,20 @@ impl Live {
         let sign = vec!["--max-lifetime".to_owned(), life.to_owned()];
         let environment = clock.map(FakeClock::environment).unwrap_or_default();
         let options = Options { sign: sign.clone(), environment, ..Options::default() };
-        let mut stack = Stack::start(&options).await?;
+        let mut installation = Installation::start(&options).await?;
         let policy = format!("extraSans: [{{namespaces: [{NAMESPACE}], clusters: [etcd], ipBlocks: [127.0.0.0/8]}}]\n");
-        policy::set(&stack.api.client, &policy).await;
-        stack.api.namespace(NAMESPACE, &[("etcd-tls", "dynamic")]).await;
+        policy::set(&installation.api.client, &policy).await;
+        installation.api.namespace(NAMESPACE, &[("etcd-tls", "dynamic")]).await;
 
         let programs = [("etcd", etcd.etcd.clone())];
         let places: Vec<Place> = (0..3).map(Place::new).collect();
         let (mut pods, mut certs, mut tasks) = (Vec::new(), Vec::new(), Vec::new());
-        let pods_api: Api<Pod> = Api::namespaced(stack.api.client.clone(), NAMESPACE);
+        let pods_api: Api<Pod> = Api::namespaced(installation.api.client.clone(), NAMESPACE);
         for place in &places {
             // The members are on this machine's network, where the API server's proxy reaches their sidecars.
-            let ip = own_address().expect("the stack has one");
+            let ip = own_address().expect("the installation has one");
             let mut pod =
-                stack.local_pod(NAMESPACE, place.pod(&places), &[ip], &programs).await.expect("create a member");
+                installation.local_pod(NAMESPACE, place.pod(&places), &[ip], &programs).await.expect("create a member");
             let created = pods_api.get(pod.name()).await.expect("the member");
             tasks.push(downward(&created, pod.volume(names::TOKEN_VOLUME), pods_api.clone()));
             // kubelet's part is played by somebody without a back-off.
@@ -204,7 +204,7 @@ impl Live {
         for pod in &mut pods {
             pod.start(LIMIT).await.expect("init and sidecar");
         }
-        let client = client(&mut stack, "client", 9).await;
+        let client = client(&mut installation, "client", 9).await;
         let client_dir = files_of(&client);
         pods.push(client);
         for place in &places {
@@ -216,7 +216,7 @@ impl Live {
         let pods: Vec<Shared> = pods.into_iter().map(|pod| Arc::new(tokio::sync::Mutex::new(pod))).collect();
         tasks.push(tokio::spawn(supervise(pods.clone(), Arc::clone(&seen))));
         tasks.push(tokio::spawn(look_on(addresses, Arc::clone(&seen))));
-        Some(Self { stack, sign, places, certs, client_dir, seen, pods, tasks, kills: 0 })
+        Some(Self { installation, sign, places, certs, client_dir, seen, pods, tasks, kills: 0 })
     }
 
     /// A client that writes and watches; an operation has ten seconds.
@@ -234,7 +234,7 @@ impl Live {
 
     /// One more client, its init container run and its sidecar running; the last number of its address is `host`.
     pub async fn client(&mut self, name: &str, host: u8) -> LocalPod {
-        client(&mut self.stack, name, host).await
+        client(&mut self.installation, name, host).await
     }
 
     /// SIGKILL to a container of member `n`. Who plays kubelet starts it again.
@@ -254,12 +254,12 @@ impl Live {
 
     /// Starts the signer again, at once.
     pub async fn restart_sign(&mut self) {
-        self.stack.restart_sign(&self.sign).await;
+        self.installation.restart_sign(&self.sign).await;
     }
 
     /// Kills the signer, and starts it again after a while.
     pub async fn kill_sign(&mut self, when: &str) {
-        self.stack.sign.kill();
+        self.installation.sign.kill();
         self.kills += 1;
         say(&format!("  signer killed: {when}"));
         sleep(AWAY).await;
@@ -281,7 +281,7 @@ impl Live {
     pub async fn rollover(&self, domain: &str, arguments: &[&str]) -> Result<String, String> {
         let mut command = Command::new(binary("etcd-tls-webhook"));
         command.args(["rollover", &format!("{NAMESPACE}/etcd"), "--domain", domain]).args(arguments);
-        command.env("KUBECONFIG", &self.stack.api.kubeconfig);
+        command.env("KUBECONFIG", &self.installation.api.kubeconfig);
         let output =
             tokio::task::spawn_blocking(move || command.output()).await.expect("run").expect("run the command");
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -300,7 +300,7 @@ impl Live {
 
     /// The published bundle of a domain.
     pub async fn bundle(&self, domain: &str) -> Bundle {
-        let pem = self.stack.bundle(NAMESPACE, domain).await.expect("a published bundle");
+        let pem = self.installation.bundle(NAMESPACE, domain).await.expect("a published bundle");
         Bundle::parse(pem.as_bytes()).expect("a bundle")
     }
 
@@ -330,12 +330,12 @@ impl Live {
 }
 
 /// A client with its init container run and its sidecar running.
-async fn client(stack: &mut Stack, name: &str, host: u8) -> LocalPod {
+async fn client(installation: &mut Installation, name: &str, host: u8) -> LocalPod {
     let mut client = pod(name, ports::loopback());
     client["metadata"]["annotations"]["etcd-tls.dev/roles"] = "client".into();
     client["spec"]["containers"] = json!([{"name": "app", "image": "app", "command": ["app"]}]);
     let (ip, programs) = (IpAddr::from([10, 7, 0, host]), [("app", which("true").expect("true"))]);
-    let mut client = stack.local_pod(NAMESPACE, client, &[ip], &programs).await.expect("create a client");
+    let mut client = installation.local_pod(NAMESPACE, client, &[ip], &programs).await.expect("create a client");
     client.initialise(LIMIT).await.expect("the client's init and sidecar");
     client
 }

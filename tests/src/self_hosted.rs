@@ -14,12 +14,12 @@ use serde_json::{Value, json};
 
 use crate::{
     apiserver, eventually,
+    installation::{Installation, Options},
     pki::LeafOptions,
     ports,
     process::{Process, binary, run},
     say,
     signer::{LIMIT, Signer},
-    stack::{Options, Stack},
     tier,
 };
 
@@ -215,7 +215,7 @@ impl Members {
 
     /// Starts a control plane on them with a signer of its own, which takes over the CA of `signer`, and tells the hosts, which
     /// have `bootstrap` so far, where it is. `None`, having said so, where the machine has no API server.
-    pub async fn control_plane(&self, signer: &Signer, bootstrap: &str) -> Option<Stack> {
+    pub async fn control_plane(&self, signer: &Signer, bootstrap: &str) -> Option<Installation> {
         let file = |name: &str| self.client.join(name).display().to_string();
         let api = apiserver::Options {
             etcd: Some(self.endpoints()),
@@ -226,14 +226,14 @@ impl Members {
             ],
             ..apiserver::Options::default()
         };
-        let stack = Stack::start(&Options { api, ..Options::default() }).await?;
-        let pki = stack.api.directory().join("pki/ca.crt");
-        fs::write(&pki, format!("{}{}", stack.api.ca.pem, signer.ca.pem)).expect("write");
+        let installation = Installation::start(&Options { api, ..Options::default() }).await?;
+        let pki = installation.api.directory().join("pki/ca.crt");
+        fs::write(&pki, format!("{}{}", installation.api.ca.pem, signer.ca.pem)).expect("write");
         let path = |name: &str| signer.dir.join(name).display().to_string();
         for domain in ["peer", "client"] {
             let (name, cert, key) = (format!("kube-system-etcd-{domain}"), path("ca.crt"), path("ca.key"));
             let secret = ["create", "secret", "tls", &name, "--cert", &cert, "--key", &key];
-            stack.api.kubectl(&[&["-n", "etcd-tls-system"][..], &secret].concat());
+            installation.api.kubectl(&[&["-n", "etcd-tls-system"][..], &secret].concat());
         }
         let shipped = |name: &str| {
             let file = crate::repository().join("manifests/examples/self-hosted").join(name);
@@ -243,21 +243,21 @@ impl Members {
         for (i, member) in self.all.iter().enumerate() {
             policy = policy.replace(&format!("192.0.2.1{}", i + 1), &member.address.to_string());
         }
-        stack.api.apply(&policy);
-        stack.api.apply(&shipped("rbac.yaml"));
+        installation.api.apply(&policy);
+        installation.api.apply(&shipped("rbac.yaml"));
         eventually("trust of the hosts' cluster", LIMIT, || async {
-            let found = stack.bundle("kube-system", "peer").await.ok_or("none")?;
+            let found = installation.bundle("kube-system", "peer").await.ok_or("none")?;
             let same = Bundle::parse(found.as_bytes()) == Bundle::parse(signer.ca.pem.as_bytes());
             if same { Ok(()) } else { Err("another") }
         })
         .await;
         let text = bootstrap
-            .replace(&format!("https://127.0.0.1:{}", signer.port), &stack.api.url)
-            .replace(&STANDARD.encode(&signer.serving.pem), &STANDARD.encode(&stack.api.ca.pem));
+            .replace(&format!("https://127.0.0.1:{}", signer.port), &installation.api.url)
+            .replace(&STANDARD.encode(&signer.serving.pem), &STANDARD.encode(&installation.api.ca.pem));
         for member in &self.all {
             fs::write(member.dir.join("kube/bootstrap.kubeconfig"), &text).expect("write");
         }
-        Some(stack)
+        Some(installation)
     }
 
     /// Waits until each host asks at this URL.

@@ -16,11 +16,11 @@ use serde_json::{Value, json};
 use tests::{
     apiserver::from_json,
     eventually,
-    pod::LocalPod,
+    installation::{Installation, LIMIT, Options},
+    local_pod::LocalPod,
     ports,
     process::which,
     signer::sans,
-    stack::{LIMIT, Options, Stack},
 };
 
 fn etcd_pod(name: &str) -> Value {
@@ -56,15 +56,15 @@ fn programs() -> Vec<(&'static str, std::path::PathBuf)> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_labelled_pod_gets_its_certificates_and_has_them_renewed() {
     let options = Options { sign: vec!["--max-lifetime".into(), "20s".into()], ..Options::default() };
-    let Some(mut stack) = Stack::start(&options).await else { return };
+    let Some(mut installation) = Installation::start(&options).await else { return };
     let restricted = [("etcd-tls", "dynamic"), ("pod-security.kubernetes.io/enforce", "restricted")];
-    stack.api.namespace("prod", &restricted).await;
-    stack.api.apply(
+    installation.api.namespace("prod", &restricted).await;
+    installation.api.apply(
         "{apiVersion: v1, kind: Service, metadata: {name: etcd, namespace: prod}, \
           spec: {clusterIP: None, publishNotReadyAddresses: true, selector: {app: etcd}, ports: [{port: 2379}]}}",
     );
     let ip: IpAddr = "10.1.2.3".parse().expect("an address");
-    let mut pod = eventually_admitted(&mut stack, "prod", etcd_pod("etcd-0"), &[ip]).await;
+    let mut pod = eventually_admitted(&mut installation, "prod", etcd_pod("etcd-0"), &[ip]).await;
     pod.initialise(LIMIT).await.expect("init and sidecar");
 
     let mount = pod.path("etcd", names::DEFAULT_MOUNT_PATH);
@@ -78,7 +78,7 @@ async fn a_labelled_pod_gets_its_certificates_and_has_them_renewed() {
         }
         assert_eq!(chain.common_name, format!("system:etcd-{role}:etcd-0"));
         let domain = if role == "peer" { "peer" } else { "client" };
-        let published = stack.bundle("prod", domain).await.expect("a published bundle");
+        let published = installation.bundle("prod", domain).await.expect("a published bundle");
         let (published, ours) = (Bundle::parse(published.as_bytes()), Bundle::parse(&read(role, "ca.crt")));
         assert_eq!(published.expect("a bundle"), ours.expect("a bundle"));
     }
@@ -91,20 +91,26 @@ async fn a_labelled_pod_gets_its_certificates_and_has_them_renewed() {
     })
     .await;
     // A signer that is killed and started again goes on with the same authority.
-    stack.restart_sign(&options.sign).await;
-    let (before, bundle) = (serial("peer"), stack.bundle("prod", "peer").await);
+    installation.restart_sign(&options.sign).await;
+    let (before, bundle) = (serial("peer"), installation.bundle("prod", "peer").await);
     eventually("renewed by the new signer", LIMIT, || async {
         if serial("peer") == before { Err("not yet") } else { Ok(()) }
     })
     .await;
-    assert_eq!(stack.bundle("prod", "peer").await, bundle);
+    assert_eq!(installation.bundle("prod", "peer").await, bundle);
     assert!(pod.process(names::SIDECAR_CONTAINER).running());
 }
 
 /// The webhook's configuration and the namespace's label reach the API server's caches a moment later.
-async fn eventually_admitted(stack: &mut Stack, namespace: &str, manifest: Value, ips: &[IpAddr]) -> LocalPod {
-    let made = stack.local_pod(namespace, manifest, ips, &programs()).await.expect("create a pod");
-    let live = Api::<Pod>::namespaced(stack.api.client.clone(), namespace).get(made.name()).await.expect("the pod");
+async fn eventually_admitted(
+    installation: &mut Installation,
+    namespace: &str,
+    manifest: Value,
+    ips: &[IpAddr],
+) -> LocalPod {
+    let made = installation.local_pod(namespace, manifest, ips, &programs()).await.expect("create a pod");
+    let live =
+        Api::<Pod>::namespaced(installation.api.client.clone(), namespace).get(made.name()).await.expect("the pod");
     let init = live.spec.and_then(|s| s.init_containers).unwrap_or_default();
     assert!(init.iter().any(|c| c.name == names::SIDECAR_CONTAINER), "the pod was not injected");
     made
@@ -112,13 +118,13 @@ async fn eventually_admitted(stack: &mut Stack, namespace: &str, manifest: Value
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pod_on_the_hosts_network_has_each_address_of_its_node() {
-    let Some(mut stack) = Stack::start(&Options::default()).await else { return };
-    stack.api.namespace("prod", &[("etcd-tls", "dynamic")]).await;
+    let Some(mut installation) = Installation::start(&Options::default()).await else { return };
+    installation.api.namespace("prod", &[("etcd-tls", "dynamic")]).await;
     for (name, addresses) in [("both", &["192.0.2.13", "fd00:192:0:2::13"][..]), ("six", &["fd00:192:0:2::14"])] {
         let ips: Vec<IpAddr> = addresses.iter().map(|ip| ip.parse().expect("an address")).collect();
         let mut manifest = etcd_pod(name);
         manifest["spec"]["hostNetwork"] = true.into();
-        let mut pod = eventually_admitted(&mut stack, "prod", manifest, &ips).await;
+        let mut pod = eventually_admitted(&mut installation, "prod", manifest, &ips).await;
         pod.initialise(LIMIT).await.expect("init and sidecar");
         let mount = pod.path("etcd", names::DEFAULT_MOUNT_PATH);
         for (role, loopback) in [("peer", &[][..]), ("server", &["127.0.0.1", "::1"])] {
@@ -131,15 +137,15 @@ async fn a_pod_on_the_hosts_network_has_each_address_of_its_node() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_did_not_opt_in_is_left_alone() {
-    let Some(stack) = Stack::start(&Options::default()).await else { return };
-    stack.api.namespace("plain", &[]).await;
-    stack.api.namespace("labelled", &[("etcd-tls", "dynamic")]).await;
+    let Some(installation) = Installation::start(&Options::default()).await else { return };
+    installation.api.namespace("plain", &[]).await;
+    installation.api.namespace("labelled", &[("etcd-tls", "dynamic")]).await;
     let injected = |pod: Pod| {
         let init = pod.spec.and_then(|s| s.init_containers).unwrap_or_default();
         init.iter().any(|c| c.name == names::INIT_CONTAINER)
     };
     let create = |namespace: &'static str, manifest: Value| {
-        let pods = Api::<Pod>::namespaced(stack.api.client.clone(), namespace);
+        let pods = Api::<Pod>::namespaced(installation.api.client.clone(), namespace);
         async move { pods.create(&PostParams { dry_run: true, ..PostParams::default() }, &from_json(manifest)).await }
     };
     let labelled = |value: &str| {
@@ -164,6 +170,6 @@ async fn who_did_not_opt_in_is_left_alone() {
     let refused = create("plain", wrong).await.expect_err("two wrong annotations").to_string();
     assert!(refused.contains("roles") && refused.contains("duration"), "every reason at once: {refused}");
     // Nothing of it was more than a dry run: no request was made.
-    let requests = Api::<CertificateSigningRequest>::all(stack.api.client.clone());
+    let requests = Api::<CertificateSigningRequest>::all(installation.api.client.clone());
     assert!(requests.list(&ListParams::default()).await.expect("list").items.is_empty());
 }

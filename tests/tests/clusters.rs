@@ -8,7 +8,7 @@ use kube::{
 use serde_json::{Value, json};
 use tests::{
     eventually,
-    stack::{LIMIT, Options, Stack},
+    installation::{Installation, LIMIT, Options},
 };
 
 /// The rules of OpenShift's SecurityContextConstraints restricted-v2 for a namespace whose users are
@@ -28,19 +28,19 @@ fn member(annotations: &Value, security: &Value) -> Value {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_injected_pod_meets_the_rules_of_its_cluster() {
-    let Some(stack) = Stack::start(&Options::default()).await else { return };
-    openshift(&stack).await;
-    limit_range(&stack).await;
-    quota(&stack).await;
+    let Some(installation) = Installation::start(&Options::default()).await else { return };
+    openshift(&installation).await;
+    limit_range(&installation).await;
+    quota(&installation).await;
 }
 
-async fn openshift(stack: &Stack) {
-    stack.api.apply(RESTRICTED_V2);
-    stack.api.namespace("openshift", &[("scc", "restricted-v2")]).await;
+async fn openshift(installation: &Installation) {
+    installation.api.apply(RESTRICTED_V2);
+    installation.api.namespace("openshift", &[("scc", "restricted-v2")]).await;
     // Until it is enforced.
     let fixed = json!({"runAsUser": 65532});
     eventually("the policy", LIMIT, || async {
-        match stack.api.pod("openshift", member(&json!({}), &fixed)).await {
+        match installation.api.pod("openshift", member(&json!({}), &fixed)).await {
             Err(error) if error.to_string().contains("runAsUser is not in the range") => Ok(()),
             other => Err(format!("{other:?}")),
         }
@@ -49,7 +49,8 @@ async fn openshift(stack: &Stack) {
     for (security, user) in
         [(json!({}), Value::Null), (json!({"runAsUser": 1_000_680_000_u32}), json!(1_000_680_000_u32))]
     {
-        let pod = stack.api.pod("openshift", member(&json!({}), &security)).await.expect("a pod that meets the rules");
+        let pod =
+            installation.api.pod("openshift", member(&json!({}), &security)).await.expect("a pod that meets the rules");
         let pod = serde_json::to_value(pod).expect("JSON");
         let init = pod["spec"]["initContainers"].as_array().expect("injected").clone();
         assert_eq!(init.len(), 2);
@@ -58,13 +59,14 @@ async fn openshift(stack: &Stack) {
     }
 }
 
-async fn limit_range(stack: &Stack) {
-    stack.api.namespace("limited", &[]).await;
-    stack.api.kubectl(&["create", "-n", "limited", "-f", &file(stack, &json!({
+async fn limit_range(installation: &Installation) {
+    installation.api.namespace("limited", &[]).await;
+    installation.api.kubectl(&["create", "-n", "limited", "-f", &file(installation, &json!({
         "apiVersion": "v1", "kind": "LimitRange", "metadata": {"name": "limits"},
         "spec": {"limits": [{"type": "Container", "min": {"cpu": "50m", "memory": "32Mi"}, "maxLimitRequestRatio": {"cpu": "4"}}]},
     }))]);
-    let create = |annotations: Value| async move { stack.api.pod("limited", member(&annotations, &json!({}))).await };
+    let create =
+        |annotations: Value| async move { installation.api.pod("limited", member(&annotations, &json!({}))).await };
     eventually("the LimitRange", LIMIT, || async {
         match create(json!({})).await {
             Err(error) if error.to_string().contains("minimum cpu usage per Container is 50m") => Ok(()),
@@ -81,26 +83,26 @@ async fn limit_range(stack: &Stack) {
             json!({"requests": {"cpu": "50m", "memory": "32Mi"}, "limits": {"cpu": "200m", "memory": "64Mi"}})
         );
     }
-    stack.api.namespace("ratio", &[]).await;
-    ratio(stack, "ratio");
-    refused_for_the_ratio(stack, "ratio", &json!({})).await;
+    installation.api.namespace("ratio", &[]).await;
+    ratio(installation, "ratio");
+    refused_for_the_ratio(installation, "ratio", &json!({})).await;
     let annotations = json!({"etcd-tls.dev/resources": "requests.cpu=125m"});
-    stack.api.pod("ratio", member(&annotations, &json!({}))).await.expect("within the ratio");
+    installation.api.pod("ratio", member(&annotations, &json!({}))).await.expect("within the ratio");
 }
 
 /// A ratio that the built-in resources do not meet, as the one rule.
-fn ratio(stack: &Stack, namespace: &str) {
+fn ratio(installation: &Installation, namespace: &str) {
     let limits = json!([{"type": "Container", "maxLimitRequestRatio": {"cpu": "4"}}]);
     let range = json!({
         "apiVersion": "v1", "kind": "LimitRange", "metadata": {"name": "limits"}, "spec": {"limits": limits},
     });
-    stack.api.kubectl(&["create", "-n", namespace, "-f", &file(stack, &range)]);
+    installation.api.kubectl(&["create", "-n", namespace, "-f", &file(installation, &range)]);
 }
 
 /// Waits until a pod with these annotations is refused for the ratio.
-async fn refused_for_the_ratio(stack: &Stack, namespace: &str, annotations: &Value) {
+async fn refused_for_the_ratio(installation: &Installation, namespace: &str, annotations: &Value) {
     eventually("the ratio", LIMIT, || async {
-        match stack.api.pod(namespace, member(annotations, &json!({}))).await {
+        match installation.api.pod(namespace, member(annotations, &json!({}))).await {
             Err(error) if error.to_string().contains("cpu max limit to request ratio per Container is 4") => Ok(()),
             other => Err(format!("{other:?}")),
         }
@@ -111,12 +113,12 @@ async fn refused_for_the_ratio(stack: &Stack, namespace: &str, annotations: &Val
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_operators_resources_meet_the_ratio_of_a_limit_range() {
     let options = Options { admit: vec!["--sidecar-resources=requests.cpu=125m".to_owned()], ..Options::default() };
-    let Some(stack) = Stack::start(&options).await else { return };
-    stack.api.namespace("ratio", &[]).await;
-    ratio(&stack, "ratio");
+    let Some(installation) = Installation::start(&options).await else { return };
+    installation.api.namespace("ratio", &[]).await;
+    ratio(&installation, "ratio");
     // What the pod says is preferred.
-    refused_for_the_ratio(&stack, "ratio", &json!({"etcd-tls.dev/resources": "requests.cpu=10m"})).await;
-    let pod = stack.api.pod("ratio", member(&json!({}), &json!({}))).await.expect("within the ratio");
+    refused_for_the_ratio(&installation, "ratio", &json!({"etcd-tls.dev/resources": "requests.cpu=10m"})).await;
+    let pod = installation.api.pod("ratio", member(&json!({}), &json!({}))).await.expect("within the ratio");
     let pod = serde_json::to_value(pod).expect("JSON");
     for container in pod["spec"]["initContainers"].as_array().expect("injected") {
         let cpu = (&container["resources"]["requests"]["cpu"], &container["resources"]["limits"]["cpu"]);
@@ -124,16 +126,16 @@ async fn the_operators_resources_meet_the_ratio_of_a_limit_range() {
     }
 }
 
-async fn quota(stack: &Stack) {
-    stack.api.namespace("quota", &[]).await;
+async fn quota(installation: &Installation) {
+    installation.api.namespace("quota", &[]).await;
     let hard = json!({"limits.cpu": "10", "limits.memory": "10Gi", "requests.cpu": "10", "requests.memory": "10Gi"});
-    stack.api.kubectl(&[
+    installation.api.kubectl(&[
         "create",
         "-n",
         "quota",
         "-f",
         &file(
-            stack,
+            installation,
             &json!({
                 "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "quota"}, "spec": {"hard": hard},
             }),
@@ -142,12 +144,13 @@ async fn quota(stack: &Stack) {
     // A controller's work.
     let used: Value = hard.as_object().expect("a map").keys().map(|key| (key.clone(), json!("0"))).collect();
     let status = json!({"status": {"hard": hard, "used": used}});
-    let quotas = Api::<ResourceQuota>::namespaced(stack.api.client.clone(), "quota");
+    let quotas = Api::<ResourceQuota>::namespaced(installation.api.client.clone(), "quota");
     quotas
         .patch_status("quota", &PatchParams::default(), &Patch::Merge(status))
         .await
         .expect("write the quota's status");
-    let create = |annotations: Value| async move { stack.api.pod("quota", member(&annotations, &json!({}))).await };
+    let create =
+        |annotations: Value| async move { installation.api.pod("quota", member(&annotations, &json!({}))).await };
     eventually("the quota", LIMIT, || async {
         match create(json!({"etcd-tls.dev/resources": "limits.cpu=none"})).await {
             Err(error) if error.to_string().contains("must specify limits.cpu") => Ok(()),
@@ -158,7 +161,7 @@ async fn quota(stack: &Stack) {
     create(json!({})).await.expect("the injected containers have limits");
 }
 
-fn file(stack: &Stack, object: &Value) -> String {
+fn file(installation: &Installation, object: &Value) -> String {
     let name = format!("{}.json", object["kind"].as_str().expect("a kind"));
-    stack.api.directory().write(name, object.to_string()).display().to_string()
+    installation.api.directory().write(name, object.to_string()).display().to_string()
 }

@@ -10,10 +10,10 @@ use serde_json::{Value, json};
 use tests::{
     etcd_client::EtcdClient,
     eventually,
-    pod::LocalPod,
+    installation::{Installation, LIMIT, Options},
+    local_pod::LocalPod,
     ports,
     process::which,
-    stack::{LIMIT, Options, Stack},
     tier,
 };
 
@@ -37,7 +37,7 @@ fn pod(name: &str, roles: &str, annotations: &[(&str, String)], container: &Valu
 }
 
 /// A running cluster of one member in namespace `prod`, and its client URL.
-async fn cluster(stack: &mut Stack, etcd: &std::path::Path) -> (LocalPod, String) {
+async fn cluster(installation: &mut Installation, etcd: &std::path::Path) -> (LocalPod, String) {
     let address = Ipv4Addr::new(127, 0, 0, 3);
     let url = |port| format!("https://{address}:{port}");
     let (client, peer) = (url(ports::free(address)), url(ports::free(address)));
@@ -54,14 +54,15 @@ async fn cluster(stack: &mut Stack, etcd: &std::path::Path) -> (LocalPod, String
     });
     let manifest = pod("etcd-0", "peer,server", &[("extra-sans", format!("{address},127.0.0.1"))], &container);
     let programs = [("etcd", etcd.to_owned())];
-    let mut member = stack.local_pod("prod", manifest, &[[10, 7, 0, 20].into()], &programs).await.expect("a member");
+    let mut member =
+        installation.local_pod("prod", manifest, &[[10, 7, 0, 20].into()], &programs).await.expect("a member");
     member.start(LIMIT).await.expect("init, sidecar and etcd");
     (member, client)
 }
 
 /// Waits for an Event on a pod.
-async fn event(stack: &Stack, namespace: &str, pod: &str, text: &str) {
-    let events: Api<Event> = Api::namespaced(stack.api.client.clone(), namespace);
+async fn event(installation: &Installation, namespace: &str, pod: &str, text: &str) {
+    let events: Api<Event> = Api::namespaced(installation.api.client.clone(), namespace);
     eventually(&format!("an Event on {namespace}/{pod}: {text}"), LIMIT, || async {
         let all = events.list(&ListParams::default()).await.map_err(|e| e.to_string())?.items;
         let of = |e: &Event| e.regarding.as_ref().and_then(|r| r.name.as_deref()) == Some(pod);
@@ -76,21 +77,21 @@ async fn a_client_of_a_cluster_in_another_namespace_works_while_the_policy_allow
     let Some(etcd) = tier::etcd() else { return };
     // Short lives: the policy is asked again soon.
     let options = Options { sign: vec!["--max-lifetime".into(), "20s".into()], ..Options::default() };
-    let Some(mut stack) = Stack::start(&options).await else { return };
-    tests::policy::set(&stack.api.client, &format!("{SANS}{RULE}")).await;
+    let Some(mut installation) = Installation::start(&options).await else { return };
+    tests::policy::set(&installation.api.client, &format!("{SANS}{RULE}")).await;
     for namespace in ["prod", "web", "other"] {
-        stack.api.namespace(namespace, &[("etcd-tls", "dynamic")]).await;
+        installation.api.namespace(namespace, &[("etcd-tls", "dynamic")]).await;
     }
     let issuer = |domain: &str| [("issuer", format!("csr:{domain}.etcd-tls.dev/prod.etcd"))];
     let container = json!({"name": "app", "image": "app"});
     // Of no rule, and there before the pods that a rule allows.
-    stack.api.pod("other", pod("app", "client", &issuer("client"), &container)).await.expect("a pod");
-    let (_member, url) = cluster(&mut stack, &etcd.etcd).await;
+    installation.api.pod("other", pod("app", "client", &issuer("client"), &container)).await.expect("a pod");
+    let (_member, url) = cluster(&mut installation, &etcd.etcd).await;
 
     let programs = [("app", which("true").expect("true"))];
     let ip = |last| -> IpAddr { [10, 7, 1, last].into() };
     let manifest = pod("app", "client", &issuer("client"), &container);
-    let mut client = stack.local_pod("web", manifest, &[ip(1)], &programs).await.expect("a client");
+    let mut client = installation.local_pod("web", manifest, &[ip(1)], &programs).await.expect("a client");
     client.initialise(LIMIT).await.expect("its first certificate");
     let files = client.path("app", names::DEFAULT_MOUNT_PATH).join("client");
     eventually("the client's write", LIMIT, || async {
@@ -100,15 +101,15 @@ async fn a_client_of_a_cluster_in_another_namespace_works_while_the_policy_allow
 
     // The rule is for one namespace and one role.
     let manifest = pod("peer", "peer", &issuer("peer"), &container);
-    let mut peer = stack.local_pod("web", manifest, &[ip(2)], &programs).await.expect("a pod");
+    let mut peer = installation.local_pod("web", manifest, &[ip(2)], &programs).await.expect("a pod");
     peer.start_container(names::INIT_CONTAINER);
-    event(&stack, "web", "peer", "policy's crossNamespace lets no pod of web be a peer of prod/etcd").await;
+    event(&installation, "web", "peer", "policy's crossNamespace lets no pod of web be a peer of prod/etcd").await;
     let name = "etcd-tls-trust-prod.etcd";
-    let maps = |namespace: &str| Api::<ConfigMap>::namespaced(stack.api.client.clone(), namespace);
+    let maps = |namespace: &str| Api::<ConfigMap>::namespaced(installation.api.client.clone(), namespace);
     assert!(maps("web").get_opt(name).await.expect("look").is_some());
     assert!(maps("other").get_opt(name).await.expect("look").is_none(), "published where no rule allows it");
 
     // Without the rule there is no renewal.
-    tests::policy::set(&stack.api.client, SANS).await;
-    event(&stack, "web", "app", "policy's crossNamespace lets no pod of web be a client of prod/etcd").await;
+    tests::policy::set(&installation.api.client, SANS).await;
+    event(&installation, "web", "app", "policy's crossNamespace lets no pod of web be a client of prod/etcd").await;
 }

@@ -8,8 +8,8 @@ use etcd_tls_sidecar::issuance::others::DistrustingMembers;
 use tests::{
     etcd::{EtcdBinary, leader},
     eventually,
+    in_process_members::{Members, bundle},
     pki::Ca,
-    pods::{Pods, bundle},
     say, tier,
 };
 
@@ -30,7 +30,7 @@ fn binaries() -> Vec<EtcdBinary> {
 async fn the_members_that_do_not_trust_a_ca_yet_are_named() {
     for binary in binaries() {
         for (old, new) in [(Ca::new("old"), Ca::new("new")), (Ca::new("same"), Ca::new("same"))] {
-            let mut pods = Pods::start(&binary, 3, &old).await;
+            let mut pods = Members::start(&binary, 3, &old).await;
             pods.loaded(&bundle(&[&old]), RESTART).await;
             let both = bundle(&[&old, &new]);
             // A leader lets the others restart first.
@@ -38,7 +38,7 @@ async fn the_members_that_do_not_trust_a_ca_yet_are_named() {
             let last = leader(&urls).await;
             let others: Vec<usize> = (0..3).filter(|member| *member != last).collect();
             let names = |members: &[usize]| members.iter().map(|member| format!("etcd-{member}")).collect::<Vec<_>>();
-            let waits = async |pods: &Pods, members: &[usize]| {
+            let waits = async |pods: &Members, members: &[usize]| {
                 for domain in [Domain::Peer, Domain::Client] {
                     let expected = DistrustingMembers { members: names(members), unknown: None };
                     eventually(&format!("{domain}: {expected:?}"), RESTART, || async {
@@ -86,7 +86,7 @@ async fn a_member_whose_port_asks_for_no_certificate_is_unknown() {
     for binary in binaries() {
         let (old, new) = (Ca::new("old"), Ca::new("new"));
         let (trust, next) = (bundle(&[&old]), bundle(&[&new]));
-        let pods = Pods::start(&binary, 3, &old).await;
+        let pods = Members::start(&binary, 3, &old).await;
         pods.loaded(&trust, RESTART).await;
         pods.supervisor.with(|cluster| {
             // The last one of a flag counts.

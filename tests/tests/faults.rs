@@ -36,7 +36,7 @@ use slow_disk::SlowDisk;
 use tests::{
     eventually,
     faults::FaultProxy,
-    pod::write_projected,
+    local_pod::write_projected,
     ports,
     process::{Process, binary},
     say,

@@ -5,10 +5,11 @@ use std::{fs, os::unix::fs::symlink, path::Path, process::Command};
 
 use serde_json::{Value, json};
 use tests::{
-    eventually, pages, ports,
+    eventually,
+    installation::{Installation, LIMIT, Options},
+    pages, ports,
     process::{run, which},
     repository,
-    stack::{LIMIT, Options, Stack},
     temp::TempDir,
     tier,
 };
@@ -61,15 +62,15 @@ fn bash(directory: &Path, path: &str, kubeconfig: Option<&Path>, script: &str) -
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_commands_for_clusters_do_what_the_page_says() {
-    let Some(stack) = Stack::start(&Options::default()).await else { return };
+    let Some(installation) = Installation::start(&Options::default()).await else { return };
     // As a cluster's controllers make it.
-    stack.api.service_account("default", "default").await;
+    installation.api.service_account("default", "default").await;
     // A checkout, in which an overlay may be written; and OpenShift's client, which is kubectl with more commands.
     let directory = TempDir::new("getting-started");
     for name in ["manifests", "webhook"] {
         symlink(repository().join(name), directory.join(name)).expect("link");
     }
-    let kubectl = stack.api.kubectl_path();
+    let kubectl = installation.api.kubectl_path();
     let programs = directory.dir("programs");
     symlink(&kubectl, programs.join("oc")).expect("link");
     let path = pages::path(&[&programs, kubectl.parent().expect("a directory")]);
@@ -85,11 +86,11 @@ async fn the_commands_for_clusters_do_what_the_page_says() {
                 "etcd-tls-webhook status -n my-namespace" => &unknown,
                 _ => command,
             };
-            said += &bash(directory.path(), &path, Some(&stack.api.kubeconfig), line);
+            said += &bash(directory.path(), &path, Some(&installation.api.kubeconfig), line);
             // As a cluster's controllers make it.
             for (beginning, namespace) in [("kubectl create ", "my-namespace"), ("oc create ", "my-project")] {
                 if command.starts_with(&format!("{beginning}namespace")) {
-                    stack.api.service_account(namespace, "default").await;
+                    installation.api.service_account(namespace, "default").await;
                 }
             }
         }
@@ -104,22 +105,22 @@ async fn the_commands_for_clusters_do_what_the_page_says() {
     ] {
         assert!(said.contains(text), "{text}: {said}");
     }
-    let sign = stack.api.kubectl(&["-n", "etcd-tls-system", "get", "deployment", "etcd-tls-sign", "-o", "yaml"]);
+    let sign = installation.api.kubectl(&["-n", "etcd-tls-system", "get", "deployment", "etcd-tls-sign", "-o", "yaml"]);
     assert!(sign.contains("image: registry.example.com/etcd-tls-webhook:0.1.0"), "{sign}");
     assert!(!sign.contains("runAsUser"), "{sign}");
-    openshift_takes_the_members(&stack).await;
+    openshift_takes_the_members(&installation).await;
     // docs/upgrade.md: `manifests` itself resets the overlay.
-    bash(directory.path(), &path, Some(&stack.api.kubeconfig), "kubectl apply -k manifests");
-    let sign = stack.api.kubectl(&["-n", "etcd-tls-system", "get", "deployment", "etcd-tls-sign", "-o", "yaml"]);
+    bash(directory.path(), &path, Some(&installation.api.kubeconfig), "kubectl apply -k manifests");
+    let sign = installation.api.kubectl(&["-n", "etcd-tls-system", "get", "deployment", "etcd-tls-sign", "-o", "yaml"]);
     assert!(sign.contains("image: etcd-tls-webhook:0.1.0") && sign.contains("runAsUser"), "{sign}");
 }
 
 /// The members of both namespaces, in the one with OpenShift's rules.
-async fn openshift_takes_the_members(stack: &Stack) {
-    stack.api.apply(RESTRICTED_V2);
-    stack.api.kubectl(&["label", "namespace", "my-project", "scc=restricted-v2"]);
+async fn openshift_takes_the_members(installation: &Installation) {
+    installation.api.apply(RESTRICTED_V2);
+    installation.api.kubectl(&["label", "namespace", "my-project", "scc=restricted-v2"]);
     let pod_of = |namespace: &str| -> Value {
-        let set = stack.api.kubectl(&["-n", namespace, "get", "statefulset", "etcd", "-o", "json"]);
+        let set = installation.api.kubectl(&["-n", namespace, "get", "statefulset", "etcd", "-o", "json"]);
         let set: Value = serde_json::from_str(&set).expect("JSON");
         let mut pod = set["spec"]["template"].clone();
         pod["metadata"]["generateName"] = "etcd-".into();
@@ -132,13 +133,13 @@ async fn openshift_takes_the_members(stack: &Stack) {
     let image = plain["spec"]["containers"][0]["image"].as_str().expect("an image");
     assert!(image.starts_with("etcd:"), "{image}");
     eventually("the rules are in force", LIMIT, || async {
-        match stack.api.pod("my-project", plain.clone()).await {
+        match installation.api.pod("my-project", plain.clone()).await {
             Err(error) if error.to_string().contains("restricted-v2") => Ok(()),
             other => Err(format!("{other:?}")),
         }
     })
     .await;
-    let pod = stack.api.pod("my-project", pod_of("my-project")).await.expect("a pod that meets the rules");
+    let pod = installation.api.pod("my-project", pod_of("my-project")).await.expect("a pod that meets the rules");
     let pod = serde_json::to_value(pod).expect("JSON");
     let sidecar = &pod["spec"]["initContainers"][1];
     assert!(sidecar["args"].as_array().expect("arguments").contains(&json!("--reload=probe")), "{sidecar}");

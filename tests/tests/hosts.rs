@@ -24,12 +24,12 @@ use serde_json::Value;
 use tests::{
     etcd::{EtcdCluster, Member},
     etcd_client::{served_serial, takes},
+    etcd_supervisor::EtcdSupervisor,
     eventually,
+    installation::{Installation, Options as InstallationOptions},
     pki::LeafOptions,
     process::{Process, binary, run, which},
     signer::{ADMIN, BOOTSTRAP, LIMIT, Signer, mode, sans, sidecar},
-    stack::{Options as StackOptions, Stack},
-    supervisor::Supervisor,
     temp::TempDir,
     tier,
 };
@@ -179,7 +179,7 @@ async fn members_on_ipv6_take_each_other_and_are_restarted_for_their_ca() {
     let chain = fs::read(assets.join("system:etcd-peer:etcd1.crt")).expect("a certificate");
     assert_eq!(Chain::parse(&chain).expect("a chain").sans, sans(&[], &["::1"]));
 
-    let supervisor = Supervisor::new(cluster);
+    let supervisor = EtcdSupervisor::new(cluster);
     let renewed = signer.dir.write("trust/new", signer.ca.renewed());
     fs::rename(renewed, &bundle).expect("rename");
     eventually("each etcd is restarted for the CA's new certificate", LIMIT, || async {
@@ -225,8 +225,8 @@ async fn request_leaves_files_under_the_old_names_at_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_host_is_handed_over_to_the_signer_in_the_cluster_and_its_etcd_stays_up() {
     let Some(etcd) = tier::etcd() else { return };
-    let Some(stack) = Stack::start(&StackOptions::default()).await else { return };
-    let api = &stack.api;
+    let Some(installation) = Installation::start(&InstallationOptions::default()).await else { return };
+    let api = &installation.api;
     let mut signer = Signer::of_hosts(LIFE).await;
     let bootstrap = signer.kubeconfig("bootstrap.kubeconfig", BOOTSTRAP);
     let mut cluster = signer.etcd(EtcdCluster::new(&etcd, 1));

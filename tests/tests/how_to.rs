@@ -16,10 +16,11 @@ use serde_json::{Value, json};
 use signer::{cas, issue, issued, issuer, sign, trust};
 use tests::{
     apiserver::ApiServer,
-    eventually, pages,
+    eventually,
+    installation::{Installation, LIMIT, Options, own_address},
+    pages,
     process::{binary, which},
     repository,
-    stack::{LIMIT, Options, Stack, own_address},
     temp::TempDir,
 };
 
@@ -287,10 +288,12 @@ fn left_over(api: &ApiServer) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_uninstall_leaves_what_the_page_says_and_nothing_else() {
-    let Some(mut stack) = Stack::start(&Options::default()).await else { return };
+    let Some(mut installation) = Installation::start(&Options::default()).await else { return };
     let home = repository();
-    let step = |stack: &Stack, beginning: &str| shell(&stack.api, &home, &command("uninstall.md", beginning));
-    stack.api.namespace("my-namespace", &[(names::LABEL, names::DYNAMIC)]).await;
+    let step = |installation: &Installation, beginning: &str| {
+        shell(&installation.api, &home, &command("uninstall.md", beginning))
+    };
+    installation.api.namespace("my-namespace", &[(names::LABEL, names::DYNAMIC)]).await;
     let pod = json!({
         "metadata": {
             "name": "app-0", "annotations": {"etcd-tls.dev/roles": "client", "etcd-tls.dev/containers": "app"},
@@ -298,47 +301,47 @@ async fn an_uninstall_leaves_what_the_page_says_and_nothing_else() {
         "spec": {"containers": [{"name": "app", "image": "app", "command": ["app"]}]},
     });
     let programs = [("app", which("true").expect("true"))];
-    let ip = own_address().expect("the stack has one");
-    let mut local = stack.local_pod("my-namespace", pod.clone(), &[ip], &programs).await.expect("a pod");
+    let ip = own_address().expect("the installation has one");
+    let mut local = installation.local_pod("my-namespace", pod.clone(), &[ip], &programs).await.expect("a pod");
     local.start(LIMIT).await.expect("certificates");
-    assert!(left_over(&stack.api).len() > 20, "installed objects are found: {:?}", left_over(&stack.api));
+    assert!(left_over(&installation.api).len() > 20, "installed objects are found: {:?}", left_over(&installation.api));
 
     // 1. Opt out.
-    assert!(step(&stack, "kubectl get namespaces").expect("the namespaces").contains("my-namespace"));
-    assert!(step(&stack, "kubectl get pods -A").expect("the pods").contains("app-0"));
-    step(&stack, "kubectl label namespace").expect("opt out");
+    assert!(step(&installation, "kubectl get namespaces").expect("the namespaces").contains("my-namespace"));
+    assert!(step(&installation, "kubectl get pods -A").expect("the pods").contains("app-0"));
+    step(&installation, "kubectl label namespace").expect("opt out");
     drop(local);
-    stack.api.delete_pod("my-namespace", "app-0").await;
-    assert!(!step(&stack, "kubectl get pods -A").expect("the pods").contains("app-0"));
-    let after = stack.api.pod("my-namespace", pod).await.expect("a pod");
+    installation.api.delete_pod("my-namespace", "app-0").await;
+    assert!(!step(&installation, "kubectl get pods -A").expect("the pods").contains("app-0"));
+    let after = installation.api.pod("my-namespace", pod).await.expect("a pod");
     assert!(!serde_json::to_string(&after).expect("JSON").contains(names::SIDECAR_CONTAINER), "it is not injected");
     // 2. Rights.
     eventually("the rights of the namespace to go", LIMIT, || async {
-        let left = step(&stack, "kubectl get rolebindings")?;
-        // The pod with which the stack proves that admission answers opted in by its own label: ten minutes.
-        let kept = |line: &&str| line.starts_with("etcd-tls-system ") || line.starts_with("stack-probe ");
+        let left = step(&installation, "kubectl get rolebindings")?;
+        // The pod with which the installation proves that admission answers opted in by its own label: ten minutes.
+        let kept = |line: &&str| line.starts_with("etcd-tls-system ") || line.starts_with("installation-probe ");
         let others: Vec<&str> = left.lines().skip(1).filter(|line| !kept(line)).collect();
         if others.is_empty() { Ok(()) } else { Err(format!("{others:?}")) }
     })
     .await;
     // 3. The installation; nothing empties its namespace here, and its Deployments are these processes.
     let delete = format!("{} --wait=false", command("uninstall.md", "kubectl delete -k manifests"));
-    shell(&stack.api, &home, &delete).expect("delete the installation");
-    for process in [&mut stack.admit, &mut stack.approve, &mut stack.sign] {
+    shell(&installation.api, &home, &delete).expect("delete the installation");
+    for process in [&mut installation.admit, &mut installation.approve, &mut installation.sign] {
         process.terminate(LIMIT).await;
     }
-    step(&stack, "kubectl delete clusterrolebindings").expect("delete more bindings");
-    assert_eq!(left_over(&stack.api), Vec::<String>::new());
+    step(&installation, "kubectl delete clusterrolebindings").expect("delete more bindings");
+    assert_eq!(left_over(&installation.api), Vec::<String>::new());
     // 4. The bundles.
     let bundles = ["get", "configmaps", "-A", "-o", "name"];
-    assert!(stack.api.kubectl(&bundles).contains("etcd-tls-trust-etcd"), "they stay until then");
-    step(&stack, "kubectl delete configmaps").expect("delete the bundles");
-    assert!(!stack.api.kubectl(&bundles).contains("etcd-tls"), "{}", stack.api.kubectl(&bundles));
+    assert!(installation.api.kubectl(&bundles).contains("etcd-tls-trust-etcd"), "they stay until then");
+    step(&installation, "kubectl delete configmaps").expect("delete the bundles");
+    assert!(!installation.api.kubectl(&bundles).contains("etcd-tls"), "{}", installation.api.kubectl(&bundles));
     // A label means nothing any more, and stops nobody.
     let labelled = json!({
         "metadata": {"name": "app-1", "labels": {"etcd-tls": "dynamic"}},
         "spec": {"containers": [{"name": "app", "image": "app"}]},
     });
-    let after = stack.api.pod("my-namespace", labelled).await.expect("a pod");
+    let after = installation.api.pod("my-namespace", labelled).await.expect("a pod");
     assert!(!serde_json::to_string(&after).expect("JSON").contains(names::SIDECAR_CONTAINER));
 }

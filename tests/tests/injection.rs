@@ -15,7 +15,7 @@ use kube::{
     discovery::ApiResource,
 };
 use serde_json::{Value, json};
-use tests::{apiserver::ApiServer, repository, stack};
+use tests::{apiserver::ApiServer, installation, repository};
 
 /// Kinds that carry pods.
 const KINDS: [&str; 6] = ["Pod", "StatefulSet", "Deployment", "DaemonSet", "Job", "CronJob"];
@@ -129,8 +129,8 @@ async fn a_pod_with_resources_of_its_own_takes_no_more() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn additions_of_the_api_server_do_not_matter() {
-    let Some(stack) = stack::Stack::start(&stack::Options::default()).await else { return };
-    stack.api.namespace("again", &[("etcd-tls", "dynamic")]).await;
+    let Some(installation) = installation::Installation::start(&installation::Options::default()).await else { return };
+    installation.api.namespace("again", &[("etcd-tls", "dynamic")]).await;
     let mut checked = 0;
     for file in shapes() {
         let name = file.file_stem().and_then(|n| n.to_str()).unwrap_or_default().to_owned();
@@ -139,7 +139,7 @@ async fn additions_of_the_api_server_do_not_matter() {
             pod["metadata"].as_object_mut().expect("metadata").remove("name");
             pod["metadata"]["generateName"] = json!("x-");
             pod["metadata"]["labels"]["etcd-tls"] = json!("dynamic");
-            let first = create(&stack.api, "again", pod, false).await.unwrap_or_else(|e| panic!("{name}: {e}"));
+            let first = create(&installation.api, "again", pod, false).await.unwrap_or_else(|e| panic!("{name}: {e}"));
             let projects = ["foreign-trust-bundle", "foreign-trust-signer"].contains(&name.as_str());
             if projects && !first["spec"].to_string().contains("clusterTrustBundle") {
                 // A server without the feature ClusterTrustBundleProjection drops it.
@@ -151,7 +151,7 @@ async fn additions_of_the_api_server_do_not_matter() {
             }
             sent.as_object_mut().expect("an object").remove("status");
             let second =
-                create(&stack.api, "again", sent, false).await.unwrap_or_else(|e| panic!("{name}, again: {e}"));
+                create(&installation.api, "again", sent, false).await.unwrap_or_else(|e| panic!("{name}, again: {e}"));
             assert_eq!(second["spec"], first["spec"], "{name}");
             let init = second["spec"]["initContainers"].as_array().map_or(0, Vec::len);
             assert!(init >= 2, "{name} was not injected into");
@@ -160,9 +160,9 @@ async fn additions_of_the_api_server_do_not_matter() {
     }
     assert!(checked >= 10, "only {checked} pods");
     // A dry run leaves nothing.
-    let pods = Api::<Pod>::namespaced(stack.api.client.clone(), "again");
+    let pods = Api::<Pod>::namespaced(installation.api.client.clone(), "again");
     let dry = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "dry"}, "spec": {"containers": [{"name": "etcd", "image": "etcd"}]}});
-    let answer = create(&stack.api, "again", dry, true).await.expect("a dry run");
+    let answer = create(&installation.api, "again", dry, true).await.expect("a dry run");
     assert_eq!(answer["spec"]["initContainers"][0]["name"], "etcd-tls-init");
     assert!(pods.get_opt("dry").await.expect("an answer").is_none());
 }

@@ -18,9 +18,10 @@ use kube::{
 use serde_json::{Value, json};
 use tests::{
     apiserver::{ApiServer, from_json},
-    eventually, pages,
+    eventually,
+    installation::{Installation, LIMIT, Options, SIDECAR_IMAGE, client_pod},
+    pages,
     process::{binary, run},
-    stack::{LIMIT, Options, SIDECAR_IMAGE, Stack, client_pod},
     temp::TempDir,
     tier,
 };
@@ -273,8 +274,8 @@ async fn sidecars_of_an_older_version_are_served() {
     }
     let sign = vec!["--max-lifetime=120s".to_owned()];
     let options = Options { before: Some(older.join("manifests")), sign, ..Options::default() };
-    let Some(mut stack) = Stack::start(&options).await else { return };
-    stack.api.namespace("prod", &[("etcd-tls", "dynamic")]).await;
+    let Some(mut installation) = Installation::start(&options).await else { return };
+    installation.api.namespace("prod", &[("etcd-tls", "dynamic")]).await;
     let manifest = r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "etcd-0", "labels": {"etcd-tls": "dynamic"}},
         "spec": {"containers": [{"name": "etcd", "image": "etcd", "command": ["etcd"], "args": [
         "--listen-client-urls=https://0.0.0.0:2379", "--advertise-client-urls=https://127.0.0.1:2379"]}]}}"#;
@@ -285,7 +286,7 @@ async fn sidecars_of_an_older_version_are_served() {
     injected["metadata"]["namespace"] = "prod".into();
     let sidecar = programs.join("etcd-tls-sidecar");
     let ip = "10.0.0.7".parse().expect("an address");
-    let mut pod = stack.local_pod("prod", injected, &[ip], &[(SIDECAR_IMAGE, sidecar)]).await.expect("a pod");
+    let mut pod = installation.local_pod("prod", injected, &[ip], &[(SIDECAR_IMAGE, sidecar)]).await.expect("a pod");
     // The new version's own admission leaves what is injected as it is.
     let status = pod.run_to_end("etcd-tls-init", LIMIT).await;
     assert!(status.success(), "{}", pod.log("etcd-tls-init"));
@@ -315,16 +316,19 @@ async fn sidecars_of_an_older_version_are_served() {
 async fn sidecars_are_served_by_an_older_version() {
     let (Some(older), Some(programs)) = (older_manifests(), older_programs()) else { return };
     let sign = vec!["--max-lifetime=45s".to_owned()];
-    let Some(mut stack) = Stack::start(&Options { sign: sign.clone(), ..Options::default() }).await else { return };
-    stack.api.namespace("prod", &[("etcd-tls", "dynamic")]).await;
+    let Some(mut installation) = Installation::start(&Options { sign: sign.clone(), ..Options::default() }).await
+    else {
+        return;
+    };
+    installation.api.namespace("prod", &[("etcd-tls", "dynamic")]).await;
     // Peers without TLS are warned of in an annotation.
     let warned = json!({"metadata": {"name": "etcd-0", "labels": {"etcd-tls": "dynamic"}}, "spec": {"containers": [{
         "name": "etcd", "image": "etcd", "command": ["etcd"],
         "args": ["--listen-client-urls=https://0.0.0.0:2379", "--advertise-client-urls=https://127.0.0.1:2379"],
     }]}});
     let [ip, other] = ["10.0.0.7", "10.0.0.8"].map(|ip| ip.parse().expect("an address"));
-    let mut warned = stack.local_pod("prod", warned, &[ip], &[]).await.expect("a pod");
-    let mut pod = stack.local_pod("prod", client_pod("app", "client"), &[other], &[]).await.expect("a pod");
+    let mut warned = installation.local_pod("prod", warned, &[ip], &[]).await.expect("a pod");
+    let mut pod = installation.local_pod("prod", client_pod("app", "client"), &[other], &[]).await.expect("a pod");
     for pod in [&mut warned, &mut pod] {
         pod.initialise(LIMIT).await.expect("init and sidecar");
     }
@@ -333,9 +337,9 @@ async fn sidecars_are_served_by_an_older_version() {
     let serial = || Chain::parse(&read("tls.crt")).expect("a chain").serial;
     let bundle = read("ca.crt");
 
-    stack.api.kubectl(&["apply", "-k", &older.join("manifests").display().to_string()]);
-    stack.replace_controllers(&programs, &sign).await;
-    stack.sign.logged("leading", LIMIT).await;
+    installation.api.kubectl(&["apply", "-k", &older.join("manifests").display().to_string()]);
+    installation.replace_controllers(&programs, &sign).await;
+    installation.sign.logged("leading", LIMIT).await;
     let log = || pod.log("etcd-tls-sidecar");
     for what in ["a renewal by the older signer", "another one"] {
         let before = serial();

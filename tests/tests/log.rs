@@ -5,10 +5,10 @@ use std::process::Command;
 use etcd_tls_telemetry::span;
 use serde_json::{Value, json};
 use tests::{
+    installation::{Installation, Options},
     process::{Process, binary},
     repository,
     signer::{BOOTSTRAP, HOSTS, LIMIT, Signer},
-    stack::{Options, Stack},
 };
 
 /// The first line of a JSON log with this message, once it is there.
@@ -62,17 +62,17 @@ async fn a_renewal_and_its_request_are_told_by_the_same_fields() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn approver_signer_and_admission_name_the_pod() {
     let all = ["--log-format=json", "--log-level=info,etcd_tls_webhook::admit=debug"].map(str::to_owned).to_vec();
-    let Some(mut stack) = Stack::start(&Options { all, ..Options::default() }).await else { return };
-    stack.api.namespace("prod", &[]).await;
+    let Some(mut installation) = Installation::start(&Options { all, ..Options::default() }).await else { return };
+    installation.api.namespace("prod", &[]).await;
     let manifest = json!({
         "metadata": {"name": "etcd-0", "labels": {"etcd-tls": "dynamic"}, "annotations": {"etcd-tls.dev/roles": "peer"}},
         "spec": {"containers": [{"name": "etcd", "image": "etcd", "command": ["etcd"]}]},
     });
     let ips = ["10.0.0.7".parse().expect("an address")];
-    let mut pod = stack.local_pod("prod", manifest, &ips, &[]).await.expect("a pod");
+    let mut pod = installation.local_pod("prod", manifest, &ips, &[]).await.expect("a pod");
     pod.initialise(LIMIT).await.expect("certificates");
     let pod = json!({"pod": "prod/etcd-0"});
-    let reviews = stack.admit.log();
+    let reviews = installation.admit.log();
     let review = reviews
         .lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok())
@@ -80,7 +80,7 @@ async fn approver_signer_and_admission_name_the_pod() {
         .unwrap_or_else(|| panic!("{reviews}"));
     has(&review, "review", &span::REVIEW, &pod);
     assert!(review["span"]["review_uid"].is_string(), "{review}");
-    for (process, message) in [(&stack.approve, "approved"), (&stack.sign, "issued")] {
+    for (process, message) in [(&installation.approve, "approved"), (&installation.sign, "issued")] {
         let line = line(process, message).await;
         let signer = json!({"pod": "prod/etcd-0", "signer": "peer.etcd-tls.dev/prod.etcd", "csr": "etcd-tls-",
             "requester": "system:serviceaccount:prod:default"});

@@ -4,10 +4,11 @@ use std::{fs, path::Path, process::Command, time::Duration};
 
 use serde_json::{Value, json};
 use tests::{
-    eventually, policy, ports,
+    eventually,
+    installation::{self, Installation, LIMIT, Options, own_address},
+    policy, ports,
     process::{Process, binary, run, which},
     promtool, repository,
-    stack::{self, LIMIT, Options, Stack, own_address},
     temp::TempDir,
     tier,
 };
@@ -139,21 +140,21 @@ async fn the_dashboard_answers_and_alerts_fire_when_their_cause_is_there_and_not
     let Some(etcd) = tier::etcd() else { return };
     // A certificate is renewed after 72 s at the latest, and overdue after 84 s.
     let options = Options { sign: vec!["--max-lifetime=120s".to_owned()], ..Options::default() };
-    let Some(mut stack) = Stack::start(&options).await else { return };
-    stack.api.namespace("web", &[("etcd-tls", "dynamic")]).await;
-    let ip = own_address().expect("the stack has one");
-    let manifest = stack::member_pod("etcd-0", ip, ports::free(ip), ports::free(ip));
+    let Some(mut installation) = Installation::start(&options).await else { return };
+    installation.api.namespace("web", &[("etcd-tls", "dynamic")]).await;
+    let ip = own_address().expect("the installation has one");
+    let manifest = installation::member_pod("etcd-0", ip, ports::free(ip), ports::free(ip));
     let port = manifest["metadata"]["annotations"]["etcd-tls.dev/admin-port"].as_str().expect("a port").to_owned();
     let programs = [("etcd", etcd.etcd.clone())];
-    let mut pod = stack.local_pod("web", manifest, &[ip], &programs).await.expect("a member");
+    let mut pod = installation.local_pod("web", manifest, &[ip], &programs).await.expect("a member");
     pod.start(LIMIT).await.expect("certificates");
 
     let directory = TempDir::new("prometheus");
     let system = "etcd-tls-system";
     let targets = [
-        ("etcd-tls-admit-0", system, admin_address(&stack.admit)),
-        ("etcd-tls-approve-0", system, admin_address(&stack.approve)),
-        ("etcd-tls-sign-0", system, admin_address(&stack.sign)),
+        ("etcd-tls-admit-0", system, admin_address(&installation.admit)),
+        ("etcd-tls-approve-0", system, admin_address(&installation.approve)),
+        ("etcd-tls-sign-0", system, admin_address(&installation.sign)),
         ("etcd-0", "web", format!("127.0.0.1:{port}")),
     ];
     let prometheus = Prometheus::start(&program, &directory, &targets);
@@ -197,45 +198,57 @@ async fn the_dashboard_answers_and_alerts_fire_when_their_cause_is_there_and_not
     let deny = |action: &str| {
         let patch = json!({"spec": {"validationActions": [action]}}).to_string();
         let name = "etcd-tls-webhooks";
-        stack.api.kubectl(&["patch", "validatingadmissionpolicybinding", name, "--type=merge", "-p", &patch]);
+        installation.api.kubectl(&["patch", "validatingadmissionpolicybinding", name, "--type=merge", "-p", &patch]);
     };
-    policy::set(&stack.api.client, "nonsense: 1").await;
+    policy::set(&installation.api.client, "nonsense: 1").await;
     deny("Audit");
     fires(&prometheus, &["EtcdTlsPolicyUnreadable", "EtcdTlsAdmissionPolicyNotEnforced"]).await;
     deny("Deny");
 
     // A CA that ends in a day; a member that has to be restarted for the next CA.
-    let in_force = || stack.sign.log().matches("policy in force").count();
+    let in_force = || installation.sign.log().matches("policy in force").count();
     let before = in_force();
-    policy::set(&stack.api.client, "rollover: {caLifetime: 24h}").await;
+    policy::set(&installation.api.client, "rollover: {caLifetime: 24h}").await;
     eventually("sign to read the policy", LIMIT, || async { if in_force() > before { Ok(()) } else { Err(before) } })
         .await;
-    stack.api.namespace("short", &[]).await;
-    eventually("a pod of a new cluster", LIMIT, || stack.api.pod("short", stack::client_pod("app-0", "client"))).await;
+    installation.api.namespace("short", &[]).await;
+    eventually("a pod of a new cluster", LIMIT, || {
+        installation.api.pod("short", installation::client_pod("app-0", "client"))
+    })
+    .await;
     let mut rollover = Command::new(binary("etcd-tls-webhook"));
-    run(rollover.args(["rollover", "web/etcd", "--domain=peer"]).env("KUBECONFIG", &stack.api.kubeconfig));
+    run(rollover.args(["rollover", "web/etcd", "--domain=peer"]).env("KUBECONFIG", &installation.api.kubeconfig));
     fires(&prometheus, &["EtcdTlsAuthorityEnds", "EtcdTlsRestartDue"]).await;
 
     // That CA is lost; and requests are refused, until certificates are overdue and expire.
     let secrets: Value =
-        serde_json::from_str(&stack.api.kubectl(&["-n", system, "get", "secrets", "-o", "json"])).expect("JSON");
+        serde_json::from_str(&installation.api.kubectl(&["-n", system, "get", "secrets", "-o", "json"])).expect("JSON");
     let of_short =
         secrets["items"].as_array().expect("Secrets").iter().find(|secret| {
             secret["metadata"]["annotations"]["etcd-tls.dev/signer"] == "client.etcd-tls.dev/short.etcd"
         });
     let name = of_short.expect("its CA")["metadata"]["name"].as_str().expect("a name").to_owned();
-    stack.api.kubectl(&["-n", system, "delete", "secret", &name]);
-    policy::set(&stack.api.client, "keys: [rsa-4096]").await;
+    installation.api.kubectl(&["-n", system, "delete", "secret", &name]);
+    policy::set(&installation.api.client, "keys: [rsa-4096]").await;
     let overdue = ["EtcdTlsRequestFailing", "EtcdTlsCertificateNotRenewed", "EtcdTlsCertificateExpired"];
     fires(&prometheus, &[&["EtcdTlsAuthorityLost"], &overdue[..]].concat()).await;
 
     // While sign stands still, somebody writes the trust by hand.
-    stack.sign.signal(nix::sys::signal::Signal::SIGSTOP);
+    installation.sign.signal(nix::sys::signal::Signal::SIGSTOP);
     let damage = json!({"data": {"peer.crt": "nonsense"}, "binaryData": {"peer.crl": "bm9uc2Vuc2U="}}).to_string();
-    stack.api.kubectl(&["-n", "web", "patch", "configmap", "etcd-tls-trust-etcd", "--type=merge", "-p", &damage]);
+    installation.api.kubectl(&[
+        "-n",
+        "web",
+        "patch",
+        "configmap",
+        "etcd-tls-trust-etcd",
+        "--type=merge",
+        "-p",
+        &damage,
+    ]);
     fires(&prometheus, &["EtcdTlsBundleRefused", "EtcdTlsRevocationListRefused"]).await;
 
-    stack.sign.kill();
+    installation.sign.kill();
     fires(&prometheus, &["EtcdTlsDown", "EtcdTlsNoLeader"]).await;
     let leaders = &queries.iter().find(|(title, _)| title == "Leaders").expect("the panel").1;
     let shown = prometheus.ask(leaders).await.expect("an answer");

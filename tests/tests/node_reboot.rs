@@ -13,12 +13,12 @@ use std::{
 use serde_json::Value;
 use tests::{
     eventually,
+    installation::{Installation, own_address},
     node::{Node, static_pod_of},
     process::Process,
     say,
     self_hosted::{Members, Part, orders},
     signer::{BOOTSTRAP, Signer},
-    stack::{Stack, own_address},
     tier,
 };
 
@@ -30,7 +30,7 @@ const BACK: Duration = Duration::from_secs(300);
 struct Plane {
     node: Node,
     members: Members,
-    stack: Stack,
+    installation: Installation,
     api: Value,
     signer: [Value; 2],
 }
@@ -48,7 +48,7 @@ impl Plane {
     /// the signer work.
     async fn whole(&self, case: &str) {
         let began = Instant::now();
-        eventually(&format!("{case}: the API server"), BACK, || self.stack.api.ready()).await;
+        eventually(&format!("{case}: the API server"), BACK, || self.installation.api.ready()).await;
         say(&format!("{case}: the API server is back after {:?}", began.elapsed()));
         let (mut request, anew) = self.members.all[0].request_anew(case);
         let status = request.wait(BACK).await;
@@ -66,7 +66,7 @@ impl Plane {
         self.members.etcdctl(&["put", "/test", &value]).expect("a write");
         self.node.power_off();
         assert!(self.members.etcdctl(&["get", "/test"]).is_err(), "{case}: etcd is away");
-        assert!(self.stack.api.ready().await.is_err(), "{case}: the API server is away");
+        assert!(self.installation.api.ready().await.is_err(), "{case}: the API server is away");
         if apart {
             self.node.clear();
         }
@@ -124,27 +124,27 @@ async fn a_node_that_lost_its_power_brings_the_control_plane_back() {
     node.power_on().await;
     members.up("etcd with its first certificates, of a signer on a host").await;
     say(&format!("etcd is up after {:?}", began.elapsed()));
-    let Some(mut stack) = members.control_plane(&signer, &bootstrap).await else { return };
-    members.ask_at(&stack.api.url).await;
+    let Some(mut installation) = members.control_plane(&signer, &bootstrap).await else { return };
+    members.ask_at(&installation.api.url).await;
     signer.process().kill();
     say(&format!("the hosts are the cluster's after {:?}", began.elapsed()));
 
     // The API server, the approver and the signer become static pods, too, with their files where they are.
-    let (own, of_signer) = (stack.api.directory().path().to_owned(), signer.dir.path());
-    let api = static_pod_of("kube-apiserver", &image, stack.api.process(), &[&assets, &own, of_signer]);
+    let (own, of_signer) = (installation.api.directory().path().to_owned(), signer.dir.path());
+    let api = static_pod_of("kube-apiserver", &image, installation.api.process(), &[&assets, &own, of_signer]);
     let shipped = "etcd-tls-webhook:0.1.0";
-    let signer_pods = [("approve", &stack.approve), ("sign", &stack.sign)].map(|(name, process)| {
+    let signer_pods = [("approve", &installation.approve), ("sign", &installation.sign)].map(|(name, process)| {
         let mut pod = static_pod_of(&format!("etcd-tls-{name}"), shipped, process, &[&own]);
         // The image has the program in its PATH.
         pod["spec"]["containers"][0]["command"][0] = "etcd-tls-webhook".into();
         pod
     });
-    hand_to_kubelet(stack.api.process(), &node, &api);
-    hand_to_kubelet(&mut stack.approve, &node, &signer_pods[0]);
-    hand_to_kubelet(&mut stack.sign, &node, &signer_pods[1]);
+    hand_to_kubelet(installation.api.process(), &node, &api);
+    hand_to_kubelet(&mut installation.approve, &node, &signer_pods[0]);
+    hand_to_kubelet(&mut installation.sign, &node, &signer_pods[1]);
     // From now on kubelet's API server is the one that it runs.
-    node.kubeconfig = Some(stack.api.kubeconfig.clone());
-    let mut plane = Plane { node, members, stack, api, signer: signer_pods };
+    node.kubeconfig = Some(installation.api.kubeconfig.clone());
+    let mut plane = Plane { node, members, installation, api, signer: signer_pods };
     plane.whole("as static pods").await;
 
     let orders = orders();
@@ -154,7 +154,7 @@ async fn a_node_that_lost_its_power_brings_the_control_plane_back() {
     }
     // kubelet has told the API server of them: it was theirs all the time.
     eventually("kubelet's pods in the API server", BACK, || async {
-        let pods = plane.stack.api.kubectl(&["get", "pods", "-n", "kube-system", "-o", "name"]);
+        let pods = plane.installation.api.kubectl(&["get", "pods", "-n", "kube-system", "-o", "name"]);
         let wanted = ["etcd-cp-1-cp-1", "etcd-cp-3-cp-1", "kube-apiserver-cp-1", "etcd-tls-sign-cp-1"];
         if wanted.iter().all(|pod| pods.contains(pod)) { Ok(()) } else { Err(pods) }
     })

@@ -21,10 +21,9 @@ use etcd_tls_sidecar::probe::{SOCKET, install};
 use nix::sys::signal::Signal;
 use tests::{
     csr_server::CsrServer,
-    eventually,
-    fleet::{Fleet, Setup},
-    ports,
+    eventually, ports,
     process::{Process, binary, probe},
+    sidecar_cluster::{Setup, SidecarCluster},
     temp::TempDir,
     tier,
 };
@@ -254,13 +253,13 @@ async fn a_sidecar_without_its_probe_says_so_before_etcd_starts() {
 async fn a_rollover_restarts_each_member_by_its_probe() {
     let Some(etcd) = tier::etcd() else { return };
     let setup = Setup { size: 3, life: Duration::from_secs(20), hosts: false, probe: true, clock: None };
-    let fleet = Fleet::start(&etcd, setup).await;
-    let work = fleet.workload();
-    fleet.probed(fleet.roll_over(1)).await;
+    let sidecars = SidecarCluster::start(&etcd, setup).await;
+    let work = sidecars.workload();
+    sidecars.probed(sidecars.roll_over(1)).await;
     let report = work.stop().await.expect("read etcd");
     assert_eq!((report.failed, report.lost.len(), report.unseen.len()), (0, 0, 0), "{report}");
-    assert_eq!((fleet.supervisor.most_away(), fleet.supervisor.ends().len()), (1, 6));
-    for pod in &fleet.members {
+    assert_eq!((sidecars.supervisor.most_away(), sidecars.supervisor.ends().len()), (1, 6));
+    for pod in &sidecars.members {
         assert_eq!(probe(&pod.certs()).await, Ok(()));
     }
 }

@@ -16,17 +16,17 @@ use serde_json::{Value, json};
 use tests::{
     downward::downward,
     eventually,
+    installation::{self, Installation, LIMIT, Options, own_address},
+    local_pod::LocalPod,
     pki::{Ca, LeafOptions},
-    pod::LocalPod,
     process::{binary, which},
-    stack::{self, LIMIT, Options, Stack, own_address},
     tier,
 };
 use tokio::process::Command;
 
 /// A pod whose sidecar holds two certificates and has no etcd.
 fn client_pod(name: &str) -> Value {
-    stack::client_pod(name, "client,metrics")
+    installation::client_pod(name, "client,metrics")
 }
 
 async fn webhook(kubeconfig: &Path, arguments: &[&str]) -> Output {
@@ -51,14 +51,14 @@ fn serials(pod: &LocalPod) -> BTreeMap<String, String> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn renew_gives_new_certificates_at_once_and_once() {
-    let Some(mut stack) = Stack::start(&Options::default()).await else { return };
-    stack.api.namespace("web", &[]).await;
-    let kubeconfig = stack.api.kubeconfig.clone();
+    let Some(mut installation) = Installation::start(&Options::default()).await else { return };
+    installation.api.namespace("web", &[]).await;
+    let kubeconfig = installation.api.kubeconfig.clone();
     // The API server's proxy dials no loopback address.
-    let ip: IpAddr = own_address().expect("the stack has one");
+    let ip: IpAddr = own_address().expect("the installation has one");
     let programs = [("app", which("true").expect("true"))];
-    let mut pod = stack.local_pod("web", client_pod("app-0"), &[ip], &programs).await.expect("create a pod");
-    let pods = Api::<Pod>::namespaced(stack.api.client.clone(), "web");
+    let mut pod = installation.local_pod("web", client_pod("app-0"), &[ip], &programs).await.expect("create a pod");
+    let pods = Api::<Pod>::namespaced(installation.api.client.clone(), "web");
     let created = pods.get("app-0").await.expect("the pod");
     let kubelet = downward(&created, pod.volume("etcd-tls-token"), pods.clone());
     pod.initialise(LIMIT).await.expect("init and sidecar");
@@ -85,7 +85,7 @@ async fn renew_gives_new_certificates_at_once_and_once() {
     assert!(third["client"] != second["client"] && third["metrics"] != second["metrics"], "{second:?} {third:?}");
 
     // By everybody with the right to edit pods, with any value, even one longer than other annotations may be.
-    let editor = stack
+    let editor = installation
         .api
         .account(
             "web",
@@ -94,7 +94,7 @@ async fn renew_gives_new_certificates_at_once_and_once() {
         )
         .await;
     let value = format!("etcd-tls.dev/renew={}", "x".repeat(20_000));
-    let mut annotate = Command::new(stack.api.kubectl_path());
+    let mut annotate = Command::new(installation.api.kubectl_path());
     annotate.args(["annotate", "pod", "app-0", "-n", "web", "--overwrite", &value]).env("KUBECONFIG", &editor);
     let output = annotate.output().await.expect("run kubectl");
     assert!(output.status.success(), "{output:?}");
@@ -120,7 +120,7 @@ async fn renew_gives_new_certificates_at_once_and_once() {
 
     // An impossible renewal is reported, with an exit code of its own.
     let viewer = json!([{"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list"]}]);
-    let viewer = stack.api.account("web", "viewer", viewer).await;
+    let viewer = installation.api.account("web", "viewer", viewer).await;
     let output = webhook(&viewer, &["renew", "web/app-0"]).await;
     assert_eq!(output.status.code(), Some(77), "{output:?}");
     assert!(
@@ -173,24 +173,24 @@ async fn found(kubeconfig: &Path, subject: &str, state: &str, words: &str, also:
 }
 
 /// A pod that needs admission is refused with the reason, and not left to hang: `admit` stands still, and `admit` has an expired pair.
-async fn admission_that_is_ill(stack: &mut Stack) {
+async fn admission_that_is_ill(installation: &mut Installation) {
     let pod = json!({
         "metadata": {
             "generateName": "ill-", "labels": {"etcd-tls": "dynamic"}, "annotations": {"etcd-tls.dev/roles": "client"},
         },
         "spec": {"containers": [{"name": "c", "image": "c"}]},
     });
-    stack.admit.signal(Signal::SIGSTOP);
+    installation.admit.signal(Signal::SIGSTOP);
     let began = Instant::now();
-    let said = stack.api.pod("web", pod.clone()).await.expect_err("nobody answers").to_string();
+    let said = installation.api.pod("web", pod.clone()).await.expect_err("nobody answers").to_string();
     // The API server gives the time that it has waited for, and calls once.
     let timeout = said.contains("pod.etcd-tls.dev") && said.contains("timeout=5s");
     assert!(timeout && said.contains("deadline exceeded") && began.elapsed() < LIMIT, "{said}");
-    stack.admit.signal(Signal::SIGCONT);
-    eventually("admission again", LIMIT, || stack.api.pod("web", pod.clone())).await;
+    installation.admit.signal(Signal::SIGCONT);
+    eventually("admission again", LIMIT, || installation.api.pod("web", pod.clone())).await;
 
     // `sign` is away, or it would renew the pair.
-    stack.sign.kill();
+    installation.sign.kill();
     let ca = Ca::new("admit");
     let now = SystemTime::now();
     let expired = ca.leaf(&LeafOptions {
@@ -201,15 +201,15 @@ async fn admission_that_is_ill(stack: &mut Stack) {
     });
     let data = json!({"data": {"tls.crt": ByteString(expired.cert.into()), "tls.key": ByteString(expired.key.into())}});
     let data = data.to_string();
-    stack.api.kubectl(&["-n", "etcd-tls-system", "patch", "secret", "etcd-tls-admit-serving", "-p", &data]);
-    let text = stack.api.kubectl(&["get", "mutatingwebhookconfiguration", "etcd-tls", "-o", "json"]);
+    installation.api.kubectl(&["-n", "etcd-tls-system", "patch", "secret", "etcd-tls-admit-serving", "-p", &data]);
+    let text = installation.api.kubectl(&["get", "mutatingwebhookconfiguration", "etcd-tls", "-o", "json"]);
     let mut configuration: Value = serde_json::from_str(&text).expect("JSON");
     for webhook in configuration["webhooks"].as_array_mut().expect("webhooks") {
         webhook["clientConfig"]["caBundle"] = json!(ByteString(ca.pem.clone().into()));
     }
-    stack.api.apply(&configuration.to_string());
+    installation.api.apply(&configuration.to_string());
     eventually("a refusal that says why", LIMIT, || async {
-        match stack.api.pod("web", pod.clone()).await {
+        match installation.api.pod("web", pod.clone()).await {
             Ok(_) => Err("taken".to_owned()),
             Err(error) if error.to_string().contains("certificate has expired") => Ok(()),
             Err(error) => Err(error.to_string()),
@@ -220,9 +220,9 @@ async fn admission_that_is_ill(stack: &mut Stack) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn check_finds_what_is_broken_one_thing_at_a_time() {
-    let Some(mut stack) = Stack::start(&Options::default()).await else { return };
-    let kubeconfig = stack.api.kubeconfig.clone();
-    stack.api.namespace("web", &[]).await;
+    let Some(mut installation) = Installation::start(&Options::default()).await else { return };
+    let kubeconfig = installation.api.kubeconfig.clone();
+    installation.api.namespace("web", &[]).await;
     eventually("all is well", LIMIT, || async {
         let (all, code) = findings(&kubeconfig, &["-n", "web"]).await;
         if code == Some(0) && all.len() > 12 { Ok(()) } else { Err(format!("{code:?}: {all:#?}")) }
@@ -245,7 +245,7 @@ async fn check_finds_what_is_broken_one_thing_at_a_time() {
     // A policy that is not read.
     let policy = |text: &str| {
         let data = json!({"data": {"policy.yaml": text}}).to_string();
-        stack.api.kubectl(&[
+        installation.api.kubectl(&[
             "-n",
             "etcd-tls-system",
             "patch",
@@ -264,7 +264,7 @@ async fn check_finds_what_is_broken_one_thing_at_a_time() {
     let deny = |name: &str, action: &str| {
         let patch = json!({"spec": {"validationActions": [action]}}).to_string();
         let binding = ["patch", "validatingadmissionpolicybinding", name, "--type=merge", "-p", &patch];
-        stack.api.kubectl(&binding);
+        installation.api.kubectl(&binding);
     };
     deny("etcd-tls-secrets", "Audit");
     found(&kubeconfig, "admission policy etcd-tls-secrets", "failing", "does not deny", &[]).await;
@@ -280,7 +280,7 @@ async fn check_finds_what_is_broken_one_thing_at_a_time() {
     let subject = |name: &str| format!("admission policy {name}");
     let (all, _) = findings(&kubeconfig, &["-n", "web"]).await;
     assert!(of_components.iter().all(|name| !all.contains_key(&subject(name))), "{all:#?}");
-    stack.api.apply_components(&["cert-manager", "pod-certificates", "cluster-trust-bundles"]);
+    installation.api.apply_components(&["cert-manager", "pod-certificates", "cluster-trust-bundles"]);
     for name in of_components {
         deny(name, "Audit");
         found(&kubeconfig, &subject(name), "failing", "does not deny", &[]).await;
@@ -290,29 +290,29 @@ async fn check_finds_what_is_broken_one_thing_at_a_time() {
     assert!(of_components.iter().all(|name| all[&subject(name)].0 == "ok"), "{all:#?}");
     let both = "validatingadmissionpolicy,validatingadmissionpolicybinding";
     for name in of_components {
-        stack.api.kubectl(&["delete", both, name]);
+        installation.api.kubectl(&["delete", both, name]);
         // Of cert-manager's two, one is looked for where the other one is.
         let also: Vec<String> = of_components.iter().map(|name| subject(name)).collect();
         let also: Vec<&str> = also.iter().map(String::as_str).collect();
         found(&kubeconfig, &subject(name), "failing", "the policy is missing", &also).await;
     }
-    stack.api.apply_kustomization("manifests");
+    installation.api.apply_kustomization("manifests");
 
     // A right that is taken away.
-    stack.api.kubectl(&["-n", "etcd-tls-system", "delete", "rolebinding", "etcd-tls-sign"]);
+    installation.api.kubectl(&["-n", "etcd-tls-system", "delete", "rolebinding", "etcd-tls-sign"]);
     let also = ["admission policy", "lease etcd-tls-sign"];
     found(&kubeconfig, "rights of etcd-tls-sign", "failing", "create secrets", &also).await;
-    stack.api.apply_kustomization("manifests");
+    installation.api.apply_kustomization("manifests");
 
-    admission_that_is_ill(&mut stack).await;
+    admission_that_is_ill(&mut installation).await;
     // Admission that is away, and a leader that is.
-    stack.admit.kill();
+    installation.admit.kill();
     found(&kubeconfig, "admission", "failing", "does not reach admit", &["lease"]).await;
-    stack.approve.kill();
+    installation.approve.kill();
     found(&kubeconfig, "lease etcd-tls-approve", "failing", "has not renewed it", &["admission", "lease"]).await;
 
     // Without rights everything is unknown, and each right is named.
-    let nobody = stack.api.account("web", "nobody", json!([])).await;
+    let nobody = installation.api.account("web", "nobody", json!([])).await;
     let (all, code) = findings(&nobody, &["-n", "web"]).await;
     assert_eq!(code, Some(4), "{all:#?}");
     for (subject, words) in [
@@ -328,7 +328,7 @@ async fn check_finds_what_is_broken_one_thing_at_a_time() {
     }
 
     // A policy file, and pods that have no sidecar.
-    let directory = stack.api.directory().dir("policies");
+    let directory = installation.api.directory().dir("policies");
     for (text, code) in [("clusterDomain: k8s.example", 0), ("clusterDomian: x", 3)] {
         let file = directory.join("policy.yaml");
         std::fs::write(&file, text).expect("write a policy");
@@ -336,7 +336,7 @@ async fn check_finds_what_is_broken_one_thing_at_a_time() {
         assert_eq!(output.status.code(), Some(code), "{output:?}");
     }
     let plain = json!({"metadata": {"name": "plain"}, "spec": {"containers": [{"name": "app", "image": "app"}]}});
-    stack.api.pod("web", plain).await.expect("create a pod");
+    installation.api.pod("web", plain).await.expect("create a pod");
     let (all, code) = findings(&kubeconfig, &["pod", "plain", "-n", "web"]).await;
     assert!(code == Some(3) && all["pod web/plain"].1.contains("neither it nor its namespace has opted in"), "{all:?}");
     let (all, code) = findings(&kubeconfig, &["pod", "none", "-n", "web"]).await;

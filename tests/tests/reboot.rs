@@ -14,10 +14,10 @@ use std::{
 
 use serde_json::Value;
 use tests::{
+    installation::{Installation, controller_again},
     process::{Process, binary},
     self_hosted::{Members, Part, orders},
     signer::{BOOTSTRAP, LIMIT, Signer},
-    stack::{Stack, controller_again},
     tier,
 };
 use tokio::task::JoinHandle;
@@ -110,13 +110,13 @@ impl Plane {
 }
 
 /// Kills all at once, starts the parts in an order, and waits until a host gets new certificates from the cluster.
-async fn reboot(plane: &mut Plane, stack: &mut Stack, order: [Part; 3]) {
+async fn reboot(plane: &mut Plane, installation: &mut Installation, order: [Part; 3]) {
     let case = format!("{order:?}");
     let value = format!("before {case}");
     plane.members.etcdctl(&["put", "/test", &value]).expect("a write");
-    stack.api.process().kill();
-    stack.sign.kill();
-    stack.approve.kill();
+    installation.api.process().kill();
+    installation.sign.kill();
+    installation.approve.kill();
     plane.kill().await;
     let mut started: Vec<Part> = Vec::new();
     for part in order {
@@ -130,16 +130,16 @@ async fn reboot(plane: &mut Plane, stack: &mut Stack, order: [Part; 3]) {
             assert!(plane.members.etcdctl(&["get", "/test"]).expect("a read").contains(&value), "{case}");
         }
         while began.elapsed() < ALONE && started.len() < 3 {
-            keep_up(stack, &started);
+            keep_up(installation, &started);
             tokio::time::sleep(RESTARTS).await;
         }
     }
     let began = Instant::now();
     loop {
-        keep_up(stack, &started);
-        match stack.api.ready().await {
+        keep_up(installation, &started);
+        match installation.api.ready().await {
             Ok(_) => break,
-            Err(error) => assert!(began.elapsed() < LIMIT, "{case}: {error}\n{}", stack.api.log()),
+            Err(error) => assert!(began.elapsed() < LIMIT, "{case}: {error}\n{}", installation.api.log()),
         }
         tokio::time::sleep(RESTARTS).await;
     }
@@ -147,8 +147,8 @@ async fn reboot(plane: &mut Plane, stack: &mut Stack, order: [Part; 3]) {
     let (mut request, anew) = plane.members.all[0].request_anew(&case);
     let until = Instant::now() + LIMIT;
     while request.running() {
-        keep_up(stack, &started);
-        assert!(Instant::now() < until, "{case}: {}\n{}", request.log_end(), stack.sign.log_end());
+        keep_up(installation, &started);
+        assert!(Instant::now() < until, "{case}: {}\n{}", request.log_end(), installation.sign.log_end());
         tokio::time::sleep(RESTARTS).await;
     }
     assert!(request.exited().is_some_and(|status| status.success()), "{case}: {}", request.log_end());
@@ -157,14 +157,14 @@ async fn reboot(plane: &mut Plane, stack: &mut Stack, order: [Part; 3]) {
 }
 
 /// kubelet's part for the others: restarts ended processes.
-fn keep_up(stack: &mut Stack, started: &[Part]) {
+fn keep_up(installation: &mut Installation, started: &[Part]) {
     if started.contains(&Part::Api) {
-        stack.api.keep_up();
+        installation.api.keep_up();
     }
     if started.contains(&Part::Signer) {
-        for (name, process) in [("sign", &mut stack.sign), ("approve", &mut stack.approve)] {
+        for (name, process) in [("sign", &mut installation.sign), ("approve", &mut installation.approve)] {
             if !process.running() {
-                *process = controller_again(&stack.api, name);
+                *process = controller_again(&installation.api, name);
             }
         }
     }
@@ -190,15 +190,15 @@ async fn a_control_plane_comes_back_in_whatever_order_it_is_started() {
     println!("etcd is up after {:?}", began.elapsed());
 
     // The control plane on it, with a signer of its own, which takes over the CA.
-    let Some(mut stack) = plane.members.control_plane(&signer, &bootstrap).await else { return };
+    let Some(mut installation) = plane.members.control_plane(&signer, &bootstrap).await else { return };
     println!("the CA is the cluster's after {:?}", began.elapsed());
     signer.process().kill();
     plane.kill().await;
     plane.start();
     plane.members.up("etcd with its certificates, and the first signer gone").await;
-    plane.members.ask_at(&stack.api.url).await;
+    plane.members.ask_at(&installation.api.url).await;
     println!("the hosts are the cluster's after {:?}", began.elapsed());
     for order in orders() {
-        reboot(&mut plane, &mut stack, order).await;
+        reboot(&mut plane, &mut installation, order).await;
     }
 }

@@ -49,12 +49,12 @@ use tests::{
     etcd::EtcdBinary,
     etcd_client::{Answer, answer},
     eventually,
-    pod::LocalPod,
+    installation::{Installation, LIMIT, Options},
+    local_pod::LocalPod,
     ports,
     process::{binary, which},
     revocation::{TRUST, ended, on_disk, published, revoke, write},
     say,
-    stack::{LIMIT, Options, Stack},
     temp::TempDir,
     tier,
 };
@@ -66,8 +66,8 @@ fn every_series_of_etcd_is_tried() {
 }
 
 /// A service account that may read and patch ConfigMaps of `namespace`, and `more`: its kubeconfig.
-async fn operator(stack: &Stack, namespace: &str, name: &str, more: Vec<Value>) -> PathBuf {
-    stack.api.service_account(namespace, name).await;
+async fn operator(installation: &Installation, namespace: &str, name: &str, more: Vec<Value>) -> PathBuf {
+    installation.api.service_account(namespace, name).await;
     let metadata = json!({"name": name, "namespace": namespace});
     let mut rules = vec![json!({"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get", "patch"]})];
     rules.extend(more);
@@ -77,9 +77,9 @@ async fn operator(stack: &Stack, namespace: &str, name: &str, more: Vec<Value>) 
          "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name},
          "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": namespace}]},
     ]});
-    stack.api.apply(&objects.to_string());
-    let token = stack.api.token(namespace, name, None).await;
-    stack.api.token_kubeconfig(name, &token)
+    installation.api.apply(&objects.to_string());
+    let token = installation.api.token(namespace, name, None).await;
+    installation.api.token_kubeconfig(name, &token)
 }
 
 fn marker(verb: &str) -> Value {
@@ -92,19 +92,19 @@ fn may(verb: &str, resource: &str) -> Value {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_signer_lists_what_holders_of_the_right_revoke() {
-    let Some(mut stack) = Stack::start(&Options::default()).await else { return };
-    stack.api.namespace("prod", &[("etcd-tls", "dynamic")]).await;
+    let Some(mut installation) = Installation::start(&Options::default()).await else { return };
+    installation.api.namespace("prod", &[("etcd-tls", "dynamic")]).await;
     let pod = json!({
         "metadata": {"name": "client", "annotations": {"etcd-tls.dev/roles": "client"}},
         "spec": {"containers": [{"name": "app", "image": "app"}]},
     });
-    stack.api.pod("prod", pod).await.expect("a pod");
-    let maps: Api<ConfigMap> = Api::namespaced(stack.api.client.clone(), "prod");
+    installation.api.pod("prod", pod).await.expect("a pod");
+    let maps: Api<ConfigMap> = Api::namespaced(installation.api.client.clone(), "prod");
     let first = eventually("empty lists from the start", LIMIT, || published(&maps)).await;
     assert!(first.values().all(|list| list.entries().is_empty() && list.number() > 0), "{first:?}");
 
     // After changes by anybody, and with each signer as leader, the same lists stay.
-    let admin = stack.api.kubeconfig.clone();
+    let admin = installation.api.kubeconfig.clone();
     for damage in [json!({"binaryData": null}), json!({"binaryData": {"peer.crl": "AAAA"}})] {
         maps.patch(TRUST, &PatchParams::default(), &Patch::Merge(damage)).await.expect("damage");
         eventually("repaired", LIMIT, || async {
@@ -114,10 +114,10 @@ async fn the_signer_lists_what_holders_of_the_right_revoke() {
         .await;
     }
     let arguments: [String; 0] = [];
-    stack.restart_sign(&arguments).await;
+    installation.restart_sign(&arguments).await;
 
-    let anna = operator(&stack, "prod", "anna", vec![marker("revoke"), may("list", "pods")]).await;
-    let emil = operator(&stack, "prod", "emil", vec![marker("rollover")]).await;
+    let anna = operator(&installation, "prod", "anna", vec![marker("revoke"), may("list", "pods")]).await;
+    let emil = operator(&installation, "prod", "emil", vec![marker("rollover")]).await;
     let done = eventually("revoked", LIMIT, || {
         revoke(&anna, &["prod/etcd", "--serial", "4F:0A:11", "--reason", "keyCompromise"])
     })
@@ -134,12 +134,12 @@ async fn the_signer_lists_what_holders_of_the_right_revoke() {
     assert_eq!(listed.lines().filter(|line| line.starts_with("4f0a11 20")).count(), 2, "{listed}");
 
     // To look, `get` is enough.
-    stack.api.service_account("prod", "rita").await;
+    installation.api.service_account("prod", "rita").await;
     let of = "--resource-name=etcd-tls-trust-etcd";
-    stack.api.kubectl(&["-n", "prod", "create", "role", "rita", "--verb=get", "--resource=configmaps", of]);
+    installation.api.kubectl(&["-n", "prod", "create", "role", "rita", "--verb=get", "--resource=configmaps", of]);
     let to = ["--role=rita", "--serviceaccount=prod:rita"];
-    stack.api.kubectl(&[&["-n", "prod", "create", "rolebinding", "rita"][..], &to].concat());
-    let rita = stack.api.token_kubeconfig("rita", &stack.api.token("prod", "rita", None).await);
+    installation.api.kubectl(&[&["-n", "prod", "create", "rolebinding", "rita"][..], &to].concat());
+    let rita = installation.api.token_kubeconfig("rita", &installation.api.token("prod", "rita", None).await);
     assert_eq!(revoke(&rita, &["prod/etcd", "--list"]).await.as_ref(), Ok(&listed));
     let (code, refused) = ended(&rita, &["prod/etcd", "--serial", "4f0b"]).await.expect_err("without the right");
     assert!(code == Some(77) && refused.contains("patch"), "{code:?}: {refused}");
@@ -172,12 +172,12 @@ async fn the_signer_lists_what_holders_of_the_right_revoke() {
         "metadata": {"name": "etcd-0", "annotations": {"etcd-tls.dev/revocation": "off"}},
         "spec": {"containers": [{"name": "etcd", "image": "etcd", "command": ["etcd"]}]},
     });
-    stack.api.pod("prod", pod).await.expect("a pod");
+    installation.api.pod("prod", pod).await.expect("a pod");
     let named = revoke(&admin, &["prod/etcd", "--serial", "4f0c"]).await.expect_err("a member without a list");
     assert!(named.contains("pod etcd-0 takes revoked certificates on its peer and client port"), "{named}");
     let now = published(&maps).await.expect("lists");
     assert!(now.values().all(|list| list.entries().contains_key("4f0c")), "it is revoked nevertheless: {now:?}");
-    let otto = operator(&stack, "prod", "otto", vec![marker("revoke")]).await;
+    let otto = operator(&installation, "prod", "otto", vec![marker("revoke")]).await;
     let (code, untold) = ended(&otto, &["prod/etcd", "--serial", "4f0d"]).await.expect_err("not told");
     assert!(
         code == Some(4) && untold.contains("use the list: cannot list pods in namespace prod"),
@@ -187,14 +187,14 @@ async fn the_signer_lists_what_holders_of_the_right_revoke() {
     let now = published(&maps).await.expect("lists");
     assert!(now.values().all(|list| list.entries().contains_key("4f0d")), "it is revoked nevertheless: {now:?}");
     revoke(&admin, &["prod/etcd", "--serial", "4f0c", "--undo"]).await.expect("taken back");
-    rolled_over::the_new_ca_signs_what_is_revoked(&stack, "prod").await;
+    rolled_over::the_new_ca_signs_what_is_revoked(&installation, "prod").await;
 }
 
 /// A policy by which `two` has one authority, the clients of `three` are another cluster's, and the peers of `four` have a CA of
 /// the user's own, which may sign no list: each request is answered, for each kind of certificate.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_authority_of_a_cluster_answers() {
-    let Some(mut stack) = Stack::start(&Options::default()).await else { return };
+    let Some(mut installation) = Installation::start(&Options::default()).await else { return };
     let policy = "shared:\n\
         - {authority: peer.etcd-tls.dev/two.etcd, signers: [client.etcd-tls.dev/two.etcd, client.etcd-tls.dev/three.etcd]}\n\
         authorities: [{signer: peer.etcd-tls.dev/four.etcd, secretName: own-peer-ca}]\n\
@@ -203,7 +203,7 @@ async fn every_authority_of_a_cluster_answers() {
         - {username: h2, cluster: five/etcd, roles: [peer], commonName: h2, ips: [10.9.0.2]}\n";
     let metadata = |name: &str| json!({"name": name, "namespace": names::SYSTEM_NAMESPACE});
     let (certificate, key) = ca_without_list();
-    stack.api.apply(
+    installation.api.apply(
         &json!({"apiVersion": "v1", "kind": "List", "items": [
             {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata(names::POLICY_CONFIG_MAP), "data": {names::POLICY_KEY: policy}},
             {"apiVersion": "v1", "kind": "Secret", "metadata": metadata("own-peer-ca"), "type": "kubernetes.io/tls",
@@ -211,16 +211,16 @@ async fn every_authority_of_a_cluster_answers() {
         ]})
         .to_string(),
     );
-    let admin = &stack.api.kubeconfig.clone();
+    let admin = &installation.api.kubeconfig.clone();
     for namespace in ["two", "three", "four", "five"] {
-        stack.api.namespace(namespace, &[("etcd-tls", "dynamic")]).await;
+        installation.api.namespace(namespace, &[("etcd-tls", "dynamic")]).await;
         let pod = json!({
             "metadata": {"name": "etcd-0"},
             "spec": {"containers": [{"name": "etcd", "image": "etcd", "command": ["etcd"]}]},
         });
         // The members of the last one are two hosts.
         if namespace != "five" {
-            stack.api.pod(namespace, pod).await.expect("a pod");
+            installation.api.pod(namespace, pod).await.expect("a pod");
         }
     }
     let said = |cluster: &'static str, expected: &'static [&'static str]| async move {
@@ -256,8 +256,8 @@ async fn every_authority_of_a_cluster_answers() {
         "attention revocation lists: peer certificates of four/etcd cannot be revoked: the CA may not sign a list";
     assert!(named.len() == 1 && named[0].starts_with(expected), "{install}");
     // Admission does not see the CA: with its certificate the member gets an Event.
-    let member = half(&mut stack, "four", "etcd", 1).await;
-    let events: Api<Event> = Api::namespaced(stack.api.client.clone(), "four");
+    let member = half(&mut installation, "four", "etcd", 1).await;
+    let events: Api<Event> = Api::namespaced(installation.api.client.clone(), "four");
     eventually("an Event on the member", LIMIT, || async {
         let events = events.list(&ListParams::default()).await.map_err(|e| e.to_string())?.items;
         let of_it = |event: &Event| {
@@ -329,18 +329,19 @@ async fn a_revoked_client_is_refused_with_no_restart_and_others_go_on() {
 }
 
 async fn refuses_who_is_revoked(etcd: &EtcdBinary) {
-    let Some(mut stack) = Stack::start(&Options::default()).await else { return };
+    let Some(mut installation) = Installation::start(&Options::default()).await else { return };
     let policy =
         "extraSans: [{namespaces: [prod], clusters: [etcd], ipBlocks: [127.0.0.0/8]}]\nmetricsAuthority: own\n";
-    tests::policy::set(&stack.api.client, policy).await;
-    stack.api.namespace("prod", &[("etcd-tls", "dynamic")]).await;
+    tests::policy::set(&installation.api.client, policy).await;
+    installation.api.namespace("prod", &[("etcd-tls", "dynamic")]).await;
 
     let address = Ipv4Addr::new(127, 0, 0, 2);
     let url = |port| format!("https://{address}:{port}");
     let (client, peer) = (url(ports::free(address)), url(ports::free(address)));
     let ip: IpAddr = [10, 7, 0, 10].into();
     let programs = [("etcd", etcd.etcd.clone())];
-    let mut etcd = stack.local_pod("prod", member(address, &client, &peer), &[ip], &programs).await.expect("a member");
+    let mut etcd =
+        installation.local_pod("prod", member(address, &client, &peer), &[ip], &programs).await.expect("a member");
     etcd.start(LIMIT).await.expect("init and sidecar");
     let mount = etcd.path("etcd", names::DEFAULT_MOUNT_PATH);
     let other = mount.join("client");
@@ -352,10 +353,10 @@ async fn refuses_who_is_revoked(etcd: &EtcdBinary) {
         }},
         "spec": {"serviceAccountName": "app", "containers": [{"name": "app", "image": "app", "command": ["app"]}]},
     });
-    stack.api.service_account("prod", "app").await;
+    installation.api.service_account("prod", "app").await;
     let programs = [("app", which("true").expect("true"))];
     let mut app =
-        stack.local_pod("prod", manifest.clone(), &[[10, 7, 0, 11].into()], &programs).await.expect("a client");
+        installation.local_pod("prod", manifest.clone(), &[[10, 7, 0, 11].into()], &programs).await.expect("a client");
     app.initialise(LIMIT).await.expect("init and sidecar");
     let files = app.path("app", names::DEFAULT_MOUNT_PATH).join("client");
     write(&files, &client).await.expect("a good certificate");
@@ -370,7 +371,7 @@ async fn refuses_who_is_revoked(etcd: &EtcdBinary) {
     }
 
     let chain = Chain::parse(&std::fs::read(files.join(names::CERT_FILE)).expect("read")).expect("a chain");
-    let admin = stack.api.kubeconfig.clone();
+    let admin = installation.api.kubeconfig.clone();
     let before = on_disk(&mount.join("server"));
     assert!(before.entries().is_empty() && before.number() > 0, "the signer's list from the start: {before:?}");
     let said = revoke(&admin, &["prod/etcd", "--serial", &chain.serial, "--at-once"]).await;
@@ -413,15 +414,16 @@ async fn refuses_who_is_revoked(etcd: &EtcdBinary) {
     assert!(!status.success() && log.contains("an operator has revoked the certificates of this pod"), "{log}");
 
     // Made again, it is another pod.
-    stack.api.kubectl(&["-n", "prod", "delete", "pod", "app", "--grace-period=0", "--force"]);
-    let mut app = stack.local_pod("prod", manifest, &[[10, 7, 0, 12].into()], &programs).await.expect("a client");
+    installation.api.kubectl(&["-n", "prod", "delete", "pod", "app", "--grace-period=0", "--force"]);
+    let mut app =
+        installation.local_pod("prod", manifest, &[[10, 7, 0, 12].into()], &programs).await.expect("a client");
     app.initialise(LIMIT).await.expect("init and sidecar");
     let files = app.path("app", names::DEFAULT_MOUNT_PATH).join("client");
     write(&files, &client).await.expect("a good certificate");
 }
 
 /// A member of which init container and sidecar alone run.
-async fn half(stack: &mut Stack, namespace: &str, cluster: &str, number: u8) -> LocalPod {
+async fn half(installation: &mut Installation, namespace: &str, cluster: &str, number: u8) -> LocalPod {
     let pod = json!({
         "metadata": {"name": format!("{cluster}-{number}"), "annotations": {
             "etcd-tls.dev/roles": "peer", "etcd-tls.dev/cluster": cluster,
@@ -431,7 +433,7 @@ async fn half(stack: &mut Stack, namespace: &str, cluster: &str, number: u8) -> 
     });
     let programs = [("etcd", which("true").expect("true"))];
     let ip = [10, 7, 0, 20 + number].into();
-    let mut pod = stack.local_pod(namespace, pod, &[ip], &programs).await.expect("a member");
+    let mut pod = installation.local_pod(namespace, pod, &[ip], &programs).await.expect("a member");
     pod.initialise(LIMIT).await.expect("init and sidecar");
     pod
 }
@@ -439,16 +441,16 @@ async fn half(stack: &mut Stack, namespace: &str, cluster: &str, number: u8) -> 
 /// Of two members, one whose peer certificate is refused leaves no quorum. A third, which has gone, is in the record alone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_revocation_that_leaves_no_quorum_needs_force() {
-    let Some(mut stack) = Stack::start(&Options::default()).await else { return };
-    stack.api.namespace("prod", &[("etcd-tls", "dynamic")]).await;
-    let admin = stack.api.kubeconfig.clone();
+    let Some(mut installation) = Installation::start(&Options::default()).await else { return };
+    installation.api.namespace("prod", &[("etcd-tls", "dynamic")]).await;
+    let admin = installation.api.kubeconfig.clone();
     let mut members = Vec::new();
     for number in 0..3 {
-        members.push(half(&mut stack, "prod", "pair", number).await);
+        members.push(half(&mut installation, "prod", "pair", number).await);
     }
     let files = members[1].path("etcd", names::DEFAULT_MOUNT_PATH).join("peer");
     let chain = Chain::parse(&std::fs::read(files.join(names::CERT_FILE)).expect("read")).expect("a chain");
-    stack.api.kubectl(&["-n", "prod", "delete", "pod", "pair-2", "--grace-period=0", "--force"]);
+    installation.api.kubectl(&["-n", "prod", "delete", "pod", "pair-2", "--grace-period=0", "--force"]);
     eventually("the signer sees that it has gone", LIMIT, || async {
         let named = ["prod/pair", "--pod", "pair-1"];
         match revoke(&admin, &named).await {

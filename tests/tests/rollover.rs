@@ -15,9 +15,10 @@ use etcd_tls_contract::role::Role;
 use tests::{
     etcd::EtcdBinary,
     eventually,
-    fleet::FakeClock,
     live::{LIMIT, Live},
-    say, tier,
+    say,
+    sidecar_cluster::FakeClock,
+    tier,
 };
 use tokio::time::sleep;
 

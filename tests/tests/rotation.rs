@@ -23,8 +23,8 @@ use tests::{
     apiserver::{ApiServer, from_json},
     etcd::EtcdBinary,
     eventually,
+    in_process_members::{Members, bundle},
     pki::Ca,
-    pods::{Pods, bundle},
     say,
     temp::TempDir,
     tier,
@@ -50,7 +50,7 @@ fn all_binaries() -> Vec<EtcdBinary> {
     if tier::etcd().is_some() { EtcdBinary::all() } else { Vec::new() }
 }
 
-fn workload(pods: &Pods) -> Workload {
+fn workload(pods: &Members) -> Workload {
     let mut options = workload::Options::new(pods.urls.clone(), &pods.client_dir);
     options.deadline = OPERATION;
     Workload::start(options)
@@ -71,7 +71,7 @@ async fn leaves_rotate_and_nobody_notices() {
             (20, Duration::from_secs(10), Duration::from_millis(250))
         };
         let ca = Ca::new("etcd-ca");
-        let mut pods = Pods::start(&binary, 3, &ca).await;
+        let mut pods = Members::start(&binary, 3, &ca).await;
         let work = workload(&pods);
         let trust = bundle(&[&ca]);
         for _ in 0..rotations {
@@ -87,7 +87,7 @@ async fn leaves_rotate_and_nobody_notices() {
 
 async fn rollovers(binary: &EtcdBinary, members: u8, times: usize) {
     let mut ca = Ca::new("etcd-ca-0");
-    let mut pods = Pods::start(binary, members, &ca).await;
+    let mut pods = Members::start(binary, members, &ca).await;
     let work = workload(&pods);
     let start = Instant::now();
     for n in 1..=times {
@@ -121,7 +121,7 @@ async fn a_ca_is_rolled_over_one_member_at_a_time() {
 async fn while_a_member_is_down_nobody_restarts() {
     for binary in binaries() {
         let (old, new) = (Ca::new("old"), Ca::new("new"));
-        let mut pods = Pods::start(&binary, 3, &old).await;
+        let mut pods = Members::start(&binary, 3, &old).await;
         let work = workload(&pods);
         pods.supervisor.hold_down(2);
         let both = bundle(&[&old, &new]);
@@ -152,7 +152,7 @@ async fn while_a_member_is_down_nobody_restarts() {
 async fn a_member_killed_in_the_middle_is_waited_for() {
     for binary in binaries() {
         let (old, new) = (Ca::new("old"), Ca::new("new"));
-        let mut pods = Pods::start(&binary, 3, &old).await;
+        let mut pods = Members::start(&binary, 3, &old).await;
         let work = workload(&pods);
         let both = bundle(&[&old, &new]);
         pods.trust(&both);
@@ -189,7 +189,7 @@ async fn a_member_killed_in_the_middle_is_waited_for() {
 async fn a_lock_whose_holder_is_lost_lapses() {
     for binary in binaries() {
         let (old, new) = (Ca::new("old"), Ca::new("new"));
-        let mut pods = Pods::start(&binary, 3, &old).await;
+        let mut pods = Members::start(&binary, 3, &old).await;
         let etcd = Client::from_dir(&pods.client_dir).expect("a client");
         let lease = etcd.grant(&pods.endpoint(0), 6).await.expect("a lease");
         let created = etcd.create(&pods.endpoint(1), lock::KEY, "ghost", lease).await.expect("the lock");
@@ -214,7 +214,7 @@ async fn a_sidecar_that_dies_with_the_lock_delays_the_others_and_no_more() {
     }
     for binary in binaries() {
         let (old, new) = (Ca::new("old"), Ca::new("new"));
-        let mut pods = Pods::start(&binary, 3, &old).await;
+        let mut pods = Members::start(&binary, 3, &old).await;
         let work = workload(&pods);
         let both = bundle(&[&old, &new]);
         pods.trust(&both);
@@ -236,7 +236,7 @@ async fn a_sidecar_that_dies_with_the_lock_delays_the_others_and_no_more() {
 async fn one_member_goes_after_it_was_said() {
     for binary in binaries() {
         let (old, new) = (Ca::new("old"), Ca::new("new"));
-        let mut pods = Pods::start(&binary, 1, &old).await;
+        let mut pods = Members::start(&binary, 1, &old).await;
         let both = bundle(&[&old, &new]);
         pods.pods[0].start_restarter(|options| options.notice = Duration::from_secs(3));
         pods.trust(&both);
@@ -255,7 +255,7 @@ async fn one_member_goes_after_it_was_said() {
 async fn two_members_and_reload_none_are_shown_and_left_alone() {
     for binary in binaries() {
         let (old, new) = (Ca::new("old"), Ca::new("new"));
-        let mut pods = Pods::start(&binary, 2, &old).await;
+        let mut pods = Members::start(&binary, 2, &old).await;
         pods.pods[1].start_restarter(|options| options.reload = Reload::None);
         pods.trust(&bundle(&[&old, &new]));
         eventually("both say why", RESTART, || async {
@@ -276,7 +276,7 @@ async fn two_members_and_reload_none_are_shown_and_left_alone() {
 async fn a_ca_that_takes_over_its_predecessors_name_is_restarted_for() {
     for binary in binaries() {
         let (old, new) = (Ca::new("same"), Ca::new("same"));
-        let mut pods = Pods::start(&binary, 3, &old).await;
+        let mut pods = Members::start(&binary, 3, &old).await;
         // To tell the bundles apart, the restarter must have seen the first one.
         pods.loaded(&bundle(&[&old]), RESTART).await;
         pods.roll_over(&old, &new, 3 * RESTART).await;
@@ -289,7 +289,7 @@ async fn a_ca_that_takes_over_its_predecessors_name_is_restarted_for() {
 async fn where_no_signal_reaches_the_liveness_probe_does() {
     for binary in all_binaries() {
         let [first, second, third] = ["first", "second", "third"].map(Ca::new);
-        let mut pods = Pods::start(&binary, 3, &first).await;
+        let mut pods = Members::start(&binary, 3, &first).await;
         let health: Vec<_> =
             pods.supervisor.with(|c| c.members.iter().map(|m| format!("{}/health", m.metrics_url())).collect());
         for (pod, health) in pods.pods.iter_mut().zip(health) {
@@ -323,7 +323,7 @@ async fn where_no_signal_reaches_the_liveness_probe_does() {
             Err("none")
         })
         .await;
-        pods.pods.iter_mut().for_each(tests::pods::Pod::kill_restarter);
+        pods.pods.iter_mut().for_each(tests::in_process_members::Pod::kill_restarter);
         assert_eq!(pods.pods[due].probe().await, Ok(()), "nobody says so any more");
         pods.probed(tokio::time::sleep(Duration::from_secs(5))).await;
         assert_eq!(pods.supervisor.ends().len(), 3, "a sidecar that is away takes no etcd down");
@@ -352,7 +352,7 @@ async fn with_auth_on_a_lease_is_the_lock() {
     let (binaries, api) = etcds_and_api().await;
     for binary in binaries {
         let (old, new) = (Ca::new("old"), Ca::new("new"));
-        let mut pods = Pods::start(&binary, 3, &old).await;
+        let mut pods = Members::start(&binary, 3, &old).await;
         let etcd = Client::from_dir(&pods.client_dir).expect("a client");
         for (path, body) in [
             ("user/add", json!({"name": "root", "password": "secret"})),
@@ -384,7 +384,7 @@ async fn where_gateways_differ_nobody_holds_another_lock() {
     for binary in binaries {
         let (old, new) = (Ca::new("old"), Ca::new("new"));
         let off = |i| if i < 2 { vec!["--enable-grpc-gateway=false".to_owned()] } else { Vec::new() };
-        let mut pods = Pods::start_with(&binary, 3, &old, off).await;
+        let mut pods = Members::start_with(&binary, 3, &old, off).await;
         let both = bundle(&[&old, &new]);
         let Some(api) = &api else {
             // Without a Lease: etcd's lock, at the member that serves it.
@@ -426,13 +426,13 @@ async fn etcds_and_api() -> (Vec<EtcdBinary>, Option<ApiServer>) {
 }
 
 /// Waits until every member has loaded a bundle, by a restart of its own.
-async fn loaded_one_by_one(pods: &Pods, trust: &Bundle, binary: &EtcdBinary) {
+async fn loaded_one_by_one(pods: &Members, trust: &Bundle, binary: &EtcdBinary) {
     pods.loaded(trust, 3 * RESTART).await;
     assert_eq!((pods.supervisor.most_away(), pods.supervisor.ends().len()), (1, 3), "etcd {}", binary.version);
 }
 
 /// Waits until every restarter says these words of its due restart.
-async fn all_say(pods: &Pods, words: &'static str) {
+async fn all_say(pods: &Members, words: &'static str) {
     eventually(words, RESTART, || async {
         let due: Vec<_> = pods.pods.iter().map(|p| p.status().due.unwrap_or_default()).collect();
         if due.iter().all(|d| d.contains(words)) { Ok(()) } else { Err(format!("{due:?}")) }
@@ -441,7 +441,7 @@ async fn all_say(pods: &Pods, words: &'static str) {
 }
 
 /// Starts the restarters anew with a Lease of a namespace, to which they have no right yet.
-async fn leases(api: &ApiServer, namespace: &str, pods: &mut Pods) {
+async fn leases(api: &ApiServer, namespace: &str, pods: &mut Members) {
     api.namespace(namespace, &[]).await;
     let directory = api.token_directory(namespace, namespace, &api.token(namespace, "default", None).await);
     let port = api.url.rsplit(':').next().and_then(|p| p.parse().ok()).expect("a port");

@@ -17,11 +17,11 @@ use serde_json::{Value, json};
 use tests::{
     etcd_client::EtcdClient,
     eventually,
-    pod::LocalPod,
+    installation::{Installation, LIMIT, Options, SIDECAR_IMAGE},
+    local_pod::LocalPod,
     ports,
     process::{Process, binary, run},
     repository,
-    stack::{LIMIT, Options, SIDECAR_IMAGE, Stack},
     temp::TempDir,
 };
 
@@ -89,9 +89,9 @@ fn agent_pod(name: &str, account: &str, admin_port: u16) -> Value {
     pod
 }
 
-async fn webhook(stack: &Stack, arguments: &[&str]) -> String {
+async fn webhook(installation: &Installation, arguments: &[&str]) -> String {
     let mut command = Command::new(binary("etcd-tls-webhook"));
-    command.args(arguments).env("KUBECONFIG", &stack.api.kubeconfig);
+    command.args(arguments).env("KUBECONFIG", &installation.api.kubeconfig);
     tokio::task::spawn_blocking(move || run(&mut command)).await.expect("run")
 }
 
@@ -115,27 +115,27 @@ async fn logged(pod: &LocalPod, position: usize, text: &str) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_secret_follows_the_certificate_of_its_pod() {
     let options = Options { sign: vec!["--max-lifetime".into(), "20s".into()], ..Options::default() };
-    let Some(mut stack) = Stack::start(&options).await else { return };
-    stack.api.namespace(NAMESPACE, &[]).await;
+    let Some(mut installation) = Installation::start(&options).await else { return };
+    installation.api.namespace(NAMESPACE, &[]).await;
     let policy = format!("users:\n- {{namespace: {NAMESPACE}, serviceAccounts: [{NAME}], users: [app]}}\n");
     let patch = json!({"data": {"policy.yaml": policy}}).to_string();
     let configured =
         ["-n", "etcd-tls-system", "patch", "configmap", "etcd-tls-policy", "--type=merge", "--patch", &patch];
-    stack.api.kubectl(&configured);
+    installation.api.kubectl(&configured);
     let example = repository().join("manifests/examples/secret");
     let create =
         ["create", "-n", NAMESPACE, "-f", &example.join("secret.yaml").display().to_string()].map(str::to_owned);
     let create = create.each_ref().map(String::as_str);
-    stack.api.kubectl(&create);
-    stack.api.kubectl(&["apply", "-n", NAMESPACE, "-k", &example.display().to_string()]);
+    installation.api.kubectl(&create);
+    installation.api.kubectl(&["apply", "-n", NAMESPACE, "-k", &example.display().to_string()]);
 
     let programs = [("etcd-tls-sidecar", binary("etcd-tls-sidecar")), (SIDECAR_IMAGE, binary("etcd-tls-sidecar"))];
     let ip = [[10, 7, 0, 5].into()];
     let admin_port = free_port();
     let mut pod =
-        stack.local_pod(NAMESPACE, agent_pod("agent", NAME, admin_port), &ip, &programs).await.expect("a pod");
+        installation.local_pod(NAMESPACE, agent_pod("agent", NAME, admin_port), &ip, &programs).await.expect("a pod");
     pod.start(LIMIT).await.expect("init, sidecar and container");
-    let secrets = Api::<Secret>::namespaced(stack.api.client.clone(), NAMESPACE);
+    let secrets = Api::<Secret>::namespaced(installation.api.client.clone(), NAMESPACE);
     let read = || Files::read(&secrets);
     let first = eventually("the Secret is filled", LIMIT, read).await;
     first.verified();
@@ -149,7 +149,7 @@ async fn a_secret_follows_the_certificate_of_its_pod() {
     .await;
     renewed.verified();
     assert_ne!(renewed.text("tls.key"), first.text("tls.key"), "a fresh key");
-    stack.api.kubectl(&["apply", "-n", NAMESPACE, "-f", &example.join("secret.yaml").display().to_string()]);
+    installation.api.kubectl(&["apply", "-n", NAMESPACE, "-f", &example.join("secret.yaml").display().to_string()]);
     eventually("filled again", LIMIT, || {
         nudge(&pod);
         read()
@@ -157,9 +157,9 @@ async fn a_secret_follows_the_certificate_of_its_pod() {
     .await
     .verified();
 
-    follows_the_ca(&stack, &read).await;
-    says_what_is_wrong(&stack, &pod, &secrets, &create, admin_port).await;
-    others_get_nothing(&mut stack, &pod, &programs).await;
+    follows_the_ca(&installation, &read).await;
+    says_what_is_wrong(&installation, &pod, &secrets, &create, admin_port).await;
+    others_get_nothing(&mut installation, &pod, &programs).await;
 
     // No key is in a log.
     let keys = [first.text("tls.key"), renewed.text("tls.key"), read().await.expect("files").text("tls.key")];
@@ -171,10 +171,10 @@ async fn a_secret_follows_the_certificate_of_its_pod() {
 }
 
 /// A rollover: both CAs first, then a certificate of the new one; the Secret's content verifies at every look.
-async fn follows_the_ca<F: Future<Output = Result<Files, String>>>(stack: &Stack, read: &impl Fn() -> F) {
+async fn follows_the_ca<F: Future<Output = Result<Files, String>>>(installation: &Installation, read: &impl Fn() -> F) {
     let old = read().await.expect("files").bundle();
     let cluster = format!("{NAMESPACE}/etcd");
-    webhook(stack, &["rollover", &cluster, "--domain", "client"]).await;
+    webhook(installation, &["rollover", &cluster, "--domain", "client"]).await;
     let both = eventually("both CAs", LIMIT, || async {
         let files = read().await?;
         files.verified();
@@ -184,7 +184,7 @@ async fn follows_the_ca<F: Future<Output = Result<Files, String>>>(stack: &Stack
     assert!(
         both.bundle().contains(&old) && both.chain().authority() == read().await.expect("files").chain().authority()
     );
-    webhook(stack, &["rollover", &cluster, "--domain", "client", "--confirm-clients"]).await;
+    webhook(installation, &["rollover", &cluster, "--domain", "client", "--confirm-clients"]).await;
     eventually("a certificate of the new CA", LIMIT, || async {
         let files = read().await?;
         files.verified();
@@ -203,7 +203,13 @@ async fn shown(port: u16) -> (bool, bool) {
     (http.get("/ready").await.is_ok(), current)
 }
 
-async fn says_what_is_wrong(stack: &Stack, pod: &LocalPod, secrets: &Api<Secret>, create: &[&str], admin_port: u16) {
+async fn says_what_is_wrong(
+    installation: &Installation,
+    pod: &LocalPod,
+    secrets: &Api<Secret>,
+    create: &[&str],
+    admin_port: u16,
+) {
     let current = "the Secret is current";
     let merge = async |patch: Value| {
         secrets.patch(NAME, &PatchParams::default(), &Patch::Merge(patch)).await.expect("change the Secret");
@@ -229,30 +235,30 @@ async fn says_what_is_wrong(stack: &Stack, pod: &LocalPod, secrets: &Api<Secret>
         "apiVersion": "v1", "kind": "Secret", "type": "Opaque",
         "metadata": {"name": NAME, "namespace": NAMESPACE, "labels": {"etcd-tls.dev/secret": "true"}},
     });
-    stack.api.apply(&opaque.to_string());
+    installation.api.apply(&opaque.to_string());
     logged(pod, at, "not kubernetes.io/tls, and a type cannot be changed").await;
     secrets.delete(NAME, &DeleteParams::default()).await.expect("delete");
-    stack.api.kubectl(create);
+    installation.api.kubectl(create);
     logged(pod, at, current).await;
 
     // Without the right.
     let at = pod.log("secret").len();
     let role = ["-n", NAMESPACE, "patch", "role", NAME, "--type=json", "--patch"];
     let verbs = |verbs: &str| format!(r#"[{{"op": "replace", "path": "/rules/0/verbs", "value": {verbs}}}]"#);
-    stack.api.kubectl(&[&role[..], &[&verbs(r#"["update"]"#)]].concat());
+    installation.api.kubectl(&[&role[..], &[&verbs(r#"["update"]"#)]].concat());
     logged(pod, at, "a Role with resourceNames: [etcd-client-tls]").await;
-    stack.api.kubectl(&[&role[..], &[&verbs(r#"["get", "update"]"#)]].concat());
+    installation.api.kubectl(&[&role[..], &[&verbs(r#"["get", "update"]"#)]].concat());
     logged(pod, at, current).await;
     Files::read(secrets).await.expect("files").verified();
 }
 
 /// Another Secret of the namespace is out of the agent's reach, and another service account gets no certificate of that name.
-async fn others_get_nothing(stack: &mut Stack, pod: &LocalPod, programs: &[(&str, PathBuf)]) {
+async fn others_get_nothing(installation: &mut Installation, pod: &LocalPod, programs: &[(&str, PathBuf)]) {
     let secret = json!({
         "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls", "data": {"tls.crt": "", "tls.key": ""},
         "metadata": {"name": "another", "namespace": NAMESPACE, "labels": {"etcd-tls.dev/secret": "true"}},
     });
-    stack.api.apply(&secret.to_string());
+    installation.api.apply(&secret.to_string());
     let tokens: &Path = &pod.path("secret", "/var/run/secrets/kubernetes.io/serviceaccount");
     let mut command = Command::new(binary("etcd-tls-sidecar"));
     command.args(["run", "--secret=another", "--roles=client"]).arg("--token-dir").arg(tokens);
@@ -260,13 +266,16 @@ async fn others_get_nothing(stack: &mut Stack, pod: &LocalPod, programs: &[(&str
         .arg("--dir")
         .arg(pod.volume("etcd-tls"))
         .arg(format!("--admin-port={}", ports::free(Ipv4Addr::UNSPECIFIED)));
-    let mut another =
-        Process::spawn("another", command.envs(stack.api.pod_environment()), stack.api.directory().path());
+    let mut another = Process::spawn(
+        "another",
+        command.envs(installation.api.pod_environment()),
+        installation.api.directory().path(),
+    );
     another.logged("resourceNames: [another]", LIMIT).await;
     another.kill();
 
     let wrong = agent_pod("wrong", "default", free_port());
-    let mut wrong = stack.local_pod(NAMESPACE, wrong, &[[10, 7, 0, 6].into()], programs).await.expect("a pod");
+    let mut wrong = installation.local_pod(NAMESPACE, wrong, &[[10, 7, 0, 6].into()], programs).await.expect("a pod");
     let refused = wrong.initialise(LIMIT).await.expect_err("no certificate");
     assert!(refused.contains("was denied") && refused.contains("app"), "{refused}");
 }

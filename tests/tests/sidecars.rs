@@ -10,9 +10,9 @@ use etcd_tls_contract::role::{Domain, Role};
 use nix::sys::signal::Signal;
 use tests::{
     etcd::EtcdBinary,
-    eventually,
-    fleet::{FakeClock, Fleet, LIMIT, RollOver, Setup},
-    say, tier,
+    eventually, say,
+    sidecar_cluster::{FakeClock, LIMIT, RollOver, Setup, SidecarCluster},
+    tier,
     workload::{Report, Workload},
 };
 
@@ -32,11 +32,12 @@ async fn leaves_of_seconds_and_nobody_notices() {
     if !tier::soaking() {
         say("the short form of this test; the long one: ETCD_TLS_SOAK=1 cargo test -p tests --test sidecars");
     }
-    let fleet = Fleet::start(&etcd, Setup { life, ..PODS }).await;
-    let work = fleet.workload();
+    let sidecars = SidecarCluster::start(&etcd, Setup { life, ..PODS }).await;
+    let work = sidecars.workload();
     let start = Instant::now();
     eventually("each member's leaves have rotated", Duration::from_secs(30 * rotations as u64), || async {
-        let asked = fleet.members.iter().flat_map(|pod| [Role::Peer, Role::Server].map(|role| fleet.asked(pod, role)));
+        let asked =
+            sidecars.members.iter().flat_map(|pod| [Role::Peer, Role::Server].map(|role| sidecars.asked(pod, role)));
         let least = asked.min().unwrap_or_default();
         if least > rotations { Ok(()) } else { Err(format!("{least} rotations")) }
     })
@@ -45,24 +46,24 @@ async fn leaves_of_seconds_and_nobody_notices() {
     say(&format!("etcd {}: {rotations} leaf rotations a member in {:.0?}: {report}", etcd.version, start.elapsed()));
     nothing_lost(&report);
     assert_eq!(report.watch_breaks, 0, "{report}");
-    assert_eq!(fleet.supervisor.ends().len(), 0, "a leaf needs no restart");
+    assert_eq!(sidecars.supervisor.ends().len(), 0, "a leaf needs no restart");
 }
 
 /// The client's own bundle is one that nobody loads; its leaf is renewed as the members' are.
 async fn rollovers(setup: Setup<'_>) {
     let Some(etcd) = tier::etcd() else { return };
     let rollovers = if tier::soaking() { 5 } else { 1 };
-    let fleet = Fleet::start(&etcd, setup).await;
-    let work = fleet.workload();
+    let sidecars = SidecarCluster::start(&etcd, setup).await;
+    let work = sidecars.workload();
     let start = Instant::now();
     for n in 1..=rollovers {
-        fleet.roll_over(n).await;
+        sidecars.roll_over(n).await;
     }
     let took = start.elapsed();
     let report = work.stop().await.expect("read etcd");
-    let ends = fleet.supervisor.ends().len();
+    let ends = sidecars.supervisor.ends().len();
     let what = if setup.hosts { "hosts" } else { "pods" };
-    let (away, longest) = (fleet.supervisor.most_away(), fleet.supervisor.longest_away());
+    let (away, longest) = (sidecars.supervisor.most_away(), sidecars.supervisor.longest_away());
     say(&format!(
         "etcd {}, {} {what}: {rollovers} rollovers in {took:.0?}, {ends} restarts, at most {away} away, for {longest:.1?} at \
          most: {report}",
@@ -75,7 +76,7 @@ async fn rollovers(setup: Setup<'_>) {
         2 * usize::from(setup.size) * rollovers,
         "one restart of each member for each change of the bundle"
     );
-    for pod in &fleet.members {
+    for pod in &sidecars.members {
         assert!(pod.sidecar.as_ref().is_some_and(|s| s.log().contains("etcd is back, healthy")));
     }
 }
@@ -101,33 +102,33 @@ async fn cas_roll_over_while_leaders_are_killed() {
         return;
     }
     let Some(etcd) = tier::etcd() else { return };
-    let fleet = Fleet::start(&etcd, PODS).await;
-    let (work, impatient) = (fleet.workload(), fleet.impatient_workload());
+    let sidecars = SidecarCluster::start(&etcd, PODS).await;
+    let (work, impatient) = (sidecars.workload(), sidecars.impatient_workload());
     let start = Instant::now();
     let (mut killed, mut planned) = (0, 0);
     for n in 1..=5 {
-        let rollover = fleet.rollover(n);
-        let before = fleet.supervisor.ends().len();
-        fleet.publish(&rollover.both);
-        ended(&fleet, before + 1).await;
+        let rollover = sidecars.rollover(n);
+        let before = sidecars.supervisor.ends().len();
+        sidecars.publish(&rollover.both);
+        ended(&sidecars, before + 1).await;
         // Two at once would be the test's doing.
         for i in 0..3 {
-            eventually("it is back", LIMIT, || healthy(&fleet, i)).await;
+            eventually("it is back", LIMIT, || healthy(&sidecars, i)).await;
         }
-        let victim = fleet.leader().await;
-        let before = fleet.supervisor.ends().len();
-        fleet.supervisor.hold_down(victim);
+        let victim = sidecars.leader().await;
+        let before = sidecars.supervisor.ends().len();
+        sidecars.supervisor.hold_down(victim);
         let at = Instant::now();
         tokio::time::sleep(Duration::from_secs(8)).await;
         // One whose signal was on its way when the victim died is not ours to call back.
-        let ends = fleet.supervisor.ends();
+        let ends = sidecars.supervisor.ends();
         let late = ends[before..].iter().filter(|(i, end)| *i != victim && *end > at + Duration::from_secs(3)).count();
         assert_eq!(late, 0, "restarted while {victim} was down: {ends:?}");
-        fleet.supervisor.free(victim);
+        sidecars.supervisor.free(victim);
         killed += 1;
-        fleet.stated(&rollover.both).await;
-        fleet.change_over(rollover).await;
-        planned = fleet.supervisor.ends().len() - killed;
+        sidecars.stated(&rollover.both).await;
+        sidecars.change_over(rollover).await;
+        planned = sidecars.supervisor.ends().len() - killed;
     }
     let took = start.elapsed();
     let (patient, impatient) = (work.stop().await.expect("read etcd"), impatient.stop().await.expect("read etcd"));
@@ -135,7 +136,7 @@ async fn cas_roll_over_while_leaders_are_killed() {
         "etcd {}: 5 rollovers with the leader killed in each in {took:.0?}, {planned} planned restarts, at most {} away: \
          {patient} and with attempts of 2 s: {impatient}",
         etcd.version,
-        fleet.supervisor.most_away()
+        sidecars.supervisor.most_away()
     ));
     nothing_lost(&patient);
     nothing_lost(&impatient);
@@ -153,14 +154,14 @@ async fn rollovers_go_on_when_the_api_was_away_or_clocks_were_an_hour_off() {
     tokio::join!(the_api_away_in_the_middle_of_a_rollover(), clocks_an_hour_off_in_the_middle_of_a_rollover());
 }
 
-/// A fleet at work, in the middle of its first rollover: the first member restarts.
-async fn in_a_rollover(etcd: &EtcdBinary, setup: Setup<'_>) -> (Fleet, Workload, RollOver) {
-    let fleet = Fleet::start(etcd, setup).await;
-    let work = fleet.workload();
-    let rollover = fleet.rollover(1);
-    fleet.publish(&rollover.both);
-    ended(&fleet, 1).await;
-    (fleet, work, rollover)
+/// A cluster at work, in the middle of its first rollover: the first member restarts.
+async fn in_a_rollover(etcd: &EtcdBinary, setup: Setup<'_>) -> (SidecarCluster, Workload, RollOver) {
+    let sidecars = SidecarCluster::start(etcd, setup).await;
+    let work = sidecars.workload();
+    let rollover = sidecars.rollover(1);
+    sidecars.publish(&rollover.both);
+    ended(&sidecars, 1).await;
+    (sidecars, work, rollover)
 }
 
 /// Members restart without the API, by etcd's own lock; they state their loaded bundles when it is back.
@@ -170,21 +171,21 @@ async fn the_api_away_in_the_middle_of_a_rollover() {
     let (life, outage) = if tier::soaking() { (240, 60) } else { (56, 15) };
     let (life, outage) = (Duration::from_secs(life), Duration::from_secs(outage));
     let start = Instant::now();
-    let (fleet, work, rollover) = in_a_rollover(&etcd, Setup { life, ..PODS }).await;
-    fleet.server.state().away = true;
-    let (calls, made) = (calls(&fleet), fleet.server.made());
+    let (sidecars, work, rollover) = in_a_rollover(&etcd, Setup { life, ..PODS }).await;
+    sidecars.server.state().away = true;
+    let (calls, made) = (calls(&sidecars), sidecars.server.made());
     tokio::time::sleep(outage).await;
     let attempts = eventually("somebody asks", LIMIT, || async {
-        let attempts = self::calls(&fleet) - calls;
+        let attempts = self::calls(&sidecars) - calls;
         if attempts == 0 { Err("nobody yet") } else { Ok(attempts) }
     })
     .await;
-    assert_eq!(fleet.server.made(), made, "the API was there after all");
+    assert_eq!(sidecars.server.made(), made, "the API was there after all");
     // Seven certificates; pauses of a second and more, jittered.
     assert!(attempts < 7 * 5 * outage.as_secs(), "a hot loop: {attempts} attempts in {outage:?}");
-    fleet.server.state().away = false;
-    fleet.stated(&rollover.both).await;
-    fleet.change_over(rollover).await;
+    sidecars.server.state().away = false;
+    sidecars.stated(&rollover.both).await;
+    sidecars.change_over(rollover).await;
     let took = start.elapsed();
     let report = work.stop().await.expect("read etcd");
     say(&format!(
@@ -192,14 +193,14 @@ async fn the_api_away_in_the_middle_of_a_rollover() {
         etcd.version
     ));
     nothing_lost(&report);
-    assert_eq!((fleet.supervisor.most_away(), fleet.supervisor.ends().len()), (1, 6));
+    assert_eq!((sidecars.supervisor.most_away(), sidecars.supervisor.ends().len()), (1, 6));
     // The first, two for each bundle (is it in force, and etcd has loaded it), and one whenever 40 % of a life were over.
     let most = 5 + (took.as_secs_f64() / (0.4 * life.as_secs_f64())).ceil() as usize;
-    assert!(fleet.most_asked() <= most, "{} requests of one role", fleet.most_asked());
+    assert!(sidecars.most_asked() <= most, "{} requests of one role", sidecars.most_asked());
 }
 
-fn calls(fleet: &Fleet) -> u64 {
-    fleet.server.calls.load(std::sync::atomic::Ordering::Relaxed) as u64
+fn calls(sidecars: &SidecarCluster) -> u64 {
+    sidecars.server.calls.load(std::sync::atomic::Ordering::Relaxed) as u64
 }
 
 /// The sidecars' clocks are an hour slow, then an hour fast, then right. While they are slow, certificates are not valid yet
@@ -209,49 +210,49 @@ async fn clocks_an_hour_off_in_the_middle_of_a_rollover() {
     let clock = FakeClock::new(library);
     let life = Duration::from_secs(90 * 60);
     let start = Instant::now();
-    let (fleet, work, rollover) = in_a_rollover(&etcd, Setup { life, clock: Some(&clock), ..PODS }).await;
+    let (sidecars, work, rollover) = in_a_rollover(&etcd, Setup { life, clock: Some(&clock), ..PODS }).await;
 
     let wrong = Duration::from_secs(if tier::soaking() { 60 } else { 6 });
-    step(&fleet, &clock, -3600, wrong).await;
+    step(&sidecars, &clock, -3600, wrong).await;
     clock.step(0);
-    fleet.stated(&rollover.both).await;
+    sidecars.stated(&rollover.both).await;
 
-    fleet.server.state().authorities = rollover.next;
-    let before = fleet.server.made();
+    sidecars.server.state().authorities = rollover.next;
+    let before = sidecars.server.made();
     clock.step(3600);
     // Their clocks are looked at every minute, and whenever something is published.
-    fleet.publish(&rollover.both);
-    fleet.hold(&fleet.members, &rollover.new).await;
-    step(&fleet, &clock, 3600, wrong).await;
-    let renewed = fleet.server.made() - before;
+    sidecars.publish(&rollover.both);
+    sidecars.hold(&sidecars.members, &rollover.new).await;
+    step(&sidecars, &clock, 3600, wrong).await;
+    let renewed = sidecars.server.made() - before;
     assert_eq!(renewed, 7, "each of seven leaves is renewed, and once");
-    fleet.publish(&rollover.new);
-    fleet.stated(&rollover.new).await;
+    sidecars.publish(&rollover.new);
+    sidecars.stated(&rollover.new).await;
 
-    let before = fleet.server.made();
-    step(&fleet, &clock, 0, Duration::from_secs(3)).await;
-    fleet.publish(&rollover.new);
+    let before = sidecars.server.made();
+    step(&sidecars, &clock, 0, Duration::from_secs(3)).await;
+    sidecars.publish(&rollover.new);
     tokio::time::sleep(Duration::from_secs(2)).await;
-    let late = fleet.server.made() - before;
+    let late = sidecars.server.made() - before;
     let report = work.stop().await.expect("read etcd");
     say(&format!("etcd {}: clocks an hour off, {:.0?} in all: {report}", etcd.version, start.elapsed()));
     assert_eq!(late, 0, "a clock that is right again renews nothing");
     nothing_lost(&report);
-    assert_eq!((fleet.supervisor.most_away(), fleet.supervisor.ends().len()), (1, 6));
+    assert_eq!((sidecars.supervisor.most_away(), sidecars.supervisor.ends().len()), (1, 6));
     // The first, two for each bundle (is it in force, and etcd has loaded it), one by the clock; while clocks were slow, signed
     // certificates were not valid yet and were requested again after pauses of half a minute.
     let most = 6 + if tier::soaking() { 4 } else { 2 };
-    assert!(fleet.most_asked() <= most, "{} requests of one role", fleet.most_asked());
+    assert!(sidecars.most_asked() <= most, "{} requests of one role", sidecars.most_asked());
 }
 
 /// Sets the clocks, and looks on for a while: nobody asks, or works, without a pause.
-async fn step(fleet: &Fleet, clock: &FakeClock, seconds: i64, wrong: Duration) {
-    let used = || fleet.pods().map(tests::fleet::Pod::processor_time).collect::<Vec<_>>();
-    let (before, calls_before) = (used(), calls(fleet));
+async fn step(sidecars: &SidecarCluster, clock: &FakeClock, seconds: i64, wrong: Duration) {
+    let used = || sidecars.pods().map(tests::sidecar_cluster::Pod::processor_time).collect::<Vec<_>>();
+    let (before, calls_before) = (used(), calls(sidecars));
     clock.step(seconds);
     tokio::time::sleep(wrong).await;
     let most = used().into_iter().zip(before).map(|(now, before)| now.saturating_sub(before)).max().unwrap_or_default();
-    let asked = calls(fleet) - calls_before;
+    let asked = calls(sidecars) - calls_before;
     assert!(most < wrong / 2, "a sidecar works all the time: {most:?} in {wrong:?} at {seconds} s");
     assert!(asked < 7 * 10 * wrong.as_secs() / 3, "a hot loop: {asked} calls in {wrong:?} at {seconds} s");
 }
@@ -264,27 +265,27 @@ async fn cas_roll_over_while_the_machines_clock_is_stepped() {
     const HOUR: i64 = 3600;
     let (Some(etcd), Some(clock)) = (tier::etcd(), tier::machine_clock()) else { return };
     for minutes in [90, 10] {
-        let fleet = Fleet::start(&etcd, Setup { life: Duration::from_secs(60 * minutes), ..PODS }).await;
-        let work = fleet.workload();
+        let sidecars = SidecarCluster::start(&etcd, Setup { life: Duration::from_secs(60 * minutes), ..PODS }).await;
+        let work = sidecars.workload();
         let (start, times) = (Instant::now(), if tier::soaking() { 5 } else { 1 });
         for n in 1..=times {
-            let rollover = fleet.rollover(n);
-            fleet.publish(&rollover.both);
-            ended(&fleet, 6 * n - 5).await;
+            let rollover = sidecars.rollover(n);
+            sidecars.publish(&rollover.both);
+            ended(&sidecars, 6 * n - 5).await;
             clock.step(if n % 2 == 1 { -HOUR } else { HOUR });
-            ended(&fleet, 6 * n - 4).await;
+            ended(&sidecars, 6 * n - 4).await;
             if n % 2 == 1 {
                 clock.step(HOUR);
             }
-            fleet.stated(&rollover.both).await;
-            fleet.server.state().authorities = rollover.next;
+            sidecars.stated(&rollover.both).await;
+            sidecars.server.state().authorities = rollover.next;
             // Makes them due.
             clock.step(HOUR);
-            fleet.hold(&fleet.members, &rollover.new).await;
-            fleet.publish(&rollover.new);
-            ended(&fleet, 6 * n - 2).await;
+            sidecars.hold(&sidecars.members, &rollover.new).await;
+            sidecars.publish(&rollover.new);
+            ended(&sidecars, 6 * n - 2).await;
             clock.step(-HOUR);
-            fleet.stated(&rollover.new).await;
+            sidecars.stated(&rollover.new).await;
             if n % 2 == 0 {
                 clock.step(-HOUR);
             }
@@ -295,18 +296,18 @@ async fn cas_roll_over_while_the_machines_clock_is_stepped() {
              {:.0?}, {} restarts, at most {} away: {report}",
             etcd.version,
             start.elapsed(),
-            fleet.supervisor.ends().len(),
-            fleet.supervisor.most_away()
+            sidecars.supervisor.ends().len(),
+            sidecars.supervisor.most_away()
         ));
         nothing_lost(&report);
-        assert_eq!((fleet.supervisor.most_away(), fleet.supervisor.ends().len()), (1, 6 * times));
+        assert_eq!((sidecars.supervisor.most_away(), sidecars.supervisor.ends().len()), (1, 6 * times));
     }
 }
 
 /// Waits until members have ended so many times in all.
-async fn ended(fleet: &Fleet, times: usize) {
+async fn ended(sidecars: &SidecarCluster, times: usize) {
     eventually("a member restarts", LIMIT, || async {
-        let ends = fleet.supervisor.ends().len();
+        let ends = sidecars.supervisor.ends().len();
         if ends >= times { Ok(()) } else { Err(ends) }
     })
     .await;
@@ -317,56 +318,56 @@ async fn ended(fleet: &Fleet, times: usize) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pod_whose_certificates_expired_while_it_was_away_comes_back() {
     let Some(etcd) = tier::etcd() else { return };
-    let mut fleet = Fleet::start(&etcd, PODS).await;
-    let work = fleet.workload();
+    let mut sidecars = SidecarCluster::start(&etcd, PODS).await;
+    let work = sidecars.workload();
 
-    fleet.supervisor.hold_down(2);
-    fleet.members[2].sidecar = None;
-    let rollover = fleet.rollover(1);
-    fleet.publish(&rollover.both);
-    fleet.expired(2, Duration::from_secs(5)).await;
-    assert_eq!(fleet.supervisor.ends().len(), 1, "nobody restarts while one is away");
-    fleet.members[2].init().await;
+    sidecars.supervisor.hold_down(2);
+    sidecars.members[2].sidecar = None;
+    let rollover = sidecars.rollover(1);
+    sidecars.publish(&rollover.both);
+    sidecars.expired(2, Duration::from_secs(5)).await;
+    assert_eq!(sidecars.supervisor.ends().len(), 1, "nobody restarts while one is away");
+    sidecars.members[2].init().await;
     for role in [Role::Peer, Role::Server] {
-        assert_eq!(fleet.members[2].bundle(role), Some(rollover.both[&role.domain()].clone()), "{role}");
+        assert_eq!(sidecars.members[2].bundle(role), Some(rollover.both[&role.domain()].clone()), "{role}");
     }
-    fleet.members[2].run();
-    fleet.supervisor.free(2);
-    fleet.stated(&rollover.both).await;
-    fleet.change_over(rollover).await;
+    sidecars.members[2].run();
+    sidecars.supervisor.free(2);
+    sidecars.stated(&rollover.both).await;
+    sidecars.change_over(rollover).await;
     let report = work.stop().await.expect("read etcd");
     say(&format!("etcd {}: a member away until its certificates had expired: {report}", etcd.version));
     nothing_lost(&report);
     // The one that was away loaded the first bundle as it started.
-    assert_eq!((fleet.supervisor.most_away(), fleet.supervisor.ends().len()), (1, 6));
+    assert_eq!((sidecars.supervisor.most_away(), sidecars.supervisor.ends().len()), (1, 6));
 
-    fleet.supervisor.hold_down(2);
-    fleet.members[2].sidecar = None;
-    let rollover = fleet.rollover(2);
-    fleet.publish(&rollover.both);
-    installed(&fleet, |role| rollover.both[&role.domain()].digest()).await;
-    by_hand(&fleet).await;
-    fleet.stated_by(&fleet.members[..2], &rollover.both).await;
-    fleet.server.state().authorities = rollover.next;
-    fleet.hold(&fleet.members[..2], &rollover.new).await;
-    fleet.publish(&rollover.new);
-    installed(&fleet, |role| rollover.new[&role.domain()].digest()).await;
-    by_hand(&fleet).await;
-    fleet.stated_by(&fleet.members[..2], &rollover.new).await;
-    fleet.expired(2, Duration::ZERO).await;
+    sidecars.supervisor.hold_down(2);
+    sidecars.members[2].sidecar = None;
+    let rollover = sidecars.rollover(2);
+    sidecars.publish(&rollover.both);
+    installed(&sidecars, |role| rollover.both[&role.domain()].digest()).await;
+    by_hand(&sidecars).await;
+    sidecars.stated_by(&sidecars.members[..2], &rollover.both).await;
+    sidecars.server.state().authorities = rollover.next;
+    sidecars.hold(&sidecars.members[..2], &rollover.new).await;
+    sidecars.publish(&rollover.new);
+    installed(&sidecars, |role| rollover.new[&role.domain()].digest()).await;
+    by_hand(&sidecars).await;
+    sidecars.stated_by(&sidecars.members[..2], &rollover.new).await;
+    sidecars.expired(2, Duration::ZERO).await;
 
-    fleet.members[2].init().await;
-    fleet.members[2].run();
-    fleet.supervisor.free(2);
-    let work = fleet.workload();
-    eventually("the member joins", LIMIT, || healthy(&fleet, 2)).await;
-    fleet.stated(&rollover.new).await;
+    sidecars.members[2].init().await;
+    sidecars.members[2].run();
+    sidecars.supervisor.free(2);
+    let work = sidecars.workload();
+    eventually("the member joins", LIMIT, || healthy(&sidecars, 2)).await;
+    sidecars.stated(&rollover.new).await;
     nothing_lost(&work.stop().await.expect("read etcd"));
 }
 
 /// Whether a member reaches quorum.
-fn healthy(fleet: &Fleet, i: usize) -> impl Future<Output = Result<(), String>> + use<> {
-    fleet.supervisor.with(|c| c.members[i].healthy_now())
+fn healthy(sidecars: &SidecarCluster, i: usize) -> impl Future<Output = Result<(), String>> + use<> {
+    sidecars.supervisor.with(|c| c.members[i].healthy_now())
 }
 
 /// The time that kubelet gives a container to end. etcd may need longer while a peer accepts its connections and does not
@@ -374,19 +375,19 @@ fn healthy(fleet: &Fleet, i: usize) -> impl Future<Output = Result<(), String>> 
 const GRACE: Duration = Duration::from_secs(3);
 
 /// Restarts the first two members, one after the other, as an operator does it while the third is away.
-async fn by_hand(fleet: &Fleet) {
+async fn by_hand(sidecars: &SidecarCluster) {
     for i in 0..2 {
-        let ends = fleet.supervisor.ends().len();
-        fleet.supervisor.terminate(i);
+        let ends = sidecars.supervisor.ends().len();
+        sidecars.supervisor.terminate(i);
         let start = Instant::now();
         eventually("the member is back", LIMIT, || async {
-            if fleet.supervisor.ends().len() == ends {
+            if sidecars.supervisor.ends().len() == ends {
                 if start.elapsed() > GRACE {
-                    fleet.supervisor.with(|c| c.members[i].kill());
+                    sidecars.supervisor.with(|c| c.members[i].kill());
                 }
                 return Err("it has not ended".to_owned());
             }
-            healthy(fleet, i).await
+            healthy(sidecars, i).await
         })
         .await;
     }
@@ -415,78 +416,78 @@ async fn a_member_that_slept_through_a_rollover_is_restarted_by_its_probe() {
 
 async fn misses_a_rollover(away: Away, setup: Setup<'_>) {
     let Some(etcd) = tier::etcd() else { return };
-    let mut fleet = Fleet::start(&etcd, Setup { life: Duration::from_secs(3600), ..setup }).await;
+    let mut sidecars = SidecarCluster::start(&etcd, Setup { life: Duration::from_secs(3600), ..setup }).await;
     let start = Instant::now();
-    fleet.noted(2).await;
+    sidecars.noted(2).await;
     // A sidecar that has not seen this yet requests without a statement when it wakes up, and once more when it has.
-    let sidecar = fleet.members[2].sidecar.as_ref().expect("it runs");
+    let sidecar = sidecars.members[2].sidecar.as_ref().expect("it runs");
     for domain in [Domain::Peer, Domain::Client] {
         sidecar.logged(&format!("etcd has loaded the trust bundle domain={domain}"), LIMIT).await;
     }
     if away == Away::Down {
-        fleet.supervisor.hold_down(2);
-        fleet.members[2].sidecar = None;
+        sidecars.supervisor.hold_down(2);
+        sidecars.members[2].sidecar = None;
     } else {
-        fleet.supervisor.suspend(2);
-        fleet.members[2].sidecar.as_mut().expect("it runs").signal(Signal::SIGSTOP);
+        sidecars.supervisor.suspend(2);
+        sidecars.members[2].sidecar.as_mut().expect("it runs").signal(Signal::SIGSTOP);
     }
-    let rollover = fleet.rollover(1);
-    fleet.publish(&rollover.both);
-    installed(&fleet, |role| rollover.both[&role.domain()].digest()).await;
+    let rollover = sidecars.rollover(1);
+    sidecars.publish(&rollover.both);
+    installed(&sidecars, |role| rollover.both[&role.domain()].digest()).await;
     // Certificates of members that have loaded it live for seconds, so that those of the next CA soon follow.
-    fleet.server.state().lifetime = PODS.life;
-    by_hand(&fleet).await;
-    fleet.stated_by(&fleet.members[..2], &rollover.both).await;
-    fleet.server.state().authorities = rollover.next;
-    fleet.members_hold(&fleet.members[..2], &rollover.new).await;
-    fleet.server.state().lifetime = Duration::from_secs(3600);
-    fleet.publish(&rollover.new);
-    installed(&fleet, |role| rollover.new[&role.domain()].digest()).await;
-    by_hand(&fleet).await;
-    fleet.stated_by(&fleet.members[..2], &rollover.new).await;
+    sidecars.server.state().lifetime = PODS.life;
+    by_hand(&sidecars).await;
+    sidecars.stated_by(&sidecars.members[..2], &rollover.both).await;
+    sidecars.server.state().authorities = rollover.next;
+    sidecars.members_hold(&sidecars.members[..2], &rollover.new).await;
+    sidecars.server.state().lifetime = Duration::from_secs(3600);
+    sidecars.publish(&rollover.new);
+    installed(&sidecars, |role| rollover.new[&role.domain()].digest()).await;
+    by_hand(&sidecars).await;
+    sidecars.stated_by(&sidecars.members[..2], &rollover.new).await;
     // The client's leaf would have lived for an hour, too.
-    fleet.client_holds(&rollover.new).await;
-    let left_behind = &fleet.members[2];
+    sidecars.client_holds(&rollover.new).await;
+    let left_behind = &sidecars.members[2];
     for role in [Role::Peer, Role::Server] {
         let leaf = left_behind.leaf(role).expect("a leaf");
         assert!(leaf.not_after > SystemTime::now() && !rollover.new[&role.domain()].contains_issuer_of(&leaf));
     }
 
-    let work = fleet.workload();
-    let ends = fleet.supervisor.ends().len();
+    let work = sidecars.workload();
+    let ends = sidecars.supervisor.ends().len();
     if away == Away::Down {
-        fleet.members[2].init().await;
+        sidecars.members[2].init().await;
         for role in [Role::Peer, Role::Server] {
-            assert_eq!(fleet.members[2].bundle(role), Some(rollover.new[&role.domain()].clone()), "{role}");
-            assert!(fleet.members[2].signed_by(&[role], &rollover.new), "leaf and bundle together: {role}");
+            assert_eq!(sidecars.members[2].bundle(role), Some(rollover.new[&role.domain()].clone()), "{role}");
+            assert!(sidecars.members[2].signed_by(&[role], &rollover.new), "leaf and bundle together: {role}");
         }
-        fleet.members[2].run();
-        fleet.supervisor.free(2);
+        sidecars.members[2].run();
+        sidecars.supervisor.free(2);
     } else {
-        fleet.supervisor.resume(2);
-        fleet.members[2].sidecar.as_mut().expect("it runs").signal(Signal::SIGCONT);
+        sidecars.supervisor.resume(2);
+        sidecars.members[2].sidecar.as_mut().expect("it runs").signal(Signal::SIGCONT);
     }
     if setup.probe {
-        fleet.probed(fleet.stated(&rollover.new)).await;
+        sidecars.probed(sidecars.stated(&rollover.new)).await;
     } else {
-        fleet.stated(&rollover.new).await;
+        sidecars.stated(&rollover.new).await;
     }
-    eventually("the member joins", LIMIT, || healthy(&fleet, 2)).await;
+    eventually("the member joins", LIMIT, || healthy(&sidecars, 2)).await;
     let report = work.stop().await.expect("read etcd");
     say(&format!("etcd {}: {away:?} for a whole rollover, {:.0?} in all: {report}", etcd.version, start.elapsed()));
     nothing_lost(&report);
     // A suspended member runs with its old bundles until it is restarted.
-    let restarts = fleet.supervisor.ends()[ends..].iter().map(|(i, _)| *i).collect::<Vec<_>>();
+    let restarts = sidecars.supervisor.ends()[ends..].iter().map(|(i, _)| *i).collect::<Vec<_>>();
     assert_eq!(restarts, if away == Away::Down { vec![] } else { vec![2] });
     // The first, one for the new CA, and one to state that it was loaded.
-    let asked = fleet.requests_of(&fleet.members[2], Role::Peer);
+    let asked = sidecars.requests_of(&sidecars.members[2], Role::Peer);
     assert!(asked.len() <= 3, "{away:?}: it asks no more than that: {asked:#?}");
 }
 
 /// Waits until the members that are not away have these bundles on disk.
-async fn installed(fleet: &Fleet, digest: impl Fn(Role) -> String) {
+async fn installed(sidecars: &SidecarCluster, digest: impl Fn(Role) -> String) {
     eventually("the bundles are installed", LIMIT, || async {
-        let all = fleet.members[..2].iter().all(|pod| {
+        let all = sidecars.members[..2].iter().all(|pod| {
             [Role::Peer, Role::Server].iter().all(|r| pod.bundle(*r).is_some_and(|b| b.digest() == digest(*r)))
         });
         if all { Ok(()) } else { Err("not yet") }

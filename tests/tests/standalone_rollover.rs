@@ -7,12 +7,13 @@ use std::{collections::BTreeMap, fs, path::Path, process::Command, time::Duratio
 use etcd_tls_contract::certificate::{Bundle, Chain};
 use tests::{
     etcd::{EtcdCluster, Member},
-    etcd_client, eventually,
+    etcd_client,
+    etcd_supervisor::EtcdSupervisor,
+    eventually,
     pki::{Ca, LeafOptions},
     ports,
     process::{Process, binary},
     signer::{BOOTSTRAP, LIMIT, Signer, sidecar},
-    supervisor::Supervisor,
     tier,
     workload::{Options, Workload},
 };
@@ -88,7 +89,7 @@ async fn roll_over(start: Start) {
     leaves_of(&signer, &names, &old).await;
     cluster.start().await;
     let urls: Vec<_> = cluster.members.iter().map(|m| [m.peer_url(), m.client_url()]).collect();
-    let supervisor = Supervisor::new(cluster);
+    let supervisor = EtcdSupervisor::new(cluster);
     let mut options = Options::new(urls.iter().map(|[_, c]| c.clone()).collect(), &signer.dir.join("etcd-0/server"));
     options.deadline = Duration::from_secs(10);
     let work = Workload::start(options);
@@ -174,7 +175,7 @@ async fn takes([peer, client]: &[String; 2], dir: &Path) -> [bool; 2] {
 }
 
 /// How often each member was restarted.
-fn restarts(supervisor: &Supervisor) -> BTreeMap<usize, usize> {
+fn restarts(supervisor: &EtcdSupervisor) -> BTreeMap<usize, usize> {
     let mut restarts = BTreeMap::new();
     for (member, _) in supervisor.ends() {
         *restarts.entry(member).or_default() += 1;

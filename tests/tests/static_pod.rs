@@ -18,11 +18,12 @@ use etcd_tls_contract::certificate::Chain;
 use serde_json::{Value, json};
 use tests::{
     etcd_client::served_serial,
-    eventually, ports,
+    eventually,
+    installation::own_address,
+    ports,
     process::{binary, run},
     repository,
     signer::{ADMIN, BOOTSTRAP, Signer, V1, mode},
-    stack::own_address,
     temp::TempDir,
     tier,
 };

@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use tests::{
     downward::downward,
     eventually,
+    installation::{self, Installation, LIMIT, Options, own_address},
     process::{binary, which},
-    stack::{self, LIMIT, Options, Stack, own_address},
     temp::TempDir,
 };
 
@@ -22,7 +22,7 @@ mod member;
 
 /// A client of etcd: it has only its own files, so its sidecar's metrics are complete.
 fn client_pod(name: &str) -> Value {
-    stack::client_pod(name, "client")
+    installation::client_pod(name, "client")
 }
 
 fn status(kubeconfig: &Path, arguments: &[&str]) -> Output {
@@ -37,18 +37,18 @@ fn text(bytes: &[u8]) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn status_shows_each_pod_and_names_the_rights_that_are_missing() {
-    let Some(mut stack) = Stack::start(&Options::default()).await else { return };
-    stack.api.namespace("web", &[]).await;
-    let kubeconfig = stack.api.kubeconfig.clone();
+    let Some(mut installation) = Installation::start(&Options::default()).await else { return };
+    installation.api.namespace("web", &[]).await;
+    let kubeconfig = installation.api.kubeconfig.clone();
 
     let none = status(&kubeconfig, &["-n", "web"]);
     assert!(none.status.success() && none.stdout.is_empty(), "{none:?}");
     assert!(text(&none.stderr).contains("no pod of namespace web has opted in"), "{none:?}");
 
     // The API server's proxy dials no loopback address.
-    let ip: IpAddr = own_address().expect("the stack has one");
+    let ip: IpAddr = own_address().expect("the installation has one");
     let programs = [("app", which("true").expect("true"))];
-    let mut pod = stack.local_pod("web", client_pod("app-0"), &[ip], &programs).await.expect("create a pod");
+    let mut pod = installation.local_pod("web", client_pod("app-0"), &[ip], &programs).await.expect("create a pod");
     pod.initialise(LIMIT).await.expect("init and sidecar");
     eventually("the pod is well", LIMIT, || async {
         let output = status(&kubeconfig, &["-n", "web"]);
@@ -74,7 +74,7 @@ async fn status_shows_each_pod_and_names_the_rights_that_are_missing() {
     // As a plugin of kubectl, by the name of its file.
     let bin = TempDir::new("plugin");
     std::os::unix::fs::symlink(binary("etcd-tls-webhook"), bin.join("kubectl-etcd_tls")).expect("link the plugin");
-    let mut kubectl = Command::new(stack.api.kubectl_path());
+    let mut kubectl = Command::new(installation.api.kubectl_path());
     kubectl.args(["etcd-tls", "status", "-n", "web", "-o", "name"]).env("KUBECONFIG", &kubeconfig);
     let output = kubectl.env("PATH", bin.path()).output().expect("run kubectl");
     assert_eq!((text(&output.stdout), output.status.code()), ("pod/app-0\n".to_owned(), Some(0)), "{output:?}");
@@ -89,7 +89,7 @@ async fn status_shows_each_pod_and_names_the_rights_that_are_missing() {
         (&["etcd-tls", "status", "--all"], "--all-namespaces"),
         (&["etcd-tls", "status", "-o", "js"], "json"),
     ] {
-        let mut kubectl = Command::new(stack.api.kubectl_path());
+        let mut kubectl = Command::new(installation.api.kubectl_path());
         let output = kubectl.arg("__complete").args(words).env("PATH", bin.path()).output().expect("run kubectl");
         let said = text(&output.stdout);
         let lines: Vec<&str> = said.lines().map(|line| line.split('\t').next().unwrap_or_default()).collect();
@@ -97,7 +97,7 @@ async fn status_shows_each_pod_and_names_the_rights_that_are_missing() {
     }
 
     // Without rights: which, and where.
-    let nobody = stack.api.account("web", "nobody", json!([])).await;
+    let nobody = installation.api.account("web", "nobody", json!([])).await;
     for (arguments, place) in [(&["-n", "web"][..], "in namespace web"), (&["-A"], "in all namespaces")] {
         let output = status(&nobody, arguments);
         assert_eq!(output.status.code(), Some(77), "{output:?}");
@@ -105,7 +105,7 @@ async fn status_shows_each_pod_and_names_the_rights_that_are_missing() {
         assert!(said.contains(&format!("cannot list pods {place}: your account lacks this right")), "{said}");
     }
     let viewer = json!([{"apiGroups": [""], "resources": ["pods", "configmaps"], "verbs": ["get", "list"]}]);
-    let output = status(&stack.api.account("web", "viewer", viewer).await, &["-n", "web"]);
+    let output = status(&installation.api.account("web", "viewer", viewer).await, &["-n", "web"]);
     let (out, said) = (text(&output.stdout), text(&output.stderr));
     assert_eq!(output.status.code(), Some(4), "{output:?}");
     assert!(out.contains("your account lacks the right to get pods/proxy in namespace web"), "{out}");
@@ -113,7 +113,7 @@ async fn status_shows_each_pod_and_names_the_rights_that_are_missing() {
     assert!(said.contains("cannot list certificatesigningrequests.certificates.k8s.io in all namespaces"), "{said}");
 
     // A pod whose sidecar cannot be reached is not well, and comes first.
-    stack.api.pod("web", client_pod("app-1")).await.expect("create a pod");
+    installation.api.pod("web", client_pod("app-1")).await.expect("create a pod");
     let output = status(&kubeconfig, &["-n", "web", "-o", "name"]);
     assert_eq!(text(&output.stdout), "pod/app-1\npod/app-0\n", "{output:?}");
     assert_eq!(output.status.code(), Some(4), "{output:?}");
@@ -169,15 +169,15 @@ fn on_a_terminal(kubeconfig: &Path) {
 /// Somebody revoked the certificate that a member's clients see, at once. Its pod is named until it has another one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn status_names_a_member_whose_server_certificate_is_revoked() {
-    let Some(mut stack) = Stack::start(&Options::default()).await else { return };
-    stack.api.namespace("web", &[]).await;
-    let kubeconfig = stack.api.kubeconfig.clone();
-    let ip: IpAddr = own_address().expect("the stack has one");
+    let Some(mut installation) = Installation::start(&Options::default()).await else { return };
+    installation.api.namespace("web", &[]).await;
+    let kubeconfig = installation.api.kubeconfig.clone();
+    let ip: IpAddr = own_address().expect("the installation has one");
     let programs = [("app", which("true").expect("true"))];
-    let mut member = stack::client_pod("etcd-0", "server");
+    let mut member = installation::client_pod("etcd-0", "server");
     member["metadata"]["annotations"]["etcd-tls.dev/options"] = "none".into();
-    let mut pod = stack.local_pod("web", member, &[ip], &programs).await.expect("a pod");
-    let pods: Api<Pod> = Api::namespaced(stack.api.client.clone(), "web");
+    let mut pod = installation.local_pod("web", member, &[ip], &programs).await.expect("a pod");
+    let pods: Api<Pod> = Api::namespaced(installation.api.client.clone(), "web");
     let created = pods.get("etcd-0").await.expect("the pod");
     let _kubelet = downward(&created, pod.volume("etcd-tls-token"), pods);
     pod.initialise(LIMIT).await.expect("init and sidecar");
@@ -213,19 +213,19 @@ async fn status_names_a_member_whose_server_certificate_is_revoked() {
 /// An etcd that admission has told of the lists, one whose annotation leaves them out, and one that an earlier version injected.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn status_and_check_show_which_members_refuse_revoked_certificates() {
-    let Some(stack) = Stack::start(&Options::default()).await else { return };
-    stack.api.namespace("prod", &[("etcd-tls", "dynamic")]).await;
+    let Some(installation) = Installation::start(&Options::default()).await else { return };
+    installation.api.namespace("prod", &[("etcd-tls", "dynamic")]).await;
     // Admission does not see its pods.
-    stack.api.namespace("old", &[]).await;
-    let kubeconfig = stack.api.kubeconfig.clone();
+    installation.api.namespace("old", &[]).await;
+    let kubeconfig = installation.api.kubeconfig.clone();
     let etcd = json!([{"name": "etcd", "image": "etcd", "command": ["etcd"]}]);
     let pod = |name: &str, annotations: Value| json!({"metadata": {"name": name, "annotations": annotations}, "spec": {"containers": etcd}});
-    stack.api.pod("prod", pod("etcd-0", json!({}))).await.expect("a pod");
-    stack.api.pod("prod", pod("etcd-1", json!({"etcd-tls.dev/revocation": "off"}))).await.expect("a pod");
+    installation.api.pod("prod", pod("etcd-0", json!({}))).await.expect("a pod");
+    installation.api.pod("prod", pod("etcd-1", json!({"etcd-tls.dev/revocation": "off"}))).await.expect("a pod");
     let mut earlier = pod("etcd-2", json!({}));
     earlier["metadata"]["labels"] = json!({"etcd-tls.dev/injected": "true"});
     earlier["spec"]["initContainers"] = json!([{"name": "etcd-tls-sidecar", "image": "s", "restartPolicy": "Always"}]);
-    stack.api.pod("old", earlier).await.expect("a pod");
+    installation.api.pod("old", earlier).await.expect("a pod");
     let own = "--client-crl-file=/own.crl";
     for (name, annotations, args) in [
         ("etcd-3", json!({}), json!(["--config-file=/etc/etcd.yaml"])),
@@ -234,13 +234,13 @@ async fn status_and_check_show_which_members_refuse_revoked_certificates() {
     ] {
         let mut member = pod(name, annotations);
         member["spec"]["containers"][0]["args"] = args;
-        stack.api.pod("prod", member).await.expect("a pod");
+        installation.api.pod("prod", member).await.expect("a pod");
     }
     // As kubelet shows a static pod, which no list reaches.
     let mut mirror = pod("etcd-6", json!({"kubernetes.io/config.mirror": "x"}));
     mirror["metadata"]["labels"] = json!({"etcd-tls.dev/injected": "true"});
     mirror["spec"]["initContainers"] = json!([{"name": "etcd-tls-sidecar", "image": "s", "restartPolicy": "Always"}]);
-    stack.api.pod("old", mirror).await.expect("a pod");
+    installation.api.pod("old", mirror).await.expect("a pod");
 
     let output = status(&kubeconfig, &["-A", "-o", "json"]);
     let shown: Value = serde_json::from_slice(&output.stdout).expect("JSON");

@@ -18,9 +18,10 @@ use opentelemetry_proto::tonic::{
 use prost::Message as _;
 use serde_json::Value;
 use tests::{
-    eventually, ports,
+    eventually,
+    installation::{self, Installation, LIMIT, Options},
+    ports,
     process::which,
-    stack::{self, LIMIT, Options, Stack},
 };
 use tokio::{net::TcpListener, task::JoinHandle};
 
@@ -96,7 +97,7 @@ async fn take(request: Request<Incoming>, all: Arc<Mutex<Vec<Seen>>>) -> Result<
 }
 
 fn client_pod(name: &str) -> Value {
-    stack::client_pod(name, "client,metrics")
+    installation::client_pod(name, "client,metrics")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -107,20 +108,20 @@ async fn a_pods_first_certificates_are_one_trace_and_a_collector_that_is_away_de
         ("OTEL_BSP_SCHEDULE_DELAY", "200".to_owned()),
     ];
     let of_all = environment.map(|(name, value)| (name.to_owned(), value)).to_vec();
-    let Some(mut stack) = Stack::start(&Options { of_all, ..Options::default() }).await else { return };
-    stack.api.namespace("web", &[]).await;
+    let Some(mut installation) = Installation::start(&Options { of_all, ..Options::default() }).await else { return };
+    installation.api.namespace("web", &[]).await;
     let (ip, programs): (IpAddr, _) =
         ("10.1.2.3".parse().expect("an address"), [("app", which("true").expect("true"))]);
 
     // No collector yet: pods start all the same, and each process says it once.
-    let mut before = stack.local_pod("web", client_pod("before"), &[ip], &programs).await.expect("create a pod");
+    let mut before = installation.local_pod("web", client_pod("before"), &[ip], &programs).await.expect("create a pod");
     before.initialise(LIMIT).await.expect("init and sidecar");
-    for process in [&stack.admit, &stack.approve, &stack.sign] {
+    for process in [&installation.admit, &installation.approve, &installation.sign] {
         process.logged("the collector of traces does not take them", LIMIT).await;
     }
 
     let collector = Collector::start(port).await;
-    let mut pod = stack.local_pod("web", client_pod("app-0"), &[ip], &programs).await.expect("create a pod");
+    let mut pod = installation.local_pod("web", client_pod("app-0"), &[ip], &programs).await.expect("create a pod");
     pod.initialise(LIMIT).await.expect("init and sidecar");
     let about = "web/app-0";
     eventually("the spans of two requests", LIMIT, || async {
@@ -137,7 +138,7 @@ async fn a_pods_first_certificates_are_one_trace_and_a_collector_that_is_away_de
     let admission = &collector.named("admission", about)[0];
     assert_eq!((admission.service.as_str(), admission.attribute("verdict").as_str()), ("etcd-tls-admit", "inject"));
     assert!(admission.span.parent_span_id.is_empty(), "the root: {admission:?}");
-    let live = Api::<Pod>::namespaced(stack.api.client.clone(), "web").get("app-0").await.expect("the pod");
+    let live = Api::<Pod>::namespaced(installation.api.client.clone(), "web").get("app-0").await.expect("the pod");
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     let place = format!("00-{}-{}-01", hex(&admission.span.trace_id), hex(&admission.span.span_id));
     assert_eq!(live.annotations().get(names::TRACE_ANNOTATION), Some(&place));
@@ -161,24 +162,24 @@ async fn a_pods_first_certificates_are_one_trace_and_a_collector_that_is_away_de
         let text = format!("{seen:?}");
         assert!(!text.contains("BEGIN") && !text.contains("LS0tLS1CRUdJTi"), "no bytes of a request: {text}");
     }
-    for process in [&stack.admit, &stack.approve, &stack.sign] {
+    for process in [&installation.admit, &installation.approve, &installation.sign] {
         process.logged("the collector takes traces again", LIMIT).await;
     }
     // A collector that goes away again.
     drop(collector);
-    let mut after = stack.local_pod("web", client_pod("after"), &[ip], &programs).await.expect("create a pod");
+    let mut after = installation.local_pod("web", client_pod("after"), &[ip], &programs).await.expect("create a pod");
     after.initialise(LIMIT).await.expect("init and sidecar");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_collector_that_can_be_used_pods_are_as_ever() {
     let of_all = vec![("OTEL_EXPORTER_OTLP_ENDPOINT".to_owned(), "https://collector.example:4318".to_owned())];
-    let Some(stack) = Stack::start(&Options { of_all, ..Options::default() }).await else { return };
-    for process in [&stack.admit, &stack.approve, &stack.sign] {
+    let Some(installation) = Installation::start(&Options { of_all, ..Options::default() }).await else { return };
+    for process in [&installation.admit, &installation.approve, &installation.sign] {
         process.logged("only http:// is spoken", Duration::from_secs(10)).await;
     }
-    stack.api.namespace("web", &[]).await;
-    let pod = stack.api.pod("web", client_pod("app-0")).await.expect("create a pod");
+    installation.api.namespace("web", &[]).await;
+    let pod = installation.api.pod("web", client_pod("app-0")).await.expect("create a pod");
     assert_eq!(pod.annotations().get(names::TRACE_ANNOTATION), None);
     assert!(pod.labels().contains_key(names::INJECTED_LABEL), "it is injected");
 }

@@ -23,11 +23,11 @@ use serde_json::{Value, json};
 use tests::{
     etcd_client::EtcdClient,
     eventually,
+    installation::{Installation, Options},
+    local_pod::LocalPod,
     pki::{Ca, LeafOptions},
-    pod::LocalPod,
     ports,
     process::binary,
-    stack::{Options, Stack},
     tier,
 };
 use tokio::{
@@ -59,10 +59,10 @@ impl Drop for Member {
 }
 
 impl Member {
-    async fn start(stack: &mut Stack, namespace: &str, etcd: &Path) -> Self {
+    async fn start(installation: &mut Installation, namespace: &str, etcd: &Path) -> Self {
         let policy = format!("extraSans: [{{namespaces: [{namespace}], clusters: [etcd], ipBlocks: [127.0.0.0/8]}}]\n");
-        tests::policy::set(&stack.api.client, &policy).await;
-        stack.api.namespace(namespace, &[("etcd-tls", "dynamic")]).await;
+        tests::policy::set(&installation.api.client, &policy).await;
+        installation.api.namespace(namespace, &[("etcd-tls", "dynamic")]).await;
         let (address, admin) = (Ipv4Addr::new(127, 0, 0, 2), ports::loopback());
         let url = |port| format!("https://{address}:{port}");
         let (client, peer) = (url(ports::free(address)), url(ports::free(address)));
@@ -96,7 +96,7 @@ impl Member {
         });
         let ip: IpAddr = [10, 7, 0, 10].into();
         let programs = [("etcd", etcd.to_owned())];
-        let mut pod = stack.local_pod(namespace, manifest, &[ip], &programs).await.expect("create a member");
+        let mut pod = installation.local_pod(namespace, manifest, &[ip], &programs).await.expect("create a member");
         pod.add_argument(names::SIDECAR_CONTAINER, "--restart-pace=1s");
         let certs = pod.path("etcd", names::DEFAULT_MOUNT_PATH);
         pod.start(LIMIT).await.expect("init and sidecar");
@@ -154,8 +154,8 @@ async fn get(port: u16, path: &str) -> Result<String, String> {
 }
 
 /// A client with every right on the ConfigMaps of a namespace, and no other.
-async fn thief(stack: &Stack, namespace: &str) -> Client {
-    stack.api.service_account(namespace, "thief").await;
+async fn thief(installation: &Installation, namespace: &str) -> Client {
+    installation.api.service_account(namespace, "thief").await;
     let metadata = json!({"name": "thief", "namespace": namespace});
     let objects = json!({"apiVersion": "v1", "kind": "List", "items": [
         {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": metadata,
@@ -164,14 +164,14 @@ async fn thief(stack: &Stack, namespace: &str) -> Client {
          "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "thief"},
          "subjects": [{"kind": "ServiceAccount", "name": "thief", "namespace": namespace}]},
     ]});
-    stack.api.apply(&objects.to_string());
-    let token = stack.api.token(namespace, "thief", None).await;
-    stack.api.client_with_token(&token).await
+    installation.api.apply(&objects.to_string());
+    let token = installation.api.token(namespace, "thief", None).await;
+    installation.api.client_with_token(&token).await
 }
 
-async fn rollover(stack: &Stack, cluster: &str, arguments: &[&str]) -> Result<String, String> {
+async fn rollover(installation: &Installation, cluster: &str, arguments: &[&str]) -> Result<String, String> {
     let mut command = Command::new(binary("etcd-tls-webhook"));
-    command.args(["rollover", cluster]).args(arguments).env("KUBECONFIG", &stack.api.kubeconfig);
+    command.args(["rollover", cluster]).args(arguments).env("KUBECONFIG", &installation.api.kubeconfig);
     let output = tokio::task::spawn_blocking(move || command.output()).await.expect("run").expect("run the command");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
@@ -189,16 +189,16 @@ const TRUST: &str = "etcd-tls-trust-etcd";
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn attack_4_a_ca_in_the_trust_config_map_opens_nothing() {
     let Some(etcd) = tier::etcd() else { return };
-    let Some(mut stack) = Stack::start(&Options::default()).await else { return };
-    let member = Member::start(&mut stack, "stolen", &etcd.etcd).await;
+    let Some(mut installation) = Installation::start(&Options::default()).await else { return };
+    let member = Member::start(&mut installation, "stolen", &etcd.etcd).await;
     let honest = (member.bundle(Role::Peer), member.bundle(Role::Server));
     member.metric("etcd_tls_signer_states_bundles{} 1").await;
 
-    let thief = thief(&stack, "stolen").await;
+    let thief = thief(&installation, "stolen").await;
     let maps = trust_maps(&thief, "stolen");
-    stack.api.kubectl(&["delete", "validatingadmissionpolicybindings,validatingadmissionpolicies", "--all"]);
+    installation.api.kubectl(&["delete", "validatingadmissionpolicybindings,validatingadmissionpolicies", "--all"]);
     let unable = r#"[{"op": "replace", "path": "/rules/0/verbs", "value": ["get", "list", "watch"]}]"#;
-    stack.api.kubectl(&["patch", "clusterrole", "etcd-tls-trust", "--type=json", "-p", unable]);
+    installation.api.kubectl(&["patch", "clusterrole", "etcd-tls-trust", "--type=json", "-p", unable]);
     let ca = Ca::new("thief");
     let poisoned = |bundle: &Bundle| format!("{}{}", bundle.to_pem(), ca.pem);
     let data = json!({"peer.crt": poisoned(&honest.0), "client.crt": poisoned(&honest.1)});
@@ -227,7 +227,8 @@ async fn attack_4_a_ca_in_the_trust_config_map_opens_nothing() {
         "spec": {"containers": [{"name": "app", "image": "app", "command": ["app"]}]},
     });
     let programs = [("app", PathBuf::from("/bin/true"))];
-    let mut client = stack.local_pod("stolen", manifest, &[[10, 7, 0, 11].into()], &programs).await.expect("a client");
+    let mut client =
+        installation.local_pod("stolen", manifest, &[[10, 7, 0, 11].into()], &programs).await.expect("a client");
     assert!(timeout(Duration::from_secs(10), client.initialise(LIMIT)).await.is_err(), "init waits");
     let files = client.path("app", names::DEFAULT_MOUNT_PATH).join("client");
     assert!(!files.join(names::CA_FILE).exists(), "no bundle of the thief's");
@@ -248,7 +249,7 @@ async fn attack_4_a_ca_in_the_trust_config_map_opens_nothing() {
     assert!((2..=4).contains(&asked), "asked once for each domain's bundle, not {asked} times");
 
     // With its rights, the signer repairs it, and the pod that waited starts.
-    stack.api.apply_kustomization("manifests");
+    installation.api.apply_kustomization("manifests");
     eventually("the repair", LIMIT, || async {
         let now = maps.get(TRUST).await.map_err(|e| e.to_string())?;
         let whole = now.immutable.is_none() && json!(now.data.clone())["client.crt"] == json!(honest.1.to_pem());
@@ -263,7 +264,7 @@ async fn attack_4_a_ca_in_the_trust_config_map_opens_nothing() {
     member.write(&files).await.expect("the new client");
 
     // An honest rollover goes on as ever: asked about, taken, loaded by a restart.
-    rollover(&stack, "stolen/etcd", &["--domain", "peer"]).await.expect("begin a rollover");
+    rollover(&installation, "stolen/etcd", &["--domain", "peer"]).await.expect("begin a rollover");
     eventually("both CAs on disk and one restart", LIMIT, || async {
         let (now, restarts) = (member.bundle(Role::Peer), member.restarts.load(Ordering::Relaxed));
         if now.certificates().len() == 2 && now.contains(&honest.0) && restarts == 1 { Ok(()) } else { Err(restarts) }
@@ -309,8 +310,8 @@ fn damages(good: &Value) -> Vec<(&'static str, Value)> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_form_of_damage_is_repaired_within_seconds() {
-    let Some(stack) = Stack::start(&Options::default()).await else { return };
-    let api = &stack.api;
+    let Some(installation) = Installation::start(&Options::default()).await else { return };
+    let api = &installation.api;
     api.namespace("damaged", &[("etcd-tls", "dynamic")]).await;
     api.pod(
         "damaged",
@@ -356,7 +357,7 @@ async fn every_form_of_damage_is_repaired_within_seconds() {
         start.elapsed()
     };
     let mut times = Vec::new();
-    let written = || stack.sign.log().matches("published trust").count();
+    let written = || installation.sign.log().matches("published trust").count();
     let before = written();
     let mut forms = BTreeSet::new();
     let all = damages(&good);
@@ -393,7 +394,7 @@ async fn every_form_of_damage_is_repaired_within_seconds() {
         .filter_map(|event| event.note.clone())
         .collect();
     assert!(!notes.is_empty(), "an Event");
-    let log = stack.sign.log();
+    let log = installation.sign.log();
     let line = log.lines().find(|line| line.contains("admin port")).expect("the admin port in the log");
     let port = line.split("127.0.0.1:").nth(1).expect("its address");
     let port = port.split(|c: char| !c.is_ascii_digit()).next().and_then(|port| port.parse().ok()).expect("a port");
@@ -420,9 +421,9 @@ async fn every_form_of_damage_is_repaired_within_seconds() {
     // A right that is not used while the policy that guards it is not in force.
     api.kubectl(&["delete", "validatingadmissionpolicybinding", "etcd-tls-trust"]);
     eventually("the signer to notice", LIMIT, || async {
-        let log = stack.sign.log();
+        let log = installation.sign.log();
         let said = log.lines().any(|line| line.contains("policy is not enforced") && line.contains("etcd-tls-trust"));
-        if said { Ok(()) } else { Err(stack.sign.log_end()) }
+        if said { Ok(()) } else { Err(installation.sign.log_end()) }
     })
     .await;
     let patch = Patch::Merge(json!({"data": {"client.crt": "x"}}));

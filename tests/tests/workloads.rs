@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tests::{
     eventually,
-    stack::{LIMIT, Options, Stack},
+    installation::{Installation, LIMIT, Options},
     temp::TempDir,
 };
 
@@ -47,34 +47,34 @@ fn workload(kind: &str, name: &str, labels: &Value, containers: &Value) -> Value
 }
 
 /// `kubectl apply` in `namespace`; returns its standard error.
-fn apply(stack: &Stack, namespace: &str, object: &Value) -> (bool, String) {
+fn apply(installation: &Installation, namespace: &str, object: &Value) -> (bool, String) {
     let file = TempDir::new("workload");
     let path = file.write("workload.json", object.to_string());
-    let mut command = stack.api.kubectl_command(&["apply", "-n", namespace, "-f", &path.display().to_string()]);
+    let mut command = installation.api.kubectl_command(&["apply", "-n", namespace, "-f", &path.display().to_string()]);
     let Output { status, stderr, .. } = command.output().expect("run kubectl");
     (status.success(), String::from_utf8_lossy(&stderr).into_owned())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kubectl_shows_the_warnings_of_a_workload() {
-    let Some(mut stack) = Stack::start(&Options::default()).await else { return };
-    let configurations = Api::<ValidatingWebhookConfiguration>::all(stack.api.client.clone());
+    let Some(mut installation) = Installation::start(&Options::default()).await else { return };
+    let configurations = Api::<ValidatingWebhookConfiguration>::all(installation.api.client.clone());
     eventually("caBundle of the warnings", LIMIT, || async {
         let webhooks = configurations.get("etcd-tls").await.map_err(|e| e.to_string())?.webhooks.unwrap_or_default();
         let written = webhooks.len() == 2 && webhooks.iter().all(|w| w.client_config.ca_bundle.is_some());
         if written { Ok(()) } else { Err("not written yet".to_owned()) }
     })
     .await;
-    stack.api.namespace("opted-in", &[("etcd-tls", "dynamic")]).await;
-    stack.api.namespace("other", &[]).await;
+    installation.api.namespace("opted-in", &[("etcd-tls", "dynamic")]).await;
+    installation.api.namespace("other", &[]).await;
     let dynamic = json!({"etcd-tls": "dynamic"});
     let plain_url = "Warning: etcd-tls: container etcd: --listen-client-urls still says http://0.0.0.0:2379";
 
     // The API server needs a moment to take the configuration in.
     eventually("a warning", LIMIT, || async {
         let object = workload("StatefulSet", "first", &json!({}), &plain());
-        let (_, said) = apply(&stack, "opted-in", &object);
-        stack.api.kubectl(&["delete", "-n", "opted-in", "statefulset", "first", "--ignore-not-found"]);
+        let (_, said) = apply(&installation, "opted-in", &object);
+        installation.api.kubectl(&["delete", "-n", "opted-in", "statefulset", "first", "--ignore-not-found"]);
         if said.contains(plain_url) { Ok(()) } else { Err(said) }
     })
     .await;
@@ -90,25 +90,25 @@ async fn kubectl_shows_the_warnings_of_a_workload() {
         let name = kind.to_lowercase();
         // By the namespace's label, and by the template's.
         let by_namespace = workload(kind, &name, &json!({}), &plain());
-        expect(kind, apply(&stack, "opted-in", &by_namespace), &[plain_url], &[]);
+        expect(kind, apply(&installation, "opted-in", &by_namespace), &[plain_url], &[]);
         let by_template = workload(kind, &name, &dynamic, &plain());
-        expect(kind, apply(&stack, "other", &by_template), &[plain_url], &[]);
+        expect(kind, apply(&installation, "other", &by_template), &[plain_url], &[]);
         if kind == "Job" {
             continue;
         }
         // An update that leaves the template alone says nothing; one that changes it does.
         let mut labelled = by_template.clone();
         labelled["metadata"]["labels"] = json!({"x": "y"});
-        expect(kind, apply(&stack, "other", &labelled), &[], &["Warning: etcd-tls"]);
+        expect(kind, apply(&installation, "other", &labelled), &[], &["Warning: etcd-tls"]);
         let changed = labelled.to_string().replace("http://0.0.0.0:2379", "http://0.0.0.0:12379");
         let changed: Value = serde_json::from_str(&changed).expect("JSON");
-        expect(kind, apply(&stack, "other", &changed), &["still says http://0.0.0.0:12379"], &[]);
+        expect(kind, apply(&installation, "other", &changed), &["still says http://0.0.0.0:12379"], &[]);
     }
     // Not opted in, or opted out.
     let object = workload("Deployment", "a", &json!({}), &plain());
-    expect("not opted in", apply(&stack, "other", &object), &[], &["Warning: etcd-tls"]);
+    expect("not opted in", apply(&installation, "other", &object), &[], &["Warning: etcd-tls"]);
     let object = workload("Deployment", "b", &json!({"etcd-tls": "disabled"}), &plain());
-    expect("opted out", apply(&stack, "opted-in", &object), &[], &["Warning: etcd-tls"]);
+    expect("opted out", apply(&installation, "opted-in", &object), &[], &["Warning: etcd-tls"]);
     // Reasons to refuse a pod appear as complete warnings, and refuse nothing.
     let refused = json!([{"name": "etcd", "image": "etcd", "command": ["etcd"], "ports": [{"containerPort": 9179}]}]);
     let object = workload("StatefulSet", "c", &json!({}), &refused);
@@ -116,10 +116,10 @@ async fn kubectl_shows_the_warnings_of_a_workload() {
         "etcd-tls: a pod of this template will be refused: port 9179 is etcd-tls-sidecar's",
         "etcd-tls.dev/admin-port",
     ];
-    expect("refused", apply(&stack, "opted-in", &object), &wanted, &[]);
+    expect("refused", apply(&installation, "opted-in", &object), &wanted, &[]);
     assert!(problems.is_empty(), "{problems}");
 
-    marks(&stack).await;
+    marks(&installation).await;
 
     // Without an answer of admission, a workload is applied all the same, after the second that each entry is given.
     for webhook in configurations.get("etcd-tls").await.expect("the configuration").webhooks.unwrap_or_default() {
@@ -130,25 +130,25 @@ async fn kubectl_shows_the_warnings_of_a_workload() {
             webhook.name
         );
     }
-    stack.admit.signal(Signal::SIGSTOP);
-    applied_in_time(&stack, "hangs", "other", &dynamic);
-    applied_in_time(&stack, "hangs", "opted-in", &json!({}));
-    stack.admit.kill();
-    applied_in_time(&stack, "away", "other", &dynamic);
+    installation.admit.signal(Signal::SIGSTOP);
+    applied_in_time(&installation, "hangs", "other", &dynamic);
+    applied_in_time(&installation, "hangs", "opted-in", &json!({}));
+    installation.admit.kill();
+    applied_in_time(&installation, "away", "other", &dynamic);
 }
 
 /// Applies workloads while admission does not answer, and each time one in a namespace that is not opted in; of five, for a machine that is
 /// busy with others' work, one must take no longer than the other and the webhook's time.
-fn applied_in_time(stack: &Stack, case: &str, namespace: &str, labels: &Value) {
+fn applied_in_time(installation: &Installation, case: &str, namespace: &str, labels: &Value) {
     let mut took = Vec::new();
     for attempt in 0..5 {
         let bare = workload("Deployment", &format!("{case}-bare-{attempt}"), &json!({}), &plain());
         let began = Instant::now();
-        assert!(apply(stack, "other", &bare).0);
+        assert!(apply(installation, "other", &bare).0);
         let alone = began.elapsed();
         let object = workload("Deployment", &format!("{case}-{attempt}"), labels, &plain());
         let began = Instant::now();
-        let (applied, said) = apply(stack, namespace, &object);
+        let (applied, said) = apply(installation, namespace, &object);
         took.push((began.elapsed(), alone));
         assert!(applied && !said.contains("Warning: etcd-tls"), "{case} in {namespace}: {said}");
         if took.last().is_some_and(|(took, alone)| *took < *alone + IN_TIME) {
@@ -159,17 +159,17 @@ fn applied_in_time(stack: &Stack, case: &str, namespace: &str, labels: &Value) {
 }
 
 /// An injected pod carries the label and the annotation; its creator's forgeries are replaced.
-async fn marks(stack: &Stack) {
+async fn marks(installation: &Installation) {
     let pod = json!({
         "metadata": {"name": "marked", "annotations": {"etcd-tls.dev/warnings": "[\"all is well\"]"}},
         "spec": {"containers": plain()},
     });
-    let made = stack.api.pod("opted-in", pod).await.expect("create a pod");
+    let made = installation.api.pod("opted-in", pod).await.expect("create a pod");
     let metadata = made.metadata;
     assert_eq!(metadata.labels.unwrap_or_default()["etcd-tls.dev/injected"], "true");
     let said: Vec<String> =
         serde_json::from_str(&metadata.annotations.unwrap_or_default()["etcd-tls.dev/warnings"]).expect("a JSON list");
     assert!(said.iter().any(|w| w.contains("still says http://0.0.0.0:2379")), "{said:?}");
-    let listed = stack.api.kubectl(&["get", "pods", "-A", "-l", "etcd-tls.dev/injected=true", "-o", "name"]);
+    let listed = installation.api.kubectl(&["get", "pods", "-A", "-l", "etcd-tls.dev/injected=true", "-o", "name"]);
     assert!(listed.contains("pod/marked"), "{listed}");
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use etcd_tls_contract::{names, role::Role};
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::json;
-use tests::{eventually, process::Process, stack};
+use tests::{eventually, installation, process::Process};
 
 use crate::lab::{Approver, Asking, LIMIT, Lab};
 
@@ -50,7 +50,7 @@ impl Two {
 async fn signer(lab: &Lab) -> Process {
     let token = lab.api.token(names::SYSTEM_NAMESPACE, "etcd-tls-sign", None).await;
     lab.api.token_kubeconfig("sign", &token);
-    stack::controller_again(&lab.api, "sign")
+    installation::controller_again(&lab.api, "sign")
 }
 
 /// Processes that start with a policy that cannot be parsed have none: they decide no request until it is corrected.

@@ -11,7 +11,7 @@ use tests::{
         itself::{Controller, ISSUER, Programs},
     },
     eventually,
-    stack::{self, LIMIT, Options, Stack},
+    installation::{self, Installation, LIMIT, Options},
 };
 
 use super::{cluster::SYSTEM, helm, rendered};
@@ -30,7 +30,7 @@ async fn serial(secrets: &Api<Secret>) -> Result<String, String> {
 async fn a_pair_of_cert_manager_itself_serves_admission() {
     let Some(programs) = Programs::find() else { return };
     let Some(helm) = helm() else { return };
-    if !stack::can_start() {
+    if !installation::can_start() {
         return;
     }
     let Some(api) = ApiServer::start().await else { return };
@@ -56,20 +56,23 @@ async fn a_pair_of_cert_manager_itself_serves_admission() {
 
     // It begins when a labelled pod can be created.
     let options = Options { sign: vec!["--external-serving-pair".to_owned()], ..Options::default() };
-    let stack = Stack::start_on(api, &options).await;
+    let installation = Installation::start_on(api, &options).await;
     let first = serial(&secrets).await.expect("the pair");
     let injected = |name: &'static str| {
-        let stack = &stack;
+        let installation = &installation;
         async move {
-            let pod =
-                stack.api.pod("stack-probe", stack::client_pod(name, "client")).await.map_err(|e| e.to_string())?;
+            let pod = installation
+                .api
+                .pod("installation-probe", installation::client_pod(name, "client"))
+                .await
+                .map_err(|e| e.to_string())?;
             let containers = pod.spec.and_then(|spec| spec.init_containers).unwrap_or_default();
             if containers.len() == 2 { Ok(()) } else { Err("not injected".to_owned()) }
         }
     };
     injected("first").await.expect("a pod");
     // Its next pair comes into use, and nobody but it writes.
-    stack.api.kubectl(&["-n", SYSTEM, "delete", "secret", PAIR]);
+    installation.api.kubectl(&["-n", SYSTEM, "delete", "secret", PAIR]);
     eventually("the next pair", LIMIT, || async {
         let next = serial(&secrets).await?;
         if next == first { Err(next) } else { Ok(()) }

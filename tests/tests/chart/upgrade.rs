@@ -13,9 +13,9 @@ use serde_json::{Value, json};
 use tests::{
     apiserver::ApiServer,
     eventually,
+    installation::{self, Installation, LIMIT, Options, SIDECAR_IMAGE},
     process::{binary, run},
     repository,
-    stack::{self, LIMIT, Options, SIDECAR_IMAGE, Stack},
     temp::TempDir,
     tier,
 };
@@ -158,7 +158,7 @@ async fn a_chart_of_the_history_is_upgraded_and_rolled_back() {
 async fn an_upgrade_and_a_rollback_issue_nothing_anew() {
     let Some(older) = older(OLDER[0]) else { return };
     let Some(helm) = super::helm() else { return };
-    if !stack::can_start() {
+    if !installation::can_start() {
         return;
     }
     let Some(api) = ApiServer::start().await else { return };
@@ -166,8 +166,8 @@ async fn an_upgrade_and_a_rollback_issue_nothing_anew() {
     let release = Release { api: &api, helm: &helm };
     release.install(&older.join("manifests/chart"));
     release.upgrade();
-    let mut stack = Stack::start_on(api, &Options::default()).await;
-    stack.api.namespace("prod", &[("etcd-tls", "dynamic")]).await;
+    let mut installation = Installation::start_on(api, &Options::default()).await;
+    installation.api.namespace("prod", &[("etcd-tls", "dynamic")]).await;
     let pod = |name: &str| {
         json!({"metadata": {"name": name, "labels": {"etcd-tls": "dynamic"}}, "spec": {"containers": [{
             "name": "etcd", "image": "etcd", "command": ["etcd"],
@@ -176,7 +176,7 @@ async fn an_upgrade_and_a_rollback_issue_nothing_anew() {
     };
     let programs: [(&str, PathBuf); 1] = [(SIDECAR_IMAGE, binary("etcd-tls-sidecar"))];
     let ip = |last: u8| [[10, 0, 0, last].into()];
-    let mut etcd = stack.local_pod("prod", pod("etcd-0"), &ip(7), &programs).await.expect("a pod");
+    let mut etcd = installation.local_pod("prod", pod("etcd-0"), &ip(7), &programs).await.expect("a pod");
     assert!(etcd.run_to_end("etcd-tls-init", LIMIT).await.success(), "{}", etcd.log("etcd-tls-init"));
     // As kubelet projects the annotation `renew`, which is not set yet: a sidecar takes the first value that it finds for an old one.
     let token = etcd.volume("etcd-tls-token");
@@ -192,24 +192,38 @@ async fn an_upgrade_and_a_rollback_issue_nothing_anew() {
     let requests = |api: &ApiServer| -> BTreeSet<String> {
         api.kubectl(&["get", "csr", "-o", "name"]).lines().map(str::to_owned).collect()
     };
-    let before = requests(&stack.api);
-    let pods =
-        stack.api.kubectl(&["-n", "prod", "get", "pod", "etcd-0", "-o", "jsonpath={.metadata.uid} {.metadata.labels}"]);
+    let before = requests(&installation.api);
+    let pods = installation.api.kubectl(&[
+        "-n",
+        "prod",
+        "get",
+        "pod",
+        "etcd-0",
+        "-o",
+        "jsonpath={.metadata.uid} {.metadata.labels}",
+    ]);
 
-    let release = Release { api: &stack.api, helm: &helm };
+    let release = Release { api: &installation.api, helm: &helm };
     release.helm(&["rollback", "etcd-tls", "1"], None);
     release.upgrade();
-    let mut second = stack.local_pod("prod", pod("etcd-1"), &ip(8), &programs).await.expect("a pod");
+    let mut second = installation.local_pod("prod", pod("etcd-1"), &ip(8), &programs).await.expect("a pod");
     assert!(second.run_to_end("etcd-tls-init", LIMIT).await.success(), "{}", second.log("etcd-tls-init"));
     assert!(etcd.process("etcd-tls-sidecar").running(), "{}", etcd.log("etcd-tls-sidecar"));
     assert!(read(&files) == first, "a certificate was issued anew: {}", etcd.log("etcd-tls-sidecar"));
     // Two roles of one pod. Those of the first one may be deleted by now.
-    let new: Vec<_> = requests(&stack.api).difference(&before).cloned().collect();
+    let new: Vec<_> = requests(&installation.api).difference(&before).cloned().collect();
     assert_eq!(new.len(), 2, "{new:?}, before {before:?}");
-    let now =
-        stack.api.kubectl(&["-n", "prod", "get", "pod", "etcd-0", "-o", "jsonpath={.metadata.uid} {.metadata.labels}"]);
+    let now = installation.api.kubectl(&[
+        "-n",
+        "prod",
+        "get",
+        "pod",
+        "etcd-0",
+        "-o",
+        "jsonpath={.metadata.uid} {.metadata.labels}",
+    ]);
     assert_eq!(now, pods);
-    for process in [&mut stack.admit, &mut stack.approve, &mut stack.sign] {
+    for process in [&mut installation.admit, &mut installation.approve, &mut installation.sign] {
         assert!(process.running(), "{}", process.log_end());
     }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use tests::{fleet::FakeClock, process::Process};
+use tests::{process::Process, sidecar_cluster::FakeClock};
 
 /// A clock is stepped, or set right, this often.
 const EVERY: Duration = Duration::from_secs(7);

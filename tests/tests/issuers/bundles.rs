@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 use tests::{
     apiserver::{Options as ApiOptions, from_json},
     eventually,
+    installation::{Installation, Options},
     process::{binary, run},
-    stack::{Options, Stack},
 };
 
 use crate::scene::LIMIT;
@@ -63,8 +63,8 @@ pub fn options() -> Options {
 }
 
 /// Our ClusterTrustBundle of this name.
-pub async fn published(stack: &Stack, name: &str) -> Result<Bundle, String> {
-    let bundles: Api<DynamicObject> = Api::all_with(stack.api.client.clone(), &resource());
+pub async fn published(installation: &Installation, name: &str) -> Result<Bundle, String> {
+    let bundles: Api<DynamicObject> = Api::all_with(installation.api.client.clone(), &resource());
     let found = bundles.get(name).await.map_err(|e| e.to_string())?;
     Bundle::parse(found.data["spec"]["trustBundle"].as_str().unwrap_or_default().as_bytes()).map_err(|e| e.to_string())
 }
@@ -72,33 +72,34 @@ pub async fn published(stack: &Stack, name: &str) -> Result<Bundle, String> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn our_bundles_are_published_as_cluster_trust_bundles() {
     let options = options();
-    let Some(mut stack) = Stack::start(&options).await else { return };
+    let Some(mut installation) = Installation::start(&options).await else { return };
     // The flag without the component: said, and everything else works.
-    stack.sign.logged("ClusterTrustBundles are not published", LIMIT).await;
-    assert!(stack.sign.log().contains("forbidden"), "{}", stack.sign.log());
-    stack.api.apply_components(&["cluster-trust-bundles"]);
-    stack.restart_sign(&options.sign).await;
+    installation.sign.logged("ClusterTrustBundles are not published", LIMIT).await;
+    assert!(installation.sign.log().contains("forbidden"), "{}", installation.sign.log());
+    installation.api.apply_components(&["cluster-trust-bundles"]);
+    installation.restart_sign(&options.sign).await;
 
-    stack.api.namespace("prod", &[("etcd-tls", "dynamic")]).await;
+    installation.api.namespace("prod", &[("etcd-tls", "dynamic")]).await;
     let pod = json!({
         "metadata": {"name": "app", "labels": {"etcd-tls": "dynamic"}, "annotations": {"etcd-tls.dev/roles": "client"}},
         "spec": {"containers": [{"name": "c", "image": "c"}]},
     });
-    stack.api.pod("prod", pod).await.expect("a pod");
-    let bundles: Api<DynamicObject> = Api::all_with(stack.api.client.clone(), &resource());
+    installation.api.pod("prod", pod).await.expect("a pod");
+    let bundles: Api<DynamicObject> = Api::all_with(installation.api.client.clone(), &resource());
     let read = async |name: &str| {
         let found = bundles.get(name).await.map_err(|e| e.to_string())?;
         let pem = found.data["spec"]["trustBundle"].as_str().expect("a bundle").to_owned();
         Ok::<_, String>((found, Bundle::parse(pem.as_bytes()).expect("CAs")))
     };
-    let published = async || Bundle::parse(stack.bundle("prod", "client").await.expect("a ConfigMap").as_bytes());
+    let published =
+        async || Bundle::parse(installation.bundle("prod", "client").await.expect("a ConfigMap").as_bytes());
     let (found, first) = eventually("a ClusterTrustBundle", LIMIT, || read(OURS)).await;
     assert_eq!(found.data["spec"]["signerName"], "client.etcd-tls.dev/prod.etcd");
     assert_eq!(Ok(first.clone()), published().await, "the bundle of the trust ConfigMap");
 
     // A rollover: both CAs. Foreign changes are repaired.
     let mut command = std::process::Command::new(binary("etcd-tls-webhook"));
-    command.args(["rollover", "prod/etcd", "--domain", "client"]).env("KUBECONFIG", &stack.api.kubeconfig);
+    command.args(["rollover", "prod/etcd", "--domain", "client"]).env("KUBECONFIG", &installation.api.kubeconfig);
     tokio::task::spawn_blocking(move || run(&mut command)).await.expect("run");
     let both = async || {
         let (_, now) = read(OURS).await?;
@@ -109,13 +110,13 @@ async fn our_bundles_are_published_as_cluster_trust_bundles() {
         }
     };
     eventually("both CAs", LIMIT, &both).await;
-    let foreign = json!({"spec": {"trustBundle": stack.api.ca.pem}});
+    let foreign = json!({"spec": {"trustBundle": installation.api.ca.pem}});
     bundles.patch(OURS, &PatchParams::default(), &Patch::Merge(foreign)).await.expect("as cluster-admin");
     eventually("mended", LIMIT, &both).await;
 
-    reaches_no_other(&stack, &bundles).await;
+    reaches_no_other(&installation, &bundles).await;
 
-    stack.api.kubectl(&["delete", "namespace", "prod", "--wait=false"]);
+    installation.api.kubectl(&["delete", "namespace", "prod", "--wait=false"]);
     eventually("deleted with the namespace", LIMIT, || async {
         let labelled = ListParams::default().labels("app.kubernetes.io/managed-by=etcd-tls");
         let left = bundles.list(&labelled).await.map_err(|e| e.to_string())?.items;
@@ -127,15 +128,15 @@ async fn our_bundles_are_published_as_cluster_trust_bundles() {
 }
 
 /// The right to ClusterTrustBundles, with what it is not for; and ours in the hands of somebody else.
-async fn reaches_no_other(stack: &Stack, bundles: &Api<DynamicObject>) {
-    let pem = stack.api.ca.pem.as_str();
+async fn reaches_no_other(installation: &Installation, bundles: &Api<DynamicObject>) {
+    let pem = installation.api.ca.pem.as_str();
     let theirs = [("company", None), ("example.com:ca:x", Some("example.com/ca"))];
     for (name, signer) in theirs {
         let object = from_json(object(name, signer, pem));
         bundles.create(&PostParams::default(), &object).await.expect("as cluster-admin");
     }
-    let token = stack.api.token(SYSTEM, "etcd-tls-sign", None).await;
-    let as_sign: Api<DynamicObject> = Api::all_with(stack.api.client_with_token(&token).await, &resource());
+    let token = installation.api.token(SYSTEM, "etcd-tls-sign", None).await;
+    let as_sign: Api<DynamicObject> = Api::all_with(installation.api.client_with_token(&token).await, &resource());
     let (name, signer) = ("peer.etcd-tls.dev:prod.other:bundle", Some("peer.etcd-tls.dev/prod.other"));
     let good = object(name, signer, pem);
     // The policy comes into force a moment after it was created.
@@ -199,9 +200,9 @@ async fn reaches_no_other(stack: &Stack, bundles: &Api<DynamicObject>) {
             "subjects": [{"kind": "ServiceAccount", "name": "default", "namespace": "prod"}],
         }),
     ];
-    stack.api.apply(&json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string());
-    let token = stack.api.token("prod", "default", None).await;
-    let writer: Api<DynamicObject> = Api::all_with(stack.api.client_with_token(&token).await, &resource());
+    installation.api.apply(&json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string());
+    let token = installation.api.token("prod", "default", None).await;
+    let writer: Api<DynamicObject> = Api::all_with(installation.api.client_with_token(&token).await, &resource());
     let plain = object("y", None, pem);
     eventually("the right in force", LIMIT, || create(&writer, &plain)).await;
     let refused = create(&writer, &good).await.expect_err("attested").to_string();

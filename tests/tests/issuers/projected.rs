@@ -9,11 +9,10 @@ use serde_json::{Value, json};
 use tests::{
     apiserver::from_json,
     eventually,
+    installation::{Installation, own_address},
     node::Node,
     process::{binary, run},
-    say,
-    stack::{Stack, own_address},
-    tier,
+    say, tier,
 };
 
 use crate::bundles::{OURS, options, published};
@@ -37,27 +36,27 @@ fn same(one: &Bundle, other: &Bundle) -> bool {
 async fn a_kubelet_projects_our_cluster_trust_bundles_and_follows_a_rollover() {
     let Some(runtime) = tier::runtime() else { return };
     let options = options();
-    let Some(mut stack) = Stack::start(&options).await else { return };
-    let address = own_address().expect("the stack has one");
-    stack.api.apply_components(&["cluster-trust-bundles"]);
-    stack.restart_sign(&options.sign).await;
-    stack.api.namespace("prod", &[("etcd-tls", "dynamic")]).await;
+    let Some(mut installation) = Installation::start(&options).await else { return };
+    let address = own_address().expect("the installation has one");
+    installation.api.apply_components(&["cluster-trust-bundles"]);
+    installation.restart_sign(&options.sign).await;
+    installation.api.namespace("prod", &[("etcd-tls", "dynamic")]).await;
     let member = json!({
         "metadata": {"name": "app", "labels": {"etcd-tls": "dynamic"}, "annotations": {"etcd-tls.dev/roles": "client"}},
         "spec": {"containers": [{"name": "c", "image": "c"}]},
     });
-    stack.api.pod("prod", member).await.expect("a pod");
-    let first = eventually("a ClusterTrustBundle", SYNCED, || published(&stack, OURS)).await;
+    installation.api.pod("prod", member).await.expect("a pod");
+    let first = eventually("a ClusterTrustBundle", SYNCED, || published(&installation, OURS)).await;
 
     let image = runtime.etcd_image.clone();
     let mut node = Node::new(runtime, NODE, address);
     node.turn_on(&["ClusterTrustBundle", "ClusterTrustBundleProjection"]);
-    node.kubeconfig = Some(stack.api.kubeconfig.clone());
+    node.kubeconfig = Some(installation.api.kubeconfig.clone());
     node.power_on().await;
 
     // Of another program: it names the signer, as any pod may.
-    stack.api.namespace("web", &[]).await;
-    let pods: Api<Pod> = Api::namespaced(stack.api.client.clone(), "web");
+    installation.api.namespace("web", &[]).await;
+    let pods: Api<Pod> = Api::namespaced(installation.api.client.clone(), "web");
     let container = |name: &str, mounts: Value| json!({"name": name, "image": image, "imagePullPolicy": "Never", "command": ["sleep", "3600"], "volumeMounts": mounts});
     let projection = json!({"clusterTrustBundle": {
         "signerName": "client.etcd-tls.dev/prod.etcd", "labelSelector": {}, "path": "client.crt",
@@ -92,10 +91,10 @@ async fn a_kubelet_projects_our_cluster_trust_bundles_and_follows_a_rollover() {
 
     // Both CAs while a rollover is under way.
     let mut command = Command::new(binary("etcd-tls-webhook"));
-    command.args(["rollover", "prod/etcd", "--domain", "client"]).env("KUBECONFIG", &stack.api.kubeconfig);
+    command.args(["rollover", "prod/etcd", "--domain", "client"]).env("KUBECONFIG", &installation.api.kubeconfig);
     tokio::task::spawn_blocking(move || run(&mut command)).await.expect("run");
     let both = eventually("both CAs", SYNCED, || async {
-        let now = published(&stack, OURS).await?;
+        let now = published(&installation, OURS).await?;
         if now.contains(&first) && !same(&now, &first) { Ok(now) } else { Err("not both".to_owned()) }
     })
     .await;

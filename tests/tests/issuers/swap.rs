@@ -19,11 +19,12 @@ use tests::{
     cert_manager::CertManager,
     etcd::{EtcdBinary, EtcdCluster, Member, MemberTls},
     etcd_client::EtcdClient,
-    eventually, ports,
+    etcd_supervisor::EtcdSupervisor,
+    eventually,
+    installation::own_address,
+    ports,
     process::{Process, binary},
     say,
-    stack::own_address,
-    supervisor::Supervisor,
     temp::TempDir,
     tier,
     workload::{self, Report, Workload},
@@ -177,7 +178,7 @@ struct Cluster<'a> {
     issuer: CertManager,
     members: Vec<Pod>,
     client: Pod,
-    supervisor: Supervisor,
+    supervisor: EtcdSupervisor,
     urls: Vec<String>,
 }
 
@@ -209,7 +210,7 @@ impl<'a> Cluster<'a> {
         }
         cluster.start().await;
         let urls = cluster.members.iter().map(Member::client_url).collect();
-        Self { lab, issuer, members, client, supervisor: Supervisor::new(cluster), urls }
+        Self { lab, issuer, members, client, supervisor: EtcdSupervisor::new(cluster), urls }
     }
 
     fn pods(&self) -> impl Iterator<Item = &Pod> {

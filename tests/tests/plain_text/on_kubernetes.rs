@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tests::{
     apiserver::ApiServer,
     eventually,
-    stack::{LIMIT, Options, Stack},
+    installation::{Installation, LIMIT, Options},
     temp::TempDir,
     tier,
 };
@@ -82,7 +82,7 @@ fn answers(pod: &Pod) -> bool {
 }
 
 struct Walk {
-    stack: Stack,
+    installation: Installation,
     pods: Api<Pod>,
 }
 
@@ -92,7 +92,7 @@ impl Walk {
         let file = TempDir::new("plain-text");
         let path = file.write("set.json", step.manifest().to_string()).display().to_string();
         let arguments = [&["apply", "-f", path.as_str()][..], flags].concat();
-        let output = self.stack.api.kubectl_command(&arguments).output().expect("run kubectl");
+        let output = self.installation.api.kubectl_command(&arguments).output().expect("run kubectl");
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "{said}");
         said
@@ -111,7 +111,7 @@ impl Walk {
     /// `kubectl apply`; what it says. Returns when the controller has seen it.
     async fn apply(&self, step: &Step) -> String {
         let said = self.kubectl_apply(step, &[]);
-        let sets = Api::<StatefulSet>::namespaced(self.stack.api.client.clone(), NAMESPACE);
+        let sets = Api::<StatefulSet>::namespaced(self.installation.api.client.clone(), NAMESPACE);
         eventually("the StatefulSet controller", LIMIT, || async {
             let set = sets.get("etcd").await.map_err(|e| e.to_string())?;
             let seen = set.status.and_then(|status| status.observed_generation);
@@ -171,17 +171,18 @@ fn says(pod: &Pod, flag: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stateful_set_goes_from_http_to_https_and_back() {
-    let Some(stack) = Stack::start(&Options::default()).await else { return };
+    let Some(installation) = Installation::start(&Options::default()).await else { return };
     // Before the controllers, of which none makes service accounts here.
-    stack.api.namespace(NAMESPACE, &[]).await;
-    let Some(_controller) = stack.api.start_controller_manager(&["--controllers=statefulset-controller".to_owned()])
+    installation.api.namespace(NAMESPACE, &[]).await;
+    let Some(_controller) =
+        installation.api.start_controller_manager(&["--controllers=statefulset-controller".to_owned()])
     else {
         tier::skip_special("no kube-controller-manager beside kube-apiserver", "put one there");
         return;
     };
-    let pods = Api::<Pod>::namespaced(stack.api.client.clone(), NAMESPACE);
-    let walk = Walk { stack, pods };
-    let api: &ApiServer = &walk.stack.api;
+    let pods = Api::<Pod>::namespaced(installation.api.client.clone(), NAMESPACE);
+    let walk = Walk { installation, pods };
+    let api: &ApiServer = &walk.installation.api;
 
     let start = Step { clients: &BOTH[..1], peers: "http", metrics: false, labels: json!({}), partition: 0 };
     walk.apply(&start).await;

@@ -27,19 +27,19 @@ use tests::{
     apiserver::{NODE, Options as ApiOptions, from_json},
     etcd_client::EtcdClient,
     eventually,
+    installation::{Installation, Options},
+    local_pod::LocalPod,
     pki::{Ca, LeafOptions},
-    pod::LocalPod,
     ports,
     process::which,
     revocation::ended,
-    stack::{Options, Stack},
 };
 
 use super::{LIMIT, NAMESPACE, apiserver_arguments, apply_component, resource, user};
 
 /// The node's part for one pod.
 struct Kubelet<'a> {
-    stack: &'a Stack,
+    installation: &'a Installation,
     client: &'a Client,
     /// The pod, as it was admitted.
     pod: Value,
@@ -71,7 +71,7 @@ impl Kubelet<'_> {
 
     async fn request(&self, source: &Value, key: &KeyPair) -> String {
         let stub = CertificateParams::default().serialize_request(key).expect("a request");
-        let api = &self.stack.api.client;
+        let api = &self.installation.api.client;
         let node = Api::<Node>::all(api.clone()).get(NODE).await.expect("the node");
         let account =
             Api::<ServiceAccount>::namespaced(api.clone(), NAMESPACE).get("default").await.expect("an account");
@@ -95,7 +95,7 @@ impl Kubelet<'_> {
         eventually("a certificate", LIMIT, || async {
             let object = as_node.get(&name).await.map_err(|error| error.to_string())?;
             let chain = object.data["status"]["certificateChain"].as_str().map(str::to_owned);
-            chain.ok_or_else(|| format!("{}\n{}", object.data["status"], self.stack.sign.log_end()))
+            chain.ok_or_else(|| format!("{}\n{}", object.data["status"], self.installation.sign.log_end()))
         })
         .await
     }
@@ -104,7 +104,7 @@ impl Kubelet<'_> {
     async fn read_trust(&mut self) {
         let sources = self.volume()["sources"].as_array().expect("sources").clone();
         let source = &sources.iter().find(|source| !source["configMap"].is_null()).expect("the trust")["configMap"];
-        let maps: Api<ConfigMap> = Api::namespaced(self.stack.api.client.clone(), NAMESPACE);
+        let maps: Api<ConfigMap> = Api::namespaced(self.installation.api.client.clone(), NAMESPACE);
         let name = source["name"].as_str().expect("a name");
         let data = eventually("the trust ConfigMap", LIMIT, || async {
             maps.get(name).await.map_err(|error| error.to_string())?.data.ok_or_else(|| "it is empty".to_owned())
@@ -189,31 +189,32 @@ async fn metric(pod: &LocalPod, port: &str, line: &str) -> Result<(), String> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_has_its_certificates_by_kubelet_and_renews_and_restarts() {
     let api = ApiOptions { apiserver_arguments: apiserver_arguments(), ..ApiOptions::default() };
-    let Some(mut stack) = Stack::start(&Options { api, ..Options::default() }).await else { return };
-    apply_component(&stack.api);
-    stack.restart_sign(&["--pod-certificates".to_owned()]).await;
-    let client = user(&stack.api, &format!("system:node:{NODE}"), "system:nodes").await;
-    stack.api.namespace(NAMESPACE, &[("etcd-tls", "dynamic")]).await;
+    let Some(mut installation) = Installation::start(&Options { api, ..Options::default() }).await else { return };
+    apply_component(&installation.api);
+    installation.restart_sign(&["--pod-certificates".to_owned()]).await;
+    let client = user(&installation.api, &format!("system:node:{NODE}"), "system:nodes").await;
+    installation.api.namespace(NAMESPACE, &[("etcd-tls", "dynamic")]).await;
 
     let address = [Ipv4Addr::LOCALHOST.into()];
     let wrong = json!({"etcd-tls.dev/issuer": "pod-certificate", "etcd-tls.dev/extra-sans": "etcd.example.com"});
     let mut refused = member(2379, 2380);
     refused["metadata"]["annotations"] = wrong;
-    let refused = stack.api.pod(NAMESPACE, refused).await.expect_err("it asks for a name").to_string();
+    let refused = installation.api.pod(NAMESPACE, refused).await.expect_err("it asks for a name").to_string();
     assert!(refused.contains("kubelet can ask for no names"), "{refused}");
 
     let (client_port, peer_port) = (ports::loopback(), ports::loopback());
     let manifest = member(client_port, peer_port);
     let admin = manifest["metadata"]["annotations"]["etcd-tls.dev/admin-port"].as_str().expect("a port").to_owned();
     let programs = [("etcd", which("etcd").expect("etcd"))];
-    let mut pod = stack.local_pod(NAMESPACE, manifest, &address, &programs).await.expect("an admitted pod");
+    let mut pod = installation.local_pod(NAMESPACE, manifest, &address, &programs).await.expect("an admitted pod");
     // As short as it can be between two restarts.
     pod.add_argument(names::SIDECAR_CONTAINER, "--restart-pace=1s");
-    let raw = stack.api.kubectl(&["get", "pod", "etcd-0", "-n", NAMESPACE, "-o", "json"]);
+    let raw = installation.api.kubectl(&["get", "pod", "etcd-0", "-n", NAMESPACE, "-o", "json"]);
     let object: Value = serde_json::from_str(&raw).expect("a pod");
     let containers = object["spec"]["initContainers"].as_array().expect("the sidecar");
     assert_eq!(containers.iter().map(|c| &c["name"]).collect::<Vec<_>>(), [names::SIDECAR_CONTAINER]);
-    let mut kubelet = Kubelet { stack: &stack, client: &client, pod: object, files: BTreeMap::new(), generation: 0 };
+    let mut kubelet =
+        Kubelet { installation: &installation, client: &client, pod: object, files: BTreeMap::new(), generation: 0 };
     let volume = pod.volume(names::VOLUME);
 
     kubelet.request_all().await;
@@ -234,11 +235,11 @@ async fn a_member_has_its_certificates_by_kubelet_and_renews_and_restarts() {
     assert!(pod.process("etcd").running() && pod.restarts("etcd") == 0, "no restart for a new certificate");
 
     // A rollover: the bundle of both CAs is loaded by a restart.
-    let begin = |arguments: &'static [&'static str]| rollover(&stack, arguments);
+    let begin = |arguments: &'static [&'static str]| rollover(&installation, arguments);
     begin(&[]);
     let one = kubelet.files["server/ca.crt"].clone();
     eventually("both CAs in the ConfigMap", LIMIT, || {
-        let bundle = stack.bundle(NAMESPACE, "client");
+        let bundle = installation.bundle(NAMESPACE, "client");
         async move {
             let certificates = bundle.await.unwrap_or_default().matches("BEGIN CERTIFICATE").count();
             if certificates == 2 { Ok(()) } else { Err(certificates) }
@@ -264,14 +265,14 @@ async fn a_member_has_its_certificates_by_kubelet_and_renews_and_restarts() {
     let status = begin(&["--status"]);
     assert!(status.contains("etcd-0") && status.contains("unknown (kubelet)"), "it waits for the pod: {status}");
     let mut checked = std::process::Command::new(tests::process::binary("etcd-tls-webhook"));
-    checked.args(["check", "pod", "etcd-0", "-n", NAMESPACE]).env("KUBECONFIG", &stack.api.kubeconfig);
+    checked.args(["check", "pod", "etcd-0", "-n", NAMESPACE]).env("KUBECONFIG", &installation.api.kubeconfig);
     let checked = String::from_utf8_lossy(&checked.output().expect("run check").stdout).into_owned();
     assert!(checked.contains("kubelet makes them (issuer pod-certificate)"), "{checked}");
     let port = "takes revoked certificates on its peer and client port: annotation etcd-tls.dev/revocation is off";
     assert!(checked.contains(port), "{checked}");
     // Nobody can have kubelet renew: its certificate is not revoked, and the command says what helps (docs/revocation.md, Limits).
     let serial = kubelet.serial("server");
-    let (code, said) = ended(&stack.api.kubeconfig, &[&format!("{NAMESPACE}/etcd"), "--serial", &serial])
+    let (code, said) = ended(&installation.api.kubeconfig, &[&format!("{NAMESPACE}/etcd"), "--serial", &serial])
         .await
         .expect_err("it is in use");
     assert!(code == Some(1) && said.contains("kubelet has asked for its certificate"), "{code:?}: {said}");
@@ -286,7 +287,7 @@ async fn a_member_has_its_certificates_by_kubelet_and_renews_and_restarts() {
         if chain.verify(Role::Server, &old, &chain.public_key, &Sans::default(), SystemTime::now()).is_err() {
             break;
         }
-        assert!(start.elapsed() < LIMIT, "the old CA still signs:\n{}", stack.sign.log_end());
+        assert!(start.elapsed() < LIMIT, "the old CA still signs:\n{}", installation.sign.log_end());
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     kubelet.write(&volume);
@@ -295,7 +296,7 @@ async fn a_member_has_its_certificates_by_kubelet_and_renews_and_restarts() {
     says_what_is_wrong(&mut pod, &admin, &mut kubelet, &volume).await;
     let log = pod.log(names::SIDECAR_CONTAINER);
     assert!(!log.contains("PRIVATE KEY") && !log.contains("requesting a certificate"), "{log}");
-    let requests = stack.api.kubectl(&["get", "csr", "-o", "name"]);
+    let requests = installation.api.kubectl(&["get", "csr", "-o", "name"]);
     assert!(!requests.contains("etcd-tls-"), "the pod has requested nothing: {requests}");
 }
 
@@ -337,8 +338,8 @@ async fn served(pod: &LocalPod, admin: &str, kubelet: &Kubelet<'_>) {
 }
 
 /// `etcd-tls-webhook rollover` of the client domain, as cluster-admin.
-fn rollover(stack: &Stack, arguments: &[&str]) -> String {
+fn rollover(installation: &Installation, arguments: &[&str]) -> String {
     let mut command = std::process::Command::new(tests::process::binary("etcd-tls-webhook"));
     command.args(["rollover", &format!("{NAMESPACE}/etcd"), "--domain", "client"]).args(arguments);
-    tests::process::run(command.env("KUBECONFIG", &stack.api.kubeconfig))
+    tests::process::run(command.env("KUBECONFIG", &installation.api.kubeconfig))
 }

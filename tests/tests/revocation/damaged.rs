@@ -94,8 +94,8 @@ async fn a_damaged_list_of_peers_or_clients_refuses_nobody_and_the_one_in_force_
 
 async fn damages(etcd: &EtcdBinary) {
     let Some(mut live) = Live::start(etcd, "5400s", None).await else { return };
-    let admin = live.stack.api.kubeconfig.clone();
-    let maps: Api<ConfigMap> = Api::namespaced(live.stack.api.client.clone(), NAMESPACE);
+    let admin = live.installation.api.kubeconfig.clone();
+    let maps: Api<ConfigMap> = Api::namespaced(live.installation.api.client.clone(), NAMESPACE);
     let first = published(&maps).await.expect("lists");
     let (app, other) = (live.client("revoked", 8).await, live.client("honest", 10).await);
     let copies = TempDir::new("damaged");
@@ -128,7 +128,7 @@ async fn damages(etcd: &EtcdBinary) {
         accepted(&domain.urls, &domain.revoked, false).await;
     }
     // Nobody repairs the ConfigMap now. One attempt of others that fails has failed.
-    live.stack.sign.kill();
+    live.installation.sign.kill();
     let mut options = live.work();
     options.deadline = Duration::ZERO;
     let work = tests::workload::Workload::start(options);
@@ -187,7 +187,7 @@ async fn damages(etcd: &EtcdBinary) {
 /// Lists with more entries than an authority of ours signs, signed by the cluster's own CAs: every sidecar installs them, and every
 /// etcd refuses who is on them and nobody else.
 async fn ten_thousand(live: &Live, domains: &[Domain], maps: &Api<ConfigMap>) {
-    let secrets: Api<Secret> = Api::namespaced(live.stack.api.client.clone(), names::SYSTEM_NAMESPACE);
+    let secrets: Api<Secret> = Api::namespaced(live.installation.api.client.clone(), names::SYSTEM_NAMESPACE);
     for domain in domains {
         let before = handshakes(domain).await;
         let secret = secrets.get(&authority(live, domain.name).await).await.expect("the CA").data.expect("data");

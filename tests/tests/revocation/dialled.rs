@@ -28,7 +28,7 @@ async fn a_member_whose_certificate_is_revoked_is_not_healthy_for_our_own_progra
 
 async fn not_healthy(etcd: &EtcdBinary) {
     let Some(live) = Live::start(etcd, "5400s", None).await else { return };
-    let admin = live.stack.api.kubeconfig.clone();
+    let admin = live.installation.api.kubeconfig.clone();
     let (client_url, peer_url) = (live.places[2].client_url(), live.places[2].peer_url());
     let (server, peer) = (live.leaf(2, Role::Server).serial, live.leaf(2, Role::Peer).serial);
     // As the first member's sidecar dials the third member: with the files of now.
@@ -97,7 +97,7 @@ async fn not_healthy(etcd: &EtcdBinary) {
     live.settled(3).await;
     healthy().await.expect("healthy again");
     // A list that cannot be read: nobody is spoken to, as etcd takes nobody.
-    let copy = live.stack.api.directory().dir("damaged-list");
+    let copy = live.installation.api.directory().dir("damaged-list");
     for name in ["tls.crt", "tls.key", "ca.crt"] {
         fs::copy(files.join(name), copy.join(name)).expect("copy");
     }

@@ -72,7 +72,7 @@ async fn refuses_a_peer(etcd: &EtcdBinary) {
     let mut options = live.work();
     options.urls = others.iter().map(|n| live.places[*n].client_url()).collect();
     let work = Workload::start(options);
-    let admin = live.stack.api.kubeconfig.clone();
+    let admin = live.installation.api.kubeconfig.clone();
     let serial = live.leaf(revoked, Role::Peer).serial;
     let start = Instant::now();
     let said = revoke(&admin, &[CLUSTER, "--serial", &serial, "--at-once"]).await.expect("two of three stand");
@@ -224,7 +224,7 @@ async fn kills_at_each_step(etcd: &EtcdBinary) {
     for target in &targets {
         accepted(&target.urls, &target.files, true).await;
     }
-    live.stack.hold_mounts(true);
+    live.installation.hold_mounts(true);
     let over = Arc::new(AtomicBool::new(false));
     let numbers = tokio::spawn(numbers(lists_on_disk(&live), maps(&live), Arc::clone(&over)));
     // An attempt of others that fails has failed: nobody else is refused.
@@ -249,7 +249,7 @@ async fn kills_at_each_step(etcd: &EtcdBinary) {
         on_every_disk(&live, &expected).await;
     }
     // At the end the client is revoked, and no peer.
-    let admin = live.stack.api.kubeconfig.clone();
+    let admin = live.installation.api.kubeconfig.clone();
     for target in &mut targets {
         if target.refuse != (target.domain == Domain::Client) {
             let flag = target.turn(&mut expected);
@@ -284,7 +284,7 @@ async fn kills_at_each_step(etcd: &EtcdBinary) {
 }
 
 fn maps(live: &Live) -> Api<ConfigMap> {
-    Api::namespaced(live.stack.api.client.clone(), NAMESPACE)
+    Api::namespaced(live.installation.api.client.clone(), NAMESPACE)
 }
 
 /// The directories with the lists of each member.
@@ -337,14 +337,14 @@ async fn numbers(
 /// One revocation, or one undo, with processes killed at `step`. Whether the signer was killed before the list was published, and
 /// how many sidecars before it was on their disk.
 async fn round(live: &mut Live, target: &Target, flag: &'static str, step: Step) -> (bool, usize) {
-    let admin = live.stack.api.kubeconfig.clone();
+    let admin = live.installation.api.kubeconfig.clone();
     // A sidecar has a list some milliseconds after it is published. A suspended one sees it when the test lets it.
     let waits = matches!(step, Step::Published | Step::Seen(_));
     if waits {
         to_sidecars(live, Signal::SIGSTOP).await;
     }
     if matches!(step, Step::Asked) {
-        live.stack.sign.signal(Signal::SIGSTOP);
+        live.installation.sign.signal(Signal::SIGSTOP);
     }
     let (domain, serial) = (target.domain.as_str(), target.serial.clone());
     let command = tokio::spawn(async move { revoke(&admin, &[CLUSTER, "--serial", &serial, flag]).await });
@@ -355,7 +355,7 @@ async fn round(live: &mut Live, target: &Target, flag: &'static str, step: Step)
     }
     let (sign, sidecars) = step.kills();
     if sign {
-        live.stack.sign.kill();
+        live.installation.sign.kill();
     }
     if sidecars {
         to_sidecars(live, Signal::SIGKILL).await;
@@ -385,7 +385,7 @@ async fn to_sidecars(live: &Live, signal: Signal) {
 /// Waits until a revocation has come to `step`.
 async fn reached(live: &Live, target: &Target, step: Step) {
     let (maps, start) = (maps(live), Instant::now());
-    let secrets: Api<Secret> = Api::namespaced(live.stack.api.client.clone(), names::SYSTEM_NAMESPACE);
+    let secrets: Api<Secret> = Api::namespaced(live.installation.api.client.clone(), names::SYSTEM_NAMESPACE);
     let disks = disks_of(live, target);
     let (domain, serial) = (target.domain.as_str(), &target.serial);
     let name = authority(live, domain).await;
@@ -420,7 +420,7 @@ async fn reached(live: &Live, target: &Target, step: Step) {
 
 /// The Secret with an authority of the cluster.
 pub(super) async fn authority(live: &Live, domain: &str) -> String {
-    let namespaces: Api<k8s_openapi::api::core::v1::Namespace> = Api::all(live.stack.api.client.clone());
+    let namespaces: Api<k8s_openapi::api::core::v1::Namespace> = Api::all(live.installation.api.client.clone());
     let uid = namespaces.get(NAMESPACE).await.expect("the namespace").metadata.uid.expect("a uid");
     format!("etcd-tls-ca-{uid}-{}-{domain}", names::DEFAULT_CLUSTER)
 }

@@ -18,11 +18,12 @@ use serde_json::json;
 use tests::{
     downward::downward,
     etcd::EtcdBinary,
-    eventually, pages, ports,
+    eventually,
+    installation::{Installation, LIMIT, Options, own_address},
+    pages, ports,
     process::which,
     revocation::{ended, published, revoke, write},
     say,
-    stack::{LIMIT, Options, Stack, own_address},
     temp::TempDir,
     tier,
 };
@@ -60,32 +61,32 @@ async fn a_live_pod_is_renewed_before_its_certificate_is_revoked() {
 }
 
 async fn renews_first(etcd: &EtcdBinary) {
-    let Some(mut stack) = Stack::start(&Options::default()).await else { return };
+    let Some(mut installation) = Installation::start(&Options::default()).await else { return };
     let policy = "extraSans: [{namespaces: [prod], clusters: [etcd], ipBlocks: [127.0.0.0/8]}]\n";
-    tests::policy::set(&stack.api.client, policy).await;
-    stack.api.namespace("prod", &[("etcd-tls", "dynamic")]).await;
+    tests::policy::set(&installation.api.client, policy).await;
+    installation.api.namespace("prod", &[("etcd-tls", "dynamic")]).await;
     let address = Ipv4Addr::new(127, 0, 0, 2);
     let url = |port| format!("https://{address}:{port}");
     let (client, peer) = (url(ports::free(address)), url(ports::free(address)));
     let programs = [("etcd", etcd.etcd.clone())];
-    let mut etcd = stack
+    let mut etcd = installation
         .local_pod("prod", member(address, &client, &peer), &[[10, 7, 0, 10].into()], &programs)
         .await
         .expect("a member");
     etcd.start(LIMIT).await.expect("init and sidecar");
 
     // The API server's proxy, by which its sidecar is seen, dials no loopback address.
-    let ip: IpAddr = own_address().expect("the stack has one");
+    let ip: IpAddr = own_address().expect("the installation has one");
     let app = json!({
         "metadata": {"name": "app", "annotations": {
             "etcd-tls.dev/roles": "client", "etcd-tls.dev/admin-port": ports::free(Ipv4Addr::UNSPECIFIED).to_string(),
         }},
         "spec": {"serviceAccountName": "app", "containers": [{"name": "app", "image": "app", "command": ["app"]}]},
     });
-    stack.api.service_account("prod", "app").await;
+    installation.api.service_account("prod", "app").await;
     let programs = [("app", which("true").expect("true"))];
-    let mut app = stack.local_pod("prod", app, &[ip], &programs).await.expect("a client");
-    let pods: Api<Pod> = Api::namespaced(stack.api.client.clone(), "prod");
+    let mut app = installation.local_pod("prod", app, &[ip], &programs).await.expect("a client");
+    let pods: Api<Pod> = Api::namespaced(installation.api.client.clone(), "prod");
     let created = pods.get("app").await.expect("the pod");
     let kubelet = downward(&created, app.volume("etcd-tls-token"), pods.clone());
     app.initialise(LIMIT).await.expect("init and sidecar");
@@ -114,7 +115,7 @@ async fn renews_first(etcd: &EtcdBinary) {
     let first = chain(&old);
     let anna =
         vec![marker("revoke"), may("list", "pods"), may("get", "pods"), may("patch", "pods"), may("get", "pods/proxy")];
-    let anna = operator(&stack, "prod", "anna", anna).await;
+    let anna = operator(&installation, "prod", "anna", anna).await;
     let said = revoke(&anna, &["prod/etcd", "--serial", &first.serial]).await.expect("revoked");
     assert!(said.contains("pod prod/app: asked to renew"), "{said}");
     assert!(said.contains(&format!("client: {} is revoked until", first.serial)), "{said}");
@@ -130,7 +131,7 @@ async fn renews_first(etcd: &EtcdBinary) {
 
     // By its user, if the sidecar cannot be read: the signer's record counts.
     let blind = vec![marker("revoke"), may("list", "pods"), may("get", "pods"), may("patch", "pods")];
-    let blind = operator(&stack, "prod", "blind", blind).await;
+    let blind = operator(&installation, "prod", "blind", blind).await;
     let said = revoke(&blind, &["prod/etcd", "--user", &first.common_name]).await.expect("revoked");
     assert!(said.contains("2 certificates"), "the two that were in use: {said}");
     let third = chain(&files);
@@ -174,12 +175,12 @@ async fn renews_first(etcd: &EtcdBinary) {
 
     // A pod that does not renew in time is named and its certificate stays; so does one that may not be asked.
     kubelet.abort();
-    let maps: Api<ConfigMap> = Api::namespaced(stack.api.client.clone(), "prod");
+    let maps: Api<ConfigMap> = Api::namespaced(installation.api.client.clone(), "prod");
     let listed = async || published(&maps).await.expect("lists")["client"].entries().contains_key(&third.serial);
     let arguments = ["prod/etcd", "--serial", &third.serial, "--timeout=3s"];
     let (code, refused) = ended(&anna, &arguments).await.expect_err("not renewed");
     assert!(code == Some(75) && refused.contains("pod prod/app has no newer certificate"), "{code:?}: {refused}");
-    let viewer = operator(&stack, "prod", "viewer", vec![marker("revoke"), may("get", "pods")]).await;
+    let viewer = operator(&installation, "prod", "viewer", vec![marker("revoke"), may("get", "pods")]).await;
     let (code, refused) = ended(&viewer, &arguments).await.expect_err("it may not patch pods");
     assert!(code == Some(77) && refused.contains("cannot patch pods in namespace prod"), "{code:?}: {refused}");
     assert!(!listed().await, "it is not revoked");

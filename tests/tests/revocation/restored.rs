@@ -23,8 +23,8 @@ use kube::{
 use serde_json::json;
 use tests::{
     eventually,
+    installation::{Installation, LIMIT, Options},
     revocation::{TRUST, on_disk, published, revoke},
-    stack::{LIMIT, Options, Stack},
 };
 
 use tokio::time::sleep;
@@ -75,21 +75,21 @@ async fn holds(files: PathBuf, serials: &'static [&'static str], over: Arc<Atomi
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_a_restored_secret_every_revocation_stands_and_what_was_taken_back_stays_so() {
-    let Some(mut stack) = Stack::start(&Options::default()).await else { return };
-    stack.api.namespace("prod", &[("etcd-tls", "dynamic")]).await;
-    stack.api.service_account("prod", "app").await;
-    let admin = stack.api.kubeconfig.clone();
-    let client = Client::start(&mut stack, "etcd").await;
-    let maps: Api<ConfigMap> = Api::namespaced(stack.api.client.clone(), "prod");
+    let Some(mut installation) = Installation::start(&Options::default()).await else { return };
+    installation.api.namespace("prod", &[("etcd-tls", "dynamic")]).await;
+    installation.api.service_account("prod", "app").await;
+    let admin = installation.api.kubeconfig.clone();
+    let client = Client::start(&mut installation, "etcd").await;
+    let maps: Api<ConfigMap> = Api::namespaced(installation.api.client.clone(), "prod");
     revoke(&admin, &["prod/etcd", "--serial", "4f0a"]).await.expect("revoked");
     client.has("the first", &["4f0a"]).await;
     let oldest = published(&maps).await.expect("lists")["client"].clone();
     revoke(&admin, &["prod/etcd", "--serial", "4f0e"]).await.expect("revoked");
     client.has("both", &["4f0a", "4f0e"]).await;
-    let namespaces: Api<Namespace> = Api::all(stack.api.client.clone());
+    let namespaces: Api<Namespace> = Api::all(installation.api.client.clone());
     let uid = namespaces.get("prod").await.expect("a namespace").metadata.uid.expect("a uid");
     let authority = Authority {
-        secrets: Api::namespaced(stack.api.client.clone(), names::SYSTEM_NAMESPACE),
+        secrets: Api::namespaced(installation.api.client.clone(), names::SYSTEM_NAMESPACE),
         name: format!("etcd-tls-ca-{uid}-etcd-client"),
     };
     let older = authority.read().await;
@@ -110,18 +110,18 @@ async fn after_a_restored_secret_every_revocation_stands_and_what_was_taken_back
     for killed in [false, true] {
         let before = published(&maps).await.expect("lists")["client"].number();
         if killed {
-            stack.sign.kill();
+            installation.sign.kill();
         }
         authority.restore(&older).await;
         if killed {
-            stack.restart_sign(&arguments).await;
+            installation.restart_sign(&arguments).await;
         }
         eventually("the Secret has the entries of the published list", LIMIT, || async {
             let (number, entries) = authority.revoked().await;
             if number >= before && entries.iter().eq(all) { Ok(()) } else { Err(format!("{number}: {entries:?}")) }
         })
         .await;
-        stack.sign.logged("the Secret is older than the published revocation list", LIMIT).await;
+        installation.sign.logged("the Secret is older than the published revocation list", LIMIT).await;
         // Which certificates can be named no more is said, too.
         eventually("what the record lacks", LIMIT, || async {
             let listed = revoke(&admin, &["prod/etcd", "--list"]).await?;
@@ -139,7 +139,7 @@ async fn after_a_restored_secret_every_revocation_stands_and_what_was_taken_back
     let before = published(&maps).await.expect("lists");
     for (what, list) in [("another CA's", &before["peer"]), ("an older one", &oldest)] {
         let (number, list): (u64, &Crl) = (published(&maps).await.expect("lists")["client"].number(), list);
-        stack.sign.kill();
+        installation.sign.kill();
         // Numbers are of the clock, or one more each: here the newer list is gone, and the clock is to pass its number.
         while SystemTime::now().duration_since(UNIX_EPOCH).expect("a time").as_secs() <= number {
             sleep(Duration::from_millis(100)).await;
@@ -147,7 +147,7 @@ async fn after_a_restored_secret_every_revocation_stands_and_what_was_taken_back
         authority.restore(&older).await;
         let planted = json!({"binaryData": {"client.crl": ByteString(list.der().to_vec())}});
         maps.patch(TRUST, &PatchParams::default(), &Patch::Merge(planted)).await.expect("planted");
-        stack.restart_sign(&arguments).await;
+        installation.restart_sign(&arguments).await;
         eventually("a newer list of the signer's", LIMIT, || async {
             let now = published(&maps).await?;
             if now["client"].number() > number { Ok(()) } else { Err(format!("{what}: {now:?}, {number}")) }

@@ -12,11 +12,11 @@ use kube::Api;
 use tests::{
     etcd::EtcdBinary,
     eventually,
+    installation::Installation,
     live::{LIMIT, Live, NAMESPACE, Place, files_of},
     process::binary,
     revocation::{published, revoke},
     say,
-    stack::Stack,
     temp::TempDir,
     tier,
 };
@@ -55,11 +55,11 @@ impl Rolled {
         copied(&files_of(&app), &files);
         accepted(&self.urls, &files, true).await;
         let chain = chain(&files);
-        let admin = self.live.stack.api.kubeconfig.clone();
+        let admin = self.live.installation.api.kubeconfig.clone();
         revoke(&admin, &[CLUSTER, "--serial", &chain.serial, "--at-once"]).await.expect("revoked");
         accepted(&self.urls, &files, false).await;
         // A rollover waits for the clients that are there.
-        self.live.stack.api.delete_pod(NAMESPACE, &format!("gone-{n}")).await;
+        self.live.installation.api.delete_pod(NAMESPACE, &format!("gone-{n}")).await;
         self.gone.push(Gone { files, chain });
     }
 
@@ -67,7 +67,7 @@ impl Rolled {
     /// that was revoked is valid, so that it is the list that refuses it.
     async fn stands(&self, phase: &str) -> Crl {
         let list = self.list().await;
-        let trusted = self.live.stack.bundle(NAMESPACE, "client").await.expect("a bundle");
+        let trusted = self.live.installation.bundle(NAMESPACE, "client").await.expect("a bundle");
         for gone in &self.gone {
             // A member may have a certificate of the new CA meanwhile: the one that is refused shall trust it.
             fs::write(gone.files.join(names::CA_FILE), &trusted).expect("written");
@@ -85,7 +85,7 @@ impl Rolled {
     }
 
     async fn list(&self) -> Crl {
-        let maps: Api<ConfigMap> = Api::namespaced(self.live.stack.api.client.clone(), NAMESPACE);
+        let maps: Api<ConfigMap> = Api::namespaced(self.live.installation.api.client.clone(), NAMESPACE);
         eventually("a list that verifies", LIMIT, || async {
             Ok::<_, String>(published(&maps).await?["client"].clone())
         })
@@ -95,10 +95,10 @@ impl Rolled {
 
 /// No pod has a certificate, so nobody has to load the new CA first: it takes over at once, and signs the list with the entries of
 /// before.
-pub(super) async fn the_new_ca_signs_what_is_revoked(stack: &Stack, namespace: &str) {
-    let maps: Api<ConfigMap> = Api::namespaced(stack.api.client.clone(), namespace);
+pub(super) async fn the_new_ca_signs_what_is_revoked(installation: &Installation, namespace: &str) {
+    let maps: Api<ConfigMap> = Api::namespaced(installation.api.client.clone(), namespace);
     let bundle = async || {
-        let pem = stack.bundle(namespace, "client").await.ok_or("no bundle")?;
+        let pem = installation.bundle(namespace, "client").await.ok_or("no bundle")?;
         Bundle::parse(pem.as_bytes()).map_err(|e| e.to_string())
     };
     let (old, before) = (bundle().await.expect("a bundle"), published(&maps).await.expect("lists")["client"].clone());
@@ -106,7 +106,10 @@ pub(super) async fn the_new_ca_signs_what_is_revoked(stack: &Stack, namespace: &
     let cluster = format!("{namespace}/etcd");
     for more in [&[][..], &["--force", "--yes"]] {
         let mut command = Command::new(binary("etcd-tls-webhook"));
-        command.args(["rollover", &cluster, "--domain", "client"]).args(more).env("KUBECONFIG", &stack.api.kubeconfig);
+        command
+            .args(["rollover", &cluster, "--domain", "client"])
+            .args(more)
+            .env("KUBECONFIG", &installation.api.kubeconfig);
         let output = command.output().expect("run the command");
         assert!(output.status.success(), "{output:?}");
     }

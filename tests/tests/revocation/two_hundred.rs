@@ -37,13 +37,13 @@ async fn two_hundred(etcd: &EtcdBinary) {
     let (files, urls) = (files_of(&app), live.places.iter().map(Place::client_url).collect::<Vec<_>>());
     let serial = chain(&files).serial;
     accepted(&urls, &files, true).await;
-    live.stack.hold_mounts(true);
+    live.installation.hold_mounts(true);
     // One attempt of others that fails has failed.
     let mut options = live.work();
     options.deadline = Duration::ZERO;
     let work = Workload::start(options);
 
-    let admin = live.stack.api.kubeconfig.clone();
+    let admin = live.installation.api.kubeconfig.clone();
     let (mut expected, mut longest) = (BTreeSet::new(), Duration::ZERO);
     for n in 0..REVOCATIONS {
         if n % OWN == OWN - 1 {

@@ -16,11 +16,11 @@ use kube::{
 use serde_json::json;
 use tests::{
     eventually,
-    pod::LocalPod,
+    installation::{Installation, LIMIT, Options},
+    local_pod::LocalPod,
     ports,
     process::{binary, run, which},
     revocation::{TRUST, on_disk, revoke},
-    stack::{LIMIT, Options, Stack},
 };
 
 /// The lists on disk of a running client, and what its sidecar shows of them.
@@ -31,7 +31,7 @@ pub(super) struct Client {
 }
 
 impl Client {
-    pub(super) async fn start(stack: &mut Stack, cluster: &str) -> Self {
+    pub(super) async fn start(installation: &mut Installation, cluster: &str) -> Self {
         let admin_port = ports::loopback();
         let name = format!("of-{cluster}");
         let pod = json!({
@@ -42,7 +42,7 @@ impl Client {
         });
         let programs = [("app", which("true").expect("true"))];
         let ip = [10, 7, 0, if cluster == "etcd" { 11 } else { 12 }].into();
-        let mut pod = stack.local_pod("prod", pod, &[ip], &programs).await.expect("a client");
+        let mut pod = installation.local_pod("prod", pod, &[ip], &programs).await.expect("a client");
         pod.initialise(LIMIT).await.expect("init and sidecar");
         let files = pod.path("app", names::DEFAULT_MOUNT_PATH).join("client");
         Self { pod, files, admin_port }
@@ -85,16 +85,16 @@ impl Client {
 /// kubelet's next sync is far away: the API server brings the lists to whom it lets watch them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_list_comes_without_kubelet_where_the_trust_config_map_may_be_watched() {
-    let Some(mut stack) = Stack::start(&Options::default()).await else { return };
-    stack.api.namespace("prod", &[("etcd-tls", "dynamic")]).await;
-    stack.api.service_account("prod", "app").await;
-    let admin = stack.api.kubeconfig.clone();
-    let mut watching = Client::start(&mut stack, "etcd").await;
-    let mut other = Client::start(&mut stack, "other").await;
+    let Some(mut installation) = Installation::start(&Options::default()).await else { return };
+    installation.api.namespace("prod", &[("etcd-tls", "dynamic")]).await;
+    installation.api.service_account("prod", "app").await;
+    let admin = installation.api.kubeconfig.clone();
+    let mut watching = Client::start(&mut installation, "etcd").await;
+    let mut other = Client::start(&mut installation, "other").await;
     watching.shows("etcd_tls_trust_watched 1").await;
     other.shows("etcd_tls_trust_watched 0").await;
     other.has("an empty list", &[]).await;
-    stack.hold_mounts(true);
+    installation.hold_mounts(true);
     let first = on_disk(&watching.files);
     for cluster in ["prod/etcd", "prod/other"] {
         revoke(&admin, &[cluster, "--serial", "4f0a"]).await.expect("revoked");
@@ -121,8 +121,8 @@ async fn a_list_comes_without_kubelet_where_the_trust_config_map_may_be_watched(
     assert_eq!(cas(&other), 1, "without the right nothing comes but the mounted bundle");
 
     // Watched content is checked like mounted content. Nobody repairs it now.
-    stack.sign.kill();
-    let maps: Api<ConfigMap> = Api::namespaced(stack.api.client.clone(), "prod");
+    installation.sign.kill();
+    let maps: Api<ConfigMap> = Api::namespaced(installation.api.client.clone(), "prod");
     let good = maps.get(TRUST).await.expect("there").binary_data.expect("lists");
     let kept = on_disk(&watching.files);
     let huge = vec![0x30; 700 * 1024];
@@ -156,15 +156,15 @@ async fn a_list_comes_without_kubelet_where_the_trust_config_map_may_be_watched(
     maps.patch(TRUST, &PatchParams::default(), &Patch::Merge(mended)).await.expect("mend");
 
     // kubelet brings it to the one that may not watch, and an older one to nobody.
-    stack.hold_mounts(false);
+    installation.hold_mounts(false);
     other.has("kubelet's", &["4f0a"]).await;
     assert_eq!(on_disk(&watching.files), kept);
 
     // As docs/revocation.md says it for a cluster of another name.
     let (role, of) = ("etcd-tls-trust-reader", "--resource-name=etcd-tls-trust-other");
-    stack.api.kubectl(&["-n", "prod", "create", "role", role, "--verb=watch", "--resource=configmaps", of]);
+    installation.api.kubectl(&["-n", "prod", "create", "role", role, "--verb=watch", "--resource=configmaps", of]);
     let (role, of) = (format!("--role={role}"), "--group=system:serviceaccounts:prod");
-    stack.api.kubectl(&["-n", "prod", "create", "rolebinding", "etcd-tls-trust-reader", &role, of]);
+    installation.api.kubectl(&["-n", "prod", "create", "rolebinding", "etcd-tls-trust-reader", &role, of]);
     other.pod.process(names::SIDECAR_CONTAINER).kill();
     other.pod.start_container(names::SIDECAR_CONTAINER);
     other.shows("etcd_tls_trust_watched 1").await;

@@ -33,7 +33,7 @@ async fn refused(url: &str, files: &Path) {
 /// Revokes the certificate in `files` and takes that back, some times. Each time, with the longest stall meanwhile: the time from
 /// the command to the first refused handshake of the last of `urls`.
 async fn rounds(live: &Live, urls: &[String], files: &Path, stalls: &Stalls) -> Vec<(Duration, Duration)> {
-    let admin = live.stack.api.kubeconfig.clone();
+    let admin = live.installation.api.kubeconfig.clone();
     let serial = chain(files).serial;
     let mut took = Vec::new();
     for _ in 0..ROUNDS {
@@ -63,7 +63,7 @@ async fn every_member_refuses_a_revoked_client_and_a_revoked_peer_within_five_se
     for etcd in EtcdBinary::all() {
         let Some(mut live) = Live::start(&etcd, "5400s", None).await else { return };
         let app = live.client("revoked", 8).await;
-        live.stack.hold_mounts(true);
+        live.installation.hold_mounts(true);
         let (stalls, whole_run) = (Stalls::watch(), Stalls::watch());
         // Others' attempts are not repeated: one that fails has failed.
         let mut options = live.work();

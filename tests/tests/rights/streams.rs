@@ -16,8 +16,8 @@ use serde_json::{Value, json};
 use tests::{
     apiserver::NODE,
     eventually,
+    installation::own_address,
     pki::{Ca, LeafOptions},
-    stack::own_address,
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},

@@ -44,7 +44,7 @@ async fn cuts(etcd: &EtcdBinary) -> Option<Live> {
     let work = live.workload();
     let mut command = Command::new(binary("etcd-tls-webhook"));
     command.args(["revoke", &format!("{NAMESPACE}/etcd"), "--serial", &chain.serial, "--at-once", "--cut"]);
-    command.env("KUBECONFIG", &live.stack.api.kubeconfig);
+    command.env("KUBECONFIG", &live.installation.api.kubeconfig);
     let output = tokio::task::spawn_blocking(move || command.output()).await.expect("run").expect("run the command");
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{output:?}");
@@ -85,7 +85,7 @@ async fn cuts(etcd: &EtcdBinary) -> Option<Live> {
         }
         let (serial, work) = (live.leaf(0, role).serial, live.workload());
         let line = of_member.replace("4F0A...", &serial);
-        let (kubeconfig, directory) = (live.stack.api.kubeconfig.clone(), TempDir::new("shell"));
+        let (kubeconfig, directory) = (live.installation.api.kubeconfig.clone(), TempDir::new("shell"));
         let run = move || pages::bash(directory.path(), &pages::path(&[]), Some(&kubeconfig), &line);
         let said = tokio::task::spawn_blocking(run).await.expect("it ran").expect("it succeeds");
         assert_ne!(live.leaf(0, role).serial, serial, "{role} renewed first: {said}");

@@ -91,7 +91,7 @@ async fn at_a_terminal(live: &Live, answer: &str) -> String {
     let line = format!("{} rollover {NAMESPACE}/etcd --domain client --force", webhook.display());
     let mut command = Command::new("bash");
     command.args(["-c", r#"printf '%s\n' "$1" | script -qec "$2" /dev/null"#, "script", answer, &line]);
-    command.env("KUBECONFIG", &live.stack.api.kubeconfig);
+    command.env("KUBECONFIG", &live.installation.api.kubeconfig);
     let output = tokio::task::spawn_blocking(move || command.output()).await.expect("run").expect("run the command");
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }

@@ -11,9 +11,10 @@ use std::{
 
 use serde_json::{Value, json};
 use tests::{
-    eventually, ports,
+    eventually,
+    installation::{self, Installation, LIMIT, Options, own_address},
+    ports,
     process::{Process, binary},
-    stack::{self, LIMIT, Options, Stack, own_address},
     tier,
 };
 
@@ -49,14 +50,14 @@ async fn found(kubeconfig: &Path, arguments: &[&str], subject: &str, state: &str
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_is_seen_from_all_sides() {
     let Some(etcd) = tier::etcd() else { return };
-    let Some(mut stack) = Stack::start(&Options::default()).await else { return };
-    stack.api.namespace("prod", &[("etcd-tls", "dynamic")]).await;
-    let kubeconfig = stack.api.kubeconfig.clone();
-    let ip = own_address().expect("the stack has one");
+    let Some(mut installation) = Installation::start(&Options::default()).await else { return };
+    installation.api.namespace("prod", &[("etcd-tls", "dynamic")]).await;
+    let kubeconfig = installation.api.kubeconfig.clone();
+    let ip = own_address().expect("the installation has one");
     let [client, peer] = [ip, ip].map(ports::free);
     let programs = [("etcd", etcd.etcd.clone())];
-    let mut pod = stack
-        .local_pod("prod", stack::member_pod("etcd-0", ip, client, peer), &[ip], &programs)
+    let mut pod = installation
+        .local_pod("prod", installation::member_pod("etcd-0", ip, client, peer), &[ip], &programs)
         .await
         .expect("a member");
     pod.start(LIMIT).await.expect("init, sidecar and etcd");
@@ -68,10 +69,10 @@ async fn a_member_is_seen_from_all_sides() {
     .await;
 
     of_a_member_that_is_well(&kubeconfig);
-    of_ports_that_others_have(&stack, ip).await;
-    of_its_namespace(&mut stack).await;
-    of_a_restart_that_is_due(&stack).await;
-    watched_while_the_api_server_is_away(&mut stack).await;
+    of_ports_that_others_have(&installation, ip).await;
+    of_its_namespace(&mut installation).await;
+    of_a_restart_that_is_due(&installation).await;
+    watched_while_the_api_server_is_away(&mut installation).await;
 }
 
 /// Its options, a handshake with each port, its requests and certificates.
@@ -101,7 +102,7 @@ fn of_a_member_that_is_well(kubeconfig: &Path) {
 }
 
 /// A pod that states other options, whose ports are of a server of plain HTTP, and of nobody.
-async fn of_ports_that_others_have(stack: &Stack, ip: IpAddr) {
+async fn of_ports_that_others_have(installation: &Installation, ip: IpAddr) {
     let listener = std::net::TcpListener::bind((ip, 0)).expect("a port");
     let plain = listener.local_addr().expect("an address").port();
     std::thread::spawn(move || {
@@ -110,12 +111,12 @@ async fn of_ports_that_others_have(stack: &Stack, ip: IpAddr) {
             let _ = std::io::Write::write_all(&mut stream, b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n");
         }
     });
-    let mut other = stack::member_pod("etcd-9", ip, plain, ports::free(ip));
+    let mut other = installation::member_pod("etcd-9", ip, plain, ports::free(ip));
     other["metadata"]["annotations"]["etcd-tls.dev/options"] = "none".into();
     other["spec"]["containers"][0]["args"].as_array_mut().expect("arguments").push("--cert-file=/mine.crt".into());
-    stack.api.pod("prod", other).await.expect("a pod");
-    stack.api.set_pod_ips("prod", "etcd-9", &[ip]).await;
-    let (all, code) = check(&stack.api.kubeconfig, &["pod", "etcd-9", "-n", "prod"]);
+    installation.api.pod("prod", other).await.expect("a pod");
+    installation.api.set_pod_ips("prod", "etcd-9", &[ip]).await;
+    let (all, code) = check(&installation.api.kubeconfig, &["pod", "etcd-9", "-n", "prod"]);
     assert_eq!(code, Some(3), "{all:#?}");
     for (subject, state, words) in [
         ("etcd's options (server)", "attention", "--cert-file is /mine.crt, not /etc/etcd/tls/server/tls.crt"),
@@ -128,12 +129,12 @@ async fn of_ports_that_others_have(stack: &Stack, ip: IpAddr) {
             "{subject}: {all:#?}"
         );
     }
-    stack.api.delete_pod("prod", "etcd-9").await;
+    installation.api.delete_pod("prod", "etcd-9").await;
 }
 
 /// All that the namespace needs is there; then one thing after the other is not.
-async fn of_its_namespace(stack: &mut Stack) {
-    let kubeconfig = stack.api.kubeconfig.clone();
+async fn of_its_namespace(installation: &mut Installation) {
+    let kubeconfig = installation.api.kubeconfig.clone();
     let arguments = ["namespace", "prod"];
     eventually("the namespace is well", LIMIT, || async {
         let (all, code) = check(&kubeconfig, &arguments);
@@ -175,8 +176,8 @@ async fn of_its_namespace(stack: &mut Stack) {
             },
         })
     };
-    stack.api.apply(&set("good", json!({}), json!({})).to_string());
-    stack.api.apply(&set("bad", json!({"etcd-tls.dev/duration": "a day"}), json!({})).to_string());
+    installation.api.apply(&set("good", json!({}), json!({})).to_string());
+    installation.api.apply(&set("bad", json!({"etcd-tls.dev/duration": "a day"}), json!({})).to_string());
     let (all, code) = check(&kubeconfig, &arguments);
     let bad = all.get("StatefulSet bad").cloned().unwrap_or_default();
     assert!(bad.0 == "failing" && bad.1.contains("etcd-tls.dev/duration") && code == Some(3), "{all:#?}");
@@ -185,37 +186,37 @@ async fn of_its_namespace(stack: &mut Stack) {
         "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "full", "namespace": "prod"},
         "spec": {"hard": {"pods": "0"}},
     });
-    stack.api.apply(&quota.to_string());
+    installation.api.apply(&quota.to_string());
     // Its controller does not run here.
     let counted = json!({"status": {"hard": {"pods": "0"}, "used": {"pods": "0"}}}).to_string();
     let patch = ["patch", "resourcequota", "full", "-n", "prod", "--subresource=status", "--type=merge", "-p"];
-    stack.api.kubectl(&[&patch[..], &[&counted]].concat());
+    installation.api.kubectl(&[&patch[..], &[&counted]].concat());
     found(&kubeconfig, &arguments, "StatefulSet good", "attention", "exceeded quota").await;
-    stack.api.kubectl(&["-n", "prod", "delete", "resourcequota/full", "statefulset/bad", "statefulset/good"]);
+    installation.api.kubectl(&["-n", "prod", "delete", "resourcequota/full", "statefulset/bad", "statefulset/good"]);
 
     // A policy that is not enforced, and a binding that is away while nobody makes it again.
     let deny = |action: &str| {
         let patch = json!({"spec": {"validationActions": [action]}}).to_string();
         let name = "etcd-tls-requests";
-        stack.api.kubectl(&["patch", "validatingadmissionpolicybinding", name, "--type=merge", "-p", &patch]);
+        installation.api.kubectl(&["patch", "validatingadmissionpolicybinding", name, "--type=merge", "-p", &patch]);
     };
     deny("Audit");
     found(&kubeconfig, &arguments, "admission policy etcd-tls-requests", "failing", "does not deny").await;
     deny("Deny");
-    stack.approve.signal(nix::sys::signal::Signal::SIGSTOP);
-    stack.api.kubectl(&["-n", "prod", "delete", "rolebinding", "etcd-tls-sign"]);
+    installation.approve.signal(nix::sys::signal::Signal::SIGSTOP);
+    installation.api.kubectl(&["-n", "prod", "delete", "rolebinding", "etcd-tls-sign"]);
     found(&kubeconfig, &arguments, "rolebinding etcd-tls-sign", "failing", "there is none").await;
-    stack.approve.signal(nix::sys::signal::Signal::SIGCONT);
+    installation.approve.signal(nix::sys::signal::Signal::SIGCONT);
     found(&kubeconfig, &arguments, "rolebinding etcd-tls-sign", "ok", "sign may publish").await;
 
     // Namespaces that are not it.
     let (all, code) = check(&kubeconfig, &["namespace", "none"]);
     assert!(code == Some(3) && all["namespace none"].1.contains("no such namespace"), "{all:?}");
-    stack.api.namespace("plain", &[]).await;
+    installation.api.namespace("plain", &[]).await;
     let (all, code) = check(&kubeconfig, &["namespace", "plain"]);
     assert!(code == Some(3) && all["namespace plain"].1.contains("neither it nor any pod"), "{all:?}");
     // Without rights: which.
-    let nobody = stack.api.account("prod", "nobody", json!([])).await;
+    let nobody = installation.api.account("prod", "nobody", json!([])).await;
     let output = command(&nobody, &["check", "namespace", "prod"]);
     let said = text(&output.stderr);
     assert!(output.status.code() == Some(77) && said.contains("cannot get namespaces"), "{output:?}");
@@ -223,10 +224,10 @@ async fn of_its_namespace(stack: &mut Stack) {
 
 /// The next CA is published. The member's etcd has to be restarted, and its sidecar may not. Somebody who may not ask the sidecar
 /// sees that by what the signer reports.
-async fn of_a_restart_that_is_due(stack: &Stack) {
-    let kubeconfig = stack.api.kubeconfig.clone();
+async fn of_a_restart_that_is_due(installation: &Installation) {
+    let kubeconfig = installation.api.kubeconfig.clone();
     let rules = json!([{"apiGroups": [""], "resources": ["pods", "configmaps"], "verbs": ["get", "list"]}]);
-    let viewer = stack.api.account("prod", "viewer", rules).await;
+    let viewer = installation.api.account("prod", "viewer", rules).await;
     let peer = |kubeconfig: &Path| {
         let output = status(kubeconfig, &["-n", "prod", "-o", "json"]);
         let shown: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:?}"));
@@ -252,15 +253,15 @@ async fn of_a_restart_that_is_due(stack: &Stack) {
 }
 
 /// It goes on where it was, and says what it waits for.
-async fn watched_while_the_api_server_is_away(stack: &mut Stack) {
-    let directory = stack.api.directory().dir("watch");
+async fn watched_while_the_api_server_is_away(installation: &mut Installation) {
+    let directory = installation.api.directory().dir("watch");
     let mut command = Command::new(binary("etcd-tls-webhook"));
     command.args(["status", "-n", "prod", "-o", "name", "--watch", "--interval=1s"]);
-    command.env("KUBECONFIG", &stack.api.kubeconfig);
+    command.env("KUBECONFIG", &installation.api.kubeconfig);
     let mut watch = Process::spawn("watch", &mut command, &directory);
     let shown = |watch: &Process| watch.log().matches("pod/etcd-0\n").count();
     watch.logged("pod/etcd-0", LIMIT).await;
-    stack.api.restart(Duration::from_secs(3)).await;
+    installation.api.restart(Duration::from_secs(3)).await;
     watch.logged("trying again", LIMIT).await;
     let before = shown(&watch);
     eventually("it is shown again", LIMIT, || async {

@@ -20,9 +20,9 @@ use tests::{
         itself::{self, Controller, Programs},
     },
     eventually,
+    installation::{Installation, Options},
     pki::{LeafOptions, client_config},
     process::{Process, binary},
-    stack::{Options, Stack},
 };
 
 use crate::{
@@ -56,7 +56,7 @@ pub(crate) async fn measure(report: &mut Report) -> Result<(), String> {
     ];
     let api =
         ApiOptions { apiserver_arguments: apiserver_arguments.map(str::to_owned).to_vec(), ..ApiOptions::default() };
-    let Some(mut stack) = Stack::start(&Options { api, ..Options::default() }).await else {
+    let Some(mut installation) = Installation::start(&Options { api, ..Options::default() }).await else {
         report.skip(
             "time to certificate by issuer",
             "no API server, or no address but loopback",
@@ -65,9 +65,9 @@ pub(crate) async fn measure(report: &mut Report) -> Result<(), String> {
         return Ok(());
     };
     let cert_manager = match Programs::named() {
-        Some(programs) => Some(Controller::start(&stack.api, &programs).await),
+        Some(programs) => Some(Controller::start(&installation.api, &programs).await),
         None => {
-            CertManager::install(&stack.api).await;
+            CertManager::install(&installation.api).await;
             report.skip(
                 "cert-manager itself: a stand-in answers, which looks ten times a second",
                 "no cert-manager",
@@ -76,14 +76,14 @@ pub(crate) async fn measure(report: &mut Report) -> Result<(), String> {
             None
         }
     };
-    stack.api.apply_components(&["cert-manager", "pod-certificates"]);
-    stack.restart_sign(&["--pod-certificates".to_owned(), "--cert-manager".to_owned()]).await;
-    stack.api.namespace(NAMESPACE, &[(names::LABEL, names::DYNAMIC)]).await;
-    asks::accounts(&stack.api, NAMESPACE).await;
-    grant(&stack.api, cert_manager.is_some());
+    installation.api.apply_components(&["cert-manager", "pod-certificates"]);
+    installation.restart_sign(&["--pod-certificates".to_owned(), "--cert-manager".to_owned()]).await;
+    installation.api.namespace(NAMESPACE, &[(names::LABEL, names::DYNAMIC)]).await;
+    asks::accounts(&installation.api, NAMESPACE).await;
+    grant(&installation.api, cert_manager.is_some());
 
-    by_init(report, &stack, cert_manager.as_ref()).await?;
-    by_wire(report, &stack).await
+    by_init(report, &installation, cert_manager.as_ref()).await?;
+    by_wire(report, &installation).await
 }
 
 /// Lets the pods request of the foreign issuers.
@@ -112,7 +112,7 @@ fn signer(itself: bool) -> String {
 
 /// A pod's directory, in which `init` can run again and again.
 struct Place<'a> {
-    stack: &'a Stack,
+    installation: &'a Installation,
     pod: Pod,
     runs: usize,
 }
@@ -120,7 +120,7 @@ struct Place<'a> {
 impl Place<'_> {
     /// `init` for one role with a new key, from its start to its file; milliseconds.
     async fn init(&mut self, issuer: Option<&str>, bundle: &str) -> Result<f64, String> {
-        let directory = self.stack.api.directory();
+        let directory = self.installation.api.directory();
         self.runs += 1;
         let name = format!("bench-init-{}", self.runs);
         let trust = directory.dir(&format!("{name}/trust"));
@@ -138,7 +138,7 @@ impl Place<'_> {
             command.arg(flag).arg(path);
         }
         command.arg("--termination-log").arg(directory.join(&name).join("termination-log"));
-        command.envs(self.stack.api.pod_environment()).envs([
+        command.envs(self.installation.api.pod_environment()).envs([
             ("POD_NAME", self.pod.name_any()),
             ("POD_NAMESPACE", NAMESPACE.to_owned()),
             ("POD_UID", self.pod.uid().unwrap_or_default()),
@@ -162,15 +162,19 @@ impl Place<'_> {
 }
 
 /// The sidecar's program from its start to its files.
-async fn by_init(report: &mut Report, stack: &Stack, itself: Option<&Arc<Controller>>) -> Result<(), String> {
-    let api = &stack.api;
+async fn by_init(
+    report: &mut Report,
+    installation: &Installation,
+    itself: Option<&Arc<Controller>>,
+) -> Result<(), String> {
+    let api = &installation.api;
     let asker = asks::asker(api, NAMESPACE, "etcd-0", "account-0", 1).await;
     let pod = Api::<Pod>::namespaced(api.client.clone(), NAMESPACE).get("etcd-0").await.map_err(|e| e.to_string())?;
     let token = api.token(NAMESPACE, "account-0", Some(&pod)).await;
     api.token_directory("bench-pod", NAMESPACE, &token);
-    warm(stack, &asker).await?;
+    warm(installation, &asker).await?;
     let native = eventually("the bundle", LIMIT, || async {
-        stack.bundle(NAMESPACE, "peer").await.ok_or_else(|| "not published".to_owned())
+        installation.bundle(NAMESPACE, "peer").await.ok_or_else(|| "not published".to_owned())
     })
     .await;
     let issuer = itself.map_or_else(
@@ -190,7 +194,7 @@ async fn by_init(report: &mut Report, stack: &Stack, itself: Option<&Arc<Control
     ];
     let mut all: Vec<Times> = pods.iter().map(|(name, ..)| Times { name: name.clone(), values: Vec::new() }).collect();
     all.push(Times { name: "standalone, by request on a host".to_owned(), values: Vec::new() });
-    let mut place = Place { stack, pod, runs: 0 };
+    let mut place = Place { installation, pod, runs: 0 };
     for turn in 0..=TURNS {
         for n in in_turn(turn, all.len()) {
             let took = match pods.get(n) {
@@ -207,8 +211,8 @@ async fn by_init(report: &mut Report, stack: &Stack, itself: Option<&Arc<Control
 }
 
 /// The requests alone, each looked for as soon as it is there.
-async fn by_wire(report: &mut Report, stack: &Stack) -> Result<(), String> {
-    let api = &stack.api;
+async fn by_wire(report: &mut Report, installation: &Installation) -> Result<(), String> {
+    let api = &installation.api;
     let address = asks::address(api);
     let asker = asks::asker(api, NAMESPACE, "etcd-1", "account-1", 2).await;
     let mut of_pod = Wire::open_many(1, address, &asks::nobody(api)).await?;
@@ -255,8 +259,8 @@ fn in_turn(turn: usize, count: usize) -> impl Iterator<Item = usize> {
 }
 
 /// The right to ask comes with the first pod, and the CA.
-async fn warm(stack: &Stack, asker: &Asker) -> Result<(), String> {
-    let mut wires = Wire::open_many(1, asks::address(&stack.api), &asks::nobody(&stack.api)).await?;
+async fn warm(installation: &Installation, asker: &Asker) -> Result<(), String> {
+    let mut wires = Wire::open_many(1, asks::address(&installation.api), &asks::nobody(&installation.api)).await?;
     burst(&mut wires, &asker.asks(&[Role::Peer])).await.map(drop)
 }
 

@@ -11,7 +11,7 @@ use std::{
 use etcd_tls_contract::{names, role::Role};
 use futures::future::join_all;
 use hyper::StatusCode;
-use tests::stack::Stack;
+use tests::installation::Installation;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::{
@@ -71,24 +71,24 @@ pub(crate) struct Rounds {
 impl Sides {
     /// Makes the namespaces, the pods and their connections. The pods of the crowd are of so many service accounts; `writers`
     /// write by hand.
-    pub(crate) async fn new(stack: &Stack, accounts: u32, writers: &[Arc<str>]) -> Result<Self, String> {
+    pub(crate) async fn new(installation: &Installation, accounts: u32, writers: &[Arc<str>]) -> Result<Self, String> {
         let [crowded, honest] = [crowded(accounts), honest(accounts)];
         for namespace in [&crowded, &honest] {
-            stack.api.namespace(namespace, &[(names::LABEL, names::DYNAMIC)]).await;
+            installation.api.namespace(namespace, &[(names::LABEL, names::DYNAMIC)]).await;
         }
         for n in 0..accounts {
-            stack.api.service_account(&crowded, &format!("account-{n}")).await;
+            installation.api.service_account(&crowded, &format!("account-{n}")).await;
         }
         let mut crowd = Vec::new();
         for n in 0..PODS {
             let account = format!("account-{}", n % accounts);
-            crowd.push(asks::asker(&stack.api, &crowded, &format!("etcd-{n}"), &account, n).await);
+            crowd.push(asks::asker(&installation.api, &crowded, &format!("etcd-{n}"), &account, n).await);
         }
-        let honest = asks::asker(&stack.api, &honest, "etcd-0", "default", PODS).await;
-        let (address, nobody) = (asks::address(&stack.api), asks::nobody(&stack.api));
+        let honest = asks::asker(&installation.api, &honest, "etcd-0", "default", PODS).await;
+        let (address, nobody) = (asks::address(&installation.api), asks::nobody(&installation.api));
         let wires = Wire::open_many(AT_ONCE, address, &nobody).await?;
         let wire = Wire::open(address, nobody).await?;
-        let admin = Wire::open(address, asks::admin(&stack.api)).await?;
+        let admin = Wire::open(address, asks::admin(&installation.api)).await?;
         let by_hand = ByHand::new(&format!("by-hand-{accounts}"), 2 * ROUNDS * REQUESTS, writers);
         let mut sides = Self { crowd, honest, by_hand, cycles: 0, wires, wire, admin };
         // The right to ask comes with the first pods, and the CAs.
@@ -98,7 +98,7 @@ impl Sides {
     }
 
     /// The honest namespace asks alone, and then beside the crowd.
-    pub(crate) async fn round(&mut self, stack: &Stack, rounds: &mut Rounds) -> Result<(), String> {
+    pub(crate) async fn round(&mut self, installation: &Installation, rounds: &mut Rounds) -> Result<(), String> {
         for _ in 0..REQUESTS {
             let ask = &self.honest.asks(&[Role::Peer])[0];
             rounds.alone.took.push(asks::get_certificate(&mut self.wire, ask).await?);
@@ -107,7 +107,7 @@ impl Sides {
             self.cycles += 1;
         }
         let (began, over, made) = (Instant::now(), AtomicBool::new(false), AtomicUsize::new(0));
-        let before = issued(&stack.sign.log());
+        let before = issued(&installation.sign.log());
         let Self { crowd, honest, by_hand, cycles, wires, wire, .. } = self;
         let flood = join_all(wires.iter_mut().enumerate().map(|(n, wire)| {
             let asker = &crowd[n % crowd.len()];
@@ -135,7 +135,7 @@ impl Sides {
                 // The log of `sign` when the request is there; it is in the order of service.
                 let (mut log, mut waited) = (0, 0);
                 let there = || {
-                    let text = stack.sign.log();
+                    let text = installation.sign.log();
                     log = text.len();
                     waited = (before + made.load(Ordering::Relaxed)).saturating_sub(issued(&text));
                 };
@@ -143,7 +143,7 @@ impl Sides {
                     Ok(ms) => {
                         rounds.beside.took.push(ms);
                         rounds.beside.names.push(ask.name.clone());
-                        let text = stack.sign.log();
+                        let text = installation.sign.log();
                         let after = text.get(log..).unwrap_or_default();
                         let ahead =
                             after.lines().take_while(|line| !line.contains(&ask.name)).filter(is_issued).count();

@@ -1,6 +1,6 @@
 //! One namespace that asks as fast as it can slows another's certificate by no more than twice.
 
-use tests::stack::{Options, Stack};
+use tests::installation::{Installation, Options};
 
 use crate::{
     asks,
@@ -19,7 +19,7 @@ pub(crate) async fn measure(report: &mut Report) -> Result<(), String> {
     let crowds = all.map(crowd::crowded);
     let audit = Audit::new(&crowds.each_ref().map(String::as_str));
     let options = Options { sign, api: audit.options(), ..Options::default() };
-    let Some(stack) = Stack::start(&options).await else {
+    let Some(installation) = Installation::start(&options).await else {
         report.skip(
             "one namespace beside another one that asks as fast as it can",
             "no API server, or no address but loopback",
@@ -27,15 +27,15 @@ pub(crate) async fn measure(report: &mut Report) -> Result<(), String> {
         );
         return Ok(());
     };
-    let mut admin = Wire::open(asks::address(&stack.api), asks::admin(&stack.api)).await?;
-    let writers = asks::writers(&stack.api).await;
-    let load = Load::new(&stack);
+    let mut admin = Wire::open(asks::address(&installation.api), asks::admin(&installation.api)).await?;
+    let writers = asks::writers(&installation.api).await;
+    let load = Load::new(&installation);
     for accounts in all {
         let crowd = format!("a namespace with {accounts} service accounts that asks as fast as it can");
-        let mut sides = Sides::new(&stack, accounts, &writers).await?;
+        let mut sides = Sides::new(&installation, accounts, &writers).await?;
         let (mut rounds, mut spent) = (Rounds::default(), Spent::default());
         for _ in 0..ROUNDS {
-            load.of(&mut spent, &mut admin, sides.round(&stack, &mut rounds)).await?;
+            load.of(&mut spent, &mut admin, sides.round(&installation, &mut rounds)).await?;
         }
         let [alone, beside] = rounds.medians();
         report.plain("a namespace's certificate, alone: p50", format!("{alone:.0} ms"));

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use tests::stack::Stack;
+use tests::installation::Installation;
 
 use crate::{
     stats::cpu,
@@ -26,13 +26,13 @@ pub(crate) struct Spent {
 }
 
 impl Load {
-    pub(crate) fn new(stack: &Stack) -> Self {
-        let [apiserver, etcd] = stack.api.pids();
+    pub(crate) fn new(installation: &Installation) -> Self {
+        let [apiserver, etcd] = installation.api.pids();
         Self(vec![
             ("kube-apiserver", apiserver),
             ("its etcd", etcd),
-            ("approver", stack.approve.id()),
-            ("signer", stack.sign.id()),
+            ("approver", installation.approve.id()),
+            ("signer", installation.sign.id()),
             ("requesters", std::process::id()),
         ])
     }

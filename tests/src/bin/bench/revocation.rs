@@ -16,10 +16,10 @@ use tests::{
     etcd::{EtcdBinary, EtcdCluster, MemberTls},
     etcd_client::{Answer, Connection, answer, takes},
     eventually,
+    installation::LIMIT,
     live::{Live, NAMESPACE, Place, files_of},
     pki::client_config_of,
     revocation::revoke,
-    stack::LIMIT,
 };
 use tokio::time::sleep;
 
@@ -65,8 +65,8 @@ async fn revocations(report: &mut Report, etcd: &EtcdBinary) -> Result<(), Strin
     let app = live.client("revoked", 8).await;
     let files = files_of(&app);
     let urls: Vec<String> = live.places.iter().map(Place::client_url).collect();
-    let (admin, cluster) = (live.stack.api.kubeconfig.clone(), format!("{NAMESPACE}/etcd"));
-    live.stack.hold_mounts(true);
+    let (admin, cluster) = (live.installation.api.kubeconfig.clone(), format!("{NAMESPACE}/etcd"));
+    live.installation.hold_mounts(true);
     let work = live.workload();
     let of_client = timed(&admin, &cluster, &files, &urls, TIMED).await?;
     let urls: Vec<String> = live.places.iter().map(Place::peer_url).collect();

@@ -32,9 +32,9 @@ use rustls::pki_types::ServerName;
 use tests::{
     etcd::{EtcdBinary, EtcdCluster, MemberTls},
     etcd_client::{EtcdClient, served_serial},
+    in_process_members::Members,
+    installation::{Installation, LIMIT, Options, own_address},
     pki::{Ca, client_config_of},
-    pods::Pods,
-    stack::{LIMIT, Options, Stack, own_address},
     workload::{self, Workload},
 };
 use tokio::{net::TcpStream, time::sleep};
@@ -69,7 +69,7 @@ pub(crate) async fn measure(report: &mut Report) -> Result<(), String> {
 /// The installed system, one member with the real sidecar, lives of seconds.
 async fn signed_to_served(report: &mut Report, etcd: &EtcdBinary) -> Result<(), String> {
     let options = Options { sign: vec![format!("--max-lifetime={LIFE}")], ..Options::default() };
-    let Some(mut stack) = Stack::start(&options).await else {
+    let Some(mut installation) = Installation::start(&options).await else {
         report.skip(
             "the time from signed to served",
             "no API server, or no address but loopback",
@@ -77,7 +77,7 @@ async fn signed_to_served(report: &mut Report, etcd: &EtcdBinary) -> Result<(), 
         );
         return Ok(());
     };
-    stack.api.namespace(NAMESPACE, &[(names::LABEL, names::DYNAMIC)]).await;
+    installation.api.namespace(NAMESPACE, &[(names::LABEL, names::DYNAMIC)]).await;
     let address = own_address().ok_or("no address but loopback")?;
     let manifest = sidecar::member("etcd-0", address);
     let urls: Vec<(&str, String)> = ["client", "peer"]
@@ -85,14 +85,14 @@ async fn signed_to_served(report: &mut Report, etcd: &EtcdBinary) -> Result<(), 
         .zip(["server", "peer"])
         .map(|(port, role)| (role, argument(&manifest, &format!("--listen-{port}-urls="))))
         .collect();
-    let mut pod = stack
+    let mut pod = installation
         .local_pod(NAMESPACE, manifest, &[address], &[("etcd", etcd.etcd.clone())])
         .await
         .map_err(|e| e.to_string())?;
     pod.start(LIMIT).await?;
 
     let signed = Arc::<Mutex<BTreeMap<String, Instant>>>::default();
-    let watch = tokio::spawn(note_signed(Api::all(stack.api.client.clone()), Arc::clone(&signed)));
+    let watch = tokio::spawn(note_signed(Api::all(installation.api.client.clone()), Arc::clone(&signed)));
     let mount = pod.volume(names::VOLUME);
     let mut served: BTreeMap<String, Instant> = BTreeMap::new();
     let began = Instant::now();
@@ -265,7 +265,7 @@ async fn turn(files: &mut Files, dir: &Path, address: SocketAddr, new_keys: Opti
 /// Three members under load, the CA changed: each restarts once for each change of the bundle.
 async fn rollover(report: &mut Report, etcd: &EtcdBinary) -> Result<(), String> {
     let (old, new) = (Ca::new("bench-ca-1"), Ca::new("bench-ca-2"));
-    let mut pods = Pods::start(etcd, 3, &old).await;
+    let mut pods = Members::start(etcd, 3, &old).await;
     let metrics: Vec<String> = pods.supervisor.with(|c| c.members.iter().map(|m| m.metrics_url()).collect());
     let away = Arc::<Mutex<Vec<f64>>>::default();
     let looks: Vec<_> = metrics.into_iter().map(|url| tokio::spawn(look_on(url, Arc::clone(&away)))).collect();

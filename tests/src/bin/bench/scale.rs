@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use etcd_tls_contract::{names, role::Role};
 use futures::{StreamExt, future::join_all, stream};
-use tests::stack::{Options, Stack};
+use tests::installation::{Installation, Options};
 use tokio::time::sleep;
 
 use crate::{
@@ -38,7 +38,8 @@ const LIMIT: Duration = Duration::from_secs(300);
 
 pub(crate) async fn measure(report: &mut Report) -> Result<(), String> {
     let sign = ["--delete-issued-after", "20s"].map(ToOwned::to_owned).to_vec();
-    let Some(mut stack) = Stack::start(&Options { sign: sign.clone(), ..Options::default() }).await else {
+    let Some(mut installation) = Installation::start(&Options { sign: sign.clone(), ..Options::default() }).await
+    else {
         report.skip(
             "thousands of namespaces",
             "no API server, or no address but loopback",
@@ -48,26 +49,26 @@ pub(crate) async fn measure(report: &mut Report) -> Result<(), String> {
     };
     let mut numbers = numbers()?;
     numbers.sort_unstable();
-    let address = asks::address(&stack.api);
-    let mut admin = Wire::open(address, asks::admin(&stack.api)).await?;
-    let mut wires = Wire::open_many(WIRES, address, &asks::nobody(&stack.api)).await?;
-    let writers = asks::writers(&stack.api).await;
+    let address = asks::address(&installation.api);
+    let mut admin = Wire::open(address, asks::admin(&installation.api)).await?;
+    let mut wires = Wire::open_many(WIRES, address, &asks::nobody(&installation.api)).await?;
+    let writers = asks::writers(&installation.api).await;
     let (mut from, mut sizes) = (0, Vec::new());
     for number in numbers {
         let began = Instant::now();
-        let all = members(&stack, from..number).await;
+        let all = members(&installation, from..number).await;
         let asked = format!("{number} namespaces: {} members", all.len());
         println!("  {asked} made in {:.0} s", began.elapsed().as_secs_f64());
         sleep(SETTLED).await;
 
-        let load = Load::new(&stack);
+        let load = Load::new(&installation);
         let hand = async |wires: &mut [Wire], turn: &str| {
             ByHand::new(&format!("{turn}-{number}"), BY_HAND, &writers).rate_shared(wires).await
         };
         let before = hand(&mut wires, "before").await?;
-        let (mut spent, stored) = (Spent::default(), etcd_bytes(&stack, &mut admin).await?);
+        let (mut spent, stored) = (Spent::default(), etcd_bytes(&installation, &mut admin).await?);
         let burst = load.of(&mut spent, &mut admin, at_once(&mut wires, &all)).await?;
-        let written = etcd_bytes(&stack, &mut admin).await? - stored;
+        let written = etcd_bytes(&installation, &mut admin).await? - stored;
         let bare = median(&[before, hand(&mut wires, "after").await?]);
         let count = all.len() as f64;
         report.plain(format!("{asked} ask at once, rate"), format!("{:.0}/s", count / burst.0));
@@ -84,9 +85,9 @@ pub(crate) async fn measure(report: &mut Report) -> Result<(), String> {
             format!("{number} namespaces: etcd's file for a certificate, history included"),
             format!("{:.1} KiB", written / 1024.0 / count),
         );
-        sizes.push((number, held(report, &stack, number)));
-        idle(report, &stack, &mut admin, number).await?;
-        start(report, &mut stack, &mut admin, number, &sign).await?;
+        sizes.push((number, held(report, &installation, number)));
+        idle(report, &installation, &mut admin, number).await?;
+        start(report, &mut installation, &mut admin, number, &sign).await?;
         from = number;
     }
     if let [(few, [a1, s1]), .., (many, [a2, s2])] = sizes.as_slice() {
@@ -105,14 +106,14 @@ fn numbers() -> Result<Vec<u32>, String> {
 }
 
 /// Makes namespaces with a cluster in each, and what each member asks.
-async fn members(stack: &Stack, numbers: std::ops::Range<u32>) -> Vec<Ask> {
+async fn members(installation: &Installation, numbers: std::ops::Range<u32>) -> Vec<Ask> {
     let made = stream::iter(numbers).map(|n| async move {
         let namespace = format!("tenant-{n}");
-        stack.api.namespace(&namespace, &[(names::LABEL, names::DYNAMIC)]).await;
+        installation.api.namespace(&namespace, &[(names::LABEL, names::DYNAMIC)]).await;
         let mut asks = Vec::new();
         for m in 0..MEMBERS {
             let (name, address) = (format!("etcd-{m}"), n * MEMBERS + m);
-            let asker = asks::asker(&stack.api, &namespace, &name, "default", address).await;
+            let asker = asks::asker(&installation.api, &namespace, &name, "default", address).await;
             asks.extend(asker.asks(&[Role::Peer]));
         }
         asks
@@ -136,17 +137,17 @@ async fn at_once(wires: &mut [Wire], asks: &[Ask]) -> Result<(f64, Vec<f64>), St
 }
 
 /// The size of the file of the API server's etcd.
-async fn etcd_bytes(stack: &Stack, wire: &mut Wire) -> Result<f64, String> {
+async fn etcd_bytes(installation: &Installation, wire: &mut Wire) -> Result<f64, String> {
     let metrics = wire.succeed(&Call::get("/metrics")).await?;
     let text = String::from_utf8_lossy(&metrics).into_owned();
     let line = text.lines().find(|line| line.starts_with("apiserver_storage_size_bytes{"));
     let size = line.and_then(|line| line.rsplit(' ').next()?.parse().ok());
-    size.ok_or_else(|| format!("no size of {} in the API server's metrics", stack.api.etcd_url()))
+    size.ok_or_else(|| format!("no size of {} in the API server's metrics", installation.api.etcd_url()))
 }
 
 /// The memory of the processes, in MiB: `approve` and `sign`.
-fn held(report: &mut Report, stack: &Stack, number: u32) -> [f64; 2] {
-    [("approver", stack.approve.id()), ("signer", stack.sign.id())].map(|(name, pid)| {
+fn held(report: &mut Report, installation: &Installation, number: u32) -> [f64; 2] {
+    [("approver", installation.approve.id()), ("signer", installation.sign.id())].map(|(name, pid)| {
         let (now, most) = (memory(pid), peak(pid));
         let figure = format!("{number} namespaces: {name}, resident (anonymous; the most)");
         let measured = format!("{:.1} MiB ({:.1} MiB; {most:.1} MiB)", now.resident, now.anonymous);
@@ -178,10 +179,10 @@ async fn writes(wire: &mut Wire) -> Result<(f64, f64), String> {
 }
 
 /// The usage of the processes at rest.
-async fn idle(report: &mut Report, stack: &Stack, wire: &mut Wire, number: u32) -> Result<(), String> {
+async fn idle(report: &mut Report, installation: &Installation, wire: &mut Wire, number: u32) -> Result<(), String> {
     // Requests are deleted twenty seconds after their certificates here.
     sleep(DELETED).await;
-    let processes = [("approver", stack.approve.id()), ("signer", stack.sign.id())];
+    let processes = [("approver", installation.approve.id()), ("signer", installation.sign.id())];
     let before = processes.map(|(_, pid)| cpu(pid));
     let (writes_before, _) = writes(wire).await?;
     sleep(IDLE).await;
@@ -202,16 +203,17 @@ async fn idle(report: &mut Report, stack: &Stack, wire: &mut Wire, number: u32) 
 /// A signer that starts beside all of them.
 async fn start(
     report: &mut Report,
-    stack: &mut Stack,
+    installation: &mut Installation,
     wire: &mut Wire,
     number: u32,
     arguments: &[String],
 ) -> Result<(), String> {
     let (_, before) = writes(wire).await?;
     let began = Instant::now();
-    stack.restart_sign(arguments).await;
-    let asker = asks::asker(&stack.api, "tenant-0", &format!("late-{number}"), "default", 0x00f0_0000 + number).await;
-    let mut one = Wire::open(asks::address(&stack.api), asks::nobody(&stack.api)).await?;
+    installation.restart_sign(arguments).await;
+    let asker =
+        asks::asker(&installation.api, "tenant-0", &format!("late-{number}"), "default", 0x00f0_0000 + number).await;
+    let mut one = Wire::open(asks::address(&installation.api), asks::nobody(&installation.api)).await?;
     asks::get_certificate(&mut one, &asker.asks(&[Role::Peer])[0]).await?;
     let took = began.elapsed();
     report.judged(
@@ -223,7 +225,7 @@ async fn start(
     let refused = writes(wire).await?.1 - before;
     report.judged(format!("{number} namespaces: 429s at its start"), format!("{refused:.0}"), "0", refused < 1.0);
     sleep(SETTLED).await;
-    let most = peak(stack.sign.id());
+    let most = peak(installation.sign.id());
     report.judged(
         format!("{number} namespaces: the most that it held"),
         format!("{most:.1} MiB"),

@@ -13,10 +13,10 @@ use kube::Api;
 use serde_json::{Value, json};
 use tests::{
     etcd::EtcdBinary,
-    pod::LocalPod,
+    installation::{Installation, LIMIT, Options, own_address},
+    local_pod::LocalPod,
     ports,
     process::Process,
-    stack::{LIMIT, Options, Stack, own_address},
 };
 
 use crate::{
@@ -33,7 +33,7 @@ const SETTLE: Duration = Duration::from_secs(20);
 const REST: Duration = Duration::from_secs(60);
 
 pub(crate) async fn measure(report: &mut Report) -> Result<(), String> {
-    let Some(mut stack) = Stack::start(&Options::default()).await else {
+    let Some(mut installation) = Installation::start(&Options::default()).await else {
         report.skip(
             "the sidecar's figures",
             "no API server, or no address but loopback",
@@ -41,15 +41,15 @@ pub(crate) async fn measure(report: &mut Report) -> Result<(), String> {
         );
         return Ok(());
     };
-    stack.api.namespace(NAMESPACE, &[(names::LABEL, names::DYNAMIC)]).await;
-    starts(report, &mut stack).await?;
-    rest(report, &mut stack).await
+    installation.api.namespace(NAMESPACE, &[(names::LABEL, names::DYNAMIC)]).await;
+    starts(report, &mut installation).await?;
+    rest(report, &mut installation).await
 }
 
 /// From the start of `etcd-tls-init` to its files, and the three bare writes, in turns.
-async fn starts(report: &mut Report, stack: &mut Stack) -> Result<(), String> {
+async fn starts(report: &mut Report, installation: &mut Installation) -> Result<(), String> {
     let mut member = Starter::new(
-        stack,
+        installation,
         json!({
             "metadata": {"name": "member"},
             "spec": {"containers": [{"name": "etcd", "image": "etcd", "command": ["etcd"]}]},
@@ -58,7 +58,7 @@ async fn starts(report: &mut Report, stack: &mut Stack) -> Result<(), String> {
     )
     .await?;
     let mut client = Starter::new(
-        stack,
+        installation,
         json!({
             "metadata": {"name": "client", "annotations": {"etcd-tls.dev/roles": "client"}},
             "spec": {"containers": [{"name": "app", "image": "app", "command": ["app"]}]},
@@ -66,8 +66,8 @@ async fn starts(report: &mut Report, stack: &mut Stack) -> Result<(), String> {
         &["client"],
     )
     .await?;
-    let mut wire = Wire::open(asks::address(&stack.api), asks::nobody(&stack.api)).await?;
-    let by_hand = ByHand::new("idle", STARTS + 1, &asks::writers(&stack.api).await);
+    let mut wire = Wire::open(asks::address(&installation.api), asks::nobody(&installation.api)).await?;
+    let by_hand = ByHand::new("idle", STARTS + 1, &asks::writers(&installation.api).await);
     let (mut members, mut clients, mut bare) = (Vec::new(), Vec::new(), Vec::new());
     for n in 0..=STARTS {
         let values = (member.start().await?, by_hand.cycle(&mut wire, n).await?, client.start().await?);
@@ -108,13 +108,17 @@ struct Starter {
 }
 
 impl Starter {
-    async fn new(stack: &mut Stack, manifest: Value, roles: &'static [&'static str]) -> Result<Self, String> {
+    async fn new(
+        installation: &mut Installation,
+        manifest: Value,
+        roles: &'static [&'static str],
+    ) -> Result<Self, String> {
         let name = manifest["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-        let pod = stack
+        let pod = installation
             .local_pod(NAMESPACE, manifest, &[IpAddr::from([10, 1, 0, 1])], &[])
             .await
             .map_err(|e| format!("{name}: {e}"))?;
-        let pods = Api::<Pod>::namespaced(stack.api.client.clone(), NAMESPACE);
+        let pods = Api::<Pod>::namespaced(installation.api.client.clone(), NAMESPACE);
         let object = pods.get(&name).await.map_err(|e| e.to_string())?;
         let object = serde_json::to_value(object).map_err(|e| e.to_string())?;
         let containers = object["spec"]["initContainers"].as_array().cloned().unwrap_or_default();
@@ -154,14 +158,14 @@ fn empty(directory: &Path) -> Result<(), String> {
 }
 
 /// A member with a real etcd, left alone.
-async fn rest(report: &mut Report, stack: &mut Stack) -> Result<(), String> {
+async fn rest(report: &mut Report, installation: &mut Installation) -> Result<(), String> {
     let Some(etcd) = EtcdBinary::find() else {
         report.skip("the sidecar at rest", "no etcd", "apt-get install etcd-server, or ETCD=<path>");
         return Ok(());
     };
     // Not loopback's, which no pod has.
     let address = own_address().ok_or("no address but loopback")?;
-    let mut pod = stack
+    let mut pod = installation
         .local_pod(NAMESPACE, member("etcd-0", address), &[address], &[("etcd", etcd.etcd)])
         .await
         .map_err(|e| e.to_string())?;

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use etcd_tls_contract::{names, role::Role};
 use tests::{
+    installation::{Installation, Options},
     process::Process,
-    stack::{Options, Stack},
 };
 
 use crate::{
@@ -31,7 +31,7 @@ const MANY: usize = 6_000;
 const MANY_LIMIT: Duration = Duration::from_secs(150);
 
 pub(crate) async fn measure(report: &mut Report) -> Result<(), String> {
-    let Some(stack) = Stack::start(&Options::default()).await else {
+    let Some(installation) = Installation::start(&Options::default()).await else {
         report.skip(
             "400 requests at once",
             "no API server, or no address but loopback",
@@ -39,7 +39,7 @@ pub(crate) async fn measure(report: &mut Report) -> Result<(), String> {
         );
         return Ok(());
     };
-    let api = &stack.api;
+    let api = &installation.api;
     api.namespace(NAMESPACE, &[(names::LABEL, names::DYNAMIC)]).await;
     asks::accounts(api, NAMESPACE).await;
     let address = asks::address(api);
@@ -47,8 +47,8 @@ pub(crate) async fn measure(report: &mut Report) -> Result<(), String> {
     let mut pods = Wire::open_many(AT_ONCE, address, &asks::nobody(api)).await?;
     let writers = asks::writers(api).await;
     let pods_each = u32::try_from(AT_ONCE / ROLES.len()).unwrap_or_default();
-    let processes = [("approver", &stack.approve), ("signer", &stack.sign)];
-    let load = Load::new(&stack);
+    let processes = [("approver", &installation.approve), ("signer", &installation.sign)];
+    let load = Load::new(&installation);
 
     // The right to ask comes with the first pod, and the CA.
     let mut askers = asks::askers(api, NAMESPACE, 0, pods_each).await;
@@ -103,7 +103,7 @@ pub(crate) async fn measure(report: &mut Report) -> Result<(), String> {
         format!("{:.2}", median(&bounds)),
     );
     report.judged("rate against the writes by hand", format!("{ratio:.2}"), ">= 0.6", ratio >= 0.6);
-    kubernetes_own(report, &stack, &mut admins, rate).await?;
+    kubernetes_own(report, &installation, &mut admins, rate).await?;
 
     let began = Instant::now();
     while done < MANY && began.elapsed() < MANY_LIMIT {
@@ -131,9 +131,14 @@ fn asks_of(askers: &[Asker]) -> Vec<Ask> {
 }
 
 /// The same by kube-controller-manager: approver and signer of node certificates.
-async fn kubernetes_own(report: &mut Report, stack: &Stack, wires: &mut [Wire], rate: f64) -> Result<(), String> {
+async fn kubernetes_own(
+    report: &mut Report,
+    installation: &Installation,
+    wires: &mut [Wire],
+    rate: f64,
+) -> Result<(), String> {
     let arguments = ["--controllers=csrapproving,csrsigning".to_owned()];
-    let Some(manager) = stack.api.start_controller_manager(&arguments) else {
+    let Some(manager) = installation.api.start_controller_manager(&arguments) else {
         report.skip(
             "kube-controller-manager's rate",
             "no kube-controller-manager beside kube-apiserver",

@@ -20,9 +20,9 @@ use etcd_tls_webhook::ca::authority::Authority;
 use crate::{
     csr_server::{CsrServer, authority},
     etcd::{EtcdBinary, EtcdCluster, Member, MemberTls},
-    eventually, kubelet,
+    etcd_supervisor::EtcdSupervisor,
+    eventually, liveness_probe,
     process::{Process, binary},
-    supervisor::Supervisor,
     temp::TempDir,
     workload::{self, Workload},
 };
@@ -30,7 +30,7 @@ use crate::{
 /// A step of a rollover, on a machine that is busy with other tests.
 pub const LIMIT: Duration = Duration::from_secs(180);
 
-/// The size and the settings of a fleet.
+/// The size and the settings of a cluster.
 #[derive(Clone, Copy, Debug)]
 pub struct Setup<'a> {
     /// The members.
@@ -39,7 +39,7 @@ pub struct Setup<'a> {
     pub life: Duration,
     /// On hosts, by `run --kubeconfig`, with etcd's pid file; else pods, by `init` and `run`.
     pub hosts: bool,
-    /// Restarted by `reload: probe` ([`Fleet::probed`]), else by a signal.
+    /// Restarted by `reload: probe` ([`SidecarCluster::probed`]), else by a signal.
     pub probe: bool,
     /// The sidecars' wall clock.
     pub clock: Option<&'a FakeClock>,
@@ -211,7 +211,7 @@ pub struct RollOver {
 }
 
 /// Members with their sidecars, and a client with its own.
-pub struct Fleet {
+pub struct SidecarCluster {
     /// API server and signer.
     pub server: CsrServer,
     /// The members.
@@ -219,11 +219,11 @@ pub struct Fleet {
     /// The client.
     pub client: Pod,
     /// kubelet's part.
-    pub supervisor: Supervisor,
+    pub supervisor: EtcdSupervisor,
     urls: Vec<String>,
 }
 
-impl Fleet {
+impl SidecarCluster {
     /// Starts one, healthy.
     pub async fn start(etcd: &EtcdBinary, setup: Setup<'_>) -> Self {
         let server = CsrServer::start(setup.life).await;
@@ -275,7 +275,7 @@ impl Fleet {
             member.healthy(Duration::from_secs(60)).await;
         }
         let urls = cluster.members.iter().map(Member::client_url).collect();
-        Self { server, members, client, supervisor: Supervisor::new(cluster), urls }
+        Self { server, members, client, supervisor: EtcdSupervisor::new(cluster), urls }
     }
 
     /// A client that writes and watches; an operation has ten seconds.
@@ -299,7 +299,7 @@ impl Fleet {
     /// Does `work` while kubelet probes the members.
     pub async fn probed<T>(&self, work: impl Future<Output = T>) -> T {
         let dirs: Vec<PathBuf> = self.members.iter().map(Pod::certs).collect();
-        kubelet::probed(&dirs, &self.supervisor, work).await
+        liveness_probe::probed(&dirs, &self.supervisor, work).await
     }
 
     /// Which member leads.

@@ -26,7 +26,7 @@ use tokio::task::JoinHandle;
 use crate::{
     apiserver::{ApiServer, NODE, Options as ApiOptions},
     eventually,
-    pod::{LocalPod, Surroundings, write_projected},
+    local_pod::{LocalPod, Surroundings, write_projected},
     ports,
     process::{Process, binary},
     tier,
@@ -40,7 +40,7 @@ const SYNC: Duration = Duration::from_millis(200);
 const SERVING_SECRET: &str = "etcd-tls-admit-serving";
 
 /// The running system. Dropped, it is gone.
-pub struct Stack {
+pub struct Installation {
     /// The signer.
     pub sign: Process,
     /// The approver.
@@ -86,7 +86,7 @@ pub struct Options {
     pub before: Option<PathBuf>,
 }
 
-impl Stack {
+impl Installation {
     /// Installs and starts everything; `None`, having said so, where the machine has no API server.
     pub async fn start(options: &Options) -> Option<Self> {
         if !can_start() {
@@ -128,9 +128,9 @@ impl Stack {
         command.arg("--admin-address").arg(format!("127.0.0.1:{}", ports::loopback()));
         let admit = Process::spawn("admit", &mut command, api.directory().path());
         api.apply(&endpoint(address, port));
-        let mut stack = Self { sign, approve, admit, mounts: vec![mount], held, environment, api };
-        stack.ready().await;
-        stack
+        let mut installation = Self { sign, approve, admit, mounts: vec![mount], held, environment, api };
+        installation.ready().await;
+        installation
     }
 
     /// Waits until a labelled pod can be created at all.
@@ -144,12 +144,12 @@ impl Stack {
             Err("not written yet".to_owned())
         })
         .await;
-        self.api.namespace("stack-probe", &[]).await;
+        self.api.namespace("installation-probe", &[]).await;
         let pod = json!({
             "metadata": {"generateName": "probe-", "labels": {"etcd-tls": "dynamic"}, "annotations": {"etcd-tls.dev/roles": "client"}},
             "spec": {"containers": [{"name": "c", "image": "c"}]},
         });
-        eventually("admission", LIMIT, || self.api.pod("stack-probe", pod.clone())).await;
+        eventually("admission", LIMIT, || self.api.pod("installation-probe", pod.clone())).await;
     }
 
     /// Creates a pod, which the webhook looks at, and prepares to run its containers here. Its trust ConfigMap is mounted
@@ -247,7 +247,7 @@ impl Stack {
     }
 }
 
-impl Stack {
+impl Installation {
     /// Ends `approve` and `sign`, and starts those of the programs in a directory, such as an older version's.
     pub async fn replace_controllers(&mut self, programs: &Path, sign: &[String]) {
         self.approve.kill();

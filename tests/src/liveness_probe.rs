@@ -1,4 +1,4 @@
-//! kubelet's part of `reload: probe`, for clusters that a [`Supervisor`] starts again: it runs each member's liveness probe,
+//! kubelet's part of `reload: probe`, for clusters that a [`EtcdSupervisor`] starts again: it runs each member's liveness probe,
 //! and ends a member whose probe fails as often in a row as is allowed.
 
 use std::{
@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{process::probe, supervisor::Supervisor};
+use crate::{etcd_supervisor::EtcdSupervisor, process::probe};
 
 /// `periodSeconds`, for tests in a hurry.
 const PERIOD: Duration = Duration::from_millis(300);
@@ -19,14 +19,14 @@ const THRESHOLD: u32 = 3;
 const DELAY: Duration = Duration::from_secs(5);
 
 /// Does `work` while the members, whose certificates are in `dirs`, are probed.
-pub async fn probed<T>(dirs: &[PathBuf], supervisor: &Supervisor, work: impl Future<Output = T>) -> T {
+pub async fn probed<T>(dirs: &[PathBuf], supervisor: &EtcdSupervisor, work: impl Future<Output = T>) -> T {
     tokio::select! {
         done = work => done,
         never = probe_members(dirs, supervisor) => match never {},
     }
 }
 
-async fn probe_members(dirs: &[PathBuf], supervisor: &Supervisor) -> Infallible {
+async fn probe_members(dirs: &[PathBuf], supervisor: &EtcdSupervisor) -> Infallible {
     let mut failures = vec![0; dirs.len()];
     let mut told: Vec<Option<Instant>> = vec![None; dirs.len()];
     loop {

@@ -17,7 +17,7 @@ use crate::etcd::EtcdCluster;
 const GLANCE: Duration = Duration::from_millis(20);
 
 /// A supervised cluster.
-pub struct Supervisor {
+pub struct EtcdSupervisor {
     shared: Arc<Shared>,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -36,7 +36,7 @@ struct State {
     longest_away: Duration,
 }
 
-impl Supervisor {
+impl EtcdSupervisor {
     /// Supervises a cluster that was started.
     pub fn new(cluster: EtcdCluster) -> Self {
         let addresses: Vec<SocketAddr> = cluster.members.iter().map(|m| (m.address, m.client_port).into()).collect();
@@ -97,7 +97,7 @@ impl Supervisor {
     }
 }
 
-impl Drop for Supervisor {
+impl Drop for EtcdSupervisor {
     fn drop(&mut self) {
         self.tasks.iter().for_each(JoinHandle::abort);
     }

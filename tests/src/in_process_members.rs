@@ -31,10 +31,10 @@ use tokio::{sync::watch, task::JoinHandle};
 
 use crate::{
     etcd::{EtcdBinary, EtcdCluster, Member, MemberTls},
-    kubelet,
+    etcd_supervisor::EtcdSupervisor,
+    liveness_probe,
     pki::{Ca, LeafOptions},
     process::binary,
-    supervisor::Supervisor,
     temp::TempDir,
 };
 
@@ -62,11 +62,11 @@ pub struct Pod {
 }
 
 /// A cluster of them, with a client's files beside.
-pub struct Pods {
+pub struct Members {
     /// One for each member.
     pub pods: Vec<Pod>,
     /// The members.
-    pub supervisor: Supervisor,
+    pub supervisor: EtcdSupervisor,
     /// The workload's client.
     pub client: Files,
     /// Where the client's role directory is.
@@ -173,7 +173,7 @@ impl Drop for Pod {
     }
 }
 
-impl Pods {
+impl Members {
     /// The client URL of a member.
     pub fn endpoint(&self, i: usize) -> Endpoint {
         self.urls[i].parse().expect("a URL")
@@ -214,7 +214,7 @@ impl Pods {
             pod.start_restarter(|_| {});
         }
         let client_dir = dir.join("client").join(Role::Client.as_str());
-        Self { pods, supervisor: Supervisor::new(cluster), client, client_dir, urls, _files: dir }
+        Self { pods, supervisor: EtcdSupervisor::new(cluster), client, client_dir, urls, _files: dir }
     }
 
     /// Installs `bundle` everywhere.
@@ -238,7 +238,7 @@ impl Pods {
     /// Does `work` while kubelet probes the members, under `reload: probe`.
     pub async fn probed<T>(&self, work: impl Future<Output = T>) -> T {
         let dirs: Vec<PathBuf> = self.pods.iter().map(|pod| pod.dir.clone()).collect();
-        kubelet::probed(&dirs, &self.supervisor, work).await
+        liveness_probe::probed(&dirs, &self.supervisor, work).await
     }
 
     /// Waits until every member has loaded `bundle`.
