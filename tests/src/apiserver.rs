@@ -426,7 +426,8 @@ fn write_pki(ca: &Ca, directory: &TempDir) {
 fn start_apiserver(assets: &Path, port: u16, etcd_url: &str, directory: &TempDir, options: &Options) -> Process {
     let pki = |name: &str| directory.join("pki").join(name).display().to_string();
     let mut command = Command::new(assets.join("kube-apiserver"));
-    command.current_dir(directory.path());
+    // Memory for processor time: it lives for a minute.
+    command.current_dir(directory.path()).env("GOGC", "400");
     for (flag, value) in [
         ("etcd-servers", etcd_url.to_owned()),
         ("bind-address", "127.0.0.1".to_owned()),

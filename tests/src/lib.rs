@@ -12,6 +12,7 @@
 pub mod admission;
 pub mod apiserver;
 pub mod cert_manager;
+pub mod cluster_trust_bundle;
 pub mod csr_server;
 pub mod downward;
 pub mod etcd;

@@ -9,6 +9,7 @@ use kube::{
 use serde_json::{Value, json};
 use tests::{
     apiserver::{Options as ApiOptions, from_json},
+    cluster_trust_bundle::cluster_trust_bundle,
     eventually,
     installation::{Installation, Options},
     process::{binary, run},
@@ -27,21 +28,6 @@ fn resource() -> ApiResource {
         kind: "ClusterTrustBundle".into(),
         plural: "clustertrustbundles".into(),
     }
-}
-
-fn object(name: &str, signer: Option<&str>, pem: &str) -> Value {
-    let mut object = json!({
-        "apiVersion": "certificates.k8s.io/v1beta1", "kind": "ClusterTrustBundle",
-        "metadata": {
-            "name": name, "labels": {"app.kubernetes.io/managed-by": "etcd-tls"},
-            "annotations": {"etcd-tls.dev/namespace-uid": "u"},
-        },
-        "spec": {"trustBundle": pem},
-    });
-    if let Some(signer) = signer {
-        object["spec"]["signerName"] = signer.into();
-    }
-    object
 }
 
 async fn create(api: &Api<DynamicObject>, object: &Value) -> kube::Result<DynamicObject> {
@@ -132,16 +118,16 @@ async fn reaches_no_other(installation: &Installation, bundles: &Api<DynamicObje
     let pem = installation.api.ca.pem.as_str();
     let theirs = [("company", None), ("example.com:ca:x", Some("example.com/ca"))];
     for (name, signer) in theirs {
-        let object = from_json(object(name, signer, pem));
+        let object = from_json(cluster_trust_bundle(name, signer, pem));
         bundles.create(&PostParams::default(), &object).await.expect("as cluster-admin");
     }
     let token = installation.api.token(SYSTEM, "etcd-tls-sign", None).await;
     let as_sign: Api<DynamicObject> = Api::all_with(installation.api.client_with_token(&token).await, &resource());
     let (name, signer) = ("peer.etcd-tls.dev:prod.other:bundle", Some("peer.etcd-tls.dev/prod.other"));
-    let good = object(name, signer, pem);
+    let good = cluster_trust_bundle(name, signer, pem);
     // The policy comes into force a moment after it was created.
     eventually("the policy in force", LIMIT, || async {
-        match create(&as_sign, &object("x", None, pem)).await {
+        match create(&as_sign, &cluster_trust_bundle("x", None, pem)).await {
             Err(error) if error.to_string().contains("etcd-tls: sign writes") => Ok(()),
             other => Err(format!("{other:?}")),
         }
@@ -155,10 +141,13 @@ async fn reaches_no_other(installation: &Installation, bundles: &Api<DynamicObje
     };
     let many = pem.repeat(1 + 65536 / pem.len());
     for (what, object) in [
-        ("no signer", object("company2", None, pem)),
-        ("another signer's", object("example.com:ca:y", Some("example.com/ca"), pem)),
-        ("another name", object("peer.etcd-tls.dev:prod.other:x", signer, pem)),
-        ("no cluster of ours", object("peer.etcd-tls.dev:prod:bundle", Some("peer.etcd-tls.dev/prod"), pem)),
+        ("no signer", cluster_trust_bundle("company2", None, pem)),
+        ("another signer's", cluster_trust_bundle("example.com:ca:y", Some("example.com/ca"), pem)),
+        ("another name", cluster_trust_bundle("peer.etcd-tls.dev:prod.other:x", signer, pem)),
+        (
+            "no cluster of ours",
+            cluster_trust_bundle("peer.etcd-tls.dev:prod:bundle", Some("peer.etcd-tls.dev/prod"), pem),
+        ),
         ("a finalizer", with(&|o| o["metadata"]["finalizers"] = json!(["example.com/f"]))),
         (
             "an owner",
@@ -203,7 +192,7 @@ async fn reaches_no_other(installation: &Installation, bundles: &Api<DynamicObje
     installation.api.apply(&json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string());
     let token = installation.api.token("prod", "default", None).await;
     let writer: Api<DynamicObject> = Api::all_with(installation.api.client_with_token(&token).await, &resource());
-    let plain = object("y", None, pem);
+    let plain = cluster_trust_bundle("y", None, pem);
     eventually("the right in force", LIMIT, || create(&writer, &plain)).await;
     let refused = create(&writer, &good).await.expect_err("attested").to_string();
     assert!(refused.contains("attest"), "{refused}");

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use tests::{
     apiserver::{ApiServer, Options},
     cert_manager::CertManager,
+    cluster_trust_bundle::cluster_trust_bundle,
     eventually,
     process::run,
     tier,
@@ -100,7 +101,7 @@ async fn furnish(scene: &Scene) -> Requests {
     }
     let signer = "peer.etcd-tls.dev/prod.etcd";
     for (name, signer) in [("company", None), ("peer.etcd-tls.dev:prod.etcd:bundle", Some(signer))] {
-        scene.admin(Call::post(BUNDLES, bundle(name, signer, &scene.api.ca.pem))).await;
+        scene.admin(Call::post(BUNDLES, cluster_trust_bundle(name, signer, &scene.api.ca.pem))).await;
     }
     in_force(scene).await;
     let [listed, unlisted] = names.try_into().expect("two");
@@ -161,20 +162,4 @@ async fn pod_request(scene: &Scene, name: &str, signer: &str) -> Value {
             "maxExpirationSeconds": 86_400, "stubPKCS10Request": STANDARD.encode(stub.der()),
         },
     })
-}
-
-/// A ClusterTrustBundle as `sign` writes it.
-pub fn bundle(name: &str, signer: Option<&str>, pem: &str) -> Value {
-    let mut object = json!({
-        "apiVersion": "certificates.k8s.io/v1beta1", "kind": "ClusterTrustBundle",
-        "metadata": {
-            "name": name, "labels": {"app.kubernetes.io/managed-by": "etcd-tls"},
-            "annotations": {"etcd-tls.dev/namespace-uid": "u"},
-        },
-        "spec": {"trustBundle": pem},
-    });
-    if let Some(signer) = signer {
-        object["spec"]["signerName"] = signer.into();
-    }
-    object
 }

@@ -1,7 +1,9 @@
 //! The rights that components add: cert-manager, approve-others, pod-certificates and cluster-trust-bundles.
 
+use tests::cluster_trust_bundle::cluster_trust_bundle;
+
 use super::*;
-use crate::rights::components::{BUNDLES, CERTIFICATE_REQUESTS, POD_REQUESTS, Requests, bundle, certificate_request};
+use crate::rights::components::{BUNDLES, CERTIFICATE_REQUESTS, POD_REQUESTS, Requests, certificate_request};
 
 const CERTIFICATE_REQUEST: &str = "cert-manager.io/certificaterequests";
 
@@ -85,12 +87,12 @@ pub(super) fn sign(t: &mut Of<'_>, scene: &Scene, requests: &Requests) {
     let pem = &scene.api.ca.pem;
     let ours = |cluster: &str| {
         let signer = format!("peer.etcd-tls.dev/prod.{cluster}");
-        bundle(&format!("{}:bundle", signer.replace('/', ":")), Some(&signer), pem)
+        cluster_trust_bundle(&format!("{}:bundle", signer.replace('/', ":")), Some(&signer), pem)
     };
     let only = Refused("etcd-tls: sign writes and deletes no ClusterTrustBundles but");
     let at = |object: &Value| format!("{BUNDLES}/{}", object["metadata"]["name"].as_str().expect("a name"));
     t.try_(r, "create", "ours", Call::post(BUNDLES, ours("new")).dry(), Works);
-    t.try_(r, "create", "of no signer", Call::post(BUNDLES, bundle("company2", None, pem)), only);
+    t.try_(r, "create", "of no signer", Call::post(BUNDLES, cluster_trust_bundle("company2", None, pem)), only);
     let mut held = ours("new");
     held["metadata"]["finalizers"] = json!(["example.com/f"]);
     t.try_(r, "create", "with a finalizer", Call::post(BUNDLES, held), Refused("etcd-tls: sign writes no metadata"));
@@ -101,7 +103,7 @@ pub(super) fn sign(t: &mut Of<'_>, scene: &Scene, requests: &Requests) {
     t.try_(r, "patch", "a CA twice", Call::merge(at(&ours("etcd")), pem), Refused("duplicate"));
     t.try_(r, "delete", "ours", Call::delete(at(&ours("etcd"))).dry(), Works);
     t.try_(r, "delete", "another's", Call::delete(format!("{BUNDLES}/company")), only);
-    let theirs = bundle("example.com:ca:x", Some("example.com/ca"), &scene.api.ca.pem);
+    let theirs = cluster_trust_bundle("example.com:ca:x", Some("example.com/ca"), &scene.api.ca.pem);
     let r = "certificates.k8s.io/signers";
     t.try_(r, "attest", "for another signer", Call::post(BUNDLES, theirs), Refused("not permitted to attest"));
 }
