@@ -84,10 +84,10 @@ fn of_options(told: &Told, next: &str) -> Finding {
     Finding::ok(subject, "its files, client certificates demanded, and https:// alone", SEE)
 }
 
-/// In TLS 1.3 a port refuses a caller after the caller's part of the handshake: the API server may write into the closed connection
-/// before it reads the alert. Then it is asked again.
-const CUT: [&str; 2] = ["broken pipe", "connection reset by peer"];
+/// In TLS 1.3 a port refuses a caller after the caller's part of the handshake. The API server may find the connection closed before it
+/// reads the alert, and has many words for that. So it is asked again as long as it says neither yes nor no.
 const TRIES: usize = 8;
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Has the API server call the port with TLS and no client certificate.
 async fn handshake(client: &Client, namespace: &str, name: &str, role: Role, port: u16) -> Finding {
@@ -98,9 +98,10 @@ async fn handshake(client: &Client, namespace: &str, name: &str, role: Role, por
     let asked = async {
         let mut answer = proxy::get(client, &path, MAX_ANSWER).await;
         for _ in 1..TRIES {
-            if !answer.as_ref().is_ok_and(|(_, body)| CUT.iter().any(|words| body.contains(words))) {
+            if !answer.as_ref().is_ok_and(|(_, body)| judge(body).0 == State::Unknown) {
                 break;
             }
+            tokio::time::sleep(PAUSE).await;
             answer = proxy::get(client, &path, MAX_ANSWER).await;
         }
         answer
@@ -166,6 +167,8 @@ mod tests {
             (status("tls: first record does not look like a TLS handshake"), State::Failing),
             (status("dial tcp 10.0.0.7:2379: connect: connection refused"), State::Attention),
             (status("EOF"), State::Unknown),
+            (status("http2: client conn could not be established"), State::Unknown),
+            (status("write tcp 10.0.0.1:4->10.0.0.7:2379: write: broken pipe"), State::Unknown),
             ("{\"etcdserver\":\"3.5.0\"}".to_owned(), State::Failing),
             ("404 page not found".to_owned(), State::Failing),
         ] {
