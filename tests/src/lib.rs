@@ -48,7 +48,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Polls `attempt` every 50 ms until it gives a value.
+/// Polls `attempt` until it gives a value: every 50 ms at first, every 200 ms after some seconds. Many attempts start a process.
 ///
 /// # Panics
 /// After `limit`, with `what` and the last error.
@@ -62,7 +62,10 @@ where
         match attempt().await {
             Ok(value) => return value,
             Err(e) if start.elapsed() > limit => panic!("{what}: not within {limit:?}: {e}"),
-            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            Err(_) => {
+                let pause = (start.elapsed() / 40).clamp(Duration::from_millis(50), Duration::from_millis(200));
+                tokio::time::sleep(pause).await;
+            }
         }
     }
 }
