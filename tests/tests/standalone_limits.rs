@@ -12,6 +12,18 @@ use tests::{
     signer::{ADMIN, BOOTSTRAP, LIMIT, Signer, V1, assert_status, request, sans},
 };
 
+/// Lets a signer that has just started have no more memory than its unit, as RLIMIT_DATA: all private memory that can be written.
+/// That is stricter than the unit's cgroup, and a process that reaches it ends.
+fn bound(pid: u32) {
+    let path = tests::repository().join("manifests/host/etcd-tls-standalone.service");
+    let unit = fs::read_to_string(path).expect("the unit");
+    let mib = unit.lines().find_map(|line| line.strip_prefix("MemoryMax=")?.strip_suffix('M')?.parse::<u64>().ok());
+    let bytes = mib.expect("MemoryMax") << 20;
+    tests::process::run(
+        std::process::Command::new("prlimit").arg(format!("--pid={pid}")).arg(format!("--data={bytes}")),
+    );
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn refusals_have_kubernetes_own_form() {
     let mut signer = Signer::started(&[
@@ -140,10 +152,16 @@ async fn ten_thousand_pending_requests_are_kept_and_one_more_is_refused() {
     let lines: Vec<String> = (0..=USERS).map(|user| format!("{},user{user},{user},g\n", token(user))).collect();
     signer.dir.write("tokens", format!("{ADMIN},admin,x,system:masters\n{}", lines.concat()));
     signer.start().await;
+    bound(signer.process().id());
 
     let object = |user: usize, i: usize| format!("u{user}-{i:04}");
     let bodies: Vec<Value> = (0..=USERS)
-        .map(|user| request("name", Role::Peer, &format!("u{user}"), &sans(&["u.example.com"], &["10.0.0.1"])).0)
+        .map(|user| {
+            let mut object =
+                request("name", Role::Peer, &format!("u{user}"), &sans(&["u.example.com"], &["10.0.0.1"])).0;
+            object["metadata"]["annotations"] = json!({"x": "x".repeat(8_000)});
+            object
+        })
         .collect();
     let post = |user: usize, name: &str| {
         let mut body = bodies[user].clone();
@@ -222,6 +240,7 @@ async fn ten_thousand_pending_requests_are_kept_and_one_more_is_refused() {
             println!("resident with {} pending requests: {kib} KiB", USERS * EACH);
             signer.process().kill();
             signer.start().await;
+            bound(signer.process().id());
         }
     }
     // A deleted request makes room.
@@ -243,6 +262,8 @@ async fn lists_and_watches_of_ten_thousand_requests_hold_up_nobody() {
         &format!("--admin-address=127.0.0.1:{admin_port}"),
     ])
     .await;
+    let pid = signer.process().id();
+    bound(pid);
     let (object, _) = request("name", Role::Peer, "m1", &sans(&["m1.example.com"], &["10.0.0.1"]));
     let fill = |thread: usize| {
         let mut session = signer.session();
@@ -264,7 +285,6 @@ async fn lists_and_watches_of_ten_thousand_requests_hold_up_nobody() {
         let found = status.lines().find_map(|l| l.strip_prefix(line)?.trim().strip_suffix(" kB")?.trim().parse().ok());
         found.expect("its size")
     };
-    let pid = signer.process().id();
     let before = resident("VmRSS:", pid);
 
     let signer = &signer;
