@@ -107,6 +107,8 @@ pub async fn trust_by_config_map_rights(scene: &Scene) {
     let one = format!("{all}/etcd-tls-trust-etcd");
     let merge = |body: Value| Call::merge(&one, body);
     let replaced = trust_bundle("etcd-tls-trust-etcd");
+    let long = format!("f:{}", "k".repeat(200_000));
+    let fields = json!([{"manager": "m", "operation": "Apply", "apiVersion": "v1", "fieldsType": "FieldsV1", "fieldsV1": {"f:data": {long: {}}}}]);
     let mut immutable = replaced.clone();
     immutable["immutable"] = true.into();
     for (what, call) in [
@@ -133,6 +135,7 @@ pub async fn trust_by_config_map_rights(scene: &Scene) {
         ("a rollover", merge(json!({"metadata": {"annotations": {"etcd-tls.dev/rollover-peer-request": "start 1"}}}))),
         ("a revocation", merge(json!({"metadata": {"annotations": {"etcd-tls.dev/revoke-peer-request": "x"}}}))),
         ("any annotation", merge(json!({"metadata": {"annotations": {"a": "b"}}}))),
+        ("managedFields", merge(json!({"metadata": {"managedFields": fields}}))),
         ("delete", Call::delete(&one)),
         ("delete in the foreground", Call { body: json!({"propagationPolicy": "Foreground"}), ..Call::delete(&one) }),
         ("delete all", Call::delete(all)),

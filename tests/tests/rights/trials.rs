@@ -146,10 +146,10 @@ fn approval(condition: &str) -> Value {
     json!({"status": {"conditions": [{"type": condition, "status": "True", "reason": reason, "message": "m"}]}})
 }
 
-fn fat_managed_fields() -> Value {
+fn fat_managed_fields(version: &str) -> Value {
     let fields: serde_json::Map<String, Value> =
         (0..200).map(|i| (format!("f:{}{i}", "x".repeat(100)), json!({}))).collect();
-    json!([{"manager": "test", "operation": "Update", "apiVersion": "certificates.k8s.io/v1", "fieldsType": "FieldsV1",
+    json!([{"manager": "test", "operation": "Update", "apiVersion": version, "fieldsType": "FieldsV1",
         "time": "2026-01-01T00:00:00Z", "fieldsV1": {"f:metadata": {"f:annotations": fields}}}])
 }
 
@@ -170,6 +170,12 @@ fn events(t: &mut Of<'_>, process: &str) {
     let mut held = event(&own, "prod");
     held["metadata"]["annotations"] = json!({"a": "x".repeat(200_000)});
     t.try_(r, "create", "large", Call::post(format!("{EVENTS}/prod/events"), held), Refused("etcd-tls"));
+    let mut large = event(&own, "prod");
+    large["regarding"]["fieldPath"] = "x".repeat(200_000).into();
+    t.try_(r, "create", "about a large field", Call::post(format!("{EVENTS}/prod/events"), large), Refused("etcd-tls"));
+    let mut large = event(&own, "prod");
+    large["metadata"]["managedFields"] = fat_managed_fields("events.k8s.io/v1");
+    t.try_(r, "create", "managedFields", Call::post(format!("{EVENTS}/prod/events"), large), Refused("etcd-tls"));
 }
 
 fn own_namespace(t: &mut Of<'_>, process: &str, other: &str, version: &str) {
@@ -197,6 +203,16 @@ fn own_namespace(t: &mut Of<'_>, process: &str, other: &str, version: &str) {
     let mut held = lease(&own, 12);
     held["metadata"]["finalizers"] = json!(["example.com/f"]);
     t.try_(r, "update", "with a finalizer", Call::put(format!("{LEASES}/{own}"), held), Refused("etcd-tls"));
+    for (what, pointer, value) in [
+        ("for a long name", "/spec/holderIdentity", json!("x".repeat(254))),
+        ("with a large annotation", "/metadata/annotations", json!({"a": "x".repeat(1024)})),
+        ("with managedFields", "/metadata/managedFields", fat_managed_fields("coordination.k8s.io/v1")),
+    ] {
+        let mut large = lease(&own, 12);
+        let (parent, key) = pointer.rsplit_once('/').expect("a pointer");
+        large.pointer_mut(parent).expect("a Lease")[key] = value;
+        t.try_(r, "update", what, Call::put(format!("{LEASES}/{own}"), large), Refused("etcd-tls"));
+    }
     let mut renewed = lease(&own, 12);
     renewed["metadata"]["resourceVersion"] = version.into();
     t.try_(r, "update", "its own", Call::put(format!("{LEASES}/{own}"), renewed).dry(), Works);
@@ -238,7 +254,7 @@ fn requester(t: &mut Of<'_>, scene: &Scene) {
             "an owner",
             metadata("ownerReferences", json!([{"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": scene.uid}])),
         ),
-        ("managedFields", metadata("managedFields", fat_managed_fields())),
+        ("managedFields", metadata("managedFields", fat_managed_fields("certificates.k8s.io/v1"))),
         ("what is loaded, at length", metadata("annotations", json!({"etcd-tls.dev/trusts": "x".repeat(65)}))),
         ("another annotation of ours", metadata("annotations", json!({"etcd-tls.dev/roles": "peer"}))),
         ("a label of ours", metadata("labels", json!({"etcd-tls": "dynamic"}))),

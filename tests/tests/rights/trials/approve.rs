@@ -16,7 +16,10 @@ pub(super) fn approve(t: &mut Of<'_>, scene: &Scene) {
     t.try_(r, "patch", "say that a person decides", Call::merge(&ours, approval("EtcdTlsReviewed")).dry(), Works);
     let mut person = approval("Approved");
     person["status"]["conditions"][0]["reason"] = "KubectlApprove".into();
-    t.try_(r, "patch", "approve as a person would", Call::merge(&ours, person), Refused("that of approve"));
+    t.try_(r, "patch", "approve as a person would", Call::merge(&ours, person.clone()), Refused("that of approve"));
+    // In two writes: the API server lets an approver change the reason of what it has approved.
+    let approved = format!("{CSRS}/{}/approval", scene.csr("approved"));
+    t.try_(r, "patch", "make its approval a person's", Call::merge(approved, person), Refused("keep the decisions"));
     for (what, metadata) in [
         ("say what etcd has loaded", json!({"annotations": {"etcd-tls.dev/trusts": "0".repeat(32)}})),
         ("annotate", json!({"annotations": {"a": "x".repeat(200_000)}})),

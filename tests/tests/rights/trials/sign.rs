@@ -23,6 +23,16 @@ pub(super) fn sign(t: &mut Of<'_>, scene: &Scene) {
         let body = json!({"metadata": metadata, "status": failed["status"]});
         t.try_(r, "patch", what, Call::merge(format!("{approved}/status"), body), Refused("etcd-tls"));
     }
+    let engine = &base64::engine::general_purpose::STANDARD;
+    let fat = |text: usize| {
+        let pem = format!("{}\n{}", "x".repeat(text), scene.api.ca.pem);
+        Call::merge(
+            format!("{approved}/status"),
+            json!({"status": {"certificate": base64::Engine::encode(engine, pem)}}),
+        )
+    };
+    t.try_(r, "patch", "a certificate behind a long text", fat(64 * 1024), Refused("etcd-tls: the certificate"));
+    t.try_(r, "patch", "a certificate behind a text", fat(60 * 1024).dry(), Works);
     t.try_(
         r,
         "patch",
