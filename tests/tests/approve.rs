@@ -360,6 +360,12 @@ async fn replicas_take_over_and_faults_pass() {
         })
         .await;
     };
+    // Left behind by somebody who could write it once, and is gone: it is taken all the same.
+    let spoiled = json!({
+        "metadata": {"name": "etcd-tls-approve", "finalizers": ["example.com/held"]},
+        "spec": {"holderIdentity": "ghost", "leaseDurationSeconds": 1, "leaseTransitions": i32::MAX},
+    });
+    leases.create(&PostParams::default(), &from_json(spoiled)).await.expect("create a Lease");
     let mut first = lab.approver("approve-a", &[]);
     lab.ready(&first).await;
     holds("approve-a").await;

@@ -121,17 +121,18 @@ fn written(old: Option<&Lease>, name: &str, identity: &str, now: Timestamp) -> L
     let old_spec = old.and_then(|l| l.spec.clone()).unwrap_or_default();
     let changes_hands = old_spec.holder_identity.as_deref() != Some(identity);
     let transitions = old_spec.lease_transitions.unwrap_or_default();
+    let taken = i32::from(changes_hands && old.is_some() && !identity.is_empty());
+    let kept =
+        old.map_or_else(|| ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() }, |l| l.metadata.clone());
     Lease {
-        metadata: old.map_or_else(
-            || ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() },
-            |l| l.metadata.clone(),
-        ),
+        // The admission policy refuses them, also those of somebody else.
+        metadata: ObjectMeta { finalizers: None, owner_references: None, ..kept },
         spec: Some(LeaseSpec {
             holder_identity: Some(identity.to_owned()),
             lease_duration_seconds: i32::try_from(DURATION.as_secs()).ok(),
             acquire_time: if changes_hands { Some(MicroTime(now)) } else { old_spec.acquire_time },
             renew_time: Some(MicroTime(now)),
-            lease_transitions: Some(transitions + i32::from(changes_hands && old.is_some() && !identity.is_empty())),
+            lease_transitions: Some(transitions.saturating_add(taken)),
             ..old_spec
         }),
     }
@@ -309,5 +310,16 @@ mod tests {
         assert_eq!(holder(&freed), "");
         let taken = written(Some(&freed), "l", "b", at(7)).spec.unwrap();
         assert_eq!((taken.acquire_time, taken.lease_transitions), (Some(MicroTime(at(7))), Some(1)));
+    }
+
+    #[test]
+    fn a_lease_that_somebody_spoiled_can_be_taken() {
+        let mut spoiled = held_by("b");
+        spoiled.metadata.finalizers = Some(vec!["example.com/f".to_owned()]);
+        spoiled.metadata.owner_references = Some(Vec::new());
+        spoiled.spec.as_mut().unwrap().lease_transitions = Some(i32::MAX);
+        let taken = written(Some(&spoiled), "l", "a", Timestamp::UNIX_EPOCH);
+        assert_eq!((taken.metadata.finalizers, taken.metadata.owner_references), (None, None));
+        assert_eq!(taken.spec.unwrap().lease_transitions, Some(i32::MAX));
     }
 }
