@@ -17,7 +17,7 @@ use k8s_openapi::api::{
 };
 use kube::{
     Api, ResourceExt,
-    api::{DeleteParams, PostParams},
+    api::{DeleteParams, Patch, PatchParams, PostParams},
 };
 use lab::{Asking, LIMIT, Lab};
 use serde_json::{Value, json};
@@ -65,6 +65,10 @@ async fn reports(lab: &Lab, namespace: &str, name: &str, ip: &str) -> Pod {
 /// A request that has to wait: neither approved nor denied, and no certificate.
 async fn waits(lab: &Lab, asking: &Asking) {
     tokio::time::sleep(WAITS).await;
+    undecided(lab, asking).await;
+}
+
+async fn undecided(lab: &Lab, asking: &Asking) {
     assert_eq!(lab.verdict(&asking.name).await, None, "{} is to wait", asking.name);
     assert!(certificate(lab, &asking.name).await.is_none());
 }
@@ -154,11 +158,23 @@ async fn attack_10_an_address_of_another_pod_is_not_issued_and_its_holder_goes_o
     let service = json!({"metadata": {"name": "api"}, "spec": {"ports": [{"port": 443}], "selector": {"app": "api"}}});
     let service = services.create(&PostParams::default(), &from_json(service)).await.expect("a Service");
     let cluster_ip = service.spec.and_then(|s| s.cluster_ip).expect("a cluster IP");
-    for (n, ip) in ["192.0.2.2", &cluster_ip].into_iter().enumerate() {
+    // By which a Service is reached from outside.
+    let here: Api<Service> = Api::namespaced(client(), "prod");
+    let front = json!({"metadata": {"name": "front"}, "spec": {
+        "type": "LoadBalancer", "ports": [{"port": 2379}], "selector": {"app": "front"}, "externalIPs": ["192.0.2.40"],
+    }});
+    here.create(&PostParams::default(), &from_json(front)).await.expect("a Service");
+    let balanced = json!({"status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.41"}]}}});
+    here.patch_status("front", &PatchParams::default(), &Patch::Merge(balanced)).await.expect("a status");
+    let mut claimed = Vec::new();
+    for (n, ip) in ["192.0.2.2", &cluster_ip, "192.0.2.40", "192.0.2.41"].into_iter().enumerate() {
         let pod = member(&lab, "prod", &format!("claims-{n}"), Some(ip)).await;
-        let asking = asks(&lab, &pod, Role::Server).await;
-        waits(&lab, &asking).await;
+        claimed.push(asks(&lab, &pod, Role::Server).await);
         lab.event_of("prod", &pod.name_any(), &format!("{ip} is an address of")).await;
+    }
+    tokio::time::sleep(WAITS).await;
+    for asking in &claimed {
+        undecided(&lab, asking).await;
     }
     for ip in ["169.254.7.7", "fe80::7", "224.0.0.7"] {
         let name = format!("link-{}", ip.len());

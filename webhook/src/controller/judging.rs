@@ -86,7 +86,13 @@ impl Controller {
             if let Some((namespace, name)) = self.services.with_cluster_ip(*ip) {
                 claims.claims.push(Claim { ip: *ip, by: Claimant::Service { namespace, name } });
             }
-            // A pod on the host's network has the host's addresses.
+            // A pod on the host's network has the host's addresses, which may be those of a load balancer, too.
+            let outside = self.services.with_outside_ip(&pod.namespace, *ip).filter(|_| !pod.host_network);
+            if let Some(name) = outside {
+                claims
+                    .claims
+                    .push(Claim { ip: *ip, by: Claimant::External { namespace: pod.namespace.clone(), name } });
+            }
             let host = policy.host_with_ip(&entitlement.signer, *ip, &pod.node).filter(|_| !pod.host_network);
             if let Some(host) = host {
                 claims.claims.push(Claim { ip: *ip, by: Claimant::Host(host.username.clone()) });

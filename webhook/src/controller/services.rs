@@ -23,6 +23,8 @@ const READ: usize = 32 * 1024;
 const KEPT: usize = 4 * 1024;
 /// Bytes of all Services' facts that are kept.
 const BUDGET: usize = 16 << 20;
+/// External addresses of one Service that are kept.
+const MAX_OUTSIDE: usize = 16;
 /// Services that select one pod and are looked at.
 const MAX_SELECTING: usize = 256;
 
@@ -32,6 +34,7 @@ const MAX_SELECTING: usize = 256;
 struct LeanService {
     metadata: Metadata,
     spec: Spec,
+    status: Status,
     #[serde(skip)]
     cut: bool,
 }
@@ -51,6 +54,26 @@ struct Spec {
     #[serde(rename = "clusterIPs")]
     cluster_ips: Option<Vec<String>>,
     selector: Option<BTreeMap<String, String>>,
+    #[serde(rename = "externalIPs")]
+    external_ips: Option<Vec<String>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Status {
+    load_balancer: LoadBalancer,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct LoadBalancer {
+    ingress: Option<Vec<Ingress>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Ingress {
+    ip: Option<String>,
 }
 
 impl Object for LeanService {
@@ -60,9 +83,16 @@ impl Object for LeanService {
 }
 
 impl LeanService {
+    /// The addresses at which it is reached from outside.
+    fn outside(&self) -> Box<[IpAddr]> {
+        let balanced = self.status.load_balancer.ingress.iter().flatten().filter_map(|ingress| ingress.ip.as_ref());
+        let all = self.spec.external_ips.iter().flatten().chain(balanced);
+        all.filter_map(|ip| ip.parse().ok()).take(MAX_OUTSIDE).collect()
+    }
+
     /// As the rules of identity take it. One whose selector is more than is read selects no pod that is read whole.
     fn facts(self) -> ServiceFacts {
-        let Spec { kind, cluster_ips, selector } = self.spec;
+        let Spec { kind, cluster_ips, selector, .. } = self.spec;
         // An ExternalName service's selector is not looked at by Kubernetes either; its name leads elsewhere.
         let external = kind.as_deref() == Some("ExternalName");
         ServiceFacts {
@@ -77,6 +107,7 @@ impl LeanService {
 #[derive(Debug, PartialEq, Eq)]
 struct Seen {
     cluster_ips: Box<[IpAddr]>,
+    outside: Box<[IpAddr]>,
     /// `None`: to be read when it matters.
     facts: Option<Arc<ServiceFacts>>,
 }
@@ -129,6 +160,14 @@ impl Services {
     /// Namespace and name of the Service that has this cluster IP.
     pub(crate) fn with_cluster_ip(&self, ip: IpAddr) -> Option<(String, String)> {
         self.state().by_ip.get(&ip).map(|(namespace, name)| (namespace.to_string(), name.to_string()))
+    }
+
+    /// The Service of this namespace that is reached from outside by this address. Those of other namespaces do not count: whoever
+    /// may create a Service can name any external address.
+    pub(crate) fn with_outside_ip(&self, namespace: &str, ip: IpAddr) -> Option<String> {
+        let state = self.state();
+        let mut here = state.services.of_namespace(namespace);
+        here.find(|(_, seen)| seen.outside.contains(&ip)).map(|(name, _)| name.to_owned())
     }
 
     /// The Services that select a pod, as far as the watch says.
@@ -187,6 +226,8 @@ fn source() -> Source {
             &["spec", "type"],
             &["spec", "clusterIPs"],
             &["spec", "selector"],
+            &["spec", "externalIPs"],
+            &["status", "loadBalancer", "ingress"],
         ],
         limit: READ,
         ..Source::default()
@@ -204,10 +245,11 @@ impl State {
         let room = BUDGET.saturating_sub(*bytes);
         let keep = |service: LeanService| {
             let key = key(Some(&service.metadata.namespace), Some(&service.metadata.name));
+            let outside = service.outside();
             let facts = service.facts();
             let cluster_ips = facts.cluster_ips.as_slice().into();
             let kept = size(&facts) <= KEPT.min(room);
-            (key, Some(Seen { cluster_ips, facts: kept.then(|| Arc::new(facts)) }))
+            (key, Some(Seen { cluster_ips, outside, facts: kept.then(|| Arc::new(facts)) }))
         };
         services.take(event, keep, |key, before, after| {
             let size = |seen: Option<&Seen>| seen.and_then(|seen| seen.facts.as_deref()).map_or(0, size);
@@ -263,6 +305,16 @@ mod tests {
         let pod = PodFacts { labels: [("a".to_owned(), "b".to_owned())].into(), ..PodFacts::default() };
         assert!(selects(&headless, &pod) && !selects(&external, &pod));
         assert!(!selects(&of(json!({"selector": {"a": "b", "c": "d"}})), &pod));
+    }
+
+    #[test]
+    fn external_addresses_are_kept() {
+        let mut external = service("s", json!({"externalIPs": ["192.0.2.1", "x"]}));
+        external.status =
+            serde_json::from_value(json!({"loadBalancer": {"ingress": [{"ip": "192.0.2.2"}, {"hostname": "x.test"}]}}))
+                .unwrap();
+        assert_eq!(*external.outside(), ["192.0.2.1".parse::<IpAddr>().unwrap(), "192.0.2.2".parse().unwrap()]);
+        assert!(external.facts().cluster_ips.is_empty());
     }
 
     #[test]

@@ -42,6 +42,13 @@ pub enum Claimant {
     Node(String),
     /// The policy lists it as that of a host with this username.
     Host(String),
+    /// It is an external address of a Service of the pod's namespace.
+    External {
+        /// `metadata.namespace`.
+        namespace: String,
+        /// `metadata.name`.
+        name: String,
+    },
     /// It is a cluster IP.
     Service {
         /// `metadata.namespace`.
@@ -57,7 +64,9 @@ impl fmt::Display for Claimant {
             Self::Pod { namespace, name, node, .. } => write!(f, "pod {namespace}/{name} on node {node}"),
             Self::Node(node) => write!(f, "node {node}"),
             Self::Host(username) => write!(f, "the policy's host {username}"),
-            Self::Service { namespace, name } => write!(f, "Service {namespace}/{name}"),
+            Self::External { namespace, name } | Self::Service { namespace, name } => {
+                write!(f, "Service {namespace}/{name}")
+            }
         }
     }
 }
@@ -66,7 +75,7 @@ impl fmt::Display for Claim {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.by {
             Claimant::Pod { .. } => write!(f, "{} is reported by {} too", self.ip, self.by),
-            Claimant::Node(_) | Claimant::Host(_) | Claimant::Service { .. } => {
+            Claimant::Node(_) | Claimant::Host(_) | Claimant::External { .. } | Claimant::Service { .. } => {
                 write!(f, "{} is an address of {}", self.ip, self.by)
             }
         }
@@ -75,8 +84,8 @@ impl fmt::Display for Claim {
 
 /// The claims that keep `entitlement` from being issued to `pod`.
 ///
-/// An address of the pod's that a pod on another node, another node or a host has too belongs to one of the two, and nothing shows to
-/// which. The holder of a valid certificate for it keeps renewing. A cluster IP is never a pod's; those of the Services that
+/// An address of the pod's that a pod on another node, another node, a host or a load balancer has too belongs to one of the two, and
+/// nothing shows to which. The holder of a valid certificate for it keeps renewing. A cluster IP is never a pod's; those of the Services that
 /// select the pod are in a server's certificate anyhow.
 pub fn contested<'a>(
     entitlement: &Entitlement,
@@ -89,7 +98,9 @@ pub fn contested<'a>(
         pod.ips.contains(&claim.ip)
             && entitlement.sans.ips.contains(&claim.ip)
             && match &claim.by {
-                Claimant::Pod { .. } | Claimant::Node(_) | Claimant::Host(_) => !claims.held.contains(&claim.ip),
+                Claimant::Pod { .. } | Claimant::Node(_) | Claimant::Host(_) | Claimant::External { .. } => {
+                    !claims.held.contains(&claim.ip)
+                }
                 Claimant::Service { namespace, name } => {
                     !(entitlement.role == Role::Server && selecting(namespace, name))
                 }

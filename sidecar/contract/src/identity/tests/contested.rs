@@ -24,6 +24,7 @@ fn an_address_that_another_has_too_is_not_yet() {
         |claim: Claim, held: &[&str]| Claims { claims: vec![claim], held: held.iter().map(|s| ip(s)).collect() };
     let node = || Claimant::Node("node-b".to_owned());
     let host = || Claimant::Host("cp-1".to_owned());
+    let outside = || Claimant::External { namespace: "prod".to_owned(), name: "etcd-client".to_owned() };
     for role in [Role::Peer, Role::Server] {
         for (what, claim, held, waits) in [
             ("another node's pod", claimed("10.0.0.7", by_pod("x")), &[][..], true),
@@ -31,6 +32,8 @@ fn an_address_that_another_has_too_is_not_yet() {
             ("another node", claimed("10.0.0.7", node()), &[], true),
             ("a host", claimed("10.0.0.7", host()), &[], true),
             ("it holds a certificate, a host", claimed("10.0.0.7", host()), &["10.0.0.7"], false),
+            ("an external address", claimed("10.0.0.7", outside()), &[], true),
+            ("it holds a certificate, an external address", claimed("10.0.0.7", outside()), &["10.0.0.7"], false),
             ("a Service", claimed("10.0.0.7", by_service("web", "x")), &[], true),
             ("a Service of that name elsewhere", claimed("10.0.0.7", by_service("web", "etcd-client")), &[], true),
             ("it holds a certificate", claimed("10.0.0.7", by_pod("x")), &["10.0.0.7"], false),
