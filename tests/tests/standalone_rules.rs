@@ -81,12 +81,15 @@ fn bootstrapped(signer: &Signer, role: Role, host: &str, names: &Sans) -> Leaf {
 }
 
 fn approve(signer: &Signer, name: &str) -> Value {
+    approve_at(signer, &format!("{V1}/{name}/approval"))
+}
+
+fn approve_at(signer: &Signer, path: &str) -> Value {
     let approval = json!({ "status": { "conditions": [{ "type": "Approved", "status": "True", "reason": "test" }] } });
     let token = format!("Bearer {ADMIN}");
     let headers = [("Authorization", token.as_str()), ("Content-Type", "application/merge-patch+json")];
-    let path = format!("{V1}/{name}/approval");
     let (code, body) =
-        signer.try_ask("PATCH", &path, &headers, approval.to_string().as_bytes(), None).expect("an answer");
+        signer.try_ask("PATCH", path, &headers, approval.to_string().as_bytes(), None).expect("an answer");
     assert_eq!(code, 200, "{body}");
     serde_json::from_str(&body).expect("JSON")
 }
@@ -116,6 +119,10 @@ async fn a_hosts_certificate_gets_no_name_that_it_does_not_present() {
     }
     let (object, _) = request("another", Role::Peer, "h2", &n1);
     assert_status(&post(&signer, V1, Some(&h1), None, &object), 403, "of another");
+    // The name under which another host's old agent asks.
+    let (object, _) = request("system:etcd-peer:h2", Role::Peer, "h1", &n1);
+    assert_status(&post(&signer, V1, Some(&h1), None, &object), 422, "metadata.name");
+    assert_eq!(by_certificate(&signer, &h2, "system:etcd-peer:h2", Role::Peer, "h2", &n2), Fate::Issued);
     // Its own names, for each role of the rules; the names of every host; and fewer.
     assert_eq!(by_certificate(&signer, &h1, "again", Role::Peer, "h1", &n1), Fate::Issued);
     let server = sans(&["h1.example.com", "localhost"], &["192.0.2.1", "127.0.0.1", "::1"]);
@@ -136,6 +143,11 @@ async fn a_hosts_certificate_gets_no_name_that_it_does_not_present() {
 
     // A person gives h1's address to h2: from then on h1 asks for it in vain, also after a kill, and h2 renews it.
     assert_eq!(by_certificate(&signer, &h2, "moved", Role::Peer, "h2", &sans(&[], &["192.0.2.1"])), Fate::Waits);
+    let tried = approve_at(&signer, &format!("{V1}/moved/approval?dryRun=All"));
+    assert_eq!(
+        (&tried["status"]["conditions"][0]["type"], &tried["status"]["certificate"]),
+        (&json!("Approved"), &Value::Null)
+    );
     assert!(approve(&signer, "moved")["status"]["certificate"].is_string());
     for round in ["now", "after a kill"] {
         let ask = |leaf: &Leaf, name: &str, host: &str, names: &Sans| {
@@ -248,6 +260,7 @@ async fn policy_has_the_last_word_in_every_api_version() {
         "--approve-group=system:etcd-peers=server:192.0.2.0/24,*.example.com",
         "--approve-group=system:bootstrappers:etcd=peer:192.0.2.0/24,*.example.com",
         "--approve-group=system:bootstrappers:etcd=server:192.0.2.0/24,*.example.com",
+        "--approve-group=system:bootstrappers:etcd=client:*.example.com",
         "--cluster=kube-system/etcd",
     ]);
     let policy = signer.dir.write(
@@ -255,7 +268,10 @@ async fn policy_has_the_last_word_in_every_api_version() {
         "hosts: [{username: 'system:etcd-peer:cp-1', groups: ['system:etcd-peers'], cluster: kube-system/etcd, \
          roles: [peer], commonName: cp-1, dnsNames: [cp-1.example.com], ips: [192.0.2.11]}, \
          {username: 'system:etcd-peer:cp-3', cluster: kube-system/etcd, roles: [peer, server], commonName: cp-3, \
-         dnsNames: [cp-3.example.com]}]\nmanualApproval: [{namespaces: [kube-system], roles: [server]}]\n",
+         dnsNames: [cp-3.example.com]}, \
+         {username: op.example.com, cluster: kube-system/etcd, roles: [peer], commonName: cp-4}, \
+         {username: 'system:etcd-peer:z9', cluster: kube-system/etcd, roles: [peer], commonName: cp-5}]\n\
+         revokers: [{username: anna.example.com}]\nmanualApproval: [{namespaces: [kube-system], roles: [server]}]\n",
     );
     signer.arguments.push(format!("--policy={}", policy.display()));
     signer.start().await;
@@ -315,6 +331,12 @@ async fn policy_has_the_last_word_in_every_api_version() {
     assert_eq!(by_token(&signer, "t1", Role::Server, "cp-1", &names), Fate::Waits);
     assert_eq!(by_token(&signer, "t2", Role::Peer, "cp-9", &names), Fate::Waits);
     assert_eq!(by_token(&signer, "t3", Role::Peer, "cp-9", &sans(&["cp-9.example.com"], &[])), Fate::Issued);
+    // Certificates with which the caller would be such a host, or could revoke.
+    let none = sans(&[], &[]);
+    assert_eq!(by_token(&signer, "t4", Role::Client, "op.example.com", &none), Fate::Waits);
+    assert_eq!(by_token(&signer, "t5", Role::Client, "anna.example.com", &none), Fate::Waits);
+    assert_eq!(by_token(&signer, "t6", Role::Peer, "z9", &sans(&["z9.example.com"], &[])), Fate::Waits);
+    assert_eq!(by_token(&signer, "t7", Role::Client, "job.example.com", &none), Fate::Issued);
 }
 
 /// Attack 16: nothing in a CN can be read as another field, and names are what DNS and Go take them for.

@@ -396,6 +396,12 @@ impl Policy {
         self.revokers.iter().any(|revoker| revoker.is(username, groups))
     }
 
+    /// True if the policy gives rights to a caller of this name: a host, or somebody who may revoke.
+    pub fn lists_user(&self, username: &str) -> bool {
+        let revokers = self.revokers.iter().filter_map(|revoker| revoker.username.as_ref());
+        self.hosts.iter().map(|host| &host.username).chain(revokers).any(|listed| listed == username)
+    }
+
     /// True if a host is listed of a cluster in `namespace`.
     pub fn has_hosts_in(&self, namespace: &str) -> bool {
         self.hosts.iter().any(|host| host.cluster.namespace == namespace)

@@ -298,7 +298,7 @@ impl Server {
     }
 
     async fn delete(&self, user: &User, name: &str, query: &Query, options: &Value) -> Result<HttpResponse, ApiError> {
-        self.visible(user, name)?;
+        let seen = self.visible(user, name)?.uid().to_owned();
         let precondition = |key: &str| options["preconditions"][key].as_str().map(str::to_owned);
         let (uid, revision) = (precondition("uid"), precondition("resourceVersion"));
         let dry_run = flag(query, "dryRun") || options["dryRun"].as_array().is_some_and(|d| !d.is_empty());
@@ -312,7 +312,11 @@ impl Server {
             .change(move |index| {
                 let stored = index.get(&wanted).ok_or_else(|| ApiError::NotFound(wanted.clone()))?;
                 let differs = |given: &Option<String>, is: &str| given.as_deref().is_some_and(|given| given != is);
-                if differs(&uid, stored.uid()) || differs(&revision, &stored.revision.to_string()) {
+                // Not one that somebody else has made in the meantime.
+                if differs(&uid, stored.uid())
+                    || seen != stored.uid()
+                    || differs(&revision, &stored.revision.to_string())
+                {
                     return Err(ApiError::Conflict {
                         name: wanted,
                         message: "the preconditions do not hold".to_owned(),

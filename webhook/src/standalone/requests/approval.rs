@@ -132,6 +132,8 @@ async fn decide_on(
         status_mut(&mut csr).conditions.get_or_insert_default().push(new);
     }
     if dry_run {
+        // A certificate that is not stored is in no record, and could not be revoked by its user.
+        status_mut(&mut csr).certificate = None;
         return Ok(Arc::new(StoredRequest::new(&csr)));
     }
     let (uid, revision) = (before.uid().to_owned(), before.revision);

@@ -184,8 +184,14 @@ pub fn decide(user: &User, request: &Request, recognised: &Recognised, context: 
     if let Some(reason) = waits {
         return AutoApproval::Wait(reason);
     }
-    if recognised.role == Role::Client && recognised.name != user.name && context.is_token_user {
-        return AutoApproval::Wait(format!("{} is the name of a token's user", recognised.name));
+    if recognised.role == Role::Client && recognised.name != user.name {
+        if context.is_token_user {
+            return AutoApproval::Wait(format!("{} is the name of a token's user", recognised.name));
+        }
+        // With the certificate, the caller would be that host, or might revoke.
+        if context.policy.lists_user(&recognised.name) {
+            return AutoApproval::Wait(format!("policy gives rights to the user {}", recognised.name));
+        }
     }
     match context.rules.iter().find(|rule| user.is_in(&rule.group) && rule.takes(user, request, recognised)) {
         Some(rule) => AutoApproval::Approve(rule.text.clone()),
@@ -243,6 +249,12 @@ fn reserved_by_policy(request: &Request, recognised: &Recognised, policy: &Polic
     let server = recognised.role == Role::Server;
     policy.hosts.iter().find_map(|host| {
         let listed = host.sans();
+        if recognised.role != Role::Client
+            && host.username == request.common_name
+            && host.common_name != recognised.name
+        {
+            return Some(format!("policy lists {} as the host {}", host.username, host.common_name));
+        }
         let subject = |role: Role| common_name(role, &host.common_name);
         if recognised.role != Role::Client && subject(recognised.role) == request.common_name {
             if !host.roles.contains(&recognised.role) {

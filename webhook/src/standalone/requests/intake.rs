@@ -22,7 +22,7 @@ use crate::standalone::{
     auth::User,
     error::{ApiError, Cause},
     requests::server::Server,
-    subject::{Recognised, recognise},
+    subject::{Recognised, host_of, recognise},
     version::Version,
 };
 
@@ -154,6 +154,9 @@ pub(super) fn check(
     });
     match check_request(server, csr, signer.as_ref()) {
         Ok((request, recognised)) => {
+            if let Some(message) = name_of_another(csr, &request) {
+                wrong("metadata.name", message);
+            }
             let asked = csr.spec.usages.as_deref().unwrap_or_default();
             if let Some(message) = wrong_usages(version, recognised.role, asked) {
                 wrong("spec.usages", message);
@@ -165,6 +168,14 @@ pub(super) fn check(
             Err(InvalidRequest(causes))
         }
     }
+}
+
+/// The fault of a request that has the CN of another host for its name: the old agent of that host names its requests so, and would
+/// find the name taken.
+fn name_of_another(csr: &CertificateSigningRequest, request: &Request) -> Option<String> {
+    let name = csr.metadata.name.as_deref().unwrap_or_default();
+    let of_another = host_of(name).is_some() && name != request.common_name;
+    of_another.then(|| format!("is the CN of a host, and not that of this request, {}", request.common_name))
 }
 
 fn check_metadata(csr: &CertificateSigningRequest) -> Vec<Cause> {
