@@ -63,7 +63,8 @@ impl RateLimit {
     }
 }
 
-/// How many of something long are open at once: of one user's, and of all.
+/// How many of something long are open at once: of one user's, and of all. The fewer places are left, the fewer has one user, since a
+/// bootstrap token can make itself many hosts; the last eighth is for administrators.
 #[derive(Debug)]
 pub struct Quota {
     /// Of what, in messages.
@@ -86,22 +87,39 @@ impl Quota {
         Arc::new(Self { what, per_user, all, open: Mutex::default() })
     }
 
-    /// Takes one for `user`.
+    /// Takes one for `user`, who is an administrator or not.
     ///
     /// # Errors
     /// [`ApiError::TooManyRequests`]: which limit is reached.
-    pub fn take(self: &Arc<Self>, user: &str) -> Result<Permit, ApiError> {
+    pub fn take(self: &Arc<Self>, user: &str, admin: bool) -> Result<Permit, ApiError> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let own = open.get(user).copied().unwrap_or_default();
-        let limit = if own >= self.per_user {
-            format!("{} {} of {user} are open", self.per_user, self.what)
-        } else if open.values().sum::<usize>() >= self.all {
-            format!("{} {} are open", self.all, self.what)
+        let total = open.values().sum::<usize>();
+        let share = if admin { self.per_user } else { self.share(total) };
+        let all = if admin { self.all } else { self.all - self.all / 8 };
+        let limit = if own >= share {
+            format!("{own} {} of {user} are open, and {total} in all", self.what)
+        } else if total >= all {
+            format!("{total} {} are open", self.what)
         } else {
             open.insert(user.to_owned(), own + 1);
             return Ok(Permit { quota: Arc::clone(self), user: user.to_owned() });
         };
         Err(too_many(&format!("{limit}, which is the limit; try again later")))
+    }
+}
+
+impl Quota {
+    /// How many one user may have while `total` are open.
+    const fn share(&self, total: usize) -> usize {
+        let some = self.per_user / 20;
+        if total < self.all / 2 {
+            self.per_user
+        } else if total < self.all / 4 * 3 && some > 1 {
+            some
+        } else {
+            1
+        }
     }
 }
 
@@ -144,16 +162,37 @@ mod tests {
 
     #[test]
     fn open_requests_are_bounded_for_each_user_and_in_total() {
-        let quota = Quota::new("lists", 2, 3);
-        let first = quota.take("a").unwrap();
-        let _second = quota.take("a").unwrap();
-        let refused = quota.take("a").unwrap_err().to_string();
-        assert!(refused.contains("2 lists of a are open"), "{refused}");
-        let _third = quota.take("b").unwrap();
-        assert!(quota.take("c").unwrap_err().to_string().contains("3 lists are open"));
-        drop(first);
-        let _fourth = quota.take("c").unwrap();
-        assert_eq!(quota.open.lock().unwrap().len(), 3);
+        let quota = Quota::new("lists", 4, 32);
+        let mut open: Vec<Permit> = (0..4).map(|_| quota.take("a", false).unwrap()).collect();
+        let refused = quota.take("a", false).unwrap_err().to_string();
+        assert!(refused.contains("4 lists of a are open"), "{refused}");
+        drop(open.pop());
+        open.push(quota.take("a", false).unwrap());
+        // However many users one makes itself, another has its first, and an administrator all of its own.
+        for user in 0..100 {
+            open.extend((0..4).map_while(|_| quota.take(&format!("made-{user}"), false).ok()));
+            if open.len() == 20 {
+                open.push(quota.take("b", false).unwrap());
+            }
+        }
+        assert_eq!(open.len(), 28);
+        assert!(quota.take("c", false).unwrap_err().to_string().contains("28 lists are open"));
+        open.extend((0..4).map(|_| quota.take("admin", true).unwrap()));
+        assert!(quota.take("another", true).is_err());
+        open.clear();
+        assert!(quota.open.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn many_users_have_one_each() {
+        let quota = Quota::new("watches", 100, 1000);
+        let take = |user: &str| quota.take(user, false);
+        let mut open: Vec<Permit> = Vec::new();
+        for user in 0..10 {
+            open.extend((0..100).map_while(|_| take(&user.to_string()).ok()));
+        }
+        assert_eq!(open.len(), 5 * 100 + 5 * 5);
+        open.extend((0..300).map(|user| take(&format!("host-{user}")).unwrap()));
     }
 
     #[test]

@@ -130,7 +130,7 @@ impl Server {
             }
             Route::Trusts { namespace } if *method == Method::GET => {
                 let trust = self.watched(&namespace, &query)?;
-                let permit = self.watches.take(&caller)?;
+                let permit = self.watches.take(&caller, self.is_admin(&user))?;
                 let lasts = Duration::from_secs(watch_seconds(&query)?);
                 Ok(trust.watch(shared, &user, lasts, flag(&query, "allowWatchBookmarks"), permit))
             }
@@ -244,7 +244,7 @@ impl Server {
         };
         // An agent that waits for its own request looks for it so, as do all who share its token.
         let one = selector.name().is_some();
-        let permit = if one { None } else { Some(self.lists.take(caller)?) };
+        let permit = if one { None } else { Some(self.lists.take(caller, selector.is_of_all())?) };
         let (page, remaining, revision) = self.store.with(|index, revision| {
             if let Some(name) = selector.name() {
                 let found = index.get(name).filter(|r| r.name() > after.as_str() && selector.takes(r));
@@ -266,7 +266,7 @@ impl Server {
         version: Version,
         form: Form,
     ) -> Result<HttpResponse, ApiError> {
-        let permit = self.watches.take(caller)?;
+        let permit = self.watches.take(caller, selector.is_of_all())?;
         let seconds = watch_seconds(query)?;
         let send_initial = query.get("sendInitialEvents").map(String::as_str);
         let from = query.get("resourceVersion").map_or("", String::as_str);

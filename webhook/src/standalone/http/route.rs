@@ -137,6 +137,11 @@ impl Selector {
         self.name.as_deref()
     }
 
+    /// True if it selects the requests of all callers, as an administrator's does.
+    pub const fn is_of_all(&self) -> bool {
+        self.owner.is_none()
+    }
+
     /// True if it selects `request`.
     pub fn takes(&self, request: &StoredRequest) -> bool {
         let is = |wanted: &Option<String>, value: &str| wanted.as_ref().is_none_or(|w| w == value);
