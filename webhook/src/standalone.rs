@@ -88,6 +88,9 @@ const WATCHES_PER_USER: usize = 100;
 const WATCHES: usize = 1_000;
 /// How long open calls may take after SIGTERM.
 const DRAIN_SECONDS: u64 = 2;
+/// TLS handshakes at once of a worker. One that does not go on ends after 3 s (actix's); with actix's 256, a hundred half-open
+/// connections a second would hold everybody up.
+const HANDSHAKES: usize = 4096;
 
 /// The arguments of `standalone`. The names of the etcd-certificate-generator are kept.
 #[derive(clap::Args, Debug)]
@@ -343,6 +346,7 @@ impl Args {
             HttpServer::new(move || App::new().app_data(server.clone()).default_service(web::to(http::api::handle)))
                 .on_connect(remember_client)
                 .client_request_timeout(Duration::from_secs(10))
+                .max_connection_rate(HANDSHAKES)
                 .shutdown_timeout(DRAIN_SECONDS)
                 .listen_rustls_0_23(listener, tls)?;
         for address in server.addrs() {
