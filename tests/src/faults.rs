@@ -70,6 +70,7 @@ struct Shared {
     counts: Mutex<BTreeMap<&'static str, u64>>,
     stand_in: Mutex<Option<StandIn>>,
     translation: Mutex<Option<Arc<dyn Translation>>>,
+    refused: Mutex<Vec<&'static str>>,
 }
 
 /// Shows some of the API server's API as another version of it would. Nothing happens to these calls.
@@ -149,6 +150,7 @@ impl FaultProxy {
             counts: Mutex::default(),
             stand_in: Mutex::default(),
             translation: Mutex::default(),
+            refused: Mutex::default(),
         });
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("bind");
         let port = listener.local_addr().expect("an address").port();
@@ -169,6 +171,11 @@ impl FaultProxy {
     /// Translates the calls that `translation` knows.
     pub fn translate(&self, translation: impl Translation + 'static) {
         *self.shared.translation.lock().expect("no panic while held") = Some(Arc::new(translation));
+    }
+
+    /// Has writes answered by 503 from now on whose body has one of `texts`. Each text is counted as a fault.
+    pub fn refuse(&self, texts: &[&'static str]) {
+        *self.shared.refused.lock().expect("no panic while held") = texts.to_vec();
     }
 
     /// The faults so far with their counts; `calls` is the number of all calls.
@@ -227,6 +234,10 @@ impl Shared {
         {
             return Ok(answer_of(StatusCode::OK, answer.into()));
         }
+        if let Some(text) = self.refused(&head, &body) {
+            self.count(text);
+            return Ok(refusal(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable"));
+        }
         let translation = self.translation.lock().expect("no panic while held").clone();
         if let Some(translation) = translation
             && let asked = path_of(&head).to_owned()
@@ -281,6 +292,13 @@ impl Shared {
     fn stand_in(&self, head: &Parts) -> Option<Vec<u8>> {
         let stand_in = self.stand_in.lock().expect("no panic while held").clone()?;
         stand_in(head.uri.path_and_query()?.as_str())
+    }
+
+    /// The text for which a write is refused.
+    fn refused(&self, head: &Parts, body: &Bytes) -> Option<&'static str> {
+        let texts = self.refused.lock().expect("no panic while held");
+        let has = |text: &&&str| body.windows(text.len()).any(|part| part == text.as_bytes());
+        texts.iter().filter(|_| head.method != Method::GET).find(has).copied()
     }
 
     fn count(&self, name: &'static str) {

@@ -33,8 +33,8 @@ use kube::{
 };
 use lab::{Asking, LIMIT, Lab};
 use serde_json::json;
-use signer::{bundle, cas, issue, issued, member, sign, sign_with, trust, write_trust};
-use tests::{apiserver::from_json, eventually, pki, ports};
+use signer::{bundle, cas, issue, issued, member, sign, sign_at, sign_with, trust, write_trust};
+use tests::{apiserver::from_json, eventually, faults::FaultProxy, pki, ports};
 
 /// The state of the cluster, which the leading signer shows.
 const OF_THE_LEADER: [&str; 3] =
@@ -239,7 +239,10 @@ async fn lab_pod(lab: &Lab, namespace: &str, name: &str) -> k8s_openapi::api::co
 async fn a_users_ca_signs_with_its_intermediates() {
     let Some(lab) = Lab::new().await else { return };
     let _approver = lab.approver("approve-a", &[]);
-    let _signer = sign(&lab, "sign-a", &[]).await;
+    let proxy = FaultProxy::start(&lab.api, 0).await;
+    let _signer = sign_at(&lab, "sign-a", &proxy.url, &[]).await;
+    // For now, the API server takes no Event about a certificate.
+    proxy.refuse(&["CertificateIssued", "NotRevocable"]);
     lab.set_policy("authorities: [{signer: peer.etcd-tls.dev/own.etcd, secretName: own-peer-ca}]\n").await;
     lab.api.namespace("own", &[("etcd-tls", "dynamic")]).await;
     let pod = member(&lab, "own", "etcd-0", Some("10.5.0.1")).await;
@@ -254,6 +257,19 @@ async fn a_users_ca_signs_with_its_intermediates() {
     let chain = issued(&lab, &asking.name).await;
     assert_eq!(chain.certificates.len(), 2, "the intermediate is sent, the root is not");
     eventually("the root to be published", LIMIT, || bundle(&lab, "own", "etcd", "peer.crt", &given.root)).await;
+    // That of the first certificate is written when it is tried again.
+    let refused = |n: u64, texts: &'static [&'static str]| {
+        let proxy = &proxy;
+        eventually("Events to be refused", LIMIT, move || async move {
+            let counts = proxy.counts();
+            if texts.iter().all(|text| counts.get(text) >= Some(&n)) { Ok(()) } else { Err(format!("{counts:?}")) }
+        })
+    };
+    refused(1, &["CertificateIssued", "NotRevocable"]).await;
+    proxy.refuse(&["NotRevocable"]);
+    lab.event_of("own", "etcd-0", "the first certificate is issued").await;
+    refused(4, &["NotRevocable"]).await;
+    proxy.refuse(&[]);
 
     // Replaced by garbage, the one in use stays; replaced by another, it is rolled over to.
     signer::give(&lab, "own-peer-ca", &pki::Ca::new("x").pem, &given.key_pem).await;
@@ -274,6 +290,8 @@ async fn a_users_ca_signs_with_its_intermediates() {
         })
         .await;
     }
+    // It was given up with the first certificate, and said with a later one: members are told that nobody can revoke theirs.
+    lab.event_of("own", "etcd-0", "peer certificates of this cluster cannot be revoked").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

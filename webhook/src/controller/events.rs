@@ -18,7 +18,10 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 use kube::{Api, Client, api::PostParams};
-use tokio::time::Instant;
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, sleep},
+};
 
 use crate::controller::client::{ApiServerError, within};
 pub use reasons::Reason;
@@ -47,6 +50,11 @@ const REFILL: Duration = Duration::from_secs(30);
 /// what is said to others.
 const MAX_OBJECTS: usize = 2048;
 
+/// The pauses before an event is written again, after a failure that may pass.
+const PAUSES: [Duration; 3] = [Duration::from_millis(500), Duration::from_secs(2), Duration::from_secs(8)];
+/// Events that wait to be written again, beside the work of who said them.
+const MAX_AGAIN: usize = 64;
+
 /// Writes events as one process of etcd-tls.
 #[derive(Clone)]
 pub struct Recorder {
@@ -54,6 +62,18 @@ pub struct Recorder {
     controller: String,
     instance: String,
     allowances: Arc<Mutex<Allowances>>,
+    again: Arc<Semaphore>,
+}
+
+/// What became of an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// It is there, written now or before.
+    There,
+    /// The API server refuses it. It would do so again.
+    Refused,
+    /// It is not there, or nobody knows.
+    Failed,
 }
 
 /// The namespace and the key in it by which events are counted; not every reference has a uid.
@@ -130,27 +150,67 @@ impl Recorder {
             controller: format!("etcd-tls.dev/{process}"),
             instance: cut(instance, 128).to_owned(),
             allowances: Arc::default(),
+            again: Arc::new(Semaphore::new(MAX_AGAIN)),
         }
     }
 
     /// Writes the event; one that says the same of the same object is there for an hour and not written again. Best
-    /// effort: a failure is logged and nothing waits for it.
+    /// effort: a failure is logged, and nothing waits for the next tries.
     pub async fn say(&self, notice: Notice) {
-        let (of, object) = object(&notice);
+        let Some(event) = self.permitted(&notice) else { return };
+        if self.write(&event).await == Outcome::Failed
+            && let Ok(place) = Arc::clone(&self.again).try_acquire_owned()
+        {
+            let recorder = self.clone();
+            tokio::spawn(async move {
+                recorder.write_again(&event).await;
+                drop(place);
+            });
+        }
+    }
+
+    /// [`Self::say`] that waits for the next tries, too. Returns true if the event is there.
+    pub async fn say_and_wait(&self, notice: Notice) -> bool {
+        let Some(event) = self.permitted(&notice) else { return false };
+        match self.write(&event).await {
+            Outcome::There => true,
+            Outcome::Refused => false,
+            Outcome::Failed => self.write_again(&event).await,
+        }
+    }
+
+    /// The event, if its object may have one more.
+    fn permitted(&self, notice: &Notice) -> Option<Event> {
+        let (of, object) = object(notice);
         if !self.allowances.lock().unwrap_or_else(PoisonError::into_inner).take((&of, &object), Instant::now()) {
             tracing::debug!(object = notice.regarding.name, "too many events on one object: left out");
-            return;
+            return None;
         }
-        let event = self.event(&notice, Timestamp::now());
-        let namespace = event.metadata.namespace.clone().unwrap_or_default();
-        let api: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
-        match within(api.create(&PostParams::default(), &event)).await {
-            Ok(_) => {}
-            Err(error) if error.code() == Some(409) => {}
-            Err(error) => {
-                log_failure(&notice, &error);
+        Some(self.event(notice, Timestamp::now()))
+    }
+
+    async fn write(&self, event: &Event) -> Outcome {
+        let namespace = event.metadata.namespace.as_deref().unwrap_or_default();
+        let api: Api<Event> = Api::namespaced(self.client.clone(), namespace);
+        let Err(error) = within(api.create(&PostParams::default(), event)).await else { return Outcome::There };
+        let outcome = outcome(&error);
+        if outcome != Outcome::There {
+            log_failure(event, &error);
+        }
+        outcome
+    }
+
+    /// Writes an event that failed: true if it is there at last.
+    async fn write_again(&self, event: &Event) -> bool {
+        for pause in PAUSES {
+            sleep(pause).await;
+            match self.write(event).await {
+                Outcome::There => return true,
+                Outcome::Refused => return false,
+                Outcome::Failed => {}
             }
         }
+        false
     }
 
     fn event(&self, notice: &Notice, now: Timestamp) -> Event {
@@ -203,11 +263,24 @@ pub fn request_reference(name: &str, uid: &str) -> ObjectReference {
     }
 }
 
-fn log_failure(notice: &Notice, error: &ApiServerError) {
+fn outcome(error: &ApiServerError) -> Outcome {
+    match error {
+        ApiServerError::Api(kube::Error::Api(status)) => match (status.code, status.reason.as_str()) {
+            (409, "AlreadyExists") => Outcome::There,
+            // Too many requests; a conflict that is none of a name.
+            (409 | 429, _) => Outcome::Failed,
+            (400..500, _) => Outcome::Refused,
+            _ => Outcome::Failed,
+        },
+        _ => Outcome::Failed,
+    }
+}
+
+fn log_failure(event: &Event, error: &ApiServerError) {
     tracing::warn!(
-        namespace = notice.regarding.namespace,
-        object = notice.regarding.name,
-        reason = notice.reason.name(),
+        namespace = event.metadata.namespace,
+        object = event.regarding.as_ref().and_then(|regarding| regarding.name.as_deref()),
+        reason = event.reason,
         %error,
         "could not write an event"
     );
@@ -295,6 +368,22 @@ mod tests {
         assert!(!allowances.take(("0", "u"), now), "those with one object keep their count");
         let counted: usize = allowances.namespaces.values().map(HashMap::len).sum();
         assert!(counted <= MAX_OBJECTS && counted == allowances.objects, "{counted}");
+    }
+
+    #[test]
+    fn an_event_is_written_again_after_a_failure_that_may_pass() {
+        let of = |code, reason: &str| {
+            let status = kube::core::Status::failure("no", reason).with_code(code).boxed();
+            outcome(&kube::Error::Api(status).into())
+        };
+        assert_eq!(of(409, "AlreadyExists"), Outcome::There);
+        for (code, reason) in [(409, "Conflict"), (429, "TooManyRequests"), (500, "InternalError"), (503, "")] {
+            assert_eq!(of(code, reason), Outcome::Failed, "{code}");
+        }
+        for (code, reason) in [(403, "Forbidden"), (404, "NotFound"), (422, "Invalid")] {
+            assert_eq!(of(code, reason), Outcome::Refused, "{code}");
+        }
+        assert_eq!(outcome(&ApiServerError::Timeout), Outcome::Failed);
     }
 
     #[test]

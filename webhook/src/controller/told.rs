@@ -29,6 +29,13 @@ impl Told {
         true
     }
 
+    /// Forgets `uid`, which was not told after all.
+    pub(crate) fn forget(&mut self, uid: &str) {
+        if self.uids.remove(uid) {
+            self.order.retain(|other| other != uid);
+        }
+    }
+
     /// True if it remembers `uid`.
     pub(crate) fn has(&self, uid: &str) -> bool {
         self.uids.contains(uid)
@@ -44,6 +51,8 @@ mod tests {
         let mut told = Told::default();
         assert!(told.add("a") && !told.add("a") && told.add("b"));
         assert!(told.has("a") && !told.has("c"));
+        told.forget("a");
+        assert!(!told.has("a") && told.has("b") && told.add("a"));
         assert!(!told.add(&"x".repeat(MAX_UID + 1)));
         for n in 0..2 * MAX_PODS {
             told.add(&n.to_string());

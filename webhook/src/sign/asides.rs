@@ -1,4 +1,5 @@
-//! Events that no work waits for: few are written at once, and a bounded number waits. One that finds no place is left out.
+//! Events that no work waits for: few are written at once, and a bounded number waits. One that finds no place, or that cannot be
+//! written, is left out; it is said with the next occasion.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -19,7 +20,7 @@ const AT_ONCE: usize = 4;
 pub(super) struct Asides {
     places: Arc<Semaphore>,
     at_once: Arc<Semaphore>,
-    told: Mutex<Told>,
+    told: Arc<Mutex<Told>>,
 }
 
 impl Default for Asides {
@@ -27,7 +28,7 @@ impl Default for Asides {
         Self {
             places: Arc::new(Semaphore::new(PLACES)),
             at_once: Arc::new(Semaphore::new(AT_ONCE)),
-            told: Mutex::default(),
+            told: Arc::default(),
         }
     }
 }
@@ -40,9 +41,12 @@ impl Asides {
             return;
         }
         let (at_once, recorder) = (Arc::clone(&self.at_once), recorder.clone());
+        let (told, subject) = (Arc::clone(&self.told), subject.to_owned());
         tokio::spawn(async move {
-            if let Ok(_turn) = at_once.acquire().await {
-                recorder.say(notice).await;
+            if let Ok(_turn) = at_once.acquire().await
+                && !recorder.say_and_wait(notice).await
+            {
+                told.lock().unwrap_or_else(PoisonError::into_inner).forget(&subject);
             }
             drop(place);
         });
