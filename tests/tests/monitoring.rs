@@ -1,6 +1,14 @@
 //! The shipped dashboard and alerts in a real Prometheus that scrapes the real processes.
 
-use std::{fs, path::Path, process::Command, time::Duration};
+#[path = "monitoring/causes.rs"]
+mod causes;
+
+use std::{
+    fs,
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use serde_json::{Value, json};
 use tests::{
@@ -8,7 +16,8 @@ use tests::{
     installation::{self, Installation, LIMIT, Options, own_address},
     policy, ports,
     process::{Process, binary, run, which},
-    promtool, repository,
+    prometheus::{Prometheus, document, queries},
+    promtool,
     temp::TempDir,
     tier,
 };
@@ -16,96 +25,40 @@ use tests::{
 /// How long an alert may take that waits for a certificate to end, or a query that waits for the next renewal.
 const LONG: Duration = Duration::from_secs(300);
 
-/// A document of the component, as YAML.
-fn document(file: &str) -> Value {
-    let path = repository().join("manifests/components/monitoring").join(file);
-    serde_saphyr::from_str(&fs::read_to_string(path).expect("a manifest")).expect("YAML")
-}
-
-/// The panels' titles and queries.
-fn queries() -> Vec<(String, String)> {
-    let text = document("dashboard.yaml")["data"]["etcd-tls.json"].as_str().expect("a dashboard").to_owned();
-    let dashboard: Value = serde_json::from_str(&text).expect("JSON");
-    let panels = dashboard["panels"].as_array().expect("panels").clone();
-    assert!((5..=12).contains(&panels.len()), "few panels: {}", panels.len());
-    let of = |panel: &Value| {
-        let title = panel["title"].as_str().expect("a title").to_owned();
-        assert!(panel["description"].as_str().is_some_and(|d| d.len() > 20), "{title} says what it is");
-        let targets = panel["targets"].as_array().expect("queries").clone();
-        targets.into_iter().map(move |t| (title.clone(), t["expr"].as_str().expect("a query").to_owned()))
-    };
-    panels.iter().flat_map(of).collect()
-}
-
-/// The alerts, each to fire when its cause has lasted for 15 s: one slow answer on a busy machine is none.
+/// The alerts, each to fire when its cause has lasted for 15 s: one slow answer on a busy machine is none. Two have their patience
+/// in the expression.
 fn impatient() -> Value {
     let mut rules = document("alerts.yaml")["spec"].clone();
+    let mut sooner = vec![
+        ("EtcdTlsCertificateWaits", "[20m:1m]) >= 10", "[30s:3s]) >= 5"),
+        ("EtcdTlsRolloverWaits", "> 86400", "> 15"),
+    ];
     for rule in rules["groups"][0]["rules"].as_array_mut().expect("rules") {
         rule["for"] = json!("15s");
+        if let Some(at) = sooner.iter().position(|(alert, ..)| rule["alert"] == *alert) {
+            let (_, long, short) = sooner.remove(at);
+            let of = rule["expr"].as_str().expect("an expression");
+            assert_eq!(of.matches(long).count(), 1, "{of}");
+            rule["expr"] = of.replace(long, short).into();
+        }
     }
+    assert!(sooner.is_empty(), "{sooner:?}");
     rules
 }
 
-struct Prometheus {
-    _process: Process,
-    url: String,
-}
-
-impl Prometheus {
-    /// Scrapes `targets`, (pod, namespace, address), every second, with the labels that the shipped PodMonitors give.
-    fn start(program: &Path, directory: &TempDir, targets: &[(&str, &str, String)]) -> Self {
-        let scraped = |ours: bool, job: &str| {
-            let of = targets.iter().filter(|(_, namespace, _)| (*namespace == "etcd-tls-system") == ours);
-            let configs: Vec<Value> = of
-                .map(|(pod, namespace, address)| {
-                    json!({"targets": [address], "labels": {"pod": pod, "namespace": namespace}})
-                })
-                .collect();
-            json!({"job_name": job, "honor_labels": ours, "static_configs": configs})
-        };
-        let address = format!("127.0.0.1:{}", ports::loopback());
-        let configuration = json!({
-            "global": {"scrape_interval": "3s", "scrape_timeout": "3s", "evaluation_interval": "3s"},
-            "rule_files": ["rules.yaml"],
-            "scrape_configs": [
-                {"job_name": "prometheus", "static_configs": [{"targets": [address]}]},
-                scraped(true, "etcd-tls-system/etcd-tls"), scraped(false, "etcd-tls-system/etcd-tls-sidecars"),
-            ],
-        });
-        directory.write("rules.yaml", impatient().to_string());
-        let configuration = directory.write("prometheus.yaml", configuration.to_string());
-        let mut command = Command::new(program);
-        command.arg(format!("--config.file={}", configuration.display()));
-        command.arg(format!("--storage.tsdb.path={}", directory.join("data").display()));
-        command.arg(format!("--web.listen-address={address}"));
-        Self {
-            _process: Process::spawn("prometheus", &mut command, directory.path()),
-            url: format!("http://{address}"),
-        }
-    }
-
-    /// The result of a query.
-    async fn ask(&self, query: &str) -> Result<Vec<Value>, String> {
-        let mut command = tokio::process::Command::new("curl");
-        command.args(["-sS", "--get", "--data-urlencode", &format!("query={query}")]);
-        let output = command.arg(format!("{}/api/v1/query", self.url)).output().await.map_err(|e| e.to_string())?;
-        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-        let answer: Value = serde_json::from_str(&text).map_err(|_| text.clone())?;
-        match answer["data"]["result"].as_array() {
-            Some(result) if answer["status"] == "success" => Ok(result.clone()),
-            _ => Err(text),
-        }
-    }
-
-    /// The alerts that fire.
-    async fn firing(&self) -> Result<Vec<String>, String> {
-        let all = self.ask("ALERTS{alertstate=\"firing\"}").await?;
-        let mut names: Vec<String> =
-            all.iter().filter_map(|a| a["metric"]["alertname"].as_str()).map(str::to_owned).collect();
-        names.sort();
-        names.dedup();
-        Ok(names)
-    }
+/// A Prometheus that scrapes `targets`, (pod, namespace, address), with the labels that the shipped PodMonitors give.
+fn prometheus(program: &Path, directory: &TempDir, targets: &[(&str, &str, String)]) -> Prometheus {
+    let scraped = |ours: bool, job: &str| {
+        let of = targets.iter().filter(|(_, namespace, _)| (*namespace == "etcd-tls-system") == ours);
+        let configs: Vec<Value> = of
+            .map(|(pod, namespace, address)| {
+                json!({"targets": [address], "labels": {"pod": pod, "namespace": namespace}})
+            })
+            .collect();
+        json!({"job_name": job, "honor_labels": ours, "static_configs": configs})
+    };
+    let jobs = vec![scraped(true, "etcd-tls-system/etcd-tls"), scraped(false, "etcd-tls-system/etcd-tls-sidecars")];
+    Prometheus::start(program, directory, 3, jobs, &impatient())
 }
 
 /// Where a process listens, by its command line.
@@ -120,11 +73,12 @@ fn scrape(address: &str) -> String {
     run(Command::new("curl").args(["-sS", &format!("http://{address}/metrics")]))
 }
 
-/// Waits until every one of `alerts` fires.
+/// Waits until every one of `alerts` fires, or has fired meanwhile.
 async fn fires(prometheus: &Prometheus, alerts: &[&str]) {
+    let began = Instant::now();
     for alert in alerts {
         eventually(&format!("{alert} to fire"), LONG, || async {
-            let firing = prometheus.firing().await?;
+            let firing = prometheus.firing(began.elapsed()).await?;
             if firing.iter().any(|f| f == alert) { Ok(()) } else { Err(format!("{firing:?}")) }
         })
         .await;
@@ -145,31 +99,31 @@ async fn the_dashboard_answers_and_alerts_fire_when_their_cause_is_there_and_not
     let ip = own_address().expect("the installation has one");
     let manifest = installation::member_pod("etcd-0", ip, ports::free(ip), ports::free(ip));
     let port = manifest["metadata"]["annotations"]["etcd-tls.dev/admin-port"].as_str().expect("a port").to_owned();
-    let programs = [("etcd", etcd.etcd.clone())];
+    let (mut causes, more) = causes::Causes::start(&mut installation).await;
+    let directory = TempDir::new("prometheus");
+    let entry_point = causes::EntryPoint::new(&directory, &etcd.etcd);
+    let programs = [("etcd", entry_point.program().to_owned())];
     let mut pod = installation.local_pod("web", manifest, &[ip], &programs).await.expect("a member");
+    causes::may_be_asked(&pod);
     pod.start(LIMIT).await.expect("certificates");
 
-    let directory = TempDir::new("prometheus");
     let system = "etcd-tls-system";
     let targets = [
         ("etcd-tls-admit-0", system, admin_address(&installation.admit)),
         ("etcd-tls-approve-0", system, admin_address(&installation.approve)),
         ("etcd-tls-sign-0", system, admin_address(&installation.sign)),
         ("etcd-0", "web", format!("127.0.0.1:{port}")),
+        ("app-0", "held", more[0].clone()),
+        ("agent", "secrets", more[1].clone()),
     ];
-    let prometheus = Prometheus::start(&program, &directory, &targets);
+    let prometheus = prometheus(&program, &directory, &targets);
     eventually("every process to be scraped", LIMIT, || async {
         let up = prometheus.ask("up == 1").await?;
         if up.len() == targets.len() + 1 { Ok(()) } else { Err(format!("{up:?}")) }
     })
     .await;
     for (title, query) in &queries {
-        eventually(&format!("{title}: {query} to answer"), LONG, || async {
-            let result = prometheus.ask(query).await?;
-            let number = |series: &Value| series["value"][1].as_str().is_some_and(|value| value != "NaN");
-            if result.iter().any(number) { Ok(()) } else { Err(format!("{result:?}")) }
-        })
-        .await;
+        eventually(&format!("{title}: {query} to answer"), LONG, || prometheus.number(query)).await;
     }
     for (pod, _, address) in &targets {
         promtool::check_metrics(pod, &scrape(address));
@@ -192,7 +146,7 @@ async fn the_dashboard_answers_and_alerts_fire_when_their_cause_is_there_and_not
     tokio::time::sleep(Duration::from_secs(25)).await;
     let evaluated = prometheus.ask("time() - prometheus_rule_group_last_evaluation_timestamp_seconds").await;
     assert!(evaluated.is_ok_and(|of| !of.is_empty()), "the rules are evaluated");
-    assert_eq!(prometheus.firing().await.expect("an answer"), Vec::<String>::new());
+    assert_eq!(prometheus.firing(Duration::ZERO).await.expect("an answer"), Vec::<String>::new());
 
     // A policy that nobody can read, and an admission policy that denies no more.
     let deny = |action: &str| {
@@ -202,10 +156,22 @@ async fn the_dashboard_answers_and_alerts_fire_when_their_cause_is_there_and_not
     };
     policy::set(&installation.api.client, "nonsense: 1").await;
     deny("Audit");
-    fires(&prometheus, &["EtcdTlsPolicyUnreadable", "EtcdTlsAdmissionPolicyNotEnforced"]).await;
+    // Meanwhile an etcd that serves copies of its files and has to be restarted for the next CA, a certificate of a CA that the node
+    // does not mount, and a Secret that is gone.
+    entry_point.copy(&mut pod, true).await;
+    causes::ask(&pod, 1);
+    let mut rollover = Command::new(binary("etcd-tls-webhook"));
+    run(rollover.args(["rollover", "web/etcd", "--domain=peer"]).env("KUBECONFIG", &installation.api.kubeconfig));
+    causes.begin(&installation).await;
+    let of_pods = ["EtcdTlsCertificateNotServed", "EtcdTlsCertificateWaits", "EtcdTlsSecretNotCurrent"];
+    let of_policy = ["EtcdTlsPolicyUnreadable", "EtcdTlsAdmissionPolicyNotEnforced"];
+    let of_rollover = ["EtcdTlsRestartDue", "EtcdTlsRolloverWaits"];
+    fires(&prometheus, &[&of_policy[..], &of_pods[..], &of_rollover[..]].concat()).await;
     deny("Deny");
+    causes.end(&installation);
+    entry_point.copy(&mut pod, false).await;
 
-    // A CA that ends in a day; a member that has to be restarted for the next CA.
+    // A CA that ends in a day.
     let in_force = || installation.sign.log().matches("policy in force").count();
     let before = in_force();
     policy::set(&installation.api.client, "rollover: {caLifetime: 24h}").await;
@@ -216,9 +182,7 @@ async fn the_dashboard_answers_and_alerts_fire_when_their_cause_is_there_and_not
         installation.api.pod("short", installation::client_pod("app-0", "client"))
     })
     .await;
-    let mut rollover = Command::new(binary("etcd-tls-webhook"));
-    run(rollover.args(["rollover", "web/etcd", "--domain=peer"]).env("KUBECONFIG", &installation.api.kubeconfig));
-    fires(&prometheus, &["EtcdTlsAuthorityEnds", "EtcdTlsRestartDue"]).await;
+    fires(&prometheus, &["EtcdTlsAuthorityEnds"]).await;
 
     // That CA is lost; and requests are refused, until certificates are overdue and expire.
     let secrets: Value =
@@ -233,7 +197,7 @@ async fn the_dashboard_answers_and_alerts_fire_when_their_cause_is_there_and_not
     let overdue = ["EtcdTlsRequestFailing", "EtcdTlsCertificateNotRenewed", "EtcdTlsCertificateExpired"];
     fires(&prometheus, &[&["EtcdTlsAuthorityLost"], &overdue[..]].concat()).await;
 
-    // While sign stands still, somebody writes the trust by hand.
+    // While sign stands still, somebody writes the trust by hand, and the serving pair comes near its end.
     installation.sign.signal(nix::sys::signal::Signal::SIGSTOP);
     let damage = json!({"data": {"peer.crt": "nonsense"}, "binaryData": {"peer.crl": "bm9uc2Vuc2U="}}).to_string();
     installation.api.kubectl(&[
@@ -246,7 +210,17 @@ async fn the_dashboard_answers_and_alerts_fire_when_their_cause_is_there_and_not
         "-p",
         &damage,
     ]);
-    fires(&prometheus, &["EtcdTlsBundleRefused", "EtcdTlsRevocationListRefused"]).await;
+    installation.api.kubectl(&[
+        "-n",
+        system,
+        "patch",
+        "secret",
+        "etcd-tls-admit-serving",
+        "-p",
+        &causes::ending_pair(),
+    ]);
+    let refused = ["EtcdTlsBundleRefused", "EtcdTlsRevocationListRefused"];
+    fires(&prometheus, &[&refused[..], &["EtcdTlsServingCertificateEnds"]].concat()).await;
 
     installation.sign.kill();
     fires(&prometheus, &["EtcdTlsDown", "EtcdTlsNoLeader"]).await;
