@@ -56,6 +56,9 @@ pub struct Cluster {
     signer: Option<Process>,
     signer_port: u16,
     most_down: Arc<AtomicUsize>,
+    /// The port for its metrics.
+    admit_admin: u16,
+    client_admin: u16,
     _admit: Process,
     directory: TempDir,
 }
@@ -69,7 +72,8 @@ impl Cluster {
         serving.write_role(&directory.join("serving"), &LeafOptions::default());
         let authorities: BTreeMap<_, _> = DOMAINS.into_iter().map(|d| (d, Ca::new(&format!("demo {d} 1")))).collect();
         let admit_port = ports::loopback();
-        let admit = start_admit(&directory, admit_port);
+        let admit_admin = ports::loopback();
+        let admit = start_admit(&directory, admit_port, admit_admin);
         let mut connection = connected(admit_port, &serving.pem).await?;
         say!(start, "admit answers on 127.0.0.1:{admit_port}");
 
@@ -112,6 +116,8 @@ impl Cluster {
             signer: None,
             signer_port,
             most_down: Arc::default(),
+            admit_admin,
+            client_admin,
             _admit: admit,
             directory,
         };
@@ -170,6 +176,17 @@ impl Cluster {
         say!(self.start, "three members are healthy, TLS throughout");
         tokio::spawn(sample_down(self.places.clone(), Arc::clone(&self.most_down)));
         Ok(())
+    }
+
+    /// Where Prometheus scrapes admission and the sidecars, with the labels of pods, as its `file_sd_configs` read it.
+    pub fn targets(&self) -> Value {
+        let of = |pod: &str, namespace: &str, port: u16| json!({"targets": [format!("127.0.0.1:{port}")], "labels": {"pod": pod, "namespace": namespace}});
+        let members = self.places.iter().map(|place| of(&place.name, NAMESPACE, place.admin));
+        let others = [
+            of("client", NAMESPACE, self.client_admin),
+            of("etcd-tls-admit-0", names::SYSTEM_NAMESPACE, self.admit_admin),
+        ];
+        members.chain(others).collect()
     }
 
     /// The members' client URLs.
@@ -328,12 +345,12 @@ fn place(n: u8) -> Place {
     }
 }
 
-fn start_admit(directory: &TempDir, port: u16) -> Process {
+fn start_admit(directory: &TempDir, port: u16, admin: u16) -> Process {
     let mut command = Command::new(binary("etcd-tls-webhook"));
     command.arg("admit").arg("--sidecar-image").arg(SIDECAR_IMAGE);
     command.arg("--serving-dir").arg(directory.join("serving"));
     command.arg("--address").arg(format!("127.0.0.1:{port}"));
-    command.arg("--admin-address").arg(format!("127.0.0.1:{}", ports::loopback()));
+    command.arg("--admin-address").arg(format!("127.0.0.1:{admin}"));
     Process::spawn("admit", &mut command, directory.path())
 }
 

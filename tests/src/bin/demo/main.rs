@@ -4,7 +4,8 @@
 //! the injected pods are started, `etcd-tls-init`, the sidecar and etcd. `standalone` takes the API server's place and judges
 //! the requests by the same rules from the same pods. Certificates live for seconds. A client writes and watches all the time;
 //! a write that fails fails the demo. Its course is written as a page beside the programs, or to the file that
-//! `ETCD_TLS_DEMO_PAGE` names.
+//! `ETCD_TLS_DEMO_PAGE` names. `ETCD_TLS_DEMO_TARGETS` names a file to write where Prometheus can scrape the demo, in the form of
+//! its `file_sd_configs`.
 
 mod account;
 mod cluster;
@@ -66,6 +67,13 @@ async fn run() -> Result<bool, String> {
     };
     say!(start, "etcd {}; certificates live {} s", etcd.version, LIFE.as_secs());
     let mut cluster = Cluster::start(&etcd, LIFE, start).await?;
+    if let Some(file) = env::var_os("ETCD_TLS_DEMO_TARGETS").map(PathBuf::from) {
+        // Prometheus never reads half of it.
+        let half = file.with_extension("half");
+        fs::write(&half, cluster.targets().to_string())
+            .and_then(|()| fs::rename(&half, &file))
+            .map_err(|e| format!("{}: {e}", file.display()))?;
+    }
 
     let workload = Workload::start(Options::new(cluster.client_urls(), &cluster.client_files()));
     let mut account = Account::new(Timeline::new(start));
