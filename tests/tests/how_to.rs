@@ -256,6 +256,9 @@ async fn the_deployments_are_told_of_a_collector_and_admit_may_not_reach_it() {
         let endpoint = env.iter().find(|variable| variable["name"] == "OTEL_EXPORTER_OTLP_ENDPOINT");
         let endpoint = endpoint.unwrap_or_else(|| panic!("{}: {env:?}", deployment["metadata"]["name"]));
         assert!(endpoint["value"].as_str().expect("a value").starts_with("http://collector."), "{endpoint}");
+        let image = &deployment["spec"]["template"]["spec"]["containers"][0]["image"];
+        let built = block.lines().find_map(|line| line.strip_prefix("docker push ")).expect("the image");
+        assert_eq!(image, built);
     }
     let policies = found(&["networkpolicies"]);
     let selects = |policy: &&Value| {

@@ -13,6 +13,7 @@ use tests::{
     apiserver::ApiServer,
     eventually,
     installation::{Installation, LIMIT, Options},
+    pages, repository,
     temp::TempDir,
     tier,
 };
@@ -169,6 +170,32 @@ fn says(pod: &Pod, flag: &str) -> String {
     words.into_iter().find(|word| word.starts_with(flag)).unwrap_or_default()
 }
 
+/// The pod of the page has a client's certificate where the command reads it, and the member its own where etcdctl does.
+fn check_in_a_pod(api: &ApiServer, member: &Pod) {
+    let blocks = pages::blocks("plain-text-to-tls.md", "Reaching the members on Kubernetes");
+    let [check, _, etcdctl] = blocks.as_slice() else { panic!("{blocks:?}") };
+    // Nothing runs the pod, so nobody waits for its output.
+    let create = check.replace(" --rm -i ", " ");
+    assert_ne!(&create, check);
+    let path = pages::path(&[api.kubectl_path().parent().expect("a directory")]);
+    pages::bash(&repository(), &path, Some(&api.kubeconfig), &create).expect("a pod");
+    let pod = api.kubectl(&["-n", NAMESPACE, "get", "pod", "check", "-o", "json"]);
+    let pod: Pod = serde_json::from_str(&pod).expect("JSON");
+    for (pod, command, role) in [(&pod, check, "client"), (member, etcdctl, "server")] {
+        assert!(injected(pod).1, "{pod:?}");
+        let mounts = pod.spec.as_ref().expect("a spec").containers[0].volume_mounts.as_deref().unwrap_or_default();
+        let mount = mounts.iter().find(|mount| mount.name == "etcd-tls").expect("the certificates");
+        for (option, file) in [("cacert", "ca.crt"), ("cert", "tls.crt"), ("key", "tls.key")] {
+            let value = format!("{}/{role}/{file}", mount.mount_path);
+            let is = |word: &str| command.replace('=', " ").contains(&format!("--{option} {word}"));
+            assert!(is(&value), "{option}: {value}: {command}");
+        }
+        let roles = serde_json::to_string(&pod.spec).expect("JSON");
+        assert!(role == "server" || roles.contains(&format!("--roles={role}")), "{roles}");
+    }
+    api.kubectl(&["-n", NAMESPACE, "delete", "pod", "check", "--now"]);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stateful_set_goes_from_http_to_https_and_back() {
     let Some(installation) = Installation::start(&Options::default()).await else { return };
@@ -204,6 +231,8 @@ async fn a_stateful_set_goes_from_http_to_https_and_back() {
             assert!(variables.contains(&variable), "{variable}: {variables:?}");
         }
     }
+
+    check_in_a_pod(api, &first["etcd-0"]);
 
     // Step 3, one member after the other, from the highest ordinal down to 0.
     let mut before = first;
