@@ -22,7 +22,7 @@ fn opened(browser: &Path, page: &Path, picture: &Path) -> String {
     let profile = TempDir::new("browser");
     let start = |what: &str| {
         let mut command = Command::new(browser);
-        command.args(["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1200,1010"]);
+        command.args(["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1200,985"]);
         command.arg(format!("--user-data-dir={}", profile.path().display()));
         command.arg(what).arg(format!("file://{}", page.display()));
         let output = command.output().expect("run the browser");
@@ -63,7 +63,8 @@ async fn every_certificate_and_the_ca_change_under_load_and_the_page_shows_it() 
     demo.env("ETCD_TLS_DEMO_PAGE", &page).env("ETCD_TLS_DEMO_TARGETS", dir.join("targets.json")).kill_on_drop(true);
     let scraped = json!({"job_name": "demo", "file_sd_configs": [{"files": [dir.join("targets.json")], "refresh_interval": "1s"}]});
     let prometheus = which("prometheus").filter(|_| which("curl").is_some());
-    let prometheus = prometheus.map(|program| Prometheus::start(&program, &dir, 1, vec![scraped], &document("alerts.yaml")["spec"]));
+    let prometheus =
+        prometheus.map(|program| Prometheus::start(&program, &dir, 1, vec![scraped], &document("alerts.yaml")["spec"]));
     let over = AtomicBool::new(false);
     let run = async {
         let output = demo.output().await.expect("run the demo");

@@ -79,6 +79,22 @@ fn links_lead_to_files_and_headings_that_exist() {
     assert!(seen > 10, "{seen} links");
 }
 
+/// Everybody who clones the repository has them, and each stands in a page.
+#[test]
+fn pictures_are_small_and_shown() {
+    let text: String = pages().into_iter().map(|(_, text)| text).collect();
+    let mut seen = 0;
+    for entry in fs::read_dir(repository().join("docs/images")).expect("docs/images") {
+        let path = entry.expect("an entry").path();
+        let picture = fs::read(&path).expect("a picture");
+        assert!(picture.starts_with(b"\x89PNG") && picture.len() <= 150_000, "{}: {}", path.display(), picture.len());
+        let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+        assert!(text.contains(&format!("(images/{name})")), "no page shows {name}");
+        seen += 1;
+    }
+    assert!(seen > 0, "no picture");
+}
+
 /// docs/SUMMARY.md is the book's table of contents: each page stands in it once. `mdbook`, where there is one, builds it without a
 /// warning.
 #[test]
