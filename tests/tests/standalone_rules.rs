@@ -337,6 +337,8 @@ async fn policy_has_the_last_word_in_every_api_version() {
     assert_eq!(by_token(&signer, "t5", Role::Client, "anna.example.com", &none), Fate::Waits);
     assert_eq!(by_token(&signer, "t6", Role::Peer, "z9", &sans(&["z9.example.com"], &[])), Fate::Waits);
     assert_eq!(by_token(&signer, "t7", Role::Client, "job.example.com", &none), Fate::Issued);
+    // A rule of the arguments needs no person, also for a role whose CA a person guards.
+    assert_eq!(by_token(&signer, "t8", Role::Server, "cp-8", &sans(&["cp-8.example.com"], &[])), Fate::Issued);
 }
 
 /// Attack 16: nothing in a CN can be read as another field, and names are what DNS and Go take them for.

@@ -1,8 +1,9 @@
 //! The numbers in sentences of the pages are those of the sources. Their effects have tests of their own; here a change of one of them
 //! does not leave a page behind.
 
-use std::fs;
+use std::{collections::BTreeMap, fs, time::SystemTime};
 
+use etcd_tls_contract::{life::Life, policy::Policy, settings::Settings};
 use tests::repository;
 
 /// Page, words of it, source file, and the line in it that the words repeat.
@@ -105,4 +106,28 @@ fn numbers_of_the_pages_are_those_of_the_sources() {
         }
     }
     assert!(stale.is_empty(), "{}", stale.join("\n"));
+}
+
+/// docs/approval.md: how often a person decides about a pod with the longest life.
+#[test]
+fn a_person_decides_when_the_page_says() {
+    let text = fs::read_to_string(repository().join("docs/approval.md")).expect("the page");
+    assert!(text.contains("asks for the next one after 36 to 54 days"), "{text}");
+    let life =
+        text.split("etcd-tls.dev/duration: ").nth(1).and_then(|rest| rest.split('`').next()).expect("a duration");
+    let allows = text.split("`lifetime: {max: ").nth(1).and_then(|rest| rest.split('}').next());
+    assert_eq!(allows, Some(life));
+    Policy::parse(&format!("lifetime: {{max: {life}}}")).expect("a policy");
+    let annotations = BTreeMap::from([("etcd-tls.dev/duration".to_owned(), life.to_owned())]);
+    let settings = Settings::parse(&annotations).expect("an annotation");
+
+    let issued = SystemTime::UNIX_EPOCH;
+    let life = Life::of(issued, issued + settings.duration, Some(issued));
+    let days = |serial: u32| {
+        let after = life.renew_at("uid", &serial.to_string()).duration_since(issued).expect("later");
+        after.as_secs_f64() / 86_400.0
+    };
+    let all: Vec<f64> = (0..1000).map(days).collect();
+    let (first, last) = (all.iter().copied().fold(f64::MAX, f64::min), all.iter().copied().fold(0.0, f64::max));
+    assert!((36.0..36.5).contains(&first) && (53.5..54.0).contains(&last), "{first} to {last}");
 }

@@ -193,6 +193,18 @@ async fn of_its_namespace(installation: &mut Installation) {
     installation.api.kubectl(&[&patch[..], &[&counted]].concat());
     found(&kubeconfig, &arguments, "StatefulSet good", "attention", "exceeded quota").await;
     installation.api.kubectl(&["-n", "prod", "delete", "resourcequota/full", "statefulset/bad", "statefulset/good"]);
+    // Of many, fifty are tried.
+    let many = |n: u32| {
+        let mut one = set(&format!("many-{n}"), json!({}), json!({}));
+        one["metadata"]["labels"] = json!({"many": "true"});
+        one
+    };
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": (0..52).map(many).collect::<Vec<_>>()});
+    installation.api.apply(&list.to_string());
+    let (all, code) = check(&kubeconfig, &arguments);
+    assert_eq!(all["workloads"], ("unknown".to_owned(), "2 more were not tried".to_owned()), "{all:#?}");
+    assert!(code == Some(4) && all.keys().all(|subject| !subject.starts_with("StatefulSet")), "{all:#?}");
+    installation.api.kubectl(&["-n", "prod", "delete", "statefulset", "-l", "many=true"]);
 
     // A policy that is not enforced, and a binding that is away while nobody makes it again.
     let deny = |action: &str| {

@@ -189,7 +189,9 @@ fn a_container_that_may_stay_without_etcd_is_warned_of_and_injected_as_any_other
     for (probe, asks) in [
         (json!({"tcpSocket": {"port": 2379}}), true),
         (json!({"httpGet": {"path": "/health", "port": 2379}}), true),
+        (json!({"grpc": {"port": 2379}}), true),
         (json!({"tcpSocket": {"port": 9000}}), false),
+        (json!({"grpc": {"port": 9000}}), false),
         (json!({"tcpSocket": {"port": 2379, "host": "10.0.0.1"}}), false),
         (json!({"exec": {"command": ["true"]}}), false),
     ] {
