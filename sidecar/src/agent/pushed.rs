@@ -42,10 +42,14 @@ const PROMPT: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_secs(30);
 /// The longest pause after failures.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5 * 60);
+/// The longest pause after the first refusal: a pod can be faster than `approve`, which gives the right.
+const FIRST_REFUSED: Duration = Duration::from_secs(5);
 /// The longest pause where the right is missing.
 const LONGEST_REFUSED: Duration = Duration::from_secs(60 * 60);
 /// Failures in a row that are no news: an API server that restarts.
 const PATIENCE: u32 = 3;
+/// Refusals in a row that are none.
+const PATIENCE_REFUSED: u32 = 2;
 
 /// The watched content.
 #[derive(Debug, Default)]
@@ -212,7 +216,8 @@ pub async fn follow<K: Credentials, C: Clock>(
         if refused || failures >= PATIENCE {
             pushed.forget();
         }
-        if (refused || failures >= PATIENCE) && said.as_ref() != Some(&error) {
+        let news = failures >= if refused { PATIENCE_REFUSED } else { PATIENCE };
+        if news && said.as_ref() != Some(&error) {
             tracing::warn!(
                 config_map = name,
                 error,
@@ -232,10 +237,10 @@ fn between(lasted: Duration, lasts: Duration, chance: f64) -> Duration {
 }
 
 /// The pause after the `failures`th failure in a row (from 1): 30 s doubling to five minutes with full jitter by `chance`, where
-/// the right is missing to an hour; never less than the API server asks for (`retry_after`).
+/// the right is missing 5 s doubling to an hour; never less than the API server asks for (`retry_after`).
 fn pause(failures: u32, refused: bool, retry_after: Option<Duration>, chance: f64) -> Duration {
-    let longest = if refused { LONGEST_REFUSED } else { LONGEST_PAUSE };
-    let most = PAUSE.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1))).min(longest);
+    let (first, longest) = if refused { (FIRST_REFUSED, LONGEST_REFUSED) } else { (PAUSE, LONGEST_PAUSE) };
+    let most = first.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1))).min(longest);
     let jittered = if refused { most.mul_f64(0.5 + 0.5 * chance) } else { most.mul_f64(chance) };
     retry_after.unwrap_or_default() + jittered
 }
@@ -360,7 +365,7 @@ mod tests {
         }
         assert!(seconds(1, false, Some(Duration::from_secs(40)), 0.0) >= 40.0, "as the API server asks");
         assert!(seconds(30, false, None, 0.999) <= 300.0);
-        assert!((15.0..=30.0).contains(&seconds(1, true, None, 0.3)));
+        assert!((2.5..=5.0).contains(&seconds(1, true, None, 0.3)), "a right that is being given");
         assert!((1800.0..=3600.0).contains(&seconds(30, true, None, 0.3)), "a right that is not given costs little");
     }
 

@@ -1,10 +1,11 @@
-//! Two kinds of binding that `approve` keeps, so that labelling is all a user does.
+//! The bindings that `approve` keeps, so that labelling is all a user does.
 //!
 //! * Who may request: the ClusterRoleBindings `etcd-tls-requesters`, one shipped and, where there are many, more of bounded
 //!   size ([`spread`]). Their subjects are the service accounts of each labelled namespace, the service account of each labelled
-//!   pod elsewhere ([`accounts`]), and the hosts that policy lists.
+//!   pod elsewhere ([`graced`]), and the hosts that policy lists.
 //! * Where `sign` may publish trust: a RoleBinding `etcd-tls-sign` in each opted-in namespace, and in those of the clusters
 //!   that the policy's hosts are of.
+//! * Who may watch trust: a Role and a RoleBinding `etcd-tls-trust-reader` in each opted-in namespace ([`readers`]).
 //!
 //! The wanted bindings are computed from watched state and compared with the existing ones. Only the difference is written,
 //! each binding at its own pace ([`pace`]). Nothing is written before every list is complete, so that missing knowledge takes
@@ -15,8 +16,8 @@ use std::{collections::BTreeSet, fmt};
 use etcd_tls_contract::{names::SYSTEM_NAMESPACE, policy::Policy};
 use k8s_openapi::api::rbac::v1::{RoleBinding, RoleRef, Subject};
 use kube::ResourceExt;
-use serde::Deserialize;
 
+use self::lean::Lean;
 use crate::controller::{
     listed::Listed,
     namespaces::{self, NamespaceFacts},
@@ -24,10 +25,12 @@ use crate::controller::{
 
 pub(super) use self::driver::{BindingArgs, Reconciler};
 
-mod accounts;
 mod driver;
+mod graced;
+mod lean;
 mod notices;
 mod pace;
+mod readers;
 mod spread;
 
 /// The shipped ClusterRoleBinding.
@@ -101,6 +104,8 @@ enum Change {
     Bind(String),
     /// Remove a namespace's RoleBinding: nobody there is opted in any more.
     Unbind(String),
+    /// Make, mend or remove what lets a namespace watch its trust.
+    Reader(readers::Change),
 }
 
 impl Change {
@@ -109,6 +114,7 @@ impl Change {
         match self {
             Self::Requesters(number, _) => spread::name(*number),
             Self::Bind(namespace) | Self::Unbind(namespace) => format!("{namespace}/{SIGN_BINDING}"),
+            Self::Reader(change) => change.part.of(&change.namespace),
         }
     }
 }
@@ -119,6 +125,7 @@ impl fmt::Display for Change {
             Self::Requesters(number, subjects) => write!(f, "{}: {} subjects", spread::name(*number), subjects.len()),
             Self::Bind(namespace) => write!(f, "{namespace}/{SIGN_BINDING}: made or mended"),
             Self::Unbind(namespace) => write!(f, "{namespace}/{SIGN_BINDING}: removed"),
+            Self::Reader(change) => change.fmt(f),
         }
     }
 }
@@ -150,7 +157,7 @@ fn labelled(namespaces: &namespaces::Map) -> BTreeSet<&str> {
 
 /// The subjects that may request: the policy's hosts, the groups of the labelled namespaces' service accounts, then single
 /// accounts in their order.
-fn requesters(labelled: &BTreeSet<&str>, accounts: &[accounts::Name<'_>], policy: &Policy) -> Vec<Subject> {
+fn requesters(labelled: &BTreeSet<&str>, accounts: &[graced::Name<'_>], policy: &Policy) -> Vec<Subject> {
     let rbac = |kind: &str, name: String| Subject {
         api_group: Some(RBAC.to_owned()),
         kind: kind.to_owned(),
@@ -170,7 +177,7 @@ fn requesters(labelled: &BTreeSet<&str>, accounts: &[accounts::Name<'_>], policy
 }
 
 /// The service accounts among the subjects of a binding.
-fn accounts_of(subjects: &[Subject]) -> impl Iterator<Item = accounts::Name<'_>> {
+fn accounts_of(subjects: &[Subject]) -> impl Iterator<Item = graced::Name<'_>> {
     let subjects = subjects.iter().filter(|subject| subject.kind == "ServiceAccount");
     subjects.filter_map(|subject| Some((subject.namespace.as_deref()?, subject.name.as_str())))
 }
@@ -208,7 +215,7 @@ fn changes(namespaces: &BTreeSet<String>, requesters: Vec<Vec<Subject>>, observe
             let present = observed.subjects_of(*number);
             present.is_some_and(|present| subjects.iter().all(|subject| present.contains(subject)))
         }
-        Change::Bind(_) | Change::Unbind(_) => true,
+        Change::Bind(_) | Change::Unbind(_) | Change::Reader(_) => true,
     });
     for namespace in namespaces {
         match observed.sign_of(namespace) {
@@ -238,19 +245,8 @@ fn foreign<'a>(
     bindings.filter(|(_, _, role)| **role != trust_role())
 }
 
-/// A RoleBinding, and whether it is larger than what is read of one.
-#[derive(Debug, Deserialize)]
-#[serde(from = "RoleBinding")]
-struct LeanBinding(RoleBinding, bool);
-
-impl From<RoleBinding> for LeanBinding {
-    fn from(binding: RoleBinding) -> Self {
-        Self(binding, false)
-    }
-}
-
 /// Keeps what [`changes`] compares, and no more; with its namespace.
-fn lean_binding(LeanBinding(binding, cut): &LeanBinding) -> (String, SignBinding) {
+fn lean_binding(Lean(binding, cut): &Lean<RoleBinding>) -> (String, SignBinding) {
     let kept = SignBinding {
         uid: binding.metadata.uid.clone(),
         role: (!cut).then(|| binding.role_ref.clone()),
@@ -361,7 +357,7 @@ mod tests {
         assert_eq!(changes(&namespaces, vec![wanted()], &seen), [Change::Bind("a".to_owned())]);
         for subjects in [None, Some(vec![]), Some(vec![sign_subject(), sign_subject()])] {
             let binding = RoleBinding { role_ref: trust_role(), subjects, ..RoleBinding::default() };
-            set_sign(&mut seen, "a", Some(lean_binding(&LeanBinding(binding, false)).1));
+            set_sign(&mut seen, "a", Some(lean_binding(&Lean(binding, false)).1));
             assert_eq!(changes(&namespaces, vec![wanted()], &seen), [Change::Bind("a".to_owned())]);
         }
         for subjects in [Some(vec![sign_subject()]), None] {

@@ -1,20 +1,21 @@
 //! Watches what the bindings depend on and the bindings themselves, and writes the difference, while this replica leads.
 
-use std::{collections::BTreeSet, convert::Infallible, time::Duration};
+use std::{collections::BTreeSet, convert::Infallible, fmt, time::Duration};
 
 use etcd_tls_contract::{
     duration::parse_duration,
-    names::{DYNAMIC, LABEL, MIRROR_ANNOTATION},
+    names::{DYNAMIC, INJECTED_LABEL, LABEL, MIRROR_ANNOTATION},
 };
 use futures::{FutureExt, StreamExt, future::select_all, stream};
 use k8s_openapi::api::{
-    core::v1::Pod,
-    rbac::v1::{ClusterRoleBinding, RoleBinding, Subject},
+    core::v1::{ObjectReference, Pod},
+    rbac::v1::{ClusterRoleBinding, Role, RoleBinding, Subject},
 };
 use kube::{
     Api, Client,
     api::{DeleteParams, Patch, PatchParams, Preconditions},
 };
+use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::{
     sync::watch,
@@ -22,12 +23,15 @@ use tokio::{
 };
 
 use super::{
-    Change, LeanBinding, Observed, RBAC, REQUESTER_ROLE, SIGN_BINDING, SignBinding,
-    accounts::Accounts,
-    accounts_of, changes, foreign, labelled, lean_binding, may_ask,
-    notices::{foreign_binding, too_many_accounts},
+    Change, Observed, RBAC, REQUESTER_ROLE, SIGN_BINDING, SignBinding, accounts_of, changes, foreign,
+    graced::Graced,
+    labelled,
+    lean::{self, Lean, OUR_LABEL},
+    lean_binding, may_ask,
+    notices::{foreign_binding, foreign_reader, too_many_accounts},
     opted_in,
     pace::Paces,
+    readers::{self, Part, READER, Readers},
     requesters, sign_subject,
     spread::{self, BINDINGS},
     trust_role,
@@ -36,7 +40,7 @@ use crate::{
     approve::metrics::Metrics,
     controller::{
         client::{ApiServerError, within},
-        events::Recorder,
+        events::{Recorder, reasons::FOREIGN_BINDING},
         facts::LeanPod,
         listed::{Event, Events, Key, Object, Source, key},
         namespaces, policy,
@@ -57,11 +61,21 @@ pub(in crate::approve) struct BindingArgs {
     /// How long a service account keeps the right to request after its last labelled pod is gone.
     #[arg(long, default_value = "10m", value_parser = parse_duration)]
     withdraw_after: Duration,
+    /// Let no pod watch trust ConfigMaps: new bundles and revocation lists come with the mounted ConfigMap, within two minutes.
+    #[arg(long)]
+    no_trust_watch: bool,
 }
 
-/// The compared fields of a binding.
-const BINDING: &[&[&str]] =
-    &[&["metadata", "name"], &["metadata", "namespace"], &["metadata", "uid"], &["subjects"], &["roleRef"]];
+/// Bytes that are read of a Role or a RoleBinding of those who watch trust: more than the names of ours take.
+const MOST_OF_A_READER: usize = 32 * 1024;
+
+/// The fields read of an injected pod.
+const INJECTED_POD: &[&[&str]] = &[
+    &["metadata", "name"],
+    &["metadata", "namespace"],
+    &["metadata", "annotations", "etcd-tls.dev/*"],
+    &["status", "phase"],
+];
 
 /// The fields read of a labelled pod.
 const LABELLED_POD: &[&[&str]] = &[
@@ -72,11 +86,6 @@ const LABELLED_POD: &[&[&str]] = &[
     &["status", "phase"],
 ];
 
-impl Object for LeanBinding {
-    fn cut(&mut self) {
-        self.1 = true;
-    }
-}
 impl Object for ClusterRoleBinding {}
 
 /// Keeps the bindings.
@@ -91,12 +100,13 @@ pub(in crate::approve) struct Reconciler {
 
 /// The state of a term: the objects of its watches and its recent writes.
 struct Term {
-    accounts: Accounts,
+    accounts: Graced,
     /// The accounts that had the right when the term began are among [`Self::accounts`].
     began: bool,
     observed: Observed,
     /// The ClusterRoleBindings, by number, that could not be listed once.
     failed: BTreeSet<usize>,
+    readers: Readers,
     paces: Paces,
 }
 
@@ -105,6 +115,7 @@ enum Written {
     Requesters(usize, Vec<Subject>),
     Bound(String, SignBinding),
     Unbound(String),
+    Reader(Part, String, Option<readers::Kept>),
 }
 
 impl Reconciler {
@@ -131,21 +142,35 @@ impl Reconciler {
         let bindings = |kind: &str, name: &str, limit: usize| Source {
             path: format!("/apis/{RBAC}/v1/{kind}"),
             fields: Some(format!("metadata.name={name}")),
-            wanted: BINDING,
+            wanted: lean::WANTED,
             limit,
             ..Source::default()
         };
+        let injected = Source {
+            path: "/api/v1/pods".to_owned(),
+            labels: Some(format!("{INJECTED_LABEL}=true")),
+            wanted: INJECTED_POD,
+            limit: 32 * 1024,
+            ..Source::default()
+        };
         let mut pods = Events::<LeanPod>::new(self.client.clone(), pods);
-        let mut sign = Events::<LeanBinding>::new(self.client.clone(), bindings("rolebindings", SIGN_BINDING, 4096));
+        let mut injected = Events::<LeanPod>::new(self.client.clone(), injected);
+        let mut sign =
+            Events::<Lean<RoleBinding>>::new(self.client.clone(), bindings("rolebindings", SIGN_BINDING, 4096));
+        let mut reader_roles =
+            Events::<Lean<Role>>::new(self.client.clone(), bindings("roles", READER, MOST_OF_A_READER));
+        let mut reader_bindings =
+            Events::<Lean<RoleBinding>>::new(self.client.clone(), bindings("rolebindings", READER, MOST_OF_A_READER));
         let mut requesters: Vec<Events<ClusterRoleBinding>> = (0..BINDINGS)
             .map(|number| bindings("clusterrolebindings", &spread::name(number), 4 << 20))
             .map(|source| Events::new(self.client.clone(), source))
             .collect();
         let mut term = Term {
-            accounts: Accounts::new(self.args.withdraw_after),
+            accounts: Graced::new(self.args.withdraw_after),
             began: false,
             observed: Observed::new(BINDINGS),
             failed: BTreeSet::new(),
+            readers: Readers::new(self.args.withdraw_after),
             paces: Paces::default(),
         };
         let mut next: Option<Instant> = None;
@@ -159,6 +184,20 @@ impl Reconciler {
                 },
                 event = sign.next() => match event {
                     Ok(event) => term.observed.sign.take(event, sign_binding, |_, _, _| {}),
+                    Err(error) => tracing::warn!(%error, "cannot watch RoleBindings; trying again"),
+                },
+                event = injected.next() => match event {
+                    Ok(event) => term.readers.names.take(event, Instant::now(), readers::name_of),
+                    Err(error) => tracing::warn!(%error, "cannot watch injected pods; trying again"),
+                },
+                event = reader_roles.next() => match event {
+                    Ok(event) => term.readers.roles.take(event, |role| readers::kept_role(&role), |_, _, _| {}),
+                    Err(error) => tracing::warn!(%error, "cannot watch Roles; trying again"),
+                },
+                event = reader_bindings.next() => match event {
+                    Ok(event) => {
+                        term.readers.bindings.take(event, |binding| readers::kept_binding(&binding), |_, _, _| {});
+                    }
                     Err(error) => tracing::warn!(%error, "cannot watch RoleBindings; trying again"),
                 },
                 (event, number, _) = of_requesters => match event {
@@ -186,7 +225,7 @@ impl Reconciler {
     /// Writes what differs. When to look again, if nothing else happens.
     async fn mend(&self, term: &mut Term) -> Option<Instant> {
         let (namespaces, policy) = (self.namespaces.borrow().clone()?, self.policy.borrow().clone()?);
-        let Term { accounts, began, observed, failed, paces } = term;
+        let Term { accounts, began, observed, failed, readers, paces } = term;
         let mut unseen = observed.requesters.iter().enumerate().filter(|(_, listed)| !listed.is_complete());
         if !accounts.is_complete()
             || !observed.sign.is_complete()
@@ -204,32 +243,41 @@ impl Reconciler {
             let had = present.iter().flat_map(|subjects| accounts_of(subjects));
             let had =
                 had.filter(|(namespace, _)| namespaces.get(*namespace).is_some_and(|facts| may_ask(namespace, facts)));
-            accounts.had_the_right(had, now);
+            accounts.had_it(had, now);
         }
-        accounts.settle(now, |namespace| namespaces.get(namespace).is_some_and(|facts| !facts.deleting));
+        let exists = |namespace: &str| namespaces.get(namespace).is_some_and(|facts| !facts.deleting);
+        accounts.settle(now, exists);
         // A labelled namespace's group holds its accounts.
         let by_pod = |name: &str| namespaces.get(name).is_some_and(|facts| !facts.opted_in && may_ask(name, facts));
         let wanted = requesters(&labelled(&namespaces), &accounts.in_turn(by_pod), &policy);
+        let watching: &[Subject] = if self.args.no_trust_watch { &[] } else { &wanted };
+        let mut waits = BTreeSet::new();
+        let mut is_due = |binding: &str| match paces.not_before(binding, now) {
+            Some(at) => {
+                waits.insert(at);
+                false
+            }
+            None => true,
+        };
+        let (of_readers, more) = readers.changes(watching, now, exists, &mut is_due);
         let wanted = spread::spread(&wanted, &present);
         self.metrics.requesters_left_out(wanted.left_out);
         // A cluster of hosts alone has no pod whose label would say where its trust is published: policy says so.
         let opted_in = opted_in(&namespaces, |name| accounts.any_of(name) || policy.has_hosts_in(name));
 
-        let mut next = accounts.next_end();
+        let mut due = changes(&opted_in, wanted.bindings, observed);
+        due.retain(|change| is_due(&change.binding()));
+        due.extend(of_readers);
+        waits.extend(more.then_some(now));
+        let mut next = [accounts.next_end(), readers.next_end(), waits.first().copied()].into_iter().flatten().min();
         let mut later = |at: Instant| next = Some(next.map_or(at, |next| next.min(at)));
-        let mut due = Vec::new();
-        for change in changes(&opted_in, wanted.bindings, observed) {
-            match paces.not_before(&change.binding(), now) {
-                Some(at) => later(at),
-                None => due.push(change),
-            }
-        }
         let (requesters, others): (Vec<_>, Vec<_>) =
             due.into_iter().partition(|change| matches!(change, Change::Requesters(..)));
         // Those who may request one after the other, as they are ordered; the namespaces' own beside each other.
         for (changes, at_once, in_order) in [(requesters, 1, true), (others, AT_ONCE, false)] {
             let uid_of = |change: &Change| match change {
                 Change::Unbind(namespace) => observed.sign_of(namespace).and_then(|binding| binding.uid.clone()),
+                Change::Reader(change) => change.uid.clone(),
                 Change::Bind(_) | Change::Requesters(..) => None,
             };
             let changes: Vec<_> = changes.into_iter().map(|change| (uid_of(&change), change)).collect();
@@ -240,7 +288,7 @@ impl Reconciler {
                 let binding = change.binding();
                 match result {
                     Ok(written) => {
-                        observed.take(written);
+                        take(written, observed, readers);
                         paces.written(&binding, now);
                         self.metrics.binding_writes.inc();
                         tracing::info!(%change, "binding written");
@@ -279,12 +327,18 @@ impl Reconciler {
             notices.push(foreign_binding(namespace, binding, role));
         }
         self.metrics.foreign_bindings(notices.len());
+        let watching = term.readers.foreign().filter(|(namespace, _)| opted_in.contains(*namespace));
+        let watching = watching.filter(|_| !self.args.no_trust_watch);
+        notices.extend(watching.map(|(namespace, uid)| foreign_reader(namespace, uid)));
         let crowded = term.accounts.crowded().filter(|((namespace, _), _)| by_pod(namespace));
         notices.extend(crowded.map(|((namespace, name), without)| too_many_accounts(namespace, name, without)));
         let mut next = None;
         for notice in notices {
-            let about = notice.regarding.namespace.clone().unwrap_or_default();
-            let about = format!("{about}: {}", notice.reason.name());
+            let ObjectReference { namespace, name, .. } = &notice.regarding;
+            let [namespace, name] = [namespace, name].map(|part| part.as_deref().unwrap_or_default());
+            // An account of another name is no news.
+            let name = if notice.reason == FOREIGN_BINDING { name } else { "" };
+            let about = format!("{namespace}: {} {name}", notice.reason.name());
             if term.paces.not_before(&about, Instant::now()).is_none() {
                 tracing::warn!(
                     namespace = notice.regarding.namespace,
@@ -325,7 +379,7 @@ impl Reconciler {
                 let binding = json!({
                     "apiVersion": format!("{RBAC}/v1"),
                     "kind": "RoleBinding",
-                    "metadata": {"name": SIGN_BINDING, "labels": {"app.kubernetes.io/name": "etcd-tls"}},
+                    "metadata": {"name": SIGN_BINDING, "labels": {OUR_LABEL.0: OUR_LABEL.1}},
                     "roleRef": trust_role(),
                     "subjects": [sign_subject()],
                 });
@@ -334,42 +388,65 @@ impl Reconciler {
             }
             Change::Unbind(namespace) => {
                 let api: Api<RoleBinding> = Api::namespaced(self.client.clone(), namespace);
-                let params = DeleteParams {
-                    preconditions: Some(Preconditions { uid, resource_version: None }),
-                    ..DeleteParams::default()
-                };
-                match within(api.delete(SIGN_BINDING, &params)).await {
-                    Ok(_) => {}
-                    Err(error) if error.is_not_found() => {}
-                    Err(error) => return Err(error),
-                }
+                delete(&api, SIGN_BINDING, uid).await?;
                 Ok(Written::Unbound(namespace.clone()))
+            }
+            Change::Reader(readers::Change { part, namespace, object, .. }) => {
+                let roles: Api<Role> = Api::namespaced(self.client.clone(), namespace);
+                let bindings: Api<RoleBinding> = Api::namespaced(self.client.clone(), namespace);
+                let kept = match (part, object) {
+                    (Part::Role, Some(role)) => {
+                        let written = within(roles.patch(READER, &params, &Patch::Apply(role))).await?;
+                        readers::kept_role(&written.into()).1
+                    }
+                    (Part::Binding, Some(binding)) => {
+                        let written = within(bindings.patch(READER, &params, &Patch::Apply(binding))).await?;
+                        readers::kept_binding(&written.into()).1
+                    }
+                    (Part::Role, None) => delete(&roles, READER, uid).await.map(|()| None)?,
+                    (Part::Binding, None) => delete(&bindings, READER, uid).await.map(|()| None)?,
+                };
+                Ok(Written::Reader(*part, namespace.clone(), kept))
             }
         }
     }
 }
 
-impl Observed {
-    fn take(&mut self, written: Written) {
-        match written {
-            Written::Requesters(number, subjects) => {
-                let of = key(None, Some(&spread::name(number)));
-                self.requesters[number].take(Event::Applied(subjects), |subjects| (of, Some(subjects)), |_, _, _| {});
-            }
-            Written::Bound(namespace, binding) => {
-                let of = key(Some(&namespace), Some(SIGN_BINDING));
-                self.sign.take(Event::Applied(binding), |binding| (of, Some(binding)), |_, _, _| {});
-            }
-            Written::Unbound(namespace) => {
-                let of = key(Some(&namespace), Some(SIGN_BINDING));
-                self.sign.take(Event::Deleted(()), |()| (of, None), |_, _, _| {});
-            }
+/// Deletes the object of that uid, if it is there.
+async fn delete<K>(api: &Api<K>, name: &str, uid: Option<String>) -> Result<(), ApiServerError>
+where
+    K: Clone + DeserializeOwned + fmt::Debug,
+{
+    let params =
+        DeleteParams { preconditions: Some(Preconditions { uid, resource_version: None }), ..DeleteParams::default() };
+    match within(api.delete(name, &params)).await {
+        Ok(_) => Ok(()),
+        Err(error) if error.is_not_found() => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Takes what was written as if the watches had brought it.
+fn take(written: Written, observed: &mut Observed, readers: &mut Readers) {
+    match written {
+        Written::Requesters(number, subjects) => {
+            let of = key(None, Some(&spread::name(number)));
+            observed.requesters[number].take(Event::Applied(subjects), |subjects| (of, Some(subjects)), |_, _, _| {});
         }
+        Written::Bound(namespace, binding) => {
+            let of = key(Some(&namespace), Some(SIGN_BINDING));
+            observed.sign.take(Event::Applied(binding), |binding| (of, Some(binding)), |_, _, _| {});
+        }
+        Written::Unbound(namespace) => {
+            let of = key(Some(&namespace), Some(SIGN_BINDING));
+            observed.sign.take(Event::Deleted(()), |()| (of, None), |_, _, _| {});
+        }
+        Written::Reader(part, namespace, kept) => readers.take(part, &namespace, kept),
     }
 }
 
 /// The kept facts of a RoleBinding `etcd-tls-sign`.
-fn sign_binding(binding: LeanBinding) -> (Key, Option<SignBinding>) {
+fn sign_binding(binding: Lean<RoleBinding>) -> (Key, Option<SignBinding>) {
     let (namespace, kept) = lean_binding(&binding);
     (key(Some(&namespace), Some(SIGN_BINDING)), Some(kept))
 }

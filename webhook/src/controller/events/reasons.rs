@@ -81,8 +81,8 @@ reasons! {
         "An approved request does not pass the check of the signer, or an operator has revoked the pod. The Event has every reason.";
     CERTIFICATE_WAITS WARNING POD, SIGN: "CertificateWaits",
         "The namespace has too many CAs (`TooManyAuthorities`), or the pod too many certificates (`TooManyCertificates`).";
-    FOREIGN_BINDING WARNING "RoleBinding `etcd-tls-sign`", APPROVE: "ForeignBinding",
-        "A RoleBinding with the name of ours binds another role, so no trust is published in the namespace. Delete it.";
+    FOREIGN_BINDING WARNING "RoleBinding `etcd-tls-sign` or `etcd-tls-trust-reader`", APPROVE: "ForeignBinding",
+        "A RoleBinding with the name of ours binds another role, so no trust is published in the namespace, or no pod of it watches it. Delete it.";
     GIVEN_AUTHORITY_UNUSABLE WARNING TRUST, SIGN: "GivenAuthorityUnusable",
         "A CA of one's own cannot be used. The one in use stays; correct the Secret.";
     INJECTED_WITH_WARNINGS WARNING POD, APPROVE: "InjectedWithWarnings",

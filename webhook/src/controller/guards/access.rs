@@ -9,7 +9,7 @@ pub(crate) enum Access {
     Free,
     /// Approval, status or deletion of a request.
     Request,
-    /// Where `sign` may publish.
+    /// Where `sign` may publish, and who may watch trust: RoleBindings and Roles.
     RoleBinding,
     /// The right to request.
     ClusterRoleBinding,
@@ -45,7 +45,7 @@ impl Access {
                 Self::CertificateRequestStatus
             }
             Some("certificaterequests") => Self::CertificateRequest,
-            Some("rolebindings") => Self::RoleBinding,
+            Some("rolebindings" | "roles") => Self::RoleBinding,
             Some("clusterrolebindings") => Self::ClusterRoleBinding,
             Some("secrets") => Self::Secret,
             Some("configmaps") => Self::ConfigMap,
@@ -115,6 +115,11 @@ mod tests {
             (
                 "DELETE",
                 "/apis/rbac.authorization.k8s.io/v1/namespaces/a/rolebindings/etcd-tls-sign",
+                Access::RoleBinding,
+            ),
+            (
+                "PATCH",
+                "/apis/rbac.authorization.k8s.io/v1/namespaces/a/roles/etcd-tls-trust-reader",
                 Access::RoleBinding,
             ),
             ("PATCH", "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/x", Access::ClusterRoleBinding),

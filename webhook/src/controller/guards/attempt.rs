@@ -6,7 +6,7 @@ use k8s_openapi::api::{
     coordination::v1::Lease,
     core::v1::{ConfigMap, Secret},
     events::v1::Event,
-    rbac::v1::{ClusterRoleBinding, RoleBinding},
+    rbac::v1::{ClusterRoleBinding, Role, RoleBinding},
 };
 use kube::{
     Api, Client,
@@ -38,6 +38,8 @@ const NAMESPACES: usize = 5;
 pub(super) enum Attempt {
     /// A RoleBinding without `sign`.
     RoleBinding,
+    /// A Role with another right.
+    Role,
     /// A broad group among the requesters.
     Requesters,
     /// A Lease of another name.
@@ -78,7 +80,7 @@ impl Attempt {
     pub(super) fn of(guard: Guard, process: &str) -> Vec<Self> {
         let approve = process == "approve";
         match guard {
-            Guard::Bindings => vec![Self::RoleBinding, Self::Requesters],
+            Guard::Bindings => vec![Self::RoleBinding, Self::Role, Self::Requesters],
             Guard::Leases => vec![Self::Lease],
             Guard::Events => vec![Self::Event],
             Guard::Secrets => vec![Self::Secret],
@@ -102,6 +104,7 @@ impl Attempt {
     pub(super) const fn what(self) -> &'static str {
         match self {
             Self::RoleBinding => "a RoleBinding for nobody",
+            Self::Role => "a Role to read every Secret",
             Self::Requesters => "every authenticated user among the requesters",
             Self::Lease => "another Lease",
             Self::Event => "an Event under another name",
@@ -136,6 +139,14 @@ impl Attempt {
                 });
                 let api: Api<RoleBinding> = Api::namespaced(client.clone(), "default");
                 judge(within(api.patch("etcd-tls-sign", &apply, &Patch::Apply(binding))).await, policy)
+            }
+            Self::Role => {
+                let role = json!({
+                    "apiVersion": format!("{rbac}/v1"), "kind": "Role", "metadata": {"name": "etcd-tls-trust-reader"},
+                    "rules": [{"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"]}],
+                });
+                let api: Api<Role> = Api::namespaced(client.clone(), "default");
+                judge(within(api.patch("etcd-tls-trust-reader", &apply, &Patch::Apply(role))).await, policy)
             }
             Self::Requesters => {
                 let everybody = json!({"apiGroup": rbac, "kind": "Group", "name": "system:authenticated"});
